@@ -1,0 +1,50 @@
+"""The errors that edgemoe shows to people.
+
+Every one has three parts: what is wrong, what was expected and found, and the way out. The first two
+make the `message`, the last is the `hint`. The command line prints both as one paragraph.
+"""
+
+from __future__ import annotations
+
+
+class EdgemoeError(Exception):
+    """Something that the user can understand and mend.
+
+    `message` says what is wrong, with what was expected and what was found; `hint` is the way out.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".strip()
+
+
+class UsageError(EdgemoeError):
+    """An option or argument that cannot be used as it was given."""
+
+    exit_code = 2
+
+
+class SourceError(EdgemoeError):
+    """A checkpoint (folder, hub id or GGUF) that is missing, damaged or not supported."""
+
+
+class StoreError(EdgemoeError):
+    """A store that is missing, damaged, or of another version."""
+
+
+class BudgetError(EdgemoeError):
+    """A memory budget below what the model needs."""
+
+
+class KernelError(EdgemoeError):
+    """A kernel backend that is unavailable, or an operation that it cannot do."""
+
+
+class ReadError(EdgemoeError):
+    """Expert bytes that could not be read, or that are not what was written."""

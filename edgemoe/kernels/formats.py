@@ -1,0 +1,209 @@
+"""Weight formats: the bytes of a matrix in kernel layout, and what they mean.
+
+A matrix `W` of shape `(rows, columns)` computes `y = W x`. In every format it is cut into *panels* of
+16 rows, and a panel into *groups* of 32 columns; missing rows and columns are padded with zeros.
+
+    matrix = panel 0 | panel 1 | ...
+    panel  = payload of group 0 | payload of group 1 | ... | scales of group 0 | ... | minimums of group 0 | ... | zeros
+    (the zeros fill the panel up to a multiple of 64 bytes; payloads are therefore 64-byte aligned)
+
+    format  payload of a group (r = row in the panel, c = column in the group)           scales    minimums  bits/weight
+    f32     element c * 16 + r, float32                                2048 bytes       -         -         32
+    f16     element c * 16 + r, float16                                1024 bytes       -         -         16
+    q8      byte (c // 4) * 64 + r * 4 + c % 4, int8                    512 bytes       16 x f16  -         8.5
+    q4      byte (c % 16 // 4) * 64 + r * 4 + c % 4; columns 0-15 in    256 bytes       16 x f16  -         4.5
+            the low nibble, 16-31 in the high one; value = nibble - 8
+    q4m     as q4, value = nibble                                       256 bytes       16 x f16  16 x f16  5
+
+A weight of q8 or q4 is `scale * value`, one of q4m is `scale * value + minimum`: the blocks of 32 that
+GGUF calls Q8_0, Q4_0 and Q4_1 carry over bit for bit. Four neighbouring columns of a row share a
+32-bit lane, so that one 4-byte broadcast of int8 activations serves 8 (AVX2) or 16 (AVX-512) rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+FormatName = Literal["f32", "f16", "q8", "q4", "q4m"]
+
+PANEL_ROWS = 16
+GROUP_COLUMNS = 32
+PANEL_ALIGNMENT_BYTES = 64
+
+
+@dataclass(frozen=True)
+class Format:
+    """The sizes of one weight format; the module's docstring draws its bytes."""
+
+    name: FormatName
+    code: int
+    """Number of the format in the C interface (`em_format`)."""
+    payload_bytes: int
+    """Bytes of the payload of one panel's group (16 rows x 32 columns)."""
+    has_scales: bool
+    has_minimums: bool
+
+    @property
+    def quantised(self) -> bool:
+        """Whether products are taken with int8 activations (q8, q4, q4m) or float32 ones (f32, f16)."""
+        return self.has_scales
+
+    @property
+    def group_bytes(self) -> int:
+        return self.payload_bytes + 2 * PANEL_ROWS * (self.has_scales + self.has_minimums)
+
+    @property
+    def bits_per_weight(self) -> float:
+        return self.group_bytes * 8 / (PANEL_ROWS * GROUP_COLUMNS)
+
+    def panel_bytes(self, columns: int) -> int:
+        """Bytes of one panel of 16 rows."""
+        return _round_up(group_count(columns) * self.group_bytes, PANEL_ALIGNMENT_BYTES)
+
+    def matrix_bytes(self, rows: int, columns: int) -> int:
+        """Bytes of a whole matrix in kernel layout."""
+        return panel_count(rows) * self.panel_bytes(columns)
+
+
+FORMATS: dict[str, Format] = {
+    f.name: f
+    for f in (
+        Format("f32", 0, 2048, False, False),
+        Format("f16", 1, 1024, False, False),
+        Format("q8", 2, 512, True, False),
+        Format("q4", 3, 256, True, False),
+        Format("q4m", 4, 256, True, True),
+    )
+}
+
+
+def panel_count(rows: int) -> int:
+    """Panels of 16 rows that hold `rows` rows."""
+    return -(-rows // PANEL_ROWS)
+
+
+def group_count(columns: int) -> int:
+    """Groups of 32 that hold `columns` columns."""
+    return -(-columns // GROUP_COLUMNS)
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A matrix as plain numbers, before packing: what quantisers return and `pack` takes.
+
+    Shapes: values `(rows, columns)`: float32 or float16 for f32 and f16; int8 for q8 (-128..127);
+    uint8 for q4 and q4m (nibbles 0..15). `scales` and `minimums`: float16 `(rows, groups)` or None.
+    Columns need not be a multiple of 32; the last group is then shorter.
+    """
+
+    format: Format
+    values: npt.NDArray[np.generic]
+    scales: npt.NDArray[np.float16] | None = None
+    minimums: npt.NDArray[np.float16] | None = None
+
+
+def pack(blocks: Blocks) -> npt.NDArray[np.uint8]:
+    """Lay a matrix out for the kernels: `(rows, columns)` blocks to `matrix_bytes(rows, columns)` bytes.
+
+    A matrix may be packed in slices of whole panels (16 rows) and the results concatenated.
+    """
+    fmt = blocks.format
+    rows, columns = blocks.values.shape
+    panels, groups = panel_count(rows), group_count(columns)
+    dtype = {"f32": np.float32, "f16": np.float16, "q8": np.int8}.get(fmt.name, np.uint8)
+    padding_value = 8 if fmt.name == "q4" else 0
+    padded = np.full((panels * PANEL_ROWS, groups * GROUP_COLUMNS), padding_value, dtype)
+    padded[:rows, :columns] = blocks.values
+    tiles = padded.reshape(panels, PANEL_ROWS, groups, GROUP_COLUMNS).transpose(0, 2, 1, 3)
+    if not fmt.quantised:
+        payload = tiles.transpose(0, 1, 3, 2)  # panel, group, column, row
+    else:
+        quads = tiles.reshape(panels, groups, PANEL_ROWS, GROUP_COLUMNS // 4, 4).transpose(0, 1, 3, 2, 4)
+        payload = quads if fmt.name == "q8" else quads[:, :, :4] | (quads[:, :, 4:] << 4)
+    sections = [_section(payload, panels)]
+    for present, per_group in ((fmt.has_scales, blocks.scales), (fmt.has_minimums, blocks.minimums)):
+        if present:
+            assert per_group is not None and per_group.shape == (rows, groups)
+            columnwise = np.zeros((panels * PANEL_ROWS, groups), np.float16)
+            columnwise[:rows] = per_group
+            sections.append(_section(columnwise.reshape(panels, PANEL_ROWS, groups).transpose(0, 2, 1), panels))
+    used = sum(section.shape[1] for section in sections)
+    sections.append(np.zeros((panels, fmt.panel_bytes(columns) - used), np.uint8))
+    return np.concatenate(sections, axis=1).reshape(-1)
+
+
+def _section(array: npt.NDArray[np.generic], panels: int) -> npt.NDArray[np.uint8]:
+    return np.ascontiguousarray(array).reshape(panels, -1).view(np.uint8)
+
+
+def unpack(data: npt.NDArray[np.uint8], fmt: Format, rows: int, columns: int) -> Blocks:
+    """The inverse of `pack`: the exact blocks that the bytes hold."""
+    panels, groups = panel_count(rows), group_count(columns)
+    panel_view = data.reshape(panels, fmt.panel_bytes(columns))
+    cut = groups * fmt.payload_bytes
+    payload = np.ascontiguousarray(panel_view[:, :cut])
+    if not fmt.quantised:
+        dtype = np.float32 if fmt.name == "f32" else np.float16
+        tiles = payload.view(dtype).reshape(panels, groups, GROUP_COLUMNS, PANEL_ROWS).transpose(0, 3, 1, 2)
+        return Blocks(fmt, tiles.reshape(panels * PANEL_ROWS, -1)[:rows, :columns])
+    if fmt.name == "q8":
+        quads = payload.view(np.int8).reshape(panels, groups, 8, PANEL_ROWS, 4)
+    else:
+        pairs = payload.reshape(panels, groups, 4, PANEL_ROWS, 4)
+        quads = np.concatenate([pairs & 15, pairs >> 4], axis=2)
+    values = quads.transpose(0, 3, 1, 2, 4).reshape(panels * PANEL_ROWS, -1)[:rows, :columns]
+    per_group = []
+    for present in (fmt.has_scales, fmt.has_minimums):
+        if present:
+            section = np.ascontiguousarray(panel_view[:, cut : cut + groups * 2 * PANEL_ROWS]).view(np.float16)
+            cut += groups * 2 * PANEL_ROWS
+            columnwise = section.reshape(panels, groups, PANEL_ROWS).transpose(0, 2, 1)
+            per_group.append(columnwise.reshape(panels * PANEL_ROWS, groups)[:rows])
+        else:
+            per_group.append(None)
+    return Blocks(fmt, values, *per_group)
+
+
+def dequantise(blocks: Blocks) -> npt.NDArray[np.float32]:
+    """The float32 weights, `(rows, columns)`, that the blocks stand for."""
+    values = blocks.values.astype(np.float32)
+    if blocks.scales is None:
+        return values
+    columns = values.shape[1]
+
+    def spread(per_group: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
+        return np.repeat(per_group.astype(np.float32), GROUP_COLUMNS, axis=1)[:, :columns]
+
+    if blocks.format.name == "q4":
+        values = values - np.float32(8)
+    weights = values * spread(blocks.scales)
+    return weights if blocks.minimums is None else weights + spread(blocks.minimums)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix in kernel layout: `data` is uint8, `matrix_bytes(rows, columns)` long, 64-byte aligned."""
+
+    data: npt.NDArray[np.uint8]
+    format: Format
+    rows: int
+    columns: int
+
+
+def interleave_panels(
+    gate: npt.NDArray[np.uint8], up: npt.NDArray[np.uint8], panels: int
+) -> npt.NDArray[np.uint8]:
+    """One `gate_up` matrix: gate panel 0, up panel 0, gate panel 1, ... in the order of consumption.
+
+    Both inputs are packed matrices of the same format and shape with `panels` panels; the result is
+    a matrix of `2 * panels * 16` rows.
+    """
+    return np.stack([gate.reshape(panels, -1), up.reshape(panels, -1)], axis=1).reshape(-1)

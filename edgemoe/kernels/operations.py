@@ -1,0 +1,201 @@
+"""The operations that a decoder is made of, and what a kernel backend must offer.
+
+A decoder describes its work once, as a list of operations bound to their buffers. A backend turns
+such a list into a `Program`; after that a step of the model is `program.run(tokens, position)`, which
+for the native backend is one call into C for the whole list. `reference.py` gives each operation its
+meaning, and every other backend is held to it.
+
+Letters: `T` tokens of this run (at most the buffers' first dimension), `D` model width, `H` query
+heads, `G` key/value heads, `W` head width, `E` experts, `K` experts used per token, `F` FFN width,
+`C` context length, `V` vocabulary.
+
+Invariants:
+- Buffers are C-contiguous; activations are float32. A run touches only the first `T` rows of each.
+- The token in row `t` stands at position `position + t` of the sequence.
+- Each token's result depends on no other row of the same run but through the KV cache, so how a prompt is
+  cut into runs never changes an answer by one bit; nor does the number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, Union
+
+import numpy as np
+import numpy.typing as npt
+
+from edgemoe.kernels.formats import Format, Matrix
+
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int32]
+Bytes = npt.NDArray[np.uint8]
+Cache = npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True, eq=False)
+class Embed:
+    """`output[t] = scale * matrix[ids[t]]`."""
+
+    ids: Integers  # (T,)
+    matrix: Matrix  # (V, D)
+    scale: float
+    output: Floats  # (T, D)
+
+
+@dataclass(frozen=True, eq=False)
+class RmsNorm:
+    """`output = input / rms(input) * weight`, over each of `heads` runs of the row; may be in place."""
+
+    input: Floats  # (T, heads * width)
+    weight: Floats  # (width,)
+    epsilon: float
+    output: Floats  # (T, heads * width)
+    heads: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class LinearPart:
+    """One of the matrices that share an input, with the place for its product."""
+
+    matrix: Matrix  # (rows, columns)
+    bias: Floats | None  # (rows,)
+    output: Floats  # (T, rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """For each part `output = scale * (matrix input + bias)`, or `output += ...` if `accumulate`."""
+
+    input: Floats  # (T, columns)
+    parts: tuple[LinearPart, ...]  # 1 to 4
+    scale: float = 1.0
+    accumulate: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Rope:
+    """Rotates each head in place: `(a, b) -> (a cos - b sin, b cos + a sin)`, `a`, `b` its two halves."""
+
+    values: Floats  # (T, heads * W)
+    heads: int
+    cosine: Floats  # (C, W / 2), row = position
+    sine: Floats  # (C, W / 2)
+
+
+@dataclass(frozen=True, eq=False)
+class StoreKv:
+    """Writes the keys and values of this run's tokens to the cache, at their positions."""
+
+    keys: Floats  # (T, G * W)
+    values: Floats  # (T, G * W)
+    key_cache: Cache  # (G, C, W), float16 or float32
+    value_cache: Cache  # (G, C, W)
+
+
+@dataclass(frozen=True, eq=False)
+class Attention:
+    """Causal attention over the cache: token `t` sees positions `0 .. position + t`."""
+
+    query: Floats  # (T, H * W)
+    key_cache: Cache  # (G, C, W)
+    value_cache: Cache  # (G, C, W)
+    scale: float
+    output: Floats  # (T, H * W)
+
+
+@dataclass(frozen=True, eq=False)
+class Route:
+    """The `K` experts of largest logit (the lower number on a tie), in falling order, and their weights.
+
+    Weights are softmax over all logits; with `renormalise` they are softmax over the chosen `K`.
+    """
+
+    logits: Floats  # (T, E)
+    renormalise: bool
+    experts: Integers  # (T, K)
+    weights: Floats  # (T, K)
+
+
+@dataclass(frozen=True, eq=False)
+class GatedFfn:
+    """`output = down (silu(gate input) * (up input))`."""
+
+    input: Floats  # (T, D)
+    gate_up: Matrix  # (2 * F rounded up to 16, D), gate and up panels interleaved
+    down: Matrix  # (D, F)
+    output: Floats  # (T, D)
+
+
+@dataclass(frozen=True)
+class ExpertLayout:
+    """Where an expert's matrices lie in its record: `gate_up` at 0, `down` at `down_offset`."""
+
+    model_width: int
+    ffn_width: int
+    gate_up_format: Format
+    down_format: Format
+    down_offset: int  # bytes, a multiple of 64
+
+
+@dataclass(frozen=True, eq=False)
+class Experts:
+    """`output[t, k] = expert experts[t, k] (input[t])`, for the experts whose `slots[e] >= 0`; others are left.
+
+    The caller changes `slots` between runs. Each token's results go to rows of their own, so the order in
+    which experts arrive never shows.
+    """
+
+    input: Floats  # (T, D)
+    experts: Integers  # (T, K)
+    slots: Integers  # (E,): index of the expert's record in the arena, or -1
+    arena: Bytes  # (slot count, slot bytes); slots are 4096-byte aligned
+    layout: ExpertLayout
+    output: Floats  # (T, K, D)
+
+
+@dataclass(frozen=True, eq=False)
+class Combine:
+    """`residual[t] += scale * (sum over k of weights[t, k] * routed[t, k] + sigmoid(shared_gate[t]) * shared[t])`.
+
+    The sum runs in router order. Without `routed` or `shared` that term is absent; without
+    `shared_gate` its factor is 1.
+    """
+
+    residual: Floats  # (T, D)
+    scale: float
+    routed: Floats | None  # (T, K, D)
+    weights: Floats | None  # (T, K)
+    shared: Floats | None  # (T, D)
+    shared_gate: Floats | None  # (T, 1)
+
+
+Operation = Union[
+    Embed, RmsNorm, Linear, Rope, StoreKv, Attention, Route, GatedFfn, Experts, Combine
+]
+
+
+class Program(Protocol):
+    """A list of operations, bound and ready."""
+
+    def run(self, tokens: int, position: int) -> None:
+        """Do every operation in order for `tokens` tokens, the first standing at `position`."""
+
+
+class Backend(Protocol):
+    """One implementation of all operations."""
+
+    name: str
+    """`reference`, `jit` or `native`."""
+    isa: str
+    """The instruction set in use, such as `avx2`; `-` where it does not apply."""
+    threads: int
+
+    def program(self, operations: Sequence[Operation]) -> Program:
+        """Check and bind a list of operations. Raises KernelError for one that cannot be done."""
+
+    def scratch_bytes(self, operations: Sequence[Operation]) -> int:
+        """Bytes that `program` will allocate for these operations besides their buffers."""
+
+    def close(self) -> None:
+        """Stop the threads and free what the backend holds."""
