@@ -1,0 +1,112 @@
+"""What a checkpoint must offer to be converted, and how the text that names one is understood.
+
+A source knows its tensors by the names that they have in the checkpoint; `edgemoe.architectures` says which
+slice of which of them is which tensor of the model. The pipeline goes through the shards in the order of
+`shards()`, reads a few rows at a time, and releases each shard when all that it took from it is safe on disk.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Union
+
+import numpy as np
+import numpy.typing as npt
+
+from edgemoe.errors import SourceError
+from edgemoe.kernels.formats import Blocks
+
+Rows = Union[npt.NDArray[np.float32], Blocks]
+
+SIDE_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+"""What a store takes along from the checkpoint, besides its weights."""
+
+BLOCK_FORMATS = {"Q8_0": "q8", "Q4_0": "q4", "Q4_1": "q4m"}
+"""Quantised dtypes whose blocks are ours bit for bit: a source gives them as `Blocks` of this format."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of a checkpoint. `shape` as the checkpoint has it, outermost first; `dtype` such as BF16 or Q4_0."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    shard: str
+    """The shard that holds it, as in `Source.shards`."""
+
+
+class Source(Protocol):
+    """A checkpoint that can be read a few rows at a time. Every method raises SourceError."""
+
+    @property
+    def name(self) -> str:
+        """For provenance and messages: a folder's name, a file's name or a hub id."""
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for the same checkpoint only (hash of config and headers, or the hub's commit): guards a resume.
+
+        It must be known without the weights, and not depend on where they lie or when they were written.
+        """
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The checkpoint's config.json (a GGUF source makes one from its metadata)."""
+
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """All tensors by their names in the checkpoint; known without reading (or downloading) the weights."""
+
+    def shards(self) -> Sequence[str]:
+        """The shards in the order in which they are best read."""
+
+    def read_rows(self, tensor: str, index: int | None, row_start: int, row_stop: int) -> Rows:
+        """Rows `row_start` to `row_stop` of a tensor, float32 or, where `BLOCK_FORMATS` has its dtype, Blocks.
+
+        Shapes: of `(rows, columns)` the result is `(row_stop - row_start, columns)`, always so for Blocks; of
+        `(experts, rows, columns)` it is the same within expert `index`; of `(elements,)` it is those elements.
+        Needs memory in proportion to the rows asked for, not to the tensor; fetches the shard where it must.
+        """
+
+    def release(self, shard: str) -> None:
+        """Nothing of this shard will be read again: a source may delete what it downloaded. May be called twice."""
+
+    def side_files(self) -> Mapping[str, bytes | Path]:
+        """Those of `SIDE_FILES` that the checkpoint has, as contents or as the path of a local file."""
+
+    def close(self) -> None:
+        """Close files and connections."""
+
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+
+
+def open_source(text: str, *, downloads: Path | None = None, keep: bool = False) -> Source:
+    """The source that `text` names: a folder, a `.gguf` file, or a hub id `owner/name[@revision]`.
+
+    `downloads` is a folder for a hub source to keep partial downloads in, across runs; with `keep` shards stay
+    in the hub's own cache instead. Raises SourceError where there is no such thing, or it is damaged.
+    """
+    path = Path(text).expanduser()
+    if path.is_dir():
+        from edgemoe.convert.folder import FolderSource
+
+        return FolderSource(path)
+    if path.suffix.lower() == ".gguf" and path.is_file():
+        from edgemoe.convert.gguf import GgufSource
+
+        return GgufSource(path)
+    if _HUB_ID.fullmatch(text) and path.suffix.lower() != ".gguf":
+        from edgemoe.convert.hub import HubSource
+
+        return HubSource(text, downloads=downloads, keep=keep)
+    if path.exists():
+        raise SourceError(
+            f"{text}: expected a folder, a .gguf file or a hub id, found a file of another kind.",
+            "Give the folder that holds config.json and the .safetensors files.",
+        )
+    raise SourceError(
+        f"{text}: no such folder or file, and not a hub id (owner/name) either.", "Check the spelling of the source."
+    )
