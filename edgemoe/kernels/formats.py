@@ -4,16 +4,18 @@ A matrix `W` of shape `(rows, columns)` computes `y = W x`. In every format it i
 16 rows, and a panel into *groups* of 32 columns; missing rows and columns are padded with zeros.
 
     matrix = panel 0 | panel 1 | ...
-    panel  = payload of group 0 | payload of group 1 | ... | scales of group 0 | ... | minimums of group 0 | ... | zeros
+    panel  = payload of group 0 | payload of group 1 | ... | all scales | all minimums | zeros
+    scales = 16 x f16 of group 0 | 16 x f16 of group 1 | ...; minimums likewise
     (the zeros fill the panel up to a multiple of 64 bytes; payloads are therefore 64-byte aligned)
 
-    format  payload of a group (r = row in the panel, c = column in the group)           scales    minimums  bits/weight
-    f32     element c * 16 + r, float32                                2048 bytes       -         -         32
-    f16     element c * 16 + r, float16                                1024 bytes       -         -         16
-    q8      byte (c // 4) * 64 + r * 4 + c % 4, int8                    512 bytes       16 x f16  -         8.5
-    q4      byte (c % 16 // 4) * 64 + r * 4 + c % 4; columns 0-15 in    256 bytes       16 x f16  -         4.5
-            the low nibble, 16-31 in the high one; value = nibble - 8
-    q4m     as q4, value = nibble                                       256 bytes       16 x f16  16 x f16  5
+    format  payload of a group (r = row in the panel, c = column in the group)  bytes  scales  minimums  bits
+    f32     element c * 16 + r, float32                                         2048   no      no        32
+    f16     element c * 16 + r, float16                                         1024   no      no        16
+    q8      byte (c // 4) * 64 + r * 4 + c % 4, int8                             512   yes     no        8.5
+    q4      byte (c % 16 // 4) * 64 + r * 4 + c % 4; columns 0-15 in its low     256   yes     no        4.5
+            nibble, 16-31 in the high one; value = nibble - 8
+    q4m     as q4, value = nibble                                                256   yes     yes       5
+    (bits: per weight, scales and minimums included)
 
 A weight of q8 or q4 is `scale * value`, one of q4m is `scale * value + minimum`: the blocks of 32 that
 GGUF calls Q8_0, Q4_0 and Q4_1 carry over bit for bit. Four neighbouring columns of a row share a
@@ -131,10 +133,12 @@ def pack(blocks: Blocks) -> npt.NDArray[np.uint8]:
     sections = [_section(payload, panels)]
     for present, per_group in ((fmt.has_scales, blocks.scales), (fmt.has_minimums, blocks.minimums)):
         if present:
-            assert per_group is not None and per_group.shape == (rows, groups)
+            assert per_group is not None
+            assert per_group.shape == (rows, groups)
             columnwise = np.zeros((panels * PANEL_ROWS, groups), np.float16)
             columnwise[:rows] = per_group
-            sections.append(_section(columnwise.reshape(panels, PANEL_ROWS, groups).transpose(0, 2, 1), panels))
+            groupwise = columnwise.reshape(panels, PANEL_ROWS, groups).transpose(0, 2, 1)
+            sections.append(_section(groupwise, panels))
     used = sum(section.shape[1] for section in sections)
     sections.append(np.zeros((panels, fmt.panel_bytes(columns) - used), np.uint8))
     return np.concatenate(sections, axis=1).reshape(-1)
@@ -160,16 +164,14 @@ def unpack(data: npt.NDArray[np.uint8], fmt: Format, rows: int, columns: int) ->
         pairs = payload.reshape(panels, groups, 4, PANEL_ROWS, 4)
         quads = np.concatenate([pairs & 15, pairs >> 4], axis=2)
     values = quads.transpose(0, 3, 1, 2, 4).reshape(panels * PANEL_ROWS, -1)[:rows, :columns]
-    per_group = []
-    for present in (fmt.has_scales, fmt.has_minimums):
-        if present:
-            section = np.ascontiguousarray(panel_view[:, cut : cut + groups * 2 * PANEL_ROWS]).view(np.float16)
-            cut += groups * 2 * PANEL_ROWS
-            columnwise = section.reshape(panels, groups, PANEL_ROWS).transpose(0, 2, 1)
-            per_group.append(columnwise.reshape(panels * PANEL_ROWS, groups)[:rows])
-        else:
-            per_group.append(None)
-    return Blocks(fmt, values, *per_group)
+
+    def per_group(start: int) -> npt.NDArray[np.float16]:
+        section = np.ascontiguousarray(panel_view[:, start : start + section_bytes]).view(np.float16)
+        columnwise = section.reshape(panels, groups, PANEL_ROWS).transpose(0, 2, 1)
+        return columnwise.reshape(panels * PANEL_ROWS, groups)[:rows]
+
+    section_bytes = groups * 2 * PANEL_ROWS
+    return Blocks(fmt, values, per_group(cut), per_group(cut + section_bytes) if fmt.has_minimums else None)
 
 
 def dequantise(blocks: Blocks) -> npt.NDArray[np.float32]:

@@ -140,7 +140,7 @@ class ExpertLayout:
 
 @dataclass(frozen=True, eq=False)
 class Experts:
-    """`output[t, k] = expert experts[t, k] (input[t])`, for the experts whose `slots[e] >= 0`; others are left.
+    """`output[t, k] = expert experts[t, k] (input[t])` for experts whose `slots[e] >= 0`; others are left.
 
     The caller changes `slots` between runs. Each token's results go to rows of their own, so the order in
     which experts arrive never shows.
@@ -156,10 +156,10 @@ class Experts:
 
 @dataclass(frozen=True, eq=False)
 class Combine:
-    """`residual[t] += scale * (sum over k of weights[t, k] * routed[t, k] + sigmoid(shared_gate[t]) * shared[t])`.
+    """`residual[t] += scale * (sum_k weights[t, k] * routed[t, k] + sigmoid(shared_gate[t]) * shared[t])`.
 
-    The sum runs in router order. Without `routed` or `shared` that term is absent; without
-    `shared_gate` its factor is 1.
+    The sum runs in router order. Without `routed` or `shared` that term is absent (one of them is there);
+    without `shared_gate` its factor is 1.
     """
 
     residual: Floats  # (T, D)

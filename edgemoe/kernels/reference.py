@@ -1,7 +1,11 @@
 """What each operation means, in NumPy: the contract that every other backend is held to.
 
-Letters as in `operations.py`. Every function returns new arrays. Products with quantised weights are
-taken on activations quantised to int8 in groups of 32; the integer sums are exact.
+Letters as in `operations.py`. Every function returns new float32 arrays. Between its inputs and its
+result each works in float64, so it stands for the exact value, and a backend's distance from it is
+that backend's own rounding. Rounding that *is* part of the meaning is spelled out: activations that
+meet quantised weights become int8 in groups of 32, and the hidden values of an FFN become float32.
+
+Inputs are finite. Each token is computed alone, so a run cut in two gives the same bits.
 """
 
 from __future__ import annotations
@@ -9,15 +13,35 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.kernels.formats import GROUP_COLUMNS, PANEL_ROWS, Matrix, dequantise, group_count, panel_count, unpack
+from edgemoe.kernels.formats import (
+    GROUP_COLUMNS,
+    PANEL_ROWS,
+    Matrix,
+    dequantise,
+    group_count,
+    panel_count,
+    unpack,
+)
 from edgemoe.kernels.operations import Cache, Floats, Integers
 from edgemoe.kernels.stepwise import StepwiseBackend
 
+SMALLEST_ACTIVATION = np.float32(1e-35)
+"""A group of activations whose largest magnitude lies below this is all zeros, scale included.
+
+It keeps 127 / magnitude finite, and the scale out of float32's denormals.
+"""
+
+_PANELS_AT_ONCE = 64
+"""Panels of a matrix that are unpacked at a time, to bound memory."""
+
+Doubles = npt.NDArray[np.float64]
+
 
 def quantise_activations(values: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
-    """Round each group of 32 activations to int8: `(T, columns)` to `(T, groups, 32)` and scales `(T, groups)`.
+    """Round each group of 32 activations to int8: `(T, columns)` to `(T, groups, 32)`, scales `(T, groups)`.
 
-    scale = largest magnitude / 127; value = round half to even of x * (127 / largest magnitude).
+    In float32: scale = largest magnitude / 127; value = round half to even of x * (127 / largest magnitude).
+    A group below `SMALLEST_ACTIVATION` is zeros.
     """
     tokens, columns = values.shape
     groups = group_count(columns)
@@ -25,28 +49,36 @@ def quantise_activations(values: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
     padded[:, :columns] = values
     grouped = padded.reshape(tokens, groups, GROUP_COLUMNS)
     largest = np.abs(grouped).max(axis=2)
+    largest[largest < SMALLEST_ACTIVATION] = 0
     inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
     return np.rint(grouped * inverse[:, :, None]).astype(np.int8), largest / np.float32(127)
 
 
 def matmul(values: Floats, matrix: Matrix) -> Floats:
-    """`(T, columns)` times the transpose of `(rows, columns)`: `(T, rows)`."""
-    blocks = unpack(matrix.data, matrix.format, matrix.rows, matrix.columns)
-    if not matrix.format.quantised:
-        return values @ dequantise(blocks).T
-    assert blocks.scales is not None
-    quantised, scales = quantise_activations(values)
-    zero_point = 8 if matrix.format.name == "q4" else 0
-    groups = group_count(matrix.columns)
-    weights = np.zeros((matrix.rows, groups * GROUP_COLUMNS), np.float32)
-    weights[:, : matrix.columns] = blocks.values.astype(np.float32) - zero_point
-    # Integers below 2**24 are exact in float32, and float32 has a fast matrix product.
-    dots = np.einsum("tgc,rgc->trg", quantised.astype(np.float32), weights.reshape(-1, groups, GROUP_COLUMNS), optimize=True)
-    product = (dots * blocks.scales.astype(np.float32)[None] * scales[:, None]).sum(axis=2)
-    if blocks.minimums is not None:
-        sums = quantised.astype(np.float32).sum(axis=2) * scales
-        product = product + sums @ blocks.minimums.astype(np.float32).T
-    return product.astype(np.float32)
+    """`(T, columns)` times the transpose of `(rows, columns)`: `(T, rows)`.
+
+    Quantised weights meet activations as `quantise_activations` leaves them.
+    """
+    inputs: Doubles = values.astype(np.float64)
+    if matrix.format.quantised:
+        integers, scales = quantise_activations(values)
+        grouped = integers * scales.astype(np.float64)[:, :, None]
+        inputs = grouped.reshape(len(values), -1)[:, : matrix.columns]
+    panel_bytes = matrix.format.panel_bytes(matrix.columns)
+    products = np.empty((len(values), matrix.rows), np.float64)
+    for first in range(0, panel_count(matrix.rows), _PANELS_AT_ONCE):
+        rows = slice(first * PANEL_ROWS, min(matrix.rows, (first + _PANELS_AT_ONCE) * PANEL_ROWS))
+        packed = matrix.data[first * panel_bytes : (first + _PANELS_AT_ONCE) * panel_bytes]
+        blocks = unpack(packed, matrix.format, rows.stop - rows.start, matrix.columns)
+        # A stack of matrix-vector products: one matrix product would round a token by its neighbours' number.
+        products[:, rows] = np.matmul(dequantise(blocks).astype(np.float64), inputs[:, :, None])[:, :, 0]
+    return _single(products)
+
+
+def _single(values: Doubles) -> Floats:
+    """The nearest float32s; infinite where float32 ends."""
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32)
 
 
 def embed(ids: Integers, matrix: Matrix, scale: float) -> Floats:
@@ -62,72 +94,89 @@ def embed(ids: Integers, matrix: Matrix, scale: float) -> Floats:
 
 def rms_norm(values: Floats, weight: Floats, epsilon: float) -> Floats:
     """Root-mean-square norm over the last axis (Zhang and Sennrich 2019)."""
-    mean_square = np.mean(np.square(values), axis=-1, keepdims=True, dtype=np.float32)
-    normed: Floats = values * (np.float32(1) / np.sqrt(mean_square + np.float32(epsilon))) * weight
-    return normed
+    exact = values.astype(np.float64)
+    mean_square = np.mean(np.square(exact), axis=-1, keepdims=True)
+    return _single(exact / np.sqrt(mean_square + epsilon) * weight)
 
 
 def rope(values: Floats, cosine: Floats, sine: Floats) -> Floats:
     """Rotary positions (Su et al. 2021), halves form: values `(T, heads, W)`, tables `(T, W / 2)`."""
     half = values.shape[2] // 2
-    first, second = values[:, :, :half], values[:, :, half:]
+    exact = values.astype(np.float64)
+    first, second = exact[:, :, :half], exact[:, :, half:]
     cosine, sine = cosine[:, None, :], sine[:, None, :]
-    return np.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=2)
+    return _single(np.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=2))
 
 
 def attention(query: Floats, key_cache: Cache, value_cache: Cache, position: int, scale: float) -> Floats:
-    """Causal grouped-query attention: query `(T, H, W)`, caches `(G, C, W)`; returns `(T, H, W)`."""
-    tokens, heads, _ = query.shape
-    group = heads // key_cache.shape[0]
-    length = position + tokens
-    keys = np.repeat(key_cache[:, :length].astype(np.float32), group, axis=0)
-    values = np.repeat(value_cache[:, :length].astype(np.float32), group, axis=0)
-    scores = np.einsum("thw,hcw->htc", query, keys, optimize=True) * np.float32(scale)
-    future = np.arange(length)[None, :] > position + np.arange(tokens)[:, None]
-    scores[:, future] = -np.inf
-    return np.einsum("htc,hcw->thw", softmax(scores), values, optimize=True)
+    """Causal grouped-query attention: query `(T, H, W)`, caches `(G, C, W)`; returns `(T, H, W)`.
+
+    Query head `h` reads key/value head `h // (H / G)`.
+    """
+    tokens, heads, width = query.shape
+    kv_heads = key_cache.shape[0]
+    keys = key_cache[:, : position + tokens].astype(np.float64)
+    values = value_cache[:, : position + tokens].astype(np.float64)
+    grouped = query.astype(np.float64).reshape(tokens, kv_heads, heads // kv_heads, width)
+    output = np.empty((tokens, kv_heads, heads // kv_heads, width), np.float64)
+    for t in range(tokens):
+        seen = position + t + 1
+        scores = grouped[t] @ keys[:, :seen].transpose(0, 2, 1) * scale
+        output[t] = softmax(scores) @ values[:, :seen]
+    return _single(output.reshape(tokens, heads, width))
 
 
-def softmax(values: Floats) -> Floats:
+def softmax(values: Doubles) -> Doubles:
     """Softmax over the last axis."""
     exponentials = np.exp(values - values.max(axis=-1, keepdims=True))
-    result: Floats = exponentials / exponentials.sum(axis=-1, keepdims=True)
+    result: Doubles = exponentials / exponentials.sum(axis=-1, keepdims=True)
     return result
 
 
 def route(logits: Floats, count: int, renormalise: bool) -> tuple[Integers, Floats]:
     """Experts `(T, K)` of largest logit, the lower number on a tie, and their weights `(T, K)`."""
     chosen = np.argsort(-logits, axis=1, kind="stable")[:, :count]
+    exact = logits.astype(np.float64)
     if renormalise:
-        weights = softmax(np.take_along_axis(logits, chosen, axis=1))
+        weights = softmax(np.take_along_axis(exact, chosen, axis=1))
     else:
-        weights = np.take_along_axis(softmax(logits), chosen, axis=1)
-    return chosen.astype(np.int32), weights
+        weights = np.take_along_axis(softmax(exact), chosen, axis=1)
+    return chosen.astype(np.int32), _single(weights)
 
 
 def gated_ffn(values: Floats, gate_up: Matrix, down: Matrix) -> Floats:
-    """SwiGLU (Shazeer 2020): `down (silu(gate x) * (up x))`, `(T, D)` to `(T, D)`."""
-    both = matmul(values, gate_up).reshape(len(values), -1, 2, PANEL_ROWS)
+    """SwiGLU (Shazeer 2020): `down (silu(gate x) * (up x))`, `(T, D)` to `(T, D)`.
+
+    Gate, up and hidden values are float32, as the next product's rounding starts from them.
+    """
+    both = matmul(values, gate_up).astype(np.float64).reshape(len(values), -1, 2, PANEL_ROWS)
     width = down.columns
     gate = both[:, :, 0].reshape(len(values), -1)[:, :width]
     up = both[:, :, 1].reshape(len(values), -1)[:, :width]
-    with np.errstate(over="ignore"):  # exp(-gate) may be infinite; silu is then 0, as it should be
-        hidden = gate / (np.float32(1) + np.exp(-gate)) * up
-    return matmul(hidden, down)
+    return matmul(_single(gate * _sigmoid(gate) * up), down)
 
 
-def combine(routed: Floats | None, weights: Floats | None, shared: Floats | None, shared_gate: Floats | None) -> Floats | float:
+def _sigmoid(values: Doubles) -> Doubles:
+    with np.errstate(over="ignore"):  # exp may be infinite; the sigmoid is then 0, as it should be
+        result: Doubles = 1 / (1 + np.exp(-values))
+        return result
+
+
+def combine(
+    routed: Floats | None, weights: Floats | None, shared: Floats | None, shared_gate: Floats | None
+) -> Floats:
     """The output of an MoE block: routed `(T, K, D)`, weights `(T, K)`, shared `(T, D)`, gate `(T, 1)`."""
-    total: Floats | float = 0.0
+    terms: list[Doubles] = []
     if routed is not None and weights is not None:
-        total = weights[:, 0, None] * routed[:, 0]
-        for k in range(1, routed.shape[1]):
-            total = total + weights[:, k, None] * routed[:, k]
+        exact = weights.astype(np.float64)
+        terms = [exact[:, k, None] * routed[:, k] for k in range(routed.shape[1])]
     if shared is not None:
-        with np.errstate(over="ignore"):
-            gate = 1 if shared_gate is None else np.float32(1) / (np.float32(1) + np.exp(-shared_gate))
-        total = total + gate * shared
-    return total
+        gate = 1.0 if shared_gate is None else _sigmoid(shared_gate.astype(np.float64))
+        terms.append(gate * shared.astype(np.float64))
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return _single(total)
 
 
 class ReferenceBackend(StepwiseBackend):

@@ -36,7 +36,10 @@ class StepwiseBackend:
             if isinstance(operation, op.Linear):
                 largest = max(largest, sum(part.output.nbytes for part in operation.parts))
             elif isinstance(operation, (op.GatedFfn, op.Experts)):
-                width = operation.down.columns if isinstance(operation, op.GatedFfn) else operation.layout.ffn_width
+                if isinstance(operation, op.GatedFfn):
+                    width = operation.down.columns
+                else:
+                    width = operation.layout.ffn_width
                 largest = max(largest, len(operation.input) * (4 * width * 4 + operation.input.shape[1] * 8))
         return largest
 
@@ -69,9 +72,12 @@ def _linear(kernels: StepwiseBackend, o: op.Linear, tokens: int, position: int) 
     for part in o.parts:
         product = kernels.matmul(o.input[:tokens], part.matrix)
         if part.bias is not None:
-            product = product + part.bias
-        product = product * np.float32(o.scale)
-        part.output[:tokens] = part.output[:tokens] + product if o.accumulate else product
+            product += part.bias
+        product *= np.float32(o.scale)
+        if o.accumulate:
+            part.output[:tokens] += product
+        else:
+            part.output[:tokens] = product
 
 
 def _rope(kernels: StepwiseBackend, o: op.Rope, tokens: int, position: int) -> None:
@@ -125,8 +131,9 @@ def expert_matrices(record: op.Bytes, layout: op.ExpertLayout) -> tuple[Matrix, 
 
 
 def _combine(kernels: StepwiseBackend, o: op.Combine, tokens: int, position: int) -> None:
-    parts = [None if part is None else part[:tokens] for part in (o.routed, o.weights, o.shared, o.shared_gate)]
-    o.residual[:tokens] += np.float32(o.scale) * kernels.combine(*parts)
+    parts = (o.routed, o.weights, o.shared, o.shared_gate)
+    total = kernels.combine(*(None if part is None else part[:tokens] for part in parts))
+    o.residual[:tokens] += np.float32(o.scale) * total
 
 
 _STEPS: dict[type, Callable[[StepwiseBackend, Any, int, int], None]] = {
