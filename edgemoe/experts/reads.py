@@ -1,0 +1,224 @@
+"""Reading expert records: open files for direct reads, and reader threads that fill slots.
+
+A record's start and length and a slot's address are multiples of 4096, so a direct read (O_DIRECT) goes
+from the disk into the slot without passing through the page cache. Where a file system refuses direct
+reads plain ones are used, and `ExpertFiles.direct` says so.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edgemoe.errors import KernelError, ReadError
+
+RECORD_ALIGNMENT_BYTES = 4096
+
+
+class ExpertFiles:
+    """The expert files of a store, open for reading; directly where the file system lets us."""
+
+    def __init__(self, paths: Iterable[Path], direct: bool = True) -> None:
+        self._descriptors: dict[Path, int] = {}
+        self.direct = direct and hasattr(os, "O_DIRECT")
+        paths = sorted(set(paths))
+        if self.direct and not all(_supports_direct_reads(path) for path in paths):
+            self.direct = False
+        flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | (os.O_DIRECT if self.direct else 0)
+        try:
+            for path in paths:
+                self._descriptors[path] = os.open(path, flags)
+        except OSError as error:
+            self.close()
+            raise ReadError(
+                f"{error.filename}: cannot be opened for reading ({error.strerror}).",
+                "Check that the store is whole with: edgemoe verify",
+            ) from error
+
+    def descriptor(self, path: Path) -> int:
+        return self._descriptors[path]
+
+    def close(self) -> None:
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors.clear()
+
+
+def _supports_direct_reads(path: Path) -> bool:
+    """Whether a direct read of the file's first page works; some file systems refuse only at the read."""
+    import mmap
+
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    except OSError:
+        return False
+    try:
+        with mmap.mmap(-1, RECORD_ALIGNMENT_BYTES) as page:
+            return os.preadv(descriptor, [page], 0) > 0
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+class RecordReader(Protocol):
+    """Reads records into memory in the background. Demand reads go before predicted ones."""
+
+    bytes_read: int
+
+    def submit(
+        self, file_descriptor: int, offset: int, length: int, destination_address: int, demand: bool
+    ) -> int:
+        """Queue a read of `length` bytes at `offset` to an address; returns its ticket."""
+
+    def done(self, ticket: int) -> bool:
+        """Whether the read has ended, well or not."""
+
+    def wait(self, ticket: int, timeout_seconds: float | None = None) -> None:
+        """Wait for the read. Raises ReadError where it failed, returned too few bytes, or took too long."""
+
+    def promote(self, ticket: int) -> None:
+        """Turn a predicted read into a demand read."""
+
+    def cancel(self, ticket: int) -> bool:
+        """Take back a read that has not begun; False where it has."""
+
+    def release(self, ticket: int) -> None:
+        """Forget a read that has ended."""
+
+    def idle(self) -> bool:
+        """Whether nothing is queued or being read."""
+
+    def close(self) -> None:
+        """Stop the threads, after the reads that have begun."""
+
+
+def open_reader(arena: npt.NDArray[np.uint8], threads: int) -> RecordReader:
+    """The native reader, or the portable one where the native library is not available."""
+    try:
+        from edgemoe.kernels.native.reader import NativeReader
+    except KernelError:
+        return ThreadedReader(arena, threads)
+    return NativeReader(threads)
+
+
+class _Read:
+    def __init__(self, descriptor: int, offset: int, destination: memoryview) -> None:
+        self.descriptor = descriptor
+        self.offset = offset
+        self.destination = destination
+        self.begun = False
+        self.failure: str | None = None
+        self.ended = threading.Event()
+
+
+class ThreadedReader:
+    """The portable reader: Python threads and `preadv`, which releases the interpreter's lock.
+
+    Destinations must lie within `arena`, the uint8 array given here.
+    """
+
+    def __init__(self, arena: npt.NDArray[np.uint8], threads: int) -> None:
+        self.bytes_read = 0
+        self._bytes = memoryview(arena.reshape(-1))
+        self._base_address = arena.ctypes.data
+        self._reads: dict[int, _Read] = {}
+        self._queues: tuple[deque[int], deque[int]] = (deque(), deque())  # demand, predicted
+        self._active = 0
+        self._next_ticket = 1
+        self._closing = False
+        self._change = threading.Condition()
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(
+        self, file_descriptor: int, offset: int, length: int, destination_address: int, demand: bool
+    ) -> int:
+        start = destination_address - self._base_address
+        with self._change:
+            ticket = self._next_ticket
+            self._next_ticket += 1
+            self._reads[ticket] = _Read(file_descriptor, offset, self._bytes[start : start + length])
+            self._queues[0 if demand else 1].append(ticket)
+            self._change.notify()
+        return ticket
+
+    def done(self, ticket: int) -> bool:
+        return self._reads[ticket].ended.is_set()
+
+    def wait(self, ticket: int, timeout_seconds: float | None = None) -> None:
+        read = self._reads[ticket]
+        if not read.ended.wait(timeout_seconds):
+            raise ReadError(
+                f"A read of {len(read.destination)} bytes did not end within {timeout_seconds} s.",
+                "The disk may be failing or far away; copy the store to a local disk.",
+            )
+        if read.failure is not None:
+            raise ReadError(read.failure, "Check the disk, and the store with: edgemoe verify")
+
+    def promote(self, ticket: int) -> None:
+        with self._change:
+            if ticket in self._queues[1]:
+                self._queues[1].remove(ticket)
+                self._queues[0].append(ticket)
+
+    def cancel(self, ticket: int) -> bool:
+        with self._change:
+            read = self._reads[ticket]
+            if read.begun:
+                return False
+            for queue in self._queues:
+                if ticket in queue:
+                    queue.remove(ticket)
+            del self._reads[ticket]
+            return True
+
+    def release(self, ticket: int) -> None:
+        self._reads.pop(ticket, None)
+
+    def idle(self) -> bool:
+        return not (self._active or self._queues[0] or self._queues[1])
+
+    def close(self) -> None:
+        with self._change:
+            self._closing = True
+            self._change.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._change:
+                self._change.wait_for(lambda: self._closing or any(self._queues))
+                if self._closing:
+                    return
+                read = self._reads[(self._queues[0] or self._queues[1]).popleft()]
+                read.begun = True
+                self._active += 1
+            read.failure = _fill(read)
+            with self._change:
+                self._active -= 1
+                self.bytes_read += len(read.destination)
+            read.ended.set()
+
+
+def _fill(read: _Read) -> str | None:
+    """Read the whole of one record; returns what went wrong, if anything did."""
+    filled, wanted = 0, len(read.destination)
+    try:
+        while filled < wanted:
+            count = os.preadv(read.descriptor, [read.destination[filled:]], read.offset + filled)
+            if count == 0:
+                return f"A read at offset {read.offset} ended after {filled} of {wanted} bytes: the file was cut short."
+            filled += count
+    except OSError as error:
+        return f"A read of {wanted} bytes at offset {read.offset} failed: {error.strerror}."
+    return None

@@ -1,0 +1,251 @@
+"""The engine: a store, a memory budget and a kernel backend become `forward(token_ids) -> logits`.
+
+Letters: `T` tokens, `V` vocabulary, `L` layers, `E` experts (of the layer that has most).
+
+Invariants:
+- `forward` appends to the KV cache; `rewind` forgets from a position on. Nothing else is remembered
+  between calls that could change an answer: not the budget, the cache, threads, or how ids are grouped in calls.
+- A forward that fails leaves `position` where it was; what it wrote beyond is never read.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from edgemoe.errors import StoreError, UsageError
+from edgemoe.experts.cache import CacheStatistics, ExpertCache
+from edgemoe.experts.loading import load_all_experts
+from edgemoe.experts.policy import LeastRecentlyUsed
+from edgemoe.experts.reads import ExpertFiles, RecordReader, open_reader
+from edgemoe.kernels.operations import Backend, Floats
+from edgemoe.kernels.select import select_backend
+from edgemoe.model.decoder import Decoder
+from edgemoe.model.memory import HEAD_ROWS, MemoryPlan, ModelSizes, plan_memory
+from edgemoe.model.spec import ModelSpec, MoeSpec
+from edgemoe.model.stepper import ResidentStepper, Stepper, StreamingStepper
+from edgemoe.model.workspace import KvCache, Workspace
+from edgemoe.store.reader import Store
+
+READER_THREADS = 2
+
+
+@dataclass(frozen=True)
+class EngineStatistics:
+    """Counters since the engine was opened."""
+
+    tokens: int
+    cache: CacheStatistics
+
+    @property
+    def expert_hits(self) -> int:
+        return self.cache.hits
+
+    @property
+    def expert_misses(self) -> int:
+        return self.cache.misses
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of experts read from disk for tokens (not those loaded at the start)."""
+        return self.cache.read_bytes
+
+
+class Engine:
+    """A model ready to run; make one with `open_engine`. A context manager."""
+
+    def __init__(
+        self,
+        store: Store,
+        spec: ModelSpec,
+        memory: MemoryPlan,
+        backend: Backend,
+        prediction: bool = True,
+        direct_reads: bool = True,
+    ) -> None:
+        self.store = store
+        self.spec = spec
+        self.memory = memory
+        self.backend = backend
+        self.position = 0
+        self._tokens = 0
+        self._reader: RecordReader | None = None
+        arena = _allocate_arena(memory.slots, memory.slot_bytes)
+        paths = {
+            store.record(number, expert).path
+            for number, layer in enumerate(spec.layers)
+            if isinstance(layer.ffn, MoeSpec)
+            for expert in range(layer.ffn.experts)
+        }
+        self._files = ExpertFiles(paths, direct_reads)
+        try:
+            self._reader = open_reader(arena, READER_THREADS)
+            self._space = Workspace.allocate(spec, memory.chunk_tokens)
+            kv_cache = KvCache.allocate(spec, memory.context_length, _kv_dtype(store))
+            decoder = Decoder(spec, store.load_resident(), self._space, kv_cache, arena, store.expert_layouts)
+            self._stepper = self._make_stepper(decoder, arena, prediction)
+            self._head = backend.program(decoder.head)
+        except BaseException:
+            self.close()
+            raise
+        self._routing = decoder.routing
+        most_experts = max((len(routing.slots) for routing in self._routing if routing is not None), default=0)
+        self.expert_uses: npt.NDArray[np.int64] = np.zeros((len(spec.layers), most_experts), np.int64)
+
+    def _make_stepper(self, decoder: Decoder, arena: npt.NDArray[np.uint8], prediction: bool) -> Stepper:
+        assert self._reader is not None
+        if self.memory.all_resident:
+            load_all_experts(arena, decoder.slot_tables(), self.store, self._files, self._reader)
+            return ResidentStepper(decoder, self.backend)
+        cache = ExpertCache(arena, self.store, self._files, self._reader, LeastRecentlyUsed())
+        return StreamingStepper(decoder, self.backend, cache, prediction)
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that the KV cache has room for."""
+        return self.memory.context_length
+
+    @property
+    def direct_reads(self) -> bool:
+        """Whether experts are read past the page cache."""
+        return self._files.direct
+
+    @property
+    def statistics(self) -> EngineStatistics:
+        return EngineStatistics(self._tokens, self._stepper.statistics)
+
+    def forward(self, token_ids: Sequence[int] | npt.NDArray[np.integer], *, all_logits: bool = False) -> Floats:
+        """Append tokens; returns the logits after the last one `(V,)`, or after each `(T, V)`.
+
+        Raises UsageError for no tokens, ids outside the vocabulary, or more tokens than the context has room for;
+        ReadError, naming layer and expert, where an expert cannot be read.
+        """
+        ids = self._checked(token_ids)
+        start, chunk = self.position, self.memory.chunk_tokens
+        logits = np.empty((len(ids) if all_logits else 1, self.spec.vocabulary), np.float32)
+        for first in range(0, len(ids), chunk):
+            part = ids[first : first + chunk]
+            self._space.ids[: len(part)] = part
+            self._stepper.step(len(part), start + first)
+            self._count(len(part))
+            if all_logits:
+                self._logits(0, len(part), logits[first:])
+        if not all_logits:
+            self._logits(len(part) - 1, 1, logits)
+        self.position = start + len(ids)
+        return logits if all_logits else logits[0]
+
+    def rewind(self, position: int) -> None:
+        """Forget everything from `position` on. Raises UsageError beyond what there is."""
+        if not 0 <= position <= self.position:
+            raise UsageError(f"Cannot rewind to position {position}: there are {self.position} tokens.")
+        self.position = position
+
+    def resident_experts(self) -> npt.NDArray[np.bool_]:
+        """Which experts are in RAM now, `(L, E)`."""
+        resident = np.zeros(self.expert_uses.shape, np.bool_)
+        for layer, routing in enumerate(self._routing):
+            if routing is not None:
+                for expert in range(len(routing.slots)):
+                    resident[layer, expert] = self._stepper.is_loaded(layer, expert)
+        return resident
+
+    def close(self) -> None:
+        """Stop readers and threads. The engine cannot be used afterwards; closing twice is harmless."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+        self._files.close()
+        self.backend.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _checked(self, token_ids: Sequence[int] | npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+        ids = np.asarray(token_ids)
+        if ids.ndim != 1 or ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):
+            raise UsageError("The model was given no tokens.", "Give at least one token id, as a list of integers.")
+        if ids.min() < 0 or ids.max() >= self.spec.vocabulary:
+            wrong = ids[(ids < 0) | (ids >= self.spec.vocabulary)][0]
+            raise UsageError(f"Token id {wrong} is outside the vocabulary of {self.spec.vocabulary}.")
+        if self.position + len(ids) > self.context_length:
+            raise UsageError(
+                f"{len(ids)} tokens after {self.position} do not fit the context of {self.context_length} tokens.",
+                "Shorten the prompt, or give more memory (--ram) for a longer context.",
+            )
+        return ids.astype(np.int64)
+
+    def _logits(self, first_row: int, rows: int, output: Floats) -> None:
+        for row in range(0, rows, HEAD_ROWS):
+            count = min(HEAD_ROWS, rows - row)
+            self._space.head_input[:count] = self._space.residual[first_row + row : first_row + row + count]
+            self._head.run(count, 0)
+            output[row : row + count] = self._space.logits[:count]
+
+    def _count(self, tokens: int) -> None:
+        self._tokens += tokens
+        for layer, routing in enumerate(self._routing):
+            if routing is not None:
+                used = np.bincount(routing.experts[:tokens].reshape(-1), minlength=len(routing.slots))
+                self.expert_uses[layer, : len(used)] += used
+
+
+def open_engine(
+    path: str | os.PathLike[str],
+    ram: str | int | None = None,
+    threads: int | None = None,
+    context_length: int | None = None,
+    *,
+    prediction: bool = True,
+    direct_reads: bool = True,
+) -> Engine:
+    """Open a store and make it ready to run within a memory budget.
+
+    `ram` is in bytes, or a size as text, `floor`, or `auto`. Raises StoreError, BudgetError, UsageError.
+    """
+    store = Store.open(Path(path))
+    spec = store_spec(store)
+    memory = plan_memory(spec, model_sizes(store, spec), ram, context_length)
+    backend = select_backend(threads)
+    return Engine(store, spec, memory, backend, prediction, direct_reads)
+
+
+def store_spec(store: Store) -> ModelSpec:
+    """The ModelSpec in a store's manifest. Raises StoreError where it is not one."""
+    try:
+        return ModelSpec.from_json(store.model)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StoreError(
+            f"{store.path}: the manifest's description of the model cannot be understood ({error}).",
+            "The store may be from another version: convert the checkpoint again.",
+        ) from error
+
+
+def model_sizes(store: Store, spec: ModelSpec) -> ModelSizes:
+    """What the memory plan needs to know of a store."""
+    experts = sum(layer.ffn.experts for layer in spec.layers if isinstance(layer.ffn, MoeSpec))
+    return ModelSizes(store.resident_bytes, store.record_bytes, experts, np.dtype(_kv_dtype(store)).itemsize)
+
+
+def _kv_dtype(store: Store) -> type[np.float16] | type[np.float32]:
+    """Keys and values are kept in float16, but for stores made for exactness (f32 weights)."""
+    return np.float32 if store.dense_format == "f32" else np.float16
+
+
+def _allocate_arena(slots: int, slot_bytes: int) -> npt.NDArray[np.uint8]:
+    """Page-aligned anonymous memory for the expert slots."""
+    if slots * slot_bytes == 0:
+        return np.zeros((0, slot_bytes), np.uint8)
+    return np.frombuffer(mmap.mmap(-1, slots * slot_bytes), np.uint8).reshape(slots, slot_bytes)

@@ -1,0 +1,216 @@
+"""The memory budget: what a model needs at least, and how a budget is shared out.
+
+Everything counts: the interpreter with its libraries (measured), the weights that every token needs,
+activations and kernel scratch, the KV cache, and the expert slots, which take what is left.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from edgemoe.errors import BudgetError, UsageError
+from edgemoe.model.spec import ModelSpec, MoeSpec
+
+INTERPRETER_GROWTH_BYTES = 32 << 20
+"""Room for what the interpreter will still import and allocate after the budget was shared out."""
+LEAST_CONTEXT_TOKENS = 512
+DEFAULT_CONTEXT_TOKENS = 4096
+CHUNK_TOKENS = (128, 64, 32, 16, 8)
+HEAD_ROWS = 8
+"""Positions whose logits are computed in one run."""
+AUTO_SHARE = 0.85
+"""Share of the memory now available that `auto` takes."""
+
+_UNITS = {"": 1, "b": 1}
+for _power, _letter in enumerate("kmgt", start=1):
+    _UNITS |= {_letter: 1 << 10 * _power, f"{_letter}ib": 1 << 10 * _power, f"{_letter}b": 10 ** (3 * _power)}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as `512MiB`, `6GiB`, `6GB`, `1.5g` or `1000000`. Raises UsageError."""
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([a-zA-Z]*)\s*", text)
+    if match is None or match[2].lower() not in _UNITS:
+        raise UsageError(
+            f"'{text}' is not a size.", "Write a number and a unit, such as 512MiB or 6GiB (also: floor, auto)."
+        )
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def format_size(size_bytes: float) -> str:
+    """A size for people, such as `1.25 GiB`."""
+    for unit in ("bytes", "KiB", "MiB"):
+        if size_bytes < 1024:
+            return f"{size_bytes:.0f} {unit}" if unit != "MiB" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1024
+    return f"{size_bytes:.2f} GiB"
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """What the plan needs to know of a store: all in bytes but the counts."""
+
+    resident_bytes: int
+    slot_bytes: int
+    total_experts: int
+    kv_element_bytes: int
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How a budget is shared out."""
+
+    budget_bytes: int
+    floor_bytes: int
+    interpreter_bytes: int
+    resident_bytes: int
+    workspace_bytes: int
+    kv_cache_bytes: int
+    slot_bytes: int
+    slots: int
+    total_experts: int
+    context_length: int
+    chunk_tokens: int
+
+    @property
+    def all_resident(self) -> bool:
+        """Whether every expert has a slot, so that nothing is read after the start."""
+        return self.slots >= self.total_experts
+
+    @property
+    def planned_bytes(self) -> int:
+        """The sum of all parts; at most the budget."""
+        return (
+            self.interpreter_bytes
+            + self.resident_bytes
+            + self.workspace_bytes
+            + self.kv_cache_bytes
+            + self.slot_bytes * self.slots
+        )
+
+
+def plan_memory(
+    spec: ModelSpec, sizes: ModelSizes, ram: str | int | None, context_length: int | None = None
+) -> MemoryPlan:
+    """Share out a budget: bytes, a size as text, `floor`, or `auto` (also None).
+
+    Raises BudgetError below the floor, naming it, and UsageError for what is no budget.
+    """
+    if context_length is not None and not 1 <= context_length <= spec.max_positions:
+        raise UsageError(
+            f"A context of {context_length} tokens was asked for; this model has 1 to {spec.max_positions}.",
+            "Choose a context length within that range.",
+        )
+    interpreter_bytes = psutil.Process().memory_info().rss + INTERPRETER_GROWTH_BYTES
+    least_context = context_length or min(LEAST_CONTEXT_TOKENS, spec.max_positions)
+    least_chunk = CHUNK_TOKENS[-1]
+    least_slots = min(sizes.total_experts, 2 * _most_experts_per_token(spec))
+    fixed_bytes = interpreter_bytes + sizes.resident_bytes
+    floor_bytes = (
+        fixed_bytes
+        + workspace_bytes(spec, least_chunk, least_context)
+        + kv_cache_bytes(spec, least_context, sizes.kv_element_bytes)
+        + least_slots * sizes.slot_bytes
+    )
+    budget_bytes = _budget(ram, floor_bytes)
+    if budget_bytes < floor_bytes:
+        raise BudgetError(
+            f"This model needs at least {format_size(floor_bytes)} of memory; the budget is {format_size(budget_bytes)}.",
+            f"Use --ram {-(-floor_bytes >> 20)}MiB or more (--ram floor takes just what it needs).",
+        )
+    chunk, context = least_chunk, least_context
+    most_context = context_length or min(DEFAULT_CONTEXT_TOKENS, spec.max_positions)
+    all_slots_bytes = sizes.total_experts * sizes.slot_bytes
+    for candidate in CHUNK_TOKENS:
+        if workspace_bytes(spec, candidate, least_context) <= max(
+            (budget_bytes - fixed_bytes) // 10, workspace_bytes(spec, least_chunk, least_context)
+        ):
+            chunk = candidate
+            break
+    while context < most_context:
+        wider = min(2 * context, most_context)
+        cost = kv_cache_bytes(spec, wider, sizes.kv_element_bytes) + workspace_bytes(spec, chunk, wider)
+        spare = budget_bytes - fixed_bytes - cost
+        if spare < all_slots_bytes and (cost > (budget_bytes - fixed_bytes) // 5 or spare < least_slots * sizes.slot_bytes):
+            break
+        context = wider
+    workspace, kv_cache = workspace_bytes(spec, chunk, context), kv_cache_bytes(spec, context, sizes.kv_element_bytes)
+    left_bytes = budget_bytes - fixed_bytes - workspace - kv_cache
+    slots = min(sizes.total_experts, left_bytes // sizes.slot_bytes) if sizes.slot_bytes else 0
+    return MemoryPlan(
+        budget_bytes,
+        floor_bytes,
+        interpreter_bytes,
+        sizes.resident_bytes,
+        workspace,
+        kv_cache,
+        sizes.slot_bytes,
+        slots,
+        sizes.total_experts,
+        context,
+        chunk,
+    )
+
+
+def _budget(ram: str | int | None, floor_bytes: int) -> int:
+    if isinstance(ram, int):
+        budget_bytes = ram
+    elif ram is None or ram.strip().lower() == "auto":
+        budget_bytes = max(int(available_bytes() * AUTO_SHARE), min(floor_bytes, available_bytes()))
+    elif ram.strip().lower() == "floor":
+        budget_bytes = floor_bytes
+    else:
+        budget_bytes = parse_size(ram)
+    if budget_bytes <= 0:
+        raise UsageError(f"A memory budget of {ram} cannot be met.", "Give a size such as 512MiB, or floor, or auto.")
+    return budget_bytes
+
+
+def available_bytes() -> int:
+    """Memory that this process could have in all: what it holds, and what the system or its cgroup has left."""
+    used = psutil.Process().memory_info().rss
+    available = psutil.virtual_memory().available + used
+    for limit_file, usage_file in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            limit = int(Path(limit_file).read_text())
+            available = min(available, limit - int(Path(usage_file).read_text()) + used)
+        except (OSError, ValueError):  # no such cgroup, or "max"
+            continue
+    return max(available, 0)
+
+
+def _most_experts_per_token(spec: ModelSpec) -> int:
+    return max((layer.ffn.experts_per_token for layer in spec.layers if isinstance(layer.ffn, MoeSpec)), default=0)
+
+
+def kv_cache_bytes(spec: ModelSpec, context_length: int, element_bytes: int) -> int:
+    """Keys and values of every layer, and the tables of rotary positions."""
+    per_token = sum(2 * layer.attention.kv_heads * layer.attention.head_width for layer in spec.layers)
+    rope_bytes = 2 * 4 * sum({layer.attention.head_width // 2 for layer in spec.layers})
+    return context_length * (per_token * element_bytes + rope_bytes)
+
+
+def workspace_bytes(spec: ModelSpec, chunk_tokens: int, context_length: int) -> int:
+    """Activations (`workspace.py`) and an upper bound of the kernels' scratch, for chunks of so many tokens."""
+    per_token = 0
+    for layer in spec.layers:
+        a = layer.attention
+        heads = (2 * a.query_heads + 2 * a.kv_heads) * a.head_width
+        routed = hidden = 0
+        if isinstance(layer.ffn, MoeSpec):
+            routed = layer.ffn.experts_per_token * (spec.model_width + 4) + 2 * layer.ffn.experts
+            hidden = layer.ffn.experts_per_token * layer.ffn.width
+            hidden = max(hidden, layer.ffn.shared_width)
+        else:
+            hidden = layer.ffn.width
+        # Hidden values are there in float32 and quantised; inputs are quantised as well.
+        per_token = max(per_token, 4 * (4 * spec.model_width + heads + routed) + 6 * (hidden + spec.model_width) + 1024)
+    routing = sum(8 * layer.ffn.experts_per_token for layer in spec.layers if isinstance(layer.ffn, MoeSpec))
+    head = HEAD_ROWS * 4 * (spec.vocabulary + 3 * spec.model_width)
+    return chunk_tokens * (per_token + routing) + head + 4 * context_length * 16 + (1 << 20)
