@@ -1,0 +1,1 @@
+"""Checkpoints to stores: sources (folder, hub id, GGUF) and the streaming, resumable pipeline."""

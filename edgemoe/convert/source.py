@@ -108,5 +108,6 @@ def open_source(text: str, *, downloads: Path | None = None, keep: bool = False)
             "Give the folder that holds config.json and the .safetensors files.",
         )
     raise SourceError(
-        f"{text}: no such folder or file, and not a hub id (owner/name) either.", "Check the spelling of the source."
+        f"{text}: no such folder or file, and not a hub id (owner/name) either.",
+        "Check the spelling of the source.",
     )

@@ -1,0 +1,1 @@
+"""The model folder on disk: manifest, aligned expert records, reader, writer, verify."""

@@ -1,0 +1,161 @@
+"""A store, opened for use: its manifest, its resident tensors in memory, and where each expert lies."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Union
+
+import numpy as np
+import numpy.typing as npt
+
+from edgemoe.errors import StoreError
+from edgemoe.kernels.formats import Matrix
+from edgemoe.kernels.operations import ExpertLayout
+from edgemoe.store.direct import allocate_pages, read_pages
+from edgemoe.store.headers import PAGE_BYTES, round_up
+from edgemoe.store.manifest import MANIFEST_NAME, MATRIX_ALIGNMENT_BYTES, Manifest, record_name
+from edgemoe.store.manifest_parser import DAMAGED_HINT, parse_manifest
+
+ResidentValue = Union[Matrix, npt.NDArray[np.float32]]
+
+MAX_MANIFEST_BYTES = 1 << 28
+
+
+@dataclass(frozen=True)
+class ExpertRecord:
+    """Where the bytes of one expert lie: offset and length are multiples of 4096."""
+
+    path: Path
+    offset: int
+    length: int
+    sha256: str
+
+
+class Store:
+    """A store whose manifest is sound and whose files are all there, in full length. Contents: see `verify`."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Store:
+        """The store in a folder. Raises StoreError where there is none, or it is damaged or of another version."""
+        folder = Path(path)
+        manifest = parse_manifest(_manifest_text(folder))
+        store = cls(folder, manifest)
+        for entry in manifest.files:
+            store._check_size(entry.name, entry.bytes)
+        return store
+
+    def _check_size(self, name: str, expected: int) -> None:
+        try:
+            found = (self.path / name).stat().st_size
+        except (OSError, ValueError):
+            raise StoreError(f"{self.path}: {name} is missing.", DAMAGED_HINT) from None
+        if found == expected:
+            return
+        message = f"{self.path / name}: expected {expected} bytes, found {found}"
+        lost = self._first_lost(name, found) if found < expected else ""
+        raise StoreError(f"{message}{lost}.", DAMAGED_HINT)
+
+    def _first_lost(self, name: str, size: int) -> str:
+        """What a file that ends at `size` has lost first, for the message."""
+        names = [file.name for file in self.manifest.expert_files]
+        for number, layer in enumerate(self.manifest.expert_layers):
+            for expert, place in enumerate(layer.records if layer else ()):
+                if layer and names[place.file] == name and place.offset + layer.record_bytes > size:
+                    return f"; the first expert lost is layer {number}, expert {expert}"
+        if name == self.manifest.resident_file.name:
+            for tensor in self.manifest.resident:
+                if tensor.offset + tensor.bytes > size:
+                    return f"; the first tensor lost is {tensor.name}"
+        return ""
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The ModelSpec as JSON."""
+        return dict(self.manifest.model)
+
+    @cached_property
+    def _resident_span(self) -> tuple[int, int]:
+        """Beginning and length of the resident file's tensors."""
+        start = min(
+            (tensor.offset for tensor in self.manifest.resident), default=self.manifest.resident_file.bytes
+        )
+        return start, self.manifest.resident_file.bytes - start
+
+    @cached_property
+    def resident_bytes(self) -> int:
+        """Bytes that `load_resident` allocates."""
+        vectors = sum(
+            round_up(tensor.bytes, MATRIX_ALIGNMENT_BYTES)
+            for tensor in self.manifest.resident
+            if tensor.format is None
+        )
+        return round_up(self._resident_span[1], PAGE_BYTES) + round_up(vectors, PAGE_BYTES)
+
+    def load_resident(self) -> dict[str, ResidentValue]:
+        """Every resident tensor by its name, in one block of anonymous memory that lives as long as they do.
+
+        Matrices are in kernel layout, vectors float32 `(elements,)`; each begins at a multiple of 64 bytes.
+        Raises StoreError where the file cannot be read.
+        """
+        start, size = self._resident_span
+        if not size:
+            return {}
+        memory = allocate_pages(self.resident_bytes)
+        read_pages(self.path / self.manifest.resident_file.name, start, size, memoryview(memory))
+        whole = np.frombuffer(memory, np.uint8)
+        # Vectors follow one another without gaps in the file: they are moved to aligned places behind it.
+        aligned = round_up(size, PAGE_BYTES)
+        tensors: dict[str, ResidentValue] = {}
+        for tensor in self.manifest.resident:
+            data = whole[tensor.offset - start : tensor.offset - start + tensor.bytes]
+            if tensor.format is not None:
+                tensors[tensor.name] = Matrix(data, tensor.format, tensor.rows, tensor.columns)
+                continue
+            place = whole[aligned : aligned + tensor.bytes]
+            place[:] = data
+            tensors[tensor.name] = place.view(np.float32)
+            aligned += round_up(tensor.bytes, MATRIX_ALIGNMENT_BYTES)
+        return tensors
+
+    @cached_property
+    def expert_layouts(self) -> tuple[ExpertLayout | None, ...]:
+        """The layout of each layer's expert records; None for a layer without routed experts."""
+        return tuple(layer.layout if layer else None for layer in self.manifest.expert_layers)
+
+    @cached_property
+    def record_bytes(self) -> int:
+        """Bytes of the largest expert record, a multiple of 4096: what a cache slot must hold. 0 without experts."""
+        return max((layer.record_bytes for layer in self.manifest.expert_layers if layer), default=0)
+
+    def record(self, layer: int, expert: int) -> ExpertRecord:
+        """Where an expert lies. Raises StoreError where there is no such layer or expert."""
+        layers = self.manifest.expert_layers
+        experts = layers[layer] if 0 <= layer < len(layers) else None
+        if experts is None or not 0 <= expert < len(experts.records):
+            raise StoreError(f"{self.path}: there is no {record_name(layer, expert)}.")
+        place = experts.records[expert]
+        path = self.path / self.manifest.expert_files[place.file].name
+        return ExpertRecord(path, place.offset, experts.record_bytes, place.sha256)
+
+
+def _manifest_text(folder: Path) -> bytes:
+    path = folder / MANIFEST_NAME
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_MANIFEST_BYTES + 1)
+    except (OSError, ValueError) as problem:
+        reason = getattr(problem, "strerror", None) or problem
+        raise StoreError(
+            f"{folder}: expected a store, but {MANIFEST_NAME} cannot be read ({reason}).",
+            "Give the folder that edgemoe convert wrote.",
+        ) from None
+    if len(text) > MAX_MANIFEST_BYTES:
+        raise StoreError(f"{path}: over {MAX_MANIFEST_BYTES} bytes, which no manifest is.", DAMAGED_HINT)
+    return text
