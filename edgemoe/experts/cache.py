@@ -202,7 +202,7 @@ class ExpertCache:
         for one of those, so that its slot can be had, and returns nothing.
         """
         started = time.perf_counter()
-        wave = []
+        wave: list[ExpertKey] = []
         for key in in_flight:
             entry = self._entries[key]
             if not wave or entry.ticket is None or self._reader.done(entry.ticket):

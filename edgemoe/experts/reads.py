@@ -127,7 +127,7 @@ class ThreadedReader:
 
     def __init__(self, arena: npt.NDArray[np.uint8], threads: int) -> None:
         self.bytes_read = 0
-        self._bytes = memoryview(arena.reshape(-1))
+        self._bytes = arena.reshape(-1).data
         self._base_address = arena.ctypes.data
         self._reads: dict[int, _Read] = {}
         self._queues: tuple[deque[int], deque[int]] = (deque(), deque())  # demand, predicted

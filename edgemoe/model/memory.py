@@ -118,7 +118,8 @@ def plan_memory(
     budget_bytes = _budget(ram, floor_bytes)
     if budget_bytes < floor_bytes:
         raise BudgetError(
-            f"This model needs at least {format_size(floor_bytes)} of memory; the budget is {format_size(budget_bytes)}.",
+            f"This model needs at least {format_size(floor_bytes)} of memory;"
+            f" the budget is {format_size(budget_bytes)}.",
             f"Use --ram {-(-floor_bytes >> 20)}MiB or more (--ram floor takes just what it needs).",
         )
     chunk, context = least_chunk, least_context
@@ -134,7 +135,8 @@ def plan_memory(
         wider = min(2 * context, most_context)
         cost = kv_cache_bytes(spec, wider, sizes.kv_element_bytes) + workspace_bytes(spec, chunk, wider)
         spare = budget_bytes - fixed_bytes - cost
-        if spare < all_slots_bytes and (cost > (budget_bytes - fixed_bytes) // 5 or spare < least_slots * sizes.slot_bytes):
+        crowds_experts = cost > (budget_bytes - fixed_bytes) // 5 or spare < least_slots * sizes.slot_bytes
+        if spare < all_slots_bytes and crowds_experts:
             break
         context = wider
     workspace, kv_cache = workspace_bytes(spec, chunk, context), kv_cache_bytes(spec, context, sizes.kv_element_bytes)
@@ -186,7 +188,8 @@ def available_bytes() -> int:
 
 
 def _most_experts_per_token(spec: ModelSpec) -> int:
-    return max((layer.ffn.experts_per_token for layer in spec.layers if isinstance(layer.ffn, MoeSpec)), default=0)
+    used: list[int] = [layer.ffn.experts_per_token for layer in spec.layers if isinstance(layer.ffn, MoeSpec)]
+    return max(used, default=0)
 
 
 def kv_cache_bytes(spec: ModelSpec, context_length: int, element_bytes: int) -> int:
@@ -210,7 +213,8 @@ def workspace_bytes(spec: ModelSpec, chunk_tokens: int, context_length: int) -> 
         else:
             hidden = layer.ffn.width
         # Hidden values are there in float32 and quantised; inputs are quantised as well.
-        per_token = max(per_token, 4 * (4 * spec.model_width + heads + routed) + 6 * (hidden + spec.model_width) + 1024)
+        activations, scratch = 4 * spec.model_width + heads + routed, hidden + spec.model_width
+        per_token = max(per_token, 4 * activations + 6 * scratch + 1024)
     routing = sum(8 * layer.ffn.experts_per_token for layer in spec.layers if isinstance(layer.ffn, MoeSpec))
     head = HEAD_ROWS * 4 * (spec.vocabulary + 3 * spec.model_width)
     return chunk_tokens * (per_token + routing) + head + 4 * context_length * 16 + (1 << 20)

@@ -1,0 +1,155 @@
+"""The expert cache as a state machine: never over its slots, contents always right, nothing leaves while pinned."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from edgemoe.errors import ReadError
+from edgemoe.experts.cache import ExpertCache
+from edgemoe.experts.policy import LeastRecentlyUsed
+from tests.support.slow_reader import SteppedReader
+
+LAYERS, EXPERTS, RECORD_BYTES = 3, 6, 8
+experts_of_a_layer = st.lists(st.integers(0, EXPERTS - 1), min_size=1, max_size=EXPERTS, unique=True)
+
+
+@dataclass(frozen=True)
+class FakeRecord:
+    path: Path
+    offset: int
+    length: int
+
+
+class FakeTable:
+    def record(self, layer: int, expert: int) -> FakeRecord:
+        return FakeRecord(Path("experts"), (layer * EXPERTS + expert) * RECORD_BYTES, RECORD_BYTES)
+
+
+class FakeFiles:
+    def descriptor(self, path: Path) -> int:
+        return 0
+
+
+def make_cache(slots: int) -> tuple[ExpertCache, SteppedReader, np.ndarray, np.ndarray]:
+    arena = np.zeros((slots, RECORD_BYTES), np.uint8)
+    disk = np.random.default_rng(7).integers(0, 255, LAYERS * EXPERTS * RECORD_BYTES).astype(np.uint8)
+    reader = SteppedReader(arena, disk, set())
+    return ExpertCache(arena, FakeTable(), FakeFiles(), reader, LeastRecentlyUsed()), reader, arena, disk
+
+
+class CacheMachine(RuleBasedStateMachine):
+    @initialize(slots=st.integers(1, LAYERS * EXPERTS + 2))
+    def start(self, slots: int) -> None:
+        self.slots = slots
+        self.cache, self.reader, self.arena, self.disk = make_cache(slots)
+
+    def contents(self, layer: int, expert: int) -> np.ndarray:
+        offset = (layer * EXPERTS + expert) * RECORD_BYTES
+        return self.disk[offset : offset + RECORD_BYTES]
+
+    @rule(layer=st.integers(0, LAYERS - 1), experts=experts_of_a_layer, data=st.data())
+    def stream(self, layer: int, experts: list[int], data: st.DataObject) -> None:
+        self.reader.choose = lambda tickets: data.draw(st.lists(st.sampled_from(tickets), unique=True)) if tickets else []
+        failing = {layer * EXPERTS + expert for expert in experts} & {o // RECORD_BYTES for o in self.reader.failing}
+        seen: list[int] = []
+        try:
+            for wave in self.cache.stream(layer, experts):
+                assert len(set(wave.values())) == len(wave)
+                self.reader.finish_some()
+                for expert, slot in wave.items():
+                    assert np.array_equal(self.arena[slot], self.contents(layer, expert))
+                seen += wave
+            assert sorted(seen) == sorted(experts)
+        except ReadError as error:
+            assert failing, "a read failed that should not have"
+            assert f"Layer {layer}, expert" in str(error)
+
+    @rule(layer=st.integers(0, LAYERS - 1), experts=experts_of_a_layer)
+    def predict(self, layer: int, experts: list[int]) -> None:
+        self.cache.predict(layer, experts)
+
+    @rule(layer=st.integers(0, LAYERS - 1), experts=experts_of_a_layer, taken=st.integers(0, 2))
+    def abandon(self, layer: int, experts: list[int], taken: int) -> None:
+        waves = self.cache.stream(layer, experts)
+        try:
+            for _ in range(taken):
+                next(waves, None)
+        except ReadError:
+            pass
+        waves.close()
+
+    @rule()
+    def disk_makes_progress(self) -> None:
+        self.reader.choose = lambda tickets: tickets
+        self.reader.finish_some()
+
+    @rule(layer=st.integers(0, LAYERS - 1), expert=st.integers(0, EXPERTS - 1))
+    def disk_breaks(self, layer: int, expert: int) -> None:
+        self.reader.failing.add((layer * EXPERTS + expert) * RECORD_BYTES)
+
+    @precondition(lambda self: self.reader.failing)
+    @rule()
+    def disk_is_mended(self) -> None:
+        self.reader.failing.clear()
+
+    @invariant()
+    def within_bounds(self) -> None:
+        present = [(layer, e) for layer in range(LAYERS) for e in range(EXPERTS) if (layer, e) in self.cache]
+        assert len(present) <= self.slots
+        assert self.reader.outstanding() <= len(present)
+
+
+TestCacheMachine = CacheMachine.TestCase
+TestCacheMachine.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)
+
+
+def run(cache: ExpertCache, layer: int, *experts: int) -> None:
+    for _ in cache.stream(layer, experts):
+        pass
+
+
+def test_hits_and_misses_follow_least_recent_use() -> None:
+    cache, _, _, _ = make_cache(slots=2)
+    for expert in (0, 1, 0, 2, 1):  # 2 evicts 1, since 0 was used later
+        run(cache, 0, expert)
+    assert (cache.statistics.hits, cache.statistics.misses) == (1, 4)
+    assert (0, 2) in cache
+    assert (0, 1) in cache
+    assert (0, 0) not in cache
+
+
+def test_a_predicted_expert_is_useful_and_named() -> None:
+    cache, reader, _, _ = make_cache(slots=4)
+    cache.predict(1, [2, 3])
+    reader.choose = lambda tickets: tickets
+    reader.finish_some()
+    run(cache, 1, 2, 5)
+    statistics = cache.statistics
+    assert (statistics.predicted_reads, statistics.useful_predictions, statistics.hits) == (2, 1, 1)
+    assert (statistics.predicted_uses, statistics.predictable_uses) == (1, 2)
+
+
+def test_predictions_stop_where_they_are_not_used() -> None:
+    cache, reader, _, _ = make_cache(slots=2)
+    reader.choose = lambda tickets: tickets
+    for turn in range(400):
+        cache.predict(1, [turn % EXPERTS])
+        reader.finish_some()
+        run(cache, 0, turn % 2, 2 + turn % 2)
+    assert cache.statistics.predicted_reads < 200
+    assert not cache.switch.open
+
+
+def test_a_failed_read_names_layer_and_expert_and_leaves_the_cache_usable() -> None:
+    cache, reader, _, _ = make_cache(slots=2)
+    reader.failing.add((1 * EXPERTS + 4) * RECORD_BYTES)
+    with pytest.raises(ReadError, match="Layer 1, expert 4: the disk said no"):
+        run(cache, 1, 3, 4)
+    reader.failing.clear()
+    run(cache, 1, 3, 4)
+    assert cache.loaded((1, 4))

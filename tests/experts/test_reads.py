@@ -1,0 +1,87 @@
+"""Expert files and the portable reader; the native reader is held to the same in tests/kernels/native."""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgemoe.errors import ReadError
+from edgemoe.experts.reads import ExpertFiles, ThreadedReader
+
+PAGE = 4096
+
+
+@pytest.fixture
+def record_file(tmp_path: Path) -> tuple[Path, np.ndarray]:
+    contents = np.random.default_rng(3).integers(0, 255, 16 * PAGE).astype(np.uint8)
+    path = tmp_path / "experts-00000.safetensors"
+    path.write_bytes(contents.tobytes())
+    return path, contents
+
+
+def page_aligned(pages: int) -> np.ndarray:
+    import mmap
+
+    return np.frombuffer(mmap.mmap(-1, pages * PAGE), np.uint8).reshape(pages, PAGE)
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_records_arrive_where_they_should(record_file: tuple[Path, np.ndarray], direct: bool) -> None:
+    path, contents = record_file
+    files, arena = ExpertFiles([path, path], direct), page_aligned(16)
+    reader = ThreadedReader(arena, threads=3)
+    order = np.random.default_rng(1).permutation(16)
+    tickets = [
+        reader.submit(files.descriptor(path), int(page) * PAGE, PAGE, arena.ctypes.data + i * PAGE, i % 2 == 0)
+        for i, page in enumerate(order)
+    ]
+    for ticket in tickets:
+        reader.wait(ticket, 10)
+        reader.release(ticket)
+    assert reader.idle()
+    reader.close()
+    files.close()
+    assert np.array_equal(arena, contents.reshape(16, PAGE)[order])
+
+
+def test_a_short_file_and_a_dead_descriptor_are_told(record_file: tuple[Path, np.ndarray]) -> None:
+    path, _ = record_file
+    arena = page_aligned(32)
+    reader = ThreadedReader(arena, threads=1)
+    descriptor = os.open(path, os.O_RDONLY)
+    short = reader.submit(descriptor, 10 * PAGE, 20 * PAGE, arena.ctypes.data, True)
+    with pytest.raises(ReadError, match=f"ended after {6 * PAGE} of {20 * PAGE} bytes"):
+        reader.wait(short, 10)
+    os.close(descriptor)
+    dead = reader.submit(descriptor, 0, PAGE, arena.ctypes.data, True)
+    with pytest.raises(ReadError, match="failed"):
+        reader.wait(dead, 10)
+    reader.close()
+
+
+def test_a_read_that_stalls_times_out_and_demand_goes_first(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    stalled = os.open(fifo, os.O_RDWR)
+    arena = page_aligned(4)
+    reader = ThreadedReader(arena, threads=1)
+    # preadv fails at once on a pipe, so the stall is made by a lock that the thread needs.
+    with reader._change:
+        predicted = reader.submit(stalled, 0, PAGE, arena.ctypes.data, False)
+        demanded = reader.submit(stalled, 0, PAGE, arena.ctypes.data, True)
+        with pytest.raises(ReadError, match="did not end within"):
+            reader.wait(demanded, 0.05)
+        assert reader.cancel(predicted)
+    with pytest.raises(ReadError, match="failed"):
+        reader.wait(demanded, 10)
+    while not reader.idle():
+        time.sleep(0.001)
+    reader.close()
+    os.close(stalled)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ReadError, match="experts-00009"):
+        ExpertFiles([tmp_path / "experts-00009.safetensors"])

@@ -1,0 +1,67 @@
+"""A record reader under a test's control: reads end when the test says so, and fail where it says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from edgemoe.errors import ReadError
+
+
+class SteppedReader:
+    """Reads from an array; `finish_some` decides which reads in flight end now, `failing` which offsets fail."""
+
+    def __init__(self, arena: np.ndarray, disk: np.ndarray, failing: set[int]) -> None:
+        self.bytes_read = 0
+        self.failing = failing
+        self.choose: Callable[[list[int]], list[int]] = lambda tickets: tickets[:1]
+        self._arena = arena.reshape(-1)
+        self._disk = disk
+        self._in_flight: dict[int, tuple[int, int, int, bool]] = {}
+        self._ended: dict[int, bool] = {}
+        self._next = 0
+
+    def submit(self, file_descriptor: int, offset: int, length: int, destination_address: int, demand: bool) -> int:
+        self._next += 1
+        self._in_flight[self._next] = (offset, length, destination_address - self._arena.ctypes.data, demand)
+        return self._next
+
+    def finish_some(self) -> None:
+        for ticket in self.choose(sorted(self._in_flight)):
+            self._finish(ticket)
+
+    def done(self, ticket: int) -> bool:
+        return ticket in self._ended
+
+    def wait(self, ticket: int, timeout_seconds: float | None = None) -> None:
+        if ticket in self._in_flight:
+            self._finish(ticket)
+        if not self._ended[ticket]:
+            raise ReadError("the disk said no")
+
+    def promote(self, ticket: int) -> None:
+        offset, length, start, _ = self._in_flight[ticket]
+        self._in_flight[ticket] = (offset, length, start, True)
+
+    def cancel(self, ticket: int) -> bool:
+        return self._in_flight.pop(ticket, None) is not None
+
+    def release(self, ticket: int) -> None:
+        del self._ended[ticket]
+
+    def idle(self) -> bool:
+        return not self._in_flight
+
+    def outstanding(self) -> int:
+        """Reads that were not released."""
+        return len(self._in_flight) + len(self._ended)
+
+    def close(self) -> None:
+        pass
+
+    def _finish(self, ticket: int) -> None:
+        offset, length, start, _ = self._in_flight.pop(ticket)
+        good = offset not in self.failing
+        self._arena[start : start + length] = self._disk[offset : offset + length] if good else 0xEE
+        self._ended[ticket] = good
