@@ -143,9 +143,7 @@ class _Parser:
             self._whole(table.get("down_offset"), f"{where}.down_offset", 0, MAX_FILE_BYTES),
         )
         if layout.down_offset != gate_up_bytes(layout):
-            self._fail(
-                f"{where}.down_offset", f"expected {gate_up_bytes(layout)}, found {layout.down_offset}."
-            )
+            self._fail(f"{where}.down_offset", f"expected {gate_up_bytes(layout)}, found {layout.down_offset}.")
         size = self._whole(table.get("record_bytes"), f"{where}.record_bytes", 1, MAX_FILE_BYTES)
         if size != record_bytes(layout):
             self._fail(f"{where}.record_bytes", f"expected {record_bytes(layout)}, found {size}.")
@@ -165,15 +163,8 @@ class _Parser:
     def _file(self, data: object, where: str) -> FileEntry:
         table = self._table(data, where)
         name = self._text(table, "name", where)
-        if (
-            not name.isprintable()
-            or name.startswith(".")
-            or any(mark in name for mark in "/\\:")
-            or len(name) > 200
-        ):
-            self._fail(
-                where, f"names a file {_shown(name)}; expected a plain name inside the store's folder."
-            )
+        if not name.isprintable() or name.startswith(".") or any(mark in name for mark in "/\\:") or len(name) > 200:
+            self._fail(where, f"names a file {_shown(name)}; expected a plain name inside the store's folder.")
         return FileEntry(name, self._whole(table.get("bytes"), f"{where}.bytes", 0, MAX_FILE_BYTES))
 
     def _side_file(self, data: object, where: str) -> SideFile:

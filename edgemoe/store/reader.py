@@ -45,7 +45,7 @@ class Store:
     def open(cls, path: str | os.PathLike[str]) -> Store:
         """The store in a folder. Raises StoreError where there is none, or it is damaged or of another version."""
         folder = Path(path)
-        manifest = parse_manifest(_manifest_text(folder))
+        manifest = parse_manifest(read_manifest_text(folder))
         store = cls(folder, manifest)
         for entry in manifest.files:
             store._check_size(entry.name, entry.bytes)
@@ -83,18 +83,14 @@ class Store:
     @cached_property
     def _resident_span(self) -> tuple[int, int]:
         """Beginning and length of the resident file's tensors."""
-        start = min(
-            (tensor.offset for tensor in self.manifest.resident), default=self.manifest.resident_file.bytes
-        )
+        start = min((tensor.offset for tensor in self.manifest.resident), default=self.manifest.resident_file.bytes)
         return start, self.manifest.resident_file.bytes - start
 
     @cached_property
     def resident_bytes(self) -> int:
         """Bytes that `load_resident` allocates."""
         vectors = sum(
-            round_up(tensor.bytes, MATRIX_ALIGNMENT_BYTES)
-            for tensor in self.manifest.resident
-            if tensor.format is None
+            round_up(tensor.bytes, MATRIX_ALIGNMENT_BYTES) for tensor in self.manifest.resident if tensor.format is None
         )
         return round_up(self._resident_span[1], PAGE_BYTES) + round_up(vectors, PAGE_BYTES)
 
@@ -124,6 +120,14 @@ class Store:
             aligned += round_up(tensor.bytes, MATRIX_ALIGNMENT_BYTES)
         return tensors
 
+    @property
+    def dense_format(self) -> str:
+        """The format of the embedding, and so of a store's dense part where it was not mixed."""
+        for tensor in self.manifest.resident:
+            if tensor.name == "embedding" and tensor.format is not None:
+                return tensor.format.name
+        raise StoreError(f"{self.path}: the store has no embedding.", DAMAGED_HINT)
+
     @cached_property
     def expert_layouts(self) -> tuple[ExpertLayout | None, ...]:
         """The layout of each layer's expert records; None for a layer without routed experts."""
@@ -145,7 +149,8 @@ class Store:
         return ExpertRecord(path, place.offset, experts.record_bytes, place.sha256)
 
 
-def _manifest_text(folder: Path) -> bytes:
+def read_manifest_text(folder: Path) -> bytes:
+    """The manifest of a store as it stands. Raises StoreError where it cannot be read."""
     path = folder / MANIFEST_NAME
     try:
         with path.open("rb") as file:

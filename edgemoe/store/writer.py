@@ -1,0 +1,139 @@
+"""Writes the files of a planned store in place, in any order, and in the end its manifest.
+
+Invariants: what lands at each offset does not depend on when it was written, so that a conversion that was
+interrupted ends with the same bytes; nothing is durable before `sync`; the manifest is written last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from edgemoe.store.manifest import MANIFEST_NAME, FileEntry, Manifest, SideFile, record_name
+
+HASH_BYTES = 1 << 22
+
+
+class StoreWriter:
+    """Open files of a store that is being written. Every method may raise OSError. A context manager.
+
+    `plan` is a manifest with places and without checksums, from `plan_store`.
+    """
+
+    def __init__(self, folder: Path, plan: Manifest) -> None:
+        self.folder = folder
+        self.plan = plan
+        self._descriptors: dict[str, int] = {}
+        self._unsynced: set[str] = set()
+        folder.mkdir(parents=True, exist_ok=True)
+        headers = [plan.resident_header(), *plan.expert_headers()]
+        try:
+            for entry, header in zip((plan.resident_file, *plan.expert_files), headers, strict=True):
+                self._create(entry, header)
+        except BaseException:
+            self.close()
+            raise
+
+    def _create(self, entry: FileEntry, header: bytes) -> None:
+        descriptor = os.open(self.folder / entry.name, os.O_RDWR | os.O_CREAT, 0o666)
+        self._descriptors[entry.name] = descriptor
+        os.ftruncate(descriptor, entry.bytes)
+        self.write(entry.name, 0, header)
+
+    def __enter__(self) -> StoreWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files as they are."""
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors.clear()
+
+    def missing_bytes(self) -> int:
+        """Bytes of the store's files for which the disk has no blocks yet."""
+        stats = [os.fstat(descriptor) for descriptor in self._descriptors.values()]
+        return sum(max(0, stat.st_size - stat.st_blocks * 512) for stat in stats)
+
+    def write(self, file: str, offset: int, data: Any) -> None:
+        """Write bytes-like data at an offset of one of the store's files."""
+        view = memoryview(data).cast("B")
+        self._unsynced.add(file)
+        while view:
+            count = os.pwrite(self._descriptors[file], view, offset)
+            view, offset = view[count:], offset + count
+
+    def sync(self) -> None:
+        """Return when all that was written is on the disk."""
+        for file in sorted(self._unsynced):
+            os.fsync(self._descriptors[file])
+            self._unsynced.discard(file)
+
+    def sha256(self, file: str, offset: int, size: int) -> str:
+        """The checksum of bytes as the file has them now."""
+        return hash_range(self._descriptors[file], offset, size)
+
+    def finish(self, manifest: Manifest, side_files: Mapping[str, bytes]) -> Manifest:
+        """Write the side files and the manifest, with their checksums, and make everything durable."""
+        entries = []
+        for name, content in sorted(side_files.items()):
+            self._write_whole(name, content)
+            entries.append(SideFile(name, len(content), hashlib.sha256(content).hexdigest()))
+        manifest = replace(manifest, side_files=tuple(entries))
+        self.sync()
+        self._write_whole(MANIFEST_NAME, manifest.to_bytes())
+        sync_folder(self.folder)
+        return manifest
+
+    def _write_whole(self, name: str, content: bytes) -> None:
+        with (self.folder / name).open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def with_checksums(plan: Manifest, checksums: Mapping[str, str]) -> Manifest:
+    """The manifest with the sha256 of each resident tensor and record, given by their names."""
+    return replace(
+        plan,
+        resident=tuple(replace(tensor, sha256=checksums[tensor.name]) for tensor in plan.resident),
+        expert_layers=tuple(
+            layer
+            and replace(
+                layer,
+                records=tuple(
+                    replace(place, sha256=checksums[record_name(number, expert)])
+                    for expert, place in enumerate(layer.records)
+                ),
+            )
+            for number, layer in enumerate(plan.expert_layers)
+        ),
+    )
+
+
+def hash_range(descriptor: int, offset: int, size: int) -> str:
+    """The sha256 of a range of a file, as hexadecimal digits. A file that ends early hashes what there is."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(min(HASH_BYTES, size)))
+    while size:
+        count = os.preadv(descriptor, [buffer[: min(size, HASH_BYTES)]], offset)
+        if not count:
+            break
+        digest.update(buffer[:count])
+        offset, size = offset + count, size - count
+    return digest.hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
