@@ -1,0 +1,68 @@
+"""Model families: from a checkpoint's `config.json` to a `ModelSpec`, and where each tensor lies.
+
+A family is a module of its own with two names: `read`, which turns a config into a `ModelSpec`, and `TENSORS`,
+its table. Nothing else in the package knows one family from another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import ModuleType
+from typing import Any
+
+from edgemoe.architectures import granitemoe, granitemoeshared, llama, mixtral, olmoe, qwen2_moe, qwen3_moe
+from edgemoe.architectures.config import DAMAGED, ConfigReader, show
+from edgemoe.architectures.table import SourceSlice, resolve_tensors
+from edgemoe.architectures.table import unused_tensors as _unused_tensors
+from edgemoe.errors import SourceError
+from edgemoe.model.spec import ModelSpec
+
+__all__ = ["FAMILIES", "SourceSlice", "model_spec", "resolve", "unused_tensors"]
+
+FAMILIES: dict[str, ModuleType] = {
+    "granitemoe": granitemoe,
+    "granitemoeshared": granitemoeshared,
+    "llama": llama,
+    "mixtral": mixtral,
+    "olmoe": olmoe,
+    "qwen2_moe": qwen2_moe,
+    "qwen3_moe": qwen3_moe,
+}
+"""The families by the `model_type` of their config."""
+
+
+def model_spec(config: Mapping[str, Any]) -> ModelSpec:
+    """The model that a `config.json` describes. Raises SourceError."""
+    reader = ConfigReader(config)
+    spec: ModelSpec = _family(config).read(reader)
+    reader.finish()
+    return spec
+
+
+def resolve(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, SourceSlice]:
+    """Where each tensor of the model lies in a checkpoint whose tensors have these names and shapes.
+
+    Keys are those of `ModelSpec.tensors()`, in that order. Raises SourceError for a tensor that is missing,
+    left over, or of another shape.
+    """
+    return resolve_tensors(model_spec(config), _family(config).TENSORS, shapes)
+
+
+def unused_tensors(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
+    """The tensors of a checkpoint that the model does not need, each with the reason. Raises SourceError."""
+    return _unused_tensors(model_spec(config), names)
+
+
+def _family(config: Mapping[str, Any]) -> ModuleType:
+    if not isinstance(config, Mapping):
+        raise SourceError(f"config.json holds {show(config)}; expected an object.", DAMAGED)
+    model_type = config.get("model_type")
+    supported = ", ".join(FAMILIES)
+    if model_type is None:
+        raise SourceError(f"config.json: model_type is missing; expected one of {supported}.", DAMAGED)
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise SourceError(
+            f"config.json: model_type is {show(model_type)}; edgemoe runs {supported}.",
+            "Choose a checkpoint of one of these families.",
+        )
+    return FAMILIES[model_type]

@@ -1,0 +1,234 @@
+"""Reads a checkpoint's `config.json` key by key, so that no key and no value is ignored in silence.
+
+Every key is read by the family, or stands in `HARMLESS` with the reason, or must have one of the values in
+`FIXED`; any other key is refused by name. A null means what an absent key means.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edgemoe.errors import SourceError
+
+DAMAGED = "Was config.json changed by hand or cut short? Download the checkpoint again."
+UNSUPPORTED = "edgemoe cannot run this checkpoint faithfully; choose a variant of the model without this setting."
+
+LARGEST_WIDTH = 1 << 20
+LARGEST_VOCABULARY = 1 << 24
+LARGEST_POSITIONS = 1 << 30
+LARGEST_LAYERS = 1 << 12
+LARGEST_EXPERTS = 1 << 16
+LARGEST_TOTAL_EXPERTS = 1 << 18
+"""Experts of all layers together: each is three names in the tables, so an absurd count must not reach them."""
+
+HARMLESS: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            "attention_dropout",
+            "attn_pdrop",
+            "embd_pdrop",
+            "hidden_dropout",
+            "initializer_range",
+            "output_router_logits",
+            "resid_pdrop",
+            "router_aux_loss_coef",
+            "router_jitter_noise",
+            "router_z_loss_coef",
+            "use_bfloat16",
+        ),
+        "acts in training only",
+    ),
+    **dict.fromkeys(
+        ("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "unk_token_id", "decoder_start_token_id"),
+        "generation reads it from the store's own copy of the config",
+    ),
+    **dict.fromkeys(
+        (
+            "bad_words_ids",
+            "begin_suppress_tokens",
+            "diversity_penalty",
+            "do_sample",
+            "early_stopping",
+            "encoder_no_repeat_ngram_size",
+            "exponential_decay_length_penalty",
+            "forced_bos_token_id",
+            "forced_eos_token_id",
+            "length_penalty",
+            "max_length",
+            "min_length",
+            "no_repeat_ngram_size",
+            "num_beam_groups",
+            "num_beams",
+            "num_return_sequences",
+            "output_scores",
+            "remove_invalid_values",
+            "repetition_penalty",
+            "suppress_tokens",
+            "temperature",
+            "top_k",
+            "top_p",
+            "typical_p",
+        ),
+        "a sampling default of older checkpoints; logits do not depend on it",
+    ),
+    **dict.fromkeys(
+        (
+            "_attn_implementation",
+            "_attn_implementation_autoset",
+            "_commit_hash",
+            "_experts_implementation",
+            "_name_or_path",
+            "architectures",
+            "dtype",
+            "finetuning_task",
+            "id2label",
+            "is_decoder",
+            "label2id",
+            "name_or_path",
+            "num_labels",
+            "output_attentions",
+            "output_hidden_states",
+            "prefix",
+            "problem_type",
+            "return_dict",
+            "return_dict_in_generate",
+            "task_specific_params",
+            "tf_legacy_loss",
+            "tie_last_hidden_states",
+            "tokenizer_class",
+            "torch_dtype",
+            "torchscript",
+            "transformers_version",
+            "unsloth_fixed",
+            "unsloth_version",
+            "use_cache",
+        ),
+        "describes the file or how another program runs it",
+    ),
+    "chunk_size_feed_forward": "cuts the work of another program; results are the same",
+    "pretraining_tp": "cuts matrix products of another program; results are the same",
+    "tie_encoder_decoder": "there is no encoder",
+    "cross_attention_hidden_size": "there is no encoder",
+}
+
+FIXED: dict[str, tuple[Any, ...]] = {
+    "add_cross_attention": (False,),
+    "auto_map": ({},),
+    "compression_config": ({},),
+    "is_encoder_decoder": (False,),
+    "mlp_bias": (False,),
+    "per_layer_config": ({},),
+    "pruned_heads": ({},),
+    "quantization": ({},),
+    "quantization_config": ({},),
+    "sparse_attention_config": ({},),
+}
+"""Keys that change what a model computes, each with the values that change nothing."""
+
+
+class ConfigReader:
+    """One `config.json`, and which of its keys have been accounted for. Every method raises SourceError."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._config = config
+        self._seen: set[str] = {"model_type"}
+
+    def value(self, name: str) -> Any:
+        """The raw value, None where it is absent or null."""
+        self._seen.add(name)
+        return self._config.get(name)
+
+    def integer(self, *names: str, maximum: int, minimum: int = 1, default: int | None = None) -> int:
+        """A whole number under one of several names for the same thing; without a default it must be there."""
+        present = {name: value for name in names if (value := self.value(name)) is not None}
+        if len(set(map(show, present.values()))) > 1:
+            pairs = " and ".join(f"{name} is {show(value)}" for name, value in present.items())
+            raise SourceError(f"config.json: {pairs}; they are names of one thing and must agree.", DAMAGED)
+        for name, value in present.items():
+            if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
+                raise _wrong(name, f"a whole number from {minimum} to {maximum}", value)
+            return value
+        if default is None:
+            raise SourceError(f"config.json: {names[0]} is missing; expected a whole number.", DAMAGED)
+        return default
+
+    def number(self, name: str, default: float | None = None, *, above: float = 0.0, maximum: float = 1e9) -> float:
+        """A finite number with `above < number <= maximum`; without a default it must be there."""
+        return checked_number(name, self.value(name), default, above=above, maximum=maximum)
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self.value(name)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise _wrong(name, "true or false", value)
+        return value
+
+    def sequence(self, name: str) -> Sequence[Any]:
+        """A list, empty where the key is absent or null."""
+        value = self.value(name)
+        if value is None:
+            return ()
+        if not isinstance(value, (list, tuple)):
+            raise _wrong(name, "a list", value)
+        return value
+
+    def require(self, name: str, *allowed: Any, default: Any = None) -> None:
+        """Refuse any value but those that are implemented. With a default, that is what an absent key means."""
+        value = self.value(name)
+        value = default if value is None else value
+        if value is not None and not any(type(value) is type(a) and value == a for a in allowed):
+            wanted = " or ".join(map(show, allowed)) if allowed else "null"
+            raise unsupported(name, value, wanted)
+
+    def finish(self) -> None:
+        """Refuse every key that nobody has read and that is not known to be harmless."""
+        for name, allowed in FIXED.items():
+            if name not in self._seen:
+                self.require(name, *allowed)
+        for name, value in self._config.items():
+            if value is not None and name not in self._seen and name not in HARMLESS:
+                raise SourceError(
+                    f"config.json: {show(name)} is {show(value)}; edgemoe does not know this key and will not "
+                    "ignore what may change the model.",
+                    UNSUPPORTED,
+                )
+
+
+def checked_number(
+    name: str, value: Any, default: float | None = None, *, above: float = 0.0, maximum: float = 1e9
+) -> float:
+    """A finite number with `above < number <= maximum`. Raises SourceError."""
+    if value is None and default is not None:
+        return default
+    if value is None:
+        raise SourceError(f"config.json: {name} is missing; expected a number.", DAMAGED)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    # Compared before it is converted: a whole number may be too large for a float.
+    if not is_number or not above < value <= maximum or not math.isfinite(value):
+        raise _wrong(name, f"a number above {above:g} and at most {maximum:g}", value)
+    return float(value)
+
+
+def unsupported(name: str, value: Any, implemented: str) -> SourceError:
+    """The error for a value that means something, but nothing that edgemoe implements."""
+    return SourceError(f"config.json: {name} is {show(value)}; edgemoe implements {implemented} only.", UNSUPPORTED)
+
+
+def _wrong(name: str, expected: str, value: Any) -> SourceError:
+    return SourceError(f"config.json: {name} is {show(value)}; expected {expected}.", DAMAGED)
+
+
+def show(value: Any) -> str:
+    """A value for a message: short, and safe for any value, however long or deep."""
+    if isinstance(value, (Mapping, list, tuple)):
+        kind = "an object" if isinstance(value, Mapping) else "a list"
+        return f"{kind} of {len(value)}" if value else f"an empty {kind.split()[1]}"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"a number of {value.bit_length()} bits"
+    text = f'"{value}"' if isinstance(value, str) else repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,156 @@
+"""The parts of a `config.json` that several families share: the frame of the model, heads, experts, layers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from edgemoe.architectures import config as limits
+from edgemoe.architectures.config import DAMAGED, ConfigReader, unsupported
+from edgemoe.architectures.positions import read_rope
+from edgemoe.errors import SourceError
+from edgemoe.model.spec import AttentionSpec, DenseFfnSpec, LayerSpec, ModelSpec, MoeSpec
+
+
+def read_frame(reader: ConfigReader, family: str, *, default_theta: float = 10_000.0) -> ModelSpec:
+    """A model without its layers. Raises SourceError."""
+    reader.require("hidden_act", "silu", "swish", default="silu")
+    max_positions = reader.integer("max_position_embeddings", maximum=limits.LARGEST_POSITIONS)
+    _refuse_sliding_window(reader, max_positions)
+    return ModelSpec(
+        family=family,
+        vocabulary=reader.integer("vocab_size", maximum=limits.LARGEST_VOCABULARY),
+        model_width=reader.integer("hidden_size", maximum=limits.LARGEST_WIDTH),
+        layers=(),
+        norm_epsilon=reader.number("rms_norm_eps", maximum=1.0),
+        rope=read_rope(reader, default_theta, max_positions),
+        max_positions=max_positions,
+        tied_embeddings=reader.flag("tie_word_embeddings", False),
+    )
+
+
+def _refuse_sliding_window(reader: ConfigReader, max_positions: int) -> None:
+    """A window that is switched off, or no shorter than the context, hides nothing from any token."""
+    window = reader.value("sliding_window")
+    reader.value("max_window_layers")  # says where a window would act
+    switched_off = not reader.flag("use_sliding_window", window is not None)
+    for kind in reader.sequence("layer_types"):
+        if kind != "full_attention":
+            raise unsupported("layer_types", kind, '"full_attention"')
+    if window is None or switched_off:
+        return
+    if isinstance(window, bool) or not isinstance(window, int) or window < max_positions:
+        raise unsupported("sliding_window", window, f"attention over the whole context of {max_positions}")
+
+
+def read_attention(
+    reader: ConfigReader,
+    model_width: int,
+    *,
+    bias_key: str | None = None,
+    bias_default: bool = False,
+    bias_on_output: bool = True,
+    kv_heads_required: bool = False,
+    scale: float | None = None,
+    qk_norm: Literal["none", "head", "full"] = "none",
+) -> AttentionSpec:
+    """Heads, biases and scale (the root of the head width where none is given). Raises SourceError.
+
+    `bias_key` is the family's key for biases on query, key and value; without it they are refused.
+    """
+    heads = reader.integer("num_attention_heads", maximum=limits.LARGEST_WIDTH)
+    kv_heads = reader.integer(
+        "num_key_value_heads", maximum=limits.LARGEST_WIDTH, default=None if kv_heads_required else heads
+    )
+    if heads % kv_heads:
+        raise SourceError(
+            f"config.json: num_attention_heads is {heads}; expected a multiple of num_key_value_heads, which is "
+            f"{kv_heads}.",
+            DAMAGED,
+        )
+    head_width = reader.integer("head_dim", maximum=limits.LARGEST_WIDTH, default=0)
+    if not head_width:
+        if model_width % heads:
+            raise SourceError(
+                f"config.json: hidden_size is {model_width}; without head_dim, expected a multiple of "
+                f"num_attention_heads, which is {heads}.",
+                DAMAGED,
+            )
+        head_width = model_width // heads
+    if head_width % 2:
+        raise SourceError(
+            f"config.json: heads are {head_width} wide; expected an even width, as positions rotate pairs.", DAMAGED
+        )
+    if heads * head_width > limits.LARGEST_WIDTH:
+        raise SourceError(
+            f"config.json: {heads} heads of width {head_width}; expected {limits.LARGEST_WIDTH} values at most.",
+            DAMAGED,
+        )
+    if bias_key != "attention_bias":
+        reader.require("attention_bias", False)
+    bias = bias_key is not None and reader.flag(bias_key, bias_default)
+    return AttentionSpec(
+        query_heads=heads,
+        kv_heads=kv_heads,
+        head_width=head_width,
+        scale=head_width**-0.5 if scale is None else scale,
+        qkv_bias=bias,
+        output_bias=bias and bias_on_output,
+        qk_norm=qk_norm,
+    )
+
+
+def read_experts(
+    reader: ConfigReader,
+    *,
+    width_key: str,
+    renormalise: bool,
+    shared_width: int = 0,
+    shared_gate: bool = False,
+) -> MoeSpec:
+    """Routed experts. The count is `num_experts` or `num_local_experts` (newer files rename one to the other)."""
+    experts = reader.integer("num_experts", "num_local_experts", maximum=limits.LARGEST_EXPERTS)
+    chosen = reader.integer("num_experts_per_tok", maximum=limits.LARGEST_EXPERTS)
+    if chosen > experts:
+        raise SourceError(
+            f"config.json: num_experts_per_tok is {chosen}; expected at most the number of experts, {experts}.", DAMAGED
+        )
+    return MoeSpec(
+        experts=experts,
+        experts_per_token=chosen,
+        width=reader.integer(width_key, maximum=limits.LARGEST_WIDTH),
+        renormalise=renormalise,
+        shared_width=shared_width,
+        shared_gate=shared_gate,
+    )
+
+
+def read_layers(
+    reader: ConfigReader,
+    attention: AttentionSpec,
+    ffn: MoeSpec | DenseFfnSpec,
+    dense: DenseFfnSpec | None = None,
+) -> tuple[LayerSpec, ...]:
+    """The layers, all alike; with `dense` given, the keys of the Qwen families say which are dense."""
+    count = reader.integer("num_hidden_layers", maximum=limits.LARGEST_LAYERS)
+    if isinstance(ffn, MoeSpec) and count * ffn.experts > limits.LARGEST_TOTAL_EXPERTS:
+        raise SourceError(
+            f"config.json: {count} layers of {ffn.experts} experts; expected at most "
+            f"{limits.LARGEST_TOTAL_EXPERTS} experts in all.",
+            DAMAGED,
+        )
+    layer_types = reader.sequence("layer_types")
+    if layer_types and len(layer_types) != count:
+        raise SourceError(f"config.json: layer_types lists {len(layer_types)} layers; expected {count}.", DAMAGED)
+    sparse_layer = LayerSpec(attention, ffn)
+    if dense is None:
+        return (sparse_layer,) * count
+    dense_layer = LayerSpec(attention, dense)
+    step = reader.integer("decoder_sparse_step", maximum=limits.LARGEST_LAYERS, default=1)
+    listed = reader.sequence("mlp_only_layers")
+    for number in listed:
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < count:
+            raise SourceError(
+                f"config.json: mlp_only_layers holds {limits.show(number)}; expected layers from 0 to {count - 1}.",
+                DAMAGED,
+            )
+    return tuple(dense_layer if number in listed or (number + 1) % step else sparse_layer for number in range(count))

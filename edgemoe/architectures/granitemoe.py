@@ -1,0 +1,46 @@
+"""Granite-MoE: multipliers on embedding, attention, residual and logits; the experts of a layer in two tensors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from edgemoe.architectures.config import LARGEST_WIDTH, ConfigReader
+from edgemoe.architectures.frame import read_attention, read_experts, read_frame, read_layers
+from edgemoe.architectures.table import FRAME, layer_rows
+from edgemoe.model.spec import ModelSpec
+
+_GATE_AND_UP = "experts.{expert}.gate experts.{expert}.up"
+
+TENSORS = FRAME + layer_rows(
+    ("router", "block_sparse_moe.router.layer.weight", ("experts", "model")),
+    (_GATE_AND_UP, "block_sparse_moe.input_linear.weight", ("experts", "2*expert_width", "model")),
+    ("experts.{expert}.down", "block_sparse_moe.output_linear.weight", ("experts", "model", "expert_width")),
+    # The names that newer programs use while they run.
+    ("router", "block_sparse_moe.router.weight", ("experts", "model")),
+    (_GATE_AND_UP, "block_sparse_moe.experts.gate_up_proj", ("experts", "2*expert_width", "model")),
+    ("experts.{expert}.down", "block_sparse_moe.experts.down_proj", ("experts", "model", "expert_width")),
+)
+
+
+def read(reader: ConfigReader) -> ModelSpec:
+    """The model that a config describes. Raises SourceError."""
+    return read_granite(reader, "granitemoe", shared_width=0)
+
+
+def read_granite(reader: ConfigReader, family: str, shared_width: int) -> ModelSpec:
+    """A Granite model with a shared expert of that width, 0 for none. Raises SourceError."""
+    frame = read_frame(reader, family)
+    attention = read_attention(
+        reader,
+        frame.model_width,
+        bias_key="attention_bias",
+        scale=reader.number("attention_multiplier", 1.0, maximum=LARGEST_WIDTH),
+    )
+    moe = read_experts(reader, width_key="intermediate_size", renormalise=True, shared_width=shared_width)
+    return replace(
+        frame,
+        layers=read_layers(reader, attention, moe),
+        embedding_scale=reader.number("embedding_multiplier", 1.0, maximum=LARGEST_WIDTH),
+        residual_scale=reader.number("residual_multiplier", 1.0, maximum=LARGEST_WIDTH),
+        logit_scale=1 / reader.number("logits_scaling", 1.0, above=1e-6, maximum=LARGEST_WIDTH),
+    )

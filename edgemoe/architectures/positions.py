@@ -1,0 +1,142 @@
+"""Reads rotary positions: `rope_theta` and `rope_scaling` of older files, `rope_parameters` of newer ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from edgemoe.architectures.config import DAMAGED, ConfigReader, checked_number, show, unsupported
+from edgemoe.errors import SourceError
+from edgemoe.model.spec import RopeSpec
+
+LARGEST_THETA = 1e12
+_NUMBERS = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": (
+        "factor",
+        "original_max_position_embeddings",
+        "attention_factor",
+        "beta_fast",
+        "beta_slow",
+        "mscale",
+        "mscale_all_dim",
+        "truncate",
+    ),
+}
+"""The rules of scaling, and the keys that each understands."""
+
+
+def read_rope(reader: ConfigReader, default_theta: float, max_positions: int) -> RopeSpec:
+    """The rotary positions, every parameter filled in. Raises SourceError."""
+    parameters = _parameters(reader)
+    theta = _theta(reader, parameters, default_theta)
+    for value in (reader.value("partial_rotary_factor"), parameters.pop("partial_rotary_factor", None)):
+        if value is not None and (isinstance(value, bool) or value != 1):
+            raise unsupported("partial_rotary_factor", value, "rotation of whole heads (1.0)")
+    rule = _rule(parameters)
+    for name, value in parameters.items():
+        if value is not None and name not in _NUMBERS[rule]:
+            raise unsupported(f"rope_parameters.{show(name)}", value, f"rope_type {show(rule)} without it")
+
+    def number(name: str, default: float | None = None) -> float:
+        return checked_number(f"rope_parameters.{name}", parameters.get(name), default)
+
+    if rule == "default":
+        return RopeSpec(theta)
+    if rule == "linear":
+        return RopeSpec(theta, "linear", {"factor": number("factor")})
+    original = number("original_max_position_embeddings", float(max_positions))
+    if rule == "llama3":
+        return RopeSpec(theta, "llama3", _llama3(number, original))
+    return RopeSpec(theta, "yarn", _yarn(parameters, number, original, max_positions))
+
+
+def _parameters(reader: ConfigReader) -> dict[Any, Any]:
+    """The one object that describes the scaling, under either name, as a copy."""
+    found = {}
+    for name in ("rope_scaling", "rope_parameters"):
+        value = reader.value(name)
+        if value is not None and not isinstance(value, Mapping):
+            raise SourceError(f"config.json: {name} is {show(value)}; expected an object or null.", DAMAGED)
+        if value:
+            found[name] = dict(value)
+    if len(found) == 2 and found["rope_scaling"] != found["rope_parameters"]:
+        raise SourceError("config.json: rope_scaling and rope_parameters differ; expected one of them.", DAMAGED)
+    return next(iter(found.values()), {})
+
+
+def _theta(reader: ConfigReader, parameters: dict[Any, Any], default: float) -> float:
+    outer, inner = reader.value("rope_theta"), parameters.pop("rope_theta", None)
+    theta = outer if inner is None else inner
+    value = checked_number("rope_theta", theta, default, above=1.0, maximum=LARGEST_THETA)
+    if outer is not None and inner is not None and outer != inner:
+        raise SourceError(
+            f"config.json: rope_theta is {show(outer)}, but {show(inner)} in rope_parameters; expected one value.",
+            DAMAGED,
+        )
+    return value
+
+
+def _rule(parameters: dict[Any, Any]) -> str:
+    old, new = parameters.pop("type", None), parameters.pop("rope_type", None)
+    rule = old if new is None else new
+    if rule is None:
+        rule = "default"
+    if old is not None and new is not None and old != new:
+        raise SourceError(f"config.json: rope_type is {show(new)}, but type is {show(old)}; expected one.", DAMAGED)
+    if not isinstance(rule, str) or rule not in _NUMBERS:
+        raise unsupported("rope_type", rule, ", ".join(map(show, _NUMBERS)))
+    return rule
+
+
+def _llama3(number: Callable[..., float], original: float) -> dict[str, float]:
+    low, high = number("low_freq_factor"), number("high_freq_factor")
+    if high <= low:
+        raise SourceError(
+            f"config.json: rope_parameters.high_freq_factor is {high:g}; expected more than low_freq_factor, {low:g}.",
+            DAMAGED,
+        )
+    return {
+        "factor": number("factor"),
+        "low_freq_factor": low,
+        "high_freq_factor": high,
+        "original_max_position_embeddings": original,
+    }
+
+
+def _yarn(
+    parameters: dict[Any, Any], number: Callable[..., float], original: float, max_positions: int
+) -> dict[str, float]:
+    fast, slow = number("beta_fast", 32.0), number("beta_slow", 1.0)
+    if fast < slow:
+        raise SourceError(
+            f"config.json: rope_parameters.beta_fast is {fast:g}; expected at least beta_slow, {slow:g}.", DAMAGED
+        )
+    truncate = parameters.get("truncate")
+    if truncate is not None and not isinstance(truncate, bool):
+        raise SourceError(
+            f"config.json: rope_parameters.truncate is {show(truncate)}; expected true or false.", DAMAGED
+        )
+    factor = number("factor", max_positions / original)
+    return {
+        "factor": factor,
+        "original_max_position_embeddings": original,
+        "attention_factor": number("attention_factor", _yarn_attention_factor(parameters, number, factor)),
+        "beta_fast": fast,
+        "beta_slow": slow,
+        "truncate": 0.0 if truncate is False else 1.0,
+    }
+
+
+def _yarn_attention_factor(parameters: dict[Any, Any], number: Callable[..., float], factor: float) -> float:
+    """Peng et al. 2023, section 3.4; the two `mscale` numbers come from DeepSeek-V2."""
+
+    def gain(weight: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+    if parameters.get("mscale") and parameters.get("mscale_all_dim"):
+        return gain(number("mscale")) / gain(number("mscale_all_dim"))
+    return gain(1.0)

@@ -1,0 +1,33 @@
+"""Qwen3-MoE: a norm over each query and key head, dense layers among sparse ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from edgemoe.architectures.config import LARGEST_WIDTH, ConfigReader
+from edgemoe.architectures.frame import read_attention, read_experts, read_frame, read_layers
+from edgemoe.architectures.table import DENSE_FFN, FRAME, FUSED_EXPERTS, SEPARATE_EXPERTS, layer_rows
+from edgemoe.model.spec import DenseFfnSpec, ModelSpec
+
+TENSORS = (
+    FRAME
+    + layer_rows(
+        ("query_norm", "self_attn.q_norm.weight", ("head_width",)),
+        ("key_norm", "self_attn.k_norm.weight", ("head_width",)),
+        ("router", "mlp.gate.weight", ("experts", "model")),
+    )
+    + SEPARATE_EXPERTS
+    + FUSED_EXPERTS
+    + DENSE_FFN
+)
+
+
+def read(reader: ConfigReader) -> ModelSpec:
+    """The model that a config describes. Raises SourceError."""
+    frame = read_frame(reader, "qwen3_moe")
+    attention = read_attention(
+        reader, frame.model_width, bias_key="attention_bias", kv_heads_required=True, qk_norm="head"
+    )
+    moe = read_experts(reader, width_key="moe_intermediate_size", renormalise=reader.flag("norm_topk_prob", False))
+    dense = DenseFfnSpec(reader.integer("intermediate_size", maximum=LARGEST_WIDTH))
+    return replace(frame, layers=read_layers(reader, attention, moe, dense))

@@ -1,0 +1,216 @@
+"""The table of a family's tensors, and the one loader that holds a checkpoint to it.
+
+A family lists where its tensors lie, in every layout in which its checkpoints are written. The `ModelSpec`
+says which of them a certain model has; the checkpoint must hold each of those exactly once, in the shape that
+the table gives, and nothing else but what `HARMLESS_TENSORS` names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from edgemoe.errors import SourceError
+from edgemoe.model.spec import DenseFfnSpec, LayerSpec, ModelSpec
+
+MISMATCH = "config.json and the weights do not belong together, or a shard is missing. Download the checkpoint again."
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a family's table.
+
+    `internal`: the names in the `ModelSpec`; several share the source's rows evenly, in order (gate, then up).
+    `source`: the name in the checkpoint. Where only `internal` has `{expert}`, the source stacks the experts.
+    `shape`: the source's shape in symbols (`2*expert_width` for a product).
+    """
+
+    internal: tuple[str, ...]
+    source: str
+    shape: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SourceSlice:
+    """Where a tensor lies in the checkpoint: rows `row_start` to `row_stop` of `tensor`, or of `tensor[index]`.
+
+    The rows of a vector are its elements.
+    """
+
+    tensor: str
+    index: int | None
+    row_start: int
+    row_stop: int
+
+
+def rows(*lines: tuple[str, str, tuple[str, ...]], internal: str = "", source: str = "") -> tuple[Row, ...]:
+    """Rows from `(internal names, source name, shape)`, each name put behind the prefix given for its side.
+
+    Several internal names are written with spaces between them.
+    """
+    return tuple(
+        Row(tuple(internal + name for name in names.split()), source + pattern, shape)
+        for names, pattern, shape in lines
+    )
+
+
+def layer_rows(*lines: tuple[str, str, tuple[str, ...]]) -> tuple[Row, ...]:
+    """Rows of which each layer has its own."""
+    return rows(*lines, internal="layers.{layer}.", source="model.layers.{layer}.")
+
+
+FRAME: tuple[Row, ...] = rows(
+    ("embedding", "model.embed_tokens.weight", ("vocabulary", "model")),
+    ("final_norm", "model.norm.weight", ("model",)),
+    ("head", "lm_head.weight", ("vocabulary", "model")),
+) + layer_rows(
+    ("attention_norm", "input_layernorm.weight", ("model",)),
+    ("query", "self_attn.q_proj.weight", ("query", "model")),
+    ("key", "self_attn.k_proj.weight", ("key_value", "model")),
+    ("value", "self_attn.v_proj.weight", ("key_value", "model")),
+    ("output", "self_attn.o_proj.weight", ("model", "query")),
+    ("query_bias", "self_attn.q_proj.bias", ("query",)),
+    ("key_bias", "self_attn.k_proj.bias", ("key_value",)),
+    ("value_bias", "self_attn.v_proj.bias", ("key_value",)),
+    ("output_bias", "self_attn.o_proj.bias", ("model",)),
+    ("ffn_norm", "post_attention_layernorm.weight", ("model",)),
+)
+"""The rows that every family has: embedding, head, norms and attention."""
+
+DENSE_FFN: tuple[Row, ...] = layer_rows(
+    ("ffn.gate", "mlp.gate_proj.weight", ("ffn_width", "model")),
+    ("ffn.up", "mlp.up_proj.weight", ("ffn_width", "model")),
+    ("ffn.down", "mlp.down_proj.weight", ("model", "ffn_width")),
+)
+
+FUSED_EXPERTS: tuple[Row, ...] = layer_rows(
+    (
+        "experts.{expert}.gate experts.{expert}.up",
+        "mlp.experts.gate_up_proj",
+        ("experts", "2*expert_width", "model"),
+    ),
+    ("experts.{expert}.down", "mlp.experts.down_proj", ("experts", "model", "expert_width")),
+)
+"""All experts of a layer in two tensors, as newer programs hold them."""
+
+SEPARATE_EXPERTS: tuple[Row, ...] = layer_rows(
+    ("experts.{expert}.gate", "mlp.experts.{expert}.gate_proj.weight", ("expert_width", "model")),
+    ("experts.{expert}.up", "mlp.experts.{expert}.up_proj.weight", ("expert_width", "model")),
+    ("experts.{expert}.down", "mlp.experts.{expert}.down_proj.weight", ("model", "expert_width")),
+)
+
+HARMLESS_TENSORS: tuple[tuple[str, str], ...] = (
+    (r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq", "rotary frequencies follow from config.json"),
+)
+"""Tensors that a checkpoint may carry and no model needs: patterns of names, and why."""
+
+TIED_HEAD = "a copy of the embedding, which config.json says is the head (tie_word_embeddings)"
+
+
+def resolve_tensors(
+    spec: ModelSpec, table: tuple[Row, ...], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, SourceSlice]:
+    """Where each tensor of `spec.tensors()` lies, in that order. Raises SourceError."""
+    wanted = spec.tensors()
+    found: dict[str, SourceSlice] = {}
+    used: set[str] = set()
+    candidates: dict[str, str] = {}
+    for row in table:
+        for source, slices, sizes in _expand(row, spec):
+            if not slices.keys() <= wanted.keys():
+                continue
+            for name in slices:
+                candidates.setdefault(name, source)
+            if source in shapes and not slices.keys() & found.keys():
+                _check_shape(source, row.shape, sizes, shapes[source])
+                used.add(source)
+                found |= slices
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        first = candidates.get(missing[0], missing[0])
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise SourceError(
+            f"{first}: missing{more}; config.json asks for {len(wanted)} tensors, found {len(found)}.", MISMATCH
+        )
+    left = sorted(shapes.keys() - used - unused_tensors(spec, shapes).keys())
+    if left:
+        more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
+        raise SourceError(
+            f"{left[0]}: not expected{more}; {spec.family} with this config.json has no such tensor.", MISMATCH
+        )
+    return {name: found[name] for name in wanted}
+
+
+def unused_tensors(spec: ModelSpec, names: Iterable[str]) -> dict[str, str]:
+    """The tensors among `names` that the model does not need, each with the reason why that is right."""
+    reasons = {}
+    for name in names:
+        if name == "lm_head.weight" and spec.tied_embeddings:
+            reasons[name] = TIED_HEAD
+        for pattern, reason in HARMLESS_TENSORS:
+            if re.fullmatch(pattern, name):
+                reasons[name] = reason
+    return reasons
+
+
+def _expand(row: Row, spec: ModelSpec) -> Iterator[tuple[str, dict[str, SourceSlice], dict[str, int]]]:
+    """Each source tensor that a row stands for, with what it holds and the sizes of its layer."""
+    per_layer = "{layer}" in row.source
+    stacked = "{expert}" in row.internal[0] and "{expert}" not in row.source
+    cached: tuple[LayerSpec | None, dict[str, int]] = (None, _sizes(spec, None))
+    for number, layer in enumerate(spec.layers if per_layer else (None,)):
+        if layer is not cached[0]:
+            cached = (layer, _sizes(spec, layer))
+        sizes = cached[1]
+        experts: Iterable[int] = range(sizes.get("experts", 0)) if "{expert}" in row.internal[0] else (0,)
+        part_rows = _size(row.shape[1 if stacked else 0], sizes) // len(row.internal)
+        if stacked:
+            slices: dict[str, SourceSlice] = {}
+            source = row.source.format(layer=number)
+            for expert in experts:
+                slices |= _slices(row, source, number, expert, expert, part_rows)
+            yield source, slices, sizes
+        else:
+            for expert in experts:
+                source = row.source.format(layer=number, expert=expert)
+                yield source, _slices(row, source, number, expert, None, part_rows), sizes
+
+
+def _slices(
+    row: Row, source: str, layer: int, expert: int, index: int | None, part_rows: int
+) -> dict[str, SourceSlice]:
+    return {
+        name.format(layer=layer, expert=expert): SourceSlice(source, index, part * part_rows, (part + 1) * part_rows)
+        for part, name in enumerate(row.internal)
+    }
+
+
+def _sizes(spec: ModelSpec, layer: LayerSpec | None) -> dict[str, int]:
+    """What the symbols of shapes stand for, in the whole model or in a layer."""
+    sizes = {"one": 1, "model": spec.model_width, "vocabulary": spec.vocabulary}
+    if layer is None:
+        return sizes
+    attention, ffn = layer.attention, layer.ffn
+    sizes |= {
+        "query": attention.query_heads * attention.head_width,
+        "key_value": attention.kv_heads * attention.head_width,
+        "head_width": attention.head_width,
+    }
+    if isinstance(ffn, DenseFfnSpec):
+        return sizes | {"ffn_width": ffn.width}
+    return sizes | {"experts": ffn.experts, "expert_width": ffn.width, "shared_width": ffn.shared_width}
+
+
+def _size(symbol: str, sizes: Mapping[str, int]) -> int:
+    """The size of one dimension; 0 where the layer has no such thing (a dense layer has no experts)."""
+    factor, _, name = symbol.rpartition("*")
+    return int(factor or 1) * sizes.get(name, 0)
+
+
+def _check_shape(source: str, symbols: tuple[str, ...], sizes: Mapping[str, int], found: tuple[int, ...]) -> None:
+    expected = tuple(_size(symbol, sizes) for symbol in symbols)
+    if tuple(found) != expected:
+        raise SourceError(
+            f"{source}: expected ({', '.join(symbols)}) = {expected} from config.json, found {tuple(found)}.", MISMATCH
+        )

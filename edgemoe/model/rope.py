@@ -1,0 +1,85 @@
+"""Rotary positions as tables of cosines and sines: what a `RopeSpec` means.
+
+Angles are taken in float32, a float32 frequency times the position, as checkpoints were trained; cosines and
+sines are then rounded once from double precision, so that they are the same on every machine.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from edgemoe.model.spec import RopeSpec
+
+Floats = npt.NDArray[np.float32]
+
+_CHUNK_POSITIONS = 4096  # bounds the double precision temporaries
+
+
+def rope_tables(spec: RopeSpec, head_width: int, positions: int) -> tuple[Floats, Floats]:
+    """Cosines and sines of every position, each `(positions, head_width // 2)`, float32.
+
+    The attention factor of `yarn` is folded into both.
+    """
+    frequencies = _frequencies(spec, head_width)
+    gain = np.float32(spec.parameters["attention_factor"] if spec.scaling == "yarn" else 1)
+    cosine = np.empty((positions, head_width // 2), np.float32)
+    sine = np.empty_like(cosine)
+    for start in range(0, positions, _CHUNK_POSITIONS):
+        chunk = slice(start, min(start + _CHUNK_POSITIONS, positions))
+        angles = np.arange(chunk.start, chunk.stop, dtype=np.float32)[:, None] * frequencies
+        exact = angles.astype(np.float64)
+        cosine[chunk] = np.cos(exact).astype(np.float32) * gain
+        sine[chunk] = np.sin(exact).astype(np.float32) * gain
+    return cosine, sine
+
+
+def _frequencies(spec: RopeSpec, head_width: int) -> Floats:
+    """Radians per position of each pair, `(head_width // 2,)` (Su et al. 2021), scaled by the spec's rule."""
+    exponents = np.arange(0, head_width, 2, dtype=np.float32) / np.float32(head_width)
+    periods = np.power(np.float64(spec.theta), exponents.astype(np.float64)).astype(np.float32)
+    plain = np.float32(1) / periods
+    if spec.scaling == "linear":  # Chen et al. 2023
+        return plain / np.float32(spec.parameters["factor"])
+    if spec.scaling == "llama3":
+        return _llama3(plain, spec)
+    if spec.scaling == "yarn":
+        return _yarn(plain, periods, spec, head_width)
+    return plain
+
+
+def _llama3(plain: Floats, spec: RopeSpec) -> Floats:
+    """Llama 3.1: long waves are slowed by the factor, short ones kept, those between interpolated."""
+    p = spec.parameters
+    original = p["original_max_position_embeddings"]
+    low, high = p["low_freq_factor"], p["high_freq_factor"]
+    slowed = plain / np.float32(p["factor"])
+    waves = np.float32(2 * math.pi) / plain
+    blend = (np.float32(original) / waves - np.float32(low)) / np.float32(high - low)
+    between = (np.float32(1) - blend) * plain / np.float32(p["factor"]) + blend * plain
+    kept = np.where(waves < np.float32(original / high), plain, between)
+    scaled: Floats = np.where(waves > np.float32(original / low), slowed, kept)
+    return scaled
+
+
+def _yarn(plain: Floats, periods: Floats, spec: RopeSpec, head_width: int) -> Floats:
+    """YaRN (Peng et al. 2023): pairs that turn often keep their frequency, those that turn seldom are slowed."""
+    p = spec.parameters
+
+    def pair_turning(turns: float) -> float:
+        """The (fractional) pair that makes so many turns over the original context."""
+        ratio = p["original_max_position_embeddings"] / (turns * 2 * math.pi)
+        return head_width * math.log(ratio) / (2 * math.log(spec.theta))
+
+    first, last = pair_turning(p["beta_fast"]), pair_turning(p["beta_slow"])
+    if p["truncate"]:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, head_width - 1)
+    span = last - first if last != first else 0.001
+    pairs = np.arange(head_width // 2, dtype=np.float32)
+    slowing = np.clip((pairs - np.float32(first)) / np.float32(span), 0, 1).astype(np.float32)
+    kept = np.float32(1) - slowing
+    slowed = np.float32(1) / (np.float32(p["factor"]) * periods)
+    return slowed * (np.float32(1) - kept) + plain * kept
