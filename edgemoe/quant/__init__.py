@@ -1,0 +1,1 @@
+"""Quantisers: from float32 weights to the blocks that the kernels take."""

@@ -1,0 +1,1 @@
+"""The portable kernels, compiled by Numba when they are first called; `backend.py` gathers them."""
