@@ -1,0 +1,1 @@
+"""Text to ids and back: tokenizer, chat template, sampling, generation and conversations."""

@@ -1,0 +1,192 @@
+"""A conversation with a model that remembers what was said, and what of it is already computed.
+
+Every turn renders the whole conversation with the chat template; the ids that the engine already holds
+from the turn before are kept, so only the new ones are computed.
+
+When the context is full the oldest turns are forgotten (the system message stays) until the conversation
+fills at most half of the context, so that it does not happen again at once. Forgotten turns are still
+saved by `save`. An answer that was stopped stays in the conversation as far as it went; a message whose
+answer had not begun is taken back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypedDict
+
+from edgemoe.errors import EdgemoeError, UsageError
+from edgemoe.session.generate import Generation, check_prompt_length, check_text_length
+from edgemoe.session.held_tokens import HeldTokens
+from edgemoe.session.model_files import read_json_object
+from edgemoe.session.sampler import SamplingOptions
+from edgemoe.session.template import ChatTemplate
+from edgemoe.session.tokenizer import Tokenizer
+
+SAVE_VERSION = 1
+
+
+class ChatMessage(TypedDict):
+    """One message; role is `system`, `user` or `assistant`."""
+
+    role: str
+    content: str
+
+
+class Answer:
+    """An answer on its way: iterate over it for the pieces of text. It joins the conversation as it ends."""
+
+    def __init__(
+        self, chat: ChatSession, before: list[ChatMessage], text: str, generation: Generation, forgotten: int
+    ) -> None:
+        self.generation = generation
+        self.newly_forgotten_turns = max(0, forgotten - chat.forgotten_turns)
+        self._chat = chat
+        self._before = before
+        self._user_text = text
+        self._forgotten = forgotten
+
+    def stop(self) -> None:
+        """End after the token being computed; what was said so far stays."""
+        self.generation.stop()
+
+    def __iter__(self) -> Iterator[str]:
+        try:
+            yield from self.generation
+        finally:
+            if self.generation.text or self.generation.finish_reason not in (None, "interrupted"):
+                self._chat.messages = [
+                    *self._before,
+                    ChatMessage(role="user", content=self._user_text),
+                    ChatMessage(role="assistant", content=self.generation.text),
+                ]
+                self._chat.forgotten_turns = self._forgotten
+
+
+class ChatSession:
+    """A conversation: `messages` are its user and assistant turns, `system` stands before them."""
+
+    def __init__(
+        self,
+        held: HeldTokens,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        options: SamplingOptions | None = None,
+        max_tokens: int | None = None,
+        system: str | None = None,
+    ) -> None:
+        """`max_tokens` limits each answer; None leaves it to the context."""
+        self.options = options or SamplingOptions()
+        self.max_tokens = max_tokens
+        self.system = system
+        self.messages: list[ChatMessage] = []
+        self.forgotten_turns = 0
+        """So many of the oldest turns does the model no longer see."""
+        self._held = held
+        self._tokenizer = tokenizer
+        self._template = template
+
+    def send(self, text: str) -> Answer:
+        """The answer to a message. Raises UsageError for one that is empty or does not fit the context."""
+        if not text.strip():
+            raise UsageError("the message is empty: expected some text.", "Write something to answer.")
+        return self._answer(list(self.messages), text)
+
+    def retry(self) -> Answer:
+        """Answer the last message again, in place of the answer it has. Raises UsageError without one."""
+        if not self.messages:
+            raise UsageError("there is no answer to try again.", "Send a message first.")
+        return self._answer(self.messages[:-2], self.messages[-2]["content"])
+
+    def undo(self) -> str | None:
+        """Take the last message and its answer back; returns the message, None where there is none."""
+        if not self.messages:
+            return None
+        text = self.messages[-2]["content"]
+        del self.messages[-2:]
+        self.forgotten_turns = min(self.forgotten_turns, len(self.messages) // 2)
+        return text
+
+    def reset(self) -> None:
+        """Forget all messages; the system message stays."""
+        self.messages = []
+        self.forgotten_turns = 0
+
+    def save(self, path: Path) -> None:
+        """Write the conversation as JSON, whole or not at all. Raises EdgemoeError where it cannot."""
+        data = {"edgemoe_chat": SAVE_VERSION, "system": self.system, "messages": self.messages}
+        try:
+            with tempfile.NamedTemporaryFile(
+                "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+            ) as file:
+                temporary = Path(file.name)
+                try:
+                    json.dump(data, file, ensure_ascii=False, indent=1)
+                except BaseException:
+                    temporary.unlink()
+                    raise
+            os.replace(temporary, path)  # noqa: PTH105 (as it reads: the new over the old)
+        except OSError as error:
+            raise EdgemoeError(
+                f"{path} cannot be written: {error.strerror}.", "Choose a folder that exists and is yours."
+            ) from None
+
+    def load(self, path: Path) -> None:
+        """Take up a saved conversation in place of this one. Raises EdgemoeError where it is not one."""
+        data = read_json_object(path)
+        messages, system = data.get("messages"), data.get("system")
+        valid = (
+            data.get("edgemoe_chat") == SAVE_VERSION
+            and (system is None or isinstance(system, str))
+            and isinstance(messages, list)
+            and len(messages) % 2 == 0
+            and all(_is_message(m, ("user", "assistant")[i % 2]) for i, m in enumerate(messages))
+        )
+        if not valid:
+            raise EdgemoeError(
+                f"{path}: expected a conversation saved by edgemoe (version {SAVE_VERSION}), found another file.",
+                "Choose a file written by /save.",
+            )
+        self.messages = [ChatMessage(role=m["role"], content=m["content"]) for m in data["messages"]]
+        self.system = system
+        self.forgotten_turns = 0
+
+    @property
+    def held_tokens(self) -> int:
+        """Positions of the context that are in use."""
+        return len(self._held.ids)
+
+    @property
+    def context_length(self) -> int:
+        return self._held.engine.context_length
+
+    def _answer(self, before: list[ChatMessage], text: str) -> Answer:
+        check_text_length(text, self.context_length)
+        prompt_ids, forgotten = self._fit(before, text)
+        generation = Generation(self._held, self._tokenizer, prompt_ids, self.options, self.max_tokens)
+        return Answer(self, before, text, generation, forgotten)
+
+    def _fit(self, before: list[ChatMessage], text: str) -> tuple[list[int], int]:
+        """The prompt's ids with as many old turns as the context allows, and how many turns that leaves out."""
+        turns = len(before) // 2
+        forgotten = min(self.forgotten_turns, turns)
+        ids = self._prompt_ids(before[2 * forgotten :], text)
+        room_for_answer = min(self.max_tokens or self.context_length, self.context_length // 4)
+        if len(ids) + room_for_answer > self.context_length:
+            while forgotten < turns and len(ids) > self.context_length // 2:
+                forgotten += 1
+                ids = self._prompt_ids(before[2 * forgotten :], text)
+        check_prompt_length(len(ids), self.context_length)
+        return ids, forgotten
+
+    def _prompt_ids(self, before: list[ChatMessage], text: str) -> list[int]:
+        system = [ChatMessage(role="system", content=self.system)] if self.system else []
+        messages = [*system, *before, ChatMessage(role="user", content=text)]
+        return self._tokenizer.encode(self._template.render(messages))
+
+
+def _is_message(value: object, role: str) -> bool:
+    return isinstance(value, dict) and value.get("role") == role and isinstance(value.get("content"), str)

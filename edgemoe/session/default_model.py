@@ -1,0 +1,71 @@
+"""Where models are found: a path, a name under a models folder, or the bundled model when neither is given."""
+
+from __future__ import annotations
+
+import os
+from importlib.resources import files
+from pathlib import Path
+
+from edgemoe.errors import StoreError
+
+DEFAULT_MODEL = "smollm2-135m-moe"
+MODELS_VARIABLE = "EDGEMOE_MODELS"
+MANIFEST = "edgemoe.json"
+
+
+def models_folders() -> list[Path]:
+    """Folders that may hold models: those of EDGEMOE_MODELS, the installed package's, the checkout's."""
+    given = [Path(entry) for entry in os.environ.get(MODELS_VARIABLE, "").split(os.pathsep) if entry]
+    package = files("edgemoe")
+    installed = Path(str(package.joinpath("models")))
+    checkout = Path(__file__).resolve().parents[2] / "models"
+    return [*given, installed, checkout]
+
+
+def find_model(path: str | Path | None = None) -> Path:
+    """The folder of a store, given as a path or as the name of a model; the bundled one for None.
+
+    Raises StoreError with the way out where there is none: a checkpoint is to be converted first.
+    """
+    if path is None:
+        return _named(DEFAULT_MODEL) or _missing_default()
+    folder = Path(path).expanduser()
+    if (folder / MANIFEST).is_file():
+        return folder
+    text = str(path)
+    if not folder.exists():
+        if os.sep not in text and (named := _named(text)):
+            return named
+        looks_like_hub_id = text.count("/") == 1 and not text.startswith((".", "/", "~"))
+        raise StoreError(
+            f"{text}: there is no such folder or model.",
+            f"For a model of the hub, convert it first: edgemoe convert {text} DEST."
+            if looks_like_hub_id
+            else "Give the folder of a store; edgemoe convert makes one, edgemoe info names the bundled model.",
+        )
+    raise StoreError(
+        f"{text}: expected a store (a folder with {MANIFEST}), found {_describe(folder)}.",
+        f"Convert it first: edgemoe convert {text} DEST."
+        if _describe(folder) != "something else"
+        else "Give the folder of a store; edgemoe convert makes one.",
+    )
+
+
+def _named(name: str) -> Path | None:
+    for folder in models_folders():
+        if (folder / name / MANIFEST).is_file():
+            return folder / name
+    return None
+
+
+def _missing_default() -> Path:
+    raise StoreError(
+        f"the bundled model ({DEFAULT_MODEL}) is not here: looked in {', '.join(map(str, models_folders()))}.",
+        f"Name another model, or set {MODELS_VARIABLE} to the folder that holds it.",
+    )
+
+
+def _describe(path: Path) -> str:
+    if path.is_file():
+        return "a GGUF file" if path.suffix == ".gguf" else "something else"
+    return "a checkpoint" if (path / "config.json").is_file() else "something else"

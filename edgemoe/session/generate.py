@@ -1,0 +1,183 @@
+"""Generation: a prompt's ids in, pieces of text out, one token at a time."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from edgemoe.errors import UsageError
+from edgemoe.session.held_tokens import HeldTokens
+from edgemoe.session.sampler import Sampler, SamplingOptions
+from edgemoe.session.tokenizer import LONGEST_TOKEN_CHARACTERS, Detokeniser, Tokenizer, check_token_ids
+
+PREFILL_CHUNK_TOKENS = 256
+"""Prompts are read in chunks, between which a request to stop is heard; it never changes a result."""
+
+FinishReason = Literal["stop", "length", "context", "interrupted"]
+
+
+@dataclass(frozen=True)
+class GenerationStatistics:
+    """What an answer cost. A figure that there was nothing to measure for is None.
+
+    Rates of experts and disk are those of decoding (from the second generated token on), or of the
+    prompt where only one token was generated.
+    """
+
+    prefill_tokens: int
+    """Prompt tokens computed: those not already held from the turn before."""
+    prefill_tokens_per_s: float | None
+    decode_tokens_per_s: float | None
+    expert_hit_rate: float | None
+    disk_bytes_per_token: float
+    peak_rss_bytes: int
+
+    def to_json(self) -> dict[str, float | int | None]:
+        return asdict(self)
+
+
+@dataclass
+class _Counters:
+    """A moment's cumulative counters."""
+
+    seconds: float
+    hits: int
+    misses: int
+    disk_bytes: int
+
+
+class Generation:
+    """One answer on its way: iterate over it for the pieces of text.
+
+    After the iteration `text`, `token_ids` (without the token that ended it), `finish_reason` and
+    `statistics` hold the whole. `stop` may be called at any time, from another thread or a signal handler.
+
+    finish_reason: `stop` (the model ended its answer), `length` (max_tokens reached), `context` (no room
+    left), `interrupted` (stopped from outside).
+    """
+
+    def __init__(
+        self,
+        held: HeldTokens,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int],
+        options: SamplingOptions,
+        max_tokens: int | None = None,
+    ) -> None:
+        """Checks the prompt. Raises UsageError where it is empty, not of this vocabulary, or does not fit."""
+        if max_tokens is not None and max_tokens < 1:
+            raise UsageError(f"max-tokens: expected 1 or more, found {max_tokens}.", "Leave it out for no limit.")
+        check_token_ids(prompt_ids, tokenizer.vocabulary)
+        check_prompt_length(len(prompt_ids), held.engine.context_length)
+        self.prompt_ids = list(prompt_ids)
+        self.token_ids: list[int] = []
+        self.text = ""
+        self.finish_reason: FinishReason | None = None
+        self.statistics: GenerationStatistics | None = None
+        self._held = held
+        self._tokenizer = tokenizer
+        self._sampler = Sampler(options)
+        self._max_tokens = sys.maxsize if max_tokens is None else max_tokens
+        self._stopped = False
+
+    def stop(self) -> None:
+        """End after the token (or the prompt's chunk) being computed, with finish_reason `interrupted`."""
+        self._stopped = True
+
+    def __iter__(self) -> Iterator[str]:
+        start = self._counters()
+        prefill_tokens = len(self.prompt_ids) - self._held.keep_prefix(self.prompt_ids)
+        logits = None
+        for chunk in self._chunks(len(self.prompt_ids) - prefill_tokens):
+            if self._stopped:
+                break
+            logits = self._held.forward(chunk)
+        prefilled = self._counters()
+        detokeniser = Detokeniser(self._tokenizer, self.prompt_ids)
+        while self.finish_reason is None:
+            if self._stopped or logits is None:
+                self.finish_reason = "interrupted"
+                break
+            token = self._sampler.sample(logits)
+            if token in self._tokenizer.stop_ids:
+                self.finish_reason = "stop"
+                break
+            self.token_ids.append(token)
+            if piece := detokeniser.push(token):
+                self.text += piece
+                yield piece
+            if len(self.token_ids) >= self._max_tokens:
+                self.finish_reason = "length"
+            elif self._held.engine.position >= self._held.engine.context_length:
+                self.finish_reason = "context"
+            else:
+                logits = self._held.forward([token])
+        self.statistics = self._statistics(start, prefilled, self._counters(), prefill_tokens)
+        if piece := detokeniser.finish():
+            self.text += piece
+            yield piece
+
+    def _chunks(self, first: int) -> Iterator[list[int]]:
+        for begin in range(first, len(self.prompt_ids), PREFILL_CHUNK_TOKENS):
+            yield self.prompt_ids[begin : begin + PREFILL_CHUNK_TOKENS]
+
+    def _counters(self) -> _Counters:
+        statistics = self._held.engine.statistics
+        return _Counters(time.perf_counter(), statistics.expert_hits, statistics.expert_misses, statistics.disk_bytes)
+
+    def _statistics(
+        self, start: _Counters, prefilled: _Counters, end: _Counters, prefill_tokens: int
+    ) -> GenerationStatistics:
+        # the first token comes out of the prompt's logits; each further one takes a decoding step
+        decoded = len(self.token_ids) - (self.finish_reason in ("length", "context"))
+        begin, tokens = (prefilled, decoded) if decoded > 0 else (start, prefill_tokens)
+        hits, misses = end.hits - begin.hits, end.misses - begin.misses
+        return GenerationStatistics(
+            prefill_tokens=prefill_tokens,
+            prefill_tokens_per_s=_rate(prefill_tokens, prefilled.seconds - start.seconds),
+            decode_tokens_per_s=_rate(decoded, end.seconds - prefilled.seconds) if decoded > 0 else None,
+            expert_hit_rate=hits / (hits + misses) if hits + misses else None,
+            disk_bytes_per_token=(end.disk_bytes - begin.disk_bytes) / max(tokens, 1),
+            peak_rss_bytes=peak_rss_bytes(),
+        )
+
+
+def check_prompt_length(tokens: int, context_length: int) -> None:
+    """Raises UsageError for a prompt without tokens, or with more than leave room for an answer."""
+    if tokens == 0:
+        raise UsageError("the prompt is empty: expected at least one token.", "Give some text to go on from.")
+    if tokens >= context_length:
+        raise UsageError(
+            f"the prompt does not fit: expected fewer than {context_length} tokens (the context), found {tokens}.",
+            "Shorten it, or split it into parts.",
+        )
+
+
+def check_text_length(text: str, context_length: int) -> None:
+    """Raises UsageError for a text too long for the context whatever its tokens, before it is tokenised."""
+    limit = context_length * LONGEST_TOKEN_CHARACTERS
+    if len(text) > limit:
+        raise UsageError(
+            f"the prompt does not fit: a context of {context_length} tokens takes at most {limit} characters,"
+            f" found {len(text)}.",
+            "Shorten it, or split it into parts.",
+        )
+
+
+def peak_rss_bytes() -> int:
+    """The most memory that this process has held at once, as the system counts it."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+
+
+def _rate(count: int, seconds: float) -> float | None:
+    return count / seconds if count and seconds > 0 else None

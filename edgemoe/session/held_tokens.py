@@ -1,0 +1,49 @@
+"""The token ids whose keys and values the engine holds, so that only what is new is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from edgemoe.model.engine import Engine
+
+
+class HeldTokens:
+    """An engine with the ids it has seen. Invariant: `len(ids) == engine.position`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.ids: list[int] = []
+        engine.rewind(0)
+
+    def keep_prefix(self, token_ids: Sequence[int]) -> int:
+        """Forget all but the longest common prefix with `token_ids`; returns its length.
+
+        The last of `token_ids` is never kept, as its logits are to be computed.
+        """
+        common = 0
+        for held, wanted in zip(self.ids, token_ids[:-1], strict=False):
+            if held != wanted:
+                break
+            common += 1
+        self.rewind(common)
+        return common
+
+    def forward(self, token_ids: Sequence[int], all_logits: bool = False) -> npt.NDArray[np.float32]:
+        """Run new tokens. Shapes: `(V,)` of the last one, or `(T, V)`."""
+        try:
+            logits = self.engine.forward(token_ids, all_logits=all_logits)
+        except BaseException:
+            self.rewind(len(self.ids))  # what the failed run has left behind is not part of the sequence
+            raise
+        self.ids.extend(token_ids)
+        return logits
+
+    def rewind(self, position: int) -> None:
+        """Forget everything from this position on."""
+        del self.ids[position:]
+        self.engine.rewind(position)

@@ -1,0 +1,201 @@
+"""A model that is open: what `edgemoe.load` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from edgemoe.errors import StoreError, UsageError
+from edgemoe.session.chat import ChatSession
+from edgemoe.session.generate import (
+    FinishReason,
+    Generation,
+    GenerationStatistics,
+    check_prompt_length,
+    check_text_length,
+)
+from edgemoe.session.held_tokens import HeldTokens
+from edgemoe.session.model_files import read_json_object
+from edgemoe.session.sampler import SamplingOptions
+from edgemoe.session.template import ChatTemplate
+from edgemoe.session.tokenizer import Tokenizer, check_token_ids
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from edgemoe.model.engine import Engine
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """A finished answer; `token_ids` are the generated ones, without the token that ended the answer."""
+
+    text: str
+    token_ids: list[int]
+    prompt_tokens: int
+    finish_reason: FinishReason
+    statistics: GenerationStatistics
+
+    @property
+    def generated_tokens(self) -> int:
+        return len(self.token_ids)
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `edgemoe run --json` prints."""
+        return {
+            "text": self.text,
+            "token_ids": self.token_ids,
+            "prompt_tokens": self.prompt_tokens,
+            "generated_tokens": self.generated_tokens,
+            "finish_reason": self.finish_reason,
+            "stats": self.statistics.to_json(),
+        }
+
+
+class Model:
+    """An engine with its tokenizer and chat template. Close it, or use it in a `with`.
+
+    It holds one sequence: `logits`, `generate` and chats share its KV cache, and each computes again what
+    another has replaced. Not to be used from several threads at once.
+    """
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, folder: Path) -> None:
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.folder = folder
+        self.held = HeldTokens(engine)
+        self._templates: list[ChatTemplate] = []
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the threads and give the memory back. The model cannot be used afterwards."""
+        for template in self._templates:
+            template.close()
+        self._templates.clear()
+        self.engine.close()
+
+    @cached_property
+    def default_sampling(self) -> SamplingOptions:
+        """How the checkpoint's generation_config.json asks to sample. Raises StoreError where it is broken."""
+        path = self.folder / "generation_config.json"
+        try:
+            return SamplingOptions.from_generation_config(read_json_object(path, required=False))
+        except (UsageError, TypeError) as error:
+            raise StoreError(f"{path}: {error}", "Mend or remove the file; without it decoding is greedy.") from None
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The chat template, its process started. Raises StoreError where the model has none."""
+        template = ChatTemplate.load(self.folder)
+        self._templates.append(template)
+        return template
+
+    def encode(self, text: str, special_tokens: bool = True) -> list[int]:
+        """The ids of a plain text, with what the tokenizer puts around one (such as BOS) unless told not to."""
+        check_text_length(text, self.engine.context_length)
+        return self.tokenizer.encode(text, special_tokens)
+
+    def encode_chat(self, text: str, system: str | None = None) -> list[int]:
+        """The ids of a conversation's beginning: one user message, in the model's chat template."""
+        check_text_length(text, self.engine.context_length)
+        messages = [{"role": "system", "content": system}] if system else []
+        return self.tokenizer.encode(self.template.render([*messages, {"role": "user", "content": text}]))
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of the ids."""
+        return self.tokenizer.decode(token_ids, skip_special_tokens)
+
+    def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """The logits at every position. Shapes: float32 `(T, vocabulary)`. Raises UsageError as `stream` does."""
+        check_token_ids(token_ids, self.engine.spec.vocabulary)
+        check_prompt_length(len(token_ids), self.engine.context_length + 1)
+        self.held.rewind(0)
+        return self.held.forward(list(token_ids), all_logits=True)
+
+    def stream(
+        self,
+        token_ids: Sequence[int],
+        max_tokens: int | None = None,
+        options: SamplingOptions | None = None,
+    ) -> Generation:
+        """An answer to iterate over, piece by piece. Raises UsageError for ids that are empty or do not fit."""
+        return Generation(self.held, self.tokenizer, token_ids, options or SamplingOptions(), max_tokens)
+
+    def generate(
+        self,
+        token_ids: Sequence[int],
+        max_tokens: int | None = 256,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        seed: int | None = None,
+    ) -> GenerationResult:
+        """The whole answer to a prompt's ids; greedy unless given a temperature. Raises UsageError as `stream`."""
+        options = SamplingOptions(temperature, top_k, top_p, min_p, seed)
+        generation = self.stream(token_ids, max_tokens, options)
+        for _ in generation:
+            pass
+        return finished(generation)
+
+    def chat(
+        self,
+        system: str | None = None,
+        options: SamplingOptions | None = None,
+        max_tokens: int | None = None,
+    ) -> ChatSession:
+        """A new conversation, sampling as the checkpoint asks to unless told otherwise."""
+        return ChatSession(
+            self.held, self.tokenizer, self.template, options or self.default_sampling, max_tokens, system
+        )
+
+
+def finished(generation: Generation) -> GenerationResult:
+    """The result of a generation that was iterated to its end."""
+    assert generation.finish_reason is not None
+    assert generation.statistics is not None
+    return GenerationResult(
+        text=generation.text,
+        token_ids=generation.token_ids,
+        prompt_tokens=len(generation.prompt_ids),
+        finish_reason=generation.finish_reason,
+        statistics=generation.statistics,
+    )
+
+
+def load(
+    path: str | Path | None = None,
+    ram: str | int | None = None,
+    threads: int | None = None,
+    context_length: int | None = None,
+) -> Model:
+    """Open a store, or the bundled model where no path is given.
+
+    ram: the memory budget, in bytes or as text (`512MiB`, `6GiB`, `floor`, `auto`); None is `auto`.
+    threads: of the kernels; None chooses. context_length: in tokens; None leaves it to the model and budget.
+    Raises StoreError, BudgetError or UsageError.
+    """
+    from edgemoe.model.engine import open_engine
+    from edgemoe.session.default_model import find_model
+
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads: expected 1 or more, found {threads}.", "Leave it out to use all cores.")
+    folder = find_model(path)
+    engine = open_engine(folder, ram, threads, context_length)
+    try:
+        return Model(engine, Tokenizer.load(folder, engine.spec.vocabulary), folder)
+    except BaseException:
+        engine.close()
+        raise

@@ -1,0 +1,108 @@
+"""Renders chat templates in a process of its own, so that a hostile one can hurt nobody.
+
+A template is a program that came with the model. Jinja's sandbox keeps it from attributes and from the
+system, but not from filling the memory or running for ever; so it runs here, where the address space and
+the processor time are limited, and where the parent can end it at a deadline.
+
+The file is started by its path, isolated from the environment, and imports nothing of edgemoe. It speaks
+JSON, one object per line: first `{"path": [...]}`, the import path to use; then requests
+`{"template", "variables"}`, each answered by `{"text"}` or `{"error", "message"}`.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from typing import IO, Any
+
+MEMORY_LIMIT_BYTES = 512 << 20
+CPU_LIMIT_SECONDS = 10
+OUTPUT_LIMIT_CHARACTERS = 16 << 20
+
+
+def limit_resources() -> None:
+    """Limits the address space once, and the processor time afresh at every call (where the system can)."""
+    try:
+        import resource
+    except ImportError:  # Windows: the deadline of the parent remains
+        return
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    cpu_seconds = int(usage.ru_utime + usage.ru_stime) + CPU_LIMIT_SECONDS
+    for kind, limit in ((resource.RLIMIT_AS, MEMORY_LIMIT_BYTES), (resource.RLIMIT_CPU, cpu_seconds)):
+        hard = resource.getrlimit(kind)[1]
+        soft = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        try:
+            resource.setrlimit(kind, (soft, hard))
+        except (OSError, ValueError):  # macOS refuses RLIMIT_AS
+            continue
+
+
+def build_environment() -> Any:
+    """The environment in which transformers renders templates: its options, functions and tags."""
+    from datetime import datetime
+
+    from jinja2 import nodes
+    from jinja2.exceptions import TemplateError
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class GenerationTag(Extension):
+        """`{% generation %}` marks the assistant's text for training; here its body is simply printed."""
+
+        tags = {"generation"}  # noqa: RUF012 (the base class declares it so)
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body, lineno=line)
+
+    def raise_exception(message: str) -> None:
+        raise TemplateError(message)
+
+    def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None,
+                separators: tuple[str, str] | None = None, sort_keys: bool = False) -> str:  # fmt: skip
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
+    )
+    environment.filters["tojson"] = to_json
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
+    return environment
+
+
+def render(environment: Any, request: dict[str, Any]) -> dict[str, str]:
+    """One request to its answer; whatever the template does becomes an error message."""
+    from jinja2.exceptions import TemplateSyntaxError
+
+    try:
+        pieces, characters = [], 0
+        for piece in environment.from_string(request["template"]).generate(**request["variables"]):
+            characters += len(piece)
+            if characters > OUTPUT_LIMIT_CHARACTERS:
+                return {"error": "size", "message": f"more than {OUTPUT_LIMIT_CHARACTERS} characters"}
+            pieces.append(piece)
+        return {"text": "".join(pieces)}
+    except MemoryError:
+        return {"error": "memory", "message": f"more than {MEMORY_LIMIT_BYTES >> 20} MiB of memory"}
+    except TemplateSyntaxError as error:
+        return {"error": "syntax", "message": f"line {error.lineno}: {error.message}"}
+    except Exception as error:
+        return {"error": "render", "message": str(error)[:1000] or type(error).__name__}
+
+
+def serve(requests: IO[str], answers: IO[str]) -> None:
+    """Answers requests until their stream ends."""
+    sys.path[:] = json.loads(requests.readline())["path"]
+    environment = build_environment()
+    for line in requests:
+        limit_resources()
+        answers.write(json.dumps(render(environment, json.loads(line))) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    serve(sys.stdin, sys.stdout)
