@@ -78,13 +78,7 @@ class Engine:
         self._tokens = 0
         self._reader: RecordReader | None = None
         arena = _allocate_arena(memory.slots, memory.slot_bytes)
-        paths = {
-            store.record(number, expert).path
-            for number, layer in enumerate(spec.layers)
-            if isinstance(layer.ffn, MoeSpec)
-            for expert in range(layer.ffn.experts)
-        }
-        self._files = ExpertFiles(paths, direct_reads)
+        self._files = ExpertFiles((store.path / file.name for file in store.manifest.expert_files), direct_reads)
         try:
             self._reader = open_reader(arena, READER_THREADS)
             self._space = Workspace.allocate(spec, memory.chunk_tokens)
@@ -241,7 +235,8 @@ def model_sizes(store: Store, spec: ModelSpec) -> ModelSizes:
 
 def _kv_dtype(store: Store) -> type[np.float16] | type[np.float32]:
     """Keys and values are kept in float16, but for stores made for exactness (f32 weights)."""
-    return np.float32 if store.dense_format == "f32" else np.float16
+    formats = {tensor.format.name for tensor in store.manifest.resident if tensor.format is not None}
+    return np.float32 if formats <= {"f32"} else np.float16
 
 
 def _allocate_arena(slots: int, slot_bytes: int) -> npt.NDArray[np.uint8]:

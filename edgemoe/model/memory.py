@@ -32,7 +32,7 @@ for _power, _letter in enumerate("kmgt", start=1):
 
 def parse_size(text: str) -> int:
     """Bytes of a size such as `512MiB`, `6GiB`, `6GB`, `1.5g` or `1000000`. Raises UsageError."""
-    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([a-zA-Z]*)\s*", text)
+    match = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([a-zA-Z]*)\s*", text)
     if match is None or match[2].lower() not in _UNITS:
         raise UsageError(
             f"'{text}' is not a size.", "Write a number and a unit, such as 512MiB or 6GiB (also: floor, auto)."

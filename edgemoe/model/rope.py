@@ -82,4 +82,5 @@ def _yarn(plain: Floats, periods: Floats, spec: RopeSpec, head_width: int) -> Fl
     slowing = np.clip((pairs - np.float32(first)) / np.float32(span), 0, 1).astype(np.float32)
     kept = np.float32(1) - slowing
     slowed = np.float32(1) / (np.float32(p["factor"]) * periods)
-    return slowed * (np.float32(1) - kept) + plain * kept
+    scaled: Floats = slowed * (np.float32(1) - kept) + plain * kept
+    return scaled
