@@ -1,0 +1,206 @@
+"""A GGUF file, or the first of a split one, as a source.
+
+Blocks of Q8_0, Q4_0 and Q4_1 are ours to the bit and are handed on as they are; F32, F16 and BF16 become float32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgemoe.convert.gguf_config import (
+    Metadata,
+    TensorView,
+    checkpoint_config,
+    checkpoint_tensors,
+    halves_order,
+)
+from edgemoe.convert.gguf_file import GgufFile, GgufTensor, read_gguf
+from edgemoe.convert.gguf_tokenizer import side_files
+from edgemoe.convert.source import BLOCK_FORMATS, Rows, TensorInfo
+from edgemoe.errors import SourceError
+from edgemoe.kernels.formats import FORMATS, GROUP_COLUMNS, Blocks, dequantise
+
+_SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
+
+
+class GgufSource:
+    """A GGUF model as a checkpoint of its family (see `Source`). Opening it reads headers only."""
+
+    def __init__(self, path: Path) -> None:
+        self._files = _read_files(path)
+        first = self._files[0]
+        tensors: dict[str, GgufTensor] = {}
+        for file in self._files:
+            twice = tensors.keys() & file.tensors.keys()
+            if twice:
+                raise SourceError(f"{file.path}: {min(twice)}: the tensor is in another file of this model too.")
+            tensors |= file.tensors
+        metadata = Metadata(first.path, first.metadata)
+        self._config = checkpoint_config(metadata, tensors)
+        self._views = checkpoint_tensors(metadata, tensors)
+
+    @property
+    def name(self) -> str:
+        return self._files[0].path.name
+
+    @property
+    def fingerprint(self) -> str:
+        digests = "".join(file.header_sha256 for file in self._files)
+        return hashlib.sha256(digests.encode()).hexdigest()
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self._config
+
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        return {
+            name: TensorInfo(view.shape, _dtype(view), view.parts[0].path.name) for name, view in self._views.items()
+        }
+
+    def shards(self) -> Sequence[str]:
+        return [file.path.name for file in self._files]
+
+    def read_rows(self, tensor: str, index: int | None, row_start: int, row_stop: int) -> Rows:
+        view = self._views.get(tensor)
+        if view is None:
+            raise SourceError(f"{self.name}: it has no tensor {tensor}.")
+        rows = view.shape[-2] if len(view.shape) > 1 else view.shape[0]
+        assert 0 <= row_start < row_stop <= rows
+        assert (index is not None) == (len(view.shape) == 3)
+        if len(view.parts[0].shape) == 1:
+            return _vector_rows(view, row_start, row_stop)
+        if view.head_width is None:
+            return _plain_rows(view, index, row_start, row_stop)
+        # A head's rows come from all over the head, so whole heads are read.
+        first = row_start // view.head_width * view.head_width
+        last = min(rows, -(-row_stop // view.head_width) * view.head_width)
+        order = halves_order(row_start, row_stop, view.head_width) - first
+        return _take(_plain_rows(view, index, first, last), order)
+
+    def release(self, shard: str) -> None:
+        """Nothing to delete: the file is the user's."""
+
+    def side_files(self) -> Mapping[str, bytes | Path]:
+        first = self._files[0]
+        return side_files(first.path, first.metadata)
+
+    def close(self) -> None:
+        """Nothing stays open between reads."""
+
+
+def _read_files(path: Path) -> list[GgufFile]:
+    first = read_gguf(path)
+    count = first.metadata.get("split.count", 1)
+    if count in (0, 1):
+        return [first]
+    match = _SPLIT_NAME.fullmatch(path.name)
+    if not match or count != int(match[3]) or first.metadata.get("split.no") != 0:
+        raise SourceError(
+            f"{path}: expected the first of {count} files, named like model-00001-of-{count!s:0>5}.gguf; "
+            f"found number {first.metadata.get('split.no')}.",
+            "Give the first file, under its original name, with the others beside it.",
+        )
+    files = [first]
+    for number in range(2, count + 1):
+        part = path.with_name(f"{match[1]}-{number:05d}-of-{count:05d}.gguf")
+        if not part.is_file():
+            raise SourceError(
+                f"{part}: missing; the model is split into {count} files.", "Download it beside the first."
+            )
+        files.append(read_gguf(part))
+    expected = first.metadata.get("split.tensors.count")
+    found = sum(len(file.tensors) for file in files)
+    if expected not in (None, found):
+        raise SourceError(
+            f"{path}: expected {expected} tensors in {count} files, found {found}.", "Download the files again."
+        )
+    return files
+
+
+def _dtype(view: TensorView) -> str:
+    """The type of the parts; F32 where they differ, or are a vector of quantised numbers: these are decoded."""
+    names = {part.type_name for part in view.parts}
+    if len(names) > 1 or (len(view.parts[0].shape) == 1 and not names.isdisjoint(BLOCK_FORMATS)):
+        return "F32"
+    return next(iter(names))
+
+
+def _vector_rows(view: TensorView, start: int, stop: int) -> npt.NDArray[np.float32]:
+    """Elements of a vector, or the one row of the matrix that the file has as a vector."""
+    values: npt.NDArray[np.float32] = _as_floats(_decode(view.parts[0], view.parts[0].read(0, 1)))
+    if len(view.shape) == 2:
+        return values[start:stop]
+    if view.head_width is None:
+        return values[0, start:stop]
+    return values[0, halves_order(start, stop, view.head_width)]
+
+
+def _plain_rows(view: TensorView, index: int | None, start: int, stop: int) -> Rows:
+    """Rows in the file's order, from each part that has some of them."""
+    part_rows = view.parts[0].shape[-2]
+    base = (index if index is not None else view.expert or 0) * part_rows
+    pieces: list[Rows] = []
+    for number, part in enumerate(view.parts):
+        first, last = max(start - number * part_rows, 0), min(stop - number * part_rows, part_rows)
+        if first < last:
+            pieces.append(_decode(part, part.read(base + first, base + last)))
+    if len(pieces) == 1:
+        rows = pieces[0]
+    elif _dtype(view) in BLOCK_FORMATS:
+        rows = _concatenate([piece for piece in pieces if isinstance(piece, Blocks)])
+    else:
+        rows = np.concatenate([_as_floats(piece) for piece in pieces])
+    return rows if _dtype(view) in BLOCK_FORMATS else _as_floats(rows)
+
+
+def _decode(tensor: GgufTensor, data: npt.NDArray[np.uint8]) -> Rows:
+    """Rows of bytes as numbers. A block of 32 columns is a float16 scale, for Q4_1 a float16 minimum, the values."""
+    if tensor.type_name == "F32":
+        return data.view("<f4").astype(np.float32, copy=False)
+    if tensor.type_name == "F16":
+        return data.view("<f2").astype(np.float32)
+    if tensor.type_name == "BF16":
+        return (data.view("<u2").astype(np.uint32) << 16).view(np.float32)
+    rows, columns = data.shape[0], tensor.shape[-1]
+    blocks = data.reshape(rows, columns // GROUP_COLUMNS, -1)
+    format_ = FORMATS[BLOCK_FORMATS[tensor.type_name]]
+    halves = 2 if format_.has_minimums else 1
+    numbers = np.ascontiguousarray(blocks[:, :, : 2 * halves]).view("<f2")
+    payload = blocks[:, :, 2 * halves :]
+    if format_.name == "q8":
+        values: npt.NDArray[np.generic] = payload.view(np.int8).reshape(rows, columns)
+    else:
+        values = np.concatenate([payload & 15, payload >> 4], axis=2).reshape(rows, columns)
+    minimums = numbers[:, :, 1] if format_.has_minimums else None
+    return Blocks(format_, values, numbers[:, :, 0], minimums)
+
+
+def _as_floats(rows: Rows) -> npt.NDArray[np.float32]:
+    return dequantise(rows) if isinstance(rows, Blocks) else rows
+
+
+def _concatenate(pieces: Sequence[Blocks]) -> Blocks:
+    def joined(arrays: Sequence[Any]) -> Any:
+        return None if arrays[0] is None else np.concatenate(arrays)
+
+    return Blocks(
+        pieces[0].format,
+        joined([piece.values for piece in pieces]),
+        joined([piece.scales for piece in pieces]),
+        joined([piece.minimums for piece in pieces]),
+    )
+
+
+def _take(rows: Rows, order: npt.NDArray[np.int64]) -> Rows:
+    if not isinstance(rows, Blocks):
+        return rows[order]
+    scales = None if rows.scales is None else rows.scales[order]
+    minimums = None if rows.minimums is None else rows.minimums[order]
+    return Blocks(rows.format, rows.values[order], scales, minimums)
