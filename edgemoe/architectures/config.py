@@ -42,7 +42,7 @@ HARMLESS: dict[str, str] = {
     ),
     **dict.fromkeys(
         ("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "unk_token_id", "decoder_start_token_id"),
-        "generation reads it from the store's own copy of the config",
+        "says where text begins and ends; logits do not depend on it",
     ),
     **dict.fromkeys(
         (

@@ -1,0 +1,130 @@
+"""A checkpoint on the reference kernels in float32, without store, cache or engine: what a family means, alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+
+from edgemoe.architectures import SourceSlice, model_spec, resolve
+from edgemoe.kernels import operations as op
+from edgemoe.kernels.formats import FORMATS, PANEL_ROWS, Blocks, Matrix, interleave_panels, pack, panel_count
+from edgemoe.kernels.reference import ReferenceBackend
+from edgemoe.model.decoder import Decoder
+from edgemoe.model.memory import HEAD_ROWS
+from edgemoe.model.spec import DenseFfnSpec, ModelSpec, MoeSpec
+from edgemoe.model.workspace import KvCache, Workspace
+
+Tensors = dict[str, np.ndarray]
+F32 = FORMATS["f32"]
+CHUNK_TOKENS = 64
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, Any], Tensors]:
+    """The config and all tensors of a small checkpoint, as float32."""
+    config = json.loads((folder / "config.json").read_text())
+    tensors = {}
+    for name, entry in safetensors.deserialize((folder / "model.safetensors").read_bytes()):
+        if entry["dtype"] == "BF16":
+            values = (np.frombuffer(entry["data"], np.uint16).astype(np.uint32) << 16).view(np.float32)
+        else:
+            values = np.frombuffer(entry["data"], {"F32": np.float32, "F16": np.float16}[entry["dtype"]])
+        tensors[name] = values.astype(np.float32).reshape(entry["shape"])
+    return config, tensors
+
+
+def take_slice(tensors: Tensors, where: SourceSlice) -> np.ndarray:
+    tensor = tensors[where.tensor]
+    whole = tensor if where.index is None else tensor[where.index]
+    return whole[where.row_start : where.row_stop]
+
+
+class Reference:
+    """A checkpoint that has been read: `logits` of a sequence."""
+
+    def __init__(self, config: dict[str, Any], tensors: Tensors, context_length: int = 512) -> None:
+        self.spec = model_spec(config)
+        places = resolve(config, {name: tensor.shape for name, tensor in tensors.items()})
+        weights = {name: take_slice(tensors, where) for name, where in places.items()}
+        assert {name: weight.shape for name, weight in weights.items()} == self.spec.tensors()
+        layouts = [self._layout(layer.ffn) for layer in self.spec.layers]
+        arena, slots = self._experts(weights, layouts)
+        self._space = Workspace.allocate(self.spec, CHUNK_TOKENS)
+        cache = KvCache.allocate(self.spec, context_length, np.float32)
+        decoder = Decoder(self.spec, _resident(self.spec, weights), self._space, cache, arena, layouts)
+        for routing, layer_slots in zip(decoder.routing, slots, strict=True):
+            if routing is not None:
+                routing.slots[:] = layer_slots
+        backend = ReferenceBackend()
+        self._whole, self._head = backend.program(decoder.whole()), backend.program(decoder.head)
+
+    def logits(self, ids: np.ndarray, kept: np.ndarray | None = None, chunk_tokens: int = CHUNK_TOKENS) -> np.ndarray:
+        """Logits `(len(kept), V)` after the tokens at the positions `kept` (all of them when None)."""
+        wanted = range(len(ids)) if kept is None else kept.tolist()
+        rows = []
+        for start in range(0, len(ids), chunk_tokens):
+            part = ids[start : start + chunk_tokens]
+            self._space.ids[: len(part)] = part
+            self._whole.run(len(part), start)
+            inside = [position - start for position in wanted if start <= position < start + len(part)]
+            for first in range(0, len(inside), HEAD_ROWS):
+                some = inside[first : first + HEAD_ROWS]
+                self._space.head_input[: len(some)] = self._space.residual[some]
+                self._head.run(len(some), 0)
+                rows.append(self._space.logits[: len(some)].copy())
+        return np.concatenate(rows)
+
+    def _layout(self, ffn: MoeSpec | DenseFfnSpec) -> op.ExpertLayout | None:
+        if isinstance(ffn, DenseFfnSpec):
+            return None
+        gate_up_bytes = F32.matrix_bytes(2 * PANEL_ROWS * panel_count(ffn.width), self.spec.model_width)
+        return op.ExpertLayout(self.spec.model_width, ffn.width, F32, F32, gate_up_bytes)
+
+    def _experts(
+        self, weights: Tensors, layouts: list[op.ExpertLayout | None]
+    ) -> tuple[np.ndarray, list[range | None]]:
+        records, slots = [], []
+        for number, (layer, layout) in enumerate(zip(self.spec.layers, layouts, strict=True)):
+            if layout is None or isinstance(layer.ffn, DenseFfnSpec):
+                slots.append(None)
+                continue
+            slots.append(range(len(records), len(records) + layer.ffn.experts))
+            for expert in range(layer.ffn.experts):
+                prefix = f"layers.{number}.experts.{expert}"
+                gate_up, down = _gate_up(weights, prefix), _matrix(weights[prefix + ".down"])
+                records.append(np.concatenate([gate_up.data, down.data]))
+        size = max((len(record) for record in records), default=0)
+        arena = np.zeros((len(records), size), np.uint8)
+        for slot, record in enumerate(records):
+            arena[slot, : len(record)] = record
+        return arena, slots
+
+
+def _resident(spec: ModelSpec, weights: Tensors) -> dict[str, Matrix | np.ndarray]:
+    resident: dict[str, Matrix | np.ndarray] = {}
+    for name, weight in weights.items():
+        if ".experts." in name or name.endswith((".gate", ".up")):
+            continue
+        resident[name] = _matrix(weight) if weight.ndim == 2 else weight
+        if name.endswith((".ffn.down", ".shared.down")):
+            prefix = name.removesuffix(".down")
+            resident[prefix + ".gate_up"] = _gate_up(weights, prefix)
+    return resident
+
+
+def _matrix(values: np.ndarray) -> Matrix:
+    return Matrix(pack(Blocks(F32, values)), F32, *values.shape)
+
+
+def _gate_up(weights: Tensors, prefix: str) -> Matrix:
+    gate, up = _matrix(weights[prefix + ".gate"]), _matrix(weights[prefix + ".up"])
+    panels = panel_count(gate.rows)
+    return Matrix(interleave_panels(gate.data, up.data, panels), F32, 2 * panels * PANEL_ROWS, gate.columns)
+
+
+def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference of any row, as a share of that row's largest logit."""
+    return float((np.abs(found - expected).max(axis=1) / np.abs(expected).max(axis=1)).max())

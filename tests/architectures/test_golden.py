@@ -1,0 +1,64 @@
+"""Every family against the logits that transformers gave for small random checkpoints (tests/golden)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgemoe.architectures import FAMILIES
+from edgemoe.model.rope import rope_tables
+from edgemoe.model.spec import MoeSpec
+from tests.architectures.harness import Reference, load_checkpoint, relative_error
+from tests.golden.cases import CASES, ROPE_CASES, ROPE_POSITIONS
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+TOLERANCE = 1e-4
+
+
+def test_the_golden_data_covers_every_family_and_more_experts_than_a_machine_word_has_bits():
+    assert {case.model_type for case in CASES.values()} == FAMILIES.keys()
+    specs = [Reference(*load_checkpoint(GOLDEN / name)).spec for name in ("qwen3_moe", "mixtral")]
+    assert max(layer.ffn.experts for spec in specs for layer in spec.layers if isinstance(layer.ffn, MoeSpec)) > 64
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_logits_agree_with_the_golden_ones(name):
+    golden = np.load(GOLDEN / name / "golden.npz")
+    model = Reference(*load_checkpoint(GOLDEN / name))
+    assert relative_error(model.logits(golden["ids"], golden["positions"]), golden["logits"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_how_a_prompt_is_cut_never_changes_a_bit(name):
+    ids = np.load(GOLDEN / name / "golden.npz")["ids"][:40]
+    model = Reference(*load_checkpoint(GOLDEN / name))
+    whole = model.logits(ids)
+    for chunk_tokens in (1, 7):
+        np.testing.assert_array_equal(model.logits(ids, chunk_tokens=chunk_tokens), whole)
+
+
+def test_a_wrong_weight_shows():
+    """The golden comparison is not blind: one altered expert is seen."""
+    golden = np.load(GOLDEN / "mixtral" / "golden.npz")
+    config, tensors = load_checkpoint(GOLDEN / "mixtral")
+    name = "model.layers.1.block_sparse_moe.experts.2.w3.weight"
+    model = Reference(config, tensors | {name: tensors[name] * 1.05})
+    assert relative_error(model.logits(golden["ids"], golden["positions"]), golden["logits"]) > TOLERANCE
+
+
+@pytest.mark.parametrize("name", ROPE_CASES)
+def test_rotary_tables_agree_with_the_golden_ones(name):
+    from edgemoe.architectures import model_spec
+    from tests.architectures.published import LLAMA_31_8B
+
+    head_width, parameters = ROPE_CASES[name]
+    config = LLAMA_31_8B | {"rope_scaling": None, "rope_theta": None, "max_position_embeddings": 8192}
+    spec = model_spec(config | {"rope_parameters": parameters}).rope
+    cosine, sine = rope_tables(spec, head_width, ROPE_POSITIONS[-1] + 1)
+    golden_cosine, golden_sine = np.load(GOLDEN / "rope.npz")[name]
+    # A frequency may differ by its last bit, which grows with the position.
+    allowed = 1e-6 + 2e-7 * np.array(ROPE_POSITIONS)[:, None]
+    assert (np.abs(cosine[list(ROPE_POSITIONS)] - golden_cosine) < allowed).all()
+    assert (np.abs(sine[list(ROPE_POSITIONS)] - golden_sine) < allowed).all()

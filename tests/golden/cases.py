@@ -1,0 +1,262 @@
+"""The configurations behind the golden data: one line says what each adds to the others.
+
+`layout` is how the checkpoint is written: `files` as transformers saves it, `fused` under the names that
+transformers 5 uses while it runs. `legacy` writes config.json with the keys of transformers 4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+LINEAR = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 128}
+YARN_WITH_ALL = YARN | {"beta_fast": 16.0, "beta_slow": 2.0, "truncate": False, "mscale": 0.7, "mscale_all_dim": 0.4}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One golden checkpoint: what it is made of, and how it is written."""
+
+    model_type: str
+    seed: int
+    config: dict[str, Any] = field(default_factory=dict)
+    layout: Literal["files", "fused"] = "files"
+    legacy: bool = False
+
+
+def _common(model: int, layers: int, heads: int, kv_heads: int, **others: Any) -> dict[str, Any]:
+    return {
+        "hidden_size": model,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "max_position_embeddings": 512,
+        "vocab_size": 96,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": None,
+        **others,
+    }
+
+
+CASES: dict[str, Case] = {
+    # Four query heads on two key heads, linear positions, a width of 40.
+    "mixtral": Case(
+        "mixtral",
+        1,
+        _common(48, 2, 4, 2, intermediate_size=40, num_local_experts=4, rope_parameters=LINEAR),
+        legacy=True,
+    ),
+    # Heads wider than the model asks for, an odd vocabulary, one expert per token, tied.
+    "mixtral_fused": Case(
+        "mixtral",
+        2,
+        _common(
+            32,
+            2,
+            3,
+            1,
+            head_dim=20,
+            intermediate_size=33,
+            num_local_experts=5,
+            num_experts_per_tok=1,
+            tie_word_embeddings=True,
+            vocab_size=101,
+        ),
+        layout="fused",
+    ),
+    # A gated shared expert, a dense layer named by number, weights that do not sum to one.
+    "qwen2_moe": Case(
+        "qwen2_moe",
+        3,
+        _common(
+            32,
+            3,
+            4,
+            2,
+            intermediate_size=56,
+            moe_intermediate_size=24,
+            shared_expert_intermediate_size=40,
+            num_experts=6,
+            num_experts_per_tok=2,
+            mlp_only_layers=[1],
+        ),
+        legacy=True,
+    ),
+    # Every second layer sparse, no biases, weights that do sum to one.
+    "qwen2_moe_step": Case(
+        "qwen2_moe",
+        4,
+        _common(
+            40,
+            4,
+            2,
+            2,
+            intermediate_size=24,
+            moe_intermediate_size=17,
+            shared_expert_intermediate_size=8,
+            num_experts=7,
+            num_experts_per_tok=3,
+            norm_topk_prob=True,
+            qkv_bias=False,
+            decoder_sparse_step=2,
+            tie_word_embeddings=True,
+        ),
+        layout="fused",
+    ),
+    # More experts than a machine word has bits.
+    "qwen3_moe": Case(
+        "qwen3_moe",
+        5,
+        _common(
+            32,
+            2,
+            4,
+            2,
+            head_dim=16,
+            intermediate_size=24,
+            moe_intermediate_size=20,
+            num_experts=72,
+            num_experts_per_tok=8,
+            norm_topk_prob=True,
+            mlp_only_layers=[0],
+            rope_parameters=YARN,
+        ),
+        legacy=True,
+    ),
+    # One key head, biases on all projections, every parameter that yarn has.
+    "qwen3_moe_fused": Case(
+        "qwen3_moe",
+        6,
+        _common(
+            32,
+            2,
+            3,
+            1,
+            head_dim=24,
+            intermediate_size=24,
+            moe_intermediate_size=31,
+            num_experts=5,
+            num_experts_per_tok=5,
+            attention_bias=True,
+            rope_parameters=YARN_WITH_ALL,
+        ),
+        layout="fused",
+    ),
+    "olmoe": Case(
+        "olmoe", 7, _common(48, 2, 4, 4, intermediate_size=18, num_experts=8, num_experts_per_tok=3), legacy=True
+    ),
+    # Grouped heads under a norm over the whole projection.
+    "olmoe_fused": Case(
+        "olmoe",
+        8,
+        _common(
+            64,
+            2,
+            4,
+            2,
+            intermediate_size=16,
+            num_experts=6,
+            num_experts_per_tok=2,
+            norm_topk_prob=True,
+            attention_bias=True,
+        ),
+        layout="fused",
+    ),
+    "granitemoe": Case(
+        "granitemoe",
+        9,
+        _common(
+            32,
+            2,
+            4,
+            2,
+            intermediate_size=24,
+            num_local_experts=6,
+            num_experts_per_tok=3,
+            embedding_multiplier=12.0,
+            attention_multiplier=0.2,
+            residual_multiplier=0.22,
+            logits_scaling=6.0,
+            tie_word_embeddings=True,
+        ),
+        legacy=True,
+    ),
+    # The form of the bundled model: a shared expert beside the routed ones.
+    "granitemoeshared": Case(
+        "granitemoeshared",
+        10,
+        _common(
+            48,
+            2,
+            6,
+            3,
+            intermediate_size=20,
+            shared_intermediate_size=72,
+            num_local_experts=8,
+            num_experts_per_tok=2,
+            attention_multiplier=0.125,
+            attention_bias=True,
+            tie_word_embeddings=True,
+            rope_parameters=LLAMA3,
+        ),
+    ),
+    "granitemoeshared_fused": Case(
+        "granitemoeshared",
+        11,
+        _common(
+            34,
+            2,
+            1,
+            1,
+            intermediate_size=16,
+            shared_intermediate_size=15,
+            num_local_experts=3,
+            num_experts_per_tok=2,
+            residual_multiplier=0.7,
+            logits_scaling=0.5,
+        ),
+        layout="fused",
+    ),
+    # Dense, tied, biases, one key head.
+    "llama": Case(
+        "llama",
+        12,
+        _common(
+            36,
+            2,
+            3,
+            1,
+            intermediate_size=50,
+            attention_bias=True,
+            tie_word_embeddings=True,
+            vocab_size=159,
+            rope_parameters=LLAMA3,
+        ),
+        legacy=True,
+    ),
+}
+
+ROPE_CASES: dict[str, tuple[int, dict[str, Any]]] = {
+    "none": (64, {"rope_type": "default", "rope_theta": 1e6}),
+    "linear": (10, LINEAR),
+    "llama3": (64, LLAMA3 | {"original_max_position_embeddings": 2048}),
+    "yarn": (64, YARN),
+    "yarn_with_all": (48, YARN_WITH_ALL),
+    "yarn_attention_factor": (32, YARN | {"attention_factor": 1.3}),
+}
+"""Head width and parameters of the rotary tables that are kept."""
+
+PROMPT_TOKENS = 300
+KEPT_POSITIONS = (0, 1, 2, 6, 15, 16, 31, 32, 63, 64, 100, 127, 128, 200, 255, 256, 298, 299)
+"""The positions whose logits are kept: a model sees no later token, so each is a prompt of its own length."""
+ROPE_POSITIONS = (0, 1, 2, 63, 64, 127, 128, 511, 4000)

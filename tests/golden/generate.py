@@ -1,0 +1,55 @@
+"""Writes the golden data beside this file: `python -m tests.golden.generate`. Needs torch and transformers.
+
+Each case becomes a folder with a checkpoint (config.json, model.safetensors) and `golden.npz`: the prompt
+`ids`, and the `logits` of transformers in float32 at `positions`. `rope.npz` holds rotary tables.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from tests.golden.cases import CASES, KEPT_POSITIONS, PROMPT_TOKENS, ROPE_CASES, ROPE_POSITIONS
+from tests.golden.oracle import make_model, prompt, run, save
+
+FOLDER = Path(__file__).parent
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    for name, case in CASES.items():
+        model, ids = make_model(case), prompt(case, PROMPT_TOKENS)
+        logits, clear = run(model, ids)
+        if not clear.all():
+            raise SystemExit(f"{name}: a token's routing hangs on rounding; choose another seed.")
+        save(model, case, FOLDER / name)
+        positions = np.array(KEPT_POSITIONS)
+        np.savez_compressed(
+            FOLDER / name / "golden.npz", ids=ids.astype(np.int32), positions=positions, logits=logits[positions]
+        )
+        print(f"{name}: largest logit {np.abs(logits).max():.1f}")
+    np.savez_compressed(FOLDER / "rope.npz", **_rope_tables())
+
+
+def _rope_tables() -> dict[str, np.ndarray]:
+    tables = {}
+    for name, (head_width, parameters) in ROPE_CASES.items():
+        config = transformers.LlamaConfig(
+            hidden_size=head_width,
+            num_attention_heads=1,
+            head_dim=head_width,
+            max_position_embeddings=8192,
+            rope_parameters=dict(parameters),
+        )
+        cosine, sine = LlamaRotaryEmbedding(config)(torch.zeros(1), torch.tensor([ROPE_POSITIONS]))
+        half = head_width // 2
+        tables[name] = np.stack([cosine[0, :, :half].numpy(), sine[0, :, :half].numpy()])
+    return tables
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Makes random models with transformers, whose logits are the reference. Needs torch and transformers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from safetensors.torch import save_file
+
+from tests.golden.cases import Case
+
+_CLASSES = {
+    "granitemoe": "GraniteMoe",
+    "granitemoeshared": "GraniteMoeShared",
+    "llama": "Llama",
+    "mixtral": "Mixtral",
+    "olmoe": "Olmoe",
+    "qwen2_moe": "Qwen2Moe",
+    "qwen3_moe": "Qwen3Moe",
+}
+CLEAR_ROUTING = 2e-5
+"""A token whose last chosen and first unchosen expert differ by less may be routed either way by rounding."""
+
+
+def make_model(case: Case) -> Any:
+    """A model with random weights that bfloat16 holds exactly, in float32."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    name = _CLASSES[case.model_type]
+    config = getattr(transformers, f"{name}Config")(**json.loads(json.dumps(case.config)))
+    config._attn_implementation = "eager"
+    config._experts_implementation = "eager"
+    model = getattr(transformers, f"{name}ForCausalLM")(config).float().eval()
+    random = torch.Generator().manual_seed(case.seed)
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            values = torch.randn(parameter.shape, generator=random)
+            if "norm" in parameter_name:
+                values = 1 + 0.2 * values
+            elif parameter_name.endswith("bias"):
+                values = 0.3 * values
+            elif "embed" in parameter_name:
+                # A tied head would mostly say the last token again, and hide what the layers add.
+                values = 0.25 * values if config.tie_word_embeddings else values
+            else:
+                spread = 2.0 if "router" in parameter_name or "mlp.gate." in parameter_name else 1.0
+                values = values * spread / parameter.shape[-1] ** 0.5
+            parameter.copy_(values.bfloat16().float())
+    return model
+
+
+def prompt(case: Case, tokens: int) -> np.ndarray:
+    return np.random.default_rng(case.seed).integers(0, case.config["vocab_size"], tokens)
+
+
+def run(model: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Logits `(T, V)`, and for each token whether its routing is clear in every layer, `(T,)`."""
+    margins = []
+
+    def watch(module: Any, inputs: Any, output: Any) -> None:
+        ordered = torch.sort(output[0].float(), dim=-1, descending=True).values
+        if module.top_k < ordered.shape[1]:
+            margins.append((ordered[:, module.top_k - 1] - ordered[:, module.top_k]).numpy())
+
+    hooks = [m.register_forward_hook(watch) for m in model.modules() if type(m).__name__.endswith("TopKRouter")]
+    with torch.no_grad():
+        logits = model(torch.from_numpy(ids)[None]).logits[0].numpy()
+    for hook in hooks:
+        hook.remove()
+    clear = np.min(margins, axis=0) > CLEAR_ROUTING if margins else np.ones(len(ids), bool)
+    # What a token says is seen by every later one.
+    return logits, np.logical_and.accumulate(clear)
+
+
+def save(model: Any, case: Case, folder: Path) -> None:
+    """Write a checkpoint in the case's layout, weights in bfloat16."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)  # float32, for config.json and the names of the files layout
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    if case.layout == "files":
+        from safetensors.torch import load_file
+
+        state = load_file(folder / "model.safetensors")
+    else:
+        state = {name: tensor for name, tensor in model.state_dict().items() if not _is_tied(name, case)}
+    save_file({name: tensor.bfloat16().contiguous() for name, tensor in state.items()}, folder / "model.safetensors")
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(_legacy(config) if case.legacy else config, indent=2, sort_keys=True) + "\n")
+
+
+def _is_tied(name: str, case: Case) -> bool:
+    return name == "lm_head.weight" and bool(case.config.get("tie_word_embeddings"))
+
+
+def _legacy(config: dict[str, Any]) -> dict[str, Any]:
+    """The same config with the keys of transformers 4."""
+    config = dict(config)
+    scaling = dict(config.pop("rope_parameters"))
+    config["rope_theta"] = scaling.pop("rope_theta")
+    kind = scaling.pop("rope_type")
+    config["rope_scaling"] = None if kind == "default" else {"type": kind, **scaling}
+    config["torch_dtype"] = config.pop("dtype")
+    config.pop("layer_types", None)
+    if "num_local_experts" in config and config["model_type"] == "qwen3_moe":
+        config["num_experts"] = config.pop("num_local_experts")
+    return config
