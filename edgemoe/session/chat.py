@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypedDict
 
@@ -173,19 +173,22 @@ class ChatSession:
         """The prompt's ids with as many old turns as the context allows, and how many turns that leaves out."""
         turns = len(before) // 2
         forgotten = min(self.forgotten_turns, turns)
-        ids = self._prompt_ids(before[2 * forgotten :], text)
+        ids = next(self._prompts(before, text, [forgotten]))
         room_for_answer = min(self.max_tokens or self.context_length, self.context_length // 4)
         if len(ids) + room_for_answer > self.context_length:
-            while forgotten < turns and len(ids) > self.context_length // 2:
+            for ids in self._prompts(before, text, range(forgotten + 1, turns + 1)):
                 forgotten += 1
-                ids = self._prompt_ids(before[2 * forgotten :], text)
+                if len(ids) <= self.context_length // 2:
+                    break
         check_prompt_length(len(ids), self.context_length)
         return ids, forgotten
 
-    def _prompt_ids(self, before: list[ChatMessage], text: str) -> list[int]:
+    def _prompts(self, before: list[ChatMessage], text: str, forgotten: Iterable[int]) -> Iterator[list[int]]:
+        """The prompt's ids for each number of turns to leave out."""
         system = [ChatMessage(role="system", content=self.system)] if self.system else []
-        messages = [*system, *before, ChatMessage(role="user", content=text)]
-        return self._tokenizer.encode(self._template.render(messages))
+        user = ChatMessage(role="user", content=text)
+        rendered = self._template.render_each([[*system, *before[2 * turns :], user] for turns in forgotten])
+        return map(self._tokenizer.encode, rendered)
 
 
 def _is_message(value: object, role: str) -> bool:

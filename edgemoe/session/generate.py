@@ -13,8 +13,8 @@ from edgemoe.session.held_tokens import HeldTokens
 from edgemoe.session.sampler import Sampler, SamplingOptions
 from edgemoe.session.tokenizer import LONGEST_TOKEN_CHARACTERS, Detokeniser, Tokenizer, check_token_ids
 
-PREFILL_CHUNK_TOKENS = 256
-"""Prompts are read in chunks, between which a request to stop is heard; it never changes a result."""
+PREFILL_CHUNK_TOKENS = 128
+"""Prompts are read in chunks (as large as the engine's own), between which a request to stop is heard."""
 
 FinishReason = Literal["stop", "length", "context", "interrupted"]
 

@@ -22,7 +22,7 @@ from edgemoe.session.held_tokens import HeldTokens
 from edgemoe.session.model_files import read_json_object
 from edgemoe.session.sampler import SamplingOptions
 from edgemoe.session.template import ChatTemplate
-from edgemoe.session.tokenizer import Tokenizer, check_token_ids
+from edgemoe.session.tokenizer import Tokenizer, check_token_ids, load_library_tokenizer, stop_ids
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,7 +69,6 @@ class Model:
         self.tokenizer = tokenizer
         self.folder = folder
         self.held = HeldTokens(engine)
-        self._templates: list[ChatTemplate] = []
 
     def __enter__(self) -> Model:
         return self
@@ -81,9 +80,6 @@ class Model:
 
     def close(self) -> None:
         """Stop the threads and give the memory back. The model cannot be used afterwards."""
-        for template in self._templates:
-            template.close()
-        self._templates.clear()
         self.engine.close()
 
     @cached_property
@@ -97,10 +93,8 @@ class Model:
 
     @cached_property
     def template(self) -> ChatTemplate:
-        """The chat template, its process started. Raises StoreError where the model has none."""
-        template = ChatTemplate.load(self.folder)
-        self._templates.append(template)
-        return template
+        """The chat template. Raises StoreError where the model has none."""
+        return ChatTemplate.load(self.folder)
 
     def encode(self, text: str, special_tokens: bool = True) -> list[int]:
         """The ids of a plain text, with what the tokenizer puts around one (such as BOS) unless told not to."""
@@ -193,9 +187,12 @@ def load(
     if threads is not None and threads < 1:
         raise UsageError(f"threads: expected 1 or more, found {threads}.", "Leave it out to use all cores.")
     folder = find_model(path)
+    # The tokenizer first, so that the memory plan, which measures the interpreter, counts it.
+    library_tokenizer = load_library_tokenizer(folder)
     engine = open_engine(folder, ram, threads, context_length)
     try:
-        return Model(engine, Tokenizer.load(folder, engine.spec.vocabulary), folder)
+        stops = stop_ids(folder, library_tokenizer)
+        return Model(engine, Tokenizer(library_tokenizer, engine.spec.vocabulary, stops), folder)
     except BaseException:
         engine.close()
         raise

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import subprocess
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,21 +21,17 @@ Message = Mapping[str, Any]
 
 
 class ChatTemplate:
-    """A Jinja template, rendered in a process of its own with limited memory and time.
-
-    The process starts with the object, so that it is ready by the first `render`, and ends with `close`.
-    """
+    """A Jinja template, rendered in a process of its own with limited memory and time."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
-        if len(source.encode()) > TEMPLATE_LIMIT_BYTES:
+        size_bytes = len(source.encode(errors="replace"))
+        if size_bytes > TEMPLATE_LIMIT_BYTES:
             raise StoreError(
-                f"chat template: expected at most {TEMPLATE_LIMIT_BYTES >> 10} KiB, found"
-                f" {len(source.encode()) >> 10} KiB.",
+                f"chat template: expected at most {TEMPLATE_LIMIT_BYTES >> 10} KiB, found {size_bytes >> 10} KiB.",
                 "Is it the template of this model? Copy the model's own, or use edgemoe run --raw.",
             )
         self.source = source
         self.special_tokens = dict(special_tokens or {})
-        self._worker = _start_worker()
 
     @classmethod
     def load(cls, folder: Path) -> ChatTemplate:
@@ -53,20 +46,29 @@ class ChatTemplate:
         return cls(source, special_tokens(config))
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
-        """The text of the conversation, with the opening of the assistant's turn where asked.
+        """The text of a conversation, with the opening of the assistant's turn where asked.
 
         Raises EdgemoeError where the template refuses the conversation, fails, or takes too long.
         """
+        return self.render_each([messages], add_generation_prompt)[0]
+
+    def render_each(self, conversations: Sequence[Sequence[Message]], add_generation_prompt: bool = True) -> list[str]:
+        """The texts of several conversations, for the price of one process. Raises as `render`."""
         variables: dict[str, Any] = {
             **self.special_tokens,
-            "messages": [dict(message) for message in messages],
             "tools": None,
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
         }
-        answer = self._ask({"template": self.source, "variables": variables})
-        if "text" in answer:
-            return str(answer["text"])
+        request = {
+            "path": [entry for entry in sys.path if entry],
+            "template": self.source,
+            "variables": variables,
+            "conversations": [[dict(message) for message in messages] for messages in conversations],
+        }
+        answer = _ask_worker(request)
+        if "texts" in answer:
+            return [str(text) for text in answer["texts"]]
         if answer["error"] == "syntax":
             raise StoreError(
                 f"chat template: it does not parse ({answer['message']}).",
@@ -77,44 +79,6 @@ class ChatTemplate:
             "Some models take no system message, or want user and assistant in turns;"
             " edgemoe run --raw goes without the template.",
         )
-
-    def close(self) -> None:
-        """End the worker process."""
-        self._worker.kill()
-        self._worker.wait()
-        for stream in (self._worker.stdin, self._worker.stdout):
-            # a request that the dead worker never took may still lie in the buffer
-            with contextlib.suppress(OSError):
-                stream and stream.close()
-
-    def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        if self._worker.poll() is not None:
-            self.close()
-            self._worker = _start_worker()
-        process = self._worker
-        assert process.stdin is not None
-        assert process.stdout is not None
-        deadline = threading.Timer(RENDER_LIMIT_SECONDS, process.kill)
-        deadline.daemon = True
-        deadline.start()
-        try:
-            process.stdin.write(json.dumps(request) + "\n")
-            process.stdin.flush()
-            line = process.stdout.readline()
-        except OSError:
-            line = ""
-        finally:
-            deadline.cancel()
-        if not line:
-            process.kill()
-            raise StoreError(
-                f"chat template: it took more than {RENDER_LIMIT_SECONDS:.0f} seconds or too much memory, and"
-                " was stopped.",
-                "Such a template is broken or hostile: do not trust this model's files. edgemoe run --raw goes"
-                " without it.",
-            )
-        answer: dict[str, Any] = json.loads(line)
-        return answer
 
 
 def special_tokens(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
@@ -146,20 +110,24 @@ def _template_source(folder: Path, config: Mapping[str, Any]) -> str | None:
     return value
 
 
-def _start_worker() -> subprocess.Popen[str]:
+def _ask_worker(request: Mapping[str, Any]) -> dict[str, Any]:
     # Started by path, isolated (-I) and without site (-S): nothing in the current folder or the environment can
     # stand in for the modules it imports. Its own session, so that Ctrl-C in the terminal does not end it.
-    process = subprocess.Popen(
-        [sys.executable, "-I", "-S", str(Path(__file__).with_name("template_worker.py"))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        encoding="utf-8",
-        env={**os.environ, "PYTHONUTF8": "1"},
-        start_new_session=True,
-    )
-    assert process.stdin is not None
-    with contextlib.suppress(OSError):
-        process.stdin.write(json.dumps({"path": [entry for entry in sys.path if entry]}) + "\n")
-        process.stdin.flush()
-    return process
+    command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("template_worker.py"))]
+    try:
+        finished = subprocess.run(
+            command,
+            input=json.dumps(request).encode(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=RENDER_LIMIT_SECONDS,
+            start_new_session=True,
+            check=True,
+        )
+        answer: dict[str, Any] = json.loads(finished.stdout)
+    except (subprocess.TimeoutExpired, subprocess.CalledProcessError):
+        raise StoreError(
+            f"chat template: it took more than {RENDER_LIMIT_SECONDS:.0f} seconds or too much memory, and was stopped.",
+            "Such a template is broken or hostile: do not trust this model's files. edgemoe run --raw goes without it.",
+        ) from None
+    return answer

@@ -4,9 +4,9 @@ A template is a program that came with the model. Jinja's sandbox keeps it from 
 system, but not from filling the memory or running for ever; so it runs here, where the address space and
 the processor time are limited, and where the parent can end it at a deadline.
 
-The file is started by its path, isolated from the environment, and imports nothing of edgemoe. It speaks
-JSON, one object per line: first `{"path": [...]}`, the import path to use; then requests
-`{"template", "variables"}`, each answered by `{"text"}` or `{"error", "message"}`.
+The file is started by its path, isolated from the environment, and imports nothing of edgemoe. It reads one
+JSON object, `{"path", "template", "variables", "conversations"}` (`path` is the import path to use), and
+writes one, `{"texts"}`, a text for each conversation, or `{"error", "message"}`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,12 @@ OUTPUT_LIMIT_CHARACTERS = 16 << 20
 
 
 def limit_resources() -> None:
-    """Limits the address space once, and the processor time afresh at every call (where the system can)."""
+    """Limits the address space and the processor time, where the system can."""
     try:
         import resource
     except ImportError:  # Windows: the deadline of the parent remains
         return
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    cpu_seconds = int(usage.ru_utime + usage.ru_stime) + CPU_LIMIT_SECONDS
-    for kind, limit in ((resource.RLIMIT_AS, MEMORY_LIMIT_BYTES), (resource.RLIMIT_CPU, cpu_seconds)):
+    for kind, limit in ((resource.RLIMIT_AS, MEMORY_LIMIT_BYTES), (resource.RLIMIT_CPU, CPU_LIMIT_SECONDS)):
         hard = resource.getrlimit(kind)[1]
         soft = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
         try:
@@ -73,18 +71,23 @@ def build_environment() -> Any:
     return environment
 
 
-def render(environment: Any, request: dict[str, Any]) -> dict[str, str]:
-    """One request to its answer; whatever the template does becomes an error message."""
+def render(request: dict[str, Any]) -> dict[str, Any]:
+    """The answer to a request; whatever the template does becomes an error message."""
+    environment = build_environment()
     from jinja2.exceptions import TemplateSyntaxError
 
     try:
-        pieces, characters = [], 0
-        for piece in environment.from_string(request["template"]).generate(**request["variables"]):
-            characters += len(piece)
-            if characters > OUTPUT_LIMIT_CHARACTERS:
-                return {"error": "size", "message": f"more than {OUTPUT_LIMIT_CHARACTERS} characters"}
-            pieces.append(piece)
-        return {"text": "".join(pieces)}
+        template = environment.from_string(request["template"])
+        texts, characters = [], 0
+        for messages in request["conversations"]:
+            pieces = []
+            for piece in template.generate(**request["variables"], messages=messages):
+                characters += len(piece)
+                if characters > OUTPUT_LIMIT_CHARACTERS:
+                    return {"error": "size", "message": f"more than {OUTPUT_LIMIT_CHARACTERS} characters"}
+                pieces.append(piece)
+            texts.append("".join(pieces))
+        return {"texts": texts}
     except MemoryError:
         return {"error": "memory", "message": f"more than {MEMORY_LIMIT_BYTES >> 20} MiB of memory"}
     except TemplateSyntaxError as error:
@@ -93,16 +96,14 @@ def render(environment: Any, request: dict[str, Any]) -> dict[str, str]:
         return {"error": "render", "message": str(error)[:1000] or type(error).__name__}
 
 
-def serve(requests: IO[str], answers: IO[str]) -> None:
-    """Answers requests until their stream ends."""
-    sys.path[:] = json.loads(requests.readline())["path"]
-    environment = build_environment()
-    for line in requests:
-        limit_resources()
-        answers.write(json.dumps(render(environment, json.loads(line))) + "\n")
-        answers.flush()
+def main() -> None:
+    """Answers the one request on standard input."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    request = json.load(sys.stdin)
+    sys.path[:] = request["path"]
+    limit_resources()
+    json.dump(render(request), sys.stdout)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    serve(sys.stdin, sys.stdout)
+    main()

@@ -35,9 +35,8 @@ class Tokenizer:
     @classmethod
     def load(cls, folder: Path, vocabulary: int) -> Tokenizer:
         """The tokenizer of a model folder whose model has `vocabulary` rows in its embedding. Raises StoreError."""
-        path = folder / "tokenizer.json"
-        library_tokenizer = parse_tokenizer(read_text(path, TOKENIZER_LIMIT_BYTES), str(path))
-        return cls(library_tokenizer, vocabulary, _stop_ids(folder, library_tokenizer))
+        library_tokenizer = load_library_tokenizer(folder)
+        return cls(library_tokenizer, vocabulary, stop_ids(folder, library_tokenizer))
 
     def encode(self, text: str, special_tokens: bool = False) -> list[int]:
         """The ids of a text. `special_tokens` adds what the tokenizer puts around a plain text (such as BOS).
@@ -79,17 +78,19 @@ def check_token_ids(token_ids: Sequence[int], vocabulary: int) -> None:
             )
 
 
-def parse_tokenizer(text: str, name: str) -> tokenizers.Tokenizer:
-    """A library tokenizer from the text of a tokenizer.json called `name` in errors. Raises StoreError."""
+def load_library_tokenizer(folder: Path) -> tokenizers.Tokenizer:
+    """The tokenizer.json of a folder. Raises StoreError where it is missing, too large or does not load."""
     import tokenizers
 
+    path = folder / "tokenizer.json"
+    text = read_text(path, TOKENIZER_LIMIT_BYTES)
     try:
         tokenizer = tokenizers.Tokenizer.from_str(text)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic of the library is a BaseException
         raise StoreError(
-            f"{name}: the tokenizer does not load ({str(error)[:300]}).",
+            f"{path}: the tokenizer does not load ({str(error)[:300]}).",
             "The file is damaged or made for a newer tokenizers library: copy the original model's again,"
             " or update tokenizers.",
         ) from None
@@ -131,7 +132,7 @@ class Detokeniser:
         return text[len(before) :]
 
 
-def _stop_ids(folder: Path, tokenizer: tokenizers.Tokenizer) -> frozenset[int]:
+def stop_ids(folder: Path, tokenizer: tokenizers.Tokenizer) -> frozenset[int]:
     """The ids that end an answer: generation_config.json's, or config.json's, and the tokenizer's own."""
     ids: set[int] = set()
     for name in ("generation_config.json", "config.json"):

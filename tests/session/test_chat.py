@@ -1,0 +1,141 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edgemoe.errors import EdgemoeError, UsageError
+from edgemoe.session.chat import Answer, ChatSession
+from edgemoe.session.model import Model
+from tests.support.fake_engine import FakeEngine
+
+MakeModel = Callable[..., Model]
+
+
+def read(answer: Answer) -> str:
+    return "".join(answer)
+
+
+def test_turns_join_the_conversation(make_model: MakeModel) -> None:
+    chat = make_model("Hello, world!").chat()
+    assert read(chat.send("Hi")) == "Hello, world!"
+    assert chat.messages == [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello, world!"},
+    ]
+
+
+def test_only_the_new_turn_is_computed(make_model: MakeModel) -> None:
+    model = make_model("Hello, world!")
+    chat = model.chat()
+    read(chat.send("Hi"))
+    held = chat.held_tokens
+    assert isinstance(model.engine, FakeEngine)
+    calls = len(model.engine.calls)
+    read(chat.send("And now?"))
+    prefilled = model.engine.calls[calls]
+    rendered = model.template.render([*chat.messages[:2], {"role": "user", "content": "And now?"}])
+    prompt = model.tokenizer.encode(rendered)
+    assert prefilled == prompt[held:]
+
+
+def test_undo_retry_reset_and_system(make_model: MakeModel) -> None:
+    chat = make_model("Hello!").chat(system="Be brief.")
+    read(chat.send("one"))
+    read(chat.send("two"))
+    before = list(chat.messages)
+    assert read(chat.retry()) == "Hello!"
+    assert chat.messages == before
+    assert chat.undo() == "two"
+    assert len(chat.messages) == 2
+    chat.reset()
+    assert (chat.messages, chat.system, chat.undo()) == ([], "Be brief.", None)
+    with pytest.raises(UsageError):
+        chat.retry()
+
+
+def test_a_stopped_answer_stays_as_far_as_it_went(make_model: MakeModel) -> None:
+    chat = make_model("Hello, world!").chat()
+    answer = chat.send("Hi")
+    for _ in answer:
+        answer.stop()
+    assert answer.generation.finish_reason == "interrupted"
+    assert chat.messages[-1]["content"] == answer.generation.text != ""
+
+
+def test_a_message_whose_answer_had_not_begun_is_taken_back(make_model: MakeModel) -> None:
+    chat = make_model().chat()
+    read(chat.send("first"))
+    before = list(chat.messages)
+    for answer in (chat.send("second"), chat.retry()):
+        answer.stop()
+        assert read(answer) == ""
+        assert chat.messages == before
+
+
+def test_when_the_context_is_full_the_oldest_turns_are_forgotten(make_model: MakeModel) -> None:
+    model = make_model("Hello, world!", context_length=200)
+    chat = model.chat(system="Be brief.", max_tokens=20)
+    forgotten = []
+    for turn in range(12):
+        answer = chat.send(f"Message {turn}")
+        read(answer)
+        forgotten.append(answer.newly_forgotten_turns)
+        assert chat.held_tokens <= 200
+    assert len(chat.messages) == 24
+    assert chat.forgotten_turns == sum(forgotten) > 0
+    # several at once, so that it is rare
+    assert 0 < sum(count > 0 for count in forgotten) < 4
+    visible = model.tokenizer.decode(model.held.ids, skip_special_tokens=False)
+    assert "Be brief." in visible
+    assert "Message 0<" not in visible
+    assert "Message 11<" in visible
+    while chat.undo():
+        pass
+    assert chat.forgotten_turns == 0
+
+
+def test_a_message_that_cannot_fit_is_refused_and_changes_nothing(make_model: MakeModel) -> None:
+    chat = make_model("Hello!", context_length=100).chat()
+    read(chat.send("Hi"))
+    before = list(chat.messages)
+    for wrong in ("x" * 500, "y" * 100_000, "", " \n"):
+        with pytest.raises(UsageError):
+            chat.send(wrong)
+    assert (chat.messages, chat.forgotten_turns) == (before, 0)
+
+
+def test_a_conversation_is_saved_and_taken_up_again(make_model: MakeModel, tmp_path: Path) -> None:
+    chat = make_model("Hello!").chat(system="Be brief. é")
+    read(chat.send("Hi"))
+    path = tmp_path / "talk.json"
+    chat.save(path)
+    other = make_model("Hello!").chat()
+    other.load(path)
+    assert (other.messages, other.system) == (chat.messages, chat.system)
+    assert read(other.send("More")) == "Hello!"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["talk.json"]
+    with pytest.raises(EdgemoeError, match="cannot be written"):
+        chat.save(tmp_path / "missing" / "talk.json")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {},
+        {"edgemoe_chat": 2, "messages": []},
+        {"edgemoe_chat": 1, "messages": {}},
+        {"edgemoe_chat": 1, "messages": [{"role": "user", "content": "x"}]},
+        {"edgemoe_chat": 1, "messages": [{"role": "user", "content": 1}, {"role": "assistant", "content": "x"}]},
+        {"edgemoe_chat": 1, "messages": [{"role": "assistant", "content": "x"}, {"role": "user", "content": "x"}]},
+        {"edgemoe_chat": 1, "messages": [], "system": 3},
+        [],
+    ],
+)
+def test_another_file_is_not_a_conversation(make_model: MakeModel, tmp_path: Path, data: object) -> None:
+    path = tmp_path / "talk.json"
+    path.write_text(json.dumps(data))
+    chat: ChatSession = make_model().chat()
+    with pytest.raises(EdgemoeError, match=r"talk\.json"):
+        chat.load(path)
+    assert chat.messages == []

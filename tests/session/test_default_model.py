@@ -1,0 +1,45 @@
+from pathlib import Path
+
+import pytest
+
+from edgemoe.errors import StoreError
+from edgemoe.session import default_model
+from edgemoe.session.default_model import find_model
+
+
+def make_store(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "edgemoe.json").write_text("{}")
+    return folder
+
+
+def test_a_model_is_found_by_path_by_name_and_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    default = make_store(tmp_path / default_model.DEFAULT_MODEL)
+    other = make_store(tmp_path / "other")
+    monkeypatch.setenv("EDGEMOE_MODELS", str(tmp_path))
+    assert find_model() == default
+    assert find_model("other") == other
+    assert find_model(other) == other
+    assert find_model(str(other)) == other
+
+
+def test_the_default_is_looked_for_in_package_and_checkout() -> None:
+    package = Path(default_model.__file__).parents[1]
+    assert [package / "models", package.parent / "models"] == default_model.models_folders()
+
+
+def test_what_is_no_store_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(default_model, "models_folders", lambda: [tmp_path])
+    with pytest.raises(StoreError, match="bundled"):
+        find_model()
+    with pytest.raises(StoreError, match="edgemoe convert mistralai/Mixtral-8x7B-v0.1 DEST"):
+        find_model("mistralai/Mixtral-8x7B-v0.1")
+    with pytest.raises(StoreError, match="no such folder"):
+        find_model(tmp_path / "missing")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(StoreError, match="found a checkpoint"):
+        find_model(tmp_path)
+    gguf = tmp_path / "m.gguf"
+    gguf.touch()
+    with pytest.raises(StoreError, match="found a GGUF"):
+        find_model(gguf)

@@ -1,0 +1,138 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from edgemoe.errors import UsageError
+from edgemoe.session.model import Model
+from edgemoe.session.sampler import SamplingOptions
+from tests.support.fake_engine import FakeEngine
+
+MakeModel = Callable[..., Model]
+
+
+def fake(model: Model) -> FakeEngine:
+    assert isinstance(model.engine, FakeEngine)
+    return model.engine
+
+
+def test_an_answer_ends_where_the_model_ends_it(make_model: MakeModel) -> None:
+    model = make_model("Hello, world! \U0001f642")
+    result = model.generate(model.encode("Say hello."))
+    assert result.text == "Hello, world! \U0001f642"
+    assert result.token_ids == model.encode("Hello, world! \U0001f642")
+    assert result.finish_reason == "stop"
+    assert result.prompt_tokens == len(model.encode("Say hello."))
+    assert result.generated_tokens == len(result.token_ids)
+
+
+def test_an_answer_ends_at_max_tokens_or_where_the_context_does(make_model: MakeModel) -> None:
+    model = make_model("xyzw" * 20, context_length=20)
+    prompt = model.encode("abc")
+    assert model.generate(prompt, max_tokens=2).finish_reason == "length"
+    assert model.generate(prompt, max_tokens=2).generated_tokens == 2
+    full = make_model("xyzw" * 20, context_length=20).generate(prompt, None)
+    assert full.finish_reason == "context"
+    # the last token needs no place: nothing is computed after it
+    assert full.prompt_tokens + full.generated_tokens == 21
+
+
+def test_a_stop_is_heard_between_tokens_and_between_chunks_of_the_prompt(make_model: MakeModel) -> None:
+    model = make_model()
+    generation = model.stream(model.encode("Hi"))
+    pieces = []
+    for piece in generation:
+        pieces.append(piece)
+        generation.stop()
+    assert (generation.finish_reason, len(generation.token_ids)) == ("interrupted", 1)
+    assert generation.text == "".join(pieces) != ""
+
+    model = make_model()
+    long = model.stream([5] * 400)
+    long.stop()
+    assert list(long) == []
+    assert (long.finish_reason, fake(model).calls) == ("interrupted", [])
+    assert long.statistics is not None
+
+
+def test_only_what_is_new_is_computed(make_model: MakeModel) -> None:
+    model = make_model(None)
+    first = model.generate([5, 6, 7], max_tokens=3)
+    calls = len(fake(model).calls)
+    again = model.generate([5, 6, 7], max_tokens=3)
+    assert fake(model).calls[calls] == [7]
+    assert again.token_ids == first.token_ids
+    assert again.statistics.prefill_tokens == 1
+    model.generate([5, 9, 7], max_tokens=1)
+    assert fake(model).calls[-1] == [9, 7]
+
+
+def test_a_failed_run_leaves_nothing_behind(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(None)
+    expected = model.generate([5, 6, 7], max_tokens=4).token_ids
+    good = fake(model).forward
+
+    def fail(token_ids: list[int], all_logits: bool = False) -> None:
+        good(token_ids)
+        raise OSError("the disk is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.engine, "forward", fail)
+        with pytest.raises(OSError, match="gone"):
+            model.generate([5, 8], max_tokens=1)
+    assert len(model.held.ids) == model.engine.position
+    assert model.generate([5, 6, 7], max_tokens=4).token_ids == expected
+
+
+def test_statistics_are_those_of_decoding(make_model: MakeModel) -> None:
+    model = make_model("Hello, world!")
+    statistics = model.generate(model.encode("Hi")).statistics
+    assert statistics.expert_hit_rate == 0.75
+    assert statistics.disk_bytes_per_token == 4096
+    assert statistics.decode_tokens_per_s
+    assert statistics.prefill_tokens_per_s
+    assert statistics.peak_rss_bytes > 1 << 20
+    assert model.generate([5], max_tokens=1).statistics.decode_tokens_per_s is None
+
+
+def test_the_json_of_a_result_has_what_was_promised(make_model: MakeModel) -> None:
+    data = make_model().generate([5, 6]).to_json()
+    assert set(data) == {
+        "text", "token_ids", "prompt_tokens", "generated_tokens", "finish_reason", "stats",
+    }  # fmt: skip
+    assert {
+        "prefill_tokens_per_s", "decode_tokens_per_s", "expert_hit_rate", "disk_bytes_per_token", "peak_rss_bytes",
+    } <= set(data["stats"])  # fmt: skip
+
+
+def test_prompts_that_cannot_be_answered_are_refused(make_model: MakeModel) -> None:
+    model = make_model(context_length=20)
+    for wrong in ([], [5] * 20, [-1], [model.tokenizer.vocabulary]):
+        with pytest.raises(UsageError):
+            model.generate(wrong)
+    with pytest.raises(UsageError, match="max-tokens"):
+        model.generate([5], max_tokens=0)
+    with pytest.raises(UsageError, match="characters"):
+        model.encode("x" * 20 * 257)
+    assert model.generate([5] * 19, max_tokens=1).generated_tokens == 1
+
+
+def test_logits_of_every_position(make_model: MakeModel) -> None:
+    model = make_model(None)
+    logits = model.logits([5, 6, 7])
+    assert logits.shape == (3, model.tokenizer.vocabulary)
+    assert logits.dtype == np.float32
+    assert model.logits([5] * model.engine.context_length).shape[0] == model.engine.context_length
+    for wrong in ([], [-1], [5] * (model.engine.context_length + 1)):
+        with pytest.raises(UsageError):
+            model.logits(wrong)
+    # and the sequence held is still the one that was computed
+    assert model.generate([5, 6, 7], max_tokens=1).token_ids == [int(np.argmax(logits[-1]))]
+
+
+def test_sampling_with_a_seed_is_reproducible(make_model: MakeModel) -> None:
+    model = make_model(None)
+    first = model.generate([5], max_tokens=8, temperature=1.0, seed=1).token_ids
+    assert model.generate([5], max_tokens=8, temperature=1.0, seed=1).token_ids == first
+    assert model.generate([5], max_tokens=8, temperature=1.0, seed=2).token_ids != first
+    assert isinstance(model.default_sampling, SamplingOptions)

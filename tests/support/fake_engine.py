@@ -1,0 +1,88 @@
+"""A small deterministic engine: its logits are a function of the tokens so far, and it counts its work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+LAYERS, EXPERTS = 4, 8
+
+
+@dataclass(frozen=True)
+class FakeStatistics:
+    tokens: int = 0
+    expert_hits: int = 0
+    expert_misses: int = 0
+    disk_bytes: int = 0
+
+
+class FakeEngine:
+    """Says `script` (ids) after whatever prompt, then `script` again; without one, ids drawn from a hash."""
+
+    def __init__(self, vocabulary: int, context_length: int = 512, script: Sequence[int] = ()) -> None:
+        self.spec: Any = SimpleNamespace(vocabulary=vocabulary, family="fake", max_positions=context_length)
+        self.context_length = context_length
+        self.script = list(script)
+        self.statistics = FakeStatistics()
+        self.expert_uses = np.zeros((LAYERS, EXPERTS), np.int64)
+        self.backend: Any = SimpleNamespace(name="fake", isa="-", threads=1)
+        self.memory: Any = SimpleNamespace(
+            budget_bytes=100 << 20, floor_bytes=50 << 20, interpreter_bytes=20 << 20, resident_bytes=30 << 20,
+            workspace_bytes=1 << 20, kv_cache_bytes=2 << 20, slot_bytes=4096, slots=16, total_experts=32,
+            context_length=context_length, chunk_tokens=128, all_resident=False, planned_bytes=60 << 20,
+        )  # fmt: skip
+        self.calls: list[list[int]] = []
+        self.closed = False
+        self._ids: list[int] = []
+
+    @property
+    def position(self) -> int:
+        return len(self._ids)
+
+    def forward(self, token_ids: Sequence[int], *, all_logits: bool = False) -> npt.NDArray[np.float32]:
+        assert token_ids
+        assert self.position + len(token_ids) <= self.context_length
+        self.calls.append(list(token_ids))
+        rows = []
+        for token in token_ids:
+            self._ids.append(token)
+            rows.append(self._logits())
+            for layer in range(LAYERS):
+                self.expert_uses[layer, (token * 7 + layer) % EXPERTS] += 1
+        count = len(token_ids)
+        old = self.statistics
+        self.statistics = replace(
+            old, tokens=old.tokens + count, expert_hits=old.expert_hits + 3 * count,
+            expert_misses=old.expert_misses + count, disk_bytes=old.disk_bytes + 4096 * count,
+        )  # fmt: skip
+        return np.stack(rows) if all_logits else rows[-1]
+
+    def rewind(self, position: int) -> None:
+        assert 0 <= position <= self.position
+        del self._ids[position:]
+
+    def resident_experts(self) -> npt.NDArray[np.bool_]:
+        return np.arange(LAYERS * EXPERTS).reshape(LAYERS, EXPERTS) % 2 == 0
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _logits(self) -> npt.NDArray[np.float32]:
+        if not self.script:
+            seed = hash(tuple(self._ids)) & 0xFFFFFFFF
+            return np.random.default_rng(seed).normal(size=self.spec.vocabulary).astype(np.float32)
+        logits = np.zeros(self.spec.vocabulary, np.float32)
+        logits[self.script[self._step() % len(self.script)]] = 10.0
+        return logits
+
+    def _step(self) -> int:
+        """How many of the last tokens are the script's beginning: the place in the script."""
+        for said in range(min(len(self.script), self.position), 0, -1):
+            if self._ids[-said:] == self.script[:said]:
+                return said
+        return 0
