@@ -21,7 +21,14 @@ from edgemoe.kernels.formats import Blocks
 
 Rows = Union[npt.NDArray[np.float32], Blocks]
 
-SIDE_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+SIDE_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
 """What a store takes along from the checkpoint, besides its weights."""
 
 BLOCK_FORMATS = {"Q8_0": "q8", "Q4_0": "q4", "Q4_1": "q4m"}

@@ -49,6 +49,7 @@ def plan_store(
     model: Mapping[str, Any],
     resident: Sequence[tuple[str, Format | None, int, int]],
     experts: Sequence[ExpertPlan | None],
+    provenance: Mapping[str, Any] | None = None,
     file_limit_bytes: int | None = None,
 ) -> Manifest:
     """A manifest with every place decided and no checksum yet.
@@ -74,7 +75,7 @@ def plan_store(
                 room = file_limit_bytes - 4096
             files[-1].append((number, expert, record_bytes(layout)))
             room -= needed
-    return _place_records(model, tensors, layouts, files)
+    return replace(_place_records(model, tensors, layouts, files), provenance=dict(provenance or {}))
 
 
 def _place_resident(

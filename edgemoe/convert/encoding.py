@@ -1,0 +1,85 @@
+"""Rows of a checkpoint to panels of the store, with what that changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edgemoe.convert.source import Rows
+from edgemoe.errors import EdgemoeError, SourceError
+from edgemoe.kernels.formats import Blocks, Format, dequantise, pack
+from edgemoe.quant.quantise import quantise
+
+_DAMAGED = "Was the checkpoint damaged? Download it again."
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Bytes for the store, and the sums over the weights of squared error and of squared weight."""
+
+    data: npt.NDArray[np.uint8]
+    squared_error: float
+    squared_weight: float
+
+
+def encode(rows: Rows, fmt: Format | None, tensor: str) -> Encoded:
+    """Rows `(rows, columns)` as whole panels of `fmt`, or elements as float32 where `fmt` is None.
+
+    Raises SourceError, naming the tensor, where a weight is not finite or beyond what the format can hold.
+    """
+    if fmt is None:
+        values = (dequantise(rows) if isinstance(rows, Blocks) else rows).reshape(-1)
+        _check_finite(values, tensor)
+        vector = np.ascontiguousarray(values, np.float32)
+        return Encoded(vector.view(np.uint8), 0.0, _sum_of_squares(vector))
+    if isinstance(rows, Blocks):
+        _check_blocks(rows, tensor)
+        carried = _carry(rows, fmt)
+        values = dequantise(rows)
+        if carried is not None:
+            return Encoded(pack(carried), 0.0, _sum_of_squares(values))
+    else:
+        values = rows
+    try:
+        blocks = quantise(values, fmt)
+    except SourceError:
+        raise
+    except EdgemoeError as problem:
+        raise SourceError(f"{tensor}: {problem.message}", problem.hint) from None
+    squared_weight = _sum_of_squares(values)
+    if fmt.name == "f32":
+        return Encoded(pack(blocks), 0.0, squared_weight)
+    return Encoded(pack(blocks), _sum_of_squares(dequantise(blocks) - values), squared_weight)
+
+
+def _carry(blocks: Blocks, fmt: Format) -> Blocks | None:
+    """The same weights, to the bit, as blocks of another format; None where that format cannot hold them."""
+    source = blocks.format.name
+    if source == fmt.name:
+        return blocks
+    if source == "q4" and fmt.name == "q8":
+        return Blocks(fmt, blocks.values.astype(np.int8) - np.int8(8), blocks.scales)
+    if source == "q4" and fmt.name == "q4m":
+        assert blocks.scales is not None
+        with np.errstate(over="ignore"):
+            minimums = blocks.scales * np.float16(-8)
+        return Blocks(fmt, blocks.values, blocks.scales, minimums) if np.isfinite(minimums).all() else None
+    return None
+
+
+def _check_blocks(blocks: Blocks, tensor: str) -> None:
+    for per_group in (blocks.scales, blocks.minimums):
+        if per_group is not None:
+            _check_finite(per_group, tensor)
+
+
+def _check_finite(values: npt.NDArray[np.floating], tensor: str) -> None:
+    if not np.isfinite(values).all():
+        bad = values[~np.isfinite(values)].flat[0]
+        raise SourceError(f"{tensor}: expected finite numbers, found {bad}.", _DAMAGED)
+
+
+def _sum_of_squares(values: npt.NDArray[np.float32]) -> float:
+    return float(np.square(values, dtype=np.float64).sum())

@@ -1,0 +1,203 @@
+"""A checkpoint in a folder, as Hugging Face saves it: config.json and safetensors files, one or sharded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgemoe.convert.source import SIDE_FILES, Rows, TensorInfo
+from edgemoe.errors import SourceError
+from edgemoe.store.headers import HeaderTensor, parse_json, read_header
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+MAX_JSON_BYTES = 1 << 26
+_DAMAGED = "Was the checkpoint cut short or altered? Download it again."
+_ESCAPE = "Copy the real file into the folder, or give the folder that holds it."
+_DTYPES: dict[str, npt.DTypeLike] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+
+
+class FolderSource:
+    """A folder with config.json and .safetensors files. A `Source`; constructing it reads all headers."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder.resolve()
+        self.name = self._folder.name
+        config = read_json_file(self._file("config.json"), "a config.json of a checkpoint")
+        self.config: Mapping[str, Any] = config
+        self._places: dict[str, HeaderTensor] = {}
+        self._tensors: dict[str, TensorInfo] = {}
+        self._descriptors: dict[str, int] = {}
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+        self._shards = self._find_shards()
+        for shard, wanted in self._shards.items():
+            header = read_header(self._file(shard), SourceError, _DAMAGED)
+            digest.update(repr((shard, header)).encode())
+            self._take(shard, header, wanted)
+        self.fingerprint = digest.hexdigest()
+
+    def _find_shards(self) -> dict[str, set[str] | None]:
+        """Each shard with the tensors that the index says it has; None where there is no index."""
+        index = self._folder / INDEX_NAME
+        if index.exists() or index.is_symlink():
+            return self._read_index()
+        names = sorted(path.name for path in self._folder.glob("*.safetensors"))
+        if SINGLE_NAME in names or len(names) == 1:
+            return {SINGLE_NAME if SINGLE_NAME in names else names[0]: None}
+        if names:
+            raise SourceError(
+                f"{self._folder}: expected {INDEX_NAME} or one .safetensors file,"
+                f" found {len(names)} of them ({names[0]}, ...) and no index.",
+                f"Download {INDEX_NAME} of the checkpoint too.",
+            )
+        if any(self._folder.glob("*.bin")) or any(self._folder.glob("*.pth")):
+            raise SourceError(
+                f"{self._folder}: expected .safetensors files, found only PyTorch pickles (.bin), which can run code"
+                " when they are opened and are not read.",
+                "Use the checkpoint's safetensors version, or load it with transformers and save_pretrained it again.",
+            )
+        raise SourceError(
+            f"{self._folder}: expected .safetensors files, found none.",
+            "Give the folder that holds config.json and the weights.",
+        )
+
+    def _read_index(self) -> dict[str, set[str] | None]:
+        index = read_json_file(self._file(INDEX_NAME), "the index of the shards")
+        weight_map = index.get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+            raise SourceError(f"{INDEX_NAME}: expected a weight_map of tensor names to file names.", _DAMAGED)
+        shards: dict[str, set[str]] = {}
+        for tensor, shard in weight_map.items():
+            shards.setdefault(shard, set()).add(tensor)
+        missing = [name for name in sorted(shards) if not self._exists(name)]
+        if missing:
+            raise SourceError(
+                f"{self._folder}: {len(missing)} of {len(shards)} shards are missing: {', '.join(missing[:5])}"
+                f"{', ...' if len(missing) > 5 else ''}.",
+                "Download them again.",
+            )
+        return {name: shards[name] for name in sorted(shards)}
+
+    def _take(self, shard: str, header: Mapping[str, HeaderTensor], wanted: set[str] | None) -> None:
+        absent = sorted((wanted or set()) - header.keys())
+        if absent:
+            raise SourceError(
+                f"{shard}: expected tensor {absent[0]}, as {INDEX_NAME} says, found none of that name.", _DAMAGED
+            )
+        for name, place in header.items():
+            if wanted is None or name in wanted:
+                self._places[name] = place
+                self._tensors[name] = TensorInfo(place.shape, place.dtype, shard)
+
+    def _exists(self, name: str) -> bool:
+        return self._inside(name).exists()
+
+    def _inside(self, name: str) -> Path:
+        """The path of a name that the checkpoint gives. Raises SourceError where it leaves the folder."""
+        pure = PurePosixPath(name)
+        if not name or "\0" in name or "\\" in name or pure.is_absolute() or ".." in pure.parts:
+            raise SourceError(
+                f"{self._folder}: the checkpoint names a file {name!r}, which lies outside of its folder.",
+                "Do not use this checkpoint: it may be hostile.",
+            )
+        return self._folder / pure
+
+    def _file(self, name: str) -> Path:
+        """A regular file of the checkpoint; links lead nowhere but into the folder or the hub's cache of blobs."""
+        path = self._inside(name)
+        try:
+            real = path.resolve(strict=True)
+            regular = stat.S_ISREG(real.stat().st_mode)
+        except (OSError, RuntimeError):
+            raise SourceError(
+                f"{self._folder}: {name} is missing.", "Give the folder that holds config.json and the weights."
+            ) from None
+        roots = [self._folder]
+        if self._folder.parent.name == "snapshots":
+            roots.append(self._folder.parent.parent / "blobs")
+        if not any(real.is_relative_to(root) for root in roots):
+            raise SourceError(f"{path}: is a link that leads out of the checkpoint, to {real}.", _ESCAPE)
+        if not regular:
+            raise SourceError(f"{path}: expected a file, found something else.", _DAMAGED)
+        return real
+
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        return self._tensors
+
+    def shards(self) -> Sequence[str]:
+        return list(self._shards)
+
+    def read_rows(self, tensor: str, index: int | None, row_start: int, row_stop: int) -> Rows:
+        info, place = self._tensors[tensor], self._places[tensor]
+        if info.dtype not in _DTYPES:
+            raise SourceError(
+                f"{tensor}: expected weights of {', '.join(_DTYPES)}, found {info.dtype}.",
+                "Use the checkpoint's unquantised version.",
+            )
+        dtype = np.dtype(_DTYPES[info.dtype])
+        shape = info.shape if index is None else info.shape[1:]
+        columns = shape[1] if len(shape) == 2 else 1
+        first = (index or 0) * shape[0] * columns + row_start * columns
+        raw = np.empty((row_stop - row_start) * columns, dtype)
+        self._read(info.shard, place.offset + first * dtype.itemsize, memoryview(raw.data).cast("B"))
+        values = to_float32(raw)
+        return values.reshape(-1, columns) if len(shape) == 2 else values
+
+    def _read(self, shard: str, offset: int, into: memoryview) -> None:
+        try:
+            if shard not in self._descriptors:
+                self._descriptors[shard] = os.open(self._file(shard), os.O_RDONLY)
+            while into:
+                count = os.preadv(self._descriptors[shard], [into], offset)
+                if not count:
+                    raise SourceError(f"{shard}: ends at byte {offset}, in the middle of a tensor.", _DAMAGED)
+                into, offset = into[count:], offset + count
+        except OSError as problem:
+            raise SourceError(f"{shard}: cannot be read ({problem.strerror}).", "Check the disk.") from problem
+
+    def release(self, shard: str) -> None:
+        descriptor = self._descriptors.pop(shard, None)
+        if descriptor is not None:
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+
+    def side_files(self) -> Mapping[str, bytes | Path]:
+        return {name: self._file(name) for name in SIDE_FILES if (self._folder / name).exists()}
+
+    def close(self) -> None:
+        for shard in list(self._descriptors):
+            self.release(shard)
+
+
+def to_float32(raw: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Floats of a checkpoint as float32; bfloat16 comes as uint16, being the upper half of a float32."""
+    if raw.dtype == np.uint16:
+        return (raw.astype(np.uint32) << 16).view(np.float32)
+    with np.errstate(over="ignore"):  # what overflows becomes infinite, and is refused as such
+        return raw.astype(np.float32, copy=False)
+
+
+def read_json_file(path: Path, what: str) -> dict[str, Any]:
+    """A JSON table from a checkpoint. Raises SourceError where it is none."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_JSON_BYTES + 1)
+        if len(text) > MAX_JSON_BYTES:
+            raise ValueError(f"over {MAX_JSON_BYTES} bytes")
+        data = parse_json(text)
+    except OSError as problem:
+        raise SourceError(f"{path}: cannot be read ({problem.strerror}).", _DAMAGED) from None
+    except ValueError as problem:
+        raise SourceError(f"{path}: expected {what}, found no JSON ({problem}).", _DAMAGED) from None
+    if not isinstance(data, dict):
+        raise SourceError(f"{path}: expected {what}, found JSON that is no table.", _DAMAGED)
+    return data

@@ -1,0 +1,88 @@
+"""Which weight format each matrix of the store gets: what the options say, else what the checkpoint suggests."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from edgemoe.convert.source import BLOCK_FORMATS
+from edgemoe.errors import UsageError
+from edgemoe.kernels.formats import FORMATS, Format
+
+DEFAULT_EXPERTS = "q4"
+DEFAULT_DENSE = "q8"
+
+_EXACT = ("router", "shared_gate")
+"""Matrices so small, and decisions so sharp, that they stay float32."""
+
+_EXPERT = re.compile(r"layers\.(\d+)\.experts\.(\d+)\.(gate|up|down)")
+_CLASSES = {"query": "attention", "key": "attention", "value": "attention", "output": "attention", "ffn": "ffn"}
+
+
+def check_option(option: str, value: str | None) -> None:
+    """Raises UsageError where a format option names no format."""
+    if value is not None and value not in FORMATS:
+        raise UsageError(f"{option}: expected one of {', '.join(FORMATS)}, found {value!r}.")
+
+
+def expert_of(name: str) -> tuple[int, int, str] | None:
+    """Layer, expert and part (gate, up or down) of a routed expert's tensor; None for any other tensor."""
+    match = _EXPERT.fullmatch(name)
+    return (int(match[1]), int(match[2]), match[3]) if match else None
+
+
+def stored_name(name: str) -> str:
+    """The name under which a tensor is found in the store: gate and up lie in one matrix."""
+    head, _, last = name.rpartition(".")
+    return f"{head}.gate_up" if last in ("gate", "up") else name
+
+
+def class_of(name: str, shape: tuple[int, ...]) -> str:
+    """The class of tensors to which a model's tensor belongs, for the statistics of the store."""
+    if len(shape) == 1:
+        return "vectors"
+    if expert_of(name):
+        return "experts"
+    last = name.split(".")[2] if name.startswith("layers.") else name
+    return _CLASSES.get(last, last)
+
+
+def choose_formats(
+    shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str], experts: str | None, dense: str | None
+) -> dict[str, Format | None]:
+    """The format of each tensor of the model; None for a vector.
+
+    `dtypes` are the checkpoint's. Matrices that the store keeps together (gate and up; the same part of all
+    experts of a layer) get one format.
+    """
+    groups: dict[str, list[str]] = {}
+    formats: dict[str, Format | None] = {}
+    for name, shape in shapes.items():
+        if len(shape) == 1:
+            formats[name] = None
+        elif name.rpartition(".")[2] in _EXACT:
+            formats[name] = FORMATS["f32"]
+        else:
+            groups.setdefault(_group(name), []).append(name)
+    for names in groups.values():
+        option, default = (experts, DEFAULT_EXPERTS) if expert_of(names[0]) else (dense, DEFAULT_DENSE)
+        carried = _carried({dtypes[name] for name in names})
+        formats |= dict.fromkeys(names, FORMATS[option or carried or default])
+    return formats
+
+
+def _group(name: str) -> str:
+    expert = expert_of(name)
+    if expert is None:
+        return stored_name(name)
+    return f"layers.{expert[0]}.experts.{'down' if expert[2] == 'down' else 'gate_up'}"
+
+
+def _carried(dtypes: Iterable[str]) -> str | None:
+    """The smallest format that takes over quantised blocks without any loss; None where some are not quantised."""
+    names = {BLOCK_FORMATS.get(dtype) for dtype in dtypes}
+    if None in names:
+        return None
+    if "q8" in names:
+        return "q8"  # takes q4 exactly; q4m beside q8 does not occur in one matrix but for odd mixtures
+    return "q4m" if "q4m" in names else "q4"

@@ -1,0 +1,236 @@
+"""A checkpoint becomes a store: streamed, bounded in memory, resumable at any point, to the same bytes.
+
+While it is written the store lies in `DEST.partial/store`, beside the journal that says what of it is done
+and a hub's unfinished downloads. When all is on the disk the folder is renamed to `DEST` as a whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.metadata
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from edgemoe.convert.formats import check_option
+from edgemoe.convert.journal import JOURNAL_NAME, Journal
+from edgemoe.convert.plan import Plan, plan_conversion
+from edgemoe.convert.progress import Callback
+from edgemoe.convert.source import Source, open_source
+from edgemoe.convert.transfer import Transfer
+from edgemoe.errors import EdgemoeError, SourceError, StoreError, UsageError
+from edgemoe.store.manifest import MANIFEST_NAME
+from edgemoe.store.reader import Store
+from edgemoe.store.writer import StoreWriter, sync_folder
+
+STORE_FOLDER = "store"
+DOWNLOADS_FOLDER = "downloads"
+SIDE_FILE_LIMIT_BYTES = 1 << 27
+
+
+def convert_checkpoint(
+    source: str,
+    destination: str | os.PathLike[str],
+    *,
+    experts: str | None = None,
+    dense: str | None = None,
+    keep: bool = False,
+    force: bool = False,
+    progress: Callback | None = None,
+) -> Path:
+    """Convert a checkpoint (folder, .gguf file or hub id) to a store at `destination`; returns its path.
+
+    `experts` and `dense` name formats; without them quantised blocks carry over exactly, and other weights
+    become q4 and q8. An interrupted conversion goes on where it was; `force` discards one of another
+    checkpoint or other options. A finished store of the same conversion is left as it is. `keep` leaves
+    downloaded shards in the hub's cache. Raises UsageError, SourceError or StoreError; whatever happens,
+    nothing half-written stands at `destination`.
+    """
+    check_option("--experts", experts)
+    check_option("--dense", dense)
+    target = Path(destination).expanduser().absolute()
+    if target.name in ("", ".", ".."):
+        raise UsageError(f"{destination}: expected a folder to make.", "Give it a name, such as ./my-model.")
+    partial = target.with_name(target.name + ".partial")
+    with _disk_errors(partial):
+        _refuse_foreign(partial)
+        with Journal.lock(partial) as journal:
+            begun = False
+            try:
+                existing = _existing_store(target)
+                opened = open_source(source, downloads=partial / DOWNLOADS_FOLDER, keep=keep)
+                try:
+                    provenance = _provenance(opened, experts, dense)
+                    if existing is not None:
+                        _require_same(existing, provenance)
+                    else:
+                        plan = plan_conversion(opened, experts, dense, provenance)
+                        _begin(journal, {**provenance, "plan": plan.digest()}, force)
+                        begun = True
+                        _write_store(opened, plan, journal, progress)
+                        _publish(partial, target)
+                finally:
+                    opened.close()
+            except BaseException:
+                if not begun and journal.identity is None:
+                    _remove_partial(partial)
+                raise
+            _remove_partial(partial)
+    return target
+
+
+def edgemoe_version() -> str:
+    """The version of this program, as its installation says."""
+    try:
+        return importlib.metadata.version("edgemoe")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _provenance(source: Source, experts: str | None, dense: str | None) -> dict[str, Any]:
+    """What a store was made of, and by what: the same provenance gives the same bytes."""
+    return {
+        "source": source.name,
+        "fingerprint": source.fingerprint,
+        "edgemoe": edgemoe_version(),
+        "experts": experts,
+        "dense": dense,
+    }
+
+
+def _existing_store(target: Path) -> Store | None:
+    """The store that stands at the destination already; None where the place is free."""
+    if not target.exists() and not target.is_symlink():
+        return None
+    if target.is_dir() and not any(target.iterdir()):
+        return None
+    way_out = "Give another destination, or remove it first."
+    if not (target / MANIFEST_NAME).is_file():
+        raise UsageError(f"{target}: exists, and is not a store.", way_out)
+    try:
+        return Store.open(target)
+    except StoreError as problem:
+        raise UsageError(f"{target}: exists, and is a damaged store ({problem.message})", way_out) from None
+
+
+def _require_same(existing: Store, provenance: Mapping[str, Any]) -> None:
+    found = existing.manifest.provenance
+    different = [key for key in provenance if found.get(key) != provenance[key]]
+    if different:
+        raise UsageError(
+            f"{existing.path}: exists, and is of another conversion"
+            f" ({', '.join(f'{key} {found.get(key)}, not {provenance[key]}' for key in different)}).",
+            "Give another destination, or remove it first.",
+        )
+
+
+def _refuse_foreign(partial: Path) -> None:
+    """Raises UsageError where the folder for unfinished work holds something that is not ours."""
+    if not partial.exists() and not partial.is_symlink():
+        return
+    ours = {JOURNAL_NAME, STORE_FOLDER, DOWNLOADS_FOLDER}
+    names = {path.name for path in partial.iterdir()} if partial.is_dir() else {partial.name}
+    if names - ours:
+        raise UsageError(
+            f"{partial}: expected an unfinished conversion there, found {sorted(names - ours)[0]}.",
+            "Move it away, or give another destination.",
+        )
+
+
+def _begin(journal: Journal, identity: Mapping[str, Any], force: bool) -> None:
+    """Go on with the conversion in the journal if it is this one, else begin anew where that harms nothing."""
+    if journal.identity == identity:
+        return
+    if journal.identity is not None and not force:
+        different = [key for key in identity if journal.identity.get(key) != identity[key] and key != "plan"]
+        raise UsageError(
+            f"{journal.folder}: holds an unfinished conversion of another kind"
+            f" ({', '.join(different) or 'its plan'} differs).",
+            "Run that one to its end, give another destination, or discard it with --force.",
+        )
+    store = journal.folder / STORE_FOLDER
+    if store.exists():
+        shutil.rmtree(store)
+    journal.restart(identity)
+
+
+def _write_store(source: Source, plan: Plan, journal: Journal, progress: Callback | None) -> None:
+    with StoreWriter(journal.folder / STORE_FOLDER, plan.manifest) as writer:
+        _check_space(writer)
+        transfer = Transfer(source, plan, writer, journal, progress)
+        transfer.run()
+        writer.finish(transfer.manifest(), _side_files(source))
+
+
+def _check_space(writer: StoreWriter) -> None:
+    needed = writer.missing_bytes()
+    free = shutil.disk_usage(writer.folder).free
+    if needed > free:
+        raise StoreError(
+            f"{writer.folder.parent}: the store needs {_size(needed)} more, and {_size(free)} are free on that disk.",
+            "Free some space and run the same command again, or give a destination on another disk.",
+        )
+
+
+def _side_files(source: Source) -> dict[str, bytes]:
+    files = {"config.json": json.dumps(dict(source.config), indent=2).encode() + b"\n"}
+    for name, content in source.side_files().items():
+        if isinstance(content, Path):
+            try:
+                with content.open("rb") as file:
+                    content = file.read(SIDE_FILE_LIMIT_BYTES + 1)
+            except OSError as problem:
+                raise SourceError(f"{name}: cannot be read ({problem.strerror}).") from None
+        if len(content) > SIDE_FILE_LIMIT_BYTES:
+            raise SourceError(
+                f"{name}: expected at most {_size(SIDE_FILE_LIMIT_BYTES)}, found more.",
+                "Is it a file of this model? Download the checkpoint again.",
+            )
+        files[name] = content
+    return files
+
+
+def _publish(partial: Path, target: Path) -> None:
+    """Give the finished store its name, at once and for good."""
+    if target.is_dir():
+        target.rmdir()  # an empty folder that stood there; one that was filled meanwhile stays, as an error
+    (partial / STORE_FOLDER).rename(target)
+    sync_folder(target.parent)
+
+
+def _remove_partial(partial: Path) -> None:
+    """Remove what an ended conversion leaves. The lock on the journal is held, so nobody else is at work."""
+    for name in (STORE_FOLDER, DOWNLOADS_FOLDER):
+        if (partial / name).exists():
+            shutil.rmtree(partial / name)
+    (partial / JOURNAL_NAME).unlink()
+    partial.rmdir()
+
+
+@contextmanager
+def _disk_errors(partial: Path) -> Iterator[None]:
+    """Turns what the disk of the destination says into a StoreError with the way out."""
+    try:
+        yield
+    except EdgemoeError:
+        raise
+    except OSError as problem:
+        kept = "what was done is kept: the same command goes on from there."
+        if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreError(f"{partial}: the disk is full.", f"Free some space; {kept}") from problem
+        if problem.errno == errno.EFBIG:
+            raise StoreError(
+                f"{partial}: a file of the store is larger than this file system or account allows.",
+                f"Raise the limit (ulimit -f) or give a destination elsewhere; {kept}",
+            ) from problem
+        raise StoreError(
+            f"{partial}: cannot be written ({problem.strerror or problem}).", f"Mend that; {kept}"
+        ) from problem
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -1,0 +1,55 @@
+"""How far a conversion is, measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+REPORT_INTERVAL_S = 0.1
+_LEAST_TIME_FOR_RATE_S = 0.5
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A moment of a conversion. Bytes are those of the store, of which `resumed_bytes` were there at the start."""
+
+    shard: str
+    """The part of the checkpoint that is being read."""
+    done_bytes: int
+    total_bytes: int
+    resumed_bytes: int
+    bytes_per_second: float | None
+    """The mean rate of this run; None before there is one."""
+    seconds_left: float | None
+    """An estimate from that rate."""
+
+
+Callback = Callable[[Progress], None]
+
+
+class ProgressMeter:
+    """Counts bytes, and calls back a few times a second."""
+
+    def __init__(self, callback: Callback | None, total_bytes: int, resumed_bytes: int) -> None:
+        self._callback = callback
+        self._total_bytes = total_bytes
+        self._resumed_bytes = resumed_bytes
+        self._done_bytes = resumed_bytes
+        self._began_s = time.monotonic()
+        self._reported_s = float("-inf")
+
+    def advance(self, shard: str, done_bytes: int) -> None:
+        """Count bytes that were written."""
+        self._done_bytes += done_bytes
+        now = time.monotonic()
+        if self._callback is None or (
+            now - self._reported_s < REPORT_INTERVAL_S and self._done_bytes < self._total_bytes
+        ):
+            return
+        self._reported_s = now
+        elapsed = now - self._began_s
+        fresh = self._done_bytes - self._resumed_bytes
+        rate = fresh / elapsed if elapsed > _LEAST_TIME_FOR_RATE_S and fresh else None
+        left = (self._total_bytes - self._done_bytes) / rate if rate else None
+        self._callback(Progress(shard, self._done_bytes, self._total_bytes, self._resumed_bytes, rate, left))

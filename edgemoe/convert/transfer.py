@@ -1,0 +1,161 @@
+"""The moving part of a conversion: read a few rows, encode them, write them, note what is done.
+
+Rows are read and written by one thread and encoded by a few others; the window between them is short, so
+memory does not depend on the size of any tensor. What is written is made durable and then noted in the
+journal every `CHECKPOINT_BYTES`, and before a shard is released.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from edgemoe.convert.encoding import Encoded, encode
+from edgemoe.convert.journal import Journal
+from edgemoe.convert.plan import Piece, Plan
+from edgemoe.convert.progress import Callback, ProgressMeter
+from edgemoe.convert.source import Source
+from edgemoe.kernels.formats import PANEL_ROWS
+from edgemoe.store.manifest import Manifest
+from edgemoe.store.writer import StoreWriter, with_checksums
+
+CHECKPOINT_BYTES = 1 << 26
+ENCODER_THREADS = min(4, os.cpu_count() or 1)
+
+
+class Transfer:
+    """One run of a conversion over the pieces that the journal does not have yet."""
+
+    def __init__(
+        self, source: Source, plan: Plan, writer: StoreWriter, journal: Journal, progress: Callback | None
+    ) -> None:
+        self._source = source
+        self._plan = plan
+        self._writer = writer
+        self._journal = journal
+        self._pieces_left = {name: part.pieces for name, part in plan.parts.items()}
+        resumed = 0
+        for piece in plan.pieces:
+            if piece.number in journal.errors:
+                self._pieces_left[piece.part] -= 1
+                resumed += piece.stored_bytes
+        total = sum(piece.stored_bytes for piece in plan.pieces)
+        self._meter = ProgressMeter(progress, total, resumed)
+        self._errors: dict[int, tuple[float, float]] = {}
+        self._checksums: dict[str, str] = {}
+        self._unnoted_bytes = 0
+
+    def run(self) -> None:
+        """Write every piece that is missing, shard by shard. Raises SourceError or OSError."""
+        infos = self._source.tensors()
+        by_shard: dict[str, list[Piece]] = {shard: [] for shard in self._source.shards()}
+        for piece in self._plan.pieces:
+            if piece.number not in self._journal.errors:
+                by_shard[infos[piece.source.tensor].shard].append(piece)
+        with ThreadPoolExecutor(ENCODER_THREADS, "edgemoe-encode") as pool:
+            for shard, pieces in by_shard.items():
+                self._convert(shard, pieces, pool)
+                self._checkpoint()
+                self._source.release(shard)
+        # An interruption may have come between the last piece of a part and its checksum.
+        for name in self._plan.parts.keys() - self._journal.checksums.keys():
+            self._take_checksum(name)
+        self._checkpoint()
+
+    def _convert(self, shard: str, pieces: list[Piece], pool: ThreadPoolExecutor) -> None:
+        window: deque[tuple[Piece, int, int, Future[Encoded]]] = deque()
+        try:
+            for piece, start, stop in _steps(pieces):
+                if len(window) > ENCODER_THREADS:
+                    self._write(shard, *window.popleft())
+                first = piece.source.row_start + start
+                last = piece.source.row_start + stop
+                rows = self._source.read_rows(piece.source.tensor, piece.source.index, first, last)
+                window.append((piece, start, stop, pool.submit(encode, rows, piece.format, piece.source.tensor)))
+            while window:
+                self._write(shard, *window.popleft())
+        finally:
+            for *_, future in window:
+                future.cancel()
+
+    def _write(self, shard: str, piece: Piece, start: int, stop: int, future: Future[Encoded]) -> None:
+        encoded = future.result()
+        if piece.format is None:
+            self._writer.write(piece.file, piece.offset + 4 * start, encoded.data)
+        else:
+            offset = piece.offset + start // PANEL_ROWS * piece.panel_stride
+            self._write_panels(piece, offset, encoded.data)
+        error, weight = self._errors.get(piece.number, (0.0, 0.0))
+        self._errors[piece.number] = (error + encoded.squared_error, weight + encoded.squared_weight)
+        self._unnoted_bytes += len(encoded.data)
+        self._meter.advance(shard, len(encoded.data))
+        if stop == piece.rows:
+            self._end_piece(piece)
+
+    def _write_panels(self, piece: Piece, offset: int, data: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+        if piece.panel_stride == piece.panel_bytes:
+            self._writer.write(piece.file, offset, data)
+            return
+        for panel in data.reshape(-1, piece.panel_bytes):
+            self._writer.write(piece.file, offset, panel)
+            offset += piece.panel_stride
+
+    def _end_piece(self, piece: Piece) -> None:
+        self._pieces_left[piece.part] -= 1
+        if not self._pieces_left[piece.part]:
+            self._take_checksum(piece.part)
+        if self._unnoted_bytes >= CHECKPOINT_BYTES:
+            self._checkpoint()
+
+    def _take_checksum(self, name: str) -> None:
+        part = self._plan.parts[name]
+        self._checksums[name] = self._writer.sha256(part.file, part.offset, part.bytes)
+
+    def _checkpoint(self) -> None:
+        """Make durable what was written, then note it. Called between pieces only: all that is summed is done."""
+        if not self._errors and not self._checksums:
+            return
+        self._writer.sync()
+        self._journal.record(self._errors, self._checksums)
+        self._errors.clear()
+        self._checksums.clear()
+        self._unnoted_bytes = 0
+
+    def manifest(self) -> Manifest:
+        """The manifest of the finished store, with checksums and statistics."""
+        manifest = with_checksums(self._plan.manifest, self._journal.checksums)
+        return replace(manifest, quantisation=self._statistics())
+
+    def _statistics(self) -> dict[str, Any]:
+        """Of each class of tensors: formats, parameters, bytes, bits per weight, relative error."""
+        classes: dict[str, list[Piece]] = {}
+        for piece in self._plan.pieces:
+            classes.setdefault(piece.kind, []).append(piece)
+        return {kind: self._statistics_of(pieces) for kind, pieces in sorted(classes.items())}
+
+    def _statistics_of(self, pieces: list[Piece]) -> dict[str, Any]:
+        parameters = sum(piece.rows * piece.columns for piece in pieces)
+        stored_bytes = sum(piece.stored_bytes for piece in pieces)
+        sums = [self._journal.errors[piece.number] for piece in pieces]
+        error, weight = math.fsum(e for e, _ in sums), math.fsum(w for _, w in sums)
+        relative_error = math.sqrt(error / weight) if weight else 0.0
+        return {
+            "formats": sorted({piece.format.name if piece.format else "f32" for piece in pieces}),
+            "parameters": parameters,
+            "bytes": stored_bytes,
+            "bits_per_weight": round(8 * stored_bytes / parameters, 4),
+            "relative_error": float(f"{relative_error:.4g}"),
+        }
+
+
+def _steps(pieces: list[Piece]) -> Iterator[tuple[Piece, int, int]]:
+    for piece in pieces:
+        for start, stop in piece.row_slices():
+            yield piece, start, stop
