@@ -134,12 +134,11 @@ def _dtype(view: TensorView) -> str:
 
 def _vector_rows(view: TensorView, start: int, stop: int) -> npt.NDArray[np.float32]:
     """Elements of a vector, or the one row of the matrix that the file has as a vector."""
-    values: npt.NDArray[np.float32] = _as_floats(_decode(view.parts[0], view.parts[0].read(0, 1)))
+    values = _as_floats(_decode(view.parts[0], view.parts[0].read(0, 1)))
     if len(view.shape) == 2:
         return values[start:stop]
-    if view.head_width is None:
-        return values[0, start:stop]
-    return values[0, halves_order(start, stop, view.head_width)]
+    order = np.arange(start, stop) if view.head_width is None else halves_order(start, stop, view.head_width)
+    return np.take(values[0], order)
 
 
 def _plain_rows(view: TensorView, index: int | None, start: int, stop: int) -> Rows:

@@ -1,0 +1,351 @@
+"""A checkpoint on the Hugging Face hub: small files first, then one shard at a time, each deleted after use.
+
+The commit is looked up once and everything is read at that commit, so an update on the way mixes nothing. Only
+the files named here are ever fetched; no pickle and no program is. The shapes of all tensors come from the
+shards' headers, read by range before any shard is downloaded.
+
+A shard is written to `NAME.part`, which a later run goes on with, and gets its name when its size and SHA-256
+are right.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from huggingface_hub import HfApi, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    SafetensorsParsingError,
+)
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public by its documentation
+from platformdirs import user_cache_path
+
+from edgemoe.convert.folder import INDEX_NAME, SINGLE_NAME, read_json_file, to_float32
+from edgemoe.convert.source import SIDE_FILES, Rows, TensorInfo
+from edgemoe.errors import SourceError
+from edgemoe.store.headers import HeaderTensor, read_header
+
+_MAX_SMALL_FILE_BYTES = 1 << 28
+_HEADERS_AT_ONCE = 8
+_ATTEMPTS_WITHOUT_PROGRESS = 3
+_AGAIN = "Run the same command again: it goes on where it was."
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+
+_FAILURES: tuple[type[Exception], ...] = (OSError, *HfHubHTTPError.__bases__)
+"""What a request can raise: the library's errors are also those of its HTTP client, which differs by version."""
+
+_NOT_PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG})
+"""Errors of this machine's disk: trying again does not help."""
+
+
+@dataclass(frozen=True)
+class _RemoteFile:
+    """A file of the repository; size and SHA-256 where the hub says them."""
+
+    size: int | None
+    sha256: str | None
+
+
+class HubSource:
+    """A checkpoint by its hub id `owner/name[@revision]` (see `Source`). Opening it fetches the small files.
+
+    `downloads` is the folder for shards (a cache folder of the user where it is None); with `keep` they go to the
+    hub's own cache and stay there. A shard that is in that cache already is used from there in any case.
+    """
+
+    def __init__(
+        self, text: str, *, downloads: Path | None = None, keep: bool = False, endpoint: str | None = None
+    ) -> None:
+        self._repository, _, revision = text.partition("@")
+        self._keep, self._endpoint = keep, endpoint
+        self._api = HfApi(endpoint=endpoint, library_name="edgemoe")
+        with self._explained():
+            info = self._api.model_info(self._repository, revision=revision or None, files_metadata=True)
+        if not info.sha:
+            raise SourceError(f"{text}: the hub does not say at which commit it is.", "Check HF_ENDPOINT.")
+        self._commit = info.sha
+        self._remote = {
+            file.rfilename: _RemoteFile(file.size, file.lfs.sha256 if file.lfs else None)
+            for file in info.siblings or []
+        }
+        base = downloads or user_cache_path("edgemoe") / "downloads"
+        self._folder = base / self._repository.replace("/", "--") / self._commit
+        if "config.json" not in self._remote:
+            raise self._unreadable("config.json")
+        self._config = read_json_file(self._small_file("config.json"), "a config.json of a checkpoint")
+        self._shards = self._find_shards()
+        self._tensors = self._find_tensors()
+        self._open: dict[str, tuple[Path, dict[str, HeaderTensor]]] = {}
+
+    @property
+    def name(self) -> str:
+        return f"{self._repository}@{self._commit}"
+
+    @property
+    def fingerprint(self) -> str:
+        return self._commit
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self._config
+
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        return self._tensors
+
+    def shards(self) -> Sequence[str]:
+        return list(self._shards)
+
+    def read_rows(self, tensor: str, index: int | None, row_start: int, row_stop: int) -> Rows:
+        info = self._tensors[tensor]
+        if info.dtype not in _DTYPES:
+            raise SourceError(
+                f"{tensor}: expected weights of {', '.join(_DTYPES)}, found {info.dtype}.",
+                "Use the checkpoint's unquantised version.",
+            )
+        path, header = self._fetch_shard(info.shard)
+        shape = info.shape if index is None else info.shape[1:]
+        columns = shape[1] if len(shape) == 2 else 1
+        first = ((index or 0) * shape[0] + row_start) * columns
+        count = (row_stop - row_start) * columns
+        dtype = np.dtype(_DTYPES[info.dtype])
+        with self._explained():
+            raw = np.fromfile(path, dtype, count, offset=header[tensor].offset + first * dtype.itemsize)
+        if raw.size != count:
+            raise SourceError(f"{path}: {tensor}: expected {count} numbers, found {raw.size}.", _AGAIN)
+        values = to_float32(raw)
+        return values.reshape(-1, columns) if len(shape) == 2 else values
+
+    def release(self, shard: str) -> None:
+        self._open.pop(shard, None)
+        for path in (self._folder / shard, self._partial(shard)):
+            path.unlink(missing_ok=True)
+
+    def side_files(self) -> Mapping[str, bytes | Path]:
+        return {name: self._small_file(name) for name in SIDE_FILES if name in self._remote}
+
+    def close(self) -> None:
+        """Tidy up, but leave what a later run can go on with."""
+        self._open.clear()
+        if not any(path.name in self._shards or path.suffix == ".part" for path in self._folder.glob("*")):
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _find_shards(self) -> dict[str, set[str] | None]:
+        """Each shard with the tensors that the index says it has; None where there is no index."""
+        if INDEX_NAME not in self._remote:
+            if SINGLE_NAME not in self._remote:
+                raise self._unreadable(SINGLE_NAME)
+            return {SINGLE_NAME: None}
+        weight_map = read_json_file(self._small_file(INDEX_NAME), "the index of the shards").get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise SourceError(f"{self.name}: {INDEX_NAME}: expected a weight_map of tensor names to file names.")
+        shards: dict[str, set[str] | None] = {}
+        for tensor, shard in weight_map.items():
+            # Only a plain name of a file that the repository has: no path of ours is made of anything else.
+            if shard not in self._remote or Path(shard).name != shard or Path(shard).suffix != ".safetensors":
+                raise SourceError(
+                    f"{self.name}: {INDEX_NAME} names {shard!r:.80}, which is no shard of the checkpoint."
+                )
+            wanted = shards.setdefault(shard, set())
+            if wanted is not None:
+                wanted.add(tensor)
+        return dict(sorted(shards.items()))
+
+    def _find_tensors(self) -> dict[str, TensorInfo]:
+        with self._explained(), ThreadPoolExecutor(_HEADERS_AT_ONCE) as pool:
+            headers = list(pool.map(self._remote_header, self._shards))
+        tensors: dict[str, TensorInfo] = {}
+        for (shard, wanted), header in zip(self._shards.items(), headers, strict=True):
+            absent = (wanted or set()) - header.keys()
+            if absent:
+                raise SourceError(f"{self.name}: {shard}: expected the tensor {min(absent)}, as {INDEX_NAME} says.")
+            tensors |= {name: info for name, info in header.items() if wanted is None or name in wanted}
+        return tensors
+
+    def _remote_header(self, shard: str) -> dict[str, TensorInfo]:
+        header = self._api.parse_safetensors_file_metadata(self._repository, shard, revision=self._commit)
+        return {name: TensorInfo(tuple(info.shape), info.dtype, shard) for name, info in header.tensors.items()}
+
+    def _fetch_shard(self, shard: str) -> tuple[Path, dict[str, HeaderTensor]]:
+        """A shard on this machine, downloaded where it must be, and its header."""
+        if shard not in self._open:
+            path = self._cached(shard) or (self._download_to_cache(shard) if self._keep else self._download(shard))
+            header = read_header(path, SourceError, _AGAIN)
+            for name, info in self._tensors.items():
+                place = header.get(name)
+                if info.shard == shard and (place is None or (place.shape, place.dtype) != (info.shape, info.dtype)):
+                    raise SourceError(f"{shard}: {name}: the file is not what its header on the hub says.", _AGAIN)
+            self._open[shard] = (path, header)
+        return self._open[shard]
+
+    def _cached(self, name: str) -> Path | None:
+        """The file in the hub's own cache, from an earlier run with `keep` or from another program."""
+        path = try_to_load_from_cache(self._repository, name, revision=self._commit)
+        return Path(path) if isinstance(path, str) else None
+
+    def _small_file(self, name: str) -> Path:
+        size = self._remote[name].size
+        if size is not None and size > _MAX_SMALL_FILE_BYTES:
+            raise SourceError(f"{self.name}: {name}: expected at most {_MAX_SMALL_FILE_BYTES} bytes, found {size}.")
+        return self._cached(name) or self._download(name)
+
+    def _download_to_cache(self, name: str) -> Path:
+        with self._explained(name):
+            path = Path(hf_hub_download(self._repository, name, revision=self._commit, endpoint=self._endpoint))
+        self._check(name, path, path)
+        return path
+
+    def _partial(self, name: str) -> Path:
+        return self._folder / f"{name}.part"
+
+    def _download(self, name: str) -> Path:
+        path, partial = self._folder / name, self._partial(name)
+        if path.exists():
+            return path
+        with self._explained(name):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._check_space(name, partial)
+            self._download_parts(name, partial)
+            self._check(name, partial, partial)
+            partial.replace(path)
+        return path
+
+    def _download_parts(self, name: str, partial: Path) -> None:
+        """The rest of a file, over as many connections as it takes while each brings something."""
+        expected = self._remote[name].size
+        url = hf_hub_url(self._repository, name, revision=self._commit, endpoint=self._endpoint)
+        failures = 0
+        while True:
+            before = _size(partial)
+            if expected is not None and before > expected:
+                partial.unlink()
+                before = 0
+            try:
+                with partial.open("ab") as file:
+                    http_get(
+                        url,
+                        file,
+                        resume_size=before,
+                        headers=build_hf_headers(library_name="edgemoe"),
+                        expected_size=expected,
+                        displayed_filename=name,
+                    )
+                return
+            except _FAILURES as error:
+                failures = 0 if _size(partial) > before else failures + 1
+                if failures >= _ATTEMPTS_WITHOUT_PROGRESS or not _may_pass(error):
+                    raise
+                time.sleep(failures)
+
+    def _check_space(self, name: str, partial: Path) -> None:
+        size = self._remote[name].size
+        if size is None:
+            return
+        missing, free = size - _size(partial), shutil.disk_usage(self._folder).free
+        if missing > free:
+            raise SourceError(
+                f"{name}: expected {missing} bytes of free disk under {self._folder}, found {free}.",
+                "Make room there, then run the same command again.",
+            )
+
+    def _check(self, name: str, path: Path, to_delete: Path) -> None:
+        """Hold a downloaded file to what the hub says of it; one that is wrong is deleted."""
+        remote = self._remote[name]
+        size = path.stat().st_size
+        if remote.size is not None and size != remote.size:
+            to_delete.unlink()
+            raise SourceError(f"{name}: expected {remote.size} bytes, the hub sent {size}.", _AGAIN)
+        if remote.sha256 is not None:
+            with path.open("rb") as file:
+                found = _sha256(file)
+            if found != remote.sha256:
+                to_delete.unlink()
+                raise SourceError(f"{name}: expected the SHA-256 {remote.sha256}, found {found}.", _AGAIN)
+
+    def _unreadable(self, missing: str) -> SourceError:
+        if any(name.endswith(".gguf") for name in self._remote):
+            hint = "It has GGUF files: download one and give its path."
+        elif any(name.endswith((".bin", ".pth", ".pt")) for name in self._remote):
+            hint = "Its weights are pickles, which can run code and are not read; choose a checkpoint in safetensors."
+        else:
+            hint = "Give the id of a language model's checkpoint."
+        return SourceError(f"{self._repository}: expected {missing} in it, found none.", hint)
+
+    @contextmanager
+    def _explained(self, name: str = "") -> Iterator[None]:
+        """Turns what the library and the disk raise into a SourceError that says the way out."""
+        try:
+            yield
+        except SafetensorsParsingError as error:
+            raise SourceError(f"{self._repository}: a shard's header is not safetensors: {error}.") from error
+        except HFValidationError as error:
+            raise SourceError(f"{self._repository}: not a hub id: {error}.", "Give owner/name[@revision].") from error
+        except _FAILURES as error:
+            raise self._explain(error, name) from error
+
+    def _explain(self, error: Exception, name: str) -> SourceError:
+        what = f"{self._repository}: {name}" if name else self._repository
+        if isinstance(error, GatedRepoError):
+            return SourceError(
+                f"{what}: the hub gives it only to those who have accepted its terms.",
+                "Accept them on its page, set HF_TOKEN to a token of your account, then run the same command again.",
+            )
+        if isinstance(error, RevisionNotFoundError):
+            return SourceError(f"{what}: the hub has no such revision of it.", "Check what follows the @.")
+        if isinstance(error, RepositoryNotFoundError):
+            return SourceError(
+                f"{what}: the hub has no such model, or it is private.",
+                "Check the spelling; for a private model set HF_TOKEN to a token that may read it.",
+            )
+        if isinstance(error, OfflineModeIsEnabled):
+            return SourceError(
+                f"{what}: HF_HUB_OFFLINE is set, so the hub is not asked.",
+                "Unset it, or give the folder of a checkpoint that is on this machine.",
+            )
+        if isinstance(error, HfHubHTTPError):
+            status = getattr(error.response, "status_code", None)
+            if status in (401, 403):
+                return SourceError(
+                    f"{what}: the hub refused (HTTP {status}).", "Set HF_TOKEN to a token that may read it."
+                )
+            return SourceError(f"{what}: the hub answered HTTP {status}.", f"Try later. {_AGAIN}")
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return SourceError(
+                f"{what}: the disk under {self._folder} is full.", "Make room there, then run the same command again."
+            )
+        reason = str(error) or type(error).__name__
+        return SourceError(f"{what}: the connection to the hub failed: {reason:.300}.", f"Check the network. {_AGAIN}")
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the same request may succeed later."""
+    if isinstance(error, HfHubHTTPError):
+        status = getattr(error.response, "status_code", 500)
+        return status >= 500 or status == 429
+    return not isinstance(error, OSError) or error.errno not in _NOT_PASSING
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _sha256(file: Any) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
