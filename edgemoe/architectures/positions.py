@@ -11,6 +11,8 @@ from edgemoe.errors import SourceError
 from edgemoe.model.spec import RopeSpec
 
 LARGEST_THETA = 1e12
+SMALLEST_NUMBER = 1e-6
+"""Every number of a rule lies above this, so that no float32 quotient of two overflows."""
 _NUMBERS = {
     "default": (),
     "linear": ("factor",),
@@ -42,7 +44,7 @@ def read_rope(reader: ConfigReader, default_theta: float, max_positions: int) ->
             raise unsupported(f"rope_parameters.{show(name)}", value, f"rope_type {show(rule)} without it")
 
     def number(name: str, default: float | None = None) -> float:
-        return checked_number(f"rope_parameters.{name}", parameters.get(name), default)
+        return checked_number(f"rope_parameters.{name}", parameters.get(name), default, above=SMALLEST_NUMBER)
 
     if rule == "default":
         return RopeSpec(theta)

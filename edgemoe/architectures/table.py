@@ -115,20 +115,24 @@ def resolve_tensors(
     wanted = spec.tensors()
     found: dict[str, SourceSlice] = {}
     used: set[str] = set()
-    candidates: dict[str, str] = {}
+    candidates: dict[str, list[tuple[Row, str]]] = {}
+    layout: set[Row] = set()
     for row in table:
         for source, slices, sizes in _expand(row, spec):
             if not slices.keys() <= wanted.keys():
                 continue
             for name in slices:
-                candidates.setdefault(name, source)
+                candidates.setdefault(name, []).append((row, source))
             if source in shapes and not slices.keys() & found.keys():
                 _check_shape(source, row.shape, sizes, shapes[source])
                 used.add(source)
+                layout.add(row)
                 found |= slices
     missing = [name for name in wanted if name not in found]
     if missing:
-        first = candidates.get(missing[0], missing[0])
+        # Of several layouts, name the tensor in the one that the rest of the checkpoint is written in.
+        places = candidates[missing[0]]
+        first = next((source for row, source in places if row in layout), places[0][1])
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise SourceError(
             f"{first}: missing{more}; config.json asks for {len(wanted)} tensors, found {len(found)}.", MISMATCH

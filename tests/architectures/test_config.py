@@ -1,0 +1,361 @@
+"""How config.json is read: every key accounted for, every value that means something else refused by name."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgemoe.architectures import FAMILIES, model_spec
+from edgemoe.architectures.config import FIXED, HARMLESS
+from edgemoe.errors import SourceError
+from edgemoe.model.rope import rope_tables
+from edgemoe.model.spec import DenseFfnSpec, ModelSpec, MoeSpec, RopeSpec
+from tests.architectures.published import (
+    ALL_FAMILIES,
+    GRANITE_1B_A400M,
+    GRANITE_SHARED,
+    LLAMA_31_8B,
+    MIXTRAL_8X7B,
+    OLMOE_1B_7B,
+    PUBLISHED,
+    QWEN3_30B_A3B,
+    QWEN15_MOE_A27B,
+)
+
+
+def refusal(config: dict[str, Any]) -> str:
+    with pytest.raises(SourceError) as caught:
+        model_spec(config)
+    assert caught.value.hint
+    return caught.value.message
+
+
+def without(config: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name not in names}
+
+
+# What published configs mean
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_have_their_number_of_parameters(name):
+    config, parameters = PUBLISHED[name]
+    assert sum(math.prod(shape) for shape in model_spec(config).tensors().values()) == parameters
+
+
+@pytest.mark.parametrize("config", ALL_FAMILIES.values(), ids=ALL_FAMILIES.keys())
+def test_a_spec_survives_json(config):
+    spec = model_spec(config)
+    assert ModelSpec.from_json(spec.to_json()) == spec
+    assert spec.family == config["model_type"]
+
+
+def test_every_family_has_a_config_here():
+    assert ALL_FAMILIES.keys() == FAMILIES.keys()
+
+
+def test_mixtral():
+    spec = model_spec(MIXTRAL_8X7B)
+    assert {layer.ffn for layer in spec.layers} == {MoeSpec(8, 2, 14336, renormalise=True)}
+    assert spec.rope == RopeSpec(1e6)
+    assert not spec.tied_embeddings
+
+
+def test_qwen2_moe_has_a_gated_shared_expert_and_biases_by_default():
+    layer = model_spec(QWEN15_MOE_A27B).layers[0]
+    assert layer.ffn == MoeSpec(60, 4, 1408, renormalise=False, shared_width=5632, shared_gate=True)
+    assert (layer.attention.qkv_bias, layer.attention.output_bias) == (True, False)
+    assert not model_spec(QWEN15_MOE_A27B | {"qkv_bias": False}).layers[0].attention.qkv_bias
+
+
+def test_qwen3_moe_norms_each_head():
+    attention = model_spec(QWEN3_30B_A3B).layers[0].attention
+    assert (attention.qk_norm, attention.head_width) == ("head", 128)
+    assert attention.scale == pytest.approx(128**-0.5)
+    assert model_spec(QWEN3_30B_A3B | {"attention_bias": True}).layers[0].attention.output_bias
+
+
+def test_olmoe_norms_the_whole_projection():
+    assert model_spec(OLMOE_1B_7B).layers[0].attention.qk_norm == "full"
+
+
+def test_granite_multipliers():
+    spec = model_spec(GRANITE_1B_A400M)
+    assert (spec.embedding_scale, spec.residual_scale) == (12.0, 0.22)
+    assert spec.logit_scale == pytest.approx(1 / 6)
+    assert spec.layers[0].attention.scale == 0.015625
+    assert spec.tied_embeddings
+    plain = without(
+        GRANITE_1B_A400M, "embedding_multiplier", "residual_multiplier", "logits_scaling", "attention_multiplier"
+    )
+    bare = model_spec(plain)
+    assert (bare.embedding_scale, bare.residual_scale, bare.logit_scale) == (1, 1, 1)
+    assert bare.layers[0].attention.scale == 1
+
+
+def test_granite_shared_expert_may_be_absent():
+    assert model_spec(GRANITE_SHARED).layers[0].ffn.shared_width == 1024
+    assert model_spec(GRANITE_SHARED | {"shared_intermediate_size": 0}).layers[0].ffn.shared_width == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "dense"),
+    [
+        ({"num_hidden_layers": 6}, []),
+        ({"num_hidden_layers": 6, "mlp_only_layers": [0, 4]}, [0, 4]),
+        ({"num_hidden_layers": 6, "decoder_sparse_step": 2}, [0, 2, 4]),
+        ({"num_hidden_layers": 6, "decoder_sparse_step": 3, "mlp_only_layers": [2]}, [0, 1, 2, 3, 4]),
+    ],
+)
+@pytest.mark.parametrize("config", [QWEN15_MOE_A27B, QWEN3_30B_A3B], ids=["qwen2_moe", "qwen3_moe"])
+def test_dense_layers_among_sparse_ones(config, changes, dense):
+    layers = model_spec(config | changes).layers
+    assert [n for n, layer in enumerate(layers) if isinstance(layer.ffn, DenseFfnSpec)] == dense
+    assert all(layers[n].ffn == DenseFfnSpec(config["intermediate_size"]) for n in dense)
+
+
+def test_the_newer_name_of_a_key_means_the_same():
+    renamed = without(QWEN3_30B_A3B, "num_experts") | {"num_local_experts": 128}
+    assert model_spec(renamed) == model_spec(QWEN3_30B_A3B)
+    assert "num_local_experts is 64" in refusal(QWEN3_30B_A3B | {"num_local_experts": 64})
+
+
+@pytest.mark.parametrize("config", ALL_FAMILIES.values(), ids=ALL_FAMILIES.keys())
+def test_null_means_absent(config):
+    optional = ("head_dim", "attention_bias", "tie_word_embeddings", "rope_scaling", "rope_theta", "hidden_act")
+    assert model_spec(config | dict.fromkeys(optional)) == model_spec(without(config, *optional))
+
+
+# Positions
+
+
+def rope(**keys: Any) -> RopeSpec:
+    return model_spec(without(LLAMA_31_8B, "rope_scaling", "rope_theta") | keys).rope
+
+
+LLAMA3_NUMBERS = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192.0,
+}
+
+
+def test_old_and_new_keys_of_positions_mean_the_same():
+    assert rope() == RopeSpec(10_000.0)
+    assert rope(rope_theta=5e5) == rope(rope_parameters={"rope_theta": 5e5, "rope_type": "default"}) == RopeSpec(5e5)
+    old = rope(rope_theta=5e5, rope_scaling={"type": "llama3", **LLAMA3_NUMBERS})
+    new = rope(rope_parameters={"rope_type": "llama3", "rope_theta": 5e5, **LLAMA3_NUMBERS})
+    assert old == new == RopeSpec(5e5, "llama3", LLAMA3_NUMBERS)
+    assert rope(rope_scaling={"type": "linear", "factor": 2}) == RopeSpec(1e4, "linear", {"factor": 2.0})
+
+
+def test_yarn_fills_in_what_is_left_out():
+    spec = rope(rope_scaling={"rope_type": "yarn", "factor": 4.0})
+    assert spec.parameters == {
+        "factor": 4.0,
+        "original_max_position_embeddings": 131072.0,
+        "attention_factor": pytest.approx(0.1 * math.log(4) + 1),
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": 1.0,
+    }
+    assert rope(rope_scaling={"rope_type": "yarn", "original_max_position_embeddings": 32768}).parameters["factor"] == 4
+    both = rope(rope_scaling={"rope_type": "yarn", "factor": 4.0, "mscale": 0.7, "mscale_all_dim": 0.4})
+    expected = (0.07 * math.log(4) + 1) / (0.04 * math.log(4) + 1)
+    assert both.parameters["attention_factor"] == pytest.approx(expected)
+    given_one = rope(rope_scaling={"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.5})
+    assert given_one.parameters["attention_factor"] == 1.5
+    assert rope(rope_scaling={"rope_type": "yarn", "factor": 0.5}).parameters["attention_factor"] == 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, 'rope_type is "dynamic"'),
+        ({"rope_scaling": {"type": "longrope"}}, 'rope_type is "longrope"'),
+        ({"rope_scaling": {"type": ["yarn"]}}, "rope_type is a list of 1"),
+        ({"rope_scaling": "linear"}, 'rope_scaling is "linear"; expected an object or null'),
+        ({"rope_scaling": {"type": "linear"}}, "rope_parameters.factor is missing"),
+        ({"rope_scaling": {"type": "linear", "factor": 0}}, "rope_parameters.factor is 0"),
+        ({"rope_scaling": {"type": "linear", "factor": 2, "short_factor": [1]}}, '"short_factor" is a list of 1'),
+        ({"rope_scaling": {"type": "linear", "factor": 2, "rope_type": "yarn"}}, 'type is "linear"'),
+        ({"rope_scaling": {"type": "llama3", **LLAMA3_NUMBERS, "high_freq_factor": 1}}, "high_freq_factor is 1"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2, "beta_fast": 1, "beta_slow": 2}}, "beta_fast is 1"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2, "truncate": 1}}, "truncate is 1; expected true or false"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, '"full_attention" is an object of 1'),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
+        ({"partial_rotary_factor": 0.25}, "partial_rotary_factor is 0.25"),
+        ({"rope_theta": 1e4, "rope_parameters": {"rope_theta": 1e6}}, "but 1000000.0 in rope_parameters"),
+        ({"rope_theta": 1.0}, "rope_theta is 1.0"),
+        ({"rope_theta": True}, "rope_theta is true"),
+        ({"rope_scaling": {"factor": 1.0, "type": "linear"}, "rope_parameters": {"rope_type": "default"}}, "differ"),
+    ],
+)
+def test_positions_that_are_refused(keys, words):
+    assert words in refusal(without(LLAMA_31_8B, "rope_scaling", "rope_theta") | keys)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "Mixtral", 7, ["mixtral"], {}])
+def test_an_unknown_family_is_told_which_are_known(model_type):
+    message = refusal(MIXTRAL_8X7B | {"model_type": model_type})
+    assert all(family in message for family in FAMILIES)
+
+
+def test_what_is_no_config_at_all():
+    assert "model_type is missing" in refusal({})
+    assert "a list of 1; expected an object" in refusal([MIXTRAL_8X7B])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("config", ALL_FAMILIES.values(), ids=ALL_FAMILIES.keys())
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hidden_act", "gelu"),
+        ("mlp_bias", True),
+        ("quantization_config", {"quant_method": "gptq"}),
+        ("quantization", {"bits": 4}),
+        ("auto_map", {"AutoModelForCausalLM": "modeling.Model"}),
+        ("is_encoder_decoder", True),
+        ("add_cross_attention", True),
+        ("pruned_heads", {"0": [1]}),
+        ("per_layer_config", {"0": {}}),
+        ("partial_rotary_factor", 0.5),
+        ("layer_types", ["sliding_attention"]),
+        ("embedding_dropout_of_tomorrow", 0.1),
+    ],
+)
+def test_values_that_mean_something_else_are_refused_by_name(config, key, value):
+    assert key in refusal(config | {key: value})
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "word"),
+    [
+        (MIXTRAL_8X7B, {"attention_bias": True}, "attention_bias"),
+        (MIXTRAL_8X7B, {"sliding_window": 4096}, "sliding_window"),
+        (MIXTRAL_8X7B, {"sliding_window": 0}, "sliding_window"),
+        (MIXTRAL_8X7B, {"qkv_bias": True}, "qkv_bias"),
+        (MIXTRAL_8X7B, {"shared_expert_intermediate_size": 64}, "shared_expert_intermediate_size"),
+        (QWEN15_MOE_A27B, {"use_sliding_window": True}, "sliding_window"),
+        (QWEN15_MOE_A27B, {"attention_bias": True}, "attention_bias"),
+        (QWEN15_MOE_A27B, {"mlp_only_layers": [24]}, "mlp_only_layers"),
+        (QWEN15_MOE_A27B, {"mlp_only_layers": [True]}, "mlp_only_layers"),
+        (QWEN15_MOE_A27B, {"mlp_only_layers": 3}, "mlp_only_layers"),
+        (QWEN15_MOE_A27B, {"layer_types": ["full_attention"]}, "layer_types"),
+        (QWEN3_30B_A3B, {"use_sliding_window": True, "sliding_window": 1024}, "sliding_window"),
+        (OLMOE_1B_7B, {"clip_qkv": 8.0}, "clip_qkv"),
+        (OLMOE_1B_7B, {"head_dim": 64}, "head_dim"),
+        (LLAMA_31_8B, {"num_experts": 4}, "num_experts"),
+        (GRANITE_1B_A400M, {"shared_intermediate_size": 64}, "shared_intermediate_size"),
+        (GRANITE_1B_A400M, {"logits_scaling": 0}, "logits_scaling"),
+    ],
+)
+def test_what_a_family_does_not_have_is_refused_by_name(config, changes, word):
+    assert word in refusal(config | changes)
+
+
+def test_a_window_that_hides_nothing_is_accepted():
+    assert model_spec(MIXTRAL_8X7B | {"sliding_window": 32768}) == model_spec(MIXTRAL_8X7B)
+    switched_on = QWEN15_MOE_A27B | {"use_sliding_window": True}
+    assert model_spec(switched_on | {"sliding_window": 8192}) == model_spec(QWEN15_MOE_A27B)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1 << 40, 10**400, 2.5, "64", True, [64], {}, float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "key",
+    ["hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "num_experts", "num_experts_per_tok"],
+)
+def test_absurd_sizes_are_errors(key, value):
+    message = refusal(QWEN3_30B_A3B | {key: value})
+    assert f"{key} is" in message
+    assert len(message) < 300
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_experts_per_tok": 9}, "num_experts_per_tok is 9; expected at most the number of experts, 8"),
+        ({"num_key_value_heads": 3}, "num_attention_heads is 32; expected a multiple of num_key_value_heads"),
+        ({"hidden_size": 4100}, "expected a multiple of num_attention_heads"),
+        ({"head_dim": 5}, "heads are 5 wide; expected an even width"),
+        ({"head_dim": 1 << 18}, "values at most"),
+        ({"num_local_experts": 1 << 16, "num_hidden_layers": 5}, "experts in all"),
+        ({"rms_norm_eps": 0}, "rms_norm_eps is 0"),
+        ({"rms_norm_eps": None}, "rms_norm_eps is missing"),
+        ({"tie_word_embeddings": 1}, "tie_word_embeddings is 1; expected true or false"),
+    ],
+)
+def test_numbers_that_do_not_fit_together(changes, words):
+    assert words in refusal(MIXTRAL_8X7B | changes)
+
+
+def test_each_required_key_is_missed_by_name():
+    for key in ("hidden_size", "vocab_size", "num_hidden_layers", "num_key_value_heads", "max_position_embeddings"):
+        assert f"{key} is missing" in refusal(without(MIXTRAL_8X7B, key))
+
+
+def test_no_key_is_both_harmless_and_fixed():
+    assert not HARMLESS.keys() & FIXED.keys()
+
+
+# Whatever the file holds
+
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 70)
+    | st.integers()
+    | st.sampled_from([10**400, 1 << 30, 4096, 32768, 1e-320])
+    | st.floats()
+    | st.text(max_size=4)
+    | st.sampled_from(["silu", "yarn", "llama3", "linear", "default", "full_attention"])
+)
+ROPE_KEYS = [
+    *("rope_type", "type", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    *("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate", "rope_theta"),
+]
+VALUES = (
+    SCALARS
+    | st.lists(SCALARS, max_size=3)
+    | st.dictionaries(st.sampled_from(ROPE_KEYS) | st.text(max_size=3), SCALARS, max_size=6)
+)
+KEYS = sorted(
+    {key for config in ALL_FAMILIES.values() for key in config}
+    | FIXED.keys()
+    | {"rope_parameters", "head_dim", "mlp_only_layers", "layer_types", "num_local_experts", "qkv_bias"}
+    | {"shared_intermediate_size", "partial_rotary_factor"}
+)
+
+
+def spec_or_error(config: dict[str, Any]) -> ModelSpec | SourceError:
+    try:
+        return model_spec(config)
+    except SourceError as error:
+        return error
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    config=st.sampled_from(list(ALL_FAMILIES.values())),
+    changes=st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=5), VALUES, max_size=4),
+    removed=st.sets(st.sampled_from(KEYS), max_size=2),
+)
+def test_any_config_is_a_model_or_one_clear_error(config, changes, removed):
+    result = spec_or_error(without(config | changes, *removed))
+    if isinstance(result, SourceError):
+        assert result.hint
+        assert 0 < len(result.message) < 400
+        return
+    assert ModelSpec.from_json(result.to_json()) == result
+    assert all(layer.attention.query_heads % layer.attention.kv_heads == 0 for layer in result.layers)
+    cosine, _ = rope_tables(result.rope, min(result.layers[0].attention.head_width, 256), 3)
+    assert np.isfinite(cosine).all()

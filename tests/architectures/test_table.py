@@ -1,0 +1,166 @@
+"""The tables of tensors: a checkpoint holds each tensor once, in its shape, and nothing else."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from edgemoe.architectures import FAMILIES, SourceSlice, model_spec, resolve, unused_tensors
+from edgemoe.architectures.table import TIED_HEAD
+from edgemoe.errors import SourceError
+from tests.architectures.harness import load_checkpoint
+from tests.architectures.published import GRANITE_1B_A400M, MIXTRAL_8X7B, OLMOE_1B_7B, QWEN3_30B_A3B
+from tests.golden.cases import CASES
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+
+
+def checkpoint(name: str):
+    """Config and shapes of a golden checkpoint."""
+    config, tensors = load_checkpoint(GOLDEN / name)
+    return config, {tensor: values.shape for tensor, values in tensors.items()}
+
+
+def refusal(config, shapes) -> str:
+    with pytest.raises(SourceError) as caught:
+        resolve(config, shapes)
+    assert caught.value.hint
+    return caught.value.message
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_element_of_a_checkpoint_is_used_exactly_once(name):
+    config, shapes = checkpoint(name)
+    places = resolve(config, shapes)
+    wanted = model_spec(config).tensors()
+    assert list(places) == list(wanted)
+    assert {n: places[n].row_stop - places[n].row_start for n in places} == {n: shape[0] for n, shape in wanted.items()}
+    taken = [
+        (place.tensor, place.index, row) for place in places.values() for row in range(place.row_start, place.row_stop)
+    ]
+    assert len(taken) == len(set(taken))
+    held = sum(shape[0] * shape[1] if len(shape) == 3 else shape[0] for shape in shapes.values())
+    assert len(taken) == held
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_tensor_of_a_checkpoint_is_missed_and_held_to_its_shape(name):
+    config, shapes = checkpoint(name)
+    for tensor, shape in shapes.items():
+        if re.search(r"experts\.([3-9]|\d\d)\.", tensor):  # three experts of a layer say as much as seventy
+            continue
+        without = {other: s for other, s in shapes.items() if other != tensor}
+        # Of a row that only one layer has, nothing says in which layout it should have been.
+        only_one = sum(tensor.split(".")[-2:] == other.split(".")[-2:] for other in shapes) == 1
+        assert f"{tensor}: missing" in refusal(config, without) or only_one
+        longer = (shape[0] + 1, *shape[1:])
+        message = refusal(config, shapes | {tensor: longer})
+        assert message.startswith(f"{tensor}: expected (")
+        assert f"found {longer}" in message
+        assert str(shape) in message
+        refusal(config, shapes | {tensor: (*shape, 1)})
+
+
+def test_where_the_halves_of_a_fused_tensor_lie():
+    places = resolve(*checkpoint("granitemoeshared_fused"))
+    source = "model.layers.1.block_sparse_moe.experts.gate_up_proj"
+    assert places["layers.1.experts.2.gate"] == SourceSlice(source, 2, 0, 16)
+    assert places["layers.1.experts.2.up"] == SourceSlice(source, 2, 16, 32)
+    shared = "model.layers.0.shared_mlp.input_linear.weight"
+    assert places["layers.0.shared.up"] == SourceSlice(shared, None, 15, 30)
+    assert places["final_norm"] == SourceSlice("model.norm.weight", None, 0, 34)
+
+
+def test_the_names_of_mixtral():
+    places = resolve(*checkpoint("mixtral"))
+    expert = "model.layers.1.block_sparse_moe.experts.3"
+    assert places["layers.1.experts.3.gate"] == SourceSlice(f"{expert}.w1.weight", None, 0, 40)
+    assert places["layers.1.experts.3.up"] == SourceSlice(f"{expert}.w3.weight", None, 0, 40)
+    assert places["layers.1.experts.3.down"] == SourceSlice(f"{expert}.w2.weight", None, 0, 48)
+
+
+def test_what_is_left_over_is_refused():
+    config, shapes = checkpoint("mixtral")
+    extra = {"model.layers.2.input_layernorm.weight": (48,), "model.layers.0.self_attn.q_proj.bias": (48,)}
+    assert "model.layers.0.self_attn.q_proj.bias: not expected (and 1 more)" in refusal(config, shapes | extra)
+
+
+def test_the_same_tensor_in_two_layouts_is_refused():
+    config, shapes = checkpoint("mixtral")
+    twice = {"model.layers.0.mlp.gate.weight": (4, 48)}
+    assert "model.layers.0.mlp.gate.weight: not expected" in refusal(config, shapes | twice)
+
+
+def test_what_a_checkpoint_may_carry_for_nothing_is_listed_with_its_reason():
+    config, shapes = checkpoint("granitemoe")
+    extra = {
+        "lm_head.weight": shapes["model.embed_tokens.weight"],
+        "model.layers.1.self_attn.rotary_emb.inv_freq": (4,),
+        "model.rotary_emb.inv_freq": (4,),
+    }
+    assert resolve(config, shapes | extra) == resolve(config, shapes)
+    listed = unused_tensors(config, shapes | extra)
+    assert listed.keys() == extra.keys()
+    assert listed["lm_head.weight"] == TIED_HEAD
+
+
+def test_a_head_that_is_not_tied_is_needed():
+    config, shapes = checkpoint("mixtral")
+    assert "lm_head.weight: missing" in refusal(config, {n: s for n, s in shapes.items() if n != "lm_head.weight"})
+    assert unused_tensors(config, shapes) == {}
+
+
+def test_a_missing_shard_is_one_message():
+    config, shapes = checkpoint("qwen2_moe")
+    message = refusal(config, {name: shape for name, shape in shapes.items() if ".layers.2." not in name})
+    assert "model.layers.2.input_layernorm.weight: missing (and " in message
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors"), [(MIXTRAL_8X7B, 995), (QWEN3_30B_A3B, 18867), (OLMOE_1B_7B, 3219), (GRANITE_1B_A400M, 218)]
+)
+def test_published_checkpoints_have_their_number_of_tensors(config, tensors):
+    assert len(published_shapes(config)) == tensors
+    resolve(config, published_shapes(config))
+
+
+def published_shapes(config) -> dict[str, tuple[int, ...]]:
+    """Names and shapes as those checkpoints have them, written out by hand."""
+    D, F, E = config["hidden_size"], config.get("moe_intermediate_size", config["intermediate_size"]), 0
+    E = config.get("num_experts") or config["num_local_experts"]
+    width = config.get("head_dim") or D // config["num_attention_heads"]
+    Q, G = config["num_attention_heads"] * width, config["num_key_value_heads"] * width
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config["vocab_size"], D)}
+    shapes["model.norm.weight"] = (D,)
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (config["vocab_size"], D)
+    for layer in range(config["num_hidden_layers"]):
+        p = f"model.layers.{layer}."
+        shapes |= {p + "input_layernorm.weight": (D,), p + "post_attention_layernorm.weight": (D,)}
+        shapes |= {p + "self_attn.q_proj.weight": (Q, D), p + "self_attn.o_proj.weight": (D, Q)}
+        shapes |= {p + "self_attn.k_proj.weight": (G, D), p + "self_attn.v_proj.weight": (G, D)}
+        family = config["model_type"]
+        if family == "granitemoe":
+            shapes[p + "block_sparse_moe.input_linear.weight"] = (E, 2 * F, D)
+            shapes[p + "block_sparse_moe.output_linear.weight"] = (E, D, F)
+            shapes[p + "block_sparse_moe.router.layer.weight"] = (E, D)
+            continue
+        if family != "mixtral":
+            norm = {"qwen3_moe": (width, width), "olmoe": (Q, G)}[family]
+            shapes |= {p + "self_attn.q_norm.weight": norm[:1], p + "self_attn.k_norm.weight": norm[1:]}
+        block, names = (
+            ("block_sparse_moe", "w1 w3 w2") if family == "mixtral" else ("mlp", "gate_proj up_proj down_proj")
+        )
+        shapes[f"{p}{block}.gate.weight"] = (E, D)
+        for expert in range(E):
+            for name, shape in zip(names.split(), ((F, D), (F, D), (D, F)), strict=True):
+                shapes[f"{p}{block}.experts.{expert}.{name}.weight"] = shape
+    return shapes
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
+def test_a_table_names_each_source_once(family):
+    sources = [row.source for row in family.TENSORS]
+    assert len(sources) == len(set(sources))
