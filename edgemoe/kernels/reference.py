@@ -16,13 +16,14 @@ import numpy.typing as npt
 from edgemoe.kernels.formats import (
     GROUP_COLUMNS,
     PANEL_ROWS,
+    Format,
     Matrix,
     dequantise,
     group_count,
     panel_count,
     unpack,
 )
-from edgemoe.kernels.operations import Cache, Floats, Integers
+from edgemoe.kernels.operations import Attention, Cache, Floats, Integers
 from edgemoe.kernels.stepwise import StepwiseBackend
 
 SMALLEST_ACTIVATION = np.float32(1e-35)
@@ -183,6 +184,7 @@ class ReferenceBackend(StepwiseBackend):
     """The reference as a backend: slow, and right by definition."""
 
     name = "reference"
+    element_scratch_bytes = 40  # five float64 arrays
     matmul = staticmethod(matmul)
     embed = staticmethod(embed)
     rms_norm = staticmethod(rms_norm)
@@ -191,3 +193,15 @@ class ReferenceBackend(StepwiseBackend):
     route = staticmethod(route)
     gated_ffn = staticmethod(gated_ffn)
     combine = staticmethod(combine)
+
+    def product_scratch_bytes(self, tokens: int, rows: int, columns: int, fmt: Format) -> int:
+        """Temporaries of one `matmul`, its result included."""
+        unpacked = min(rows, _PANELS_AT_ONCE * PANEL_ROWS) * (columns + GROUP_COLUMNS) * 24
+        return unpacked + tokens * (rows * 16 + columns * 32)
+
+    def attention_scratch_bytes(self, operation: Attention) -> int:
+        """Temporaries of one `attention`, its result included."""
+        caches = 8 * (operation.key_cache.size + operation.value_cache.size)
+        heads = operation.query.shape[1] // operation.key_cache.shape[2]
+        scores = 4 * 8 * heads * operation.key_cache.shape[1]
+        return int(caches + scores + 5 * 8 * operation.query.size)

@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 
 from edgemoe.kernels import operations as op
-from edgemoe.kernels.formats import PANEL_ROWS, Matrix, panel_count
+from edgemoe.kernels.formats import PANEL_ROWS, Format, Matrix, panel_count
+
+_PYTHON_OBJECTS_BYTES = 1 << 16
+"""What the interpreter and NumPy take for a step besides arrays."""
 
 
 class StepwiseBackend:
@@ -26,22 +29,48 @@ class StepwiseBackend:
     gated_ffn: Callable[..., Any]
     combine: Callable[..., Any]
 
+    element_scratch_bytes: int
+    """Temporaries of an operation without a matrix, for each number of its output."""
+
     def program(self, operations: Sequence[op.Operation]) -> StepwiseProgram:
         return StepwiseProgram(self, operations)
 
+    def product_scratch_bytes(self, tokens: int, rows: int, columns: int, fmt: Format) -> int:
+        """Temporaries of one `matmul`, its result included."""
+        raise NotImplementedError
+
+    def attention_scratch_bytes(self, operation: op.Attention) -> int:
+        """Temporaries of one `attention`, its result included."""
+        raise NotImplementedError
+
     def scratch_bytes(self, operations: Sequence[op.Operation]) -> int:
-        """The largest temporary of one operation: a linear layer's products, or an expert's hidden values."""
-        largest = 0
-        for operation in operations:
-            if isinstance(operation, op.Linear):
-                largest = max(largest, sum(part.output.nbytes for part in operation.parts))
-            elif isinstance(operation, (op.GatedFfn, op.Experts)):
-                if isinstance(operation, op.GatedFfn):
-                    width = operation.down.columns
-                else:
-                    width = operation.layout.ffn_width
-                largest = max(largest, len(operation.input) * (4 * width * 4 + operation.input.shape[1] * 8))
-        return largest
+        """The most that any one of the operations takes: their temporaries do not outlive them."""
+        return _PYTHON_OBJECTS_BYTES + max((self._scratch_bytes(operation) for operation in operations), default=0)
+
+    def _scratch_bytes(self, operation: op.Operation) -> int:
+        if isinstance(operation, op.Linear):
+            tokens = len(operation.input)
+            return max(self._matrix_scratch_bytes(tokens, part.matrix) for part in operation.parts)
+        if isinstance(operation, op.GatedFfn):
+            return self._ffn_scratch_bytes(len(operation.input), operation.gate_up, operation.down)
+        if isinstance(operation, op.Experts):
+            tokens = len(operation.input)
+            matrices = expert_matrices(operation.arena[0], operation.layout)
+            gathered = operation.input.nbytes + 3 * operation.experts.nbytes + 16 * tokens
+            return gathered + self._ffn_scratch_bytes(tokens, *matrices)
+        if isinstance(operation, op.Attention):
+            return self.attention_scratch_bytes(operation)
+        outputs = {op.Rope: "values", op.StoreKv: "keys", op.Route: "logits", op.Combine: "residual"}
+        output: op.Floats = getattr(operation, outputs.get(type(operation), "output"))
+        return output.size * self.element_scratch_bytes
+
+    def _matrix_scratch_bytes(self, tokens: int, matrix: Matrix) -> int:
+        return self.product_scratch_bytes(tokens, matrix.rows, matrix.columns, matrix.format)
+
+    def _ffn_scratch_bytes(self, tokens: int, gate_up: Matrix, down: Matrix) -> int:
+        hidden = tokens * gate_up.rows * self.element_scratch_bytes
+        products = (self._matrix_scratch_bytes(tokens, matrix) for matrix in (gate_up, down))
+        return hidden + max(products)
 
     def close(self) -> None:
         pass

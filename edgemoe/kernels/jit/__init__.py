@@ -1,1 +1,5 @@
-"""The portable kernels, compiled by Numba when they are first called; `backend.py` gathers them."""
+"""The portable kernels, compiled by Numba when they are first called."""
+
+from edgemoe.kernels.jit.backend import JitBackend
+
+__all__ = ["JitBackend"]

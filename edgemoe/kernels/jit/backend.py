@@ -1,0 +1,180 @@
+"""The `jit` backend: the operations of `reference.py`, compiled by Numba, on packed matrices as they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from edgemoe.kernels.formats import (
+    GROUP_COLUMNS,
+    PANEL_ROWS,
+    Format,
+    Matrix,
+    group_count,
+    panel_count,
+)
+from edgemoe.kernels.jit import layers, products
+from edgemoe.kernels.operations import Attention, Cache, Floats, Integers
+from edgemoe.kernels.stepwise import StepwiseBackend
+
+_WORTH_A_THREAD = 1 << 20
+"""Multiplications that take well longer than handing work to a thread (some tens of microseconds)."""
+
+_Panels = Callable[[int, int], None]
+
+
+class JitBackend(StepwiseBackend):
+    """Numba kernels; `threads` share the rows of a product and the heads of attention, never a sum."""
+
+    name = "jit"
+    element_scratch_bytes = 8  # the result, and what a step makes of it
+
+    def __init__(self, threads: int = 1) -> None:
+        self.threads = threads
+        self._pool = ThreadPoolExecutor(threads, "edgemoe-jit") if threads > 1 else None
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def _share(self, items: int, multiplications: int, work: _Panels) -> None:
+        """Do `work(first, last)` for `items`, in as many parts as there are threads and enough to do."""
+        parts = min(self.threads, items, max(1, multiplications // _WORTH_A_THREAD))
+        if self._pool is None or parts == 1:
+            work(0, items)
+            return
+        bounds = [items * part // parts for part in range(parts + 1)]
+        pending = [self._pool.submit(work, bounds[part], bounds[part + 1]) for part in range(parts)]
+        for part in pending:
+            part.result()
+
+    def product_scratch_bytes(self, tokens: int, rows: int, columns: int, fmt: Format) -> int:
+        """Temporaries of one `matmul`, its result included."""
+        groups = group_count(columns)
+        activations = tokens * groups * (GROUP_COLUMNS + 2) * 4
+        panel = groups * GROUP_COLUMNS * PANEL_ROWS * 4  # the most that a panel's converted halves take
+        return tokens * rows * 4 + activations + self.threads * panel
+
+    def attention_scratch_bytes(self, operation: Attention) -> int:
+        """Temporaries of one `attention`, its result included."""
+        _, length, width = operation.key_cache.shape
+        head = (2 * width + layers.WIDTH_AT_ONCE) * (length + layers.POSITIONS_AT_ONCE) * 4
+        return int(operation.query.nbytes + self.threads * head)
+
+    def matmul(self, values: Floats, matrix: Matrix) -> Floats:
+        """`(T, columns)` times the transpose of `(rows, columns)`: `(T, rows)`."""
+        output = np.empty((len(values), matrix.rows), np.float32)
+        product = _quantised_product if matrix.format.quantised else _float_product
+        multiplications = len(values) * matrix.rows * matrix.columns
+        self._share(panel_count(matrix.rows), multiplications, product(values, matrix, output))
+        return output
+
+    def embed(self, ids: Integers, matrix: Matrix, scale: float) -> Floats:
+        """Rows of the embedding: `(T,)` to `(T, D)`."""
+        output = np.empty((len(ids), matrix.columns), np.float32)
+        data = matrix.data.reshape(panel_count(matrix.rows), -1)
+        halves = data.view(np.uint16)
+        if matrix.format.quantised:
+            groups = group_count(matrix.columns)
+            products.embed_quantised(ids, data, halves, groups, *_shape(matrix.format), scale, output)
+        elif matrix.format.name == "f32":
+            products.embed_f32(ids, data.view(np.float32), scale, output)
+        else:
+            products.embed_f16(ids, halves, scale, output)
+        return output
+
+    def rms_norm(self, values: Floats, weight: Floats, epsilon: float) -> Floats:
+        """Root-mean-square norm over the last axis."""
+        output = np.empty(values.shape, np.float32)
+        width = values.shape[-1]
+        layers.rms_norm(values.reshape(-1, width), weight, epsilon, output.reshape(-1, width))
+        return output
+
+    def rope(self, values: Floats, cosine: Floats, sine: Floats) -> Floats:
+        """Rotary positions, halves form: values `(T, heads, W)`, tables `(T, W / 2)`."""
+        output = np.empty(values.shape, np.float32)
+        layers.rope(values, cosine, sine, output)
+        return output
+
+    def attention(
+        self, query: Floats, key_cache: Cache, value_cache: Cache, position: int, scale: float
+    ) -> Floats:
+        """Causal grouped-query attention: query `(T, H, W)`, caches `(G, C, W)`; returns `(T, H, W)`."""
+        tokens, heads, width = query.shape
+        kv_heads = len(key_cache)
+        length = position + tokens
+        queries = query.reshape(tokens, kv_heads, -1, width)
+        output = np.empty_like(queries)
+        halves = key_cache.dtype == np.float16
+
+        def work(first: int, last: int) -> None:
+            blocks = -(-length // layers.POSITIONS_AT_ONCE)
+            padded_width = -(-width // layers.WIDTH_AT_ONCE) * layers.WIDTH_AT_ONCE
+            keys = np.zeros((blocks, padded_width, layers.POSITIONS_AT_ONCE), np.float32)
+            values = np.zeros((blocks * layers.POSITIONS_AT_ONCE, width), np.float32)
+            scores = np.empty(blocks * layers.POSITIONS_AT_ONCE, np.float32)
+            for g in range(first, last):
+                cached_keys, cached_values = key_cache[g, :length], value_cache[g, :length]
+                if halves:
+                    key_bits, value_bits = cached_keys.view(np.uint16), cached_values.view(np.uint16)
+                    layers.half_caches_to_float(key_bits, value_bits, keys, values)
+                else:
+                    layers.float_caches(cached_keys, cached_values, keys, values)
+                layers.attend(queries[:, g], keys, values, position, scale, scores, output[:, g])
+
+        self._share(kv_heads, 2 * tokens * heads * width * length, work)
+        return output.reshape(tokens, heads, width)
+
+    def route(self, logits: Floats, count: int, renormalise: bool) -> tuple[Integers, Floats]:
+        """Experts `(T, K)` of largest logit, the lower number on a tie, and their weights `(T, K)`."""
+        experts = np.empty((len(logits), count), np.int32)
+        weights = np.empty((len(logits), count), np.float32)
+        layers.route(logits, renormalise, experts, weights)
+        return experts, weights
+
+    def gated_ffn(self, values: Floats, gate_up: Matrix, down: Matrix) -> Floats:
+        """`down (silu(gate x) * (up x))`, `(T, D)` to `(T, D)`."""
+        hidden = np.empty((len(values), down.columns), np.float32)
+        layers.gate(self.matmul(values, gate_up), hidden)
+        return self.matmul(hidden, down)
+
+    def combine(
+        self, routed: Floats | None, weights: Floats | None, shared: Floats | None, shared_gate: Floats | None
+    ) -> Floats:
+        """The output of an MoE block: routed `(T, K, D)`, weights `(T, K)`, shared `(T, D)`, gate `(T, 1)`."""
+        some = routed[:, 0] if routed is not None else shared
+        assert some is not None
+        total = np.zeros(some.shape, np.float32)
+        if routed is not None and weights is not None:
+            layers.add_routed(routed, weights, total)
+        if shared is not None:
+            layers.add_shared(shared, shared_gate, total)
+        return total
+
+
+def _shape(fmt: Format) -> tuple[int, float, bool]:
+    """What the kernels ask of a quantised format: bits, zero point, whether it has minimums."""
+    return 8 if fmt.name == "q8" else 4, 8.0 if fmt.name == "q4" else 0.0, fmt.has_minimums
+
+
+def _quantised_product(values: Floats, matrix: Matrix, output: Floats) -> _Panels:
+    tokens, groups = len(values), group_count(matrix.columns)
+    integers = np.empty((tokens, groups * GROUP_COLUMNS), np.int32)
+    scales, sums = np.empty((2, tokens, groups), np.float32)
+    products.quantise_activations(values, integers, scales, sums)
+    data = matrix.data.reshape(panel_count(matrix.rows), -1)
+    inputs = (integers, scales, sums, data.view(np.uint32), data.view(np.uint16), *_shape(matrix.format))
+    return lambda first, last: products.quantised_product(*inputs, first, last, output)
+
+
+def _float_product(values: Floats, matrix: Matrix, output: Floats) -> _Panels:
+    inputs = values
+    if matrix.columns % GROUP_COLUMNS:
+        inputs = np.zeros((len(values), group_count(matrix.columns) * GROUP_COLUMNS), np.float32)
+        inputs[:, : matrix.columns] = values
+    data = matrix.data.reshape(panel_count(matrix.rows), -1)
+    if matrix.format.name == "f32":
+        return lambda first, last: products.f32_product(inputs, data.view(np.float32), first, last, output)
+    return lambda first, last: products.f16_product(inputs, data.view(np.uint16), first, last, output)

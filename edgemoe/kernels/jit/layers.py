@@ -1,0 +1,192 @@
+"""The operations without packed matrices, compiled by Numba.
+
+Letters as in `operations.py`, meanings as in `reference.py`. Each token is computed alone.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from edgemoe.kernels.formats import PANEL_ROWS
+from edgemoe.kernels.jit.compile import jit
+from edgemoe.kernels.jit.numbers import half_to_float
+from edgemoe.kernels.operations import Floats, Integers
+
+POSITIONS_AT_ONCE = 16
+"""Positions whose scores are taken together: the innermost loop, which vectorises."""
+
+WIDTH_AT_ONCE = 8
+"""Numbers of a head that each position's sum takes before they join its score."""
+
+_ZERO, _ONE = np.float32(0), np.float32(1)
+
+
+@jit
+def rms_norm(values: Floats, weight: Floats, epsilon: float, output: Floats) -> None:
+    """Values and output `(runs, width)`, weight `(width,)`."""
+    runs, width = values.shape
+    for run in range(runs):
+        squares = 0.0
+        for c in range(width):
+            squares += np.float64(values[run, c]) * np.float64(values[run, c])
+        factor = np.float32(1.0 / math.sqrt(squares / width + epsilon))
+        for c in range(width):
+            output[run, c] = values[run, c] * factor * weight[c]
+
+
+@jit
+def rope(values: Floats, cosine: Floats, sine: Floats, output: Floats) -> None:
+    """Values and output `(T, heads, W)`, tables `(T, W / 2)`."""
+    tokens, heads, width = values.shape
+    half = width // 2
+    for t in range(tokens):
+        for head in range(heads):
+            for i in range(half):
+                a, b = values[t, head, i], values[t, head, half + i]
+                output[t, head, i] = a * cosine[t, i] - b * sine[t, i]
+                output[t, head, half + i] = b * cosine[t, i] + a * sine[t, i]
+
+
+@jit
+def float_caches(key_cache: Floats, value_cache: Floats, keys: Floats, values: Floats) -> None:
+    """One head's caches `(length, W)` to keys `(length / 16, W, 16)`, 16 positions side by side, and values.
+
+    The results are padded with zeros: W to a multiple of 8 in the keys, length to one of 16 in both.
+    """
+    length, width = key_cache.shape
+    for c in range(length):
+        block, lane = c // POSITIONS_AT_ONCE, c % POSITIONS_AT_ONCE
+        for i in range(width):
+            keys[block, i, lane] = key_cache[c, i]
+            values[c, i] = value_cache[c, i]
+
+
+@jit
+def half_caches_to_float(
+    key_bits: npt.NDArray[np.uint16], value_bits: npt.NDArray[np.uint16], keys: Floats, values: Floats
+) -> None:
+    """As `float_caches`, from float16 caches."""
+    length, width = key_bits.shape
+    converted = np.empty(width, np.float32)
+    for c in range(length):
+        bits, row = value_bits[c], values[c]
+        for i in range(width):
+            row[i] = half_to_float(bits[i])
+        bits = key_bits[c]
+        for i in range(width):
+            converted[i] = half_to_float(bits[i])
+        block, lane = c // POSITIONS_AT_ONCE, c % POSITIONS_AT_ONCE
+        for i in range(width):
+            keys[block, i, lane] = converted[i]
+
+
+@jit
+def _block_scores(query: Floats, keys: Floats, scores: Floats) -> None:
+    """Dot products of a query `(W,)` with 16 positions' keys `(W, 16)`; W is a multiple of 8."""
+    scores[:] = _ZERO
+    for start in range(0, len(query), WIDTH_AT_ONCE):
+        x, rows = query[start : start + WIDTH_AT_ONCE], keys[start : start + WIDTH_AT_ONCE]
+        for lane in range(POSITIONS_AT_ONCE):
+            total = _ZERO
+            for i in range(WIDTH_AT_ONCE):
+                total += x[i] * rows[i, lane]
+            scores[lane] += total
+
+
+@jit
+def _add_four(shares: Floats, values: Floats, output: Floats) -> None:
+    """Adds four positions' values `(4, W)`, each times its share."""
+    a, b, c, d = shares[0], shares[1], shares[2], shares[3]
+    first, second, third, fourth = values[0], values[1], values[2], values[3]
+    for i in range(len(output)):
+        output[i] = output[i] + a * first[i] + b * second[i] + c * third[i] + d * fourth[i]
+
+
+@jit
+def attend(
+    query: Floats, keys: Floats, values: Floats, position: int, scale: float, scores: Floats, output: Floats
+) -> None:
+    """The query heads `(T, heads, W)` that share one key/value head, to output of that shape.
+
+    Keys and values as `float_caches` leaves them; `scores` is scratch of the keys' padded length.
+    """
+    tokens, heads, width = query.shape
+    x = np.zeros(keys.shape[1], np.float32)
+    for t in range(tokens):
+        seen = position + t + 1
+        for head in range(heads):
+            for i in range(width):
+                x[i] = query[t, head, i] * np.float32(scale)
+            for start in range(0, seen, POSITIONS_AT_ONCE):
+                _block_scores(x, keys[start // POSITIONS_AT_ONCE], scores[start : start + POSITIONS_AT_ONCE])
+            largest = scores[0]
+            for c in range(seen):
+                largest = max(largest, scores[c])
+            total = 0.0
+            for c in range(seen):
+                scores[c] = math.exp(scores[c] - largest)
+                total += scores[c]
+            scores[:seen] *= np.float32(1.0 / total)
+            scores[seen : (seen + 3) // 4 * 4] = _ZERO
+            result = output[t, head]
+            result[:] = _ZERO
+            for start in range(0, seen, 4):
+                _add_four(scores[start : start + 4], values[start : start + 4], result)
+
+
+@jit
+def route(logits: Floats, renormalise: bool, experts: Integers, weights: Floats) -> None:
+    """Logits `(T, E)` to experts and weights `(T, K)`."""
+    tokens, count = experts.shape
+    taken = np.empty(logits.shape[1], np.bool_)
+    for t in range(tokens):
+        taken[:] = False
+        for k in range(count):
+            best = -1
+            for expert in range(logits.shape[1]):
+                if not taken[expert] and (best < 0 or logits[t, expert] > logits[t, best]):
+                    best = expert
+            taken[best] = True
+            experts[t, k] = best
+        largest = np.float64(logits[t, experts[t, 0]])
+        total = 0.0
+        for expert in range(logits.shape[1]):
+            if taken[expert] or not renormalise:
+                total += math.exp(np.float64(logits[t, expert]) - largest)
+        for k in range(count):
+            weights[t, k] = math.exp(np.float64(logits[t, experts[t, k]]) - largest) / total
+
+
+@jit
+def gate(gate_up: Floats, hidden: Floats) -> None:
+    """`silu(gate) * up` from a `gate_up` product `(T, 2 * F rounded up to 16)`, panels interleaved; to `(T, F)`."""
+    tokens, width = hidden.shape
+    for t in range(tokens):
+        for column in range(width):
+            at = column // PANEL_ROWS * (2 * PANEL_ROWS) + column % PANEL_ROWS
+            x = gate_up[t, at]
+            hidden[t, column] = x / (_ONE + np.float32(math.exp(-x))) * gate_up[t, at + PANEL_ROWS]
+
+
+@jit
+def add_routed(routed: Floats, weights: Floats, total: Floats) -> None:
+    """Adds the weighted outputs `(T, K, D)` of each token's experts, in router order, to `(T, D)`."""
+    tokens, count, width = routed.shape
+    for t in range(tokens):
+        for k in range(count):
+            for c in range(width):
+                total[t, c] += weights[t, k] * routed[t, k, c]
+
+
+@jit
+def add_shared(shared: Floats, shared_gate: Floats | None, total: Floats) -> None:
+    """Adds the shared expert's outputs `(T, D)`, times the sigmoid of their gate `(T, 1)` where there is one."""
+    for t in range(len(shared)):
+        factor = _ONE
+        if shared_gate is not None:
+            factor = _ONE / (_ONE + np.float32(math.exp(-shared_gate[t, 0])))
+        for c in range(shared.shape[1]):
+            total[t, c] += factor * shared[t, c]
