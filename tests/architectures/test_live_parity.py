@@ -1,0 +1,108 @@
+"""Random configurations of every family, built and run by transformers on the spot. Needs torch and transformers."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from edgemoe.architectures import FAMILIES
+from tests.architectures.harness import Reference, load_checkpoint, relative_error
+from tests.golden.cases import LINEAR, LLAMA3, YARN, YARN_WITH_ALL, Case
+
+pytestmark = pytest.mark.oracle
+
+TOLERANCE = 1e-4
+GRANITE = ("granitemoe", "granitemoeshared")
+QWEN = ("qwen2_moe", "qwen3_moe")
+HEADS_FILL_THE_MODEL = ("olmoe", "qwen2_moe")
+"""Families whose head width is always the model's width over the number of heads."""
+
+
+@st.composite
+def cases(draw: st.DrawFn, model_type: str) -> Case:
+    """A small model of a family, with everything drawn that a config of it may say."""
+
+    def number(low: int, high: int) -> int:
+        return draw(st.integers(low, high))
+
+    kv_heads, head_width = number(1, 4), 2 * number(1, 12)
+    heads = kv_heads * number(1, 3)
+    llama = model_type == "llama"
+    filled = model_type in HEADS_FILL_THE_MODEL
+    model_width = heads * head_width if filled else number(8, 70)
+    if llama:  # the reference insists on a multiple of the heads, even where heads have a width of their own
+        model_width += -model_width % heads
+    config: dict[str, Any] = {
+        "hidden_size": model_width,
+        "num_hidden_layers": number(1, 3),
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "intermediate_size": number(1, 70),
+        "max_position_embeddings": 512,
+        "vocab_size": number(16, 200),
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": None,
+        "rms_norm_eps": draw(st.sampled_from([1e-6, 1e-5, 1e-2])),
+        "tie_word_embeddings": draw(st.booleans()),
+        "rope_parameters": draw(
+            st.sampled_from([{"rope_type": "default", "rope_theta": 1e6}, LINEAR, LLAMA3, YARN, YARN_WITH_ALL])
+        ),
+    }
+    if not filled:
+        config["head_dim"] = head_width
+    if not llama:
+        config |= draw(experts(model_type))
+    if model_type in GRANITE:
+        config |= {
+            "embedding_multiplier": draw(st.sampled_from([1.0, 12.0])),
+            "attention_multiplier": draw(st.sampled_from([0.015625, 0.3, 1.0])),
+            "residual_multiplier": draw(st.sampled_from([0.22, 1.0])),
+            "logits_scaling": draw(st.sampled_from([0.5, 6.0])),
+        }
+    if model_type == "granitemoeshared":
+        config["shared_intermediate_size"] = number(0, 50)
+    if model_type in QWEN:
+        config |= {
+            "decoder_sparse_step": number(1, 2),
+            "mlp_only_layers": draw(st.lists(st.integers(0, config["num_hidden_layers"] - 1), max_size=1)),
+            "moe_intermediate_size": number(1, 40),
+        }
+    if model_type == "qwen2_moe":
+        config |= {"shared_expert_intermediate_size": number(1, 50), "qkv_bias": draw(st.booleans())}
+    elif model_type != "mixtral":
+        config["attention_bias"] = draw(st.booleans())
+    layout = draw(st.sampled_from(["files", "fused"]))
+    return Case(model_type, number(0, 1 << 30), config, layout, legacy=draw(st.booleans()))
+
+
+@st.composite
+def experts(draw: st.DrawFn, model_type: str) -> dict[str, Any]:
+    count = draw(st.integers(1, 12) | st.integers(65, 80))
+    keys = {"num_experts_per_tok": draw(st.integers(1, min(count, 8)))}
+    if model_type in (*QWEN, "olmoe"):
+        return {**keys, "num_experts": count, "norm_topk_prob": draw(st.booleans())}
+    return {**keys, "num_local_experts": count}
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_logits_agree_with_transformers(model_type, data):
+    from tests.golden import oracle
+
+    case = data.draw(cases(model_type))
+    model = oracle.make_model(case)
+    ids = oracle.prompt(case, data.draw(st.integers(1, 300)))
+    expected, clear = oracle.run(model, ids)
+    assume(clear[0])
+    with tempfile.TemporaryDirectory() as name:
+        oracle.save(model, case, Path(name))
+        reference = Reference(*load_checkpoint(Path(name)))
+    found = reference.logits(ids)
+    assert relative_error(found[clear], expected[clear]) < TOLERANCE
