@@ -1,0 +1,122 @@
+"""The native backend: programs that run as one call into the C library."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Sequence
+
+import numpy as np
+
+from edgemoe.errors import KernelError
+from edgemoe.kernels import operations as op
+from edgemoe.kernels.native import structures as st
+from edgemoe.kernels.native.binding import BoundOperations, operations_address
+from edgemoe.kernels.native.library import Status, available_isas, load_library, status_text
+
+_SCRATCH_ALIGNMENT_BYTES = 64
+
+# Longer than the gaps between the operations of a step and between the steps of a decode without misses,
+# shorter than anybody would notice on the power meter.
+_SPIN_US = 100
+
+
+class NativeBackend:
+    """Kernels in C on a thread pool of its own. All its programs share one scratch; one may run at a time."""
+
+    name = "native"
+
+    def __init__(self, threads: int, isa: str | None = None) -> None:
+        library = load_library()
+        available = available_isas()
+        self.isa = isa or available[0]
+        self.threads = threads
+        if self.isa not in available:
+            raise KernelError(
+                f"The instruction set {self.isa} is not available here; found {', '.join(available)}.",
+                "Choose one of those.",
+            )
+        pool = ctypes.c_void_p()
+        status = library.em_pool_create(threads, _SPIN_US, ctypes.byref(pool))
+        if status != Status.OK:
+            raise KernelError(
+                f"A pool of {threads} threads could not be made: {status_text(status)}.", "Ask for fewer threads."
+            )
+        self.pool_address = pool.value
+        self.kernels_address: int = library.em_kernels_for(self.isa.encode())
+        self.scratch = st.ScratchStruct()
+        self._scratch_memory = np.empty(0, np.uint8)
+        self._destroy_pool = weakref.finalize(self, library.em_pool_destroy, pool.value)
+
+    def program(self, operations: Sequence[op.Operation]) -> NativeProgram:
+        """Check and bind operations. Raises KernelError that names the operation and the buffer."""
+        self._check_open()
+        bound = BoundOperations(operations)
+        self._reserve(_scratch_bytes(bound))
+        return NativeProgram(self, bound)
+
+    def scratch_bytes(self, operations: Sequence[op.Operation]) -> int:
+        """Bytes of scratch that these operations need, the largest of them deciding; programs share it."""
+        return _scratch_bytes(BoundOperations(operations)) + _SCRATCH_ALIGNMENT_BYTES
+
+    def close(self) -> None:
+        """Stop the threads. Programs cannot run after this."""
+        self.pool_address = None
+        self._destroy_pool()
+        self.scratch.data, self.scratch.bytes = None, 0
+        self._scratch_memory = np.empty(0, np.uint8)
+
+    def _check_open(self) -> None:
+        if self.pool_address is None:
+            raise KernelError("The native backend is closed.", "Make a new one.")
+
+    def _reserve(self, size: int) -> None:
+        """Make the shared scratch at least this large. Programs see it through `scratch`, so it may move."""
+        if size <= self.scratch.bytes:
+            return
+        self._scratch_memory = np.empty(size + _SCRATCH_ALIGNMENT_BYTES, np.uint8)
+        address = self._scratch_memory.__array_interface__["data"][0]
+        self.scratch.data = address + -address % _SCRATCH_ALIGNMENT_BYTES
+        self.scratch.bytes = size
+
+
+def _scratch_bytes(bound: BoundOperations) -> int:
+    size: int = load_library().em_program_scratch_bytes(operations_address(bound), len(bound.structs), bound.tokens_max)
+    return size
+
+
+class NativeProgram:
+    """Operations bound to their buffers, which it keeps alive."""
+
+    def __init__(self, backend: NativeBackend, bound: BoundOperations) -> None:
+        self._backend = backend
+        self._bound = bound
+        self._struct = st.ProgramStruct(
+            kernels=backend.kernels_address,
+            pool=backend.pool_address,
+            operations=operations_address(bound),
+            scratch=ctypes.addressof(backend.scratch),
+            operation_count=len(bound.structs),
+            tokens_max=bound.tokens_max,
+            failed_operation=-1,
+        )
+        self._run = load_library().em_program_run
+        self._address = ctypes.c_void_p(ctypes.addressof(self._struct))
+
+    def run(self, tokens: int, position: int) -> None:
+        """One call into C. Raises KernelError, naming the operation, if the library refuses."""
+        if self._backend.pool_address is None:
+            self._backend._check_open()
+        status = self._run(self._address, tokens, position)
+        if status:
+            raise self._failure(status, tokens, position)
+
+    def _failure(self, status: int, tokens: int, position: int) -> KernelError:
+        failed = self._struct.failed_operation
+        where = self._bound.names[failed] if failed >= 0 else "program"
+        if not 1 <= tokens <= self._bound.tokens_max:
+            return KernelError(
+                f"{where}: {tokens} tokens in a run; its buffers hold 1 to {self._bound.tokens_max}.",
+                "Cut the prompt into smaller runs.",
+            )
+        return KernelError(f"{where}: {status_text(status)} (tokens {tokens}, position {position}).")

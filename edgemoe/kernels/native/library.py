@@ -1,0 +1,111 @@
+"""Finds and loads the native library, once, and makes sure that it is the one this package was built with."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from ctypes import POINTER, c_char_p, c_int32, c_int64, c_uint64, c_void_p
+from enum import IntEnum
+from importlib.resources import as_file, files
+
+from edgemoe.errors import KernelError
+from edgemoe.kernels.native import structures as st
+
+FILE_NAME = "libedgemoe.so"
+
+
+class Status(IntEnum):
+    """The members of `em_status` that the binding tells apart."""
+
+    OK = 0
+    FORKED = 4
+    BUSY = 5
+    TIMEOUT = 11
+    CANCELLED = 12
+    READ_FAILED = 13
+    SHORT_READ = 14
+    FULL = 15
+    BAD_TICKET = 16
+
+
+_SIGNATURES: dict[str, tuple[object, list[object]]] = {
+    "em_abi_version": (c_int32, []),
+    "em_status_text": (c_char_p, [c_int32]),
+    "em_sizeof_operation": (c_uint64, []),
+    "em_sizeof_kind": (c_uint64, [c_int32]),
+    "em_sizeof_program": (c_uint64, []),
+    "em_sizeof_read_counters": (c_uint64, []),
+    "em_isa_count": (c_int32, []),
+    "em_isa_name": (c_char_p, [c_int32]),
+    "em_kernels_for": (c_void_p, [c_char_p]),
+    "em_pool_create": (c_int32, [c_int32, c_int32, POINTER(c_void_p)]),
+    "em_pool_destroy": (None, [c_void_p]),
+    "em_program_scratch_bytes": (c_uint64, [c_void_p, c_int32, c_int32]),
+    "em_program_run": (c_int32, [c_void_p, c_int32, c_int32]),
+    "em_reader_create": (c_int32, [c_int32, c_int32, POINTER(c_void_p)]),
+    "em_reader_destroy": (None, [c_void_p]),
+    "em_reader_submit": (c_int32, [c_void_p, c_int32, c_int64, c_int64, c_void_p, c_int32, POINTER(c_int64)]),
+    "em_reader_wait": (c_int32, [c_void_p, c_int64, c_int64, POINTER(c_int64)]),
+    "em_reader_done": (c_int32, [c_void_p, c_int64]),
+    "em_reader_promote": (c_int32, [c_void_p, c_int64]),
+    "em_reader_cancel": (c_int32, [c_void_p, c_int64]),
+    "em_reader_release": (c_int32, [c_void_p, c_int64]),
+    "em_reader_counters": (c_int32, [c_void_p, POINTER(st.ReadCountersStruct)]),
+}
+
+_REINSTALL = "Install edgemoe again so that its library is built anew, or set EDGEMOE_KERNELS=jit to go without it."
+
+
+@functools.cache
+def load_library() -> ctypes.CDLL:
+    """The library with every signature declared.
+
+    Raises KernelError if it is missing, cannot be loaded, or is not of this package's version.
+    """
+    found = files("edgemoe.kernels.native").joinpath(FILE_NAME)
+    if not found.is_file():
+        raise KernelError(f"The native kernel library {FILE_NAME} is not in the installed package.", _REINSTALL)
+    try:
+        with as_file(found) as path:
+            library = ctypes.CDLL(str(path))
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+    except (OSError, AttributeError) as error:
+        raise KernelError(f"The native kernel library could not be loaded: {error}.", _REINSTALL) from error
+    _check_version(library)
+    return library
+
+
+def _check_version(library: ctypes.CDLL) -> None:
+    found = library.em_abi_version()
+    if found != st.ABI_VERSION:
+        raise KernelError(
+            f"The native kernel library has interface version {found}; this package needs {st.ABI_VERSION}.",
+            _REINSTALL,
+        )
+    sizes: list[tuple[str, type[ctypes.Structure], int]] = [
+        ("em_operation", st.OperationStruct, library.em_sizeof_operation()),
+        ("em_program", st.ProgramStruct, library.em_sizeof_program()),
+        ("em_read_counters", st.ReadCountersStruct, library.em_sizeof_read_counters()),
+    ]
+    for kind, (name, member) in enumerate(st.UNION_MEMBERS):
+        sizes.append((f"em_{name}", member, library.em_sizeof_kind(kind)))
+    for name, struct, size in sizes:
+        if ctypes.sizeof(struct) != size:
+            raise KernelError(
+                f"The native kernel library's {name} has {size} bytes; expected {ctypes.sizeof(struct)}.",
+                _REINSTALL,
+            )
+
+
+def available_isas() -> tuple[str, ...]:
+    """The instruction sets that the library holds and this machine can run, best first."""
+    library = load_library()
+    return tuple(library.em_isa_name(i).decode() for i in range(library.em_isa_count()))
+
+
+def status_text(status: int) -> str:
+    """What a status of the library means, in words."""
+    text: bytes = load_library().em_status_text(status)
+    return text.decode()

@@ -1,0 +1,127 @@
+"""Native reader threads: expert records from files into memory, demands before predictions."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import weakref
+from dataclasses import dataclass
+
+from edgemoe.errors import ReadError
+from edgemoe.kernels.native import structures as st
+from edgemoe.kernels.native.library import Status, load_library, status_text
+
+
+@dataclass(frozen=True)
+class ReadCounters:
+    """Sums over all requests so far; times of parallel reads add up."""
+
+    bytes_read: int
+    read_us: float
+    queue_wait_us: float
+    reads: int
+    failed: int
+    cancelled: int
+
+
+class NativeReader:
+    """`threads` reader threads for up to `capacity` open requests.
+
+    With more than one thread, one never takes a prediction, so that a demand finds a reader free. A
+    descriptor may be opened with O_DIRECT if offsets, lengths and addresses are aligned for it. The caller
+    keeps the destination alive until the request is done or cancelled, and releases every ticket.
+    """
+
+    def __init__(self, threads: int = 2, capacity: int = 4096) -> None:
+        library = load_library()
+        reader = ctypes.c_void_p()
+        status = library.em_reader_create(threads, capacity, ctypes.byref(reader))
+        if status != Status.OK:
+            raise ReadError(
+                f"A reader of {threads} threads and {capacity} requests could not be made: {status_text(status)}.",
+                "Ask for 1 to 64 threads and 1 to 1048576 requests.",
+            )
+        self._library = library
+        self._address: int | None = reader.value
+        self._destroy = weakref.finalize(self, library.em_reader_destroy, reader.value)
+
+    def submit(self, file_descriptor: int, offset: int, length: int, destination_address: int, demand: bool) -> int:
+        """Queue a read of `length` bytes; returns its ticket. Raises ReadError if it cannot be queued."""
+        ticket = ctypes.c_int64()
+        status = self._library.em_reader_submit(
+            self._address, file_descriptor, offset, length, destination_address, demand, ctypes.byref(ticket)
+        )
+        if status:
+            raise self._failure(status, f"a read of {length} bytes at {offset}")
+        return ticket.value
+
+    def wait(self, ticket: int, timeout_seconds: float | None = None) -> None:
+        """Return when the read is done. Raises ReadError if it failed, ended early, was cancelled or takes longer."""
+        detail = ctypes.c_int64()
+        timeout_us = -1 if timeout_seconds is None else max(0, int(timeout_seconds * 1e6))
+        status = self._library.em_reader_wait(self._address, ticket, timeout_us, ctypes.byref(detail))
+        if status == Status.OK:
+            return
+        if status == Status.READ_FAILED:
+            raise ReadError(
+                f"An expert could not be read: {os.strerror(detail.value)} (errno {detail.value}).",
+                "Check the disk, and the store with edgemoe verify.",
+            )
+        if status == Status.SHORT_READ:
+            raise ReadError(
+                f"An expert could not be read: the file ended after {detail.value} bytes of it.",
+                "The store is cut short: convert it again.",
+            )
+        raise self._failure(status, "a read")
+
+    def done(self, ticket: int) -> bool:
+        """Whether the read is over, well or not, or cancelled; `wait` then returns or raises at once."""
+        result = self._library.em_reader_done(self._address, ticket)
+        if result < 0:
+            raise self._failure(-result, "a read")
+        return bool(result)
+
+    def promote(self, ticket: int) -> None:
+        """Make a queued prediction a demand; anything else stays what it is."""
+        status = self._library.em_reader_promote(self._address, ticket)
+        if status:
+            raise self._failure(status, "a promotion")
+
+    def cancel(self, ticket: int) -> bool:
+        """Whether the request had not begun and now never will."""
+        status = self._library.em_reader_cancel(self._address, ticket)
+        if status not in (Status.OK, Status.BUSY):
+            raise self._failure(status, "a cancellation")
+        return bool(status == Status.OK)
+
+    def release(self, ticket: int) -> None:
+        """Give back the ticket of a request that is over. Raises ReadError while it is queued or being read."""
+        status = self._library.em_reader_release(self._address, ticket)
+        if status:
+            raise self._failure(status, "a release")
+
+    @property
+    def counters(self) -> ReadCounters:
+        """What the reader has done so far."""
+        found = st.ReadCountersStruct()
+        status = self._library.em_reader_counters(self._address, ctypes.byref(found))
+        if status:
+            raise self._failure(status, "the counters")
+        return ReadCounters(
+            bytes_read=found.bytes_read,
+            read_us=found.read_ns / 1000,
+            queue_wait_us=found.queue_wait_ns / 1000,
+            reads=found.reads,
+            failed=found.failed,
+            cancelled=found.cancelled,
+        )
+
+    def close(self) -> None:
+        """Drop what is queued, wait for the reads under way, and stop the threads."""
+        self._address = None
+        self._destroy()
+
+    def _failure(self, status: int, what: str) -> ReadError:
+        if self._address is None:
+            return ReadError("The reader is closed.", "Make a new one.")
+        return ReadError(f"The reader refused {what}: {status_text(status)}.")

@@ -1,0 +1,110 @@
+"""Which backend runs the model: native if it can, else jit; the environment may lower the choice."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgemoe.errors import KernelError, UsageError
+from edgemoe.kernels.operations import Backend
+
+KERNELS_VARIABLE = "EDGEMOE_KERNELS"
+ISA_VARIABLE = "EDGEMOE_ISA"
+
+BACKENDS = ("native", "jit", "reference")
+"""Best first."""
+ISAS = ("avx2", "generic")
+"""Best first."""
+THREADS_MAX = 256
+
+
+@dataclass(frozen=True)
+class KernelChoice:
+    """A backend, its instruction set (`-` where that does not apply), and why these."""
+
+    backend: str
+    isa: str
+    threads: int
+    reason: str
+
+
+def select_backend(threads: int | None = None) -> Backend:
+    """Make the backend that `describe_backend` tells of.
+
+    Raises UsageError for threads outside 1 to 256, or an environment variable that names no backend or
+    instruction set.
+    """
+    choice = describe_backend(threads)
+    if choice.backend == "native":
+        from edgemoe.kernels.native.backend import NativeBackend
+
+        return NativeBackend(choice.threads, choice.isa)
+    if choice.backend == "jit":
+        from edgemoe.kernels.jit.backend import JitBackend
+
+        return JitBackend(choice.threads)
+    from edgemoe.kernels.reference import ReferenceBackend
+
+    return ReferenceBackend()
+
+
+def describe_backend(threads: int | None = None) -> KernelChoice:
+    """What would be chosen, and why. Raises UsageError as `select_backend` does."""
+    count = default_threads() if threads is None else threads
+    if not 1 <= count <= THREADS_MAX:
+        raise UsageError(f"{count} threads: expected 1 to {THREADS_MAX}.", "Leave the option out for the default.")
+    wanted = _from_environment(KERNELS_VARIABLE, BACKENDS)
+    wanted_isa = _from_environment(ISA_VARIABLE, ISAS)
+    if wanted in ("jit", "reference"):
+        return KernelChoice(wanted, "-", count if wanted == "jit" else 1, f"{KERNELS_VARIABLE}={wanted} asks for it")
+    try:
+        isa, why = _choose_isa(wanted_isa)
+    except KernelError as error:
+        return KernelChoice("jit", "-", count, f"the native kernels cannot be used: {error.message}")
+    return KernelChoice("native", isa, count, why)
+
+
+def _choose_isa(wanted: str | None) -> tuple[str, str]:
+    from edgemoe.kernels.native.library import available_isas
+
+    available = available_isas()
+    if wanted is None:
+        return available[0], "the best that this processor offers"
+    if wanted in available:
+        return wanted, f"{ISA_VARIABLE}={wanted} asks for it"
+    return available[0], f"{ISA_VARIABLE}={wanted} is not offered by this processor or build; this is the best that is"
+
+
+def _from_environment(variable: str, valid: tuple[str, ...]) -> str | None:
+    value = os.environ.get(variable, "")
+    if value and value not in valid:
+        raise UsageError(f"{variable}={value}: expected {', '.join(valid)}.", "Unset it for the default.")
+    return value or None
+
+
+@functools.cache
+def default_threads() -> int:
+    """Physical cores, but no more than this process may run on (affinity, container quota)."""
+    import psutil
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = psutil.cpu_count(logical=False) or usable
+    return max(1, min(cores, usable, _quota_cores(), THREADS_MAX))
+
+
+def _quota_cores(root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Whole cores that the control group grants, at least 1; `THREADS_MAX` without a quota."""
+    try:
+        quota, period = (root / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (root / "cpu/cpu.cfs_quota_us").read_text().strip()
+            period = (root / "cpu/cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return THREADS_MAX
+    if not quota.isdigit() or not period.isdigit() or int(period) == 0:  # "max", or -1: no quota
+        return THREADS_MAX
+    return max(1, math.ceil(int(quota) / int(period)))

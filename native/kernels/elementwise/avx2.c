@@ -1,0 +1,79 @@
+/* Sums, exponentials and conversions along a vector with AVX2, FMA and F16C; the same bits as generic.c. */
+#include <immintrin.h>
+
+#include "../exponential.h"
+#include "../kernels.h"
+
+/* em_exp, eight at a time. */
+static inline __m256 exponential(__m256 x) {
+    const __m256 rounder = _mm256_set1_ps(EM_EXP_ROUNDER);
+    x = _mm256_min_ps(_mm256_set1_ps(EM_EXP_HIGHEST), x); /* with a NaN both give their second operand */
+    x = _mm256_max_ps(_mm256_set1_ps(EM_EXP_LOWEST), x);
+    const __m256 rounded = _mm256_fmadd_ps(x, _mm256_set1_ps(EM_EXP_PER_LN2), rounder);
+    const __m256 n = _mm256_sub_ps(rounded, rounder);
+    const __m256i whole = _mm256_sub_epi32(_mm256_castps_si256(rounded), _mm256_set1_epi32(EM_EXP_ROUNDER_BITS));
+    __m256 r = _mm256_fmadd_ps(n, _mm256_set1_ps(-EM_EXP_LN2_HIGH), x);
+    r = _mm256_fmadd_ps(n, _mm256_set1_ps(-EM_EXP_LN2_LOW), r);
+    __m256 sum = _mm256_fmadd_ps(_mm256_set1_ps(EM_EXP_C7), r, _mm256_set1_ps(EM_EXP_C6));
+    sum = _mm256_fmadd_ps(sum, r, _mm256_set1_ps(EM_EXP_C5));
+    sum = _mm256_fmadd_ps(sum, r, _mm256_set1_ps(EM_EXP_C4));
+    sum = _mm256_fmadd_ps(sum, r, _mm256_set1_ps(EM_EXP_C3));
+    sum = _mm256_fmadd_ps(sum, r, _mm256_set1_ps(EM_EXP_C2));
+    sum = _mm256_fmadd_ps(sum, r, _mm256_set1_ps(1.0f));
+    sum = _mm256_fmadd_ps(sum, r, _mm256_set1_ps(1.0f));
+    const __m256i bias = _mm256_set1_epi32(127);
+    const __m256i half = _mm256_srai_epi32(whole, 1);
+    const __m256i first = _mm256_slli_epi32(_mm256_add_epi32(half, bias), 23);
+    const __m256i second = _mm256_slli_epi32(_mm256_add_epi32(_mm256_sub_epi32(whole, half), bias), 23);
+    return _mm256_mul_ps(_mm256_mul_ps(sum, _mm256_castsi256_ps(first)), _mm256_castsi256_ps(second));
+}
+
+float em_sum_squares_avx2(const float *input, int32_t count) {
+    __m256 sums = _mm256_setzero_ps();
+    int32_t i = 0;
+    for (; i + EM_LANES <= count; i += EM_LANES) {
+        const __m256 values = _mm256_loadu_ps(input + i);
+        sums = _mm256_fmadd_ps(values, values, sums);
+    }
+    float lanes[EM_LANES];
+    _mm256_storeu_ps(lanes, sums);
+    for (; i < count; i++) lanes[i % EM_LANES] = fmaf(input[i], input[i], lanes[i % EM_LANES]);
+    return em_fold_lanes(lanes);
+}
+
+float em_exponentials_avx2(float *values, int32_t count, float shift) {
+    __m256 sums = _mm256_setzero_ps();
+    int32_t i = 0;
+    for (; i + EM_LANES <= count; i += EM_LANES) {
+        const __m256 results = exponential(_mm256_sub_ps(_mm256_loadu_ps(values + i), _mm256_set1_ps(shift)));
+        _mm256_storeu_ps(values + i, results);
+        sums = _mm256_add_ps(sums, results);
+    }
+    float lanes[EM_LANES];
+    _mm256_storeu_ps(lanes, sums);
+    for (; i < count; i++) {
+        values[i] = em_exp(values[i] - shift);
+        lanes[i % EM_LANES] += values[i];
+    }
+    return em_fold_lanes(lanes);
+}
+
+void em_gate_avx2(const float *gate, const float *up, float *output, int32_t count) {
+    const __m256 one = _mm256_set1_ps(1.0f), sign = _mm256_set1_ps(-0.0f);
+    int32_t i = 0;
+    for (; i + EM_LANES <= count; i += EM_LANES) {
+        const __m256 g = _mm256_loadu_ps(gate + i);
+        const __m256 silu = _mm256_div_ps(g, _mm256_add_ps(one, exponential(_mm256_xor_ps(g, sign))));
+        _mm256_storeu_ps(output + i, _mm256_mul_ps(silu, _mm256_loadu_ps(up + i)));
+    }
+    for (; i < count; i++) output[i] = gate[i] / (1.0f + em_exp(-gate[i])) * up[i];
+}
+
+void em_to_half_avx2(const float *input, uint16_t *output, int32_t count) {
+    int32_t i = 0;
+    for (; i + EM_LANES <= count; i += EM_LANES) {
+        const __m128i halves = _mm256_cvtps_ph(_mm256_loadu_ps(input + i), _MM_FROUND_TO_NEAREST_INT);
+        _mm_storeu_si128((__m128i *)(void *)(output + i), halves);
+    }
+    for (; i < count; i++) output[i] = em_float_to_half(input[i]);
+}

@@ -1,0 +1,28 @@
+/* Sums, exponentials and conversions along a vector, in plain C. */
+#include <math.h>
+
+#include "../exponential.h"
+#include "../kernels.h"
+
+float em_sum_squares_generic(const float *input, int32_t count) {
+    float lanes[EM_LANES] = {0};
+    for (int32_t i = 0; i < count; i++) lanes[i % EM_LANES] = fmaf(input[i], input[i], lanes[i % EM_LANES]);
+    return em_fold_lanes(lanes);
+}
+
+float em_exponentials_generic(float *values, int32_t count, float shift) {
+    float lanes[EM_LANES] = {0};
+    for (int32_t i = 0; i < count; i++) {
+        values[i] = em_exp(values[i] - shift);
+        lanes[i % EM_LANES] += values[i];
+    }
+    return em_fold_lanes(lanes);
+}
+
+void em_gate_generic(const float *gate, const float *up, float *output, int32_t count) {
+    for (int32_t i = 0; i < count; i++) output[i] = gate[i] / (1.0f + em_exp(-gate[i])) * up[i];
+}
+
+void em_to_half_generic(const float *input, uint16_t *output, int32_t count) {
+    for (int32_t i = 0; i < count; i++) output[i] = em_float_to_half(input[i]);
+}

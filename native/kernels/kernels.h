@@ -1,0 +1,116 @@
+/* The inner loops, each written once per instruction set as kernels/<op>/<isa>.c.
+ *
+ * Every implementation of a kernel gives the same bits. Therefore each sum has one order, written here:
+ *
+ *   product with quantised weights, per row and token, over the groups of 32 columns in order:
+ *       sum = fma((float)integer_dot, weight_scale * input_scale, sum)
+ *       q4m then: sum = fma(weight_minimum, input_scale * (float)sum_of_input, sum)
+ *     (integer dots are exact: at most 32 * 128 * 127 < 2^24)
+ *   product with f16 or f32 weights, over the columns in order:
+ *       sum = fma(weight, input, sum)
+ *   sums along a vector ("lane sums"): element i goes to lane i % 8, lanes are folded as
+ *       (((l0 + l4) + (l2 + l6)) + ((l1 + l5) + (l3 + l7)))
+ *
+ * and exp() is the one of exponential.h. */
+#ifndef EDGEMOE_KERNELS_H
+#define EDGEMOE_KERNELS_H
+
+#include "edgemoe.h"
+
+enum {
+    EM_PANEL_ROWS = 16,
+    EM_GROUP_COLUMNS = 32,
+    EM_PANEL_ALIGNMENT = 64,
+    EM_LANES = 8,
+};
+
+/* A group of activations whose largest magnitude lies below this is all zeros (reference.SMALLEST_ACTIVATION). */
+#define EM_SMALLEST_ACTIVATION 1e-35f
+
+/* What a product needs to know of one group of 32 quantised activations. */
+typedef struct em_group {
+    float scale;
+    float scaled_sum;    /* scale * sum of the 32 integers, for q4m */
+    int32_t sum_times_8; /* for q4, whose nibbles stand for nibble - 8 */
+    int32_t reserved;
+} em_group;
+
+/* The rows that a matrix is multiplied with: floats for f16 and f32 weights, groups for the others. */
+typedef struct em_activations {
+    const float *floats;    /* (rows, columns) */
+    const int8_t *values;   /* (rows, group_count * 32), each -127..127, zeros after the last column */
+    const em_group *groups; /* (rows, group_count) */
+    int32_t columns;
+    int32_t group_count;
+} em_activations;
+
+/* out[i] = one panel of 16 matrix rows times activation row rows[i], for i < count. */
+typedef void em_panel_kernel(const uint8_t *panel, const em_activations *x, const int32_t *rows, int32_t count,
+                             float (*out)[EM_PANEL_ROWS]);
+
+struct em_kernels {
+    const char *isa;
+
+    em_panel_kernel *panel[EM_FORMAT_COUNT];
+
+    /* Round a row to groups of int8 as reference.quantise_activations does. A group that is not finite gets some
+     * integers within range and a scale that is not finite. */
+    void (*quantise)(const float *input, int32_t columns, int8_t *values, em_group *groups);
+
+    /* Lane sum of squares. */
+    float (*sum_squares)(const float *input, int32_t count);
+    /* values = exp(values - shift); returns their lane sum. */
+    float (*exponentials)(float *values, int32_t count, float shift);
+    /* output = gate / (1 + exp(-gate)) * up */
+    void (*gate)(const float *gate, const float *up, float *output, int32_t count);
+    /* To float16, rounding half to even. */
+    void (*to_half)(const float *input, uint16_t *output, int32_t count);
+
+    /* Index 0 for float32 caches, 1 for float16. */
+    /* scores[i] = scale * (lane sum of query * keys[i]), for `count` keys of `width`. */
+    void (*scores[2])(const float *query, const void *keys, int32_t count, int32_t width, float scale, float *scores);
+    /* output = factor * output, then for i in order: output = fma(weights[i], values[i], output). */
+    void (*mix[2])(const float *weights, const void *values, int32_t count, int32_t width, float factor, float *output);
+};
+
+#define EM_DECLARE_KERNELS(isa)                                                                                       \
+    em_panel_kernel em_panel_f32_##isa, em_panel_f16_##isa, em_panel_q8_##isa, em_panel_q4_##isa, em_panel_q4m_##isa; \
+    void em_quantise_##isa(const float *input, int32_t columns, int8_t *values, em_group *groups);                    \
+    float em_sum_squares_##isa(const float *input, int32_t count);                                                    \
+    float em_exponentials_##isa(float *values, int32_t count, float shift);                                           \
+    void em_gate_##isa(const float *gate, const float *up, float *output, int32_t count);                             \
+    void em_to_half_##isa(const float *input, uint16_t *output, int32_t count);                                       \
+    void em_scores_f32_##isa(const float *, const void *, int32_t, int32_t, float, float *);                          \
+    void em_scores_f16_##isa(const float *, const void *, int32_t, int32_t, float, float *);                          \
+    void em_mix_f32_##isa(const float *, const void *, int32_t, int32_t, float, float *);                             \
+    void em_mix_f16_##isa(const float *, const void *, int32_t, int32_t, float, float *)
+
+EM_DECLARE_KERNELS(generic);
+EM_DECLARE_KERNELS(avx2);
+
+/* ---- the layout of a matrix (formats.py) ------------------------------------------------------------- */
+
+static inline int32_t em_panel_count(int32_t rows) { return (rows + EM_PANEL_ROWS - 1) / EM_PANEL_ROWS; }
+
+static inline int32_t em_group_count(int32_t columns) { return (columns + EM_GROUP_COLUMNS - 1) / EM_GROUP_COLUMNS; }
+
+static inline int em_is_quantised(int32_t format) { return format >= EM_Q8; }
+
+/* Bytes of the payload of one panel's group. */
+static inline size_t em_payload_bytes(int32_t format) {
+    static const uint16_t bytes[EM_FORMAT_COUNT] = {2048, 1024, 512, 256, 256};
+    return bytes[format];
+}
+
+static inline size_t em_panel_bytes(int32_t format, int32_t columns) {
+    static const uint8_t scale_bytes[EM_FORMAT_COUNT] = {0, 0, 32, 32, 64};
+    const size_t used = (size_t)em_group_count(columns) * (em_payload_bytes(format) + scale_bytes[format]);
+    return (used + EM_PANEL_ALIGNMENT - 1) / EM_PANEL_ALIGNMENT * EM_PANEL_ALIGNMENT;
+}
+
+/* The end of a lane sum. */
+static inline float em_fold_lanes(const float lanes[EM_LANES]) {
+    return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
+}
+
+#endif

@@ -1,0 +1,10 @@
+/* What the processor offers and the operating system saves and restores. */
+#ifndef EDGEMOE_CPU_H
+#define EDGEMOE_CPU_H
+
+#include <stdbool.h>
+
+/* AVX2, FMA and F16C, with the 256-bit registers enabled by the system. */
+bool em_cpu_has_avx2(void);
+
+#endif

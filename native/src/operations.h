@@ -1,0 +1,62 @@
+/* What a run gives to each operation, and the operations. */
+#ifndef EDGEMOE_OPERATIONS_H
+#define EDGEMOE_OPERATIONS_H
+
+#include "../kernels/kernels.h"
+#include "pool.h"
+
+typedef struct em_run {
+    const em_kernels *kernels;
+    em_pool *pool;
+    uint8_t *scratch;
+    int32_t tokens;
+    int32_t position;
+} em_run;
+
+/* Lays arrays out in scratch memory, 64-byte aligned. With `base` NULL it only counts. */
+typedef struct em_layout {
+    uint8_t *base;
+    size_t bytes;
+} em_layout;
+
+static inline void *em_lay_out(em_layout *layout, size_t bytes) {
+    void *place = layout->base ? layout->base + layout->bytes : NULL;
+    layout->bytes += (bytes + 63) / 64 * 64;
+    return place;
+}
+
+/* Each returns a status. */
+int32_t em_run_embed(const em_embed *embed, const em_run *run);
+int32_t em_run_rms_norm(const em_rms_norm *norm, const em_run *run);
+int32_t em_run_linear(const em_linear *linear, const em_run *run);
+int32_t em_run_rope(const em_rope *rope, const em_run *run);
+int32_t em_run_store_kv(const em_store_kv *store, const em_run *run);
+int32_t em_run_attention(const em_attention *attention, const em_run *run);
+int32_t em_run_route(const em_route *route, const em_run *run);
+int32_t em_run_gated_ffn(const em_gated_ffn *ffn, const em_run *run);
+int32_t em_run_experts(const em_experts *experts, const em_run *run);
+int32_t em_run_combine(const em_combine *combine, const em_run *run);
+
+/* Scratch of a run of `tokens` tokens. */
+size_t em_linear_scratch_bytes(const em_linear *linear, int32_t tokens);
+size_t em_gated_ffn_scratch_bytes(const em_gated_ffn *ffn, int32_t tokens);
+size_t em_experts_scratch_bytes(const em_experts *experts, int32_t tokens);
+
+/* ---- activations in scratch, shared by linear layers and FFNs ------------------------------------------ */
+
+/* Activations of `rows` rows for weights of the formats in use; quantised arrays only if some are quantised. */
+typedef struct em_quantised {
+    int8_t *values;
+    em_group *groups;
+} em_quantised;
+
+em_quantised em_lay_out_quantised(em_layout *layout, int32_t rows, int32_t columns);
+
+/* Quantises the rows whose `wanted` byte is not zero (NULL: all), with the pool if there are many. */
+void em_quantise_rows(const em_run *run, const float *input, int32_t rows, int32_t columns, const uint8_t *wanted,
+                      em_quantised quantised);
+
+/* Activation rows that a task holds at a time: bounds its arrays on the stack. */
+enum { EM_ROWS_AT_ONCE = 32 };
+
+#endif

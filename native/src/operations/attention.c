@@ -1,0 +1,90 @@
+/* Causal attention: softmax taken online over blocks of keys.
+ *
+ * Blocks begin at fixed positions of the sequence (multiples of 64) and a token's last block ends with itself, so
+ * what a token gets does not depend on the run that it came in. Threads share out (token, heads) pairs; heads that
+ * read the same keys stay together unless there are too few pairs, so that a block is read from memory once. */
+#include "../operations.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "../../kernels/exponential.h"
+
+enum { BLOCK = 64 };
+
+typedef struct attention_task {
+    const em_attention *attention;
+    const em_run *run;
+    int32_t heads_together;
+} attention_task;
+
+/* The softmax so far of one head. */
+typedef struct head_state {
+    float largest;
+    float sum;
+} head_state;
+
+static void attend_block(const attention_task *task, head_state *state, const float *query, const void *keys,
+                         const void *values, int32_t count, float *output) {
+    const em_attention *a = task->attention;
+    const em_kernels *kernels = task->run->kernels;
+    float weights[BLOCK];
+    kernels->scores[a->half != 0](query, keys, count, a->width, a->scale, weights);
+    float largest = state->largest;
+    for (int32_t i = 0; i < count; i++) largest = weights[i] > largest ? weights[i] : largest;
+    const float shrink = state->sum > 0 ? em_exp(state->largest - largest) : 0.0f;
+    state->sum = state->sum * shrink + kernels->exponentials(weights, count, largest);
+    state->largest = largest;
+    kernels->mix[a->half != 0](weights, values, count, a->width, shrink, output);
+}
+
+/* Heads first .. first + heads_together - 1, all of one group, for one token. */
+static void attend(const attention_task *task, int32_t token, int32_t first) {
+    const em_attention *a = task->attention;
+    const size_t element = a->half ? 2 : 4;
+    const int32_t group = first / (a->heads / a->groups), end = task->run->position + token + 1;
+    const size_t cache_offset = (size_t)group * a->context * a->width * element;
+    const size_t row = ((size_t)token * a->heads + first) * a->width;
+    head_state states[EM_ROWS_AT_ONCE];
+    for (int32_t h = 0; h < task->heads_together; h++) states[h] = (head_state){-INFINITY, 0.0f};
+    memset(a->output + row, 0, (size_t)task->heads_together * a->width * sizeof *a->output);
+    for (int32_t start = 0; start < end; start += BLOCK) {
+        const int32_t count = end - start < BLOCK ? end - start : BLOCK;
+        const size_t offset = cache_offset + (size_t)start * a->width * element;
+        const uint8_t *keys = (const uint8_t *)a->key_cache + offset;
+        const uint8_t *values = (const uint8_t *)a->value_cache + offset;
+        for (int32_t h = 0; h < task->heads_together; h++) {
+            const size_t at = row + (size_t)h * a->width;
+            attend_block(task, &states[h], a->query + at, keys, values, count, a->output + at);
+        }
+    }
+    for (int32_t h = 0; h < task->heads_together; h++) {
+        float *output = a->output + row + (size_t)h * a->width;
+        for (int32_t i = 0; i < a->width; i++) output[i] /= states[h].sum;
+    }
+}
+
+static void attend_items(void *context, int64_t begin, int64_t end, int32_t thread) {
+    const attention_task *task = context;
+    const int64_t per_token = task->attention->heads / task->heads_together;
+    (void)thread;
+    for (int64_t item = begin; item < end; item++) {
+        attend(task, (int32_t)(item / per_token), (int32_t)(item % per_token) * task->heads_together);
+    }
+}
+
+int32_t em_run_attention(const em_attention *attention, const em_run *run) {
+    if (run->position + run->tokens > attention->context) return EM_BAD_POSITION;
+    attention_task task = {attention, run, attention->heads / attention->groups};
+    const int64_t wanted = 2 * (int64_t)em_pool_threads(run->pool);
+    /* Any divisor of the group will do; halves are enough. */
+    while (task.heads_together > EM_ROWS_AT_ONCE ||
+           (task.heads_together % 2 == 0 && (int64_t)run->tokens * attention->heads / task.heads_together < wanted)) {
+        task.heads_together = task.heads_together % 2 == 0 ? task.heads_together / 2 : 1;
+    }
+    const int64_t items = (int64_t)run->tokens * attention->heads / task.heads_together;
+    const int64_t reads_per_item = (int64_t)(run->position + run->tokens) * attention->width * task.heads_together;
+    const int64_t chunk = reads_per_item < 8192 ? (8192 + reads_per_item - 1) / reads_per_item : 1;
+    em_pool_for(run->pool, items, chunk, attend_items, &task);
+    return EM_OK;
+}

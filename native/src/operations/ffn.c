@@ -1,0 +1,265 @@
+/* Gated feed-forward layers: one of them (GatedFfn) or many, grouped by expert (Experts).
+ *
+ * A pair is one activation row that goes through one FFN. Pairs lie expert by expert, so that each expert's weights
+ * are read once per run for all its tokens. The work has two halves, each one parallel loop over all FFNs at once,
+ * so that a token's few small experts still occupy every thread:
+ *
+ *   up    item = 32 hidden columns of one FFN (two gate and two up panels): products, silu(gate) * up, and the
+ *         quantisation of that group, whose 32 columns are complete;
+ *   down  item = one panel of 16 output rows of one FFN. */
+#include <string.h>
+
+#include "../operations.h"
+
+enum {
+    /* A chunk of less work than this costs more to hand out than to do. */
+    CHUNK_BYTES = 32 * 1024,
+    PANELS_PER_GROUP = EM_GROUP_COLUMNS / EM_PANEL_ROWS,
+};
+
+typedef float panel_rows[EM_ROWS_AT_ONCE][EM_PANEL_ROWS];
+
+typedef struct ffn {
+    const uint8_t *gate_up;
+    const uint8_t *down;
+    int32_t first; /* of its pairs */
+    int32_t count;
+} ffn;
+
+typedef struct ffn_sizes {
+    int32_t model_width;
+    int32_t ffn_width;
+    int32_t gate_up_format;
+    int32_t down_format;
+} ffn_sizes;
+
+/* All that lies in scratch. */
+typedef struct ffn_memory {
+    ffn *ffns;
+    int32_t *input_rows;  /* of each pair */
+    int32_t *output_rows; /* of each pair */
+    int32_t *starts;      /* of each expert's pairs, and their end */
+    uint8_t *wanted;      /* whether an input row goes anywhere */
+    em_quantised input;
+    em_quantised hidden;
+    float *float_hidden;
+} ffn_memory;
+
+typedef struct ffn_task {
+    const em_run *run;
+    ffn_sizes sizes;
+    ffn_memory memory;
+    em_activations input;
+    em_activations hidden; /* by pair */
+    float *output;         /* (output rows, D) */
+} ffn_task;
+
+static ffn_memory lay_out(em_layout *layout, ffn_sizes sizes, int32_t tokens, int32_t pairs, int32_t experts) {
+    ffn_memory memory = {0};
+    memory.ffns = em_lay_out(layout, (size_t)(experts < pairs ? experts : pairs) * sizeof(ffn));
+    memory.input_rows = em_lay_out(layout, (size_t)pairs * sizeof(int32_t));
+    memory.output_rows = em_lay_out(layout, (size_t)pairs * sizeof(int32_t));
+    memory.starts = em_lay_out(layout, ((size_t)experts + 1) * sizeof(int32_t));
+    memory.wanted = em_lay_out(layout, (size_t)tokens);
+    if (em_is_quantised(sizes.gate_up_format)) memory.input = em_lay_out_quantised(layout, tokens, sizes.model_width);
+    if (em_is_quantised(sizes.down_format)) {
+        memory.hidden = em_lay_out_quantised(layout, pairs, sizes.ffn_width);
+    } else {
+        memory.float_hidden = em_lay_out(layout, (size_t)pairs * sizes.ffn_width * sizeof(float));
+    }
+    return memory;
+}
+
+/* ---- up ------------------------------------------------------------------------------------------------- */
+
+/* Hidden columns of one group, for `count` pairs from `pair` on. */
+static void finish_group(const ffn_task *task, int32_t group, int32_t pair, int32_t count, int32_t panels,
+                         panel_rows gate[PANELS_PER_GROUP], panel_rows up[PANELS_PER_GROUP]) {
+    const em_kernels *kernels = task->run->kernels;
+    const int32_t start = group * EM_GROUP_COLUMNS, left = task->sizes.ffn_width - start;
+    const int32_t columns = left < EM_GROUP_COLUMNS ? left : EM_GROUP_COLUMNS;
+    for (int32_t i = 0; i < count; i++) {
+        float hidden[EM_GROUP_COLUMNS];
+        for (int32_t p = 0; p < panels; p++) {
+            kernels->gate(gate[p][i], up[p][i], hidden + p * EM_PANEL_ROWS, EM_PANEL_ROWS);
+        }
+        if (em_is_quantised(task->sizes.down_format)) {
+            const size_t at = (size_t)(pair + i) * task->hidden.group_count + group;
+            kernels->quantise(hidden, columns, task->memory.hidden.values + at * EM_GROUP_COLUMNS,
+                              task->memory.hidden.groups + at);
+        } else {
+            float *row = task->memory.float_hidden + (size_t)(pair + i) * task->sizes.ffn_width;
+            memcpy(row + start, hidden, (size_t)columns * sizeof *hidden);
+        }
+    }
+}
+
+static void go_up_group(const ffn_task *task, const ffn *f, int32_t group) {
+    em_panel_kernel *product = task->run->kernels->panel[task->sizes.gate_up_format];
+    const size_t panel_bytes = em_panel_bytes(task->sizes.gate_up_format, task->sizes.model_width);
+    const int32_t first_panel = group * PANELS_PER_GROUP;
+    const int32_t panels_left = em_panel_count(task->sizes.ffn_width) - first_panel;
+    const int32_t panels = panels_left < PANELS_PER_GROUP ? panels_left : PANELS_PER_GROUP;
+    for (int32_t done = 0; done < f->count; done += EM_ROWS_AT_ONCE) {
+        const int32_t left = f->count - done, pair = f->first + done;
+        const int32_t count = left < EM_ROWS_AT_ONCE ? left : EM_ROWS_AT_ONCE;
+        const int32_t *rows = task->memory.input_rows + pair;
+        panel_rows gate[PANELS_PER_GROUP], up[PANELS_PER_GROUP];
+        for (int32_t p = 0; p < panels; p++) {
+            const uint8_t *data = f->gate_up + (size_t)(first_panel + p) * 2 * panel_bytes;
+            product(data, &task->input, rows, count, gate[p]);
+            product(data + panel_bytes, &task->input, rows, count, up[p]);
+        }
+        finish_group(task, group, pair, count, panels, gate, up);
+    }
+}
+
+static void go_up(void *context, int64_t begin, int64_t end, int32_t thread) {
+    const ffn_task *task = context;
+    const int64_t groups = task->hidden.group_count;
+    (void)thread;
+    for (int64_t item = begin; item < end; item++) {
+        go_up_group(task, &task->memory.ffns[item / groups], (int32_t)(item % groups));
+    }
+}
+
+/* ---- down ----------------------------------------------------------------------------------------------- */
+
+static void go_down_panel(const ffn_task *task, const ffn *f, int32_t panel) {
+    const ffn_sizes sizes = task->sizes;
+    const uint8_t *data = f->down + (size_t)panel * em_panel_bytes(sizes.down_format, sizes.ffn_width);
+    const int32_t row = panel * EM_PANEL_ROWS;
+    const int32_t height = sizes.model_width - row < EM_PANEL_ROWS ? sizes.model_width - row : EM_PANEL_ROWS;
+    for (int32_t done = 0; done < f->count; done += EM_ROWS_AT_ONCE) {
+        const int32_t left = f->count - done, pair = f->first + done;
+        const int32_t count = left < EM_ROWS_AT_ONCE ? left : EM_ROWS_AT_ONCE;
+        panel_rows products;
+        int32_t rows[EM_ROWS_AT_ONCE];
+        for (int32_t i = 0; i < count; i++) rows[i] = pair + i;
+        task->run->kernels->panel[sizes.down_format](data, &task->hidden, rows, count, products);
+        for (int32_t i = 0; i < count; i++) {
+            const int32_t output_row = task->memory.output_rows[pair + i];
+            float *output = task->output + (size_t)output_row * sizes.model_width + row;
+            memcpy(output, products[i], (size_t)height * sizeof *output);
+        }
+    }
+}
+
+static void go_down(void *context, int64_t begin, int64_t end, int32_t thread) {
+    const ffn_task *task = context;
+    const int64_t panels = em_panel_count(task->sizes.model_width);
+    (void)thread;
+    for (int64_t item = begin; item < end; item++) {
+        go_down_panel(task, &task->memory.ffns[item / panels], (int32_t)(item % panels));
+    }
+}
+
+/* ---- both ----------------------------------------------------------------------------------------------- */
+
+/* Items that make a chunk, where one item reads `bytes` for about `rows` activation rows. */
+static int64_t chunk_of(size_t bytes, int32_t rows) {
+    const int64_t work = (int64_t)bytes * rows;
+    return (CHUNK_BYTES + work - 1) / work;
+}
+
+/* The FFNs of `memory`, whose rows are filled in, over `pairs` pairs. */
+static void run_ffns(const em_run *run, ffn_sizes sizes, ffn_memory memory, const float *input, float *output,
+                     int32_t ffn_count, int32_t pairs) {
+    if (ffn_count == 0) return;
+    ffn_task task = {.run = run, .sizes = sizes, .memory = memory, .output = output};
+    task.input = (em_activations){input, memory.input.values, memory.input.groups, sizes.model_width,
+                                  em_group_count(sizes.model_width)};
+    task.hidden = (em_activations){memory.float_hidden, memory.hidden.values, memory.hidden.groups, sizes.ffn_width,
+                                   em_group_count(sizes.ffn_width)};
+    if (em_is_quantised(sizes.gate_up_format)) {
+        em_quantise_rows(run, input, run->tokens, sizes.model_width, memory.wanted, memory.input);
+    }
+    const int32_t rows_per_ffn = (pairs + ffn_count - 1) / ffn_count;
+    const size_t up_bytes = 2 * PANELS_PER_GROUP * em_panel_bytes(sizes.gate_up_format, sizes.model_width);
+    em_pool_for(run->pool, (int64_t)ffn_count * task.hidden.group_count, chunk_of(up_bytes, rows_per_ffn), go_up, &task);
+    const size_t down_bytes = em_panel_bytes(sizes.down_format, sizes.ffn_width);
+    em_pool_for(run->pool, (int64_t)ffn_count * em_panel_count(sizes.model_width), chunk_of(down_bytes, rows_per_ffn),
+                go_down, &task);
+}
+
+/* ---- one FFN -------------------------------------------------------------------------------------------- */
+
+static ffn_sizes sizes_of_gated_ffn(const em_gated_ffn *f) {
+    return (ffn_sizes){f->gate_up.columns, f->down.columns, f->gate_up.format, f->down.format};
+}
+
+size_t em_gated_ffn_scratch_bytes(const em_gated_ffn *f, int32_t tokens) {
+    em_layout layout = {0};
+    lay_out(&layout, sizes_of_gated_ffn(f), tokens, tokens, 1);
+    return layout.bytes;
+}
+
+int32_t em_run_gated_ffn(const em_gated_ffn *f, const em_run *run) {
+    em_layout layout = {.base = run->scratch};
+    const ffn_memory memory = lay_out(&layout, sizes_of_gated_ffn(f), run->tokens, run->tokens, 1);
+    for (int32_t t = 0; t < run->tokens; t++) memory.input_rows[t] = memory.output_rows[t] = t;
+    memset(memory.wanted, 1, (size_t)run->tokens);
+    memory.ffns[0] = (ffn){f->gate_up.data, f->down.data, 0, run->tokens};
+    run_ffns(run, sizes_of_gated_ffn(f), memory, f->input, f->output, 1, run->tokens);
+    return EM_OK;
+}
+
+/* ---- many ----------------------------------------------------------------------------------------------- */
+
+static ffn_sizes sizes_of_experts(const em_experts *e) {
+    return (ffn_sizes){e->model_width, e->ffn_width, e->gate_up_format, e->down_format};
+}
+
+size_t em_experts_scratch_bytes(const em_experts *e, int32_t tokens) {
+    em_layout layout = {0};
+    lay_out(&layout, sizes_of_experts(e), tokens, tokens * e->used, e->expert_count);
+    return layout.bytes;
+}
+
+static int32_t check_experts(const em_experts *e, int32_t choices) {
+    for (int32_t i = 0; i < choices; i++) {
+        const int32_t expert = e->experts[i];
+        if (expert < 0 || expert >= e->expert_count || e->slots[expert] >= e->slot_count) return EM_BAD_EXPERT;
+    }
+    return EM_OK;
+}
+
+/* Sorts the (token, rank) pairs of the experts that are in the arena by expert; returns how many experts there are. */
+static int32_t group_pairs(const em_experts *e, int32_t tokens, ffn_memory memory) {
+    const int32_t choices = tokens * e->used;
+    memset(memory.starts, 0, ((size_t)e->expert_count + 1) * sizeof *memory.starts);
+    memset(memory.wanted, 0, (size_t)tokens);
+    for (int32_t i = 0; i < choices; i++) {
+        const int32_t expert = e->experts[i];
+        if (e->slots[expert] < 0) continue;
+        memory.starts[expert + 1]++;
+        memory.wanted[i / e->used] = 1;
+    }
+    int32_t ffn_count = 0;
+    for (int32_t expert = 0; expert < e->expert_count; expert++) {
+        const int32_t count = memory.starts[expert + 1];
+        memory.starts[expert + 1] += memory.starts[expert];
+        if (count == 0) continue;
+        const uint8_t *record = e->arena + (size_t)e->slots[expert] * (size_t)e->slot_bytes;
+        memory.ffns[ffn_count++] = (ffn){record, record + e->down_offset, memory.starts[expert], count};
+    }
+    for (int32_t i = 0; i < choices; i++) {
+        const int32_t expert = e->experts[i];
+        if (e->slots[expert] < 0) continue;
+        const int32_t pair = memory.starts[expert]++;
+        memory.input_rows[pair] = i / e->used;
+        memory.output_rows[pair] = i;
+    }
+    return ffn_count;
+}
+
+int32_t em_run_experts(const em_experts *e, const em_run *run) {
+    const int32_t choices = run->tokens * e->used;
+    if (check_experts(e, choices) != EM_OK) return EM_BAD_EXPERT;
+    em_layout layout = {.base = run->scratch};
+    const ffn_memory memory = lay_out(&layout, sizes_of_experts(e), run->tokens, choices, e->expert_count);
+    const int32_t ffn_count = group_pairs(e, run->tokens, memory);
+    const int32_t pairs = ffn_count ? memory.ffns[ffn_count - 1].first + memory.ffns[ffn_count - 1].count : 0;
+    run_ffns(run, sizes_of_experts(e), memory, e->input, e->output, ffn_count, pairs);
+    return EM_OK;
+}

@@ -1,0 +1,183 @@
+/* The operations that go row by row: embed, norm, rope, storing of keys and values, combine. */
+#include "../operations.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "../../kernels/exponential.h"
+#include "../../kernels/half.h"
+
+enum {
+    /* A chunk of fewer numbers than this costs more to hand out than to do. */
+    CHUNK_NUMBERS = 8192,
+};
+
+typedef struct rows_task {
+    const void *operation;
+    const em_run *run;
+} rows_task;
+
+static int32_t run_rows(const void *operation, const em_run *run, em_task *rows, int64_t row_count, int64_t width) {
+    rows_task task = {operation, run};
+    em_pool_for(run->pool, row_count, (CHUNK_NUMBERS + width - 1) / width, rows, &task);
+    return EM_OK;
+}
+
+/* ---- embed -------------------------------------------------------------------------------------------- */
+
+static inline float half_at(const uint8_t *section, size_t index) {
+    uint16_t half;
+    memcpy(&half, section + 2 * index, sizeof half);
+    return em_half_to_float(half);
+}
+
+/* One weight of row `row` of a panel. */
+static float weight_at(const uint8_t *panel, int32_t format, int32_t group_count, int32_t row, int32_t column) {
+    const size_t at = (size_t)column * EM_PANEL_ROWS + row;
+    if (format == EM_F16) return half_at(panel, at);
+    if (format == EM_F32) {
+        float weight;
+        memcpy(&weight, panel + 4 * at, sizeof weight);
+        return weight;
+    }
+    const size_t group = column / EM_GROUP_COLUMNS, payload_bytes = em_payload_bytes(format);
+    const int32_t c = column % EM_GROUP_COLUMNS;
+    const uint8_t *payload = panel + group * payload_bytes;
+    const uint8_t *scales = panel + (size_t)group_count * payload_bytes;
+    const float scale = half_at(scales, group * EM_PANEL_ROWS + row);
+    if (format == EM_Q8) return (float)(int8_t)payload[c / 4 * 64 + row * 4 + c % 4] * scale;
+    const uint8_t pair = payload[c % 16 / 4 * 64 + row * 4 + c % 4];
+    const int32_t nibble = c < 16 ? pair & 15 : pair >> 4;
+    if (format == EM_Q4) return (float)(nibble - 8) * scale;
+    const uint8_t *minimums = scales + (size_t)group_count * EM_PANEL_ROWS * 2;
+    return (float)nibble * scale + half_at(minimums, group * EM_PANEL_ROWS + row);
+}
+
+static void embed_rows(void *context, int64_t begin, int64_t end, int32_t thread) {
+    const em_embed *e = ((const rows_task *)context)->operation;
+    const em_matrix *matrix = &e->matrix;
+    const int32_t groups = em_group_count(matrix->columns);
+    (void)thread;
+    for (int64_t t = begin; t < end; t++) {
+        const int32_t id = e->ids[t];
+        const size_t panel = (size_t)(id / EM_PANEL_ROWS) * em_panel_bytes(matrix->format, matrix->columns);
+        for (int32_t column = 0; column < matrix->columns; column++) {
+            const float weight =
+                weight_at(matrix->data + panel, matrix->format, groups, id % EM_PANEL_ROWS, column);
+            e->output[t * matrix->columns + column] = weight * e->scale;
+        }
+    }
+}
+
+int32_t em_run_embed(const em_embed *embed, const em_run *run) {
+    for (int32_t t = 0; t < run->tokens; t++) {
+        if (embed->ids[t] < 0 || embed->ids[t] >= embed->matrix.rows) return EM_BAD_TOKEN_ID;
+    }
+    return run_rows(embed, run, embed_rows, run->tokens, embed->matrix.columns);
+}
+
+/* ---- norm --------------------------------------------------------------------------------------------- */
+
+static void norm_rows(void *context, int64_t begin, int64_t end, int32_t thread) {
+    const rows_task *task = context;
+    const em_rms_norm *n = task->operation;
+    (void)thread;
+    for (int64_t row = begin; row < end; row++) {
+        const float *input = n->input + row * n->width;
+        float *output = n->output + row * n->width;
+        const float mean = task->run->kernels->sum_squares(input, n->width) / (float)n->width;
+        const float factor = 1.0f / sqrtf(mean + n->epsilon);
+        for (int32_t i = 0; i < n->width; i++) output[i] = input[i] * factor * n->weight[i];
+    }
+}
+
+int32_t em_run_rms_norm(const em_rms_norm *norm, const em_run *run) {
+    return run_rows(norm, run, norm_rows, (int64_t)run->tokens * norm->heads, norm->width);
+}
+
+/* ---- rope --------------------------------------------------------------------------------------------- */
+
+static void rope_rows(void *context, int64_t begin, int64_t end, int32_t thread) {
+    const rows_task *task = context;
+    const em_rope *r = task->operation;
+    const int32_t half = r->width / 2;
+    (void)thread;
+    for (int64_t row = begin; row < end; row++) {
+        const size_t table_row = (size_t)(task->run->position + row / r->heads) * half;
+        const float *cosine = r->cosine + table_row, *sine = r->sine + table_row;
+        float *first = r->values + row * r->width, *second = first + half;
+        for (int32_t i = 0; i < half; i++) {
+            const float a = first[i], b = second[i];
+            first[i] = a * cosine[i] - b * sine[i];
+            second[i] = b * cosine[i] + a * sine[i];
+        }
+    }
+}
+
+int32_t em_run_rope(const em_rope *rope, const em_run *run) {
+    if (run->position + run->tokens > rope->context) return EM_BAD_POSITION;
+    return run_rows(rope, run, rope_rows, (int64_t)run->tokens * rope->heads, rope->width);
+}
+
+/* ---- keys and values ---------------------------------------------------------------------------------- */
+
+static void store_row(const em_store_kv *s, const em_kernels *kernels, const float *row, void *cache, size_t offset) {
+    if (s->half) {
+        kernels->to_half(row, (uint16_t *)cache + offset, s->width);
+    } else {
+        memcpy((float *)cache + offset, row, (size_t)s->width * sizeof(float));
+    }
+}
+
+static void store_rows(void *context, int64_t begin, int64_t end, int32_t thread) {
+    const rows_task *task = context;
+    const em_store_kv *s = task->operation;
+    (void)thread;
+    for (int64_t row = begin; row < end; row++) {
+        const int64_t token = row / s->groups, group = row % s->groups;
+        const size_t offset = ((size_t)group * s->context + (size_t)(task->run->position + token)) * s->width;
+        store_row(s, task->run->kernels, s->keys + row * s->width, s->key_cache, offset);
+        store_row(s, task->run->kernels, s->values + row * s->width, s->value_cache, offset);
+    }
+}
+
+int32_t em_run_store_kv(const em_store_kv *store, const em_run *run) {
+    if (run->position + run->tokens > store->context) return EM_BAD_POSITION;
+    return run_rows(store, run, store_rows, (int64_t)run->tokens * store->groups, store->width);
+}
+
+/* ---- combine ------------------------------------------------------------------------------------------ */
+
+enum { COLUMNS_AT_ONCE = 256 };
+
+/* Columns start .. start + count - 1 of one token, summed in router order. */
+static void combine_columns(const em_combine *c, int64_t token, int32_t start, int32_t count) {
+    float sums[COLUMNS_AT_ONCE] = {0};
+    for (int32_t k = 0; c->routed && k < c->used; k++) {
+        const float weight = c->weights[token * c->used + k];
+        const float *routed = c->routed + (token * c->used + k) * c->width + start;
+        for (int32_t i = 0; i < count; i++) sums[i] = k == 0 ? weight * routed[i] : sums[i] + weight * routed[i];
+    }
+    if (c->shared) {
+        const float gate = c->shared_gate ? 1.0f / (1.0f + em_exp(-c->shared_gate[token])) : 1.0f;
+        const float *shared = c->shared + token * c->width + start;
+        for (int32_t i = 0; i < count; i++) sums[i] += gate * shared[i];
+    }
+    float *residual = c->residual + token * c->width + start;
+    for (int32_t i = 0; i < count; i++) residual[i] += c->scale * sums[i];
+}
+
+static void combine_rows(void *context, int64_t begin, int64_t end, int32_t thread) {
+    const em_combine *c = ((const rows_task *)context)->operation;
+    (void)thread;
+    for (int64_t token = begin; token < end; token++) {
+        for (int32_t start = 0; start < c->width; start += COLUMNS_AT_ONCE) {
+            const int32_t left = c->width - start;
+            combine_columns(c, token, start, left < COLUMNS_AT_ONCE ? left : COLUMNS_AT_ONCE);
+        }
+    }
+}
+
+int32_t em_run_combine(const em_combine *combine, const em_run *run) {
+    return run_rows(combine, run, combine_rows, run->tokens, (int64_t)combine->width * (combine->used + 1));
+}

@@ -1,0 +1,223 @@
+/* A parallel loop over workers that spin for a moment and then sleep.
+ *
+ * `state` holds, in one word, which job there is, whether it may be entered, and how many workers are inside:
+ *
+ *     bits 63..32 number of the job | bit 31 open | bits 30..0 workers inside
+ *
+ * A worker enters by raising the count while the job is open, in one compare-and-swap; only then does it look at
+ * the job's fields. The caller works too; when no chunk is left it closes the job and waits for those inside, so
+ * that a worker that wakes up late, or that the system holds back before it entered, delays nobody. The fields are
+ * only written while the job is closed and empty. Chunks are taken from one counter, whoever comes first.
+ *
+ * Sleeping uses one mutex and two condition variables. Each side first announces itself (`sleepers`,
+ * `caller_waits`) and then looks at `state` again; the other side first changes `state` and then looks at the
+ * announcement. All four are sequentially consistent, so at least one of them sees the other: no wake-up is lost. */
+#include "pool.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "clock.h"
+
+#define JOB_ONE (1ull << 32)
+#define OPEN (1ull << 31)
+#define INSIDE (OPEN - 1)
+
+enum { CACHE_LINE = 64, PAUSES_PER_CLOCK = 64 };
+
+typedef struct worker {
+    pthread_t thread;
+    em_pool *pool;
+    int32_t number;
+} worker;
+
+struct em_pool {
+    _Alignas(CACHE_LINE) _Atomic uint64_t state;
+    _Alignas(CACHE_LINE) _Atomic int64_t next; /* first item that nobody has taken */
+    _Alignas(CACHE_LINE) int64_t items;
+    int64_t chunk;
+    em_task *task;
+    void *context;
+
+    _Alignas(CACHE_LINE) _Atomic int32_t sleepers;
+    _Atomic bool caller_waits;
+    _Atomic bool stopping;
+    atomic_flag taken;
+    pthread_mutex_t mutex;
+    pthread_cond_t work;
+    pthread_cond_t finished;
+
+    pid_t process;
+    uint64_t spin_ns;
+    int32_t threads;
+    int32_t started; /* workers that run */
+    worker workers[];
+};
+
+static inline void pause_briefly(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+static void take_chunks(em_pool *pool, int32_t thread) {
+    for (;;) {
+        const int64_t begin = atomic_fetch_add_explicit(&pool->next, pool->chunk, memory_order_relaxed);
+        if (begin >= pool->items) return;
+        const int64_t end = begin + pool->chunk < pool->items ? begin + pool->chunk : pool->items;
+        pool->task(pool->context, begin, end, thread);
+    }
+}
+
+static inline bool is_new(em_pool *pool, uint64_t seen_job) {
+    return atomic_load(&pool->state) / JOB_ONE != seen_job || atomic_load(&pool->stopping);
+}
+
+/* Returns when there is another job than `seen_job`, or the pool stops. */
+static void await_job(em_pool *pool, uint64_t seen_job) {
+    const uint64_t start = em_now_ns();
+    do {
+        for (int i = 0; i < PAUSES_PER_CLOCK; i++) {
+            if (is_new(pool, seen_job)) return;
+            pause_briefly();
+        }
+    } while (em_now_ns() - start < pool->spin_ns);
+    pthread_mutex_lock(&pool->mutex);
+    atomic_fetch_add(&pool->sleepers, 1);
+    while (!is_new(pool, seen_job)) pthread_cond_wait(&pool->work, &pool->mutex);
+    atomic_fetch_sub(&pool->sleepers, 1);
+    pthread_mutex_unlock(&pool->mutex);
+}
+
+static void leave(em_pool *pool) {
+    const uint64_t before = atomic_fetch_sub(&pool->state, 1);
+    if ((before & INSIDE) == 1 && !(before & OPEN) && atomic_load(&pool->caller_waits)) {
+        pthread_mutex_lock(&pool->mutex);
+        pthread_cond_signal(&pool->finished);
+        pthread_mutex_unlock(&pool->mutex);
+    }
+}
+
+static void *work(void *argument) {
+    const worker *self = argument;
+    em_pool *pool = self->pool;
+    uint64_t seen_job = 0;
+    for (;;) {
+        await_job(pool, seen_job);
+        if (atomic_load(&pool->stopping)) return NULL;
+        uint64_t state = atomic_load(&pool->state);
+        seen_job = state / JOB_ONE;
+        while ((state & OPEN) && state / JOB_ONE == seen_job) {
+            if (atomic_compare_exchange_weak(&pool->state, &state, state + 1)) {
+                take_chunks(pool, self->number);
+                leave(pool);
+                break;
+            }
+        }
+    }
+}
+
+/* Waits until nobody is inside the job, which is closed. */
+static void await_workers(em_pool *pool) {
+    const uint64_t start = em_now_ns();
+    do {
+        for (int i = 0; i < PAUSES_PER_CLOCK; i++) {
+            if (!(atomic_load(&pool->state) & INSIDE)) return;
+            pause_briefly();
+        }
+    } while (em_now_ns() - start < pool->spin_ns);
+    pthread_mutex_lock(&pool->mutex);
+    atomic_store(&pool->caller_waits, true);
+    while (atomic_load(&pool->state) & INSIDE) pthread_cond_wait(&pool->finished, &pool->mutex);
+    atomic_store(&pool->caller_waits, false);
+    pthread_mutex_unlock(&pool->mutex);
+}
+
+void em_pool_for(em_pool *pool, int64_t items, int64_t chunk, em_task *task, void *context) {
+    if (items <= 0) return;
+    if (chunk < 1) chunk = 1;
+    if (items <= chunk || pool->started == 0) {
+        task(context, 0, items, 0);
+        return;
+    }
+    pool->items = items;
+    pool->chunk = chunk;
+    pool->task = task;
+    pool->context = context;
+    atomic_store_explicit(&pool->next, 0, memory_order_relaxed);
+    const uint64_t job = atomic_load(&pool->state) / JOB_ONE + 1;
+    atomic_store(&pool->state, job * JOB_ONE | OPEN);
+    if (atomic_load(&pool->sleepers) > 0) {
+        pthread_mutex_lock(&pool->mutex);
+        pthread_cond_broadcast(&pool->work);
+        pthread_mutex_unlock(&pool->mutex);
+    }
+    take_chunks(pool, 0);
+    atomic_fetch_and(&pool->state, ~OPEN);
+    await_workers(pool);
+}
+
+int32_t em_pool_acquire(em_pool *pool) {
+    if (getpid() != pool->process) return EM_FORKED;
+    return atomic_flag_test_and_set(&pool->taken) ? EM_BUSY : EM_OK;
+}
+
+void em_pool_release(em_pool *pool) { atomic_flag_clear(&pool->taken); }
+
+int32_t em_pool_threads(const em_pool *pool) { return pool->threads; }
+
+static bool start_workers(em_pool *pool) {
+    /* Signals are the business of the caller's own threads. */
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    while (pool->started < pool->threads - 1) {
+        worker *next = &pool->workers[pool->started];
+        *next = (worker){.pool = pool, .number = pool->started + 1};
+        if (pthread_create(&next->thread, NULL, work, next) != 0) break;
+        pool->started++;
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return pool->started == pool->threads - 1;
+}
+
+int32_t em_pool_create(int32_t threads, int32_t spin_us, em_pool **result) {
+    if (!result || threads < 1 || threads > EM_THREADS_MAX || spin_us < 0) return EM_BAD_ARGUMENT;
+    const size_t bytes = sizeof(em_pool) + (size_t)(threads - 1) * sizeof(worker);
+    em_pool *pool = aligned_alloc(CACHE_LINE, (bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE);
+    if (!pool) return EM_NO_MEMORY;
+    *pool = (em_pool){.threads = threads, .spin_ns = (uint64_t)spin_us * 1000, .process = getpid()};
+    atomic_flag_clear(&pool->taken);
+    if (pthread_mutex_init(&pool->mutex, NULL) != 0 || pthread_cond_init(&pool->work, NULL) != 0 ||
+        pthread_cond_init(&pool->finished, NULL) != 0) {
+        free(pool);
+        return EM_NO_MEMORY;
+    }
+    if (!start_workers(pool)) {
+        em_pool_destroy(pool);
+        return EM_NO_THREADS;
+    }
+    *result = pool;
+    return EM_OK;
+}
+
+void em_pool_destroy(em_pool *pool) {
+    if (!pool) return;
+    /* In a forked child the workers do not exist, and the mutex may be held by one of them: leave it all alone. */
+    if (getpid() != pool->process) return;
+    pthread_mutex_lock(&pool->mutex);
+    atomic_store(&pool->stopping, true);
+    pthread_cond_broadcast(&pool->work);
+    pthread_mutex_unlock(&pool->mutex);
+    for (int32_t i = 0; i < pool->started; i++) pthread_join(pool->workers[i].thread, NULL);
+    pthread_cond_destroy(&pool->finished);
+    pthread_cond_destroy(&pool->work);
+    pthread_mutex_destroy(&pool->mutex);
+    free(pool);
+}

@@ -1,0 +1,60 @@
+/* A list of operations, run one after the other. */
+#include "operations.h"
+
+static int32_t run_one(const em_operation *operation, const em_run *run) {
+    switch (operation->kind) {
+    case EM_EMBED: return em_run_embed(&operation->as.embed, run);
+    case EM_RMS_NORM: return em_run_rms_norm(&operation->as.rms_norm, run);
+    case EM_LINEAR: return em_run_linear(&operation->as.linear, run);
+    case EM_ROPE: return em_run_rope(&operation->as.rope, run);
+    case EM_STORE_KV: return em_run_store_kv(&operation->as.store_kv, run);
+    case EM_ATTENTION: return em_run_attention(&operation->as.attention, run);
+    case EM_ROUTE: return em_run_route(&operation->as.route, run);
+    case EM_GATED_FFN: return em_run_gated_ffn(&operation->as.gated_ffn, run);
+    case EM_EXPERTS: return em_run_experts(&operation->as.experts, run);
+    case EM_COMBINE: return em_run_combine(&operation->as.combine, run);
+    default: return EM_BAD_OPERATION;
+    }
+}
+
+static size_t scratch_of(const em_operation *operation, int32_t tokens) {
+    switch (operation->kind) {
+    case EM_LINEAR: return em_linear_scratch_bytes(&operation->as.linear, tokens);
+    case EM_GATED_FFN: return em_gated_ffn_scratch_bytes(&operation->as.gated_ffn, tokens);
+    case EM_EXPERTS: return em_experts_scratch_bytes(&operation->as.experts, tokens);
+    default: return 0;
+    }
+}
+
+uint64_t em_program_scratch_bytes(const em_operation *operations, int32_t count, int32_t tokens) {
+    size_t most = 0;
+    for (int32_t i = 0; i < count; i++) {
+        const size_t bytes = scratch_of(&operations[i], tokens);
+        most = bytes > most ? bytes : most;
+    }
+    return most;
+}
+
+static int32_t check(const em_program *program, int32_t tokens, int32_t position) {
+    if (!program->kernels || !program->pool || !program->scratch) return EM_BAD_ARGUMENT;
+    if (tokens < 1 || tokens > program->tokens_max || position < 0 || position > INT32_MAX - tokens) {
+        return EM_BAD_ARGUMENT;
+    }
+    const uint64_t needed = em_program_scratch_bytes(program->operations, program->operation_count, tokens);
+    return program->scratch->bytes < needed ? EM_SMALL_SCRATCH : EM_OK;
+}
+
+int32_t em_program_run(em_program *program, int32_t tokens, int32_t position) {
+    if (!program) return EM_BAD_ARGUMENT;
+    program->failed_operation = -1;
+    int32_t status = check(program, tokens, position);
+    if (status == EM_OK) status = em_pool_acquire(program->pool);
+    if (status != EM_OK) return status;
+    const em_run run = {program->kernels, program->pool, program->scratch->data, tokens, position};
+    for (int32_t i = 0; i < program->operation_count && status == EM_OK; i++) {
+        status = run_one(&program->operations[i], &run);
+        if (status != EM_OK) program->failed_operation = i;
+    }
+    em_pool_release(program->pool);
+    return status;
+}

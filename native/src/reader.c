@@ -1,0 +1,387 @@
+/* Threads that read expert records from files: demands first, then predictions.
+ *
+ * One mutex guards all requests; it is held for list operations only, never over a read. A ticket is a request's
+ * place in the table with a count of how often that place was used, so that a ticket from before is known as such. */
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "clock.h"
+#include "edgemoe.h"
+
+enum {
+    READER_THREADS_MAX = 64,
+    CAPACITY_MAX = 1 << 20,
+    NOWHERE = -1,
+};
+
+/* The most that one read call is asked for; systems cut longer ones. */
+#define PIECE_BYTES ((int64_t)1 << 30)
+
+typedef enum request_state { FREE, QUEUED, READING, OVER } request_state;
+
+typedef enum priority { DEMAND = 0, PREDICTION = 1, PRIORITIES = 2 } priority;
+
+typedef struct request {
+    request_state state;
+    priority priority;
+    int32_t status;     /* once over */
+    int32_t descriptor;
+    int64_t detail;     /* once over: errno, or the bytes of a short read */
+    int64_t offset;
+    int64_t length;
+    uint8_t *destination;
+    uint64_t submitted_ns;
+    int32_t uses;       /* of this place, for tickets */
+    int32_t next;       /* in its queue, or in the list of free places */
+    int32_t previous;
+} request;
+
+typedef struct queue {
+    int32_t first, last;
+} queue;
+
+struct em_reader {
+    pthread_mutex_t mutex;
+    pthread_cond_t work;
+    pthread_cond_t over;
+    queue queues[PRIORITIES];
+    request *requests;
+    int32_t capacity;
+    int32_t free_list;
+    int32_t predictions_running;
+    int32_t predictions_max; /* that may run at a time */
+    bool stopping;
+    em_read_counters counters;
+    pid_t process;
+    int32_t started;
+    pthread_t threads[READER_THREADS_MAX];
+};
+
+/* ---- queues: all with the mutex held --------------------------------------------------------------------- */
+
+static void enqueue(em_reader *reader, int32_t place) {
+    request *r = &reader->requests[place];
+    queue *q = &reader->queues[r->priority];
+    r->state = QUEUED;
+    r->next = NOWHERE;
+    r->previous = q->last;
+    if (q->last == NOWHERE) {
+        q->first = place;
+    } else {
+        reader->requests[q->last].next = place;
+    }
+    q->last = place;
+}
+
+static void dequeue(em_reader *reader, int32_t place) {
+    const request *r = &reader->requests[place];
+    queue *q = &reader->queues[r->priority];
+    if (r->previous == NOWHERE) {
+        q->first = r->next;
+    } else {
+        reader->requests[r->previous].next = r->next;
+    }
+    if (r->next == NOWHERE) {
+        q->last = r->previous;
+    } else {
+        reader->requests[r->next].previous = r->previous;
+    }
+}
+
+/* The request to read next, or NOWHERE. */
+static int32_t choose(const em_reader *reader) {
+    if (reader->queues[DEMAND].first != NOWHERE) return reader->queues[DEMAND].first;
+    if (reader->predictions_running >= reader->predictions_max) return NOWHERE;
+    return reader->queues[PREDICTION].first;
+}
+
+static void finish(em_reader *reader, request *r, int32_t status, int64_t detail) {
+    r->state = OVER;
+    r->status = status;
+    r->detail = detail;
+    pthread_cond_broadcast(&reader->over);
+}
+
+/* ---- reading --------------------------------------------------------------------------------------------- */
+
+static int32_t read_whole(const request *r, int64_t *detail) {
+    int64_t done = 0;
+    while (done < r->length) {
+        const int64_t left = r->length - done;
+        const size_t piece = (size_t)(left < PIECE_BYTES ? left : PIECE_BYTES);
+        const ssize_t got = pread(r->descriptor, r->destination + done, piece, (off_t)(r->offset + done));
+        if (got > 0) {
+            done += got;
+        } else if (got < 0 && errno == EINTR) {
+            continue;
+        } else if (got == 0 || (errno == EINVAL && done > 0)) {
+            /* With O_DIRECT, going on from an unaligned end of file is EINVAL instead of 0. */
+            *detail = done;
+            return EM_SHORT_READ;
+        } else {
+            *detail = errno;
+            return EM_READ_FAILED;
+        }
+    }
+    *detail = done;
+    return EM_OK;
+}
+
+/* Reads request `place`; the mutex is held at the call and at the return, but not while reading. */
+static void serve(em_reader *reader, int32_t place) {
+    request *r = &reader->requests[place];
+    const bool prediction = r->priority == PREDICTION;
+    dequeue(reader, place);
+    r->state = READING;
+    reader->predictions_running += prediction;
+    pthread_mutex_unlock(&reader->mutex);
+
+    const uint64_t begin = em_now_ns();
+    int64_t detail;
+    const int32_t status = read_whole(r, &detail);
+    const uint64_t end = em_now_ns();
+
+    pthread_mutex_lock(&reader->mutex);
+    reader->predictions_running -= prediction;
+    reader->counters.reads++;
+    reader->counters.failed += status != EM_OK;
+    reader->counters.bytes_read += status == EM_READ_FAILED ? 0 : (uint64_t)detail;
+    reader->counters.read_ns += end - begin;
+    reader->counters.queue_wait_ns += begin - r->submitted_ns;
+    finish(reader, r, status, detail);
+    /* A prediction may have waited for the place of this one. */
+    if (prediction && choose(reader) != NOWHERE) pthread_cond_signal(&reader->work);
+}
+
+static void *read_requests(void *argument) {
+    em_reader *reader = argument;
+    pthread_mutex_lock(&reader->mutex);
+    while (!reader->stopping) {
+        const int32_t place = choose(reader);
+        if (place == NOWHERE) {
+            pthread_cond_wait(&reader->work, &reader->mutex);
+        } else {
+            serve(reader, place);
+        }
+    }
+    pthread_mutex_unlock(&reader->mutex);
+    return NULL;
+}
+
+/* ---- tickets --------------------------------------------------------------------------------------------- */
+
+static int64_t ticket_of(const em_reader *reader, int32_t place) {
+    return (int64_t)reader->requests[place].uses << 32 | place;
+}
+
+/* The request of a ticket, or NULL; with the mutex held. */
+static request *find(em_reader *reader, int64_t ticket) {
+    const int64_t place = ticket & 0xffffffff;
+    if (ticket < 0 || place >= reader->capacity) return NULL;
+    request *r = &reader->requests[place];
+    return r->state != FREE && r->uses == ticket >> 32 ? r : NULL;
+}
+
+/* Takes the mutex. In a forked child its state is unknown, so that is asked first. */
+static int32_t enter(em_reader *reader) {
+    if (!reader) return EM_BAD_ARGUMENT;
+    if (getpid() != reader->process) return EM_FORKED;
+    pthread_mutex_lock(&reader->mutex);
+    return EM_OK;
+}
+
+int32_t em_reader_submit(em_reader *reader, int32_t descriptor, int64_t offset, int64_t length, void *destination,
+                         int32_t demand, int64_t *ticket) {
+    if (offset < 0 || length < 1 || offset > INT64_MAX - length || !destination || !ticket) return EM_BAD_ARGUMENT;
+    int32_t status = enter(reader);
+    if (status != EM_OK) return status;
+    const int32_t place = reader->free_list;
+    if (place == NOWHERE) {
+        status = EM_FULL;
+    } else {
+        request *r = &reader->requests[place];
+        reader->free_list = r->next;
+        *r = (request){.priority = demand ? DEMAND : PREDICTION,
+                       .descriptor = descriptor,
+                       .offset = offset,
+                       .length = length,
+                       .destination = destination,
+                       .submitted_ns = em_now_ns(),
+                       .uses = (r->uses + 1) & INT32_MAX};
+        enqueue(reader, place);
+        *ticket = ticket_of(reader, place);
+        pthread_cond_signal(&reader->work);
+    }
+    pthread_mutex_unlock(&reader->mutex);
+    return status;
+}
+
+static struct timespec deadline_after(int64_t microseconds) {
+    struct timespec t;
+    clock_gettime(CLOCK_REALTIME, &t);
+    t.tv_sec += microseconds / 1000000;
+    t.tv_nsec += microseconds % 1000000 * 1000;
+    if (t.tv_nsec >= 1000000000) {
+        t.tv_sec++;
+        t.tv_nsec -= 1000000000;
+    }
+    return t;
+}
+
+int32_t em_reader_wait(em_reader *reader, int64_t ticket, int64_t timeout_us, int64_t *detail) {
+    int32_t status = enter(reader);
+    if (status != EM_OK) return status;
+    const struct timespec deadline = deadline_after(timeout_us > 0 ? timeout_us : 0);
+    const request *r = find(reader, ticket);
+    while (r && r->state != OVER && status != EM_TIMEOUT) {
+        if (timeout_us < 0) {
+            pthread_cond_wait(&reader->over, &reader->mutex);
+        } else if (pthread_cond_timedwait(&reader->over, &reader->mutex, &deadline) == ETIMEDOUT) {
+            status = EM_TIMEOUT;
+        }
+        r = find(reader, ticket);
+    }
+    if (!r) {
+        status = EM_BAD_TICKET;
+    } else if (r->state == OVER) {
+        status = r->status;
+        if (detail) *detail = r->detail;
+    }
+    pthread_mutex_unlock(&reader->mutex);
+    return status;
+}
+
+int32_t em_reader_done(em_reader *reader, int64_t ticket) {
+    const int32_t status = enter(reader);
+    if (status != EM_OK) return -status;
+    const request *r = find(reader, ticket);
+    const int32_t result = r ? r->state == OVER : -EM_BAD_TICKET;
+    pthread_mutex_unlock(&reader->mutex);
+    return result;
+}
+
+int32_t em_reader_promote(em_reader *reader, int64_t ticket) {
+    int32_t status = enter(reader);
+    if (status != EM_OK) return status;
+    request *r = find(reader, ticket);
+    if (!r) {
+        status = EM_BAD_TICKET;
+    } else if (r->state == QUEUED && r->priority == PREDICTION) {
+        const int32_t place = (int32_t)(r - reader->requests);
+        dequeue(reader, place);
+        r->priority = DEMAND;
+        enqueue(reader, place);
+        pthread_cond_signal(&reader->work);
+    }
+    pthread_mutex_unlock(&reader->mutex);
+    return status;
+}
+
+int32_t em_reader_cancel(em_reader *reader, int64_t ticket) {
+    int32_t status = enter(reader);
+    if (status != EM_OK) return status;
+    request *r = find(reader, ticket);
+    if (!r) {
+        status = EM_BAD_TICKET;
+    } else if (r->state != QUEUED) {
+        status = EM_BUSY;
+    } else {
+        dequeue(reader, (int32_t)(r - reader->requests));
+        reader->counters.cancelled++;
+        finish(reader, r, EM_CANCELLED, 0);
+    }
+    pthread_mutex_unlock(&reader->mutex);
+    return status;
+}
+
+int32_t em_reader_release(em_reader *reader, int64_t ticket) {
+    int32_t status = enter(reader);
+    if (status != EM_OK) return status;
+    request *r = find(reader, ticket);
+    if (!r) {
+        status = EM_BAD_TICKET;
+    } else if (r->state != OVER) {
+        status = EM_BUSY;
+    } else {
+        r->state = FREE;
+        r->next = reader->free_list;
+        reader->free_list = (int32_t)(r - reader->requests);
+    }
+    pthread_mutex_unlock(&reader->mutex);
+    return status;
+}
+
+int32_t em_reader_counters(em_reader *reader, em_read_counters *counters) {
+    const int32_t status = enter(reader);
+    if (status != EM_OK) return status;
+    *counters = reader->counters;
+    pthread_mutex_unlock(&reader->mutex);
+    return EM_OK;
+}
+
+/* ---- beginning and end ----------------------------------------------------------------------------------- */
+
+static bool start_threads(em_reader *reader, int32_t threads) {
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    while (reader->started < threads &&
+           pthread_create(&reader->threads[reader->started], NULL, read_requests, reader) == 0) {
+        reader->started++;
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return reader->started == threads;
+}
+
+int32_t em_reader_create(int32_t threads, int32_t capacity, em_reader **result) {
+    if (!result || threads < 1 || threads > READER_THREADS_MAX || capacity < 1 || capacity > CAPACITY_MAX) {
+        return EM_BAD_ARGUMENT;
+    }
+    em_reader *reader = calloc(1, sizeof *reader);
+    request *requests = calloc((size_t)capacity, sizeof *requests);
+    if (!reader || !requests || pthread_mutex_init(&reader->mutex, NULL) != 0 ||
+        pthread_cond_init(&reader->work, NULL) != 0 || pthread_cond_init(&reader->over, NULL) != 0) {
+        free(requests);
+        free(reader);
+        return EM_NO_MEMORY;
+    }
+    for (int32_t i = 0; i < capacity; i++) requests[i].next = i + 1 < capacity ? i + 1 : NOWHERE;
+    for (int p = 0; p < PRIORITIES; p++) reader->queues[p] = (queue){NOWHERE, NOWHERE};
+    reader->requests = requests;
+    reader->capacity = capacity;
+    reader->process = getpid();
+    reader->predictions_max = threads > 1 ? threads - 1 : 1;
+    if (!start_threads(reader, threads)) {
+        em_reader_destroy(reader);
+        return EM_NO_THREADS;
+    }
+    *result = reader;
+    return EM_OK;
+}
+
+void em_reader_destroy(em_reader *reader) {
+    /* A forked child has neither the threads nor a mutex to rely on. */
+    if (!reader || getpid() != reader->process) return;
+    pthread_mutex_lock(&reader->mutex);
+    reader->stopping = true;
+    for (int p = 0; p < PRIORITIES; p++) {
+        while (reader->queues[p].first != NOWHERE) {
+            const int32_t place = reader->queues[p].first;
+            dequeue(reader, place);
+            finish(reader, &reader->requests[place], EM_CANCELLED, 0);
+        }
+    }
+    pthread_cond_broadcast(&reader->work);
+    pthread_mutex_unlock(&reader->mutex);
+    for (int32_t i = 0; i < reader->started; i++) pthread_join(reader->threads[i], NULL);
+    pthread_cond_destroy(&reader->over);
+    pthread_cond_destroy(&reader->work);
+    pthread_mutex_destroy(&reader->mutex);
+    free(reader->requests);
+    free(reader);
+}
