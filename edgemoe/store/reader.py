@@ -47,9 +47,13 @@ class Store:
         folder = Path(path)
         manifest = parse_manifest(read_manifest_text(folder))
         store = cls(folder, manifest)
-        for entry in manifest.files:
-            store._check_size(entry.name, entry.bytes)
+        store.check_sizes()
         return store
+
+    def check_sizes(self) -> None:
+        """Raises StoreError where a file is missing or not of its length, naming what is lost first."""
+        for entry in self.manifest.files:
+            self._check_size(entry.name, entry.bytes)
 
     def _check_size(self, name: str, expected: int) -> None:
         try:

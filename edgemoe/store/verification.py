@@ -46,9 +46,10 @@ def verify_store(store: Store, progress: Callable[[int, int], None] | None = Non
     if not checksum_holds(read_manifest_text(store.path)):
         problems.append(Problem(MANIFEST_NAME, "the manifest was altered: its own checksum differs."))
     problems += _header_problems(store)
-    total = sum(entry.bytes for entry in store.manifest.files)
+    parts = list(_parts(store))
+    total = sum(part.bytes for part in parts)
     done = 0
-    for part in _parts(store):
+    for part in parts:
         problem = _check(store, part)
         problems += [problem] if problem else []
         done += part.bytes

@@ -1,0 +1,239 @@
+"""Opening and loading a store: what was written comes back, aligned; what is damaged is refused by name."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edgemoe.errors import StoreError
+from edgemoe.kernels.formats import Matrix
+from edgemoe.store import direct
+from edgemoe.store.manifest import MANIFEST_NAME, Manifest
+from edgemoe.store.manifest_parser import parse_manifest
+from edgemoe.store.reader import Store
+from tests.support.stores import small_store
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return small_store(tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture
+def store(made: Store, tmp_path: Path) -> Store:
+    """A copy that the test may damage."""
+    return Store.open(shutil.copytree(made.path, tmp_path / "store"))
+
+
+def _edit(store: Store, change: Any) -> None:
+    path = store.path / MANIFEST_NAME
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def test_every_binary_file_is_valid_safetensors(made: Store) -> None:
+    names = []
+    for path in sorted(made.path.glob("*.safetensors")):
+        with safetensors.safe_open(path, "np") as file:
+            names += list(file.keys())
+    assert {f"layers.{layer}.experts.{expert}" for layer in range(2) for expert in range(4)} <= set(names)
+    assert {"embedding", "layers.1.router", "final_norm"} <= set(names)
+
+
+def test_resident_tensors_are_aligned_and_equal_to_the_file(made: Store) -> None:
+    tensors = made.load_resident()
+    with safetensors.safe_open(made.path / "resident.safetensors", "np") as file:
+        assert set(file.keys()) == set(tensors)
+        for name, tensor in tensors.items():
+            data = tensor.data if isinstance(tensor, Matrix) else tensor
+            assert data.ctypes.data % 64 == 0
+            assert np.array_equal(file.get_tensor(name), data)
+    assert isinstance(tensors["layers.0.router"], Matrix)
+    assert tensors["layers.0.router"].format.name == "f32"
+    assert not isinstance(tensors["final_norm"], Matrix)
+
+
+def test_the_arena_has_the_size_that_was_told(made: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    allocate = direct.allocate_pages
+    monkeypatch.setattr("edgemoe.store.reader.allocate_pages", lambda size: asked.append(size) or allocate(size))
+    made.load_resident()
+    assert asked == [made.resident_bytes]
+
+
+def test_loading_without_direct_io_gives_the_same(made: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = made.load_resident()
+    monkeypatch.delattr(os, "O_DIRECT")
+    found = made.load_resident()
+    for name, tensor in expected.items():
+        other = found[name]
+        if isinstance(tensor, Matrix):
+            assert isinstance(other, Matrix)
+            assert np.array_equal(tensor.data, other.data)
+        else:
+            assert np.array_equal(tensor, other)
+
+
+def test_reads_that_direct_io_refuses_midway_go_on_through_the_cache(tmp_path: Path, monkeypatch: Any) -> None:
+    content = os.urandom(3 * 4096 + 100)
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    refusals = []
+    real = os.preadv
+
+    def refuse_once(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        if not refusals:
+            refusals.append(offset)
+            raise OSError(22, "Invalid argument")
+        return real(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", refuse_once)
+    monkeypatch.setattr(direct, "open_direct", lambda p: (os.open(p, os.O_RDONLY), True))
+    memory = direct.allocate_pages(4 * 4096)
+    direct.read_pages(path, 4096, len(content) - 4096, memoryview(memory))
+    assert memory[: len(content) - 4096] == content[4096:]
+    assert refusals == [4096]
+
+
+def test_a_file_that_ends_early_while_it_is_read_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "resident.safetensors"
+    path.write_bytes(bytes(5000))
+    with pytest.raises(StoreError, match=r"resident\.safetensors: ends before byte 20000"):
+        direct.read_pages(path, 0, 20000, memoryview(direct.allocate_pages(20480)))
+
+
+def test_records_lie_at_pages(made: Store) -> None:
+    assert made.record_bytes % 4096 == 0
+    ends: dict[Path, int] = {}
+    for layer in range(2):
+        for expert in range(4):
+            record = made.record(layer, expert)
+            assert record.offset % 4096 == 0
+            assert record.length == made.record_bytes
+            assert record.offset == ends.get(record.path, record.offset)
+            ends[record.path] = record.offset + record.length
+    for path, end in ends.items():
+        assert path.stat().st_size == end
+
+
+@pytest.mark.parametrize(("layer", "expert"), [(2, 0), (-1, 0), (0, 4), (0, -1)])
+def test_an_expert_that_does_not_exist_is_an_error(made: Store, layer: int, expert: int) -> None:
+    with pytest.raises(StoreError, match=f"there is no layers.{layer}.experts.{expert}"):
+        made.record(layer, expert)
+
+
+def test_a_folder_without_manifest_is_no_store(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "absent", Path("with\0zero")):
+        with pytest.raises(StoreError, match="expected a store"):
+            Store.open(path)
+
+
+def test_a_store_of_another_version_is_refused(store: Store) -> None:
+    _edit(store, lambda data: data.update(edgemoe=2))
+    with pytest.raises(StoreError, match="expected a store of version 1, found 2"):
+        Store.open(store.path)
+
+
+def test_a_truncated_expert_file_names_the_first_expert_lost(store: Store) -> None:
+    record = store.record(1, 2)
+    os.truncate(record.path, record.offset + record.length - 1)
+    with pytest.raises(StoreError, match=rf"{record.path.name}: expected .* layer 1, expert 2\."):
+        Store.open(store.path)
+
+
+def test_a_truncated_resident_file_names_the_first_tensor_lost(store: Store) -> None:
+    path = store.path / "resident.safetensors"
+    os.truncate(path, path.stat().st_size - 1)
+    with pytest.raises(StoreError, match=r"resident.safetensors: expected .* the first tensor lost is "):
+        Store.open(store.path)
+
+
+@pytest.mark.parametrize("name", ["resident.safetensors", "experts-00000.safetensors", "tokenizer.json"])
+def test_a_missing_file_is_named(store: Store, name: str) -> None:
+    (store.path / name).unlink()
+    with pytest.raises(StoreError, match=f"{name} is missing"):
+        Store.open(store.path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../x", "/etc/passwd", "a/b", "..", ".", "", ".hidden", "a\\b", "c:x", "x\0y", "\ud800", 7, None, "edgemoe.json"],
+)
+def test_file_names_cannot_leave_the_folder(store: Store, name: object) -> None:
+    _edit(store, lambda data: data["side_files"][0].update(name=name))
+    with pytest.raises(StoreError, match=r"edgemoe\.json: "):
+        Store.open(store.path)
+    _edit(store, lambda data: data["resident"].update(name=name))
+    with pytest.raises(StoreError, match=r"edgemoe\.json: "):
+        Store.open(store.path)
+
+
+def test_the_manifest_comes_back_as_it_was_written(made: Store) -> None:
+    assert parse_manifest(made.manifest.to_bytes()) == made.manifest
+
+
+_ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-2, 5000),
+    st.integers(),
+    st.sampled_from([1 << 63, 1 << 200, -1, 0, 1e308, "", "q4", "vector", [], {}, [[]], "../a", "0" * 64]),
+    st.text(max_size=5),
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
+@given(st.data())
+def test_mutated_manifests_open_or_are_refused_and_nothing_else(made: Store, data: st.DataObject) -> None:
+    manifest = json.loads((made.path / MANIFEST_NAME).read_text())
+    for _ in range(data.draw(st.integers(1, 3))):
+        node: Any = manifest
+        while True:
+            keys = list(node) if isinstance(node, dict) else list(range(len(node)))
+            key = data.draw(st.sampled_from(keys))
+            if not isinstance(node[key], dict | list) or not node[key] or data.draw(st.integers(0, 3)) == 0:
+                break
+            node = node[key]
+        if data.draw(st.booleans()):
+            node[key] = copy.deepcopy(data.draw(_ODD))
+        elif isinstance(node, list) and data.draw(st.booleans()):
+            node.append(copy.deepcopy(node[key]))
+        else:
+            del node[key]
+    _open_and_use(made.path, json.dumps(manifest).encode())
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100, deadline=None)
+@given(st.data())
+def test_manifests_with_altered_bytes_open_or_are_refused(made: Store, data: st.DataObject) -> None:
+    content = bytearray((made.path / MANIFEST_NAME).read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    _open_and_use(made.path, bytes(content))
+
+
+def _open_and_use(folder: Path, text: bytes) -> None:
+    try:
+        manifest = parse_manifest(text)
+        store = Store(folder, manifest)
+        store.check_sizes()
+    except StoreError:
+        return
+    # What opens is loaded without any other error, and every record lies in its file.
+    assert isinstance(manifest, Manifest)
+    store.load_resident()
+    for number, layer in enumerate(manifest.expert_layers):
+        for expert in range(len(layer.records) if layer else 0):
+            record = store.record(number, expert)
+            assert record.offset + record.length <= record.path.stat().st_size

@@ -1,0 +1,77 @@
+"""Verification: every altered bit of a store is found and named, and a whole store passes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edgemoe.errors import StoreError
+from edgemoe.store.reader import Store
+from edgemoe.store.verification import verify_store
+from tests.support.stores import small_store
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return small_store(tmp_path_factory.mktemp("made"))
+
+
+def _flip(path: Path, offset: int, bit: int = 0) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 1 << bit]))
+
+
+def test_a_whole_store_has_no_problems_and_progress_reaches_its_end(made: Store) -> None:
+    seen: list[tuple[int, int]] = []
+    assert verify_store(made, lambda done, total: seen.append((done, total))) == []
+    assert seen[-1][0] == seen[-1][1]
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_an_altered_record_is_named_by_file_layer_and_expert(made: Store, tmp_path: Path) -> None:
+    store = Store.open(shutil.copytree(made.path, tmp_path / "store"))
+    record = store.record(1, 3)
+    _flip(record.path, record.offset + record.length - 1)
+    (problem,) = verify_store(store)
+    assert (problem.file, problem.layer, problem.expert) == (record.path.name, 1, 3)
+    assert "layers.1.experts.3" in str(problem)
+
+
+def test_an_altered_number_in_the_manifest_is_found(made: Store, tmp_path: Path) -> None:
+    folder = shutil.copytree(made.path, tmp_path / "store")
+    path = folder / "edgemoe.json"
+    path.write_text(path.read_text().replace('"norm_epsilon": 1e-05', '"norm_epsilon": 2e-05'))
+    (problem,) = verify_store(Store.open(folder))
+    assert problem.file == "edgemoe.json"
+
+
+def test_a_file_that_vanishes_is_a_problem(made: Store, tmp_path: Path) -> None:
+    store = Store.open(shutil.copytree(made.path, tmp_path / "store"))
+    (store.path / "tokenizer.json").unlink()
+    (problem,) = verify_store(store)
+    assert problem.file == "tokenizer.json"
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+@given(st.data())
+def test_any_flipped_bit_is_found(made: Store, tmp_path: Path, data: st.DataObject) -> None:
+    path = data.draw(st.sampled_from(sorted(made.path.iterdir())))
+    offset = data.draw(st.integers(0, path.stat().st_size - 1))
+    folder = tmp_path / "store"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(made.path, folder)
+    _flip(folder / path.name, offset, data.draw(st.integers(0, 7)))
+    try:
+        problems = verify_store(Store.open(folder))
+    except StoreError:
+        return
+    # White space between the manifest's words may change and mean nothing.
+    assert problems or path.name == "edgemoe.json"
+    assert {problem.file for problem in problems} <= {path.name}

@@ -1,0 +1,123 @@
+"""Random checkpoints as Hugging Face writes them, of any family and size, made a few rows at a time."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgemoe.architectures import FAMILIES, model_spec
+from edgemoe.architectures.table import _expand, _size
+from edgemoe.store.headers import build_header
+
+SMALL_MIXTRAL: dict[str, Any] = {
+    "model_type": "mixtral",
+    "hidden_size": 64,
+    "intermediate_size": 72,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "vocab_size": 101,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e6,
+}
+"""Two layers; the FFN width and the vocabulary fill neither their last panel nor their last group."""
+
+ELEMENT_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
+_ROWS_AT_ONCE = 1 << 20
+
+
+def checkpoint_shapes(config: Mapping[str, Any], *, stacked: bool = False) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors; with `stacked` all experts of a layer in one, where the family can."""
+    spec = model_spec(config)
+    wanted = spec.tensors()
+    shapes: dict[str, tuple[int, ...]] = {}
+    seen: set[str] = set()
+    table = FAMILIES[str(config["model_type"])].TENSORS
+    for row in sorted(table, key=lambda row: (len(row.shape) == 3) != stacked):
+        for source, slices, sizes in _expand(row, spec):
+            if slices.keys() <= wanted.keys() and not slices.keys() & seen:
+                seen |= slices.keys()
+                shapes[source] = tuple(_size(symbol, sizes) for symbol in row.shape)
+    assert seen == wanted.keys()
+    return shapes
+
+
+def random_values(count: int, dtype: str, generator: np.random.Generator) -> bytes:
+    """Weights of standard deviation 0.05, as the bytes of a checkpoint's dtype."""
+    values = generator.standard_normal(count, np.float32) * np.float32(0.05)
+    if dtype == "BF16":
+        return (values.view(np.uint32) >> 16).astype("<u2").tobytes()
+    return values.astype({"F16": "<f2", "F32": "<f4", "F64": "<f8"}[dtype]).tobytes()
+
+
+def write_checkpoint(
+    folder: Path,
+    config: Mapping[str, Any],
+    *,
+    dtype: str = "BF16",
+    shards: int = 1,
+    stacked: bool = False,
+    seed: int = 0,
+    side_files: Mapping[str, bytes] | None = None,
+) -> dict[str, tuple[int, ...]]:
+    """A checkpoint of random weights in a folder; returns the shapes of its tensors. Needs little memory."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(dict(config)))
+    for name, content in (side_files or {"tokenizer.json": b'{"version": "1.0"}'}).items():
+        (folder / name).write_bytes(content)
+    shapes = checkpoint_shapes(config, stacked=stacked)
+    # In the order of names, as save_pretrained writes them: what one expert needs may lie in two shards.
+    names = sorted(shapes)
+    per_shard = -(-len(names) // shards)
+    groups = [names[start : start + per_shard] for start in range(0, len(names), per_shard)]
+    weight_map = {}
+    generator = np.random.default_rng(seed)
+    for number, group in enumerate(groups, 1):
+        file_name = "model.safetensors" if shards == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        weight_map |= dict.fromkeys(group, file_name)
+        _write_shard(folder / file_name, {name: shapes[name] for name in group}, dtype, generator)
+    if shards > 1:
+        index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return shapes
+
+
+def _write_shard(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str, generator: np.random.Generator) -> None:
+    size = ELEMENT_BYTES[dtype]
+    with path.open("wb") as file:
+        file.write(build_header((name, dtype, shape, math.prod(shape) * size) for name, shape in shapes.items()))
+        for shape in shapes.values():
+            left = math.prod(shape)
+            while left:
+                count = min(left, _ROWS_AT_ONCE)
+                file.write(random_values(count, dtype, generator))
+                left -= count
+
+
+def read_tensors(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """All tensors of a small checkpoint as float32, read by the safetensors library."""
+    import safetensors
+
+    tensors = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        for name, entry in safetensors.deserialize(path.read_bytes()):
+            if entry["dtype"] == "BF16":
+                values = (np.frombuffer(entry["data"], "<u2").astype(np.uint32) << 16).view(np.float32)
+            else:
+                dtypes = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
+                values = np.frombuffer(entry["data"], dtypes[entry["dtype"]]).astype(np.float32)
+            tensors[name] = values.reshape(entry["shape"])
+    return tensors
+
+
+def folder_bytes(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder with its contents, to compare two of them."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
