@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from typing import IO, Any
+from typing import Any
 
 MEMORY_LIMIT_BYTES = 512 << 20
 CPU_LIMIT_SECONDS = 10

@@ -32,7 +32,7 @@ def test_what_is_no_store_says_how_to_get_one(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(default_model, "models_folders", lambda: [tmp_path])
     with pytest.raises(StoreError, match="bundled"):
         find_model()
-    with pytest.raises(StoreError, match="edgemoe convert mistralai/Mixtral-8x7B-v0.1 DEST"):
+    with pytest.raises(StoreError, match=r"edgemoe convert mistralai/Mixtral-8x7B-v0\.1 DEST"):
         find_model("mistralai/Mixtral-8x7B-v0.1")
     with pytest.raises(StoreError, match="no such folder"):
         find_model(tmp_path / "missing")

@@ -1,0 +1,95 @@
+"""`edgemoe chat`: a conversation, on a terminal or through a pipe."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgemoe.cli import options as shared
+from edgemoe.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgemoe.session.model import Model
+
+LINE_LIMIT_BYTES = 16 << 20
+
+
+def chat(
+    model: shared.ModelArgument = None,
+    system: shared.SystemOption = None,
+    load: Annotated[Path | None, typer.Option("--load", metavar="FILE", help="Take up a saved conversation.")] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option("--max-tokens", metavar="N", help="Longest answer, in tokens.", show_default="no limit"),
+    ] = None,
+    temperature: shared.TemperatureOption = None,
+    top_k: shared.TopKOption = None,
+    top_p: shared.TopPOption = None,
+    min_p: shared.MinPOption = None,
+    seed: shared.SeedOption = None,
+    ram: shared.RamOption = None,
+    threads: shared.ThreadsOption = None,
+    context: shared.ContextOption = None,
+    debug: shared.DebugOption = False,
+) -> None:
+    """Talk with a model. Through a pipe each line of stdin is a message, and answers are plain text."""
+    if max_tokens is not None and max_tokens < 1:
+        raise UsageError(f"--max-tokens: expected 1 or more, found {max_tokens}.", "See edgemoe chat --help.")
+
+    from edgemoe.cli.repl import Repl
+    from edgemoe.cli.screen import Plain, Screen
+    from edgemoe.session.model import load as load_model
+
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    screen: Screen = Plain()
+    read = read_line
+    if interactive:
+        from edgemoe.cli.prompt_input import prompt_reader
+        from edgemoe.cli.render import Terminal
+
+        screen, read = Terminal(), prompt_reader()
+    # loaded last, so that the memory plan counts what was imported above
+    with screen.waiting("loading the model"):
+        opened = load_model(model, ram, threads, context)
+    with opened:
+        sampling = shared.sampling_options(opened, temperature, top_k, top_p, min_p, seed)
+        session = opened.chat(system, sampling, max_tokens)
+        if load is not None:
+            session.load(load.expanduser())
+        screen.note(greeting(opened))
+        Repl(opened, session, screen, interactive).run(read)
+
+
+def greeting(model: Model) -> str:
+    """What is open and how it runs, in two quiet lines."""
+    from edgemoe.model.memory import format_size
+
+    engine, memory = model.engine, model.engine.memory
+    if not memory.total_experts:
+        experts = "no routed experts"
+    elif memory.all_resident:
+        experts = f"all {memory.total_experts} experts in memory"
+    else:
+        experts = f"{memory.slots} of {memory.total_experts} experts in memory at a time"
+    return (
+        f"{model.folder.name} · {experts} · budget {format_size(memory.budget_bytes)}"
+        f" · {engine.backend.name} {engine.backend.isa}, {engine.backend.threads} threads\n"
+        "/help for commands, Ctrl-D to quit"
+    )
+
+
+def read_line() -> str | None:
+    """The next message of a pipe: a line of stdin. Raises UsageError where it is not UTF-8 or enormous."""
+    line = sys.stdin.buffer.readline(LINE_LIMIT_BYTES + 1)
+    if len(line) > LINE_LIMIT_BYTES:
+        raise UsageError(f"a line on stdin is too long: expected at most {LINE_LIMIT_BYTES >> 20} MiB.", "Split it.")
+    try:
+        return line.decode("utf-8").rstrip("\r\n") if line else None
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"a line on stdin is not UTF-8: found byte 0x{line[error.start]:02x}.",
+            "Convert it to UTF-8 first, for example with iconv.",
+        ) from None

@@ -1,0 +1,114 @@
+"""`edgemoe info`: the machine, and what edgemoe makes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgemoe.cli import options as shared
+
+if TYPE_CHECKING:
+    from edgemoe.store.reader import Store
+
+
+def info(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    debug: shared.DebugOption = False,
+) -> None:
+    """Show the machine, the kernels chosen and why, and the bundled model."""
+    description = describe()
+    if as_json:
+        typer.echo(json.dumps(description, indent=2))
+        return
+    from edgemoe.cli.render import Terminal
+    from edgemoe.model.memory import format_size
+
+    kernels, model = description["kernels"], description["model"]
+    rows = [
+        ("edgemoe", f"{description['version']}, Python {description['python']}"),
+        ("machine", f"{description['processor']}, {description['cores']} cores, {description['system']}"),
+        (
+            "memory",
+            f"{format_size(description['memory_bytes'])}, {format_size(description['memory_available_bytes'])} available",
+        ),
+        ("kernels", f"{kernels['backend']} {kernels['isa']}, {kernels['threads']} threads: {kernels['reason']}"),
+    ]
+    if model["path"] is None:
+        rows.append(("bundled model", model["problem"]))
+    else:
+        reads = "past the page cache (direct I/O)" if model["direct_reads"] else "through the page cache"
+        rows += [
+            ("bundled model", f"{model['path']}, {format_size(model['bytes'])}"),
+            ("its disk", f"{format_size(model['disk_free_bytes'])} free; experts are read {reads}"),
+        ]
+    Terminal().table(rows)
+
+
+def describe() -> dict[str, Any]:
+    """The machine, the kernels and the bundled model. Sizes are in bytes."""
+    from dataclasses import asdict
+    from importlib.metadata import version
+
+    import psutil
+
+    from edgemoe.kernels.select import describe_backend
+
+    memory = psutil.virtual_memory()
+    return {
+        "version": version("edgemoe"),
+        "python": platform.python_version(),
+        "system": platform.platform(terse=True),
+        "processor": processor_name(),
+        "cores": os.cpu_count(),
+        "memory_bytes": memory.total,
+        "memory_available_bytes": memory.available,
+        "kernels": asdict(describe_backend()),
+        "model": describe_model(),
+    }
+
+
+def describe_model() -> dict[str, Any]:
+    """The bundled model, its disk, and whether experts can be read past the page cache; or why there is none."""
+    from edgemoe.errors import StoreError
+    from edgemoe.session.default_model import find_model
+    from edgemoe.store.reader import Store
+
+    try:
+        store = Store.open(find_model())
+    except StoreError as error:
+        return {"path": None, "problem": str(error)}
+    return {
+        "path": str(store.path),
+        "bytes": store.manifest.total_bytes,
+        "disk_free_bytes": shutil.disk_usage(store.path).free,
+        "direct_reads": _reads_directly(store),
+    }
+
+
+def _reads_directly(store: Store) -> bool:
+    from edgemoe.store.direct import open_direct
+
+    descriptor, direct = open_direct(store.path / store.manifest.resident_file.name)
+    os.close(descriptor)
+    return direct
+
+
+def processor_name() -> str:
+    """What the processor calls itself."""
+    if sys.platform == "darwin":
+        command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,128 @@
+"""The `edgemoe` command: finds the verb, imports only that, and shows errors as one paragraph."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from typing import Annotated, Any
+
+import typer
+import typer.core
+
+from edgemoe.cli.interrupts import INTERRUPTED
+from edgemoe.errors import EdgemoeError, UsageError
+
+VERBS = {
+    "chat": "Talk with a model.",
+    "run": "Answer one prompt, or go on with a text.",
+    "convert": "Make a store from a checkpoint.",
+    "verify": "Check every byte of a store.",
+    "inspect": "Show what a store is made of.",
+    "info": "Show the machine, the kernels chosen and the bundled model.",
+}
+
+CommandLineError: Any = typer.BadParameter.__base__
+"""What typer raises for arguments that it cannot parse."""
+
+
+class LazyVerbs(typer.core.TyperGroup):
+    """The verbs, each imported from the module of its name when it is called."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in VERBS:
+            return None
+        module = importlib.import_module(f"edgemoe.cli.{cmd_name}")
+        verb = typer.Typer(add_completion=False, rich_markup_mode=None)
+        verb.command(cmd_name)(getattr(module, cmd_name))
+        return typer.main.get_command(verb)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+app = typer.Typer(
+    cls=LazyVerbs,
+    add_completion=False,
+    rich_markup_mode=None,  # rich would cost as much as all the rest of --help
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def edgemoe(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with errors.")] = False,
+) -> None:
+    """Mixture-of-Experts language models on laptops and edge machines, bigger than their memory."""
+    if version:
+        from importlib.metadata import version as installed_version
+
+        typer.echo(f"edgemoe {installed_version('edgemoe')}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def main() -> None:
+    """The entry point of the `edgemoe` command."""
+    for stream in (sys.stdout, sys.stderr):
+        # a terminal that cannot show a character shows a mark in its place
+        getattr(stream, "reconfigure", lambda **_: None)(errors="replace")
+    code = run_command(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _leave_stdout()
+    sys.exit(code)
+
+
+def run_command(arguments: list[str]) -> int:
+    """Does what the arguments say; returns the exit code: 0, 1 for errors, 2 for usage, 130 for Ctrl-C."""
+    debug = "--debug" in arguments
+    command = typer.main.get_command(app)
+    try:
+        return command.main(args=arguments, prog_name="edgemoe", standalone_mode=False) or 0
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except BrokenPipeError:
+        _leave_stdout()
+        return 1
+    except CommandLineError as error:
+        return _report(UsageError(*_usage_message(error)), debug)
+    except EdgemoeError as error:
+        return _report(error, debug)
+    except MemoryError as error:
+        return _report(
+            EdgemoeError("there is not enough memory.", "Give a smaller --ram, or close other programs."), debug, error
+        )
+    except Exception as error:
+        unexpected = EdgemoeError(
+            f"this should not have happened: {type(error).__name__}: {error}.",
+            "It is a fault of edgemoe; run it again with --debug and report the traceback.",
+        )
+        return _report(unexpected, debug, error)
+
+
+def _usage_message(error: Any) -> tuple[str, str]:
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "edgemoe"
+    message = error.format_message().strip()
+    return message if message.endswith((".", "?")) else f"{message}.", f"See {path} --help."
+
+
+def _report(error: EdgemoeError, debug: bool, cause: BaseException | None = None) -> int:
+    if debug:
+        traceback.print_exception(cause or error, file=sys.stderr)
+    print(f"error: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+def _leave_stdout() -> None:
+    """The reader of our output has gone: nothing more is written, not even at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

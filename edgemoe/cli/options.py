@@ -1,0 +1,55 @@
+"""Options that several verbs share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from edgemoe.session.model import Model
+    from edgemoe.session.sampler import SamplingOptions
+
+ModelArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="MODEL", help="Folder of a store, or name of a model; left out: the bundled one."),
+]
+RamOption = Annotated[
+    str | None,
+    typer.Option("--ram", metavar="SIZE", help="Memory budget: 512MiB, 6GiB, floor or auto.", show_default="auto"),
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", metavar="N", help="Threads of the kernels.", show_default="all cores")
+]
+ContextOption = Annotated[
+    int | None,
+    typer.Option("--context", metavar="N", help="Context length in tokens.", show_default="model and budget"),
+]
+SystemOption = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System message.")]
+TemperatureOption = Annotated[
+    float | None,
+    typer.Option("--temperature", metavar="T", help="0 is greedy and reproducible.", show_default="the model's"),
+]
+TopKOption = Annotated[int | None, typer.Option("--top-k", metavar="N", help="Keep the N likeliest tokens; 0: all.")]
+TopPOption = Annotated[
+    float | None, typer.Option("--top-p", metavar="P", help="Keep the likeliest tokens that reach P; 1: all.")
+]
+MinPOption = Annotated[
+    float | None,
+    typer.Option("--min-p", metavar="P", help="Keep tokens at least P times as likely as the likeliest; 0: all."),
+]
+SeedOption = Annotated[int | None, typer.Option("--seed", metavar="S", help="Makes sampling reproducible.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show a traceback with errors.")]
+"""Read by `main`, wherever among the arguments it stands."""
+
+
+def sampling_options(
+    model: Model,
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+    seed: int | None,
+) -> SamplingOptions:
+    """The model's own options, but for those given. Raises UsageError for values out of range."""
+    return model.default_sampling.changed(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)

@@ -1,0 +1,106 @@
+"""The conversation loop: reads messages and commands, shows answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from edgemoe.cli.figures import statistics_line
+from edgemoe.cli.heatmap import HeatMap, fold
+from edgemoe.cli.interrupts import on_interrupt
+from edgemoe.cli.screen import Screen
+from edgemoe.cli.slash import COMMANDS
+from edgemoe.errors import EdgemoeError, UsageError
+from edgemoe.session.chat import Answer, ChatSession
+from edgemoe.session.generate import Generation
+from edgemoe.session.model import Model
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+
+class Repl:
+    """A conversation on a screen. `interactive` errors are shown and forgotten; others end the program."""
+
+    def __init__(self, model: Model, chat: ChatSession, screen: Screen, interactive: bool) -> None:
+        self.model = model
+        self.chat = chat
+        self.screen = screen
+        self.ended = False
+        self.live_map = False
+        self.last_generation: Generation | None = None
+        self.last_uses: npt.NDArray[np.int64] | None = None
+        """How often each expert was routed to in the last answer, `(layers, E)`."""
+        self._interactive = interactive
+
+    def run(self, read: Callable[[], str | None]) -> None:
+        """Read and answer until `read` returns None or the person quits."""
+        while not self.ended:
+            text = read()
+            if text is None:
+                break
+            if text.strip():
+                self.handle(text)
+
+    def handle(self, text: str) -> None:
+        """Do what one input says: a command (`/name`), or a message (`//` begins one with a slash)."""
+        try:
+            if text.startswith("/") and not text.startswith("//"):
+                self._command(text[1:].strip())
+            else:
+                self.answer(self.chat.send(text.removeprefix("/") if text.startswith("//") else text))
+        except EdgemoeError as error:
+            if not self._interactive:
+                raise
+            self.screen.error(str(error))
+        except KeyboardInterrupt:
+            if not self._interactive:
+                raise
+            self.screen.note("stopped")
+
+    def answer(self, answer: Answer) -> None:
+        """Show an answer as it comes, and what is to be said about it."""
+        if answer.newly_forgotten_turns:
+            self.screen.note(f"the context is full: the oldest {_turns(answer.newly_forgotten_turns)} forgotten")
+        generation = self.last_generation = answer.generation
+        uses_before = self.model.engine.expert_uses.copy()
+
+        def current_map(rows: int, columns: int) -> HeatMap | None:
+            self.last_uses = self.model.engine.expert_uses - uses_before
+            return self.map(rows, columns)
+
+        with on_interrupt(answer.stop):
+            self.screen.stream(answer, current_map if self.live_map else None)
+        self.last_uses = self.model.engine.expert_uses - uses_before
+        if self.live_map and (heat_map := self.map(*self.screen.map_size)):
+            self.screen.heat_map(heat_map)
+        remark = {
+            "interrupted": "stopped; the answer stays as far as it went"
+            if generation.text
+            else "stopped before the answer began; the message is taken back",
+            "length": "cut at max_tokens (/set max_tokens N)",
+            "context": "cut where the context is full",
+        }.get(generation.finish_reason or "")
+        if remark:
+            self.screen.note(remark)
+        if generation.statistics:
+            line = statistics_line(generation.statistics, len(generation.token_ids), self.model.engine.memory)
+            self.screen.note(line)
+
+    def map(self, rows: int, columns: int) -> HeatMap | None:
+        """The map of the last answer's expert uses, None where there is none."""
+        if self.last_uses is None:
+            return None
+        return fold(self.last_uses, self.model.engine.resident_experts(), rows, columns)
+
+    def _command(self, line: str) -> None:
+        name, _, argument = line.partition(" ")
+        command = COMMANDS.get(name)
+        if command is None:
+            raise UsageError(f"there is no command /{name}.", "/help lists them; // begins a message with a slash.")
+        command.action(self, argument.strip())
+
+
+def _turns(count: int) -> str:
+    return "turn is" if count == 1 else f"{count} turns are"

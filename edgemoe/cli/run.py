@@ -1,0 +1,89 @@
+"""`edgemoe run`: one prompt, one answer."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from edgemoe.cli import options as shared
+from edgemoe.cli.interrupts import INTERRUPTED, on_interrupt
+from edgemoe.errors import UsageError
+
+STDIN_LIMIT_BYTES = 64 << 20
+
+
+def run(
+    model: shared.ModelArgument = None,
+    prompt: Annotated[
+        str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="The prompt; - reads it from stdin.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", metavar="N", help="Longest answer, in tokens.")] = 512,
+    temperature: shared.TemperatureOption = None,
+    top_k: shared.TopKOption = None,
+    top_p: shared.TopPOption = None,
+    min_p: shared.MinPOption = None,
+    seed: shared.SeedOption = None,
+    system: shared.SystemOption = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Go on with the text as it is, without the chat template.")
+    ] = False,
+    ram: shared.RamOption = None,
+    threads: shared.ThreadsOption = None,
+    context: shared.ContextOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object when the answer is done.")] = False,
+    debug: shared.DebugOption = False,
+) -> None:
+    """Answer one prompt, or go on with a text; streams to stdout."""
+    if raw and system is not None:
+        raise UsageError(
+            "--raw and --system exclude each other.", "A raw text has no system message: put it in the text."
+        )
+    if max_tokens < 1:
+        raise UsageError(f"--max-tokens: expected 1 or more, found {max_tokens}.", "See edgemoe run --help.")
+    text = read_prompt(prompt)
+
+    from edgemoe.session.model import finished, load
+
+    with load(model, ram, threads, context) as opened:
+        sampling = shared.sampling_options(opened, temperature, top_k, top_p, min_p, seed)
+        prompt_ids = opened.encode(text) if raw else opened.encode_chat(text, system)
+        generation = opened.stream(prompt_ids, max_tokens, sampling)
+        with on_interrupt(generation.stop):
+            for piece in generation:
+                if not as_json:
+                    sys.stdout.write(piece)
+                    sys.stdout.flush()
+        result = finished(generation)
+    print(json.dumps(result.to_json(), ensure_ascii=False) if as_json else "")
+    if result.finish_reason == "interrupted":
+        raise typer.Exit(INTERRUPTED)
+
+
+def read_prompt(prompt: str | None) -> str:
+    """The text of `-p`, or of stdin. Raises UsageError where it is missing, empty, too large or not UTF-8."""
+    if prompt is None:
+        raise UsageError(
+            "there is no prompt: expected -p TEXT, or -p - to read it from stdin.", "See edgemoe run --help."
+        )
+    text = _read_stdin() if prompt == "-" else prompt
+    if not text.strip():
+        raise UsageError("the prompt is empty: expected some text.", "Give it with -p TEXT, or on stdin with -p -.")
+    return text
+
+
+def _read_stdin() -> str:
+    data = sys.stdin.buffer.read(STDIN_LIMIT_BYTES + 1)
+    if len(data) > STDIN_LIMIT_BYTES:
+        raise UsageError(
+            f"the prompt on stdin is too large: expected at most {STDIN_LIMIT_BYTES >> 20} MiB.", "Give a part of it."
+        )
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"the prompt on stdin is not UTF-8: found byte 0x{data[error.start]:02x} at {error.start}.",
+            "Convert it to UTF-8 first, for example with iconv.",
+        ) from None

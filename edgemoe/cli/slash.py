@@ -1,0 +1,183 @@
+"""The commands of the conversation loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgemoe.cli.figures import format_rate
+from edgemoe.errors import UsageError
+from edgemoe.model.memory import format_size
+
+if TYPE_CHECKING:
+    from edgemoe.cli.repl import Repl
+
+OFF = "off"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: what may follow its name, what it does in words, and in deed."""
+
+    arguments: str
+    help: str
+    action: Callable[[Repl, str], None]
+
+
+def show_help(repl: Repl, argument: str) -> None:
+    """List the commands and keys."""
+    rows = [(f"/{name} {command.arguments}".rstrip(), command.help) for name, command in COMMANDS.items()]
+    keys = [
+        ("Alt-Enter, or \\ at the end", "go on in a new line"),
+        ("Ctrl-C", "stop the answer; it stays as far as it went"),
+        ("Ctrl-D", "quit"),
+    ]
+    repl.screen.table([*rows, *keys])
+
+
+def set_system(repl: Repl, argument: str) -> None:
+    """Show or change the system message."""
+    if argument:
+        repl.chat.system = None if argument == OFF else argument
+        repl.screen.note("it holds from the next message on")
+    else:
+        repl.screen.text(repl.chat.system or "(none: the template's own, if it has one)")
+
+
+def reset(repl: Repl, argument: str) -> None:
+    """Begin a new conversation."""
+    repl.chat.reset()
+    repl.screen.note("a new conversation")
+
+
+def undo(repl: Repl, argument: str) -> None:
+    """Take the last exchange back."""
+    text = repl.chat.undo()
+    repl.screen.note("there is nothing to take back" if text is None else f"taken back: {_shortened(text)}")
+
+
+def retry(repl: Repl, argument: str) -> None:
+    """Answer the last message again."""
+    if repl.chat.options.temperature == 0:
+        repl.screen.note("at temperature 0 the answer is always the same (/set temperature 0.7)")
+    repl.answer(repl.chat.retry())
+
+
+def save(repl: Repl, argument: str) -> None:
+    """Write the conversation to a file."""
+    path = _path(argument, "/save")
+    repl.chat.save(path)
+    repl.screen.note(f"saved to {path}")
+
+
+def load(repl: Repl, argument: str) -> None:
+    """Take up a saved conversation."""
+    repl.chat.load(_path(argument, "/load"))
+    turns = len(repl.chat.messages) // 2
+    repl.screen.note(f"{turns} turns" if turns != 1 else "1 turn")
+    if repl.chat.messages:
+        repl.screen.note(f"last message: {_shortened(repl.chat.messages[-2]['content'])}")
+
+
+def set_option(repl: Repl, argument: str) -> None:
+    """Show the options, or change one."""
+    chat = repl.chat
+    if not argument:
+        options = {**asdict(chat.options), "max_tokens": chat.max_tokens}
+        repl.screen.table([(name, OFF if value is None else str(value)) for name, value in options.items()])
+        return
+    name, _, text = argument.replace("=", " ").partition(" ")
+    name, text = name.replace("-", "_"), text.strip()
+    kinds: dict[str, type[int] | type[float]] = {
+        "temperature": float, "top_k": int, "top_p": float, "min_p": float, "seed": int, "max_tokens": int,
+    }  # fmt: skip
+    if name not in kinds:
+        raise UsageError(f"there is no option {name}.", f"The options are {', '.join(kinds)}.")
+    try:
+        value = None if text == OFF and name in ("seed", "max_tokens") else kinds[name](text)
+    except ValueError:
+        raise UsageError(f"{name}: expected a number, found '{text}'.", f"Such as /set {name} 1.") from None
+    if name == "max_tokens":
+        if value is not None and value < 1:
+            raise UsageError(f"max_tokens: expected 1 or more, found {text}.", "/set max_tokens off removes the limit.")
+        chat.max_tokens = None if value is None else int(value)
+    else:
+        chat.options = type(chat.options)(**{**asdict(chat.options), name: value})
+
+
+def show_statistics(repl: Repl, argument: str) -> None:
+    """Show the context, the memory and the last answer's figures."""
+    engine, memory = repl.model.engine, repl.model.engine.memory
+    rows = [
+        ("context", f"{repl.chat.held_tokens} of {repl.chat.context_length} tokens held"),
+        ("kernels", f"{engine.backend.name} {engine.backend.isa}, {engine.backend.threads} threads"),
+        ("budget", f"{format_size(memory.budget_bytes)} (floor {format_size(memory.floor_bytes)})"),
+        ("  interpreter", format_size(memory.interpreter_bytes)),
+        ("  every token's weights", format_size(memory.resident_bytes)),
+        ("  KV cache", format_size(memory.kv_cache_bytes)),
+        ("  workspace", format_size(memory.workspace_bytes)),
+        ("  expert slots", f"{format_size(memory.slots * memory.slot_bytes)}"
+         f" ({memory.slots} slots for {memory.total_experts} experts)"),
+    ]  # fmt: skip
+    if repl.chat.forgotten_turns:
+        rows.append(("forgotten turns", str(repl.chat.forgotten_turns)))
+    statistics = repl.last_generation.statistics if repl.last_generation else None
+    if statistics:
+        hit_rate = "-" if statistics.expert_hit_rate is None else f"{statistics.expert_hit_rate:.1%}"
+        rows += [
+            ("last answer", ""),
+            ("  prompt", f"{statistics.prefill_tokens} new tokens,"
+             f" {format_rate(statistics.prefill_tokens_per_s, 'tokens/s')}"),
+            ("  decoding", format_rate(statistics.decode_tokens_per_s, "tokens/s")),
+            ("  expert hits", hit_rate),
+            ("  from disk", f"{format_size(statistics.disk_bytes_per_token)} per token"),
+            ("  peak memory", format_size(statistics.peak_rss_bytes)),
+        ]  # fmt: skip
+    repl.screen.table(rows)
+
+
+def toggle_map(repl: Repl, argument: str) -> None:
+    """Turn the live map of the router on or off, and draw that of the last answer."""
+    if not repl.model.engine.expert_uses.shape[1]:
+        raise UsageError("this model has no routed experts.", "There is nothing to draw.")
+    repl.live_map = not repl.live_map if not argument else argument != OFF
+    if not repl.live_map:
+        repl.screen.note("the map is off")
+        return
+    heat_map = repl.map(*repl.screen.map_size)
+    if heat_map is not None:
+        repl.screen.heat_map(heat_map)
+    repl.screen.note("the map is drawn with each answer; /experts turns it off")
+
+
+def quit_repl(repl: Repl, argument: str) -> None:
+    """End the conversation."""
+    repl.ended = True
+
+
+COMMANDS: dict[str, Command] = {
+    "help": Command("", "this list", show_help),
+    "system": Command("[TEXT|off]", "show or change the system message", set_system),
+    "reset": Command("", "begin a new conversation; the system message stays", reset),
+    "undo": Command("", "take the last message and its answer back", undo),
+    "retry": Command("", "answer the last message again", retry),
+    "save": Command("FILE", "write the conversation to a file", save),
+    "load": Command("FILE", "take up a saved conversation", load),
+    "set": Command("[NAME VALUE]", "show or change temperature, top_k, top_p, min_p, seed, max_tokens", set_option),
+    "stats": Command("", "context, memory, and what the last answer cost", show_statistics),
+    "experts": Command("[on|off]", "draw what the router is doing, live", toggle_map),
+    "quit": Command("", "end the conversation", quit_repl),
+}
+
+
+def _path(argument: str, command: str) -> Path:
+    if not argument:
+        raise UsageError(f"{command}: expected the name of a file.", f"Such as {command} talk.json.")
+    return Path(argument).expanduser()
+
+
+def _shortened(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 60 else f"{line[:59]}…"
