@@ -1,10 +1,15 @@
-"""Small stores for tests, made by the conversion itself."""
+"""Small stores for tests, made by the conversion itself, and the weights that a store holds."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from edgemoe.convert.pipeline import convert_checkpoint
+from edgemoe.kernels.formats import PANEL_ROWS, Matrix, dequantise, panel_count, unpack
+from edgemoe.model.spec import ModelSpec
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
 
@@ -13,3 +18,42 @@ def small_store(folder: Path, **options: str | None) -> Store:
     """A converted `SMALL_MIXTRAL`, in `folder / "store"`."""
     write_checkpoint(folder / "checkpoint", SMALL_MIXTRAL)
     return Store.open(convert_checkpoint(str(folder / "checkpoint"), folder / "store", **options))
+
+
+def store_weights(store: Store) -> dict[str, np.ndarray[Any, Any]]:
+    """Every tensor of the model as float32, by the names of `ModelSpec.tensors`, taken back out of a store."""
+    shapes = ModelSpec.from_json(store.model).tensors()
+    matrices: dict[str, Matrix] = {}
+    weights: dict[str, np.ndarray[Any, Any]] = {}
+    for name, value in store.load_resident().items():
+        if isinstance(value, Matrix):
+            matrices[name] = value
+        else:
+            weights[name] = value
+    for number, layout in enumerate(store.expert_layouts):
+        experts = len(store.manifest.expert_layers[number].records) if layout else 0
+        for expert in range(experts):
+            record = store.record(number, expert)
+            with record.path.open("rb") as file:
+                file.seek(record.offset)
+                data = np.frombuffer(file.read(record.length), np.uint8)
+            rows = 2 * panel_count(layout.ffn_width) * PANEL_ROWS
+            prefix = f"layers.{number}.experts.{expert}."
+            matrices[prefix + "gate_up"] = _cut(data, layout.gate_up_format, rows, layout.model_width)
+            down = data[layout.down_offset :]
+            matrices[prefix + "down"] = _cut(down, layout.down_format, layout.model_width, layout.ffn_width)
+    for name, matrix in matrices.items():
+        values = dequantise(unpack(matrix.data, matrix.format, matrix.rows, matrix.columns))
+        if name.endswith("gate_up"):
+            panels = values.reshape(-1, 2, PANEL_ROWS, matrix.columns)
+            for part, half in (("gate", 0), ("up", 1)):
+                part_name = name.removesuffix("gate_up") + part
+                whole = panels[:, half].reshape(-1, matrix.columns)
+                weights[part_name] = whole[: shapes[part_name][0]]
+        else:
+            weights[name] = values
+    return weights
+
+
+def _cut(data: np.ndarray[Any, Any], fmt: Any, rows: int, columns: int) -> Matrix:
+    return Matrix(data[: fmt.matrix_bytes(rows, columns)], fmt, rows, columns)

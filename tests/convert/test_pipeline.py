@@ -1,0 +1,407 @@
+"""A conversion end to end: the right weights in the right place, and nothing half-written under the final name."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgemoe.architectures import resolve
+from edgemoe.convert import encoding, pipeline, plan
+from edgemoe.convert.journal import Journal
+from edgemoe.convert.pipeline import convert_checkpoint
+from edgemoe.convert.progress import Progress
+from edgemoe.convert.source import Rows, TensorInfo
+from edgemoe.errors import SourceError, StoreError, UsageError
+from edgemoe.kernels.formats import FORMATS, Blocks, dequantise
+from edgemoe.model.spec import ModelSpec
+from edgemoe.quant.quantise import quantisation_error, quantise
+from edgemoe.store.reader import Store
+from edgemoe.store.verification import verify_store
+from tests.support.checkpoints import SMALL_MIXTRAL, folder_bytes, read_tensors, write_checkpoint
+from tests.support.stores import store_weights
+
+QWEN2: dict[str, Any] = {
+    "model_type": "qwen2_moe",
+    "hidden_size": 48,
+    "intermediate_size": 56,
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "mlp_only_layers": [1],
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+    "num_experts": 5,
+    "num_experts_per_tok": 2,
+    "vocab_size": 70,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e4,
+}
+"""Biases, a gated shared expert, a dense layer."""
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    folder = tmp_path / "checkpoint"
+    write_checkpoint(folder, SMALL_MIXTRAL, shards=3)
+    return folder
+
+
+def expected_weights(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """The tensors of the model as the checkpoint has them, in float32."""
+    config = json.loads((folder / "config.json").read_text())
+    tensors = read_tensors(folder)
+    places = resolve(config, {name: tensor.shape for name, tensor in tensors.items()})
+    weights = {}
+    for name, place in places.items():
+        whole = tensors[place.tensor] if place.index is None else tensors[place.tensor][place.index]
+        weights[name] = whole[place.row_start : place.row_stop]
+    return weights
+
+
+def is_exact(name: str) -> bool:
+    return name.endswith(("router", "shared_gate", "norm", "bias"))
+
+
+@pytest.mark.parametrize("config", [SMALL_MIXTRAL, QWEN2], ids=["mixtral", "qwen2_moe"])
+@pytest.mark.parametrize(
+    ("dtype", "stacked", "shards"), [("BF16", False, 1), ("F32", False, 4), ("F16", True, 1), ("F64", True, 2)]
+)
+def test_an_f32_store_holds_the_checkpoint_exactly(
+    tmp_path: Path, config: dict[str, Any], dtype: str, stacked: bool, shards: int
+) -> None:
+    write_checkpoint(tmp_path / "source", config, dtype=dtype, stacked=stacked, shards=shards)
+    path = convert_checkpoint(str(tmp_path / "source"), tmp_path / "store", experts="f32", dense="f32")
+    expected = expected_weights(tmp_path / "source")
+    store = Store.open(path)
+    found = store_weights(store)
+    assert found.keys() == expected.keys() == ModelSpec.from_json(store.model).tensors().keys()
+    for name, weights in expected.items():
+        assert np.array_equal(found[name], weights), name
+    assert verify_store(store) == []
+
+
+@pytest.mark.parametrize(("experts", "dense"), [(None, None), ("q8", "f16"), ("q4m", "q4"), ("f16", "q4m")])
+def test_each_class_gets_its_format_and_the_nearest_weights(
+    checkpoint: Path, tmp_path: Path, experts: str | None, dense: str | None
+) -> None:
+    store = Store.open(convert_checkpoint(str(checkpoint), tmp_path / "store", experts=experts, dense=dense))
+    found = store_weights(store)
+    for name, weights in expected_weights(checkpoint).items():
+        option = (experts or "q4") if ".experts." in name else (dense or "q8")
+        wanted = weights if is_exact(name) else dequantise(quantise(weights, FORMATS[option]))
+        assert np.array_equal(found[name], wanted), name
+    assert store.dense_format == (dense or "q8")
+
+
+def test_the_bytes_do_not_depend_on_how_the_rows_are_cut(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = folder_bytes(convert_checkpoint(str(checkpoint), tmp_path / "whole"))
+    monkeypatch.setattr(plan, "SLICE_WEIGHTS", 1)
+    cut = folder_bytes(convert_checkpoint(str(checkpoint), tmp_path / "cut"))
+    assert {name: cut[name] for name in cut if name != "edgemoe.json"} == {
+        name: whole[name] for name in whole if name != "edgemoe.json"
+    }
+
+
+def test_the_manifest_tells_size_and_error_of_each_class(checkpoint: Path, tmp_path: Path) -> None:
+    store = Store.open(convert_checkpoint(str(checkpoint), tmp_path / "store"))
+    statistics = store.manifest.quantisation
+    expected = expected_weights(checkpoint)
+    assert sum(entry["parameters"] for entry in statistics.values()) == sum(w.size for w in expected.values())
+    assert statistics["experts"]["formats"] == ["q4"]
+    assert statistics["embedding"]["formats"] == ["q8"]
+    embedding = expected["embedding"]
+    error = quantisation_error(embedding, quantise(embedding, FORMATS["q8"]))
+    assert statistics["embedding"]["relative_error"] == pytest.approx(error, rel=1e-3)
+    assert statistics["router"]["relative_error"] == 0
+    assert store.manifest.provenance["source"] == "checkpoint"
+
+
+def test_the_tokenizer_and_the_config_come_along(tmp_path: Path) -> None:
+    side_files = {"tokenizer.json": b"{}", "chat_template.jinja": b"{{ x }}", "README.md": b"not this"}
+    write_checkpoint(tmp_path / "source", SMALL_MIXTRAL, side_files=side_files)
+    path = convert_checkpoint(str(tmp_path / "source"), tmp_path / "store")
+    assert (path / "tokenizer.json").read_bytes() == b"{}"
+    assert (path / "chat_template.jinja").read_bytes() == b"{{ x }}"
+    assert json.loads((path / "config.json").read_text()) == SMALL_MIXTRAL
+    assert not (path / "README.md").exists()
+
+
+def test_progress_grows_to_the_whole(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgemoe.convert.progress.REPORT_INTERVAL_S", 0.0)
+    seen: list[Progress] = []
+    convert_checkpoint(str(checkpoint), tmp_path / "store", progress=seen.append)
+    assert [p.done_bytes for p in seen] == sorted(p.done_bytes for p in seen)
+    assert seen[-1].done_bytes == seen[-1].total_bytes
+    assert [p.shard for p in seen] == sorted(p.shard for p in seen)
+
+
+def test_a_finished_store_of_the_same_conversion_is_left_alone(checkpoint: Path, tmp_path: Path) -> None:
+    store = convert_checkpoint(str(checkpoint), tmp_path / "store")
+    before = {path.name: path.stat().st_mtime_ns for path in store.iterdir()}
+    assert convert_checkpoint(str(checkpoint), tmp_path / "store") == store
+    assert {path.name: path.stat().st_mtime_ns for path in store.iterdir()} == before
+    assert not (tmp_path / "store.partial").exists()
+
+
+def test_a_finished_store_of_another_conversion_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    before = folder_bytes(convert_checkpoint(str(checkpoint), tmp_path / "store"))
+    with pytest.raises(UsageError, match=r"of another conversion \(experts None, not q8\)"):
+        convert_checkpoint(str(checkpoint), tmp_path / "store", experts="q8", force=True)
+    assert folder_bytes(tmp_path / "store") == before
+    assert not (tmp_path / "store.partial").exists()
+
+
+def test_a_destination_that_is_something_else_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "photo.jpg").write_bytes(b"x")
+    (tmp_path / "file").write_bytes(b"x")
+    for name in ("full", "file"):
+        with pytest.raises(UsageError, match="exists, and is not a store"):
+            convert_checkpoint(str(checkpoint), tmp_path / name)
+        assert not (tmp_path / f"{name}.partial").exists()
+    (tmp_path / "empty").mkdir()
+    assert Store.open(convert_checkpoint(str(checkpoint), tmp_path / "empty")).record_bytes
+
+
+def test_unknown_formats_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--experts: expected one of f32, f16, q8, q4, q4m, found 'q5'"):
+        convert_checkpoint(str(checkpoint), tmp_path / "store", experts="q5")
+
+
+def test_a_source_that_cannot_be_read_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(SourceError):
+        convert_checkpoint(str(tmp_path / "absent"), tmp_path / "store")
+    assert list(tmp_path.iterdir()) == []
+
+
+def interrupt(checkpoint: Path, destination: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
+    """Begin a conversion that ends after its first shard."""
+    with monkeypatch.context() as patch:
+        patch.setattr("edgemoe.convert.folder.FolderSource.release", _stop)
+        with pytest.raises(KeyboardInterrupt):
+            convert_checkpoint(str(checkpoint), destination, **options)
+
+
+def _stop(self: object, shard: str) -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_conversion_goes_on_and_does_nothing_twice(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(checkpoint, tmp_path / "store", monkeypatch)
+    assert not (tmp_path / "store").exists()
+    encoded = []
+    real = encoding.encode
+    monkeypatch.setattr("edgemoe.convert.transfer.encode", lambda *a: encoded.append(a[2]) or real(*a))
+    resumed = folder_bytes(convert_checkpoint(str(checkpoint), tmp_path / "store"))
+    first_shard = json.loads((checkpoint / "model.safetensors.index.json").read_text())["weight_map"]
+    assert not {name for name in encoded if first_shard[name].startswith("model-00001")}
+    assert resumed == folder_bytes(convert_checkpoint(str(checkpoint), tmp_path / "undisturbed"))
+
+
+@pytest.mark.parametrize("change", ["options", "checkpoint", "version"])
+def test_an_unfinished_conversion_of_another_kind_is_refused_but_with_force(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    interrupt(checkpoint, tmp_path / "store", monkeypatch)
+    options: dict[str, Any] = {}
+    if change == "options":
+        options["experts"] = "q8"
+    elif change == "checkpoint":
+        shutil.rmtree(checkpoint)
+        write_checkpoint(checkpoint, SMALL_MIXTRAL, shards=2)
+    else:
+        monkeypatch.setattr(pipeline, "edgemoe_version", lambda: "99.0")
+    with pytest.raises(UsageError, match="holds an unfinished conversion of another kind") as caught:
+        convert_checkpoint(str(checkpoint), tmp_path / "store", **options)
+    assert "--force" in caught.value.hint
+    forced = folder_bytes(convert_checkpoint(str(checkpoint), tmp_path / "store", force=True, **options))
+    assert forced == folder_bytes(convert_checkpoint(str(checkpoint), tmp_path / "other", **options))
+
+
+def test_a_folder_in_the_way_of_unfinished_work_is_not_touched(checkpoint: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "store.partial" / "thesis.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(UsageError, match=r"expected an unfinished conversion there, found thesis\.txt"):
+        convert_checkpoint(str(checkpoint), tmp_path / "store", force=True)
+    assert mine.read_text() == "mine"
+
+
+def test_two_conversions_into_one_place_do_not_meet(checkpoint: Path, tmp_path: Path) -> None:
+    with Journal.lock(tmp_path / "store.partial"):
+        with pytest.raises(UsageError, match="another conversion into this place is running"):
+            convert_checkpoint(str(checkpoint), tmp_path / "store")
+    assert convert_checkpoint(str(checkpoint), tmp_path / "store").is_dir()
+
+
+def test_what_a_kill_after_the_renaming_leaves_is_cleared(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(checkpoint, tmp_path / "store", monkeypatch)
+    shutil.copytree(tmp_path / "store.partial", tmp_path / "left")
+    convert_checkpoint(str(checkpoint), tmp_path / "store")
+    shutil.copytree(tmp_path / "left", tmp_path / "store.partial")
+    convert_checkpoint(str(checkpoint), tmp_path / "store")
+    assert not (tmp_path / "store.partial").exists()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.1.block_sparse_moe.experts.2.w2.weight"])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, bad: float, name: str) -> None:
+    write_checkpoint(tmp_path / "source", SMALL_MIXTRAL, dtype="F32")
+    path = tmp_path / "source" / "model.safetensors"
+    header_bytes = 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    start, _ = json.loads(path.read_bytes()[8:header_bytes])[name]["data_offsets"]
+    with path.open("r+b") as file:
+        file.seek(header_bytes + start + 4 * 17)
+        file.write(np.float32(bad).tobytes())
+    with pytest.raises(SourceError, match=name.replace(".", r"\.")):
+        convert_checkpoint(str(tmp_path / "source"), tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(StoreError, match=r"the store needs .* MB more, and 0\.0 MB are free"):
+        convert_checkpoint(str(checkpoint), tmp_path / "store")
+    monkeypatch.undo()
+    assert convert_checkpoint(str(checkpoint), tmp_path / "store").is_dir()
+
+
+@pytest.mark.parametrize(("number", "message"), [(errno.ENOSPC, "the disk is full"), (errno.EIO, "cannot be written")])
+@pytest.mark.parametrize("call", ["pwrite", "fsync"])
+def test_a_disk_that_fails_midway_keeps_what_was_done(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str, call: str
+) -> None:
+    expected = folder_bytes(convert_checkpoint(str(checkpoint), tmp_path / "undisturbed"))
+    real, calls = getattr(os, call), []
+
+    def fail(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) > 5:
+            raise OSError(number, os.strerror(number))
+        return real(*arguments)
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(StoreError, match=message) as caught:
+        convert_checkpoint(str(checkpoint), tmp_path / "store")
+    assert "the same command goes on from there" in caught.value.hint
+    assert not (tmp_path / "store").exists()
+    monkeypatch.undo()
+    assert folder_bytes(convert_checkpoint(str(checkpoint), tmp_path / "store")) == expected
+
+
+class QuantisedSource:
+    """A checkpoint whose matrices are quantised blocks, each of the dtype that `dtype_of` says."""
+
+    name = "quantised"
+    fingerprint = "0"
+
+    def __init__(self, dtype_of: Any) -> None:
+        self.config: Mapping[str, Any] = dict(SMALL_MIXTRAL, intermediate_size=96)
+        from tests.support.checkpoints import checkpoint_shapes
+
+        generator = np.random.default_rng(5)
+        self.blocks: dict[str, Any] = {}
+        self._infos = {}
+        for name, shape in checkpoint_shapes(self.config).items():
+            dtype = "F32" if len(shape) == 1 else dtype_of(name)
+            values = generator.standard_normal(shape, np.float32)
+            formats = {"Q4_0": "q4", "Q4_1": "q4m", "Q8_0": "q8"}
+            self.blocks[name] = quantise(values, FORMATS[formats[dtype]]) if dtype != "F32" else values
+            self._infos[name] = TensorInfo(shape, dtype, "all")
+
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        return self._infos
+
+    def shards(self) -> Sequence[str]:
+        return ["all"]
+
+    def read_rows(self, tensor: str, index: int | None, row_start: int, row_stop: int) -> Rows:
+        value = self.blocks[tensor]
+        cut = slice(row_start, row_stop)
+        if not isinstance(value, Blocks):
+            return value[cut]
+        minimums = None if value.minimums is None else value.minimums[cut]
+        return Blocks(value.format, value.values[cut], value.scales[cut], minimums)
+
+    def release(self, shard: str) -> None:
+        pass
+
+    def side_files(self) -> Mapping[str, bytes | Path]:
+        return {}
+
+    def close(self) -> None:
+        pass
+
+
+def _convert(source: QuantisedSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Store:
+    monkeypatch.setattr(pipeline, "open_source", lambda *a, **k: source)
+    return Store.open(convert_checkpoint("quantised", tmp_path / "store", **options))
+
+
+def _assert_weights(store: Store, source: QuantisedSource) -> None:
+    found = store_weights(store)
+    places = resolve(source.config, {name: info.shape for name, info in source.tensors().items()})
+    for name, place in places.items():
+        value = source.blocks[place.tensor]
+        wanted = dequantise(value) if isinstance(value, Blocks) else value
+        assert np.array_equal(found[name], wanted[place.row_start : place.row_stop]), name
+
+
+@pytest.mark.parametrize(("dtype", "fmt"), [("Q4_0", "q4"), ("Q4_1", "q4m"), ("Q8_0", "q8")])
+def test_quantised_blocks_carry_over_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, fmt: str
+) -> None:
+    source = QuantisedSource(lambda name: dtype)
+    store = _convert(source, tmp_path, monkeypatch)
+    _assert_weights(store, source)
+    statistics = store.manifest.quantisation
+    for kind in ("experts", "attention", "embedding", "head"):
+        assert statistics[kind]["formats"] == [fmt]
+        assert statistics[kind]["relative_error"] == 0
+    assert statistics["router"]["formats"] == ["f32"]
+
+
+@pytest.mark.parametrize(("first", "second", "fmt"), [("Q4_0", "Q4_1", "q4m"), ("Q4_0", "Q8_0", "q8")])
+def test_gate_and_up_of_two_dtypes_carry_over_exactly_into_the_wider(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, second: str, fmt: str
+) -> None:
+    source = QuantisedSource(lambda name: second if ".w3." in name else first)
+    store = _convert(source, tmp_path, monkeypatch)
+    _assert_weights(store, source)
+    layout = store.expert_layouts[0]
+    assert layout is not None
+    assert (layout.gate_up_format.name, layout.down_format.name) == (fmt, "q4")
+
+
+def test_an_option_is_obeyed_for_quantised_sources_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = QuantisedSource(lambda name: "Q8_0")
+    statistics = _convert(source, tmp_path, monkeypatch, experts="q4", dense="f16").manifest.quantisation
+    assert statistics["experts"]["formats"] == ["q4"]
+    assert 0.05 < statistics["experts"]["relative_error"] < 0.12
+    assert statistics["attention"]["formats"] == ["f16"]
+
+
+def test_scales_that_are_not_finite_are_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = QuantisedSource(lambda name: "Q4_0")
+    name = "model.layers.0.block_sparse_moe.experts.3.w1.weight"
+    source.blocks[name].scales[7, 1] = np.inf
+    with pytest.raises(SourceError, match=r"experts\.3\.w1\.weight: expected finite numbers, found inf"):
+        _convert(source, tmp_path, monkeypatch)
