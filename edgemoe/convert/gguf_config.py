@@ -120,6 +120,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 """Keys that change what a model computes, each with the values that change nothing."""
 
+_MAX_EXPERTS = 1 << 16
+
 _UNSUPPORTED = "Take another GGUF of this model, or its original checkpoint."
 
 
@@ -276,9 +278,7 @@ def _expert_width(metadata: Metadata, tensors: Mapping[str, GgufTensor], key: st
     return metadata.count(key, gate.shape[-2] if gate and len(gate.shape) > 1 else None)
 
 
-def _rope_scaling(
-    metadata: Metadata, head_width: int, theta: float, factors: GgufTensor | None
-) -> dict[str, Any] | None:
+def _rope_scaling(metadata: Metadata, head_width: int, theta: Any, factors: GgufTensor | None) -> dict[str, Any] | None:
     kind = metadata.value("rope.scaling.type", "none")
     factor = metadata.value("rope.scaling.factor")
     original = metadata.value("rope.scaling.original_context_length")
@@ -298,7 +298,7 @@ def _rope_scaling(
     return _llama3_scaling(metadata, head_width, theta, factors)
 
 
-def _llama3_scaling(metadata: Metadata, head_width: int, theta: float, factors: GgufTensor) -> dict[str, Any] | None:
+def _llama3_scaling(metadata: Metadata, head_width: int, theta: Any, factors: GgufTensor) -> dict[str, Any] | None:
     """The `llama3` rule from its effect, the only form in which the file has it.
 
     The file divides each frequency by a factor: 1 for short waves, `factor` for long ones, between them a blend.
@@ -315,8 +315,10 @@ def _llama3_scaling(metadata: Metadata, head_width: int, theta: float, factors: 
     if factor == 1.0 and found.min() == 1.0:
         return None
     low, high, original = 1.0, 4.0, 8192
+    if not isinstance(theta, float):
+        raise metadata.wrong("rope.freq_base", "a number", theta)
     with np.errstate(all="ignore"):
-        wavelengths = 2 * np.pi * float(theta) ** (np.arange(0, head_width, 2) / head_width)
+        wavelengths = 2 * np.pi * theta ** (np.arange(0, head_width, 2) / head_width)
         blend = np.clip((original / wavelengths - low) / (high - low), 0.0, 1.0)
         expected = 1 / ((1 - blend) / factor + blend)
     if not np.allclose(found, expected, rtol=1e-4):
@@ -376,7 +378,9 @@ def _expert_views(
     """The views on one expert tensor: `kind` is `_exps` (stacked), `_shexp` (shared) or `.3` (expert 3 alone)."""
     template = family.shared if kind == "_shexp" else family.expert
     fused = "gate_up" in family.matrices
-    if not template or len(tensor.shape) != (3 if kind == "_exps" else 2) or (fused and kind.startswith(".")):
+    fits = len(tensor.shape) == 3 and tensor.shape[0] <= _MAX_EXPERTS if kind == "_exps" else len(tensor.shape) == 2
+    if not template or not fits or (fused and kind.startswith(".")):
+        # Under its own name, so that whoever looks for the tensors of the model says that it is left over.
         return {tensor.name: TensorView((tensor,), tensor.shape)}
     if fused and matrix != "down":
         name = prefix + template.format(matrix=family.matrices["gate_up"])

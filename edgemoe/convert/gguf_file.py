@@ -37,6 +37,7 @@ _MAX_TENSORS = 1 << 20
 _MAX_ARRAY_LENGTH = 1 << 22
 _MAX_STRING_BYTES = 1 << 24
 _MAX_DIMENSIONS = 4
+_MAX_HEADER_BYTES = 1 << 28
 _DAMAGED = "The file may be damaged or cut short: download it again."
 
 _SCALARS = {
@@ -157,6 +158,7 @@ class _Header:
     def _take(self, count: int, what: str) -> bytes:
         if count > self._size - self._position:
             raise self._damaged(f"{what} at byte {self._position} needs {count} bytes, the file ends at {self._size}")
+        self._check_count("bytes of metadata", self._position + count, _MAX_HEADER_BYTES)
         data = self._file.read(count)
         if len(data) != count:
             raise self._damaged(f"{what} at byte {self._position} could not be read whole")

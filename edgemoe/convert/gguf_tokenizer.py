@@ -67,7 +67,7 @@ class _Vocabulary:
         self._rule = self._get("pre", "default")
         if self._model not in ("gpt2", "llama"):
             raise self._wrong("model", "gpt2 (byte-level BPE) or llama (SentencePiece BPE)", self._model)
-        if self._model == "gpt2" and self._rule not in WORD_RULES:
+        if self._model == "gpt2" and (not isinstance(self._rule, str) or self._rule not in WORD_RULES):
             raise self._wrong("pre", "one of " + ", ".join(WORD_RULES), self._rule)
         self._tokens = self._strings("tokens")
         self._types = self._get("token_type", [1] * len(self._tokens))

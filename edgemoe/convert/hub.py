@@ -44,6 +44,7 @@ from edgemoe.store.headers import HeaderTensor, read_header
 _MAX_SMALL_FILE_BYTES = 1 << 28
 _HEADERS_AT_ONCE = 8
 _ATTEMPTS_WITHOUT_PROGRESS = 3
+_RANGE_REFUSED = 416
 _AGAIN = "Run the same command again: it goes on where it was."
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
@@ -230,11 +231,10 @@ class HubSource:
         expected = self._remote[name].size
         url = hf_hub_url(self._repository, name, revision=self._commit, endpoint=self._endpoint)
         failures = 0
+        if expected is not None and _size(partial) > expected:
+            partial.unlink()
         while True:
             before = _size(partial)
-            if expected is not None and before > expected:
-                partial.unlink()
-                before = 0
             try:
                 with partial.open("ab") as file:
                     http_get(
@@ -247,6 +247,10 @@ class HubSource:
                     )
                 return
             except _FAILURES as error:
+                if _status(error) == _RANGE_REFUSED or (expected is not None and _size(partial) > expected):
+                    # The hub's file is not as long as the hub says: what is here is of no use to a later run.
+                    partial.unlink()
+                    raise
                 failures = 0 if _size(partial) > before else failures + 1
                 if failures >= _ATTEMPTS_WITHOUT_PROGRESS or not _may_pass(error):
                     raise
@@ -307,7 +311,7 @@ class HubSource:
             )
         if isinstance(error, RevisionNotFoundError):
             return SourceError(f"{what}: the hub has no such revision of it.", "Check what follows the @.")
-        if isinstance(error, RepositoryNotFoundError):
+        if isinstance(error, RepositoryNotFoundError) or _status(error) == 401:
             return SourceError(
                 f"{what}: the hub has no such model, or it is private.",
                 "Check the spelling; for a private model set HF_TOKEN to a token that may read it.",
@@ -318,8 +322,8 @@ class HubSource:
                 "Unset it, or give the folder of a checkpoint that is on this machine.",
             )
         if isinstance(error, HfHubHTTPError):
-            status = getattr(error.response, "status_code", None)
-            if status in (401, 403):
+            status = _status(error)
+            if status == 403:
                 return SourceError(
                     f"{what}: the hub refused (HTTP {status}).", "Set HF_TOKEN to a token that may read it."
                 )
@@ -332,10 +336,15 @@ class HubSource:
         return SourceError(f"{what}: the connection to the hub failed: {reason:.300}.", f"Check the network. {_AGAIN}")
 
 
+def _status(error: Exception) -> int | None:
+    """The HTTP status behind an error; None where there was no answer."""
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
 def _may_pass(error: Exception) -> bool:
     """Whether the same request may succeed later."""
-    if isinstance(error, HfHubHTTPError):
-        status = getattr(error.response, "status_code", 500)
+    status = _status(error)
+    if status is not None:
         return status >= 500 or status == 429
     return not isinstance(error, OSError) or error.errno not in _NOT_PASSING
 

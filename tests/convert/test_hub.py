@@ -1,0 +1,363 @@
+"""A checkpoint on a hub: what is fetched and in which order, what stays on disk, and every way it goes wrong."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgemoe.convert import hub
+from edgemoe.convert.hub import HubSource
+from edgemoe.convert.source import open_source
+from edgemoe.errors import SourceError
+from tests.support.checkpoints import SMALL_MIXTRAL, read_tensors, write_checkpoint
+from tests.support.hub_server import COMMIT, Fault, HubServer, Repository, hub_server
+
+MODEL = "maker/tiny"
+SECOND_SHARD = "model-00002-of-00003.safetensors"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    config = SMALL_MIXTRAL | {"vocab_size": 50}
+    files = {"tokenizer.json": b"{}", "chat_template.jinja": b"{{ x }}", "pytorch_model.bin": b"x", "run.py": b"x"}
+    write_checkpoint(folder, config, shards=3, side_files=files)
+    return folder
+
+
+@pytest.fixture
+def server() -> Iterator[HubServer]:
+    with hub_server() as server:
+        yield server
+
+
+@pytest.fixture
+def model(server: HubServer, checkpoint: Path) -> Repository:
+    server.models[MODEL] = Repository({path.name: path.read_bytes() for path in checkpoint.iterdir()})
+    return server.models[MODEL]
+
+
+@pytest.fixture
+def connect(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., HubSource]:
+    """Opens the model on the test's server, as a run in a fresh folder would; waits between attempts are skipped."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
+
+    def open_it(text: str = MODEL, **options: Any) -> HubSource:
+        return HubSource(text, downloads=tmp_path / "downloads", endpoint=server.url, **options)
+
+    return open_it
+
+
+def read_shard(source: HubSource, shard: str) -> dict[str, np.ndarray[Any, Any]]:
+    return {
+        name: np.asarray(source.read_rows(name, None, 0, info.shape[0]))
+        for name, info in source.tensors().items()
+        if info.shard == shard
+    }
+
+
+def files_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.rglob("*") if path.is_file()}
+
+
+def test_reads_what_the_checkpoint_holds(
+    connect: Callable[..., HubSource], model: Repository, checkpoint: Path
+) -> None:
+    source = connect()
+    expected = read_tensors(checkpoint)
+    assert source.config == json.loads((checkpoint / "config.json").read_text())
+    assert {name: info.shape for name, info in source.tensors().items()} == {k: v.shape for k, v in expected.items()}
+    found: dict[str, np.ndarray[Any, Any]] = {}
+    for shard in source.shards():
+        found |= read_shard(source, shard)
+        source.release(shard)
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values)
+        assert found[name].dtype == np.float32
+
+
+def test_rows_of_stacked_experts(connect: Callable[..., HubSource], server: HubServer, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "stacked", SMALL_MIXTRAL, stacked=True)
+    server.models[MODEL] = Repository({path.name: path.read_bytes() for path in (tmp_path / "stacked").iterdir()})
+    source = connect()
+    name = "model.layers.1.mlp.experts.down_proj"
+    expected = read_tensors(tmp_path / "stacked")[name]
+    np.testing.assert_array_equal(np.asarray(source.read_rows(name, 2, 5, 9)), expected[2, 5:9])
+
+
+def test_nothing_is_downloaded_before_it_is_read_and_only_what_is_needed(
+    connect: Callable[..., HubSource], model: Repository, tmp_path: Path
+) -> None:
+    source = connect()
+    source.side_files()
+    small = {"config.json", "model.safetensors.index.json", "tokenizer.json", "chat_template.jinja"}
+    assert files_in(tmp_path / "downloads") == small
+    read_shard(source, SECOND_SHARD)
+    read_shard(source, SECOND_SHARD)
+    assert len(model.gets(SECOND_SHARD)) == 1
+    assert files_in(tmp_path / "downloads") == small | {SECOND_SHARD}
+    source.release(SECOND_SHARD)
+    source.release(SECOND_SHARD)
+    assert files_in(tmp_path / "downloads") == small
+    fetched = {name for _, name, _ in model.requests}
+    assert not fetched & {"pytorch_model.bin", "run.py"}
+    source.close()
+    assert files_in(tmp_path / "downloads") == set()
+
+
+def test_a_shard_that_was_read_but_not_released_is_there_in_the_next_run(
+    connect: Callable[..., HubSource], model: Repository
+) -> None:
+    first = connect()
+    read_shard(first, SECOND_SHARD)
+    first.close()
+    read_shard(connect(), SECOND_SHARD)
+    assert len(model.gets(SECOND_SHARD)) == 1
+
+
+def test_every_file_is_of_the_commit_that_the_revision_named_at_the_start(
+    connect: Callable[..., HubSource], model: Repository
+) -> None:
+    model.revisions = ("main", "v1.0")
+    source = connect(f"{MODEL}@v1.0")
+    assert source.fingerprint == COMMIT
+    assert source.name == f"{MODEL}@{COMMIT}"
+    # From here on the server knows the branch no more, as if it had moved.
+    model.revisions = ()
+    assert read_shard(source, SECOND_SHARD)
+
+
+def test_kept_shards_stay_in_the_hubs_cache_and_are_used_again(
+    connect: Callable[..., HubSource], model: Repository, tmp_path: Path
+) -> None:
+    source = connect(keep=True)
+    values = read_shard(source, SECOND_SHARD)
+    source.release(SECOND_SHARD)
+    assert SECOND_SHARD in files_in(tmp_path / "cache")
+    assert SECOND_SHARD not in files_in(tmp_path / "downloads")
+    again = connect()
+    for name, expected in values.items():
+        np.testing.assert_array_equal(np.asarray(again.read_rows(name, None, 0, expected.shape[0])), expected)
+    again.release(SECOND_SHARD)
+    assert SECOND_SHARD in files_in(tmp_path / "cache")
+    assert len(model.gets(SECOND_SHARD)) == 1
+
+
+def test_the_token_goes_along(
+    connect: Callable[..., HubSource], model: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    read_shard(connect(), SECOND_SHARD)
+    assert model.tokens == {"Bearer hf_secret"}
+
+
+def test_a_dropped_connection_is_taken_up_where_it_broke(
+    connect: Callable[..., HubSource], model: Repository, checkpoint: Path
+) -> None:
+    model.faults[SECOND_SHARD] = Fault(after_bytes=20_000, times=2)
+    found = read_shard(connect(), SECOND_SHARD)
+    assert model.gets(SECOND_SHARD) == [None, "bytes=20000-", "bytes=40000-"]
+    expected = read_tensors(checkpoint)
+    assert all(np.array_equal(found[name], expected[name]) for name in found)
+
+
+def test_a_server_that_drops_every_connection_ends_in_an_error_and_the_next_run_goes_on(
+    connect: Callable[..., HubSource], model: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = connect()
+    model.faults[SECOND_SHARD] = Fault(after_bytes=0)
+    with pytest.raises(SourceError, match="the connection to the hub failed") as caught:
+        read_shard(source, SECOND_SHARD)
+    assert "Run the same command again" in caught.value.hint
+    model.faults[SECOND_SHARD] = Fault(after_bytes=30_000, times=1)
+    # A process that dies after the first piece.
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", _interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        read_shard(source, SECOND_SHARD)
+    assert (tmp_path / "downloads" / "maker--tiny" / COMMIT / f"{SECOND_SHARD}.part").stat().st_size == 30_000
+    source.close()
+    model.requests.clear()
+    read_shard(connect(), SECOND_SHARD)
+    assert model.gets(SECOND_SHARD) == ["bytes=30000-"]
+
+
+def _interrupt(seconds: float) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_body_with_altered_bytes_is_refused_and_not_kept(
+    connect: Callable[..., HubSource], model: Repository, tmp_path: Path
+) -> None:
+    good = model.files[SECOND_SHARD]
+    model.faults[SECOND_SHARD] = Fault(content=good[:-1] + bytes([good[-1] ^ 1]), times=1)
+    source = connect()
+    with pytest.raises(SourceError, match="expected the SHA-256"):
+        read_shard(source, SECOND_SHARD)
+    assert not {SECOND_SHARD, f"{SECOND_SHARD}.part"} & files_in(tmp_path / "downloads")
+    assert read_shard(source, SECOND_SHARD)
+
+
+@pytest.mark.parametrize("change", [lambda good: good[:-100], lambda good: good + b"more"])
+def test_a_body_of_another_size_is_refused_and_not_kept(
+    connect: Callable[..., HubSource], model: Repository, tmp_path: Path, change: Callable[[bytes], bytes]
+) -> None:
+    model.with_sha256 = False
+    model.faults[SECOND_SHARD] = Fault(content=change(model.files[SECOND_SHARD]))
+    with pytest.raises(SourceError, match=SECOND_SHARD) as caught:
+        read_shard(connect(), SECOND_SHARD)
+    assert "Run the same command again" in caught.value.hint
+    assert SECOND_SHARD not in files_in(tmp_path / "downloads")
+
+
+def test_a_part_longer_than_the_file_is_thrown_away(
+    connect: Callable[..., HubSource], model: Repository, tmp_path: Path
+) -> None:
+    source = connect()
+    part = tmp_path / "downloads" / "maker--tiny" / COMMIT / f"{SECOND_SHARD}.part"
+    part.write_bytes(bytes(len(model.files[SECOND_SHARD]) + 1))
+    assert read_shard(source, SECOND_SHARD)
+
+
+def test_a_slow_first_byte_is_waited_for(connect: Callable[..., HubSource], model: Repository) -> None:
+    model.faults[SECOND_SHARD] = Fault(seconds=0.3, times=1)
+    assert read_shard(connect(), SECOND_SHARD)
+
+
+def test_a_server_in_trouble_is_asked_again(connect: Callable[..., HubSource], model: Repository) -> None:
+    source = connect()
+    model.faults[SECOND_SHARD] = Fault(status=503, times=2)
+    assert read_shard(source, SECOND_SHARD)
+    model.faults["model-00001-of-00003.safetensors"] = Fault(status=500)
+    with pytest.raises(SourceError, match="HTTP 500"):
+        read_shard(source, "model-00001-of-00003.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "hint"),
+    [
+        ((404, "RepoNotFound"), "no such model", "spelling"),
+        ((401, ""), "no such model, or it is private", "HF_TOKEN"),
+        ((403, "GatedRepo"), "accepted its terms", "HF_TOKEN"),
+        ((403, ""), "refused", "HF_TOKEN"),
+        ((500, ""), "HTTP 500", "again"),
+    ],
+)
+def test_a_refusal_says_the_way_out(
+    connect: Callable[..., HubSource], model: Repository, error: tuple[int, str], message: str, hint: str
+) -> None:
+    model.error = error
+    with pytest.raises(SourceError, match=message) as caught:
+        connect()
+    assert hint in caught.value.hint
+
+
+def test_unknown_models_and_revisions(connect: Callable[..., HubSource], model: Repository) -> None:
+    with pytest.raises(SourceError, match="no such model"):
+        connect("maker/other")
+    with pytest.raises(SourceError, match="no such revision"):
+        connect(f"{MODEL}@v9")
+
+
+def test_a_hub_out_of_reach(server: HubServer, tmp_path: Path) -> None:
+    url = server.url
+    server.server_close()
+    with pytest.raises(SourceError, match="connection to the hub failed") as caught:
+        HubSource(MODEL, downloads=tmp_path, endpoint=url)
+    assert "network" in caught.value.hint
+
+
+def test_offline_by_choice(connect: Callable[..., HubSource], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.utils._http._GLOBAL_CLIENT", None)
+    with pytest.raises(SourceError, match="HF_HUB_OFFLINE"):
+        connect()
+
+
+def test_a_full_disk(connect: Callable[..., HubSource], model: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = connect()
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(hub.shutil, "disk_usage", lambda path: usage._replace(free=10))
+    with pytest.raises(SourceError, match="found 10"):
+        read_shard(source, SECOND_SHARD)
+    monkeypatch.undo()
+
+    def fill(*arguments: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(hub, "http_get", fill)
+    with pytest.raises(SourceError, match="is full"):
+        read_shard(source, SECOND_SHARD)
+
+
+@pytest.mark.parametrize("name", ["../evil.safetensors", "/etc/x.safetensors", "run.py", "absent.safetensors", 7])
+def test_an_index_may_name_shards_of_the_repository_only(
+    connect: Callable[..., HubSource], model: Repository, name: Any
+) -> None:
+    index = {"weight_map": {"model.norm.weight": name}}
+    model.files["model.safetensors.index.json"] = json.dumps(index).encode()
+    model.files["../evil.safetensors"] = b"x"
+    with pytest.raises(SourceError, match="no shard of the checkpoint"):
+        connect()
+
+
+@pytest.mark.parametrize("index", [b"{", b"[]", b"{}", b'{"weight_map": 3}', b'{"weight_map": {}}'])
+def test_a_broken_index(connect: Callable[..., HubSource], model: Repository, index: bytes) -> None:
+    model.files["model.safetensors.index.json"] = index
+    with pytest.raises(SourceError, match="index"):
+        connect()
+
+
+def test_a_tensor_that_the_index_promises_and_the_shard_lacks(
+    connect: Callable[..., HubSource], model: Repository
+) -> None:
+    index = json.loads(model.files["model.safetensors.index.json"])
+    index["weight_map"]["model.extra"] = SECOND_SHARD
+    model.files["model.safetensors.index.json"] = json.dumps(index).encode()
+    with pytest.raises(SourceError, match=r"model\.extra"):
+        connect()
+
+
+def test_a_shard_that_is_not_safetensors(connect: Callable[..., HubSource], model: Repository) -> None:
+    model.files[SECOND_SHARD] = b"<html>not found</html>" * 10
+    with pytest.raises(SourceError, match="not safetensors"):
+        connect()
+
+
+@pytest.mark.parametrize(
+    ("files", "hint"),
+    [({"a.gguf"}, "GGUF"), ({"config.json", "pytorch_model.bin"}, "pickles"), ({"README.md"}, "language model")],
+)
+def test_a_repository_without_a_checkpoint(
+    connect: Callable[..., HubSource], model: Repository, files: set[str], hint: str
+) -> None:
+    model.files = dict.fromkeys(files, b"{}")
+    with pytest.raises(SourceError) as caught:
+        connect()
+    assert hint in caught.value.hint
+
+
+def test_an_id_that_is_none(connect: Callable[..., HubSource], model: Repository) -> None:
+    with pytest.raises(SourceError, match="not a hub id"):
+        connect("maker/ti..ny")
+
+
+def test_a_folder_wins_over_a_hub_id(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(checkpoint, tmp_path / "maker" / "tiny")
+    monkeypatch.chdir(tmp_path)
+    assert "model.norm.weight" in open_source(MODEL).tensors()
+
+
+@pytest.mark.parametrize("text", ["nowhere", "a/b/c", "./maker/tiny", "maker/tiny@", "maker/model.gguf"])
+def test_what_is_neither_is_refused_without_asking_the_hub(text: str) -> None:
+    with pytest.raises(SourceError, match="no such folder or file"):
+        open_source(text)
