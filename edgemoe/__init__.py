@@ -1,0 +1,58 @@
+"""edgemoe: Mixture-of-Experts language models on laptops and edge machines, bigger than their memory.
+
+    import edgemoe
+
+    edgemoe.convert("org/model", "store", experts="q4", dense="q8")
+    with edgemoe.load("store", ram="6GiB") as model:
+        print(model.chat().ask("Hello!"))
+
+Importing the package is cheap: NumPy and the kernels come with the first call.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgemoe.session.model import Model
+
+__all__ = ["convert", "load"]
+
+
+def load(
+    path: str | os.PathLike[str] | None = None,
+    ram: str | int | None = None,
+    threads: int | None = None,
+    context_length: int | None = None,
+) -> Model:
+    """Open a store (None: the bundled model) within a memory budget; use the result in a `with` block.
+
+    `ram` is in bytes, or text such as `6GiB`, `floor` or `auto` (None); `threads` defaults to the physical cores.
+    Raises StoreError, BudgetError and UsageError (`edgemoe.errors`).
+    """
+    from edgemoe.session.model import load as load_model
+
+    return load_model(path, ram=ram, threads=threads, context_length=context_length)
+
+
+def convert(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    experts: str | None = None,
+    dense: str | None = None,
+    keep: bool = False,
+    force: bool = False,
+) -> Path:
+    """Convert a checkpoint (a folder, a hub id or a GGUF file) into a store; returns the store's path.
+
+    `experts` and `dense` name formats: q4, q4m, q8, f16 or f32; left out, blocks that the source has quantised
+    carry over exactly, other experts become q4 and other weights q8. Raises SourceError, StoreError and UsageError.
+    """
+    from edgemoe.conversion.pipeline import convert_checkpoint
+
+    return convert_checkpoint(
+        os.fspath(source), destination, experts=experts, dense=dense, keep=keep, force=force
+    )

@@ -100,6 +100,7 @@ class ExpertCache:
         self._slot_bytes = arena.shape[1]
         self._free_slots = list(range(arena.shape[0]))[::-1]
         self._entries: dict[ExpertKey, _Entry] = {}
+        self._loading: dict[ExpertKey, _Entry] = {}
         self._latest_prediction: tuple[int, frozenset[int]] | None = None
 
     def __contains__(self, key: ExpertKey) -> bool:
@@ -136,13 +137,17 @@ class ExpertCache:
 
     def reader_is_idle(self) -> bool:
         """Whether no read is queued or under way."""
-        return self._reader.idle()
+        for key, entry in list(self._loading.items()):
+            if entry.ticket is not None and not self._reader.done(entry.ticket):
+                return False
+            self._settle(key, entry)
+        return True
 
     def predict(self, layer: int, experts: Sequence[int]) -> None:
         """Begin to read experts that the next layer will probably want, if the reader has nothing else to do."""
         self._latest_prediction = (layer, frozenset(experts))
         self.switch.tick()
-        if not self.switch.open or not self._reader.idle():
+        if not self.switch.open or not self.reader_is_idle():
             return
         for expert in experts:
             key = (layer, expert)
@@ -166,10 +171,8 @@ class ExpertCache:
         for key in wanted:
             entry = self._entries.get(key)
             if entry is not None and entry.ticket is not None and self._reader.done(entry.ticket):
-                try:
-                    self._finish(key, entry)
-                except ReadError:  # a failed prediction: the demand read to come will tell
-                    entry = None
+                self._settle(key, entry)
+                entry = self._entries.get(key)
             if entry is None:
                 self.statistics.misses += 1
                 continue
@@ -209,12 +212,12 @@ class ExpertCache:
                 self._finish(key, entry)
                 wave.append(key)
         if not in_flight:
-            self._settle_a_prediction()
+            self._settle(*next(iter(self._loading.items())))
         self.statistics.wait_us += (time.perf_counter() - started) * 1e6
         return wave
 
-    def _settle_a_prediction(self) -> None:
-        key, entry = next(item for item in self._entries.items() if item[1].ticket is not None)
+    def _settle(self, key: ExpertKey, entry: _Entry) -> None:
+        """Wait for a predicted read. Where it failed its expert is absent; a demand read will tell why."""
         try:
             self._finish(key, entry)
         except ReadError:
@@ -230,7 +233,7 @@ class ExpertCache:
             self._base_address + slot * self._slot_bytes,
             not predicted,
         )
-        self._entries[key] = _Entry(slot, ticket, predicted)
+        self._entries[key] = self._loading[key] = _Entry(slot, ticket, predicted)
         self._policy.insert(key)
         if predicted:
             self.statistics.predicted_bytes += record.length
@@ -252,6 +255,7 @@ class ExpertCache:
             raise ReadError(f"Layer {key[0]}, expert {key[1]}: {error.message}", error.hint) from error
         self._reader.release(entry.ticket)
         entry.ticket = None
+        del self._loading[key]
 
     def _free_slot(self) -> int | None:
         if self._free_slots:
@@ -272,6 +276,7 @@ class ExpertCache:
         entry = self._entries.pop(key)
         if entry.ticket is not None:
             self._reader.release(entry.ticket)
+            del self._loading[key]
         if entry.predicted:
             self.switch.record(useful=False)
         self._policy.remove(key)

@@ -71,8 +71,6 @@ def _supports_direct_reads(path: Path) -> bool:
 class RecordReader(Protocol):
     """Reads records into memory in the background. Demand reads go before predicted ones."""
 
-    bytes_read: int
-
     def submit(
         self, file_descriptor: int, offset: int, length: int, destination_address: int, demand: bool
     ) -> int:
@@ -92,9 +90,6 @@ class RecordReader(Protocol):
 
     def release(self, ticket: int) -> None:
         """Forget a read that has ended."""
-
-    def idle(self) -> bool:
-        """Whether nothing is queued or being read."""
 
     def close(self) -> None:
         """Stop the threads, after the reads that have begun."""
@@ -126,12 +121,10 @@ class ThreadedReader:
     """
 
     def __init__(self, arena: npt.NDArray[np.uint8], threads: int) -> None:
-        self.bytes_read = 0
         self._bytes = arena.reshape(-1).data
         self._base_address = arena.ctypes.data
         self._reads: dict[int, _Read] = {}
         self._queues: tuple[deque[int], deque[int]] = (deque(), deque())  # demand, predicted
-        self._active = 0
         self._next_ticket = 1
         self._closing = False
         self._change = threading.Condition()
@@ -184,9 +177,6 @@ class ThreadedReader:
     def release(self, ticket: int) -> None:
         self._reads.pop(ticket, None)
 
-    def idle(self) -> bool:
-        return not (self._active or self._queues[0] or self._queues[1])
-
     def close(self) -> None:
         with self._change:
             self._closing = True
@@ -202,11 +192,7 @@ class ThreadedReader:
                     return
                 read = self._reads[(self._queues[0] or self._queues[1]).popleft()]
                 read.begun = True
-                self._active += 1
             read.failure = _fill(read)
-            with self._change:
-                self._active -= 1
-                self.bytes_read += len(read.destination)
             read.ended.set()
 
 

@@ -13,7 +13,6 @@ class SteppedReader:
     """Reads from an array; `finish_some` decides which reads in flight end now, `failing` which offsets fail."""
 
     def __init__(self, arena: np.ndarray, disk: np.ndarray, failing: set[int]) -> None:
-        self.bytes_read = 0
         self.failing = failing
         self.choose: Callable[[list[int]], list[int]] = lambda tickets: tickets[:1]
         self._arena = arena.reshape(-1)
@@ -49,9 +48,6 @@ class SteppedReader:
 
     def release(self, ticket: int) -> None:
         del self._ended[ticket]
-
-    def idle(self) -> bool:
-        return not self._in_flight
 
     def outstanding(self) -> int:
         """Reads that were not released."""
