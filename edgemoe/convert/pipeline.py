@@ -52,9 +52,7 @@ def convert_checkpoint(
     """
     check_option("--experts", experts)
     check_option("--dense", dense)
-    target = Path(destination).expanduser().absolute()
-    if target.name in ("", ".", ".."):
-        raise UsageError(f"{destination}: expected a folder to make.", "Give it a name, such as ./my-model.")
+    target = _target(destination)
     partial = target.with_name(target.name + ".partial")
     with _disk_errors(partial):
         _refuse_foreign(partial)
@@ -81,6 +79,15 @@ def convert_checkpoint(
                 raise
             _remove_partial(partial)
     return target
+
+
+def _target(destination: str | os.PathLike[str]) -> Path:
+    """The destination as an absolute path with a name of its own."""
+    text = os.path.expanduser(os.fspath(destination))  # noqa: PTH111 (it leaves an unknown ~user as it is)
+    path = Path(text).absolute()
+    if not text or "\0" in text or path.name in ("", ".."):
+        raise UsageError(f"{text!r}: expected a folder to make.", "Give it a name, such as ./my-model.")
+    return path
 
 
 def edgemoe_version() -> str:

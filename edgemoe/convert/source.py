@@ -7,6 +7,7 @@ slice of which of them is which tensor of the model. The pipeline goes through t
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -96,12 +97,13 @@ def open_source(text: str, *, downloads: Path | None = None, keep: bool = False)
     `downloads` is a folder for a hub source to keep partial downloads in, across runs; with `keep` shards stay
     in the hub's own cache instead. Raises SourceError where there is no such thing, or it is damaged.
     """
-    path = Path(text).expanduser()
-    if path.is_dir():
+    # os.path rather than Path: its tests answer no, and raise nothing, for text that no path can be.
+    path = Path(os.path.expanduser(text))  # noqa: PTH111
+    if text and os.path.isdir(path):  # noqa: PTH112
         from edgemoe.convert.folder import FolderSource
 
         return FolderSource(path)
-    if path.suffix.lower() == ".gguf" and path.is_file():
+    if path.suffix.lower() == ".gguf" and os.path.isfile(path):  # noqa: PTH113
         from edgemoe.convert.gguf import GgufSource
 
         return GgufSource(path)
@@ -109,12 +111,12 @@ def open_source(text: str, *, downloads: Path | None = None, keep: bool = False)
         from edgemoe.convert.hub import HubSource
 
         return HubSource(text, downloads=downloads, keep=keep)
-    if path.exists():
+    if text and os.path.exists(path):  # noqa: PTH110
         raise SourceError(
             f"{text}: expected a folder, a .gguf file or a hub id, found a file of another kind.",
             "Give the folder that holds config.json and the .safetensors files.",
         )
     raise SourceError(
-        f"{text}: no such folder or file, and not a hub id (owner/name) either.",
+        f"{text!r}: no such folder or file, and not a hub id (owner/name) either.",
         "Check the spelling of the source.",
     )

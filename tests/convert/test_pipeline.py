@@ -179,6 +179,19 @@ def test_unknown_formats_are_refused(checkpoint: Path, tmp_path: Path) -> None:
         convert_checkpoint(str(checkpoint), tmp_path / "store", experts="q5")
 
 
+@pytest.mark.parametrize("destination", ["", "/", "a/..", "a\0b"])
+def test_a_destination_without_a_name_is_refused(checkpoint: Path, destination: str) -> None:
+    with pytest.raises(UsageError, match="expected a folder to make"):
+        convert_checkpoint(str(checkpoint), destination)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "file/store"])
+def test_a_destination_that_cannot_be_made_is_told(checkpoint: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(StoreError, match="cannot be written"):
+        convert_checkpoint(str(checkpoint), tmp_path / name)
+
+
 def test_a_source_that_cannot_be_read_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(SourceError):
         convert_checkpoint(str(tmp_path / "absent"), tmp_path / "store")
@@ -241,9 +254,9 @@ def test_a_folder_in_the_way_of_unfinished_work_is_not_touched(checkpoint: Path,
 
 
 def test_two_conversions_into_one_place_do_not_meet(checkpoint: Path, tmp_path: Path) -> None:
-    with Journal.lock(tmp_path / "store.partial"):
-        with pytest.raises(UsageError, match="another conversion into this place is running"):
-            convert_checkpoint(str(checkpoint), tmp_path / "store")
+    running = Journal.lock(tmp_path / "store.partial")
+    with running, pytest.raises(UsageError, match="another conversion into this place is running"):
+        convert_checkpoint(str(checkpoint), tmp_path / "store")
     assert convert_checkpoint(str(checkpoint), tmp_path / "store").is_dir()
 
 
