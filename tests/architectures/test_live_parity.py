@@ -6,11 +6,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from edgemoe.architectures import FAMILIES
+from edgemoe.convert.pipeline import convert_checkpoint
+from edgemoe.model.engine import open_engine
 from tests.architectures.harness import Reference, load_checkpoint, relative_error
 from tests.golden.cases import LINEAR, LLAMA3, YARN, YARN_WITH_ALL, Case
 
@@ -91,7 +94,7 @@ def experts(draw: st.DrawFn, model_type: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
-@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_logits_agree_with_transformers(model_type, data):
     from tests.golden import oracle
@@ -99,10 +102,15 @@ def test_logits_agree_with_transformers(model_type, data):
     case = data.draw(cases(model_type))
     model = oracle.make_model(case)
     ids = oracle.prompt(case, data.draw(st.integers(1, 300)))
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(ids) - 1), max_size=3))) if len(ids) > 1 else []
     expected, clear = oracle.run(model, ids)
     assume(clear[0])
     with tempfile.TemporaryDirectory() as name:
-        oracle.save(model, case, Path(name))
-        reference = Reference(*load_checkpoint(Path(name)))
-    found = reference.logits(ids)
-    assert relative_error(found[clear], expected[clear]) < TOLERANCE
+        checkpoint, store = Path(name) / "checkpoint", Path(name) / "store"
+        oracle.save(model, case, checkpoint)
+        reference = Reference(*load_checkpoint(checkpoint)).logits(ids)
+        assert relative_error(reference[clear], expected[clear]) < TOLERANCE, "the reference kernels"
+        convert_checkpoint(str(checkpoint), store, experts="f32", dense="f32")
+        with open_engine(store, threads=1, context_length=len(ids)) as engine:
+            found = np.concatenate([engine.forward(part, all_logits=True) for part in np.split(ids, cuts)])
+        assert relative_error(found[clear], expected[clear]) < TOLERANCE, "the engine"

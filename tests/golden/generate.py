@@ -20,7 +20,6 @@ FOLDER = Path(__file__).parent
 
 
 def main() -> None:
-    torch.set_num_threads(1)
     for name, case in CASES.items():
         model, ids = make_model(case), prompt(case, PROMPT_TOKENS)
         logits, clear = run(model, ids)

@@ -28,6 +28,7 @@ CLEAR_ROUTING = 2e-5
 
 def make_model(case: Case) -> Any:
     """A model with random weights that bfloat16 holds exactly, in float32."""
+    torch.set_num_threads(1)  # the models are too small for more to help
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     name = _CLASSES[case.model_type]
