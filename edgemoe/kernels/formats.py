@@ -200,9 +200,7 @@ class Matrix:
     columns: int
 
 
-def interleave_panels(
-    gate: npt.NDArray[np.uint8], up: npt.NDArray[np.uint8], panels: int
-) -> npt.NDArray[np.uint8]:
+def interleave_panels(gate: npt.NDArray[np.uint8], up: npt.NDArray[np.uint8], panels: int) -> npt.NDArray[np.uint8]:
     """One `gate_up` matrix: gate panel 0, up panel 0, gate panel 1, ... in the order of consumption.
 
     Both inputs are packed matrices of the same format and shape with `panels` panels; the result is

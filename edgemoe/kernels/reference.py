@@ -163,9 +163,7 @@ def _sigmoid(values: Doubles) -> Doubles:
         return result
 
 
-def combine(
-    routed: Floats | None, weights: Floats | None, shared: Floats | None, shared_gate: Floats | None
-) -> Floats:
+def combine(routed: Floats | None, weights: Floats | None, shared: Floats | None, shared_gate: Floats | None) -> Floats:
     """The output of an MoE block: routed `(T, K, D)`, weights `(T, K)`, shared `(T, D)`, gate `(T, 1)`."""
     terms: list[Doubles] = []
     if routed is not None and weights is not None:

@@ -98,9 +98,7 @@ class JitBackend(StepwiseBackend):
         layers.rope(values, cosine, sine, output)
         return output
 
-    def attention(
-        self, query: Floats, key_cache: Cache, value_cache: Cache, position: int, scale: float
-    ) -> Floats:
+    def attention(self, query: Floats, key_cache: Cache, value_cache: Cache, position: int, scale: float) -> Floats:
         """Causal grouped-query attention: query `(T, H, W)`, caches `(G, C, W)`; returns `(T, H, W)`."""
         tokens, heads, width = query.shape
         kv_heads = len(key_cache)

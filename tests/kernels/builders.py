@@ -1,0 +1,94 @@
+"""Matrices, buffers and numbers for the kernel tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from edgemoe.kernels.formats import FORMATS, Blocks, Matrix, group_count, interleave_panels, pack, panel_count
+
+few_examples = settings(max_examples=25, deadline=None)
+"""For every property here: the first call of a kernel compiles it, and there are many backends."""
+
+FORMAT_NAMES = tuple(FORMATS)
+
+KINDS = ("normal", "zeros", "denormal", "threshold", "huge", "equal", "spike", "halves")
+"""Kinds of activations; see `numbers`."""
+
+
+def aligned(shape: Sequence[int], dtype: npt.DTypeLike, alignment: int = 64) -> npt.NDArray[np.generic]:
+    """Zeros in memory aligned to `alignment` bytes."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    memory = np.zeros(size + alignment, np.uint8)
+    start = -memory.ctypes.data % alignment
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def aligned_copy(array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    copy = aligned(array.shape, array.dtype)
+    copy[...] = array
+    return copy
+
+
+def numbers(kind: str, shape: Sequence[int], random: np.random.Generator) -> npt.NDArray[np.float32]:
+    """Float32 numbers of a kind:
+
+    normal; all zero; below float32's normal range; about where a group counts as zeros; huge; all equal; one
+    that dwarfs the rest; multiples of a half, so that int8 rounding meets ties.
+    """
+    normal = random.standard_normal(shape)
+    values = {
+        "normal": normal,
+        "zeros": np.zeros(shape),
+        "denormal": normal * 1e-41,
+        "threshold": normal * 1e-35,
+        "huge": normal * 1e30,
+        "equal": np.full(shape, 0.37),
+        "spike": np.where(random.random(shape) < 0.02, 1e4, normal * 1e-3),
+        "halves": np.where(random.random(shape) < 0.1, 63.5, random.integers(-127, 128, shape) / 2),
+    }[kind]
+    return aligned_copy(values.astype(np.float32))
+
+
+def random_blocks(format_name: str, rows: int, columns: int, random: np.random.Generator) -> Blocks:
+    """Blocks that use the whole range of the format, with scales of about a tenth."""
+    fmt = FORMATS[format_name]
+    shape, groups = (rows, columns), (rows, group_count(columns))
+    if not fmt.quantised:
+        dtype = np.float32 if format_name == "f32" else np.float16
+        return Blocks(fmt, random.standard_normal(shape).astype(dtype))
+    if format_name == "q8":
+        values = random.integers(-128, 128, shape).astype(np.int8)
+    else:
+        values = random.integers(0, 16, shape).astype(np.uint8)
+    scales = (random.standard_normal(groups) / 10).astype(np.float16)
+    minimums = random.standard_normal(groups).astype(np.float16) if fmt.has_minimums else None
+    return Blocks(fmt, values, scales, minimums)
+
+
+def random_matrix(format_name: str, rows: int, columns: int, random: np.random.Generator) -> Matrix:
+    blocks = random_blocks(format_name, rows, columns, random)
+    return Matrix(aligned_copy(pack(blocks)), blocks.format, rows, columns)
+
+
+def random_ffn(
+    format_name: str, model_width: int, ffn_width: int, random: np.random.Generator
+) -> tuple[Matrix, Matrix]:
+    """The `gate_up` and `down` matrices of an FFN."""
+    panels = panel_count(ffn_width)
+    gate, up = (random_matrix(format_name, ffn_width, model_width, random) for _ in range(2))
+    both = aligned_copy(interleave_panels(gate.data, up.data, panels))
+    gate_up = Matrix(both, gate.format, 32 * panels, model_width)
+    return gate_up, random_matrix(format_name, model_width, ffn_width, random)
+
+
+seeds = st.integers(0, 2**32 - 1)
+format_names = st.sampled_from(FORMAT_NAMES)
+kinds = st.sampled_from(KINDS)
+token_counts = st.one_of(st.integers(1, 9), st.integers(10, 40))
+row_counts = st.one_of(st.sampled_from([1, 15, 16, 17, 33]), st.integers(1, 80))
+column_counts = st.one_of(st.sampled_from([1, 4, 31, 32, 33, 64, 128]), st.integers(1, 200))

@@ -1,0 +1,69 @@
+"""What is the jit backend's own: when it is imported, where it may write, and its numbers' bits."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+from hypothesis import given
+
+from edgemoe.kernels import reference
+from edgemoe.kernels.formats import GROUP_COLUMNS, group_count
+from edgemoe.kernels.jit import numbers as jit_numbers
+from edgemoe.kernels.jit import products
+from edgemoe.kernels.jit.compile import jit
+from tests.kernels.builders import column_counts, few_examples, kinds, numbers, seeds, token_counts
+
+
+def test_numba_is_imported_only_by_the_jit_backend() -> None:
+    code = """
+import sys
+import edgemoe.kernels.formats, edgemoe.kernels.operations, edgemoe.kernels.reference, edgemoe.kernels.select
+import edgemoe.kernels.native.backend, edgemoe.quant.quantise
+print([name for name in ("numba", "edgemoe.kernels.jit") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_it_compiles_where_no_machine_code_can_be_kept() -> None:
+    # Numba refuses to keep code of a function without a file in the same way as one beside which it cannot write.
+    namespace: dict[str, Any] = {}
+    exec("def double(number):\n    return 2 * number", namespace)
+    with pytest.raises(RuntimeError, match="cannot cache"):
+        numba.njit(cache=True)(namespace["double"])
+    assert jit(namespace["double"])(21) == 42
+
+
+@jit
+def _convert(bits: np.ndarray, floats: np.ndarray) -> None:
+    for i in range(len(bits)):
+        floats[i] = jit_numbers.half_to_float(bits[i])
+
+
+def test_every_half_becomes_the_float_it_is() -> None:
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    found = np.empty(1 << 16, np.float32)
+    _convert(bits, found)
+    expected = bits.view(np.float16).astype(np.float32)
+    nan = np.isnan(expected)
+    assert np.isnan(found[nan]).all()
+    assert np.array_equal(found[~nan].view(np.uint32), expected[~nan].view(np.uint32))
+
+
+@few_examples
+@given(column_counts, token_counts, kinds, seeds)
+def test_activations_become_the_reference_s_int8(columns: int, tokens: int, kind: str, seed: int) -> None:
+    values = numbers(kind, (tokens, columns), np.random.default_rng(seed))
+    groups = group_count(columns)
+    integers = np.full((tokens, groups * GROUP_COLUMNS), 99, np.int32)
+    scales, sums = np.empty((2, tokens, groups), np.float32)
+    products.quantise_activations(values, integers, scales, sums)
+    expected_integers, expected_scales = reference.quantise_activations(values)
+    assert np.array_equal(integers.reshape(expected_integers.shape), expected_integers)
+    assert np.array_equal(scales, expected_scales)
+    assert np.array_equal(sums, expected_scales * expected_integers.sum(axis=2).astype(np.float32))

@@ -1,0 +1,193 @@
+"""Operations with packed matrices, on every backend, against the reference."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgemoe.kernels import operations as op
+from edgemoe.kernels import reference
+from edgemoe.kernels.formats import FORMATS
+from edgemoe.kernels.operations import Backend
+from tests.kernels import tolerance
+from tests.kernels.builders import (
+    aligned,
+    aligned_copy,
+    column_counts,
+    few_examples,
+    format_names,
+    kinds,
+    numbers,
+    random_ffn,
+    random_matrix,
+    row_counts,
+    seeds,
+    token_counts,
+)
+
+ffn_kinds = kinds.filter(lambda kind: kind != "huge")  # gate times up of 1e30 each has no float32
+
+
+@few_examples
+@given(format_names, row_counts, column_counts, token_counts, kinds, seeds)
+def test_linear(backend: Backend, format_name: str, rows: int, columns: int, tokens: int, kind: str, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    matrix = random_matrix(format_name, rows, columns, random)
+    values = numbers(kind, (tokens, columns), random)
+    output = aligned((tokens, rows), np.float32)
+    backend.program([op.Linear(values, (op.LinearPart(matrix, None, output),))]).run(tokens, 0)
+    tolerance.assert_within(output, reference.matmul(values, matrix), tolerance.product(values, matrix))
+
+
+@few_examples
+@given(st.lists(format_names, min_size=1, max_size=4), column_counts, st.booleans(), st.booleans(), seeds)
+def test_linear_parts_bias_scale_and_accumulation(
+    backend: Backend, formats: list[str], columns: int, with_bias: bool, accumulate: bool, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    tokens, scale = 3, np.float32(0.37)
+    values = numbers("normal", (tokens, columns), random)
+    parts, before = [], []
+    for number, format_name in enumerate(formats):
+        matrix = random_matrix(format_name, 5 + 16 * number, columns, random)
+        bias = numbers("normal", (matrix.rows,), random) if with_bias else None
+        before.append(numbers("normal", (tokens, matrix.rows), random))
+        parts.append(op.LinearPart(matrix, bias, aligned_copy(before[-1])))
+    backend.program([op.Linear(values, tuple(parts), float(scale), accumulate)]).run(tokens, 0)
+    for part, old in zip(parts, before, strict=True):
+        product = reference.matmul(values, part.matrix)
+        bound = tolerance.linear(
+            tolerance.product(values, part.matrix), product, part.bias, float(scale), old if accumulate else None
+        )
+        exact = product.astype(np.float64) + (0 if part.bias is None else part.bias)
+        expected = (exact * scale + (old if accumulate else 0)).astype(np.float32)
+        tolerance.assert_within(part.output, expected, bound)
+
+
+@few_examples
+@given(format_names, row_counts, column_counts, seeds)
+def test_a_run_touches_only_its_own_rows(
+    backend: Backend, format_name: str, rows: int, columns: int, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    matrix = random_matrix(format_name, rows, columns, random)
+    values = numbers("normal", (6, columns), random)
+    output = aligned((6, rows), np.float32)
+    output[...] = 7
+    backend.program([op.Linear(values, (op.LinearPart(matrix, None, output),))]).run(4, 0)
+    assert (output[4:] == 7).all()
+
+
+@few_examples
+@given(format_names, row_counts, column_counts, token_counts, seeds)
+def test_embed(backend: Backend, format_name: str, rows: int, columns: int, tokens: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    matrix = random_matrix(format_name, rows, columns, random)
+    ids = aligned_copy(random.integers(0, rows, tokens).astype(np.int32))
+    output = aligned((tokens, columns), np.float32)
+    backend.program([op.Embed(ids, matrix, 1.7, output)]).run(tokens, 0)
+    expected = reference.embed(ids, matrix, 1.7)
+    tolerance.assert_within(output, expected, 3 * tolerance.UNIT * np.abs(expected.astype(np.float64)))
+
+
+@few_examples
+@given(format_names, column_counts, column_counts, token_counts, ffn_kinds, seeds)
+def test_gated_ffn(
+    backend: Backend, format_name: str, width: int, ffn_width: int, tokens: int, kind: str, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    gate_up, down = random_ffn(format_name, width, ffn_width, random)
+    values = numbers(kind, (tokens, width), random)
+    output = aligned((tokens, width), np.float32)
+    backend.program([op.GatedFfn(values, gate_up, down, output)]).run(tokens, 0)
+    expected = reference.gated_ffn(values, gate_up, down)
+    tolerance.assert_within(output, expected, tolerance.gated_ffn(values, gate_up, down))
+
+
+@few_examples
+@given(
+    format_names,
+    st.integers(1, 70),
+    st.integers(1, 70),
+    st.integers(1, 9),
+    st.integers(1, 4),
+    token_counts,
+    seeds,
+)
+def test_experts(
+    backend: Backend,
+    format_name: str,
+    width: int,
+    ffn_width: int,
+    expert_count: int,
+    per_token: int,
+    tokens: int,
+    seed: int,
+) -> None:
+    random = np.random.default_rng(seed)
+    per_token = min(per_token, expert_count)
+    ffns = [random_ffn(format_name, width, ffn_width, random) for _ in range(expert_count)]
+    slots = aligned_copy(random.permutation(expert_count).astype(np.int32))
+    slots[random.random(expert_count) < 0.3] = -1
+    arena, layout = pack_experts(ffns, slots)
+    chosen = np.array([random.permutation(expert_count)[:per_token] for _ in range(tokens)], np.int32)
+    values = numbers("normal", (tokens, width), random)
+    output = aligned((tokens, per_token, width), np.float32)
+    output[...] = 7
+    operation = op.Experts(values, aligned_copy(chosen), slots, arena, layout, output)
+    backend.program([operation]).run(tokens, 0)
+    for t in range(tokens):
+        for k, expert in enumerate(chosen[t]):
+            if slots[expert] < 0:
+                assert (output[t, k] == 7).all()
+            else:
+                gate_up, down = ffns[expert]
+                row = values[t : t + 1]
+                bound = tolerance.gated_ffn(row, gate_up, down)
+                tolerance.assert_within(output[t, k : k + 1], reference.gated_ffn(row, gate_up, down), bound)
+
+
+def pack_experts(ffns: list, slots: np.ndarray) -> tuple[np.ndarray, op.ExpertLayout]:
+    """An arena of 4096-byte aligned slots that holds each expert where `slots` says."""
+    gate_up, down = ffns[0]
+    layout = op.ExpertLayout(down.rows, down.columns, gate_up.format, down.format, len(gate_up.data))
+    slot_bytes = -(-(len(gate_up.data) + len(down.data)) // 4096) * 4096
+    arena = aligned((max(1, int(slots.max()) + 1), slot_bytes), np.uint8, 4096)
+    for (gate_up, down), slot in zip(ffns, slots, strict=True):
+        if slot >= 0:
+            arena[slot, : layout.down_offset] = gate_up.data
+            arena[slot, layout.down_offset : layout.down_offset + len(down.data)] = down.data
+    return arena, layout
+
+
+def test_experts_take_slots_as_they_are_at_each_run(backend: Backend) -> None:
+    random = np.random.default_rng(5)
+    ffns = [random_ffn("q4", 40, 24, random) for _ in range(2)]
+    slots = aligned_copy(np.array([0, 1], np.int32))
+    arena, layout = pack_experts(ffns, slots)
+    values = numbers("normal", (1, 40), random)
+    output = aligned((1, 2, 40), np.float32)
+    experts = aligned_copy(np.array([[0, 1]], np.int32))
+    program = backend.program([op.Experts(values, experts, slots, arena, layout, output)])
+    program.run(1, 0)
+    first = output.copy()
+    slots[:] = [1, -1]
+    program.run(1, 0)
+    assert np.array_equal(output[0, 0], first[0, 1])
+    assert np.array_equal(output[0, 1], first[0, 1])
+
+
+def test_experts_may_mix_formats(backend: Backend) -> None:
+    random = np.random.default_rng(6)
+    gate_up, _ = random_ffn("q4", 40, 24, random)
+    down = random_matrix("q8", 40, 24, random)
+    slots = aligned_copy(np.array([0], np.int32))
+    arena, layout = pack_experts([(gate_up, down)], slots)
+    assert layout.down_format == FORMATS["q8"]
+    values = numbers("normal", (2, 40), random)
+    output = aligned((2, 1, 40), np.float32)
+    experts = aligned((2, 1), np.int32)
+    backend.program([op.Experts(values, experts, slots, arena, layout, output)]).run(2, 0)
+    expected = reference.gated_ffn(values, gate_up, down)
+    tolerance.assert_within(output[:, 0], expected, tolerance.gated_ffn(values, gate_up, down))

@@ -1,0 +1,152 @@
+"""The reference itself, against each formula written out number by number."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgemoe.kernels import reference
+from edgemoe.kernels.formats import dequantise, unpack
+from tests.kernels.builders import (
+    FORMAT_NAMES,
+    column_counts,
+    few_examples,
+    kinds,
+    numbers,
+    random_ffn,
+    random_matrix,
+    seeds,
+)
+
+
+@few_examples
+@given(column_counts, kinds, seeds)
+def test_int8_activations_lie_within_half_a_step(columns: int, kind: str, seed: int) -> None:
+    values = numbers(kind, (3, columns), np.random.default_rng(seed))
+    integers, scales = reference.quantise_activations(values)
+    assert integers.shape == (3, -(-columns // 32), 32)
+    assert (np.abs(integers.astype(int)) <= 127).all()
+    restored = (integers * scales.astype(np.float64)[:, :, None]).reshape(3, -1)[:, :columns]
+    step = np.repeat(scales.astype(np.float64), 32, axis=1)[:, :columns]
+    allowed = step * 0.50001 + float(reference.SMALLEST_ACTIVATION)
+    assert (np.abs(restored - values) <= allowed).all()
+
+
+def test_int8_rounds_half_to_even() -> None:
+    values = np.zeros((1, 32), np.float32)
+    values[0, :5] = [127, 0.5, 1.5, 2.5, -0.5]
+    integers, scales = reference.quantise_activations(values)
+    assert scales[0, 0] == 1
+    assert integers[0, 0, :5].tolist() == [127, 0, 2, 2, 0]
+
+
+@pytest.mark.parametrize("format_name", FORMAT_NAMES)
+def test_matmul_sums_weights_times_inputs(format_name: str) -> None:
+    random = np.random.default_rng(1)
+    matrix = random_matrix(format_name, 19, 45, random)
+    values = numbers("normal", (2, 45), random)
+    weights = dequantise(unpack(matrix.data, matrix.format, 19, 45)).astype(float)
+    inputs = values.astype(float)
+    if matrix.format.quantised:
+        integers, scales = reference.quantise_activations(values)
+        inputs = np.array(
+            [[integers[t, c // 32, c % 32] * float(scales[t, c // 32]) for c in range(45)] for t in (0, 1)]
+        )
+    found = reference.matmul(values, matrix)
+    for t in range(2):
+        for row in range(19):
+            expected = math.fsum(weights[row, c] * inputs[t, c] for c in range(45))
+            assert found[t, row] == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+def test_matmul_unpacks_a_tall_matrix_in_pieces() -> None:
+    random = np.random.default_rng(2)
+    matrix = random_matrix("q4m", 1024 * 2 + 5, 3, random)
+    values = numbers("halves", (1, 3), random)
+    weights = dequantise(unpack(matrix.data, matrix.format, matrix.rows, 3)).astype(np.float64)
+    integers, scales = reference.quantise_activations(values)
+    expected = weights @ (integers[0, 0, :3] * scales[0].astype(np.float64))
+    assert np.allclose(reference.matmul(values, matrix)[0], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_rope_turns_each_pair_by_its_angle() -> None:
+    random = np.random.default_rng(3)
+    values, angles = numbers("normal", (4, 2, 6), random), random.random((4, 3))
+    found = reference.rope(values, np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32))
+    for t in range(4):
+        for head in range(2):
+            for i in range(3):
+                turned = complex(values[t, head, i], values[t, head, i + 3]) * np.exp(1j * angles[t, i])
+                assert found[t, head, i] == pytest.approx(turned.real, abs=1e-6)
+                assert found[t, head, i + 3] == pytest.approx(turned.imag, abs=1e-6)
+
+
+def test_rms_norm_leaves_unit_mean_square() -> None:
+    values = numbers("normal", (3, 50), np.random.default_rng(4)) * np.float32(40)
+    normed = reference.rms_norm(values, np.ones(50, np.float32), 0.0)
+    assert np.allclose(np.square(normed).mean(axis=1), 1, atol=1e-6)
+    assert np.array_equal(reference.rms_norm(values, np.full(50, 2, np.float32), 0.0), 2 * normed)
+    assert np.allclose(reference.rms_norm(values[:, :1], np.ones(1, np.float32), 0.0), np.sign(values[:, :1]))
+
+
+def test_attention_is_a_weighted_mean_of_what_a_token_may_see() -> None:
+    random = np.random.default_rng(5)
+    tokens, position, heads, kv_heads, width = 3, 4, 6, 2, 8
+    query = numbers("normal", (tokens, heads, width), random)
+    keys, values = (random.standard_normal((kv_heads, 20, width)).astype(np.float16) for _ in range(2))
+    found = reference.attention(query, keys, values, position, 0.3)
+    for t in range(tokens):
+        for head in range(heads):
+            g = head // 3
+            seen = range(position + t + 1)
+            shares = [math.exp(0.3 * float(query[t, head].astype(float) @ keys[g, c].astype(float))) for c in seen]
+            for i in range(width):
+                mean = math.fsum(s * float(values[g, c, i]) for s, c in zip(shares, seen, strict=True)) / sum(shares)
+                assert found[t, head, i] == pytest.approx(mean, abs=1e-6)
+
+
+@few_examples
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=12), st.integers(1, 12))
+def test_route_takes_the_largest_and_the_lower_number_on_a_tie(logits: list[int], count: int) -> None:
+    count = min(count, len(logits))
+    rows = np.array([logits], np.float32)
+    experts, weights = reference.route(rows, count, True)
+    expected = sorted(range(len(logits)), key=lambda expert: (-logits[expert], expert))[:count]
+    assert experts.tolist() == [expected]
+    chosen = [math.exp(logits[expert]) for expert in expected]
+    assert weights[0] == pytest.approx([value / sum(chosen) for value in chosen], rel=1e-6)
+    everything = sum(math.exp(logit) for logit in logits)
+    assert reference.route(rows, count, False)[1][0] == pytest.approx([v / everything for v in chosen], rel=1e-6)
+
+
+@pytest.mark.parametrize("ffn_width", [1, 16, 21, 40])
+def test_gated_ffn_finds_gate_and_up_in_their_panels(ffn_width: int) -> None:
+    random = np.random.default_rng(6)
+    gate_up, down = random_ffn("f32", 10, ffn_width, random)
+    values = numbers("normal", (2, 10), random)
+    panels = dequantise(unpack(gate_up.data, gate_up.format, gate_up.rows, 10)).reshape(-1, 2, 16, 10)
+    gate, up = (panels[:, half].reshape(-1, 10)[:ffn_width].astype(float) for half in (0, 1))
+    weights = dequantise(unpack(down.data, down.format, 10, ffn_width)).astype(float)
+    for t in range(2):
+        g, u = gate @ values[t], up @ values[t]
+        hidden = g / (1 + np.exp(-g)) * u
+        assert np.allclose(reference.gated_ffn(values, gate_up, down)[t], weights @ hidden, atol=1e-5)
+
+
+def test_silu_of_a_very_negative_gate_is_zero() -> None:
+    gate_up, down = random_ffn("f32", 1, 1, np.random.default_rng(7))
+    gate_up.data.view(np.float32)[0] = -1e30
+    output = reference.gated_ffn(np.ones((1, 1), np.float32), gate_up, down)
+    assert output[0, 0] == 0
+
+
+def test_combine_weighs_the_routed_and_gates_the_shared() -> None:
+    routed = np.array([[[1.0, 2.0], [10.0, 20.0]]], np.float32)
+    weights, shared = np.array([[0.75, 0.25]], np.float32), np.array([[100.0, 200.0]], np.float32)
+    assert reference.combine(routed, weights, None, None).tolist() == [[3.25, 6.5]]
+    assert reference.combine(None, None, shared, None).tolist() == [[100, 200]]
+    assert reference.combine(routed, weights, shared, np.zeros((1, 1), np.float32)).tolist() == [[53.25, 106.5]]

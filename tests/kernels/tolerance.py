@@ -1,0 +1,177 @@
+"""How far a backend's results may lie from the reference's: the only place that says so.
+
+The reference stands for the exact value, so each bound is what float32 arithmetic can lose, term by term:
+every product and every addition rounds by at most `UNIT` of its result, and a sum of `n` terms in any order
+by at most `n * UNIT` of the sum of its terms' magnitudes. A bound is an array of the result's shape.
+
+- f32 and f16 weights are exact in float32; a product rounds once per column.
+- q8, q4 and q4m: activations are the reference's int8, bit for bit; products within a group are integers, and
+  exact; only the groups' results are rounded. A zero point or minimum may be taken out of the sum, so its terms
+  count on their own.
+- An FFN's hidden values become int8: one that lies nearer to a rounding boundary than its own error may go the
+  other way, by one step. The bound allows it exactly there.
+- exp is held to `EXPONENTIAL`, a few units in the last place.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from edgemoe.kernels.formats import GROUP_COLUMNS, PANEL_ROWS, Matrix, dequantise, group_count, unpack
+from edgemoe.kernels.reference import matmul, quantise_activations
+
+UNIT = 2.0**-24
+EXPONENTIAL = 8 * UNIT
+UNDERFLOW = 1e-36
+"""Below this a float32 is about to run out of digits (the smallest with all of them is 1.2e-38)."""
+
+Doubles = npt.NDArray[np.float64]
+
+
+def assert_within(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32], bound: Doubles) -> None:
+    """Raises AssertionError where a result is further than its bound from the reference's, or not finite."""
+    assert found.shape == expected.shape
+    assert np.isfinite(found).all()
+    # The reference's own last step rounds to float32.
+    allowed = bound + UNIT * np.abs(expected.astype(np.float64)) + UNDERFLOW
+    distance = np.abs(found.astype(np.float64) - expected.astype(np.float64))
+    worst = np.unravel_index(np.argmax(distance / allowed), found.shape)
+    assert distance[worst] <= allowed[worst], (
+        f"at {tuple(int(i) for i in worst)}: expected {expected[worst]!r}, found {found[worst]!r}, "
+        f"{distance[worst] / allowed[worst]:.3g} times the bound of {allowed[worst]:.3g}"
+    )
+
+
+def product(values: npt.NDArray[np.float32], matrix: Matrix) -> Doubles:
+    """Bound of `matmul`: `(T, rows)`."""
+    blocks = unpack(matrix.data, matrix.format, matrix.rows, matrix.columns)
+    if not matrix.format.quantised:
+        terms = np.abs(values.astype(np.float64)) @ np.abs(blocks.values.astype(np.float64)).T
+        return (matrix.columns + 2) * UNIT * terms
+    integers, scales = quantise_activations(values)
+    inputs = np.abs(integers * scales.astype(np.float64)[:, :, None]).reshape(len(values), -1)[:, : matrix.columns]
+    return 3 * (group_count(matrix.columns) + 3) * UNIT * (inputs @ _weight_terms(matrix).T)
+
+
+def _weight_terms(matrix: Matrix) -> Doubles:
+    """Magnitudes of weights, with zero points and minimums counted apart."""
+    blocks = unpack(matrix.data, matrix.format, matrix.rows, matrix.columns)
+    if blocks.scales is None:
+        return np.abs(blocks.values.astype(np.float64))
+    zero_point = 8 if matrix.format.name == "q4" else 0
+    spread = np.repeat(np.abs(blocks.scales.astype(np.float64)), GROUP_COLUMNS, axis=1)[:, : matrix.columns]
+    terms = spread * (np.abs(blocks.values.astype(np.float64)) + zero_point)
+    if blocks.minimums is not None:
+        terms += np.repeat(np.abs(blocks.minimums.astype(np.float64)), GROUP_COLUMNS, axis=1)[:, : matrix.columns]
+    return terms
+
+
+def linear(
+    bound: Doubles,
+    product: npt.NDArray[np.float32],
+    bias: npt.NDArray[np.float32] | None,
+    scale: float,
+    before: npt.NDArray[np.float32] | None,
+) -> Doubles:
+    """Bound of `before + scale * (product + bias)`, given the bound of the product."""
+    magnitude = np.abs(product.astype(np.float64)) + (0 if bias is None else np.abs(bias.astype(np.float64)))
+    result = (bound + 4 * UNIT * magnitude) * abs(scale)
+    return result if before is None else result + UNIT * np.abs(before.astype(np.float64))
+
+
+def gated_ffn(values: npt.NDArray[np.float32], gate_up: Matrix, down: Matrix) -> Doubles:
+    """Bound of `gated_ffn`: `(T, D)`."""
+    hidden, slack = _hidden(values, gate_up, down.columns)
+    weights = np.abs(dequantise(unpack(down.data, down.format, down.rows, down.columns)).astype(np.float64))
+    if down.format.quantised:
+        slack = _requantised(hidden, slack)
+    return product(hidden, down) * 2 + slack @ weights.T
+
+
+def _hidden(values: npt.NDArray[np.float32], gate_up: Matrix, width: int) -> tuple[npt.NDArray[np.float32], Doubles]:
+    """The hidden values `(T, F)` of an FFN, and their bound."""
+
+    def halves(both: npt.NDArray[np.floating]) -> list[Doubles]:
+        panels = both.astype(np.float64).reshape(len(values), -1, 2, PANEL_ROWS)
+        return [panels[:, :, half].reshape(len(values), -1)[:, :width] for half in (0, 1)]
+
+    gate, up = halves(matmul(values, gate_up))
+    gate_slack, up_slack = halves(product(values, gate_up))
+    with np.errstate(over="ignore"):
+        silu = gate / (1 + np.exp(-gate))
+    # The slope of silu is at most 1.1; exp's argument is rounded, which its slope turns into |gate| units.
+    silu_slack = 1.1 * (gate_slack + UNIT * np.abs(gate)) + np.abs(silu) * (EXPONENTIAL + 4 * UNIT)
+    hidden = silu * up
+    slack = silu_slack * (np.abs(up) + up_slack) + np.abs(silu) * (up_slack + UNIT * np.abs(up))
+    return hidden.astype(np.float32), slack + 4 * UNIT * np.abs(hidden) + UNDERFLOW
+
+
+def _requantised(hidden: npt.NDArray[np.float32], slack: Doubles) -> Doubles:
+    """How far the int8 form of hidden values may differ between two roundings of them: `(T, F)`."""
+    tokens, width = hidden.shape
+    padded = np.zeros((2, tokens, group_count(width) * GROUP_COLUMNS))
+    padded[0, :, :width], padded[1, :, :width] = np.abs(hidden), slack
+    magnitude, error = padded.reshape(2, tokens, -1, GROUP_COLUMNS)
+    largest = magnitude.max(axis=2, keepdims=True)
+    doubt = error.max(axis=2, keepdims=True)
+    step = largest / 127
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = doubt / largest + 4 * UNIT
+        place = magnitude / step
+        flips = np.abs(place - np.floor(place) - 0.5) <= error / step + place * relative
+        result = np.where(flips, step, 0) + magnitude * relative + step * relative
+    # A group that may as well be zeros differs by all it holds.
+    result = np.where(largest > 1e6 * UNDERFLOW + 2 * doubt, result, magnitude + largest + doubt)
+    return result.reshape(tokens, -1)[:, :width]
+
+
+def rms_norm(expected: npt.NDArray[np.float32], width: int) -> Doubles:
+    """Bound of `rms_norm`, of the result's shape: the sum of squares, then five roundings."""
+    return (width + 10) * UNIT * np.abs(expected.astype(np.float64))
+
+
+def rope(values: npt.NDArray[np.float32], cosine: npt.NDArray[np.float32], sine: npt.NDArray[np.float32]) -> Doubles:
+    """Bound of `rope`: values `(T, heads, W)`; two products and their sum."""
+    exact = np.abs(values.astype(np.float64))
+    first, second = np.split(exact, 2, axis=2)
+    c, s = np.abs(cosine)[:, None, :], np.abs(sine)[:, None, :]
+    return 2 * UNIT * np.concatenate([first * c + second * s, second * c + first * s], axis=2)
+
+
+def attention(
+    query: npt.NDArray[np.float32],
+    keys: npt.NDArray[np.floating],
+    values: npt.NDArray[np.floating],
+    position: int,
+    scale: float,
+) -> Doubles:
+    """Bound of `attention`: query `(T, H, W)`, caches `(G, C, W)`; returns `(T, H, W)`."""
+    tokens, heads, width = query.shape
+    group = heads // len(keys)
+    result = np.empty(query.shape)
+    for t in range(tokens):
+        seen = position + t + 1
+        for head in range(heads):
+            k = keys[head // group, :seen].astype(np.float64)
+            v = np.abs(values[head // group, :seen].astype(np.float64))
+            q = query[t, head].astype(np.float64)
+            scores = k @ q * scale
+            shares = np.exp(scores - scores.max())
+            shares /= shares.sum()
+            score_slack = (width + 6) * UNIT * (np.abs(k) @ np.abs(q) * abs(scale)).max() + UNDERFLOW
+            # An error of the scores turns into a relative one of their exponentials, above and below the line.
+            relative = np.expm1(2 * score_slack) + 2 * EXPONENTIAL + 2 * (seen + 8) * UNIT
+            # Exponentials too small for float32 come out as zero or lose digits.
+            result[t, head] = relative * (shares @ v) + v.sum(axis=0) * UNDERFLOW
+    return result
+
+
+def route(expected: npt.NDArray[np.float32], experts: int) -> Doubles:
+    """Bound of the routing weights: exponentials and their sum."""
+    return (2 * EXPONENTIAL + (experts + 4) * UNIT) * np.abs(expected.astype(np.float64))
+
+
+def combine(terms: Doubles, count: int) -> Doubles:
+    """Bound of the residual, where `terms` is the sum of the magnitudes of all `count` things added to it."""
+    return (EXPONENTIAL + (count + 6) * UNIT) * terms
