@@ -20,7 +20,7 @@ LARGEST_VOCABULARY = 1 << 24
 LARGEST_POSITIONS = 1 << 30
 LARGEST_LAYERS = 1 << 12
 LARGEST_EXPERTS = 1 << 16
-LARGEST_TOTAL_EXPERTS = 1 << 18
+LARGEST_TOTAL_EXPERTS = 1 << 16
 """Experts of all layers together: each is three names in the tables, so an absurd count must not reach them."""
 
 HARMLESS: dict[str, str] = {
@@ -79,14 +79,20 @@ HARMLESS: dict[str, str] = {
             "_attn_implementation_autoset",
             "_commit_hash",
             "_experts_implementation",
+            "_flash_attn_2_enabled",
             "_name_or_path",
             "architectures",
             "dtype",
+            "attn_implementation",
             "finetuning_task",
+            "gradient_checkpointing",
             "id2label",
+            "is_llama_config",
             "is_decoder",
             "label2id",
+            "max_sequence_length",
             "name_or_path",
+            "neftune_noise_alpha",
             "num_labels",
             "output_attentions",
             "output_hidden_states",
@@ -100,6 +106,7 @@ HARMLESS: dict[str, str] = {
             "tokenizer_class",
             "torch_dtype",
             "torchscript",
+            "transformers.js_config",
             "transformers_version",
             "unsloth_fixed",
             "unsloth_version",
@@ -121,8 +128,11 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "mlp_bias": (False,),
     "per_layer_config": ({},),
     "pruned_heads": ({},),
+    "qkv_bias": (False,),
     "quantization": ({},),
     "quantization_config": ({},),
+    "rope_interleaved": (False,),
+    "shared_expert_intermediate_size": (0,),
     "sparse_attention_config": ({},),
 }
 """Keys that change what a model computes, each with the values that change nothing."""

@@ -24,6 +24,7 @@ TENSORS = (
 
 def read(reader: ConfigReader) -> ModelSpec:
     """The model that a config describes. Raises SourceError."""
+    reader.require("use_qk_norm", True)
     frame = read_frame(reader, "qwen3_moe")
     attention = read_attention(
         reader, frame.model_width, bias_key="attention_bias", kv_heads_required=True, qk_norm="head"

@@ -103,6 +103,16 @@ QWEN3_30B_A3B: dict[str, Any] = {
     "vocab_size": 151936,
 }
 
+QWEN3_CODER_30B_A3B: dict[str, Any] = QWEN3_30B_A3B | {
+    "intermediate_size": 5472,
+    "max_position_embeddings": 262144,
+    "max_window_layers": 28,
+    "qkv_bias": False,
+    "rope_theta": 10000000,
+    "shared_expert_intermediate_size": 0,
+    "use_qk_norm": True,
+}
+
 OLMOE_1B_7B: dict[str, Any] = {
     "architectures": ["OlmoeForCausalLM"],
     "attention_bias": False,
@@ -208,6 +218,37 @@ LLAMA_31_8B: dict[str, Any] = {
     "vocab_size": 128256,
 }
 
+SMOLLM2_135M: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 576,
+    "initializer_range": 0.041666666666666664,
+    "intermediate_size": 1536,
+    "is_llama_config": True,
+    "max_position_embeddings": 8192,
+    "mlp_bias": False,
+    "model_type": "llama",
+    "num_attention_heads": 9,
+    "num_hidden_layers": 30,
+    "num_key_value_heads": 3,
+    "pad_token_id": 2,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_interleaved": False,
+    "rope_scaling": None,
+    "rope_theta": 100000,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "transformers.js_config": {"kv_cache_dtype": {"fp16": "float16", "q4f16": "float16"}},
+    "transformers_version": "4.42.3",
+    "use_cache": True,
+    "vocab_size": 49152,
+}
+
 GRANITE_SHARED: dict[str, Any] = GRANITE_1B_A400M | {
     "architectures": ["GraniteMoeSharedForCausalLM"],
     "model_type": "granitemoeshared",
@@ -219,14 +260,16 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
     "Mixtral-8x7B-v0.1": (MIXTRAL_8X7B, 46_702_792_704),
     "Qwen1.5-MoE-A2.7B": (QWEN15_MOE_A27B, 14_315_784_192),
     "Qwen3-30B-A3B": (QWEN3_30B_A3B, 30_532_122_624),
+    "Qwen3-Coder-30B-A3B": (QWEN3_CODER_30B_A3B, 30_532_122_624),
     "OLMoE-1B-7B-0924": (OLMOE_1B_7B, 6_919_161_856),
     "granite-3.0-1b-a400m": (GRANITE_1B_A400M, 1_334_628_352),
     "granite-3.0-3b-a800m": (GRANITE_3B_A800M, 3_298_793_472),
     "Llama-3.1-8B": (LLAMA_31_8B, 8_030_261_248),
+    "SmolLM2-135M": (SMOLLM2_135M, 134_515_008),
 }
 """Each config with the number of parameters of its weights."""
 
 ALL_FAMILIES: dict[str, dict[str, Any]] = {
-    config["model_type"]: config for config in [*(c for c, _ in PUBLISHED.values()), GRANITE_SHARED]
+    config["model_type"]: config for config in [*(c for c, _ in reversed(PUBLISHED.values())), GRANITE_SHARED]
 }
 """One config of each family."""
