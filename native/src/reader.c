@@ -326,6 +326,25 @@ int32_t em_reader_counters(em_reader *reader, em_read_counters *counters) {
 
 /* ---- beginning and end ----------------------------------------------------------------------------------- */
 
+/* A reader on which nothing is read yet, or NULL without memory. */
+static em_reader *create_idle(int32_t capacity, int32_t predictions_max) {
+    em_reader *reader = calloc(1, sizeof *reader);
+    request *requests = calloc((size_t)capacity, sizeof *requests);
+    if (!reader || !requests || pthread_mutex_init(&reader->mutex, NULL) != 0 ||
+        pthread_cond_init(&reader->work, NULL) != 0 || pthread_cond_init(&reader->over, NULL) != 0) {
+        free(requests);
+        free(reader);
+        return NULL;
+    }
+    for (int32_t i = 0; i < capacity; i++) requests[i].next = i + 1 < capacity ? i + 1 : NOWHERE;
+    for (int p = 0; p < PRIORITIES; p++) reader->queues[p] = (queue){NOWHERE, NOWHERE};
+    reader->requests = requests;
+    reader->capacity = capacity;
+    reader->process = getpid();
+    reader->predictions_max = predictions_max;
+    return reader;
+}
+
 static bool start_threads(em_reader *reader, int32_t threads) {
     sigset_t all, before;
     sigfillset(&all);
@@ -342,20 +361,8 @@ int32_t em_reader_create(int32_t threads, int32_t capacity, em_reader **result) 
     if (!result || threads < 1 || threads > READER_THREADS_MAX || capacity < 1 || capacity > CAPACITY_MAX) {
         return EM_BAD_ARGUMENT;
     }
-    em_reader *reader = calloc(1, sizeof *reader);
-    request *requests = calloc((size_t)capacity, sizeof *requests);
-    if (!reader || !requests || pthread_mutex_init(&reader->mutex, NULL) != 0 ||
-        pthread_cond_init(&reader->work, NULL) != 0 || pthread_cond_init(&reader->over, NULL) != 0) {
-        free(requests);
-        free(reader);
-        return EM_NO_MEMORY;
-    }
-    for (int32_t i = 0; i < capacity; i++) requests[i].next = i + 1 < capacity ? i + 1 : NOWHERE;
-    for (int p = 0; p < PRIORITIES; p++) reader->queues[p] = (queue){NOWHERE, NOWHERE};
-    reader->requests = requests;
-    reader->capacity = capacity;
-    reader->process = getpid();
-    reader->predictions_max = threads > 1 ? threads - 1 : 1;
+    em_reader *reader = create_idle(capacity, threads > 1 ? threads - 1 : 1);
+    if (!reader) return EM_NO_MEMORY;
     if (!start_threads(reader, threads)) {
         em_reader_destroy(reader);
         return EM_NO_THREADS;

@@ -1,0 +1,308 @@
+/* Every kernel of every instruction set against its formula, and all sets against each other to the bit. */
+#include <math.h>
+#include <string.h>
+
+#include "check.h"
+#include "kernels/exponential.h"
+#include "kernels/half.h"
+#include "kernels/kernels.h"
+
+enum { SETS_MAX = 8, ROWS = 11 };
+
+static const em_kernels *sets[SETS_MAX];
+static int32_t set_count;
+
+static float half_at(const uint8_t *section, size_t index) {
+    uint16_t half;
+    memcpy(&half, section + 2 * index, sizeof half);
+    return em_half_to_float(half);
+}
+
+/* A panel of random payload, its scales and minimums moderate numbers. */
+static uint8_t *random_panel(int32_t format, int32_t columns) {
+    const size_t bytes = em_panel_bytes(format, columns);
+    const size_t numbers = (size_t)em_group_count(columns) * EM_PANEL_ROWS;
+    const size_t payload = (size_t)em_group_count(columns) * em_payload_bytes(format);
+    uint8_t *panel = allocate(bytes);
+    for (size_t i = 0; i < bytes; i++) panel[i] = (uint8_t)random_bits();
+    if (format == EM_F32) {
+        for (size_t i = 0; i < payload / 4; i++) ((float *)(void *)panel)[i] = random_float();
+    } else {
+        const size_t first = format == EM_F16 ? 0 : payload;
+        const size_t count = format == EM_F16 ? payload / 2 : numbers * (format == EM_Q4M ? 2 : 1);
+        for (size_t i = 0; i < count; i++) {
+            const uint16_t half = em_float_to_half(random_float());
+            memcpy(panel + first + 2 * i, &half, sizeof half);
+        }
+    }
+    if (format == EM_Q8) memset(panel, 0x80, 64); /* -128 is the one whose magnitude is no int8 */
+    return panel;
+}
+
+/* A weight by the table in formats.py. */
+static double weight_at(const uint8_t *panel, int32_t format, int32_t columns, int32_t row, int32_t column) {
+    const size_t groups = em_group_count(columns), g = column / 32, c = column % 32, r = row;
+    if (format == EM_F32) return ((const float *)(const void *)panel)[(size_t)column * 16 + r];
+    if (format == EM_F16) return half_at(panel, (size_t)column * 16 + r);
+    const size_t payload = format == EM_Q8 ? 512 : 256;
+    const uint8_t *scales = panel + groups * payload, *minimums = scales + groups * 32;
+    const double scale = half_at(scales, g * 16 + r);
+    if (format == EM_Q8) return scale * (int8_t)panel[g * 512 + c / 4 * 64 + r * 4 + c % 4];
+    const uint8_t byte = panel[g * 256 + c % 16 / 4 * 64 + r * 4 + c % 4];
+    const int nibble = c < 16 ? byte & 15 : byte >> 4;
+    return format == EM_Q4 ? scale * (nibble - 8) : scale * nibble + half_at(minimums, g * 16 + r);
+}
+
+static void test_panels(int32_t format, int32_t columns, int32_t count) {
+    uint8_t *panel = random_panel(format, columns);
+    const int32_t groups = em_group_count(columns);
+    float *floats = random_floats((size_t)ROWS * columns);
+    int8_t *values = allocate((size_t)ROWS * groups * EM_GROUP_COLUMNS);
+    em_group *group_array = allocate((size_t)ROWS * groups * sizeof *group_array);
+    int32_t rows[2 * ROWS];
+    for (int32_t i = 0; i < ROWS; i++) {
+        sets[0]->quantise(floats + (size_t)i * columns, columns, values + (size_t)i * groups * EM_GROUP_COLUMNS,
+                          group_array + (size_t)i * groups);
+    }
+    for (int32_t i = 0; i < count; i++) rows[i] = (int32_t)(random_bits() % ROWS);
+    const em_activations x = {floats, values, group_array, columns, groups};
+    float results[SETS_MAX][2 * ROWS][EM_PANEL_ROWS], alone[1][EM_PANEL_ROWS];
+    for (int32_t s = 0; s < set_count; s++) {
+        sets[s]->panel[format](panel, &x, rows, count, results[s]);
+        CHECK(memcmp(results[s], results[0], (size_t)count * sizeof results[s][0]) == 0);
+        /* In company and alone a row gets the same. */
+        sets[s]->panel[format](panel, &x, rows + count - 1, 1, alone);
+        CHECK(memcmp(alone[0], results[0][count - 1], sizeof alone[0]) == 0);
+    }
+    for (int32_t i = 0; i < count; i++) {
+        for (int32_t r = 0; r < EM_PANEL_ROWS; r++) {
+            double sum = 0, size = 0;
+            for (int32_t c = 0; c < columns; c++) {
+                const size_t at = (size_t)rows[i] * groups * EM_GROUP_COLUMNS + c;
+                const em_group *group = &group_array[(size_t)rows[i] * groups + c / EM_GROUP_COLUMNS];
+                const double in = em_is_quantised(format) ? (double)values[at] * group->scale
+                                                          : floats[(size_t)rows[i] * columns + c];
+                const double term = in * weight_at(panel, format, columns, r, c);
+                sum += term;
+                size += fabs(term);
+            }
+            CHECK(fabs(results[0][i][r] - sum) <= 1e-5 * size + 1e-30);
+        }
+    }
+    free(panel);
+    free(floats);
+    free(values);
+    free(group_array);
+}
+
+static void test_quantise(const float *input, int32_t columns) {
+    const int32_t groups = em_group_count(columns);
+    int8_t *values[2];
+    em_group *found[2];
+    for (int i = 0; i < 2; i++) {
+        values[i] = allocate((size_t)groups * EM_GROUP_COLUMNS);
+        found[i] = allocate((size_t)groups * sizeof **found);
+    }
+    for (int32_t s = 0; s < set_count; s++) {
+        const int to = s > 0;
+        sets[s]->quantise(input, columns, values[to], found[to]);
+        CHECK(memcmp(values[to], values[0], (size_t)groups * EM_GROUP_COLUMNS) == 0);
+        CHECK(memcmp(found[to], found[0], (size_t)groups * sizeof **found) == 0);
+    }
+    for (int32_t g = 0; g < groups; g++) {
+        float largest = 0;
+        int sum = 0;
+        for (int32_t i = 0; i < EM_GROUP_COLUMNS; i++) {
+            const int32_t column = g * EM_GROUP_COLUMNS + i;
+            const int8_t value = values[0][column];
+            sum += value;
+            CHECK(value >= -127);
+            if (column >= columns) CHECK(value == 0);
+            if (column >= columns || isnan(largest)) continue;
+            if (!(fabsf(input[column]) <= largest)) largest = fabsf(input[column]);
+        }
+        if (!isfinite(largest)) {
+            CHECK(!isfinite(found[0][g].scale));
+            continue;
+        }
+        if (largest < EM_SMALLEST_ACTIVATION) largest = 0;
+        CHECK(found[0][g].scale == largest / 127.0f);
+        CHECK(found[0][g].sum_times_8 == 8 * sum && found[0][g].scaled_sum == found[0][g].scale * (float)sum);
+        for (int32_t i = g * 32; i < g * 32 + 32 && i < columns; i++) {
+            CHECK(values[0][i] == (largest > 0 ? (int8_t)nearbyintf(input[i] * (127.0f / largest)) : 0));
+        }
+    }
+    for (int i = 0; i < 2; i++) {
+        free(values[i]);
+        free(found[i]);
+    }
+}
+
+static void test_quantise_extremes(void) {
+    const float strange[] = {0.0f, -0.0f, INFINITY, -INFINITY, NAN, 1e-40f, 1e-35f, 0.9e-35f, -3e38f, 3.4e38f, 1.0f, -0.5f};
+    enum { KINDS = sizeof strange / sizeof *strange };
+    for (int first = 0; first < KINDS; first++) {
+        for (int second = 0; second < KINDS; second++) {
+            float input[40] = {0};
+            for (int i = 0; i < 40; i++) input[i] = i % 3 ? strange[first] : strange[second];
+            test_quantise(input, 40);
+        }
+    }
+    float ties[32];
+    for (int i = 0; i < 32; i++) ties[i] = (float)(i - 16) + 0.5f;
+    ties[0] = 127.0f; /* factor 1: every other value lies half way between two integers */
+    test_quantise(ties, 32);
+}
+
+static void test_elementwise(int32_t count) {
+    float *a = random_floats(count + 1), *b = random_floats(count + 1);
+    for (int32_t i = 0; i < count; i++) a[i] *= 100;
+    float results[2][300];
+    float sums[2][2];
+    for (int32_t s = 0; s < set_count; s++) {
+        const int to = s > 0;
+        sums[to][0] = sets[s]->sum_squares(b, count);
+        memcpy(results[to], b, (size_t)count * sizeof *b);
+        sums[to][1] = sets[s]->exponentials(results[to], count, 0.5f);
+        CHECK(memcmp(sums[to], sums[0], sizeof sums[0]) == 0);
+        CHECK(memcmp(results[to], results[0], (size_t)count * sizeof *b) == 0);
+    }
+    double squares = 0, total = 0;
+    for (int32_t i = 0; i < count; i++) {
+        squares += (double)b[i] * b[i];
+        total += exp((double)(b[i] - 0.5f));
+        CHECK(fabs(results[0][i] - exp((double)(b[i] - 0.5f))) <= 3e-7 * results[0][i]);
+    }
+    CHECK(fabs(sums[0][0] - squares) <= 1e-5 * squares && fabs(sums[0][1] - total) <= 1e-5 * total);
+    for (int32_t s = 0; s < set_count; s++) {
+        const int to = s > 0;
+        sets[s]->gate(a, b, results[to], count);
+        CHECK(memcmp(results[to], results[0], (size_t)count * sizeof *b) == 0);
+    }
+    for (int32_t i = 0; i < count; i++) {
+        const double gated = a[i] / (1 + exp(-(double)a[i])) * b[i];
+        CHECK(fabs(results[0][i] - gated) <= 1e-6 * fabs(gated) + 1e-37);
+    }
+    free(a);
+    free(b);
+}
+
+static void test_exponential_extremes(void) {
+    const float in[] = {0, -0.0f, 88.7f, 89, 1000, INFINITY, -87, -90, -103, -103.9f, -104, -1000, -INFINITY, NAN, 1e-30f, 1};
+    enum { COUNT = sizeof in / sizeof *in };
+    for (int32_t s = 0; s < set_count; s++) {
+        float out[COUNT];
+        memcpy(out, in, sizeof in);
+        sets[s]->exponentials(out, COUNT, 0.0f);
+        for (int i = 0; i < COUNT; i++) {
+            const double expected = exp((double)in[i]);
+            if (isnan(in[i])) {
+                CHECK(isnan(out[i]));
+            } else if (expected > 3.4028235e38) {
+                CHECK(isinf(out[i]));
+            } else {
+                CHECK(fabs(out[i] - expected) <= 3e-7 * expected + 1.5e-45);
+            }
+        }
+    }
+}
+
+static void test_halves(void) {
+    for (uint32_t half = 0; half < 65536; half++) {
+        const float value = em_half_to_float((uint16_t)half);
+        const int fraction = half & 1023, exponent = half >> 10 & 31;
+        const double sign = half & 0x8000 ? -1 : 1;
+        if (exponent == 31) {
+            CHECK(fraction ? isnan(value) : isinf(value) && (value > 0) == (sign > 0));
+        } else {
+            const double expected = exponent ? ldexp(1024 + fraction, exponent - 25) : ldexp(fraction, -24);
+            CHECK(value == sign * expected);
+        }
+        if (!isnan(value)) CHECK(em_float_to_half(value) == half);
+    }
+    enum { COUNT = 20000 };
+    static float in[COUNT];
+    static uint16_t out[2][COUNT];
+    for (int i = 0; i < COUNT; i++) {
+        in[i] = em_from_bits(random_bits());
+        if (i % 2) in[i] = ldexpf(random_float(), (int)(random_bits() % 44) - 26);
+        if (isnan(in[i])) in[i] = 0;
+    }
+    for (int32_t s = 0; s < set_count; s++) {
+        sets[s]->to_half(in, out[s > 0], COUNT);
+        CHECK(memcmp(out[s > 0], out[0], sizeof out[0]) == 0);
+    }
+    for (int i = 0; i < COUNT; i++) { /* the nearest: half a step of the float16s there at most */
+        const double back = em_half_to_float(out[0][i]), size = fabs((double)in[i]);
+        if (size >= 65520) {
+            CHECK(isinf(back));
+        } else {
+            const double step = size < 0x1p-14 ? 0x1p-24 : ldexp(1, ilogb(size) - 10);
+            CHECK(fabs(back - in[i]) <= step / 2);
+        }
+    }
+}
+
+static void test_attention(int32_t width, int32_t count, int half) {
+    float *query = random_floats(width), *weights = random_floats(count);
+    float *plain = random_floats((size_t)count * width);
+    uint16_t *halves = allocate((size_t)count * width * sizeof *halves);
+    for (int32_t i = 0; i < count * width; i++) {
+        halves[i] = em_float_to_half(plain[i]);
+        if (half) plain[i] = em_half_to_float(halves[i]);
+    }
+    const void *cache = half ? (const void *)halves : plain;
+    float scores[2][80], mixed[2][300];
+    for (int32_t s = 0; s < set_count; s++) {
+        const int to = s > 0;
+        sets[s]->scores[half](query, cache, count, width, 0.25f, scores[to]);
+        CHECK(memcmp(scores[to], scores[0], (size_t)count * sizeof(float)) == 0);
+        for (int32_t i = 0; i < width; i++) mixed[to][i] = (float)i;
+        sets[s]->mix[half](weights, cache, count, width, 0.5f, mixed[to]);
+        CHECK(memcmp(mixed[to], mixed[0], (size_t)width * sizeof(float)) == 0);
+    }
+    for (int32_t key = 0; key < count; key++) {
+        double sum = 0;
+        for (int32_t i = 0; i < width; i++) sum += (double)query[i] * plain[key * width + i];
+        CHECK(fabs(scores[0][key] - 0.25 * sum) <= 1e-6 * width);
+    }
+    for (int32_t i = 0; i < width; i++) {
+        double sum = 0.5 * i;
+        for (int32_t row = 0; row < count; row++) sum += (double)weights[row] * plain[row * width + i];
+        CHECK(fabs(mixed[0][i] - sum) <= 1e-6 * (count + i));
+    }
+    free(query);
+    free(weights);
+    free(plain);
+    free(halves);
+}
+
+int main(void) {
+    set_count = em_isa_count();
+    CHECK(set_count >= 1 && set_count <= SETS_MAX);
+    for (int32_t s = 0; s < set_count; s++) {
+        sets[s] = em_kernels_for(em_isa_name(s));
+        CHECK(sets[s] && strcmp(sets[s]->isa, em_isa_name(s)) == 0);
+    }
+    CHECK(strcmp(em_isa_name(set_count - 1), "generic") == 0);
+    CHECK(em_isa_name(set_count) == NULL && em_isa_name(-1) == NULL && em_kernels_for("none") == NULL);
+    const int32_t columns[] = {1, 31, 32, 33, 64, 100, 257};
+    for (int32_t format = 0; format < EM_FORMAT_COUNT; format++) {
+        for (size_t c = 0; c < sizeof columns / sizeof *columns; c++) {
+            for (int32_t count = 1; count <= 9; count++) test_panels(format, columns[c], count);
+        }
+    }
+    for (size_t c = 0; c < sizeof columns / sizeof *columns; c++) {
+        float *input = random_floats(columns[c]);
+        test_quantise(input, columns[c]);
+        free(input);
+        test_elementwise(columns[c]);
+        for (int half = 0; half < 2; half++) {
+            for (int32_t count = 1; count <= 64; count += 9) test_attention(columns[c], count, half);
+        }
+    }
+    test_quantise_extremes();
+    test_exponential_extremes();
+    test_halves();
+    return 0;
+}

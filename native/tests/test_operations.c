@@ -1,0 +1,249 @@
+/* Whole programs: every operation over threads and cuts of a prompt to the bit, and what a run refuses.
+ *
+ * That an operation means what it should is held in Python, against reference.py; here the sanitizers watch. */
+#include <math.h>
+#include <string.h>
+
+#include "check.h"
+#include "kernels/half.h"
+#include "kernels/kernels.h"
+
+enum {
+    TOKENS = 37, /* more than one tile of rows, and not a whole number of them */
+    VOCABULARY = 50,
+    WIDTH = 72,
+    HEADS = 4,
+    GROUPS = 2,
+    HEAD_WIDTH = 18,
+    CONTEXT = 80,
+    EXPERTS = 5,
+    USED = 2,
+    FFN = 40,
+    SLOTS = 4,
+    OPERATIONS = 15,
+};
+
+static em_matrix random_matrix(int32_t format, int32_t rows, int32_t columns) {
+    const size_t bytes = em_panel_count(rows) * em_panel_bytes(format, columns);
+    uint8_t *data = allocate(bytes);
+    for (size_t i = 0; i < bytes; i += 2) {
+        /* As scales and f16 weights small numbers, as f32 weights too, as nibbles anything. */
+        const uint16_t half = em_float_to_half(random_float() / 8);
+        memcpy(data + i, &half, sizeof half);
+    }
+    for (size_t i = 0; format == EM_F32 && i < bytes / 4; i++) ((float *)(void *)data)[i] = random_float() / 8;
+    return (em_matrix){data, format, rows, columns, 0};
+}
+
+/* A small decoder's worth of operations and all its buffers. */
+typedef struct model {
+    em_operation operations[OPERATIONS];
+    int32_t count;
+    int32_t ids[TOKENS];
+    int32_t slots[EXPERTS];
+    float hidden[TOKENS][WIDTH], normed[TOKENS][WIDTH], query[TOKENS][WIDTH], key[TOKENS][GROUPS * HEAD_WIDTH];
+    float value[TOKENS][GROUPS * HEAD_WIDTH], attended[TOKENS][WIDTH], logits[TOKENS][EXPERTS];
+    int32_t chosen[TOKENS][USED];
+    float weights[TOKENS][USED], routed[TOKENS][USED][WIDTH], shared[TOKENS][WIDTH], shared_gate[TOKENS][1];
+    float norm[WIDTH], bias[WIDTH], cosine[CONTEXT][HEAD_WIDTH / 2], sine[CONTEXT][HEAD_WIDTH / 2];
+    uint16_t key_cache[GROUPS][CONTEXT][HEAD_WIDTH], value_cache[GROUPS][CONTEXT][HEAD_WIDTH];
+    void *owned[OPERATIONS];
+    int32_t owned_count;
+} model;
+
+static em_operation *add(model *m, em_kind kind) {
+    CHECK(m->count < OPERATIONS);
+    m->operations[m->count].kind = kind;
+    return &m->operations[m->count++];
+}
+
+static em_matrix owned_matrix(model *m, int32_t format, int32_t rows, int32_t columns) {
+    const em_matrix matrix = random_matrix(format, rows, columns);
+    CHECK(m->owned_count < OPERATIONS);
+    m->owned[m->owned_count++] = (void *)(uintptr_t)matrix.data;
+    return matrix;
+}
+
+static void add_attention(model *m) {
+    add(m, EM_RMS_NORM)->as.rms_norm = (em_rms_norm){*m->hidden, m->norm, *m->normed, 1e-5f, 1, WIDTH, 0};
+    em_linear *qkv = &add(m, EM_LINEAR)->as.linear;
+    *qkv = (em_linear){.input = *m->normed, .part_count = 3, .scale = 1};
+    qkv->parts[0] = (em_linear_part){owned_matrix(m, EM_Q4M, WIDTH, WIDTH), m->bias, *m->query};
+    qkv->parts[1] = (em_linear_part){owned_matrix(m, EM_F16, GROUPS * HEAD_WIDTH, WIDTH), NULL, *m->key};
+    qkv->parts[2] = (em_linear_part){owned_matrix(m, EM_Q8, GROUPS * HEAD_WIDTH, WIDTH), NULL, *m->value};
+    add(m, EM_ROPE)->as.rope = (em_rope){*m->query, *m->cosine, *m->sine, HEADS, HEAD_WIDTH, CONTEXT, 0};
+    add(m, EM_ROPE)->as.rope = (em_rope){*m->key, *m->cosine, *m->sine, GROUPS, HEAD_WIDTH, CONTEXT, 0};
+    add(m, EM_STORE_KV)->as.store_kv =
+        (em_store_kv){*m->key, *m->value, m->key_cache, m->value_cache, GROUPS, HEAD_WIDTH, CONTEXT, 1};
+    add(m, EM_ATTENTION)->as.attention = (em_attention){*m->query, m->key_cache, m->value_cache, *m->attended, HEADS,
+                                                        GROUPS,    HEAD_WIDTH,   CONTEXT,        1,            0.2f};
+    em_linear *output = &add(m, EM_LINEAR)->as.linear;
+    *output = (em_linear){.input = *m->attended, .part_count = 1, .scale = 0.5f, .accumulate = 1};
+    output->parts[0] = (em_linear_part){owned_matrix(m, EM_Q4, WIDTH, WIDTH), NULL, *m->hidden};
+}
+
+static void add_moe(model *m) {
+    em_linear *router = &add(m, EM_LINEAR)->as.linear;
+    *router = (em_linear){.input = *m->hidden, .part_count = 2, .scale = 1};
+    router->parts[0] = (em_linear_part){owned_matrix(m, EM_F32, EXPERTS, WIDTH), NULL, *m->logits};
+    router->parts[1] = (em_linear_part){owned_matrix(m, EM_F32, 1, WIDTH), NULL, *m->shared_gate};
+    add(m, EM_ROUTE)->as.route = (em_route){*m->logits, *m->chosen, *m->weights, EXPERTS, USED, 1, 0};
+    em_gated_ffn *shared = &add(m, EM_GATED_FFN)->as.gated_ffn;
+    *shared = (em_gated_ffn){*m->hidden, *m->shared, owned_matrix(m, EM_Q8, 2 * 48, WIDTH), {0}};
+    shared->down = owned_matrix(m, EM_F16, WIDTH, FFN);
+    const int64_t gate_up_bytes = 2 * em_panel_count(FFN) * (int64_t)em_panel_bytes(EM_Q4, WIDTH);
+    const int64_t down_bytes = em_panel_count(WIDTH) * (int64_t)em_panel_bytes(EM_Q8, FFN);
+    const em_matrix arena = owned_matrix(m, EM_Q8, 16 * SLOTS * (int32_t)((gate_up_bytes + down_bytes) / 544 + 1), 32);
+    add(m, EM_EXPERTS)->as.experts = (em_experts){
+        .input = *m->hidden,
+        .experts = *m->chosen,
+        .slots = m->slots,
+        .arena = arena.data,
+        .output = **m->routed,
+        .slot_bytes = gate_up_bytes + down_bytes,
+        .down_offset = gate_up_bytes,
+        .slot_count = SLOTS,
+        .expert_count = EXPERTS,
+        .used = USED,
+        .model_width = WIDTH,
+        .ffn_width = FFN,
+        .gate_up_format = EM_Q4,
+        .down_format = EM_Q8,
+    };
+    add(m, EM_COMBINE)->as.combine =
+        (em_combine){*m->hidden, **m->routed, *m->weights, *m->shared, *m->shared_gate, USED, WIDTH, 0.7f, 0};
+}
+
+static model *make_model(void) {
+    random_state = 88172645u;
+    model *m = calloc(1, sizeof *m);
+    CHECK(m);
+    for (int i = 0; i < TOKENS; i++) m->ids[i] = (int32_t)(random_bits() % VOCABULARY);
+    for (int i = 0; i < EXPERTS; i++) m->slots[i] = i < SLOTS ? SLOTS - 1 - i : -1;
+    for (int i = 0; i < WIDTH; i++) m->norm[i] = m->bias[i] = random_float();
+    for (int i = 0; i < CONTEXT * HEAD_WIDTH / 2; i++) {
+        m->cosine[i / (HEAD_WIDTH / 2)][i % (HEAD_WIDTH / 2)] = cosf((float)i);
+        m->sine[i / (HEAD_WIDTH / 2)][i % (HEAD_WIDTH / 2)] = sinf((float)i);
+    }
+    add(m, EM_EMBED)->as.embed = (em_embed){m->ids, *m->hidden, owned_matrix(m, EM_Q4M, VOCABULARY, WIDTH), 2.0f, 0};
+    add_attention(m);
+    add_moe(m);
+    return m;
+}
+
+static void free_model(model *m) {
+    for (int32_t i = 0; i < m->owned_count; i++) free(m->owned[i]);
+    free(m);
+}
+
+/* The first `tokens` tokens at `position`, on `threads` threads. */
+static int32_t run(model *m, const char *isa, int32_t threads, int32_t tokens, int32_t position) {
+    em_pool *pool;
+    CHECK_STATUS(EM_OK, em_pool_create(threads, 20, &pool));
+    const uint64_t bytes = em_program_scratch_bytes(m->operations, m->count, tokens);
+    const em_scratch scratch = {allocate(bytes), bytes};
+    em_program program = {em_kernels_for(isa), pool, m->operations, &scratch, m->count, TOKENS, -1, 0};
+    const int32_t status = em_program_run(&program, tokens, position);
+    CHECK((status == EM_OK) == (program.failed_operation == -1));
+    free(scratch.data);
+    em_pool_destroy(pool);
+    return status;
+}
+
+static void test_same_bits(void) {
+    model *first = make_model();
+    CHECK_STATUS(EM_OK, run(first, "generic", 1, TOKENS, 0));
+    for (int i = 0; i < TOKENS; i++) CHECK(isfinite(first->hidden[i][0]));
+    for (int32_t set = 0; set < em_isa_count(); set++) {
+        for (int32_t threads = 1; threads <= 5; threads += 2) {
+            model *m = make_model();
+            CHECK_STATUS(EM_OK, run(m, em_isa_name(set), threads, TOKENS, 0));
+            CHECK(memcmp(m->hidden, first->hidden, sizeof m->hidden) == 0);
+            free_model(m);
+        }
+        /* The last token by itself, after the others. */
+        model *m = make_model();
+        CHECK_STATUS(EM_OK, run(m, em_isa_name(set), 2, TOKENS - 1, 0));
+        m->ids[0] = m->ids[TOKENS - 1];
+        CHECK_STATUS(EM_OK, run(m, em_isa_name(set), 2, 1, TOKENS - 1));
+        CHECK(memcmp(m->hidden[0], first->hidden[TOKENS - 1], sizeof m->hidden[0]) == 0);
+        free_model(m);
+    }
+    free_model(first);
+}
+
+static void test_absent_experts_are_left(void) {
+    model *m = make_model();
+    for (int i = 0; i < EXPERTS; i++) m->slots[i] = -1;
+    float *routed = **m->routed;
+    for (int i = 0; i < TOKENS * USED * WIDTH; i++) routed[i] = 5;
+    CHECK_STATUS(EM_OK, run(m, em_isa_name(0), 2, TOKENS, 0));
+    for (int i = 0; i < TOKENS * USED * WIDTH; i++) CHECK(routed[i] == 5);
+    free_model(m);
+}
+
+/* Numbers that are not finite give results that are not, and nothing worse. */
+static void test_not_finite(void) {
+    const float bad[] = {NAN, INFINITY, -INFINITY};
+    for (int i = 0; i < 3; i++) {
+        model *m = make_model();
+        m->bias[3] = bad[i];
+        CHECK_STATUS(EM_OK, run(m, em_isa_name(0), 2, TOKENS, 0));
+        CHECK(!isfinite(m->hidden[0][0]));
+        for (int t = 0; t < TOKENS; t++) {
+            for (int k = 0; k < USED; k++) CHECK(m->chosen[t][k] >= 0 && m->chosen[t][k] < EXPERTS);
+            CHECK(m->chosen[t][0] != m->chosen[t][1]);
+        }
+        free_model(m);
+    }
+}
+
+static void test_refusals(void) {
+    const char *isa = em_isa_name(0);
+    model *m = make_model();
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_program_run(NULL, 1, 0));
+    CHECK_STATUS(EM_BAD_POSITION, run(m, isa, 1, 1, CONTEXT));
+    CHECK_STATUS(EM_BAD_POSITION, run(m, isa, 1, TOKENS, CONTEXT - TOKENS + 1));
+    m->ids[1] = VOCABULARY;
+    CHECK_STATUS(EM_BAD_TOKEN_ID, run(m, isa, 1, 2, 0));
+    CHECK_STATUS(EM_OK, run(m, isa, 1, 1, 0));
+    m->ids[1] = -1;
+    CHECK_STATUS(EM_BAD_TOKEN_ID, run(m, isa, 1, 2, 0));
+    m->ids[1] = 1;
+    for (int i = 0; i < EXPERTS; i++) m->slots[i] = SLOTS;
+    CHECK_STATUS(EM_BAD_EXPERT, run(m, isa, 1, 2, 0));
+    m->operations[0].kind = EM_KIND_COUNT;
+    CHECK_STATUS(EM_BAD_OPERATION, run(m, isa, 1, 2, 0));
+    free_model(m);
+}
+
+static void test_program_refusals(void) {
+    model *m = make_model();
+    em_pool *pool;
+    CHECK_STATUS(EM_OK, em_pool_create(1, 0, &pool));
+    const uint64_t bytes = em_program_scratch_bytes(m->operations, m->count, TOKENS);
+    em_scratch scratch = {allocate(bytes), bytes - 1};
+    em_program program = {em_kernels_for("generic"), pool, m->operations, &scratch, m->count, TOKENS, -1, 0};
+    CHECK_STATUS(EM_SMALL_SCRATCH, em_program_run(&program, TOKENS, 0));
+    scratch.bytes = bytes;
+    CHECK_STATUS(EM_OK, em_program_run(&program, TOKENS, 0));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_program_run(&program, 0, 0));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_program_run(&program, TOKENS + 1, 0));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_program_run(&program, 1, -1));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_program_run(&program, 1, INT32_MAX));
+    program.kernels = NULL;
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_program_run(&program, 1, 0));
+    free(scratch.data);
+    em_pool_destroy(pool);
+    free_model(m);
+}
+
+int main(void) {
+    CHECK(em_abi_version() == EM_ABI_VERSION && em_sizeof_operation() == sizeof(em_operation));
+    test_same_bits();
+    test_absent_experts_are_left();
+    test_not_finite();
+    test_refusals();
+    test_program_refusals();
+    return 0;
+}

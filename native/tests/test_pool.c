@@ -1,0 +1,101 @@
+/* Every item is done once, whatever the threads and chunks; and what the pool refuses. */
+#include <pthread.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "check.h"
+#include "src/pool.h"
+
+enum { ITEMS = 1000 };
+
+typedef struct tally {
+    int32_t threads;
+    uint8_t done[ITEMS]; /* plain memory: two threads on one item would be a race that ThreadSanitizer sees */
+    _Atomic int32_t busy[EM_THREADS_MAX];
+} tally;
+
+static void count(void *context, int64_t begin, int64_t end, int32_t thread) {
+    tally *t = context;
+    CHECK(thread >= 0 && thread < t->threads);
+    CHECK(atomic_fetch_add(&t->busy[thread], 1) == 0);
+    for (int64_t i = begin; i < end; i++) t->done[i]++;
+    atomic_fetch_sub(&t->busy[thread], 1);
+}
+
+static void run_loops(int32_t threads, int32_t spin_us, int loops, int pause_us) {
+    em_pool *pool;
+    CHECK_STATUS(EM_OK, em_pool_create(threads, spin_us, &pool));
+    CHECK(em_pool_threads(pool) == threads);
+    CHECK_STATUS(EM_OK, em_pool_acquire(pool));
+    for (int loop = 0; loop < loops; loop++) {
+        tally t = {.threads = threads};
+        const int64_t items = random_bits() % (ITEMS + 1), chunk = 1 + random_bits() % 40;
+        em_pool_for(pool, items, chunk, count, &t);
+        for (int64_t i = 0; i < ITEMS; i++) CHECK(t.done[i] == (i < items));
+        if (pause_us) nanosleep(&(struct timespec){.tv_nsec = pause_us * 1000L}, NULL);
+    }
+    em_pool_release(pool);
+    em_pool_destroy(pool);
+}
+
+/* One job after the other with no work in it: workers come late, and closing races with entering. */
+static void test_stress(void) {
+    const int32_t threads[] = {1, 2, 3, 4, 8};
+    for (size_t i = 0; i < sizeof threads / sizeof *threads; i++) {
+        run_loops(threads[i], 20, 400, 0);
+        run_loops(threads[i], 0, 200, 0);  /* workers sleep at once */
+        run_loops(threads[i], 0, 20, 200); /* all are asleep when a job comes */
+    }
+}
+
+static void test_create_and_destroy(void) {
+    for (int i = 0; i < 50; i++) {
+        em_pool *pool;
+        CHECK_STATUS(EM_OK, em_pool_create(1 + i % 5, i % 2 ? 0 : 50, &pool));
+        em_pool_destroy(pool);
+    }
+    em_pool_destroy(NULL);
+}
+
+static void test_refusals(void) {
+    em_pool *pool = NULL;
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_pool_create(0, 0, &pool));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_pool_create(EM_THREADS_MAX + 1, 0, &pool));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_pool_create(1, -1, &pool));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_pool_create(1, 0, NULL));
+    CHECK(pool == NULL);
+    CHECK_STATUS(EM_OK, em_pool_create(2, 0, &pool));
+    CHECK_STATUS(EM_OK, em_pool_acquire(pool));
+    CHECK_STATUS(EM_BUSY, em_pool_acquire(pool));
+    em_pool_release(pool);
+    CHECK_STATUS(EM_OK, em_pool_acquire(pool));
+    em_pool_release(pool);
+    em_pool_destroy(pool);
+}
+
+static void test_fork(void) {
+    em_pool *pool;
+    CHECK_STATUS(EM_OK, em_pool_create(3, 0, &pool));
+    const pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        const int32_t status = em_pool_acquire(pool);
+        em_pool_destroy(pool); /* must not wait for threads that are not there */
+        _exit(status == EM_FORKED ? 0 : 1);
+    }
+    int status;
+    CHECK(waitpid(child, &status, 0) == child);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    em_pool_destroy(pool);
+}
+
+int main(void) {
+    test_stress();
+    test_create_and_destroy();
+    test_refusals();
+    test_fork();
+    return 0;
+}

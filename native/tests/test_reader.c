@@ -1,0 +1,200 @@
+/* Reads, their order, and everything that can go wrong with one. */
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "check.h"
+/* With its inner functions: a queue can be looked at before any thread takes from it. */
+#include "src/reader.c"
+
+enum { FILE_BYTES = 1 << 18 };
+
+static uint8_t content[FILE_BYTES];
+
+static int open_content(void) {
+    char path[] = "/tmp/edgemoe-reader-XXXXXX";
+    const int descriptor = mkstemp(path);
+    CHECK(descriptor >= 0);
+    unlink(path);
+    for (int i = 0; i < FILE_BYTES; i++) content[i] = (uint8_t)random_bits();
+    CHECK(write(descriptor, content, FILE_BYTES) == FILE_BYTES);
+    return descriptor;
+}
+
+static em_reader *create(int32_t threads, int32_t capacity) {
+    em_reader *reader;
+    CHECK_STATUS(EM_OK, em_reader_create(threads, capacity, &reader));
+    return reader;
+}
+
+static int64_t submit(em_reader *reader, int descriptor, int64_t offset, int64_t length, void *to, int demand) {
+    int64_t ticket;
+    CHECK_STATUS(EM_OK, em_reader_submit(reader, descriptor, offset, length, to, demand, &ticket));
+    return ticket;
+}
+
+static void test_many_reads(int descriptor, int32_t threads) {
+    enum { READS = 200, BYTES = 3000 };
+    em_reader *reader = create(threads, READS);
+    static uint8_t to[READS][BYTES];
+    int64_t tickets[READS], offsets[READS];
+    for (int i = 0; i < READS; i++) {
+        offsets[i] = random_bits() % (FILE_BYTES - BYTES);
+        tickets[i] = submit(reader, descriptor, offsets[i], BYTES, to[i], i % 3 == 0);
+        if (i % 5 == 0) CHECK_STATUS(EM_OK, em_reader_promote(reader, tickets[i]));
+    }
+    int64_t ticket, detail;
+    CHECK_STATUS(EM_FULL, em_reader_submit(reader, descriptor, 0, 1, to[0], 1, &ticket));
+    for (int i = READS - 1; i >= 0; i--) {
+        CHECK_STATUS(EM_OK, em_reader_wait(reader, tickets[i], -1, &detail));
+        CHECK(detail == BYTES && em_reader_done(reader, tickets[i]) == 1);
+        CHECK(memcmp(to[i], content + offsets[i], BYTES) == 0);
+        CHECK_STATUS(EM_OK, em_reader_release(reader, tickets[i]));
+        CHECK_STATUS(EM_BAD_TICKET, em_reader_release(reader, tickets[i]));
+        CHECK_STATUS(EM_BAD_TICKET, em_reader_wait(reader, tickets[i], -1, &detail));
+        CHECK(em_reader_done(reader, tickets[i]) == -EM_BAD_TICKET);
+    }
+    em_read_counters counters;
+    CHECK_STATUS(EM_OK, em_reader_counters(reader, &counters));
+    CHECK(counters.reads == READS && counters.failed == 0 && counters.bytes_read == (uint64_t)READS * BYTES);
+    em_reader_destroy(reader);
+}
+
+static void test_failures(int descriptor) {
+    em_reader *reader = create(1, 8);
+    uint8_t to[100];
+    int64_t detail = 0;
+    int64_t ticket = submit(reader, descriptor, FILE_BYTES - 40, 100, to, 1);
+    CHECK_STATUS(EM_SHORT_READ, em_reader_wait(reader, ticket, -1, &detail));
+    CHECK(detail == 40);
+    ticket = submit(reader, descriptor, FILE_BYTES * 2, 100, to, 1);
+    CHECK_STATUS(EM_SHORT_READ, em_reader_wait(reader, ticket, -1, &detail));
+    CHECK(detail == 0);
+    ticket = submit(reader, -1, 0, 100, to, 1);
+    CHECK_STATUS(EM_READ_FAILED, em_reader_wait(reader, ticket, -1, &detail));
+    CHECK(detail == EBADF);
+    const int folder = open("/tmp", O_RDONLY);
+    ticket = submit(reader, folder, 0, 100, to, 0);
+    CHECK_STATUS(EM_READ_FAILED, em_reader_wait(reader, ticket, -1, &detail));
+    CHECK(detail == EISDIR);
+    close(folder);
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_submit(reader, descriptor, -1, 1, to, 1, &ticket));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_submit(reader, descriptor, 0, 0, to, 1, &ticket));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_submit(reader, descriptor, INT64_MAX, 1, to, 1, &ticket));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_submit(reader, descriptor, 0, 1, NULL, 1, &ticket));
+    CHECK_STATUS(EM_BAD_TICKET, em_reader_promote(reader, 77));
+    CHECK_STATUS(EM_BAD_TICKET, em_reader_cancel(reader, -5));
+    em_reader_destroy(reader);
+}
+
+/* Requests queued before any thread runs, so that their order is sure. All read into one place: the last one shows. */
+static void test_order(int descriptor) {
+    em_reader *reader = create_idle(8, 1);
+    CHECK(reader);
+    uint8_t to[64];
+    int64_t tickets[5];
+    const int demand[5] = {0, 0, 1, 0, 1};
+    for (int i = 0; i < 5; i++) tickets[i] = submit(reader, descriptor, i * 64, 64, to, demand[i]);
+    CHECK_STATUS(EM_OK, em_reader_promote(reader, tickets[3]));
+    CHECK_STATUS(EM_OK, em_reader_promote(reader, tickets[2])); /* is one already: stays in its place */
+    CHECK(choose(reader) == 2);
+    CHECK_STATUS(EM_BUSY, em_reader_release(reader, tickets[0]));
+    CHECK_STATUS(EM_TIMEOUT, em_reader_wait(reader, tickets[0], 1000, NULL));
+    CHECK_STATUS(EM_TIMEOUT, em_reader_wait(reader, tickets[0], 0, NULL));
+    CHECK(em_reader_done(reader, tickets[0]) == 0);
+    const int order[5] = {2, 4, 3, 0, 1};
+    for (int i = 0, place = reader->queues[DEMAND].first; i < 3; i++, place = reader->requests[place].next) {
+        CHECK(place == order[i]);
+    }
+    CHECK(start_threads(reader, 1));
+    for (int i = 0; i < 5; i++) CHECK_STATUS(EM_OK, em_reader_wait(reader, tickets[i], -1, NULL));
+    CHECK(memcmp(to, content + order[4] * 64, 64) == 0);
+    em_reader_destroy(reader);
+}
+
+/* Predictions leave one of several threads to demands. */
+static void test_predictions_limit(int descriptor) {
+    em_reader *reader = create_idle(4, 1);
+    CHECK(reader);
+    uint8_t to[64];
+    submit(reader, descriptor, 0, 64, to, 0);
+    CHECK(choose(reader) == 0);
+    reader->predictions_running = 1;
+    CHECK(choose(reader) == NOWHERE);
+    submit(reader, descriptor, 0, 64, to, 1);
+    CHECK(choose(reader) == 1);
+    reader->predictions_running = 0;
+    em_reader_destroy(reader);
+}
+
+static void test_cancel(int descriptor) {
+    em_reader *reader = create_idle(4, 1);
+    CHECK(reader);
+    uint8_t to[3][64] = {{0}};
+    int64_t tickets[3];
+    for (int i = 0; i < 3; i++) tickets[i] = submit(reader, descriptor, i * 64, 64, to[i], 0);
+    CHECK_STATUS(EM_OK, em_reader_cancel(reader, tickets[1])); /* from the middle of the queue */
+    CHECK_STATUS(EM_BUSY, em_reader_cancel(reader, tickets[1]));
+    CHECK_STATUS(EM_CANCELLED, em_reader_wait(reader, tickets[1], -1, NULL));
+    CHECK(start_threads(reader, 2));
+    CHECK_STATUS(EM_OK, em_reader_wait(reader, tickets[0], -1, NULL));
+    CHECK_STATUS(EM_OK, em_reader_wait(reader, tickets[2], -1, NULL));
+    CHECK_STATUS(EM_BUSY, em_reader_cancel(reader, tickets[2]));
+    CHECK(memcmp(to[0], content, 64) == 0 && memcmp(to[2], content + 128, 64) == 0);
+    for (int i = 0; i < 64; i++) CHECK(to[1][i] == 0);
+    CHECK_STATUS(EM_OK, em_reader_release(reader, tickets[1]));
+    em_read_counters counters;
+    CHECK_STATUS(EM_OK, em_reader_counters(reader, &counters));
+    CHECK(counters.cancelled == 1 && counters.reads == 2);
+    em_reader_destroy(reader);
+}
+
+/* Destroyed with requests in its queues; and again and again while reads run. */
+static void test_destroy(int descriptor) {
+    static uint8_t to[64][4096];
+    for (int round = 0; round < 20; round++) {
+        em_reader *reader = create(1 + round % 4, 64);
+        for (int i = 0; i < 64; i++) submit(reader, descriptor, i * 4096, 4096, to[i], i % 2);
+        em_reader_destroy(reader);
+    }
+    em_reader_destroy(NULL);
+    em_reader *none = NULL;
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_create(0, 1, &none));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_create(1, 0, &none));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_create(READER_THREADS_MAX + 1, 1, &none));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_counters(NULL, NULL));
+    CHECK(none == NULL);
+}
+
+static void test_fork(int descriptor) {
+    em_reader *reader = create(2, 4);
+    const pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        uint8_t byte;
+        int64_t ticket;
+        const int32_t status = em_reader_submit(reader, descriptor, 0, 1, &byte, 1, &ticket);
+        em_reader_destroy(reader); /* must not wait for threads that are not there */
+        _exit(status == EM_FORKED ? 0 : 1);
+    }
+    int status;
+    CHECK(waitpid(child, &status, 0) == child);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    em_reader_destroy(reader);
+}
+
+int main(void) {
+    const int descriptor = open_content();
+    test_many_reads(descriptor, 1);
+    test_many_reads(descriptor, 4);
+    test_failures(descriptor);
+    test_order(descriptor);
+    test_predictions_limit(descriptor);
+    test_cancel(descriptor);
+    test_destroy(descriptor);
+    test_fork(descriptor);
+    close(descriptor);
+    return 0;
+}
