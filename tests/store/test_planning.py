@@ -1,0 +1,103 @@
+"""Where things lie in a planned store: pages, alignment, and files of a bounded size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgemoe.kernels.formats import FORMATS, Format
+from edgemoe.store.manifest import Manifest
+from edgemoe.store.manifest_parser import parse_manifest
+from edgemoe.store.planning import SMALL_FILE_BYTES, ExpertPlan, plan_store
+from edgemoe.store.writer import with_checksums
+
+Q4, Q8, F32 = FORMATS["q4"], FORMATS["q8"], FORMATS["f32"]
+RESIDENT: list[tuple[str, Format | None, int, int]] = [("final_norm", None, 40, 1), ("embedding", Q8, 100, 40)]
+
+
+def _plan(experts: list[ExpertPlan | None], **options: Any) -> Manifest:
+    return plan_store({"layers": [{}] * len(experts)}, RESIDENT, experts, **options)
+
+
+def test_matrices_come_before_vectors_and_begin_at_64_bytes_of_the_data() -> None:
+    manifest = _plan([None])
+    assert [tensor.name for tensor in manifest.resident] == ["embedding", "final_norm"]
+    start = manifest.resident[0].offset
+    assert start % 4096 == 0
+    assert all((tensor.offset - start) % 64 == 0 for tensor in manifest.resident if tensor.format)
+    assert manifest.resident_file.bytes == manifest.resident[1].offset + 160
+    assert manifest.expert_files == ()
+
+
+def test_down_lies_right_behind_gate_and_up() -> None:
+    layout = ExpertPlan(3, 64, 40, Q4, Q8).layout()
+    assert layout.down_offset == 2 * Q4.matrix_bytes(40, 64)
+    assert layout.down_offset % 64 == 0
+
+
+def test_files_of_a_small_store_stay_small_enough_for_source_hosts() -> None:
+    manifest = _plan([ExpertPlan(16, 4096, 2048, Q4, Q4)] * 2)
+    assert len(manifest.expert_files) > 2
+    assert all(file.bytes <= SMALL_FILE_BYTES for file in manifest.expert_files)
+
+
+def test_files_of_a_large_store_are_large() -> None:
+    manifest = _plan([ExpertPlan(128, 4096, 14336, Q4, Q4)])
+    assert {file.bytes > SMALL_FILE_BYTES for file in manifest.expert_files[:-1]} == {True}
+    assert all(file.bytes <= 4_000_000_000 for file in manifest.expert_files)
+
+
+def test_a_record_larger_than_the_limit_gets_a_file_of_its_own() -> None:
+    manifest = _plan([ExpertPlan(3, 640, 400, F32, F32)], file_limit_bytes=8192)
+    assert len(manifest.expert_files) == 3
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.none()
+        | st.builds(
+            ExpertPlan,
+            st.integers(1, 40),
+            st.integers(1, 100),
+            st.integers(1, 100),
+            st.sampled_from(list(FORMATS.values())),
+            st.sampled_from(list(FORMATS.values())),
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    st.integers(8192, 200_000),
+)
+def test_any_plan_is_a_manifest_without_gaps(experts: list[ExpertPlan | None], limit: int) -> None:
+    manifest = _plan(experts, file_limit_bytes=limit)
+    ends = [len(header) for header in manifest.expert_headers()]
+    names = {tensor.name for tensor in manifest.resident}
+    for number, layer in enumerate(manifest.expert_layers):
+        assert (layer is None) == (experts[number] is None)
+        for expert, place in enumerate(layer.records if layer else ()):
+            assert layer is not None
+            assert place.offset == ends[place.file]
+            assert place.offset % 4096 == layer.record_bytes % 4096 == 0
+            ends[place.file] += layer.record_bytes
+            names.add(f"layers.{number}.experts.{expert}")
+    assert ends == [file.bytes for file in manifest.expert_files]
+    assert all(file.bytes <= limit or _records_in(manifest, n) == 1 for n, file in enumerate(manifest.expert_files))
+    finished = with_checksums(manifest, dict.fromkeys(names, "0" * 64))
+    assert parse_manifest(finished.to_bytes()) == finished
+
+
+def _records_in(manifest: Manifest, file: int) -> int:
+    return sum(place.file == file for layer in manifest.expert_layers if layer for place in layer.records)
+
+
+@pytest.mark.parametrize("width", [1, 15, 16, 17, 33])
+def test_a_record_holds_its_matrices_and_less_than_a_page_more(width: int) -> None:
+    manifest = _plan([ExpertPlan(2, 70, width, Q4, Q8)])
+    (layer,) = manifest.expert_layers
+    assert layer is not None
+    used = layer.layout.down_offset + Q8.matrix_bytes(70, width)
+    assert used <= layer.record_bytes < used + 4096
