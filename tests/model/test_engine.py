@@ -1,0 +1,205 @@
+"""The engine: paging, threads, prediction, chunks and rewinds never change an answer; faults are told."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgemoe.convert.pipeline import convert_checkpoint
+from edgemoe.errors import EdgemoeError, ReadError, UsageError
+from edgemoe.experts import reads
+from edgemoe.kernels.select import select_backend
+from edgemoe.model import engine as engine_module
+from edgemoe.model.engine import Engine, model_sizes, open_engine, store_spec
+from edgemoe.model.memory import plan_memory
+from edgemoe.store.reader import Store
+from tests.support.checkpoints import write_checkpoint
+
+CONFIG = {
+    "model_type": "granitemoeshared",
+    "vocab_size": 193,
+    "hidden_size": 96,
+    "intermediate_size": 40,
+    "shared_intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "num_local_experts": 10,
+    "num_experts_per_tok": 3,
+    "max_position_embeddings": 512,
+    "attention_multiplier": 0.25,
+    "embedding_multiplier": 1.0,
+    "residual_multiplier": 1.0,
+    "logits_scaling": 1.0,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+}
+EXPERTS = 4 * 10
+PROMPT = np.random.default_rng(5).integers(0, 193, 150)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("engine")
+    write_checkpoint(folder / "source", CONFIG, dtype="BF16")
+    return convert_checkpoint(str(folder / "source"), folder / "store", experts="q4", dense="q8")
+
+
+def engine_with_slots(store_path: Path, slots: int, threads: int = 1, **options: bool) -> Engine:
+    """An engine whose cache has just so many slots; a budget is too coarse a tool for a model this small."""
+    store = Store.open(store_path)
+    spec = store_spec(store)
+    plan = plan_memory(spec, model_sizes(store, spec), "auto")
+    return Engine(store, spec, dataclasses.replace(plan, slots=slots), select_backend(threads), **options)
+
+
+def greedy(engine: Engine, prompt: np.ndarray, count: int) -> tuple[list[int], np.ndarray]:
+    logits = [engine.forward(prompt)]
+    tokens = []
+    for _ in range(count):
+        tokens.append(int(logits[-1].argmax()))
+        logits.append(engine.forward(tokens[-1:]))
+    return tokens, np.stack(logits)
+
+
+@pytest.fixture(scope="module")
+def expected(store: Path) -> tuple[list[int], np.ndarray]:
+    with engine_with_slots(store, EXPERTS) as engine:
+        assert engine.memory.all_resident
+        return greedy(engine, PROMPT, 30)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 6, 10, 17, EXPERTS - 1])
+@pytest.mark.parametrize("prediction", [True, False])
+def test_streamed_equals_resident_to_the_bit(store: Path, expected, slots: int, prediction: bool) -> None:
+    with engine_with_slots(store, slots, prediction=prediction) as engine:
+        tokens, logits = greedy(engine, PROMPT, 30)
+        statistics = engine.statistics
+    assert tokens == expected[0]
+    np.testing.assert_array_equal(logits, expected[1])
+    assert statistics.expert_misses > 0
+    assert statistics.disk_bytes > 0
+    assert statistics.cache.predicted_reads == 0 or prediction
+
+
+@pytest.mark.parametrize("threads", [2, 3, 7])
+@pytest.mark.parametrize("slots", [5, EXPERTS])
+def test_threads_change_no_bit(store: Path, expected, threads: int, slots: int) -> None:
+    with engine_with_slots(store, slots, threads=threads) as engine:
+        np.testing.assert_array_equal(greedy(engine, PROMPT, 10)[1], expected[1][:11])
+
+
+@pytest.mark.parametrize("direct_reads", [True, False])
+def test_the_portable_reader_and_plain_reads_give_the_same(
+    store: Path, expected, direct_reads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "open_reader", reads.ThreadedReader)
+    with engine_with_slots(store, 8, direct_reads=direct_reads) as engine:
+        np.testing.assert_array_equal(greedy(engine, PROMPT, 10)[1], expected[1][:11])
+
+
+def test_grouping_tokens_in_calls_changes_no_bit(store: Path) -> None:
+    with engine_with_slots(store, EXPERTS) as engine:
+        whole = engine.forward(PROMPT, all_logits=True)
+        engine.rewind(0)
+        pieces = [engine.forward(part, all_logits=True) for part in np.split(PROMPT, [1, 2, 9, 140])]
+        np.testing.assert_array_equal(np.concatenate(pieces), whole)
+        engine.rewind(100)
+        np.testing.assert_array_equal(engine.forward(PROMPT[100:]), whole[-1])
+
+
+def test_expert_uses_and_residency(store: Path) -> None:
+    with engine_with_slots(store, 8) as engine:
+        engine.forward(PROMPT)
+        assert engine.expert_uses.shape == (4, 10)
+        assert (engine.expert_uses.sum(axis=1) == 3 * len(PROMPT)).all()
+        assert (engine.expert_uses > 0).sum() > 20
+        assert 1 <= engine.resident_experts().sum() <= 8
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([], "no tokens"),
+        ([[1, 2]], "no tokens"),
+        ([0.5], "no tokens"),
+        ([3, 193], "193 is outside the vocabulary of 193"),
+        ([-1], "-1 is outside"),
+        ([1] * 600, "do not fit the context"),
+    ],
+)
+def test_bad_ids_are_refused_and_change_nothing(store: Path, expected, ids, message: str) -> None:
+    with engine_with_slots(store, EXPERTS) as engine:
+        with pytest.raises(UsageError, match=message):
+            engine.forward(ids)
+        assert engine.position == 0
+        np.testing.assert_array_equal(engine.forward(PROMPT), expected[1][0])
+
+
+def test_rewinding_beyond_what_there_is(store: Path) -> None:
+    with engine_with_slots(store, EXPERTS) as engine:
+        engine.forward([1, 2, 3])
+        for position in (4, -1):
+            with pytest.raises(UsageError, match="Cannot rewind"):
+                engine.rewind(position)
+
+
+class BreakingReader:
+    """The portable reader, but for reads that fail while `broken` is set."""
+
+    broken = False
+
+    def __init__(self, arena: np.ndarray, threads: int) -> None:
+        self._reader = reads.ThreadedReader(arena, threads)
+
+    def wait(self, ticket: int, timeout_seconds: float | None = None) -> None:
+        self._reader.wait(ticket, timeout_seconds)
+        if BreakingReader.broken:
+            raise ReadError("the disk said no")
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._reader, name)
+
+
+@pytest.fixture
+def breaking(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[BreakingReader]]:
+    monkeypatch.setattr(engine_module, "open_reader", BreakingReader)
+    yield BreakingReader
+    BreakingReader.broken = False
+
+
+def test_a_failed_read_is_told_and_the_answer_is_right_once_the_disk_is(store: Path, expected, breaking) -> None:
+    with engine_with_slots(store, 4) as engine:
+        engine.forward(PROMPT[:50])
+        breaking.broken = True
+        with pytest.raises(ReadError, match=r"Layer \d, expert \d: the disk said no"):
+            engine.forward(PROMPT[50:])
+        assert engine.position == 50
+        breaking.broken = False
+        np.testing.assert_array_equal(engine.forward(PROMPT[50:]), expected[1][0])
+
+
+def test_a_store_cut_short_while_it_runs(store: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "store"
+    shutil.copytree(store, copy)
+    with engine_with_slots(copy, 4) as engine:
+        engine.forward(PROMPT[:20])
+        with next(copy.glob("experts-*")).open("r+b") as file:
+            file.truncate(8192)
+        with pytest.raises(ReadError, match=r"Layer \d, expert \d"):
+            engine.forward(PROMPT[20:])
+    with pytest.raises(EdgemoeError, match="expected .* bytes, found 8192"):
+        open_engine(copy)
+
+
+def test_closing_twice_is_harmless(store: Path) -> None:
+    engine = engine_with_slots(store, 4)
+    engine.close()
+    engine.close()
