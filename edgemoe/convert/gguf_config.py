@@ -243,10 +243,6 @@ def _family_config(metadata: Metadata, tensors: Mapping[str, GgufTensor], head_w
         metadata.value("expert_feed_forward_length")
         return config | {"attention_bias": has_bias}
     config["moe_intermediate_size"] = _expert_width(metadata, tensors, "expert_feed_forward_length", "exps")
-    config["decoder_sparse_step"] = 1
-    config["mlp_only_layers"] = [
-        int(match[1]) for name in tensors if (match := re.fullmatch(r"blk\.(\d{1,6})\.ffn_gate\.weight", name))
-    ]
     if metadata.architecture == "qwen2moe":
         shared = _expert_width(metadata, tensors, "expert_shared_feed_forward_length", "shexp")
         return config | {"shared_expert_intermediate_size": shared, "qkv_bias": has_bias}

@@ -1,0 +1,163 @@
+"""Writes a checkpoint of ours as a GGUF, as converters to that format do. Names come from the package `gguf`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import tokenizers
+
+from tests.support.small_tokenizer import small_tokenizer
+
+Tensors = Mapping[str, np.ndarray[Any, Any]]
+
+ARCHITECTURES = {
+    "llama": gguf.MODEL_ARCH.LLAMA,
+    "mixtral": gguf.MODEL_ARCH.LLAMA,
+    "granitemoe": gguf.MODEL_ARCH.GRANITE_MOE,
+    "granitemoeshared": gguf.MODEL_ARCH.GRANITE_MOE,
+    "olmoe": gguf.MODEL_ARCH.OLMOE,
+    "qwen2_moe": gguf.MODEL_ARCH.QWEN2MOE,
+    "qwen3_moe": gguf.MODEL_ARCH.QWEN3MOE,
+}
+INTERLEAVED = {"llama", "mixtral", "granitemoe", "granitemoeshared"}
+_EXPERT = re.compile(r"(model\.layers\.(\d+)\..*experts)\.(\d+)\.(\w+)\.weight")
+_MATRICES = {"w1": "gate", "w3": "up", "w2": "down", "gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
+
+
+def gguf_tensors(config: Mapping[str, Any], tensors: Tensors, *, stacked: bool = True) -> dict[str, np.ndarray]:
+    """The tensors of a checkpoint under their GGUF names, query and key rows in the order of the family.
+
+    Without `stacked` each expert has tensors of its own, as files of 2023 and 2024 have.
+    """
+    family = config["model_type"]
+    names = gguf.get_tensor_name_map(ARCHITECTURES[family], config["num_hidden_layers"])
+    out: dict[str, np.ndarray] = {}
+    experts: dict[str, dict[int, np.ndarray]] = {}
+    for name, values in tensors.items():
+        layer = int(match[1]) if (match := re.search(r"layers\.(\d+)", name)) else None
+        if family in INTERLEAVED and re.search(r"self_attn\.[qk]_proj", name):
+            heads = config["num_attention_heads" if ".q_proj" in name else "num_key_value_heads"]
+            values = np.stack(np.split(values.reshape(heads, -1, *values.shape[1:]), 2, axis=1), axis=2)
+            values = values.reshape(-1, *values.shape[3:])
+        if match := _EXPERT.fullmatch(name):
+            if stacked:
+                stack = experts.setdefault(f"blk.{match[2]}.ffn_{_MATRICES[match[4]]}_exps.weight", {})
+                stack[int(match[3])] = values
+            else:
+                out[f"blk.{match[2]}.ffn_{_MATRICES[match[4]]}.{match[3]}.weight"] = values
+        elif "input_linear" in name:
+            kind = "shexp" if "shared" in name else "exps"
+            gate, up = np.split(values, 2, axis=-2)
+            out[f"blk.{layer}.ffn_gate_{kind}.weight"], out[f"blk.{layer}.ffn_up_{kind}.weight"] = gate, up
+        elif "output_linear" in name:
+            out[f"blk.{layer}.ffn_down_{'shexp' if 'shared' in name else 'exps'}.weight"] = values
+        elif "shared_expert_gate" in name:
+            out[f"blk.{layer}.ffn_gate_inp_shexp.weight"] = values[0]
+        else:
+            stem, _, suffix = name.rpartition(".")
+            out[f"{names.get_name(stem) or stem}.{suffix}"] = values
+    out |= {name: np.stack([stack[number] for number in sorted(stack)]) for name, stack in experts.items()}
+    return out
+
+
+def write_gguf(
+    path: Path,
+    config: Mapping[str, Any],
+    tensors: Tensors,
+    *,
+    kinds: Mapping[str, str] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    tokenizer: Mapping[str, Any] | None = None,
+    stacked: bool = True,
+    files: int = 1,
+) -> Path:
+    """A GGUF of a checkpoint. `kinds` gives the type of matrices whose GGUF name matches a pattern, else F32.
+
+    `metadata` adds or replaces keys without their prefix, or removes them where the value is None. Returns the
+    path of the (first) file.
+    """
+    family = config["model_type"]
+    prefix = gguf.MODEL_ARCH_NAMES[ARCHITECTURES[family]]
+    values = {f"{prefix}.{key}": value for key, value in (_metadata(config) | dict(metadata or {})).items()}
+    values |= tokenizer_metadata(small_tokenizer(), "gpt-2") if tokenizer is None else dict(tokenizer)
+    named = gguf_tensors(config, tensors, stacked=stacked)
+    writer = gguf.GGUFWriter(path, prefix, split_max_tensors=0 if files == 1 else -(-len(named) // files))
+    for key, value in values.items():
+        _add(writer, key, value)
+    for name, array in named.items():
+        kind = next((kind for pattern, kind in (kinds or {}).items() if re.search(pattern, name)), "F32")
+        kind = kind if array.ndim > 1 else "F32"
+        type_ = gguf.GGMLQuantizationType[kind]
+        data = np.ascontiguousarray(array.astype(np.float32))
+        if kind == "F16":
+            writer.add_tensor(name, data.astype(np.float16))
+        elif kind == "F32":
+            writer.add_tensor(name, data)
+        else:
+            writer.add_tensor(name, gguf.quants.quantize(data, type_), raw_dtype=type_)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path if files == 1 else sorted(path.parent.glob(f"{path.stem}-00001-of-*.gguf"))[0]
+
+
+def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    if value is None:
+        return
+    adders = {bool: writer.add_bool, str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}
+    if isinstance(value, list):
+        writer.add_array(key, value)
+    else:
+        adders[type(value)](key, value)
+
+
+def _metadata(config: Mapping[str, Any]) -> dict[str, Any]:
+    heads, width = config["num_attention_heads"], config["hidden_size"]
+    head_width = config.get("head_dim") or width // heads
+    values: dict[str, Any] = {
+        "block_count": config["num_hidden_layers"],
+        "context_length": config["max_position_embeddings"],
+        "embedding_length": width,
+        "feed_forward_length": config["intermediate_size"],
+        "attention.head_count": heads,
+        "attention.head_count_kv": config["num_key_value_heads"],
+        "attention.key_length": head_width,
+        "attention.value_length": head_width,
+        "attention.layer_norm_rms_epsilon": float(config["rms_norm_eps"]),
+        "rope.freq_base": float(config["rope_theta"]),
+        "rope.dimension_count": head_width,
+        "vocab_size": config["vocab_size"],
+        "expert_count": config.get("num_local_experts", config.get("num_experts")),
+        "expert_used_count": config.get("num_experts_per_tok"),
+        "expert_feed_forward_length": config.get("moe_intermediate_size"),
+        "expert_shared_feed_forward_length": config.get(
+            "shared_intermediate_size", config.get("shared_expert_intermediate_size")
+        ),
+        "attention.scale": config.get("attention_multiplier"),
+        "embedding_scale": config.get("embedding_multiplier"),
+        "residual_scale": config.get("residual_multiplier"),
+        "logit_scale": config.get("logits_scaling"),
+    }
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def tokenizer_metadata(tokenizer: tokenizers.Tokenizer, pre: str) -> dict[str, Any]:
+    """Metadata of a byte-level BPE tokenizer."""
+    model = json.loads(tokenizer.to_str())["model"]
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    tokens = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3 if token in special else 4 if token in added else 1 for token in tokens],
+        "tokenizer.ggml.merges": [" ".join(pair) for pair in model["merges"]],
+    }
