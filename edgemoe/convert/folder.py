@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgemoe.convert.sampling import sample_sha256
 from edgemoe.convert.source import SIDE_FILES, Rows, TensorInfo
 from edgemoe.errors import SourceError
 from edgemoe.store.headers import HeaderTensor, parse_json, read_header
@@ -40,7 +41,7 @@ class FolderSource:
         self._shards = self._find_shards()
         for shard, wanted in self._shards.items():
             header = read_header(self._file(shard), SourceError, _DAMAGED)
-            digest.update(repr((shard, header)).encode())
+            digest.update(repr((shard, header, self._sample(shard))).encode())
             self._take(shard, header, wanted)
         self.fingerprint = digest.hexdigest()
 
@@ -96,6 +97,12 @@ class FolderSource:
             if wanted is None or name in wanted:
                 self._places[name] = place
                 self._tensors[name] = TensorInfo(place.shape, place.dtype, shard)
+
+    def _sample(self, shard: str) -> str:
+        try:
+            return sample_sha256(self._file(shard))
+        except OSError as problem:
+            raise SourceError(f"{shard}: cannot be read ({problem.strerror}).", "Check the disk.") from problem
 
     def _exists(self, name: str) -> bool:
         return self._inside(name).exists()

@@ -129,10 +129,19 @@ def _require_same(existing: Store, provenance: Mapping[str, Any]) -> None:
     different = [key for key in provenance if found.get(key) != provenance[key]]
     if different:
         raise UsageError(
-            f"{existing.path}: exists, and is of another conversion"
-            f" ({', '.join(f'{key} {found.get(key)}, not {provenance[key]}' for key in different)}).",
+            f"{existing.path}: exists, and is of another conversion ({_differences(found, provenance)}).",
             "Give another destination, or remove it first.",
         )
+
+
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """In what one conversion differs from another, for messages."""
+    texts = [
+        f"{key} {found.get(key) or 'by default'}, not {wanted[key] or 'by default'}"
+        for key in ("source", "edgemoe", "experts", "dense")
+        if found.get(key) != wanted[key]
+    ]
+    return "; ".join(texts) or "the checkpoint has changed"
 
 
 def _refuse_foreign(partial: Path) -> None:
@@ -153,10 +162,9 @@ def _begin(journal: Journal, identity: Mapping[str, Any], force: bool) -> None:
     if journal.identity == identity:
         return
     if journal.identity is not None and not force:
-        different = [key for key in identity if journal.identity.get(key) != identity[key] and key != "plan"]
         raise UsageError(
             f"{journal.folder}: holds an unfinished conversion of another kind"
-            f" ({', '.join(different) or 'its plan'} differs).",
+            f" ({_differences(journal.identity, identity)}).",
             "Run that one to its end, give another destination, or discard it with --force.",
         )
     store = journal.folder / STORE_FOLDER

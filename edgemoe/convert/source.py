@@ -55,7 +55,7 @@ class Source(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """The same for the same checkpoint only (hash of config and headers, or the hub's commit): guards a resume.
+        """The same for the same checkpoint only (config, headers and samples, or the hub's commit): guards a resume.
 
         It must be known without the weights, and not depend on where they lie or when they were written.
         """

@@ -8,15 +8,20 @@ import os
 import sys
 from pathlib import Path
 
-from edgemoe.errors import StoreError
+from edgemoe.errors import BudgetError, StoreError
 from edgemoe.store.headers import PAGE_BYTES
 
 READ_BYTES = 1 << 24
 
 
 def allocate_pages(size: int) -> mmap.mmap:
-    """Anonymous private memory of `size` bytes, zeroed on first touch, beginning at a page."""
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    """Anonymous private memory of `size` bytes, zeroed on first touch, beginning at a page. Raises BudgetError."""
+    try:
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError):
+        raise BudgetError(
+            f"{size} bytes of memory cannot be had from this system.", "Use a smaller model, or free some memory."
+        ) from None
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without huge pages; the memory serves as well
             memory.madvise(mmap.MADV_HUGEPAGE)
@@ -73,12 +78,12 @@ def _read(descriptor: int, direct: bool, offset: int, size: int, into: memoryvie
             continue
         if not count:
             raise EOFError
+        if not direct and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(descriptor, offset + done, count, os.POSIX_FADV_DONTNEED)
         done += count
         if direct and done < size and done % PAGE_BYTES:
             direct = False  # a short read in the middle: go on where it ended, through the cache
             _leave_direct(descriptor)
-    if not direct and hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_DONTNEED)
 
 
 def _leave_direct(descriptor: int) -> None:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edgemoe.convert import sampling
 from edgemoe.convert.folder import FolderSource
 from edgemoe.convert.source import open_source
 from edgemoe.errors import SourceError
@@ -62,6 +63,24 @@ def test_the_fingerprint_is_of_the_checkpoint_and_not_of_its_place(folder: Path,
     config = dict(SMALL_MIXTRAL, rms_norm_eps=1e-6)
     (tmp_path / "elsewhere" / "config.json").write_text(json.dumps(config))
     assert FolderSource(tmp_path / "elsewhere").fingerprint != first
+
+
+def test_samples_of_a_large_file_see_its_size_its_ends_and_what_changes_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "WHOLE_BYTES", 1000)
+    monkeypatch.setattr(sampling, "SAMPLE_BYTES", 50)
+    content = os.urandom(100_000)
+    path = tmp_path / "shard"
+
+    def sample(changed: bytes) -> str:
+        path.write_bytes(changed)
+        return sampling.sample_sha256(path)
+
+    first = sample(content)
+    assert sample(content) == first
+    others = [content[:-1], b"x" + content[1:], content[:-1] + b"x", bytes(byte ^ 1 for byte in content)]
+    assert len({first, *map(sample, others)}) == 5
 
 
 def _shard(folder: Path) -> Path:

@@ -156,10 +156,17 @@ def test_a_finished_store_of_the_same_conversion_is_left_alone(checkpoint: Path,
 
 def test_a_finished_store_of_another_conversion_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     before = folder_bytes(convert_checkpoint(str(checkpoint), tmp_path / "store"))
-    with pytest.raises(UsageError, match=r"of another conversion \(experts None, not q8\)"):
+    with pytest.raises(UsageError, match=r"of another conversion \(experts by default, not q8\)"):
         convert_checkpoint(str(checkpoint), tmp_path / "store", experts="q8", force=True)
     assert folder_bytes(tmp_path / "store") == before
     assert not (tmp_path / "store.partial").exists()
+
+
+def test_a_store_of_other_weights_in_the_same_shapes_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    convert_checkpoint(str(checkpoint), tmp_path / "store")
+    write_checkpoint(checkpoint, SMALL_MIXTRAL, shards=3, seed=9)
+    with pytest.raises(UsageError, match=r"of another conversion \(the checkpoint has changed\)"):
+        convert_checkpoint(str(checkpoint), tmp_path / "store")
 
 
 def test_a_destination_that_is_something_else_is_refused(checkpoint: Path, tmp_path: Path) -> None:
@@ -224,7 +231,7 @@ def test_an_interrupted_conversion_goes_on_and_does_nothing_twice(
     assert resumed == folder_bytes(convert_checkpoint(str(checkpoint), tmp_path / "undisturbed"))
 
 
-@pytest.mark.parametrize("change", ["options", "checkpoint", "version"])
+@pytest.mark.parametrize("change", ["options", "shards", "weights", "version"])
 def test_an_unfinished_conversion_of_another_kind_is_refused_but_with_force(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
@@ -232,9 +239,9 @@ def test_an_unfinished_conversion_of_another_kind_is_refused_but_with_force(
     options: dict[str, Any] = {}
     if change == "options":
         options["experts"] = "q8"
-    elif change == "checkpoint":
+    elif change in ("shards", "weights"):
         shutil.rmtree(checkpoint)
-        write_checkpoint(checkpoint, SMALL_MIXTRAL, shards=2)
+        write_checkpoint(checkpoint, SMALL_MIXTRAL, shards=2 if change == "shards" else 3, seed=4)
     else:
         monkeypatch.setattr(pipeline, "edgemoe_version", lambda: "99.0")
     with pytest.raises(UsageError, match="holds an unfinished conversion of another kind") as caught:

@@ -15,7 +15,7 @@ import safetensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgemoe.errors import StoreError
+from edgemoe.errors import BudgetError, StoreError
 from edgemoe.kernels.formats import Matrix
 from edgemoe.store import direct
 from edgemoe.store.manifest import MANIFEST_NAME, Manifest
@@ -104,6 +104,12 @@ def test_reads_that_direct_io_refuses_midway_go_on_through_the_cache(tmp_path: P
     direct.read_pages(path, 4096, len(content) - 4096, memoryview(memory))
     assert memory[: len(content) - 4096] == content[4096:]
     assert refusals == [4096]
+
+
+def test_memory_that_cannot_be_had_is_told() -> None:
+    for size in (1 << 46, 1 << 80):
+        with pytest.raises(BudgetError, match=f"{size} bytes of memory cannot be had"):
+            direct.allocate_pages(size)
 
 
 def test_a_file_that_ends_early_while_it_is_read_is_an_error(tmp_path: Path) -> None:

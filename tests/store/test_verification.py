@@ -72,6 +72,8 @@ def test_any_flipped_bit_is_found(made: Store, tmp_path: Path, data: st.DataObje
         problems = verify_store(Store.open(folder))
     except StoreError:
         return
-    # White space between the manifest's words may change and mean nothing.
-    assert problems or path.name == "edgemoe.json"
-    assert {problem.file for problem in problems} <= {path.name}
+    if path.name == "edgemoe.json":
+        # White space may change and mean nothing; a changed checksum is a problem of its file too.
+        assert not problems or problems[0].file == path.name
+    else:
+        assert {problem.file for problem in problems} == {path.name}
