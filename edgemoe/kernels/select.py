@@ -92,10 +92,10 @@ def default_threads() -> int:
 
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = psutil.cpu_count(logical=False) or usable
-    return max(1, min(cores, usable, _quota_cores(), THREADS_MAX))
+    return max(1, min(cores, usable, quota_cores(), THREADS_MAX))
 
 
-def _quota_cores(root: Path = Path("/sys/fs/cgroup")) -> int:
+def quota_cores(root: Path = Path("/sys/fs/cgroup")) -> int:
     """Whole cores that the control group grants, at least 1; `THREADS_MAX` without a quota."""
     try:
         quota, period = (root / "cpu.max").read_text().split()

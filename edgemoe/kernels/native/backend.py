@@ -11,7 +11,7 @@ import numpy as np
 from edgemoe.errors import KernelError
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.native import structures as st
-from edgemoe.kernels.native.binding import BoundOperations, operations_address
+from edgemoe.kernels.native.binding import BoundOperations
 from edgemoe.kernels.native.library import Status, available_isas, load_library, status_text
 
 _SCRATCH_ALIGNMENT_BYTES = 64
@@ -81,7 +81,7 @@ class NativeBackend:
 
 
 def _scratch_bytes(bound: BoundOperations) -> int:
-    size: int = load_library().em_program_scratch_bytes(operations_address(bound), len(bound.structs), bound.tokens_max)
+    size: int = load_library().em_program_scratch_bytes(bound.address, len(bound.structs), bound.tokens_max)
     return size
 
 
@@ -94,7 +94,7 @@ class NativeProgram:
         self._struct = st.ProgramStruct(
             kernels=backend.kernels_address,
             pool=backend.pool_address,
-            operations=operations_address(bound),
+            operations=bound.address,
             scratch=ctypes.addressof(backend.scratch),
             operation_count=len(bound.structs),
             tokens_max=bound.tokens_max,

@@ -14,7 +14,7 @@ import numpy as np
 
 from edgemoe.errors import KernelError
 from edgemoe.kernels import operations as op
-from edgemoe.kernels.formats import PANEL_ROWS, Format, Matrix, panel_count
+from edgemoe.kernels.formats import PANEL_ROWS, Matrix, panel_count
 from edgemoe.kernels.native import structures as st
 
 MATRIX_ALIGNMENT_BYTES = 64
@@ -38,6 +38,7 @@ class BoundOperations:
             binder = _Binder(name)
             _FILL[kind](binder, getattr(struct.as_, st.UNION_MEMBERS[kind][0]), operation)
             self.tokens_max = min(self.tokens_max, binder.tokens_max)
+        self.address = ctypes.addressof(self.structs)
 
 
 class _Binder:
@@ -219,14 +220,10 @@ def _fill_experts(binder: _Binder, s: st.ExpertsStruct, o: op.Experts) -> None:
 
 def _check_record(binder: _Binder, layout: op.ExpertLayout, s: st.ExpertsStruct) -> None:
     """That an expert's two matrices fit in a slot, each where vectors may be loaded from."""
-
-    def size(fmt: Format, rows: int, columns: int) -> int:
-        return fmt.matrix_bytes(rows, columns)
-
     binder.require(layout.model_width > 0 and layout.ffn_width > 0, "layout", "widths above 0", layout)
     padded_rows = 2 * PANEL_ROWS * panel_count(layout.ffn_width)
-    gate_up_bytes = size(layout.gate_up_format, padded_rows, layout.model_width)
-    end = layout.down_offset + size(layout.down_format, layout.model_width, layout.ffn_width)
+    gate_up_bytes = layout.gate_up_format.matrix_bytes(padded_rows, layout.model_width)
+    end = layout.down_offset + layout.down_format.matrix_bytes(layout.model_width, layout.ffn_width)
     binder.require(
         layout.down_offset >= gate_up_bytes, "layout.down_offset", f"at least {gate_up_bytes}", layout.down_offset
     )
@@ -267,8 +264,3 @@ _FILL: tuple[Callable[[_Binder, Any, Any], None], ...] = (
     _fill_experts,
     _fill_combine,
 )
-
-
-def operations_address(bound: BoundOperations) -> int:
-    """Where the structs lie."""
-    return ctypes.addressof(bound.structs)
