@@ -23,6 +23,7 @@ from edgemoe.convert.gguf_config import (
 )
 from edgemoe.convert.gguf_file import GgufFile, GgufTensor, read_gguf
 from edgemoe.convert.gguf_tokenizer import side_files
+from edgemoe.convert.sampling import sample_sha256
 from edgemoe.convert.source import BLOCK_FORMATS, Rows, TensorInfo
 from edgemoe.errors import SourceError
 from edgemoe.kernels.formats import FORMATS, GROUP_COLUMNS, Blocks, dequantise
@@ -52,7 +53,7 @@ class GgufSource:
 
     @property
     def fingerprint(self) -> str:
-        digests = "".join(file.header_sha256 for file in self._files)
+        digests = "".join(file.header_sha256 + sample_sha256(file.path) for file in self._files)
         return hashlib.sha256(digests.encode()).hexdigest()
 
     @property

@@ -202,7 +202,7 @@ def test_split_files(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None
         GgufSource(first)
 
 
-def test_the_fingerprint_is_that_of_the_header(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
+def test_the_fingerprint_is_that_of_header_and_weights(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
     checkpoint = checkpoints["llama"]
     (tmp_path / "a").mkdir()
     path = write_gguf(tmp_path / "a" / "m.gguf", checkpoint.config, checkpoint.tensors)
@@ -210,6 +210,10 @@ def test_the_fingerprint_is_that_of_the_header(checkpoints: dict[str, Checkpoint
     moved.write_bytes(path.read_bytes())
     other = write_gguf(tmp_path / "o.gguf", checkpoint.config, checkpoint.tensors, kinds={"ffn_up": "Q8_0"})
     assert GgufSource(path).fingerprint == GgufSource(moved).fingerprint != GgufSource(other).fingerprint
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    other.write_bytes(content)
+    assert GgufSource(path).fingerprint != GgufSource(other).fingerprint
 
 
 @pytest.mark.parametrize(
