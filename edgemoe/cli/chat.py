@@ -40,17 +40,16 @@ def chat(
         raise UsageError(f"--max-tokens: expected 1 or more, found {max_tokens}.", "See edgemoe chat --help.")
 
     from edgemoe.cli.repl import Repl
-    from edgemoe.cli.screen import Plain, Screen
+    from edgemoe.cli.screen import Plain, open_screen
     from edgemoe.session.model import load as load_model
 
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
-    screen: Screen = Plain()
+    screen = open_screen() if interactive else Plain()
     read = read_line
     if interactive:
         from edgemoe.cli.prompt_input import prompt_reader
-        from edgemoe.cli.render import Terminal
 
-        screen, read = Terminal(), prompt_reader()
+        read = prompt_reader()
     # loaded last, so that the memory plan counts what was imported above
     with screen.waiting("loading the model"):
         opened = load_model(model, ram, threads, context)

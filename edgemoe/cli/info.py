@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgemoe.cli import options as shared
+from edgemoe.cli.screen import open_screen
 
 if TYPE_CHECKING:
     from edgemoe.store.reader import Store
@@ -28,7 +29,6 @@ def info(
     if as_json:
         typer.echo(json.dumps(description, indent=2))
         return
-    from edgemoe.cli.render import Terminal
     from edgemoe.model.memory import format_size
 
     kernels, model = description["kernels"], description["model"]
@@ -37,7 +37,8 @@ def info(
         ("machine", f"{description['processor']}, {description['cores']} cores, {description['system']}"),
         (
             "memory",
-            f"{format_size(description['memory_bytes'])}, {format_size(description['memory_available_bytes'])} available",
+            f"{format_size(description['memory_bytes'])},"
+            f" {format_size(description['memory_available_bytes'])} available",
         ),
         ("kernels", f"{kernels['backend']} {kernels['isa']}, {kernels['threads']} threads: {kernels['reason']}"),
     ]
@@ -49,7 +50,7 @@ def info(
             ("bundled model", f"{model['path']}, {format_size(model['bytes'])}"),
             ("its disk", f"{format_size(model['disk_free_bytes'])} free; experts are read {reads}"),
         ]
-    Terminal().table(rows)
+    open_screen().table(rows)
 
 
 def describe() -> dict[str, Any]:

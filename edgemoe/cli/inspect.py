@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgemoe.cli import options as shared
+from edgemoe.cli.screen import Screen, open_screen
 
 if TYPE_CHECKING:
     from edgemoe.store.reader import Store
@@ -26,10 +27,8 @@ def inspect(
     description = describe(Store.open(find_model(store)))
     if as_json:
         typer.echo(json.dumps(description, indent=2))
-        return
-    from edgemoe.cli.render import Terminal
-
-    _show(Terminal(), description)
+    else:
+        _show(open_screen(), description)
 
 
 def describe(store: Store) -> dict[str, Any]:
@@ -76,7 +75,7 @@ def describe(store: Store) -> dict[str, Any]:
     }
 
 
-def _show(screen: Any, description: dict[str, Any]) -> None:
+def _show(screen: Screen, description: dict[str, Any]) -> None:
     from edgemoe.model.memory import format_size
 
     experts = description["experts"]

@@ -84,6 +84,7 @@ def prompt_reader() -> Callable[[], str | None]:
         key_bindings=key_bindings(),
         completer=CommandCompleter(),
         complete_while_typing=True,
+        reserve_space_for_menu=5,
         prompt_continuation=FormattedText([("class:dim", "· ")]),
     )
 

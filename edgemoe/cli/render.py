@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,12 +20,8 @@ from edgemoe.cli.heatmap import HeatMap
 REFRESH_SECONDS = 0.08
 SHADES = " .:-=+*#%@"
 
+_LIST_ITEM = re.compile(r"\s*([-*+]|\d{1,9}[.)])\s")
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})", re.MULTILINE)
-
-
-def is_terminal() -> bool:
-    """Whether a person sits at both ends."""
-    return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 class Terminal:
@@ -111,11 +106,9 @@ class MarkdownStream:
     def feed(self, piece: str) -> None:
         """Take a piece of text; prints the blocks that it finishes."""
         self._open += piece
-        if "\n" in piece:
-            done = finished_length(self._open)
-            if done:
-                self._print(self._open[:done])
-                self._open = self._open[done:]
+        while "\n" in piece and (done := finished_length(self._open)):
+            self._print(self._open[:done])
+            self._open = self._open[done:]
 
     def tail(self, most_lines: int) -> ConsoleRenderable:
         """The last lines of the block that is still growing."""
@@ -145,32 +138,30 @@ class MarkdownStream:
 
 
 def finished_length(text: str) -> int:
-    """Characters of the markdown blocks at the beginning of `text` that nothing that follows can change.
+    """Characters of the first markdown block of `text` where nothing that follows can change it, else 0.
 
     Blocks end at an empty line outside of fenced code. A list goes on after an empty line where the next line
     belongs to it, so that its end is only known there.
     """
-    done, place, fence = 0, 0, ""
-    in_list = False
+    place, fence, in_list = 0, "", False
     for line in text.splitlines(keepends=True):
-        stripped = line.strip()
-        opening = _FENCE.match(line)
-        complete = line.endswith("\n")
+        if not line.endswith("\n"):
+            break
+        stripped, opening = line.strip(), _FENCE.match(line)
+        indented, is_item = line.startswith((" ", "\t")), _LIST_ITEM.match(line) is not None
         if fence:
-            if complete and stripped.startswith(fence) and not stripped.strip(fence[0]):
+            if stripped.startswith(fence) and not stripped.strip(fence[0]):
                 fence = ""
+        elif stripped and in_list and not is_item and not indented and _blank_before(text, place):
+            return place
         elif opening:
             fence = opening[1]
-        elif not stripped and complete:
-            if not in_list:
-                done = place + len(line)
-        elif complete:
-            is_item = re.match(r"\s*([-*+]|\d+[.)])\s", line) is not None
-            if in_list and not is_item and not line.startswith((" ", "\t")) and _blank_before(text, place):
-                done = place
-            in_list = is_item or (in_list and (line.startswith((" ", "\t")) or not _blank_before(text, place)))
+        elif stripped:
+            in_list = in_list or is_item
+        elif not in_list and text[:place].strip():
+            return place + len(line)
         place += len(line)
-    return done
+    return 0
 
 
 def _blank_before(text: str, place: int) -> bool:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from edgemoe.cli.heatmap import HeatMap
+if TYPE_CHECKING:
+    from edgemoe.cli.heatmap import HeatMap
 
 CurrentMap = Callable[[int, int], "HeatMap | None"]
 """Gives the router's map for at most so many rows and columns."""
@@ -72,3 +73,12 @@ class Plain:
 
     def waiting(self, text: str) -> AbstractContextManager[None]:
         return nullcontext()
+
+
+def open_screen() -> Screen:
+    """The screen that stdout is."""
+    if not sys.stdout.isatty():
+        return Plain()
+    from edgemoe.cli.render import Terminal
+
+    return Terminal()

@@ -105,6 +105,7 @@ def set_option(repl: Repl, argument: str) -> None:
         chat.max_tokens = None if value is None else int(value)
     else:
         chat.options = type(chat.options)(**{**asdict(chat.options), name: value})
+    repl.screen.note(f"{name} is {text}")
 
 
 def show_statistics(repl: Repl, argument: str) -> None:

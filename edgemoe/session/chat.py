@@ -95,6 +95,10 @@ class ChatSession:
             raise UsageError("the message is empty: expected some text.", "Write something to answer.")
         return self._answer(list(self.messages), text)
 
+    def ask(self, text: str) -> str:
+        """The whole answer to a message. Raises as `send`."""
+        return "".join(self.send(text))
+
     def retry(self) -> Answer:
         """Answer the last message again, in place of the answer it has. Raises UsageError without one."""
         if not self.messages:

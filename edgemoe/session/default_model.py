@@ -22,7 +22,7 @@ def models_folders() -> list[Path]:
     return [*given, installed, checkout]
 
 
-def find_model(path: str | Path | None = None) -> Path:
+def find_model(path: str | os.PathLike[str] | None = None) -> Path:
     """The folder of a store, given as a path or as the name of a model; the bundled one for None.
 
     Raises StoreError with the way out where there is none: a checkpoint is to be converted first.
@@ -32,7 +32,7 @@ def find_model(path: str | Path | None = None) -> Path:
     folder = Path(path).expanduser()
     if (folder / MANIFEST).is_file():
         return folder
-    text = str(path)
+    text = os.fspath(path)
     if not folder.exists():
         if os.sep not in text and (named := _named(text)):
             return named

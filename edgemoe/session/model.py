@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -170,7 +171,7 @@ def finished(generation: Generation) -> GenerationResult:
 
 
 def load(
-    path: str | Path | None = None,
+    path: str | os.PathLike[str] | None = None,
     ram: str | int | None = None,
     threads: int | None = None,
     context_length: int | None = None,

@@ -18,7 +18,7 @@ def read(answer: Answer) -> str:
 
 def test_turns_join_the_conversation(make_model: MakeModel) -> None:
     chat = make_model("Hello, world!").chat()
-    assert read(chat.send("Hi")) == "Hello, world!"
+    assert chat.ask("Hi") == "Hello, world!"
     assert chat.messages == [
         {"role": "user", "content": "Hi"},
         {"role": "assistant", "content": "Hello, world!"},

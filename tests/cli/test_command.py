@@ -1,0 +1,196 @@
+"""The command as a whole: what it imports, how it ends, what it says when something is wrong."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgemoe.cli import main as main_module
+from edgemoe.cli.main import VERBS, run_command
+from edgemoe.errors import BudgetError
+from tests.cli.conftest import FAKE_COMMAND, Edgemoe, environment
+
+HEAVY = ("numpy", "numba", "rich", "jinja2", "tokenizers", "prompt_toolkit", "huggingface_hub")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    ways = [["--help"], [], ["--version"], *([verb, "--help"] for verb in VERBS)]
+    code = (
+        "import sys; from edgemoe.cli.main import run_command\n"
+        f"codes = [run_command(arguments) for arguments in {ways!r}]\n"
+        f"print('LOADED', set(codes), [name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "LOADED {0} []"
+
+
+def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {verb} " in shown for verb in VERBS)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["rnu"],
+        ["run"],
+        ["run", "--no-such-option"],
+        ["run", "-p", "x", "--max-tokens", "many"],
+        ["run", "-p", "x", "--max-tokens", "0"],
+        ["run", "-p", "", "m"],
+        ["run", "-p", "x", "--raw", "--system", "y"],
+        ["chat", "--max-tokens", "-1"],
+        ["convert", "only-a-source"],
+        ["verify"],
+    ],
+)
+def test_usage_errors_are_one_paragraph_and_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("error: ")
+    assert shown.err.count("\n") == 1
+
+
+def test_other_errors_are_code_1_and_debug_adds_the_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = str(tmp_path / "missing")
+    assert run_command(["inspect", missing]) == 1
+    assert capsys.readouterr().err == (
+        f"error: {missing}: there is no such folder or model. Give the folder of a store; edgemoe convert makes"
+        " one, edgemoe info names the bundled model.\n"
+    )
+    assert run_command(["inspect", missing, "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_fault_of_ours_is_one_paragraph_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr(main_module.importlib, "import_module", fail)
+    assert run_command(["info"]) == 1
+    assert capsys.readouterr().err.startswith("error: this should not have happened: ZeroDivisionError: by zero.")
+
+
+def test_run_prints_the_answer(edgemoe: Edgemoe, folder: Path) -> None:
+    done = edgemoe("run", folder, "-p", "Say hello", FAKE_SAYS="Hello, wörld!")
+    assert (done.returncode, done.stdout.decode(), done.stderr) == (0, "Hello, wörld!\n", b"")
+
+
+def test_run_prints_one_object_as_json(edgemoe: Edgemoe, folder: Path) -> None:
+    done = edgemoe("run", folder, "-p", "-", "--json", "--max-tokens", "2", stdin="Grüße".encode())
+    data = json.loads(done.stdout)
+    assert data["finish_reason"] == "length"
+    assert data["generated_tokens"] == len(data["token_ids"]) == 2
+    assert data["prompt_tokens"] > 0
+    assert set(data["stats"]) >= {"prefill_tokens_per_s", "decode_tokens_per_s", "peak_rss_bytes"}
+
+
+def test_run_raw_goes_without_the_template(edgemoe: Edgemoe, folder: Path) -> None:
+    plain = json.loads(edgemoe("run", folder, "-p", "Say hello", "--json").stdout)
+    raw = json.loads(edgemoe("run", folder, "-p", "Say hello", "--json", "--raw").stdout)
+    assert raw["prompt_tokens"] < plain["prompt_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("stdin", "says"),
+    [(b"", b"empty"), (b" \n", b"empty"), (b"ab\xff", b"not UTF-8: found byte 0xff at 2"), (b"x y " * 40_000, b"fit")],
+)
+def test_prompts_on_stdin_that_cannot_be_answered(edgemoe: Edgemoe, folder: Path, stdin: bytes, says: bytes) -> None:
+    done = edgemoe("run", folder, "-p", "-", stdin=stdin)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert says in done.stderr
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_a_prompt_argument_that_is_not_utf8(folder: Path, tmp_path: Path) -> None:
+    command = [*FAKE_COMMAND, "run", str(folder), "-p", b"ab\xff"]
+    done = subprocess.run(command, capture_output=True, env=environment(tmp_path), check=False)
+    assert done.returncode == 2
+    assert b"not valid Unicode" in done.stderr
+
+
+def test_options_out_of_range_name_the_option(edgemoe: Edgemoe, folder: Path) -> None:
+    done = edgemoe("run", folder, "-p", "x", "--temperature", "-1")
+    assert done.returncode == 2
+    assert b"temperature" in done.stderr
+
+
+def test_too_small_a_budget_is_one_paragraph(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise BudgetError("This model needs at least 300 MiB.", "Use --ram 300MiB or more.")
+
+    monkeypatch.setattr("edgemoe.model.engine.open_engine", refuse)
+    assert run_command(["run", str(folder), "-p", "x", "--ram", "1MiB"]) == 1
+    assert capsys.readouterr().err == "error: This model needs at least 300 MiB. Use --ram 300MiB or more.\n"
+
+
+def test_a_reader_that_leaves_ends_the_command_quietly(folder: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*FAKE_COMMAND, "run", str(folder), "-p", "x"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(tmp_path, FAKE_SAYS="many words " * 20, FAKE_SECONDS="0.01"),
+    )
+    assert process.stdout is not None
+    process.stdout.read(1)
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    assert process.wait(timeout=30) == 1
+
+
+def test_ctrl_c_ends_a_run_with_what_there_is(folder: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*FAKE_COMMAND, "run", str(folder), "-p", "x"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(tmp_path, FAKE_SAYS="xyzw" * 100, FAKE_SECONDS="0.05"),
+    )
+    assert process.stdout is not None
+    first = process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    rest, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert (first, errors) == (b"x", b"")
+    assert rest.endswith(b"\n")
+    assert len(rest) < 300
+
+
+def test_ctrl_c_before_the_answer_is_quiet(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edgemoe.model.engine.open_engine", interrupt)
+    assert run_command(["run", str(folder), "-p", "x"]) == 130
+    assert capsys.readouterr().out.strip() == ""
+
+
+def test_chat_through_a_pipe_answers_each_line(edgemoe: Edgemoe, folder: Path) -> None:
+    done = edgemoe("chat", folder, stdin=b"Hi\n\n/system Be brief.\nAnd now?\n/quit\nnot read\n")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"Hello, world!\nHello, world!\n", b"")
+
+
+def test_chat_through_a_pipe_ends_at_the_first_error(edgemoe: Edgemoe, folder: Path) -> None:
+    done = edgemoe("chat", folder, stdin=b"Hi\n/nonsense\nmore\n")
+    assert (done.returncode, done.stdout) == (2, b"Hello, world!\n")
+    assert done.stderr.startswith(b"error: there is no command /nonsense.")
+    assert edgemoe("chat", folder, stdin=b"\xff\n").returncode == 2
+
+
+def test_errors_before_a_chat_are_one_paragraph(edgemoe: Edgemoe, tmp_path: Path) -> None:
+    done = edgemoe("chat", tmp_path / "missing")
+    assert done.returncode == 1
+    assert done.stderr.count(b"\n") == 1

@@ -1,0 +1,38 @@
+"""The `edgemoe` command with a fake engine in place of the real one: `python -m tests.support.fake_main ARGUMENTS`.
+
+FAKE_SAYS is what the model says; FAKE_SECONDS how long it takes over each token.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+import edgemoe.model.engine
+from edgemoe.cli.main import main
+from tests.support.fake_engine import FakeEngine
+
+
+class SlowEngine(FakeEngine):
+    def forward(self, token_ids: Sequence[int], *, all_logits: bool = False) -> Any:
+        time.sleep(float(os.environ.get("FAKE_SECONDS", "0")))
+        return super().forward(token_ids, all_logits=all_logits)
+
+
+def open_fake_engine(path: Path, ram: str | None, threads: int | None, context_length: int | None = None) -> FakeEngine:
+    tokenizer = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
+    says = os.environ.get("FAKE_SAYS", "Hello, world!")
+    script = [*tokenizer.encode(says).ids, 1]
+    return SlowEngine(tokenizer.get_vocab_size(), context_length or 512, script)
+
+
+if __name__ == "__main__":
+    edgemoe.model.engine.open_engine = open_fake_engine  # type: ignore[assignment]
+    sys.argv[0] = "edgemoe"
+    main()
