@@ -23,9 +23,15 @@ def test_a_model_is_found_by_path_by_name_and_by_default(tmp_path: Path, monkeyp
     assert find_model(str(other)) == other
 
 
-def test_the_default_is_looked_for_in_package_and_checkout() -> None:
-    package = Path(default_model.__file__).parents[1]
-    assert [package / "models", package.parent / "models"] == default_model.models_folders()
+def test_the_default_is_found_in_an_installed_package_and_in_a_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("EDGEMOE_MODELS", raising=False)
+    checkout = Path(default_model.__file__).parents[2] / "models"
+    assert default_model.models_folders()[-1] == checkout
+    installed = make_store(tmp_path / "models" / default_model.DEFAULT_MODEL)
+    monkeypatch.setattr(default_model, "files", lambda package: tmp_path)
+    assert find_model() == installed
 
 
 def test_what_is_no_store_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
