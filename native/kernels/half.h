@@ -17,12 +17,14 @@ static inline uint32_t em_to_bits(float value) {
     return bits;
 }
 
+/* Without a branch, for the compiler to take several at a time. */
 static inline float em_half_to_float(uint16_t half) {
-    const uint32_t sign = (uint32_t)(half & 0x8000) << 16;
-    const uint32_t exponent = half >> 10 & 31, fraction = half & 0x3ff;
-    if (exponent == 0) return (sign ? -1.0f : 1.0f) * (float)fraction * 0x1p-24f; /* zero and subnormals: exact */
-    if (exponent == 31) return em_from_bits(sign | 0x7f800000 | fraction << 13 | (fraction ? 0x400000 : 0));
-    return em_from_bits(sign | (exponent + 112) << 23 | fraction << 13);
+    const uint32_t magnitude = half & 0x7fff;
+    /* The exponent's bias is 15 and shall be 127; the product does that, and is exact for subnormals too. */
+    uint32_t bits = em_to_bits(em_from_bits(magnitude << 13) * 0x1p112f);
+    bits |= magnitude >= 0x7c00 ? 0x7f800000 : 0;
+    bits |= magnitude > 0x7c00 ? 0x400000 : 0; /* a NaN becomes a quiet one, as instructions do */
+    return em_from_bits(bits | (uint32_t)(half & 0x8000) << 16);
 }
 
 /* Rounds half to even; overflows to infinity; a NaN stays one. */

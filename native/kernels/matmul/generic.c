@@ -1,4 +1,8 @@
-/* Panel products in plain C: the meaning of matmul/<isa>.c, and the fallback everywhere. */
+/* Panel products in plain C: the meaning of matmul/<isa>.c, and the fallback everywhere.
+ *
+ * The loops over 64 bytes (16 rows x 4 columns) are for the compiler to turn into vectors of int16, which every
+ * processor has: each byte is multiplied with its column's activation and added in a place of its own, and the four
+ * columns of a row are folded last. */
 #include <math.h>
 #include <string.h>
 
@@ -7,54 +11,81 @@
 
 enum { QUAD = 4, QUADS_PER_GROUP = EM_GROUP_COLUMNS / QUAD, QUAD_BYTES = EM_PANEL_ROWS * QUAD };
 
-/* Adds 16 rows x 4 columns of int8 weights times 4 activations to `dots`. */
-static inline void add_quad(const int8_t *weights, const int8_t *x, int32_t *dots) {
+/* The activations of 4 columns, once for each of 16 rows. */
+static inline void repeat_quad(const int8_t *x, int16_t *repeated) {
+    const int16_t quad[QUAD] = {x[0], x[1], x[2], x[3]};
+    for (int row = 0; row < EM_PANEL_ROWS; row++) memcpy(repeated + row * QUAD, quad, sizeof quad);
+}
+
+static inline void fold_quads(const int32_t *products, int32_t *dots) {
     for (int row = 0; row < EM_PANEL_ROWS; row++) {
-        for (int i = 0; i < QUAD; i++) dots[row] += weights[row * QUAD + i] * x[i];
+        const int32_t *p = products + row * QUAD;
+        dots[row] = p[0] + p[1] + p[2] + p[3];
     }
 }
 
+/* Two products of at most 128 * 127 fit in an int16. */
 static void dot_group_q8(const uint8_t *payload, const int8_t *x, int32_t *dots) {
-    for (int quad = 0; quad < QUADS_PER_GROUP; quad++) {
-        add_quad((const int8_t *)payload + quad * QUAD_BYTES, x + quad * QUAD, dots);
-    }
-}
-
-static void dot_group_q4(const uint8_t *payload, const int8_t *x, int32_t *dots) {
-    for (int quad = 0; quad < QUADS_PER_GROUP / 2; quad++) {
-        int8_t low[QUAD_BYTES], high[QUAD_BYTES];
+    int32_t products[QUAD_BYTES] = {0};
+    for (int quad = 0; quad < QUADS_PER_GROUP; quad += 2) {
+        const int8_t *first = (const int8_t *)payload + quad * QUAD_BYTES, *second = first + QUAD_BYTES;
+        int16_t x_first[QUAD_BYTES], x_second[QUAD_BYTES];
+        repeat_quad(x + quad * QUAD, x_first);
+        repeat_quad(x + (quad + 1) * QUAD, x_second);
         for (int i = 0; i < QUAD_BYTES; i++) {
-            low[i] = payload[quad * QUAD_BYTES + i] & 15;
-            high[i] = payload[quad * QUAD_BYTES + i] >> 4;
+            products[i] += (int16_t)(first[i] * x_first[i] + second[i] * x_second[i]);
         }
-        add_quad(low, x + quad * QUAD, dots);
-        add_quad(high, x + (quad + QUADS_PER_GROUP / 2) * QUAD, dots);
     }
+    fold_quads(products, dots);
 }
 
-static inline float half_at(const uint8_t *bytes, size_t index) {
-    uint16_t half;
-    memcpy(&half, bytes + 2 * index, sizeof half);
-    return em_half_to_float(half);
+/* Eight products of at most 15 * 127 fit in an int16. */
+static void dot_group_q4(const uint8_t *payload, const int8_t *x, int32_t *dots) {
+    int16_t products[QUAD_BYTES] = {0};
+    for (int quad = 0; quad < QUADS_PER_GROUP / 2; quad++) {
+        const uint8_t *bytes = payload + quad * QUAD_BYTES;
+        int16_t x_low[QUAD_BYTES], x_high[QUAD_BYTES];
+        repeat_quad(x + quad * QUAD, x_low);
+        repeat_quad(x + (quad + QUADS_PER_GROUP / 2) * QUAD, x_high);
+        for (int i = 0; i < QUAD_BYTES; i++) {
+            products[i] = (int16_t)(products[i] + (bytes[i] & 15) * x_low[i] + (bytes[i] >> 4) * x_high[i]);
+        }
+    }
+    int32_t wide[QUAD_BYTES];
+    for (int i = 0; i < QUAD_BYTES; i++) wide[i] = products[i];
+    fold_quads(wide, dots);
+}
+
+/* 16 numbers of float16 or, for f32 weights, of float32. */
+static inline void load_numbers(const uint8_t *at, int32_t format, float *numbers) {
+    if (format == EM_F32) {
+        memcpy(numbers, at, EM_PANEL_ROWS * sizeof *numbers);
+        return;
+    }
+    uint16_t halves[EM_PANEL_ROWS];
+    memcpy(halves, at, sizeof halves);
+    for (int i = 0; i < EM_PANEL_ROWS; i++) numbers[i] = em_half_to_float(halves[i]);
 }
 
 static inline void quantised_product(const uint8_t *panel, const em_activations *x, int32_t row, int32_t format,
                                      float *sums) {
-    const size_t payload_bytes = em_payload_bytes(format);
-    const uint8_t *scales = panel + (size_t)x->group_count * payload_bytes;
-    const uint8_t *minimums = scales + (size_t)x->group_count * EM_PANEL_ROWS * 2;
+    const size_t payload_bytes = em_payload_bytes(format), section_row_bytes = 2 * EM_PANEL_ROWS;
+    const uint8_t *scale_section = panel + (size_t)x->group_count * payload_bytes;
+    const uint8_t *minimum_section = scale_section + (size_t)x->group_count * section_row_bytes;
     const em_group *groups = x->groups + (size_t)row * x->group_count;
     const int8_t *values = x->values + (size_t)row * x->group_count * EM_GROUP_COLUMNS;
     memset(sums, 0, EM_PANEL_ROWS * sizeof *sums);
     for (int32_t g = 0; g < x->group_count; g++) {
         const uint8_t *payload = panel + (size_t)g * payload_bytes;
-        int32_t dots[EM_PANEL_ROWS] = {0};
+        const int32_t zero_point_share = format == EM_Q4 ? groups[g].sum_times_8 : 0;
+        int32_t dots[EM_PANEL_ROWS];
+        float scales[EM_PANEL_ROWS], minimums[EM_PANEL_ROWS];
         (format == EM_Q8 ? dot_group_q8 : dot_group_q4)(payload, values + (size_t)g * EM_GROUP_COLUMNS, dots);
+        load_numbers(scale_section + (size_t)g * section_row_bytes, EM_F16, scales);
+        if (format == EM_Q4M) load_numbers(minimum_section + (size_t)g * section_row_bytes, EM_F16, minimums);
         for (int i = 0; i < EM_PANEL_ROWS; i++) {
-            const size_t at = (size_t)g * EM_PANEL_ROWS + i;
-            const int32_t dot = format == EM_Q4 ? dots[i] - groups[g].sum_times_8 : dots[i];
-            sums[i] = fmaf((float)dot, half_at(scales, at) * groups[g].scale, sums[i]);
-            if (format == EM_Q4M) sums[i] = fmaf(half_at(minimums, at), groups[g].scaled_sum, sums[i]);
+            sums[i] = fmaf((float)(dots[i] - zero_point_share), scales[i] * groups[g].scale, sums[i]);
+            if (format == EM_Q4M) sums[i] = fmaf(minimums[i], groups[g].scaled_sum, sums[i]);
         }
     }
 }
@@ -62,18 +93,12 @@ static inline void quantised_product(const uint8_t *panel, const em_activations 
 static inline void float_product(const uint8_t *panel, const em_activations *x, int32_t row, int32_t format,
                                  float *sums) {
     const float *input = x->floats + (size_t)row * x->columns;
+    const size_t element_bytes = format == EM_F32 ? 4 : 2;
     memset(sums, 0, EM_PANEL_ROWS * sizeof *sums);
     for (int32_t column = 0; column < x->columns; column++) {
-        for (int i = 0; i < EM_PANEL_ROWS; i++) {
-            const size_t at = (size_t)column * EM_PANEL_ROWS + i;
-            float weight;
-            if (format == EM_F16) {
-                weight = half_at(panel, at);
-            } else {
-                memcpy(&weight, panel + 4 * at, sizeof weight);
-            }
-            sums[i] = fmaf(weight, input[column], sums[i]);
-        }
+        float weights[EM_PANEL_ROWS];
+        load_numbers(panel + (size_t)column * EM_PANEL_ROWS * element_bytes, format, weights);
+        for (int i = 0; i < EM_PANEL_ROWS; i++) sums[i] = fmaf(weights[i], input[column], sums[i]);
     }
 }
 
