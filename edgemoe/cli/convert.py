@@ -38,7 +38,7 @@ def convert(
     from edgemoe.cli.figures import format_duration
     from edgemoe.cli.render import ProgressBar
     from edgemoe.convert.pipeline import convert_checkpoint
-    from edgemoe.convert.progress import Progress
+    from edgemoe.convert.progress import Download, Progress
     from edgemoe.model.memory import format_size
     from edgemoe.store.reader import Store
 
@@ -50,10 +50,22 @@ def convert(
             parts.append(f"about {format_duration(progress.seconds_left)} left")
         bar.update(progress.done_bytes, progress.total_bytes, " · ".join([*parts, progress.shard]))
 
+    def show_download(download: Download) -> None:
+        total = download.total_bytes or download.done_bytes
+        beside = f"downloading {download.name}: {format_size(download.done_bytes)} of {format_size(total)}"
+        bar.update(download.done_bytes, total, beside)
+
     try:
         with ProgressBar("converting") as bar:
             path = convert_checkpoint(
-                source, destination, experts=experts, dense=dense, keep=keep, force=force, progress=show
+                source,
+                destination,
+                experts=experts,
+                dense=dense,
+                keep=keep,
+                force=force,
+                progress=show,
+                downloading=show_download,
             )
     except KeyboardInterrupt:
         typer.echo("interrupted: the same command goes on where it was.", err=True)

@@ -14,12 +14,12 @@ import errno
 import hashlib
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from huggingface_hub import HfApi, hf_hub_download, hf_hub_url, try_to_load_from_cache
@@ -33,10 +33,11 @@ from huggingface_hub.errors import (
     SafetensorsParsingError,
 )
 from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public by its documentation
+from huggingface_hub.utils import build_hf_headers, disable_progress_bars  # type: ignore[attr-defined]  # public by its documentation
 from platformdirs import user_cache_path
 
 from edgemoe.convert.folder import INDEX_NAME, SINGLE_NAME, read_json_file, to_float32
+from edgemoe.convert.progress import Download, DownloadCallback
 from edgemoe.convert.source import SIDE_FILES, Rows, TensorInfo
 from edgemoe.errors import SourceError
 from edgemoe.store.headers import HeaderTensor, read_header
@@ -71,11 +72,19 @@ class HubSource:
     """
 
     def __init__(
-        self, text: str, *, downloads: Path | None = None, keep: bool = False, endpoint: str | None = None
+        self,
+        text: str,
+        *,
+        downloads: Path | None = None,
+        keep: bool = False,
+        downloading: DownloadCallback | None = None,
+        endpoint: str | None = None,
     ) -> None:
         self._repository, _, revision = text.partition("@")
-        self._keep, self._endpoint = keep, endpoint
+        self._keep, self._downloading = keep, downloading
         self._api = HfApi(endpoint=endpoint, library_name="edgemoe")
+        # Its bars would draw over those of whoever converts.
+        disable_progress_bars("huggingface_hub.http_get")
         with self._explained():
             info = self._api.model_info(self._repository, revision=revision or None, files_metadata=True)
         if not info.sha:
@@ -206,8 +215,10 @@ class HubSource:
         return self._cached(name) or self._download(name)
 
     def _download_to_cache(self, name: str) -> Path:
+        if self._downloading is not None:
+            self._downloading(Download(name, 0, self._remote[name].size))
         with self._explained(name):
-            path = Path(hf_hub_download(self._repository, name, revision=self._commit, endpoint=self._endpoint))
+            path = Path(hf_hub_download(self._repository, name, revision=self._commit, endpoint=self._api.endpoint))
         self._check(name, path, path)
         return path
 
@@ -229,7 +240,7 @@ class HubSource:
     def _download_parts(self, name: str, partial: Path) -> None:
         """The rest of a file, over as many connections as it takes while each brings something."""
         expected = self._remote[name].size
-        url = hf_hub_url(self._repository, name, revision=self._commit, endpoint=self._endpoint)
+        url = hf_hub_url(self._repository, name, revision=self._commit, endpoint=self._api.endpoint)
         failures = 0
         if expected is not None and _size(partial) > expected:
             partial.unlink()
@@ -239,7 +250,7 @@ class HubSource:
                 with partial.open("ab") as file:
                     http_get(
                         url,
-                        file,
+                        self._watched(file, name),
                         resume_size=before,
                         headers=build_hf_headers(library_name="edgemoe"),
                         expected_size=expected,
@@ -255,6 +266,13 @@ class HubSource:
                 if failures >= _ATTEMPTS_WITHOUT_PROGRESS or not _may_pass(error):
                     raise
                 time.sleep(failures)
+
+    def _watched(self, file: BinaryIO, name: str) -> BinaryIO:
+        """The file, or one that tells of each write where somebody listens."""
+        listener, size = self._downloading, self._remote[name].size
+        if listener is None:
+            return file
+        return cast(BinaryIO, _Watched(file, lambda done: listener(Download(name, done, size))))
 
     def _check_space(self, name: str, partial: Path) -> None:
         size = self._remote[name].size
@@ -334,6 +352,21 @@ class HubSource:
             )
         reason = str(error) or type(error).__name__
         return SourceError(f"{what}: the connection to the hub failed: {reason:.300}.", f"Check the network. {_AGAIN}")
+
+
+class _Watched:
+    """A file that tells how long it is after each write."""
+
+    def __init__(self, file: BinaryIO, told: Callable[[int], None]) -> None:
+        self._file, self._told = file, told
+
+    def write(self, data: bytes) -> int:
+        count = self._file.write(data)
+        self._told(self._file.tell())
+        return count
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def _status(error: Exception) -> int | None:

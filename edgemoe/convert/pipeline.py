@@ -19,7 +19,7 @@ from typing import Any
 from edgemoe.convert.formats import check_option
 from edgemoe.convert.journal import JOURNAL_NAME, Journal
 from edgemoe.convert.plan import Plan, plan_conversion
-from edgemoe.convert.progress import Callback
+from edgemoe.convert.progress import Callback, DownloadCallback
 from edgemoe.convert.source import Source, open_source
 from edgemoe.convert.transfer import Transfer
 from edgemoe.errors import EdgemoeError, SourceError, StoreError, UsageError
@@ -41,6 +41,7 @@ def convert_checkpoint(
     keep: bool = False,
     force: bool = False,
     progress: Callback | None = None,
+    downloading: DownloadCallback | None = None,
 ) -> Path:
     """Convert a checkpoint (folder, .gguf file or hub id) to a store at `destination`; returns its path.
 
@@ -60,7 +61,7 @@ def convert_checkpoint(
             begun = False
             try:
                 existing = _existing_store(target)
-                opened = open_source(source, downloads=partial / DOWNLOADS_FOLDER, keep=keep)
+                opened = open_source(source, downloads=partial / DOWNLOADS_FOLDER, keep=keep, downloading=downloading)
                 try:
                     provenance = _provenance(opened, experts, dense)
                     if existing is not None:

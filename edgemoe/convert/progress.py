@@ -25,7 +25,19 @@ class Progress:
     """An estimate from that rate."""
 
 
+@dataclass(frozen=True)
+class Download:
+    """A moment of the download of one file."""
+
+    name: str
+    done_bytes: int
+    """What is on this disk, an earlier run's part included."""
+    total_bytes: int | None
+    """None where the hub does not say."""
+
+
 Callback = Callable[[Progress], None]
+DownloadCallback = Callable[[Download], None]
 
 
 class ProgressMeter:

@@ -17,6 +17,7 @@ from typing import Any, Protocol, Union
 import numpy as np
 import numpy.typing as npt
 
+from edgemoe.convert.progress import DownloadCallback
 from edgemoe.errors import SourceError
 from edgemoe.kernels.formats import Blocks
 
@@ -91,11 +92,14 @@ class Source(Protocol):
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
 
-def open_source(text: str, *, downloads: Path | None = None, keep: bool = False) -> Source:
+def open_source(
+    text: str, *, downloads: Path | None = None, keep: bool = False, downloading: DownloadCallback | None = None
+) -> Source:
     """The source that `text` names: a folder, a `.gguf` file, or a hub id `owner/name[@revision]`.
 
     `downloads` is a folder for a hub source to keep partial downloads in, across runs; with `keep` shards stay
-    in the hub's own cache instead. Raises SourceError where there is no such thing, or it is damaged.
+    in the hub's own cache instead; `downloading` hears how far each file is. Raises SourceError where there is
+    no such thing, or it is damaged.
     """
     # os.path rather than Path: its tests answer no, and raise nothing, for text that no path can be.
     path = Path(os.path.expanduser(text))  # noqa: PTH111
@@ -110,7 +114,7 @@ def open_source(text: str, *, downloads: Path | None = None, keep: bool = False)
     if _HUB_ID.fullmatch(text) and path.suffix.lower() != ".gguf":
         from edgemoe.convert.hub import HubSource
 
-        return HubSource(text, downloads=downloads, keep=keep)
+        return HubSource(text, downloads=downloads, keep=keep, downloading=downloading)
     if text and os.path.exists(path):  # noqa: PTH110
         raise SourceError(
             f"{text}: expected a folder, a .gguf file or a hub id, found a file of another kind.",

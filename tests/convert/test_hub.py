@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,8 @@ import pytest
 
 from edgemoe.convert import hub
 from edgemoe.convert.hub import HubSource
+from edgemoe.convert.pipeline import convert_checkpoint
+from edgemoe.convert.progress import Download
 from edgemoe.convert.source import open_source
 from edgemoe.errors import SourceError
 from tests.support.checkpoints import SMALL_MIXTRAL, read_tensors, write_checkpoint
@@ -153,6 +158,18 @@ def test_kept_shards_stay_in_the_hubs_cache_and_are_used_again(
     assert len(model.gets(SECOND_SHARD)) == 1
 
 
+def test_a_listener_hears_how_far_a_download_is(connect: Callable[..., HubSource], model: Repository) -> None:
+    heard: list[Download] = []
+    model.faults[SECOND_SHARD] = Fault(after_bytes=20_000, times=1)
+    read_shard(connect(downloading=heard.append), SECOND_SHARD)
+    of_shard = [download for download in heard if download.name == SECOND_SHARD]
+    size = len(model.files[SECOND_SHARD])
+    assert of_shard[-1] == Download(SECOND_SHARD, size, size)
+    done = [download.done_bytes for download in of_shard]
+    assert done == sorted(done)
+    assert 20_000 in done
+
+
 def test_the_token_goes_along(
     connect: Callable[..., HubSource], model: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,6 +210,47 @@ def test_a_server_that_drops_every_connection_ends_in_an_error_and_the_next_run_
 
 def _interrupt(seconds: float) -> None:
     raise KeyboardInterrupt
+
+
+def test_a_conversion_that_the_server_broke_off_goes_on_and_ends_in_the_same_store(
+    server: HubServer, model: Repository, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_server = functools.partial(HubSource, endpoint=server.url)
+    monkeypatch.setattr(hub, "HubSource", on_server)  # which open_source imports when it is called
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
+    model.faults[SECOND_SHARD] = Fault(status=500)
+    with pytest.raises(SourceError, match="HTTP 500"):
+        convert_checkpoint(MODEL, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+    first_shard = SECOND_SHARD.replace("2", "1", 1)
+    assert not {first_shard, SECOND_SHARD} & files_in(tmp_path)
+    model.requests.clear()
+    model.faults.clear()
+    convert_checkpoint(MODEL, tmp_path / "store")
+    assert model.gets(first_shard) == []
+    assert files_in(tmp_path / "store.partial") == set()
+    convert_checkpoint(str(checkpoint), tmp_path / "from folder")
+    for name in ("resident.safetensors", "experts-00000.safetensors", "tokenizer.json", "chat_template.jinja"):
+        assert (tmp_path / "store" / name).read_bytes() == (tmp_path / "from folder" / name).read_bytes()
+
+
+def test_the_environment_says_which_hub(
+    server: HubServer, model: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    program = (
+        "import sys; from pathlib import Path; from edgemoe.convert.source import open_source\n"
+        "print(len(open_source(sys.argv[1], downloads=Path(sys.argv[2])).tensors()))"
+    )
+    arguments = [sys.executable, "-c", program, MODEL, str(tmp_path)]
+    result = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    index = json.loads(model.files["model.safetensors.index.json"])
+    assert int(result.stdout) == len(index["weight_map"])
+    assert model.tokens == {"Bearer hf_secret"}
 
 
 def test_a_body_with_altered_bytes_is_refused_and_not_kept(
