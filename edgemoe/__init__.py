@@ -53,6 +53,4 @@ def convert(
     """
     from edgemoe.conversion.pipeline import convert_checkpoint
 
-    return convert_checkpoint(
-        os.fspath(source), destination, experts=experts, dense=dense, keep=keep, force=force
-    )
+    return convert_checkpoint(os.fspath(source), destination, experts=experts, dense=dense, keep=keep, force=force)

@@ -71,9 +71,7 @@ def _supports_direct_reads(path: Path) -> bool:
 class RecordReader(Protocol):
     """Reads records into memory in the background. Demand reads go before predicted ones."""
 
-    def submit(
-        self, file_descriptor: int, offset: int, length: int, destination_address: int, demand: bool
-    ) -> int:
+    def submit(self, file_descriptor: int, offset: int, length: int, destination_address: int, demand: bool) -> int:
         """Queue a read of `length` bytes at `offset` to an address; returns its ticket."""
 
     def done(self, ticket: int) -> bool:
@@ -132,9 +130,7 @@ class ThreadedReader:
         for thread in self._threads:
             thread.start()
 
-    def submit(
-        self, file_descriptor: int, offset: int, length: int, destination_address: int, demand: bool
-    ) -> int:
+    def submit(self, file_descriptor: int, offset: int, length: int, destination_address: int, demand: bool) -> int:
         start = destination_address - self._base_address
         with self._change:
             ticket = self._next_ticket

@@ -174,7 +174,7 @@ def _budget(ram: str | int | None, floor_bytes: int) -> int:
 def available_bytes() -> int:
     """Memory that this process could have in all: what it holds, and what the system or its cgroup has left."""
     used = psutil.Process().memory_info().rss
-    available = psutil.virtual_memory().available + used
+    available: int = psutil.virtual_memory().available + used
     for limit_file, usage_file in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),

@@ -29,9 +29,7 @@ class ResidentStepper:
     def __init__(self, decoder: Decoder, backend: Backend) -> None:
         self.statistics = CacheStatistics()
         self._program = backend.program(decoder.whole())
-        self._routed_per_token = sum(
-            routing.experts.shape[1] for routing in decoder.routing if routing is not None
-        )
+        self._routed_per_token = sum(routing.experts.shape[1] for routing in decoder.routing if routing is not None)
 
     def step(self, tokens: int, position: int) -> None:
         self._program.run(tokens, position)

@@ -82,9 +82,7 @@ class KvCache:
     @classmethod
     def allocate(cls, spec: ModelSpec, context_length: int, dtype: npt.DTypeLike) -> KvCache:
         """A cache for `context_length` tokens; the system gives its pages as they are first written."""
-        shapes = [
-            (layer.attention.kv_heads, context_length, layer.attention.head_width) for layer in spec.layers
-        ]
+        shapes = [(layer.attention.kv_heads, context_length, layer.attention.head_width) for layer in spec.layers]
         return cls(
             keys=tuple(np.zeros(shape, dtype) for shape in shapes),
             values=tuple(np.zeros(shape, dtype) for shape in shapes),

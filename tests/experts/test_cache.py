@@ -54,7 +54,9 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(layer=st.integers(0, LAYERS - 1), experts=experts_of_a_layer, data=st.data())
     def stream(self, layer: int, experts: list[int], data: st.DataObject) -> None:
-        self.reader.choose = lambda tickets: data.draw(st.lists(st.sampled_from(tickets), unique=True)) if tickets else []
+        self.reader.choose = lambda tickets: (
+            data.draw(st.lists(st.sampled_from(tickets), unique=True)) if tickets else []
+        )
         failing = {layer * EXPERTS + expert for expert in experts} & {o // RECORD_BYTES for o in self.reader.failing}
         seen: list[int] = []
         try:

@@ -195,7 +195,7 @@ def test_a_store_cut_short_while_it_runs(store: Path, tmp_path: Path) -> None:
             file.truncate(8192)
         with pytest.raises(ReadError, match=r"Layer \d, expert \d"):
             engine.forward(PROMPT[20:])
-    with pytest.raises(EdgemoeError, match="expected .* bytes, found 8192"):
+    with pytest.raises(EdgemoeError, match=r"expected .* bytes, found 8192"):
         open_engine(copy)
 
 

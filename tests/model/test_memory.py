@@ -27,7 +27,14 @@ SIZES = ModelSizes(resident_bytes=80 * MIB, slot_bytes=900 * 1024, total_experts
 
 @pytest.mark.parametrize(
     ("text", "size_bytes"),
-    [("512MiB", 512 * MIB), ("6GiB", 6 << 30), ("6GB", 6 * 10**9), ("1.5g", 3 << 29), ("1000000", 10**6), (" 2 kb ", 2000)],
+    [
+        ("512MiB", 512 * MIB),
+        ("6GiB", 6 << 30),
+        ("6GB", 6 * 10**9),
+        ("1.5g", 3 << 29),
+        ("1000000", 10**6),
+        (" 2 kb ", 2000),
+    ],
 )
 def test_sizes(text: str, size_bytes: int) -> None:
     assert parse_size(text) == size_bytes
@@ -39,7 +46,9 @@ def test_what_is_no_size(text: str) -> None:
         parse_size(text)
 
 
-@pytest.mark.parametrize(("size", "text"), [(12, "12 bytes"), (5 << 20, "5.0 MiB"), (6 << 30, "6.00 GiB"), (2048, "2 KiB")])
+@pytest.mark.parametrize(
+    ("size", "text"), [(12, "12 bytes"), (5 << 20, "5.0 MiB"), (6 << 30, "6.00 GiB"), (2048, "2 KiB")]
+)
 def test_sizes_for_people(size: int, text: str) -> None:
     assert format_size(size) == text
 
