@@ -17,21 +17,27 @@ Floats = npt.NDArray[np.float32]
 Halves = npt.NDArray[np.float16]
 
 _WEIGHTS_AT_ONCE = 1 << 20
-_LARGEST_F16 = 65504.0
+
+_LARGEST_F16 = 65504
 _SMALLEST_NORMAL_F16 = 2.0**-14
 
-_SYMMETRIC_LEVELS = np.array([-8, 7, 4, 5, 6, -4, -5, -6, -7, -7.5, 7.5, 8, -8.5, -9], np.float32)
+_SYMMETRIC_LEVELS = np.array([-8, -7, -6, -5, -4, 4, 5, 6, 7, -9.25, -8.75, -8.5, -8.25, -7.5, 7.25], np.float32)
 """Where q4's candidates put the weight of largest magnitude, of either sign.
 
-The whole numbers make every matrix that q4 can hold come back exactly; the rest narrow the search.
+The whole numbers bring back every matrix that q4 can hold. The others were picked one by one, each the best
+addition for normal, Laplace and Student weights; all quarters from 4 to 11 together win 0.1 % more.
 """
 
 _AFFINE_LEVELS = np.array(
-    [(0, 15), (0, 14), (0, 13), (0, 12), (0, 11), (0, 10), (-0.5, 15.5), (-1, 15), (0, 16), (-1, 16)], np.float32
+    [
+        *((0, 15), (0, 14), (0, 13), (0, 12), (0, 11), (0, 10)),
+        *((-0.5, 15), (0, 15.5), (-0.5, 15.5), (0.5, 15), (0, 14.5), (-1, 15)),
+    ],
+    np.float32,
 )
-"""Where q4m's candidates put a group's smallest and largest weight."""
+"""Where q4m's candidates put a group's smallest and largest weight; picked in the same way."""
 
-_REFINEMENTS = 1
+_REFINEMENTS = 2
 """Rounds of choosing the integers for the scale and the scale for the integers."""
 
 
@@ -39,26 +45,32 @@ def quantise(values: Floats, fmt: Format) -> Blocks:
     """The blocks of `fmt` that stand nearest to the weights `(rows, columns)`.
 
     q8 takes each group's largest magnitude as 127; q4 and q4m search the scale (and minimum) of least squared
-    error. Raises EdgemoeError for weights that are not finite or lie beyond what the format can hold.
+    error. Raises EdgemoeError for weights that are not finite, or beyond what the format can hold.
     """
     _check_finite(values)
     if fmt.name == "f32":
         return Blocks(fmt, values)
-    if fmt.name == "f16":
-        return Blocks(fmt, _to_f16(values, fmt))
     rows, columns = values.shape
+    if fmt.name == "f16":
+        halves = np.empty(values.shape, np.float16)
+        for chunk in _row_chunks(values):
+            halves[chunk] = _to_f16(values[chunk])
+            _check_range(halves[chunk], values[chunk], fmt)
+        return Blocks(fmt, halves)
     integers = np.empty(values.shape, np.int8 if fmt.name == "q8" else np.uint8)
     scales = np.zeros((rows, group_count(columns)), np.float16)
     minimums = np.zeros_like(scales) if fmt.has_minimums else None
-    for chunk in _row_chunks(values):
-        # Whole groups, then the shorter group at the end of each row, if there is one.
-        for first, width in ((0, GROUP_COLUMNS), (columns // GROUP_COLUMNS, columns % GROUP_COLUMNS)):
-            groups = slice(first, columns // GROUP_COLUMNS if width == GROUP_COLUMNS else first + (width > 0))
-            if groups.stop > groups.start:
-                found = _quantise_groups(values[chunk], integers[chunk], groups, width, fmt)
-                scales[chunk, groups] = found[0]
-                if minimums is not None:
-                    minimums[chunk, groups] = found[1]
+    whole = columns // GROUP_COLUMNS
+    # Whole groups, then the shorter group at the end of each row, if there is one.
+    for groups, width in ((slice(0, whole), GROUP_COLUMNS), (slice(whole, whole + 1), columns % GROUP_COLUMNS)):
+        if width == 0 or groups.start == groups.stop:
+            continue
+        for chunk in _row_chunks(values):
+            part = np.ascontiguousarray(values[chunk], np.float32)
+            found = _quantise_groups(part, groups, width, fmt, integers[chunk])
+            scales[chunk, groups] = found[0]
+            if minimums is not None:
+                minimums[chunk, groups] = found[1]
     return Blocks(fmt, integers, scales, minimums)
 
 
@@ -75,73 +87,79 @@ def _check_finite(values: Floats) -> None:
         if not finite.all():
             row, column = np.argwhere(~finite)[0]
             raise EdgemoeError(
-                f"the weight at row {chunk.start + row}, column {column} is {values[chunk.start + row, column]}; "
+                f"the weight at row {chunk.start + row}, column {column} is {values[chunk][row, column]}; "
                 "expected finite numbers.",
                 "Was the checkpoint damaged? Fetch it again, then convert again.",
             )
 
 
-def _to_f16(values: Floats, fmt: Format) -> Halves:
-    """float16, rounded to nearest. Raises EdgemoeError for numbers that float16 cannot hold."""
+def _to_f16(values: Floats) -> Halves:
+    """float16, rounded to nearest; infinite where float16 ends."""
     with np.errstate(over="ignore"):
-        halves = values.astype(np.float16)
+        return values.astype(np.float16)
+
+
+def _check_range(halves: Halves, values: Floats, fmt: Format) -> None:
+    """Raises EdgemoeError if what is stored in float16 does not fit; `values` are the weights it stands for."""
     if not np.isfinite(halves).all():
         largest = np.abs(values).max()
-        what = "a weight" if fmt.name == "f16" else f"the scale of a group of {GROUP_COLUMNS} weights"
+        what = "stores them" if fmt.name == "f16" else "stores their scales"
         raise EdgemoeError(
-            f"{what} is {largest:.6g}, and {fmt.name} holds it in float16, which ends at {_LARGEST_F16:.0f}.",
-            "Store this class of tensors in a wider format (f32, or q8 in place of q4).",
+            f"there are weights as large as {largest:.6g}; {fmt.name} {what} in float16, which ends at {_LARGEST_F16}.",
+            "Store this class of tensors in f32" + (", or in q8." if fmt.name in ("q4", "q4m") else "."),
         )
-    return halves
 
 
 def _quantise_groups(
-    values: Floats, integers: npt.NDArray[np.integer], groups: slice, width: int, fmt: Format
+    values: Floats, groups: slice, width: int, fmt: Format, integers: npt.NDArray[np.integer]
 ) -> tuple[Halves, Halves]:
-    """Fill `integers` for some groups of every row; returns their scales and minimums `(rows, groups)`."""
-    from edgemoe.quant import search  # Numba is needed only here
+    """Fill `integers` for some groups of every row; returns their scales and minimums `(rows, groups)`.
 
-    count = groups.stop - groups.start
+    Every group is offered a few scales and takes the best. The plain one, from the largest magnitude, is among
+    them, so a search is never worse than none.
+    """
+    from edgemoe.quant import search  # imports Numba, which only conversion needs
+
+    count, column = groups.stop - groups.start, groups.start * GROUP_COLUMNS
     shape = (len(values), count)
-    part = (values, groups.start * GROUP_COLUMNS, width, count)
-    cut = values[:, groups.start * GROUP_COLUMNS : groups.start * GROUP_COLUMNS + count * width]
-    grouped = cut.reshape(-1, width) if cut.flags.c_contiguous else cut.reshape(len(values) * count, width)
+    part = (values, column, width, count)
+    grouped = values[:, column : column + count * width].reshape(-1, width)
     highest, lowest = grouped.max(axis=1), grouped.min(axis=1)
     extreme = np.where(highest >= -lowest, highest, lowest)
-    size = len(extreme)
-    if fmt.name == "q8":
-        offers = _round_up_denormals(np.abs(extreme) / np.float32(127))[None]
-        bounds, zero_point = (-127.0, 127.0), 0
-    elif fmt.name == "q4":
-        searched = np.empty(size, np.float32)
-        search.search_symmetric(*part, _SYMMETRIC_LEVELS, _REFINEMENTS, searched)
-        offers = np.stack([searched, extreme / np.float32(-8), extreme / np.float32(7)])
-        bounds, zero_point = (-8.0, 7.0), 8
-    else:
-        searched, searched_minimums = np.empty((2, size), np.float32)
-        search.search_affine(*part, _AFFINE_LEVELS, _REFINEMENTS, searched, searched_minimums)
-        offers = np.stack([searched, (highest - lowest) / np.float32(15)])
-        bounds, zero_point = (0.0, 15.0), 0
-    scales = _to_f16(offers, fmt)
-    minimums = np.zeros_like(scales)
-    if fmt.has_minimums:
-        minimums = _to_f16(np.stack([searched_minimums, lowest]), fmt)
-    choices = np.empty(size, np.uint8)
+    searched, minimum = np.empty((2, len(extreme)), np.float32)
+    with np.errstate(over="ignore"):
+        if fmt.name == "q8":
+            plain = np.abs(extreme) / np.float32(127)
+            offers = [plain, _round_up_denormals(plain)]
+            bounds, zero_point = (-127.0, 127.0), 0
+        elif fmt.name == "q4":
+            search.search_symmetric(*part, _SYMMETRIC_LEVELS, _REFINEMENTS, searched)
+            offers = [searched, extreme / np.float32(-8), extreme / np.float32(7)]
+            bounds, zero_point = (-8.0, 7.0), 8
+        else:
+            search.search_affine(*part, _AFFINE_LEVELS, _REFINEMENTS, searched, minimum)
+            offers = [searched, (highest - lowest) / np.float32(15)]
+            bounds, zero_point = (0.0, 15.0), 0
+    scales = _to_f16(np.stack(offers))
+    minimums = _to_f16(np.stack([minimum, lowest])) if fmt.has_minimums else np.zeros_like(scales)
+    choices = np.empty(len(extreme), np.uint8)
     stored = (scales.astype(np.float32), minimums.astype(np.float32))
     search.choose_and_round(*part, *stored, *bounds, zero_point, integers, choices)
-    taken = (choices, np.arange(size))
+    taken = (choices, np.arange(len(choices)))
+    for chosen in (scales[taken], minimums[taken]):
+        _check_range(chosen, grouped, fmt)
     return scales[taken].reshape(shape), minimums[taken].reshape(shape)
 
 
 def _round_up_denormals(scales: Floats) -> Floats:
-    """Scales so small that float16 would round them by more than a part in 2000 go up, so that none clips."""
-    halves = scales.astype(np.float16)
+    """Scales for which float16 has few digits, taken up to its next number, so that no weight is clipped."""
+    halves = _to_f16(scales)
     short = (halves < _SMALLEST_NORMAL_F16) & (halves < scales)
     return np.where(short, np.nextafter(halves, np.float16(np.inf)), scales)
 
 
 def quantisation_error(values: Floats, blocks: Blocks) -> float:
-    """Root mean square of what quantisation changed, relative to that of the weights; 0 for zeros."""
+    """Root mean square of what quantisation changed, relative to that of the weights; 0 where nothing changed."""
     changed = total = 0.0
     for chunk in _row_chunks(values):
         part = Blocks(
@@ -153,4 +171,6 @@ def quantisation_error(values: Floats, blocks: Blocks) -> float:
         exact = values[chunk].astype(np.float64)
         changed += float(np.square(exact - dequantise(part)).sum())
         total += float(np.square(exact).sum())
-    return float(np.sqrt(changed / total)) if total > 0 else 0.0 if changed == 0 else float("inf")
+    if changed == 0:
+        return 0.0
+    return float(np.sqrt(changed / total)) if total else float("inf")

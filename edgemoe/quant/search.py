@@ -28,6 +28,12 @@ _SMALLEST_SPREAD = np.float32(1e-30)
 
 
 @jit
+def _lanes() -> Floats:
+    """A number for each lane. (Rows of one array would do, but Numba does not vectorise over them.)"""
+    return np.empty(LANES, np.float32)
+
+
+@jit
 def _load(values: Floats, column: int, width: int, groups: int, first: int, tile: Floats) -> None:
     """Transpose `LANES` groups from group `first` on (counted along rows) into the tile; zeros after the last."""
     total = values.shape[0] * groups
@@ -69,8 +75,8 @@ def search_symmetric(
     scales `(rows * groups,)`.
     """
     tile = np.empty((GROUP_COLUMNS, LANES), np.float32)
-    extreme, inverse, best = np.empty((3, LANES), np.float32)
-    products, squares, scale = np.empty((3, LANES), np.float32)
+    extreme, inverse, best = _lanes(), _lanes(), _lanes()
+    products, squares, scale = _lanes(), _lanes(), _lanes()
     for first in range(0, len(scales), LANES):
         _load(values, column, width, groups, first, tile)
         extreme[:] = _ZERO
@@ -149,9 +155,9 @@ def search_affine(
     `(candidates, 2)`; the rest as in `search_symmetric`.
     """
     tile = np.empty((GROUP_COLUMNS, LANES), np.float32)
-    lowest, spread, inverse, offset = np.empty((4, LANES), np.float32)
-    scale, minimum, best = np.empty((3, LANES), np.float32)
-    best_scale, best_minimum = np.empty((2, LANES), np.float32)
+    lowest, spread, inverse, offset = _lanes(), _lanes(), _lanes(), _lanes()
+    scale, minimum, best = _lanes(), _lanes(), _lanes()
+    best_scale, best_minimum = _lanes(), _lanes()
     sums = np.empty((4, LANES), np.float32)
     for first in range(0, len(scales), LANES):
         _load(values, column, width, groups, first, tile)
@@ -207,7 +213,7 @@ def choose_and_round(
     choices `(rows * groups,)`, the offer taken. `zero_point` is added to what is stored.
     """
     tile = np.empty((GROUP_COLUMNS, LANES), np.float32)
-    scale, minimum, inverse, error, best = np.empty((5, LANES), np.float32)
+    scale, minimum, inverse, error, best = _lanes(), _lanes(), _lanes(), _lanes(), _lanes()
     low, high, total = np.float32(lowest), np.float32(highest), len(choices)
     choice = np.empty(LANES, np.uint8)
     for first in range(0, total, LANES):
