@@ -23,8 +23,9 @@ enum {
     QUAD_BYTES = 64, /* 16 rows x 4 columns of int8 */
     QUADS = 8,       /* of a group */
     TILE = 4,
-    /* About what memory delivers to a core in the time of one miss. */
-    PREFETCH_BYTES = 2048,
+    /* Prefetches go this many groups ahead: somewhat more than memory delivers to a core in the time of one miss. */
+    GROUPS_AHEAD = 16,
+    FLOAT_BYTES_AHEAD = 4096,
 };
 
 #define INLINE static inline __attribute__((always_inline))
@@ -73,6 +74,34 @@ INLINE __m256i dot_group(const __m256i weights[QUADS], const int8_t *x, int form
     return widen(pairs);
 }
 
+/* Where the next prefetch of a panel's groups goes. Payloads and scales are two streams, and after the last group
+ * both go on in the next panel, which the processor's own prefetcher would have to find out anew each time. (Behind
+ * the last panel of all a prefetch does nothing.) */
+typedef struct lookahead {
+    const uint8_t *payload;
+    const uint8_t *scales;
+    int32_t left; /* groups before the streams go on in the next panel */
+} lookahead;
+
+INLINE lookahead look_ahead(const uint8_t *panel, int32_t group_count, size_t payload_bytes, size_t panel_bytes) {
+    const int32_t ahead = GROUPS_AHEAD < group_count ? GROUPS_AHEAD : group_count;
+    if (ahead == group_count) panel += panel_bytes;
+    const size_t in_panel = (size_t)(ahead % group_count);
+    const uint8_t *scales = panel + (size_t)group_count * payload_bytes;
+    return (lookahead){panel + in_panel * payload_bytes, scales + in_panel * 2 * EM_PANEL_ROWS, group_count - (int32_t)in_panel};
+}
+
+INLINE void prefetch_group(lookahead *next, int32_t group_count, size_t payload_bytes, size_t panel_bytes) {
+    for (size_t line = 0; line < payload_bytes; line += 64) _mm_prefetch((const char *)next->payload + line, _MM_HINT_T0);
+    _mm_prefetch((const char *)next->scales, _MM_HINT_T0);
+    next->payload += payload_bytes;
+    next->scales += 2 * EM_PANEL_ROWS;
+    if (--next->left == 0) {
+        next->payload += panel_bytes - (size_t)group_count * payload_bytes;
+        next->scales += panel_bytes - (size_t)group_count * 2 * EM_PANEL_ROWS;
+    }
+}
+
 /* `count` activation rows times `halves` halves of the panel, from half `first` on. */
 INLINE void quantised_tile(const uint8_t *panel, const em_activations *x, const int32_t *rows, float (*out)[EM_PANEL_ROWS],
                            int format, int count, int first, int halves) {
@@ -80,6 +109,8 @@ INLINE void quantised_tile(const uint8_t *panel, const em_activations *x, const 
     const int32_t group_count = x->group_count;
     const uint8_t *scales = panel + (size_t)group_count * payload_bytes;
     const uint8_t *minimums = scales + (size_t)group_count * 2 * EM_PANEL_ROWS;
+    const size_t panel_bytes = em_panel_bytes(format, x->columns);
+    lookahead next = look_ahead(panel, group_count, payload_bytes, panel_bytes);
     const em_group *groups[TILE];
     const int8_t *values[TILE];
     __m256 sums[TILE][2];
@@ -89,11 +120,7 @@ INLINE void quantised_tile(const uint8_t *panel, const em_activations *x, const 
         for (int h = 0; h < halves; h++) sums[t][h] = _mm256_setzero_ps();
     }
     for (int32_t g = 0; g < group_count; g++) {
-        if (count == 1) {
-            for (size_t line = 0; line < payload_bytes; line += 64) {
-                _mm_prefetch((const char *)panel + (size_t)g * payload_bytes + line + PREFETCH_BYTES, _MM_HINT_T0);
-            }
-        }
+        if (count == 1) prefetch_group(&next, group_count, payload_bytes, panel_bytes);
         for (int h = 0; h < halves; h++) {
             const size_t half_offset = (size_t)(first + h) * (QUAD_BYTES / 2);
             const size_t per_row_offset = ((size_t)g * EM_PANEL_ROWS + (size_t)(first + h) * HALF_ROWS) * 2;
@@ -142,6 +169,9 @@ INLINE void float_tile(const uint8_t *panel, const em_activations *x, const int3
     }
     for (int32_t column = 0; column < x->columns; column++) {
         const size_t index = (size_t)column * EM_PANEL_ROWS;
+        if (count == 1) {
+            _mm_prefetch((const char *)panel + index * (format == EM_F16 ? 2 : 4) + FLOAT_BYTES_AHEAD, _MM_HINT_T0);
+        }
         const __m256 low_weights = load_weights(panel, index, format);
         const __m256 high_weights = load_weights(panel, index + HALF_ROWS, format);
         for (int t = 0; t < count; t++) {
