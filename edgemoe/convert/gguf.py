@@ -14,14 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.convert.gguf_config import (
-    Metadata,
-    TensorView,
-    checkpoint_config,
-    checkpoint_tensors,
-    halves_order,
-)
+from edgemoe.convert.gguf_config import Metadata, checkpoint_config
 from edgemoe.convert.gguf_file import GgufFile, GgufTensor, read_gguf
+from edgemoe.convert.gguf_names import FAMILIES, TensorView, checkpoint_tensors, halves_order
 from edgemoe.convert.gguf_tokenizer import side_files
 from edgemoe.convert.sampling import sample_sha256
 from edgemoe.convert.source import BLOCK_FORMATS, Rows, TensorInfo
@@ -45,7 +40,7 @@ class GgufSource:
             tensors |= file.tensors
         metadata = Metadata(first.path, first.metadata)
         self._config = checkpoint_config(metadata, tensors)
-        self._views = checkpoint_tensors(metadata, tensors)
+        self._views = checkpoint_tensors(FAMILIES[metadata.architecture], self._config["head_dim"], tensors)
 
     @property
     def name(self) -> str:
@@ -53,8 +48,13 @@ class GgufSource:
 
     @property
     def fingerprint(self) -> str:
-        digests = "".join(file.header_sha256 + sample_sha256(file.path) for file in self._files)
-        return hashlib.sha256(digests.encode()).hexdigest()
+        digest = hashlib.sha256()
+        for file in self._files:
+            try:
+                digest.update((file.header_sha256 + sample_sha256(file.path)).encode())
+            except OSError as error:
+                raise SourceError(f"{file.path}: cannot be read: {error.strerror or error}.") from error
+        return digest.hexdigest()
 
     @property
     def config(self) -> Mapping[str, Any]:

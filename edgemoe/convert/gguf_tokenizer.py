@@ -13,10 +13,10 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from edgemoe.convert.gguf_names import TAKE_ANOTHER
 from edgemoe.errors import SourceError
 
 _KEY = "tokenizer.ggml."
-_TAKE_ANOTHER = "Take another GGUF of this model, or its original checkpoint."
 
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
 """Values of `tokenizer.ggml.token_type` that matter here; the others are plain pieces of text."""
@@ -79,7 +79,7 @@ class _Vocabulary:
 
     def _wrong(self, key: str, expected: str, found: Any) -> SourceError:
         found = f"a list of {len(found)}" if isinstance(found, list) else repr(found)
-        return SourceError(f"{self._path}: {_KEY}{key}: expected {expected}, found {found:.80}.", _TAKE_ANOTHER)
+        return SourceError(f"{self._path}: {_KEY}{key}: expected {expected}, found {found:.80}.", TAKE_ANOTHER)
 
     def _strings(self, key: str) -> list[str]:
         values = self._get(key)
@@ -119,7 +119,7 @@ class _Vocabulary:
         except SourceError:
             raise
         except Exception as error:  # the library raises plain Exception for a vocabulary that contradicts itself
-            raise SourceError(f"{self._path}: its tokenizer cannot be built: {error}.", _TAKE_ANOTHER) from error
+            raise SourceError(f"{self._path}: its tokenizer cannot be built: {error}.", TAKE_ANOTHER) from error
         return tokenizer
 
     def _of_type(self, *types: int) -> list[str]:

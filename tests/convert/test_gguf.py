@@ -21,11 +21,14 @@ from hypothesis import strategies as st
 from edgemoe.architectures import model_spec, resolve
 from edgemoe.convert.gguf import GgufSource
 from edgemoe.convert.gguf_file import read_gguf
+from edgemoe.convert.pipeline import convert_checkpoint
 from edgemoe.convert.source import open_source
 from edgemoe.errors import SourceError
 from edgemoe.kernels.formats import Blocks, dequantise
+from edgemoe.store.reader import Store
 from tests.support.checkpoints import read_tensors, write_checkpoint
 from tests.support.gguf_files import write_gguf
+from tests.support.stores import store_weights
 
 _COMMON = {
     "hidden_size": 64,
@@ -79,7 +82,7 @@ class Checkpoint:
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         write_checkpoint(folder, config, dtype="F32")
-        self.config = dict(config)
+        self.folder, self.config = folder, dict(config)
         self.tensors = read_tensors(folder)
         self.source = open_source(str(folder))
 
@@ -202,18 +205,38 @@ def test_split_files(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None
         GgufSource(first)
 
 
-def test_the_fingerprint_is_that_of_header_and_weights(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
+def test_the_fingerprint_is_that_of_the_contents(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
     checkpoint = checkpoints["llama"]
     (tmp_path / "a").mkdir()
     path = write_gguf(tmp_path / "a" / "m.gguf", checkpoint.config, checkpoint.tensors)
-    moved = tmp_path / "moved.gguf"
-    moved.write_bytes(path.read_bytes())
-    other = write_gguf(tmp_path / "o.gguf", checkpoint.config, checkpoint.tensors, kinds={"ffn_up": "Q8_0"})
-    assert GgufSource(path).fingerprint == GgufSource(moved).fingerprint != GgufSource(other).fingerprint
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    other.write_bytes(content)
-    assert GgufSource(path).fingerprint != GgufSource(other).fingerprint
+    content = path.read_bytes()
+    moved, changed = tmp_path / "moved.gguf", tmp_path / "changed.gguf"
+    moved.write_bytes(content)
+    changed.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    other = write_gguf(tmp_path / "other.gguf", checkpoint.config, checkpoint.tensors, kinds={"ffn_up": "Q8_0"})
+    assert GgufSource(path).fingerprint == GgufSource(moved).fingerprint
+    assert len({GgufSource(file).fingerprint for file in (path, changed, other)}) == 3
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral", "granitemoeshared", "qwen2_moe"])
+def test_a_store_holds_the_blocks_of_the_file(name: str, checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
+    checkpoint = checkpoints[name]
+    kinds = {"_exps": "Q4_0", "ffn_gate_inp": "F32", "attn_v|token_embd": "Q8_0", ".": "Q4_1"}
+    path = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors, kinds=kinds)
+    store = Store.open(convert_checkpoint(str(path), tmp_path / "store"))
+    found = store_weights(store)
+    for tensor, rows in model_rows(GgufSource(path)).items():
+        values = dequantise(rows) if isinstance(rows, Blocks) else rows
+        np.testing.assert_array_equal(found[tensor], values.reshape(found[tensor].shape), err_msg=tensor)
+
+
+def test_a_store_of_floats_is_that_of_the_checkpoint(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
+    checkpoint = checkpoints["granitemoeshared"]
+    path = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors)
+    converted = convert_checkpoint(str(path), tmp_path / "from gguf")
+    original = convert_checkpoint(str(checkpoint.folder), tmp_path / "from folder")
+    for file in ("resident.safetensors", "experts-00000.safetensors"):
+        assert (converted / file).read_bytes() == (original / file).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -422,7 +445,7 @@ def use(path: Path) -> None:
         model_spec(source.config)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_bytes(data: st.DataObject, small_file: Path, tmp_path: Path) -> None:
     content = bytearray(small_file.read_bytes())
