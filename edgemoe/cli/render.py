@@ -59,14 +59,16 @@ class Terminal:
     def stream(self, pieces: Iterable[str], current_map: Callable[[int, int], HeatMap | None] | None = None) -> None:
         """Show an answer as it comes, as markdown, with the router's map (given rows and columns) below it."""
         view = MarkdownStream(self.console)
-        drawn = 0.0
+        next_refresh = 0.0
         with Live(console=self.console, auto_refresh=False, transient=True) as live:
             live.update(Text("...", style="dim"), refresh=True)
             for piece in pieces:
                 view.feed(piece)
-                if time.monotonic() - drawn >= REFRESH_SECONDS:
+                began = time.monotonic()
+                if began >= next_refresh:
                     live.update(self._growing(view, current_map), refresh=True)
-                    drawn = time.monotonic()
+                    # drawing a long block takes long: never more than a tenth of the time
+                    next_refresh = max(began + REFRESH_SECONDS, began + 10 * (time.monotonic() - began))
             live.update(Text(""), refresh=True)
         view.finish()
 

@@ -1,0 +1,130 @@
+"""The verbs on a real store, converted by the command from a small checkpoint."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import edgemoe
+from edgemoe.cli.main import run_command
+from tests.support.letters_tokenizer import write_letters_tokenizer
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "granitemoeshared"
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    shutil.copytree(GOLDEN, folder, ignore=shutil.ignore_patterns("golden.npz"))
+    write_letters_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stores") / "tiny-moe"
+    assert run_command(["convert", str(checkpoint), str(folder), "--experts", "q8"]) == 0
+    return folder
+
+
+def read_json(capsys: Capture, *arguments: str) -> dict[str, Any]:
+    assert run_command([*arguments, "--json"]) == 0
+    data: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return data
+
+
+def test_convert_says_what_it_made_and_how_to_go_on(store: Path, checkpoint: Path, capsys: Capture) -> None:
+    assert run_command(["convert", str(checkpoint), str(store), "--experts", "q8"]) == 0
+    assert capsys.readouterr().out.endswith(f"Try it: edgemoe chat {store}\n")
+
+
+def test_convert_refuses_an_unknown_format(checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert run_command(["convert", str(checkpoint), str(tmp_path / "x"), "--experts", "q3"]) == 2
+    assert "--experts" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_inspect_shows_parts_sizes_experts_and_floor(store: Path, capsys: Capture) -> None:
+    data = read_json(capsys, "inspect", str(store))
+    assert data["family"] == "granitemoeshared"
+    assert (data["experts"]["layers"], data["experts"]["per_layer"], data["experts"]["total"]) == (2, 8, 16)
+    assert data["parts"]["experts"]["formats"] == ["q8"]
+    assert data["total_bytes"] == sum(path.stat().st_size for path in store.iterdir() if path.name != "edgemoe.json")
+    assert data["floor_bytes"] > data["resident_bytes"]
+    assert run_command(["inspect", str(store)]) == 0
+    assert "16: 8 in each of 2 layers, 2 per token" in capsys.readouterr().out
+
+
+def test_verify_finds_an_altered_expert(store: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert run_command(["verify", str(store)]) == 0
+    assert "whole" in capsys.readouterr().out
+    damaged = tmp_path / "damaged"
+    shutil.copytree(store, damaged)
+    path = next(damaged.glob("experts-*.safetensors"))
+    content = bytearray(path.read_bytes())
+    content[-5000] ^= 1
+    path.write_bytes(content)
+    assert run_command(["verify", str(damaged)]) == 1
+    shown = capsys.readouterr()
+    assert f"{path.name}: layers.1.experts.7" in shown.out
+    assert "1 part is not as written" in shown.err
+    path.write_bytes(content[:-5000])
+    assert run_command(["verify", str(damaged)]) == 1
+    assert "layer 1, expert 7" in capsys.readouterr().err
+
+
+def test_info_tells_machine_kernels_and_model(store: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr("edgemoe.session.default_model.DEFAULT_MODEL", store.name)
+    monkeypatch.setenv("EDGEMOE_MODELS", str(store.parent))
+    data = read_json(capsys, "info")
+    assert data["kernels"]["backend"] in ("native", "jit", "reference")
+    assert data["kernels"]["reason"]
+    assert data["memory_bytes"] > data["memory_available_bytes"] > 0
+    assert data["model"]["path"] == str(store)
+    assert run_command(["info"]) == 0
+    assert str(store) in capsys.readouterr().out
+    monkeypatch.setattr("edgemoe.session.default_model.DEFAULT_MODEL", "missing-model")
+    assert run_command(["info"]) == 0
+    assert "missing-model" in capsys.readouterr().out
+
+
+def test_the_same_greedy_tokens_at_any_budget(store: Path, capsys: Capture) -> None:
+    arguments = ("run", str(store), "-p", "Once upon a time", "--temperature", "0", "--max-tokens", "40")
+    whole = read_json(capsys, *arguments)
+    least = read_json(capsys, *arguments, "--ram", "floor", "--threads", "1")
+    assert least["token_ids"] == whole["token_ids"]
+    assert len(whole["token_ids"]) == whole["generated_tokens"] > 0
+    assert whole["stats"]["expert_hit_rate"] == 1
+    assert least["stats"]["expert_hit_rate"] < 1
+    assert least["stats"]["disk_bytes_per_token"] > 0
+
+
+def test_too_small_a_budget_names_the_floor(store: Path, capsys: Capture) -> None:
+    assert run_command(["run", str(store), "-p", "x", "--ram", "1MiB"]) == 1
+    assert "at least" in capsys.readouterr().err
+    assert run_command(["run", str(store), "-p", "x", "--ram", "lots"]) == 2
+
+
+def test_a_store_without_tokenizer_is_inspected_but_not_run(store: Path, tmp_path: Path, capsys: Capture) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(store, broken)
+    size = (broken / "tokenizer.json").stat().st_size
+    (broken / "tokenizer.json").write_bytes(b"{" * size)
+    assert run_command(["inspect", str(broken)]) == 0
+    assert run_command(["run", str(broken), "-p", "x"]) == 1
+    assert "tokenizer.json" in capsys.readouterr().err
+
+
+def test_the_same_from_python(store: Path, capsys: Capture) -> None:
+    by_command = read_json(capsys, "run", str(store), "-p", "Hello", "--raw", "--temperature", "0", "--max-tokens", "8")
+    with edgemoe.load(store, threads=1) as model:
+        ids = model.encode("Hello")
+        assert model.generate(ids, max_tokens=8).token_ids == by_command["token_ids"]
+        assert model.logits(ids).shape == (5, 96)
+        chat = model.chat()
+        chat.max_tokens = 8
+        assert chat.ask("Hello")
+        assert len(chat.messages) == 2
