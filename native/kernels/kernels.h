@@ -17,6 +17,8 @@
 
 #include "edgemoe.h"
 
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "matrices are stored little-endian");
+
 enum {
     EM_PANEL_ROWS = 16,
     EM_GROUP_COLUMNS = 32,

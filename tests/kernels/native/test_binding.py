@@ -132,6 +132,17 @@ def test_faulty_experts_are_named(backend: NativeBackend, random: np.random.Gene
         program.run(TOKENS, 0)
 
 
+def test_an_arena_without_slots_is_fine(backend: NativeBackend, random: np.random.Generator) -> None:
+    """A model whose experts are all elsewhere: every slot is -1, and the output is left as it was."""
+    full, layout = pack_experts([random_ffn("q4", WIDTH, 24, random)], np.zeros(1, np.int32))
+    empty = np.zeros(full.shape[1] + 1, np.uint8)[1:][:0].reshape(0, full.shape[1])
+    output = floats(TOKENS, 1, WIDTH)
+    output[:] = 3
+    chosen, slots = np.zeros((TOKENS, 1), np.int32), np.full(1, -1, np.int32)
+    backend.program([op.Experts(floats(TOKENS, WIDTH), chosen, slots, empty, layout, output)]).run(TOKENS, 0)
+    assert (output == 3).all()
+
+
 def test_faulty_caches_are_named(backend: NativeBackend) -> None:
     keys, query = floats(2, 8, 20), floats(TOKENS, WIDTH)
     for values, caches in (
