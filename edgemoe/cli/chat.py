@@ -21,10 +21,7 @@ def chat(
     model: shared.ModelArgument = None,
     system: shared.SystemOption = None,
     load: Annotated[Path | None, typer.Option("--load", metavar="FILE", help="Take up a saved conversation.")] = None,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option("--max-tokens", metavar="N", help="Longest answer, in tokens.", show_default="no limit"),
-    ] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", metavar="N", help="Longest answer, in tokens.")] = 1024,
     temperature: shared.TemperatureOption = None,
     top_k: shared.TopKOption = None,
     top_p: shared.TopPOption = None,
@@ -36,7 +33,7 @@ def chat(
     debug: shared.DebugOption = False,
 ) -> None:
     """Talk with a model. Through a pipe each line of stdin is a message, and answers are plain text."""
-    if max_tokens is not None and max_tokens < 1:
+    if max_tokens < 1:
         raise UsageError(f"--max-tokens: expected 1 or more, found {max_tokens}.", "See edgemoe chat --help.")
 
     from edgemoe.cli.repl import Repl

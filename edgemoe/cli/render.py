@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgemoe.cli.heatmap import HeatMap
+from edgemoe.cli.screen import printable
 
 REFRESH_SECONDS = 0.08
 SHADES = " .:-=+*#%@"
@@ -33,15 +34,15 @@ class Terminal:
 
     def note(self, text: str) -> None:
         """A quiet line."""
-        self.console.print(text, style="dim")
+        self.console.print(printable(text), style="dim")
 
     def error(self, text: str) -> None:
         """One paragraph that something went wrong."""
-        self.console.print(Text("error: ", style="bold red").append(text, style="default"))
+        self.console.print(Text("error: ", style="bold red").append(printable(text), style="default"))
 
     def text(self, text: str) -> None:
         """Text as it is."""
-        self.console.print(text, soft_wrap=True)
+        self.console.print(printable(text), soft_wrap=True)
 
     def table(self, rows: Sequence[tuple[str, str]], title: str | None = None) -> None:
         """Names and values."""
@@ -49,7 +50,7 @@ class Terminal:
         table.add_column(style="dim", no_wrap=True)
         table.add_column(overflow="fold")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(printable, row))
         self.console.print(table)
 
     def heat_map(self, heat_map: HeatMap) -> None:
@@ -63,7 +64,7 @@ class Terminal:
         with Live(console=self.console, auto_refresh=False, transient=True) as live:
             live.update(Text("...", style="dim"), refresh=True)
             for piece in pieces:
-                view.feed(piece)
+                view.feed(printable(piece))
                 began = time.monotonic()
                 if began >= next_refresh:
                     live.update(self._growing(view, current_map), refresh=True)
@@ -81,8 +82,8 @@ class Terminal:
     @property
     def map_size(self) -> tuple[int, int]:
         """Rows and columns that a map of experts may take."""
-        rows_per_line = 2 if self._coloured else 1
-        return max(4, self.console.height // 2 - 3) * rows_per_line, max(8, self.console.width - 4)
+        lines, width = max(4, self.console.height // 2 - 3), max(8, self.console.width - 4)
+        return (2 * lines, width) if self._coloured else (lines, width // 2)
 
     @property
     def _coloured(self) -> bool:

@@ -10,6 +10,7 @@ import typer
 
 from edgemoe.cli import options as shared
 from edgemoe.cli.interrupts import INTERRUPTED, on_interrupt
+from edgemoe.cli.screen import printable
 from edgemoe.errors import UsageError
 
 STDIN_LIMIT_BYTES = 64 << 20
@@ -54,7 +55,7 @@ def run(
         with on_interrupt(generation.stop):
             for piece in generation:
                 if not as_json:
-                    sys.stdout.write(piece)
+                    sys.stdout.write(printable(piece) if sys.stdout.isatty() else piece)
                     sys.stdout.flush()
         result = finished(generation)
     print(json.dumps(result.to_json(), ensure_ascii=False) if as_json else "")

@@ -14,6 +14,14 @@ CurrentMap = Callable[[int, int], "HeatMap | None"]
 """Gives the router's map for at most so many rows and columns."""
 
 
+_UNPRINTABLE = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: control characters, with which a model could steer it, become U+FFFD."""
+    return text.translate(_UNPRINTABLE)
+
+
 class Screen(Protocol):
     """Where answers and all that surrounds them go."""
 

@@ -62,6 +62,8 @@ def retry(repl: Repl, argument: str) -> None:
     """Answer the last message again."""
     if repl.chat.options.temperature == 0:
         repl.screen.note("at temperature 0 the answer is always the same (/set temperature 0.7)")
+    elif repl.chat.options.seed is not None:
+        repl.screen.note("with a seed the answer is always the same (/set seed off)")
     repl.answer(repl.chat.retry())
 
 

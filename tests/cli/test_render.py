@@ -9,7 +9,7 @@ from rich.markdown import Markdown
 from rich.style import Style
 
 from edgemoe.cli.heatmap import fold
-from edgemoe.cli.render import MarkdownStream, draw_heat_map, finished_length
+from edgemoe.cli.render import MarkdownStream, Terminal, draw_heat_map, finished_length
 
 DOCUMENT = """# Title
 
@@ -116,3 +116,17 @@ def test_a_map_is_drawn_with_and_without_colour() -> None:
     colours = [style.color.name for style in styles if style.color]
     assert colours[0] == "#ffa028"  # used most, in memory
     assert colours[1].endswith("1f")  # unused, on disk: dark blue
+
+
+def test_what_a_model_says_cannot_steer_the_terminal() -> None:
+    terminal = Terminal()
+    terminal.console = Console(file=io.StringIO(), width=60, force_terminal=True, color_system=None)
+    hostile = "a\x1b]52;c;ZXZpbA==\x07b\x9b2Jc\x08d"
+    terminal.stream([hostile])
+    terminal.text(hostile)
+    terminal.note(hostile)
+    terminal.table([(hostile, hostile)])
+    assert isinstance(terminal.console.file, io.StringIO)
+    written = terminal.console.file.getvalue()
+    assert "]52" in written
+    assert not {"\x1b]", "\x07", "\x9b", "\x08"} & {written[i : i + n] for i in range(len(written)) for n in (1, 2)}
