@@ -27,7 +27,7 @@ _SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
 
 
 class GgufSource:
-    """A GGUF model as a checkpoint of its family (see `Source`). Opening it reads headers only."""
+    """A GGUF model as a checkpoint of its family (see `Source`). Opening it reads headers, not weights."""
 
     def __init__(self, path: Path) -> None:
         self._files = _read_files(path)
@@ -41,6 +41,8 @@ class GgufSource:
         metadata = Metadata(first.path, first.metadata)
         self._config = checkpoint_config(metadata, tensors)
         self._views = checkpoint_tensors(FAMILIES[metadata.architecture], self._config["head_dim"], tensors)
+        # At once, because a tokenizer that cannot be carried over should not be found out after an hour.
+        self._side_files = side_files(first.path, first.metadata)
 
     @property
     def name(self) -> str:
@@ -89,8 +91,7 @@ class GgufSource:
         """Nothing to delete: the file is the user's."""
 
     def side_files(self) -> Mapping[str, bytes | Path]:
-        first = self._files[0]
-        return side_files(first.path, first.metadata)
+        return self._side_files
 
     def close(self) -> None:
         """Nothing stays open between reads."""

@@ -101,6 +101,7 @@ class HubSource:
         self._config = read_json_file(self._small_file("config.json"), "a config.json of a checkpoint")
         self._shards = self._find_shards()
         self._tensors = self._find_tensors()
+        self._side_files = {name: self._small_file(name) for name in SIDE_FILES if name in self._remote}
         self._open: dict[str, tuple[Path, dict[str, HeaderTensor]]] = {}
 
     @property
@@ -147,7 +148,7 @@ class HubSource:
             path.unlink(missing_ok=True)
 
     def side_files(self) -> Mapping[str, bytes | Path]:
-        return {name: self._small_file(name) for name in SIDE_FILES if name in self._remote}
+        return self._side_files
 
     def close(self) -> None:
         """Tidy up, but leave what a later run can go on with."""

@@ -104,7 +104,6 @@ def test_nothing_is_downloaded_before_it_is_read_and_only_what_is_needed(
     connect: Callable[..., HubSource], model: Repository, tmp_path: Path
 ) -> None:
     source = connect()
-    source.side_files()
     small = {"config.json", "model.safetensors.index.json", "tokenizer.json", "chat_template.jinja"}
     assert files_in(tmp_path / "downloads") == small
     read_shard(source, SECOND_SHARD)
@@ -176,6 +175,20 @@ def test_the_token_goes_along(
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     read_shard(connect(), SECOND_SHARD)
     assert model.tokens == {"Bearer hf_secret"}
+
+
+def test_files_may_lie_on_another_server_which_never_sees_the_token(
+    connect: Callable[..., HubSource], model: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with hub_server() as storage:
+        behind = storage.models[MODEL] = Repository(model.files)
+        behind.faults[SECOND_SHARD] = Fault(after_bytes=20_000, times=1)
+        model.moved_to = storage.url
+        assert read_shard(connect(), SECOND_SHARD)
+        assert behind.gets(SECOND_SHARD) == [None, "bytes=20000-"]
+        assert behind.tokens == {None}
+        assert model.tokens == {"Bearer hf_secret"}
 
 
 def test_a_dropped_connection_is_taken_up_where_it_broke(
@@ -334,11 +347,11 @@ def test_a_hub_out_of_reach(server: HubServer, tmp_path: Path) -> None:
     assert "network" in caught.value.hint
 
 
-def test_offline_by_choice(connect: Callable[..., HubSource], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.utils._http._GLOBAL_CLIENT", None)
-    with pytest.raises(SourceError, match="HF_HUB_OFFLINE"):
-        connect()
+def test_offline_by_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    program = "import sys; from edgemoe.convert.source import open_source; open_source(sys.argv[1])"
+    result = subprocess.run([sys.executable, "-c", program, MODEL], capture_output=True, text=True, check=False)
+    assert "SourceError: maker/tiny: HF_HUB_OFFLINE is set" in result.stderr
 
 
 def test_a_full_disk(connect: Callable[..., HubSource], model: Repository, monkeypatch: pytest.MonkeyPatch) -> None:

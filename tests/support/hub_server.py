@@ -42,6 +42,8 @@ class Repository:
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     """Method, file and Range of each request of a file, in order."""
     tokens: set[str | None] = field(default_factory=set)
+    moved_to: str = ""
+    """A server that has the contents of the files, to which requests for them are sent on."""
 
     def gets(self, name: str) -> list[str | None]:
         """The Range of each download of a file; requests of its header alone are left out."""
@@ -110,6 +112,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _file(self, model: Repository, name: str) -> None:
         span = self.headers.get("Range")
+        if model.moved_to and name in model.files:
+            return self._send(302, b"", {"Location": model.moved_to + self.path, "X-Repo-Commit": model.commit})
         model.requests.append((self.command, name, span))
         content = model.files.get(name)
         if content is None:
