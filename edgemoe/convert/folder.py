@@ -43,6 +43,8 @@ class FolderSource:
             header = read_header(self._file(shard), SourceError, _DAMAGED)
             digest.update(repr((shard, header, self._sample(shard))).encode())
             self._take(shard, header, wanted)
+        for name in sorted(self.side_files()):
+            digest.update(repr((name, self._sample(name))).encode())
         self.fingerprint = digest.hexdigest()
 
     def _find_shards(self) -> dict[str, set[str] | None]:
@@ -98,11 +100,11 @@ class FolderSource:
                 self._places[name] = place
                 self._tensors[name] = TensorInfo(place.shape, place.dtype, shard)
 
-    def _sample(self, shard: str) -> str:
+    def _sample(self, name: str) -> str:
         try:
-            return sample_sha256(self._file(shard))
+            return sample_sha256(self._file(name))
         except OSError as problem:
-            raise SourceError(f"{shard}: cannot be read ({problem.strerror}).", "Check the disk.") from problem
+            raise SourceError(f"{name}: cannot be read ({problem.strerror}).", "Check the disk.") from problem
 
     def _exists(self, name: str) -> bool:
         return self._inside(name).exists()
