@@ -1,16 +1,31 @@
+import io
 import os
-import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from edgemoe.cli.main import run_command
+from tests.support.fake_main import open_fake_engine
 from tests.support.small_tokenizer import write_model_folder
 
 ROOT = Path(__file__).parents[2]
 FAKE_COMMAND = [sys.executable, "-m", "tests.support.fake_main"]
-Edgemoe = Callable[..., "subprocess.CompletedProcess[bytes]"]
+"""The command with a fake engine, in a process of its own."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    code: int
+    output: str
+    errors: str
+
+
+Edgemoe = Callable[..., Done]
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
@@ -24,18 +39,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def edgemoe(tmp_path: Path) -> Edgemoe:
-    """Runs the command with a fake engine, as a user would from a shell."""
+def edgemoe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Edgemoe:
+    """Runs the command with a fake engine, in this process."""
 
-    def run(*arguments: str | Path, stdin: bytes = b"", **variables: str) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
-            [*FAKE_COMMAND, *map(str, arguments)],
-            input=stdin,
-            capture_output=True,
-            cwd=tmp_path,
-            env=environment(tmp_path, **variables),
-            timeout=60,
-            check=False,
-        )
+    def run(*arguments: str | Path, stdin: bytes = b"", says: str = "Hello, world!") -> Done:
+        monkeypatch.setattr("edgemoe.model.engine.open_engine", open_fake_engine)
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        monkeypatch.setenv("FAKE_SAYS", says)
+        code = run_command([*map(str, arguments)])
+        shown = capsys.readouterr()
+        return Done(code, shown.out, shown.err)
 
     return run

@@ -11,7 +11,7 @@ import pytest
 from edgemoe.cli import main as main_module
 from edgemoe.cli.main import VERBS, run_command
 from edgemoe.errors import BudgetError
-from tests.cli.conftest import FAKE_COMMAND, Edgemoe, environment
+from tests.cli.conftest import FAKE_COMMAND, Done, Edgemoe, environment
 
 HEAVY = ("numpy", "numba", "rich", "jinja2", "tokenizers", "prompt_toolkit", "huggingface_hub")
 
@@ -81,13 +81,12 @@ def test_a_fault_of_ours_is_one_paragraph_too(
 
 
 def test_run_prints_the_answer(edgemoe: Edgemoe, folder: Path) -> None:
-    done = edgemoe("run", folder, "-p", "Say hello", FAKE_SAYS="Hello, wörld!")
-    assert (done.returncode, done.stdout.decode(), done.stderr) == (0, "Hello, wörld!\n", b"")
+    assert edgemoe("run", folder, "-p", "Say hello", says="Hello, wörld!") == Done(0, "Hello, wörld!\n", "")
 
 
 def test_run_prints_one_object_as_json(edgemoe: Edgemoe, folder: Path) -> None:
     done = edgemoe("run", folder, "-p", "-", "--json", "--max-tokens", "2", stdin="Grüße".encode())
-    data = json.loads(done.stdout)
+    data = json.loads(done.output)
     assert data["finish_reason"] == "length"
     assert data["generated_tokens"] == len(data["token_ids"]) == 2
     assert data["prompt_tokens"] > 0
@@ -95,20 +94,20 @@ def test_run_prints_one_object_as_json(edgemoe: Edgemoe, folder: Path) -> None:
 
 
 def test_run_raw_goes_without_the_template(edgemoe: Edgemoe, folder: Path) -> None:
-    plain = json.loads(edgemoe("run", folder, "-p", "Say hello", "--json").stdout)
-    raw = json.loads(edgemoe("run", folder, "-p", "Say hello", "--json", "--raw").stdout)
+    plain = json.loads(edgemoe("run", folder, "-p", "Say hello", "--json").output)
+    raw = json.loads(edgemoe("run", folder, "-p", "Say hello", "--json", "--raw").output)
     assert raw["prompt_tokens"] < plain["prompt_tokens"]
 
 
 @pytest.mark.parametrize(
     ("stdin", "says"),
-    [(b"", b"empty"), (b" \n", b"empty"), (b"ab\xff", b"not UTF-8: found byte 0xff at 2"), (b"x y " * 40_000, b"fit")],
+    [(b"", "empty"), (b" \n", "empty"), (b"ab\xff", "not UTF-8: found byte 0xff at 2"), (b"x y " * 40_000, "fit")],
 )
-def test_prompts_on_stdin_that_cannot_be_answered(edgemoe: Edgemoe, folder: Path, stdin: bytes, says: bytes) -> None:
+def test_prompts_on_stdin_that_cannot_be_answered(edgemoe: Edgemoe, folder: Path, stdin: bytes, says: str) -> None:
     done = edgemoe("run", folder, "-p", "-", stdin=stdin)
-    assert (done.returncode, done.stdout) == (2, b"")
-    assert says in done.stderr
-    assert done.stderr.count(b"\n") == 1
+    assert (done.code, done.output) == (2, "")
+    assert says in done.errors
+    assert done.errors.count("\n") == 1
 
 
 def test_a_prompt_argument_that_is_not_utf8(folder: Path, tmp_path: Path) -> None:
@@ -120,8 +119,8 @@ def test_a_prompt_argument_that_is_not_utf8(folder: Path, tmp_path: Path) -> Non
 
 def test_options_out_of_range_name_the_option(edgemoe: Edgemoe, folder: Path) -> None:
     done = edgemoe("run", folder, "-p", "x", "--temperature", "-1")
-    assert done.returncode == 2
-    assert b"temperature" in done.stderr
+    assert done.code == 2
+    assert "temperature" in done.errors
 
 
 def test_too_small_a_budget_is_one_paragraph(
@@ -180,17 +179,25 @@ def test_ctrl_c_before_the_answer_is_quiet(
 
 def test_chat_through_a_pipe_answers_each_line(edgemoe: Edgemoe, folder: Path) -> None:
     done = edgemoe("chat", folder, stdin=b"Hi\n\n/system Be brief.\nAnd now?\n/quit\nnot read\n")
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"Hello, world!\nHello, world!\n", b"")
+    assert done == Done(0, "Hello, world!\nHello, world!\n", "")
 
 
 def test_chat_through_a_pipe_ends_at_the_first_error(edgemoe: Edgemoe, folder: Path) -> None:
     done = edgemoe("chat", folder, stdin=b"Hi\n/nonsense\nmore\n")
-    assert (done.returncode, done.stdout) == (2, b"Hello, world!\n")
-    assert done.stderr.startswith(b"error: there is no command /nonsense.")
-    assert edgemoe("chat", folder, stdin=b"\xff\n").returncode == 2
+    assert (done.code, done.output) == (2, "Hello, world!\n")
+    assert done.errors.startswith("error: there is no command /nonsense.")
+    assert edgemoe("chat", folder, stdin=b"\xff\n").code == 2
+
+
+def test_a_message_may_begin_with_a_slash(edgemoe: Edgemoe, folder: Path, tmp_path: Path) -> None:
+    talk = tmp_path / "talk.json"
+    assert edgemoe("chat", folder, stdin=f"//etc is a folder\n/save {talk}\n".encode()).code == 0
+    assert json.loads(talk.read_text())["messages"][0]["content"] == "/etc is a folder"
+    taken_up = edgemoe("chat", folder, "--load", talk, stdin=b"/undo\n/retry\n")
+    assert "there is no answer to try again" in taken_up.errors
 
 
 def test_errors_before_a_chat_are_one_paragraph(edgemoe: Edgemoe, tmp_path: Path) -> None:
     done = edgemoe("chat", tmp_path / "missing")
-    assert done.returncode == 1
-    assert done.stderr.count(b"\n") == 1
+    assert done.code == 1
+    assert done.errors.count("\n") == 1

@@ -125,13 +125,8 @@ def test_history_is_kept_across_runs(start: Start) -> None:
     second.expect_exact(ANSWER)
 
 
-def test_history_that_cannot_be_written_does_no_harm(start: Start, tmp_path: Path) -> None:
+def test_the_map_of_experts_and_a_history_that_cannot_be_written(start: Start, tmp_path: Path) -> None:
     (tmp_path / "state").write_text("a file where the folder would be")
-    child = start()
-    send(child, "Hi", ANSWER)
-
-
-def test_the_map_of_experts_is_drawn_with_the_answer(start: Start) -> None:
     child = start()
     send(child, "/experts", "the map is drawn with each answer")
     send(child, "Hi", "4 layers down, 8 experts across")
