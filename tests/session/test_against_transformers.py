@@ -1,0 +1,71 @@
+"""Templates and sampling mean what they mean in transformers."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgemoe.session.sampler import SamplingOptions, candidates
+from edgemoe.session.template import ChatTemplate
+from tests.support.small_tokenizer import END, START, write_model_folder
+
+pytestmark = pytest.mark.oracle
+
+CONVERSATION = [
+    {"role": "system", "content": 'Be <kind> & "brief".'},
+    {"role": "user", "content": "  Größe?\n\nline two "},
+    {"role": "assistant", "content": "Yes."},
+    {"role": "user", "content": "Go on"},
+]
+TEMPLATES = [
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}",
+    "{{- bos_token }}\n{%- for m in messages %}\n    {{- '[' ~ m.role | upper ~ '] ' + m.content | trim }}\n"
+    "    {% if not loop.last %}\n, {% endif %}\n{%- endfor %}\n{% if add_generation_prompt %}\n  >\n{% endif %}\nend",
+    "{% set ns = namespace(n=0) %}{% for m in messages if m.role == 'user' %}{% set ns.n = ns.n + 1 %}"
+    "{{ m | tojson }}{{ [ns.n, tools, documents] | tojson(indent=2) }}{% endfor %}{{ eos_token }}",
+    "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %} {{ m.content }} {% endgeneration %}"
+    "{% continue %}{% endif %}{{ m.content.split('\n')[-1] }}{% if loop.index == 4 %}{% break %}{% endif %}{% endfor %}",
+    "{{ strftime_now('%d %b %Y') }} {{ pad_token is defined }} {{ messages[1:] | map(attribute='role') | join(',') }}",
+]
+
+
+@pytest.mark.parametrize("source", TEMPLATES)
+@pytest.mark.parametrize("add_generation_prompt", [False, True])
+def test_a_template_renders_the_same_text(tmp_path: Path, source: str, add_generation_prompt: bool) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = write_model_folder(tmp_path / "model", template=source)
+    theirs = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"), bos_token=START, eos_token=END
+    )
+    expected = theirs.apply_chat_template(
+        CONVERSATION, chat_template=source, tokenize=False, add_generation_prompt=add_generation_prompt
+    )
+    assert ChatTemplate.load(folder).render(CONVERSATION, add_generation_prompt) == expected
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        SamplingOptions(0.7, top_k=20),
+        SamplingOptions(1.3, top_p=0.8),
+        SamplingOptions(0.9, min_p=0.2),
+        SamplingOptions(0.6, top_k=50, top_p=0.9),
+        SamplingOptions(1.5, top_k=40, top_p=0.95, min_p=0.05),
+    ],
+)
+def test_filters_leave_the_same_probabilities(options: SamplingOptions) -> None:
+    torch = pytest.importorskip("torch")
+    process = pytest.importorskip("transformers.generation.logits_process")
+    logits = np.random.default_rng(5).normal(scale=3, size=1000).astype(np.float32)
+    scores = torch.from_numpy(logits)[None].double()
+    steps = [process.TemperatureLogitsWarper(options.temperature)]
+    steps += [process.TopKLogitsWarper(options.top_k)] if options.top_k else []
+    steps += [process.TopPLogitsWarper(options.top_p)] if options.top_p < 1 else []
+    steps += [process.MinPLogitsWarper(options.min_p)] if options.min_p else []
+    for step in steps:
+        scores = step(None, scores)
+    expected = torch.softmax(scores[0], dim=-1).numpy()
+    tokens, probabilities = candidates(logits, options)
+    found = np.zeros_like(expected)
+    found[tokens] = probabilities
+    assert np.allclose(found, expected, rtol=1e-9, atol=1e-12)
