@@ -62,6 +62,7 @@ def chat(
 def greeting(model: Model) -> str:
     """What is open and how it runs, in two quiet lines."""
     from edgemoe.model.memory import format_size
+    from edgemoe.session.default_model import model_name
 
     engine, memory = model.engine, model.engine.memory
     if not memory.total_experts:
@@ -71,7 +72,7 @@ def greeting(model: Model) -> str:
     else:
         experts = f"{memory.slots} of {memory.total_experts} experts in memory at a time"
     return (
-        f"{model.folder.name} · {experts} · budget {format_size(memory.budget_bytes)}"
+        f"{model_name(model.folder)} · {experts} · budget {format_size(memory.budget_bytes)}"
         f" · {engine.backend.name} {engine.backend.isa}, {engine.backend.threads} threads\n"
         "/help for commands, Ctrl-D to quit"
     )

@@ -11,6 +11,8 @@ from edgemoe.errors import StoreError
 DEFAULT_MODEL = "smollm2-135m-moe"
 MODELS_VARIABLE = "EDGEMOE_MODELS"
 MANIFEST = "edgemoe.json"
+STORE_FOLDER = "store"
+"""A model under a models folder is a store, or a folder with its store in it (and its recipe beside that)."""
 
 
 def models_folders() -> list[Path]:
@@ -30,8 +32,9 @@ def find_model(path: str | os.PathLike[str] | None = None) -> Path:
     if path is None:
         return _named(DEFAULT_MODEL) or _missing_default()
     folder = Path(path).expanduser()
-    if (folder / MANIFEST).is_file():
-        return folder
+    for store in (folder, folder / STORE_FOLDER):
+        if (store / MANIFEST).is_file():
+            return store
     text = os.fspath(path)
     if not folder.exists():
         if os.sep not in text and (named := _named(text)):
@@ -51,10 +54,17 @@ def find_model(path: str | os.PathLike[str] | None = None) -> Path:
     )
 
 
+def model_name(folder: Path) -> str:
+    """What a store is called: by its folder, or by the model's folder that it lies in."""
+    resolved = folder.resolve()
+    return resolved.parent.name if resolved.name == STORE_FOLDER else resolved.name
+
+
 def _named(name: str) -> Path | None:
     for folder in models_folders():
-        if (folder / name / MANIFEST).is_file():
-            return folder / name
+        for store in (folder / name, folder / name / STORE_FOLDER):
+            if (store / MANIFEST).is_file():
+                return store
     return None
 
 

@@ -24,7 +24,8 @@ TEMPLATES = [
     "{% set ns = namespace(n=0) %}{% for m in messages if m.role == 'user' %}{% set ns.n = ns.n + 1 %}"
     "{{ m | tojson }}{{ [ns.n, tools, documents] | tojson(indent=2) }}{% endfor %}{{ eos_token }}",
     "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %} {{ m.content }} {% endgeneration %}"
-    "{% continue %}{% endif %}{{ m.content.split('\n')[-1] }}{% if loop.index == 4 %}{% break %}{% endif %}{% endfor %}",
+    "{% continue %}{% endif %}{{ m.content.split('\n')[-1] }}"
+    "{% if loop.index == 4 %}{% break %}{% endif %}{% endfor %}",
     "{{ strftime_now('%d %b %Y') }} {{ pad_token is defined }} {{ messages[1:] | map(attribute='role') | join(',') }}",
 ]
 

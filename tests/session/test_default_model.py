@@ -4,7 +4,7 @@ import pytest
 
 from edgemoe.errors import StoreError
 from edgemoe.session import default_model
-from edgemoe.session.default_model import find_model
+from edgemoe.session.default_model import find_model, model_name
 
 
 def make_store(folder: Path) -> Path:
@@ -21,6 +21,9 @@ def test_a_model_is_found_by_path_by_name_and_by_default(tmp_path: Path, monkeyp
     assert find_model("other") == other
     assert find_model(other) == other
     assert find_model(str(other)) == other
+    inner = make_store(tmp_path / "with-recipe" / "store")
+    assert find_model("with-recipe") == find_model(tmp_path / "with-recipe") == inner
+    assert (model_name(inner), model_name(other)) == ("with-recipe", "other")
 
 
 def test_the_default_is_found_in_an_installed_package_and_in_a_checkout(
