@@ -9,13 +9,13 @@
 #include "kernels/kernels.h"
 
 enum {
-    TOKENS = 37, /* more than one tile of rows, and not a whole number of them */
+    TOKENS = 75, /* more than one tile of rows and block of keys, and not a whole number of them */
     VOCABULARY = 50,
     WIDTH = 72,
     HEADS = 4,
     GROUPS = 2,
     HEAD_WIDTH = 18,
-    CONTEXT = 80,
+    CONTEXT = 90,
     EXPERTS = 5,
     USED = 2,
     FFN = 40,
@@ -161,12 +161,16 @@ static void test_same_bits(void) {
             CHECK(memcmp(m->hidden, first->hidden, sizeof m->hidden) == 0);
             free_model(m);
         }
-        /* The last token by itself, after the others. */
+        /* Two at once, then one by one. */
         model *m = make_model();
-        CHECK_STATUS(EM_OK, run(m, em_isa_name(set), 2, TOKENS - 1, 0));
-        m->ids[0] = m->ids[TOKENS - 1];
-        CHECK_STATUS(EM_OK, run(m, em_isa_name(set), 2, 1, TOKENS - 1));
-        CHECK(memcmp(m->hidden[0], first->hidden[TOKENS - 1], sizeof m->hidden[0]) == 0);
+        CHECK_STATUS(EM_OK, run(m, em_isa_name(set), 2, 2, 0));
+        CHECK(memcmp(m->hidden, first->hidden, 2 * sizeof m->hidden[0]) == 0);
+        for (int t = 2; t < TOKENS; t++) {
+            m->ids[0] = m->ids[t];
+            memset(m->routed, 0, sizeof m->routed); /* an absent expert leaves its rows */
+            CHECK_STATUS(EM_OK, run(m, em_isa_name(set), 2, 1, t));
+            CHECK(memcmp(m->hidden[0], first->hidden[t], sizeof m->hidden[0]) == 0);
+        }
         free_model(m);
     }
     free_model(first);
@@ -196,6 +200,26 @@ static void test_not_finite(void) {
         }
         free_model(m);
     }
+}
+
+/* By falling logit, on a tie the lower number, a NaN after all numbers. */
+static void test_route_order(void) {
+    const float logits[2][6] = {{NAN, 1, NAN, 2, -INFINITY, 2}, {0.5f, -0.0f, 0.0f, 0.5f, 7, -1}};
+    const int32_t expected[2][6] = {{3, 5, 1, 4, 0, 2}, {4, 0, 3, 1, 2, 5}};
+    int32_t chosen[2][6];
+    float weights[2][6], sum = 0;
+    em_operation operation = {.kind = EM_ROUTE};
+    operation.as.route = (em_route){*logits, *chosen, *weights, 6, 6, 1, 0};
+    em_pool *pool;
+    CHECK_STATUS(EM_OK, em_pool_create(1, 0, &pool));
+    const em_scratch scratch = {NULL, 0};
+    em_program program = {em_kernels_for("generic"), pool, &operation, &scratch, 1, 2, -1, 0};
+    CHECK_STATUS(EM_OK, em_program_run(&program, 2, 0));
+    CHECK(memcmp(chosen, expected, sizeof chosen) == 0);
+    for (int k = 0; k < 6; k++) sum += weights[1][k];
+    CHECK(fabsf(sum - 1) < 1e-6f && isnan(weights[0][5]));
+    CHECK(fabsf(weights[1][1] / weights[1][0] - expf(-6.5f)) < 1e-6f);
+    em_pool_destroy(pool);
 }
 
 static void test_refusals(void) {
@@ -243,6 +267,7 @@ int main(void) {
     test_same_bits();
     test_absent_experts_are_left();
     test_not_finite();
+    test_route_order();
     test_refusals();
     test_program_refusals();
     return 0;

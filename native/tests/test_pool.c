@@ -51,6 +51,28 @@ static void test_stress(void) {
     }
 }
 
+static void doze(void *context, int64_t begin, int64_t end, int32_t thread) {
+    (void)thread;
+    for (int64_t i = begin; i < end; i++) {
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+        atomic_fetch_add((_Atomic int *)context, 1);
+    }
+}
+
+/* The caller is done first and goes to sleep: a worker has to wake it. */
+static void test_caller_sleeps(void) {
+    em_pool *pool;
+    CHECK_STATUS(EM_OK, em_pool_create(4, 0, &pool));
+    CHECK_STATUS(EM_OK, em_pool_acquire(pool));
+    for (int i = 0; i < 30; i++) {
+        _Atomic int done = 0;
+        em_pool_for(pool, 4, 1, doze, &done);
+        CHECK(done == 4);
+    }
+    em_pool_release(pool);
+    em_pool_destroy(pool);
+}
+
 static void test_create_and_destroy(void) {
     for (int i = 0; i < 50; i++) {
         em_pool *pool;
@@ -94,6 +116,7 @@ static void test_fork(void) {
 
 int main(void) {
     test_stress();
+    test_caller_sleeps();
     test_create_and_destroy();
     test_refusals();
     test_fork();

@@ -80,6 +80,12 @@ static void test_failures(int descriptor) {
     CHECK_STATUS(EM_READ_FAILED, em_reader_wait(reader, ticket, -1, &detail));
     CHECK(detail == EISDIR);
     close(folder);
+    const int64_t first = submit(reader, descriptor, 0, 100, to, 1);
+    CHECK_STATUS(EM_OK, em_reader_wait(reader, first, -1, NULL));
+    CHECK_STATUS(EM_OK, em_reader_release(reader, first));
+    ticket = submit(reader, descriptor, 0, 100, to, 1); /* in the same place of the table */
+    CHECK_STATUS(EM_BAD_TICKET, em_reader_wait(reader, first, -1, NULL));
+    CHECK_STATUS(EM_OK, em_reader_wait(reader, ticket, -1, NULL));
     CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_submit(reader, descriptor, -1, 1, to, 1, &ticket));
     CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_submit(reader, descriptor, 0, 0, to, 1, &ticket));
     CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_submit(reader, descriptor, INT64_MAX, 1, to, 1, &ticket));
