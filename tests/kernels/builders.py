@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from edgemoe.kernels.formats import FORMATS, Blocks, Matrix, group_count, interleave_panels, pack, panel_count
 
-few_examples = settings(max_examples=25, deadline=None)
+few_examples = settings(max_examples=18, deadline=None)
 """For every property here: the first call of a kernel compiles it, and there are many backends."""
 
 FORMAT_NAMES = tuple(FORMATS)

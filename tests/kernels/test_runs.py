@@ -16,6 +16,7 @@ from tests.kernels.builders import (
     aligned,
     aligned_copy,
     few_examples,
+    format_names,
     numbers,
     random_ffn,
     random_matrix,
@@ -95,9 +96,8 @@ def assert_same_bits(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -
         assert one[name].tobytes() == other[name].tobytes(), name
 
 
-@pytest.mark.parametrize("format_name", FORMAT_NAMES)
 @few_examples
-@given(ids=st.lists(st.integers(0, VOCABULARY - 1), min_size=2, max_size=40), data=st.data(), seed=seeds)
+@given(format_names, st.lists(st.integers(0, VOCABULARY - 1), min_size=2, max_size=40), st.data(), seeds)
 def test_cuts_change_no_bit(
     any_backend: Backend, format_name: str, ids: list[int], data: st.DataObject, seed: int
 ) -> None:

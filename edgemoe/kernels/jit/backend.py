@@ -120,7 +120,7 @@ class JitBackend(StepwiseBackend):
                     layers.half_caches_to_float(key_bits, value_bits, keys, values)
                 else:
                     layers.float_caches(cached_keys, cached_values, keys, values)
-                layers.attend(queries[:, g], keys, values, position, scale, scores, output[:, g])
+                layers.attend(queries, g, keys, values, position, scale, scores, output)
 
         self._share(kv_heads, 2 * tokens * heads * width * length, work)
         return output.reshape(tokens, heads, width)

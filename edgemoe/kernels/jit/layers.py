@@ -86,7 +86,8 @@ def half_caches_to_float(
 @jit
 def _block_scores(query: Floats, keys: Floats, scores: Floats) -> None:
     """Dot products of a query `(W,)` with 16 positions' keys `(W, 16)`; W is a multiple of 8."""
-    scores[:] = _ZERO
+    for lane in range(POSITIONS_AT_ONCE):
+        scores[lane] = _ZERO
     for start in range(0, len(query), WIDTH_AT_ONCE):
         x, rows = query[start : start + WIDTH_AT_ONCE], keys[start : start + WIDTH_AT_ONCE]
         for lane in range(POSITIONS_AT_ONCE):
@@ -107,19 +108,26 @@ def _add_four(shares: Floats, values: Floats, output: Floats) -> None:
 
 @jit
 def attend(
-    query: Floats, keys: Floats, values: Floats, position: int, scale: float, scores: Floats, output: Floats
+    query: Floats,
+    group: int,
+    keys: Floats,
+    values: Floats,
+    position: int,
+    scale: float,
+    scores: Floats,
+    output: Floats,
 ) -> None:
-    """The query heads `(T, heads, W)` that share one key/value head, to output of that shape.
+    """The query heads of one `group`, which share a key/value head: query and output `(T, G, H / G, W)`.
 
     Keys and values as `float_caches` leaves them; `scores` is scratch of the keys' padded length.
     """
-    tokens, heads, width = query.shape
+    tokens, _, heads, width = query.shape
     x = np.zeros(keys.shape[1], np.float32)
     for t in range(tokens):
         seen = position + t + 1
         for head in range(heads):
             for i in range(width):
-                x[i] = query[t, head, i] * np.float32(scale)
+                x[i] = query[t, group, head, i] * np.float32(scale)
             for start in range(0, seen, POSITIONS_AT_ONCE):
                 _block_scores(x, keys[start // POSITIONS_AT_ONCE], scores[start : start + POSITIONS_AT_ONCE])
             largest = scores[0]
@@ -129,10 +137,14 @@ def attend(
             for c in range(seen):
                 scores[c] = math.exp(scores[c] - largest)
                 total += scores[c]
-            scores[:seen] *= np.float32(1.0 / total)
-            scores[seen : (seen + 3) // 4 * 4] = _ZERO
-            result = output[t, head]
-            result[:] = _ZERO
+            share = np.float32(1.0 / total)
+            for c in range(seen):
+                scores[c] *= share
+            for c in range(seen, (seen + 3) // 4 * 4):
+                scores[c] = _ZERO
+            result = output[t, group, head]
+            for i in range(width):
+                result[i] = _ZERO
             for start in range(0, seen, 4):
                 _add_four(scores[start : start + 4], values[start : start + 4], result)
 
@@ -143,7 +155,8 @@ def route(logits: Floats, renormalise: bool, experts: Integers, weights: Floats)
     tokens, count = experts.shape
     taken = np.empty(logits.shape[1], np.bool_)
     for t in range(tokens):
-        taken[:] = False
+        for expert in range(logits.shape[1]):
+            taken[expert] = False
         for k in range(count):
             best = -1
             for expert in range(logits.shape[1]):

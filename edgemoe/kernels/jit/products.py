@@ -117,10 +117,13 @@ def quantised_product(
             section = halves[panel, payload + per_group : payload + 2 * per_group]
             _to_floats(section, offsets.reshape(-1))
         else:
-            offsets[:] = factors * -np.float32(zero_point)
+            for g in range(groups):
+                for r in range(PANEL_ROWS):
+                    offsets[g, r] = -np.float32(zero_point) * factors[g, r]
         panel_words = words[panel]
         for t in range(tokens):
-            totals[:] = _ZERO
+            for r in range(PANEL_ROWS):
+                totals[r] = _ZERO
             for g in range(groups):
                 # Slices rather than offsets: Numba then knows that no index is negative, and vectorises.
                 group = panel_words[g * group_words : (g + 1) * group_words]
