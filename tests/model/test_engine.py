@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,12 +11,10 @@ import pytest
 from edgemoe.convert.pipeline import convert_checkpoint
 from edgemoe.errors import EdgemoeError, ReadError, UsageError
 from edgemoe.experts import reads
-from edgemoe.kernels.select import select_backend
 from edgemoe.model import engine as engine_module
-from edgemoe.model.engine import Engine, model_sizes, open_engine, store_spec
-from edgemoe.model.memory import plan_memory
-from edgemoe.store.reader import Store
+from edgemoe.model.engine import Engine, open_engine
 from tests.support.checkpoints import write_checkpoint
+from tests.support.engines import engine_with_slots
 
 CONFIG = {
     "model_type": "granitemoeshared",
@@ -48,14 +45,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("engine")
     write_checkpoint(folder / "source", CONFIG, dtype="BF16")
     return convert_checkpoint(str(folder / "source"), folder / "store", experts="q4", dense="q8")
-
-
-def engine_with_slots(store_path: Path, slots: int, threads: int = 1, **options: bool) -> Engine:
-    """An engine whose cache has just so many slots; a budget is too coarse a tool for a model this small."""
-    store = Store.open(store_path)
-    spec = store_spec(store)
-    plan = plan_memory(spec, model_sizes(store, spec), "auto")
-    return Engine(store, spec, dataclasses.replace(plan, slots=slots), select_backend(threads), **options)
 
 
 def greedy(engine: Engine, prompt: np.ndarray, count: int) -> tuple[list[int], np.ndarray]:

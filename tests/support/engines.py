@@ -1,0 +1,22 @@
+"""Engines with a chosen number of expert slots."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from edgemoe.kernels.select import select_backend
+from edgemoe.model.engine import Engine, model_sizes, store_spec
+from edgemoe.model.memory import plan_memory
+from edgemoe.store.reader import Store
+
+
+def engine_with_slots(store_path: Path, slots: int, threads: int | None = 1, **options: bool) -> Engine:
+    """An engine whose cache has just so many slots.
+
+    A budget in bytes is too coarse for that here: what the interpreter holds is measured, and test runs vary in it.
+    """
+    store = Store.open(store_path)
+    spec = store_spec(store)
+    plan = plan_memory(spec, model_sizes(store, spec), "auto")
+    return Engine(store, spec, dataclasses.replace(plan, slots=slots), select_backend(threads), **options)
