@@ -139,7 +139,8 @@ static void test_quantise(const float *input, int32_t columns) {
 }
 
 static void test_quantise_extremes(void) {
-    const float strange[] = {0.0f, -0.0f, INFINITY, -INFINITY, NAN, 1e-40f, 1e-35f, 0.9e-35f, -3e38f, 3.4e38f, 1.0f, -0.5f};
+    const float strange[] = {0.0f, -0.0f, INFINITY, -INFINITY, NAN, 1e-40f, 1e-35f, 0.9e-35f,
+                             -3e38f, 3.4e38f, 1.0f, -0.5f};
     enum { KINDS = sizeof strange / sizeof *strange };
     for (int first = 0; first < KINDS; first++) {
         for (int second = 0; second < KINDS; second++) {
@@ -188,7 +189,8 @@ static void test_elementwise(int32_t count) {
 }
 
 static void test_exponential_extremes(void) {
-    const float in[] = {0, -0.0f, 88.7f, 89, 1000, INFINITY, -87, -90, -103, -103.9f, -104, -1000, -INFINITY, NAN, 1e-30f, 1};
+    const float in[] = {0, -0.0f, 88.7f, 89, 1000, INFINITY, -87, -90,
+                        -103, -103.9f, -104, -1000, -INFINITY, NAN, 1e-30f, 1};
     enum { COUNT = sizeof in / sizeof *in };
     for (int32_t s = 0; s < set_count; s++) {
         float out[COUNT];

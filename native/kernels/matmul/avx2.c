@@ -86,13 +86,19 @@ typedef struct lookahead {
 INLINE lookahead look_ahead(const uint8_t *panel, int32_t group_count, size_t payload_bytes, size_t panel_bytes) {
     const int32_t ahead = GROUPS_AHEAD < group_count ? GROUPS_AHEAD : group_count;
     if (ahead == group_count) panel += panel_bytes;
-    const size_t in_panel = (size_t)(ahead % group_count);
+    const int32_t in_panel = ahead % group_count;
     const uint8_t *scales = panel + (size_t)group_count * payload_bytes;
-    return (lookahead){panel + in_panel * payload_bytes, scales + in_panel * 2 * EM_PANEL_ROWS, group_count - (int32_t)in_panel};
+    return (lookahead){
+        .payload = panel + (size_t)in_panel * payload_bytes,
+        .scales = scales + (size_t)in_panel * 2 * EM_PANEL_ROWS,
+        .left = group_count - in_panel,
+    };
 }
 
 INLINE void prefetch_group(lookahead *next, int32_t group_count, size_t payload_bytes, size_t panel_bytes) {
-    for (size_t line = 0; line < payload_bytes; line += 64) _mm_prefetch((const char *)next->payload + line, _MM_HINT_T0);
+    for (size_t line = 0; line < payload_bytes; line += 64) {
+        _mm_prefetch((const char *)next->payload + line, _MM_HINT_T0);
+    }
     _mm_prefetch((const char *)next->scales, _MM_HINT_T0);
     next->payload += payload_bytes;
     next->scales += 2 * EM_PANEL_ROWS;
@@ -103,8 +109,8 @@ INLINE void prefetch_group(lookahead *next, int32_t group_count, size_t payload_
 }
 
 /* `count` activation rows times `halves` halves of the panel, from half `first` on. */
-INLINE void quantised_tile(const uint8_t *panel, const em_activations *x, const int32_t *rows, float (*out)[EM_PANEL_ROWS],
-                           int format, int count, int first, int halves) {
+INLINE void quantised_tile(const uint8_t *panel, const em_activations *x, const int32_t *rows,
+                           float (*out)[EM_PANEL_ROWS], int format, int count, int first, int halves) {
     const size_t payload_bytes = format == EM_Q8 ? 512 : 256;
     const int32_t group_count = x->group_count;
     const uint8_t *scales = panel + (size_t)group_count * payload_bytes;
@@ -156,7 +162,8 @@ INLINE void quantised_panel(const uint8_t *panel, const em_activations *x, const
 
 /* 8 rows of one column of f32 or f16 weights. */
 INLINE __m256 load_weights(const uint8_t *panel, size_t index, int format) {
-    return format == EM_F16 ? load_halves(panel + 2 * index) : _mm256_loadu_ps((const float *)(const void *)panel + index);
+    if (format == EM_F16) return load_halves(panel + 2 * index);
+    return _mm256_loadu_ps((const float *)(const void *)panel + index);
 }
 
 INLINE void float_tile(const uint8_t *panel, const em_activations *x, const int32_t *rows, float (*out)[EM_PANEL_ROWS],

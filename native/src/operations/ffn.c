@@ -176,7 +176,8 @@ static void run_ffns(const em_run *run, ffn_sizes sizes, ffn_memory memory, cons
     }
     const int32_t rows_per_ffn = (pairs + ffn_count - 1) / ffn_count;
     const size_t up_bytes = 2 * PANELS_PER_GROUP * em_panel_bytes(sizes.gate_up_format, sizes.model_width);
-    em_pool_for(run->pool, (int64_t)ffn_count * task.hidden.group_count, chunk_of(up_bytes, rows_per_ffn), go_up, &task);
+    em_pool_for(run->pool, (int64_t)ffn_count * task.hidden.group_count, chunk_of(up_bytes, rows_per_ffn), go_up,
+                &task);
     const size_t down_bytes = em_panel_bytes(sizes.down_format, sizes.ffn_width);
     em_pool_for(run->pool, (int64_t)ffn_count * em_panel_count(sizes.model_width), chunk_of(down_bytes, rows_per_ffn),
                 go_down, &task);
