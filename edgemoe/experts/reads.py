@@ -97,9 +97,10 @@ def open_reader(arena: npt.NDArray[np.uint8], threads: int) -> RecordReader:
     """The native reader, or the portable one where the native library is not available."""
     try:
         from edgemoe.kernels.native.reader import NativeReader
+
+        return NativeReader(threads)
     except KernelError:
         return ThreadedReader(arena, threads)
-    return NativeReader(threads)
 
 
 class _Read:

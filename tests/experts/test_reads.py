@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgemoe.errors import ReadError
-from edgemoe.experts.reads import ExpertFiles, ThreadedReader
+from edgemoe.errors import KernelError, ReadError
+from edgemoe.experts.reads import ExpertFiles, ThreadedReader, open_reader
 
 PAGE = 4096
 
@@ -81,3 +81,15 @@ def test_a_read_that_stalls_times_out_and_demand_goes_first(tmp_path: Path) -> N
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ReadError, match="experts-00009"):
         ExpertFiles([tmp_path / "experts-00009.safetensors"])
+
+
+def test_without_the_native_library_the_portable_reader_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgemoe.kernels.native import reader as native_reader
+
+    def missing() -> None:
+        raise KernelError("The native library is not there.")
+
+    monkeypatch.setattr(native_reader, "load_library", missing)
+    reader = open_reader(page_aligned(1), 2)
+    assert isinstance(reader, ThreadedReader)
+    reader.close()
