@@ -76,6 +76,11 @@ def history() -> History:
     return TolerantHistory(str(folder / "chat_history"))
 
 
+def continuation(prompt_width: int, line_number: int, wrap_count: int) -> FormattedText:
+    """What stands before further lines: a dot, and nothing where a line was only too long for the screen."""
+    return FormattedText([("class:dim", "  " if wrap_count else "· ")])
+
+
 def prompt_reader() -> Callable[[], str | None]:
     """A function that asks for one input; None when the person ends with Ctrl-D."""
     session: PromptSession[str] = PromptSession(
@@ -85,7 +90,7 @@ def prompt_reader() -> Callable[[], str | None]:
         completer=CommandCompleter(),
         complete_while_typing=True,
         reserve_space_for_menu=5,
-        prompt_continuation=FormattedText([("class:dim", "· ")]),
+        prompt_continuation=continuation,
     )
 
     def read() -> str | None:
