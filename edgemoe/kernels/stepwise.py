@@ -7,8 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from edgemoe.errors import KernelError
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.formats import PANEL_ROWS, Format, Matrix, panel_count
+
+_NO_LIMIT = 2**31 - 1
+
+_HINT = "This is a fault in how the model was put together; please report it."
 
 _PYTHON_OBJECTS_BYTES = 1 << 16
 """What the interpreter and NumPy take for a step besides arrays."""
@@ -60,9 +65,8 @@ class StepwiseBackend:
             return gathered + self._ffn_scratch_bytes(tokens, *matrices)
         if isinstance(operation, op.Attention):
             return self.attention_scratch_bytes(operation)
-        outputs = {op.Rope: "values", op.StoreKv: "keys", op.Route: "logits", op.Combine: "residual"}
-        output: op.Floats = getattr(operation, outputs.get(type(operation), "output"))
-        return output.size * self.element_scratch_bytes
+        rows = operation.output if isinstance(operation, op.Embed) else _rows(operation)
+        return rows.size * self.element_scratch_bytes
 
     def _matrix_scratch_bytes(self, tokens: int, matrix: Matrix) -> int:
         return self.product_scratch_bytes(tokens, matrix.rows, matrix.columns, matrix.format)
@@ -80,12 +84,45 @@ class StepwiseProgram:
     """The operations of one list, each a call of the backend's function of that name."""
 
     def __init__(self, backend: StepwiseBackend, operations: Sequence[op.Operation]) -> None:
+        for operation in operations:
+            if type(operation) not in _STEPS:
+                raise KernelError(f"the {backend.name} backend knows no operation {type(operation).__name__}.", _HINT)
         self._steps = [(_STEPS[type(operation)], operation) for operation in operations]
         self._kernels = backend
+        self._tokens_max = min((len(_rows(operation)) for operation in operations), default=_NO_LIMIT)
+        self._positions = min((_positions(operation) for operation in operations), default=_NO_LIMIT)
 
     def run(self, tokens: int, position: int) -> None:
+        """Raises KernelError where the buffers are too short for these tokens at this position."""
+        if not 1 <= tokens <= self._tokens_max:
+            raise KernelError(f"{tokens} tokens in a run; its buffers hold 1 to {self._tokens_max}.", _HINT)
+        if not 0 <= position <= self._positions - tokens:
+            raise KernelError(f"{tokens} tokens at position {position}; there are {self._positions} positions.", _HINT)
         for step, operation in self._steps:
             step(self._kernels, operation, tokens, position)
+
+
+def _rows(operation: op.Operation) -> op.Floats | op.Integers:
+    """A buffer `(T, ...)` of the operation, whose length limits the tokens of a run."""
+    names = {
+        op.Embed: "ids",
+        op.Rope: "values",
+        op.StoreKv: "keys",
+        op.Attention: "query",
+        op.Route: "logits",
+        op.Combine: "residual",
+    }
+    rows: op.Floats | op.Integers = getattr(operation, names.get(type(operation), "input"))
+    return rows
+
+
+def _positions(operation: op.Operation) -> int:
+    """How many positions of a sequence the operation has room for."""
+    if isinstance(operation, op.Rope):
+        return len(operation.cosine)
+    if isinstance(operation, (op.StoreKv, op.Attention)):
+        return int(operation.key_cache.shape[1])
+    return _NO_LIMIT
 
 
 def _embed(kernels: StepwiseBackend, o: op.Embed, tokens: int, position: int) -> None:

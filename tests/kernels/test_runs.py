@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgemoe.errors import KernelError
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.operations import Backend
 from tests.kernels.builders import (
@@ -112,6 +113,21 @@ def test_token_by_token_changes_no_bit(any_backend: Backend, format_name: str) -
     tokens = np.arange(19, dtype=np.int32)
     whole = run_layer(any_backend, format_name, 3, tokens, [])
     assert_same_bits(run_layer(any_backend, format_name, 3, tokens, list(range(1, 19))), whole)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "position"), [(0, 0), (-1, 0), (9, 0), (1, -1), (1, CONTEXT), (8, CONTEXT - 7), (2, 2**31 - 2)]
+)
+def test_runs_beyond_the_buffers_are_refused(any_backend: Backend, tokens: int, position: int) -> None:
+    layer = TinyLayer("f32", 8, 0)
+    program = any_backend.program(layer.operations)
+    with pytest.raises(KernelError):
+        program.run(tokens, position)
+
+
+def test_an_unknown_operation_is_refused(any_backend: Backend) -> None:
+    with pytest.raises(KernelError, match="str"):
+        any_backend.program(["attention"])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("kind", ["jit", "native generic", "native avx2"])
