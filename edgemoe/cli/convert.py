@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgemoe.cli import options as shared
 
+if TYPE_CHECKING:
+    from edgemoe.cli.render import ProgressBar
+    from edgemoe.conversion.progress import Download, Progress
+
+LEAST_SECONDS_FOR_RATE = 0.5
 FORMATS_HELP = "q4, q4m, q8, f16 or f32"
 
 
@@ -35,28 +41,14 @@ def convert(
 
     Without --experts and --dense, blocks that a GGUF has quantised already carry over exactly.
     """
-    from edgemoe.cli.figures import format_duration
     from edgemoe.cli.render import ProgressBar
-    from edgemoe.convert.pipeline import convert_checkpoint
-    from edgemoe.convert.progress import Download, Progress
+    from edgemoe.conversion.pipeline import convert_checkpoint
     from edgemoe.model.memory import format_size
     from edgemoe.store.reader import Store
 
-    def show(progress: Progress) -> None:
-        parts = [f"{format_size(progress.done_bytes)} of {format_size(progress.total_bytes)}"]
-        if progress.bytes_per_second is not None:
-            parts.append(f"{format_size(progress.bytes_per_second)}/s")
-        if progress.seconds_left is not None:
-            parts.append(f"about {format_duration(progress.seconds_left)} left")
-        bar.update(progress.done_bytes, progress.total_bytes, " · ".join([*parts, progress.shard]))
-
-    def show_download(download: Download) -> None:
-        total = download.total_bytes or download.done_bytes
-        beside = f"downloading {download.name}: {format_size(download.done_bytes)} of {format_size(total)}"
-        bar.update(download.done_bytes, total, beside)
-
     try:
         with ProgressBar("converting") as bar:
+            report = Report(bar)
             path = convert_checkpoint(
                 source,
                 destination,
@@ -64,8 +56,8 @@ def convert(
                 dense=dense,
                 keep=keep,
                 force=force,
-                progress=show,
-                downloading=show_download,
+                progress=report.conversion,
+                downloading=report.download,
             )
     except KeyboardInterrupt:
         typer.echo("interrupted: the same command goes on where it was.", err=True)
@@ -73,3 +65,47 @@ def convert(
     typer.echo(
         f"{destination}: {format_size(Store.open(path).manifest.total_bytes)}. Try it: edgemoe chat {destination}"
     )
+
+
+class Report:
+    """Shows a conversion, and the downloads for it, on one bar: how much, the rate, and the time left."""
+
+    def __init__(self, bar: ProgressBar) -> None:
+        self._bar = bar
+        self._file = ""
+        self._began_s = 0.0
+        self._first_bytes = 0
+
+    def conversion(self, progress: Progress) -> None:
+        """Show how far the store is."""
+        self._show(
+            f"converting {progress.shard}",
+            progress.done_bytes,
+            progress.total_bytes,
+            progress.bytes_per_second,
+            progress.seconds_left,
+        )
+
+    def download(self, download: Download) -> None:
+        """Show how far a file is, with the mean rate since its first bytes of this run."""
+        now = time.monotonic()
+        if download.name != self._file:
+            self._file, self._began_s, self._first_bytes = download.name, now, download.done_bytes
+        elapsed = now - self._began_s
+        rate = (download.done_bytes - self._first_bytes) / elapsed if elapsed > LEAST_SECONDS_FOR_RATE else None
+        left = (download.total_bytes - download.done_bytes) / rate if rate and download.total_bytes else None
+        self._show(f"downloading {download.name}", download.done_bytes, download.total_bytes, rate, left)
+
+    def _show(
+        self, title: str, done_bytes: int, total_bytes: int | None, rate: float | None, left_s: float | None
+    ) -> None:
+        from edgemoe.cli.figures import format_duration
+        from edgemoe.model.memory import format_size
+
+        done = format_size(done_bytes)
+        parts = [done if total_bytes is None else f"{done} of {format_size(total_bytes)}"]
+        if rate is not None:
+            parts.append(f"{format_size(rate)}/s")
+        if left_s is not None:
+            parts.append(f"about {format_duration(left_s)} left")
+        self._bar.update(title, done_bytes, total_bytes, " · ".join(parts))

@@ -228,6 +228,6 @@ class ProgressBar:
     def __exit__(self, *error: object) -> None:
         self._progress.stop()
 
-    def update(self, done: int, total: int, beside: str) -> None:
-        """Draw `done` of `total` with a text beside it."""
-        self._progress.update(self._task, completed=done, total=max(total, 1), beside=beside)
+    def update(self, title: str, done: int, total: int | None, beside: str) -> None:
+        """Draw `done` of `total` (None: not known) between a title and a text."""
+        self._progress.update(self._task, description=title, completed=done, total=total, beside=beside)

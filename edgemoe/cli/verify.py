@@ -24,10 +24,12 @@ def verify(
     from edgemoe.store.verification import verify_store
 
     opened = Store.open(find_model(store))
+
+    def show(done_bytes: int, total_bytes: int) -> None:
+        bar.update("checking", done_bytes, total_bytes, f"{format_size(done_bytes)} of {format_size(total_bytes)}")
+
     with ProgressBar("checking") as bar:
-        problems = verify_store(
-            opened, lambda done, total: bar.update(done, total, f"{format_size(done)} of {format_size(total)}")
-        )
+        problems = verify_store(opened, show)
     if problems:
         for problem in problems[:MOST_PROBLEMS_SHOWN]:
             typer.echo(str(problem))

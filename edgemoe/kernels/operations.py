@@ -170,9 +170,7 @@ class Combine:
     shared_gate: Floats | None  # (T, 1)
 
 
-Operation = Union[
-    Embed, RmsNorm, Linear, Rope, StoreKv, Attention, Route, GatedFfn, Experts, Combine
-]
+Operation = Union[Embed, RmsNorm, Linear, Rope, StoreKv, Attention, Route, GatedFfn, Experts, Combine]
 
 
 class Program(Protocol):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgemoe.convert.pipeline import convert_checkpoint
+from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.model.engine import Engine, open_engine
 from edgemoe.model.spec import MoeSpec
 from tests.architectures.harness import relative_error

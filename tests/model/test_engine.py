@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgemoe.convert.pipeline import convert_checkpoint
+from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.errors import EdgemoeError, ReadError, UsageError
 from edgemoe.experts import reads
 from edgemoe.model import engine as engine_module

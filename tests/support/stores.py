@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edgemoe.convert.pipeline import convert_checkpoint
+from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.kernels.formats import PANEL_ROWS, Matrix, dequantise, panel_count, unpack
 from edgemoe.model.spec import ModelSpec
 from edgemoe.store.reader import Store

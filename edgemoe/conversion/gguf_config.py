@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from edgemoe.convert.gguf_file import GgufTensor
-from edgemoe.convert.gguf_names import FAMILIES, ROPE_FACTORS, TAKE_ANOTHER
+from edgemoe.conversion.gguf_file import GgufTensor
+from edgemoe.conversion.gguf_names import FAMILIES, ROPE_FACTORS, TAKE_ANOTHER
 from edgemoe.errors import SourceError
 
 _NO_EFFECT = frozenset({"vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "expert_shared_count"})

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgemoe.convert import sampling
-from edgemoe.convert.folder import FolderSource
-from edgemoe.convert.source import open_source
+from edgemoe.conversion import sampling
+from edgemoe.conversion.folder import FolderSource
+from edgemoe.conversion.source import open_source
 from edgemoe.errors import SourceError
 from tests.support.checkpoints import SMALL_MIXTRAL, read_tensors, write_checkpoint
 
@@ -73,7 +73,7 @@ def test_samples_of_a_large_file_see_its_size_its_ends_and_what_changes_everywhe
 ) -> None:
     monkeypatch.setattr(sampling, "WHOLE_BYTES", 1000)
     monkeypatch.setattr(sampling, "SAMPLE_BYTES", 50)
-    content = os.urandom(100_000)
+    content = bytes(range(256)) * 400
     path = tmp_path / "shard"
 
     def sample(changed: bytes) -> str:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgemoe.architectures import SourceSlice, model_spec, resolve
-from edgemoe.convert.formats import choose_formats, class_of, expert_of, stored_name
-from edgemoe.convert.source import Source, TensorInfo
+from edgemoe.conversion.formats import choose_formats, class_of, expert_of, stored_name
+from edgemoe.conversion.source import Source, TensorInfo
 from edgemoe.errors import SourceError
 from edgemoe.kernels.formats import PANEL_ROWS, Format, panel_count
 from edgemoe.model.spec import ModelSpec, MoeSpec

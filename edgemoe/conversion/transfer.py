@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from edgemoe.convert.encoding import Encoded, encode
-from edgemoe.convert.journal import Journal
-from edgemoe.convert.plan import Piece, Plan
-from edgemoe.convert.progress import Callback, ProgressMeter
-from edgemoe.convert.source import Source
+from edgemoe.conversion.encoding import Encoded, encode
+from edgemoe.conversion.journal import Journal
+from edgemoe.conversion.plan import Piece, Plan
+from edgemoe.conversion.progress import Callback, ProgressMeter
+from edgemoe.conversion.source import Source
 from edgemoe.kernels.formats import PANEL_ROWS
 from edgemoe.store.manifest import Manifest
 from edgemoe.store.writer import StoreWriter, with_checksums

@@ -13,7 +13,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from edgemoe.convert.gguf_names import TAKE_ANOTHER
+from edgemoe.conversion.gguf_names import TAKE_ANOTHER
 from edgemoe.errors import SourceError
 
 _KEY = "tokenizer.ggml."

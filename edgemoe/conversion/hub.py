@@ -36,9 +36,9 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers, disable_progress_bars  # type: ignore[attr-defined]  # public by its documentation
 from platformdirs import user_cache_path
 
-from edgemoe.convert.folder import INDEX_NAME, SINGLE_NAME, read_json_file, to_float32
-from edgemoe.convert.progress import Download, DownloadCallback
-from edgemoe.convert.source import SIDE_FILES, Rows, TensorInfo
+from edgemoe.conversion.folder import INDEX_NAME, SINGLE_NAME, read_json_file, to_float32
+from edgemoe.conversion.progress import Download, DownloadCallback
+from edgemoe.conversion.source import SIDE_FILES, Rows, TensorInfo
 from edgemoe.errors import SourceError
 from edgemoe.store.headers import HeaderTensor, read_header
 

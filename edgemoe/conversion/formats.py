@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from edgemoe.convert.source import BLOCK_FORMATS
+from edgemoe.conversion.source import BLOCK_FORMATS
 from edgemoe.errors import UsageError
 from edgemoe.kernels.formats import FORMATS, Format
 

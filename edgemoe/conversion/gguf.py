@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.convert.gguf_config import Metadata, checkpoint_config
-from edgemoe.convert.gguf_file import GgufFile, GgufTensor, read_gguf
-from edgemoe.convert.gguf_names import FAMILIES, TensorView, checkpoint_tensors, halves_order
-from edgemoe.convert.gguf_tokenizer import side_files
-from edgemoe.convert.sampling import sample_sha256
-from edgemoe.convert.source import BLOCK_FORMATS, Rows, TensorInfo
+from edgemoe.conversion.gguf_config import Metadata, checkpoint_config
+from edgemoe.conversion.gguf_file import GgufFile, GgufTensor, read_gguf
+from edgemoe.conversion.gguf_names import FAMILIES, TensorView, checkpoint_tensors, halves_order
+from edgemoe.conversion.gguf_tokenizer import side_files
+from edgemoe.conversion.sampling import sample_sha256
+from edgemoe.conversion.source import BLOCK_FORMATS, Rows, TensorInfo
 from edgemoe.errors import SourceError
 from edgemoe.kernels.formats import FORMATS, GROUP_COLUMNS, Blocks, dequantise
 

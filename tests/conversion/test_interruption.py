@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from edgemoe.convert import pipeline, transfer
-from edgemoe.convert.pipeline import convert_checkpoint
+from edgemoe.conversion import pipeline, transfer
+from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.errors import StoreError
 from tests.support.checkpoints import SMALL_MIXTRAL, folder_bytes, write_checkpoint
 
@@ -177,7 +177,7 @@ LARGEST_TENSOR_BYTES = 32000 * 4096 * 2
 
 CONVERT = """
 import resource, sys
-from edgemoe.convert.pipeline import convert_checkpoint
+from edgemoe.conversion.pipeline import convert_checkpoint
 convert_checkpoint(sys.argv[1], sys.argv[2])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.convert.source import Rows
+from edgemoe.conversion.source import Rows
 from edgemoe.errors import EdgemoeError, SourceError
 from edgemoe.kernels.formats import Blocks, Format, dequantise, pack
 from edgemoe.quant.quantise import quantise

@@ -17,7 +17,7 @@ from typing import Any, Protocol, Union
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.convert.progress import DownloadCallback
+from edgemoe.conversion.progress import DownloadCallback
 from edgemoe.errors import SourceError
 from edgemoe.kernels.formats import Blocks
 
@@ -104,15 +104,15 @@ def open_source(
     # os.path rather than Path: its tests answer no, and raise nothing, for text that no path can be.
     path = Path(os.path.expanduser(text))  # noqa: PTH111
     if text and os.path.isdir(path):  # noqa: PTH112
-        from edgemoe.convert.folder import FolderSource
+        from edgemoe.conversion.folder import FolderSource
 
         return FolderSource(path)
     if path.suffix.lower() == ".gguf" and os.path.isfile(path):  # noqa: PTH113
-        from edgemoe.convert.gguf import GgufSource
+        from edgemoe.conversion.gguf import GgufSource
 
         return GgufSource(path)
     if _HUB_ID.fullmatch(text) and path.suffix.lower() != ".gguf":
-        from edgemoe.convert.hub import HubSource
+        from edgemoe.conversion.hub import HubSource
 
         return HubSource(text, downloads=downloads, keep=keep, downloading=downloading)
     if text and os.path.exists(path):  # noqa: PTH110

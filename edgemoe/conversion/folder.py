@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.convert.sampling import sample_sha256
-from edgemoe.convert.source import SIDE_FILES, Rows, TensorInfo
+from edgemoe.conversion.sampling import sample_sha256
+from edgemoe.conversion.source import SIDE_FILES, Rows, TensorInfo
 from edgemoe.errors import SourceError
 from edgemoe.store.headers import HeaderTensor, parse_json, read_header
 

@@ -16,12 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from edgemoe.convert.formats import check_option
-from edgemoe.convert.journal import JOURNAL_NAME, Journal
-from edgemoe.convert.plan import Plan, plan_conversion
-from edgemoe.convert.progress import Callback, DownloadCallback
-from edgemoe.convert.source import Source, open_source
-from edgemoe.convert.transfer import Transfer
+from edgemoe.conversion.formats import check_option
+from edgemoe.conversion.journal import JOURNAL_NAME, Journal
+from edgemoe.conversion.plan import Plan, plan_conversion
+from edgemoe.conversion.progress import Callback, DownloadCallback
+from edgemoe.conversion.source import Source, open_source
+from edgemoe.conversion.transfer import Transfer
 from edgemoe.errors import EdgemoeError, SourceError, StoreError, UsageError
 from edgemoe.store.manifest import MANIFEST_NAME
 from edgemoe.store.reader import Store

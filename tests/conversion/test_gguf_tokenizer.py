@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
-from edgemoe.convert.gguf_tokenizer import side_files
+from edgemoe.conversion.gguf_tokenizer import side_files
 from edgemoe.errors import SourceError
 from tests.support.gguf_files import tokenizer_metadata
 from tests.support.small_tokenizer import TEMPLATE, small_tokenizer

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgemoe.convert.journal import JOURNAL_NAME, Journal
+from edgemoe.conversion.journal import JOURNAL_NAME, Journal
 from edgemoe.errors import UsageError
 
 

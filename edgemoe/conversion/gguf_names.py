@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.convert.gguf_file import GgufTensor
+from edgemoe.conversion.gguf_file import GgufTensor
 from edgemoe.errors import SourceError
 
 TAKE_ANOTHER = "Take another GGUF of this model, or its original checkpoint."

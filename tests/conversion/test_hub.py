@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgemoe.convert import hub
-from edgemoe.convert.hub import HubSource
-from edgemoe.convert.pipeline import convert_checkpoint
-from edgemoe.convert.progress import Download
-from edgemoe.convert.source import open_source
+from edgemoe.conversion import hub
+from edgemoe.conversion.hub import HubSource
+from edgemoe.conversion.pipeline import convert_checkpoint
+from edgemoe.conversion.progress import Download
+from edgemoe.conversion.source import open_source
 from edgemoe.errors import SourceError
 from tests.support.checkpoints import SMALL_MIXTRAL, read_tensors, write_checkpoint
 from tests.support.hub_server import COMMIT, Fault, HubServer, Repository, hub_server
@@ -256,7 +256,7 @@ def test_the_environment_says_which_hub(
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     program = (
-        "import sys; from pathlib import Path; from edgemoe.convert.source import open_source\n"
+        "import sys; from pathlib import Path; from edgemoe.conversion.source import open_source\n"
         "print(len(open_source(sys.argv[1], downloads=Path(sys.argv[2])).tensors()))"
     )
     arguments = [sys.executable, "-c", program, MODEL, str(tmp_path)]
@@ -349,7 +349,7 @@ def test_a_hub_out_of_reach(server: HubServer, tmp_path: Path) -> None:
 
 def test_offline_by_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    program = "import sys; from edgemoe.convert.source import open_source; open_source(sys.argv[1])"
+    program = "import sys; from edgemoe.conversion.source import open_source; open_source(sys.argv[1])"
     result = subprocess.run([sys.executable, "-c", program, MODEL], capture_output=True, text=True, check=False)
     assert "SourceError: maker/tiny: HF_HUB_OFFLINE is set" in result.stderr
 

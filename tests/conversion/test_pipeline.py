@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from edgemoe.architectures import resolve
-from edgemoe.convert import encoding, pipeline, plan
-from edgemoe.convert.journal import Journal
-from edgemoe.convert.pipeline import convert_checkpoint
-from edgemoe.convert.progress import Progress
-from edgemoe.convert.source import Rows, TensorInfo
+from edgemoe.conversion import encoding, pipeline, plan
+from edgemoe.conversion.journal import Journal
+from edgemoe.conversion.pipeline import convert_checkpoint
+from edgemoe.conversion.progress import Progress
+from edgemoe.conversion.source import Rows, TensorInfo
 from edgemoe.errors import SourceError, StoreError, UsageError
 from edgemoe.kernels.formats import FORMATS, Blocks, dequantise
 from edgemoe.model.spec import ModelSpec
@@ -138,7 +138,7 @@ def test_the_tokenizer_and_the_config_come_along(tmp_path: Path) -> None:
 
 
 def test_progress_grows_to_the_whole(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgemoe.convert.progress.REPORT_INTERVAL_S", 0.0)
+    monkeypatch.setattr("edgemoe.conversion.progress.REPORT_INTERVAL_S", 0.0)
     seen: list[Progress] = []
     convert_checkpoint(str(checkpoint), tmp_path / "store", progress=seen.append)
     assert [p.done_bytes for p in seen] == sorted(p.done_bytes for p in seen)
@@ -208,7 +208,7 @@ def test_a_source_that_cannot_be_read_leaves_nothing_behind(tmp_path: Path) -> N
 def interrupt(checkpoint: Path, destination: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
     """Begin a conversion that ends after its first shard."""
     with monkeypatch.context() as patch:
-        patch.setattr("edgemoe.convert.folder.FolderSource.release", _stop)
+        patch.setattr("edgemoe.conversion.folder.FolderSource.release", _stop)
         with pytest.raises(KeyboardInterrupt):
             convert_checkpoint(str(checkpoint), destination, **options)
 
@@ -224,7 +224,7 @@ def test_an_interrupted_conversion_goes_on_and_does_nothing_twice(
     assert not (tmp_path / "store").exists()
     encoded = []
     real = encoding.encode
-    monkeypatch.setattr("edgemoe.convert.transfer.encode", lambda *a: encoded.append(a[2]) or real(*a))
+    monkeypatch.setattr("edgemoe.conversion.transfer.encode", lambda *a: encoded.append(a[2]) or real(*a))
     resumed = folder_bytes(convert_checkpoint(str(checkpoint), tmp_path / "store"))
     first_shard = json.loads((checkpoint / "model.safetensors.index.json").read_text())["weight_map"]
     assert not {name for name in encoded if first_shard[name].startswith("model-00001")}

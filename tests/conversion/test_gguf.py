@@ -19,10 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgemoe.architectures import model_spec, resolve
-from edgemoe.convert.gguf import GgufSource
-from edgemoe.convert.gguf_file import read_gguf
-from edgemoe.convert.pipeline import convert_checkpoint
-from edgemoe.convert.source import open_source
+from edgemoe.conversion.gguf import GgufSource
+from edgemoe.conversion.gguf_file import read_gguf
+from edgemoe.conversion.pipeline import convert_checkpoint
+from edgemoe.conversion.source import open_source
 from edgemoe.errors import SourceError
 from edgemoe.kernels.formats import Blocks, dequantise
 from edgemoe.store.reader import Store
@@ -386,7 +386,7 @@ def test_without_the_package_the_error_says_how_to_get_it() -> None:
     program = (
         "import sys; sys.modules['gguf'] = None; sys.modules['gguf.constants'] = None\n"
         "from edgemoe.errors import SourceError\n"
-        "try:\n    from edgemoe.convert.gguf import GgufSource\n"
+        "try:\n    from edgemoe.conversion.gguf import GgufSource\n"
         "except SourceError as error:\n    print(error.hint)\n"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
