@@ -123,13 +123,13 @@ def _quantise_groups(
     count, column = groups.stop - groups.start, groups.start * GROUP_COLUMNS
     shape = (len(values), count)
     part = (values, column, width, count)
-    grouped = values[:, column : column + count * width].reshape(-1, width)
-    highest, lowest = grouped.max(axis=1), grouped.min(axis=1)
-    extreme = np.where(highest >= -lowest, highest, lowest)
-    searched, minimum = np.empty((2, len(extreme)), np.float32)
+    lowest, highest, searched, minimum = (np.empty(len(values) * count, np.float32) for _ in range(4))
+    search.bounds(*part, lowest, highest)
+    extreme: Floats = np.where(highest >= -lowest, highest, lowest)
+    offers: list[Floats]
     with np.errstate(over="ignore"):
         if fmt.name == "q8":
-            plain = np.abs(extreme) / np.float32(127)
+            plain: Floats = np.abs(extreme) / np.float32(127)
             offers = [plain, _round_up_denormals(plain)]
             bounds, zero_point = (-127.0, 127.0), 0
         elif fmt.name == "q4":
@@ -147,7 +147,7 @@ def _quantise_groups(
     search.choose_and_round(*part, *stored, *bounds, zero_point, integers, choices)
     taken = (choices, np.arange(len(choices)))
     for chosen in (scales[taken], minimums[taken]):
-        _check_range(chosen, grouped, fmt)
+        _check_range(chosen, extreme, fmt)
     return scales[taken].reshape(shape), minimums[taken].reshape(shape)
 
 

@@ -50,6 +50,25 @@ def _load(values: Floats, column: int, width: int, groups: int, first: int, tile
 
 
 @jit
+def bounds(values: Floats, column: int, width: int, groups: int, lowest: Floats, highest: Floats) -> None:
+    """The smallest and the largest weight of each group; shapes as in `search_symmetric`."""
+    tile = np.empty((GROUP_COLUMNS, LANES), np.float32)
+    low, high = _lanes(), _lanes()
+    for first in range(0, len(lowest), LANES):
+        _load(values, column, width, groups, first, tile)
+        for lane in range(LANES):
+            low[lane] = tile[0, lane]
+            high[lane] = tile[0, lane]
+        for c in range(1, width):
+            for lane in range(LANES):
+                low[lane] = min(low[lane], tile[c, lane])
+                high[lane] = max(high[lane], tile[c, lane])
+        for lane in range(min(LANES, len(lowest) - first)):
+            lowest[first + lane] = low[lane]
+            highest[first + lane] = high[lane]
+
+
+@jit
 def _symmetric_sums(tile: Floats, width: int, inverse: Floats, products: Floats, squares: Floats) -> None:
     """Sums of `x n` and of `n n` for each lane, where `n` is `x * inverse` rounded into -8..7."""
     products[:] = _ZERO
