@@ -129,16 +129,16 @@ def _quantise_groups(
     offers: list[Floats]
     with np.errstate(over="ignore"):
         if fmt.name == "q8":
-            plain: Floats = np.abs(extreme) / np.float32(127)
+            plain = np.divide(np.abs(extreme), 127, dtype=np.float32)
             offers = [plain, _round_up_denormals(plain)]
             bounds, zero_point = (-127.0, 127.0), 0
         elif fmt.name == "q4":
             search.search_symmetric(*part, _SYMMETRIC_LEVELS, _REFINEMENTS, searched)
-            offers = [searched, extreme / np.float32(-8), extreme / np.float32(7)]
+            offers = [searched, *(np.divide(extreme, level, dtype=np.float32) for level in (-8, 7))]
             bounds, zero_point = (-8.0, 7.0), 8
         else:
             search.search_affine(*part, _AFFINE_LEVELS, _REFINEMENTS, searched, minimum)
-            offers = [searched, (highest - lowest) / np.float32(15)]
+            offers = [searched, np.divide(highest - lowest, 15, dtype=np.float32)]
             bounds, zero_point = (0.0, 15.0), 0
     scales = _to_f16(np.stack(offers))
     minimums = _to_f16(np.stack([minimum, lowest])) if fmt.has_minimums else np.zeros_like(scales)
