@@ -97,6 +97,10 @@ def run_command(arguments: list[str]) -> int:
         return _report(UsageError(*_usage_message(error)), debug)
     except EdgemoeError as error:
         return _report(error, debug)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        told = EdgemoeError(f"{place}{error.strerror or error}.", "Check that it exists and that you may use it.")
+        return _report(told, debug, error)
     except MemoryError as error:
         return _report(
             EdgemoeError("there is not enough memory.", "Give a smaller --ram, or close other programs."), debug, error

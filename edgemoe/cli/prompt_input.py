@@ -70,7 +70,7 @@ def history() -> History:
 
     folder = Path(platformdirs.user_state_dir("edgemoe"))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError:
         return InMemoryHistory()
     return TolerantHistory(str(folder / "chat_history"))

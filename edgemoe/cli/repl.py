@@ -72,6 +72,8 @@ class Repl:
 
         with on_interrupt(answer.stop):
             self.screen.stream(answer, current_map if self.live_map else None)
+        if generation.finish_reason == "interrupted" and not self._interactive:
+            raise KeyboardInterrupt
         self.last_uses = self.model.engine.expert_uses - uses_before
         if self.live_map and (heat_map := self.map(*self.screen.map_size)):
             self.screen.heat_map(heat_map)

@@ -13,7 +13,7 @@ from edgemoe.cli.interrupts import INTERRUPTED, on_interrupt
 from edgemoe.cli.screen import printable
 from edgemoe.errors import UsageError
 
-STDIN_LIMIT_BYTES = 64 << 20
+STDIN_LIMIT_BYTES = 16 << 20
 
 
 def run(

@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypedDict
 
 from edgemoe.errors import EdgemoeError, UsageError
-from edgemoe.session.generate import Generation, check_prompt_length, check_text_length
+from edgemoe.session.generate import Generation, check_prompt_length, check_text_fits
 from edgemoe.session.held_tokens import HeldTokens
 from edgemoe.session.model_files import read_json_object
 from edgemoe.session.sampler import SamplingOptions
@@ -122,17 +121,13 @@ class ChatSession:
     def save(self, path: Path) -> None:
         """Write the conversation as JSON, whole or not at all. Raises EdgemoeError where it cannot."""
         data = {"edgemoe_chat": SAVE_VERSION, "system": self.system, "messages": self.messages}
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
-            with tempfile.NamedTemporaryFile(
-                "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-            ) as file:
-                temporary = Path(file.name)
-                try:
-                    json.dump(data, file, ensure_ascii=False, indent=1)
-                except BaseException:
-                    temporary.unlink()
-                    raise
-            os.replace(temporary, path)  # noqa: PTH105 (as it reads: the new over the old)
+            try:
+                temporary.write_text(json.dumps(data, ensure_ascii=False, indent=1), encoding="utf-8")
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
         except OSError as error:
             raise EdgemoeError(
                 f"{path} cannot be written: {error.strerror}.", "Choose a folder that exists and is yours."
@@ -168,7 +163,7 @@ class ChatSession:
         return self._held.engine.context_length
 
     def _answer(self, before: list[ChatMessage], text: str) -> Answer:
-        check_text_length(text, self.context_length)
+        check_text_fits(text, self._tokenizer, self.context_length)
         prompt_ids, forgotten = self._fit(before, text)
         generation = Generation(self._held, self._tokenizer, prompt_ids, self.options, self.max_tokens)
         return Answer(self, before, text, generation, forgotten)

@@ -11,10 +11,13 @@ from typing import Literal
 from edgemoe.errors import UsageError
 from edgemoe.session.held_tokens import HeldTokens
 from edgemoe.session.sampler import Sampler, SamplingOptions
-from edgemoe.session.tokenizer import LONGEST_TOKEN_CHARACTERS, Detokeniser, Tokenizer, check_token_ids
+from edgemoe.session.tokenizer import Detokeniser, Tokenizer, check_token_ids
 
 PREFILL_CHUNK_TOKENS = 128
 """Prompts are read in chunks (as large as the engine's own), between which a request to stop is heard."""
+
+LIKELY_TOKEN_CHARACTERS = 8
+"""A token has about four characters in most languages: a text that fits the context rarely has more than this."""
 
 FinishReason = Literal["stop", "length", "context", "interrupted"]
 
@@ -156,15 +159,19 @@ def check_prompt_length(tokens: int, context_length: int) -> None:
         )
 
 
-def check_text_length(text: str, context_length: int) -> None:
-    """Raises UsageError for a text too long for the context whatever its tokens, before it is tokenised."""
-    limit = context_length * LONGEST_TOKEN_CHARACTERS
-    if len(text) > limit:
-        raise UsageError(
-            f"the prompt does not fit: a context of {context_length} tokens takes at most {limit} characters,"
-            f" found {len(text)}.",
-            "Shorten it, or split it into parts.",
-        )
+def check_text_fits(text: str, tokenizer: Tokenizer, context_length: int) -> None:
+    """Raises UsageError for a text far too long for the context, without the memory that all its tokens would take."""
+    characters = context_length * LIKELY_TOKEN_CHARACTERS
+    while characters < len(text):
+        tokens = len(tokenizer.encode(text[:characters]))
+        # where the text was cut a token or two may differ
+        if tokens > context_length + 16:
+            raise UsageError(
+                f"the prompt does not fit: expected fewer than {context_length} tokens (the context), found {tokens}"
+                f" in the first {characters} of its {len(text)} characters.",
+                "Shorten it, or split it into parts.",
+            )
+        characters *= 2
 
 
 def peak_rss_bytes() -> int:

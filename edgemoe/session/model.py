@@ -17,7 +17,7 @@ from edgemoe.session.generate import (
     Generation,
     GenerationStatistics,
     check_prompt_length,
-    check_text_length,
+    check_text_fits,
 )
 from edgemoe.session.held_tokens import HeldTokens
 from edgemoe.session.model_files import read_json_object
@@ -99,12 +99,12 @@ class Model:
 
     def encode(self, text: str, special_tokens: bool = True) -> list[int]:
         """The ids of a plain text, with what the tokenizer puts around one (such as BOS) unless told not to."""
-        check_text_length(text, self.engine.context_length)
+        check_text_fits(text, self.tokenizer, self.engine.context_length)
         return self.tokenizer.encode(text, special_tokens)
 
     def encode_chat(self, text: str, system: str | None = None) -> list[int]:
         """The ids of a conversation's beginning: one user message, in the model's chat template."""
-        check_text_length(text, self.engine.context_length)
+        check_text_fits(text, self.tokenizer, self.engine.context_length)
         messages = [{"role": "system", "content": system}] if system else []
         return self.tokenizer.encode(self.template.render([*messages, {"role": "user", "content": text}]))
 

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 TOKENIZER_LIMIT_BYTES = 64 << 20
 ENCODE_LIMIT_SECONDS = 30.0
-LONGEST_TOKEN_CHARACTERS = 256
-"""No vocabulary in use has longer tokens, but for runs of spaces; bounds a text before it is tokenised."""
 HELD_TOKENS = 32
 """Tokens after which an unfinished character is given up for broken: four make the longest one."""
 

@@ -69,6 +69,11 @@ def test_other_errors_are_code_1_and_debug_adds_the_traceback(
     assert "Traceback" in capsys.readouterr().err
 
 
+def test_a_path_that_the_system_refuses_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["inspect", "x" * 5000]) == 1
+    assert "too long" in capsys.readouterr().err
+
+
 def test_a_fault_of_ours_is_one_paragraph_too(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -164,6 +169,25 @@ def test_ctrl_c_ends_a_run_with_what_there_is(folder: Path, tmp_path: Path) -> N
     assert (first, errors) == (b"x", b"")
     assert rest.endswith(b"\n")
     assert len(rest) < 300
+
+
+def test_ctrl_c_ends_a_chat_through_a_pipe(folder: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*FAKE_COMMAND, "chat", str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(tmp_path, FAKE_SAYS="xyzw" * 100, FAKE_SECONDS="0.05"),
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(b"one\ntwo\n")
+    process.stdin.flush()
+    process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    rest, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (130, b"")
+    assert rest.count(b"\n") == 1
 
 
 def test_ctrl_c_before_the_answer_is_quiet(

@@ -74,22 +74,22 @@ def test_a_message_whose_answer_had_not_begun_is_taken_back(make_model: MakeMode
 
 
 def test_when_the_context_is_full_the_oldest_turns_are_forgotten(make_model: MakeModel) -> None:
-    model = make_model("Hello, world!", context_length=200)
+    model = make_model("Hello, world!", context_length=150)
     chat = model.chat(system="Be brief.", max_tokens=20)
     forgotten = []
-    for turn in range(12):
+    for turn in range(8):
         answer = chat.send(f"Message {turn}")
         read(answer)
         forgotten.append(answer.newly_forgotten_turns)
-        assert chat.held_tokens <= 200
-    assert len(chat.messages) == 24
+        assert chat.held_tokens <= 150
+    assert len(chat.messages) == 16
     assert chat.forgotten_turns == sum(forgotten) > 0
     # several at once, so that it is rare
     assert 0 < sum(count > 0 for count in forgotten) < 4
     visible = model.tokenizer.decode(model.held.ids, skip_special_tokens=False)
     assert "Be brief." in visible
     assert "Message 0<" not in visible
-    assert "Message 11<" in visible
+    assert "Message 7<" in visible
     while chat.undo():
         pass
     assert chat.forgotten_turns == 0

@@ -2,10 +2,14 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers import models, normalizers, pre_tokenizers
 
 from edgemoe.errors import UsageError
+from edgemoe.session.generate import check_text_fits
 from edgemoe.session.model import Model
 from edgemoe.session.sampler import SamplingOptions
+from edgemoe.session.tokenizer import Tokenizer
 from tests.support.fake_engine import FakeEngine
 
 MakeModel = Callable[..., Model]
@@ -105,6 +109,14 @@ def test_the_json_of_a_result_has_what_was_promised(make_model: MakeModel) -> No
     } <= set(data["stats"])  # fmt: skip
 
 
+def sparse_tokenizer() -> tokenizers.Tokenizer:
+    """A token for each word, and none for spaces."""
+    tokenizer = tokenizers.Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"\S"), "isolated")
+    tokenizer.normalizer = normalizers.Replace(" ", "")
+    return tokenizer
+
+
 def test_prompts_that_cannot_be_answered_are_refused(make_model: MakeModel) -> None:
     model = make_model(context_length=20)
     for wrong in ([], [5] * 20, [-1], [model.tokenizer.vocabulary]):
@@ -112,8 +124,12 @@ def test_prompts_that_cannot_be_answered_are_refused(make_model: MakeModel) -> N
             model.generate(wrong)
     with pytest.raises(UsageError, match="max-tokens"):
         model.generate([5], max_tokens=0)
-    with pytest.raises(UsageError, match="characters"):
-        model.encode("x" * 20 * 257)
+    with pytest.raises(UsageError, match="in the first 160 of its 4000 characters"):
+        model.encode("x" * 4000)
+    spaces = Tokenizer(sparse_tokenizer(), 10, frozenset())
+    check_text_fits(" " * 300, spaces, 20)  # few tokens, however long
+    with pytest.raises(UsageError, match="in the first 640 of"):
+        check_text_fits(" " * 300 + "x" * 500, spaces, 20)
     assert model.generate([5] * 19, max_tokens=1).generated_tokens == 1
 
 
