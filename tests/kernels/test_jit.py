@@ -13,10 +13,11 @@ from hypothesis import given
 
 from edgemoe.kernels import reference
 from edgemoe.kernels.formats import GROUP_COLUMNS, group_count
+from edgemoe.kernels.jit import JitBackend
 from edgemoe.kernels.jit import numbers as jit_numbers
 from edgemoe.kernels.jit import products
 from edgemoe.kernels.jit.compile import jit
-from tests.kernels.builders import column_counts, few_examples, kinds, numbers, seeds, token_counts
+from tests.kernels.builders import column_counts, few_examples, kinds, numbers, random_matrix, seeds, token_counts
 
 
 def test_numba_is_imported_only_by_the_jit_backend() -> None:
@@ -67,3 +68,13 @@ def test_activations_become_the_reference_s_int8(columns: int, tokens: int, kind
     assert np.array_equal(integers.reshape(expected_integers.shape), expected_integers)
     assert np.array_equal(scales, expected_scales)
     assert np.array_equal(sums, expected_scales * expected_integers.sum(axis=2).astype(np.float32))
+
+
+def test_a_closed_backend_gives_the_same_bits_without_its_threads() -> None:
+    random = np.random.default_rng(8)
+    matrix, values = random_matrix("q4", 100, 64, random), numbers("normal", (3, 64), random)
+    backend = JitBackend(2)
+    before = backend.matmul(values, matrix)
+    backend.close()
+    backend.close()
+    assert backend.matmul(values, matrix).tobytes() == before.tobytes()

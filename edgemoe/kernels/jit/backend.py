@@ -36,8 +36,10 @@ class JitBackend(StepwiseBackend):
         self._pool = ThreadPoolExecutor(threads, "edgemoe-jit") if threads > 1 else None
 
     def close(self) -> None:
+        """Stop the threads; a program that runs after this does without them."""
         if self._pool is not None:
             self._pool.shutdown()
+            self._pool = None
 
     def _share(self, items: int, multiplications: int, work: _Panels) -> None:
         """Do `work(first, last)` for `items`, in as many parts as there are threads and enough to do."""
