@@ -13,9 +13,8 @@ from hypothesis import given
 
 from edgemoe.kernels import reference
 from edgemoe.kernels.formats import GROUP_COLUMNS, group_count
-from edgemoe.kernels.jit import JitBackend
+from edgemoe.kernels.jit import JitBackend, products
 from edgemoe.kernels.jit import numbers as jit_numbers
-from edgemoe.kernels.jit import products
 from edgemoe.kernels.jit.compile import jit
 from tests.kernels.builders import column_counts, few_examples, kinds, numbers, random_matrix, seeds, token_counts
 
