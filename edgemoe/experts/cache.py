@@ -13,7 +13,7 @@ Invariants:
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -111,11 +111,12 @@ class ExpertCache:
         entry = self._entries.get(key)
         return entry is not None and (entry.ticket is None or self._reader.done(entry.ticket))
 
-    def stream(self, layer: int, experts: Sequence[int]) -> Iterator[dict[int, int]]:
+    def stream(self, layer: int, experts: Sequence[int]) -> Generator[dict[int, int], None, None]:
         """Yield the experts of a layer in waves `{expert: slot}`, loaded ones first, others as they land.
 
         Reads of missing experts begin at once, as far as slots can be had. A wave's experts are
-        pinned until the next one is asked for. Raises ReadError naming the layer and expert.
+        pinned until the next one is asked for; whoever stops before the end closes the generator, which unpins
+        them. Raises ReadError naming the layer and expert.
         """
         wanted = [(layer, expert) for expert in experts]
         self._count_recall(layer, experts)
@@ -253,9 +254,10 @@ class ExpertCache:
             if self._reader.done(entry.ticket):
                 self._drop(key)
             raise ReadError(f"Layer {key[0]}, expert {key[1]}: {error.message}", error.hint) from error
-        self._reader.release(entry.ticket)
-        entry.ticket = None
-        del self._loading[key]
+        # In this order: a KeyboardInterrupt between two of these lines may lose a ticket, but never one in use.
+        self._loading.pop(key, None)
+        ticket, entry.ticket = entry.ticket, None
+        self._reader.release(ticket)
 
     def _free_slot(self) -> int | None:
         if self._free_slots:
@@ -276,7 +278,7 @@ class ExpertCache:
         entry = self._entries.pop(key)
         if entry.ticket is not None:
             self._reader.release(entry.ticket)
-            del self._loading[key]
+            self._loading.pop(key, None)
         if entry.predicted:
             self.switch.record(useful=False)
         self._policy.remove(key)

@@ -10,7 +10,6 @@ Invariants:
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.errors import StoreError, UsageError
+from edgemoe.errors import UsageError
 from edgemoe.experts.cache import CacheStatistics, ExpertCache
 from edgemoe.experts.loading import load_all_experts
 from edgemoe.experts.policy import LeastRecentlyUsed
@@ -28,10 +27,12 @@ from edgemoe.experts.reads import ExpertFiles, RecordReader, open_reader
 from edgemoe.kernels.operations import Backend, Floats
 from edgemoe.kernels.select import select_backend
 from edgemoe.model.decoder import Decoder
+from edgemoe.model.description import store_spec
 from edgemoe.model.memory import HEAD_ROWS, MemoryPlan, ModelSizes, plan_memory
 from edgemoe.model.spec import ModelSpec, MoeSpec
 from edgemoe.model.stepper import ResidentStepper, Stepper, StreamingStepper
 from edgemoe.model.workspace import KvCache, Workspace
+from edgemoe.store.direct import allocate_pages
 from edgemoe.store.reader import Store
 
 READER_THREADS = 2
@@ -216,17 +217,6 @@ def open_engine(
     return Engine(store, spec, memory, backend, prediction, direct_reads)
 
 
-def store_spec(store: Store) -> ModelSpec:
-    """The ModelSpec in a store's manifest. Raises StoreError where it is not one."""
-    try:
-        return ModelSpec.from_json(store.model)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StoreError(
-            f"{store.path}: the manifest's description of the model cannot be understood ({error}).",
-            "The store may be from another version: convert the checkpoint again.",
-        ) from error
-
-
 def model_sizes(store: Store, spec: ModelSpec) -> ModelSizes:
     """What the memory plan needs to know of a store."""
     experts = sum(layer.ffn.experts for layer in spec.layers if isinstance(layer.ffn, MoeSpec))
@@ -240,7 +230,7 @@ def _kv_dtype(store: Store) -> type[np.float16] | type[np.float32]:
 
 
 def _allocate_arena(slots: int, slot_bytes: int) -> npt.NDArray[np.uint8]:
-    """Page-aligned anonymous memory for the expert slots."""
+    """Page-aligned memory for the expert slots. Raises BudgetError where the system has not that much."""
     if slots * slot_bytes == 0:
         return np.zeros((0, slot_bytes), np.uint8)
-    return np.frombuffer(mmap.mmap(-1, slots * slot_bytes), np.uint8).reshape(slots, slot_bytes)
+    return np.frombuffer(allocate_pages(slots * slot_bytes), np.uint8).reshape(slots, slot_bytes)

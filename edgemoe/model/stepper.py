@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Protocol
 
 import numpy as np
@@ -81,19 +82,20 @@ class StreamingStepper:
         wanted = routing.experts[0].tolist() if tokens == 1 else np.unique(routing.experts[:tokens]).tolist()
         program = self._experts[number]
         assert program is not None
-        waves = self._cache.stream(number, wanted)
-        wave = next(waves, None)  # begins the reads of what is missing
-        self._run_beside(number, tokens, position)
-        guess = self._guess_next_layer(number, position) if tokens == 1 else None
-        while wave is not None:
-            if guess is not None and self._cache.reader_is_idle():
-                self._cache.predict(number + 1, guess)
-                guess = None
-            routing.slots.fill(-1)
-            for expert, slot in wave.items():
-                routing.slots[expert] = slot
-            program.run(tokens, position)
-            wave = next(waves, None)
+        # closed whatever happens, so that an interrupted run leaves no expert pinned
+        with contextlib.closing(self._cache.stream(number, wanted)) as waves:
+            wave = next(waves, None)  # begins the reads of what is missing
+            self._run_beside(number, tokens, position)
+            guess = self._guess_next_layer(number, position) if tokens == 1 else None
+            while wave is not None:
+                if guess is not None and self._cache.reader_is_idle():
+                    self._cache.predict(number + 1, guess)
+                    guess = None
+                routing.slots.fill(-1)
+                for expert, slot in wave.items():
+                    routing.slots[expert] = slot
+                program.run(tokens, position)
+                wave = next(waves, None)
         if guess is not None:
             self._cache.predict(number + 1, guess)
 

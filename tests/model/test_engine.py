@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgemoe.conversion.pipeline import convert_checkpoint
-from edgemoe.errors import EdgemoeError, ReadError, UsageError
+from edgemoe.errors import BudgetError, EdgemoeError, ReadError, UsageError
 from edgemoe.experts import reads
 from edgemoe.model import engine as engine_module
 from edgemoe.model.engine import Engine, open_engine
@@ -186,6 +186,30 @@ def test_a_store_cut_short_while_it_runs(store: Path, tmp_path: Path) -> None:
             engine.forward(PROMPT[20:])
     with pytest.raises(EdgemoeError, match=r"expected .* bytes, found 8192"):
         open_engine(copy)
+
+
+class InterruptedProgram:
+    """A program whose run is broken off by Ctrl-C."""
+
+    def run(self, tokens: int, position: int) -> None:
+        raise KeyboardInterrupt
+
+
+def test_after_an_interrupt_every_slot_can_be_had_again(store: Path, expected) -> None:
+    with engine_with_slots(store, 3) as engine:
+        programs = engine._stepper._experts
+        layer_1, programs[1] = programs[1], InterruptedProgram()
+        with pytest.raises(KeyboardInterrupt) as interrupt:
+            engine.forward(PROMPT)
+        assert engine.position == 0
+        programs[1] = layer_1
+        np.testing.assert_array_equal(engine.forward(PROMPT), expected[1][0])
+        del interrupt  # whoever keeps the exception, and with it the frames of the forward, keeps no expert pinned
+
+
+def test_an_arena_that_cannot_be_had_is_told(store: Path) -> None:
+    with pytest.raises(BudgetError, match="bytes of memory cannot be had"):
+        engine_with_slots(store, 1 << 50)
 
 
 def test_closing_twice_is_harmless(store: Path) -> None:
