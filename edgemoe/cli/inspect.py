@@ -34,7 +34,8 @@ def inspect(
 def describe(store: Store) -> dict[str, Any]:
     """All that is known of a store without reading its weights. Sizes are in bytes."""
     from edgemoe.errors import StoreError
-    from edgemoe.model.engine import model_sizes, store_spec
+    from edgemoe.model.description import store_spec
+    from edgemoe.model.engine import model_sizes
     from edgemoe.model.memory import plan_memory
     from edgemoe.model.spec import MoeSpec
     from edgemoe.session.tokenizer import load_library_tokenizer

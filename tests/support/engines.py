@@ -6,7 +6,8 @@ import dataclasses
 from pathlib import Path
 
 from edgemoe.kernels.select import select_backend
-from edgemoe.model.engine import Engine, model_sizes, store_spec
+from edgemoe.model.description import store_spec
+from edgemoe.model.engine import Engine, model_sizes
 from edgemoe.model.memory import plan_memory
 from edgemoe.store.reader import Store
 

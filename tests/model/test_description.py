@@ -1,0 +1,96 @@
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgemoe.errors import StoreError
+from edgemoe.model.description import store_spec
+from edgemoe.store.reader import Store
+from tests.support.stores import small_store
+
+MODEL, LAYER = ("model",), ("model", "layers", 0)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return small_store(tmp_path_factory.mktemp("description"))
+
+
+def altered(store: Store, folder: Path, place: Sequence[str | int], value: object) -> Store:
+    """A copy of a store with one value of its manifest changed."""
+    shutil.copytree(store.path, folder / "store")
+    path = folder / "store" / "edgemoe.json"
+    manifest: Any = json.loads(path.read_text())
+    table = manifest
+    for key in place[:-1]:
+        table = table[key]
+    table[place[-1]] = value
+    path.write_text(json.dumps(manifest))
+    return Store.open(path.parent)
+
+
+def test_what_was_written_is_understood(store: Store) -> None:
+    assert store_spec(store).to_json() == store.model
+
+
+@pytest.mark.parametrize("value", [None, "x", True, -1, 0, 1.5, 2**40, [], {}])
+@pytest.mark.parametrize(
+    "place",
+    [
+        (*MODEL, "vocabulary"),
+        (*MODEL, "max_positions"),
+        (*LAYER, "attention", "head_width"),
+        (*LAYER, "ffn", "experts_per_token"),
+    ],
+)
+def test_counts_must_be_counts(store: Store, tmp_path: Path, place: tuple[str | int, ...], value: object) -> None:
+    with pytest.raises(StoreError, match="description of the model"):
+        store_spec(altered(store, tmp_path, place, value))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ((*MODEL, "norm_epsilon"), {}, r"model\.norm_epsilon is"),
+        ((*MODEL, "rope", "theta"), 0.5, "theta 0.5"),
+        ((*MODEL, "rope", "scaling"), "yarn", "yarn of theta"),
+        ((*MODEL, "rope", "parameters"), {"factor": 2.0}, "with factor"),
+        ((*MODEL, "tied_embeddings"), 1, r"tied_embeddings is '1'"),
+        ((*MODEL, "surprise"), 1, "surprise"),
+        ((*LAYER, "attention", "qk_norm"), "both", "qk_norm is"),
+        ((*LAYER, "attention", "kv_heads"), 3, "3 key heads"),
+        ((*LAYER, "ffn", "kind"), [], "unhashable"),
+        ((*LAYER, "ffn", "experts_per_token"), 5, "5 of 4 experts"),
+        ((*LAYER, "ffn", "shared_gate"), True, "that there is not"),
+    ],
+)
+def test_values_that_cannot_be_run_are_named(
+    store: Store, tmp_path: Path, place: tuple[str | int, ...], value: object, message: str
+) -> None:
+    with pytest.raises(StoreError, match=message):
+        store_spec(altered(store, tmp_path, place, value))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ((*MODEL, "vocabulary"), 100, r"embedding: expected \(100, 64\), found \(101, 64\)"),
+        ((*MODEL, "model_width"), 32, r"expected experts of .* \(4, 32, 72\), found \(4, 64, 72\)"),
+        ((*MODEL, "tied_embeddings"), True, "'head' is not a tensor"),
+        ((*LAYER, "attention", "qk_norm"), "head", r"layers\.0\.query_norm is missing"),
+        ((*LAYER, "attention", "query_heads"), 2, r"layers\.0\.query: expected \(32, 64\)"),
+        ((*LAYER, "ffn", "experts"), 2**30, r"expected experts of .* \(1073741824, 64, 72\), found \(4, 64, 72\)"),
+        ((*LAYER, "ffn", "shared_width"), 8, r"layers\.0\.shared\.gate_up is missing"),
+        ((*LAYER, "ffn"), {"kind": "dense", "width": 72}, r"layer 0: expected .* None, found \(4, 64, 72\)"),
+        (("experts", "layers", 0), None, r"layer 0: expected .* \(4, 64, 72\), found None"),
+        (("resident", "tensors", 0, "name"), "x", "embedding is missing"),
+    ],
+)
+def test_sizes_must_be_those_of_the_tensors(
+    store: Store, tmp_path: Path, place: tuple[str | int, ...], value: object, message: str
+) -> None:
+    with pytest.raises(StoreError, match=message):
+        store_spec(altered(store, tmp_path, place, value))
