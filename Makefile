@@ -12,7 +12,7 @@ chat: $(VENV)/.installed
 	@$(BIN)/edgemoe chat
 
 test: $(VENV)/.installed-test
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from edgemoe.model.engine import Engine
+    from edgemoe.model.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,11 @@ class Model:
     def close(self) -> None:
         """Stop the threads and give the memory back. The model cannot be used afterwards."""
         self.engine.close()
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the model is: widths, layers, experts, vocabulary."""
+        return self.engine.spec
 
     @cached_property
     def default_sampling(self) -> SamplingOptions:
