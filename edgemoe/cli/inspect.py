@@ -34,6 +34,7 @@ def inspect(
 def describe(store: Store) -> dict[str, Any]:
     """All that is known of a store without reading its weights. Sizes are in bytes."""
     from edgemoe.errors import StoreError
+    from edgemoe.kernels.select import select_backend
     from edgemoe.model.description import store_spec
     from edgemoe.model.engine import model_sizes
     from edgemoe.model.memory import plan_memory
@@ -45,7 +46,9 @@ def describe(store: Store) -> dict[str, Any]:
     with contextlib.suppress(StoreError):
         # held until the plan has measured the interpreter, so that its floor is the one that a run meets
         tokenizer = load_library_tokenizer(store.path)
-    plan = plan_memory(spec, model_sizes(store, spec), "floor")
+    backend = select_backend()  # likewise
+    plan = plan_memory(spec, model_sizes(store, spec, backend.growth_bytes), "floor")
+    backend.close()
     del tokenizer
     routed = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoeSpec)]
     parameters = sum(part["parameters"] for part in manifest.quantisation.values())

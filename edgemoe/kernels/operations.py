@@ -188,6 +188,8 @@ class Backend(Protocol):
     isa: str
     """The instruction set in use, such as `avx2`; `-` where it does not apply."""
     threads: int
+    growth_bytes: int
+    """Memory that the backend will still take besides buffers and scratch: a compiler at work."""
 
     def program(self, operations: Sequence[Operation]) -> Program:
         """Check and bind a list of operations. Raises KernelError for one that cannot be done."""

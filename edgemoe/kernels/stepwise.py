@@ -25,6 +25,7 @@ class StepwiseBackend:
     name: str
     isa = "-"
     threads = 1
+    growth_bytes = 0
     matmul: Callable[..., Any]
     embed: Callable[..., Any]
     rms_norm: Callable[..., Any]

@@ -212,15 +212,20 @@ def open_engine(
     """
     store = Store.open(Path(path))
     spec = store_spec(store)
-    memory = plan_memory(spec, model_sizes(store, spec), ram, context_length)
-    backend = select_backend(threads)
+    backend = select_backend(threads)  # before the plan, which measures what the backend's libraries hold
+    try:
+        memory = plan_memory(spec, model_sizes(store, spec, backend.growth_bytes), ram, context_length)
+    except BaseException:
+        backend.close()
+        raise
     return Engine(store, spec, memory, backend, prediction, direct_reads)
 
 
-def model_sizes(store: Store, spec: ModelSpec) -> ModelSizes:
+def model_sizes(store: Store, spec: ModelSpec, backend_growth_bytes: int = 0) -> ModelSizes:
     """What the memory plan needs to know of a store."""
     experts = sum(layer.ffn.experts for layer in spec.layers if isinstance(layer.ffn, MoeSpec))
-    return ModelSizes(store.resident_bytes, store.record_bytes, experts, np.dtype(_kv_dtype(store)).itemsize)
+    kv_element_bytes = np.dtype(_kv_dtype(store)).itemsize
+    return ModelSizes(store.resident_bytes, store.record_bytes, experts, kv_element_bytes, backend_growth_bytes)
 
 
 def _kv_dtype(store: Store) -> type[np.float16] | type[np.float32]:

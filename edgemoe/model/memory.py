@@ -57,6 +57,8 @@ class ModelSizes:
     slot_bytes: int
     total_experts: int
     kv_element_bytes: int
+    backend_growth_bytes: int = 0
+    """What the kernels' backend will still take besides the workspace (`Backend.growth_bytes`)."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def plan_memory(
             f"A context of {context_length} tokens was asked for; this model has 1 to {spec.max_positions}.",
             "Choose a context length within that range.",
         )
-    interpreter_bytes = psutil.Process().memory_info().rss + INTERPRETER_GROWTH_BYTES
+    interpreter_bytes = psutil.Process().memory_info().rss + INTERPRETER_GROWTH_BYTES + sizes.backend_growth_bytes
     least_context = context_length or min(LEAST_CONTEXT_TOKENS, spec.max_positions)
     least_chunk = CHUNK_TOKENS[-1]
     least_slots = min(sizes.total_experts, 2 * _most_experts_per_token(spec))
@@ -200,21 +202,19 @@ def kv_cache_bytes(spec: ModelSpec, context_length: int, element_bytes: int) -> 
 
 
 def workspace_bytes(spec: ModelSpec, chunk_tokens: int, context_length: int) -> int:
-    """Activations (`workspace.py`) and an upper bound of the kernels' scratch, for chunks of so many tokens."""
-    per_token = 0
+    """Activations (`workspace.py`) and an upper bound of the native kernels' scratch, for chunks of so many tokens."""
+    heads = routed = hidden = routing = 0
     for layer in spec.layers:
-        a = layer.attention
-        heads = (2 * a.query_heads + 2 * a.kv_heads) * a.head_width
-        routed = hidden = 0
-        if isinstance(layer.ffn, MoeSpec):
-            routed = layer.ffn.experts_per_token * (spec.model_width + 4) + 2 * layer.ffn.experts
-            hidden = layer.ffn.experts_per_token * layer.ffn.width
-            hidden = max(hidden, layer.ffn.shared_width)
+        a, ffn = layer.attention, layer.ffn
+        heads = max(heads, 2 * (a.query_heads + a.kv_heads) * a.head_width)
+        hidden = max(hidden, a.query_heads * a.head_width)  # what attention gives is quantised as hidden values are
+        if isinstance(ffn, MoeSpec):
+            routed = max(routed, ffn.experts_per_token * (spec.model_width + 4) + 2 * ffn.experts)
+            hidden = max(hidden, ffn.experts_per_token * ffn.width, ffn.shared_width)
+            routing += 8 * ffn.experts_per_token
         else:
-            hidden = layer.ffn.width
-        # Hidden values are there in float32 and quantised; inputs are quantised as well.
-        activations, scratch = 4 * spec.model_width + heads + routed, hidden + spec.model_width
-        per_token = max(per_token, 4 * activations + 6 * scratch + 1024)
-    routing = sum(8 * layer.ffn.experts_per_token for layer in spec.layers if isinstance(layer.ffn, MoeSpec))
+            hidden = max(hidden, ffn.width)
+    # Buffers are as wide as any layer needs. Hidden values are there in float32 or quantised; inputs are quantised.
+    per_token = 4 * (4 * spec.model_width + heads + routed) + 6 * (hidden + spec.model_width) + 1024 + routing
     head = HEAD_ROWS * 4 * (spec.vocabulary + 3 * spec.model_width)
-    return chunk_tokens * (per_token + routing) + head + 4 * context_length * 16 + (1 << 20)
+    return chunk_tokens * per_token + head + 4 * context_length * 16 + (1 << 20)

@@ -1,14 +1,22 @@
 """The memory plan: what sizes mean, that the parts never exceed the budget, and what is refused."""
 
 import dataclasses
+import mmap
 
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from edgemoe.errors import BudgetError, UsageError
-from edgemoe.model.memory import ModelSizes, format_size, parse_size, plan_memory
-from edgemoe.model.spec import AttentionSpec, LayerSpec, ModelSpec, MoeSpec, RopeSpec
+from edgemoe.kernels.formats import FORMATS, PANEL_ROWS, Matrix, panel_count
+from edgemoe.model.decoder import Decoder
+from edgemoe.model.memory import ModelSizes, format_size, kv_cache_bytes, parse_size, plan_memory, workspace_bytes
+from edgemoe.model.spec import AttentionSpec, DenseFfnSpec, LayerSpec, ModelSpec, MoeSpec, RopeSpec
+from edgemoe.model.workspace import KvCache, Workspace
+from edgemoe.store.manifest import record_bytes
+from edgemoe.store.planning import ExpertPlan
+from tests.kernels.conftest import make_backend
 
 MIB = 1 << 20
 ATTENTION = AttentionSpec(query_heads=8, kv_heads=2, head_width=64, scale=0.125)
@@ -106,3 +114,85 @@ def test_a_dense_model_needs_no_slots() -> None:
     plan = plan_memory(SPEC, dataclasses.replace(SIZES, slot_bytes=0, total_experts=0), "floor")
     assert plan.slots == 0
     assert plan.all_resident
+
+
+def test_what_the_backend_will_still_take_counts() -> None:
+    hungry = dataclasses.replace(SIZES, backend_growth_bytes=1 << 30)
+    assert plan_memory(SPEC, hungry, "floor").floor_bytes - plan_memory(SPEC, SIZES, "floor").floor_bytes > 1000 * MIB
+
+
+def model_of(vocabulary: int, width: int, heads: tuple[int, int, int], *ffns: MoeSpec | DenseFfnSpec) -> ModelSpec:
+    attention = AttentionSpec(*heads, scale=0.1)
+    layers = tuple(LayerSpec(attention, ffn) for ffn in ffns)
+    return dataclasses.replace(
+        SPEC, vocabulary=vocabulary, model_width=width, layers=layers, tied_embeddings=False, max_positions=1 << 17
+    )
+
+
+# The sizes of published models, each layer that differs from the others once or twice.
+MODELS = {
+    "mixtral-8x7b": model_of(32_000, 4096, (32, 8, 128), *[MoeSpec(8, 2, 14_336, True)] * 2),
+    "qwen3-30b-a3b": model_of(151_936, 2048, (32, 4, 128), *[MoeSpec(128, 8, 768, True)] * 2, DenseFfnSpec(6144)),
+    "qwen2-57b-a14b": model_of(151_936, 3584, (28, 4, 128), *[MoeSpec(64, 8, 2560, False, 20_480, True)] * 2),
+    "granite-3b-a800m": model_of(49_155, 1536, (24, 8, 64), *[MoeSpec(40, 8, 512, True, 1024)] * 2),
+    "llama-8b": model_of(128_256, 4096, (32, 8, 128), DenseFfnSpec(14_336)),
+    "many narrow experts beside a wide layer": model_of(
+        1000, 2048, (4, 4, 64), MoeSpec(512, 32, 8, False), DenseFfnSpec(100_000)
+    ),
+}
+
+
+def untouched(size: int) -> np.ndarray:
+    """Memory that the system gives only where it is written, which here is nowhere."""
+    return np.frombuffer(mmap.mmap(-1, max(size, 1)), np.uint8)[:size]
+
+
+def decoder_without_weights(
+    spec: ModelSpec, dense: str, experts: str, workspace: Workspace, kv_cache: KvCache
+) -> Decoder:
+    """Every matrix in the same untouched place: enough to bind operations, nothing to run."""
+    shapes = {}
+    for name, shape in spec.tensors().items():
+        if name.endswith(".gate"):
+            shapes[f"{name}_up"] = (2 * PANEL_ROWS * panel_count(shape[0]), shape[1])
+        elif not name.endswith(".up"):
+            shapes[name] = shape
+    fmt, expert_format = FORMATS[dense], FORMATS[experts]
+    shapes = {name: shape for name, shape in shapes.items() if ".experts." not in name}
+    place = untouched(max(fmt.matrix_bytes(*shape) for shape in shapes.values() if len(shape) == 2))
+    weights = {
+        name: np.zeros(shape, np.float32) if len(shape) == 1 else Matrix(place[: fmt.matrix_bytes(*shape)], fmt, *shape)
+        for name, shape in shapes.items()
+    }
+    layouts = [
+        ExpertPlan(layer.ffn.experts, spec.model_width, layer.ffn.width, expert_format, expert_format).layout()
+        if isinstance(layer.ffn, MoeSpec)
+        else None
+        for layer in spec.layers
+    ]
+    slot_bytes = max((record_bytes(layout) for layout in layouts if layout), default=0)
+    return Decoder(spec, weights, workspace, kv_cache, untouched(slot_bytes).reshape(1, -1), layouts)
+
+
+def array_bytes(buffers: object) -> int:
+    return sum(getattr(buffers, field.name).nbytes for field in dataclasses.fields(buffers))
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("chunk_tokens", "context_length"), [(8, 512), (128, 4096)])
+def test_what_is_planned_holds_what_is_allocated(name: str, chunk_tokens: int, context_length: int) -> None:
+    spec = MODELS[name]
+    workspace = Workspace.allocate(spec, chunk_tokens)
+    kv_cache = KvCache.allocate(spec, context_length, np.float16)
+    tables = [table for pair in kv_cache.rope.values() for table in pair]
+    kv_bytes = sum(array.nbytes for array in (*kv_cache.keys, *kv_cache.values, *tables))
+    assert kv_bytes == kv_cache_bytes(spec, context_length, 2)
+    backend = make_backend("native generic")
+    for dense, experts in (("q8", "q4"), ("f16", "q4m"), ("f32", "f32")):
+        decoder = decoder_without_weights(spec, dense, experts, workspace, kv_cache)
+        routing = sum(array_bytes(layer) for layer in decoder.routing if layer is not None)
+        programs = [decoder.whole(), decoder.head, *(layer.predict for layer in decoder.layers)]
+        scratch = max(backend.scratch_bytes(operations) for operations in programs if operations)
+        allocated = array_bytes(workspace) + routing + decoder.head[0].output.nbytes + scratch
+        assert allocated <= workspace_bytes(spec, chunk_tokens, context_length), (dense, experts)
+    backend.close()

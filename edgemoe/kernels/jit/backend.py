@@ -29,6 +29,7 @@ class JitBackend(StepwiseBackend):
     """Numba kernels; `threads` share the rows of a product and the heads of attention, never a sum."""
 
     name = "jit"
+    growth_bytes = 128 << 20  # about 95 MB for LLVM the first time; temporaries beyond what native's scratch takes
     element_scratch_bytes = 8  # the result, and what a step makes of it
 
     def __init__(self, threads: int = 1) -> None:

@@ -25,6 +25,7 @@ class NativeBackend:
     """Kernels in C on a thread pool of its own. All its programs share one scratch; one may run at a time."""
 
     name = "native"
+    growth_bytes = 0
 
     def __init__(self, threads: int, isa: str | None = None) -> None:
         library = load_library()
