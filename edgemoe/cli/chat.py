@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -54,7 +55,7 @@ def chat(
         sampling = shared.sampling_options(opened, temperature, top_k, top_p, min_p, seed)
         session = opened.chat(system, sampling, max_tokens)
         if load is not None:
-            session.load(load.expanduser())
+            session.load(Path(os.path.expanduser(load)))  # noqa: PTH111 (it leaves an unknown ~user as it is)
         screen.note(greeting(opened))
         Repl(opened, session, screen, interactive).run(read)
 

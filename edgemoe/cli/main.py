@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -12,6 +13,7 @@ import typer
 import typer.core
 
 from edgemoe.cli.interrupts import INTERRUPTED
+from edgemoe.cli.screen import printable
 from edgemoe.errors import EdgemoeError, UsageError
 
 VERBS = {
@@ -71,6 +73,7 @@ def edgemoe(
 
 def main() -> None:
     """The entry point of the `edgemoe` command."""
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         # a terminal that cannot show a character shows a mark in its place
         getattr(stream, "reconfigure", lambda **_: None)(errors="replace")
@@ -99,7 +102,9 @@ def run_command(arguments: list[str]) -> int:
         return _report(error, debug)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        told = EdgemoeError(f"{place}{error.strerror or error}.", "Check that it exists and that you may use it.")
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        way_out = "Free some space, then run it again." if full else "Check that it exists and that you may use it."
+        told = EdgemoeError(f"{place}{error.strerror or error}.", way_out)
         return _report(told, debug, error)
     except MemoryError as error:
         return _report(
@@ -113,6 +118,17 @@ def run_command(arguments: list[str]) -> int:
         return _report(unexpected, debug, error)
 
 
+def _open_closed_streams() -> None:
+    """Makes /dev/null of those of stdin, stdout and stderr that the caller has closed, lest a file get their number."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            if descriptor != number:
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8"))
+
+
 def _usage_message(error: Any) -> tuple[str, str]:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "edgemoe"
@@ -123,7 +139,7 @@ def _usage_message(error: Any) -> tuple[str, str]:
 def _report(error: EdgemoeError, debug: bool, cause: BaseException | None = None) -> int:
     if debug:
         traceback.print_exception(cause or error, file=sys.stderr)
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {printable(str(error))}", file=sys.stderr)
     return error.exit_code
 
 

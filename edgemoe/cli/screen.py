@@ -60,7 +60,7 @@ class Plain:
         """Nothing: who reads a pipe wants the answers."""
 
     def error(self, text: str) -> None:
-        print(f"error: {text}", file=sys.stderr)
+        print(f"error: {printable(text)}", file=sys.stderr)
 
     def text(self, text: str) -> None:
         print(text, flush=True)

@@ -6,7 +6,7 @@ import os
 from importlib.resources import files
 from pathlib import Path
 
-from edgemoe.errors import StoreError
+from edgemoe.errors import StoreError, UsageError
 
 DEFAULT_MODEL = "smollm2-135m-moe"
 MODELS_VARIABLE = "EDGEMOE_MODELS"
@@ -27,15 +27,17 @@ def models_folders() -> list[Path]:
 def find_model(path: str | os.PathLike[str] | None = None) -> Path:
     """The folder of a store, given as a path or as the name of a model; the bundled one for None.
 
-    Raises StoreError with the way out where there is none: a checkpoint is to be converted first.
+    Raises StoreError with the way out where there is none (a checkpoint is to be converted first), UsageError for "".
     """
     if path is None:
         return _named(DEFAULT_MODEL) or _missing_default()
-    folder = Path(path).expanduser()
+    text = os.fspath(path)
+    if not text:
+        raise UsageError("the name of the model is empty.", "Give the folder of a store, or leave it out.")
+    folder = Path(os.path.expanduser(text))  # noqa: PTH111 (it leaves an unknown ~user as it is)
     for store in (folder, folder / STORE_FOLDER):
         if (store / MANIFEST).is_file():
             return store
-    text = os.fspath(path)
     if not folder.exists():
         if os.sep not in text and (named := _named(text)):
             return named

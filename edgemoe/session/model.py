@@ -95,8 +95,11 @@ class Model:
         path = self.folder / "generation_config.json"
         try:
             return SamplingOptions.from_generation_config(read_json_object(path, required=False))
-        except (UsageError, TypeError) as error:
-            raise StoreError(f"{path}: {error}", "Mend or remove the file; without it decoding is greedy.") from None
+        except UsageError as error:
+            raise StoreError(
+                f"{path}: {error.message}",
+                "Mend or remove it in the checkpoint, and convert that again; without it decoding is greedy.",
+            ) from None
 
     @cached_property
     def template(self) -> ChatTemplate:

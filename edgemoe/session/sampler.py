@@ -7,7 +7,8 @@ order of transformers, so that a model's published settings mean the same here.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import numbers
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,34 +39,29 @@ class SamplingOptions:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _check("temperature", self.temperature, 0.0 <= self.temperature <= 100.0, "0 (greedy) to 100")
-        _check("top-k", self.top_k, self.top_k >= 0, "0 (off) or more")
-        _check("top-p", self.top_p, 0.0 < self.top_p <= 1.0, "above 0, up to 1 (off)")
-        _check("min-p", self.min_p, 0.0 <= self.min_p <= 1.0, "0 (off) to 1")
+        _check("temperature", self.temperature, lambda x: 0.0 <= x <= 100.0, "0 (greedy) to 100")
+        _check("top-k", self.top_k, lambda x: x >= 0, "0 (off) or more", whole=True)
+        _check("top-p", self.top_p, lambda x: 0.0 < x <= 1.0, "above 0, up to 1 (off)")
+        _check("min-p", self.min_p, lambda x: 0.0 <= x <= 1.0, "0 (off) to 1")
         if self.seed is not None:
-            _check("seed", self.seed, 0 <= self.seed < 2**64, "0 to 2^64 - 1")
+            _check("seed", self.seed, lambda x: 0 <= x < 2**64, "0 to 2^64 - 1", whole=True)
 
-    def changed(self, **given: float | int | None) -> SamplingOptions:
+    def changed(self, **given: Any) -> SamplingOptions:
         """These options, but for those given that are not None."""
-        return replace(self, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
 
     @classmethod
     def from_generation_config(cls, config: Mapping[str, Any]) -> SamplingOptions:
         """The defaults of a model's generation_config.json: greedy where it does not ask for sampling."""
         if not config.get("do_sample"):
             return cls()
-        given = {
-            name: config[name]
-            for name in ("top_k", "top_p", "min_p")
-            if isinstance(config.get(name), (int, float)) and not isinstance(config[name], bool)
-        }
-        temperature = config.get("temperature", 1.0)
-        return cls(temperature=1.0).changed(temperature=temperature, **given)
+        names = ("temperature", "top_k", "top_p", "min_p")
+        return cls(temperature=1.0).changed(**{name: config.get(name) for name in names})
 
 
-def _check(name: str, value: float, valid: bool, expected: str) -> None:
-    if not valid or not math.isfinite(value):
-        raise UsageError(f"{name}: expected {expected}, found {value}.", "See edgemoe run --help.")
+def _check(name: str, value: Any, valid: Callable[[Any], bool], expected: str, whole: bool = False) -> None:
+    if not isinstance(value, numbers.Integral if whole else numbers.Real) or not valid(value):  # NaN is never valid
+        raise UsageError(f"{name}: expected {expected}, found {str(value)[:80]}.", "See edgemoe run --help.")
 
 
 class Sampler:

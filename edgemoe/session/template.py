@@ -14,6 +14,9 @@ from edgemoe.session.model_files import read_json_object, read_text
 
 TEMPLATE_LIMIT_BYTES = 256 << 10
 RENDER_LIMIT_SECONDS = 10.0
+HOSTILE_HINT = (
+    "Such a template is broken or hostile: do not trust this model's files. edgemoe run --raw goes without it."
+)
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 Message = Mapping[str, Any]
@@ -74,6 +77,8 @@ class ChatTemplate:
                 f"chat template: it does not parse ({answer['message']}).",
                 "Copy the template of the original model again, or use edgemoe run --raw.",
             )
+        if answer["error"] in ("size", "memory"):
+            raise StoreError(f"chat template: it wants {answer['message']}, and was stopped.", HOSTILE_HINT)
         raise EdgemoeError(
             f"chat template: it refused the conversation or failed ({answer['message']}).",
             "Some models take no system message, or want user and assistant in turns;"
@@ -99,7 +104,7 @@ def _template_source(folder: Path, config: Mapping[str, Any]) -> str | None:
         return read_text(path, TEMPLATE_LIMIT_BYTES)
     value = config.get("chat_template")
     if isinstance(value, list):
-        named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, Mapping)}
+        named = {str(entry.get("name")): entry.get("template") for entry in value if isinstance(entry, Mapping)}
         value = named.get("default", next(iter(named.values()), None))
     if value is not None and not isinstance(value, str):
         raise StoreError(
@@ -128,6 +133,6 @@ def _ask_worker(request: Mapping[str, Any]) -> dict[str, Any]:
     except (subprocess.TimeoutExpired, subprocess.CalledProcessError):
         raise StoreError(
             f"chat template: it took more than {RENDER_LIMIT_SECONDS:.0f} seconds or too much memory, and was stopped.",
-            "Such a template is broken or hostile: do not trust this model's files. edgemoe run --raw goes without it.",
+            HOSTILE_HINT,
         ) from None
     return answer

@@ -1,6 +1,7 @@
 """The command as a whole: what it imports, how it ends, what it says when something is wrong."""
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -72,6 +73,32 @@ def test_other_errors_are_code_1_and_debug_adds_the_traceback(
 def test_a_path_that_the_system_refuses_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["inspect", "x" * 5000]) == 1
     assert "too long" in capsys.readouterr().err
+
+
+def test_errors_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["inspect", "\x1b[31mred"]) == 1
+    assert capsys.readouterr().err.startswith("error: \ufffd[31mred: ")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "closed", "code", "errors"),
+    [("-", "<&-", 2, "the prompt is empty"), ("x", ">&-", 0, ""), ("", "2>&-", 2, ""), ("x", "<&- >&- 2>&-", 0, "")],
+)
+def test_streams_that_the_caller_has_closed(
+    folder: Path, tmp_path: Path, prompt: str, closed: str, code: int, errors: str
+) -> None:
+    command = shlex.join([*FAKE_COMMAND, "run", str(folder), "-p", prompt])
+    done = subprocess.run(
+        ["sh", "-c", f"{command} {closed}"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=environment(tmp_path),
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (code, "")
+    assert errors in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_fault_of_ours_is_one_paragraph_too(

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from edgemoe.errors import StoreError
+from edgemoe.errors import StoreError, UsageError
 from edgemoe.session import default_model
 from edgemoe.session.default_model import find_model, model_name
 
@@ -45,6 +45,10 @@ def test_what_is_no_store_says_how_to_get_one(tmp_path: Path, monkeypatch: pytes
         find_model("mistralai/Mixtral-8x7B-v0.1")
     with pytest.raises(StoreError, match="no such folder"):
         find_model(tmp_path / "missing")
+    with pytest.raises(StoreError, match="no such folder"):
+        find_model("~nobody-of-this-name/store")
+    with pytest.raises(UsageError, match="empty"):
+        find_model("")
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(StoreError, match="found a checkpoint"):
         find_model(tmp_path)

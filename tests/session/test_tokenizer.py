@@ -113,6 +113,10 @@ def test_a_broken_tokenizer_is_one_error_that_names_the_file(tmp_path: Path, con
 def test_a_tokenizer_that_is_missing_too_large_or_not_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StoreError, match="missing"):
         load_library_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").mkdir()
+    with pytest.raises(StoreError, match="expected a file"):
+        load_library_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").rmdir()
     (tmp_path / "tokenizer.json").write_bytes(b"\xff\xfe" * 10)
     with pytest.raises(StoreError, match="UTF-8"):
         load_library_tokenizer(tmp_path)
