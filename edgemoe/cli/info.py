@@ -61,16 +61,16 @@ def describe() -> dict[str, Any]:
     import psutil
 
     from edgemoe.kernels.select import describe_backend
+    from edgemoe.model.memory import available_bytes
 
-    memory = psutil.virtual_memory()
     return {
         "version": version("edgemoe"),
         "python": platform.python_version(),
         "system": platform.platform(terse=True),
         "processor": processor_name(),
         "cores": os.cpu_count(),
-        "memory_bytes": memory.total,
-        "memory_available_bytes": memory.available,
+        "memory_bytes": psutil.virtual_memory().total,
+        "memory_available_bytes": available_bytes(),
         "kernels": asdict(describe_backend()),
         "model": describe_model(),
     }

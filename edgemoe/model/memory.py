@@ -173,17 +173,20 @@ def _budget(ram: str | int | None, floor_bytes: int) -> int:
     return budget_bytes
 
 
-def available_bytes() -> int:
+def available_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Memory that this process could have in all: what it holds, and what the system or its cgroup has left."""
     used = psutil.Process().memory_info().rss
     available: int = psutil.virtual_memory().available + used
-    for limit_file, usage_file in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    for limit_file, usage_file, cache_key in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
     ):
         try:
-            limit = int(Path(limit_file).read_text())
-            available = min(available, limit - int(Path(usage_file).read_text()) + used)
+            limit, usage = (int((cgroup / file).read_text()) for file in (limit_file, usage_file))
+            statistics = (cgroup / usage_file).with_name("memory.stat").read_text().splitlines()
+            # File pages that nobody needs count as usage, but give way: reading a model fills the cache with them.
+            cache = sum(int(line.split()[1]) for line in statistics if line.startswith(f"{cache_key} "))
+            available = min(available, limit - usage + cache + used)
         except (OSError, ValueError):  # no such cgroup, or "max"
             continue
     return max(available, 0)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import mmap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,15 @@ from hypothesis import strategies as st
 from edgemoe.errors import BudgetError, UsageError
 from edgemoe.kernels.formats import FORMATS, PANEL_ROWS, Matrix, panel_count
 from edgemoe.model.decoder import Decoder
-from edgemoe.model.memory import ModelSizes, format_size, kv_cache_bytes, parse_size, plan_memory, workspace_bytes
+from edgemoe.model.memory import (
+    ModelSizes,
+    available_bytes,
+    format_size,
+    kv_cache_bytes,
+    parse_size,
+    plan_memory,
+    workspace_bytes,
+)
 from edgemoe.model.spec import AttentionSpec, DenseFfnSpec, LayerSpec, ModelSpec, MoeSpec, RopeSpec
 from edgemoe.model.workspace import KvCache, Workspace
 from edgemoe.store.manifest import record_bytes
@@ -114,6 +123,33 @@ def test_a_dense_model_needs_no_slots() -> None:
     plan = plan_memory(SPEC, dataclasses.replace(SIZES, slot_bytes=0, total_experts=0), "floor")
     assert plan.slots == 0
     assert plan.all_resident
+
+
+@pytest.mark.parametrize(
+    ("names", "cache_key"),
+    [
+        (("memory.max", "memory.current", "memory.stat"), "inactive_file"),
+        (
+            ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+            "total_inactive_file",
+        ),
+    ],
+)
+def test_a_container_s_limit_counts_but_not_the_file_pages_that_give_way(
+    tmp_path: Path, names: tuple[str, str, str], cache_key: str
+) -> None:
+    def available(usage: int, cache: int) -> int:
+        contents = (f"{50 * MIB}\n", f"{usage}\n", f"anon 5\n{cache_key} {cache}\nactive_file 7\n")
+        for name, content in zip(names, contents, strict=True):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(content)
+        return available_bytes(tmp_path)
+
+    held = available(50 * MIB, 0)  # what this process holds itself
+    assert available(40 * MIB, 0) - held == pytest.approx(10 * MIB, abs=MIB)
+    assert available(50 * MIB, 30 * MIB) - held == pytest.approx(30 * MIB, abs=MIB)
+    (tmp_path / names[0]).write_text("max\n")
+    assert available_bytes(tmp_path) > held + 30 * MIB
 
 
 def test_what_the_backend_will_still_take_counts() -> None:
