@@ -24,7 +24,7 @@ from edgemoe.experts.cache import CacheStatistics, ExpertCache
 from edgemoe.experts.loading import load_all_experts
 from edgemoe.experts.policy import LeastRecentlyUsed
 from edgemoe.experts.reads import ExpertFiles, RecordReader, open_reader
-from edgemoe.kernels.operations import Backend, Floats
+from edgemoe.kernels.operations import Backend, Floats, Program
 from edgemoe.kernels.select import select_backend
 from edgemoe.model.decoder import Decoder
 from edgemoe.model.description import store_spec
@@ -59,6 +59,21 @@ class EngineStatistics:
         return self.cache.read_bytes
 
 
+class _Closed:
+    """In the place of what ran an engine that is closed."""
+
+    def __init__(self, statistics: CacheStatistics) -> None:
+        self.statistics = statistics
+
+    def step(self, tokens: int, position: int) -> None:
+        raise UsageError("The model is closed.", "Open it again.")
+
+    run = step
+
+    def is_loaded(self, layer: int, expert: int) -> bool:
+        return False
+
+
 class Engine:
     """A model ready to run; make one with `open_engine`. A context manager."""
 
@@ -78,6 +93,9 @@ class Engine:
         self.position = 0
         self._tokens = 0
         self._reader: RecordReader | None = None
+        self._stepper: Stepper
+        self._head: Program
+        self._stepper = self._head = _Closed(CacheStatistics())
         arena = _allocate_arena(memory.slots, memory.slot_bytes)
         self._files = ExpertFiles((store.path / file.name for file in store.manifest.expert_files), direct_reads)
         try:
@@ -153,12 +171,17 @@ class Engine:
         return resident
 
     def close(self) -> None:
-        """Stop readers and threads. The engine cannot be used afterwards; closing twice is harmless."""
+        """Stop readers and threads, and give the memory back. The engine cannot run afterwards.
+
+        Closing twice is harmless.
+        """
         if self._reader is not None:
             self._reader.close()
             self._reader = None
         self._files.close()
         self.backend.close()
+        # The programs held weights, KV cache and slots, and whoever closed the engine may keep it for its figures.
+        self._stepper = self._head = _Closed(self._stepper.statistics)
 
     def __enter__(self) -> Engine:
         return self

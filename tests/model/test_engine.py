@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.errors import BudgetError, EdgemoeError, ReadError, UsageError
 from edgemoe.experts import reads
+from edgemoe.kernels.formats import Matrix
 from edgemoe.model import engine as engine_module
 from edgemoe.model.engine import Engine, open_engine
 from tests.support.checkpoints import write_checkpoint
@@ -212,7 +215,23 @@ def test_an_arena_that_cannot_be_had_is_told(store: Path) -> None:
         engine_with_slots(store, 1 << 50)
 
 
-def test_closing_twice_is_harmless(store: Path) -> None:
-    engine = engine_with_slots(store, 4)
-    engine.close()
-    engine.close()
+@pytest.mark.parametrize("slots", [4, EXPERTS])
+def test_closing_gives_the_memory_back(store: Path, slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[weakref.ref[np.ndarray]] = []
+
+    class Decoder(engine_module.Decoder):
+        def __init__(self, spec, weights, space, kv_cache, arena, layouts) -> None:
+            matrices = (weight.data for weight in weights.values() if isinstance(weight, Matrix))
+            held.extend(map(weakref.ref, (arena, *kv_cache.keys, *kv_cache.values, *matrices)))
+            super().__init__(spec, weights, space, kv_cache, arena, layouts)
+
+    monkeypatch.setattr(engine_module, "Decoder", Decoder)
+    with engine_with_slots(store, slots) as engine:
+        engine.forward(PROMPT)
+        assert all(reference() is not None for reference in held)
+    gc.collect()
+    assert not any(reference() is not None for reference in held)
+    assert engine.statistics.tokens == len(PROMPT)
+    with pytest.raises(UsageError, match="closed"):
+        engine.forward([1])
+    engine.close()  # once more is harmless
