@@ -1,0 +1,22 @@
+"""What a whole answer imports: never Numba where the native kernels serve."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+PROGRAM = """
+import sys
+import edgemoe
+
+assert "numpy" not in sys.modules
+with edgemoe.load(ram="floor") as model:
+    assert model.engine.backend.name == "native"
+    model.chat(max_tokens=4).ask("Hello!")
+print(sorted({"numba", "llvmlite", "rich", "typer", "torch"} & sys.modules.keys()))
+"""
+
+
+def test_an_answer_on_the_native_path_imports_neither_numba_nor_the_terminal() -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
