@@ -155,3 +155,23 @@ def test_a_failed_read_names_layer_and_expert_and_leaves_the_cache_usable() -> N
     reader.failing.clear()
     run(cache, 1, 3, 4)
     assert cache.loaded((1, 4))
+
+
+def test_a_stalled_read_keeps_its_slot_until_it_has_ended() -> None:
+    cache, reader, _, _ = make_cache(slots=2)
+    wait = reader.wait
+
+    def stalled_wait(ticket: int, timeout_seconds: float | None = None) -> None:
+        if ticket == 1:
+            raise ReadError("not finished in time")
+        wait(ticket, timeout_seconds)
+
+    reader.wait = stalled_wait  # type: ignore[method-assign]
+    with pytest.raises(ReadError, match="Layer 0, expert 0: not finished in time"):
+        run(cache, 0, 0)
+    slots = {slot for expert in range(1, EXPERTS) for wave in cache.stream(0, [expert]) for slot in wave.values()}
+    assert len(slots) == 1  # the other slot, since the read may yet write to its own
+    reader.finish_some()
+    reader.wait = wait  # type: ignore[method-assign]
+    run(cache, 0, 0)
+    assert cache.statistics.demand_bytes == EXPERTS * RECORD_BYTES  # it was not read again
