@@ -95,11 +95,11 @@ def describe_model() -> dict[str, Any]:
 
 
 def _reads_directly(store: Store) -> bool:
-    from edgemoe.store.direct import open_direct
+    from edgemoe.experts.reads import ExpertFiles
 
-    descriptor, direct = open_direct(store.path / store.manifest.resident_file.name)
-    os.close(descriptor)
-    return direct
+    files = ExpertFiles(store.path / file.name for file in store.manifest.expert_files)
+    files.close()
+    return files.direct
 
 
 def processor_name() -> str:
