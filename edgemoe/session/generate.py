@@ -71,7 +71,7 @@ class Generation:
         max_tokens: int | None = None,
     ) -> None:
         """Checks the prompt. Raises UsageError where it is empty, not of this vocabulary, or does not fit."""
-        if max_tokens is not None and max_tokens < 1:
+        if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
             raise UsageError(f"max-tokens: expected 1 or more, found {max_tokens}.", "Leave it out for no limit.")
         check_token_ids(prompt_ids, tokenizer.vocabulary)
         check_prompt_length(len(prompt_ids), held.engine.context_length)

@@ -194,7 +194,7 @@ def load(
     from edgemoe.model.engine import open_engine
     from edgemoe.session.default_model import find_model
 
-    if threads is not None and threads < 1:
+    if threads is not None and (type(threads) is not int or threads < 1):
         raise UsageError(f"threads: expected 1 or more, found {threads}.", "Leave it out to use all cores.")
     folder = find_model(path)
     # The tokenizer first, so that the memory plan, which measures the interpreter, counts it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -70,9 +71,10 @@ class Tokenizer:
 def check_token_ids(token_ids: Sequence[int], vocabulary: int) -> None:
     """Raises UsageError where an id is not a token of the model."""
     for token in token_ids:
-        if not 0 <= token < vocabulary:
+        if not isinstance(token, numbers.Integral) or not 0 <= token < vocabulary:
             raise UsageError(
-                f"token id {token}: expected 0 to {vocabulary - 1}.", "Were the ids made with this model's tokenizer?"
+                f"token id {token!s:.80}: expected 0 to {vocabulary - 1}.",
+                "Were the ids made with this model's tokenizer?",
             )
 
 

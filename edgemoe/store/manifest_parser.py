@@ -64,7 +64,7 @@ class _Parser:
             expert_files=tuple(self._each(experts, "files", self._file)),
             expert_layers=tuple(self._each(experts, "layers", self._layer)),
             side_files=tuple(self._each(self._data, "side_files", self._side_file)),
-            quantisation=self._table(self._data.get("quantisation"), "quantisation"),
+            quantisation=self._quantisation(),
             provenance=self._table(self._data.get("provenance"), "provenance"),
         )
         self._check_names(manifest)
@@ -105,6 +105,21 @@ class _Parser:
                 end = place.offset + layer.record_bytes
                 if end > manifest.expert_files[place.file].bytes:
                     self._fail(name, f"ends at byte {end}, past the end of its file.")
+
+    def _quantisation(self) -> dict[str, Any]:
+        parts = self._table(self._data.get("quantisation"), "quantisation")
+        for name, data in parts.items():
+            where = f"quantisation.{_shown(name)}"
+            part = self._table(data, where)
+            formats = part.get("formats")
+            if not isinstance(formats, list) or not all(isinstance(entry, str) for entry in formats):
+                self._fail(f"{where}.formats", f"expected a list of names, found {_shown(formats)}.")
+            for key in ("parameters", "bytes"):
+                self._whole(part.get(key), f"{where}.{key}", 0, MAX_FILE_BYTES)
+            for key in ("bits_per_weight", "relative_error"):
+                if type(part.get(key)) not in (int, float):
+                    self._fail(f"{where}.{key}", f"expected a number, found {_shown(part.get(key))}.")
+        return parts
 
     def _tensor(self, data: object, where: str) -> ResidentTensor:
         table = self._table(data, where)

@@ -119,11 +119,12 @@ def sparse_tokenizer() -> tokenizers.Tokenizer:
 
 def test_prompts_that_cannot_be_answered_are_refused(make_model: MakeModel) -> None:
     model = make_model(context_length=20)
-    for wrong in ([], [5] * 20, [-1], [model.tokenizer.vocabulary]):
+    for wrong in ([], [5] * 20, [-1], [model.tokenizer.vocabulary], [1.0], "text"):
         with pytest.raises(UsageError):
-            model.generate(wrong)
-    with pytest.raises(UsageError, match="max-tokens"):
-        model.generate([5], max_tokens=0)
+            model.generate(wrong)  # type: ignore[arg-type]
+    for few in (0, 1.5, "many"):
+        with pytest.raises(UsageError, match="max-tokens"):
+            model.generate([5], max_tokens=few)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="in the first 160 of its 4000 characters"):
         model.encode("x" * 4000)
     spaces = Tokenizer(sparse_tokenizer(), 10, frozenset())

@@ -189,6 +189,17 @@ def test_the_manifest_comes_back_as_it_was_written(made: Store) -> None:
     assert parse_manifest(made.manifest.to_bytes()) == made.manifest
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("formats", "q4"), ("formats", [1]), ("parameters", "x"), ("bytes", -1), ("bits_per_weight", None)],
+)
+def test_figures_of_the_quantisation_are_figures(made: Store, key: str, value: object) -> None:
+    manifest = json.loads((made.path / MANIFEST_NAME).read_text())
+    manifest["quantisation"]["experts"][key] = value
+    with pytest.raises(StoreError, match=f"quantisation.*{key}"):
+        parse_manifest(json.dumps(manifest).encode())
+
+
 _ODD = st.one_of(
     st.none(),
     st.booleans(),
