@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypedDict
 
-from edgemoe.errors import EdgemoeError, UsageError
+from edgemoe.errors import EdgemoeError, StoreError, UsageError
 from edgemoe.session.generate import Generation, check_prompt_length, check_text_fits
 from edgemoe.session.held_tokens import HeldTokens
 from edgemoe.session.model_files import read_json_object
@@ -121,6 +121,8 @@ class ChatSession:
     def save(self, path: Path) -> None:
         """Write the conversation as JSON, whole or not at all. Raises EdgemoeError where it cannot."""
         data = {"edgemoe_chat": SAVE_VERSION, "system": self.system, "messages": self.messages}
+        if not path.name:
+            raise EdgemoeError(f"{path}: expected the name of a file, found a folder.", "Such as talk.json.")
         temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
             try:
@@ -135,7 +137,10 @@ class ChatSession:
 
     def load(self, path: Path) -> None:
         """Take up a saved conversation in place of this one. Raises EdgemoeError where it is not one."""
-        data = read_json_object(path)
+        try:
+            data = read_json_object(path)
+        except StoreError as error:
+            raise EdgemoeError(error.message, "Choose a file written by /save.") from None
         messages, system = data.get("messages"), data.get("system")
         valid = (
             data.get("edgemoe_chat") == SAVE_VERSION

@@ -13,11 +13,12 @@ JSON_LIMIT_BYTES = 16 << 20
 
 def read_text(path: Path, limit_bytes: int) -> str:
     """The UTF-8 text of a file. Raises StoreError where it is missing, larger than the limit, or not UTF-8."""
-    if path.exists() and not path.is_file():  # to open a pipe would wait for whoever writes to it
-        raise StoreError(
-            f"{path}: expected a file, found something else.", "Copy the store again, or convert the checkpoint again."
-        )
     try:
+        if path.exists() and not path.is_file():  # to open a pipe would wait for whoever writes to it
+            raise StoreError(
+                f"{path}: expected a file, found something else.",
+                "Copy the store again, or convert the checkpoint again.",
+            )
         with path.open("rb") as file:
             data = file.read(limit_bytes + 1)
         if len(data) > limit_bytes:

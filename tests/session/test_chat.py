@@ -117,6 +117,13 @@ def test_a_conversation_is_saved_and_taken_up_again(make_model: MakeModel, tmp_p
     assert [entry.name for entry in tmp_path.iterdir()] == ["talk.json"]
     with pytest.raises(EdgemoeError, match="cannot be written"):
         chat.save(tmp_path / "missing" / "talk.json")
+    with pytest.raises(EdgemoeError, match="name of a file"):
+        chat.save(Path())
+    with pytest.raises(EdgemoeError, match="cannot be"):
+        chat.save(tmp_path / ("x" * 300))
+    for unreadable in (tmp_path, tmp_path / "missing", tmp_path / ("x" * 300)):
+        with pytest.raises(EdgemoeError, match="written by /save"):
+            chat.load(unreadable)
 
 
 @pytest.mark.parametrize(
