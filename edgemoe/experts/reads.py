@@ -18,8 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.errors import KernelError, ReadError
-
-RECORD_ALIGNMENT_BYTES = 4096
+from edgemoe.store.direct import open_direct
 
 
 class ExpertFiles:
@@ -27,14 +26,11 @@ class ExpertFiles:
 
     def __init__(self, paths: Iterable[Path], direct: bool = True) -> None:
         self._descriptors: dict[Path, int] = {}
-        self.direct = direct and hasattr(os, "O_DIRECT")
-        paths = sorted(set(paths))
-        if self.direct and not all(_supports_direct_reads(path) for path in paths):
-            self.direct = False
-        flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | (os.O_DIRECT if self.direct else 0)
+        self.direct = True
         try:
-            for path in paths:
-                self._descriptors[path] = os.open(path, flags)
+            for path in sorted(set(paths)):
+                self._descriptors[path], granted = open_direct(path, direct)
+                self.direct = self.direct and granted
         except OSError as error:
             self.close()
             raise ReadError(
@@ -49,23 +45,6 @@ class ExpertFiles:
         for descriptor in self._descriptors.values():
             os.close(descriptor)
         self._descriptors.clear()
-
-
-def _supports_direct_reads(path: Path) -> bool:
-    """Whether a direct read of the file's first page works; some file systems refuse only at the read."""
-    import mmap
-
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
-    except OSError:
-        return False
-    try:
-        with mmap.mmap(-1, RECORD_ALIGNMENT_BYTES) as page:
-            return os.preadv(descriptor, [page], 0) > 0
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
 
 
 class RecordReader(Protocol):

@@ -160,6 +160,8 @@ def plan_memory(
 
 
 def _budget(ram: str | int | None, floor_bytes: int) -> int:
+    if ram is not None and not isinstance(ram, (int, str)):
+        raise UsageError(f"ram={ram!r}: expected bytes as an integer, or text such as '6GiB'.")
     if isinstance(ram, int):
         budget_bytes = ram
     elif ram is None or ram.strip().lower() == "auto":

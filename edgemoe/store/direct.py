@@ -28,19 +28,32 @@ def allocate_pages(size: int) -> mmap.mmap:
     return memory
 
 
-def open_direct(path: Path) -> tuple[int, bool]:
-    """A descriptor for reading past the page cache, and whether direct I/O was granted."""
-    if hasattr(os, "O_DIRECT"):
-        try:
-            return os.open(path, os.O_RDONLY | os.O_DIRECT), True
-        except OSError:
-            pass  # tmpfs and others refuse; a missing file fails again below
+def open_direct(path: Path, direct: bool = True) -> tuple[int, bool]:
+    """A descriptor for reading past the page cache, and whether direct I/O was granted (and asked for).
+
+    Raises OSError where the file cannot be opened at all.
+    """
+    if direct and hasattr(os, "O_DIRECT"):
+        with contextlib.suppress(OSError):  # tmpfs and others refuse; a missing file fails again below
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
+            if _reads_directly(descriptor):
+                return descriptor, True
+            os.close(descriptor)
     descriptor = os.open(path, os.O_RDONLY)
     if sys.platform == "darwin":
         import fcntl
 
         fcntl.fcntl(descriptor, fcntl.F_NOCACHE, 1)
     return descriptor, False
+
+
+def _reads_directly(descriptor: int) -> bool:
+    """Whether the first page can be read; some file systems refuse only then."""
+    try:
+        with mmap.mmap(-1, PAGE_BYTES) as page:
+            return os.preadv(descriptor, [page], 0) > 0
+    except OSError:
+        return False
 
 
 def read_pages(path: Path, offset: int, size: int, into: memoryview) -> None:
