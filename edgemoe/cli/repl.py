@@ -54,6 +54,10 @@ class Repl:
             if not self._interactive:
                 raise
             self.screen.error(str(error))
+        except OSError as error:  # a disk or terminal that fails is no reason to lose the conversation
+            if not self._interactive:
+                raise
+            self.screen.error(f"{error.strerror or error}. The conversation is still here: /save keeps it.")
         except KeyboardInterrupt:
             if not self._interactive:
                 raise

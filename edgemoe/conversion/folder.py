@@ -17,6 +17,7 @@ from edgemoe.conversion.sampling import sample_sha256
 from edgemoe.conversion.source import SIDE_FILES, Rows, TensorInfo
 from edgemoe.errors import SourceError
 from edgemoe.store.headers import HeaderTensor, parse_json, read_header
+from edgemoe.store.manifest import MANIFEST_NAME
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -49,6 +50,11 @@ class FolderSource:
 
     def _find_shards(self) -> dict[str, set[str] | None]:
         """Each shard with the tensors that the index says it has; None where there is no index."""
+        if (self._folder / MANIFEST_NAME).is_file():
+            raise SourceError(
+                f"{self._folder}: expected a checkpoint, found a store, which is what conversion makes.",
+                f"Use it as it is: edgemoe chat {self._folder}",
+            )
         index = self._folder / INDEX_NAME
         if index.exists() or index.is_symlink():
             return self._read_index()

@@ -166,6 +166,12 @@ def test_pickles_are_not_read(tmp_path: Path) -> None:
         FolderSource(tmp_path)
 
 
+def test_a_store_is_no_checkpoint(folder: Path) -> None:
+    (folder / "edgemoe.json").write_text("{}")
+    with pytest.raises(SourceError, match="found a store.*edgemoe chat"):
+        FolderSource(folder)
+
+
 def test_links_out_of_the_folder_are_refused(folder: Path, tmp_path: Path) -> None:
     secret = tmp_path / "id_rsa"
     secret.write_text("secret")
