@@ -168,7 +168,7 @@ def test_pickles_are_not_read(tmp_path: Path) -> None:
 
 def test_a_store_is_no_checkpoint(folder: Path) -> None:
     (folder / "edgemoe.json").write_text("{}")
-    with pytest.raises(SourceError, match="found a store.*edgemoe chat"):
+    with pytest.raises(SourceError, match=r"found a store.*edgemoe chat"):
         FolderSource(folder)
 
 
