@@ -253,8 +253,7 @@ def model_sizes(store: Store, spec: ModelSpec, backend_growth_bytes: int = 0) ->
 
 def _kv_dtype(store: Store) -> type[np.float16] | type[np.float32]:
     """Keys and values are kept in float16, but for stores made for exactness (f32 weights)."""
-    formats = {tensor.format.name for tensor in store.manifest.resident if tensor.format is not None}
-    return np.float32 if formats <= {"f32"} else np.float16
+    return np.float32 if store.dense_format == "f32" else np.float16
 
 
 def _allocate_arena(slots: int, slot_bytes: int) -> npt.NDArray[np.uint8]:

@@ -221,9 +221,31 @@ int32_t em_reader_submit(em_reader *reader, int32_t descriptor, int64_t offset, 
     return status;
 }
 
+/* The clock of time limits: one that neither a suspended laptop nor a set clock moves, where conditions can
+ * wait by it. */
+#ifdef __APPLE__
+#define WAIT_CLOCK CLOCK_REALTIME
+#else
+#define WAIT_CLOCK CLOCK_MONOTONIC
+#endif
+
+static int init_waitable(pthread_cond_t *condition) {
+#ifdef __APPLE__
+    return pthread_cond_init(condition, NULL);
+#else
+    pthread_condattr_t attributes;
+    int failed = pthread_condattr_init(&attributes);
+    if (failed) return failed;
+    failed = pthread_condattr_setclock(&attributes, WAIT_CLOCK);
+    if (!failed) failed = pthread_cond_init(condition, &attributes);
+    pthread_condattr_destroy(&attributes);
+    return failed;
+#endif
+}
+
 static struct timespec deadline_after(int64_t microseconds) {
     struct timespec t;
-    clock_gettime(CLOCK_REALTIME, &t);
+    clock_gettime(WAIT_CLOCK, &t);
     t.tv_sec += microseconds / 1000000;
     t.tv_nsec += microseconds % 1000000 * 1000;
     if (t.tv_nsec >= 1000000000) {
@@ -331,7 +353,7 @@ static em_reader *create_idle(int32_t capacity, int32_t predictions_max) {
     em_reader *reader = calloc(1, sizeof *reader);
     request *requests = calloc((size_t)capacity, sizeof *requests);
     if (!reader || !requests || pthread_mutex_init(&reader->mutex, NULL) != 0 ||
-        pthread_cond_init(&reader->work, NULL) != 0 || pthread_cond_init(&reader->over, NULL) != 0) {
+        pthread_cond_init(&reader->work, NULL) != 0 || init_waitable(&reader->over) != 0) {
         free(requests);
         free(reader);
         return NULL;
