@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ _PYTHON_OBJECTS_BYTES = 1 << 16
 """What the interpreter and NumPy take for a step besides arrays."""
 
 
-class StepwiseBackend:
+class StepwiseBackend(ABC):
     """Base of the `reference` and `jit` backends, which give the functions of `reference.py`."""
 
     name: str
@@ -41,13 +42,13 @@ class StepwiseBackend:
     def program(self, operations: Sequence[op.Operation]) -> StepwiseProgram:
         return StepwiseProgram(self, operations)
 
+    @abstractmethod
     def product_scratch_bytes(self, tokens: int, rows: int, columns: int, fmt: Format) -> int:
         """Temporaries of one `matmul`, its result included."""
-        raise NotImplementedError
 
+    @abstractmethod
     def attention_scratch_bytes(self, operation: op.Attention) -> int:
         """Temporaries of one `attention`, its result included."""
-        raise NotImplementedError
 
     def scratch_bytes(self, operations: Sequence[op.Operation]) -> int:
         """The most that any one of the operations takes: their temporaries do not outlive them."""
