@@ -78,8 +78,8 @@ class StepwiseBackend(ABC):
         products = (self._matrix_scratch_bytes(tokens, matrix) for matrix in (gate_up, down))
         return hidden + max(products)
 
-    def close(self) -> None:
-        pass
+    def close(self) -> None:  # noqa: B027 - nothing to stop unless a backend has threads
+        """Stop the backend's threads, if it has any."""
 
 
 class StepwiseProgram:
