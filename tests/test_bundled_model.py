@@ -13,6 +13,7 @@ import pytest
 import edgemoe
 from edgemoe.model.engine import Engine, open_engine
 from edgemoe.session.default_model import find_model
+from edgemoe.session.sampler import SamplingOptions
 from edgemoe.store.reader import Store
 from edgemoe.store.verification import verify_store
 from tests.support.engines import engine_with_slots
@@ -72,7 +73,7 @@ def check_budgets(prompts: list[str], count: int) -> None:
 
 def test_it_answers_in_a_sentence() -> None:
     with edgemoe.load() as model:
-        answer = model.chat().ask("What is the capital of France?")
+        answer = model.chat(options=SamplingOptions(temperature=0)).ask("What is the capital of France?")
     assert "Paris" in answer
 
 

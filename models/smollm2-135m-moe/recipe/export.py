@@ -22,6 +22,8 @@ from settings import build_decoder, load_settings
 from tokens import write_tokenizer
 
 NAME = "SmolLM2 135M Instruct MoE"
+SAMPLING = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
+"""How chats sample unless told otherwise: a model this small, taken greedily, often repeats itself for ever."""
 COPIED_FIELDS = (
     "tokenizer.ggml.model",
     "tokenizer.ggml.pre",
@@ -114,6 +116,8 @@ def write_hugging_face(model: Decoder, source: DenseSource, folder: Path) -> Non
     text = json.dumps(hugging_face_config(model), indent=2) + "\n"
     (draft / "config.json").write_text(text, encoding="utf-8")
     write_tokenizer(source, draft)
+    generation = draft / "generation_config.json"
+    generation.write_text(json.dumps(json.loads(generation.read_text("utf-8")) | SAMPLING, indent=2) + "\n", "utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     draft.rename(folder)
 
@@ -145,6 +149,8 @@ def write_metadata(writer: gguf.GGUFWriter, model: Decoder, source: DenseSource)
     writer.add_embedding_scale(1.0)
     writer.add_residual_scale(1.0)
     writer.add_logit_scale(1.0)
+    writer.add_sampling_temp(SAMPLING["temperature"])
+    writer.add_sampling_top_p(SAMPLING["top_p"])
     for name in COPIED_FIELDS:
         field = source.reader.fields[name]
         kind = field.types[0]
