@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal
 
 from edgemoe.errors import UsageError
@@ -177,13 +178,14 @@ def check_text_fits(text: str, tokenizer: Tokenizer, context_length: int) -> Non
 def peak_rss_bytes() -> int:
     """The most memory that this process has held at once, as the system counts it."""
     try:
+        # getrusage would also count what a large parent held when it forked this process.
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return int(status.partition("VmHWM:")[2].split()[0]) << 10
+    except (OSError, IndexError, ValueError):  # not Linux
         import resource
-    except ImportError:  # Windows
-        import psutil
 
-        return int(psutil.Process().memory_info().peak_wset)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak << 10  # macOS counts bytes, others KiB
 
 
 def _rate(count: int, seconds: float) -> float | None:

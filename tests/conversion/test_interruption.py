@@ -176,10 +176,11 @@ MIXTRAL_LAYERS = dict(
 LARGEST_TENSOR_BYTES = 32000 * 4096 * 2
 
 CONVERT = """
-import resource, sys
+import sys
 from edgemoe.conversion.pipeline import convert_checkpoint
+from edgemoe.session.generate import peak_rss_bytes
 convert_checkpoint(sys.argv[1], sys.argv[2])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(peak_rss_bytes())
 """
 
 
