@@ -62,9 +62,6 @@ class RecordReader(Protocol):
     def promote(self, ticket: int) -> None:
         """Turn a predicted read into a demand read."""
 
-    def cancel(self, ticket: int) -> bool:
-        """Take back a read that has not begun; False where it has."""
-
     def release(self, ticket: int) -> None:
         """Forget a read that has ended."""
 
@@ -87,7 +84,6 @@ class _Read:
         self.descriptor = descriptor
         self.offset = offset
         self.destination = destination
-        self.begun = False
         self.failure: str | None = None
         self.ended = threading.Event()
 
@@ -139,17 +135,6 @@ class ThreadedReader:
                 self._queues[1].remove(ticket)
                 self._queues[0].append(ticket)
 
-    def cancel(self, ticket: int) -> bool:
-        with self._change:
-            read = self._reads[ticket]
-            if read.begun:
-                return False
-            for queue in self._queues:
-                if ticket in queue:
-                    queue.remove(ticket)
-            del self._reads[ticket]
-            return True
-
     def release(self, ticket: int) -> None:
         self._reads.pop(ticket, None)
 
@@ -167,7 +152,6 @@ class ThreadedReader:
                 if self._closing:
                     return
                 read = self._reads[(self._queues[0] or self._queues[1]).popleft()]
-                read.begun = True
             read.failure = _fill(read)
             read.ended.set()
 

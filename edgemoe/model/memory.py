@@ -222,4 +222,5 @@ def workspace_bytes(spec: ModelSpec, chunk_tokens: int, context_length: int) -> 
     # Buffers are as wide as any layer needs. Hidden values are there in float32 or quantised; inputs are quantised.
     per_token = 4 * (4 * spec.model_width + heads + routed) + 6 * (hidden + spec.model_width) + 1024 + routing
     head = HEAD_ROWS * 4 * (spec.vocabulary + 3 * spec.model_width)
-    return chunk_tokens * per_token + head + 4 * context_length * 16 + (1 << 20)
+    scores = 4 * context_length * 16  # the stepwise backends hold a token's attention scores; the native one does not
+    return chunk_tokens * per_token + head + scores + (1 << 20)

@@ -71,9 +71,9 @@ def test_a_read_that_stalls_times_out_and_demand_goes_first(tmp_path: Path) -> N
         demanded = reader.submit(stalled, 0, PAGE, arena.ctypes.data, True)
         with pytest.raises(ReadError, match="did not end within"):
             reader.wait(demanded, 0.05)
-        assert reader.cancel(predicted)
-    with pytest.raises(ReadError, match="failed"):
-        reader.wait(demanded, 10)
+    for ticket in (demanded, predicted):
+        with pytest.raises(ReadError, match="failed"):
+            reader.wait(ticket, 10)
     reader.close()
     os.close(stalled)
 

@@ -43,9 +43,6 @@ class SteppedReader:
         offset, length, start, _ = self._in_flight[ticket]
         self._in_flight[ticket] = (offset, length, start, True)
 
-    def cancel(self, ticket: int) -> bool:
-        return self._in_flight.pop(ticket, None) is not None
-
     def release(self, ticket: int) -> None:
         del self._ended[ticket]
 
