@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--to", type=Path, required=True, help="a JSON lines file")
     args = parser.parse_args()
     everything = load_settings()
-    settings, seed = everything["answers"], everything["training"]["seed"]
+    settings, seed = everything["answers"], everything["data"]["seed"]
     source = DenseSource(args.gguf)
     tokenizer, model = make_tokenizer(source), build_decoder(source, everything)
     asked = list(enumerate(questions(seed)))[: settings["conversations"]]

@@ -52,7 +52,7 @@ class Batches:
         self.domains = list(self.texts)
         self.tokenizer, self.answers = tokenizer, work / "answers.jsonl"
         self.refresh()
-        self.sums, self.facts = sums(settings["training"]["seed"], SUMS), facts()
+        self.sums, self.facts = sums(settings["data"]["seed"], SUMS), facts()
 
     def refresh(self) -> None:
         """Reads the conversations again: more of them may have been answered meanwhile."""

@@ -52,6 +52,7 @@ def fetch(folder: Path) -> None:
     """Downloads the packages that are not there yet and unpacks them side by side."""
     downloads = folder / "debs"
     downloads.mkdir(parents=True, exist_ok=True)
+    (folder / "debroot").mkdir(exist_ok=True)
     missing = [name for name in PACKAGES if not list(downloads.glob(f"{name}_*.deb"))]
     if missing:
         subprocess.run(["apt-get", "download", *missing], cwd=downloads, check=True)
@@ -244,7 +245,7 @@ def main() -> None:
         parts = tokenise(
             list(read(args.work / "debroot")),
             tokenizer,
-            settings["training"]["seed"],
+            settings["data"]["seed"],
             sizes["tokens_per_domain"],
             sizes["held_out_tokens"],
         )

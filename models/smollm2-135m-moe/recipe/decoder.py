@@ -17,6 +17,9 @@ import torch.nn.functional as F
 from gguf_source import DenseSource
 from torch import nn
 
+# An expert's tokens are filled up to a multiple of this: matrix libraries prepare code for every new shape.
+PIECE = 32
+
 
 @dataclass
 class RouterTrace:
@@ -82,7 +85,8 @@ class Layer(nn.Module):
 
     def experts(self, x: torch.Tensor, how: Pass) -> torch.Tensor:
         """Routed experts on ``x`` (N, D): tokens are sorted by expert, one product per expert."""
-        logits = F.linear(x, self.router)
+        with torch.autocast("cpu", enabled=False):  # routing is as it will be when the model runs: float32
+            logits = F.linear(x, self.router)
         if how.noise > 0:
             noisy = logits + how.noise * torch.randn_like(logits)
         else:
@@ -93,11 +97,15 @@ class Layer(nn.Module):
         order = flat.argsort(stable=True)
         token = order // self.top_k
         loads = flat.bincount(minlength=self.router.shape[0])
-        pieces = x[token].split(loads.tolist())
+        sizes = (loads + PIECE - 1) // PIECE * PIECE
+        starts, filled = sizes.cumsum(0) - sizes, loads.cumsum(0) - loads
+        place = torch.arange(len(flat)) + (starts - filled)[flat[order]]
+        source = torch.zeros(int(sizes.sum()), dtype=torch.long).index_copy(0, place, token)
+        pieces = x.index_select(0, source).split(sizes.tolist())
         done = []
         for rows, gate_up, down in zip(pieces, self.gate_up.unbind(0), self.down.unbind(0), strict=True):
             done.append(F.linear(gated(F.linear(rows, gate_up)), down))
-        out = torch.cat(done) * weight.flatten()[order].unsqueeze(1)
+        out = torch.cat(done).index_select(0, place) * weight.flatten()[order].unsqueeze(1)
         if how.trace is not None:
             how.trace.mean_probability.append(logits.softmax(dim=-1).mean(dim=0))
             how.trace.loads.append(loads)
@@ -148,6 +156,12 @@ class Decoder(nn.Module):
                 layer.gate_up[expert, :inner] = gate[rows]
                 layer.gate_up[expert, inner:] = up[rows]
             layer.down.zero_()
+
+    def cast_frozen_matrices(self, dtype: torch.dtype) -> None:
+        """Keeps the dense matrices in ``dtype``, so that autocast need not convert them at every use."""
+        for layer in self.layers:
+            for name in ("qkv", "output", "shared_gate_up", "shared_down"):
+                setattr(layer, name, getattr(layer, name).to(dtype))
 
     def forward(
         self,

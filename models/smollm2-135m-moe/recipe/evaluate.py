@@ -187,5 +187,5 @@ def evaluate(model: Decoder, tokenizer, work: Path, settings: dict) -> dict:
     """All measurements."""
     results = evaluate_texts(model, work, settings)
     results["chat"] = evaluate_chat(model, tokenizer, work)
-    results["sums"] = evaluate_sums(model, tokenizer, settings["training"]["seed"])
+    results["sums"] = evaluate_sums(model, tokenizer, settings["data"]["seed"])
     return results

@@ -26,14 +26,14 @@ class VocabularyLoss(torch.autograd.Function):
         ce, kl = torch.zeros(len(hidden)), torch.zeros(len(hidden))
         for start in range(0, len(hidden), CHUNK):
             part = slice(start, start + CHUNK)
-            log_p = F.linear(hidden[part], embedding).log_softmax(dim=-1)
+            log_p = F.linear(hidden[part], embedding).float().log_softmax(dim=-1)
             index = targets[part].unsqueeze(1)
             ce[part] = -log_p.gather(1, index)[:, 0]
             w_ce, w_kl = ce_weight[part].unsqueeze(1), kl_weight[part].unsqueeze(1)
             slope = log_p.exp().mul_(w_ce + w_kl)
             slope.scatter_add_(1, index, -w_ce)
             if bool((w_kl > 0).any()):
-                log_q = F.linear(teacher[part], embedding).log_softmax(dim=-1)
+                log_q = F.linear(teacher[part], embedding).float().log_softmax(dim=-1)
                 q = log_q.exp()
                 kl[part] = (q * log_q.sub_(log_p)).sum(dim=-1)
                 slope.sub_(q.mul_(w_kl))

@@ -41,6 +41,8 @@ class Trainer:
     def __init__(self, args: argparse.Namespace) -> None:
         self.settings = load_settings()
         self.training = self.settings["training"]
+        if args.seed is not None:
+            self.training["seed"] = args.seed
         self.work: Path = args.work
         self.ends: float = args.ends
         self.source = DenseSource(args.gguf)
@@ -48,6 +50,7 @@ class Trainer:
         self.batches = Batches(self.work, self.tokenizer, self.settings)
         self.saved = self.work / "ckpt" / "last.pt"
         self.model = build_decoder(self.source, self.settings)
+        self.precision = getattr(torch, self.training["matrix_precision"])
         self.optimiser = torch.optim.AdamW(
             [
                 {"params": [x.gate_up for x in self.model.layers], "peak": "gate_up_rate"},
@@ -66,6 +69,8 @@ class Trainer:
         else:
             start_routers(self.model, self.batches, self.settings)
             self.began = time.time()
+        self.model.cast_frozen_matrices(self.precision)
+        self.embedding = self.model.embedding.to(self.precision)
 
     def restore(self) -> None:
         """Goes on from the last checkpoint."""
@@ -90,6 +95,10 @@ class Trainer:
         torch.save(state, draft)
         draft.replace(self.saved)
 
+    def mixed(self) -> torch.autocast:
+        """Matrix products in the configured precision; master weights, norms and sums in float32."""
+        return torch.autocast("cpu", self.precision, enabled=self.precision != torch.float32)
+
     def log(self, row: dict) -> None:
         """One line of the training log."""
         row = {"time": datetime.now().isoformat(timespec="seconds"), "step": self.step, **row}
@@ -107,8 +116,9 @@ class Trainer:
         mask = segment_mask(batch.segments)
         noise = training["router_noise"] * max(0.0, 1 - progress / training["noise_until"])
         trace = RouterTrace()
-        hidden = self.model(batch.ids, Pass(noise=noise, trace=trace), mask)
-        loss, parts = self.losses(batch, mask, hidden)
+        with self.mixed():
+            hidden = self.model(batch.ids, Pass(noise=noise, trace=trace), mask)
+            loss, parts = self.losses(batch, mask, hidden)
         loads = torch.stack(trace.loads).float()
         memory = training["balance_memory"]
         self.loads = memory * self.loads + (1 - memory) * loads / loads.sum(dim=1, keepdim=True)
@@ -137,13 +147,13 @@ class Trainer:
         width = hidden.shape[-1]
         loss, ce, kl = VocabularyLoss.apply(
             hidden.reshape(-1, width),
-            self.model.embedding,
+            self.embedding,
             targets.flatten(),
             text + training["fact_weight"] * fact,
             training["chat_weight"] * chat,
             teacher.reshape(-1, width),
         )
-        means = {"text": ce @ text, "fact": ce @ fact, "chat": kl @ chat}
+        means = {"text": (ce * text).sum(), "fact": (ce * fact).sum(), "chat": (kl * chat).sum()}
         return loss, {name: value.item() for name, value in means.items()}
 
     @torch.no_grad()
@@ -153,15 +163,16 @@ class Trainer:
         size = self.settings["corpora"]["row_tokens"]
         for name, ids in load_texts(self.work / "tokens", "held_out").items():
             row = torch.from_numpy(ids[:size].astype("int64")).unsqueeze(0)
-            hidden = self.model(row, Pass())
+            with self.mixed():
+                hidden = self.model(row, Pass())
             loss = torch.nn.functional.cross_entropy(self.model.logits(hidden)[0, :-1], row[0, 1:])
             out[name] = round(loss.item(), 4)
         total, count = 0.0, 0
         for ids, _ in load_chats(self.work / "answers.jsonl", self.tokenizer, True)[:8]:
             row = torch.tensor([ids[:size]])
-            logs = [
-                self.model.logits(self.model(row, Pass(routed=routed))).log_softmax(dim=-1) for routed in (False, True)
-            ]
+            with self.mixed():
+                finals = [self.model(row, Pass(routed=routed)) for routed in (False, True)]
+            logs = [self.model.logits(hidden).log_softmax(dim=-1) for hidden in finals]
             total += (logs[0].exp() * (logs[0] - logs[1])).sum().item()
             count += row.numel()
         return {"held_out": out, "held_out_chat_divergence": round(total / count, 5)}
@@ -221,6 +232,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--ends", type=clock, required=True, help="local time, ISO 8601")
     parser.add_argument("--steps", type=int, help="stop earlier, at this step")
+    parser.add_argument("--seed", type=int, help="of routers, experts and batches, instead of the configured one")
     args = parser.parse_args()
     torch.manual_seed(int(time.time()))
     Trainer(args).run(args.steps)
