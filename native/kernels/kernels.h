@@ -46,14 +46,16 @@ typedef struct em_activations {
     int32_t group_count;
 } em_activations;
 
-/* out[i] = one panel of 16 matrix rows times activation row rows[i], for i < count. */
-typedef void em_panel_kernel(const uint8_t *panel, const em_activations *x, const int32_t *rows, int32_t count,
-                             float (*out)[EM_PANEL_ROWS]);
+/* Panels of 16 matrix rows times activation rows: panel p, one of `panel_count` that lie one after the other, times
+ * activation row rows[i], one of `count`, goes to out[i * out_stride + p * 16] and the 15 floats behind it. What lies
+ * behind the last panel may be prefetched. */
+typedef void em_panels_kernel(const uint8_t *panels, int32_t panel_count, const em_activations *x, const int32_t *rows,
+                              int32_t count, float *out, size_t out_stride);
 
 struct em_kernels {
     const char *isa;
 
-    em_panel_kernel *panel[EM_FORMAT_COUNT];
+    em_panels_kernel *panels[EM_FORMAT_COUNT];
 
     /* Round a row to groups of int8 as reference.quantise_activations does. A group that is not finite gets some
      * integers within range and a scale that is not finite. */
@@ -75,8 +77,10 @@ struct em_kernels {
     void (*mix[2])(const float *weights, const void *values, int32_t count, int32_t width, float factor, float *output);
 };
 
-#define EM_DECLARE_KERNELS(isa)                                                                                       \
-    em_panel_kernel em_panel_f32_##isa, em_panel_f16_##isa, em_panel_q8_##isa, em_panel_q4_##isa, em_panel_q4m_##isa; \
+#define EM_DECLARE_MATMUL(isa) \
+    em_panels_kernel em_panels_f32_##isa, em_panels_f16_##isa, em_panels_q8_##isa, em_panels_q4_##isa, em_panels_q4m_##isa
+
+#define EM_DECLARE_VECTORS(isa)                                                                                       \
     void em_quantise_##isa(const float *input, int32_t columns, int8_t *values, em_group *groups);                    \
     float em_sum_squares_##isa(const float *input, int32_t count);                                                    \
     float em_exponentials_##isa(float *values, int32_t count, float shift);                                           \
@@ -87,8 +91,11 @@ struct em_kernels {
     void em_mix_f32_##isa(const float *, const void *, int32_t, int32_t, float, float *);                             \
     void em_mix_f16_##isa(const float *, const void *, int32_t, int32_t, float, float *)
 
-EM_DECLARE_KERNELS(generic);
-EM_DECLARE_KERNELS(avx2);
+EM_DECLARE_MATMUL(generic);
+EM_DECLARE_MATMUL(avx2);
+EM_DECLARE_MATMUL(avx512);
+EM_DECLARE_VECTORS(generic);
+EM_DECLARE_VECTORS(avx2);
 
 /* ---- the layout of a matrix (formats.py) ------------------------------------------------------------- */
 

@@ -11,8 +11,16 @@ enum {
     LEAF1_ECX_AVX = 1 << 28,
     LEAF1_ECX_F16C = 1 << 29,
     LEAF7_EBX_AVX2 = 1 << 5,
+    LEAF7_EBX_AVX512F = 1 << 16,
+    LEAF7_EBX_AVX512DQ = 1 << 17,
+    LEAF7_EBX_AVX512BW = 1 << 30,
+    LEAF7_ECX_AVX512_VNNI = 1 << 11,
     XCR0_SSE_AND_AVX = 6,
+    XCR0_AVX512 = 0xe0,
 };
+#define LEAF7_EBX_AVX512VL (1u << 31)
+
+enum { KNOWN = 1, HAS_AVX2 = 2, HAS_AVX512 = 4 };
 
 /* Which register files the system keeps over a context switch. */
 static uint32_t enabled_registers(void) {
@@ -21,23 +29,32 @@ static uint32_t enabled_registers(void) {
     return low;
 }
 
-static bool detect_avx2(void) {
+static int detect(void) {
     const unsigned wanted = LEAF1_ECX_FMA | LEAF1_ECX_OSXSAVE | LEAF1_ECX_AVX | LEAF1_ECX_F16C;
     unsigned a, b, c, d;
-    if (!__get_cpuid(1, &a, &b, &c, &d) || (c & wanted) != wanted) return false;
-    if ((enabled_registers() & XCR0_SSE_AND_AVX) != XCR0_SSE_AND_AVX) return false;
-    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & LEAF7_EBX_AVX2);
+    if (!__get_cpuid(1, &a, &b, &c, &d) || (c & wanted) != wanted) return KNOWN;
+    const uint32_t registers = enabled_registers();
+    if ((registers & XCR0_SSE_AND_AVX) != XCR0_SSE_AND_AVX) return KNOWN;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b & LEAF7_EBX_AVX2)) return KNOWN;
+    const unsigned wide = LEAF7_EBX_AVX512F | LEAF7_EBX_AVX512DQ | LEAF7_EBX_AVX512BW | LEAF7_EBX_AVX512VL;
+    const bool has_wide =
+        (b & wide) == wide && (c & LEAF7_ECX_AVX512_VNNI) && (registers & XCR0_AVX512) == XCR0_AVX512;
+    return KNOWN | HAS_AVX2 | (has_wide ? HAS_AVX512 : 0);
 }
 
-bool em_cpu_has_avx2(void) {
+static bool has(int feature) {
     /* Asked once: under a hypervisor each cpuid takes some 20 us. Threads that ask at the same time agree. */
-    static _Atomic int known; /* 0: not yet, 1: no, 2: yes */
-    if (known == 0) known = detect_avx2() ? 2 : 1;
-    return known == 2;
+    static _Atomic int found;
+    if (found == 0) found = detect();
+    return found & feature;
 }
+
+bool em_cpu_has_avx2(void) { return has(HAS_AVX2); }
+bool em_cpu_has_avx512(void) { return has(HAS_AVX512); }
 
 #else
 
 bool em_cpu_has_avx2(void) { return false; }
+bool em_cpu_has_avx512(void) { return false; }
 
 #endif

@@ -4,21 +4,22 @@
 #include "../kernels/kernels.h"
 #include "cpu.h"
 
-#define KERNELS_OF(set)                                                                                        \
+/* Products in one instruction set, the rest in another: what is short and rare gains nothing from wider vectors. */
+#define KERNELS_OF(name, matmul, vectors)                                                                      \
     {                                                                                                          \
-        .isa = #set,                                                                                           \
-        .panel = {[EM_F32] = em_panel_f32_##set,                                                               \
-                  [EM_F16] = em_panel_f16_##set,                                                               \
-                  [EM_Q8] = em_panel_q8_##set,                                                                 \
-                  [EM_Q4] = em_panel_q4_##set,                                                                 \
-                  [EM_Q4M] = em_panel_q4m_##set},                                                              \
-        .quantise = em_quantise_##set,                                                                         \
-        .sum_squares = em_sum_squares_##set,                                                                   \
-        .exponentials = em_exponentials_##set,                                                                 \
-        .gate = em_gate_##set,                                                                                 \
-        .to_half = em_to_half_##set,                                                                           \
-        .scores = {em_scores_f32_##set, em_scores_f16_##set},                                                  \
-        .mix = {em_mix_f32_##set, em_mix_f16_##set},                                                           \
+        .isa = name,                                                                                           \
+        .panels = {[EM_F32] = em_panels_f32_##matmul,                                                          \
+                   [EM_F16] = em_panels_f16_##matmul,                                                          \
+                   [EM_Q8] = em_panels_q8_##matmul,                                                            \
+                   [EM_Q4] = em_panels_q4_##matmul,                                                            \
+                   [EM_Q4M] = em_panels_q4m_##matmul},                                                         \
+        .quantise = em_quantise_##vectors,                                                                     \
+        .sum_squares = em_sum_squares_##vectors,                                                               \
+        .exponentials = em_exponentials_##vectors,                                                             \
+        .gate = em_gate_##vectors,                                                                             \
+        .to_half = em_to_half_##vectors,                                                                       \
+        .scores = {em_scores_f32_##vectors, em_scores_f16_##vectors},                                          \
+        .mix = {em_mix_f32_##vectors, em_mix_f16_##vectors},                                                   \
     }
 
 /* Best first. */
@@ -26,10 +27,13 @@ static const struct {
     bool (*runs_here)(void); /* NULL: everywhere */
     em_kernels kernels;
 } sets[] = {
-#ifdef EDGEMOE_HAVE_AVX2
-    {em_cpu_has_avx2, KERNELS_OF(avx2)},
+#ifdef EDGEMOE_HAVE_AVX512
+    {em_cpu_has_avx512, KERNELS_OF("avx512", avx512, avx2)},
 #endif
-    {NULL, KERNELS_OF(generic)},
+#ifdef EDGEMOE_HAVE_AVX2
+    {em_cpu_has_avx2, KERNELS_OF("avx2", avx2, avx2)},
+#endif
+    {NULL, KERNELS_OF("generic", generic, generic)},
 };
 
 enum { SET_COUNT = sizeof sets / sizeof sets[0] };

@@ -56,7 +56,7 @@ em_quantised em_lay_out_quantised(em_layout *layout, int32_t rows, int32_t colum
 void em_quantise_rows(const em_run *run, const float *input, int32_t rows, int32_t columns, const uint8_t *wanted,
                       em_quantised quantised);
 
-/* Activation rows that a task holds at a time: bounds its arrays on the stack. */
-enum { EM_ROWS_AT_ONCE = 32 };
+/* Activation rows, and products of rows and panels, that a task holds at a time: they bound its arrays on the stack. */
+enum { EM_ROWS_AT_ONCE = 32, EM_PRODUCTS_AT_ONCE = EM_ROWS_AT_ONCE * 4 * EM_PANEL_ROWS };
 
 #endif

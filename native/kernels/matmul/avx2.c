@@ -17,6 +17,7 @@
 #include <string.h>
 
 #include "../kernels.h"
+#include "lookahead.h"
 
 enum {
     HALF_ROWS = 8,
@@ -74,49 +75,15 @@ INLINE __m256i dot_group(const __m256i weights[QUADS], const int8_t *x, int form
     return widen(pairs);
 }
 
-/* Where the next prefetch of a panel's groups goes. Payloads and scales are two streams, and after the last group
- * both go on in the next panel, which the processor's own prefetcher would have to find out anew each time. (Behind
- * the last panel of all a prefetch does nothing.) */
-typedef struct lookahead {
-    const uint8_t *payload;
-    const uint8_t *scales;
-    int32_t left; /* groups before the streams go on in the next panel */
-} lookahead;
-
-INLINE lookahead look_ahead(const uint8_t *panel, int32_t group_count, size_t payload_bytes, size_t panel_bytes) {
-    const int32_t ahead = GROUPS_AHEAD < group_count ? GROUPS_AHEAD : group_count;
-    if (ahead == group_count) panel += panel_bytes;
-    const int32_t in_panel = ahead % group_count;
-    const uint8_t *scales = panel + (size_t)group_count * payload_bytes;
-    return (lookahead){
-        .payload = panel + (size_t)in_panel * payload_bytes,
-        .scales = scales + (size_t)in_panel * 2 * EM_PANEL_ROWS,
-        .left = group_count - in_panel,
-    };
-}
-
-INLINE void prefetch_group(lookahead *next, int32_t group_count, size_t payload_bytes, size_t panel_bytes) {
-    for (size_t line = 0; line < payload_bytes; line += 64) {
-        _mm_prefetch((const char *)next->payload + line, _MM_HINT_T0);
-    }
-    _mm_prefetch((const char *)next->scales, _MM_HINT_T0);
-    next->payload += payload_bytes;
-    next->scales += 2 * EM_PANEL_ROWS;
-    if (--next->left == 0) {
-        next->payload += panel_bytes - (size_t)group_count * payload_bytes;
-        next->scales += panel_bytes - (size_t)group_count * 2 * EM_PANEL_ROWS;
-    }
-}
-
 /* `count` activation rows times `halves` halves of the panel, from half `first` on. */
-INLINE void quantised_tile(const uint8_t *panel, const em_activations *x, const int32_t *rows,
-                           float (*out)[EM_PANEL_ROWS], int format, int count, int first, int halves) {
+INLINE void quantised_tile(const uint8_t *panel, const em_activations *x, const int32_t *rows, float *out,
+                           size_t out_stride, int format, int count, int first, int halves) {
     const size_t payload_bytes = format == EM_Q8 ? 512 : 256;
     const int32_t group_count = x->group_count;
     const uint8_t *scales = panel + (size_t)group_count * payload_bytes;
     const uint8_t *minimums = scales + (size_t)group_count * 2 * EM_PANEL_ROWS;
     const size_t panel_bytes = em_panel_bytes(format, x->columns);
-    lookahead next = look_ahead(panel, group_count, payload_bytes, panel_bytes);
+    em_lookahead next = em_look_ahead(panel, group_count, payload_bytes, panel_bytes, GROUPS_AHEAD);
     const em_group *groups[TILE];
     const int8_t *values[TILE];
     __m256 sums[TILE][2];
@@ -126,7 +93,7 @@ INLINE void quantised_tile(const uint8_t *panel, const em_activations *x, const 
         for (int h = 0; h < halves; h++) sums[t][h] = _mm256_setzero_ps();
     }
     for (int32_t g = 0; g < group_count; g++) {
-        if (count == 1) prefetch_group(&next, group_count, payload_bytes, panel_bytes);
+        if (count == 1) em_prefetch_group(&next, group_count, payload_bytes, panel_bytes, format == EM_Q4M);
         for (int h = 0; h < halves; h++) {
             const size_t half_offset = (size_t)(first + h) * (QUAD_BYTES / 2);
             const size_t per_row_offset = ((size_t)g * EM_PANEL_ROWS + (size_t)(first + h) * HALF_ROWS) * 2;
@@ -147,17 +114,19 @@ INLINE void quantised_tile(const uint8_t *panel, const em_activations *x, const 
         }
     }
     for (int t = 0; t < count; t++) {
-        for (int h = 0; h < halves; h++) _mm256_storeu_ps(out[t] + (first + h) * HALF_ROWS, sums[t][h]);
+        for (int h = 0; h < halves; h++) _mm256_storeu_ps(out + t * out_stride + (first + h) * HALF_ROWS, sums[t][h]);
     }
 }
 
 INLINE void quantised_panel(const uint8_t *panel, const em_activations *x, const int32_t *rows, int32_t count,
-                            float (*out)[EM_PANEL_ROWS], int format) {
-    for (; count >= TILE; count -= TILE, rows += TILE, out += TILE) {
-        quantised_tile(panel, x, rows, out, format, TILE, 0, 1);
-        quantised_tile(panel, x, rows, out, format, TILE, 1, 1);
+                            float *out, size_t out_stride, int format) {
+    for (; count >= TILE; count -= TILE, rows += TILE, out += TILE * out_stride) {
+        quantised_tile(panel, x, rows, out, out_stride, format, TILE, 0, 1);
+        quantised_tile(panel, x, rows, out, out_stride, format, TILE, 1, 1);
     }
-    for (; count > 0; count--, rows++, out++) quantised_tile(panel, x, rows, out, format, 1, 0, 2);
+    for (; count > 0; count--, rows++, out += out_stride) {
+        quantised_tile(panel, x, rows, out, out_stride, format, 1, 0, 2);
+    }
 }
 
 /* 8 rows of one column of f32 or f16 weights. */
@@ -166,8 +135,8 @@ INLINE __m256 load_weights(const uint8_t *panel, size_t index, int format) {
     return _mm256_loadu_ps((const float *)(const void *)panel + index);
 }
 
-INLINE void float_tile(const uint8_t *panel, const em_activations *x, const int32_t *rows, float (*out)[EM_PANEL_ROWS],
-                       int format, int count) {
+INLINE void float_tile(const uint8_t *panel, const em_activations *x, const int32_t *rows, float *out,
+                       size_t out_stride, int format, int count) {
     const float *inputs[TILE];
     __m256 low[TILE], high[TILE];
     for (int t = 0; t < count; t++) {
@@ -188,25 +157,29 @@ INLINE void float_tile(const uint8_t *panel, const em_activations *x, const int3
         }
     }
     for (int t = 0; t < count; t++) {
-        _mm256_storeu_ps(out[t], low[t]);
-        _mm256_storeu_ps(out[t] + HALF_ROWS, high[t]);
+        _mm256_storeu_ps(out + t * out_stride, low[t]);
+        _mm256_storeu_ps(out + t * out_stride + HALF_ROWS, high[t]);
     }
 }
 
-INLINE void float_panel(const uint8_t *panel, const em_activations *x, const int32_t *rows, int32_t count,
-                        float (*out)[EM_PANEL_ROWS], int format) {
-    for (; count >= TILE; count -= TILE, rows += TILE, out += TILE) float_tile(panel, x, rows, out, format, TILE);
-    for (; count > 0; count--, rows++, out++) float_tile(panel, x, rows, out, format, 1);
+INLINE void float_panel(const uint8_t *panel, const em_activations *x, const int32_t *rows, int32_t count, float *out,
+                        size_t out_stride, int format) {
+    for (; count >= TILE; count -= TILE, rows += TILE, out += TILE * out_stride) {
+        float_tile(panel, x, rows, out, out_stride, format, TILE);
+    }
+    for (; count > 0; count--, rows++, out += out_stride) float_tile(panel, x, rows, out, out_stride, format, 1);
 }
 
-#define DEFINE_PANEL(name, format, product)                                                                    \
-    void name(const uint8_t *panel, const em_activations *x, const int32_t *rows, int32_t count,               \
-              float (*out)[EM_PANEL_ROWS]) {                                                                   \
-        product(panel, x, rows, count, out, format);                                                           \
+#define DEFINE_PANELS(name, format, product)                                                                          \
+    void name(const uint8_t *panels, int32_t panel_count, const em_activations *x, const int32_t *rows, int32_t count, \
+              float *out, size_t out_stride) {                                                                        \
+        for (int32_t p = 0; p < panel_count; p++, out += EM_PANEL_ROWS) {                                             \
+            product(panels + (size_t)p * em_panel_bytes(format, x->columns), x, rows, count, out, out_stride, format); \
+        }                                                                                                             \
     }
 
-DEFINE_PANEL(em_panel_f32_avx2, EM_F32, float_panel)
-DEFINE_PANEL(em_panel_f16_avx2, EM_F16, float_panel)
-DEFINE_PANEL(em_panel_q8_avx2, EM_Q8, quantised_panel)
-DEFINE_PANEL(em_panel_q4_avx2, EM_Q4, quantised_panel)
-DEFINE_PANEL(em_panel_q4m_avx2, EM_Q4M, quantised_panel)
+DEFINE_PANELS(em_panels_f32_avx2, EM_F32, float_panel)
+DEFINE_PANELS(em_panels_f16_avx2, EM_F16, float_panel)
+DEFINE_PANELS(em_panels_q8_avx2, EM_Q8, quantised_panel)
+DEFINE_PANELS(em_panels_q4_avx2, EM_Q4, quantised_panel)
+DEFINE_PANELS(em_panels_q4m_avx2, EM_Q4M, quantised_panel)

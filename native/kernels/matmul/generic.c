@@ -102,14 +102,19 @@ static inline void float_product(const uint8_t *panel, const em_activations *x, 
     }
 }
 
-#define DEFINE_PANEL(name, format, product)                                                                    \
-    void name(const uint8_t *panel, const em_activations *x, const int32_t *rows, int32_t count,               \
-              float (*out)[EM_PANEL_ROWS]) {                                                                   \
-        for (int32_t i = 0; i < count; i++) product(panel, x, rows[i], format, out[i]);                        \
+#define DEFINE_PANELS(name, format, product)                                                                          \
+    void name(const uint8_t *panels, int32_t panel_count, const em_activations *x, const int32_t *rows, int32_t count, \
+              float *out, size_t out_stride) {                                                                        \
+        for (int32_t p = 0; p < panel_count; p++) {                                                                   \
+            const uint8_t *panel = panels + (size_t)p * em_panel_bytes(format, x->columns);                           \
+            for (int32_t i = 0; i < count; i++) {                                                                     \
+                product(panel, x, rows[i], format, out + i * out_stride + (size_t)p * EM_PANEL_ROWS);                 \
+            }                                                                                                         \
+        }                                                                                                             \
     }
 
-DEFINE_PANEL(em_panel_f32_generic, EM_F32, float_product)
-DEFINE_PANEL(em_panel_f16_generic, EM_F16, float_product)
-DEFINE_PANEL(em_panel_q8_generic, EM_Q8, quantised_product)
-DEFINE_PANEL(em_panel_q4_generic, EM_Q4, quantised_product)
-DEFINE_PANEL(em_panel_q4m_generic, EM_Q4M, quantised_product)
+DEFINE_PANELS(em_panels_f32_generic, EM_F32, float_product)
+DEFINE_PANELS(em_panels_f16_generic, EM_F16, float_product)
+DEFINE_PANELS(em_panels_q8_generic, EM_Q8, quantised_product)
+DEFINE_PANELS(em_panels_q4_generic, EM_Q4, quantised_product)
+DEFINE_PANELS(em_panels_q4m_generic, EM_Q4M, quantised_product)

@@ -14,10 +14,8 @@
 enum {
     /* A chunk of less work than this costs more to hand out than to do. */
     CHUNK_BYTES = 32 * 1024,
-    PANELS_PER_GROUP = EM_GROUP_COLUMNS / EM_PANEL_ROWS,
+    PANELS_PER_GROUP = 2 * EM_GROUP_COLUMNS / EM_PANEL_ROWS, /* gate and up */
 };
-
-typedef float panel_rows[EM_ROWS_AT_ONCE][EM_PANEL_ROWS];
 
 typedef struct ffn {
     const uint8_t *gate_up;
@@ -70,88 +68,105 @@ static ffn_memory lay_out(em_layout *layout, ffn_sizes sizes, int32_t tokens, in
     return memory;
 }
 
-/* ---- up ------------------------------------------------------------------------------------------------- */
-
-/* Hidden columns of one group, for `count` pairs from `pair` on. */
-static void finish_group(const ffn_task *task, int32_t group, int32_t pair, int32_t count, int32_t panels,
-                         panel_rows gate[PANELS_PER_GROUP], panel_rows up[PANELS_PER_GROUP]) {
-    const em_kernels *kernels = task->run->kernels;
-    const int32_t start = group * EM_GROUP_COLUMNS, left = task->sizes.ffn_width - start;
-    const int32_t columns = left < EM_GROUP_COLUMNS ? left : EM_GROUP_COLUMNS;
-    for (int32_t i = 0; i < count; i++) {
-        float hidden[EM_GROUP_COLUMNS];
-        for (int32_t p = 0; p < panels; p++) {
-            kernels->gate(gate[p][i], up[p][i], hidden + p * EM_PANEL_ROWS, EM_PANEL_ROWS);
-        }
-        if (em_is_quantised(task->sizes.down_format)) {
-            const size_t at = (size_t)(pair + i) * task->hidden.group_count + group;
-            kernels->quantise(hidden, columns, task->memory.hidden.values + at * EM_GROUP_COLUMNS,
-                              task->memory.hidden.groups + at);
-        } else {
-            float *row = task->memory.float_hidden + (size_t)(pair + i) * task->sizes.ffn_width;
-            memcpy(row + start, hidden, (size_t)columns * sizeof *hidden);
-        }
+/* Items `begin` to `end` of all FFNs, `per_ffn` of each, as ranges of each FFN's own. */
+static void each_ffn(const ffn_task *task, int64_t begin, int64_t end, int32_t per_ffn,
+                     void (*go)(const ffn_task *, const ffn *, int32_t, int32_t)) {
+    while (begin < end) {
+        const int64_t number = begin / per_ffn, start = number * per_ffn;
+        const int64_t stop = end < start + per_ffn ? end : start + per_ffn;
+        go(task, &task->memory.ffns[number], (int32_t)(begin - start), (int32_t)(stop - start));
+        begin = stop;
     }
 }
 
-static void go_up_group(const ffn_task *task, const ffn *f, int32_t group) {
-    em_panel_kernel *product = task->run->kernels->panel[task->sizes.gate_up_format];
+/* ---- up ------------------------------------------------------------------------------------------------- */
+
+/* The products of one pair with the gate and up panels of one group become its hidden columns. */
+static void finish_group(const ffn_task *task, int32_t group, int32_t pair, const float *products) {
+    const em_kernels *kernels = task->run->kernels;
+    const int32_t start = group * EM_GROUP_COLUMNS, left = task->sizes.ffn_width - start;
+    const int32_t columns = left < EM_GROUP_COLUMNS ? left : EM_GROUP_COLUMNS;
+    float hidden[EM_GROUP_COLUMNS];
+    for (int32_t column = 0; column < columns; column += EM_PANEL_ROWS) {
+        const float *gate = products + 2 * column, *up = gate + EM_PANEL_ROWS;
+        kernels->gate(gate, up, hidden + column, EM_PANEL_ROWS);
+    }
+    if (em_is_quantised(task->sizes.down_format)) {
+        const size_t at = (size_t)pair * task->hidden.group_count + group;
+        kernels->quantise(hidden, columns, task->memory.hidden.values + at * EM_GROUP_COLUMNS,
+                          task->memory.hidden.groups + at);
+    } else {
+        float *row = task->memory.float_hidden + (size_t)pair * task->sizes.ffn_width;
+        memcpy(row + start, hidden, (size_t)columns * sizeof *hidden);
+    }
+}
+
+/* Groups `begin` to `end` of one FFN, as many at a time as there is room for their products. */
+static void go_up_groups(const ffn_task *task, const ffn *f, int32_t begin, int32_t end) {
     const size_t panel_bytes = em_panel_bytes(task->sizes.gate_up_format, task->sizes.model_width);
-    const int32_t first_panel = group * PANELS_PER_GROUP;
-    const int32_t panels_left = em_panel_count(task->sizes.ffn_width) - first_panel;
-    const int32_t panels = panels_left < PANELS_PER_GROUP ? panels_left : PANELS_PER_GROUP;
-    for (int32_t done = 0; done < f->count; done += EM_ROWS_AT_ONCE) {
-        const int32_t left = f->count - done, pair = f->first + done;
-        const int32_t count = left < EM_ROWS_AT_ONCE ? left : EM_ROWS_AT_ONCE;
-        const int32_t *rows = task->memory.input_rows + pair;
-        panel_rows gate[PANELS_PER_GROUP], up[PANELS_PER_GROUP];
-        for (int32_t p = 0; p < panels; p++) {
-            const uint8_t *data = f->gate_up + (size_t)(first_panel + p) * 2 * panel_bytes;
-            product(data, &task->input, rows, count, gate[p]);
-            product(data + panel_bytes, &task->input, rows, count, up[p]);
+    const int32_t panel_count = 2 * em_panel_count(task->sizes.ffn_width);
+    const int32_t rows_at_once = f->count < EM_ROWS_AT_ONCE ? f->count : EM_ROWS_AT_ONCE;
+    const int32_t groups_at_once = EM_PRODUCTS_AT_ONCE / (2 * EM_GROUP_COLUMNS) / rows_at_once;
+    for (int32_t first = begin; first < end; first += groups_at_once) {
+        const int32_t last = end - first < groups_at_once ? end : first + groups_at_once;
+        const int32_t panel = first * PANELS_PER_GROUP;
+        const int32_t panels = (last * PANELS_PER_GROUP < panel_count ? last * PANELS_PER_GROUP : panel_count) - panel;
+        for (int32_t done = 0; done < f->count; done += EM_ROWS_AT_ONCE) {
+            const int32_t left = f->count - done, pair = f->first + done;
+            const int32_t count = left < EM_ROWS_AT_ONCE ? left : EM_ROWS_AT_ONCE;
+            float products[EM_PRODUCTS_AT_ONCE];
+            task->run->kernels->panels[task->sizes.gate_up_format](
+                f->gate_up + (size_t)panel * panel_bytes, panels, &task->input, task->memory.input_rows + pair, count,
+                products, (size_t)panels * EM_PANEL_ROWS);
+            for (int32_t i = 0; i < count; i++) {
+                const float *row = products + (size_t)i * panels * EM_PANEL_ROWS;
+                for (int32_t g = first; g < last; g++) {
+                    finish_group(task, g, pair + i, row + (size_t)(g - first) * 2 * EM_GROUP_COLUMNS);
+                }
+            }
         }
-        finish_group(task, group, pair, count, panels, gate, up);
     }
 }
 
 static void go_up(void *context, int64_t begin, int64_t end, int32_t thread) {
     const ffn_task *task = context;
-    const int64_t groups = task->hidden.group_count;
     (void)thread;
-    for (int64_t item = begin; item < end; item++) {
-        go_up_group(task, &task->memory.ffns[item / groups], (int32_t)(item % groups));
-    }
+    each_ffn(task, begin, end, task->hidden.group_count, go_up_groups);
 }
 
 /* ---- down ----------------------------------------------------------------------------------------------- */
 
-static void go_down_panel(const ffn_task *task, const ffn *f, int32_t panel) {
+/* Panels `begin` to `end` of one FFN. */
+static void go_down_panels(const ffn_task *task, const ffn *f, int32_t begin, int32_t end) {
     const ffn_sizes sizes = task->sizes;
-    const uint8_t *data = f->down + (size_t)panel * em_panel_bytes(sizes.down_format, sizes.ffn_width);
-    const int32_t row = panel * EM_PANEL_ROWS;
-    const int32_t height = sizes.model_width - row < EM_PANEL_ROWS ? sizes.model_width - row : EM_PANEL_ROWS;
-    for (int32_t done = 0; done < f->count; done += EM_ROWS_AT_ONCE) {
-        const int32_t left = f->count - done, pair = f->first + done;
-        const int32_t count = left < EM_ROWS_AT_ONCE ? left : EM_ROWS_AT_ONCE;
-        panel_rows products;
-        int32_t rows[EM_ROWS_AT_ONCE];
-        for (int32_t i = 0; i < count; i++) rows[i] = pair + i;
-        task->run->kernels->panel[sizes.down_format](data, &task->hidden, rows, count, products);
-        for (int32_t i = 0; i < count; i++) {
-            const int32_t output_row = task->memory.output_rows[pair + i];
-            float *output = task->output + (size_t)output_row * sizes.model_width + row;
-            memcpy(output, products[i], (size_t)height * sizeof *output);
+    const size_t panel_bytes = em_panel_bytes(sizes.down_format, sizes.ffn_width);
+    const int32_t rows_at_once = f->count < EM_ROWS_AT_ONCE ? f->count : EM_ROWS_AT_ONCE;
+    const int32_t panels_at_once = EM_PRODUCTS_AT_ONCE / EM_PANEL_ROWS / rows_at_once;
+    for (int32_t panel = begin; panel < end; panel += panels_at_once) {
+        const int32_t panels = end - panel < panels_at_once ? end - panel : panels_at_once;
+        const int32_t row = panel * EM_PANEL_ROWS, width = panels * EM_PANEL_ROWS;
+        const int32_t height = sizes.model_width - row < width ? sizes.model_width - row : width;
+        for (int32_t done = 0; done < f->count; done += EM_ROWS_AT_ONCE) {
+            const int32_t left = f->count - done, pair = f->first + done;
+            const int32_t count = left < EM_ROWS_AT_ONCE ? left : EM_ROWS_AT_ONCE;
+            float products[EM_PRODUCTS_AT_ONCE];
+            int32_t rows[EM_ROWS_AT_ONCE];
+            for (int32_t i = 0; i < count; i++) rows[i] = pair + i;
+            task->run->kernels->panels[sizes.down_format](f->down + (size_t)panel * panel_bytes, panels,
+                                                          &task->hidden, rows, count, products, (size_t)width);
+            for (int32_t i = 0; i < count; i++) {
+                const size_t output_row = task->memory.output_rows[pair + i];
+                float *output = task->output + output_row * sizes.model_width + row;
+                memcpy(output, products + (size_t)i * width, (size_t)height * sizeof *output);
+            }
         }
     }
 }
 
 static void go_down(void *context, int64_t begin, int64_t end, int32_t thread) {
     const ffn_task *task = context;
-    const int64_t panels = em_panel_count(task->sizes.model_width);
     (void)thread;
-    for (int64_t item = begin; item < end; item++) {
-        go_down_panel(task, &task->memory.ffns[item / panels], (int32_t)(item % panels));
-    }
+    each_ffn(task, begin, end, em_panel_count(task->sizes.model_width), go_down_panels);
 }
 
 /* ---- both ----------------------------------------------------------------------------------------------- */
@@ -175,7 +190,7 @@ static void run_ffns(const em_run *run, ffn_sizes sizes, ffn_memory memory, cons
         em_quantise_rows(run, input, run->tokens, sizes.model_width, memory.wanted, memory.input);
     }
     const int32_t rows_per_ffn = (pairs + ffn_count - 1) / ffn_count;
-    const size_t up_bytes = 2 * PANELS_PER_GROUP * em_panel_bytes(sizes.gate_up_format, sizes.model_width);
+    const size_t up_bytes = PANELS_PER_GROUP * em_panel_bytes(sizes.gate_up_format, sizes.model_width);
     em_pool_for(run->pool, (int64_t)ffn_count * task.hidden.group_count, chunk_of(up_bytes, rows_per_ffn), go_up,
                 &task);
     const size_t down_bytes = em_panel_bytes(sizes.down_format, sizes.ffn_width);

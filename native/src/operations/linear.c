@@ -25,32 +25,40 @@ size_t em_linear_scratch_bytes(const em_linear *linear, int32_t tokens) {
     return layout.bytes;
 }
 
-/* What becomes of the products of `count` tokens, from `first` on, with one panel. */
-static void finish(const linear_task *task, const em_linear_part *part, int32_t panel, int32_t first, int32_t count,
-                   float (*products)[EM_PANEL_ROWS]) {
+/* What becomes of the products of `count` tokens, from `first` on, with `panels` panels. */
+static void finish(const linear_task *task, const em_linear_part *part, int32_t panel, int32_t panels, int32_t first,
+                   int32_t count, const float *products) {
     const int32_t rows = part->matrix.rows, row = panel * EM_PANEL_ROWS;
-    const int32_t height = rows - row < EM_PANEL_ROWS ? rows - row : EM_PANEL_ROWS;
+    const int32_t width = panels * EM_PANEL_ROWS, height = rows - row < width ? rows - row : width;
     const float scale = task->linear->scale;
-    for (int32_t t = 0; t < count; t++) {
+    for (int32_t t = 0; t < count; t++, products += width) {
         float *output = part->output + (size_t)(first + t) * rows + row;
         for (int32_t i = 0; i < height; i++) {
-            const float with_bias = part->bias ? products[t][i] + part->bias[row + i] : products[t][i];
+            const float with_bias = part->bias ? products[i] + part->bias[row + i] : products[i];
             output[i] = task->linear->accumulate ? output[i] + with_bias * scale : with_bias * scale;
         }
     }
 }
 
-static void multiply_panel(const linear_task *task, const em_linear_part *part, int32_t panel) {
+/* Panels `begin` to `end` of one part, as many at a time as there is room for their products. */
+static void multiply_panels(const linear_task *task, const em_linear_part *part, int32_t begin, int32_t end) {
     const em_matrix *matrix = &part->matrix;
-    const uint8_t *data = matrix->data + (size_t)panel * em_panel_bytes(matrix->format, matrix->columns);
-    for (int32_t first = 0; first < task->run->tokens; first += EM_ROWS_AT_ONCE) {
-        const int32_t left = task->run->tokens - first;
-        const int32_t count = left < EM_ROWS_AT_ONCE ? left : EM_ROWS_AT_ONCE;
-        float products[EM_ROWS_AT_ONCE][EM_PANEL_ROWS];
-        int32_t rows[EM_ROWS_AT_ONCE];
-        for (int32_t i = 0; i < count; i++) rows[i] = first + i;
-        task->run->kernels->panel[matrix->format](data, &task->input, rows, count, products);
-        finish(task, part, panel, first, count, products);
+    const size_t panel_bytes = em_panel_bytes(matrix->format, matrix->columns);
+    const int32_t rows_at_once = task->run->tokens < EM_ROWS_AT_ONCE ? task->run->tokens : EM_ROWS_AT_ONCE;
+    const int32_t panels_at_once = EM_PRODUCTS_AT_ONCE / EM_PANEL_ROWS / rows_at_once;
+    for (int32_t panel = begin; panel < end; panel += panels_at_once) {
+        const int32_t panels = end - panel < panels_at_once ? end - panel : panels_at_once;
+        for (int32_t first = 0; first < task->run->tokens; first += EM_ROWS_AT_ONCE) {
+            const int32_t left = task->run->tokens - first;
+            const int32_t count = left < EM_ROWS_AT_ONCE ? left : EM_ROWS_AT_ONCE;
+            float products[EM_PRODUCTS_AT_ONCE];
+            int32_t rows[EM_ROWS_AT_ONCE];
+            for (int32_t i = 0; i < count; i++) rows[i] = first + i;
+            task->run->kernels->panels[matrix->format](matrix->data + (size_t)panel * panel_bytes, panels,
+                                                       &task->input, rows, count, products,
+                                                       (size_t)panels * EM_PANEL_ROWS);
+            finish(task, part, panel, panels, first, count, products);
+        }
     }
 }
 
@@ -60,11 +68,10 @@ static void multiply(void *context, int64_t begin, int64_t end, int32_t thread) 
     int64_t before = 0; /* panels of the parts before this one */
     for (int32_t i = 0; i < task->linear->part_count; i++) {
         const em_linear_part *part = &task->linear->parts[i];
-        const int64_t panels = em_panel_count(part->matrix.rows);
-        for (int64_t item = begin > before ? begin : before; item < end && item < before + panels; item++) {
-            multiply_panel(task, part, (int32_t)(item - before));
-        }
-        before += panels;
+        const int64_t after = before + em_panel_count(part->matrix.rows);
+        const int64_t from = begin > before ? begin : before, to = end < after ? end : after;
+        if (from < to) multiply_panels(task, part, (int32_t)(from - before), (int32_t)(to - before));
+        before = after;
     }
 }
 
