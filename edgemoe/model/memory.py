@@ -19,7 +19,7 @@ INTERPRETER_GROWTH_BYTES = 32 << 20
 """Room for what the interpreter will still import and allocate after the budget was shared out."""
 LEAST_CONTEXT_TOKENS = 512
 DEFAULT_CONTEXT_TOKENS = 4096
-CHUNK_TOKENS = (128, 64, 32, 16, 8)
+CHUNK_TOKENS = (512, 256, 128, 64, 32, 16, 8)
 HEAD_ROWS = 8
 """Positions whose logits are computed in one run."""
 AUTO_SHARE = 0.85

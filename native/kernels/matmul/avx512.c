@@ -9,8 +9,8 @@
  *   q8    w ^ 0x80 is w + 128 as unsigned; the sums start at -128 * sum(x)
  *
  * With one activation row the panels are one stream of bytes, and prefetches run ahead of it. With several, a group's
- * weights are unpacked once for up to TILE activation rows, all of whose sums stay in registers: 8 vectors of weights,
- * TILE of sums, the rest for the products under way; the panel then comes from the second-level cache at the latest. */
+ * weights are unpacked once into 8 registers for up to ROWS_TOGETHER rows. Their sums lie in memory: a load and a store
+ * beside eleven vector instructions cost nothing, and any number of rows is as good as any other. */
 #include <immintrin.h>
 #include <string.h>
 
@@ -20,7 +20,9 @@
 enum {
     QUAD_BYTES = 64, /* 16 rows x 4 columns of int8 */
     QUADS = 8,       /* of a group */
-    TILE = 16,
+    ROWS_TOGETHER = 32,
+    FLOAT_ROWS_TOGETHER = 8,
+    SECTION_ROW_BYTES = 2 * EM_PANEL_ROWS, /* scales or minimums of a group */
     /* Prefetches go this far ahead: somewhat more than memory delivers to a core in the time of one miss. */
     GROUPS_AHEAD = 16,
     FLOAT_BYTES_AHEAD = 4096,
@@ -82,50 +84,68 @@ INLINE __m512 add_group(__m512 sum, __m512i dots, const em_group *group, __m512 
     return sum;
 }
 
-/* `count` activation rows times one panel; with one row, prefetches run ahead in the stream of panels. */
-INLINE void quantised_tile(const uint8_t *panel, const em_activations *x, const int32_t *rows, int count, float *out,
-                           size_t out_stride, int format) {
-    const size_t payload_bytes = format == EM_Q8 ? 512 : 256;
+/* One activation row times one panel, with prefetches ahead in the stream of panels. */
+INLINE void quantised_row(const uint8_t *panel, const em_activations *x, int32_t row, float *out, int format) {
+    const size_t payload_bytes = format == EM_Q8 ? 512 : 256, panel_bytes = em_panel_bytes(format, x->columns);
     const int32_t group_count = x->group_count;
     const uint8_t *scales = panel + (size_t)group_count * payload_bytes;
-    const uint8_t *minimums = scales + (size_t)group_count * 32;
-    const size_t panel_bytes = em_panel_bytes(format, x->columns);
+    const uint8_t *minimums = scales + (size_t)group_count * SECTION_ROW_BYTES;
+    const em_group *groups = x->groups + (size_t)row * group_count;
+    const int8_t *values = x->values + (size_t)row * group_count * EM_GROUP_COLUMNS;
     em_lookahead next = em_look_ahead(panel, group_count, payload_bytes, panel_bytes, GROUPS_AHEAD);
-    const em_group *groups[TILE];
-    const int8_t *values[TILE];
-    __m512 sums[TILE];
-    for (int t = 0; t < count; t++) {
-        groups[t] = x->groups + (size_t)rows[t] * group_count;
-        values[t] = x->values + (size_t)rows[t] * group_count * EM_GROUP_COLUMNS;
-        sums[t] = _mm512_setzero_ps();
-    }
+    __m512 sum = _mm512_setzero_ps();
     for (int32_t g = 0; g < group_count; g++) {
-        if (count == 1) em_prefetch_group(&next, group_count, payload_bytes, panel_bytes, format == EM_Q4M);
+        em_prefetch_group(&next, group_count, payload_bytes, panel_bytes, format == EM_Q4M);
         __m512i weights[QUADS];
         unpack(panel + (size_t)g * payload_bytes, format, weights);
-        const __m512 weight_scale = load_halves(scales + (size_t)g * 32);
-        const __m512 minimum = format == EM_Q4M ? load_halves(minimums + (size_t)g * 32) : _mm512_setzero_ps();
-        for (int t = 0; t < count; t++) {
-            const em_group *group = groups[t] + g;
-            const __m512i dots = dot_group(weights, values[t] + (size_t)g * EM_GROUP_COLUMNS, group, format);
-            sums[t] = add_group(sums[t], dots, group, weight_scale, minimum, format);
-        }
+        const __m512 weight_scale = load_halves(scales + (size_t)g * SECTION_ROW_BYTES);
+        const __m512 minimum =
+            format == EM_Q4M ? load_halves(minimums + (size_t)g * SECTION_ROW_BYTES) : _mm512_setzero_ps();
+        const __m512i dots = dot_group(weights, values + (size_t)g * EM_GROUP_COLUMNS, groups + g, format);
+        sum = add_group(sum, dots, groups + g, weight_scale, minimum, format);
     }
-    for (int t = 0; t < count; t++) _mm512_storeu_ps(out + t * out_stride, sums[t]);
+    _mm512_storeu_ps(out, sum);
 }
 
-INLINE void quantised_panels(const uint8_t *panels, int32_t panel_count, const em_activations *x, const int32_t *rows,
-                             int32_t count, float *out, size_t out_stride, int format) {
-    const size_t panel_bytes = em_panel_bytes(format, x->columns);
-    for (int32_t p = 0; p < panel_count; p++, panels += panel_bytes, out += EM_PANEL_ROWS) {
-        int32_t i = 0;
-        for (; i + TILE <= count; i += TILE) {
-            quantised_tile(panels, x, rows + i, TILE, out + i * out_stride, out_stride, format);
+/* `count` activation rows, at most ROWS_TOGETHER, times one panel. */
+INLINE void quantised_rows(const uint8_t *panel, const em_activations *x, const int32_t *rows, int32_t count,
+                           float *out, size_t out_stride, int format) {
+    const size_t payload_bytes = format == EM_Q8 ? 512 : 256, panel_bytes = em_panel_bytes(format, x->columns);
+    const int32_t group_count = x->group_count;
+    const uint8_t *scales = panel + (size_t)group_count * payload_bytes;
+    const uint8_t *minimums = scales + (size_t)group_count * SECTION_ROW_BYTES;
+    em_lookahead next = em_look_ahead(panel, group_count, payload_bytes, panel_bytes, GROUPS_AHEAD);
+    const em_group *groups[ROWS_TOGETHER] = {0};
+    const int8_t *values[ROWS_TOGETHER] = {0};
+    for (int32_t i = 0; i < count; i++) {
+        groups[i] = x->groups + (size_t)rows[i] * group_count;
+        values[i] = x->values + (size_t)rows[i] * group_count * EM_GROUP_COLUMNS;
+        _mm512_storeu_ps(out + (size_t)i * out_stride, _mm512_setzero_ps());
+    }
+    for (int32_t g = 0; g < group_count; g++) {
+        em_prefetch_group(&next, group_count, payload_bytes, panel_bytes, format == EM_Q4M);
+        __m512i weights[QUADS];
+        unpack(panel + (size_t)g * payload_bytes, format, weights);
+        const __m512 weight_scale = load_halves(scales + (size_t)g * SECTION_ROW_BYTES);
+        const __m512 minimum =
+            format == EM_Q4M ? load_halves(minimums + (size_t)g * SECTION_ROW_BYTES) : _mm512_setzero_ps();
+        for (int32_t i = 0; i < count; i++) {
+            const em_group *group = groups[i] + g;
+            float *sum = out + (size_t)i * out_stride;
+            const __m512i dots = dot_group(weights, values[i] + (size_t)g * EM_GROUP_COLUMNS, group, format);
+            _mm512_storeu_ps(sum, add_group(_mm512_loadu_ps(sum), dots, group, weight_scale, minimum, format));
         }
-        for (; i + TILE / 4 <= count; i += TILE / 4) {
-            quantised_tile(panels, x, rows + i, TILE / 4, out + i * out_stride, out_stride, format);
-        }
-        for (; i < count; i++) quantised_tile(panels, x, rows + i, 1, out + i * out_stride, out_stride, format);
+    }
+}
+
+INLINE void quantised_panel(const uint8_t *panel, const em_activations *x, const int32_t *rows, int32_t count,
+                            float *out, size_t out_stride, int format) {
+    if (count == 1) {
+        quantised_row(panel, x, rows[0], out, format);
+        return;
+    }
+    for (; count > 0; count -= ROWS_TOGETHER, rows += ROWS_TOGETHER, out += ROWS_TOGETHER * out_stride) {
+        quantised_rows(panel, x, rows, count < ROWS_TOGETHER ? count : ROWS_TOGETHER, out, out_stride, format);
     }
 }
 
@@ -135,10 +155,11 @@ INLINE __m512 load_weights(const uint8_t *panel, size_t index, int format) {
     return _mm512_loadu_ps(panel + 4 * index);
 }
 
-INLINE void float_tile(const uint8_t *panel, const em_activations *x, const int32_t *rows, int count, float *out,
+/* `count` activation rows, at most FLOAT_ROWS_TOGETHER, times one panel. */
+INLINE void float_rows(const uint8_t *panel, const em_activations *x, const int32_t *rows, int count, float *out,
                        size_t out_stride, int format) {
-    const float *inputs[TILE];
-    __m512 sums[TILE];
+    const float *inputs[FLOAT_ROWS_TOGETHER];
+    __m512 sums[FLOAT_ROWS_TOGETHER];
     for (int t = 0; t < count; t++) {
         inputs[t] = x->floats + (size_t)rows[t] * x->columns;
         sums[t] = _mm512_setzero_ps();
@@ -154,29 +175,25 @@ INLINE void float_tile(const uint8_t *panel, const em_activations *x, const int3
     for (int t = 0; t < count; t++) _mm512_storeu_ps(out + t * out_stride, sums[t]);
 }
 
-INLINE void float_panels(const uint8_t *panels, int32_t panel_count, const em_activations *x, const int32_t *rows,
-                         int32_t count, float *out, size_t out_stride, int format) {
-    const size_t panel_bytes = em_panel_bytes(format, x->columns);
-    for (int32_t p = 0; p < panel_count; p++, panels += panel_bytes, out += EM_PANEL_ROWS) {
-        int32_t i = 0;
-        for (; i + TILE <= count; i += TILE) {
-            float_tile(panels, x, rows + i, TILE, out + i * out_stride, out_stride, format);
-        }
-        for (; i + TILE / 4 <= count; i += TILE / 4) {
-            float_tile(panels, x, rows + i, TILE / 4, out + i * out_stride, out_stride, format);
-        }
-        for (; i < count; i++) float_tile(panels, x, rows + i, 1, out + i * out_stride, out_stride, format);
+INLINE void float_panel(const uint8_t *panel, const em_activations *x, const int32_t *rows, int32_t count, float *out,
+                        size_t out_stride, int format) {
+    enum { STEP = FLOAT_ROWS_TOGETHER };
+    for (; count >= STEP; count -= STEP, rows += STEP, out += STEP * out_stride) {
+        float_rows(panel, x, rows, STEP, out, out_stride, format);
     }
+    for (; count > 0; count--, rows++, out += out_stride) float_rows(panel, x, rows, 1, out, out_stride, format);
 }
 
-#define DEFINE_PANELS(name, format, products)                                                                         \
+#define DEFINE_PANELS(name, format, product)                                                                          \
     void name(const uint8_t *panels, int32_t panel_count, const em_activations *x, const int32_t *rows, int32_t count, \
               float *out, size_t out_stride) {                                                                        \
-        products(panels, panel_count, x, rows, count, out, out_stride, format);                                       \
+        for (int32_t p = 0; p < panel_count; p++, out += EM_PANEL_ROWS) {                                             \
+            product(panels + (size_t)p * em_panel_bytes(format, x->columns), x, rows, count, out, out_stride, format); \
+        }                                                                                                             \
     }
 
-DEFINE_PANELS(em_panels_f32_avx512, EM_F32, float_panels)
-DEFINE_PANELS(em_panels_f16_avx512, EM_F16, float_panels)
-DEFINE_PANELS(em_panels_q8_avx512, EM_Q8, quantised_panels)
-DEFINE_PANELS(em_panels_q4_avx512, EM_Q4, quantised_panels)
-DEFINE_PANELS(em_panels_q4m_avx512, EM_Q4M, quantised_panels)
+DEFINE_PANELS(em_panels_f32_avx512, EM_F32, float_panel)
+DEFINE_PANELS(em_panels_f16_avx512, EM_F16, float_panel)
+DEFINE_PANELS(em_panels_q8_avx512, EM_Q8, quantised_panel)
+DEFINE_PANELS(em_panels_q4_avx512, EM_Q4, quantised_panel)
+DEFINE_PANELS(em_panels_q4m_avx512, EM_Q4M, quantised_panel)
