@@ -16,7 +16,7 @@ ISA_VARIABLE = "EDGEMOE_ISA"
 
 BACKENDS = ("native", "jit", "reference")
 """Best first."""
-ISAS = ("avx512", "avx2", "generic")
+ISAS = ("avx512", "avxvnni", "avx2", "generic")
 """Best first."""
 THREADS_MAX = 256
 

@@ -93,6 +93,7 @@ struct em_kernels {
 
 EM_DECLARE_MATMUL(generic);
 EM_DECLARE_MATMUL(avx2);
+EM_DECLARE_MATMUL(avxvnni);
 EM_DECLARE_MATMUL(avx512);
 EM_DECLARE_VECTORS(generic);
 EM_DECLARE_VECTORS(avx2);

@@ -7,7 +7,10 @@
 /* AVX2, FMA and F16C, with the 256-bit registers enabled by the system. */
 bool em_cpu_has_avx2(void);
 
-/* AVX-512 F, BW, DQ, VL and VNNI besides, with the 512-bit registers enabled by the system. */
+/* AVX-VNNI besides AVX2. */
+bool em_cpu_has_avxvnni(void);
+
+/* AVX-512 F, BW, DQ, VL and VNNI besides AVX2, with the 512-bit registers enabled by the system. */
 bool em_cpu_has_avx512(void);
 
 #endif

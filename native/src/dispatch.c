@@ -30,6 +30,9 @@ static const struct {
 #ifdef EDGEMOE_HAVE_AVX512
     {em_cpu_has_avx512, KERNELS_OF("avx512", avx512, avx2)},
 #endif
+#ifdef EDGEMOE_HAVE_AVXVNNI
+    {em_cpu_has_avxvnni, KERNELS_OF("avxvnni", avxvnni, avx2)},
+#endif
 #ifdef EDGEMOE_HAVE_AVX2
     {em_cpu_has_avx2, KERNELS_OF("avx2", avx2, avx2)},
 #endif

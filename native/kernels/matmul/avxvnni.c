@@ -1,0 +1,36 @@
+/* Integer dots with AVX-VNNI, for the panel products of vectors256.h: vpdpbusd multiplies unsigned weights with signed
+ * activations and adds the four products of each row to that row's 32-bit sum.
+ *
+ *   q4    nibbles are unsigned already; the sums start at -8 * sum(x), which is what the nibbles' zero point takes off
+ *   q4m   the same from 0; the minimum has its own share of the group's sum
+ *   q8    w ^ 0x80 is w + 128 as unsigned; the sums start at -128 * sum(x) */
+#include <immintrin.h>
+
+#include "quads256.h"
+
+/* The weights of 8 rows x 32 columns as unsigned bytes, one vector per quad of columns. */
+INLINE void unpack(const uint8_t *payload, int format, __m256i weights[QUADS]) {
+    if (format != EM_Q8) {
+        unpack_nibbles(payload, weights);
+        return;
+    }
+    const __m256i sign = _mm256_set1_epi8((char)0x80);
+    for (int quad = 0; quad < QUADS; quad++) weights[quad] = _mm256_xor_si256(load_quad(payload, quad), sign);
+}
+
+INLINE __m256i dot_group(const __m256i weights[QUADS], const int8_t *x, const em_group *group, int format) {
+    const int32_t first = format == EM_Q4M ? 0 : format == EM_Q8 ? -16 * group->sum_times_8 : -group->sum_times_8;
+    __m256i sums = _mm256_set1_epi32(first);
+    for (int quad = 0; quad < QUADS; quad++) {
+        sums = _mm256_dpbusd_avx_epi32(sums, weights[quad], broadcast_quad(x, quad));
+    }
+    return sums;
+}
+
+#include "vectors256.h"
+
+DEFINE_PANELS(em_panels_f32_avxvnni, EM_F32, float_panel)
+DEFINE_PANELS(em_panels_f16_avxvnni, EM_F16, float_panel)
+DEFINE_PANELS(em_panels_q8_avxvnni, EM_Q8, quantised_panel)
+DEFINE_PANELS(em_panels_q4_avxvnni, EM_Q4, quantised_panel)
+DEFINE_PANELS(em_panels_q4m_avxvnni, EM_Q4M, quantised_panel)

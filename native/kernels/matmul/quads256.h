@@ -1,0 +1,37 @@
+/* Quads of a quantised payload as 256-bit vectors: 8 rows x 4 columns. */
+#ifndef EDGEMOE_QUADS256_H
+#define EDGEMOE_QUADS256_H
+
+#include <immintrin.h>
+#include <string.h>
+
+#include "../kernels.h"
+
+enum {
+    QUAD_BYTES = 64, /* 16 rows x 4 columns of int8 */
+    QUADS = 8,       /* of a group */
+};
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE __m256i load_quad(const uint8_t *payload, int quad) {
+    return _mm256_loadu_si256((const __m256i *)(const void *)(payload + quad * QUAD_BYTES));
+}
+
+/* The activations of a quad's columns, for each of 8 rows. */
+INLINE __m256i broadcast_quad(const int8_t *x, int quad) {
+    int32_t four;
+    memcpy(&four, x + 4 * quad, sizeof four);
+    return _mm256_set1_epi32(four);
+}
+
+INLINE void unpack_nibbles(const uint8_t *payload, __m256i weights[QUADS]) {
+    const __m256i low_nibbles = _mm256_set1_epi8(15);
+    for (int quad = 0; quad < QUADS / 2; quad++) {
+        const __m256i bytes = load_quad(payload, quad);
+        weights[quad] = _mm256_and_si256(bytes, low_nibbles);
+        weights[quad + QUADS / 2] = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), low_nibbles);
+    }
+}
+
+#endif
