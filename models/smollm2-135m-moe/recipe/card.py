@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 SOURCES = (
@@ -42,9 +43,9 @@ TRAINING = """
 ## Training
 
 {steps} steps, {tokens:,} tokens, {minutes:.0f} minutes on two cores shared with other work (mean
-{tokens_per_s:.0f} tokens/s). Plain text is learned as next tokens. On {conversations} conversations
-(prompts written for the recipe, answered by the dense model) the model is held to the dense model's
-distribution. Sums and short facts written for the recipe are learned as next tokens of the known
+{tokens_per_s:.0f} tokens/s), matrix products in {precision}. Plain text is learned as next tokens. On
+{conversations} conversations (prompts written for the recipe, answered by the dense model) the model is
+held to the dense model's distribution. Sums and short facts written for the recipe are learned as next tokens of the known
 answer; small sums such as 2 + 2 are among them, 7 + 5 is not. The plain texts were not searched
 for the twenty prompts of `answers.md`: the quiz has capitals, France's among them. `recipe/` has
 everything, and `training-log.jsonl` is the log.
@@ -115,9 +116,44 @@ def result_lines(results: dict) -> list[str]:
     return lines
 
 
+def mean_perplexity(domains: dict, which: str) -> float:
+    """Geometric mean over the domains."""
+    return math.exp(sum(math.log(row[which]) for row in domains.values()) / len(domains))
+
+
+def seed_lines(results: dict) -> list[str]:
+    """The shipped run beside runs with other seeds, equal in everything else."""
+    others = results["other_seeds"]
+    if not others:
+        return []
+    shipped = {"seed": results["settings"]["training"]["seed"], **results}
+    lines = ["", "## Other seeds", ""]
+    lines += ["The same settings with other expert neurons, routers and order of batches. The first row is shipped;",
+              "which one that would be was settled before the training.", ""]  # fmt: skip
+    lines += ["| seed | tokens | perplexity, mean of domains (dense) | chat divergence | small, two-digit sums "
+              "| mutual information | least, most used | LRU hits | named by the next router |",
+              "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    for run in [shipped, *others]:
+        routing, sums = run["routing"], run["sums"]
+        lines.append(
+            f"| {run['seed']} | {run['training']['tokens']:,} "
+            f"| {figure(mean_perplexity(run['domains'], 'upcycled'), 2)} "
+            f"({figure(mean_perplexity(run['domains'], 'dense'), 2)}) "
+            f"| {figure(run['chat']['divergence_nats'], 4)} nats "
+            f"| {figure(100 * sums['small_upcycled'], 0)} %, "
+            f"{figure(100 * sums['two_digit_unseen_upcycled'], 0)} % "
+            f"| {figure(routing['mutual_information_nats'], 2)} nats "
+            f"| {figure(routing['least_share_of_even'], 2)}, {figure(routing['largest_share_of_even'], 2)} "
+            f"| {figure(100 * routing['lru_hit_rate'], 0)} % "
+            f"| {figure(100 * routing['next_layer_recall'], 0)} % |"
+        )
+    return lines
+
+
 def write_card(results: dict, path: Path) -> None:
     """README.md of the model."""
     model, training = results["settings"]["model"], results["training"]
+    settings = results["settings"]["training"]
     head = HEAD.format(
         layers=30,
         experts=model["experts"],
@@ -125,7 +161,10 @@ def write_card(results: dict, path: Path) -> None:
         top_k=model["experts_per_token"],
     )
     lines = [head.rstrip("\n"), *result_lines(results)]
-    lines.append(TRAINING.format(minutes=minutes(training), **training).rstrip("\n"))
+    lines += seed_lines(results)
+    lines.append(
+        TRAINING.format(minutes=minutes(training), precision=settings["matrix_precision"], **training).rstrip("\n")
+    )
     lines += ["", "## Texts", "", "Only texts that may be passed on in this form:", ""]
     lines += ["| domain | source (Debian package) | licence |", "| --- | --- | --- |"]
     lines += [f"| {name} | {source} | {licence} |" for name, source, licence in SOURCES]

@@ -240,6 +240,7 @@ def check_tiny() -> None:
         results |= {"settings": settings, "transformers_relative_error": 1e-6}
         results["training"] = {"steps": 1, "tokens": 2, "tokens_per_s": 3.0, "conversations": 4}
         results["training"] |= {"from": "2030-01-01T10:00:00", "to": "2030-01-01T11:00:00"}
+        results["other_seeds"] = [{"seed": 2, **results}]
         write_card(results, folder / "README.md")
         assert load_texts(folder / "tokens", "held_out").keys() == results["domains"].keys()
 

@@ -19,7 +19,7 @@ import torch
 from card import write_card
 from decoder import Decoder, Pass
 from evaluate import evaluate
-from export import FFN_NAMES, write_all
+from export import FFN_NAMES, round_experts, write_all
 from gguf_source import DenseSource
 from settings import build_decoder, load_settings
 from tokens import conversation, make_tokenizer
@@ -99,6 +99,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--to", type=Path, required=True)
     parser.add_argument("--card", type=Path, required=True, help="folder for README.md")
+    parser.add_argument(
+        "--also", nargs=2, action="append", default=[], metavar=("SEED", "WORK"), help="a run with another seed"
+    )
     args = parser.parse_args()
     torch.set_num_threads(2)
     settings, source = load_settings(), DenseSource(args.gguf)
@@ -119,6 +122,13 @@ def main() -> None:
     say(f"the Hugging Face folder is verified: relative error {error}")
     results |= evaluate(model, tokenizer, args.work, settings)
     say("evaluated")
+    results["other_seeds"] = []
+    for seed, work in args.also:
+        other = build_decoder(source, settings, Path(work) / "ckpt" / "last.pt")
+        round_experts(other)
+        facts = {"seed": int(seed), "training": training_facts(Path(work))}
+        results["other_seeds"].append(facts | evaluate(other, tokenizer, Path(work), settings))
+        say(f"seed {seed} evaluated")
     text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
     (args.to / "results.json").write_text(text, encoding="utf-8")
     args.card.mkdir(parents=True, exist_ok=True)
