@@ -45,10 +45,10 @@ TRAINING = """
 {steps} steps, {tokens:,} tokens, {minutes:.0f} minutes on two cores shared with other work (mean
 {tokens_per_s:.0f} tokens/s), matrix products in {precision}. Plain text is learned as next tokens. On
 {conversations} conversations (prompts written for the recipe, answered by the dense model) the model is
-held to the dense model's distribution. Sums and short facts written for the recipe are learned as next tokens of the known
-answer; small sums such as 2 + 2 are among them, 7 + 5 is not. The plain texts were not searched
-for the twenty prompts of `answers.md`: the quiz has capitals, France's among them. `recipe/` has
-everything, and `training-log.jsonl` is the log.
+held to the dense model's distribution. Sums and short facts written for the recipe are learned as next
+tokens of the known answer; small sums such as 2 + 2 are among them, 7 + 5 is not. The plain texts were
+not searched for the twenty prompts of `answers.md`: the quiz has capitals, France's among them. `recipe/`
+has everything, and `training-log.jsonl` is the log.
 """
 
 
