@@ -51,6 +51,8 @@ def run(
     with load(model, ram, threads, context) as opened:
         sampling = shared.sampling_options(opened, temperature, top_k, top_p, min_p, seed)
         prompt_ids = opened.encode(text) if raw else opened.encode_chat(text, system)
+        if as_json:
+            opened.engine.keep_ledger()
         generation = opened.stream(prompt_ids, max_tokens, sampling)
         with on_interrupt(generation.stop):
             for piece in generation:

@@ -63,7 +63,7 @@ class CacheStatistics:
     """Routed experts for which a prediction had been made (one token at a time)."""
     predicted_uses: int = 0
     """Those of them that the prediction had named: recall = predicted_uses / predictable_uses."""
-    wait_us: float = 0.0
+    wait_ns: int = 0
     """Time for which compute waited for reads."""
 
     @property
@@ -205,7 +205,6 @@ class ExpertCache:
         With none of ours in flight every slot is taken by a prediction that is still being read: waits
         for one of those, so that its slot can be had, and returns nothing.
         """
-        started = time.perf_counter()
         wave: list[ExpertKey] = []
         for key in in_flight:
             entry = self._entries[key]
@@ -214,7 +213,6 @@ class ExpertCache:
                 wave.append(key)
         if not in_flight:
             self._settle(*next(iter(self._loading.items())))
-        self.statistics.wait_us += (time.perf_counter() - started) * 1e6
         return wave
 
     def _settle(self, key: ExpertKey, entry: _Entry) -> None:
@@ -248,12 +246,15 @@ class ExpertCache:
         """
         if entry.ticket is None:
             return
+        began_ns = time.perf_counter_ns()
         try:
             self._reader.wait(entry.ticket, READ_TIMEOUT_SECONDS)
         except ReadError as error:
             if self._reader.done(entry.ticket):
                 self._drop(key)
             raise ReadError(f"Layer {key[0]}, expert {key[1]}: {error.message}", error.hint) from error
+        finally:
+            self.statistics.wait_ns += time.perf_counter_ns() - began_ns
         # In this order: a KeyboardInterrupt between two of these lines may lose a ticket, but never one in use.
         self._loading.pop(key, None)
         ticket, entry.ticket = entry.ticket, None

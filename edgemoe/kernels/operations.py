@@ -25,12 +25,13 @@ from typing import Protocol, Union
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.kernels.formats import Format, Matrix
+from edgemoe.kernels.formats import PANEL_ROWS, Format, Matrix, panel_count
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int32]
 Bytes = npt.NDArray[np.uint8]
 Cache = npt.NDArray[np.floating]
+Nanoseconds = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +138,19 @@ class ExpertLayout:
     down_format: Format
     down_offset: int  # bytes, a multiple of 64
 
+    @property
+    def gate_up_rows(self) -> int:
+        """Rows of `gate_up`: gate's and up's, each rounded up to whole panels."""
+        return 2 * PANEL_ROWS * panel_count(self.ffn_width)
+
+    @property
+    def gate_up_bytes(self) -> int:
+        return self.gate_up_format.matrix_bytes(self.gate_up_rows, self.model_width)
+
+    @property
+    def down_bytes(self) -> int:
+        return self.down_format.matrix_bytes(self.model_width, self.ffn_width)
+
 
 @dataclass(frozen=True, eq=False)
 class Experts:
@@ -173,11 +187,28 @@ class Combine:
 Operation = Union[Embed, RmsNorm, Linear, Rope, StoreKv, Attention, Route, GatedFfn, Experts, Combine]
 
 
+@dataclass(frozen=True, eq=False)
+class ProgramTimes:
+    """Where the runs of a program spent their time since it began to be timed."""
+
+    elapsed_ns: int
+    """Whole runs, as the backend sees them: a little more than all operations."""
+    operations_ns: Nanoseconds  # (operations,)
+    waited_ns: Nanoseconds  # (operations,)
+    """Of an operation's time, what its thread spent on waking and awaiting others; 0 where that cannot be told."""
+
+
 class Program(Protocol):
     """A list of operations, bound and ready."""
 
     def run(self, tokens: int, position: int) -> None:
         """Do every operation in order for `tokens` tokens, the first standing at `position`."""
+
+    def time_runs(self, on: bool) -> None:
+        """Time each operation of every run from now on, from zero; or no longer."""
+
+    def times(self) -> ProgramTimes:
+        """What the runs since `time_runs(True)` took."""
 
 
 class Backend(Protocol):

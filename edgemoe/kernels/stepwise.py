@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from edgemoe.errors import KernelError
 from edgemoe.kernels import operations as op
-from edgemoe.kernels.formats import PANEL_ROWS, Format, Matrix, panel_count
+from edgemoe.kernels.formats import Format, Matrix
 
 _NO_LIMIT = 2**31 - 1
 
@@ -93,6 +94,9 @@ class StepwiseProgram:
         self._kernels = backend
         self._tokens_max = min((len(_rows(operation)) for operation in operations), default=_NO_LIMIT)
         self._positions = min((_positions(operation) for operation in operations), default=_NO_LIMIT)
+        self._timed = False
+        self._elapsed_ns = 0
+        self._operations_ns = np.zeros(len(self._steps), np.int64)
 
     def run(self, tokens: int, position: int) -> None:
         """Raises KernelError where the buffers are too short for these tokens at this position."""
@@ -100,8 +104,32 @@ class StepwiseProgram:
             raise KernelError(f"{tokens} tokens in a run; its buffers hold 1 to {self._tokens_max}.", _HINT)
         if not 0 <= position <= self._positions - tokens:
             raise KernelError(f"{tokens} tokens at position {position}; there are {self._positions} positions.", _HINT)
+        if self._timed:
+            self._run_timed(tokens, position)
+            return
         for step, operation in self._steps:
             step(self._kernels, operation, tokens, position)
+
+    def time_runs(self, on: bool) -> None:
+        """Time each operation of every run from now on, from zero; or no longer."""
+        self._timed = on
+        self._elapsed_ns = 0
+        self._operations_ns[:] = 0
+
+    def times(self) -> op.ProgramTimes:
+        """Threads work inside of a kernel, where waiting for them cannot be told from working."""
+        return op.ProgramTimes(self._elapsed_ns, self._operations_ns.copy(), np.zeros_like(self._operations_ns))
+
+    def _run_timed(self, tokens: int, position: int) -> None:
+        start = before = time.perf_counter_ns()
+        try:
+            for number, (step, operation) in enumerate(self._steps):
+                step(self._kernels, operation, tokens, position)
+                now = time.perf_counter_ns()
+                self._operations_ns[number] += now - before
+                before = now
+        finally:
+            self._elapsed_ns += time.perf_counter_ns() - start
 
 
 def _rows(operation: op.Operation) -> op.Floats | op.Integers:
@@ -188,12 +216,9 @@ def _experts(kernels: StepwiseBackend, o: op.Experts, tokens: int, position: int
 
 def expert_matrices(record: op.Bytes, layout: op.ExpertLayout) -> tuple[Matrix, Matrix]:
     """The `gate_up` and `down` matrices in an expert's record, without a copy."""
-    padded_rows = 2 * PANEL_ROWS * panel_count(layout.ffn_width)
-    gate_up_bytes = layout.gate_up_format.matrix_bytes(padded_rows, layout.model_width)
-    down_bytes = layout.down_format.matrix_bytes(layout.model_width, layout.ffn_width)
-    down = record[layout.down_offset : layout.down_offset + down_bytes]
+    down = record[layout.down_offset : layout.down_offset + layout.down_bytes]
     return (
-        Matrix(record[:gate_up_bytes], layout.gate_up_format, padded_rows, layout.model_width),
+        Matrix(record[: layout.gate_up_bytes], layout.gate_up_format, layout.gate_up_rows, layout.model_width),
         Matrix(down, layout.down_format, layout.model_width, layout.ffn_width),
     )
 

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.formats import Matrix
+from edgemoe.model.ledger import Part
 from edgemoe.model.spec import AttentionSpec, DenseFfnSpec, LayerSpec, ModelSpec, MoeSpec
 from edgemoe.model.workspace import KvCache, Workspace, take
 
@@ -67,20 +68,25 @@ class Decoder:
         self._kv_cache = kv_cache
         self._arena = arena
         self._layouts = expert_layouts
+        self._parts: dict[op.Operation, Part] = {}
         tokens = len(workspace.ids)
         self.routing = [
             _allocate_routing(layer.ffn, tokens) if isinstance(layer.ffn, MoeSpec) else None for layer in spec.layers
         ]
-        self.embed: list[op.Operation] = [
-            op.Embed(workspace.ids, self._matrix("embedding"), spec.embedding_scale, workspace.residual)
-        ]
+        embed = op.Embed(workspace.ids, self._matrix("embedding"), spec.embedding_scale, workspace.residual)
+        self.embed = self._part("embedding", embed)
         self.layers = [self._layer(number, layer) for number, layer in enumerate(spec.layers)]
         head = self._matrix("embedding" if spec.tied_embeddings else "head")
         normed = np.zeros_like(workspace.head_input)
-        self.head: list[op.Operation] = [
+        self.head = self._part(
+            "head",
             op.RmsNorm(workspace.head_input, self._vector("final_norm"), spec.norm_epsilon, normed),
             op.Linear(normed, (op.LinearPart(head, None, workspace.logits),), scale=spec.logit_scale),
-        ]
+        )
+
+    def part_of(self, operation: op.Operation) -> Part:
+        """Which part of the work one of these operations is, for the ledger."""
+        return self._parts[operation]
 
     def slot_tables(self) -> list[op.Integers | None]:
         """Each layer's table from expert to slot, to be filled in."""
@@ -93,31 +99,45 @@ class Decoder:
             operations += layer.attend + layer.beside + layer.experts + layer.combine
         return operations
 
+    def _part(self, part: Part, *operations: op.Operation) -> list[op.Operation]:
+        """The operations as a list, entered as this part of the work."""
+        self._parts.update(dict.fromkeys(operations, part))
+        return list(operations)
+
     def _layer(self, number: int, layer: LayerSpec) -> LayerOperations:
         space, prefix = self._space, f"layers.{number}."
-        attend = self._attention(number, layer.attention)
-        attend.append(self._norm(prefix + "ffn_norm", space.residual, space.normed))
+        attend = self._part("attention", *self._attention(number, layer.attention))
+        norm = self._norm(prefix + "ffn_norm", space.residual, space.normed)
         if isinstance(layer.ffn, DenseFfnSpec):
-            beside: list[op.Operation] = [self._gated_ffn(prefix + "ffn")]
-            return LayerOperations(attend, beside, [], [], [self._combine(None, None, True, False)])
+            attend += self._part("dense_ffn", norm)
+            beside = self._part("dense_ffn", self._gated_ffn(prefix + "ffn"))
+            return LayerOperations(attend, beside, [], [], self._combine(None, None, True, False))
         moe, routing = layer.ffn, self.routing[number]
         assert routing is not None
         logits = take(space.router_logits, len(space.ids), moe.experts)
-        attend += [
+        attend += self._part(
+            "router",
+            norm,
             self._product(prefix + "router", space.normed, logits),
             op.Route(logits, moe.renormalise, routing.experts, routing.weights),
-        ]
+        )
         beside = []
         if moe.shared_width:
-            beside.append(self._gated_ffn(prefix + "shared"))
+            beside += self._part("shared_expert", self._gated_ffn(prefix + "shared"))
         if moe.shared_gate:
-            beside.append(self._product(prefix + "shared_gate", space.normed, space.shared_gate))
+            gate = self._product(prefix + "shared_gate", space.normed, space.shared_gate)
+            beside += self._part("shared_expert", gate)
         layout = self._layouts[number]
         assert layout is not None
         routed = take(space.routed, len(space.ids), moe.experts_per_token, self.spec.model_width)
         experts = op.Experts(space.normed, routing.experts, routing.slots, self._arena, layout, routed)
-        combine = self._combine(routed, routing.weights, bool(moe.shared_width), moe.shared_gate)
-        return LayerOperations(attend, beside, self._prediction(number + 1), [experts], [combine])
+        return LayerOperations(
+            attend,
+            beside,
+            self._part("prediction", *self._prediction(number + 1)),
+            self._part("experts", experts),
+            self._combine(routed, routing.weights, bool(moe.shared_width), moe.shared_gate),
+        )
 
     def _attention(self, number: int, a: AttentionSpec) -> list[op.Operation]:
         space, prefix, tokens = self._space, f"layers.{number}.", len(self._space.ids)
@@ -179,16 +199,11 @@ class Decoder:
 
     def _combine(
         self, routed: op.Floats | None, weights: op.Floats | None, shared: bool, shared_gate: bool
-    ) -> op.Combine:
+    ) -> list[op.Operation]:
         space = self._space
-        return op.Combine(
-            space.residual,
-            self.spec.residual_scale,
-            routed,
-            weights,
-            space.ffn_output if shared else None,
-            space.shared_gate if shared_gate else None,
-        )
+        shared_output, gate = space.ffn_output if shared else None, space.shared_gate if shared_gate else None
+        scale = self.spec.residual_scale
+        return self._part("combine", op.Combine(space.residual, scale, routed, weights, shared_output, gate))
 
     def _norm(self, name: str, source: op.Floats, output: op.Floats, heads: int = 1) -> op.RmsNorm:
         return op.RmsNorm(source, self._vector(name), self.spec.norm_epsilon, output, heads)

@@ -11,6 +11,7 @@ Invariants:
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +29,11 @@ from edgemoe.kernels.operations import Backend, Floats, Program
 from edgemoe.kernels.select import select_backend
 from edgemoe.model.decoder import Decoder
 from edgemoe.model.description import store_spec
+from edgemoe.model.ledger import Programs, TimeLedger
 from edgemoe.model.memory import HEAD_ROWS, MemoryPlan, ModelSizes, plan_memory
 from edgemoe.model.spec import ModelSpec, MoeSpec
 from edgemoe.model.stepper import ResidentStepper, Stepper, StreamingStepper
+from edgemoe.model.traffic import TokenTraffic, token_traffic
 from edgemoe.model.workspace import KvCache, Workspace
 from edgemoe.store.direct import allocate_pages
 from edgemoe.store.reader import Store
@@ -68,8 +71,6 @@ class _Closed:
     def step(self, tokens: int, position: int) -> None:
         raise UsageError("The model is closed.", "Open it again.")
 
-    run = step
-
     def is_loaded(self, layer: int, expert: int) -> bool:
         return False
 
@@ -92,10 +93,13 @@ class Engine:
         self.backend = backend
         self.position = 0
         self._tokens = 0
+        self._keeps_ledger = False
+        self._forward_ns = 0
+        self._waited_before_ns = 0
+        self._programs: Programs | None = None
         self._reader: RecordReader | None = None
-        self._stepper: Stepper
-        self._head: Program
-        self._stepper = self._head = _Closed(CacheStatistics())
+        self._stepper: Stepper = _Closed(CacheStatistics())
+        self._head: Program | None = None
         arena = _allocate_arena(memory.slots, memory.slot_bytes)
         self._files = ExpertFiles((store.path / file.name for file in store.manifest.expert_files), direct_reads)
         try:
@@ -103,22 +107,26 @@ class Engine:
             self._space = Workspace.allocate(spec, memory.chunk_tokens)
             kv_cache = KvCache.allocate(spec, memory.context_length, _kv_dtype(store))
             decoder = Decoder(spec, store.load_resident(), self._space, kv_cache, arena, store.expert_layouts)
-            self._stepper = self._make_stepper(decoder, arena, prediction)
-            self._head = backend.program(decoder.head)
+            self._programs = Programs(backend, decoder.part_of)
+            self._stepper = self._make_stepper(decoder, self._programs, arena, prediction)
+            self._head = self._programs.make(decoder.head)
         except BaseException:
             self.close()
             raise
+        self.traffic: TokenTraffic = token_traffic(decoder)
         self._routing = decoder.routing
         most_experts = max((len(routing.slots) for routing in self._routing if routing is not None), default=0)
         self.expert_uses: npt.NDArray[np.int64] = np.zeros((len(spec.layers), most_experts), np.int64)
 
-    def _make_stepper(self, decoder: Decoder, arena: npt.NDArray[np.uint8], prediction: bool) -> Stepper:
+    def _make_stepper(
+        self, decoder: Decoder, programs: Programs, arena: npt.NDArray[np.uint8], prediction: bool
+    ) -> Stepper:
         assert self._reader is not None
         if self.memory.all_resident:
             load_all_experts(arena, decoder.slot_tables(), self.store, self._files, self._reader)
-            return ResidentStepper(decoder, self.backend)
+            return ResidentStepper(decoder, programs)
         cache = ExpertCache(arena, self.store, self._files, self._reader, LeastRecentlyUsed())
-        return StreamingStepper(decoder, self.backend, cache, prediction)
+        return StreamingStepper(decoder, programs, cache, prediction)
 
     @property
     def context_length(self) -> int:
@@ -134,12 +142,37 @@ class Engine:
     def statistics(self) -> EngineStatistics:
         return EngineStatistics(self._tokens, self._stepper.statistics)
 
+    def keep_ledger(self, on: bool = True) -> None:
+        """Account for the time of every `forward` from now on, from zero; or no longer."""
+        assert self._programs is not None
+        self._programs.time_runs(on)
+        self._forward_ns = 0
+        self._waited_before_ns = self._stepper.statistics.wait_ns
+        self._keeps_ledger = on
+
+    @property
+    def ledger(self) -> TimeLedger | None:
+        """Where the time of every `forward` since `keep_ledger` went; None where no ledger is kept."""
+        if not self._keeps_ledger or self._programs is None:
+            return None
+        computed, programs_ns = self._programs.ledger()
+        waited_ns = self._stepper.statistics.wait_ns - self._waited_before_ns
+        python_ns = self._forward_ns - programs_ns - waited_ns
+        return TimeLedger({**computed.ns, "disk_wait": waited_ns, "python": python_ns})
+
     def forward(self, token_ids: Sequence[int] | npt.NDArray[np.integer], *, all_logits: bool = False) -> Floats:
         """Append tokens; returns the logits after the last one `(V,)`, or after each `(T, V)`.
 
         Raises UsageError for no tokens, ids outside the vocabulary, or more tokens than the context has room for;
         ReadError, naming layer and expert, where an expert cannot be read.
         """
+        began_ns = time.perf_counter_ns()
+        try:
+            return self._forward(token_ids, all_logits)
+        finally:
+            self._forward_ns += time.perf_counter_ns() - began_ns
+
+    def _forward(self, token_ids: Sequence[int] | npt.NDArray[np.integer], all_logits: bool) -> Floats:
         ids = self._checked(token_ids)
         start, chunk = self.position, self.memory.chunk_tokens
         logits = np.empty((len(ids) if all_logits else 1, self.spec.vocabulary), np.float32)
@@ -181,7 +214,8 @@ class Engine:
         self._files.close()
         self.backend.close()
         # The programs held weights, KV cache and slots, and whoever closed the engine may keep it for its figures.
-        self._stepper = self._head = _Closed(self._stepper.statistics)
+        self._stepper = _Closed(self._stepper.statistics)
+        self._head = self._programs = None
 
     def __enter__(self) -> Engine:
         return self
@@ -206,6 +240,7 @@ class Engine:
         return ids.astype(np.int64)
 
     def _logits(self, first_row: int, rows: int, output: Floats) -> None:
+        assert self._head is not None
         for row in range(0, rows, HEAD_ROWS):
             count = min(HEAD_ROWS, rows - row)
             self._space.head_input[:count] = self._space.residual[first_row + row : first_row + row + count]

@@ -8,8 +8,8 @@ from typing import Protocol
 import numpy as np
 
 from edgemoe.experts.cache import CacheStatistics, ExpertCache
-from edgemoe.kernels.operations import Backend
 from edgemoe.model.decoder import Decoder, LayerRouting
+from edgemoe.model.ledger import Programs
 
 
 class Stepper(Protocol):
@@ -27,9 +27,9 @@ class Stepper(Protocol):
 class ResidentStepper:
     """All experts in RAM: one program for the whole token, and no bookkeeping."""
 
-    def __init__(self, decoder: Decoder, backend: Backend) -> None:
+    def __init__(self, decoder: Decoder, programs: Programs) -> None:
         self.statistics = CacheStatistics()
-        self._program = backend.program(decoder.whole())
+        self._program = programs.make(decoder.whole())
         self._routed_per_token = sum(routing.experts.shape[1] for routing in decoder.routing if routing is not None)
 
     def step(self, tokens: int, position: int) -> None:
@@ -47,19 +47,19 @@ class StreamingStepper:
     experts that are there are computed.
     """
 
-    def __init__(self, decoder: Decoder, backend: Backend, cache: ExpertCache, prediction: bool) -> None:
+    def __init__(self, decoder: Decoder, programs: Programs, cache: ExpertCache, prediction: bool) -> None:
         self.statistics = cache.statistics
         self._cache = cache
         self._routing = decoder.routing
         before = decoder.embed
         self._attend, self._beside, self._predict, self._experts = [], [], [], []
         for layer in decoder.layers:
-            self._attend.append(backend.program(before + layer.attend))
-            self._beside.append(backend.program(layer.beside) if layer.beside else None)
-            self._predict.append(backend.program(layer.predict) if layer.predict and prediction else None)
-            self._experts.append(backend.program(layer.experts) if layer.experts else None)
+            self._attend.append(programs.make(before + layer.attend))
+            self._beside.append(programs.make(layer.beside) if layer.beside else None)
+            self._predict.append(programs.make(layer.predict) if layer.predict and prediction else None)
+            self._experts.append(programs.make(layer.experts) if layer.experts else None)
             before = layer.combine
-        self._last_combine = backend.program(before)
+        self._last_combine = programs.make(before)
 
     def step(self, tokens: int, position: int) -> None:
         for number, routing in enumerate(self._routing):

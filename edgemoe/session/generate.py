@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgemoe.errors import UsageError
+from edgemoe.model.ledger import TimeLedger
 from edgemoe.session.held_tokens import HeldTokens
 from edgemoe.session.sampler import Sampler, SamplingOptions
 from edgemoe.session.tokenizer import Detokeniser, Tokenizer, check_token_ids
@@ -57,7 +58,8 @@ class Generation:
     """One answer on its way: iterate over it for the pieces of text.
 
     After the iteration `text`, `token_ids` (without the token that ended it), `finish_reason` and
-    `statistics` hold the whole. `stop` may be called at any time, from another thread or a signal handler.
+    `statistics` hold the whole, and `ledger` where its time went if the engine keeps one. `stop` may be
+    called at any time, from another thread or a signal handler.
 
     finish_reason: `stop` (the model ended its answer), `length` (max_tokens reached), `context` (no room
     left), `interrupted` (stopped from outside).
@@ -81,6 +83,7 @@ class Generation:
         self.text = ""
         self.finish_reason: FinishReason | None = None
         self.statistics: GenerationStatistics | None = None
+        self.ledger: TimeLedger | None = None
         self._held = held
         self._tokenizer = tokenizer
         self._sampler = Sampler(options)
@@ -92,7 +95,8 @@ class Generation:
         self._stopped = True
 
     def __iter__(self) -> Iterator[str]:
-        start = self._counters()
+        start, ledger_before = self._counters(), self._held.engine.ledger
+        sampling_ns = text_ns = 0
         prefill_tokens = len(self.prompt_ids) - self._held.keep_prefix(self.prompt_ids)
         logits = None
         for chunk in self._chunks(len(self.prompt_ids) - prefill_tokens):
@@ -105,12 +109,17 @@ class Generation:
             if self._stopped or logits is None:
                 self.finish_reason = "interrupted"
                 break
+            began_ns = time.perf_counter_ns()
             token = self._sampler.sample(logits)
+            sampling_ns += time.perf_counter_ns() - began_ns
             if token in self._tokenizer.stop_ids:
                 self.finish_reason = "stop"
                 break
             self.token_ids.append(token)
-            if piece := detokeniser.push(token):
+            began_ns = time.perf_counter_ns()
+            piece = detokeniser.push(token)
+            text_ns += time.perf_counter_ns() - began_ns
+            if piece:
                 self.text += piece
                 yield piece
             if len(self.token_ids) >= self._max_tokens:
@@ -120,6 +129,9 @@ class Generation:
             else:
                 logits = self._held.forward([token])
         self.statistics = self._statistics(start, prefilled, self._counters(), prefill_tokens)
+        ledger = self._held.engine.ledger
+        if ledger is not None and ledger_before is not None:
+            self.ledger = ledger - ledger_before + TimeLedger({"sampling": sampling_ns, "text": text_ns})
         if piece := detokeniser.finish():
             self.text += piece
             yield piece

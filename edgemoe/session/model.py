@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from edgemoe.model.engine import Engine
+    from edgemoe.model.ledger import TimeLedger
     from edgemoe.model.spec import ModelSpec
 
 
@@ -42,6 +43,8 @@ class GenerationResult:
     prompt_tokens: int
     finish_reason: FinishReason
     statistics: GenerationStatistics
+    ledger: TimeLedger | None = None
+    """Where the time went, if the engine kept a ledger."""
 
     @property
     def generated_tokens(self) -> int:
@@ -56,6 +59,7 @@ class GenerationResult:
             "generated_tokens": self.generated_tokens,
             "finish_reason": self.finish_reason,
             "stats": self.statistics.to_json(),
+            **({"ledger_ms": self.ledger.to_json()} if self.ledger is not None else {}),
         }
 
 
@@ -176,6 +180,7 @@ def finished(generation: Generation) -> GenerationResult:
         prompt_tokens=len(generation.prompt_ids),
         finish_reason=generation.finish_reason,
         statistics=generation.statistics,
+        ledger=generation.ledger,
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgemoe.kernels.formats import PANEL_ROWS, Format, panel_count
+from edgemoe.kernels.formats import Format
 from edgemoe.kernels.operations import ExpertLayout
 from edgemoe.store.headers import PAGE_BYTES, build_header, parse_json, round_up
 
@@ -144,17 +144,9 @@ def record_name(layer: int, expert: int) -> str:
     return f"layers.{layer}.experts.{expert}"
 
 
-def gate_up_bytes(layout: ExpertLayout) -> int:
-    """Bytes of the interleaved gate and up matrices of one expert."""
-    rows = 2 * panel_count(layout.ffn_width) * PANEL_ROWS
-    return layout.gate_up_format.matrix_bytes(rows, layout.model_width)
-
-
 def record_bytes(layout: ExpertLayout) -> int:
     """Bytes of one expert's record, padded to whole pages."""
-    return round_up(
-        layout.down_offset + layout.down_format.matrix_bytes(layout.model_width, layout.ffn_width), PAGE_BYTES
-    )
+    return round_up(layout.down_offset + layout.down_bytes, PAGE_BYTES)
 
 
 def checksum_holds(text: bytes) -> bool:

@@ -21,7 +21,6 @@ from edgemoe.store.manifest import (
     RecordPlace,
     ResidentTensor,
     SideFile,
-    gate_up_bytes,
     record_bytes,
     record_name,
 )
@@ -157,8 +156,8 @@ class _Parser:
             formats[1],
             self._whole(table.get("down_offset"), f"{where}.down_offset", 0, MAX_FILE_BYTES),
         )
-        if layout.down_offset != gate_up_bytes(layout):
-            self._fail(f"{where}.down_offset", f"expected {gate_up_bytes(layout)}, found {layout.down_offset}.")
+        if layout.down_offset != layout.gate_up_bytes:
+            self._fail(f"{where}.down_offset", f"expected {layout.gate_up_bytes}, found {layout.down_offset}.")
         size = self._whole(table.get("record_bytes"), f"{where}.record_bytes", 1, MAX_FILE_BYTES)
         if size != record_bytes(layout):
             self._fail(f"{where}.record_bytes", f"expected {record_bytes(layout)}, found {size}.")

@@ -17,7 +17,6 @@ from edgemoe.store.manifest import (
     Manifest,
     RecordPlace,
     ResidentTensor,
-    gate_up_bytes,
     record_bytes,
 )
 
@@ -42,7 +41,7 @@ class ExpertPlan:
     def layout(self) -> ExpertLayout:
         """The layout of a record: gate and up, then down right behind (matrices are multiples of 64 bytes)."""
         layout = ExpertLayout(self.model_width, self.ffn_width, self.gate_up_format, self.down_format, 0)
-        return replace(layout, down_offset=gate_up_bytes(layout))
+        return replace(layout, down_offset=layout.gate_up_bytes)
 
 
 def plan_store(

@@ -22,7 +22,7 @@ extern "C" {
 #define EM_API __attribute__((visibility("default")))
 
 /* Raised by one with every change to this header that a caller must know of. */
-#define EM_ABI_VERSION 1
+#define EM_ABI_VERSION 2
 
 typedef enum em_status {
     EM_OK = 0,
@@ -68,6 +68,11 @@ typedef struct em_pool em_pool;
 EM_API int32_t em_pool_create(int32_t threads, int32_t spin_us, em_pool **pool);
 EM_API void em_pool_destroy(em_pool *pool);
 EM_API int32_t em_pool_threads(const em_pool *pool);
+
+/* Reads `bytes` of memory once, shared out over the pool's threads, and nothing else: what memory can give, against
+ * which kernels are held. `data` is 64-byte aligned, `bytes` a multiple of 64. `*sum` becomes the sum of all 64-bit
+ * words, `*elapsed_ns` how long it took. */
+EM_API int32_t em_read_memory(em_pool *pool, const void *data, uint64_t bytes, uint64_t *sum, uint64_t *elapsed_ns);
 
 /* ---- operations ------------------------------------------------------------------------------------- */
 
@@ -234,11 +239,23 @@ typedef struct em_scratch {
     uint64_t bytes;
 } em_scratch;
 
+/* Where the runs of a program spent their time: each run adds to it, the owner sets it to zero. */
+typedef struct em_operation_time {
+    uint64_t elapsed_ns;
+    uint64_t waited_ns; /* of it, the caller's thread woke workers and waited for them to finish their part */
+} em_operation_time;
+
+typedef struct em_program_times {
+    em_operation_time *operations; /* (operation_count) */
+    uint64_t elapsed_ns;           /* whole runs, from call to return: a little more than all operations */
+} em_program_times;
+
 typedef struct em_program {
     const em_kernels *kernels;
     em_pool *pool;
     const em_operation *operations;
     const em_scratch *scratch;
+    em_program_times *times; /* NULL: no clock is read */
     int32_t operation_count;
     int32_t tokens_max;
     int32_t failed_operation; /* written by a run that fails: which one it was, or -1 */
@@ -293,6 +310,7 @@ EM_API int32_t em_reader_counters(em_reader *reader, em_read_counters *counters)
 EM_API uint64_t em_sizeof_operation(void);
 EM_API uint64_t em_sizeof_kind(int32_t kind); /* of one member of the union; 0 for an unknown kind */
 EM_API uint64_t em_sizeof_program(void);
+EM_API uint64_t em_sizeof_program_times(void);
 EM_API uint64_t em_sizeof_read_counters(void);
 
 #ifdef __cplusplus

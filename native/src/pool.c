@@ -42,6 +42,7 @@ struct em_pool {
     int64_t chunk;
     em_task *task;
     void *context;
+    uint64_t *waited_ns; /* the caller's, or NULL: nobody asks */
 
     _Alignas(CACHE_LINE) _Atomic int32_t sleepers;
     _Atomic bool caller_waits;
@@ -123,9 +124,20 @@ static void *work(void *argument) {
     }
 }
 
-/* Waits until nobody is inside the job, which is closed. */
-static void await_workers(em_pool *pool) {
+static void add_wait(em_pool *pool, uint64_t start) {
+    if (pool->waited_ns) *pool->waited_ns += em_now_ns() - start;
+}
+
+static void wake_workers(em_pool *pool) {
     const uint64_t start = em_now_ns();
+    pthread_mutex_lock(&pool->mutex);
+    pthread_cond_broadcast(&pool->work);
+    pthread_mutex_unlock(&pool->mutex);
+    add_wait(pool, start);
+}
+
+/* Waits until nobody is inside the job, which is closed. */
+static void await_workers(em_pool *pool, uint64_t start) {
     do {
         for (int i = 0; i < PAUSES_PER_CLOCK; i++) {
             if (!(atomic_load(&pool->state) & INSIDE)) return;
@@ -153,14 +165,12 @@ void em_pool_for(em_pool *pool, int64_t items, int64_t chunk, em_task *task, voi
     atomic_store_explicit(&pool->next, 0, memory_order_relaxed);
     const uint64_t job = atomic_load(&pool->state) / JOB_ONE + 1;
     atomic_store(&pool->state, job * JOB_ONE | OPEN);
-    if (atomic_load(&pool->sleepers) > 0) {
-        pthread_mutex_lock(&pool->mutex);
-        pthread_cond_broadcast(&pool->work);
-        pthread_mutex_unlock(&pool->mutex);
-    }
+    if (atomic_load(&pool->sleepers) > 0) wake_workers(pool);
     take_chunks(pool, 0);
     atomic_fetch_and(&pool->state, ~OPEN);
-    await_workers(pool);
+    const uint64_t start = em_now_ns();
+    await_workers(pool, start);
+    add_wait(pool, start);
 }
 
 int32_t em_pool_acquire(em_pool *pool) {
@@ -168,7 +178,12 @@ int32_t em_pool_acquire(em_pool *pool) {
     return atomic_flag_test_and_set(&pool->taken) ? EM_BUSY : EM_OK;
 }
 
-void em_pool_release(em_pool *pool) { atomic_flag_clear(&pool->taken); }
+void em_pool_release(em_pool *pool) {
+    pool->waited_ns = NULL;
+    atomic_flag_clear(&pool->taken);
+}
+
+void em_pool_time(em_pool *pool, uint64_t *waited_ns) { pool->waited_ns = waited_ns; }
 
 int32_t em_pool_threads(const em_pool *pool) { return pool->threads; }
 

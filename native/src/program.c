@@ -1,4 +1,5 @@
 /* A list of operations, run one after the other. */
+#include "clock.h"
 #include "operations.h"
 
 static int32_t run_one(const em_operation *operation, const em_run *run) {
@@ -44,17 +45,37 @@ static int32_t check(const em_program *program, int32_t tokens, int32_t position
     return program->scratch->bytes < needed ? EM_SMALL_SCRATCH : EM_OK;
 }
 
+static int32_t run_timed(const em_operation *operation, const em_run *run, em_operation_time *time) {
+    const uint64_t start = em_now_ns();
+    em_pool_time(run->pool, &time->waited_ns);
+    const int32_t status = run_one(operation, run);
+    time->elapsed_ns += em_now_ns() - start;
+    return status;
+}
+
+static int32_t run_all(em_program *program, const em_run *run) {
+    for (int32_t i = 0; i < program->operation_count; i++) {
+        const em_operation *operation = &program->operations[i];
+        const int32_t status =
+            program->times ? run_timed(operation, run, &program->times->operations[i]) : run_one(operation, run);
+        if (status != EM_OK) {
+            program->failed_operation = i;
+            return status;
+        }
+    }
+    return EM_OK;
+}
+
 int32_t em_program_run(em_program *program, int32_t tokens, int32_t position) {
     if (!program) return EM_BAD_ARGUMENT;
+    const uint64_t start = program->times ? em_now_ns() : 0;
     program->failed_operation = -1;
     int32_t status = check(program, tokens, position);
     if (status == EM_OK) status = em_pool_acquire(program->pool);
     if (status != EM_OK) return status;
     const em_run run = {program->kernels, program->pool, program->scratch->data, tokens, position};
-    for (int32_t i = 0; i < program->operation_count && status == EM_OK; i++) {
-        status = run_one(&program->operations[i], &run);
-        if (status != EM_OK) program->failed_operation = i;
-    }
+    status = run_all(program, &run);
     em_pool_release(program->pool);
+    if (program->times) program->times->elapsed_ns += em_now_ns() - start;
     return status;
 }

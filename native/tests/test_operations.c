@@ -142,7 +142,7 @@ static int32_t run(model *m, const char *isa, int32_t threads, int32_t tokens, i
     CHECK_STATUS(EM_OK, em_pool_create(threads, 20, &pool));
     const uint64_t bytes = em_program_scratch_bytes(m->operations, m->count, tokens);
     const em_scratch scratch = {allocate(bytes), bytes};
-    em_program program = {em_kernels_for(isa), pool, m->operations, &scratch, m->count, TOKENS, -1, 0};
+    em_program program = {em_kernels_for(isa), pool, m->operations, &scratch, NULL, m->count, TOKENS, -1, 0};
     const int32_t status = em_program_run(&program, tokens, position);
     CHECK((status == EM_OK) == (program.failed_operation == -1));
     free(scratch.data);
@@ -213,7 +213,7 @@ static void test_route_order(void) {
     em_pool *pool;
     CHECK_STATUS(EM_OK, em_pool_create(1, 0, &pool));
     const em_scratch scratch = {NULL, 0};
-    em_program program = {em_kernels_for("generic"), pool, &operation, &scratch, 1, 2, -1, 0};
+    em_program program = {em_kernels_for("generic"), pool, &operation, &scratch, NULL, 1, 2, -1, 0};
     CHECK_STATUS(EM_OK, em_program_run(&program, 2, 0));
     CHECK(memcmp(chosen, expected, sizeof chosen) == 0);
     for (int k = 0; k < 6; k++) sum += weights[1][k];
@@ -247,7 +247,7 @@ static void test_program_refusals(void) {
     CHECK_STATUS(EM_OK, em_pool_create(1, 0, &pool));
     const uint64_t bytes = em_program_scratch_bytes(m->operations, m->count, TOKENS);
     em_scratch scratch = {allocate(bytes), bytes - 1};
-    em_program program = {em_kernels_for("generic"), pool, m->operations, &scratch, m->count, TOKENS, -1, 0};
+    em_program program = {em_kernels_for("generic"), pool, m->operations, &scratch, NULL, m->count, TOKENS, -1, 0};
     CHECK_STATUS(EM_SMALL_SCRATCH, em_program_run(&program, TOKENS, 0));
     scratch.bytes = bytes;
     CHECK_STATUS(EM_OK, em_program_run(&program, TOKENS, 0));
@@ -262,13 +262,55 @@ static void test_program_refusals(void) {
     free_model(m);
 }
 
+/* Every operation of every run is timed once, and its waiting is part of it. */
+static void test_times(void) {
+    for (int32_t threads = 1; threads <= 3; threads += 2) {
+        model *m = make_model();
+        em_pool *pool;
+        CHECK_STATUS(EM_OK, em_pool_create(threads, 20, &pool));
+        const uint64_t bytes = em_program_scratch_bytes(m->operations, m->count, TOKENS);
+        const em_scratch scratch = {allocate(bytes), bytes};
+        em_operation_time operations[OPERATIONS] = {{0, 0}};
+        em_program_times times = {operations, 0};
+        em_program program = {em_kernels_for("generic"), pool, m->operations, &scratch, &times, m->count, TOKENS, -1, 0};
+        uint64_t elapsed_before = 0;
+        for (int runs = 0; runs < 2; runs++) {
+            CHECK_STATUS(EM_OK, em_program_run(&program, TOKENS, 0));
+            uint64_t elapsed_ns = 0, waited_ns = 0;
+            for (int32_t i = 0; i < m->count; i++) {
+                CHECK(operations[i].elapsed_ns > 0 && operations[i].waited_ns <= operations[i].elapsed_ns);
+                elapsed_ns += operations[i].elapsed_ns;
+                waited_ns += operations[i].waited_ns;
+            }
+            CHECK(elapsed_ns > elapsed_before && elapsed_ns <= times.elapsed_ns);
+            CHECK((waited_ns > 0) == (threads > 1));
+            elapsed_before = elapsed_ns;
+        }
+        const uint64_t all_ns = times.elapsed_ns;
+        program.times = NULL;
+        CHECK_STATUS(EM_OK, em_program_run(&program, TOKENS, 0));
+        CHECK(times.elapsed_ns == all_ns);
+        /* What comes after an operation that failed has taken no time. */
+        memset(operations, 0, sizeof operations);
+        program.times = &times;
+        m->ids[0] = -1;
+        CHECK_STATUS(EM_BAD_TOKEN_ID, em_program_run(&program, TOKENS, 0));
+        CHECK(operations[0].elapsed_ns > 0 && operations[1].elapsed_ns == 0 && times.elapsed_ns > all_ns);
+        free(scratch.data);
+        em_pool_destroy(pool);
+        free_model(m);
+    }
+}
+
 int main(void) {
     CHECK(em_abi_version() == EM_ABI_VERSION && em_sizeof_operation() == sizeof(em_operation));
+    CHECK(em_sizeof_program() == sizeof(em_program) && em_sizeof_program_times() == sizeof(em_program_times));
     test_same_bits();
     test_absent_experts_are_left();
     test_not_finite();
     test_route_order();
     test_refusals();
     test_program_refusals();
+    test_times();
     return 0;
 }

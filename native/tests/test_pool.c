@@ -73,6 +73,69 @@ static void test_caller_sleeps(void) {
     em_pool_destroy(pool);
 }
 
+/* The worker has hold of a long item when the caller has done the rest: the caller waits for it, and knows how long. */
+typedef struct turn {
+    _Atomic int worker_began;
+} turn;
+
+static void let_worker_be_last(void *context, int64_t begin, int64_t end, int32_t thread) {
+    turn *t = context;
+    (void)begin;
+    (void)end;
+    if (thread > 0) {
+        atomic_store(&t->worker_began, 1);
+        nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
+    } else {
+        while (!atomic_load(&t->worker_began)) nanosleep(&(struct timespec){.tv_nsec = 10000}, NULL);
+    }
+}
+
+static void test_waiting_is_timed(void) {
+    em_pool *pool;
+    uint64_t waited_ns = 0, later_ns;
+    CHECK_STATUS(EM_OK, em_pool_create(2, 20, &pool));
+    CHECK_STATUS(EM_OK, em_pool_acquire(pool));
+    em_pool_time(pool, &waited_ns);
+    em_pool_for(pool, 2, 1, let_worker_be_last, &(turn){0});
+    CHECK(waited_ns > 1000000 && waited_ns < 60000000000u);
+    em_pool_release(pool);
+    later_ns = waited_ns;
+    CHECK_STATUS(EM_OK, em_pool_acquire(pool)); /* whoever comes next has not asked */
+    em_pool_for(pool, 2, 1, let_worker_be_last, &(turn){0});
+    em_pool_release(pool);
+    CHECK(waited_ns == later_ns);
+    em_pool_destroy(pool);
+}
+
+/* Every word is read once, whatever the size and the threads. */
+static void test_read_memory(void) {
+    const uint64_t sizes[] = {0, 64, 256, 320, 1 << 20, (1 << 20) + 64, (5 << 20) + 4096 - 64};
+    const uint64_t most = sizes[sizeof sizes / sizeof *sizes - 1];
+    uint64_t *words = allocate(most), sum, elapsed_ns = 0;
+    for (uint64_t i = 0; i < most / 8; i++) words[i] = (uint64_t)random_bits() << 32 | random_bits();
+    for (int32_t threads = 1; threads <= 3; threads++) {
+        em_pool *pool;
+        CHECK_STATUS(EM_OK, em_pool_create(threads, 20, &pool));
+        for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
+            uint64_t expected = 0;
+            for (uint64_t i = 0; i < sizes[s] / 8; i++) expected += words[i];
+            CHECK_STATUS(EM_OK, em_read_memory(pool, words, sizes[s], &sum, &elapsed_ns));
+            CHECK(sum == expected);
+        }
+        CHECK(elapsed_ns > 0);
+        CHECK_STATUS(EM_BAD_ARGUMENT, em_read_memory(NULL, words, 64, &sum, &elapsed_ns));
+        CHECK_STATUS(EM_BAD_ARGUMENT, em_read_memory(pool, NULL, 64, &sum, &elapsed_ns));
+        CHECK_STATUS(EM_BAD_ARGUMENT, em_read_memory(pool, words, 65, &sum, &elapsed_ns));
+        CHECK_STATUS(EM_BAD_ARGUMENT, em_read_memory(pool, words + 1, 64, &sum, &elapsed_ns));
+        CHECK_STATUS(EM_BAD_ARGUMENT, em_read_memory(pool, words, 64, NULL, &elapsed_ns));
+        CHECK_STATUS(EM_OK, em_pool_acquire(pool));
+        CHECK_STATUS(EM_BUSY, em_read_memory(pool, words, 64, &sum, &elapsed_ns));
+        em_pool_release(pool);
+        em_pool_destroy(pool);
+    }
+    free(words);
+}
+
 static void test_create_and_destroy(void) {
     for (int i = 0; i < 50; i++) {
         em_pool *pool;
@@ -117,6 +180,8 @@ static void test_fork(void) {
 int main(void) {
     test_stress();
     test_caller_sleeps();
+    test_waiting_is_timed();
+    test_read_memory();
     test_create_and_destroy();
     test_refusals();
     test_fork();

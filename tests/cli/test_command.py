@@ -123,6 +123,7 @@ def test_run_prints_one_object_as_json(edgemoe: Edgemoe, folder: Path) -> None:
     assert data["generated_tokens"] == len(data["token_ids"]) == 2
     assert data["prompt_tokens"] > 0
     assert set(data["stats"]) >= {"prefill_tokens_per_s", "decode_tokens_per_s", "peak_rss_bytes"}
+    assert data["ledger_ms"]["sampling"] > 0
 
 
 def test_run_raw_goes_without_the_template(edgemoe: Edgemoe, folder: Path) -> None:

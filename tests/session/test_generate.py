@@ -103,9 +103,13 @@ def test_statistics_are_those_of_decoding(make_model: MakeModel) -> None:
 
 def test_the_json_of_a_result_has_what_was_promised(make_model: MakeModel) -> None:
     data = make_model().generate([5, 6]).to_json()
-    assert set(data) == {
-        "text", "token_ids", "prompt_tokens", "generated_tokens", "finish_reason", "stats",
-    }  # fmt: skip
+    promised = {"text", "token_ids", "prompt_tokens", "generated_tokens", "finish_reason", "stats"}
+    assert set(data) == promised
+    model = make_model()
+    model.engine.keep_ledger()
+    timed = model.generate([5, 6]).to_json()
+    assert set(timed) == {*promised, "ledger_ms"}
+    assert timed["ledger_ms"]["sampling"] > 0
     assert {
         "prefill_tokens_per_s", "decode_tokens_per_s", "expert_hit_rate", "disk_bytes_per_token", "peak_rss_bytes",
     } <= set(data["stats"])  # fmt: skip

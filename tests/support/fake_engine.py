@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgemoe.model.ledger import TimeLedger
+
 LAYERS, EXPERTS = 4, 8
 
 
@@ -29,6 +31,7 @@ class FakeEngine:
         self.context_length = context_length
         self.script = list(script)
         self.statistics = FakeStatistics()
+        self.ledger: TimeLedger | None = None
         self.expert_uses = np.zeros((LAYERS, EXPERTS), np.int64)
         self.backend: Any = SimpleNamespace(name="fake", isa="-", threads=1)
         self.memory: Any = SimpleNamespace(
@@ -61,6 +64,9 @@ class FakeEngine:
             expert_misses=old.expert_misses + count, disk_bytes=old.disk_bytes + 4096 * count,
         )  # fmt: skip
         return np.stack(rows) if all_logits else rows[-1]
+
+    def keep_ledger(self) -> None:
+        self.ledger = TimeLedger({"python": 0})
 
     def rewind(self, position: int) -> None:
         assert 0 <= position <= self.position

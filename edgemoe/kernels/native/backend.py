@@ -60,6 +60,21 @@ class NativeBackend:
         """Bytes of scratch that these operations need, the largest of them deciding; programs share it."""
         return _scratch_bytes(BoundOperations(operations)) + _SCRATCH_ALIGNMENT_BYTES
 
+    def read_memory(self, memory: op.Bytes) -> tuple[int, int]:
+        """Read all of `memory` once on all threads; returns the nanoseconds, and the sum of its 64-bit words.
+
+        Raises KernelError unless it begins at a multiple of 64 bytes and is a multiple of 64 bytes long.
+        """
+        self._check_open()
+        elapsed_ns, total = ctypes.c_uint64(), ctypes.c_uint64()
+        address = memory.__array_interface__["data"][0]
+        status = load_library().em_read_memory(
+            self.pool_address, address, memory.nbytes, ctypes.byref(total), ctypes.byref(elapsed_ns)
+        )
+        if status:
+            raise KernelError(f"{memory.nbytes} bytes of memory cannot be read: {status_text(status)}.")
+        return elapsed_ns.value, total.value
+
     def close(self) -> None:
         """Stop the threads. Programs cannot run after this."""
         self.pool_address = None
@@ -103,6 +118,9 @@ class NativeProgram:
         )
         self._run = load_library().em_program_run
         self._address = ctypes.c_void_p(ctypes.addressof(self._struct))
+        self._times = st.ProgramTimesStruct()
+        self._operation_times = np.zeros((len(bound.structs), 2), np.uint64)  # elapsed, waited
+        self._times.operations = self._operation_times.ctypes.data
 
     def run(self, tokens: int, position: int) -> None:
         """One call into C. Raises KernelError, naming the operation, if the library refuses."""
@@ -111,6 +129,16 @@ class NativeProgram:
         status = self._run(self._address, tokens, position)
         if status:
             raise self._failure(status, tokens, position)
+
+    def time_runs(self, on: bool) -> None:
+        """Time each operation of every run from now on, from zero; or no longer."""
+        self._times.elapsed_ns = 0
+        self._operation_times[:] = 0
+        self._struct.times = ctypes.addressof(self._times) if on else None
+
+    def times(self) -> op.ProgramTimes:
+        elapsed_ns, waited_ns = self._operation_times.astype(np.int64).T
+        return op.ProgramTimes(self._times.elapsed_ns, elapsed_ns, waited_ns)
 
     def _failure(self, status: int, tokens: int, position: int) -> KernelError:
         failed = self._struct.failed_operation

@@ -221,12 +221,9 @@ def _fill_experts(binder: _Binder, s: st.ExpertsStruct, o: op.Experts) -> None:
 def _check_record(binder: _Binder, layout: op.ExpertLayout, s: st.ExpertsStruct) -> None:
     """That an expert's two matrices fit in a slot, each where vectors may be loaded from."""
     binder.require(layout.model_width > 0 and layout.ffn_width > 0, "layout", "widths above 0", layout)
-    padded_rows = 2 * PANEL_ROWS * panel_count(layout.ffn_width)
-    gate_up_bytes = layout.gate_up_format.matrix_bytes(padded_rows, layout.model_width)
-    end = layout.down_offset + layout.down_format.matrix_bytes(layout.model_width, layout.ffn_width)
-    binder.require(
-        layout.down_offset >= gate_up_bytes, "layout.down_offset", f"at least {gate_up_bytes}", layout.down_offset
-    )
+    fits = layout.down_offset >= layout.gate_up_bytes
+    binder.require(fits, "layout.down_offset", f"at least {layout.gate_up_bytes}", layout.down_offset)
+    end = layout.down_offset + layout.down_bytes
     binder.require(end <= s.slot_bytes or s.slot_count == 0, "arena", f"slots of at least {end} bytes", s.slot_bytes)
     if s.slot_count:  # an empty array may lie anywhere
         binder.aligned("arena", s.arena)

@@ -34,12 +34,14 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "em_sizeof_operation": (c_uint64, []),
     "em_sizeof_kind": (c_uint64, [c_int32]),
     "em_sizeof_program": (c_uint64, []),
+    "em_sizeof_program_times": (c_uint64, []),
     "em_sizeof_read_counters": (c_uint64, []),
     "em_isa_count": (c_int32, []),
     "em_isa_name": (c_char_p, [c_int32]),
     "em_kernels_for": (c_void_p, [c_char_p]),
     "em_pool_create": (c_int32, [c_int32, c_int32, POINTER(c_void_p)]),
     "em_pool_destroy": (None, [c_void_p]),
+    "em_read_memory": (c_int32, [c_void_p, c_void_p, c_uint64, POINTER(c_uint64), POINTER(c_uint64)]),
     "em_program_scratch_bytes": (c_uint64, [c_void_p, c_int32, c_int32]),
     "em_program_run": (c_int32, [c_void_p, c_int32, c_int32]),
     "em_reader_create": (c_int32, [c_int32, c_int32, POINTER(c_void_p)]),
@@ -87,6 +89,7 @@ def _check_version(library: ctypes.CDLL) -> None:
     sizes: list[tuple[str, type[ctypes.Structure], int]] = [
         ("em_operation", st.OperationStruct, library.em_sizeof_operation()),
         ("em_program", st.ProgramStruct, library.em_sizeof_program()),
+        ("em_program_times", st.ProgramTimesStruct, library.em_sizeof_program_times()),
         ("em_read_counters", st.ReadCountersStruct, library.em_sizeof_read_counters()),
     ]
     for kind, (name, member) in enumerate(st.UNION_MEMBERS):

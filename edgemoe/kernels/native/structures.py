@@ -7,7 +7,7 @@ from ctypes import c_float, c_int32, c_int64, c_uint64, c_void_p
 
 from edgemoe.kernels import operations as op
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 LINEAR_PARTS_MAX = 4
 
 
@@ -224,6 +224,12 @@ class ScratchStruct(ctypes.Structure):
     _fields_ = [("data", c_void_p), ("bytes", c_uint64)]
 
 
+class ProgramTimesStruct(ctypes.Structure):
+    """`em_program_times`"""
+
+    _fields_ = [("operations", c_void_p), ("elapsed_ns", c_uint64)]
+
+
 class ProgramStruct(ctypes.Structure):
     """`em_program`"""
 
@@ -232,6 +238,7 @@ class ProgramStruct(ctypes.Structure):
         ("pool", c_void_p),
         ("operations", c_void_p),
         ("scratch", c_void_p),
+        ("times", c_void_p),
         ("operation_count", c_int32),
         ("tokens_max", c_int32),
         ("failed_operation", c_int32),

@@ -1,0 +1,98 @@
+"""Where the time of a run went: one sum of nanoseconds for each part of the work.
+
+Invariant: every moment belongs to one part, so that the parts of a run add up to its wall time. Compute parts are
+timed around each operation inside of the backend, without what the calling thread spent on waiting for other threads
+(`synchronisation`). `python` is what is left of `Engine.forward` when whole runs of programs and waits for the disk
+are taken off: the interpreter at work. The operations are timed one by one and not as the rest of anything, so that
+one which was forgotten, or counted twice, shows as a sum that is not the wall time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from edgemoe.kernels import operations as op
+
+Part = Literal[
+    "embedding",
+    "attention",
+    "router",
+    "experts",
+    "shared_expert",
+    "dense_ffn",
+    "combine",
+    "head",
+    "prediction",
+    "disk_wait",
+    "synchronisation",
+    "python",
+    "sampling",
+    "text",
+]
+"""What a token's time is spent on, in the order of reports.
+
+attention: with its norms, projections, positions and KV cache. router: with the norm before the FFN. prediction: the
+guess at the next layer's routing. text: from token ids to pieces of text.
+"""
+
+
+@dataclass(frozen=True)
+class TimeLedger:
+    """Nanoseconds of each part; a part that has none may be absent."""
+
+    ns: Mapping[Part, int]
+
+    @property
+    def total_ns(self) -> int:
+        """The sum of all parts."""
+        return sum(self.ns.values())
+
+    def shares(self) -> dict[Part, float]:
+        """Each part's share of the total, 0 to 1."""
+        total = self.total_ns or 1
+        return {part: ns / total for part, ns in self.ns.items()}
+
+    def __add__(self, other: TimeLedger) -> TimeLedger:
+        return TimeLedger({part: self.ns.get(part, 0) + other.ns.get(part, 0) for part in {**self.ns, **other.ns}})
+
+    def __sub__(self, earlier: TimeLedger) -> TimeLedger:
+        """What has been added since an earlier reading of the same ledger."""
+        return TimeLedger({part: ns - earlier.ns.get(part, 0) for part, ns in self.ns.items()})
+
+    def to_json(self) -> dict[str, float]:
+        """Milliseconds by part."""
+        return {part: ns / 1e6 for part, ns in self.ns.items()}
+
+
+class Programs:
+    """Makes a model's programs, and knows what each of their operations is part of."""
+
+    def __init__(self, backend: op.Backend, part_of: Callable[[op.Operation], Part]) -> None:
+        self._backend = backend
+        self._part_of = part_of
+        self._made: list[tuple[op.Program, list[Part]]] = []
+
+    def make(self, operations: Sequence[op.Operation]) -> op.Program:
+        """The program of a list of operations. Raises KernelError as the backend does."""
+        program = self._backend.program(operations)
+        self._made.append((program, [self._part_of(operation) for operation in operations]))
+        return program
+
+    def time_runs(self, on: bool) -> None:
+        """Time all programs from now on, from zero; or no longer."""
+        for program, _ in self._made:
+            program.time_runs(on)
+
+    def ledger(self) -> tuple[TimeLedger, int]:
+        """The compute parts and `synchronisation`, and the nanoseconds of whole runs."""
+        ns: dict[Part, int] = {}
+        waited_ns = elapsed_ns = 0
+        for program, parts in self._made:
+            times = program.times()
+            elapsed_ns += times.elapsed_ns
+            for part, operation_ns, wait_ns in zip(parts, times.operations_ns, times.waited_ns, strict=True):
+                ns[part] = ns.get(part, 0) + int(operation_ns) - int(wait_ns)
+                waited_ns += int(wait_ns)
+        return TimeLedger({**ns, "synchronisation": waited_ns}), elapsed_ns

@@ -1,0 +1,87 @@
+"""A clock that only moves when told to, and a kernel backend that computes nothing and takes known times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from edgemoe.experts.reads import ThreadedReader
+from edgemoe.kernels import operations as op
+
+WAITED_NS = 3
+"""Of each operation's time, what it spends on waiting for other threads."""
+COST_NS: dict[type, int] = {
+    op.Embed: 1_000,
+    op.RmsNorm: 2_000,
+    op.Linear: 40_000,
+    op.Rope: 300,
+    op.StoreKv: 500,
+    op.Attention: 60_000,
+    op.Route: 7_000,
+    op.GatedFfn: 100_000,
+    op.Experts: 900_000,
+    op.Combine: 11_000,
+}
+
+
+class Clock:
+    """In the place of the module `time`."""
+
+    def __init__(self) -> None:
+        self.now_ns = 0
+
+    def perf_counter_ns(self) -> int:
+        return self.now_ns
+
+
+class ClockedProgram:
+    """Moves the clock by the cost of each operation, once it is to be timed and before that too."""
+
+    def __init__(self, clock: Clock, operations: Sequence[op.Operation]) -> None:
+        self._clock = clock
+        self._costs = np.array([COST_NS[type(operation)] for operation in operations], np.int64)
+        self._timed_runs = 0
+        self._timed = False
+
+    def run(self, tokens: int, position: int) -> None:
+        self._clock.now_ns += int(self._costs.sum())
+        self._timed_runs += self._timed
+
+    def time_runs(self, on: bool) -> None:
+        self._timed, self._timed_runs = on, 0
+
+    def times(self) -> op.ProgramTimes:
+        operations_ns = self._costs * self._timed_runs
+        return op.ProgramTimes(
+            int(operations_ns.sum()), operations_ns, np.full_like(operations_ns, WAITED_NS) * self._timed_runs
+        )
+
+
+class ClockedBackend:
+    """A backend of such programs."""
+
+    name, isa, threads, growth_bytes = "clocked", "-", 2, 0
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def program(self, operations: Sequence[op.Operation]) -> ClockedProgram:
+        return ClockedProgram(self._clock, operations)
+
+    def scratch_bytes(self, operations: Sequence[op.Operation]) -> int:
+        return 0
+
+    def close(self) -> None:
+        pass
+
+
+class ClockedReader(ThreadedReader):
+    """Reads as ever; each wait for a read takes `WAIT_NS` of the clock."""
+
+    WAIT_NS = 5_000_000
+    clock: Clock
+
+    def wait(self, ticket: int, timeout_seconds: float | None = None) -> None:
+        super().wait(ticket, timeout_seconds)
+        self.clock.now_ns += self.WAIT_NS
