@@ -117,6 +117,9 @@ class Engine:
         self._routing = decoder.routing
         most_experts = max((len(routing.slots) for routing in self._routing if routing is not None), default=0)
         self.expert_uses: npt.NDArray[np.int64] = np.zeros((len(spec.layers), most_experts), np.int64)
+        routed = [(layer, routing) for layer, routing in enumerate(self._routing) if routing is not None]
+        self._choices = [routing.experts[0] for _, routing in routed]
+        self._choice_layers = np.repeat([layer for layer, _ in routed], [len(chosen) for chosen in self._choices])
 
     def _make_stepper(
         self, decoder: Decoder, programs: Programs, arena: npt.NDArray[np.uint8], prediction: bool
@@ -249,6 +252,9 @@ class Engine:
 
     def _count(self, tokens: int) -> None:
         self._tokens += tokens
+        if tokens == 1 and self._choices:  # a token uses an expert once; a loop over layers would show in decode
+            self.expert_uses[self._choice_layers, np.concatenate(self._choices)] += 1
+            return
         for layer, routing in enumerate(self._routing):
             if routing is not None:
                 used = np.bincount(routing.experts[:tokens].reshape(-1), minlength=len(routing.slots))
