@@ -13,11 +13,12 @@ from typing import Any
 from edgemoe.architectures import granitemoe, granitemoeshared, llama, mixtral, olmoe, qwen2_moe, qwen3_moe
 from edgemoe.architectures.config import DAMAGED, ConfigReader, show
 from edgemoe.architectures.table import SourceSlice, resolve_tensors
+from edgemoe.architectures.table import checkpoint_shapes as _checkpoint_shapes
 from edgemoe.architectures.table import unused_tensors as _unused_tensors
 from edgemoe.errors import SourceError
 from edgemoe.model.spec import ModelSpec
 
-__all__ = ["FAMILIES", "SourceSlice", "model_spec", "resolve", "unused_tensors"]
+__all__ = ["FAMILIES", "SourceSlice", "checkpoint_shapes", "model_spec", "resolve", "unused_tensors"]
 
 FAMILIES: dict[str, ModuleType] = {
     "granitemoe": granitemoe,
@@ -46,6 +47,15 @@ def resolve(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) ->
     left over, or of another shape.
     """
     return resolve_tensors(model_spec(config), _family(config).TENSORS, shapes)
+
+
+def checkpoint_shapes(config: Mapping[str, Any], *, stacked: bool = False) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors that a checkpoint with this config has. Raises SourceError.
+
+    Of several layouts it is the first in the family's table; with `stacked`, one that keeps all experts of a layer
+    in one tensor, where the family has such.
+    """
+    return _checkpoint_shapes(model_spec(config), _family(config).TENSORS, stacked)
 
 
 def unused_tensors(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:

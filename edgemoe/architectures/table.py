@@ -146,6 +146,23 @@ def resolve_tensors(
     return {name: found[name] for name in wanted}
 
 
+def checkpoint_shapes(spec: ModelSpec, table: tuple[Row, ...], stacked: bool) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors of a whole checkpoint of `spec`, in the first layout that the table has.
+
+    With `stacked` a layout that has all experts of a layer in one tensor comes before one that does not.
+    """
+    wanted = spec.tensors().keys()
+    shapes: dict[str, tuple[int, ...]] = {}
+    seen: set[str] = set()
+    for row in sorted(table, key=lambda row: (len(row.shape) == 3) != stacked):
+        for source, slices, sizes in _expand(row, spec):
+            if slices.keys() <= wanted and seen.isdisjoint(slices):
+                seen.update(slices)
+                shapes[source] = tuple(_size(symbol, sizes) for symbol in row.shape)
+    assert seen == wanted
+    return shapes
+
+
 def unused_tensors(spec: ModelSpec, names: Iterable[str]) -> dict[str, str]:
     """The tensors among `names` that the model does not need, each with the reason why that is right."""
     reasons = {}

@@ -70,8 +70,9 @@ def convert(
 class Report:
     """Shows a conversion, and the downloads for it, on one bar: how much, the rate, and the time left."""
 
-    def __init__(self, bar: ProgressBar) -> None:
+    def __init__(self, bar: ProgressBar, doing: str = "converting") -> None:
         self._bar = bar
+        self._doing = doing
         self._file = ""
         self._began_s = 0.0
         self._first_bytes = 0
@@ -79,7 +80,7 @@ class Report:
     def conversion(self, progress: Progress) -> None:
         """Show how far the store is."""
         self._show(
-            f"converting {progress.shard}",
+            f"{self._doing} {progress.shard}",
             progress.done_bytes,
             progress.total_bytes,
             progress.bytes_per_second,

@@ -39,13 +39,14 @@ def describe(store: Store) -> dict[str, Any]:
     from edgemoe.model.engine import model_sizes
     from edgemoe.model.memory import plan_memory
     from edgemoe.model.spec import MoeSpec
-    from edgemoe.session.tokenizer import load_library_tokenizer
+    from edgemoe.session.tokenizer import has_tokenizer, load_library_tokenizer
 
     spec, manifest = store_spec(store), store.manifest
     tokenizer = None
-    with contextlib.suppress(StoreError):
-        # held until the plan has measured the interpreter, so that its floor is the one that a run meets
-        tokenizer = load_library_tokenizer(store.path)
+    if has_tokenizer(store.path):
+        with contextlib.suppress(StoreError):
+            # held until the plan has measured the interpreter, so that its floor is the one that a run meets
+            tokenizer = load_library_tokenizer(store.path)
     backend = select_backend()  # likewise
     plan = plan_memory(spec, model_sizes(store, spec, backend.growth_bytes), "floor")
     backend.close()

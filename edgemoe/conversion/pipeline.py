@@ -11,7 +11,7 @@ import importlib.metadata
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,23 @@ def convert_checkpoint(
     downloaded shards in the hub's cache. Raises UsageError, SourceError or StoreError; whatever happens,
     nothing half-written stands at `destination`.
     """
+
+    def opened(downloads: Path) -> Source:
+        return open_source(source, downloads=downloads, keep=keep, downloading=downloading)
+
+    return convert_source(opened, destination, experts=experts, dense=dense, force=force, progress=progress)
+
+
+def convert_source(
+    open_it: Callable[[Path], Source],
+    destination: str | os.PathLike[str],
+    *,
+    experts: str | None = None,
+    dense: str | None = None,
+    force: bool = False,
+    progress: Callback | None = None,
+) -> Path:
+    """`convert_checkpoint` for a source that `open_it` opens, given a folder for what it downloads. It is closed."""
     check_option("--experts", experts)
     check_option("--dense", dense)
     target = _target(destination)
@@ -61,7 +78,7 @@ def convert_checkpoint(
             begun = False
             try:
                 existing = _existing_store(target)
-                opened = open_source(source, downloads=partial / DOWNLOADS_FOLDER, keep=keep, downloading=downloading)
+                opened = open_it(partial / DOWNLOADS_FOLDER)
                 try:
                     provenance = _provenance(opened, experts, dense)
                     if existing is not None:

@@ -7,55 +7,31 @@ finds the same plan again.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from edgemoe.architectures import SourceSlice, model_spec, resolve
 from edgemoe.conversion.formats import choose_formats, class_of, expert_of, stored_name
+from edgemoe.conversion.places import Place, part_ranges, tensor_places
 from edgemoe.conversion.source import Source, TensorInfo
 from edgemoe.errors import SourceError
 from edgemoe.kernels.formats import PANEL_ROWS, Format, panel_count
 from edgemoe.model.spec import ModelSpec, MoeSpec
-from edgemoe.store.manifest import Manifest, record_name
+from edgemoe.store.manifest import Manifest
 from edgemoe.store.planning import ExpertPlan, plan_store
-
-SLICE_WEIGHTS = 1 << 20
-"""Weights that are read and encoded at once."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One tensor of the model on its way: from a slice of the checkpoint to panels in a file of the store."""
+    """One tensor of the model on its way: from a slice of the checkpoint to its place in the store."""
 
     number: int
     name: str
-    part: str
-    """The record or resident tensor that it is part of: what a checksum is taken of."""
     kind: str
     """Its class, for the statistics."""
     source: SourceSlice
-    rows: int
-    columns: int
-    format: Format | None
-    file: str
-    offset: int
-    panel_stride: int
-    """Bytes from one panel to the next: gate and up are interleaved."""
-
-    @property
-    def panel_bytes(self) -> int:
-        return self.format.panel_bytes(self.columns) if self.format else 0
-
-    @property
-    def stored_bytes(self) -> int:
-        return self.format.matrix_bytes(self.rows, self.columns) if self.format else 4 * self.rows
-
-    def row_slices(self) -> Iterator[tuple[int, int]]:
-        """The rows in steps of whole panels and about `SLICE_WEIGHTS` weights."""
-        step = max(PANEL_ROWS, SLICE_WEIGHTS // self.columns // PANEL_ROWS * PANEL_ROWS)
-        for start in range(0, self.rows, step):
-            yield start, min(start + step, self.rows)
+    place: Place
 
 
 @dataclass(frozen=True)
@@ -92,7 +68,7 @@ def plan_conversion(source: Source, experts: str | None, dense: str | None, prov
     shapes = spec.tensors()
     formats = choose_formats(shapes, {name: infos[places[name].tensor].dtype for name in shapes}, experts, dense)
     manifest = _plan_manifest(spec, shapes, formats, provenance)
-    targets = _targets(manifest)
+    stored = tensor_places(manifest, shapes)
     order = {name: number for number, name in enumerate(infos)}
     shards = {name: number for number, name in enumerate(source.shards())}
 
@@ -102,15 +78,15 @@ def plan_conversion(source: Source, experts: str | None, dense: str | None, prov
         return shard, order[place.tensor], place.index or 0, place.row_start
 
     pieces = tuple(
-        _piece(number, name, shapes[name], formats[name], places[name], targets)
+        Piece(number, name, class_of(name, shapes[name]), places[name], stored[name])
         for number, name in enumerate(sorted(shapes, key=reading_order))
     )
     for piece in pieces:
         _check_slice(piece, infos[piece.source.tensor])
     counts: dict[str, int] = {}
     for piece in pieces:
-        counts[piece.part] = counts.get(piece.part, 0) + 1
-    parts = {name: Part(file, offset, size, counts[name]) for name, (file, offset, size, _) in targets.items()}
+        counts[piece.place.part] = counts.get(piece.place.part, 0) + 1
+    parts = {name: Part(*part, counts[name]) for name, part in part_ranges(manifest).items()}
     return Plan(manifest, pieces, parts)
 
 
@@ -138,49 +114,14 @@ def _plan_manifest(
     return plan_store(spec.to_json(), list(resident.values()), experts, provenance)
 
 
-def _targets(manifest: Manifest) -> dict[str, tuple[str, int, int, int]]:
-    """Of each part of the store: file, offset, bytes, and for a record the offset of `down` in it."""
-    targets = {t.name: (manifest.resident_file.name, t.offset, t.bytes, 0) for t in manifest.resident}
-    for number, layer in enumerate(manifest.expert_layers):
-        for expert, place in enumerate(layer.records if layer else ()):
-            assert layer is not None
-            file = manifest.expert_files[place.file].name
-            name = record_name(number, expert)
-            targets[name] = (file, place.offset, layer.record_bytes, layer.layout.down_offset)
-    return targets
-
-
-def _piece(
-    number: int,
-    name: str,
-    shape: tuple[int, ...],
-    fmt: Format | None,
-    place: SourceSlice,
-    targets: Mapping[str, tuple[str, int, int, int]],
-) -> Piece:
-    expert = expert_of(name)
-    part = record_name(expert[0], expert[1]) if expert else stored_name(name)
-    file, offset, _, down_offset = targets[part]
-    columns = shape[1] if len(shape) == 2 else 1
-    panel_bytes = fmt.panel_bytes(columns) if fmt else 0
-    last = name.rpartition(".")[2]
-    interleaved = last in ("gate", "up")
-    if last == "up":
-        offset += panel_bytes
-    elif expert and last == "down":
-        offset += down_offset
-    stride = panel_bytes * 2 if interleaved else panel_bytes
-    return Piece(number, name, part, class_of(name, shape), place, shape[0], columns, fmt, file, offset, stride)
-
-
 def _check_slice(piece: Piece, info: TensorInfo) -> None:
     """Hold what the family's table says against the shape that the checkpoint has."""
     shape = info.shape if piece.source.index is None else info.shape[1:]
-    expected_dimensions = 1 if piece.format is None else 2
-    fits = piece.source.row_stop - piece.source.row_start == piece.rows and len(shape) == expected_dimensions
-    if not fits or (len(shape) == 2 and shape[1] != piece.columns):
+    expected_dimensions = 1 if piece.place.format is None else 2
+    fits = piece.source.row_stop - piece.source.row_start == piece.place.rows and len(shape) == expected_dimensions
+    if not fits or (len(shape) == 2 and shape[1] != piece.place.columns):
         raise SourceError(
-            f"{piece.source.tensor}: expected {piece.rows} rows of {piece.columns} for {piece.name},"
+            f"{piece.source.tensor}: expected {piece.place.rows} rows of {piece.place.columns} for {piece.name},"
             f" found {info.shape}.",
             "Was the checkpoint altered? Download it again.",
         )

@@ -44,9 +44,9 @@ class Transfer:
         resumed = 0
         for piece in plan.pieces:
             if piece.number in journal.errors:
-                self._pieces_left[piece.part] -= 1
-                resumed += piece.stored_bytes
-        total = sum(piece.stored_bytes for piece in plan.pieces)
+                self._pieces_left[piece.place.part] -= 1
+                resumed += piece.place.stored_bytes
+        total = sum(piece.place.stored_bytes for piece in plan.pieces)
         self._meter = ProgressMeter(progress, total, resumed)
         self._errors: dict[int, tuple[float, float]] = {}
         self._checksums: dict[str, str] = {}
@@ -78,7 +78,7 @@ class Transfer:
                 first = piece.source.row_start + start
                 last = piece.source.row_start + stop
                 rows = self._source.read_rows(piece.source.tensor, piece.source.index, first, last)
-                window.append((piece, start, stop, pool.submit(encode, rows, piece.format, piece.source.tensor)))
+                window.append((piece, start, stop, pool.submit(encode, rows, piece.place.format, piece.source.tensor)))
             while window:
                 self._write(shard, *window.popleft())
         finally:
@@ -87,30 +87,30 @@ class Transfer:
 
     def _write(self, shard: str, piece: Piece, start: int, stop: int, future: Future[Encoded]) -> None:
         encoded = future.result()
-        if piece.format is None:
-            self._writer.write(piece.file, piece.offset + 4 * start, encoded.data)
+        if piece.place.format is None:
+            self._writer.write(piece.place.file, piece.place.offset + 4 * start, encoded.data)
         else:
-            offset = piece.offset + start // PANEL_ROWS * piece.panel_stride
+            offset = piece.place.offset + start // PANEL_ROWS * piece.place.panel_stride
             self._write_panels(piece, offset, encoded.data)
         error, weight = self._errors.get(piece.number, (0.0, 0.0))
         self._errors[piece.number] = (error + encoded.squared_error, weight + encoded.squared_weight)
         self._unnoted_bytes += len(encoded.data)
         self._meter.advance(shard, len(encoded.data))
-        if stop == piece.rows:
+        if stop == piece.place.rows:
             self._end_piece(piece)
 
     def _write_panels(self, piece: Piece, offset: int, data: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
-        if piece.panel_stride == piece.panel_bytes:
-            self._writer.write(piece.file, offset, data)
+        if piece.place.panel_stride == piece.place.panel_bytes:
+            self._writer.write(piece.place.file, offset, data)
             return
-        for panel in data.reshape(-1, piece.panel_bytes):
-            self._writer.write(piece.file, offset, panel)
-            offset += piece.panel_stride
+        for panel in data.reshape(-1, piece.place.panel_bytes):
+            self._writer.write(piece.place.file, offset, panel)
+            offset += piece.place.panel_stride
 
     def _end_piece(self, piece: Piece) -> None:
-        self._pieces_left[piece.part] -= 1
-        if not self._pieces_left[piece.part]:
-            self._take_checksum(piece.part)
+        self._pieces_left[piece.place.part] -= 1
+        if not self._pieces_left[piece.place.part]:
+            self._take_checksum(piece.place.part)
         if self._unnoted_bytes >= CHECKPOINT_BYTES:
             self._checkpoint()
 
@@ -141,13 +141,13 @@ class Transfer:
         return {kind: self._statistics_of(pieces) for kind, pieces in sorted(classes.items())}
 
     def _statistics_of(self, pieces: list[Piece]) -> dict[str, Any]:
-        parameters = sum(piece.rows * piece.columns for piece in pieces)
-        stored_bytes = sum(piece.stored_bytes for piece in pieces)
+        parameters = sum(piece.place.rows * piece.place.columns for piece in pieces)
+        stored_bytes = sum(piece.place.stored_bytes for piece in pieces)
         sums = [self._journal.errors[piece.number] for piece in pieces]
         error, weight = math.fsum(e for e, _ in sums), math.fsum(w for _, w in sums)
         relative_error = math.sqrt(error / weight) if weight else 0.0
         return {
-            "formats": sorted({piece.format.name if piece.format else "f32" for piece in pieces}),
+            "formats": sorted({piece.place.format.name if piece.place.format else "f32" for piece in pieces}),
             "parameters": parameters,
             "bytes": stored_bytes,
             "bits_per_weight": round(8 * stored_bytes / parameters, 4),
@@ -157,5 +157,5 @@ class Transfer:
 
 def _steps(pieces: list[Piece]) -> Iterator[tuple[Piece, int, int]]:
     for piece in pieces:
-        for start, stop in piece.row_slices():
+        for start, stop in piece.place.row_slices():
             yield piece, start, stop

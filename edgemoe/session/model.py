@@ -23,7 +23,7 @@ from edgemoe.session.held_tokens import HeldTokens
 from edgemoe.session.model_files import read_json_object
 from edgemoe.session.sampler import SamplingOptions
 from edgemoe.session.template import ChatTemplate
-from edgemoe.session.tokenizer import Tokenizer, check_token_ids, load_library_tokenizer, stop_ids
+from edgemoe.session.tokenizer import Tokenizer, check_token_ids, has_tokenizer, load_library_tokenizer, stop_ids
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,6 +66,7 @@ class GenerationResult:
 class Model:
     """An engine with its tokenizer and chat template. Close it, or use it in a `with`.
 
+    A store without a tokenizer has ids only: `logits` and `generate` work, and what needs text raises StoreError.
     It holds one sequence: `logits`, `generate` and chats share its KV cache, and each computes again what
     another has replaced. Not to be used from several threads at once.
     """
@@ -117,6 +118,7 @@ class Model:
 
     def encode_chat(self, text: str, system: str | None = None) -> list[int]:
         """The ids of a conversation's beginning: one user message, in the model's chat template."""
+        self.tokenizer.require()
         check_text_fits(text, self.tokenizer, self.engine.context_length)
         messages = [{"role": "system", "content": system}] if system else []
         return self.tokenizer.encode(self.template.render([*messages, {"role": "user", "content": text}]))
@@ -164,7 +166,8 @@ class Model:
         options: SamplingOptions | None = None,
         max_tokens: int | None = None,
     ) -> ChatSession:
-        """A new conversation, sampling as the checkpoint asks to unless told otherwise."""
+        """A new conversation, sampling as the checkpoint asks to unless told otherwise. Raises StoreError."""
+        self.tokenizer.require()
         return ChatSession(
             self.held, self.tokenizer, self.template, options or self.default_sampling, max_tokens, system
         )
@@ -203,7 +206,8 @@ def load(
         raise UsageError(f"threads: expected 1 or more, found {threads}.", "Leave it out to use all cores.")
     folder = find_model(path)
     # The tokenizer first, so that the memory plan, which measures the interpreter, counts it.
-    library_tokenizer = load_library_tokenizer(folder)
+    # Where the manifest says that there is one, opening the store says that it is missing.
+    library_tokenizer = load_library_tokenizer(folder) if has_tokenizer(folder) else None
     engine = open_engine(folder, ram, threads, context_length)
     try:
         stops = stop_ids(folder, library_tokenizer)

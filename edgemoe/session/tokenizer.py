@@ -15,6 +15,7 @@ from edgemoe.session.template import special_tokens
 if TYPE_CHECKING:
     import tokenizers
 
+TOKENIZER_NAME = "tokenizer.json"
 TOKENIZER_LIMIT_BYTES = 64 << 20
 ENCODE_LIMIT_SECONDS = 30.0
 HELD_TOKENS = 32
@@ -24,12 +25,30 @@ Result = TypeVar("Result")
 
 
 class Tokenizer:
-    """A tokenizer, and the tokens that end an answer."""
+    """A tokenizer, and the tokens that end an answer.
 
-    def __init__(self, library_tokenizer: tokenizers.Tokenizer, vocabulary: int, stop_ids: frozenset[int]):
+    A store may have none (random weights have none): then there are ids without text, and whatever needs text
+    raises StoreError.
+    """
+
+    def __init__(self, library_tokenizer: tokenizers.Tokenizer | None, vocabulary: int, stop_ids: frozenset[int]):
         self._tokenizer = library_tokenizer
         self.vocabulary = vocabulary
         self.stop_ids = stop_ids
+
+    @property
+    def has_text(self) -> bool:
+        """Whether ids stand for text."""
+        return self._tokenizer is not None
+
+    def require(self) -> tokenizers.Tokenizer:
+        """The library's tokenizer. Raises StoreError where the store has none."""
+        if self._tokenizer is None:
+            raise StoreError(
+                "this model has no tokenizer (tokenizer.json), so it can neither read nor write text.",
+                "Give it token ids, from Python; a model that was converted from a checkpoint has one.",
+            )
+        return self._tokenizer
 
     @classmethod
     def load(cls, folder: Path, vocabulary: int) -> Tokenizer:
@@ -41,8 +60,10 @@ class Tokenizer:
         """The ids of a text. `special_tokens` adds what the tokenizer puts around a plain text (such as BOS).
 
         Markers like `<|im_start|>` in the text become their tokens either way, as chat templates need.
-        Raises UsageError for a text that is not Unicode or takes too long, StoreError for ids beyond the vocabulary.
+        Raises UsageError for a text that is not Unicode or takes too long, StoreError for ids beyond the vocabulary
+        and where there is no tokenizer.
         """
+        tokenizer = self.require()
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -53,7 +74,7 @@ class Tokenizer:
         ids: list[int] = _within(
             ENCODE_LIMIT_SECONDS,
             # only the batch call lets other threads run meanwhile, so that the time can be limited
-            lambda: self._tokenizer.encode_batch([text], add_special_tokens=special_tokens)[0].ids,
+            lambda: tokenizer.encode_batch([text], add_special_tokens=special_tokens)[0].ids,
         )
         if ids and max(ids) >= self.vocabulary:
             raise StoreError(
@@ -63,9 +84,9 @@ class Tokenizer:
         return ids
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """The text of the ids. Raises UsageError for an id outside the vocabulary."""
+        """The text of the ids. Raises UsageError for an id outside the vocabulary, StoreError without a tokenizer."""
         check_token_ids(token_ids, self.vocabulary)
-        return self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        return self.require().decode(list(token_ids), skip_special_tokens=skip_special_tokens)
 
 
 def check_token_ids(token_ids: Sequence[int], vocabulary: int) -> None:
@@ -78,11 +99,16 @@ def check_token_ids(token_ids: Sequence[int], vocabulary: int) -> None:
             )
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a model folder has a tokenizer.json; whether it ought to have one, its manifest says."""
+    return (folder / TOKENIZER_NAME).exists()
+
+
 def load_library_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     """The tokenizer.json of a folder. Raises StoreError where it is missing, too large or does not load."""
     import tokenizers
 
-    path = folder / "tokenizer.json"
+    path = folder / TOKENIZER_NAME
     text = read_text(path, TOKENIZER_LIMIT_BYTES)
     try:
         tokenizer = tokenizers.Tokenizer.from_str(text)
@@ -104,6 +130,7 @@ class Detokeniser:
 
     A character whose bytes are spread over several tokens comes out whole with the last of them. Each
     piece is found by decoding a few ids before it too, as some decoders drop the space that begins a text.
+    Without a tokenizer all pieces are empty.
     """
 
     def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:
@@ -114,6 +141,8 @@ class Detokeniser:
 
     def push(self, token: int) -> str:
         """The text that this token completes; may be empty."""
+        if not self._tokenizer.has_text:
+            return ""
         self._ids.append(token)
         return self._take(last=len(self._ids) - self._done >= HELD_TOKENS)
 
@@ -132,7 +161,7 @@ class Detokeniser:
         return text[len(before) :]
 
 
-def stop_ids(folder: Path, tokenizer: tokenizers.Tokenizer) -> frozenset[int]:
+def stop_ids(folder: Path, tokenizer: tokenizers.Tokenizer | None) -> frozenset[int]:
     """The ids that end an answer: generation_config.json's, or config.json's, and the tokenizer's own."""
     ids: set[int] = set()
     for name in ("generation_config.json", "config.json"):
@@ -142,7 +171,7 @@ def stop_ids(folder: Path, tokenizer: tokenizers.Tokenizer) -> frozenset[int]:
         if ids:
             break
     eos = special_tokens(read_json_object(folder / "tokenizer_config.json", required=False)).get("eos_token")
-    if eos is not None:
+    if eos is not None and tokenizer is not None:
         token = tokenizer.token_to_id(eos)
         ids |= set() if token is None else {token}
     return frozenset(ids)

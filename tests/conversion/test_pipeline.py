@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgemoe.architectures import resolve
-from edgemoe.conversion import encoding, pipeline, plan
+from edgemoe.architectures import checkpoint_shapes, resolve
+from edgemoe.conversion import encoding, pipeline, places
 from edgemoe.conversion.journal import Journal
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.conversion.progress import Progress
@@ -106,7 +106,7 @@ def test_the_bytes_do_not_depend_on_how_the_rows_are_cut(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = folder_bytes(convert_checkpoint(str(checkpoint), tmp_path / "whole"))
-    monkeypatch.setattr(plan, "SLICE_WEIGHTS", 1)
+    monkeypatch.setattr(places, "SLICE_WEIGHTS", 1)
     cut = folder_bytes(convert_checkpoint(str(checkpoint), tmp_path / "cut"))
     assert {name: cut[name] for name in cut if name != "edgemoe.json"} == {
         name: whole[name] for name in whole if name != "edgemoe.json"
@@ -335,8 +335,6 @@ class QuantisedSource:
 
     def __init__(self, dtype_of: Any) -> None:
         self.config: Mapping[str, Any] = dict(SMALL_MIXTRAL, intermediate_size=96)
-        from tests.support.checkpoints import checkpoint_shapes
-
         generator = np.random.default_rng(5)
         self.blocks: dict[str, Any] = {}
         self._infos = {}

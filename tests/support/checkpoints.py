@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from edgemoe.architectures import FAMILIES, model_spec
-from edgemoe.architectures.table import _expand, _size
+from edgemoe.architectures import checkpoint_shapes
 from edgemoe.store.headers import build_header
 
 SMALL_MIXTRAL: dict[str, Any] = {
@@ -32,22 +31,6 @@ SMALL_MIXTRAL: dict[str, Any] = {
 
 ELEMENT_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
 _ROWS_AT_ONCE = 1 << 20
-
-
-def checkpoint_shapes(config: Mapping[str, Any], *, stacked: bool = False) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors; with `stacked` all experts of a layer in one, where the family can."""
-    spec = model_spec(config)
-    wanted = spec.tensors()
-    shapes: dict[str, tuple[int, ...]] = {}
-    seen: set[str] = set()
-    table = FAMILIES[str(config["model_type"])].TENSORS
-    for row in sorted(table, key=lambda row: (len(row.shape) == 3) != stacked):
-        for source, slices, sizes in _expand(row, spec):
-            if slices.keys() <= wanted.keys() and not slices.keys() & seen:
-                seen |= slices.keys()
-                shapes[source] = tuple(_size(symbol, sizes) for symbol in row.shape)
-    assert seen == wanted.keys()
-    return shapes
 
 
 def random_values(count: int, dtype: str, generator: np.random.Generator) -> bytes:

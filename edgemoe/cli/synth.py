@@ -1,0 +1,57 @@
+"""`edgemoe synth`: a store of random weights in a real model's shape."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgemoe.cli import options as shared
+from edgemoe.cli.convert import FORMATS_HELP, Report
+from edgemoe.conversion.shapes import SHAPES
+
+
+def synth(
+    shape: Annotated[str, typer.Argument(metavar="SHAPE", help=f"One of {', '.join(SHAPES)}.")],
+    destination: Annotated[Path, typer.Argument(metavar="DEST", help="The store's folder, to be made.")],
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Decides the weights.")] = 0,
+    experts: Annotated[
+        str | None,
+        typer.Option("--experts", metavar="FORMAT", help=f"Format of the experts: {FORMATS_HELP}.", show_default="q4"),
+    ] = None,
+    dense: Annotated[
+        str | None,
+        typer.Option(
+            "--dense", metavar="FORMAT", help="Format of the matrices that every token needs.", show_default="q8"
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Discard unfinished work of another shape, seed or options.")
+    ] = False,
+    debug: shared.DebugOption = False,
+) -> None:
+    """Make a store of random weights in a real model's shape, to measure with. It has no tokenizer.
+
+    Interrupted, the same command goes on where it was.
+    """
+    from edgemoe.cli.render import ProgressBar
+    from edgemoe.conversion.synthetic import synthesise
+    from edgemoe.model.memory import format_size
+    from edgemoe.store.reader import Store
+
+    try:
+        with ProgressBar("making") as bar:
+            path = synthesise(
+                shape,
+                destination,
+                seed=seed,
+                experts=experts,
+                dense=dense,
+                force=force,
+                progress=Report(bar, "making").conversion,
+            )
+    except KeyboardInterrupt:
+        typer.echo("interrupted: the same command goes on where it was.", err=True)
+        raise
+    typer.echo(f"{destination}: {format_size(Store.open(path).manifest.total_bytes)} of random weights.")

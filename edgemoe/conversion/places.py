@@ -1,0 +1,84 @@
+"""Where each tensor of a model lies in a store, by its own name: gate and up apart, an expert's matrices apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from edgemoe.conversion.formats import expert_of, stored_name
+from edgemoe.kernels.formats import PANEL_ROWS, Format
+from edgemoe.store.manifest import Manifest, record_name
+
+SLICE_WEIGHTS = 1 << 20
+"""Weights that are read and encoded at once."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A tensor in a file of a store: panels of `format`, or (None) float32 elements.
+
+    `part` is the record or resident tensor that it is part of: what a checksum is taken of.
+    """
+
+    part: str
+    file: str
+    offset: int
+    rows: int
+    columns: int
+    format: Format | None
+    panel_stride: int
+    """Bytes from one panel to the next: gate and up are interleaved."""
+
+    @property
+    def panel_bytes(self) -> int:
+        return self.format.panel_bytes(self.columns) if self.format else 0
+
+    @property
+    def stored_bytes(self) -> int:
+        return self.format.matrix_bytes(self.rows, self.columns) if self.format else 4 * self.rows
+
+    def row_slices(self, multiple: int = PANEL_ROWS) -> Iterator[tuple[int, int]]:
+        """The rows in steps of a multiple of whole panels and about `SLICE_WEIGHTS` weights."""
+        step = max(multiple, SLICE_WEIGHTS // self.columns // multiple * multiple)
+        for start in range(0, self.rows, step):
+            yield start, min(start + step, self.rows)
+
+
+def part_ranges(manifest: Manifest) -> dict[str, tuple[str, int, int]]:
+    """File, offset and bytes of each part of a store: every resident tensor, and every expert's record."""
+    ranges = {t.name: (manifest.resident_file.name, t.offset, t.bytes) for t in manifest.resident}
+    for number, layer in enumerate(manifest.expert_layers):
+        for expert, place in enumerate(layer.records if layer else ()):
+            assert layer is not None
+            file = manifest.expert_files[place.file].name
+            ranges[record_name(number, expert)] = (file, place.offset, layer.record_bytes)
+    return ranges
+
+
+def tensor_places(manifest: Manifest, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Place]:
+    """Where the tensors of a model lie, whose names and shapes are those of `ModelSpec.tensors`."""
+    ranges = part_ranges(manifest)
+    formats = {tensor.name: tensor.format for tensor in manifest.resident}
+    places = {}
+    for name, shape in shapes.items():
+        expert, last = expert_of(name), name.rpartition(".")[2]
+        part = record_name(expert[0], expert[1]) if expert else stored_name(name)
+        file, offset, _ = ranges[part]
+        fmt = _expert_format(manifest, expert[0], last) if expert else formats[part]
+        columns = shape[1] if len(shape) == 2 else 1
+        panel_bytes = fmt.panel_bytes(columns) if fmt else 0
+        if last == "up":
+            offset += panel_bytes
+        elif expert and last == "down":
+            layer = manifest.expert_layers[expert[0]]
+            assert layer is not None
+            offset += layer.layout.down_offset
+        stride = panel_bytes * 2 if last in ("gate", "up") else panel_bytes
+        places[name] = Place(part, file, offset, shape[0], columns, fmt, stride)
+    return places
+
+
+def _expert_format(manifest: Manifest, layer: int, matrix: str) -> Format:
+    experts = manifest.expert_layers[layer]
+    assert experts is not None
+    return experts.layout.down_format if matrix == "down" else experts.layout.gate_up_format

@@ -1,0 +1,177 @@
+"""Random weights of a named shape as a checkpoint: benchmarks need a model's arithmetic, not what it learned.
+
+Every row of every tensor follows from the seed by itself (a counter-based generator), so rows can be had in any
+order, and an interrupted conversion goes on to the same bytes.
+
+Weights have a mean of exactly zero by construction: with any other, a part of every hidden state would be the same
+for all tokens, and all of them would be routed to the same experts. A matrix has the variance 1 / columns, so that
+it hands on what it is given at about the same size; vectors are norms, and 1. Where q8, q4 or q4m are wanted the
+blocks themselves are drawn, and nothing is searched or rounded.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgemoe.architectures import checkpoint_shapes, model_spec, resolve
+from edgemoe.conversion.formats import DEFAULT_DENSE, DEFAULT_EXPERTS, check_option, choose_formats
+from edgemoe.conversion.pipeline import convert_source
+from edgemoe.conversion.progress import Callback
+from edgemoe.conversion.shapes import SHAPES
+from edgemoe.conversion.source import BLOCK_FORMATS, Rows, TensorInfo
+from edgemoe.errors import UsageError
+from edgemoe.kernels.formats import FORMATS, Blocks, Format, group_count
+
+GENERATOR = 1
+"""Counts up when the same seed begins to give other weights."""
+
+_COUNTER_BYTES = 32
+"""What the generator gives for each step of its counter."""
+
+_DTYPES = {name: dtype for dtype, name in BLOCK_FORMATS.items()}
+
+
+def synthesise(
+    shape: str,
+    destination: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    experts: str | None = None,
+    dense: str | None = None,
+    force: bool = False,
+    progress: Callback | None = None,
+) -> Path:
+    """A store of random weights in the shape of that name (`SHAPES`) at `destination`; returns its path.
+
+    `experts` and `dense` name formats, by default q4 and q8. Interruptions, a full disk, `force` and what stands at
+    the destination are treated as by `convert_checkpoint`. Raises UsageError or StoreError.
+    """
+    experts, dense = experts or DEFAULT_EXPERTS, dense or DEFAULT_DENSE
+    check_option("--experts", experts)
+    check_option("--dense", dense)
+    source = SyntheticSource(shape, seed, experts, dense)
+    return convert_source(
+        lambda downloads: source, destination, experts=experts, dense=dense, force=force, progress=progress
+    )
+
+
+class SyntheticSource:
+    """A checkpoint of random weights (see `Source`). Raises UsageError where there is no such shape."""
+
+    def __init__(self, shape: str, seed: int, experts: str, dense: str) -> None:
+        if shape not in SHAPES:
+            raise UsageError(f"{shape!r}: there is no such shape; expected one of {', '.join(SHAPES)}.")
+        self.name = f"random weights of {shape}, seed {seed}"
+        self.config: Mapping[str, Any] = SHAPES[shape]
+        identity = [GENERATOR, seed, experts, dense, dict(self.config)]
+        self.fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        self._seed = seed
+        spec = model_spec(self.config)
+        shapes = checkpoint_shapes(self.config)
+        formats = choose_formats(spec.tensors(), dict.fromkeys(spec.tensors(), "F32"), experts, dense)
+        self._tensors: dict[str, TensorInfo] = {}
+        self._deviations: dict[str, float] = {}
+        for name, place in resolve(self.config, shapes).items():
+            layer = name.split(".")[1] if name.startswith("layers.") else None
+            shard = f"layer {layer}" if layer else "embedding and head"
+            chosen = formats[name]
+            dtype = _DTYPES.get(chosen.name, "F32") if chosen else "F32"
+            self._tensors[place.tensor] = TensorInfo(shapes[place.tensor], dtype, shard)
+            # As its own head, an embedding is a matrix like any other; else a token enters with the variance 1.
+            enters = name == "embedding" and not spec.tied_embeddings
+            self._deviations[place.tensor] = (
+                1 / spec.embedding_scale if enters else 1 / math.sqrt(shapes[place.tensor][-1])
+            )
+
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        return self._tensors
+
+    def shards(self) -> Sequence[str]:
+        return list(dict.fromkeys(info.shard for info in self._tensors.values()))
+
+    def read_rows(self, tensor: str, index: int | None, row_start: int, row_stop: int) -> Rows:
+        info = self._tensors[tensor]
+        if len(info.shape) == 1:
+            return np.ones(row_stop - row_start, np.float32)
+        rows, columns = slice(row_start, row_stop), info.shape[-1]
+        key = f"{self._seed} {tensor} {index}"
+        deviation = self._deviations[tensor]
+        if info.dtype not in BLOCK_FORMATS:
+            return _draw_floats(key, rows, columns, deviation)
+        return _draw_blocks(key, rows, columns, deviation, FORMATS[BLOCK_FORMATS[info.dtype]])
+
+    def release(self, shard: str) -> None:
+        """Nothing to delete."""
+
+    def side_files(self) -> Mapping[str, bytes | Path]:
+        return {}
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _draw_bytes(key: str, rows: slice, row_bytes: int) -> npt.NDArray[np.uint8]:
+    """Random bytes `(rows, row_bytes)`, the same for a row whichever rows are drawn with it.
+
+    Source: Philox 4x64, Salmon et al. 2011, as NumPy has it.
+    """
+    steps = -(-row_bytes // _COUNTER_BYTES)
+    number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "little")
+    generator = np.random.Philox(key=number, counter=rows.start * steps)
+    count = rows.stop - rows.start
+    words = generator.random_raw(count * steps * (_COUNTER_BYTES // 8))
+    drawn: npt.NDArray[np.uint8] = np.asarray(words).view(np.uint8).reshape(count, steps * _COUNTER_BYTES)
+    return drawn[:, :row_bytes]
+
+
+def _draw_floats(key: str, rows: slice, columns: int, deviation: float) -> npt.NDArray[np.float32]:
+    """Evenly distributed weights of that standard deviation: each of 65536 values, half of them below zero."""
+    drawn = np.ascontiguousarray(_draw_bytes(key, rows, 2 * columns)).view(np.uint16)
+    step = np.float32(deviation * math.sqrt(12) / 65536)
+    return (drawn.astype(np.float32) - np.float32(32767.5)) * step
+
+
+def _draw_blocks(key: str, rows: slice, columns: int, deviation: float, fmt: Format) -> Blocks:
+    """Blocks of weights of that standard deviation: normal within a group, with scales that differ from group to group.
+
+    Scales are whole numbers of at most seven bits times a power of two, so that q4m's minimum of -7.5 scales, which
+    makes its mean zero, is a float16 exactly.
+    """
+    table, level_deviation = _levels(fmt.name)
+    stored = _draw_bytes(key + " values", rows, columns).tobytes().translate(table)
+    values = np.frombuffer(stored, np.int8 if fmt.name == "q8" else np.uint8).reshape(-1, columns)
+    mantissa, exponent = math.frexp(deviation / level_deviation)
+    middle = round(mantissa * 64)  # 32 to 64
+    spread = (_draw_bytes(key + " scales", rows, group_count(columns)) & 31).astype(np.float32) - 16
+    scales = np.ldexp(middle + spread, exponent - 6).astype(np.float16)
+    minimums = scales * np.float16(-7.5) if fmt.has_minimums else None
+    return Blocks(fmt, values, scales, minimums)
+
+
+@functools.cache
+def _levels(format_name: str) -> tuple[bytes, float]:
+    """The stored integer that each byte stands for, and the standard deviation of a weight whose scale is 1.
+
+    Bytes are equal parts of a normal distribution, from its lowest to its highest; the two of the same distance from
+    the middle stand for weights of opposite sign.
+    """
+    normal = statistics.NormalDist()
+    quantiles = np.array([normal.inv_cdf((byte + 0.5) / 256) for byte in range(256)])
+    quantiles /= quantiles[-1]
+    if format_name == "q4m":
+        nibbles = np.floor(8 + 7.5 * quantiles)
+        return nibbles.astype(np.uint8).tobytes(), float(np.std(nibbles))
+    whole = np.rint(quantiles * (127 if format_name == "q8" else 7))
+    stored = whole.astype(np.int8) if format_name == "q8" else (whole + 8).astype(np.uint8)
+    return stored.tobytes(), float(np.std(whole))

@@ -1,0 +1,168 @@
+"""Random weights: reproducible row by row, of zero mean, and such that a model of them behaves like one."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import edgemoe
+from edgemoe.architectures import model_spec
+from edgemoe.conversion.shapes import SHAPES
+from edgemoe.conversion.source import Rows
+from edgemoe.conversion.synthetic import SyntheticSource, synthesise
+from edgemoe.errors import StoreError, UsageError
+from edgemoe.kernels.formats import FORMATS, Blocks, dequantise
+from edgemoe.store.reader import Store
+from edgemoe.store.verification import verify_store
+from tests.architectures import published
+from tests.support.checkpoints import folder_bytes
+from tests.support.stores import store_weights
+
+EMBEDDING = "model.embed_tokens.weight"
+EXPERT = "model.layers.1.mlp.experts.5.down_proj.weight"
+ROUTER = "model.layers.0.mlp.gate.weight"
+
+
+def numbers(rows: Rows) -> np.ndarray[Any, Any]:
+    return dequantise(rows) if isinstance(rows, Blocks) else rows
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return synthesise("tiny", tmp_path_factory.mktemp("synth") / "tiny")
+
+
+@pytest.mark.parametrize(
+    ("shape", "config"),
+    [
+        ("olmoe-1b-7b", published.OLMOE_1B_7B),
+        ("qwen3-30b-a3b", published.QWEN3_30B_A3B),
+        ("mixtral-8x7b", published.MIXTRAL_8X7B),
+        ("granite-3b-a800m", published.GRANITE_3B_A800M),
+    ],
+)
+def test_shapes_are_those_of_the_published_models(shape: str, config: dict[str, Any]) -> None:
+    assert model_spec(SHAPES[shape]) == model_spec(config)
+
+
+@pytest.mark.parametrize("experts", FORMATS)
+@pytest.mark.parametrize("tensor", [EMBEDDING, EXPERT, ROUTER])
+def test_rows_are_the_same_in_any_order_and_other_with_another_seed(experts: str, tensor: str) -> None:
+    source = SyntheticSource("tiny", 3, experts, "q4m")
+    rows = source.tensors()[tensor].shape[0]
+    whole = numbers(source.read_rows(tensor, None, 0, rows))
+    cuts = [*range(0, rows, 7), rows]
+    pieces = [numbers(source.read_rows(tensor, None, *cut)) for cut in reversed([*itertools.pairwise(cuts)])]
+    np.testing.assert_array_equal(np.concatenate(pieces[::-1]), whole)
+    for other in (SyntheticSource("tiny", 4, experts, "q4m"), SyntheticSource("tiny", -3, experts, "q4m")):
+        assert not np.array_equal(numbers(other.read_rows(tensor, None, 0, rows)), whole)
+
+
+@pytest.mark.parametrize("experts", FORMATS)
+def test_weights_have_no_mean_and_keep_the_size_of_what_they_are_given(experts: str) -> None:
+    source = SyntheticSource("olmoe-1b-7b", 0, experts, "q8")
+    weights = numbers(source.read_rows("model.layers.3.mlp.experts.9.gate_proj.weight", None, 0, 1024))
+    columns = weights.shape[1]
+    assert abs(weights.mean(dtype=np.float64)) < 4 / np.sqrt(columns * weights.size)
+    assert np.all(np.abs(weights.mean(axis=1, dtype=np.float64)) < 6 / columns)
+    assert weights.std() == pytest.approx(columns**-0.5, rel=0.05)
+    assert np.abs(np.corrcoef(weights[:64]) - np.eye(64)).max() < 0.15
+
+
+def test_an_affine_groups_middle_is_zero_to_the_bit() -> None:
+    blocks = SyntheticSource("tiny", 0, "q4m", "q8").read_rows(EXPERT, None, 0, 64)
+    assert isinstance(blocks, Blocks)
+    assert blocks.scales is not None
+    assert blocks.minimums is not None
+    np.testing.assert_array_equal(blocks.minimums.astype(np.float64), blocks.scales.astype(np.float64) * -7.5)
+
+
+def test_rows_of_a_large_tensor_are_had_without_the_rest() -> None:
+    source = SyntheticSource("qwen3-30b-a3b", 0, "q4", "q8")
+    assert source.tensors()[EMBEDDING].shape == (151936, 2048)
+    tracemalloc.start()
+    rows = numbers(source.read_rows(EMBEDDING, None, 151_000, 151_016))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 * rows.nbytes
+
+
+@pytest.mark.parametrize(("experts", "dense"), [(None, None), ("q4m", "q4"), ("f16", "f16"), ("f32", "q4m")])
+def test_a_store_holds_just_what_was_drawn(tmp_path: Path, experts: str | None, dense: str | None) -> None:
+    store = Store.open(synthesise("tiny", tmp_path / "store", experts=experts, dense=dense))
+    assert verify_store(store) == []
+    assert store.dense_format == (dense or "q8")
+    assert store.manifest.quantisation["experts"]["formats"] == [experts or "q4"]
+    source = SyntheticSource("tiny", 0, experts or "q4", dense or "q8")
+    found = store_weights(store)
+    drawn = numbers(source.read_rows(EXPERT, None, 0, 256))
+    exact = drawn.astype(np.float16).astype(np.float32) if experts == "f16" else drawn
+    np.testing.assert_array_equal(found["layers.1.experts.5.down"], exact)
+    np.testing.assert_array_equal(found["layers.0.router"], numbers(source.read_rows(ROUTER, None, 0, 16)))
+    assert np.all(found["layers.2.query_norm"] == 1)
+
+
+def test_tokens_are_routed_to_all_experts_about_evenly(tiny: Path) -> None:
+    ids = np.random.default_rng(0).integers(0, 512, 600).tolist()
+    with edgemoe.load(tiny, threads=1) as model:
+        logits = model.logits(ids)
+        uses = model.engine.expert_uses
+    assert uses.shape == (4, 16)
+    assert np.all(uses.sum(axis=1) == 600 * 4)
+    assert np.all(uses > 0)
+    shares = uses / uses.sum(axis=1, keepdims=True)
+    assert np.all(-(shares * np.log(shares)).sum(axis=1) > 0.95 * np.log(16))
+    assert logits.std() == pytest.approx(1, abs=0.3)
+    assert abs(logits.mean()) < 0.1
+
+
+def test_token_ids_in_token_ids_out_without_a_tokenizer(tiny: Path) -> None:
+    with edgemoe.load(tiny, threads=1, ram="floor") as model:
+        result = model.generate([5, 6, 7], max_tokens=9)
+        assert len(result.token_ids) == 9
+        assert result.finish_reason == "length"
+        assert result.text == ""
+        for ask in (lambda: model.encode("Hi"), lambda: model.encode_chat("Hi"), lambda: model.decode([1]), model.chat):
+            with pytest.raises(StoreError, match="this model has no tokenizer"):
+                ask()
+
+
+def test_unknown_shapes_and_formats_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"'olmo': there is no such shape; expected one of tiny, olmoe-1b-7b, "):
+        synthesise("olmo", tmp_path / "store")
+    with pytest.raises(UsageError, match="--dense: expected one of"):
+        synthesise("tiny", tmp_path / "store", dense="q5")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_of_another_seed_in_the_way_is_refused(tmp_path: Path) -> None:
+    synthesise("tiny", tmp_path / "store")
+    synthesise("tiny", tmp_path / "store")
+    with pytest.raises(UsageError, match=r"source random weights of tiny, seed 0, not random weights of tiny, seed 1"):
+        synthesise("tiny", tmp_path / "store", seed=1)
+
+
+def test_a_full_disk_leaves_nothing_under_the_name_and_the_rest_is_made_later(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = os.pwrite, []
+
+    def fail(*arguments: Any) -> int:
+        calls.append(arguments)
+        if len(calls) > 100:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*arguments)
+
+    monkeypatch.setattr(os, "pwrite", fail)
+    with pytest.raises(StoreError, match="the disk is full"):
+        synthesise("tiny", tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+    monkeypatch.undo()
+    assert folder_bytes(synthesise("tiny", tmp_path / "store")) == folder_bytes(tiny)
