@@ -95,8 +95,10 @@ EM_DECLARE_MATMUL(generic);
 EM_DECLARE_MATMUL(avx2);
 EM_DECLARE_MATMUL(avxvnni);
 EM_DECLARE_MATMUL(avx512);
+EM_DECLARE_MATMUL(neon);
 EM_DECLARE_VECTORS(generic);
 EM_DECLARE_VECTORS(avx2);
+EM_DECLARE_VECTORS(neon);
 
 /* ---- the layout of a matrix (formats.py) ------------------------------------------------------------- */
 

@@ -62,3 +62,28 @@ bool em_cpu_has_avxvnni(void) { return false; }
 bool em_cpu_has_avx512(void) { return false; }
 
 #endif
+
+#if defined(__aarch64__) && defined(__linux__)
+
+#include <sys/auxv.h>
+
+enum { HWCAP_DOT_PRODUCTS = 1 << 20 };
+
+bool em_cpu_has_neon(void) { return getauxval(AT_HWCAP) & HWCAP_DOT_PRODUCTS; }
+
+#elif defined(__aarch64__) && defined(__APPLE__)
+
+#include <stddef.h>
+#include <sys/sysctl.h>
+
+bool em_cpu_has_neon(void) {
+    int has = 0;
+    size_t bytes = sizeof has;
+    return sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &bytes, NULL, 0) == 0 && has;
+}
+
+#else
+
+bool em_cpu_has_neon(void) { return false; }
+
+#endif

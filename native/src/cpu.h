@@ -13,4 +13,7 @@ bool em_cpu_has_avxvnni(void);
 /* AVX-512 F, BW, DQ, VL and VNNI besides AVX2, with the 512-bit registers enabled by the system. */
 bool em_cpu_has_avx512(void);
 
+/* The dot products of bytes (FEAT_DotProd) besides NEON, on 64-bit ARM. */
+bool em_cpu_has_neon(void);
+
 #endif

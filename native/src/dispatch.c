@@ -36,6 +36,9 @@ static const struct {
 #ifdef EDGEMOE_HAVE_AVX2
     {em_cpu_has_avx2, KERNELS_OF("avx2", avx2, avx2)},
 #endif
+#ifdef EDGEMOE_HAVE_NEON
+    {em_cpu_has_neon, KERNELS_OF("neon", neon, neon)},
+#endif
     {NULL, KERNELS_OF("generic", generic, generic)},
 };
 
