@@ -51,6 +51,23 @@ INLINE void unpack(const uint8_t *payload, int quarter, int format, int8x16_t we
     }
 }
 
+/* One activation row's part in a group. */
+typedef struct group_input {
+    int8x16_t low, high; /* columns 0-15 and 16-31 */
+    int32x4_t first;     /* where integer sums begin */
+    float scale, scaled_sum;
+} group_input;
+
+INLINE group_input load_input(const int8_t *values, const em_group *group, int format) {
+    return (group_input){
+        .low = vld1q_s8(values),
+        .high = vld1q_s8(values + 16),
+        .first = format == EM_Q4 ? vnegq_s32(vld1q_dup_s32(&group->sum_times_8)) : vdupq_n_s32(0),
+        .scale = group->scale,
+        .scaled_sum = group->scaled_sum,
+    };
+}
+
 /* Four quads with the 16 activations of their columns. */
 INLINE int32x4_t dot_quads(int32x4_t sums, const int8x16_t weights[QUADS / 2], int8x16_t x) {
     sums = vdotq_laneq_s32(sums, weights[0], x, 0);
@@ -59,10 +76,9 @@ INLINE int32x4_t dot_quads(int32x4_t sums, const int8x16_t weights[QUADS / 2], i
     return vdotq_laneq_s32(sums, weights[3], x, 3);
 }
 
-/* The integer dots of 4 rows with the 32 activations at `x`. */
-INLINE int32x4_t dot_group(const int8x16_t weights[QUADS], const int8_t *x, const em_group *group, int format) {
-    const int32x4_t first = vdupq_n_s32(format == EM_Q4 ? -group->sum_times_8 : 0);
-    return dot_quads(dot_quads(first, weights, vld1q_s8(x)), weights + QUADS / 2, vld1q_s8(x + 16));
+/* The integer dots of 4 rows. */
+INLINE int32x4_t dot_group(const int8x16_t weights[QUADS], group_input in) {
+    return dot_quads(dot_quads(in.first, weights, in.low), weights + QUADS / 2, in.high);
 }
 
 /* The scales and, of q4m, the minimums of 4 rows. */
@@ -81,27 +97,29 @@ INLINE row_numbers load_numbers(const uint8_t *panel, int32_t group_count, int32
 }
 
 /* `sum` and one group's share. */
-INLINE float32x4_t add_group(float32x4_t sum, int32x4_t dots, const em_group *group, row_numbers numbers, int format) {
-    sum = vfmaq_f32(sum, vcvtq_f32_s32(dots), vmulq_n_f32(numbers.scales, group->scale));
-    return format == EM_Q4M ? vfmaq_n_f32(sum, numbers.minimums, group->scaled_sum) : sum;
+INLINE float32x4_t add_group(float32x4_t sum, int32x4_t dots, group_input in, row_numbers numbers, int format) {
+    sum = vfmaq_f32(sum, vcvtq_f32_s32(dots), vmulq_n_f32(numbers.scales, in.scale));
+    return format == EM_Q4M ? vfmaq_n_f32(sum, numbers.minimums, in.scaled_sum) : sum;
 }
 
 /* One activation row times one panel, with prefetches ahead in the stream of panels. */
 INLINE void quantised_row(const uint8_t *panel, const em_activations *x, int32_t row, float *out, int format) {
     const size_t payload_bytes = format == EM_Q8 ? 512 : 256, panel_bytes = em_panel_bytes(format, x->columns);
     const int32_t group_count = x->group_count;
-    const em_group *group = x->groups + (size_t)row * group_count;
+    const em_group *groups = x->groups + (size_t)row * group_count;
     const int8_t *values = x->values + (size_t)row * group_count * EM_GROUP_COLUMNS;
     em_lookahead next = em_look_ahead(panel, group_count, payload_bytes, panel_bytes, GROUPS_AHEAD);
     float32x4_t sums[QUARTERS];
     for (int quarter = 0; quarter < QUARTERS; quarter++) sums[quarter] = vdupq_n_f32(0);
-    for (int32_t g = 0; g < group_count; g++, group++, values += EM_GROUP_COLUMNS) {
+    for (int32_t g = 0; g < group_count; g++) {
         em_prefetch_group(&next, group_count, payload_bytes, panel_bytes, format == EM_Q4M);
+        const group_input in = load_input(values + (size_t)g * EM_GROUP_COLUMNS, groups + g, format);
         for (int quarter = 0; quarter < QUARTERS; quarter++) {
             int8x16_t weights[QUADS];
             unpack(panel + (size_t)g * payload_bytes, quarter, format, weights);
+            const int32x4_t dots = dot_group(weights, in);
             const row_numbers numbers = load_numbers(panel, group_count, g, quarter, format);
-            sums[quarter] = add_group(sums[quarter], dot_group(weights, values, group, format), group, numbers, format);
+            sums[quarter] = add_group(sums[quarter], dots, in, numbers, format);
         }
     }
     for (int quarter = 0; quarter < QUARTERS; quarter++) vst1q_f32(out + quarter * QUARTER_ROWS, sums[quarter]);
@@ -112,20 +130,22 @@ INLINE void add_group_of_rows(const uint8_t *panel, const em_activations *x, int
                               const int32_t *rows, int32_t count, float *out, size_t out_stride, int format) {
     const size_t payload_bytes = format == EM_Q8 ? 512 : 256;
     const int32_t group_count = x->group_count;
+    /* Kept apart from `x`, which for all that the compiler knows the stores below might change. */
+    const em_group *groups = x->groups + g;
+    const int8_t *values = x->values + (size_t)g * EM_GROUP_COLUMNS;
     int8x16_t weights[QUARTERS_TOGETHER][QUADS];
     row_numbers numbers[QUARTERS_TOGETHER];
     for (int i = 0; i < QUARTERS_TOGETHER; i++) {
         unpack(panel + (size_t)g * payload_bytes, first_quarter + i, format, weights[i]);
         numbers[i] = load_numbers(panel, group_count, g, first_quarter + i, format);
     }
-    for (int32_t row = 0; row < count; row++) {
-        const size_t group_index = (size_t)rows[row] * group_count + g;
-        const em_group *group = x->groups + group_index;
-        float *sums = out + (size_t)row * out_stride + first_quarter * QUARTER_ROWS;
+    out += first_quarter * QUARTER_ROWS;
+    for (int32_t row = 0; row < count; row++, out += out_stride) {
+        const size_t at = (size_t)rows[row] * group_count;
+        const group_input in = load_input(values + at * EM_GROUP_COLUMNS, groups + at, format);
         for (int i = 0; i < QUARTERS_TOGETHER; i++) {
-            const int32x4_t dots = dot_group(weights[i], x->values + group_index * EM_GROUP_COLUMNS, group, format);
-            float *sum = sums + i * QUARTER_ROWS;
-            vst1q_f32(sum, add_group(vld1q_f32(sum), dots, group, numbers[i], format));
+            float *sum = out + i * QUARTER_ROWS;
+            vst1q_f32(sum, add_group(vld1q_f32(sum), dot_group(weights[i], in), in, numbers[i], format));
         }
     }
 }
