@@ -14,11 +14,12 @@ from edgemoe.architectures import granitemoe, granitemoeshared, llama, mixtral, 
 from edgemoe.architectures.config import DAMAGED, ConfigReader, show
 from edgemoe.architectures.table import SourceSlice, resolve_tensors
 from edgemoe.architectures.table import checkpoint_shapes as _checkpoint_shapes
+from edgemoe.architectures.table import tied_head as _tied_head
 from edgemoe.architectures.table import unused_tensors as _unused_tensors
 from edgemoe.errors import SourceError
 from edgemoe.model.spec import ModelSpec
 
-__all__ = ["FAMILIES", "SourceSlice", "checkpoint_shapes", "model_spec", "resolve", "unused_tensors"]
+__all__ = ["FAMILIES", "SourceSlice", "checkpoint_shapes", "model_spec", "resolve", "tied_head", "unused_tensors"]
 
 FAMILIES: dict[str, ModuleType] = {
     "granitemoe": granitemoe,
@@ -56,6 +57,14 @@ def checkpoint_shapes(config: Mapping[str, Any], *, stacked: bool = False) -> di
     in one tensor, where the family has such.
     """
     return _checkpoint_shapes(model_spec(config), _family(config).TENSORS, stacked)
+
+
+def tied_head(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> SourceSlice | None:
+    """The head that a checkpoint carries although its config ties it to the embedding, which it must then repeat.
+
+    None where there is no such tensor. Raises SourceError where its shape is not that of the embedding.
+    """
+    return _tied_head(model_spec(config), shapes)
 
 
 def unused_tensors(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:

@@ -60,10 +60,12 @@ def layer_rows(*lines: tuple[str, str, tuple[str, ...]]) -> tuple[Row, ...]:
     return rows(*lines, internal="layers.{layer}.", source="model.layers.{layer}.")
 
 
+HEAD = "lm_head.weight"
+
 FRAME: tuple[Row, ...] = rows(
     ("embedding", "model.embed_tokens.weight", ("vocabulary", "model")),
     ("final_norm", "model.norm.weight", ("model",)),
-    ("head", "lm_head.weight", ("vocabulary", "model")),
+    ("head", HEAD, ("vocabulary", "model")),
 ) + layer_rows(
     ("attention_norm", "input_layernorm.weight", ("model",)),
     ("query", "self_attn.q_proj.weight", ("query", "model")),
@@ -167,12 +169,23 @@ def unused_tensors(spec: ModelSpec, names: Iterable[str]) -> dict[str, str]:
     """The tensors among `names` that the model does not need, each with the reason why that is right."""
     reasons = {}
     for name in names:
-        if name == "lm_head.weight" and spec.tied_embeddings:
+        if name == HEAD and spec.tied_embeddings:
             reasons[name] = TIED_HEAD
         for pattern, reason in HARMLESS_TENSORS:
             if re.fullmatch(pattern, name):
                 reasons[name] = reason
     return reasons
+
+
+def tied_head(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> SourceSlice | None:
+    """The head in a checkpoint that has one beside the embedding to which config.json ties it; None where it has none.
+
+    Raises SourceError where it is of another shape than the embedding.
+    """
+    if not spec.tied_embeddings or HEAD not in shapes:
+        return None
+    _check_shape(HEAD, ("vocabulary", "model"), _sizes(spec, None), shapes[HEAD])
+    return SourceSlice(HEAD, None, 0, spec.vocabulary)
 
 
 def _expand(row: Row, spec: ModelSpec) -> Iterator[tuple[str, dict[str, SourceSlice], dict[str, int]]]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgemoe.architectures import SourceSlice, model_spec, resolve
+from edgemoe.architectures import SourceSlice, model_spec, resolve, tied_head
 from edgemoe.conversion.formats import choose_formats, class_of, expert_of, stored_name
 from edgemoe.conversion.places import Place, part_ranges, tensor_places
 from edgemoe.conversion.source import Source, TensorInfo
@@ -32,6 +32,8 @@ class Piece:
     """Its class, for the statistics."""
     source: SourceSlice
     place: Place
+    repeats: bool = False
+    """Whether the checkpoint has the tensor here a second time: to be held against what is written, not written."""
 
 
 @dataclass(frozen=True)
@@ -64,22 +66,31 @@ def plan_conversion(source: Source, experts: str | None, dense: str | None, prov
     """The plan for a checkpoint. Raises SourceError where the checkpoint is not of a family that we run."""
     infos = source.tensors()
     spec = model_spec(source.config)
-    places = resolve(source.config, {name: info.shape for name, info in infos.items()})
+    found = {name: info.shape for name, info in infos.items()}
+    places = resolve(source.config, found)
+    repeated_head = tied_head(source.config, found)
     shapes = spec.tensors()
     formats = choose_formats(shapes, {name: infos[places[name].tensor].dtype for name in shapes}, experts, dense)
     manifest = _plan_manifest(spec, shapes, formats, provenance)
     stored = tensor_places(manifest, shapes)
     order = {name: number for number, name in enumerate(infos)}
-    shards = {name: number for number, name in enumerate(source.shards())}
+    tensors = [(name, place, False) for name, place in places.items()]
+    first: list[str] = []
+    if repeated_head is not None:
+        # Both come first: a checkpoint that contradicts itself is found out before hours of work.
+        tensors.append(("embedding", repeated_head, True))
+        first = [places["embedding"].tensor, repeated_head.tensor]
+    first_shards = [infos[tensor].shard for tensor in first]
+    shards = {name: number for number, name in enumerate(dict.fromkeys([*first_shards, *source.shards()]))}
 
-    def reading_order(name: str) -> tuple[int, int, int, int]:
-        place = places[name]
-        shard = shards[infos[place.tensor].shard]
-        return shard, order[place.tensor], place.index or 0, place.row_start
+    def reading_order(tensor: tuple[str, SourceSlice, bool]) -> tuple[int, int, int, int, int]:
+        place = tensor[1]
+        rank = first.index(place.tensor) if place.tensor in first else len(first)
+        return shards[infos[place.tensor].shard], rank, order[place.tensor], place.index or 0, place.row_start
 
     pieces = tuple(
-        Piece(number, name, class_of(name, shapes[name]), places[name], stored[name])
-        for number, name in enumerate(sorted(shapes, key=reading_order))
+        Piece(number, name, class_of(name, shapes[name]), place, stored[name], repeats)
+        for number, (name, place, repeats) in enumerate(sorted(tensors, key=reading_order))
     )
     for piece in pieces:
         _check_slice(piece, infos[piece.source.tensor])

@@ -7,6 +7,7 @@ journal every `CHECKPOINT_BYTES`, and before a shard is released.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections import deque
@@ -22,6 +23,7 @@ from edgemoe.conversion.journal import Journal
 from edgemoe.conversion.plan import Piece, Plan
 from edgemoe.conversion.progress import Callback, ProgressMeter
 from edgemoe.conversion.source import Source
+from edgemoe.errors import SourceError
 from edgemoe.kernels.formats import PANEL_ROWS
 from edgemoe.store.manifest import Manifest
 from edgemoe.store.writer import StoreWriter, with_checksums
@@ -55,10 +57,12 @@ class Transfer:
     def run(self) -> None:
         """Write every piece that is missing, shard by shard. Raises SourceError or OSError."""
         infos = self._source.tensors()
-        by_shard: dict[str, list[Piece]] = {shard: [] for shard in self._source.shards()}
+        by_shard: dict[str, list[Piece]] = {}
         for piece in self._plan.pieces:
+            missing = by_shard.setdefault(infos[piece.source.tensor].shard, [])
             if piece.number not in self._journal.errors:
-                by_shard[infos[piece.source.tensor].shard].append(piece)
+                missing.append(piece)
+        by_shard |= {shard: [] for shard in self._source.shards() if shard not in by_shard}
         with ThreadPoolExecutor(ENCODER_THREADS, "edgemoe-encode") as pool:
             for shard, pieces in by_shard.items():
                 self._convert(shard, pieces, pool)
@@ -87,11 +91,12 @@ class Transfer:
 
     def _write(self, shard: str, piece: Piece, start: int, stop: int, future: Future[Encoded]) -> None:
         encoded = future.result()
-        if piece.place.format is None:
+        if piece.repeats:
+            self._compare(piece, start, stop, encoded.data)
+        elif piece.place.format is None:
             self._writer.write(piece.place.file, piece.place.offset + 4 * start, encoded.data)
         else:
-            offset = piece.place.offset + start // PANEL_ROWS * piece.place.panel_stride
-            self._write_panels(piece, offset, encoded.data)
+            self._write_panels(piece, _panel_offset(piece, start), encoded.data)
         error, weight = self._errors.get(piece.number, (0.0, 0.0))
         self._errors[piece.number] = (error + encoded.squared_error, weight + encoded.squared_weight)
         self._unnoted_bytes += len(encoded.data)
@@ -106,6 +111,20 @@ class Transfer:
         for panel in data.reshape(-1, piece.place.panel_bytes):
             self._writer.write(piece.place.file, offset, panel)
             offset += piece.place.panel_stride
+
+    def _compare(self, piece: Piece, start: int, stop: int, data: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+        """Hold rows that the checkpoint has twice against those in the store. Raises SourceError where they differ."""
+        place = piece.place
+        assert place.panel_stride == place.panel_bytes > 0
+        written = self._writer.sha256(place.file, _panel_offset(piece, start), data.nbytes)
+        if hashlib.sha256(data.tobytes()).hexdigest() != written:
+            other = next(one for one in self._plan.pieces if one.name == piece.name and not one.repeats)
+            raise SourceError(
+                f"{piece.source.tensor}: expected the numbers of {other.source.tensor}, to which config.json ties it"
+                f" (tie_word_embeddings), found others in rows {start} to {stop - 1}.",
+                "If it is meant to differ, set tie_word_embeddings to false in the config.json of a copy of the"
+                " checkpoint, and convert that with --force; if not, download the checkpoint again.",
+            )
 
     def _end_piece(self, piece: Piece) -> None:
         self._pieces_left[piece.place.part] -= 1
@@ -137,7 +156,8 @@ class Transfer:
         """Of each class of tensors: formats, parameters, bytes, bits per weight, relative error."""
         classes: dict[str, list[Piece]] = {}
         for piece in self._plan.pieces:
-            classes.setdefault(piece.kind, []).append(piece)
+            if not piece.repeats:
+                classes.setdefault(piece.kind, []).append(piece)
         return {kind: self._statistics_of(pieces) for kind, pieces in sorted(classes.items())}
 
     def _statistics_of(self, pieces: list[Piece]) -> dict[str, Any]:
@@ -153,6 +173,11 @@ class Transfer:
             "bits_per_weight": round(8 * stored_bytes / parameters, 4),
             "relative_error": float(f"{relative_error:.4g}"),
         }
+
+
+def _panel_offset(piece: Piece, row: int) -> int:
+    """Where in its file the panel of a row of the piece's tensor begins."""
+    return piece.place.offset + row // PANEL_ROWS * piece.place.panel_stride
 
 
 def _steps(pieces: list[Piece]) -> Iterator[tuple[Piece, int, int]]:
