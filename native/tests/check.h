@@ -2,6 +2,7 @@
 #ifndef EDGEMOE_CHECK_H
 #define EDGEMOE_CHECK_H
 
+#include <inttypes.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -47,6 +48,17 @@ static inline float *random_floats(size_t count) {
     float *values = allocate(count * sizeof *values);
     for (size_t i = 0; i < count; i++) values[i] = random_float();
     return values;
+}
+
+/* The bits of results, for a comparison with what another processor's kernels gave (FNV-1a). */
+static uint64_t digest = 14695981039346656037u;
+
+static inline void add_to_digest(const void *results, size_t bytes) {
+    for (size_t i = 0; i < bytes; i++) digest = (digest ^ ((const uint8_t *)results)[i]) * 1099511628211u;
+}
+
+static inline void print_digest(const char *of_what) {
+    printf("%016" PRIx64 " %s\n", digest, of_what);
 }
 
 #endif
