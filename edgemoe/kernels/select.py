@@ -16,8 +16,8 @@ ISA_VARIABLE = "EDGEMOE_ISA"
 
 BACKENDS = ("native", "jit", "reference")
 """Best first."""
-ISAS = ("avx512", "avxvnni", "avx2", "generic")
-"""Best first."""
+ISAS = ("avx512", "avxvnni", "avx2", "neon", "generic")
+"""Best first, on processors that have them: `neon` is that of 64-bit ARM, with dot products."""
 THREADS_MAX = 256
 
 
