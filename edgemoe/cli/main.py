@@ -20,6 +20,7 @@ VERBS = {
     "chat": "Talk with a model.",
     "run": "Answer one prompt, or go on with a text.",
     "convert": "Make a store from a checkpoint.",
+    "export": "Write a store as a GGUF file.",
     "synth": "Make a store of random weights in a real model's shape.",
     "verify": "Check every byte of a store.",
     "inspect": "Show what a store is made of.",

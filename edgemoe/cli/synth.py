@@ -9,12 +9,16 @@ import typer
 
 from edgemoe.cli import options as shared
 from edgemoe.cli.convert import FORMATS_HELP, Report
+from edgemoe.cli.export import write_gguf
 from edgemoe.conversion.shapes import SHAPES
 
 
 def synth(
     shape: Annotated[str, typer.Argument(metavar="SHAPE", help=f"One of {', '.join(SHAPES)}.")],
     destination: Annotated[Path, typer.Argument(metavar="DEST", help="The store's folder, to be made.")],
+    gguf: Annotated[
+        Path | None, typer.Option("--gguf", metavar="FILE", help="Write the same weights as a GGUF file too.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Decides the weights.")] = 0,
     experts: Annotated[
         str | None,
@@ -27,7 +31,8 @@ def synth(
         ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Discard unfinished work of another shape, seed or options.")
+        bool,
+        typer.Option("--force", help="Discard unfinished work of another shape, seed or options; replace FILE."),
     ] = False,
     debug: shared.DebugOption = False,
 ) -> None:
@@ -40,6 +45,10 @@ def synth(
     from edgemoe.model.memory import format_size
     from edgemoe.store.reader import Store
 
+    if gguf is not None:
+        from edgemoe.conversion.gguf_export import check_gguf_destination
+
+        check_gguf_destination(gguf, force)  # before the work, not after it
     try:
         with ProgressBar("making") as bar:
             path = synthesise(
@@ -54,4 +63,7 @@ def synth(
     except KeyboardInterrupt:
         typer.echo("interrupted: the same command goes on where it was.", err=True)
         raise
-    typer.echo(f"{destination}: {format_size(Store.open(path).manifest.total_bytes)} of random weights.")
+    store = Store.open(path)
+    typer.echo(f"{destination}: {format_size(store.manifest.total_bytes)} of random weights.")
+    if gguf is not None:
+        write_gguf(store, gguf, name=f"{shape}, random weights", tokenizer=False, force=force)

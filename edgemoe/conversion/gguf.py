@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgemoe.conversion.gguf_blocks import decode_rows, take_rows
 from edgemoe.conversion.gguf_config import Metadata, checkpoint_config
 from edgemoe.conversion.gguf_file import GgufFile, GgufTensor, read_gguf
 from edgemoe.conversion.gguf_names import FAMILIES, TensorView, checkpoint_tensors, halves_order
@@ -21,7 +22,7 @@ from edgemoe.conversion.gguf_tokenizer import side_files
 from edgemoe.conversion.sampling import sample_sha256
 from edgemoe.conversion.source import BLOCK_FORMATS, Rows, TensorInfo
 from edgemoe.errors import SourceError
-from edgemoe.kernels.formats import FORMATS, GROUP_COLUMNS, Blocks, dequantise
+from edgemoe.kernels.formats import Blocks, dequantise
 
 _SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
 
@@ -85,7 +86,7 @@ class GgufSource:
         first = row_start // view.head_width * view.head_width
         last = min(rows, -(-row_stop // view.head_width) * view.head_width)
         order = halves_order(row_start, row_stop, view.head_width) - first
-        return _take(_plain_rows(view, index, first, last), order)
+        return take_rows(_plain_rows(view, index, first, last), order)
 
     def release(self, shard: str) -> None:
         """Nothing to delete: the file is the user's."""
@@ -136,7 +137,7 @@ def _dtype(view: TensorView) -> str:
 
 def _vector_rows(view: TensorView, start: int, stop: int) -> npt.NDArray[np.float32]:
     """Elements of a vector, or the one row of the matrix that the file has as a vector."""
-    values = _as_floats(_decode(view.parts[0], view.parts[0].read(0, 1)))
+    values = _as_floats(decode_rows(view.parts[0].read(0, 1), view.parts[0].type_name))
     if len(view.shape) == 2:
         return values[start:stop]
     order = np.arange(start, stop) if view.head_width is None else halves_order(start, stop, view.head_width)
@@ -151,7 +152,7 @@ def _plain_rows(view: TensorView, index: int | None, start: int, stop: int) -> R
     for number, part in enumerate(view.parts):
         first, last = max(start - number * part_rows, 0), min(stop - number * part_rows, part_rows)
         if first < last:
-            pieces.append(_decode(part, part.read(base + first, base + last)))
+            pieces.append(decode_rows(part.read(base + first, base + last), part.type_name))
     if len(pieces) == 1:
         rows = pieces[0]
     elif _dtype(view) in BLOCK_FORMATS:
@@ -159,28 +160,6 @@ def _plain_rows(view: TensorView, index: int | None, start: int, stop: int) -> R
     else:
         rows = np.concatenate([_as_floats(piece) for piece in pieces])
     return rows if _dtype(view) in BLOCK_FORMATS else _as_floats(rows)
-
-
-def _decode(tensor: GgufTensor, data: npt.NDArray[np.uint8]) -> Rows:
-    """Rows of bytes as numbers. A block of 32 columns is a float16 scale, for Q4_1 a float16 minimum, the values."""
-    if tensor.type_name == "F32":
-        return data.view("<f4").astype(np.float32, copy=False)
-    if tensor.type_name == "F16":
-        return data.view("<f2").astype(np.float32)
-    if tensor.type_name == "BF16":
-        return (data.view("<u2").astype(np.uint32) << 16).view(np.float32)
-    rows, columns = data.shape[0], tensor.shape[-1]
-    blocks = data.reshape(rows, columns // GROUP_COLUMNS, -1)
-    format_ = FORMATS[BLOCK_FORMATS[tensor.type_name]]
-    halves = 2 if format_.has_minimums else 1
-    numbers = np.ascontiguousarray(blocks[:, :, : 2 * halves]).view("<f2")
-    payload = blocks[:, :, 2 * halves :]
-    if format_.name == "q8":
-        values: npt.NDArray[np.generic] = payload.view(np.int8).reshape(rows, columns)
-    else:
-        values = np.concatenate([payload & 15, payload >> 4], axis=2).reshape(rows, columns)
-    minimums = numbers[:, :, 1] if format_.has_minimums else None
-    return Blocks(format_, values, numbers[:, :, 0], minimums)
 
 
 def _as_floats(rows: Rows) -> npt.NDArray[np.float32]:
@@ -197,11 +176,3 @@ def _concatenate(pieces: Sequence[Blocks]) -> Blocks:
         joined([piece.scales for piece in pieces]),
         joined([piece.minimums for piece in pieces]),
     )
-
-
-def _take(rows: Rows, order: npt.NDArray[np.int64]) -> Rows:
-    if not isinstance(rows, Blocks):
-        return rows[order]
-    scales = None if rows.scales is None else rows.scales[order]
-    minimums = None if rows.minimums is None else rows.minimums[order]
-    return Blocks(rows.format, rows.values[order], scales, minimums)

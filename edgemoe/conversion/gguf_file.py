@@ -18,15 +18,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from edgemoe.conversion.gguf_package import GGML_QUANT_SIZES, GGUF_MAGIC, GGMLQuantizationType, GGUFValueType
 from edgemoe.errors import SourceError
-
-try:
-    from gguf.constants import GGML_QUANT_SIZES, GGUF_MAGIC, GGMLQuantizationType, GGUFValueType
-except ImportError as error:
-    raise SourceError(
-        "Reading a GGUF file needs the package `gguf`, which is not installed.",
-        "Run: pip install 'edgemoe[gguf]'",
-    ) from error
 
 SUPPORTED_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1")
 

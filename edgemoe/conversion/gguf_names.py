@@ -182,3 +182,10 @@ def halves_order(first: int, last: int, head_width: int) -> npt.NDArray[np.int64
     head, within = rows // head_width, rows % head_width
     half, pair = within // (head_width // 2), within % (head_width // 2)
     return head * head_width + 2 * pair + half
+
+
+def pairs_order(first: int, last: int, head_width: int) -> npt.NDArray[np.int64]:
+    """For the rows `first` to `last` of a file, the row of the checkpoint that each of them is."""
+    rows = np.arange(first, last)
+    head, within = rows // head_width, rows % head_width
+    return head * head_width + within % 2 * (head_width // 2) + within // 2

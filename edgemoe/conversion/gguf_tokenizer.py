@@ -16,6 +16,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from edgemoe.conversion.gguf_names import TAKE_ANOTHER
 from edgemoe.errors import SourceError
 
+NO_TOKENIZER = "none"
+"""What `tokenizer.ggml.model` says where there is none: ids stand for no text."""
+
 _KEY = "tokenizer.ggml."
 
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
@@ -36,15 +39,20 @@ WORD_RULES: dict[str, tuple[str, ...]] = {
 }
 """Patterns applied one after the other, by the name in `tokenizer.ggml.pre`: each match is cut out whole."""
 
-_WHOLE_WORDS_FIRST = frozenset({"llama-bpe", "llama3", "llama-v3"})
+WHOLE_WORDS_FIRST = frozenset({"llama-bpe", "llama3", "llama-v3"})
 """Rules under which a word that is a token is that token, whatever the merges say. They also start with BOS."""
 
-_COMPOSED = frozenset({"qwen2", "olmo"})
+COMPOSED = frozenset({"qwen2", "olmo"})
 """Rules whose tokenizers compose characters first (NFC), which the metadata cannot say."""
 
 
 def side_files(path: Path, metadata: Mapping[str, Any]) -> dict[str, bytes | Path]:
-    """tokenizer.json, tokenizer_config.json and generation_config.json. Raises SourceError."""
+    """tokenizer.json, tokenizer_config.json and generation_config.json. Raises SourceError.
+
+    None of them where the file says that its model has no tokenizer.
+    """
+    if metadata.get(_KEY + "model") == NO_TOKENIZER:
+        return {}
     vocabulary = _Vocabulary(path, metadata)
     files = {
         "tokenizer.json": vocabulary.tokenizer().to_str(),
@@ -101,7 +109,7 @@ class _Vocabulary:
 
     @property
     def _adds_bos(self) -> bool:
-        return self._adds("bos", self._model == "llama" or self._rule in _WHOLE_WORDS_FIRST)
+        return self._adds("bos", self._model == "llama" or self._rule in WHOLE_WORDS_FIRST)
 
     @property
     def _adds_eos(self) -> bool:
@@ -137,13 +145,13 @@ class _Vocabulary:
         if not all(left and right for left, _, right in halves):
             raise self._wrong("merges", "pairs of tokens with a space between", self._get("merges"))
         pairs = [(left, right) for left, _, right in halves]
-        whole_first = self._rule in _WHOLE_WORDS_FIRST
+        whole_first = self._rule in WHOLE_WORDS_FIRST
         tokenizer = Tokenizer(models.BPE(vocab=self._ids(), merges=pairs, ignore_merges=whole_first))
         cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in WORD_RULES[self._rule]]
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [*cuts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
         )
-        if self._rule in _COMPOSED:
+        if self._rule in COMPOSED:
             tokenizer.normalizer = normalizers.NFC()
         tokenizer.decoder = decoders.ByteLevel()
         return tokenizer

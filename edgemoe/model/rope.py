@@ -23,7 +23,7 @@ def rope_tables(spec: RopeSpec, head_width: int, positions: int) -> tuple[Floats
 
     The attention factor of `yarn` is folded into both.
     """
-    frequencies = _frequencies(spec, head_width)
+    frequencies = rope_frequencies(spec, head_width)
     gain = np.float32(spec.parameters["attention_factor"] if spec.scaling == "yarn" else 1)
     cosine = np.empty((positions, head_width // 2), np.float32)
     sine = np.empty_like(cosine)
@@ -36,7 +36,7 @@ def rope_tables(spec: RopeSpec, head_width: int, positions: int) -> tuple[Floats
     return cosine, sine
 
 
-def _frequencies(spec: RopeSpec, head_width: int) -> Floats:
+def rope_frequencies(spec: RopeSpec, head_width: int) -> Floats:
     """Radians per position of each pair, `(head_width // 2,)` (Su et al. 2021), scaled by the spec's rule."""
     exponents = np.arange(0, head_width, 2, dtype=np.float32) / np.float32(head_width)
     periods = np.power(np.float64(spec.theta), exponents.astype(np.float64)).astype(np.float32)

@@ -1,0 +1,45 @@
+"""`edgemoe export`: a store as a GGUF file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgemoe.cli import options as shared
+
+if TYPE_CHECKING:
+    from edgemoe.store.reader import Store
+
+
+def export(
+    store: Annotated[str, typer.Argument(metavar="STORE", help="Folder of a store, or name of a model.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to be made; its name ends in .gguf.")],
+    no_tokenizer: Annotated[
+        bool, typer.Option("--no-tokenizer", help="Leave the tokenizer out: only token ids go in and come out.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file of that name.")] = False,
+    debug: shared.DebugOption = False,
+) -> None:
+    """Write a store as a GGUF file that llama.cpp loads: the same weights to the bit, and the tokenizer."""
+    from edgemoe.session.default_model import find_model, model_name
+    from edgemoe.store.reader import Store
+
+    opened = Store.open(find_model(store))
+    write_gguf(opened, file, name=model_name(opened.path), tokenizer=not no_tokenizer, force=force)
+
+
+def write_gguf(store: Store, file: Path, *, name: str, tokenizer: bool, force: bool) -> None:
+    """Write the file with a bar to watch, and say how large it has become."""
+    from edgemoe.cli.render import ProgressBar
+    from edgemoe.conversion.gguf_export import export_gguf
+    from edgemoe.model.memory import format_size
+
+    def show(done_bytes: int, total_bytes: int) -> None:
+        beside = f"{format_size(done_bytes)} of {format_size(total_bytes)}"
+        bar.update("writing the GGUF", done_bytes, total_bytes, beside)
+
+    with ProgressBar("writing the GGUF") as bar:
+        path = export_gguf(store, file, name=name, tokenizer=tokenizer, force=force, progress=show)
+    typer.echo(f"{file}: {format_size(path.stat().st_size)}.")

@@ -1,0 +1,70 @@
+"""Rows of a GGUF tensor as bytes and as numbers.
+
+F32, F16 and BF16 are the numbers themselves. A quantised row is blocks of 32 columns, one behind the other: a
+float16 scale, for Q4_1 a float16 minimum, then the values; of the nibbles in a byte the low one is of the column in
+the first half of the block, the high one of that in the second.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgemoe.conversion.source import BLOCK_FORMATS, Rows
+from edgemoe.kernels.formats import FORMATS, GROUP_COLUMNS, Blocks
+
+TYPE_NAMES = {"f32": "F32", "f16": "F16", **{name: dtype for dtype, name in BLOCK_FORMATS.items()}}
+"""The type of a GGUF tensor that holds the weights of each of our formats, to the bit."""
+
+
+def decode_rows(data: npt.NDArray[np.uint8], type_name: str) -> Rows:
+    """Bytes `(rows, row_bytes)` as numbers `(rows, columns)`: blocks where the type has them, else float32."""
+    if type_name == "F32":
+        return data.view("<f4").astype(np.float32, copy=False)
+    if type_name == "F16":
+        return data.view("<f2").astype(np.float32)
+    if type_name == "BF16":
+        return (data.view("<u2").astype(np.uint32) << 16).view(np.float32)
+    format_ = FORMATS[BLOCK_FORMATS[type_name]]
+    halves = 2 if format_.has_minimums else 1
+    block_bytes = 2 * halves + (GROUP_COLUMNS if format_.name == "q8" else GROUP_COLUMNS // 2)
+    rows = data.shape[0]
+    blocks = data.reshape(rows, -1, block_bytes)
+    numbers = np.ascontiguousarray(blocks[:, :, : 2 * halves]).view("<f2")
+    payload = blocks[:, :, 2 * halves :]
+    if format_.name == "q8":
+        values: npt.NDArray[np.generic] = payload.view(np.int8).reshape(rows, -1)
+    else:
+        values = np.concatenate([payload & 15, payload >> 4], axis=2).reshape(rows, -1)
+    minimums = numbers[:, :, 1] if format_.has_minimums else None
+    return Blocks(format_, values, numbers[:, :, 0], minimums)
+
+
+def encode_rows(blocks: Blocks) -> npt.NDArray[np.uint8]:
+    """The bytes `(rows, row_bytes)` of a tensor of the type in `TYPE_NAMES`: the inverse of `decode_rows`.
+
+    Columns of a quantised format must be a multiple of 32.
+    """
+    rows, columns = blocks.values.shape
+    if blocks.scales is None:
+        dtype = "<f2" if blocks.format.name == "f16" else "<f4"
+        return np.ascontiguousarray(blocks.values, dtype).view(np.uint8)
+    assert columns % GROUP_COLUMNS == 0
+    values = np.ascontiguousarray(blocks.values).view(np.uint8).reshape(rows, -1, GROUP_COLUMNS)
+    payload: npt.NDArray[Any] = values
+    if blocks.format.name != "q8":
+        payload = values[:, :, : GROUP_COLUMNS // 2] | (values[:, :, GROUP_COLUMNS // 2 :] << 4)
+    numbers = [numbers for numbers in (blocks.scales, blocks.minimums) if numbers is not None]
+    heads = np.stack(numbers, axis=2).astype("<f2", copy=False).view(np.uint8)
+    return np.concatenate([heads, payload], axis=2).reshape(rows, -1)
+
+
+def take_rows(rows: Rows, order: npt.NDArray[np.int64]) -> Rows:
+    """The rows with those numbers, in that order."""
+    if not isinstance(rows, Blocks):
+        return rows[order]
+    scales = None if rows.scales is None else rows.scales[order]
+    minimums = None if rows.minimums is None else rows.minimums[order]
+    return Blocks(rows.format, rows.values[order], scales, minimums)
