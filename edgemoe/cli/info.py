@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -58,18 +53,13 @@ def describe() -> dict[str, Any]:
     from dataclasses import asdict
     from importlib.metadata import version
 
-    import psutil
-
+    from edgemoe.bench.machine import describe_machine
     from edgemoe.kernels.select import describe_backend
     from edgemoe.model.memory import available_bytes
 
     return {
         "version": version("edgemoe"),
-        "python": platform.python_version(),
-        "system": platform.platform(terse=True),
-        "processor": processor_name(),
-        "cores": os.cpu_count(),
-        "memory_bytes": psutil.virtual_memory().total,
+        **describe_machine(),
         "memory_available_bytes": available_bytes(),
         "kernels": asdict(describe_backend()),
         "model": describe_model(),
@@ -100,16 +90,3 @@ def _reads_directly(store: Store) -> bool:
     files = ExpertFiles(store.path / file.name for file in store.manifest.expert_files)
     files.close()
     return files.direct
-
-
-def processor_name() -> str:
-    """What the processor calls itself."""
-    if sys.platform == "darwin":
-        command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -66,6 +66,8 @@ class Plain:
         print(text, flush=True)
 
     def table(self, rows: Sequence[tuple[str, str]], title: str | None = None) -> None:
+        if title is not None:
+            print(f"{title}:", flush=True)
         for name, value in rows:
             print(f"{name}: {value}" if name else value, flush=True)
 

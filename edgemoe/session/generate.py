@@ -6,11 +6,11 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Literal
 
 from edgemoe.errors import UsageError
 from edgemoe.model.ledger import TimeLedger
+from edgemoe.process import peak_rss_bytes
 from edgemoe.session.held_tokens import HeldTokens
 from edgemoe.session.sampler import Sampler, SamplingOptions
 from edgemoe.session.tokenizer import Detokeniser, Tokenizer, check_token_ids
@@ -185,19 +185,6 @@ def check_text_fits(text: str, tokenizer: Tokenizer, context_length: int) -> Non
                 "Shorten it, or split it into parts.",
             )
         characters *= 2
-
-
-def peak_rss_bytes() -> int:
-    """The most memory that this process has held at once, as the system counts it."""
-    try:
-        # getrusage would also count what a large parent held when it forked this process.
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-        return int(status.partition("VmHWM:")[2].split()[0]) << 10
-    except (OSError, IndexError, ValueError):  # not Linux
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak << 10  # macOS counts bytes, others KiB
 
 
 def _rate(count: int, seconds: float) -> float | None:

@@ -178,7 +178,7 @@ LARGEST_TENSOR_BYTES = 32000 * 4096 * 2
 CONVERT = """
 import sys
 from edgemoe.conversion.pipeline import convert_checkpoint
-from edgemoe.session.generate import peak_rss_bytes
+from edgemoe.process import peak_rss_bytes
 convert_checkpoint(sys.argv[1], sys.argv[2])
 print(peak_rss_bytes())
 """

@@ -1,0 +1,81 @@
+"""edgemoe as a worker (see `protocol.py`): `python -m edgemoe.bench.edgemoe_worker`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from edgemoe.bench.protocol import serve
+from edgemoe.model.engine import Engine, open_engine
+from edgemoe.process import peak_rss_bytes
+
+
+class EdgemoeWorker:
+    """The engine without text: token ids in, logits out."""
+
+    engine: Engine
+
+    def open(self, model: str, ram: str | None, threads: int | None, context: int | None) -> dict[str, Any]:
+        """Open a store; the answer says which kernels and how much memory it got, and what a token reads."""
+        self.engine = open_engine(model, ram, threads, context)
+        backend, memory, traffic = self.engine.backend, self.engine.memory, self.engine.traffic
+        return {
+            "kernels": {"backend": backend.name, "isa": backend.isa, "threads": backend.threads},
+            "memory": {
+                "budget_bytes": memory.budget_bytes,
+                "planned_bytes": memory.planned_bytes,
+                "slots": memory.slots,
+                "total_experts": memory.total_experts,
+                "all_resident": memory.all_resident,
+                "context_tokens": memory.context_length,
+                "direct_reads": self.engine.direct_reads,
+            },
+            "weight_bytes": traffic.weight_bytes,
+            "kv_bytes_per_position": traffic.kv_bytes_per_position,
+        }
+
+    def run(self, prompt: Sequence[int], continuation: Sequence[int], ledger: bool = False) -> dict[str, Any]:
+        """Besides the times, what the continuation used of experts and disk; with `ledger` where the time went."""
+        engine = self.engine
+        engine.keep_ledger(ledger)
+        engine.rewind(0)
+        began_s = time.perf_counter()
+        engine.forward(prompt)
+        prompted_s = time.perf_counter()
+        uses, statistics = engine.expert_uses.copy(), _counters(engine)
+        after_prompt = engine.ledger
+        continued_s = time.perf_counter()
+        for token in continuation:
+            engine.forward([token])
+        ended_s = time.perf_counter()
+        answer: dict[str, Any] = {
+            "prompt_s": prompted_s - began_s,
+            "continuation_s": ended_s - continued_s,
+            "distinct_experts": np.count_nonzero(engine.expert_uses - uses, axis=1).tolist(),
+            **{name: value - statistics[name] for name, value in _counters(engine).items()},
+        }
+        after_all = engine.ledger
+        if after_prompt is not None and after_all is not None:
+            answer |= {"prompt_ns": after_prompt.ns, "continuation_ns": (after_all - after_prompt).ns}
+        return answer
+
+    def end(self) -> dict[str, Any]:
+        """The most memory that this process has held."""
+        return {"peak_rss_bytes": peak_rss_bytes()}
+
+
+def _counters(engine: Engine) -> dict[str, int]:
+    statistics = engine.statistics
+    return {
+        "expert_hits": statistics.expert_hits,
+        "expert_misses": statistics.expert_misses,
+        "disk_bytes": statistics.disk_bytes,
+    }
+
+
+if __name__ == "__main__":
+    worker = EdgemoeWorker()
+    serve({"open": worker.open, "run": worker.run, "end": worker.end})

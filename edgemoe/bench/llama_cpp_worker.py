@@ -1,0 +1,112 @@
+"""llama.cpp as a worker (see `protocol.py`), through llama-cpp-python: `python -m edgemoe.bench.llama_cpp_worker`.
+
+Names and meanings of the functions are those of `llama.h`, as the package's documentation gives them. Everything is
+left as llama.cpp has it by default (its repacking of weights for this processor, its attention) but threads and size.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from edgemoe.bench.protocol import serve
+from edgemoe.errors import EdgemoeError, SourceError, UsageError
+from edgemoe.process import peak_rss_bytes
+
+INSTALL_HINT = "Install it with: pip install 'edgemoe[peers]' (it is built from source, which takes some minutes)."
+LOG_PIECES = 1000
+"""Of what llama.cpp logs, so many of the last pieces are kept to tell why it refused a file."""
+MICRO_BATCH_TOKENS = 512
+"""llama.cpp's default: the most tokens that it computes at once."""
+NEEDED = ("LLAMA_LOAD_MODE_MMAP", "llama_memory_clear", "llama_model_load_from_file", "llama_init_from_model")
+
+
+class LlamaCppWorker:
+    """A model in llama.cpp, without text and without a GPU."""
+
+    def __init__(self) -> None:
+        self._log: deque[str] = deque(maxlen=LOG_PIECES)
+
+    def open(self, gguf: str, threads: int, context: int, mmap: bool) -> dict[str, Any]:
+        """Load a GGUF: read into memory, or with `mmap` mapped. Raises SourceError where llama.cpp refuses it."""
+        llama = self._llama = _import_llama_cpp()
+        self._callback = llama.llama_log_callback(self._keep_log)  # held, as long as it may be called
+        llama.llama_log_set(self._callback, None)
+        llama.llama_backend_init()
+        options = llama.llama_model_default_params()
+        options.n_gpu_layers = 0
+        options.load_mode = llama.LLAMA_LOAD_MODE_MMAP if mmap else llama.LLAMA_LOAD_MODE_NONE
+        self._model = llama.llama_model_load_from_file(gguf.encode(), options)
+        if not self._model:
+            raise SourceError(f"{gguf}: llama.cpp refuses it: {self._reason()}", "Is it a GGUF that it supports?")
+        sizes = llama.llama_context_default_params()
+        sizes.n_ctx = sizes.n_batch = context
+        sizes.n_ubatch = min(context, MICRO_BATCH_TOKENS)
+        sizes.n_threads = sizes.n_threads_batch = threads
+        self._context = llama.llama_init_from_model(self._model, sizes)
+        if not self._context:
+            raise SourceError(f"{gguf}: llama.cpp cannot run it: {self._reason()}", "It may need more memory.")
+        self._batch = llama.llama_batch_init(context, 0, 1)
+        vocabulary = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(self._model))
+        return {
+            "version": f"llama-cpp-python {llama.__version__}",
+            "system": llama.llama_print_system_info().decode(),
+            "vocabulary": vocabulary,
+            "layers": llama.llama_model_n_layer(self._model),
+            "model_width": llama.llama_model_n_embd(self._model),
+            "threads": llama.llama_n_threads(self._context),
+        }
+
+    def run(self, prompt: Sequence[int], continuation: Sequence[int]) -> dict[str, Any]:
+        """The prompt in one batch, then token by token; logits of the last token of each batch only."""
+        self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), False)
+        began_s = time.perf_counter()
+        self._decode(prompt, 0)
+        prompted_s = time.perf_counter()
+        for position, token in enumerate(continuation, start=len(prompt)):
+            self._decode((token,), position)
+        return {"prompt_s": prompted_s - began_s, "continuation_s": time.perf_counter() - prompted_s}
+
+    def end(self) -> dict[str, Any]:
+        """The most memory that this process has held."""
+        return {"peak_rss_bytes": peak_rss_bytes()}
+
+    def _decode(self, ids: Sequence[int], position: int) -> None:
+        batch = self._batch
+        batch.n_tokens = len(ids)
+        for row, token in enumerate(ids):
+            batch.token[row], batch.pos[row] = token, position + row
+            batch.n_seq_id[row], batch.seq_id[row][0] = 1, 0
+            batch.logits[row] = row == len(ids) - 1
+        status = self._llama.llama_decode(self._context, batch)
+        if status != 0:
+            raise EdgemoeError(f"llama.cpp could not compute {len(ids)} tokens (status {status}): {self._reason()}")
+        self._llama.llama_get_logits_ith(self._context, -1)  # waits until they are there
+
+    def _keep_log(self, level: int, text: bytes, user_data: object) -> None:
+        self._log.append(text.decode("utf-8", "replace"))
+
+    def _reason(self) -> str:
+        """What llama.cpp logged of errors, else the last that it logged."""
+        lines = [line.strip() for line in "".join(self._log).splitlines() if line.strip()]
+        told = [line for line in lines if "error" in line.lower() or "failed" in line.lower()] or lines[-1:]
+        return f"{' / '.join(told)[-600:] or 'it does not say why'}."
+
+
+def _import_llama_cpp() -> Any:
+    """llama-cpp-python. Raises UsageError where it is missing, or too old for what is asked of it here."""
+    try:
+        import llama_cpp
+    except ImportError as error:
+        raise UsageError(f"llama-cpp-python cannot be imported: {error}.", INSTALL_HINT) from None
+    missing = [name for name in NEEDED if not hasattr(llama_cpp, name)]
+    if missing:
+        raise UsageError(f"llama-cpp-python {llama_cpp.__version__} has no {missing[0]}.", "Upgrade it.")
+    return llama_cpp
+
+
+if __name__ == "__main__":
+    worker = LlamaCppWorker()
+    serve({"open": worker.open, "run": worker.run, "end": worker.end})

@@ -1,0 +1,63 @@
+"""Other engines, to be measured beside edgemoe on the same weights."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgemoe.bench.llama_cpp_worker import INSTALL_HINT
+from edgemoe.errors import SourceError, UsageError
+from edgemoe.model.spec import ModelSpec
+from edgemoe.session.default_model import model_name
+from edgemoe.store.reader import Store
+
+LLAMA_CPP = "llama.cpp"
+PEERS = (LLAMA_CPP,)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """An engine's worker: how it is started, and what it is to open."""
+
+    name: str
+    command: Sequence[str]
+    options: Mapping[str, Any]
+
+    def check_sizes(self, about: Mapping[str, Any], spec: ModelSpec) -> None:
+        """Raises SourceError where what the worker has opened is not of the store's shape."""
+        expected = {"vocabulary": spec.vocabulary, "layers": len(spec.layers), "model_width": spec.model_width}
+        for name, value in expected.items():
+            if about[name] != value:
+                raise SourceError(
+                    f"{self.options['gguf']}: not of the same shape as the store: expected {name} {value},"
+                    f" found {about[name]}.",
+                    "Give the GGUF of this model, or leave --gguf out to have it made from the store.",
+                )
+
+
+def check_peer(name: str, gguf: Path | None) -> None:
+    """Raises UsageError for an engine that is not known or not installed, SourceError for a file that is not there."""
+    if name not in PEERS:
+        raise UsageError(f"--against {name}: expected {', '.join(PEERS)}.", "No other engine can be measured yet.")
+    if importlib.util.find_spec("llama_cpp") is None:
+        raise UsageError("llama-cpp-python is not installed.", INSTALL_HINT)
+    if gguf is not None and not gguf.is_file():
+        raise SourceError(f"{gguf}: there is no such file.", "Leave --gguf out to have it made from the store.")
+
+
+@contextmanager
+def open_peer(model: Path, gguf: Path | None, threads: int, context_tokens: int, mmap: bool) -> Iterator[Peer]:
+    """llama.cpp with a GGUF, or with one made from the store for as long as this lasts."""
+    with tempfile.TemporaryDirectory(prefix="edgemoe-bench-") as folder:
+        if gguf is None:
+            from edgemoe.conversion.gguf_export import export_gguf
+
+            gguf = export_gguf(Store.open(model), Path(folder) / "model.gguf", name=model_name(model))
+        options = {"gguf": str(gguf), "threads": threads, "context": context_tokens, "mmap": mmap}
+        yield Peer(LLAMA_CPP, [sys.executable, "-m", "edgemoe.bench.llama_cpp_worker"], options)

@@ -1,0 +1,176 @@
+"""What a benchmark found: rates, shares of the roof, where the time went, and ratios to another engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, get_args
+
+from edgemoe.bench.measure import Measured, Settings
+from edgemoe.bench.spread import Spread
+from edgemoe.model.ledger import Part, TimeLedger
+from edgemoe.model.spec import ModelSpec, MoeSpec
+from edgemoe.model.traffic import TokenTraffic
+
+REPORT_VERSION = 1
+EDGEMOE = "edgemoe"
+WITH_LEDGER = "edgemoe with its ledger on"
+
+
+@dataclass(frozen=True)
+class EngineReport:
+    """One engine's speed and size."""
+
+    name: str
+    about: Mapping[str, Any]
+    """What the engine says of itself and of how it has opened the model."""
+    decode_tokens_per_s: Spread
+    prefill_tokens_per_s: Spread
+    startup_s: Spread | None
+    """From the start of a process to its first token; None where the model has no text."""
+    peak_rss_bytes: int
+
+
+@dataclass(frozen=True)
+class RooflineReport:
+    """Decoding against the memory's read rate, which bounds it as long as nothing comes from the disk."""
+
+    read_bytes_per_s: Spread
+    buffer_bytes: int
+    share: Spread
+    """bytes per token x tokens per second / read rate, round by round"""
+
+
+@dataclass(frozen=True)
+class LedgerReport:
+    """Where the time of the turns with a ledger went, for each token."""
+
+    tokens: int
+    wall_ms: float
+    parts_ms: Mapping[Part, float]
+    """Parts that took any time, in the order of `Part`; together `wall_ms`, within 3 %."""
+    bytes_per_s: Mapping[Part, float]
+    """How fast the parts that read weights have read them (decoding only)."""
+
+
+@dataclass(frozen=True)
+class ExpertsReport:
+    """What decoding used of the experts."""
+
+    per_layer: int
+    per_token: int
+    distinct_per_layer: Sequence[float]
+    """Different experts that each layer used in one turn of decoding, on average."""
+    hit_rate: float | None
+    disk_bytes_per_token: float
+
+
+@dataclass(frozen=True)
+class RatioReport:
+    """edgemoe over the other engine, round by round: above 1 edgemoe is faster (or, at the start, sooner)."""
+
+    decode: Spread
+    prefill: Spread
+    startup: Spread | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """A whole benchmark."""
+
+    edgemoe_bench: int
+    version: str
+    machine: Mapping[str, Any]
+    model: Mapping[str, Any]
+    settings: Settings
+    bytes_per_token: float
+    """What a decoded token must read from memory, on average: see `TokenTraffic`."""
+    edgemoe: EngineReport
+    roofline: RooflineReport | None
+    decode_ledger: LedgerReport
+    prefill_ledger: LedgerReport
+    experts: ExpertsReport | None
+    peer: EngineReport | None
+    ratios: RatioReport | None
+    idle_cpu_share: float
+    """Share of one core that the engines whose turn it was not have used."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON: every field above by its name."""
+        return asdict(self)
+
+
+def engine_report(
+    name: str,
+    about: Mapping[str, Any],
+    measured: Measured,
+    settings: Settings,
+    startup_s: Sequence[float],
+    peak_rss_bytes: int,
+) -> EngineReport:
+    """The rates of one contestant."""
+    decode_s = (one.decode[name]["continuation_s"] for one in measured.rounds)
+    prefill_s = (one.prefill[name]["prompt_s"] for one in measured.rounds)
+    return EngineReport(
+        name,
+        about,
+        Spread.of(settings.decode_tokens / seconds for seconds in decode_s),
+        Spread.of(settings.prefill_tokens / seconds for seconds in prefill_s),
+        Spread.of(startup_s) if startup_s else None,
+        peak_rss_bytes,
+    )
+
+
+def roofline_report(measured: Measured, decode_tokens_per_s: Spread, bytes_per_token: float) -> RooflineReport | None:
+    """Decoding against the read rates of the same rounds; None where those were not measured."""
+    rates = [one.read_rate for one in measured.rounds if one.read_rate is not None]
+    if not rates:
+        return None
+    read = Spread.of(rate.bytes_per_s for rate in rates)
+    needed = Spread.of(bytes_per_token * rate for rate in decode_tokens_per_s.samples)
+    return RooflineReport(read, rates[0].buffer_bytes, needed.over(read))
+
+
+def ledger_report(
+    answers: Sequence[Mapping[str, Any]], which: str, tokens: int, traffic: Mapping[Part, float]
+) -> LedgerReport:
+    """The ledgers of some turns in one; `which` is `prompt` or `continuation`, `traffic` bytes of parts per token."""
+    total = TimeLedger({})
+    for answer in answers:
+        total += TimeLedger(answer[f"{which}_ns"])
+    tokens *= len(answers)
+    parts_ms = {part: total.ns[part] / 1e6 / tokens for part in get_args(Part) if total.ns.get(part)}
+    rates = {part: traffic[part] / (ms / 1e3) for part, ms in parts_ms.items() if traffic.get(part)}
+    return LedgerReport(tokens, sum(answer[f"{which}_s"] for answer in answers) * 1e3 / tokens, parts_ms, rates)
+
+
+def experts_report(answers: Sequence[Mapping[str, Any]], spec: ModelSpec, tokens: int) -> ExpertsReport | None:
+    """What turns of decoding used of the experts; None for a model that has none."""
+    moes = {number: layer.ffn for number, layer in enumerate(spec.layers) if isinstance(layer.ffn, MoeSpec)}
+    if not moes:
+        return None
+    hits = sum(answer["expert_hits"] for answer in answers)
+    asked = hits + sum(answer["expert_misses"] for answer in answers)
+    distinct = [sum(answer["distinct_experts"][number] for answer in answers) / len(answers) for number in moes]
+    return ExpertsReport(
+        max(moe.experts for moe in moes.values()),
+        max(moe.experts_per_token for moe in moes.values()),
+        distinct,
+        hits / asked if asked else None,
+        sum(answer["disk_bytes"] for answer in answers) / (tokens * len(answers)),
+    )
+
+
+def ratio_report(ours: EngineReport, theirs: EngineReport) -> RatioReport:
+    """Edgemoe over another engine."""
+    started = ours.startup_s is not None and theirs.startup_s is not None
+    return RatioReport(
+        ours.decode_tokens_per_s.over(theirs.decode_tokens_per_s),
+        ours.prefill_tokens_per_s.over(theirs.prefill_tokens_per_s),
+        theirs.startup_s.over(ours.startup_s) if started and theirs.startup_s and ours.startup_s else None,
+    )
+
+
+def part_traffic(traffic: TokenTraffic, position: float) -> dict[Part, float]:
+    """Bytes of weights and cache that each part of a token's work reads."""
+    return {part: traffic.of_part(part, position) for part in traffic.weight_bytes}

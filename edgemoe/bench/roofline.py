@@ -1,0 +1,63 @@
+"""The roof over decoding: how fast all threads together can read memory when they do nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+
+from edgemoe.errors import EdgemoeError
+from edgemoe.kernels.native.backend import NativeBackend
+from edgemoe.kernels.select import KernelChoice
+from edgemoe.model.memory import available_bytes
+from edgemoe.store.direct import allocate_pages
+
+BUFFER_BYTES = 1 << 30
+"""Larger than a last-level cache, so that what one pass has left there is gone when the next one comes to it."""
+LEAST_BUFFER_BYTES = 64 << 20
+MEMORY_SHARE = 4
+"""At most this part of the available memory is taken."""
+PASSES = 5
+
+
+@dataclass(frozen=True)
+class ReadRate:
+    """Reads of a buffer larger than the caches, the fastest of some passes."""
+
+    bytes_per_s: float
+    buffer_bytes: int
+
+
+def measure_read_rate(backend: NativeBackend, buffer_bytes: int) -> ReadRate:
+    """Read a buffer with all threads of a backend; the memory is given back at once.
+
+    The buffer is smaller where there is little memory; the answer says how large it was. Raises EdgemoeError where
+    there is next to none.
+    """
+    size = min(buffer_bytes, available_bytes() // MEMORY_SHARE) // 64 * 64
+    if size < min(buffer_bytes, LEAST_BUFFER_BYTES):
+        raise EdgemoeError("There is not enough memory left to measure how fast it is read.", "Close other programs.")
+    memory = np.frombuffer(allocate_pages(size), np.uint8)
+    memory[:] = 1  # until a page is written to, all of them may be one
+    fastest_ns = min(backend.read_memory(memory)[0] for _ in range(PASSES))
+    return ReadRate(size / fastest_ns * 1e9, size)
+
+
+class ReadRates:
+    """Measures the read rate again and again, with threads of its own that sleep in between. A context manager."""
+
+    def __init__(self, kernels: KernelChoice) -> None:
+        """`kernels` must be native ones: only they can read memory as fast as it can be read."""
+        self._backend = NativeBackend(kernels.threads, kernels.isa)
+
+    def __call__(self) -> ReadRate:
+        return measure_read_rate(self._backend, BUFFER_BYTES)
+
+    def __enter__(self) -> ReadRates:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._backend.close()

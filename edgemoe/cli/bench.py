@@ -1,0 +1,99 @@
+"""`edgemoe bench`: how fast a model runs here, against the memory's limit and against another engine."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgemoe.cli import options as shared
+from edgemoe.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgemoe.bench.report import Report
+
+
+def bench(
+    model: shared.ModelArgument = None,
+    prompt: Annotated[int, typer.Option("--prompt", metavar="N", help="Tokens before those that are decoded.")] = 32,
+    decode: Annotated[int, typer.Option("--decode", metavar="N", help="Tokens to decode, one by one.")] = 64,
+    prefill: Annotated[int, typer.Option("--prefill", metavar="N", help="Tokens of the prompt to read at once.")] = 256,
+    repeats: Annotated[int, typer.Option("--repeats", metavar="N", help="Rounds, after one that warms up.")] = 5,
+    threads: shared.ThreadsOption = None,
+    ram: shared.RamOption = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures.")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw a picture (png, svg, pdf).")] = None,
+    against: Annotated[
+        str | None, typer.Option("--against", metavar="ENGINE", help="Measure another engine in turn: llama.cpp.")
+    ] = None,
+    gguf: Annotated[
+        Path | None,
+        typer.Option("--gguf", metavar="FILE", help="The other engine's file.", show_default="made from the store"),
+    ] = None,
+    mmap: Annotated[bool, typer.Option("--mmap", help="Let the other engine map its file, not read it.")] = False,
+    debug: shared.DebugOption = False,
+) -> None:
+    """Measure decoding, prefill and start-up on random tokens, and where the time goes.
+
+    Rates are medians over rounds. Engines take turns in every round, each in a process of its own.
+    """
+    if against is None and (gguf is not None or mmap):
+        raise UsageError("--gguf and --mmap are for another engine.", "Name it with --against llama.cpp.")
+    write_json, write_plot = _writer(json_file, _write_json), _plotter(plot)
+
+    from contextlib import ExitStack
+
+    from edgemoe.bench.benchmark import Benchmark
+    from edgemoe.bench.measure import Settings
+    from edgemoe.bench.peers import check_peer, open_peer
+    from edgemoe.cli.bench_tables import report_tables
+    from edgemoe.cli.render import ProgressBar
+    from edgemoe.cli.screen import open_screen
+    from edgemoe.kernels.select import describe_backend
+    from edgemoe.session.default_model import find_model
+
+    settings = Settings(prompt, decode, prefill, repeats)
+    kernels, folder = describe_backend(threads), find_model(model)
+    if against is not None:
+        check_peer(against, gguf)
+    with ExitStack() as stack, ProgressBar("measuring") as bar:
+        peer = None
+        if against is not None:
+            bar.update(f"making {against}'s file" if gguf is None else "opening", 0, None, "")
+            peer = stack.enter_context(open_peer(folder, gguf, kernels.threads, settings.context_tokens, mmap))
+        benchmark = Benchmark(
+            folder, settings, kernels, ram, peer, lambda doing, done, total: bar.update(doing, done, total, "")
+        )
+        report = benchmark.run()
+    screen = open_screen()
+    for title, rows in report_tables(report):
+        screen.table(rows, title)
+    write_json(report)
+    write_plot(report)
+
+
+def _write_json(report: Report, path: Path) -> None:
+    path.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
+
+
+def _plotter(path: Path | None) -> Callable[[Report], None]:
+    if path is None:
+        return lambda report: None
+    from edgemoe.bench.plot import check_plot, draw_report
+
+    check_plot(path)
+    return _writer(path, draw_report)
+
+
+def _writer(path: Path | None, write: Callable[[Any, Path], None]) -> Callable[[Report], None]:
+    """What writes a report to a file. Told now, not after minutes of measuring, where the file cannot be written."""
+    if path is None:
+        return lambda report: None
+    expected = "a file in a folder that exists and is yours"
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UsageError(f"{path}: cannot be written: expected {expected}.", "Choose another name.")
+    return lambda report: write(report, path)

@@ -1,0 +1,50 @@
+"""A report made up for tests of what is made of reports."""
+
+from __future__ import annotations
+
+from edgemoe.bench.measure import Settings
+from edgemoe.bench.report import (
+    EngineReport,
+    ExpertsReport,
+    LedgerReport,
+    RatioReport,
+    Report,
+    RooflineReport,
+)
+from edgemoe.bench.spread import Spread
+
+KERNELS = {"backend": "native", "isa": "avx2", "threads": 2}
+MEMORY = {"budget_bytes": 3 << 30, "slots": 40, "total_experts": 64, "all_resident": False}
+
+
+def spread(*samples: float) -> Spread:
+    return Spread.of(samples)
+
+
+def made_up_report(beside: bool = True, roofline: bool = True) -> Report:
+    """Three rounds; `beside` another engine or alone."""
+    ours = EngineReport(
+        "edgemoe", {"kernels": KERNELS, "memory": MEMORY}, spread(30, 34, 32), spread(150, 160, 170),
+        spread(0.5, 0.6, 0.55), 200 << 20,
+    )  # fmt: skip
+    theirs = EngineReport(
+        "llama.cpp", {"version": "llama-cpp-python 9"}, spread(15, 17, 16), spread(50, 50, 50), None, 300 << 20
+    )
+    return Report(
+        edgemoe_bench=1,
+        version="0",
+        machine={"processor": "A <Processor>"},
+        model={"path": "/models/some-moe/store", "family": "mixtral"},
+        settings=Settings(32, 64, 256, 3),
+        bytes_per_token=500e6,
+        edgemoe=ours,
+        roofline=RooflineReport(spread(19e9, 20e9, 21e9), 1 << 30, spread(0.79, 0.85, 0.76)) if roofline else None,
+        decode_ledger=LedgerReport(
+            192, 31.0, {"attention": 5.0, "experts": 20.0, "disk_wait": 4.0, "python": 1.5}, {"experts": 18e9}
+        ),
+        prefill_ledger=LedgerReport(768, 6.3, {"attention": 2.0, "experts": 4.0}, {}),
+        experts=ExpertsReport(64, 8, [50.0, 60.5], 0.925, 5 << 20),
+        peer=theirs if beside else None,
+        ratios=RatioReport(spread(2, 2.1, 1.9), spread(3, 3.2, 3.4), None) if beside else None,
+        idle_cpu_share=0.07,
+    )

@@ -1,0 +1,118 @@
+"""Rounds: engines take turns on the same ids, one at a time, and are compared round by round."""
+
+import json
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgemoe.bench.measure import Contestant, Measured, Measurement, Settings
+from edgemoe.bench.protocol import Worker
+from edgemoe.bench.report import engine_report, ratio_report, roofline_report
+from edgemoe.bench.roofline import ReadRate
+from edgemoe.errors import UsageError
+
+SETTINGS = Settings(prompt_tokens=4, decode_tokens=6, prefill_tokens=9, repeats=3)
+FAKE = [sys.executable, "-m", "tests.support.fake_worker"]
+
+
+class Taken:
+    """A measurement of two fake engines, of which the second takes two and a half times as long."""
+
+    def __init__(self, folder: Path) -> None:
+        self.steps: list[tuple[str, int, int]] = []
+        rates = iter(range(1, 100))
+        log = folder / "log"
+        with ExitStack() as stack:
+            one, other = (
+                stack.enter_context(Worker(name, [*FAKE, str(log), *times]))
+                for name, times in (("one", ("0.5", "2")), ("other", ("1.25", "5")))
+            )
+            self.processes = {one._process.pid: "one", other._process.pid: "other"}
+            contestants = [
+                Contestant("one", one),
+                Contestant("other", other),
+                Contestant("again", one, {"ledger": 1}, own_ids=True),
+            ]
+            self.measured: Measured = Measurement(
+                contestants, SETTINGS, 1000, lambda: ReadRate(next(rates) * 1e9, 64), self._note
+            ).take()
+        self.events: list[dict[str, Any]] = [json.loads(line) for line in log.read_text().splitlines()]
+
+    def _note(self, doing: str, done: int, total: int) -> None:
+        self.steps.append((doing, done, total))
+
+
+@pytest.fixture(scope="module")
+def taken(tmp_path_factory: pytest.TempPathFactory) -> Taken:
+    return Taken(tmp_path_factory.mktemp("measure"))
+
+
+def test_engines_take_turns_and_never_run_at_once(taken: Taken) -> None:
+    kinds = [event["event"] for event in taken.events]
+    assert kinds == ["begin", "end"] * (len(kinds) // 2)
+    begins = taken.events[::2]
+    assert [taken.processes[event["process"]] for event in begins] == ["one", "other", "one"] * 2 * 4
+    assert [event["ledger"] for event in begins] == [False, False, 1] * 2 * 4
+    assert len(taken.steps) == 4
+    assert taken.steps[1] == ("round 1 of 3", 1, 4)
+
+
+def test_turns_of_a_round_have_the_same_ids_and_rounds_have_others(taken: Taken) -> None:
+    begins = taken.events[::2]
+    turns = [[(e["prompt"], e["continuation"]) for e in begins[i : i + 3]] for i in range(0, len(begins), 3)]
+    assert all(turn[0] == turn[1] for turn in turns)
+    assert all(turn[0] != turn[2] and list(map(len, turn[0])) == list(map(len, turn[2])) for turn in turns)
+    sizes = [(len(turn[0][0]), len(turn[0][1])) for turn in turns]
+    assert sizes == [(4, 6), (9, 0)] * 4
+    assert len({json.dumps(turn[0]) for turn in turns}) == len(turns)
+    ids = [token for turn in turns for token in turn[0][0] + turn[0][1]]
+    assert len(set(ids)) > len(ids) // 2
+    assert 0 <= min(ids) <= max(ids) < 1000
+
+
+def test_the_first_round_is_not_counted_and_ratios_are_of_rounds(taken: Taken) -> None:
+    rounds = taken.measured.rounds
+    assert [one.read_rate for one in rounds] == [ReadRate(rate * 1e9, 64) for rate in (2, 3, 4)]
+    # a fake engine claims to slow down: `one` runs four times in a round, `other` twice
+    assert [one.decode["one"]["continuation_s"] for one in rounds] == [10.0, 18.0, 26.0]
+    assert [one.prefill["other"]["prompt_s"] for one in rounds] == [5.0, 7.5, 10.0]
+    ours, theirs = (
+        engine_report(name, {}, taken.measured, SETTINGS, started, 0)
+        for name, started in (("one", [1.0, 2.0, 3.0]), ("other", [2.0, 2.0, 2.0]))
+    )
+    assert ours.decode_tokens_per_s.samples == [6 / 10, 6 / 18, 6 / 26]
+    assert theirs.prefill_tokens_per_s.median == 9 / 7.5
+    ratios = ratio_report(ours, theirs)
+    assert ratios.decode.samples == pytest.approx([15 / 10, 25 / 18, 35 / 26])
+    assert ratios.decode.median == pytest.approx(25 / 18)
+    assert ratios.startup is not None
+    assert ratios.startup.samples == [2.0, 1.0, 2 / 3]
+    roof = roofline_report(taken.measured, ours.decode_tokens_per_s, 1e9)
+    assert roof is not None
+    assert roof.share.samples == pytest.approx([0.6 / 2, 6 / 18 / 3, 6 / 26 / 4])
+    assert roof.read_bytes_per_s.median == 3e9
+    assert 0 <= taken.measured.idle_cpu_share < 10
+
+
+@pytest.mark.parametrize(
+    ("wrong", "option"),
+    [
+        ({"prompt_tokens": 0}, "--prompt"),
+        ({"decode_tokens": -1}, "--decode"),
+        ({"prefill_tokens": 0}, "--prefill"),
+        ({"repeats": 0}, "--repeats"),
+        ({"repeats": 1001}, "--repeats"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(wrong: dict[str, int], option: str) -> None:
+    with pytest.raises(UsageError, match=option):
+        Settings(**wrong)
+
+
+def test_positions() -> None:
+    assert Settings(32, 64, 256).context_tokens == 256
+    assert Settings(32, 640, 256).context_tokens == 672
+    assert Settings(32, 2, 1).mean_decode_position == 32.5

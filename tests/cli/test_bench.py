@@ -1,0 +1,123 @@
+"""`edgemoe bench`: what it shows, writes and refuses."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edgemoe.bench.benchmark import Benchmark
+from edgemoe.bench.report import Report
+from edgemoe.cli.bench_tables import report_tables
+from edgemoe.cli.main import run_command
+from tests.bench.conftest import FAKE_LLAMA_CPP
+from tests.bench.reports import made_up_report
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Benchmark]]:
+    """Benchmarks that were to be run, each of which has the made-up report for its result."""
+    benchmarks: list[Benchmark] = []
+
+    def run(benchmark: Benchmark) -> Report:
+        benchmarks.append(benchmark)
+        return made_up_report(beside=benchmark.peer is not None)
+
+    monkeypatch.setattr(Benchmark, "run", run)
+    monkeypatch.syspath_prepend(str(FAKE_LLAMA_CPP))
+    yield benchmarks
+    sys.modules.pop("llama_cpp", None)
+
+
+def test_tables_say_what_was_found() -> None:
+    tables = dict(report_tables(made_up_report()))
+    assert len(tables) == 5
+    ours, theirs, ratios, decoded, prompt = (dict(rows) for rows in tables.values())
+    assert ours["model"] == "some-moe (mixtral)"
+    assert ours["decode"] == "32.0 (30.0 to 34.0) tokens/s, 64 tokens after 32"
+    assert ours["budget"] == "3.00 GiB, 40 of 64 experts in memory"
+    assert ours["reads per token"] == "500.0 MB from memory"
+    assert ours["roofline"].startswith("79% (76% to 85%) of what memory gives, 20.0 (19.0 to 21.0) GB/s")
+    assert ours["experts used"] == "55.2 of 64 in a layer (50.0 to 60.5), 8 for each token"
+    assert ours["expert hits"] == "92.5%, 5.0 MiB per token from disk"
+    assert ours["start-up"] == "0.55 (0.50 to 0.60) s to the first token"
+    assert "7% of a core" in ours["beware"]
+    assert theirs["version"] == "llama-cpp-python 9"
+    assert "start-up" not in theirs
+    assert ratios == {"decode": "2.00 (1.90 to 2.10)", "prefill": "3.20 (3.00 to 3.40)"}
+    assert decoded["experts"] == "20.000 ms, 65.6%, reads 18.0 GB/s"
+    assert decoded["disk wait"] == "4.000 ms, 13.1%"
+    assert decoded["all parts"] == "30.500 ms, of 31.000 ms by the wall clock"
+    assert prompt["attention"] == "2.000 ms, 33.3%"
+
+
+def test_tables_without_another_engine_or_a_roofline() -> None:
+    tables = dict(report_tables(made_up_report(beside=False, roofline=False)))
+    assert len(tables) == 3
+    assert dict(tables["a decoded token"])
+    assert "native kernels" in dict(next(iter(tables.values())))["roofline"]
+
+
+def test_options_reach_the_measurement(measured: list[Benchmark], tmp_path: Path, capsys: Capture) -> None:
+    gguf = tmp_path / "model.gguf"
+    gguf.write_text("{}")
+    file = tmp_path / "figures.json"
+    options = ["--prompt", "3", "--decode", "5", "--prefill", "7", "--repeats", "9", "--threads", "3", "--ram", "floor"]
+    beside = ["--against", "llama.cpp", "--gguf", str(gguf), "--mmap"]
+    assert run_command(["bench", *options, *beside, "--json", str(file)]) == 0
+    (benchmark,) = measured
+    settings = benchmark.settings
+    assert (settings.prompt_tokens, settings.decode_tokens, settings.prefill_tokens, settings.repeats) == (3, 5, 7, 9)
+    assert (benchmark.kernels.threads, benchmark.ram) == (3, "floor")
+    assert benchmark.peer is not None
+    assert benchmark.peer.options == {"gguf": str(gguf), "threads": 3, "context": 8, "mmap": True}
+    assert json.loads(file.read_text())["ratios"]["decode"]["median"] == 2
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    assert "edgemoe over llama.cpp: above 1, edgemoe is faster:\ndecode: 2.00 (1.90 to 2.10)\n" in shown.out
+
+
+def test_a_picture_is_drawn(measured: list[Benchmark], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    assert run_command(["bench", "--plot", str(tmp_path / "speed.png")]) == 0
+    assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["no-such-model"], 1, "there is no such folder or model"),
+        (["--threads", "0"], 2, "0 threads: expected 1 to 256"),
+        (["--threads", "257"], 2, "257 threads"),
+        (["--repeats", "0"], 2, "--repeats"),
+        (["--prompt", "0"], 2, "--prompt"),
+        (["--prefill", "100000"], 2, "positions"),
+        (["--json", "{tmp}"], 2, "cannot be written"),
+        (["--json", "{tmp}/none/x.json"], 2, "cannot be written"),
+        (["--plot", "{tmp}/none/x.png"], 2, ""),
+        (["--against", "gpt"], 2, "expected llama.cpp"),
+        (["--gguf", "x.gguf"], 2, "--against"),
+        (["--mmap"], 2, "--against"),
+        (["--against", "llama.cpp", "--gguf", "{tmp}/none.gguf"], 1, "no such file"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_measured(
+    measured: list[Benchmark], tmp_path: Path, arguments: list[str], code: int, says: str, capsys: Capture
+) -> None:
+    assert run_command(["bench", *(argument.replace("{tmp}", str(tmp_path)) for argument in arguments)]) == code
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("error: ")
+    assert shown.err.count("\n") == 1
+    assert says in shown.err
+    assert measured == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_peer_is_told(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr("edgemoe.bench.peers.importlib.util.find_spec", lambda name: None)
+    assert run_command(["bench", "--against", "llama.cpp"]) == 2
+    assert "pip install 'edgemoe[peers]'" in capsys.readouterr().err
