@@ -48,7 +48,7 @@ def describe(store: Store) -> dict[str, Any]:
             # held until the plan has measured the interpreter, so that its floor is the one that a run meets
             tokenizer = load_library_tokenizer(store.path)
     backend = select_backend()  # likewise
-    plan = plan_memory(spec, model_sizes(store, spec, backend.growth_bytes), "floor")
+    plan = plan_memory(spec, model_sizes(store, spec), backend, "floor")
     backend.close()
     del tokenizer
     routed = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoeSpec)]

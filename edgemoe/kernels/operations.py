@@ -211,6 +211,29 @@ class Program(Protocol):
         """What the runs since `time_runs(True)` took."""
 
 
+@dataclass(frozen=True)
+class StepSizes:
+    """The largest sizes that any operation of a step has: what a backend's scratch follows from, without buffers.
+
+    Widths and counts of what a model has not (experts, dense or shared FFNs) are 0.
+    """
+
+    tokens: int
+    context_length: int
+    model_width: int
+    query_heads: int
+    kv_heads: int
+    head_width: int
+    ffn_width: int
+    """Of dense and shared FFNs."""
+    experts: int
+    experts_per_token: int
+    expert_width: int
+    vocabulary: int
+    head_tokens: int
+    """Tokens whose logits are computed together."""
+
+
 class Backend(Protocol):
     """One implementation of all operations."""
 
@@ -221,6 +244,9 @@ class Backend(Protocol):
     threads: int
     growth_bytes: int
     """Memory that the backend will still take besides buffers and scratch: a compiler at work."""
+
+    def step_scratch_bytes(self, sizes: StepSizes) -> int:
+        """No less than `scratch_bytes` of any program of a step of these sizes."""
 
     def program(self, operations: Sequence[Operation]) -> Program:
         """Check and bind a list of operations. Raises KernelError for one that cannot be done."""

@@ -16,14 +16,13 @@ import numpy.typing as npt
 from edgemoe.kernels.formats import (
     GROUP_COLUMNS,
     PANEL_ROWS,
-    Format,
     Matrix,
     dequantise,
     group_count,
     panel_count,
     unpack,
 )
-from edgemoe.kernels.operations import Attention, Cache, Floats, Integers
+from edgemoe.kernels.operations import Cache, Floats, Integers
 from edgemoe.kernels.stepwise import StepwiseBackend
 
 SMALLEST_ACTIVATION = np.float32(1e-35)
@@ -192,14 +191,13 @@ class ReferenceBackend(StepwiseBackend):
     gated_ffn = staticmethod(gated_ffn)
     combine = staticmethod(combine)
 
-    def product_scratch_bytes(self, tokens: int, rows: int, columns: int, fmt: Format) -> int:
+    def product_scratch_bytes(self, tokens: int, rows: int, columns: int) -> int:
         """Temporaries of one `matmul`, its result included."""
         unpacked = min(rows, _PANELS_AT_ONCE * PANEL_ROWS) * (columns + GROUP_COLUMNS) * 24
         return unpacked + tokens * (rows * 16 + columns * 32)
 
-    def attention_scratch_bytes(self, operation: Attention) -> int:
-        """Temporaries of one `attention`, its result included."""
-        caches = 8 * (operation.key_cache.size + operation.value_cache.size)
-        heads = operation.query.shape[1] // operation.key_cache.shape[2]
-        scores = 4 * 8 * heads * operation.key_cache.shape[1]
-        return int(caches + scores + 5 * 8 * operation.query.size)
+    def attention_scratch_bytes(self, tokens: int, heads: int, kv_heads: int, width: int, context_length: int) -> int:
+        """Temporaries of one `attention` at the end of the context, its result included."""
+        caches = 2 * 8 * kv_heads * context_length * width
+        scores = 4 * 8 * heads * context_length
+        return caches + scores + 5 * 8 * tokens * heads * width

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgemoe.errors import KernelError
 from edgemoe.kernels import operations as op
-from edgemoe.kernels.formats import Format, Matrix
+from edgemoe.kernels.formats import PANEL_ROWS, Matrix, panel_count
 
 _NO_LIMIT = 2**31 - 1
 
@@ -44,12 +44,25 @@ class StepwiseBackend(ABC):
         return StepwiseProgram(self, operations)
 
     @abstractmethod
-    def product_scratch_bytes(self, tokens: int, rows: int, columns: int, fmt: Format) -> int:
+    def product_scratch_bytes(self, tokens: int, rows: int, columns: int) -> int:
         """Temporaries of one `matmul`, its result included."""
 
     @abstractmethod
-    def attention_scratch_bytes(self, operation: op.Attention) -> int:
-        """Temporaries of one `attention`, its result included."""
+    def attention_scratch_bytes(self, tokens: int, heads: int, kv_heads: int, width: int, context_length: int) -> int:
+        """Temporaries of one `attention` at the end of the context, its result included."""
+
+    def step_scratch_bytes(self, sizes: op.StepSizes) -> int:
+        """No less than `scratch_bytes` of any program of a step of these sizes."""
+        s, query_width = sizes, sizes.query_heads * sizes.head_width
+        widest = max(query_width, s.model_width, s.experts)
+        return _PYTHON_OBJECTS_BYTES + max(
+            s.tokens * widest * self.element_scratch_bytes,
+            self.product_scratch_bytes(s.tokens, widest, max(query_width, s.model_width)),
+            self.product_scratch_bytes(s.head_tokens, s.vocabulary, s.model_width),
+            self.attention_scratch_bytes(s.tokens, s.query_heads, s.kv_heads, s.head_width, s.context_length),
+            self._ffn_scratch_bytes(s.tokens, s.model_width, s.ffn_width),
+            self._experts_scratch_bytes(s.tokens, s.experts_per_token, s.model_width, s.expert_width),
+        )
 
     def scratch_bytes(self, operations: Sequence[op.Operation]) -> int:
         """The most that any one of the operations takes: their temporaries do not outlive them."""
@@ -58,26 +71,29 @@ class StepwiseBackend(ABC):
     def _scratch_bytes(self, operation: op.Operation) -> int:
         if isinstance(operation, op.Linear):
             tokens = len(operation.input)
-            return max(self._matrix_scratch_bytes(tokens, part.matrix) for part in operation.parts)
+            matrices = (part.matrix for part in operation.parts)
+            return max(self.product_scratch_bytes(tokens, matrix.rows, matrix.columns) for matrix in matrices)
         if isinstance(operation, op.GatedFfn):
-            return self._ffn_scratch_bytes(len(operation.input), operation.gate_up, operation.down)
+            return self._ffn_scratch_bytes(len(operation.input), operation.down.rows, operation.down.columns)
         if isinstance(operation, op.Experts):
-            tokens = len(operation.input)
-            matrices = expert_matrices(operation.arena[0], operation.layout)
-            gathered = operation.input.nbytes + 3 * operation.experts.nbytes + 16 * tokens
-            return gathered + self._ffn_scratch_bytes(tokens, *matrices)
+            layout, (tokens, used) = operation.layout, operation.experts.shape
+            return self._experts_scratch_bytes(tokens, used, layout.model_width, layout.ffn_width)
         if isinstance(operation, op.Attention):
-            return self.attention_scratch_bytes(operation)
+            kv_heads, context_length, width = operation.key_cache.shape
+            tokens, query_width = operation.query.shape
+            return self.attention_scratch_bytes(tokens, query_width // width, kv_heads, width, context_length)
         rows = operation.output if isinstance(operation, op.Embed) else _rows(operation)
         return rows.size * self.element_scratch_bytes
 
-    def _matrix_scratch_bytes(self, tokens: int, matrix: Matrix) -> int:
-        return self.product_scratch_bytes(tokens, matrix.rows, matrix.columns, matrix.format)
+    def _ffn_scratch_bytes(self, tokens: int, model_width: int, ffn_width: int) -> int:
+        gate_up_rows = 2 * PANEL_ROWS * panel_count(ffn_width)
+        hidden = tokens * gate_up_rows * self.element_scratch_bytes
+        gate_up = self.product_scratch_bytes(tokens, gate_up_rows, model_width)
+        return hidden + max(gate_up, self.product_scratch_bytes(tokens, model_width, ffn_width))
 
-    def _ffn_scratch_bytes(self, tokens: int, gate_up: Matrix, down: Matrix) -> int:
-        hidden = tokens * gate_up.rows * self.element_scratch_bytes
-        products = (self._matrix_scratch_bytes(tokens, matrix) for matrix in (gate_up, down))
-        return hidden + max(products)
+    def _experts_scratch_bytes(self, tokens: int, used: int, model_width: int, ffn_width: int) -> int:
+        gathered = tokens * (4 * model_width + 3 * 4 * used + 16)
+        return gathered + self._ffn_scratch_bytes(tokens, model_width, ffn_width)
 
     def close(self) -> None:  # noqa: B027 - nothing to stop unless a backend has threads
         """Stop the backend's threads, if it has any."""

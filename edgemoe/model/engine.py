@@ -278,18 +278,18 @@ def open_engine(
     spec = store_spec(store)
     backend = select_backend(threads)  # before the plan, which measures what the backend's libraries hold
     try:
-        memory = plan_memory(spec, model_sizes(store, spec, backend.growth_bytes), ram, context_length)
+        memory = plan_memory(spec, model_sizes(store, spec), backend, ram, context_length)
     except BaseException:
         backend.close()
         raise
     return Engine(store, spec, memory, backend, prediction, direct_reads)
 
 
-def model_sizes(store: Store, spec: ModelSpec, backend_growth_bytes: int = 0) -> ModelSizes:
+def model_sizes(store: Store, spec: ModelSpec) -> ModelSizes:
     """What the memory plan needs to know of a store."""
     experts = sum(layer.ffn.experts for layer in spec.layers if isinstance(layer.ffn, MoeSpec))
     kv_element_bytes = np.dtype(_kv_dtype(store)).itemsize
-    return ModelSizes(store.resident_bytes, store.record_bytes, experts, kv_element_bytes, backend_growth_bytes)
+    return ModelSizes(store.resident_bytes, store.record_bytes, experts, kv_element_bytes)
 
 
 def _kv_dtype(store: Store) -> type[np.float16] | type[np.float32]:

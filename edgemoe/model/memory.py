@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 
 from edgemoe.errors import BudgetError, UsageError
-from edgemoe.model.spec import ModelSpec, MoeSpec
+from edgemoe.kernels.operations import Backend, StepSizes
+from edgemoe.model.spec import DenseFfnSpec, ModelSpec, MoeSpec
 
 INTERPRETER_GROWTH_BYTES = 32 << 20
 """Room for what the interpreter will still import and allocate after the budget was shared out."""
@@ -57,8 +58,6 @@ class ModelSizes:
     slot_bytes: int
     total_experts: int
     kv_element_bytes: int
-    backend_growth_bytes: int = 0
-    """What the kernels' backend will still take besides the workspace (`Backend.growth_bytes`)."""
 
 
 @dataclass(frozen=True)
@@ -95,28 +94,26 @@ class MemoryPlan:
 
 
 def plan_memory(
-    spec: ModelSpec, sizes: ModelSizes, ram: str | int | None, context_length: int | None = None
+    spec: ModelSpec, sizes: ModelSizes, backend: Backend, ram: str | int | None, context_length: int | None = None
 ) -> MemoryPlan:
     """Share out a budget: bytes, a size as text, `floor`, or `auto` (also None).
 
-    Raises BudgetError below the floor, naming it, and UsageError for what is no budget.
+    The backend says what its scratch takes, and what it will still take itself. Raises BudgetError below the floor,
+    naming it, and UsageError for what is no budget.
     """
     if context_length is not None and not 1 <= context_length <= spec.max_positions:
         raise UsageError(
             f"A context of {context_length} tokens was asked for; this model has 1 to {spec.max_positions}.",
             "Choose a context length within that range.",
         )
-    interpreter_bytes = psutil.Process().memory_info().rss + INTERPRETER_GROWTH_BYTES + sizes.backend_growth_bytes
+    interpreter_bytes = psutil.Process().memory_info().rss + INTERPRETER_GROWTH_BYTES + backend.growth_bytes
     least_context = context_length or min(LEAST_CONTEXT_TOKENS, spec.max_positions)
     least_chunk = CHUNK_TOKENS[-1]
     least_slots = min(sizes.total_experts, 2 * _most_experts_per_token(spec))
     fixed_bytes = interpreter_bytes + sizes.resident_bytes
-    floor_bytes = (
-        fixed_bytes
-        + workspace_bytes(spec, least_chunk, least_context)
-        + kv_cache_bytes(spec, least_context, sizes.kv_element_bytes)
-        + least_slots * sizes.slot_bytes
-    )
+    least_workspace_bytes = workspace_bytes(spec, backend, least_chunk, least_context)
+    least_kv_bytes = kv_cache_bytes(spec, least_context, sizes.kv_element_bytes)
+    floor_bytes = fixed_bytes + least_workspace_bytes + least_kv_bytes + least_slots * sizes.slot_bytes
     budget_bytes = _budget(ram, floor_bytes)
     if budget_bytes < floor_bytes:
         raise BudgetError(
@@ -127,21 +124,23 @@ def plan_memory(
     chunk, context = least_chunk, least_context
     most_context = context_length or min(DEFAULT_CONTEXT_TOKENS, spec.max_positions)
     all_slots_bytes = sizes.total_experts * sizes.slot_bytes
+    # A tenth of what there is for the workspace, but nothing that the least of the others needs.
+    spare_bytes = budget_bytes - floor_bytes
+    most_workspace_bytes = min((budget_bytes - fixed_bytes) // 10, least_workspace_bytes + spare_bytes)
     for candidate in CHUNK_TOKENS:
-        if workspace_bytes(spec, candidate, least_context) <= max(
-            (budget_bytes - fixed_bytes) // 10, workspace_bytes(spec, least_chunk, least_context)
-        ):
+        if workspace_bytes(spec, backend, candidate, least_context) <= most_workspace_bytes:
             chunk = candidate
             break
     while context < most_context:
         wider = min(2 * context, most_context)
-        cost = kv_cache_bytes(spec, wider, sizes.kv_element_bytes) + workspace_bytes(spec, chunk, wider)
+        cost = kv_cache_bytes(spec, wider, sizes.kv_element_bytes) + workspace_bytes(spec, backend, chunk, wider)
         spare = budget_bytes - fixed_bytes - cost
         crowds_experts = cost > (budget_bytes - fixed_bytes) // 5 or spare < least_slots * sizes.slot_bytes
         if spare < all_slots_bytes and crowds_experts:
             break
         context = wider
-    workspace, kv_cache = workspace_bytes(spec, chunk, context), kv_cache_bytes(spec, context, sizes.kv_element_bytes)
+    workspace = workspace_bytes(spec, backend, chunk, context)
+    kv_cache = kv_cache_bytes(spec, context, sizes.kv_element_bytes)
     left_bytes = budget_bytes - fixed_bytes - workspace - kv_cache
     slots = min(sizes.total_experts, left_bytes // sizes.slot_bytes) if sizes.slot_bytes else 0
     return MemoryPlan(
@@ -206,21 +205,38 @@ def kv_cache_bytes(spec: ModelSpec, context_length: int, element_bytes: int) -> 
     return context_length * (per_token * element_bytes + rope_bytes)
 
 
-def workspace_bytes(spec: ModelSpec, chunk_tokens: int, context_length: int) -> int:
-    """Activations (`workspace.py`) and an upper bound of the native kernels' scratch, for chunks of so many tokens."""
-    heads = routed = hidden = routing = 0
+def workspace_bytes(spec: ModelSpec, backend: Backend, chunk_tokens: int, context_length: int) -> int:
+    """Activations (`workspace.py`) and the backend's scratch, for chunks of so many tokens."""
+    heads = routed = routing = 0
     for layer in spec.layers:
         a, ffn = layer.attention, layer.ffn
         heads = max(heads, 2 * (a.query_heads + a.kv_heads) * a.head_width)
-        hidden = max(hidden, a.query_heads * a.head_width)  # what attention gives is quantised as hidden values are
         if isinstance(ffn, MoeSpec):
             routed = max(routed, ffn.experts_per_token * (spec.model_width + 4) + 2 * ffn.experts)
-            hidden = max(hidden, ffn.experts_per_token * ffn.width, ffn.shared_width)
             routing += 8 * ffn.experts_per_token
-        else:
-            hidden = max(hidden, ffn.width)
-    # Buffers are as wide as any layer needs. Hidden values are there in float32 or quantised; inputs are quantised.
-    per_token = 4 * (4 * spec.model_width + heads + routed) + 6 * (hidden + spec.model_width) + 1024 + routing
+    # Buffers are as wide as any layer needs.
+    per_token = 4 * (4 * spec.model_width + heads + routed) + routing
     head = HEAD_ROWS * 4 * (spec.vocabulary + 3 * spec.model_width)
-    scores = 4 * context_length * 16  # the stepwise backends hold a token's attention scores; the native one does not
-    return chunk_tokens * per_token + head + scores + (1 << 20)
+    scratch = backend.step_scratch_bytes(step_sizes(spec, chunk_tokens, context_length))
+    return chunk_tokens * per_token + head + scratch + (1 << 20)
+
+
+def step_sizes(spec: ModelSpec, chunk_tokens: int, context_length: int) -> StepSizes:
+    """The largest sizes in any layer, each for itself."""
+    attentions = [layer.attention for layer in spec.layers]
+    routed = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoeSpec)]
+    dense = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, DenseFfnSpec)]
+    return StepSizes(
+        tokens=chunk_tokens,
+        context_length=context_length,
+        model_width=spec.model_width,
+        query_heads=max(a.query_heads for a in attentions),
+        kv_heads=max(a.kv_heads for a in attentions),
+        head_width=max(a.head_width for a in attentions),
+        ffn_width=max([ffn.width for ffn in dense] + [ffn.shared_width for ffn in routed]),
+        experts=max((ffn.experts for ffn in routed), default=0),
+        experts_per_token=max((ffn.experts_per_token for ffn in routed), default=0),
+        expert_width=max((ffn.width for ffn in routed), default=0),
+        vocabulary=spec.vocabulary,
+        head_tokens=HEAD_ROWS,
+    )

@@ -52,8 +52,9 @@ def open_clocked(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     def open_with(slots: int) -> tuple[Engine, Clock]:
         store = Store.open(store_path)
         spec = store_spec(store)
-        plan = dataclasses.replace(plan_memory(spec, model_sizes(store, spec), "auto"), slots=slots)
-        opened.append(Engine(store, spec, plan, ClockedBackend(clock)))
+        backend = ClockedBackend(clock)
+        plan = dataclasses.replace(plan_memory(spec, model_sizes(store, spec), backend, "auto"), slots=slots)
+        opened.append(Engine(store, spec, plan, backend))
         return opened[-1], clock
 
     monkeypatch.setattr(ClockedReader, "clock", clock, raising=False)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from edgemoe.errors import BudgetError, UsageError
 from edgemoe.kernels.formats import FORMATS, PANEL_ROWS, Matrix, panel_count
+from edgemoe.kernels.operations import Program, StepSizes
 from edgemoe.model.decoder import Decoder
 from edgemoe.model.memory import (
     ModelSizes,
@@ -40,6 +41,31 @@ SPEC = ModelSpec(
     tied_embeddings=True,
 )
 SIZES = ModelSizes(resident_bytes=80 * MIB, slot_bytes=900 * 1024, total_experts=16 * 12, kv_element_bytes=2)
+
+
+class StubBackend:
+    """A backend that has nothing but an appetite."""
+
+    name, isa, threads = "stub", "-", 1
+
+    def __init__(self, growth_bytes: int = 0, scratch_per_position_bytes: int = 0) -> None:
+        self.growth_bytes = growth_bytes
+        self._scratch_per_position_bytes = scratch_per_position_bytes
+
+    def step_scratch_bytes(self, sizes: StepSizes) -> int:
+        return 8192 * sizes.tokens + self._scratch_per_position_bytes * sizes.context_length
+
+    def scratch_bytes(self, operations: object) -> int:
+        raise NotImplementedError
+
+    def program(self, operations: object) -> Program:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        pass
+
+
+BACKEND = StubBackend()
 
 
 @pytest.mark.parametrize(
@@ -72,8 +98,8 @@ def test_sizes_for_people(size: int, text: str) -> None:
 
 @given(extra=st.integers(0, 3 << 30))
 def test_parts_fill_but_never_exceed_the_budget(extra: int) -> None:
-    floor = plan_memory(SPEC, SIZES, "floor").floor_bytes
-    plan = plan_memory(SPEC, SIZES, floor + extra + 4 * MIB)
+    floor = plan_memory(SPEC, SIZES, BACKEND, "floor").floor_bytes
+    plan = plan_memory(SPEC, SIZES, BACKEND, floor + extra + 4 * MIB)
     assert plan.planned_bytes <= plan.budget_bytes
     assert plan.slots >= 4  # two tokens' worth of a layer
     assert plan.all_resident or plan.budget_bytes - plan.planned_bytes < plan.slot_bytes
@@ -83,17 +109,20 @@ def test_parts_fill_but_never_exceed_the_budget(extra: int) -> None:
 @given(st.integers(0, 1 << 30), st.integers(0, 1 << 30))
 def test_more_memory_never_means_less(first: int, second: int) -> None:
     assume(first < second)
-    floor = plan_memory(SPEC, SIZES, "floor").floor_bytes + 8 * MIB
-    smaller, larger = plan_memory(SPEC, SIZES, floor + first), plan_memory(SPEC, SIZES, floor + second)
+    floor = plan_memory(SPEC, SIZES, BACKEND, "floor").floor_bytes + 8 * MIB
+    smaller, larger = (
+        plan_memory(SPEC, SIZES, BACKEND, floor + first),
+        plan_memory(SPEC, SIZES, BACKEND, floor + second),
+    )
     assert smaller.context_length <= larger.context_length
     assert smaller.chunk_tokens <= larger.chunk_tokens
     assert smaller.all_resident <= larger.all_resident
 
 
 def test_below_the_floor_is_refused_with_the_floor() -> None:
-    floor = plan_memory(SPEC, SIZES, "floor")
+    floor = plan_memory(SPEC, SIZES, BACKEND, "floor")
     with pytest.raises(BudgetError, match=r"needs at least .* MiB of memory; the budget is 100\.0 MiB.*--ram \d+MiB"):
-        plan_memory(SPEC, SIZES, "100MiB")
+        plan_memory(SPEC, SIZES, BACKEND, "100MiB")
     assert floor.budget_bytes == floor.floor_bytes
     assert floor.slots == 4
 
@@ -101,26 +130,34 @@ def test_below_the_floor_is_refused_with_the_floor() -> None:
 @pytest.mark.parametrize("ram", ["0", 0, -5, "0GiB"])
 def test_a_budget_of_nothing(ram: str | int) -> None:
     with pytest.raises(UsageError, match="cannot be met"):
-        plan_memory(SPEC, SIZES, ram)
+        plan_memory(SPEC, SIZES, BACKEND, ram)
 
 
 def test_all_resident_where_it_fits_and_a_long_context_then() -> None:
-    plan = plan_memory(SPEC, SIZES, "2GiB")
+    plan = plan_memory(SPEC, SIZES, BACKEND, "2GiB")
     assert plan.all_resident
     assert plan.slots == SIZES.total_experts
     assert plan.context_length == 4096
 
 
 def test_an_asked_for_context_is_kept_or_refused() -> None:
-    assert plan_memory(SPEC, SIZES, "2GiB", context_length=20_000).context_length == 20_000
+    assert plan_memory(SPEC, SIZES, BACKEND, "2GiB", context_length=20_000).context_length == 20_000
     with pytest.raises(UsageError, match="1 to 32768"):
-        plan_memory(SPEC, SIZES, "2GiB", context_length=40_000)
+        plan_memory(SPEC, SIZES, BACKEND, "2GiB", context_length=40_000)
     with pytest.raises(BudgetError):
-        plan_memory(SPEC, SIZES, plan_memory(SPEC, SIZES, "floor").floor_bytes, context_length=20_000)
+        plan_memory(SPEC, SIZES, BACKEND, plan_memory(SPEC, SIZES, BACKEND, "floor").floor_bytes, context_length=20_000)
+
+
+@pytest.mark.parametrize("extra", [0, MIB, 3 * MIB, 20 * MIB])
+def test_a_long_context_at_the_floor_leaves_the_experts_their_slots(extra: int) -> None:
+    floor = plan_memory(SPEC, SIZES, BACKEND, "floor", context_length=20_000).floor_bytes
+    plan = plan_memory(SPEC, SIZES, BACKEND, floor + extra + MIB, context_length=20_000)
+    assert plan.slots >= 4
+    assert plan.planned_bytes <= plan.budget_bytes
 
 
 def test_a_dense_model_needs_no_slots() -> None:
-    plan = plan_memory(SPEC, dataclasses.replace(SIZES, slot_bytes=0, total_experts=0), "floor")
+    plan = plan_memory(SPEC, dataclasses.replace(SIZES, slot_bytes=0, total_experts=0), BACKEND, "floor")
     assert plan.slots == 0
     assert plan.all_resident
 
@@ -153,8 +190,18 @@ def test_a_container_s_limit_counts_but_not_the_file_pages_that_give_way(
 
 
 def test_what_the_backend_will_still_take_counts() -> None:
-    hungry = dataclasses.replace(SIZES, backend_growth_bytes=1 << 30)
-    assert plan_memory(SPEC, hungry, "floor").floor_bytes - plan_memory(SPEC, SIZES, "floor").floor_bytes > 1000 * MIB
+    modest = plan_memory(SPEC, SIZES, BACKEND, "floor")
+    assert plan_memory(SPEC, SIZES, StubBackend(1 << 30), "floor").floor_bytes - modest.floor_bytes > 1000 * MIB
+
+
+def test_scratch_that_grows_with_the_context_counts() -> None:
+    hungry = StubBackend(scratch_per_position_bytes=1 << 16)
+    floors = [plan_memory(SPEC, SIZES, backend, "floor").floor_bytes for backend in (BACKEND, hungry)]
+    assert floors[1] - floors[0] > 30 * MIB  # 512 positions
+    budget = floors[1] + 100 * MIB
+    modest, careful = (plan_memory(SPEC, SIZES, backend, budget) for backend in (BACKEND, hungry))
+    assert careful.planned_bytes <= budget
+    assert (careful.context_length, careful.slots) < (modest.context_length, modest.slots)
 
 
 def model_of(vocabulary: int, width: int, heads: tuple[int, int, int], *ffns: MoeSpec | DenseFfnSpec) -> ModelSpec:
@@ -214,21 +261,22 @@ def array_bytes(buffers: object) -> int:
     return sum(getattr(buffers, field.name).nbytes for field in dataclasses.fields(buffers))
 
 
+@pytest.mark.parametrize("kind", ["native generic", "jit", "jit 3 threads", "reference"])
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(("chunk_tokens", "context_length"), [(8, 512), (128, 4096)])
-def test_what_is_planned_holds_what_is_allocated(name: str, chunk_tokens: int, context_length: int) -> None:
+def test_what_is_planned_holds_what_is_allocated(name: str, chunk_tokens: int, context_length: int, kind: str) -> None:
     spec = MODELS[name]
     workspace = Workspace.allocate(spec, chunk_tokens)
     kv_cache = KvCache.allocate(spec, context_length, np.float16)
     tables = [table for pair in kv_cache.rope.values() for table in pair]
     kv_bytes = sum(array.nbytes for array in (*kv_cache.keys, *kv_cache.values, *tables))
     assert kv_bytes == kv_cache_bytes(spec, context_length, 2)
-    backend = make_backend("native generic")
+    backend = make_backend(kind)
     for dense, experts in (("q8", "q4"), ("f16", "q4m"), ("f32", "f32")):
         decoder = decoder_without_weights(spec, dense, experts, workspace, kv_cache)
         routing = sum(array_bytes(layer) for layer in decoder.routing if layer is not None)
         programs = [decoder.whole(), decoder.head, *(layer.predict for layer in decoder.layers)]
         scratch = max(backend.scratch_bytes(operations) for operations in programs if operations)
         allocated = array_bytes(workspace) + routing + decoder.head[0].output.nbytes + scratch
-        assert allocated <= workspace_bytes(spec, chunk_tokens, context_length), (dense, experts)
+        assert allocated <= workspace_bytes(spec, backend, chunk_tokens, context_length), (dense, experts)
     backend.close()

@@ -19,5 +19,6 @@ def engine_with_slots(store_path: Path, slots: int, threads: int | None = 1, **o
     """
     store = Store.open(store_path)
     spec = store_spec(store)
-    plan = plan_memory(spec, model_sizes(store, spec), "auto")
-    return Engine(store, spec, dataclasses.replace(plan, slots=slots), select_backend(threads), **options)
+    backend = select_backend(threads)
+    plan = plan_memory(spec, model_sizes(store, spec), backend, "auto")
+    return Engine(store, spec, dataclasses.replace(plan, slots=slots), backend, **options)

@@ -16,7 +16,7 @@ from edgemoe.kernels.formats import (
     panel_count,
 )
 from edgemoe.kernels.jit import layers, products
-from edgemoe.kernels.operations import Attention, Cache, Floats, Integers
+from edgemoe.kernels.operations import Cache, Floats, Integers
 from edgemoe.kernels.stepwise import StepwiseBackend
 
 _WORTH_A_THREAD = 1 << 20
@@ -29,7 +29,7 @@ class JitBackend(StepwiseBackend):
     """Numba kernels; `threads` share the rows of a product and the heads of attention, never a sum."""
 
     name = "jit"
-    growth_bytes = 128 << 20  # about 95 MB for LLVM the first time; temporaries beyond what native's scratch takes
+    growth_bytes = 112 << 20  # LLVM takes about 100 MB when it compiles, and half of that from the cache
     element_scratch_bytes = 8  # the result, and what a step makes of it
 
     def __init__(self, threads: int = 1) -> None:
@@ -53,18 +53,17 @@ class JitBackend(StepwiseBackend):
         for part in pending:
             part.result()
 
-    def product_scratch_bytes(self, tokens: int, rows: int, columns: int, fmt: Format) -> int:
+    def product_scratch_bytes(self, tokens: int, rows: int, columns: int) -> int:
         """Temporaries of one `matmul`, its result included."""
         groups = group_count(columns)
         activations = tokens * groups * (GROUP_COLUMNS + 2) * 4
         panel = groups * GROUP_COLUMNS * PANEL_ROWS * 4  # the most that a panel's converted halves take
         return tokens * rows * 4 + activations + self.threads * panel
 
-    def attention_scratch_bytes(self, operation: Attention) -> int:
-        """Temporaries of one `attention`, its result included."""
-        _, length, width = operation.key_cache.shape
-        head = (2 * width + layers.WIDTH_AT_ONCE) * (length + layers.POSITIONS_AT_ONCE) * 4
-        return int(operation.query.nbytes + self.threads * head)
+    def attention_scratch_bytes(self, tokens: int, heads: int, kv_heads: int, width: int, context_length: int) -> int:
+        """Temporaries of one `attention` at the end of the context, its result included."""
+        head = (2 * width + layers.WIDTH_AT_ONCE) * (context_length + layers.POSITIONS_AT_ONCE) * 4
+        return tokens * heads * width * 4 + min(self.threads, kv_heads) * head
 
     def matmul(self, values: Floats, matrix: Matrix) -> Floats:
         """`(T, columns)` times the transpose of `(rows, columns)`: `(T, rows)`."""

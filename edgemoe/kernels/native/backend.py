@@ -56,6 +56,16 @@ class NativeBackend:
         self._reserve(_scratch_bytes(bound))
         return NativeProgram(self, bound)
 
+    def step_scratch_bytes(self, sizes: op.StepSizes) -> int:
+        """No less than `scratch_bytes` of any program of a step of these sizes."""
+        hidden = max(
+            sizes.query_heads * sizes.head_width,  # what attention gives is quantised as hidden values are
+            sizes.experts_per_token * sizes.expert_width,
+            sizes.ffn_width,
+        )
+        # Hidden values are there in float32 or quantised; inputs are quantised.
+        return sizes.tokens * (6 * (hidden + sizes.model_width) + 1024)
+
     def scratch_bytes(self, operations: Sequence[op.Operation]) -> int:
         """Bytes of scratch that these operations need, the largest of them deciding; programs share it."""
         return _scratch_bytes(BoundOperations(operations)) + _SCRATCH_ALIGNMENT_BYTES
