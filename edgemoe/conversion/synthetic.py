@@ -3,10 +3,20 @@
 Every row of every tensor follows from the seed by itself (a counter-based generator), so rows can be had in any
 order, and an interrupted conversion goes on to the same bytes.
 
-Weights have a mean of exactly zero by construction: with any other, a part of every hidden state would be the same
-for all tokens, and all of them would be routed to the same experts. A matrix has the variance 1 / columns, so that
-it hands on what it is given at about the same size; vectors are norms, and 1. Where q8, q4 or q4m are wanted the
-blocks themselves are drawn, and nothing is searched or rounded.
+Tokens must be routed as differently as those of a trained model, or a benchmark measures one set of experts:
+
+- Weights have a mean of exactly zero by construction: with any other, a part of every hidden state is the same for
+  all tokens.
+- A token enters with the variance 1, and all that the layers add to it has about that much: the matrices that write
+  into the residual stream are divided by the root of their number (as in GPT-2). Attention averages over tokens, so
+  what it adds is alike for all of them; unchecked, 48 layers leave half of the experts without any token.
+- Any other matrix has the variance 1 / columns, and hands on what it is given at about its size. Vectors are norms,
+  and 1.
+
+To measure decoding, give such a model tokens: what it generates may go in circles, and where the head is the
+embedding it repeats one token, since nothing answers a token's own row better than itself.
+
+Where q8, q4 or q4m are wanted the blocks themselves are drawn, and nothing is searched or rounded.
 """
 
 from __future__ import annotations
@@ -32,6 +42,7 @@ from edgemoe.conversion.shapes import SHAPES
 from edgemoe.conversion.source import BLOCK_FORMATS, Rows, TensorInfo
 from edgemoe.errors import UsageError
 from edgemoe.kernels.formats import FORMATS, Blocks, Format, group_count
+from edgemoe.model.spec import ModelSpec
 
 GENERATOR = 1
 """Counts up when the same seed begins to give other weights."""
@@ -88,11 +99,7 @@ class SyntheticSource:
             chosen = formats[name]
             dtype = _DTYPES.get(chosen.name, "F32") if chosen else "F32"
             self._tensors[place.tensor] = TensorInfo(shapes[place.tensor], dtype, shard)
-            # As its own head, an embedding is a matrix like any other; else a token enters with the variance 1.
-            enters = name == "embedding" and not spec.tied_embeddings
-            self._deviations[place.tensor] = (
-                1 / spec.embedding_scale if enters else 1 / math.sqrt(shapes[place.tensor][-1])
-            )
+            self._deviations[place.tensor] = _deviation(spec, name, shapes[place.tensor][-1])
 
     def tensors(self) -> Mapping[str, TensorInfo]:
         return self._tensors
@@ -119,6 +126,15 @@ class SyntheticSource:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def _deviation(spec: ModelSpec, name: str, columns: int) -> float:
+    """The standard deviation of a matrix's weights; see the module's docstring."""
+    if name == "embedding":
+        return 1 / spec.embedding_scale
+    if name.endswith((".output", ".down")):
+        return 1 / (spec.residual_scale * math.sqrt(2 * len(spec.layers) * columns))
+    return 1 / math.sqrt(columns)
 
 
 def _draw_bytes(key: str, rows: slice, row_bytes: int) -> npt.NDArray[np.uint8]:

@@ -109,6 +109,14 @@ def test_a_store_holds_just_what_was_drawn(tmp_path: Path, experts: str | None, 
     assert np.all(found["layers.2.query_norm"] == 1)
 
 
+def evenness(uses: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Of each layer, the entropy of its routing relative to that of all experts alike; `uses` is `(L, E)`."""
+    shares = uses / uses.sum(axis=1, keepdims=True)
+    logarithms = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
+    relative: np.ndarray[Any, Any] = -(shares * logarithms).sum(axis=1) / np.log(uses.shape[1])
+    return relative
+
+
 def test_tokens_are_routed_to_all_experts_about_evenly(tiny: Path) -> None:
     ids = np.random.default_rng(0).integers(0, 512, 600).tolist()
     with edgemoe.load(tiny, threads=1) as model:
@@ -117,10 +125,26 @@ def test_tokens_are_routed_to_all_experts_about_evenly(tiny: Path) -> None:
     assert uses.shape == (4, 16)
     assert np.all(uses.sum(axis=1) == 600 * 4)
     assert np.all(uses > 0)
-    shares = uses / uses.sum(axis=1, keepdims=True)
-    assert np.all(-(shares * np.log(shares)).sum(axis=1) > 0.95 * np.log(16))
-    assert logits.std() == pytest.approx(1, abs=0.3)
+    assert np.all(evenness(uses) > 0.98)
+    assert logits.std() == pytest.approx(1, abs=0.1)
     assert abs(logits.mean()) < 0.1
+
+
+@pytest.mark.parametrize("shape", ["olmoe-1b-7b", "qwen3-30b-a3b", "mixtral-8x7b", "granite-3b-a800m"])
+def test_routing_spreads_in_the_deepest_layer_too(shape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Narrow models of the real depth, for each has its own attention, and depth is what makes tokens alike."""
+    narrow = {"hidden_size": 128, "vocab_size": 1024, "num_attention_heads": 4, "num_experts_per_tok": 2}
+    narrow |= {"num_key_value_heads": 4, "head_dim": 32, "intermediate_size": 32, "moe_intermediate_size": 32}
+    keys = SHAPES[shape].keys()
+    narrow |= {key: 16 for key in ("num_experts", "num_local_experts") if key in keys}
+    config = {**SHAPES[shape], **{key: value for key, value in narrow.items() if key in keys}}
+    monkeypatch.setattr("edgemoe.conversion.synthetic.SHAPES", {"deep": config})
+    ids = np.random.default_rng(0).integers(0, 1024, 256).tolist()
+    with edgemoe.load(synthesise("deep", tmp_path / "deep"), threads=1) as model:
+        assert np.isfinite(model.logits(ids)).all()
+        uses = model.engine.expert_uses
+    assert len(uses) == SHAPES[shape]["num_hidden_layers"]
+    assert np.all(evenness(uses) > 0.98)
 
 
 def test_token_ids_in_token_ids_out_without_a_tokenizer(tiny: Path) -> None:
