@@ -37,6 +37,7 @@ def chat(
     if max_tokens < 1:
         raise UsageError(f"--max-tokens: expected 1 or more, found {max_tokens}.", "See edgemoe chat --help.")
 
+    from edgemoe.cli.compiling import compiling_told
     from edgemoe.cli.repl import Repl
     from edgemoe.cli.screen import Plain, open_screen
     from edgemoe.session.model import load as load_model
@@ -51,7 +52,7 @@ def chat(
     # loaded last, so that the memory plan counts what was imported above
     with screen.waiting("loading the model"):
         opened = load_model(model, ram, threads, context)
-    with opened:
+    with opened, compiling_told(opened):
         sampling = shared.sampling_options(opened, temperature, top_k, top_p, min_p, seed)
         session = opened.chat(system, sampling, max_tokens)
         if load is not None:

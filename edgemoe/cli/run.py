@@ -46,9 +46,10 @@ def run(
         raise UsageError(f"--max-tokens: expected 1 or more, found {max_tokens}.", "See edgemoe run --help.")
     text = read_prompt(prompt)
 
+    from edgemoe.cli.compiling import compiling_told
     from edgemoe.session.model import finished, load
 
-    with load(model, ram, threads, context) as opened:
+    with load(model, ram, threads, context) as opened, compiling_told(opened):
         sampling = shared.sampling_options(opened, temperature, top_k, top_p, min_p, seed)
         prompt_ids = opened.encode(text) if raw else opened.encode_chat(text, system)
         if as_json:

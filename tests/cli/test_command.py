@@ -5,7 +5,9 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ from edgemoe.cli import main as main_module
 from edgemoe.cli.main import VERBS, run_command
 from edgemoe.errors import BudgetError
 from tests.cli.conftest import FAKE_COMMAND, Done, Edgemoe, environment
+from tests.support.fake_engine import FakeEngine
 
 HEAVY = ("numpy", "numba", "rich", "jinja2", "tokenizers", "prompt_toolkit", "huggingface_hub")
 
@@ -124,6 +127,33 @@ def test_run_prints_one_object_as_json(edgemoe: Edgemoe, folder: Path) -> None:
     assert data["prompt_tokens"] > 0
     assert set(data["stats"]) >= {"prefill_tokens_per_s", "decode_tokens_per_s", "peak_rss_bytes"}
     assert data["ledger_ms"]["sampling"] > 0
+
+
+@pytest.mark.parametrize("arguments", [["run", "-p", "Say hello", "--json"], ["chat"]])
+def test_kernels_that_are_compiled_are_one_line_on_stderr(
+    arguments: list[str], edgemoe: Edgemoe, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgemoe.kernels.jit.compile import jit
+
+    class CompilingEngine(FakeEngine):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self.backend.name = "jit"
+            namespace: dict[str, Any] = {}
+            exec("def double(number):\n    return 2 * number", namespace)  # without a file its code cannot be kept
+            self._double = jit(namespace["double"])
+
+        def forward(self, token_ids: Sequence[int], *, all_logits: bool = False) -> Any:
+            assert self._double(21) == 42
+            return super().forward(token_ids, all_logits=all_logits)
+
+    quiet = edgemoe(*arguments[:1], folder, *arguments[1:], stdin=b"Hello")
+    assert quiet.errors == ""
+    monkeypatch.setattr("tests.support.fake_main.SlowEngine", CompilingEngine)
+    done = edgemoe(*arguments[:1], folder, *arguments[1:], stdin=b"Hello")
+    assert done.errors.startswith("compiling the portable kernels (at every start")
+    assert done.errors.count("\n") == 1
+    assert "compiling" not in done.output
 
 
 def test_run_raw_goes_without_the_template(edgemoe: Edgemoe, folder: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -15,7 +17,7 @@ from edgemoe.kernels import reference
 from edgemoe.kernels.formats import GROUP_COLUMNS, group_count
 from edgemoe.kernels.jit import JitBackend, products
 from edgemoe.kernels.jit import numbers as jit_numbers
-from edgemoe.kernels.jit.compile import jit
+from edgemoe.kernels.jit.compile import compiling_told, jit
 from tests.kernels.builders import column_counts, few_examples, kinds, numbers, random_matrix, seeds, token_counts
 
 
@@ -37,6 +39,31 @@ def test_it_compiles_where_no_machine_code_can_be_kept() -> None:
     with pytest.raises(RuntimeError, match="cannot cache"):
         numba.njit(cache=True)(namespace["double"])
     assert jit(namespace["double"])(21) == 42
+
+
+def test_compiling_is_told_once_but_not_code_that_was_kept(tmp_path: Path) -> None:
+    module = tmp_path / "kernels.py"
+    module.write_text(
+        "from edgemoe.kernels.jit.compile import compiling_told, jit\n\n\n"
+        "@jit\ndef double(number):\n    return 2 * number\n\n\n"
+        "with compiling_told(lambda kept: print('compiling', kept)):\n    print(double(21), double(0.5))\n"
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    outputs = []
+    for _ in range(2):
+        command = [sys.executable, str(module)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        outputs.append(done.stdout + done.stderr)
+    assert outputs == ["compiling True\n42 1.0\n", "42 1.0\n"]
+
+
+def test_compiling_for_this_process_alone_is_told_as_such() -> None:
+    namespace: dict[str, Any] = {}
+    exec("def double(number):\n    return 2 * number", namespace)
+    told: list[bool] = []
+    with compiling_told(told.append):
+        assert jit(namespace["double"])(21) == 42
+    assert told == [False]
 
 
 @jit

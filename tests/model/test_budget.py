@@ -22,7 +22,7 @@ WIDE_HEADS = SMALL_MIXTRAL | {
 AT_THE_END_OF_THE_CONTEXT = """
 import sys
 from edgemoe.model.engine import open_engine
-from edgemoe.session.generate import peak_rss_bytes
+from edgemoe.process import peak_rss_bytes
 
 engine = open_engine(sys.argv[1], "floor", 8, int(sys.argv[2]))
 engine.position = engine.context_length - 1

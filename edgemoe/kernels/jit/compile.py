@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import numba
+from numba.core.event import Event, Listener, install_listener
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -17,8 +19,35 @@ _OPTIONS: dict[str, Any] = {
 
 
 def jit(function: Function) -> Function:
-    """Compile at the first call and keep the machine code on disk, where a folder for it can be written."""
+    """Compile at the first call and keep the machine code on disk, where a folder for it can be written.
+
+    That is the `__pycache__` beside the function's module or else Numba's folder in the user's cache.
+    """
     try:
         return cast(Function, numba.njit(cache=True, **_OPTIONS)(function))
     except RuntimeError:  # Numba found no folder that it can write: compile in each process instead
         return cast(Function, numba.njit(**_OPTIONS)(function))
+
+
+@contextmanager
+def compiling_told(tell: Callable[[bool], None]) -> Iterator[None]:
+    """Within it, `tell` is called before the first function is compiled; not for code that is taken from disk.
+
+    It is told whether the code will be kept. It may be called on any thread that runs kernels.
+    """
+    with install_listener("numba:compile", _FirstCompilation(tell)):
+        yield
+
+
+class _FirstCompilation(Listener):
+    def __init__(self, tell: Callable[[bool], None]) -> None:
+        self._tell = tell
+        self._told = False
+
+    def on_start(self, event: Event) -> None:
+        if not self._told:  # one thread at a time is here: Numba compiles under a lock
+            self._told = True
+            self._tell(event.data["dispatcher"].stats.cache_path is not None)
+
+    def on_end(self, event: Event) -> None:
+        """Nothing: only the beginning is news."""
