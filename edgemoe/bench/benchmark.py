@@ -136,6 +136,7 @@ class Benchmark:
             peer=theirs,
             ratios=reports.ratio_report(ours, theirs) if theirs else None,
             idle_cpu_share=measured.idle_cpu_share,
+            others_busy_cores=measured.others_busy_cores,
         )
 
 

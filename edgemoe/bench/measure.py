@@ -3,7 +3,8 @@
 A round is one reading of the memory's read rate, one turn of decoding for each engine (A B A B over the rounds), then
 one turn of prefill for each. Whatever befalls the machine befalls neighbours alike, so engines are compared round by
 round. The first round warms up and is not counted. While one engine runs the others wait for a request, and their
-threads sleep; what they used of the processor all the same is counted and told.
+threads sleep; what they used of the processor all the same is counted and told, and so is what other programs used:
+engines suffer from company in different degrees, so ratios of a busy machine say little.
 
 Token ids are random, and differ from round to round: greedy decoding of random weights repeats one token, and then
 routing never changes.
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import psutil
 
 from edgemoe.bench.protocol import Worker
 from edgemoe.bench.roofline import ReadRate
@@ -80,10 +82,13 @@ class Round:
 
 @dataclass(frozen=True)
 class Measured:
-    """All rounds, and the share of one core that waiting workers used while another one ran."""
+    """All rounds, and how far they were disturbed."""
 
     rounds: Sequence[Round]
     idle_cpu_share: float
+    """Share of one core that waiting workers used while another one ran."""
+    others_busy_cores: float
+    """How many cores other programs kept busy meanwhile, on average."""
 
 
 class Measurement:
@@ -104,8 +109,7 @@ class Measurement:
         self._read_rate = read_rate
         self._progress = progress
         self._random = np.random.default_rng(settings.seed)
-        self._idle_cpu_s = 0.0
-        self._turns_s = 0.0
+        self._idle_cpu_s = self._others_cpu_s = self._turns_s = 0.0
 
     def take(self) -> Measured:
         """The counted rounds, after one that warms up. Raises what a worker raises."""
@@ -114,10 +118,9 @@ class Measurement:
             doing = f"round {number} of {self._settings.repeats}" if number else "warming up"
             self._progress(doing, number, 1 + self._settings.repeats)
             if number == 1:
-                self._idle_cpu_s = self._turns_s = 0.0
+                self._idle_cpu_s = self._others_cpu_s = self._turns_s = 0.0
             rounds.append(self._round())
-        share = self._idle_cpu_s / self._turns_s if self._turns_s else 0.0
-        return Measured(rounds[1:], share)
+        return Measured(rounds[1:], self._idle_cpu_s / self._turns_s, self._others_cpu_s / self._turns_s)
 
     def _round(self) -> Round:
         settings = self._settings
@@ -135,13 +138,24 @@ class Measurement:
 
     def _turn(self, who: Contestant, prompt: list[int], continuation: list[int]) -> dict[str, Any]:
         time.sleep(SETTLE_SECONDS)
-        waiting = {other.worker for other in self._contestants} - {who.worker}
-        used_s, began_s = sum(worker.cpu_seconds() for worker in waiting), time.perf_counter()
+        workers = {other.worker for other in self._contestants}
+        used_s = {worker: worker.cpu_seconds() for worker in workers}
+        own_s, busy_s, began_s = time.process_time(), _busy_seconds(), time.perf_counter()
         answer = who.worker.ask("run", prompt=prompt, continuation=continuation, **who.arguments)
         self._turns_s += time.perf_counter() - began_s
-        self._idle_cpu_s += sum(worker.cpu_seconds() for worker in waiting) - used_s
+        busy_s, own_s = _busy_seconds() - busy_s, time.process_time() - own_s
+        used_s = {worker: worker.cpu_seconds() - before_s for worker, before_s in used_s.items()}
+        self._idle_cpu_s += sum(seconds for worker, seconds in used_s.items() if worker is not who.worker)
+        self._others_cpu_s += max(0.0, busy_s - own_s - sum(used_s.values()))
         return answer
 
     def _ids(self, count: int) -> list[int]:
         ids: list[int] = self._random.integers(0, self._vocabulary, count).tolist()
         return ids
+
+
+def _busy_seconds() -> float:
+    """Processor time that all programs of the machine have used, and what its host has taken from it."""
+    times = psutil.cpu_times()
+    kinds = ("user", "nice", "system", "irq", "softirq", "steal")
+    return float(sum(getattr(times, kind, 0.0) for kind in kinds))

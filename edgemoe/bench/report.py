@@ -94,6 +94,8 @@ class Report:
     ratios: RatioReport | None
     idle_cpu_share: float
     """Share of one core that the engines whose turn it was not have used."""
+    others_busy_cores: float
+    """How many cores other programs kept busy meanwhile, on average."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON: every field above by its name."""

@@ -11,8 +11,8 @@ from edgemoe.session.default_model import model_name
 
 Rows = list[tuple[str, str]]
 
-NOTED_IDLE_SHARE = 0.02
-"""Of a core: what engines use while they wait is told above this."""
+NOTED_IDLE_SHARE, NOTED_BUSY_CORES = 0.02, 0.1
+"""What engines use of a core while they wait, and what other programs use, is told above these."""
 
 
 def report_tables(report: Report) -> list[tuple[str, Rows]]:
@@ -62,6 +62,9 @@ def _edgemoe_rows(report: Report) -> Rows:
             rows.append(("expert hits", f"{report.experts.hit_rate:.1%}, {disk} per token from disk"))
     if report.idle_cpu_share > NOTED_IDLE_SHARE:
         rows.append(("beware", f"waiting engines used {report.idle_cpu_share:.0%} of a core"))
+    if report.others_busy_cores > NOTED_BUSY_CORES:
+        busy = f"{report.others_busy_cores:.1f} of {report.machine['cores']} cores"
+        rows.append(("beware", f"other programs kept {busy} busy: measure again when they rest"))
     return rows
 
 

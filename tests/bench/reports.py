@@ -33,7 +33,7 @@ def made_up_report(beside: bool = True, roofline: bool = True) -> Report:
     return Report(
         edgemoe_bench=1,
         version="0",
-        machine={"processor": "A <Processor>"},
+        machine={"processor": "A <Processor>", "cores": 4},
         model={"path": "/models/some-moe/store", "family": "mixtral"},
         settings=Settings(32, 64, 256, 3),
         bytes_per_token=500e6,
@@ -46,5 +46,6 @@ def made_up_report(beside: bool = True, roofline: bool = True) -> Report:
         experts=ExpertsReport(64, 8, [50.0, 60.5], 0.925, 5 << 20),
         peer=theirs if beside else None,
         ratios=RatioReport(spread(2, 2.1, 1.9), spread(3, 3.2, 3.4), None) if beside else None,
-        idle_cpu_share=0.07,
+        idle_cpu_share=0.07 if beside else 0.0,
+        others_busy_cores=0.0 if beside else 1.52,
     )

@@ -4,6 +4,7 @@ import json
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -95,6 +96,32 @@ def test_the_first_round_is_not_counted_and_ratios_are_of_rounds(taken: Taken) -
     assert roof.share.samples == pytest.approx([0.6 / 2, 6 / 18 / 3, 6 / 26 / 4])
     assert roof.read_bytes_per_s.median == 3e9
     assert 0 <= taken.measured.idle_cpu_share < 10
+    assert taken.measured.others_busy_cores >= 0
+
+
+def test_what_disturbs_is_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The engine whose turn it is uses 4 of 9 seconds, one that waits 2, others 3; each turn takes 2."""
+    used = {"one": 0.0, "other": 0.0}
+
+    class Busy(Worker):
+        def cpu_seconds(self) -> float:
+            return used[self.name]
+
+        def ask(self, request: str, **arguments: Any) -> dict[str, Any]:
+            for name in used:
+                used[name] += 4 if name == self.name else 2
+            times["busy"] += 9
+            times["now"] += 2
+            return {}
+
+    times = {"busy": 100.0, "now": 0.0}
+    clock = SimpleNamespace(sleep=lambda seconds: None, perf_counter=lambda: times["now"], process_time=lambda: 0.0)
+    monkeypatch.setattr("edgemoe.bench.measure.time", clock)
+    monkeypatch.setattr("edgemoe.bench.measure._busy_seconds", lambda: times["busy"])
+    with Busy("one", [*FAKE, str(tmp_path / "log"), "1", "1"]) as one, Busy("other", [*FAKE, "log", "1", "1"]) as other:
+        measured = Measurement([Contestant("one", one), Contestant("other", other)], SETTINGS, 10).take()
+    assert measured.idle_cpu_share == 2 / 2
+    assert measured.others_busy_cores == 3 / 2
 
 
 @pytest.mark.parametrize(

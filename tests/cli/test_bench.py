@@ -58,7 +58,9 @@ def test_tables_without_another_engine_or_a_roofline() -> None:
     tables = dict(report_tables(made_up_report(beside=False, roofline=False)))
     assert len(tables) == 3
     assert dict(tables["a decoded token"])
-    assert "native kernels" in dict(next(iter(tables.values())))["roofline"]
+    rows = dict(next(iter(tables.values())))
+    assert "native kernels" in rows["roofline"]
+    assert rows["beware"].startswith("other programs kept 1.5 of 4 cores busy")
 
 
 def test_options_reach_the_measurement(measured: list[Benchmark], tmp_path: Path, capsys: Capture) -> None:
