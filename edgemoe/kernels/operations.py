@@ -30,8 +30,30 @@ from edgemoe.kernels.formats import PANEL_ROWS, Format, Matrix, panel_count
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int32]
 Bytes = npt.NDArray[np.uint8]
-Cache = npt.NDArray[np.floating]
 Nanoseconds = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class QuantisedCache:
+    """Keys or values in 8 bits: element `[g, c, i]` is `values[g, c, i] * scales[g, c, i // 32]`, a float32 exactly.
+
+    `reference.quantise_cache_rows` makes them.
+    """
+
+    values: npt.NDArray[np.int8]  # (G, C, W)
+    scales: npt.NDArray[np.float16]  # (G, C, groups of W): a row's last group may have fewer than 32 elements
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes + self.scales.nbytes
+
+
+Cache = Union[npt.NDArray[np.floating], QuantisedCache]
+"""Keys or values of one layer, `(G, C, W)`: float16, float32, or 8 bits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +112,8 @@ class StoreKv:
 
     keys: Floats  # (T, G * W)
     values: Floats  # (T, G * W)
-    key_cache: Cache  # (G, C, W), float16 or float32
-    value_cache: Cache  # (G, C, W)
+    key_cache: Cache  # (G, C, W)
+    value_cache: Cache  # (G, C, W), of the key cache's kind
 
 
 @dataclass(frozen=True, eq=False)

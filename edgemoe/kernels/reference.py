@@ -22,7 +22,7 @@ from edgemoe.kernels.formats import (
     panel_count,
     unpack,
 )
-from edgemoe.kernels.operations import Cache, Floats, Integers
+from edgemoe.kernels.operations import Cache, Floats, Integers, QuantisedCache
 from edgemoe.kernels.stepwise import StepwiseBackend
 
 SMALLEST_ACTIVATION = np.float32(1e-35)
@@ -108,6 +108,38 @@ def rope(values: Floats, cosine: Floats, sine: Floats) -> Floats:
     return _single(np.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=2))
 
 
+def quantise_cache_rows(rows: Floats) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float16]]:
+    """Keys or values as a `QuantisedCache` holds them: `(..., W)` to int8 `(..., W)`, scales `(..., groups of 32)`.
+
+    In float32: scale = largest magnitude / 127, rounded to float16; value = round half to even of x * (1 / scale),
+    at most 127 in magnitude. A group for which float16 has no such scale (numbers beyond 8.3 million, or not finite)
+    is zeros with a scale that is NaN; one whose scale rounds to zero is zeros.
+    """
+    columns = rows.shape[-1]
+    groups = group_count(columns)
+    grouped = np.zeros((*rows.shape[:-1], groups * GROUP_COLUMNS), np.float32)
+    grouped[..., :columns] = rows
+    grouped = grouped.reshape(*rows.shape[:-1], groups, GROUP_COLUMNS)
+    with np.errstate(over="ignore"):
+        scales = (np.abs(grouped).max(axis=-1) / np.float32(127)).astype(np.float16)
+    finite = np.isfinite(scales)
+    scales[~finite] = np.nan
+    grouped[~finite] = 0
+    inverse = np.zeros(scales.shape, np.float32)
+    np.divide(np.float32(1), scales.astype(np.float32), out=inverse, where=finite & (scales > 0))
+    values = np.clip(np.rint(grouped * inverse[..., None]), -127, 127)
+    return values.astype(np.int8).reshape(*rows.shape[:-1], -1)[..., :columns], scales
+
+
+def cache_elements(cache: Cache, positions: int) -> Doubles:
+    """What a cache holds at its first positions: `(G, positions, W)`."""
+    if not isinstance(cache, QuantisedCache):
+        return cache[:, :positions].astype(np.float64)
+    elements = np.repeat(cache.scales[:, :positions].astype(np.float64), GROUP_COLUMNS, axis=2)[:, :, : cache.shape[2]]
+    elements *= cache.values[:, :positions]
+    return elements
+
+
 def attention(query: Floats, key_cache: Cache, value_cache: Cache, position: int, scale: float) -> Floats:
     """Causal grouped-query attention: query `(T, H, W)`, caches `(G, C, W)`; returns `(T, H, W)`.
 
@@ -115,8 +147,7 @@ def attention(query: Floats, key_cache: Cache, value_cache: Cache, position: int
     """
     tokens, heads, width = query.shape
     kv_heads = key_cache.shape[0]
-    keys = key_cache[:, : position + tokens].astype(np.float64)
-    values = value_cache[:, : position + tokens].astype(np.float64)
+    keys, values = (cache_elements(cache, position + tokens) for cache in (key_cache, value_cache))
     grouped = query.astype(np.float64).reshape(tokens, kv_heads, heads // kv_heads, width)
     output = np.empty((tokens, kv_heads, heads // kv_heads, width), np.float64)
     for t in range(tokens):
@@ -186,6 +217,7 @@ class ReferenceBackend(StepwiseBackend):
     embed = staticmethod(embed)
     rms_norm = staticmethod(rms_norm)
     rope = staticmethod(rope)
+    quantise_cache_rows = staticmethod(quantise_cache_rows)
     attention = staticmethod(attention)
     route = staticmethod(route)
     gated_ffn = staticmethod(gated_ffn)
@@ -198,6 +230,6 @@ class ReferenceBackend(StepwiseBackend):
 
     def attention_scratch_bytes(self, tokens: int, heads: int, kv_heads: int, width: int, context_length: int) -> int:
         """Temporaries of one `attention` at the end of the context, its result included."""
-        caches = 2 * 8 * kv_heads * context_length * width
+        caches = 2 * 8 * kv_heads * context_length * group_count(width) * GROUP_COLUMNS
         scores = 4 * 8 * heads * context_length
         return caches + scores + 5 * 8 * tokens * heads * width

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgemoe.errors import KernelError
 from edgemoe.kernels import operations as op
-from edgemoe.kernels.formats import PANEL_ROWS, Matrix, panel_count
+from edgemoe.kernels.formats import GROUP_COLUMNS, PANEL_ROWS, Matrix, group_count, panel_count
 
 _NO_LIMIT = 2**31 - 1
 
@@ -32,6 +32,7 @@ class StepwiseBackend(ABC):
     embed: Callable[..., Any]
     rms_norm: Callable[..., Any]
     rope: Callable[..., Any]
+    quantise_cache_rows: Callable[..., Any]
     attention: Callable[..., Any]
     route: Callable[..., Any]
     gated_ffn: Callable[..., Any]
@@ -59,6 +60,7 @@ class StepwiseBackend(ABC):
             s.tokens * widest * self.element_scratch_bytes,
             self.product_scratch_bytes(s.tokens, widest, max(query_width, s.model_width)),
             self.product_scratch_bytes(s.head_tokens, s.vocabulary, s.model_width),
+            self._store_scratch_bytes(s.tokens, s.kv_heads, s.head_width),
             self.attention_scratch_bytes(s.tokens, s.query_heads, s.kv_heads, s.head_width, s.context_length),
             self._ffn_scratch_bytes(s.tokens, s.model_width, s.ffn_width),
             self._experts_scratch_bytes(s.tokens, s.experts_per_token, s.model_width, s.expert_width),
@@ -82,8 +84,15 @@ class StepwiseBackend(ABC):
             kv_heads, context_length, width = operation.key_cache.shape
             tokens, query_width = operation.query.shape
             return self.attention_scratch_bytes(tokens, query_width // width, kv_heads, width, context_length)
+        if isinstance(operation, op.StoreKv):
+            kv_heads, _, width = operation.key_cache.shape
+            return self._store_scratch_bytes(len(operation.keys), kv_heads, width)
         rows = operation.output if isinstance(operation, op.Embed) else _rows(operation)
         return rows.size * self.element_scratch_bytes
+
+    def _store_scratch_bytes(self, tokens: int, kv_heads: int, width: int) -> int:
+        """For an 8-bit cache keys are padded to whole groups."""
+        return tokens * kv_heads * group_count(width) * GROUP_COLUMNS * self.element_scratch_bytes
 
     def _ffn_scratch_bytes(self, tokens: int, model_width: int, ffn_width: int) -> int:
         gate_up_rows = 2 * PANEL_ROWS * panel_count(ffn_width)
@@ -202,7 +211,11 @@ def _store_kv(kernels: StepwiseBackend, o: op.StoreKv, tokens: int, position: in
     groups, _, width = o.key_cache.shape
     here = slice(position, position + tokens)
     for source, cache in ((o.keys, o.key_cache), (o.values, o.value_cache)):
-        cache[:, here] = source[:tokens].reshape(tokens, groups, width).transpose(1, 0, 2)
+        rows = source[:tokens].reshape(tokens, groups, width).transpose(1, 0, 2)
+        if isinstance(cache, op.QuantisedCache):
+            cache.values[:, here], cache.scales[:, here] = kernels.quantise_cache_rows(rows)
+        else:
+            cache[:, here] = rows
 
 
 def _attention(kernels: StepwiseBackend, o: op.Attention, tokens: int, position: int) -> None:

@@ -41,7 +41,7 @@ def token_traffic(decoder: Decoder) -> TokenTraffic:
         weight_bytes[part] = weight_bytes.get(part, 0) + _weight_bytes(operation)
         if isinstance(operation, op.Attention):
             for cache in (operation.key_cache, operation.value_cache):
-                kv_bytes_per_position += cache[:, 0].nbytes
+                kv_bytes_per_position += cache.nbytes // cache.shape[1]
     return TokenTraffic(weight_bytes, kv_bytes_per_position)
 
 

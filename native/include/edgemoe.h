@@ -22,7 +22,7 @@ extern "C" {
 #define EM_API __attribute__((visibility("default")))
 
 /* Raised by one with every change to this header that a caller must know of. */
-#define EM_ABI_VERSION 2
+#define EM_ABI_VERSION 3
 
 typedef enum em_status {
     EM_OK = 0,
@@ -131,27 +131,33 @@ typedef struct em_rope {
     int32_t reserved;
 } em_rope;
 
+/* Keys or values of one layer. Element i of a row of EM_Q8 is (float)int8 * (float)scale of its group of 32. */
+typedef struct em_cache {
+    void *elements;   /* (G, C, W): float32, float16 or int8, by the operation's `format` */
+    uint16_t *scales; /* (G, C, groups of 32 of W): float16, of EM_Q8; else NULL */
+} em_cache;
+
 typedef struct em_store_kv {
     const float *keys;   /* (T, G * W) */
     const float *values; /* (T, G * W) */
-    void *key_cache;     /* (G, C, W), float16 if `half`, else float32 */
-    void *value_cache;   /* (G, C, W) */
+    em_cache key_cache;
+    em_cache value_cache;
+    int32_t format; /* of both caches: EM_F32, EM_F16 or EM_Q8 */
     int32_t groups;
     int32_t width;
     int32_t context;
-    int32_t half;
 } em_store_kv;
 
 typedef struct em_attention {
-    const float *query;      /* (T, H * W) */
-    const void *key_cache;   /* (G, C, W), float16 if `half`, else float32 */
-    const void *value_cache; /* (G, C, W) */
-    float *output;           /* (T, H * W) */
+    const float *query; /* (T, H * W) */
+    float *output;      /* (T, H * W) */
+    em_cache key_cache;
+    em_cache value_cache;
+    int32_t format; /* of both caches: EM_F32, EM_F16 or EM_Q8 */
     int32_t heads;
     int32_t groups;
     int32_t width;
     int32_t context;
-    int32_t half;
     float scale;
 } em_attention;
 

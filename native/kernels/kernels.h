@@ -52,6 +52,20 @@ typedef struct em_activations {
 typedef void em_panels_kernel(const uint8_t *panels, int32_t panel_count, const em_activations *x, const int32_t *rows,
                               int32_t count, float *out, size_t out_stride);
 
+/* Formats of a KV cache: EM_F32, EM_F16 and EM_Q8. */
+enum { EM_CACHE_FORMATS = EM_Q8 + 1 };
+
+/* Keys or values of one head at neighbouring positions. */
+typedef struct em_cached {
+    const void *elements;   /* (count, width): float32, float16 or int8 */
+    const uint16_t *scales; /* (count, em_group_count(width)): float16, of EM_Q8 */
+} em_cached;
+
+typedef void em_scores_kernel(const float *query, em_cached keys, int32_t count, int32_t width, float scale,
+                              float *scores);
+typedef void em_mix_kernel(const float *weights, em_cached values, int32_t count, int32_t width, float factor,
+                           float *output);
+
 struct em_kernels {
     const char *isa;
 
@@ -69,12 +83,14 @@ struct em_kernels {
     void (*gate)(const float *gate, const float *up, float *output, int32_t count);
     /* To float16, rounding half to even. */
     void (*to_half)(const float *input, uint16_t *output, int32_t count);
+    /* To groups of 32 int8 with a float16 scale each, as reference.quantise_cache_rows does. */
+    void (*to_q8)(const float *input, int8_t *values, uint16_t *scales, int32_t count);
 
-    /* Index 0 for float32 caches, 1 for float16. */
+    /* By the format of the cache. An element of EM_Q8 is (float)value * (float)scale, which is exact. */
     /* scores[i] = scale * (lane sum of query * keys[i]), for `count` keys of `width`. */
-    void (*scores[2])(const float *query, const void *keys, int32_t count, int32_t width, float scale, float *scores);
+    em_scores_kernel *scores[EM_CACHE_FORMATS];
     /* output = factor * output, then for i in order: output = fma(weights[i], values[i], output). */
-    void (*mix[2])(const float *weights, const void *values, int32_t count, int32_t width, float factor, float *output);
+    em_mix_kernel *mix[EM_CACHE_FORMATS];
 };
 
 #define EM_DECLARE_MATMUL(isa) \
@@ -86,10 +102,9 @@ struct em_kernels {
     float em_exponentials_##isa(float *values, int32_t count, float shift);                                           \
     void em_gate_##isa(const float *gate, const float *up, float *output, int32_t count);                             \
     void em_to_half_##isa(const float *input, uint16_t *output, int32_t count);                                       \
-    void em_scores_f32_##isa(const float *, const void *, int32_t, int32_t, float, float *);                          \
-    void em_scores_f16_##isa(const float *, const void *, int32_t, int32_t, float, float *);                          \
-    void em_mix_f32_##isa(const float *, const void *, int32_t, int32_t, float, float *);                             \
-    void em_mix_f16_##isa(const float *, const void *, int32_t, int32_t, float, float *)
+    void em_to_q8_##isa(const float *input, int8_t *values, uint16_t *scales, int32_t count);                         \
+    em_scores_kernel em_scores_f32_##isa, em_scores_f16_##isa, em_scores_q8_##isa;                                    \
+    em_mix_kernel em_mix_f32_##isa, em_mix_f16_##isa, em_mix_q8_##isa
 
 EM_DECLARE_MATMUL(generic);
 EM_DECLARE_MATMUL(avx2);

@@ -18,8 +18,13 @@
         .exponentials = em_exponentials_##vectors,                                                             \
         .gate = em_gate_##vectors,                                                                             \
         .to_half = em_to_half_##vectors,                                                                       \
-        .scores = {em_scores_f32_##vectors, em_scores_f16_##vectors},                                          \
-        .mix = {em_mix_f32_##vectors, em_mix_f16_##vectors},                                                   \
+        .to_q8 = em_to_q8_##vectors,                                                                           \
+        .scores = {[EM_F32] = em_scores_f32_##vectors,                                                         \
+                   [EM_F16] = em_scores_f16_##vectors,                                                         \
+                   [EM_Q8] = em_scores_q8_##vectors},                                                          \
+        .mix = {[EM_F32] = em_mix_f32_##vectors,                                                               \
+                [EM_F16] = em_mix_f16_##vectors,                                                               \
+                [EM_Q8] = em_mix_q8_##vectors},                                                                \
     }
 
 /* Best first. */

@@ -46,7 +46,8 @@ typedef struct model {
     int32_t chosen[TOKENS][USED];
     float weights[TOKENS][USED], routed[TOKENS][USED][WIDTH], shared[TOKENS][WIDTH], shared_gate[TOKENS][1];
     float norm[WIDTH], bias[WIDTH], cosine[CONTEXT][HEAD_WIDTH / 2], sine[CONTEXT][HEAD_WIDTH / 2];
-    uint16_t key_cache[GROUPS][CONTEXT][HEAD_WIDTH], value_cache[GROUPS][CONTEXT][HEAD_WIDTH];
+    float caches[2][GROUPS][CONTEXT][HEAD_WIDTH]; /* large enough for every format */
+    uint16_t cache_scales[2][GROUPS][CONTEXT][1];
     void *owned[OPERATIONS];
     int32_t owned_count;
 } model;
@@ -64,7 +65,7 @@ static em_matrix owned_matrix(model *m, int32_t format, int32_t rows, int32_t co
     return matrix;
 }
 
-static void add_attention(model *m) {
+static void add_attention(model *m, int32_t cache_format) {
     add(m, EM_RMS_NORM)->as.rms_norm = (em_rms_norm){*m->hidden, m->norm, *m->normed, 1e-5f, 1, WIDTH, 0};
     em_linear *qkv = &add(m, EM_LINEAR)->as.linear;
     *qkv = (em_linear){.input = *m->normed, .part_count = 3, .scale = 1};
@@ -73,10 +74,11 @@ static void add_attention(model *m) {
     qkv->parts[2] = (em_linear_part){owned_matrix(m, EM_Q8, GROUPS * HEAD_WIDTH, WIDTH), NULL, *m->value};
     add(m, EM_ROPE)->as.rope = (em_rope){*m->query, *m->cosine, *m->sine, HEADS, HEAD_WIDTH, CONTEXT, 0};
     add(m, EM_ROPE)->as.rope = (em_rope){*m->key, *m->cosine, *m->sine, GROUPS, HEAD_WIDTH, CONTEXT, 0};
+    const em_cache keys = {m->caches[0], **m->cache_scales[0]}, values = {m->caches[1], **m->cache_scales[1]};
     add(m, EM_STORE_KV)->as.store_kv =
-        (em_store_kv){*m->key, *m->value, m->key_cache, m->value_cache, GROUPS, HEAD_WIDTH, CONTEXT, 1};
-    add(m, EM_ATTENTION)->as.attention = (em_attention){*m->query, m->key_cache, m->value_cache, *m->attended, HEADS,
-                                                        GROUPS,    HEAD_WIDTH,   CONTEXT,        1,            0.2f};
+        (em_store_kv){*m->key, *m->value, keys, values, cache_format, GROUPS, HEAD_WIDTH, CONTEXT};
+    add(m, EM_ATTENTION)->as.attention = (em_attention){*m->query, *m->attended, keys,       values,  cache_format,
+                                                        HEADS,     GROUPS,       HEAD_WIDTH, CONTEXT, 0.2f};
     em_linear *output = &add(m, EM_LINEAR)->as.linear;
     *output = (em_linear){.input = *m->attended, .part_count = 1, .scale = 0.5f, .accumulate = 1};
     output->parts[0] = (em_linear_part){owned_matrix(m, EM_Q4, WIDTH, WIDTH), NULL, *m->hidden};
@@ -114,7 +116,7 @@ static void add_moe(model *m) {
         (em_combine){*m->hidden, **m->routed, *m->weights, *m->shared, *m->shared_gate, USED, WIDTH, 0.7f, 0};
 }
 
-static model *make_model(void) {
+static model *make_model_with(int32_t cache_format) {
     random_state = 88172645u;
     model *m = calloc(1, sizeof *m);
     CHECK(m);
@@ -127,10 +129,12 @@ static model *make_model(void) {
         m->sine[i / (HEAD_WIDTH / 2)][i % (HEAD_WIDTH / 2)] = random_float();
     }
     add(m, EM_EMBED)->as.embed = (em_embed){m->ids, *m->hidden, owned_matrix(m, EM_Q4M, VOCABULARY, WIDTH), 2.0f, 0};
-    add_attention(m);
+    add_attention(m, cache_format);
     add_moe(m);
     return m;
 }
+
+static model *make_model(void) { return make_model_with(EM_F16); }
 
 static void free_model(model *m) {
     for (int32_t i = 0; i < m->owned_count; i++) free(m->owned[i]);
@@ -151,19 +155,19 @@ static int32_t run(model *m, const char *isa, int32_t threads, int32_t tokens, i
     return status;
 }
 
-static void test_same_bits(void) {
-    model *first = make_model();
+static void test_same_bits(int32_t cache_format) {
+    model *first = make_model_with(cache_format);
     CHECK_STATUS(EM_OK, run(first, "generic", 1, TOKENS, 0));
     for (int i = 0; i < TOKENS; i++) CHECK(isfinite(first->hidden[i][0]));
     for (int32_t set = 0; set < em_isa_count(); set++) {
         for (int32_t threads = 1; threads <= 5; threads += 2) {
-            model *m = make_model();
+            model *m = make_model_with(cache_format);
             CHECK_STATUS(EM_OK, run(m, em_isa_name(set), threads, TOKENS, 0));
             CHECK(memcmp(m->hidden, first->hidden, sizeof m->hidden) == 0);
             free_model(m);
         }
         /* Two at once, then one by one. */
-        model *m = make_model();
+        model *m = make_model_with(cache_format);
         CHECK_STATUS(EM_OK, run(m, em_isa_name(set), 2, 2, 0));
         CHECK(memcmp(m->hidden, first->hidden, 2 * sizeof m->hidden[0]) == 0);
         for (int t = 2; t < TOKENS; t++) {
@@ -192,9 +196,9 @@ static void test_absent_experts_are_left(void) {
 /* Numbers that are not finite give results that are not, and nothing worse. */
 static void test_not_finite(void) {
     const float bad[] = {NAN, INFINITY, -INFINITY};
-    for (int i = 0; i < 3; i++) {
-        model *m = make_model();
-        m->bias[3] = bad[i];
+    for (int i = 0; i < 3 * EM_CACHE_FORMATS; i++) {
+        model *m = make_model_with(i / 3);
+        m->bias[3] = bad[i % 3];
         CHECK_STATUS(EM_OK, run(m, em_isa_name(0), 2, TOKENS, 0));
         CHECK(!isfinite(m->hidden[0][0]));
         for (int t = 0; t < TOKENS; t++) {
@@ -241,6 +245,9 @@ static void test_refusals(void) {
     CHECK_STATUS(EM_BAD_EXPERT, run(m, isa, 1, 2, 0));
     m->operations[0].kind = EM_KIND_COUNT;
     CHECK_STATUS(EM_BAD_OPERATION, run(m, isa, 1, 2, 0));
+    free_model(m);
+    m = make_model_with(EM_CACHE_FORMATS);
+    CHECK_STATUS(EM_BAD_OPERATION, run(m, isa, 1, 1, 0));
     free_model(m);
 }
 
@@ -308,7 +315,7 @@ static void test_times(void) {
 int main(void) {
     CHECK(em_abi_version() == EM_ABI_VERSION && em_sizeof_operation() == sizeof(em_operation));
     CHECK(em_sizeof_program() == sizeof(em_program) && em_sizeof_program_times() == sizeof(em_program_times));
-    test_same_bits();
+    for (int32_t format = 0; format < EM_CACHE_FORMATS; format++) test_same_bits(format);
     test_absent_experts_are_left();
     test_not_finite();
     test_route_order();

@@ -9,12 +9,16 @@ import numpy.typing as npt
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from edgemoe.kernels import reference
 from edgemoe.kernels.formats import FORMATS, Blocks, Matrix, group_count, interleave_panels, pack, panel_count
+from edgemoe.kernels.operations import Cache, QuantisedCache
 
 few_examples = settings(max_examples=18, deadline=None)
 """For every property here: the first call of a kernel compiles it, and there are many backends."""
 
 FORMAT_NAMES = tuple(FORMATS)
+CACHE_FORMATS = {"f32": np.float32, "f16": np.float16, "q8": None}
+"""Formats of a KV cache, with their types where they are plain arrays."""
 
 KINDS = ("normal", "zeros", "denormal", "threshold", "huge", "equal", "spike", "halves")
 """Kinds of activations; see `numbers`."""
@@ -86,8 +90,29 @@ def random_ffn(
     return gate_up, random_matrix(format_name, model_width, ffn_width, random)
 
 
+def empty_cache(format_name: str, shape: tuple[int, int, int]) -> Cache:
+    """Keys or values `(G, C, W)`, all zeros."""
+    dtype = CACHE_FORMATS[format_name]
+    if dtype is not None:
+        return aligned(shape, dtype)
+    return QuantisedCache(aligned(shape, np.int8), aligned((*shape[:2], group_count(shape[2])), np.float16))
+
+
+def fill_cache(cache: Cache, elements: npt.NDArray[np.floating]) -> None:
+    """Puts elements `(G, C, W)` in a cache, rounded as its format has it."""
+    if isinstance(cache, QuantisedCache):
+        cache.values[...], cache.scales[...] = reference.quantise_cache_rows(elements.astype(np.float32))
+    else:
+        cache[...] = elements
+
+
+def cache_arrays(cache: Cache) -> list[npt.NDArray[np.generic]]:
+    return [cache.values, cache.scales] if isinstance(cache, QuantisedCache) else [cache]
+
+
 seeds = st.integers(0, 2**32 - 1)
 format_names = st.sampled_from(FORMAT_NAMES)
+cache_formats = st.sampled_from(list(CACHE_FORMATS))
 kinds = st.sampled_from(KINDS)
 token_counts = st.one_of(st.integers(1, 9), st.integers(10, 40))
 row_counts = st.one_of(st.sampled_from([1, 15, 16, 17, 33]), st.integers(1, 80))

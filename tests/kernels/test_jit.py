@@ -82,6 +82,25 @@ def test_every_half_becomes_the_float_it_is() -> None:
     assert np.array_equal(found[~nan].view(np.uint32), expected[~nan].view(np.uint32))
 
 
+@jit
+def _convert_back(floats: np.ndarray, bits: np.ndarray) -> None:
+    for i in range(len(floats)):
+        bits[i] = jit_numbers.float_to_half(floats[i])
+
+
+def test_every_float_becomes_the_nearest_half() -> None:
+    halves = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
+    between = (halves[:-1] + halves[1:]) / 2
+    beside = [np.nextafter(between, np.float32(direction)) for direction in (0, np.inf)]
+    edges = np.array([65519.99, 65520.0, 65536.0, 1e30, np.inf, 1e-40, 2.0**-25, np.nan], np.float32)
+    magnitudes = np.concatenate([halves, between, *beside, edges])
+    values = np.concatenate([magnitudes, -magnitudes[:-1]])
+    found = np.empty(len(values), np.uint16)
+    _convert_back(values, found)
+    with np.errstate(over="ignore"):
+        assert np.array_equal(found, values.astype(np.float16).view(np.uint16))
+
+
 @few_examples
 @given(column_counts, token_counts, kinds, seeds)
 def test_activations_become_the_reference_s_int8(columns: int, tokens: int, kind: str, seed: int) -> None:

@@ -11,10 +11,22 @@ from edgemoe.kernels import operations as op
 from edgemoe.kernels import reference
 from edgemoe.kernels.operations import Backend
 from tests.kernels import tolerance
-from tests.kernels.builders import aligned, aligned_copy, few_examples, kinds, numbers, seeds, token_counts
+from tests.kernels.builders import (
+    CACHE_FORMATS,
+    aligned,
+    aligned_copy,
+    cache_arrays,
+    cache_formats,
+    empty_cache,
+    few_examples,
+    fill_cache,
+    kinds,
+    numbers,
+    seeds,
+    token_counts,
+)
 
 head_widths = st.sampled_from([8, 16, 24, 32, 64, 80, 96, 128])
-cache_types = st.sampled_from([np.float16, np.float32])
 moderate_kinds = kinds.filter(lambda kind: kind != "huge")  # float32 cannot hold 1e30 squared
 
 
@@ -46,23 +58,45 @@ def test_rope(backend: Backend, heads: int, width: int, tokens: int, position: i
 
 
 @few_examples
-@given(st.integers(1, 4), head_widths, token_counts, st.integers(0, 50), cache_types, seeds)
+@given(st.integers(1, 4), head_widths, token_counts, st.integers(0, 50), cache_formats, kinds, seeds)
 def test_store_kv(
-    backend: Backend, kv_heads: int, width: int, tokens: int, position: int, cache_type: type, seed: int
+    backend: Backend, kv_heads: int, width: int, tokens: int, position: int, format_name: str, kind: str, seed: int
 ) -> None:
     random = np.random.default_rng(seed)
-    keys, values = (numbers("normal", (tokens, kv_heads * width), random) for _ in range(2))
+    keys = numbers("normal", (tokens, kv_heads * width), random)
     keys[0, 0], keys[0, -1] = 65503.0, 1e-7  # float16's largest after rounding, and one of its denormals
+    values = numbers("normal" if kind == "huge" and format_name == "f16" else kind, keys.shape, random)
     shape = (kv_heads, position + tokens + 2, width)
-    caches = [aligned(shape, cache_type) for _ in range(2)]
+    caches = [empty_cache(format_name, shape) for _ in range(2)]
     for cache in caches:
-        cache[...] = 7
+        for array in cache_arrays(cache):
+            array[...] = 7
     backend.program([op.StoreKv(keys, values, *caches)]).run(tokens, position)
     for rows, cache in zip((keys, values), caches, strict=True):
-        expected = np.full(shape, 7, cache_type)
-        here = slice(position, position + tokens)
-        expected[:, here] = rows.reshape(tokens, kv_heads, width).transpose(1, 0, 2).astype(cache_type)
-        assert np.array_equal(cache, expected)
+        heads = rows.reshape(tokens, kv_heads, width).transpose(1, 0, 2)
+        dtype = CACHE_FORMATS[format_name]
+        stored = reference.quantise_cache_rows(heads) if dtype is None else [heads.astype(dtype)]
+        for array, here in zip(cache_arrays(cache), stored, strict=True):
+            expected = np.full(array.shape, 7, array.dtype)
+            expected[:, position : position + tokens] = here
+            assert array.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 9e6])
+@pytest.mark.parametrize("width", [16, 96])
+def test_a_group_that_8_bits_cannot_hold_is_not_a_number(backend: Backend, bad: float, width: int) -> None:
+    keys = numbers("normal", (2, width), np.random.default_rng(9))
+    values = keys.copy()
+    values[0, width - 5] = bad
+    caches = [empty_cache("q8", (1, 2, width)) for _ in range(2)]
+    output = aligned(keys.shape, np.float32)
+    attention = op.Attention(keys, *caches, 1.0, output)
+    backend.program([op.StoreKv(keys, values, *caches), attention]).run(2, 0)
+    for stored, cached in zip(reference.quantise_cache_rows(values), cache_arrays(caches[1]), strict=True):
+        assert cached[0].tobytes() == stored.tobytes()
+    lost = np.zeros((2, width), np.bool_)
+    lost[:, (width - 5) // 32 * 32 :][:32] = True
+    assert np.array_equal(np.isnan(output), lost)
 
 
 @few_examples
@@ -72,7 +106,7 @@ def test_store_kv(
     head_widths,
     token_counts,
     st.integers(0, 70),
-    cache_types,
+    cache_formats,
     st.sampled_from(["normal", "zeros", "equal", "denormal", "peaked"]),
     seeds,
 )
@@ -83,7 +117,7 @@ def test_attention(
     width: int,
     tokens: int,
     position: int,
-    cache_type: type,
+    format_name: str,
     kind: str,
     seed: int,
 ) -> None:
@@ -93,16 +127,17 @@ def test_attention(
         query *= 40
     caches = []
     for _ in range(2):
-        cache = aligned((kv_heads, position + tokens + 5, width), cache_type)
-        cache[...] = random.standard_normal(cache.shape)
-        cache[:, position + tokens :] = np.nan  # what no token may look at
-        caches.append(cache)
+        elements = random.standard_normal((kv_heads, position + tokens + 5, width))
+        elements[:, position + tokens :] = np.nan  # what no token may look at
+        caches.append(empty_cache(format_name, elements.shape))
+        fill_cache(caches[-1], elements)
     scale = width**-0.5
     output = aligned(query.shape, np.float32)
     backend.program([op.Attention(query, *caches, scale, output)]).run(tokens, position)
     heads = query.reshape(tokens, kv_heads * group, width)
     expected = reference.attention(heads, *caches, position, scale)
-    bound = tolerance.attention(heads, *caches, position, scale)
+    elements = [reference.cache_elements(cache, position + tokens) for cache in caches]
+    bound = tolerance.attention(heads, *elements, position, scale)
     tolerance.assert_within(output.reshape(heads.shape), expected, bound)
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from edgemoe.kernels import reference
 from edgemoe.kernels.formats import dequantise, unpack
+from edgemoe.kernels.operations import QuantisedCache
 from tests.kernels.builders import (
     FORMAT_NAMES,
     column_counts,
@@ -91,6 +92,35 @@ def test_rms_norm_leaves_unit_mean_square() -> None:
     assert np.allclose(np.square(normed).mean(axis=1), 1, atol=1e-6)
     assert np.array_equal(reference.rms_norm(values, np.full(50, 2, np.float32), 0.0), 2 * normed)
     assert np.allclose(reference.rms_norm(values[:, :1], np.ones(1, np.float32), 0.0), np.sign(values[:, :1]))
+
+
+@few_examples
+@given(st.integers(1, 100), kinds, seeds)
+def test_an_8_bit_cache_lies_within_half_a_step(width: int, kind: str, seed: int) -> None:
+    rows = numbers(kind, (2, 3, width), np.random.default_rng(seed))
+    values, scales = reference.quantise_cache_rows(rows)
+    assert (values.shape, scales.shape) == (rows.shape, (2, 3, -(-width // 32)))
+    assert (np.abs(values.astype(int)) <= 127).all()
+    restored = reference.cache_elements(QuantisedCache(values, scales), 3)
+    for g, c, i in np.ndindex(rows.shape):
+        group, scale = rows[g, c, i // 32 * 32 :][:32].astype(float), float(scales[g, c, i // 32])
+        largest = np.abs(group).max()
+        if largest > 127 * 65519:
+            assert math.isnan(scale)
+            assert values[g, c, i] == 0
+            continue
+        # float16 rounds the scale by at most a part in 2048, or half of its smallest number.
+        assert scale == pytest.approx(largest / 127, rel=2**-11, abs=2**-25)
+        assert restored[g, c, i] == values[g, c, i] * scale
+        assert abs(restored[g, c, i] - rows[g, c, i]) <= 0.50001 * scale + 127 * 2**-25
+
+
+def test_an_8_bit_cache_rounds_against_the_scale_as_it_is_stored() -> None:
+    rows = np.zeros((1, 1, 32), np.float32)
+    rows[0, 0, :4] = [127 * 1.0004, 0.5, 1.5, -2.5]  # 1.0004 is 1 in float16
+    values, scales = reference.quantise_cache_rows(rows)
+    assert scales[0, 0, 0] == 1
+    assert values[0, 0, :4].tolist() == [127, 0, 2, -2]
 
 
 def test_attention_is_a_weighted_mean_of_what_a_token_may_see() -> None:

@@ -16,6 +16,8 @@ from tests.kernels.builders import (
     FORMAT_NAMES,
     aligned,
     aligned_copy,
+    cache_arrays,
+    empty_cache,
     few_examples,
     format_names,
     numbers,
@@ -28,6 +30,8 @@ from tests.kernels.test_products import pack_experts
 
 VOCABULARY, WIDTH, HEADS, KV_HEADS, HEAD_WIDTH, EXPERTS, PER_TOKEN, FFN_WIDTH = 50, 72, 4, 2, 24, 5, 2, 40
 CONTEXT = 64
+CACHE_FORMAT = {"f32": "f32", "f16": "f16", "q8": "q8", "q4": "f16", "q4m": "q8"}
+"""Which format of cache goes with weights of a format, so that every one has its turn."""
 
 
 class TinyLayer:
@@ -55,7 +59,7 @@ class TinyLayer:
         logits, self.weights = buffer(EXPERTS), buffer(PER_TOKEN)
         self.chosen = aligned((tokens, PER_TOKEN), np.int32)
         routed, shared = buffer(PER_TOKEN, WIDTH), buffer(WIDTH)
-        self.caches = [aligned((KV_HEADS, CONTEXT, HEAD_WIDTH), np.float16) for _ in range(2)]
+        self.caches = [empty_cache(CACHE_FORMAT[format_name], (KV_HEADS, CONTEXT, HEAD_WIDTH)) for _ in range(2)]
         slots = aligned_copy(np.arange(EXPERTS, dtype=np.int32))
         arena, layout = pack_experts([random_ffn(format_name, WIDTH, FFN_WIDTH, random) for _ in slots], slots)
         angles = random.random((CONTEXT, HEAD_WIDTH // 2)) * 7
@@ -89,7 +93,8 @@ def run_layer(backend: Backend, format_name: str, seed: int, ids: np.ndarray, cu
         for name, pieces in results.items():
             pieces.append(getattr(layer, name)[: end - start].copy())
     found = {name: np.concatenate(pieces) for name, pieces in results.items()}
-    return found | {"keys": layer.caches[0], "values": layer.caches[1]}
+    cached = [array for cache in layer.caches for array in cache_arrays(cache)]
+    return found | {f"cache array {number}": array for number, array in enumerate(cached)}
 
 
 def assert_same_bits(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:

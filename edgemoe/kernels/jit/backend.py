@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import numpy.typing as npt
 
 from edgemoe.kernels.formats import (
     GROUP_COLUMNS,
@@ -16,7 +17,7 @@ from edgemoe.kernels.formats import (
     panel_count,
 )
 from edgemoe.kernels.jit import layers, products
-from edgemoe.kernels.operations import Cache, Floats, Integers
+from edgemoe.kernels.operations import Cache, Floats, Integers, QuantisedCache
 from edgemoe.kernels.stepwise import StepwiseBackend
 
 _WORTH_A_THREAD = 1 << 20
@@ -100,14 +101,20 @@ class JitBackend(StepwiseBackend):
         layers.rope(values, cosine, sine, output)
         return output
 
+    def quantise_cache_rows(self, rows: Floats) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float16]]:
+        """Keys or values `(G, T, W)` as a `QuantisedCache` holds them: values `(G, T, W)`, scales `(G, T, groups)`."""
+        values = np.empty(rows.shape, np.int8)
+        scales = np.empty((*rows.shape[:2], group_count(rows.shape[2])), np.float16)
+        layers.quantise_cache_rows(rows, values, scales.view(np.uint16))
+        return values, scales
+
     def attention(self, query: Floats, key_cache: Cache, value_cache: Cache, position: int, scale: float) -> Floats:
         """Causal grouped-query attention: query `(T, H, W)`, caches `(G, C, W)`; returns `(T, H, W)`."""
         tokens, heads, width = query.shape
-        kv_heads = len(key_cache)
+        kv_heads = key_cache.shape[0]
         length = position + tokens
         queries = query.reshape(tokens, kv_heads, -1, width)
         output = np.empty_like(queries)
-        halves = key_cache.dtype == np.float16
 
         def work(first: int, last: int) -> None:
             blocks = -(-length // layers.POSITIONS_AT_ONCE)
@@ -116,12 +123,7 @@ class JitBackend(StepwiseBackend):
             values = np.zeros((blocks * layers.POSITIONS_AT_ONCE, width), np.float32)
             scores = np.empty(blocks * layers.POSITIONS_AT_ONCE, np.float32)
             for g in range(first, last):
-                cached_keys, cached_values = key_cache[g, :length], value_cache[g, :length]
-                if halves:
-                    key_bits, value_bits = cached_keys.view(np.uint16), cached_values.view(np.uint16)
-                    layers.half_caches_to_float(key_bits, value_bits, keys, values)
-                else:
-                    layers.float_caches(cached_keys, cached_values, keys, values)
+                _cached_floats(key_cache, value_cache, g, length, keys, values)
                 layers.attend(queries, g, keys, values, position, scale, scores, output)
 
         self._share(kv_heads, 2 * tokens * heads * width * length, work)
@@ -152,6 +154,22 @@ class JitBackend(StepwiseBackend):
         if shared is not None:
             layers.add_shared(shared, shared_gate, total)
         return total
+
+
+def _cached_floats(key_cache: Cache, value_cache: Cache, group: int, length: int, keys: Floats, values: Floats) -> None:
+    """The first `length` positions of a key/value head, in the forms that `layers.attend` reads."""
+    here = group, slice(length)
+    if isinstance(key_cache, QuantisedCache) or isinstance(value_cache, QuantisedCache):
+        assert isinstance(key_cache, QuantisedCache)
+        assert isinstance(value_cache, QuantisedCache)
+        key_scales, value_scales = key_cache.scales[here].view(np.uint16), value_cache.scales[here].view(np.uint16)
+        layers.quantised_caches_to_float(
+            key_cache.values[here], key_scales, value_cache.values[here], value_scales, keys, values
+        )
+    elif key_cache.dtype == np.float16:
+        layers.half_caches_to_float(key_cache[here].view(np.uint16), value_cache[here].view(np.uint16), keys, values)
+    else:
+        layers.float_caches(key_cache[here], value_cache[here], keys, values)
 
 
 def _shape(fmt: Format) -> tuple[int, float, bool]:

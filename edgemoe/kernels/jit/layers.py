@@ -10,9 +10,9 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.kernels.formats import PANEL_ROWS
+from edgemoe.kernels.formats import GROUP_COLUMNS, PANEL_ROWS
 from edgemoe.kernels.jit.compile import jit
-from edgemoe.kernels.jit.numbers import half_to_float
+from edgemoe.kernels.jit.numbers import float_to_half, half_to_float
 from edgemoe.kernels.operations import Floats, Integers
 
 POSITIONS_AT_ONCE = 16
@@ -22,6 +22,10 @@ WIDTH_AT_ONCE = 8
 """Numbers of a head that each position's sum takes before they join its score."""
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
+_LARGEST = np.float32(127)
+
+Bytes8 = npt.NDArray[np.int8]
+HalfBits = npt.NDArray[np.uint16]
 
 
 @jit
@@ -51,6 +55,31 @@ def rope(values: Floats, cosine: Floats, sine: Floats, output: Floats) -> None:
 
 
 @jit
+def quantise_cache_rows(rows: Floats, values: Bytes8, scales: HalfBits) -> None:
+    """As the reference's: rows and values `(G, T, W)`, scales `(G, T, groups)`."""
+    kv_heads, tokens, width = rows.shape
+    for head in range(kv_heads):
+        for t in range(tokens):
+            row = rows[head, t]
+            for g in range(scales.shape[2]):
+                start = g * GROUP_COLUMNS
+                end = min(start + GROUP_COLUMNS, width)
+                largest = _ZERO
+                for i in range(start, end):
+                    magnitude = abs(row[i])
+                    if magnitude > largest or magnitude != magnitude:  # a NaN comes, and stays
+                        largest = magnitude
+                bits = float_to_half(largest / _LARGEST)
+                finite = bits < np.uint16(0x7C00)
+                scales[head, t, g] = bits if finite else np.uint16(0x7E00)
+                scale = half_to_float(bits)
+                inverse = _ONE / scale if finite and scale > _ZERO else _ZERO
+                for i in range(start, end):
+                    rounded = np.rint(row[i] * inverse) if finite else _ZERO
+                    values[head, t, i] = np.int8(max(-_LARGEST, min(_LARGEST, rounded)))
+
+
+@jit
 def float_caches(key_cache: Floats, value_cache: Floats, keys: Floats, values: Floats) -> None:
     """One head's caches `(length, W)` to keys `(length / 16, W, 16)`, 16 positions side by side, and values.
 
@@ -65,9 +94,7 @@ def float_caches(key_cache: Floats, value_cache: Floats, keys: Floats, values: F
 
 
 @jit
-def half_caches_to_float(
-    key_bits: npt.NDArray[np.uint16], value_bits: npt.NDArray[np.uint16], keys: Floats, values: Floats
-) -> None:
+def half_caches_to_float(key_bits: HalfBits, value_bits: HalfBits, keys: Floats, values: Floats) -> None:
     """As `float_caches`, from float16 caches."""
     length, width = key_bits.shape
     converted = np.empty(width, np.float32)
@@ -81,6 +108,21 @@ def half_caches_to_float(
         block, lane = c // POSITIONS_AT_ONCE, c % POSITIONS_AT_ONCE
         for i in range(width):
             keys[block, i, lane] = converted[i]
+
+
+@jit
+def quantised_caches_to_float(
+    key_cache: Bytes8, key_scales: HalfBits, value_cache: Bytes8, value_scales: HalfBits, keys: Floats, values: Floats
+) -> None:
+    """As `float_caches`, from int8 with a float16 scale for each group of 32 `(length, groups)`."""
+    length, width = key_cache.shape
+    for c in range(length):
+        block, lane = c // POSITIONS_AT_ONCE, c % POSITIONS_AT_ONCE
+        for g in range(key_scales.shape[1]):
+            key_scale, value_scale = half_to_float(key_scales[c, g]), half_to_float(value_scales[c, g])
+            for i in range(g * GROUP_COLUMNS, min((g + 1) * GROUP_COLUMNS, width)):
+                keys[block, i, lane] = np.float32(key_cache[c, i]) * key_scale
+                values[c, i] = np.float32(value_cache[c, i]) * value_scale
 
 
 @jit

@@ -7,6 +7,7 @@ import numpy as np
 from edgemoe.kernels.jit.compile import jit
 
 _TWO_TO_112 = np.float32(2.0**112)
+_HALF = np.float32(0.5)
 _INFINITY = np.uint32(0x7F800000)
 
 
@@ -23,3 +24,21 @@ def half_to_float(bits: np.uint16) -> np.float32:
     result = scaled if finite else np.uint32(magnitude | _INFINITY)
     sign = np.uint32(np.uint32(bits & 0x8000) << np.uint32(16))
     return np.uint32(result | sign).view(np.float32)
+
+
+@jit
+def float_to_half(value: np.float32) -> np.uint16:
+    """The bits of the float16 nearest to a float32, half to even; infinity beyond its range, 0x7e00 for a NaN."""
+    bits = np.float32(value).view(np.uint32)
+    sign = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(0x8000))
+    magnitude = np.uint32(bits & np.uint32(0x7FFFFFFF))
+    if magnitude > _INFINITY:
+        return np.uint16(0x7E00)
+    if magnitude >= np.uint32(0x47800000):  # 65536
+        return np.uint16(sign | np.uint32(0x7C00))
+    if magnitude < np.uint32(0x38800000):  # below 2**-14 beside 0.5, a float32's last digit is a float16's
+        rounded = np.float32(magnitude.view(np.float32) + _HALF).view(np.uint32)
+        return np.uint16(sign | np.uint32(rounded - np.uint32(0x3F000000)))
+    odd = np.uint32(np.uint32(magnitude >> np.uint32(13)) & np.uint32(1))
+    rounded = np.uint32(np.uint32(magnitude - np.uint32(0x38000000)) + np.uint32(np.uint32(0xFFF) + odd))
+    return np.uint16(sign | np.uint32(rounded >> np.uint32(13)))

@@ -14,7 +14,7 @@ import numpy as np
 
 from edgemoe.errors import KernelError
 from edgemoe.kernels import operations as op
-from edgemoe.kernels.formats import PANEL_ROWS, Matrix, panel_count
+from edgemoe.kernels.formats import FORMATS, PANEL_ROWS, Format, Matrix, group_count, panel_count
 from edgemoe.kernels.native import structures as st
 
 MATRIX_ALIGNMENT_BYTES = 64
@@ -153,24 +153,45 @@ def _fill_rope(binder: _Binder, s: st.RopeStruct, o: op.Rope) -> None:
     s.sine = binder.address("sine", o.sine, np.float32, (s.context, s.width // 2))
 
 
-def _fill_cache(binder: _Binder, s: Any, keys: op.Cache, values: op.Cache, writable: bool) -> None:
-    binder.require(keys.ndim == 3 and keys.size > 0, "key_cache", "shape (G, C, W)", f"shape {keys.shape}")
-    binder.require(keys.dtype in (np.float16, np.float32), "key_cache", "float16 or float32", keys.dtype.name)
-    s.groups, s.context, s.width = keys.shape
-    s.half = keys.dtype == np.float16
-    s.key_cache = binder.address("key_cache", keys, keys.dtype, keys.shape, writable)
-    s.value_cache = binder.address("value_cache", values, keys.dtype, keys.shape, writable)
+def _cache_format(binder: _Binder, buffer: str, cache: op.Cache) -> Format:
+    if isinstance(cache, op.QuantisedCache):
+        return FORMATS["q8"]
+    found = cache.dtype.name
+    binder.require(found in ("float16", "float32"), buffer, "float16 or float32", found)
+    return FORMATS["f16" if found == "float16" else "f32"]
+
+
+def _cache(binder: _Binder, buffer: str, cache: op.Cache, shape: tuple[int, ...], writable: bool) -> st.CacheStruct:
+    """The addresses of a cache of this shape `(G, C, W)`."""
+    if not isinstance(cache, op.QuantisedCache):
+        return st.CacheStruct(binder.address(buffer, cache, cache.dtype, shape, writable), None)
+    scales_shape = (*shape[:2], group_count(shape[2]))
+    return st.CacheStruct(
+        binder.address(f"{buffer}.values", cache.values, np.int8, shape, writable),
+        binder.address(f"{buffer}.scales", cache.scales, np.float16, scales_shape, writable),
+    )
+
+
+def _fill_caches(binder: _Binder, s: Any, keys: op.Cache, values: op.Cache, writable: bool) -> None:
+    shape = keys.shape
+    binder.require(len(shape) == 3 and 0 not in shape, "key_cache", "shape (G, C, W)", f"shape {shape}")
+    fmt, value_format = _cache_format(binder, "key_cache", keys), _cache_format(binder, "value_cache", values)
+    binder.require(fmt is value_format, "value_cache", f"the key cache's format {fmt.name}", value_format.name)
+    s.format = fmt.code
+    s.groups, s.context, s.width = shape
+    s.key_cache = _cache(binder, "key_cache", keys, shape, writable)
+    s.value_cache = _cache(binder, "value_cache", values, shape, writable)
 
 
 def _fill_store_kv(binder: _Binder, s: st.StoreKvStruct, o: op.StoreKv) -> None:
-    _fill_cache(binder, s, o.key_cache, o.value_cache, writable=True)
+    _fill_caches(binder, s, o.key_cache, o.value_cache, writable=True)
     row = (s.groups * s.width,)
     s.keys = binder.rows("keys", o.keys, row)
     s.values = binder.rows("values", o.values, row)
 
 
 def _fill_attention(binder: _Binder, s: st.AttentionStruct, o: op.Attention) -> None:
-    _fill_cache(binder, s, o.key_cache, o.value_cache, writable=False)
+    _fill_caches(binder, s, o.key_cache, o.value_cache, writable=False)
     row = _row_width(binder, "query", o.query, s.groups * s.width)
     s.query = binder.rows("query", o.query, (row,))
     s.output = binder.rows("output", o.output, (row,), writable=True)

@@ -7,7 +7,7 @@ from ctypes import c_float, c_int32, c_int64, c_uint64, c_void_p
 
 from edgemoe.kernels import operations as op
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 LINEAR_PARTS_MAX = 4
 
 
@@ -82,18 +82,24 @@ class RopeStruct(ctypes.Structure):
     ]
 
 
+class CacheStruct(ctypes.Structure):
+    """`em_cache`"""
+
+    _fields_ = [("elements", c_void_p), ("scales", c_void_p)]
+
+
 class StoreKvStruct(ctypes.Structure):
     """`em_store_kv`"""
 
     _fields_ = [
         ("keys", c_void_p),
         ("values", c_void_p),
-        ("key_cache", c_void_p),
-        ("value_cache", c_void_p),
+        ("key_cache", CacheStruct),
+        ("value_cache", CacheStruct),
+        ("format", c_int32),
         ("groups", c_int32),
         ("width", c_int32),
         ("context", c_int32),
-        ("half", c_int32),
     ]
 
 
@@ -102,14 +108,14 @@ class AttentionStruct(ctypes.Structure):
 
     _fields_ = [
         ("query", c_void_p),
-        ("key_cache", c_void_p),
-        ("value_cache", c_void_p),
         ("output", c_void_p),
+        ("key_cache", CacheStruct),
+        ("value_cache", CacheStruct),
+        ("format", c_int32),
         ("heads", c_int32),
         ("groups", c_int32),
         ("width", c_int32),
         ("context", c_int32),
-        ("half", c_int32),
         ("scale", c_float),
     ]
 

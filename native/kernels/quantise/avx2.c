@@ -1,9 +1,12 @@
-/* Activations to groups of 32 int8 with AVX2: four vectors of 8 floats are one group. */
+/* Activations, keys and values to groups of 32 int8 with AVX2: four vectors of 8 floats are one group. */
 #include <immintrin.h>
 #include <string.h>
 
 #include "../half.h"
 #include "../kernels.h"
+#include "cache_scale.h"
+
+enum { VECTORS = EM_GROUP_COLUMNS / EM_LANES };
 
 static inline uint32_t largest_bits(__m256i bits) {
     __m128i most = _mm_max_epu32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1));
@@ -28,23 +31,31 @@ static inline __m256i scaled(__m256 input, __m256 factor) {
     return _mm256_cvtps_epi32(_mm256_min_ps(value, limit));
 }
 
-static void quantise_group(const float *input, int8_t *values, em_group *group) {
+/* A group, and its largest magnitude; a NaN where there is one. */
+static inline float load_group(const float *input, __m256 in[VECTORS]) {
     const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
-    __m256 in[4];
     __m256i most = _mm256_setzero_si256();
-    for (int i = 0; i < 4; i++) {
-        in[i] = _mm256_loadu_ps(input + 8 * i);
+    for (int i = 0; i < VECTORS; i++) {
+        in[i] = _mm256_loadu_ps(input + EM_LANES * i);
         most = _mm256_max_epu32(most, _mm256_and_si256(_mm256_castps_si256(in[i]), magnitude));
     }
-    const float found = em_from_bits(largest_bits(most));
-    const float largest = found < EM_SMALLEST_ACTIVATION ? 0.0f : found;
-    const float factor = largest > 0 ? 127.0f / largest : 0.0f;
+    return em_from_bits(largest_bits(most));
+}
+
+static inline __m256i rounded(const __m256 in[VECTORS], float factor) {
     const __m256 factors = _mm256_set1_ps(factor);
     /* Packing works on 128-bit halves; the permutation puts the groups of four back in order. */
     const __m256i first = _mm256_packs_epi32(scaled(in[0], factors), scaled(in[1], factors));
     const __m256i second = _mm256_packs_epi32(scaled(in[2], factors), scaled(in[3], factors));
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(first, second), order);
+    return _mm256_permutevar8x32_epi32(_mm256_packs_epi16(first, second), order);
+}
+
+static void quantise_group(const float *input, int8_t *values, em_group *group) {
+    __m256 in[VECTORS];
+    const float found = load_group(input, in);
+    const float largest = found < EM_SMALLEST_ACTIVATION ? 0.0f : found;
+    const __m256i bytes = rounded(in, largest > 0 ? 127.0f / largest : 0.0f);
     _mm256_storeu_si256((__m256i *)(void *)values, bytes);
     const float scale = largest / 127.0f;
     const int32_t sum = sum_bytes(bytes);
@@ -60,5 +71,28 @@ void em_quantise_avx2(const float *input, int32_t columns, int8_t *values, em_gr
         float last[EM_GROUP_COLUMNS] = {0};
         memcpy(last, input + start, (size_t)(columns - start) * sizeof *last);
         quantise_group(last, values + start, groups);
+    }
+}
+
+/* A group of a cache; returns its scale. */
+static inline uint16_t store_group(const float *input, int8_t *values) {
+    __m256 in[VECTORS];
+    const em_cache_scale scale = em_scale_for(load_group(input, in));
+    const __m256i bytes = em_is_finite_half(scale.half) ? rounded(in, scale.factor) : _mm256_setzero_si256();
+    _mm256_storeu_si256((__m256i *)(void *)values, bytes);
+    return scale.half;
+}
+
+void em_to_q8_avx2(const float *input, int8_t *values, uint16_t *scales, int32_t count) {
+    int32_t start = 0;
+    for (; start + EM_GROUP_COLUMNS <= count; start += EM_GROUP_COLUMNS) {
+        *scales++ = store_group(input + start, values + start);
+    }
+    if (start < count) {
+        float last[EM_GROUP_COLUMNS] = {0};
+        int8_t bytes[EM_GROUP_COLUMNS];
+        memcpy(last, input + start, (size_t)(count - start) * sizeof *last);
+        *scales = store_group(last, bytes);
+        memcpy(values + start, bytes, (size_t)(count - start));
     }
 }

@@ -24,35 +24,42 @@ typedef struct head_state {
     float sum;
 } head_state;
 
-static void attend_block(const attention_task *task, head_state *state, const float *query, const void *keys,
-                         const void *values, int32_t count, float *output) {
+/* Row `row` of the cache's (G * C), and those behind it. */
+static em_cached cached_rows(const em_attention *a, em_cache cache, size_t row) {
+    static const uint8_t element_bytes[EM_CACHE_FORMATS] = {[EM_F32] = 4, [EM_F16] = 2, [EM_Q8] = 1};
+    return (em_cached){
+        .elements = (const uint8_t *)cache.elements + row * a->width * element_bytes[a->format],
+        .scales = a->format == EM_Q8 ? cache.scales + row * em_group_count(a->width) : NULL,
+    };
+}
+
+static void attend_block(const attention_task *task, head_state *state, const float *query, em_cached keys,
+                         em_cached values, int32_t count, float *output) {
     const em_attention *a = task->attention;
     const em_kernels *kernels = task->run->kernels;
     float weights[BLOCK];
-    kernels->scores[a->half != 0](query, keys, count, a->width, a->scale, weights);
+    kernels->scores[a->format](query, keys, count, a->width, a->scale, weights);
     float largest = state->largest;
     for (int32_t i = 0; i < count; i++) largest = weights[i] > largest ? weights[i] : largest;
     const float shrink = state->sum > 0 ? em_exp(state->largest - largest) : 0.0f;
     state->sum = state->sum * shrink + kernels->exponentials(weights, count, largest);
     state->largest = largest;
-    kernels->mix[a->half != 0](weights, values, count, a->width, shrink, output);
+    kernels->mix[a->format](weights, values, count, a->width, shrink, output);
 }
 
 /* Heads first .. first + heads_together - 1, all of one group, for one token. */
 static void attend(const attention_task *task, int32_t token, int32_t first) {
     const em_attention *a = task->attention;
-    const size_t element = a->half ? 2 : 4;
     const int32_t group = first / (a->heads / a->groups), end = task->run->position + token + 1;
-    const size_t cache_offset = (size_t)group * a->context * a->width * element;
     const size_t row = ((size_t)token * a->heads + first) * a->width;
     head_state states[EM_ROWS_AT_ONCE];
     for (int32_t h = 0; h < task->heads_together; h++) states[h] = (head_state){-INFINITY, 0.0f};
     memset(a->output + row, 0, (size_t)task->heads_together * a->width * sizeof *a->output);
     for (int32_t start = 0; start < end; start += BLOCK) {
         const int32_t count = end - start < BLOCK ? end - start : BLOCK;
-        const size_t offset = cache_offset + (size_t)start * a->width * element;
-        const uint8_t *keys = (const uint8_t *)a->key_cache + offset;
-        const uint8_t *values = (const uint8_t *)a->value_cache + offset;
+        const size_t first_row = (size_t)group * a->context + start;
+        const em_cached keys = cached_rows(a, a->key_cache, first_row);
+        const em_cached values = cached_rows(a, a->value_cache, first_row);
         for (int32_t h = 0; h < task->heads_together; h++) {
             const size_t at = row + (size_t)h * a->width;
             attend_block(task, &states[h], a->query + at, keys, values, count, a->output + at);
@@ -74,6 +81,7 @@ static void attend_items(void *context, int64_t begin, int64_t end, int32_t thre
 }
 
 int32_t em_run_attention(const em_attention *attention, const em_run *run) {
+    if (attention->format < 0 || attention->format >= EM_CACHE_FORMATS) return EM_BAD_OPERATION;
     if (run->position + run->tokens > attention->context) return EM_BAD_POSITION;
     attention_task task = {attention, run, attention->heads / attention->groups};
     const int64_t wanted = 2 * (int64_t)em_pool_threads(run->pool);

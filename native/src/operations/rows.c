@@ -121,11 +121,15 @@ int32_t em_run_rope(const em_rope *rope, const em_run *run) {
 
 /* ---- keys and values ---------------------------------------------------------------------------------- */
 
-static void store_row(const em_store_kv *s, const em_kernels *kernels, const float *row, void *cache, size_t offset) {
-    if (s->half) {
-        kernels->to_half(row, (uint16_t *)cache + offset, s->width);
+/* To row `to` of the cache's (G * C). */
+static void store_row(const em_store_kv *s, const em_kernels *kernels, const float *row, em_cache cache, size_t to) {
+    const size_t at = to * s->width;
+    if (s->format == EM_F32) {
+        memcpy((float *)cache.elements + at, row, (size_t)s->width * sizeof(float));
+    } else if (s->format == EM_F16) {
+        kernels->to_half(row, (uint16_t *)cache.elements + at, s->width);
     } else {
-        memcpy((float *)cache + offset, row, (size_t)s->width * sizeof(float));
+        kernels->to_q8(row, (int8_t *)cache.elements + at, cache.scales + to * em_group_count(s->width), s->width);
     }
 }
 
@@ -135,13 +139,14 @@ static void store_rows(void *context, int64_t begin, int64_t end, int32_t thread
     (void)thread;
     for (int64_t row = begin; row < end; row++) {
         const int64_t token = row / s->groups, group = row % s->groups;
-        const size_t offset = ((size_t)group * s->context + (size_t)(task->run->position + token)) * s->width;
-        store_row(s, task->run->kernels, s->keys + row * s->width, s->key_cache, offset);
-        store_row(s, task->run->kernels, s->values + row * s->width, s->value_cache, offset);
+        const size_t to = (size_t)group * s->context + (size_t)(task->run->position + token);
+        store_row(s, task->run->kernels, s->keys + row * s->width, s->key_cache, to);
+        store_row(s, task->run->kernels, s->values + row * s->width, s->value_cache, to);
     }
 }
 
 int32_t em_run_store_kv(const em_store_kv *store, const em_run *run) {
+    if (store->format < 0 || store->format >= EM_CACHE_FORMATS) return EM_BAD_OPERATION;
     if (run->position + run->tokens > store->context) return EM_BAD_POSITION;
     return run_rows(store, run, store_rows, (int64_t)run->tokens * store->groups, store->width);
 }

@@ -14,7 +14,7 @@ from edgemoe.kernels import operations as op
 from edgemoe.kernels.formats import FORMATS, Matrix
 from edgemoe.kernels.native import library, structures
 from edgemoe.kernels.native.backend import NativeBackend
-from tests.kernels.builders import aligned, random_ffn, random_matrix
+from tests.kernels.builders import aligned, empty_cache, random_ffn, random_matrix
 from tests.kernels.test_products import pack_experts
 
 TOKENS, WIDTH = 3, 40
@@ -145,7 +145,13 @@ def test_an_arena_without_slots_is_fine(backend: NativeBackend, random: np.rando
 
 def test_faulty_caches_are_named(backend: NativeBackend) -> None:
     keys, query = floats(2, 8, 20), floats(TOKENS, WIDTH)
+    quantised = empty_cache("q8", (2, 8, 20))
     for values, caches in (
+        (query, (quantised, keys)),
+        (query, (keys, quantised)),
+        (query, (quantised, replace(quantised, scales=quantised.scales[:, :, :0]))),
+        (query, (replace(quantised, values=keys), quantised)),
+        (floats(TOKENS, 50), (quantised, quantised)),
         (query, (keys, floats(2, 8, 10))),
         (query, (keys, keys.astype(np.float16))),
         (query, (keys.astype(np.float64), keys.astype(np.float64))),
