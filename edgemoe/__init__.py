@@ -26,15 +26,17 @@ def load(
     ram: str | int | None = None,
     threads: int | None = None,
     context_length: int | None = None,
+    kv: str | None = None,
 ) -> Model:
     """Open a store (None: the bundled model) within a memory budget; use the result in a `with` block.
 
     `ram` is in bytes, or text such as `6GiB`, `floor` or `auto` (None); `threads` defaults to the physical cores.
+    `kv` is how keys and values are kept: `f16` (None), or `q8` in half the memory, which changes answers a little.
     Raises StoreError, BudgetError and UsageError (`edgemoe.errors`).
     """
     from edgemoe.session.model import load as load_model
 
-    return load_model(path, ram=ram, threads=threads, context_length=context_length)
+    return load_model(path, ram=ram, threads=threads, context_length=context_length, kv=kv)
 
 
 def convert(

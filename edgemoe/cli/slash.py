@@ -120,7 +120,7 @@ def show_statistics(repl: Repl, argument: str) -> None:
         ("budget", f"{format_size(memory.budget_bytes)} (floor {format_size(memory.floor_bytes)})"),
         ("  interpreter", format_size(memory.interpreter_bytes)),
         ("  every token's weights", format_size(memory.resident_bytes)),
-        ("  KV cache", format_size(memory.kv_cache_bytes)),
+        ("  KV cache", f"{format_size(memory.kv_cache_bytes)} ({memory.kv_format})"),
         ("  workspace", format_size(memory.workspace_bytes)),
         ("  expert slots", f"{format_size(memory.slots * memory.slot_bytes)}"
          f" ({memory.slots} slots for {memory.total_experts} experts)"),

@@ -30,7 +30,7 @@ from edgemoe.kernels.select import select_backend
 from edgemoe.model.decoder import Decoder
 from edgemoe.model.description import store_spec
 from edgemoe.model.ledger import Programs, TimeLedger
-from edgemoe.model.memory import HEAD_ROWS, MemoryPlan, ModelSizes, plan_memory
+from edgemoe.model.memory import HEAD_ROWS, KvFormat, MemoryPlan, ModelSizes, plan_memory
 from edgemoe.model.spec import ModelSpec, MoeSpec
 from edgemoe.model.stepper import ResidentStepper, Stepper, StreamingStepper
 from edgemoe.model.traffic import TokenTraffic, token_traffic
@@ -105,7 +105,7 @@ class Engine:
         try:
             self._reader = open_reader(arena, READER_THREADS)
             self._space = Workspace.allocate(spec, memory.chunk_tokens)
-            kv_cache = KvCache.allocate(spec, memory.context_length, _kv_dtype(store))
+            kv_cache = KvCache.allocate(spec, memory.context_length, memory.kv_format)
             decoder = Decoder(spec, store.load_resident(), self._space, kv_cache, arena, store.expert_layouts)
             self._programs = Programs(backend, decoder.part_of)
             self._stepper = self._make_stepper(decoder, self._programs, arena, prediction)
@@ -266,35 +266,41 @@ def open_engine(
     ram: str | int | None = None,
     threads: int | None = None,
     context_length: int | None = None,
+    kv: str | None = None,
     *,
     prediction: bool = True,
     direct_reads: bool = True,
 ) -> Engine:
     """Open a store and make it ready to run within a memory budget.
 
-    `ram` is in bytes, or a size as text, `floor`, or `auto`. Raises StoreError, BudgetError, UsageError.
+    `ram` is in bytes, or a size as text, `floor`, or `auto`; `kv` is `f16`, `q8`, or None for what the store was made
+    for. Raises StoreError, BudgetError, UsageError.
     """
     store = Store.open(Path(path))
     spec = store_spec(store)
     backend = select_backend(threads)  # before the plan, which measures what the backend's libraries hold
     try:
-        memory = plan_memory(spec, model_sizes(store, spec), backend, ram, context_length)
+        memory = plan_memory(spec, model_sizes(store, spec, kv), backend, ram, context_length)
     except BaseException:
         backend.close()
         raise
     return Engine(store, spec, memory, backend, prediction, direct_reads)
 
 
-def model_sizes(store: Store, spec: ModelSpec) -> ModelSizes:
-    """What the memory plan needs to know of a store."""
+def model_sizes(store: Store, spec: ModelSpec, kv: str | None = None) -> ModelSizes:
+    """What the memory plan needs to know of a store. Raises UsageError for what is no KV cache (`open_engine`)."""
     experts = sum(layer.ffn.experts for layer in spec.layers if isinstance(layer.ffn, MoeSpec))
-    kv_element_bytes = np.dtype(_kv_dtype(store)).itemsize
-    return ModelSizes(store.resident_bytes, store.record_bytes, experts, kv_element_bytes)
+    return ModelSizes(store.resident_bytes, store.record_bytes, experts, _kv_format(store, kv))
 
 
-def _kv_dtype(store: Store) -> type[np.float16] | type[np.float32]:
-    """Keys and values are kept in float16, but for stores made for exactness (f32 weights)."""
-    return np.float32 if store.dense_format == "f32" else np.float16
+def _kv_format(store: Store, kv: str | None) -> KvFormat:
+    """As asked for; else float16, but float32 for stores made for exactness (f32 weights). Raises UsageError."""
+    if kv is None:
+        return "f32" if store.dense_format == "f32" else "f16"
+    choices: dict[str, KvFormat] = {"f16": "f16", "q8": "q8"}
+    if kv not in choices:
+        raise UsageError(f"kv: expected {' or '.join(choices)}, found {kv}.", "Leave it out for f16.")
+    return choices[kv]
 
 
 def _allocate_arena(slots: int, slot_bytes: int) -> npt.NDArray[np.uint8]:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import psutil
 
 from edgemoe.errors import BudgetError, UsageError
+from edgemoe.kernels.formats import group_count
 from edgemoe.kernels.operations import Backend, StepSizes
 from edgemoe.model.spec import DenseFfnSpec, ModelSpec, MoeSpec
 
@@ -25,6 +27,9 @@ HEAD_ROWS = 8
 """Positions whose logits are computed in one run."""
 AUTO_SHARE = 0.85
 """Share of the memory now available that `auto` takes."""
+
+KvFormat = Literal["f32", "f16", "q8"]
+"""How keys and values are kept: float32, float16, or int8 in groups of 32 with a float16 scale each."""
 
 _UNITS = {"": 1, "b": 1}
 for _power, _letter in enumerate("kmgt", start=1):
@@ -57,7 +62,7 @@ class ModelSizes:
     resident_bytes: int
     slot_bytes: int
     total_experts: int
-    kv_element_bytes: int
+    kv_format: KvFormat
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ class MemoryPlan:
     total_experts: int
     context_length: int
     chunk_tokens: int
+    kv_format: KvFormat
 
     @property
     def all_resident(self) -> bool:
@@ -112,7 +118,7 @@ def plan_memory(
     least_slots = min(sizes.total_experts, 2 * _most_experts_per_token(spec))
     fixed_bytes = interpreter_bytes + sizes.resident_bytes
     least_workspace_bytes = workspace_bytes(spec, backend, least_chunk, least_context)
-    least_kv_bytes = kv_cache_bytes(spec, least_context, sizes.kv_element_bytes)
+    least_kv_bytes = kv_cache_bytes(spec, least_context, sizes.kv_format)
     floor_bytes = fixed_bytes + least_workspace_bytes + least_kv_bytes + least_slots * sizes.slot_bytes
     budget_bytes = _budget(ram, floor_bytes)
     if budget_bytes < floor_bytes:
@@ -133,14 +139,14 @@ def plan_memory(
             break
     while context < most_context:
         wider = min(2 * context, most_context)
-        cost = kv_cache_bytes(spec, wider, sizes.kv_element_bytes) + workspace_bytes(spec, backend, chunk, wider)
+        cost = kv_cache_bytes(spec, wider, sizes.kv_format) + workspace_bytes(spec, backend, chunk, wider)
         spare = budget_bytes - fixed_bytes - cost
         crowds_experts = cost > (budget_bytes - fixed_bytes) // 5 or spare < least_slots * sizes.slot_bytes
         if spare < all_slots_bytes and crowds_experts:
             break
         context = wider
     workspace = workspace_bytes(spec, backend, chunk, context)
-    kv_cache = kv_cache_bytes(spec, context, sizes.kv_element_bytes)
+    kv_cache = kv_cache_bytes(spec, context, sizes.kv_format)
     left_bytes = budget_bytes - fixed_bytes - workspace - kv_cache
     slots = min(sizes.total_experts, left_bytes // sizes.slot_bytes) if sizes.slot_bytes else 0
     return MemoryPlan(
@@ -155,6 +161,7 @@ def plan_memory(
         sizes.total_experts,
         context,
         chunk,
+        sizes.kv_format,
     )
 
 
@@ -198,11 +205,19 @@ def _most_experts_per_token(spec: ModelSpec) -> int:
     return max(used, default=0)
 
 
-def kv_cache_bytes(spec: ModelSpec, context_length: int, element_bytes: int) -> int:
+def kv_cache_bytes(spec: ModelSpec, context_length: int, kv_format: KvFormat) -> int:
     """Keys and values of every layer, and the tables of rotary positions."""
-    per_token = sum(2 * layer.attention.kv_heads * layer.attention.head_width for layer in spec.layers)
-    rope_bytes = 2 * 4 * sum({layer.attention.head_width // 2 for layer in spec.layers})
-    return context_length * (per_token * element_bytes + rope_bytes)
+    attentions = [layer.attention for layer in spec.layers]
+    per_token = sum(2 * a.kv_heads * _kv_row_bytes(a.head_width, kv_format) for a in attentions)
+    rope_bytes = 2 * 4 * sum({a.head_width // 2 for a in attentions})
+    return context_length * (per_token + rope_bytes)
+
+
+def _kv_row_bytes(head_width: int, kv_format: KvFormat) -> int:
+    """A key or value of one head at one position."""
+    if kv_format == "q8":
+        return head_width + 2 * group_count(head_width)
+    return head_width * (4 if kv_format == "f32" else 2)
 
 
 def workspace_bytes(spec: ModelSpec, backend: Backend, chunk_tokens: int, context_length: int) -> int:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.kernels.operations import Cache, Floats, Integers
-from edgemoe.model.memory import HEAD_ROWS
+from edgemoe.kernels.formats import group_count
+from edgemoe.kernels.operations import Cache, Floats, Integers, QuantisedCache
+from edgemoe.model.memory import HEAD_ROWS, KvFormat
 from edgemoe.model.rope import rope_tables
 from edgemoe.model.spec import ModelSpec, MoeSpec
 
@@ -80,11 +81,19 @@ class KvCache:
     rope: dict[int, tuple[Floats, Floats]]
 
     @classmethod
-    def allocate(cls, spec: ModelSpec, context_length: int, dtype: npt.DTypeLike) -> KvCache:
+    def allocate(cls, spec: ModelSpec, context_length: int, kv_format: KvFormat) -> KvCache:
         """A cache for `context_length` tokens; the system gives its pages as they are first written."""
         shapes = [(layer.attention.kv_heads, context_length, layer.attention.head_width) for layer in spec.layers]
         return cls(
-            keys=tuple(np.zeros(shape, dtype) for shape in shapes),
-            values=tuple(np.zeros(shape, dtype) for shape in shapes),
+            keys=tuple(_empty_cache(shape, kv_format) for shape in shapes),
+            values=tuple(_empty_cache(shape, kv_format) for shape in shapes),
             rope={width: rope_tables(spec.rope, width, context_length) for width in {shape[2] for shape in shapes}},
         )
+
+
+def _empty_cache(shape: tuple[int, int, int], kv_format: KvFormat) -> Cache:
+    """Keys or values `(G, C, W)` of one layer."""
+    if kv_format == "q8":
+        scales_shape = (*shape[:2], group_count(shape[2]))
+        return QuantisedCache(np.zeros(shape, np.int8), np.zeros(scales_shape, np.float16))
+    return np.zeros(shape, np.float32 if kv_format == "f32" else np.float16)

@@ -192,11 +192,14 @@ def load(
     ram: str | int | None = None,
     threads: int | None = None,
     context_length: int | None = None,
+    kv: str | None = None,
 ) -> Model:
     """Open a store, or the bundled model where no path is given.
 
     ram: the memory budget, in bytes or as text (`512MiB`, `6GiB`, `floor`, `auto`); None is `auto`.
     threads: of the kernels; None chooses. context_length: in tokens; None leaves it to the model and budget.
+    kv: how keys and values are kept: `f16`, or `q8` in half the memory, which changes answers a little
+    (docs/performance.md says by how much); None is `f16`, and float32 for a store with float32 weights.
     Raises StoreError, BudgetError or UsageError.
     """
     from edgemoe.model.engine import open_engine
@@ -208,7 +211,7 @@ def load(
     # The tokenizer first, so that the memory plan, which measures the interpreter, counts it.
     # Where the manifest says that there is one, opening the store says that it is missing.
     library_tokenizer = load_library_tokenizer(folder) if has_tokenizer(folder) else None
-    engine = open_engine(folder, ram, threads, context_length)
+    engine = open_engine(folder, ram, threads, context_length, kv)
     try:
         stops = stop_ids(folder, library_tokenizer)
         return Model(engine, Tokenizer(library_tokenizer, engine.spec.vocabulary, stops), folder)

@@ -53,7 +53,7 @@ class Reference:
         layouts = [self._layout(layer.ffn) for layer in self.spec.layers]
         arena, slots = self._experts(weights, layouts)
         self._space = Workspace.allocate(self.spec, CHUNK_TOKENS)
-        cache = KvCache.allocate(self.spec, context_length, np.float32)
+        cache = KvCache.allocate(self.spec, context_length, "f32")
         decoder = Decoder(self.spec, _resident(self.spec, weights), self._space, cache, arena, layouts)
         for routing, layer_slots in zip(decoder.routing, slots, strict=True):
             if routing is not None:

@@ -17,7 +17,6 @@ from edgemoe.model.memory import (
     ModelSizes,
     available_bytes,
     format_size,
-    kv_cache_bytes,
     parse_size,
     plan_memory,
     workspace_bytes,
@@ -40,7 +39,7 @@ SPEC = ModelSpec(
     max_positions=32_768,
     tied_embeddings=True,
 )
-SIZES = ModelSizes(resident_bytes=80 * MIB, slot_bytes=900 * 1024, total_experts=16 * 12, kv_element_bytes=2)
+SIZES = ModelSizes(resident_bytes=80 * MIB, slot_bytes=900 * 1024, total_experts=16 * 12, kv_format="f16")
 
 
 class StubBackend:
@@ -267,10 +266,7 @@ def array_bytes(buffers: object) -> int:
 def test_what_is_planned_holds_what_is_allocated(name: str, chunk_tokens: int, context_length: int, kind: str) -> None:
     spec = MODELS[name]
     workspace = Workspace.allocate(spec, chunk_tokens)
-    kv_cache = KvCache.allocate(spec, context_length, np.float16)
-    tables = [table for pair in kv_cache.rope.values() for table in pair]
-    kv_bytes = sum(array.nbytes for array in (*kv_cache.keys, *kv_cache.values, *tables))
-    assert kv_bytes == kv_cache_bytes(spec, context_length, 2)
+    kv_cache = KvCache.allocate(spec, context_length, "q8")
     backend = make_backend(kind)
     for dense, experts in (("q8", "q4"), ("f16", "q4m"), ("f32", "f32")):
         decoder = decoder_without_weights(spec, dense, experts, workspace, kv_cache)

@@ -12,7 +12,9 @@ from edgemoe.model.memory import plan_memory
 from edgemoe.store.reader import Store
 
 
-def engine_with_slots(store_path: Path, slots: int, threads: int | None = 1, **options: bool) -> Engine:
+def engine_with_slots(
+    store_path: Path, slots: int, threads: int | None = 1, kv: str | None = None, **options: bool
+) -> Engine:
     """An engine whose cache has just so many slots.
 
     A budget in bytes is too coarse for that here: what the interpreter holds is measured, and test runs vary in it.
@@ -20,5 +22,5 @@ def engine_with_slots(store_path: Path, slots: int, threads: int | None = 1, **o
     store = Store.open(store_path)
     spec = store_spec(store)
     backend = select_backend(threads)
-    plan = plan_memory(spec, model_sizes(store, spec), backend, "auto")
+    plan = plan_memory(spec, model_sizes(store, spec, kv), backend, "auto")
     return Engine(store, spec, dataclasses.replace(plan, slots=slots), backend, **options)

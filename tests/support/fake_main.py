@@ -25,7 +25,9 @@ class SlowEngine(FakeEngine):
         return super().forward(token_ids, all_logits=all_logits)
 
 
-def open_fake_engine(path: Path, ram: str | None, threads: int | None, context_length: int | None = None) -> FakeEngine:
+def open_fake_engine(
+    path: Path, ram: str | None, threads: int | None, context_length: int | None = None, kv: str | None = None
+) -> FakeEngine:
     tokenizer = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
     says = os.environ.get("FAKE_SAYS", "Hello, world!")
     script = [*tokenizer.encode(says).ids, 1]
