@@ -25,7 +25,7 @@ from tests.kernels.builders import (
     random_matrix,
     seeds,
 )
-from tests.kernels.conftest import make_backend
+from tests.kernels.conftest import BACKENDS, make_backend
 from tests.kernels.test_products import pack_experts
 
 VOCABULARY, WIDTH, HEADS, KV_HEADS, HEAD_WIDTH, EXPERTS, PER_TOKEN, FFN_WIDTH = 50, 72, 4, 2, 24, 5, 2, 40
@@ -135,7 +135,7 @@ def test_an_unknown_operation_is_refused(any_backend: Backend) -> None:
         any_backend.program(["attention"])  # type: ignore[list-item]
 
 
-@pytest.mark.parametrize("kind", ["jit", "native generic", "native avx2"])
+@pytest.mark.parametrize("kind", [name for name in BACKENDS if not name.endswith("threads")])
 @pytest.mark.parametrize("format_name", FORMAT_NAMES)
 def test_threads_change_no_bit(kind: str, format_name: str) -> None:
     tokens = np.arange(23, dtype=np.int32)

@@ -35,7 +35,7 @@ def test_every_operation_is_timed(any_backend: Backend) -> None:
 
 @pytest.mark.parametrize(("threads", "waits"), [("", False), (" 3 threads", True)])
 def test_native_programs_tell_waiting_from_work(threads: str, waits: bool) -> None:
-    backend = make_backend("native avx2" + threads)
+    backend = make_backend("native generic" + threads)
     layer = TinyLayer("q4", 40, 0)
     program = backend.program(layer.operations)
     program.time_runs(True)

@@ -1,0 +1,126 @@
+"""edgemoe and llama.cpp compute the same from the same weights, on the GGUF that edgemoe exports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+import edgemoe
+from edgemoe.conversion.gguf_export import export_gguf
+from edgemoe.conversion.synthetic import synthesise
+from edgemoe.session.default_model import find_model
+from edgemoe.store.reader import Store
+
+pytestmark = pytest.mark.peer
+
+POSITIONS = 500
+ROOT = Path(__file__).parents[2]
+
+Logits = npt.NDArray[np.float32]
+
+
+def llama_cpp_logits(gguf: Path, token_ids: list[int], kv_type: str) -> Logits:
+    """Logits after each token `(T, V)`, from one prompt, with plain attention."""
+    llama = pytest.importorskip("llama_cpp")
+    llama.llama_backend_init()
+    model_options = llama.llama_model_default_params()
+    model_options.n_gpu_layers = 0
+    model = llama.llama_model_load_from_file(str(gguf).encode(), model_options)
+    assert model, f"llama.cpp does not load {gguf}"
+    options = llama.llama_context_default_params()
+    options.n_ctx = options.n_batch = options.n_ubatch = len(token_ids) + 12
+    options.n_threads = options.n_threads_batch = 2
+    options.type_k = options.type_v = getattr(llama, f"GGML_TYPE_{kv_type}")
+    options.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    context = llama.llama_init_from_model(model, options)
+    batch = llama.llama_batch_init(len(token_ids), 0, 1)
+    batch.n_tokens = len(token_ids)
+    for position, token in enumerate(token_ids):
+        batch.token[position], batch.pos[position] = token, position
+        batch.n_seq_id[position], batch.seq_id[position][0] = 1, 0
+        batch.logits[position] = 1
+    assert llama.llama_decode(context, batch) == 0
+    vocabulary = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
+    rows = [np.ctypeslib.as_array(llama.llama_get_logits_ith(context, i), (vocabulary,)) for i in range(len(token_ids))]
+    logits = np.stack(rows)
+    llama.llama_batch_free(batch)
+    llama.llama_free(context)
+    llama.llama_model_free(model)
+    return logits
+
+
+def log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def agreement(ours: Logits, theirs: Logits) -> tuple[float, float]:
+    """Share of positions with the same top token, and the mean KL divergence in nats."""
+    p, q = log_softmax(ours), log_softmax(theirs)
+    return float((p.argmax(axis=1) == q.argmax(axis=1)).mean()), float((np.exp(p) * (p - q)).sum(axis=1).mean())
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model in two forms: 4-bit blocks, and the very same weights written out as float32."""
+
+    four_bits: Path
+    floats: Path
+    token_ids: list[int]
+
+
+def as_gguf(store: Path) -> Path:
+    gguf = store.with_suffix(".gguf")
+    return gguf if gguf.exists() else export_gguf(Store.open(store), gguf, name=store.name)
+
+
+def edgemoe_logits(store: Path, token_ids: list[int]) -> Logits:
+    with edgemoe.load(store) as model:
+        return model.logits(token_ids)
+
+
+@pytest.fixture(scope="module", params=["tiny", "bundled"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "tiny":
+        four_bits = synthesise("tiny", folder / "four-bits", dense="q4")
+        with edgemoe.load(four_bits) as loaded:
+            token_ids = np.random.default_rng(5).integers(0, loaded.spec.vocabulary, POSITIONS).tolist()
+    else:
+        four_bits = folder / "four-bits"
+        four_bits.symlink_to(find_model())
+        with edgemoe.load(four_bits) as loaded:
+            token_ids = loaded.encode((ROOT / "ARCHITECTURE.md").read_text("utf-8"))[:POSITIONS]
+    edgemoe.convert(as_gguf(four_bits), folder / "floats", experts="f32", dense="f32")
+    return Model(four_bits, folder / "floats", token_ids)
+
+
+def test_the_same_in_floats(model: Model) -> None:
+    """The same 4-bit weights, float32 arithmetic on both sides: what is computed is the same."""
+    ours = edgemoe_logits(model.floats, model.token_ids)
+    theirs = llama_cpp_logits(as_gguf(model.floats), model.token_ids, "F32")
+    same_top, divergence = agreement(ours, theirs)
+    print(f"top token equal at {same_top:.1%}, mean KL {divergence:.2g}")
+    assert same_top >= 0.99
+    assert divergence < 1e-3
+
+
+def test_no_further_from_floats_than_llama_cpp(model: Model) -> None:
+    """Both round activations to int8 for 4-bit weights, each its own way, and so lie apart from float32 arithmetic."""
+    floats = edgemoe_logits(model.floats, model.token_ids)
+    ours = edgemoe_logits(model.four_bits, model.token_ids)
+    theirs = llama_cpp_logits(as_gguf(model.four_bits), model.token_ids, "F16")
+    ours_same_top, ours_divergence = agreement(floats, ours)
+    theirs_same_top, theirs_divergence = agreement(floats, theirs)
+    same_top, divergence = agreement(ours, theirs)
+    print(f"against float32: edgemoe {ours_same_top:.1%}, KL {ours_divergence:.2g};", end=" ")
+    print(f"llama.cpp {theirs_same_top:.1%}, KL {theirs_divergence:.2g};", end=" ")
+    print(f"against each other: {same_top:.1%}, KL {divergence:.2g}")
+    assert ours_divergence <= 1.25 * theirs_divergence
+    assert ours_same_top >= theirs_same_top - 0.02
+    assert divergence < 1.5 * (ours_divergence + theirs_divergence)
+    assert same_top > 0.9
