@@ -60,7 +60,7 @@ def bench(
     kernels, folder = describe_backend(threads), find_model(model)
     if against is not None:
         check_peer(against, gguf)
-    with ExitStack() as stack, ProgressBar("measuring") as bar:
+    with ExitStack() as stack, ProgressBar("measuring", still=True) as bar:
         peer = None
         if against is not None:
             bar.update(f"making {against}'s file" if gguf is None else "opening", 0, None, "")

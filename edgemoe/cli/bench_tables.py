@@ -18,7 +18,8 @@ NOTED_IDLE_SHARE, NOTED_BUSY_CORES = 0.02, 0.1
 def report_tables(report: Report) -> list[tuple[str, Rows]]:
     """Tables with their titles: each engine, the ratios, and where the time went."""
     settings = report.settings
-    rounds = f"{settings.repeats} rounds, medians (least to most); random tokens"
+    count = "1 round" if settings.repeats == 1 else f"{settings.repeats} rounds"
+    rounds = f"{count}, medians (least to most); random tokens"
     tables = [(f"edgemoe: {rounds}", _edgemoe_rows(report))]
     if report.peer is not None and report.ratios is not None:
         ratios = report.ratios

@@ -208,15 +208,20 @@ def _colour(heat: float, resident: float) -> str:
 
 
 class ProgressBar:
-    """A bar on stderr with a text beside it; nothing where stderr is no terminal. Use it in a `with`."""
+    """A bar on stderr with a text beside it; nothing where stderr is no terminal. Use it in a `with`.
 
-    def __init__(self, title: str) -> None:
+    It moves by itself, unless `still`: then it is drawn when it is updated, and takes no time in between.
+    """
+
+    def __init__(self, title: str, still: bool = False) -> None:
+        self._still = still
         console = Console(stderr=True, highlight=False, emoji=False, markup=False)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
             TextColumn("{task.fields[beside]}"),
             console=console,
+            auto_refresh=not still,
             disable=not console.is_terminal,
         )
         self._task: TaskID = self._progress.add_task(title, total=None, beside="")
@@ -230,4 +235,6 @@ class ProgressBar:
 
     def update(self, title: str, done: int, total: int | None, beside: str) -> None:
         """Draw `done` of `total` (None: not known) between a title and a text."""
-        self._progress.update(self._task, description=title, completed=done, total=total, beside=beside)
+        self._progress.update(
+            self._task, refresh=self._still, description=title, completed=done, total=total, beside=beside
+        )

@@ -1,7 +1,9 @@
 """`edgemoe bench`: what it shows, writes and refuses."""
 
+import io
 import json
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from edgemoe.bench.benchmark import Benchmark
 from edgemoe.bench.report import Report
 from edgemoe.cli.bench_tables import report_tables
 from edgemoe.cli.main import run_command
+from edgemoe.cli.render import ProgressBar
 from tests.bench.conftest import FAKE_LLAMA_CPP
 from tests.bench.reports import made_up_report
 
@@ -80,6 +83,18 @@ def test_options_reach_the_measurement(measured: list[Benchmark], tmp_path: Path
     shown = capsys.readouterr()
     assert shown.err == ""
     assert "edgemoe over llama.cpp: above 1, edgemoe is faster:\ndecode: 2.00 (1.90 to 2.10)\n" in shown.out
+
+
+def test_nothing_is_drawn_while_engines_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    before = threading.active_count()
+    file = io.StringIO()
+    monkeypatch.setattr(file, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr", file)
+    with ProgressBar("measuring", still=True) as bar:
+        bar.update("round 1 of 5", 1, 6, "")
+        assert "round 1 of 5" in file.getvalue()
+        assert threading.active_count() == before  # no thread that would draw
 
 
 def test_a_picture_is_drawn(measured: list[Benchmark], tmp_path: Path) -> None:
