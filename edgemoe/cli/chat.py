@@ -31,6 +31,7 @@ def chat(
     ram: shared.RamOption = None,
     threads: shared.ThreadsOption = None,
     context: shared.ContextOption = None,
+    kv: shared.KvOption = None,
     debug: shared.DebugOption = False,
 ) -> None:
     """Talk with a model. Through a pipe each line of stdin is a message, and answers are plain text."""
@@ -51,7 +52,7 @@ def chat(
         read = prompt_reader()
     # loaded last, so that the memory plan counts what was imported above
     with screen.waiting("loading the model"):
-        opened = load_model(model, ram, threads, context)
+        opened = load_model(model, ram, threads, context, kv)
     with opened, compiling_told(opened):
         sampling = shared.sampling_options(opened, temperature, top_k, top_p, min_p, seed)
         session = opened.chat(system, sampling, max_tokens)
@@ -73,9 +74,10 @@ def greeting(model: Model) -> str:
         experts = f"all {memory.total_experts} experts in memory"
     else:
         experts = f"{memory.slots} of {memory.total_experts} experts in memory at a time"
+    keys = " · keys and values in 8 bits" if memory.kv_format == "q8" else ""
     return (
         f"{model_name(model.folder)} · {experts} · budget {format_size(memory.budget_bytes)}"
-        f" · {engine.backend.name} {engine.backend.isa}, {engine.backend.threads} threads\n"
+        f" · {engine.backend.name} {engine.backend.isa}, {engine.backend.threads} threads{keys}\n"
         "/help for commands, Ctrl-D to quit"
     )
 

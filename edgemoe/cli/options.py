@@ -25,6 +25,15 @@ ContextOption = Annotated[
     int | None,
     typer.Option("--context", metavar="N", help="Context length in tokens.", show_default="model and budget"),
 ]
+KvOption = Annotated[
+    str | None,
+    typer.Option(
+        "--kv",
+        metavar="FORMAT",
+        help="Keys and values: f16, or q8 in half the memory, which changes answers a little.",
+        show_default="f16",
+    ),
+]
 SystemOption = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System message.")]
 TemperatureOption = Annotated[
     float | None,

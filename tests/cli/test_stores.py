@@ -1,6 +1,8 @@
 """The verbs on a real store, converted by the command from a small checkpoint."""
 
+import io
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import pytest
 
 import edgemoe
+from edgemoe.cli.chat import greeting
 from edgemoe.cli.main import run_command
 from tests.support.letters_tokenizer import write_letters_tokenizer
 
@@ -106,6 +109,25 @@ def test_too_small_a_budget_names_the_floor(store: Path, capsys: Capture) -> Non
     assert run_command(["run", str(store), "-p", "x", "--ram", "1MiB"]) == 1
     assert "at least" in capsys.readouterr().err
     assert run_command(["run", str(store), "-p", "x", "--ram", "lots"]) == 2
+
+
+def test_keys_and_values_in_8_bits(store: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    arguments = ("run", str(store), "-p", "Once", "--temperature", "0", "--max-tokens", "5")
+    assert read_json(capsys, *arguments, "--kv", "f16")["token_ids"] == read_json(capsys, *arguments)["token_ids"]
+    assert read_json(capsys, *arguments, "--kv", "q8")["generated_tokens"] > 0
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"/stats\n")))
+    assert run_command(["chat", str(store), "--kv", "q8"]) == 0
+    assert re.search(r"KV cache.* \(q8\)", capsys.readouterr().out)
+    with edgemoe.load(store, kv="q8") as model:
+        assert "threads · keys and values in 8 bits\n" in greeting(model)
+    with edgemoe.load(store) as model:
+        assert "8 bits" not in greeting(model)
+
+
+@pytest.mark.parametrize("verb", [["run", "-p", "x"], ["chat"]])
+def test_an_unknown_format_of_keys_and_values(store: Path, verb: list[str], capsys: Capture) -> None:
+    assert run_command([*verb, str(store), "--kv", "q5"]) == 2
+    assert capsys.readouterr().err == "error: kv: expected f16 or q8, found q5. Leave it out for f16.\n"
 
 
 def test_a_store_without_tokenizer_is_inspected_but_not_run(store: Path, tmp_path: Path, capsys: Capture) -> None:
