@@ -70,8 +70,8 @@ EM_API void em_pool_destroy(em_pool *pool);
 EM_API int32_t em_pool_threads(const em_pool *pool);
 
 /* Reads `bytes` of memory once, shared out over the pool's threads, and nothing else: what memory can give, against
- * which kernels are held. `data` is 64-byte aligned, `bytes` a multiple of 64. `*sum` becomes the sum of all 64-bit
- * words, `*elapsed_ns` how long it took. */
+ * which kernels are held. `data` is 64-byte aligned, `bytes` a multiple of 64. `*sum` becomes the sum of the first
+ * 64-bit word of each 64 bytes, `*elapsed_ns` how long it took. */
 EM_API int32_t em_read_memory(em_pool *pool, const void *data, uint64_t bytes, uint64_t *sum, uint64_t *elapsed_ns);
 
 /* ---- operations ------------------------------------------------------------------------------------- */

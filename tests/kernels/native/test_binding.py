@@ -269,12 +269,12 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         library.load_library.__wrapped__()
 
 
-def test_memory_is_read_to_the_last_word(backend: NativeBackend, random: np.random.Generator) -> None:
+def test_memory_is_read_to_the_last_line(backend: NativeBackend, random: np.random.Generator) -> None:
     memory = aligned(((1 << 20) + 192,), np.uint8)
     memory[:] = random.integers(0, 256, memory.size, np.uint8)
     elapsed_ns, total = backend.read_memory(memory)
     assert elapsed_ns > 0
-    assert total == int(memory.view(np.uint64).sum())
+    assert total == int(memory.view(np.uint64)[::8].sum())
     for wrong in (memory[:100], memory[8:72]):
         with pytest.raises(KernelError, match="out of range"):
             backend.read_memory(wrong)
