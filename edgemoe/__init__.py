@@ -12,10 +12,11 @@ Importing the package is cheap: NumPy and the kernels come with the first call.
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # that of typing, whose import would take longer than all the rest here
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from edgemoe.session.model import Model
 
 __all__ = ["convert", "load"]

@@ -6,6 +6,9 @@ make the `message`, the last is the `hint`. The command line prints both as one 
 
 from __future__ import annotations
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
 
 class EdgemoeError(Exception):
     """Something that the user can understand and mend.

@@ -7,9 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C."""
-
 
 @contextmanager
 def on_interrupt(stop: Callable[[], None]) -> Iterator[None]:

@@ -12,9 +12,8 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from edgemoe.cli.interrupts import INTERRUPTED
 from edgemoe.cli.screen import printable
-from edgemoe.errors import EdgemoeError, UsageError
+from edgemoe.errors import INTERRUPTED, EdgemoeError, UsageError
 
 VERBS = {
     "chat": "Talk with a model.",

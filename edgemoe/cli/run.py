@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from edgemoe.cli import options as shared
-from edgemoe.cli.interrupts import INTERRUPTED, on_interrupt
+from edgemoe.cli.interrupts import on_interrupt
 from edgemoe.cli.screen import printable
-from edgemoe.errors import UsageError
+from edgemoe.errors import INTERRUPTED, UsageError
 
 STDIN_LIMIT_BYTES = 16 << 20
 
