@@ -1,4 +1,5 @@
-/* Every kernel of every instruction set against its formula, and all sets against each other to the bit.
+/* Every kernel of every instruction set against its formula, and all sets against each other to the bit; those of the
+ * KV cache are in test_caches.c.
  *
  * usage: test_kernels [SET]   SET: the set that must be the best that is found here
  *
@@ -9,12 +10,9 @@
 #include "check.h"
 #include "kernels/exponential.h"
 #include "kernels/half.h"
-#include "kernels/kernels.h"
+#include "sets.h"
 
-enum { SETS_MAX = 8, ROWS = 11, ROWS_MAX = 64 };
-
-static const em_kernels *sets[SETS_MAX];
-static int32_t set_count;
+enum { ROWS = 11, ROWS_MAX = 64 };
 
 static float half_at(const uint8_t *section, size_t index) {
     uint16_t half;
@@ -164,48 +162,6 @@ static void test_quantise(const float *input, int32_t columns) {
     }
 }
 
-/* A row of a cache in 8 bits, against the formula of reference.quantise_cache_rows. */
-static void test_to_q8(const float *input, int32_t count) {
-    enum { MARGIN = 3 };
-    const int32_t groups = em_group_count(count);
-    int8_t *values[2];
-    uint16_t *scales[2];
-    for (int i = 0; i < 2; i++) {
-        values[i] = allocate((size_t)count + MARGIN);
-        scales[i] = allocate((size_t)groups * sizeof **scales);
-        memset(values[i], 99, (size_t)count + MARGIN);
-    }
-    for (int32_t s = 0; s < set_count; s++) {
-        const int to = s > 0;
-        sets[s]->to_q8(input, values[to], scales[to], count);
-        CHECK(memcmp(values[to], values[0], (size_t)count + MARGIN) == 0);
-        CHECK(memcmp(scales[to], scales[0], (size_t)groups * sizeof **scales) == 0);
-    }
-    for (int i = 0; i < MARGIN; i++) CHECK(values[0][count + i] == 99);
-    add_to_digest(values[0], (size_t)count);
-    add_to_digest(scales[0], (size_t)groups * sizeof **scales);
-    for (int32_t i = 0; i < count; i++) {
-        float largest = 0;
-        const int32_t first = i / EM_GROUP_COLUMNS * EM_GROUP_COLUMNS;
-        for (int32_t c = first; c < first + EM_GROUP_COLUMNS && c < count; c++) {
-            if (!isnan(largest) && !(fabsf(input[c]) <= largest)) largest = fabsf(input[c]);
-        }
-        uint16_t half = em_float_to_half(largest / 127.0f);
-        float expected = 0;
-        if (!isfinite(em_half_to_float(half))) {
-            half = 0x7e00;
-        } else if (half) {
-            expected = nearbyintf(input[i] * (1.0f / em_half_to_float(half)));
-            expected = expected > 127 ? 127 : expected < -127 ? -127 : expected;
-        }
-        CHECK(scales[0][i / EM_GROUP_COLUMNS] == half && values[0][i] == expected);
-    }
-    for (int i = 0; i < 2; i++) {
-        free(values[i]);
-        free(scales[i]);
-    }
-}
-
 static void test_quantise_extremes(void) {
     const float strange[] = {0.0f, -0.0f, INFINITY, -INFINITY, NAN, 1e-40f, 1e-35f, 0.9e-35f,
                              -3e38f, 3.4e38f, 1.0f, -0.5f};
@@ -215,20 +171,12 @@ static void test_quantise_extremes(void) {
             float input[40] = {0};
             for (int i = 0; i < 40; i++) input[i] = i % 3 ? strange[first] : strange[second];
             test_quantise(input, 40);
-            test_to_q8(input, 40);
         }
     }
     float ties[32];
     for (int i = 0; i < 32; i++) ties[i] = (float)(i - 16) + 0.5f;
     ties[0] = 127.0f; /* factor 1: every other value lies half way between two integers */
     test_quantise(ties, 32);
-    test_to_q8(ties, 32);
-    /* From scales of zero through float16's denormals to beyond its range. */
-    for (int exponent = -40; exponent <= 30; exponent++) {
-        float sized[40];
-        for (int i = 0; i < 40; i++) sized[i] = ldexpf(random_float(), exponent);
-        test_to_q8(sized, 40);
-    }
 }
 
 static void test_elementwise(int32_t count) {
@@ -302,100 +250,8 @@ static void test_exponential_extremes(void) {
     }
 }
 
-static void test_halves(void) {
-    for (uint32_t half = 0; half < 65536; half++) {
-        const float value = em_half_to_float((uint16_t)half);
-        const int fraction = half & 1023, exponent = half >> 10 & 31;
-        const double sign = half & 0x8000 ? -1 : 1;
-        if (exponent == 31) {
-            CHECK(fraction ? isnan(value) : isinf(value) && (value > 0) == (sign > 0));
-        } else {
-            const double expected = exponent ? ldexp(1024 + fraction, exponent - 25) : ldexp(fraction, -24);
-            CHECK(value == sign * expected);
-        }
-        if (!isnan(value)) CHECK(em_float_to_half(value) == half);
-    }
-    enum { COUNT = 20000 };
-    static float in[COUNT];
-    static uint16_t out[2][COUNT];
-    for (int i = 0; i < COUNT; i++) {
-        in[i] = em_from_bits(random_bits());
-        const int exponent = (int)(random_bits() % 44) - 26;
-        if (i % 2) in[i] = ldexpf(random_float(), exponent);
-        if (isnan(in[i])) in[i] = 0;
-    }
-    for (int32_t s = 0; s < set_count; s++) {
-        sets[s]->to_half(in, out[s > 0], COUNT);
-        CHECK(memcmp(out[s > 0], out[0], sizeof out[0]) == 0);
-    }
-    add_to_digest(out[0], sizeof out[0]);
-    for (int i = 0; i < COUNT; i++) { /* the nearest: half a step of the float16s there at most */
-        const double back = em_half_to_float(out[0][i]), size = fabs((double)in[i]);
-        if (size >= 65520) {
-            CHECK(isinf(back));
-        } else {
-            const double step = size < 0x1p-14 ? 0x1p-24 : ldexp(1, ilogb(size) - 10);
-            CHECK(fabs(back - in[i]) <= step / 2);
-        }
-    }
-}
-
-static void test_attention(int32_t width, int32_t count, int32_t format) {
-    float *query = random_floats(width), *weights = random_floats(count);
-    float *plain = random_floats((size_t)count * width);
-    uint16_t *halves = allocate((size_t)count * width * sizeof *halves);
-    int8_t *bytes = allocate((size_t)count * width);
-    uint16_t *scales = allocate((size_t)count * em_group_count(width) * sizeof *scales);
-    for (int32_t row = 0; row < count; row++) {
-        const size_t at = (size_t)row * width, groups_at = (size_t)row * em_group_count(width);
-        sets[0]->to_half(plain + at, halves + at, width);
-        sets[0]->to_q8(plain + at, bytes + at, scales + groups_at, width);
-        for (int32_t i = 0; i < width; i++) {
-            if (format == EM_F16) plain[at + i] = em_half_to_float(halves[at + i]);
-            if (format == EM_Q8) plain[at + i] = bytes[at + i] * em_half_to_float(scales[groups_at + i / 32]);
-        }
-    }
-    const void *elements[EM_CACHE_FORMATS] = {[EM_F32] = plain, [EM_F16] = halves, [EM_Q8] = bytes};
-    const em_cached cache = {elements[format], format == EM_Q8 ? scales : NULL};
-    float scores[2][80], mixed[2][300];
-    for (int32_t s = 0; s < set_count; s++) {
-        const int to = s > 0;
-        sets[s]->scores[format](query, cache, count, width, 0.25f, scores[to]);
-        CHECK(memcmp(scores[to], scores[0], (size_t)count * sizeof(float)) == 0);
-        for (int32_t i = 0; i < width; i++) mixed[to][i] = (float)i;
-        sets[s]->mix[format](weights, cache, count, width, 0.5f, mixed[to]);
-        CHECK(memcmp(mixed[to], mixed[0], (size_t)width * sizeof(float)) == 0);
-    }
-    add_to_digest(scores[0], (size_t)count * sizeof(float));
-    add_to_digest(mixed[0], (size_t)width * sizeof(float));
-    for (int32_t key = 0; key < count; key++) {
-        double sum = 0;
-        for (int32_t i = 0; i < width; i++) sum += (double)query[i] * plain[key * width + i];
-        CHECK(fabs(scores[0][key] - 0.25 * sum) <= 1e-6 * width);
-    }
-    for (int32_t i = 0; i < width; i++) {
-        double sum = 0.5 * i;
-        for (int32_t row = 0; row < count; row++) sum += (double)weights[row] * plain[row * width + i];
-        CHECK(fabs(mixed[0][i] - sum) <= 1e-6 * (count + i));
-    }
-    free(query);
-    free(weights);
-    free(plain);
-    free(halves);
-    free(bytes);
-    free(scales);
-}
-
 int main(int argc, char **argv) {
-    set_count = em_isa_count();
-    CHECK(set_count >= 1 && set_count <= SETS_MAX);
-    for (int32_t s = 0; s < set_count; s++) {
-        sets[s] = em_kernels_for(em_isa_name(s));
-        CHECK(sets[s] && strcmp(sets[s]->isa, em_isa_name(s)) == 0);
-    }
-    CHECK(argc < 2 || strcmp(em_isa_name(0), argv[1]) == 0);
-    CHECK(strcmp(em_isa_name(set_count - 1), "generic") == 0);
-    CHECK(em_isa_name(set_count) == NULL && em_isa_name(-1) == NULL && em_kernels_for("none") == NULL);
+    find_sets(argc > 1 ? argv[1] : NULL);
     const int32_t columns[] = {1, 31, 32, 33, 64, 100, 257};
     const int32_t counts[] = {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 21, 32, 37};
     for (int32_t format = 0; format < EM_FORMAT_COUNT; format++) {
@@ -408,12 +264,8 @@ int main(int argc, char **argv) {
     for (size_t c = 0; c < sizeof columns / sizeof *columns; c++) {
         float *input = random_floats(columns[c]);
         test_quantise(input, columns[c]);
-        test_to_q8(input, columns[c]);
         free(input);
         test_elementwise(columns[c]);
-        for (int32_t format = 0; format < EM_CACHE_FORMATS; format++) {
-            for (int32_t count = 1; count <= 64; count += 9) test_attention(columns[c], count, format);
-        }
     }
     print_digest("along vectors");
     test_quantise_extremes();
@@ -421,7 +273,5 @@ int main(int argc, char **argv) {
     test_many_exponentials();
     test_exponential_extremes();
     print_digest("exponentials");
-    test_halves();
-    print_digest("halves");
     return 0;
 }

@@ -248,6 +248,10 @@ static void test_refusals(void) {
     free_model(m);
     m = make_model_with(EM_CACHE_FORMATS);
     CHECK_STATUS(EM_BAD_OPERATION, run(m, isa, 1, 1, 0));
+    for (int32_t i = 0; i < m->count; i++) {
+        if (m->operations[i].kind == EM_STORE_KV) m->operations[i].as.store_kv.format = EM_F16;
+    }
+    CHECK_STATUS(EM_BAD_OPERATION, run(m, isa, 1, 1, 0)); /* the attention's */
     free_model(m);
 }
 
