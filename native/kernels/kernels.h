@@ -32,9 +32,10 @@ enum {
 /* What a product needs to know of one group of 32 quantised activations. */
 typedef struct em_group {
     float scale;
-    float scaled_sum;    /* scale * sum of the 32 integers, for q4m */
-    int32_t sum_times_8; /* for q4, whose nibbles stand for nibble - 8 */
-    int32_t reserved;
+    float scaled_sum; /* scale * sum of the 32 integers, for q4m */
+    /* Where integer dots begin, to end as those with signed weights. */
+    int32_t q4_start; /* -8 * sum: nibbles stand for nibble - 8 */
+    int32_t q8_start; /* -128 * sum: for kernels that take bytes as byte + 128 */
 } em_group;
 
 /* The rows that a matrix is multiplied with: floats for f16 and f32 weights, groups for the others. */

@@ -151,7 +151,8 @@ static void test_quantise(const float *input, int32_t columns) {
         add_to_digest(&found[0][g], sizeof found[0][g]);
         if (largest < EM_SMALLEST_ACTIVATION) largest = 0;
         CHECK(found[0][g].scale == largest / 127.0f);
-        CHECK(found[0][g].sum_times_8 == 8 * sum && found[0][g].scaled_sum == found[0][g].scale * (float)sum);
+        CHECK(found[0][g].q4_start == -8 * sum && found[0][g].q8_start == -128 * sum);
+        CHECK(found[0][g].scaled_sum == found[0][g].scale * (float)sum);
         for (int32_t i = g * 32; i < g * 32 + 32 && i < columns; i++) {
             CHECK(values[0][i] == (largest > 0 ? (int8_t)nearbyintf(input[i] * (127.0f / largest)) : 0));
         }

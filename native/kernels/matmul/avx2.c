@@ -37,7 +37,7 @@ INLINE __m256i dot_group(const __m256i weights[QUADS], const int8_t *x, const em
         pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(weights[quad], broadcast_quad(x, quad)));
     }
     if (format == EM_Q4M) return widen(pairs);
-    return _mm256_sub_epi32(widen(pairs), _mm256_set1_epi32(group->sum_times_8));
+    return _mm256_add_epi32(widen(pairs), _mm256_set1_epi32(group->q4_start));
 }
 
 #include "vectors256.h"

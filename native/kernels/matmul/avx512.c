@@ -9,8 +9,10 @@
  *   q8    w ^ 0x80 is w + 128 as unsigned; the sums start at -128 * sum(x)
  *
  * With one activation row the panels are one stream of bytes, and prefetches run ahead of it. With several, a group's
- * weights are unpacked once into 8 registers for up to ROWS_TOGETHER rows. Their sums lie in memory: a load and a store
- * beside eleven vector instructions cost nothing, and any number of rows is as good as any other. */
+ * weights of two panels are unpacked once into 16 registers for up to ROWS_TOGETHER rows: two, so that a quad of
+ * activations is loaded once for both, and the two load ports keep up with the two of the products. The sums lie in
+ * memory: a load and a store beside eleven vector instructions cost nothing, and any number of rows is as good as any
+ * other. */
 #include <immintrin.h>
 #include <string.h>
 
@@ -21,6 +23,7 @@ enum {
     QUAD_BYTES = 64, /* 16 rows x 4 columns of int8 */
     QUADS = 8,       /* of a group */
     ROWS_TOGETHER = 32,
+    PANELS_TOGETHER = 2,
     FLOAT_ROWS_TOGETHER = 8,
     SECTION_ROW_BYTES = 2 * EM_PANEL_ROWS, /* scales or minimums of a group */
     /* Prefetches go this far ahead: somewhat more than memory delivers to a core in the time of one miss. */
@@ -63,16 +66,7 @@ INLINE void unpack(const uint8_t *payload, int format, __m512i weights[QUADS]) {
 /* Where the integer sums of a group begin, so that they end as the dots with the signed weights. */
 INLINE __m512i first_sums(const em_group *group, int format) {
     if (format == EM_Q4M) return _mm512_setzero_si512();
-    return _mm512_set1_epi32(format == EM_Q8 ? -16 * group->sum_times_8 : -group->sum_times_8);
-}
-
-/* The integer dots of 16 rows with the 32 activations at `x`. */
-INLINE __m512i dot_group(const __m512i weights[QUADS], const int8_t *x, const em_group *group, int format) {
-    __m512i sums = first_sums(group, format);
-    for (int quad = 0; quad < QUADS; quad++) {
-        sums = _mm512_dpbusd_epi32(sums, weights[quad], broadcast_quad(x + 4 * quad));
-    }
-    return sums;
+    return _mm512_set1_epi32(format == EM_Q8 ? group->q8_start : group->q4_start);
 }
 
 /* `sum` and one group's share. */
@@ -101,51 +95,95 @@ INLINE void quantised_row(const uint8_t *panel, const em_activations *x, int32_t
         const __m512 weight_scale = load_halves(scales + (size_t)g * SECTION_ROW_BYTES);
         const __m512 minimum =
             format == EM_Q4M ? load_halves(minimums + (size_t)g * SECTION_ROW_BYTES) : _mm512_setzero_ps();
-        const __m512i dots = dot_group(weights, values + (size_t)g * EM_GROUP_COLUMNS, groups + g, format);
+        __m512i dots = first_sums(groups + g, format);
+        for (int quad = 0; quad < QUADS; quad++) {
+            const int8_t *x_quad = values + (size_t)g * EM_GROUP_COLUMNS + 4 * quad;
+            dots = _mm512_dpbusd_epi32(dots, weights[quad], broadcast_quad(x_quad));
+        }
         sum = add_group(sum, dots, groups + g, weight_scale, minimum, format);
     }
     _mm512_storeu_ps(out, sum);
 }
 
-/* `count` activation rows, at most ROWS_TOGETHER, times one panel. */
-INLINE void quantised_rows(const uint8_t *panel, const em_activations *x, const int32_t *rows, int32_t count,
-                           float *out, size_t out_stride, int format) {
+/* `count` activation rows, at most ROWS_TOGETHER, times `panel_count` panels, one or two. */
+INLINE void quantised_rows(const uint8_t *panels, int panel_count, const em_activations *x, const int32_t *rows,
+                           int32_t count, float *out, size_t out_stride, int format) {
     const size_t payload_bytes = format == EM_Q8 ? 512 : 256, panel_bytes = em_panel_bytes(format, x->columns);
     const int32_t group_count = x->group_count;
-    const uint8_t *scales = panel + (size_t)group_count * payload_bytes;
-    const uint8_t *minimums = scales + (size_t)group_count * SECTION_ROW_BYTES;
-    em_lookahead next = em_look_ahead(panel, group_count, payload_bytes, panel_bytes, GROUPS_AHEAD);
+    const size_t scales_at = (size_t)group_count * payload_bytes;
+    const size_t minimums_at = scales_at + (size_t)group_count * SECTION_ROW_BYTES;
     const em_group *groups[ROWS_TOGETHER] = {0};
     const int8_t *values[ROWS_TOGETHER] = {0};
+    em_lookahead next[PANELS_TOGETHER];
+    for (int p = 0; p < panel_count; p++) {
+        const uint8_t *panel = panels + (size_t)p * panel_bytes;
+        next[p] = em_look_ahead(panel, group_count, payload_bytes, panel_bytes, GROUPS_AHEAD);
+    }
     for (int32_t i = 0; i < count; i++) {
         groups[i] = x->groups + (size_t)rows[i] * group_count;
         values[i] = x->values + (size_t)rows[i] * group_count * EM_GROUP_COLUMNS;
-        _mm512_storeu_ps(out + (size_t)i * out_stride, _mm512_setzero_ps());
+        for (int p = 0; p < panel_count; p++) {
+            _mm512_storeu_ps(out + (size_t)i * out_stride + p * EM_PANEL_ROWS, _mm512_setzero_ps());
+        }
     }
     for (int32_t g = 0; g < group_count; g++) {
-        em_prefetch_group(&next, group_count, payload_bytes, panel_bytes, format == EM_Q4M);
-        __m512i weights[QUADS];
-        unpack(panel + (size_t)g * payload_bytes, format, weights);
-        const __m512 weight_scale = load_halves(scales + (size_t)g * SECTION_ROW_BYTES);
-        const __m512 minimum =
-            format == EM_Q4M ? load_halves(minimums + (size_t)g * SECTION_ROW_BYTES) : _mm512_setzero_ps();
+        __m512i weights[PANELS_TOGETHER][QUADS];
+        __m512 weight_scales[PANELS_TOGETHER], minimums[PANELS_TOGETHER];
+        for (int p = 0; p < panel_count; p++) {
+            const uint8_t *panel = panels + (size_t)p * panel_bytes;
+            const size_t numbers = (size_t)g * SECTION_ROW_BYTES;
+            em_prefetch_group(&next[p], group_count, payload_bytes, panel_bytes, format == EM_Q4M);
+            unpack(panel + (size_t)g * payload_bytes, format, weights[p]);
+            weight_scales[p] = load_halves(panel + scales_at + numbers);
+            minimums[p] = format == EM_Q4M ? load_halves(panel + minimums_at + numbers) : _mm512_setzero_ps();
+        }
         for (int32_t i = 0; i < count; i++) {
             const em_group *group = groups[i] + g;
-            float *sum = out + (size_t)i * out_stride;
-            const __m512i dots = dot_group(weights, values[i] + (size_t)g * EM_GROUP_COLUMNS, group, format);
-            _mm512_storeu_ps(sum, add_group(_mm512_loadu_ps(sum), dots, group, weight_scale, minimum, format));
+            const int8_t *x_group = values[i] + (size_t)g * EM_GROUP_COLUMNS;
+            __m512i dots[PANELS_TOGETHER];
+            for (int p = 0; p < panel_count; p++) dots[p] = first_sums(group, format);
+            for (int quad = 0; quad < QUADS; quad++) {
+                const __m512i x_quad = broadcast_quad(x_group + 4 * quad);
+                for (int p = 0; p < panel_count; p++) {
+                    dots[p] = _mm512_dpbusd_epi32(dots[p], weights[p][quad], x_quad);
+                }
+            }
+            for (int p = 0; p < panel_count; p++) {
+                float *sum = out + (size_t)i * out_stride + p * EM_PANEL_ROWS;
+                const __m512 with_group =
+                    add_group(_mm512_loadu_ps(sum), dots[p], group, weight_scales[p], minimums[p], format);
+                _mm512_storeu_ps(sum, with_group);
+            }
         }
     }
 }
 
-INLINE void quantised_panel(const uint8_t *panel, const em_activations *x, const int32_t *rows, int32_t count,
-                            float *out, size_t out_stride, int format) {
+/* Any number of activation rows times `panel_count` panels, one or two. */
+INLINE void all_quantised_rows(const uint8_t *panels, int panel_count, const em_activations *x, const int32_t *rows,
+                               int32_t count, float *out, size_t out_stride, int format) {
+    for (; count > 0; count -= ROWS_TOGETHER, rows += ROWS_TOGETHER, out += ROWS_TOGETHER * out_stride) {
+        const int32_t now = count < ROWS_TOGETHER ? count : ROWS_TOGETHER;
+        quantised_rows(panels, panel_count, x, rows, now, out, out_stride, format);
+    }
+}
+
+INLINE void quantised_panels(const uint8_t *panels, int32_t panel_count, const em_activations *x, const int32_t *rows,
+                             int32_t count, float *out, size_t out_stride, int format) {
+    const size_t panel_bytes = em_panel_bytes(format, x->columns);
+    int32_t p = 0;
     if (count == 1) {
-        quantised_row(panel, x, rows[0], out, format);
+        for (; p < panel_count; p++) {
+            quantised_row(panels + (size_t)p * panel_bytes, x, rows[0], out + (size_t)p * EM_PANEL_ROWS, format);
+        }
         return;
     }
-    for (; count > 0; count -= ROWS_TOGETHER, rows += ROWS_TOGETHER, out += ROWS_TOGETHER * out_stride) {
-        quantised_rows(panel, x, rows, count < ROWS_TOGETHER ? count : ROWS_TOGETHER, out, out_stride, format);
+    for (; p + PANELS_TOGETHER <= panel_count; p += PANELS_TOGETHER) {
+        all_quantised_rows(panels + (size_t)p * panel_bytes, PANELS_TOGETHER, x, rows, count,
+                           out + (size_t)p * EM_PANEL_ROWS, out_stride, format);
+    }
+    if (p < panel_count) {
+        all_quantised_rows(panels + (size_t)p * panel_bytes, 1, x, rows, count, out + (size_t)p * EM_PANEL_ROWS,
+                           out_stride, format);
     }
 }
 
@@ -175,25 +213,28 @@ INLINE void float_rows(const uint8_t *panel, const em_activations *x, const int3
     for (int t = 0; t < count; t++) _mm512_storeu_ps(out + t * out_stride, sums[t]);
 }
 
-INLINE void float_panel(const uint8_t *panel, const em_activations *x, const int32_t *rows, int32_t count, float *out,
-                        size_t out_stride, int format) {
+INLINE void float_panels(const uint8_t *panels, int32_t panel_count, const em_activations *x, const int32_t *rows,
+                         int32_t count, float *out, size_t out_stride, int format) {
     enum { STEP = FLOAT_ROWS_TOGETHER };
-    for (; count >= STEP; count -= STEP, rows += STEP, out += STEP * out_stride) {
-        float_rows(panel, x, rows, STEP, out, out_stride, format);
+    for (int32_t p = 0; p < panel_count; p++) {
+        const uint8_t *panel = panels + (size_t)p * em_panel_bytes(format, x->columns);
+        float *panel_out = out + (size_t)p * EM_PANEL_ROWS;
+        int32_t i = 0;
+        for (; i + STEP <= count; i += STEP) {
+            float_rows(panel, x, rows + i, STEP, panel_out + (size_t)i * out_stride, out_stride, format);
+        }
+        for (; i < count; i++) float_rows(panel, x, rows + i, 1, panel_out + (size_t)i * out_stride, out_stride, format);
     }
-    for (; count > 0; count--, rows++, out += out_stride) float_rows(panel, x, rows, 1, out, out_stride, format);
 }
 
-#define DEFINE_PANELS(name, format, product)                                                                          \
+#define DEFINE_PANELS(name, format, products)                                                                         \
     void name(const uint8_t *panels, int32_t panel_count, const em_activations *x, const int32_t *rows, int32_t count, \
               float *out, size_t out_stride) {                                                                        \
-        for (int32_t p = 0; p < panel_count; p++, out += EM_PANEL_ROWS) {                                             \
-            product(panels + (size_t)p * em_panel_bytes(format, x->columns), x, rows, count, out, out_stride, format); \
-        }                                                                                                             \
+        products(panels, panel_count, x, rows, count, out, out_stride, format);                                       \
     }
 
-DEFINE_PANELS(em_panels_f32_avx512, EM_F32, float_panel)
-DEFINE_PANELS(em_panels_f16_avx512, EM_F16, float_panel)
-DEFINE_PANELS(em_panels_q8_avx512, EM_Q8, quantised_panel)
-DEFINE_PANELS(em_panels_q4_avx512, EM_Q4, quantised_panel)
-DEFINE_PANELS(em_panels_q4m_avx512, EM_Q4M, quantised_panel)
+DEFINE_PANELS(em_panels_f32_avx512, EM_F32, float_panels)
+DEFINE_PANELS(em_panels_f16_avx512, EM_F16, float_panels)
+DEFINE_PANELS(em_panels_q8_avx512, EM_Q8, quantised_panels)
+DEFINE_PANELS(em_panels_q4_avx512, EM_Q4, quantised_panels)
+DEFINE_PANELS(em_panels_q4m_avx512, EM_Q4M, quantised_panels)

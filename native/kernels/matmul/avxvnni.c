@@ -19,8 +19,8 @@ INLINE void unpack(const uint8_t *payload, int format, __m256i weights[QUADS]) {
 }
 
 INLINE __m256i dot_group(const __m256i weights[QUADS], const int8_t *x, const em_group *group, int format) {
-    const int32_t first = format == EM_Q4M ? 0 : format == EM_Q8 ? -16 * group->sum_times_8 : -group->sum_times_8;
-    __m256i sums = _mm256_set1_epi32(first);
+    __m256i sums = _mm256_setzero_si256();
+    if (format != EM_Q4M) sums = _mm256_set1_epi32(format == EM_Q8 ? group->q8_start : group->q4_start);
     for (int quad = 0; quad < QUADS; quad++) {
         sums = _mm256_dpbusd_avx_epi32(sums, weights[quad], broadcast_quad(x, quad));
     }

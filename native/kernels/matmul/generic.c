@@ -77,14 +77,14 @@ static inline void quantised_product(const uint8_t *panel, const em_activations 
     memset(sums, 0, EM_PANEL_ROWS * sizeof *sums);
     for (int32_t g = 0; g < x->group_count; g++) {
         const uint8_t *payload = panel + (size_t)g * payload_bytes;
-        const int32_t zero_point_share = format == EM_Q4 ? groups[g].sum_times_8 : 0;
+        const int32_t start = format == EM_Q4 ? groups[g].q4_start : 0;
         int32_t dots[EM_PANEL_ROWS];
         float scales[EM_PANEL_ROWS], minimums[EM_PANEL_ROWS];
         (format == EM_Q8 ? dot_group_q8 : dot_group_q4)(payload, values + (size_t)g * EM_GROUP_COLUMNS, dots);
         load_numbers(scale_section + (size_t)g * section_row_bytes, EM_F16, scales);
         if (format == EM_Q4M) load_numbers(minimum_section + (size_t)g * section_row_bytes, EM_F16, minimums);
         for (int i = 0; i < EM_PANEL_ROWS; i++) {
-            sums[i] = fmaf((float)(dots[i] - zero_point_share), scales[i] * groups[g].scale, sums[i]);
+            sums[i] = fmaf((float)(dots[i] + start), scales[i] * groups[g].scale, sums[i]);
             if (format == EM_Q4M) sums[i] = fmaf(minimums[i], groups[g].scaled_sum, sums[i]);
         }
     }

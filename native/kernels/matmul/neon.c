@@ -62,7 +62,7 @@ INLINE group_input load_input(const int8_t *values, const em_group *group, int f
     return (group_input){
         .low = vld1q_s8(values),
         .high = vld1q_s8(values + 16),
-        .first = format == EM_Q4 ? vnegq_s32(vld1q_dup_s32(&group->sum_times_8)) : vdupq_n_s32(0),
+        .first = format == EM_Q4 ? vld1q_dup_s32(&group->q4_start) : vdupq_n_s32(0),
         .scale = group->scale,
         .scaled_sum = group->scaled_sum,
     };

@@ -59,7 +59,7 @@ static void quantise_group(const float *input, int8_t *values, em_group *group) 
     _mm256_storeu_si256((__m256i *)(void *)values, bytes);
     const float scale = largest / 127.0f;
     const int32_t sum = sum_bytes(bytes);
-    *group = (em_group){.scale = scale, .scaled_sum = scale * (float)sum, .sum_times_8 = 8 * sum};
+    *group = (em_group){.scale = scale, .scaled_sum = scale * (float)sum, .q4_start = -8 * sum, .q8_start = -128 * sum};
 }
 
 void em_quantise_avx2(const float *input, int32_t columns, int8_t *values, em_group *groups) {

@@ -42,7 +42,7 @@ void em_quantise_generic(const float *input, int32_t columns, int8_t *values, em
             sum += values[i];
         }
         const float scale = largest / 127.0f;
-        *groups = (em_group){.scale = scale, .scaled_sum = scale * (float)sum, .sum_times_8 = 8 * sum};
+        *groups = (em_group){.scale = scale, .scaled_sum = scale * (float)sum, .q4_start = -8 * sum, .q8_start = -128 * sum};
     }
 }
 
