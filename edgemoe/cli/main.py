@@ -93,7 +93,9 @@ def run_command(arguments: list[str]) -> int:
     command = typer.main.get_command(app)
     try:
         return command.main(args=arguments, prog_name="edgemoe", standalone_mode=False) or 0
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort) as stopped:
+        if isinstance(stopped.__cause__, EOFError):  # typer takes it for a person's Ctrl-D at a question; it asks none
+            return _report_fault(stopped.__cause__, debug)
         return INTERRUPTED
     except BrokenPipeError:
         _leave_stdout()
@@ -113,11 +115,7 @@ def run_command(arguments: list[str]) -> int:
             EdgemoeError("there is not enough memory.", "Give a smaller --ram, or close other programs."), debug, error
         )
     except Exception as error:
-        unexpected = EdgemoeError(
-            f"this should not have happened: {type(error).__name__}: {error}.",
-            "It is a fault of edgemoe; run it again with --debug and report the traceback.",
-        )
-        return _report(unexpected, debug, error)
+        return _report_fault(error, debug)
 
 
 def _open_closed_streams() -> None:
@@ -143,6 +141,14 @@ def _report(error: EdgemoeError, debug: bool, cause: BaseException | None = None
         traceback.print_exception(cause or error, file=sys.stderr)
     print(f"error: {printable(str(error))}", file=sys.stderr)
     return error.exit_code
+
+
+def _report_fault(error: Exception, debug: bool) -> int:
+    unexpected = EdgemoeError(
+        f"this should not have happened: {type(error).__name__}: {error}.",
+        "It is a fault of edgemoe; run it again with --debug and report the traceback.",
+    )
+    return _report(unexpected, debug, error)
 
 
 def _leave_stdout() -> None:

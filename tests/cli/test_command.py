@@ -115,6 +115,15 @@ def test_a_fault_of_ours_is_one_paragraph_too(
     assert capsys.readouterr().err.startswith("error: this should not have happened: ZeroDivisionError: by zero.")
 
 
+def test_an_end_of_file_is_no_ctrl_c(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(name: str) -> None:
+        raise EOFError("Ran out of input")
+
+    monkeypatch.setattr(main_module.importlib, "import_module", fail)
+    assert run_command(["info"]) == 1
+    assert "error: this should not have happened: EOFError: Ran out of input." in capsys.readouterr().err
+
+
 def test_run_prints_the_answer(edgemoe: Edgemoe, folder: Path) -> None:
     assert edgemoe("run", folder, "-p", "Say hello", says="Hello, wörld!") == Done(0, "Hello, wörld!\n", "")
 

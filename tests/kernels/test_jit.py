@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -55,6 +56,40 @@ def test_compiling_is_told_once_but_not_code_that_was_kept(tmp_path: Path) -> No
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         outputs.append(done.stdout + done.stderr)
     assert outputs == ["compiling True\n42 1.0\n", "42 1.0\n"]
+
+
+def test_kept_code_that_is_damaged_or_cannot_be_kept_is_compiled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kept_kernels.py").write_text(
+        "from edgemoe.kernels.jit.compile import jit\n\n\ndef double(number):\n    return 2 * number\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("numba.config.CACHE_DIR", str(tmp_path / "cache"))
+    from kept_kernels import double
+
+    def told() -> list[bool]:
+        kept: list[bool] = []
+        with compiling_told(kept.append):
+            assert jit(double)(21) == 42
+        return kept
+
+    assert told() == [True]
+    assert told() == []
+    for cut_bytes in (0, 20):
+        for kind in ("*.nbi", "*.nbc"):
+            for path in (tmp_path / "cache").rglob(kind):
+                path.write_bytes(path.read_bytes()[:cut_bytes])
+            assert told() == [True]
+            assert told() == []
+
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("numba.core.caching.IndexDataCacheFile.save", full)
+    for path in (tmp_path / "cache").rglob("*.nb?"):
+        path.unlink()
+    assert told() == told() == [True]
 
 
 def test_compiling_for_this_process_alone_is_told_as_such() -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar, cast
 
 import numba
+from numba.core.caching import FunctionCache
 from numba.core.event import Event, Listener, install_listener
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -23,10 +24,26 @@ def jit(function: Function) -> Function:
 
     That is the `__pycache__` beside the function's module or else Numba's folder in the user's cache.
     """
-    try:
-        return cast(Function, numba.njit(cache=True, **_OPTIONS)(function))
-    except RuntimeError:  # Numba found no folder that it can write: compile in each process instead
-        return cast(Function, numba.njit(**_OPTIONS)(function))
+    compiled = numba.njit(**_OPTIONS)(function)
+    with suppress(RuntimeError):  # Numba found no folder that it can write: compile in each process instead
+        compiled._cache = _ForgivingCache(function)  # what cache=True sets, but for the class
+    return cast(Function, compiled)
+
+
+class _ForgivingCache(FunctionCache):
+    """Numba's cache of machine code, which loses only speed where its files are damaged or the disk is full."""
+
+    def load_overload(self, signature: Any, target: Any) -> Any:
+        try:
+            return super().load_overload(signature, target)
+        except Exception:  # whatever unpickling a damaged file raises
+            with suppress(OSError):
+                self.flush()
+            return None
+
+    def save_overload(self, signature: Any, data: Any) -> None:
+        with suppress(OSError):
+            super().save_overload(signature, data)
 
 
 @contextmanager
