@@ -88,7 +88,7 @@ def read_line() -> str | None:
     if len(line) > LINE_LIMIT_BYTES:
         raise UsageError(f"a line on stdin is too long: expected at most {LINE_LIMIT_BYTES >> 20} MiB.", "Split it.")
     try:
-        return line.decode("utf-8").rstrip("\r\n") if line else None
+        return line.decode("utf-8-sig").rstrip("\r\n") if line else None
     except UnicodeDecodeError as error:
         raise UsageError(
             f"a line on stdin is not UTF-8: found byte 0x{line[error.start]:02x}.",

@@ -62,9 +62,27 @@ def convert(
     except KeyboardInterrupt:
         typer.echo("interrupted: the same command goes on where it was.", err=True)
         raise
-    typer.echo(
-        f"{destination}: {format_size(Store.open(path).manifest.total_bytes)}. Try it: edgemoe chat {destination}"
-    )
+    size = format_size(Store.open(path).manifest.total_bytes)
+    typer.echo(f"{destination}: {size}. {_next_step(path, destination)}")
+
+
+def _next_step(path: Path, destination: object) -> str:
+    """What can be done with a store that was made."""
+    from edgemoe.errors import StoreError
+    from edgemoe.session.template import ChatTemplate
+    from edgemoe.session.tokenizer import has_tokenizer, load_library_tokenizer
+
+    if not has_tokenizer(path):
+        return "The checkpoint has no tokenizer.json: from Python, the store takes and gives token ids."
+    try:
+        load_library_tokenizer(path)
+    except StoreError as error:
+        return f"It can run, but neither read nor write text: {error}"
+    try:
+        ChatTemplate.load(path)
+    except StoreError:
+        return f"It has no chat template that can be used. Try it: edgemoe run {destination} --raw -p TEXT"
+    return f"Try it: edgemoe chat {destination}"
 
 
 class Report:

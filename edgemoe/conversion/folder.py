@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.conversion.sampling import sample_sha256
-from edgemoe.conversion.source import SIDE_FILES, Rows, TensorInfo
+from edgemoe.conversion.source import SIDE_FILES, Rows, TensorInfo, float_dtype
 from edgemoe.errors import SourceError
 from edgemoe.store.headers import HeaderTensor, parse_json, read_header
 from edgemoe.store.manifest import MANIFEST_NAME
@@ -24,7 +24,6 @@ SINGLE_NAME = "model.safetensors"
 MAX_JSON_BYTES = 1 << 26
 _DAMAGED = "Was the checkpoint cut short or altered? Download it again."
 _ESCAPE = "Copy the real file into the folder, or give the folder that holds it."
-_DTYPES: dict[str, npt.DTypeLike] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
 class FolderSource:
@@ -152,12 +151,7 @@ class FolderSource:
 
     def read_rows(self, tensor: str, index: int | None, row_start: int, row_stop: int) -> Rows:
         info, place = self._tensors[tensor], self._places[tensor]
-        if info.dtype not in _DTYPES:
-            raise SourceError(
-                f"{tensor}: expected weights of {', '.join(_DTYPES)}, found {info.dtype}.",
-                "Use the checkpoint's unquantised version.",
-            )
-        dtype = np.dtype(_DTYPES[info.dtype])
+        dtype = float_dtype(tensor, info)
         shape = info.shape if index is None else info.shape[1:]
         columns = shape[1] if len(shape) == 2 else 1
         first = (index or 0) * shape[0] * columns + row_start * columns

@@ -38,7 +38,7 @@ from platformdirs import user_cache_path
 
 from edgemoe.conversion.folder import INDEX_NAME, SINGLE_NAME, read_json_file, to_float32
 from edgemoe.conversion.progress import Download, DownloadCallback
-from edgemoe.conversion.source import SIDE_FILES, Rows, TensorInfo
+from edgemoe.conversion.source import SIDE_FILES, Rows, TensorInfo, float_dtype
 from edgemoe.errors import SourceError
 from edgemoe.store.headers import HeaderTensor, read_header
 
@@ -47,7 +47,6 @@ _HEADERS_AT_ONCE = 8
 _ATTEMPTS_WITHOUT_PROGRESS = 3
 _RANGE_REFUSED = 416
 _AGAIN = "Run the same command again: it goes on where it was."
-_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 _FAILURES: tuple[type[Exception], ...] = (OSError, *HfHubHTTPError.__bases__)
 """What a request can raise: the library's errors are also those of its HTTP client, which differs by version."""
@@ -124,17 +123,12 @@ class HubSource:
 
     def read_rows(self, tensor: str, index: int | None, row_start: int, row_stop: int) -> Rows:
         info = self._tensors[tensor]
-        if info.dtype not in _DTYPES:
-            raise SourceError(
-                f"{tensor}: expected weights of {', '.join(_DTYPES)}, found {info.dtype}.",
-                "Use the checkpoint's unquantised version.",
-            )
+        dtype = float_dtype(tensor, info)
         path, header = self._fetch_shard(info.shard)
         shape = info.shape if index is None else info.shape[1:]
         columns = shape[1] if len(shape) == 2 else 1
         first = ((index or 0) * shape[0] + row_start) * columns
         count = (row_stop - row_start) * columns
-        dtype = np.dtype(_DTYPES[info.dtype])
         with self._explained():
             raw = np.fromfile(path, dtype, count, offset=header[tensor].offset + first * dtype.itemsize)
         if raw.size != count:

@@ -194,6 +194,7 @@ def _begin(journal: Journal, identity: Mapping[str, Any], force: bool) -> None:
 def _write_store(source: Source, plan: Plan, journal: Journal, progress: Callback | None) -> None:
     with StoreWriter(journal.folder / STORE_FOLDER, plan.manifest) as writer:
         _check_space(writer)
+        _side_files(source)  # written in the end, but one that cannot be read should not be found out after an hour
         transfer = Transfer(source, plan, writer, journal, progress)
         transfer.run()
         writer.finish(transfer.manifest(), _side_files(source))

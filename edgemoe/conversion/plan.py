@@ -14,7 +14,7 @@ from typing import Any
 from edgemoe.architectures import SourceSlice, model_spec, resolve, tied_head
 from edgemoe.conversion.formats import choose_formats, class_of, expert_of, stored_name
 from edgemoe.conversion.places import Place, part_ranges, tensor_places
-from edgemoe.conversion.source import Source, TensorInfo
+from edgemoe.conversion.source import BLOCK_FORMATS, Source, TensorInfo, float_dtype
 from edgemoe.errors import SourceError
 from edgemoe.kernels.formats import PANEL_ROWS, Format, panel_count
 from edgemoe.model.spec import ModelSpec, MoeSpec
@@ -93,7 +93,7 @@ def plan_conversion(source: Source, experts: str | None, dense: str | None, prov
         for number, (name, place, repeats) in enumerate(sorted(tensors, key=reading_order))
     )
     for piece in pieces:
-        _check_slice(piece, infos[piece.source.tensor])
+        _check(piece, infos[piece.source.tensor])
     counts: dict[str, int] = {}
     for piece in pieces:
         counts[piece.place.part] = counts.get(piece.place.part, 0) + 1
@@ -125,8 +125,10 @@ def _plan_manifest(
     return plan_store(spec.to_json(), list(resident.values()), experts, provenance)
 
 
-def _check_slice(piece: Piece, info: TensorInfo) -> None:
-    """Hold what the family's table says against the shape that the checkpoint has."""
+def _check(piece: Piece, info: TensorInfo) -> None:
+    """Hold what the family's table says against the shape that the checkpoint has, and see that it can be read."""
+    if info.dtype not in BLOCK_FORMATS:
+        float_dtype(piece.source.tensor, info)
     shape = info.shape if piece.source.index is None else info.shape[1:]
     expected_dimensions = 1 if piece.place.format is None else 2
     fits = piece.source.row_stop - piece.source.row_start == piece.place.rows and len(shape) == expected_dimensions

@@ -33,6 +33,9 @@ SIDE_FILES = (
 )
 """What a store takes along from the checkpoint, besides its weights."""
 
+FLOAT_DTYPES: dict[str, npt.DTypeLike] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+"""The dtypes of a safetensors file that are read, and what NumPy reads them as."""
+
 BLOCK_FORMATS = {"Q8_0": "q8", "Q4_0": "q4", "Q4_1": "q4m"}
 """Quantised dtypes whose blocks are ours bit for bit: a source gives them as `Blocks` of this format."""
 
@@ -45,6 +48,16 @@ class TensorInfo:
     dtype: str
     shard: str
     """The shard that holds it, as in `Source.shards`."""
+
+
+def float_dtype(tensor: str, info: TensorInfo) -> np.dtype[Any]:
+    """What NumPy reads a tensor of a safetensors file as. Raises SourceError for dtypes that are not read."""
+    if info.dtype not in FLOAT_DTYPES:
+        raise SourceError(
+            f"{tensor}: expected weights of {', '.join(FLOAT_DTYPES)}, found {info.dtype}.",
+            "Use the checkpoint's unquantised version.",
+        )
+    return np.dtype(FLOAT_DTYPES[info.dtype])
 
 
 class Source(Protocol):

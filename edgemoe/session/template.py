@@ -70,8 +70,13 @@ class ChatTemplate:
             "conversations": [[dict(message) for message in messages] for messages in conversations],
         }
         answer = _ask_worker(request)
-        if "texts" in answer:
+        if "texts" in answer and all(answer["texts"]):
             return [str(text) for text in answer["texts"]]
+        if "texts" in answer:
+            raise StoreError(
+                "chat template: it makes an empty text of the conversation.",
+                "Copy the template of the original model again, or use edgemoe run --raw.",
+            )
         if answer["error"] == "syntax":
             raise StoreError(
                 f"chat template: it does not parse ({answer['message']}).",

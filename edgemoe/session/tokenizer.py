@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 TOKENIZER_NAME = "tokenizer.json"
 TOKENIZER_LIMIT_BYTES = 64 << 20
 ENCODE_LIMIT_SECONDS = 30.0
+LONGEST_TOKEN_CHARACTERS = 1 << 16
+"""More than any honest token stands for, less than would hurt."""
 HELD_TOKENS = 32
 """Tokens after which an unfinished character is given up for broken: four make the longest one."""
 
@@ -84,9 +86,24 @@ class Tokenizer:
         return ids
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """The text of the ids. Raises UsageError for an id outside the vocabulary, StoreError without a tokenizer."""
+        """The text of the ids.
+
+        Raises UsageError for an id outside the vocabulary, StoreError without a tokenizer or where it fails.
+        """
         check_token_ids(token_ids, self.vocabulary)
-        return self.require().decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        tokenizer = self.require()
+        try:
+            text = tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of the library is a BaseException
+            raise _failure("these ids", error) from None
+        if len(text) > LONGEST_TOKEN_CHARACTERS * max(1, len(token_ids)):
+            raise StoreError(
+                f"tokenizer.json: it makes {len(text)} characters of {len(token_ids)} tokens.",
+                "It is broken or hostile: copy the original model's.",
+            )
+        return text
 
 
 def check_token_ids(token_ids: Sequence[int], vocabulary: int) -> None:
@@ -197,8 +214,12 @@ def _within(seconds: float, work: Callable[[], Result]) -> Result:
             "Shorten it; if it is short already, tokenizer.json is broken or hostile: copy the original model's.",
         )
     if errors:
-        raise StoreError(
-            f"tokenizer.json: it fails on this text ({str(errors[0])[:300]}).",
-            "The file is damaged: copy the original model's again.",
-        )
+        raise _failure("this text", errors[0])
     return result[0]
+
+
+def _failure(what: str, error: BaseException) -> StoreError:
+    return StoreError(
+        f"tokenizer.json: it fails on {what} ({str(error)[:300]}).",
+        "The file is damaged: copy the original model's again.",
+    )

@@ -273,6 +273,11 @@ def test_chat_through_a_pipe_answers_each_line(edgemoe: Edgemoe, folder: Path) -
     assert done == Done(0, "Hello, world!\nHello, world!\n", "")
 
 
+def test_a_byte_order_mark_is_no_part_of_a_message(edgemoe: Edgemoe, folder: Path) -> None:
+    done = edgemoe("chat", folder, stdin=b"\xef\xbb\xbf/help\n")
+    assert (done.code, done.output[:5]) == (0, "/help")
+
+
 def test_chat_through_a_pipe_ends_at_the_first_error(edgemoe: Edgemoe, folder: Path) -> None:
     done = edgemoe("chat", folder, stdin=b"Hi\n/nonsense\nmore\n")
     assert (done.code, done.output) == (2, "Hello, world!\n")

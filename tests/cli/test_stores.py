@@ -44,6 +44,25 @@ def test_convert_says_what_it_made_and_how_to_go_on(store: Path, checkpoint: Pat
     assert capsys.readouterr().out.endswith(f"Try it: edgemoe chat {store}\n")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "step"),
+    [
+        ("tokenizer.json", None, "The checkpoint has no tokenizer.json: from Python"),
+        ("tokenizer.json", "{}", "It can run, but neither read nor write text: "),
+        ("tokenizer_config.json", "{}", "It has no chat template that can be used. Try it: edgemoe run"),
+    ],
+)
+def test_convert_does_not_promise_what_cannot_be(
+    name: str, content: str | None, step: str, checkpoint: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    source = shutil.copytree(checkpoint, tmp_path / "source")
+    (source / name).unlink()
+    if content is not None:
+        (source / name).write_text(content)
+    assert run_command(["convert", str(source), str(tmp_path / "store")]) == 0
+    assert step in capsys.readouterr().out
+
+
 def test_convert_refuses_an_unknown_format(checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
     assert run_command(["convert", str(checkpoint), str(tmp_path / "x"), "--experts", "q3"]) == 2
     assert "--experts" in capsys.readouterr().err

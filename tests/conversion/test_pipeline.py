@@ -137,6 +137,29 @@ def test_the_tokenizer_and_the_config_come_along(tmp_path: Path) -> None:
     assert not (path / "README.md").exists()
 
 
+def test_side_files_that_are_too_large_are_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_checkpoint(tmp_path / "source", SMALL_MIXTRAL, side_files={"tokenizer.json": b"{}" * 600})
+    monkeypatch.setattr(pipeline, "SIDE_FILE_LIMIT_BYTES", 1000)
+    seen: list[Progress] = []
+    with pytest.raises(SourceError, match=r"tokenizer\.json: expected at most"):
+        convert_checkpoint(str(tmp_path / "source"), tmp_path / "store", progress=seen.append)
+    assert seen == []
+
+
+def test_dtypes_that_are_not_read_are_refused_before_the_work(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "source", SMALL_MIXTRAL)
+    path = tmp_path / "source" / "model.safetensors"
+    data = path.read_bytes()
+    name = b'"model.norm.weight":{"dtype":"BF16"'
+    assert data.count(name) == 1
+    path.write_bytes(data.replace(name, name.replace(b"BF16", b"I16 ")).replace(b'"I16 "', b'"I16" '))
+    with pytest.raises(SourceError, match=r"model\.norm\.weight: expected weights of F64, F32, F16, BF16, found I16"):
+        convert_checkpoint(str(tmp_path / "source"), tmp_path / "store")
+    assert not (tmp_path / "store.partial").exists()
+
+
 def test_progress_grows_to_the_whole(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgemoe.conversion.progress.REPORT_INTERVAL_S", 0.0)
     seen: list[Progress] = []

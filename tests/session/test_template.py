@@ -74,6 +74,11 @@ def test_a_template_that_does_not_parse_is_an_error_with_its_line() -> None:
         render("a\n{% if %}")
 
 
+def test_a_template_that_says_nothing_is_refused() -> None:
+    with pytest.raises(StoreError, match="chat template: it makes an empty text"):
+        render("{# nothing #}")
+
+
 def test_too_large_a_template_is_refused() -> None:
     with pytest.raises(StoreError, match="at most 256 KiB"):
         ChatTemplate("x" * (256 * 1024 + 1))

@@ -48,6 +48,20 @@ def test_an_unfinished_character_comes_out_at_the_end() -> None:
     assert "".join(stream(SMALL, ids)) == "a\ufffd"
 
 
+@pytest.mark.parametrize(
+    ("decoder", "message"),
+    [
+        (decoders.Replace(tokenizers.Regex(r"(a+)+$"), "b"), "fails on these ids"),  # backtracks too far, and panics
+        (decoders.Replace("a", "b" * 100_000), "characters of 41 tokens"),
+    ],
+)
+def test_a_hostile_decoder_ends_in_an_error(decoder: decoders.Decoder, message: str) -> None:
+    library = tokenizers.Tokenizer(models.BPE(vocab={"a": 0, "!": 1}, merges=[]))
+    library.decoder = decoders.Sequence([decoders.Fuse(), decoder])
+    with pytest.raises(StoreError, match=message):
+        Tokenizer(library, 2, frozenset()).decode([0] * 40 + [1])
+
+
 def sentencepiece_like() -> Tokenizer:
     """A tokenizer that marks the space before a word and drops the one that begins a text."""
     words = ["▁", "▁Hello", "▁world", "!", "s", *(f"<0x{byte:02X}>" for byte in range(256))]
