@@ -5,9 +5,9 @@
  *     bits 63..32 number of the job | bit 31 open | bits 30..0 workers inside
  *
  * A worker enters by raising the count while the job is open, in one compare-and-swap; only then does it look at
- * the job's fields. The caller works too; when no chunk is left it closes the job and waits for those inside, so
+ * the job's fields. The caller works too; when no item is left it closes the job and waits for those inside, so
  * that a worker that wakes up late, or that the system holds back before it entered, delays nobody. The fields are
- * only written while the job is closed and empty. Chunks are taken from one counter, whoever comes first.
+ * only written while the job is closed and empty. Items are taken from one counter, whoever comes first.
  *
  * Sleeping uses one mutex and two condition variables. Each side first announces itself (`sleepers`,
  * `caller_waits`) and then looks at `state` again; the other side first changes `state` and then looks at the
@@ -67,13 +67,24 @@ static inline void pause_briefly(void) {
 #endif
 }
 
-static void take_chunks(em_pool *pool, int32_t thread) {
-    for (;;) {
-        const int64_t begin = atomic_fetch_add_explicit(&pool->next, pool->chunk, memory_order_relaxed);
-        if (begin >= pool->items) return;
-        const int64_t end = begin + pool->chunk < pool->items ? begin + pool->chunk : pool->items;
-        pool->task(pool->context, begin, end, thread);
-    }
+/* The next items for one thread: half of an even share of what is left, and at least a chunk. Large pieces first keep
+ * a thread on one stream of memory, whose lines are asked for ahead; small ones last let all threads end together. */
+static bool take_items(em_pool *pool, int64_t *begin, int64_t *end) {
+    *begin = atomic_load_explicit(&pool->next, memory_order_relaxed);
+    do {
+        const int64_t left = pool->items - *begin;
+        if (left <= 0) return false;
+        const int64_t share = left / (2 * pool->threads);
+        const int64_t count = share > pool->chunk ? share : pool->chunk;
+        *end = *begin + (count < left ? count : left);
+    } while (!atomic_compare_exchange_weak_explicit(&pool->next, begin, *end, memory_order_relaxed,
+                                                    memory_order_relaxed));
+    return true;
+}
+
+static void work_on_items(em_pool *pool, int32_t thread) {
+    int64_t begin, end;
+    while (take_items(pool, &begin, &end)) pool->task(pool->context, begin, end, thread);
 }
 
 static inline bool is_new(em_pool *pool, uint64_t seen_job) {
@@ -116,7 +127,7 @@ static void *work(void *argument) {
         seen_job = state / JOB_ONE;
         while ((state & OPEN) && state / JOB_ONE == seen_job) {
             if (atomic_compare_exchange_weak(&pool->state, &state, state + 1)) {
-                take_chunks(pool, self->number);
+                work_on_items(pool, self->number);
                 leave(pool);
                 break;
             }
@@ -166,7 +177,7 @@ void em_pool_for(em_pool *pool, int64_t items, int64_t chunk, em_task *task, voi
     const uint64_t job = atomic_load(&pool->state) / JOB_ONE + 1;
     atomic_store(&pool->state, job * JOB_ONE | OPEN);
     if (atomic_load(&pool->sleepers) > 0) wake_workers(pool);
-    take_chunks(pool, 0);
+    work_on_items(pool, 0);
     atomic_fetch_and(&pool->state, ~OPEN);
     const uint64_t start = em_now_ns();
     await_workers(pool, start);

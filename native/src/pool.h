@@ -14,8 +14,8 @@ void em_pool_release(em_pool *pool);
 /* Until the pool is released `*waited_ns` grows by what em_pool_for spends on waking workers and waiting for them. */
 void em_pool_time(em_pool *pool, uint64_t *waited_ns);
 
-/* Every item once, `chunk` at a time, by the caller and whichever workers are awake; returns when all are done.
- * The pool must have been acquired. A single chunk is done by the caller at once. */
+/* Every item once, at least `chunk` at a time, by the caller and whichever workers are awake; returns when all are
+ * done. The pool must have been acquired. A single chunk is done by the caller at once. */
 void em_pool_for(em_pool *pool, int64_t items, int64_t chunk, em_task *task, void *context);
 
 #endif
