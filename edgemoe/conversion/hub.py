@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
-from huggingface_hub import HfApi, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import HfApi, ModelInfo, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -46,6 +47,7 @@ _MAX_SMALL_FILE_BYTES = 1 << 28
 _HEADERS_AT_ONCE = 8
 _ATTEMPTS_WITHOUT_PROGRESS = 3
 _RANGE_REFUSED = 416
+_COMMIT = re.compile("[0-9a-f]{40,64}")
 _AGAIN = "Run the same command again: it goes on where it was."
 
 _FAILURES: tuple[type[Exception], ...] = (OSError, *HfHubHTTPError.__bases__)
@@ -85,10 +87,10 @@ class HubSource:
         # Its bars would draw over those of whoever converts.
         disable_progress_bars("huggingface_hub.http_get")
         with self._explained():
-            info = self._api.model_info(self._repository, revision=revision or None, files_metadata=True)
-        if not info.sha:
+            info = self._model_info(revision or None)
+        if not _COMMIT.fullmatch(info.sha or ""):  # a folder of ours is named by it
             raise SourceError(f"{text}: the hub does not say at which commit it is.", "Check HF_ENDPOINT.")
-        self._commit = info.sha
+        self._commit: str = info.sha or ""
         self._remote = {
             file.rfilename: _RemoteFile(file.size, file.lfs.sha256 if file.lfs else None)
             for file in info.siblings or []
@@ -149,6 +151,17 @@ class HubSource:
         self._open.clear()
         if not any(path.name in self._shards or path.suffix == ".part" for path in self._folder.glob("*")):
             shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _model_info(self, revision: str | None) -> ModelInfo:
+        try:
+            return self._api.model_info(self._repository, revision=revision, files_metadata=True)
+        except HFValidationError:
+            raise
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise SourceError(
+                f"{self._repository}: what answered is no hub ({type(error).__name__}: {error!s:.200}).",
+                "Check HF_ENDPOINT, and whether this network wants you to sign in first.",
+            ) from error
 
     def _find_shards(self) -> dict[str, set[str] | None]:
         """Each shard with the tensors that the index says it has; None where there is no index."""
@@ -263,11 +276,17 @@ class HubSource:
                 time.sleep(failures)
 
     def _watched(self, file: BinaryIO, name: str) -> BinaryIO:
-        """The file, or one that tells of each write where somebody listens."""
+        """The file as one that tells of each write, and does not grow beyond what the hub says of it."""
         listener, size = self._downloading, self._remote[name].size
-        if listener is None:
-            return file
-        return cast(BinaryIO, _Watched(file, lambda done: listener(Download(name, done, size))))
+        most = size if size is not None or name.endswith(".safetensors") else _MAX_SMALL_FILE_BYTES
+
+        def told(done: int) -> None:
+            if most is not None and done > most:
+                raise SourceError(f"{name}: expected {most} bytes, the hub sends more.", _AGAIN)
+            if listener is not None:
+                listener(Download(name, done, size))
+
+        return cast(BinaryIO, _Watched(file, told))
 
     def _check_space(self, name: str, partial: Path) -> None:
         size = self._remote[name].size

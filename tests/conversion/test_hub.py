@@ -290,6 +290,34 @@ def test_a_body_of_another_size_is_refused_and_not_kept(
     assert SECOND_SHARD not in files_in(tmp_path / "downloads")
 
 
+def test_a_body_without_end_does_not_fill_the_disk(
+    connect: Callable[..., HubSource], model: Repository, tmp_path: Path
+) -> None:
+    source = connect()
+    model.faults[SECOND_SHARD] = Fault(content=model.files[SECOND_SHARD] + bytes(1 << 20))
+    with pytest.raises(SourceError, match="the hub sends more"):
+        read_shard(source, SECOND_SHARD)
+    part = tmp_path / "downloads" / "maker--tiny" / COMMIT / f"{SECOND_SHARD}.part"
+    assert part.stat().st_size < len(model.files[SECOND_SHARD]) + 10_000
+    model.faults.clear()
+    assert read_shard(connect(), SECOND_SHARD)
+
+
+@pytest.mark.parametrize("answer", [b"<html>Please sign in</html>", b"[]", b"{}", b'{"id": "x", "siblings": [{}]}'])
+def test_what_is_no_hub(connect: Callable[..., HubSource], model: Repository, answer: bytes) -> None:
+    model.answer = answer
+    with pytest.raises(SourceError, match="what answered is no hub") as caught:
+        connect()
+    assert "sign in" in caught.value.hint
+
+
+def test_a_commit_is_no_path(connect: Callable[..., HubSource], model: Repository, tmp_path: Path) -> None:
+    model.commit = "../../../elsewhere"
+    with pytest.raises(SourceError, match="does not say at which commit"):
+        connect()
+    assert not (tmp_path / "downloads").exists()
+
+
 def test_a_part_longer_than_the_file_is_thrown_away(
     connect: Callable[..., HubSource], model: Repository, tmp_path: Path
 ) -> None:

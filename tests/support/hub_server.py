@@ -37,6 +37,8 @@ class Repository:
     commit: str = COMMIT
     revisions: tuple[str, ...] = ("main",)
     error: tuple[int, str] | None = None
+    answer: bytes | None = None
+    """What the server says in place of the model's description."""
     with_sha256: bool = True
     faults: dict[str, Fault] = field(default_factory=dict)
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
@@ -107,7 +109,8 @@ class _Handler(BaseHTTPRequestHandler):
         if revision[0] not in (model.commit, *model.revisions):
             return self._refuse(404, "RevisionNotFound")
         if parts[0] == "api":
-            return self._send(200, json.dumps(_description(model_id, model)).encode(), {})
+            description = json.dumps(_description(model_id, model)).encode()
+            return self._send(200, description if model.answer is None else model.answer, {})
         return self._file(model, "/".join(parts[4:]))
 
     def _file(self, model: Repository, name: str) -> None:
