@@ -87,10 +87,4 @@ def read_line() -> str | None:
     line = sys.stdin.buffer.readline(LINE_LIMIT_BYTES + 1)
     if len(line) > LINE_LIMIT_BYTES:
         raise UsageError(f"a line on stdin is too long: expected at most {LINE_LIMIT_BYTES >> 20} MiB.", "Split it.")
-    try:
-        return line.decode("utf-8-sig").rstrip("\r\n") if line else None
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"a line on stdin is not UTF-8: found byte 0x{line[error.start]:02x}.",
-            "Convert it to UTF-8 first, for example with iconv.",
-        ) from None
+    return shared.utf8(line, "a line on stdin").rstrip("\r\n") if line else None

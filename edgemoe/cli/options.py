@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgemoe.errors import UsageError
+
 if TYPE_CHECKING:
     from edgemoe.session.model import Model
     from edgemoe.session.sampler import SamplingOptions
+
+
+def utf8(data: bytes, what: str) -> str:
+    """The text that a person gave as bytes. Raises UsageError, naming it, where it is not UTF-8."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{what} is not UTF-8: found byte 0x{data[error.start]:02x} at {error.start}.",
+            "Convert it to UTF-8 first, for example with iconv.",
+        ) from None
+
+
+def utf8_argument(text: str, what: str) -> str:
+    """An argument as its bytes mean it, whatever Python took the terminal's encoding for. Raises as `utf8`."""
+    return utf8(os.fsencode(text), what)
+
+
+def _system(text: str | None) -> str | None:
+    return None if text is None else utf8_argument(text, "--system")
+
 
 ModelArgument = Annotated[
     str | None,
@@ -34,7 +58,7 @@ KvOption = Annotated[
         show_default="f16",
     ),
 ]
-SystemOption = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System message.")]
+SystemOption = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System message.", callback=_system)]
 TemperatureOption = Annotated[
     float | None,
     typer.Option("--temperature", metavar="T", help="0 is greedy and reproducible.", show_default="the model's"),

@@ -73,7 +73,7 @@ def read_prompt(prompt: str | None) -> str:
         raise UsageError(
             "there is no prompt: expected -p TEXT, or -p - to read it from stdin.", "See edgemoe run --help."
         )
-    text = _read_stdin() if prompt == "-" else prompt
+    text = _read_stdin() if prompt == "-" else shared.utf8_argument(prompt, "the prompt")
     if not text.strip():
         raise UsageError("the prompt is empty: expected some text.", "Give it with -p TEXT, or on stdin with -p -.")
     return text
@@ -85,10 +85,4 @@ def _read_stdin() -> str:
         raise UsageError(
             f"the prompt on stdin is too large: expected at most {STDIN_LIMIT_BYTES >> 20} MiB.", "Give a part of it."
         )
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"the prompt on stdin is not UTF-8: found byte 0x{data[error.start]:02x} at {error.start}.",
-            "Convert it to UTF-8 first, for example with iconv.",
-        ) from None
+    return shared.utf8(data, "the prompt on stdin")

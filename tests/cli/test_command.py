@@ -182,11 +182,21 @@ def test_prompts_on_stdin_that_cannot_be_answered(edgemoe: Edgemoe, folder: Path
     assert done.errors.count("\n") == 1
 
 
-def test_a_prompt_argument_that_is_not_utf8(folder: Path, tmp_path: Path) -> None:
-    command = [*FAKE_COMMAND, "run", str(folder), "-p", b"ab\xff"]
+@pytest.mark.parametrize(
+    ("prompt", "system", "what"), [(b"ab\xff", b"x", b"the prompt"), (b"x", b"ab\xff", b"--system")]
+)
+def test_an_argument_that_is_not_utf8(prompt: bytes, system: bytes, what: bytes, folder: Path, tmp_path: Path) -> None:
+    command = [*FAKE_COMMAND, "run", str(folder), "-p", prompt, "--system", system]
     done = subprocess.run(command, capture_output=True, env=environment(tmp_path), check=False)
     assert done.returncode == 2
-    assert b"not valid Unicode" in done.stderr
+    assert done.stderr.startswith(b"error: " + what + b" is not UTF-8: found byte 0xff at 2.")
+
+
+def test_arguments_are_utf8_whatever_the_locale(folder: Path, tmp_path: Path) -> None:
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [*FAKE_COMMAND, "run", str(folder), "-p", "größe".encode(), "--system", "ü".encode()]
+    done = subprocess.run(command, capture_output=True, env=environment(tmp_path, **locale), check=False)
+    assert (done.returncode, done.stdout) == (0, b"Hello, world!\n")
 
 
 def test_options_out_of_range_name_the_option(edgemoe: Edgemoe, folder: Path) -> None:
