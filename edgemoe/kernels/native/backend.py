@@ -71,7 +71,7 @@ class NativeBackend:
         return _scratch_bytes(BoundOperations(operations)) + _SCRATCH_ALIGNMENT_BYTES
 
     def read_memory(self, memory: op.Bytes) -> tuple[int, int]:
-        """Read all of `memory` once on all threads; returns the nanoseconds, and the sum of the first word of each line.
+        """Read all of `memory` once on all threads; returns nanoseconds, and the sum of the first word of each line.
 
         Raises KernelError unless it begins at a multiple of 64 bytes and is a multiple of 64 bytes long.
         """
