@@ -1,5 +1,6 @@
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,10 @@ from tests.support.small_tokenizer import write_model_folder
 ROOT = Path(__file__).parents[2]
 FAKE_COMMAND = [sys.executable, "-m", "tests.support.fake_main"]
 """The command with a fake engine, in a process of its own."""
+
+# A shell lets what it runs in the background ignore SIGINT, and commands that the tests start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)
