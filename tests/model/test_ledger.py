@@ -29,6 +29,9 @@ NORM, LINEAR = COST_NS[op.RmsNorm], COST_NS[op.Linear]
 GLUE_NS = 1_000
 """What the engine's own work between programs takes by the clock: once for each token."""
 LEAST_SHARE, MOST_SHARE = 0.97, 1.0001
+ROUNDS = 6
+"""A busy machine may stop a thread between two readings of the clock, but not in every round; a forgotten part is
+missing in all of them."""
 """Of the wall time, that the parts of a ledger must add up to."""
 
 OpenClocked = Callable[[int], "tuple[Engine, Clock]"]
@@ -157,17 +160,19 @@ def test_shares_and_milliseconds() -> None:
 def test_the_parts_of_the_bundled_model_add_up_to_the_wall_time(ram: str) -> None:
     random = np.random.default_rng(0)
     with open_engine(find_model(None), ram) as engine:
-        ids = random.integers(0, engine.spec.vocabulary, 32)
-        engine.forward(ids[:8])
-        engine.keep_ledger()
-        began_ns = time.perf_counter_ns()
-        for token in ids[8:]:
-            engine.forward([int(token)])
-        wall_ns = time.perf_counter_ns() - began_ns
-        ledger = engine.ledger
+        engine.forward(random.integers(0, engine.spec.vocabulary, 8))
+        shares = []
+        for _ in range(ROUNDS):
+            engine.keep_ledger()
+            began_ns = time.perf_counter_ns()
+            for token in random.integers(0, engine.spec.vocabulary, 8):
+                engine.forward([int(token)])
+            wall_ns = time.perf_counter_ns() - began_ns
+            ledger = engine.ledger
+            assert ledger is not None
+            shares.append(ledger.total_ns / wall_ns)
         resident = engine.memory.all_resident
-    assert ledger is not None
-    assert LEAST_SHARE <= ledger.total_ns / wall_ns <= MOST_SHARE, ledger.to_json()
+    assert LEAST_SHARE <= max(shares) <= MOST_SHARE, shares
     parts = {"embedding", "attention", "router", "experts", "shared_expert", "combine", "head", "python"}
     if not resident:
         parts |= {"disk_wait", "prediction"}
@@ -179,12 +184,15 @@ def test_sampling_and_text_belong_to_an_answer() -> None:
     with edgemoe.load() as model:
         model.engine.keep_ledger()
         prompt = model.encode_chat("Count to one hundred.")
-        generation = model.stream(prompt, 24)
-        began_ns = time.perf_counter_ns()
-        for _ in generation:
-            pass
-        wall_ns = time.perf_counter_ns() - began_ns
-    assert generation.ledger is not None
-    assert LEAST_SHARE <= generation.ledger.total_ns / wall_ns <= MOST_SHARE, generation.ledger.to_json()
+        shares = []
+        for _ in range(ROUNDS):
+            generation = model.stream(prompt, 8)
+            began_ns = time.perf_counter_ns()
+            for _ in generation:
+                pass
+            wall_ns = time.perf_counter_ns() - began_ns
+            assert generation.ledger is not None
+            shares.append(generation.ledger.total_ns / wall_ns)
+    assert LEAST_SHARE <= max(shares) <= MOST_SHARE, shares
     assert generation.ledger.ns["sampling"] > 0
     assert generation.ledger.ns["text"] > 0
