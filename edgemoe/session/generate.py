@@ -95,8 +95,9 @@ class Generation:
         self._stopped = True
 
     def __iter__(self) -> Iterator[str]:
+        began_all_ns = time.perf_counter_ns()
         start, ledger_before = self._counters(), self._held.engine.ledger
-        sampling_ns = text_ns = 0
+        sampling_ns = text_ns = consumer_ns = 0
         prefill_tokens = len(self.prompt_ids) - self._held.keep_prefix(self.prompt_ids)
         logits = None
         for chunk in self._chunks(len(self.prompt_ids) - prefill_tokens):
@@ -121,7 +122,9 @@ class Generation:
             text_ns += time.perf_counter_ns() - began_ns
             if piece:
                 self.text += piece
+                began_ns = time.perf_counter_ns()
                 yield piece
+                consumer_ns += time.perf_counter_ns() - began_ns
             if len(self.token_ids) >= self._max_tokens:
                 self.finish_reason = "length"
             elif self._held.engine.position >= self._held.engine.context_length:
@@ -131,7 +134,9 @@ class Generation:
         self.statistics = self._statistics(start, prefilled, self._counters(), prefill_tokens)
         ledger = self._held.engine.ledger
         if ledger is not None and ledger_before is not None:
-            self.ledger = ledger - ledger_before + TimeLedger({"sampling": sampling_ns, "text": text_ns})
+            parts = ledger - ledger_before + TimeLedger({"sampling": sampling_ns, "text": text_ns})
+            own_ns = time.perf_counter_ns() - began_all_ns - consumer_ns
+            self.ledger = parts + TimeLedger({"python": max(0, own_ns - parts.total_ns)})
         if piece := detokeniser.finish():
             self.text += piece
             yield piece

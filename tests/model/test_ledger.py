@@ -186,7 +186,7 @@ def test_sampling_and_text_belong_to_an_answer() -> None:
         prompt = model.encode_chat("Count to one hundred.")
         shares = []
         for _ in range(ROUNDS):
-            generation = model.stream(prompt, 8)
+            generation = model.stream(prompt, 48)
             began_ns = time.perf_counter_ns()
             for _ in generation:
                 pass
