@@ -128,7 +128,8 @@ def seed_lines(results: dict) -> list[str]:
         return []
     shipped = {"seed": results["settings"]["training"]["seed"], **results}
     lines = ["", "## Other seeds", ""]
-    lines += ["The same settings with other expert neurons, routers and order of batches. The first row is shipped;",
+    lines += ["The same settings but for the time (mind the tokens), with other expert neurons, routers and order of",
+              "batches; the learning rate ran down to its end in each. The first row is shipped;",
               "which one that would be was settled before the training.", ""]  # fmt: skip
     lines += ["| seed | tokens | perplexity, mean of domains (dense) | chat divergence | small, two-digit sums "
               "| mutual information | least, most used | LRU hits | named by the next router |",
