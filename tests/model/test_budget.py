@@ -27,7 +27,7 @@ from edgemoe.process import peak_rss_bytes
 engine = open_engine(sys.argv[1], "floor", 8, int(sys.argv[2]))
 engine.position = engine.context_length - 1
 engine.forward([5])
-print(peak_rss_bytes(), engine.memory.budget_bytes)
+print(peak_rss_bytes(), engine.memory.budget_bytes, engine.memory.workspace_bytes)
 """
 
 
@@ -38,6 +38,8 @@ def test_a_long_context_on_many_threads_with_the_portable_kernels(tmp_path: Path
     environment = {**os.environ, "EDGEMOE_KERNELS": "jit"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    peak, budget = map(int, done.stdout.split())
-    # each thread holds the keys and values of a head in float32, besides the cache
-    assert 400 << 20 < peak <= budget
+    peak, budget, workspace = map(int, done.stdout.split())
+    assert peak <= budget
+    # Each thread may hold the keys and values of a head in float32, besides the cache. How many do at one time is the
+    # system's to say, so the plan is asked, not the peak.
+    assert workspace >= 8 * 2 * CONTEXT * 128 * 4
