@@ -28,16 +28,28 @@ def load(
     threads: int | None = None,
     context_length: int | None = None,
     kv: str | None = None,
+    policy: str = "lru",
+    prediction: str = "auto",
 ) -> Model:
     """Open a store (None: the bundled model) within a memory budget; use the result in a `with` block.
 
     `ram` is in bytes, or text such as `6GiB`, `floor` or `auto` (None); `threads` defaults to the physical cores.
     `kv` is how keys and values are kept: `f16` (None), or `q8` in half the memory, which changes answers a little.
+    Where not all experts fit, `policy` says which one leaves for another (`lru`, `lfu`, `lruf`), and `prediction`
+    whether experts are read ahead on a guess (`on`, `off`, or `auto`, by trial); neither changes an answer.
     Raises StoreError, BudgetError and UsageError (`edgemoe.errors`).
     """
     from edgemoe.session.model import load as load_model
 
-    return load_model(path, ram=ram, threads=threads, context_length=context_length, kv=kv)
+    return load_model(
+        path,
+        ram=ram,
+        threads=threads,
+        context_length=context_length,
+        kv=kv,
+        policy=policy,
+        prediction=prediction,
+    )
 
 
 def convert(

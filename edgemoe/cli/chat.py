@@ -32,6 +32,8 @@ def chat(
     threads: shared.ThreadsOption = None,
     context: shared.ContextOption = None,
     kv: shared.KvOption = None,
+    policy: shared.PolicyOption = "lru",
+    prediction: shared.PredictionOption = "auto",
     debug: shared.DebugOption = False,
 ) -> None:
     """Talk with a model. Through a pipe each line of stdin is a message, and answers are plain text."""
@@ -52,7 +54,7 @@ def chat(
         read = prompt_reader()
     # loaded last, so that the memory plan counts what was imported above
     with screen.waiting("loading the model"):
-        opened = load_model(model, ram, threads, context, kv)
+        opened = load_model(model, ram, threads, context, kv, policy, prediction)
     with opened, compiling_told(opened):
         sampling = shared.sampling_options(opened, temperature, top_k, top_p, min_p, seed)
         session = opened.chat(system, sampling, max_tokens)

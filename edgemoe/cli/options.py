@@ -58,6 +58,20 @@ KvOption = Annotated[
         show_default="f16",
     ),
 ]
+PolicyOption = Annotated[
+    str,
+    typer.Option(
+        "--policy", metavar="NAME", help="Which expert leaves for another: lru, lfu or lruf. No answer changes."
+    ),
+]
+PredictionOption = Annotated[
+    str,
+    typer.Option(
+        "--prediction",
+        metavar="WHEN",
+        help="Read experts ahead on a guess: on, off, or auto, by trial. No answer changes.",
+    ),
+]
 SystemOption = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System message.", callback=_system)]
 TemperatureOption = Annotated[
     float | None,

@@ -35,6 +35,8 @@ def run(
     threads: shared.ThreadsOption = None,
     context: shared.ContextOption = None,
     kv: shared.KvOption = None,
+    policy: shared.PolicyOption = "lru",
+    prediction: shared.PredictionOption = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object when the answer is done.")] = False,
     debug: shared.DebugOption = False,
 ) -> None:
@@ -50,7 +52,7 @@ def run(
     from edgemoe.cli.compiling import compiling_told
     from edgemoe.session.model import finished, load
 
-    with load(model, ram, threads, context, kv) as opened, compiling_told(opened):
+    with load(model, ram, threads, context, kv, policy, prediction) as opened, compiling_told(opened):
         sampling = shared.sampling_options(opened, temperature, top_k, top_p, min_p, seed)
         prompt_ids = opened.encode(text) if raw else opened.encode_chat(text, system)
         if as_json:

@@ -1,8 +1,8 @@
 """The expert cache: equal slots in one arena, filled from disk as the router asks.
 
-Letters: `E` experts of a layer. A slot holds one expert's record exactly as it lies on disk; kernels
-compute on it there. States of an expert: absent, loading (a read into its slot is under way) and
-loaded. An expert is pinned while kernels may be computing on it.
+Letters: `E` experts of a layer. An expert's key is `layer * E + expert`. A slot holds one expert's record exactly as
+it lies on disk; kernels compute on it there. An expert is absent, loading (a read into its slot is under way: the
+slot has a ticket) or loaded. An expert is pinned while kernels may be computing on it, or awaiting it.
 
 Invariants:
 - There are never more slots than the arena was made with; nothing is allocated after construction.
@@ -13,7 +13,7 @@ Invariants:
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -22,8 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.errors import ReadError
-from edgemoe.experts.policy import ExpertKey, Policy
-from edgemoe.experts.prediction import PredictionSwitch
+from edgemoe.experts.policy import Policy
 from edgemoe.experts.reads import ExpertFiles, RecordReader
 
 READ_TIMEOUT_SECONDS = 60.0
@@ -64,100 +63,119 @@ class CacheStatistics:
     predicted_uses: int = 0
     """Those of them that the prediction had named: recall = predicted_uses / predictable_uses."""
     wait_ns: int = 0
-    """Time for which compute waited for reads."""
+    """Time for which the cache itself waited for reads; kernels count what they await."""
 
     @property
     def read_bytes(self) -> int:
         return self.demand_bytes + self.predicted_bytes
 
 
-@dataclass
-class _Entry:
-    slot: int
-    ticket: int | None
-    predicted: bool
-    pinned: bool = False
-
-
 class ExpertCache:
-    """Experts in RAM, by (layer, expert); see the module's docstring."""
+    """Experts in RAM; see the module's docstring."""
 
     def __init__(
         self,
         arena: npt.NDArray[np.uint8],
+        experts_per_layer: int,
         table: RecordTable,
         files: ExpertFiles,
         reader: RecordReader,
         policy: Policy,
     ) -> None:
+        """`experts_per_layer` is `E`, the most that any layer has."""
         self.statistics = CacheStatistics()
-        self.switch = PredictionSwitch()
+        slots = len(arena)
+        self.tickets = np.full(slots, -1, np.int64)
+        """Of the read into each slot, or -1; kernels that have awaited a read set it back themselves."""
+        self.kernels_await = False
+        """Whether kernels await the reads of a wave themselves; otherwise the cache does, before it yields the wave."""
+        self._experts = experts_per_layer
         self._table = table
         self._files = files
         self._reader = reader
         self._policy = policy
         self._base_address = arena.ctypes.data
         self._slot_bytes = arena.shape[1]
-        self._free_slots = list(range(arena.shape[0]))[::-1]
-        self._entries: dict[ExpertKey, _Entry] = {}
-        self._loading: dict[ExpertKey, _Entry] = {}
+        self._free_slots = list(range(slots))[::-1]
+        self._slot_of: dict[int, int] = {}
+        self._key_of = [-1] * slots
+        self._pinned = np.zeros(slots, np.bool_)
+        self._predicted = [False] * slots
+        self._loading: set[int] = set()  # slots that had a ticket when they were last looked at
         self._latest_prediction: tuple[int, frozenset[int]] | None = None
 
-    def __contains__(self, key: ExpertKey) -> bool:
-        return key in self._entries
+    def holds(self, layer: int, expert: int) -> bool:
+        """Whether the expert has a slot, though its read may still be under way."""
+        return layer * self._experts + expert in self._slot_of
 
-    def loaded(self, key: ExpertKey) -> bool:
+    def loaded(self, layer: int, expert: int) -> bool:
         """Whether the expert's bytes are there, ready to use."""
-        entry = self._entries.get(key)
-        return entry is not None and (entry.ticket is None or self._reader.done(entry.ticket))
+        slot = self._slot_of.get(layer * self._experts + expert)
+        return slot is not None and not self._is_loading(slot)
 
     def stream(self, layer: int, experts: Sequence[int]) -> Generator[dict[int, int], None, None]:
-        """Yield the experts of a layer in waves `{expert: slot}`, loaded ones first, others as they land.
+        """Yield the experts of a layer with their slots, `{expert: slot}`: all at once if there are slots enough.
 
-        Reads of missing experts begin at once, as far as slots can be had. A wave's experts are
-        pinned until the next one is asked for; whoever stops before the end closes the generator, which unpins
-        them. Raises ReadError naming the layer and expert.
+        Reads of missing experts begin at once, as far as slots can be had, and are awaited by the kernels (see
+        `kernels_await`). Where slots are few, experts come in waves, each about half of those that have a slot, so that
+        one half is read while the other is computed. A wave's experts are pinned until the next one is asked for;
+        whoever stops before the end closes the generator, which unpins them. Raises ReadError naming the layer and
+        expert.
         """
-        wanted = [(layer, expert) for expert in experts]
+        wanted = [layer * self._experts + expert for expert in experts]
         self._count_recall(layer, experts)
+        self._cancel_wrong_guesses(layer, wanted)
         try:
-            wave = self._take_loaded(wanted)
-            waiting = [key for key in wanted if key not in wave]
-            self._begin_reads(waiting)
-            if wave:
-                yield self._slots(wave)
-            while waiting:
-                self._unpin(wave)
-                self._begin_reads(waiting)
-                wave = self._await_some([key for key in waiting if key in self._entries])
-                waiting = [key for key in waiting if key not in wave]
-                if wave:
-                    yield self._slots(wave)
+            begun, absent = self._pin_present(wanted)
+            while begun or absent:
+                self._begin_reads(begun, absent)
+                if not begun:
+                    self._await_a_slot()
+                    continue
+                wave = begun[: -(-len(begun) // 2)] if absent else begun
+                begun = begun[len(wave) :]
+                slots = {key % self._experts: self._slot_of[key] for key in wave}
+                if not self.kernels_await:
+                    for slot in slots.values():
+                        self._finish(slot)
+                yield slots
+                self._loading.difference_update(slots.values())
+                self._pinned[list(slots.values())] = False
         finally:
-            self._unpin([key for key in wanted if key in self._entries])
+            self._pinned[[self._slot_of[key] for key in wanted if key in self._slot_of]] = False
 
-    def reader_is_idle(self) -> bool:
-        """Whether no read is queued or under way."""
-        for key, entry in list(self._loading.items()):
-            if entry.ticket is not None and not self._reader.done(entry.ticket):
-                return False
-            self._settle(key, entry)
-        return True
+    def failure(self, wave: Mapping[int, int], error: ReadError) -> ReadError:
+        """What kernels could not await, by layer and expert; an expert whose read has failed is absent afterwards."""
+        for slot in wave.values():
+            if self._is_loading(slot):
+                continue
+            try:
+                self._finish(slot)
+            except ReadError as named:
+                return named
+        stalled = [self._name(slot) for slot in wave.values() if self.tickets[slot] >= 0]
+        if not stalled:
+            return error
+        return ReadError(
+            f"{stalled[0]}: its read did not end within {READ_TIMEOUT_SECONDS:.0f} s.",
+            "The disk may be failing or far away; copy the store to a local disk.",
+        )
 
     def predict(self, layer: int, experts: Sequence[int]) -> None:
-        """Begin to read experts that the next layer will probably want, if the reader has nothing else to do."""
+        """Begin to read experts that the next layer will probably want; demands go first."""
         self._latest_prediction = (layer, frozenset(experts))
-        self.switch.tick()
-        if not self.switch.open or not self.reader_is_idle():
-            return
-        for expert in experts:
-            key = (layer, expert)
-            if key not in self._entries:
+        keys = [layer * self._experts + expert for expert in experts]
+        present = [self._slot_of[key] for key in keys if key in self._slot_of]
+        pinned_before = self._pinned[present]
+        self._pinned[present] = True  # so that one guess does not push out another
+        for key in keys:
+            if key not in self._slot_of:
                 slot = self._free_slot()
                 if slot is None:
-                    return
+                    break
                 self._read(key, slot, predicted=True)
                 self.statistics.predicted_reads += 1
+        self._pinned[present] = pinned_before
 
     def _count_recall(self, layer: int, experts: Sequence[int]) -> None:
         if self._latest_prediction is not None and self._latest_prediction[0] == layer:
@@ -166,134 +184,134 @@ class ExpertCache:
             self.statistics.predicted_uses += sum(expert in named for expert in experts)
         self._latest_prediction = None
 
-    def _take_loaded(self, wanted: Sequence[ExpertKey]) -> list[ExpertKey]:
-        """Pin what is there, and count hits and misses; returns what is loaded."""
-        wave = []
+    def _cancel_wrong_guesses(self, layer: int, wanted: Sequence[int]) -> None:
+        """Drop predicted reads of this layer that have not begun and turned out to be wrong."""
+        for slot in list(self._loading):
+            key = self._key_of[slot]
+            if self._predicted[slot] and key // self._experts == layer and key not in wanted:
+                ticket = int(self.tickets[slot])
+                if ticket >= 0 and self._reader.cancel(ticket):
+                    self.statistics.predicted_bytes -= self._table.record(layer, key % self._experts).length
+                    self._drop(slot)
+
+    def _pin_present(self, wanted: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Pin what has a slot, and count hits and misses; returns the keys that have one and those that have not."""
+        present, absent = [], []
         for key in wanted:
-            entry = self._entries.get(key)
-            if entry is not None and entry.ticket is not None and self._reader.done(entry.ticket):
-                self._settle(key, entry)
-                entry = self._entries.get(key)
-            if entry is None:
+            slot = self._slot_of.get(key)
+            if slot is not None and slot in self._loading and not self._is_loading(slot):
+                self._settle(slot)
+                slot = self._slot_of.get(key)
+            if slot is None:
                 self.statistics.misses += 1
+                absent.append(key)
                 continue
-            entry.pinned = True
-            self._policy.touch(key)
-            self._count_use(entry)
-            if entry.ticket is None:
-                self.statistics.hits += 1
-                wave.append(key)
-            else:
-                self._reader.promote(entry.ticket)
+            self._pinned[slot] = True
+            self._policy.use(key, slot)
+            if self._predicted[slot]:
+                self._predicted[slot] = False
+                self.statistics.useful_predictions += 1
+            present.append(key)
+            if slot in self._loading:
+                self._reader.promote(int(self.tickets[slot]))
                 self.statistics.misses += 1
                 self.statistics.late_predictions += 1
-        return wave
+            else:
+                self.statistics.hits += 1
+        return present, absent
 
-    def _begin_reads(self, waiting: Sequence[ExpertKey]) -> None:
-        """Start the reads of experts that are absent, as far as slots can be had."""
-        for key in waiting:
-            if key not in self._entries:
-                slot = self._free_slot()
-                if slot is None:
-                    return
-                self._read(key, slot, predicted=False)
-                self._entries[key].pinned = True
+    def _begin_reads(self, begun: list[int], absent: list[int]) -> None:
+        """Start the reads of absent experts as far as slots can be had, moving them to `begun`."""
+        while absent:
+            slot = self._free_slot()
+            if slot is None:
+                return
+            key = absent.pop(0)
+            self._read(key, slot, predicted=False)
+            self._pinned[slot] = True
+            begun.append(key)
 
-    def _await_some(self, in_flight: Sequence[ExpertKey]) -> list[ExpertKey]:
-        """Wait for the first read in flight; returns it and all others that have landed by then.
+    def _await_a_slot(self) -> None:
+        """Every slot is taken by a read that nobody awaits: wait for the end of one of them."""
+        self._settle(next(iter(self._loading)))
 
-        With none of ours in flight every slot is taken by a prediction that is still being read: waits
-        for one of those, so that its slot can be had, and returns nothing.
-        """
-        wave: list[ExpertKey] = []
-        for key in in_flight:
-            entry = self._entries[key]
-            if not wave or entry.ticket is None or self._reader.done(entry.ticket):
-                self._finish(key, entry)
-                wave.append(key)
-        if not in_flight:
-            self._settle(*next(iter(self._loading.items())))
-        return wave
-
-    def _settle(self, key: ExpertKey, entry: _Entry) -> None:
-        """Wait for a predicted read. Where it failed its expert is absent; a demand read will tell why."""
+    def _settle(self, slot: int) -> None:
+        """Wait for a read that nobody awaits. Where it failed its expert is absent; a demand read will tell why."""
         try:
-            self._finish(key, entry)
+            self._finish(slot)
         except ReadError:
-            if key in self._entries:  # stuck, not failed: its slot cannot be had
+            if self.tickets[slot] >= 0:  # stuck, not failed: its slot cannot be had
                 raise
 
-    def _read(self, key: ExpertKey, slot: int, predicted: bool) -> None:
-        record = self._table.record(*key)
-        ticket = self._reader.submit(
+    def _read(self, key: int, slot: int, predicted: bool) -> None:
+        record = self._table.record(*divmod(key, self._experts))
+        self.tickets[slot] = self._reader.submit(
             self._files.descriptor(record.path),
             record.offset,
             record.length,
             self._base_address + slot * self._slot_bytes,
             not predicted,
         )
-        self._entries[key] = self._loading[key] = _Entry(slot, ticket, predicted)
-        self._policy.insert(key)
+        self._loading.add(slot)
+        self._slot_of[key], self._key_of[slot] = slot, key
+        self._predicted[slot] = predicted
+        self._policy.use(key, slot)
         if predicted:
             self.statistics.predicted_bytes += record.length
         else:
             self.statistics.demand_bytes += record.length
 
-    def _finish(self, key: ExpertKey, entry: _Entry) -> None:
-        """Wait for the expert's read if it has one. A failed read leaves the expert absent.
+    def _is_loading(self, slot: int) -> bool:
+        ticket = int(self.tickets[slot])
+        return ticket >= 0 and not self._reader.done(ticket)
+
+    def _finish(self, slot: int) -> None:
+        """Wait for the read into a slot if there is one. A failed read leaves its expert absent.
 
         A read that is still going on after the time limit keeps its slot, since it may yet write there.
         """
-        if entry.ticket is None:
+        ticket = int(self.tickets[slot])
+        if ticket < 0:
+            self._loading.discard(slot)
             return
         began_ns = time.perf_counter_ns()
         try:
-            self._reader.wait(entry.ticket, READ_TIMEOUT_SECONDS)
+            self._reader.wait(ticket, READ_TIMEOUT_SECONDS)
         except ReadError as error:
-            if self._reader.done(entry.ticket):
-                self._drop(key)
-            raise ReadError(f"Layer {key[0]}, expert {key[1]}: {error.message}", error.hint) from error
+            name = self._name(slot)
+            if self._reader.done(ticket):
+                self._drop(slot)
+            raise ReadError(f"{name}: {error.message}", error.hint) from error
         finally:
             self.statistics.wait_ns += time.perf_counter_ns() - began_ns
         # In this order: a KeyboardInterrupt between two of these lines may lose a ticket, but never one in use.
-        self._loading.pop(key, None)
-        ticket, entry.ticket = entry.ticket, None
+        self._loading.discard(slot)
+        self.tickets[slot] = -1
         self._reader.release(ticket)
 
     def _free_slot(self) -> int | None:
-        if self._free_slots:
-            return self._free_slots.pop()
-        victim = self._policy.victim(self._may_leave)
-        if victim is None:
-            return None
-        self._drop(victim)
+        if not self._free_slots:
+            for slot in [slot for slot in self._loading if not self._pinned[slot] and not self._is_loading(slot)]:
+                self._settle(slot)
+        if not self._free_slots:
+            victim = self._policy.victim(~self._pinned & (self.tickets < 0))
+            if victim < 0:
+                return None
+            self._drop(victim)
         return self._free_slots.pop()
 
-    def _may_leave(self, key: ExpertKey) -> bool:
-        entry = self._entries[key]
-        if entry.pinned:
-            return False
-        return entry.ticket is None or self._reader.done(entry.ticket)
+    def _drop(self, slot: int) -> None:
+        """Make the expert in a slot absent; its read, if it had one, has ended."""
+        ticket = int(self.tickets[slot])
+        if ticket >= 0:
+            self.tickets[slot] = -1
+            self._reader.release(ticket)
+        self._loading.discard(slot)
+        del self._slot_of[self._key_of[slot]]
+        self._key_of[slot] = -1
+        self._predicted[slot] = self._pinned[slot] = False
+        self._free_slots.append(slot)
 
-    def _drop(self, key: ExpertKey) -> None:
-        entry = self._entries.pop(key)
-        if entry.ticket is not None:
-            self._reader.release(entry.ticket)
-            self._loading.pop(key, None)
-        if entry.predicted:
-            self.switch.record(useful=False)
-        self._policy.remove(key)
-        self._free_slots.append(entry.slot)
-
-    def _count_use(self, entry: _Entry) -> None:
-        if entry.predicted:
-            entry.predicted = False
-            self.statistics.useful_predictions += 1
-            self.switch.record(useful=True)
-
-    def _slots(self, wave: Sequence[ExpertKey]) -> dict[int, int]:
-        return {key[1]: self._entries[key].slot for key in wave}
-
-    def _unpin(self, wave: Sequence[ExpertKey]) -> None:
-        for key in wave:
-            self._entries[key].pinned = False
+    def _name(self, slot: int) -> str:
+        layer, expert = divmod(self._key_of[slot], self._experts)
+        return f"Layer {layer}, expert {expert}"

@@ -1,32 +1,77 @@
-"""Whether reading ahead pays: predicted reads are kept up only while enough of them are used."""
+"""Whether reading ahead pays: decided by trial, since no rule holds for every disk, model and budget.
+
+Where the disk is the limit, a wrong guess takes its time from a demand; where it is idle, a right one saves a wait.
+So tokens with and without predicted reads are timed in turn, and what was faster is kept for a while.
+"""
 
 from __future__ import annotations
 
-WINDOW_READS = 64
-LEAST_USEFUL_SHARE = 0.4
-PAUSE_PREDICTIONS = 512
+from statistics import median
+
+from edgemoe.errors import UsageError
+
+PREDICTION_MODES = ("auto", "on", "off")
+"""By trial, always, or never."""
+
+WARM_UP_TOKENS = 16
+"""Tokens before the first trial, in which the cache fills and nothing is typical."""
+BLOCK_TOKENS = 4
+TRIAL_BLOCKS = 8
+"""In a trial, blocks of tokens with and without predicted reads take turns."""
+HOLD_TOKENS = (256, 4096)
+"""For how long a verdict holds: at first, and at the most; twice as long each time that the same one comes."""
+LEAST_GAIN = 0.01
+"""Prediction is kept where it saves at least this share of a token's time."""
 
 
 class PredictionSwitch:
-    """Closes when under 40 % of the last 64 predicted reads were used; tries again 512 predictions later."""
+    """Open while predicted reads are worth making. Told of every decoded token's time, in nanoseconds."""
 
-    def __init__(self) -> None:
-        self._outcomes: list[bool] = []
-        self._pause_left = 0
+    def __init__(self, mode: str = "auto") -> None:
+        """Raises UsageError for what is none of `PREDICTION_MODES`."""
+        if mode not in PREDICTION_MODES:
+            raise UsageError(f"prediction: expected {', '.join(PREDICTION_MODES)}, found {mode!r}.", "Leave it out.")
+        self.mode = mode
+        self._left = WARM_UP_TOKENS
+        self._hold_tokens = HOLD_TOKENS[0]
+        self._verdict = False
+        self._trial: list[list[int]] | None = None  # times of tokens without and with predicted reads
 
     @property
     def open(self) -> bool:
-        """Whether predicted reads may be made now."""
-        return self._pause_left == 0
+        """Whether reads may be predicted for the token that comes."""
+        if self.mode != "auto":
+            return self.mode == "on"
+        if self._trial is None:
+            return self._verdict
+        return self._block() % 2 == 1
 
-    def tick(self) -> None:
-        """One layer's prediction was made, whether or not reads may follow from it."""
-        self._pause_left = max(0, self._pause_left - 1)
+    @property
+    def verdict(self) -> bool:
+        """Whether prediction was found to pay, in the latest trial."""
+        return self._verdict
 
-    def record(self, useful: bool) -> None:
-        """A predicted read was used, or its expert left the cache without having been used."""
-        self._outcomes.append(useful)
-        if len(self._outcomes) >= WINDOW_READS:
-            if sum(self._outcomes) < LEAST_USEFUL_SHARE * len(self._outcomes):
-                self._pause_left = PAUSE_PREDICTIONS
-            self._outcomes.clear()
+    def record(self, token_ns: int) -> None:
+        """A token was decoded, with predicted reads if the switch was open."""
+        if self.mode != "auto":
+            return
+        if self._trial is None:
+            self._left -= 1
+            if self._left <= 0:
+                self._trial = [[], []]
+            return
+        self._trial[self.open].append(token_ns)
+        if self._block() == TRIAL_BLOCKS:
+            self._decide(*self._trial)
+
+    def _block(self) -> int:
+        assert self._trial is not None
+        return (len(self._trial[0]) + len(self._trial[1])) // BLOCK_TOKENS
+
+    def _decide(self, without_ns: list[int], with_ns: list[int]) -> None:
+        pays = median(with_ns) <= (1 - LEAST_GAIN) * median(without_ns)
+        again = pays == self._verdict
+        self._hold_tokens = min(2 * self._hold_tokens, HOLD_TOKENS[1]) if again else HOLD_TOKENS[0]
+        self._left = self._hold_tokens
+        self._verdict = pays
+        self._trial = None

@@ -62,6 +62,9 @@ class RecordReader(Protocol):
     def promote(self, ticket: int) -> None:
         """Turn a predicted read into a demand read."""
 
+    def cancel(self, ticket: int) -> bool:
+        """Whether the read had not begun and now never will; its ticket is still to be released."""
+
     def release(self, ticket: int) -> None:
         """Forget a read that has ended."""
 
@@ -134,6 +137,17 @@ class ThreadedReader:
             if ticket in self._queues[1]:
                 self._queues[1].remove(ticket)
                 self._queues[0].append(ticket)
+
+    def cancel(self, ticket: int) -> bool:
+        with self._change:
+            for queue in self._queues:
+                if ticket in queue:
+                    queue.remove(ticket)
+                    read = self._reads[ticket]
+                    read.failure = "The read was cancelled."
+                    read.ended.set()
+                    return True
+        return False
 
     def release(self, ticket: int) -> None:
         self._reads.pop(ticket, None)

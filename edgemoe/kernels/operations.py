@@ -31,6 +31,7 @@ Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int32]
 Bytes = npt.NDArray[np.uint8]
 Nanoseconds = npt.NDArray[np.int64]
+Tickets = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,12 +175,32 @@ class ExpertLayout:
         return self.down_format.matrix_bytes(self.model_width, self.ffn_width)
 
 
+class AwaitedReads(Protocol):
+    """A reader, as an operation sees it that awaits its reads."""
+
+    def done(self, ticket: int) -> bool: ...
+    def wait(self, ticket: int, timeout_seconds: float | None = None) -> None: ...
+    def release(self, ticket: int) -> None: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Arrivals:
+    """Records that may still be on their way into the arena when an operation begins."""
+
+    reader: AwaitedReads
+    tickets: Tickets  # (slot count,): of the read into a slot, or -1 where its record is there
+    timeout_seconds: float
+    """For which the next record to land is awaited."""
+
+
 @dataclass(frozen=True, eq=False)
 class Experts:
     """`output[t, k] = expert experts[t, k] (input[t])` for experts whose `slots[e] >= 0`; others are left.
 
     The caller changes `slots` between runs. Each token's results go to rows of their own, so the order in
-    which experts arrive never shows.
+    which experts arrive never shows. With `arrivals`, experts whose records are there are computed first, the others
+    as they land; the ticket of a record that was awaited is released and becomes -1. A run raises ReadError where a
+    read fails or takes too long, and leaves the tickets of what it did not use as they are.
     """
 
     input: Floats  # (T, D)
@@ -188,6 +209,7 @@ class Experts:
     arena: Bytes  # (slot count, slot bytes); slots are 4096-byte aligned
     layout: ExpertLayout
     output: Floats  # (T, K, D)
+    arrivals: Arrivals | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,6 +240,8 @@ class ProgramTimes:
     operations_ns: Nanoseconds  # (operations,)
     waited_ns: Nanoseconds  # (operations,)
     """Of an operation's time, what its thread spent on waking and awaiting others; 0 where that cannot be told."""
+    disk_ns: Nanoseconds  # (operations,)
+    """Of an operation's time, what it waited for records with nothing else to do."""
 
 
 class Program(Protocol):
@@ -272,6 +296,9 @@ class Backend(Protocol):
 
     def program(self, operations: Sequence[Operation]) -> Program:
         """Check and bind a list of operations. Raises KernelError for one that cannot be done."""
+
+    def can_await(self, reader: AwaitedReads) -> bool:
+        """Whether `Experts` can await the reads of this reader (`Arrivals`)."""
 
     def scratch_bytes(self, operations: Sequence[Operation]) -> int:
         """Bytes that `program` will allocate for these operations besides their buffers."""

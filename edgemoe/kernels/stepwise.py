@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,10 @@ class StepwiseBackend(ABC):
 
     def program(self, operations: Sequence[op.Operation]) -> StepwiseProgram:
         return StepwiseProgram(self, operations)
+
+    def can_await(self, reader: op.AwaitedReads) -> bool:
+        """Any reader's."""
+        return True
 
     @abstractmethod
     def product_scratch_bytes(self, tokens: int, rows: int, columns: int) -> int:
@@ -122,6 +126,7 @@ class StepwiseProgram:
         self._timed = False
         self._elapsed_ns = 0
         self._operations_ns = np.zeros(len(self._steps), np.int64)
+        self._disk_ns = np.zeros(len(self._steps), np.int64)
 
     def run(self, tokens: int, position: int) -> None:
         """Raises KernelError where the buffers are too short for these tokens at this position."""
@@ -140,18 +145,21 @@ class StepwiseProgram:
         self._timed = on
         self._elapsed_ns = 0
         self._operations_ns[:] = 0
+        self._disk_ns[:] = 0
 
     def times(self) -> op.ProgramTimes:
         """Threads work inside of a kernel, where waiting for them cannot be told from working."""
-        return op.ProgramTimes(self._elapsed_ns, self._operations_ns.copy(), np.zeros_like(self._operations_ns))
+        waited_ns = np.zeros_like(self._operations_ns)
+        return op.ProgramTimes(self._elapsed_ns, self._operations_ns.copy(), waited_ns, self._disk_ns.copy())
 
     def _run_timed(self, tokens: int, position: int) -> None:
         start = before = time.perf_counter_ns()
         try:
             for number, (step, operation) in enumerate(self._steps):
-                step(self._kernels, operation, tokens, position)
+                disk_ns = step(self._kernels, operation, tokens, position)
                 now = time.perf_counter_ns()
                 self._operations_ns[number] += now - before
+                self._disk_ns[number] += disk_ns or 0
                 before = now
         finally:
             self._elapsed_ns += time.perf_counter_ns() - start
@@ -233,14 +241,36 @@ def _gated_ffn(kernels: StepwiseBackend, o: op.GatedFfn, tokens: int, position: 
     o.output[:tokens] = kernels.gated_ffn(o.input[:tokens], o.gate_up, o.down)
 
 
-def _experts(kernels: StepwiseBackend, o: op.Experts, tokens: int, position: int) -> None:
+def _experts(kernels: StepwiseBackend, o: op.Experts, tokens: int, position: int) -> int:
+    """Returns the nanoseconds for which it waited for records."""
     chosen = o.experts[:tokens]
-    for expert in np.unique(chosen):
-        slot = o.slots[expert]
-        if slot >= 0:
-            rows, ranks = np.nonzero(chosen == expert)
-            gate_up, down = expert_matrices(o.arena[slot], o.layout)
-            o.output[rows, ranks] = kernels.gated_ffn(o.input[rows], gate_up, down)
+    here = [(int(expert), int(o.slots[expert])) for expert in np.unique(chosen) if o.slots[expert] >= 0]
+    disk_ns = 0
+    for expert, slot, waited_ns in _as_they_land(here, o.arrivals):
+        rows, ranks = np.nonzero(chosen == expert)
+        gate_up, down = expert_matrices(o.arena[slot], o.layout)
+        o.output[rows, ranks] = kernels.gated_ffn(o.input[rows], gate_up, down)
+        disk_ns += waited_ns
+    return disk_ns
+
+
+def _as_they_land(experts: list[tuple[int, int]], arrivals: op.Arrivals | None) -> Iterator[tuple[int, int, int]]:
+    """Experts with their slots whose records are there, then the others, and the nanoseconds that each was awaited."""
+    if arrivals is None:
+        yield from ((expert, slot, 0) for expert, slot in experts)
+        return
+    reader, tickets = arrivals.reader, arrivals.tickets
+    while experts:
+        landed = [pair for pair in experts if tickets[pair[1]] < 0 or reader.done(int(tickets[pair[1]]))]
+        for expert, slot in landed or experts[:1]:
+            began_ns = time.perf_counter_ns()
+            ticket = int(tickets[slot])
+            if ticket >= 0:
+                reader.wait(ticket, arrivals.timeout_seconds)
+                tickets[slot] = -1
+                reader.release(ticket)
+            yield expert, slot, time.perf_counter_ns() - began_ns
+            experts = [pair for pair in experts if pair[0] != expert]
 
 
 def expert_matrices(record: op.Bytes, layout: op.ExpertLayout) -> tuple[Matrix, Matrix]:
@@ -258,7 +288,7 @@ def _combine(kernels: StepwiseBackend, o: op.Combine, tokens: int, position: int
     o.residual[:tokens] += np.float32(o.scale) * total
 
 
-_STEPS: dict[type, Callable[[StepwiseBackend, Any, int, int], None]] = {
+_STEPS: dict[type, Callable[[StepwiseBackend, Any, int, int], int | None]] = {
     op.Embed: _embed,
     op.RmsNorm: _rms_norm,
     op.Linear: _linear,

@@ -1,12 +1,14 @@
 """The one decoder: interprets a ModelSpec as lists of operations, bound to weights and buffers.
 
 The way of a token: embedding; then in each layer norm, attention, residual, norm, FFN, residual; then norm and
-head. An MoE layer's FFN is router, experts, and a sum in router order. Because experts may have to
-be read first, a layer is cut where its routing is known:
+head. An MoE layer's FFN is router, experts, and a sum in router order. Because experts may have to be read first, a
+token is cut where a layer's routing is known (`stepper.py`), and a layer's operations are these, in this order:
 
-    attend[i]   combine layer i-1, then up to the routing of layer i
-    beside[i]   what needs no routed expert: the shared expert, and the guess at layer i+1's routing
-    experts[i]  the routed experts that are in RAM (run once for every wave of them)
+    attend   attention, and the routing of an MoE layer
+    predict  only on demand: the guess at the next layer's routing
+    beside   what needs no routed expert: the shared expert, or a dense FFN
+    experts  the routed experts: those in RAM first, the others as their records land
+    combine  the sum, added to the residual stream
 
 Where all experts are resident there is nothing to wait for, and one program holds the whole token.
 """
@@ -61,13 +63,16 @@ class Decoder:
         kv_cache: KvCache,
         arena: npt.NDArray[np.uint8],
         expert_layouts: Sequence[op.ExpertLayout | None],
+        arrivals: op.Arrivals | None = None,
     ) -> None:
+        """`arrivals`: records may still be on their way when the experts of a layer are run."""
         self.spec = spec
         self._weights = weights
         self._space = workspace
         self._kv_cache = kv_cache
         self._arena = arena
         self._layouts = expert_layouts
+        self._arrivals = arrivals
         self._parts: dict[op.Operation, Part] = {}
         tokens = len(workspace.ids)
         self.routing = [
@@ -130,7 +135,7 @@ class Decoder:
         layout = self._layouts[number]
         assert layout is not None
         routed = take(space.routed, len(space.ids), moe.experts_per_token, self.spec.model_width)
-        experts = op.Experts(space.normed, routing.experts, routing.slots, self._arena, layout, routed)
+        experts = op.Experts(space.normed, routing.experts, routing.slots, self._arena, layout, routed, self._arrivals)
         return LayerOperations(
             attend,
             beside,

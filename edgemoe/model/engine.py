@@ -21,11 +21,12 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.errors import UsageError
-from edgemoe.experts.cache import CacheStatistics, ExpertCache
+from edgemoe.experts.cache import READ_TIMEOUT_SECONDS, CacheStatistics, ExpertCache
 from edgemoe.experts.loading import load_all_experts
-from edgemoe.experts.policy import LeastRecentlyUsed
+from edgemoe.experts.policy import DEFAULT_POLICY, make_policy
+from edgemoe.experts.prediction import PredictionSwitch
 from edgemoe.experts.reads import ExpertFiles, RecordReader, open_reader
-from edgemoe.kernels.operations import Backend, Floats, Program
+from edgemoe.kernels.operations import Arrivals, Backend, Floats, Program
 from edgemoe.kernels.select import select_backend
 from edgemoe.model.decoder import Decoder
 from edgemoe.model.description import store_spec
@@ -38,7 +39,7 @@ from edgemoe.model.workspace import KvCache, Workspace
 from edgemoe.store.direct import allocate_pages
 from edgemoe.store.reader import Store
 
-READER_THREADS = 2
+READER_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,9 @@ class Engine:
         spec: ModelSpec,
         memory: MemoryPlan,
         backend: Backend,
-        prediction: bool = True,
+        prediction: str = "auto",
         direct_reads: bool = True,
+        policy: str = DEFAULT_POLICY,
     ) -> None:
         self.store = store
         self.spec = spec
@@ -106,30 +108,35 @@ class Engine:
             self._reader = open_reader(arena, READER_THREADS)
             self._space = Workspace.allocate(spec, memory.chunk_tokens)
             kv_cache = KvCache.allocate(spec, memory.context_length, memory.kv_format)
-            decoder = Decoder(spec, store.load_resident(), self._space, kv_cache, arena, store.expert_layouts)
+            cache = None if memory.all_resident else self._make_cache(arena, policy)
+            arrivals = None
+            if cache is not None and backend.can_await(self._reader):
+                arrivals = Arrivals(self._reader, cache.tickets, READ_TIMEOUT_SECONDS)
+                cache.kernels_await = True
+            layouts = store.expert_layouts
+            decoder = Decoder(spec, store.load_resident(), self._space, kv_cache, arena, layouts, arrivals)
             self._programs = Programs(backend, decoder.part_of)
-            self._stepper = self._make_stepper(decoder, self._programs, arena, prediction)
+            if cache is None:
+                load_all_experts(arena, decoder.slot_tables(), store, self._files, self._reader)
+                self._stepper = ResidentStepper(decoder, self._programs)
+            else:
+                self._stepper = StreamingStepper(decoder, self._programs, cache, PredictionSwitch(prediction))
             self._head = self._programs.make(decoder.head)
         except BaseException:
             self.close()
             raise
         self.traffic: TokenTraffic = token_traffic(decoder)
         self._routing = decoder.routing
-        most_experts = max((len(routing.slots) for routing in self._routing if routing is not None), default=0)
-        self.expert_uses: npt.NDArray[np.int64] = np.zeros((len(spec.layers), most_experts), np.int64)
+        self.expert_uses: npt.NDArray[np.int64] = np.zeros((len(spec.layers), _most_experts(spec)), np.int64)
         routed = [(layer, routing) for layer, routing in enumerate(self._routing) if routing is not None]
         self._choices = [routing.experts[0] for _, routing in routed]
         self._choice_layers = np.repeat([layer for layer, _ in routed], [len(chosen) for chosen in self._choices])
 
-    def _make_stepper(
-        self, decoder: Decoder, programs: Programs, arena: npt.NDArray[np.uint8], prediction: bool
-    ) -> Stepper:
+    def _make_cache(self, arena: npt.NDArray[np.uint8], policy: str) -> ExpertCache:
         assert self._reader is not None
-        if self.memory.all_resident:
-            load_all_experts(arena, decoder.slot_tables(), self.store, self._files, self._reader)
-            return ResidentStepper(decoder, programs)
-        cache = ExpertCache(arena, self.store, self._files, self._reader, LeastRecentlyUsed())
-        return StreamingStepper(decoder, programs, cache, prediction)
+        experts = _most_experts(self.spec)
+        policy_state = make_policy(policy, len(arena), len(self.spec.layers) * experts)
+        return ExpertCache(arena, experts, self.store, self._files, self._reader, policy_state)
 
     @property
     def context_length(self) -> int:
@@ -158,10 +165,10 @@ class Engine:
         """Where the time of every `forward` since `keep_ledger` went; None where no ledger is kept."""
         if not self._keeps_ledger or self._programs is None:
             return None
-        computed, programs_ns = self._programs.ledger()
+        programs, programs_ns = self._programs.ledger()
         waited_ns = self._stepper.statistics.wait_ns - self._waited_before_ns
         python_ns = self._forward_ns - programs_ns - waited_ns
-        return TimeLedger({**computed.ns, "disk_wait": waited_ns, "python": python_ns})
+        return programs + TimeLedger({"disk_wait": waited_ns, "python": python_ns})
 
     def forward(self, token_ids: Sequence[int] | npt.NDArray[np.integer], *, all_logits: bool = False) -> Floats:
         """Append tokens; returns the logits after the last one `(V,)`, or after each `(T, V)`.
@@ -268,14 +275,18 @@ def open_engine(
     context_length: int | None = None,
     kv: str | None = None,
     *,
-    prediction: bool = True,
+    prediction: str = "auto",
     direct_reads: bool = True,
+    policy: str = DEFAULT_POLICY,
 ) -> Engine:
     """Open a store and make it ready to run within a memory budget.
 
     `ram` is in bytes, or a size as text, `floor`, or `auto`; `kv` is `f16`, `q8`, or None for what the store was made
-    for. Raises StoreError, BudgetError, UsageError.
+    for. Where not all experts fit, `policy` says which one leaves for another (`experts/policy.py`), and `prediction`
+    whether experts are read ahead on a guess at the next layer's routing: `on`, `off`, or `auto`, by trial.
+    None of these changes an answer. Raises StoreError, BudgetError, UsageError.
     """
+    make_policy(policy, 1, 1), PredictionSwitch(prediction)  # refused here where they are none, whether used or not
     store = Store.open(Path(path))
     spec = store_spec(store)
     backend = select_backend(threads)  # before the plan, which measures what the backend's libraries hold
@@ -284,7 +295,7 @@ def open_engine(
     except BaseException:
         backend.close()
         raise
-    return Engine(store, spec, memory, backend, prediction, direct_reads)
+    return Engine(store, spec, memory, backend, prediction, direct_reads, policy)
 
 
 def model_sizes(store: Store, spec: ModelSpec, kv: str | None = None) -> ModelSizes:
@@ -301,6 +312,11 @@ def _kv_format(store: Store, kv: str | None) -> KvFormat:
     if kv not in choices:
         raise UsageError(f"kv: expected {' or '.join(choices)}, found {kv}.", "Leave it out for f16.")
     return choices[kv]
+
+
+def _most_experts(spec: ModelSpec) -> int:
+    """Of any layer."""
+    return max((layer.ffn.experts for layer in spec.layers if isinstance(layer.ffn, MoeSpec)), default=0)
 
 
 def _allocate_arena(slots: int, slot_bytes: int) -> npt.NDArray[np.uint8]:

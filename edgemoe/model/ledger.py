@@ -2,9 +2,10 @@
 
 Invariant: every moment belongs to one part, so that the parts of a run add up to its wall time. Compute parts are
 timed around each operation inside of the backend, without what the calling thread spent on waiting for other threads
-(`synchronisation`). `python` is what is left of `Engine.forward` when whole runs of programs and waits for the disk
-are taken off: the interpreter at work. The operations are timed one by one and not as the rest of anything, so that
-one which was forgotten, or counted twice, shows as a sum that is not the wall time.
+(`synchronisation`) or, with nothing else to do, for records (`disk_wait`). `python` is what is left of
+`Engine.forward` when whole runs of programs, and waits for the disk outside of them, are taken off: the interpreter at
+work. The operations are timed one by one and not as the rest of anything, so that one which was forgotten, or counted
+twice, shows as a sum that is not the wall time.
 """
 
 from __future__ import annotations
@@ -86,13 +87,14 @@ class Programs:
             program.time_runs(on)
 
     def ledger(self) -> tuple[TimeLedger, int]:
-        """The compute parts and `synchronisation`, and the nanoseconds of whole runs."""
+        """The compute parts, `synchronisation` and what operations waited for the disk, and the time of whole runs."""
         ns: dict[Part, int] = {}
-        waited_ns = elapsed_ns = 0
+        waited_ns = disk_ns = elapsed_ns = 0
         for program, parts in self._made:
             times = program.times()
             elapsed_ns += times.elapsed_ns
-            for part, operation_ns, wait_ns in zip(parts, times.operations_ns, times.waited_ns, strict=True):
-                ns[part] = ns.get(part, 0) + int(operation_ns) - int(wait_ns)
-                waited_ns += int(wait_ns)
-        return TimeLedger({**ns, "synchronisation": waited_ns}), elapsed_ns
+            waited_ns += int(times.waited_ns.sum())
+            disk_ns += int(times.disk_ns.sum())
+            for part, own_ns in zip(parts, times.operations_ns - times.waited_ns - times.disk_ns, strict=True):
+                ns[part] = ns.get(part, 0) + int(own_ns)
+        return TimeLedger({**ns, "synchronisation": waited_ns, "disk_wait": disk_ns}), elapsed_ns

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import Protocol
 
 import numpy as np
 
+from edgemoe.errors import ReadError
 from edgemoe.experts.cache import CacheStatistics, ExpertCache
+from edgemoe.experts.prediction import PredictionSwitch
+from edgemoe.kernels.operations import Program
 from edgemoe.model.decoder import Decoder, LayerRouting
 from edgemoe.model.ledger import Programs
 
@@ -43,68 +47,72 @@ class ResidentStepper:
 class StreamingStepper:
     """Some experts in RAM: each layer's routing is looked up in the cache before its experts run.
 
-    While missing experts are read, the layer's shared expert, the guess at the next layer's routing and the
-    experts that are there are computed.
+    A token is one program up to the first routing, and then one from each routing to the next: the layer's experts,
+    in whatever order they land, and all that follows up to where the next layer's experts are known. Reads of
+    missing experts begin before such a program, which computes what it has while they are under way.
     """
 
-    def __init__(self, decoder: Decoder, programs: Programs, cache: ExpertCache, prediction: bool) -> None:
+    def __init__(self, decoder: Decoder, programs: Programs, cache: ExpertCache, switch: PredictionSwitch) -> None:
         self.statistics = cache.statistics
         self._cache = cache
-        self._routing = decoder.routing
-        before = decoder.embed
-        self._attend, self._beside, self._predict, self._experts = [], [], [], []
-        for layer in decoder.layers:
-            self._attend.append(programs.make(before + layer.attend))
-            self._beside.append(programs.make(layer.beside) if layer.beside else None)
-            self._predict.append(programs.make(layer.predict) if layer.predict and prediction else None)
-            self._experts.append(programs.make(layer.experts) if layer.experts else None)
-            before = layer.combine
-        self._last_combine = programs.make(before)
+        self._switch = switch
+        self._routing = {number: routing for number, routing in enumerate(decoder.routing) if routing is not None}
+        self._some_experts: dict[int, Program] = {}
+        self._predict: dict[int, Program] = {}
+        self._from_routing: dict[int, Program] = {}
+        operations, since = list(decoder.embed), None
+        for number, layer in enumerate(decoder.layers):
+            operations += layer.attend
+            if layer.experts:
+                self._cut(programs.make(operations), since)
+                operations, since = [], number
+                self._some_experts[number] = programs.make(layer.experts)
+                if layer.predict and switch.mode != "off":
+                    self._predict[number] = programs.make(layer.predict)
+            operations += layer.beside + layer.experts + layer.combine
+        self._cut(programs.make(operations), since)
+
+    def _cut(self, program: Program, since: int | None) -> None:
+        if since is None:
+            self._to_first_routing = program
+        else:
+            self._from_routing[since] = program
 
     def step(self, tokens: int, position: int) -> None:
-        for number, routing in enumerate(self._routing):
-            self._attend[number].run(tokens, position)
-            if routing is not None:
-                self._run_experts(number, routing, tokens, position)
-            else:
-                self._run_beside(number, tokens, position)
-        self._last_combine.run(tokens, position)
+        began_ns = time.perf_counter_ns()
+        reads_ahead = tokens == 1 and self._switch.open
+        self._to_first_routing.run(tokens, position)
+        for number, routing in self._routing.items():
+            self._run_from(number, routing, tokens, position, reads_ahead)
+        if tokens == 1:
+            self._switch.record(time.perf_counter_ns() - began_ns)
 
     def is_loaded(self, layer: int, expert: int) -> bool:
-        return self._cache.loaded((layer, expert))
+        return self._cache.loaded(layer, expert)
 
-    def _run_beside(self, number: int, tokens: int, position: int) -> None:
-        beside = self._beside[number]
-        if beside is not None:
-            beside.run(tokens, position)
-
-    def _run_experts(self, number: int, routing: LayerRouting, tokens: int, position: int) -> None:
+    def _run_from(self, number: int, routing: LayerRouting, tokens: int, position: int, reads_ahead: bool) -> None:
+        """The experts of a layer, and all that follows up to the next routing."""
         wanted = routing.experts[0].tolist() if tokens == 1 else np.unique(routing.experts[:tokens]).tolist()
-        program = self._experts[number]
-        assert program is not None
         # closed whatever happens, so that an interrupted run leaves no expert pinned
         with contextlib.closing(self._cache.stream(number, wanted)) as waves:
-            wave = next(waves, None)  # begins the reads of what is missing
-            self._run_beside(number, tokens, position)
-            guess = self._guess_next_layer(number, position) if tokens == 1 else None
-            while wave is not None:
-                if guess is not None and self._cache.reader_is_idle():
-                    self._cache.predict(number + 1, guess)
-                    guess = None
+            left = len(wanted)
+            for wave in waves:
+                left -= len(wave)
                 routing.slots.fill(-1)
                 for expert, slot in wave.items():
                     routing.slots[expert] = slot
-                program.run(tokens, position)
-                wave = next(waves, None)
-        if guess is not None:
-            self._cache.predict(number + 1, guess)
+                if reads_ahead:
+                    self._read_ahead(number, position)
+                    reads_ahead = False
+                program = self._some_experts[number] if left else self._from_routing[number]
+                try:
+                    program.run(tokens, position)
+                except ReadError as error:
+                    raise self._cache.failure(wave, error) from error
 
-    def _guess_next_layer(self, number: int, position: int) -> list[int] | None:
-        predict = self._predict[number]
-        if predict is None:
-            return None
-        predict.run(1, position)
-        routing = self._routing[number + 1]
-        assert routing is not None
-        guess: list[int] = routing.predicted[0].tolist()
-        return guess
+    def _read_ahead(self, number: int, position: int) -> None:
+        """Guess the next layer's routing, and begin to read what it names."""
+        predict = self._predict.get(number)
+        if predict is not None:
+            predict.run(1, position)
+            self._cache.predict(number + 1, self._routing[number + 1].predicted[0].tolist())

@@ -193,6 +193,8 @@ def load(
     threads: int | None = None,
     context_length: int | None = None,
     kv: str | None = None,
+    policy: str = "lru",
+    prediction: str = "auto",
 ) -> Model:
     """Open a store, or the bundled model where no path is given.
 
@@ -200,6 +202,8 @@ def load(
     threads: of the kernels; None chooses. context_length: in tokens; None leaves it to the model and budget.
     kv: how keys and values are kept: `f16`, or `q8` in half the memory, which changes answers a little
     (docs/performance.md says by how much); None is `f16`, and float32 for a store with float32 weights.
+    policy, prediction: where not all experts fit, which one leaves for another (`lru`, `lfu` and others, see
+    `edgemoe replay`), and whether experts are read ahead on a guess (`auto`, `on`, `off`). No answer depends on them.
     Raises StoreError, BudgetError or UsageError.
     """
     from edgemoe.model.engine import open_engine
@@ -211,7 +215,7 @@ def load(
     # The tokenizer first, so that the memory plan, which measures the interpreter, counts it.
     # Where the manifest says that there is one, opening the store says that it is missing.
     library_tokenizer = load_library_tokenizer(folder) if has_tokenizer(folder) else None
-    engine = open_engine(folder, ram, threads, context_length, kv)
+    engine = open_engine(folder, ram, threads, context_length, kv, prediction=prediction, policy=policy)
     try:
         stops = stop_ids(folder, library_tokenizer)
         return Model(engine, Tokenizer(library_tokenizer, engine.spec.vocabulary, stops), folder)

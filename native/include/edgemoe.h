@@ -22,7 +22,7 @@ extern "C" {
 #define EM_API __attribute__((visibility("default")))
 
 /* Raised by one with every change to this header that a caller must know of. */
-#define EM_ABI_VERSION 3
+#define EM_ABI_VERSION 4
 
 typedef enum em_status {
     EM_OK = 0,
@@ -178,6 +178,18 @@ typedef struct em_gated_ffn {
     em_matrix down;     /* (D, F) */
 } em_gated_ffn;
 
+typedef struct em_reader em_reader; /* see "expert reads" below */
+
+/* Records that may still be on their way into the arena when an operation begins. */
+typedef struct em_arrivals {
+    em_reader *reader;   /* NULL: every record is there */
+    int64_t *tickets;    /* (slot_count): of the read into a slot, or -1 where its record is there */
+    int64_t timeout_us;  /* for which the next record is awaited; negative: for ever */
+} em_arrivals;
+
+/* Experts whose records are there are computed first, the others as they land. The ticket of a record that was awaited
+ * is released, and becomes -1. Where a read fails, or none ends in time, the run ends with that status; the tickets
+ * of what it did not use are left as they are. */
 typedef struct em_experts {
     const float *input;     /* (T, D) */
     const int32_t *experts; /* (T, K) */
@@ -194,6 +206,7 @@ typedef struct em_experts {
     int32_t gate_up_format;
     int32_t down_format;
     int32_t reserved;
+    em_arrivals arrivals;
 } em_experts;
 
 typedef struct em_combine {
@@ -249,6 +262,7 @@ typedef struct em_scratch {
 typedef struct em_operation_time {
     uint64_t elapsed_ns;
     uint64_t waited_ns; /* of it, the caller's thread woke workers and waited for them to finish their part */
+    uint64_t disk_ns;   /* of it, there was nothing to do until a record landed */
 } em_operation_time;
 
 typedef struct em_program_times {
@@ -276,8 +290,6 @@ EM_API int32_t em_program_run(em_program *program, int32_t tokens, int32_t posit
 
 /* ---- expert reads ----------------------------------------------------------------------------------- */
 
-typedef struct em_reader em_reader;
-
 typedef struct em_read_counters {
     uint64_t bytes_read;
     uint64_t read_ns;       /* time inside reads, summed over threads */
@@ -287,9 +299,11 @@ typedef struct em_read_counters {
     uint64_t cancelled;
 } em_read_counters;
 
-/* Starts `threads` readers for up to `capacity` requests that are not yet released. With more than one
- * thread, one of them never takes a prediction, so that a demand finds a reader free. */
-EM_API int32_t em_reader_create(int32_t threads, int32_t capacity, em_reader **reader);
+/* Starts `threads` readers for up to `capacity` requests that are not yet released. A request is read in pieces of
+ * `piece_bytes` (a multiple of what direct I/O asks for), by as many readers as are free, so that the first in the
+ * queue lands first. With more than one thread, one of them never takes a piece of a prediction, so that a demand
+ * finds a reader free. */
+EM_API int32_t em_reader_create(int32_t threads, int32_t capacity, int64_t piece_bytes, em_reader **reader);
 /* Drops what is queued, waits for the reads under way, joins the threads. */
 EM_API void em_reader_destroy(em_reader *reader);
 
@@ -301,11 +315,14 @@ EM_API int32_t em_reader_submit(em_reader *reader, int32_t descriptor, int64_t o
 /* Wait for the end of a read, at most `timeout_us` (negative: for ever). EM_OK, EM_TIMEOUT, EM_CANCELLED,
  * EM_READ_FAILED (`*detail` = errno) or EM_SHORT_READ (`*detail` = bytes that were there). */
 EM_API int32_t em_reader_wait(em_reader *reader, int64_t ticket, int64_t timeout_us, int64_t *detail);
+/* Wait until one of `count` reads is over (well or not) or cancelled, at most `timeout_us` (negative: for ever). EM_OK,
+ * EM_TIMEOUT, or EM_BAD_TICKET where one of them is none. */
+EM_API int32_t em_reader_wait_any(em_reader *reader, const int64_t *tickets, int32_t count, int64_t timeout_us);
 /* 1 if the read is over (well or not) or cancelled, 0 if not; negative status for a bad ticket. */
 EM_API int32_t em_reader_done(em_reader *reader, int64_t ticket);
 /* Make a queued prediction a demand, behind the demands already queued. */
 EM_API int32_t em_reader_promote(em_reader *reader, int64_t ticket);
-/* EM_OK if the request had not begun and now never will, EM_BUSY if it has begun or is over. */
+/* EM_OK if no piece of the request had begun and now none will, EM_BUSY if it has begun or is over. */
 EM_API int32_t em_reader_cancel(em_reader *reader, int64_t ticket);
 /* Give the ticket back. EM_BUSY while the request is queued or being read. */
 EM_API int32_t em_reader_release(em_reader *reader, int64_t ticket);

@@ -11,6 +11,7 @@ typedef struct em_run {
     uint8_t *scratch;
     int32_t tokens;
     int32_t position;
+    uint64_t *disk_ns; /* grows by what an operation waits for records; NULL: nobody asks */
 } em_run;
 
 /* Lays arrays out in scratch memory, 64-byte aligned. With `base` NULL it only counts. */

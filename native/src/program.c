@@ -47,8 +47,10 @@ static int32_t check(const em_program *program, int32_t tokens, int32_t position
 
 static int32_t run_timed(const em_operation *operation, const em_run *run, em_operation_time *time) {
     const uint64_t start = em_now_ns();
+    em_run timed = *run;
+    timed.disk_ns = &time->disk_ns;
     em_pool_time(run->pool, &time->waited_ns);
-    const int32_t status = run_one(operation, run);
+    const int32_t status = run_one(operation, &timed);
     time->elapsed_ns += em_now_ns() - start;
     return status;
 }
@@ -73,7 +75,7 @@ int32_t em_program_run(em_program *program, int32_t tokens, int32_t position) {
     int32_t status = check(program, tokens, position);
     if (status == EM_OK) status = em_pool_acquire(program->pool);
     if (status != EM_OK) return status;
-    const em_run run = {program->kernels, program->pool, program->scratch->data, tokens, position};
+    const em_run run = {program->kernels, program->pool, program->scratch->data, tokens, position, NULL};
     status = run_all(program, &run);
     em_pool_release(program->pool);
     if (program->times) program->times->elapsed_ns += em_now_ns() - start;

@@ -1,5 +1,9 @@
 /* Threads that read expert records from files: demands first, then predictions.
  *
+ * A request stays in its queue until its last piece is given out, and is over when all its pieces are. Readers take the
+ * next piece of the first request, so that several of them hasten one record instead of each making its own late, and a
+ * demand waits for the pieces of a prediction that have begun, never for the whole of it.
+ *
  * One mutex guards all requests; it is held for list operations only, never over a read. A ticket is a request's
  * place in the table with a count of how often that place was used, so that a ticket from before is known as such. */
 #include <errno.h>
@@ -20,20 +24,28 @@ enum {
 };
 
 /* The most that one read call is asked for; systems cut longer ones. */
-#define PIECE_BYTES ((int64_t)1 << 30)
+#define PIECE_BYTES_MAX ((int64_t)1 << 30)
 
-typedef enum request_state { FREE, QUEUED, READING, OVER } request_state;
+typedef enum request_state {
+    FREE,
+    QUEUED,  /* some piece was not given out yet; others may be under way */
+    READING, /* all pieces are given out */
+    OVER
+} request_state;
 
 typedef enum priority { DEMAND = 0, PREDICTION = 1, PRIORITIES = 2 } priority;
 
 typedef struct request {
     request_state state;
     priority priority;
-    int32_t status;     /* once over */
+    int32_t status;     /* EM_OK, or why a piece failed: of several failed pieces, the first in the record */
     int32_t descriptor;
-    int64_t detail;     /* once over: errno, or the bytes of a short read */
+    int64_t detail;     /* once over: bytes read, or errno, or the bytes of a short read */
     int64_t offset;
     int64_t length;
+    int64_t given_out;  /* bytes of it, from the beginning */
+    int64_t failed_at;  /* of the piece that `status` is of */
+    int32_t pieces_running;
     uint8_t *destination;
     uint64_t submitted_ns;
     int32_t uses;       /* of this place, for tickets */
@@ -51,10 +63,11 @@ struct em_reader {
     pthread_cond_t over;
     queue queues[PRIORITIES];
     request *requests;
+    int64_t piece_bytes;
     int32_t capacity;
     int32_t free_list;
-    int32_t predictions_running;
-    int32_t predictions_max; /* that may run at a time */
+    int32_t predictions_running; /* pieces */
+    int32_t predictions_max;     /* that may run at a time */
     bool stopping;
     em_read_counters counters;
     pid_t process;
@@ -93,7 +106,7 @@ static void dequeue(em_reader *reader, int32_t place) {
     }
 }
 
-/* The request to read next, or NOWHERE. */
+/* The request whose next piece is to be read, or NOWHERE. */
 static int32_t choose(const em_reader *reader) {
     if (reader->queues[DEMAND].first != NOWHERE) return reader->queues[DEMAND].first;
     if (reader->predictions_running >= reader->predictions_max) return NOWHERE;
@@ -109,12 +122,19 @@ static void finish(em_reader *reader, request *r, int32_t status, int64_t detail
 
 /* ---- reading --------------------------------------------------------------------------------------------- */
 
-static int32_t read_whole(const request *r, int64_t *detail) {
+typedef struct piece {
+    int32_t descriptor;
+    int64_t offset; /* in the file */
+    int64_t length;
+    uint8_t *destination;
+} piece;
+
+/* `*detail` becomes the bytes that were read, or errno. */
+static int32_t read_whole(const piece *p, int64_t *detail) {
     int64_t done = 0;
-    while (done < r->length) {
-        const int64_t left = r->length - done;
-        const size_t piece = (size_t)(left < PIECE_BYTES ? left : PIECE_BYTES);
-        const ssize_t got = pread(r->descriptor, r->destination + done, piece, (off_t)(r->offset + done));
+    while (done < p->length) {
+        const size_t left = (size_t)(p->length - done);
+        const ssize_t got = pread(p->descriptor, p->destination + done, left, (off_t)(p->offset + done));
         if (got > 0) {
             done += got;
         } else if (got < 0 && errno == EINTR) {
@@ -132,28 +152,62 @@ static int32_t read_whole(const request *r, int64_t *detail) {
     return EM_OK;
 }
 
-/* Reads request `place`; the mutex is held at the call and at the return, but not while reading. */
+/* The next piece of request `place`, which leaves its queue with its last one. */
+static piece give_out(em_reader *reader, int32_t place) {
+    request *r = &reader->requests[place];
+    const int64_t left = r->length - r->given_out;
+    const piece next = {.descriptor = r->descriptor,
+                        .offset = r->offset + r->given_out,
+                        .length = left < reader->piece_bytes ? left : reader->piece_bytes,
+                        .destination = r->destination + r->given_out};
+    if (r->given_out == 0) reader->counters.queue_wait_ns += em_now_ns() - r->submitted_ns;
+    r->given_out += next.length;
+    r->pieces_running++;
+    if (r->given_out == r->length) {
+        dequeue(reader, place);
+        r->state = READING;
+    }
+    return next;
+}
+
+/* Of a request whose pieces failed in several ways, what went wrong first in the record is told. */
+static void note_failure(em_reader *reader, request *r, const piece *failed, int32_t status, int64_t detail) {
+    const int64_t at = failed->offset - r->offset;
+    if (r->status == EM_OK || at < r->failed_at) {
+        r->status = status;
+        r->failed_at = at;
+        r->detail = status == EM_SHORT_READ ? at + detail : detail;
+    }
+    if (r->state == QUEUED) { /* nobody wants the rest */
+        dequeue(reader, (int32_t)(r - reader->requests));
+        r->state = READING;
+    }
+}
+
+/* Reads a piece of request `place`; the mutex is held at the call and at the return, but not while reading. */
 static void serve(em_reader *reader, int32_t place) {
     request *r = &reader->requests[place];
     const bool prediction = r->priority == PREDICTION;
-    dequeue(reader, place);
-    r->state = READING;
+    const piece next = give_out(reader, place);
     reader->predictions_running += prediction;
     pthread_mutex_unlock(&reader->mutex);
 
     const uint64_t begin = em_now_ns();
     int64_t detail;
-    const int32_t status = read_whole(r, &detail);
+    const int32_t status = read_whole(&next, &detail);
     const uint64_t end = em_now_ns();
 
     pthread_mutex_lock(&reader->mutex);
     reader->predictions_running -= prediction;
-    reader->counters.reads++;
-    reader->counters.failed += status != EM_OK;
-    reader->counters.bytes_read += status == EM_READ_FAILED ? 0 : (uint64_t)detail;
     reader->counters.read_ns += end - begin;
-    reader->counters.queue_wait_ns += begin - r->submitted_ns;
-    finish(reader, r, status, detail);
+    reader->counters.bytes_read += status == EM_READ_FAILED ? 0 : (uint64_t)detail;
+    r->pieces_running--;
+    if (status != EM_OK) note_failure(reader, r, &next, status, detail);
+    if (r->state == READING && r->pieces_running == 0) {
+        reader->counters.reads++;
+        reader->counters.failed += r->status != EM_OK;
+        finish(reader, r, r->status, r->status == EM_OK ? r->length : r->detail);
+    }
     /* A prediction may have waited for the place of this one. */
     if (prediction && choose(reader) != NOWHERE) pthread_cond_signal(&reader->work);
 }
@@ -215,7 +269,11 @@ int32_t em_reader_submit(em_reader *reader, int32_t descriptor, int64_t offset, 
                        .uses = (r->uses + 1) & INT32_MAX};
         enqueue(reader, place);
         *ticket = ticket_of(reader, place);
-        pthread_cond_signal(&reader->work);
+        if (length > reader->piece_bytes) {
+            pthread_cond_broadcast(&reader->work);
+        } else {
+            pthread_cond_signal(&reader->work);
+        }
     }
     pthread_mutex_unlock(&reader->mutex);
     return status;
@@ -278,6 +336,36 @@ int32_t em_reader_wait(em_reader *reader, int64_t ticket, int64_t timeout_us, in
     return status;
 }
 
+/* Whether one of the requests is over; EM_BAD_TICKET where one of them is none. With the mutex held. */
+static int32_t any_over(em_reader *reader, const int64_t *tickets, int32_t count, bool *over) {
+    *over = false;
+    for (int32_t i = 0; i < count; i++) {
+        const request *r = find(reader, tickets[i]);
+        if (!r) return EM_BAD_TICKET;
+        *over |= r->state == OVER;
+    }
+    return EM_OK;
+}
+
+int32_t em_reader_wait_any(em_reader *reader, const int64_t *tickets, int32_t count, int64_t timeout_us) {
+    if (!tickets || count < 1) return EM_BAD_ARGUMENT;
+    int32_t status = enter(reader);
+    if (status != EM_OK) return status;
+    const struct timespec deadline = deadline_after(timeout_us > 0 ? timeout_us : 0);
+    bool over;
+    while ((status = any_over(reader, tickets, count, &over)) == EM_OK && !over) {
+        if (timeout_us < 0) {
+            pthread_cond_wait(&reader->over, &reader->mutex);
+        } else if (pthread_cond_timedwait(&reader->over, &reader->mutex, &deadline) == ETIMEDOUT) {
+            status = any_over(reader, tickets, count, &over);
+            if (status == EM_OK && !over) status = EM_TIMEOUT;
+            break;
+        }
+    }
+    pthread_mutex_unlock(&reader->mutex);
+    return status;
+}
+
 int32_t em_reader_done(em_reader *reader, int64_t ticket) {
     const int32_t status = enter(reader);
     if (status != EM_OK) return -status;
@@ -310,7 +398,7 @@ int32_t em_reader_cancel(em_reader *reader, int64_t ticket) {
     request *r = find(reader, ticket);
     if (!r) {
         status = EM_BAD_TICKET;
-    } else if (r->state != QUEUED) {
+    } else if (r->state != QUEUED || r->given_out > 0) {
         status = EM_BUSY;
     } else {
         dequeue(reader, (int32_t)(r - reader->requests));
@@ -349,7 +437,7 @@ int32_t em_reader_counters(em_reader *reader, em_read_counters *counters) {
 /* ---- beginning and end ----------------------------------------------------------------------------------- */
 
 /* A reader on which nothing is read yet, or NULL without memory. */
-static em_reader *create_idle(int32_t capacity, int32_t predictions_max) {
+static em_reader *create_idle(int32_t capacity, int64_t piece_bytes, int32_t predictions_max) {
     em_reader *reader = calloc(1, sizeof *reader);
     request *requests = calloc((size_t)capacity, sizeof *requests);
     if (!reader || !requests || pthread_mutex_init(&reader->mutex, NULL) != 0 ||
@@ -361,6 +449,7 @@ static em_reader *create_idle(int32_t capacity, int32_t predictions_max) {
     for (int32_t i = 0; i < capacity; i++) requests[i].next = i + 1 < capacity ? i + 1 : NOWHERE;
     for (int p = 0; p < PRIORITIES; p++) reader->queues[p] = (queue){NOWHERE, NOWHERE};
     reader->requests = requests;
+    reader->piece_bytes = piece_bytes;
     reader->capacity = capacity;
     reader->process = getpid();
     reader->predictions_max = predictions_max;
@@ -379,11 +468,12 @@ static bool start_threads(em_reader *reader, int32_t threads) {
     return reader->started == threads;
 }
 
-int32_t em_reader_create(int32_t threads, int32_t capacity, em_reader **result) {
-    if (!result || threads < 1 || threads > READER_THREADS_MAX || capacity < 1 || capacity > CAPACITY_MAX) {
+int32_t em_reader_create(int32_t threads, int32_t capacity, int64_t piece_bytes, em_reader **result) {
+    if (!result || threads < 1 || threads > READER_THREADS_MAX || capacity < 1 || capacity > CAPACITY_MAX ||
+        piece_bytes < 1 || piece_bytes > PIECE_BYTES_MAX) {
         return EM_BAD_ARGUMENT;
     }
-    em_reader *reader = create_idle(capacity, threads > 1 ? threads - 1 : 1);
+    em_reader *reader = create_idle(capacity, piece_bytes, threads > 1 ? threads - 1 : 1);
     if (!reader) return EM_NO_MEMORY;
     if (!start_threads(reader, threads)) {
         em_reader_destroy(reader);
@@ -401,8 +491,11 @@ void em_reader_destroy(em_reader *reader) {
     for (int p = 0; p < PRIORITIES; p++) {
         while (reader->queues[p].first != NOWHERE) {
             const int32_t place = reader->queues[p].first;
+            request *r = &reader->requests[place];
             dequeue(reader, place);
-            finish(reader, &reader->requests[place], EM_CANCELLED, 0);
+            r->state = READING;
+            r->status = EM_CANCELLED;
+            if (r->pieces_running == 0) finish(reader, r, EM_CANCELLED, 0);
         }
     }
     pthread_cond_broadcast(&reader->work);

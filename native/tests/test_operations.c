@@ -3,6 +3,7 @@
  * That an operation means what it should is held in Python, against reference.py; here the sanitizers watch. */
 #include <math.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "check.h"
 #include "kernels/half.h"
@@ -193,6 +194,88 @@ static void test_absent_experts_are_left(void) {
     free_model(m);
 }
 
+static em_experts *experts_of(model *m) {
+    int32_t i = 0;
+    while (m->operations[i].kind != EM_EXPERTS) i++;
+    return &m->operations[i].as.experts;
+}
+
+/* The arena of a model as a file, and the arena wiped. */
+static int arena_to_file(const em_experts *e) {
+    char path[] = "/tmp/edgemoe-arena-XXXXXX";
+    const int file = mkstemp(path);
+    CHECK(file >= 0);
+    unlink(path);
+    const size_t bytes = (size_t)(e->slot_bytes * e->slot_count);
+    CHECK(write(file, e->arena, bytes) == (ssize_t)bytes);
+    memset((void *)(uintptr_t)e->arena, 0xEE, bytes);
+    return file;
+}
+
+/* Records that land while the operation runs, in whatever order, give what records give that are there. */
+static void test_arrivals(void) {
+    model *there = make_model();
+    CHECK_STATUS(EM_OK, run(there, em_isa_name(0), 2, TOKENS, 0));
+    for (int round = 0; round < 30; round++) {
+        model *m = make_model();
+        em_experts *e = experts_of(m);
+        const int file = arena_to_file(e);
+        int64_t tickets[SLOTS];
+        em_reader *reader;
+        CHECK_STATUS(EM_OK, em_reader_create(1 + round % 3, SLOTS, 512, &reader));
+        for (int i = 0; i < SLOTS; i++) {
+            const int slot = (i * 3 + round) % SLOTS;
+            CHECK_STATUS(EM_OK, em_reader_submit(reader, file, slot * e->slot_bytes, e->slot_bytes,
+                                                 (uint8_t *)(uintptr_t)e->arena + slot * e->slot_bytes, i % 2,
+                                                 &tickets[slot]));
+        }
+        if (round % 5 == 0) { /* one of them is there before */
+            CHECK_STATUS(EM_OK, em_reader_wait(reader, tickets[0], -1, NULL));
+            CHECK_STATUS(EM_OK, em_reader_release(reader, tickets[0]));
+            tickets[0] = -1;
+        }
+        e->arrivals = (em_arrivals){reader, tickets, round % 2 ? -1 : 10000000};
+        CHECK_STATUS(EM_OK, run(m, em_isa_name(round % em_isa_count()), 1 + round % 3, TOKENS, 0));
+        CHECK(memcmp(m->hidden, there->hidden, sizeof m->hidden) == 0);
+        for (int i = 0; i < TOKENS * USED; i++) {
+            const int32_t slot = m->slots[m->chosen[i / USED][i % USED]];
+            CHECK(slot < 0 || tickets[slot] == -1);
+        }
+        em_reader_destroy(reader);
+        close(file);
+        free_model(m);
+    }
+    free_model(there);
+}
+
+/* A read that fails ends the run, and its ticket is left to tell why. */
+static void test_failed_arrivals(void) {
+    model *m = make_model();
+    em_experts *e = experts_of(m);
+    for (int i = 0; i < EXPERTS; i++) m->slots[i] = 1; /* awaited, whatever the router says */
+    int64_t tickets[SLOTS];
+    for (int i = 0; i < SLOTS; i++) tickets[i] = -1;
+    int pipe_ends[2];
+    CHECK(pipe(pipe_ends) == 0);
+    em_reader *reader;
+    CHECK_STATUS(EM_OK, em_reader_create(1, SLOTS, 512, &reader));
+    uint8_t elsewhere[8];
+    int64_t ticket;
+    /* A pipe cannot be read at an offset. */
+    CHECK_STATUS(EM_OK, em_reader_submit(reader, pipe_ends[0], 0, 8, elsewhere, 1, &ticket));
+    tickets[1] = ticket;
+    e->arrivals = (em_arrivals){reader, tickets, 10000000};
+    CHECK_STATUS(EM_READ_FAILED, run(m, em_isa_name(0), 2, TOKENS, 0));
+    CHECK(tickets[1] == ticket);
+    CHECK_STATUS(EM_READ_FAILED, em_reader_wait(reader, ticket, 0, NULL));
+    tickets[1] += (int64_t)1 << 32; /* of a request that was never made */
+    CHECK_STATUS(EM_BAD_TICKET, run(m, em_isa_name(0), 2, TOKENS, 0));
+    em_reader_destroy(reader);
+    close(pipe_ends[0]);
+    close(pipe_ends[1]);
+    free_model(m);
+}
+
 /* Numbers that are not finite give results that are not, and nothing worse. */
 static void test_not_finite(void) {
     const float bad[] = {NAN, INFINITY, -INFINITY};
@@ -284,7 +367,7 @@ static void test_times(void) {
         CHECK_STATUS(EM_OK, em_pool_create(threads, 20, &pool));
         const uint64_t bytes = em_program_scratch_bytes(m->operations, m->count, TOKENS);
         const em_scratch scratch = {allocate(bytes), bytes};
-        em_operation_time operations[OPERATIONS] = {{0, 0}};
+        em_operation_time operations[OPERATIONS] = {{0, 0, 0}};
         em_program_times times = {operations, 0};
         em_program program = {em_kernels_for("generic"), pool, m->operations, &scratch, &times, m->count, TOKENS, -1, 0};
         uint64_t elapsed_before = 0;
@@ -321,6 +404,8 @@ int main(void) {
     CHECK(em_sizeof_program() == sizeof(em_program) && em_sizeof_program_times() == sizeof(em_program_times));
     for (int32_t format = 0; format < EM_CACHE_FORMATS; format++) test_same_bits(format);
     test_absent_experts_are_left();
+    test_arrivals();
+    test_failed_arrivals();
     test_not_finite();
     test_route_order();
     test_refusals();

@@ -9,7 +9,7 @@
 /* With its inner functions: a queue can be looked at before any thread takes from it. */
 #include "src/reader.c"
 
-enum { FILE_BYTES = 1 << 18 };
+enum { FILE_BYTES = 1 << 18, PIECE_BYTES = 1000 };
 
 static uint8_t content[FILE_BYTES];
 
@@ -25,7 +25,7 @@ static int open_content(void) {
 
 static em_reader *create(int32_t threads, int32_t capacity) {
     em_reader *reader;
-    CHECK_STATUS(EM_OK, em_reader_create(threads, capacity, &reader));
+    CHECK_STATUS(EM_OK, em_reader_create(threads, capacity, PIECE_BYTES, &reader));
     return reader;
 }
 
@@ -97,7 +97,7 @@ static void test_failures(int descriptor) {
 
 /* Requests queued before any thread runs, so that their order is sure. All read into one place: the last one shows. */
 static void test_order(int descriptor) {
-    em_reader *reader = create_idle(8, 1);
+    em_reader *reader = create_idle(8, PIECE_BYTES, 1);
     CHECK(reader);
     uint8_t to[64];
     int64_t tickets[5];
@@ -120,9 +120,50 @@ static void test_order(int descriptor) {
     em_reader_destroy(reader);
 }
 
+/* Pieces are given out in order, the first request's first; a failure keeps the rest from being read. */
+static void test_pieces(int descriptor) {
+    em_reader *reader = create_idle(4, PIECE_BYTES, 2);
+    CHECK(reader);
+    static uint8_t to[2][3 * PIECE_BYTES];
+    const int64_t demand = submit(reader, descriptor, 0, 2 * PIECE_BYTES + 1, to[0], 1);
+    const int64_t prediction = submit(reader, descriptor, FILE_BYTES - PIECE_BYTES, 3 * PIECE_BYTES, to[1], 0);
+    pthread_mutex_lock(&reader->mutex);
+    CHECK(give_out(reader, choose(reader)).length == PIECE_BYTES);
+    const piece second = give_out(reader, 0);
+    CHECK(second.offset == PIECE_BYTES && second.destination == to[0] + PIECE_BYTES && second.length == PIECE_BYTES);
+    CHECK(choose(reader) == 0 && give_out(reader, 0).length == 1);
+    CHECK(reader->requests[0].state == READING && reader->requests[0].pieces_running == 3);
+    CHECK(choose(reader) == 1);
+    /* what a reader would do that was given the second piece, and then the others */
+    reader->requests[0].pieces_running = 1;
+    note_failure(reader, &reader->requests[0], &second, EM_SHORT_READ, 10);
+    CHECK(reader->requests[0].status == EM_SHORT_READ && reader->requests[0].detail == PIECE_BYTES + 10);
+    const piece first = {.offset = 0};
+    note_failure(reader, &reader->requests[0], &first, EM_READ_FAILED, EIO);
+    CHECK(reader->requests[0].status == EM_READ_FAILED && reader->requests[0].detail == EIO);
+    note_failure(reader, &reader->requests[0], &second, EM_SHORT_READ, 10);
+    CHECK(reader->requests[0].status == EM_READ_FAILED);
+    reader->requests[0].pieces_running = 0;
+    finish(reader, &reader->requests[0], EM_READ_FAILED, EIO);
+    pthread_mutex_unlock(&reader->mutex);
+    const int64_t both[2] = {prediction, demand};
+    CHECK_STATUS(EM_OK, em_reader_wait_any(reader, both, 2, 0));
+    CHECK_STATUS(EM_TIMEOUT, em_reader_wait_any(reader, both, 1, 1000));
+    CHECK(start_threads(reader, 3));
+    CHECK_STATUS(EM_OK, em_reader_wait_any(reader, both, 1, -1));
+    int64_t detail;
+    CHECK_STATUS(EM_SHORT_READ, em_reader_wait(reader, prediction, -1, &detail));
+    CHECK(detail == PIECE_BYTES);
+    CHECK(memcmp(to[1], content + FILE_BYTES - PIECE_BYTES, PIECE_BYTES) == 0);
+    CHECK_STATUS(EM_OK, em_reader_release(reader, prediction));
+    CHECK_STATUS(EM_BAD_TICKET, em_reader_wait_any(reader, both, 2, 0));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_wait_any(reader, both, 0, 0));
+    em_reader_destroy(reader);
+}
+
 /* Predictions leave one of several threads to demands. */
 static void test_predictions_limit(int descriptor) {
-    em_reader *reader = create_idle(4, 1);
+    em_reader *reader = create_idle(4, PIECE_BYTES, 1);
     CHECK(reader);
     uint8_t to[64];
     submit(reader, descriptor, 0, 64, to, 0);
@@ -136,7 +177,7 @@ static void test_predictions_limit(int descriptor) {
 }
 
 static void test_cancel(int descriptor) {
-    em_reader *reader = create_idle(4, 1);
+    em_reader *reader = create_idle(4, PIECE_BYTES, 1);
     CHECK(reader);
     uint8_t to[3][64] = {{0}};
     int64_t tickets[3];
@@ -167,9 +208,11 @@ static void test_destroy(int descriptor) {
     }
     em_reader_destroy(NULL);
     em_reader *none = NULL;
-    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_create(0, 1, &none));
-    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_create(1, 0, &none));
-    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_create(READER_THREADS_MAX + 1, 1, &none));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_create(0, 1, 1, &none));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_create(1, 0, 1, &none));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_create(READER_THREADS_MAX + 1, 1, 1, &none));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_create(1, 1, 0, &none));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_create(1, 1, PIECE_BYTES_MAX + 1, &none));
     CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_counters(NULL, NULL));
     CHECK(none == NULL);
 }
@@ -197,6 +240,7 @@ int main(void) {
     test_many_reads(descriptor, 4);
     test_failures(descriptor);
     test_order(descriptor);
+    test_pieces(descriptor);
     test_predictions_limit(descriptor);
     test_cancel(descriptor);
     test_destroy(descriptor);

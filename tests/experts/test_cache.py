@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from edgemoe.errors import ReadError
 from edgemoe.experts.cache import ExpertCache
-from edgemoe.experts.policy import LeastRecentlyUsed
+from edgemoe.experts.policy import POLICIES, make_policy
 from tests.support.slow_reader import SteppedReader
 
 LAYERS, EXPERTS, RECORD_BYTES = 3, 6, 8
@@ -35,18 +35,45 @@ class FakeFiles:
         return 0
 
 
-def make_cache(slots: int) -> tuple[ExpertCache, SteppedReader, np.ndarray, np.ndarray]:
+def make_cache(
+    slots: int, policy: str = "lru", kernels_await: bool = False
+) -> tuple[ExpertCache, SteppedReader, np.ndarray, np.ndarray]:
     arena = np.zeros((slots, RECORD_BYTES), np.uint8)
     disk = np.random.default_rng(7).integers(0, 255, LAYERS * EXPERTS * RECORD_BYTES).astype(np.uint8)
     reader = SteppedReader(arena, disk, set())
-    return ExpertCache(arena, FakeTable(), FakeFiles(), reader, LeastRecentlyUsed()), reader, arena, disk
+    order = make_policy(policy, slots, LAYERS * EXPERTS)
+    cache = ExpertCache(arena, EXPERTS, FakeTable(), FakeFiles(), reader, order)
+    cache.kernels_await = kernels_await
+    return cache, reader, arena, disk
+
+
+def as_kernels_do(cache: ExpertCache, reader: SteppedReader, wave: dict[int, int]) -> None:
+    """Await the reads of a wave and release their tickets."""
+    for slot in wave.values():
+        ticket = int(cache.tickets[slot])
+        if ticket >= 0:
+            reader.wait(ticket)
+            reader.release(ticket)
+            cache.tickets[slot] = -1
 
 
 class CacheMachine(RuleBasedStateMachine):
-    @initialize(slots=st.integers(1, LAYERS * EXPERTS + 2))
-    def start(self, slots: int) -> None:
+    @initialize(
+        slots=st.integers(1, LAYERS * EXPERTS + 2), policy=st.sampled_from(POLICIES), kernels_await=st.booleans()
+    )
+    def start(self, slots: int, policy: str, kernels_await: bool) -> None:
         self.slots = slots
-        self.cache, self.reader, self.arena, self.disk = make_cache(slots)
+        self.cache, self.reader, self.arena, self.disk = make_cache(slots, policy, kernels_await)
+
+    def use(self, layer: int, wave: dict[int, int]) -> None:
+        """What kernels do with a wave: await what they must, and read the slots."""
+        if self.cache.kernels_await:
+            try:
+                as_kernels_do(self.cache, self.reader, wave)
+            except ReadError as error:
+                raise self.cache.failure(wave, error) from error
+        for expert, slot in wave.items():
+            assert np.array_equal(self.arena[slot], self.contents(layer, expert))
 
     def contents(self, layer: int, expert: int) -> np.ndarray:
         offset = (layer * EXPERTS + expert) * RECORD_BYTES
@@ -63,8 +90,7 @@ class CacheMachine(RuleBasedStateMachine):
             for wave in self.cache.stream(layer, experts):
                 assert len(set(wave.values())) == len(wave)
                 self.reader.finish_some()
-                for expert, slot in wave.items():
-                    assert np.array_equal(self.arena[slot], self.contents(layer, expert))
+                self.use(layer, wave)
                 seen += wave
             assert sorted(seen) == sorted(experts)
         except ReadError as error:
@@ -79,8 +105,10 @@ class CacheMachine(RuleBasedStateMachine):
     def abandon(self, layer: int, experts: list[int], taken: int) -> None:
         waves = self.cache.stream(layer, experts)
         try:
-            for _ in range(taken):
-                next(waves, None)
+            for number in range(taken):
+                wave = next(waves, None)
+                if wave is not None and number + 1 < taken:
+                    self.use(layer, wave)
         except ReadError:
             pass
         waves.close()
@@ -101,7 +129,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @invariant()
     def within_bounds(self) -> None:
-        present = [(layer, e) for layer in range(LAYERS) for e in range(EXPERTS) if (layer, e) in self.cache]
+        present = [(layer, e) for layer in range(LAYERS) for e in range(EXPERTS) if self.cache.holds(layer, e)]
         assert len(present) <= self.slots
         assert self.reader.outstanding() <= len(present)
 
@@ -120,9 +148,7 @@ def test_hits_and_misses_follow_least_recent_use() -> None:
     for expert in (0, 1, 0, 2, 1):  # 2 evicts 1, since 0 was used later
         run(cache, 0, expert)
     assert (cache.statistics.hits, cache.statistics.misses) == (1, 4)
-    assert (0, 2) in cache
-    assert (0, 1) in cache
-    assert (0, 0) not in cache
+    assert [cache.holds(0, expert) for expert in range(3)] == [False, True, True]
 
 
 def test_a_predicted_expert_is_useful_and_named() -> None:
@@ -136,15 +162,59 @@ def test_a_predicted_expert_is_useful_and_named() -> None:
     assert (statistics.predicted_uses, statistics.predictable_uses) == (1, 2)
 
 
-def test_predictions_stop_where_they_are_not_used() -> None:
-    cache, reader, _, _ = make_cache(slots=2)
-    reader.choose = lambda tickets: tickets
-    for turn in range(400):
-        cache.predict(1, [turn % EXPERTS])
-        reader.finish_some()
-        run(cache, 0, turn % 2, 2 + turn % 2)
-    assert cache.statistics.predicted_reads < 200
-    assert not cache.switch.open
+def test_a_wrong_guess_that_has_not_begun_is_not_read() -> None:
+    cache, reader, _, _ = make_cache(slots=4)
+    cache.predict(1, [0, 2])
+    predicted = cache.statistics.predicted_bytes
+    run(cache, 1, 3)
+    # one of the two tickets could still be cancelled
+    assert sum(cache.holds(1, expert) for expert in (0, 2)) == 1
+    assert cache.statistics.predicted_bytes == predicted - RECORD_BYTES
+    assert cache.holds(1, 3)
+    assert reader.outstanding() == 1
+
+
+def test_a_guess_pushes_out_nothing_that_it_names() -> None:
+    cache, _, _, _ = make_cache(slots=2)
+    run(cache, 1, 4, 5)
+    run(cache, 1, 5)
+    cache.predict(1, [4, 3])
+    assert cache.holds(1, 4)
+    assert cache.holds(1, 3)
+
+
+def test_all_at_once_where_there_are_slots_enough_and_by_halves_where_not() -> None:
+    cache, _, _, _ = make_cache(slots=4)
+    assert [len(wave) for wave in cache.stream(0, [0, 1, 2, 3])] == [4]
+    assert [len(wave) for wave in cache.stream(1, [0, 1, 2, 3, 4, 5])] == [2, 4]
+
+
+def test_what_kernels_await_is_not_awaited_before() -> None:
+    cache, reader, _, _ = make_cache(slots=4, kernels_await=True)
+    for wave in cache.stream(0, [0, 1]):
+        assert reader.outstanding() == 2
+        as_kernels_do(cache, reader, wave)
+    assert reader.outstanding() == 0
+    assert cache.loaded(0, 0)
+    assert cache.loaded(0, 1)
+
+
+def test_a_read_that_kernels_await_in_vain_is_named() -> None:
+    cache, reader, _, _ = make_cache(slots=4, kernels_await=True)
+    reader.failing.add((1 * EXPERTS + 4) * RECORD_BYTES)
+    waves = cache.stream(1, [3, 4])
+    wave = next(waves)
+    with pytest.raises(ReadError) as caught:
+        as_kernels_do(cache, reader, wave)
+    error = cache.failure(wave, caught.value)
+    assert "Layer 1, expert 4: the disk said no" in str(error)
+    waves.close()
+    assert not cache.holds(1, 4)
+    waves = cache.stream(1, [5])
+    wave = next(waves)
+    assert "Layer 1, expert 5: its read did not end within 60 s" in str(cache.failure(wave, ReadError("too long")))
+    waves.close()
+    assert cache.holds(1, 5)  # the read may yet write to its slot
 
 
 def test_a_failed_read_names_layer_and_expert_and_leaves_the_cache_usable() -> None:
@@ -154,7 +224,7 @@ def test_a_failed_read_names_layer_and_expert_and_leaves_the_cache_usable() -> N
         run(cache, 1, 3, 4)
     reader.failing.clear()
     run(cache, 1, 3, 4)
-    assert cache.loaded((1, 4))
+    assert cache.loaded(1, 4)
 
 
 def test_a_stalled_read_keeps_its_slot_until_it_has_ended() -> None:

@@ -13,7 +13,7 @@ from edgemoe.store.reader import Store
 
 
 def engine_with_slots(
-    store_path: Path, slots: int, threads: int | None = 1, kv: str | None = None, **options: bool
+    store_path: Path, slots: int, threads: int | None = 1, kv: str | None = None, **options: bool | str
 ) -> Engine:
     """An engine whose cache has just so many slots.
 
@@ -23,4 +23,4 @@ def engine_with_slots(
     spec = store_spec(store)
     backend = select_backend(threads)
     plan = plan_memory(spec, model_sizes(store, spec, kv), backend, "auto")
-    return Engine(store, spec, dataclasses.replace(plan, slots=slots), backend, **options)
+    return Engine(store, spec, dataclasses.replace(plan, slots=slots), backend, **options)  # type: ignore[arg-type]

@@ -11,6 +11,8 @@ from edgemoe.kernels import operations as op
 
 WAITED_NS = 3
 """Of each operation's time, what it spends on waiting for other threads."""
+DISK_NS = 11
+"""Of each operation's time, what it spends on waiting for records (all of them may, here)."""
 COST_NS: dict[type, int] = {
     op.Embed: 1_000,
     op.RmsNorm: 2_000,
@@ -53,9 +55,8 @@ class ClockedProgram:
 
     def times(self) -> op.ProgramTimes:
         operations_ns = self._costs * self._timed_runs
-        return op.ProgramTimes(
-            int(operations_ns.sum()), operations_ns, np.full_like(operations_ns, WAITED_NS) * self._timed_runs
-        )
+        waited_ns, disk_ns = (np.full_like(operations_ns, ns * self._timed_runs) for ns in (WAITED_NS, DISK_NS))
+        return op.ProgramTimes(int(operations_ns.sum()), operations_ns, waited_ns, disk_ns)
 
 
 class ClockedBackend:
@@ -68,6 +69,9 @@ class ClockedBackend:
 
     def program(self, operations: Sequence[op.Operation]) -> ClockedProgram:
         return ClockedProgram(self._clock, operations)
+
+    def can_await(self, reader: op.AwaitedReads) -> bool:
+        return False
 
     def step_scratch_bytes(self, sizes: op.StepSizes) -> int:
         return 0

@@ -43,6 +43,14 @@ class SteppedReader:
         offset, length, start, _ = self._in_flight[ticket]
         self._in_flight[ticket] = (offset, length, start, True)
 
+    def cancel(self, ticket: int) -> bool:
+        """Half of the reads in flight count as not begun."""
+        if ticket not in self._in_flight or ticket % 2:
+            return False
+        del self._in_flight[ticket]
+        self._ended[ticket] = False
+        return True
+
     def release(self, ticket: int) -> None:
         del self._ended[ticket]
 

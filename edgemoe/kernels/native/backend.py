@@ -8,13 +8,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgemoe.errors import KernelError
+from edgemoe.errors import EdgemoeError, KernelError, ReadError
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.native import structures as st
 from edgemoe.kernels.native.binding import BoundOperations
 from edgemoe.kernels.native.library import Status, available_isas, load_library, status_text
+from edgemoe.kernels.native.reader import NativeReader
 
 _SCRATCH_ALIGNMENT_BYTES = 64
+
+_READ_FAILURES = (Status.TIMEOUT, Status.CANCELLED, Status.READ_FAILED, Status.SHORT_READ)
 
 # Longer than the gaps between the operations of a step and between the steps of a decode without misses,
 # shorter than anybody would notice on the power meter.
@@ -55,6 +58,10 @@ class NativeBackend:
         bound = BoundOperations(operations)
         self._reserve(_scratch_bytes(bound))
         return NativeProgram(self, bound)
+
+    def can_await(self, reader: op.AwaitedReads) -> bool:
+        """Those of the library's own reader."""
+        return isinstance(reader, NativeReader)
 
     def step_scratch_bytes(self, sizes: op.StepSizes) -> int:
         """No less than `scratch_bytes` of any program of a step of these sizes."""
@@ -129,11 +136,11 @@ class NativeProgram:
         self._run = load_library().em_program_run
         self._address = ctypes.c_void_p(ctypes.addressof(self._struct))
         self._times = st.ProgramTimesStruct()
-        self._operation_times = np.zeros((len(bound.structs), 2), np.uint64)  # elapsed, waited
+        self._operation_times = np.zeros((len(bound.structs), 3), np.uint64)  # elapsed, waited, disk
         self._times.operations = self._operation_times.ctypes.data
 
     def run(self, tokens: int, position: int) -> None:
-        """One call into C. Raises KernelError, naming the operation, if the library refuses."""
+        """One call into C. Raises KernelError, naming the operation, if the library refuses; ReadError as `Experts`."""
         if self._backend.pool_address is None:
             self._backend._check_open()
         status = self._run(self._address, tokens, position)
@@ -147,10 +154,11 @@ class NativeProgram:
         self._struct.times = ctypes.addressof(self._times) if on else None
 
     def times(self) -> op.ProgramTimes:
-        elapsed_ns, waited_ns = self._operation_times.astype(np.int64).T
-        return op.ProgramTimes(self._times.elapsed_ns, elapsed_ns, waited_ns)
+        return op.ProgramTimes(self._times.elapsed_ns, *self._operation_times.astype(np.int64).T)
 
-    def _failure(self, status: int, tokens: int, position: int) -> KernelError:
+    def _failure(self, status: int, tokens: int, position: int) -> EdgemoeError:
+        if status in _READ_FAILURES:
+            return ReadError(f"A record that was awaited did not come: {status_text(status)}.")
         failed = self._struct.failed_operation
         where = self._bound.names[failed] if failed >= 0 else "program"
         if not 1 <= tokens <= self._bound.tokens_max:

@@ -16,6 +16,7 @@ from edgemoe.errors import KernelError
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.formats import FORMATS, PANEL_ROWS, Format, Matrix, group_count, panel_count
 from edgemoe.kernels.native import structures as st
+from edgemoe.kernels.native.reader import NativeReader
 
 MATRIX_ALIGNMENT_BYTES = 64
 
@@ -237,6 +238,13 @@ def _fill_experts(binder: _Binder, s: st.ExpertsStruct, o: op.Experts) -> None:
     s.slot_count, s.slot_bytes = o.arena.shape
     s.arena = binder.address("arena", o.arena, np.uint8, o.arena.shape)
     _check_record(binder, layout, s)
+    if o.arrivals is not None:
+        reader = o.arrivals.reader
+        known = isinstance(reader, NativeReader)
+        binder.require(known, "arrivals.reader", "a native reader", type(reader).__name__)
+        s.arrivals.reader = reader.address if isinstance(reader, NativeReader) else None
+        s.arrivals.tickets = binder.address("arrivals.tickets", o.arrivals.tickets, np.int64, (s.slot_count,), True)
+        s.arrivals.timeout_us = int(o.arrivals.timeout_seconds * 1e6)
 
 
 def _check_record(binder: _Binder, layout: op.ExpertLayout, s: st.ExpertsStruct) -> None:

@@ -24,26 +24,37 @@ class ReadCounters:
     cancelled: int
 
 
+PIECE_BYTES = 1 << 20
+"""Readers share out a record in pieces of this size, a multiple of what direct I/O asks for."""
+
+
 class NativeReader:
     """`threads` reader threads for up to `capacity` open requests.
 
-    With more than one thread, one never takes a prediction, so that a demand finds a reader free. A
-    descriptor may be opened with O_DIRECT if offsets, lengths and addresses are aligned for it. The caller
-    keeps the destination alive until the request is done or cancelled, and releases every ticket.
+    A request is read in pieces by as many threads as are free. With more than one thread, one never takes a piece of
+    a prediction, so that a demand finds a reader free. A descriptor may be opened with O_DIRECT if offsets, lengths
+    and addresses are aligned for it. The caller keeps the destination alive until the request is done or cancelled,
+    and releases every ticket.
     """
 
-    def __init__(self, threads: int = 2, capacity: int = 4096) -> None:
+    def __init__(self, threads: int = 2, capacity: int = 4096, piece_bytes: int = PIECE_BYTES) -> None:
         library = load_library()
         reader = ctypes.c_void_p()
-        status = library.em_reader_create(threads, capacity, ctypes.byref(reader))
+        status = library.em_reader_create(threads, capacity, piece_bytes, ctypes.byref(reader))
         if status != Status.OK:
             raise ReadError(
-                f"A reader of {threads} threads and {capacity} requests could not be made: {status_text(status)}.",
-                "Ask for 1 to 64 threads and 1 to 1048576 requests.",
+                f"A reader of {threads} threads, {capacity} requests and pieces of {piece_bytes} bytes could not be"
+                f" made: {status_text(status)}.",
+                "Ask for 1 to 64 threads, 1 to 1048576 requests and pieces of 1 byte to 1 GiB.",
             )
         self._library = library
         self._address: int | None = reader.value
         self._destroy = weakref.finalize(self, library.em_reader_destroy, reader.value)
+
+    @property
+    def address(self) -> int | None:
+        """Of the library's reader, for operations that await its reads; None once closed."""
+        return self._address
 
     def submit(self, file_descriptor: int, offset: int, length: int, destination_address: int, demand: bool) -> int:
         """Queue a read of `length` bytes; returns its ticket. Raises ReadError if it cannot be queued."""

@@ -7,7 +7,7 @@ from ctypes import c_float, c_int32, c_int64, c_uint64, c_void_p
 
 from edgemoe.kernels import operations as op
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 LINEAR_PARTS_MAX = 4
 
 
@@ -145,6 +145,12 @@ class GatedFfnStruct(ctypes.Structure):
     ]
 
 
+class ArrivalsStruct(ctypes.Structure):
+    """`em_arrivals`"""
+
+    _fields_ = [("reader", c_void_p), ("tickets", c_void_p), ("timeout_us", c_int64)]
+
+
 class ExpertsStruct(ctypes.Structure):
     """`em_experts`"""
 
@@ -164,6 +170,7 @@ class ExpertsStruct(ctypes.Structure):
         ("gate_up_format", c_int32),
         ("down_format", c_int32),
         ("reserved", c_int32),
+        ("arrivals", ArrivalsStruct),
     ]
 
 

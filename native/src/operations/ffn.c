@@ -6,9 +6,12 @@
  *
  *   up    item = 32 hidden columns of one FFN (two gate and two up panels): products, silu(gate) * up, and the
  *         quantisation of that group, whose 32 columns are complete;
- *   down  item = one panel of 16 output rows of one FFN. */
+ *   down  item = one panel of 16 output rows of one FFN.
+ *
+ * Experts whose records are still being read are computed as they land, those that have landed together at a time. */
 #include <string.h>
 
+#include "../clock.h"
 #include "../operations.h"
 
 enum {
@@ -37,6 +40,7 @@ typedef struct ffn_memory {
     int32_t *input_rows;  /* of each pair */
     int32_t *output_rows; /* of each pair */
     int32_t *starts;      /* of each expert's pairs, and their end */
+    uint8_t *states;      /* of each expert: an expert_state */
     uint8_t *wanted;      /* whether an input row goes anywhere */
     em_quantised input;
     em_quantised hidden;
@@ -58,6 +62,7 @@ static ffn_memory lay_out(em_layout *layout, ffn_sizes sizes, int32_t tokens, in
     memory.input_rows = em_lay_out(layout, (size_t)pairs * sizeof(int32_t));
     memory.output_rows = em_lay_out(layout, (size_t)pairs * sizeof(int32_t));
     memory.starts = em_lay_out(layout, ((size_t)experts + 1) * sizeof(int32_t));
+    memory.states = em_lay_out(layout, (size_t)experts);
     memory.wanted = em_lay_out(layout, (size_t)tokens);
     if (em_is_quantised(sizes.gate_up_format)) memory.input = em_lay_out_quantised(layout, tokens, sizes.model_width);
     if (em_is_quantised(sizes.down_format)) {
@@ -177,7 +182,14 @@ static int64_t chunk_of(size_t bytes, int32_t rows) {
     return (CHUNK_BYTES + work - 1) / work;
 }
 
-/* The FFNs of `memory`, whose rows are filled in, over `pairs` pairs. */
+/* Quantises the input rows that are wanted, where the weights ask for that. */
+static void quantise_input(const em_run *run, ffn_sizes sizes, ffn_memory memory, const float *input) {
+    if (em_is_quantised(sizes.gate_up_format)) {
+        em_quantise_rows(run, input, run->tokens, sizes.model_width, memory.wanted, memory.input);
+    }
+}
+
+/* The FFNs of `memory`, whose rows are filled in and whose input is quantised, over `pairs` pairs. */
 static void run_ffns(const em_run *run, ffn_sizes sizes, ffn_memory memory, const float *input, float *output,
                      int32_t ffn_count, int32_t pairs) {
     if (ffn_count == 0) return;
@@ -186,9 +198,6 @@ static void run_ffns(const em_run *run, ffn_sizes sizes, ffn_memory memory, cons
                                   em_group_count(sizes.model_width)};
     task.hidden = (em_activations){memory.float_hidden, memory.hidden.values, memory.hidden.groups, sizes.ffn_width,
                                    em_group_count(sizes.ffn_width)};
-    if (em_is_quantised(sizes.gate_up_format)) {
-        em_quantise_rows(run, input, run->tokens, sizes.model_width, memory.wanted, memory.input);
-    }
     const int32_t rows_per_ffn = (pairs + ffn_count - 1) / ffn_count;
     const size_t up_bytes = PANELS_PER_GROUP * em_panel_bytes(sizes.gate_up_format, sizes.model_width);
     em_pool_for(run->pool, (int64_t)ffn_count * task.hidden.group_count, chunk_of(up_bytes, rows_per_ffn), go_up,
@@ -216,11 +225,19 @@ int32_t em_run_gated_ffn(const em_gated_ffn *f, const em_run *run) {
     for (int32_t t = 0; t < run->tokens; t++) memory.input_rows[t] = memory.output_rows[t] = t;
     memset(memory.wanted, 1, (size_t)run->tokens);
     memory.ffns[0] = (ffn){f->gate_up.data, f->down.data, 0, run->tokens};
+    quantise_input(run, sizes_of_gated_ffn(f), memory, f->input);
     run_ffns(run, sizes_of_gated_ffn(f), memory, f->input, f->output, 1, run->tokens);
     return EM_OK;
 }
 
 /* ---- many ----------------------------------------------------------------------------------------------- */
+
+/* What is still to do for an expert in a run. */
+typedef enum expert_state {
+    NOTHING = 0, /* it is not routed to, not in the arena, or done */
+    AWAITED = 1, /* its record is on its way */
+    READY = 2    /* its record is there */
+} expert_state;
 
 static ffn_sizes sizes_of_experts(const em_experts *e) {
     return (ffn_sizes){e->model_width, e->ffn_width, e->gate_up_format, e->down_format};
@@ -240,17 +257,26 @@ static int32_t check_experts(const em_experts *e, int32_t choices) {
     return EM_OK;
 }
 
-/* Sorts the (token, rank) pairs of the experts that are in the arena by expert; returns how many experts there are. */
+/* The ticket of a routed expert that is in the arena, or -1 where its record is there. */
+static int64_t *ticket_of(const em_experts *e, int32_t expert) { return &e->arrivals.tickets[e->slots[expert]]; }
+
+/* The state of every expert, and which rows go anywhere, at the beginning of a run. */
+static void begin_states(const em_experts *e, int32_t tokens, ffn_memory memory) {
+    memset(memory.states, NOTHING, (size_t)e->expert_count);
+    memset(memory.wanted, 0, (size_t)tokens);
+    for (int32_t i = 0; i < tokens * e->used; i++) {
+        const int32_t expert = e->experts[i];
+        if (e->slots[expert] < 0) continue;
+        memory.wanted[i / e->used] = 1;
+        memory.states[expert] = e->arrivals.reader && *ticket_of(e, expert) >= 0 ? AWAITED : READY;
+    }
+}
+
+/* Sorts the (token, rank) pairs of the experts that are ready by expert; returns how many experts there are. */
 static int32_t group_pairs(const em_experts *e, int32_t tokens, ffn_memory memory) {
     const int32_t choices = tokens * e->used;
     memset(memory.starts, 0, ((size_t)e->expert_count + 1) * sizeof *memory.starts);
-    memset(memory.wanted, 0, (size_t)tokens);
-    for (int32_t i = 0; i < choices; i++) {
-        const int32_t expert = e->experts[i];
-        if (e->slots[expert] < 0) continue;
-        memory.starts[expert + 1]++;
-        memory.wanted[i / e->used] = 1;
-    }
+    for (int32_t i = 0; i < choices; i++) memory.starts[e->experts[i] + 1] += memory.states[e->experts[i]] == READY;
     int32_t ffn_count = 0;
     for (int32_t expert = 0; expert < e->expert_count; expert++) {
         const int32_t count = memory.starts[expert + 1];
@@ -261,7 +287,7 @@ static int32_t group_pairs(const em_experts *e, int32_t tokens, ffn_memory memor
     }
     for (int32_t i = 0; i < choices; i++) {
         const int32_t expert = e->experts[i];
-        if (e->slots[expert] < 0) continue;
+        if (memory.states[expert] != READY) continue;
         const int32_t pair = memory.starts[expert]++;
         memory.input_rows[pair] = i / e->used;
         memory.output_rows[pair] = i;
@@ -269,13 +295,66 @@ static int32_t group_pairs(const em_experts *e, int32_t tokens, ffn_memory memor
     return ffn_count;
 }
 
-int32_t em_run_experts(const em_experts *e, const em_run *run) {
-    const int32_t choices = run->tokens * e->used;
-    if (check_experts(e, choices) != EM_OK) return EM_BAD_EXPERT;
-    em_layout layout = {.base = run->scratch};
-    const ffn_memory memory = lay_out(&layout, sizes_of_experts(e), run->tokens, choices, e->expert_count);
-    const int32_t ffn_count = group_pairs(e, run->tokens, memory);
-    const int32_t pairs = ffn_count ? memory.ffns[ffn_count - 1].first + memory.ffns[ffn_count - 1].count : 0;
-    run_ffns(run, sizes_of_experts(e), memory, e->input, e->output, ffn_count, pairs);
+/* Makes the awaited experts ready whose records have landed. `*awaited` becomes how many are left, `*ready` how many
+ * have landed. The status of a read that failed ends it. */
+static int32_t take_arrivals(const em_experts *e, ffn_memory memory, int32_t *awaited, int32_t *ready) {
+    *awaited = *ready = 0;
+    for (int32_t expert = 0; expert < e->expert_count; expert++) {
+        if (memory.states[expert] != AWAITED) continue;
+        int64_t *ticket = ticket_of(e, expert);
+        const int32_t done = em_reader_done(e->arrivals.reader, *ticket);
+        if (done < 0) return -done;
+        if (!done) {
+            ++*awaited;
+            continue;
+        }
+        int32_t status = em_reader_wait(e->arrivals.reader, *ticket, 0, NULL);
+        if (status == EM_OK) status = em_reader_release(e->arrivals.reader, *ticket);
+        if (status != EM_OK) return status;
+        *ticket = -1;
+        memory.states[expert] = READY;
+        ++*ready;
+    }
     return EM_OK;
+}
+
+/* Returns when a record has landed that is awaited. */
+static int32_t await_arrival(const em_experts *e, ffn_memory memory, const em_run *run) {
+    /* Any few of them would do, but all that are awaited are looked at, as long as there are not very many. */
+    enum { TICKETS_AT_ONCE = 256 };
+    int64_t tickets[TICKETS_AT_ONCE];
+    int32_t count = 0;
+    for (int32_t expert = 0; expert < e->expert_count && count < TICKETS_AT_ONCE; expert++) {
+        if (memory.states[expert] == AWAITED) tickets[count++] = *ticket_of(e, expert);
+    }
+    const uint64_t start = run->disk_ns ? em_now_ns() : 0;
+    const int32_t status = em_reader_wait_any(e->arrivals.reader, tickets, count, e->arrivals.timeout_us);
+    if (run->disk_ns) *run->disk_ns += em_now_ns() - start;
+    return status;
+}
+
+int32_t em_run_experts(const em_experts *e, const em_run *run) {
+    if (check_experts(e, run->tokens * e->used) != EM_OK) return EM_BAD_EXPERT;
+    em_layout layout = {.base = run->scratch};
+    const ffn_sizes sizes = sizes_of_experts(e);
+    const ffn_memory memory = lay_out(&layout, sizes, run->tokens, run->tokens * e->used, e->expert_count);
+    begin_states(e, run->tokens, memory);
+    quantise_input(run, sizes, memory, e->input);
+    int32_t awaited, ready;
+    int32_t status = take_arrivals(e, memory, &awaited, &ready);
+    while (status == EM_OK) {
+        const int32_t ffn_count = group_pairs(e, run->tokens, memory);
+        const int32_t pairs = ffn_count ? memory.ffns[ffn_count - 1].first + memory.ffns[ffn_count - 1].count : 0;
+        run_ffns(run, sizes, memory, e->input, e->output, ffn_count, pairs);
+        for (int32_t i = 0; i < e->expert_count; i++) {
+            if (memory.states[i] == READY) memory.states[i] = NOTHING;
+        }
+        if (awaited == 0) break;
+        status = take_arrivals(e, memory, &awaited, &ready);
+        if (status == EM_OK && ready == 0) {
+            status = await_arrival(e, memory, run);
+            if (status == EM_OK) status = take_arrivals(e, memory, &awaited, &ready);
+        }
+    }
+    return status;
 }

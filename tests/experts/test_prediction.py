@@ -1,0 +1,70 @@
+"""Whether reading ahead goes on follows from the times of tokens, by trial."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgemoe.errors import UsageError
+from edgemoe.experts.prediction import BLOCK_TOKENS, HOLD_TOKENS, TRIAL_BLOCKS, WARM_UP_TOKENS, PredictionSwitch
+
+TRIAL_TOKENS = BLOCK_TOKENS * TRIAL_BLOCKS
+
+
+def opened(switch: PredictionSwitch, tokens: int, with_ns: int, without_ns: int) -> list[bool]:
+    """Whether the switch was open for each of some tokens, which take so long with predicted reads and without."""
+    found = []
+    for _ in range(tokens):
+        found.append(switch.open)
+        switch.record(with_ns if switch.open else without_ns)
+    return found
+
+
+@pytest.mark.parametrize(("with_ns", "pays"), [(90, True), (98, True), (100, False), (130, False)])
+def test_what_is_faster_is_kept(with_ns: int, pays: bool) -> None:
+    switch = PredictionSwitch()
+    assert not any(opened(switch, WARM_UP_TOKENS, with_ns, 100))
+    trial = opened(switch, TRIAL_TOKENS, with_ns, 100)
+    assert sum(trial) == TRIAL_TOKENS // 2
+    assert trial[:BLOCK_TOKENS] == [False] * BLOCK_TOKENS
+    assert trial[BLOCK_TOKENS : 2 * BLOCK_TOKENS] == [True] * BLOCK_TOKENS
+    assert switch.verdict == pays
+    assert set(opened(switch, HOLD_TOKENS[0], with_ns, 100)) == {pays}
+
+
+def test_a_few_slow_tokens_decide_nothing() -> None:
+    switch = PredictionSwitch()
+    opened(switch, WARM_UP_TOKENS, 90, 100)
+    for number in range(TRIAL_TOKENS):
+        slow = number % 9 == 0
+        switch.record(100_000 if slow else 90 if switch.open else 100)
+    assert switch.verdict
+
+
+def test_trials_come_again_and_more_rarely() -> None:
+    switch = PredictionSwitch()
+    opened(switch, WARM_UP_TOKENS, 130, 100)
+    tokens_open = []
+    for _ in range(12):
+        opened(switch, TRIAL_TOKENS, 130, 100)
+        held = 0
+        while switch._trial is None:
+            assert not switch.open
+            switch.record(100)
+            held += 1
+        tokens_open.append(held)
+    assert tokens_open[0] >= HOLD_TOKENS[0]
+    assert tokens_open == sorted(tokens_open)
+    assert tokens_open[-1] == HOLD_TOKENS[1]
+    # what trials cost where prediction makes tokens 30 % slower
+    assert TRIAL_TOKENS / 2 * 30 / (HOLD_TOKENS[0] * 100) < 0.03
+    opened(switch, TRIAL_TOKENS, 50, 100)
+    assert switch.verdict
+    assert len(set(opened(switch, HOLD_TOKENS[0], 50, 100))) == 1
+
+
+def test_modes() -> None:
+    for mode, always in (("on", True), ("off", False)):
+        switch = PredictionSwitch(mode)
+        assert set(opened(switch, 500, 10, 100)) == {always}
+    with pytest.raises(UsageError, match="auto, on, off"):
+        PredictionSwitch("sometimes")
