@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 import numpy as np
+import numpy.typing as npt
 
 from edgemoe.errors import EdgemoeError
 from edgemoe.kernels.native.backend import NativeBackend
@@ -35,13 +36,22 @@ def measure_read_rate(backend: NativeBackend, buffer_bytes: int) -> ReadRate:
     The buffer is smaller where there is little memory; the answer says how large it was. Raises EdgemoeError where
     there is next to none.
     """
+    memory = allocate_buffer(buffer_bytes)
+    fastest_ns = min(backend.read_memory(memory)[0] for _ in range(PASSES))
+    return ReadRate(memory.nbytes / fastest_ns * 1e9, memory.nbytes)
+
+
+def allocate_buffer(buffer_bytes: int) -> npt.NDArray[np.uint8]:
+    """Memory to be read, smaller than asked for where there is little.
+
+    Raises EdgemoeError where there is next to none.
+    """
     size = min(buffer_bytes, available_bytes() // MEMORY_SHARE) // 64 * 64
     if size < min(buffer_bytes, LEAST_BUFFER_BYTES):
         raise EdgemoeError("There is not enough memory left to measure how fast it is read.", "Close other programs.")
     memory = np.frombuffer(allocate_pages(size), np.uint8)
     memory[:] = 1  # until a page is written to, all of them may be one
-    fastest_ns = min(backend.read_memory(memory)[0] for _ in range(PASSES))
-    return ReadRate(size / fastest_ns * 1e9, size)
+    return memory
 
 
 class ReadRates:

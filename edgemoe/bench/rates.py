@@ -1,0 +1,203 @@
+"""How fast this machine reads: its memory, and experts from a disk, the way the engine reads them.
+
+The disk is measured with direct reads of the size of expert records, at random places, several at once, through the
+engine's own reader. So the page cache has no part in it; what a disk or a virtual machine's host caches by itself has.
+A pass takes a fraction of a second, and its buffers `BUFFERS_BYTES` at most.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from edgemoe.bench.roofline import BUFFER_BYTES, PASSES, ReadRate, ReadRates, allocate_buffer
+from edgemoe.errors import UsageError
+from edgemoe.experts.reads import ExpertFiles, open_reader
+from edgemoe.kernels.select import KernelChoice
+from edgemoe.store.direct import allocate_pages
+from edgemoe.store.headers import PAGE_BYTES, round_up
+from edgemoe.store.reader import Store
+
+READERS = (2, 4, 8)
+"""Numbers of reader threads that are tried, to find the one with which a disk is fastest."""
+READS_PER_READER = 2
+"""In flight, so that a reader finds its next one when one ends."""
+READ_BYTES_MAX = 4 << 20
+"""A longer record is read in parts of this size: the engine's reader shares records out in pieces too."""
+BUFFERS_BYTES = READERS[-1] * READS_PER_READER * READ_BYTES_MAX
+PASS_SECONDS = 0.35
+DISK_PASSES = 3
+PROBE_BYTES = 128 << 20
+"""Of the file that is written to where there is no store to read from."""
+WRITE_BYTES = 1 << 24
+READ_TIMEOUT_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class ReadPlace:
+    """Bytes of a file that a read may ask for, in whole pages."""
+
+    path: Path
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class DiskRate:
+    """One pass over a disk, or the middle one of several."""
+
+    bytes_per_s: float
+    read_bytes: int
+    """Of each read (of the largest, where records differ)."""
+    readers: int
+    direct: bool
+    """Whether reads went past the page cache; if not, the rate may be the page cache's."""
+
+
+class DiskRates:
+    """Measures the same records again and again; nothing runs in between. A context manager.
+
+    The first time it finds out how many readers make this disk fastest, and keeps to that number.
+    """
+
+    def __init__(self, places: Sequence[ReadPlace], direct: bool = True, seed: int = 0) -> None:
+        """Raises UsageError where there is nothing to read, ReadError where a file cannot be opened."""
+        self._places = [part for place in places for part in _parts(place)]
+        if not self._places:
+            raise UsageError("There are no expert records to read: the disk's rate cannot be measured.")
+        self._random = random.Random(seed)
+        self._read_bytes = max(place.length for place in self._places)
+        self._readers = 0
+        self._files = ExpertFiles((place.path for place in places), direct)
+
+    @property
+    def direct(self) -> bool:
+        """Whether reads go past the page cache."""
+        return self._files.direct
+
+    def __call__(self) -> DiskRate:
+        """One pass. Raises ReadError where a read fails or does not end."""
+        if not self._readers:
+            self._readers = max(READERS, key=self._pass)
+        return DiskRate(self._pass(self._readers), self._read_bytes, self._readers, self._files.direct)
+
+    def _pass(self, readers: int) -> float:
+        """Bytes per second of random records, for `PASS_SECONDS`, with so many threads."""
+        in_flight = readers * READS_PER_READER
+        arena = np.frombuffer(allocate_pages(in_flight * self._read_bytes), np.uint8)
+        arena[::PAGE_BYTES] = 1  # until they are written to there are no pages, and the first reads would wait for them
+        free = [arena.ctypes.data + number * self._read_bytes for number in range(in_flight)]
+        waiting: deque[tuple[int, int]] = deque()  # (ticket, address), the oldest first
+        reader, read_bytes = open_reader(arena, readers), 0
+        try:
+            began_s = time.perf_counter()
+            while True:
+                while free and (not read_bytes or time.perf_counter() - began_s < PASS_SECONDS):
+                    place, address = self._random.choice(self._places), free.pop()
+                    descriptor = self._files.descriptor(place.path)
+                    ticket = reader.submit(descriptor, place.offset, place.length, address, True)
+                    waiting.append((ticket, address))
+                    read_bytes += place.length
+                if not waiting:
+                    return read_bytes / (time.perf_counter() - began_s)
+                ticket, address = waiting.popleft()
+                reader.wait(ticket, READ_TIMEOUT_SECONDS)
+                reader.release(ticket)
+                free.append(address)
+        finally:
+            reader.close()  # before the arena goes, into which it may still be reading
+
+    def close(self) -> None:
+        """Close the files. Closing twice is harmless."""
+        self._files.close()
+
+    def __enter__(self) -> DiskRates:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def store_places(store: Store) -> list[ReadPlace]:
+    """Where all expert records of a store lie."""
+    places = []
+    for number, layer in enumerate(store.manifest.expert_layers):
+        for expert in range(len(layer.records) if layer else 0):
+            record = store.record(number, expert)
+            places.append(ReadPlace(record.path, record.offset, record.length))
+    return places
+
+
+@contextmanager
+def probe_places(folder: Path, record_bytes: int) -> Iterator[list[ReadPlace]]:
+    """Records of a size in a file that is written into a folder and removed in the end. Raises OSError."""
+    length = round_up(record_bytes, PAGE_BYTES)
+    count = max(1, PROBE_BYTES // length)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".edgemoe-probe-") as file:
+        left = count * length
+        while left:
+            left -= file.write(os.urandom(min(left, WRITE_BYTES)))  # a disk may compress what repeats
+        file.flush()
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        yield [ReadPlace(Path(file.name), number * length, length) for number in range(count)]
+
+
+def measure_disk(places: Sequence[ReadPlace]) -> DiskRate:
+    """The middle one of some passes; takes about two seconds. Raises ReadError and UsageError as `DiskRates`."""
+    with DiskRates(places) as rates:
+        passes = [rates() for _ in range(DISK_PASSES)]
+    return replace(passes[0], bytes_per_s=statistics.median(one.bytes_per_s for one in passes))
+
+
+def measure_store_disk(store: Store) -> DiskRate:
+    """How fast experts of a store are read from its disk."""
+    return measure_disk(store_places(store))
+
+
+def measure_folder_disk(folder: Path, record_bytes: int) -> DiskRate:
+    """How fast records of a size would be read from a folder's disk. Raises OSError where it cannot be written to."""
+    with probe_places(folder, record_bytes) as places:
+        return measure_disk(places)
+
+
+def measure_memory(kernels: KernelChoice) -> ReadRate:
+    """How fast all threads together read memory; without native kernels in NumPy, which comes to about four fifths.
+
+    Raises EdgemoeError where there is next to no memory.
+    """
+    if kernels.backend == "native":
+        with ReadRates(kernels) as read_rates:
+            return read_rates()
+    words = allocate_buffer(BUFFER_BYTES).view(np.uint64)
+    parts = np.array_split(words, kernels.threads)
+    with ThreadPoolExecutor(kernels.threads) as pool:
+        fastest_s = min(_timed(pool, parts) for _ in range(PASSES))
+    return ReadRate(words.nbytes / fastest_s, words.nbytes)
+
+
+def _timed(pool: ThreadPoolExecutor, parts: Sequence[np.ndarray[tuple[int, ...], np.dtype[np.uint64]]]) -> float:
+    began_s = time.perf_counter()
+    for done in [pool.submit(np.bitwise_or.reduce, part) for part in parts]:
+        done.result()
+    return time.perf_counter() - began_s
+
+
+def _parts(place: ReadPlace) -> Iterator[ReadPlace]:
+    for start in range(0, place.length, READ_BYTES_MAX):
+        yield ReadPlace(place.path, place.offset + start, min(READ_BYTES_MAX, place.length - start))
