@@ -69,7 +69,8 @@ class HubSource:
     """A checkpoint by its hub id `owner/name[@revision]` (see `Source`). Opening it fetches the small files.
 
     `downloads` is the folder for shards (a cache folder of the user where it is None); with `keep` they go to the
-    hub's own cache and stay there. A shard that is in that cache already is used from there in any case.
+    hub's own cache and stay there. A shard that is in that cache already is used from there in any case. Without
+    `side_files` the tokenizer's files are left where they are.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class HubSource:
         keep: bool = False,
         downloading: DownloadCallback | None = None,
         endpoint: str | None = None,
+        side_files: bool = True,
     ) -> None:
         self._repository, _, revision = text.partition("@")
         self._keep, self._downloading = keep, downloading
@@ -102,7 +104,8 @@ class HubSource:
         self._config = read_json_file(self._small_file("config.json"), "a config.json of a checkpoint")
         self._shards = self._find_shards()
         self._tensors = self._find_tensors()
-        self._side_files = {name: self._small_file(name) for name in SIDE_FILES if name in self._remote}
+        wanted = SIDE_FILES if side_files else ()
+        self._side_files = {name: self._small_file(name) for name in wanted if name in self._remote}
         self._open: dict[str, tuple[Path, dict[str, HeaderTensor]]] = {}
 
     @property

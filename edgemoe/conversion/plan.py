@@ -71,7 +71,7 @@ def plan_conversion(source: Source, experts: str | None, dense: str | None, prov
     repeated_head = tied_head(source.config, found)
     shapes = spec.tensors()
     formats = choose_formats(shapes, {name: infos[places[name].tensor].dtype for name in shapes}, experts, dense)
-    manifest = _plan_manifest(spec, shapes, formats, provenance)
+    manifest = plan_manifest(spec, shapes, formats, provenance)
     stored = tensor_places(manifest, shapes)
     order = {name: number for number, name in enumerate(infos)}
     tensors = [(name, place, False) for name, place in places.items()]
@@ -101,12 +101,13 @@ def plan_conversion(source: Source, experts: str | None, dense: str | None, prov
     return Plan(manifest, pieces, parts)
 
 
-def _plan_manifest(
+def plan_manifest(
     spec: ModelSpec,
     shapes: Mapping[str, tuple[int, ...]],
     formats: Mapping[str, Format | None],
     provenance: Mapping[str, Any],
 ) -> Manifest:
+    """Every place in the store of a model whose tensors have these shapes and formats; no checksum yet."""
     resident: dict[str, tuple[str, Format | None, int, int]] = {}
     for name, shape in shapes.items():
         if expert_of(name) is None:

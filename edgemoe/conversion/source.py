@@ -102,7 +102,8 @@ class Source(Protocol):
         """Close files and connections."""
 
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+"""`owner/name[@revision]` on the Hugging Face hub."""
 
 
 def open_source(
@@ -124,7 +125,7 @@ def open_source(
         from edgemoe.conversion.gguf import GgufSource
 
         return GgufSource(path)
-    if _HUB_ID.fullmatch(text) and path.suffix.lower() != ".gguf":
+    if HUB_ID.fullmatch(text) and path.suffix.lower() != ".gguf":
         from edgemoe.conversion.hub import HubSource
 
         return HubSource(text, downloads=downloads, keep=keep, downloading=downloading)

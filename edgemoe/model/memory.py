@@ -99,24 +99,37 @@ class MemoryPlan:
         )
 
 
+def interpreter_bytes(backend: Backend) -> int:
+    """What this process holds now, and will still take besides what is planned for the model."""
+    held: int = psutil.Process().memory_info().rss
+    return held + INTERPRETER_GROWTH_BYTES + backend.growth_bytes
+
+
 def plan_memory(
-    spec: ModelSpec, sizes: ModelSizes, backend: Backend, ram: str | int | None, context_length: int | None = None
+    spec: ModelSpec,
+    sizes: ModelSizes,
+    backend: Backend,
+    ram: str | int | None,
+    context_length: int | None = None,
+    interpreter: int | None = None,
 ) -> MemoryPlan:
     """Share out a budget: bytes, a size as text, `floor`, or `auto` (also None).
 
-    The backend says what its scratch takes, and what it will still take itself. Raises BudgetError below the floor,
-    naming it, and UsageError for what is no budget.
+    The backend says what its scratch takes, and what it will still take itself. `interpreter` is what to plan for the
+    interpreter, in bytes, where it is not what this process holds now. Raises BudgetError below the floor, naming it,
+    and UsageError for what is no budget.
     """
     if context_length is not None and not 1 <= context_length <= spec.max_positions:
         raise UsageError(
             f"A context of {context_length} tokens was asked for; this model has 1 to {spec.max_positions}.",
             "Choose a context length within that range.",
         )
-    interpreter_bytes = psutil.Process().memory_info().rss + INTERPRETER_GROWTH_BYTES + backend.growth_bytes
+    if interpreter is None:
+        interpreter = interpreter_bytes(backend)
     least_context = context_length or min(LEAST_CONTEXT_TOKENS, spec.max_positions)
     least_chunk = CHUNK_TOKENS[-1]
     least_slots = min(sizes.total_experts, 2 * _most_experts_per_token(spec))
-    fixed_bytes = interpreter_bytes + sizes.resident_bytes
+    fixed_bytes = interpreter + sizes.resident_bytes
     least_workspace_bytes = workspace_bytes(spec, backend, least_chunk, least_context)
     least_kv_bytes = kv_cache_bytes(spec, least_context, sizes.kv_format)
     floor_bytes = fixed_bytes + least_workspace_bytes + least_kv_bytes + least_slots * sizes.slot_bytes
@@ -152,7 +165,7 @@ def plan_memory(
     return MemoryPlan(
         budget_bytes,
         floor_bytes,
-        interpreter_bytes,
+        interpreter,
         sizes.resident_bytes,
         workspace,
         kv_cache,
@@ -207,10 +220,14 @@ def _most_experts_per_token(spec: ModelSpec) -> int:
 
 def kv_cache_bytes(spec: ModelSpec, context_length: int, kv_format: KvFormat) -> int:
     """Keys and values of every layer, and the tables of rotary positions."""
+    rope_bytes = 2 * 4 * sum({layer.attention.head_width // 2 for layer in spec.layers})
+    return context_length * (kv_position_bytes(spec, kv_format) + rope_bytes)
+
+
+def kv_position_bytes(spec: ModelSpec, kv_format: KvFormat) -> int:
+    """Keys and values of one position, in all layers."""
     attentions = [layer.attention for layer in spec.layers]
-    per_token = sum(2 * a.kv_heads * _kv_row_bytes(a.head_width, kv_format) for a in attentions)
-    rope_bytes = 2 * 4 * sum({a.head_width // 2 for a in attentions})
-    return context_length * (per_token + rope_bytes)
+    return sum(2 * a.kv_heads * _kv_row_bytes(a.head_width, kv_format) for a in attentions)
 
 
 def _kv_row_bytes(head_width: int, kv_format: KvFormat) -> int:

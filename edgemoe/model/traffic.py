@@ -9,6 +9,9 @@ from edgemoe.kernels import operations as op
 from edgemoe.kernels.formats import Matrix
 from edgemoe.model.decoder import Decoder
 from edgemoe.model.ledger import Part
+from edgemoe.model.memory import KvFormat, kv_position_bytes
+from edgemoe.model.spec import ModelSpec, MoeSpec
+from edgemoe.store.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,46 @@ def token_traffic(decoder: Decoder) -> TokenTraffic:
             for cache in (operation.key_cache, operation.value_cache):
                 kv_bytes_per_position += cache.nbytes // cache.shape[1]
     return TokenTraffic(weight_bytes, kv_bytes_per_position)
+
+
+def planned_traffic(spec: ModelSpec, manifest: Manifest, kv_format: KvFormat) -> TokenTraffic:
+    """The same from what a store is, or will be, without its weights."""
+    weight_bytes: dict[Part, int] = {}
+
+    def read(part: Part, size: int) -> None:
+        weight_bytes[part] = weight_bytes.get(part, 0) + size
+
+    for tensor in manifest.resident:
+        if tensor.name == "embedding":
+            read("embedding", tensor.bytes // tensor.rows)
+        if tensor.name != "embedding" or spec.tied_embeddings:
+            read(_part_of_tensor(tensor.name, spec), tensor.bytes)
+    for layer, experts in zip(spec.layers, manifest.expert_layers, strict=True):
+        if isinstance(layer.ffn, MoeSpec) and experts is not None:
+            layout = experts.layout
+            read("experts", layer.ffn.experts_per_token * (layout.gate_up_bytes + layout.down_bytes))
+    return TokenTraffic(weight_bytes, kv_position_bytes(spec, kv_format))
+
+
+_TENSOR_PARTS: Mapping[str, Part] = {
+    "embedding": "head",
+    "head": "head",
+    "final_norm": "head",
+    "ffn": "dense_ffn",
+    "router": "router",
+    "shared": "shared_expert",
+    "shared_gate": "shared_expert",
+}
+"""By the name, or the first name within a layer, of a resident tensor; an embedding is the head that is tied to it."""
+
+
+def _part_of_tensor(name: str, spec: ModelSpec) -> Part:
+    if not name.startswith("layers."):
+        return _TENSOR_PARTS[name]
+    number, within = name.split(".")[1:3]
+    if within == "ffn_norm":
+        return "router" if isinstance(spec.layers[int(number)].ffn, MoeSpec) else "dense_ffn"
+    return _TENSOR_PARTS.get(within, "attention")
 
 
 def _weight_bytes(operation: op.Operation) -> int:

@@ -1,0 +1,124 @@
+"""The store that a conversion would make, without making it: every size and place, and no byte of weights.
+
+What a checkpoint says without its weights decides all of it: the config, and the names, shapes and dtypes of its
+tensors. Where the shards themselves are not there the names come from the index, the shapes from the config, and the
+weights are taken for unquantised floats, which is what checkpoints with an index are.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgemoe.architectures import checkpoint_shapes, model_spec, resolve
+from edgemoe.conversion.folder import INDEX_NAME, read_json_file
+from edgemoe.conversion.formats import check_option, choose_formats
+from edgemoe.conversion.plan import plan_conversion, plan_manifest
+from edgemoe.conversion.source import HUB_ID, Source, open_source
+from edgemoe.errors import SourceError
+from edgemoe.store.manifest import Manifest
+from edgemoe.store.reader import Store
+
+CONFIG_NAME = "config.json"
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A store as it would be."""
+
+    store: Store
+    """Whose manifest has every size, and whose files are not there."""
+    source: str
+    """What it would be made from, by its name."""
+    known_from: str
+    """What of the source was looked at."""
+
+
+def forecast_store(source: str, experts: str | None = None, dense: str | None = None) -> Forecast:
+    """What `edgemoe convert` would make of a source with these formats.
+
+    The source is a folder with a checkpoint, a folder that has no more than its config.json (and its index), the
+    config.json itself, a GGUF file, or a hub id, of which config, index and headers are fetched. Raises SourceError
+    for what cannot be converted, UsageError for what is no format.
+    """
+    check_option("--experts", experts)
+    check_option("--dense", dense)
+    path = Path(os.path.expanduser(source))  # noqa: PTH111 (it leaves an unknown ~user as it is)
+    config = _config_alone(path)
+    if config is not None:
+        names = _names_of_index(config.with_name(INDEX_NAME))
+        known_from = f"{CONFIG_NAME} and the index of its shards" if names is not None else f"{CONFIG_NAME} alone"
+        manifest = forecast_manifest(read_json_file(config, "a config.json of a checkpoint"), names, experts, dense)
+        return Forecast(Store(config.parent, manifest), str(config.parent), known_from)
+    with tempfile.TemporaryDirectory(prefix="edgemoe-plan-") as downloads, closing(_open(source, downloads)) as opened:
+        manifest = plan_conversion(opened, experts, dense, {}).manifest
+        return Forecast(Store(path, manifest), opened.name, f"{CONFIG_NAME} and the headers of the weights")
+
+
+def forecast_manifest(
+    config: Mapping[str, Any], names: Iterable[str] | None, experts: str | None, dense: str | None
+) -> Manifest:
+    """The manifest for a config, of whose tensors the names are known, or (None) not even those.
+
+    Raises SourceError where the model is not one that we run, or the names are not those of its tensors.
+    """
+    spec = model_spec(config)
+    if names is not None:
+        either = {name: shape for stacked in (False, True) for name, shape in _shapes(config, stacked).items()}
+        resolve(config, {name: either.get(name, ()) for name in names})
+    shapes = spec.tensors()
+    formats = choose_formats(shapes, dict.fromkeys(shapes, "BF16"), experts, dense)
+    return plan_manifest(spec, shapes, formats, {})
+
+
+def _shapes(config: Mapping[str, Any], stacked: bool) -> dict[str, tuple[int, ...]]:
+    return checkpoint_shapes(config, stacked=stacked)
+
+
+def _open(source: str, downloads: str) -> Source:
+    if HUB_ID.fullmatch(source) and not source.lower().endswith(".gguf") and not Path(source).is_dir():
+        from edgemoe.conversion.hub import HubSource
+
+        return HubSource(source, downloads=Path(downloads), side_files=False)
+    return open_source(source)
+
+
+def _config_alone(path: Path) -> Path | None:
+    """The config.json of a checkpoint whose weights are not there; None where the source is of another kind."""
+    if path.name == CONFIG_NAME and path.is_file():
+        return path
+    config = path / CONFIG_NAME
+    if not config.is_file():
+        return None
+    names = _shards_of_index(path / INDEX_NAME)
+    if names is not None:
+        return None if all((path / name).is_file() for name in names) else config
+    weights = [file for pattern in ("*.safetensors", "*.bin", "*.pth") for file in path.glob(pattern)]
+    return None if weights else config
+
+
+def _names_of_index(index: Path) -> list[str] | None:
+    weight_map = _weight_map(index)
+    return None if weight_map is None else list(weight_map)
+
+
+def _shards_of_index(index: Path) -> set[str] | None:
+    weight_map = _weight_map(index)
+    return None if weight_map is None else set(weight_map.values())
+
+
+def _weight_map(index: Path) -> dict[str, str] | None:
+    """Names of tensors to names of shards; None where there is no index. Raises SourceError where it is none."""
+    if not index.is_file():
+        return None
+    weight_map = read_json_file(index, "the index of the shards").get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise SourceError(
+            f"{index}: expected a weight_map of tensor names to file names.", "Download the checkpoint's index again."
+        )
+    return weight_map

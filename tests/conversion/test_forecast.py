@@ -1,0 +1,161 @@
+"""The store that a conversion would make: the sizes of the one that it makes, from weights, from a config alone."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgemoe.conversion.forecast import CONFIG_NAME, forecast_store
+from edgemoe.conversion.hub import HubSource
+from edgemoe.conversion.pipeline import convert_checkpoint
+from edgemoe.errors import EdgemoeError, SourceError, UsageError
+from edgemoe.model.description import store_spec
+from edgemoe.model.engine import model_sizes
+from edgemoe.model.spec import MoeSpec
+from edgemoe.model.traffic import planned_traffic
+from edgemoe.store.reader import Store
+from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
+from tests.support.engines import engine_with_slots
+from tests.support.hub_server import Repository, hub_server
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+FAMILIES = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
+FORMATS = [(None, None), ("q8", "q4"), ("f16", "f32"), ("q4m", "q8")]
+
+
+def of_config(folder: Path, destination: Path) -> str:
+    """A folder that has nothing but the config of a checkpoint."""
+    destination.mkdir()
+    shutil.copy(folder / CONFIG_NAME, destination)
+    return str(destination)
+
+
+def same(forecast: Store, made: Store) -> None:
+    """All that a memory plan and a prediction take from a store."""
+    spec = store_spec(made)
+    assert store_spec(forecast) == spec
+    assert model_sizes(forecast, spec) == model_sizes(made, spec)
+    assert model_sizes(forecast, spec, "q8") == model_sizes(made, spec, "q8")
+    assert forecast.expert_layouts == made.expert_layouts
+    weights = [(file.name, file.bytes) for file in made.manifest.files if file.name.endswith(".safetensors")]
+    assert [(file.name, file.bytes) for file in forecast.manifest.files] == weights
+    assert planned_traffic(spec, forecast.manifest, "f16") == planned_traffic(spec, made.manifest, "f16")
+
+
+@pytest.mark.parametrize("formats", FORMATS, ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sizes_are_those_of_the_store_that_conversion_makes(
+    tmp_path: Path, family: str, formats: tuple[str | None, str | None]
+) -> None:
+    folder = GOLDEN / family
+    made = Store.open(convert_checkpoint(str(folder), tmp_path / "store", experts=formats[0], dense=formats[1]))
+    from_weights, from_config, from_file = (
+        forecast_store(source, *formats)
+        for source in (str(folder), of_config(folder, tmp_path / "bare"), str(folder / CONFIG_NAME))
+    )
+    for forecast in (from_weights, from_config, from_file):
+        same(forecast.store, made)
+    assert "headers" in from_weights.known_from
+    assert from_config.known_from == from_file.known_from == "config.json alone"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bytes_of_a_token_are_those_of_the_operations_that_run(tmp_path: Path, family: str) -> None:
+    made = Store.open(convert_checkpoint(str(GOLDEN / family), tmp_path / "store", experts="q4", dense="q8"))
+    spec = store_spec(made)
+    experts = sum(layer.ffn.experts for layer in spec.layers if isinstance(layer.ffn, MoeSpec))
+    for kv in (None, "q8"):
+        with engine_with_slots(made.path, experts, kv=kv) as engine:
+            running = engine.traffic
+            planned = planned_traffic(spec, made.manifest, engine.memory.kv_format)
+        # parts that read no weights (the sum of experts) are entered with 0 by one of the two
+        assert planned.weight_bytes == {part: size for part, size in running.weight_bytes.items() if size}
+        assert planned.kv_bytes_per_position == running.kv_bytes_per_position
+
+
+def test_an_index_without_its_shards_is_enough(tmp_path: Path) -> None:
+    for stacked in (False, True):
+        folder = tmp_path / f"stacked {stacked}"
+        write_checkpoint(folder, SMALL_MIXTRAL, shards=3, stacked=stacked)
+        made = Store.open(convert_checkpoint(str(folder), tmp_path / f"store {stacked}"))
+        (folder / "model-00002-of-00003.safetensors").unlink()
+        forecast = forecast_store(str(folder))
+        assert forecast.known_from == "config.json and the index of its shards"
+        same(forecast.store, made)
+
+
+def test_names_that_the_model_does_not_have_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    write_checkpoint(folder, SMALL_MIXTRAL, shards=3)
+    for shard in folder.glob("*.safetensors"):
+        shard.unlink()
+    index = folder / "model.safetensors.index.json"
+    data: dict[str, Any] = json.loads(index.read_text())
+    index.write_text(json.dumps({"weight_map": data["weight_map"] | {"model.vision.weight": "x.safetensors"}}))
+    with pytest.raises(SourceError, match=r"model\.vision\.weight: not expected"):
+        forecast_store(str(folder))
+    del data["weight_map"]["model.norm.weight"]
+    index.write_text(json.dumps(data))
+    with pytest.raises(SourceError, match=r"model\.norm\.weight: missing"):
+        forecast_store(str(folder))
+    index.write_text('{"weight_map": 3}')
+    with pytest.raises(SourceError, match="expected a weight_map"):
+        forecast_store(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"model_type": "mamba"}, "mamba"),
+        ({"sliding_window": 64}, "sliding_window"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+        ({"hidden_size": None}, "hidden_size"),
+    ],
+)
+def test_what_is_not_implemented_is_refused_by_name(tmp_path: Path, change: dict[str, Any], says: str) -> None:
+    (tmp_path / CONFIG_NAME).write_text(json.dumps(SMALL_MIXTRAL | change))
+    with pytest.raises(SourceError, match=says):
+        forecast_store(str(tmp_path))
+
+
+@pytest.mark.parametrize("source", ["nowhere", "{tmp}/none", "{tmp}/model.gguf", "{tmp}"])
+def test_what_is_no_source_is_told(tmp_path: Path, source: str) -> None:
+    (tmp_path / "model.bin").write_bytes(b"x")
+    with pytest.raises(EdgemoeError):
+        forecast_store(source.replace("{tmp}", str(tmp_path)))
+
+
+def test_formats_are_checked_before_anything_is_read() -> None:
+    with pytest.raises(UsageError, match="--experts"):
+        forecast_store("nowhere", experts="q5")
+    with pytest.raises(UsageError, match="--dense"):
+        forecast_store("nowhere", dense="int8")
+
+
+def test_of_a_hub_s_checkpoint_no_weights_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_checkpoint(tmp_path / "checkpoint", SMALL_MIXTRAL, shards=3)
+    made = Store.open(convert_checkpoint(str(tmp_path / "checkpoint"), tmp_path / "store"))
+    with hub_server() as server:
+        files = {path.name: path.read_bytes() for path in (tmp_path / "checkpoint").iterdir()}
+        server.models["maker/tiny"] = Repository(files)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+
+        def opened(text: str, **options: Any) -> HubSource:
+            return HubSource(text, endpoint=server.url, **options)
+
+        monkeypatch.setattr("edgemoe.conversion.hub.HubSource", opened)
+        opener = HubSource._small_file
+        fetched: list[str] = []
+
+        def small_file(self: HubSource, name: str) -> Path:
+            fetched.append(name)
+            return opener(self, name)
+
+        monkeypatch.setattr(HubSource, "_small_file", small_file)
+        monkeypatch.setattr(HubSource, "_fetch_shard", None)
+        forecast = forecast_store("maker/tiny")
+    same(forecast.store, made)
+    assert fetched == ["config.json", "model.safetensors.index.json"]
+    assert forecast.source.startswith("maker/tiny@")
