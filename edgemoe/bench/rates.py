@@ -13,7 +13,7 @@ import statistics
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -140,6 +140,14 @@ def store_places(store: Store) -> list[ReadPlace]:
             record = store.record(number, expert)
             places.append(ReadPlace(record.path, record.offset, record.length))
     return places
+
+
+def file_places(paths: Iterable[Path], record_bytes: int) -> list[ReadPlace]:
+    """As many records of a size as whole files have room for, whatever is in them. Raises OSError."""
+    length = round_up(record_bytes, PAGE_BYTES)
+    return [
+        ReadPlace(path, number * length, length) for path in paths for number in range(path.stat().st_size // length)
+    ]
 
 
 @contextmanager

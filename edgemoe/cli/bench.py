@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -43,7 +42,7 @@ def bench(
     """
     if against is None and (gguf is not None or mmap):
         raise UsageError("--gguf and --mmap are for another engine.", "Name it with --against llama.cpp.")
-    write_json, write_plot = _writer(json_file, _write_json), _plotter(plot)
+    write_json, write_plot = shared.file_writer(json_file, _write_json), _plotter(plot)
 
     from contextlib import ExitStack
 
@@ -86,14 +85,4 @@ def _plotter(path: Path | None) -> Callable[[Report], None]:
     from edgemoe.bench.plot import check_plot, draw_report
 
     check_plot(path)
-    return _writer(path, draw_report)
-
-
-def _writer(path: Path | None, write: Callable[[Any, Path], None]) -> Callable[[Report], None]:
-    """What writes a report to a file. Told now, not after minutes of measuring, where the file cannot be written."""
-    if path is None:
-        return lambda report: None
-    expected = "a file in a folder that exists and is yours"
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise UsageError(f"{path}: cannot be written: expected {expected}.", "Choose another name.")
-    return lambda report: write(report, path)
+    return shared.file_writer(path, draw_report)

@@ -23,6 +23,7 @@ VERBS = {
     "synth": "Make a store of random weights in a real model's shape.",
     "verify": "Check every byte of a store.",
     "inspect": "Show what a store is made of.",
+    "plan": "Show what a memory budget buys for a model, before it is made.",
     "bench": "Measure a model's speed, and where its time goes.",
     "info": "Show the machine, the kernels chosen and the bundled model.",
 }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -100,3 +102,13 @@ def sampling_options(
 ) -> SamplingOptions:
     """The model's own options, but for those given. Raises UsageError for values out of range."""
     return model.default_sampling.changed(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
+
+
+def file_writer(path: Path | None, write: Callable[[Any, Path], None]) -> Callable[[Any], None]:
+    """What writes something to a file. Told now, not after minutes of work, where the file cannot be written."""
+    if path is None:
+        return lambda written: None
+    expected = "a file in a folder that exists and is yours"
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UsageError(f"{path}: cannot be written: expected {expected}.", "Choose another name.")
+    return lambda written: write(written, path)

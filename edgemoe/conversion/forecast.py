@@ -37,6 +37,8 @@ class Forecast:
     """What it would be made from, by its name."""
     known_from: str
     """What of the source was looked at."""
+    weights: tuple[Path, ...] = ()
+    """Files of weights that are there."""
 
 
 def forecast_store(source: str, experts: str | None = None, dense: str | None = None) -> Forecast:
@@ -56,8 +58,9 @@ def forecast_store(source: str, experts: str | None = None, dense: str | None = 
         manifest = forecast_manifest(read_json_file(config, "a config.json of a checkpoint"), names, experts, dense)
         return Forecast(Store(config.parent, manifest), str(config.parent), known_from)
     with tempfile.TemporaryDirectory(prefix="edgemoe-plan-") as downloads, closing(_open(source, downloads)) as opened:
-        manifest = plan_conversion(opened, experts, dense, {}).manifest
-        return Forecast(Store(path, manifest), opened.name, f"{CONFIG_NAME} and the headers of the weights")
+        manifest, name = plan_conversion(opened, experts, dense, {}).manifest, opened.name
+    weights = (path,) if path.is_file() else tuple(sorted(path.glob("*.safetensors")))
+    return Forecast(Store(path, manifest), name, f"{CONFIG_NAME} and the headers of the weights", weights)
 
 
 def forecast_manifest(

@@ -1,0 +1,184 @@
+"""What a budget buys: how memory is shared out, which share of experts it holds, and what speed comes of that.
+
+Sizes and slots are the memory plan's own; hit rates are assumptions, or replayed from a recorded trace; tokens per
+second are the speed model's estimates on rates that were measured or given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edgemoe.conversion.formats import class_of
+from edgemoe.experts.hit_rates import HitRates, skewed_hit_rate, uniform_hit_rate
+from edgemoe.kernels.operations import Backend
+from edgemoe.model.engine import model_sizes
+from edgemoe.model.memory import MemoryPlan, plan_memory
+from edgemoe.model.spec import ModelSpec
+from edgemoe.model.speed import (
+    MachineRates,
+    SpeedEstimate,
+    SpeedLimits,
+    TokenWork,
+    predict_speed,
+    speed_limits,
+    token_work,
+)
+from edgemoe.model.traffic import planned_traffic
+from edgemoe.store.manifest import Manifest
+from edgemoe.store.reader import Store
+
+POSITION = 64
+"""Tokens in the conversation when a token's bytes are counted; `edgemoe bench` decodes around there by default."""
+POLICY = "lru"
+"""The engine's default: traces are replayed with it."""
+STEP_BYTES = 1 << 20
+"""Budgets are looked for in steps of this size."""
+
+HitRatesOf = Callable[[int, int, int], HitRates]
+"""Given slots, experts and a token's cycle (see `hit_rates.py`)."""
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What is assumed of the routing, and where that comes from."""
+
+    basis: str
+    hit_rates: HitRatesOf
+
+
+def uniform_routing() -> Routing:
+    """As random weights and random tokens are routed."""
+
+    def hit_rates(slots: int, total_experts: int, cycle: int) -> HitRates:
+        uniform = uniform_hit_rate(slots, total_experts, cycle)
+        return HitRates(uniform, uniform, uniform)
+
+    return Routing("uniform routing, as of random weights", hit_rates)
+
+
+def unknown_routing() -> Routing:
+    """Of a trained model, likely as skewed as those that were recorded, at worst uniform."""
+
+    def hit_rates(slots: int, total_experts: int, cycle: int) -> HitRates:
+        uniform = uniform_hit_rate(slots, total_experts, cycle)
+        skewed = max(uniform, skewed_hit_rate(slots, total_experts, cycle))
+        return HitRates(uniform, skewed, skewed)
+
+    return Routing("from uniform routing to the skew of recorded traces, which is likely", hit_rates)
+
+
+def traced_routing(path: Path) -> Routing:
+    """As in a recorded trace, replayed in a cache that holds the same share of its experts. Raises TraceError."""
+    from edgemoe.experts.replay import Replay  # compiles, which only this needs
+    from edgemoe.experts.trace import read_trace
+
+    replay = Replay(read_trace(path))
+
+    def hit_rates(slots: int, total_experts: int, cycle: int) -> HitRates:
+        replayed = replay.run(POLICY, 100 * slots / total_experts)
+        rate = replayed.hit_rate if replayed.decode_hit_rate is None else replayed.decode_hit_rate
+        return HitRates(rate, rate, rate)
+
+    return Routing(f"replayed from {path.name}", hit_rates)
+
+
+@dataclass(frozen=True)
+class BudgetForecast:
+    """One budget, and what to expect of it."""
+
+    memory: MemoryPlan
+    hit_rates: HitRates
+    missed_bytes_per_token: float
+    """At the likely hit rate."""
+    limits: SpeedLimits
+    """Likewise."""
+    tokens_per_s: SpeedEstimate
+    """From the lowest estimate at the lowest hit rate to the highest at the highest."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON; a limit that does not bind is null."""
+        data = asdict(self)
+        data["memory"] |= {"all_resident": self.memory.all_resident, "planned_bytes": self.memory.planned_bytes}
+        if not self.missed_bytes_per_token:
+            data["limits"]["disk"] = None
+        return data
+
+
+class Planner:
+    """Shares out budgets for one model. Of its store only the manifest is used."""
+
+    def __init__(
+        self,
+        store: Store,
+        spec: ModelSpec,
+        backend: Backend,
+        *,
+        context: int | None = None,
+        kv: str | None = None,
+        interpreter: int | None = None,
+    ) -> None:
+        """`context`, `kv` and `interpreter` are as in `open_engine` and `plan_memory`. Raises UsageError for `kv`."""
+        self.sizes = model_sizes(store, spec, kv)
+        self.traffic = planned_traffic(spec, store.manifest, self.sizes.kv_format)
+        self.work: TokenWork = token_work(spec, self.traffic, store.record_bytes, POSITION)
+        self._spec = spec
+        self._backend = backend
+        self._context = context
+        self._interpreter = interpreter
+
+    def memory(self, ram: str | int | None) -> MemoryPlan:
+        """How a budget would be shared out. Raises as `plan_memory`: BudgetError below the floor."""
+        return plan_memory(self._spec, self.sizes, self._backend, ram, self._context, self._interpreter)
+
+    def all_fit_bytes(self) -> int:
+        """The least budget that has room for all experts, to a MiB: less than that may be one too many."""
+        floor = self.memory("floor").floor_bytes
+        if self._all_fit(floor):
+            return floor
+        low, high = 0, 1  # steps above the floor: not enough, and perhaps enough
+        while not self._all_fit(floor + high * STEP_BYTES):
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self._all_fit(floor + middle * STEP_BYTES) else (middle, high)
+        return floor + high * STEP_BYTES
+
+    def _all_fit(self, budget_bytes: int) -> bool:
+        return self.memory(budget_bytes).all_resident
+
+    def other_budgets(self, budget_bytes: int) -> list[int]:
+        """Budgets to compare one with: the floor, half as much again, twice as much, and all experts; ascending."""
+        floor, most = self.memory("floor").floor_bytes, self.all_fit_bytes()
+        others = {floor, budget_bytes * 3 // 2, budget_bytes * 2, most} - {budget_bytes}
+        return sorted(other for other in others if other <= most)
+
+
+def forecast_budget(memory: MemoryPlan, work: TokenWork, routing: Routing, rates: MachineRates) -> BudgetForecast:
+    """What a memory plan comes to."""
+    resident = memory.all_resident
+    hits = HitRates(1.0, 1.0, 1.0)
+    if not resident:
+        hits = routing.hit_rates(memory.slots, memory.total_experts, work.routed)
+    low, likely, high = (predict_speed(work, rate, rates, resident) for rate in (hits.low, hits.likely, hits.high))
+    return BudgetForecast(
+        memory,
+        hits,
+        work.missed_bytes(hits.likely),
+        speed_limits(work, hits.likely, rates),
+        SpeedEstimate(low.low, likely.likely, high.high),
+    )
+
+
+def resident_parts(manifest: Manifest) -> dict[str, tuple[str, int]]:
+    """What is always in memory, by its class: formats, and bytes."""
+    formats: dict[str, set[str]] = {}
+    sizes: dict[str, int] = {}
+    for tensor in manifest.resident:
+        shape = (tensor.rows,) if tensor.format is None else (tensor.rows, tensor.columns)
+        kind = class_of(tensor.name, shape)
+        formats.setdefault(kind, set()).add(tensor.format.name if tensor.format else "f32")
+        sizes[kind] = sizes.get(kind, 0) + tensor.bytes
+    return {kind: (", ".join(sorted(formats[kind])), size) for kind, size in sorted(sizes.items())}

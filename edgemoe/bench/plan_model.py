@@ -1,0 +1,235 @@
+"""A plan for a model, whole: finds the model, measures what is to be measured, and asks what budgets buy.
+
+What a run holds besides its model is this process's own size, taken with kernels and tokenizer loaded and before all
+that only planning needs. A run of another program (a benchmark's worker has no tokenizer) holds a little less or more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edgemoe.bench.plan import (
+    POSITION,
+    BudgetForecast,
+    Planner,
+    Routing,
+    forecast_budget,
+    resident_parts,
+    traced_routing,
+    uniform_routing,
+    unknown_routing,
+)
+from edgemoe.bench.rates import (
+    PROBE_BYTES,
+    DiskRate,
+    file_places,
+    measure_disk,
+    measure_folder_disk,
+    measure_memory,
+    measure_store_disk,
+)
+from edgemoe.errors import StoreError, UsageError
+from edgemoe.kernels.operations import Backend
+from edgemoe.kernels.select import KernelChoice, describe_backend, select_backend
+from edgemoe.model.description import store_spec
+from edgemoe.model.memory import interpreter_bytes
+from edgemoe.model.speed import MachineRates
+from edgemoe.session.default_model import find_model
+from edgemoe.session.tokenizer import has_tokenizer, load_library_tokenizer
+from edgemoe.store.reader import Store
+
+REPORT_VERSION = 1
+UNIFORM = "uniform"
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What is asked for; None where it is left to edgemoe, or to be measured. Rates are in bytes per second."""
+
+    ram: str | None = None
+    context: int | None = None
+    threads: int | None = None
+    kv: str | None = None
+    routing: str | None = None
+    """The path of a trace, or `uniform`."""
+    experts: str | None = None
+    dense: str | None = None
+    disk_bytes_per_s: float | None = None
+    memory_bytes_per_s: float | None = None
+
+
+@dataclass(frozen=True)
+class PlanSource:
+    """A model to plan for: a store that is there, or that would be."""
+
+    name: str
+    known_from: str
+    store: Store
+    tokenizer: bool | None
+    """Whether it has text; None where that is not known."""
+    weights: Sequence[Path] = ()
+    """The checkpoint's own files, on whose disk reads can be measured."""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Bytes per second, and where that figure comes from."""
+
+    bytes_per_s: float
+    basis: str
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """What a budget buys for a model, and what other budgets would."""
+
+    source: PlanSource
+    planner: Planner
+    routing: Routing
+    memory_rate: Rate
+    disk_rate: Rate | None
+    """None for a model without routed experts."""
+    kernels: KernelChoice
+    forecast: BudgetForecast
+    others: Sequence[BudgetForecast]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON. Sizes are in bytes, rates in bytes per second."""
+        manifest, work = self.source.store.manifest, self.planner.work
+        parts = resident_parts(manifest)
+        return {
+            "edgemoe_plan": REPORT_VERSION,
+            "source": self.source.name,
+            "known_from": self.source.known_from,
+            "store_bytes": manifest.total_bytes,
+            "record_bytes": self.source.store.record_bytes,
+            "resident_parts": {name: {"formats": formats, "bytes": size} for name, (formats, size) in parts.items()},
+            "position": POSITION,
+            "bytes_per_token": work.bytes_per_token,
+            "kv_bytes_per_position": self.planner.traffic.kv_bytes_per_position,
+            "routed_experts_per_token": work.routed,
+            "routing": self.routing.basis,
+            "memory_rate": asdict(self.memory_rate),
+            "disk_rate": asdict(self.disk_rate) if self.disk_rate else None,
+            "kernels": asdict(self.kernels),
+            "estimates": ["memory.interpreter_bytes", "hit_rates", "missed_bytes_per_token", "limits", "tokens_per_s"],
+            **self.forecast.to_json(),
+            "other_budgets": [other.to_json() for other in self.others],
+        }
+
+
+def plan_model(source: str | None, options: PlanOptions) -> ModelPlan:
+    """The plan for a source: see `find_source`.
+
+    Raises SourceError, StoreError and UsageError for what cannot be planned, BudgetError below the floor, naming it.
+    """
+    kernels, backend = describe_backend(options.threads), select_backend(options.threads)
+    try:
+        interpreter = _interpreter_with_text(source, backend)
+        found = find_source(source, options.experts, options.dense)
+        planner = Planner(
+            found.store,
+            store_spec(found.store),
+            backend,
+            context=options.context,
+            kv=options.kv,
+            interpreter=interpreter,
+        )
+        memory = planner.memory(options.ram)  # what cannot be is told before anything is measured
+        routing = choose_routing(options.routing, found)
+        memory_rate = _memory_rate(options.memory_bytes_per_s, kernels)
+        disk_rate = _disk_rate(options.disk_bytes_per_s, found) if memory.total_experts else None
+        rates = MachineRates(memory_rate.bytes_per_s, disk_rate.bytes_per_s if disk_rate else math.inf)
+
+        def forecast(budget_bytes: int) -> BudgetForecast:
+            return forecast_budget(planner.memory(budget_bytes), planner.work, routing, rates)
+
+        others = [forecast(budget) for budget in planner.other_budgets(memory.budget_bytes)]
+        this = forecast_budget(memory, planner.work, routing, rates)
+    finally:
+        backend.close()
+    return ModelPlan(found, planner, routing, memory_rate, disk_rate, kernels, this, others)
+
+
+def find_source(source: str | None, experts: str | None = None, dense: str | None = None) -> PlanSource:
+    """The model that a text names: a store (None: the bundled one), or what `forecast_store` takes.
+
+    Raises UsageError for formats of a store, else as `Store.open` and `forecast_store`.
+    """
+    folder = _store_folder(source)
+    if folder is None:
+        from edgemoe.conversion.forecast import forecast_store
+
+        assert source is not None
+        forecast = forecast_store(source, experts, dense)
+        return PlanSource(forecast.source, forecast.known_from, forecast.store, None, forecast.weights)
+    if experts is not None or dense is not None:
+        raise UsageError(
+            f"--experts and --dense choose formats for a checkpoint; {folder} is a store, which has its formats.",
+            "Leave them out, or give the checkpoint that it was made from.",
+        )
+    store = Store.open(folder)
+    return PlanSource(str(folder), "the store", store, has_tokenizer(folder))
+
+
+def _store_folder(source: str | None) -> Path | None:
+    if source is None:
+        return find_model(None)
+    with contextlib.suppress(StoreError):
+        return find_model(source)
+    return None
+
+
+def choose_routing(routing: str | None, source: PlanSource) -> Routing:
+    """What the user says of the routing; else uniform for random weights, and in between for what may be trained."""
+    if routing == UNIFORM or (routing is None and source.tokenizer is False):
+        return uniform_routing()
+    return unknown_routing() if routing is None else traced_routing(Path(routing))
+
+
+def _interpreter_with_text(source: str | None, backend: Backend) -> int:
+    """What this process holds with the tokenizer of the model, where that is at hand."""
+    folder = _store_folder(source) or Path(source or "")
+    tokenizer = None
+    with contextlib.suppress(StoreError, OSError, ValueError):
+        tokenizer = load_library_tokenizer(folder)
+    held = interpreter_bytes(backend)
+    del tokenizer
+    return held
+
+
+def _memory_rate(given: float | None, kernels: KernelChoice) -> Rate:
+    if given is not None:
+        return Rate(given, "as given")
+    rate = measure_memory(kernels)
+    return Rate(rate.bytes_per_s, f"measured with {kernels.threads} threads")
+
+
+def _disk_rate(given: float | None, source: PlanSource) -> Rate:
+    """As given; else of the store's own files, of the checkpoint's, or of a file that is written where we are."""
+    if given is not None:
+        return Rate(given, "as given")
+    record_bytes = source.store.record_bytes
+    if source.weights:
+        places = file_places(source.weights, record_bytes)
+        if sum(place.length for place in places) >= PROBE_BYTES:
+            return _told(measure_disk(places), "on the checkpoint's disk")
+    elif source.tokenizer is not None:
+        return _told(measure_store_disk(source.store), "on the store's disk")
+    try:
+        return _told(measure_folder_disk(Path.cwd(), record_bytes), f"on the disk of {Path.cwd()}")
+    except OSError as error:
+        raise UsageError(
+            f"{Path.cwd()}: the disk's rate cannot be measured here ({error.strerror or error}).",
+            "Run it where a file may be written, or give --disk-rate.",
+        ) from None
+
+
+def _told(rate: DiskRate, where: str) -> Rate:
+    how = "direct reads" if rate.direct else "reads through the page cache, which may be faster than the disk,"
+    return Rate(rate.bytes_per_s, f"measured {where}: {how} by {rate.readers} threads")
