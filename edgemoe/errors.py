@@ -45,6 +45,10 @@ class BudgetError(EdgemoeError):
     """A memory budget below what the model needs."""
 
 
+class TraceError(EdgemoeError):
+    """A recorded trace that is missing, damaged, of another shape, or that cannot be written."""
+
+
 class KernelError(EdgemoeError):
     """A kernel backend that is unavailable, or an operation that it cannot do."""
 

@@ -1,0 +1,173 @@
+"""What a trace of routing is: one row for each expert that a router chose, and the shape of the model it chose for.
+
+Letters: `N` rows, `L` layers, `E` experts of a layer, `K` experts used for each token.
+
+Invariant: columns of one trace are of one length, with values within the bounds of `bounds`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+PROMPT, DECODE = 0, 1
+"""Phases: tokens of a prompt, and generated ones."""
+
+COLUMNS: Mapping[str, type[np.generic]] = {
+    "turn": np.int32,
+    "phase": np.uint8,
+    "step": np.int32,
+    "layer": np.int32,
+    "slot": np.int32,
+    "expert": np.int32,
+    "weight": np.float32,
+    "residency": np.bool_,
+    "expert_bytes": np.int64,
+}
+"""The columns of a trace, in the order of its files, with their types in memory."""
+
+MOST_COUNT = 2**31
+"""Turns, steps, layers and experts are counted below this."""
+MOST_BYTES = 2**53
+"""Sizes in bytes are below this, so that a float64 holds them."""
+MOST_LAYERS, MOST_USED = 2**16, 2**16
+
+
+@dataclass(frozen=True)
+class TraceShape:
+    """The model that a trace was recorded of. Raises ValueError for numbers that no model can have."""
+
+    model: str
+    architecture: str
+    layers: int
+    experts: int
+    """Routed experts of a layer (of the one that has most)."""
+    experts_used: int
+    """Experts used for each token (in the layer that uses most)."""
+    expert_bytes: tuple[int, ...]
+    """Bytes of one expert, `(L,)`; 0 in a layer without experts."""
+    dense_bytes: tuple[int, ...]
+    """Bytes of the weights that every token needs in a layer, `(L,)`."""
+
+    def __post_init__(self) -> None:
+        _require("layers", self.layers, 1, MOST_LAYERS)
+        _require("experts", self.experts, 1, MOST_COUNT)
+        _require("experts used", self.experts_used, 1, min(self.experts + 1, MOST_USED))
+        for name, sizes in (("expert_bytes", self.expert_bytes), ("dense_bytes", self.dense_bytes)):
+            if len(sizes) != self.layers:
+                raise ValueError(f"expected {name} of {self.layers} layers, found {len(sizes)}")
+            for size in sizes:
+                _require(name, size, 0, MOST_BYTES)
+
+    @property
+    def keys(self) -> int:
+        """How many experts there are in all layers: `Trace.keys` are below it."""
+        return self.layers * self.experts
+
+    def __str__(self) -> str:
+        return f"{self.layers} layers of {self.experts} experts, {self.experts_used} used"
+
+
+def _require(name: str, value: int, least: int, most: int) -> None:
+    if type(value) is not int or not least <= value < most:
+        raise ValueError(f"expected {name} from {least} to {most - 1}, found {value!r}")
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """Routing as it was recorded: each column `(N,)`, one row for every expert of every token in every layer.
+
+    Rows are in the order in which the experts were asked for: layer by layer, and within a layer token by token, for
+    the tokens that were computed together (a piece of a prompt, or one generated token).
+    """
+
+    shape: TraceShape
+    turn: npt.NDArray[np.int32]
+    """Which prompt with its answer, from 0."""
+    phase: npt.NDArray[np.uint8]
+    """PROMPT or DECODE."""
+    step: npt.NDArray[np.int32]
+    """The token's number within the turn; runs on from the prompt's tokens to the generated ones."""
+    layer: npt.NDArray[np.int32]
+    slot: npt.NDArray[np.int32]
+    """The expert's rank in the router's choice, below `experts_used`."""
+    expert: npt.NDArray[np.int32]
+    weight: npt.NDArray[np.float32]
+    residency: npt.NDArray[np.bool_]
+    """Whether the expert was in memory when the router asked for it."""
+    expert_bytes: npt.NDArray[np.int64]
+    """Bytes that this row made the engine read; 0 where the expert was there, or came for a row before."""
+
+    def __len__(self) -> int:
+        return len(self.turn)
+
+    @property
+    def keys(self) -> npt.NDArray[np.int64]:
+        """The accesses in their order: `layer * experts + expert`, `(N,)`."""
+        return self.layer.astype(np.int64) * self.shape.experts + self.expert
+
+    @property
+    def columns(self) -> tuple[npt.NDArray[np.generic], ...]:
+        """The columns in the order of `COLUMNS`."""
+        return tuple(getattr(self, name) for name in COLUMNS)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the rows are of: the changes of turn or step, seen in the first layer that has rows."""
+        first = self.layer == self.layer.min() if len(self) else np.zeros(0, np.bool_)
+        places = self.turn[first].astype(np.int64) * MOST_COUNT + self.step[first]
+        return len(np.unique(places))
+
+    def select(self, rows: slice | npt.NDArray[np.bool_]) -> Trace:
+        """Some of the rows: a slice, or those where a mask is true."""
+        return _trace(self.shape, [column[rows] for column in self.columns])
+
+    def distinct_experts(self) -> npt.NDArray[np.int64]:
+        """How many different experts each layer used, `(L,)`."""
+        used = np.unique(self.keys) // self.shape.experts
+        return np.bincount(used, minlength=self.shape.layers)
+
+
+assert tuple(field.name for field in fields(Trace))[1:] == tuple(COLUMNS)
+
+
+def bounds(shape: TraceShape) -> dict[str, int]:
+    """What the values of each column of whole numbers must be below; all are 0 or more."""
+    return {
+        "turn": MOST_COUNT,
+        "phase": 2,
+        "step": MOST_COUNT,
+        "layer": shape.layers,
+        "slot": shape.experts_used,
+        "expert": shape.experts,
+        "residency": 2,
+        "expert_bytes": MOST_BYTES,
+    }
+
+
+def value_fault(shape: TraceShape, name: str, value: float) -> str | None:
+    """What is wrong with a value of a column, or None."""
+    if name == "weight":
+        with np.errstate(over="ignore"):
+            good, expected = bool(np.isfinite(np.float32(value))), "a number that float32 can hold"
+    else:
+        bound = bounds(shape)[name]
+        good, expected = 0 <= value < bound and value == int(value), f"a whole number below {bound}"
+    return None if good else f"{name}: expected {expected}, found {value:.9g}"
+
+
+def join(shape: TraceShape, parts: Sequence[Sequence[npt.NDArray[Any]]]) -> Trace:
+    """One trace of the columns of several parts, in their order."""
+    columns: list[npt.NDArray[Any]] = []
+    for place, kind in enumerate(COLUMNS.values()):
+        pieces = [part[place] for part in parts]
+        columns.append(np.concatenate(pieces) if pieces else np.zeros(0, kind))
+    return _trace(shape, columns)
+
+
+def _trace(shape: TraceShape, columns: Sequence[npt.NDArray[Any]]) -> Trace:
+    return Trace(shape, *columns)
