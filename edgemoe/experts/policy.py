@@ -96,7 +96,11 @@ def use_belady(state: PolicyState, key: int, slot: int) -> None:
 
 def pick_victim(scores: Scores, may_leave: Mask) -> int:
     """The slot of least score among those that may leave, the first of equals, or -1. Shapes: both `(slots,)`."""
-    slot = np.where(may_leave, scores, np.inf).argmin()
+    slot = scores.argmin()
+    if not may_leave[slot]:  # seldom, and what follows takes longer
+        others = scores.copy()
+        others[~may_leave] = np.inf  # np.where would say the same, but takes Numba seconds to compile
+        slot = others.argmin()
     return int(slot) if may_leave[slot] else -1
 
 

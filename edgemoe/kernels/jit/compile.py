@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
@@ -24,14 +25,34 @@ def jit(function: Function) -> Function:
 
     That is the `__pycache__` beside the function's module or else Numba's folder in the user's cache.
     """
+    return _compile(function, ())
+
+
+def jit_calling(*files: str) -> Callable[[Function], Function]:
+    """As `jit`, for a function that calls compiled functions of other source files.
+
+    Numba puts their machine code into the caller's, but looks at the caller's file only: here the caller is compiled
+    anew when one of `files` changes too.
+    """
+    return lambda function: _compile(function, files)
+
+
+def _compile(function: Function, files: tuple[str, ...]) -> Function:
     compiled = numba.njit(**_OPTIONS)(function)
     with suppress(RuntimeError):  # Numba found no folder that it can write: compile in each process instead
-        compiled._cache = _ForgivingCache(function)  # what cache=True sets, but for the class
+        compiled._cache = _ForgivingCache(function, files)  # what cache=True sets, but for the class
     return cast(Function, compiled)
 
 
 class _ForgivingCache(FunctionCache):
     """Numba's cache of machine code, which loses only speed where its files are damaged or the disk is full."""
+
+    def __init__(self, function: Callable[..., Any], files: tuple[str, ...]) -> None:
+        super().__init__(function)
+        if files:
+            states = [Path(file).stat() for file in files]
+            stamp = (self._cache_file._source_stamp, *((state.st_mtime_ns, state.st_size) for state in states))
+            self._cache_file._source_stamp = stamp
 
     def load_overload(self, signature: Any, target: Any) -> Any:
         try:
