@@ -1,4 +1,4 @@
-"""A line about what would else be an unexplained wait: kernels that are compiled when they are first used."""
+"""A line about what would else be an unexplained wait: what is compiled when it is first used."""
 
 from __future__ import annotations
 
@@ -19,10 +19,19 @@ def compiling_told(model: Model) -> Iterator[None]:
         return
     from edgemoe.kernels.jit.compile import compiling_told as told
 
-    with told(_tell):
+    with told(lambda kept: _tell("the portable kernels", "a minute", kept)):
         yield
 
 
-def _tell(kept: bool) -> None:
+@contextmanager
+def replay_compiling_told() -> Iterator[None]:
+    """Within it, stderr gets one line where the replay of traces must be compiled first."""
+    from edgemoe.kernels.jit.compile import compiling_told as told
+
+    with told(lambda kept: _tell("the replay of traces", "some seconds", kept)):
+        yield
+
+
+def _tell(what: str, time: str, kept: bool) -> None:
     often = "once on this machine" if kept else "at every start, as no folder could be written to keep them in"
-    print(f"compiling the portable kernels ({often}); this can take a minute", file=sys.stderr, flush=True)
+    print(f"compiling {what} ({often}); this can take {time}", file=sys.stderr, flush=True)

@@ -25,6 +25,7 @@ VERBS = {
     "inspect": "Show what a store is made of.",
     "plan": "Show what a memory budget buys for a model, before it is made.",
     "bench": "Measure a model's speed, and where its time goes.",
+    "replay": "Show what a cache of experts would hit on recorded routing.",
     "info": "Show the machine, the kernels chosen and the bundled model.",
 }
 

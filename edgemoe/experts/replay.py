@@ -22,6 +22,7 @@ import numpy.typing as npt
 from edgemoe.errors import TraceError, UsageError
 from edgemoe.experts import policy as policies
 from edgemoe.experts.policy import BELADY, KINDS, PolicyState, make_state, parse_policy
+from edgemoe.experts.routing import read_routing
 from edgemoe.experts.trace import DECODE, Trace
 from edgemoe.kernels.jit.compile import jit, jit_calling
 
@@ -187,8 +188,9 @@ class Replay:
             self._begins[1:] |= column[1:] != column[:-1]
         layer_bytes = np.array(trace.shape.expert_bytes, np.int64)
         self._bytes = layer_bytes[trace.layer]
-        self._record_bytes = int(layer_bytes.max())
-        self.decode_tokens = trace.select(self._decode).tokens
+        self.record_bytes = int(layer_bytes.max())
+        """Of the largest expert."""
+        self.routing = read_routing(trace)
         routed = layer_bytes > 0
         routed[trace.layer] = True
         self.total_experts = int(routed.sum()) * trace.shape.experts
@@ -229,12 +231,12 @@ class Replay:
             policy=policy,
             capacity_percent=capacity_percent,
             slots=slots,
-            budget_bytes=slots * self._record_bytes,
+            budget_bytes=slots * self.record_bytes,
             prompt_uses=len(self) - len(decode_hits),
             prompt_hits=int(done.hits.sum()) - int(decode_hits.sum()),
             decode_uses=len(decode_hits),
             decode_hits=int(decode_hits.sum()),
-            bytes_per_decode_token=decode_bytes / self.decode_tokens if self.decode_tokens else None,
+            bytes_per_decode_token=decode_bytes / self.routing.decode_tokens if self.routing.decode_tokens else None,
             bytes_read=int(self._bytes[missed].sum()),
             resident=done.resident.reshape(self.shape.layers, self.shape.experts),
         )

@@ -90,7 +90,7 @@ def test_figures_are_those_of_a_plain_simulation(
     assert (result.prompt_uses, result.decode_uses) == ((~decoding).sum(), decoding.sum())
     assert result.hit_rate == pytest.approx(hits.mean())
     missed = 1000 + trace.layer[~hits & decoding].astype(int)
-    assert replay.decode_tokens == turns * decode
+    assert replay.routing.decode_tokens == turns * decode
     if decode:
         assert result.bytes_per_decode_token == pytest.approx(missed.sum() / (turns * decode))
         assert result.decode_hit_rate == pytest.approx(hits[decoding].mean())

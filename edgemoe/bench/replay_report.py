@@ -1,0 +1,262 @@
+"""What a replay shows: policies at every capacity, the optimum beside them, the speed to expect, and what to choose.
+
+Hit rates and bytes are counted. Tokens per second are estimates of the speed model (`model/speed.py`) on rates of a
+machine, for the layers of the model in the trace: a trace says nothing of its embedding and head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edgemoe.errors import UsageError
+from edgemoe.experts.policy import BELADY, DEFAULT_POLICY, parse_policy
+from edgemoe.experts.replay import Replay, ReplayResult
+from edgemoe.experts.routing import Routing
+from edgemoe.experts.trace import TraceShape
+from edgemoe.model.speed import MachineRates, SpeedEstimate, TokenWork, predict_speed
+
+REPORT_VERSION = 1
+
+LEAST_GAIN = 0.01
+"""A policy is recommended instead of the default where it hits so much more of all uses."""
+LEAST_FOR_KNEE = 3
+"""Capacities that it takes to see where a curve bends."""
+
+
+@dataclass(frozen=True)
+class ReplayRow:
+    """One policy at one capacity, and what the optimum does there."""
+
+    result: ReplayResult
+    optimum_hit_rate: float
+    below_cycle: bool
+    """Whether there are fewer slots than a token uses experts."""
+    tokens_per_s: SpeedEstimate | None
+    """None where nothing was generated, or no rates are known."""
+
+    def to_json(self) -> dict[str, Any]:
+        result = self.result
+        return {
+            "policy": result.policy,
+            "capacity_percent": result.capacity_percent,
+            "slots": result.slots,
+            "budget_bytes": result.budget_bytes,
+            "hit_rate": result.hit_rate,
+            "prompt_hit_rate": result.prompt_hit_rate,
+            "decode_hit_rate": result.decode_hit_rate,
+            "optimum_hit_rate": self.optimum_hit_rate,
+            "bytes_per_decode_token": result.bytes_per_decode_token,
+            "bytes_read": result.bytes_read,
+            "below_cycle": self.below_cycle,
+            "tokens_per_s": None if self.tokens_per_s is None else asdict(self.tokens_per_s),
+        }
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """A policy and a capacity for traces like this one, and why."""
+
+    policy: str
+    capacity_percent: float
+    slots: int
+    budget_bytes: int
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ReplayReport:
+    """All that one replay has to tell."""
+
+    trace: str
+    shape: TraceShape
+    routing: Routing
+    accesses: int
+    total_experts: int
+    cycle_experts: int
+    rates: MachineRates | None
+    rates_basis: str
+    """Where the rates come from, or why there are none."""
+    rows: tuple[ReplayRow, ...]
+    """By policy as asked for, and within that by capacity."""
+    recommendation: Recommendation | None
+    """None where only the optimum was asked for, which nobody can have."""
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(row.result.policy for row in self.rows))
+
+    def rows_of(self, policy: str) -> list[ReplayRow]:
+        return [row for row in self.rows if row.result.policy == policy]
+
+    @property
+    def recommended(self) -> ReplayRow:
+        """The row that is recommended; without one, the first."""
+        chosen = self.recommendation
+        if chosen is None:
+            return self.rows[0]
+        wanted = (chosen.policy, chosen.capacity_percent)
+        return next(row for row in self.rows if (row.result.policy, row.result.capacity_percent) == wanted)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        shape, routing = self.shape, self.routing
+        return {
+            "version": REPORT_VERSION,
+            "trace": self.trace,
+            "model": {
+                "name": shape.model,
+                "architecture": shape.architecture,
+                "layers": shape.layers,
+                "experts_per_layer": shape.experts,
+                "experts_per_token": shape.experts_used,
+                "total_experts": self.total_experts,
+                "cycle_experts": self.cycle_experts,
+            },
+            "routing": {
+                "accesses": self.accesses,
+                "prompt_tokens": routing.prompt_tokens,
+                "decode_tokens": routing.decode_tokens,
+                "distinct_experts": routing.distinct_experts,
+                "distinct_per_layer": list(routing.distinct_per_layer),
+                "repeat_recall": routing.repeat_recall,
+            },
+            "rates": None if self.rates is None else asdict(self.rates),
+            "rates_basis": self.rates_basis,
+            "results": [row.to_json() for row in self.rows],
+            "recommendation": None if self.recommendation is None else asdict(self.recommendation),
+        }
+
+
+def replay_report(
+    replay: Replay,
+    path: Path,
+    policies: Sequence[str],
+    capacities_percent: Sequence[float],
+    rates: MachineRates | None,
+    rates_basis: str,
+    tell: Callable[[str, int, int], None] = lambda policy, done, total: None,
+) -> ReplayReport:
+    """Replay the trace of a file over policies (each with its settings) and capacities in percent of all experts.
+
+    `tell` is told the policy that comes next, and how many replays of how many are done. Raises UsageError for a policy
+    or a capacity that is none.
+    """
+    work, total, done = token_work(replay), len(capacities_percent) * (len(policies) + 1), 0
+
+    def run(policy: str, capacity: float) -> ReplayResult:
+        nonlocal done
+        tell(policy, done, total)
+        result = replay.run(policy, capacity)
+        done += 1
+        return result
+
+    optimum = {capacity: run(BELADY, capacity) for capacity in capacities_percent}
+    rows = []
+    for policy in policies:
+        for capacity in capacities_percent:
+            result = optimum[capacity] if policy == BELADY else run(policy, capacity)
+            below = result.slots < replay.cycle_experts
+            speed = _speed(result, work, rates, replay.total_experts)
+            rows.append(ReplayRow(result, optimum[capacity].hit_rate, below, speed))
+    return ReplayReport(
+        trace=str(path),
+        shape=replay.shape,
+        routing=replay.routing,
+        accesses=len(replay),
+        total_experts=replay.total_experts,
+        cycle_experts=replay.cycle_experts,
+        rates=rates,
+        rates_basis=rates_basis,
+        rows=tuple(rows),
+        recommendation=recommend([row.result for row in rows]),
+    )
+
+
+def token_work(replay: Replay) -> TokenWork:
+    """What a token takes by the shape that a trace tells of: its layers, without embedding and head."""
+    shape = replay.shape
+    moe_layers = replay.cycle_experts // shape.experts_used
+    expert_bytes = sum(shape.expert_bytes) / moe_layers
+    return TokenWork(
+        layers=shape.layers,
+        moe_layers=moe_layers,
+        experts_per_token=shape.experts_used,
+        expert_bytes=expert_bytes,
+        record_bytes=expert_bytes,
+        shared_bytes=0,  # among the dense ones of its layer
+        rest_bytes=sum(shape.dense_bytes),
+    )
+
+
+def _speed(
+    result: ReplayResult, work: TokenWork, rates: MachineRates | None, total_experts: int
+) -> SpeedEstimate | None:
+    if rates is None or result.decode_hit_rate is None or not work.bytes_per_token:
+        return None
+    return predict_speed(work, result.decode_hit_rate, rates, all_resident=result.slots >= total_experts)
+
+
+def recommend(results: Sequence[ReplayResult]) -> Recommendation | None:
+    """The capacity where the curve of hits bends, and the policy that hits most there.
+
+    Another policy than the default one must hit `LEAST_GAIN` more of all uses to be worth it.
+    """
+    usable = [result for result in results if result.policy != BELADY]
+    if not usable:
+        return None
+    names = dict.fromkeys(result.policy for result in usable)
+    base = DEFAULT_POLICY if DEFAULT_POLICY in names else next(iter(names))
+    capacity, why_capacity = _bend([result for result in usable if result.policy == base])
+    there = {result.policy: result for result in usable if result.capacity_percent == capacity}
+    best = max(there.values(), key=lambda result: result.hit_rate)
+    gain = best.hit_rate - there[base].hit_rate
+    chosen = best if gain >= LEAST_GAIN else there[base]
+    if len(there) == 1:
+        why_policy = f"no other policy than {base} was replayed"
+    elif chosen.policy == base:
+        why_policy = f"no policy hits {100 * LEAST_GAIN:.0f} point more than {base} there"
+    else:
+        why_policy = f"{chosen.policy} hits {100 * gain:.1f} points more than {base} there"
+    return Recommendation(chosen.policy, capacity, chosen.slots, chosen.budget_bytes, (why_capacity, why_policy))
+
+
+def _bend(curve: Sequence[ReplayResult]) -> tuple[float, str]:
+    """The capacity of a curve that lies furthest above the straight line between its ends, and why it is taken."""
+    points = sorted((result.capacity_percent, result.hit_rate) for result in curve)
+    (first, low), (last, high) = points[0], points[-1]
+    if len(points) < LEAST_FOR_KNEE:
+        return last, "it is the largest that was replayed: three or more would show where more memory stops to pay"
+    above = [hits - low - (high - low) * (share - first) / (last - first) for share, hits in points]
+    place = max(range(len(points)), key=above.__getitem__)
+    share, hits = points[place]
+    if above[place] <= 0:
+        return last, "hits grow with every step of memory, so it is the largest that was replayed"
+    return share, (
+        f"the curve bends there: {100 * (hits - low):.1f} points of hits came with {share - first:g} % more of the"
+        f" experts, and {100 * (high - hits):.1f} would with another {last - share:g} %"
+    )
+
+
+def parse_capacities(text: str) -> list[float]:
+    """The percentages of a list such as `10%,20%`. Raises UsageError for what is none; `Replay.slots` for its range."""
+    capacities = []
+    for part in text.split(","):
+        try:
+            capacities.append(float(part.strip().removesuffix("%")))
+        except ValueError:
+            raise UsageError(
+                f"--capacity: expected percentages of all experts, found {part.strip()!r}.",
+                "Such as --capacity 10%,20%,30%.",
+            ) from None
+    return list(dict.fromkeys(capacities))
+
+
+def parse_policies(text: str) -> list[str]:
+    """The policies of a list such as `lru,lfu:4,belady`. Raises UsageError for what is none."""
+    names = list(dict.fromkeys(part.strip() for part in text.split(",")))
+    for name in names:
+        parse_policy(name)
+    return names

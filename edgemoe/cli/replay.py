@@ -1,0 +1,115 @@
+"""`edgemoe replay`: recorded routing over policies and cache sizes, without the model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgemoe.cli import options as shared
+
+if TYPE_CHECKING:
+    from edgemoe.bench.replay_report import ReplayReport
+    from edgemoe.cli.screen import Screen
+
+
+def replay(
+    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="Routing that edgemoe trace recorded, CSV or binary.")],
+    policy: Annotated[
+        str,
+        typer.Option(
+            "--policy",
+            metavar="LIST",
+            help="Policies: lru, lfu:HALF_LIFE, lruf:HALF_LIFE:WEIGHT, belady; the numbers, in multiples of the slots,"
+            " can be left out.",
+        ),
+    ] = "lru,lfu,lruf,belady",
+    capacity: Annotated[
+        str, typer.Option("--capacity", metavar="LIST", help="Sizes of the cache, in percent of all experts.")
+    ] = "5%,10%,15%,20%,30%,40%,50%,75%,100%",
+    disk_rate: Annotated[
+        str | None,
+        typer.Option("--disk-rate", metavar="RATE", help="Of the disk, such as 1.2GB/s.", show_default="measured"),
+    ] = None,
+    memory_rate: Annotated[
+        str | None,
+        typer.Option("--memory-rate", metavar="RATE", help="Of the memory, such as 30GB/s.", show_default="measured"),
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures.")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw a picture (png, svg, pdf).")] = None,
+    debug: shared.DebugOption = False,
+) -> None:
+    """Show what a cache of experts would hit on recorded routing, by policy and size, and what to choose.
+
+    One cache serves all layers; prompts and generated tokens are replayed in the order in which they were recorded.
+    Hit rates and bytes are counted. Speeds are estimates, from rates of this machine that are measured in a few
+    seconds; for the disk's a file of 128 MiB is written to the current folder, and removed.
+    """
+    from edgemoe.bench.replay_report import parse_capacities, parse_policies
+    from edgemoe.cli.plan import parse_rate
+
+    policies, capacities = parse_policies(policy), parse_capacities(capacity)
+    disk_bytes_per_s, memory_bytes_per_s = (
+        parse_rate("--disk-rate", disk_rate),
+        parse_rate("--memory-rate", memory_rate),
+    )
+    write_json, write_plot = shared.file_writer(json_file, _write_json), _plotter(plot)
+
+    from edgemoe.bench.replay_rates import find_rates
+    from edgemoe.bench.replay_report import replay_report
+    from edgemoe.cli.compiling import replay_compiling_told
+    from edgemoe.cli.render import ProgressBar
+    from edgemoe.cli.screen import open_screen
+    from edgemoe.experts.replay import Replay
+    from edgemoe.experts.trace import read_trace
+
+    recorded = Replay(read_trace(trace))
+    for percent in capacities:
+        recorded.slots(percent)  # refused before seconds of measuring
+    with ProgressBar("replaying", still=True) as bar, replay_compiling_told():
+        bar.update("measuring this machine", 0, None, "")
+        rates, basis = find_rates(recorded.record_bytes, disk_bytes_per_s, memory_bytes_per_s)
+        report = replay_report(
+            recorded, trace, policies, capacities, rates, basis,
+            lambda name, done, total: bar.update(f"replaying {name}", done, total, ""),
+        )  # fmt: skip
+    _show(open_screen(), report)
+    write_json(report)
+    write_plot(report)
+
+
+def _show(screen: Screen, report: ReplayReport) -> None:
+    from edgemoe.cli.heatmap import fold
+    from edgemoe.cli.replay_tables import replay_tables
+
+    tables = replay_tables(report)
+    for title, rows in tables[:-1]:
+        screen.table(rows, title)
+    if sys.stdout.isatty():  # a pipe would get a page of numbers, which --json has too
+        chosen = report.recommended.result
+        uses_map = fold(report.routing.uses, chosen.resident, *screen.map_size)
+        if uses_map is not None:
+            screen.note(
+                f"uses of experts, and what {chosen.policy} with {chosen.capacity_percent:g} % holds at the end:"
+            )
+            screen.heat_map(uses_map)
+    title, rows = tables[-1]
+    screen.table(rows, title)
+
+
+def _write_json(report: ReplayReport, path: Path) -> None:
+    path.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
+
+
+def _plotter(path: Path | None) -> Callable[[Any], None]:
+    if path is None:
+        return lambda report: None
+    from edgemoe.bench.plot import check_plot
+    from edgemoe.bench.replay_plot import draw_replay
+
+    check_plot(path)
+    return shared.file_writer(path, draw_replay)
