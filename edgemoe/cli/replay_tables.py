@@ -27,9 +27,7 @@ def replay_tables(report: ReplayReport) -> list[tuple[str, Rows]]:
             ("MB from disk for a generated token", _grid(report, lambda row: _megabytes(row))),
         ]
     if any(row.tokens_per_s is not None for row in report.rows):
-        tables.append(
-            ("tokens/s (estimates)", _grid(report, lambda row: _speed(row).split()[0]))
-        )
+        tables.append(("tokens/s (estimates)", _grid(report, lambda row: _speed(row).split()[0])))
     shown = report.recommended.result.policy
     tables.append((f"hits by capacity: '#' {shown}, '.' what the optimum adds", _bars(report, shown)))
     tables.append(("what to choose", _choice_rows(report)))
