@@ -6,7 +6,10 @@ machine, for the layers of the model in the trace: a trace says nothing of its e
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +84,8 @@ class ReplayReport:
     """Where the rates come from, or why there are none."""
     rows: tuple[ReplayRow, ...]
     """By policy as asked for, and within that by capacity."""
+    accesses_per_s: float | None
+    """How fast they were replayed on all cores, without the first replay, which may compile; None without another."""
     recommendation: Recommendation | None
     """None where only the optimum was asked for, which nobody can have."""
 
@@ -117,6 +122,7 @@ class ReplayReport:
             },
             "routing": {
                 "accesses": self.accesses,
+                "accesses_per_s": self.accesses_per_s,
                 "prompt_tokens": routing.prompt_tokens,
                 "decode_tokens": routing.decode_tokens,
                 "distinct_experts": routing.distinct_experts,
@@ -144,23 +150,15 @@ def replay_report(
     `tell` is told the policy that comes next, and how many replays of how many are done. Raises UsageError for a policy
     or a capacity that is none.
     """
-    work, total, done = token_work(replay), len(capacities_percent) * (len(policies) + 1), 0
-
-    def run(policy: str, capacity: float) -> ReplayResult:
-        nonlocal done
-        tell(policy, done, total)
-        result = replay.run(policy, capacity)
-        done += 1
-        return result
-
-    optimum = {capacity: run(BELADY, capacity) for capacity in capacities_percent}
-    rows = []
+    wanted = [(policy, capacity) for policy in dict.fromkeys((BELADY, *policies)) for capacity in capacities_percent]
+    results, accesses_per_s = _run_all(replay, wanted, tell)
+    work, rows = token_work(replay), []
     for policy in policies:
         for capacity in capacities_percent:
-            result = optimum[capacity] if policy == BELADY else run(policy, capacity)
+            result = results[policy, capacity]
             below = result.slots < replay.cycle_experts
             speed = _speed(result, work, rates, replay.total_experts)
-            rows.append(ReplayRow(result, optimum[capacity].hit_rate, below, speed))
+            rows.append(ReplayRow(result, results[BELADY, capacity].hit_rate, below, speed))
     return ReplayReport(
         trace=str(path),
         shape=replay.shape,
@@ -171,8 +169,28 @@ def replay_report(
         rates=rates,
         rates_basis=rates_basis,
         rows=tuple(rows),
+        accesses_per_s=accesses_per_s,
         recommendation=recommend([row.result for row in rows]),
     )
+
+
+def _run_all(
+    replay: Replay, wanted: Sequence[tuple[str, float]], tell: Callable[[str, int, int], None]
+) -> tuple[dict[tuple[str, float], ReplayResult], float | None]:
+    """Replay every (policy, capacity), and how many accesses a second that took; see `ReplayReport.accesses_per_s`."""
+    results: dict[tuple[str, float], ReplayResult] = {}
+    tell(wanted[0][0], 0, len(wanted))
+    results[wanted[0]] = replay.run(*wanted[0])
+    rest, began_s = wanted[1:], time.perf_counter()
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        running = [pool.submit(replay.run, *one) for one in rest]
+        for one, run in zip(rest, running, strict=True):
+            tell(one[0], len(results), len(wanted))
+            results[one] = run.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return results, len(replay) * len(rest) / (time.perf_counter() - began_s) if rest else None
 
 
 def token_work(replay: Replay) -> TokenWork:

@@ -50,6 +50,8 @@ def _trace_rows(report: ReplayReport) -> Rows:
         rows.append(
             ("the same again", f"{routing.repeat_recall:.1%} of a generated token's experts are the last token's")
         )
+    if report.accesses_per_s is not None:
+        rows.append(("replayed", f"{report.accesses_per_s / 1e6:.1f} million uses a second"))
     rows += [(policy, parse_policy(policy)[0].summary) for policy in report.policies]
     if report.rates is not None:
         rates = f"memory {report.rates.memory_bytes_per_s / 1e9:.2f} GB/s, disk"
