@@ -58,6 +58,26 @@ def test_compiling_is_told_once_but_not_code_that_was_kept(tmp_path: Path) -> No
     assert outputs == ["compiling True\n42 1.0\n", "42 1.0\n"]
 
 
+def test_what_calls_code_of_another_file_follows_its_changes(tmp_path: Path) -> None:
+    callee, caller = tmp_path / "callee.py", tmp_path / "caller.py"
+    caller.write_text(
+        "import callee\nfrom edgemoe.kernels.jit.compile import compiling_told, jit, jit_calling\n\n"
+        "changed = jit(callee.changed)\n\n\n"
+        "@jit_calling(callee.__file__)\ndef twice(number):\n    return changed(changed(number))\n\n\n"
+        "with compiling_told(lambda kept: print('compiling', kept)):\n    print(twice(5))\n"
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    outputs = []
+    for text in ("number + 1", "number + 1", "number * 10"):
+        source = f"def changed(number):\n    return {text}\n"
+        if not callee.exists() or callee.read_text() != source:
+            callee.write_text(source)
+        command = [sys.executable, str(caller)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        outputs.append(done.stdout + done.stderr)
+    assert outputs == ["compiling True\n7\n", "7\n", "compiling True\n500\n"]
+
+
 def test_kept_code_that_is_damaged_or_cannot_be_kept_is_compiled_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
