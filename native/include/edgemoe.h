@@ -57,6 +57,13 @@ EM_API const char *em_isa_name(int32_t index);
 /* Kernels of that name, or NULL where it is not among the above. */
 EM_API const em_kernels *em_kernels_for(const char *isa);
 
+/* ---- checksums -------------------------------------------------------------------------------------- */
+
+/* CRC-32C (Castagnoli; RFC 3720 has examples) of bytes that follow those whose checksum is `crc`, 0 at the beginning. */
+EM_API uint32_t em_crc32c(const em_kernels *kernels, uint32_t crc, const void *data, uint64_t bytes);
+/* That of bytes of two parts, from the checksum of each by itself and the length of the second. */
+EM_API uint32_t em_crc32c_combine(uint32_t first, uint32_t second, uint64_t second_bytes);
+
 /* ---- thread pool ------------------------------------------------------------------------------------ */
 
 typedef struct em_pool em_pool;

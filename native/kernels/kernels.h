@@ -92,6 +92,9 @@ struct em_kernels {
     em_scores_kernel *scores[EM_CACHE_FORMATS];
     /* output = factor * output, then for i in order: output = fma(weights[i], values[i], output). */
     em_mix_kernel *mix[EM_CACHE_FORMATS];
+
+    /* CRC-32C as the header says: goes on from that of the bytes before, 0 at the beginning. `data` lies anywhere. */
+    uint32_t (*crc32c)(uint32_t crc, const uint8_t *data, uint64_t bytes);
 };
 
 #define EM_DECLARE_MATMUL(isa) \
@@ -105,7 +108,8 @@ struct em_kernels {
     void em_to_half_##isa(const float *input, uint16_t *output, int32_t count);                                       \
     void em_to_q8_##isa(const float *input, int8_t *values, uint16_t *scales, int32_t count);                         \
     em_scores_kernel em_scores_f32_##isa, em_scores_f16_##isa, em_scores_q8_##isa;                                    \
-    em_mix_kernel em_mix_f32_##isa, em_mix_f16_##isa, em_mix_q8_##isa
+    em_mix_kernel em_mix_f32_##isa, em_mix_f16_##isa, em_mix_q8_##isa;                                                \
+    uint32_t em_crc32c_##isa(uint32_t crc, const uint8_t *data, uint64_t bytes)
 
 EM_DECLARE_MATMUL(generic);
 EM_DECLARE_MATMUL(avx2);

@@ -7,6 +7,7 @@
 
 enum {
     LEAF1_ECX_FMA = 1 << 12,
+    LEAF1_ECX_SSE42 = 1 << 20,
     LEAF1_ECX_OSXSAVE = 1 << 27,
     LEAF1_ECX_AVX = 1 << 28,
     LEAF1_ECX_F16C = 1 << 29,
@@ -31,7 +32,8 @@ static uint32_t enabled_registers(void) {
 }
 
 static int detect(void) {
-    const unsigned wanted = LEAF1_ECX_FMA | LEAF1_ECX_OSXSAVE | LEAF1_ECX_AVX | LEAF1_ECX_F16C;
+    const unsigned wanted =
+        LEAF1_ECX_FMA | LEAF1_ECX_SSE42 | LEAF1_ECX_OSXSAVE | LEAF1_ECX_AVX | LEAF1_ECX_F16C;
     unsigned a, b, c, d;
     if (!__get_cpuid(1, &a, &b, &c, &d) || (c & wanted) != wanted) return KNOWN;
     const uint32_t registers = enabled_registers();
@@ -67,9 +69,9 @@ bool em_cpu_has_avx512(void) { return false; }
 
 #include <sys/auxv.h>
 
-enum { HWCAP_DOT_PRODUCTS = 1 << 20 };
+enum { HWCAP_CHECKSUMS = 1 << 7, HWCAP_DOT_PRODUCTS = 1 << 20, HWCAP_WANTED = HWCAP_CHECKSUMS | HWCAP_DOT_PRODUCTS };
 
-bool em_cpu_has_neon(void) { return getauxval(AT_HWCAP) & HWCAP_DOT_PRODUCTS; }
+bool em_cpu_has_neon(void) { return (getauxval(AT_HWCAP) & HWCAP_WANTED) == HWCAP_WANTED; }
 
 #elif defined(__aarch64__) && defined(__APPLE__)
 

@@ -25,6 +25,7 @@
         .mix = {[EM_F32] = em_mix_f32_##vectors,                                                               \
                 [EM_F16] = em_mix_f16_##vectors,                                                               \
                 [EM_Q8] = em_mix_q8_##vectors},                                                                \
+        .crc32c = em_crc32c_##vectors,                                                                         \
     }
 
 /* Best first. */

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from ctypes import POINTER, c_char_p, c_int32, c_int64, c_uint64, c_void_p
+from ctypes import POINTER, c_char_p, c_int32, c_int64, c_uint32, c_uint64, c_void_p
 from enum import IntEnum
 from importlib.resources import as_file, files
 
@@ -39,6 +39,8 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "em_isa_count": (c_int32, []),
     "em_isa_name": (c_char_p, [c_int32]),
     "em_kernels_for": (c_void_p, [c_char_p]),
+    "em_crc32c": (c_uint32, [c_void_p, c_uint32, c_void_p, c_uint64]),
+    "em_crc32c_combine": (c_uint32, [c_uint32, c_uint32, c_uint64]),
     "em_pool_create": (c_int32, [c_int32, c_int32, POINTER(c_void_p)]),
     "em_pool_destroy": (None, [c_void_p]),
     "em_read_memory": (c_int32, [c_void_p, c_void_p, c_uint64, POINTER(c_uint64), POINTER(c_uint64)]),

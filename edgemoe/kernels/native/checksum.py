@@ -1,0 +1,24 @@
+"""CRC-32C by the native library."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from edgemoe.kernels.native.library import available_isas, load_library
+
+
+class NativeChecksum:
+    """CRC-32C with the kernels of one instruction set, the best where none is named. Raises KernelError."""
+
+    def __init__(self, isa: str | None = None) -> None:
+        self._library = load_library()
+        self._kernels = self._library.em_kernels_for((isa or available_isas()[0]).encode())
+
+    def crc32c(self, data: npt.NDArray[np.uint8], crc: int = 0) -> int:
+        """Of contiguous bytes that follow those whose checksum is `crc`. Other threads run meanwhile."""
+        return int(self._library.em_crc32c(self._kernels, crc, data.ctypes.data, data.size))
+
+    def combine(self, first: int, second: int, second_bytes: int) -> int:
+        """Of two parts together, from the checksum of each by itself."""
+        return int(self._library.em_crc32c_combine(first, second, second_bytes))
