@@ -14,6 +14,13 @@ MOST_PROBLEMS_SHOWN = 20
 
 def verify(
     store: Annotated[str, typer.Argument(metavar="STORE", help="Folder of a store, or name of a model.")],
+    add: Annotated[
+        bool,
+        typer.Option(
+            "--add-checksums",
+            help="If all is whole, enter the checksums that every read is held to, where a store has none.",
+        ),
+    ] = False,
     debug: shared.DebugOption = False,
 ) -> None:
     """Check every byte of a store against the checksums in its manifest."""
@@ -21,7 +28,7 @@ def verify(
     from edgemoe.model.memory import format_size
     from edgemoe.session.default_model import find_model
     from edgemoe.store.reader import Store
-    from edgemoe.store.verification import verify_store
+    from edgemoe.store.verification import add_checksums, verify_store
 
     opened = Store.open(find_model(store))
 
@@ -29,7 +36,7 @@ def verify(
         bar.update("checking", done_bytes, total_bytes, f"{format_size(done_bytes)} of {format_size(total_bytes)}")
 
     with ProgressBar("checking") as bar:
-        problems = verify_store(opened, show)
+        problems = (add_checksums if add else verify_store)(opened, show)
     if problems:
         for problem in problems[:MOST_PROBLEMS_SHOWN]:
             typer.echo(str(problem))
@@ -41,3 +48,8 @@ def verify(
         )
     manifest = opened.manifest
     typer.echo(f"{opened.path}: whole; {len(manifest.files)} files, {format_size(manifest.total_bytes)} checked.")
+    if add:
+        already = "has its" if manifest.checked_when_read else "now has"
+        typer.echo(f"It {already} checksums for every read.")
+    elif not manifest.checked_when_read:
+        typer.echo("It has no checksums for every read; --add-checksums enters them.")

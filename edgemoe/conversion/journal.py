@@ -10,11 +10,13 @@ import fcntl
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from edgemoe.errors import UsageError
 from edgemoe.store.headers import parse_json
+from edgemoe.store.manifest import Checksums
 
 JOURNAL_NAME = "journal"
 MAX_JOURNAL_BYTES = 1 << 30
@@ -30,8 +32,8 @@ class Journal:
         """What the conversion in the folder is of, None where none was begun."""
         self.errors: dict[int, tuple[float, float]] = {}
         """Of each finished piece, by number: the sums of its squared errors and squared weights."""
-        self.checksums: dict[str, str] = {}
-        """Of each finished record or resident tensor: its sha256."""
+        self.checksums: dict[str, Checksums] = {}
+        """Those of each finished record or resident tensor."""
         self._read()
 
     @classmethod
@@ -83,7 +85,7 @@ class Journal:
                 error, weight = entry["sums"]
                 self.errors[int(entry["piece"])] = (float(error), float(weight))
             else:
-                self.checksums[str(entry["part"])] = str(entry["sha256"])
+                self.checksums[str(entry["part"])] = Checksums(str(entry["sha256"]), int(entry["crc32c"]))
         except (ValueError, TypeError, KeyError):
             return False
         return True
@@ -97,12 +99,12 @@ class Journal:
         self.identity = identity
         self._append([{"identity": identity}])
 
-    def record(self, errors: Mapping[int, tuple[float, float]], checksums: Mapping[str, str]) -> None:
+    def record(self, errors: Mapping[int, tuple[float, float]], checksums: Mapping[str, Checksums]) -> None:
         """Note finished pieces and parts; returns when that is on the disk. Their bytes must be there already."""
         self.errors.update(errors)
         self.checksums.update(checksums)
         lines: list[dict[str, Any]] = [{"piece": number, "sums": list(sums)} for number, sums in errors.items()]
-        self._append(lines + [{"part": name, "sha256": digest} for name, digest in checksums.items()])
+        self._append(lines + [{"part": name, **asdict(found)} for name, found in checksums.items()])
 
     def _append(self, lines: Sequence[Mapping[str, Any]]) -> None:
         view = memoryview("".join(json.dumps(line) + "\n" for line in lines).encode())

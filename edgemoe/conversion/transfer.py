@@ -25,7 +25,7 @@ from edgemoe.conversion.progress import Callback, ProgressMeter
 from edgemoe.conversion.source import Source
 from edgemoe.errors import SourceError
 from edgemoe.kernels.formats import PANEL_ROWS
-from edgemoe.store.manifest import Manifest
+from edgemoe.store.manifest import Checksums, Manifest
 from edgemoe.store.writer import StoreWriter, with_checksums
 
 CHECKPOINT_BYTES = 1 << 26
@@ -51,7 +51,7 @@ class Transfer:
         total = sum(piece.place.stored_bytes for piece in plan.pieces)
         self._meter = ProgressMeter(progress, total, resumed)
         self._errors: dict[int, tuple[float, float]] = {}
-        self._checksums: dict[str, str] = {}
+        self._checksums: dict[str, Checksums] = {}
         self._unnoted_bytes = 0
 
     def run(self) -> None:
@@ -116,7 +116,7 @@ class Transfer:
         """Hold rows that the checkpoint has twice against those in the store. Raises SourceError where they differ."""
         place = piece.place
         assert place.panel_stride == place.panel_bytes > 0
-        written = self._writer.sha256(place.file, _panel_offset(piece, start), data.nbytes)
+        written = self._writer.checksums(place.file, _panel_offset(piece, start), data.nbytes).sha256
         if hashlib.sha256(data.tobytes()).hexdigest() != written:
             other = next(one for one in self._plan.pieces if one.name == piece.name and not one.repeats)
             raise SourceError(
@@ -135,7 +135,7 @@ class Transfer:
 
     def _take_checksum(self, name: str) -> None:
         part = self._plan.parts[name]
-        self._checksums[name] = self._writer.sha256(part.file, part.offset, part.bytes)
+        self._checksums[name] = self._writer.checksums(part.file, part.offset, part.bytes)
 
     def _checkpoint(self) -> None:
         """Make durable what was written, then note it. Called between pieces only: all that is summed is done."""

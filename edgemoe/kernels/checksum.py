@@ -10,6 +10,7 @@ Source: RFC 3720, appendix B.4, has its examples. Registers are polynomials in r
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -33,9 +34,20 @@ def crc32c(data: Any, crc: int = 0) -> int:
     return _implementation()(np.frombuffer(data, np.uint8), crc)
 
 
+def as_written(data: Any, sha256: str, crc32c: int | None) -> bool:
+    """Whether bytes-like data has its checksum: CRC-32C, or SHA-256 where only that can be had quickly.
+
+    Without the native library hashlib's SHA-256 is the faster one. With it, and with no CRC-32C known, nothing is
+    checked: SHA-256 would take longer than the read.
+    """
+    if not native_crc32c_usable():
+        return hashlib.sha256(data).hexdigest() == sha256
+    return crc32c is None or _implementation()(np.frombuffer(data, np.uint8), 0) == crc32c
+
+
 @functools.cache
 def native_crc32c_usable() -> bool:
-    """Whether the native library computes it; without it, SHA-256 is the faster check."""
+    """Whether the native library computes it."""
     from edgemoe.kernels.native.library import load_library
 
     try:

@@ -31,6 +31,14 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
+class Checksums:
+    """Of some bytes: SHA-256, for `edgemoe verify`, and CRC-32C, fast enough to be taken whenever they are read."""
+
+    sha256: str
+    crc32c: int
+
+
+@dataclass(frozen=True)
 class ResidentTensor:
     """A tensor of the resident file: a matrix in kernel layout, or (`format` None) a plain float32 vector of `rows`."""
 
@@ -40,6 +48,8 @@ class ResidentTensor:
     columns: int
     offset: int
     sha256: str = ""
+    crc32c: int | None = None
+    """None in stores that were made before there were any."""
 
     @property
     def bytes(self) -> int:
@@ -53,6 +63,7 @@ class RecordPlace:
     file: int
     offset: int
     sha256: str = ""
+    crc32c: int | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +106,12 @@ class Manifest:
             *self.expert_files,
             *(FileEntry(f.name, f.bytes) for f in self.side_files),
         )
+
+    @property
+    def checked_when_read(self) -> bool:
+        """Whether every tensor and record has the checksum that is fast enough for every read."""
+        records = [place for layer in self.expert_layers if layer for place in layer.records]
+        return not any(part.crc32c is None for parts in (self.resident, records) for part in parts)
 
     @property
     def total_bytes(self) -> int:
@@ -167,7 +184,7 @@ def _tensor_to_json(tensor: ResidentTensor) -> dict[str, Any]:
         "format": "vector" if tensor.format is None else tensor.format.name,
         "shape": shape,
         "offset": tensor.offset,
-        "sha256": tensor.sha256,
+        **_checksums_to_json(tensor),
     }
 
 
@@ -182,5 +199,9 @@ def _layer_to_json(layer: ExpertLayer | None) -> dict[str, Any] | None:
         "down_format": layout.down_format.name,
         "down_offset": layout.down_offset,
         "record_bytes": layer.record_bytes,
-        "records": [{"file": r.file, "offset": r.offset, "sha256": r.sha256} for r in layer.records],
+        "records": [{"file": r.file, "offset": r.offset, **_checksums_to_json(r)} for r in layer.records],
     }
+
+
+def _checksums_to_json(part: ResidentTensor | RecordPlace) -> dict[str, Any]:
+    return {"sha256": part.sha256} | ({} if part.crc32c is None else {"crc32c": f"{part.crc32c:08x}"})

@@ -137,6 +137,7 @@ class _Parser:
             sizes[1] if expected == 2 else 1,
             self._whole(table.get("offset"), f"{where}.offset", 0, MAX_FILE_BYTES),
             self._sha256(table, where),
+            self._crc32c(table, where),
         )
 
     def _layer(self, data: object, where: str) -> ExpertLayer | None:
@@ -172,6 +173,7 @@ class _Parser:
             self._whole(table.get("file"), f"{where}.file", 0, MAX_DIMENSION),
             self._whole(table.get("offset"), f"{where}.offset", 0, MAX_FILE_BYTES),
             self._sha256(table, where),
+            self._crc32c(table, where),
         )
 
     def _file(self, data: object, where: str) -> FileEntry:
@@ -207,6 +209,14 @@ class _Parser:
         if len(value) != 64 or set(value) - set("0123456789abcdef"):
             self._fail(f"{where}.sha256", f"expected 64 hexadecimal digits, found {_shown(value)}.")
         return value
+
+    def _crc32c(self, table: Mapping[str, Any], where: str) -> int | None:
+        if "crc32c" not in table:
+            return None
+        value = self._text(table, "crc32c", where)
+        if len(value) != 8 or set(value) - set("0123456789abcdef"):
+            self._fail(f"{where}.crc32c", f"expected 8 hexadecimal digits, found {_shown(value)}.")
+        return int(value, 16)
 
     def _whole(self, value: object, where: str, least: int, most: int) -> int:
         if type(value) is not int or not least <= value <= most:

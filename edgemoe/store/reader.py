@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.errors import StoreError
+from edgemoe.kernels.checksum import as_written
 from edgemoe.kernels.formats import Matrix
 from edgemoe.kernels.operations import ExpertLayout
 from edgemoe.store.direct import allocate_pages, read_pages
 from edgemoe.store.headers import PAGE_BYTES, round_up
-from edgemoe.store.manifest import MANIFEST_NAME, MATRIX_ALIGNMENT_BYTES, Manifest, record_name
+from edgemoe.store.manifest import MANIFEST_NAME, MATRIX_ALIGNMENT_BYTES, Manifest, ResidentTensor, record_name
 from edgemoe.store.manifest_parser import DAMAGED_HINT, parse_manifest
 
 ResidentValue = Union[Matrix, npt.NDArray[np.float32]]
@@ -32,6 +33,7 @@ class ExpertRecord:
     offset: int
     length: int
     sha256: str
+    crc32c: int | None
 
 
 class Store:
@@ -102,7 +104,7 @@ class Store:
         """Every resident tensor by its name, in one block of anonymous memory that lives as long as they do.
 
         Matrices are in kernel layout, vectors float32 `(elements,)`; each begins at a multiple of 64 bytes.
-        Raises StoreError where the file cannot be read.
+        Raises StoreError where the file cannot be read, or a tensor is not what was written.
         """
         start, size = self._resident_span
         if not size:
@@ -115,6 +117,7 @@ class Store:
         tensors: dict[str, ResidentValue] = {}
         for tensor in self.manifest.resident:
             data = whole[tensor.offset - start : tensor.offset - start + tensor.bytes]
+            self._check_tensor(tensor, data)
             if tensor.format is not None:
                 tensors[tensor.name] = Matrix(data, tensor.format, tensor.rows, tensor.columns)
                 continue
@@ -123,6 +126,14 @@ class Store:
             tensors[tensor.name] = place.view(np.float32)
             aligned += round_up(tensor.bytes, MATRIX_ALIGNMENT_BYTES)
         return tensors
+
+    def _check_tensor(self, tensor: ResidentTensor, data: npt.NDArray[np.uint8]) -> None:
+        if not as_written(data, tensor.sha256, tensor.crc32c):
+            raise StoreError(
+                f"{self.path / self.manifest.resident_file.name}: {tensor.name} at byte {tensor.offset}"
+                " is not what was written (its checksum differs).",
+                "Copy the store again, or convert it again; edgemoe verify tells what else is damaged.",
+            )
 
     @property
     def dense_format(self) -> str:
@@ -150,7 +161,7 @@ class Store:
             raise StoreError(f"{self.path}: there is no {record_name(layer, expert)}.")
         place = experts.records[expert]
         path = self.path / self.manifest.expert_files[place.file].name
-        return ExpertRecord(path, place.offset, experts.record_bytes, place.sha256)
+        return ExpertRecord(path, place.offset, experts.record_bytes, place.sha256, place.crc32c)
 
 
 def read_manifest_text(folder: Path) -> bytes:

@@ -6,9 +6,9 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from edgemoe.store.manifest import MANIFEST_NAME, checksum_holds, record_name
+from edgemoe.store.manifest import MANIFEST_NAME, Checksums, checksum_holds, record_name
 from edgemoe.store.reader import Store, read_manifest_text
-from edgemoe.store.writer import hash_range
+from edgemoe.store.writer import hash_range, replace_manifest, with_checksums
 
 
 @dataclass(frozen=True)
@@ -26,22 +26,41 @@ class Problem:
 
 @dataclass(frozen=True)
 class _Part:
-    """A range of a file with the checksum that it must have."""
+    """A range of a file with the checksums that it must have."""
 
     file: str
     name: str
     offset: int
     bytes: int
     sha256: str
+    crc32c: int | None = None
     layer: int | None = None
     expert: int | None = None
 
 
-def verify_store(store: Store, progress: Callable[[int, int], None] | None = None) -> list[Problem]:
-    """What is not as it was written, an empty list for a store that is whole. Reads every byte.
+Progress = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all)."""
 
-    `progress` is called with (bytes done, bytes in all).
+
+def verify_store(store: Store, progress: Progress | None = None) -> list[Problem]:
+    """What is not as it was written, an empty list for a store that is whole. Reads every byte."""
+    return _verify(store, progress)[0]
+
+
+def add_checksums(store: Store, progress: Progress | None = None) -> list[Problem]:
+    """Enter the checksums that are taken at every read, for a store that was made before there were any.
+
+    The store is verified first: problems, if any, are returned, and the manifest stays as it was. Raises OSError where
+    it cannot be written.
     """
+    problems, found = _verify(store, progress)
+    if not problems and not store.manifest.checked_when_read:
+        replace_manifest(store.path, with_checksums(store.manifest, found))
+    return problems
+
+
+def _verify(store: Store, progress: Progress | None) -> tuple[list[Problem], dict[str, Checksums]]:
+    """The problems of a store, and the checksums of its parts as they are."""
     problems = []
     if not checksum_holds(read_manifest_text(store.path)):
         problems.append(Problem(MANIFEST_NAME, "the manifest was altered: its own checksum differs."))
@@ -49,13 +68,17 @@ def verify_store(store: Store, progress: Callable[[int, int], None] | None = Non
     parts = list(_parts(store))
     total = sum(part.bytes for part in parts)
     done = 0
+    found = {}
     for part in parts:
-        problem = _check(store, part)
-        problems += [problem] if problem else []
+        result = _check(store, part)
+        if isinstance(result, Problem):
+            problems.append(result)
+        else:
+            found[part.name] = result
         done += part.bytes
         if progress:
             progress(done, total)
-    return problems
+    return problems, found
 
 
 def _header_problems(store: Store) -> Iterator[Problem]:
@@ -77,16 +100,18 @@ def _parts(store: Store) -> Iterator[_Part]:
     for side in manifest.side_files:
         yield _Part(side.name, "the file", 0, side.bytes, side.sha256)
     for tensor in manifest.resident:
-        yield _Part(manifest.resident_file.name, tensor.name, tensor.offset, tensor.bytes, tensor.sha256)
+        file = manifest.resident_file.name
+        yield _Part(file, tensor.name, tensor.offset, tensor.bytes, tensor.sha256, tensor.crc32c)
     for number, layer in enumerate(manifest.expert_layers):
         for expert, place in enumerate(layer.records if layer else ()):
             assert layer is not None
             file = manifest.expert_files[place.file].name
             name = record_name(number, expert)
-            yield _Part(file, name, place.offset, layer.record_bytes, place.sha256, number, expert)
+            size = layer.record_bytes
+            yield _Part(file, name, place.offset, size, place.sha256, place.crc32c, number, expert)
 
 
-def _check(store: Store, part: _Part) -> Problem | None:
+def _check(store: Store, part: _Part) -> Problem | Checksums:
     try:
         descriptor = os.open(store.path / part.file, os.O_RDONLY)
         try:
@@ -97,7 +122,10 @@ def _check(store: Store, part: _Part) -> Problem | None:
             os.close(descriptor)
     except OSError as error:
         return Problem(part.file, f"{part.name} cannot be read ({error.strerror}).", part.layer, part.expert)
-    if found == part.sha256:
-        return None
-    message = f"{part.name} at byte {part.offset} differs from what was written (sha256)."
-    return Problem(part.file, message, part.layer, part.expert)
+    if found.sha256 != part.sha256:
+        wrong = "differs from what was written (sha256)."
+    elif part.crc32c not in (None, found.crc32c):
+        wrong = "is as it was written, but the manifest has another crc32c for it."
+    else:
+        return found
+    return Problem(part.file, f"{part.name} at byte {part.offset} {wrong}", part.layer, part.expert)

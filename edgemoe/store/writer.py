@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from edgemoe.store.manifest import MANIFEST_NAME, FileEntry, Manifest, SideFile, record_name
+from edgemoe.kernels.checksum import crc32c
+from edgemoe.store.manifest import MANIFEST_NAME, Checksums, FileEntry, Manifest, SideFile, record_name
 
 HASH_BYTES = 1 << 22
 
@@ -75,8 +76,8 @@ class StoreWriter:
             os.fsync(self._descriptors[file])
             self._unsynced.discard(file)
 
-    def sha256(self, file: str, offset: int, size: int) -> str:
-        """The checksum of bytes as the file has them now."""
+    def checksums(self, file: str, offset: int, size: int) -> Checksums:
+        """Those of bytes as the file has them now."""
         return hash_range(self._descriptors[file], offset, size)
 
     def finish(self, manifest: Manifest, side_files: Mapping[str, bytes]) -> Manifest:
@@ -92,23 +93,39 @@ class StoreWriter:
         return manifest
 
     def _write_whole(self, name: str, content: bytes) -> None:
-        with (self.folder / name).open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        write_durably(self.folder / name, content)
 
 
-def with_checksums(plan: Manifest, checksums: Mapping[str, str]) -> Manifest:
-    """The manifest with the sha256 of each resident tensor and record, given by their names."""
+def replace_manifest(folder: Path, manifest: Manifest) -> None:
+    """Give a finished store another manifest, at once: whoever opens it meets the old one or the new one."""
+    beside = folder / f".{MANIFEST_NAME}.new"
+    try:
+        write_durably(beside, manifest.to_bytes())
+        beside.replace(folder / MANIFEST_NAME)
+    finally:
+        beside.unlink(missing_ok=True)
+    sync_folder(folder)
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """A whole file, on the disk when it returns."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def with_checksums(plan: Manifest, checksums: Mapping[str, Checksums]) -> Manifest:
+    """The manifest with the checksums of each resident tensor and record, given by their names."""
     return replace(
         plan,
-        resident=tuple(replace(tensor, sha256=checksums[tensor.name]) for tensor in plan.resident),
+        resident=tuple(replace(tensor, **asdict(checksums[tensor.name])) for tensor in plan.resident),
         expert_layers=tuple(
             layer
             and replace(
                 layer,
                 records=tuple(
-                    replace(place, sha256=checksums[record_name(number, expert)])
+                    replace(place, **asdict(checksums[record_name(number, expert)]))
                     for expert, place in enumerate(layer.records)
                 ),
             )
@@ -117,17 +134,18 @@ def with_checksums(plan: Manifest, checksums: Mapping[str, str]) -> Manifest:
     )
 
 
-def hash_range(descriptor: int, offset: int, size: int) -> str:
-    """The sha256 of a range of a file, as hexadecimal digits. A file that ends early hashes what there is."""
-    digest = hashlib.sha256()
+def hash_range(descriptor: int, offset: int, size: int) -> Checksums:
+    """The checksums of a range of a file. Of a file that ends early, those of what there is."""
+    digest, crc = hashlib.sha256(), 0
     buffer = memoryview(bytearray(min(HASH_BYTES, size)))
     while size:
         count = os.preadv(descriptor, [buffer[: min(size, HASH_BYTES)]], offset)
         if not count:
             break
         digest.update(buffer[:count])
+        crc = crc32c(buffer[:count], crc)
         offset, size = offset + count, size - count
-    return digest.hexdigest()
+    return Checksums(digest.hexdigest(), crc)
 
 
 def sync_folder(folder: Path) -> None:

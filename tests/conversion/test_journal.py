@@ -8,13 +8,14 @@ import pytest
 
 from edgemoe.conversion.journal import JOURNAL_NAME, Journal
 from edgemoe.errors import UsageError
+from edgemoe.store.manifest import Checksums
 
 
 def _write(folder: Path) -> None:
     with Journal.lock(folder) as journal:
         journal.restart({"source": "x"})
         journal.record({0: (0.1, 1 / 3)}, {})
-        journal.record({7: (0.0, 2.0)}, {"layers.0.experts.0": "ab"})
+        journal.record({7: (0.0, 2.0)}, {"layers.0.experts.0": Checksums("ab", 0xFFFFFFFF)})
 
 
 def test_what_was_noted_comes_back_to_the_bit(tmp_path: Path) -> None:
@@ -22,7 +23,7 @@ def test_what_was_noted_comes_back_to_the_bit(tmp_path: Path) -> None:
     with Journal.lock(tmp_path / "p") as journal:
         assert journal.identity == {"source": "x"}
         assert journal.errors == {0: (0.1, 1 / 3), 7: (0.0, 2.0)}
-        assert journal.checksums == {"layers.0.experts.0": "ab"}
+        assert journal.checksums == {"layers.0.experts.0": Checksums("ab", 0xFFFFFFFF)}
         journal.record({8: (1.0, 1.0)}, {})
     with Journal.lock(tmp_path / "p") as journal:
         assert set(journal.errors) == {0, 7, 8}

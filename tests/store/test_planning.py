@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgemoe.kernels.formats import FORMATS, Format
-from edgemoe.store.manifest import Manifest
+from edgemoe.store.manifest import Checksums, Manifest
 from edgemoe.store.manifest_parser import parse_manifest
 from edgemoe.store.planning import SMALL_FILE_BYTES, ExpertPlan, plan_store
 from edgemoe.store.writer import with_checksums
@@ -71,8 +71,9 @@ def test_a_record_larger_than_the_limit_gets_a_file_of_its_own() -> None:
         max_size=4,
     ),
     st.integers(8192, 200_000),
+    st.integers(0, (1 << 32) - 1),
 )
-def test_any_plan_is_a_manifest_without_gaps(experts: list[ExpertPlan | None], limit: int) -> None:
+def test_any_plan_is_a_manifest_without_gaps(experts: list[ExpertPlan | None], limit: int, crc: int) -> None:
     manifest = _plan(experts, file_limit_bytes=limit)
     ends = [len(header) for header in manifest.expert_headers()]
     names = {tensor.name for tensor in manifest.resident}
@@ -86,7 +87,9 @@ def test_any_plan_is_a_manifest_without_gaps(experts: list[ExpertPlan | None], l
             names.add(f"layers.{number}.experts.{expert}")
     assert ends == [file.bytes for file in manifest.expert_files]
     assert all(file.bytes <= limit or _records_in(manifest, n) == 1 for n, file in enumerate(manifest.expert_files))
-    finished = with_checksums(manifest, dict.fromkeys(names, "0" * 64))
+    finished = with_checksums(manifest, dict.fromkeys(names, Checksums("0" * 64, crc)))
+    assert finished.checked_when_read
+    assert not manifest.checked_when_read
     assert parse_manifest(finished.to_bytes()) == finished
 
 

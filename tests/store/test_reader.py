@@ -21,7 +21,7 @@ from edgemoe.store import direct
 from edgemoe.store.manifest import MANIFEST_NAME, Manifest
 from edgemoe.store.manifest_parser import parse_manifest
 from edgemoe.store.reader import Store
-from tests.support.stores import small_store
+from tests.support.stores import flip_bit, small_store, without_fast_checksums
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +104,28 @@ def test_reads_that_direct_io_refuses_midway_go_on_through_the_cache(tmp_path: P
     direct.read_pages(path, 4096, len(content) - 4096, memoryview(memory))
     assert memory[: len(content) - 4096] == content[4096:]
     assert refusals == [4096]
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_resident_tensor_that_was_altered_is_named(store: Store, native: bool, monkeypatch: Any) -> None:
+    monkeypatch.setattr("edgemoe.kernels.checksum.native_crc32c_usable", lambda: native)
+    store.load_resident()
+    tensor = next(tensor for tensor in store.manifest.resident if tensor.name == "layers.1.router")
+    flip_bit(store.path / "resident.safetensors", tensor.offset + tensor.bytes - 1, 7)
+    with pytest.raises(StoreError, match=r"layers\.1\.router at byte \d+ is not what was written"):
+        store.load_resident()
+
+
+def test_a_store_without_fast_checksums_loads(store: Store) -> None:
+    expected, found = store.load_resident(), without_fast_checksums(store.path).load_resident()
+    assert expected.keys() == found.keys()
+
+
+@pytest.mark.parametrize("crc", ["1234567", "123456789", "ABCDEF01", 7, None])
+def test_a_fast_checksum_is_eight_digits(store: Store, crc: object) -> None:
+    _edit(store, lambda data: data["resident"]["tensors"][0].update(crc32c=crc))
+    with pytest.raises(StoreError, match=r"resident|tensors\[0\]\.crc32c: expected"):
+        Store.open(store.path)
 
 
 def test_memory_that_cannot_be_had_is_told() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,21 +12,14 @@ from hypothesis import strategies as st
 
 from edgemoe.errors import StoreError
 from edgemoe.store.reader import Store
-from edgemoe.store.verification import verify_store
-from tests.support.stores import small_store
+from edgemoe.store.verification import add_checksums, verify_store
+from edgemoe.store.writer import replace_manifest
+from tests.support.stores import flip_bit, small_store, without_fast_checksums
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return small_store(tmp_path_factory.mktemp("made"))
-
-
-def _flip(path: Path, offset: int, bit: int = 0) -> None:
-    with path.open("r+b") as file:
-        file.seek(offset)
-        byte = file.read(1)[0]
-        file.seek(offset)
-        file.write(bytes([byte ^ 1 << bit]))
 
 
 def test_a_whole_store_has_no_problems_and_progress_reaches_its_end(made: Store) -> None:
@@ -38,7 +32,7 @@ def test_a_whole_store_has_no_problems_and_progress_reaches_its_end(made: Store)
 def test_an_altered_record_is_named_by_file_layer_and_expert(made: Store, tmp_path: Path) -> None:
     store = Store.open(shutil.copytree(made.path, tmp_path / "store"))
     record = store.record(1, 3)
-    _flip(record.path, record.offset + record.length - 1)
+    flip_bit(record.path, record.offset + record.length - 1)
     (problem,) = verify_store(store)
     assert (problem.file, problem.layer, problem.expert) == (record.path.name, 1, 3)
     assert "layers.1.experts.3" in str(problem)
@@ -50,6 +44,37 @@ def test_an_altered_number_in_the_manifest_is_found(made: Store, tmp_path: Path)
     path.write_text(path.read_text().replace('"norm_epsilon": 1e-05', '"norm_epsilon": 2e-05'))
     (problem,) = verify_store(Store.open(folder))
     assert problem.file == "edgemoe.json"
+
+
+def test_a_store_from_before_there_were_fast_checksums_gets_them(made: Store, tmp_path: Path) -> None:
+    store = without_fast_checksums(shutil.copytree(made.path, tmp_path / "store"))
+    assert not store.manifest.checked_when_read
+    assert verify_store(store) == []
+    assert add_checksums(store) == []
+    assert (store.path / "edgemoe.json").read_bytes() == (made.path / "edgemoe.json").read_bytes()
+    assert sorted(path.name for path in store.path.iterdir()) == sorted(path.name for path in made.path.iterdir())
+
+
+def test_a_damaged_store_gets_none(made: Store, tmp_path: Path) -> None:
+    store = without_fast_checksums(shutil.copytree(made.path, tmp_path / "store"))
+    before = (store.path / "edgemoe.json").read_bytes()
+    record = store.record(0, 1)
+    flip_bit(record.path, record.offset)
+    (problem,) = add_checksums(store)
+    assert (problem.layer, problem.expert) == (0, 1)
+    assert (store.path / "edgemoe.json").read_bytes() == before
+
+
+def test_a_fast_checksum_that_is_not_the_record_s_is_a_problem(made: Store, tmp_path: Path) -> None:
+    folder = shutil.copytree(made.path, tmp_path / "store")
+    store = Store.open(folder)
+    layer = store.manifest.expert_layers[1]
+    assert layer is not None
+    wrong = replace(layer, records=(replace(layer.records[0], crc32c=7), *layer.records[1:]))
+    replace_manifest(folder, replace(store.manifest, expert_layers=(store.manifest.expert_layers[0], wrong)))
+    (problem,) = verify_store(Store.open(folder))
+    assert (problem.layer, problem.expert) == (1, 0)
+    assert "another crc32c" in problem.message
 
 
 def test_a_file_that_vanishes_is_a_problem(made: Store, tmp_path: Path) -> None:
@@ -67,7 +92,7 @@ def test_any_flipped_bit_is_found(made: Store, tmp_path: Path, data: st.DataObje
     folder = tmp_path / "store"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(made.path, folder)
-    _flip(folder / path.name, offset, data.draw(st.integers(0, 7)))
+    flip_bit(folder / path.name, offset, data.draw(st.integers(0, 7)))
     try:
         problems = verify_store(Store.open(folder))
     except StoreError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.kernels.formats import PANEL_ROWS, Matrix, dequantise, panel_count, unpack
 from edgemoe.model.spec import ModelSpec
 from edgemoe.store.reader import Store
+from edgemoe.store.writer import replace_manifest
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
 
 
@@ -18,6 +20,32 @@ def small_store(folder: Path, **options: str | None) -> Store:
     """A converted `SMALL_MIXTRAL`, in `folder / "store"`."""
     write_checkpoint(folder / "checkpoint", SMALL_MIXTRAL)
     return Store.open(convert_checkpoint(str(folder / "checkpoint"), folder / "store", **options))
+
+
+def without_fast_checksums(folder: Path) -> Store:
+    """Makes a store what it was before records had checksums for every read."""
+    manifest = Store.open(folder).manifest
+    replace_manifest(
+        folder,
+        replace(
+            manifest,
+            resident=tuple(replace(tensor, crc32c=None) for tensor in manifest.resident),
+            expert_layers=tuple(
+                layer and replace(layer, records=tuple(replace(place, crc32c=None) for place in layer.records))
+                for layer in manifest.expert_layers
+            ),
+        ),
+    )
+    return Store.open(folder)
+
+
+def flip_bit(path: Path, offset: int, bit: int = 0) -> None:
+    """Changes one bit of a file in place."""
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 1 << bit]))
 
 
 def store_weights(store: Store) -> dict[str, np.ndarray[Any, Any]]:
