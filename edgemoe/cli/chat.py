@@ -61,7 +61,16 @@ def chat(
         if load is not None:
             session.load(Path(os.path.expanduser(load)))  # noqa: PTH111 (it leaves an unknown ~user as it is)
         screen.note(greeting(opened))
-        Repl(opened, session, screen, interactive).run(read)
+        repl = Repl(opened, session, screen, interactive)
+        if not interactive:
+            repl.run(read)
+            return
+        from edgemoe.cli.kept_chat import kept_if_ended, take_kept
+
+        if kept := take_kept():
+            screen.note(f"the last conversation was cut off; it is kept: /load {kept}")
+        with kept_if_ended(session):
+            repl.run(read)
 
 
 def greeting(model: Model) -> str:

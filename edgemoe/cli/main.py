@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
+from edgemoe.cli.interrupts import TERMINATION
 from edgemoe.cli.screen import printable
 from edgemoe.errors import INTERRUPTED, EdgemoeError, UsageError
 
@@ -81,16 +82,25 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         # a terminal that cannot show a character shows a mark in its place
         getattr(stream, "reconfigure", lambda **_: None)(errors="replace")
-    code = run_command(sys.argv[1:])
+    TERMINATION.watch()
+    try:
+        code = run_command(sys.argv[1:])
+    except BaseException as error:
+        if TERMINATION.code is None and not isinstance(error, OSError):
+            raise
+        code = 1  # stderr itself cannot be written: the terminal is gone
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError:
         _leave_stdout()
-    sys.exit(code)
+    sys.exit(code if TERMINATION.code is None else TERMINATION.code)
 
 
 def run_command(arguments: list[str]) -> int:
-    """Does what the arguments say; returns the exit code: 0, 1 for errors, 2 for usage, 130 for Ctrl-C."""
+    """Does what the arguments say; returns the exit code: 0, 1 for errors, 2 for usage, 130 for Ctrl-C.
+
+    SIGTERM and a closed terminal raise Terminated; `main` ends with 143 and 129.
+    """
     debug = "--debug" in arguments
     command = typer.main.get_command(app)
     try:

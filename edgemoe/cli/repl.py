@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -74,8 +75,9 @@ class Repl:
             self.last_uses = self.model.engine.expert_uses - uses_before
             return self.map(rows, columns)
 
-        with on_interrupt(answer.stop):
-            self.screen.stream(answer, current_map if self.live_map else None)
+        # closed whatever happens, so that an answer that was cut off joins the conversation as far as it went
+        with on_interrupt(answer.stop), contextlib.closing(iter(answer)) as pieces:
+            self.screen.stream(pieces, current_map if self.live_map else None)
         if generation.finish_reason == "interrupted" and not self._interactive:
             raise KeyboardInterrupt
         self.last_uses = self.model.engine.expert_uses - uses_before

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import TypedDict
 
@@ -52,7 +52,7 @@ class Answer:
         """End after the token being computed; what was said so far stays."""
         self.generation.stop()
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Generator[str, None, None]:
         try:
             yield from self.generation
         finally:

@@ -1,10 +1,12 @@
 """The `edgemoe` command with a fake engine in place of the real one: `python -m tests.support.fake_main ARGUMENTS`.
 
-FAKE_SAYS is what the model says; FAKE_SECONDS how long it takes over each token.
+FAKE_SAYS is what the model says; FAKE_SECONDS how long it takes over each token; FAKE_HANGS the call of the engine that
+never ends.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import time
@@ -21,8 +23,17 @@ from tests.support.fake_engine import FakeEngine
 
 class SlowEngine(FakeEngine):
     def forward(self, token_ids: Sequence[int], *, all_logits: bool = False) -> Any:
+        if len(self.calls) == int(os.environ.get("FAKE_HANGS", "-1")):
+            hang()
         time.sleep(float(os.environ.get("FAKE_SECONDS", "0")))
         return super().forward(token_ids, all_logits=all_logits)
+
+
+def hang() -> None:
+    """Never returns from C, whatever signals come, as a read from a disk that is gone: locks a mutex twice."""
+    mutex = ctypes.create_string_buffer(256)
+    for _ in range(2):
+        ctypes.CDLL(None).pthread_mutex_lock(mutex)
 
 
 def open_fake_engine(
