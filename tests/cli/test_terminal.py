@@ -29,7 +29,7 @@ def start(folder: Path, tmp_path: Path) -> Iterator[Start]:
             env=environment(tmp_path, TERM="xterm-256color", PROMPT_TOOLKIT_NO_CPR="1", **variables),
             dimensions=(40, 100),
             encoding="utf-8",
-            timeout=15,
+            timeout=60,
         )
         children.append(child)
         child.expect_exact("/help for commands")

@@ -1,0 +1,104 @@
+"""The hot list: which experts were in RAM when a model was closed, hottest first, to be read in at its next start.
+
+One small file for each store, by the digest of its manifest, in the user's cache. It is a hint and nothing more: it
+changes when an answer comes, never what it is; what is missing, damaged, foreign or huge is as if it were not there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+CACHE_VARIABLE = "EDGEMOE_CACHE_DIR"
+"""A folder in place of the user's cache; empty: nothing is kept."""
+VERSION = 1
+MOST_BYTES = 1 << 20
+MOST_EXPERTS = 1 << 16
+MOST_LISTS = 16
+"""Of these the ones that were written longest ago go."""
+SUFFIX = ".hot.json"
+
+Key = tuple[int, int]
+"""(layer, expert)"""
+
+
+def cache_folder() -> Path | None:
+    """Where hot lists lie, whether or not it is there yet; None where none are to be kept."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    if chosen is not None:
+        return Path(chosen) if chosen else None
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("edgemoe"))
+
+
+class HotList:
+    """The hot list of one store. Nothing here raises; what cannot be read or written is left out."""
+
+    def __init__(self, folder: Path, digest: str, experts_per_layer: Sequence[int]) -> None:
+        """`digest` names the store; `experts_per_layer` says which (layer, expert) there are."""
+        self.path = folder / f"{digest[:32]}{SUFFIX}"
+        self._digest = digest
+        self._experts_per_layer = list(experts_per_layer)
+
+    def read(self) -> list[Key]:
+        """The experts, hottest first, each once; none where there is no list of this very store."""
+        try:
+            with self.path.open("rb") as file:
+                text = file.read(MOST_BYTES + 1)
+            data = json.loads(text) if len(text) <= MOST_BYTES else None
+        except (OSError, ValueError, RecursionError):
+            return []
+        if not isinstance(data, dict) or data.get("edgemoe_hot_list") != VERSION or data.get("store") != self._digest:
+            return []
+        entries = data.get("experts")
+        if not isinstance(entries, list) or len(entries) > MOST_EXPERTS or not all(map(self._is_key, entries)):
+            return []
+        return list(dict.fromkeys((layer, expert) for layer, expert in entries))
+
+    def _is_key(self, entry: object) -> bool:
+        return (
+            isinstance(entry, list)
+            and len(entry) == 2
+            and all(type(number) is int for number in entry)
+            and 0 <= entry[0] < len(self._experts_per_layer)
+            and 0 <= entry[1] < self._experts_per_layer[entry[0]]
+        )
+
+    def write(self, experts: Sequence[Key]) -> None:
+        """Keep the experts, hottest first, in place of those from before; whole or not at all."""
+        data = {"edgemoe_hot_list": VERSION, "store": self._digest, "experts": list(experts[:MOST_EXPERTS])}
+        text = json.dumps(data, separators=(",", ":")).encode()
+        if len(text) > MOST_BYTES:
+            return
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        with contextlib.suppress(OSError, ValueError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                temporary.write_bytes(text)
+                temporary.replace(self.path)
+            finally:
+                temporary.unlink(missing_ok=True)
+            _keep_few(self.path.parent)
+
+
+def _keep_few(folder: Path) -> None:
+    lists = sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in lists[MOST_LISTS:]:
+        path.unlink(missing_ok=True)
+
+
+def describe_cache() -> tuple[str, bool]:
+    """Where hot lists lie, and whether they can be kept there; for people."""
+    folder = cache_folder()
+    if folder is None:
+        return f"off: {CACHE_VARIABLE} is empty", False
+    try:
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        usable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    except OSError:
+        usable = False
+    return f"{folder}" if usable else f"off: {folder} cannot be written", usable
