@@ -37,6 +37,10 @@ class Record(Protocol):
     def offset(self) -> int: ...
     @property
     def length(self) -> int: ...
+    @property
+    def crc32c(self) -> int | None: ...
+    @property
+    def sha256(self) -> str | None: ...
 
 
 class RecordTable(Protocol):
@@ -251,6 +255,8 @@ class ExpertCache:
             record.length,
             self._base_address + slot * self._slot_bytes,
             not predicted,
+            record.crc32c,
+            record.sha256,
         )
         self._loading.add(slot)
         self._slot_of[key], self._key_of[slot] = slot, key

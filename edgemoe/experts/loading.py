@@ -41,7 +41,10 @@ def load_all_experts(
             record = table.record(layer, expert)
             address = arena.ctypes.data + slot * arena.shape[1]
             descriptor = files.descriptor(record.path)
-            waiting.append((reader.submit(descriptor, record.offset, record.length, address, True), layer, expert))
+            ticket = reader.submit(
+                descriptor, record.offset, record.length, address, True, record.crc32c, record.sha256
+            )
+            waiting.append((ticket, layer, expert))
             if slots is not None:
                 slots[expert] = slot
             slot += 1

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.errors import KernelError, ReadError
+from edgemoe.kernels.checksum import NOT_AS_WRITTEN, as_written
 from edgemoe.store.direct import open_direct
 
 
@@ -50,14 +51,29 @@ class ExpertFiles:
 class RecordReader(Protocol):
     """Reads records into memory in the background. Demand reads go before predicted ones."""
 
-    def submit(self, file_descriptor: int, offset: int, length: int, destination_address: int, demand: bool) -> int:
-        """Queue a read of `length` bytes at `offset` to an address; returns its ticket."""
+    def submit(
+        self,
+        file_descriptor: int,
+        offset: int,
+        length: int,
+        destination_address: int,
+        demand: bool,
+        crc32c: int | None = None,
+        sha256: str | None = None,
+    ) -> int:
+        """Queue a read of `length` bytes at `offset` to an address; returns its ticket.
+
+        The reader holds what it read against one of the checksums, if it has one that it can take quickly.
+        """
 
     def done(self, ticket: int) -> bool:
         """Whether the read has ended, well or not."""
 
     def wait(self, ticket: int, timeout_seconds: float | None = None) -> None:
-        """Wait for the read. Raises ReadError where it failed, returned too few bytes, or took too long."""
+        """Wait for the read.
+
+        Raises ReadError where it failed, returned too few bytes, took too long, or brought what was not written.
+        """
 
     def promote(self, ticket: int) -> None:
         """Turn a predicted read into a demand read."""
@@ -83,7 +99,11 @@ def open_reader(arena: npt.NDArray[np.uint8], threads: int) -> RecordReader:
 
 
 class _Read:
-    def __init__(self, descriptor: int, offset: int, destination: memoryview) -> None:
+    def __init__(
+        self, descriptor: int, offset: int, destination: memoryview, crc32c: int | None, sha256: str | None
+    ) -> None:
+        self.crc32c = crc32c
+        self.sha256 = sha256
         self.descriptor = descriptor
         self.offset = offset
         self.destination = destination
@@ -109,12 +129,22 @@ class ThreadedReader:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, file_descriptor: int, offset: int, length: int, destination_address: int, demand: bool) -> int:
+    def submit(
+        self,
+        file_descriptor: int,
+        offset: int,
+        length: int,
+        destination_address: int,
+        demand: bool,
+        crc32c: int | None = None,
+        sha256: str | None = None,
+    ) -> int:
         start = destination_address - self._base_address
         with self._change:
             ticket = self._next_ticket
             self._next_ticket += 1
-            self._reads[ticket] = _Read(file_descriptor, offset, self._bytes[start : start + length])
+            destination = self._bytes[start : start + length]
+            self._reads[ticket] = _Read(file_descriptor, offset, destination, crc32c, sha256)
             self._queues[0 if demand else 1].append(ticket)
             self._change.notify()
         return ticket
@@ -181,4 +211,4 @@ def _fill(read: _Read) -> str | None:
             filled += count
     except OSError as error:
         return f"A read of {wanted} bytes at offset {read.offset} failed: {error.strerror}."
-    return None
+    return None if as_written(read.destination, read.sha256, read.crc32c) else NOT_AS_WRITTEN[0]

@@ -26,6 +26,12 @@ CHUNK_BYTES = 1 << 22
 MOST_LANES = 4096
 STEP_BYTES = 8
 
+NOT_AS_WRITTEN = (
+    "what was read is not what was written: its checksum differs.",
+    "Is the store being replaced, or the disk failing? edgemoe verify tells what is damaged; copy the store again.",
+)
+"""The message and hint of an error that says where."""
+
 Words = npt.NDArray[np.uint32]
 
 
@@ -34,14 +40,14 @@ def crc32c(data: Any, crc: int = 0) -> int:
     return _implementation()(np.frombuffer(data, np.uint8), crc)
 
 
-def as_written(data: Any, sha256: str, crc32c: int | None) -> bool:
+def as_written(data: Any, sha256: str | None, crc32c: int | None) -> bool:
     """Whether bytes-like data has its checksum: CRC-32C, or SHA-256 where only that can be had quickly.
 
     Without the native library hashlib's SHA-256 is the faster one. With it, and with no CRC-32C known, nothing is
     checked: SHA-256 would take longer than the read.
     """
     if not native_crc32c_usable():
-        return hashlib.sha256(data).hexdigest() == sha256
+        return sha256 is None or hashlib.sha256(data).hexdigest() == sha256
     return crc32c is None or _implementation()(np.frombuffer(data, np.uint8), 0) == crc32c
 
 

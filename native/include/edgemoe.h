@@ -42,6 +42,7 @@ typedef enum em_status {
     EM_SHORT_READ = 14,    /* the file ended early */
     EM_FULL = 15,          /* no free request in the reader */
     EM_BAD_TICKET = 16,    /* a ticket that was never given, or is released */
+    EM_BAD_CHECKSUM = 17,  /* what was read is not what was written */
 } em_status;
 
 EM_API int32_t em_abi_version(void);
@@ -316,11 +317,13 @@ EM_API void em_reader_destroy(em_reader *reader);
 
 /* Queue a read of `length` bytes at `offset` into `destination`, which must stay valid until the request is
  * done or cancelled. Demands go before predictions, each kind in its order. The descriptor may be opened with
- * O_DIRECT if offset, length and destination are aligned for it. */
+ * O_DIRECT if offset, length and destination are aligned for it. `crc32c` is the checksum that the bytes must have,
+ * negative where none is known. */
 EM_API int32_t em_reader_submit(em_reader *reader, int32_t descriptor, int64_t offset, int64_t length,
-                                void *destination, int32_t demand, int64_t *ticket);
+                                void *destination, int32_t demand, int64_t crc32c, int64_t *ticket);
 /* Wait for the end of a read, at most `timeout_us` (negative: for ever). EM_OK, EM_TIMEOUT, EM_CANCELLED,
- * EM_READ_FAILED (`*detail` = errno) or EM_SHORT_READ (`*detail` = bytes that were there). */
+ * EM_READ_FAILED (`*detail` = errno), EM_SHORT_READ (`*detail` = bytes that were there) or EM_BAD_CHECKSUM (`*detail` =
+ * the checksum that was found). */
 EM_API int32_t em_reader_wait(em_reader *reader, int64_t ticket, int64_t timeout_us, int64_t *detail);
 /* Wait until one of `count` reads is over (well or not) or cancelled, at most `timeout_us` (negative: for ever). EM_OK,
  * EM_TIMEOUT, or EM_BAD_TICKET where one of them is none. */

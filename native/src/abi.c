@@ -46,6 +46,7 @@ const char *em_status_text(int32_t status) {
     case EM_SHORT_READ: return "the file ended early";
     case EM_FULL: return "too many requests are open";
     case EM_BAD_TICKET: return "no such request";
+    case EM_BAD_CHECKSUM: return "what was read is not what was written";
     default: return "unknown status";
     }
 }

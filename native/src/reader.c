@@ -14,8 +14,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "../kernels/kernels.h"
 #include "clock.h"
-#include "edgemoe.h"
 
 enum {
     READER_THREADS_MAX = 64,
@@ -45,6 +45,9 @@ typedef struct request {
     int64_t length;
     int64_t given_out;  /* bytes of it, from the beginning */
     int64_t failed_at;  /* of the piece that `status` is of */
+    bool checked;
+    uint32_t expected;  /* CRC-32C of the whole, of a checked one */
+    uint32_t found;     /* sum of what the pieces add to that of the whole */
     int32_t pieces_running;
     uint8_t *destination;
     uint64_t submitted_ns;
@@ -61,6 +64,7 @@ struct em_reader {
     pthread_mutex_t mutex;
     pthread_cond_t work;
     pthread_cond_t over;
+    const em_kernels *kernels; /* for checksums */
     queue queues[PRIORITIES];
     request *requests;
     int64_t piece_bytes;
@@ -127,6 +131,7 @@ typedef struct piece {
     int64_t offset; /* in the file */
     int64_t length;
     uint8_t *destination;
+    int64_t behind; /* bytes of the request that follow it; negative where no checksum is asked for */
 } piece;
 
 /* `*detail` becomes the bytes that were read, or errno. */
@@ -152,6 +157,13 @@ static int32_t read_whole(const piece *p, int64_t *detail) {
     return EM_OK;
 }
 
+/* What a piece adds to the checksum of the whole: that of a whole is the sum (xor) of its pieces', each carried past the
+ * bytes behind it. Taken while the piece is still in the cache of the processor that read it. */
+static uint32_t checksum_share(const em_kernels *kernels, const piece *p) {
+    const uint32_t crc = em_crc32c(kernels, 0, p->destination, (uint64_t)p->length);
+    return em_crc32c_combine(crc, 0, (uint64_t)p->behind);
+}
+
 /* The next piece of request `place`, which leaves its queue with its last one. */
 static piece give_out(em_reader *reader, int32_t place) {
     request *r = &reader->requests[place];
@@ -159,7 +171,8 @@ static piece give_out(em_reader *reader, int32_t place) {
     const piece next = {.descriptor = r->descriptor,
                         .offset = r->offset + r->given_out,
                         .length = left < reader->piece_bytes ? left : reader->piece_bytes,
-                        .destination = r->destination + r->given_out};
+                        .destination = r->destination + r->given_out,
+                        .behind = r->checked ? left - (left < reader->piece_bytes ? left : reader->piece_bytes) : -1};
     if (r->given_out == 0) reader->counters.queue_wait_ns += em_now_ns() - r->submitted_ns;
     r->given_out += next.length;
     r->pieces_running++;
@@ -196,14 +209,20 @@ static void serve(em_reader *reader, int32_t place) {
     int64_t detail;
     const int32_t status = read_whole(&next, &detail);
     const uint64_t end = em_now_ns();
+    const uint32_t share = status == EM_OK && next.behind >= 0 ? checksum_share(reader->kernels, &next) : 0;
 
     pthread_mutex_lock(&reader->mutex);
     reader->predictions_running -= prediction;
     reader->counters.read_ns += end - begin;
     reader->counters.bytes_read += status == EM_READ_FAILED ? 0 : (uint64_t)detail;
     r->pieces_running--;
+    r->found ^= share;
     if (status != EM_OK) note_failure(reader, r, &next, status, detail);
     if (r->state == READING && r->pieces_running == 0) {
+        if (r->status == EM_OK && r->checked && r->found != r->expected) {
+            r->status = EM_BAD_CHECKSUM;
+            r->detail = r->found;
+        }
         reader->counters.reads++;
         reader->counters.failed += r->status != EM_OK;
         finish(reader, r, r->status, r->status == EM_OK ? r->length : r->detail);
@@ -250,8 +269,9 @@ static int32_t enter(em_reader *reader) {
 }
 
 int32_t em_reader_submit(em_reader *reader, int32_t descriptor, int64_t offset, int64_t length, void *destination,
-                         int32_t demand, int64_t *ticket) {
+                         int32_t demand, int64_t crc32c, int64_t *ticket) {
     if (offset < 0 || length < 1 || offset > INT64_MAX - length || !destination || !ticket) return EM_BAD_ARGUMENT;
+    if (crc32c > UINT32_MAX) return EM_BAD_ARGUMENT;
     int32_t status = enter(reader);
     if (status != EM_OK) return status;
     const int32_t place = reader->free_list;
@@ -265,6 +285,8 @@ int32_t em_reader_submit(em_reader *reader, int32_t descriptor, int64_t offset, 
                        .offset = offset,
                        .length = length,
                        .destination = destination,
+                       .checked = crc32c >= 0,
+                       .expected = (uint32_t)crc32c,
                        .submitted_ns = em_now_ns(),
                        .uses = (r->uses + 1) & INT32_MAX};
         enqueue(reader, place);
@@ -448,6 +470,7 @@ static em_reader *create_idle(int32_t capacity, int64_t piece_bytes, int32_t pre
     }
     for (int32_t i = 0; i < capacity; i++) requests[i].next = i + 1 < capacity ? i + 1 : NOWHERE;
     for (int p = 0; p < PRIORITIES; p++) reader->queues[p] = (queue){NOWHERE, NOWHERE};
+    reader->kernels = em_kernels_for(em_isa_name(0));
     reader->requests = requests;
     reader->piece_bytes = piece_bytes;
     reader->capacity = capacity;

@@ -226,7 +226,7 @@ static void test_arrivals(void) {
         for (int i = 0; i < SLOTS; i++) {
             const int slot = (i * 3 + round) % SLOTS;
             CHECK_STATUS(EM_OK, em_reader_submit(reader, file, slot * e->slot_bytes, e->slot_bytes,
-                                                 (uint8_t *)(uintptr_t)e->arena + slot * e->slot_bytes, i % 2,
+                                                 (uint8_t *)(uintptr_t)e->arena + slot * e->slot_bytes, i % 2, -1,
                                                  &tickets[slot]));
         }
         if (round % 5 == 0) { /* one of them is there before */
@@ -262,7 +262,7 @@ static void test_failed_arrivals(void) {
     uint8_t elsewhere[8];
     int64_t ticket;
     /* A pipe cannot be read at an offset. */
-    CHECK_STATUS(EM_OK, em_reader_submit(reader, pipe_ends[0], 0, 8, elsewhere, 1, &ticket));
+    CHECK_STATUS(EM_OK, em_reader_submit(reader, pipe_ends[0], 0, 8, elsewhere, 1, -1, &ticket));
     tickets[1] = ticket;
     e->arrivals = (em_arrivals){reader, tickets, 10000000};
     CHECK_STATUS(EM_READ_FAILED, run(m, em_isa_name(0), 2, TOKENS, 0));

@@ -9,6 +9,12 @@
 /* With its inner functions: a queue can be looked at before any thread takes from it. */
 #include "src/reader.c"
 
+/* All that a reader asks of a set. */
+static const em_kernels checksums_only = {.isa = "generic", .crc32c = em_crc32c_generic};
+
+const char *em_isa_name(int32_t index) { return index == 0 ? checksums_only.isa : NULL; }
+const em_kernels *em_kernels_for(const char *isa) { return isa ? &checksums_only : NULL; }
+
 enum { FILE_BYTES = 1 << 18, PIECE_BYTES = 1000 };
 
 static uint8_t content[FILE_BYTES];
@@ -31,7 +37,7 @@ static em_reader *create(int32_t threads, int32_t capacity) {
 
 static int64_t submit(em_reader *reader, int descriptor, int64_t offset, int64_t length, void *to, int demand) {
     int64_t ticket;
-    CHECK_STATUS(EM_OK, em_reader_submit(reader, descriptor, offset, length, to, demand, &ticket));
+    CHECK_STATUS(EM_OK, em_reader_submit(reader, descriptor, offset, length, to, demand, -1, &ticket));
     return ticket;
 }
 
@@ -46,7 +52,7 @@ static void test_many_reads(int descriptor, int32_t threads) {
         if (i % 5 == 0) CHECK_STATUS(EM_OK, em_reader_promote(reader, tickets[i]));
     }
     int64_t ticket, detail;
-    CHECK_STATUS(EM_FULL, em_reader_submit(reader, descriptor, 0, 1, to[0], 1, &ticket));
+    CHECK_STATUS(EM_FULL, em_reader_submit(reader, descriptor, 0, 1, to[0], 1, -1, &ticket));
     for (int i = READS - 1; i >= 0; i--) {
         CHECK_STATUS(EM_OK, em_reader_wait(reader, tickets[i], -1, &detail));
         CHECK(detail == BYTES && em_reader_done(reader, tickets[i]) == 1);
@@ -60,6 +66,38 @@ static void test_many_reads(int descriptor, int32_t threads) {
     CHECK_STATUS(EM_OK, em_reader_counters(reader, &counters));
     CHECK(counters.reads == READS && counters.failed == 0 && counters.bytes_read == (uint64_t)READS * BYTES);
     em_reader_destroy(reader);
+}
+
+/* Checked reads in pieces of every size: the checksum is that of the whole, whoever reads what and when. */
+static void test_checksums(int descriptor) {
+    enum { BYTES = 10000, READS = 8 };
+    static uint8_t to[READS][BYTES];
+    const int64_t pieces[] = {7, 512, 4096, BYTES - 1, BYTES, BYTES + 1};
+    for (size_t p = 0; p < sizeof pieces / sizeof pieces[0]; p++) {
+        em_reader *reader;
+        CHECK_STATUS(EM_OK, em_reader_create(1 + (int32_t)p % 4, READS, pieces[p], &reader));
+        int64_t tickets[READS], detail;
+        uint32_t right[READS];
+        for (int i = 0; i < READS; i++) {
+            right[i] = em_crc32c_generic(0, content + i * 100, BYTES);
+            const int64_t expected = i % 3 == 2 ? -1 : (int64_t)(right[i] ^ (i % 3 == 1 ? 1u << i : 0));
+            CHECK_STATUS(EM_OK, em_reader_submit(reader, descriptor, i * 100, BYTES, to[i], i % 2, expected,
+                                                 &tickets[i]));
+        }
+        for (int i = 0; i < READS; i++) {
+            CHECK_STATUS(i % 3 == 1 ? EM_BAD_CHECKSUM : EM_OK, em_reader_wait(reader, tickets[i], -1, &detail));
+            CHECK(detail == (i % 3 == 1 ? (int64_t)right[i] : BYTES));
+        }
+        em_read_counters counters;
+        CHECK_STATUS(EM_OK, em_reader_counters(reader, &counters));
+        CHECK(counters.reads == READS && counters.failed == 3);
+        /* A read that fails for another reason says that one. */
+        CHECK_STATUS(EM_OK, em_reader_release(reader, tickets[0]));
+        CHECK_STATUS(EM_OK, em_reader_submit(reader, descriptor, FILE_BYTES - 40, 100, to[0], 1, 5, &tickets[0]));
+        CHECK_STATUS(EM_SHORT_READ, em_reader_wait(reader, tickets[0], -1, &detail));
+        CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_submit(reader, descriptor, 0, 1, to[0], 1, 1ll << 32, &tickets[0]));
+        em_reader_destroy(reader);
+    }
 }
 
 static void test_failures(int descriptor) {
@@ -86,10 +124,10 @@ static void test_failures(int descriptor) {
     ticket = submit(reader, descriptor, 0, 100, to, 1); /* in the same place of the table */
     CHECK_STATUS(EM_BAD_TICKET, em_reader_wait(reader, first, -1, NULL));
     CHECK_STATUS(EM_OK, em_reader_wait(reader, ticket, -1, NULL));
-    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_submit(reader, descriptor, -1, 1, to, 1, &ticket));
-    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_submit(reader, descriptor, 0, 0, to, 1, &ticket));
-    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_submit(reader, descriptor, INT64_MAX, 1, to, 1, &ticket));
-    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_submit(reader, descriptor, 0, 1, NULL, 1, &ticket));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_submit(reader, descriptor, -1, 1, to, 1, -1, &ticket));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_submit(reader, descriptor, 0, 0, to, 1, -1, &ticket));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_submit(reader, descriptor, INT64_MAX, 1, to, 1, -1, &ticket));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_submit(reader, descriptor, 0, 1, NULL, 1, -1, &ticket));
     CHECK_STATUS(EM_BAD_TICKET, em_reader_promote(reader, 77));
     CHECK_STATUS(EM_BAD_TICKET, em_reader_cancel(reader, -5));
     em_reader_destroy(reader);
@@ -224,7 +262,7 @@ static void test_fork(int descriptor) {
     if (child == 0) {
         uint8_t byte;
         int64_t ticket;
-        const int32_t status = em_reader_submit(reader, descriptor, 0, 1, &byte, 1, &ticket);
+        const int32_t status = em_reader_submit(reader, descriptor, 0, 1, &byte, 1, -1, &ticket);
         em_reader_destroy(reader); /* must not wait for threads that are not there */
         _exit(status == EM_FORKED ? 0 : 1);
     }
@@ -238,6 +276,7 @@ int main(void) {
     const int descriptor = open_content();
     test_many_reads(descriptor, 1);
     test_many_reads(descriptor, 4);
+    test_checksums(descriptor);
     test_failures(descriptor);
     test_order(descriptor);
     test_pieces(descriptor);

@@ -23,11 +23,13 @@ class FakeRecord:
     path: Path
     offset: int
     length: int
+    crc32c: int | None
+    sha256: str | None
 
 
 class FakeTable:
     def record(self, layer: int, expert: int) -> FakeRecord:
-        return FakeRecord(Path("experts"), (layer * EXPERTS + expert) * RECORD_BYTES, RECORD_BYTES)
+        return FakeRecord(Path("experts"), (layer * EXPERTS + expert) * RECORD_BYTES, RECORD_BYTES, None, None)
 
 
 class FakeFiles:

@@ -1,5 +1,6 @@
 """Expert files and the portable reader; the native reader is held to the same in tests/kernels/native."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from edgemoe.errors import KernelError, ReadError
 from edgemoe.experts.reads import ExpertFiles, ThreadedReader, open_reader
+from edgemoe.kernels.checksum import crc32c
 
 PAGE = 4096
 
@@ -57,6 +59,35 @@ def test_a_short_file_and_a_dead_descriptor_are_told(record_file: tuple[Path, np
     with pytest.raises(ReadError, match="failed"):
         reader.wait(dead, 10)
     reader.close()
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_what_is_not_what_was_written_is_told(
+    record_file: tuple[Path, np.ndarray], native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgemoe.kernels.checksum.native_crc32c_usable", lambda: native)
+    path, contents = record_file
+    arena = page_aligned(32)
+    reader = ThreadedReader(arena, threads=1)
+    descriptor = os.open(path, os.O_RDONLY)
+    page = contents[PAGE : 2 * PAGE]
+    crc, sha = crc32c(page), hashlib.sha256(page).hexdigest()
+    for crc_given, sha_given, good in (
+        (crc, sha, True),
+        (None, None, True),
+        (crc ^ 1, "0" * 64, False),
+        (crc ^ 1, sha, not native),
+        (None, "0" * 64, native),
+    ):
+        ticket = reader.submit(descriptor, PAGE, PAGE, arena.ctypes.data, True, crc_given, sha_given)
+        if good:
+            reader.wait(ticket, 60)
+        else:
+            with pytest.raises(ReadError, match="not what was written"):
+                reader.wait(ticket, 60)
+        reader.release(ticket)
+    reader.close()
+    os.close(descriptor)
 
 
 def test_a_read_that_stalls_times_out_and_demand_goes_first(tmp_path: Path) -> None:

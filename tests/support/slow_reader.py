@@ -21,7 +21,16 @@ class SteppedReader:
         self._ended: dict[int, bool] = {}
         self._next = 0
 
-    def submit(self, file_descriptor: int, offset: int, length: int, destination_address: int, demand: bool) -> int:
+    def submit(
+        self,
+        file_descriptor: int,
+        offset: int,
+        length: int,
+        destination_address: int,
+        demand: bool,
+        crc32c: int | None = None,
+        sha256: str | None = None,
+    ) -> int:
         self._next += 1
         self._in_flight[self._next] = (offset, length, destination_address - self._arena.ctypes.data, demand)
         return self._next

@@ -17,7 +17,7 @@ from edgemoe.kernels.native.reader import NativeReader
 
 _SCRATCH_ALIGNMENT_BYTES = 64
 
-_READ_FAILURES = (Status.TIMEOUT, Status.CANCELLED, Status.READ_FAILED, Status.SHORT_READ)
+_READ_FAILURES = (Status.TIMEOUT, Status.CANCELLED, Status.READ_FAILED, Status.SHORT_READ, Status.BAD_CHECKSUM)
 
 # Longer than the gaps between the operations of a step and between the steps of a decode without misses,
 # shorter than anybody would notice on the power meter.

@@ -26,6 +26,7 @@ class Status(IntEnum):
     SHORT_READ = 14
     FULL = 15
     BAD_TICKET = 16
+    BAD_CHECKSUM = 17
 
 
 _SIGNATURES: dict[str, tuple[object, list[object]]] = {
@@ -48,7 +49,10 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "em_program_run": (c_int32, [c_void_p, c_int32, c_int32]),
     "em_reader_create": (c_int32, [c_int32, c_int32, c_int64, POINTER(c_void_p)]),
     "em_reader_destroy": (None, [c_void_p]),
-    "em_reader_submit": (c_int32, [c_void_p, c_int32, c_int64, c_int64, c_void_p, c_int32, POINTER(c_int64)]),
+    "em_reader_submit": (
+        c_int32,
+        [c_void_p, c_int32, c_int64, c_int64, c_void_p, c_int32, c_int64, POINTER(c_int64)],
+    ),
     "em_reader_wait": (c_int32, [c_void_p, c_int64, c_int64, POINTER(c_int64)]),
     "em_reader_wait_any": (c_int32, [c_void_p, POINTER(c_int64), c_int32, c_int64]),
     "em_reader_done": (c_int32, [c_void_p, c_int64]),

@@ -8,6 +8,7 @@ import weakref
 from dataclasses import dataclass
 
 from edgemoe.errors import ReadError
+from edgemoe.kernels.checksum import NOT_AS_WRITTEN
 from edgemoe.kernels.native import structures as st
 from edgemoe.kernels.native.library import Status, load_library, status_text
 
@@ -56,18 +57,34 @@ class NativeReader:
         """Of the library's reader, for operations that await its reads; None once closed."""
         return self._address
 
-    def submit(self, file_descriptor: int, offset: int, length: int, destination_address: int, demand: bool) -> int:
-        """Queue a read of `length` bytes; returns its ticket. Raises ReadError if it cannot be queued."""
+    def submit(
+        self,
+        file_descriptor: int,
+        offset: int,
+        length: int,
+        destination_address: int,
+        demand: bool,
+        crc32c: int | None = None,
+        sha256: str | None = None,
+    ) -> int:
+        """Queue a read of `length` bytes; returns its ticket. Raises ReadError if it cannot be queued.
+
+        What is read must have the CRC-32C, if one is given; SHA-256 takes too long here.
+        """
         ticket = ctypes.c_int64()
+        expected = -1 if crc32c is None else crc32c
         status = self._library.em_reader_submit(
-            self._address, file_descriptor, offset, length, destination_address, demand, ctypes.byref(ticket)
+            self._address, file_descriptor, offset, length, destination_address, demand, expected, ctypes.byref(ticket)
         )
         if status:
             raise self._failure(status, f"a read of {length} bytes at {offset}")
         return ticket.value
 
     def wait(self, ticket: int, timeout_seconds: float | None = None) -> None:
-        """Return when the read is done. Raises ReadError if it failed, ended early, was cancelled or takes longer."""
+        """Return when the read is done.
+
+        Raises ReadError if it failed, ended early, was cancelled, takes longer, or brought what was not written.
+        """
         detail = ctypes.c_int64()
         timeout_us = -1 if timeout_seconds is None else max(0, int(timeout_seconds * 1e6))
         status = self._library.em_reader_wait(self._address, ticket, timeout_us, ctypes.byref(detail))
@@ -83,6 +100,8 @@ class NativeReader:
                 f"An expert could not be read: the file ended after {detail.value} bytes of it.",
                 "The store is cut short: convert it again.",
             )
+        if status == Status.BAD_CHECKSUM:
+            raise ReadError(*NOT_AS_WRITTEN)
         raise self._failure(status, "a read")
 
     def done(self, ticket: int) -> bool:

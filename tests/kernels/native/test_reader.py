@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgemoe.errors import ReadError
+from edgemoe.kernels.checksum import crc32c
 from edgemoe.kernels.native.reader import NativeReader
 
 FILE_BYTES = 1 << 16
@@ -111,6 +112,22 @@ def test_failures_say_why(reader: NativeReader, descriptor: int, tmp_path: Path)
     after = reader.counters
     assert (after.reads - before.reads, after.failed - before.failed) == (4, 4)
     assert after.bytes_read - before.bytes_read == 30
+
+
+@pytest.mark.parametrize("piece_bytes", [4096, 5000, 1 << 20])
+def test_what_is_not_what_was_written_is_told(content: tuple[Path, bytes], descriptor: int, piece_bytes: int) -> None:
+    reader = NativeReader(threads=3, capacity=8, piece_bytes=piece_bytes)
+    place = np.zeros(20_000, np.uint8)
+    right = crc32c(content[1][300:20_300])
+    for expected, good in ((right, True), (None, True), (right ^ 1, False), (0, False)):
+        ticket = reader.submit(descriptor, 300, 20_000, address(place), True, expected, "of no interest")
+        if good:
+            reader.wait(ticket, 60)
+        else:
+            with pytest.raises(ReadError, match="not what was written"):
+                reader.wait(ticket, 60)
+        reader.release(ticket)
+    reader.close()
 
 
 def test_counters_add_up(descriptor: int) -> None:
