@@ -30,13 +30,15 @@ def load(
     kv: str | None = None,
     policy: str = "lru",
     prediction: str = "auto",
+    warm_start: bool = True,
 ) -> Model:
     """Open a store (None: the bundled model) within a memory budget; use the result in a `with` block.
 
     `ram` is in bytes, or text such as `6GiB`, `floor` or `auto` (None); `threads` defaults to the physical cores.
     `kv` is how keys and values are kept: `f16` (None), or `q8` in half the memory, which changes answers a little.
     Where not all experts fit, `policy` says which one leaves for another (`lru`, `lfu`, `lruf`), and `prediction`
-    whether experts are read ahead on a guess (`on`, `off`, or `auto`, by trial); neither changes an answer.
+    whether experts are read ahead on a guess (`on`, `off`, or `auto`, by trial); `warm_start` reads in those that were
+    in RAM as the model was last closed (noted in the user's cache). None of these changes an answer.
     Raises StoreError, BudgetError and UsageError (`edgemoe.errors`).
     """
     from edgemoe.session.model import load as load_model
@@ -49,6 +51,7 @@ def load(
         kv=kv,
         policy=policy,
         prediction=prediction,
+        warm_start=warm_start,
     )
 
 

@@ -34,6 +34,7 @@ def chat(
     kv: shared.KvOption = None,
     policy: shared.PolicyOption = "lru",
     prediction: shared.PredictionOption = "auto",
+    no_warm_start: shared.NoWarmStartOption = False,
     debug: shared.DebugOption = False,
 ) -> None:
     """Talk with a model. Through a pipe each line of stdin is a message, and answers are plain text."""
@@ -54,7 +55,7 @@ def chat(
         read = prompt_reader()
     # loaded last, so that the memory plan counts what was imported above
     with screen.waiting("loading the model"):
-        opened = load_model(model, ram, threads, context, kv, policy, prediction)
+        opened = load_model(model, ram, threads, context, kv, policy, prediction, not no_warm_start)
     with opened, compiling_told(opened):
         sampling = shared.sampling_options(opened, temperature, top_k, top_p, min_p, seed)
         session = opened.chat(system, sampling, max_tokens)

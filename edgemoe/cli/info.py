@@ -44,7 +44,9 @@ def info(
         rows += [
             ("bundled model", f"{model['path']}, {format_size(model['bytes'])}"),
             ("its disk", f"{format_size(model['disk_free_bytes'])} free; experts are read {reads}"),
+            ("its checksums", checks_told(model["checked_when_read"])),
         ]
+    rows.append(("hot lists", description["hot_lists"]["place"]))
     open_screen().table(rows)
 
 
@@ -63,6 +65,7 @@ def describe() -> dict[str, Any]:
         "memory_available_bytes": available_bytes(),
         "kernels": asdict(describe_backend()),
         "model": describe_model(),
+        "hot_lists": describe_hot_lists(),
     }
 
 
@@ -81,7 +84,30 @@ def describe_model() -> dict[str, Any]:
         "bytes": store.manifest.total_bytes,
         "disk_free_bytes": shutil.disk_usage(store.path).free,
         "direct_reads": _reads_directly(store),
+        "checked_when_read": checked_when_read(store),
     }
+
+
+def describe_hot_lists() -> dict[str, Any]:
+    """Where it is noted which experts were in RAM, for the next start, and whether it can be."""
+    from edgemoe.experts.hot_list import describe_cache
+
+    place, usable = describe_cache()
+    return {"place": place, "usable": usable}
+
+
+def checks_told(checked_when_read: bool) -> str:
+    """When a store's bytes are held against its checksums."""
+    return (
+        "held to at every read" if checked_when_read else "only edgemoe verify looks at them (it can --add-checksums)"
+    )
+
+
+def checked_when_read(store: Store) -> bool:
+    """Without the native library reads are held to SHA-256, which every store has."""
+    from edgemoe.kernels.checksum import native_crc32c_usable
+
+    return store.manifest.checked_when_read or not native_crc32c_usable()
 
 
 def _reads_directly(store: Store) -> bool:

@@ -33,6 +33,7 @@ def inspect(
 
 def describe(store: Store) -> dict[str, Any]:
     """All that is known of a store without reading its weights. Sizes are in bytes."""
+    from edgemoe.cli.info import checked_when_read
     from edgemoe.errors import StoreError
     from edgemoe.kernels.select import select_backend
     from edgemoe.model.description import store_spec
@@ -73,6 +74,7 @@ def describe(store: Store) -> dict[str, Any]:
         "parts": dict(manifest.quantisation),
         "files": {file.name: file.bytes for file in manifest.files},
         "total_bytes": manifest.total_bytes,
+        "checked_when_read": checked_when_read(store),
         "resident_bytes": plan.resident_bytes,
         "floor_bytes": plan.floor_bytes,
         "floor_interpreter_bytes": plan.interpreter_bytes,
@@ -81,6 +83,7 @@ def describe(store: Store) -> dict[str, Any]:
 
 
 def _show(screen: Screen, description: dict[str, Any]) -> None:
+    from edgemoe.cli.info import checks_told
     from edgemoe.model.memory import format_size
 
     experts = description["experts"]
@@ -121,6 +124,7 @@ def _show(screen: Screen, description: dict[str, Any]) -> None:
             f"{format_size(description['floor_bytes'])}, of which the interpreter"
             f" {format_size(description['floor_interpreter_bytes'])}",
         ),
+        ("checksums", checks_told(description["checked_when_read"])),
         ("made from", f"{description['provenance'].get('source', '?')}"),
     ]
     screen.table(rows)

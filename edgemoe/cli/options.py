@@ -74,6 +74,10 @@ PredictionOption = Annotated[
         help="Read experts ahead on a guess: on, off, or auto, by trial. No answer changes.",
     ),
 ]
+NoWarmStartOption = Annotated[
+    bool,
+    typer.Option("--no-warm-start", help="Do not read in what the last session left hot, and note nothing."),
+]
 SystemOption = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System message.", callback=_system)]
 TemperatureOption = Annotated[
     float | None,

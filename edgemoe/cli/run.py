@@ -37,6 +37,7 @@ def run(
     kv: shared.KvOption = None,
     policy: shared.PolicyOption = "lru",
     prediction: shared.PredictionOption = "auto",
+    no_warm_start: shared.NoWarmStartOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object when the answer is done.")] = False,
     debug: shared.DebugOption = False,
 ) -> None:
@@ -52,7 +53,10 @@ def run(
     from edgemoe.cli.compiling import compiling_told
     from edgemoe.session.model import finished, load
 
-    with load(model, ram, threads, context, kv, policy, prediction) as opened, compiling_told(opened):
+    with (
+        load(model, ram, threads, context, kv, policy, prediction, not no_warm_start) as opened,
+        compiling_told(opened),
+    ):
         sampling = shared.sampling_options(opened, temperature, top_k, top_p, min_p, seed)
         prompt_ids = opened.encode(text) if raw else opened.encode_chat(text, system)
         if as_json:

@@ -26,6 +26,8 @@ from edgemoe.experts.policy import Policy
 from edgemoe.experts.reads import ExpertFiles, RecordReader
 
 READ_TIMEOUT_SECONDS = 60.0
+MOST_WARM_READS = 2048
+"""The reader has room for more requests than these."""
 
 
 class Record(Protocol):
@@ -66,6 +68,8 @@ class CacheStatistics:
     """Routed experts for which a prediction had been made (one token at a time)."""
     predicted_uses: int = 0
     """Those of them that the prediction had named: recall = predicted_uses / predictable_uses."""
+    warm_bytes: int = 0
+    """Of experts that the last session left hot, read in at the start; neither demanded nor predicted."""
     wait_ns: int = 0
     """Time for which the cache itself waited for reads; kernels count what they await."""
 
@@ -106,6 +110,7 @@ class ExpertCache:
         self._pinned = np.zeros(slots, np.bool_)
         self._predicted = [False] * slots
         self._loading: set[int] = set()  # slots that had a ticket when they were last looked at
+        self._warming: dict[int, None] = {}  # slots of a warm start that nobody has wanted yet, the hottest first
         self._latest_prediction: tuple[int, frozenset[int]] | None = None
 
     def holds(self, layer: int, expert: int) -> bool:
@@ -181,6 +186,20 @@ class ExpertCache:
                 self.statistics.predicted_reads += 1
         self._pinned[present] = pinned_before
 
+    def warm(self, experts: Sequence[tuple[int, int]]) -> None:
+        """Begin to read experts (layer, expert) into free slots, the first ones first, whenever nothing else is read.
+
+        They make way for whatever is wanted, and are no predictions.
+        """
+        for layer, expert in experts[:MOST_WARM_READS]:
+            key = layer * self._experts + expert
+            if key not in self._slot_of and self._free_slots:
+                slot = self._free_slots.pop()
+                self.statistics.warm_bytes += self._submit(key, slot, demand=False)
+                self._warming[slot] = None
+        for slot in reversed(self._warming):  # as if the hottest had been used last
+            self._policy.use(self._key_of[slot], slot)
+
     def _count_recall(self, layer: int, experts: Sequence[int]) -> None:
         if self._latest_prediction is not None and self._latest_prediction[0] == layer:
             named = self._latest_prediction[1]
@@ -203,6 +222,9 @@ class ExpertCache:
         present, absent = [], []
         for key in wanted:
             slot = self._slot_of.get(key)
+            if slot in self._warming:
+                del self._warming[slot]
+                self._loading.add(slot)
             if slot is not None and slot in self._loading and not self._is_loading(slot):
                 self._settle(slot)
                 slot = self._slot_of.get(key)
@@ -212,14 +234,15 @@ class ExpertCache:
                 continue
             self._pinned[slot] = True
             self._policy.use(key, slot)
-            if self._predicted[slot]:
+            predicted = self._predicted[slot]
+            if predicted:
                 self._predicted[slot] = False
                 self.statistics.useful_predictions += 1
             present.append(key)
             if slot in self._loading:
                 self._reader.promote(int(self.tickets[slot]))
                 self.statistics.misses += 1
-                self.statistics.late_predictions += 1
+                self.statistics.late_predictions += predicted
             else:
                 self.statistics.hits += 1
         return present, absent
@@ -248,24 +271,29 @@ class ExpertCache:
                 raise
 
     def _read(self, key: int, slot: int, predicted: bool) -> None:
+        length = self._submit(key, slot, demand=not predicted)
+        self._loading.add(slot)
+        self._predicted[slot] = predicted
+        self._policy.use(key, slot)
+        if predicted:
+            self.statistics.predicted_bytes += length
+        else:
+            self.statistics.demand_bytes += length
+
+    def _submit(self, key: int, slot: int, demand: bool) -> int:
+        """Give a slot to an expert and begin its read; returns the bytes of its record."""
         record = self._table.record(*divmod(key, self._experts))
         self.tickets[slot] = self._reader.submit(
             self._files.descriptor(record.path),
             record.offset,
             record.length,
             self._base_address + slot * self._slot_bytes,
-            not predicted,
+            demand,
             record.crc32c,
             record.sha256,
         )
-        self._loading.add(slot)
         self._slot_of[key], self._key_of[slot] = slot, key
-        self._predicted[slot] = predicted
-        self._policy.use(key, slot)
-        if predicted:
-            self.statistics.predicted_bytes += record.length
-        else:
-            self.statistics.demand_bytes += record.length
+        return record.length
 
     def _is_loading(self, slot: int) -> bool:
         ticket = int(self.tickets[slot])
@@ -299,12 +327,28 @@ class ExpertCache:
         if not self._free_slots:
             for slot in [slot for slot in self._loading if not self._pinned[slot] and not self._is_loading(slot)]:
                 self._settle(slot)
+        while self._warming and not self._free_slots:
+            self._take_from_warming()
         if not self._free_slots:
             victim = self._policy.victim(~self._pinned & (self.tickets < 0))
             if victim < 0:
                 return None
             self._drop(victim)
         return self._free_slots.pop()
+
+    def _take_from_warming(self) -> None:
+        """Give up the coldest read of a warm start if it has not begun; else it is a read like others from now on."""
+        slot, _ = self._warming.popitem()
+        ticket = int(self.tickets[slot])
+        if self._pinned[slot]:
+            self._loading.add(slot)
+        elif self._reader.cancel(ticket):
+            self.statistics.warm_bytes -= self._table.record(*divmod(self._key_of[slot], self._experts)).length
+            self._drop(slot)
+        elif self._reader.done(ticket):
+            self._settle(slot)
+        else:
+            self._loading.add(slot)
 
     def _drop(self, slot: int) -> None:
         """Make the expert in a slot absent; its read, if it had one, has ended."""

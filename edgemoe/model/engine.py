@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from edgemoe.errors import UsageError
 from edgemoe.experts.cache import READ_TIMEOUT_SECONDS, CacheStatistics, ExpertCache
+from edgemoe.experts.hot_list import HotList, cache_folder
 from edgemoe.experts.loading import load_all_experts
 from edgemoe.experts.policy import DEFAULT_POLICY, make_policy
 from edgemoe.experts.prediction import PredictionSwitch
@@ -31,7 +32,7 @@ from edgemoe.kernels.select import select_backend
 from edgemoe.model.decoder import Decoder
 from edgemoe.model.description import store_spec
 from edgemoe.model.ledger import Programs, TimeLedger
-from edgemoe.model.memory import HEAD_ROWS, KvFormat, MemoryPlan, ModelSizes, plan_memory
+from edgemoe.model.memory import HEAD_ROWS, KvFormat, MemoryPlan, ModelSizes, check_machine, plan_memory
 from edgemoe.model.spec import ModelSpec, MoeSpec
 from edgemoe.model.stepper import ResidentStepper, Stepper, StreamingStepper
 from edgemoe.model.traffic import TokenTraffic, token_traffic
@@ -88,6 +89,7 @@ class Engine:
         prediction: str = "auto",
         direct_reads: bool = True,
         policy: str = DEFAULT_POLICY,
+        warm_start: bool = False,
     ) -> None:
         self.store = store
         self.spec = spec
@@ -102,6 +104,7 @@ class Engine:
         self._reader: RecordReader | None = None
         self._stepper: Stepper = _Closed(CacheStatistics())
         self._head: Program | None = None
+        self._hot_list: HotList | None = None
         arena = _allocate_arena(memory.slots, memory.slot_bytes)
         self._files = ExpertFiles((store.path / file.name for file in store.manifest.expert_files), direct_reads)
         try:
@@ -131,12 +134,30 @@ class Engine:
         routed = [(layer, routing) for layer, routing in enumerate(self._routing) if routing is not None]
         self._choices = [routing.experts[0] for _, routing in routed]
         self._choice_layers = np.repeat([layer for layer, _ in routed], [len(chosen) for chosen in self._choices])
+        if warm_start and cache is not None:
+            self._warm(cache)
 
     def _make_cache(self, arena: npt.NDArray[np.uint8], policy: str) -> ExpertCache:
         assert self._reader is not None
         experts = _most_experts(self.spec)
         policy_state = make_policy(policy, len(arena), len(self.spec.layers) * experts)
         return ExpertCache(arena, experts, self.store, self._files, self._reader, policy_state)
+
+    def _warm(self, cache: ExpertCache) -> None:
+        """Read in what the last session left hot, in the background."""
+        folder = cache_folder()
+        if folder is not None:
+            experts = [0 if routing is None else len(routing.slots) for routing in self._routing]
+            self._hot_list = HotList(folder, self.store.digest, experts)
+            cache.warm(self._hot_list.read())
+
+    def _keep_hot_list(self) -> None:
+        """Note which experts are in RAM, the most used first, if there was anything to learn from."""
+        hot_list, self._hot_list = self._hot_list, None
+        if hot_list is not None and self._tokens:
+            layers, experts = np.nonzero(self.resident_experts())
+            order = np.argsort(-self.expert_uses[layers, experts], kind="stable")
+            hot_list.write([(int(layers[i]), int(experts[i])) for i in order])
 
     @property
     def context_length(self) -> int:
@@ -219,6 +240,7 @@ class Engine:
         Closing twice is harmless.
         """
         if self._reader is not None:
+            self._keep_hot_list()
             self._reader.close()
             self._reader = None
         self._files.close()
@@ -278,12 +300,14 @@ def open_engine(
     prediction: str = "auto",
     direct_reads: bool = True,
     policy: str = DEFAULT_POLICY,
+    warm_start: bool = False,
 ) -> Engine:
     """Open a store and make it ready to run within a memory budget.
 
     `ram` is in bytes, or a size as text, `floor`, or `auto`; `kv` is `f16`, `q8`, or None for what the store was made
     for. Where not all experts fit, `policy` says which one leaves for another (`experts/policy.py`), and `prediction`
     whether experts are read ahead on a guess at the next layer's routing: `on`, `off`, or `auto`, by trial.
+    With `warm_start` the experts that were in RAM as the model was last closed are read in (`experts/hot_list.py`).
     None of these changes an answer. Raises StoreError, BudgetError, UsageError.
     """
     make_policy(policy, 1, 1), PredictionSwitch(prediction)  # refused here where they are none, whether used or not
@@ -292,10 +316,11 @@ def open_engine(
     backend = select_backend(threads)  # before the plan, which measures what the backend's libraries hold
     try:
         memory = plan_memory(spec, model_sizes(store, spec, kv), backend, ram, context_length)
+        check_machine(memory)
     except BaseException:
         backend.close()
         raise
-    return Engine(store, spec, memory, backend, prediction, direct_reads, policy)
+    return Engine(store, spec, memory, backend, prediction, direct_reads, policy, warm_start)
 
 
 def model_sizes(store: Store, spec: ModelSpec, kv: str | None = None) -> ModelSizes:

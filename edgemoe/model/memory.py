@@ -213,6 +213,28 @@ def available_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     return max(available, 0)
 
 
+def machine_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """All the memory that this machine has, or that the process's control group may have of it."""
+    total: int = psutil.virtual_memory().total
+    for limit_file in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            total = min(total, int((cgroup / limit_file).read_text()))
+        except (OSError, ValueError):  # no such cgroup, or "max"
+            continue
+    return total
+
+
+def check_machine(plan: MemoryPlan) -> None:
+    """Raises BudgetError for a plan that takes more than the machine has, whose memory would be swapped out."""
+    machine = machine_bytes()
+    if plan.planned_bytes > machine:
+        raise BudgetError(
+            f"Of a budget of {format_size(plan.budget_bytes)} this model would take {format_size(plan.planned_bytes)};"
+            f" this machine has {format_size(machine)} in all.",
+            "Give a smaller --ram, or leave it out to use what is free.",
+        )
+
+
 def _most_experts_per_token(spec: ModelSpec) -> int:
     used: list[int] = [layer.ffn.experts_per_token for layer in spec.layers if isinstance(layer.ffn, MoeSpec)]
     return max(used, default=0)

@@ -195,6 +195,7 @@ def load(
     kv: str | None = None,
     policy: str = "lru",
     prediction: str = "auto",
+    warm_start: bool = True,
 ) -> Model:
     """Open a store, or the bundled model where no path is given.
 
@@ -204,6 +205,8 @@ def load(
     (docs/performance.md says by how much); None is `f16`, and float32 for a store with float32 weights.
     policy, prediction: where not all experts fit, which one leaves for another (`lru`, `lfu` and others, see
     `edgemoe replay`), and whether experts are read ahead on a guess (`auto`, `on`, `off`). No answer depends on them.
+    warm_start: whether the experts that were in RAM as the model was last closed are read in, in the background; they
+    are noted in the user's cache, or in EDGEMOE_CACHE_DIR. No answer depends on that either.
     Raises StoreError, BudgetError or UsageError.
     """
     from edgemoe.model.engine import open_engine
@@ -215,7 +218,9 @@ def load(
     # The tokenizer first, so that the memory plan, which measures the interpreter, counts it.
     # Where the manifest says that there is one, opening the store says that it is missing.
     library_tokenizer = load_library_tokenizer(folder) if has_tokenizer(folder) else None
-    engine = open_engine(folder, ram, threads, context_length, kv, prediction=prediction, policy=policy)
+    engine = open_engine(
+        folder, ram, threads, context_length, kv, prediction=prediction, policy=policy, warm_start=warm_start
+    )
     try:
         stops = stop_ids(folder, library_tokenizer)
         return Model(engine, Tokenizer(library_tokenizer, engine.spec.vocabulary, stops), folder)

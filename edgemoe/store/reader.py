@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,16 +40,18 @@ class ExpertRecord:
 class Store:
     """A store whose manifest is sound and whose files are all there, in full length. Contents: see `verify`."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, manifest: Manifest, digest: str = "") -> None:
         self.path = path
         self.manifest = manifest
+        self.digest = digest
+        """Of the manifest's text, and so of all that it has checksums of."""
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Store:
         """The store in a folder. Raises StoreError where there is none, or it is damaged or of another version."""
         folder = Path(path)
-        manifest = parse_manifest(read_manifest_text(folder))
-        store = cls(folder, manifest)
+        text = read_manifest_text(folder)
+        store = cls(folder, parse_manifest(text), hashlib.sha256(text).hexdigest())
         store.check_sizes()
         return store
 

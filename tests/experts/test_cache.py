@@ -103,6 +103,10 @@ class CacheMachine(RuleBasedStateMachine):
     def predict(self, layer: int, experts: list[int]) -> None:
         self.cache.predict(layer, experts)
 
+    @rule(layer=st.integers(0, LAYERS - 1), experts=experts_of_a_layer)
+    def warm(self, layer: int, experts: list[int]) -> None:
+        self.cache.warm([(layer, expert) for expert in experts])
+
     @rule(layer=st.integers(0, LAYERS - 1), experts=experts_of_a_layer, taken=st.integers(0, 2))
     def abandon(self, layer: int, experts: list[int], taken: int) -> None:
         waves = self.cache.stream(layer, experts)
@@ -162,6 +166,46 @@ def test_a_predicted_expert_is_useful_and_named() -> None:
     statistics = cache.statistics
     assert (statistics.predicted_reads, statistics.useful_predictions, statistics.hits) == (2, 1, 1)
     assert (statistics.predicted_uses, statistics.predictable_uses) == (1, 2)
+
+
+def test_a_warm_start_reads_the_hottest_first_and_is_no_prediction() -> None:
+    cache, reader, _, _ = make_cache(slots=3)
+    hot = [(1, 4), (0, 2), (0, 3), (1, 1)]
+    cache.warm(hot)
+    order: list[int] = []
+    reader.choose = lambda tickets: order.extend(tickets) or tickets
+    reader.finish_some()
+    assert order == sorted(order)
+    assert [cache.loaded(*key) for key in hot] == [True, True, True, False]
+    run(cache, 1, 4)
+    statistics = cache.statistics
+    assert (statistics.hits, statistics.misses, statistics.predicted_reads, statistics.late_predictions) == (1, 0, 0, 0)
+    assert (statistics.warm_bytes, statistics.read_bytes) == (3 * RECORD_BYTES, 0)
+    run(cache, 1, 5)  # the coldest leaves
+    assert [cache.holds(*key) for key in hot] == [True, True, False, False]
+
+
+def test_a_warm_start_makes_way_for_what_is_wanted() -> None:
+    cache, _, _, _ = make_cache(slots=3)
+    cache.warm([(1, 4), (0, 2), (0, 3)])
+    run(cache, 0, 0, 1, 2)  # no read of the warm start has begun
+    assert [cache.holds(0, expert) for expert in range(4)] == [True, True, True, False]
+    statistics = cache.statistics
+    assert (statistics.misses, statistics.late_predictions, statistics.warm_bytes) == (3, 0, RECORD_BYTES)
+    assert statistics.demand_bytes == 2 * RECORD_BYTES  # expert 2 was on its way already
+
+
+def test_a_warm_read_that_fails_is_no_error_until_its_expert_is_wanted() -> None:
+    cache, reader, _, _ = make_cache(slots=3)
+    reader.failing.add(2 * RECORD_BYTES)
+    cache.warm([(0, 2), (0, 3)])
+    reader.choose = lambda tickets: tickets
+    reader.finish_some()
+    run(cache, 0, 3, 4)
+    with pytest.raises(ReadError, match="Layer 0, expert 2"):
+        run(cache, 0, 2)
+    reader.failing.clear()
+    run(cache, 0, 2)
 
 
 def test_a_wrong_guess_that_has_not_begun_is_not_read() -> None:

@@ -37,7 +37,12 @@ def hang() -> None:
 
 
 def open_fake_engine(
-    path: Path, ram: str | None, threads: int | None, context_length: int | None = None, kv: str | None = None
+    path: Path,
+    ram: str | None,
+    threads: int | None,
+    context_length: int | None = None,
+    kv: str | None = None,
+    **options: object,
 ) -> FakeEngine:
     tokenizer = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
     says = os.environ.get("FAKE_SAYS", "Hello, world!")
