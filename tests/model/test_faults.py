@@ -27,56 +27,16 @@ from edgemoe.store.direct import allocate_pages
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import write_checkpoint
 from tests.support.engines import engine_with_slots
+from tests.support.small_engine import CONFIG, EXPERTS, SLOTS, answer
 from tests.support.stores import flip_bit, without_fast_checksums
 
-CONFIG = {
-    "model_type": "mixtral",
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "num_local_experts": 8,
-    "num_experts_per_tok": 2,
-    "vocab_size": 131,
-    "max_position_embeddings": 512,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 1e6,
-}
-EXPERTS = 3 * 8
-SLOTS = 6
-PROMPT = np.random.default_rng(11).integers(0, 131, 60)
 NAMED = r"^Layer \d, expert \d: "
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("faults")
-    write_checkpoint(folder / "source", CONFIG)
-    return convert_checkpoint(str(folder / "source"), folder / "store")
 
 
 @pytest.fixture
 def store(made: Path, tmp_path: Path) -> Path:
     """A copy that the test may damage."""
     return shutil.copytree(made, tmp_path / "store")
-
-
-@pytest.fixture(scope="module")
-def expected(made: Path) -> list[int]:
-    """The tokens of a greedy answer."""
-    with engine_with_slots(made, EXPERTS) as engine:
-        return answer(engine, 25)
-
-
-def answer(engine: Engine, count: int, tokens: list[int] | None = None) -> list[int]:
-    """Greedy tokens, put into `tokens` one by one."""
-    tokens = [] if tokens is None else tokens
-    logits = engine.forward(PROMPT)
-    for _ in range(count):
-        tokens.append(int(logits.argmax()))
-        logits = engine.forward(tokens[-1:])
-    return tokens
 
 
 def right_after_all(engine: Engine, expected: list[int]) -> bool:

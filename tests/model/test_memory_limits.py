@@ -1,0 +1,113 @@
+"""Peak memory from the floor to all experts resident, and the page cache: what a run leaves of the model in either."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import mmap
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgemoe.session.default_model import find_model
+from edgemoe.store.direct import open_direct
+
+RUN = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from edgemoe.model.engine import open_engine
+from edgemoe.process import peak_rss_bytes
+
+model, ram, prediction = sys.argv[1], sys.argv[2], sys.argv[3]
+with open_engine(model, int(ram) if ram.isdigit() else ram, 2, 1024, prediction=prediction) as engine:
+    prompt = np.random.default_rng(0).integers(0, engine.spec.vocabulary, 600)
+    logits = engine.forward(prompt)
+    tokens = []
+    for _ in range(40):
+        tokens.append(int(logits.argmax()))
+        logits = engine.forward(tokens[-1:])
+    status = Path("/proc/self/status").read_text()
+    print(json.dumps({
+        "tokens": tokens,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "swapped_kib": int(status.partition("VmSwap:")[2].split()[0]),
+        "budget_bytes": engine.memory.budget_bytes,
+        "planned_bytes": engine.memory.planned_bytes,
+        "slots": engine.memory.slots,
+        "total_experts": engine.memory.total_experts,
+        "misses": engine.statistics.expert_misses,
+    }))
+"""
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what is where")]
+
+
+def run(model: Path, ram: str, prediction: str = "auto") -> dict[str, Any]:
+    command = [sys.executable, "-c", RUN, str(model), ram, prediction]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def test_peak_memory_is_within_the_budget_from_floor_to_resident() -> None:
+    model = find_model()
+    least, most = run(model, "floor"), run(model, "1TiB")
+    assert most["slots"] == most["total_experts"]
+    assert least["slots"] < least["total_experts"]
+    first, last = least["budget_bytes"], most["planned_bytes"]
+    between = [run(model, str(first + (last - first) * part // 6), "on") for part in range(1, 6)]
+    assert sorted({found["slots"] for found in between}) == [found["slots"] for found in between]
+    assert any(found["misses"] for found in between)
+    for found in (least, *between, most):
+        assert found["peak_rss_bytes"] <= found["budget_bytes"], found
+        assert found["swapped_kib"] == 0
+        assert found["tokens"] == least["tokens"]
+    # what all experts take is held to the plan, since the budget was far above it
+    assert most["peak_rss_bytes"] <= most["planned_bytes"]
+
+
+def cached_bytes(path: Path) -> int:
+    """How much of a file is in the page cache."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+    size = path.stat().st_size
+    pages = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), size) as mapped:
+        view = ctypes.c_char.from_buffer(mapped)
+        assert libc.mincore(ctypes.addressof(view), size, pages) == 0
+        del view
+    return sum(page & 1 for page in pages) * mmap.PAGESIZE
+
+
+def drop(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+@pytest.mark.parametrize("ram", ["floor", "1TiB"])
+def test_the_page_cache_does_not_take_the_model_in(tmp_path: Path, ram: str) -> None:
+    model = Path(shutil.copytree(find_model(), tmp_path / "store"))
+    files = sorted(model.glob("*.safetensors"))
+    for path in files:
+        descriptor, direct = open_direct(path)
+        os.close(descriptor)
+        if not direct:
+            pytest.skip("this file system knows no direct reads")
+        drop(path)
+    sample = files[0]
+    sample.read_bytes()
+    assert cached_bytes(sample) >= sample.stat().st_size * 0.9  # the measure measures
+    drop(sample)
+    before = sum(map(cached_bytes, files))
+    total = sum(path.stat().st_size for path in files)
+    assert before < total // 20
+    found = run(model, ram)
+    assert found["misses"] or ram != "floor"
+    assert sum(map(cached_bytes, files)) - before < total // 20
