@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -10,18 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from edgemoe.bench import report as reports
+from edgemoe.bench.control_group import GroupUsage, MemoryGroup, drop_from_cache
+from edgemoe.bench.limits import ForecastReport, LimitReport, forecast_report, guess_report, limit_report
 from edgemoe.bench.machine import describe_machine
 from edgemoe.bench.measure import Contestant, Measured, Measurement, Progress, Settings
 from edgemoe.bench.peers import Peer
+from edgemoe.bench.plan import Routing, uniform_routing
 from edgemoe.bench.protocol import Worker
-from edgemoe.bench.report import EDGEMOE, WITH_LEDGER, Report
+from edgemoe.bench.rates import DiskRates, store_places
+from edgemoe.bench.report import EDGEMOE, WITH_LEDGER, EngineReport, Report
 from edgemoe.bench.roofline import ReadRates
-from edgemoe.bench.startup import PROMPT, command_seconds, worker_seconds
+from edgemoe.bench.startup import PROMPT, Within, command_seconds, worker_seconds
 from edgemoe.errors import UsageError
 from edgemoe.kernels.select import KernelChoice
 from edgemoe.model.description import store_spec
-from edgemoe.model.memory import LEAST_CONTEXT_TOKENS
+from edgemoe.model.memory import LEAST_CONTEXT_TOKENS, format_size, parse_size
 from edgemoe.model.spec import ModelSpec
+from edgemoe.model.speed import MachineRates, token_work
 from edgemoe.model.traffic import TokenTraffic
 from edgemoe.session.tokenizer import has_tokenizer, load_library_tokenizer
 from edgemoe.store.reader import Store
@@ -40,50 +47,103 @@ class Benchmark:
         ram: str | None = None,
         peer: Peer | None = None,
         progress: Progress = lambda doing, done, total: None,
+        limit_bytes: int | None = None,
+        engine_options: Mapping[str, Any] | None = None,
     ) -> None:
-        """`kernels` is what `describe_backend` chose. Raises StoreError, and UsageError for what cannot fit."""
+        """`kernels` is what `describe_backend` chose; with `limit_bytes` each engine runs in a group of so much memory.
+
+        `engine_options` go to `open_engine` as they are. Raises StoreError, and UsageError for what cannot fit.
+        """
         self.model = model
         self.settings = settings
         self.kernels = kernels
         self.ram = ram
         self.peer = peer
+        self.limit_bytes = limit_bytes
+        self.engine_options = dict(engine_options or {})
         self.store = Store.open(model)
         self.spec: ModelSpec = store_spec(self.store)
+        self.assumed_routing: Routing = uniform_routing()
+        """What predictions assume: of random tokens."""
         self._progress = progress
+        self._groups: dict[str, MemoryGroup] = {}
         check_context(settings, self.spec)
+        _check_limit(ram, limit_bytes)
 
     def run(self) -> Report:
         """Raises what the engines raise, and EdgemoeError where one of them dies."""
-        with ExitStack() as stack:
-            ours = stack.enter_context(Worker(EDGEMOE, COMMAND))
-            about = {EDGEMOE: ours.ask("open", **self._options())}
-            contestants = [Contestant(EDGEMOE, ours)]
-            if self.peer is not None:
-                theirs = stack.enter_context(Worker(self.peer.name, self.peer.command))
-                about[self.peer.name] = theirs.ask("open", **self.peer.options)
-                self.peer.check_sizes(about[self.peer.name], self.spec)
-                contestants.append(Contestant(self.peer.name, theirs))
-            contestants.append(Contestant(WITH_LEDGER, ours, {"ledger": True}, own_ids=True))
-            read_rate = stack.enter_context(ReadRates(self.kernels)) if self.kernels.backend == "native" else None
-            measured = Measurement(contestants, self.settings, self.spec.vocabulary, read_rate, self._progress).take()
-            peaks = {who.name: who.worker.ask("end")["peak_rss_bytes"] for who in contestants}
-        return self._report(measured, about, self._measure_startup(), peaks)
+        with ExitStack() as groups:
+            self._make_groups(groups)
+            with ExitStack() as stack:
+                ours = stack.enter_context(Worker(EDGEMOE, self._within(EDGEMOE)(COMMAND)))
+                about = {EDGEMOE: ours.ask("open", **self._options())}
+                contestants = [Contestant(EDGEMOE, ours)]
+                if self.peer is not None:
+                    name, decode_tokens = self.peer.name, self.settings.peer_decode_tokens
+                    theirs = stack.enter_context(Worker(name, self._within(name)(self.peer.command)))
+                    about[name] = theirs.ask("open", **self.peer.options)
+                    self.peer.check_sizes(about[name], self.spec)
+                    contestants.append(Contestant(name, theirs, decode_tokens=decode_tokens))
+                contestants.append(Contestant(WITH_LEDGER, ours, {"ledger": True}, own_ids=True))
+                measured = self._measure(stack, contestants, about[EDGEMOE]["memory"])
+                peaks = {who.name: who.worker.ask("end")["peak_rss_bytes"] for who in contestants}
+                usage = {name: group.usage() for name, group in self._groups.items()}
+            started_s = self._measure_startup()
+        return self._report(measured, about, started_s, peaks, usage)
+
+    def _make_groups(self, stack: ExitStack) -> None:
+        """A group for each engine, and nothing of their files in the page cache: there it would cost none of them."""
+        if self.limit_bytes is None:
+            return
+        for number, name in enumerate([EDGEMOE, *([self.peer.name] if self.peer else [])]):
+            self._groups[name] = stack.enter_context(MemoryGroup(str(number), self.limit_bytes))
+        drop_from_cache(self.model / file.name for file in self.store.manifest.files)
+        if self.peer is not None:
+            drop_from_cache([Path(self.peer.options["gguf"])])
+
+    def _within(self, name: str) -> Within:
+        """What makes a command of an engine one that runs in the engine's group."""
+        group = self._groups.get(name)
+        return list if group is None else group.command
+
+    def _measure(self, stack: ExitStack, contestants: Sequence[Contestant], memory: Mapping[str, Any]) -> Measured:
+        read_rate = stack.enter_context(ReadRates(self.kernels)) if self.kernels.backend == "native" else None
+        disk_rate = None
+        if not memory["all_resident"]:
+            disk_rate = stack.enter_context(DiskRates(store_places(self.store), memory["direct_reads"]))
+        return Measurement(
+            contestants,
+            self.settings,
+            self.spec.vocabulary,
+            read_rate,
+            self._progress,
+            disk_rate,
+            _FullCache(memory["slots"]),
+        ).take()
 
     def _options(self) -> dict[str, Any]:
         """Of edgemoe's worker: the context that a chat would get, unless it is too short."""
         wanted = self.settings.context_tokens
         context = wanted if wanted > LEAST_CONTEXT_TOKENS else None
-        return {"model": str(self.model), "ram": self.ram, "threads": self.kernels.threads, "context": context}
+        return {
+            "model": str(self.model),
+            "ram": self.ram,
+            "threads": self.kernels.threads,
+            "context": context,
+            **self.engine_options,
+        }
 
     def _measure_startup(self) -> dict[str, list[float]]:
         """Seconds of each engine, in turn; none for a model without text."""
         starts: dict[str, Callable[[], float]] = {}
         if has_tokenizer(self.model):
-            starts[EDGEMOE] = lambda: command_seconds(self.model, self.ram, self.kernels.threads)
+            within = self._within(EDGEMOE)
+            starts[EDGEMOE] = lambda: command_seconds(self.model, self.ram, self.kernels.threads, within)
             peer = self.peer
             if peer is not None:
                 ids = _encode(self.model, PROMPT)
-                starts[peer.name] = lambda: worker_seconds(peer.name, peer.command, peer.options, ids)
+                command = self._within(peer.name)(peer.command)
+                starts[peer.name] = lambda: worker_seconds(peer.name, command, peer.options, ids)
         times: dict[str, list[float]] = {name: [] for name in starts}
         for number in range(1 + self.settings.repeats):  # the first fills the system's cache
             self._progress("starting up", number, 1 + self.settings.repeats)
@@ -97,17 +157,21 @@ class Benchmark:
         about: Mapping[str, Mapping[str, Any]],
         started_s: Mapping[str, Sequence[float]],
         peaks: Mapping[str, int],
+        usage: Mapping[str, GroupUsage],
     ) -> Report:
         settings, engines = self.settings, {}
         for name in about:
+            tokens = settings.decode_tokens if name == EDGEMOE else settings.peer_decode_tokens
             engines[name] = reports.engine_report(
-                name, about[name], measured, settings, started_s.get(name, ()), peaks[name]
+                name, about[name], measured, settings, started_s.get(name, ()), peaks[name], tokens, usage.get(name)
             )
         ours, theirs = engines[EDGEMOE], engines[self.peer.name] if self.peer else None
         traffic = TokenTraffic(about[EDGEMOE]["weight_bytes"], about[EDGEMOE]["kv_bytes_per_position"])
         position = settings.mean_decode_position
         timed = [(one.decode[WITH_LEDGER], one.prefill[WITH_LEDGER]) for one in measured.rounds]
         decodes = [one.decode[EDGEMOE] for one in measured.rounds]
+        slot_bytes = about[EDGEMOE]["memory"]["slot_bytes"]
+        limits = limit_report(measured, EDGEMOE, traffic.at(position), settings.decode_tokens, slot_bytes)
         return Report(
             edgemoe_bench=reports.REPORT_VERSION,
             version=version("edgemoe"),
@@ -133,10 +197,59 @@ class Benchmark:
                 [prefill for _, prefill in timed], "prompt", settings.prefill_tokens, {}
             ),
             experts=reports.experts_report(decodes, self.spec, settings.decode_tokens),
+            limits=limits,
+            guesses=guess_report(decodes, settings.decode_tokens) if limits else None,
+            forecast=self._forecast(measured, about[EDGEMOE]["memory"], traffic, limits, ours),
             peer=theirs,
             ratios=reports.ratio_report(ours, theirs) if theirs else None,
             idle_cpu_share=measured.idle_cpu_share,
             others_busy_cores=measured.others_busy_cores,
+        )
+
+    def _forecast(
+        self,
+        measured: Measured,
+        memory: Mapping[str, Any],
+        traffic: TokenTraffic,
+        limits: LimitReport | None,
+        ours: EngineReport,
+    ) -> ForecastReport | None:
+        """What the speed model says of this store, budget and routing, on the rates of these rounds."""
+        read = [one.read_rate.bytes_per_s for one in measured.rounds if one.read_rate is not None]
+        if not read:
+            return None
+        disk_rate = limits.disk_bytes_per_s.median if limits else math.inf
+        return forecast_report(
+            memory["slots"],
+            memory["total_experts"],
+            token_work(self.spec, traffic, self.store.record_bytes, self.settings.mean_decode_position),
+            self.assumed_routing,
+            MachineRates(statistics.median(read), disk_rate),
+            limits.missed_bytes_per_token.median if limits else 0.0,
+            ours.decode_tokens_per_s.median,
+        )
+
+
+class _FullCache:
+    """Says whether a cache is past its cold start: full, or no fuller than the last time."""
+
+    def __init__(self, slots: int) -> None:
+        self._slots = slots
+        self._loaded = -1
+
+    def __call__(self, answer: Mapping[str, Any]) -> bool:
+        before, self._loaded = self._loaded, answer["loaded_experts"]
+        return self._loaded in (before, self._slots)
+
+
+def _check_limit(ram: str | None, limit_bytes: int | None) -> None:
+    """Raises UsageError where a budget in bytes does not fit the limit."""
+    if limit_bytes is None or ram is None or ram.strip().lower() in ("auto", "floor"):
+        return
+    if parse_size(ram) > limit_bytes:
+        raise UsageError(
+            f"--ram {ram} is more than --limit {format_size(limit_bytes)} lets any engine have.",
+            "Give a budget that fits the limit, or leave it out.",
         )
 
 

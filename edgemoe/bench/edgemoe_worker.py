@@ -10,7 +10,7 @@ import numpy as np
 
 from edgemoe.bench.protocol import serve
 from edgemoe.model.engine import Engine, open_engine
-from edgemoe.process import peak_rss_bytes
+from edgemoe.process import major_faults, peak_rss_bytes
 
 
 class EdgemoeWorker:
@@ -18,9 +18,14 @@ class EdgemoeWorker:
 
     engine: Engine
 
-    def open(self, model: str, ram: str | None, threads: int | None, context: int | None) -> dict[str, Any]:
-        """Open a store; the answer says which kernels and how much memory it got, and what a token reads."""
-        self.engine = open_engine(model, ram, threads, context)
+    def open(
+        self, model: str, ram: str | None, threads: int | None, context: int | None, **options: Any
+    ) -> dict[str, Any]:
+        """Open a store; the answer says which kernels and how much memory it got, and what a token reads.
+
+        `options` are those of `open_engine` that are given by name only.
+        """
+        self.engine = open_engine(model, ram, threads, context, **options)
         backend, memory, traffic = self.engine.backend, self.engine.memory, self.engine.traffic
         return {
             "kernels": {"backend": backend.name, "isa": backend.isa, "threads": backend.threads},
@@ -28,6 +33,7 @@ class EdgemoeWorker:
                 "budget_bytes": memory.budget_bytes,
                 "planned_bytes": memory.planned_bytes,
                 "slots": memory.slots,
+                "slot_bytes": memory.slot_bytes,
                 "total_experts": memory.total_experts,
                 "all_resident": memory.all_resident,
                 "context_tokens": memory.context_length,
@@ -45,7 +51,7 @@ class EdgemoeWorker:
         began_s = time.perf_counter()
         engine.forward(prompt)
         prompted_s = time.perf_counter()
-        uses, statistics = engine.expert_uses.copy(), _counters(engine)
+        uses, statistics, faults = engine.expert_uses.copy(), _counters(engine), major_faults()
         after_prompt = engine.ledger
         continued_s = time.perf_counter()
         for token in continuation:
@@ -54,6 +60,8 @@ class EdgemoeWorker:
         answer: dict[str, Any] = {
             "prompt_s": prompted_s - began_s,
             "continuation_s": ended_s - continued_s,
+            "major_faults": major_faults() - faults,
+            "loaded_experts": int(np.count_nonzero(engine.resident_experts())),
             "distinct_experts": np.count_nonzero(engine.expert_uses - uses, axis=1).tolist(),
             **{name: value - statistics[name] for name, value in _counters(engine).items()},
         }
@@ -69,10 +77,16 @@ class EdgemoeWorker:
 
 def _counters(engine: Engine) -> dict[str, int]:
     statistics = engine.statistics
+    cache = statistics.cache
     return {
         "expert_hits": statistics.expert_hits,
         "expert_misses": statistics.expert_misses,
         "disk_bytes": statistics.disk_bytes,
+        "predicted_reads": cache.predicted_reads,
+        "predicted_bytes": cache.predicted_bytes,
+        "useful_predictions": cache.useful_predictions,
+        "predictable_uses": cache.predictable_uses,
+        "predicted_uses": cache.predicted_uses,
     }
 
 

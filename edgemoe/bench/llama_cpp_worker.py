@@ -13,7 +13,7 @@ from typing import Any
 
 from edgemoe.bench.protocol import serve
 from edgemoe.errors import EdgemoeError, SourceError, UsageError
-from edgemoe.process import peak_rss_bytes
+from edgemoe.process import major_faults, peak_rss_bytes
 
 INSTALL_HINT = "Install it with: pip install 'edgemoe[peers]' (it is built from source, which takes some minutes)."
 LOG_PIECES = 1000
@@ -64,10 +64,15 @@ class LlamaCppWorker:
         self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), False)
         began_s = time.perf_counter()
         self._decode(prompt, 0)
-        prompted_s = time.perf_counter()
+        faults, prompted_s = major_faults(), time.perf_counter()
         for position, token in enumerate(continuation, start=len(prompt)):
             self._decode((token,), position)
-        return {"prompt_s": prompted_s - began_s, "continuation_s": time.perf_counter() - prompted_s}
+        continued_s = time.perf_counter() - prompted_s
+        return {
+            "prompt_s": prompted_s - began_s,
+            "continuation_s": continued_s,
+            "major_faults": major_faults() - faults,
+        }
 
     def end(self) -> dict[str, Any]:
         """The most memory that this process has held."""

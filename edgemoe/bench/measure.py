@@ -1,10 +1,11 @@
 """The measuring itself: engines take turns, in rounds, on the same token ids.
 
-A round is one reading of the memory's read rate, one turn of decoding for each engine (A B A B over the rounds), then
-one turn of prefill for each. Whatever befalls the machine befalls neighbours alike, so engines are compared round by
-round. The first round warms up and is not counted. While one engine runs the others wait for a request, and their
-threads sleep; what they used of the processor all the same is counted and told, and so is what other programs used:
-engines suffer from company in different degrees, so ratios of a busy machine say little.
+A round is one reading of the memory's read rate and, where experts are streamed, of the disk's, one turn of decoding
+for each engine (A B A B over the rounds), then one turn of prefill for each. Whatever befalls the machine befalls
+neighbours alike, so engines are compared round by round. The first round warms up and is not counted; where an engine
+has a cache that is not full by then, it decodes on alone until it is. While one engine runs the others wait for a
+request, and their threads sleep; what they used of the processor all the same is counted and told, and so is what
+other programs used: engines suffer from company in different degrees, so ratios of a busy machine say little.
 
 Token ids are random, and differ from round to round: greedy decoding of random weights repeats one token, and then
 routing never changes.
@@ -21,12 +22,15 @@ import numpy as np
 import psutil
 
 from edgemoe.bench.protocol import Worker
+from edgemoe.bench.rates import DiskRate
 from edgemoe.bench.roofline import ReadRate
 from edgemoe.errors import UsageError
 
 SETTLE_SECONDS = 0.05
 """Between two turns: longer than any pool's threads spin before they sleep."""
 REPEATS_MAX = 1000
+WARM_UP_TURNS_MAX = 20
+"""An engine that is not warm by then is measured as it is."""
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, and how many of how many steps are behind."""
@@ -41,11 +45,17 @@ class Settings:
     prefill_tokens: int = 256
     repeats: int = 5
     seed: int = 0
+    peer_decode_tokens: int | None = None
+    """Of the tokens to decode, another engine decodes so many; None: all."""
 
     def __post_init__(self) -> None:
         for name, option in (("prompt_tokens", "prompt"), ("decode_tokens", "decode"), ("prefill_tokens", "prefill")):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{option}: expected 1 token or more, found {getattr(self, name)}.")
+        if self.peer_decode_tokens is not None and not 1 <= self.peer_decode_tokens <= self.decode_tokens:
+            raise UsageError(
+                f"--peer-decode: expected 1 to {self.decode_tokens} tokens (--decode), found {self.peer_decode_tokens}."
+            )
         if not 1 <= self.repeats <= REPEATS_MAX:
             raise UsageError(f"--repeats: expected 1 to {REPEATS_MAX}, found {self.repeats}.")
 
@@ -69,6 +79,8 @@ class Contestant:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     own_ids: bool = False
     """Runs on ids that no other has: its worker has just run those, and may hold the experts that they used."""
+    decode_tokens: int | None = None
+    """Decodes no more than so many of a turn's tokens; None: all."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +88,7 @@ class Round:
     """What each contestant answered, by its name (see `run` in `protocol.py`)."""
 
     read_rate: ReadRate | None
+    disk_rate: DiskRate | None
     decode: Mapping[str, Mapping[str, Any]]
     prefill: Mapping[str, Mapping[str, Any]]
 
@@ -89,6 +102,8 @@ class Measured:
     """Share of one core that waiting workers used while another one ran."""
     others_busy_cores: float
     """How many cores other programs kept busy meanwhile, on average."""
+    warm_up_turns: int = 0
+    """Turns of decoding that the first contestant took alone, to fill its cache."""
 
 
 class Measurement:
@@ -101,32 +116,50 @@ class Measurement:
         vocabulary: int,
         read_rate: Callable[[], ReadRate] | None = None,
         progress: Progress = lambda doing, done, total: None,
+        disk_rate: Callable[[], DiskRate] | None = None,
+        is_warm: Callable[[Mapping[str, Any]], bool] = lambda answer: True,
     ) -> None:
-        """`read_rate` measures how fast memory is read; None where that cannot be."""
+        """`read_rate` and `disk_rate` measure what memory and disk give; None where that cannot be, or is not wanted.
+
+        `is_warm` says of the first contestant's latest answer, after decoding, whether its cache is past its start.
+        """
         self._contestants = contestants
         self._settings = settings
         self._vocabulary = vocabulary
         self._read_rate = read_rate
+        self._disk_rate = disk_rate
+        self._is_warm = is_warm
         self._progress = progress
         self._random = np.random.default_rng(settings.seed)
         self._idle_cpu_s = self._others_cpu_s = self._turns_s = 0.0
 
     def take(self) -> Measured:
         """The counted rounds, after one that warms up. Raises what a worker raises."""
-        rounds = []
-        for number in range(1 + self._settings.repeats):
-            doing = f"round {number} of {self._settings.repeats}" if number else "warming up"
-            self._progress(doing, number, 1 + self._settings.repeats)
-            if number == 1:
-                self._idle_cpu_s = self._others_cpu_s = self._turns_s = 0.0
+        repeats, rounds = self._settings.repeats, []
+        self._progress("warming up", 0, 1 + repeats)
+        warm_up_turns = self._warm_up(self._round())
+        self._idle_cpu_s = self._others_cpu_s = self._turns_s = 0.0
+        for number in range(1, 1 + repeats):
+            self._progress(f"round {number} of {repeats}", number, 1 + repeats)
             rounds.append(self._round())
-        return Measured(rounds[1:], self._idle_cpu_s / self._turns_s, self._others_cpu_s / self._turns_s)
+        idle, others = self._idle_cpu_s / self._turns_s, self._others_cpu_s / self._turns_s
+        return Measured(rounds, idle, others, warm_up_turns)
+
+    def _warm_up(self, first: Round) -> int:
+        """Let the first contestant decode until it is warm; returns how many turns that took."""
+        who, settings = self._contestants[0], self._settings
+        answer, turns = first.decode[who.name], 0
+        while not self._is_warm(answer) and turns < WARM_UP_TURNS_MAX:
+            answer = self._turn(who, self._ids(settings.prompt_tokens), self._ids(settings.decode_tokens))
+            turns += 1
+        return turns
 
     def _round(self) -> Round:
         settings = self._settings
         read_rate = self._read_rate() if self._read_rate else None
+        disk_rate = self._disk_rate() if self._disk_rate else None
         decode = self._turns(settings.prompt_tokens, settings.decode_tokens)
-        return Round(read_rate, decode, self._turns(settings.prefill_tokens, 0))
+        return Round(read_rate, disk_rate, decode, self._turns(settings.prefill_tokens, 0))
 
     def _turns(self, prompt_tokens: int, continuation_tokens: int) -> dict[str, dict[str, Any]]:
         shared = self._ids(prompt_tokens), self._ids(continuation_tokens)
@@ -138,6 +171,7 @@ class Measurement:
 
     def _turn(self, who: Contestant, prompt: list[int], continuation: list[int]) -> dict[str, Any]:
         time.sleep(SETTLE_SECONDS)
+        continuation = continuation[: who.decode_tokens]
         workers = {other.worker for other in self._contestants}
         used_s = {worker: worker.cpu_seconds() for worker in workers}
         own_s, busy_s, began_s = time.process_time(), _busy_seconds(), time.perf_counter()

@@ -158,18 +158,19 @@ class Planner:
 
 def forecast_budget(memory: MemoryPlan, work: TokenWork, routing: Routing, rates: MachineRates) -> BudgetForecast:
     """What a memory plan comes to."""
-    resident = memory.all_resident
-    hits = HitRates(1.0, 1.0, 1.0)
-    if not resident:
-        hits = routing.hit_rates(memory.slots, memory.total_experts, work.routed)
+    hits, speed = expected_speed(memory.slots, memory.total_experts, work, routing, rates)
+    missed = work.missed_bytes(hits.likely)
+    return BudgetForecast(memory, hits, missed, speed_limits(work, hits.likely, rates), speed)
+
+
+def expected_speed(
+    slots: int, total_experts: int, work: TokenWork, routing: Routing, rates: MachineRates
+) -> tuple[HitRates, SpeedEstimate]:
+    """The hits that so many slots are expected to have, and tokens per second."""
+    resident = slots >= total_experts
+    hits = HitRates(1.0, 1.0, 1.0) if resident else routing.hit_rates(slots, total_experts, work.routed)
     low, likely, high = (predict_speed(work, rate, rates, resident) for rate in (hits.low, hits.likely, hits.high))
-    return BudgetForecast(
-        memory,
-        hits,
-        work.missed_bytes(hits.likely),
-        speed_limits(work, hits.likely, rates),
-        SpeedEstimate(low.low, likely.likely, high.high),
-    )
+    return hits, SpeedEstimate(low.low, likely.likely, high.high)
 
 
 def resident_parts(manifest: Manifest) -> dict[str, tuple[str, int]]:

@@ -10,7 +10,7 @@ It ends when stdin does. The requests that an engine's worker understands:
     open   makes the engine ready; the arguments are the engine's own. Answers with what it is.
     run    prompt, continuation (token ids): forgets what it held, reads the prompt in one piece, then the
            continuation token by token, computing the logits of the last one each time. Answers with `prompt_s` and
-           `continuation_s`.
+           `continuation_s`, and with `major_faults`, the pages that the continuation waited for.
     end    answers with `peak_rss_bytes`.
 """
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
+from edgemoe.bench.control_group import GroupUsage
+from edgemoe.bench.limits import ForecastReport, GuessReport, LimitReport
 from edgemoe.bench.measure import Measured, Settings
 from edgemoe.bench.spread import Spread
 from edgemoe.model.ledger import Part, TimeLedger
@@ -29,6 +31,10 @@ class EngineReport:
     startup_s: Spread | None
     """From the start of a process to its first token; None where the model has no text."""
     peak_rss_bytes: int
+    major_faults_per_token: float | None = None
+    """Pages that a decoded token waited for, because they had to come from a disk."""
+    limit: GroupUsage | None = None
+    """What it took of the memory that it was limited to; None without a limit."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,8 @@ class ExpertsReport:
     """Different experts that each layer used in one turn of decoding, on average."""
     hit_rate: float | None
     disk_bytes_per_token: float
+    round_hit_rates: Sequence[float]
+    """Of each round: alike, where the cache was past its cold start."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +98,12 @@ class Report:
     decode_ledger: LedgerReport
     prefill_ledger: LedgerReport
     experts: ExpertsReport | None
+    limits: LimitReport | None
+    """None where all experts were in memory."""
+    guesses: GuessReport | None
+    """Likewise."""
+    forecast: ForecastReport | None
+    """None where the memory's rate could not be measured."""
     peer: EngineReport | None
     ratios: RatioReport | None
     idle_cpu_share: float
@@ -109,17 +123,23 @@ def engine_report(
     settings: Settings,
     startup_s: Sequence[float],
     peak_rss_bytes: int,
+    decode_tokens: int | None = None,
+    limit: GroupUsage | None = None,
 ) -> EngineReport:
-    """The rates of one contestant."""
+    """The rates of one contestant, which decoded `decode_tokens` in a turn where those were not all."""
+    tokens = decode_tokens or settings.decode_tokens
     decode_s = (one.decode[name]["continuation_s"] for one in measured.rounds)
+    faults = [one.decode[name].get("major_faults") for one in measured.rounds]
     prefill_s = (one.prefill[name]["prompt_s"] for one in measured.rounds)
     return EngineReport(
         name,
         about,
-        Spread.of(settings.decode_tokens / seconds for seconds in decode_s),
+        Spread.of(tokens / seconds for seconds in decode_s),
         Spread.of(settings.prefill_tokens / seconds for seconds in prefill_s),
         Spread.of(startup_s) if startup_s else None,
         peak_rss_bytes,
+        None if None in faults else sum(map(int, filter(None, faults))) / (tokens * len(faults)),
+        limit,
     )
 
 
@@ -153,6 +173,7 @@ def experts_report(answers: Sequence[Mapping[str, Any]], spec: ModelSpec, tokens
         return None
     hits = sum(answer["expert_hits"] for answer in answers)
     asked = hits + sum(answer["expert_misses"] for answer in answers)
+    by_round = [_hit_rate(answer["expert_hits"], answer["expert_misses"]) for answer in answers]
     distinct = [sum(answer["distinct_experts"][number] for answer in answers) / len(answers) for number in moes]
     return ExpertsReport(
         max(moe.experts for moe in moes.values()),
@@ -160,7 +181,12 @@ def experts_report(answers: Sequence[Mapping[str, Any]], spec: ModelSpec, tokens
         distinct,
         hits / asked if asked else None,
         sum(answer["disk_bytes"] for answer in answers) / (tokens * len(answers)),
+        [rate for rate in by_round if rate is not None],
     )
+
+
+def _hit_rate(hits: int, misses: int) -> float | None:
+    return hits / (hits + misses) if hits + misses else None
 
 
 def ratio_report(ours: EngineReport, theirs: EngineReport) -> RatioReport:

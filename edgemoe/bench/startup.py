@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,23 @@ from edgemoe.errors import EdgemoeError
 PROMPT = "The sea is"
 
 
-def command_seconds(model: Path, ram: str | None, threads: int) -> float:
-    """`edgemoe run` until the first piece of its answer, from the start of the interpreter on."""
+Within = Callable[[Sequence[str]], Sequence[str]]
+
+
+def command_seconds(model: Path, ram: str | None, threads: int, within: Within = list) -> float:
+    """`edgemoe run` until the first piece of its answer, from the start of the interpreter on.
+
+    `within` makes of a command the one that runs it where it is to run.
+    """
     command = [sys.executable, "-m", "edgemoe", "run", str(model), "--raw", "-p", PROMPT]
     command += ["--max-tokens", "1", "--temperature", "0", "--threads", str(threads)]
     if ram is not None:
         command += ["--ram", ram]
     with tempfile.TemporaryFile() as stderr:
         began_s = time.perf_counter()
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr) as process:
+        with subprocess.Popen(
+            within(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr
+        ) as process:
             assert process.stdout is not None
             process.stdout.read(1)  # a token without text of its own comes as the end of the line
             seconds = time.perf_counter() - began_s

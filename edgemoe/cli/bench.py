@@ -34,14 +34,37 @@ def bench(
         typer.Option("--gguf", metavar="FILE", help="The other engine's file.", show_default="made from the store"),
     ] = None,
     mmap: Annotated[bool, typer.Option("--mmap", help="Let the other engine map its file, not read it.")] = False,
+    peer_decode: Annotated[
+        int | None,
+        typer.Option(
+            "--peer-decode",
+            metavar="N",
+            help="Tokens that the other engine decodes of them, where it is slow.",
+            show_default="all",
+        ),
+    ] = None,
+    limit: Annotated[
+        str | None,
+        typer.Option(
+            "--limit",
+            metavar="SIZE",
+            help="Run each engine in a control group of so much memory, page cache included (Linux, root).",
+        ),
+    ] = None,
+    no_prediction: Annotated[
+        bool, typer.Option("--no-prediction", help="Read no experts ahead on a guess at the next layer's routing.")
+    ] = False,
     debug: shared.DebugOption = False,
 ) -> None:
     """Measure decoding, prefill and start-up on random tokens, and where the time goes.
 
-    Rates are medians over rounds. Engines take turns in every round, each in a process of its own.
+    Rates are medians over rounds. Engines take turns in every round, each in a process of its own. Where experts are
+    streamed, the disk's rate is measured in every round too, and speed is held against the lower of the two limits.
     """
-    if against is None and (gguf is not None or mmap):
-        raise UsageError("--gguf and --mmap are for another engine.", "Name it with --against llama.cpp.")
+    if against is None and (gguf is not None or mmap or peer_decode is not None):
+        raise UsageError(
+            "--gguf, --mmap and --peer-decode are for another engine.", "Name it with --against llama.cpp."
+        )
     write_json, write_plot = shared.file_writer(json_file, _write_json), _plotter(plot)
 
     from contextlib import ExitStack
@@ -53,9 +76,11 @@ def bench(
     from edgemoe.cli.render import ProgressBar
     from edgemoe.cli.screen import open_screen
     from edgemoe.kernels.select import describe_backend
+    from edgemoe.model.memory import parse_size
     from edgemoe.session.default_model import find_model
 
-    settings = Settings(prompt, decode, prefill, repeats)
+    settings = Settings(prompt, decode, prefill, repeats, peer_decode_tokens=peer_decode)
+    limit_bytes = None if limit is None else parse_size(limit)
     kernels, folder = describe_backend(threads), find_model(model)
     if against is not None:
         check_peer(against, gguf)
@@ -65,7 +90,14 @@ def bench(
             bar.update(f"making {against}'s file" if gguf is None else "opening", 0, None, "")
             peer = stack.enter_context(open_peer(folder, gguf, kernels.threads, settings.context_tokens, mmap))
         benchmark = Benchmark(
-            folder, settings, kernels, ram, peer, lambda doing, done, total: bar.update(doing, done, total, "")
+            folder,
+            settings,
+            kernels,
+            ram,
+            peer,
+            lambda doing, done, total: bar.update(doing, done, total, ""),
+            limit_bytes,
+            {"prediction": False} if no_prediction else {},
         )
         report = benchmark.run()
     screen = open_screen()

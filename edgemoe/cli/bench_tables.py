@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from edgemoe.bench.limits import ForecastReport
 from edgemoe.bench.report import EngineReport, LedgerReport, Report
 from edgemoe.bench.spread import Spread
 from edgemoe.model.memory import format_size
@@ -58,9 +59,10 @@ def _edgemoe_rows(report: Report) -> Rows:
             ("experts used", f"{sum(used) / len(used):.1f} of {report.experts.per_layer} in a layer"
              f" ({min(used):.1f} to {max(used):.1f}), {report.experts.per_token} for each token")
         )  # fmt: skip
-        if not memory["all_resident"] and report.experts.hit_rate is not None:
-            disk = format_size(report.experts.disk_bytes_per_token)
-            rows.append(("expert hits", f"{report.experts.hit_rate:.1%}, {disk} per token from disk"))
+    if not memory["all_resident"]:
+        rows += _streaming_rows(report)
+    if report.forecast is not None:
+        rows.append(("predicted", _forecast(report.forecast)))
     if report.idle_cpu_share > NOTED_IDLE_SHARE:
         rows.append(("beware", f"waiting engines used {report.idle_cpu_share:.0%} of a core"))
     if report.others_busy_cores > NOTED_BUSY_CORES:
@@ -69,9 +71,55 @@ def _edgemoe_rows(report: Report) -> Rows:
     return rows
 
 
+def _streaming_rows(report: Report) -> Rows:
+    rows = []
+    if report.experts is not None and report.experts.hit_rate is not None:
+        rates = report.experts.round_hit_rates
+        steady = f" (first round {rates[0]:.1%}, last {rates[-1]:.1%})" if len(rates) > 1 else ""
+        disk = format_size(report.experts.disk_bytes_per_token)
+        rows.append(("expert hits", f"{report.experts.hit_rate:.1%}{steady}, {disk} per token from disk"))
+    if report.limits is not None:
+        limits = report.limits
+        how = "direct reads" if limits.direct else "reads through the page cache"
+        rows.append(
+            ("disk", f"{_spread(limits.disk_bytes_per_s, '.2f', 1e9)} GB/s, {how} of {format_size(limits.read_bytes)}"
+             f" by {limits.readers} threads")
+        )  # fmt: skip
+        disk_limit = limits.disk_tokens_per_s
+        rows.append(
+            ("disk's limit", f"{_spread(disk_limit, '.1f') if disk_limit else 'none'} tokens/s:"
+             f" {limits.missed_bytes_per_token.median / 1e6:.1f} MB missed per token")
+        )  # fmt: skip
+        if limits.memory_tokens_per_s is not None:
+            rows.append(("memory's limit", f"{_spread(limits.memory_tokens_per_s, '.1f')} tokens/s"))
+        if limits.share is not None:
+            rows.append(("reached", f"{_spread(limits.share, '.0%')} of the lower limit"))
+    if report.guesses is not None and report.guesses.recall is not None:
+        guesses = report.guesses
+        used = "" if guesses.useful_share is None else f", {guesses.useful_share:.0%} of them used"
+        rows.append(
+            ("guesses", f"{guesses.recall:.0%} of experts named, {guesses.reads_per_token:.2f} read per token{used}")
+        )
+    return rows
+
+
+def _forecast(forecast: ForecastReport) -> str:
+    expected, hits = forecast.tokens_per_s, forecast.hit_rates.likely
+    told = f"{expected.likely:.1f} ({expected.low:.1f} to {expected.high:.1f}) tokens/s, {forecast.error_percent:+.0f}%"
+    if hits == 1.0:
+        return f"{told}, {forecast.routing}"
+    return (
+        f"{told}, for {hits:.1%} hits ({forecast.routing}); for the hits that were measured"
+        f" {forecast.at_measured_hits.likely:.1f}, {forecast.error_at_measured_hits_percent:+.0f}%"
+    )
+
+
 def _engine_rows(report: Report, engine: EngineReport) -> Rows:
     settings = report.settings
-    after = f"{settings.decode_tokens} tokens after {settings.prompt_tokens}"
+    tokens = settings.decode_tokens
+    if engine is report.peer and settings.peer_decode_tokens is not None:
+        tokens = settings.peer_decode_tokens
+    after = f"{tokens} tokens after {settings.prompt_tokens}"
     rows = [
         ("decode", f"{_spread(engine.decode_tokens_per_s, '.1f')} tokens/s, {after}"),
         ("prefill", f"{_spread(engine.prefill_tokens_per_s, '.1f')} tokens/s, {settings.prefill_tokens} tokens"),
@@ -79,6 +127,13 @@ def _engine_rows(report: Report, engine: EngineReport) -> Rows:
     if engine.startup_s is not None:
         rows.append(("start-up", f"{_spread(engine.startup_s)} s to the first token"))
     rows.append(("peak memory", format_size(engine.peak_rss_bytes)))
+    if engine.limit is not None:
+        peak, cache = engine.limit.peak_bytes, engine.limit.cache_bytes
+        told = "" if peak is None else f", at most {format_size(peak)} taken, page cache included"
+        held = "" if cache is None else f" ({format_size(cache)} of it in the end)"
+        rows.append(("limit", f"{format_size(engine.limit.limit_bytes)}{told}{held}"))
+    if engine.major_faults_per_token:
+        rows.append(("major faults", f"{engine.major_faults_per_token:.1f} per decoded token"))
     return rows
 
 

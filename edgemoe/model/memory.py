@@ -17,6 +17,7 @@ from edgemoe.errors import BudgetError, UsageError
 from edgemoe.kernels.formats import group_count
 from edgemoe.kernels.operations import Backend, StepSizes
 from edgemoe.model.spec import DenseFfnSpec, ModelSpec, MoeSpec
+from edgemoe.process import CONTROL_GROUPS, memory_groups
 
 INTERPRETER_GROWTH_BYTES = 32 << 20
 """Room for what the interpreter will still import and allocate after the budget was shared out."""
@@ -194,17 +195,18 @@ def _budget(ram: str | int | None, floor_bytes: int) -> int:
     return budget_bytes
 
 
-def available_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Memory that this process could have in all: what it holds, and what the system or its cgroup has left."""
+def available_bytes(cgroup: Path = CONTROL_GROUPS) -> int:
+    """Memory that this process could have in all: what it holds, and what the system or its cgroups have left."""
     used = psutil.Process().memory_info().rss
     available: int = psutil.virtual_memory().available + used
-    for limit_file, usage_file, cache_key in (
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
-    ):
+    for group in memory_groups(cgroup):
+        names = ("memory.max", "memory.current", "inactive_file")
+        if group.version == 1:
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        limit_file, usage_file, cache_key = names
         try:
-            limit, usage = (int((cgroup / file).read_text()) for file in (limit_file, usage_file))
-            statistics = (cgroup / usage_file).with_name("memory.stat").read_text().splitlines()
+            limit, usage = (int((group.folder / file).read_text()) for file in (limit_file, usage_file))
+            statistics = (group.folder / "memory.stat").read_text().splitlines()
             # File pages that nobody needs count as usage, but give way: reading a model fills the cache with them.
             cache = sum(int(line.split()[1]) for line in statistics if line.startswith(f"{cache_key} "))
             available = min(available, limit - usage + cache + used)

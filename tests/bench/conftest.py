@@ -15,6 +15,7 @@ FAKE_LLAMA_CPP = Path(__file__).parents[1] / "support" / "fake_llama_cpp"
 def _small_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
     """How fast memory is read does not matter here; how long it takes to ask does."""
     monkeypatch.setattr("edgemoe.bench.roofline.BUFFER_BYTES", 4 << 20)
+    monkeypatch.setattr("edgemoe.bench.rates.PASS_SECONDS", 0.02)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from edgemoe.bench.control_group import GroupUsage
+from edgemoe.bench.limits import ForecastReport, GuessReport, LimitReport
 from edgemoe.bench.measure import Settings
 from edgemoe.bench.report import (
     EngineReport,
@@ -12,6 +14,8 @@ from edgemoe.bench.report import (
     RooflineReport,
 )
 from edgemoe.bench.spread import Spread
+from edgemoe.experts.hit_rates import HitRates
+from edgemoe.model.speed import SpeedEstimate
 
 KERNELS = {"backend": "native", "isa": "avx2", "threads": 2}
 MEMORY = {"budget_bytes": 3 << 30, "slots": 40, "total_experts": 64, "all_resident": False}
@@ -28,8 +32,9 @@ def made_up_report(beside: bool = True, roofline: bool = True) -> Report:
         spread(0.5, 0.6, 0.55), 200 << 20,
     )  # fmt: skip
     theirs = EngineReport(
-        "llama.cpp", {"version": "llama-cpp-python 9"}, spread(15, 17, 16), spread(50, 50, 50), None, 300 << 20
-    )
+        "llama.cpp", {"version": "llama-cpp-python 9"}, spread(15, 17, 16), spread(50, 50, 50), None, 300 << 20,
+        321.4, GroupUsage(3 << 30, 3 << 30, 1 << 30, 12),
+    )  # fmt: skip
     return Report(
         edgemoe_bench=1,
         version="0",
@@ -43,7 +48,23 @@ def made_up_report(beside: bool = True, roofline: bool = True) -> Report:
             192, 31.0, {"attention": 5.0, "experts": 20.0, "disk_wait": 4.0, "python": 1.5}, {"experts": 18e9}
         ),
         prefill_ledger=LedgerReport(768, 6.3, {"attention": 2.0, "experts": 4.0}, {}),
-        experts=ExpertsReport(64, 8, [50.0, 60.5], 0.925, 5 << 20),
+        experts=ExpertsReport(64, 8, [50.0, 60.5], 0.925, 5 << 20, [0.92, 0.925, 0.93]),
+        limits=LimitReport(
+            spread(1.1e9, 1.0e9, 1.2e9),
+            3 << 20,
+            4,
+            True,
+            spread(5e6, 5.2e6, 5.1e6),
+            spread(220, 192, 235),
+            spread(38, 40, 42) if roofline else None,
+            spread(0.8, 0.85, 0.76),
+        ),
+        guesses=GuessReport(0.81, 0.25, 0.6, 1e5),
+        forecast=ForecastReport(
+            "uniform routing", HitRates(0.9, 0.9, 0.9), SpeedEstimate(20, 30, 38), -6.25, SpeedEstimate(22, 33, 40), 3.1
+        )
+        if roofline
+        else None,
         peer=theirs if beside else None,
         ratios=RatioReport(spread(2, 2.1, 1.9), spread(3, 3.2, 3.4), None) if beside else None,
         idle_cpu_share=0.07 if beside else 0.0,

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 
 from edgemoe.bench.benchmark import Benchmark
+from edgemoe.bench.control_group import MemoryGroup
 from edgemoe.bench.measure import Settings
 from edgemoe.bench.peers import LLAMA_CPP, Peer, open_peer
 from edgemoe.bench.report import Report
 from edgemoe.bench.startup import command_seconds
 from edgemoe.errors import BudgetError, EdgemoeError, SourceError, UsageError
 from edgemoe.kernels.select import describe_backend
+from edgemoe.process import ControlGroup
 from edgemoe.session.default_model import find_model
 
 SETTINGS = Settings(prompt_tokens=5, decode_tokens=8, prefill_tokens=20, repeats=2)
@@ -62,10 +64,14 @@ def test_a_report_beside_another_engine(store: Path, gguf: Path, fake_llama_cpp:
     assert len(report.experts.distinct_per_layer) == 2
     assert 2 <= min(report.experts.distinct_per_layer) <= max(report.experts.distinct_per_layer) <= 4
     assert report.experts.hit_rate == 1.0
+    assert report.limits is report.guesses is None
+    assert report.forecast is not None
+    assert report.forecast.routing == "all experts in memory"
     check_sums(report)
     data = json.loads(json.dumps(report.to_json()))
     assert data["settings"] == {
-        "prompt_tokens": 5, "decode_tokens": 8, "prefill_tokens": 20, "repeats": 2, "seed": 0
+        "prompt_tokens": 5, "decode_tokens": 8, "prefill_tokens": 20, "repeats": 2, "seed": 0,
+        "peer_decode_tokens": None,
     }  # fmt: skip
     assert all(number == number and abs(number) != float("inf") for number in numbers(data))
     # what edgemoe ran in a round llama.cpp ran too: prompts and tokens of 1 + 2 rounds, before 1 + 2 starts
@@ -91,6 +97,21 @@ def test_a_model_that_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert report.experts.hit_rate < 1
     assert report.experts.disk_bytes_per_token > 0
     assert report.decode_ledger.parts_ms["disk_wait"] > 0
+    limits, guesses, forecast = report.limits, report.guesses, report.forecast
+    assert limits is not None
+    assert limits.missed_bytes_per_token.median > 0
+    assert limits.disk_tokens_per_s is not None
+    assert limits.share is not None
+    assert limits.share.min > 0
+    assert guesses is not None
+    assert guesses.recall is not None
+    assert 0 < guesses.recall <= 1
+    assert forecast is not None
+    assert forecast.hit_rates.likely == 0.0  # fewer slots than a token uses experts
+    assert forecast.tokens_per_s.low < forecast.tokens_per_s.likely < forecast.tokens_per_s.high
+    error = forecast.tokens_per_s.likely / report.edgemoe.decode_tokens_per_s.median - 1
+    assert forecast.error_percent == pytest.approx(100 * error)
+    json.dumps(report.to_json(), allow_nan=False)
     for ledger in (report.decode_ledger, report.prefill_ledger):
         assert sum(ledger.parts_ms.values()) == pytest.approx(ledger.wall_ms, rel=0.03)
 
@@ -100,9 +121,61 @@ def test_kernels_that_cannot_read_plainly_have_no_roofline(
 ) -> None:
     monkeypatch.setenv("EDGEMOE_KERNELS", "reference")
     report = Benchmark(store_without_text, Settings(3, 3, 3, 1), describe_backend()).run()
-    assert report.roofline is None
+    assert report.roofline is report.forecast is None
     assert report.edgemoe.about["kernels"]["backend"] == "reference"
     check_sums(report)
+
+
+def test_engines_run_in_groups_of_their_own(
+    store: Path, gguf: Path, fake_llama_cpp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups are made up here: what is entered is a folder."""
+    made: list[str] = []
+
+    def make(group: MemoryGroup) -> None:
+        group._folder.mkdir()
+        made.append(str(group._folder))
+
+    def close(group: MemoryGroup) -> None:
+        entered = group._folder / "cgroup.procs"
+        if entered.exists():
+            made.append(f"entered by {entered.read_text().strip()}")
+            entered.unlink()
+            group._folder.rmdir()
+
+    monkeypatch.setattr(MemoryGroup, "_make", make)
+    monkeypatch.setattr(MemoryGroup, "close", close)
+    monkeypatch.setattr("edgemoe.bench.control_group.memory_groups", lambda: [ControlGroup(tmp_path, 2)])
+    settings = Settings(3, 4, 20, 1, peer_decode_tokens=2)
+    with open_peer(store, gguf, 1, settings.context_tokens, mmap=True) as peer:
+        report = Benchmark(store, settings, describe_backend(1), "1GiB", peer, limit_bytes=2 << 30).run()
+    folders, entered = made[:2], made[2:]
+    assert len(set(folders)) == 2
+    assert len(set(entered)) == 2  # the last to enter, which was a start of each engine
+    assert report.peer is not None
+    for engine in (report.edgemoe, report.peer):
+        assert engine.limit is not None
+        assert engine.limit.limit_bytes == 2 << 30
+        assert engine.startup_s is not None
+    decoded = [json.loads(line)["ids"] for line in fake_llama_cpp.read_text().splitlines()]
+    assert [len(ids) for ids in decoded[:-2]] == [3, 1, 1, 20] * 2
+    assert list(tmp_path.glob("edgemoe-bench-*")) == []
+
+
+def test_a_budget_above_the_limit_is_refused(store: Path) -> None:
+    with pytest.raises(UsageError, match=r"--ram 3GiB is more than --limit 2\.00 GiB"):
+        Benchmark(store, SETTINGS, describe_backend(1), "3GiB", limit_bytes=2 << 30)
+    for ram in ("auto", "floor", "2GiB", None):
+        Benchmark(store, SETTINGS, describe_backend(1), ram, limit_bytes=2 << 30)
+
+
+def test_options_of_the_engine_reach_it(store_without_text: Path) -> None:
+    settings = Settings(2, 2, 2, 1)
+    options = {"prediction": False}
+    report = Benchmark(store_without_text, settings, describe_backend(1), "floor", engine_options=options).run()
+    assert report.edgemoe.about["memory"]["slots"] > 0
+    with pytest.raises(EdgemoeError, match="no_such_option"):
+        Benchmark(store_without_text, settings, describe_backend(1), engine_options={"no_such_option": 1}).run()
 
 
 def test_another_model_s_file_is_refused(store: Path, tmp_path: Path, fake_llama_cpp: Path) -> None:

@@ -39,6 +39,7 @@ def test_a_prompt_is_one_batch_and_only_last_tokens_have_logits(
         answer = worker.ask("run", prompt=[5, 6, 7], continuation=[8, 9])
         assert answer["prompt_s"] > 0.002
         assert answer["continuation_s"] > 0.004
+        assert answer["major_faults"] >= 0
     more = {"threads": 3, "mmap": True}
     expected = [{"ids": ids, "logits": [0] * (len(ids) - 1) + [1], **more} for ids in ([5, 6, 7], [8], [9])]
     assert calls(fake_llama_cpp) == expected * 2

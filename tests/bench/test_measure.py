@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from edgemoe.bench.measure import Contestant, Measured, Measurement, Settings
+from edgemoe.bench.measure import WARM_UP_TURNS_MAX, Contestant, Measured, Measurement, Round, Settings
 from edgemoe.bench.protocol import Worker
+from edgemoe.bench.rates import DiskRate
 from edgemoe.bench.report import engine_report, ratio_report, roofline_report
 from edgemoe.bench.roofline import ReadRate
 from edgemoe.errors import UsageError
@@ -76,6 +77,8 @@ def test_turns_of_a_round_have_the_same_ids_and_rounds_have_others(taken: Taken)
 
 def test_the_first_round_is_not_counted_and_ratios_are_of_rounds(taken: Taken) -> None:
     rounds = taken.measured.rounds
+    assert [one.disk_rate for one in rounds] == [None] * 3
+    assert taken.measured.warm_up_turns == 0
     assert [one.read_rate for one in rounds] == [ReadRate(rate * 1e9, 64) for rate in (2, 3, 4)]
     # a fake engine claims to slow down: `one` runs four times in a round, `other` twice
     assert [one.decode["one"]["continuation_s"] for one in rounds] == [10.0, 18.0, 26.0]
@@ -124,6 +127,66 @@ def test_what_disturbs_is_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert measured.others_busy_cores == 3 / 2
 
 
+class Noted(Worker):
+    """A worker that does nothing but note what it is asked for."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.asked: list[tuple[int, int]] = []
+
+    def ask(self, request: str, **arguments: Any) -> dict[str, Any]:
+        self.asked.append((len(arguments["prompt"]), len(arguments["continuation"])))
+        return {"turn": len(self.asked)}
+
+    def cpu_seconds(self) -> float:
+        return 0.0
+
+
+def test_an_engine_whose_cache_is_not_full_yet_decodes_on_alone() -> None:
+    one, other = Noted("one"), Noted("other")
+    contestants = [Contestant("one", one), Contestant("other", other)]
+    measured = Measurement(contestants, SETTINGS, 10, is_warm=lambda answer: answer["turn"] >= 5).take()
+    # a whole round, then turns 3, 4 and 5 of decoding, then the rounds that count
+    assert one.asked == [(4, 6), (9, 0), *[(4, 6)] * 3, *[(4, 6), (9, 0)] * 3]
+    assert other.asked == [(4, 6), (9, 0)] * 4
+    assert measured.warm_up_turns == 3
+    assert len(measured.rounds) == 3
+    never = Measurement(contestants, SETTINGS, 10, is_warm=lambda answer: False).take()
+    assert never.warm_up_turns == WARM_UP_TURNS_MAX
+
+
+def test_a_slow_engine_decodes_fewer_of_the_same_tokens(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with Worker("one", [*FAKE, str(log), "1", "2"]) as one, Worker("other", [*FAKE, str(log), "1", "2"]) as other:
+        contestants = [Contestant("one", one), Contestant("other", other, decode_tokens=2)]
+        measured = Measurement(contestants, SETTINGS, 1000).take()
+    begins = [json.loads(line) for line in log.read_text().splitlines()][::2]
+    turns = [turn["continuation"] for turn in begins]
+    for ours, theirs, our_prefill, their_prefill in zip(*[iter(turns)] * 4, strict=True):
+        assert theirs == ours[:2]
+        assert len(ours) == 6
+        assert our_prefill == their_prefill == []
+    slow = engine_report("other", {}, measured, SETTINGS, [], 0, decode_tokens=2)
+    seconds = [one.decode["other"]["continuation_s"] for one in measured.rounds]
+    assert slow.decode_tokens_per_s.samples == [2 / one for one in seconds]
+    assert slow.major_faults_per_token is None
+
+
+def test_major_faults_are_of_a_token() -> None:
+    rounds = [Round(None, None, {"one": {"continuation_s": 1.0, "major_faults": count}}, {"one": {"prompt_s": 1.0}})
+              for count in (0, 30)]  # fmt: skip
+    report = engine_report("one", {}, Measured(rounds, 0.0, 0.0), SETTINGS, [], 0)
+    assert report.major_faults_per_token == 30 / 12
+
+
+def test_the_disk_is_measured_in_every_round() -> None:
+    rates = iter(range(1, 100))
+    one = Noted("one")
+    disk_rate = lambda: DiskRate(float(next(rates)), 4096, 2, True)  # noqa: E731
+    measured = Measurement([Contestant("one", one)], SETTINGS, 10, disk_rate=disk_rate).take()
+    assert [taken.disk_rate.bytes_per_s for taken in measured.rounds if taken.disk_rate] == [2.0, 3.0, 4.0]
+
+
 @pytest.mark.parametrize(
     ("wrong", "option"),
     [
@@ -132,6 +195,8 @@ def test_what_disturbs_is_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         ({"prefill_tokens": 0}, "--prefill"),
         ({"repeats": 0}, "--repeats"),
         ({"repeats": 1001}, "--repeats"),
+        ({"peer_decode_tokens": 0}, "--peer-decode"),
+        ({"peer_decode_tokens": 65}, "--peer-decode"),
     ],
 )
 def test_numbers_out_of_range_are_refused(wrong: dict[str, int], option: str) -> None:

@@ -46,4 +46,5 @@ def test_experts_are_those_of_layers_that_have_some() -> None:
     assert report.distinct_per_layer == [3.5, 6.5]
     assert report.hit_rate == 14 / 16
     assert report.disk_bytes_per_token == 200
+    assert report.round_hit_rates == [0.75, 1.0]
     assert experts_report(answers, spec(DENSE), 2) is None

@@ -45,7 +45,18 @@ def test_tables_say_what_was_found() -> None:
     assert ours["reads per token"] == "500.0 MB from memory"
     assert ours["roofline"].startswith("79% (76% to 85%) of what memory gives, 20.0 (19.0 to 21.0) GB/s")
     assert ours["experts used"] == "55.2 of 64 in a layer (50.0 to 60.5), 8 for each token"
-    assert ours["expert hits"] == "92.5%, 5.0 MiB per token from disk"
+    assert ours["expert hits"] == "92.5% (first round 92.0%, last 93.0%), 5.0 MiB per token from disk"
+    assert ours["disk"] == "1.10 (1.00 to 1.20) GB/s, direct reads of 3.0 MiB by 4 threads"
+    assert ours["disk's limit"] == "220.0 (192.0 to 235.0) tokens/s: 5.1 MB missed per token"
+    assert ours["memory's limit"] == "40.0 (38.0 to 42.0) tokens/s"
+    assert ours["reached"] == "80% (76% to 85%) of the lower limit"
+    assert ours["guesses"] == "81% of experts named, 0.25 read per token, 60% of them used"
+    assert ours["predicted"] == (
+        "30.0 (20.0 to 38.0) tokens/s, -6%, for 90.0% hits (uniform routing); for the hits that were measured 33.0, +3%"
+    )
+    assert "limit" not in ours
+    assert theirs["limit"] == "3.00 GiB, at most 3.00 GiB taken, page cache included (1.00 GiB of it in the end)"
+    assert theirs["major faults"] == "321.4 per decoded token"
     assert ours["start-up"] == "0.55 (0.50 to 0.60) s to the first token"
     assert "7% of a core" in ours["beware"]
     assert theirs["version"] == "llama-cpp-python 9"
@@ -71,12 +82,16 @@ def test_options_reach_the_measurement(measured: list[Benchmark], tmp_path: Path
     gguf.write_text("{}")
     file = tmp_path / "figures.json"
     options = ["--prompt", "3", "--decode", "5", "--prefill", "7", "--repeats", "9", "--threads", "3", "--ram", "floor"]
-    beside = ["--against", "llama.cpp", "--gguf", str(gguf), "--mmap"]
+    beside = ["--against", "llama.cpp", "--gguf", str(gguf), "--mmap", "--peer-decode", "2"]
+    options += ["--limit", "3GiB", "--no-prediction"]
     assert run_command(["bench", *options, *beside, "--json", str(file)]) == 0
     (benchmark,) = measured
     settings = benchmark.settings
     assert (settings.prompt_tokens, settings.decode_tokens, settings.prefill_tokens, settings.repeats) == (3, 5, 7, 9)
     assert (benchmark.kernels.threads, benchmark.ram) == (3, "floor")
+    assert settings.peer_decode_tokens == 2
+    assert benchmark.limit_bytes == 3 << 30
+    assert benchmark.engine_options == {"prediction": False}
     assert benchmark.peer is not None
     assert benchmark.peer.options == {"gguf": str(gguf), "threads": 3, "context": 8, "mmap": True}
     assert json.loads(file.read_text())["ratios"]["decode"]["median"] == 2
@@ -118,6 +133,10 @@ def test_a_picture_is_drawn(measured: list[Benchmark], tmp_path: Path) -> None:
         (["--against", "gpt"], 2, "expected llama.cpp"),
         (["--gguf", "x.gguf"], 2, "--against"),
         (["--mmap"], 2, "--against"),
+        (["--peer-decode", "4"], 2, "--against"),
+        (["--against", "llama.cpp", "--peer-decode", "65"], 2, "--peer-decode: expected 1 to 64 tokens"),
+        (["--limit", "lots"], 2, "'lots' is not a size"),
+        (["--limit", "1GiB", "--ram", "2GiB"], 2, "more than --limit 1.00 GiB"),
         (["--against", "llama.cpp", "--gguf", "{tmp}/none.gguf"], 1, "no such file"),
     ],
 )

@@ -1,0 +1,148 @@
+"""What streaming is held against: the disk's limit, the memory's limit, and what was predicted before.
+
+All are of decoding, in tokens per second, and of the same rounds: a limit of one moment says nothing about another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgemoe.bench.measure import Measured, Round
+from edgemoe.bench.plan import Routing, expected_speed
+from edgemoe.bench.spread import Spread
+from edgemoe.experts.hit_rates import HitRates
+from edgemoe.model.speed import MachineRates, SpeedEstimate, TokenWork, predict_speed
+
+
+@dataclass(frozen=True)
+class LimitReport:
+    """Decoding against the lower of the two limits.
+
+    Missed bytes are those of experts that a token asked for and that were not in memory: what guesses read in vain is
+    not among them, what they read in time is, since the disk had to give it all the same.
+    """
+
+    disk_bytes_per_s: Spread
+    read_bytes: int
+    readers: int
+    direct: bool
+    """Whether the disk's rate was measured past the page cache."""
+    missed_bytes_per_token: Spread
+    disk_tokens_per_s: Spread | None
+    """What the disk would give; None where nothing was missed in some round."""
+    memory_tokens_per_s: Spread | None
+    """What memory would give; None where its rate could not be measured."""
+    share: Spread | None
+    """Of the lower of the two in the same round, that was reached."""
+
+
+@dataclass(frozen=True)
+class GuessReport:
+    """What the guesses at the next layer's routing were worth."""
+
+    recall: float | None
+    """Of the experts that were asked for where a guess had been made, those that it had named."""
+    reads_per_token: float
+    useful_share: float | None
+    """Of the experts read on a guess, those that were used before they left; None where none was read."""
+    bytes_per_token: float
+
+
+@dataclass(frozen=True)
+class ForecastReport:
+    """The speed model's estimate for this store, budget and routing, on the rates that were measured."""
+
+    routing: str
+    hit_rates: HitRates
+    tokens_per_s: SpeedEstimate
+    error_percent: float
+    """Of the likely figure, against the measured median: above 0 it promised too much."""
+    at_measured_hits: SpeedEstimate
+    """The same model given the hit rate that was measured: what is wrong here is the model's alone."""
+    error_at_measured_hits_percent: float
+
+
+def limit_report(
+    measured: Measured, name: str, bytes_per_token: float, decode_tokens: int, slot_bytes: int
+) -> LimitReport | None:
+    """The limits of a contestant's decoding, round by round; None where the disk's rate was not measured."""
+    rounds = [one for one in measured.rounds if one.disk_rate is not None]
+    if not rounds:
+        return None
+    disk_rates = [one.disk_rate for one in rounds if one.disk_rate is not None]
+    reached = [decode_tokens / one.decode[name]["continuation_s"] for one in rounds]
+    missed = [missed_bytes(one.decode[name], slot_bytes) / decode_tokens for one in rounds]
+    disk = [rate.bytes_per_s / size if size else None for rate, size in zip(disk_rates, missed, strict=True)]
+    memory = [_memory_limit(one, bytes_per_token) for one in rounds]
+    lower = [
+        min((limit for limit in pair if limit is not None), default=None) for pair in zip(disk, memory, strict=True)
+    ]
+    return LimitReport(
+        Spread.of(rate.bytes_per_s for rate in disk_rates),
+        disk_rates[0].read_bytes,
+        disk_rates[0].readers,
+        all(rate.direct for rate in disk_rates),
+        Spread.of(missed),
+        _spread(disk),
+        _spread(memory),
+        _spread([rate / limit if limit else None for rate, limit in zip(reached, lower, strict=True)]),
+    )
+
+
+def missed_bytes(answer: Mapping[str, Any], slot_bytes: int) -> float:
+    """Bytes of experts that had to come from the disk for the tokens of a turn."""
+    in_vain = answer["predicted_reads"] - answer["useful_predictions"]
+    return max(0.0, float(answer["disk_bytes"] - max(0, in_vain) * slot_bytes))
+
+
+def guess_report(answers: Sequence[Mapping[str, Any]], decode_tokens: int) -> GuessReport:
+    """What guesses were worth in some turns."""
+
+    def total(name: str) -> int:
+        return sum(answer[name] for answer in answers)
+
+    tokens, reads = decode_tokens * len(answers), total("predicted_reads")
+    guessed = total("predictable_uses")
+    return GuessReport(
+        total("predicted_uses") / guessed if guessed else None,
+        reads / tokens,
+        min(1.0, total("useful_predictions") / reads) if reads else None,
+        total("predicted_bytes") / tokens,
+    )
+
+
+def forecast_report(
+    slots: int,
+    total_experts: int,
+    work: TokenWork,
+    routing: Routing,
+    rates: MachineRates,
+    missed_bytes_per_token: float,
+    measured: float,
+) -> ForecastReport:
+    """What was to be expected of so many slots, against the tokens per second and missed bytes that were measured."""
+    resident = slots >= total_experts
+    hits, tokens_per_s = expected_speed(slots, total_experts, work, routing, rates)
+    all_missed = work.missed_bytes(0.0)
+    hit_rate = 1.0 - missed_bytes_per_token / all_missed if all_missed else 1.0
+    at_measured_hits = predict_speed(work, hit_rate, rates, resident)
+    return ForecastReport(
+        "all experts in memory" if resident else routing.basis,
+        hits,
+        tokens_per_s,
+        100 * (tokens_per_s.likely / measured - 1),
+        at_measured_hits,
+        100 * (at_measured_hits.likely / measured - 1),
+    )
+
+
+def _memory_limit(one: Round, bytes_per_token: float) -> float | None:
+    return one.read_rate.bytes_per_s / bytes_per_token if one.read_rate is not None else None
+
+
+def _spread(values: Sequence[float | None]) -> Spread | None:
+    """The spread of figures that every round has."""
+    known = [value for value in values if value is not None]
+    return Spread.of(known) if len(known) == len(values) else None
