@@ -39,6 +39,7 @@ class LayerRouting:
     predicted: op.Integers  # (1, K): this layer's routing as guessed one layer earlier
     predicted_weights: op.Floats  # (1, K)
     slots: op.Integers  # (E,): slot of each expert, or -1
+    residency: npt.NDArray[np.bool_]  # (E,): whether those asked for were in RAM then; kept only while recording
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +65,12 @@ class Decoder:
         arena: npt.NDArray[np.uint8],
         expert_layouts: Sequence[op.ExpertLayout | None],
         arrivals: op.Arrivals | None = None,
+        forced_routing: bool = False,
     ) -> None:
-        """`arrivals`: records may still be on their way when the experts of a layer are run."""
+        """`arrivals`: records may still be on their way when the experts of a layer are run.
+
+        With `forced_routing` no router writes to `routing`: someone else does, before each step.
+        """
         self.spec = spec
         self._weights = weights
         self._space = workspace
@@ -73,6 +78,7 @@ class Decoder:
         self._arena = arena
         self._layouts = expert_layouts
         self._arrivals = arrivals
+        self._forced_routing = forced_routing
         self._parts: dict[op.Operation, Part] = {}
         tokens = len(workspace.ids)
         self.routing = [
@@ -120,11 +126,12 @@ class Decoder:
         moe, routing = layer.ffn, self.routing[number]
         assert routing is not None
         logits = take(space.router_logits, len(space.ids), moe.experts)
+        chosen = _allocate_routing(moe, len(space.ids)) if self._forced_routing else routing
         attend += self._part(
             "router",
             norm,
             self._product(prefix + "router", space.normed, logits),
-            op.Route(logits, moe.renormalise, routing.experts, routing.weights),
+            op.Route(logits, moe.renormalise, chosen.experts, chosen.weights),
         )
         beside = []
         if moe.shared_width:
@@ -186,7 +193,7 @@ class Decoder:
     def _prediction(self, number: int) -> list[op.Operation]:
         """Guess a layer's routing from the residual stream as it stands one layer earlier (one token only)."""
         routing = self.routing[number] if number < len(self.routing) else None
-        if routing is None:
+        if routing is None or self._forced_routing:  # a router's guess says nothing of routing that is not its own
             return []
         space, prefix = self._space, f"layers.{number}."
         logits = take(space.predicted_logits, 1, len(routing.slots))
@@ -235,4 +242,5 @@ def _allocate_routing(moe: MoeSpec, tokens: int) -> LayerRouting:
         predicted=np.zeros((1, used), np.int32),
         predicted_weights=np.zeros((1, used), np.float32),
         slots=np.full(moe.experts, -1, np.int32),
+        residency=np.ones(moe.experts, np.bool_),
     )

@@ -29,10 +29,12 @@ from edgemoe.experts.prediction import PredictionSwitch
 from edgemoe.experts.reads import ExpertFiles, RecordReader, open_reader
 from edgemoe.kernels.operations import Arrivals, Backend, Floats, Program
 from edgemoe.kernels.select import select_backend
-from edgemoe.model.decoder import Decoder
+from edgemoe.model.decoder import Decoder, LayerRouting
 from edgemoe.model.description import store_spec
+from edgemoe.model.forced_routing import ForcedRouting
 from edgemoe.model.ledger import Programs, TimeLedger
 from edgemoe.model.memory import HEAD_ROWS, KvFormat, MemoryPlan, ModelSizes, check_machine, plan_memory
+from edgemoe.model.recorder import RoutingRecorder, Turn
 from edgemoe.model.spec import ModelSpec, MoeSpec
 from edgemoe.model.stepper import ResidentStepper, Stepper, StreamingStepper
 from edgemoe.model.traffic import TokenTraffic, token_traffic
@@ -69,6 +71,7 @@ class _Closed:
 
     def __init__(self, statistics: CacheStatistics) -> None:
         self.statistics = statistics
+        self.notes_residency = False
 
     def step(self, tokens: int, position: int) -> None:
         raise UsageError("The model is closed.", "Open it again.")
@@ -90,12 +93,16 @@ class Engine:
         direct_reads: bool = True,
         policy: str = DEFAULT_POLICY,
         warm_start: bool = False,
+        routing: ForcedRouting | None = None,
     ) -> None:
         self.store = store
         self.spec = spec
         self.memory = memory
         self.backend = backend
         self.position = 0
+        self.turn = Turn()
+        self._forced = routing
+        self._recorder: RoutingRecorder | None = None
         self._tokens = 0
         self._keeps_ledger = False
         self._forward_ns = 0
@@ -116,22 +123,24 @@ class Engine:
             if cache is not None and backend.can_await(self._reader):
                 arrivals = Arrivals(self._reader, cache.tickets, READ_TIMEOUT_SECONDS)
                 cache.kernels_await = True
-            layouts = store.expert_layouts
-            decoder = Decoder(spec, store.load_resident(), self._space, kv_cache, arena, layouts, arrivals)
+            layouts, forced = store.expert_layouts, routing is not None
+            decoder = Decoder(spec, store.load_resident(), self._space, kv_cache, arena, layouts, arrivals, forced)
             self._programs = Programs(backend, decoder.part_of)
             if cache is None:
                 load_all_experts(arena, decoder.slot_tables(), store, self._files, self._reader)
                 self._stepper = ResidentStepper(decoder, self._programs)
             else:
-                self._stepper = StreamingStepper(decoder, self._programs, cache, PredictionSwitch(prediction))
+                switch = PredictionSwitch(prediction if routing is None else "off")
+                self._stepper = StreamingStepper(decoder, self._programs, cache, switch)
             self._head = self._programs.make(decoder.head)
         except BaseException:
             self.close()
             raise
         self.traffic: TokenTraffic = token_traffic(decoder)
-        self._routing = decoder.routing
+        self.routing: Sequence[LayerRouting | None] = decoder.routing
+        """What the routers said of the tokens of the latest step, layer by layer; None for a dense one."""
         self.expert_uses: npt.NDArray[np.int64] = np.zeros((len(spec.layers), _most_experts(spec)), np.int64)
-        routed = [(layer, routing) for layer, routing in enumerate(self._routing) if routing is not None]
+        routed = [(layer, routing) for layer, routing in enumerate(self.routing) if routing is not None]
         self._choices = [routing.experts[0] for _, routing in routed]
         self._choice_layers = np.repeat([layer for layer, _ in routed], [len(chosen) for chosen in self._choices])
         if warm_start and cache is not None:
@@ -147,7 +156,7 @@ class Engine:
         """Read in what the last session left hot, in the background."""
         folder = cache_folder()
         if folder is not None:
-            experts = [0 if routing is None else len(routing.slots) for routing in self._routing]
+            experts = [0 if routing is None else len(routing.slots) for routing in self.routing]
             self._hot_list = HotList(folder, self.store.digest, experts)
             cache.warm(self._hot_list.read())
 
@@ -172,6 +181,21 @@ class Engine:
     @property
     def statistics(self) -> EngineStatistics:
         return EngineStatistics(self._tokens, self._stepper.statistics)
+
+    @property
+    def recorder(self) -> RoutingRecorder | None:
+        """Who is given the routing of every step (see `recording`); None, as it is at first, for nobody."""
+        return self._recorder
+
+    @recorder.setter
+    def recorder(self, recorder: RoutingRecorder | None) -> None:
+        self._recorder = recorder
+        self._stepper.notes_residency = recorder is not None
+
+    @property
+    def forced_routing(self) -> ForcedRouting | None:
+        """Where routing comes from, if it is not from the model's routers."""
+        return self._forced
 
     def keep_ledger(self, on: bool = True) -> None:
         """Account for the time of every `forward` from now on, from zero; or no longer."""
@@ -210,8 +234,13 @@ class Engine:
         for first in range(0, len(ids), chunk):
             part = ids[first : first + chunk]
             self._space.ids[: len(part)] = part
+            if self._forced is not None:
+                self._forced.put(self.routing, self.turn.phase, len(part))
             self._stepper.step(len(part), start + first)
             self._count(len(part))
+            if self._recorder is not None:
+                self._recorder.step(self.turn, len(part))
+            self.turn.step += len(part)
             if all_logits:
                 self._logits(0, len(part), logits[first:])
         if not all_logits:
@@ -228,7 +257,7 @@ class Engine:
     def resident_experts(self) -> npt.NDArray[np.bool_]:
         """Which experts are in RAM now, `(L, E)`."""
         resident = np.zeros(self.expert_uses.shape, np.bool_)
-        for layer, routing in enumerate(self._routing):
+        for layer, routing in enumerate(self.routing):
             if routing is not None:
                 for expert in range(len(routing.slots)):
                     resident[layer, expert] = self._stepper.is_loaded(layer, expert)
@@ -284,7 +313,7 @@ class Engine:
         if tokens == 1 and self._choices:  # a token uses an expert once; a loop over layers would show in decode
             self.expert_uses[self._choice_layers, np.concatenate(self._choices)] += 1
             return
-        for layer, routing in enumerate(self._routing):
+        for layer, routing in enumerate(self.routing):
             if routing is not None:
                 used = np.bincount(routing.experts[:tokens].reshape(-1), minlength=len(routing.slots))
                 self.expert_uses[layer, : len(used)] += used
@@ -301,6 +330,7 @@ def open_engine(
     direct_reads: bool = True,
     policy: str = DEFAULT_POLICY,
     warm_start: bool = False,
+    routing: ForcedRouting | None = None,
 ) -> Engine:
     """Open a store and make it ready to run within a memory budget.
 
@@ -308,11 +338,12 @@ def open_engine(
     for. Where not all experts fit, `policy` says which one leaves for another (`experts/policy.py`), and `prediction`
     whether experts are read ahead on a guess at the next layer's routing: `on`, `off`, or `auto`, by trial.
     With `warm_start` the experts that were in RAM as the model was last closed are read in (`experts/hot_list.py`).
-    None of these changes an answer. Raises StoreError, BudgetError, UsageError.
+    None of these changes an answer. With `routing` experts and their weights are taken from there, as many for each
+    token as it has, and nothing is guessed. Raises StoreError, BudgetError, UsageError.
     """
     make_policy(policy, 1, 1), PredictionSwitch(prediction)  # refused here where they are none, whether used or not
     store = Store.open(Path(path))
-    spec = store_spec(store)
+    spec = store_spec(store) if routing is None else routing.apply_to(store_spec(store))
     backend = select_backend(threads)  # before the plan, which measures what the backend's libraries hold
     try:
         memory = plan_memory(spec, model_sizes(store, spec, kv), backend, ram, context_length)
@@ -320,7 +351,7 @@ def open_engine(
     except BaseException:
         backend.close()
         raise
-    return Engine(store, spec, memory, backend, prediction, direct_reads, policy, warm_start)
+    return Engine(store, spec, memory, backend, prediction, direct_reads, policy, warm_start, routing)
 
 
 def model_sizes(store: Store, spec: ModelSpec, kv: str | None = None) -> ModelSizes:

@@ -20,6 +20,8 @@ class Stepper(Protocol):
     """Takes the tokens in the workspace through all layers."""
 
     statistics: CacheStatistics
+    notes_residency: bool
+    """Whether `LayerRouting.residency` is kept."""
 
     def step(self, tokens: int, position: int) -> None:
         """Run all layers for `tokens` tokens from `position`; the residual stream holds the result."""
@@ -33,6 +35,7 @@ class ResidentStepper:
 
     def __init__(self, decoder: Decoder, programs: Programs) -> None:
         self.statistics = CacheStatistics()
+        self.notes_residency = False
         self._program = programs.make(decoder.whole())
         self._routed_per_token = sum(routing.experts.shape[1] for routing in decoder.routing if routing is not None)
 
@@ -54,6 +57,7 @@ class StreamingStepper:
 
     def __init__(self, decoder: Decoder, programs: Programs, cache: ExpertCache, switch: PredictionSwitch) -> None:
         self.statistics = cache.statistics
+        self.notes_residency = False
         self._cache = cache
         self._switch = switch
         self._routing = {number: routing for number, routing in enumerate(decoder.routing) if routing is not None}
@@ -93,6 +97,8 @@ class StreamingStepper:
     def _run_from(self, number: int, routing: LayerRouting, tokens: int, position: int, reads_ahead: bool) -> None:
         """The experts of a layer, and all that follows up to the next routing."""
         wanted = routing.experts[0].tolist() if tokens == 1 else np.unique(routing.experts[:tokens]).tolist()
+        if self.notes_residency:
+            routing.residency[wanted] = [self.is_loaded(number, expert) for expert in wanted]
         # closed whatever happens, so that an interrupted run leaves no expert pinned
         with contextlib.closing(self._cache.stream(number, wanted)) as waves:
             left = len(wanted)

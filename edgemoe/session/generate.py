@@ -100,11 +100,13 @@ class Generation:
         sampling_ns = text_ns = consumer_ns = 0
         prefill_tokens = len(self.prompt_ids) - self._held.keep_prefix(self.prompt_ids)
         logits = None
+        self._held.engine.turn.begin()
         for chunk in self._chunks(len(self.prompt_ids) - prefill_tokens):
             if self._stopped:
                 break
             logits = self._held.forward(chunk)
         prefilled = self._counters()
+        self._held.engine.turn.begin_decoding()
         detokeniser = Detokeniser(self._tokenizer, self.prompt_ids)
         while self.finish_reason is None:
             if self._stopped or logits is None:

@@ -132,6 +132,7 @@ class Model:
         check_token_ids(token_ids, self.engine.spec.vocabulary)
         check_prompt_length(len(token_ids), self.engine.context_length + 1)
         self.held.rewind(0)
+        self.engine.turn.begin()
         return self.held.forward(list(token_ids), all_logits=True)
 
     def stream(

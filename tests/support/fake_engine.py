@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.model.ledger import TimeLedger
+from edgemoe.model.recorder import Turn
 
 LAYERS, EXPERTS = 4, 8
 
@@ -42,6 +43,7 @@ class FakeEngine:
         )  # fmt: skip
         self.calls: list[list[int]] = []
         self.closed = False
+        self.turn = Turn()
         self._ids: list[int] = []
 
     @property

@@ -1,0 +1,40 @@
+"""Made-up traces of routing."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgemoe.experts.trace import DECODE, PROMPT, Trace, TraceShape
+
+SHAPE = TraceShape("some-moe", "mixtral", 3, 8, 2, (4096, 4096, 8192), (100, 200, 300))
+
+
+def made_up_trace(shape: TraceShape = SHAPE, tokens: int = 6, prompt_tokens: int = 2, seed: int = 0) -> Trace:
+    """Random routing of some tokens, the first of them a prompt computed at once; weights are 1/K."""
+    random = np.random.default_rng(seed)
+    prompt_tokens = min(prompt_tokens, tokens)
+    places = [(layer, step) for layer in range(shape.layers) for step in range(prompt_tokens)]
+    places += [(layer, step) for step in range(prompt_tokens, tokens) for layer in range(shape.layers)]
+    used = shape.experts_used
+    layer, step = np.repeat(np.array(places, np.int32).reshape(-1, 2), used, axis=0).T
+    experts = [random.permutation(shape.experts)[:used] for _ in places]
+    residency = random.random(len(layer)) < 0.5
+    return Trace(
+        shape,
+        turn=np.zeros(len(layer), np.int32),
+        phase=np.where(step < prompt_tokens, PROMPT, DECODE).astype(np.uint8),
+        step=step,
+        layer=layer,
+        slot=np.tile(np.arange(used, dtype=np.int32), len(places)),
+        expert=np.array(experts, np.int32).reshape(-1),
+        weight=np.full(len(layer), 1 / used, np.float32),
+        residency=residency,
+        expert_bytes=np.where(residency, 0, np.array(shape.expert_bytes, np.int64)[layer]),
+    )
+
+
+def same_rows(one: Trace, other: Trace) -> bool:
+    """Whether two traces have the same rows, weights to the bit."""
+    return all(
+        a.dtype == b.dtype and a.tobytes() == b.tobytes() for a, b in zip(one.columns, other.columns, strict=True)
+    )
