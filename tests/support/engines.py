@@ -8,19 +8,26 @@ from pathlib import Path
 from edgemoe.kernels.select import select_backend
 from edgemoe.model.description import store_spec
 from edgemoe.model.engine import Engine, model_sizes
+from edgemoe.model.forced_routing import ForcedRouting
 from edgemoe.model.memory import plan_memory
 from edgemoe.store.reader import Store
 
 
 def engine_with_slots(
-    store_path: Path, slots: int, threads: int | None = 1, kv: str | None = None, **options: bool | str
+    store_path: Path,
+    slots: int,
+    threads: int | None = 1,
+    kv: str | None = None,
+    routing: ForcedRouting | None = None,
+    **options: bool | str,
 ) -> Engine:
     """An engine whose cache has just so many slots.
 
     A budget in bytes is too coarse for that here: what the interpreter holds is measured, and test runs vary in it.
     """
     store = Store.open(store_path)
-    spec = store_spec(store)
+    spec = store_spec(store) if routing is None else routing.apply_to(store_spec(store))
     backend = select_backend(threads)
     plan = plan_memory(spec, model_sizes(store, spec, kv), backend, "auto")
-    return Engine(store, spec, dataclasses.replace(plan, slots=slots), backend, **options)  # type: ignore[arg-type]
+    plan = dataclasses.replace(plan, slots=slots)
+    return Engine(store, spec, plan, backend, routing=routing, **options)  # type: ignore[arg-type]
