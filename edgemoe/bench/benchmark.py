@@ -13,19 +13,23 @@ from typing import Any
 
 from edgemoe.bench import report as reports
 from edgemoe.bench.control_group import GroupUsage, MemoryGroup, drop_from_cache
+from edgemoe.bench.forced import RoutingReport, most_experts_used, routing_report
 from edgemoe.bench.limits import ForecastReport, LimitReport, forecast_report, guess_report, limit_report
 from edgemoe.bench.machine import describe_machine
 from edgemoe.bench.measure import Contestant, Measured, Measurement, Progress, Settings
 from edgemoe.bench.peers import Peer
-from edgemoe.bench.plan import Routing, uniform_routing
+from edgemoe.bench.plan import Routing, traced_routing, uniform_routing
 from edgemoe.bench.protocol import Worker
 from edgemoe.bench.rates import DiskRates, store_places
 from edgemoe.bench.report import EDGEMOE, WITH_LEDGER, EngineReport, Report
 from edgemoe.bench.roofline import ReadRates
 from edgemoe.bench.startup import PROMPT, Within, command_seconds, worker_seconds
 from edgemoe.errors import UsageError
+from edgemoe.experts.policy import DEFAULT_POLICY
+from edgemoe.experts.trace import read_trace
 from edgemoe.kernels.select import KernelChoice
 from edgemoe.model.description import store_spec
+from edgemoe.model.forced_routing import ForcedRouting
 from edgemoe.model.memory import LEAST_CONTEXT_TOKENS, format_size, parse_size
 from edgemoe.model.spec import ModelSpec
 from edgemoe.model.speed import MachineRates, token_work
@@ -49,10 +53,13 @@ class Benchmark:
         progress: Progress = lambda doing, done, total: None,
         limit_bytes: int | None = None,
         engine_options: Mapping[str, Any] | None = None,
+        routing: Path | None = None,
+        trace: Path | None = None,
     ) -> None:
         """`kernels` is what `describe_backend` chose; with `limit_bytes` each engine runs in a group of so much memory.
 
-        `engine_options` go to `open_engine` as they are. Raises StoreError, and UsageError for what cannot fit.
+        `engine_options` go to `open_engine` as they are. `routing` is a trace to take the routing from, `trace` one to
+        be written. Raises StoreError, TraceError, and UsageError for what cannot fit.
         """
         self.model = model
         self.settings = settings
@@ -62,9 +69,12 @@ class Benchmark:
         self.limit_bytes = limit_bytes
         self.engine_options = dict(engine_options or {})
         self.store = Store.open(model)
-        self.spec: ModelSpec = store_spec(self.store)
-        self.assumed_routing: Routing = uniform_routing()
-        """What predictions assume: of random tokens."""
+        self.routing = ForcedRouting(read_trace(routing), str(routing)) if routing is not None else None
+        self.trace = trace
+        self._stored: ModelSpec = store_spec(self.store)
+        self.spec = self._stored if self.routing is None else self.routing.apply_to(self._stored)
+        self.assumed_routing: Routing = uniform_routing() if routing is None else traced_routing(routing)
+        """What predictions assume: of random tokens, or of a trace."""
         self._progress = progress
         self._groups: dict[str, MemoryGroup] = {}
         check_context(settings, self.spec)
@@ -86,10 +96,10 @@ class Benchmark:
                     contestants.append(Contestant(name, theirs, decode_tokens=decode_tokens))
                 contestants.append(Contestant(WITH_LEDGER, ours, {"ledger": True}, own_ids=True))
                 measured = self._measure(stack, contestants, about[EDGEMOE]["memory"])
-                peaks = {who.name: who.worker.ask("end")["peak_rss_bytes"] for who in contestants}
+                ends = {who.name: who.worker.ask("end") for who in contestants}
                 usage = {name: group.usage() for name, group in self._groups.items()}
             started_s = self._measure_startup()
-        return self._report(measured, about, started_s, peaks, usage)
+        return self._report(measured, about, started_s, ends, usage)
 
     def _make_groups(self, stack: ExitStack) -> None:
         """A group for each engine, and nothing of their files in the page cache: there it would cost none of them."""
@@ -131,6 +141,8 @@ class Benchmark:
             "threads": self.kernels.threads,
             "context": context,
             **self.engine_options,
+            "routing": self.routing.name if self.routing is not None else None,
+            "trace": str(self.trace) if self.trace is not None else None,
         }
 
     def _measure_startup(self) -> dict[str, list[float]]:
@@ -156,14 +168,21 @@ class Benchmark:
         measured: Measured,
         about: Mapping[str, Mapping[str, Any]],
         started_s: Mapping[str, Sequence[float]],
-        peaks: Mapping[str, int],
+        ends: Mapping[str, Mapping[str, Any]],
         usage: Mapping[str, GroupUsage],
     ) -> Report:
         settings, engines = self.settings, {}
         for name in about:
             tokens = settings.decode_tokens if name == EDGEMOE else settings.peer_decode_tokens
             engines[name] = reports.engine_report(
-                name, about[name], measured, settings, started_s.get(name, ()), peaks[name], tokens, usage.get(name)
+                name,
+                about[name],
+                measured,
+                settings,
+                started_s.get(name, ()),
+                ends[name]["peak_rss_bytes"],
+                tokens,
+                usage.get(name),
             )
         ours, theirs = engines[EDGEMOE], engines[self.peer.name] if self.peer else None
         traffic = TokenTraffic(about[EDGEMOE]["weight_bytes"], about[EDGEMOE]["kv_bytes_per_position"])
@@ -172,6 +191,7 @@ class Benchmark:
         decodes = [one.decode[EDGEMOE] for one in measured.rounds]
         slot_bytes = about[EDGEMOE]["memory"]["slot_bytes"]
         limits = limit_report(measured, EDGEMOE, traffic.at(position), settings.decode_tokens, slot_bytes)
+        experts = reports.experts_report(decodes, self.spec, settings.decode_tokens)
         return Report(
             edgemoe_bench=reports.REPORT_VERSION,
             version=version("edgemoe"),
@@ -196,7 +216,9 @@ class Benchmark:
             prefill_ledger=reports.ledger_report(
                 [prefill for _, prefill in timed], "prompt", settings.prefill_tokens, {}
             ),
-            experts=reports.experts_report(decodes, self.spec, settings.decode_tokens),
+            experts=experts,
+            routing=self._routing_report(about[EDGEMOE], decodes, ends[EDGEMOE], experts.hit_rate if experts else None),
+            trace=ends[EDGEMOE].get("trace"),
             limits=limits,
             guesses=guess_report(decodes, settings.decode_tokens) if limits else None,
             forecast=self._forecast(measured, about[EDGEMOE]["memory"], traffic, limits, ours),
@@ -205,6 +227,19 @@ class Benchmark:
             idle_cpu_share=measured.idle_cpu_share,
             others_busy_cores=measured.others_busy_cores,
         )
+
+    def _routing_report(
+        self,
+        about: Mapping[str, Any],
+        decodes: Sequence[Mapping[str, Any]],
+        end: Mapping[str, Any],
+        hit_rate: float | None,
+    ) -> RoutingReport | None:
+        if self.routing is None:
+            return None
+        used = most_experts_used(self._stored)
+        policy = self.engine_options.get("policy", DEFAULT_POLICY)
+        return routing_report(self.routing, used, about["memory"], decodes, end["routing_runs"], hit_rate, policy)
 
     def _forecast(
         self,

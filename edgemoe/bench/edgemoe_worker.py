@@ -4,28 +4,53 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edgemoe.bench.forced import Run
 from edgemoe.bench.protocol import serve
+from edgemoe.experts.trace import read_trace
 from edgemoe.model.engine import Engine, open_engine
+from edgemoe.model.forced_routing import ForcedRouting
+from edgemoe.model.recorder import RoutingRecorder, recording
 from edgemoe.process import major_faults, peak_rss_bytes
+from edgemoe.session.default_model import model_name
 
 
 class EdgemoeWorker:
     """The engine without text: token ids in, logits out."""
 
     engine: Engine
+    recorder: RoutingRecorder | None = None
+
+    def __init__(self) -> None:
+        self._recording = ExitStack()
+        self._runs: list[dict[str, int]] = []
 
     def open(
-        self, model: str, ram: str | None, threads: int | None, context: int | None, **options: Any
+        self,
+        model: str,
+        ram: str | None,
+        threads: int | None,
+        context: int | None,
+        routing: str | None = None,
+        trace: str | None = None,
+        **options: Any,
     ) -> dict[str, Any]:
         """Open a store; the answer says which kernels and how much memory it got, and what a token reads.
 
-        `options` are those of `open_engine` that are given by name only.
+        `routing` is a trace to take the routing from, `trace` one to be written; `options` are those of `open_engine`
+        that are given by name only.
         """
-        self.engine = open_engine(model, ram, threads, context, **options)
+        forced = ForcedRouting(read_trace(routing), routing) if routing is not None else None
+        self.engine = open_engine(model, ram, threads, context, routing=forced, **options)
+        if trace is not None:
+            name = model_name(Path(model))
+            self.recorder = self._recording.enter_context(recording(self.engine, trace, model=name))
         backend, memory, traffic = self.engine.backend, self.engine.memory, self.engine.traffic
         return {
             "kernels": {"backend": backend.name, "isa": backend.isa, "threads": backend.threads},
@@ -37,6 +62,7 @@ class EdgemoeWorker:
                 "total_experts": memory.total_experts,
                 "all_resident": memory.all_resident,
                 "context_tokens": memory.context_length,
+                "chunk_tokens": memory.chunk_tokens,
                 "direct_reads": self.engine.direct_reads,
             },
             "weight_bytes": traffic.weight_bytes,
@@ -48,9 +74,13 @@ class EdgemoeWorker:
         engine = self.engine
         engine.keep_ledger(ledger)
         engine.rewind(0)
+        engine.turn.begin()
+        forced = engine.forced_routing
+        steps = Run.next(forced, len(prompt), len(continuation)) if forced is not None else None
         began_s = time.perf_counter()
         engine.forward(prompt)
         prompted_s = time.perf_counter()
+        engine.turn.begin_decoding()
         uses, statistics, faults = engine.expert_uses.copy(), _counters(engine), major_faults()
         after_prompt = engine.ledger
         continued_s = time.perf_counter()
@@ -65,14 +95,26 @@ class EdgemoeWorker:
             "distinct_experts": np.count_nonzero(engine.expert_uses - uses, axis=1).tolist(),
             **{name: value - statistics[name] for name, value in _counters(engine).items()},
         }
+        if steps is not None:
+            answer["routing"] = asdict(steps)
+            self._runs.append(answer["routing"])
         after_all = engine.ledger
         if after_prompt is not None and after_all is not None:
             answer |= {"prompt_ns": after_prompt.ns, "continuation_ns": (after_all - after_prompt).ns}
         return answer
 
     def end(self) -> dict[str, Any]:
-        """The most memory that this process has held."""
-        return {"peak_rss_bytes": peak_rss_bytes()}
+        """The most memory that this process has held.
+
+        Also the steps of each run, where routing was taken from a trace; of a trace that was to be written the summary,
+        and why it ended too early if it did.
+        """
+        self._recording.close()
+        answer: dict[str, Any] = {"peak_rss_bytes": peak_rss_bytes(), "routing_runs": self._runs}
+        if self.recorder is not None:
+            failure = self.recorder.failure
+            answer["trace"] = {**self.recorder.summary(), "failure": str(failure) if failure else None}
+        return answer
 
 
 def _counters(engine: Engine) -> dict[str, int]:

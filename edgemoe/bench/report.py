@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 from edgemoe.bench.control_group import GroupUsage
+from edgemoe.bench.forced import RoutingReport
 from edgemoe.bench.limits import ForecastReport, GuessReport, LimitReport
 from edgemoe.bench.measure import Measured, Settings
 from edgemoe.bench.spread import Spread
@@ -104,6 +105,10 @@ class Report:
     """Likewise."""
     forecast: ForecastReport | None
     """None where the memory's rate could not be measured."""
+    routing: RoutingReport | None
+    """Where the routing came from; None for the model's routers."""
+    trace: Mapping[str, Any] | None
+    """Summary of the trace that was written, and `failure`; None where none was asked for."""
     peer: EngineReport | None
     ratios: RatioReport | None
     idle_cpu_share: float

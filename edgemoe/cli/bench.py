@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgemoe.cli import options as shared
+from edgemoe.cli.tracing import TraceOption, tell_failure, tell_summary
 from edgemoe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,6 +34,11 @@ def bench(
         Path | None,
         typer.Option("--gguf", metavar="FILE", help="The other engine's file.", show_default="made from the store"),
     ] = None,
+    routing: Annotated[
+        Path | None,
+        typer.Option("--routing", metavar="TRACE", help="Take the routing from a trace, so that random weights do."),
+    ] = None,
+    trace: TraceOption = None,
     mmap: Annotated[bool, typer.Option("--mmap", help="Let the other engine map its file, not read it.")] = False,
     peer_decode: Annotated[
         int | None,
@@ -65,6 +71,8 @@ def bench(
         raise UsageError(
             "--gguf, --mmap and --peer-decode are for another engine.", "Name it with --against llama.cpp."
         )
+    if against is not None and routing is not None:
+        raise UsageError("--routing cannot be forced upon another engine.", "Leave --against or --routing out.")
     write_json, write_plot = shared.file_writer(json_file, _write_json), _plotter(plot)
 
     from contextlib import ExitStack
@@ -97,7 +105,9 @@ def bench(
             peer,
             lambda doing, done, total: bar.update(doing, done, total, ""),
             limit_bytes,
-            {"prediction": False} if no_prediction else {},
+            {"prediction": "off"} if no_prediction else {},
+            routing,
+            trace.path if trace is not None else None,
         )
         report = benchmark.run()
     screen = open_screen()
@@ -105,6 +115,10 @@ def bench(
         screen.table(rows, title)
     write_json(report)
     write_plot(report)
+    if report.trace is not None:
+        if report.trace["failure"]:
+            tell_failure(report.trace["failure"])
+        tell_summary(report.trace)
 
 
 def _write_json(report: Report, path: Path) -> None:

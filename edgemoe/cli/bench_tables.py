@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from edgemoe.bench.forced import RoutingReport
 from edgemoe.bench.limits import ForecastReport
 from edgemoe.bench.report import EngineReport, LedgerReport, Report
 from edgemoe.bench.spread import Spread
+from edgemoe.cli.screen import printable
 from edgemoe.model.memory import format_size
 from edgemoe.session.default_model import model_name
 
@@ -21,6 +23,8 @@ def report_tables(report: Report) -> list[tuple[str, Rows]]:
     settings = report.settings
     count = "1 round" if settings.repeats == 1 else f"{settings.repeats} rounds"
     rounds = f"{count}, medians (least to most); random tokens"
+    if report.routing is not None:
+        rounds += ", routing of a trace"
     tables = [(f"edgemoe: {rounds}", _edgemoe_rows(report))]
     if report.peer is not None and report.ratios is not None:
         ratios = report.ratios
@@ -59,6 +63,8 @@ def _edgemoe_rows(report: Report) -> Rows:
             ("experts used", f"{sum(used) / len(used):.1f} of {report.experts.per_layer} in a layer"
              f" ({min(used):.1f} to {max(used):.1f}), {report.experts.per_token} for each token")
         )  # fmt: skip
+    if report.routing is not None:
+        rows += _routing_rows(report.routing)
     if not memory["all_resident"]:
         rows += _streaming_rows(report)
     if report.forecast is not None:
@@ -112,6 +118,25 @@ def _forecast(forecast: ForecastReport) -> str:
         f"{told}, for {hits:.1%} hits ({forecast.routing}); for the hits that were measured"
         f" {forecast.at_measured_hits.likely:.1f}, {forecast.error_at_measured_hits_percent:+.0f}%"
     )
+
+
+def _routing_rows(routing: RoutingReport) -> Rows:
+    used = f"{routing.experts_used} experts for each token"
+    if routing.experts_used != routing.model_experts_used:
+        used += f" (the model's own: {routing.model_experts_used})"
+    rows = [
+        ("routing", f"{printable(routing.trace)}, recorded of {printable(routing.model)}; {used}; no reading ahead"),
+        (
+            "steps",
+            f"{routing.steps} measured, {routing.distinct_steps} different ones of {routing.decode_steps} recorded",
+        ),
+    ]
+    if routing.hit_rate is not None and routing.replay_hit_rate is not None:
+        rows.append(
+            ("replayed hits", f"{routing.replay_hit_rate:.1%} in {routing.slots} slots ({routing.policy}),"
+             f" {100 * (routing.hit_rate - routing.replay_hit_rate):+.2f} points measured")
+        )  # fmt: skip
+    return rows
 
 
 def _engine_rows(report: Report, engine: EngineReport) -> Rows:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgemoe.cli import options as shared
+from edgemoe.cli.tracing import TraceOption, traced
 from edgemoe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def chat(
     policy: shared.PolicyOption = "lru",
     prediction: shared.PredictionOption = "auto",
     no_warm_start: shared.NoWarmStartOption = False,
+    trace: TraceOption = None,
     debug: shared.DebugOption = False,
 ) -> None:
     """Talk with a model. Through a pipe each line of stdin is a message, and answers are plain text."""
@@ -56,7 +58,7 @@ def chat(
     # loaded last, so that the memory plan counts what was imported above
     with screen.waiting("loading the model"):
         opened = load_model(model, ram, threads, context, kv, policy, prediction, not no_warm_start)
-    with opened, compiling_told(opened):
+    with opened, compiling_told(opened), traced(opened.engine, trace):
         sampling = shared.sampling_options(opened, temperature, top_k, top_p, min_p, seed)
         session = opened.chat(system, sampling, max_tokens)
         if load is not None:

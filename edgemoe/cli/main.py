@@ -25,6 +25,7 @@ VERBS = {
     "verify": "Check every byte of a store.",
     "inspect": "Show what a store is made of.",
     "plan": "Show what a memory budget buys for a model, before it is made.",
+    "trace": "Record which experts the routers choose.",
     "bench": "Measure a model's speed, and where its time goes.",
     "replay": "Show what a cache of experts would hit on recorded routing.",
     "info": "Show the machine, the kernels chosen and the bundled model.",

@@ -112,7 +112,12 @@ def file_writer(path: Path | None, write: Callable[[Any, Path], None]) -> Callab
     """What writes something to a file. Told now, not after minutes of work, where the file cannot be written."""
     if path is None:
         return lambda written: None
+    check_writable(path)
+    return lambda written: write(written, path)
+
+
+def check_writable(path: Path) -> None:
+    """Raises UsageError where no file can be written to."""
     expected = "a file in a folder that exists and is yours"
     if path.is_dir() or not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
         raise UsageError(f"{path}: cannot be written: expected {expected}.", "Choose another name.")
-    return lambda written: write(written, path)

@@ -11,6 +11,7 @@ import typer
 from edgemoe.cli import options as shared
 from edgemoe.cli.interrupts import on_interrupt
 from edgemoe.cli.screen import printable
+from edgemoe.cli.tracing import TraceOption, traced
 from edgemoe.errors import INTERRUPTED, UsageError
 
 STDIN_LIMIT_BYTES = 16 << 20
@@ -38,6 +39,7 @@ def run(
     policy: shared.PolicyOption = "lru",
     prediction: shared.PredictionOption = "auto",
     no_warm_start: shared.NoWarmStartOption = False,
+    trace: TraceOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object when the answer is done.")] = False,
     debug: shared.DebugOption = False,
 ) -> None:
@@ -56,6 +58,7 @@ def run(
     with (
         load(model, ram, threads, context, kv, policy, prediction, not no_warm_start) as opened,
         compiling_told(opened),
+        traced(opened.engine, trace),
     ):
         sampling = shared.sampling_options(opened, temperature, top_k, top_p, min_p, seed)
         prompt_ids = opened.encode(text) if raw else opened.encode_chat(text, system)
@@ -68,7 +71,7 @@ def run(
                     sys.stdout.write(printable(piece) if sys.stdout.isatty() else piece)
                     sys.stdout.flush()
         result = finished(generation)
-    print(json.dumps(result.to_json(), ensure_ascii=False) if as_json else "")
+        print(json.dumps(result.to_json(), ensure_ascii=False) if as_json else "", flush=True)
     if result.finish_reason == "interrupted":
         raise typer.Exit(INTERRUPTED)
 

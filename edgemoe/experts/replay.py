@@ -59,6 +59,7 @@ def _replay(
     keys: Keys,
     begins: Mask,
     pins: bool,
+    at_once: bool,
     slot_of: npt.NDArray[np.int32],
     key_of: Keys,
     hits: Mask,
@@ -74,6 +75,18 @@ def _replay(
             for one in range(pinned_count):
                 may_leave[pinned[one]] = True
             pinned_count = 0
+            ahead = place
+            while at_once and ahead < len(keys) and (ahead == place or not begins[ahead]):
+                slot = int(slot_of[keys[ahead]])
+                if slot >= 0:
+                    hits[ahead] = True
+                    _use(number, state, keys[ahead], slot)
+                    may_leave[slot] = False
+                    pinned[pinned_count] = slot
+                    pinned_count += 1
+                ahead += 1
+        if hits[place]:  # it was there when all that it came with was asked for
+            continue
         slot, victim = int(slot_of[key]), -1
         hits[place] = slot >= 0
         if slot < 0:
@@ -111,20 +124,30 @@ class Simulation:
 
 
 def simulate(
-    policy: str, slots: int, keys: int, accesses: Keys, begins: Mask, keep_victims: bool = False
+    policy: str,
+    slots: int,
+    keys: int,
+    accesses: Keys,
+    begins: Mask,
+    keep_victims: bool = False,
+    at_once: bool = False,
 ) -> Simulation:
     """Replay accesses to so many keys over a policy with so many slots (1 or more).
 
-    `begins` says for each access whether another token or layer begins with it. Shapes: both `(A,)`. Raises UsageError
-    for what is no policy.
+    `begins` says for each access whether another token or layer begins with it. Shapes: both `(A,)`. With `at_once` the
+    accesses up to the next beginning, all of different keys, are asked for together, as the engine does: those that are
+    there are used first. It matters where slots are hardly more than a token uses. Raises UsageError for what is no
+    policy, or for `belady`, which counts on the order of uses, `at_once`.
     """
     kind, settings = parse_policy(policy)
+    if at_once and kind is KINDS[BELADY]:
+        raise UsageError(f"{BELADY} replays one access after the other.", "Take another policy.")
     state = make_state(kind, settings, slots, keys, next_uses(accesses) if kind is KINDS[BELADY] else None)
     slot_of, key_of = np.full(keys, -1, np.int32), np.full(slots, -1, np.int64)
     hits = np.zeros(len(accesses), np.bool_)
     victims = np.full(len(accesses) if keep_victims else 0, -1, np.int32)
     number = _NUMBERS.get(kind.use, len(_NUMBERS))
-    _replay(number, state, accesses, begins, kind is not KINDS[BELADY], slot_of, key_of, hits, victims)
+    _replay(number, state, accesses, begins, kind is not KINDS[BELADY], at_once, slot_of, key_of, hits, victims)
     return Simulation(hits, slot_of >= 0, victims)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -58,11 +58,14 @@ class RoutingRecorder:
     ) -> None:
         """`failed` is told, once, that the trace can be written no longer."""
         self.writer = writer
-        self.tokens = 0
+        self.tokens = {PROMPT: 0, DECODE: 0}
+        """Recorded so far, by phase."""
         self.failure: TraceError | None = None
         self._failed = failed
         self._routing = [(layer, one) for layer, one in enumerate(routing) if one is not None]
         self._first_turn: int | None = None
+        self._last_turn = 0
+        self._resident_uses = 0
         self._used = np.zeros((len(routing), writer.shape.experts), np.bool_)
         sizes = [len(one.experts[0]) for _, one in self._routing]
         self._layers = np.repeat([layer for layer, _ in self._routing], sizes).astype(np.int32)
@@ -85,7 +88,8 @@ class RoutingRecorder:
             self.failure = error
             self._failed(error)
         else:
-            self.tokens += tokens
+            self.tokens[turn.phase] += tokens
+            self._last_turn = turn.number
 
     def close(self) -> None:
         """Write what waits. Closing twice is harmless."""
@@ -95,10 +99,23 @@ class RoutingRecorder:
             self.failure = error
             self._failed(error)
 
-    def distinct_experts(self) -> npt.NDArray[np.int64]:
-        """How many different experts each layer that has some has used."""
-        used: npt.NDArray[np.int64] = self._used.sum(axis=1, dtype=np.int64)
-        return used[[layer for layer, _ in self._routing]]
+    def summary(self) -> dict[str, Any]:
+        """What has been recorded, as plain JSON; `distinct_experts` is of each layer that has some."""
+        shape, tokens = self.writer.shape, sum(self.tokens.values())
+        used = np.count_nonzero(self._used, axis=1)
+        return {
+            "path": str(self.writer.path),
+            "file_bytes": self.writer.file_bytes,
+            "tokens": tokens,
+            "prompt_tokens": self.tokens[PROMPT],
+            "decode_tokens": self.tokens[DECODE],
+            "turns": self._last_turn - (self._first_turn or 0) + 1 if tokens else 0,
+            "uses": tokens * len(self._layers),
+            "resident_uses": self._resident_uses,
+            "distinct_experts": [int(used[layer]) for layer, _ in self._routing],
+            "experts": shape.experts,
+            "experts_used": shape.experts_used,
+        }
 
     def _one_token(self) -> _Rows:
         experts = np.concatenate([one.experts[0] for _, one in self._routing])
@@ -127,6 +144,7 @@ class RoutingRecorder:
     def _write(self, turn: Turn, rows: _Rows) -> None:
         assert self._first_turn is not None
         self._used[rows.layers, rows.experts] = True
+        self._resident_uses += int(np.count_nonzero(rows.residency))
         self.writer.write(
             Trace(
                 self.writer.shape,
@@ -160,13 +178,16 @@ def recording(
     path: Path | str,
     format_name: TraceFormat | None = None,
     failed: Callable[[TraceError], None] = lambda error: None,
+    model: str | None = None,
 ) -> Iterator[RoutingRecorder]:
     """Within it the engine's routing is written to a file: in a format as named, or by the file's name.
+
+    `model` is what the trace calls the model, in place of its folder's name.
 
     Raises TraceError where the file cannot be made. Where it can be written no longer, `failed` is told instead, once.
     Raises UsageError for a model without routed experts.
     """
-    writer = TraceWriter(path, trace_shape(engine.store, engine.spec), format_name)
+    writer = TraceWriter(path, trace_shape(engine.store, engine.spec, model), format_name)
     recorder = RoutingRecorder(writer, engine.routing, failed)
     engine.recorder = recorder
     try:
@@ -176,7 +197,7 @@ def recording(
         recorder.close()
 
 
-def trace_shape(store: Store, spec: ModelSpec) -> TraceShape:
+def trace_shape(store: Store, spec: ModelSpec, model: str | None = None) -> TraceShape:
     """What a trace says of the model that it was recorded of. Raises UsageError for one without routed experts."""
     moes = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoeSpec)]
     if not moes:
@@ -187,7 +208,7 @@ def trace_shape(store: Store, spec: ModelSpec) -> TraceShape:
         if room == "layers":
             dense[int(rest.partition(".")[0])] += tensor.bytes
     return TraceShape(
-        store.path.resolve().name,
+        model or store.path.resolve().name,
         spec.family,
         len(spec.layers),
         max(moe.experts for moe in moes),

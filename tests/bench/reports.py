@@ -65,6 +65,8 @@ def made_up_report(beside: bool = True, roofline: bool = True) -> Report:
         )
         if roofline
         else None,
+        routing=None,
+        trace=None,
         peer=theirs if beside else None,
         ratios=RatioReport(spread(2, 2.1, 1.9), spread(3, 3.2, 3.4), None) if beside else None,
         idle_cpu_share=0.07 if beside else 0.0,

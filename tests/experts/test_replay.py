@@ -159,3 +159,37 @@ def test_routing_counts_uses_and_repeats() -> None:
     assert (routing.distinct_experts, routing.distinct_per_layer) == (5, (2, 3))
     assert routing.repeat_recall == pytest.approx(2 / 4)
     assert read_routing(make_trace(make_shape(2, 4, 1), rows[:4])).repeat_recall is None
+
+
+@given(st.integers(1, 12), st.integers(0, 99), st.sampled_from(["lru", "lfu"]))
+@settings(deadline=None, max_examples=30)
+def test_accesses_asked_for_at_once_are_used_first_where_they_are_there(slots: int, seed: int, policy: str) -> None:
+    """By the definition: what of a token's experts in a layer is there is used, and stays while the others come."""
+    trace = random_trace(make_shape(2, 8, 3), 0, 12, seed=seed)
+    begins = np.arange(len(trace)) % 3 == 0
+    done = simulate(policy, slots, trace.shape.keys, trace.keys, begins, at_once=True)
+    chosen, held = make_policy(policy, slots, trace.shape.keys), dict[int, int]()
+    hits = np.zeros(len(trace), np.bool_)
+    for first in range(0, len(trace), 3):
+        asked = trace.keys[first : first + 3].tolist()
+        there = [key for key in asked if key in held]
+        pinned = np.zeros(slots, np.bool_)
+        for key in there:
+            hits[first + asked.index(key)] = True
+            pinned[held[key]] = True
+            chosen.use(key, held[key])
+        for key in (key for key in asked if key not in there):
+            slot = len(held) if len(held) < slots else chosen.victim(~pinned)
+            if slot < 0:
+                pinned[:] = False
+                slot = chosen.victim(~pinned)
+            held = {other: its for other, its in held.items() if its != slot}
+            held[key] = slot
+            pinned[slot] = True
+            chosen.use(key, slot)
+    assert done.hits.tolist() == hits.tolist()
+
+
+def test_the_optimum_is_not_asked_at_once() -> None:
+    with pytest.raises(UsageError, match="one access after the other"):
+        simulate("belady", 2, 4, np.zeros(3, np.int64), np.ones(3, np.bool_), at_once=True)

@@ -27,9 +27,8 @@ from edgemoe.experts.trace import (
     write_trace,
 )
 from edgemoe.experts.trace_rows import COLUMNS, bounds
+from tests.support.shared_data import shared_file
 from tests.support.traces import SHAPE, made_up_trace, same_rows
-
-SHARED = Path(__file__).parents[3] / "shared" / "data" / "traces"
 
 shapes = st.builds(
     lambda layers, experts, used, sizes, name: TraceShape(
@@ -358,9 +357,7 @@ def test_what_a_trace_says_of_itself() -> None:
 
 @pytest.mark.parametrize(("name", "rows", "tokens"), [("qwen3-30b-a3b", 44766, 156), ("gemma-4-26b-a4b", 28260, 157)])
 def test_recorded_traces_of_others(tmp_path: Path, name: str, rows: int, tokens: int) -> None:
-    path = SHARED / f"{name}.csv"
-    if not path.is_file():
-        pytest.skip(f"{path} is not there")
+    path = shared_file(f"traces/{name}.csv")
     trace = read_trace(path)
     assert (len(trace), trace.tokens, trace.shape.experts_used) == (rows, tokens, 6)
     write_trace(tmp_path / "again.csv", trace)

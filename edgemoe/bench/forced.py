@@ -1,0 +1,131 @@
+"""What a benchmark with routing from a trace asked for, and what that amounts to.
+
+Letters: `A` accesses to the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgemoe.experts.policy import DEFAULT_POLICY
+from edgemoe.experts.replay import simulate
+from edgemoe.experts.trace import DECODE, PROMPT
+from edgemoe.model.forced_routing import ForcedRouting
+from edgemoe.model.spec import ModelSpec, MoeSpec
+
+
+@dataclass(frozen=True)
+class Run:
+    """The steps of a trace that one run of a worker took, as it answers: where they begin in a phase, and how many."""
+
+    prompt_first: int
+    prompt_tokens: int
+    continuation_first: int
+    continuation_tokens: int
+
+    @classmethod
+    def next(cls, routing: ForcedRouting, prompt_tokens: int, continuation_tokens: int) -> Run:
+        """The run that would begin now."""
+        return cls(routing.taken(PROMPT), prompt_tokens, routing.taken(DECODE), continuation_tokens)
+
+
+@dataclass(frozen=True)
+class Accesses:
+    """Every access of some runs to the cache of experts, in order. Shapes: all `(A,)`."""
+
+    keys: npt.NDArray[np.int64]
+    """`layer * experts + expert`"""
+    begins: npt.NDArray[np.bool_]
+    """Whether another layer or token begins with it."""
+    run: npt.NDArray[np.int64]
+    """The run's number, for accesses of its continuation; -1 for those of prompts."""
+
+
+@dataclass(frozen=True)
+class RoutingReport:
+    """Where the routing of a benchmark came from, if not from the model's routers."""
+
+    trace: str
+    model: str
+    """The model that the trace was recorded of."""
+    experts_used: int
+    """For each token, as in the trace."""
+    model_experts_used: int
+    """As in the store."""
+    prompt_steps: int
+    decode_steps: int
+    """That the trace has."""
+    steps: int
+    """Steps of decoding that were measured."""
+    distinct_steps: int
+    """So many different ones of the trace: after its last step comes its first."""
+    hit_rate: float | None
+    """Of the measured steps, in the cache of the engine; None where no expert was asked for."""
+    replay_hit_rate: float | None
+    """Of the same steps, where all that the engine was asked for is replayed over as many slots; None without slots."""
+    policy: str
+    slots: int
+
+
+def most_experts_used(spec: ModelSpec) -> int:
+    """For each token, in the layer that uses most; 0 for a model without experts."""
+    return max((layer.ffn.experts_per_token for layer in spec.layers if isinstance(layer.ffn, MoeSpec)), default=0)
+
+
+def accesses(routing: ForcedRouting, runs: Sequence[Run], chunk_tokens: int) -> Accesses:
+    """What runs, one after the other, ask the cache for: an expert once for each piece of a prompt in each layer."""
+    keys: list[npt.NDArray[np.int64]] = []
+    owners: list[int] = []
+    for number, run in enumerate(runs):
+        end = run.prompt_first + run.prompt_tokens
+        for first in range(run.prompt_first, end, chunk_tokens):
+            piece = routing.keys(PROMPT, first, min(chunk_tokens, end - first))
+            for layer in range(piece.shape[1]):
+                keys.append(np.unique(piece[:, layer]))
+                owners.append(-1)
+        steps = routing.keys(DECODE, run.continuation_first, run.continuation_tokens)
+        keys.extend(steps.reshape(-1, routing.experts_used))
+        owners.extend([number] * (steps.shape[0] * steps.shape[1]))
+    sizes = np.array([len(one) for one in keys], np.int64)
+    begins = np.zeros(int(sizes.sum()), np.bool_)
+    begins[np.cumsum(sizes) - sizes] = True
+    return Accesses(np.concatenate(keys), begins, np.repeat(np.array(owners, np.int64), sizes))
+
+
+def routing_report(
+    routing: ForcedRouting,
+    model_experts_used: int,
+    memory: Mapping[str, Any],
+    answers: Sequence[Mapping[str, Any]],
+    runs: Sequence[Mapping[str, int]],
+    hit_rate: float | None,
+    policy: str = DEFAULT_POLICY,
+) -> RoutingReport:
+    """Of the answers that were measured, among all runs that a worker did; `memory` is what it has said of its own."""
+    measured, all_runs = [Run(**answer["routing"]) for answer in answers], [Run(**run) for run in runs]
+    slots, replayed = memory["slots"], None
+    if 0 < slots < memory["total_experts"]:
+        asked = accesses(routing, all_runs, memory["chunk_tokens"])
+        hits = simulate(policy, slots, routing.shape.keys, asked.keys, asked.begins, at_once=True).hits
+        numbers = [all_runs.index(run) for run in measured]
+        replayed = float(hits[np.isin(asked.run, numbers)].mean())
+    steps = np.concatenate([run.continuation_first + np.arange(run.continuation_tokens) for run in measured])
+    return RoutingReport(
+        trace=routing.name,
+        model=routing.shape.model,
+        experts_used=routing.experts_used,
+        model_experts_used=model_experts_used,
+        prompt_steps=routing.steps(PROMPT),
+        decode_steps=routing.steps(DECODE),
+        steps=len(steps),
+        distinct_steps=len(np.unique(steps % routing.steps(DECODE))),
+        hit_rate=hit_rate,
+        replay_hit_rate=replayed,
+        policy=policy,
+        slots=slots,
+    )

@@ -1,0 +1,188 @@
+"""`edgemoe trace`: records which experts the routers choose."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgemoe.cli import options as shared
+from edgemoe.cli.compiling import compiling_told
+from edgemoe.cli.interrupts import on_interrupt
+from edgemoe.cli.screen import printable
+from edgemoe.cli.tracing import TraceFile, traced
+from edgemoe.errors import INTERRUPTED, TraceError, UsageError
+
+if TYPE_CHECKING:
+    from edgemoe.experts.trace import TraceFormat
+    from edgemoe.session.model import Model
+
+IDS_LIMIT_BYTES = 16 << 20
+RANDOM_MAX = 1 << 20
+
+
+def trace(
+    model: shared.ModelArgument = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="The trace: CSV for a name in .csv, else binary.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="Answer a prompt; - reads it from stdin.")
+    ] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Go on with TEXT as it is, without the chat template.")] = False,
+    ids: Annotated[
+        Path | None, typer.Option("--ids", metavar="FILE", help="Go on after the token ids in a file.")
+    ] = None,
+    random: Annotated[
+        int | None,
+        typer.Option("--random", metavar="N", help="N random ids for a prompt, then random ids one by one."),
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Have a conversation.")] = False,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="TRACE", help="Write a trace anew; of a damaged one what is whole."),
+    ] = None,
+    format_name: Annotated[
+        str | None, typer.Option("--format", metavar="FORMAT", help="csv or binary.", show_default="by FILE's name")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", metavar="N", help="Generated tokens at most.")] = 256,
+    system: shared.SystemOption = None,
+    temperature: shared.TemperatureOption = None,
+    seed: shared.SeedOption = None,
+    ram: shared.RamOption = None,
+    threads: shared.ThreadsOption = None,
+    context: shared.ContextOption = None,
+    kv: shared.KvOption = None,
+    debug: shared.DebugOption = False,
+) -> None:
+    """Record which experts the routers choose while a model answers, talks, or reads random tokens.
+
+    Give one of -p, --ids, --random, --chat and --from.
+    """
+    given = [prompt is not None, ids is not None, random is not None, chat, source is not None]
+    if sum(given) != 1:
+        raise UsageError(
+            f"expected one of -p, --ids, --random, --chat and --from, found {sum(given) or 'none'} of them.",
+            "See edgemoe trace --help.",
+        )
+    if out is None:
+        raise UsageError("there is no place for the trace: expected --out FILE.", "See edgemoe trace --help.")
+    if max_tokens < 1:
+        raise UsageError(f"--max-tokens: expected 1 or more, found {max_tokens}.", "See edgemoe trace --help.")
+    if raw and (prompt is None or system is not None):
+        raise UsageError("--raw is for a text without anything before it.", "Give it with -p, without --system.")
+    if random is not None and not 1 <= random <= RANDOM_MAX:
+        raise UsageError(f"--random: expected 1 to {RANDOM_MAX} tokens, found {random}.", "Such as --random 32.")
+    shared.check_writable(out)
+    target = TraceFile(out, None if format_name is None else _format(format_name), table=True)
+    if source is not None:
+        if model is not None:
+            raise UsageError("--from takes no model.", "Leave MODEL out.")
+        _rewrite(source, target)
+    elif prompt is not None:
+        from edgemoe.cli.run import run
+
+        run(
+            model, prompt, max_tokens, temperature, seed=seed, system=system, raw=raw, ram=ram, threads=threads,
+            context=context, kv=kv, trace=target,
+        )  # fmt: skip
+    elif chat:
+        from edgemoe.cli.chat import chat as talk
+
+        talk(
+            model, system, max_tokens=max_tokens, temperature=temperature, seed=seed, ram=ram, threads=threads,
+            context=context, kv=kv, trace=target,
+        )  # fmt: skip
+    else:
+        from edgemoe.session.model import load
+
+        prompt_ids = _read_ids(ids) if ids is not None else None
+        with load(model, ram, threads, context, kv) as opened, compiling_told(opened):
+            stopped = Stop()
+            with traced(opened.engine, target), on_interrupt(stopped):
+                if prompt_ids is not None:
+                    sampling = shared.sampling_options(opened, temperature, None, None, None, seed)
+                    generation = opened.stream(prompt_ids, max_tokens, sampling)
+                    stopped.then = generation.stop
+                    for _ in generation:
+                        pass
+                else:
+                    assert random is not None
+                    _read_random(opened, random, max_tokens, seed or 0, stopped)
+        if stopped.asked:
+            raise typer.Exit(INTERRUPTED)
+
+
+class Stop:
+    """A request to stop, kept until someone asks for it or told at once to who is able to stop."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.then: Callable[[], None] = lambda: None
+
+    def __call__(self) -> None:
+        self.asked = True
+        self.then()
+
+
+def _read_random(model: Model, prompt_tokens: int, max_tokens: int, seed: int, stop: Stop) -> None:
+    """A prompt of random ids, then random ids one by one: a model of random weights would say the same one for ever."""
+    import numpy as np
+
+    from edgemoe.session.generate import PREFILL_CHUNK_TOKENS, check_prompt_length
+
+    engine = model.engine
+    check_prompt_length(prompt_tokens + max_tokens, engine.context_length)
+    token_ids = np.random.default_rng(seed).integers(0, model.spec.vocabulary, prompt_tokens + max_tokens).tolist()
+    engine.turn.begin()
+    for first in range(0, prompt_tokens, PREFILL_CHUNK_TOKENS):
+        if not stop.asked:
+            model.held.forward(token_ids[first : min(first + PREFILL_CHUNK_TOKENS, prompt_tokens)])
+    engine.turn.begin_decoding()
+    for token in token_ids[prompt_tokens:]:
+        if stop.asked:
+            break
+        model.held.forward([token])
+
+
+def _read_ids(path: Path) -> list[int]:
+    """The token ids in a file: whole numbers with spaces or commas between them, in brackets or not."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(IDS_LIMIT_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror or error}).", "Give a file of token ids.") from None
+    if len(data) > IDS_LIMIT_BYTES:
+        raise UsageError(f"{path}: expected at most {IDS_LIMIT_BYTES >> 20} MiB, found more.", "Give fewer ids.")
+    words = re.split(r"[\s,]+", shared.utf8(data, str(path)).strip().strip("[]").strip())
+    wrong = next((word for word in words if not re.fullmatch(r"[0-9]{1,9}", word)), None)
+    if wrong is not None:
+        raise UsageError(
+            f"{path}: expected token ids, found {wrong[:40]!r}.", "Such as: 12 7 9, or a JSON list of them."
+        )
+    return [int(word) for word in words]
+
+
+def _rewrite(source: Path, target: TraceFile) -> None:
+    """Write a trace anew; of one whose end is damaged what is whole. Raises TraceError, UsageError."""
+    from edgemoe.experts.trace import read_trace, write_trace
+
+    if target.path.exists() and source.exists() and target.path.samefile(source):
+        raise UsageError(f"{source}: --out is the same file as --from.", "Give it another name.")
+    try:
+        trace = read_trace(source)
+    except TraceError as error:
+        trace = read_trace(source, whole_blocks_only=True)
+        print(f"{printable(error.message)} What is whole of it is kept.", file=sys.stderr)
+    write_trace(target.path, trace, target.format)
+    print(f"{target.path}: {trace.tokens} tokens, {len(trace)} rows.")
+
+
+def _format(name: str) -> TraceFormat:
+    from edgemoe.experts.trace import format_of
+
+    return format_of("", name)

@@ -1,0 +1,126 @@
+"""Recording routing while a verb does its work: `--trace FILE`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgemoe.cli.options import check_writable
+from edgemoe.cli.screen import printable
+from edgemoe.errors import TraceError
+
+if TYPE_CHECKING:
+    from edgemoe.experts.trace import TraceFormat
+    from edgemoe.model.engine import Engine
+
+TERMINATED = 128 + signal.SIGTERM
+"""Exit code after SIGTERM."""
+
+
+@dataclass(frozen=True)
+class TraceFile:
+    """Where a trace is to go; its format is that of the name unless named."""
+
+    path: Path
+    format: TraceFormat | None = None
+    table: bool = False
+    """Whether the summary is a table on stdout, rather than a line on stderr."""
+
+
+def trace_file(name: str) -> TraceFile:
+    """The file that an option names, checked before a model is opened. Raises UsageError where it cannot be."""
+    check_writable(Path(name))
+    return TraceFile(Path(name))
+
+
+TraceOption = Annotated[
+    TraceFile | None,
+    typer.Option(
+        "--trace", metavar="FILE", parser=trace_file, help="Record the routing: CSV for a name in .csv, else binary."
+    ),
+]
+
+
+@contextmanager
+def traced(engine: Engine, target: TraceFile | None) -> Iterator[None]:
+    """Within it the engine's routing is recorded, if there is a file for it; afterwards it is summed up.
+
+    A disk that fills is told at once, and what the model says goes on. SIGTERM ends the recording as it should end.
+    """
+    if target is None:
+        yield
+        return
+    from edgemoe.model.recorder import recording
+    from edgemoe.session.default_model import model_name
+
+    name = model_name(engine.store.path)
+    with _ending_on_sigterm(), recording(engine, target.path, target.format, tell_failure, name) as recorder:
+        yield
+    if target.table:
+        from edgemoe.cli.screen import open_screen
+
+        open_screen().table(summary_rows(recorder.summary()), "trace")
+    else:
+        tell_summary(recorder.summary())
+
+
+def tell_summary(summary: Mapping[str, Any]) -> None:
+    """A line on stderr."""
+    distinct = summary["distinct_experts"]
+    print(
+        f"trace: {summary['tokens']} tokens; {sum(distinct) / len(distinct):.1f} of {summary['experts']} experts used"
+        f" in a layer; {_size(summary['file_bytes'])} in {printable(summary['path'])}",
+        file=sys.stderr,
+    )
+
+
+def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The same at length, for a table."""
+    distinct, experts = summary["distinct_experts"], summary["experts"]
+    there = summary["resident_uses"] / summary["uses"] if summary["uses"] else None
+    turns = "1 turn" if summary["turns"] == 1 else f"{summary['turns']} turns"
+    return [
+        ("file", f"{printable(summary['path'])}, {_size(summary['file_bytes'])}"),
+        ("tokens", f"{summary['prompt_tokens']} of prompts, {summary['decode_tokens']} generated, in {turns}"),
+        ("experts used", f"{sum(distinct) / len(distinct):.1f} of {experts} in a layer ({min(distinct)} to"
+         f" {max(distinct)}), {summary['experts_used']} for each token"),
+        ("by layer", " ".join(map(str, distinct))),
+        ("in memory", "-" if there is None else f"{there:.1%} of the uses, when the router asked"),
+    ]  # fmt: skip
+
+
+def tell_failure(error: TraceError | str) -> None:
+    """One line on stderr that the trace ends here."""
+    print(f"error: {printable(str(error))} The trace ends there; all else goes on.", file=sys.stderr, flush=True)
+
+
+def _size(count: int) -> str:
+    from edgemoe.model.memory import format_size
+
+    return format_size(count)
+
+
+@contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """Within it SIGTERM, unless someone else handles it, ends the program by way of its `finally`s."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise SystemExit(TERMINATED)
+
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
