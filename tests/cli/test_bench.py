@@ -91,7 +91,7 @@ def test_options_reach_the_measurement(measured: list[Benchmark], tmp_path: Path
     assert (benchmark.kernels.threads, benchmark.ram) == (3, "floor")
     assert settings.peer_decode_tokens == 2
     assert benchmark.limit_bytes == 3 << 30
-    assert benchmark.engine_options == {"prediction": False}
+    assert benchmark.engine_options == {"prediction": "off"}
     assert benchmark.peer is not None
     assert benchmark.peer.options == {"gguf": str(gguf), "threads": 3, "context": 8, "mmap": True}
     assert json.loads(file.read_text())["ratios"]["decode"]["median"] == 2

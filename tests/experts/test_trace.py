@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgemoe.errors import TraceError, UsageError
@@ -41,19 +41,15 @@ shapes = st.builds(
 @st.composite
 def traces(draw: st.DrawFn) -> Trace:
     shape = draw(shapes)
-    rows = draw(st.integers(0, 30))
-    columns: list[Any] = []
-    for name, kind in COLUMNS.items():
-        if name == "weight":
-            values: st.SearchStrategy[Any] = st.floats(width=32, allow_nan=False, allow_infinity=False)
-        else:
-            values = st.integers(0, bounds(shape)[name] - 1)
-        columns.append(np.array(draw(st.lists(values, min_size=rows, max_size=rows)), kind))
-    return Trace(shape, *columns)
+    weights = st.floats(width=32, allow_nan=False, allow_infinity=False)
+    values = [weights if name == "weight" else st.integers(0, bounds(shape)[name] - 1) for name in COLUMNS]
+    rows: list[tuple[Any, ...]] = draw(st.lists(st.tuples(*values), max_size=8))
+    columns = zip(*rows, strict=True) if rows else [()] * len(COLUMNS)
+    return Trace(shape, *(np.array(column, kind) for column, kind in zip(columns, COLUMNS.values(), strict=True)))
 
 
 @given(traces(), st.sampled_from(FORMATS))
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_what_was_written_comes_back(tmp_path_factory: pytest.TempPathFactory, trace: Trace, form: TraceFormat) -> None:
     path = tmp_path_factory.mktemp("trace") / "t"
     write_trace(path, trace, form)
@@ -167,7 +163,7 @@ def test_csv_that_is_wrong_is_told_with_its_line(tmp_path: Path, before: bytes, 
 
 
 @given(st.binary(max_size=60), st.integers(0, 400), st.integers(0, 30), st.booleans())
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 def test_the_two_ways_through_csv_agree(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, at: int, cut: int, alphabet: bool
 ) -> None:
@@ -265,6 +261,7 @@ def test_binary_blocks_that_are_missing_repeated_or_moved_are_told(tmp_path: Pat
 
 
 @given(st.binary(max_size=200), st.booleans())
+@settings(deadline=None)
 def test_what_is_no_trace_is_one_error(tmp_path_factory: pytest.TempPathFactory, data: bytes, magic: bool) -> None:
     path = tmp_path_factory.mktemp("trace") / "t"
     path.write_bytes((trace_binary.MAGIC if magic else b"") + data)
