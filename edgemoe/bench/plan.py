@@ -13,6 +13,7 @@ from typing import Any
 
 from edgemoe.conversion.formats import class_of
 from edgemoe.experts.hit_rates import HitRates, skewed_hit_rate, uniform_hit_rate
+from edgemoe.experts.policy import DEFAULT_POLICY
 from edgemoe.kernels.operations import Backend
 from edgemoe.model.engine import model_sizes
 from edgemoe.model.memory import MemoryPlan, plan_memory
@@ -32,8 +33,6 @@ from edgemoe.store.reader import Store
 
 POSITION = 64
 """Tokens in the conversation when a token's bytes are counted; `edgemoe bench` decodes around there by default."""
-POLICY = "lru"
-"""The engine's default: traces are replayed with it."""
 STEP_BYTES = 1 << 20
 """Budgets are looked for in steps of this size."""
 
@@ -78,7 +77,7 @@ def traced_routing(path: Path) -> Routing:
     replay = Replay(read_trace(path))
 
     def hit_rates(slots: int, total_experts: int, cycle: int) -> HitRates:
-        replayed = replay.run(POLICY, 100 * slots / total_experts)
+        replayed = replay.run(DEFAULT_POLICY, 100 * slots / total_experts)
         rate = replayed.hit_rate if replayed.decode_hit_rate is None else replayed.decode_hit_rate
         return HitRates(rate, rate, rate)
 

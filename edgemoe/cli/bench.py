@@ -57,9 +57,8 @@ def bench(
             help="Run each engine in a control group of so much memory, page cache included (Linux, root).",
         ),
     ] = None,
-    no_prediction: Annotated[
-        bool, typer.Option("--no-prediction", help="Read no experts ahead on a guess at the next layer's routing.")
-    ] = False,
+    policy: shared.PolicyOption = "lru",
+    prediction: shared.PredictionOption = "auto",
     debug: shared.DebugOption = False,
 ) -> None:
     """Measure decoding, prefill and start-up on random tokens, and where the time goes.
@@ -105,7 +104,7 @@ def bench(
             peer,
             lambda doing, done, total: bar.update(doing, done, total, ""),
             limit_bytes,
-            {"prediction": "off"} if no_prediction else {},
+            {"policy": policy, "prediction": prediction},
             routing,
             trace.path if trace is not None else None,
         )

@@ -40,13 +40,17 @@ def info(
     if model["path"] is None:
         rows.append(("bundled model", model["problem"]))
     else:
-        reads = "past the page cache (direct I/O)" if model["direct_reads"] else "through the page cache"
         rows += [
             ("bundled model", f"{model['path']}, {format_size(model['bytes'])}"),
-            ("its disk", f"{format_size(model['disk_free_bytes'])} free; experts are read {reads}"),
+            ("its disk", f"{format_size(model['disk_free_bytes'])} free; experts are read {model['reads']}"),
             ("its checksums", checks_told(model["checked_when_read"])),
         ]
-    rows.append(("hot lists", description["hot_lists"]["place"]))
+    cache, reader = description["cache"], description["reader"]
+    rows += [
+        ("your cache", f"{cache['path']}: {cache['problem'] or 'files there are read ' + cache['reads']}"),
+        ("hot lists", description["hot_lists"]["place"]),
+        ("expert reader", f"{reader['threads']} threads, {reader['kind']}"),
+    ]
     open_screen().table(rows)
 
 
@@ -65,14 +69,46 @@ def describe() -> dict[str, Any]:
         "memory_available_bytes": available_bytes(),
         "kernels": asdict(describe_backend()),
         "model": describe_model(),
+        "cache": describe_cache(),
+        "reader": describe_reader(),
         "hot_lists": describe_hot_lists(),
     }
+
+
+def describe_cache() -> dict[str, Any]:
+    """The user's cache folder, and how files there can be read (found out in the nearest folder that exists)."""
+    from platformdirs import user_cache_path
+
+    from edgemoe.store.direct import describe_reads, grants_direct
+
+    path = user_cache_path("edgemoe")
+    folder = next(folder for folder in (path, *path.parents) if folder.is_dir())
+    try:
+        direct = grants_direct(folder)
+    except OSError as error:
+        problem = f"nothing can be written there ({error.strerror or error})"
+        return {"path": str(path), "direct_reads": None, "reads": None, "problem": problem}
+    return {"path": str(path), "direct_reads": direct, "reads": describe_reads(direct), "problem": None}
+
+
+def describe_reader() -> dict[str, Any]:
+    """The threads that read experts, and whether they are native ones."""
+    from edgemoe.errors import KernelError
+    from edgemoe.kernels.native.library import load_library
+    from edgemoe.model.engine import READER_THREADS
+
+    try:
+        load_library()
+    except KernelError:
+        return {"threads": READER_THREADS, "kind": "of Python: the native library cannot be used"}
+    return {"threads": READER_THREADS, "kind": "native"}
 
 
 def describe_model() -> dict[str, Any]:
     """The bundled model, its disk, and whether experts can be read past the page cache; or why there is none."""
     from edgemoe.errors import StoreError
     from edgemoe.session.default_model import find_model
+    from edgemoe.store.direct import describe_reads
     from edgemoe.store.reader import Store
 
     try:
@@ -83,7 +119,8 @@ def describe_model() -> dict[str, Any]:
         "path": str(store.path),
         "bytes": store.manifest.total_bytes,
         "disk_free_bytes": shutil.disk_usage(store.path).free,
-        "direct_reads": _reads_directly(store),
+        "direct_reads": (direct := _reads_directly(store)),
+        "reads": describe_reads(direct),
         "checked_when_read": checked_when_read(store),
     }
 

@@ -6,6 +6,7 @@ import contextlib
 import mmap
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 from edgemoe.errors import BudgetError, StoreError
@@ -45,6 +46,27 @@ def open_direct(path: Path, direct: bool = True) -> tuple[int, bool]:
 
         fcntl.fcntl(descriptor, fcntl.F_NOCACHE, 1)
     return descriptor, False
+
+
+def grants_direct(folder: Path) -> bool:
+    """Whether files in a folder can be read past the page cache. Raises OSError where none can be written there."""
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".edgemoe-probe-") as file:
+        file.write(bytes(PAGE_BYTES))
+        file.flush()
+        descriptor, direct = open_direct(Path(file.name))
+        os.close(descriptor)
+        return direct
+
+
+def describe_reads(direct: bool) -> str:
+    """How files are read, for people: directly, or by what takes its place on this system."""
+    if direct:
+        return "past the page cache, by direct I/O"
+    if sys.platform == "darwin":
+        return "by plain reads that the page cache does not keep (F_NOCACHE): this system has no direct I/O"
+    if not hasattr(os, "O_DIRECT"):
+        return "by plain reads through the page cache: this system has no direct I/O"
+    return "by plain reads through the page cache: this file system refuses direct I/O"
 
 
 def _reads_directly(descriptor: int) -> bool:

@@ -171,7 +171,7 @@ def test_a_budget_above_the_limit_is_refused(store: Path) -> None:
 
 def test_options_of_the_engine_reach_it(store_without_text: Path) -> None:
     settings = Settings(2, 2, 2, 1)
-    options = {"prediction": False}
+    options = {"prediction": "off", "policy": "lfu"}
     report = Benchmark(store_without_text, settings, describe_backend(1), "floor", engine_options=options).run()
     assert report.edgemoe.about["memory"]["slots"] > 0
     with pytest.raises(EdgemoeError, match="no_such_option"):

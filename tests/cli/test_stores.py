@@ -12,6 +12,7 @@ import pytest
 import edgemoe
 from edgemoe.cli.chat import greeting
 from edgemoe.cli.main import run_command
+from edgemoe.errors import KernelError
 from tests.support.letters_tokenizer import write_letters_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "granitemoeshared"
@@ -106,11 +107,42 @@ def test_info_tells_machine_kernels_and_model(store: Path, monkeypatch: pytest.M
     assert data["kernels"]["reason"]
     assert data["memory_bytes"] > data["memory_available_bytes"] > 0
     assert data["model"]["path"] == str(store)
+    assert data["model"]["reads"].startswith("past" if data["model"]["direct_reads"] else "by plain reads")
+    assert data["reader"]["threads"] >= 1
     assert run_command(["info"]) == 0
-    assert str(store) in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert str(store) in shown
+    assert f"experts are read {data['model']['reads']}" in shown
+    assert f"expert reader: {data['reader']['threads']} threads" in shown
     monkeypatch.setattr("edgemoe.session.default_model.DEFAULT_MODEL", "missing-model")
     assert run_command(["info"]) == 0
     assert "missing-model" in capsys.readouterr().out
+
+
+def test_info_tells_how_the_cache_folder_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda name: tmp_path / "cache" / name)
+    monkeypatch.setattr("edgemoe.store.direct.grants_direct", lambda folder: folder != tmp_path)
+    cache = read_json(capsys, "info")["cache"]
+    assert cache["path"] == str(tmp_path / "cache" / "edgemoe")
+    assert not cache["direct_reads"]
+    assert "refuses direct I/O" in cache["reads"]
+
+    def unwritable(folder: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("edgemoe.store.direct.grants_direct", unwritable)
+    assert run_command(["info"]) == 0
+    assert "nothing can be written there (Permission denied)" in capsys.readouterr().out
+
+
+def test_info_tells_of_readers_without_the_native_library(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    def missing() -> None:
+        raise KernelError("there is none.")
+
+    monkeypatch.setattr("edgemoe.kernels.native.library.load_library", missing)
+    assert "of Python" in read_json(capsys, "info")["reader"]["kind"]
 
 
 def test_the_same_greedy_tokens_at_any_budget(store: Path, capsys: Capture) -> None:
