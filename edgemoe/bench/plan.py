@@ -77,7 +77,10 @@ def traced_routing(path: Path) -> Routing:
     replay = Replay(read_trace(path))
 
     def hit_rates(slots: int, total_experts: int, cycle: int) -> HitRates:
-        replayed = replay.run(DEFAULT_POLICY, 100 * slots / total_experts)
+        share = slots / total_experts
+        if share * replay.total_experts < 0.5:
+            return HitRates(0.0, 0.0, 0.0)  # not one slot of the trace's model
+        replayed = replay.run(DEFAULT_POLICY, 100 * share)
         rate = replayed.hit_rate if replayed.decode_hit_rate is None else replayed.decode_hit_rate
         return HitRates(rate, rate, rate)
 
