@@ -94,6 +94,7 @@ def test_the_report_is_plain_json_with_the_optimum_beside() -> None:
         assert row["tokens_per_s"]["low"] <= row["tokens_per_s"]["likely"] <= row["tokens_per_s"]["high"]
     assert data["model"]["total_experts"] == 64
     assert data["routing"]["accesses"] == 50 * 4 * 2
+    assert data["routing"]["accesses_per_s"] > 0
     assert data["rates"] == {"memory_bytes_per_s": 1e6, "disk_bytes_per_s": 1e5}
     assert data["recommendation"]["policy"] in ("lru", "lfu")
 
