@@ -98,6 +98,7 @@ class History:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != BELADY])
 @given(accesses=accesses_and_begins, slots=st.integers(1, 6))
+@settings(deadline=None)
 def test_the_one_worth_least_leaves(name: str, accesses: list[tuple[int, bool]], slots: int) -> None:
     cache, history = InterpretedCache(make_policy(name, slots, KEYS), slots, pins=True), History(name, slots)
     for key, begins in accesses:
@@ -134,6 +135,7 @@ def test_nothing_hits_more_than_belady(accesses: list[int], slots: int) -> None:
 
 
 @given(keys=st.lists(st.integers(0, 5), max_size=60))
+@settings(deadline=None)
 def test_next_uses_are_when_a_key_comes_again(keys: list[int]) -> None:
     found = next_uses(np.array(keys, np.int64))
     for place, key in enumerate(keys):
