@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,9 +18,6 @@ from edgemoe.errors import TraceError
 if TYPE_CHECKING:
     from edgemoe.experts.trace import TraceFormat
     from edgemoe.model.engine import Engine
-
-TERMINATED = 128 + signal.SIGTERM
-"""Exit code after SIGTERM."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +48,7 @@ TraceOption = Annotated[
 def traced(engine: Engine, target: TraceFile | None) -> Iterator[None]:
     """Within it the engine's routing is recorded, if there is a file for it; afterwards it is summed up.
 
-    A disk that fills is told at once, and what the model says goes on. SIGTERM ends the recording as it should end.
+    A disk that fills is told at once, and what the model says goes on.
     """
     if target is None:
         yield
@@ -62,7 +57,7 @@ def traced(engine: Engine, target: TraceFile | None) -> Iterator[None]:
     from edgemoe.session.default_model import model_name
 
     name = model_name(engine.store.path)
-    with _ending_on_sigterm(), recording(engine, target.path, target.format, tell_failure, name) as recorder:
+    with recording(engine, target.path, target.format, tell_failure, name) as recorder:
         yield
     if target.table:
         from edgemoe.cli.screen import open_screen
@@ -106,21 +101,3 @@ def _size(count: int) -> str:
     from edgemoe.model.memory import format_size
 
     return format_size(count)
-
-
-@contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
-    """Within it SIGTERM, unless someone else handles it, ends the program by way of its `finally`s."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        raise SystemExit(TERMINATED)
-
-    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
