@@ -208,7 +208,7 @@ def test_options_out_of_range_name_the_option(edgemoe: Edgemoe, folder: Path) ->
 def test_too_small_a_budget_is_one_paragraph(
     monkeypatch: pytest.MonkeyPatch, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(*arguments: object) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
         raise BudgetError("This model needs at least 300 MiB.", "Use --ram 300MiB or more.")
 
     monkeypatch.setattr("edgemoe.model.engine.open_engine", refuse)
@@ -270,7 +270,7 @@ def test_ctrl_c_ends_a_chat_through_a_pipe(folder: Path, tmp_path: Path) -> None
 def test_ctrl_c_before_the_answer_is_quiet(
     monkeypatch: pytest.MonkeyPatch, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupt(*arguments: object) -> None:
+    def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("edgemoe.model.engine.open_engine", interrupt)
