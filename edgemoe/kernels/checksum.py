@@ -10,7 +10,6 @@ Source: RFC 3720, appendix B.4, has its examples. Registers are polynomials in r
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -47,6 +46,8 @@ def as_written(data: Any, sha256: str | None, crc32c: int | None) -> bool:
     checked: SHA-256 would take longer than the read.
     """
     if not native_crc32c_usable():
+        import hashlib
+
         return sha256 is None or hashlib.sha256(data).hexdigest() == sha256
     return crc32c is None or _implementation()(np.frombuffer(data, np.uint8), 0) == crc32c
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from edgemoe.errors import KernelError, UsageError
 from edgemoe.kernels.operations import Backend
+from edgemoe.process import physical_cores
 
 KERNELS_VARIABLE = "EDGEMOE_KERNELS"
 ISA_VARIABLE = "EDGEMOE_ISA"
@@ -88,10 +89,8 @@ def _from_environment(variable: str, valid: tuple[str, ...]) -> str | None:
 @functools.cache
 def default_threads() -> int:
     """Physical cores, but no more than this process may run on (affinity, container quota)."""
-    import psutil
-
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores = psutil.cpu_count(logical=False) or usable
+    cores = physical_cores() or usable
     return max(1, min(cores, usable, quota_cores(), THREADS_MAX))
 
 

@@ -6,6 +6,7 @@ allocates by a number that somebody wrote into the manifest.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -52,7 +53,7 @@ def store_spec(store: Store) -> ModelSpec:
 
 def _check_values(part: Any, where: str) -> None:
     """Raises ValueError where a field of a spec, or of a spec within it, is not of its type or beyond any use."""
-    kinds = get_type_hints(type(part))
+    kinds = _kinds(part.__class__)
     for field in fields(part):
         value, name = getattr(part, field.name), f"{where}.{field.name}"
         if field.name == "layers":
@@ -65,6 +66,12 @@ def _check_values(part: Any, where: str) -> None:
                 _check_value(f"{name}.{key}", float, number, str(key))
         else:
             _check_value(name, kinds[field.name], value, field.name)
+
+
+@functools.cache
+def _kinds(spec: type) -> dict[str, Any]:
+    """The types of a spec's fields."""
+    return get_type_hints(spec)
 
 
 def _check_value(name: str, kind: Any, value: object, field: str) -> None:

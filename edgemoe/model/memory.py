@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import psutil
-
 from edgemoe.errors import BudgetError, UsageError
 from edgemoe.kernels.formats import group_count
 from edgemoe.kernels.operations import Backend, StepSizes
 from edgemoe.model.spec import DenseFfnSpec, ModelSpec, MoeSpec
-from edgemoe.process import CONTROL_GROUPS, memory_groups
+from edgemoe.process import CONTROL_GROUPS, available_memory_bytes, memory_groups, rss_bytes, total_memory_bytes
 
 INTERPRETER_GROWTH_BYTES = 32 << 20
 """Room for what the interpreter will still import and allocate after the budget was shared out."""
@@ -102,8 +100,16 @@ class MemoryPlan:
 
 def interpreter_bytes(backend: Backend) -> int:
     """What this process holds now, and will still take besides what is planned for the model."""
-    held: int = psutil.Process().memory_info().rss
-    return held + INTERPRETER_GROWTH_BYTES + backend.growth_bytes
+    return rss_bytes() + INTERPRETER_GROWTH_BYTES + backend.growth_bytes
+
+
+def has_ample_room(ram: str | int | None, sizes: ModelSizes, backend: Backend) -> bool:
+    """Whether a budget, as `plan_memory` takes it, is so large that resident weights may be read before it is planned.
+
+    It then holds twice what they and the interpreter take. Raises UsageError for what is no budget.
+    """
+    held_bytes = interpreter_bytes(backend) + sizes.resident_bytes
+    return _budget(ram, floor_bytes=held_bytes) >= 2 * held_bytes
 
 
 def plan_memory(
@@ -197,8 +203,8 @@ def _budget(ram: str | int | None, floor_bytes: int) -> int:
 
 def available_bytes(cgroup: Path = CONTROL_GROUPS) -> int:
     """Memory that this process could have in all: what it holds, and what the system or its cgroups have left."""
-    used = psutil.Process().memory_info().rss
-    available: int = psutil.virtual_memory().available + used
+    used = rss_bytes()
+    available = available_memory_bytes() + used
     for group in memory_groups(cgroup):
         names = ("memory.max", "memory.current", "inactive_file")
         if group.version == 1:
@@ -217,7 +223,7 @@ def available_bytes(cgroup: Path = CONTROL_GROUPS) -> int:
 
 def machine_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """All the memory that this machine has, or that the process's control group may have of it."""
-    total: int = psutil.virtual_memory().total
+    total = total_memory_bytes()
     for limit_file in ("memory.max", "memory/memory.limit_in_bytes"):
         try:
             total = min(total, int((cgroup / limit_file).read_text()))

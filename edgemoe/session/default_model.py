@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from importlib.resources import files
+import sys
 from pathlib import Path
 
 from edgemoe.errors import StoreError, UsageError
@@ -18,10 +18,10 @@ STORE_FOLDER = "store"
 def models_folders() -> list[Path]:
     """Folders that may hold models: those of EDGEMOE_MODELS, the installed package's, the checkout's."""
     given = [Path(entry) for entry in os.environ.get(MODELS_VARIABLE, "").split(os.pathsep) if entry]
-    package = files("edgemoe")
-    installed = Path(str(package.joinpath("models")))
+    # the package's folders (an editable install has two) without an import of it, which would point upwards
+    installed = [Path(folder) / "models" for folder in sys.modules["edgemoe"].__path__]
     checkout = Path(__file__).resolve().parents[2] / "models"
-    return [*given, installed, checkout]
+    return [*given, *installed, checkout]
 
 
 def find_model(path: str | os.PathLike[str] | None = None) -> Path:

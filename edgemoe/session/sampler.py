@@ -10,6 +10,7 @@ import math
 import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,10 @@ class Sampler:
 
     def __init__(self, options: SamplingOptions) -> None:
         self.options = options
-        self._random = np.random.default_rng(options.seed)
+
+    @cached_property
+    def _random(self) -> np.random.Generator:
+        return np.random.default_rng(self.options.seed)  # whose import greedy decoding does without
 
     def sample(self, logits: npt.NDArray[np.float32]) -> int:
         """The next token. Shapes: logits `(V,)`. Raises EdgemoeError where a logit is not a finite number."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -123,6 +122,8 @@ def _template_source(folder: Path, config: Mapping[str, Any]) -> str | None:
 def _ask_worker(request: Mapping[str, Any]) -> dict[str, Any]:
     # Started by path, isolated (-I) and without site (-S): nothing in the current folder or the environment can
     # stand in for the modules it imports. Its own session, so that Ctrl-C in the terminal does not end it.
+    import subprocess
+
     command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("template_worker.py"))]
     try:
         finished = subprocess.run(

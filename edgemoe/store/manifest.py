@@ -6,7 +6,6 @@ are multiples of 4096.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -174,6 +173,8 @@ def checksum_holds(text: bytes) -> bool:
 
 
 def _checksum(data: Mapping[str, Any]) -> str:
+    import hashlib
+
     return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

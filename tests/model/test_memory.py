@@ -17,6 +17,7 @@ from edgemoe.model.memory import (
     ModelSizes,
     available_bytes,
     format_size,
+    has_ample_room,
     parse_size,
     plan_memory,
     workspace_bytes,
@@ -116,6 +117,16 @@ def test_more_memory_never_means_less(first: int, second: int) -> None:
     assert smaller.context_length <= larger.context_length
     assert smaller.chunk_tokens <= larger.chunk_tokens
     assert smaller.all_resident <= larger.all_resident
+
+
+def test_weights_are_read_before_the_plan_only_in_a_budget_with_ample_room() -> None:
+    floor = plan_memory(SPEC, SIZES, BACKEND, "floor")
+    held_bytes = floor.interpreter_bytes + floor.resident_bytes
+    assert has_ample_room(3 * held_bytes, SIZES, BACKEND)
+    assert not has_ample_room(held_bytes, SIZES, BACKEND)
+    assert not has_ample_room("floor", SIZES, BACKEND)
+    with pytest.raises(UsageError, match="is not a size"):
+        has_ample_room("plenty", SIZES, BACKEND)
 
 
 def test_below_the_floor_is_refused_with_the_floor() -> None:

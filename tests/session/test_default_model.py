@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+import edgemoe
 from edgemoe.errors import StoreError, UsageError
 from edgemoe.session import default_model
 from edgemoe.session.default_model import find_model, model_name
@@ -33,7 +34,7 @@ def test_the_default_is_found_in_an_installed_package_and_in_a_checkout(
     checkout = Path(default_model.__file__).parents[2] / "models"
     assert default_model.models_folders()[-1] == checkout
     installed = make_store(tmp_path / "models" / default_model.DEFAULT_MODEL)
-    monkeypatch.setattr(default_model, "files", lambda package: tmp_path)
+    monkeypatch.setattr("edgemoe.__path__", [str(tmp_path), *edgemoe.__path__])
     assert find_model() == installed
 
 

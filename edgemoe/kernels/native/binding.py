@@ -59,11 +59,14 @@ class _Binder:
     def address(self, buffer: str, array: Any, dtype: Any, shape: tuple[int, ...], writable: bool = False) -> int:
         """The address of an array of exactly this dtype and shape, C-contiguous and aligned for its dtype."""
         self.require(isinstance(array, np.ndarray), buffer, "an array", type(array).__name__)
-        self.require(array.dtype == dtype, buffer, np.dtype(dtype).name, array.dtype.name)
-        self.require(array.shape == shape, buffer, f"shape {shape}", f"shape {array.shape}")
-        self.require(array.flags.c_contiguous, buffer, "a C-contiguous array", "one with gaps")
-        self.require(array.flags.aligned, buffer, f"alignment to {array.itemsize} bytes", "another")
-        self.require(array.flags.writeable or not writable, buffer, "a writable array", "a read-only one")
+        if array.dtype != dtype:  # a thousand arrays are checked at every start, and names of types take long to make
+            raise self.fail(buffer, np.dtype(dtype).name, array.dtype.name)
+        if array.shape != shape:
+            raise self.fail(buffer, f"shape {shape}", f"shape {array.shape}")
+        flags = array.flags
+        self.require(flags.c_contiguous, buffer, "a C-contiguous array", "one with gaps")
+        self.require(flags.aligned, buffer, "alignment to its elements", "another")
+        self.require(flags.writeable or not writable, buffer, "a writable array", "a read-only one")
         address: int = array.__array_interface__["data"][0]
         return address
 
@@ -71,12 +74,8 @@ class _Binder:
         self, buffer: str, array: Any, row: tuple[int, ...], dtype: Any = np.float32, writable: bool = False
     ) -> int:
         """The address of a `(T, *row)` array; its `T` limits the tokens of a run."""
-        self.require(
-            isinstance(array, np.ndarray) and array.ndim == 1 + len(row) and len(array) > 0,
-            buffer,
-            f"an array of shape (T, {', '.join(map(str, row))})",
-            f"shape {np.shape(array)}",
-        )
+        if not (isinstance(array, np.ndarray) and array.ndim == 1 + len(row) and len(array) > 0):
+            raise self.fail(buffer, f"an array of shape (T, {', '.join(map(str, row))})", f"shape {np.shape(array)}")
         self.tokens_max = min(self.tokens_max, len(array))
         return self.address(buffer, array, dtype, (len(array), *row), writable)
 

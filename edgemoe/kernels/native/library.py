@@ -6,9 +6,10 @@ import ctypes
 import functools
 from ctypes import POINTER, c_char_p, c_int32, c_int64, c_uint32, c_uint64, c_void_p
 from enum import IntEnum
-from importlib.resources import as_file, files
+from pathlib import Path
 
 from edgemoe.errors import KernelError
+from edgemoe.kernels import native
 from edgemoe.kernels.native import structures as st
 
 FILE_NAME = "libedgemoe.so"
@@ -71,12 +72,13 @@ def load_library() -> ctypes.CDLL:
 
     Raises KernelError if it is missing, cannot be loaded, or is not of this package's version.
     """
-    found = files("edgemoe.kernels.native").joinpath(FILE_NAME)
-    if not found.is_file():
+    # An editable install keeps it in another folder of the package than the modules.
+    folders = [Path(folder) for folder in native.__path__]
+    path = next((folder / FILE_NAME for folder in folders if (folder / FILE_NAME).is_file()), None)
+    if path is None:
         raise KernelError(f"The native kernel library {FILE_NAME} is not in the installed package.", _REINSTALL)
     try:
-        with as_file(found) as path:
-            library = ctypes.CDLL(str(path))
+        library = ctypes.CDLL(str(path))
         for name, (result, arguments) in _SIGNATURES.items():
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
