@@ -3,52 +3,104 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from edgemoe.errors import ReadError
-from edgemoe.experts.cache import READ_TIMEOUT_SECONDS, RecordTable
-from edgemoe.experts.reads import ExpertFiles, RecordReader
+from edgemoe.experts.cache import Record, RecordTable
+from edgemoe.kernels.checksum import NOT_AS_WRITTEN, as_written
+from edgemoe.store.bulk import PIECE_BYTES, BulkRead, Span
+from edgemoe.store.direct import PageReadError
 
-READS_AHEAD = 16
+
+@dataclass(frozen=True)
+class _Placed:
+    """An expert's record, and where in the arena it goes."""
+
+    layer: int
+    expert: int
+    record: Record
+    place: int
+
+    def error(self, message: str, hint: str) -> ReadError:
+        return ReadError(f"Layer {self.layer}, expert {self.expert}: {message}", hint)
 
 
-def load_all_experts(
-    arena: npt.NDArray[np.uint8],
-    slot_tables: Sequence[npt.NDArray[np.int32] | None],
-    table: RecordTable,
-    files: ExpertFiles,
-    reader: RecordReader,
-) -> None:
-    """Read all experts, in the order of the file, and enter their slots in the layers' tables `(E,)`.
+class ExpertLoading:
+    """All experts on their way into the arena, each to a slot of its own, in the order of layers and experts."""
 
-    Raises ReadError naming the layer and expert.
-    """
-    waiting: list[tuple[int, int, int]] = []
-
-    def settle() -> None:
-        ticket, layer, expert = waiting.pop(0)
+    def __init__(
+        self,
+        arena: npt.NDArray[np.uint8],
+        slot_tables: Sequence[npt.NDArray[np.int32] | None],
+        table: RecordTable,
+        direct: bool = True,
+    ) -> None:
+        """Begins, and enters the slots in the layers' tables `(E,)`. Raises ReadError where a file cannot be opened."""
+        self._placed: list[_Placed] = []
+        self._memory: memoryview = arena.reshape(-1).data
+        for layer, slots in enumerate(slot_tables):
+            if slots is None:
+                continue
+            first = len(self._placed)
+            slots[:] = np.arange(first, first + len(slots))
+            for expert in range(len(slots)):
+                place = len(self._placed) * arena.shape[1]
+                self._placed.append(_Placed(layer, expert, table.record(layer, expert), place))
         try:
-            reader.wait(ticket, READ_TIMEOUT_SECONDS)
-        except ReadError as error:
-            raise ReadError(f"Layer {layer}, expert {expert}: {error.message}", error.hint) from error
-        reader.release(ticket)
+            self._reading = BulkRead([self._span(run) for run in _runs(self._placed)], direct)
+        except OSError as problem:
+            raise ReadError(
+                f"{problem.filename}: cannot be opened for reading ({problem.strerror}).",
+                "Check that the store is whole with: edgemoe verify",
+            ) from problem
 
-    slot = 0
-    for layer, slots in enumerate(slot_tables):
-        for expert in range(0 if slots is None else len(slots)):
-            record = table.record(layer, expert)
-            address = arena.ctypes.data + slot * arena.shape[1]
-            descriptor = files.descriptor(record.path)
-            ticket = reader.submit(
-                descriptor, record.offset, record.length, address, True, record.crc32c, record.sha256
+    def wait(self) -> None:
+        """Return when every expert is in its slot.
+
+        Raises ReadError naming the layer and expert where one cannot be read, or is not what was written.
+        """
+        try:
+            self._reading.wait()
+        except PageReadError as problem:
+            lost = next(
+                p
+                for p in self._placed
+                if p.record.path == problem.path and 0 <= problem.offset - p.record.offset < p.record.length
             )
-            waiting.append((ticket, layer, expert))
-            if slots is not None:
-                slots[expert] = slot
-            slot += 1
-            if len(waiting) >= READS_AHEAD:
-                settle()
-    while waiting:
-        settle()
+            reason = problem.reason or f"{problem.path.name} ends at byte {problem.offset}"
+            hint = "Check the disk, and the store with: edgemoe verify"
+            raise lost.error(f"it could not be read: {reason}.", hint) from problem
+
+    def close(self) -> None:
+        """Give the loading up, if it has not ended."""
+        self._reading.close()
+
+    def _span(self, run: Sequence[_Placed]) -> Span:
+        first = run[0]
+        size = sum(p.record.length for p in run)
+        return Span(first.record.path, first.record.offset, size, self._memory[first.place :], lambda: self._check(run))
+
+    def _check(self, run: Sequence[_Placed]) -> None:
+        for p in run:
+            data = self._memory[p.place : p.place + p.record.length]
+            if not as_written(data, p.record.sha256, p.record.crc32c):
+                raise p.error(*NOT_AS_WRITTEN)
+
+
+def _runs(placed: Sequence[_Placed]) -> list[list[_Placed]]:
+    """Records that follow one another both in a file and in memory, as far as one piece of reading goes."""
+    runs: list[list[_Placed]] = []
+    end: tuple[Path, int, int] | None = None
+    for p in placed:
+        r = p.record
+        room = runs and (len(runs[-1]) + 1) * r.length <= PIECE_BYTES
+        if room and end == (r.path, r.offset, p.place):
+            runs[-1].append(p)
+        else:
+            runs.append([p])
+        end = (r.path, r.offset + r.length, p.place + r.length)
+    return runs

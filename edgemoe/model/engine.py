@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +23,7 @@ import numpy.typing as npt
 from edgemoe.errors import UsageError
 from edgemoe.experts.cache import READ_TIMEOUT_SECONDS, CacheStatistics, ExpertCache
 from edgemoe.experts.hot_list import HotList, cache_folder
-from edgemoe.experts.loading import load_all_experts
+from edgemoe.experts.loading import ExpertLoading
 from edgemoe.experts.policy import DEFAULT_POLICY, make_policy
 from edgemoe.experts.prediction import PredictionSwitch
 from edgemoe.experts.reads import ExpertFiles, RecordReader, open_reader
@@ -33,7 +33,16 @@ from edgemoe.model.decoder import Decoder, LayerRouting
 from edgemoe.model.description import store_spec
 from edgemoe.model.forced_routing import ForcedRouting
 from edgemoe.model.ledger import Programs, TimeLedger
-from edgemoe.model.memory import HEAD_ROWS, KvFormat, MemoryPlan, ModelSizes, check_machine, plan_memory
+from edgemoe.model.memory import (
+    HEAD_ROWS,
+    KvFormat,
+    MemoryPlan,
+    ModelSizes,
+    check_machine,
+    has_ample_room,
+    interpreter_bytes,
+    plan_memory,
+)
 from edgemoe.model.recorder import RoutingRecorder, Turn
 from edgemoe.model.spec import ModelSpec, MoeSpec
 from edgemoe.model.stepper import ResidentStepper, Stepper, StreamingStepper
@@ -41,6 +50,7 @@ from edgemoe.model.traffic import TokenTraffic, token_traffic
 from edgemoe.model.workspace import KvCache, Workspace
 from edgemoe.store.direct import allocate_pages
 from edgemoe.store.reader import Store
+from edgemoe.store.resident import ResidentReading
 
 READER_THREADS = 4
 
@@ -94,7 +104,9 @@ class Engine:
         policy: str = DEFAULT_POLICY,
         warm_start: bool = False,
         routing: ForcedRouting | None = None,
+        resident: ResidentReading | None = None,
     ) -> None:
+        """`resident`: the weights that every token needs, where their reading has begun before."""
         self.store = store
         self.spec = spec
         self.memory = memory
@@ -112,27 +124,36 @@ class Engine:
         self._stepper: Stepper = _Closed(CacheStatistics())
         self._head: Program | None = None
         self._hot_list: HotList | None = None
-        arena = _allocate_arena(memory.slots, memory.slot_bytes)
+        self._loading: list[ResidentReading | ExpertLoading] = [] if resident is None else [resident]
         self._files = ExpertFiles((store.path / file.name for file in store.manifest.expert_files), direct_reads)
         try:
-            self._reader = open_reader(arena, READER_THREADS)
+            arena = _allocate_arena(memory.slots, memory.slot_bytes)
+            if resident is None:
+                resident = store.begin_resident()
+                self._loading.append(resident)
             self._space = Workspace.allocate(spec, memory.chunk_tokens)
             kv_cache = KvCache.allocate(spec, memory.context_length, memory.kv_format)
-            cache = None if memory.all_resident else self._make_cache(arena, policy)
-            arrivals = None
-            if cache is not None and backend.can_await(self._reader):
-                arrivals = Arrivals(self._reader, cache.tickets, READ_TIMEOUT_SECONDS)
-                cache.kernels_await = True
+            cache = arrivals = None
+            if not memory.all_resident:
+                self._reader = open_reader(arena, READER_THREADS)
+                cache = self._make_cache(arena, self._reader, policy)
+                if backend.can_await(self._reader):
+                    arrivals = Arrivals(self._reader, cache.tickets, READ_TIMEOUT_SECONDS)
+                    cache.kernels_await = True
             layouts, forced = store.expert_layouts, routing is not None
-            decoder = Decoder(spec, store.load_resident(), self._space, kv_cache, arena, layouts, arrivals, forced)
+            decoder = Decoder(spec, resident.tensors, self._space, kv_cache, arena, layouts, arrivals, forced)
+            if cache is None:
+                self._loading.append(ExpertLoading(arena, decoder.slot_tables(), store, self._files.direct))
             self._programs = Programs(backend, decoder.part_of)
             if cache is None:
-                load_all_experts(arena, decoder.slot_tables(), store, self._files, self._reader)
                 self._stepper = ResidentStepper(decoder, self._programs)
             else:
                 switch = PredictionSwitch(prediction if routing is None else "off")
                 self._stepper = StreamingStepper(decoder, self._programs, cache, switch)
             self._head = self._programs.make(decoder.head)
+            for loading in self._loading:
+                loading.wait()
+            self._loading.clear()
         except BaseException:
             self.close()
             raise
@@ -146,11 +167,10 @@ class Engine:
         if warm_start and cache is not None:
             self._warm(cache)
 
-    def _make_cache(self, arena: npt.NDArray[np.uint8], policy: str) -> ExpertCache:
-        assert self._reader is not None
+    def _make_cache(self, arena: npt.NDArray[np.uint8], reader: RecordReader, policy: str) -> ExpertCache:
         experts = _most_experts(self.spec)
         policy_state = make_policy(policy, len(arena), len(self.spec.layers) * experts)
-        return ExpertCache(arena, experts, self.store, self._files, self._reader, policy_state)
+        return ExpertCache(arena, experts, self.store, self._files, reader, policy_state)
 
     def _warm(self, cache: ExpertCache) -> None:
         """Read in what the last session left hot, in the background."""
@@ -268,6 +288,9 @@ class Engine:
 
         Closing twice is harmless.
         """
+        for loading in self._loading:
+            loading.close()
+        self._loading.clear()
         if self._reader is not None:
             self._keep_hot_list()
             self._reader.close()
@@ -331,6 +354,7 @@ def open_engine(
     policy: str = DEFAULT_POLICY,
     warm_start: bool = False,
     routing: ForcedRouting | None = None,
+    meanwhile: Callable[[], None] | None = None,
 ) -> Engine:
     """Open a store and make it ready to run within a memory budget.
 
@@ -339,19 +363,32 @@ def open_engine(
     whether experts are read ahead on a guess at the next layer's routing: `on`, `off`, or `auto`, by trial.
     With `warm_start` the experts that were in RAM as the model was last closed are read in (`experts/hot_list.py`).
     None of these changes an answer. With `routing` experts and their weights are taken from there, as many for each
-    token as it has, and nothing is guessed. Raises StoreError, BudgetError, UsageError.
+    token as it has, and nothing is guessed. `meanwhile` is called while weights are read, where the budget has ample
+    room; the plan counts the memory that it takes. Raises StoreError, BudgetError, UsageError, and what `meanwhile`
+    raises.
     """
     make_policy(policy, 1, 1), PredictionSwitch(prediction)  # refused here where they are none, whether used or not
     store = Store.open(Path(path))
     spec = store_spec(store) if routing is None else routing.apply_to(store_spec(store))
+    sizes = model_sizes(store, spec, kv)
     backend = select_backend(threads)  # before the plan, which measures what the backend's libraries hold
+    resident = None
     try:
-        memory = plan_memory(spec, model_sizes(store, spec, kv), backend, ram, context_length)
+        if meanwhile is not None:
+            if has_ample_room(ram, sizes, backend):
+                resident = store.begin_resident()
+            meanwhile()
+            if resident is not None:
+                resident.wait()  # all its pages are there, so that the plan knows them from the interpreter's
+        interpreter = interpreter_bytes(backend) - (0 if resident is None else resident.bytes)
+        memory = plan_memory(spec, sizes, backend, ram, context_length, interpreter)
         check_machine(memory)
     except BaseException:
+        if resident is not None:
+            resident.close()
         backend.close()
         raise
-    return Engine(store, spec, memory, backend, prediction, direct_reads, policy, warm_start, routing)
+    return Engine(store, spec, memory, backend, prediction, direct_reads, policy, warm_start, routing, resident)
 
 
 def model_sizes(store: Store, spec: ModelSpec, kv: str | None = None) -> ModelSizes:

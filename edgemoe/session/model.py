@@ -28,6 +28,7 @@ from edgemoe.session.tokenizer import Tokenizer, check_token_ids, has_tokenizer,
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import tokenizers
 
     from edgemoe.model.engine import Engine
     from edgemoe.model.ledger import TimeLedger
@@ -216,11 +217,24 @@ def load(
     if threads is not None and (type(threads) is not int or threads < 1):
         raise UsageError(f"threads: expected 1 or more, found {threads}.", "Leave it out to use all cores.")
     folder = find_model(path)
-    # The tokenizer first, so that the memory plan, which measures the interpreter, counts it.
-    # Where the manifest says that there is one, opening the store says that it is missing.
-    library_tokenizer = load_library_tokenizer(folder) if has_tokenizer(folder) else None
+    library_tokenizer: tokenizers.Tokenizer | None = None
+
+    def load_tokenizer() -> None:
+        nonlocal library_tokenizer
+        if has_tokenizer(folder):  # a store that ought to have one was refused before
+            library_tokenizer = load_library_tokenizer(folder)
+
+    # Parsing it takes as long as reading weights does. The memory plan, which measures the interpreter, comes after it.
     engine = open_engine(
-        folder, ram, threads, context_length, kv, prediction=prediction, policy=policy, warm_start=warm_start
+        folder,
+        ram,
+        threads,
+        context_length,
+        kv,
+        prediction=prediction,
+        policy=policy,
+        warm_start=warm_start,
+        meanwhile=load_tokenizer,
     )
     try:
         stops = stop_ids(folder, library_tokenizer)

@@ -9,10 +9,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from edgemoe.errors import BudgetError, StoreError
-from edgemoe.store.headers import PAGE_BYTES
+from edgemoe.errors import BudgetError
+from edgemoe.store.headers import PAGE_BYTES, round_up
 
 READ_BYTES = 1 << 24
+CACHED_BYTES = 1 << 19
+"""So much at a time is copied from the page cache."""
 
 
 def allocate_pages(size: int) -> mmap.mmap:
@@ -78,51 +80,91 @@ def _reads_directly(descriptor: int) -> bool:
         return False
 
 
-def read_pages(path: Path, offset: int, size: int, into: memoryview) -> None:
-    """Read `size` bytes from `offset`, a multiple of 4096, into page-aligned memory with room for whole pages.
+class PageFile:
+    """A file to be read in whole pages, by any number of threads, that leaves the page cache as it was.
 
-    Raises StoreError where the file cannot be read or ends early.
+    What the page cache holds is copied from there, which costs less than the disk; all else is read past it, or
+    dropped from it again where the file system refuses direct reads (`direct` says so).
     """
-    try:
-        descriptor, direct = open_direct(path)
-        try:
-            _read(descriptor, direct, offset, size, into)
-        finally:
-            os.close(descriptor)
-    except OSError as problem:
-        raise StoreError(f"{path.name}: cannot be read ({problem.strerror or problem}).", "") from problem
-    except EOFError:
-        raise StoreError(
-            f"{path.name}: ends before byte {offset + size}.",
-            "Copy the store again, or run edgemoe convert again.",
-        ) from None
 
-
-def _read(descriptor: int, direct: bool, offset: int, size: int, into: memoryview) -> None:
-    done = 0
-    while done < size:
-        # Direct reads take whole pages: the last one may reach past the file's end and come back short.
-        wanted = min(READ_BYTES, -(-(size - done) // PAGE_BYTES) * PAGE_BYTES)
+    def __init__(self, path: Path, direct: bool = True) -> None:
+        """Raises OSError where the file cannot be opened."""
+        self.path = path
+        self._descriptor, self.direct = open_direct(path, direct)
         try:
-            count = os.preadv(descriptor, [into[done : done + wanted]], offset + done)
+            self._plain = os.open(path, os.O_RDONLY) if self.direct else self._descriptor
         except OSError:
-            if not direct:
-                raise
-            direct = False
-            _leave_direct(descriptor)
-            continue
-        if not count:
-            raise EOFError
-        if not direct and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(descriptor, offset + done, count, os.POSIX_FADV_DONTNEED)
-        done += count
-        if direct and done < size and done % PAGE_BYTES:
-            direct = False  # a short read in the middle: go on where it ended, through the cache
-            _leave_direct(descriptor)
+            os.close(self._descriptor)
+            raise
+        self._may_be_cached = hasattr(os, "RWF_NOWAIT")
+        if self.direct and hasattr(os, "posix_fadvise"):  # then only what the cache holds is read the plain way
+            os.posix_fadvise(self._plain, 0, 0, os.POSIX_FADV_RANDOM)
+
+    def read(self, offset: int, size: int, into: memoryview) -> None:
+        """Read `size` bytes from `offset`, a multiple of 4096, into page-aligned memory with room for whole pages.
+
+        Raises PageReadError where the file cannot be read or ends early.
+        """
+        # The last page may reach past the file's end: it comes back short.
+        whole = into[: round_up(size, PAGE_BYTES)]
+        done, missed_bytes = self._copy_cached(offset, whole)
+        missed = offset + done
+        while done < size:
+            try:
+                count = self._read_some(offset + done, whole[done : done + READ_BYTES])
+            except OSError as problem:
+                raise PageReadError(self.path, offset + done, problem.strerror or str(problem)) from problem
+            if not count:
+                raise PageReadError(self.path, offset + done)
+            done += count
+        if missed_bytes:
+            self._forget(missed, missed_bytes)
+
+    def close(self) -> None:
+        """Close it; no thread may be reading."""
+        for descriptor in {self._descriptor, self._plain}:
+            os.close(descriptor)
+
+    def _read_some(self, offset: int, into: memoryview) -> int:
+        """Some bytes, at least one; none only at the file's end."""
+        if self.direct and offset % PAGE_BYTES == 0:  # after a short read, what is left is not whole pages
+            with contextlib.suppress(OSError):  # refused just here: the plain way tells what is wrong, if it is
+                return os.preadv(self._descriptor, [into], offset)
+        count = os.preadv(self._plain, [into], offset)
+        self._forget(offset, count)
+        return count
+
+    def _copy_cached(self, offset: int, into: memoryview) -> tuple[int, int]:
+        """Copies from the page cache, from `offset` to the first byte that it does not hold.
+
+        Returns how many bytes it copied, and how many it then asked for in vain. The system takes a question for a wish
+        and begins to read what is missing: so a single page is asked for first, and nothing more after a miss.
+        """
+        done, ask = 0, PAGE_BYTES
+        while self._may_be_cached and done < len(into):
+            try:
+                count = os.preadv(self._plain, [into[done : done + ask]], offset + done, os.RWF_NOWAIT)
+            except BlockingIOError:
+                self._may_be_cached = False
+                return done, ask
+            except OSError:  # this file system cannot tell; what else is wrong the other way finds out
+                self._may_be_cached = False
+                break
+            if not count:  # the file's end
+                break
+            done += count
+            ask = CACHED_BYTES
+        return done, 0
+
+    def _forget(self, offset: int, size: int) -> None:
+        """Drop from the page cache what reading this range brought there."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._plain, offset, size, os.POSIX_FADV_DONTNEED)
 
 
-def _leave_direct(descriptor: int) -> None:
-    import fcntl
+class PageReadError(Exception):
+    """Where a PageFile could not be read: the byte in the file, and the system's reason; no reason at its end."""
 
-    if hasattr(os, "O_DIRECT"):
-        fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) & ~os.O_DIRECT)
+    def __init__(self, path: Path, offset: int, reason: str | None = None) -> None:
+        super().__init__(f"{path}: byte {offset}: {reason or 'the file ends'}")
+        self.path, self.offset, self.reason = path, offset, reason

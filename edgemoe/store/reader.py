@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Union
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any
 
 from edgemoe.errors import StoreError
-from edgemoe.kernels.checksum import as_written
-from edgemoe.kernels.formats import Matrix
 from edgemoe.kernels.operations import ExpertLayout
-from edgemoe.store.direct import allocate_pages, read_pages
 from edgemoe.store.headers import PAGE_BYTES, round_up
-from edgemoe.store.manifest import MANIFEST_NAME, MATRIX_ALIGNMENT_BYTES, Manifest, ResidentTensor, record_name
+from edgemoe.store.manifest import MANIFEST_NAME, MATRIX_ALIGNMENT_BYTES, Manifest, record_name
 from edgemoe.store.manifest_parser import DAMAGED_HINT, parse_manifest
-
-ResidentValue = Union[Matrix, npt.NDArray[np.float32]]
+from edgemoe.store.resident import ResidentReading, ResidentValue
 
 MAX_MANIFEST_BYTES = 1 << 28
 
@@ -40,20 +32,27 @@ class ExpertRecord:
 class Store:
     """A store whose manifest is sound and whose files are all there, in full length. Contents: see `verify`."""
 
-    def __init__(self, path: Path, manifest: Manifest, digest: str = "") -> None:
+    def __init__(self, path: Path, manifest: Manifest, text: bytes = b"") -> None:
+        """`text`: of the manifest, as it was read."""
         self.path = path
         self.manifest = manifest
-        self.digest = digest
-        """Of the manifest's text, and so of all that it has checksums of."""
+        self._text = text
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Store:
         """The store in a folder. Raises StoreError where there is none, or it is damaged or of another version."""
         folder = Path(path)
         text = read_manifest_text(folder)
-        store = cls(folder, parse_manifest(text), hashlib.sha256(text).hexdigest())
+        store = cls(folder, parse_manifest(text), text)
         store.check_sizes()
         return store
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the manifest's text, and so of all that it has checksums of."""
+        import hashlib
+
+        return hashlib.sha256(self._text).hexdigest()
 
     def check_sizes(self) -> None:
         """Raises StoreError where a file is missing or not of its length, naming what is lost first."""
@@ -109,34 +108,14 @@ class Store:
         Matrices are in kernel layout, vectors float32 `(elements,)`; each begins at a multiple of 64 bytes.
         Raises StoreError where the file cannot be read, or a tensor is not what was written.
         """
-        start, size = self._resident_span
-        if not size:
-            return {}
-        memory = allocate_pages(self.resident_bytes)
-        read_pages(self.path / self.manifest.resident_file.name, start, size, memoryview(memory))
-        whole = np.frombuffer(memory, np.uint8)
-        # Vectors follow one another without gaps in the file: they are moved to aligned places behind it.
-        aligned = round_up(size, PAGE_BYTES)
-        tensors: dict[str, ResidentValue] = {}
-        for tensor in self.manifest.resident:
-            data = whole[tensor.offset - start : tensor.offset - start + tensor.bytes]
-            self._check_tensor(tensor, data)
-            if tensor.format is not None:
-                tensors[tensor.name] = Matrix(data, tensor.format, tensor.rows, tensor.columns)
-                continue
-            place = whole[aligned : aligned + tensor.bytes]
-            place[:] = data
-            tensors[tensor.name] = place.view(np.float32)
-            aligned += round_up(tensor.bytes, MATRIX_ALIGNMENT_BYTES)
-        return tensors
+        reading = self.begin_resident()
+        reading.wait()
+        return reading.tensors
 
-    def _check_tensor(self, tensor: ResidentTensor, data: npt.NDArray[np.uint8]) -> None:
-        if not as_written(data, tensor.sha256, tensor.crc32c):
-            raise StoreError(
-                f"{self.path / self.manifest.resident_file.name}: {tensor.name} at byte {tensor.offset}"
-                " is not what was written (its checksum differs).",
-                "Copy the store again, or convert it again; edgemoe verify tells what else is damaged.",
-            )
+    def begin_resident(self) -> ResidentReading:
+        """Begin what `load_resident` does. Raises BudgetError, and StoreError where the file cannot be opened."""
+        path = self.path / self.manifest.resident_file.name
+        return ResidentReading(path, self._resident_span[0], self.manifest.resident, self.resident_bytes)
 
     @property
     def dense_format(self) -> str:
@@ -156,6 +135,10 @@ class Store:
         """Bytes of the largest expert record, a multiple of 4096: what a cache slot must hold. 0 without experts."""
         return max((layer.record_bytes for layer in self.manifest.expert_layers if layer), default=0)
 
+    @cached_property
+    def _expert_paths(self) -> tuple[Path, ...]:
+        return tuple(self.path / file.name for file in self.manifest.expert_files)
+
     def record(self, layer: int, expert: int) -> ExpertRecord:
         """Where an expert lies. Raises StoreError where there is no such layer or expert."""
         layers = self.manifest.expert_layers
@@ -163,7 +146,7 @@ class Store:
         if experts is None or not 0 <= expert < len(experts.records):
             raise StoreError(f"{self.path}: there is no {record_name(layer, expert)}.")
         place = experts.records[expert]
-        path = self.path / self.manifest.expert_files[place.file].name
+        path = self._expert_paths[place.file]
         return ExpertRecord(path, place.offset, experts.record_bytes, place.sha256, place.crc32c)
 
 

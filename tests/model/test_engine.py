@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
+import shutil
+import threading
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +14,14 @@ import numpy as np
 import pytest
 
 from edgemoe.conversion.pipeline import convert_checkpoint
-from edgemoe.errors import BudgetError, EdgemoeError, ReadError, UsageError
+from edgemoe.errors import BudgetError, EdgemoeError, ReadError, StoreError, UsageError
 from edgemoe.experts import reads
 from edgemoe.experts.policy import POLICIES
 from edgemoe.kernels.formats import Matrix
 from edgemoe.model import engine as engine_module
 from edgemoe.model.engine import Engine, open_engine
+from edgemoe.process import rss_bytes
+from edgemoe.store.reader import Store
 from tests.support.checkpoints import write_checkpoint
 from tests.support.engines import engine_with_slots
 
@@ -178,8 +183,6 @@ def test_a_failed_read_is_told_and_the_answer_is_right_once_the_disk_is(store: P
 
 
 def test_a_store_cut_short_while_it_runs(store: Path, tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "store"
     shutil.copytree(store, copy)
     with engine_with_slots(copy, 4) as engine:
@@ -190,6 +193,50 @@ def test_a_store_cut_short_while_it_runs(store: Path, tmp_path: Path) -> None:
             engine.forward(PROMPT[20:])
     with pytest.raises(EdgemoeError, match=r"expected .* bytes, found 8192"):
         open_engine(copy)
+
+
+@pytest.mark.parametrize("ram", ["auto", "floor"])
+def test_what_is_done_meanwhile_is_done_before_the_plan(store: Path, expected, ram: str) -> None:
+    held = []
+    grown = np.zeros(0, np.uint8)
+
+    def meanwhile() -> None:
+        nonlocal grown
+        grown = np.ones(64 << 20, np.uint8)
+        held.append(rss_bytes())
+
+    with open_engine(store, ram, threads=1, meanwhile=meanwhile) as engine:
+        # counted, and the weights that were read meanwhile not twice
+        assert engine.memory.interpreter_bytes >= held[0]
+        assert engine.memory.planned_bytes <= engine.memory.budget_bytes
+        np.testing.assert_array_equal(greedy(engine, PROMPT, 3)[1], expected[1][:4])
+    assert grown[-1] == 1
+
+
+def test_an_error_meanwhile_is_passed_on_and_leaves_nothing_open(store: Path) -> None:
+    def meanwhile() -> None:
+        raise StoreError("tokenizer.json: damaged.")
+
+    before = sorted(Path("/proc/self/fd").iterdir()) if Path("/proc/self/fd").exists() else []
+    threads = threading.active_count()
+    with pytest.raises(StoreError, match=r"tokenizer\.json: damaged"):
+        open_engine(store, meanwhile=meanwhile)
+    assert threading.active_count() == threads
+    if before:
+        assert sorted(Path("/proc/self/fd").iterdir()) == before
+
+
+def test_an_expert_lost_while_all_are_loaded_is_named(store: Path, tmp_path: Path, monkeypatch) -> None:
+    copy = shutil.copytree(store, tmp_path / "store")
+    opened = Store.open(copy)
+    lost = opened.record(2, 7)
+    os.truncate(lost.path, lost.offset + 100)
+    monkeypatch.setattr(Store, "check_sizes", lambda self: None)
+    with pytest.raises(ReadError, match=r"Layer 2, expert 7: it could not be read: experts-.* ends at byte"):
+        engine_with_slots(copy, EXPERTS)
+    lost.path.unlink()
+    with pytest.raises(ReadError, match=r"experts-.*: cannot be opened"):
+        engine_with_slots(copy, EXPERTS)
 
 
 class InterruptedProgram:

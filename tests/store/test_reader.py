@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,14 @@ def _edit(store: Store, change: Any) -> None:
     path.write_text(json.dumps(data))
 
 
+def _read_file(path: Path, offset: int, size: int, into: memoryview, past_the_cache: bool = True) -> None:
+    file = direct.PageFile(path, past_the_cache)
+    try:
+        file.read(offset, size, into)
+    finally:
+        file.close()
+
+
 def test_every_binary_file_is_valid_safetensors(made: Store) -> None:
     names = []
     for path in sorted(made.path.glob("*.safetensors")):
@@ -67,7 +77,7 @@ def test_resident_tensors_are_aligned_and_equal_to_the_file(made: Store) -> None
 def test_the_arena_has_the_size_that_was_told(made: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     allocate = direct.allocate_pages
-    monkeypatch.setattr("edgemoe.store.reader.allocate_pages", lambda size: asked.append(size) or allocate(size))
+    monkeypatch.setattr("edgemoe.store.resident.allocate_pages", lambda size: asked.append(size) or allocate(size))
     made.load_resident()
     assert asked == [made.resident_bytes]
 
@@ -92,18 +102,88 @@ def test_reads_that_direct_io_refuses_midway_go_on_through_the_cache(tmp_path: P
     refusals = []
     real = os.preadv
 
-    def refuse_once(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+    def refuse_once(descriptor: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
+        if flags:
+            raise BlockingIOError(11, "nothing is cached")
         if not refusals:
             refusals.append(offset)
             raise OSError(22, "Invalid argument")
         return real(descriptor, buffers, offset)
 
     monkeypatch.setattr(os, "preadv", refuse_once)
-    monkeypatch.setattr(direct, "open_direct", lambda p: (os.open(p, os.O_RDONLY), True))
+    monkeypatch.setattr(direct, "open_direct", lambda p, wanted: (os.open(p, os.O_RDONLY), True))
     memory = direct.allocate_pages(4 * 4096)
-    direct.read_pages(path, 4096, len(content) - 4096, memoryview(memory))
+    _read_file(path, 4096, len(content) - 4096, memoryview(memory))
     assert memory[: len(content) - 4096] == content[4096:]
     assert refusals == [4096]
+
+
+@pytest.mark.parametrize("cached", [0, 1, 4096, 8192, 12000])
+@pytest.mark.parametrize("way", ["direct", "plain", "neither tells nor refuses"])
+def test_what_is_cached_comes_from_the_cache_and_only_that(
+    cached: int, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = os.urandom(3 * 4096 + 100)
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    real, dropped = os.preadv, []
+
+    def read(descriptor: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
+        if flags and way == "neither tells nor refuses":
+            raise OSError(95, "Operation not supported")
+        if flags and offset >= cached:
+            raise BlockingIOError(11, "not cached")
+        return real(descriptor, [buffers[0][: cached - offset]] if flags else buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", read)
+
+    def advise(descriptor: int, start: int, size: int, advice: int) -> None:
+        if advice == os.POSIX_FADV_DONTNEED:
+            dropped.append((start, size))
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    memory = direct.allocate_pages(8 * 4096)
+    memory[len(content) :] = b"\xee" * (len(memory) - len(content))
+    _read_file(path, 0, len(content), memoryview(memory), way != "plain")
+    assert memory[: len(content)] == content
+    assert memory[4 * 4096 :] == b"\xee" * 4 * 4096  # nothing is written beyond the last page
+    assert not any(start < cached and way == "direct" for start, _ in dropped)  # others may want it
+
+
+def _cached_pages(path: Path) -> int:
+    """How many pages of a file of ours the page cache holds."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        address = ctypes.c_void_p(libc.mmap(None, ctypes.c_size_t(size), 1, 1, file.fileno(), ctypes.c_long(0)))
+    held = (ctypes.c_ubyte * -(-size // 4096))()
+    assert libc.mincore(address, ctypes.c_size_t(size), held) == 0
+    libc.munmap(address, ctypes.c_size_t(size))
+    return sum(page & 1 for page in held)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what its page cache holds")
+@pytest.mark.parametrize("cached", [0, 100])
+def test_the_page_cache_does_not_grow(cached: int, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    content = os.urandom(4000 * 4096)
+    with path.open("wb") as file:
+        file.write(content)
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if cached:
+        with path.open("rb", buffering=0) as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # nothing more than that
+            file.read(cached * 4096)
+    before = _cached_pages(path)
+    if before > 200:
+        pytest.skip("this file system keeps what it was told to drop")
+    memory = direct.allocate_pages(len(content))
+    _read_file(path, 0, len(content), memoryview(memory))
+    assert memory[:] == content
+    # no more than what was asked for in vain, should that have come too late to be dropped
+    assert _cached_pages(path) <= before + direct.CACHED_BYTES // 4096
 
 
 @pytest.mark.parametrize("native", [True, False])
@@ -137,8 +217,18 @@ def test_memory_that_cannot_be_had_is_told() -> None:
 def test_a_file_that_ends_early_while_it_is_read_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "resident.safetensors"
     path.write_bytes(bytes(5000))
-    with pytest.raises(StoreError, match=r"resident\.safetensors: ends before byte 20000"):
-        direct.read_pages(path, 0, 20000, memoryview(direct.allocate_pages(20480)))
+    with pytest.raises(direct.PageReadError, match=r"resident\.safetensors: byte 5000: the file ends"):
+        _read_file(path, 0, 20000, memoryview(direct.allocate_pages(20480)))
+
+
+def test_a_resident_file_that_was_cut_short_is_named(store: Store) -> None:
+    path = store.path / "resident.safetensors"
+    os.truncate(path, 5000)
+    with pytest.raises(StoreError, match=r"resident\.safetensors: ends at byte 5000"):
+        store.load_resident()
+    path.unlink()
+    with pytest.raises(StoreError, match=r"resident\.safetensors: cannot be read \(No such file"):
+        store.load_resident()
 
 
 def test_records_lie_at_pages(made: Store) -> None:

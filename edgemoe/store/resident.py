@@ -1,0 +1,90 @@
+"""The weights that every token needs, on their way from the resident file into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Union
+
+import numpy as np
+import numpy.typing as npt
+
+from edgemoe.errors import StoreError
+from edgemoe.kernels.checksum import as_written
+from edgemoe.kernels.formats import Matrix
+from edgemoe.store.bulk import BulkRead, Span
+from edgemoe.store.direct import PageReadError, allocate_pages
+from edgemoe.store.headers import PAGE_BYTES, round_up
+from edgemoe.store.manifest import MATRIX_ALIGNMENT_BYTES, ResidentTensor
+from edgemoe.store.manifest_parser import DAMAGED_HINT
+
+ResidentValue = Union[Matrix, npt.NDArray[np.float32]]
+
+
+class ResidentReading:
+    """Resident tensors on their way into one block of memory, which lives as long as they do.
+
+    What `tensors` views is theirs when `wait` has returned. Matrices are in kernel layout, vectors float32
+    `(elements,)`; each begins at a multiple of 64 bytes.
+    """
+
+    def __init__(self, path: Path, start: int, tensors: Sequence[ResidentTensor], memory_bytes: int) -> None:
+        """Begins. `start` is where the first tensor lies. Raises BudgetError, and StoreError without the file."""
+        self.tensors: dict[str, ResidentValue] = {}
+        self.bytes = memory_bytes
+        self._path = path
+        self._as_read: list[tuple[ResidentTensor, npt.NDArray[np.uint8]]] = []
+        self._vectors: list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]] = []
+        size = max((tensor.offset + tensor.bytes for tensor in tensors), default=start) - start
+        if not size:
+            self._reading = BulkRead(())
+            return
+        memory = allocate_pages(memory_bytes)
+        whole = np.frombuffer(memory, np.uint8)
+        # Vectors follow one another without gaps in the file: they are moved to aligned places behind it.
+        aligned = round_up(size, PAGE_BYTES)
+        for tensor in tensors:
+            data = whole[tensor.offset - start : tensor.offset - start + tensor.bytes]
+            self._as_read.append((tensor, data))
+            if tensor.format is not None:
+                self.tensors[tensor.name] = Matrix(data, tensor.format, tensor.rows, tensor.columns)
+                continue
+            place = whole[aligned : aligned + tensor.bytes]
+            self._vectors.append((place, data))
+            self.tensors[tensor.name] = place.view(np.float32)
+            aligned += round_up(tensor.bytes, MATRIX_ALIGNMENT_BYTES)
+        try:
+            self._reading = BulkRead([Span(path, start, size, memoryview(memory), self._finish)])
+        except OSError as problem:
+            raise _unreadable(path, problem.strerror or str(problem)) from problem
+
+    def wait(self) -> None:
+        """Return when every tensor is in its place.
+
+        Raises StoreError where the file cannot be read, or a tensor is not what was written.
+        """
+        try:
+            self._reading.wait()
+        except PageReadError as problem:
+            if problem.reason is not None:
+                raise _unreadable(problem.path, problem.reason) from problem
+            raise StoreError(f"{problem.path.name}: ends at byte {problem.offset}.", DAMAGED_HINT) from None
+
+    def close(self) -> None:
+        """Give the reading up, if it has not ended."""
+        self._reading.close()
+
+    def _finish(self) -> None:
+        for tensor, data in self._as_read:
+            if not as_written(data, tensor.sha256, tensor.crc32c):
+                raise StoreError(
+                    f"{self._path}: {tensor.name} at byte {tensor.offset} is not what was written"
+                    " (its checksum differs).",
+                    "Copy the store again, or convert it again; edgemoe verify tells what else is damaged.",
+                )
+        for place, data in self._vectors:
+            place[:] = data
+
+
+def _unreadable(path: Path, reason: str) -> StoreError:
+    return StoreError(f"{path.name}: cannot be read ({reason}).", "Check the disk, and the folder's permissions.")
