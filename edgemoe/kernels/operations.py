@@ -133,12 +133,20 @@ class Route:
     """The `K` experts of largest logit (the lower number on a tie), in falling order, and their weights.
 
     Weights are softmax over all logits; with `renormalise` they are softmax over the chosen `K`.
+
+    With `in_memory` the expert of largest logit is chosen as before, and the other `K - 1` by largest score (on a tie
+    by larger logit, then the lower number): `logit + bonus * (largest logit - smallest)` where `in_memory` is not 0,
+    else the logit; in float32, and without the bonus for a token whose range is not finite. The chosen stand in falling
+    order of their logits all the same, which their weights come from. The caller changes `in_memory` between runs.
+    Source of the idea: cache-conditional experts (Skliar et al. 2024, section 3).
     """
 
     logits: Floats  # (T, E)
     renormalise: bool
     experts: Integers  # (T, K)
     weights: Floats  # (T, K)
+    in_memory: Integers | None = None  # (E,)
+    bonus: float = 0.0  # 0 to 1
 
 
 @dataclass(frozen=True, eq=False)

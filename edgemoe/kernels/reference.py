@@ -164,15 +164,35 @@ def softmax(values: Doubles) -> Doubles:
     return result
 
 
-def route(logits: Floats, count: int, renormalise: bool) -> tuple[Integers, Floats]:
-    """Experts `(T, K)` of largest logit, the lower number on a tie, and their weights `(T, K)`."""
-    chosen = np.argsort(-logits, axis=1, kind="stable")[:, :count]
+def route(
+    logits: Floats, count: int, renormalise: bool, in_memory: Integers | None = None, bonus: float = 0.0
+) -> tuple[Integers, Floats]:
+    """Experts `(T, K)` of largest logit, the lower number on a tie, and their weights `(T, K)`.
+
+    With `in_memory` `(E,)` all but the first are chosen with a bonus for experts that are in memory (see `Route`).
+    """
+    chosen = np.argsort(-logits, axis=1, kind="stable")
+    if in_memory is not None:
+        scores = np.take_along_axis(_routing_scores(logits, in_memory, bonus), chosen, axis=1)
+        scores[:, 0] = np.inf
+        # ranks by logit; a stable sort leaves equal scores in that order
+        ranks = np.sort(np.argsort(-scores, axis=1, kind="stable")[:, :count], axis=1)
+        chosen = np.take_along_axis(chosen, ranks, axis=1)
+    chosen = chosen[:, :count]
     exact = logits.astype(np.float64)
     if renormalise:
         weights = softmax(np.take_along_axis(exact, chosen, axis=1))
     else:
         weights = np.take_along_axis(softmax(exact), chosen, axis=1)
     return chosen.astype(np.int32), _single(weights)
+
+
+def _routing_scores(logits: Floats, in_memory: Integers, bonus: float) -> Floats:
+    """Logits `(T, E)` with the bonus of experts that are in memory, every step in float32."""
+    with np.errstate(over="ignore"):
+        reach = logits.max(axis=1, keepdims=True) - logits.min(axis=1, keepdims=True)
+        reach[~np.isfinite(reach)] = 0
+        return np.where(in_memory != 0, logits + np.float32(bonus) * reach, logits)
 
 
 def gated_ffn(values: Floats, gate_up: Matrix, down: Matrix) -> Floats:

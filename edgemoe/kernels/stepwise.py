@@ -233,7 +233,7 @@ def _attention(kernels: StepwiseBackend, o: op.Attention, tokens: int, position:
 
 
 def _route(kernels: StepwiseBackend, o: op.Route, tokens: int, position: int) -> None:
-    chosen = kernels.route(o.logits[:tokens], o.experts.shape[1], o.renormalise)
+    chosen = kernels.route(o.logits[:tokens], o.experts.shape[1], o.renormalise, o.in_memory, o.bonus)
     o.experts[:tokens], o.weights[:tokens] = chosen
 
 

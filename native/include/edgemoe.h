@@ -170,13 +170,14 @@ typedef struct em_attention {
 } em_attention;
 
 typedef struct em_route {
-    const float *logits; /* (T, E) */
-    int32_t *experts;    /* (T, K) */
-    float *weights;      /* (T, K) */
+    const float *logits;      /* (T, E) */
+    int32_t *experts;         /* (T, K) */
+    float *weights;           /* (T, K) */
+    const int32_t *in_memory; /* (E): not 0 where an expert gets the bonus; or NULL */
     int32_t expert_count;
     int32_t used;
     int32_t renormalise;
-    int32_t reserved;
+    float bonus; /* as a share of each token's range of logits */
 } em_route;
 
 typedef struct em_gated_ffn {

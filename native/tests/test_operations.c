@@ -90,7 +90,7 @@ static void add_moe(model *m) {
     *router = (em_linear){.input = *m->hidden, .part_count = 2, .scale = 1};
     router->parts[0] = (em_linear_part){owned_matrix(m, EM_F32, EXPERTS, WIDTH), NULL, *m->logits};
     router->parts[1] = (em_linear_part){owned_matrix(m, EM_F32, 1, WIDTH), NULL, *m->shared_gate};
-    add(m, EM_ROUTE)->as.route = (em_route){*m->logits, *m->chosen, *m->weights, EXPERTS, USED, 1, 0};
+    add(m, EM_ROUTE)->as.route = (em_route){*m->logits, *m->chosen, *m->weights, NULL, EXPERTS, USED, 1, 0};
     em_gated_ffn *shared = &add(m, EM_GATED_FFN)->as.gated_ffn;
     *shared = (em_gated_ffn){*m->hidden, *m->shared, owned_matrix(m, EM_Q8, 2 * 48, WIDTH), {0}};
     shared->down = owned_matrix(m, EM_F16, WIDTH, FFN);
@@ -299,7 +299,7 @@ static void test_route_order(void) {
     int32_t chosen[2][6];
     float weights[2][6], sum = 0;
     em_operation operation = {.kind = EM_ROUTE};
-    operation.as.route = (em_route){*logits, *chosen, *weights, 6, 6, 1, 0};
+    operation.as.route = (em_route){*logits, *chosen, *weights, NULL, 6, 6, 1, 0};
     em_pool *pool;
     CHECK_STATUS(EM_OK, em_pool_create(1, 0, &pool));
     const em_scratch scratch = {NULL, 0};
@@ -310,6 +310,33 @@ static void test_route_order(void) {
     CHECK(fabsf(sum - 1) < 1e-6f && isnan(weights[0][5]));
     CHECK(fabsf(weights[1][1] / weights[1][0] - expf(-6.5f)) < 1e-6f);
     em_pool_destroy(pool);
+}
+
+/* With a bonus for experts in memory: the largest logit stays, scores choose the others, logits order them. */
+static void test_route_bonus(void) {
+    const float logits[4][6] = {
+        {0, 6, 5, 4, 3, 2}, {1, 1, 1, 1, 1, 1}, {NAN, 1, INFINITY, 2, 3, 2}, {3e38f, -3e38f, 1, 2, 3, 4}};
+    const int32_t in_memory[6] = {1, 0, 0, 1, 0, -7};
+    /* Of a range of 6 half is 3: scores 3, 6, 5, 7, 3, 5, with 2 before 5 by its logit. A range that is not finite gives
+     * no bonus. */
+    const int32_t expected[4][3] = {{1, 2, 3}, {0, 1, 2}, {2, 4, 3}, {0, 5, 4}};
+    for (int32_t set = 0; set < em_isa_count(); set++) {
+        int32_t chosen[4][3];
+        float weights[4][3];
+        em_operation operation = {.kind = EM_ROUTE};
+        operation.as.route = (em_route){*logits, *chosen, *weights, in_memory, 6, 3, 1, 0.5f};
+        em_pool *pool;
+        CHECK_STATUS(EM_OK, em_pool_create(2, 0, &pool));
+        const em_scratch scratch = {NULL, 0};
+        em_program program = {em_kernels_for(em_isa_name(set)), pool, &operation, &scratch, NULL, 1, 4, -1, 0};
+        CHECK_STATUS(EM_OK, em_program_run(&program, 4, 0));
+        CHECK(memcmp(chosen, expected, sizeof chosen) == 0);
+        CHECK(fabsf(weights[0][2] / weights[0][0] - expf(-2)) < 1e-6f); /* of the logits, not the scores */
+        operation.as.route.bonus = 1; /* scores 6, 6, 5, 10, 3, 8 */
+        CHECK_STATUS(EM_OK, em_program_run(&program, 1, 0));
+        CHECK(chosen[0][0] == 1 && chosen[0][1] == 3 && chosen[0][2] == 5);
+        em_pool_destroy(pool);
+    }
 }
 
 static void test_refusals(void) {
@@ -408,6 +435,7 @@ int main(void) {
     test_failed_arrivals();
     test_not_finite();
     test_route_order();
+    test_route_bonus();
     test_refusals();
     test_program_refusals();
     test_times();

@@ -160,6 +160,43 @@ def test_route(
     tolerance.assert_within(weights, expected_weights, tolerance.route(expected_weights, experts))
 
 
+@few_examples
+@given(st.integers(1, 70), st.integers(1, 70), token_counts, st.booleans(), st.booleans(), st.floats(0, 1), seeds)
+def test_route_with_a_bonus(
+    backend: Backend, experts: int, count: int, tokens: int, renormalise: bool, ties: bool, bonus: float, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    count = min(count, experts)
+    logits = numbers("normal", (tokens, experts), random) * np.float32(3)
+    logits = aligned_copy(np.round(logits / 2) if ties else logits)
+    in_memory = aligned_copy(random.integers(-1, 2, experts).astype(np.int32))
+    chosen, weights = aligned((tokens, count), np.int32), aligned((tokens, count), np.float32)
+    backend.program([op.Route(logits, renormalise, chosen, weights, in_memory, bonus)]).run(tokens, 0)
+    expected_experts, expected_weights = reference.route(logits, count, renormalise, in_memory, bonus)
+    assert np.array_equal(chosen, expected_experts)
+    tolerance.assert_within(weights, expected_weights, tolerance.route(expected_weights, experts))
+
+
+@few_examples
+@given(st.integers(1, 70), st.integers(1, 9), token_counts, st.booleans(), st.sampled_from(["none", "all", "0"]), seeds)
+def test_a_bonus_for_none_for_all_or_of_nothing_changes_no_bit(
+    any_backend: Backend, experts: int, count: int, tokens: int, renormalise: bool, case: str, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    count = min(count, experts)
+    # so close together that a large bonus rounds many to the same score
+    logits = aligned_copy(1e-7 * np.round(numbers("normal", (tokens, experts), random) * 9))
+    logits[:, 0] = random.choice(np.array([-1, 0, 1], np.float32), tokens)
+    in_memory = aligned((experts,), np.int32)
+    in_memory[:] = {"none": 0, "all": 1, "0": random.integers(0, 2)}[case]
+    outcomes = []
+    for with_bonus in ((), (in_memory, 0.0 if case == "0" else 0.9)):
+        chosen, weights = aligned((tokens, count), np.int32), aligned((tokens, count), np.float32)
+        any_backend.program([op.Route(logits, renormalise, chosen, weights, *with_bonus)]).run(tokens, 0)
+        outcomes.append(chosen.tobytes() + weights.tobytes())
+    assert outcomes[0] == outcomes[1]
+
+
 @pytest.mark.parametrize("logits", [[5.0, 5.0, 5.0, 5.0], [-1e30, 1e30, -1e30, 1e30], [1e-42, 0.0, -1e-42, 2e-42]])
 def test_route_at_the_edges(backend: Backend, logits: list[float]) -> None:
     rows = aligned_copy(np.array([logits], np.float32))

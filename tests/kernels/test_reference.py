@@ -174,6 +174,20 @@ def test_silu_of_a_very_negative_gate_is_zero() -> None:
     assert output[0, 0] == 0
 
 
+def test_route_prefers_what_is_in_memory_but_keeps_the_best_and_the_weights_of_the_logits() -> None:
+    logits = np.array([[0, 6, 5, 4, 3, 2]], np.float32)
+    in_memory = np.array([1, 0, 0, 1, 0, 9], np.int32)  # half of the range is 3: scores 3, 6, 5, 7, 3, 5
+    experts, weights = reference.route(logits, 3, True, in_memory, 0.5)
+    assert experts.tolist() == [[1, 2, 3]]
+    experts, weights = reference.route(logits, 3, True, in_memory, 1.0)  # scores 6, 6, 5, 10, 3, 8
+    assert experts.tolist() == [[1, 3, 5]]
+    shares = np.exp([6.0, 4.0, 2.0])
+    assert weights[0] == pytest.approx(shares / shares.sum(), rel=1e-6)
+    experts, weights = reference.route(logits, 1, False, in_memory, 1.0)
+    assert experts.tolist() == [[1]]  # whatever the bonus of others
+    assert weights[0, 0] == pytest.approx(np.exp(6.0) / np.exp(logits[0].astype(np.float64)).sum(), rel=1e-6)
+
+
 def test_combine_weighs_the_routed_and_gates_the_shared() -> None:
     routed = np.array([[[1.0, 2.0], [10.0, 20.0]]], np.float32)
     weights, shared = np.array([[0.75, 0.25]], np.float32), np.array([[100.0, 200.0]], np.float32)

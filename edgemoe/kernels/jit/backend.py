@@ -129,11 +129,17 @@ class JitBackend(StepwiseBackend):
         self._share(kv_heads, 2 * tokens * heads * width * length, work)
         return output.reshape(tokens, heads, width)
 
-    def route(self, logits: Floats, count: int, renormalise: bool) -> tuple[Integers, Floats]:
+    def route(
+        self, logits: Floats, count: int, renormalise: bool, in_memory: Integers | None = None, bonus: float = 0.0
+    ) -> tuple[Integers, Floats]:
         """Experts `(T, K)` of largest logit, the lower number on a tie, and their weights `(T, K)`."""
         experts = np.empty((len(logits), count), np.int32)
         weights = np.empty((len(logits), count), np.float32)
-        layers.route(logits, renormalise, experts, weights)
+        if in_memory is None:
+            layers.choose(logits, experts)
+        else:
+            layers.choose_with_bonus(logits, in_memory, np.float32(bonus), experts)
+        layers.weigh(logits, renormalise, experts, weights)
         return experts, weights
 
     def gated_ffn(self, values: Floats, gate_up: Matrix, down: Matrix) -> Floats:

@@ -192,20 +192,62 @@ def attend(
 
 
 @jit
-def route(logits: Floats, renormalise: bool, experts: Integers, weights: Floats) -> None:
-    """Logits `(T, E)` to experts and weights `(T, K)`."""
-    tokens, count = experts.shape
-    taken = np.empty(logits.shape[1], np.bool_)
-    for t in range(tokens):
-        for expert in range(logits.shape[1]):
-            taken[expert] = False
-        for k in range(count):
+def _list_largest(values: Floats, left: npt.NDArray[np.bool_], chosen: Integers) -> None:
+    """The experts of largest value among those `left` (they no longer are), the lower number on a tie, `(K,)`."""
+    for k in range(len(chosen)):
+        best = -1
+        for expert in range(len(values)):
+            if left[expert] and (best < 0 or values[expert] > values[best]):
+                best = expert
+        left[best] = False
+        chosen[k] = best
+
+
+@jit
+def choose(logits: Floats, experts: Integers) -> None:
+    """The `K` experts of largest logit: logits `(T, E)` to experts `(T, K)`."""
+    for t in range(len(experts)):
+        _list_largest(logits[t], np.ones(logits.shape[1], np.bool_), experts[t])
+
+
+@jit
+def choose_with_bonus(logits: Floats, in_memory: Integers, bonus: np.float32, experts: Integers) -> None:
+    """As `choose`, but with `bonus` of each token's range of logits for experts that are in memory, `(E,)`."""
+    count = logits.shape[1]
+    scores = np.empty(count, np.float32)
+    for t in range(len(experts)):
+        row = logits[t]
+        reach = row.max() - row.min()
+        if not np.isfinite(reach):
+            reach = _ZERO
+        first = 0
+        for expert in range(count):
+            scores[expert] = row[expert] + bonus * reach if in_memory[expert] != 0 else row[expert]
+            if row[expert] > row[first]:
+                first = expert
+        taken = np.zeros(count, np.bool_)
+        taken[first] = True
+        for _ in range(experts.shape[1] - 1):
             best = -1
-            for expert in range(logits.shape[1]):
-                if not taken[expert] and (best < 0 or logits[t, expert] > logits[t, best]):
+            for expert in range(count):
+                if not taken[expert] and (
+                    best < 0
+                    or scores[expert] > scores[best]
+                    or (scores[expert] == scores[best] and row[expert] > row[best])
+                ):
                     best = expert
             taken[best] = True
-            experts[t, k] = best
+        _list_largest(row, taken, experts[t])
+
+
+@jit
+def weigh(logits: Floats, renormalise: bool, experts: Integers, weights: Floats) -> None:
+    """The weights `(T, K)` of chosen experts, whose first is the one of largest logit."""
+    tokens, count = experts.shape
+    for t in range(tokens):
+        taken = np.zeros(logits.shape[1], np.bool_)
+        for k in range(count):
+            taken[experts[t, k]] = True
         largest = np.float64(logits[t, experts[t, 0]])
         total = 0.0
         for expert in range(logits.shape[1]):

@@ -207,6 +207,10 @@ def _fill_route(binder: _Binder, s: st.RouteStruct, o: op.Route) -> None:
     s.experts = binder.rows("experts", o.experts, (s.used,), np.int32, writable=True)
     s.weights = binder.rows("weights", o.weights, (s.used,), writable=True)
     s.renormalise = o.renormalise
+    if o.in_memory is not None:
+        s.in_memory = binder.address("in_memory", o.in_memory, np.int32, (s.expert_count,))
+        binder.require(0 <= o.bonus <= 1, "bonus", "0 to 1", o.bonus)
+        s.bonus = o.bonus
 
 
 def _fill_gated_ffn(binder: _Binder, s: st.GatedFfnStruct, o: op.GatedFfn) -> None:

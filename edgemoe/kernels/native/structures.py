@@ -127,10 +127,11 @@ class RouteStruct(ctypes.Structure):
         ("logits", c_void_p),
         ("experts", c_void_p),
         ("weights", c_void_p),
+        ("in_memory", c_void_p),
         ("expert_count", c_int32),
         ("used", c_int32),
         ("renormalise", c_int32),
-        ("reserved", c_int32),
+        ("bonus", c_float),
     ]
 
 

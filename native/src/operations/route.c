@@ -1,4 +1,7 @@
-/* The router's choice: the largest logits of each token and their softmax. */
+/* The router's choice: the largest logits of each token and their softmax.
+ *
+ * With a bonus for experts in memory (off by default, and lossy) the largest logit is chosen as ever, and the others by
+ * score. Every step of a score is one float32 operation, so that all instruction sets choose alike. */
 #include "../operations.h"
 
 #include <math.h>
@@ -28,6 +31,57 @@ static int32_t next_best(const float *logits, int32_t count, int32_t previous) {
     return best;
 }
 
+/* What experts are chosen by where some get a bonus. */
+typedef struct scoring {
+    const float *logits;
+    const int32_t *in_memory;
+    float bonus; /* in units of the logits */
+} scoring;
+
+/* The bonus is a share of the range of the logits that are numbers; 0 where that range is not finite. */
+static scoring scoring_of(const em_route *r, const float *logits) {
+    float largest = -INFINITY, smallest = INFINITY;
+    for (int32_t e = 0; e < r->expert_count; e++) {
+        if (logits[e] > largest) largest = logits[e];
+        if (logits[e] < smallest) smallest = logits[e];
+    }
+    const float reach = largest - smallest;
+    return (scoring){logits, r->in_memory, isfinite(reach) ? r->bonus * reach : 0};
+}
+
+static inline float score(const scoring *s, int32_t e) {
+    return s->in_memory[e] ? s->logits[e] + s->bonus : s->logits[e];
+}
+
+/* By falling score; on a tie by falling logit, then by number. */
+static bool scores_before(const scoring *s, int32_t a, int32_t b) {
+    const float x = score(s, a), y = score(s, b);
+    if (comes_before(x, y) || comes_before(y, x)) return comes_before(x, y);
+    const float logit_a = s->logits[a], logit_b = s->logits[b];
+    if (comes_before(logit_a, logit_b) || comes_before(logit_b, logit_a)) return comes_before(logit_a, logit_b);
+    return a < b;
+}
+
+/* The expert of largest logit, then those of largest score, all in falling order of their logits. */
+static void choose_with_bonus(const em_route *r, const float *logits, int32_t *experts) {
+    const scoring s = scoring_of(r, logits);
+    const scoring by_logit = {logits, r->in_memory, 0};
+    const int32_t first = next_best(logits, r->expert_count, -1);
+    int32_t previous = -1;
+    experts[0] = first;
+    for (int32_t k = 1; k < r->used; k++) {
+        int32_t best = -1;
+        for (int32_t e = 0; e < r->expert_count; e++) {
+            if (e == first || (previous >= 0 && !scores_before(&s, previous, e))) continue;
+            if (best < 0 || scores_before(&s, e, best)) best = e;
+        }
+        previous = best;
+        int32_t place = k;
+        for (; scores_before(&by_logit, best, experts[place - 1]); place--) experts[place] = experts[place - 1];
+        experts[place] = best;
+    }
+}
+
 static float sum_of_exponentials(const em_kernels *kernels, const float *logits, int32_t count, float largest) {
     float sum = 0;
     for (int32_t start = 0; start < count; start += EXPONENTIALS_AT_ONCE) {
@@ -43,10 +97,14 @@ static void route_token(const em_route *r, const em_kernels *kernels, int64_t to
     const float *logits = r->logits + token * r->expert_count;
     int32_t *experts = r->experts + token * r->used;
     float *weights = r->weights + token * r->used;
-    for (int32_t k = 0; k < r->used; k++) {
-        experts[k] = next_best(logits, r->expert_count, k ? experts[k - 1] : -1);
-        weights[k] = logits[experts[k]];
+    if (r->in_memory) {
+        choose_with_bonus(r, logits, experts);
+    } else {
+        for (int32_t k = 0; k < r->used; k++) {
+            experts[k] = next_best(logits, r->expert_count, k ? experts[k - 1] : -1);
+        }
     }
+    for (int32_t k = 0; k < r->used; k++) weights[k] = logits[experts[k]];
     /* A NaN is chosen last but spoils a sum over all: then, as in the reference, every weight is NaN. */
     const float largest = weights[0];
     float sum = r->renormalise ? sum_of_exponentials(kernels, weights, r->used, largest)

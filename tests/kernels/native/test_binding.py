@@ -169,6 +169,15 @@ def test_faulty_combine_and_route_are_named(backend: NativeBackend) -> None:
             backend.program([op.Combine(residual, 1.0, *parts)])
     with pytest.raises(KernelError, match="at most 3 per token"):
         backend.program([op.Route(floats(TOKENS, 3), True, np.zeros((TOKENS, 4), np.int32), floats(TOKENS, 4))])
+    chosen = np.zeros((TOKENS, 2), np.int32)
+    for table, bonus, message in (
+        (np.zeros(4, np.int32), 0.5, r"in_memory: expected shape \(3,\)"),
+        (np.zeros(3, np.int64), 0.5, "in_memory: expected int32"),
+        (np.zeros(3, np.int32), 1.5, "bonus: expected 0 to 1"),
+        (np.zeros(3, np.int32), float("nan"), "bonus: expected 0 to 1"),
+    ):
+        with pytest.raises(KernelError, match=message):
+            backend.program([op.Route(floats(TOKENS, 3), True, chosen, floats(TOKENS, 2), table, bonus)])
 
 
 def test_runs_outside_their_buffers_are_refused(backend: NativeBackend, random: np.random.Generator) -> None:
