@@ -31,6 +31,10 @@ def load(
     policy: str = "lru",
     prediction: str = "auto",
     warm_start: bool = True,
+    *,
+    cache_aware_routing: float = 0.0,
+    drop_cold: float = 0.0,
+    experts_used: int | None = None,
 ) -> Model:
     """Open a store (None: the bundled model) within a memory budget; use the result in a `with` block.
 
@@ -39,6 +43,9 @@ def load(
     Where not all experts fit, `policy` says which one leaves for another (`lru`, `lfu`, `lruf`), and `prediction`
     whether experts are read ahead on a guess (`on`, `off`, or `auto`, by trial); `warm_start` reads in those that were
     in RAM as the model was last closed (noted in the user's cache). None of these changes an answer.
+    What follows is lossy and off by default (docs/performance.md has prices): `cache_aware_routing` (0 to 1) prefers
+    experts that are in memory, `drop_cold` (0 to 1) does without those that are not and whose share of a token is
+    below it, `experts_used` is a smaller number of experts for each token.
     Raises StoreError, BudgetError and UsageError (`edgemoe.errors`).
     """
     from edgemoe.session.model import load as load_model
@@ -52,6 +59,9 @@ def load(
         policy=policy,
         prediction=prediction,
         warm_start=warm_start,
+        cache_aware_routing=cache_aware_routing,
+        drop_cold=drop_cold,
+        experts_used=experts_used,
     )
 
 

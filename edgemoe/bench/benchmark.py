@@ -30,6 +30,7 @@ from edgemoe.experts.trace import read_trace
 from edgemoe.kernels.select import KernelChoice
 from edgemoe.model.description import store_spec
 from edgemoe.model.forced_routing import ForcedRouting
+from edgemoe.model.lossy import EXACT, LossySettings
 from edgemoe.model.memory import LEAST_CONTEXT_TOKENS, format_size, parse_size
 from edgemoe.model.spec import ModelSpec
 from edgemoe.model.speed import MachineRates, token_work
@@ -55,6 +56,7 @@ class Benchmark:
         engine_options: Mapping[str, Any] | None = None,
         routing: Path | None = None,
         trace: Path | None = None,
+        lossy: LossySettings = EXACT,
     ) -> None:
         """`kernels` is what `describe_backend` chose; with `limit_bytes` each engine runs in a group of so much memory.
 
@@ -68,11 +70,12 @@ class Benchmark:
         self.peer = peer
         self.limit_bytes = limit_bytes
         self.engine_options = dict(engine_options or {})
+        self.lossy = lossy
         self.store = Store.open(model)
         self.routing = ForcedRouting(read_trace(routing), str(routing)) if routing is not None else None
         self.trace = trace
         self._stored: ModelSpec = store_spec(self.store)
-        self.spec = self._stored if self.routing is None else self.routing.apply_to(self._stored)
+        self.spec = lossy.applied_to(self._stored) if self.routing is None else self.routing.apply_to(self._stored)
         self.assumed_routing: Routing = uniform_routing() if routing is None else traced_routing(routing)
         """What predictions assume: of random tokens, or of a trace."""
         self._progress = progress
@@ -143,6 +146,7 @@ class Benchmark:
             **self.engine_options,
             "routing": self.routing.name if self.routing is not None else None,
             "trace": str(self.trace) if self.trace is not None else None,
+            "lossy": self.lossy.to_json(),
         }
 
     def _measure_startup(self) -> dict[str, list[float]]:

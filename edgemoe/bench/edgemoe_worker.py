@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +16,7 @@ from edgemoe.bench.protocol import serve
 from edgemoe.experts.trace import read_trace
 from edgemoe.model.engine import Engine, open_engine
 from edgemoe.model.forced_routing import ForcedRouting
+from edgemoe.model.lossy import LossySettings
 from edgemoe.model.recorder import RoutingRecorder, recording
 from edgemoe.process import major_faults, peak_rss_bytes
 from edgemoe.session.default_model import model_name
@@ -39,6 +40,7 @@ class EdgemoeWorker:
         context: int | None,
         routing: str | None = None,
         trace: str | None = None,
+        lossy: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> dict[str, Any]:
         """Open a store; the answer says which kernels and how much memory it got, and what a token reads.
@@ -47,7 +49,8 @@ class EdgemoeWorker:
         that are given by name only.
         """
         forced = ForcedRouting(read_trace(routing), routing) if routing is not None else None
-        self.engine = open_engine(model, ram, threads, context, routing=forced, **options)
+        settings = LossySettings.from_json(lossy or {})
+        self.engine = open_engine(model, ram, threads, context, routing=forced, lossy=settings, **options)
         if trace is not None:
             name = model_name(Path(model))
             self.recorder = self._recording.enter_context(recording(self.engine, trace, model=name))
@@ -65,6 +68,7 @@ class EdgemoeWorker:
                 "chunk_tokens": memory.chunk_tokens,
                 "direct_reads": self.engine.direct_reads,
             },
+            "lossy": self.engine.lossy.to_json(),
             "weight_bytes": traffic.weight_bytes,
             "kv_bytes_per_position": traffic.kv_bytes_per_position,
         }
@@ -81,7 +85,7 @@ class EdgemoeWorker:
         engine.forward(prompt)
         prompted_s = time.perf_counter()
         engine.turn.begin_decoding()
-        uses, statistics, faults = engine.expert_uses.copy(), _counters(engine), major_faults()
+        uses, statistics, faults = engine.expert_uses.copy(), counters(engine), major_faults()
         after_prompt = engine.ledger
         continued_s = time.perf_counter()
         for token in continuation:
@@ -93,7 +97,7 @@ class EdgemoeWorker:
             "major_faults": major_faults() - faults,
             "loaded_experts": int(np.count_nonzero(engine.resident_experts())),
             "distinct_experts": np.count_nonzero(engine.expert_uses - uses, axis=1).tolist(),
-            **{name: value - statistics[name] for name, value in _counters(engine).items()},
+            **{name: value - statistics[name] for name, value in counters(engine).items()},
         }
         if steps is not None:
             answer["routing"] = asdict(steps)
@@ -117,12 +121,14 @@ class EdgemoeWorker:
         return answer
 
 
-def _counters(engine: Engine) -> dict[str, int]:
+def counters(engine: Engine) -> dict[str, int]:
+    """What an engine has counted since it was opened."""
     statistics = engine.statistics
     cache = statistics.cache
     return {
         "expert_hits": statistics.expert_hits,
         "expert_misses": statistics.expert_misses,
+        "expert_drops": statistics.expert_drops,
         "disk_bytes": statistics.disk_bytes,
         "predicted_reads": cache.predicted_reads,
         "predicted_bytes": cache.predicted_bytes,

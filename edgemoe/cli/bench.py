@@ -59,19 +59,46 @@ def bench(
     ] = None,
     policy: shared.PolicyOption = "lru",
     prediction: shared.PredictionOption = "auto",
+    cache_aware_routing: shared.CacheAwareOption = 0.0,
+    drop_cold: shared.DropColdOption = 0.0,
+    experts_used: shared.ExpertsUsedOption = None,
+    price: Annotated[bool, typer.Option("--price", help="Measure what the lossy options cost, and what for.")] = False,
+    text: Annotated[
+        Path | None,
+        typer.Option("--text", metavar="FILE", help="The text to measure that on.", show_default="one that is here"),
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", metavar="N", help="Positions of it.", show_default="1000")
+    ] = None,
     debug: shared.DebugOption = False,
 ) -> None:
     """Measure decoding, prefill and start-up on random tokens, and where the time goes.
 
     Rates are medians over rounds. Engines take turns in every round, each in a process of its own. Where experts are
     streamed, the disk's rate is measured in every round too, and speed is held against the lower of the two limits.
+    With --price instead the lossless and the lossy model read the same text, and are compared.
     """
+    from edgemoe.model.lossy import LossySettings
+
+    lossy = LossySettings(cache_aware_routing, drop_cold, experts_used)
+    if price:
+        if against is not None or plot is not None or routing is not None:
+            raise UsageError("--price measures nothing with --against, --plot or --routing.", "Leave them out.")
+        from edgemoe.cli.price import measure_price, write_price
+
+        write = shared.file_writer(json_file, write_price)
+        write(measure_price(model, lossy, threads, ram, text, tokens))
+        return
+    if text is not None or tokens is not None:
+        raise UsageError("--text and --tokens are for --price.", "Give that too, with a lossy option.")
     if against is None and (gguf is not None or mmap or peer_decode is not None):
         raise UsageError(
             "--gguf, --mmap and --peer-decode are for another engine.", "Name it with --against llama.cpp."
         )
     if against is not None and routing is not None:
         raise UsageError("--routing cannot be forced upon another engine.", "Leave --against or --routing out.")
+    if routing is not None and lossy.on:
+        raise UsageError("--routing takes the routing from a trace: lossy options cannot change it.", "Leave them out.")
     write_json, write_plot = shared.file_writer(json_file, _write_json), _plotter(plot)
 
     from contextlib import ExitStack
@@ -80,6 +107,7 @@ def bench(
     from edgemoe.bench.measure import Settings
     from edgemoe.bench.peers import check_peer, open_peer
     from edgemoe.cli.bench_tables import report_tables
+    from edgemoe.cli.lossy import tell_lossy
     from edgemoe.cli.render import ProgressBar
     from edgemoe.cli.screen import open_screen
     from edgemoe.kernels.select import describe_backend
@@ -107,8 +135,10 @@ def bench(
             {"policy": policy, "prediction": prediction},
             routing,
             trace.path if trace is not None else None,
+            lossy,
         )
         report = benchmark.run()
+    tell_lossy(folder, lossy, LossySettings.from_json(report.edgemoe.about["lossy"]), model, ram)
     screen = open_screen()
     for title, rows in report_tables(report):
         screen.table(rows, title)

@@ -37,6 +37,9 @@ def chat(
     prediction: shared.PredictionOption = "auto",
     no_warm_start: shared.NoWarmStartOption = False,
     trace: TraceOption = None,
+    cache_aware_routing: shared.CacheAwareOption = 0.0,
+    drop_cold: shared.DropColdOption = 0.0,
+    experts_used: shared.ExpertsUsedOption = None,
     debug: shared.DebugOption = False,
 ) -> None:
     """Talk with a model. Through a pipe each line of stdin is a message, and answers are plain text."""
@@ -44,10 +47,13 @@ def chat(
         raise UsageError(f"--max-tokens: expected 1 or more, found {max_tokens}.", "See edgemoe chat --help.")
 
     from edgemoe.cli.compiling import compiling_told
+    from edgemoe.cli.lossy import lossy_line, tell_lossy
     from edgemoe.cli.repl import Repl
     from edgemoe.cli.screen import Plain, open_screen
+    from edgemoe.model.lossy import LossySettings
     from edgemoe.session.model import load as load_model
 
+    asked = LossySettings(cache_aware_routing, drop_cold, experts_used)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     screen = open_screen() if interactive else Plain()
     read = read_line
@@ -57,19 +63,22 @@ def chat(
         read = prompt_reader()
     # loaded last, so that the memory plan counts what was imported above
     with screen.waiting("loading the model"):
-        opened = load_model(model, ram, threads, context, kv, policy, prediction, not no_warm_start)
+        opened = load_model(model, ram, threads, context, kv, policy, prediction, not no_warm_start, **asked.to_json())
     with opened, compiling_told(opened), traced(opened.engine, trace):
         sampling = shared.sampling_options(opened, temperature, top_k, top_p, min_p, seed)
         session = opened.chat(system, sampling, max_tokens)
         if load is not None:
             session.load(Path(os.path.expanduser(load)))  # noqa: PTH111 (it leaves an unknown ~user as it is)
-        screen.note(greeting(opened))
+        used = opened.engine.lossy
         repl = Repl(opened, session, screen, interactive)
         if not interactive:
+            tell_lossy(opened.folder, asked, used, model, ram)
             repl.run(read)
             return
         from edgemoe.cli.kept_chat import kept_if_ended, take_kept
 
+        lossy = f"\n{lossy_line(opened.folder, asked, used, model, ram)}" if asked.on else ""
+        screen.note(greeting(opened) + lossy)
         if kept := take_kept():
             screen.note(f"the last conversation was cut off; it is kept: /load {kept}")
         with kept_if_ended(session):

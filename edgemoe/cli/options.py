@@ -78,6 +78,33 @@ NoWarmStartOption = Annotated[
     bool,
     typer.Option("--no-warm-start", help="Do not read in what the last session left hot, and note nothing."),
 ]
+CacheAwareOption = Annotated[
+    float,
+    typer.Option(
+        "--cache-aware-routing",
+        metavar="LAMBDA",
+        help="Lossy, 0 to 1: prefer experts that are in memory.",
+        show_default="0, off",
+    ),
+]
+DropColdOption = Annotated[
+    float,
+    typer.Option(
+        "--drop-cold",
+        metavar="TAU",
+        help="Lossy, 0 to 1: skip experts that are not in memory and whose share of a token is less.",
+        show_default="0, off",
+    ),
+]
+ExpertsUsedOption = Annotated[
+    int | None,
+    typer.Option(
+        "--experts-used",
+        metavar="K",
+        help="Lossy: fewer experts for each token than the model's own number.",
+        show_default="the model's",
+    ),
+]
 SystemOption = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System message.", callback=_system)]
 TemperatureOption = Annotated[
     float | None,

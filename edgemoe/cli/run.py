@@ -40,6 +40,9 @@ def run(
     prediction: shared.PredictionOption = "auto",
     no_warm_start: shared.NoWarmStartOption = False,
     trace: TraceOption = None,
+    cache_aware_routing: shared.CacheAwareOption = 0.0,
+    drop_cold: shared.DropColdOption = 0.0,
+    experts_used: shared.ExpertsUsedOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object when the answer is done.")] = False,
     debug: shared.DebugOption = False,
 ) -> None:
@@ -53,13 +56,14 @@ def run(
     text = read_prompt(prompt)
 
     from edgemoe.cli.compiling import compiling_told
+    from edgemoe.cli.lossy import lossy_json, tell_lossy
+    from edgemoe.model.lossy import LossySettings
     from edgemoe.session.model import finished, load
 
-    with (
-        load(model, ram, threads, context, kv, policy, prediction, not no_warm_start) as opened,
-        compiling_told(opened),
-        traced(opened.engine, trace),
-    ):
+    asked = LossySettings(cache_aware_routing, drop_cold, experts_used)
+    opening = load(model, ram, threads, context, kv, policy, prediction, not no_warm_start, **asked.to_json())
+    with opening as opened, compiling_told(opened), traced(opened.engine, trace):
+        tell_lossy(opened.folder, asked, opened.engine.lossy, model, ram)
         sampling = shared.sampling_options(opened, temperature, top_k, top_p, min_p, seed)
         prompt_ids = opened.encode(text) if raw else opened.encode_chat(text, system)
         if as_json:
@@ -71,7 +75,8 @@ def run(
                     sys.stdout.write(printable(piece) if sys.stdout.isatty() else piece)
                     sys.stdout.flush()
         result = finished(generation)
-        print(json.dumps(result.to_json(), ensure_ascii=False) if as_json else "", flush=True)
+        told = {**result.to_json(), **lossy_json(opened, asked, ram)}
+        print(json.dumps(told, ensure_ascii=False) if as_json else "", flush=True)
     if result.finish_reason == "interrupted":
         raise typer.Exit(INTERRUPTED)
 

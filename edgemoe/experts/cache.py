@@ -70,6 +70,8 @@ class CacheStatistics:
     """Those of them that the prediction had named: recall = predicted_uses / predictable_uses."""
     warm_bytes: int = 0
     """Of experts that the last session left hot, read in at the start; neither demanded nor predicted."""
+    dropped: int = 0
+    """Routed experts that were absent and not asked for, as their weight was small (a lossy setting)."""
     wait_ns: int = 0
     """Time for which the cache itself waited for reads; kernels count what they await."""
 

@@ -138,7 +138,7 @@ class Route:
     by larger logit, then the lower number): `logit + bonus * (largest logit - smallest)` where `in_memory` is not 0,
     else the logit; in float32, and without the bonus for a token whose range is not finite. The chosen stand in falling
     order of their logits all the same, which their weights come from. The caller changes `in_memory` between runs.
-    Source of the idea: cache-conditional experts (Skliar et al. 2024, section 3).
+    Source of the idea: cache-conditional experts (Skliar et al. 2024, arXiv 2412.00099).
     """
 
     logits: Floats  # (T, E)

@@ -40,6 +40,7 @@ class LayerRouting:
     predicted_weights: op.Floats  # (1, K)
     slots: op.Integers  # (E,): slot of each expert, or -1
     residency: npt.NDArray[np.bool_]  # (E,): whether those asked for were in RAM then; kept only while recording
+    in_memory: op.Integers | None  # (E,): experts that cache-aware routing prefers; None without it
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,10 +67,12 @@ class Decoder:
         expert_layouts: Sequence[op.ExpertLayout | None],
         arrivals: op.Arrivals | None = None,
         forced_routing: bool = False,
+        cache_aware_routing: float = 0.0,
     ) -> None:
         """`arrivals`: records may still be on their way when the experts of a layer are run.
 
-        With `forced_routing` no router writes to `routing`: someone else does, before each step.
+        With `forced_routing` no router writes to `routing`: someone else does, before each step. With
+        `cache_aware_routing` above 0 experts marked in `LayerRouting.in_memory` get that bonus.
         """
         self.spec = spec
         self._weights = weights
@@ -79,10 +82,12 @@ class Decoder:
         self._layouts = expert_layouts
         self._arrivals = arrivals
         self._forced_routing = forced_routing
+        self._bonus = cache_aware_routing
         self._parts: dict[op.Operation, Part] = {}
         tokens = len(workspace.ids)
         self.routing = [
-            _allocate_routing(layer.ffn, tokens) if isinstance(layer.ffn, MoeSpec) else None for layer in spec.layers
+            _allocate_routing(layer.ffn, tokens, cache_aware_routing > 0) if isinstance(layer.ffn, MoeSpec) else None
+            for layer in spec.layers
         ]
         embed = op.Embed(workspace.ids, self._matrix("embedding"), spec.embedding_scale, workspace.residual)
         self.embed = self._part("embedding", embed)
@@ -131,7 +136,7 @@ class Decoder:
             "router",
             norm,
             self._product(prefix + "router", space.normed, logits),
-            op.Route(logits, moe.renormalise, chosen.experts, chosen.weights),
+            op.Route(logits, moe.renormalise, chosen.experts, chosen.weights, routing.in_memory, self._bonus),
         )
         beside = []
         if moe.shared_width:
@@ -234,7 +239,7 @@ class Decoder:
         return weight
 
 
-def _allocate_routing(moe: MoeSpec, tokens: int) -> LayerRouting:
+def _allocate_routing(moe: MoeSpec, tokens: int, cache_aware: bool) -> LayerRouting:
     used = moe.experts_per_token
     return LayerRouting(
         experts=np.zeros((tokens, used), np.int32),
@@ -243,4 +248,5 @@ def _allocate_routing(moe: MoeSpec, tokens: int) -> LayerRouting:
         predicted_weights=np.zeros((1, used), np.float32),
         slots=np.full(moe.experts, -1, np.int32),
         residency=np.ones(moe.experts, np.bool_),
+        in_memory=np.zeros(moe.experts, np.int32) if cache_aware else None,
     )

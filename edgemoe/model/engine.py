@@ -5,6 +5,7 @@ Letters: `T` tokens, `V` vocabulary, `L` layers, `E` experts (of the layer that 
 Invariants:
 - `forward` appends to the KV cache; `rewind` forgets from a position on. Nothing else is remembered
   between calls that could change an answer: not the budget, the cache, threads, or how ids are grouped in calls.
+  (Lossy settings, off by default, let the cache's contents change answers, and so the budget and how ids are grouped.)
 - A forward that fails leaves `position` where it was; what it wrote beyond is never read.
 """
 
@@ -33,6 +34,8 @@ from edgemoe.model.decoder import Decoder, LayerRouting
 from edgemoe.model.description import store_spec
 from edgemoe.model.forced_routing import ForcedRouting
 from edgemoe.model.ledger import Programs, TimeLedger
+from edgemoe.model.lossy import EXACT, LossySettings
+from edgemoe.model.lossy_routing import LossyRouting
 from edgemoe.model.memory import (
     HEAD_ROWS,
     KvFormat,
@@ -71,6 +74,11 @@ class EngineStatistics:
         return self.cache.misses
 
     @property
+    def expert_drops(self) -> int:
+        """Experts that were routed to, absent, and done without (`LossySettings.drop_cold`)."""
+        return self.cache.dropped
+
+    @property
     def disk_bytes(self) -> int:
         """Bytes of experts read from disk for tokens (not those loaded at the start)."""
         return self.cache.read_bytes
@@ -105,9 +113,14 @@ class Engine:
         warm_start: bool = False,
         routing: ForcedRouting | None = None,
         resident: ResidentReading | None = None,
+        lossy: LossySettings = EXACT,
     ) -> None:
-        """`resident`: the weights that every token needs, where their reading has begun before."""
+        """`spec` is what runs: the store's, with `routing` or `lossy` applied to it.
+
+        `resident`: the weights that every token needs, where their reading has begun before.
+        """
         self.store = store
+        self.lossy = lossy.effective(memory.all_resident)
         self.spec = spec
         self.memory = memory
         self.backend = backend
@@ -140,16 +153,26 @@ class Engine:
                 if backend.can_await(self._reader):
                     arrivals = Arrivals(self._reader, cache.tickets, READ_TIMEOUT_SECONDS)
                     cache.kernels_await = True
-            layouts, forced = store.expert_layouts, routing is not None
-            decoder = Decoder(spec, resident.tensors, self._space, kv_cache, arena, layouts, arrivals, forced)
+            decoder = Decoder(
+                spec,
+                resident.tensors,
+                self._space,
+                kv_cache,
+                arena,
+                store.expert_layouts,
+                arrivals,
+                routing is not None,
+                self.lossy.cache_aware_routing,
+            )
             if cache is None:
                 self._loading.append(ExpertLoading(arena, decoder.slot_tables(), store, self._files.direct))
             self._programs = Programs(backend, decoder.part_of)
             if cache is None:
                 self._stepper = ResidentStepper(decoder, self._programs)
             else:
+                lossy_routing = LossyRouting(self.lossy, decoder, cache) if self.lossy.depends_on_cache else None
                 switch = PredictionSwitch(prediction if routing is None else "off")
-                self._stepper = StreamingStepper(decoder, self._programs, cache, switch)
+                self._stepper = StreamingStepper(decoder, self._programs, cache, switch, lossy_routing)
             self._head = self._programs.make(decoder.head)
             for loading in self._loading:
                 loading.wait()
@@ -355,6 +378,7 @@ def open_engine(
     warm_start: bool = False,
     routing: ForcedRouting | None = None,
     meanwhile: Callable[[], None] | None = None,
+    lossy: LossySettings = EXACT,
 ) -> Engine:
     """Open a store and make it ready to run within a memory budget.
 
@@ -362,14 +386,15 @@ def open_engine(
     for. Where not all experts fit, `policy` says which one leaves for another (`experts/policy.py`), and `prediction`
     whether experts are read ahead on a guess at the next layer's routing: `on`, `off`, or `auto`, by trial.
     With `warm_start` the experts that were in RAM as the model was last closed are read in (`experts/hot_list.py`).
-    None of these changes an answer. With `routing` experts and their weights are taken from there, as many for each
-    token as it has, and nothing is guessed. `meanwhile` is called while weights are read, where the budget has ample
-    room; the plan counts the memory that it takes. Raises StoreError, BudgetError, UsageError, and what `meanwhile`
-    raises.
+    None of these changes an answer; `lossy` does. With `routing` experts and their weights are taken from there, as
+    many for each token as it has, and nothing is guessed. `meanwhile` is called while weights are read, where the
+    budget has ample room; the plan counts the memory that it takes. Raises StoreError, BudgetError, UsageError, and
+    what `meanwhile` raises.
     """
     make_policy(policy, 1, 1), PredictionSwitch(prediction)  # refused here where they are none, whether used or not
     store = Store.open(Path(path))
-    spec = store_spec(store) if routing is None else routing.apply_to(store_spec(store))
+    stored = store_spec(store)
+    spec = lossy.applied_to(stored) if routing is None else routing.apply_to(stored)
     sizes = model_sizes(store, spec, kv)
     backend = select_backend(threads)  # before the plan, which measures what the backend's libraries hold
     resident = None
@@ -388,7 +413,7 @@ def open_engine(
             resident.close()
         backend.close()
         raise
-    return Engine(store, spec, memory, backend, prediction, direct_reads, policy, warm_start, routing, resident)
+    return Engine(store, spec, memory, backend, prediction, direct_reads, policy, warm_start, routing, resident, lossy)
 
 
 def model_sizes(store: Store, spec: ModelSpec, kv: str | None = None) -> ModelSizes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from edgemoe.experts.prediction import PredictionSwitch
 from edgemoe.kernels.operations import Program
 from edgemoe.model.decoder import Decoder, LayerRouting
 from edgemoe.model.ledger import Programs
+from edgemoe.model.lossy_routing import LossyRouting
 
 
 class Stepper(Protocol):
@@ -55,12 +57,21 @@ class StreamingStepper:
     missing experts begin before such a program, which computes what it has while they are under way.
     """
 
-    def __init__(self, decoder: Decoder, programs: Programs, cache: ExpertCache, switch: PredictionSwitch) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        programs: Programs,
+        cache: ExpertCache,
+        switch: PredictionSwitch,
+        lossy: LossyRouting | None = None,
+    ) -> None:
         self.statistics = cache.statistics
         self.notes_residency = False
+        self._lossy = lossy
         self._cache = cache
         self._switch = switch
         self._routing = {number: routing for number, routing in enumerate(decoder.routing) if routing is not None}
+        self._next_routing = dict(itertools.pairwise(self._routing))
         self._some_experts: dict[int, Program] = {}
         self._predict: dict[int, Program] = {}
         self._from_routing: dict[int, Program] = {}
@@ -85,6 +96,8 @@ class StreamingStepper:
     def step(self, tokens: int, position: int) -> None:
         began_ns = time.perf_counter_ns()
         reads_ahead = tokens == 1 and self._switch.open
+        if self._lossy is not None:
+            self._lossy.before_routing(next(iter(self._routing), None), tokens)
         self._to_first_routing.run(tokens, position)
         for number, routing in self._routing.items():
             self._run_from(number, routing, tokens, position, reads_ahead)
@@ -99,6 +112,13 @@ class StreamingStepper:
         wanted = routing.experts[0].tolist() if tokens == 1 else np.unique(routing.experts[:tokens]).tolist()
         if self.notes_residency:
             routing.residency[wanted] = [self.is_loaded(number, expert) for expert in wanted]
+        if self._lossy is not None:
+            wanted = self._lossy.without_cold(number, routing, tokens, wanted)
+            if not wanted:  # all of them were dropped
+                routing.slots.fill(-1)
+                self._lossy.before_routing(self._next_routing.get(number), tokens)
+                self._from_routing[number].run(tokens, position)
+                return
         # closed whatever happens, so that an interrupted run leaves no expert pinned
         with contextlib.closing(self._cache.stream(number, wanted)) as waves:
             left = len(wanted)
@@ -111,6 +131,8 @@ class StreamingStepper:
                     self._read_ahead(number, position)
                     reads_ahead = False
                 program = self._some_experts[number] if left else self._from_routing[number]
+                if self._lossy is not None and not left:
+                    self._lossy.before_routing(self._next_routing.get(number), tokens)
                 try:
                     program.run(tokens, position)
                 except ReadError as error:

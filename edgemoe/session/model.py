@@ -198,6 +198,9 @@ def load(
     policy: str = "lru",
     prediction: str = "auto",
     warm_start: bool = True,
+    cache_aware_routing: float = 0.0,
+    drop_cold: float = 0.0,
+    experts_used: int | None = None,
 ) -> Model:
     """Open a store, or the bundled model where no path is given.
 
@@ -209,13 +212,16 @@ def load(
     `edgemoe replay`), and whether experts are read ahead on a guess (`auto`, `on`, `off`). No answer depends on them.
     warm_start: whether the experts that were in RAM as the model was last closed are read in, in the background; they
     are noted in the user's cache, or in EDGEMOE_CACHE_DIR. No answer depends on that either.
+    cache_aware_routing, drop_cold, experts_used: lossy, off by default; `edgemoe.model.lossy` says what they do.
     Raises StoreError, BudgetError or UsageError.
     """
     from edgemoe.model.engine import open_engine
+    from edgemoe.model.lossy import LossySettings
     from edgemoe.session.default_model import find_model
 
     if threads is not None and (type(threads) is not int or threads < 1):
         raise UsageError(f"threads: expected 1 or more, found {threads}.", "Leave it out to use all cores.")
+    lossy = LossySettings(cache_aware_routing, drop_cold, experts_used)
     folder = find_model(path)
     library_tokenizer: tokenizers.Tokenizer | None = None
 
@@ -235,6 +241,7 @@ def load(
         policy=policy,
         warm_start=warm_start,
         meanwhile=load_tokenizer,
+        lossy=lossy,
     )
     try:
         stops = stop_ids(folder, library_tokenizer)

@@ -22,7 +22,7 @@ extern "C" {
 #define EM_API __attribute__((visibility("default")))
 
 /* Raised by one with every change to this header that a caller must know of. */
-#define EM_ABI_VERSION 4
+#define EM_ABI_VERSION 5
 
 typedef enum em_status {
     EM_OK = 0,

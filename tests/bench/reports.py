@@ -15,6 +15,7 @@ from edgemoe.bench.report import (
 )
 from edgemoe.bench.spread import Spread
 from edgemoe.experts.hit_rates import HitRates
+from edgemoe.model.lossy import EXACT
 from edgemoe.model.speed import SpeedEstimate
 
 KERNELS = {"backend": "native", "isa": "avx2", "threads": 2}
@@ -28,8 +29,8 @@ def spread(*samples: float) -> Spread:
 def made_up_report(beside: bool = True, roofline: bool = True) -> Report:
     """Three rounds; `beside` another engine or alone."""
     ours = EngineReport(
-        "edgemoe", {"kernels": KERNELS, "memory": MEMORY}, spread(30, 34, 32), spread(150, 160, 170),
-        spread(0.5, 0.6, 0.55), 200 << 20,
+        "edgemoe", {"kernels": KERNELS, "memory": MEMORY, "lossy": EXACT.to_json()}, spread(30, 34, 32),
+        spread(150, 160, 170), spread(0.5, 0.6, 0.55), 200 << 20,
     )  # fmt: skip
     theirs = EngineReport(
         "llama.cpp", {"version": "llama-cpp-python 9"}, spread(15, 17, 16), spread(50, 50, 50), None, 300 << 20,

@@ -264,11 +264,13 @@ def decoder_without_weights(
         for layer in spec.layers
     ]
     slot_bytes = max((record_bytes(layout) for layout in layouts if layout), default=0)
-    return Decoder(spec, weights, workspace, kv_cache, untouched(slot_bytes).reshape(1, -1), layouts)
+    arena = untouched(slot_bytes).reshape(1, -1)
+    return Decoder(spec, weights, workspace, kv_cache, arena, layouts, cache_aware_routing=0.5)
 
 
 def array_bytes(buffers: object) -> int:
-    return sum(getattr(buffers, field.name).nbytes for field in dataclasses.fields(buffers))
+    arrays = (getattr(buffers, field.name) for field in dataclasses.fields(buffers))
+    return sum(array.nbytes for array in arrays if array is not None)
 
 
 @pytest.mark.parametrize("kind", ["native generic", "jit", "jit 3 threads", "reference"])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from edgemoe.architectures import checkpoint_shapes
 from edgemoe.store.headers import build_header
@@ -104,3 +105,14 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
 def folder_bytes(folder: Path) -> dict[str, bytes]:
     """Every file of a folder with its contents, to compare two of them."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def make_routers_decided(checkpoint: Path) -> None:
+    """Norms of one and larger router weights, so that a token's experts differ in weight."""
+    tensors = load_file(checkpoint)
+    for name, values in tensors.items():
+        if "norm" in name:
+            values[:] = 1
+        elif "router" in name:
+            values *= 3
+    save_file(tensors, checkpoint, {"format": "pt"})

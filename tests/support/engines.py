@@ -9,6 +9,7 @@ from edgemoe.kernels.select import select_backend
 from edgemoe.model.description import store_spec
 from edgemoe.model.engine import Engine, model_sizes
 from edgemoe.model.forced_routing import ForcedRouting
+from edgemoe.model.lossy import EXACT, LossySettings
 from edgemoe.model.memory import plan_memory
 from edgemoe.store.reader import Store
 
@@ -19,6 +20,7 @@ def engine_with_slots(
     threads: int | None = 1,
     kv: str | None = None,
     routing: ForcedRouting | None = None,
+    lossy: LossySettings = EXACT,
     **options: bool | str,
 ) -> Engine:
     """An engine whose cache has just so many slots.
@@ -26,8 +28,9 @@ def engine_with_slots(
     A budget in bytes is too coarse for that here: what the interpreter holds is measured, and test runs vary in it.
     """
     store = Store.open(store_path)
-    spec = store_spec(store) if routing is None else routing.apply_to(store_spec(store))
+    stored = store_spec(store)
+    spec = lossy.applied_to(stored) if routing is None else routing.apply_to(stored)
     backend = select_backend(threads)
     plan = plan_memory(spec, model_sizes(store, spec, kv), backend, "auto")
-    plan = dataclasses.replace(plan, slots=slots)
-    return Engine(store, spec, plan, backend, routing=routing, **options)  # type: ignore[arg-type]
+    memory = dataclasses.replace(plan, slots=slots)
+    return Engine(store, spec, memory, backend, routing=routing, lossy=lossy, **options)  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.model.ledger import TimeLedger
+from edgemoe.model.lossy import EXACT
 from edgemoe.model.recorder import Turn
 
 LAYERS, EXPERTS = 4, 8
@@ -21,6 +22,7 @@ class FakeStatistics:
     tokens: int = 0
     expert_hits: int = 0
     expert_misses: int = 0
+    expert_drops: int = 0
     disk_bytes: int = 0
 
 
@@ -30,6 +32,7 @@ class FakeEngine:
     def __init__(self, vocabulary: int, context_length: int = 512, script: Sequence[int] = ()) -> None:
         self.spec: Any = SimpleNamespace(vocabulary=vocabulary, family="fake", max_positions=context_length)
         self.context_length = context_length
+        self.lossy = EXACT
         self.script = list(script)
         self.statistics = FakeStatistics()
         self.ledger: TimeLedger | None = None

@@ -18,6 +18,7 @@ import tokenizers
 
 import edgemoe.model.engine
 from edgemoe.cli.main import main
+from edgemoe.model.lossy import EXACT, LossySettings
 from tests.support.fake_engine import FakeEngine
 
 
@@ -42,12 +43,15 @@ def open_fake_engine(
     threads: int | None,
     context_length: int | None = None,
     kv: str | None = None,
+    lossy: LossySettings = EXACT,
     **options: object,
 ) -> FakeEngine:
     tokenizer = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
     says = os.environ.get("FAKE_SAYS", "Hello, world!")
     script = [*tokenizer.encode(says).ids, 1]
-    return SlowEngine(tokenizer.get_vocab_size(), context_length or 512, script)
+    engine = SlowEngine(tokenizer.get_vocab_size(), context_length or 512, script)
+    engine.lossy = lossy
+    return engine
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from ctypes import c_float, c_int32, c_int64, c_uint64, c_void_p
 
 from edgemoe.kernels import operations as op
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 LINEAR_PARTS_MAX = 4
 
 

@@ -1,0 +1,279 @@
+"""The price of lossy settings: the lossless and the lossy model over the same text, in turn.
+
+Both are fed the text token by token, whatever they would have said themselves, so that positions can be compared and
+the expert cache is used as in decoding. The text is cut into sequences; each begins with a prompt that is read in one
+piece. Turns of the two are interleaved, first one and then the other going first, each in a process with the budget to
+itself; the first turn warms up and is not counted.
+
+Letters: `T` positions of a turn, `V` vocabulary.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from edgemoe.bench.divergence import Divergence, Logits
+from edgemoe.bench.machine import describe_machine
+from edgemoe.bench.measure import SETTLE_SECONDS, Progress
+from edgemoe.bench.protocol import Worker
+from edgemoe.bench.spread import Spread
+from edgemoe.errors import UsageError
+from edgemoe.kernels.select import KernelChoice
+from edgemoe.model.description import store_spec
+from edgemoe.model.lossy import EXACT, LossySettings
+from edgemoe.session.prices import Price
+from edgemoe.session.tokenizer import Tokenizer
+from edgemoe.store.reader import Store
+
+COMMAND = [sys.executable, "-m", "edgemoe.bench.price_worker"]
+REPORT_VERSION = 1
+SEQUENCE_TOKENS = 512
+PROMPT_TOKENS = 32
+TURN_TOKENS = 40
+DEFAULT_TOKENS = 1000
+TOKENS_MAX = 1_000_000
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What both sides decode before they are compared."""
+
+    prompt: Sequence[int]
+    """Empty where the sequence goes on."""
+    ids: Sequence[int]
+    following: Sequence[int]
+    """The id that comes after each of `ids` in the text."""
+
+
+@dataclass(frozen=True)
+class SideReport:
+    """One of the two models."""
+
+    memory: Mapping[str, Any]
+    tokens_per_s: Spread
+    hit_rate: float | None
+    """Of the experts that were asked for."""
+    dropped_share: float
+    """Of the experts that were routed to."""
+    disk_bytes_per_token: float
+
+
+@dataclass(frozen=True)
+class PriceReport:
+    """What lossy settings cost and gain."""
+
+    edgemoe_price: int
+    version: str
+    machine: Mapping[str, Any]
+    model: Mapping[str, Any]
+    lossy_settings: Mapping[str, Any]
+    ram: str | None
+    text: str | None
+    """What was read; None: random ids."""
+    positions: int
+    divergence_nats: float
+    """Mean KL divergence of the lossy from the lossless next-token distribution."""
+    top_changed: float
+    """Share of positions whose likeliest token is another one."""
+    losses_nats: tuple[float, float] | None
+    """Mean next-token loss, lossless and lossy; None for random ids."""
+    lossless: SideReport
+    lossy: SideReport
+    speed_ratio: Spread
+    """Lossy over lossless tokens per second, turn by turn: above 1 the lossy model is faster."""
+
+    @property
+    def price(self) -> Price:
+        """What is kept of it."""
+        return Price(
+            self.divergence_nats, self.top_changed, self.positions, self.text, round(self.speed_ratio.median, 3)
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON: every field above by its name."""
+        return asdict(self)
+
+
+class PriceMeasurement:
+    """Measures the price of settings on one store."""
+
+    def __init__(
+        self,
+        model: Path,
+        settings: LossySettings,
+        kernels: KernelChoice,
+        ram: str | None = None,
+        tokens: int = DEFAULT_TOKENS,
+        progress: Progress = lambda doing, done, total: None,
+    ) -> None:
+        """Raises UsageError where no setting is on, or `tokens` is out of range; StoreError as `Store.open`."""
+        if not settings.on:
+            raise UsageError(
+                "--price: there is no lossy setting whose price to measure.",
+                "Give --cache-aware-routing, --drop-cold or --experts-used.",
+            )
+        if not 1 <= tokens <= TOKENS_MAX:
+            raise UsageError(f"--tokens: expected 1 to {TOKENS_MAX}, found {tokens}.")
+        self.model = model
+        self.settings = settings
+        self.kernels = kernels
+        self.ram = ram
+        self.tokens = tokens
+        self.store = Store.open(model)
+        self.spec = store_spec(self.store)
+        settings.applied_to(self.spec)
+        self._progress = progress
+
+    def run(self, text: str | None, name: str | None) -> PriceReport:
+        """The report on a text and what it is called; random ids without one. Raises what the engines raise.
+
+        UsageError where the text is too short, or the settings can change nothing with this budget.
+        """
+        with Worker("lossless", COMMAND) as lossless, Worker("lossy", COMMAND) as lossy:
+            workers = (lossless, lossy)
+            about = [
+                worker.ask("open", **self._options(settings))
+                for worker, settings in ((lossless, EXACT), (lossy, self.settings))
+            ]
+            if not LossySettings.from_json(about[1]["lossy"]).on:
+                raise UsageError(
+                    "--price: all experts are in memory with this budget, so that these settings change nothing.",
+                    "Give a smaller --ram.",
+                )
+            context = min(one["memory"]["context_tokens"] for one in about)
+            head = self._head(text)
+            turns = cut_into_turns(self._ids(text), head, min(context, SEQUENCE_TOKENS), self.tokens)
+            divergence = Divergence()
+            answers = self._take(turns, workers, divergence, text is not None)
+        return self._report(name if text is not None else None, about, turns[1:], answers, divergence)
+
+    def _options(self, settings: LossySettings) -> dict[str, Any]:
+        return {
+            "model": str(self.model),
+            "ram": self.ram,
+            "threads": self.kernels.threads,
+            "context": None,
+            "lossy": settings.to_json(),
+        }
+
+    def _ids(self, text: str | None) -> list[int]:
+        """The ids of the text, or random ones for a model without text."""
+        if text is None:
+            count = 2 * (self.tokens + TURN_TOKENS + PROMPT_TOKENS + 1)  # prompts take a part of them
+            ids: list[int] = np.random.default_rng(0).integers(0, self.spec.vocabulary, count).tolist()
+            return ids
+        return self._tokenizer.encode(text)
+
+    def _head(self, text: str | None) -> list[int]:
+        """What the tokenizer puts before a text, such as BOS: the beginning of every sequence."""
+        if text is None:
+            return []
+        some = self._tokenizer.encode("a")
+        marked = self._tokenizer.encode("a", special_tokens=True)
+        starts = [start for start in range(len(marked)) if marked[start : start + len(some)] == some]
+        return marked[: starts[0]] if starts else []
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return Tokenizer.load(self.model, self.spec.vocabulary)
+
+    def _take(
+        self, turns: Sequence[Turn], workers: tuple[Worker, Worker], divergence: Divergence, with_losses: bool
+    ) -> list[list[dict[str, Any]]]:
+        """The answers to the counted turns, `[turn][side]`, their logits added to `divergence`."""
+        answers = []
+        with TemporaryDirectory(prefix="edgemoe-price-") as folder:
+            files = [Path(folder, worker.name) for worker in workers]
+            for number, turn in enumerate(turns):
+                doing = f"turn {number} of {len(turns) - 1}" if number else "warming up"
+                self._progress(doing, number, len(turns))
+                answer: list[dict[str, Any]] = [{}, {}]
+                for side in (0, 1) if number % 2 else (1, 0):
+                    time.sleep(SETTLE_SECONDS)
+                    answer[side] = workers[side].ask(
+                        "decode", prompt=list(turn.prompt), ids=list(turn.ids), file=str(files[side])
+                    )
+                if number:
+                    exact, lossy = (self._logits(file) for file in files)
+                    divergence.add(exact, lossy, turn.following if with_losses else ())
+                    answers.append(answer)
+        return answers
+
+    def _logits(self, file: Path) -> Logits:
+        return np.fromfile(file, np.float32).reshape(-1, self.spec.vocabulary)
+
+    def _report(
+        self,
+        text: str | None,
+        about: Sequence[Mapping[str, Any]],
+        turns: Sequence[Turn],
+        answers: Sequence[Sequence[Mapping[str, Any]]],
+        divergence: Divergence,
+    ) -> PriceReport:
+        lossless, lossy = (
+            _side_report(about[side]["memory"], [answer[side] for answer in answers], turns) for side in (0, 1)
+        )
+        return PriceReport(
+            edgemoe_price=REPORT_VERSION,
+            version=version("edgemoe"),
+            machine=describe_machine(),
+            model={"path": str(self.model), "family": self.spec.family},
+            lossy_settings=about[1]["lossy"],
+            ram=self.ram,
+            text=text,
+            positions=divergence.positions,
+            divergence_nats=divergence.mean_nats,
+            top_changed=divergence.top_changed,
+            losses_nats=divergence.losses_nats,
+            lossless=lossless,
+            lossy=lossy,
+            speed_ratio=lossy.tokens_per_s.over(lossless.tokens_per_s),
+        )
+
+
+def cut_into_turns(ids: Sequence[int], head: Sequence[int], sequence_tokens: int, tokens: int) -> list[Turn]:
+    """Turns of at most `TURN_TOKENS`: one that warms up, then `tokens` positions, or as many as there are ids for.
+
+    A sequence has at most `sequence_tokens`, its prompt included, which begins with `head`. Raises UsageError where
+    there is nothing to count.
+    """
+    turns: list[Turn] = []
+    at, left = 0, tokens + TURN_TOKENS
+    prompt_tokens = min(PROMPT_TOKENS, sequence_tokens // 2)
+    while left and at + prompt_tokens + 1 < len(ids):
+        prompt = [*head, *ids[at : at + prompt_tokens]]
+        end = min(at + sequence_tokens - len(head), len(ids) - 1)
+        at += prompt_tokens
+        while left and at < end:
+            stop = min(at + min(TURN_TOKENS, left), end)
+            turns.append(Turn(prompt, ids[at:stop], ids[at + 1 : stop + 1]))
+            prompt, left, at = [], left - (stop - at), stop
+    if len(turns) < 2:
+        least = prompt_tokens + TURN_TOKENS + 2
+        raise UsageError(f"--text: expected a text of {least} tokens or more, found {len(ids)}.", "Give a longer one.")
+    return turns
+
+
+def _side_report(memory: Mapping[str, Any], answers: Sequence[Mapping[str, Any]], turns: Sequence[Turn]) -> SideReport:
+    hits, misses, dropped, disk_bytes = (
+        sum(answer[name] for answer in answers)
+        for name in ("expert_hits", "expert_misses", "expert_drops", "disk_bytes")
+    )
+    asked = hits + misses
+    return SideReport(
+        memory,
+        Spread.of(len(turn.ids) / answer["seconds"] for turn, answer in zip(turns, answers, strict=True)),
+        hits / asked if asked else None,
+        dropped / (asked + dropped) if asked + dropped else 0.0,
+        disk_bytes / sum(len(turn.ids) for turn in turns),
+    )

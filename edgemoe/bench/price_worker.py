@@ -1,0 +1,46 @@
+"""A worker that decodes a given text and hands its logits over (see `protocol.py`): one side of a price.
+
+`python -m edgemoe.bench.price_worker`. Requests:
+
+    open    as edgemoe's own worker, with `lossy`
+    decode  prompt, ids, file: with a prompt forgets what it held and reads that in one piece; then the ids token by
+            token, writing each one's logits to `file` (float32, `(T, V)`). Answers with `seconds` of the ids alone, and
+            counters.
+    end     answers with `peak_rss_bytes`
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edgemoe.bench.edgemoe_worker import EdgemoeWorker, counters
+from edgemoe.bench.protocol import serve
+
+
+class PriceWorker(EdgemoeWorker):
+    """An engine that is fed a text, whatever it would have said itself."""
+
+    def decode(self, prompt: Sequence[int], ids: Sequence[int], file: str) -> dict[str, Any]:
+        """The logits after each of the ids, in a file."""
+        engine = self.engine
+        if prompt:
+            engine.rewind(0)
+            engine.forward(prompt)
+        before = counters(engine)
+        elapsed_ns = 0
+        with Path(file).open("wb") as output:
+            for token in ids:
+                began_ns = time.perf_counter_ns()
+                logits = engine.forward([token])
+                elapsed_ns += time.perf_counter_ns() - began_ns
+                output.write(logits.data)
+        used = {name: value - before[name] for name, value in counters(engine).items()}
+        return {"seconds": elapsed_ns / 1e9, **used}
+
+
+if __name__ == "__main__":
+    worker = PriceWorker()
+    serve({"open": worker.open, "decode": worker.decode, "end": worker.end})

@@ -1,0 +1,48 @@
+"""Lossy settings on the command line: what they are, what they cost, and the command that measures that."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgemoe.session.prices import Price, find_price, price_command
+
+if TYPE_CHECKING:
+    from edgemoe.model.lossy import LossySettings
+    from edgemoe.session.model import Model
+
+
+def lossy_line(folder: Path, asked: LossySettings, used: LossySettings, model: str | None, ram: str | None) -> str:
+    """One line on settings that were asked for, of which those `used` can change anything with this budget.
+
+    `model` and `ram` are as on the command line, for the command that measures a price.
+    """
+    if not used.on:
+        return f"lossy: {asked.describe()} · all experts are in memory, so this changes nothing"
+    price = find_price(folder, used, ram)
+    if price is None:
+        return f"lossy: {used.describe()} · price not measured yet: {price_command(model, used, ram)}"
+    return f"lossy: {used.describe()} · measured price: {price.describe()}"
+
+
+def tell_lossy(folder: Path, asked: LossySettings, used: LossySettings, model: str | None, ram: str | None) -> None:
+    """That line on stderr, where anything was asked for."""
+    if asked.on:
+        print(lossy_line(folder, asked, used, model, ram), file=sys.stderr, flush=True)
+
+
+def lossy_json(model: Model, asked: LossySettings, ram: str | None) -> dict[str, Any]:
+    """For `--json`: what was asked for, what of it changes anything, and its price if known; empty where off."""
+    if not asked.on:
+        return {}
+    used = model.engine.lossy
+    price: Price | None = find_price(model.folder, used, ram) if used.on else None
+    return {
+        "lossy": {
+            "asked": asked.to_json(),
+            "used": used.to_json(),
+            "price": price.to_json() if price is not None else None,
+            "expert_drops": model.engine.statistics.expert_drops,
+        }
+    }

@@ -1,0 +1,125 @@
+"""`edgemoe bench --price`: what lossy settings cost and gain, as a table, as JSON, and kept for later runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgemoe.cli.options import utf8
+from edgemoe.errors import StoreError, UsageError
+
+if TYPE_CHECKING:
+    from edgemoe.bench.price import PriceReport, SideReport
+    from edgemoe.bench.spread import Spread
+    from edgemoe.model.lossy import LossySettings
+
+TEXT_LIMIT_BYTES = 16 << 20
+DEFAULT_TEXTS = ("README.md", "answers.md")
+"""Beside the bundled model's store: a card and a conversation that every installation has, so that prices compare."""
+
+
+def measure_price(
+    model: str | None,
+    settings: LossySettings,
+    threads: int | None,
+    ram: str | None,
+    text_file: Path | None,
+    tokens: int | None,
+) -> PriceReport:
+    """Measure, show and keep the price. Raises what `PriceMeasurement` raises, and UsageError for a text of no use."""
+    from edgemoe.bench.price import DEFAULT_TOKENS, PriceMeasurement
+    from edgemoe.cli.render import ProgressBar
+    from edgemoe.cli.screen import open_screen
+    from edgemoe.kernels.select import describe_backend
+    from edgemoe.model.lossy import LossySettings
+    from edgemoe.session.default_model import find_model
+    from edgemoe.session.prices import keep_price, prices_path
+
+    folder = find_model(model)
+    text, name = _read_text(folder, text_file)
+    with ProgressBar("measuring", still=True) as bar:
+        measurement = PriceMeasurement(
+            folder,
+            settings,
+            describe_backend(threads),
+            ram,
+            DEFAULT_TOKENS if tokens is None else tokens,
+            lambda doing, done, total: bar.update(doing, done, total, ""),
+        )
+        report = measurement.run(text, name)
+    screen = open_screen()
+    for title, rows in price_tables(report):
+        screen.table(rows, title)
+    if not keep_price(folder, LossySettings.from_json(report.lossy_settings), ram, report.price):
+        path = prices_path()
+        why = "EDGEMOE_CACHE_DIR is empty" if path is None else f"{path} cannot be written"
+        print(f"the price could not be kept: {why}", file=sys.stderr)
+    return report
+
+
+def write_price(report: PriceReport, path: Path) -> None:
+    """Every figure as JSON."""
+    path.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
+
+
+def price_tables(report: PriceReport) -> list[tuple[str, list[tuple[str, str]]]]:
+    """What it costs, and what it gains, with their titles."""
+    from edgemoe.model.lossy import LossySettings
+
+    text = report.text or "random ids, as this model has no tokenizer: text would tell more"
+    costs = [
+        ("settings", LossySettings.from_json(report.lossy_settings).describe()),
+        ("positions", f"{report.positions}, of {text}"),
+        ("KL divergence", f"{report.divergence_nats:.5f} nats (mean, lossless || lossy)"),
+        ("top token changed", f"{report.top_changed:.1%} of positions"),
+    ]
+    if report.losses_nats is not None:
+        exact, lossy = report.losses_nats
+        costs.append(("loss", f"{exact:.4f} nats lossless, {lossy:.4f} lossy ({lossy - exact:+.4f})"))
+    gains = [("lossless", _side(report.lossless)), ("lossy", _side(report.lossy))]
+    gains.append(("lossy over lossless", f"{_spread(report.speed_ratio, '.2f')} x the speed"))
+    return [("price of lossy settings", costs), ("speed, medians of turns (least to most)", gains)]
+
+
+def _side(side: SideReport) -> str:
+    from edgemoe.model.memory import format_size
+
+    parts = [f"{_spread(side.tokens_per_s, '.1f')} tokens/s", f"{side.memory['slots']} of"]
+    parts[1] += f" {side.memory['total_experts']} experts in memory"
+    if side.hit_rate is not None:
+        parts.append(f"{side.hit_rate:.1%} hits")
+    if side.dropped_share:
+        parts.append(f"{side.dropped_share:.1%} dropped")
+    parts.append(f"{format_size(side.disk_bytes_per_token)} per token from disk")
+    return ", ".join(parts)
+
+
+def _spread(spread: Spread, form: str) -> str:
+    low, middle, high = (format(value, form) for value in (spread.min, spread.median, spread.max))
+    return f"{middle} ({low} to {high})"
+
+
+def _read_text(folder: Path, file: Path | None) -> tuple[str | None, str | None]:
+    """The text to read, and what it is called; none for a model without a tokenizer."""
+    from edgemoe.session.default_model import find_model
+    from edgemoe.session.tokenizer import has_tokenizer
+
+    if not has_tokenizer(folder):
+        if file is not None:
+            raise UsageError("--text: this model has no tokenizer.", "Leave it out: random ids are read.")
+        return None, None
+    if file is not None:
+        path = Path(os.path.expanduser(file))  # noqa: PTH111 (it leaves an unknown ~user as it is)
+        with path.open("rb") as opened:
+            data = opened.read(TEXT_LIMIT_BYTES + 1)
+        if len(data) > TEXT_LIMIT_BYTES:
+            raise UsageError(f"--text: {file}: expected at most {TEXT_LIMIT_BYTES >> 20} MiB.", "Give a part of it.")
+        return utf8(data, f"--text: {file}"), file.name
+    try:
+        card = find_model(None).parent
+        return "\n".join((card / name).read_text("utf-8") for name in DEFAULT_TEXTS), "the bundled model's card"
+    except (OSError, StoreError):
+        raise UsageError("--price: the text that comes with edgemoe is not here.", "Give one with --text.") from None

@@ -1,0 +1,121 @@
+"""Settings that change answers to save reads or work: all off by default, each with a price that can be measured.
+
+- `cache_aware_routing` (lambda, 0 to 1): while tokens are decoded one by one, experts in RAM get a bonus of lambda
+  times the token's own range of router logits when the `K` are chosen; the best one is always kept, and the weights
+  are those of the true logits. The range is the token's own, not a running mean over tokens, so that no state but the
+  cache's passes from one token to the next. Prompts are read without it: a run of many tokens needs nearly every
+  expert whatever one token does without, so a detour would save no read.
+- `drop_cold` (tau, 0 to 1): an expert that is not in RAM, and whose share of the token's weights is below tau, is not
+  read; its weight becomes zero. In a run of several tokens that must hold for all tokens that want it.
+- `experts_used`: fewer experts for each token than the model's own number.
+
+Sources of the ideas: cache-conditional experts (Skliar et al. 2024, arXiv 2412.00099), whose range is a running mean;
+dropping what is cold and weighs little, and ranges of single tokens: Helldez/BigMoeOnEdge.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from edgemoe.errors import UsageError
+from edgemoe.model.spec import ModelSpec, MoeSpec
+
+_OFF_HINT = "Leave it out, or give 0, for exact answers."
+
+
+@dataclass(frozen=True)
+class LossySettings:
+    """What is given up for speed. Raises UsageError for values out of range."""
+
+    cache_aware_routing: float = 0.0
+    drop_cold: float = 0.0
+    experts_used: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_share("cache-aware routing", self.cache_aware_routing)
+        _check_share("drop cold", self.drop_cold)
+        used = self.experts_used
+        if used is not None and (type(used) is not int or used < 1):
+            raise UsageError(
+                f"experts used: expected 1 or more experts for each token, found {used!r}.",
+                "Leave it out for the model's own number.",
+            )
+
+    @property
+    def on(self) -> bool:
+        """Whether any of them is."""
+        return self.depends_on_cache or self.experts_used is not None
+
+    @property
+    def depends_on_cache(self) -> bool:
+        """Whether answers depend on which experts are in RAM."""
+        return self.cache_aware_routing > 0 or self.drop_cold > 0
+
+    def effective(self, all_resident: bool) -> LossySettings:
+        """Those that can change anything: where every expert is in RAM, only `experts_used`."""
+        return LossySettings(experts_used=self.experts_used) if all_resident else self
+
+    def applied_to(self, spec: ModelSpec) -> ModelSpec:
+        """The model with as many experts for each token. Raises UsageError where it has not so many."""
+        used = self.experts_used
+        if used is None:
+            return spec
+        most = max((layer.ffn.experts_per_token for layer in spec.layers if isinstance(layer.ffn, MoeSpec)), default=0)
+        if not most:
+            raise UsageError("experts used: this model has no routed experts.", "Leave it out.")
+        if used > most:
+            raise UsageError(
+                f"experts used: expected 1 to {most} experts for each token, found {used}.",
+                "Leave it out for the model's own number.",
+            )
+        layers = (
+            replace(layer, ffn=replace(layer.ffn, experts_per_token=min(used, layer.ffn.experts_per_token)))
+            if isinstance(layer.ffn, MoeSpec)
+            else layer
+            for layer in spec.layers
+        )
+        return replace(spec, layers=tuple(layers))
+
+    def describe(self) -> str:
+        """For people, such as `cache-aware routing 0.2, drop cold 0.1`; empty where all are off."""
+        parts = []
+        if self.cache_aware_routing > 0:
+            parts.append(f"cache-aware routing {self.cache_aware_routing:g}")
+        if self.drop_cold > 0:
+            parts.append(f"drop cold {self.drop_cold:g}")
+        if self.experts_used is not None:
+            parts.append(f"experts used {self.experts_used}")
+        return ", ".join(parts)
+
+    def command_options(self) -> list[str]:
+        """The options of the command line that ask for these."""
+        options = []
+        if self.cache_aware_routing > 0:
+            options += ["--cache-aware-routing", f"{self.cache_aware_routing:g}"]
+        if self.drop_cold > 0:
+            options += ["--drop-cold", f"{self.drop_cold:g}"]
+        if self.experts_used is not None:
+            options += ["--experts-used", str(self.experts_used)]
+        return options
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON: every field by its name."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> LossySettings:
+        """The inverse of `to_json`. Raises UsageError for values out of range, TypeError for other names."""
+        return cls(**data)
+
+
+def _check_share(name: str, value: object) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not 0 <= value <= 1:  # type: ignore[arg-type, operator]
+        raise UsageError(f"{name}: expected a number from 0 (off) to 1, found {value!r}.", _OFF_HINT)
+
+
+EXACT = LossySettings()
+"""All off."""

@@ -1,0 +1,109 @@
+"""The price of lossy settings, measured with real workers, against the engines themselves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgemoe.bench import price as price_module
+from edgemoe.bench.price import PriceMeasurement, Turn, cut_into_turns
+from edgemoe.conversion.pipeline import convert_checkpoint
+from edgemoe.errors import UsageError
+from edgemoe.kernels.select import describe_backend
+from edgemoe.model.engine import open_engine
+from edgemoe.model.lossy import LossySettings
+from edgemoe.session.default_model import find_model
+from tests.model.test_engine import CONFIG
+from tests.support.checkpoints import make_routers_decided, write_checkpoint
+
+ONE_EXPERT = LossySettings(experts_used=1)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store without a tokenizer."""
+    folder = tmp_path_factory.mktemp("price")
+    write_checkpoint(folder / "source", CONFIG, dtype="F32", side_files={"notes.txt": b""})
+    make_routers_decided(folder / "source" / "model.safetensors")
+    return convert_checkpoint(str(folder / "source"), folder / "store", experts="f32", dense="f32")
+
+
+def test_the_price_is_what_the_engines_say(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(price_module, "SEQUENCE_TOKENS", 90)
+    measurement = PriceMeasurement(store, ONE_EXPERT, describe_backend(1), tokens=68)
+    report = measurement.run(None, None)
+    ids = measurement._ids(None)
+    divergences, changed = [], []
+    with open_engine(store, threads=1) as exact, open_engine(store, threads=1, lossy=ONE_EXPERT) as lossy:
+        # two sequences, each after a prompt of 32, the first without the 40 that warm up
+        for start, end, counted in ((0, 90, 72), (90, 172, 32)):
+            logits = []
+            for engine in (exact, lossy):
+                engine.rewind(0)
+                logits.append(engine.forward(ids[start:end], all_logits=True).astype(float)[counted:])
+            for a, b in zip(*logits, strict=True):
+                p, q = (np.exp(x) / np.exp(x).sum() for x in (a, b))
+                divergences.append(np.sum(p * np.log(p / q)))
+                changed.append(a.argmax() != b.argmax())
+    assert report.positions == len(divergences) == 68
+    assert report.divergence_nats == pytest.approx(np.mean(divergences), rel=1e-4)
+    assert report.divergence_nats > 1e-4
+    assert report.top_changed == pytest.approx(np.mean(changed))
+    assert report.top_changed > 0
+    assert (report.text, report.losses_nats, report.lossy_settings) == (None, None, ONE_EXPERT.to_json())
+    assert json.loads(json.dumps(report.to_json()))["lossy"]["hit_rate"] == 1.0
+
+
+def test_a_text_has_losses_and_a_budget_has_misses() -> None:
+    model = find_model(None)
+    lossy = LossySettings(cache_aware_routing=0.5, drop_cold=0.5)
+    text = "The quick brown fox jumps over the lazy dog, and the sea is wide. " * 10
+    report = PriceMeasurement(model, lossy, describe_backend(2), "floor", tokens=24).run(text, "a fox")
+    assert report.text == "a fox"
+    assert report.positions == 24
+    assert report.losses_nats is not None
+    assert all(0 < loss < 12 for loss in report.losses_nats)
+    assert report.lossless.dropped_share == 0
+    assert report.lossy.dropped_share > 0.01
+    assert report.lossy.disk_bytes_per_token < report.lossless.disk_bytes_per_token
+    assert report.divergence_nats > 1e-4
+    assert report.price.text == "a fox"
+    assert report.price.speed_ratio == round(report.speed_ratio.median, 3)
+
+
+def test_settings_that_change_nothing_have_no_price(store: Path) -> None:
+    measurement = PriceMeasurement(store, LossySettings(drop_cold=0.5), describe_backend(1))
+    with pytest.raises(UsageError, match=r"all experts are in memory .* Give a smaller --ram"):
+        measurement.run(None, None)
+
+
+def test_what_cannot_be_is_refused(store: Path) -> None:
+    kernels = describe_backend(1)
+    with pytest.raises(UsageError, match="no lossy setting"):
+        PriceMeasurement(store, LossySettings(), kernels)
+    with pytest.raises(UsageError, match="expected 1 to 3 experts"):
+        PriceMeasurement(store, LossySettings(experts_used=4), kernels)
+    for tokens in (0, -1, 10**9):
+        with pytest.raises(UsageError, match="--tokens"):
+            PriceMeasurement(store, ONE_EXPERT, kernels, tokens=tokens)
+
+
+def test_a_text_is_cut_into_sequences_of_turns() -> None:
+    ids = list(range(1000, 1400))
+    turns = cut_into_turns(ids, [1, 2], 102, 150)
+    assert sum(len(turn.ids) for turn in turns) == 150 + 40
+    assert [len(turn.ids) for turn in turns] == [40, 28, 40, 28, 40, 14]
+    assert turns[0] == Turn([1, 2, *range(1000, 1032)], list(range(1032, 1072)), list(range(1033, 1073)))
+    assert turns[1] == Turn([], list(range(1072, 1100)), list(range(1073, 1101)))
+    assert turns[2].prompt == [1, 2, *range(1100, 1132)]
+    # as many as there are, the last of which has no follower
+    all_of_it = cut_into_turns(ids, [], 512, 10_000)
+    assert all_of_it[-1].following[-1] == ids[-1]
+    assert sum(len(turn.ids) for turn in all_of_it) == 400 - 32 - 1
+    assert len(cut_into_turns(ids[:74], [], 512, 100)) == 2
+    for few in (0, 1, 33, 73):
+        with pytest.raises(UsageError, match=f"74 tokens or more, found {few}"):
+            cut_into_turns(ids[:few], [], 512, 100)
