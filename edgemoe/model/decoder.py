@@ -131,7 +131,7 @@ class Decoder:
         moe, routing = layer.ffn, self.routing[number]
         assert routing is not None
         logits = take(space.router_logits, len(space.ids), moe.experts)
-        chosen = _allocate_routing(moe, len(space.ids)) if self._forced_routing else routing
+        chosen = _allocate_routing(moe, len(space.ids), False) if self._forced_routing else routing
         attend += self._part(
             "router",
             norm,
