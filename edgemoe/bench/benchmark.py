@@ -74,8 +74,8 @@ class Benchmark:
         self.store = Store.open(model)
         self.routing = ForcedRouting(read_trace(routing), str(routing)) if routing is not None else None
         self.trace = trace
-        self._stored: ModelSpec = store_spec(self.store)
-        self.spec = lossy.applied_to(self._stored) if self.routing is None else self.routing.apply_to(self._stored)
+        self._stored: ModelSpec = lossy.applied_to(store_spec(self.store))
+        self.spec = self._stored if self.routing is None else self.routing.apply_to(self._stored)
         self.assumed_routing: Routing = uniform_routing() if routing is None else traced_routing(routing)
         """What predictions assume: of random tokens, or of a trace."""
         self._progress = progress

@@ -115,8 +115,12 @@ class PriceMeasurement:
         ram: str | None = None,
         tokens: int = DEFAULT_TOKENS,
         progress: Progress = lambda doing, done, total: None,
+        engine_options: Mapping[str, Any] | None = None,
     ) -> None:
-        """Raises UsageError where no setting is on, or `tokens` is out of range; StoreError as `Store.open`."""
+        """`engine_options` go to both sides' `open_engine` as they are.
+
+        Raises UsageError where no setting is on, or `tokens` is out of range; StoreError as `Store.open`.
+        """
         if not settings.on:
             raise UsageError(
                 "--price: there is no lossy setting whose price to measure.",
@@ -129,6 +133,7 @@ class PriceMeasurement:
         self.kernels = kernels
         self.ram = ram
         self.tokens = tokens
+        self.engine_options = dict(engine_options or {})
         self.store = Store.open(model)
         self.spec = store_spec(self.store)
         settings.applied_to(self.spec)
@@ -164,6 +169,7 @@ class PriceMeasurement:
             "threads": self.kernels.threads,
             "context": None,
             "lossy": settings.to_json(),
+            **self.engine_options,
         }
 
     def _ids(self, text: str | None) -> list[int]:

@@ -81,13 +81,16 @@ def bench(
     from edgemoe.model.lossy import LossySettings
 
     lossy = LossySettings(cache_aware_routing, drop_cold, experts_used)
+    options = {"policy": policy, "prediction": prediction}
     if price:
-        if against is not None or plot is not None or routing is not None:
-            raise UsageError("--price measures nothing with --against, --plot or --routing.", "Leave them out.")
+        if any(given is not None for given in (against, plot, routing, trace, limit)):
+            raise UsageError(
+                "--price goes with no --against, --plot, --routing, --trace or --limit.", "Leave them out."
+            )
         from edgemoe.cli.price import measure_price, write_price
 
         write = shared.file_writer(json_file, write_price)
-        write(measure_price(model, lossy, threads, ram, text, tokens))
+        write(measure_price(model, lossy, threads, ram, text, tokens, options))
         return
     if text is not None or tokens is not None:
         raise UsageError("--text and --tokens are for --price.", "Give that too, with a lossy option.")
@@ -98,7 +101,7 @@ def bench(
     if against is not None and routing is not None:
         raise UsageError("--routing cannot be forced upon another engine.", "Leave --against or --routing out.")
     if routing is not None and lossy.on:
-        raise UsageError("--routing takes the routing from a trace: lossy options cannot change it.", "Leave them out.")
+        raise UsageError("--routing leaves lossy settings nothing to decide.", "Leave one of them out.")
     write_json, write_plot = shared.file_writer(json_file, _write_json), _plotter(plot)
 
     from contextlib import ExitStack
@@ -132,7 +135,7 @@ def bench(
             peer,
             lambda doing, done, total: bar.update(doing, done, total, ""),
             limit_bytes,
-            {"policy": policy, "prediction": prediction},
+            options,
             routing,
             trace.path if trace is not None else None,
             lossy,

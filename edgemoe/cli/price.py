@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgemoe.cli.options import utf8
 from edgemoe.errors import StoreError, UsageError
@@ -28,6 +29,7 @@ def measure_price(
     ram: str | None,
     text_file: Path | None,
     tokens: int | None,
+    engine_options: Mapping[str, Any],
 ) -> PriceReport:
     """Measure, show and keep the price. Raises what `PriceMeasurement` raises, and UsageError for a text of no use."""
     from edgemoe.bench.price import DEFAULT_TOKENS, PriceMeasurement
@@ -48,6 +50,7 @@ def measure_price(
             ram,
             DEFAULT_TOKENS if tokens is None else tokens,
             lambda doing, done, total: bar.update(doing, done, total, ""),
+            engine_options,
         )
         report = measurement.run(text, name)
     screen = open_screen()

@@ -71,8 +71,8 @@ class Decoder:
     ) -> None:
         """`arrivals`: records may still be on their way when the experts of a layer are run.
 
-        With `forced_routing` no router writes to `routing`: someone else does, before each step. With
-        `cache_aware_routing` above 0 experts marked in `LayerRouting.in_memory` get that bonus.
+        With `forced_routing` no router writes to `routing`: someone else does, before each step.
+        With `cache_aware_routing` above 0 experts marked in `LayerRouting.in_memory` get that bonus.
         """
         self.spec = spec
         self._weights = weights
@@ -131,7 +131,7 @@ class Decoder:
         moe, routing = layer.ffn, self.routing[number]
         assert routing is not None
         logits = take(space.router_logits, len(space.ids), moe.experts)
-        chosen = _allocate_routing(moe, len(space.ids), False) if self._forced_routing else routing
+        chosen = _allocate_routing(moe, len(space.ids)) if self._forced_routing else routing
         attend += self._part(
             "router",
             norm,
@@ -239,7 +239,7 @@ class Decoder:
         return weight
 
 
-def _allocate_routing(moe: MoeSpec, tokens: int, cache_aware: bool) -> LayerRouting:
+def _allocate_routing(moe: MoeSpec, tokens: int, cache_aware: bool = False) -> LayerRouting:
     used = moe.experts_per_token
     return LayerRouting(
         experts=np.zeros((tokens, used), np.int32),

@@ -115,7 +115,7 @@ class Engine:
         resident: ResidentReading | None = None,
         lossy: LossySettings = EXACT,
     ) -> None:
-        """`spec` is what runs: the store's, with `routing` or `lossy` applied to it.
+        """`spec` is what runs: the store's, with `routing` and `lossy` applied to it.
 
         `resident`: the weights that every token needs, where their reading has begun before.
         """
@@ -153,25 +153,16 @@ class Engine:
                 if backend.can_await(self._reader):
                     arrivals = Arrivals(self._reader, cache.tickets, READ_TIMEOUT_SECONDS)
                     cache.kernels_await = True
-            decoder = Decoder(
-                spec,
-                resident.tensors,
-                self._space,
-                kv_cache,
-                arena,
-                store.expert_layouts,
-                arrivals,
-                routing is not None,
-                self.lossy.cache_aware_routing,
-            )
+            layouts, forced, bonus = store.expert_layouts, routing is not None, self.lossy.cache_aware_routing
+            decoder = Decoder(spec, resident.tensors, self._space, kv_cache, arena, layouts, arrivals, forced, bonus)
             if cache is None:
                 self._loading.append(ExpertLoading(arena, decoder.slot_tables(), store, self._files.direct))
             self._programs = Programs(backend, decoder.part_of)
             if cache is None:
                 self._stepper = ResidentStepper(decoder, self._programs)
             else:
-                lossy_routing = LossyRouting(self.lossy, decoder, cache) if self.lossy.depends_on_cache else None
                 switch = PredictionSwitch(prediction if routing is None else "off")
+                lossy_routing = LossyRouting(self.lossy, decoder, cache) if self.lossy.depends_on_cache else None
                 self._stepper = StreamingStepper(decoder, self._programs, cache, switch, lossy_routing)
             self._head = self._programs.make(decoder.head)
             for loading in self._loading:
@@ -376,9 +367,9 @@ def open_engine(
     direct_reads: bool = True,
     policy: str = DEFAULT_POLICY,
     warm_start: bool = False,
+    lossy: LossySettings = EXACT,
     routing: ForcedRouting | None = None,
     meanwhile: Callable[[], None] | None = None,
-    lossy: LossySettings = EXACT,
 ) -> Engine:
     """Open a store and make it ready to run within a memory budget.
 
@@ -392,9 +383,10 @@ def open_engine(
     what `meanwhile` raises.
     """
     make_policy(policy, 1, 1), PredictionSwitch(prediction)  # refused here where they are none, whether used or not
+    if routing is not None and lossy.on:
+        raise UsageError("Forced routing leaves lossy settings nothing to decide.", "Leave one of them out.")
     store = Store.open(Path(path))
-    stored = store_spec(store)
-    spec = lossy.applied_to(stored) if routing is None else routing.apply_to(stored)
+    spec = lossy.applied_to(store_spec(store) if routing is None else routing.apply_to(store_spec(store)))
     sizes = model_sizes(store, spec, kv)
     backend = select_backend(threads)  # before the plan, which measures what the backend's libraries hold
     resident = None

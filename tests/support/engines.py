@@ -28,9 +28,8 @@ def engine_with_slots(
     A budget in bytes is too coarse for that here: what the interpreter holds is measured, and test runs vary in it.
     """
     store = Store.open(store_path)
-    stored = store_spec(store)
-    spec = lossy.applied_to(stored) if routing is None else routing.apply_to(stored)
+    spec = lossy.applied_to(store_spec(store) if routing is None else routing.apply_to(store_spec(store)))
     backend = select_backend(threads)
     plan = plan_memory(spec, model_sizes(store, spec, kv), backend, "auto")
-    memory = dataclasses.replace(plan, slots=slots)
-    return Engine(store, spec, memory, backend, routing=routing, lossy=lossy, **options)  # type: ignore[arg-type]
+    plan = dataclasses.replace(plan, slots=slots)
+    return Engine(store, spec, plan, backend, routing=routing, lossy=lossy, **options)  # type: ignore[arg-type]
