@@ -6,8 +6,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgemoe.session.prices import Price, find_price, price_command
-
 if TYPE_CHECKING:
     from edgemoe.model.lossy import LossySettings
     from edgemoe.session.model import Model
@@ -18,6 +16,8 @@ def lossy_line(folder: Path, asked: LossySettings, used: LossySettings, model: s
 
     `model` and `ram` are as on the command line, for the command that measures a price.
     """
+    from edgemoe.session.prices import find_price, price_command
+
     if not used.on:
         return f"lossy: {asked.describe()} · all experts are in memory, so this changes nothing"
     price = find_price(folder, used, ram)
@@ -36,8 +36,10 @@ def lossy_json(model: Model, asked: LossySettings, ram: str | None) -> dict[str,
     """For `--json`: what was asked for, what of it changes anything, and its price if known; empty where off."""
     if not asked.on:
         return {}
+    from edgemoe.session.prices import find_price
+
     used = model.engine.lossy
-    price: Price | None = find_price(model.folder, used, ram) if used.on else None
+    price = find_price(model.folder, used, ram) if used.on else None
     return {
         "lossy": {
             "asked": asked.to_json(),
