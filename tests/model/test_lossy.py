@@ -219,7 +219,7 @@ def test_more_experts_than_the_model_uses_are_refused(store: Path) -> None:
 def test_fewer_experts_are_renormalised_as_the_router_does(store: Path) -> None:
     with engine_with_slots(store, ALL, lossy=LossySettings(experts_used=1)) as engine:
         engine.forward(IDS)
-        for layer, routing in zip(engine.spec.layers, engine._routing, strict=True):
+        for layer, routing in zip(engine.spec.layers, engine.routing, strict=True):
             assert isinstance(layer.ffn, MoeSpec)
             assert layer.ffn.experts_per_token == 1
             assert routing is not None

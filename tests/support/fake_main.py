@@ -10,7 +10,7 @@ import ctypes
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,10 @@ def open_fake_engine(
     context_length: int | None = None,
     kv: str | None = None,
     lossy: LossySettings = EXACT,
+    meanwhile: Callable[[], None] = lambda: None,
     **options: object,
 ) -> FakeEngine:
+    meanwhile()
     tokenizer = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
     says = os.environ.get("FAKE_SAYS", "Hello, world!")
     script = [*tokenizer.encode(says).ids, 1]
