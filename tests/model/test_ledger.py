@@ -58,7 +58,7 @@ def open_clocked(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         backend = ClockedBackend(clock)
         plan = dataclasses.replace(plan_memory(spec, model_sizes(store, spec), backend, "auto"), slots=slots)
         opened.append(Engine(store, spec, plan, backend, prediction="on"))
-        for routing in opened[-1]._routing:  # what no operation computes here
+        for routing in opened[-1].routing:  # what no operation computes here
             assert routing is not None
             routing.experts[:] = routing.predicted[:] = np.arange(routing.experts.shape[1])
         return opened[-1], clock
