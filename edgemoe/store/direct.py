@@ -6,7 +6,6 @@ import contextlib
 import mmap
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 from edgemoe.errors import BudgetError
@@ -52,6 +51,8 @@ def open_direct(path: Path, direct: bool = True) -> tuple[int, bool]:
 
 def grants_direct(folder: Path) -> bool:
     """Whether files in a folder can be read past the page cache. Raises OSError where none can be written there."""
+    import tempfile  # only those who plan want it, and a start does without
+
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".edgemoe-probe-") as file:
         file.write(bytes(PAGE_BYTES))
         file.flush()

@@ -37,6 +37,7 @@ def check_sums(report: Report) -> None:
         assert {"attention", "experts", "head", "python"} <= ledger.parts_ms.keys()
 
 
+@pytest.mark.slow
 def test_a_report_beside_another_engine(store: Path, gguf: Path, fake_llama_cpp: Path) -> None:
     with open_peer(store, gguf, 2, SETTINGS.context_tokens, mmap=False) as peer:
         report = Benchmark(store, SETTINGS, describe_backend(2), None, peer).run()
@@ -126,6 +127,7 @@ def test_kernels_that_cannot_read_plainly_have_no_roofline(
     check_sums(report)
 
 
+@pytest.mark.slow
 def test_engines_run_in_groups_of_their_own(
     store: Path, gguf: Path, fake_llama_cpp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +171,7 @@ def test_a_budget_above_the_limit_is_refused(store: Path) -> None:
         Benchmark(store, SETTINGS, describe_backend(1), ram, limit_bytes=2 << 30)
 
 
+@pytest.mark.slow
 def test_options_of_the_engine_reach_it(store_without_text: Path) -> None:
     settings = Settings(2, 2, 2, 1)
     options = {"prediction": "off", "policy": "lfu"}

@@ -57,6 +57,7 @@ def test_the_price_is_what_the_engines_say(store: Path, monkeypatch: pytest.Monk
     assert json.loads(json.dumps(report.to_json()))["lossy"]["hit_rate"] == 1.0
 
 
+@pytest.mark.slow
 def test_a_text_has_losses_and_a_budget_has_misses() -> None:
     model = find_model(None)
     lossy = LossySettings(cache_aware_routing=0.5, drop_cold=0.5)

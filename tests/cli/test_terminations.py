@@ -163,6 +163,7 @@ def test_a_closed_terminal_ends_it(start: Start, tmp_path: Path, in_answer: bool
     assert kept["messages"][0]["content"] == "Go on"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", CODES)
 def test_a_call_that_never_returns_does_not_hold_it(start: Start, tmp_path: Path, number: signal.Signals) -> None:
     child = start(FAKE_HANGS="9")
@@ -179,6 +180,7 @@ def test_a_call_that_never_returns_does_not_hold_it(start: Start, tmp_path: Path
     assert kept["messages"][0]["content"] == "Hi"
 
 
+@pytest.mark.slow
 def test_ctrl_c_twice_ends_a_call_that_never_returns(start: Start) -> None:
     child = start(FAKE_HANGS="4")
     child.send("Hi\r")

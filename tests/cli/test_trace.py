@@ -198,6 +198,7 @@ def test_a_disk_that_fills_ends_the_trace_and_not_the_answer(
     assert 0 < len(read_trace(tmp_path / "t.csv")) < 40 * 4
 
 
+@pytest.mark.slow
 def test_a_benchmark_is_recorded_and_its_routing_taken_again(edgemoe: Command, store: Path, tmp_path: Path) -> None:
     sizes = ("--prompt", "4", "--decode", "6", "--prefill", "5", "--repeats", "1", "--threads", "1")
     done = edgemoe("bench", store, *sizes, "--trace", tmp_path / "t")

@@ -58,6 +58,7 @@ def test_compiling_is_told_once_but_not_code_that_was_kept(tmp_path: Path) -> No
     assert outputs == ["compiling True\n42 1.0\n", "42 1.0\n"]
 
 
+@pytest.mark.slow
 def test_what_calls_code_of_another_file_follows_its_changes(tmp_path: Path) -> None:
     callee, caller = tmp_path / "callee.py", tmp_path / "caller.py"
     caller.write_text(
