@@ -1,7 +1,8 @@
 """llama.cpp as a worker (see `protocol.py`), through llama-cpp-python: `python -m edgemoe.bench.llama_cpp_worker`.
 
 Names and meanings of the functions are those of `llama.h`, as the package's documentation gives them. Everything is
-left as llama.cpp has it by default (its repacking of weights for this processor, its attention) but threads and size.
+left as llama.cpp has it by default (its repacking of weights for this processor, its attention) but threads and size;
+and weights that are mapped are not repacked, since the copy would be the model in memory once more.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class LlamaCppWorker:
         options = llama.llama_model_default_params()
         options.n_gpu_layers = 0
         options.load_mode = llama.LLAMA_LOAD_MODE_MMAP if mmap else llama.LLAMA_LOAD_MODE_NONE
+        options.use_extra_bufts = not mmap  # repacked weights are a copy in memory, where mapped ones are to give way
         self._model = llama.llama_model_load_from_file(gguf.encode(), options)
         if not self._model:
             raise SourceError(f"{gguf}: llama.cpp refuses it: {self._reason()}", "Is it a GGUF that it supports?")
