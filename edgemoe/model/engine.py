@@ -55,7 +55,7 @@ from edgemoe.store.direct import allocate_pages
 from edgemoe.store.reader import Store
 from edgemoe.store.resident import ResidentReading
 
-READER_THREADS = 4
+READER_THREADS = 8
 
 
 @dataclass(frozen=True)
