@@ -82,6 +82,7 @@ def test_budgets_change_no_bit() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # at the floor every token waits for some sixty reads, one after the other on a slow disk
 def test_twenty_prompts_of_a_hundred_tokens_at_three_budgets() -> None:
     assert len(PROMPTS) == 20
     check_budgets(PROMPTS, 100)
