@@ -22,9 +22,6 @@ import numpy.typing as npt
 
 from edgemoe.errors import UsageError
 
-ExpertKey = tuple[int, int]
-"""(layer, expert)"""
-
 Scores = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 

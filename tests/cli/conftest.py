@@ -2,9 +2,10 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,6 +32,9 @@ class Done:
 
 
 Edgemoe = Callable[..., Done]
+Start = Callable[..., Any]
+PROMPT = "\x1b[?2004h"
+"""The terminal is told to mark pastes whenever an input begins."""
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
@@ -56,3 +60,30 @@ def edgemoe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         return Done(code, shown.out, shown.err)
 
     return run
+
+
+@pytest.fixture
+def start(folder: Path, tmp_path: Path) -> Iterator[Start]:
+    """Starts a conversation with a fake engine in a pseudo-terminal, up to its first prompt."""
+    pexpect = pytest.importorskip("pexpect", reason="pseudo-terminals need pexpect")
+    children = []
+
+    def run(*arguments: str, **variables: str) -> Any:
+        child = pexpect.spawn(
+            FAKE_COMMAND[0],
+            [*FAKE_COMMAND[1:], "chat", str(folder), *arguments],
+            cwd=str(ROOT),
+            env=environment(tmp_path, TERM="xterm-256color", PROMPT_TOOLKIT_NO_CPR="1", **variables),
+            dimensions=(40, 100),
+            encoding="utf-8",
+            timeout=60,
+        )
+        children.append(child)
+        child.expect_exact("/help for commands")
+        child.expect_exact(PROMPT)
+        return child
+
+    yield run
+    for child in children:
+        if not child.closed:
+            child.close(force=True)

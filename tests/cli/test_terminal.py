@@ -1,44 +1,16 @@
 """The conversation as a person has it: in a pseudo-terminal, key by key."""
 
 import re
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cli.conftest import FAKE_COMMAND, ROOT, environment
+from tests.cli.conftest import PROMPT, Start
 
 pexpect = pytest.importorskip("pexpect", reason="pseudo-terminals need pexpect")
 
-PROMPT = "\x1b[?2004h"
-"""The terminal is told to mark pastes whenever an input begins."""
 ANSWER = "Hello, world!"
-Start = Callable[..., Any]
-
-
-@pytest.fixture
-def start(folder: Path, tmp_path: Path) -> Iterator[Start]:
-    children = []
-
-    def run(*arguments: str, **variables: str) -> Any:
-        child = pexpect.spawn(
-            FAKE_COMMAND[0],
-            [*FAKE_COMMAND[1:], "chat", str(folder), *arguments],
-            cwd=str(ROOT),
-            env=environment(tmp_path, TERM="xterm-256color", PROMPT_TOOLKIT_NO_CPR="1", **variables),
-            dimensions=(40, 100),
-            encoding="utf-8",
-            timeout=60,
-        )
-        children.append(child)
-        child.expect_exact("/help for commands")
-        child.expect_exact(PROMPT)
-        return child
-
-    yield run
-    for child in children:
-        child.close(force=True)
 
 
 def send(child: Any, text: str, expected: str) -> str:

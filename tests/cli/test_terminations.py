@@ -7,45 +7,17 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cli.conftest import FAKE_COMMAND, ROOT, environment
+from tests.cli.conftest import FAKE_COMMAND, PROMPT, ROOT, Start, environment
 
 pexpect = pytest.importorskip("pexpect", reason="pseudo-terminals need pexpect")
 
-PROMPT = "\x1b[?2004h"
 LONG = {"FAKE_SAYS": "xyzw" * 200, "FAKE_SECONDS": "0.05"}
 CODES = {signal.SIGTERM: 143, signal.SIGHUP: 129}
-Start = Callable[..., Any]
-
-
-@pytest.fixture
-def start(folder: Path, tmp_path: Path) -> Iterator[Start]:
-    children = []
-
-    def run(*arguments: str, **variables: str) -> Any:
-        child = pexpect.spawn(
-            FAKE_COMMAND[0],
-            [*FAKE_COMMAND[1:], "chat", str(folder), *arguments],
-            cwd=str(ROOT),
-            env=environment(tmp_path, TERM="xterm-256color", PROMPT_TOOLKIT_NO_CPR="1", **variables),
-            dimensions=(40, 100),
-            encoding="utf-8",
-            timeout=60,
-        )
-        children.append(child)
-        child.expect_exact("/help for commands")
-        child.expect_exact(PROMPT)
-        return child
-
-    yield run
-    for child in children:
-        if not child.closed:
-            child.close(force=True)
 
 
 def end_of(child: Any) -> tuple[int, str]:
