@@ -25,6 +25,7 @@ import numpy as np
 from edgemoe.bench.roofline import BUFFER_BYTES, PASSES, ReadRate, ReadRates, allocate_buffer
 from edgemoe.errors import UsageError
 from edgemoe.experts.reads import ExpertFiles, open_reader
+from edgemoe.kernels.reads import RecordRead
 from edgemoe.kernels.select import KernelChoice
 from edgemoe.store.direct import allocate_pages
 from edgemoe.store.headers import PAGE_BYTES, round_up
@@ -107,8 +108,8 @@ class DiskRates:
                 while free and (not read_bytes or time.perf_counter() - began_s < PASS_SECONDS):
                     place, address = self._random.choice(self._places), free.pop()
                     descriptor = self._files.descriptor(place.path)
-                    ticket = reader.submit(descriptor, place.offset, place.length, address, True)
-                    waiting.append((ticket, address))
+                    read = RecordRead(descriptor, place.offset, place.length, address)
+                    waiting.append((reader.submit([read], demand=True)[0], address))
                     read_bytes += place.length
                 if not waiting:
                     return read_bytes / (time.perf_counter() - began_s)

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from edgemoe.errors import ReadError
 from edgemoe.experts.policy import Policy
 from edgemoe.experts.reads import ExpertFiles, RecordReader
+from edgemoe.kernels.reads import RecordRead
 
 READ_TIMEOUT_SECONDS = 60.0
 MOST_WARM_READS = 2048
@@ -179,26 +180,23 @@ class ExpertCache:
         present = [self._slot_of[key] for key in keys if key in self._slot_of]
         pinned_before = self._pinned[present]
         self._pinned[present] = True  # so that one guess does not push out another
-        for key in keys:
-            if key not in self._slot_of:
-                slot = self._free_slot()
-                if slot is None:
-                    break
-                self._read(key, slot, predicted=True)
-                self.statistics.predicted_reads += 1
-        self._pinned[present] = pinned_before
+        try:
+            reading = self._read([key for key in keys if key not in self._slot_of], predicted=True)
+        finally:
+            self._pinned[present] = pinned_before
+        self._pinned[[self._slot_of[key] for key in reading]] = False
 
     def warm(self, experts: Sequence[tuple[int, int]]) -> None:
         """Begin to read experts (layer, expert) into free slots, the first ones first, whenever nothing else is read.
 
         They make way for whatever is wanted, and are no predictions.
         """
-        for layer, expert in experts[:MOST_WARM_READS]:
-            key = layer * self._experts + expert
-            if key not in self._slot_of and self._free_slots:
-                slot = self._free_slots.pop()
-                self.statistics.warm_bytes += self._submit(key, slot, demand=False)
-                self._warming[slot] = None
+        keys = [layer * self._experts + expert for layer, expert in experts[:MOST_WARM_READS]]
+        absent = [key for key in dict.fromkeys(keys) if key not in self._slot_of]
+        slots = [self._free_slots.pop() for _ in absent[: len(self._free_slots)]]
+        self.statistics.warm_bytes += self._submit(absent[: len(slots)], slots, demand=False)
+        self._pinned[slots] = False
+        self._warming.update(dict.fromkeys(slots))
         for slot in reversed(self._warming):  # as if the hottest had been used last
             self._policy.use(self._key_of[slot], slot)
 
@@ -251,14 +249,9 @@ class ExpertCache:
 
     def _begin_reads(self, begun: list[int], absent: list[int]) -> None:
         """Start the reads of absent experts as far as slots can be had, moving them to `begun`."""
-        while absent:
-            slot = self._free_slot()
-            if slot is None:
-                return
-            key = absent.pop(0)
-            self._read(key, slot, predicted=False)
-            self._pinned[slot] = True
-            begun.append(key)
+        reading = self._read(absent, predicted=False)
+        begun += reading
+        del absent[: len(reading)]
 
     def _await_a_slot(self) -> None:
         """Every slot is taken by a read that nobody awaits: wait for the end of one of them."""
@@ -272,30 +265,59 @@ class ExpertCache:
             if self.tickets[slot] >= 0:  # stuck, not failed: its slot cannot be had
                 raise
 
-    def _read(self, key: int, slot: int, predicted: bool) -> None:
-        length = self._submit(key, slot, demand=not predicted)
-        self._loading.add(slot)
-        self._predicted[slot] = predicted
-        self._policy.use(key, slot)
+    def _read(self, keys: Sequence[int], predicted: bool) -> Sequence[int]:
+        """Begin the reads of absent experts, the first ones as far as slots can be had; returns those, pinned."""
+        slots: list[int] = []
+        try:
+            while len(slots) < len(keys) and (slot := self._free_slot()) is not None:
+                slots.append(slot)
+                self._pinned[slot] = True  # it is no victim for the next one
+        except BaseException:
+            self._give_back(slots)
+            raise
+        keys = keys[: len(slots)]
+        length = self._submit(keys, slots, demand=not predicted)
+        self._loading.update(slots)
+        for key, slot in zip(keys, slots, strict=True):
+            self._predicted[slot] = predicted
+            self._policy.use(key, slot)
         if predicted:
+            self.statistics.predicted_reads += len(keys)
             self.statistics.predicted_bytes += length
         else:
             self.statistics.demand_bytes += length
+        return keys
 
-    def _submit(self, key: int, slot: int, demand: bool) -> int:
-        """Give a slot to an expert and begin its read; returns the bytes of its record."""
+    def _submit(self, keys: Sequence[int], slots: list[int], demand: bool) -> int:
+        """Give slots to experts and begin their reads; returns the bytes of their records. The slots end up pinned.
+
+        All reads in one call: each wakes readers, who want the processors that everything else runs on.
+        """
+        if not keys:
+            return 0
+        reads = [self._record_read(key, slot) for key, slot in zip(keys, slots, strict=True)]
+        # Pinned first: a KeyboardInterrupt before the tickets are known may lose slots, but gives none to others that
+        # is being read into.
+        self._pinned[slots] = True
+        try:
+            self.tickets[slots] = self._reader.submit(reads, demand)
+        except ReadError:
+            self._give_back(slots)
+            raise
+        for key, slot in zip(keys, slots, strict=True):
+            self._slot_of[key], self._key_of[slot] = slot, key
+        return sum(read.length for read in reads)
+
+    def _give_back(self, slots: list[int]) -> None:
+        """Slots that were taken, into which nothing is read."""
+        self._pinned[slots] = False
+        self._free_slots += slots
+
+    def _record_read(self, key: int, slot: int) -> RecordRead:
         record = self._table.record(*divmod(key, self._experts))
-        self.tickets[slot] = self._reader.submit(
-            self._files.descriptor(record.path),
-            record.offset,
-            record.length,
-            self._base_address + slot * self._slot_bytes,
-            demand,
-            record.crc32c,
-            record.sha256,
-        )
-        self._slot_of[key], self._key_of[slot] = slot, key
-        return record.length
+        address = self._base_address + slot * self._slot_bytes
+        descriptor = self._files.descriptor(record.path)
+        return RecordRead(descriptor, record.offset, record.length, address, record.crc32c, record.sha256)
 
     def _is_loading(self, slot: int) -> bool:
         ticket = int(self.tickets[slot])
@@ -359,7 +381,7 @@ class ExpertCache:
             self.tickets[slot] = -1
             self._reader.release(ticket)
         self._loading.discard(slot)
-        del self._slot_of[self._key_of[slot]]
+        self._slot_of.pop(self._key_of[slot], None)  # none where an interrupt came as the slot was taken
         self._key_of[slot] = -1
         self._predicted[slot] = self._pinned[slot] = False
         self._free_slots.append(slot)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from edgemoe.errors import KernelError, ReadError
 from edgemoe.kernels.checksum import NOT_AS_WRITTEN, as_written
+from edgemoe.kernels.reads import RecordRead
 from edgemoe.store.direct import open_direct
 
 
@@ -51,20 +52,8 @@ class ExpertFiles:
 class RecordReader(Protocol):
     """Reads records into memory in the background. Demand reads go before predicted ones."""
 
-    def submit(
-        self,
-        file_descriptor: int,
-        offset: int,
-        length: int,
-        destination_address: int,
-        demand: bool,
-        crc32c: int | None = None,
-        sha256: str | None = None,
-    ) -> int:
-        """Queue a read of `length` bytes at `offset` to an address; returns its ticket.
-
-        The reader holds what it read against one of the checksums, if it has one that it can take quickly.
-        """
+    def submit(self, reads: Sequence[RecordRead], demand: bool) -> list[int]:
+        """Queue reads; returns their tickets. Raises ReadError, with none queued, if one of them cannot be."""
 
     def done(self, ticket: int) -> bool:
         """Whether the read has ended, well or not."""
@@ -99,13 +88,8 @@ def open_reader(arena: npt.NDArray[np.uint8], threads: int) -> RecordReader:
 
 
 class _Read:
-    def __init__(
-        self, descriptor: int, offset: int, destination: memoryview, crc32c: int | None, sha256: str | None
-    ) -> None:
-        self.crc32c = crc32c
-        self.sha256 = sha256
-        self.descriptor = descriptor
-        self.offset = offset
+    def __init__(self, asked: RecordRead, destination: memoryview) -> None:
+        self.asked = asked
         self.destination = destination
         self.failure: str | None = None
         self.ended = threading.Event()
@@ -129,25 +113,16 @@ class ThreadedReader:
         for thread in self._threads:
             thread.start()
 
-    def submit(
-        self,
-        file_descriptor: int,
-        offset: int,
-        length: int,
-        destination_address: int,
-        demand: bool,
-        crc32c: int | None = None,
-        sha256: str | None = None,
-    ) -> int:
-        start = destination_address - self._base_address
+    def submit(self, reads: Sequence[RecordRead], demand: bool) -> list[int]:
         with self._change:
-            ticket = self._next_ticket
-            self._next_ticket += 1
-            destination = self._bytes[start : start + length]
-            self._reads[ticket] = _Read(file_descriptor, offset, destination, crc32c, sha256)
-            self._queues[0 if demand else 1].append(ticket)
-            self._change.notify()
-        return ticket
+            tickets = list(range(self._next_ticket, self._next_ticket + len(reads)))
+            self._next_ticket += len(reads)
+            for ticket, asked in zip(tickets, reads, strict=True):
+                start = asked.address - self._base_address
+                self._reads[ticket] = _Read(asked, self._bytes[start : start + asked.length])
+            self._queues[0 if demand else 1].extend(tickets)
+            self._change.notify(len(reads))
+        return tickets
 
     def done(self, ticket: int) -> bool:
         return self._reads[ticket].ended.is_set()
@@ -202,13 +177,15 @@ class ThreadedReader:
 
 def _fill(read: _Read) -> str | None:
     """Read the whole of one record; returns what went wrong, if anything did."""
-    filled, wanted = 0, len(read.destination)
+    asked, filled, wanted = read.asked, 0, len(read.destination)
     try:
         while filled < wanted:
-            count = os.preadv(read.descriptor, [read.destination[filled:]], read.offset + filled)
+            count = os.preadv(asked.descriptor, [read.destination[filled:]], asked.offset + filled)
             if count == 0:
-                return f"A read at offset {read.offset} ended after {filled} of {wanted} bytes: the file was cut short."
+                return (
+                    f"A read at offset {asked.offset} ended after {filled} of {wanted} bytes: the file was cut short."
+                )
             filled += count
     except OSError as error:
-        return f"A read of {wanted} bytes at offset {read.offset} failed: {error.strerror}."
-    return None if as_written(read.destination, read.sha256, read.crc32c) else NOT_AS_WRITTEN[0]
+        return f"A read of {wanted} bytes at offset {asked.offset} failed: {error.strerror}."
+    return None if as_written(read.destination, asked.sha256, asked.crc32c) else NOT_AS_WRITTEN[0]

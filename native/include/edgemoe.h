@@ -22,7 +22,7 @@ extern "C" {
 #define EM_API __attribute__((visibility("default")))
 
 /* Raised by one with every change to this header that a caller must know of. */
-#define EM_ABI_VERSION 5
+#define EM_ABI_VERSION 6
 
 typedef enum em_status {
     EM_OK = 0,
@@ -316,12 +316,21 @@ EM_API int32_t em_reader_create(int32_t threads, int32_t capacity, int64_t piece
 /* Drops what is queued, waits for the reads under way, joins the threads. */
 EM_API void em_reader_destroy(em_reader *reader);
 
-/* Queue a read of `length` bytes at `offset` into `destination`, which must stay valid until the request is
- * done or cancelled. Demands go before predictions, each kind in its order. The descriptor may be opened with
- * O_DIRECT if offset, length and destination are aligned for it. `crc32c` is the checksum that the bytes must have,
- * negative where none is known. */
-EM_API int32_t em_reader_submit(em_reader *reader, int32_t descriptor, int64_t offset, int64_t length,
-                                void *destination, int32_t demand, int64_t crc32c, int64_t *ticket);
+/* `length` bytes at `offset` into `destination`, which must stay valid until the request is done or cancelled. The
+ * descriptor may be opened with O_DIRECT if offset, length and destination are aligned for it. */
+typedef struct em_read {
+    int64_t offset;
+    int64_t length;
+    void *destination;
+    int64_t crc32c; /* that the bytes must have, negative where none is known */
+    int32_t descriptor;
+    int32_t reserved;
+} em_read;
+
+/* Queue `count` reads at once, and give each its ticket; none of them unless all are in order and there is room
+ * (EM_FULL). Demands go before predictions, each kind in its order. */
+EM_API int32_t em_reader_submit(em_reader *reader, const em_read *reads, int32_t count, int32_t demand,
+                                int64_t *tickets);
 /* Wait for the end of a read, at most `timeout_us` (negative: for ever). EM_OK, EM_TIMEOUT, EM_CANCELLED,
  * EM_READ_FAILED (`*detail` = errno), EM_SHORT_READ (`*detail` = bytes that were there) or EM_BAD_CHECKSUM (`*detail` =
  * the checksum that was found). */
@@ -345,6 +354,7 @@ EM_API uint64_t em_sizeof_operation(void);
 EM_API uint64_t em_sizeof_kind(int32_t kind); /* of one member of the union; 0 for an unknown kind */
 EM_API uint64_t em_sizeof_program(void);
 EM_API uint64_t em_sizeof_program_times(void);
+EM_API uint64_t em_sizeof_read(void);
 EM_API uint64_t em_sizeof_read_counters(void);
 
 #ifdef __cplusplus

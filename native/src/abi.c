@@ -9,6 +9,8 @@ uint64_t em_sizeof_program(void) { return sizeof(em_program); }
 
 uint64_t em_sizeof_program_times(void) { return sizeof(em_program_times); }
 
+uint64_t em_sizeof_read(void) { return sizeof(em_read); }
+
 uint64_t em_sizeof_read_counters(void) { return sizeof(em_read_counters); }
 
 uint64_t em_sizeof_kind(int32_t kind) {

@@ -268,30 +268,50 @@ static int32_t enter(em_reader *reader) {
     return EM_OK;
 }
 
-int32_t em_reader_submit(em_reader *reader, int32_t descriptor, int64_t offset, int64_t length, void *destination,
-                         int32_t demand, int64_t crc32c, int64_t *ticket) {
-    if (offset < 0 || length < 1 || offset > INT64_MAX - length || !destination || !ticket) return EM_BAD_ARGUMENT;
-    if (crc32c > UINT32_MAX) return EM_BAD_ARGUMENT;
+static bool in_order(const em_read *r) {
+    return r->offset >= 0 && r->length >= 1 && r->offset <= INT64_MAX - r->length && r->destination &&
+           r->crc32c <= UINT32_MAX;
+}
+
+static bool has_room(const em_reader *reader, int32_t count) {
+    int32_t place = reader->free_list;
+    for (; count > 0 && place != NOWHERE; count--) place = reader->requests[place].next;
+    return count == 0;
+}
+
+/* Gives a read the first free place, and queues it; returns its ticket. */
+static int64_t put(em_reader *reader, const em_read *read, priority p, uint64_t now_ns) {
+    const int32_t place = reader->free_list;
+    request *r = &reader->requests[place];
+    reader->free_list = r->next;
+    *r = (request){.priority = p,
+                   .descriptor = read->descriptor,
+                   .offset = read->offset,
+                   .length = read->length,
+                   .destination = read->destination,
+                   .checked = read->crc32c >= 0,
+                   .expected = (uint32_t)read->crc32c,
+                   .submitted_ns = now_ns,
+                   .uses = (r->uses + 1) & INT32_MAX};
+    enqueue(reader, place);
+    return ticket_of(reader, place);
+}
+
+int32_t em_reader_submit(em_reader *reader, const em_read *reads, int32_t count, int32_t demand, int64_t *tickets) {
+    if (!reads || count < 1 || !tickets) return EM_BAD_ARGUMENT;
+    for (int32_t i = 0; i < count; i++) {
+        if (!in_order(&reads[i])) return EM_BAD_ARGUMENT;
+    }
     int32_t status = enter(reader);
     if (status != EM_OK) return status;
-    const int32_t place = reader->free_list;
-    if (place == NOWHERE) {
+    if (!has_room(reader, count)) {
         status = EM_FULL;
     } else {
-        request *r = &reader->requests[place];
-        reader->free_list = r->next;
-        *r = (request){.priority = demand ? DEMAND : PREDICTION,
-                       .descriptor = descriptor,
-                       .offset = offset,
-                       .length = length,
-                       .destination = destination,
-                       .checked = crc32c >= 0,
-                       .expected = (uint32_t)crc32c,
-                       .submitted_ns = em_now_ns(),
-                       .uses = (r->uses + 1) & INT32_MAX};
-        enqueue(reader, place);
-        *ticket = ticket_of(reader, place);
-        if (length > reader->piece_bytes) {
+        const uint64_t now_ns = em_now_ns();
+        for (int32_t i = 0; i < count; i++) {
+            tickets[i] = put(reader, &reads[i], demand ? DEMAND : PREDICTION, now_ns);
+        }
+        if (count > 1 || reads[0].length > reader->piece_bytes) {
             pthread_cond_broadcast(&reader->work);
         } else {
             pthread_cond_signal(&reader->work);

@@ -225,9 +225,9 @@ static void test_arrivals(void) {
         CHECK_STATUS(EM_OK, em_reader_create(1 + round % 3, SLOTS, 512, &reader));
         for (int i = 0; i < SLOTS; i++) {
             const int slot = (i * 3 + round) % SLOTS;
-            CHECK_STATUS(EM_OK, em_reader_submit(reader, file, slot * e->slot_bytes, e->slot_bytes,
-                                                 (uint8_t *)(uintptr_t)e->arena + slot * e->slot_bytes, i % 2, -1,
-                                                 &tickets[slot]));
+            uint8_t *destination = (uint8_t *)(uintptr_t)e->arena + slot * e->slot_bytes;
+            const em_read read = {slot * e->slot_bytes, e->slot_bytes, destination, -1, file, 0};
+            CHECK_STATUS(EM_OK, em_reader_submit(reader, &read, 1, i % 2, &tickets[slot]));
         }
         if (round % 5 == 0) { /* one of them is there before */
             CHECK_STATUS(EM_OK, em_reader_wait(reader, tickets[0], -1, NULL));
@@ -262,7 +262,8 @@ static void test_failed_arrivals(void) {
     uint8_t elsewhere[8];
     int64_t ticket;
     /* A pipe cannot be read at an offset. */
-    CHECK_STATUS(EM_OK, em_reader_submit(reader, pipe_ends[0], 0, 8, elsewhere, 1, -1, &ticket));
+    const em_read read = {0, 8, elsewhere, -1, pipe_ends[0], 0};
+    CHECK_STATUS(EM_OK, em_reader_submit(reader, &read, 1, 1, &ticket));
     tickets[1] = ticket;
     e->arrivals = (em_arrivals){reader, tickets, 10000000};
     CHECK_STATUS(EM_READ_FAILED, run(m, em_isa_name(0), 2, TOKENS, 0));

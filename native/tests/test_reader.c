@@ -35,9 +35,15 @@ static em_reader *create(int32_t threads, int32_t capacity) {
     return reader;
 }
 
+static int32_t try_to_submit(em_reader *reader, int descriptor, int64_t offset, int64_t length, void *to, int demand,
+                             int64_t crc32c, int64_t *ticket) {
+    const em_read read = {offset, length, to, crc32c, descriptor, 0};
+    return em_reader_submit(reader, &read, 1, demand, ticket);
+}
+
 static int64_t submit(em_reader *reader, int descriptor, int64_t offset, int64_t length, void *to, int demand) {
     int64_t ticket;
-    CHECK_STATUS(EM_OK, em_reader_submit(reader, descriptor, offset, length, to, demand, -1, &ticket));
+    CHECK_STATUS(EM_OK, try_to_submit(reader, descriptor, offset, length, to, demand, -1, &ticket));
     return ticket;
 }
 
@@ -52,7 +58,7 @@ static void test_many_reads(int descriptor, int32_t threads) {
         if (i % 5 == 0) CHECK_STATUS(EM_OK, em_reader_promote(reader, tickets[i]));
     }
     int64_t ticket, detail;
-    CHECK_STATUS(EM_FULL, em_reader_submit(reader, descriptor, 0, 1, to[0], 1, -1, &ticket));
+    CHECK_STATUS(EM_FULL, try_to_submit(reader, descriptor, 0, 1, to[0], 1, -1, &ticket));
     for (int i = READS - 1; i >= 0; i--) {
         CHECK_STATUS(EM_OK, em_reader_wait(reader, tickets[i], -1, &detail));
         CHECK(detail == BYTES && em_reader_done(reader, tickets[i]) == 1);
@@ -81,7 +87,7 @@ static void test_checksums(int descriptor) {
         for (int i = 0; i < READS; i++) {
             right[i] = em_crc32c_generic(0, content + i * 100, BYTES);
             const int64_t expected = i % 3 == 2 ? -1 : (int64_t)(right[i] ^ (i % 3 == 1 ? 1u << i : 0));
-            CHECK_STATUS(EM_OK, em_reader_submit(reader, descriptor, i * 100, BYTES, to[i], i % 2, expected,
+            CHECK_STATUS(EM_OK, try_to_submit(reader, descriptor, i * 100, BYTES, to[i], i % 2, expected,
                                                  &tickets[i]));
         }
         for (int i = 0; i < READS; i++) {
@@ -93,11 +99,42 @@ static void test_checksums(int descriptor) {
         CHECK(counters.reads == READS && counters.failed == 3);
         /* A read that fails for another reason says that one. */
         CHECK_STATUS(EM_OK, em_reader_release(reader, tickets[0]));
-        CHECK_STATUS(EM_OK, em_reader_submit(reader, descriptor, FILE_BYTES - 40, 100, to[0], 1, 5, &tickets[0]));
+        CHECK_STATUS(EM_OK, try_to_submit(reader, descriptor, FILE_BYTES - 40, 100, to[0], 1, 5, &tickets[0]));
         CHECK_STATUS(EM_SHORT_READ, em_reader_wait(reader, tickets[0], -1, &detail));
-        CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_submit(reader, descriptor, 0, 1, to[0], 1, 1ll << 32, &tickets[0]));
+        CHECK_STATUS(EM_BAD_ARGUMENT, try_to_submit(reader, descriptor, 0, 1, to[0], 1, 1ll << 32, &tickets[0]));
         em_reader_destroy(reader);
     }
+}
+
+/* Several reads at once: in their order, and none of them where one is wrong or there is no room for all. */
+static void test_reads_together(int descriptor) {
+    enum { READS = 5 };
+    em_reader *reader = create_idle(READS, PIECE_BYTES, 1);
+    CHECK(reader);
+    uint8_t to[READS + 1][64];
+    em_read reads[READS + 1];
+    int64_t tickets[READS + 1];
+    for (int i = 0; i <= READS; i++) reads[i] = (em_read){(READS - i) * 64, 64, to[i], -1, descriptor, 0};
+    CHECK_STATUS(EM_FULL, em_reader_submit(reader, reads, READS + 1, 1, tickets));
+    reads[READS - 1].length = 0;
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_submit(reader, reads, READS, 1, tickets));
+    reads[READS - 1].length = 64;
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_submit(reader, reads, 0, 1, tickets));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_submit(reader, NULL, 1, 1, tickets));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_submit(reader, reads, 1, 1, NULL));
+    CHECK(choose(reader) == NOWHERE);
+    CHECK_STATUS(EM_OK, em_reader_submit(reader, reads, 2, 0, tickets));
+    CHECK_STATUS(EM_FULL, em_reader_submit(reader, reads + 2, READS - 1, 1, tickets + 2));
+    CHECK_STATUS(EM_OK, em_reader_submit(reader, reads + 2, READS - 2, 1, tickets + 2));
+    CHECK(choose(reader) == 2 && reader->requests[2].next == 3 && reader->queues[PREDICTION].first == 0);
+    CHECK(start_threads(reader, 3));
+    for (int i = 0; i < READS; i++) {
+        CHECK_STATUS(EM_OK, em_reader_wait(reader, tickets[i], -1, NULL));
+        CHECK(memcmp(to[i], content + reads[i].offset, 64) == 0);
+        CHECK_STATUS(EM_OK, em_reader_release(reader, tickets[i]));
+    }
+    CHECK_STATUS(EM_OK, em_reader_submit(reader, reads, READS, 1, tickets));
+    em_reader_destroy(reader);
 }
 
 static void test_failures(int descriptor) {
@@ -124,10 +161,10 @@ static void test_failures(int descriptor) {
     ticket = submit(reader, descriptor, 0, 100, to, 1); /* in the same place of the table */
     CHECK_STATUS(EM_BAD_TICKET, em_reader_wait(reader, first, -1, NULL));
     CHECK_STATUS(EM_OK, em_reader_wait(reader, ticket, -1, NULL));
-    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_submit(reader, descriptor, -1, 1, to, 1, -1, &ticket));
-    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_submit(reader, descriptor, 0, 0, to, 1, -1, &ticket));
-    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_submit(reader, descriptor, INT64_MAX, 1, to, 1, -1, &ticket));
-    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_submit(reader, descriptor, 0, 1, NULL, 1, -1, &ticket));
+    CHECK_STATUS(EM_BAD_ARGUMENT, try_to_submit(reader, descriptor, -1, 1, to, 1, -1, &ticket));
+    CHECK_STATUS(EM_BAD_ARGUMENT, try_to_submit(reader, descriptor, 0, 0, to, 1, -1, &ticket));
+    CHECK_STATUS(EM_BAD_ARGUMENT, try_to_submit(reader, descriptor, INT64_MAX, 1, to, 1, -1, &ticket));
+    CHECK_STATUS(EM_BAD_ARGUMENT, try_to_submit(reader, descriptor, 0, 1, NULL, 1, -1, &ticket));
     CHECK_STATUS(EM_BAD_TICKET, em_reader_promote(reader, 77));
     CHECK_STATUS(EM_BAD_TICKET, em_reader_cancel(reader, -5));
     em_reader_destroy(reader);
@@ -262,7 +299,7 @@ static void test_fork(int descriptor) {
     if (child == 0) {
         uint8_t byte;
         int64_t ticket;
-        const int32_t status = em_reader_submit(reader, descriptor, 0, 1, &byte, 1, -1, &ticket);
+        const int32_t status = try_to_submit(reader, descriptor, 0, 1, &byte, 1, -1, &ticket);
         em_reader_destroy(reader); /* must not wait for threads that are not there */
         _exit(status == EM_FORKED ? 0 : 1);
     }
@@ -277,6 +314,7 @@ int main(void) {
     test_many_reads(descriptor, 1);
     test_many_reads(descriptor, 4);
     test_checksums(descriptor);
+    test_reads_together(descriptor);
     test_failures(descriptor);
     test_order(descriptor);
     test_pieces(descriptor);

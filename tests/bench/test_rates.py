@@ -1,6 +1,6 @@
 """Read rates: what a pass counts, how many readers it takes, and that nothing is left behind."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +19,7 @@ from edgemoe.bench.rates import (
     store_places,
 )
 from edgemoe.errors import ReadError, UsageError
+from edgemoe.kernels.reads import RecordRead
 from edgemoe.kernels.select import KernelChoice
 from edgemoe.store.reader import Store
 
@@ -45,12 +46,15 @@ class MadeUpDisk:
         self.first, self.last = arena.ctypes.data, arena.ctypes.data + arena.nbytes
         return self
 
-    def submit(self, descriptor: int, offset: int, length: int, address: int, demand: bool) -> int:
+    def submit(self, reads: Sequence[RecordRead], demand: bool) -> list[int]:
         assert demand
-        assert offset % 4096 == 0
-        assert self.first <= address
-        assert address + length <= self.last
-        self.lengths.add(length)
+        return [self.submit_one(read) for read in reads]
+
+    def submit_one(self, read: RecordRead) -> int:
+        assert read.offset % 4096 == 0
+        assert self.first <= read.address
+        assert read.address + read.length <= self.last
+        self.lengths.add(read.length)
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         thread = min(range(len(self.threads_free_s)), key=self.threads_free_s.__getitem__)

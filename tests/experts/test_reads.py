@@ -10,6 +10,7 @@ import pytest
 from edgemoe.errors import KernelError, ReadError
 from edgemoe.experts.reads import ExpertFiles, ThreadedReader, open_reader
 from edgemoe.kernels.checksum import crc32c
+from tests.support.submit_one import submit_one
 
 PAGE = 4096
 
@@ -35,7 +36,7 @@ def test_records_arrive_where_they_should(record_file: tuple[Path, np.ndarray], 
     reader = ThreadedReader(arena, threads=3)
     order = np.random.default_rng(1).permutation(16)
     tickets = [
-        reader.submit(files.descriptor(path), int(page) * PAGE, PAGE, arena.ctypes.data + i * PAGE, i % 2 == 0)
+        submit_one(reader, files.descriptor(path), int(page) * PAGE, PAGE, arena.ctypes.data + i * PAGE, i % 2 == 0)
         for i, page in enumerate(order)
     ]
     for ticket in tickets:
@@ -51,11 +52,11 @@ def test_a_short_file_and_a_dead_descriptor_are_told(record_file: tuple[Path, np
     arena = page_aligned(32)
     reader = ThreadedReader(arena, threads=1)
     descriptor = os.open(path, os.O_RDONLY)
-    short = reader.submit(descriptor, 10 * PAGE, 20 * PAGE, arena.ctypes.data, True)
+    short = submit_one(reader, descriptor, 10 * PAGE, 20 * PAGE, arena.ctypes.data, True)
     with pytest.raises(ReadError, match=f"ended after {6 * PAGE} of {20 * PAGE} bytes"):
         reader.wait(short, 10)
     os.close(descriptor)
-    dead = reader.submit(descriptor, 0, PAGE, arena.ctypes.data, True)
+    dead = submit_one(reader, descriptor, 0, PAGE, arena.ctypes.data, True)
     with pytest.raises(ReadError, match="failed"):
         reader.wait(dead, 10)
     reader.close()
@@ -79,7 +80,7 @@ def test_what_is_not_what_was_written_is_told(
         (crc ^ 1, sha, not native),
         (None, "0" * 64, native),
     ):
-        ticket = reader.submit(descriptor, PAGE, PAGE, arena.ctypes.data, True, crc_given, sha_given)
+        ticket = submit_one(reader, descriptor, PAGE, PAGE, arena.ctypes.data, True, crc_given, sha_given)
         if good:
             reader.wait(ticket, 60)
         else:
@@ -98,8 +99,8 @@ def test_a_read_that_stalls_times_out_and_demand_goes_first(tmp_path: Path) -> N
     reader = ThreadedReader(arena, threads=1)
     # preadv fails at once on a pipe, so the stall is made by a lock that the thread needs.
     with reader._change:
-        predicted = reader.submit(stalled, 0, PAGE, arena.ctypes.data, False)
-        demanded = reader.submit(stalled, 0, PAGE, arena.ctypes.data, True)
+        predicted = submit_one(reader, stalled, 0, PAGE, arena.ctypes.data, False)
+        demanded = submit_one(reader, stalled, 0, PAGE, arena.ctypes.data, True)
         with pytest.raises(ReadError, match="did not end within"):
             reader.wait(demanded, 0.05)
     for ticket in (demanded, predicted):

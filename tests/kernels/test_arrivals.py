@@ -18,6 +18,7 @@ from edgemoe.kernels.native.reader import NativeReader
 from edgemoe.kernels.operations import Backend
 from tests.kernels.builders import aligned, aligned_copy, numbers, random_ffn
 from tests.kernels.test_products import pack_experts
+from tests.support.submit_one import submit_one
 
 WIDTH, FFN_WIDTH, EXPERTS, USED, TOKENS = 40, 24, 6, 3, 4
 
@@ -64,7 +65,7 @@ def readers_for(backend: Backend) -> list[MakeReader]:
 def submit(reader: RecordReader, setting: Setting, slot: int) -> int:
     slot_bytes = setting.arena.shape[1]
     address = setting.arena.ctypes.data + slot * slot_bytes
-    return reader.submit(setting.file, slot * slot_bytes, slot_bytes, address, True)
+    return submit_one(reader, setting.file, slot * slot_bytes, slot_bytes, address, True)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -106,7 +107,7 @@ def check_failure(any_backend: Backend, reader: RecordReader, setting: Setting) 
     slot_bytes = setting.arena.shape[1]
     beyond = (len(setting.arena) + 5) * slot_bytes
     address = setting.arena.ctypes.data + failing * slot_bytes
-    tickets[failing] = reader.submit(setting.file, beyond, slot_bytes, address, True)
+    tickets[failing] = submit_one(reader, setting.file, beyond, slot_bytes, address, True)
     program = any_backend.program([setting.operation(reader, tickets)])
     with pytest.raises(ReadError):
         program.run(TOKENS, 0)

@@ -30,6 +30,7 @@ from tests.support.checkpoints import write_checkpoint
 from tests.support.engines import engine_with_slots
 from tests.support.small_engine import CONFIG, EXPERTS, SLOTS, answer
 from tests.support.stores import flip_bit, without_fast_checksums
+from tests.support.submit_one import submit_one
 
 NAMED = r"^Layer \d, expert \d: "
 
@@ -220,7 +221,7 @@ def test_native_reads_that_stall(store: Path, expected: list[int], monkeypatch: 
     with engine_with_slots(store, SLOTS) as engine, Path("/dev/zero").open("rb") as zeros:
         reader = engine._reader
         assert isinstance(reader, NativeReader)
-        before = [reader.submit(zeros.fileno(), 0, len(place), place.ctypes.data, True) for _ in range(100)]
+        before = [submit_one(reader, zeros.fileno(), 0, len(place), place.ctypes.data, True) for _ in range(100)]
         tokens: list[int] = []
         with pytest.raises(ReadError, match=NAMED + ".*did not end within"):
             answer(engine, 25, tokens)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from edgemoe.errors import ReadError
+from edgemoe.kernels.reads import RecordRead
 
 
 class SteppedReader:
@@ -21,19 +22,12 @@ class SteppedReader:
         self._ended: dict[int, bool] = {}
         self._next = 0
 
-    def submit(
-        self,
-        file_descriptor: int,
-        offset: int,
-        length: int,
-        destination_address: int,
-        demand: bool,
-        crc32c: int | None = None,
-        sha256: str | None = None,
-    ) -> int:
-        self._next += 1
-        self._in_flight[self._next] = (offset, length, destination_address - self._arena.ctypes.data, demand)
-        return self._next
+    def submit(self, reads: Sequence[RecordRead], demand: bool) -> list[int]:
+        tickets = range(self._next + 1, self._next + 1 + len(reads))
+        self._next += len(reads)
+        for ticket, read in zip(tickets, reads, strict=True):
+            self._in_flight[ticket] = (read.offset, read.length, read.address - self._arena.ctypes.data, demand)
+        return list(tickets)
 
     def finish_some(self) -> None:
         for ticket in self.choose(sorted(self._in_flight)):

@@ -50,10 +50,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "em_program_run": (c_int32, [c_void_p, c_int32, c_int32]),
     "em_reader_create": (c_int32, [c_int32, c_int32, c_int64, POINTER(c_void_p)]),
     "em_reader_destroy": (None, [c_void_p]),
-    "em_reader_submit": (
-        c_int32,
-        [c_void_p, c_int32, c_int64, c_int64, c_void_p, c_int32, c_int64, POINTER(c_int64)],
-    ),
+    "em_reader_submit": (c_int32, [c_void_p, POINTER(st.ReadStruct), c_int32, c_int32, POINTER(c_int64)]),
     "em_reader_wait": (c_int32, [c_void_p, c_int64, c_int64, POINTER(c_int64)]),
     "em_reader_wait_any": (c_int32, [c_void_p, POINTER(c_int64), c_int32, c_int64]),
     "em_reader_done": (c_int32, [c_void_p, c_int64]),
@@ -99,6 +96,7 @@ def _check_version(library: ctypes.CDLL) -> None:
         ("em_operation", st.OperationStruct, library.em_sizeof_operation()),
         ("em_program", st.ProgramStruct, library.em_sizeof_program()),
         ("em_program_times", st.ProgramTimesStruct, library.em_sizeof_program_times()),
+        ("em_read", st.ReadStruct, library.em_sizeof_read()),
         ("em_read_counters", st.ReadCountersStruct, library.em_sizeof_read_counters()),
     ]
     for kind, (name, member) in enumerate(st.UNION_MEMBERS):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes
 import os
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgemoe.errors import ReadError
 from edgemoe.kernels.checksum import NOT_AS_WRITTEN
 from edgemoe.kernels.native import structures as st
 from edgemoe.kernels.native.library import Status, load_library, status_text
+from edgemoe.kernels.reads import RecordRead
 
 
 @dataclass(frozen=True)
@@ -57,28 +59,21 @@ class NativeReader:
         """Of the library's reader, for operations that await its reads; None once closed."""
         return self._address
 
-    def submit(
-        self,
-        file_descriptor: int,
-        offset: int,
-        length: int,
-        destination_address: int,
-        demand: bool,
-        crc32c: int | None = None,
-        sha256: str | None = None,
-    ) -> int:
-        """Queue a read of `length` bytes; returns its ticket. Raises ReadError if it cannot be queued.
+    def submit(self, reads: Sequence[RecordRead], demand: bool) -> list[int]:
+        """Queue reads, in one call; returns their tickets. Raises ReadError, with none queued, if one cannot be.
 
         What is read must have the CRC-32C, if one is given; SHA-256 takes too long here.
         """
-        ticket = ctypes.c_int64()
-        expected = -1 if crc32c is None else crc32c
-        status = self._library.em_reader_submit(
-            self._address, file_descriptor, offset, length, destination_address, demand, expected, ctypes.byref(ticket)
+        count = len(reads)
+        tickets = (ctypes.c_int64 * count)()
+        structs = (st.ReadStruct * count)(
+            *[st.ReadStruct(r.offset, r.length, r.address, _expected(r), r.descriptor) for r in reads]
         )
+        status = self._library.em_reader_submit(self._address, structs, count, demand, tickets)
         if status:
-            raise self._failure(status, f"a read of {length} bytes at {offset}")
-        return ticket.value
+            asked = ", ".join(f"{r.length} bytes at {r.offset}" for r in reads)
+            raise self._failure(status, f"a read of {asked}")
+        return list(tickets)
 
     def wait(self, ticket: int, timeout_seconds: float | None = None) -> None:
         """Return when the read is done.
@@ -155,3 +150,7 @@ class NativeReader:
         if self._address is None:
             return ReadError("The reader is closed.", "Make a new one.")
         return ReadError(f"The reader refused {what}: {status_text(status)}.")
+
+
+def _expected(read: RecordRead) -> int:
+    return -1 if read.crc32c is None else read.crc32c

@@ -7,7 +7,7 @@ from ctypes import c_float, c_int32, c_int64, c_uint64, c_void_p
 
 from edgemoe.kernels import operations as op
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 LINEAR_PARTS_MAX = 4
 
 
@@ -256,6 +256,19 @@ class ProgramStruct(ctypes.Structure):
         ("operation_count", c_int32),
         ("tokens_max", c_int32),
         ("failed_operation", c_int32),
+        ("reserved", c_int32),
+    ]
+
+
+class ReadStruct(ctypes.Structure):
+    """`em_read`"""
+
+    _fields_ = [
+        ("offset", c_int64),
+        ("length", c_int64),
+        ("destination", c_void_p),
+        ("crc32c", c_int64),
+        ("descriptor", c_int32),
         ("reserved", c_int32),
     ]
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from edgemoe.errors import ReadError
 from edgemoe.kernels.checksum import crc32c
 from edgemoe.kernels.native.reader import NativeReader
+from tests.support.submit_one import submit_one
 
 FILE_BYTES = 1 << 16
 PAGE = 4096
@@ -63,7 +64,7 @@ def test_reads_are_right(
     places = [np.zeros(length, np.uint8) for _, length, _, _ in requests]
     tickets = []
     for place, (offset, length, demand, promote) in zip(places, requests, strict=True):
-        tickets.append(reader.submit(descriptor, offset, length, address(place), demand))
+        tickets.append(submit_one(reader, descriptor, offset, length, address(place), demand))
         if promote:
             reader.promote(tickets[-1])
     for ticket, place, (offset, length, _, _) in zip(tickets, places, requests, strict=True):
@@ -82,11 +83,11 @@ def test_direct_reads(reader: NativeReader, content: tuple[Path, bytes]) -> None
         pytest.skip(f"no direct reads here: {error}")
     memory = mmap.mmap(-1, 2 * PAGE)
     place = np.frombuffer(memory, np.uint8)
-    ticket = reader.submit(direct, 3 * PAGE, 2 * PAGE, address(place), True)
+    ticket = submit_one(reader, direct, 3 * PAGE, 2 * PAGE, address(place), True)
     reader.wait(ticket, 60)
     reader.release(ticket)
     assert place.tobytes() == content[1][3 * PAGE : 5 * PAGE]
-    ticket = reader.submit(direct, FILE_BYTES - PAGE, 2 * PAGE, address(place), True)
+    ticket = submit_one(reader, direct, FILE_BYTES - PAGE, 2 * PAGE, address(place), True)
     with pytest.raises(ReadError, match=f"ended after {PAGE} bytes"):
         reader.wait(ticket, 60)
     reader.release(ticket)
@@ -103,7 +104,7 @@ def test_failures_say_why(reader: NativeReader, descriptor: int, tmp_path: Path)
         (descriptor, FILE_BYTES - 30, "ended after 30 bytes"),
         (descriptor, 2 * FILE_BYTES, "ended after 0 bytes"),
     ):
-        ticket = reader.submit(number, offset, 100, address(place), True)
+        ticket = submit_one(reader, number, offset, 100, address(place), True)
         with pytest.raises(ReadError, match=expected):
             reader.wait(ticket, 60)
         assert reader.done(ticket)
@@ -120,7 +121,7 @@ def test_what_is_not_what_was_written_is_told(content: tuple[Path, bytes], descr
     place = np.zeros(20_000, np.uint8)
     right = crc32c(content[1][300:20_300])
     for expected, good in ((right, True), (None, True), (right ^ 1, False), (0, False)):
-        ticket = reader.submit(descriptor, 300, 20_000, address(place), True, expected, "of no interest")
+        ticket = submit_one(reader, descriptor, 300, 20_000, address(place), True, expected, "of no interest")
         if good:
             reader.wait(ticket, 60)
         else:
@@ -134,7 +135,7 @@ def test_counters_add_up(descriptor: int) -> None:
     reader = NativeReader(threads=1, capacity=4)
     place = np.zeros(5000, np.uint8)
     for _ in range(3):
-        ticket = reader.submit(descriptor, 0, 5000, address(place), True)
+        ticket = submit_one(reader, descriptor, 0, 5000, address(place), True)
         reader.wait(ticket)
         reader.release(ticket)
     counters = reader.counters
@@ -146,10 +147,10 @@ def test_counters_add_up(descriptor: int) -> None:
 
 def test_used_up_and_unknown_tickets_are_refused(reader: NativeReader, descriptor: int) -> None:
     place = np.zeros(10, np.uint8)
-    old = reader.submit(descriptor, 0, 10, address(place), True)
+    old = submit_one(reader, descriptor, 0, 10, address(place), True)
     reader.wait(old)
     reader.release(old)
-    new = reader.submit(descriptor, 0, 10, address(place), True)  # in the same place of the table
+    new = submit_one(reader, descriptor, 0, 10, address(place), True)  # in the same place of the table
     for ticket in (old, 12345, -1):
         for use in (reader.wait, reader.done, reader.promote, reader.cancel, reader.release):
             with pytest.raises(ReadError, match="no such request"):
@@ -161,12 +162,12 @@ def test_used_up_and_unknown_tickets_are_refused(reader: NativeReader, descripto
 def test_a_full_reader_says_so(descriptor: int) -> None:
     reader = NativeReader(threads=1, capacity=2)
     place = np.zeros(10, np.uint8)
-    tickets = [reader.submit(descriptor, 0, 10, address(place), False) for _ in range(2)]
+    tickets = [submit_one(reader, descriptor, 0, 10, address(place), False) for _ in range(2)]
     with pytest.raises(ReadError, match="too many requests"):
-        reader.submit(descriptor, 0, 10, address(place), True)
+        submit_one(reader, descriptor, 0, 10, address(place), True)
     reader.wait(tickets[0])
     reader.release(tickets[0])
-    reader.submit(descriptor, 0, 10, address(place), True)
+    submit_one(reader, descriptor, 0, 10, address(place), True)
     reader.close()
 
 
@@ -174,7 +175,7 @@ def test_bad_requests_and_readers_are_refused(reader: NativeReader, descriptor: 
     place = np.zeros(10, np.uint8)
     for offset, length, destination in ((-1, 1, address(place)), (0, 0, address(place)), (0, 1, 0)):
         with pytest.raises(ReadError, match="out of range"):
-            reader.submit(descriptor, offset, length, destination, True)
+            submit_one(reader, descriptor, offset, length, destination, True)
     for threads, capacity in ((0, 1), (65, 1), (1, 0)):
         with pytest.raises(ReadError, match="could not be made"):
             NativeReader(threads, capacity)
@@ -183,10 +184,10 @@ def test_bad_requests_and_readers_are_refused(reader: NativeReader, descriptor: 
 def test_a_closed_reader_says_so(descriptor: int) -> None:
     reader = NativeReader(threads=2, capacity=16)
     place = np.zeros(FILE_BYTES, np.uint8)
-    tickets = [reader.submit(descriptor, 0, FILE_BYTES, address(place), False) for _ in range(16)]
+    tickets = [submit_one(reader, descriptor, 0, FILE_BYTES, address(place), False) for _ in range(16)]
     reader.close()  # with requests still queued
     reader.close()
     with pytest.raises(ReadError, match="closed"):
         reader.wait(tickets[0])
     with pytest.raises(ReadError, match="closed"):
-        reader.submit(descriptor, 0, 1, address(place), True)
+        submit_one(reader, descriptor, 0, 1, address(place), True)

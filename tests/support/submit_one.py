@@ -1,0 +1,21 @@
+"""One read of a reader, which takes several at a time."""
+
+from __future__ import annotations
+
+from edgemoe.experts.reads import RecordReader
+from edgemoe.kernels.reads import RecordRead
+
+
+def submit_one(
+    reader: RecordReader,
+    descriptor: int,
+    offset: int,
+    length: int,
+    address: int,
+    demand: bool,
+    crc32c: int | None = None,
+    sha256: str | None = None,
+) -> int:
+    """Queue it; returns its ticket."""
+    [ticket] = reader.submit([RecordRead(descriptor, offset, length, address, crc32c, sha256)], demand)
+    return ticket
