@@ -135,9 +135,10 @@ class Benchmark:
         ).take()
 
     def _options(self) -> dict[str, Any]:
-        """Of edgemoe's worker: the context that a chat would get, unless it is too short."""
-        wanted = self.settings.context_tokens
-        context = wanted if wanted > LEAST_CONTEXT_TOKENS else None
+        """Of edgemoe's worker: the context that a chat would get, unless it is too short or another was asked for."""
+        context, wanted = self.settings.room_tokens, self.settings.context_tokens
+        if context is None and wanted > LEAST_CONTEXT_TOKENS:
+            context = wanted
         return {
             "model": str(self.model),
             "ram": self.ram,

@@ -47,6 +47,8 @@ class Settings:
     seed: int = 0
     peer_decode_tokens: int | None = None
     """Of the tokens to decode, another engine decodes so many; None: all."""
+    room_tokens: int | None = None
+    """That every engine makes room for; None: as many as for a chat in edgemoe, those of the longest turn elsewhere."""
 
     def __post_init__(self) -> None:
         for name, option in (("prompt_tokens", "prompt"), ("decode_tokens", "decode"), ("prefill_tokens", "prefill")):
@@ -56,13 +58,22 @@ class Settings:
             raise UsageError(
                 f"--peer-decode: expected 1 to {self.decode_tokens} tokens (--decode), found {self.peer_decode_tokens}."
             )
+        if self.room_tokens is not None and self.room_tokens < self.longest_turn_tokens:
+            raise UsageError(
+                f"--context: a turn has up to {self.longest_turn_tokens} tokens, found {self.room_tokens}.",
+                "Give a larger one, or smaller --prompt, --decode or --prefill.",
+            )
         if not 1 <= self.repeats <= REPEATS_MAX:
             raise UsageError(f"--repeats: expected 1 to {REPEATS_MAX}, found {self.repeats}.")
 
     @property
-    def context_tokens(self) -> int:
-        """The longest sequence of any turn."""
+    def longest_turn_tokens(self) -> int:
         return max(self.prompt_tokens + self.decode_tokens, self.prefill_tokens)
+
+    @property
+    def context_tokens(self) -> int:
+        """What an engine must have room for."""
+        return self.room_tokens or self.longest_turn_tokens
 
     @property
     def mean_decode_position(self) -> float:

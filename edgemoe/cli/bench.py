@@ -23,6 +23,15 @@ def bench(
     decode: Annotated[int, typer.Option("--decode", metavar="N", help="Tokens to decode, one by one.")] = 64,
     prefill: Annotated[int, typer.Option("--prefill", metavar="N", help="Tokens of the prompt to read at once.")] = 256,
     repeats: Annotated[int, typer.Option("--repeats", metavar="N", help="Rounds, after one that warms up.")] = 5,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            "--context",
+            metavar="N",
+            help="Tokens that every engine makes room for.",
+            show_default="as for a chat; elsewhere what is needed",
+        ),
+    ] = None,
     threads: shared.ThreadsOption = None,
     ram: shared.RamOption = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures.")] = None,
@@ -117,7 +126,7 @@ def bench(
     from edgemoe.model.memory import parse_size
     from edgemoe.session.default_model import find_model
 
-    settings = Settings(prompt, decode, prefill, repeats, peer_decode_tokens=peer_decode)
+    settings = Settings(prompt, decode, prefill, repeats, peer_decode_tokens=peer_decode, room_tokens=context)
     limit_bytes = None if limit is None else parse_size(limit)
     kernels, folder = describe_backend(threads), find_model(model)
     if against is not None:

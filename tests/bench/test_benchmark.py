@@ -89,9 +89,10 @@ def test_a_model_without_text_has_no_start_up(store_without_text: Path) -> None:
 
 def test_a_model_that_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgemoe.bench.benchmark.has_tokenizer", lambda folder: False)  # no start-up, to be quick
-    report = Benchmark(find_model(None), Settings(4, 12, 8, 1), describe_backend(), "floor").run()
+    report = Benchmark(find_model(None), Settings(4, 12, 8, 1, room_tokens=20), describe_backend(), "floor").run()
     memory = report.edgemoe.about["memory"]
     assert memory["slots"] < memory["total_experts"]
+    assert memory["context_tokens"] == 20
     assert report.edgemoe.peak_rss_bytes <= memory["budget_bytes"]
     assert report.experts is not None
     assert report.experts.hit_rate is not None

@@ -197,6 +197,7 @@ def test_the_disk_is_measured_in_every_round() -> None:
         ({"repeats": 1001}, "--repeats"),
         ({"peer_decode_tokens": 0}, "--peer-decode"),
         ({"peer_decode_tokens": 65}, "--peer-decode"),
+        ({"room_tokens": 255}, "--context: a turn has up to 256 tokens, found 255"),
     ],
 )
 def test_numbers_out_of_range_are_refused(wrong: dict[str, int], option: str) -> None:
@@ -207,4 +208,5 @@ def test_numbers_out_of_range_are_refused(wrong: dict[str, int], option: str) ->
 def test_positions() -> None:
     assert Settings(32, 64, 256).context_tokens == 256
     assert Settings(32, 640, 256).context_tokens == 672
+    assert Settings(32, 64, 256, room_tokens=300).context_tokens == 300
     assert Settings(32, 2, 1).mean_decode_position == 32.5
