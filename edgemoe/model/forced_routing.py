@@ -5,6 +5,9 @@ Letters: `S` steps (tokens) of a phase, `R` layers with routed experts, `K` expe
 Routers are computed all the same, for their time; their choice is left aside. Steps of a phase are taken in their
 order, over all turns of the trace, and from the beginning again after the last. What a model computes on them is
 meaningless.
+
+An engine that wants the logits of a prompt's last token only may leave the last layers to that token alone. Where a
+token of a prompt has no row in a layer, it is given those of the next one that has: nothing is asked for that was not.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import numpy.typing as npt
 
 from edgemoe.errors import UsageError
 from edgemoe.experts.trace import DECODE, PROMPT, Trace
+from edgemoe.experts.trace_rows import join
 from edgemoe.model.decoder import LayerRouting
 from edgemoe.model.spec import ModelSpec, MoeSpec
 
@@ -33,6 +37,7 @@ class ForcedRouting:
         self._taken = {PROMPT: 0, DECODE: 0}
         if not len(trace):
             raise UsageError(f"{name}: it has no rows.", "Record more: edgemoe trace.")
+        trace = _with_layers_left_out(trace)
         complete = self._complete(trace)
         self._experts: dict[int, npt.NDArray[np.int32]] = {}
         self._weights: dict[int, npt.NDArray[np.float32]] = {}
@@ -124,3 +129,23 @@ class ForcedRouting:
             )
         rows: npt.NDArray[np.bool_] = good[of_row]
         return rows
+
+
+def _with_layers_left_out(trace: Trace) -> Trace:
+    """With rows for tokens of prompts that have some, but none in a layer that a later token of theirs has."""
+    rows = np.flatnonzero(trace.phase == PROMPT)
+    token_of = (trace.turn[rows].astype(np.int64) << 32) + trace.step[rows]
+    tokens, token_of = np.unique(token_of, return_inverse=True)
+    parts = [trace.columns]
+    for layer in np.unique(trace.layer[rows]):
+        in_layer = trace.layer[rows] == layer
+        has = np.bincount(token_of[in_layer], minlength=len(tokens)) > 0
+        places = np.where(has, np.arange(len(tokens)), len(tokens))
+        following = np.minimum.accumulate(places[::-1])[::-1]
+        for token in np.flatnonzero(~has & (following < len(tokens))):
+            giver = following[token]
+            if tokens[giver] >> 32 == tokens[token] >> 32:
+                given = trace.select(rows[in_layer & (token_of == giver)])
+                step = np.full_like(given.step, tokens[token] & 0xFFFFFFFF)
+                parts.append(dataclasses.replace(given, step=step).columns)
+    return join(trace.shape, parts)

@@ -154,6 +154,8 @@ def plan_memory(
     spare_bytes = budget_bytes - floor_bytes
     most_workspace_bytes = min((budget_bytes - fixed_bytes) // 10, least_workspace_bytes + spare_bytes)
     for candidate in CHUNK_TOKENS:
+        if candidate >= 2 * most_context:  # no prompt would fill half of it
+            continue
         if workspace_bytes(spec, backend, candidate, least_context) <= most_workspace_bytes:
             chunk = candidate
             break

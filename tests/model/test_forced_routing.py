@@ -141,6 +141,24 @@ def test_a_recording_that_was_cut_short_ends_with_its_last_whole_token() -> None
     assert ForcedRouting(cut(trace, len(trace) - 7)).steps(DECODE) == 2
 
 
+def test_layers_that_a_prompt_left_to_its_last_token_ask_for_that_token_s_experts() -> None:
+    trace = made_up_trace(SHAPE, tokens=7, prompt_tokens=3)
+    whole = ForcedRouting(trace).keys(PROMPT, 0, 3)
+    left_out = (trace.phase == PROMPT) & (trace.layer == 2) & (trace.step < 2)
+    forced = ForcedRouting(trace.select(~left_out))
+    assert forced.steps(PROMPT) == 3
+    keys = forced.keys(PROMPT, 0, 3)
+    np.testing.assert_array_equal(keys[:, :2], whole[:, :2])
+    np.testing.assert_array_equal(keys[:, 2], whole[[2, 2, 2], 2])
+    np.testing.assert_array_equal(forced.keys(DECODE, 0, 4), ForcedRouting(trace).keys(DECODE, 0, 4))
+
+
+def test_a_layer_that_lacks_where_no_later_token_has_it_is_told() -> None:
+    trace = made_up_trace(SHAPE, tokens=7, prompt_tokens=3)
+    with pytest.raises(UsageError, match="3 of its 7 tokens lack some of the 6 rows"):
+        ForcedRouting(trace.select((trace.phase != PROMPT) | (trace.layer != 2)))
+
+
 def test_a_trace_without_a_prompt_takes_generated_tokens_for_it() -> None:
     trace = made_up_trace(SHAPE, tokens=7, prompt_tokens=0)
     forced = ForcedRouting(trace)
