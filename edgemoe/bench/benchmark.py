@@ -55,13 +55,15 @@ class Benchmark:
         limit_bytes: int | None = None,
         engine_options: Mapping[str, Any] | None = None,
         routing: Path | None = None,
+        recall: float | None = None,
         trace: Path | None = None,
         lossy: LossySettings = EXACT,
     ) -> None:
         """`kernels` is what `describe_backend` chose; with `limit_bytes` each engine runs in a group of so much memory.
 
-        `engine_options` go to `open_engine` as they are. `routing` is a trace to take the routing from, `trace` one to
-        be written. Raises StoreError, TraceError, and UsageError for what cannot fit.
+        `engine_options` go to `open_engine` as they are. `routing` is a trace to take the routing from, with
+        made-up guesses of a `recall`; `trace` is one to be written. Raises StoreError, TraceError, and UsageError for
+        what cannot fit.
         """
         self.model = model
         self.settings = settings
@@ -72,7 +74,7 @@ class Benchmark:
         self.engine_options = dict(engine_options or {})
         self.lossy = lossy
         self.store = Store.open(model)
-        self.routing = ForcedRouting(read_trace(routing), str(routing)) if routing is not None else None
+        self.routing = ForcedRouting(read_trace(routing), str(routing), recall) if routing is not None else None
         self.trace = trace
         self._stored: ModelSpec = lossy.applied_to(store_spec(self.store))
         self.spec = self._stored if self.routing is None else self.routing.apply_to(self._stored)
@@ -146,6 +148,7 @@ class Benchmark:
             "context": context,
             **self.engine_options,
             "routing": self.routing.name if self.routing is not None else None,
+            "recall": self.routing.recall if self.routing is not None else None,
             "trace": str(self.trace) if self.trace is not None else None,
             "lossy": self.lossy.to_json(),
         }
@@ -222,7 +225,7 @@ class Benchmark:
                 [prefill for _, prefill in timed], "prompt", settings.prefill_tokens, {}
             ),
             experts=experts,
-            routing=self._routing_report(about[EDGEMOE], decodes, ends[EDGEMOE], experts.hit_rate if experts else None),
+            routing=self._routing_report(about[EDGEMOE], decodes, ends[EDGEMOE]),
             trace=ends[EDGEMOE].get("trace"),
             limits=limits,
             guesses=guess_report(decodes, settings.decode_tokens) if limits else None,
@@ -234,17 +237,13 @@ class Benchmark:
         )
 
     def _routing_report(
-        self,
-        about: Mapping[str, Any],
-        decodes: Sequence[Mapping[str, Any]],
-        end: Mapping[str, Any],
-        hit_rate: float | None,
+        self, about: Mapping[str, Any], decodes: Sequence[Mapping[str, Any]], end: Mapping[str, Any]
     ) -> RoutingReport | None:
         if self.routing is None:
             return None
         used = most_experts_used(self._stored)
         policy = self.engine_options.get("policy", DEFAULT_POLICY)
-        return routing_report(self.routing, used, about["memory"], decodes, end["routing_runs"], hit_rate, policy)
+        return routing_report(self.routing, used, about["memory"], decodes, end["routing_runs"], policy)
 
     def _forecast(
         self,

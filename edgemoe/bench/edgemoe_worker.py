@@ -39,16 +39,17 @@ class EdgemoeWorker:
         threads: int | None,
         context: int | None,
         routing: str | None = None,
+        recall: float | None = None,
         trace: str | None = None,
         lossy: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> dict[str, Any]:
         """Open a store; the answer says which kernels and how much memory it got, and what a token reads.
 
-        `routing` is a trace to take the routing from, `trace` one to be written; `options` are those of `open_engine`
-        that are given by name only.
+        `routing` is a trace to take the routing from, with guesses of that recall; `trace` is one to be written.
+        `options` are those of `open_engine` that are given by name only.
         """
-        forced = ForcedRouting(read_trace(routing), routing) if routing is not None else None
+        forced = ForcedRouting(read_trace(routing), routing, recall) if routing is not None else None
         settings = LossySettings.from_json(lossy or {})
         self.engine = open_engine(model, ram, threads, context, routing=forced, lossy=settings, **options)
         if trace is not None:
@@ -133,6 +134,7 @@ def counters(engine: Engine) -> dict[str, int]:
         "predicted_reads": cache.predicted_reads,
         "predicted_bytes": cache.predicted_bytes,
         "useful_predictions": cache.useful_predictions,
+        "late_predictions": cache.late_predictions,
         "predictable_uses": cache.predictable_uses,
         "predicted_uses": cache.predicted_uses,
     }

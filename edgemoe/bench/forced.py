@@ -64,8 +64,11 @@ class RoutingReport:
     """Steps of decoding that were measured."""
     distinct_steps: int
     """So many different ones of the trace: after its last step comes its first."""
+    recall: float | None
+    """Of the guesses that were made up; None where nothing was read ahead."""
     hit_rate: float | None
-    """Of the measured steps, in the cache of the engine; None where no expert was asked for."""
+    """Of the measured steps, in the cache of the engine; None where no expert was asked for. What was read ahead, in
+    time or not, is no hit here."""
     replay_hit_rate: float | None
     """Of the same steps, where all that the engine was asked for is replayed over as many slots; None without slots."""
     policy: str
@@ -103,7 +106,6 @@ def routing_report(
     memory: Mapping[str, Any],
     answers: Sequence[Mapping[str, Any]],
     runs: Sequence[Mapping[str, int]],
-    hit_rate: float | None,
     policy: str = DEFAULT_POLICY,
 ) -> RoutingReport:
     """Of the answers that were measured, among all runs that a worker did; `memory` is what it has said of its own."""
@@ -124,8 +126,20 @@ def routing_report(
         decode_steps=routing.steps(DECODE),
         steps=len(steps),
         distinct_steps=len(np.unique(steps % routing.steps(DECODE))),
-        hit_rate=hit_rate,
+        recall=routing.recall,
+        hit_rate=_kept_rate(answers),
         replay_hit_rate=replayed,
         policy=policy,
         slots=slots,
     )
+
+
+def _kept_rate(answers: Sequence[Mapping[str, Any]]) -> float | None:
+    """Of all uses, those of experts that were in memory and had not been read ahead for it."""
+
+    def total(name: str) -> int:
+        return sum(answer[name] for answer in answers)
+
+    uses = total("expert_hits") + total("expert_misses")
+    in_time = total("useful_predictions") - total("late_predictions")
+    return (total("expert_hits") - in_time) / uses if uses else None

@@ -47,6 +47,15 @@ def bench(
         Path | None,
         typer.Option("--routing", metavar="TRACE", help="Take the routing from a trace, so that random weights do."),
     ] = None,
+    recall: Annotated[
+        float | None,
+        typer.Option(
+            "--recall",
+            metavar="PERCENT",
+            help="With --routing, read ahead on made-up guesses that name so many of the experts to come.",
+            show_default="no reading ahead",
+        ),
+    ] = None,
     trace: TraceOption = None,
     mmap: Annotated[bool, typer.Option("--mmap", help="Let the other engine map its file, not read it.")] = False,
     peer_decode: Annotated[
@@ -109,6 +118,8 @@ def bench(
         )
     if against is not None and routing is not None:
         raise UsageError("--routing cannot be forced upon another engine.", "Leave --against or --routing out.")
+    if recall is not None and routing is None:
+        raise UsageError("--recall is for --routing: without it the routers guess themselves.", "Leave it out.")
     if routing is not None and lossy.on:
         raise UsageError("--routing leaves lossy settings nothing to decide.", "Leave one of them out.")
     write_json, write_plot = shared.file_writer(json_file, _write_json), _plotter(plot)
@@ -146,6 +157,7 @@ def bench(
             limit_bytes,
             options,
             routing,
+            None if recall is None else recall / 100,
             trace.path if trace is not None else None,
             lossy,
         )

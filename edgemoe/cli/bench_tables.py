@@ -124,8 +124,11 @@ def _routing_rows(routing: RoutingReport) -> Rows:
     used = f"{routing.experts_used} experts for each token"
     if routing.experts_used != routing.model_experts_used:
         used += f" (the model's own: {routing.model_experts_used})"
+    ahead = "no reading ahead"
+    if routing.recall is not None:
+        ahead = f"guesses made up to name {routing.recall:.0%} of experts"
     rows = [
-        ("routing", f"{printable(routing.trace)}, recorded of {printable(routing.model)}; {used}; no reading ahead"),
+        ("routing", f"{printable(routing.trace)}, recorded of {printable(routing.model)}; {used}; {ahead}"),
         (
             "steps",
             f"{routing.steps} measured, {routing.distinct_steps} different ones of {routing.decode_steps} recorded",

@@ -67,11 +67,13 @@ class Decoder:
         expert_layouts: Sequence[op.ExpertLayout | None],
         arrivals: op.Arrivals | None = None,
         forced_routing: bool = False,
+        forced_guesses: bool = False,
         cache_aware_routing: float = 0.0,
     ) -> None:
         """`arrivals`: records may still be on their way when the experts of a layer are run.
 
-        With `forced_routing` no router writes to `routing`: someone else does, before each step.
+        With `forced_routing` no router writes to `routing`: someone else does, before each step. Then there are no
+        guesses, but with `forced_guesses`, which come from there too.
         With `cache_aware_routing` above 0 experts marked in `LayerRouting.in_memory` get that bonus.
         """
         self.spec = spec
@@ -82,6 +84,7 @@ class Decoder:
         self._layouts = expert_layouts
         self._arrivals = arrivals
         self._forced_routing = forced_routing
+        self._forced_guesses = forced_guesses
         self._bonus = cache_aware_routing
         self._parts: dict[op.Operation, Part] = {}
         tokens = len(workspace.ids)
@@ -198,16 +201,17 @@ class Decoder:
     def _prediction(self, number: int) -> list[op.Operation]:
         """Guess a layer's routing from the residual stream as it stands one layer earlier (one token only)."""
         routing = self.routing[number] if number < len(self.routing) else None
-        if routing is None or self._forced_routing:  # a router's guess says nothing of routing that is not its own
+        if routing is None or (self._forced_routing and not self._forced_guesses):
             return []
         space, prefix = self._space, f"layers.{number}."
         logits = take(space.predicted_logits, 1, len(routing.slots))
         moe = self.spec.layers[number].ffn
         assert isinstance(moe, MoeSpec)
+        guessed = _allocate_routing(moe, 1) if self._forced_routing else routing
         return [
             self._norm(prefix + "ffn_norm", space.residual[:1], space.predicted_input),
             self._product(prefix + "router", space.predicted_input, logits),
-            op.Route(logits, moe.renormalise, routing.predicted, routing.predicted_weights),
+            op.Route(logits, moe.renormalise, guessed.predicted, guessed.predicted_weights),
         ]
 
     def _gated_ffn(self, prefix: str) -> op.GatedFfn:

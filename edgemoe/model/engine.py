@@ -153,15 +153,25 @@ class Engine:
                 if backend.can_await(self._reader):
                     arrivals = Arrivals(self._reader, cache.tickets, READ_TIMEOUT_SECONDS)
                     cache.kernels_await = True
-            layouts, forced, bonus = store.expert_layouts, routing is not None, self.lossy.cache_aware_routing
-            decoder = Decoder(spec, resident.tensors, self._space, kv_cache, arena, layouts, arrivals, forced, bonus)
+            decoder = Decoder(
+                spec,
+                resident.tensors,
+                self._space,
+                kv_cache,
+                arena,
+                store.expert_layouts,
+                arrivals,
+                forced_routing=routing is not None,
+                forced_guesses=routing is not None and routing.recall is not None,
+                cache_aware_routing=self.lossy.cache_aware_routing,
+            )
             if cache is None:
                 self._loading.append(ExpertLoading(arena, decoder.slot_tables(), store, self._files.direct))
             self._programs = Programs(backend, decoder.part_of)
             if cache is None:
                 self._stepper = ResidentStepper(decoder, self._programs)
             else:
-                switch = PredictionSwitch(prediction if routing is None else "off")
+                switch = PredictionSwitch(prediction if routing is None or routing.recall is not None else "off")
                 lossy_routing = LossyRouting(self.lossy, decoder, cache) if self.lossy.depends_on_cache else None
                 self._stepper = StreamingStepper(decoder, self._programs, cache, switch, lossy_routing)
             self._head = self._programs.make(decoder.head)
@@ -378,7 +388,7 @@ def open_engine(
     whether experts are read ahead on a guess at the next layer's routing: `on`, `off`, or `auto`, by trial.
     With `warm_start` the experts that were in RAM as the model was last closed are read in (`experts/hot_list.py`).
     None of these changes an answer; `lossy` does. With `routing` experts and their weights are taken from there, as
-    many for each token as it has, and nothing is guessed. `meanwhile` is called while weights are read, where the
+    many for each token as it has, and guesses if it has any. `meanwhile` is called while weights are read, where the
     budget has ample room; the plan counts the memory that it takes. Raises StoreError, BudgetError, UsageError, and
     what `meanwhile` raises.
     """

@@ -8,6 +8,10 @@ meaningless.
 
 An engine that wants the logits of a prompt's last token only may leave the last layers to that token alone. Where a
 token of a prompt has no row in a layer, it is given those of the next one that has: nothing is asked for that was not.
+
+A router's guess at the next layer says nothing of routing that is not its own, and a trace holds no guesses. So they
+are made up: with a recall of 0.85 each expert to come is named with that chance, else another one in its place. Routers
+compute their guess all the same, for its time.
 """
 
 from __future__ import annotations
@@ -28,9 +32,17 @@ from edgemoe.model.spec import ModelSpec, MoeSpec
 class ForcedRouting:
     """The steps of a trace, ready to be copied to where routers put their choice."""
 
-    def __init__(self, trace: Trace, name: str = "the trace") -> None:
-        """Raises UsageError where tokens lack rows, other than those at the end of a recording that was cut short."""
+    def __init__(self, trace: Trace, name: str = "the trace", recall: float | None = None) -> None:
+        """`recall`, 0 to 1, is that of made-up guesses; None: nothing is guessed.
+
+        Raises UsageError for another recall, and where tokens lack rows, other than those at the end of a recording
+        that was cut short.
+        """
+        if recall is not None and not 0 <= recall <= 1:
+            raise UsageError(f"--recall: expected 0 to 100 % of the experts to come, found {100 * recall:g} %.")
         self.name = name
+        self.recall = recall
+        self._chance = np.random.default_rng(0)
         self.shape = trace.shape
         self.layers: list[int] = np.unique(trace.layer).tolist()
         """The layers that have rows, `(R,)`."""
@@ -91,6 +103,11 @@ class ForcedRouting:
             assert target is not None
             target.experts[:tokens] = experts[:, place]
             target.weights[:tokens] = weights[:, place]
+        if self.recall is not None and tokens == 1:
+            for layer, guess in zip(self.layers, self._guesses(experts[0], self.recall), strict=True):
+                target = routing[layer]
+                assert target is not None
+                target.predicted[0] = guess
 
     def taken(self, phase: int) -> int:
         """How many steps of a phase have been put so far."""
@@ -103,6 +120,13 @@ class ForcedRouting:
 
     def _places(self, phase: int, first: int, tokens: int) -> npt.NDArray[np.int64]:
         return np.arange(first, first + tokens, dtype=np.int64) % self.steps(phase)
+
+    def _guesses(self, experts: npt.NDArray[np.int32], recall: float) -> npt.NDArray[np.int32]:
+        """Made up for a token that uses these experts, `(R, K)` as are its guesses, each of different experts."""
+        order = self._chance.random((len(experts), self.shape.experts))
+        np.put_along_axis(order, experts, order.min() - 1, axis=1)  # experts to come are no wrong guesses
+        wrong = np.argsort(-order, axis=1)[:, : self.experts_used].astype(np.int32)
+        return np.where(self._chance.random(experts.shape) < recall, experts, wrong)
 
     def _complete(self, trace: Trace) -> npt.NDArray[np.bool_]:
         """Which rows belong to tokens that have all theirs."""

@@ -297,6 +297,17 @@ static int64_t put(em_reader *reader, const em_read *read, priority p, uint64_t 
     return ticket_of(reader, place);
 }
 
+/* Wakes readers, but no more than there are pieces: each takes its time on a processor before it sleeps again. */
+static void wake(em_reader *reader, const em_read *reads, int32_t count) {
+    int32_t woken = 0;
+    for (int32_t i = 0; i < count; i++) {
+        for (int64_t left = reads[i].length; left > 0 && woken < reader->started; left -= reader->piece_bytes) {
+            pthread_cond_signal(&reader->work);
+            woken++;
+        }
+    }
+}
+
 int32_t em_reader_submit(em_reader *reader, const em_read *reads, int32_t count, int32_t demand, int64_t *tickets) {
     if (!reads || count < 1 || !tickets) return EM_BAD_ARGUMENT;
     for (int32_t i = 0; i < count; i++) {
@@ -311,11 +322,7 @@ int32_t em_reader_submit(em_reader *reader, const em_read *reads, int32_t count,
         for (int32_t i = 0; i < count; i++) {
             tickets[i] = put(reader, &reads[i], demand ? DEMAND : PREDICTION, now_ns);
         }
-        if (count > 1 || reads[0].length > reader->piece_bytes) {
-            pthread_cond_broadcast(&reader->work);
-        } else {
-            pthread_cond_signal(&reader->work);
-        }
+        wake(reader, reads, count);
     }
     pthread_mutex_unlock(&reader->mutex);
     return status;

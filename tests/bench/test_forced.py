@@ -79,16 +79,19 @@ def test_a_report_of_forced_routing() -> None:
     runs = [Run(0, 5, 0, 30), Run(5, 5, 30, 30)]
     memory = {"slots": 20, "total_experts": 48, "chunk_tokens": 8}
     done = [asdict(run) for run in runs]
-    answers = [{"routing": run} for run in done]
-    report = routing_report(forced, 4, memory, answers[1:], done, 0.5)
+    counted = {"expert_hits": 60, "expert_misses": 20, "useful_predictions": 25, "late_predictions": 5}
+    answers = [{"routing": run, **counted} for run in done]
+    report = routing_report(forced, 4, memory, answers[1:], done)
+    assert report.recall is None
+    assert report.hit_rate == 0.5  # 20 of the 60 had been read ahead in time
     asked = accesses(forced, runs, 8)
     hits = simulate("lru", 20, 48, asked.keys, asked.begins, at_once=True).hits
     assert report.replay_hit_rate == hits[asked.run == 1].mean() != hits.mean()
     assert (report.experts_used, report.model_experts_used) == (3, 4)
     assert (report.prompt_steps, report.decode_steps) == (9, 50)
     assert (report.steps, report.distinct_steps) == (30, 30)
-    assert routing_report(forced, 4, memory, answers, done, 0.5).distinct_steps == 50
-    assert routing_report(forced, 4, {**memory, "slots": 48}, answers, done, 1.0).replay_hit_rate is None
+    assert routing_report(forced, 4, memory, answers, done).distinct_steps == 50
+    assert routing_report(forced, 4, {**memory, "slots": 48}, answers, done).replay_hit_rate is None
 
 
 def test_a_whole_benchmark_on_the_routing_of_a_trace(wide_store: Path, tmp_path: Path) -> None:
@@ -115,6 +118,23 @@ def test_a_whole_benchmark_on_the_routing_of_a_trace(wide_store: Path, tmp_path:
     assert done.tokens == report.trace["tokens"] == 3 * 2 * (4 + 20 + 9)
     assert done.shape.experts_used == 3
     assert report.trace["turns"] == 12
+
+
+def test_a_benchmark_that_reads_ahead_on_made_up_guesses(wide_store: Path, tmp_path: Path) -> None:
+    write_trace(tmp_path / "r", routing_trace())
+    benchmark = Benchmark(
+        wide_store, Settings(4, 40, 4, 1), describe_backend(1), "floor", engine_options={"prediction": "on"},
+        routing=tmp_path / "r", recall=0.8,
+    )  # fmt: skip
+    report = benchmark.run()
+    assert report.routing is not None
+    assert report.routing.recall == 0.8
+    assert report.guesses is not None
+    assert report.guesses.recall == pytest.approx(0.8, abs=0.12)  # 40 tokens x 2 layers x 3 experts
+    assert report.experts is not None
+    assert report.routing.hit_rate is not None
+    assert report.experts.hit_rate is not None
+    assert report.routing.hit_rate <= report.experts.hit_rate
 
 
 def test_routing_that_cannot_be_used_is_told_before_anything_is_measured(wide_store: Path, tmp_path: Path) -> None:

@@ -159,6 +159,31 @@ def test_a_layer_that_lacks_where_no_later_token_has_it_is_told() -> None:
         ForcedRouting(trace.select((trace.phase != PROMPT) | (trace.layer != 2)))
 
 
+@pytest.mark.parametrize("recall", [0.0, 0.6, 1.0])
+def test_guesses_are_made_up_of_the_recall_that_is_asked_for(store: Path, recall: float) -> None:
+    forced = ForcedRouting(made_up_trace(SHAPE, tokens=60, prompt_tokens=3), recall=recall)
+    with engine_with_slots(store, EXPERTS - 2, routing=forced, prediction="on") as engine:
+        engine.turn.begin_decoding()
+        named = 0
+        for token in range(40):
+            engine.forward([token])
+            for routing in engine.routing:
+                assert routing is not None
+                assert len(set(routing.predicted[0].tolist())) == 2
+                named += len(set(routing.predicted[0].tolist()) & set(routing.experts[0].tolist()))
+        cache = engine.statistics.cache
+    assert named / (40 * 3 * 2) == pytest.approx(recall, abs=0.1)
+    assert cache.predictable_uses == 40 * 2 * 2
+    assert cache.predicted_uses / cache.predictable_uses == pytest.approx(recall, abs=0.12)
+    assert cache.predicted_reads > 0
+
+
+def test_a_recall_that_is_none_is_refused() -> None:
+    for wrong in (-0.1, 1.1, float("nan")):
+        with pytest.raises(UsageError, match="--recall: expected 0 to 100 %"):
+            ForcedRouting(made_up_trace(SHAPE, tokens=7, prompt_tokens=3), recall=wrong)
+
+
 def test_a_trace_without_a_prompt_takes_generated_tokens_for_it() -> None:
     trace = made_up_trace(SHAPE, tokens=7, prompt_tokens=0)
     forced = ForcedRouting(trace)
