@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import edgemoe
-from edgemoe.model.engine import Engine, open_engine
+from edgemoe.model.engine import Engine
+from edgemoe.model.opening import open_engine
 from edgemoe.session.default_model import find_model
 from edgemoe.session.sampler import SamplingOptions
 from edgemoe.store.reader import Store

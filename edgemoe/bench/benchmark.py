@@ -163,7 +163,8 @@ class Benchmark:
             if peer is not None:
                 ids = _encode(self.model, PROMPT)
                 command = self._within(peer.name)(peer.command)
-                starts[peer.name] = lambda: worker_seconds(peer.name, command, peer.options, ids)
+                options = {**peer.options, "context": max(peer.options["context"], len(ids))}
+                starts[peer.name] = lambda: worker_seconds(peer.name, command, options, ids)
         times: dict[str, list[float]] = {name: [] for name in starts}
         for number in range(1 + self.settings.repeats):  # the first fills the system's cache
             self._progress("starting up", number, 1 + self.settings.repeats)

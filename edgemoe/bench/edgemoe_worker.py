@@ -14,9 +14,10 @@ import numpy as np
 from edgemoe.bench.forced import Run
 from edgemoe.bench.protocol import serve
 from edgemoe.experts.trace import read_trace
-from edgemoe.model.engine import Engine, open_engine
+from edgemoe.model.engine import Engine
 from edgemoe.model.forced_routing import ForcedRouting
 from edgemoe.model.lossy import LossySettings
+from edgemoe.model.opening import open_engine
 from edgemoe.model.recorder import RoutingRecorder, recording
 from edgemoe.process import major_faults, peak_rss_bytes
 from edgemoe.session.default_model import model_name
@@ -83,14 +84,14 @@ class EdgemoeWorker:
         forced = engine.forced_routing
         steps = Run.next(forced, len(prompt), len(continuation)) if forced is not None else None
         began_s = time.perf_counter()
-        engine.forward(prompt)
+        logits = engine.forward(prompt)
         prompted_s = time.perf_counter()
         engine.turn.begin_decoding()
         uses, statistics, faults = engine.expert_uses.copy(), counters(engine), major_faults()
         after_prompt = engine.ledger
         continued_s = time.perf_counter()
         for token in continuation:
-            engine.forward([token])
+            engine.forward([token], out=logits)
         ended_s = time.perf_counter()
         answer: dict[str, Any] = {
             "prompt_s": prompted_s - began_s,

@@ -15,8 +15,8 @@ from edgemoe.conversion.formats import class_of
 from edgemoe.experts.hit_rates import HitRates, skewed_hit_rate, uniform_hit_rate
 from edgemoe.experts.policy import DEFAULT_POLICY
 from edgemoe.kernels.operations import Backend
-from edgemoe.model.engine import model_sizes
 from edgemoe.model.memory import MemoryPlan, plan_memory
+from edgemoe.model.opening import model_sizes
 from edgemoe.model.spec import ModelSpec
 from edgemoe.model.speed import (
     MachineRates,

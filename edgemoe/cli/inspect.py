@@ -37,8 +37,8 @@ def describe(store: Store) -> dict[str, Any]:
     from edgemoe.errors import StoreError
     from edgemoe.kernels.select import select_backend
     from edgemoe.model.description import store_spec
-    from edgemoe.model.engine import model_sizes
     from edgemoe.model.memory import plan_memory
+    from edgemoe.model.opening import model_sizes
     from edgemoe.model.spec import MoeSpec
     from edgemoe.session.tokenizer import has_tokenizer, load_library_tokenizer
 

@@ -10,34 +10,25 @@ are right.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 from huggingface_hub import HfApi, ModelInfo, hf_hub_download, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-    SafetensorsParsingError,
-)
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers, disable_progress_bars  # type: ignore[attr-defined]  # public by its documentation
 from platformdirs import user_cache_path
 
 from edgemoe.conversion.folder import INDEX_NAME, SINGLE_NAME, read_json_file, to_float32
+from edgemoe.conversion.hub_errors import AGAIN, FAILURES, explained, http_status, may_pass
 from edgemoe.conversion.progress import Download, DownloadCallback
 from edgemoe.conversion.source import SIDE_FILES, Rows, TensorInfo, float_dtype
 from edgemoe.errors import SourceError
@@ -48,13 +39,6 @@ _HEADERS_AT_ONCE = 8
 _ATTEMPTS_WITHOUT_PROGRESS = 3
 _RANGE_REFUSED = 416
 _COMMIT = re.compile("[0-9a-f]{40,64}")
-_AGAIN = "Run the same command again: it goes on where it was."
-
-_FAILURES: tuple[type[Exception], ...] = (OSError, *HfHubHTTPError.__bases__)
-"""What a request can raise: the library's errors are also those of its HTTP client, which differs by version."""
-
-_NOT_PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG})
-"""Errors of this machine's disk: trying again does not help."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +72,7 @@ class HubSource:
         self._api = HfApi(endpoint=endpoint, library_name="edgemoe")
         # Its bars would draw over those of whoever converts.
         disable_progress_bars("huggingface_hub.http_get")
-        with self._explained():
+        with explained(self._repository):
             info = self._model_info(revision or None)
         if not _COMMIT.fullmatch(info.sha or ""):  # a folder of ours is named by it
             raise SourceError(f"{text}: the hub does not say at which commit it is.", "Check HF_ENDPOINT.")
@@ -134,10 +118,10 @@ class HubSource:
         columns = shape[1] if len(shape) == 2 else 1
         first = ((index or 0) * shape[0] + row_start) * columns
         count = (row_stop - row_start) * columns
-        with self._explained():
+        with explained(self._repository):
             raw = np.fromfile(path, dtype, count, offset=header[tensor].offset + first * dtype.itemsize)
         if raw.size != count:
-            raise SourceError(f"{path}: {tensor}: expected {count} numbers, found {raw.size}.", _AGAIN)
+            raise SourceError(f"{path}: {tensor}: expected {count} numbers, found {raw.size}.", AGAIN)
         values = to_float32(raw)
         return values.reshape(-1, columns) if len(shape) == 2 else values
 
@@ -188,7 +172,7 @@ class HubSource:
         return dict(sorted(shards.items()))
 
     def _find_tensors(self) -> dict[str, TensorInfo]:
-        with self._explained(), ThreadPoolExecutor(_HEADERS_AT_ONCE) as pool:
+        with explained(self._repository), ThreadPoolExecutor(_HEADERS_AT_ONCE) as pool:
             headers = list(pool.map(self._remote_header, self._shards))
         tensors: dict[str, TensorInfo] = {}
         for (shard, wanted), header in zip(self._shards.items(), headers, strict=True):
@@ -206,11 +190,11 @@ class HubSource:
         """A shard on this machine, downloaded where it must be, and its header."""
         if shard not in self._open:
             path = self._cached(shard) or (self._download_to_cache(shard) if self._keep else self._download(shard))
-            header = read_header(path, SourceError, _AGAIN)
+            header = read_header(path, SourceError, AGAIN)
             for name, info in self._tensors.items():
                 place = header.get(name)
                 if info.shard == shard and (place is None or (place.shape, place.dtype) != (info.shape, info.dtype)):
-                    raise SourceError(f"{shard}: {name}: the file is not what its header on the hub says.", _AGAIN)
+                    raise SourceError(f"{shard}: {name}: the file is not what its header on the hub says.", AGAIN)
             self._open[shard] = (path, header)
         return self._open[shard]
 
@@ -228,7 +212,7 @@ class HubSource:
     def _download_to_cache(self, name: str) -> Path:
         if self._downloading is not None:
             self._downloading(Download(name, 0, self._remote[name].size))
-        with self._explained(name):
+        with explained(f"{self._repository}: {name}", self._folder):
             path = Path(hf_hub_download(self._repository, name, revision=self._commit, endpoint=self._api.endpoint))
         self._check(name, path, path)
         return path
@@ -240,7 +224,7 @@ class HubSource:
         path, partial = self._folder / name, self._partial(name)
         if path.exists():
             return path
-        with self._explained(name):
+        with explained(f"{self._repository}: {name}", self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
             self._check_space(name, partial)
             self._download_parts(name, partial)
@@ -268,13 +252,13 @@ class HubSource:
                         displayed_filename=name,
                     )
                 return
-            except _FAILURES as error:
-                if _status(error) == _RANGE_REFUSED or (expected is not None and _size(partial) > expected):
+            except FAILURES as error:
+                if http_status(error) == _RANGE_REFUSED or (expected is not None and _size(partial) > expected):
                     # The hub's file is not as long as the hub says: what is here is of no use to a later run.
                     partial.unlink()
                     raise
                 failures = 0 if _size(partial) > before else failures + 1
-                if failures >= _ATTEMPTS_WITHOUT_PROGRESS or not _may_pass(error):
+                if failures >= _ATTEMPTS_WITHOUT_PROGRESS or not may_pass(error):
                     raise
                 time.sleep(failures)
 
@@ -285,7 +269,7 @@ class HubSource:
 
         def told(done: int) -> None:
             if most is not None and done > most:
-                raise SourceError(f"{name}: expected {most} bytes, the hub sends more.", _AGAIN)
+                raise SourceError(f"{name}: expected {most} bytes, the hub sends more.", AGAIN)
             if listener is not None:
                 listener(Download(name, done, size))
 
@@ -308,13 +292,13 @@ class HubSource:
         size = path.stat().st_size
         if remote.size is not None and size != remote.size:
             to_delete.unlink()
-            raise SourceError(f"{name}: expected {remote.size} bytes, the hub sent {size}.", _AGAIN)
+            raise SourceError(f"{name}: expected {remote.size} bytes, the hub sent {size}.", AGAIN)
         if remote.sha256 is not None:
             with path.open("rb") as file:
                 found = _sha256(file)
             if found != remote.sha256:
                 to_delete.unlink()
-                raise SourceError(f"{name}: expected the SHA-256 {remote.sha256}, found {found}.", _AGAIN)
+                raise SourceError(f"{name}: expected the SHA-256 {remote.sha256}, found {found}.", AGAIN)
 
     def _unreadable(self, missing: str) -> SourceError:
         if any(name.endswith(".gguf") for name in self._remote):
@@ -324,51 +308,6 @@ class HubSource:
         else:
             hint = "Give the id of a language model's checkpoint."
         return SourceError(f"{self._repository}: expected {missing} in it, found none.", hint)
-
-    @contextmanager
-    def _explained(self, name: str = "") -> Iterator[None]:
-        """Turns what the library and the disk raise into a SourceError that says the way out."""
-        try:
-            yield
-        except SafetensorsParsingError as error:
-            raise SourceError(f"{self._repository}: a shard's header is not safetensors: {error}.") from error
-        except HFValidationError as error:
-            raise SourceError(f"{self._repository}: not a hub id: {error}.", "Give owner/name[@revision].") from error
-        except _FAILURES as error:
-            raise self._explain(error, name) from error
-
-    def _explain(self, error: Exception, name: str) -> SourceError:
-        what = f"{self._repository}: {name}" if name else self._repository
-        if isinstance(error, GatedRepoError):
-            return SourceError(
-                f"{what}: the hub gives it only to those who have accepted its terms.",
-                "Accept them on its page, set HF_TOKEN to a token of your account, then run the same command again.",
-            )
-        if isinstance(error, RevisionNotFoundError):
-            return SourceError(f"{what}: the hub has no such revision of it.", "Check what follows the @.")
-        if isinstance(error, RepositoryNotFoundError) or _status(error) == 401:
-            return SourceError(
-                f"{what}: the hub has no such model, or it is private.",
-                "Check the spelling; for a private model set HF_TOKEN to a token that may read it.",
-            )
-        if isinstance(error, OfflineModeIsEnabled):
-            return SourceError(
-                f"{what}: HF_HUB_OFFLINE is set, so the hub is not asked.",
-                "Unset it, or give the folder of a checkpoint that is on this machine.",
-            )
-        if isinstance(error, HfHubHTTPError):
-            status = _status(error)
-            if status == 403:
-                return SourceError(
-                    f"{what}: the hub refused (HTTP {status}).", "Set HF_TOKEN to a token that may read it."
-                )
-            return SourceError(f"{what}: the hub answered HTTP {status}.", f"Try later. {_AGAIN}")
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return SourceError(
-                f"{what}: the disk under {self._folder} is full.", "Make room there, then run the same command again."
-            )
-        reason = str(error) or type(error).__name__
-        return SourceError(f"{what}: the connection to the hub failed: {reason:.300}.", f"Check the network. {_AGAIN}")
 
 
 class _Watched:
@@ -384,19 +323,6 @@ class _Watched:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
-
-
-def _status(error: Exception) -> int | None:
-    """The HTTP status behind an error; None where there was no answer."""
-    return getattr(getattr(error, "response", None), "status_code", None)
-
-
-def _may_pass(error: Exception) -> bool:
-    """Whether the same request may succeed later."""
-    status = _status(error)
-    if status is not None:
-        return status >= 500 or status == 429
-    return not isinstance(error, OSError) or error.errno not in _NOT_PASSING
 
 
 def _size(path: Path) -> int:

@@ -11,11 +11,9 @@ Invariants:
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 
 import numpy as np
@@ -29,22 +27,14 @@ from edgemoe.experts.policy import DEFAULT_POLICY, make_policy
 from edgemoe.experts.prediction import PredictionSwitch
 from edgemoe.experts.reads import ExpertFiles, RecordReader, open_reader
 from edgemoe.kernels.operations import Arrivals, Backend, Floats, Program
-from edgemoe.kernels.select import select_backend
 from edgemoe.model.decoder import Decoder, LayerRouting
-from edgemoe.model.description import store_spec
 from edgemoe.model.forced_routing import ForcedRouting
 from edgemoe.model.ledger import Programs, TimeLedger
 from edgemoe.model.lossy import EXACT, LossySettings
 from edgemoe.model.lossy_routing import LossyRouting
 from edgemoe.model.memory import (
     HEAD_ROWS,
-    KvFormat,
     MemoryPlan,
-    ModelSizes,
-    check_machine,
-    has_ample_room,
-    interpreter_bytes,
-    plan_memory,
 )
 from edgemoe.model.recorder import RoutingRecorder, Turn
 from edgemoe.model.spec import ModelSpec, MoeSpec
@@ -259,22 +249,37 @@ class Engine:
         python_ns = self._forward_ns - programs_ns - waited_ns
         return programs + TimeLedger({"disk_wait": waited_ns, "python": python_ns})
 
-    def forward(self, token_ids: Sequence[int] | npt.NDArray[np.integer], *, all_logits: bool = False) -> Floats:
+    def forward(
+        self,
+        token_ids: Sequence[int] | npt.NDArray[np.integer],
+        *,
+        all_logits: bool = False,
+        out: Floats | None = None,
+    ) -> Floats:
         """Append tokens; returns the logits after the last one `(V,)`, or after each `(T, V)`.
 
-        Raises UsageError for no tokens, ids outside the vocabulary, or more tokens than the context has room for;
-        ReadError, naming layer and expert, where an expert cannot be read.
+        They are written to `out` if it is given, of that shape and float32: a loop that does with each token's logits
+        what it will before the next one allocates nothing. Raises UsageError for no tokens, ids outside the
+        vocabulary, another `out`, or more tokens than the context has room for; ReadError, naming layer and expert,
+        where an expert cannot be read.
         """
         began_ns = time.perf_counter_ns()
         try:
-            return self._forward(token_ids, all_logits)
+            return self._forward(token_ids, all_logits, out)
         finally:
             self._forward_ns += time.perf_counter_ns() - began_ns
 
-    def _forward(self, token_ids: Sequence[int] | npt.NDArray[np.integer], all_logits: bool) -> Floats:
+    def _forward(
+        self, token_ids: Sequence[int] | npt.NDArray[np.integer], all_logits: bool, out: Floats | None
+    ) -> Floats:
         ids = self._checked(token_ids)
         start, chunk = self.position, self.memory.chunk_tokens
-        logits = np.empty((len(ids) if all_logits else 1, self.spec.vocabulary), np.float32)
+        shape = (len(ids), self.spec.vocabulary) if all_logits else (self.spec.vocabulary,)
+        if out is None:
+            out = np.empty(shape, np.float32)
+        elif out.shape != shape or out.dtype != np.float32:
+            raise UsageError(f"out: expected float32 {shape}, found {out.dtype} {out.shape}.", "Leave it out.")
+        rows = out if all_logits else out[None]
         for first in range(0, len(ids), chunk):
             part = ids[first : first + chunk]
             self._space.ids[: len(part)] = part
@@ -286,11 +291,11 @@ class Engine:
                 self._recorder.step(self.turn, len(part))
             self.turn.step += len(part)
             if all_logits:
-                self._logits(0, len(part), logits[first:])
+                self._logits(0, len(part), rows[first:])
         if not all_logits:
-            self._logits(len(part) - 1, 1, logits)
+            self._logits(len(part) - 1, 1, rows)
         self.position = start + len(ids)
-        return logits if all_logits else logits[0]
+        return out
 
     def rewind(self, position: int) -> None:
         """Forget everything from `position` on. Raises UsageError beyond what there is."""
@@ -364,74 +369,6 @@ class Engine:
             if routing is not None:
                 used = np.bincount(routing.experts[:tokens].reshape(-1), minlength=len(routing.slots))
                 self.expert_uses[layer, : len(used)] += used
-
-
-def open_engine(
-    path: str | os.PathLike[str],
-    ram: str | int | None = None,
-    threads: int | None = None,
-    context_length: int | None = None,
-    kv: str | None = None,
-    *,
-    prediction: str = "auto",
-    direct_reads: bool = True,
-    policy: str = DEFAULT_POLICY,
-    warm_start: bool = False,
-    lossy: LossySettings = EXACT,
-    routing: ForcedRouting | None = None,
-    meanwhile: Callable[[], None] | None = None,
-) -> Engine:
-    """Open a store and make it ready to run within a memory budget.
-
-    `ram` is in bytes, or a size as text, `floor`, or `auto`; `kv` is `f16`, `q8`, or None for what the store was made
-    for. Where not all experts fit, `policy` says which one leaves for another (`experts/policy.py`), and `prediction`
-    whether experts are read ahead on a guess at the next layer's routing: `on`, `off`, or `auto`, by trial.
-    With `warm_start` the experts that were in RAM as the model was last closed are read in (`experts/hot_list.py`).
-    None of these changes an answer; `lossy` does. With `routing` experts and their weights are taken from there, as
-    many for each token as it has, and guesses if it has any. `meanwhile` is called while weights are read, where the
-    budget has ample room; the plan counts the memory that it takes. Raises StoreError, BudgetError, UsageError, and
-    what `meanwhile` raises.
-    """
-    make_policy(policy, 1, 1), PredictionSwitch(prediction)  # refused here where they are none, whether used or not
-    if routing is not None and lossy.on:
-        raise UsageError("Forced routing leaves lossy settings nothing to decide.", "Leave one of them out.")
-    store = Store.open(Path(path))
-    spec = lossy.applied_to(store_spec(store) if routing is None else routing.apply_to(store_spec(store)))
-    sizes = model_sizes(store, spec, kv)
-    backend = select_backend(threads)  # before the plan, which measures what the backend's libraries hold
-    resident = None
-    try:
-        if meanwhile is not None:
-            if has_ample_room(ram, sizes, backend):
-                resident = store.begin_resident()
-            meanwhile()
-            if resident is not None:
-                resident.wait()  # all its pages are there, so that the plan knows them from the interpreter's
-        interpreter = interpreter_bytes(backend) - (0 if resident is None else resident.bytes)
-        memory = plan_memory(spec, sizes, backend, ram, context_length, interpreter)
-        check_machine(memory)
-    except BaseException:
-        if resident is not None:
-            resident.close()
-        backend.close()
-        raise
-    return Engine(store, spec, memory, backend, prediction, direct_reads, policy, warm_start, routing, resident, lossy)
-
-
-def model_sizes(store: Store, spec: ModelSpec, kv: str | None = None) -> ModelSizes:
-    """What the memory plan needs to know of a store. Raises UsageError for what is no KV cache (`open_engine`)."""
-    experts = sum(layer.ffn.experts for layer in spec.layers if isinstance(layer.ffn, MoeSpec))
-    return ModelSizes(store.resident_bytes, store.record_bytes, experts, _kv_format(store, kv))
-
-
-def _kv_format(store: Store, kv: str | None) -> KvFormat:
-    """As asked for; else float16, but float32 for stores made for exactness (f32 weights). Raises UsageError."""
-    if kv is None:
-        return "f32" if store.dense_format == "f32" else "f16"
-    choices: dict[str, KvFormat] = {"f16": "f16", "q8": "q8"}
-    if kv not in choices:
-        raise UsageError(f"kv: expected {' or '.join(choices)}, found {kv}.", "Leave it out for f16.")
-    return choices[kv]
 
 
 def _most_experts(spec: ModelSpec) -> int:

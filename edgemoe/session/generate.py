@@ -132,7 +132,7 @@ class Generation:
             elif self._held.engine.position >= self._held.engine.context_length:
                 self.finish_reason = "context"
             else:
-                logits = self._held.forward([token])
+                logits = self._held.forward([token], out=logits)  # the sampler is done with the last ones
         self.statistics = self._statistics(start, prefilled, self._counters(), prefill_tokens)
         ledger = self._held.engine.ledger
         if ledger is not None and ledger_before is not None:

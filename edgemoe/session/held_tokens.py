@@ -33,10 +33,12 @@ class HeldTokens:
         self.rewind(common)
         return common
 
-    def forward(self, token_ids: Sequence[int], all_logits: bool = False) -> npt.NDArray[np.float32]:
-        """Run new tokens. Shapes: `(V,)` of the last one, or `(T, V)`."""
+    def forward(
+        self, token_ids: Sequence[int], all_logits: bool = False, out: npt.NDArray[np.float32] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Run new tokens; returns their logits, in `out` if given. Shapes: `(V,)` of the last one, or `(T, V)`."""
         try:
-            logits = self.engine.forward(token_ids, all_logits=all_logits)
+            logits = self.engine.forward(token_ids, all_logits=all_logits, out=out)
         except BaseException:
             self.rewind(len(self.ids))  # what the failed run has left behind is not part of the sequence
             raise

@@ -215,8 +215,8 @@ def load(
     cache_aware_routing, drop_cold, experts_used: lossy, off by default; `edgemoe.model.lossy` says what they do.
     Raises StoreError, BudgetError or UsageError.
     """
-    from edgemoe.model.engine import open_engine
     from edgemoe.model.lossy import LossySettings
+    from edgemoe.model.opening import open_engine
     from edgemoe.session.default_model import find_model
 
     if threads is not None and (type(threads) is not int or threads < 1):

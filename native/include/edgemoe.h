@@ -285,6 +285,7 @@ typedef struct em_program {
     const em_operation *operations;
     const em_scratch *scratch;
     em_program_times *times; /* NULL: no clock is read */
+    uint64_t scratch_bytes;  /* that em_program_scratch_bytes says for `tokens_max` */
     int32_t operation_count;
     int32_t tokens_max;
     int32_t failed_operation; /* written by a run that fails: which one it was, or -1 */

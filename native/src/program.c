@@ -41,8 +41,7 @@ static int32_t check(const em_program *program, int32_t tokens, int32_t position
     if (tokens < 1 || tokens > program->tokens_max || position < 0 || position > INT32_MAX - tokens) {
         return EM_BAD_ARGUMENT;
     }
-    const uint64_t needed = em_program_scratch_bytes(program->operations, program->operation_count, tokens);
-    return program->scratch->bytes < needed ? EM_SMALL_SCRATCH : EM_OK;
+    return program->scratch->bytes < program->scratch_bytes ? EM_SMALL_SCRATCH : EM_OK;
 }
 
 static int32_t run_timed(const em_operation *operation, const em_run *run, em_operation_time *time) {

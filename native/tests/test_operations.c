@@ -142,13 +142,25 @@ static void free_model(model *m) {
     free(m);
 }
 
+static em_program program_of(const char *isa, em_pool *pool, const em_operation *operations, int32_t count,
+                             int32_t tokens_max, const em_scratch *scratch) {
+    return (em_program){.kernels = em_kernels_for(isa),
+                        .pool = pool,
+                        .operations = operations,
+                        .scratch = scratch,
+                        .scratch_bytes = em_program_scratch_bytes(operations, count, tokens_max),
+                        .operation_count = count,
+                        .tokens_max = tokens_max,
+                        .failed_operation = -1};
+}
+
 /* The first `tokens` tokens at `position`, on `threads` threads. */
 static int32_t run(model *m, const char *isa, int32_t threads, int32_t tokens, int32_t position) {
     em_pool *pool;
     CHECK_STATUS(EM_OK, em_pool_create(threads, 20, &pool));
-    const uint64_t bytes = em_program_scratch_bytes(m->operations, m->count, tokens);
+    const uint64_t bytes = em_program_scratch_bytes(m->operations, m->count, TOKENS);
     const em_scratch scratch = {allocate(bytes), bytes};
-    em_program program = {em_kernels_for(isa), pool, m->operations, &scratch, NULL, m->count, TOKENS, -1, 0};
+    em_program program = program_of(isa, pool, m->operations, m->count, TOKENS, &scratch);
     const int32_t status = em_program_run(&program, tokens, position);
     CHECK((status == EM_OK) == (program.failed_operation == -1));
     free(scratch.data);
@@ -304,7 +316,7 @@ static void test_route_order(void) {
     em_pool *pool;
     CHECK_STATUS(EM_OK, em_pool_create(1, 0, &pool));
     const em_scratch scratch = {NULL, 0};
-    em_program program = {em_kernels_for("generic"), pool, &operation, &scratch, NULL, 1, 2, -1, 0};
+    em_program program = program_of("generic", pool, &operation, 1, 2, &scratch);
     CHECK_STATUS(EM_OK, em_program_run(&program, 2, 0));
     CHECK(memcmp(chosen, expected, sizeof chosen) == 0);
     for (int k = 0; k < 6; k++) sum += weights[1][k];
@@ -329,7 +341,7 @@ static void test_route_bonus(void) {
         em_pool *pool;
         CHECK_STATUS(EM_OK, em_pool_create(2, 0, &pool));
         const em_scratch scratch = {NULL, 0};
-        em_program program = {em_kernels_for(em_isa_name(set)), pool, &operation, &scratch, NULL, 1, 4, -1, 0};
+        em_program program = program_of(em_isa_name(set), pool, &operation, 1, 4, &scratch);
         CHECK_STATUS(EM_OK, em_program_run(&program, 4, 0));
         CHECK(memcmp(chosen, expected, sizeof chosen) == 0);
         CHECK(fabsf(weights[0][2] / weights[0][0] - expf(-2)) < 1e-6f); /* of the logits, not the scores */
@@ -372,7 +384,7 @@ static void test_program_refusals(void) {
     CHECK_STATUS(EM_OK, em_pool_create(1, 0, &pool));
     const uint64_t bytes = em_program_scratch_bytes(m->operations, m->count, TOKENS);
     em_scratch scratch = {allocate(bytes), bytes - 1};
-    em_program program = {em_kernels_for("generic"), pool, m->operations, &scratch, NULL, m->count, TOKENS, -1, 0};
+    em_program program = program_of("generic", pool, m->operations, m->count, TOKENS, &scratch);
     CHECK_STATUS(EM_SMALL_SCRATCH, em_program_run(&program, TOKENS, 0));
     scratch.bytes = bytes;
     CHECK_STATUS(EM_OK, em_program_run(&program, TOKENS, 0));
@@ -397,7 +409,8 @@ static void test_times(void) {
         const em_scratch scratch = {allocate(bytes), bytes};
         em_operation_time operations[OPERATIONS] = {{0, 0, 0}};
         em_program_times times = {operations, 0};
-        em_program program = {em_kernels_for("generic"), pool, m->operations, &scratch, &times, m->count, TOKENS, -1, 0};
+        em_program program = program_of("generic", pool, m->operations, m->count, TOKENS, &scratch);
+        program.times = &times;
         uint64_t elapsed_before = 0;
         for (int runs = 0; runs < 2; runs++) {
             CHECK_STATUS(EM_OK, em_program_run(&program, TOKENS, 0));

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,26 @@ def test_engines_run_in_groups_of_their_own(
     decoded = [json.loads(line)["ids"] for line in fake_llama_cpp.read_text().splitlines()]
     assert [len(ids) for ids in decoded[:-2]] == [3, 1, 1, 20] * 2
     assert list(tmp_path.glob("edgemoe-bench-*")) == []
+
+
+def test_another_engine_starts_up_with_room_for_the_prompt(
+    store: Path, gguf: Path, fake_llama_cpp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def start(name: str, command: Sequence[str], options: Mapping[str, Any], ids: Sequence[int]) -> float:
+        asked.append((options["context"], len(ids)))
+        return 1.0
+
+    monkeypatch.setattr("edgemoe.bench.benchmark.worker_seconds", start)
+    monkeypatch.setattr("edgemoe.bench.benchmark.command_seconds", lambda *arguments: 1.0)
+    for tokens in (2, 30):
+        settings = Settings(1, 1, tokens, 1)
+        with open_peer(store, gguf, 1, settings.context_tokens, mmap=False) as peer:
+            Benchmark(store, settings, describe_backend(1), None, peer).run()
+    (least, prompt), (most, _) = asked[0], asked[-1]
+    assert (least, most) == (prompt, 30)
+    assert 2 < prompt < 30
 
 
 def test_a_budget_above_the_limit_is_refused(store: Path) -> None:

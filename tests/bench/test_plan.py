@@ -26,7 +26,7 @@ from edgemoe.errors import BudgetError, SourceError, UsageError
 from edgemoe.experts.hit_rates import SKEWED_HIT_RATES, HitRates, skewed_hit_rate, uniform_hit_rate
 from edgemoe.kernels.select import select_backend
 from edgemoe.model.description import store_spec
-from edgemoe.model.engine import open_engine
+from edgemoe.model.opening import open_engine
 from edgemoe.model.speed import MachineRates
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint

@@ -152,7 +152,7 @@ def test_kernels_that_are_compiled_are_one_line_on_stderr(
             exec("def double(number):\n    return 2 * number", namespace)  # without a file its code cannot be kept
             self._double = jit(namespace["double"])
 
-        def forward(self, token_ids: Sequence[int], *, all_logits: bool = False) -> Any:
+        def forward(self, token_ids: Sequence[int], *, all_logits: bool = False, out: Any = None) -> Any:
             assert self._double(21) == 42
             return super().forward(token_ids, all_logits=all_logits)
 
@@ -211,7 +211,7 @@ def test_too_small_a_budget_is_one_paragraph(
     def refuse(*arguments: object, **options: object) -> None:
         raise BudgetError("This model needs at least 300 MiB.", "Use --ram 300MiB or more.")
 
-    monkeypatch.setattr("edgemoe.model.engine.open_engine", refuse)
+    monkeypatch.setattr("edgemoe.model.opening.open_engine", refuse)
     assert run_command(["run", str(folder), "-p", "x", "--ram", "1MiB"]) == 1
     assert capsys.readouterr().err == "error: This model needs at least 300 MiB. Use --ram 300MiB or more.\n"
 
@@ -273,7 +273,7 @@ def test_ctrl_c_before_the_answer_is_quiet(
     def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("edgemoe.model.engine.open_engine", interrupt)
+    monkeypatch.setattr("edgemoe.model.opening.open_engine", interrupt)
     assert run_command(["run", str(folder), "-p", "x"]) == 130
     assert capsys.readouterr().out.strip() == ""
 

@@ -12,7 +12,7 @@ from edgemoe.conversion.hub import HubSource
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.errors import EdgemoeError, SourceError, UsageError
 from edgemoe.model.description import store_spec
-from edgemoe.model.engine import model_sizes
+from edgemoe.model.opening import model_sizes
 from edgemoe.model.spec import MoeSpec
 from edgemoe.model.traffic import planned_traffic
 from edgemoe.store.reader import Store

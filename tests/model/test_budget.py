@@ -21,7 +21,7 @@ WIDE_HEADS = SMALL_MIXTRAL | {
 
 AT_THE_END_OF_THE_CONTEXT = """
 import sys
-from edgemoe.model.engine import open_engine
+from edgemoe.model.opening import open_engine
 from edgemoe.process import peak_rss_bytes
 
 engine = open_engine(sys.argv[1], "floor", 8, int(sys.argv[2]))

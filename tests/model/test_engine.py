@@ -19,7 +19,8 @@ from edgemoe.experts import reads
 from edgemoe.experts.policy import POLICIES
 from edgemoe.kernels.formats import Matrix
 from edgemoe.model import engine as engine_module
-from edgemoe.model.engine import Engine, open_engine
+from edgemoe.model.engine import Engine
+from edgemoe.model.opening import open_engine
 from edgemoe.process import rss_bytes
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import write_checkpoint
@@ -261,6 +262,25 @@ def test_after_an_interrupt_every_slot_can_be_had_again(store: Path, expected) -
 def test_an_arena_that_cannot_be_had_is_told(store: Path) -> None:
     with pytest.raises(BudgetError, match="bytes of memory cannot be had"):
         engine_with_slots(store, 1 << 50)
+
+
+def test_logits_are_put_where_they_are_wanted(store: Path) -> None:
+    with engine_with_slots(store, EXPERTS) as engine:
+        engine.forward(PROMPT)
+        expected = engine.forward(PROMPT[:3], all_logits=True)
+        engine.rewind(len(PROMPT))
+        out = np.empty_like(expected[0])
+        for token, logits in zip(PROMPT[:3], expected, strict=True):
+            assert engine.forward([token], out=out) is out
+            np.testing.assert_array_equal(out, logits)
+        engine.rewind(len(PROMPT))
+        rows = np.empty_like(expected)
+        assert engine.forward(PROMPT[:3], all_logits=True, out=rows) is rows
+        np.testing.assert_array_equal(rows, expected)
+        for wrong in (rows, out[1:], out.astype(np.float64)):
+            with pytest.raises(UsageError, match="out: expected float32"):
+                engine.forward([1], out=wrong)
+        assert engine.position == len(PROMPT) + 3
 
 
 @pytest.mark.parametrize("slots", [4, EXPERTS])

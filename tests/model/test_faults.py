@@ -23,7 +23,8 @@ from edgemoe.experts import reads
 from edgemoe.kernels.native.reader import NativeReader
 from edgemoe.model import engine as engine_module
 from edgemoe.model import memory as memory_module
-from edgemoe.model.engine import Engine, open_engine
+from edgemoe.model.engine import Engine
+from edgemoe.model.opening import open_engine
 from edgemoe.store.direct import allocate_pages
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import write_checkpoint

@@ -11,8 +11,8 @@ import pytest
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.errors import UsageError
 from edgemoe.experts.trace import DECODE, PROMPT, Trace, TraceShape, read_trace
-from edgemoe.model.engine import open_engine
 from edgemoe.model.forced_routing import ForcedRouting
+from edgemoe.model.opening import open_engine
 from edgemoe.model.recorder import recording
 from tests.support.checkpoints import write_checkpoint
 from tests.support.engines import engine_with_slots

@@ -11,8 +11,8 @@ import pytest
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.errors import UsageError
 from edgemoe.kernels.operations import QuantisedCache
-from edgemoe.model.engine import open_engine
 from edgemoe.model.memory import KvFormat, kv_cache_bytes, plan_memory
+from edgemoe.model.opening import open_engine
 from edgemoe.model.workspace import KvCache
 from tests.model.test_engine import CONFIG, EXPERTS, PROMPT, greedy
 from tests.model.test_memory import BACKEND, MODELS, SIZES, SPEC

@@ -15,9 +15,10 @@ from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.errors import UsageError
 from edgemoe.kernels import operations as op
 from edgemoe.model.description import store_spec
-from edgemoe.model.engine import Engine, model_sizes, open_engine
+from edgemoe.model.engine import Engine
 from edgemoe.model.ledger import TimeLedger
 from edgemoe.model.memory import plan_memory
+from edgemoe.model.opening import model_sizes, open_engine
 from edgemoe.session.default_model import find_model
 from edgemoe.store.reader import Store
 from tests.model.test_engine import CONFIG, EXPERTS

@@ -14,9 +14,9 @@ from edgemoe.errors import UsageError
 from edgemoe.kernels import operations as op
 from edgemoe.model import engine as engine_module
 from edgemoe.model.decoder import Decoder
-from edgemoe.model.engine import open_engine
 from edgemoe.model.lossy import EXACT, LossySettings
 from edgemoe.model.lossy_routing import droppable
+from edgemoe.model.opening import open_engine
 from edgemoe.model.spec import MoeSpec
 from tests.model.test_engine import CONFIG
 from tests.support.checkpoints import make_routers_decided, write_checkpoint

@@ -21,7 +21,7 @@ RUN = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from edgemoe.model.engine import open_engine
+from edgemoe.model.opening import open_engine
 from edgemoe.process import peak_rss_bytes
 
 model, ram, prediction = sys.argv[1], sys.argv[2], sys.argv[3]

@@ -11,7 +11,7 @@ from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.errors import TraceError, UsageError
 from edgemoe.experts import trace as trace_module
 from edgemoe.experts.trace import DECODE, PROMPT, Trace, read_trace
-from edgemoe.model import engine as engine_module
+from edgemoe.model.description import store_spec
 from edgemoe.model.engine import Engine
 from edgemoe.model.recorder import Turn, recording, trace_shape
 from edgemoe.store.reader import Store
@@ -204,7 +204,7 @@ def test_a_model_without_experts_has_nothing_to_record(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "source", config)
     store = Store.open(convert_checkpoint(str(tmp_path / "source"), tmp_path / "dense"))
     with pytest.raises(UsageError, match="no routed experts"):
-        trace_shape(store, engine_module.store_spec(store))
+        trace_shape(store, store_spec(store))
 
 
 def test_turns_and_steps() -> None:

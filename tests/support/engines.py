@@ -7,10 +7,11 @@ from pathlib import Path
 
 from edgemoe.kernels.select import select_backend
 from edgemoe.model.description import store_spec
-from edgemoe.model.engine import Engine, model_sizes
+from edgemoe.model.engine import Engine
 from edgemoe.model.forced_routing import ForcedRouting
 from edgemoe.model.lossy import EXACT, LossySettings
 from edgemoe.model.memory import plan_memory
+from edgemoe.model.opening import model_sizes
 from edgemoe.store.reader import Store
 
 

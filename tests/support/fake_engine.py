@@ -53,7 +53,9 @@ class FakeEngine:
     def position(self) -> int:
         return len(self._ids)
 
-    def forward(self, token_ids: Sequence[int], *, all_logits: bool = False) -> npt.NDArray[np.float32]:
+    def forward(
+        self, token_ids: Sequence[int], *, all_logits: bool = False, out: object = None
+    ) -> npt.NDArray[np.float32]:
         assert token_ids
         assert self.position + len(token_ids) <= self.context_length
         self.calls.append(list(token_ids))

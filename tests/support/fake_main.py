@@ -16,14 +16,14 @@ from typing import Any
 
 import tokenizers
 
-import edgemoe.model.engine
+import edgemoe.model.opening
 from edgemoe.cli.main import main
 from edgemoe.model.lossy import EXACT, LossySettings
 from tests.support.fake_engine import FakeEngine
 
 
 class SlowEngine(FakeEngine):
-    def forward(self, token_ids: Sequence[int], *, all_logits: bool = False) -> Any:
+    def forward(self, token_ids: Sequence[int], *, all_logits: bool = False, out: Any = None) -> Any:
         if len(self.calls) == int(os.environ.get("FAKE_HANGS", "-1")):
             hang()
         time.sleep(float(os.environ.get("FAKE_SECONDS", "0")))
@@ -57,6 +57,6 @@ def open_fake_engine(
 
 
 if __name__ == "__main__":
-    edgemoe.model.engine.open_engine = open_fake_engine  # type: ignore[assignment]
+    edgemoe.model.opening.open_engine = open_fake_engine  # type: ignore[assignment]
     sys.argv[0] = "edgemoe"
     main()

@@ -56,8 +56,9 @@ class NativeBackend:
         """Check and bind operations. Raises KernelError that names the operation and the buffer."""
         self._check_open()
         bound = BoundOperations(operations)
-        self._reserve(_scratch_bytes(bound))
-        return NativeProgram(self, bound)
+        scratch_bytes = _scratch_bytes(bound)
+        self._reserve(scratch_bytes)
+        return NativeProgram(self, bound, scratch_bytes)
 
     def can_await(self, reader: op.AwaitedReads) -> bool:
         """Those of the library's own reader."""
@@ -121,7 +122,7 @@ def _scratch_bytes(bound: BoundOperations) -> int:
 class NativeProgram:
     """Operations bound to their buffers, which it keeps alive."""
 
-    def __init__(self, backend: NativeBackend, bound: BoundOperations) -> None:
+    def __init__(self, backend: NativeBackend, bound: BoundOperations, scratch_bytes: int) -> None:
         self._backend = backend
         self._bound = bound
         self._struct = st.ProgramStruct(
@@ -129,6 +130,7 @@ class NativeProgram:
             pool=backend.pool_address,
             operations=bound.address,
             scratch=ctypes.addressof(backend.scratch),
+            scratch_bytes=scratch_bytes,
             operation_count=len(bound.structs),
             tokens_max=bound.tokens_max,
             failed_operation=-1,

@@ -253,6 +253,7 @@ class ProgramStruct(ctypes.Structure):
         ("operations", c_void_p),
         ("scratch", c_void_p),
         ("times", c_void_p),
+        ("scratch_bytes", c_uint64),
         ("operation_count", c_int32),
         ("tokens_max", c_int32),
         ("failed_operation", c_int32),

@@ -1,0 +1,88 @@
+"""What the hub's library, its connection and the disk raise, as errors that say the way out."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    SafetensorsParsingError,
+)
+
+from edgemoe.errors import SourceError
+
+AGAIN = "Run the same command again: it goes on where it was."
+
+FAILURES: tuple[type[Exception], ...] = (OSError, *HfHubHTTPError.__bases__)
+"""What a request can raise: the library's errors are also those of its HTTP client, which differs by version."""
+
+_NOT_PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG})
+"""Errors of this machine's disk: trying again does not help."""
+
+
+@contextmanager
+def explained(what: str, folder: Path | None = None) -> Iterator[None]:
+    """Turns what the library and the disk raise into a SourceError.
+
+    `what` is the repository, or the file in it; `folder` where it is written to.
+    """
+    try:
+        yield
+    except SafetensorsParsingError as error:
+        raise SourceError(f"{what}: a shard's header is not safetensors: {error}.") from error
+    except HFValidationError as error:
+        raise SourceError(f"{what}: not a hub id: {error}.", "Give owner/name[@revision].") from error
+    except FAILURES as error:
+        raise _explain(error, what, folder) from error
+
+
+def http_status(error: Exception) -> int | None:
+    """The HTTP status behind an error; None where there was no answer."""
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether the same request may succeed later."""
+    status = http_status(error)
+    if status is not None:
+        return status >= 500 or status == 429
+    return not isinstance(error, OSError) or error.errno not in _NOT_PASSING
+
+
+def _explain(error: Exception, what: str, folder: Path | None) -> SourceError:
+    if isinstance(error, GatedRepoError):
+        return SourceError(
+            f"{what}: the hub gives it only to those who have accepted its terms.",
+            "Accept them on its page, set HF_TOKEN to a token of your account, then run the same command again.",
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return SourceError(f"{what}: the hub has no such revision of it.", "Check what follows the @.")
+    if isinstance(error, RepositoryNotFoundError) or http_status(error) == 401:
+        return SourceError(
+            f"{what}: the hub has no such model, or it is private.",
+            "Check the spelling; for a private model set HF_TOKEN to a token that may read it.",
+        )
+    if isinstance(error, OfflineModeIsEnabled):
+        return SourceError(
+            f"{what}: HF_HUB_OFFLINE is set, so the hub is not asked.",
+            "Unset it, or give the folder of a checkpoint that is on this machine.",
+        )
+    if isinstance(error, HfHubHTTPError):
+        status = http_status(error)
+        if status == 403:
+            return SourceError(f"{what}: the hub refused (HTTP {status}).", "Set HF_TOKEN to a token that may read it.")
+        return SourceError(f"{what}: the hub answered HTTP {status}.", f"Try later. {AGAIN}")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return SourceError(
+            f"{what}: the disk under {folder} is full.", "Make room there, then run the same command again."
+        )
+    reason = str(error) or type(error).__name__
+    return SourceError(f"{what}: the connection to the hub failed: {reason:.300}.", f"Check the network. {AGAIN}")
