@@ -73,7 +73,7 @@ def test_a_report_beside_another_engine(store: Path, gguf: Path, fake_llama_cpp:
     data = json.loads(json.dumps(report.to_json()))
     assert data["settings"] == {
         "prompt_tokens": 5, "decode_tokens": 8, "prefill_tokens": 20, "repeats": 2, "seed": 0,
-        "peer_decode_tokens": None,
+        "peer_decode_tokens": None, "room_tokens": None,
     }  # fmt: skip
     assert all(number == number and abs(number) != float("inf") for number in numbers(data))
     # what edgemoe ran in a round llama.cpp ran too: prompts and tokens of 1 + 2 rounds, before 1 + 2 starts
