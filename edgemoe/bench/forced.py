@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from edgemoe.experts.policy import DEFAULT_POLICY
 from edgemoe.experts.replay import simulate
-from edgemoe.experts.trace import DECODE, PROMPT
+from edgemoe.experts.turn import DECODE, PROMPT
 from edgemoe.model.forced_routing import ForcedRouting
 from edgemoe.model.spec import ModelSpec, MoeSpec
 

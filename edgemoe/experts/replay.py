@@ -23,7 +23,8 @@ from edgemoe.errors import TraceError, UsageError
 from edgemoe.experts import policy as policies
 from edgemoe.experts.policy import BELADY, KINDS, PolicyState, make_state, parse_policy
 from edgemoe.experts.routing import read_routing
-from edgemoe.experts.trace import DECODE, Trace
+from edgemoe.experts.trace import Trace
+from edgemoe.experts.turn import DECODE
 from edgemoe.kernels.jit.compile import jit, jit_calling
 
 Keys = npt.NDArray[np.int64]

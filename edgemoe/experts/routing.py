@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.experts.trace import DECODE, Trace
+from edgemoe.experts.trace import Trace
+from edgemoe.experts.turn import DECODE
 
 
 @dataclass(frozen=True)

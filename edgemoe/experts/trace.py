@@ -23,7 +23,8 @@ import numpy.typing as npt
 from edgemoe.errors import TraceError, UsageError
 from edgemoe.experts.trace_binary import MAGIC, BinaryFaultError, BinaryReader, BinaryWriter
 from edgemoe.experts.trace_csv import CsvFaultError, CsvReader, CsvWriter
-from edgemoe.experts.trace_rows import DECODE, PROMPT, Trace, TraceShape, join
+from edgemoe.experts.trace_rows import Trace, TraceShape, join
+from edgemoe.experts.turn import DECODE, PROMPT
 
 __all__ = [
     "DECODE",

@@ -14,9 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-PROMPT, DECODE = 0, 1
-"""Phases: tokens of a prompt, and generated ones."""
-
 COLUMNS: Mapping[str, type[np.generic]] = {
     "turn": np.int32,
     "phase": np.uint8,

@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +27,9 @@ from edgemoe.experts.loading import ExpertLoading
 from edgemoe.experts.policy import DEFAULT_POLICY, make_policy
 from edgemoe.experts.prediction import PredictionSwitch
 from edgemoe.experts.reads import ExpertFiles, RecordReader, open_reader
+from edgemoe.experts.turn import Turn
 from edgemoe.kernels.operations import Arrivals, Backend, Floats, Program
 from edgemoe.model.decoder import Decoder, LayerRouting
-from edgemoe.model.forced_routing import ForcedRouting
 from edgemoe.model.ledger import Programs, TimeLedger
 from edgemoe.model.lossy import EXACT, LossySettings
 from edgemoe.model.lossy_routing import LossyRouting
@@ -36,7 +37,6 @@ from edgemoe.model.memory import (
     HEAD_ROWS,
     MemoryPlan,
 )
-from edgemoe.model.recorder import RoutingRecorder, Turn
 from edgemoe.model.spec import ModelSpec, MoeSpec
 from edgemoe.model.stepper import ResidentStepper, Stepper, StreamingStepper
 from edgemoe.model.traffic import TokenTraffic, token_traffic
@@ -44,6 +44,10 @@ from edgemoe.model.workspace import KvCache, Workspace
 from edgemoe.store.direct import allocate_pages
 from edgemoe.store.reader import Store
 from edgemoe.store.resident import ResidentReading
+
+if TYPE_CHECKING:  # who records or replays routing imports what traces need, others do without
+    from edgemoe.model.forced_routing import ForcedRouting
+    from edgemoe.model.recorder import RoutingRecorder
 
 READER_THREADS = 8
 

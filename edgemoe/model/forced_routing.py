@@ -23,8 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.errors import UsageError
-from edgemoe.experts.trace import DECODE, PROMPT, Trace
+from edgemoe.experts.trace import Trace
 from edgemoe.experts.trace_rows import join
+from edgemoe.experts.turn import DECODE, PROMPT
 from edgemoe.model.decoder import LayerRouting
 from edgemoe.model.spec import ModelSpec, MoeSpec
 

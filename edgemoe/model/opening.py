@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgemoe.errors import UsageError
 from edgemoe.experts.policy import DEFAULT_POLICY, make_policy
@@ -12,7 +13,6 @@ from edgemoe.experts.prediction import PredictionSwitch
 from edgemoe.kernels.select import select_backend
 from edgemoe.model.description import store_spec
 from edgemoe.model.engine import Engine
-from edgemoe.model.forced_routing import ForcedRouting
 from edgemoe.model.lossy import EXACT, LossySettings
 from edgemoe.model.memory import (
     KvFormat,
@@ -24,6 +24,9 @@ from edgemoe.model.memory import (
 )
 from edgemoe.model.spec import ModelSpec, MoeSpec
 from edgemoe.store.reader import Store
+
+if TYPE_CHECKING:
+    from edgemoe.model.forced_routing import ForcedRouting
 
 
 def open_engine(

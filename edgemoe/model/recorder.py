@@ -18,33 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.errors import TraceError, UsageError
-from edgemoe.experts.trace import DECODE, PROMPT, Trace, TraceFormat, TraceShape, TraceWriter
+from edgemoe.experts.trace import Trace, TraceFormat, TraceShape, TraceWriter
+from edgemoe.experts.turn import DECODE, PROMPT, Turn
 from edgemoe.model.decoder import LayerRouting
 from edgemoe.model.spec import ModelSpec, MoeSpec
 from edgemoe.store.reader import Store
 
 if TYPE_CHECKING:
     from edgemoe.model.engine import Engine
-
-
-@dataclass
-class Turn:
-    """Where in a conversation the tokens that follow belong: see the columns of `Trace`."""
-
-    number: int = 0
-    phase: int = PROMPT
-    step: int = 0
-
-    def begin(self) -> None:
-        """What follows is a prompt: of the next turn, unless this one has no tokens yet."""
-        if self.step:
-            self.number += 1
-            self.step = 0
-        self.phase = PROMPT
-
-    def begin_decoding(self) -> None:
-        """What follows was generated."""
-        self.phase = DECODE
 
 
 class RoutingRecorder:

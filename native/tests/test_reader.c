@@ -8,6 +8,7 @@
 #include "check.h"
 /* With its inner functions: a queue can be looked at before any thread takes from it. */
 #include "src/reader.c"
+#include "src/requests.c"
 
 /* All that a reader asks of a set. */
 static const em_kernels checksums_only = {.isa = "generic", .crc32c = em_crc32c_generic};
@@ -122,11 +123,12 @@ static void test_reads_together(int descriptor) {
     CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_submit(reader, reads, 0, 1, tickets));
     CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_submit(reader, NULL, 1, 1, tickets));
     CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_submit(reader, reads, 1, 1, NULL));
-    CHECK(choose(reader) == NOWHERE);
+    CHECK(em_requests_choose(&reader->requests) == NOWHERE);
     CHECK_STATUS(EM_OK, em_reader_submit(reader, reads, 2, 0, tickets));
     CHECK_STATUS(EM_FULL, em_reader_submit(reader, reads + 2, READS - 1, 1, tickets + 2));
     CHECK_STATUS(EM_OK, em_reader_submit(reader, reads + 2, READS - 2, 1, tickets + 2));
-    CHECK(choose(reader) == 2 && reader->requests[2].next == 3 && reader->queues[PREDICTION].first == 0);
+    CHECK(em_requests_choose(&reader->requests) == 2 && reader->requests.places[2].next == 3);
+    CHECK(reader->requests.queues[PREDICTION].first == 0);
     CHECK(start_threads(reader, 3));
     for (int i = 0; i < READS; i++) {
         CHECK_STATUS(EM_OK, em_reader_wait(reader, tickets[i], -1, NULL));
@@ -180,13 +182,14 @@ static void test_order(int descriptor) {
     for (int i = 0; i < 5; i++) tickets[i] = submit(reader, descriptor, i * 64, 64, to, demand[i]);
     CHECK_STATUS(EM_OK, em_reader_promote(reader, tickets[3]));
     CHECK_STATUS(EM_OK, em_reader_promote(reader, tickets[2])); /* is one already: stays in its place */
-    CHECK(choose(reader) == 2);
+    CHECK(em_requests_choose(&reader->requests) == 2);
     CHECK_STATUS(EM_BUSY, em_reader_release(reader, tickets[0]));
     CHECK_STATUS(EM_TIMEOUT, em_reader_wait(reader, tickets[0], 1000, NULL));
     CHECK_STATUS(EM_TIMEOUT, em_reader_wait(reader, tickets[0], 0, NULL));
     CHECK(em_reader_done(reader, tickets[0]) == 0);
     const int order[5] = {2, 4, 3, 0, 1};
-    for (int i = 0, place = reader->queues[DEMAND].first; i < 3; i++, place = reader->requests[place].next) {
+    int32_t place = reader->requests.queues[DEMAND].first;
+    for (int i = 0; i < 3; i++, place = reader->requests.places[place].next) {
         CHECK(place == order[i]);
     }
     CHECK(start_threads(reader, 1));
@@ -203,23 +206,23 @@ static void test_pieces(int descriptor) {
     const int64_t demand = submit(reader, descriptor, 0, 2 * PIECE_BYTES + 1, to[0], 1);
     const int64_t prediction = submit(reader, descriptor, FILE_BYTES - PIECE_BYTES, 3 * PIECE_BYTES, to[1], 0);
     pthread_mutex_lock(&reader->mutex);
-    CHECK(give_out(reader, choose(reader)).length == PIECE_BYTES);
-    const piece second = give_out(reader, 0);
+    CHECK(em_requests_give_out(&reader->requests, em_requests_choose(&reader->requests)).length == PIECE_BYTES);
+    const piece second = em_requests_give_out(&reader->requests, 0);
     CHECK(second.offset == PIECE_BYTES && second.destination == to[0] + PIECE_BYTES && second.length == PIECE_BYTES);
-    CHECK(choose(reader) == 0 && give_out(reader, 0).length == 1);
-    CHECK(reader->requests[0].state == READING && reader->requests[0].pieces_running == 3);
-    CHECK(choose(reader) == 1);
+    CHECK(em_requests_choose(&reader->requests) == 0 && em_requests_give_out(&reader->requests, 0).length == 1);
+    CHECK(reader->requests.places[0].state == READING && reader->requests.places[0].pieces_running == 3);
+    CHECK(em_requests_choose(&reader->requests) == 1);
     /* what a reader would do that was given the second piece, and then the others */
-    reader->requests[0].pieces_running = 1;
-    note_failure(reader, &reader->requests[0], &second, EM_SHORT_READ, 10);
-    CHECK(reader->requests[0].status == EM_SHORT_READ && reader->requests[0].detail == PIECE_BYTES + 10);
+    reader->requests.places[0].pieces_running = 1;
+    em_requests_note_failure(&reader->requests, &reader->requests.places[0], &second, EM_SHORT_READ, 10);
+    CHECK(reader->requests.places[0].status == EM_SHORT_READ && reader->requests.places[0].detail == PIECE_BYTES + 10);
     const piece first = {.offset = 0};
-    note_failure(reader, &reader->requests[0], &first, EM_READ_FAILED, EIO);
-    CHECK(reader->requests[0].status == EM_READ_FAILED && reader->requests[0].detail == EIO);
-    note_failure(reader, &reader->requests[0], &second, EM_SHORT_READ, 10);
-    CHECK(reader->requests[0].status == EM_READ_FAILED);
-    reader->requests[0].pieces_running = 0;
-    finish(reader, &reader->requests[0], EM_READ_FAILED, EIO);
+    em_requests_note_failure(&reader->requests, &reader->requests.places[0], &first, EM_READ_FAILED, EIO);
+    CHECK(reader->requests.places[0].status == EM_READ_FAILED && reader->requests.places[0].detail == EIO);
+    em_requests_note_failure(&reader->requests, &reader->requests.places[0], &second, EM_SHORT_READ, 10);
+    CHECK(reader->requests.places[0].status == EM_READ_FAILED);
+    reader->requests.places[0].pieces_running = 0;
+    finish(reader, &reader->requests.places[0], EM_READ_FAILED, EIO);
     pthread_mutex_unlock(&reader->mutex);
     const int64_t both[2] = {prediction, demand};
     CHECK_STATUS(EM_OK, em_reader_wait_any(reader, both, 2, 0));
@@ -242,12 +245,12 @@ static void test_predictions_limit(int descriptor) {
     CHECK(reader);
     uint8_t to[64];
     submit(reader, descriptor, 0, 64, to, 0);
-    CHECK(choose(reader) == 0);
-    reader->predictions_running = 1;
-    CHECK(choose(reader) == NOWHERE);
+    CHECK(em_requests_choose(&reader->requests) == 0);
+    reader->requests.predictions_running = 1;
+    CHECK(em_requests_choose(&reader->requests) == NOWHERE);
     submit(reader, descriptor, 0, 64, to, 1);
-    CHECK(choose(reader) == 1);
-    reader->predictions_running = 0;
+    CHECK(em_requests_choose(&reader->requests) == 1);
+    reader->requests.predictions_running = 0;
     em_reader_destroy(reader);
 }
 

@@ -15,7 +15,8 @@ from edgemoe.bench.measure import Settings
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.errors import TraceError, UsageError
 from edgemoe.experts.replay import simulate
-from edgemoe.experts.trace import DECODE, PROMPT, Trace, TraceShape, read_trace, write_trace
+from edgemoe.experts.trace import Trace, TraceShape, read_trace, write_trace
+from edgemoe.experts.turn import DECODE, PROMPT
 from edgemoe.kernels.select import describe_backend
 from edgemoe.model.forced_routing import ForcedRouting
 from edgemoe.model.recorder import recording

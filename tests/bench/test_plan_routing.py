@@ -10,7 +10,8 @@ from edgemoe.bench.plan_model import PlanOptions, plan_model
 from edgemoe.errors import TraceError
 from edgemoe.experts.replay import Replay
 from edgemoe.experts.trace import TraceWriter, read_trace
-from edgemoe.experts.trace_rows import DECODE, Trace, TraceShape
+from edgemoe.experts.trace_rows import Trace, TraceShape
+from edgemoe.experts.turn import DECODE
 
 SHAPE = TraceShape("made up", "mixtral", 2, 8, 2, (4096, 4096), (0, 0))
 

@@ -17,8 +17,9 @@ import pytest
 from edgemoe.cli.main import run_command
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.experts import trace as trace_module
-from edgemoe.experts.trace import DECODE, PROMPT, read_trace, write_trace
+from edgemoe.experts.trace import read_trace, write_trace
 from edgemoe.experts.trace_binary import MAGIC
+from edgemoe.experts.turn import DECODE, PROMPT
 from tests.cli.conftest import Done, environment
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
 from tests.support.letters_tokenizer import write_letters_tokenizer

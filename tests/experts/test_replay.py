@@ -13,7 +13,8 @@ from edgemoe.errors import TraceError, UsageError
 from edgemoe.experts.policy import KINDS, make_policy
 from edgemoe.experts.replay import Replay, simulate
 from edgemoe.experts.routing import read_routing
-from edgemoe.experts.trace import DECODE, PROMPT, Trace, read_trace
+from edgemoe.experts.trace import Trace, read_trace
+from edgemoe.experts.turn import DECODE, PROMPT
 from tests.experts.test_policy import InterpretedCache
 from tests.experts.traces import make_shape, make_trace, random_trace
 from tests.support.shared_data import shared_file

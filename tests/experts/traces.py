@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgemoe.experts.trace import DECODE, PROMPT, Trace, TraceShape
+from edgemoe.experts.trace import Trace, TraceShape
+from edgemoe.experts.turn import DECODE, PROMPT
 
 Row = tuple[int, int, int, int, int]
 """(turn, phase, step, layer, expert)"""

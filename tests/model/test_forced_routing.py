@@ -10,7 +10,8 @@ import pytest
 
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.errors import UsageError
-from edgemoe.experts.trace import DECODE, PROMPT, Trace, TraceShape, read_trace
+from edgemoe.experts.trace import Trace, TraceShape, read_trace
+from edgemoe.experts.turn import DECODE, PROMPT
 from edgemoe.model.forced_routing import ForcedRouting
 from edgemoe.model.opening import open_engine
 from edgemoe.model.recorder import recording

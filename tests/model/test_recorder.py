@@ -10,10 +10,11 @@ import pytest
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.errors import TraceError, UsageError
 from edgemoe.experts import trace as trace_module
-from edgemoe.experts.trace import DECODE, PROMPT, Trace, read_trace
+from edgemoe.experts.trace import Trace, read_trace
+from edgemoe.experts.turn import DECODE, PROMPT, Turn
 from edgemoe.model.description import store_spec
 from edgemoe.model.engine import Engine
-from edgemoe.model.recorder import Turn, recording, trace_shape
+from edgemoe.model.recorder import recording, trace_shape
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import write_checkpoint
 from tests.support.engines import engine_with_slots

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgemoe.experts.trace import DECODE, PROMPT, Trace, TraceShape
+from edgemoe.experts.trace import Trace, TraceShape
+from edgemoe.experts.turn import DECODE, PROMPT
 
 SHAPE = TraceShape("some-moe", "mixtral", 3, 8, 2, (4096, 4096, 8192), (100, 200, 300))
 
