@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from edgemoe.bench.forced import Run
 from edgemoe.bench.protocol import serve
+from edgemoe.bench.run import Run
 from edgemoe.experts.trace import read_trace
 from edgemoe.model.engine import Engine
 from edgemoe.model.forced_routing import ForcedRouting

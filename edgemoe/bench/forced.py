@@ -12,26 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgemoe.bench.run import Run
 from edgemoe.experts.policy import DEFAULT_POLICY
 from edgemoe.experts.replay import simulate
 from edgemoe.experts.turn import DECODE, PROMPT
 from edgemoe.model.forced_routing import ForcedRouting
 from edgemoe.model.spec import ModelSpec, MoeSpec
-
-
-@dataclass(frozen=True)
-class Run:
-    """The steps of a trace that one run of a worker took, as it answers: where they begin in a phase, and how many."""
-
-    prompt_first: int
-    prompt_tokens: int
-    continuation_first: int
-    continuation_tokens: int
-
-    @classmethod
-    def next(cls, routing: ForcedRouting, prompt_tokens: int, continuation_tokens: int) -> Run:
-        """The run that would begin now."""
-        return cls(routing.taken(PROMPT), prompt_tokens, routing.taken(DECODE), continuation_tokens)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from edgemoe.bench.benchmark import Benchmark
-from edgemoe.bench.forced import Run, accesses, routing_report
+from edgemoe.bench.forced import accesses, routing_report
 from edgemoe.bench.measure import Settings
+from edgemoe.bench.run import Run
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.errors import TraceError, UsageError
 from edgemoe.experts.replay import simulate

@@ -1,4 +1,4 @@
-"""What a whole answer imports: never Numba where the native kernels serve."""
+"""What a whole answer, and a benchmark's worker, import: never Numba where the native kernels serve."""
 
 from __future__ import annotations
 
@@ -19,4 +19,12 @@ print(sorted({"numba", "llvmlite", "rich", "typer", "torch"} & sys.modules.keys(
 
 def test_an_answer_on_the_native_path_imports_neither_numba_nor_the_terminal() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_worker_of_a_benchmark_holds_no_more_than_an_answer_does() -> None:
+    program = (
+        "import sys, edgemoe.bench.edgemoe_worker; print(sorted({'numba', 'llvmlite', 'rich'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

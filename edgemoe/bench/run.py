@@ -1,0 +1,27 @@
+"""Which steps of a trace one run of a worker took its routing from.
+
+It has a file of its own because workers import it: the replay that its report needs brings Numba, whose libraries would
+take the memory of some experts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgemoe.experts.turn import DECODE, PROMPT
+from edgemoe.model.forced_routing import ForcedRouting
+
+
+@dataclass(frozen=True)
+class Run:
+    """The steps of a trace that one run of a worker took, as it answers: where they begin in a phase, and how many."""
+
+    prompt_first: int
+    prompt_tokens: int
+    continuation_first: int
+    continuation_tokens: int
+
+    @classmethod
+    def next(cls, routing: ForcedRouting, prompt_tokens: int, continuation_tokens: int) -> Run:
+        """The run that would begin now."""
+        return cls(routing.taken(PROMPT), prompt_tokens, routing.taken(DECODE), continuation_tokens)
