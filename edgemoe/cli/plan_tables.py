@@ -29,7 +29,9 @@ def _model_rows(planned: ModelPlan) -> Rows:
     rows = [("source", f"{source.name}, known from {source.known_from}")]
     rows.append(("on disk", f"{format_size(store.manifest.total_bytes)} as a store"))
     for name, (formats, size) in resident_parts(store.manifest).items():
-        rows.append((f"always in memory: {name}", f"{format_size(size)}, {formats}"))
+        by_rows = name == "embedding" and not memory.embedding_resident
+        where = "on disk, read by rows" if by_rows else "always in memory"
+        rows.append((f"{where}: {name}", f"{format_size(size)}, {formats}"))
     if memory.total_experts:
         layers = f"{work.experts_per_token} used in each of {work.moe_layers} layers for a token"
         rows.append(("experts", f"{memory.total_experts} of {format_size(memory.slot_bytes)}, {layers}"))

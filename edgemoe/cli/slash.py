@@ -119,7 +119,8 @@ def show_statistics(repl: Repl, argument: str) -> None:
         ("kernels", f"{engine.backend.name} {engine.backend.isa}, {engine.backend.threads} threads"),
         ("budget", f"{format_size(memory.budget_bytes)} (floor {format_size(memory.floor_bytes)})"),
         ("  interpreter", format_size(memory.interpreter_bytes)),
-        ("  every token's weights", format_size(memory.resident_bytes)),
+        ("  every token's weights", format_size(memory.resident_bytes)
+         + ("" if memory.embedding_resident else ", the embedding read by rows")),
         ("  KV cache", f"{format_size(memory.kv_cache_bytes)} ({memory.kv_format})"),
         ("  workspace", format_size(memory.workspace_bytes)),
         ("  expert slots", f"{format_size(memory.slots * memory.slot_bytes)}"

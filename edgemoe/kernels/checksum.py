@@ -52,6 +52,35 @@ def as_written(data: Any, sha256: str | None, crc32c: int | None) -> bool:
     return crc32c is None or _implementation()(np.frombuffer(data, np.uint8), 0) == crc32c
 
 
+class Checksum:
+    """What `as_written` takes, of bytes that come in pieces."""
+
+    def __init__(self) -> None:
+        self._crc32c = 0
+        self._sha256: Any = None
+        if not native_crc32c_usable():
+            import hashlib
+
+            self._sha256 = hashlib.sha256()
+
+    def add(self, data: Any) -> None:
+        """Take in the next bytes-like piece."""
+        if self._sha256 is not None:
+            self._sha256.update(data)
+        else:
+            self._crc32c = crc32c(data, self._crc32c)
+
+    @property
+    def values(self) -> tuple[str | None, int | None]:
+        """SHA-256 and CRC-32C of all pieces, the one of them that `as_written` takes; None for the other."""
+        return (None, self._crc32c) if self._sha256 is None else (self._sha256.hexdigest(), None)
+
+    def agrees(self, sha256: str | None, crc32c: int | None) -> bool:
+        """Whether all pieces together are as written."""
+        ours, expected = (self._crc32c, crc32c) if self._sha256 is None else (self._sha256.hexdigest(), sha256)
+        return expected is None or ours == expected
+
+
 @functools.cache
 def native_crc32c_usable() -> bool:
     """Whether the native library computes it."""

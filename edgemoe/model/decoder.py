@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.formats import Matrix
+from edgemoe.model.embedding_rows import EmbeddingRows
 from edgemoe.model.ledger import Part
 from edgemoe.model.spec import AttentionSpec, DenseFfnSpec, LayerSpec, ModelSpec, MoeSpec
 from edgemoe.model.workspace import KvCache, Workspace, take
@@ -69,8 +70,11 @@ class Decoder:
         forced_routing: bool = False,
         forced_guesses: bool = False,
         cache_aware_routing: float = 0.0,
+        embedding_rows: EmbeddingRows | None = None,
     ) -> None:
-        """`arrivals`: records may still be on their way when the experts of a layer are run.
+        """`weights` has all matrices and vectors of the model, but for an embedding of which `embedding_rows` are read.
+
+        `arrivals`: records may still be on their way when the experts of a layer are run.
 
         With `forced_routing` no router writes to `routing`: someone else does, before each step. Then there are no
         guesses, but with `forced_guesses`, which come from there too.
@@ -92,8 +96,15 @@ class Decoder:
             _allocate_routing(layer.ffn, tokens, cache_aware_routing > 0) if isinstance(layer.ffn, MoeSpec) else None
             for layer in spec.layers
         ]
-        embed = op.Embed(workspace.ids, self._matrix("embedding"), spec.embedding_scale, workspace.residual)
+        if embedding_rows is None:
+            embed = op.Embed(workspace.ids, self._matrix("embedding"), spec.embedding_scale, workspace.residual)
+        else:
+            rows = embedding_rows
+            embed = op.Embed(rows.ids, rows.matrix, spec.embedding_scale, rows.rows)
         self.embed = self._part("embedding", embed)
+        """Of the whole step's tokens, or of those whose rows have been read."""
+        self.begin = self.embed if embedding_rows is None else []
+        """What a step begins with, if the residual stream is not written to beforehand."""
         self.layers = [self._layer(number, layer) for number, layer in enumerate(spec.layers)]
         head = self._matrix("embedding" if spec.tied_embeddings else "head")
         normed = np.zeros_like(workspace.head_input)
@@ -112,8 +123,8 @@ class Decoder:
         return [None if routing is None else routing.slots for routing in self.routing]
 
     def whole(self) -> list[op.Operation]:
-        """Every operation of a token up to the head, for when all experts are resident."""
-        operations = list(self.embed)
+        """Every operation of a step up to the head, for when all experts are resident."""
+        operations = list(self.begin)
         for layer in self.layers:
             operations += layer.attend + layer.beside + layer.experts + layer.combine
         return operations

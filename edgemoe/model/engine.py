@@ -30,6 +30,7 @@ from edgemoe.experts.reads import ExpertFiles, RecordReader, open_reader
 from edgemoe.experts.turn import Turn
 from edgemoe.kernels.operations import Arrivals, Backend, Floats, Program
 from edgemoe.model.decoder import Decoder, LayerRouting
+from edgemoe.model.embedding_rows import EmbeddingRows
 from edgemoe.model.ledger import Programs, TimeLedger
 from edgemoe.model.lossy import EXACT, LossySettings
 from edgemoe.model.lossy_routing import LossyRouting
@@ -130,13 +131,15 @@ class Engine:
         self._reader: RecordReader | None = None
         self._stepper: Stepper = _Closed(CacheStatistics())
         self._head: Program | None = None
+        self._embed: Program | None = None
+        self._embedding_rows: EmbeddingRows | None = None
         self._hot_list: HotList | None = None
         self._loading: list[ResidentReading | ExpertLoading] = [] if resident is None else [resident]
         self._files = ExpertFiles((store.path / file.name for file in store.manifest.expert_files), direct_reads)
         try:
             arena = _allocate_arena(memory.slots, memory.slot_bytes)
             if resident is None:
-                resident = store.begin_resident()
+                resident = store.begin_resident(memory.embedding_resident)
                 self._loading.append(resident)
             self._space = Workspace.allocate(spec, memory.chunk_tokens)
             kv_cache = KvCache.allocate(spec, memory.context_length, memory.kv_format)
@@ -147,6 +150,9 @@ class Engine:
                 if backend.can_await(self._reader):
                     arrivals = Arrivals(self._reader, cache.tickets, READ_TIMEOUT_SECONDS)
                     cache.kernels_await = True
+            statistics = CacheStatistics() if cache is None else cache.statistics
+            if not memory.embedding_resident:
+                self._embedding_rows = EmbeddingRows(store, direct_reads, statistics)
             decoder = Decoder(
                 spec,
                 resident.tensors,
@@ -158,17 +164,19 @@ class Engine:
                 forced_routing=routing is not None,
                 forced_guesses=routing is not None and routing.recall is not None,
                 cache_aware_routing=self.lossy.cache_aware_routing,
+                embedding_rows=self._embedding_rows,
             )
             if cache is None:
                 self._loading.append(ExpertLoading(arena, decoder.slot_tables(), store, self._files.direct))
             self._programs = Programs(backend, decoder.part_of)
             if cache is None:
-                self._stepper = ResidentStepper(decoder, self._programs)
+                self._stepper = ResidentStepper(decoder, self._programs, statistics)
             else:
                 switch = PredictionSwitch(prediction if routing is None or routing.recall is not None else "off")
                 lossy_routing = LossyRouting(self.lossy, decoder, cache) if self.lossy.depends_on_cache else None
                 self._stepper = StreamingStepper(decoder, self._programs, cache, switch, lossy_routing)
             self._head = self._programs.make(decoder.head)
+            self._embed = self._programs.make(decoder.embed)
             for loading in self._loading:
                 loading.wait()
             self._loading.clear()
@@ -286,7 +294,11 @@ class Engine:
         rows = out if all_logits else out[None]
         for first in range(0, len(ids), chunk):
             part = ids[first : first + chunk]
-            self._space.ids[: len(part)] = part
+            if self._embedding_rows is None:
+                self._space.ids[: len(part)] = part
+            else:
+                assert self._embed is not None
+                self._embedding_rows.write(part, self._embed, self._space.residual)
             if self._forced is not None:
                 self._forced.put(self.routing, self.turn.phase, len(part))
             self._stepper.step(len(part), start + first)
@@ -328,11 +340,14 @@ class Engine:
             self._keep_hot_list()
             self._reader.close()
             self._reader = None
+        if self._embedding_rows is not None:
+            self._embedding_rows.close()
+            self._embedding_rows = None
         self._files.close()
         self.backend.close()
         # The programs held weights, KV cache and slots, and whoever closed the engine may keep it for its figures.
         self._stepper = _Closed(self._stepper.statistics)
-        self._head = self._programs = None
+        self._head = self._embed = self._programs = None
 
     def __enter__(self) -> Engine:
         return self

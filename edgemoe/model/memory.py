@@ -7,7 +7,7 @@ activations and kernel scratch, the KV cache, and the expert slots, which take w
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -62,6 +62,8 @@ class ModelSizes:
     slot_bytes: int
     total_experts: int
     kv_format: KvFormat
+    embedding_bytes: int = 0
+    """Of the resident ones those that are saved where the embedding is left on disk; 0 where it cannot be."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ class MemoryPlan:
     context_length: int
     chunk_tokens: int
     kv_format: KvFormat
+    embedding_resident: bool = True
+    """Otherwise the rows of tokens are read from disk as they are wanted, and `resident_bytes` is without them."""
 
     @property
     def all_resident(self) -> bool:
@@ -119,12 +123,15 @@ def plan_memory(
     ram: str | int | None,
     context_length: int | None = None,
     interpreter: int | None = None,
+    embedding_resident: bool | None = None,
 ) -> MemoryPlan:
     """Share out a budget: bytes, a size as text, `floor`, or `auto` (also None).
 
-    The backend says what its scratch takes, and what it will still take itself. `interpreter` is what to plan for the
-    interpreter, in bytes, where it is not what this process holds now. Raises BudgetError below the floor, naming it,
-    and UsageError for what is no budget.
+    The embedding stays on disk, where it can, unless everything else fits beside it: a token wants one row of it, and
+    every expert of a layer. The backend says what its scratch takes, and what it will still take itself. `interpreter`
+    is what to plan for the interpreter, in bytes, where it is not what this process holds now; `embedding_resident`
+    whether the embedding is, where that is settled. Raises BudgetError below the floor, naming it, and UsageError for
+    what is no budget.
     """
     if context_length is not None and not 1 <= context_length <= spec.max_positions:
         raise UsageError(
@@ -133,37 +140,98 @@ def plan_memory(
         )
     if interpreter is None:
         interpreter = interpreter_bytes(backend)
-    least_context = context_length or min(LEAST_CONTEXT_TOKENS, spec.max_positions)
-    least_chunk = CHUNK_TOKENS[-1]
-    least_slots = min(sizes.total_experts, 2 * _most_experts_per_token(spec))
-    fixed_bytes = interpreter + sizes.resident_bytes
-    least_workspace_bytes = workspace_bytes(spec, backend, least_chunk, least_context)
-    least_kv_bytes = kv_cache_bytes(spec, least_context, sizes.kv_format)
-    floor_bytes = fixed_bytes + least_workspace_bytes + least_kv_bytes + least_slots * sizes.slot_bytes
-    budget_bytes = _budget(ram, floor_bytes)
+    if not sizes.embedding_bytes:
+        embedding_resident = True
+    if embedding_resident is not None:
+        least = _Needs.of(spec, sizes, backend, context_length, interpreter, embedding_resident)
+        return _share_out(least, _budget(ram, least.floor_bytes))
+    least = _Needs.of(spec, sizes, backend, context_length, interpreter, embedding_resident=False)
+    budget_bytes = _budget(ram, least.floor_bytes)
+    without = _share_out(least, budget_bytes)
+    least_with = _Needs.of(spec, sizes, backend, context_length, interpreter, embedding_resident=True)
+    if budget_bytes < least_with.floor_bytes:
+        return without
+    whole = _share_out(least_with, budget_bytes)
+    costs_nothing = (whole.context_length, whole.chunk_tokens) == (without.context_length, without.chunk_tokens)
+    return replace(whole, floor_bytes=least.floor_bytes) if whole.all_resident and costs_nothing else without
+
+
+@dataclass(frozen=True)
+class _Needs:
+    """What a model needs at the least, and what it could use."""
+
+    spec: ModelSpec
+    sizes: ModelSizes
+    backend: Backend
+    interpreter_bytes: int
+    embedding_resident: bool
+    least_context: int
+    most_context: int
+    least_workspace_bytes: int
+    least_slots: int
+    floor_bytes: int
+
+    @classmethod
+    def of(
+        cls,
+        spec: ModelSpec,
+        sizes: ModelSizes,
+        backend: Backend,
+        context_length: int | None,
+        interpreter: int,
+        embedding_resident: bool,
+    ) -> _Needs:
+        least_context = context_length or min(LEAST_CONTEXT_TOKENS, spec.max_positions)
+        least_workspace_bytes = workspace_bytes(spec, backend, CHUNK_TOKENS[-1], least_context)
+        least_kv_bytes = kv_cache_bytes(spec, least_context, sizes.kv_format)
+        least_slots = min(sizes.total_experts, 2 * _most_experts_per_token(spec))
+        resident_bytes = _resident_bytes(sizes, embedding_resident)
+        return cls(
+            spec,
+            sizes,
+            backend,
+            interpreter,
+            embedding_resident,
+            least_context,
+            context_length or min(DEFAULT_CONTEXT_TOKENS, spec.max_positions),
+            least_workspace_bytes,
+            least_slots,
+            interpreter + resident_bytes + least_workspace_bytes + least_kv_bytes + least_slots * sizes.slot_bytes,
+        )
+
+
+def _resident_bytes(sizes: ModelSizes, embedding_resident: bool) -> int:
+    return sizes.resident_bytes - (0 if embedding_resident else sizes.embedding_bytes)
+
+
+def _share_out(least: _Needs, budget_bytes: int) -> MemoryPlan:
+    """Raises BudgetError below the floor."""
+    spec, sizes, backend = least.spec, least.sizes, least.backend
+    floor_bytes, interpreter = least.floor_bytes, least.interpreter_bytes
     if budget_bytes < floor_bytes:
         raise BudgetError(
             f"This model needs at least {format_size(floor_bytes)} of memory;"
             f" the budget is {format_size(budget_bytes)}.",
             f"Use --ram {-(-floor_bytes >> 20)}MiB or more (--ram floor takes just what it needs).",
         )
-    chunk, context = least_chunk, least_context
-    most_context = context_length or min(DEFAULT_CONTEXT_TOKENS, spec.max_positions)
+    resident_bytes = _resident_bytes(sizes, least.embedding_resident)
+    fixed_bytes = interpreter + resident_bytes
+    chunk, context, most_context = CHUNK_TOKENS[-1], least.least_context, least.most_context
     all_slots_bytes = sizes.total_experts * sizes.slot_bytes
     # A tenth of what there is for the workspace, but nothing that the least of the others needs.
     spare_bytes = budget_bytes - floor_bytes
-    most_workspace_bytes = min((budget_bytes - fixed_bytes) // 10, least_workspace_bytes + spare_bytes)
+    most_workspace_bytes = min((budget_bytes - fixed_bytes) // 10, least.least_workspace_bytes + spare_bytes)
     for candidate in CHUNK_TOKENS:
         if candidate >= 2 * most_context:  # no prompt would fill half of it
             continue
-        if workspace_bytes(spec, backend, candidate, least_context) <= most_workspace_bytes:
+        if workspace_bytes(spec, backend, candidate, least.least_context) <= most_workspace_bytes:
             chunk = candidate
             break
     while context < most_context:
         wider = min(2 * context, most_context)
         cost = kv_cache_bytes(spec, wider, sizes.kv_format) + workspace_bytes(spec, backend, chunk, wider)
         spare = budget_bytes - fixed_bytes - cost
-        crowds_experts = cost > (budget_bytes - fixed_bytes) // 5 or spare < least_slots * sizes.slot_bytes
+        crowds_experts = cost > (budget_bytes - fixed_bytes) // 5 or spare < least.least_slots * sizes.slot_bytes
         if spare < all_slots_bytes and crowds_experts:
             break
         context = wider
@@ -175,7 +243,7 @@ def plan_memory(
         budget_bytes,
         floor_bytes,
         interpreter,
-        sizes.resident_bytes,
+        resident_bytes,
         workspace,
         kv_cache,
         sizes.slot_bytes,
@@ -184,6 +252,7 @@ def plan_memory(
         context,
         chunk,
         sizes.kv_format,
+        least.embedding_resident,
     )
 
 

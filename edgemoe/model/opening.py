@@ -12,6 +12,7 @@ from edgemoe.experts.policy import DEFAULT_POLICY, make_policy
 from edgemoe.experts.prediction import PredictionSwitch
 from edgemoe.kernels.select import select_backend
 from edgemoe.model.description import store_spec
+from edgemoe.model.embedding_rows import saved_bytes
 from edgemoe.model.engine import Engine
 from edgemoe.model.lossy import EXACT, LossySettings
 from edgemoe.model.memory import (
@@ -62,16 +63,17 @@ def open_engine(
     spec = lossy.applied_to(store_spec(store) if routing is None else routing.apply_to(store_spec(store)))
     sizes = model_sizes(store, spec, kv)
     backend = select_backend(threads)  # before the plan, which measures what the backend's libraries hold
-    resident = None
+    resident = embedding_resident = None
     try:
         if meanwhile is not None:
             if has_ample_room(ram, sizes, backend):
-                resident = store.begin_resident()
+                embedding_resident = plan_memory(spec, sizes, backend, ram, context_length).embedding_resident
+                resident = store.begin_resident(embedding_resident)
             meanwhile()
             if resident is not None:
                 resident.wait()  # all its pages are there, so that the plan knows them from the interpreter's
         interpreter = interpreter_bytes(backend) - (0 if resident is None else resident.bytes)
-        memory = plan_memory(spec, sizes, backend, ram, context_length, interpreter)
+        memory = plan_memory(spec, sizes, backend, ram, context_length, interpreter, embedding_resident)
         check_machine(memory)
     except BaseException:
         if resident is not None:
@@ -84,7 +86,8 @@ def open_engine(
 def model_sizes(store: Store, spec: ModelSpec, kv: str | None = None) -> ModelSizes:
     """What the memory plan needs to know of a store. Raises UsageError for what is no KV cache (`open_engine`)."""
     experts = sum(layer.ffn.experts for layer in spec.layers if isinstance(layer.ffn, MoeSpec))
-    return ModelSizes(store.resident_bytes, store.record_bytes, experts, _kv_format(store, kv))
+    embedding_bytes = 0 if spec.tied_embeddings else saved_bytes(store)
+    return ModelSizes(store.resident_bytes(), store.record_bytes, experts, _kv_format(store, kv), embedding_bytes)
 
 
 def _kv_format(store: Store, kv: str | None) -> KvFormat:

@@ -35,8 +35,8 @@ class Stepper(Protocol):
 class ResidentStepper:
     """All experts in RAM: one program for the whole token, and no bookkeeping."""
 
-    def __init__(self, decoder: Decoder, programs: Programs) -> None:
-        self.statistics = CacheStatistics()
+    def __init__(self, decoder: Decoder, programs: Programs, statistics: CacheStatistics) -> None:
+        self.statistics = statistics
         self.notes_residency = False
         self._program = programs.make(decoder.whole())
         self._routed_per_token = sum(routing.experts.shape[1] for routing in decoder.routing if routing is not None)
@@ -75,7 +75,7 @@ class StreamingStepper:
         self._some_experts: dict[int, Program] = {}
         self._predict: dict[int, Program] = {}
         self._from_routing: dict[int, Program] = {}
-        operations, since = list(decoder.embed), None
+        operations, since = list(decoder.begin), None
         for number, layer in enumerate(decoder.layers):
             operations += layer.attend
             if layer.experts:

@@ -39,7 +39,8 @@ def token_traffic(decoder: Decoder) -> TokenTraffic:
     """What a token reads, taken from the operations that run."""
     weight_bytes: dict[Part, int] = {}
     kv_bytes_per_position = 0
-    for operation in decoder.whole() + decoder.head:
+    beforehand = [] if decoder.begin else decoder.embed
+    for operation in beforehand + decoder.whole() + decoder.head:
         part = decoder.part_of(operation)
         weight_bytes[part] = weight_bytes.get(part, 0) + _weight_bytes(operation)
         if isinstance(operation, op.Attention):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from edgemoe.errors import StoreError
 from edgemoe.kernels.operations import ExpertLayout
 from edgemoe.store.headers import PAGE_BYTES, round_up
-from edgemoe.store.manifest import MANIFEST_NAME, MATRIX_ALIGNMENT_BYTES, Manifest, record_name
+from edgemoe.store.manifest import MANIFEST_NAME, MATRIX_ALIGNMENT_BYTES, Manifest, ResidentTensor, record_name
 from edgemoe.store.manifest_parser import DAMAGED_HINT, parse_manifest
 from edgemoe.store.resident import ResidentReading, ResidentValue
 
@@ -89,18 +90,19 @@ class Store:
         return dict(self.manifest.model)
 
     @cached_property
-    def _resident_span(self) -> tuple[int, int]:
-        """Beginning and length of the resident file's tensors."""
-        start = min((tensor.offset for tensor in self.manifest.resident), default=self.manifest.resident_file.bytes)
-        return start, self.manifest.resident_file.bytes - start
+    def embedding(self) -> ResidentTensor | None:
+        """The embedding, if it can be left on disk: the first tensor, from the beginning of a page on."""
+        first = next(iter(self.manifest.resident), None)
+        if first is None or first.name != "embedding" or first.format is None or first.offset % PAGE_BYTES:
+            return None
+        return first
 
-    @cached_property
-    def resident_bytes(self) -> int:
-        """Bytes that `load_resident` allocates."""
-        vectors = sum(
-            round_up(tensor.bytes, MATRIX_ALIGNMENT_BYTES) for tensor in self.manifest.resident if tensor.format is None
-        )
-        return round_up(self._resident_span[1], PAGE_BYTES) + round_up(vectors, PAGE_BYTES)
+    def resident_bytes(self, embedding: bool = True) -> int:
+        """Bytes that `begin_resident` allocates."""
+        tensors = self._resident_tensors(embedding)
+        vectors = sum(round_up(tensor.bytes, MATRIX_ALIGNMENT_BYTES) for tensor in tensors if tensor.format is None)
+        span = self.manifest.resident_file.bytes - _first_page(tensors)
+        return (round_up(span, PAGE_BYTES) if tensors else 0) + round_up(vectors, PAGE_BYTES)
 
     def load_resident(self) -> dict[str, ResidentValue]:
         """Every resident tensor by its name, in one block of anonymous memory that lives as long as they do.
@@ -112,10 +114,22 @@ class Store:
         reading.wait()
         return reading.tensors
 
-    def begin_resident(self) -> ResidentReading:
-        """Begin what `load_resident` does. Raises BudgetError, and StoreError where the file cannot be opened."""
-        path = self.path / self.manifest.resident_file.name
-        return ResidentReading(path, self._resident_span[0], self.manifest.resident, self.resident_bytes)
+    def begin_resident(self, embedding: bool = True) -> ResidentReading:
+        """Begin what `load_resident` does, with the embedding or, where it can be left on disk, without.
+
+        Raises BudgetError, and StoreError where the file cannot be opened.
+        """
+        tensors = self._resident_tensors(embedding)
+        return ResidentReading(self.resident_path, _first_page(tensors), tensors, self.resident_bytes(embedding))
+
+    @property
+    def resident_path(self) -> Path:
+        """Of the file of resident tensors."""
+        return self.path / self.manifest.resident_file.name
+
+    def _resident_tensors(self, embedding: bool) -> Sequence[ResidentTensor]:
+        tensors = self.manifest.resident
+        return tensors if embedding or self.embedding is None else tensors[1:]
 
     @property
     def dense_format(self) -> str:
@@ -148,6 +162,11 @@ class Store:
         place = experts.records[expert]
         path = self._expert_paths[place.file]
         return ExpertRecord(path, place.offset, experts.record_bytes, place.sha256, place.crc32c)
+
+
+def _first_page(tensors: Sequence[ResidentTensor]) -> int:
+    """Where the page begins that the first of some tensors begins in."""
+    return min((tensor.offset for tensor in tensors), default=0) // PAGE_BYTES * PAGE_BYTES
 
 
 def read_manifest_text(folder: Path) -> bytes:

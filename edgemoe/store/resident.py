@@ -29,7 +29,10 @@ class ResidentReading:
     """
 
     def __init__(self, path: Path, start: int, tensors: Sequence[ResidentTensor], memory_bytes: int) -> None:
-        """Begins. `start` is where the first tensor lies. Raises BudgetError, and StoreError without the file."""
+        """Begins. The first tensor lies in the page that begins at `start`.
+
+        Raises BudgetError, and StoreError without the file.
+        """
         self.tensors: dict[str, ResidentValue] = {}
         self.bytes = memory_bytes
         self._path = path
@@ -56,7 +59,7 @@ class ResidentReading:
         try:
             self._reading = BulkRead([Span(path, start, size, memoryview(memory), self._finish)])
         except OSError as problem:
-            raise _unreadable(path, problem.strerror or str(problem)) from problem
+            raise unreadable(path, problem.strerror or str(problem)) from problem
 
     def wait(self) -> None:
         """Return when every tensor is in its place.
@@ -66,9 +69,7 @@ class ResidentReading:
         try:
             self._reading.wait()
         except PageReadError as problem:
-            if problem.reason is not None:
-                raise _unreadable(problem.path, problem.reason) from problem
-            raise StoreError(f"{problem.path.name}: ends at byte {problem.offset}.", DAMAGED_HINT) from None
+            raise not_read(problem) from problem
 
     def close(self) -> None:
         """Give the reading up, if it has not ended."""
@@ -77,14 +78,26 @@ class ResidentReading:
     def _finish(self) -> None:
         for tensor, data in self._as_read:
             if not as_written(data, tensor.sha256, tensor.crc32c):
-                raise StoreError(
-                    f"{self._path}: {tensor.name} at byte {tensor.offset} is not what was written"
-                    " (its checksum differs).",
-                    "Copy the store again, or convert it again; edgemoe verify tells what else is damaged.",
-                )
+                raise not_as_written(self._path, tensor)
         for place, data in self._vectors:
             place[:] = data
 
 
-def _unreadable(path: Path, reason: str) -> StoreError:
+def not_as_written(path: Path, tensor: ResidentTensor) -> StoreError:
+    """The error of a tensor whose checksum differs."""
+    return StoreError(
+        f"{path}: {tensor.name} at byte {tensor.offset} is not what was written (its checksum differs).",
+        "Copy the store again, or convert it again; edgemoe verify tells what else is damaged.",
+    )
+
+
+def not_read(problem: PageReadError) -> StoreError:
+    """The error of a file that could not be read, or that ends early."""
+    if problem.reason is None:
+        return StoreError(f"{problem.path.name}: ends at byte {problem.offset}.", DAMAGED_HINT)
+    return unreadable(problem.path, problem.reason)
+
+
+def unreadable(path: Path, reason: str) -> StoreError:
+    """The error of a file that the system does not read, and why it does not."""
     return StoreError(f"{path.name}: cannot be read ({reason}).", "Check the disk, and the folder's permissions.")

@@ -41,6 +41,7 @@ SPEC = ModelSpec(
     tied_embeddings=True,
 )
 SIZES = ModelSizes(resident_bytes=80 * MIB, slot_bytes=900 * 1024, total_experts=16 * 12, kv_format="f16")
+UNTIED = dataclasses.replace(SIZES, embedding_bytes=30 * MIB)
 
 
 class StubBackend:
@@ -96,24 +97,25 @@ def test_sizes_for_people(size: int, text: str) -> None:
     assert format_size(size) == text
 
 
-@given(extra=st.integers(0, 3 << 30))
-def test_parts_fill_but_never_exceed_the_budget(extra: int) -> None:
-    floor = plan_memory(SPEC, SIZES, BACKEND, "floor").floor_bytes
-    plan = plan_memory(SPEC, SIZES, BACKEND, floor + extra + 4 * MIB)
+@given(extra=st.integers(0, 3 << 30), sizes=st.sampled_from([SIZES, UNTIED]))
+def test_parts_fill_but_never_exceed_the_budget(extra: int, sizes: ModelSizes) -> None:
+    floor = plan_memory(SPEC, sizes, BACKEND, "floor").floor_bytes
+    plan = plan_memory(SPEC, sizes, BACKEND, floor + extra + 4 * MIB)
     assert plan.planned_bytes <= plan.budget_bytes
     assert plan.slots >= 4  # two tokens' worth of a layer
     assert plan.all_resident or plan.budget_bytes - plan.planned_bytes < plan.slot_bytes
     assert plan.context_length >= 512
 
 
-@given(st.integers(0, 1 << 30), st.integers(0, 1 << 30))
-def test_more_memory_never_means_less(first: int, second: int) -> None:
+@given(st.integers(0, 1 << 30), st.integers(0, 1 << 30), st.sampled_from([SIZES, UNTIED]))
+def test_more_memory_never_means_less(first: int, second: int, sizes: ModelSizes) -> None:
     assume(first < second)
-    floor = plan_memory(SPEC, SIZES, BACKEND, "floor").floor_bytes + 8 * MIB
+    floor = plan_memory(SPEC, sizes, BACKEND, "floor").floor_bytes + 8 * MIB
     smaller, larger = (
-        plan_memory(SPEC, SIZES, BACKEND, floor + first),
-        plan_memory(SPEC, SIZES, BACKEND, floor + second),
+        plan_memory(SPEC, sizes, BACKEND, floor + first),
+        plan_memory(SPEC, sizes, BACKEND, floor + second),
     )
+    assert smaller.embedding_resident <= larger.embedding_resident
     assert smaller.context_length <= larger.context_length
     assert smaller.chunk_tokens <= larger.chunk_tokens
     assert smaller.all_resident <= larger.all_resident
@@ -148,6 +150,25 @@ def test_all_resident_where_it_fits_and_a_long_context_then() -> None:
     assert plan.all_resident
     assert plan.slots == SIZES.total_experts
     assert plan.context_length == 4096
+
+
+def test_the_embedding_stays_on_disk_until_all_else_fits_beside_it() -> None:
+    floor = plan_memory(SPEC, UNTIED, BACKEND, "floor")
+    assert not floor.embedding_resident
+    assert floor.resident_bytes == 50 * MIB
+    tied = plan_memory(SPEC, SIZES, BACKEND, "floor")
+    assert floor.floor_bytes == pytest.approx(tied.floor_bytes - 30 * MIB, abs=MIB)
+    ample = plan_memory(SPEC, UNTIED, BACKEND, "2GiB")
+    assert ample.embedding_resident
+    assert ample.all_resident
+    assert ample.resident_bytes == 80 * MIB
+    assert ample.floor_bytes == pytest.approx(floor.floor_bytes, abs=MIB)
+    tight = plan_memory(SPEC, UNTIED, BACKEND, ample.planned_bytes - 10 * MIB)
+    assert tight.all_resident
+    assert not tight.embedding_resident  # or the context would be shorter
+    settled = plan_memory(SPEC, UNTIED, BACKEND, tight.budget_bytes, embedding_resident=True)
+    assert settled.context_length < tight.context_length
+    assert settled.resident_bytes == 80 * MIB
 
 
 def test_an_asked_for_context_is_kept_or_refused() -> None:

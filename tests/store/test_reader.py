@@ -79,7 +79,7 @@ def test_the_arena_has_the_size_that_was_told(made: Store, monkeypatch: pytest.M
     allocate = direct.allocate_pages
     monkeypatch.setattr("edgemoe.store.resident.allocate_pages", lambda size: asked.append(size) or allocate(size))
     made.load_resident()
-    assert asked == [made.resident_bytes]
+    assert asked == [made.resident_bytes()]
 
 
 def test_loading_without_direct_io_gives_the_same(made: Store, monkeypatch: pytest.MonkeyPatch) -> None:

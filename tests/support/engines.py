@@ -22,6 +22,7 @@ def engine_with_slots(
     kv: str | None = None,
     routing: ForcedRouting | None = None,
     lossy: LossySettings = EXACT,
+    embedding_resident: bool = True,
     **options: bool | str,
 ) -> Engine:
     """An engine whose cache has just so many slots.
@@ -32,5 +33,5 @@ def engine_with_slots(
     spec = lossy.applied_to(store_spec(store) if routing is None else routing.apply_to(store_spec(store)))
     backend = select_backend(threads)
     plan = plan_memory(spec, model_sizes(store, spec, kv), backend, "auto")
-    plan = dataclasses.replace(plan, slots=slots)
+    plan = dataclasses.replace(plan, slots=slots, embedding_resident=embedding_resident)
     return Engine(store, spec, plan, backend, routing=routing, lossy=lossy, **options)  # type: ignore[arg-type]

@@ -1,0 +1,85 @@
+"""Panels of a matrix on disk: where each lies, and that its checksums are those of a matrix that is whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgemoe.conversion.pipeline import convert_checkpoint
+from edgemoe.errors import StoreError
+from edgemoe.kernels import checksum
+from edgemoe.kernels.checksum import as_written
+from edgemoe.store.panels import PIECE_PANELS, Panels
+from edgemoe.store.reader import Store
+from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
+from tests.support.stores import flip_bit, small_store, without_fast_checksums
+
+VOCABULARY = 16 * (2 * PIECE_PANELS + 1) + 5
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Its embedding is more than two pieces long."""
+    write_checkpoint(tmp_path / "checkpoint", {**SMALL_MIXTRAL, "vocab_size": VOCABULARY})
+    return Store.open(convert_checkpoint(str(tmp_path / "checkpoint"), tmp_path / "store"))
+
+
+def embedding(store: Store) -> Panels:
+    assert store.embedding is not None
+    return Panels(store.resident_path, store.embedding)
+
+
+@pytest.mark.parametrize("dense", ["f32", "f16", "q8", "q4", "q4m"])
+def test_a_panel_lies_within_its_pages(tmp_path: Path, dense: str) -> None:
+    store = small_store(tmp_path, dense=dense)
+    content, panels = store.resident_path.read_bytes(), embedding(store)
+    data = store.load_resident()["embedding"].data  # type: ignore[union-attr]
+    for panel in range(panels.count):
+        first, end = panels.pages(panel)
+        assert first % 4096 == end % 4096 == 0
+        assert end - first <= panels.most_read_bytes
+        expected = data[panel * panels.panel_bytes :][: panels.panel_bytes].tobytes()
+        assert content[first:end][panels.within_pages(panel)] == expected
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_checksums_are_those_of_the_pages(store: Store, monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
+    if not native:
+        monkeypatch.setattr(checksum, "native_crc32c_usable", lambda: False)
+    content, panels = store.resident_path.read_bytes(), embedding(store)
+    found = panels.checksums(direct=True)
+    assert len(found) == panels.count == -(-VOCABULARY // 16)
+    for panel, (sha256, crc32c) in enumerate(found):
+        first, end = panels.pages(panel)
+        assert (crc32c is not None) == native
+        assert (sha256 is not None) != native
+        assert as_written(content[first:end], sha256, crc32c)
+        assert not as_written(content[first : end - 1] + bytes([content[end - 1] ^ 1]), sha256, crc32c)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_matrix_that_is_not_what_was_written(store: Store, monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
+    if not native:
+        monkeypatch.setattr(checksum, "native_crc32c_usable", lambda: False)
+    panels = embedding(store)
+    flip_bit(store.resident_path, panels.tensor.offset + panels.tensor.bytes - 1)
+    with pytest.raises(StoreError, match="embedding at byte 4096 is not what was written"):
+        panels.checksums(direct=True)
+
+
+def test_without_fast_checksums_nothing_is_held_against_it(store: Store) -> None:
+    panels = embedding(without_fast_checksums(store.path))
+    flip_bit(store.resident_path, panels.tensor.offset)
+    assert len(panels.checksums(direct=True)) == panels.count
+
+
+def test_a_file_that_ends_early_or_is_gone(store: Store) -> None:
+    panels = embedding(store)
+    whole = store.resident_path.read_bytes()
+    store.resident_path.write_bytes(whole[: panels.tensor.offset + 100])
+    with pytest.raises(StoreError, match="ends at byte"):
+        panels.checksums(direct=True)
+    store.resident_path.unlink()
+    with pytest.raises(StoreError, match="cannot be read"):
+        panels.checksums(direct=True)
