@@ -6,6 +6,8 @@ So tokens with and without predicted reads are timed in turn, and what was faste
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from statistics import median
 
 from edgemoe.errors import UsageError
@@ -21,7 +23,8 @@ TRIAL_BLOCKS = 8
 HOLD_TOKENS = (256, 4096)
 """For how long a verdict holds: at first, and at the most; twice as long each time that the same one comes."""
 LEAST_GAIN = 0.01
-"""Prediction is kept where it saves at least this share of a token's time."""
+"""Prediction is kept where it saves at least this share of a token's time, and more than the times' own scatter: tokens
+miss more experts or fewer, and where it cannot be told what is faster, no reads are made in vain."""
 
 
 class PredictionSwitch:
@@ -69,9 +72,18 @@ class PredictionSwitch:
         return (len(self._trial[0]) + len(self._trial[1])) // BLOCK_TOKENS
 
     def _decide(self, without_ns: list[int], with_ns: list[int]) -> None:
-        pays = median(with_ns) <= (1 - LEAST_GAIN) * median(without_ns)
+        gain_ns = median(without_ns) - median(with_ns)
+        scatter_ns = math.hypot(_standard_error(without_ns), _standard_error(with_ns))
+        pays = gain_ns >= max(LEAST_GAIN * median(without_ns), scatter_ns)
         again = pays == self._verdict
         self._hold_tokens = min(2 * self._hold_tokens, HOLD_TOKENS[1]) if again else HOLD_TOKENS[0]
         self._left = self._hold_tokens
         self._verdict = pays
         self._trial = None
+
+
+def _standard_error(times_ns: Sequence[int]) -> float:
+    """Of their median, if they scatter normally; from the median distance to it, as a few may be far off."""
+    middle = median(times_ns)
+    deviation = 1.4826 * median(abs(time_ns - middle) for time_ns in times_ns)
+    return deviation * math.sqrt(math.pi / 2 / len(times_ns))

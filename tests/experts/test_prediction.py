@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from edgemoe.errors import UsageError
@@ -38,6 +40,24 @@ def test_a_few_slow_tokens_decide_nothing() -> None:
         slow = number % 9 == 0
         switch.record(100_000 if slow else 90 if switch.open else 100)
     assert switch.verdict
+
+
+def share_of_trials_that_open(with_ns: float, scatter: float) -> float:
+    """Where tokens take 100 ns without predicted reads, and each time scatters by that share."""
+    generator, found = random.Random(1), []
+    for _ in range(400):
+        switch = PredictionSwitch()
+        for _ in range(WARM_UP_TOKENS + TRIAL_TOKENS):
+            switch.record(round(1e6 * (with_ns if switch.open else 100) * generator.gauss(1, scatter)))
+        found.append(switch.verdict)
+    return sum(found) / len(found)
+
+
+def test_what_cannot_be_told_apart_is_not_kept() -> None:
+    assert share_of_trials_that_open(with_ns=110, scatter=0.25) < 0.05
+    assert share_of_trials_that_open(with_ns=100, scatter=0.25) < 0.25
+    assert share_of_trials_that_open(with_ns=95, scatter=0.05) > 0.9
+    assert share_of_trials_that_open(with_ns=70, scatter=0.25) > 0.9
 
 
 def test_trials_come_again_and_more_rarely() -> None:
