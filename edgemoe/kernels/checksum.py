@@ -45,11 +45,11 @@ def as_written(data: Any, sha256: str | None, crc32c: int | None) -> bool:
     Without the native library hashlib's SHA-256 is the faster one. With it, and with no CRC-32C known, nothing is
     checked: SHA-256 would take longer than the read.
     """
-    if not native_crc32c_usable():
-        import hashlib
-
-        return sha256 is None or hashlib.sha256(data).hexdigest() == sha256
-    return crc32c is None or _implementation()(np.frombuffer(data, np.uint8), 0) == crc32c
+    if (crc32c if native_crc32c_usable() else sha256) is None:
+        return True
+    whole = Checksum()
+    whole.add(data)
+    return whole.agrees(sha256, crc32c)
 
 
 class Checksum:
@@ -77,8 +77,8 @@ class Checksum:
 
     def agrees(self, sha256: str | None, crc32c: int | None) -> bool:
         """Whether all pieces together are as written."""
-        ours, expected = (self._crc32c, crc32c) if self._sha256 is None else (self._sha256.hexdigest(), sha256)
-        return expected is None or ours == expected
+        pairs = zip(self.values, (sha256, crc32c), strict=True)
+        return all(found is None or expected is None or found == expected for found, expected in pairs)
 
 
 @functools.cache

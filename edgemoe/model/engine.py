@@ -34,10 +34,7 @@ from edgemoe.model.embedding_rows import EmbeddingRows
 from edgemoe.model.ledger import Programs, TimeLedger
 from edgemoe.model.lossy import EXACT, LossySettings
 from edgemoe.model.lossy_routing import LossyRouting
-from edgemoe.model.memory import (
-    HEAD_ROWS,
-    MemoryPlan,
-)
+from edgemoe.model.memory import HEAD_ROWS, MemoryPlan
 from edgemoe.model.spec import ModelSpec, MoeSpec
 from edgemoe.model.stepper import ResidentStepper, Stepper, StreamingStepper
 from edgemoe.model.traffic import TokenTraffic, token_traffic

@@ -67,7 +67,10 @@ def open_engine(
     try:
         if meanwhile is not None:
             if has_ample_room(ram, sizes, backend):
-                embedding_resident = plan_memory(spec, sizes, backend, ram, context_length).embedding_resident
+                embedding_resident = (
+                    not sizes.embedding_bytes
+                    or plan_memory(spec, sizes, backend, ram, context_length).embedding_resident
+                )
                 resident = store.begin_resident(embedding_resident)
             meanwhile()
             if resident is not None:

@@ -1,4 +1,4 @@
-"""The small model that tests of faults and warm starts share."""
+"""What tests of faults share: the small model, also that of warm starts, and the readers that must tell of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from edgemoe.conversion.pipeline import convert_checkpoint
+from edgemoe.experts.reads import ThreadedReader
+from edgemoe.model import embedding_rows, engine
 from tests.support.checkpoints import write_checkpoint
 from tests.support.engines import engine_with_slots
 from tests.support.small_engine import CONFIG, EXPERTS, answer
@@ -22,5 +24,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def expected(made: Path) -> list[int]:
     """The tokens of a greedy answer."""
-    with engine_with_slots(made, EXPERTS) as engine:
-        return answer(engine, 25)
+    with engine_with_slots(made, EXPERTS) as opened:
+        return answer(opened, 25)
+
+
+@pytest.fixture(params=["native", "portable", "portable without CRC-32C"])
+def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param != "native":
+        for module in (engine, embedding_rows):
+            monkeypatch.setattr(module, "open_reader", ThreadedReader)
+    if request.param == "portable without CRC-32C":
+        monkeypatch.setattr("edgemoe.kernels.checksum.native_crc32c_usable", lambda: False)
+    return str(request.param)

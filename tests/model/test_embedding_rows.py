@@ -105,16 +105,8 @@ def test_a_damaged_embedding_is_told_as_it_is_opened(store: Path) -> None:
         engine_with_slots(store, SLOTS, embedding_resident=False)
 
 
-@pytest.fixture(params=["native", "portable", "portable without CRC-32C"])
-def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param != "native":
-        monkeypatch.setattr(embedding_rows, "open_reader", reads.ThreadedReader)
-    if request.param == "portable without CRC-32C":
-        monkeypatch.setattr("edgemoe.kernels.checksum.native_crc32c_usable", lambda: False)
-
-
 @pytest.mark.parametrize("fault", ["flipped", "cut short", "failing"])
-def test_a_fault_is_told_and_the_answer_right_once_it_is_gone(store: Path, reader: None, fault: str) -> None:
+def test_a_fault_is_told_and_the_answer_right_once_it_is_gone(store: Path, reader: str, fault: str) -> None:
     path = Store.open(store).resident_path
     content = path.read_bytes()
     place = Panels(path, Store.open(store).embedding)  # type: ignore[arg-type]

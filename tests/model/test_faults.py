@@ -55,15 +55,6 @@ def right_after_all(engine: Engine, expected: list[int]) -> bool:
     return answer(engine, 25) == expected
 
 
-@pytest.fixture(params=["native", "portable", "portable without CRC-32C"])
-def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param != "native":
-        monkeypatch.setattr(engine_module, "open_reader", reads.ThreadedReader)
-    if request.param == "portable without CRC-32C":
-        monkeypatch.setattr("edgemoe.kernels.checksum.native_crc32c_usable", lambda: False)
-    return str(request.param)
-
-
 @pytest.mark.parametrize("at", ["first", "last", "padding"])
 def test_a_flipped_bit_is_never_computed_with(store: Path, expected: list[int], reader: str, at: str) -> None:
     damaged = Store.open(store)
