@@ -11,6 +11,8 @@ NATIVE_SOURCES := $(shell find native -name '*.[ch]' -o -name 'CMakeLists.txt')
 chat: $(VENV)/.installed
 	@$(BIN)/edgemoe chat
 
+# Tests start a hundred commands: Python shall keep what it compiles, whatever the environment says.
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/.installed-test
 	@$(BIN)/python -m pytest -n 2
 

@@ -16,6 +16,7 @@ def describe_machine() -> dict[str, Any]:
     """Processor, cores, caches, memory and system."""
     return {
         "python": platform.python_version(),
+        "python_keeps_bytecode": not sys.dont_write_bytecode,
         "system": platform.platform(terse=True),
         "processor": processor_name(),
         "cores": os.cpu_count(),

@@ -74,6 +74,8 @@ def _edgemoe_rows(report: Report) -> Rows:
     if report.others_busy_cores > NOTED_BUSY_CORES:
         busy = f"{report.others_busy_cores:.1f} of {report.machine['cores']} cores"
         rows.append(("beware", f"other programs kept {busy} busy: measure again when they rest"))
+    if report.edgemoe.startup_s is not None and not report.machine["python_keeps_bytecode"]:
+        rows.append(("beware", "Python keeps no compiled code here (PYTHONDONTWRITEBYTECODE), which slows every start"))
     return rows
 
 

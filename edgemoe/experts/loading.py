@@ -12,7 +12,7 @@ import numpy.typing as npt
 from edgemoe.errors import ReadError
 from edgemoe.experts.cache import Record, RecordTable
 from edgemoe.kernels.checksum import NOT_AS_WRITTEN, as_written
-from edgemoe.store.bulk import PIECE_BYTES, BulkRead, Span
+from edgemoe.store.bulk import BulkRead, Span, share_bytes
 from edgemoe.store.direct import PageReadError
 
 
@@ -92,12 +92,13 @@ class ExpertLoading:
 
 
 def _runs(placed: Sequence[_Placed]) -> list[list[_Placed]]:
-    """Records that follow one another both in a file and in memory, as far as one piece of reading goes."""
+    """Records that follow one another both in a file and in memory, no more than one piece of reading."""
+    longest_bytes = share_bytes(sum(p.record.length for p in placed))
     runs: list[list[_Placed]] = []
     end: tuple[Path, int, int] | None = None
     for p in placed:
         r = p.record
-        room = runs and (len(runs[-1]) + 1) * r.length <= PIECE_BYTES
+        room = runs and (len(runs[-1]) + 1) * r.length <= longest_bytes
         if room and end == (r.path, r.offset, p.place):
             runs[-1].append(p)
         else:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import median
+
+import numpy as np
 
 from edgemoe.errors import UsageError
 
@@ -72,9 +73,10 @@ class PredictionSwitch:
         return (len(self._trial[0]) + len(self._trial[1])) // BLOCK_TOKENS
 
     def _decide(self, without_ns: list[int], with_ns: list[int]) -> None:
-        gain_ns = median(without_ns) - median(with_ns)
+        usual_ns = float(np.median(without_ns))
+        gain_ns = usual_ns - float(np.median(with_ns))
         scatter_ns = math.hypot(_standard_error(without_ns), _standard_error(with_ns))
-        pays = gain_ns >= max(LEAST_GAIN * median(without_ns), scatter_ns)
+        pays = gain_ns >= max(LEAST_GAIN * usual_ns, scatter_ns)
         again = pays == self._verdict
         self._hold_tokens = min(2 * self._hold_tokens, HOLD_TOKENS[1]) if again else HOLD_TOKENS[0]
         self._left = self._hold_tokens
@@ -84,6 +86,5 @@ class PredictionSwitch:
 
 def _standard_error(times_ns: Sequence[int]) -> float:
     """Of their median, if they scatter normally; from the median distance to it, as a few may be far off."""
-    middle = median(times_ns)
-    deviation = 1.4826 * median(abs(time_ns - middle) for time_ns in times_ns)
+    deviation = 1.4826 * float(np.median(np.abs(np.asarray(times_ns) - np.median(times_ns))))
     return deviation * math.sqrt(math.pi / 2 / len(times_ns))

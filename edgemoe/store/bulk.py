@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgemoe.store.direct import PageFile, PageReadError
+from edgemoe.store.headers import PAGE_BYTES, round_up
 
-PIECE_BYTES = 4 << 20
-"""Threads take pieces of this size, a multiple of a page."""
 THREADS = 2
+PIECE_BYTES = 32 << 20
+PIECE_BYTES_LEAST = 1 << 20
+"""Threads share a span evenly, in pieces within these bounds. After each one they want Python's lock, which a caller
+that computes gives only every 5 ms, and one within a library that keeps it for a tenth of a second not even then."""
 STALL_SECONDS = 120.0
 """A disk that finishes no piece for so long is given up."""
 
@@ -38,6 +41,12 @@ class _Piece:
     span: Span
     number: int  # of the span
     first: int  # byte of the span
+    size: int
+
+
+def share_bytes(size: int) -> int:
+    """What of `size` bytes one piece is, a multiple of a page: a thread's share, in bounds."""
+    return min(PIECE_BYTES, max(PIECE_BYTES_LEAST, round_up(-(-size // THREADS), PAGE_BYTES)))
 
 
 class BulkRead:
@@ -54,8 +63,15 @@ class BulkRead:
         self._threads: list[threading.Thread] = []
         try:
             for number, span in enumerate(spans):
-                file = self._files.get(span.path) or self._files.setdefault(span.path, PageFile(span.path, direct))
-                self._pieces.extend(_Piece(file, span, number, first) for first in range(0, span.size, PIECE_BYTES))
+                file = self._files.get(span.path)
+                if file is None:
+                    file = self._files[span.path] = PageFile(span.path, direct)
+                    file.ask_cache(span.offset, span.into)
+                piece_bytes = share_bytes(span.size)
+                self._pieces.extend(
+                    _Piece(file, span, number, first, min(piece_bytes, span.size - first))
+                    for first in range(0, span.size, piece_bytes)
+                )
         except OSError:
             self.close()
             raise
@@ -118,9 +134,8 @@ class BulkRead:
 
     def _read(self, piece: _Piece) -> None:
         self._reading[threading.get_ident()] = piece
-        size = min(PIECE_BYTES, piece.span.size - piece.first)
         try:
-            piece.file.read(piece.span.offset + piece.first, size, piece.span.into[piece.first :])
+            piece.file.read(piece.span.offset + piece.first, piece.size, piece.span.into[piece.first :])
         finally:
             del self._reading[threading.get_ident()]
         with self._change:

@@ -12,8 +12,6 @@ from edgemoe.errors import BudgetError
 from edgemoe.store.headers import PAGE_BYTES, round_up
 
 READ_BYTES = 1 << 24
-CACHED_BYTES = 1 << 19
-"""So much at a time is copied from the page cache."""
 
 
 def allocate_pages(size: int) -> mmap.mmap:
@@ -98,6 +96,7 @@ class PageFile:
             os.close(self._descriptor)
             raise
         self._may_be_cached = hasattr(os, "RWF_NOWAIT")
+        self._was_cached = False  # what was asked for first
         if self.direct and hasattr(os, "posix_fadvise"):  # then only what the cache holds is read the plain way
             os.posix_fadvise(self._plain, 0, 0, os.POSIX_FADV_RANDOM)
 
@@ -108,7 +107,7 @@ class PageFile:
         """
         # The last page may reach past the file's end: it comes back short.
         whole = into[: round_up(size, PAGE_BYTES)]
-        done, missed_bytes = self._copy_cached(offset, whole)
+        done, missed_bytes = self._copy_cached(offset, size, whole)
         missed = offset + done
         while done < size:
             try:
@@ -120,6 +119,15 @@ class PageFile:
             done += count
         if missed_bytes:
             self._forget(missed, missed_bytes)
+
+    def ask_cache(self, offset: int, page: memoryview) -> None:
+        """Find out whether the page cache has the page at `offset`, before threads of their own read the file.
+
+        It is read into `page`. If it is there, a thread's first question is one call into the system for all it reads.
+        """
+        _, missed_bytes = self._copy_cached(offset, 1, page[:PAGE_BYTES])
+        if missed_bytes:
+            self._forget(offset, missed_bytes)
 
     def close(self) -> None:
         """Close it; no thread may be reading."""
@@ -135,14 +143,15 @@ class PageFile:
         self._forget(offset, count)
         return count
 
-    def _copy_cached(self, offset: int, into: memoryview) -> tuple[int, int]:
-        """Copies from the page cache, from `offset` to the first byte that it does not hold.
+    def _copy_cached(self, offset: int, size: int, into: memoryview) -> tuple[int, int]:
+        """Copies from the page cache, from `offset` to the first byte that it does not hold, `size` bytes or more.
 
         Returns how many bytes it copied, and how many it then asked for in vain. The system takes a question for a wish
-        and begins to read what is missing: so a single page is asked for first, and nothing more after a miss.
+        and begins to read what is missing: so of a file a single page is asked for first, and nothing after a miss.
         """
-        done, ask = 0, PAGE_BYTES
-        while self._may_be_cached and done < len(into):
+        done = 0
+        while self._may_be_cached and done < size:
+            ask = len(into) - done if self._was_cached else PAGE_BYTES
             try:
                 count = os.preadv(self._plain, [into[done : done + ask]], offset + done, os.RWF_NOWAIT)
             except BlockingIOError:
@@ -154,7 +163,7 @@ class PageFile:
             if not count:  # the file's end
                 break
             done += count
-            ask = CACHED_BYTES
+            self._was_cached = True
         return done, 0
 
     def _forget(self, offset: int, size: int) -> None:

@@ -39,7 +39,7 @@ def made_up_report(beside: bool = True, roofline: bool = True) -> Report:
     return Report(
         edgemoe_bench=1,
         version="0",
-        machine={"processor": "A <Processor>", "cores": 4},
+        machine={"processor": "A <Processor>", "cores": 4, "python_keeps_bytecode": True},
         model={"path": "/models/some-moe/store", "family": "mixtral"},
         settings=Settings(32, 64, 256, 3),
         bytes_per_token=500e6,

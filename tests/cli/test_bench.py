@@ -5,6 +5,7 @@ import json
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,13 @@ def test_tables_say_what_was_found() -> None:
     assert decoded["disk wait"] == "4.000 ms, 13.1%"
     assert decoded["all parts"] == "30.500 ms, of 31.000 ms by the wall clock"
     assert prompt["attention"] == "2.000 ms, 33.3%"
+
+
+def test_a_python_that_compiles_at_every_start_is_told() -> None:
+    report = made_up_report()
+    compiling = replace(report, machine={**report.machine, "python_keeps_bytecode": False})
+    ours = next(iter(dict(report_tables(compiling)).values()))
+    assert "PYTHONDONTWRITEBYTECODE" in dict(ours)["beware"]
 
 
 def test_tables_without_another_engine_or_a_roofline() -> None:

@@ -19,6 +19,7 @@ SIZE = 40 * 4096 + 123
 @pytest.fixture(autouse=True)
 def short_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bulk, "PIECE_BYTES", 3 * 4096)
+    monkeypatch.setattr(bulk, "PIECE_BYTES_LEAST", 4096)
 
 
 @pytest.fixture
@@ -124,3 +125,21 @@ def test_what_is_given_up_is_read_no_further(files: list[tuple[Path, bytes]], mo
     threading.Timer(0.05, go_on.set).start()
     reading.close()
     assert len(calls) == bulk.THREADS
+
+
+def test_what_is_cached_is_one_call_a_thread(files: list[tuple[Path, bytes]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that it goes on while another thread keeps Python's lock; one page is asked for before, by the caller."""
+    monkeypatch.setattr(bulk, "PIECE_BYTES", 1 << 20)
+    path, content = files[0]
+    memory = direct.allocate_pages(41 * 4096)
+    real, asked = os.preadv, []
+
+    def read(descriptor: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
+        asked.append((threading.current_thread() is threading.main_thread(), offset, len(buffers[0])))
+        return real(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", read)
+    monkeypatch.setattr(direct, "open_direct", lambda p, wanted: (os.open(p, os.O_RDONLY), True))
+    BulkRead([Span(path, 0, SIZE, memoryview(memory))]).wait()
+    assert memory[:SIZE] == content
+    assert sorted(asked) == [(False, 0, 21 * 4096), (False, 21 * 4096, 20 * 4096), (True, 0, 4096)]

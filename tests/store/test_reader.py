@@ -182,8 +182,8 @@ def test_the_page_cache_does_not_grow(cached: int, tmp_path: Path) -> None:
     memory = direct.allocate_pages(len(content))
     _read_file(path, 0, len(content), memoryview(memory))
     assert memory[:] == content
-    # Little more than what was asked for in vain, should that have come too late to be dropped: the system reads on.
-    assert _cached_pages(path) <= before + 4 * direct.CACHED_BYTES // 4096
+    # A little, should it have come too late to be dropped: the system reads on.
+    assert _cached_pages(path) <= before + 512
 
 
 @pytest.mark.parametrize("native", [True, False])
