@@ -72,7 +72,8 @@ def bench(
         typer.Option(
             "--limit",
             metavar="SIZE",
-            help="Run each engine in a control group of so much memory, page cache included (Linux, root).",
+            help="Run each engine in a control group of so much memory, page cache included"
+            " (Linux; root or a delegated group).",
         ),
     ] = None,
     policy: shared.PolicyOption = "lru",
@@ -83,7 +84,9 @@ def bench(
     price: Annotated[bool, typer.Option("--price", help="Measure what the lossy options cost, and what for.")] = False,
     text: Annotated[
         Path | None,
-        typer.Option("--text", metavar="FILE", help="The text to measure that on.", show_default="one that is here"),
+        typer.Option(
+            "--text", metavar="FILE", help="The text to measure that on.", show_default="the bundled model's card"
+        ),
     ] = None,
     tokens: Annotated[
         int | None, typer.Option("--tokens", metavar="N", help="Positions of it.", show_default="1000")

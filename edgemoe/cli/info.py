@@ -47,7 +47,7 @@ def info(
         ]
     cache, reader = description["cache"], description["reader"]
     rows += [
-        ("your cache", f"{cache['path']}: {cache['problem'] or 'files there are read ' + cache['reads']}"),
+        ("downloads", f"{cache['path']}: {cache['problem'] or 'files there are read ' + cache['reads']}"),
         ("hot lists", description["hot_lists"]["place"]),
         ("expert reader", f"{reader['threads']} threads, {reader['kind']}"),
     ]

@@ -45,7 +45,7 @@ RamOption = Annotated[
     typer.Option("--ram", metavar="SIZE", help="Memory budget: 512MiB, 6GiB, floor or auto.", show_default="auto"),
 ]
 ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", metavar="N", help="Threads of the kernels.", show_default="all cores")
+    int | None, typer.Option("--threads", metavar="N", help="Threads of the kernels.", show_default="physical cores")
 ]
 ContextOption = Annotated[
     int | None,

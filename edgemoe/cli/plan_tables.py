@@ -45,7 +45,10 @@ def _budget_rows(forecast: BudgetForecast) -> Rows:
         ("floor", f"{format_size(memory.floor_bytes)}: the least that this model runs in"),
         ("interpreter", f"{format_size(memory.interpreter_bytes)} (as in this process; a run may hold more or less)"),
         ("always in memory", format_size(memory.resident_bytes)),
-        ("workspace", f"{format_size(memory.workspace_bytes)}, prompts in pieces of {memory.chunk_tokens} tokens"),
+        (
+            "workspace",
+            f"{format_size(memory.workspace_bytes)}, prompts in pieces of {memory.prompt_chunk_tokens} tokens",
+        ),
         (
             "keys and values",
             f"{format_size(memory.kv_cache_bytes)}, {memory.kv_format}, {memory.context_length} tokens",

@@ -133,15 +133,16 @@ def _read_random(model: Model, prompt_tokens: int, max_tokens: int, seed: int, s
     """A prompt of random ids, then random ids one by one: a model of random weights would say the same one for ever."""
     import numpy as np
 
-    from edgemoe.session.generate import PREFILL_CHUNK_TOKENS, check_prompt_length
+    from edgemoe.session.generate import check_prompt_length
 
     engine = model.engine
+    chunk_tokens = engine.memory.prompt_chunk_tokens
     check_prompt_length(prompt_tokens + max_tokens, engine.context_length)
     token_ids = np.random.default_rng(seed).integers(0, model.spec.vocabulary, prompt_tokens + max_tokens).tolist()
     engine.turn.begin()
-    for first in range(0, prompt_tokens, PREFILL_CHUNK_TOKENS):
+    for first in range(0, prompt_tokens, chunk_tokens):
         if not stop.asked:
-            model.held.forward(token_ids[first : min(first + PREFILL_CHUNK_TOKENS, prompt_tokens)])
+            model.held.forward(token_ids[first : min(first + chunk_tokens, prompt_tokens)])
     engine.turn.begin_decoding()
     for token in token_ids[prompt_tokens:]:
         if stop.asked:

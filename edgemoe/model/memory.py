@@ -22,6 +22,7 @@ INTERPRETER_GROWTH_BYTES = 32 << 20
 LEAST_CONTEXT_TOKENS = 512
 DEFAULT_CONTEXT_TOKENS = 4096
 CHUNK_TOKENS = (512, 256, 128, 64, 32, 16, 8)
+STOPPABLE_TOKENS = 128
 HEAD_ROWS = 8
 """Positions whose logits are computed in one run."""
 AUTO_SHARE = 0.85
@@ -89,6 +90,14 @@ class MemoryPlan:
     def all_resident(self) -> bool:
         """Whether every expert has a slot, so that nothing is read after the start."""
         return self.slots >= self.total_experts
+
+    @property
+    def prompt_chunk_tokens(self) -> int:
+        """How many tokens of a prompt are best run at once, by who wants to stop it in between.
+
+        Where experts are streamed every run reads most of them anew, so as many as there is room for; else few.
+        """
+        return min(self.chunk_tokens, STOPPABLE_TOKENS) if self.all_resident else self.chunk_tokens
 
     @property
     def planned_bytes(self) -> int:

@@ -15,9 +15,6 @@ from edgemoe.session.held_tokens import HeldTokens
 from edgemoe.session.sampler import Sampler, SamplingOptions
 from edgemoe.session.tokenizer import Detokeniser, Tokenizer, check_token_ids
 
-PREFILL_CHUNK_TOKENS = 128
-"""Prompts are read in chunks (as large as the engine's own), between which a request to stop is heard."""
-
 LIKELY_TOKEN_CHARACTERS = 8
 """A token has about four characters in most languages: a text that fits the context rarely has more than this."""
 
@@ -144,8 +141,9 @@ class Generation:
             yield piece
 
     def _chunks(self, first: int) -> Iterator[list[int]]:
-        for begin in range(first, len(self.prompt_ids), PREFILL_CHUNK_TOKENS):
-            yield self.prompt_ids[begin : begin + PREFILL_CHUNK_TOKENS]
+        chunk_tokens = self._held.engine.memory.prompt_chunk_tokens  # between two, a request to stop is heard
+        for begin in range(first, len(self.prompt_ids), chunk_tokens):
+            yield self.prompt_ids[begin : begin + chunk_tokens]
 
     def _counters(self) -> _Counters:
         statistics = self._held.engine.statistics

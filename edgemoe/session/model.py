@@ -220,7 +220,7 @@ def load(
     from edgemoe.session.default_model import find_model
 
     if threads is not None and (type(threads) is not int or threads < 1):
-        raise UsageError(f"threads: expected 1 or more, found {threads}.", "Leave it out to use all cores.")
+        raise UsageError(f"threads: expected 1 or more, found {threads}.", "Leave it out to use every physical core.")
     lossy = LossySettings(cache_aware_routing, drop_cold, experts_used)
     folder = find_model(path)
     library_tokenizer: tokenizers.Tokenizer | None = None

@@ -121,6 +121,14 @@ def test_more_memory_never_means_less(first: int, second: int, sizes: ModelSizes
     assert smaller.all_resident <= larger.all_resident
 
 
+def test_prompts_are_stopped_soon_where_that_costs_no_reads() -> None:
+    floor = plan_memory(SPEC, SIZES, BACKEND, "floor").floor_bytes
+    whole = plan_memory(SPEC, SIZES, BACKEND, floor + (8 << 30))
+    assert (whole.all_resident, whole.chunk_tokens, whole.prompt_chunk_tokens) == (True, 512, 128)
+    assert dataclasses.replace(whole, chunk_tokens=32).prompt_chunk_tokens == 32
+    assert dataclasses.replace(whole, slots=whole.total_experts - 1).prompt_chunk_tokens == 512
+
+
 def test_weights_are_read_before_the_plan_only_in_a_budget_with_ample_room() -> None:
     floor = plan_memory(SPEC, SIZES, BACKEND, "floor")
     held_bytes = floor.interpreter_bytes + floor.resident_bytes

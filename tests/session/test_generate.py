@@ -59,6 +59,13 @@ def test_a_stop_is_heard_between_tokens_and_between_chunks_of_the_prompt(make_mo
     assert long.statistics is not None
 
 
+def test_prompts_run_in_the_chunks_that_the_plan_names(make_model: MakeModel) -> None:
+    model = make_model()
+    fake(model).memory.prompt_chunk_tokens = 150
+    model.generate([5] * 400, max_tokens=1)
+    assert [len(call) for call in fake(model).calls] == [150, 150, 100]
+
+
 def test_only_what_is_new_is_computed(make_model: MakeModel) -> None:
     model = make_model(None)
     first = model.generate([5, 6, 7], max_tokens=3)
