@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.bench.run import Run
-from edgemoe.experts.policy import DEFAULT_POLICY
+from edgemoe.experts.policy import DEFAULT_POLICY, passes_through
 from edgemoe.experts.replay import simulate
 from edgemoe.experts.turn import DECODE, PROMPT
 from edgemoe.model.forced_routing import ForcedRouting
@@ -30,6 +30,8 @@ class Accesses:
     """Whether another layer or token begins with it."""
     run: npt.NDArray[np.int64]
     """The run's number, for accesses of its continuation; -1 for those of prompts."""
+    in_passing: npt.NDArray[np.bool_]
+    """Of prompts of which the cache cannot hold all that they use."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,11 @@ def most_experts_used(spec: ModelSpec) -> int:
     return max((layer.ffn.experts_per_token for layer in spec.layers if isinstance(layer.ffn, MoeSpec)), default=0)
 
 
-def accesses(routing: ForcedRouting, runs: Sequence[Run], chunk_tokens: int) -> Accesses:
-    """What runs, one after the other, ask the cache for: an expert once for each piece of a prompt in each layer."""
+def accesses(routing: ForcedRouting, runs: Sequence[Run], chunk_tokens: int, slots: int) -> Accesses:
+    """What runs, one after the other, ask a cache for: an expert once for each piece of a prompt in each layer."""
     keys: list[npt.NDArray[np.int64]] = []
     owners: list[int] = []
+    passing: list[bool] = []
     for number, run in enumerate(runs):
         end = run.prompt_first + run.prompt_tokens
         for first in range(run.prompt_first, end, chunk_tokens):
@@ -77,13 +80,16 @@ def accesses(routing: ForcedRouting, runs: Sequence[Run], chunk_tokens: int) -> 
             for layer in range(piece.shape[1]):
                 keys.append(np.unique(piece[:, layer]))
                 owners.append(-1)
+                passing.append(passes_through(len(piece), len(keys[-1]), piece.shape[1], slots))
         steps = routing.keys(DECODE, run.continuation_first, run.continuation_tokens)
         keys.extend(steps.reshape(-1, routing.experts_used))
         owners.extend([number] * (steps.shape[0] * steps.shape[1]))
+        passing.extend([False] * (steps.shape[0] * steps.shape[1]))
     sizes = np.array([len(one) for one in keys], np.int64)
     begins = np.zeros(int(sizes.sum()), np.bool_)
     begins[np.cumsum(sizes) - sizes] = True
-    return Accesses(np.concatenate(keys), begins, np.repeat(np.array(owners, np.int64), sizes))
+    owner, passes = np.array(owners, np.int64), np.array(passing, np.bool_)
+    return Accesses(np.concatenate(keys), begins, np.repeat(owner, sizes), np.repeat(passes, sizes))
 
 
 def routing_report(
@@ -98,8 +104,16 @@ def routing_report(
     measured, all_runs = [Run(**answer["routing"]) for answer in answers], [Run(**run) for run in runs]
     slots, replayed = memory["slots"], None
     if 0 < slots < memory["total_experts"]:
-        asked = accesses(routing, all_runs, memory["chunk_tokens"])
-        hits = simulate(policy, slots, routing.shape.keys, asked.keys, asked.begins, at_once=True).hits
+        asked = accesses(routing, all_runs, memory["chunk_tokens"], slots)
+        hits = simulate(
+            policy,
+            slots,
+            routing.shape.keys,
+            asked.keys,
+            asked.begins,
+            at_once=True,
+            in_passing=asked.in_passing,
+        ).hits
         numbers = [all_runs.index(run) for run in measured]
         replayed = float(hits[np.isin(asked.run, numbers)].mean())
     steps = np.concatenate([run.continuation_first + np.arange(run.continuation_tokens) for run in measured])

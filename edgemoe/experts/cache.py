@@ -125,22 +125,30 @@ class ExpertCache:
         slot = self._slot_of.get(layer * self._experts + expert)
         return slot is not None and not self._is_loading(slot)
 
-    def stream(self, layer: int, experts: Sequence[int]) -> Generator[dict[int, int], None, None]:
+    @property
+    def slots(self) -> int:
+        """How many experts it holds."""
+        return len(self._key_of)
+
+    def stream(
+        self, layer: int, experts: Sequence[int], in_passing: bool = False
+    ) -> Generator[dict[int, int], None, None]:
         """Yield the experts of a layer with their slots, `{expert: slot}`: all at once if there are slots enough.
 
         Reads of missing experts begin at once, as far as slots can be had, and are awaited by the kernels (see
         `kernels_await`). Where slots are few, experts come in waves, each about half of those that have a slot, so that
         one half is read while the other is computed. A wave's experts are pinned until the next one is asked for;
-        whoever stops before the end closes the generator, which unpins them. Raises ReadError naming the layer and
-        expert.
+        whoever stops before the end closes the generator, which unpins them. `in_passing`: that experts are wanted now
+        says nothing of when they will be again, so those that are read leave before all others. Raises ReadError naming
+        the layer and expert.
         """
         wanted = [layer * self._experts + expert for expert in experts]
         self._count_recall(layer, experts)
         self._cancel_wrong_guesses(layer, wanted)
         try:
-            begun, absent = self._pin_present(wanted)
+            begun, absent = self._pin_present(wanted, in_passing)
             while begun or absent:
-                self._begin_reads(begun, absent)
+                self._begin_reads(begun, absent, in_passing)
                 if not begun:
                     self._await_a_slot()
                     continue
@@ -217,7 +225,7 @@ class ExpertCache:
                     self.statistics.predicted_bytes -= self._table.record(layer, key % self._experts).length
                     self._drop(slot)
 
-    def _pin_present(self, wanted: Sequence[int]) -> tuple[list[int], list[int]]:
+    def _pin_present(self, wanted: Sequence[int], in_passing: bool) -> tuple[list[int], list[int]]:
         """Pin what has a slot, and count hits and misses; returns the keys that have one and those that have not."""
         present, absent = [], []
         for key in wanted:
@@ -233,7 +241,8 @@ class ExpertCache:
                 absent.append(key)
                 continue
             self._pinned[slot] = True
-            self._policy.use(key, slot)
+            if not in_passing:
+                self._policy.use(key, slot)
             predicted = self._predicted[slot]
             if predicted:
                 self._predicted[slot] = False
@@ -247,9 +256,9 @@ class ExpertCache:
                 self.statistics.hits += 1
         return present, absent
 
-    def _begin_reads(self, begun: list[int], absent: list[int]) -> None:
+    def _begin_reads(self, begun: list[int], absent: list[int], in_passing: bool) -> None:
         """Start the reads of absent experts as far as slots can be had, moving them to `begun`."""
-        reading = self._read(absent, predicted=False)
+        reading = self._read(absent, predicted=False, in_passing=in_passing)
         begun += reading
         del absent[: len(reading)]
 
@@ -265,7 +274,7 @@ class ExpertCache:
             if self.tickets[slot] >= 0:  # stuck, not failed: its slot cannot be had
                 raise
 
-    def _read(self, keys: Sequence[int], predicted: bool) -> Sequence[int]:
+    def _read(self, keys: Sequence[int], predicted: bool, in_passing: bool = False) -> Sequence[int]:
         """Begin the reads of absent experts, the first ones as far as slots can be had; returns those, pinned."""
         slots: list[int] = []
         try:
@@ -280,7 +289,10 @@ class ExpertCache:
         self._loading.update(slots)
         for key, slot in zip(keys, slots, strict=True):
             self._predicted[slot] = predicted
-            self._policy.use(key, slot)
+            if in_passing:
+                self._policy.use_in_passing(slot)
+            else:
+                self._policy.use(key, slot)
         if predicted:
             self.statistics.predicted_reads += len(keys)
             self.statistics.predicted_bytes += length

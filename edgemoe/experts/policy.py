@@ -91,6 +91,26 @@ def use_belady(state: PolicyState, key: int, slot: int) -> None:
     state.scores[slot] = -state.next_uses[t]
 
 
+def use_in_passing(state: PolicyState, slot: int) -> None:
+    """An expert came into `slot` for a use that says nothing of its next: it leaves first, the latest such before all.
+
+    So what passes through a cache that cannot hold all of it goes through few slots, and what was there stays. The
+    score is the time, negative: less than that of any use.
+    """
+    t = int(state.clock[0]) + 1
+    state.clock[0] = t
+    state.scores[slot] = -t
+
+
+def passes_through(tokens: int, experts: int, layers: int, slots: int) -> bool:
+    """Whether a run of `tokens` tokens that uses so many experts in one of its `layers` uses more in all than fit.
+
+    A prompt does: least recently used first, each expert would have left again when its layer comes round. A single
+    token, which says what the next one is likely to use, does not count as such.
+    """
+    return tokens > 1 and experts * layers > slots
+
+
 def pick_victim(scores: Scores, may_leave: Mask) -> int:
     """The slot of least score among those that may leave, the first of equals, or -1. Shapes: both `(slots,)`."""
     slot = scores.argmin()
@@ -110,6 +130,9 @@ class Policy(Protocol):
     def use(self, key: int, slot: int) -> None:
         """The expert `key` in `slot` was used: it was there, or has just been given the slot."""
 
+    def use_in_passing(self, slot: int) -> None:
+        """The slot was given an expert for a use that says nothing of its next: it should leave before others."""
+
     def victim(self, may_leave: Mask) -> int:
         """The slot that should leave first among those that may, `(slots,)`, or -1 where none may."""
 
@@ -124,6 +147,9 @@ class ScorePolicy:
 
     def use(self, key: int, slot: int) -> None:
         self._use(self._state, key, slot)
+
+    def use_in_passing(self, slot: int) -> None:
+        use_in_passing(self._state, slot)
 
     def victim(self, may_leave: Mask) -> int:
         return pick_victim(self._state.scores, may_leave)

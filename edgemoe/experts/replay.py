@@ -34,6 +34,7 @@ _use_lru = jit(policies.use_lru)
 _use_lfu = jit(policies.use_lfu)
 _use_lruf = jit(policies.use_lruf)
 _use_belady = jit(policies.use_belady)
+_use_in_passing = jit(policies.use_in_passing)
 _pick_victim = jit(policies.pick_victim)
 _NUMBERS: dict[policies.Use, int] = {
     use: number for number, use in enumerate((policies.use_lru, policies.use_lfu, policies.use_lruf))
@@ -59,6 +60,7 @@ def _replay(
     state: PolicyState,
     keys: Keys,
     begins: Mask,
+    in_passing: Mask,
     pins: bool,
     at_once: bool,
     slot_of: npt.NDArray[np.int32],
@@ -81,7 +83,8 @@ def _replay(
                 slot = int(slot_of[keys[ahead]])
                 if slot >= 0:
                     hits[ahead] = True
-                    _use(number, state, keys[ahead], slot)
+                    if not in_passing[ahead]:
+                        _use(number, state, keys[ahead], slot)
                     may_leave[slot] = False
                     pinned[pinned_count] = slot
                     pinned_count += 1
@@ -103,7 +106,10 @@ def _replay(
                 slot_of[key_of[slot]] = -1
             key_of[slot] = key
             slot_of[key] = slot
-        _use(number, state, key, slot)
+        if not in_passing[place]:
+            _use(number, state, key, slot)
+        elif not hits[place]:
+            _use_in_passing(state, slot)
         if pins and may_leave[slot]:
             may_leave[slot] = False
             pinned[pinned_count] = slot
@@ -132,23 +138,27 @@ def simulate(
     begins: Mask,
     keep_victims: bool = False,
     at_once: bool = False,
+    in_passing: Mask | None = None,
 ) -> Simulation:
     """Replay accesses to so many keys over a policy with so many slots (1 or more).
 
     `begins` says for each access whether another token or layer begins with it. Shapes: both `(A,)`. With `at_once` the
     accesses up to the next beginning, all of different keys, are asked for together, as the engine does: those that are
-    there are used first. It matters where slots are hardly more than a token uses. Raises UsageError for what is no
-    policy, or for `belady`, which counts on the order of uses, `at_once`.
+    there are used first. It matters where slots are hardly more than a token uses. `in_passing`, `(A,)`: such as
+    an engine makes for prompts that a cache cannot hold (`policy.use_in_passing`). Raises UsageError for what is no
+    policy, or for `belady`, which counts on the order of uses, with either.
     """
     kind, settings = parse_policy(policy)
-    if at_once and kind is KINDS[BELADY]:
+    if (at_once or in_passing is not None) and kind is KINDS[BELADY]:
         raise UsageError(f"{BELADY} replays one access after the other.", "Take another policy.")
     state = make_state(kind, settings, slots, keys, next_uses(accesses) if kind is KINDS[BELADY] else None)
     slot_of, key_of = np.full(keys, -1, np.int32), np.full(slots, -1, np.int64)
     hits = np.zeros(len(accesses), np.bool_)
     victims = np.full(len(accesses) if keep_victims else 0, -1, np.int32)
     number = _NUMBERS.get(kind.use, len(_NUMBERS))
-    _replay(number, state, accesses, begins, kind is not KINDS[BELADY], at_once, slot_of, key_of, hits, victims)
+    passing = np.zeros(len(accesses), np.bool_) if in_passing is None else in_passing
+    pins = kind is not KINDS[BELADY]
+    _replay(number, state, accesses, begins, passing, pins, at_once, slot_of, key_of, hits, victims)
     return Simulation(hits, slot_of >= 0, victims)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from edgemoe.errors import ReadError
 from edgemoe.experts.cache import CacheStatistics, ExpertCache
+from edgemoe.experts.policy import passes_through
 from edgemoe.experts.prediction import PredictionSwitch
 from edgemoe.kernels.operations import Program
 from edgemoe.model.decoder import Decoder, LayerRouting
@@ -120,7 +121,8 @@ class StreamingStepper:
                 self._from_routing[number].run(tokens, position)
                 return
         # closed whatever happens, so that an interrupted run leaves no expert pinned
-        with contextlib.closing(self._cache.stream(number, wanted)) as waves:
+        in_passing = passes_through(tokens, len(wanted), len(self._routing), self._cache.slots)
+        with contextlib.closing(self._cache.stream(number, wanted, in_passing)) as waves:
             left = len(wanted)
             for wave in waves:
                 left -= len(wave)

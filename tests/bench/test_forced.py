@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgemoe.bench.benchmark import Benchmark
-from edgemoe.bench.forced import accesses, routing_report
+from edgemoe.bench.forced import Accesses, accesses, routing_report
 from edgemoe.bench.measure import Settings
 from edgemoe.bench.run import Run
 from edgemoe.conversion.pipeline import convert_checkpoint
@@ -44,6 +44,11 @@ def routing_trace(used: int = 3, prompt_tokens: int = 9, decode_tokens: int = 50
     return dataclasses.replace(trace, slot=np.tile(np.arange(used, dtype=np.int32), len(trace) // used))
 
 
+def replay(asked: Accesses, slots: int, keys: int) -> np.ndarray:
+    """Which of some accesses hit."""
+    return simulate("lru", slots, keys, asked.keys, asked.begins, at_once=True, in_passing=asked.in_passing).hits
+
+
 @pytest.mark.parametrize("slots", [9, 20, 40])
 def test_accesses_are_those_of_an_engine_and_a_replay_of_them_hits_as_often(
     wide_store: Path, tmp_path: Path, slots: int
@@ -63,14 +68,16 @@ def test_accesses_are_those_of_an_engine_and_a_replay_of_them_hits_as_often(
                     engine.forward([token])
         hits, misses = engine.statistics.expert_hits, engine.statistics.expert_misses
     done = read_trace(tmp_path / "t")
-    asked = accesses(forced, runs, 8)
+    asked = accesses(forced, runs, 8, slots)
     assert len(asked.keys) == hits + misses
+    assert asked.in_passing.any() == (slots < 40)
+    assert not asked.in_passing[asked.run >= 0].any()
     decoded = done.phase == DECODE
     np.testing.assert_array_equal(asked.keys[asked.run >= 0], done.keys[decoded])
     np.testing.assert_array_equal(asked.run[asked.run >= 0], done.turn[decoded])
     assert set(asked.keys[asked.run < 0].tolist()) == set(done.keys[done.phase == PROMPT].tolist())
     assert asked.begins.sum() == LAYERS * (1 + 30 + 3 + 1 + 40)
-    replayed = simulate("lru", slots, forced.shape.keys, asked.keys, asked.begins, at_once=True).hits
+    replayed = replay(asked, slots, forced.shape.keys)
     assert replayed[asked.run >= 0].mean() == pytest.approx(done.residency[decoded].mean(), abs=0.005)
     assert 0.05 < replayed.mean() < 0.95
     assert replayed[asked.run >= 0].tolist() == done.residency[decoded].tolist()
@@ -86,8 +93,8 @@ def test_a_report_of_forced_routing() -> None:
     report = routing_report(forced, 4, memory, answers[1:], done)
     assert report.recall is None
     assert report.hit_rate == 0.5  # 20 of the 60 had been read ahead in time
-    asked = accesses(forced, runs, 8)
-    hits = simulate("lru", 20, 48, asked.keys, asked.begins, at_once=True).hits
+    asked = accesses(forced, runs, 8, 20)
+    hits = replay(asked, 20, 48)
     assert report.replay_hit_rate == hits[asked.run == 1].mean() != hits.mean()
     assert (report.experts_used, report.model_experts_used) == (3, 4)
     assert (report.prompt_steps, report.decode_steps) == (9, 50)

@@ -81,15 +81,15 @@ class CacheMachine(RuleBasedStateMachine):
         offset = (layer * EXPERTS + expert) * RECORD_BYTES
         return self.disk[offset : offset + RECORD_BYTES]
 
-    @rule(layer=st.integers(0, LAYERS - 1), experts=experts_of_a_layer, data=st.data())
-    def stream(self, layer: int, experts: list[int], data: st.DataObject) -> None:
+    @rule(layer=st.integers(0, LAYERS - 1), experts=experts_of_a_layer, in_passing=st.booleans(), data=st.data())
+    def stream(self, layer: int, experts: list[int], in_passing: bool, data: st.DataObject) -> None:
         self.reader.choose = lambda tickets: (
             data.draw(st.lists(st.sampled_from(tickets), unique=True)) if tickets else []
         )
         failing = {layer * EXPERTS + expert for expert in experts} & {o // RECORD_BYTES for o in self.reader.failing}
         seen: list[int] = []
         try:
-            for wave in self.cache.stream(layer, experts):
+            for wave in self.cache.stream(layer, experts, in_passing):
                 assert len(set(wave.values())) == len(wave)
                 self.reader.finish_some()
                 self.use(layer, wave)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -11,13 +12,25 @@ from hypothesis import strategies as st
 
 from edgemoe.errors import UsageError
 from edgemoe.experts import policy as policies
-from edgemoe.experts.policy import BELADY, KINDS, POLICIES, ScorePolicy, make_policy, make_state, parse_policy
+from edgemoe.experts.policy import (
+    BELADY,
+    KINDS,
+    POLICIES,
+    ScorePolicy,
+    make_policy,
+    make_state,
+    parse_policy,
+    passes_through,
+)
 from edgemoe.experts.replay import next_uses, simulate
 
 KEYS = 12
 NAMES = ("lru", "lfu", "lfu:0.25", "lfu:50", "lruf", "lruf:1:20", "lruf:4:0.5", BELADY)
 
 accesses_and_begins = st.lists(st.tuples(st.integers(0, KEYS - 1), st.booleans()), min_size=1, max_size=120)
+accesses_some_in_passing = st.lists(
+    st.tuples(st.integers(0, KEYS - 1), st.booleans(), st.booleans()), min_size=1, max_size=120
+)
 
 
 class InterpretedCache:
@@ -28,7 +41,7 @@ class InterpretedCache:
         self.key_of: list[int | None] = [None] * slots
         self.may_leave = np.ones(slots, np.bool_)
 
-    def access(self, key: int, begins: bool) -> tuple[bool, int]:
+    def access(self, key: int, begins: bool, in_passing: bool = False) -> tuple[bool, int]:
         """Whether it was a hit, and the slot whose expert left, or -1."""
         if begins:
             self.may_leave[:] = True
@@ -44,28 +57,31 @@ class InterpretedCache:
                 self.may_leave[:] = True
                 victim = slot = self.policy.victim(self.may_leave)
         self.key_of[slot] = key
-        self.policy.use(key, slot)
+        if not in_passing:
+            self.policy.use(key, slot)
+        elif not hit:
+            self.policy.use_in_passing(slot)
         self.may_leave[slot] = not self.pins
         return hit, victim
 
 
-def interpreted(name: str, slots: int, keys: list[int]) -> ScorePolicy:
+def interpreted(name: str, slots: int, keys: Sequence[int]) -> ScorePolicy:
     kind, values = parse_policy(name)
     state = make_state(kind, values, slots, KEYS, next_uses(np.array(keys)) if name == BELADY else None)
     return ScorePolicy(name, kind.use, state)
 
 
 @pytest.mark.parametrize("name", NAMES)
-@given(accesses=accesses_and_begins, slots=st.integers(1, KEYS + 1))
+@given(accesses=accesses_some_in_passing, slots=st.integers(1, KEYS + 1))
 @settings(deadline=None)  # the first call compiles
 def test_compiled_and_interpreted_policies_take_the_same_decisions(
-    name: str, accesses: list[tuple[int, bool]], slots: int
+    name: str, accesses: list[tuple[int, bool, bool]], slots: int
 ) -> None:
-    keys = [key for key, _ in accesses]
+    keys, begins, passing = (np.array(column) for column in zip(*accesses, strict=True))
+    passing &= name != BELADY  # which counts on the order of uses
     cache = InterpretedCache(interpreted(name, slots, keys), slots, pins=name != BELADY)
-    expected = [cache.access(key, begins) for key, begins in accesses]
-    begins = np.array([begins for _, begins in accesses])
-    done = simulate(name, slots, KEYS, np.array(keys), begins, keep_victims=True)
+    expected = [cache.access(*access) for access in zip(keys.tolist(), begins, passing, strict=True)]
+    done = simulate(name, slots, KEYS, keys, begins, keep_victims=True, in_passing=None if name == BELADY else passing)
     assert done.hits.tolist() == [hit for hit, _ in expected]
     assert done.victims.tolist() == [victim for _, victim in expected]
     assert set(np.flatnonzero(done.resident)) == {key for key in cache.key_of if key is not None}
@@ -163,6 +179,24 @@ def test_scores_stay_finite_and_in_order_after_years(name: str) -> None:
         kind.use(state, key, key)
     assert np.isfinite(state.scores).all()
     assert ScorePolicy(name, kind.use, state).victim(np.ones(3, np.bool_)) == 0
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != BELADY])
+def test_what_passes_through_takes_few_slots(name: str) -> None:
+    """Six layers of four experts, all used in every round, through a cache of half of them."""
+    keys = np.tile(np.arange(24), 5)
+    begins = keys % 4 == 0
+    passing = np.ones(len(keys), np.bool_)
+    hits = simulate(name, 12, 24, keys, begins, at_once=True, in_passing=passing).hits.reshape(5, 24).sum(axis=1)
+    assert hits[0] == 0
+    assert (hits[1:] >= 8).all()  # all but the slots that one layer takes
+    assert not simulate("lru", 12, 24, keys, begins, at_once=True).hits.any()
+
+
+def test_a_run_passes_through_where_it_uses_more_than_fits() -> None:
+    assert passes_through(tokens=2, experts=5, layers=2, slots=9)
+    assert not passes_through(tokens=2, experts=5, layers=2, slots=10)
+    assert not passes_through(tokens=1, experts=5, layers=2, slots=9)
 
 
 def test_nothing_leaves_where_nothing_may() -> None:

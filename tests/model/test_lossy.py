@@ -106,6 +106,13 @@ class Simulation:
                 self.dropped += 1
         self.hits += len(wanted) - len(absent)
         self.misses += len(absent)
+        if len(experts) > 1 and len(wanted) * LAYERS > self.slots:  # a prompt that passes through
+            for expert in absent:
+                if len(self.order) == self.slots:
+                    del self.order[next(key for key in self.order if key[0] != layer or key[1] not in wanted)]
+                self.order[layer, expert] = None
+                self.order.move_to_end((layer, expert), last=False)
+            return
         for expert in [e for e in wanted if e not in absent] + absent:
             self.order[layer, expert] = None
             self.order.move_to_end((layer, expert))
