@@ -76,6 +76,12 @@ static uint32_t checksum_share(const em_kernels *kernels, const piece *p) {
     return em_crc32c_combine(crc, 0, (uint64_t)p->behind);
 }
 
+/* Wakes a reader if there is something to read; with the mutex held. Each wakes the next before it reads, so that waking
+ * many, which takes its time for each, holds up nobody who submits. */
+static void wake_one(em_reader *reader) {
+    if (em_requests_choose(&reader->requests) != NOWHERE) pthread_cond_signal(&reader->work);
+}
+
 /* Reads a piece of request `place`; the mutex is held at the call and at the return, but not while reading. */
 static void serve(em_reader *reader, int32_t place) {
     em_requests *requests = &reader->requests;
@@ -84,6 +90,7 @@ static void serve(em_reader *reader, int32_t place) {
     const piece next = em_requests_give_out(requests, place);
     requests->predictions_running += prediction;
     if (begins) reader->counters.queue_wait_ns += em_now_ns() - r->submitted_ns;
+    wake_one(reader);
     pthread_mutex_unlock(&reader->mutex);
 
     const uint64_t begin = em_now_ns();
@@ -109,7 +116,7 @@ static void serve(em_reader *reader, int32_t place) {
         finish(reader, r, r->status, r->status == EM_OK ? r->length : r->detail);
     }
     /* A prediction may have waited for the place of this one. */
-    if (prediction && em_requests_choose(requests) != NOWHERE) pthread_cond_signal(&reader->work);
+    if (prediction) wake_one(reader);
 }
 
 static void *read_requests(void *argument) {
@@ -142,17 +149,6 @@ static bool in_order(const em_read *r) {
            r->crc32c <= UINT32_MAX;
 }
 
-/* Wakes readers, but no more than there are pieces: each takes its time on a processor before it sleeps again. */
-static void wake(em_reader *reader, const em_read *reads, int32_t count) {
-    int32_t woken = 0;
-    for (int32_t i = 0; i < count; i++) {
-        int64_t left = reads[i].length;
-        for (; left > 0 && woken < reader->started; left -= reader->requests.piece_bytes, woken++) {
-            pthread_cond_signal(&reader->work);
-        }
-    }
-}
-
 int32_t em_reader_submit(em_reader *reader, const em_read *reads, int32_t count, int32_t demand, int64_t *tickets) {
     if (!reads || count < 1 || !tickets) return EM_BAD_ARGUMENT;
     for (int32_t i = 0; i < count; i++) {
@@ -167,7 +163,7 @@ int32_t em_reader_submit(em_reader *reader, const em_read *reads, int32_t count,
         for (int32_t i = 0; i < count; i++) {
             tickets[i] = em_requests_put(&reader->requests, &reads[i], demand ? DEMAND : PREDICTION, now_ns);
         }
-        wake(reader, reads, count);
+        wake_one(reader);
     }
     pthread_mutex_unlock(&reader->mutex);
     return status;
