@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from edgemoe.bench import measure
 from edgemoe.bench.measure import WARM_UP_TURNS_MAX, Contestant, Measured, Measurement, Round, Settings
 from edgemoe.bench.protocol import Worker
 from edgemoe.bench.rates import DiskRate
@@ -16,6 +18,7 @@ from edgemoe.bench.report import engine_report, ratio_report, roofline_report
 from edgemoe.bench.roofline import ReadRate
 from edgemoe.errors import UsageError
 
+pytestmark = pytest.mark.usefixtures("no_rest")
 SETTINGS = Settings(prompt_tokens=4, decode_tokens=6, prefill_tokens=9, repeats=3)
 FAKE = [sys.executable, "-m", "tests.support.fake_worker"]
 
@@ -45,6 +48,14 @@ class Taken:
 
     def _note(self, doing: str, done: int, total: int) -> None:
         self.steps.append((doing, done, total))
+
+
+@pytest.fixture(scope="module")
+def no_rest() -> Iterator[None]:
+    """Made-up engines have no threads that spin after a turn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "SETTLE_SECONDS", 0.0)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -130,7 +130,13 @@ def test_tokens_are_routed_to_all_experts_about_evenly(tiny: Path) -> None:
     assert abs(logits.mean()) < 0.1
 
 
-@pytest.mark.parametrize("shape", ["olmoe-1b-7b", "qwen3-30b-a3b", "mixtral-8x7b", "granite-3b-a800m"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        "qwen3-30b-a3b",  # the deepest of them
+        *(pytest.param(shape, marks=pytest.mark.slow) for shape in ("olmoe-1b-7b", "mixtral-8x7b", "granite-3b-a800m")),
+    ],
+)
 def test_routing_spreads_in_the_deepest_layer_too(shape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Narrow models of the real depth, for each has its own attention, and depth is what makes tokens alike."""
     narrow = {"hidden_size": 128, "vocab_size": 1024, "num_attention_heads": 4, "num_experts_per_tok": 2}
