@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgemoe.store.direct import PageFile, PageReadError
+from edgemoe.store.direct import PageFile, PageReadError, allocate_pages
 from edgemoe.store.headers import PAGE_BYTES, round_up
 
 THREADS = 2
@@ -61,12 +61,11 @@ class BulkRead:
         self._failures: list[tuple[int, int, Exception]] = []  # number of the span, byte of it
         self._change = threading.Condition()
         self._threads: list[threading.Thread] = []
+        page = memoryview(allocate_pages(PAGE_BYTES))
         try:
             for number, span in enumerate(spans):
-                file = self._files.get(span.path)
-                if file is None:
-                    file = self._files[span.path] = PageFile(span.path, direct)
-                    file.ask_cache(span.offset, span.into)
+                file = self._files.get(span.path) or self._files.setdefault(span.path, PageFile(span.path, direct))
+                file.ask_cache(span.offset, span.size, page)
                 piece_bytes = share_bytes(span.size)
                 self._pieces.extend(
                     _Piece(file, span, number, first, min(piece_bytes, span.size - first))

@@ -12,6 +12,9 @@ from edgemoe.errors import BudgetError
 from edgemoe.store.headers import PAGE_BYTES, round_up
 
 READ_BYTES = 1 << 24
+CACHED_BYTES = 1 << 19
+"""So much at a time is copied from the page cache, where it may not hold all."""
+WHOLE_BYTES = 1 << 30
 
 
 def allocate_pages(size: int) -> mmap.mmap:
@@ -96,7 +99,7 @@ class PageFile:
             os.close(self._descriptor)
             raise
         self._may_be_cached = hasattr(os, "RWF_NOWAIT")
-        self._was_cached = False  # what was asked for first
+        self._ask_bytes = PAGE_BYTES  # of the next question to the page cache
         if self.direct and hasattr(os, "posix_fadvise"):  # then only what the cache holds is read the plain way
             os.posix_fadvise(self._plain, 0, 0, os.POSIX_FADV_RANDOM)
 
@@ -120,14 +123,17 @@ class PageFile:
         if missed_bytes:
             self._forget(missed, missed_bytes)
 
-    def ask_cache(self, offset: int, page: memoryview) -> None:
-        """Find out whether the page cache has the page at `offset`, before threads of their own read the file.
+    def ask_cache(self, offset: int, size: int, page: memoryview) -> None:
+        """Find out whether the page cache seems to have what `read` will be asked for, by its first and last page.
 
-        It is read into `page`. If it is there, a thread's first question is one call into the system for all it reads.
+        If so each read is one call into the system, however long, so that a thread wants Python's lock no more than
+        that. `page` is room for a page.
         """
-        _, missed_bytes = self._copy_cached(offset, 1, page[:PAGE_BYTES])
-        if missed_bytes:
-            self._forget(offset, missed_bytes)
+        for at in (offset, offset + (size - 1) // PAGE_BYTES * PAGE_BYTES):
+            _, missed_bytes = self._copy_cached(at, 1, page)
+            if missed_bytes:
+                self._forget(at, missed_bytes)
+        self._ask_bytes = WHOLE_BYTES
 
     def close(self) -> None:
         """Close it; no thread may be reading."""
@@ -151,7 +157,7 @@ class PageFile:
         """
         done = 0
         while self._may_be_cached and done < size:
-            ask = len(into) - done if self._was_cached else PAGE_BYTES
+            ask = min(self._ask_bytes, len(into) - done)
             try:
                 count = os.preadv(self._plain, [into[done : done + ask]], offset + done, os.RWF_NOWAIT)
             except BlockingIOError:
@@ -163,7 +169,7 @@ class PageFile:
             if not count:  # the file's end
                 break
             done += count
-            self._was_cached = True
+            self._ask_bytes = max(self._ask_bytes, CACHED_BYTES)
         return done, 0
 
     def _forget(self, offset: int, size: int) -> None:
