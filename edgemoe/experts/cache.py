@@ -222,6 +222,7 @@ class ExpertCache:
             if self._predicted[slot] and key // self._experts == layer and key not in wanted:
                 ticket = int(self.tickets[slot])
                 if ticket >= 0 and self._reader.cancel(ticket):
+                    self.statistics.predicted_reads -= 1
                     self.statistics.predicted_bytes -= self._table.record(layer, key % self._experts).length
                     self._drop(slot)
 

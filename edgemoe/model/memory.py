@@ -23,6 +23,8 @@ LEAST_CONTEXT_TOKENS = 512
 DEFAULT_CONTEXT_TOKENS = 4096
 CHUNK_TOKENS = (512, 256, 128, 64, 32, 16, 8)
 STOPPABLE_TOKENS = 128
+LIMIT_FILES = {1: "memory.limit_in_bytes", 2: "memory.max"}
+"""Of a control group, by the version of its interface."""
 HEAD_ROWS = 8
 """Positions whose logits are computed in one run."""
 AUTO_SHARE = 0.85
@@ -286,12 +288,12 @@ def available_bytes(cgroup: Path = CONTROL_GROUPS) -> int:
     used = rss_bytes()
     available = available_memory_bytes() + used
     for group in memory_groups(cgroup):
-        names = ("memory.max", "memory.current", "inactive_file")
+        usage_file, cache_key = ("memory.current", "inactive_file")
         if group.version == 1:
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        limit_file, usage_file, cache_key = names
+            usage_file, cache_key = ("memory.usage_in_bytes", "total_inactive_file")
+        files = (LIMIT_FILES[group.version], usage_file)
         try:
-            limit, usage = (int((group.folder / file).read_text()) for file in (limit_file, usage_file))
+            limit, usage = (int((group.folder / file).read_text()) for file in files)
             statistics = (group.folder / "memory.stat").read_text().splitlines()
             # File pages that nobody needs count as usage, but give way: reading a model fills the cache with them.
             cache = sum(int(line.split()[1]) for line in statistics if line.startswith(f"{cache_key} "))
@@ -301,12 +303,12 @@ def available_bytes(cgroup: Path = CONTROL_GROUPS) -> int:
     return max(available, 0)
 
 
-def machine_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """All the memory that this machine has, or that the process's control group may have of it."""
+def machine_bytes(cgroup: Path = CONTROL_GROUPS) -> int:
+    """All the memory that this machine has, or that the process's control groups may have of it."""
     total = total_memory_bytes()
-    for limit_file in ("memory.max", "memory/memory.limit_in_bytes"):
+    for group in memory_groups(cgroup):
         try:
-            total = min(total, int((cgroup / limit_file).read_text()))
+            total = min(total, int((group.folder / LIMIT_FILES[group.version]).read_text()))
         except (OSError, ValueError):  # no such cgroup, or "max"
             continue
     return total

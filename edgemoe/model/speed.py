@@ -33,9 +33,6 @@ from edgemoe.model.ledger import Part
 from edgemoe.model.spec import ModelSpec, MoeSpec
 from edgemoe.model.traffic import TokenTraffic
 
-BESIDE_READS: tuple[Part, ...] = ("experts", "shared_expert")
-"""Parts that are computed while a layer's missing experts are read."""
-
 
 @dataclass(frozen=True)
 class Assumptions:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import TypedDict
 
@@ -177,22 +177,26 @@ class ChatSession:
         """The prompt's ids with as many old turns as the context allows, and how many turns that leaves out."""
         turns = len(before) // 2
         forgotten = min(self.forgotten_turns, turns)
-        ids = next(self._prompts(before, text, [forgotten]))
+        ids = self._prompt(before, text, forgotten)
         room_for_answer = min(self.max_tokens or self.context_length, self.context_length // 4)
-        if len(ids) + room_for_answer > self.context_length:
-            for ids in self._prompts(before, text, range(forgotten + 1, turns + 1)):
-                forgotten += 1
-                if len(ids) <= self.context_length // 2:
-                    break
+        if len(ids) + room_for_answer > self.context_length and forgotten < turns:
+            # The fewest that leave half a context, by bisection: each turn left out makes the prompt shorter.
+            low, high = forgotten + 1, turns
+            while low < high:
+                middle = (low + high) // 2
+                if len(self._prompt(before, text, middle)) <= self.context_length // 2:
+                    high = middle
+                else:
+                    low = middle + 1
+            forgotten, ids = low, self._prompt(before, text, low)
         check_prompt_length(len(ids), self.context_length)
         return ids, forgotten
 
-    def _prompts(self, before: list[ChatMessage], text: str, forgotten: Iterable[int]) -> Iterator[list[int]]:
-        """The prompt's ids for each number of turns to leave out."""
+    def _prompt(self, before: list[ChatMessage], text: str, forgotten: int) -> list[int]:
+        """The prompt's ids without so many of the oldest turns."""
         system = [ChatMessage(role="system", content=self.system)] if self.system else []
         user = ChatMessage(role="user", content=text)
-        rendered = self._template.render_each([[*system, *before[2 * turns :], user] for turns in forgotten])
-        return map(self._tokenizer.encode, rendered)
+        return self._tokenizer.encode(self._template.render([*system, *before[2 * forgotten :], user]))
 
 
 def _is_message(value: object, role: str) -> bool:

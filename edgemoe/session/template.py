@@ -52,10 +52,6 @@ class ChatTemplate:
 
         Raises EdgemoeError where the template refuses the conversation, fails, or takes too long.
         """
-        return self.render_each([messages], add_generation_prompt)[0]
-
-    def render_each(self, conversations: Sequence[Sequence[Message]], add_generation_prompt: bool = True) -> list[str]:
-        """The texts of several conversations, for the price of one process. Raises as `render`."""
         variables: dict[str, Any] = {
             **self.special_tokens,
             "tools": None,
@@ -66,12 +62,12 @@ class ChatTemplate:
             "path": [entry for entry in sys.path if entry],
             "template": self.source,
             "variables": variables,
-            "conversations": [[dict(message) for message in messages] for messages in conversations],
+            "messages": [dict(message) for message in messages],
         }
         answer = _ask_worker(request)
-        if "texts" in answer and all(answer["texts"]):
-            return [str(text) for text in answer["texts"]]
-        if "texts" in answer:
+        if answer.get("text"):
+            return str(answer["text"])
+        if "text" in answer:
             raise StoreError(
                 "chat template: it makes an empty text of the conversation.",
                 "Copy the template of the original model again, or use edgemoe run --raw.",

@@ -5,8 +5,8 @@ system, but not from filling the memory or running for ever; so it runs here, wh
 the processor time are limited, and where the parent can end it at a deadline.
 
 The file is started by its path, isolated from the environment, and imports nothing of edgemoe. It reads one
-JSON object, `{"path", "template", "variables", "conversations"}` (`path` is the import path to use), and
-writes one, `{"texts"}`, a text for each conversation, or `{"error", "message"}`.
+JSON object, `{"path", "template", "variables", "messages"}` (`path` is the import path to use), and writes
+one, `{"text"}` or `{"error", "message"}`.
 """
 
 from __future__ import annotations
@@ -78,16 +78,13 @@ def render(request: dict[str, Any]) -> dict[str, Any]:
 
     try:
         template = environment.from_string(request["template"])
-        texts, characters = [], 0
-        for messages in request["conversations"]:
-            pieces = []
-            for piece in template.generate(**request["variables"], messages=messages):
-                characters += len(piece)
-                if characters > OUTPUT_LIMIT_CHARACTERS:
-                    return {"error": "size", "message": f"more than {OUTPUT_LIMIT_CHARACTERS} characters"}
-                pieces.append(piece)
-            texts.append("".join(pieces))
-        return {"texts": texts}
+        pieces, characters = [], 0
+        for piece in template.generate(**request["variables"], messages=request["messages"]):
+            characters += len(piece)
+            if characters > OUTPUT_LIMIT_CHARACTERS:
+                return {"error": "size", "message": f"more than {OUTPUT_LIMIT_CHARACTERS} characters"}
+            pieces.append(piece)
+        return {"text": "".join(pieces)}
     except MemoryError:
         return {"error": "memory", "message": f"more than {MEMORY_LIMIT_BYTES >> 20} MiB of memory"}
     except TemplateSyntaxError as error:

@@ -42,10 +42,11 @@ class _Piece:
     number: int  # of the span
     first: int  # byte of the span
     size: int
+    seems_cached: bool
 
 
 def share_bytes(size: int) -> int:
-    """What of `size` bytes one piece is, a multiple of a page: a thread's share, in bounds."""
+    """What of `size` bytes in all one piece is, a multiple of a page: a thread's share, in bounds."""
     return min(PIECE_BYTES, max(PIECE_BYTES_LEAST, round_up(-(-size // THREADS), PAGE_BYTES)))
 
 
@@ -62,24 +63,25 @@ class BulkRead:
         self._change = threading.Condition()
         self._threads: list[threading.Thread] = []
         page = memoryview(allocate_pages(PAGE_BYTES))
+        spans = list(spans)
+        piece_bytes = share_bytes(sum(span.size for span in spans))
         try:
             for number, span in enumerate(spans):
                 file = self._files.get(span.path) or self._files.setdefault(span.path, PageFile(span.path, direct))
-                file.ask_cache(span.offset, span.size, page)
-                piece_bytes = share_bytes(span.size)
+                cached = file.seems_cached(span.offset, span.size, page)
                 self._pieces.extend(
-                    _Piece(file, span, number, first, min(piece_bytes, span.size - first))
+                    _Piece(file, span, number, first, min(piece_bytes, span.size - first), cached)
                     for first in range(0, span.size, piece_bytes)
                 )
-        except OSError:
+            self._unfinished = len(self._pieces)
+            self._left = Counter(piece.number for piece in self._pieces)
+            for _ in range(min(THREADS, len(self._pieces))):
+                thread = threading.Thread(target=self._work, daemon=True)
+                thread.start()
+                self._threads.append(thread)
+        except BaseException:
             self.close()
             raise
-        self._unfinished = len(self._pieces)
-        self._left = Counter(piece.number for piece in self._pieces)
-        for _ in range(min(THREADS, len(self._pieces))):
-            thread = threading.Thread(target=self._work, daemon=True)
-            self._threads.append(thread)
-            thread.start()
 
     def wait(self) -> None:
         """Return when all is read and finished. Raises PageReadError, or what a span's `finish` raised.
@@ -88,7 +90,8 @@ class BulkRead:
         """
         with self._change:
             while self._unfinished and not self._failures:
-                if not self._change.wait(self._stall_seconds):  # no piece has ended
+                in_time = self._change.wait(self._stall_seconds)  # some piece ended
+                if not in_time and self._unfinished and not self._failures:
                     self._abandon()
         self.close()
         if self._failures:
@@ -115,16 +118,17 @@ class BulkRead:
 
     def _work(self) -> None:
         while True:
-            try:
-                piece = self._pieces.popleft()
-            except IndexError:
-                return
             failure = None
+            with self._change:
+                if not self._pieces:
+                    return
+                piece = self._reading[threading.get_ident()] = self._pieces.popleft()
             try:
                 self._read(piece)
             except Exception as error:
                 failure = error
             with self._change:
+                del self._reading[threading.get_ident()]
                 self._unfinished -= 1
                 if failure is not None:
                     self._failures.append((piece.number, piece.first, failure))
@@ -132,11 +136,8 @@ class BulkRead:
                 self._change.notify()
 
     def _read(self, piece: _Piece) -> None:
-        self._reading[threading.get_ident()] = piece
-        try:
-            piece.file.read(piece.span.offset + piece.first, piece.size, piece.span.into[piece.first :])
-        finally:
-            del self._reading[threading.get_ident()]
+        into = piece.span.into[piece.first :]
+        piece.file.read(piece.span.offset + piece.first, piece.size, into, piece.seems_cached)
         with self._change:
             self._left[piece.number] -= 1
             last = self._left[piece.number] == 0

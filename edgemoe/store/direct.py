@@ -99,18 +99,18 @@ class PageFile:
             os.close(self._descriptor)
             raise
         self._may_be_cached = hasattr(os, "RWF_NOWAIT")
-        self._ask_bytes = PAGE_BYTES  # of the next question to the page cache
         if self.direct and hasattr(os, "posix_fadvise"):  # then only what the cache holds is read the plain way
             os.posix_fadvise(self._plain, 0, 0, os.POSIX_FADV_RANDOM)
 
-    def read(self, offset: int, size: int, into: memoryview) -> None:
+    def read(self, offset: int, size: int, into: memoryview, seems_cached: bool = False) -> None:
         """Read `size` bytes from `offset`, a multiple of 4096, into page-aligned memory with room for whole pages.
 
-        Raises PageReadError where the file cannot be read or ends early.
+        What `seems_cached` is asked for by one call into the system, however long, so that a thread wants Python's lock
+        no more than that. Raises PageReadError where the file cannot be read or ends early.
         """
         # The last page may reach past the file's end: it comes back short.
         whole = into[: round_up(size, PAGE_BYTES)]
-        done, missed_bytes = self._copy_cached(offset, size, whole)
+        done, missed_bytes = self._copy_cached(offset, size, whole, WHOLE_BYTES if seems_cached else PAGE_BYTES)
         missed = offset + done
         while done < size:
             try:
@@ -123,17 +123,17 @@ class PageFile:
         if missed_bytes:
             self._forget(missed, missed_bytes)
 
-    def ask_cache(self, offset: int, size: int, page: memoryview) -> None:
-        """Find out whether the page cache seems to have what `read` will be asked for, by its first and last page.
-
-        If so each read is one call into the system, however long, so that a thread wants Python's lock no more than
-        that. `page` is room for a page.
-        """
+    def seems_cached(self, offset: int, size: int, page: memoryview) -> bool:
+        """Whether the page cache has the first and the last page of some bytes. `page` is room for one."""
+        if not self._may_be_cached:
+            return False
         for at in (offset, offset + (size - 1) // PAGE_BYTES * PAGE_BYTES):
-            _, missed_bytes = self._copy_cached(at, 1, page)
-            if missed_bytes:
-                self._forget(at, missed_bytes)
-        self._ask_bytes = WHOLE_BYTES
+            try:
+                os.preadv(self._plain, [page], at, os.RWF_NOWAIT)
+            except OSError:
+                self._forget(at, PAGE_BYTES)
+                return False
+        return True
 
     def close(self) -> None:
         """Close it; no thread may be reading."""
@@ -149,27 +149,28 @@ class PageFile:
         self._forget(offset, count)
         return count
 
-    def _copy_cached(self, offset: int, size: int, into: memoryview) -> tuple[int, int]:
+    def _copy_cached(self, offset: int, size: int, into: memoryview, ask_bytes: int) -> tuple[int, int]:
         """Copies from the page cache, from `offset` to the first byte that it does not hold, `size` bytes or more.
 
         Returns how many bytes it copied, and how many it then asked for in vain. The system takes a question for a wish
-        and begins to read what is missing: so of a file a single page is asked for first, and nothing after a miss.
+        and begins to read what is missing: so where nothing is known a single page is asked for first, little after a
+        short answer, and nothing after a miss.
         """
         done = 0
         while self._may_be_cached and done < size:
-            ask = min(self._ask_bytes, len(into) - done)
+            ask = min(ask_bytes, len(into) - done)
             try:
                 count = os.preadv(self._plain, [into[done : done + ask]], offset + done, os.RWF_NOWAIT)
             except BlockingIOError:
                 self._may_be_cached = False
-                return done, ask
+                return done, min(ask, CACHED_BYTES)  # more may be what others have there
             except OSError:  # this file system cannot tell; what else is wrong the other way finds out
                 self._may_be_cached = False
                 break
             if not count:  # the file's end
                 break
             done += count
-            self._ask_bytes = max(self._ask_bytes, CACHED_BYTES)
+            ask_bytes = CACHED_BYTES if count < ask else max(ask_bytes, CACHED_BYTES)
         return done, 0
 
     def _forget(self, offset: int, size: int) -> None:

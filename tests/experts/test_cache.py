@@ -216,6 +216,7 @@ def test_a_wrong_guess_that_has_not_begun_is_not_read() -> None:
     # one of the two tickets could still be cancelled
     assert sum(cache.holds(1, expert) for expert in (0, 2)) == 1
     assert cache.statistics.predicted_bytes == predicted - RECORD_BYTES
+    assert cache.statistics.predicted_reads == 1
     assert cache.holds(1, 3)
     assert reader.outstanding() == 1
 

@@ -25,6 +25,7 @@ from edgemoe.model import engine as engine_module
 from edgemoe.model import memory as memory_module
 from edgemoe.model.engine import Engine
 from edgemoe.model.opening import open_engine
+from edgemoe.process import memory_groups
 from edgemoe.store.direct import allocate_pages
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import write_checkpoint
@@ -242,6 +243,21 @@ def test_a_budget_above_the_machine(store: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(memory_module, "machine_bytes", lambda: 1 << 20)
     with pytest.raises(BudgetError, match=r"this machine has 1\.0 MiB in all"):
         open_engine(store, "1000TiB")
+
+
+@pytest.mark.parametrize(("file", "line"), [("memory.max", "0::/a/b"), ("memory.limit_in_bytes", "4:memory:/a/b")])
+def test_a_machine_is_no_larger_than_a_control_group_above(
+    file: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / ("a" if file == "memory.max" else "memory/a")
+    (folder / "b").mkdir(parents=True)
+    (folder / file).write_text(f"{1 << 20}\n")
+    (tmp_path / "own").write_text(line + "\n")
+    groups = memory_groups(tmp_path, tmp_path / "own")
+    monkeypatch.setattr(memory_module, "memory_groups", lambda root: groups)
+    assert memory_module.machine_bytes(tmp_path) == 1 << 20
+    (folder / file).write_text("max\n")
+    assert memory_module.machine_bytes(tmp_path) > 1 << 28
 
 
 def test_a_resident_file_that_was_altered(store: Path) -> None:

@@ -95,6 +95,18 @@ def test_when_the_context_is_full_the_oldest_turns_are_forgotten(make_model: Mak
     assert chat.forgotten_turns == 0
 
 
+def test_the_fewest_turns_are_forgotten_that_leave_half_a_context(make_model: MakeModel) -> None:
+    model = make_model("Hello!", context_length=400)
+    chat = model.chat(max_tokens=20)
+    for turn in range(1, 30):
+        before, forgotten = list(chat.messages), chat.forgotten_turns
+        read(chat.send(f"Message {turn}"))
+        if chat.forgotten_turns > forgotten:
+            break
+    sizes = [len(chat._prompt(before, f"Message {turn}", out)) for out in range(len(before) // 2 + 1)]
+    assert chat.forgotten_turns == next(out for out, size in enumerate(sizes) if size <= 200) > 2
+
+
 def test_a_message_that_cannot_fit_is_refused_and_changes_nothing(make_model: MakeModel) -> None:
     chat = make_model("Hello!", context_length=100).chat()
     read(chat.send("Hi"))

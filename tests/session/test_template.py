@@ -23,7 +23,6 @@ def test_a_conversation_becomes_the_text_of_its_template(folder: Path) -> None:
     )
     without_opening = template.render([USER], add_generation_prompt=False)
     assert without_opening == "<|im_start|>user\nhi<|im_end|>\n"
-    assert template.render_each([[USER], messages]) == [template.render([USER]), template.render(messages)]
 
 
 def test_blocks_are_trimmed_and_special_tokens_named() -> None:

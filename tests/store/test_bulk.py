@@ -144,3 +144,35 @@ def test_what_is_cached_is_one_call_a_thread(files: list[tuple[Path, bytes]], mo
     assert memory[:SIZE] == content
     threads = [(False, 0, 21 * 4096), (False, 21 * 4096, 20 * 4096)]
     assert sorted(asked) == [*threads, (True, 0, 4096), (True, 40 * 4096, 4096)]
+
+
+def test_a_finish_that_takes_long_is_told_as_a_stall(files: list[tuple[Path, bytes]]) -> None:
+    go_on = threading.Event()
+    spans = [Span(files[0][0], 0, 4096, memoryview(direct.allocate_pages(4096)), lambda: go_on.wait() and None)]
+    reading = BulkRead(spans, stall_seconds=0.05)
+    try:
+        with pytest.raises(direct.PageReadError, match="no read ended within"):
+            reading.wait()
+    finally:
+        go_on.set()
+
+
+def test_nothing_stays_open_where_no_thread_can_start(
+    files: list[tuple[Path, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, started = threading.Thread.start, []
+
+    def start(thread: threading.Thread) -> None:
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        real(thread)
+
+    closed = []
+    close = direct.PageFile.close
+    monkeypatch.setattr(direct.PageFile, "close", lambda file: closed.append(file.path) or close(file))
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(RuntimeError, match="new thread"):
+        BulkRead([Span(files[0][0], 0, SIZE, memoryview(direct.allocate_pages(41 * 4096)))])
+    assert closed == [files[0][0]]
+    assert not started[0].is_alive()

@@ -191,6 +191,23 @@ def test_the_page_cache_does_not_grow(cached: int, on_threads: bool, tmp_path: P
     assert _cached_pages(path) <= before + 4 * direct.CACHED_BYTES // 4096
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what its page cache holds")
+@pytest.mark.parametrize("hole", [0, 1000, 3999])
+def test_what_others_have_cached_stays_there(hole: int, tmp_path: Path) -> None:
+    """A file of which one page is missing, at either end or in the middle."""
+    path = tmp_path / "file"
+    content = os.urandom(4000 * 4096)
+    with path.open("wb") as file:
+        file.write(content)
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), hole * 4096, 4096, os.POSIX_FADV_DONTNEED)
+    before = _cached_pages(path)
+    memory = direct.allocate_pages(len(content))
+    BulkRead([Span(path, 0, len(content), memoryview(memory))]).wait()
+    assert memory[:] == content
+    assert _cached_pages(path) >= before - 2 * direct.CACHED_BYTES // 4096
+
+
 @pytest.mark.parametrize("native", [True, False])
 def test_a_resident_tensor_that_was_altered_is_named(store: Store, native: bool, monkeypatch: Any) -> None:
     monkeypatch.setattr("edgemoe.kernels.checksum.native_crc32c_usable", lambda: native)
