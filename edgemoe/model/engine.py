@@ -173,7 +173,8 @@ class Engine:
                 lossy_routing = LossyRouting(self.lossy, decoder, cache) if self.lossy.depends_on_cache else None
                 self._stepper = StreamingStepper(decoder, self._programs, cache, switch, lossy_routing)
             self._head = self._programs.make(decoder.head)
-            self._embed = self._programs.make(decoder.embed)
+            if self._embedding_rows is not None:
+                self._embed = self._programs.make(decoder.embed)
             for loading in self._loading:
                 loading.wait()
             self._loading.clear()

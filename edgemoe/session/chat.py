@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+from bisect import bisect_left
 from collections.abc import Generator
 from pathlib import Path
 from typing import TypedDict
@@ -180,15 +181,13 @@ class ChatSession:
         ids = self._prompt(before, text, forgotten)
         room_for_answer = min(self.max_tokens or self.context_length, self.context_length // 4)
         if len(ids) + room_for_answer > self.context_length and forgotten < turns:
-            # The fewest that leave half a context, by bisection: each turn left out makes the prompt shorter.
-            low, high = forgotten + 1, turns
-            while low < high:
-                middle = (low + high) // 2
-                if len(self._prompt(before, text, middle)) <= self.context_length // 2:
-                    high = middle
-                else:
-                    low = middle + 1
-            forgotten, ids = low, self._prompt(before, text, low)
+
+            def fits(left_out: int) -> bool:
+                return len(self._prompt(before, text, left_out)) <= self.context_length // 2
+
+            # Each turn that is left out makes the prompt shorter.
+            forgotten = bisect_left(range(turns), True, lo=forgotten + 1, key=fits)
+            ids = self._prompt(before, text, forgotten)
         check_prompt_length(len(ids), self.context_length)
         return ids, forgotten
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from edgemoe.store.headers import PAGE_BYTES, round_up
 THREADS = 2
 PIECE_BYTES = 32 << 20
 PIECE_BYTES_LEAST = 1 << 20
-"""Threads share a span evenly, in pieces within these bounds. After each one they want Python's lock, which a caller
+"""Threads share all spans evenly, in pieces within these bounds. After each one they want Python's lock, which a caller
 that computes gives only every 5 ms, and one within a library that keeps it for a tenth of a second not even then."""
 STALL_SECONDS = 120.0
 """A disk that finishes no piece for so long is given up."""
@@ -53,7 +53,7 @@ def share_bytes(size: int) -> int:
 class BulkRead:
     """The reading of some spans. Call `wait` once for the result, or `close` to give it up."""
 
-    def __init__(self, spans: Iterable[Span], direct: bool = True, stall_seconds: float = STALL_SECONDS) -> None:
+    def __init__(self, spans: Sequence[Span], direct: bool = True, stall_seconds: float = STALL_SECONDS) -> None:
         """Begins. Raises OSError where a file cannot be opened."""
         self._stall_seconds = stall_seconds
         self._files: dict[Path, PageFile] = {}
@@ -63,7 +63,6 @@ class BulkRead:
         self._change = threading.Condition()
         self._threads: list[threading.Thread] = []
         page = memoryview(allocate_pages(PAGE_BYTES))
-        spans = list(spans)
         piece_bytes = share_bytes(sum(span.size for span in spans))
         try:
             for number, span in enumerate(spans):

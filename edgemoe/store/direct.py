@@ -131,6 +131,8 @@ class PageFile:
             try:
                 os.preadv(self._plain, [page], at, os.RWF_NOWAIT)
             except OSError:
+                if at == offset:
+                    self._may_be_cached = False  # as `read` would find: of a file that is not there one page is asked
                 self._forget(at, PAGE_BYTES)
                 return False
         return True

@@ -57,10 +57,10 @@ class StubBackend:
         return 8192 * sizes.tokens + self._scratch_per_position_bytes * sizes.context_length
 
     def scratch_bytes(self, operations: object) -> int:
-        raise NotImplementedError
+        raise AssertionError("a plan binds no operations")
 
     def program(self, operations: object) -> Program:
-        raise NotImplementedError
+        raise AssertionError("a plan binds no operations")
 
     def close(self) -> None:
         pass
