@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgemoe.store.direct import PageFile, PageReadError, allocate_pages
+from edgemoe.store.direct import PageFile, PageReadError
 from edgemoe.store.headers import PAGE_BYTES, round_up
 
 THREADS = 2
@@ -42,7 +42,6 @@ class _Piece:
     number: int  # of the span
     first: int  # byte of the span
     size: int
-    seems_cached: bool
 
 
 def share_bytes(size: int) -> int:
@@ -62,14 +61,12 @@ class BulkRead:
         self._failures: list[tuple[int, int, Exception]] = []  # number of the span, byte of it
         self._change = threading.Condition()
         self._threads: list[threading.Thread] = []
-        page = memoryview(allocate_pages(PAGE_BYTES))
         piece_bytes = share_bytes(sum(span.size for span in spans))
         try:
             for number, span in enumerate(spans):
                 file = self._files.get(span.path) or self._files.setdefault(span.path, PageFile(span.path, direct))
-                cached = file.seems_cached(span.offset, span.size, page)
                 self._pieces.extend(
-                    _Piece(file, span, number, first, min(piece_bytes, span.size - first), cached)
+                    _Piece(file, span, number, first, min(piece_bytes, span.size - first))
                     for first in range(0, span.size, piece_bytes)
                 )
             self._unfinished = len(self._pieces)
@@ -136,7 +133,7 @@ class BulkRead:
 
     def _read(self, piece: _Piece) -> None:
         into = piece.span.into[piece.first :]
-        piece.file.read(piece.span.offset + piece.first, piece.size, into, piece.seems_cached)
+        piece.file.read(piece.span.offset + piece.first, piece.size, into)
         with self._change:
             self._left[piece.number] -= 1
             last = self._left[piece.number] == 0

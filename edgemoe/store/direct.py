@@ -10,11 +10,9 @@ from pathlib import Path
 
 from edgemoe.errors import BudgetError
 from edgemoe.store.headers import PAGE_BYTES, round_up
+from edgemoe.store.page_cache import cached_bytes, tells_cached
 
 READ_BYTES = 1 << 24
-CACHED_BYTES = 1 << 19
-"""So much at a time is copied from the page cache, where it may not hold all."""
-WHOLE_BYTES = 1 << 30
 
 
 def allocate_pages(size: int) -> mmap.mmap:
@@ -92,26 +90,25 @@ class PageFile:
     def __init__(self, path: Path, direct: bool = True) -> None:
         """Raises OSError where the file cannot be opened."""
         self.path = path
+        self._tells_cached = tells_cached(path)
         self._descriptor, self.direct = open_direct(path, direct)
         try:
             self._plain = os.open(path, os.O_RDONLY) if self.direct else self._descriptor
         except OSError:
             os.close(self._descriptor)
             raise
-        self._may_be_cached = hasattr(os, "RWF_NOWAIT")
         if self.direct and hasattr(os, "posix_fadvise"):  # then only what the cache holds is read the plain way
             os.posix_fadvise(self._plain, 0, 0, os.POSIX_FADV_RANDOM)
 
-    def read(self, offset: int, size: int, into: memoryview, seems_cached: bool = False) -> None:
+    def read(self, offset: int, size: int, into: memoryview) -> None:
         """Read `size` bytes from `offset`, a multiple of 4096, into page-aligned memory with room for whole pages.
 
-        What `seems_cached` is asked for by one call into the system, however long, so that a thread wants Python's lock
-        no more than that. Raises PageReadError where the file cannot be read or ends early.
+        What the page cache holds from there on is copied by one call into the system, so that a thread wants Python's
+        lock no more than that. Raises PageReadError where the file cannot be read or ends early.
         """
         # The last page may reach past the file's end: it comes back short.
         whole = into[: round_up(size, PAGE_BYTES)]
-        done, missed_bytes = self._copy_cached(offset, size, whole, WHOLE_BYTES if seems_cached else PAGE_BYTES)
-        missed = offset + done
+        done = self._copy_cached(offset, size, whole)
         while done < size:
             try:
                 count = self._read_some(offset + done, whole[done : done + READ_BYTES])
@@ -120,22 +117,6 @@ class PageFile:
             if not count:
                 raise PageReadError(self.path, offset + done)
             done += count
-        if missed_bytes:
-            self._forget(missed, missed_bytes)
-
-    def seems_cached(self, offset: int, size: int, page: memoryview) -> bool:
-        """Whether the page cache has the first and the last page of some bytes. `page` is room for one."""
-        if not self._may_be_cached:
-            return False
-        for at in (offset, offset + (size - 1) // PAGE_BYTES * PAGE_BYTES):
-            try:
-                os.preadv(self._plain, [page], at, os.RWF_NOWAIT)
-            except OSError:
-                if at == offset:
-                    self._may_be_cached = False  # as `read` would find: of a file that is not there one page is asked
-                self._forget(at, PAGE_BYTES)
-                return False
-        return True
 
     def close(self) -> None:
         """Close it; no thread may be reading."""
@@ -151,29 +132,13 @@ class PageFile:
         self._forget(offset, count)
         return count
 
-    def _copy_cached(self, offset: int, size: int, into: memoryview, ask_bytes: int) -> tuple[int, int]:
-        """Copies from the page cache, from `offset` to the first byte that it does not hold, `size` bytes or more.
-
-        Returns how many bytes it copied, and how many it then asked for in vain. The system takes a question for a wish
-        and begins to read what is missing: so where nothing is known a single page is asked for first, little after a
-        short answer, and nothing after a miss.
-        """
-        done = 0
-        while self._may_be_cached and done < size:
-            ask = min(ask_bytes, len(into) - done)
-            try:
-                count = os.preadv(self._plain, [into[done : done + ask]], offset + done, os.RWF_NOWAIT)
-            except BlockingIOError:
-                self._may_be_cached = False
-                return done, min(ask, CACHED_BYTES)  # more may be what others have there
-            except OSError:  # this file system cannot tell; what else is wrong the other way finds out
-                self._may_be_cached = False
-                break
-            if not count:  # the file's end
-                break
-            done += count
-            ask_bytes = CACHED_BYTES if count < ask else max(ask_bytes, CACHED_BYTES)
-        return done, 0
+    def _copy_cached(self, offset: int, size: int, into: memoryview) -> int:
+        """Copies what the page cache holds from `offset` on, up to `size` bytes, and returns how many that were."""
+        cached = cached_bytes(self._plain, offset, size) if self._tells_cached else 0
+        if cached:
+            with contextlib.suppress(OSError):  # all gone meanwhile, or a file system without the flag
+                return os.preadv(self._plain, [into[:cached]], offset, os.RWF_NOWAIT)
+        return 0
 
     def _forget(self, offset: int, size: int) -> None:
         """Drop from the page cache what reading this range brought there."""
