@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from edgemoe.errors import BudgetError
+from edgemoe.kernels.native.page_cache import cached_bytes, tells_cached
 from edgemoe.store.headers import PAGE_BYTES, round_up
-from edgemoe.store.page_cache import cached_bytes, tells_cached
 
 READ_BYTES = 1 << 24
 

@@ -6,9 +6,8 @@ import ctypes
 import os
 import sys
 from functools import cache
+from mmap import PAGESIZE
 from pathlib import Path
-
-from edgemoe.store.headers import PAGE_BYTES
 
 PROT_READ, MAP_SHARED, FAILED = 1, 1, ctypes.c_void_p(-1).value  # as on every Linux but those of MIPS and Alpha
 
@@ -22,19 +21,19 @@ def tells_cached(path: Path) -> bool:
 
 
 def cached_bytes(descriptor: int, offset: int, size: int) -> int:
-    """How many of `size` bytes from `offset`, a multiple of 4096, the page cache holds before the first that it lacks.
+    """How many of `size` bytes from `offset` on the page cache holds, before the first that it lacks.
 
-    0 where the system cannot tell. It takes some 10 ms a gibibyte.
+    0 where the system cannot tell, and where no page of its own begins at `offset`. It takes some 10 ms a gibibyte.
     """
     libc = _libc()
     address = libc.mmap(None, size, PROT_READ, MAP_SHARED, descriptor, offset)
     if address == FAILED:
         return 0
-    present = ctypes.create_string_buffer(-(-size // PAGE_BYTES))
+    present = ctypes.create_string_buffer(-(-size // PAGESIZE))
     told = libc.mincore(address, size, present) == 0
     libc.munmap(address, size)
     missing = present.raw.find(b"\0") if told else 0
-    return size if missing < 0 else missing * PAGE_BYTES
+    return size if missing < 0 else missing * PAGESIZE
 
 
 @cache
