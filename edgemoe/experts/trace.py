@@ -13,6 +13,7 @@ import contextlib
 import os
 import stat
 import time
+from copy import copy
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Literal
@@ -116,7 +117,8 @@ def format_of(path: Path | str, name: str | None = None) -> TraceFormat:
 class TraceWriter:
     """Writes a trace as it comes, holding few rows in memory. A context manager.
 
-    After an error nothing more can be written; what was written before stays a whole trace.
+    After an error nothing more can be written; what was written before stays a whole trace. After an interrupt (Ctrl-C)
+    the rows that it kept from being written are written by the next `flush` or `close`.
     """
 
     def __init__(self, path: Path | str, shape: TraceShape, format_name: TraceFormat | None = None) -> None:
@@ -156,14 +158,18 @@ class TraceWriter:
         """Write what waits. Raises TraceError, and closes the file, where it cannot be written."""
         if not self._waiting_rows or self._descriptor < 0:
             return
-        rows = join(self.shape, self._waiting)
-        self._waiting, self._waiting_rows = [], 0
+        encoder, file_bytes = copy(self._writer), self.file_bytes
         try:
-            self._append(self._writer.block(rows))
+            self._append(self._writer.block(join(self.shape, self._waiting)))
         except OSError as error:
-            self.rows -= len(rows)
+            self.rows -= self._waiting_rows
             self._release()
             raise self._error(error) from None
+        finally:
+            if self.file_bytes > file_bytes:
+                self._waiting, self._waiting_rows = [], 0
+            else:  # interrupted: they wait on, for `close`
+                self._writer = encoder
         self._written_at_s = time.monotonic()
 
     def close(self) -> None:

@@ -132,8 +132,12 @@ class Engine:
         self._embedding_rows: EmbeddingRows | None = None
         self._hot_list: HotList | None = None
         self._loading: list[ResidentReading | ExpertLoading] = [] if resident is None else [resident]
-        self._files = ExpertFiles((store.path / file.name for file in store.manifest.expert_files), direct_reads)
+        self._files: ExpertFiles | None = None
         try:
+            files = ExpertFiles((store.path / file.name for file in store.manifest.expert_files), direct_reads)
+            self._files = files
+            self.direct_reads = files.direct
+            """Whether experts are read past the page cache."""
             arena = _allocate_arena(memory.slots, memory.slot_bytes)
             if resident is None:
                 resident = store.begin_resident(memory.embedding_resident)
@@ -143,7 +147,7 @@ class Engine:
             cache = arrivals = None
             if not memory.all_resident:
                 self._reader = open_reader(arena, READER_THREADS)
-                cache = self._make_cache(arena, self._reader, policy)
+                cache = self._make_cache(arena, files, self._reader, policy)
                 if backend.can_await(self._reader):
                     arrivals = Arrivals(self._reader, cache.tickets, READ_TIMEOUT_SECONDS)
                     cache.kernels_await = True
@@ -164,7 +168,7 @@ class Engine:
                 embedding_rows=self._embedding_rows,
             )
             if cache is None:
-                self._loading.append(ExpertLoading(arena, decoder.slot_tables(), store, self._files.direct))
+                self._loading.append(ExpertLoading(arena, decoder.slot_tables(), store, files.direct))
             self._programs = Programs(backend, decoder.part_of)
             if cache is None:
                 self._stepper = ResidentStepper(decoder, self._programs, statistics)
@@ -178,23 +182,25 @@ class Engine:
             for loading in self._loading:
                 loading.wait()
             self._loading.clear()
+            self.traffic: TokenTraffic = token_traffic(decoder)
+            self.routing: Sequence[LayerRouting | None] = decoder.routing
+            """What the routers said of the tokens of the latest step, layer by layer; None for a dense one."""
+            self.expert_uses: npt.NDArray[np.int64] = np.zeros((len(spec.layers), _most_experts(spec)), np.int64)
+            routed = [(layer, routing) for layer, routing in enumerate(self.routing) if routing is not None]
+            self._choices = [routing.experts[0] for _, routing in routed]
+            self._choice_layers = np.repeat([layer for layer, _ in routed], [len(chosen) for chosen in self._choices])
+            if warm_start and cache is not None:
+                self._warm(cache)
         except BaseException:
             self.close()
             raise
-        self.traffic: TokenTraffic = token_traffic(decoder)
-        self.routing: Sequence[LayerRouting | None] = decoder.routing
-        """What the routers said of the tokens of the latest step, layer by layer; None for a dense one."""
-        self.expert_uses: npt.NDArray[np.int64] = np.zeros((len(spec.layers), _most_experts(spec)), np.int64)
-        routed = [(layer, routing) for layer, routing in enumerate(self.routing) if routing is not None]
-        self._choices = [routing.experts[0] for _, routing in routed]
-        self._choice_layers = np.repeat([layer for layer, _ in routed], [len(chosen) for chosen in self._choices])
-        if warm_start and cache is not None:
-            self._warm(cache)
 
-    def _make_cache(self, arena: npt.NDArray[np.uint8], reader: RecordReader, policy: str) -> ExpertCache:
+    def _make_cache(
+        self, arena: npt.NDArray[np.uint8], files: ExpertFiles, reader: RecordReader, policy: str
+    ) -> ExpertCache:
         experts = _most_experts(self.spec)
         policy_state = make_policy(policy, len(arena), len(self.spec.layers) * experts)
-        return ExpertCache(arena, experts, self.store, self._files, reader, policy_state)
+        return ExpertCache(arena, experts, self.store, files, reader, policy_state)
 
     def _warm(self, cache: ExpertCache) -> None:
         """Read in what the last session left hot, in the background."""
@@ -216,11 +222,6 @@ class Engine:
     def context_length(self) -> int:
         """Tokens that the KV cache has room for."""
         return self.memory.context_length
-
-    @property
-    def direct_reads(self) -> bool:
-        """Whether experts are read past the page cache."""
-        return self._files.direct
 
     @property
     def statistics(self) -> EngineStatistics:
@@ -341,7 +342,8 @@ class Engine:
         if self._embedding_rows is not None:
             self._embedding_rows.close()
             self._embedding_rows = None
-        self._files.close()
+        if self._files is not None:
+            self._files.close()
         self.backend.close()
         # The programs held weights, KV cache and slots, and whoever closed the engine may keep it for its figures.
         self._stepper = _Closed(self._stepper.statistics)

@@ -36,13 +36,18 @@ class RoutingRecorder:
         writer: TraceWriter,
         routing: Sequence[LayerRouting | None],
         failed: Callable[[TraceError], None] = lambda error: None,
+        drops_cold: bool = False,
     ) -> None:
-        """`failed` is told, once, that the trace can be written no longer."""
+        """`failed` is told, once, that the trace can be written no longer.
+
+        `drops_cold`: experts that are not in RAM and weigh nothing have been dropped, and cost no bytes.
+        """
         self.writer = writer
         self.tokens = {PROMPT: 0, DECODE: 0}
         """Recorded so far, by phase."""
         self.failure: TraceError | None = None
         self._failed = failed
+        self._drops_cold = drops_cold
         self._routing = [(layer, one) for layer, one in enumerate(routing) if one is not None]
         self._first_turn: int | None = None
         self._last_turn = 0
@@ -103,21 +108,26 @@ class RoutingRecorder:
         weights = np.concatenate([one.weights[0] for _, one in self._routing])
         residency = np.concatenate([one.residency[one.experts[0]] for _, one in self._routing])
         steps = np.zeros(len(experts), np.int32)
-        return _Rows(steps, self._layers, self._slots, experts, weights, residency, self._bytes * ~residency)
+        read = ~residency & (weights != 0) if self._drops_cold else ~residency
+        return _Rows(steps, self._layers, self._slots, experts, weights, residency, self._bytes * read)
 
     def _several_tokens(self, layer: int, routing: LayerRouting, tokens: int) -> _Rows:
         used = routing.experts.shape[1]
         experts = routing.experts[:tokens].reshape(-1)
+        weights = routing.weights[:tokens].reshape(-1)
         residency = routing.residency[experts]
+        read = ~residency
+        if self._drops_cold:  # one that some token has a weight for was read
+            read &= np.isin(experts, experts[weights != 0])
         sizes = np.zeros(len(experts), np.int64)
         first_of_each = np.unique(experts, return_index=True)[1]
-        sizes[first_of_each] = self.writer.shape.expert_bytes[layer] * ~residency[first_of_each]
+        sizes[first_of_each] = self.writer.shape.expert_bytes[layer] * read[first_of_each]
         return _Rows(
             np.repeat(np.arange(tokens, dtype=np.int32), used),
             np.full(len(experts), layer, np.int32),
             np.tile(np.arange(used, dtype=np.int32), tokens),
             experts,
-            routing.weights[:tokens].reshape(-1),
+            weights,
             residency,
             sizes,
         )
@@ -169,7 +179,7 @@ def recording(
     Raises UsageError for a model without routed experts.
     """
     writer = TraceWriter(path, trace_shape(engine.store, engine.spec, model), format_name)
-    recorder = RoutingRecorder(writer, engine.routing, failed)
+    recorder = RoutingRecorder(writer, engine.routing, failed, engine.lossy.drop_cold > 0)
     engine.recorder = recorder
     try:
         yield recorder

@@ -318,6 +318,35 @@ def test_a_full_disk_costs_only_what_is_written_then(
     writer.close()
 
 
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("when", ["before", "midway", "after"])
+def test_an_interrupt_of_a_write_costs_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: TraceFormat, when: str
+) -> None:
+    trace, path = made_up_trace(tokens=40), tmp_path / "t"
+    really, interrupts = os.write, [when]
+
+    def write(descriptor: int, data: memoryview) -> int:
+        if not interrupts:
+            return really(descriptor, data)
+        interrupts.clear()
+        if when != "before":
+            really(descriptor, data[: len(data) // 2] if when == "midway" else data)
+        raise KeyboardInterrupt
+
+    with TraceWriter(path, trace.shape, form) as writer:
+        writer.write(trace.select(slice(0, 20)))
+        writer.flush()
+        writer.write(trace.select(slice(20, 50)))
+        monkeypatch.setattr(trace_module.os, "write", write)
+        with pytest.raises(KeyboardInterrupt):
+            writer.flush()
+        assert same_rows(read_trace(path), trace.select(slice(0, 20)))
+        writer.write(trace.select(slice(50, None)))
+    assert same_rows(read_trace(path), trace)
+    assert writer.rows == len(trace)
+
+
 def test_a_place_that_cannot_be_written_or_read_is_told(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)

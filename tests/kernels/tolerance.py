@@ -45,13 +45,18 @@ def assert_within(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float
 
 def product(values: npt.NDArray[np.float32], matrix: Matrix) -> Doubles:
     """Bound of `matmul`: `(T, rows)`."""
-    blocks = unpack(matrix.data, matrix.format, matrix.rows, matrix.columns)
-    if not matrix.format.quantised:
-        terms = np.abs(values.astype(np.float64)) @ np.abs(blocks.values.astype(np.float64)).T
-        return (matrix.columns + 2) * UNIT * terms
-    integers, scales = quantise_activations(values)
-    inputs = np.abs(integers * scales.astype(np.float64)[:, :, None]).reshape(len(values), -1)[:, : matrix.columns]
-    return 3 * (group_count(matrix.columns) + 3) * UNIT * (inputs @ _weight_terms(matrix).T)
+    inputs = np.abs(values.astype(np.float64))
+    if matrix.format.quantised:
+        integers, scales = quantise_activations(values)
+        grouped = np.abs(integers * scales.astype(np.float64)[:, :, None])
+        inputs = grouped.reshape(len(values), -1)[:, : matrix.columns]
+    return _rounding(inputs, matrix)
+
+
+def _rounding(inputs: Doubles, matrix: Matrix) -> Doubles:
+    """What rounding can do to products with inputs of these magnitudes: `(T, columns)` to `(T, rows)`."""
+    roundings = 3 * (group_count(matrix.columns) + 3) if matrix.format.quantised else matrix.columns + 2
+    return roundings * UNIT * (inputs @ _weight_terms(matrix).T)
 
 
 def _weight_terms(matrix: Matrix) -> Doubles:
@@ -86,7 +91,8 @@ def gated_ffn(values: npt.NDArray[np.float32], gate_up: Matrix, down: Matrix) ->
     weights = np.abs(dequantise(unpack(down.data, down.format, down.rows, down.columns)).astype(np.float64))
     if down.format.quantised:
         slack = _requantised(hidden, slack)
-    return product(hidden, down) * 2 + slack @ weights.T
+    # What the slack brings is rounded too, by a weight of zero as well, whose zero point is taken out of the sum.
+    return product(hidden, down) * 2 + slack @ weights.T + _rounding(slack, down)
 
 
 def _hidden(values: npt.NDArray[np.float32], gate_up: Matrix, width: int) -> tuple[npt.NDArray[np.float32], Doubles]:

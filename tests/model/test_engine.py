@@ -227,6 +227,23 @@ def test_an_error_meanwhile_is_passed_on_and_leaves_nothing_open(store: Path) ->
         assert sorted(Path("/proc/self/fd").iterdir()) == before
 
 
+@pytest.mark.parametrize("place", ["ExpertFiles", "token_traffic", "cache_folder"])
+def test_an_engine_that_cannot_be_made_leaves_nothing_open(
+    store: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise ReadError("lost.")
+
+    monkeypatch.setattr(engine_module, place, fail)
+    before = sorted(Path("/proc/self/fd").iterdir()) if Path("/proc/self/fd").exists() else []
+    threads = threading.active_count()
+    with pytest.raises(ReadError, match="lost"):
+        engine_with_slots(store, 8, warm_start=True)
+    assert threading.active_count() == threads
+    if before:
+        assert sorted(Path("/proc/self/fd").iterdir()) == before
+
+
 def test_an_expert_lost_while_all_are_loaded_is_named(store: Path, tmp_path: Path, monkeypatch) -> None:
     copy = shutil.copytree(store, tmp_path / "store")
     opened = Store.open(copy)

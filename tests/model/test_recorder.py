@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from edgemoe.experts.trace import Trace, read_trace
 from edgemoe.experts.turn import DECODE, PROMPT, Turn
 from edgemoe.model.description import store_spec
 from edgemoe.model.engine import Engine
+from edgemoe.model.lossy import LossySettings
 from edgemoe.model.recorder import recording, trace_shape
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import write_checkpoint
@@ -65,7 +67,7 @@ def talk(engine: Engine) -> np.ndarray:
     return np.stack(logits)
 
 
-def record(store: Path, path: Path, slots: int, **options: str) -> tuple[Trace, np.ndarray, Engine]:
+def record(store: Path, path: Path, slots: int, **options: Any) -> tuple[Trace, np.ndarray, Engine]:
     with engine_with_slots(store, slots, **options) as engine, recording(engine, path) as recorder:
         logits = talk(engine)
         assert recorder.failure is None
@@ -130,6 +132,17 @@ def test_residency_and_bytes_are_what_the_cache_counts(store: Path, tmp_path: Pa
     assert np.count_nonzero(trace.expert_bytes) == statistics.expert_misses
     assert 0 < np.count_nonzero(trace.residency & decoded) < np.count_nonzero(decoded)
     np.testing.assert_array_equal((trace.expert_bytes > 0)[decoded], ~trace.residency[decoded])
+
+
+def test_experts_that_were_dropped_cost_no_bytes(store: Path, tmp_path: Path) -> None:
+    trace, _, engine = record(store, tmp_path / "t", 11, prediction="off", lossy=LossySettings(drop_cold=0.33))
+    statistics = engine.statistics
+    assert statistics.expert_drops > 0
+    assert int(trace.expert_bytes.sum()) == statistics.disk_bytes
+    decoded = trace.phase == DECODE
+    dropped = decoded & ~trace.residency & (trace.expert_bytes == 0)
+    assert dropped.any()
+    assert not trace.weight[dropped].any()
 
 
 def test_recording_changes_no_bit_and_ends_where_it_ends(store: Path, tmp_path: Path) -> None:
