@@ -243,8 +243,12 @@ class Engine:
         return self._forced
 
     def keep_ledger(self, on: bool = True) -> None:
-        """Account for the time of every `forward` from now on, from zero; or no longer."""
-        assert self._programs is not None
+        """Account for the time of every `forward` from now on, from zero; or no longer.
+
+        Raises UsageError where the engine is closed.
+        """
+        if self._programs is None:
+            raise UsageError("The model is closed.", "Open it again.")
         self._programs.time_runs(on)
         self._forward_ns = 0
         self._waited_before_ns = self._stepper.statistics.wait_ns
@@ -359,8 +363,11 @@ class Engine:
 
     def _checked(self, token_ids: Sequence[int] | npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
         ids = np.asarray(token_ids)
-        if ids.ndim != 1 or ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):
+        if ids.size == 0:
             raise UsageError("The model was given no tokens.", "Give at least one token id, as a list of integers.")
+        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+            found = f"{ids.dtype} of shape {ids.shape}"
+            raise UsageError(f"Token ids: expected a list of integers, found {found}.", "Give one sequence's ids.")
         if ids.min() < 0 or ids.max() >= self.spec.vocabulary:
             wrong = ids[(ids < 0) | (ids >= self.spec.vocabulary)][0]
             raise UsageError(f"Token id {wrong} is outside the vocabulary of {self.spec.vocabulary}.")

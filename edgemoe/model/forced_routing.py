@@ -127,7 +127,9 @@ class ForcedRouting:
         order = self._chance.random((len(experts), self.shape.experts))
         np.put_along_axis(order, experts, order.min() - 1, axis=1)  # experts to come are no wrong guesses
         wrong = np.argsort(-order, axis=1)[:, : self.experts_used].astype(np.int32)
-        return np.where(self._chance.random(experts.shape) < recall, experts, wrong)
+        right = self._chance.random(experts.shape) < recall
+        right[:, self.shape.experts - self.experts_used :] = True  # no others are left that would be wrong
+        return np.where(right, experts, wrong)
 
     def _complete(self, trace: Trace) -> npt.NDArray[np.bool_]:
         """Which rows belong to tokens that have all theirs."""

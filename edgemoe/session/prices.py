@@ -63,7 +63,7 @@ class Price:
             numbers = (price.divergence_nats, price.top_changed, price.positions, price.speed_ratio)
             if not all(math.isfinite(number) for number in numbers) or not isinstance(price.text, (str, type(None))):
                 raise ValueError("not a price")
-        except TypeError as error:
+        except (TypeError, OverflowError) as error:
             raise ValueError("not a price") from error
         return price
 

@@ -125,8 +125,11 @@ def test_expert_uses_and_residency(store: Path) -> None:
     ("ids", "message"),
     [
         ([], "no tokens"),
-        ([[1, 2]], "no tokens"),
-        ([0.5], "no tokens"),
+        ([[1, 2]], r"expected a list of integers, found int64 of shape \(1, 2\)"),
+        ([0.5], "found float64"),
+        ([True], "found bool"),
+        ("ab", "found <U2"),
+        (3, r"of shape \(\)"),
         ([3, 193], "193 is outside the vocabulary of 193"),
         ([-1], "-1 is outside"),
         ([1] * 600, "do not fit the context"),
@@ -319,6 +322,8 @@ def test_closing_gives_the_memory_back(store: Path, slots: int, monkeypatch: pyt
     assert engine.statistics.tokens == len(PROMPT)
     with pytest.raises(UsageError, match="closed"):
         engine.forward([1])
+    with pytest.raises(UsageError, match="closed"):
+        engine.keep_ledger()
     engine.close()  # once more is harmless
 
 

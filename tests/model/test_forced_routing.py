@@ -179,6 +179,18 @@ def test_guesses_are_made_up_of_the_recall_that_is_asked_for(store: Path, recall
     assert cache.predicted_reads > 0
 
 
+def test_guesses_differ_where_few_experts_are_left_to_guess_wrong(store: Path) -> None:
+    shape = dataclasses.replace(SHAPE, experts_used=6)
+    forced = ForcedRouting(made_up_trace(shape, tokens=30, prompt_tokens=3), recall=0.2)
+    with engine_with_slots(store, EXPERTS - 2, routing=forced, prediction="on") as engine:
+        engine.turn.begin_decoding()
+        for token in range(20):
+            engine.forward([token])
+            for routing in engine.routing:
+                assert routing is not None
+                assert len(set(routing.predicted[0].tolist())) == 6
+
+
 def test_a_recall_that_is_none_is_refused() -> None:
     for wrong in (-0.1, 1.1, float("nan")):
         with pytest.raises(UsageError, match="--recall: expected 0 to 100 %"):

@@ -91,6 +91,7 @@ def test_a_damaged_file_is_no_prices_and_is_replaced(store: Path, content: bytes
         {},
         {**PRICE.to_json(), "more": 1},
         {**PRICE.to_json(), "positions": "many"},
+        {**PRICE.to_json(), "positions": 10**400},
         {**PRICE.to_json(), "divergence_nats": float("nan")},
         {**PRICE.to_json(), "speed_ratio": None},
         {**PRICE.to_json(), "text": ["x"]},
