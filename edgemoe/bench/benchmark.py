@@ -23,7 +23,7 @@ from edgemoe.bench.protocol import Worker
 from edgemoe.bench.rates import DiskRates, store_places
 from edgemoe.bench.report import EDGEMOE, WITH_LEDGER, EngineReport, Report
 from edgemoe.bench.roofline import ReadRates
-from edgemoe.bench.startup import PROMPT, Within, command_seconds, worker_seconds
+from edgemoe.bench.startup import PROMPT, Within, bring_into_cache, command_seconds, worker_seconds
 from edgemoe.errors import UsageError
 from edgemoe.experts.policy import DEFAULT_POLICY
 from edgemoe.experts.trace import read_trace
@@ -158,15 +158,19 @@ class Benchmark:
         starts: dict[str, Callable[[], float]] = {}
         if has_tokenizer(self.model):
             within = self._within(EDGEMOE)
+            files = [path for path in self.model.iterdir() if path.is_file()]
             starts[EDGEMOE] = lambda: command_seconds(self.model, self.ram, self.kernels.threads, within)
             peer = self.peer
             if peer is not None:
                 ids = _encode(self.model, PROMPT)
                 command = self._within(peer.name)(peer.command)
                 options = {**peer.options, "context": max(peer.options["context"], len(ids))}
+                files.append(Path(peer.options["gguf"]))
                 starts[peer.name] = lambda: worker_seconds(peer.name, command, options, ids)
+            if self.limit_bytes is None:
+                bring_into_cache(files)
         times: dict[str, list[float]] = {name: [] for name in starts}
-        for number in range(1 + self.settings.repeats):  # the first fills the system's cache
+        for number in range(1 + self.settings.repeats):  # the first warms up
             self._progress("starting up", number, 1 + self.settings.repeats)
             for name, start in starts.items():
                 times[name].append(start())
