@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -21,9 +22,12 @@ def main() -> None:
     raises KeyboardInterrupt, as ever.
     """
     _on_interrupt(_leave)
+    gc.disable()  # as `cli/starting.py` says, which is not to be imported here
     try:
         from edgemoe.cli.main import main as command
 
+        gc.freeze()
+        gc.enable()
         _on_interrupt(signal.default_int_handler)
         command()
     except KeyboardInterrupt:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgemoe.cli import options as shared
+from edgemoe.cli.starting import collection_paused
 from edgemoe.cli.tracing import TraceOption, traced
 from edgemoe.errors import UsageError
 
@@ -62,7 +63,7 @@ def chat(
 
         read = prompt_reader()
     # loaded last, so that the memory plan counts what was imported above
-    with screen.waiting("loading the model"):
+    with screen.waiting("loading the model"), collection_paused():
         opened = load_model(model, ram, threads, context, kv, policy, prediction, not no_warm_start, **asked.to_json())
     with opened, compiling_told(opened), traced(opened.engine, trace):
         sampling = shared.sampling_options(opened, temperature, top_k, top_p, min_p, seed)

@@ -11,6 +11,7 @@ import typer
 from edgemoe.cli import options as shared
 from edgemoe.cli.interrupts import on_interrupt
 from edgemoe.cli.screen import printable
+from edgemoe.cli.starting import collection_paused
 from edgemoe.cli.tracing import TraceOption, traced
 from edgemoe.errors import INTERRUPTED, UsageError
 
@@ -55,13 +56,14 @@ def run(
         raise UsageError(f"--max-tokens: expected 1 or more, found {max_tokens}.", "See edgemoe run --help.")
     text = read_prompt(prompt)
 
-    from edgemoe.cli.compiling import compiling_told
-    from edgemoe.cli.lossy import lossy_json, tell_lossy
-    from edgemoe.model.lossy import LossySettings
-    from edgemoe.session.model import finished, load
+    with collection_paused():
+        from edgemoe.cli.compiling import compiling_told
+        from edgemoe.cli.lossy import lossy_json, tell_lossy
+        from edgemoe.model.lossy import LossySettings
+        from edgemoe.session.model import finished, load
 
-    asked = LossySettings(cache_aware_routing, drop_cold, experts_used)
-    opening = load(model, ram, threads, context, kv, policy, prediction, not no_warm_start, **asked.to_json())
+        asked = LossySettings(cache_aware_routing, drop_cold, experts_used)
+        opening = load(model, ram, threads, context, kv, policy, prediction, not no_warm_start, **asked.to_json())
     with opening as opened, compiling_told(opened), traced(opened.engine, trace):
         tell_lossy(opened.folder, asked, opened.engine.lossy, model, ram)
         sampling = shared.sampling_options(opened, temperature, top_k, top_p, min_p, seed)
