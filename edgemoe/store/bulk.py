@@ -15,7 +15,7 @@ from edgemoe.store.direct import PageFile, PageReadError
 from edgemoe.store.headers import PAGE_BYTES, round_up
 
 THREADS = 2
-PIECE_BYTES = 32 << 20
+PIECE_BYTES = 64 << 20
 PIECE_BYTES_LEAST = 1 << 20
 """Threads share all spans evenly, in pieces within these bounds. After each one they want Python's lock, which a caller
 that computes gives only every 5 ms, and one within a library that keeps it for a tenth of a second not even then."""

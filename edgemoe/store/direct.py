@@ -12,7 +12,7 @@ from edgemoe.errors import BudgetError
 from edgemoe.kernels.native.page_cache import cached_bytes, tells_cached
 from edgemoe.store.headers import PAGE_BYTES, round_up
 
-READ_BYTES = 1 << 24
+READ_BYTES = 1 << 26
 
 
 def allocate_pages(size: int) -> mmap.mmap:
