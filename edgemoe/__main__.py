@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
@@ -22,12 +21,12 @@ def main() -> None:
     raises KeyboardInterrupt, as ever.
     """
     _on_interrupt(_leave)
-    gc.disable()  # as `cli/starting.py` says, which is not to be imported here
     try:
-        from edgemoe.cli.main import main as command
+        from edgemoe.cli.starting import collection_paused
 
-        gc.freeze()
-        gc.enable()
+        with collection_paused():
+            from edgemoe.cli.main import main as command
+
         _on_interrupt(signal.default_int_handler)
         command()
     except KeyboardInterrupt:

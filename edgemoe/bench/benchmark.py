@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from edgemoe.bench import report as reports
-from edgemoe.bench.control_group import GroupUsage, MemoryGroup, drop_from_cache
+from edgemoe.bench.cached_files import bring_into_cache, drop_from_cache
+from edgemoe.bench.control_group import GroupUsage, MemoryGroup
 from edgemoe.bench.forced import RoutingReport, most_experts_used, routing_report
 from edgemoe.bench.limits import ForecastReport, LimitReport, forecast_report, guess_report, limit_report
 from edgemoe.bench.machine import describe_machine
@@ -23,7 +24,7 @@ from edgemoe.bench.protocol import Worker
 from edgemoe.bench.rates import DiskRates, store_places
 from edgemoe.bench.report import EDGEMOE, WITH_LEDGER, EngineReport, Report
 from edgemoe.bench.roofline import ReadRates
-from edgemoe.bench.startup import PROMPT, Within, bring_into_cache, command_seconds, worker_seconds
+from edgemoe.bench.startup import PROMPT, Within, command_seconds, worker_seconds
 from edgemoe.errors import UsageError
 from edgemoe.experts.policy import DEFAULT_POLICY
 from edgemoe.experts.trace import read_trace

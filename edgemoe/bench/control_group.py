@@ -14,9 +14,8 @@ import contextlib
 import os
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 
 from edgemoe.errors import UsageError
@@ -135,16 +134,3 @@ class MemoryGroup:
                 if found == key:
                     return int(value)
         return None
-
-
-def drop_from_cache(paths: Iterable[Path]) -> None:
-    """Take files out of the page cache as far as nobody holds them there; where the system cannot, leave them."""
-    for path in paths:
-        with contextlib.suppress(OSError):
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)  # what was not written yet would stay
-                if hasattr(os, "posix_fadvise"):
-                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            finally:
-                os.close(descriptor)

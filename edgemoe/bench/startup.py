@@ -12,27 +12,11 @@ from typing import Any
 
 from edgemoe.bench.protocol import LAST_LINES, Worker
 from edgemoe.errors import EdgemoeError
-from edgemoe.model.memory import available_bytes
 
 PROMPT = "The sea is"
-READ_BYTES = 1 << 24
 
 
 Within = Callable[[Sequence[str]], Sequence[str]]
-
-
-def bring_into_cache(paths: Sequence[Path]) -> None:
-    """Read files, for the system to keep them: engines that read past its cache find there what others left.
-
-    Files that would take more than half of the free memory are left where they are.
-    """
-    if sum(path.stat().st_size for path in paths) > available_bytes() // 2:
-        return
-    memory = memoryview(bytearray(READ_BYTES))
-    for path in paths:
-        with path.open("rb", buffering=0) as file:
-            while file.readinto(memory):
-                pass
 
 
 def command_seconds(model: Path, ram: str | None, threads: int, within: Within = list) -> float:

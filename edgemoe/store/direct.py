@@ -12,8 +12,6 @@ from edgemoe.errors import BudgetError
 from edgemoe.kernels.native.page_cache import cached_bytes, tells_cached
 from edgemoe.store.headers import PAGE_BYTES, round_up
 
-READ_BYTES = 1 << 26
-
 
 def allocate_pages(size: int) -> mmap.mmap:
     """Anonymous private memory of `size` bytes, zeroed on first touch, beginning at a page. Raises BudgetError."""
@@ -111,7 +109,7 @@ class PageFile:
         done = self._copy_cached(offset, size, whole)
         while done < size:
             try:
-                count = self._read_some(offset + done, whole[done : done + READ_BYTES])
+                count = self._read_some(offset + done, whole[done:])
             except OSError as problem:
                 raise PageReadError(self.path, offset + done, problem.strerror or str(problem)) from problem
             if not count:

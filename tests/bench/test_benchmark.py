@@ -8,15 +8,13 @@ from typing import Any
 
 import pytest
 
-from edgemoe.bench import startup
 from edgemoe.bench.benchmark import Benchmark
-from edgemoe.bench.control_group import MemoryGroup, drop_from_cache
+from edgemoe.bench.control_group import MemoryGroup
 from edgemoe.bench.measure import Settings
 from edgemoe.bench.peers import LLAMA_CPP, Peer, open_peer
 from edgemoe.bench.report import Report
-from edgemoe.bench.startup import bring_into_cache, command_seconds
+from edgemoe.bench.startup import command_seconds
 from edgemoe.errors import BudgetError, EdgemoeError, SourceError, UsageError
-from edgemoe.kernels.native.page_cache import cached_bytes
 from edgemoe.kernels.select import describe_backend
 from edgemoe.process import ControlGroup
 from edgemoe.session.default_model import find_model
@@ -230,18 +228,3 @@ def test_an_engine_that_dies_is_told(store: Path, tmp_path: Path) -> None:
     peer = Peer(LLAMA_CPP, [sys.executable, "-c", "raise SystemExit('no luck')"], {})
     with pytest.raises(EdgemoeError, match=r"llama\.cpp: its process ended with code 1, saying: no luck"):
         Benchmark(store, Settings(2, 2, 2, 1), describe_backend(1), None, peer).run()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what its page cache holds")
-@pytest.mark.parametrize("free_files", [1.9, 2.1])
-def test_files_are_brought_into_the_cache_where_it_has_room(
-    tmp_path: Path, free_files: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, size = tmp_path / "file", 20 << 20
-    path.write_bytes(bytes(size))
-    drop_from_cache([path])
-    monkeypatch.setattr(startup, "available_bytes", lambda: int(free_files * size))
-    with path.open("rb") as file:
-        before = cached_bytes(file.fileno(), 0, size)
-        bring_into_cache([path])
-        assert cached_bytes(file.fileno(), 0, size) == (size if free_files > 2 else before)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgemoe.bench import control_group
-from edgemoe.bench.control_group import GroupUsage, MemoryGroup, drop_from_cache
+from edgemoe.bench.control_group import GroupUsage, MemoryGroup
 from edgemoe.errors import UsageError
 from edgemoe.process import ControlGroup, memory_groups
 
@@ -102,13 +102,6 @@ def test_a_group_that_no_process_may_enter_is_none(parent: Path, monkeypatch: py
     with pytest.raises(UsageError, match="no process may enter it"):
         MemoryGroup("x", 64 * MIB, [ControlGroup(parent, 2)])
     assert list(parent.iterdir()) == []
-
-
-def test_files_keep_their_contents(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"abc" * 10_000)
-    drop_from_cache([path, tmp_path / "missing"])
-    assert path.read_bytes() == b"abc" * 10_000
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import mmap
 import os
@@ -14,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from edgemoe.bench.cached_files import drop_from_cache
 from edgemoe.session.default_model import find_model
 from edgemoe.store.direct import open_direct
+from tests.support.page_cache import cached_pages
 
 RUN = """
 import json, sys
@@ -73,22 +74,7 @@ def test_peak_memory_is_within_the_budget_from_floor_to_resident() -> None:
 
 
 def cached_bytes(path: Path) -> int:
-    """How much of a file is in the page cache."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
-    size = path.stat().st_size
-    pages = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
-    with path.open("r+b") as file, mmap.mmap(file.fileno(), size) as mapped:
-        view = ctypes.c_char.from_buffer(mapped)
-        assert libc.mincore(ctypes.addressof(view), size, pages) == 0
-        del view
-    return sum(page & 1 for page in pages) * mmap.PAGESIZE
-
-
-def drop(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return sum(cached_pages(path)) * mmap.PAGESIZE
 
 
 @pytest.mark.parametrize("ram", ["floor", "1TiB"])
@@ -100,11 +86,11 @@ def test_the_page_cache_does_not_take_the_model_in(tmp_path: Path, ram: str) -> 
         os.close(descriptor)
         if not direct:
             pytest.skip("this file system knows no direct reads")
-        drop(path)
+        drop_from_cache([path])
     sample = files[0]
     sample.read_bytes()
     assert cached_bytes(sample) >= sample.stat().st_size * 0.9  # the measure measures
-    drop(sample)
+    drop_from_cache([sample])
     before = sum(map(cached_bytes, files))
     total = sum(path.stat().st_size for path in files)
     assert before < total // 20

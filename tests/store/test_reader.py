@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import ctypes
 import json
 import mmap
 import os
@@ -26,6 +25,7 @@ from edgemoe.store.bulk import BulkRead, Span
 from edgemoe.store.manifest import MANIFEST_NAME, Manifest
 from edgemoe.store.manifest_parser import parse_manifest
 from edgemoe.store.reader import Store
+from tests.support.page_cache import cached_pages
 from tests.support.stores import flip_bit, small_store, without_fast_checksums
 
 
@@ -162,19 +162,6 @@ def test_what_is_cached_comes_from_the_cache_and_only_that(
         assert not copied
 
 
-def _cached_pages(path: Path) -> list[bool]:
-    """Of every page of a file of ours, whether the page cache holds it."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        address = ctypes.c_void_p(libc.mmap(None, ctypes.c_size_t(size), 1, 1, file.fileno(), ctypes.c_long(0)))
-    held = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
-    assert libc.mincore(address, ctypes.c_size_t(size), held) == 0
-    libc.munmap(address, ctypes.c_size_t(size))
-    return [bool(page & 1) for page in held]
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what its page cache holds")
 @pytest.mark.parametrize("cached", [0, 100])
 @pytest.mark.parametrize("on_threads", [False, True])
@@ -189,7 +176,7 @@ def test_the_page_cache_does_not_grow(cached: int, on_threads: bool, tmp_path: P
         with path.open("rb", buffering=0) as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # nothing more than that
             file.read(cached * 4096)
-    before = sum(_cached_pages(path))
+    before = sum(cached_pages(path))
     if before > 200:
         pytest.skip("this file system keeps what it was told to drop")
     memory = direct.allocate_pages(len(content))
@@ -198,7 +185,7 @@ def test_the_page_cache_does_not_grow(cached: int, on_threads: bool, tmp_path: P
     else:
         _read_file(path, 0, len(content), memoryview(memory))
     assert memory[:] == content
-    assert sum(_cached_pages(path)) <= before + 100  # what a file system keeps for itself, never the file
+    assert sum(cached_pages(path)) <= before + 100  # what a file system keeps for itself, never the file
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what its page cache holds")
@@ -211,11 +198,11 @@ def test_what_others_have_cached_stays_there(hole: int, tmp_path: Path) -> None:
         file.write(content)
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), hole * 4096, 4096, os.POSIX_FADV_DONTNEED)
-    before = sum(_cached_pages(path))
+    before = sum(cached_pages(path))
     memory = direct.allocate_pages(len(content))
     BulkRead([Span(path, 0, len(content), memoryview(memory))]).wait()
     assert memory[:] == content
-    assert sum(_cached_pages(path)) >= before
+    assert sum(cached_pages(path)) >= before
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what its page cache holds")
@@ -231,7 +218,7 @@ def test_the_system_tells_what_is_cached_before_the_first_page_that_is_not(
         os.fsync(file.fileno())
         if count:
             os.posix_fadvise(file.fileno(), first * mmap.PAGESIZE, count * mmap.PAGESIZE, os.POSIX_FADV_DONTNEED)
-    held = [*_cached_pages(path), False]
+    held = [*cached_pages(path), False]
     with path.open("rb") as file:
         for begin in (0, 1, 700):
             run = held.index(False, begin) - begin
@@ -240,7 +227,7 @@ def test_the_system_tells_what_is_cached_before_the_first_page_that_is_not(
             assert found == min(rest, run * mmap.PAGESIZE)
         assert page_cache.cached_bytes(file.fileno(), 0, 0) == 0
         assert page_cache.cached_bytes(file.fileno(), 100, 4096) == 0
-    assert [*_cached_pages(path), False] == held  # to ask brings nothing there
+    assert [*cached_pages(path), False] == held  # to ask brings nothing there
 
 
 def test_of_others_files_nothing_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,6 +235,9 @@ def test_of_others_files_nothing_is_asked(tmp_path: Path, monkeypatch: pytest.Mo
     path = tmp_path / "file"
     path.write_bytes(bytes(4096))
     assert page_cache.tells_cached(path) == (sys.platform == "linux")
+    with monkeypatch.context() as context:
+        context.delattr(os, "RWF_NOWAIT", raising=False)
+        assert not page_cache.tells_cached(path)
     monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert not page_cache.tells_cached(path)

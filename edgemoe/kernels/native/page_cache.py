@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
-import sys
 from functools import cache
-from mmap import PAGESIZE
 from pathlib import Path
 
-PROT_READ, MAP_SHARED, FAILED = 1, 1, ctypes.c_void_p(-1).value  # as on every Linux but those of MIPS and Alpha
+FAILED = ctypes.c_void_p(-1).value
 
 
 def tells_cached(path: Path) -> bool:
-    """Whether `cached_bytes` may be asked of a file: Linux answers who owns it or may write it.
+    """Whether `cached_bytes` may be asked of a file, and what it tells be read by itself (`RWF_NOWAIT`).
 
-    To all others `mincore` says that everything is there. Raises OSError where the file is missing.
+    Linux answers who owns the file or may write it: to all others `mincore` says that everything is there. Raises
+    OSError where the file is missing.
     """
-    return sys.platform == "linux" and (path.stat().st_uid == os.geteuid() or os.access(path, os.W_OK))
+    return hasattr(os, "RWF_NOWAIT") and (path.stat().st_uid == os.geteuid() or os.access(path, os.W_OK))
 
 
 def cached_bytes(descriptor: int, offset: int, size: int) -> int:
@@ -26,14 +26,14 @@ def cached_bytes(descriptor: int, offset: int, size: int) -> int:
     0 where the system cannot tell, and where no page of its own begins at `offset`. It takes some 10 ms a gibibyte.
     """
     libc = _libc()
-    address = libc.mmap(None, size, PROT_READ, MAP_SHARED, descriptor, offset)
+    address = libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, offset)
     if address == FAILED:
         return 0
-    present = ctypes.create_string_buffer(-(-size // PAGESIZE))
+    present = ctypes.create_string_buffer(-(-size // mmap.PAGESIZE))
     told = libc.mincore(address, size, present) == 0
     libc.munmap(address, size)
     missing = present.raw.find(b"\0") if told else 0
-    return size if missing < 0 else missing * PAGESIZE
+    return size if missing < 0 else missing * mmap.PAGESIZE
 
 
 @cache
