@@ -11,7 +11,11 @@
  *
  * Sleeping uses one mutex and two condition variables. Each side first announces itself (`sleepers`,
  * `caller_waits`) and then looks at `state` again; the other side first changes `state` and then looks at the
- * announcement. All four are sequentially consistent, so at least one of them sees the other: no wake-up is lost. */
+ * announcement. All four are sequentially consistent, so at least one of them sees the other: no wake-up is lost.
+ *
+ * Where other processes compete for the processors fewer threads may be faster (thread_trial.h). Workers whose number
+ * is `active` or more are then benched: they sleep on a condition of their own and count neither as sleepers, which
+ * each job would wake, nor as inside. */
 #include "pool.h"
 
 #include <pthread.h>
@@ -22,6 +26,7 @@
 #include <unistd.h>
 
 #include "clock.h"
+#include "thread_trial.h"
 
 #define JOB_ONE (1ull << 32)
 #define OPEN (1ull << 31)
@@ -45,12 +50,15 @@ struct em_pool {
     uint64_t *waited_ns; /* the caller's, or NULL: nobody asks */
 
     _Alignas(CACHE_LINE) _Atomic int32_t sleepers;
+    _Atomic int32_t active; /* threads that share out jobs, the caller among them */
     _Atomic bool caller_waits;
     _Atomic bool stopping;
     atomic_flag taken;
     pthread_mutex_t mutex;
     pthread_cond_t work;
     pthread_cond_t finished;
+    pthread_cond_t called_back; /* what benched workers sleep on */
+    em_thread_trial trial;
 
     pid_t process;
     uint64_t spin_ns;
@@ -74,7 +82,7 @@ static bool take_items(em_pool *pool, int64_t *begin, int64_t *end) {
     do {
         const int64_t left = pool->items - *begin;
         if (left <= 0) return false;
-        const int64_t share = left / (2 * pool->threads);
+        const int64_t share = left / (2 * atomic_load_explicit(&pool->active, memory_order_relaxed));
         const int64_t count = share > pool->chunk ? share : pool->chunk;
         *end = *begin + (count < left ? count : left);
     } while (!atomic_compare_exchange_weak_explicit(&pool->next, begin, *end, memory_order_relaxed,
@@ -89,6 +97,18 @@ static void work_on_items(em_pool *pool, int32_t thread) {
 
 static inline bool is_new(em_pool *pool, uint64_t seen_job) {
     return atomic_load(&pool->state) / JOB_ONE != seen_job || atomic_load(&pool->stopping);
+}
+
+static inline bool is_benched(em_pool *pool, int32_t number) {
+    return number >= atomic_load(&pool->active) && !atomic_load(&pool->stopping);
+}
+
+/* Returns when the worker takes part in jobs, or the pool stops. */
+static void await_call(em_pool *pool, int32_t number) {
+    if (!is_benched(pool, number)) return;
+    pthread_mutex_lock(&pool->mutex);
+    while (is_benched(pool, number)) pthread_cond_wait(&pool->called_back, &pool->mutex);
+    pthread_mutex_unlock(&pool->mutex);
 }
 
 /* Returns when there is another job than `seen_job`, or the pool stops. */
@@ -121,11 +141,12 @@ static void *work(void *argument) {
     em_pool *pool = self->pool;
     uint64_t seen_job = 0;
     for (;;) {
+        await_call(pool, self->number);
         await_job(pool, seen_job);
         if (atomic_load(&pool->stopping)) return NULL;
         uint64_t state = atomic_load(&pool->state);
         seen_job = state / JOB_ONE;
-        while ((state & OPEN) && state / JOB_ONE == seen_job) {
+        while ((state & OPEN) && state / JOB_ONE == seen_job && !is_benched(pool, self->number)) {
             if (atomic_compare_exchange_weak(&pool->state, &state, state + 1)) {
                 work_on_items(pool, self->number);
                 leave(pool);
@@ -135,23 +156,21 @@ static void *work(void *argument) {
     }
 }
 
-static void add_wait(em_pool *pool, uint64_t start) {
-    if (pool->waited_ns) *pool->waited_ns += em_now_ns() - start;
-}
-
 static void wake_workers(em_pool *pool) {
-    const uint64_t start = em_now_ns();
+    const uint64_t start = pool->waited_ns ? em_now_ns() : 0;
     pthread_mutex_lock(&pool->mutex);
     pthread_cond_broadcast(&pool->work);
     pthread_mutex_unlock(&pool->mutex);
-    add_wait(pool, start);
+    if (pool->waited_ns) *pool->waited_ns += em_now_ns() - start;
 }
 
-/* Waits until nobody is inside the job, which is closed. */
-static void await_workers(em_pool *pool, uint64_t start) {
+/* Waits until nobody is inside the job, which is closed. Returns for how long, or 0 where that was hardly at all. */
+static uint64_t await_workers(em_pool *pool) {
+    if (!(atomic_load(&pool->state) & INSIDE)) return 0;
+    const uint64_t start = em_now_ns();
     do {
         for (int i = 0; i < PAUSES_PER_CLOCK; i++) {
-            if (!(atomic_load(&pool->state) & INSIDE)) return;
+            if (!(atomic_load(&pool->state) & INSIDE)) return em_now_ns() - start;
             pause_briefly();
         }
     } while (em_now_ns() - start < pool->spin_ns);
@@ -160,15 +179,20 @@ static void await_workers(em_pool *pool, uint64_t start) {
     while (atomic_load(&pool->state) & INSIDE) pthread_cond_wait(&pool->finished, &pool->mutex);
     atomic_store(&pool->caller_waits, false);
     pthread_mutex_unlock(&pool->mutex);
+    return em_now_ns() - start;
 }
 
-void em_pool_for(em_pool *pool, int64_t items, int64_t chunk, em_task *task, void *context) {
-    if (items <= 0) return;
-    if (chunk < 1) chunk = 1;
-    if (items <= chunk || pool->started == 0) {
-        task(context, 0, items, 0);
-        return;
-    }
+static void set_active(em_pool *pool, int32_t active) {
+    const int32_t before = atomic_load(&pool->active);
+    if (active == before) return;
+    pthread_mutex_lock(&pool->mutex);
+    atomic_store(&pool->active, active);
+    if (active > before) pthread_cond_broadcast(&pool->called_back);
+    pthread_mutex_unlock(&pool->mutex);
+}
+
+/* Shares out a job; returns how long the caller waited for others at its end. */
+static uint64_t share_out(em_pool *pool, int64_t items, int64_t chunk, em_task *task, void *context) {
     pool->items = items;
     pool->chunk = chunk;
     pool->task = task;
@@ -179,9 +203,27 @@ void em_pool_for(em_pool *pool, int64_t items, int64_t chunk, em_task *task, voi
     if (atomic_load(&pool->sleepers) > 0) wake_workers(pool);
     work_on_items(pool, 0);
     atomic_fetch_and(&pool->state, ~OPEN);
-    const uint64_t start = em_now_ns();
-    await_workers(pool, start);
-    add_wait(pool, start);
+    return await_workers(pool);
+}
+
+void em_pool_for(em_pool *pool, int64_t items, int64_t chunk, em_task *task, void *context) {
+    if (items <= 0) return;
+    if (chunk < 1) chunk = 1;
+    if (items <= chunk || pool->started == 0) {
+        task(context, 0, items, 0);
+        return;
+    }
+    const uint64_t start = em_thread_trial_measures(&pool->trial) ? em_now_ns() : 0;
+    uint64_t waited_ns = 0;
+    if (atomic_load_explicit(&pool->active, memory_order_relaxed) > 1) {
+        waited_ns = share_out(pool, items, chunk, task, context);
+        if (pool->waited_ns) *pool->waited_ns += waited_ns;
+    } else {
+        task(context, 0, items, 0);
+    }
+    const uint64_t now = em_now_ns();
+    /* A chunk is about the same work in every job. */
+    set_active(pool, em_thread_trial_add(&pool->trial, now, now - start, waited_ns, (double)items / (double)chunk));
 }
 
 int32_t em_pool_acquire(em_pool *pool) {
@@ -220,8 +262,10 @@ int32_t em_pool_create(int32_t threads, int32_t spin_us, em_pool **result) {
     if (!pool) return EM_NO_MEMORY;
     *pool = (em_pool){.threads = threads, .spin_ns = (uint64_t)spin_us * 1000, .process = getpid()};
     atomic_flag_clear(&pool->taken);
+    atomic_init(&pool->active, threads);
+    em_thread_trial_begin(&pool->trial, threads);
     if (pthread_mutex_init(&pool->mutex, NULL) != 0 || pthread_cond_init(&pool->work, NULL) != 0 ||
-        pthread_cond_init(&pool->finished, NULL) != 0) {
+        pthread_cond_init(&pool->finished, NULL) != 0 || pthread_cond_init(&pool->called_back, NULL) != 0) {
         free(pool);
         return EM_NO_MEMORY;
     }
@@ -240,8 +284,10 @@ void em_pool_destroy(em_pool *pool) {
     pthread_mutex_lock(&pool->mutex);
     atomic_store(&pool->stopping, true);
     pthread_cond_broadcast(&pool->work);
+    pthread_cond_broadcast(&pool->called_back);
     pthread_mutex_unlock(&pool->mutex);
     for (int32_t i = 0; i < pool->started; i++) pthread_join(pool->workers[i].thread, NULL);
+    pthread_cond_destroy(&pool->called_back);
     pthread_cond_destroy(&pool->finished);
     pthread_cond_destroy(&pool->work);
     pthread_mutex_destroy(&pool->mutex);

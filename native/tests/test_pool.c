@@ -1,6 +1,7 @@
 /* Every item is done once, whatever the threads and chunks; and what the pool refuses. */
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -107,6 +108,53 @@ static void test_waiting_is_timed(void) {
     em_pool_destroy(pool);
 }
 
+/* A worker that the system keeps putting aside is played by one that sleeps in its items. */
+typedef struct crowd {
+    _Atomic int worker_items;
+    bool worker_sleeps;
+} crowd;
+
+static void be_put_aside(void *context, int64_t begin, int64_t end, int32_t thread) {
+    crowd *c = context;
+    (void)begin;
+    (void)end;
+    if (thread > 0) {
+        atomic_fetch_add(&c->worker_items, 1);
+        if (c->worker_sleeps) nanosleep(&(struct timespec){.tv_nsec = 3000000}, NULL);
+    } else {
+        nanosleep(&(struct timespec){.tv_nsec = 20000}, NULL);
+    }
+}
+
+/* Runs jobs until workers take part in none of a hundred, or in some; false where that never comes. */
+static bool workers_end_up(em_pool *pool, crowd *c, bool taking_part) {
+    for (int rounds = 0; rounds < 400; rounds++) {
+        atomic_store(&c->worker_items, 0);
+        for (int job = 0; job < 100; job++) em_pool_for(pool, 4, 1, be_put_aside, c);
+        if ((atomic_load(&c->worker_items) > 0) == taking_part) return true;
+    }
+    return false;
+}
+
+static void test_slow_workers_are_benched_and_called_back(void) {
+    em_pool *pool;
+    crowd c = {.worker_sleeps = true};
+    CHECK_STATUS(EM_OK, em_pool_create(3, 20, &pool));
+    CHECK_STATUS(EM_OK, em_pool_acquire(pool));
+    CHECK(workers_end_up(pool, &c, false));
+    c.worker_sleeps = false;
+    CHECK(workers_end_up(pool, &c, true));
+    em_pool_release(pool);
+    em_pool_destroy(pool); /* whoever is benched then ends, too */
+
+    c.worker_sleeps = true;
+    CHECK_STATUS(EM_OK, em_pool_create(2, 20, &pool));
+    CHECK_STATUS(EM_OK, em_pool_acquire(pool));
+    CHECK(workers_end_up(pool, &c, false));
+    em_pool_release(pool);
+    em_pool_destroy(pool);
+}
+
 /* Every word is read once, whatever the size and the threads. */
 static void test_read_memory(void) {
     const uint64_t sizes[] = {0, 64, 256, 320, 1 << 20, (1 << 20) + 64, (5 << 20) + 4096 - 64};
@@ -181,6 +229,7 @@ int main(void) {
     test_stress();
     test_caller_sleeps();
     test_waiting_is_timed();
+    test_slow_workers_are_benched_and_called_back();
     test_read_memory();
     test_create_and_destroy();
     test_refusals();
