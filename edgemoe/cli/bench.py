@@ -91,6 +91,15 @@ def bench(
     tokens: Annotated[
         int | None, typer.Option("--tokens", metavar="N", help="Positions of it.", show_default="1000")
     ] = None,
+    beside: Annotated[
+        str | None,
+        typer.Option(
+            "--beside",
+            metavar="LIST",
+            help="Measure decoding while this many other processes are busy, such as 1,2,4,"
+            " against a fair share of the processors.",
+        ),
+    ] = None,
     debug: shared.DebugOption = False,
 ) -> None:
     """Measure decoding, prefill and start-up on random tokens, and where the time goes.
@@ -112,6 +121,20 @@ def bench(
 
         write = shared.file_writer(json_file, write_price)
         write(measure_price(model, lossy, threads, ram, text, tokens, options))
+        return
+    if beside is not None:
+        if any(given is not None for given in (against, plot, routing, trace, limit)) or lossy.on:
+            raise UsageError(
+                "--beside goes with no --against, --plot, --routing, --trace, --limit or lossy option.",
+                "Leave them out.",
+            )
+        from edgemoe.bench.measure import Settings
+        from edgemoe.cli.contention import measure_contention, parse_busy_counts, write_contention
+
+        counts = parse_busy_counts(beside)
+        write = shared.file_writer(json_file, write_contention)
+        settings = Settings(prompt, decode, prefill, repeats, room_tokens=context)
+        write(measure_contention(model, counts, settings, threads, ram, options))
         return
     if text is not None or tokens is not None:
         raise UsageError("--text and --tokens are for --price.", "Give that too, with a lossy option.")

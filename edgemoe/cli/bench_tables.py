@@ -30,9 +30,9 @@ def report_tables(report: Report) -> list[tuple[str, Rows]]:
         ratios = report.ratios
         rows = [("version", report.peer.about["version"]), *_engine_rows(report, report.peer)]
         tables.append((f"{report.peer.name}, in turn with edgemoe on the same weights and tokens", rows))
-        rows = [("decode", _spread(ratios.decode)), ("prefill", _spread(ratios.prefill))]
+        rows = [("decode", spread_text(ratios.decode)), ("prefill", spread_text(ratios.prefill))]
         if ratios.startup is not None:
-            rows.append(("start-up", _spread(ratios.startup)))
+            rows.append(("start-up", spread_text(ratios.startup)))
         tables.append((f"edgemoe over {report.peer.name}: above 1, edgemoe is faster", rows))
     tables.append(("a decoded token", _ledger_rows(report.decode_ledger)))
     tables.append(("a token of the prompt", _ledger_rows(report.prefill_ledger)))
@@ -54,8 +54,8 @@ def _edgemoe_rows(report: Report) -> Rows:
     else:
         roof = report.roofline
         rows.append(
-            ("roofline", f"{_spread(roof.share, '.0%')} of what memory gives,"
-             f" {_spread(roof.read_bytes_per_s, '.1f', 1e9)} GB/s ({format_size(roof.buffer_bytes)} read)")
+            ("roofline", f"{spread_text(roof.share, '.0%')} of what memory gives,"
+             f" {spread_text(roof.read_bytes_per_s, '.1f', 1e9)} GB/s ({format_size(roof.buffer_bytes)} read)")
         )  # fmt: skip
     if report.experts is not None:
         used = report.experts.distinct_per_layer
@@ -90,18 +90,18 @@ def _streaming_rows(report: Report) -> Rows:
         limits = report.limits
         how = "direct reads" if limits.direct else "reads through the page cache"
         rows.append(
-            ("disk", f"{_spread(limits.disk_bytes_per_s, '.2f', 1e9)} GB/s, {how} of {format_size(limits.read_bytes)}"
-             f" by {limits.readers} threads")
+            ("disk", f"{spread_text(limits.disk_bytes_per_s, '.2f', 1e9)} GB/s,"
+             f" {how} of {format_size(limits.read_bytes)} by {limits.readers} threads")
         )  # fmt: skip
         disk_limit = limits.disk_tokens_per_s
         rows.append(
-            ("disk's limit", f"{_spread(disk_limit, '.1f') if disk_limit else 'none'} tokens/s:"
+            ("disk's limit", f"{spread_text(disk_limit, '.1f') if disk_limit else 'none'} tokens/s:"
              f" {limits.missed_bytes_per_token.median / 1e6:.1f} MB missed per token")
         )  # fmt: skip
         if limits.memory_tokens_per_s is not None:
-            rows.append(("memory's limit", f"{_spread(limits.memory_tokens_per_s, '.1f')} tokens/s"))
+            rows.append(("memory's limit", f"{spread_text(limits.memory_tokens_per_s, '.1f')} tokens/s"))
         if limits.share is not None:
-            rows.append(("reached", f"{_spread(limits.share, '.0%')} of the lower limit"))
+            rows.append(("reached", f"{spread_text(limits.share, '.0%')} of the lower limit"))
     if report.guesses is not None and report.guesses.recall is not None:
         guesses = report.guesses
         used = "" if guesses.useful_share is None else f", {guesses.useful_share:.0%} of them used"
@@ -151,11 +151,11 @@ def _engine_rows(report: Report, engine: EngineReport) -> Rows:
         tokens = settings.peer_decode_tokens
     after = f"{tokens} tokens after {settings.prompt_tokens}"
     rows = [
-        ("decode", f"{_spread(engine.decode_tokens_per_s, '.1f')} tokens/s, {after}"),
-        ("prefill", f"{_spread(engine.prefill_tokens_per_s, '.1f')} tokens/s, {settings.prefill_tokens} tokens"),
+        ("decode", f"{spread_text(engine.decode_tokens_per_s, '.1f')} tokens/s, {after}"),
+        ("prefill", f"{spread_text(engine.prefill_tokens_per_s, '.1f')} tokens/s, {settings.prefill_tokens} tokens"),
     ]
     if engine.startup_s is not None:
-        rows.append(("start-up", f"{_spread(engine.startup_s)} s to the first token"))
+        rows.append(("start-up", f"{spread_text(engine.startup_s)} s to the first token"))
     rows.append(("peak memory", format_size(engine.peak_rss_bytes)))
     if engine.limit is not None:
         peak, cache = engine.limit.peak_bytes, engine.limit.cache_bytes
@@ -177,6 +177,7 @@ def _ledger_rows(ledger: LedgerReport) -> Rows:
     return rows
 
 
-def _spread(spread: Spread, form: str = ".2f", unit: float = 1.0) -> str:
+def spread_text(spread: Spread, form: str = ".2f", unit: float = 1.0) -> str:
+    """The median, and in brackets the least and the most."""
     low, middle, high = (format(value / unit, form) for value in (spread.min, spread.median, spread.max))
     return f"{middle} ({low} to {high})"

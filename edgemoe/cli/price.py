@@ -14,7 +14,6 @@ from edgemoe.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
     from edgemoe.bench.price import PriceReport, SideReport
-    from edgemoe.bench.spread import Spread
     from edgemoe.model.lossy import LossySettings
 
 TEXT_LIMIT_BYTES = 16 << 20
@@ -70,6 +69,7 @@ def write_price(report: PriceReport, path: Path) -> None:
 
 def price_tables(report: PriceReport) -> list[tuple[str, list[tuple[str, str]]]]:
     """What it costs, and what it gains, with their titles."""
+    from edgemoe.cli.bench_tables import spread_text
     from edgemoe.model.lossy import LossySettings
 
     text = report.text or "random ids, as this model has no tokenizer: text would tell more"
@@ -83,14 +83,15 @@ def price_tables(report: PriceReport) -> list[tuple[str, list[tuple[str, str]]]]
         exact, lossy = report.losses_nats
         costs.append(("loss", f"{exact:.4f} nats lossless, {lossy:.4f} lossy ({lossy - exact:+.4f})"))
     gains = [("lossless", _side(report.lossless)), ("lossy", _side(report.lossy))]
-    gains.append(("lossy over lossless", f"{_spread(report.speed_ratio, '.2f')} x the speed"))
+    gains.append(("lossy over lossless", f"{spread_text(report.speed_ratio, '.2f')} x the speed"))
     return [("price of lossy settings", costs), ("speed, medians of turns (least to most)", gains)]
 
 
 def _side(side: SideReport) -> str:
+    from edgemoe.cli.bench_tables import spread_text
     from edgemoe.model.memory import format_size
 
-    parts = [f"{_spread(side.tokens_per_s, '.1f')} tokens/s", f"{side.memory['slots']} of"]
+    parts = [f"{spread_text(side.tokens_per_s, '.1f')} tokens/s", f"{side.memory['slots']} of"]
     parts[1] += f" {side.memory['total_experts']} experts in memory"
     if side.hit_rate is not None:
         parts.append(f"{side.hit_rate:.1%} hits")
@@ -98,11 +99,6 @@ def _side(side: SideReport) -> str:
         parts.append(f"{side.dropped_share:.1%} dropped")
     parts.append(f"{format_size(side.disk_bytes_per_token)} per token from disk")
     return ", ".join(parts)
-
-
-def _spread(spread: Spread, form: str) -> str:
-    low, middle, high = (format(value, form) for value in (spread.min, spread.median, spread.max))
-    return f"{middle} ({low} to {high})"
 
 
 def _read_text(folder: Path, file: Path | None) -> tuple[str | None, str | None]:

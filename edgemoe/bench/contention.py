@@ -1,0 +1,193 @@
+"""Decoding while other processes compete for the processors, held against a fair share of them.
+
+A fair scheduler gives N threads beside B processes that do nothing but run N / (N + B) of the processors. Decoding
+makes good use of that share if it is as fast as one thread alone would be on that many processors. One thread alone,
+all threads alone, and all threads beside each number of busy processes are measured in turn, round by round.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgemoe.bench.benchmark import COMMAND
+from edgemoe.bench.measure import Progress, Settings
+from edgemoe.bench.protocol import Worker
+from edgemoe.bench.spread import Spread
+from edgemoe.errors import UsageError
+from edgemoe.kernels.select import KernelChoice
+from edgemoe.model.description import store_spec
+from edgemoe.store.reader import Store
+
+BUSY_MAX = 64
+TURN_SECONDS = 2.0
+"""A turn lasts at least this long: hundreds of a scheduler's slices, which are 3 to 10 ms."""
+SETTLE_SECONDS = 1.0
+"""Decoding before a turn beside busy processes is counted: the pool finds out how many threads are best by trial."""
+
+# It ends with the process that started it, whatever ends that.
+_BUSY_PROGRAM = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    for _ in range(100000): pass"
+
+
+@dataclass(frozen=True)
+class CompanyReport:
+    """Decoding beside a number of busy processes."""
+
+    busy: int
+    share_processors: float
+    """The fair share, in processors."""
+    tokens_per_s: Spread
+    of_fair_share: Spread
+    """Speed over that of one thread alone times `share_processors`."""
+
+
+@dataclass(frozen=True)
+class ContentionReport:
+    """What a contention measurement found."""
+
+    model: str
+    threads: int
+    processors: int
+    one_thread_alone: Spread
+    """Tokens a second."""
+    alone: Spread
+    """Tokens a second of all threads."""
+    company: Sequence[CompanyReport]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def fair_share(threads: int, busy: int, processors: int) -> float:
+    """Processors that a fair scheduler gives to `threads` threads beside `busy` processes; at most one a thread."""
+    return min(float(threads), threads * processors / (threads + busy))
+
+
+def usable_processors() -> int:
+    """Processors on which this process may run."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class BusyProcesses:
+    """Processes that only run, and only while they are let. A context manager."""
+
+    def __init__(self, count: int) -> None:
+        self._processes: list[subprocess.Popen[bytes]] = []
+        try:
+            for _ in range(count):
+                process = subprocess.Popen([sys.executable, "-S", "-c", _BUSY_PROGRAM])
+                self._processes.append(process)
+                process.send_signal(signal.SIGSTOP)
+        except BaseException:
+            self.close()
+            raise
+
+    @contextmanager
+    def running(self, count: int) -> Iterator[None]:
+        """Let `count` of the processes run."""
+        try:
+            for process in self._processes[:count]:
+                process.send_signal(signal.SIGCONT)
+            yield
+        finally:
+            for process in self._processes[:count]:
+                process.send_signal(signal.SIGSTOP)
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            with contextlib.suppress(OSError):
+                process.wait()
+
+    def __enter__(self) -> BusyProcesses:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class ContentionMeasurement:
+    """Measures one model. Raises UsageError for numbers of busy processes that are out of range."""
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Settings,
+        kernels: KernelChoice,
+        ram: str | None,
+        busy_counts: Sequence[int],
+        progress: Progress = lambda doing, done, total: None,
+        engine_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not busy_counts or any(not 1 <= count <= BUSY_MAX for count in busy_counts):
+            found = ", ".join(map(str, busy_counts)) or "none"
+            raise UsageError(f"busy processes: expected numbers of 1 to {BUSY_MAX}, found {found}.")
+        self._folder = folder
+        self._settings = settings
+        self._kernels = kernels
+        self._options = {
+            "model": str(folder),
+            "ram": ram,
+            "context": settings.room_tokens,
+            "threads": kernels.threads,
+            **(engine_options or {}),
+        }
+        self._busy_counts = tuple(busy_counts)
+        self._progress = progress
+        self._vocabulary = store_spec(Store.open(folder)).vocabulary
+        self._random = np.random.default_rng(settings.seed)
+
+    def run(self) -> ContentionReport:
+        """Raises what the engine raises, and EdgemoeError where a worker dies."""
+        threads, processors, repeats = self._kernels.threads, usable_processors(), self._settings.repeats
+        one: list[float] = []
+        alone: list[float] = []
+        beside: dict[int, list[float]] = {count: [] for count in self._busy_counts}
+        with ExitStack() as stack:
+            busy = stack.enter_context(BusyProcesses(max(self._busy_counts)))
+            single = stack.enter_context(Worker("one thread", COMMAND))
+            full = stack.enter_context(Worker("all threads", COMMAND))
+            for worker, options in ((single, {**self._options, "threads": 1}), (full, self._options)):
+                worker.ask("open", **options)
+                self._decode(worker, 0)  # warms up
+            for number in range(repeats):
+                self._progress(f"round {number + 1} of {repeats}", number, repeats)
+                one.append(self._decode(single, TURN_SECONDS))
+                alone.append(self._decode(full, TURN_SECONDS))
+                for count, rates in beside.items():
+                    with busy.running(count):
+                        self._decode(full, SETTLE_SECONDS)
+                        rates.append(self._decode(full, TURN_SECONDS))
+        one_thread = Spread.of(one)
+        company = []
+        for count, rates in beside.items():
+            share = fair_share(threads, count, processors)
+            fair = Spread.of(rate * share for rate in one)
+            rate = Spread.of(rates)
+            company.append(CompanyReport(count, share, rate, rate.over(fair)))
+        return ContentionReport(self._folder.name, threads, processors, one_thread, Spread.of(alone), company)
+
+    def _decode(self, worker: Worker, seconds: float) -> float:
+        """Tokens a second of decoding, over turns that take at least `seconds` together."""
+        began_s, tokens, took_s = time.perf_counter(), 0, 0.0
+        while tokens == 0 or time.perf_counter() - began_s < seconds:
+            prompt, continuation = self._ids(self._settings.prompt_tokens), self._ids(self._settings.decode_tokens)
+            took_s += worker.ask("run", prompt=prompt, continuation=continuation)["continuation_s"]
+            tokens += len(continuation)
+        return tokens / took_s
+
+    def _ids(self, count: int) -> list[int]:
+        ids: list[int] = self._random.integers(0, self._vocabulary, count).tolist()
+        return ids

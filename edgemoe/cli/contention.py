@@ -1,0 +1,82 @@
+"""`edgemoe bench --beside`: decoding while other processes are busy, as a table and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgemoe.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgemoe.bench.contention import ContentionReport
+    from edgemoe.bench.measure import Settings
+
+
+def parse_busy_counts(text: str) -> list[int]:
+    """Numbers of busy processes, separated by commas. Raises UsageError."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts):
+        raise UsageError(f"--beside {text}: expected numbers of processes, such as 1,2,4.")
+    return [int(part) for part in parts]
+
+
+def measure_contention(
+    model: str | None,
+    busy_counts: list[int],
+    settings: Settings,
+    threads: int | None,
+    ram: str | None,
+    engine_options: Mapping[str, Any],
+) -> ContentionReport:
+    """Measure and show. Raises what `ContentionMeasurement` raises."""
+    from edgemoe.bench.contention import ContentionMeasurement
+    from edgemoe.cli.render import ProgressBar
+    from edgemoe.cli.screen import open_screen
+    from edgemoe.kernels.select import describe_backend
+    from edgemoe.session.default_model import find_model
+
+    with ProgressBar("measuring", still=True) as bar:
+        report = ContentionMeasurement(
+            find_model(model),
+            settings,
+            describe_backend(threads),
+            ram,
+            busy_counts,
+            lambda doing, done, total: bar.update(doing, done, total, ""),
+            engine_options,
+        ).run()
+    open_screen().table(contention_rows(report), contention_title(report))
+    return report
+
+
+def contention_title(report: ContentionReport) -> str:
+    """The table's title."""
+    return f"{report.model}, {report.threads} threads on {report.processors} processors: medians (least to most)"
+
+
+def contention_rows(report: ContentionReport) -> list[tuple[str, str]]:
+    """One row for each company."""
+    from edgemoe.cli.bench_tables import spread_text
+
+    rows = [
+        ("one thread alone", f"{spread_text(report.one_thread_alone, '.1f')} tokens/s"),
+        ("all threads alone", f"{spread_text(report.alone, '.1f')} tokens/s"),
+    ]
+    for company in report.company:
+        processes = "process" if company.busy == 1 else "processes"
+        rows.append(
+            (
+                f"beside {company.busy} busy {processes}",
+                f"{spread_text(company.tokens_per_s, '.1f')} tokens/s,"
+                f" {spread_text(company.of_fair_share, '.2f')} of what one thread alone would give on a fair share of"
+                f" {company.share_processors:.2f} processors",
+            )
+        )
+    return rows
+
+
+def write_contention(report: ContentionReport, path: Path) -> None:
+    """Every figure as JSON."""
+    path.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
