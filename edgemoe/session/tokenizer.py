@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import numbers
+import os
+import re
 import threading
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,8 +24,12 @@ TOKENIZER_LIMIT_BYTES = 64 << 20
 ENCODE_LIMIT_SECONDS = 30.0
 LONGEST_TOKEN_CHARACTERS = 1 << 16
 """More than any honest token stands for, less than would hurt."""
-HELD_TOKENS = 32
-"""Tokens after which an unfinished character is given up for broken: four make the longest one."""
+CONTEXT_TOKENS = 8
+"""Tokens with text that are decoded before a new one: at least the four bytes of the longest character."""
+BROKEN = "\ufffd"
+"""Stands for a byte that is not UTF-8."""
+
+BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 Result = TypeVar("Result")
 
@@ -42,6 +50,21 @@ class Tokenizer:
     def has_text(self) -> bool:
         """Whether ids stand for text."""
         return self._tokenizer is not None
+
+    def has_text_of(self, token: int) -> bool:
+        """Whether a decoder sees this token: it is in the tokenizer's vocabulary, and not special."""
+        return token not in self._special_ids and self.require().id_to_token(token) is not None
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        added = self.require().get_added_tokens_decoder()
+        return frozenset(token for token, description in added.items() if description.special)
+
+    @cached_property
+    def _byte_fallback(self) -> bool:
+        """Whether tokens such as `<0xE1>` stand for single bytes."""
+        decoder = self.require().decoder
+        return decoder is not None and decoder.decode(["<0xE1>"]) == BROKEN
 
     def require(self) -> tokenizers.Tokenizer:
         """The library's tokenizer. Raises StoreError where the store has none."""
@@ -94,6 +117,11 @@ class Tokenizer:
         tokenizer = self.require()
         try:
             text = tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+            if BROKEN in text and self._byte_fallback:
+                # The library gives up all characters of a run of bytes where one of them is broken.
+                seen = (t for t in token_ids if not skip_special_tokens or t not in self._special_ids)
+                tokens = (tokenizer.id_to_token(token) for token in seen)
+                text = tokenizer.decoder.decode(with_whole_characters([t for t in tokens if t is not None]))
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # a panic of the library is a BaseException
@@ -104,6 +132,27 @@ class Tokenizer:
                 "It is broken or hostile: copy the original model's.",
             )
         return text
+
+
+def with_whole_characters(tokens: Sequence[str]) -> list[str]:
+    """The tokens, with U+FFFD for each byte (such as `<0xE1>`) that belongs to no whole character.
+
+    SentencePiece decodes runs of bytes so: characters stay whole whatever stands beside them.
+    """
+    result: list[str] = []
+    for is_byte, group in itertools.groupby(tokens, lambda token: BYTE_TOKEN.fullmatch(token) is not None):
+        run = list(group)
+        if not is_byte:
+            result += run
+            continue
+        at = 0
+        # surrogateescape makes one surrogate of each byte that is not UTF-8
+        for character in bytes(int(token[3:5], 16) for token in run).decode("utf-8", errors="surrogateescape"):
+            broken = "\udc80" <= character <= "\udcff"
+            size = 1 if broken else len(character.encode())
+            result += [BROKEN] if broken else run[at : at + size]
+            at += size
+    return result
 
 
 def check_token_ids(token_ids: Sequence[int], vocabulary: int) -> None:
@@ -143,39 +192,49 @@ def load_library_tokenizer(folder: Path) -> tokenizers.Tokenizer:
 
 
 class Detokeniser:
-    """Turns ids into text one at a time: the pieces put together are the text of all ids.
+    """Turns ids into text one at a time: the pieces put together are what the ids add to the text before them.
 
-    A character whose bytes are spread over several tokens comes out whole with the last of them. Each
-    piece is found by decoding a few ids before it too, as some decoders drop the space that begins a text.
-    Without a tokenizer all pieces are empty.
+    A character whose bytes are spread over several tokens comes out whole with the last of them, also where the first
+    of them end the text before. Each piece is found by decoding a few ids before it too, as some decoders drop the
+    space that begins a text. These ids may begin inside a character: `Tokenizer.decode` reads bytes so that only the
+    last character depends on what follows. Without a tokenizer all pieces are empty.
     """
 
     def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:
         """`before`: the ids that stand before the first one, whose text is already known."""
         self._tokenizer = tokenizer
-        self._ids = list(before[-8:])
-        self._done = len(self._ids)  # ids before it are context, those from it on wait for their text
+        self._ids: list[int] = []  # the context, and what came since
+        self._said = ""  # as much of their text as has come out
+        if tokenizer.has_text:
+            self._ids = [token for token in before[-CONTEXT_TOKENS:] if tokenizer.has_text_of(token)]
+            self._said = tokenizer.decode(self._ids)
 
     def push(self, token: int) -> str:
         """The text that this token completes; may be empty."""
-        if not self._tokenizer.has_text:
+        if not self._tokenizer.has_text or not self._tokenizer.has_text_of(token):
             return ""
         self._ids.append(token)
-        return self._take(last=len(self._ids) - self._done >= HELD_TOKENS)
+        text = self._tokenizer.decode(self._ids)
+        whole = text.rstrip(BROKEN)
+        # The longest character has four bytes: what is broken before the last three stays broken.
+        piece = self._say(text[: max(len(whole), len(text) - 3)])
+        if len(self._ids) >= 2 * CONTEXT_TOKENS:
+            unsaid = len(text) - len(os.path.commonprefix([text, self._said]))
+            self._ids = self._ids[-CONTEXT_TOKENS:]
+            text = self._tokenizer.decode(self._ids)
+            self._said = text[: len(text) - unsaid]
+        return piece
 
     def finish(self) -> str:
         """The text of what is still held back: an unfinished character, as U+FFFD."""
-        return self._take(last=True) if self._done < len(self._ids) else ""
+        return self._say(self._tokenizer.decode(self._ids)) if self._ids else ""
 
-    def _take(self, last: bool) -> str:
-        before = self._tokenizer.decode(self._ids[: self._done])
-        text = self._tokenizer.decode(self._ids)
-        if text.endswith("\ufffd") and not last:
-            return ""
-        # what has just been decoded is the context of the next piece
-        del self._ids[: self._done]
-        self._done = len(self._ids)
-        return text[len(before) :]
+    def _say(self, text: str) -> str:
+        # Of what stood before, U+FFFD for an unfinished character gives way to the character.
+        piece = text[len(os.path.commonprefix([text, self._said])) :]
+        if piece:
+            self._said = text
+        return piece
 
 
 def stop_ids(folder: Path, tokenizer: tokenizers.Tokenizer | None) -> frozenset[int]:

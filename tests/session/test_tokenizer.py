@@ -1,3 +1,4 @@
+import functools
 import json
 import time
 from pathlib import Path
@@ -16,6 +17,20 @@ from tests.support.small_tokenizer import END, small_tokenizer, write_model_fold
 SMALL = Tokenizer(small_tokenizer(), small_tokenizer().get_vocab_size(), frozenset({1}))
 
 
+@functools.cache
+def sentencepiece_like() -> Tokenizer:
+    """A tokenizer that marks the space before a word and drops the one that begins a text."""
+    words = ["<s>", "▁", "▁Hello", "▁world", "!", "s", *(f"<0x{byte:02X}>" for byte in range(256))]
+    model = models.BPE(vocab={word: number for number, word in enumerate(words)}, merges=[], byte_fallback=True)
+    library = tokenizers.Tokenizer(model)
+    library.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    library.pre_tokenizer = pre_tokenizers.Metaspace()
+    library.add_special_tokens(["<s>"])
+    return Tokenizer(library, len(words), frozenset())
+
+
 def stream(tokenizer: Tokenizer, ids: list[int], before: list[int] | None = None) -> list[str]:
     detokeniser = Detokeniser(tokenizer, before or [])
     return [*(detokeniser.push(token) for token in ids), detokeniser.finish()]
@@ -31,7 +46,7 @@ def test_pieces_are_the_text_and_never_half_a_character(text: str) -> None:
         assert not any("\ufffd" in piece for piece in pieces)
 
 
-@given(st.lists(st.integers(2, SMALL.vocabulary - 1), max_size=25))
+@given(st.lists(st.integers(0, SMALL.vocabulary - 1), max_size=40))
 @settings(deadline=None, max_examples=200)
 def test_pieces_of_any_ids_are_what_the_library_decodes(ids: list[int]) -> None:
     assert "".join(stream(SMALL, ids)) == small_tokenizer().decode(ids)
@@ -62,29 +77,63 @@ def test_a_hostile_decoder_ends_in_an_error(decoder: decoders.Decoder, message: 
         Tokenizer(library, 2, frozenset()).decode([0] * 40 + [1])
 
 
-def sentencepiece_like() -> Tokenizer:
-    """A tokenizer that marks the space before a word and drops the one that begins a text."""
-    words = ["▁", "▁Hello", "▁world", "!", "s", *(f"<0x{byte:02X}>" for byte in range(256))]
-    model = models.BPE(vocab={word: number for number, word in enumerate(words)}, merges=[], byte_fallback=True)
-    library = tokenizers.Tokenizer(model)
-    library.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    library.pre_tokenizer = pre_tokenizers.Metaspace()
-    return Tokenizer(library, len(words), frozenset())
-
-
 def test_the_space_that_begins_a_text_is_dropped_once() -> None:
     tokenizer = sentencepiece_like()
-    assert stream(tokenizer, [1, 2, 3, 2]) == ["Hello", " world", "!", " world", ""]
-    assert stream(tokenizer, [2, 4, 3], before=[1]) == [" world", "s", "!", ""]
+    assert stream(tokenizer, [2, 3, 4, 3]) == ["Hello", " world", "!", " world", ""]
+    assert stream(tokenizer, [3, 5, 4], before=[2]) == [" world", "s", "!", ""]
+    assert stream(tokenizer, [2, *[0] * 20, 3]) == ["Hello", *[""] * 20, " world", ""]
 
 
 def test_byte_fallback_gives_whole_characters() -> None:
     tokenizer = sentencepiece_like()
-    cheese = [5 + byte for byte in "\U0001f9c0".encode()]
-    assert "".join(stream(tokenizer, [1, *cheese, *cheese, 2])) == "Hello\U0001f9c0\U0001f9c0 world"
-    assert not any("\ufffd" in piece for piece in stream(tokenizer, [1, *cheese, *cheese, 2]))
+    cheese = byte_ids("\U0001f9c0")
+    assert "".join(stream(tokenizer, [2, *cheese, *cheese, 3])) == "Hello\U0001f9c0\U0001f9c0 world"
+    assert not any("\ufffd" in piece for piece in stream(tokenizer, [2, *cheese, *cheese, 3]))
+
+
+def byte_ids(text: str) -> list[int]:
+    """The ids of a text's bytes in `sentencepiece_like`."""
+    return [6 + byte for byte in text.encode()]
+
+
+def test_an_answer_that_ends_inside_a_character_keeps_those_before_it() -> None:
+    """SentencePiece decodes a run of byte pieces so: whole characters stay, each byte beside them is one U+FFFD."""
+    tokenizer = sentencepiece_like()
+    khmer = byte_ids("ឃឃឃ")
+    assert tokenizer.decode(khmer[:-1]) == "ឃឃ\ufffd\ufffd"
+    assert tokenizer.decode([2, *khmer[1:], 3]) == "Hello\ufffd\ufffdឃឃ world"
+    assert stream(tokenizer, khmer[:-1]) == ["", "", "ឃ", "", "", "ឃ", "", "", "\ufffd\ufffd"]
+    # the context of a prompt may begin inside a character, and the answer's first tokens may end one
+    assert "".join(stream(tokenizer, khmer, before=[2, *khmer])) == "ឃឃឃ"
+    assert stream(tokenizer, [*khmer[-1:], 3], before=[2, *khmer[:-1]]) == ["ឃ", " world", ""]
+
+
+SCRIPTS = "aé ßΩжשعहிกဗឃ你。한\U0001f642\U0001f9c0\u200d\u0301"
+
+
+@pytest.mark.parametrize("tokenizer", [SMALL, sentencepiece_like()], ids=["byte-level", "byte fallback"])
+@given(text=st.text(st.sampled_from(SCRIPTS), min_size=1, max_size=30), place=st.data())
+@settings(deadline=None, max_examples=200)
+def test_a_prompt_may_end_and_an_answer_be_cut_anywhere(tokenizer: Tokenizer, text: str, place: st.DataObject) -> None:
+    text = text.strip() or "ឃ"  # some tokenizers drop a space at the beginning
+    ids = tokenizer.encode(text)
+    begin = place.draw(st.integers(0, len(ids)), "where the prompt ends")
+    end = place.draw(st.integers(begin, len(ids)), "where the answer is cut")
+    prompt = tokenizer.decode(ids[:begin]).rstrip("\ufffd")
+    assert text.startswith(prompt)
+    expected = text[len(prompt) :]
+    assert "".join(stream(tokenizer, ids[begin:], ids[:begin])) == expected
+    cut = "".join(stream(tokenizer, ids[begin:end], ids[:begin]))
+    whole = cut.rstrip("\ufffd")
+    assert expected.startswith(whole)
+    assert len(cut) - len(whole) <= 3
+    assert tokenizer.decode(ids[:end]).rstrip("\ufffd") == prompt + whole
+
+
+@given(st.lists(st.integers(0, sentencepiece_like().vocabulary - 1), max_size=40))
+@settings(deadline=None, max_examples=200)
+def test_pieces_of_any_bytes_are_the_whole_decoded(ids: list[int]) -> None:
+    assert "".join(stream(sentencepiece_like(), ids)) == sentencepiece_like().decode(ids)
 
 
 def test_broken_characters_are_not_held_back_for_ever() -> None:
