@@ -17,6 +17,7 @@ from edgemoe.conversion.gguf_package import GGUFWriter, TokenType
 from edgemoe.conversion.gguf_tokenizer import COMPOSED, NO_TOKENIZER, WHOLE_WORDS_FIRST, WORD_RULES
 from edgemoe.errors import StoreError
 from edgemoe.store.headers import parse_json
+from edgemoe.store.tokenizer_file import library_tokenizer
 
 _GPT2_WORDS = WORD_RULES["gpt-2"]
 _DIGITS = (r"\p{N}",)
@@ -35,7 +36,7 @@ def write_vocabulary(writer: GGUFWriter, folder: Path, vocabulary: int) -> None:
     path = folder / "tokenizer.json"
     try:
         data = parse_json(path.read_bytes())
-        tokenizer = Tokenizer.from_str(json.dumps(data))
+        tokenizer = library_tokenizer(json.dumps(data))
         _write_tokens(writer, data, tokenizer, vocabulary)
         ids = _write_special_tokens(writer, folder, tokenizer)
         _write_surroundings(writer, tokenizer, ids)

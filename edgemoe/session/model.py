@@ -23,7 +23,7 @@ from edgemoe.session.held_tokens import HeldTokens
 from edgemoe.session.model_files import read_json_object
 from edgemoe.session.sampler import SamplingOptions
 from edgemoe.session.template import ChatTemplate
-from edgemoe.session.tokenizer import Tokenizer, check_token_ids, has_tokenizer, load_library_tokenizer, stop_ids
+from edgemoe.session.tokenizer import Tokenizer, check_token_ids, has_tokenizer, load_library_tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -244,8 +244,7 @@ def load(
         lossy=lossy,
     )
     try:
-        stops = stop_ids(folder, library_tokenizer)
-        return Model(engine, Tokenizer(library_tokenizer, engine.spec.vocabulary, stops), folder)
+        return Model(engine, Tokenizer.around(library_tokenizer, folder, engine.spec.vocabulary), folder)
     except BaseException:
         engine.close()
         raise

@@ -10,13 +10,13 @@ from typing import Any
 
 from edgemoe.errors import EdgemoeError, StoreError
 from edgemoe.session.model_files import read_json_object, read_text
+from edgemoe.session.special_tokens import CONFIG_NAME, SpecialTokens
 
 TEMPLATE_LIMIT_BYTES = 256 << 10
 RENDER_LIMIT_SECONDS = 10.0
 HOSTILE_HINT = (
     "Such a template is broken or hostile: do not trust this model's files. edgemoe run --raw goes without it."
 )
-SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 Message = Mapping[str, Any]
 """`{"role": "system" | "user" | "assistant", "content": text}`"""
@@ -38,14 +38,13 @@ class ChatTemplate:
     @classmethod
     def load(cls, folder: Path) -> ChatTemplate:
         """The template of a model folder. Raises StoreError where there is none or it is unusable."""
-        config = read_json_object(folder / "tokenizer_config.json", required=False)
-        source = _template_source(folder, config)
+        source = _template_source(folder)
         if source is None:
             raise StoreError(
                 f"{folder} has no chat template (neither chat_template.jinja nor one in tokenizer_config.json).",
                 "A base model cannot chat; let it continue a text with edgemoe run --raw -p TEXT.",
             )
-        return cls(source, special_tokens(config))
+        return cls(source, SpecialTokens.read(folder).names)
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """The text of a conversation, with the opening of the assistant's turn where asked.
@@ -86,33 +85,27 @@ class ChatTemplate:
         )
 
 
-def special_tokens(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
-    """The named special tokens of a tokenizer_config.json, each a string there or `{"content": string}`."""
-    found = {}
-    for name in SPECIAL_TOKENS:
-        value = tokenizer_config.get(name)
-        if isinstance(value, Mapping):
-            value = value.get("content")
-        if isinstance(value, str):
-            found[name] = value
-    return found
-
-
-def _template_source(folder: Path, config: Mapping[str, Any]) -> str | None:
+def _template_source(folder: Path) -> str | None:
+    """The template that transformers takes without tools: the file, or the config's, of several the one named default."""
     path = folder / "chat_template.jinja"
     if path.is_file():
         return read_text(path, TEMPLATE_LIMIT_BYTES)
-    value = config.get("chat_template")
+    value = read_json_object(folder / CONFIG_NAME, required=False).get("chat_template")
     if isinstance(value, list):
-        named = {str(entry.get("name")): entry.get("template") for entry in value if isinstance(entry, Mapping)}
-        value = named.get("default", next(iter(named.values()), None))
-    if value is not None and not isinstance(value, str):
+        value = {str(entry.get("name")): entry.get("template") for entry in value if isinstance(entry, Mapping)}
+    if isinstance(value, Mapping) and value and "default" not in value:
         raise StoreError(
-            f"{folder / 'tokenizer_config.json'}: chat_template: expected a text or a list of named texts,"
-            f" found {type(value).__name__}.",
+            f"{folder / CONFIG_NAME}: chat_template: expected one template named default,"
+            f" found {', '.join(sorted(map(str, value)))[:200]}.",
+            "Save the one that you want as chat_template.jinja in the checkpoint, and convert that again.",
+        )
+    source = value.get("default") if isinstance(value, Mapping) else value
+    if source is not None and not isinstance(source, str):
+        raise StoreError(
+            f"{folder / CONFIG_NAME}: chat_template: expected a text, or named texts, found {type(source).__name__}.",
             "Copy the original model's tokenizer_config.json again.",
         )
-    return value
+    return source
 
 
 def _ask_worker(request: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,13 +8,15 @@ import os
 import re
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgemoe.errors import StoreError, UsageError
 from edgemoe.session.model_files import read_json_object, read_text
-from edgemoe.session.template import special_tokens
+from edgemoe.session.special_tokens import CONFIG_NAME, SpecialTokens
+from edgemoe.store.tokenizer_file import library_tokenizer
 
 if TYPE_CHECKING:
     import tokenizers
@@ -41,10 +43,18 @@ class Tokenizer:
     raises StoreError.
     """
 
-    def __init__(self, library_tokenizer: tokenizers.Tokenizer | None, vocabulary: int, stop_ids: frozenset[int]):
+    def __init__(
+        self,
+        library_tokenizer: tokenizers.Tokenizer | None,
+        vocabulary: int,
+        stop_ids: frozenset[int],
+        remarks: Sequence[str] = (),
+    ) -> None:
+        """`remarks`: sentences about the model's files that a person should read."""
         self._tokenizer = library_tokenizer
         self.vocabulary = vocabulary
         self.stop_ids = stop_ids
+        self.remarks = tuple(remarks)
 
     @property
     def has_text(self) -> bool:
@@ -78,8 +88,13 @@ class Tokenizer:
     @classmethod
     def load(cls, folder: Path, vocabulary: int) -> Tokenizer:
         """The tokenizer of a model folder whose model has `vocabulary` rows in its embedding. Raises StoreError."""
-        library_tokenizer = load_library_tokenizer(folder)
-        return cls(library_tokenizer, vocabulary, stop_ids(folder, library_tokenizer))
+        return cls.around(load_library_tokenizer(folder), folder, vocabulary)
+
+    @classmethod
+    def around(cls, library_tokenizer: tokenizers.Tokenizer | None, folder: Path, vocabulary: int) -> Tokenizer:
+        """A library's tokenizer with the ends that the files of its model folder name. Raises StoreError."""
+        ends = Ends.read(folder, library_tokenizer, vocabulary)
+        return cls(library_tokenizer, vocabulary, ends.ids, ends.remarks)
 
     def encode(self, text: str, special_tokens: bool = False) -> list[int]:
         """The ids of a text. `special_tokens` adds what the tokenizer puts around a plain text (such as BOS).
@@ -171,14 +186,16 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def load_library_tokenizer(folder: Path) -> tokenizers.Tokenizer:
-    """The tokenizer.json of a folder. Raises StoreError where it is missing, too large or does not load."""
-    import tokenizers
+    """The tokenizer.json of a folder, with the special tokens that the other files name.
 
+    Raises StoreError where it is missing, too large or does not load, or where a token has another id than the files say.
+    """
     path = folder / TOKENIZER_NAME
     text = read_text(path, TOKENIZER_LIMIT_BYTES)
     try:
-        tokenizer = tokenizers.Tokenizer.from_str(text)
-    except (KeyboardInterrupt, SystemExit):
+        tokenizer = library_tokenizer(text)
+        SpecialTokens.read(folder).add_to(tokenizer)
+    except (KeyboardInterrupt, SystemExit, StoreError):
         raise
     except BaseException as error:  # a panic of the library is a BaseException
         raise StoreError(
@@ -237,20 +254,36 @@ class Detokeniser:
         return piece
 
 
-def stop_ids(folder: Path, tokenizer: tokenizers.Tokenizer | None) -> frozenset[int]:
-    """The ids that end an answer: generation_config.json's, or config.json's, and the tokenizer's own."""
-    ids: set[int] = set()
-    for name in ("generation_config.json", "config.json"):
-        value: Any = read_json_object(folder / name, required=False).get("eos_token_id")
-        listed = value if isinstance(value, list) else [value]
-        ids |= {entry for entry in listed if isinstance(entry, int) and not isinstance(entry, bool)}
-        if ids:
-            break
-    eos = special_tokens(read_json_object(folder / "tokenizer_config.json", required=False)).get("eos_token")
-    if eos is not None and tokenizer is not None:
-        token = tokenizer.token_to_id(eos)
-        ids |= set() if token is None else {token}
-    return frozenset(ids)
+@dataclass(frozen=True)
+class Ends:
+    """The tokens that end an answer, and what the files say of them that cannot be followed."""
+
+    ids: frozenset[int]
+    remarks: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, folder: Path, tokenizer: tokenizers.Tokenizer | None, vocabulary: int) -> Ends:
+        """Those of generation_config.json, or else of config.json, and the tokenizer's own. Raises StoreError."""
+        ids: set[int] = set()
+        remarks = []
+        for name in ("generation_config.json", "config.json"):
+            value: Any = read_json_object(folder / name, required=False).get("eos_token_id")
+            for entry in value if isinstance(value, list) else [] if value is None else [value]:
+                if type(entry) is int and 0 <= entry < vocabulary:
+                    ids.add(entry)
+                else:
+                    expected = f"expected token ids from 0 to {vocabulary - 1}, found {entry!r:.80}"
+                    remarks.append(f"{name}: eos_token_id: {expected}, which ends no answer.")
+            if ids:
+                break
+        eos = SpecialTokens.read(folder).names.get("eos_token")
+        if eos is not None and tokenizer is not None:
+            token = tokenizer.token_to_id(eos)
+            if token is None:
+                remarks.append(f"{CONFIG_NAME}: eos_token {eos!r:.80} is not in the vocabulary: it ends no answer.")
+            else:
+                ids.add(token)
+        return cls(frozenset(ids), tuple(remarks))
 
 
 def _within(seconds: float, work: Callable[[], Result]) -> Result:

@@ -40,26 +40,51 @@ def test_what_templates_expect_to_find_is_there() -> None:
 
 
 def test_special_tokens_may_be_strings_or_objects(tmp_path: Path) -> None:
-    config = {"bos_token": {"content": "<s>"}, "eos_token": "</s>", "pad_token": None, "unk_token": 3}
-    assert template_module.special_tokens(config) == {"bos_token": "<s>", "eos_token": "</s>"}
+    config = {"bos_token": {"content": "<s>"}, "eos_token": "</s>", "pad_token": None, "chat_template": "x"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert ChatTemplate.load(tmp_path).special_tokens == {"bos_token": "<s>", "eos_token": "</s>"}
 
 
-def test_a_file_comes_before_the_config_and_default_before_others(tmp_path: Path) -> None:
+def test_names_that_only_the_map_of_special_tokens_has_are_there(tmp_path: Path) -> None:
+    """As transformers renders it."""
+    source = "{{ bos_token }}|{{ messages[0].content }}|{{ eos_token }}"
+    (tmp_path / "chat_template.jinja").write_text(source)
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": {"content": "</s>"}}))
+    assert ChatTemplate.load(tmp_path).render([USER]) == "<s>|hi|</s>"
+
+
+@pytest.mark.parametrize(
+    ("value", "source"),
+    [
+        ([{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}], "d"),
+        ({"tool_use": "t", "default": "d"}, "d"),
+        ("d", "d"),
+    ],
+)
+def test_of_several_templates_the_default_is_taken_and_a_file_before_all(
+    tmp_path: Path, value: object, source: str
+) -> None:
     folder = write_model_folder(tmp_path / "model", template=None)
-    config = folder / "tokenizer_config.json"
     with pytest.raises(StoreError, match="no chat template"):
         ChatTemplate.load(folder)
-    named = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
-    config.write_text(json.dumps({"chat_template": named}))
-    assert ChatTemplate.load(folder).render([USER]) == "d"
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": value}))
+    assert ChatTemplate.load(folder).source == source
     (folder / "chat_template.jinja").write_text("file")
-    assert ChatTemplate.load(folder).render([USER]) == "file"
+    assert ChatTemplate.load(folder).source == "file"
 
 
-@pytest.mark.parametrize("value", [3, {"a": "b"}, [{"name": "default", "template": 4}]])
+@pytest.mark.parametrize("value", [[{"name": "rag", "template": "r"}, {"name": "b", "template": "t"}], {"b": 1, "rag": 2}])
+def test_several_templates_without_a_default_are_refused_by_their_names(tmp_path: Path, value: object) -> None:
+    """As transformers refuses them (ValueError: multiple chat templates with no default specified)."""
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": value}))
+    with pytest.raises(StoreError, match="expected one template named default, found b, rag"):
+        ChatTemplate.load(tmp_path)
+
+
+@pytest.mark.parametrize("value", [3, {"default": 3}, [{"name": "default", "template": 4}], [3]])
 def test_a_template_of_another_type_is_refused(tmp_path: Path, value: object) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": value}))
-    with pytest.raises(StoreError, match="chat_template"):
+    with pytest.raises(StoreError, match="chat.template"):
         ChatTemplate.load(tmp_path)
 
 
