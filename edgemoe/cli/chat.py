@@ -11,6 +11,7 @@ import typer
 
 from edgemoe.cli import options as shared
 from edgemoe.cli.starting import collection_paused
+from edgemoe.cli.template_options import LiteralOption, TemplateVarOption, print_remarks, template_variables
 from edgemoe.cli.tracing import TraceOption, traced
 from edgemoe.errors import UsageError
 
@@ -30,6 +31,8 @@ def chat(
     top_p: shared.TopPOption = None,
     min_p: shared.MinPOption = None,
     seed: shared.SeedOption = None,
+    template_var: TemplateVarOption = None,
+    literal_prompt: LiteralOption = False,
     ram: shared.RamOption = None,
     threads: shared.ThreadsOption = None,
     context: shared.ContextOption = None,
@@ -46,6 +49,7 @@ def chat(
     """Talk with a model. Through a pipe each line of stdin is a message, and answers are plain text."""
     if max_tokens < 1:
         raise UsageError(f"--max-tokens: expected 1 or more, found {max_tokens}.", "See edgemoe chat --help.")
+    variables = template_variables(template_var)
 
     from edgemoe.cli.compiling import compiling_told
     from edgemoe.cli.lossy import lossy_line, tell_lossy
@@ -67,7 +71,8 @@ def chat(
         opened = load_model(model, ram, threads, context, kv, policy, prediction, not no_warm_start, **asked.to_json())
     with opened, compiling_told(opened), traced(opened.engine, trace):
         sampling = shared.sampling_options(opened, temperature, top_k, top_p, min_p, seed)
-        session = opened.chat(system, sampling, max_tokens)
+        session = opened.chat(system, sampling, max_tokens, variables, literal_prompt)
+        print_remarks(opened)
         if load is not None:
             session.load(Path(os.path.expanduser(load)))  # noqa: PTH111 (it leaves an unknown ~user as it is)
         used = opened.engine.lossy

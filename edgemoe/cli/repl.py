@@ -10,7 +10,7 @@ from edgemoe.cli.figures import statistics_line
 from edgemoe.cli.heatmap import HeatMap, fold
 from edgemoe.cli.interrupts import on_interrupt
 from edgemoe.cli.screen import Screen
-from edgemoe.cli.slash import COMMANDS
+from edgemoe.cli.slash import COMMANDS, resembled
 from edgemoe.errors import EdgemoeError, UsageError
 from edgemoe.session.chat import Answer, ChatSession
 from edgemoe.session.generate import Generation
@@ -45,12 +45,24 @@ class Repl:
                 self.handle(text)
 
     def handle(self, text: str) -> None:
-        """Do what one input says: a command (`/name`), or a message (`//` begins one with a slash)."""
+        """Do what one input says: a command (`/name`), or a message.
+
+        A message may begin with a slash, as `/no_think` does: only what is or resembles a command is not sent. `//`
+        begins a message with any word after one slash.
+        """
         try:
-            if text.startswith("/") and not text.startswith("//"):
-                self._command(text[1:].strip())
-            else:
+            name, _, argument = text.removeprefix("/").strip().partition(" ")
+            if not text.startswith("/") or text.startswith("//"):
                 self.answer(self.chat.send(text.removeprefix("/") if text.startswith("//") else text))
+            elif name in COMMANDS:
+                COMMANDS[name].action(self, argument.strip())
+            elif meant := resembled(name):
+                raise UsageError(
+                    f"there is no command /{name}: did you mean /{meant}?",
+                    f"/help lists the commands; //{name} sends it as a message.",
+                )
+            else:
+                self.answer(self.chat.send(text))
         except EdgemoeError as error:
             if not self._interactive:
                 raise
@@ -101,13 +113,6 @@ class Repl:
         if self.last_uses is None:
             return None
         return fold(self.last_uses, self.model.engine.resident_experts(), rows, columns)
-
-    def _command(self, line: str) -> None:
-        name, _, argument = line.partition(" ")
-        command = COMMANDS.get(name)
-        if command is None:
-            raise UsageError(f"there is no command /{name}.", "/help lists them; // begins a message with a slash.")
-        command.action(self, argument.strip())
 
 
 def _turns(count: int) -> str:

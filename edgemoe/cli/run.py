@@ -12,6 +12,7 @@ from edgemoe.cli import options as shared
 from edgemoe.cli.interrupts import on_interrupt
 from edgemoe.cli.screen import printable
 from edgemoe.cli.starting import collection_paused
+from edgemoe.cli.template_options import LiteralOption, TemplateVarOption, print_remarks, template_variables
 from edgemoe.cli.tracing import TraceOption, traced
 from edgemoe.errors import INTERRUPTED, UsageError
 
@@ -33,6 +34,8 @@ def run(
     raw: Annotated[
         bool, typer.Option("--raw", help="Go on with the text as it is, without the chat template.")
     ] = False,
+    template_var: TemplateVarOption = None,
+    literal_prompt: LiteralOption = False,
     ram: shared.RamOption = None,
     threads: shared.ThreadsOption = None,
     context: shared.ContextOption = None,
@@ -52,9 +55,12 @@ def run(
         raise UsageError(
             "--raw and --system exclude each other.", "A raw text has no system message: put it in the text."
         )
+    if raw and template_var:
+        raise UsageError("--raw and --template-var exclude each other.", "A raw text goes without the template.")
     if max_tokens < 1:
         raise UsageError(f"--max-tokens: expected 1 or more, found {max_tokens}.", "See edgemoe run --help.")
-    text = read_prompt(prompt)
+    variables = template_variables(template_var)
+    text = read_prompt(prompt, raw)
 
     with collection_paused():
         from edgemoe.cli.compiling import compiling_told
@@ -67,7 +73,12 @@ def run(
     with opening as opened, compiling_told(opened), traced(opened.engine, trace):
         tell_lossy(opened.folder, asked, opened.engine.lossy, model, ram)
         sampling = shared.sampling_options(opened, temperature, top_k, top_p, min_p, seed)
-        prompt_ids = opened.encode(text) if raw else opened.encode_chat(text, system)
+        if raw:
+            prompt_ids = opened.encode(text, literal=literal_prompt)
+        else:
+            prompt_ids = opened.encode_chat(text, system, variables, literal_prompt)
+            opened.template.close()  # nothing more is rendered, and the answer may need the memory
+        print_remarks(opened, prompt_ids if raw else ())
         if as_json:
             opened.engine.keep_ledger()
         generation = opened.stream(prompt_ids, max_tokens, sampling)
@@ -83,14 +94,17 @@ def run(
         raise typer.Exit(INTERRUPTED)
 
 
-def read_prompt(prompt: str | None) -> str:
-    """The text of `-p`, or of stdin. Raises UsageError where it is missing, empty, too large or not UTF-8."""
+def read_prompt(prompt: str | None, raw: bool = False) -> str:
+    """The text of `-p`, or of stdin. Raises UsageError where it is missing, empty, too large or not UTF-8.
+
+    White space alone is a `raw` text, but no message.
+    """
     if prompt is None:
         raise UsageError(
             "there is no prompt: expected -p TEXT, or -p - to read it from stdin.", "See edgemoe run --help."
         )
     text = _read_stdin() if prompt == "-" else shared.utf8_argument(prompt, "the prompt")
-    if not text.strip():
+    if not (text if raw else text.strip()):
         raise UsageError("the prompt is empty: expected some text.", "Give it with -p TEXT, or on stdin with -p -.")
     return text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -31,6 +32,7 @@ def show_help(repl: Repl, argument: str) -> None:
     """List the commands and keys."""
     rows = [(f"/{name} {command.arguments}".rstrip(), command.help) for name, command in COMMANDS.items()]
     keys = [
+        ("//TEXT", "send a message that begins with a slash and the name of a command"),
         ("Alt-Enter, or \\ at the end", "go on in a new line"),
         ("Ctrl-C", "stop the answer; it stays as far as it went"),
         ("Ctrl-D", "quit"),
@@ -175,6 +177,19 @@ COMMANDS: dict[str, Command] = {
     "experts": Command("[on|off]", "draw what the router is doing, live", toggle_map),
     "quit": Command("", "end the conversation", quit_repl),
 }
+
+
+OTHER_NAMES = {"exit": "quit", "bye": "quit", "clear": "reset", "new": "reset", "?": "help"}
+"""What other programs call these commands."""
+
+
+def resembled(name: str) -> str | None:
+    """The command that somebody who typed this unknown name meant, if it resembles one."""
+    if name in OTHER_NAMES:
+        return OTHER_NAMES[name]
+    begun = [command for command in COMMANDS if name and command.startswith(name)]
+    alike = difflib.get_close_matches(name.lower(), COMMANDS, n=1, cutoff=0.7)
+    return next(iter([*begun, *alike]), None)
 
 
 def _path(argument: str, command: str) -> Path:

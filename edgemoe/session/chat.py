@@ -14,11 +14,12 @@ from __future__ import annotations
 import json
 import os
 from bisect import bisect_left
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from edgemoe.errors import EdgemoeError, StoreError, UsageError
+from edgemoe.session.conversation import ConversationEncoder
 from edgemoe.session.generate import Generation, check_prompt_length, check_text_fits
 from edgemoe.session.held_tokens import HeldTokens
 from edgemoe.session.model_files import read_json_object
@@ -77,8 +78,10 @@ class ChatSession:
         options: SamplingOptions | None = None,
         max_tokens: int | None = None,
         system: str | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        literal: bool = False,
     ) -> None:
-        """`max_tokens` limits each answer; None leaves it to the context."""
+        """`max_tokens` limits each answer; None leaves it to the context. The last two are as in `Model.chat`."""
         self.options = options or SamplingOptions()
         self.max_tokens = max_tokens
         self.system = system
@@ -87,7 +90,7 @@ class ChatSession:
         """So many of the oldest turns does the model no longer see."""
         self._held = held
         self._tokenizer = tokenizer
-        self._template = template
+        self._encoder = ConversationEncoder(tokenizer, template, template_variables, literal)
 
     def send(self, text: str) -> Answer:
         """The answer to a message. Raises UsageError for one that is empty or does not fit the context."""
@@ -195,7 +198,7 @@ class ChatSession:
         """The prompt's ids without so many of the oldest turns."""
         system = [ChatMessage(role="system", content=self.system)] if self.system else []
         user = ChatMessage(role="user", content=text)
-        return self._tokenizer.encode(self._template.render([*system, *before[2 * forgotten :], user]))
+        return self._encoder.encode([*system, *before[2 * forgotten :], user])
 
 
 def _is_message(value: object, role: str) -> bool:

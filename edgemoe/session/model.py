@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgemoe.errors import StoreError, UsageError
 from edgemoe.session.chat import ChatSession
+from edgemoe.session.conversation import ConversationEncoder
 from edgemoe.session.generate import (
     FinishReason,
     Generation,
@@ -88,6 +89,8 @@ class Model:
 
     def close(self) -> None:
         """Stop the threads and give the memory back. The model cannot be used afterwards."""
+        if "template" in self.__dict__:
+            self.template.close()
         self.engine.close()
 
     @property
@@ -112,17 +115,27 @@ class Model:
         """The chat template. Raises StoreError where the model has none."""
         return ChatTemplate.load(self.folder)
 
-    def encode(self, text: str, special_tokens: bool = True) -> list[int]:
-        """The ids of a plain text, with what the tokenizer puts around one (such as BOS) unless told not to."""
-        check_text_fits(text, self.tokenizer, self.engine.context_length)
-        return self.tokenizer.encode(text, special_tokens)
+    def encode(self, text: str, special_tokens: bool = True, literal: bool = False) -> list[int]:
+        """The ids of a plain text, with what the tokenizer puts around one (such as BOS) unless asked not to.
 
-    def encode_chat(self, text: str, system: str | None = None) -> list[int]:
-        """The ids of a conversation's beginning: one user message, in the model's chat template."""
+        `literal`: special tokens that are spelled in the text are text, as in `chat`.
+        """
+        check_text_fits(text, self.tokenizer, self.engine.context_length)
+        return self.tokenizer.encode(text, special_tokens, literal)
+
+    def encode_chat(
+        self,
+        text: str,
+        system: str | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        literal: bool = False,
+    ) -> list[int]:
+        """The ids of a conversation's beginning: one user message, in the model's chat template. More in `chat`."""
         self.tokenizer.require()
+        encoder = ConversationEncoder(self.tokenizer, self.template, template_variables, literal)
         check_text_fits(text, self.tokenizer, self.engine.context_length)
         messages = [{"role": "system", "content": system}] if system else []
-        return self.tokenizer.encode(self.template.render([*messages, {"role": "user", "content": text}]))
+        return encoder.encode([*messages, {"role": "user", "content": text}])
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of the ids."""
@@ -167,11 +180,20 @@ class Model:
         system: str | None = None,
         options: SamplingOptions | None = None,
         max_tokens: int | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        literal: bool = False,
     ) -> ChatSession:
-        """A new conversation, sampling as the checkpoint asks to unless told otherwise. Raises StoreError."""
+        """A new conversation, sampling as the checkpoint asks to unless given options.
+
+        template_variables: what the chat template reads besides the messages, such as `{"enable_thinking": False}`.
+        literal: special tokens that are spelled in a message, such as `<|im_end|>`, are text; by default they are
+        tokens, as in transformers. `edgemoe.session.conversation` says what exactly holds.
+        Raises StoreError, and UsageError for variables that the template does not read.
+        """
         self.tokenizer.require()
+        sampling = options or self.default_sampling
         return ChatSession(
-            self.held, self.tokenizer, self.template, options or self.default_sampling, max_tokens, system
+            self.held, self.tokenizer, self.template, sampling, max_tokens, system, template_variables, literal
         )
 
 

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import json
-import sys
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgemoe.errors import EdgemoeError, StoreError
+from edgemoe.errors import EdgemoeError, StoreError, UsageError
 from edgemoe.session.model_files import read_json_object, read_text
 from edgemoe.session.special_tokens import CONFIG_NAME, SpecialTokens
+from edgemoe.session.template_process import TemplateProcess
 
 TEMPLATE_LIMIT_BYTES = 256 << 10
-RENDER_LIMIT_SECONDS = 10.0
-HOSTILE_HINT = (
-    "Such a template is broken or hostile: do not trust this model's files. edgemoe run --raw goes without it."
-)
+OWN_VARIABLES = ("messages", "add_generation_prompt")
 
 Message = Mapping[str, Any]
 """`{"role": "system" | "user" | "assistant", "content": text}`"""
 
 
 class ChatTemplate:
-    """A Jinja template, rendered in a process of its own with limited memory and time."""
+    """A Jinja template, rendered in a process of its own with limited memory and processor time.
+
+    That process is kept for the next rendering; `close` ends it, as does the end of the template's life.
+    """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
         size_bytes = len(source.encode(errors="replace"))
@@ -34,6 +35,7 @@ class ChatTemplate:
             )
         self.source = source
         self.special_tokens = dict(special_tokens or {})
+        self._process = TemplateProcess()
 
     @classmethod
     def load(cls, folder: Path) -> ChatTemplate:
@@ -46,24 +48,49 @@ class ChatTemplate:
             )
         return cls(source, SpecialTokens.read(folder).names)
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+    def check_variables(self, variables: Mapping[str, Any]) -> None:
+        """Raises UsageError for variables that this template does not read, or that no JSON can say."""
+        for name, value in variables.items():
+            if name in OWN_VARIABLES:
+                raise UsageError(
+                    f"template variable {name}: edgemoe sets it itself.", "Give the conversation as messages."
+                )
+            if not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", self.source):
+                raise UsageError(
+                    f"template variable {name!r:.80}: this model's chat template does not read it.",
+                    "The template names those that it reads: see chat_template.jinja or tokenizer_config.json.",
+                )
+            try:
+                json.dumps(value)
+            except (TypeError, ValueError, RecursionError) as error:
+                raise UsageError(
+                    f"template variable {name}: expected a value of JSON, found {type(value).__name__} ({error}).",
+                    "Give text, a number, true, false, null, a list or an object.",
+                ) from None
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
         """The text of a conversation, with the opening of the assistant's turn where asked.
 
+        The template sees `variables`, which come before special tokens of the same name, as in transformers.
         Raises EdgemoeError where the template refuses the conversation, fails, or takes too long.
         """
-        variables: dict[str, Any] = {
-            **self.special_tokens,
-            "tools": None,
-            "documents": None,
-            "add_generation_prompt": add_generation_prompt,
-        }
         request = {
-            "path": [entry for entry in sys.path if entry],
             "template": self.source,
-            "variables": variables,
+            "variables": {
+                "tools": None,
+                "documents": None,
+                **self.special_tokens,
+                **(variables or {}),
+                "add_generation_prompt": add_generation_prompt,
+            },
             "messages": [dict(message) for message in messages],
         }
-        answer = _ask_worker(request)
+        answer = self._process.ask(request)
         if answer.get("text"):
             return str(answer["text"])
         if "text" in answer:
@@ -76,17 +103,22 @@ class ChatTemplate:
                 f"chat template: it does not parse ({answer['message']}).",
                 "Copy the template of the original model again, or use edgemoe run --raw.",
             )
-        if answer["error"] in ("size", "memory"):
-            raise StoreError(f"chat template: it wants {answer['message']}, and was stopped.", HOSTILE_HINT)
         raise EdgemoeError(
             f"chat template: it refused the conversation or failed ({answer['message']}).",
             "Some models take no system message, or want user and assistant in turns;"
             " edgemoe run --raw goes without the template.",
         )
 
+    def close(self) -> None:
+        """End the process that renders, and free its memory; a further rendering starts another."""
+        self._process.close()
+
 
 def _template_source(folder: Path) -> str | None:
-    """The template that transformers takes without tools: the file, or the config's, of several the one named default."""
+    """The template that transformers takes where there are no tools, None where there is none.
+
+    The file comes before the config. Of several templates it is the one named default.
+    """
     path = folder / "chat_template.jinja"
     if path.is_file():
         return read_text(path, TEMPLATE_LIMIT_BYTES)
@@ -106,28 +138,3 @@ def _template_source(folder: Path) -> str | None:
             "Copy the original model's tokenizer_config.json again.",
         )
     return source
-
-
-def _ask_worker(request: Mapping[str, Any]) -> dict[str, Any]:
-    # Started by path, isolated (-I) and without site (-S): nothing in the current folder or the environment can
-    # stand in for the modules it imports. Its own session, so that Ctrl-C in the terminal does not end it.
-    import subprocess
-
-    command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("template_worker.py"))]
-    try:
-        finished = subprocess.run(
-            command,
-            input=json.dumps(request).encode(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=RENDER_LIMIT_SECONDS,
-            start_new_session=True,
-            check=True,
-        )
-        answer: dict[str, Any] = json.loads(finished.stdout)
-    except (subprocess.TimeoutExpired, subprocess.CalledProcessError):
-        raise StoreError(
-            f"chat template: it took more than {RENDER_LIMIT_SECONDS:.0f} seconds or too much memory, and was stopped.",
-            HOSTILE_HINT,
-        ) from None
-    return answer

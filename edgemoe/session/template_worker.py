@@ -2,32 +2,35 @@
 
 A template is a program that came with the model. Jinja's sandbox keeps it from attributes and from the
 system, but not from filling the memory or running for ever; so it runs here, where the address space and
-the processor time are limited, and where the parent can end it at a deadline.
+the processor time are limited, and where the parent can end it.
 
-The file is started by its path, isolated from the environment, and imports nothing of edgemoe. It reads one
-JSON object, `{"path", "template", "variables", "messages"}` (`path` is the import path to use), and writes
-one, `{"text"}` or `{"error", "message"}`.
+The file is started by its path, isolated from the environment, and imports nothing of edgemoe. It reads lines, each a
+JSON object `{"path", "cpu_s", "template", "variables", "messages"}` (`path` is the import path to use, `cpu_s` how much
+processor time it may take), and writes a line for each, `{"text"}` or `{"error", "message"}`.
 """
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 import signal
 import sys
 from typing import Any
 
 MEMORY_LIMIT_BYTES = 512 << 20
-CPU_LIMIT_SECONDS = 10
 OUTPUT_LIMIT_CHARACTERS = 16 << 20
 
 
-def limit_resources() -> None:
-    """Limits the address space and the processor time, where the system can."""
+def limit_resources(cpu_s: float) -> None:
+    """Limits the address space, and the processor time from now on, where the system can."""
     try:
         import resource
-    except ImportError:  # Windows: the deadline of the parent remains
+    except ImportError:  # Windows: the patience of the parent remains
         return
-    for kind, limit in ((resource.RLIMIT_AS, MEMORY_LIMIT_BYTES), (resource.RLIMIT_CPU, CPU_LIMIT_SECONDS)):
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    cpu_limit_s = math.ceil(used.ru_utime + used.ru_stime + cpu_s)
+    for kind, limit in ((resource.RLIMIT_AS, MEMORY_LIMIT_BYTES), (resource.RLIMIT_CPU, cpu_limit_s)):
         hard = resource.getrlimit(kind)[1]
         soft = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
         try:
@@ -36,6 +39,7 @@ def limit_resources() -> None:
             continue
 
 
+@functools.cache
 def build_environment() -> Any:
     """The environment in which transformers renders templates: its options, functions and tags."""
     from datetime import datetime
@@ -71,15 +75,19 @@ def build_environment() -> Any:
     return environment
 
 
+@functools.lru_cache(maxsize=1)
+def compiled(source: str) -> Any:
+    """The template of this text; a conversation renders the same one again and again."""
+    return build_environment().from_string(source)
+
+
 def render(request: dict[str, Any]) -> dict[str, Any]:
     """The answer to a request; whatever the template does becomes an error message."""
-    environment = build_environment()
     from jinja2.exceptions import TemplateSyntaxError
 
     try:
-        template = environment.from_string(request["template"])
         pieces, characters = [], 0
-        for piece in template.generate(**request["variables"], messages=request["messages"]):
+        for piece in compiled(request["template"]).generate(**request["variables"], messages=request["messages"]):
             characters += len(piece)
             if characters > OUTPUT_LIMIT_CHARACTERS:
                 return {"error": "size", "message": f"more than {OUTPUT_LIMIT_CHARACTERS} characters"}
@@ -94,12 +102,14 @@ def render(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Answers the one request on standard input."""
+    """Answers the requests on standard input until it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    request = json.load(sys.stdin)
-    sys.path[:] = request["path"]
-    limit_resources()
-    json.dump(render(request), sys.stdout)
+    for line in sys.stdin.buffer:
+        request = json.loads(line)
+        sys.path[:] = request["path"]
+        limit_resources(request["cpu_s"])
+        sys.stdout.write(json.dumps(render(request)) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import itertools
 import numbers
-import os
 import re
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from edgemoe.errors import StoreError, UsageError
 from edgemoe.session.model_files import read_json_object, read_text
 from edgemoe.session.special_tokens import CONFIG_NAME, SpecialTokens
+from edgemoe.session.twins import Twins
 from edgemoe.store.tokenizer_file import library_tokenizer
 
 if TYPE_CHECKING:
@@ -93,15 +92,29 @@ class Tokenizer:
     @classmethod
     def around(cls, library_tokenizer: tokenizers.Tokenizer | None, folder: Path, vocabulary: int) -> Tokenizer:
         """A library's tokenizer with the ends that the files of its model folder name. Raises StoreError."""
-        ends = Ends.read(folder, library_tokenizer, vocabulary)
-        return cls(library_tokenizer, vocabulary, ends.ids, ends.remarks)
+        ends = stop_ids(folder, library_tokenizer)
+        remarks = tuple(_unread_ends(folder, library_tokenizer, ends, vocabulary))
+        return cls(library_tokenizer, vocabulary, ends, remarks)
 
-    def encode(self, text: str, special_tokens: bool = False) -> list[int]:
+    @cached_property
+    def special_texts(self) -> tuple[str, ...]:
+        """The texts of the special tokens, the longest first."""
+        return self._twins.texts
+
+    @cached_property
+    def _twins(self) -> Twins:
+        return Twins(self.require())
+
+    def with_twins(self, text: str) -> str:
+        """A text whose special tokens have the names of their twins, for `encode` with `literal`."""
+        return self._twins.rename(text)
+
+    def encode(self, text: str, special_tokens: bool = False, literal: bool = False) -> list[int]:
         """The ids of a text. `special_tokens` adds what the tokenizer puts around a plain text (such as BOS).
 
-        Markers like `<|im_start|>` in the text become their tokens either way, as chat templates need.
-        Raises UsageError for a text that is not Unicode or takes too long, StoreError for ids beyond the vocabulary
-        and where there is no tokenizer.
+        Markers like `<|im_start|>` in the text become their tokens either way, as chat templates need; with `literal`
+        those that are special tokens are text like any other. Raises UsageError for a text that is not Unicode or takes
+        too long, or that cannot be literal, StoreError for ids beyond the vocabulary and where there is no tokenizer.
         """
         tokenizer = self.require()
         try:
@@ -114,7 +127,11 @@ class Tokenizer:
         ids: list[int] = _within(
             ENCODE_LIMIT_SECONDS,
             # only the batch call lets other threads run meanwhile, so that the time can be limited
-            lambda: tokenizer.encode_batch([text], add_special_tokens=special_tokens)[0].ids,
+            lambda: (
+                self._twins.encode(text, special_tokens)
+                if literal
+                else tokenizer.encode_batch([text], add_special_tokens=special_tokens)[0].ids
+            ),
         )
         if ids and max(ids) >= self.vocabulary:
             raise StoreError(
@@ -122,6 +139,13 @@ class Tokenizer:
                 "The tokenizer belongs to another model: copy the original one.",
             )
         return ids
+
+    def doubled_beginning(self, token_ids: Sequence[int]) -> str | None:
+        """The token that begins a plain text, where these ids begin with it twice."""
+        around = self.encode("", special_tokens=True)
+        if around and list(token_ids[:2]) == [around[0]] * 2 and around[0] in self._special_ids:
+            return self.require().id_to_token(around[0])
+        return None
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of the ids.
@@ -188,7 +212,7 @@ def has_tokenizer(folder: Path) -> bool:
 def load_library_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     """The tokenizer.json of a folder, with the special tokens that the other files name.
 
-    Raises StoreError where it is missing, too large or does not load, or where a token has another id than the files say.
+    Raises StoreError where it is missing, too large or does not load, or where it cannot have the ids that files give.
     """
     path = folder / TOKENIZER_NAME
     text = read_text(path, TOKENIZER_LIMIT_BYTES)
@@ -236,7 +260,7 @@ class Detokeniser:
         # The longest character has four bytes: what is broken before the last three stays broken.
         piece = self._say(text[: max(len(whole), len(text) - 3)])
         if len(self._ids) >= 2 * CONTEXT_TOKENS:
-            unsaid = len(text) - len(os.path.commonprefix([text, self._said]))
+            unsaid = len(text) - _common_length(text, self._said)
             self._ids = self._ids[-CONTEXT_TOKENS:]
             text = self._tokenizer.decode(self._ids)
             self._said = text[: len(text) - unsaid]
@@ -248,42 +272,43 @@ class Detokeniser:
 
     def _say(self, text: str) -> str:
         # Of what stood before, U+FFFD for an unfinished character gives way to the character.
-        piece = text[len(os.path.commonprefix([text, self._said])) :]
+        piece = text[_common_length(text, self._said) :]
         if piece:
             self._said = text
         return piece
 
 
-@dataclass(frozen=True)
-class Ends:
-    """The tokens that end an answer, and what the files say of them that cannot be followed."""
+def stop_ids(folder: Path, tokenizer: tokenizers.Tokenizer | None) -> frozenset[int]:
+    """The ids that end an answer: generation_config.json's, or config.json's, and the tokenizer's own."""
+    ids: set[int] = set()
+    for name in ("generation_config.json", "config.json"):
+        value: Any = read_json_object(folder / name, required=False).get("eos_token_id")
+        listed = value if isinstance(value, list) else [value]
+        ids |= {entry for entry in listed if isinstance(entry, int) and not isinstance(entry, bool)}
+        if ids:
+            break
+    eos = SpecialTokens.read(folder).names.get("eos_token")
+    if eos is not None and tokenizer is not None:
+        token = tokenizer.token_to_id(eos)
+        ids |= set() if token is None else {token}
+    return frozenset(ids)
 
-    ids: frozenset[int]
-    remarks: tuple[str, ...] = ()
 
-    @classmethod
-    def read(cls, folder: Path, tokenizer: tokenizers.Tokenizer | None, vocabulary: int) -> Ends:
-        """Those of generation_config.json, or else of config.json, and the tokenizer's own. Raises StoreError."""
-        ids: set[int] = set()
-        remarks = []
-        for name in ("generation_config.json", "config.json"):
-            value: Any = read_json_object(folder / name, required=False).get("eos_token_id")
-            for entry in value if isinstance(value, list) else [] if value is None else [value]:
-                if type(entry) is int and 0 <= entry < vocabulary:
-                    ids.add(entry)
-                else:
-                    expected = f"expected token ids from 0 to {vocabulary - 1}, found {entry!r:.80}"
-                    remarks.append(f"{name}: eos_token_id: {expected}, which ends no answer.")
-            if ids:
-                break
-        eos = SpecialTokens.read(folder).names.get("eos_token")
-        if eos is not None and tokenizer is not None:
-            token = tokenizer.token_to_id(eos)
-            if token is None:
-                remarks.append(f"{CONFIG_NAME}: eos_token {eos!r:.80} is not in the vocabulary: it ends no answer.")
-            else:
-                ids.add(token)
-        return cls(frozenset(ids), tuple(remarks))
+def _unread_ends(
+    folder: Path, tokenizer: tokenizers.Tokenizer | None, ids: frozenset[int], vocabulary: int
+) -> Iterator[str]:
+    """A sentence for each end of an answer that the files name and the model cannot generate."""
+    for token in sorted(token for token in ids if token >= vocabulary):
+        yield f"eos_token_id {token} ends no answer: this model's token ids are those below {vocabulary}."
+    eos = SpecialTokens.read(folder).names.get("eos_token")
+    if eos is not None and tokenizer is not None and tokenizer.token_to_id(eos) is None:
+        yield f"{CONFIG_NAME}: eos_token {eos!r:.80} is not in the vocabulary: it ends no answer."
+
+
+def _common_length(one: str, other: str) -> int:
+    """How many characters two texts have in common at their beginning."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _within(seconds: float, work: Callable[[], Result]) -> Result:
@@ -306,7 +331,7 @@ def _within(seconds: float, work: Callable[[], Result]) -> Result:
             "Shorten it; if it is short already, tokenizer.json is broken or hostile: copy the original model's.",
         )
     if errors:
-        raise _failure("this text", errors[0])
+        raise errors[0] if isinstance(errors[0], UsageError) else _failure("this text", errors[0])
     return result[0]
 
 

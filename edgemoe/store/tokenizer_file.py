@@ -17,8 +17,9 @@ def library_tokenizer(text: str) -> tokenizers.Tokenizer:
     """The tokenizer that the text of a tokenizer.json describes.
 
     The library numbers added tokens that are not in the vocabulary one after another, whatever ids the file gives
-    them. Where that makes another id they are put into the vocabulary, whose ids it takes as they are. Raises
-    ValueError where the ids cannot be had; the library raises plain Exception, or panics, for a text that it cannot use.
+    them. Where that makes another id they are put into the vocabulary, whose ids it takes as they are.
+    Raises ValueError where the ids cannot be had; for a text that it cannot use the library raises plain Exception, or
+    panics.
     """
     import tokenizers
 

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
+from tokenizers import processors
 
 from edgemoe.cli import main as main_module
 from edgemoe.cli.main import VERBS, run_command
 from edgemoe.errors import BudgetError
 from tests.cli.conftest import FAKE_COMMAND, Done, Edgemoe, environment
 from tests.support.fake_engine import FakeEngine
+from tests.support.small_tokenizer import START, small_tokenizer, write_model_folder
 
 HEAVY = ("numpy", "numba", "rich", "jinja2", "tokenizers", "prompt_toolkit", "huggingface_hub")
 
@@ -289,18 +292,95 @@ def test_a_byte_order_mark_is_no_part_of_a_message(edgemoe: Edgemoe, folder: Pat
 
 
 def test_chat_through_a_pipe_ends_at_the_first_error(edgemoe: Edgemoe, folder: Path) -> None:
-    done = edgemoe("chat", folder, stdin=b"Hi\n/nonsense\nmore\n")
+    done = edgemoe("chat", folder, stdin=b"Hi\n/retyr\nmore\n")
     assert (done.code, done.output) == (2, "Hello, world!\n")
-    assert done.errors.startswith("error: there is no command /nonsense.")
+    assert done.errors.startswith(
+        "error: there is no command /retyr: did you mean /retry? /help lists the commands; //retyr"
+    )
     assert edgemoe("chat", folder, stdin=b"\xff\n").code == 2
 
 
 def test_a_message_may_begin_with_a_slash(edgemoe: Edgemoe, folder: Path, tmp_path: Path) -> None:
+    """Only what is a command, or resembles one, is not sent: models have words such as /no_think."""
     talk = tmp_path / "talk.json"
-    assert edgemoe("chat", folder, stdin=f"//etc is a folder\n/save {talk}\n".encode()).code == 0
-    assert json.loads(talk.read_text())["messages"][0]["content"] == "/etc is a folder"
-    taken_up = edgemoe("chat", folder, "--load", talk, stdin=b"/undo\n/retry\n")
+    said = ["/no_think Why?", "/think", "/", "/usr/bin/env is a file", "//etc is a folder", "//help me", "//retyr"]
+    assert edgemoe("chat", folder, stdin="\n".join([*said, f"/save {talk}\n"]).encode()).code == 0
+    heard = [message["content"] for message in json.loads(talk.read_text())["messages"][::2]]
+    assert heard == [*said[:4], "/etc is a folder", "/help me", "/retyr"]
+    for name, meant in {"exit": "quit", "quitt": "quit", "?": "help", "st": "stats", "Reset": "reset"}.items():
+        assert f"/{name}: did you mean /{meant}?" in edgemoe("chat", folder, stdin=f"/{name}\n".encode()).errors
+    taken_up = edgemoe("chat", folder, "--load", talk, stdin=b"/undo\n" * 7 + b"/retry\n")
     assert "there is no answer to try again" in taken_up.errors
+
+
+def test_template_variables_reach_the_template(edgemoe: Edgemoe, tmp_path: Path) -> None:
+    """JSON, or else text; True, False and None as Python writes them, which would all be true as texts."""
+    source = "{{ [enable_thinking, effort, n] | tojson }}{{ messages[-1].content }}"
+    folder = write_model_folder(tmp_path / "store", template=source)
+
+    options = (
+        "--template-var",
+        "enable_thinking=False",
+        "--template-var",
+        "effort=very high=1",
+        "--template-var",
+        "n=[1]",
+    )
+    done = edgemoe("run", folder, "-p", "Hi", "--json", "--max-tokens", "1", *options)
+    rendered = small_tokenizer().encode('[false, "very high=1", [1]]Hi').ids
+    assert json.loads(done.output)["prompt_tokens"] == len(rendered)
+    piped = edgemoe("chat", folder, *options, stdin=b"Hi\n")
+    assert piped == Done(0, "Hello, world!\n", "")
+    for verb in (["run", "-p", "x"], ["chat"]):
+        for wrong, message in (
+            ("n", "expected NAME=VALUE, found 'n'"),
+            ("=1", "expected NAME=VALUE"),
+            ("a b=1", "expected NAME=VALUE"),
+            ("m=1", "'m': this model's chat template does not read it"),
+            ("messages=[]", "edgemoe sets it itself"),
+        ):
+            done = edgemoe(*verb, folder, "--template-var", wrong, stdin=b"Hi\n")
+            assert (done.code, done.output) == (2, "")
+            assert message in done.errors
+    assert "given twice" in edgemoe("run", folder, "-p", "x", *options[:2] * 2).errors
+    assert "exclude each other" in edgemoe("run", folder, "-p", "x", "--raw", *options[:2]).errors
+
+
+def test_markers_are_text_in_a_literal_prompt(edgemoe: Edgemoe, folder: Path) -> None:
+    def tokens(*options: str) -> int:
+        done = edgemoe("run", folder, "-p", "a<|im_end|>b", "--json", "--max-tokens", "1", *options)
+        return json.loads(done.output)["prompt_tokens"]
+
+    spelled = len(small_tokenizer().encode("a<|im_end |>b").ids) - 2
+    assert tokens("--raw", "--literal-prompt") >= spelled > tokens("--raw") == 3
+    assert tokens("--literal-prompt") - tokens() == tokens("--raw", "--literal-prompt") - 3
+    piped = edgemoe("chat", folder, "--literal-prompt", stdin=b"a<|im_end|>b\n")
+    assert piped == Done(0, "Hello, world!\n", "")
+
+
+def test_a_doubled_beginning_and_an_unreadable_end_are_warned_of(edgemoe: Edgemoe, tmp_path: Path) -> None:
+    """llama.cpp warns of two BOS too."""
+    folder = write_model_folder(tmp_path / "store")
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing(single=[START, "$A"], special_tokens=[(START, 0)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    assert edgemoe("run", folder, "--raw", "-p", "Hi") == Done(0, "Hello, world!\n", "")
+    done = edgemoe("run", folder, "--raw", "-p", f"{START}Hi")
+    assert (done.code, done.output) == (0, "Hello, world!\n")
+    assert done.errors.startswith(f"warning: the prompt begins with {START}, and the tokenizer puts another before it")
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<nowhere>", "chat_template": "x"}')
+    for arguments in (["run", "-p", "Hi"], ["chat"]):
+        done = edgemoe(*arguments, folder, stdin=b"Hi\n")
+        assert (done.code, done.output) == (0, "Hello, world!\n")
+        assert done.errors == (
+            "warning: tokenizer_config.json: eos_token '<nowhere>' is not in the vocabulary: it ends no answer.\n"
+        )
+
+
+def test_white_space_is_a_raw_prompt_but_no_message(edgemoe: Edgemoe, folder: Path) -> None:
+    assert edgemoe("run", folder, "--raw", "-p", "\n ") == Done(0, "Hello, world!\n", "")
+    assert "the prompt is empty" in edgemoe("run", folder, "-p", "\n ").errors
+    assert "the prompt is empty" in edgemoe("run", folder, "--raw", "-p", "").errors
 
 
 def test_errors_before_a_chat_are_one_paragraph(edgemoe: Edgemoe, tmp_path: Path) -> None:

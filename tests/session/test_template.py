@@ -1,10 +1,18 @@
+import gc
+import itertools
 import json
+import resource
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from edgemoe.errors import EdgemoeError, StoreError
-from edgemoe.session import template as template_module
+from edgemoe.errors import EdgemoeError, StoreError, UsageError
+from edgemoe.session import template_process, template_worker
 from edgemoe.session.template import ChatTemplate
 from tests.support.small_tokenizer import TEMPLATE, write_model_folder
 
@@ -49,7 +57,8 @@ def test_names_that_only_the_map_of_special_tokens_has_are_there(tmp_path: Path)
     """As transformers renders it."""
     source = "{{ bos_token }}|{{ messages[0].content }}|{{ eos_token }}"
     (tmp_path / "chat_template.jinja").write_text(source)
-    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": {"content": "</s>"}}))
+    names = {"bos_token": "<s>", "eos_token": {"content": "</s>"}}
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(names))
     assert ChatTemplate.load(tmp_path).render([USER]) == "<s>|hi|</s>"
 
 
@@ -73,7 +82,7 @@ def test_of_several_templates_the_default_is_taken_and_a_file_before_all(
     assert ChatTemplate.load(folder).source == "file"
 
 
-@pytest.mark.parametrize("value", [[{"name": "rag", "template": "r"}, {"name": "b", "template": "t"}], {"b": 1, "rag": 2}])
+@pytest.mark.parametrize("value", [[{"name": name, "template": "t"} for name in ("rag", "b")], {"b": "1", "rag": "2"}])
 def test_several_templates_without_a_default_are_refused_by_their_names(tmp_path: Path, value: object) -> None:
     """As transformers refuses them (ValueError: multiple chat templates with no default specified)."""
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": value}))
@@ -81,10 +90,10 @@ def test_several_templates_without_a_default_are_refused_by_their_names(tmp_path
         ChatTemplate.load(tmp_path)
 
 
-@pytest.mark.parametrize("value", [3, {"default": 3}, [{"name": "default", "template": 4}], [3]])
+@pytest.mark.parametrize("value", [3, {"default": 3}, [{"name": "default", "template": 4}]])
 def test_a_template_of_another_type_is_refused(tmp_path: Path, value: object) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": value}))
-    with pytest.raises(StoreError, match="chat.template"):
+    with pytest.raises(StoreError, match="chat_template"):
         ChatTemplate.load(tmp_path)
 
 
@@ -138,9 +147,98 @@ def test_a_hostile_template_ends_in_an_error(source: str) -> None:
     ],
 )
 def test_an_endless_template_is_stopped(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template_module, "RENDER_LIMIT_SECONDS", 1.0)
-    with pytest.raises(StoreError, match="was stopped"):
+    monkeypatch.setattr(template_process, "CPU_LIMIT_SECONDS", 1)
+    with pytest.raises(StoreError, match="more than 1 seconds of processor time, and was stopped"):
         render(source)
+
+
+def test_the_time_in_which_the_program_was_stopped_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that goes on by an hour between two looks is what a program sees that was stopped and continued."""
+    hours = itertools.count()
+    for clock in ("time.monotonic", "subprocess._time"):
+        monkeypatch.setattr(clock, lambda: 3600.0 * next(hours))
+    assert render("{{ messages[0].content }}") == "hi"
+
+
+@pytest.mark.slow
+def test_a_program_that_is_stopped_and_continued_renders() -> None:
+    code = (
+        "from edgemoe.session import template_process as t; from edgemoe.session.template import ChatTemplate\n"
+        "t.WAIT_LIMIT_SECONDS = 1.0; template = ChatTemplate('{% for i in range(90000) %}{{ i }}{% endfor %}x')\n"
+        "template.render([]); print('ready', flush=True); [template.render([]) for _ in range(60)]; print('done')"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == b"ready\n"
+        program.send_signal(signal.SIGSTOP)
+        time.sleep(3)  # longer than it waits for an answer
+        program.send_signal(signal.SIGCONT)
+        assert program.stdout.read() == b"done\n"
+
+
+def test_an_answer_that_never_comes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    template = ChatTemplate("{{ messages[0].content }}")
+    assert template.render([USER]) == "hi"
+    worker = template._process._process
+    assert worker is not None
+    worker.send_signal(signal.SIGSTOP)
+    monkeypatch.setattr(template_process, "WAIT_LIMIT_SECONDS", 0.2)
+    monkeypatch.setattr(template_process, "SLICE_SECONDS", 0.1)
+    with pytest.raises(EdgemoeError, match="no answer within"):
+        template.render([USER])
+    assert worker.returncode == -signal.SIGKILL
+
+
+def test_one_process_renders_until_a_limit_is_broken() -> None:
+    source = "{{ messages[0].content }}{% if messages[0].content == 'big' %}{{ 'x' * 10**10 }}{% endif %}"
+    template = ChatTemplate(source)
+    assert template.render([USER]) == "hi"
+    worker = template._process._process
+    assert worker is not None
+    long = "é" * 300_000  # more than a pipe holds
+    assert template.render([{"role": "user", "content": long}]) == long
+    assert template._process._process is worker
+    with pytest.raises(StoreError, match="512 MiB of memory"):
+        template.render([{"role": "user", "content": "big"}])
+    assert worker.returncode == -signal.SIGKILL
+    assert template.render([USER]) == "hi"
+    second = template._process._process
+    assert second is not None
+    second.kill()  # from outside, as where memory is short
+    second.wait()
+    assert template.render([USER]) == "hi"
+    third = template._process._process
+    assert third is not None
+    del template
+    gc.collect()
+    assert third.returncode == -signal.SIGKILL
+
+
+def test_each_rendering_has_processor_time_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = {}
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, pair: limits.update({kind: pair[0]}))
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (-1, resource.RLIM_INFINITY))
+    for used_s in (0.2, 57.5):
+        monkeypatch.setattr(resource, "getrusage", lambda who, s=used_s: SimpleNamespace(ru_utime=s, ru_stime=0.1))
+        template_worker.limit_resources(10)
+        assert limits == {resource.RLIMIT_AS: 512 << 20, resource.RLIMIT_CPU: {0.2: 11, 57.5: 68}[used_s]}
+
+
+def test_a_template_reads_the_variables_that_it_is_given() -> None:
+    """`apply_chat_template(..., enable_thinking=False, bos_token="B")` of transformers renders the same."""
+    source = "{{ bos_token }}{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
+    template = ChatTemplate(source, {"bos_token": "<s>"})
+    assert template.render([USER]) == "<s>"
+    assert template.render([USER], variables={"enable_thinking": False}) == "<s><think></think>"
+    assert template.render([USER], variables={"enable_thinking": True, "bos_token": "B"}) == "B"
+    template.check_variables({"enable_thinking": [1, {"a": None}]})
+    for wrong, message in (
+        ({"enable_thinkin": False}, "'enable_thinkin': this model's chat template does not read it"),
+        ({"messages": []}, "edgemoe sets it itself"),
+        ({"enable_thinking": object()}, "expected a value of JSON, found object"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            template.check_variables(wrong)
 
 
 def test_modules_in_the_current_folder_do_not_stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

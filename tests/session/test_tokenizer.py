@@ -113,7 +113,7 @@ SCRIPTS = "aé ßΩжשعहிกဗឃ你。한\U0001f642\U0001f9c0\u200d\u030
 
 @pytest.mark.parametrize("tokenizer", [SMALL, sentencepiece_like()], ids=["byte-level", "byte fallback"])
 @given(text=st.text(st.sampled_from(SCRIPTS), min_size=1, max_size=30), place=st.data())
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 def test_a_prompt_may_end_and_an_answer_be_cut_anywhere(tokenizer: Tokenizer, text: str, place: st.DataObject) -> None:
     text = text.strip() or "ឃ"  # some tokenizers drop a space at the beginning
     ids = tokenizer.encode(text)
@@ -131,7 +131,7 @@ def test_a_prompt_may_end_and_an_answer_be_cut_anywhere(tokenizer: Tokenizer, te
 
 
 @given(st.lists(st.integers(0, sentencepiece_like().vocabulary - 1), max_size=40))
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 def test_pieces_of_any_bytes_are_the_whole_decoded(ids: list[int]) -> None:
     assert "".join(stream(sentencepiece_like(), ids)) == sentencepiece_like().decode(ids)
 

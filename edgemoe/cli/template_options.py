@@ -1,0 +1,63 @@
+"""Options about the text that a model is given: variables of its chat template, and markers in a person's text."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgemoe.cli.options import utf8_argument
+from edgemoe.cli.screen import printable
+from edgemoe.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgemoe.session.model import Model
+
+PYTHON_WORDS = {"True": True, "False": False, "None": None}
+"""Taken as what they mean: as texts all three would count as true in a template."""
+
+TemplateVarOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--template-var",
+        metavar="NAME=VALUE",
+        help="Variable of the chat template, such as enable_thinking=false: JSON, or else text. Can be repeated.",
+    ),
+]
+LiteralOption = Annotated[
+    bool,
+    typer.Option("--literal-prompt", help="Special tokens spelled in your text, such as <|im_end|>, are text."),
+]
+
+
+def template_variables(assignments: Sequence[str] | None) -> dict[str, Any]:
+    """The variables of `--template-var` options. Raises UsageError for one that is no assignment."""
+    variables: dict[str, Any] = {}
+    for assignment in assignments or ():
+        name, equals, text = utf8_argument(assignment, "--template-var").partition("=")
+        if not equals or not name.isidentifier():
+            raise UsageError(
+                f"--template-var: expected NAME=VALUE, found {assignment!r:.80}.", "Such as enable_thinking=false."
+            )
+        if name in variables:
+            raise UsageError(f"--template-var {name}: given twice.", "Give it once.")
+        try:
+            variables[name] = PYTHON_WORDS[text] if text in PYTHON_WORDS else json.loads(text)
+        except (ValueError, RecursionError):
+            variables[name] = text
+    return variables
+
+
+def print_remarks(model: Model, raw_ids: Sequence[int] = ()) -> None:
+    """Print on stderr what a person should know of the model's tokenizer, and of the ids of a raw prompt."""
+    remarks = list(model.tokenizer.remarks)
+    if raw_ids and (token := model.tokenizer.doubled_beginning(raw_ids)):
+        remarks.append(
+            f"the prompt begins with {token}, and the tokenizer puts another before it, which models seldom like:"
+            " leave it out of the text."
+        )
+    for remark in remarks:
+        print(f"warning: {printable(remark)}", file=sys.stderr, flush=True)

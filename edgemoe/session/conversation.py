@@ -1,0 +1,73 @@
+"""From messages to ids, with the markers in the messages as tokens or as text.
+
+A person may write `<|im_end|>` in a message. As in transformers (`sanitize_control_tokens=False`) that is the token,
+unless the prompt is literal: then special tokens in a message's text are text, and only those of the template are
+tokens. To this end the first character of each is replaced before the template sees the message, and put back after the
+template's own have got the names of their twins (see `Twins`). So the template sees texts of the same length, and the
+tokenizer sees the whole rendered text, in which special tokens merely have other names: it cuts and normalises it with
+the same rules.
+
+Three things are beyond this: a marker that a template makes of a message's text and its own, a template that looks into
+messages for special tokens, and added tokens that are not special (such as `<think>` of some models), which are tokens
+in every text.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from edgemoe.session.template import ChatTemplate, Message
+from edgemoe.session.tokenizer import Tokenizer
+
+FIRST_COVER = 0xF0000
+"""First of 65,534 characters for private use; those that stand in a message or in the template are passed over."""
+
+
+class ConversationEncoder:
+    """Makes the ids of conversations by one model's template, with the variables that a person gave it."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        template_variables: Mapping[str, Any] | None = None,
+        literal: bool = False,
+    ) -> None:
+        """Raises UsageError for variables that this template does not read."""
+        self._tokenizer = tokenizer
+        self._template = template
+        self._variables = dict(template_variables or {})
+        self._literal = literal
+        tokenizer.require()
+        template.check_variables(self._variables)
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """The ids of a conversation, up to where the assistant's answer begins. Raises EdgemoeError."""
+        if not self._literal:
+            return self._tokenizer.encode(self._template.render(messages, variables=self._variables))
+        markers = self._tokenizer.special_texts
+        texts = [str(message["content"]) for message in messages]
+        covers = _covers({marker[0] for marker in markers}, [*texts, self._template.source])
+        contents = (_cover(text, markers, covers) for text in texts)
+        covered = [{**message, "content": content} for message, content in zip(messages, contents, strict=True)]
+        text = self._tokenizer.with_twins(self._template.render(covered, variables=self._variables))
+        uncovered = text.translate({ord(cover): character for character, cover in covers.items()})
+        return self._tokenizer.encode(uncovered, literal=True)
+
+
+def _covers(characters: Iterable[str], texts: Iterable[str]) -> dict[str, str]:
+    """A character for private use for each of these characters, none of which is in the texts."""
+    used = {character for text in texts for character in text if ord(character) >= FIRST_COVER}
+    free = (chr(code) for code in itertools.count(FIRST_COVER) if chr(code) not in used)
+    return dict(zip(sorted(characters), free, strict=False))
+
+
+def _cover(text: str, markers: Sequence[str], covers: Mapping[str, str]) -> str:
+    """The text with the first character of each marker covered, also where markers overlap."""
+    if not markers:
+        return text
+    begins = re.compile(f"(?=(?:{'|'.join(map(re.escape, markers))}))(.)", re.DOTALL)
+    return begins.sub(lambda match: covers[match[1]], text)
