@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,12 +59,22 @@ def convert(
                 force=force,
                 progress=report.conversion,
                 downloading=report.download,
+                examine=_warn_of_text_faults,
             )
     except KeyboardInterrupt:
         typer.echo("interrupted: the same command goes on where it was.", err=True)
         raise
     size = format_size(Store.open(path).manifest.total_bytes)
     typer.echo(f"{destination}: {size}. {_next_step(path, destination)}")
+
+
+def _warn_of_text_faults(files: Mapping[str, bytes], vocabulary: int) -> None:
+    """Print what the checkpoint's tokenizer and template lack, before hours of work."""
+    from edgemoe.cli.screen import printable
+    from edgemoe.session.text_faults import text_faults
+
+    for fault in text_faults(files, vocabulary):
+        typer.echo(f"warning: {printable(fault)}", err=True)
 
 
 def _next_step(path: Path, destination: object) -> str:

@@ -31,6 +31,9 @@ STORE_FOLDER = "store"
 DOWNLOADS_FOLDER = "downloads"
 SIDE_FILE_LIMIT_BYTES = 1 << 27
 
+Examination = Callable[[Mapping[str, bytes], int], None]
+"""Sees the contents of a checkpoint's small files by their names, and the model's vocabulary."""
+
 
 def convert_checkpoint(
     source: str,
@@ -42,20 +45,24 @@ def convert_checkpoint(
     force: bool = False,
     progress: Callback | None = None,
     downloading: DownloadCallback | None = None,
+    examine: Examination | None = None,
 ) -> Path:
     """Convert a checkpoint (folder, .gguf file or hub id) to a store at `destination`; returns its path.
 
     `experts` and `dense` name formats; without them quantised blocks carry over exactly, and other weights
     become q4 and q8. An interrupted conversion goes on where it was; `force` discards one of another
     checkpoint or other options. A finished store of the same conversion is left as it is. `keep` leaves
-    downloaded shards in the hub's cache. Raises UsageError, SourceError or StoreError; whatever happens,
+    downloaded shards in the hub's cache. Before anything is written `examine` sees the small files.
+    Raises UsageError, SourceError or StoreError; whatever happens,
     nothing half-written stands at `destination`.
     """
 
     def opened(downloads: Path) -> Source:
         return open_source(source, downloads=downloads, keep=keep, downloading=downloading)
 
-    return convert_source(opened, destination, experts=experts, dense=dense, force=force, progress=progress)
+    return convert_source(
+        opened, destination, experts=experts, dense=dense, force=force, progress=progress, examine=examine
+    )
 
 
 def convert_source(
@@ -66,6 +73,7 @@ def convert_source(
     dense: str | None = None,
     force: bool = False,
     progress: Callback | None = None,
+    examine: Examination | None = None,
 ) -> Path:
     """`convert_checkpoint` for a source that `open_it` opens, given a folder for what it downloads. It is closed."""
     check_option("--experts", experts)
@@ -85,6 +93,8 @@ def convert_source(
                         _require_same(existing, provenance)
                     else:
                         plan = plan_conversion(opened, experts, dense, provenance)
+                        if examine is not None:
+                            examine(_side_files(opened), plan.manifest.model["vocabulary"])
                         _begin(journal, {**provenance, "plan": plan.digest()}, force)
                         begun = True
                         _write_store(opened, plan, journal, progress)

@@ -40,7 +40,7 @@ class ChatTemplate:
     @classmethod
     def load(cls, folder: Path) -> ChatTemplate:
         """The template of a model folder. Raises StoreError where there is none or it is unusable."""
-        source = _template_source(folder)
+        source = template_source(folder)
         if source is None:
             raise StoreError(
                 f"{folder} has no chat template (neither chat_template.jinja nor one in tokenizer_config.json).",
@@ -114,7 +114,7 @@ class ChatTemplate:
         self._process.close()
 
 
-def _template_source(folder: Path) -> str | None:
+def template_source(folder: Path) -> str | None:
     """The template that transformers takes where there are no tools, None where there is none.
 
     The file comes before the config. Of several templates it is the one named default.

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -6,6 +7,8 @@ import pytest
 from edgemoe.cli import convert as convert_module
 from edgemoe.cli.convert import Report
 from edgemoe.conversion.progress import Download, Progress
+from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
+from tests.support.letters_tokenizer import write_letters_tokenizer
 
 
 class Bar:
@@ -55,3 +58,41 @@ def test_ctrl_c_says_that_nothing_is_lost(
     monkeypatch.setattr("edgemoe.conversion.pipeline.convert_checkpoint", interrupt)
     assert run_command(["convert", "a", str(tmp_path / "b")]) == 130
     assert "goes on where it was" in capsys.readouterr().err
+
+
+def test_faults_of_tokenizer_and_template_are_told_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edgemoe.cli.main import run_command
+
+    source = tmp_path / "source"
+    write_checkpoint(source, SMALL_MIXTRAL)
+    write_letters_tokenizer(source)
+    tokenizer = json.loads((source / "tokenizer.json").read_text())
+    said_before_the_work = []
+
+    def began(*arguments: object) -> None:
+        said_before_the_work.append(capsys.readouterr().err)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edgemoe.conversion.pipeline._begin", began)
+
+    def told(**config: object) -> str:
+        (source / "tokenizer.json").write_text(json.dumps(tokenizer))
+        (source / "tokenizer_config.json").write_text(json.dumps(config))
+        assert run_command(["convert", str(source), str(tmp_path / "store")]) == 130
+        assert capsys.readouterr().err == "interrupted: the same command goes on where it was.\n"
+        return said_before_the_work[-1]
+
+    assert told(chat_template="x") == ""
+    assert told(eos_token="<nowhere>") == (
+        "warning: tokenizer_config.json: eos_token '<nowhere>' is not in the vocabulary: it ends no answer.\n"
+    )
+    named = {"rag": "x", "tool_use": "y"}
+    assert "warning: The store will not chat: tokenizer_config.json: chat_template: expec" in told(chat_template=named)
+    flags = dict.fromkeys(("lstrip", "rstrip", "single_word", "normalized"), False)
+    tokenizer["added_tokens"] = [{"id": 1, "content": "<s>", "special": True, **flags}]
+    assert "neither read nor write text: tokenizer.json: the tokenizer does not load (added token '<s>'" in told()
+    tokenizer["added_tokens"][0]["id"] = 2000
+    assert "tokenizer.json: its token ids go up to 2000, those of the model to" in told()
+    assert not (tmp_path / "store").exists()
