@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 TOKENIZER_NAME = "tokenizer.json"
 TOKENIZER_LIMIT_BYTES = 64 << 20
 ENCODE_LIMIT_SECONDS = 30.0
+SLICE_SECONDS = 0.25
 LONGEST_TOKEN_CHARACTERS = 1 << 16
 """More than any honest token stands for, less than would hurt."""
 CONTEXT_TOKENS = 8
@@ -176,7 +177,7 @@ class Tokenizer:
 def with_whole_characters(tokens: Sequence[str]) -> list[str]:
     """The tokens, with U+FFFD for each byte (such as `<0xE1>`) that belongs to no whole character.
 
-    SentencePiece decodes runs of bytes so: characters stay whole whatever stands beside them.
+    SentencePiece decodes runs of bytes in this way: characters stay whole whatever stands beside them.
     """
     result: list[str] = []
     for is_byte, group in itertools.groupby(tokens, lambda token: BYTE_TOKEN.fullmatch(token) is not None):
@@ -312,7 +313,10 @@ def _common_length(one: str, other: str) -> int:
 
 
 def _within(seconds: float, work: Callable[[], Result]) -> Result:
-    """The result of `work`, done on a thread of its own. Raises UsageError when it takes longer."""
+    """The result of `work`, done on a thread of its own. Raises UsageError when it takes longer.
+
+    The time is counted in short slices, so that the one in which this program was stopped (Ctrl-Z) does not count.
+    """
     result: list[Result] = []
     errors: list[BaseException] = []
 
@@ -324,7 +328,11 @@ def _within(seconds: float, work: Callable[[], Result]) -> Result:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(seconds)
+    slices = max(1, round(seconds / SLICE_SECONDS))
+    for _ in range(slices):
+        thread.join(seconds / slices)
+        if not thread.is_alive():
+            break
     if thread.is_alive():
         raise UsageError(
             f"the text could not be tokenised within {seconds:.0f} seconds.",

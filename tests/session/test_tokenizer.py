@@ -1,7 +1,9 @@
 import functools
 import json
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tokenizers
@@ -210,3 +212,23 @@ def test_a_tokenizer_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(tokenizer_module, "ENCODE_LIMIT_SECONDS", 0.05)
     with pytest.raises(UsageError, match="could not be tokenised"):
         Tokenizer(Slow(), 10, frozenset()).encode("x")  # type: ignore[arg-type]
+
+
+def test_the_time_in_which_the_program_was_stopped_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that was stopped and continued sees that the time is over, and the work is not."""
+    goes_on = threading.Event()
+    join = threading.Thread.join
+    stopped = iter([True])
+
+    class Continued:
+        def encode_batch(self, texts: list[str], add_special_tokens: bool) -> list[SimpleNamespace]:
+            goes_on.wait()
+            return [SimpleNamespace(ids=[1, 2])]
+
+    def time_is_over(thread: threading.Thread, timeout: float | None = None) -> None:
+        if not next(stopped, False):
+            goes_on.set()
+            join(thread, timeout)
+
+    monkeypatch.setattr(threading.Thread, "join", time_is_over)
+    assert Tokenizer(Continued(), 10, frozenset()).encode("x") == [1, 2]  # type: ignore[arg-type]
