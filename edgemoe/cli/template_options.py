@@ -29,7 +29,10 @@ TemplateVarOption = Annotated[
 ]
 LiteralOption = Annotated[
     bool,
-    typer.Option("--literal-prompt", help="Special tokens spelled in your text, such as <|im_end|>, are text."),
+    typer.Option(
+        "--literal-prompt",
+        help="Special tokens spelled in your text, such as <|im_end|>, are text; else they are tokens.",
+    ),
 ]
 
 

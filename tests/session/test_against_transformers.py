@@ -7,6 +7,7 @@ import pytest
 
 from edgemoe.session.sampler import SamplingOptions, candidates
 from edgemoe.session.template import ChatTemplate
+from tests.session.test_special_tokens import CASES, TEXT, spelled, write_folder
 from tests.support.small_tokenizer import END, START, write_model_folder
 
 pytestmark = pytest.mark.oracle
@@ -42,6 +43,17 @@ def test_a_template_renders_the_same_text(tmp_path: Path, source: str, add_gener
         CONVERSATION, chat_template=source, tokenize=False, add_generation_prompt=add_generation_prompt
     )
     assert ChatTemplate.load(folder).render(CONVERSATION, add_generation_prompt) == expected
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_special_tokens_are_the_same(tmp_path: Path, case: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    config, special_map, names, special = CASES[case]
+    if case == "nothing":
+        config = {"pad_token": None, "add_bos_token": True}  # it refuses names that are neither text nor token
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(str(write_folder(tmp_path, config, special_map)))
+    assert theirs.special_tokens_map == names
+    assert theirs(TEXT, add_special_tokens=False).input_ids == spelled(*special)
 
 
 @pytest.mark.parametrize(
