@@ -16,6 +16,8 @@ from edgemoe.cli.tracing import TraceOption, traced
 from edgemoe.errors import INTERRUPTED, UsageError
 
 STDIN_LIMIT_BYTES = 16 << 20
+MAX_TOKENS = 512
+"""The longest answer where neither the person nor the model names one."""
 
 
 def run(
@@ -23,12 +25,21 @@ def run(
     prompt: Annotated[
         str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="The prompt; - reads it from stdin.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", metavar="N", help="Longest answer, in tokens.")] = 512,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-tokens", metavar="N", help="Longest answer, in tokens.", show_default=f"the model's, or {MAX_TOKENS}"
+        ),
+    ] = None,
     temperature: shared.TemperatureOption = None,
     top_k: shared.TopKOption = None,
     top_p: shared.TopPOption = None,
     min_p: shared.MinPOption = None,
     seed: shared.SeedOption = None,
+    repeat_penalty: shared.RepeatPenaltyOption = None,
+    presence_penalty: shared.PresencePenaltyOption = None,
+    frequency_penalty: shared.FrequencyPenaltyOption = None,
+    stop: shared.StopOption = None,
     system: shared.SystemOption = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Go on with the text as it is, without the chat template.")
@@ -52,13 +63,13 @@ def run(
         raise UsageError(
             "--raw and --system exclude each other.", "A raw text has no system message: put it in the text."
         )
-    if max_tokens < 1:
-        raise UsageError(f"--max-tokens: expected 1 or more, found {max_tokens}.", "See edgemoe run --help.")
+    shared.check_max_tokens(max_tokens, "run")
     text = read_prompt(prompt)
 
     with collection_paused():
         from edgemoe.cli.compiling import compiling_told
         from edgemoe.cli.lossy import lossy_json, tell_lossy
+        from edgemoe.cli.remarks import cut_remark, defaults_remark, tell
         from edgemoe.model.lossy import LossySettings
         from edgemoe.session.model import finished, load
 
@@ -66,11 +77,17 @@ def run(
         opening = load(model, ram, threads, context, kv, policy, prediction, not no_warm_start, **asked.to_json())
     with opening as opened, compiling_told(opened), traced(opened.engine, trace):
         tell_lossy(opened.folder, asked, opened.engine.lossy, model, ram)
-        sampling = shared.sampling_options(opened, temperature, top_k, top_p, min_p, seed)
+        tell(defaults_remark(opened))
+        sampling = shared.sampling_options(
+            opened, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed,
+            repetition_penalty=repeat_penalty, presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty, stop=stop,
+        )  # fmt: skip
         prompt_ids = opened.encode(text) if raw else opened.encode_chat(text, system)
         if as_json:
             opened.engine.keep_ledger()
-        generation = opened.stream(prompt_ids, max_tokens, sampling)
+        limit = max_tokens or opened.generation_defaults.max_tokens or MAX_TOKENS
+        generation = opened.stream(prompt_ids, limit, sampling)
         with on_interrupt(generation.stop):
             for piece in generation:
                 if not as_json:
@@ -79,6 +96,8 @@ def run(
         result = finished(generation)
         told = {**result.to_json(), **lossy_json(opened, asked, ram)}
         print(json.dumps(told, ensure_ascii=False) if as_json else "", flush=True)
+        if not as_json:
+            tell(cut_remark(result.finish_reason, result.generated_tokens))
     if result.finish_reason == "interrupted":
         raise typer.Exit(INTERRUPTED)
 

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from edgemoe.errors import StoreError, UsageError
+from edgemoe.model.sampling import GenerationDefaults, SamplingOptions, read_generation_config
 from edgemoe.session.chat import ChatSession
 from edgemoe.session.generate import (
     FinishReason,
@@ -21,7 +22,6 @@ from edgemoe.session.generate import (
 )
 from edgemoe.session.held_tokens import HeldTokens
 from edgemoe.session.model_files import read_json_object
-from edgemoe.session.sampler import SamplingOptions
 from edgemoe.session.template import ChatTemplate
 from edgemoe.session.tokenizer import Tokenizer, check_token_ids, has_tokenizer, load_library_tokenizer, stop_ids
 
@@ -96,16 +96,24 @@ class Model:
         return self.engine.spec
 
     @cached_property
-    def default_sampling(self) -> SamplingOptions:
-        """How the checkpoint's generation_config.json asks to sample. Raises StoreError where it is broken."""
+    def generation_defaults(self) -> GenerationDefaults:
+        """What the checkpoint's generation_config.json asks for. Raises StoreError where it cannot be used.
+
+        `run`, and `chat` here, begin with it; `not_honoured` names what of it edgemoe does not carry out.
+        """
         path = self.folder / "generation_config.json"
         try:
-            return SamplingOptions.from_generation_config(read_json_object(path, required=False))
+            return read_generation_config(read_json_object(path, required=False), self.engine.context_length)
         except UsageError as error:
             raise StoreError(
                 f"{path}: {error.message}",
                 "Mend or remove it in the checkpoint, and convert that again; without it decoding is greedy.",
             ) from None
+
+    @property
+    def default_sampling(self) -> SamplingOptions:
+        """How the checkpoint asks to sample. Raises as `generation_defaults`."""
+        return self.generation_defaults.sampling
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -142,7 +150,9 @@ class Model:
         max_tokens: int | None = None,
         options: SamplingOptions | None = None,
     ) -> Generation:
-        """An answer to iterate over, piece by piece. Raises UsageError for ids that are empty or do not fit."""
+        """An answer to iterate over, piece by piece: greedy without options. Raises UsageError for ids that are empty
+        or do not fit, StoreError for stop texts without a tokenizer.
+        """
         return Generation(self.held, self.tokenizer, token_ids, options or SamplingOptions(), max_tokens)
 
     def generate(
@@ -154,9 +164,27 @@ class Model:
         top_p: float = 1.0,
         min_p: float = 0.0,
         seed: int | None = None,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        stop: Sequence[str] = (),
     ) -> GenerationResult:
-        """The whole answer to a prompt's ids; greedy unless given a temperature. Raises UsageError as `stream`."""
-        options = SamplingOptions(temperature, top_k, top_p, min_p, seed)
+        """The whole answer to a prompt's ids; greedy unless given a temperature. Raises as `stream`.
+
+        `SamplingOptions` says what the settings mean and has some more of them: `stream` takes those, and
+        `default_sampling` has what the checkpoint asks for.
+        """
+        options = SamplingOptions(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            seed=seed,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            stop=stop,
+        )
         generation = self.stream(token_ids, max_tokens, options)
         for _ in generation:
             pass
@@ -168,11 +196,14 @@ class Model:
         options: SamplingOptions | None = None,
         max_tokens: int | None = None,
     ) -> ChatSession:
-        """A new conversation, sampling as the checkpoint asks to unless told otherwise. Raises StoreError."""
+        """A new conversation, with the options and the limit that the checkpoint asks for where none are given.
+
+        Raises StoreError.
+        """
         self.tokenizer.require()
-        return ChatSession(
-            self.held, self.tokenizer, self.template, options or self.default_sampling, max_tokens, system
-        )
+        defaults = self.generation_defaults
+        limit = defaults.max_tokens if max_tokens is None else max_tokens
+        return ChatSession(self.held, self.tokenizer, self.template, options or defaults.sampling, limit, system)
 
 
 def finished(generation: Generation) -> GenerationResult:
