@@ -13,6 +13,10 @@ from typing import Any
 
 from edgemoe.errors import UsageError
 
+GENERATION_CONFIG = "generation_config.json"
+CONFIG_LIMIT_BYTES = 16 << 20
+"""The largest one that is read."""
+
 TOP_K_UNSAID = 50
 """What top_k means to transformers where a file asks for sampling and does not name it (GenerationConfig)."""
 
@@ -29,13 +33,14 @@ NOT_HONOURED: Mapping[str, Any] = {
     "constraints": None, "diversity_penalty": 0, "dola_layers": None, "encoder_no_repeat_ngram_size": 0,
     "encoder_repetition_penalty": 1, "epsilon_cutoff": 0, "eta_cutoff": 0, "exponential_decay_length_penalty": None,
     "force_words_ids": None, "forced_bos_token_id": None, "forced_decoder_ids": None, "forced_eos_token_id": None,
-    "frequency_penalty": 0, "guidance_scale": 1, "max_time": None, "num_beam_groups": 1, "num_beams": 1,
-    "num_return_sequences": 1, "penalty_alpha": 0, "presence_penalty": 0, "sequence_bias": None, "top_h": 1,
-    "watermarking_config": None,
+    "frequency_penalty": 0, "guidance_scale": 1, "max_time": None, "mirostat": 0, "num_beam_groups": 1, "num_beams": 1,
+    "num_return_sequences": 1, "penalty_alpha": 0, "penalty_last_n": -1, "presence_penalty": 0,
+    "sampling_sequence": None, "sequence_bias": None, "top_h": 1, "watermarking_config": None, "xtc_probability": 0,
 }  # fmt: skip
 """Settings of a file that would change answers and are not carried out, with the value at which each does nothing.
 
-transformers does not know presence_penalty and frequency_penalty: there they are options of the command line only.
+Some are no settings of transformers, which ignores them in a file without a word: mirostat, penalty_last_n,
+sampling_sequence and xtc_probability are of GGUF files, presence_penalty and frequency_penalty of other engines.
 """
 
 
@@ -158,13 +163,18 @@ def read_generation_config(config: Mapping[str, Any], context_length: int | None
 
 
 def end_ids(config: Mapping[str, Any]) -> frozenset[int]:
-    """The ids in `eos_token_id`, one or a list. Raises UsageError where it is neither."""
-    value = config.get("eos_token_id")
-    listed = value if isinstance(value, list) else [] if value is None else [value]
-    for entry in listed:
-        if isinstance(entry, bool) or not isinstance(entry, int):
+    """The ids in `eos_token_id` of a generation_config.json or config.json, one or a list; of its text model too.
+
+    Raises UsageError where it is neither.
+    """
+    ids: set[int] = set()
+    for part in (config, config.get("text_config")):
+        value = part.get("eos_token_id") if isinstance(part, Mapping) else None
+        listed = value if isinstance(value, list) else [] if value is None else [value]
+        if any(isinstance(entry, bool) or not isinstance(entry, int) for entry in listed):
             raise _wrong("eos_token_id", "a token id or a list of them", value)
-    return frozenset(listed)
+        ids.update(entry for entry in listed if 0 <= entry <= LARGEST_ID)  # -1 is how some files say that none ends
+    return frozenset(ids)
 
 
 def _token_ids(name: str, value: Any, least: int = 0) -> tuple[int, ...]:

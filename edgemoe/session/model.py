@@ -11,7 +11,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from edgemoe.errors import StoreError, UsageError
-from edgemoe.model.sampling import GenerationDefaults, SamplingOptions, read_generation_config
+from edgemoe.model.sampling import (
+    CONFIG_LIMIT_BYTES,
+    GENERATION_CONFIG,
+    GenerationDefaults,
+    SamplingOptions,
+    read_generation_config,
+)
 from edgemoe.session.chat import ChatSession
 from edgemoe.session.generate import (
     FinishReason,
@@ -101,9 +107,10 @@ class Model:
 
         `run`, and `chat` here, begin with it; `not_honoured` names what of it edgemoe does not carry out.
         """
-        path = self.folder / "generation_config.json"
+        path = self.folder / GENERATION_CONFIG
         try:
-            return read_generation_config(read_json_object(path, required=False), self.engine.context_length)
+            config = read_json_object(path, required=False, limit_bytes=CONFIG_LIMIT_BYTES)
+            return read_generation_config(config, self.engine.context_length)
         except UsageError as error:
             raise StoreError(
                 f"{path}: {error.message}",

@@ -97,9 +97,9 @@ def test_what_is_not_carried_out_is_named() -> None:
     assert read_generation_config(loud).not_honoured == loud
     # GenerationConfig's own defaults change nothing, and neither does what concerns no answer's tokens
     quiet = {
-        "num_beams": 1, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "guidance_scale": None,
-        "encoder_repetition_penalty": 1.0, "diversity_penalty": 0.0, "num_return_sequences": 1,
-        "length_penalty": 1.0, "use_cache": True, "pad_token_id": 0, "output_scores": False, "_from_model_config": True, "some_note": "x",
+        "num_beams": 1, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "guidance_scale": None, "length_penalty": 1.0,
+        "encoder_repetition_penalty": 1.0, "diversity_penalty": 0.0, "num_return_sequences": 1, "use_cache": True,
+        "pad_token_id": 0, "output_scores": False, "_from_model_config": True, "some_note": "x",
     }  # fmt: skip
     assert read_generation_config(quiet).not_honoured == {}
 
