@@ -105,11 +105,14 @@ class Model:
     def generation_defaults(self) -> GenerationDefaults:
         """What the checkpoint's generation_config.json asks for. Raises StoreError where it cannot be used.
 
-        `run`, and `chat` here, begin with it; `not_honoured` names what of it edgemoe does not carry out.
+        The commands `run` and `chat` start from it, and so does `Model.chat`; its `not_honoured` names the settings
+        that edgemoe does not carry out.
         """
         path = self.folder / GENERATION_CONFIG
         try:
             config = read_json_object(path, required=False, limit_bytes=CONFIG_LIMIT_BYTES)
+            if not self.tokenizer.has_text:
+                config.pop("stop_strings", None)  # there is no text in which they could be found
             return read_generation_config(config, self.engine.context_length)
         except UsageError as error:
             raise StoreError(
@@ -157,8 +160,9 @@ class Model:
         max_tokens: int | None = None,
         options: SamplingOptions | None = None,
     ) -> Generation:
-        """An answer to iterate over, piece by piece: greedy without options. Raises UsageError for ids that are empty
-        or do not fit, StoreError for stop texts without a tokenizer.
+        """An answer to iterate over, piece by piece; greedy without options.
+
+        Raises UsageError for ids that are empty or do not fit, StoreError for stop texts without a tokenizer.
         """
         return Generation(self.held, self.tokenizer, token_ids, options or SamplingOptions(), max_tokens)
 

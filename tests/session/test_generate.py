@@ -216,6 +216,14 @@ def test_stop_texts_that_cannot_be_used_are_one_error(make_model: MakeModel) -> 
         without_text.generate([5], stop="x")
 
 
+def test_published_stop_texts_do_not_keep_a_store_without_a_tokenizer_from_running(
+    make_model: MakeModel, tmp_path: Path
+) -> None:
+    (tmp_path / "generation_config.json").write_text('{"stop_strings": ["x"], "repetition_penalty": 1.5}')
+    without_text = Model(make_model().engine, Tokenizer(None, 400, frozenset()), tmp_path)
+    assert without_text.default_sampling == SamplingOptions(repetition_penalty=1.5)
+
+
 def test_penalties_count_the_prompt_and_the_answer(make_model: MakeModel) -> None:
     model = make_model(None)
     settings = {"repetition_penalty": 3.0, "presence_penalty": 0.5, "frequency_penalty": 0.5}

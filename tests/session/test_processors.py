@@ -6,6 +6,7 @@ float32. None is -inf. `test_against_transformers.py` compares live.
 """
 
 import math
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -140,6 +141,22 @@ def test_settings_that_are_off_cost_nothing() -> None:
     logits = np.array(LOGITS, np.float32)
     Sampler(SamplingOptions(0.7, 40), PROMPT, ENDS).sample(logits)
     assert logits.tolist() == LOGITS
+
+
+def test_a_step_takes_memory_for_the_text_and_not_for_the_vocabulary() -> None:
+    options = SamplingOptions(
+        repetition_penalty=1.2, presence_penalty=0.1, frequency_penalty=0.1, no_repeat_ngram_size=2,
+        bad_words_ids=((1, 2), (3,)), min_new_tokens=9, suppress_tokens=(4,),
+    )  # fmt: skip
+    logits = np.random.default_rng(0).normal(size=1 << 20).astype(np.float32)
+    sampler = Sampler(options, PROMPT, ENDS)
+    sampler.sample(logits.copy())
+    tracemalloc.start()
+    try:
+        sampler.sample(logits)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 16
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_vocabulary_that_is_forbidden_whole_is_one_error() -> None:
