@@ -143,7 +143,7 @@ def read_generation_config(config: Mapping[str, Any], context_length: int | None
     if texts is not None:
         given["stop"] = _texts("stop_strings", texts)
     if config.get("top_k", 0) is None:
-        given["top_k"] = 0
+        given["top_k"] = 0  # as in transformers 4, where only a missing one means the default
     do_sample = config.get("do_sample")
     if do_sample is not None and not isinstance(do_sample, bool):
         raise _wrong("do_sample", "true or false", do_sample)
@@ -153,13 +153,15 @@ def read_generation_config(config: Mapping[str, Any], context_length: int | None
     max_tokens = config.get("max_new_tokens")
     if max_tokens is not None and (isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1):
         raise _wrong("max_new_tokens", "1 or more", max_tokens)
-    not_honoured = {
-        name: config[name] for name, off in NOT_HONOURED.items() if config.get(name) not in (None, off, False, [], {})
-    }
+    not_honoured = {name: config[name] for name, off in NOT_HONOURED.items() if _acts(config.get(name), off)}
     max_length = config.get("max_length")
     if max_tokens is None and isinstance(max_length, int) and context_length and max_length < context_length:
         not_honoured["max_length"] = max_length
     return GenerationDefaults(SamplingOptions(**given), max_tokens, not_honoured)
+
+
+def _acts(value: Any, off: Any) -> bool:
+    return value is not None and value is not False and value != off and value not in ([], {})
 
 
 def end_ids(config: Mapping[str, Any]) -> frozenset[int]:

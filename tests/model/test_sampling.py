@@ -93,7 +93,10 @@ def test_everything_that_is_carried_out_is_taken() -> None:
 
 
 def test_what_is_not_carried_out_is_named() -> None:
-    loud = {"num_beams": 4, "epsilon_cutoff": 3e-4, "sequence_bias": [[[1], 2.0]], "forced_eos_token_id": 2}
+    loud = {
+        "num_beams": 4, "epsilon_cutoff": 3e-4, "sequence_bias": [[[1], 2.0]], "forced_eos_token_id": 0,
+        "penalty_last_n": 0,
+    }  # fmt: skip
     assert read_generation_config(loud).not_honoured == loud
     # GenerationConfig's own defaults change nothing, and neither does what concerns no answer's tokens
     quiet = {
