@@ -11,7 +11,7 @@ import typer
 
 from edgemoe.cli import options as shared
 from edgemoe.cli.starting import collection_paused
-from edgemoe.cli.template_options import LiteralOption, TemplateVarOption, print_remarks, template_variables
+from edgemoe.cli.template_options import LiteralOption, TemplateVarOption, template_variables
 from edgemoe.cli.tracing import TraceOption, traced
 from edgemoe.errors import UsageError
 
@@ -19,18 +19,29 @@ if TYPE_CHECKING:
     from edgemoe.session.model import Model
 
 LINE_LIMIT_BYTES = 16 << 20
+MAX_TOKENS = 1024
+"""The longest answer where neither the person nor the model names one."""
 
 
 def chat(
     model: shared.ModelArgument = None,
     system: shared.SystemOption = None,
     load: Annotated[Path | None, typer.Option("--load", metavar="FILE", help="Take up a saved conversation.")] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", metavar="N", help="Longest answer, in tokens.")] = 1024,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-tokens", metavar="N", help="Longest answer, in tokens.", show_default=f"the model's, or {MAX_TOKENS}"
+        ),
+    ] = None,
     temperature: shared.TemperatureOption = None,
     top_k: shared.TopKOption = None,
     top_p: shared.TopPOption = None,
     min_p: shared.MinPOption = None,
     seed: shared.SeedOption = None,
+    repeat_penalty: shared.RepeatPenaltyOption = None,
+    presence_penalty: shared.PresencePenaltyOption = None,
+    frequency_penalty: shared.FrequencyPenaltyOption = None,
+    stop: shared.StopOption = None,
     template_var: TemplateVarOption = None,
     literal_prompt: LiteralOption = False,
     ram: shared.RamOption = None,
@@ -47,12 +58,12 @@ def chat(
     debug: shared.DebugOption = False,
 ) -> None:
     """Talk with a model. Through a pipe each line of stdin is a message, and answers are plain text."""
-    if max_tokens < 1:
-        raise UsageError(f"--max-tokens: expected 1 or more, found {max_tokens}.", "See edgemoe chat --help.")
+    shared.check_max_tokens(max_tokens, "chat")
     variables = template_variables(template_var)
 
     from edgemoe.cli.compiling import compiling_told
     from edgemoe.cli.lossy import lossy_line, tell_lossy
+    from edgemoe.cli.remarks import model_remarks, tell
     from edgemoe.cli.repl import Repl
     from edgemoe.cli.screen import Plain, open_screen
     from edgemoe.model.lossy import LossySettings
@@ -70,21 +81,28 @@ def chat(
     with screen.waiting("loading the model"), collection_paused():
         opened = load_model(model, ram, threads, context, kv, policy, prediction, not no_warm_start, **asked.to_json())
     with opened, compiling_told(opened), traced(opened.engine, trace):
-        sampling = shared.sampling_options(opened, temperature, top_k, top_p, min_p, seed)
-        session = opened.chat(system, sampling, max_tokens, variables, literal_prompt)
-        print_remarks(opened)
+        sampling = shared.sampling_options(
+            opened, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed,
+            repetition_penalty=repeat_penalty, presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty, stop=stop,
+        )  # fmt: skip
+        limit = max_tokens or opened.generation_defaults.max_tokens or MAX_TOKENS
+        session = opened.chat(system, sampling, limit, variables, literal_prompt)
         if load is not None:
             session.load(Path(os.path.expanduser(load)))  # noqa: PTH111 (it leaves an unknown ~user as it is)
         used = opened.engine.lossy
         repl = Repl(opened, session, screen, interactive)
         if not interactive:
             tell_lossy(opened.folder, asked, used, model, ram)
+            tell(model_remarks(opened))
             repl.run(read)
             return
         from edgemoe.cli.kept_chat import kept_if_ended, take_kept
 
         lossy = f"\n{lossy_line(opened.folder, asked, used, model, ram)}" if asked.on else ""
         screen.note(greeting(opened) + lossy)
+        for remark in model_remarks(opened):
+            screen.note(remark)
         if kept := take_kept():
             screen.note(f"the last conversation was cut off; it is kept: /load {kept}")
         with kept_if_ended(session):

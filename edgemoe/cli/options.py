@@ -12,8 +12,8 @@ import typer
 from edgemoe.errors import UsageError
 
 if TYPE_CHECKING:
+    from edgemoe.model.sampling import SamplingOptions
     from edgemoe.session.model import Model
-    from edgemoe.session.sampler import SamplingOptions
 
 
 def utf8(data: bytes, what: str) -> str:
@@ -34,6 +34,10 @@ def utf8_argument(text: str, what: str) -> str:
 
 def _system(text: str | None) -> str | None:
     return None if text is None else utf8_argument(text, "--system")
+
+
+def _stop(texts: list[str] | None) -> list[str] | None:
+    return [utf8_argument(text, "--stop") for text in texts] if texts else None
 
 
 ModelArgument = Annotated[
@@ -118,21 +122,44 @@ MinPOption = Annotated[
     float | None,
     typer.Option("--min-p", metavar="P", help="Keep tokens at least P times as likely as the likeliest; 0: all."),
 ]
+RepeatPenaltyOption = Annotated[
+    float | None,
+    typer.Option(
+        "--repeat-penalty", metavar="R", help="Make tokens of prompt and answer less likely, such as 1.1; 1: off."
+    ),
+]
+PresencePenaltyOption = Annotated[
+    float | None,
+    typer.Option("--presence-penalty", metavar="A", help="Take A off the logits of tokens of the answer; 0: off."),
+]
+FrequencyPenaltyOption = Annotated[
+    float | None,
+    typer.Option("--frequency-penalty", metavar="A", help="The same, once for each time that a token came; 0: off."),
+]
+StopOption = Annotated[
+    list[str] | None,
+    typer.Option("--stop", metavar="TEXT", help="End the answer before this text; may be given again.", callback=_stop),
+]
 SeedOption = Annotated[int | None, typer.Option("--seed", metavar="S", help="Makes sampling reproducible.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show a traceback with errors.")]
 """Read by `main`, wherever among the arguments it stands."""
 
 
-def sampling_options(
-    model: Model,
-    temperature: float | None,
-    top_k: int | None,
-    top_p: float | None,
-    min_p: float | None,
-    seed: int | None,
-) -> SamplingOptions:
-    """The model's own options, but for those given. Raises UsageError for values out of range."""
-    return model.default_sampling.changed(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
+def sampling_options(model: Model, **given: Any) -> SamplingOptions:
+    """The model's own options, except for those given that are not None. Raises UsageError for values out of range."""
+    defaults = model.default_sampling
+    try:
+        return defaults.changed(**given)
+    except UsageError as error:
+        name, _, rest = error.message.partition(":")
+        flag = "--repeat-penalty" if name == "repetition_penalty" else f"--{name.replace('_', '-')}"
+        raise UsageError(f"{flag}:{rest}", f"Leave {flag} out for the model's own.") from None
+
+
+def check_max_tokens(max_tokens: int | None, verb: str) -> None:
+    """Raises UsageError, naming the verb's help, for a limit that leaves no answer."""
+    if max_tokens is not None and max_tokens < 1:
+        raise UsageError(f"--max-tokens: expected 1 or more, found {max_tokens}.", f"See edgemoe {verb} --help.")
 
 
 def file_writer(path: Path | None, write: Callable[[Any, Path], None]) -> Callable[[Any], None]:

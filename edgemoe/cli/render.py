@@ -36,6 +36,10 @@ class Terminal:
         """A quiet line."""
         self.console.print(printable(text), style="dim")
 
+    def remark(self, text: str) -> None:
+        """A quiet line: here all are seen."""
+        self.note(text)
+
     def error(self, text: str) -> None:
         """One paragraph that something went wrong."""
         self.console.print(Text("error: ", style="bold red").append(printable(text), style="default"))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from edgemoe.cli.figures import statistics_line
 from edgemoe.cli.heatmap import HeatMap, fold
 from edgemoe.cli.interrupts import on_interrupt
+from edgemoe.cli.remarks import cut_remark
 from edgemoe.cli.screen import Screen
 from edgemoe.cli.slash import COMMANDS, resembled
 from edgemoe.errors import EdgemoeError, UsageError
@@ -95,15 +96,14 @@ class Repl:
         self.last_uses = self.model.engine.expert_uses - uses_before
         if self.live_map and (heat_map := self.map(*self.screen.map_size)):
             self.screen.heat_map(heat_map)
-        remark = {
-            "interrupted": "stopped; the answer stays as far as it went"
-            if generation.text
-            else "stopped before the answer began; the message is taken back",
-            "length": "cut at max_tokens (/set max_tokens N)",
-            "context": "cut where the context is full",
-        }.get(generation.finish_reason or "")
-        if remark:
-            self.screen.note(remark)
+        if generation.finish_reason == "interrupted":
+            self.screen.note(
+                "stopped; the answer stays as far as it went"
+                if generation.text
+                else "stopped before the answer began; the message is taken back"
+            )
+        elif remark := cut_remark(generation.finish_reason, len(generation.token_ids), " or /set max_tokens N"):
+            self.screen.remark(remark)
         if generation.statistics:
             line = statistics_line(generation.statistics, len(generation.token_ids), self.model.engine.memory)
             self.screen.note(line)

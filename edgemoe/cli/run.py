@@ -12,11 +12,13 @@ from edgemoe.cli import options as shared
 from edgemoe.cli.interrupts import on_interrupt
 from edgemoe.cli.screen import printable
 from edgemoe.cli.starting import collection_paused
-from edgemoe.cli.template_options import LiteralOption, TemplateVarOption, print_remarks, template_variables
+from edgemoe.cli.template_options import LiteralOption, TemplateVarOption, template_variables
 from edgemoe.cli.tracing import TraceOption, traced
 from edgemoe.errors import INTERRUPTED, UsageError
 
 STDIN_LIMIT_BYTES = 16 << 20
+MAX_TOKENS = 512
+"""The longest answer where neither the person nor the model names one."""
 
 
 def run(
@@ -24,12 +26,21 @@ def run(
     prompt: Annotated[
         str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="The prompt; - reads it from stdin.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", metavar="N", help="Longest answer, in tokens.")] = 512,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-tokens", metavar="N", help="Longest answer, in tokens.", show_default=f"the model's, or {MAX_TOKENS}"
+        ),
+    ] = None,
     temperature: shared.TemperatureOption = None,
     top_k: shared.TopKOption = None,
     top_p: shared.TopPOption = None,
     min_p: shared.MinPOption = None,
     seed: shared.SeedOption = None,
+    repeat_penalty: shared.RepeatPenaltyOption = None,
+    presence_penalty: shared.PresencePenaltyOption = None,
+    frequency_penalty: shared.FrequencyPenaltyOption = None,
+    stop: shared.StopOption = None,
     system: shared.SystemOption = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Go on with the text as it is, without the chat template.")
@@ -57,14 +68,14 @@ def run(
         )
     if raw and template_var:
         raise UsageError("--raw and --template-var exclude each other.", "A raw text goes without the template.")
-    if max_tokens < 1:
-        raise UsageError(f"--max-tokens: expected 1 or more, found {max_tokens}.", "See edgemoe run --help.")
+    shared.check_max_tokens(max_tokens, "run")
     variables = template_variables(template_var)
     text = read_prompt(prompt, raw)
 
     with collection_paused():
         from edgemoe.cli.compiling import compiling_told
         from edgemoe.cli.lossy import lossy_json, tell_lossy
+        from edgemoe.cli.remarks import cut_remark, model_remarks, tell
         from edgemoe.model.lossy import LossySettings
         from edgemoe.session.model import finished, load
 
@@ -72,16 +83,21 @@ def run(
         opening = load(model, ram, threads, context, kv, policy, prediction, not no_warm_start, **asked.to_json())
     with opening as opened, compiling_told(opened), traced(opened.engine, trace):
         tell_lossy(opened.folder, asked, opened.engine.lossy, model, ram)
-        sampling = shared.sampling_options(opened, temperature, top_k, top_p, min_p, seed)
+        sampling = shared.sampling_options(
+            opened, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed,
+            repetition_penalty=repeat_penalty, presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty, stop=stop,
+        )  # fmt: skip
         if raw:
             prompt_ids = opened.encode(text, literal=literal_prompt)
         else:
             prompt_ids = opened.encode_chat(text, system, variables, literal_prompt)
             opened.template.close()  # nothing more is rendered, and the answer may need the memory
-        print_remarks(opened, prompt_ids if raw else ())
+        tell(model_remarks(opened, prompt_ids if raw else ()))
         if as_json:
             opened.engine.keep_ledger()
-        generation = opened.stream(prompt_ids, max_tokens, sampling)
+        limit = max_tokens or opened.generation_defaults.max_tokens or MAX_TOKENS
+        generation = opened.stream(prompt_ids, limit, sampling)
         with on_interrupt(generation.stop):
             for piece in generation:
                 if not as_json:
@@ -90,6 +106,8 @@ def run(
         result = finished(generation)
         told = {**result.to_json(), **lossy_json(opened, asked, ram)}
         print(json.dumps(told, ensure_ascii=False) if as_json else "", flush=True)
+        if not as_json:
+            tell([cut_remark(result.finish_reason, result.generated_tokens)])
     if result.finish_reason == "interrupted":
         raise typer.Exit(INTERRUPTED)
 

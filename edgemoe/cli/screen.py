@@ -32,6 +32,9 @@ class Screen(Protocol):
     def note(self, text: str) -> None:
         """A quiet remark."""
 
+    def remark(self, text: str) -> None:
+        """A remark that the reader of a pipe needs too."""
+
     def error(self, text: str) -> None:
         """One paragraph that something went wrong."""
 
@@ -52,12 +55,15 @@ class Screen(Protocol):
 
 
 class Plain:
-    """Plain text: answers go to stdout, each ended by a newline; remarks are left out, errors go to stderr."""
+    """Plain text: answers go to stdout, each ended by a newline; remarks and errors to stderr, notes are left out."""
 
     map_size = (64, 128)
 
     def note(self, text: str) -> None:
         """Nothing: who reads a pipe wants the answers."""
+
+    def remark(self, text: str) -> None:
+        print(printable(text), file=sys.stderr, flush=True)
 
     def error(self, text: str) -> None:
         print(f"error: {printable(text)}", file=sys.stderr)

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgemoe.cli.figures import format_rate
 from edgemoe.errors import UsageError
 from edgemoe.model.memory import format_size
+from edgemoe.model.sampling import SamplingOptions
 
 if TYPE_CHECKING:
     from edgemoe.cli.repl import Repl
 
 OFF = "off"
+
+OPTIONS: dict[str, Callable[[str], Any]] = {
+    "temperature": float, "top_k": int, "top_p": float, "min_p": float, "typical_p": float, "seed": int,
+    "repetition_penalty": float, "presence_penalty": float, "frequency_penalty": float, "no_repeat_ngram_size": int,
+    "stop": str, "max_tokens": int,
+}  # fmt: skip
+"""What `/set` changes, with what makes a value of the text behind the name."""
 
 
 @dataclass(frozen=True)
@@ -90,27 +99,35 @@ def set_option(repl: Repl, argument: str) -> None:
     """Show the options, or change one."""
     chat = repl.chat
     if not argument:
-        options = {**asdict(chat.options), "max_tokens": chat.max_tokens}
-        repl.screen.table([(name, OFF if value is None else str(value)) for name, value in options.items()])
+        options = {**chat.options.to_json(), "max_tokens": chat.max_tokens}
+        # those that only a model's own settings give are shown where they do something
+        shown = {name: value for name, value in options.items() if name in OPTIONS or value != _off(name)}
+        repl.screen.table([(name, _option_text(value)) for name, value in shown.items()])
         return
-    name, _, text = argument.replace("=", " ").partition(" ")
-    name, text = name.replace("-", "_"), text.strip()
-    kinds: dict[str, type[int] | type[float]] = {
-        "temperature": float, "top_k": int, "top_p": float, "min_p": float, "seed": int, "max_tokens": int,
-    }  # fmt: skip
-    if name not in kinds:
-        raise UsageError(f"there is no option {name}.", f"The options are {', '.join(kinds)}.")
+    name, text = re.split(r"\s*=\s*|\s+|$", argument, maxsplit=1)[:2]
+    name = name.replace("-", "_")
+    if name not in OPTIONS and not (text == OFF and name in chat.options.to_json()):
+        raise UsageError(f"there is no option {name}.", f"The options are {', '.join(OPTIONS)}.")
     try:
-        value = None if text == OFF and name in ("seed", "max_tokens") else kinds[name](text)
+        value = _off(name) if text == OFF else OPTIONS[name](text)
     except ValueError:
         raise UsageError(f"{name}: expected a number, found '{text}'.", f"Such as /set {name} 1.") from None
     if name == "max_tokens":
         if value is not None and value < 1:
             raise UsageError(f"max_tokens: expected 1 or more, found {text}.", "/set max_tokens off removes the limit.")
-        chat.max_tokens = None if value is None else int(value)
+        chat.max_tokens = value
     else:
-        chat.options = type(chat.options)(**{**asdict(chat.options), name: value})
+        chat.options = replace(chat.options, **{name: value})
     repl.screen.note(f"{name} is {text}")
+
+
+def _off(name: str) -> Any:
+    """The value at which an option does nothing."""
+    return SamplingOptions().to_json().get(name)
+
+
+def _option_text(value: Any) -> str:
+    return OFF if value is None or value == () else str(value)
 
 
 def show_statistics(repl: Repl, argument: str) -> None:
@@ -172,7 +189,7 @@ COMMANDS: dict[str, Command] = {
     "retry": Command("", "answer the last message again", retry),
     "save": Command("FILE", "write the conversation to a file", save),
     "load": Command("FILE", "take up a saved conversation", load),
-    "set": Command("[NAME VALUE]", "show or change temperature, top_k, top_p, min_p, seed, max_tokens", set_option),
+    "set": Command("[NAME VALUE]", f"show or change {', '.join(OPTIONS)}", set_option),
     "stats": Command("", "context, memory, and what the last answer cost", show_statistics),
     "experts": Command("[on|off]", "draw what the router is doing, live", toggle_map),
     "quit": Command("", "end the conversation", quit_repl),

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from edgemoe.cli.options import utf8_argument
-from edgemoe.cli.screen import printable
 from edgemoe.errors import UsageError
-
-if TYPE_CHECKING:
-    from edgemoe.session.model import Model
 
 PYTHON_WORDS = {"True": True, "False": False, "None": None}
 """Taken as what they mean: as texts all three would count as true in a template."""
@@ -52,15 +47,3 @@ def template_variables(assignments: Sequence[str] | None) -> dict[str, Any]:
         except (ValueError, RecursionError):
             variables[name] = text
     return variables
-
-
-def print_remarks(model: Model, raw_ids: Sequence[int] = ()) -> None:
-    """Print on stderr what a person should know of the model's tokenizer, and of the ids of a raw prompt."""
-    remarks = list(model.tokenizer.remarks)
-    if raw_ids and (token := model.tokenizer.doubled_beginning(raw_ids)):
-        remarks.append(
-            f"the prompt begins with {token}, and the tokenizer puts another before it, which models seldom like:"
-            " leave it out of the text."
-        )
-    for remark in remarks:
-        print(f"warning: {printable(remark)}", file=sys.stderr, flush=True)

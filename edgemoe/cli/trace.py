@@ -105,7 +105,7 @@ def trace(
             stopped = Stop()
             with traced(opened.engine, target), on_interrupt(stopped):
                 if prompt_ids is not None:
-                    sampling = shared.sampling_options(opened, temperature, None, None, None, seed)
+                    sampling = shared.sampling_options(opened, temperature=temperature, seed=seed)
                     generation = opened.stream(prompt_ids, max_tokens, sampling)
                     stopped.then = generation.stop
                     for _ in generation:

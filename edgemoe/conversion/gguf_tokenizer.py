@@ -14,12 +14,20 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from edgemoe.conversion.gguf_names import TAKE_ANOTHER
-from edgemoe.errors import SourceError
+from edgemoe.errors import SourceError, UsageError
+from edgemoe.model.sampling import read_generation_config
 
 NO_TOKENIZER = "none"
 """What `tokenizer.ggml.model` says where there is none: ids stand for no text."""
 
 _KEY = "tokenizer.ggml."
+
+SAMPLING_KEYS = {
+    "temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p",
+    "penalty_repeat": "repetition_penalty", "penalty_last_n": "penalty_last_n", "mirostat": "mirostat",
+    "xtc_probability": "xtc_probability", "sequence": "sampling_sequence",
+}  # fmt: skip
+"""The keys `general.sampling.*` by what generation_config.json calls them; some are only named as not carried out."""
 
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
 """Values of `tokenizer.ggml.token_type` that matter here; the others are plain pieces of text."""
@@ -216,10 +224,18 @@ class _Vocabulary:
             number = self._token_id(kind)
             if number is not None:
                 config[f"{name}_token_id"] = number
-        for key, name in (("temp", "temperature"), ("top_k", "top_k"), ("top_p", "top_p"), ("min_p", "min_p")):
+        for key, name in SAMPLING_KEYS.items():
             value = self._metadata.get(f"general.sampling.{key}")
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                config |= {"do_sample": True, name: value}
+            if value is None:
+                continue
+            if key in ("temp", "top_k", "top_p", "min_p"):
+                config["do_sample"] = True
+            config[name] = value
+            try:
+                read_generation_config({"do_sample": True, name: value})
+            except UsageError as error:
+                reason = error.message.removeprefix(f"{name}: ")
+                raise SourceError(f"{self._path}: general.sampling.{key}: {reason}", TAKE_ANOTHER) from None
         return config
 
 

@@ -148,6 +148,8 @@ def _write_sampling(writer: GGUFWriter, folder: Path) -> None:
     for key, add in adders.items():
         if generation.get("do_sample") and generation.get(key) is not None:
             add(generation[key])
+    if generation.get("repetition_penalty") is not None:
+        writer.add_sampling_penalty_repeat(generation["repetition_penalty"])
 
 
 def _write_surroundings(writer: GGUFWriter, tokenizer: Tokenizer, ids: Mapping[str, int]) -> None:

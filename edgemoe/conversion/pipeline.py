@@ -23,6 +23,8 @@ from edgemoe.conversion.progress import Callback, DownloadCallback
 from edgemoe.conversion.source import Source, open_source
 from edgemoe.conversion.transfer import Transfer
 from edgemoe.errors import EdgemoeError, SourceError, StoreError, UsageError
+from edgemoe.model.sampling import CONFIG_LIMIT_BYTES, GENERATION_CONFIG, end_ids, read_generation_config
+from edgemoe.store.headers import parse_json
 from edgemoe.store.manifest import MANIFEST_NAME
 from edgemoe.store.reader import Store
 from edgemoe.store.writer import StoreWriter, sync_folder
@@ -93,8 +95,10 @@ def convert_source(
                         _require_same(existing, provenance)
                     else:
                         plan = plan_conversion(opened, experts, dense, provenance)
+                        side_files = _side_files(opened)
+                        _check_generation_settings(opened.config, side_files)
                         if examine is not None:
-                            examine(_side_files(opened), plan.manifest.model["vocabulary"])
+                            examine(side_files, plan.manifest.model["vocabulary"])
                         _begin(journal, {**provenance, "plan": plan.digest()}, force)
                         begun = True
                         _write_store(opened, plan, journal, progress)
@@ -204,7 +208,6 @@ def _begin(journal: Journal, identity: Mapping[str, Any], force: bool) -> None:
 def _write_store(source: Source, plan: Plan, journal: Journal, progress: Callback | None) -> None:
     with StoreWriter(journal.folder / STORE_FOLDER, plan.manifest) as writer:
         _check_space(writer)
-        _side_files(source)  # written in the end, but one that cannot be read should not be found out after an hour
         transfer = Transfer(source, plan, writer, journal, progress)
         transfer.run()
         writer.finish(transfer.manifest(), _side_files(source))
@@ -236,6 +239,32 @@ def _side_files(source: Source) -> dict[str, bytes]:
             )
         files[name] = content
     return files
+
+
+def _check_generation_settings(config: Mapping[str, Any], side_files: Mapping[str, bytes]) -> None:
+    """Raises SourceError where a store of these files could be made, but would refuse to generate."""
+    content = side_files.get(GENERATION_CONFIG, b"{}")
+    if len(content) > CONFIG_LIMIT_BYTES:
+        raise _unusable(GENERATION_CONFIG, f"expected at most {_size(CONFIG_LIMIT_BYTES)}, found more.")
+    try:
+        published = parse_json(content.decode())
+    except ValueError as problem:
+        raise _unusable(GENERATION_CONFIG, f"it is not valid JSON ({problem}).") from None
+    if not isinstance(published, dict):
+        raise _unusable(GENERATION_CONFIG, f"expected a JSON object, found {type(published).__name__}.")
+    try:
+        read_generation_config(published)
+    except UsageError as problem:
+        raise _unusable(GENERATION_CONFIG, problem.message) from None
+    try:
+        end_ids(config)
+    except UsageError as problem:
+        raise _unusable("config.json", problem.message) from None
+
+
+def _unusable(name: str, found: str) -> SourceError:
+    or_remove = ", or remove it: without it decoding is greedy" if name == GENERATION_CONFIG else ""
+    return SourceError(f"{name} of the checkpoint: {found}", f"Mend it in the checkpoint{or_remove}.")
 
 
 def _publish(partial: Path, target: Path) -> None:

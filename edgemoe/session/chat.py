@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from edgemoe.errors import EdgemoeError, StoreError, UsageError
+from edgemoe.model.sampling import SamplingOptions
 from edgemoe.session.conversation import ConversationEncoder
 from edgemoe.session.generate import Generation, check_prompt_length, check_text_fits
 from edgemoe.session.held_tokens import HeldTokens
 from edgemoe.session.model_files import read_json_object
-from edgemoe.session.sampler import SamplingOptions
 from edgemoe.session.template import ChatTemplate
 from edgemoe.session.tokenizer import Tokenizer
 

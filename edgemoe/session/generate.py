@@ -10,9 +10,11 @@ from typing import Literal
 
 from edgemoe.errors import UsageError
 from edgemoe.model.ledger import TimeLedger
+from edgemoe.model.sampling import SamplingOptions
 from edgemoe.process import peak_rss_bytes
 from edgemoe.session.held_tokens import HeldTokens
-from edgemoe.session.sampler import Sampler, SamplingOptions
+from edgemoe.session.sampler import Sampler
+from edgemoe.session.stop_texts import StopTexts
 from edgemoe.session.tokenizer import Detokeniser, Tokenizer, check_token_ids
 
 LIKELY_TOKEN_CHARACTERS = 8
@@ -56,10 +58,11 @@ class Generation:
 
     After the iteration `text`, `token_ids` (without the token that ended it), `finish_reason` and
     `statistics` hold the whole, and `ledger` where its time went if the engine keeps one. `stop` may be
-    called at any time, from another thread or a signal handler.
+    called at any time, from another thread or a signal handler. A stop text of the options is not part of
+    `text`; the tokens that spell it were generated, and are among `token_ids`.
 
-    finish_reason: `stop` (the model ended its answer), `length` (max_tokens reached), `context` (no room
-    left), `interrupted` (stopped from outside).
+    finish_reason: `stop` (the model ended its answer, or a stop text appeared), `length` (max_tokens reached),
+    `context` (no room left), `interrupted` (stopped from outside).
     """
 
     def __init__(
@@ -70,9 +73,12 @@ class Generation:
         options: SamplingOptions,
         max_tokens: int | None = None,
     ) -> None:
-        """Checks the prompt. Raises UsageError where it is empty, not of this vocabulary, or does not fit."""
+        """Checks the prompt. Raises UsageError where it is empty, not of this vocabulary, or does not fit.
+
+        Raises StoreError for stop texts where the model has no tokenizer.
+        """
         if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
-            raise UsageError(f"max-tokens: expected 1 or more, found {max_tokens}.", "Leave it out for no limit.")
+            raise UsageError(f"max_tokens: expected 1 or more, found {max_tokens}.", "Leave it out for no limit.")
         check_token_ids(prompt_ids, tokenizer.vocabulary)
         check_prompt_length(len(prompt_ids), held.engine.context_length)
         self.prompt_ids = list(prompt_ids)
@@ -83,7 +89,9 @@ class Generation:
         self.ledger: TimeLedger | None = None
         self._held = held
         self._tokenizer = tokenizer
-        self._sampler = Sampler(options)
+        self._stop_ids = tokenizer.stop_ids | _special_ids(options.stop, tokenizer)
+        self._stop_texts = StopTexts(options.stop)
+        self._sampler = Sampler(options, self.prompt_ids, self._stop_ids)
         self._max_tokens = sys.maxsize if max_tokens is None else max_tokens
         self._stopped = False
 
@@ -112,19 +120,21 @@ class Generation:
             began_ns = time.perf_counter_ns()
             token = self._sampler.sample(logits)
             sampling_ns += time.perf_counter_ns() - began_ns
-            if token in self._tokenizer.stop_ids:
+            if token in self._stop_ids:
                 self.finish_reason = "stop"
                 break
             self.token_ids.append(token)
             began_ns = time.perf_counter_ns()
-            piece = detokeniser.push(token)
+            piece = self._stop_texts.push(detokeniser.push(token))
             text_ns += time.perf_counter_ns() - began_ns
             if piece:
                 self.text += piece
                 began_ns = time.perf_counter_ns()
                 yield piece
                 consumer_ns += time.perf_counter_ns() - began_ns
-            if len(self.token_ids) >= self._max_tokens:
+            if self._stop_texts.found:
+                self.finish_reason = "stop"
+            elif len(self.token_ids) >= self._max_tokens:
                 self.finish_reason = "length"
             elif self._held.engine.position >= self._held.engine.context_length:
                 self.finish_reason = "context"
@@ -136,7 +146,7 @@ class Generation:
             parts = ledger - ledger_before + TimeLedger({"sampling": sampling_ns, "text": text_ns})
             own_ns = time.perf_counter_ns() - began_all_ns - consumer_ns
             self.ledger = parts + TimeLedger({"python": max(0, own_ns - parts.total_ns)})
-        if piece := detokeniser.finish():
+        if piece := self._stop_texts.push(detokeniser.finish()) + self._stop_texts.finish():
             self.text += piece
             yield piece
 
@@ -153,7 +163,7 @@ class Generation:
         self, start: _Counters, prefilled: _Counters, end: _Counters, prefill_tokens: int
     ) -> GenerationStatistics:
         # the first token comes out of the prompt's logits; each further one takes a decoding step
-        decoded = len(self.token_ids) - (self.finish_reason in ("length", "context"))
+        decoded = self._held.engine.position - len(self.prompt_ids)
         begin, tokens = (prefilled, decoded) if decoded > 0 else (start, prefill_tokens)
         hits, misses = end.hits - begin.hits, end.misses - begin.misses
         return GenerationStatistics(
@@ -164,6 +174,16 @@ class Generation:
             disk_bytes_per_token=(end.disk_bytes - begin.disk_bytes) / max(tokens, 1),
             peak_rss_bytes=peak_rss_bytes(),
         )
+
+
+def _special_ids(texts: Sequence[str], tokenizer: Tokenizer) -> frozenset[int]:
+    """The special tokens among stop texts: they leave no text by which they could be found."""
+    found: set[int] = set()
+    for text in texts:
+        ids = tokenizer.encode(text)
+        if len(ids) == 1 and not tokenizer.decode(ids):
+            found.add(ids[0])
+    return frozenset(found)
 
 
 def check_prompt_length(tokens: int, context_length: int) -> None:

@@ -11,6 +11,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from edgemoe.errors import StoreError, UsageError
+from edgemoe.model.sampling import (
+    CONFIG_LIMIT_BYTES,
+    GENERATION_CONFIG,
+    GenerationDefaults,
+    SamplingOptions,
+    read_generation_config,
+)
 from edgemoe.session.chat import ChatSession
 from edgemoe.session.conversation import ConversationEncoder
 from edgemoe.session.generate import (
@@ -22,7 +29,6 @@ from edgemoe.session.generate import (
 )
 from edgemoe.session.held_tokens import HeldTokens
 from edgemoe.session.model_files import read_json_object
-from edgemoe.session.sampler import SamplingOptions
 from edgemoe.session.template import ChatTemplate
 from edgemoe.session.tokenizer import Tokenizer, check_token_ids, has_tokenizer, load_library_tokenizer
 
@@ -99,16 +105,28 @@ class Model:
         return self.engine.spec
 
     @cached_property
-    def default_sampling(self) -> SamplingOptions:
-        """How the checkpoint's generation_config.json asks to sample. Raises StoreError where it is broken."""
-        path = self.folder / "generation_config.json"
+    def generation_defaults(self) -> GenerationDefaults:
+        """What the checkpoint's generation_config.json asks for. Raises StoreError where it cannot be used.
+
+        The commands `run` and `chat` start from it, and so does `Model.chat`; its `not_honoured` names the settings
+        that edgemoe does not carry out.
+        """
+        path = self.folder / GENERATION_CONFIG
         try:
-            return SamplingOptions.from_generation_config(read_json_object(path, required=False))
+            config = read_json_object(path, required=False, limit_bytes=CONFIG_LIMIT_BYTES)
+            if not self.tokenizer.has_text:
+                config.pop("stop_strings", None)  # there is no text in which they could be found
+            return read_generation_config(config, self.engine.context_length)
         except UsageError as error:
             raise StoreError(
                 f"{path}: {error.message}",
                 "Mend or remove it in the checkpoint, and convert that again; without it decoding is greedy.",
             ) from None
+
+    @property
+    def default_sampling(self) -> SamplingOptions:
+        """How the checkpoint asks to sample. Raises as `generation_defaults`."""
+        return self.generation_defaults.sampling
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -155,7 +173,10 @@ class Model:
         max_tokens: int | None = None,
         options: SamplingOptions | None = None,
     ) -> Generation:
-        """An answer to iterate over, piece by piece. Raises UsageError for ids that are empty or do not fit."""
+        """An answer to iterate over, piece by piece; greedy without options.
+
+        Raises UsageError for ids that are empty or do not fit, StoreError for stop texts without a tokenizer.
+        """
         return Generation(self.held, self.tokenizer, token_ids, options or SamplingOptions(), max_tokens)
 
     def generate(
@@ -167,9 +188,27 @@ class Model:
         top_p: float = 1.0,
         min_p: float = 0.0,
         seed: int | None = None,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        stop: Sequence[str] = (),
     ) -> GenerationResult:
-        """The whole answer to a prompt's ids; greedy unless given a temperature. Raises UsageError as `stream`."""
-        options = SamplingOptions(temperature, top_k, top_p, min_p, seed)
+        """The whole answer to a prompt's ids; greedy unless given a temperature. Raises as `stream`.
+
+        `SamplingOptions` says what the settings mean and has some more of them: `stream` takes those, and
+        `default_sampling` has what the checkpoint asks for.
+        """
+        options = SamplingOptions(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            seed=seed,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            stop=stop,
+        )
         generation = self.stream(token_ids, max_tokens, options)
         for _ in generation:
             pass
@@ -183,7 +222,7 @@ class Model:
         template_variables: Mapping[str, Any] | None = None,
         literal: bool = False,
     ) -> ChatSession:
-        """A new conversation, sampling as the checkpoint asks to unless given options.
+        """A new conversation, with the options and the limit that the checkpoint asks for where none are given.
 
         template_variables: what the chat template reads besides the messages, such as `{"enable_thinking": False}`.
         literal: special tokens that are spelled in a message, such as `<|im_end|>`, are text; by default they are
@@ -191,9 +230,11 @@ class Model:
         Raises StoreError, and UsageError for variables that the template does not read.
         """
         self.tokenizer.require()
-        sampling = options or self.default_sampling
+        defaults = self.generation_defaults
+        sampling = options or defaults.sampling
+        limit = defaults.max_tokens if max_tokens is None else max_tokens
         return ChatSession(
-            self.held, self.tokenizer, self.template, sampling, max_tokens, system, template_variables, literal
+            self.held, self.tokenizer, self.template, sampling, limit, system, template_variables, literal
         )
 
 

@@ -1,95 +1,73 @@
 """From logits to the next token.
 
-Filters act in this order, each on what the one before left: temperature, top-k, top-p, min-p. It is the
-order of transformers, so that a model's published settings mean the same here.
+What `processors` names changes the logits first. Then filters act in this order, each on what the one before left:
+temperature, top-k, top-p, min-p, typical-p. It is the order of transformers, so that a model's published settings mean
+the same here.
 """
 
 from __future__ import annotations
 
 import math
-import numbers
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgemoe.errors import EdgemoeError, UsageError
+from edgemoe.model.sampling import SamplingOptions
+from edgemoe.session.processors import processors
 
 TOP_CANDIDATES = 512
-"""The likeliest tokens are sorted among so many first; the whole vocabulary only where these do not reach."""
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    """How tokens are drawn. Raises UsageError for values out of range.
-
-    temperature: 0 takes the likeliest token (the lowest id on a tie), whatever the filters say.
-    top_k: keep so many of the likeliest; 0 keeps all.
-    top_p: keep the likeliest that together reach this probability; 1 keeps all.
-    min_p: keep those at least this fraction as likely as the likeliest; 0 keeps all.
-    seed: the same seed gives the same tokens; None draws a new one.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        _check("temperature", self.temperature, lambda x: 0.0 <= x <= 100.0, "0 (greedy) to 100")
-        _check("top-k", self.top_k, lambda x: x >= 0, "0 (off) or more", whole=True)
-        _check("top-p", self.top_p, lambda x: 0.0 < x <= 1.0, "above 0, up to 1 (off)")
-        _check("min-p", self.min_p, lambda x: 0.0 <= x <= 1.0, "0 (off) to 1")
-        if self.seed is not None:
-            _check("seed", self.seed, lambda x: 0 <= x < 2**64, "0 to 2^64 - 1", whole=True)
-
-    def changed(self, **given: Any) -> SamplingOptions:
-        """These options, but for those given that are not None."""
-        return replace(self, **{name: value for name, value in given.items() if value is not None})
-
-    @classmethod
-    def from_generation_config(cls, config: Mapping[str, Any]) -> SamplingOptions:
-        """The defaults of a model's generation_config.json: greedy where it does not ask for sampling."""
-        if not config.get("do_sample"):
-            return cls()
-        names = ("temperature", "top_k", "top_p", "min_p")
-        return cls(temperature=1.0).changed(**{name: config.get(name) for name in names})
-
-
-def _check(name: str, value: Any, valid: Callable[[Any], bool], expected: str, whole: bool = False) -> None:
-    if not isinstance(value, numbers.Integral if whole else numbers.Real) or not valid(value):  # NaN is never valid
-        raise UsageError(f"{name}: expected {expected}, found {str(value)[:80]}.", "See edgemoe run --help.")
+"""The likeliest tokens are sorted among this many first; the whole vocabulary only where these do not reach."""
 
 
 class Sampler:
-    """Draws tokens by the options, from one random stream."""
+    """Draws the tokens of one answer by the options, from one random stream."""
 
-    def __init__(self, options: SamplingOptions) -> None:
+    def __init__(
+        self, options: SamplingOptions, prompt_ids: Sequence[int] = (), stop_ids: Collection[int] = frozenset()
+    ) -> None:
+        """`prompt_ids` stand before the answer, which any of `stop_ids` ends."""
         self.options = options
+        self._processors = processors(options, prompt_ids, stop_ids)
 
     @cached_property
     def _random(self) -> np.random.Generator:
         return np.random.default_rng(self.options.seed)  # whose import greedy decoding does without
 
     def sample(self, logits: npt.NDArray[np.float32]) -> int:
-        """The next token. Shapes: logits `(V,)`. Raises EdgemoeError where a logit is not a finite number."""
+        """The next token. Shapes: logits `(V,)`, which penalties change in place.
+
+        Raises EdgemoeError where a logit is not a finite number, UsageError where the options leave no token.
+        """
         best = int(np.argmax(logits))
         if not (math.isfinite(logits[best]) and math.isfinite(logits.min())):
             raise EdgemoeError(
                 "the model's logits are not all finite numbers.",
                 "Its weights are damaged or overflow: check the store with edgemoe verify.",
             )
-        if self.options.temperature == 0:
-            return best
+        if self._processors:
+            for processor in self._processors:
+                processor.apply(logits)
+            best = int(np.argmax(logits))
+            if not math.isfinite(logits[best]):
+                raise UsageError(
+                    "no token is left to go on with: the settings forbid the whole vocabulary.",
+                    "Relax no_repeat_ngram_size, bad_words_ids, suppress_tokens or min_new_tokens.",
+                )
+        token = best if self.options.temperature == 0 else self._draw(logits)
+        for processor in self._processors:
+            processor.add(token)
+        return token
+
+    def _draw(self, logits: npt.NDArray[np.float32]) -> int:
         tokens, probabilities = candidates(logits, self.options)
-        # Inverse of the cumulative distribution: one draw per token, whatever the filters.
+        # Inverse of the cumulative distribution: one draw per token, whatever the filters. The place lies below the
+        # whole, even where rounding says otherwise, so that no token of probability 0 is drawn.
         cumulative = np.cumsum(probabilities)
-        place = int(np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right"))
-        return int(tokens[min(place, len(tokens) - 1)])
+        place = min(self._random.random() * cumulative[-1], np.nextafter(cumulative[-1], 0.0))
+        return int(tokens[np.searchsorted(cumulative, place, side="right")])
 
 
 def candidates(
@@ -123,7 +101,21 @@ def candidates(
     if options.min_p > 0.0:
         likely = kept >= options.min_p
         tokens, kept = tokens[likely], kept[likely]
+    if options.typical_p < 1.0:
+        typical = _typical(kept / kept.sum(), options.typical_p)
+        tokens, kept = tokens[typical], kept[typical]
     return tokens, kept / kept.sum()
+
+
+def _typical(probabilities: npt.NDArray[np.float64], mass: float) -> npt.NDArray[np.bool_]:
+    """The tokens whose surprise is nearest to the expected one, that together reach `mass` (TypicalLogitsWarper)."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        surprise = -np.log(probabilities)
+        distance = np.abs(surprise - np.nansum(surprise * probabilities))
+    order = np.argsort(distance, kind="stable")
+    reached = int(np.searchsorted(np.cumsum(probabilities[order]), mass))
+    typical: npt.NDArray[np.bool_] = distance <= distance[order[min(reached, len(order) - 1)]]
+    return typical
 
 
 def _likeliest(weights: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.int64]:

@@ -9,9 +9,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from edgemoe.errors import StoreError, UsageError
+from edgemoe.model.sampling import end_ids
 from edgemoe.session.model_files import read_json_object, read_text
 from edgemoe.session.special_tokens import CONFIG_NAME, SpecialTokens
 from edgemoe.session.twins import Twins
@@ -280,14 +281,19 @@ class Detokeniser:
 
 
 def stop_ids(folder: Path, tokenizer: tokenizers.Tokenizer | None) -> frozenset[int]:
-    """The ids that end an answer: generation_config.json's, or config.json's, and the tokenizer's own."""
+    """The ids that end an answer: all that generation_config.json, config.json and the tokenizer name.
+
+    Raises StoreError where a file names something else than ids.
+    """
     ids: set[int] = set()
     for name in ("generation_config.json", "config.json"):
-        value: Any = read_json_object(folder / name, required=False).get("eos_token_id")
-        listed = value if isinstance(value, list) else [value]
-        ids |= {entry for entry in listed if isinstance(entry, int) and not isinstance(entry, bool)}
-        if ids:
-            break
+        config = read_json_object(folder / name, required=False)
+        try:
+            ids |= end_ids(config)
+        except UsageError as error:
+            raise StoreError(
+                f"{folder / name}: {error.message}", "Mend it in the checkpoint, and convert that again."
+            ) from None
     eos = SpecialTokens.read(folder).names.get("eos_token")
     if eos is not None and tokenizer is not None:
         token = tokenizer.token_to_id(eos)

@@ -126,6 +126,8 @@ def test_special_tokens_template_and_sampling_are_carried_over() -> None:
         "tokenizer.chat_template": TEMPLATE,
         "general.sampling.temp": 0.6,
         "general.sampling.top_k": 20,
+        "general.sampling.penalty_repeat": 1.1,
+        "general.sampling.xtc_probability": 0.5,
     }
     assert config_of(metadata) == {
         "add_bos_token": False,
@@ -142,7 +144,22 @@ def test_special_tokens_template_and_sampling_are_carried_over() -> None:
         "do_sample": True,
         "temperature": 0.6,
         "top_k": 20,
+        "repetition_penalty": 1.1,
+        "xtc_probability": 0.5,
     }
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("top_p", 7.0, "above 0, up to 1"), ("temp", float("nan"), "0 \\(greedy\\) to 100"), ("top_k", "many", "0"),
+        ("penalty_repeat", 0.0, "above 0"), ("min_p", True, "0 \\(off\\) to 1"),
+    ],
+)  # fmt: skip
+def test_an_unusable_sampling_key_is_named(key: str, value: Any, expected: str) -> None:
+    metadata = tokenizer_metadata(small_tokenizer(), "gpt-2") | {f"general.sampling.{key}": value}
+    with pytest.raises(SourceError, match=rf"model\.gguf: general\.sampling\.{key}: expected {expected}"):
+        side_files(PATH, metadata)
 
 
 @pytest.mark.parametrize(

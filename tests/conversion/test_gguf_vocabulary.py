@@ -99,7 +99,16 @@ def test_template_special_tokens_sampling_and_padding_come_along(tmp_path: Path)
     folder = write_folder(tmp_path / "store", tokenizer, bos_token={"content": START}, chat_template="not this one")
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     (folder / "generation_config.json").write_text(
-        json.dumps({"eos_token_id": [7, 1], "do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.8})
+        json.dumps(
+            {
+                "eos_token_id": [7, 1],
+                "do_sample": True,
+                "temperature": 0.7,
+                "top_k": 20,
+                "top_p": 0.8,
+                "repetition_penalty": 1.25,
+            }
+        )
     )
     files = there_and_back(folder, size + 3, tmp_path / "m.gguf")
     back = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
@@ -110,6 +119,7 @@ def test_template_special_tokens_sampling_and_padding_come_along(tmp_path: Path)
     assert (config["bos_token"], config["add_bos_token"], config["eos_token"]) == (START, True, END)
     assert generation["eos_token_id"] == [1, 7]
     assert (generation["temperature"], generation["top_k"], generation["top_p"]) == (0.7, 20, 0.8)
+    assert generation["repetition_penalty"] == 1.25
     types = read_gguf(tmp_path / "m.gguf").metadata["tokenizer.ggml.token_type"]
     assert (types[:2], types[2], types[-4:]) == ([3, 3], 1, [4, 5, 5, 5])
 

@@ -137,6 +137,29 @@ def test_the_tokenizer_and_the_config_come_along(tmp_path: Path) -> None:
     assert not (path / "README.md").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("generation_config.json", b'{"do_sample": true, "top_p": 7}', "top_p: expected above 0, up to 1"),
+        ("generation_config.json", b'{"temperature": NaN}', "it is not valid JSON"),
+        ("generation_config.json", b"\xff\xfe{\x00}\x00", "it is not valid JSON"),
+        ("generation_config.json", b"{", "it is not valid JSON"),
+        ("generation_config.json", b"[]", "expected a JSON object, found list"),
+        ("generation_config.json", b'{"eos_token_id": "</s>"}', "eos_token_id: expected a token id"),
+        ("generation_config.json", b" " * (1 << 24) + b" {}", "expected at most 16.8 MB"),
+        ("config.json", json.dumps({**SMALL_MIXTRAL, "eos_token_id": "</s>"}).encode(), "eos_token_id: expected"),
+    ],
+)
+def test_settings_that_a_store_could_not_generate_with_are_told_before_any_weight_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes, message: str
+) -> None:
+    write_checkpoint(tmp_path / "source", SMALL_MIXTRAL, side_files={name: content})
+    monkeypatch.setattr(pipeline, "Transfer", None)  # a conversion that had begun would fail here
+    with pytest.raises(SourceError, match=rf"^{name} of the checkpoint: {message}"):
+        convert_checkpoint(str(tmp_path / "source"), tmp_path / "store")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+
+
 def test_side_files_that_are_too_large_are_refused_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,11 +1,16 @@
 """Templates and sampling mean what they mean in transformers."""
 
+import random
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from edgemoe.session.sampler import SamplingOptions, candidates
+from edgemoe.model.sampling import SamplingOptions, read_generation_config
+from edgemoe.session.processors import processors
+from edgemoe.session.sampler import candidates
 from edgemoe.session.template import ChatTemplate
 from tests.session.test_special_tokens import CASES, TEXT, spelled, write_folder
 from tests.support.small_tokenizer import END, START, write_model_folder
@@ -82,3 +87,65 @@ def test_filters_leave_the_same_probabilities(options: SamplingOptions) -> None:
     found = np.zeros_like(expected)
     found[tokens] = probabilities
     assert np.allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+VOCABULARY = 60
+ENDS = [7, 11]
+
+
+def random_settings(chooser: random.Random) -> dict[str, Any]:
+    """A generation_config.json with some of the settings that are carried out."""
+
+    def ids(most: int) -> list[int]:
+        return [chooser.randrange(VOCABULARY) for _ in range(chooser.randint(1, most))]
+
+    every = {
+        "repetition_penalty": chooser.choice([0.7, 1.05, 1.3, 2.0]),
+        "no_repeat_ngram_size": chooser.randint(1, 4),
+        "bad_words_ids": [ids(4) for _ in range(chooser.randint(1, 12))],
+        "min_length": chooser.randint(0, 40),
+        "min_new_tokens": chooser.randint(0, 9),
+        "suppress_tokens": ids(6),
+        "begin_suppress_tokens": ids(6),
+        "temperature": chooser.choice([0.3, 0.7, 1.4]),
+        "top_k": chooser.choice([0, 3, 20]),
+        "top_p": chooser.choice([0.5, 0.9]),
+        "min_p": chooser.choice([0.02, 0.2]),
+        "typical_p": chooser.choice([0.3, 0.9]),
+    }
+    return {name: value for name, value in every.items() if chooser.random() < 0.4}
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_published_settings_leave_the_same_probabilities(seed: int) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from transformers.generation.utils import GenerationMixin
+
+    chooser = random.Random(seed)
+    settings = random_settings(chooser)
+    # few different ids, so that n-grams and bad words come again
+    prompt = [chooser.randrange(12) for _ in range(chooser.randint(1, 30))]
+    answer = [chooser.randrange(12) for _ in range(chooser.randint(0, 12))]
+    logits = np.random.default_rng(seed).normal(scale=3, size=VOCABULARY).astype(np.float32)
+
+    theirs = transformers.GenerationConfig(do_sample=True, eos_token_id=ENDS, **settings)
+    theirs.update(**theirs._get_default_generation_params(), defaults_only=True)
+    theirs._eos_token_tensor = torch.tensor(ENDS)
+    if theirs.min_new_tokens is not None:
+        theirs.min_length = theirs.min_new_tokens + len(prompt)  # as _prepare_generated_length does
+    model = GenerationMixin()
+    model.config = SimpleNamespace(is_encoder_decoder=False)
+    steps = model._get_logits_processor(theirs, input_ids_seq_length=len(prompt), device="cpu", model_kwargs={})
+    scores = steps(torch.tensor([prompt + answer]), torch.from_numpy(logits.copy())[None])
+    expected = torch.softmax(scores[0].double(), dim=-1).numpy()
+
+    options = read_generation_config({"do_sample": True, **settings}).sampling
+    for step in processors(options, prompt, ENDS):
+        for token in answer:
+            step.add(token)
+        step.apply(logits)
+    tokens, probabilities = candidates(logits, options)
+    found = np.zeros_like(expected)
+    found[tokens] = probabilities
+    assert np.allclose(found, expected, rtol=1e-4, atol=1e-9), settings

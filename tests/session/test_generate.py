@@ -1,16 +1,20 @@
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
 
-from edgemoe.errors import UsageError
+from edgemoe.errors import StoreError, UsageError
+from edgemoe.model.sampling import SamplingOptions
 from edgemoe.session.generate import check_text_fits
 from edgemoe.session.model import Model
-from edgemoe.session.sampler import SamplingOptions
+from edgemoe.session.sampler import Sampler
 from edgemoe.session.tokenizer import Tokenizer
 from tests.support.fake_engine import FakeEngine
+from tests.support.small_tokenizer import write_model_folder
 
 MakeModel = Callable[..., Model]
 
@@ -134,7 +138,7 @@ def test_prompts_that_cannot_be_answered_are_refused(make_model: MakeModel) -> N
         with pytest.raises(UsageError):
             model.generate(wrong)  # type: ignore[arg-type]
     for few in (0, 1.5, "many"):
-        with pytest.raises(UsageError, match="max-tokens"):
+        with pytest.raises(UsageError, match="max_tokens"):
             model.generate([5], max_tokens=few)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="in the first 160 of its 4000 characters"):
         model.encode("x" * 4000)
@@ -164,3 +168,90 @@ def test_sampling_with_a_seed_is_reproducible(make_model: MakeModel) -> None:
     assert model.generate([5], max_tokens=8, temperature=1.0, seed=1).token_ids == first
     assert model.generate([5], max_tokens=8, temperature=1.0, seed=2).token_ids != first
     assert isinstance(model.default_sampling, SamplingOptions)
+
+
+def test_an_answer_ends_before_a_stop_text(make_model: MakeModel) -> None:
+    model = make_model("one, two, three")
+    prompt = model.encode("Count.")
+    whole = model.generate(prompt)
+    result = model.generate(prompt, stop=[", th", "zzz"])
+    assert (result.text, result.finish_reason) == ("one, two", "stop")
+    # the ids are those that were generated, up to the token that completed the stop text
+    assert result.token_ids == whole.token_ids[: result.generated_tokens]
+    assert ", th" in model.decode(result.token_ids)
+    assert ", th" not in model.decode(result.token_ids[:-1])
+    assert result.generated_tokens < whole.generated_tokens
+    # as many decoding steps as tokens after the first
+    assert model.engine.position == len(prompt) + result.generated_tokens - 1
+
+
+def test_text_is_shown_only_when_it_cannot_become_a_stop_text(make_model: MakeModel) -> None:
+    model = make_model("one, two, three")
+    pieces = list(model.stream(model.encode("Count."), options=SamplingOptions(stop=(", two, four",))))
+    assert "".join(pieces) == "one, two, three"
+    # held back token by token, until the second comma says that it is not the stop text
+    assert next(piece for piece in pieces if piece.startswith(",")) == ", two"
+    ids = model.encode("one, two, three")
+    comma = next(count for count in range(1, len(ids)) if model.decode(ids[:count]) == "one,")
+    cut = model.generate(model.encode("Count."), max_tokens=comma, stop=[", two"])
+    assert (cut.text, cut.finish_reason) == ("one,", "length")  # what was held back is not lost
+
+
+def test_a_marker_as_a_stop_text_is_its_token(make_model: MakeModel) -> None:
+    # a special token leaves no text behind: <|im_start|> is id 0 of the small tokenizer
+    model = make_model("one<|im_start|>two")
+    assert model.generate([5]).text == "onetwo"
+    result = model.generate([5], stop="<|im_start|>")
+    assert (result.text, result.finish_reason) == ("one", "stop")
+    assert 0 not in result.token_ids
+
+
+def test_stop_texts_that_cannot_be_used_are_one_error(make_model: MakeModel) -> None:
+    model = make_model()
+    for wrong in ("", [""], [5], 5):
+        with pytest.raises(UsageError, match="stop: expected"):
+            model.generate([5], stop=wrong)  # type: ignore[arg-type]
+    without_text = Model(model.engine, Tokenizer(None, 400, frozenset()), model.folder)
+    with pytest.raises(StoreError, match="no tokenizer"):
+        without_text.generate([5], stop="x")
+
+
+def test_published_stop_texts_do_not_keep_a_store_without_a_tokenizer_from_running(
+    make_model: MakeModel, tmp_path: Path
+) -> None:
+    (tmp_path / "generation_config.json").write_text('{"stop_strings": ["x"], "repetition_penalty": 1.5}')
+    without_text = Model(make_model().engine, Tokenizer(None, 400, frozenset()), tmp_path)
+    assert without_text.default_sampling == SamplingOptions(repetition_penalty=1.5)
+
+
+def test_penalties_count_the_prompt_and_the_answer(make_model: MakeModel) -> None:
+    model = make_model(None)
+    settings = {"repetition_penalty": 3.0, "presence_penalty": 0.5, "frequency_penalty": 0.5}
+    found = model.generate([5, 6, 7], max_tokens=12, **settings).token_ids  # type: ignore[arg-type]
+    ids = [5, 6, 7]
+    sampler = Sampler(SamplingOptions(**settings), ids, model.tokenizer.stop_ids)  # type: ignore[arg-type]
+    for _ in found:
+        ids.append(sampler.sample(model.logits(ids)[-1]))
+    assert found == ids[3:]
+    unlike = model.stream([5, 6, 7], 100, SamplingOptions(no_repeat_ngram_size=1))
+    list(unlike)
+    assert len({5, 6, 7, *unlike.token_ids}) == 3 + len(unlike.token_ids)
+
+
+def test_published_settings_are_those_of_a_conversation(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model("Hello, world!")
+    config = {"max_new_tokens": 2, "suppress_tokens": model.encode("Hello, world!")[1:2], "num_beams": 4}
+    model.folder = write_model_folder(tmp_path / "model")
+    (model.folder / "generation_config.json").write_text(json.dumps(config))
+    chat = model.chat()
+    assert chat.max_tokens == 2
+    answer = chat.send("Hi")
+    list(answer)
+    assert len(answer.generation.token_ids) == 2
+    assert answer.generation.token_ids[1] != config["suppress_tokens"][0]  # type: ignore[index]
+    assert model.generation_defaults.not_honoured == {"num_beams": 4}
+    assert model.chat(options=SamplingOptions(), max_tokens=9).max_tokens == 9
+    (model.folder / "generation_config.json").write_text('{"top_p": 7}')
+    del model.generation_defaults
+    with pytest.raises(StoreError, match=r"generation_config\.json: top_p: expected .* found 7\."):
+        model.chat()

@@ -3,8 +3,9 @@ import math
 import numpy as np
 import pytest
 
-from edgemoe.errors import EdgemoeError, UsageError
-from edgemoe.session.sampler import Sampler, SamplingOptions, candidates
+from edgemoe.errors import EdgemoeError
+from edgemoe.model.sampling import SamplingOptions
+from edgemoe.session.sampler import Sampler, candidates
 
 PROBABILITIES = np.array([0.05, 0.4, 0.1, 0.3, 0.15])
 LOGITS = np.log(PROBABILITIES).astype(np.float32)
@@ -84,25 +85,3 @@ def test_logits_that_are_no_numbers_are_an_error(wrong: float, temperature: floa
     logits[2] = wrong
     with pytest.raises(EdgemoeError, match="finite"):
         Sampler(SamplingOptions(temperature=temperature)).sample(logits)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("temperature", -0.1), ("temperature", math.nan), ("temperature", math.inf), ("top_k", -1),
-        ("top_p", 0.0), ("top_p", 1.1), ("top_p", math.nan), ("min_p", -0.1), ("min_p", 2.0), ("seed", -1),
-        ("seed", 2**64), ("temperature", "x"), ("top_k", 1.5), ("top_p", [1]), ("min_p", "0.1"), ("seed", 0.5),
-    ],
-)  # fmt: skip
-def test_options_out_of_range_are_refused_by_name(name: str, value: object) -> None:
-    with pytest.raises(UsageError, match=name.replace("_", "-")):
-        SamplingOptions(**{name: value})  # type: ignore[arg-type]
-
-
-def test_defaults_come_from_the_generation_config() -> None:
-    assert SamplingOptions.from_generation_config({"temperature": 0.6}) == SamplingOptions()
-    config = {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "top_k": 20, "repetition_penalty": 1.0}
-    assert SamplingOptions.from_generation_config(config) == SamplingOptions(0.6, 20, 0.95)
-    with pytest.raises(UsageError, match="top-p"):
-        SamplingOptions.from_generation_config({"do_sample": True, "top_p": "high"})
-    assert SamplingOptions(0.6, 20).changed(temperature=0, top_k=None) == SamplingOptions(0, 20)

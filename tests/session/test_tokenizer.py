@@ -154,6 +154,17 @@ def test_stop_ids_come_from_both_files(folder: Path, tmp_path: Path) -> None:
     other = write_model_folder(tmp_path / "other")
     (other / "generation_config.json").write_text(json.dumps({"eos_token_id": 7}))
     assert Tokenizer.load(other, 400).stop_ids == {1, 7}
+    # each file may name further ones, also for the text model of a larger one
+    (other / "config.json").write_text(json.dumps({"eos_token_id": [8, 9], "text_config": {"eos_token_id": 10}}))
+    assert Tokenizer.load(other, 400).stop_ids == {1, 7, 8, 9, 10}
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+def test_an_end_that_cannot_be_read_is_an_error_that_names_the_file(tmp_path: Path, name: str) -> None:
+    folder = write_model_folder(tmp_path / "model")
+    (folder / name).write_text(json.dumps({"eos_token_id": "<|im_end|>"}))
+    with pytest.raises(StoreError, match=rf"{name}: eos_token_id: expected a token id"):
+        Tokenizer.load(folder, 400)
 
 
 def test_limits_of_the_training_do_not_cut_prompts(tmp_path: Path) -> None:

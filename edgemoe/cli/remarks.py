@@ -1,0 +1,46 @@
+"""Lines about an answer that its text does not show: why it ends where it does, and published settings left out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from edgemoe.cli.screen import printable
+
+if TYPE_CHECKING:
+    from edgemoe.session.model import Model
+
+
+def cut_remark(finish_reason: str | None, tokens: int, other_way: str = "") -> str | None:
+    """The line about an answer that was cut, with the way to a longer one; None for any other answer."""
+    if finish_reason == "length":
+        return f"the answer was cut at {tokens} tokens: --max-tokens N{other_way} allows more"
+    if finish_reason == "context":
+        return f"the answer was cut at {tokens} tokens, where the context is full: --context N may allow more"
+    return None
+
+
+def model_remarks(model: Model, raw_ids: Sequence[int] = ()) -> list[str]:
+    """Lines on what a person should know of the model's settings and tokenizer, and of the ids of a raw prompt."""
+    remarks = []
+    if left_out := model.generation_defaults.not_honoured:
+        settings = ", ".join(f"{name} ({_shortened(str(value))})" for name, value in left_out.items())
+        remarks.append(f"generation_config.json of this model asks for what edgemoe does not do: {settings}")
+    remarks += model.tokenizer.remarks
+    if raw_ids and (token := model.tokenizer.doubled_beginning(raw_ids)):
+        remarks.append(
+            f"the prompt begins with {token}, and the tokenizer puts another before it, which models seldom like:"
+            " leave it out of the text."
+        )
+    return [f"warning: {remark}" for remark in remarks]
+
+
+def tell(remarks: Iterable[str | None]) -> None:
+    """Write those that are lines to stderr."""
+    for remark in filter(None, remarks):
+        print(printable(remark), file=sys.stderr, flush=True)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:39]}…"

@@ -1,0 +1,207 @@
+"""How tokens are chosen: the settings, and those that a model publishes in generation_config.json.
+
+Names, meaning and order are those of transformers, so that a model's published settings mean the same here.
+`session/processors.py` and `session/sampler.py` carry them out.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from edgemoe.errors import UsageError
+
+GENERATION_CONFIG = "generation_config.json"
+CONFIG_LIMIT_BYTES = 16 << 20
+"""The largest one that is read."""
+
+TOP_K_UNSAID = 50
+"""What top_k means to transformers where a file asks for sampling and does not name it (GenerationConfig)."""
+
+LARGEST_ID = 2**31 - 1
+"""No vocabulary has more tokens."""
+
+PUBLISHED = (
+    "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids",
+    "min_length", "min_new_tokens", "suppress_tokens", "begin_suppress_tokens",
+)  # fmt: skip
+"""Settings that a file and SamplingOptions call by the same name, and that need no more than a copy."""
+
+NOT_HONOURED: Mapping[str, Any] = {
+    "constraints": None, "diversity_penalty": 0, "dola_layers": None, "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1, "epsilon_cutoff": 0, "eta_cutoff": 0, "exponential_decay_length_penalty": None,
+    "force_words_ids": None, "forced_bos_token_id": None, "forced_decoder_ids": None, "forced_eos_token_id": None,
+    "frequency_penalty": 0, "guidance_scale": 1, "max_time": None, "mirostat": 0, "num_beam_groups": 1, "num_beams": 1,
+    "num_return_sequences": 1, "penalty_alpha": 0, "penalty_last_n": -1, "presence_penalty": 0,
+    "sampling_sequence": None, "sequence_bias": None, "top_h": 1, "watermarking_config": None, "xtc_probability": 0,
+}  # fmt: skip
+"""Settings of a file that would change answers and are not carried out, with the value at which each does nothing.
+
+Some are no settings of transformers, which ignores them in a file without a word: mirostat, penalty_last_n,
+sampling_sequence and xtc_probability are of GGUF files, presence_penalty and frequency_penalty of other engines.
+"""
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How tokens are chosen. Raises UsageError for values out of range. Sequences become tuples.
+
+    temperature: 0 takes the likeliest token (the lowest id on a tie), whatever top_k, top_p, min_p and typical_p say.
+    top_k: keep this many of the likeliest tokens; 0 (or -1) keeps all.
+    top_p: keep the likeliest that together reach this probability; 1 keeps all.
+    min_p: keep those at least this fraction as likely as the likeliest; 0 keeps all.
+    seed: the same seed gives the same tokens; None draws a new one.
+    typical_p: keep the tokens nearest to the expected surprise that together reach this probability; 1 keeps all.
+    repetition_penalty: positive logits of all tokens of prompt and answer are divided by it, others multiplied.
+    presence_penalty: taken off the logit of each token that the answer has already (OpenAI's definition).
+    frequency_penalty: taken off the logit of a token once for each time that the answer has it (OpenAI's definition).
+    no_repeat_ngram_size: no run of this many tokens comes twice in prompt and answer; 0 is off.
+    bad_words_ids: runs of tokens that are never completed.
+    min_length, min_new_tokens: no end before prompt and answer, or the answer, have this many tokens.
+    suppress_tokens, begin_suppress_tokens: tokens that never come, or do not begin an answer.
+    stop: texts that end the answer where they appear; they are not part of it.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    no_repeat_ngram_size: int = 0
+    bad_words_ids: Sequence[Sequence[int]] = ()
+    min_length: int = 0
+    min_new_tokens: int = 0
+    suppress_tokens: Sequence[int] = ()
+    begin_suppress_tokens: Sequence[int] = ()
+    stop: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        check = self._check
+        check("temperature", lambda x: 0.0 <= x <= 100.0, "0 (greedy) to 100")
+        check("top_k", lambda x: x >= -1, "0 (off) or more", whole=True)
+        check("top_p", lambda x: 0.0 < x <= 1.0, "above 0, up to 1 (off)")
+        check("min_p", lambda x: 0.0 <= x <= 1.0, "0 (off) to 1")
+        check("typical_p", lambda x: 0.0 < x <= 1.0, "above 0, up to 1 (off)")
+        check("repetition_penalty", lambda x: 0.0 < x <= 100.0, "above 0, up to 100 (1 is off)")
+        check("presence_penalty", lambda x: -2.0 <= x <= 2.0, "-2 to 2 (0 is off)")
+        check("frequency_penalty", lambda x: -2.0 <= x <= 2.0, "-2 to 2 (0 is off)")
+        for name in ("no_repeat_ngram_size", "min_length", "min_new_tokens"):
+            check(name, lambda x: x >= 0, "0 (off) or more", whole=True)
+        if self.seed is not None:
+            check("seed", lambda x: 0 <= x < 2**64, "0 to 2^64 - 1", whole=True)
+        # frozen: the one place where lists become tuples, and -1 what it means
+        set_field = object.__setattr__
+        set_field(self, "top_k", max(self.top_k, 0))
+        for name in ("suppress_tokens", "begin_suppress_tokens"):
+            set_field(self, name, _token_ids(name, getattr(self, name)))
+        bad_words = _sequence("bad_words_ids", self.bad_words_ids, "a list of lists of token ids")
+        set_field(self, "bad_words_ids", tuple(_token_ids("bad_words_ids", word, least=1) for word in bad_words))
+        set_field(self, "stop", _texts("stop", self.stop))
+
+    def _check(self, name: str, valid: Callable[[Any], bool], expected: str, whole: bool = False) -> None:
+        value = getattr(self, name)
+        kind = numbers.Integral if whole else numbers.Real
+        if isinstance(value, bool) or not isinstance(value, kind) or not valid(value):  # NaN is never valid
+            raise _wrong(name, expected, value)
+
+    def changed(self, **given: Any) -> SamplingOptions:
+        """These options, except for those given that are not None."""
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
+
+    def to_json(self) -> dict[str, Any]:
+        """The options by name."""
+        return {entry.name: getattr(self, entry.name) for entry in fields(self)}
+
+
+@dataclass(frozen=True)
+class GenerationDefaults:
+    """What a model publishes about generation. Greedy, without limits, where it publishes nothing."""
+
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    max_tokens: int | None = None
+    """The longest answer, in tokens, where nobody asks for another."""
+    not_honoured: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that would change answers and that edgemoe does not carry out, as the file has them."""
+
+
+def read_generation_config(config: Mapping[str, Any], context_length: int | None = None) -> GenerationDefaults:
+    """The settings of a generation_config.json. Raises UsageError, naming the setting, for an unusable value.
+
+    Settings that only concern a sequence longer than `context_length` change nothing and are left out.
+    """
+    end_ids(config)
+    given = {name: config[name] for name in PUBLISHED if config.get(name) is not None}
+    if "min_new_tokens" in given:
+        given.pop("min_length", None)  # transformers replaces it
+    texts = config.get("stop_strings")
+    if texts is not None:
+        given["stop"] = _texts("stop_strings", texts)
+    if config.get("top_k", 0) is None:
+        given["top_k"] = 0  # as in transformers 4, where only a missing one means the default
+    do_sample = config.get("do_sample")
+    if do_sample is not None and not isinstance(do_sample, bool):
+        raise _wrong("do_sample", "true or false", do_sample)
+    if do_sample:
+        given.setdefault("top_k", TOP_K_UNSAID)
+        given["temperature"] = 1.0 if config.get("temperature") is None else config["temperature"]
+    max_tokens = config.get("max_new_tokens")
+    if max_tokens is not None and (isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1):
+        raise _wrong("max_new_tokens", "1 or more", max_tokens)
+    not_honoured = {name: config[name] for name, off in NOT_HONOURED.items() if _acts(config.get(name), off)}
+    max_length = config.get("max_length")
+    if max_tokens is None and isinstance(max_length, int) and context_length and max_length < context_length:
+        not_honoured["max_length"] = max_length
+    return GenerationDefaults(SamplingOptions(**given), max_tokens, not_honoured)
+
+
+def _acts(value: Any, off: Any) -> bool:
+    return value is not None and value is not False and value != off and value not in ([], {})
+
+
+def end_ids(config: Mapping[str, Any]) -> frozenset[int]:
+    """The ids in `eos_token_id` of a generation_config.json or config.json, one or a list; of its text model too.
+
+    Raises UsageError where it is neither.
+    """
+    ids: set[int] = set()
+    for part in (config, config.get("text_config")):
+        value = part.get("eos_token_id") if isinstance(part, Mapping) else None
+        listed = value if isinstance(value, list) else [] if value is None else [value]
+        if any(isinstance(entry, bool) or not isinstance(entry, int) for entry in listed):
+            raise _wrong("eos_token_id", "a token id or a list of them", value)
+        ids.update(entry for entry in listed if 0 <= entry <= LARGEST_ID)  # -1 is how some files say that none ends
+    return frozenset(ids)
+
+
+def _token_ids(name: str, value: Any, least: int = 0) -> tuple[int, ...]:
+    ids = _sequence(name, value, "a list of token ids")
+    for entry in ids:
+        if isinstance(entry, bool) or not isinstance(entry, numbers.Integral) or not 0 <= int(entry) <= LARGEST_ID:
+            raise _wrong(name, "token ids", entry)
+    if len(ids) < least:
+        raise _wrong(name, "at least one token id in each list", value)
+    return ids
+
+
+def _texts(name: str, value: Any) -> tuple[str, ...]:
+    texts = (value,) if isinstance(value, str) else _sequence(name, value, "texts")
+    for entry in texts:
+        if not isinstance(entry, str) or not entry:
+            raise _wrong(name, "texts of at least one character", entry)
+    return texts
+
+
+def _sequence(name: str, value: Any, expected: str) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise _wrong(name, expected, value)
+    return tuple(value)
+
+
+def _wrong(name: str, expected: str, value: Any) -> UsageError:
+    return UsageError(f"{name}: expected {expected}, found {str(value)[:80] or 'nothing'}.", f"Leave {name} out.")
