@@ -147,7 +147,7 @@ def _vector_rows(view: TensorView, start: int, stop: int) -> npt.NDArray[np.floa
 def _plain_rows(view: TensorView, index: int | None, start: int, stop: int) -> Rows:
     """Rows in the file's order, from each part that has some of them."""
     part_rows = view.parts[0].shape[-2]
-    base = (index if index is not None else view.expert or 0) * part_rows
+    base = (index if index is not None else view.expert or 0) * part_rows + view.first_row
     pieces: list[Rows] = []
     for number, part in enumerate(view.parts):
         first, last = max(start - number * part_rows, 0), min(stop - number * part_rows, part_rows)

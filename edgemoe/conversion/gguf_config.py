@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from edgemoe.conversion.gguf_file import GgufTensor
-from edgemoe.conversion.gguf_names import FAMILIES, ROPE_FACTORS, TAKE_ANOTHER
+from edgemoe.conversion.gguf_names import FAMILIES, MERGED_GATE_UP, ROPE_FACTORS, TAKE_ANOTHER
 from edgemoe.errors import SourceError
 
 _NO_EFFECT = frozenset({"vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "expert_shared_count"})
@@ -174,9 +174,12 @@ def _granite_config(
 
 def _expert_width(metadata: Metadata, tensors: Mapping[str, GgufTensor], key: str, kind: str) -> int:
     """The key, or in files older than the key the rows of a gate."""
-    suffix = f".ffn_gate_{kind}.weight"
-    gate = next((tensor for name, tensor in tensors.items() if name.endswith(suffix)), None)
-    return metadata.count(key, gate.shape[-2] if gate and len(gate.shape) > 1 else None)
+    suffixes = {f".ffn_gate_{kind}.weight": 1} | ({f".{MERGED_GATE_UP}": 2} if kind == "exps" else {})
+    for name, tensor in tensors.items():
+        matrices = next((number for suffix, number in suffixes.items() if name.endswith(suffix)), None)
+        if matrices and len(tensor.shape) > 1:
+            return metadata.count(key, tensor.shape[-2] // matrices or None)
+    return metadata.count(key)
 
 
 def _rope_scaling(metadata: Metadata, head_width: int, theta: Any, factors: GgufTensor | None) -> dict[str, Any] | None:

@@ -120,6 +120,70 @@ def test_the_model_is_that_of_the_checkpoint(
         assert found[tensor].dtype == np.float32
 
 
+MERGEABLE = [name for name in CONFIGS if not name.startswith("llama")]
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0", "Q4_0", "Q4_1"])
+@pytest.mark.parametrize("name", MERGEABLE)
+def test_gate_and_up_in_one_tensor_are_those_in_two(
+    name: str, kind: str, checkpoints: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    """In each expert the rows of gate come first: llama.cpp, src/llama-graph.cpp, build_moe_ffn (`gate_up_exps`)."""
+    checkpoint = checkpoints[name]
+    parts = {"kinds": {"_exps": kind, ".": "F32"}}
+    apart = GgufSource(write_gguf(tmp_path / "a.gguf", checkpoint.config, checkpoint.tensors, **parts))
+    widths = {"expert_feed_forward_length": None}  # which files that are older than the key leave to the tensors
+    path = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors, merged=True, metadata=widths, **parts)
+    assert any(tensor.endswith("ffn_gate_up_exps.weight") for tensor in read_gguf(path).tensors)
+    merged = GgufSource(path)
+    assert model_spec(merged.config) == model_spec(apart.config)
+    for start, stop in ((0, 1 << 30), (3, 21)):
+        expected, found = model_rows(apart, start, stop), model_rows(merged, start, stop)
+        assert found.keys() == expected.keys()
+        for tensor, rows in expected.items():
+            if isinstance(rows, Blocks):
+                assert _block_bytes(found[tensor]) == _block_bytes(rows), tensor
+            else:
+                np.testing.assert_array_equal(found[tensor], rows, err_msg=tensor)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "granitemoe", "qwen3_moe"])
+def test_a_store_is_the_same_from_gate_and_up_in_one_tensor(
+    name: str, checkpoints: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    checkpoint = checkpoints[name]
+    stores = []
+    for merged in (False, True):
+        path = write_gguf(
+            tmp_path / f"{merged}.gguf", checkpoint.config, checkpoint.tensors, kinds={"_exps": "Q4_0"}, merged=merged
+        )
+        stores.append(convert_checkpoint(str(path), tmp_path / str(merged)))
+    for file in ("resident.safetensors", "experts-00000.safetensors"):
+        assert (stores[0] / file).read_bytes() == (stores[1] / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("tensor", "shape", "message"),
+    [
+        (
+            "blk.0.ffn_gate_up_exps.weight",
+            (5, 64, 64),
+            r"found two: blk\.0\.ffn_gate_up_exps.* and blk\.0",
+        ),
+        ("blk.2.ffn_gate_up_exps.weight", (5, 3, 64), r"blk\.2\.ffn_gate_up_exps.*as many rows for gate as for up"),
+        ("blk.2.ffn_gate_up_exps.weight", (64, 64), r"expected experts, .* found the shape \(64, 64\)"),
+        ("blk.0.ffn_up.3.weight", (32, 64), r"expected one tensor for .*experts\.3\.up_proj"),
+    ],
+)
+def test_experts_that_are_there_twice_or_by_halves_are_refused(
+    tensor: str, shape: tuple[int, ...], message: str, checkpoints: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    checkpoint = checkpoints["qwen3_moe"]
+    more = checkpoint.tensors | {tensor: np.zeros(shape, np.float32)}
+    with pytest.raises(SourceError, match=message):
+        GgufSource(write_gguf(tmp_path / "m.gguf", checkpoint.config, more))
+
+
 @pytest.mark.parametrize("kind", ["F16", "BF16"])
 @pytest.mark.parametrize("name", ["llama", "granitemoe", "qwen3_moe"])
 def test_half_precision_is_read_as_float32(

@@ -176,7 +176,7 @@ def test_all_ends_of_an_answer_come_back(tmp_path: Path) -> None:
 
 
 def test_special_tokens_that_only_special_tokens_map_names_come_along(tmp_path: Path) -> None:
-    """The rule is that of transformers, which hears special_tokens_map.json (PreTrainedTokenizerBase._from_pretrained)."""
+    """Source: transformers, PreTrainedTokenizerBase._from_pretrained."""
     data = json.loads(small_tokenizer().to_str())
     data["added_tokens"] = []
     folder = write_folder(tmp_path / "store", tokenizers.Tokenizer.from_str(json.dumps(data)))
