@@ -18,7 +18,7 @@ from edgemoe.conversion.gguf_blocks import decode_rows, take_rows
 from edgemoe.conversion.gguf_config import Metadata, checkpoint_config
 from edgemoe.conversion.gguf_file import GgufFile, GgufTensor, read_gguf
 from edgemoe.conversion.gguf_names import FAMILIES, TensorView, checkpoint_tensors, halves_order
-from edgemoe.conversion.gguf_tokenizer import side_files
+from edgemoe.conversion.gguf_tokenizer import notices, side_files
 from edgemoe.conversion.sampling import sample_sha256
 from edgemoe.conversion.source import BLOCK_FORMATS, Rows, TensorInfo
 from edgemoe.errors import SourceError
@@ -44,6 +44,7 @@ class GgufSource:
         self._views = checkpoint_tensors(FAMILIES[metadata.architecture], self._config["head_dim"], tensors)
         # At once, because a tokenizer that cannot be carried over should not be found out after an hour.
         self._side_files = side_files(first.path, first.metadata)
+        self._notices = notices(first.path, first.metadata)
 
     @property
     def name(self) -> str:
@@ -93,6 +94,10 @@ class GgufSource:
 
     def side_files(self) -> Mapping[str, bytes | Path]:
         return self._side_files
+
+    def notices(self) -> Sequence[str]:
+        """What a person should know of the file before it is converted; each a paragraph."""
+        return self._notices
 
     def close(self) -> None:
         """Nothing stays open between reads."""

@@ -6,12 +6,15 @@ by name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edgemoe.architectures import model_spec
+from edgemoe.architectures.config import UNSUPPORTED
 from edgemoe.conversion.gguf_file import GgufTensor
 from edgemoe.conversion.gguf_names import FAMILIES, MERGED_GATE_UP, ROPE_FACTORS, TAKE_ANOTHER
 from edgemoe.errors import SourceError
@@ -43,6 +46,37 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "use_parallel_residual": (False,),
 }
 """Keys that change what a model computes, each with the values that change nothing."""
+
+_KEYS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "max_position_embeddings": "context_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "sliding_window": "attention.sliding_window",
+    "rope_theta": "rope.freq_base",
+    "rope_type": "rope.scaling.type",
+    "factor": "rope.scaling.factor",
+    "original_max_position_embeddings": "rope.scaling.original_context_length",
+    "beta_fast": "rope.scaling.yarn_beta_fast",
+    "beta_slow": "rope.scaling.yarn_beta_slow",
+    "num_experts": "expert_count",
+    "num_local_experts": "expert_count",
+    "num_experts_per_tok": "expert_used_count",
+    "moe_intermediate_size": "expert_feed_forward_length",
+    "shared_expert_intermediate_size": "expert_shared_feed_forward_length",
+    "shared_intermediate_size": "expert_shared_feed_forward_length",
+    "attention_multiplier": "attention.scale",
+    "embedding_multiplier": "embedding_scale",
+    "residual_multiplier": "residual_scale",
+    "logits_scaling": "logit_scale",
+}
+"""The key of the file that each key of the config comes from."""
+_CONFIG_KEY = re.compile(r"(?<![\w.])(?:rope_(?:scaling|parameters)\.)?(" + "|".join(_KEYS) + r")\b")
 
 
 class Metadata:
@@ -81,6 +115,12 @@ class Metadata:
         return SourceError(
             f"{self._path}: {self._prefix}{key}: expected {expected}, found {found!r:.80}.", TAKE_ANOTHER
         )
+
+    def translated(self, error: SourceError) -> SourceError:
+        """An error about the config, as one about the keys of the file that the config was made from."""
+        message = _CONFIG_KEY.sub(lambda match: self._prefix + _KEYS[match[1]], error.message)
+        hint = error.hint if error.hint == UNSUPPORTED else TAKE_ANOTHER
+        return SourceError(f"{self._path}: {message.removeprefix('config.json: ')}", hint)
 
     def finish(self) -> None:
         """Refuse every key of the model that nobody has read, unless its value changes nothing."""
@@ -123,6 +163,10 @@ def checkpoint_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> 
     config |= {"sliding_window": window} if window else {}
     config |= _family_config(metadata, tensors, head_width)
     metadata.finish()
+    try:
+        model_spec(config)
+    except SourceError as error:
+        raise metadata.translated(error) from None
     return config
 
 

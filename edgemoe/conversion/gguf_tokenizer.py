@@ -81,6 +81,17 @@ def side_files(path: Path, metadata: Mapping[str, Any]) -> dict[str, bytes | Pat
     return {name: text.encode() for name, text in files.items()}
 
 
+def notices(path: Path, metadata: Mapping[str, Any]) -> list[str]:
+    """What a person should know of a tokenizer that `side_files` carries over; each a paragraph."""
+    if metadata.get(_KEY + "model") == "gpt2" and not metadata.get(_KEY + "pre"):
+        return [
+            f"{path}: {_KEY}pre is missing; expected the rule that cuts text into words. The rule `default` "
+            "is taken, as llama.cpp does: where the model was trained with another, its answers are worse. "
+            "Take a newer GGUF of this model."
+        ]
+    return []
+
+
 def _json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
@@ -91,7 +102,7 @@ class _Vocabulary:
     def __init__(self, path: Path, metadata: Mapping[str, Any]) -> None:
         self._path, self._metadata = path, metadata
         self._model = self._get("model", "no tokenizer")
-        self._rule = self._get("pre", "default")
+        self._rule = self._get("pre") or "default"
         if self._model not in ("gpt2", "llama"):
             raise self._wrong("model", "gpt2 (byte-level BPE) or llama (SentencePiece BPE)", self._model)
         if self._model == "gpt2" and (not isinstance(self._rule, str) or self._rule not in WORD_RULES):

@@ -27,7 +27,8 @@ from edgemoe.errors import SourceError
 from edgemoe.kernels.formats import Blocks, dequantise
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import read_tensors, write_checkpoint
-from tests.support.gguf_files import write_gguf
+from tests.support.gguf_files import tokenizer_metadata, write_gguf
+from tests.support.small_tokenizer import small_tokenizer
 from tests.support.stores import store_weights
 
 _COMMON = {
@@ -390,6 +391,61 @@ def test_what_is_not_implemented_is_refused_by_name(
     path = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors, metadata=metadata)
     with pytest.raises(SourceError, match=message):
         GgufSource(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "metadata", "message"),
+    [
+        ("qwen3_moe", {"expert_used_count": 9}, r"m\.gguf: qwen3moe\.expert_used_count is 9; .* experts, 5\."),
+        ("qwen3_moe", {"expert_count": 1 << 20}, r"m\.gguf: qwen3moe\.expert_count is 1048576; expected"),
+        ("mixtral", {"expert_count": 1 << 20}, r"m\.gguf: llama\.expert_count is 1048576; expected"),
+        ("qwen2_moe", {"expert_feed_forward_length": 1 << 30}, r"qwen2moe\.expert_feed_forward_length is"),
+        (
+            "llama",
+            {"attention.head_count_kv": 3},
+            r"llama\.attention\.head_count is 4; .* of llama\.attention\.head_count_kv",
+        ),
+        ("llama", {"attention.layer_norm_rms_epsilon": None}, r"llama\.attention\.layer_norm_rms_epsilon is missing"),
+        ("llama", {"rope.freq_base": 0.5}, r"m\.gguf: llama\.rope\.freq_base is 0\.5; expected a number above 1"),
+        ("llama", {"attention.sliding_window": 9}, r"llama\.attention\.sliding_window is 9; .* context of 512"),
+        (
+            "llama",
+            {"rope.scaling.type": "linear", "rope.scaling.factor": -1.0},
+            r"m\.gguf: llama\.rope\.scaling\.factor is -1\.0; expected a number above",
+        ),
+        ("llama", {"rope.scaling.type": "linear"}, r"m\.gguf: llama\.rope\.scaling\.factor is missing"),
+        (
+            "llama",
+            {"rope.scaling.type": "yarn", "rope.scaling.original_context_length": 0, "rope.scaling.factor": 2.0},
+            r"llama\.rope\.scaling\.original_context_length is 0",
+        ),
+        (
+            "llama",
+            {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0, "rope.scaling.yarn_beta_fast": 0.5},
+            r"llama\.rope\.scaling\.yarn_beta_fast is 0\.5; expected at least llama\.rope\.scaling\.yarn_beta_slow",
+        ),
+    ],
+)
+def test_errors_name_the_keys_of_the_file(
+    name: str, metadata: dict[str, Any], message: str, checkpoints: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    checkpoint = checkpoints[name]
+    path = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors, metadata=metadata)
+    with pytest.raises(SourceError, match=message) as caught:
+        open_source(str(path))
+    assert "config.json" not in str(caught.value)
+
+
+def test_a_file_that_names_no_rule_for_words_is_told(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
+    """The rule `default` is what llama.cpp takes, with a warning (src/llama-vocab.cpp)."""
+    checkpoint = checkpoints["llama"]
+    for rule, told in (("gpt-2", False), ("default", False), ("", True), (None, True)):
+        tokenizer = tokenizer_metadata(small_tokenizer(), "gpt-2") | {"tokenizer.ggml.pre": rule}
+        path = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors, tokenizer=tokenizer)
+        notices = GgufSource(path).notices()
+        assert [str(path) in notice and "tokenizer.ggml.pre is missing" in notice for notice in notices] == [
+            True
+        ] * told
 
 
 @pytest.mark.parametrize(
