@@ -109,11 +109,14 @@ def _read_files(path: Path) -> list[GgufFile]:
     if count in (0, 1):
         return [first]
     match = _SPLIT_NAME.fullmatch(path.name)
-    if not match or count != int(match[3]) or first.metadata.get("split.no") != 0:
+    number = first.metadata.get("split.no")
+    if not match or count != int(match[3]) or number != 0:
+        name = f"{match[1] if match else 'model'}-00001-of-{count!s:0>5}.gguf"
+        found = number + 1 if isinstance(number, int) else number  # the file counts from 0, its name from 1
+        way_out = f"Give {name}" if match and number != 0 else "Give the first file, under its original name,"
         raise SourceError(
-            f"{path}: expected the first of {count} files, named like model-00001-of-{count!s:0>5}.gguf; "
-            f"found number {first.metadata.get('split.no')}.",
-            "Give the first file, under its original name, with the others beside it.",
+            f"{path}: expected the first of {count} files, named like {name}; found number {found}.",
+            f"{way_out} with the others beside it.",
         )
     files = [first]
     for number in range(2, count + 1):

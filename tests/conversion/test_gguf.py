@@ -263,8 +263,13 @@ def test_split_files(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None
     for tensor, values in model_rows(checkpoint.source).items():
         np.testing.assert_array_equal(found[tensor], values)
     second = tmp_path / "m-00002-of-00003.gguf"
-    with pytest.raises(SourceError, match="expected the first of 3 files"):
+    with pytest.raises(SourceError, match=r"expected the first of 3 files, .* found number 2") as caught:
         GgufSource(second)
+    assert caught.value.hint == "Give m-00001-of-00003.gguf with the others beside it."
+    renamed = second.rename(tmp_path / "second.gguf")
+    with pytest.raises(SourceError, match=r"named like model-00001-of-00003\.gguf; found number 2"):
+        GgufSource(renamed)
+    renamed.rename(second)
     second.unlink()
     with pytest.raises(SourceError, match=r"m-00002-of-00003\.gguf: missing"):
         GgufSource(first)
