@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from edgemoe.conversion.gguf_blocks import decode_rows, take_rows
 from edgemoe.conversion.gguf_config import Metadata, checkpoint_config
-from edgemoe.conversion.gguf_file import GgufFile, GgufTensor, read_gguf
+from edgemoe.conversion.gguf_file import CHECK_THE_FILE, GgufFile, GgufTensor, read_gguf
 from edgemoe.conversion.gguf_names import FAMILIES, TensorView, checkpoint_tensors, halves_order
 from edgemoe.conversion.gguf_tokenizer import notices, side_files
 from edgemoe.conversion.sampling import sample_sha256
@@ -37,7 +37,10 @@ class GgufSource:
         for file in self._files:
             twice = tensors.keys() & file.tensors.keys()
             if twice:
-                raise SourceError(f"{file.path}: {min(twice)}: the tensor is in another file of this model too.")
+                raise SourceError(
+                    f"{file.path}: {min(twice)}: the tensor is in another file of this model too.",
+                    "Download the files again.",
+                )
             tensors |= file.tensors
         metadata = Metadata(first.path, first.metadata)
         self._config = checkpoint_config(metadata, tensors)
@@ -57,7 +60,7 @@ class GgufSource:
             try:
                 digest.update((file.header_sha256 + sample_sha256(file.path)).encode())
             except OSError as error:
-                raise SourceError(f"{file.path}: cannot be read: {error.strerror or error}.") from error
+                raise SourceError(f"{file.path}: cannot be read: {error.strerror or error}.", CHECK_THE_FILE) from error
         return digest.hexdigest()
 
     @property

@@ -93,8 +93,11 @@ class Metadata:
         if architecture == "llama" and self.value("expert_count"):
             self.architecture = "llama with experts"
         if self.architecture not in FAMILIES:
-            known = ", ".join(FAMILIES)
-            raise SourceError(f"{path}: general.architecture: expected one of {known}, found {architecture}.")
+            known = ", ".join(dict.fromkeys(name.partition(" ")[0] for name in FAMILIES))
+            raise SourceError(
+                f"{path}: general.architecture: expected one of {known}, found {architecture:.80}.",
+                "edgemoe runs no other kinds of models: choose one of these.",
+            )
 
     def value(self, key: str, default: Any = None) -> Any:
         """The value of a key of the model, such as `block_count`. A list of equal numbers, one a layer, is one."""
