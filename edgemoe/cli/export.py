@@ -41,5 +41,13 @@ def write_gguf(store: Store, file: Path, *, name: str, tokenizer: bool, force: b
         bar.update("writing the GGUF", done_bytes, total_bytes, beside)
 
     with ProgressBar("writing the GGUF") as bar:
-        path = export_gguf(store, file, name=name, tokenizer=tokenizer, force=force, progress=show)
+        path = export_gguf(
+            store,
+            file,
+            name=name,
+            tokenizer=tokenizer,
+            force=force,
+            progress=show,
+            notice=lambda text: bar.note(f"note: {text}"),
+        )
     typer.echo(f"{file}: {format_size(path.stat().st_size)}.")

@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from edgemoe.conversion.gguf_blocks import decode_rows, take_rows
 from edgemoe.conversion.gguf_config import Metadata, checkpoint_config
-from edgemoe.conversion.gguf_file import GgufFile, GgufTensor, read_gguf
+from edgemoe.conversion.gguf_file import CHECK_THE_FILE, GgufFile, GgufTensor, read_gguf
 from edgemoe.conversion.gguf_names import FAMILIES, TensorView, checkpoint_tensors, halves_order
-from edgemoe.conversion.gguf_tokenizer import side_files
+from edgemoe.conversion.gguf_tokenizer import notices, side_files
 from edgemoe.conversion.sampling import sample_sha256
 from edgemoe.conversion.source import BLOCK_FORMATS, Rows, TensorInfo
 from edgemoe.errors import SourceError
@@ -37,13 +37,17 @@ class GgufSource:
         for file in self._files:
             twice = tensors.keys() & file.tensors.keys()
             if twice:
-                raise SourceError(f"{file.path}: {min(twice)}: the tensor is in another file of this model too.")
+                raise SourceError(
+                    f"{file.path}: {min(twice)}: the tensor is in another file of this model too.",
+                    "Download the files again.",
+                )
             tensors |= file.tensors
         metadata = Metadata(first.path, first.metadata)
         self._config = checkpoint_config(metadata, tensors)
         self._views = checkpoint_tensors(FAMILIES[metadata.architecture], self._config["head_dim"], tensors)
         # At once, because a tokenizer that cannot be carried over should not be found out after an hour.
         self._side_files = side_files(first.path, first.metadata)
+        self._notices = notices(first.path, first.metadata)
 
     @property
     def name(self) -> str:
@@ -56,7 +60,7 @@ class GgufSource:
             try:
                 digest.update((file.header_sha256 + sample_sha256(file.path)).encode())
             except OSError as error:
-                raise SourceError(f"{file.path}: cannot be read: {error.strerror or error}.") from error
+                raise SourceError(f"{file.path}: cannot be read: {error.strerror or error}.", CHECK_THE_FILE) from error
         return digest.hexdigest()
 
     @property
@@ -94,6 +98,10 @@ class GgufSource:
     def side_files(self) -> Mapping[str, bytes | Path]:
         return self._side_files
 
+    def notices(self) -> Sequence[str]:
+        """What a person should know of the file before it is converted; each a paragraph."""
+        return self._notices
+
     def close(self) -> None:
         """Nothing stays open between reads."""
 
@@ -104,11 +112,14 @@ def _read_files(path: Path) -> list[GgufFile]:
     if count in (0, 1):
         return [first]
     match = _SPLIT_NAME.fullmatch(path.name)
-    if not match or count != int(match[3]) or first.metadata.get("split.no") != 0:
+    number = first.metadata.get("split.no")
+    if not match or count != int(match[3]) or number != 0:
+        name = f"{match[1] if match else 'model'}-00001-of-{count!s:0>5}.gguf"
+        found = number + 1 if isinstance(number, int) else number  # the file counts from 0, its name from 1
+        way_out = f"Give {name}" if match and number != 0 else "Give the first file, under its original name,"
         raise SourceError(
-            f"{path}: expected the first of {count} files, named like model-00001-of-{count!s:0>5}.gguf; "
-            f"found number {first.metadata.get('split.no')}.",
-            "Give the first file, under its original name, with the others beside it.",
+            f"{path}: expected the first of {count} files, named like {name}; found number {found}.",
+            f"{way_out} with the others beside it.",
         )
     files = [first]
     for number in range(2, count + 1):
@@ -147,7 +158,7 @@ def _vector_rows(view: TensorView, start: int, stop: int) -> npt.NDArray[np.floa
 def _plain_rows(view: TensorView, index: int | None, start: int, stop: int) -> Rows:
     """Rows in the file's order, from each part that has some of them."""
     part_rows = view.parts[0].shape[-2]
-    base = (index if index is not None else view.expert or 0) * part_rows
+    base = (index if index is not None else view.expert or 0) * part_rows + view.first_row
     pieces: list[Rows] = []
     for number, part in enumerate(view.parts):
         first, last = max(start - number * part_rows, 0), min(stop - number * part_rows, part_rows)

@@ -6,14 +6,17 @@ by name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edgemoe.architectures import model_spec
+from edgemoe.architectures.config import UNSUPPORTED
 from edgemoe.conversion.gguf_file import GgufTensor
-from edgemoe.conversion.gguf_names import FAMILIES, ROPE_FACTORS, TAKE_ANOTHER
+from edgemoe.conversion.gguf_names import FAMILIES, MERGED_GATE_UP, ROPE_FACTORS, TAKE_ANOTHER
 from edgemoe.errors import SourceError
 
 _NO_EFFECT = frozenset({"vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "expert_shared_count"})
@@ -44,6 +47,37 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 """Keys that change what a model computes, each with the values that change nothing."""
 
+_KEYS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "max_position_embeddings": "context_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "sliding_window": "attention.sliding_window",
+    "rope_theta": "rope.freq_base",
+    "rope_type": "rope.scaling.type",
+    "factor": "rope.scaling.factor",
+    "original_max_position_embeddings": "rope.scaling.original_context_length",
+    "beta_fast": "rope.scaling.yarn_beta_fast",
+    "beta_slow": "rope.scaling.yarn_beta_slow",
+    "num_experts": "expert_count",
+    "num_local_experts": "expert_count",
+    "num_experts_per_tok": "expert_used_count",
+    "moe_intermediate_size": "expert_feed_forward_length",
+    "shared_expert_intermediate_size": "expert_shared_feed_forward_length",
+    "shared_intermediate_size": "expert_shared_feed_forward_length",
+    "attention_multiplier": "attention.scale",
+    "embedding_multiplier": "embedding_scale",
+    "residual_multiplier": "residual_scale",
+    "logits_scaling": "logit_scale",
+}
+"""The key of the file that each key of the config comes from."""
+_CONFIG_KEY = re.compile(r"(?<![\w.])(?:rope_(?:scaling|parameters)\.)?(" + "|".join(_KEYS) + r")\b")
+
 
 class Metadata:
     """The metadata of one model, and which of its keys have been accounted for. Every method raises SourceError."""
@@ -59,8 +93,11 @@ class Metadata:
         if architecture == "llama" and self.value("expert_count"):
             self.architecture = "llama with experts"
         if self.architecture not in FAMILIES:
-            known = ", ".join(FAMILIES)
-            raise SourceError(f"{path}: general.architecture: expected one of {known}, found {architecture}.")
+            known = ", ".join(dict.fromkeys(name.partition(" ")[0] for name in FAMILIES))
+            raise SourceError(
+                f"{path}: general.architecture: expected one of {known}, found {architecture:.80}.",
+                "edgemoe runs no other kinds of models: choose one of these.",
+            )
 
     def value(self, key: str, default: Any = None) -> Any:
         """The value of a key of the model, such as `block_count`. A list of equal numbers, one a layer, is one."""
@@ -81,6 +118,12 @@ class Metadata:
         return SourceError(
             f"{self._path}: {self._prefix}{key}: expected {expected}, found {found!r:.80}.", TAKE_ANOTHER
         )
+
+    def translated(self, error: SourceError) -> SourceError:
+        """An error about the config, as one about the keys of the file that the config was made from."""
+        message = _CONFIG_KEY.sub(lambda match: self._prefix + _KEYS[match[1]], error.message)
+        hint = error.hint if error.hint == UNSUPPORTED else TAKE_ANOTHER
+        return SourceError(f"{self._path}: {message.removeprefix('config.json: ')}", hint)
 
     def finish(self) -> None:
         """Refuse every key of the model that nobody has read, unless its value changes nothing."""
@@ -123,6 +166,10 @@ def checkpoint_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> 
     config |= {"sliding_window": window} if window else {}
     config |= _family_config(metadata, tensors, head_width)
     metadata.finish()
+    try:
+        model_spec(config)
+    except SourceError as error:
+        raise metadata.translated(error) from None
     return config
 
 
@@ -174,9 +221,12 @@ def _granite_config(
 
 def _expert_width(metadata: Metadata, tensors: Mapping[str, GgufTensor], key: str, kind: str) -> int:
     """The key, or in files older than the key the rows of a gate."""
-    suffix = f".ffn_gate_{kind}.weight"
-    gate = next((tensor for name, tensor in tensors.items() if name.endswith(suffix)), None)
-    return metadata.count(key, gate.shape[-2] if gate and len(gate.shape) > 1 else None)
+    suffixes = {f".ffn_gate_{kind}.weight": 1} | ({f".{MERGED_GATE_UP}": 2} if kind == "exps" else {})
+    for name, tensor in tensors.items():
+        matrices = next((number for suffix, number in suffixes.items() if name.endswith(suffix)), None)
+        if matrices and len(tensor.shape) > 1:
+            return metadata.count(key, tensor.shape[-2] // matrices or None)
+    return metadata.count(key)
 
 
 def _rope_scaling(metadata: Metadata, head_width: int, theta: Any, factors: GgufTensor | None) -> dict[str, Any] | None:

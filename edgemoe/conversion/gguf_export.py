@@ -18,7 +18,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from edgemoe.architectures import model_spec
 from edgemoe.conversion.formats import expert_of
+from edgemoe.conversion.gguf import GgufSource
 from edgemoe.conversion.gguf_blocks import TYPE_NAMES, encode_rows, take_rows
 from edgemoe.conversion.gguf_metadata import (
     ARCHITECTURES,
@@ -40,7 +42,7 @@ from edgemoe.conversion.gguf_package import (
 from edgemoe.conversion.gguf_vocabulary import write_no_tokenizer, write_vocabulary
 from edgemoe.conversion.places import Place, tensor_places
 from edgemoe.conversion.source import Rows
-from edgemoe.errors import StoreError, UsageError
+from edgemoe.errors import SourceError, StoreError, UsageError
 from edgemoe.kernels.formats import FORMATS, GROUP_COLUMNS, PANEL_ROWS, Blocks, panel_count, unpack
 from edgemoe.model.description import store_spec
 from edgemoe.model.spec import ModelSpec
@@ -131,11 +133,13 @@ def export_gguf(
     tokenizer: bool = True,
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    notice: Callable[[str], None] | None = None,
 ) -> Path:
     """Write a store as a GGUF file, with its tokenizer if it has one; returns the file's path.
 
     `name` is what the file calls the model; without `tokenizer` only ids go in and out of it; `force` replaces a
-    file; `progress` hears of bytes done and in all. Raises UsageError, or StoreError where llama.cpp has no such
+    file; `progress` hears of bytes done and in all; `notice` gets what a person should know of the file, before its
+    weights are written. Raises UsageError, or StoreError where llama.cpp has no such
     model or tokenizer, the store cannot be read, or the disk is full.
     """
     path = check_gguf_destination(destination, force)
@@ -150,7 +154,11 @@ def export_gguf(
             with closing(GGUFWriter(partial, ARCHITECTURES[spec.family])) as writer:
                 _write_metadata(writer, store, spec, name, tokenizer)
                 _write_header(writer, tensors, divisors)
-            _write_weights(partial, store, tensors, divisors, progress)
+            _write_divisors(partial, divisors)
+            if notice is not None:
+                for text in _troubles_on_the_way_back(partial, spec, tensors):
+                    notice(text)
+            _write_weights(partial, store, tensors, progress)
             partial.rename(path)
         except BaseException:
             partial.unlink(missing_ok=True)
@@ -226,11 +234,34 @@ def _write_header(writer: GGUFWriter, tensors: dict[str, _Tensor], divisors: npt
     writer.write_ti_data_to_file()
 
 
+def _write_divisors(partial: Path, divisors: npt.NDArray[np.float32] | None) -> None:
+    """Append the first tensor, which comes from no file of the store."""
+    if divisors is not None:
+        with partial.open("ab") as file:
+            file.write(bytes(-file.tell() % ALIGNMENT_BYTES))
+            file.write(divisors.tobytes())
+
+
+def _troubles_on_the_way_back(partial: Path, spec: ModelSpec, tensors: dict[str, _Tensor]) -> Iterator[str]:
+    """Why the file could not become this store again, each a sentence; asked before its weights are there."""
+    written = partial.stat().st_size
+    room = sum(tensor.bytes + ALIGNMENT_BYTES for tensor in tensors.values())
+    try:
+        os.truncate(partial, written + room)  # a hole, as tensors that the file has no room for are refused
+        back = model_spec(GgufSource(partial).config)
+        if back != spec:
+            yield "edgemoe would convert this file to another model: the format has no room for all of its numbers."
+    except SourceError as problem:
+        reason = problem.message.removeprefix(f"{partial}: ")
+        yield f"edgemoe cannot convert this file back ({reason.rstrip('.')}). Keep the store."
+    finally:
+        os.truncate(partial, written)
+
+
 def _write_weights(
     partial: Path,
     store: Store,
     tensors: dict[str, _Tensor],
-    divisors: npt.NDArray[np.float32] | None,
     progress: Callable[[int, int], None] | None,
 ) -> None:
     """Append the tensors in the order of the header, each at its alignment, and make the file durable."""
@@ -239,9 +270,6 @@ def _write_weights(
     descriptors: dict[str, int] = {}
     try:
         with partial.open("ab") as file:
-            if divisors is not None:
-                file.write(bytes(-file.tell() % ALIGNMENT_BYTES))
-                file.write(divisors.tobytes())
             for tensor in tensors.values():
                 file.write(bytes(-file.tell() % ALIGNMENT_BYTES))
                 for place in tensor.places:

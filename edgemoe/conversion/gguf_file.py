@@ -31,6 +31,7 @@ _MAX_ARRAY_LENGTH = 1 << 22
 _MAX_STRING_BYTES = 1 << 24
 _MAX_DIMENSIONS = 4
 _MAX_HEADER_BYTES = 1 << 28
+CHECK_THE_FILE = "Check its permissions and the disk."
 _DAMAGED = "The file may be damaged or cut short: download it again."
 
 _SCALARS = {
@@ -72,7 +73,9 @@ class GgufTensor:
         try:
             data = np.fromfile(self.path, np.uint8, count, offset=self.offset + row_start * self.row_bytes)
         except OSError as error:
-            raise SourceError(f"{self.path}: cannot read {self.name}: {error.strerror or error}.") from error
+            raise SourceError(
+                f"{self.path}: cannot read {self.name}: {error.strerror or error}.", CHECK_THE_FILE
+            ) from error
         if data.size != count:
             raise SourceError(
                 f"{self.path}: {self.name}: expected {count} bytes, found {data.size}; the file has become shorter.",
@@ -98,7 +101,7 @@ def read_gguf(path: Path) -> GgufFile:
         with path.open("rb") as file:
             return _Header(path, file, path.stat().st_size).parse()
     except OSError as error:
-        raise SourceError(f"{path}: cannot be read: {error.strerror or error}.") from error
+        raise SourceError(f"{path}: cannot be read: {error.strerror or error}.", CHECK_THE_FILE) from error
 
 
 class _Header:

@@ -90,6 +90,11 @@ _ROTATED_NAMES = {
 }
 _LAYER = re.compile(r"blk\.(\d{1,6})\.(.+)")
 _MATRIX = re.compile(r"ffn_(gate|up|down)(_exps|_shexp|\.\d{1,6})\.weight")
+MERGED_GATE_UP = "ffn_gate_up_exps.weight"
+"""Gate and up of all experts of a layer in one tensor, in each expert the rows of gate first.
+
+That is how llama.cpp cuts its product (src/llama-graph.cpp, `build_moe_ffn`) and its converter joins them.
+"""
 _MAX_EXPERTS = 1 << 16
 
 
@@ -99,36 +104,57 @@ class TensorView:
 
     `parts` have the same shape, and follow each other along the rows (within each expert where there are three
     dimensions). With `expert`, the view is that one expert of its stacked parts. With `head_width`, the rows of
-    each head are brought from pairs side by side to halves.
+    each head are brought from pairs side by side to halves. With `first_row`, it begins at that row of the expert.
     """
 
     parts: tuple[GgufTensor, ...]
     shape: tuple[int, ...]
     expert: int | None = None
     head_width: int | None = None
+    first_row: int = 0
 
 
 def checkpoint_tensors(family: Family, head_width: int, tensors: Mapping[str, GgufTensor]) -> dict[str, TensorView]:
-    """Every tensor of the file under a name of the checkpoint; one that we do not know keeps its own name."""
+    """Every tensor of the file under a name of the checkpoint; one that we do not know keeps its own name.
+
+    Raises SourceError where two tensors of the file are the same one of the checkpoint.
+    """
     views: dict[str, TensorView] = {}
     for name, tensor in tensors.items():
-        layer = _LAYER.fullmatch(name)
-        if layer and (matrix := _MATRIX.fullmatch(layer[2])) and family.matrices:
-            views |= _expert_views(family, f"model.layers.{layer[1]}.", tensor, matrix[1], matrix[2], tensors)
-        elif layer and layer[2] in _ROTATED_NAMES:
-            rotated = head_width if family.interleaved_rotation else None
-            view = TensorView((tensor,), tensor.shape, head_width=rotated)
-            views[f"model.layers.{layer[1]}.{_ROTATED_NAMES[layer[2]]}"] = _checked_heads(view)
-        elif layer and layer[2] == "ffn_gate_inp.weight" and family.router:
-            views[f"model.layers.{layer[1]}.{family.router}"] = TensorView((tensor,), tensor.shape)
-        elif layer and layer[2] in _LAYER_NAMES:
-            # The file has the shared expert's gate as a vector, checkpoints as a matrix of one row.
-            one_row = layer[2] == "ffn_gate_inp_shexp.weight" and len(tensor.shape) == 1
-            shape = (1, *tensor.shape) if one_row else tensor.shape
-            views[f"model.layers.{layer[1]}.{_LAYER_NAMES[layer[2]]}"] = TensorView((tensor,), shape)
-        elif name != ROPE_FACTORS:
-            views[_TOP_NAMES.get(name, name)] = TensorView((tensor,), tensor.shape)
+        found = _views(family, head_width, tensor, tensors)
+        twice = views.keys() & found.keys()
+        if twice:
+            other = views[min(twice)].parts[0].name
+            raise SourceError(
+                f"{tensor.path}: expected one tensor for {min(twice)}, found two: {other} and {name}.", TAKE_ANOTHER
+            )
+        views |= found
     return views
+
+
+def _views(
+    family: Family, head_width: int, tensor: GgufTensor, tensors: Mapping[str, GgufTensor]
+) -> dict[str, TensorView]:
+    """The views on one tensor of the file, by their names in the checkpoint."""
+    name = tensor.name
+    layer = _LAYER.fullmatch(name)
+    if not layer:
+        return {} if name == ROPE_FACTORS else {_TOP_NAMES.get(name, name): TensorView((tensor,), tensor.shape)}
+    prefix, own = f"model.layers.{layer[1]}.", layer[2]
+    if (matrix := _MATRIX.fullmatch(own)) and family.matrices:
+        return _expert_views(family, prefix, tensor, matrix[1], matrix[2], tensors)
+    if own == MERGED_GATE_UP and family.matrices:
+        return _merged_views(family, prefix, tensor)
+    if own in _ROTATED_NAMES:
+        rotated = head_width if family.interleaved_rotation else None
+        return {prefix + _ROTATED_NAMES[own]: _checked_heads(TensorView((tensor,), tensor.shape, head_width=rotated))}
+    if own == "ffn_gate_inp.weight" and family.router:
+        return {prefix + family.router: TensorView((tensor,), tensor.shape)}
+    if own in _LAYER_NAMES:
+        # The file has the shared expert's gate as a vector, checkpoints as a matrix of one row.
+        one_row = own == "ffn_gate_inp_shexp.weight" and len(tensor.shape) == 1
+        return {prefix + _LAYER_NAMES[own]: TensorView((tensor,), (1, *tensor.shape) if one_row else tensor.shape)}
+    return {name: TensorView((tensor,), tensor.shape)}
 
 
 def _checked_heads(view: TensorView) -> TensorView:
@@ -162,6 +188,27 @@ def _expert_views(
             for number in range(tensor.shape[0])
         }
     return {name.format(expert=kind[1:]): TensorView((tensor,), tensor.shape)}
+
+
+def _merged_views(family: Family, prefix: str, tensor: GgufTensor) -> dict[str, TensorView]:
+    """The views on gate and up of all experts, which lie in one tensor (E, 2F, D)."""
+    if len(tensor.shape) != 3 or tensor.shape[0] > _MAX_EXPERTS or tensor.shape[1] % 2:
+        raise SourceError(
+            f"{tensor.path}: {tensor.name}: expected experts, each with as many rows for gate as for up, "
+            f"found the shape {tensor.shape}.",
+            TAKE_ANOTHER,
+        )
+    experts, rows, columns = tensor.shape
+    if "gate_up" in family.matrices:
+        return {prefix + family.expert.format(matrix=family.matrices["gate_up"]): TensorView((tensor,), tensor.shape)}
+    width = rows // 2
+    return {
+        prefix + family.expert.format(expert=number, matrix=family.matrices[matrix]): TensorView(
+            (tensor,), (width, columns), expert=number, first_row=first_row
+        )
+        for number in range(experts)
+        for matrix, first_row in (("gate", 0), ("up", width))
+    }
 
 
 def _fused_view(gate: GgufTensor, tensors: Mapping[str, GgufTensor]) -> TensorView:

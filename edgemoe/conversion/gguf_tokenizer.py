@@ -13,6 +13,15 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from edgemoe.conversion.gguf_markers import (
+    CONTROL,
+    MARKER_KINDS,
+    NORMAL,
+    UNKNOWN,
+    USER_DEFINED,
+    answer_ends,
+    corrected_types,
+)
 from edgemoe.conversion.gguf_names import TAKE_ANOTHER
 from edgemoe.errors import SourceError, UsageError
 from edgemoe.model.sampling import read_generation_config
@@ -22,6 +31,9 @@ NO_TOKENIZER = "none"
 
 _KEY = "tokenizer.ggml."
 
+ENDS_KEY = _KEY + "eos_token_ids"
+"""A list of all tokens that end an answer, as Ollama writes it; llama.cpp has keys for three of them."""
+
 SAMPLING_KEYS = {
     "temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p",
     "penalty_repeat": "repetition_penalty", "penalty_last_n": "penalty_last_n", "mirostat": "mirostat",
@@ -29,8 +41,8 @@ SAMPLING_KEYS = {
 }  # fmt: skip
 """The keys `general.sampling.*` by what generation_config.json calls them; some are only named as not carried out."""
 
-_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
-"""Values of `tokenizer.ggml.token_type` that matter here; the others are plain pieces of text."""
+SAMPLED_KEYS = frozenset({"temp", "top_k", "top_p", "min_p"})
+"""Those that matter only where tokens are drawn by chance."""
 
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 _LLAMA3_WORDS = (
@@ -70,6 +82,17 @@ def side_files(path: Path, metadata: Mapping[str, Any]) -> dict[str, bytes | Pat
     return {name: text.encode() for name, text in files.items()}
 
 
+def notices(path: Path, metadata: Mapping[str, Any]) -> list[str]:
+    """What a person should know of a tokenizer that `side_files` carries over; each a paragraph."""
+    if metadata.get(_KEY + "model") == "gpt2" and not metadata.get(_KEY + "pre"):
+        return [
+            f"{path}: {_KEY}pre is missing; expected the rule that cuts text into words. The rule `default` "
+            "is taken, as llama.cpp does: where the model was trained with another, its answers are worse. "
+            "Take a newer GGUF of this model."
+        ]
+    return []
+
+
 def _json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
@@ -80,15 +103,19 @@ class _Vocabulary:
     def __init__(self, path: Path, metadata: Mapping[str, Any]) -> None:
         self._path, self._metadata = path, metadata
         self._model = self._get("model", "no tokenizer")
-        self._rule = self._get("pre", "default")
+        self._rule = self._get("pre") or "default"
         if self._model not in ("gpt2", "llama"):
             raise self._wrong("model", "gpt2 (byte-level BPE) or llama (SentencePiece BPE)", self._model)
         if self._model == "gpt2" and (not isinstance(self._rule, str) or self._rule not in WORD_RULES):
             raise self._wrong("pre", "one of " + ", ".join(WORD_RULES), self._rule)
         self._tokens = self._strings("tokens")
-        self._types = self._get("token_type", [1] * len(self._tokens))
-        if not isinstance(self._types, list) or len(self._types) != len(self._tokens):
-            raise self._wrong("token_type", f"{len(self._tokens)} types, one for each token", self._types)
+        types = self._get("token_type", [NORMAL] * len(self._tokens))
+        if not isinstance(types, list) or len(types) != len(self._tokens):
+            raise self._wrong("token_type", f"{len(self._tokens)} types, one for each token", types)
+        self._merges = self._strings("merges") if self._model == "gpt2" else []
+        self._markers = {kind: number for kind in MARKER_KINDS if (number := self._token_id(kind)) is not None}
+        spelled = {merge.replace(" ", "", 1) for merge in self._merges} if self._model == "gpt2" else None
+        self._types = corrected_types(self._tokens, types, set(self._markers.values()), spelled)
 
     def _get(self, key: str, default: Any = None) -> Any:
         return self._metadata.get(_KEY + key, default)
@@ -112,6 +139,16 @@ class _Vocabulary:
             raise self._wrong(f"{kind}_token_id", f"a token from 0 to {len(self._tokens) - 1}", value)
         return value
 
+    def _listed_ends(self) -> list[int] | None:
+        """All tokens that end an answer, where the file has a list of them."""
+        ids = self._metadata.get(ENDS_KEY)
+        if ids is None:
+            return None
+        known = range(len(self._tokens))
+        if not isinstance(ids, list) or not all(type(number) is int and number in known for number in ids):
+            raise self._wrong("eos_token_ids", f"a list of tokens from 0 to {len(self._tokens) - 1}", ids)
+        return ids
+
     def _adds(self, kind: str, default: bool) -> bool:
         return self._token_id(kind) is not None and self._get(f"add_{kind}_token", default) is True
 
@@ -126,9 +163,9 @@ class _Vocabulary:
     def tokenizer(self) -> Tokenizer:
         try:
             tokenizer = self._byte_level() if self._model == "gpt2" else self._sentence_piece()
-            special = self._of_type(_CONTROL, _UNKNOWN)
+            special = self._of_type(CONTROL, UNKNOWN)
             tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special])
-            tokenizer.add_tokens([AddedToken(token, normalized=False) for token in self._of_type(_USER_DEFINED)])
+            tokenizer.add_tokens([AddedToken(token, normalized=False) for token in self._of_type(USER_DEFINED)])
             post_processor = self._post_processor()
             if post_processor is not None:
                 tokenizer.post_processor = post_processor
@@ -149,9 +186,9 @@ class _Vocabulary:
         return ids
 
     def _byte_level(self) -> Tokenizer:
-        halves = [merge.partition(" ") for merge in self._strings("merges")]
+        halves = [merge.partition(" ") for merge in self._merges]
         if not all(left and right for left, _, right in halves):
-            raise self._wrong("merges", "pairs of tokens with a space between", self._get("merges"))
+            raise self._wrong("merges", "pairs of tokens with a space between", self._merges)
         pairs = [(left, right) for left, _, right in halves]
         whole_first = self._rule in WHOLE_WORDS_FIRST
         tokenizer = Tokenizer(models.BPE(vocab=self._ids(), merges=pairs, ignore_merges=whole_first))
@@ -216,10 +253,10 @@ class _Vocabulary:
 
     def generation_config(self) -> dict[str, Any]:
         config: dict[str, Any] = {}
-        # A model may end a turn and a text with different tokens: generation stops at either.
-        ends = dict.fromkeys(number for kind in ("eos", "eot") if (number := self._token_id(kind)) is not None)
+        # A model may end a text, a turn and a message with different tokens: generation stops at each of them.
+        ends = answer_ends(self._tokens, self._types, self._markers, self._listed_ends())
         if ends:
-            config["eos_token_id"] = next(iter(ends)) if len(ends) == 1 else list(ends)
+            config["eos_token_id"] = ends[0] if len(ends) == 1 else ends
         for kind, name in (("bos", "bos"), ("padding", "pad")):
             number = self._token_id(kind)
             if number is not None:
@@ -228,9 +265,7 @@ class _Vocabulary:
             value = self._metadata.get(f"general.sampling.{key}")
             if value is None:
                 continue
-            if key in ("temp", "top_k", "top_p", "min_p"):
-                config["do_sample"] = True
-            config[name] = value
+            config |= {"do_sample": True, name: value} if key in SAMPLED_KEYS else {name: value}
             try:
                 read_generation_config({"do_sample": True, name: value})
             except UsageError as error:

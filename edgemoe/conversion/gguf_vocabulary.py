@@ -8,19 +8,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from edgemoe.conversion.gguf_package import GGUFWriter, TokenType
-from edgemoe.conversion.gguf_tokenizer import COMPOSED, NO_TOKENIZER, WHOLE_WORDS_FIRST, WORD_RULES
+from edgemoe.conversion.gguf_tokenizer import (
+    COMPOSED,
+    ENDS_KEY,
+    NO_TOKENIZER,
+    SAMPLED_KEYS,
+    SAMPLING_KEYS,
+    WHOLE_WORDS_FIRST,
+    WORD_RULES,
+)
 from edgemoe.errors import StoreError
 from edgemoe.store.headers import parse_json
 from edgemoe.store.tokenizer_file import library_tokenizer
 
 _GPT2_WORDS = WORD_RULES["gpt-2"]
 _DIGITS = (r"\p{N}",)
+_WHOLE_NUMBERS = frozenset({"top_k", "penalty_last_n", "mirostat"})
+"""The keys `general.sampling.*` that are whole numbers; others are fractions, or text."""
 
 
 def write_no_tokenizer(writer: GGUFWriter) -> None:
@@ -34,17 +45,26 @@ def write_vocabulary(writer: GGUFWriter, folder: Path, vocabulary: int) -> None:
     Raises StoreError where the tokenizer is not one that a GGUF can hold.
     """
     path = folder / "tokenizer.json"
-    try:
-        data = parse_json(path.read_bytes())
+    data = _json(path)
+    with _library_errors(path):
         tokenizer = library_tokenizer(json.dumps(data))
-        _write_tokens(writer, data, tokenizer, vocabulary)
-        ids = _write_special_tokens(writer, folder, tokenizer)
-        _write_surroundings(writer, tokenizer, ids)
-        _write_template(writer, folder)
-        _write_sampling(writer, folder)
-    except StoreError:
-        raise
-    except Exception as problem:  # the library raises plain Exception for a tokenizer that it cannot build
+    named = _named_tokens(folder, tokenizer)
+    _write_tokens(writer, data, tokenizer, vocabulary, set(named.values()))
+    _write_special_tokens(writer, folder, named, vocabulary)
+    with _library_errors(path):
+        plain = tokenizer.encode("a", add_special_tokens=False).ids
+        whole = tokenizer.encode("a", add_special_tokens=True).ids
+    _write_surroundings(writer, plain, whole, named)
+    _write_template(writer, folder)
+    _write_sampling(writer, folder)
+
+
+@contextmanager
+def _library_errors(path: Path) -> Iterator[None]:
+    """Turns what the tokenizers library raises, which is plain Exception, into a StoreError about its file."""
+    try:
+        yield
+    except Exception as problem:
         raise StoreError(f"{path}: cannot be understood ({str(problem)[:300]}).", "Copy the store again.") from problem
 
 
@@ -54,7 +74,9 @@ def _refused(what: str) -> StoreError:
     )
 
 
-def _write_tokens(writer: GGUFWriter, data: Mapping[str, Any], tokenizer: Tokenizer, vocabulary: int) -> None:
+def _write_tokens(
+    writer: GGUFWriter, data: Mapping[str, Any], tokenizer: Tokenizer, vocabulary: int, named: set[int]
+) -> None:
     model = data["model"]
     if model.get("type") != "BPE" or model.get("byte_fallback"):
         kind = "SentencePiece BPE" if model.get("byte_fallback") else model.get("type")
@@ -65,7 +87,7 @@ def _write_tokens(writer: GGUFWriter, data: Mapping[str, Any], tokenizer: Tokeni
     tokens = {number: token for token, number in tokenizer.get_vocab(with_added_tokens=True).items()}
     if max(tokens) >= vocabulary:
         raise _refused(f"expected ids below {vocabulary}, found {max(tokens)}")
-    added = {token["id"]: token["special"] for token in data.get("added_tokens") or ()}
+    added = {token["id"]: token["special"] for token in data.get("added_tokens") or ()} | dict.fromkeys(named, True)
     names, types = [], []
     for number in range(vocabulary):
         names.append(tokens.get(number, f"[PAD{number}]"))
@@ -112,50 +134,68 @@ def _patterns(step: Mapping[str, Any]) -> Iterator[str]:
         raise _refused(f"expected cuts by patterns, found {kind}")
 
 
-def _write_special_tokens(writer: GGUFWriter, folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
-    """The ids of the special tokens, which it also returns, by kind.
+def _named_tokens(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
+    """The ids of the special tokens that the folder names, by kind (`bos`, `eos`, ...).
 
-    A GGUF has room for two tokens that end an answer; llama.cpp knows further ones by their names.
+    As in transformers, special_tokens_map.json is heard before a tokenizer_config.json without `added_tokens_decoder`.
     """
-    config, generation = _json(folder / "tokenizer_config.json"), _json(folder / "generation_config.json")
-    adders = {"bos": writer.add_bos_token_id, "unk": writer.add_unk_token_id, "pad": writer.add_pad_token_id}
+    config = _json(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" not in config:
+        config |= _json(folder / "special_tokens_map.json")
     ids: dict[str, int] = {}
-    for kind in ("eos", *adders):
-        token = config.get(f"{kind}_token")
-        text = token["content"] if isinstance(token, dict) else token
-        number = None if text is None else tokenizer.token_to_id(text)
-        if number is not None:
-            ids[kind] = number
-    for kind, add in adders.items():
-        if kind in ids:
-            add(ids[kind])
-    listed = generation.get("eos_token_id", _json(folder / "config.json").get("eos_token_id"))
-    others = listed if isinstance(listed, list) else [listed]
-    ends = dict.fromkeys(number for number in (ids.get("eos"), *others) if number is not None)
-    for number, add in zip(ends, (writer.add_eos_token_id, writer.add_eot_token_id), strict=False):
-        add(number)
+    for name, token in config.items():
+        text = token.get("content") if isinstance(token, dict) else token
+        if name.endswith("_token") and isinstance(text, str):
+            number = tokenizer.token_to_id(text)
+            ids |= {} if number is None else {name.removesuffix("_token"): number}
     return ids
 
 
+def _write_special_tokens(writer: GGUFWriter, folder: Path, named: Mapping[str, int], vocabulary: int) -> None:
+    """The ids of the special tokens.
+
+    llama.cpp has a key for each of three tokens that end an answer, and knows further ones by their names. The list of
+    all of them is what other programs read, and ours.
+    """
+    for kind, add in (
+        ("bos", writer.add_bos_token_id),
+        ("unk", writer.add_unk_token_id),
+        ("pad", writer.add_pad_token_id),
+    ):
+        if kind in named:
+            add(named[kind])
+    listed = _json(folder / "generation_config.json").get("eos_token_id")
+    if listed is None:
+        listed = _json(folder / "config.json").get("eos_token_id")
+    others = listed if isinstance(listed, list) else [listed]
+    known = [number for number in others if type(number) is int and 0 <= number < vocabulary]
+    ends = list(dict.fromkeys([*([named["eos"]] if "eos" in named else []), *known]))
+    adders = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
+    for number, add in zip(ends, adders, strict=False):
+        add(number)
+    if ends:
+        writer.add_array(ENDS_KEY, ends)
+
+
 def _write_sampling(writer: GGUFWriter, folder: Path) -> None:
+    """What the model's author wants of sampling, by keys: older versions of the package have no methods for them."""
     generation = _json(folder / "generation_config.json")
-    adders = {
-        "temperature": writer.add_sampling_temp,
-        "top_k": writer.add_sampling_top_k,
-        "top_p": writer.add_sampling_top_p,
-        "min_p": writer.add_sampling_min_p,
-    }
-    for key, add in adders.items():
-        if generation.get("do_sample") and generation.get(key) is not None:
-            add(generation[key])
-    if generation.get("repetition_penalty") is not None:
-        writer.add_sampling_penalty_repeat(generation["repetition_penalty"])
+    for key, name in SAMPLING_KEYS.items():
+        value = generation.get(name)
+        if isinstance(value, bool) or (key in SAMPLED_KEYS and not generation.get("do_sample")):
+            continue
+        full_key = f"general.sampling.{key}"
+        if isinstance(value, str):
+            writer.add_string(full_key, value)
+        elif isinstance(value, (int, float)):
+            if key in _WHOLE_NUMBERS:
+                writer.add_int32(full_key, int(value))
+            else:
+                writer.add_float32(full_key, value)
 
 
-def _write_surroundings(writer: GGUFWriter, tokenizer: Tokenizer, ids: Mapping[str, int]) -> None:
-    """Which tokens the tokenizer puts around a text."""
-    plain = tokenizer.encode("a", add_special_tokens=False).ids
-    whole = tokenizer.encode("a", add_special_tokens=True).ids
+def _write_surroundings(writer: GGUFWriter, plain: list[int], whole: list[int], ids: Mapping[str, int]) -> None:
+    """Which tokens the tokenizer puts around a text, here `plain`, to make it `whole`."""
     bos, eos = [ids["bos"]] if "bos" in ids else [], [ids["eos"]] if "eos" in ids else []
     for adds_bos in (False, True):
         for adds_eos in (False, True):
@@ -171,9 +211,18 @@ def _write_template(writer: GGUFWriter, folder: Path) -> None:
     template = (
         file.read_text("utf-8") if file.exists() else _json(folder / "tokenizer_config.json").get("chat_template")
     )
-    if template:
+    if isinstance(template, str) and template:
         writer.add_chat_template(template)
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return parse_json(path.read_bytes()) if path.exists() else {}
+    """The object in a file; empty where there is no such file. Raises StoreError."""
+    if not path.exists():
+        return {}
+    try:
+        value = parse_json(path.read_bytes())
+    except ValueError as problem:
+        raise StoreError(f"{path}: cannot be understood ({str(problem)[:300]}).", "Copy the store again.") from problem
+    if not isinstance(value, dict):
+        raise StoreError(f"{path}: expected a JSON object, found {type(value).__name__}.", "Copy the store again.")
+    return value

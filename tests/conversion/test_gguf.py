@@ -27,7 +27,8 @@ from edgemoe.errors import SourceError
 from edgemoe.kernels.formats import Blocks, dequantise
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import read_tensors, write_checkpoint
-from tests.support.gguf_files import write_gguf
+from tests.support.gguf_files import tokenizer_metadata, write_gguf
+from tests.support.small_tokenizer import small_tokenizer
 from tests.support.stores import store_weights
 
 _COMMON = {
@@ -120,6 +121,70 @@ def test_the_model_is_that_of_the_checkpoint(
         assert found[tensor].dtype == np.float32
 
 
+MERGEABLE = [name for name in CONFIGS if not name.startswith("llama")]
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0", "Q4_0", "Q4_1"])
+@pytest.mark.parametrize("name", MERGEABLE)
+def test_gate_and_up_in_one_tensor_are_those_in_two(
+    name: str, kind: str, checkpoints: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    """In each expert the rows of gate come first: llama.cpp, src/llama-graph.cpp, build_moe_ffn (`gate_up_exps`)."""
+    checkpoint = checkpoints[name]
+    parts = {"kinds": {"_exps": kind, ".": "F32"}}
+    apart = GgufSource(write_gguf(tmp_path / "a.gguf", checkpoint.config, checkpoint.tensors, **parts))
+    widths = {"expert_feed_forward_length": None}  # which files that are older than the key leave to the tensors
+    path = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors, merged=True, metadata=widths, **parts)
+    assert any(tensor.endswith("ffn_gate_up_exps.weight") for tensor in read_gguf(path).tensors)
+    merged = GgufSource(path)
+    assert model_spec(merged.config) == model_spec(apart.config)
+    for start, stop in ((0, 1 << 30), (3, 21)):
+        expected, found = model_rows(apart, start, stop), model_rows(merged, start, stop)
+        assert found.keys() == expected.keys()
+        for tensor, rows in expected.items():
+            if isinstance(rows, Blocks):
+                assert _block_bytes(found[tensor]) == _block_bytes(rows), tensor
+            else:
+                np.testing.assert_array_equal(found[tensor], rows, err_msg=tensor)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "granitemoe", "qwen3_moe"])
+def test_a_store_is_the_same_from_gate_and_up_in_one_tensor(
+    name: str, checkpoints: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    checkpoint = checkpoints[name]
+    stores = []
+    for merged in (False, True):
+        path = write_gguf(
+            tmp_path / f"{merged}.gguf", checkpoint.config, checkpoint.tensors, kinds={"_exps": "Q4_0"}, merged=merged
+        )
+        stores.append(convert_checkpoint(str(path), tmp_path / str(merged)))
+    for file in ("resident.safetensors", "experts-00000.safetensors"):
+        assert (stores[0] / file).read_bytes() == (stores[1] / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("tensor", "shape", "message"),
+    [
+        (
+            "blk.0.ffn_gate_up_exps.weight",
+            (5, 64, 64),
+            r"found two: blk\.0\.ffn_gate_up_exps.* and blk\.0",
+        ),
+        ("blk.2.ffn_gate_up_exps.weight", (5, 3, 64), r"blk\.2\.ffn_gate_up_exps.*as many rows for gate as for up"),
+        ("blk.2.ffn_gate_up_exps.weight", (64, 64), r"expected experts, .* found the shape \(64, 64\)"),
+        ("blk.0.ffn_up.3.weight", (32, 64), r"expected one tensor for .*experts\.3\.up_proj"),
+    ],
+)
+def test_experts_that_are_there_twice_or_by_halves_are_refused(
+    tensor: str, shape: tuple[int, ...], message: str, checkpoints: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    checkpoint = checkpoints["qwen3_moe"]
+    more = checkpoint.tensors | {tensor: np.zeros(shape, np.float32)}
+    with pytest.raises(SourceError, match=message):
+        GgufSource(write_gguf(tmp_path / "m.gguf", checkpoint.config, more))
+
+
 @pytest.mark.parametrize("kind", ["F16", "BF16"])
 @pytest.mark.parametrize("name", ["llama", "granitemoe", "qwen3_moe"])
 def test_half_precision_is_read_as_float32(
@@ -198,8 +263,13 @@ def test_split_files(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None
     for tensor, values in model_rows(checkpoint.source).items():
         np.testing.assert_array_equal(found[tensor], values)
     second = tmp_path / "m-00002-of-00003.gguf"
-    with pytest.raises(SourceError, match="expected the first of 3 files"):
+    with pytest.raises(SourceError, match=r"expected the first of 3 files, .* found number 2") as caught:
         GgufSource(second)
+    assert caught.value.hint == "Give m-00001-of-00003.gguf with the others beside it."
+    renamed = second.rename(tmp_path / "second.gguf")
+    with pytest.raises(SourceError, match=r"named like model-00001-of-00003\.gguf; found number 2"):
+        GgufSource(renamed)
+    renamed.rename(second)
     second.unlink()
     with pytest.raises(SourceError, match=r"m-00002-of-00003\.gguf: missing"):
         GgufSource(first)
@@ -326,6 +396,61 @@ def test_what_is_not_implemented_is_refused_by_name(
     path = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors, metadata=metadata)
     with pytest.raises(SourceError, match=message):
         GgufSource(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "metadata", "message"),
+    [
+        ("qwen3_moe", {"expert_used_count": 9}, r"m\.gguf: qwen3moe\.expert_used_count is 9; .* experts, 5\."),
+        ("qwen3_moe", {"expert_count": 1 << 20}, r"m\.gguf: qwen3moe\.expert_count is 1048576; expected"),
+        ("mixtral", {"expert_count": 1 << 20}, r"m\.gguf: llama\.expert_count is 1048576; expected"),
+        ("qwen2_moe", {"expert_feed_forward_length": 1 << 30}, r"qwen2moe\.expert_feed_forward_length is"),
+        (
+            "llama",
+            {"attention.head_count_kv": 3},
+            r"llama\.attention\.head_count is 4; .* of llama\.attention\.head_count_kv",
+        ),
+        ("llama", {"attention.layer_norm_rms_epsilon": None}, r"llama\.attention\.layer_norm_rms_epsilon is missing"),
+        ("llama", {"rope.freq_base": 0.5}, r"m\.gguf: llama\.rope\.freq_base is 0\.5; expected a number above 1"),
+        ("llama", {"attention.sliding_window": 9}, r"llama\.attention\.sliding_window is 9; .* context of 512"),
+        (
+            "llama",
+            {"rope.scaling.type": "linear", "rope.scaling.factor": -1.0},
+            r"m\.gguf: llama\.rope\.scaling\.factor is -1\.0; expected a number above",
+        ),
+        ("llama", {"rope.scaling.type": "linear"}, r"m\.gguf: llama\.rope\.scaling\.factor is missing"),
+        (
+            "llama",
+            {"rope.scaling.type": "yarn", "rope.scaling.original_context_length": 0, "rope.scaling.factor": 2.0},
+            r"llama\.rope\.scaling\.original_context_length is 0",
+        ),
+        (
+            "llama",
+            {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0, "rope.scaling.yarn_beta_fast": 0.5},
+            r"llama\.rope\.scaling\.yarn_beta_fast is 0\.5; expected at least llama\.rope\.scaling\.yarn_beta_slow",
+        ),
+    ],
+)
+def test_errors_name_the_keys_of_the_file(
+    name: str, metadata: dict[str, Any], message: str, checkpoints: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    checkpoint = checkpoints[name]
+    path = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors, metadata=metadata)
+    with pytest.raises(SourceError, match=message) as caught:
+        open_source(str(path))
+    assert "config.json" not in str(caught.value)
+
+
+def test_a_file_that_names_no_rule_for_words_is_told(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
+    """The rule `default` is what llama.cpp takes, with a warning (src/llama-vocab.cpp)."""
+    checkpoint = checkpoints["llama"]
+    for rule, told in (("gpt-2", False), ("default", False), ("", True), (None, True)):
+        tokenizer = tokenizer_metadata(small_tokenizer(), "gpt-2") | {"tokenizer.ggml.pre": rule}
+        path = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors, tokenizer=tokenizer)
+        notices = GgufSource(path).notices()
+        assert [str(path) in notice and "tokenizer.ggml.pre is missing" in notice for notice in notices] == [
+            True
+        ] * told
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,38 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(config: dict[str, Any
     with pytest.raises(StoreError, match=what):
         export_gguf(store, tmp_path / "m.gguf", name="x")
     assert not list(tmp_path.glob("m.gguf*"))
+
+
+LLAMA3 = EXPRESSIBLE["llama3 positions"]["rope_scaling"]
+
+
+@pytest.mark.parametrize(
+    ("config", "what"),
+    [
+        ({}, None),
+        ({"rope_scaling": LLAMA3}, None),
+        # The factors in a file tell these three numbers only where they are the usual ones.
+        ({"rope_scaling": LLAMA3 | {"high_freq_factor": 3.0}}, r"cannot convert this file back \(rope_freqs\.weight: "),
+        ({"rope_theta": 12345.678901}, "would convert this file to another model"),  # not a float32
+    ],
+)
+def test_a_file_that_would_not_come_back_is_told_before_its_weights_are_written(
+    config: dict[str, Any], what: str | None, tmp_path: Path
+) -> None:
+    store = make_store(tmp_path, CONFIGS["llama"] | config)
+    events: list[str] = []
+    path = export_gguf(
+        store, tmp_path / "m.gguf", name="x", progress=lambda *moment: events.append("-"), notice=events.append
+    )
+    told = [event for event in events if event != "-"]
+    assert events[: len(told)] == told
+    assert len(told) == (what is not None)
+    if what is not None:
+        assert re.search(what, told[0])
+        assert str(path.parent) not in told[0]
+    # What was looked at has left no trace in the file.
+    assert path.read_bytes() == export_gguf(store, tmp_path / "n.gguf", name="x").read_bytes()
+    assert gguf.GGUFReader(path).tensors
 
 
 def test_columns_that_fill_no_block_are_refused_by_name(tmp_path: Path) -> None:

@@ -149,6 +149,104 @@ def test_special_tokens_template_and_sampling_are_carried_over() -> None:
     }
 
 
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
+
+
+def with_tokens(metadata: dict[str, Any], *tokens: str, **changes: Any) -> dict[str, Any]:
+    """A vocabulary with further tokens, all of one type; no types at all with `types=None`."""
+    names = [*metadata["tokenizer.ggml.tokens"], *tokens]
+    kind = changes.pop("types", NORMAL)
+    out = metadata | {"tokenizer.ggml.tokens": names}
+    out |= {"tokenizer.ggml.token_type": [kind] * len(names)} if kind is not None else {}
+    if kind is None:
+        del out["tokenizer.ggml.token_type"]
+    return out | {f"tokenizer.ggml.{key}": value for key, value in changes.items()}
+
+
+def from_tokens(metadata: dict[str, Any]) -> tokenizers.Tokenizer:
+    return tokenizers.Tokenizer.from_str(bytes(side_files(PATH, metadata)["tokenizer.json"]).decode())
+
+
+@pytest.mark.parametrize("types", [NORMAL, None], ids=["typed as text", "without types"])
+def test_markers_are_one_token_whatever_their_type(types: int | None) -> None:
+    """A conversation has the ids that the model's own tokenizer gives it."""
+    original = small_tokenizer()
+    prompt = "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
+    found = from_tokens(with_tokens(tokenizer_metadata(original, "gpt-2"), types=types))
+    assert found.encode(prompt).ids == original.encode(prompt).ids
+    assert found.decode(found.encode(prompt).ids) == original.decode(original.encode(prompt).ids)
+
+
+@pytest.mark.parametrize("types", [NORMAL, None, 5], ids=["typed as text", "without types", "typed as unused"])
+@pytest.mark.parametrize("kind", ["bos", "eos", "eot", "eom", "fim_pre", "suffix", "fim_sep"])
+def test_what_an_id_names_is_special(kind: str, types: int | None) -> None:
+    """Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and gguf-py's constants, Keys.Tokenizer."""
+    original = tokenizer_metadata(small_tokenizer(), "gpt-2")
+    number = len(original["tokenizer.ggml.tokens"])
+    metadata = with_tokens(original, "<the marker>", types=types, **{f"{kind}_token_id": number})
+    found = from_tokens(metadata)
+    assert found.encode("a<the marker>").ids[-1] == number
+    assert found.decode([number]) == ""
+
+
+def test_text_that_merges_make_stays_text() -> None:
+    """Also where it has the form of a marker: only then does the tokenizer cut as it was trained to."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = WHOLE, decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    tokenizer.train_from_iterator(["</s>"] * 9, trainer)
+    tokenizer.pre_tokenizer = BYTES
+    tokenizer.train_from_iterator(["</s>"] * 9, trainer)
+    number = tokenizer.token_to_id("</s>")
+    assert number is not None
+    metadata = with_tokens(tokenizer_metadata(tokenizer, "gpt-2"), "<|end|>", "<think>", "[PAD99]")
+    found = from_tokens(metadata)
+    assert found.decode(found.encode("a</s>").ids) == "a</s>"
+    assert config_of(metadata, "generation_config.json")["eos_token_id"] == found.token_to_id("<|end|>")
+    # Text becomes these whole or not at all; one of them is shown, as it is of a model that thinks aloud.
+    assert found.decode(found.encode("<|end|><think>[PAD99]").ids) == "<think>[PAD99]"
+    assert len(found.encode("<think>").ids) == 1
+    assert len(found.encode("[PAD99]").ids) > 1
+
+
+@pytest.mark.parametrize(
+    ("tokens", "keys", "ends"),
+    [
+        # The three ends in the generation_config.json of Llama 3.1 (128001, 128008, 128009).
+        ("<|end_of_text|> <|eom_id|> <|eot_id|>", {"eos": 0}, [0, 1, 2]),
+        # The two in that of Qwen2.5 (151645, 151643).
+        ("<|endoftext|> <|im_start|> <|im_end|>", {"eos": 2}, [2, 0]),
+        ("<|a|> <|b|> <|c|>", {"eom": 2, "eot": 1, "eos": 0}, [0, 1, 2]),
+        ("<|end|> <|fim_pad|> <|file_sep|> <|x|> <|fim_prefix|>", {"eos": 0, "fim_rep": 3}, [0, 3, 1, 2]),
+    ],
+)
+def test_an_answer_ends_at_every_token_that_ends_one(tokens: str, keys: dict[str, int], ends: list[int]) -> None:
+    original = tokenizer_metadata(small_tokenizer(), "gpt-2")
+    original["tokenizer.ggml.tokens"][1] = "[free]"  # which ends an answer, too, as <|im_end|>
+    first = len(original["tokenizer.ggml.tokens"])
+    ids = {f"{kind}_token_id": first + number for kind, number in keys.items()}
+    metadata = with_tokens(original, *tokens.split(), **ids)
+    assert config_of(metadata, "generation_config.json")["eos_token_id"] == [first + number for number in ends]
+
+
+def test_a_list_of_all_ends_is_that() -> None:
+    """Ollama's converter writes it from generation_config.json, and its runner reads it beside `eos_token_id`."""
+    metadata = with_tokens(tokenizer_metadata(small_tokenizer(), "gpt-2"), "<|endoftext|>", eos_token_ids=[7, 1])
+    assert config_of(metadata, "generation_config.json")["eos_token_id"] == [7, 1]
+    metadata |= {"tokenizer.ggml.eos_token_id": 9}
+    assert config_of(metadata, "generation_config.json")["eos_token_id"] == [9, 7, 1]
+
+
+def test_sentence_piece_markers_without_types() -> None:
+    metadata = sentence_piece()
+    typed = from_tokens(metadata)
+    del metadata["tokenizer.ggml.token_type"]
+    found = from_tokens(metadata)
+    for text in ("the water</s>in", "<s>é<unk>", "a<0x41>"):
+        assert found.encode(text).ids == typed.encode(text).ids
+        assert found.decode(found.encode(text).ids) == typed.decode(typed.encode(text).ids)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
@@ -243,6 +341,9 @@ def test_sentence_piece_without_a_space_before_the_text() -> None:
         (tokenizer_metadata(small_tokenizer(), "gpt-2") | {"tokenizer.ggml.merges": ["§ §"]}, "cannot be built"),
         (tokenizer_metadata(small_tokenizer(), "gpt-2") | {"tokenizer.ggml.token_type": [1]}, "token_type"),
         (tokenizer_metadata(small_tokenizer(), "gpt-2") | {"tokenizer.ggml.eos_token_id": 9999}, "eos_token_id"),
+        (tokenizer_metadata(small_tokenizer(), "gpt-2") | {"tokenizer.ggml.eom_token_id": 9999}, "eom_token_id"),
+        (tokenizer_metadata(small_tokenizer(), "gpt-2") | {"tokenizer.ggml.eos_token_ids": [1, 9999]}, "eos_token_ids"),
+        (tokenizer_metadata(small_tokenizer(), "gpt-2") | {"tokenizer.ggml.eos_token_ids": "x"}, "eos_token_ids"),
         (sentence_piece(scores=[0.0]), "scores"),
         (sentence_piece(remove_extra_whitespaces=True), "remove_extra_whitespaces"),
         (sentence_piece(precompiled_charsmap=[1]), "precompiled_charsmap"),

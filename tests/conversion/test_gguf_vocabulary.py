@@ -172,3 +172,67 @@ def test_a_tokenizer_that_is_none_is_told_as_such(tmp_path: Path) -> None:
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(StoreError, match=r"tokenizer\.json: cannot be understood"):
         there_and_back(folder, 400, tmp_path / "m.gguf")
+
+
+def test_all_ends_of_an_answer_come_back(tmp_path: Path) -> None:
+    """Three have keys in the format (eos, eot, eom), and a list names all, which Ollama reads too."""
+    folder = write_folder(tmp_path / "store", small_tokenizer())
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 9, 1, 11, 400]}))
+    files = there_and_back(folder, 404, tmp_path / "m.gguf")
+    metadata = read_gguf(tmp_path / "m.gguf").metadata
+    assert [metadata[f"tokenizer.ggml.{kind}_token_id"] for kind in ("eos", "eot", "eom")] == [1, 7, 9]
+    assert metadata["tokenizer.ggml.eos_token_ids"] == [1, 7, 9, 11, 400]
+    assert json.loads(files["generation_config.json"])["eos_token_id"] == [1, 7, 9, 11, 400]
+
+
+def test_special_tokens_that_only_special_tokens_map_names_come_along(tmp_path: Path) -> None:
+    """Source: transformers, PreTrainedTokenizerBase._from_pretrained."""
+    data = json.loads(small_tokenizer().to_str())
+    data["added_tokens"] = []
+    folder = write_folder(tmp_path / "store", tokenizers.Tokenizer.from_str(json.dumps(data)))
+    (folder / "tokenizer_config.json").write_text("{}")
+    (folder / "special_tokens_map.json").write_text(json.dumps({"bos_token": START, "eos_token": {"content": END}}))
+    files = there_and_back(folder, 400, tmp_path / "m.gguf")
+    back = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
+    assert back.encode(f"{START}a{END}").ids == small_tokenizer().encode(f"{START}a{END}").ids
+    config = json.loads(files["tokenizer_config.json"])
+    assert (config["bos_token"], config["eos_token"]) == (START, END)
+    assert json.loads(files["generation_config.json"])["eos_token_id"] == 1
+
+
+def test_the_way_of_sampling_is_written_with_a_writer_of_any_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package `gguf` 0.17 and 0.17.1 have no methods for `general.sampling.*`."""
+    for name in ("temp", "top_k", "top_p", "min_p"):
+        monkeypatch.delattr(gguf.GGUFWriter, f"add_sampling_{name}", raising=False)
+    folder = write_folder(tmp_path / "store", small_tokenizer())
+    sampling = {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.8, "min_p": 0.05}
+    (folder / "generation_config.json").write_text(json.dumps(sampling))
+    files = there_and_back(folder, 400, tmp_path / "m.gguf")
+    assert json.loads(files["generation_config.json"]).items() >= sampling.items()
+
+
+def test_an_error_of_the_writer_blames_no_file_of_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object) -> None:
+        raise AttributeError("a method that is not there")
+
+    monkeypatch.setattr(gguf.GGUFWriter, "add_token_types", broken)
+    folder = write_folder(tmp_path / "store", small_tokenizer())
+    with pytest.raises(AttributeError, match="a method that is not there"):
+        there_and_back(folder, 400, tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer.json", "{", r"tokenizer\.json: cannot be understood"),
+        ("tokenizer_config.json", "[]", r"tokenizer_config\.json: expected a JSON object, found list"),
+        ("generation_config.json", "{", r"generation_config\.json: cannot be understood"),
+    ],
+)
+def test_the_file_that_is_damaged_is_named(name: str, content: str, message: str, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "store", small_tokenizer())
+    (folder / name).write_text(content)
+    with pytest.raises(StoreError, match=message):
+        there_and_back(folder, 400, tmp_path / "m.gguf")

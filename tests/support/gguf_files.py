@@ -75,18 +75,23 @@ def write_gguf(
     metadata: Mapping[str, Any] | None = None,
     tokenizer: Mapping[str, Any] | None = None,
     stacked: bool = True,
+    merged: bool = False,
     files: int = 1,
 ) -> Path:
     """A GGUF of a checkpoint. `kinds` gives the type of matrices whose GGUF name matches a pattern, else F32.
 
-    `metadata` adds or replaces keys without their prefix, or removes them where the value is None. Returns the
-    path of the (first) file.
+    `metadata` adds or replaces keys without their prefix, or removes them where the value is None. With `merged`, gate
+    and up of the experts of a layer are one tensor. Returns the path of the (first) file.
     """
     family = config["model_type"]
     prefix = gguf.MODEL_ARCH_NAMES[ARCHITECTURES[family]]
     values = {f"{prefix}.{key}": value for key, value in (_metadata(config) | dict(metadata or {})).items()}
     values |= tokenizer_metadata(small_tokenizer(), "gpt-2") if tokenizer is None else dict(tokenizer)
     named = gguf_tensors(config, tensors, stacked=stacked)
+    if merged:
+        for gate in [name for name in named if name.endswith("ffn_gate_exps.weight")]:
+            halves = [named.pop(gate), named.pop(gate.replace("gate", "up"))]
+            named[gate.replace("gate", "gate_up")] = np.concatenate(halves, axis=1)
     writer = gguf.GGUFWriter(path, prefix, split_max_tensors=0 if files == 1 else -(-len(named) // files))
     for key, value in values.items():
         _add(writer, key, value)
