@@ -19,7 +19,7 @@ FORMATS_HELP = "q4, q4m, q8, f16 or f32"
 
 
 def convert(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A checkpoint's folder, a .gguf file, or a hub id.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A checkpoint's folder, a GGUF file, or a hub id.")],
     destination: Annotated[Path, typer.Argument(metavar="DEST", help="The store's folder, to be made.")],
     experts: Annotated[
         str | None,
@@ -58,6 +58,7 @@ def convert(
                 force=force,
                 progress=report.conversion,
                 downloading=report.download,
+                notice=lambda text: bar.note(f"note: {text}"),
             )
     except KeyboardInterrupt:
         typer.echo("interrupted: the same command goes on where it was.", err=True)
@@ -73,7 +74,10 @@ def _next_step(path: Path, destination: object) -> str:
     from edgemoe.session.tokenizer import has_tokenizer, load_library_tokenizer
 
     if not has_tokenizer(path):
-        return "The checkpoint has no tokenizer.json: from Python, the store takes and gives token ids."
+        return (
+            "The checkpoint has no tokenizer.json: from Python, the store takes and gives token ids. Once you have one,"
+            f" copy it into {destination} and run edgemoe update {destination}."
+        )
     try:
         load_library_tokenizer(path)
     except StoreError as error:

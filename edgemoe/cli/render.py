@@ -233,6 +233,10 @@ class ProgressBar:
     def __exit__(self, *error: object) -> None:
         self._progress.stop()
 
+    def note(self, text: str) -> None:
+        """Print a paragraph above the bar, on stderr, whether or not that is a terminal."""
+        self._progress.console.print(printable(text), soft_wrap=True)
+
     def update(self, title: str, done: int, total: int | None, beside: str) -> None:
         """Draw `done` of `total` (None: not known) between a title and a text."""
         self._progress.update(

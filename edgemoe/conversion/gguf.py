@@ -94,6 +94,12 @@ class GgufSource:
     def side_files(self) -> Mapping[str, bytes | Path]:
         return self._side_files
 
+    def unlisted(self) -> Mapping[str, str]:
+        return {}
+
+    def notices(self) -> Sequence[str]:
+        return ()
+
     def close(self) -> None:
         """Nothing stays open between reads."""
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+import huggingface_hub.constants
 import numpy as np
 from huggingface_hub import HfApi, ModelInfo, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
@@ -27,10 +28,20 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers, disable_progress_bars  # type: ignore[attr-defined]  # public by its documentation
 from platformdirs import user_cache_path
 
-from edgemoe.conversion.folder import INDEX_NAME, SINGLE_NAME, read_json_file, to_float32
-from edgemoe.conversion.hub_errors import AGAIN, FAILURES, explained, http_status, may_pass
+from edgemoe.conversion.folder import FolderSource, read_json_file, to_float32
+from edgemoe.conversion.folder_contents import (
+    ADAPTER_CONFIG_NAME,
+    CONFIG_NAME,
+    INDEX_NAME,
+    SINGLE_NAME,
+    adapter_error,
+    checkpoint_folder,
+    no_tokenizer,
+    single_before_index,
+)
+from edgemoe.conversion.hub_errors import AGAIN, FAILURES, HubUnreachableError, explained, http_status, may_pass
 from edgemoe.conversion.progress import Download, DownloadCallback
-from edgemoe.conversion.source import SIDE_FILES, Rows, TensorInfo, float_dtype
+from edgemoe.conversion.source import SIDE_FILES, Rows, Source, TensorInfo, float_dtype
 from edgemoe.errors import SourceError
 from edgemoe.store.headers import HeaderTensor, read_header
 
@@ -47,6 +58,64 @@ class _RemoteFile:
 
     size: int | None
     sha256: str | None
+
+
+def open_hub(
+    text: str,
+    *,
+    downloads: Path | None = None,
+    keep: bool = False,
+    downloading: DownloadCallback | None = None,
+    side_files: bool = True,
+) -> Source:
+    """The checkpoint of a hub id: as the hub has it, or, where that cannot be asked, from its cache on this machine.
+
+    The cache must have it whole. The arguments are those of `HubSource`. Raises SourceError.
+    """
+    try:
+        return HubSource(text, downloads=downloads, keep=keep, downloading=downloading, side_files=side_files)
+    except HubUnreachableError as problem:
+        try:
+            snapshot = _cached_snapshot(text)
+            if snapshot is not None:
+                return CachedSource(text, snapshot)
+            found = "The hub's cache on this machine does not have it."
+        except SourceError as missing:
+            found = f"Its copy in the hub's cache on this machine cannot be used: {missing.message}"
+        raise SourceError(f"{problem.message} {found}", problem.hint) from problem
+
+
+def _cached_snapshot(text: str) -> Path | None:
+    """The folder in the hub's cache with the files of a hub id at its revision; None where there is none.
+
+    Without a revision it is that of the main branch, or the only one: `keep` notes no branches. Raises SourceError.
+    """
+    repository, _, revision = text.partition("@")
+    try:
+        config = try_to_load_from_cache(repository, CONFIG_NAME, revision=revision or None)
+    except (HFValidationError, OSError, ValueError):
+        return None
+    if isinstance(config, str):
+        return Path(config).parent
+    if revision:
+        return None
+    folder = Path(huggingface_hub.constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    snapshot = checkpoint_folder(folder)
+    return None if snapshot == folder else snapshot
+
+
+class CachedSource(FolderSource):
+    """A checkpoint of the hub in the hub's own cache, read without asking the hub.
+
+    Its fingerprint is of its files, not the commit: the cache may lack small files that the hub has.
+    """
+
+    def __init__(self, text: str, snapshot: Path) -> None:
+        super().__init__(snapshot)
+        self.name = f"{text.partition('@')[0]}@{snapshot.name}"
+
+    def notices(self) -> Sequence[str]:
+        return [f"The hub cannot be asked: {self.name} is taken from its cache on this machine.", *super().notices()]
 
 
 class HubSource:
@@ -83,9 +152,13 @@ class HubSource:
         }
         base = downloads or user_cache_path("edgemoe") / "downloads"
         self._folder = base / self._repository.replace("/", "--") / self._commit
-        if "config.json" not in self._remote:
-            raise self._unreadable("config.json")
-        self._config = read_json_file(self._small_file("config.json"), "a config.json of a checkpoint")
+        if ADAPTER_CONFIG_NAME in self._remote:
+            adapter = read_json_file(self._small_file(ADAPTER_CONFIG_NAME), "the config of an adapter")
+            raise adapter_error(self._repository, ADAPTER_CONFIG_NAME, adapter, CONFIG_NAME in self._remote)
+        if CONFIG_NAME not in self._remote:
+            raise self._unreadable(CONFIG_NAME)
+        self._config = read_json_file(self._small_file(CONFIG_NAME), "a config.json of a checkpoint")
+        self._unlisted: dict[str, str] = {}
         self._shards = self._find_shards()
         self._tensors = self._find_tensors()
         wanted = SIDE_FILES if side_files else ()
@@ -133,6 +206,17 @@ class HubSource:
     def side_files(self) -> Mapping[str, bytes | Path]:
         return self._side_files
 
+    def unlisted(self) -> Mapping[str, str]:
+        return {name: shard for name, shard in self._unlisted.items() if name not in self._tensors}
+
+    def notices(self) -> Sequence[str]:
+        notices = []
+        if SINGLE_NAME in self._shards and INDEX_NAME in self._remote:
+            notices.append(single_before_index())
+        if "tokenizer.json" not in self._remote:
+            notices.append(no_tokenizer(sorted(self._remote)))
+        return notices
+
     def close(self) -> None:
         """Tidy up, but leave what a later run can go on with."""
         self._open.clear()
@@ -151,11 +235,14 @@ class HubSource:
             ) from error
 
     def _find_shards(self) -> dict[str, set[str] | None]:
-        """Each shard with the tensors that the index says it has; None where there is no index."""
-        if INDEX_NAME not in self._remote:
-            if SINGLE_NAME not in self._remote:
-                raise self._unreadable(SINGLE_NAME)
+        """Each shard with the tensors that the index says it has; None where no index is used.
+
+        A single file comes before an index, as in transformers and in `FolderSource`.
+        """
+        if SINGLE_NAME in self._remote:
             return {SINGLE_NAME: None}
+        if INDEX_NAME not in self._remote:
+            raise self._unreadable(SINGLE_NAME)
         weight_map = read_json_file(self._small_file(INDEX_NAME), "the index of the shards").get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise SourceError(f"{self.name}: {INDEX_NAME}: expected a weight_map of tensor names to file names.")
@@ -179,7 +266,11 @@ class HubSource:
             absent = (wanted or set()) - header.keys()
             if absent:
                 raise SourceError(f"{self.name}: {shard}: expected the tensor {min(absent)}, as {INDEX_NAME} says.")
-            tensors |= {name: info for name, info in header.items() if wanted is None or name in wanted}
+            for name, info in header.items():
+                if wanted is None or name in wanted:
+                    tensors[name] = info
+                else:
+                    self._unlisted[name] = shard
         return tensors
 
     def _remote_header(self, shard: str) -> dict[str, TensorInfo]:
@@ -207,7 +298,7 @@ class HubSource:
         size = self._remote[name].size
         if size is not None and size > _MAX_SMALL_FILE_BYTES:
             raise SourceError(f"{self.name}: {name}: expected at most {_MAX_SMALL_FILE_BYTES} bytes, found {size}.")
-        return self._cached(name) or self._download(name)
+        return self._cached(name) or (self._download_to_cache(name) if self._keep else self._download(name))
 
     def _download_to_cache(self, name: str) -> Path:
         if self._downloading is not None:
@@ -301,8 +392,9 @@ class HubSource:
                 raise SourceError(f"{name}: expected the SHA-256 {remote.sha256}, found {found}.", AGAIN)
 
     def _unreadable(self, missing: str) -> SourceError:
-        if any(name.endswith(".gguf") for name in self._remote):
-            hint = "It has GGUF files: download one and give its path."
+        ggufs = sorted(name for name in self._remote if name.endswith(".gguf"))
+        if ggufs:
+            hint = f"It has GGUF files: download one, such as {ggufs[0]}, and give its path."
         elif any(name.endswith((".bin", ".pth", ".pt")) for name in self._remote):
             hint = "Its weights are pickles, which can run code and are not read; choose a checkpoint in safetensors."
         else:

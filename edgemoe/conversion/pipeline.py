@@ -18,8 +18,9 @@ from typing import Any
 
 from edgemoe.conversion.formats import check_option
 from edgemoe.conversion.journal import JOURNAL_NAME, Journal
+from edgemoe.conversion.notices import conversion_notices
 from edgemoe.conversion.plan import Plan, plan_conversion
-from edgemoe.conversion.progress import Callback, DownloadCallback
+from edgemoe.conversion.progress import Callback, DownloadCallback, NoticeCallback
 from edgemoe.conversion.source import Source, open_source
 from edgemoe.conversion.transfer import Transfer
 from edgemoe.errors import EdgemoeError, SourceError, StoreError, UsageError
@@ -42,20 +43,24 @@ def convert_checkpoint(
     force: bool = False,
     progress: Callback | None = None,
     downloading: DownloadCallback | None = None,
+    notice: NoticeCallback | None = None,
 ) -> Path:
     """Convert a checkpoint (folder, .gguf file or hub id) to a store at `destination`; returns its path.
 
     `experts` and `dense` name formats; without them quantised blocks carry over exactly, and other weights
     become q4 and q8. An interrupted conversion goes on where it was; `force` discards one of another
     checkpoint or other options. A finished store of the same conversion is left as it is. `keep` leaves
-    downloaded shards in the hub's cache. Raises UsageError, SourceError or StoreError; whatever happens,
+    downloaded shards in the hub's cache. `notice` gets what a person should know of the checkpoint, before its weights
+    are read. Raises UsageError, SourceError or StoreError; whatever happens,
     nothing half-written stands at `destination`.
     """
 
     def opened(downloads: Path) -> Source:
         return open_source(source, downloads=downloads, keep=keep, downloading=downloading)
 
-    return convert_source(opened, destination, experts=experts, dense=dense, force=force, progress=progress)
+    return convert_source(
+        opened, destination, experts=experts, dense=dense, force=force, progress=progress, notice=notice
+    )
 
 
 def convert_source(
@@ -66,6 +71,7 @@ def convert_source(
     dense: str | None = None,
     force: bool = False,
     progress: Callback | None = None,
+    notice: NoticeCallback | None = None,
 ) -> Path:
     """`convert_checkpoint` for a source that `open_it` opens, given a folder for what it downloads. It is closed."""
     check_option("--experts", experts)
@@ -87,6 +93,9 @@ def convert_source(
                         plan = plan_conversion(opened, experts, dense, provenance)
                         _begin(journal, {**provenance, "plan": plan.digest()}, force)
                         begun = True
+                        if notice is not None:
+                            for text in conversion_notices(opened, _side_files(opened)):
+                                notice(text)
                         _write_store(opened, plan, journal, progress)
                         _publish(partial, target)
                 finally:

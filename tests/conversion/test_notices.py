@@ -1,0 +1,86 @@
+"""What convert says of a checkpoint before it reads the weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgemoe.conversion import pipeline
+from edgemoe.conversion.pipeline import convert_checkpoint
+from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
+
+
+def notices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **side_files: bytes) -> list[str]:
+    """The notices for a small checkpoint with these side files; none of them comes after the first weight."""
+    heard: list[str] = []
+    count: list[int] = []
+    run = pipeline.Transfer.run
+
+    def counted(self: pipeline.Transfer) -> None:
+        count.append(len(heard))
+        run(self)
+
+    monkeypatch.setattr(pipeline.Transfer, "run", counted)
+    files = {name.replace("__", "."): content for name, content in side_files.items()}
+    write_checkpoint(tmp_path / "model", SMALL_MIXTRAL, side_files=files)
+    convert_checkpoint(str(tmp_path / "model"), tmp_path / "store", notice=heard.append)
+    assert count == [len(heard)]
+    return heard
+
+
+def tokenizer(vocabulary: Any, added: Any = ()) -> bytes:
+    return json.dumps({"model": {"vocab": vocabulary}, "added_tokens": list(added)}).encode()
+
+
+FITTING = tokenizer({str(number): number for number in range(101)})
+
+
+def test_a_checkpoint_with_all_it_needs_is_converted_without_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert notices(tmp_path, monkeypatch, tokenizer__json=FITTING) == []
+
+
+@pytest.mark.parametrize("name", ["tokenizer__model", "vocab__json"])
+def test_how_to_make_a_tokenizer_json_is_said_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """That the recipe works was tried with transformers 5.24.0, sentencepiece 0.2.3, on both kinds of files."""
+    (heard,) = notices(tmp_path, monkeypatch, **{name: b"x"})
+    assert f"has {name.replace('__', '.')} but no tokenizer.json" in heard
+    assert "AutoTokenizer.from_pretrained(CHECKPOINT, use_fast=True).save_pretrained(FOLDER)" in heard
+    assert "edgemoe update STORE" in heard
+
+
+def test_no_tokenizer_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (heard,) = notices(tmp_path, monkeypatch, README__md=b"x")
+    assert "has no tokenizer.json" in heard
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (tokenizer({"a": 0}, [{"id": 101, "content": "[PAD]"}]), "has 1 token without a row in the embedding of 101"),
+        (tokenizer({"a": 0, "b": 300, "c": 299}), "has 2 tokens without a row"),
+        (tokenizer([[str(number), -1.0] for number in range(102)]), "the first is '101', id 101"),
+    ],
+)
+def test_tokens_beyond_the_embedding_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, words: str
+) -> None:
+    """SMALL_MIXTRAL has 101 rows, so that ids from 0 to 100 can be looked up."""
+    (heard,) = notices(tmp_path, monkeypatch, tokenizer__json=content)
+    assert words in heard
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"{", b"[]", b"7", b"\xff", tokenizer(3, [7, {"id": "x"}, {}]), tokenizer([[], 7, [3]]), b'{"model": 1}'],
+)
+def test_a_broken_tokenizer_is_no_reason_to_fail_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    assert notices(tmp_path, monkeypatch, tokenizer__json=content) == []
