@@ -24,13 +24,16 @@ _QUANTISED: tuple[tuple[str, str], ...] = (
 )
 """Methods, and the ends of names that only their checkpoints have; the first that fits is named."""
 
+_ANY_QUANTISED = re.compile("|".join(f"(?:{pattern}$)" for _, pattern in _QUANTISED))
+
 UNQUANTISED = "Use the checkpoint's unquantised version, or a GGUF of it in Q8_0, Q4_0 or Q4_1."
 
 
 def refuse_quantised_tensors(names: Collection[str]) -> None:
     """Raises SourceError where the names show weights that another program has quantised."""
-    for method, pattern in _QUANTISED:
-        found = sorted(name for name in names if re.search(pattern + "$", name))
+    suspects = [name for name in names if _ANY_QUANTISED.search(name)]
+    for method, pattern in _QUANTISED if suspects else ():
+        found = sorted(name for name in suspects if re.search(pattern + "$", name))
         if found:
             raise SourceError(
                 f"{found[0]}: expected unquantised weights, found quantised ones ({method}):"
@@ -63,6 +66,7 @@ def instead_of(missing: str, names: Collection[str], unlisted: Mapping[str, str]
             f"the index leaves it out, but {unlisted[missing]} has it",
             "Add it to the weight_map in model.safetensors.index.json, or download the index again.",
         )
+    names = sorted(names)
     wrapped = next((name for name in names if name.endswith("." + missing)), None)
     if wrapped is not None:
         prefix = wrapped.removesuffix(missing)
@@ -79,6 +83,13 @@ def instead_of(missing: str, names: Collection[str], unlisted: Mapping[str, str]
         return (
             f"found {bare}, without the prefix {missing.removesuffix(bare)!r}",
             "Is this the base model alone, without its head? Save the whole model with save_pretrained.",
+        )
+    tail = missing.partition(".")[2]
+    similar = next((name for name in names if tail and name.endswith("." + tail)), None)
+    if similar is not None:
+        return (
+            f"found {similar}",
+            "Is it the checkpoint of a larger model that has this one in it? Save this one alone.",
         )
     if any(".lora_" in name for name in names):
         return ("found the matrices of a LoRA adapter", "Merge it into its model with peft (merge_and_unload).")

@@ -26,7 +26,7 @@ from edgemoe.conversion.folder_contents import (
     no_weights,
     refuse_lfs_pointer,
     refuse_store,
-    single_before_index,
+    single_before_shards,
 )
 from edgemoe.conversion.sampling import sample_sha256
 from edgemoe.conversion.source import SIDE_FILES, Rows, TensorInfo, float_dtype
@@ -208,9 +208,7 @@ class FolderSource:
 
     def notices(self) -> Sequence[str]:
         names = sorted(path.name for path in self._folder.iterdir())
-        notices = []
-        if SINGLE_NAME in self._shards and INDEX_NAME in names:
-            notices.append(single_before_index())
+        notices = single_before_shards(names)
         if "tokenizer.json" not in names:
             notices.append(no_tokenizer(names))
         return notices

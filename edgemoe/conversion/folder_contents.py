@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from edgemoe.store.manifest import MANIFEST_NAME
 CONFIG_NAME = "config.json"
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+_SHARD_NAME = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 ADAPTER_CONFIG_NAME = "adapter_config.json"
 ADAPTER_WEIGHTS_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
 
@@ -128,12 +130,15 @@ def refuse_lfs_pointer(path: Path) -> None:
         )
 
 
-def single_before_index() -> str:
-    """What to know of a checkpoint that has a single file and an index of shards."""
-    return (
-        f"{SINGLE_NAME} is converted, and not the shards of {INDEX_NAME}, which lies beside it: transformers does the"
+def single_before_shards(names: Collection[str]) -> list[str]:
+    """What to know of a checkpoint whose files are called like this and have its weights in two versions; else nothing."""
+    shards = sorted(name for name in names if _SHARD_NAME.fullmatch(name))
+    if SINGLE_NAME not in names or not shards:
+        return []
+    return [
+        f"{SINGLE_NAME} is converted, and not {shards[0]} and the other shards, which lie beside it: transformers does the"
         " same. If the shards are the newer ones, convert a copy without the single file."
-    )
+    ]
 
 
 def no_tokenizer(names: Iterable[str]) -> str:

@@ -37,7 +37,7 @@ from edgemoe.conversion.folder_contents import (
     adapter_error,
     checkpoint_folder,
     no_tokenizer,
-    single_before_index,
+    single_before_shards,
 )
 from edgemoe.conversion.hub_errors import AGAIN, FAILURES, HubUnreachableError, explained, http_status, may_pass
 from edgemoe.conversion.progress import Download, DownloadCallback
@@ -210,9 +210,7 @@ class HubSource:
         return {name: shard for name, shard in self._unlisted.items() if name not in self._tensors}
 
     def notices(self) -> Sequence[str]:
-        notices = []
-        if SINGLE_NAME in self._shards and INDEX_NAME in self._remote:
-            notices.append(single_before_index())
+        notices = single_before_shards(self._remote)
         if "tokenizer.json" not in self._remote:
             notices.append(no_tokenizer(sorted(self._remote)))
         return notices
@@ -298,7 +296,8 @@ class HubSource:
         size = self._remote[name].size
         if size is not None and size > _MAX_SMALL_FILE_BYTES:
             raise SourceError(f"{self.name}: {name}: expected at most {_MAX_SMALL_FILE_BYTES} bytes, found {size}.")
-        return self._cached(name) or (self._download_to_cache(name) if self._keep else self._download(name))
+        into_cache = self._keep and size is not None  # the library's own download of a file knows no limit
+        return self._cached(name) or (self._download_to_cache(name) if into_cache else self._download(name))
 
     def _download_to_cache(self, name: str) -> Path:
         if self._downloading is not None:

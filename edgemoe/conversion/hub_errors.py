@@ -90,6 +90,8 @@ def _explain(error: Exception, what: str, folder: Path | None) -> SourceError:
         return SourceError(
             f"{what}: the disk under {folder} is full.", "Make room there, then run the same command again."
         )
+    if folder is not None and isinstance(error, OSError) and error.errno in _NOT_PASSING:
+        return SourceError(f"{what}: {folder} cannot be written ({error.strerror}).", "Mend that, then run it again.")
     reason = str(error) or type(error).__name__
     return HubUnreachableError(
         f"{what}: the connection to the hub failed: {reason:.300}.", f"Check the network. {AGAIN}"

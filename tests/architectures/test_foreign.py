@@ -44,6 +44,16 @@ def test_names_without_their_prefix_are_named() -> None:
     assert "found embed_tokens.weight, without the prefix 'model.'" in problem.message
 
 
+def test_a_model_within_another_is_named() -> None:
+    problem = refusal({name.replace("model.", "model.language_model."): shape for name, shape in SHAPES.items()})
+    assert "found model.language_model.embed_tokens.weight" in problem.message
+
+
+def test_an_adapters_tensors_are_named() -> None:
+    problem = refusal({"base_model.x.q_proj.lora_A.weight": (8, 64)})
+    assert "found the matrices of a LoRA adapter" in problem.message
+
+
 def test_a_tensor_that_the_index_leaves_out_is_named_with_its_shard() -> None:
     name = f"{QUERY}.weight"
     problem = refusal({k: v for k, v in SHAPES.items() if k != name}, {name: "model-00002-of-00003.safetensors"})

@@ -5,7 +5,9 @@ import pytest
 
 from edgemoe.cli import convert as convert_module
 from edgemoe.cli.convert import Report
+from edgemoe.cli.main import run_command
 from edgemoe.conversion.progress import Download, Progress
+from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
 
 
 class Bar:
@@ -47,11 +49,18 @@ def test_a_download_is_measured_from_where_this_run_began(monkeypatch: pytest.Mo
 def test_ctrl_c_says_that_nothing_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from edgemoe.cli.main import run_command
-
     def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("edgemoe.conversion.pipeline.convert_checkpoint", interrupt)
     assert run_command(["convert", "a", str(tmp_path / "b")]) == 130
     assert "goes on where it was" in capsys.readouterr().err
+
+
+def test_what_a_person_should_know_is_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_checkpoint(tmp_path / "model", SMALL_MIXTRAL, side_files={"tokenizer.model": b"x"})
+    assert run_command(["convert", str(tmp_path / "model"), str(tmp_path / "store")]) == 0
+    captured = capsys.readouterr()
+    assert "note: The checkpoint has tokenizer.model but no tokenizer.json" in captured.err
+    assert "note:" not in captured.out
+    assert "edgemoe update" in captured.out

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from edgemoe.conversion import sampling
 from edgemoe.conversion.folder import FolderSource
 from edgemoe.conversion.forecast import forecast_store
+from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.conversion.source import open_source
 from edgemoe.errors import SourceError
 from tests.support.checkpoints import SMALL_MIXTRAL, read_tensors, write_checkpoint
@@ -243,7 +244,8 @@ def test_a_single_file_comes_before_the_index_of_older_shards(folder: Path, tmp_
     assert source.shards() == ["model.safetensors"]
     for name, values in expected.items():
         assert np.array_equal(np.asarray(source.read_rows(name, None, 0, len(values))), values)
-    assert any("model.safetensors is converted, and not the shards" in notice for notice in source.notices())
+    (notice,) = source.notices()
+    assert "model.safetensors is converted, and not model-00001-of-00003.safetensors" in notice
     source.close()
 
 
@@ -251,7 +253,22 @@ def test_a_single_file_comes_before_the_index_of_older_shards(folder: Path, tmp_
 def test_a_stale_index_alone_does_not_refuse_a_whole_file(tmp_path: Path, stale: str) -> None:
     write_checkpoint(tmp_path / "model", SMALL_MIXTRAL)
     (tmp_path / "model" / INDEX).write_text(stale)
-    assert FolderSource(tmp_path / "model").tensors().keys() == read_tensors(tmp_path / "model").keys()
+    source = FolderSource(tmp_path / "model")
+    assert source.tensors().keys() == read_tensors(tmp_path / "model").keys()
+    assert source.notices() == []
+    forecast = forecast_store(str(tmp_path / "model"))
+    assert "headers" in forecast.known_from
+    of_config = forecast_store(str(tmp_path / "model" / "config.json"))
+    assert of_config.store.manifest.total_bytes == forecast.store.manifest.total_bytes
+
+
+def test_a_tensor_that_only_the_shards_have_is_named_with_its_shard(folder: Path, tmp_path: Path) -> None:
+    index = json.loads((folder / INDEX).read_text())["weight_map"]
+    _edit_index(folder, lambda i: i["weight_map"].pop("model.norm.weight"))
+    message = rf"model\.norm\.weight: missing; the index leaves it out, but {index['model.norm.weight']} has it"
+    with pytest.raises(SourceError, match=message):
+        convert_checkpoint(str(folder), tmp_path / "store")
+    assert not (tmp_path / "store.partial").exists()
 
 
 def test_links_that_go_in_circles_are_missing_files(folder: Path) -> None:

@@ -469,7 +469,28 @@ def test_a_single_file_comes_before_an_index(
     assert source.shards() == ["model.safetensors"]
     for name, values in read_shard(source, "model.safetensors").items():
         np.testing.assert_array_equal(values, read_tensors(tmp_path / "new")[name])
-    assert any("not the shards" in notice for notice in source.notices())
+    (notice,) = source.notices()
+    assert "model.safetensors is converted, and not model-00001-of-00003.safetensors" in notice
+
+
+def test_a_tensor_that_only_the_shards_have_is_known(connect: Callable[..., HubSource], model: Repository) -> None:
+    index = json.loads(model.files["model.safetensors.index.json"])
+    shard = index["weight_map"].pop("model.norm.weight")
+    model.files["model.safetensors.index.json"] = json.dumps(index).encode()
+    source = connect()
+    assert source.unlisted() == {"model.norm.weight": shard}
+    assert "model.norm.weight" not in source.tensors()
+
+
+def test_a_folder_that_cannot_be_written_is_not_blamed_on_the_network(
+    connect: Callable[..., HubSource], model: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(hub, "http_get", refuse)
+    with pytest.raises(SourceError, match=r"downloads.* cannot be written \(Read-only file system\)"):
+        connect()
 
 
 def test_an_adapter_is_named_with_its_base(connect: Callable[..., HubSource], model: Repository) -> None:
