@@ -131,18 +131,18 @@ def refuse_lfs_pointer(path: Path) -> None:
 
 
 def single_before_shards(names: Collection[str]) -> list[str]:
-    """What to know of a checkpoint whose files are called like this and have its weights in two versions; else nothing."""
+    """What to know of a checkpoint that has its weights in two versions; nothing otherwise. `names` are its files."""
     shards = sorted(name for name in names if _SHARD_NAME.fullmatch(name))
     if SINGLE_NAME not in names or not shards:
         return []
     return [
-        f"{SINGLE_NAME} is converted, and not {shards[0]} and the other shards, which lie beside it: transformers does the"
-        " same. If the shards are the newer ones, convert a copy without the single file."
+        f"{SINGLE_NAME} is converted, and not {shards[0]} and the other shards, which lie beside it: transformers does"
+        " the same. If the shards are the newer ones, convert a copy without the single file."
     ]
 
 
 def no_tokenizer(names: Iterable[str]) -> str:
-    """What to know of a checkpoint whose files are called like this and that has no tokenizer.json."""
+    """What to know of a checkpoint that has no tokenizer.json. `names` are its files."""
     slow = next((name for name in names if name in ("tokenizer.model", "vocab.json")), None)
     later = (
         "Copy that file into the checkpoint before you convert it, or into the finished store later, and then run"
