@@ -85,7 +85,8 @@ def instead_of(missing: str, names: Collection[str], unlisted: Mapping[str, str]
             "Is this the base model alone, without its head? Save the whole model with save_pretrained.",
         )
     tail = missing.partition(".")[2]
-    similar = next((name for name in names if tail and name.endswith("." + tail)), None)
+    # Of lm_head.weight nothing is left that tells one tensor from another.
+    similar = next((name for name in names if "." in tail and name.endswith("." + tail)), None)
     if similar is not None:
         return (
             f"found {similar}",

@@ -49,6 +49,11 @@ def test_a_model_within_another_is_named() -> None:
     assert "found model.language_model.embed_tokens.weight" in problem.message
 
 
+def test_a_missing_head_has_nothing_in_its_place() -> None:
+    problem = refusal({name: shape for name, shape in SHAPES.items() if name != "lm_head.weight"})
+    assert problem.message.startswith("lm_head.weight: missing; config.json asks for")
+
+
 def test_an_adapters_tensors_are_named() -> None:
     problem = refusal({"base_model.x.q_proj.lora_A.weight": (8, 64)})
     assert "found the matrices of a LoRA adapter" in problem.message
