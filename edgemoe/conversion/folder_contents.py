@@ -144,18 +144,16 @@ def single_before_shards(names: Collection[str]) -> list[str]:
 def no_tokenizer(names: Iterable[str]) -> str:
     """What to know of a checkpoint that has no tokenizer.json. `names` are its files."""
     slow = next((name for name in names if name in ("tokenizer.model", "vocab.json")), None)
-    later = (
-        "Copy that file into the checkpoint before you convert it, or into the finished store later, and then run"
-        " edgemoe update STORE: the weights are not converted again."
+    parts = ["The checkpoint has no tokenizer.json: the store will take and give token ids, from Python, and no text."]
+    if slow is not None:
+        parts = [
+            f"The checkpoint has {slow} but no tokenizer.json, the file that edgemoe reads: the store will take"
+            " and give token ids, from Python, and no text.",
+            "Make one with transformers (and sentencepiece):"
+            " AutoTokenizer.from_pretrained(CHECKPOINT, use_fast=True).save_pretrained(FOLDER).",
+        ]
+    parts.append(
+        "Copy a tokenizer.json into the checkpoint now, or into the finished store later and run edgemoe update STORE:"
+        " the weights are not converted again."
     )
-    if slow is None:
-        return (
-            "The checkpoint has no tokenizer.json: the store will take and give token ids, from Python, and no text."
-            f" If the model has such a file elsewhere: {later[0].lower()}{later[1:]}"
-        )
-    return (
-        f"The checkpoint has {slow} but no tokenizer.json, which is the file that edgemoe reads: the store will take"
-        " and give token ids, from Python, and no text. Make one with transformers (and sentencepiece):"
-        " AutoTokenizer.from_pretrained(CHECKPOINT, use_fast=True).save_pretrained(FOLDER)."
-        f" {later}"
-    )
+    return " ".join(parts)
