@@ -57,7 +57,7 @@ def quantised_config(name: str, value: Mapping[str, object]) -> SourceError:
 
 
 def instead_of(missing: str, names: Collection[str], unlisted: Mapping[str, str]) -> tuple[str, str] | None:
-    """What a checkpoint has in place of a tensor, and the way out; None where nothing there resembles it.
+    """Names what a checkpoint has in place of a tensor, and the way out; None where nothing there resembles it.
 
     `names` are those of its tensors; `unlisted` those that its index leaves out, each with its shard.
     """

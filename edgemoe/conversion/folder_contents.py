@@ -131,7 +131,7 @@ def refuse_lfs_pointer(path: Path) -> None:
 
 
 def single_before_shards(names: Collection[str]) -> list[str]:
-    """What to know of a checkpoint that has its weights in two versions; nothing otherwise. `names` are its files."""
+    """Says which weights are taken of a checkpoint that has two versions; empty for others. `names` are its files."""
     shards = sorted(name for name in names if _SHARD_NAME.fullmatch(name))
     if SINGLE_NAME not in names or not shards:
         return []
@@ -142,7 +142,7 @@ def single_before_shards(names: Collection[str]) -> list[str]:
 
 
 def no_tokenizer(names: Iterable[str]) -> str:
-    """What to know of a checkpoint that has no tokenizer.json. `names` are its files."""
+    """Says what a missing tokenizer.json means, and how to make one. `names` are its files."""
     slow = next((name for name in names if name in ("tokenizer.model", "vocab.json")), None)
     parts = ["The checkpoint has no tokenizer.json: the store will take and give token ids, from Python, and no text."]
     if slow is not None:

@@ -1,4 +1,4 @@
-"""What a person should know of a checkpoint before the hours of conversion, though none of it stops the work."""
+"""Tells a person, before the hours of conversion, about a checkpoint that converts and yet lacks something."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ class Source(Protocol):
         """Tensors that the shards hold and their index leaves out, each with its shard. They are not in `tensors()`."""
 
     def notices(self) -> Sequence[str]:
-        """What a person should know of the checkpoint before it is converted; each a paragraph."""
+        """Paragraphs about the checkpoint that a person should read before it is converted."""
 
     def close(self) -> None:
         """Close files and connections."""
@@ -142,7 +142,7 @@ def open_source(
     if text and os.path.lexists(path):
         raise _not_a_source(text, path)
     if HUB_ID.fullmatch(text) and not named_gguf:
-        from edgemoe.conversion.hub import open_hub
+        from edgemoe.conversion.hub_cache import open_hub
 
         return open_hub(text, downloads=downloads, keep=keep, downloading=downloading, side_files=side_files)
     raise SourceError(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 _GGUF_MAGIC = b"GGUF"
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-"""How a Git LFS pointer begins (git-lfs, docs/spec.md)."""
+"""The beginning of every Git LFS pointer (git-lfs, docs/spec.md)."""
 
 
 def is_gguf(path: Path) -> bool:

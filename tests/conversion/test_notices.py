@@ -1,4 +1,4 @@
-"""What convert says of a checkpoint before it reads the weights."""
+"""Notices: convert says before it reads the weights how a checkpoint falls short."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_checkpoint_with_all_it_needs_is_converted_without_words(
 def test_how_to_make_a_tokenizer_json_is_said_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """That the recipe works was tried with transformers 5.24.0, sentencepiece 0.2.3, on both kinds of files."""
+    """The recipe was tried with transformers 5.24.0, sentencepiece 0.2.3, on both kinds of files."""
     (heard,) = notices(tmp_path, monkeypatch, **{name: b"x"})
     assert f"has {name.replace('__', '.')} but no tokenizer.json" in heard
     assert "AutoTokenizer.from_pretrained(CHECKPOINT, use_fast=True).save_pretrained(FOLDER)" in heard
