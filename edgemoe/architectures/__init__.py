@@ -7,7 +7,7 @@ its table. Nothing else in the package knows one family from another.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 from edgemoe.architectures import granitemoe, granitemoeshared, llama, mixtral, olmoe, qwen2_moe, qwen3_moe
@@ -41,13 +41,17 @@ def model_spec(config: Mapping[str, Any]) -> ModelSpec:
     return spec
 
 
-def resolve(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, SourceSlice]:
+def resolve(
+    config: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    unlisted: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, SourceSlice]:
     """Where each tensor of the model lies in a checkpoint whose tensors have these names and shapes.
 
-    Keys are those of `ModelSpec.tensors()`, in that order. Raises SourceError for a tensor that is missing,
-    left over, or of another shape.
+    Keys are those of `ModelSpec.tensors()`, in that order. `unlisted` are tensors that its index leaves out, each with
+    its shard, for an error to name. Raises SourceError for a tensor that is missing, left over, or of another shape.
     """
-    return resolve_tensors(model_spec(config), _family(config).TENSORS, shapes)
+    return resolve_tensors(model_spec(config), _family(config).TENSORS, shapes, unlisted)
 
 
 def checkpoint_shapes(config: Mapping[str, Any], *, stacked: bool = False) -> dict[str, tuple[int, ...]]:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edgemoe.architectures.foreign import quantised_config
 from edgemoe.errors import SourceError
 
 DAMAGED = "Was config.json changed by hand or cut short? Download the checkpoint again."
@@ -138,6 +139,10 @@ FIXED: dict[str, tuple[Any, ...]] = {
 """Keys that change what a model computes, each with the values that change nothing."""
 
 
+QUANTISED = ("quantization_config", "quantization", "compression_config")
+"""Keys of `FIXED` by which a checkpoint says that its weights are quantised."""
+
+
 class ConfigReader:
     """One `config.json`, and which of its keys have been accounted for. Every method raises SourceError."""
 
@@ -195,6 +200,10 @@ class ConfigReader:
 
     def finish(self) -> None:
         """Refuse every key that nobody has read and that is not known to be harmless."""
+        for name in QUANTISED:
+            value = self._config.get(name)
+            if isinstance(value, Mapping) and value:
+                raise quantised_config(name, value)
         for name, allowed in FIXED.items():
             if name not in self._seen:
                 self.require(name, *allowed)

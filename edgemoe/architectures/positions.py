@@ -32,32 +32,12 @@ _NUMBERS = {
 
 
 def read_rope(reader: ConfigReader, default_theta: float, max_positions: int) -> RopeSpec:
-    """The rotary positions, every parameter filled in. Raises SourceError."""
-    parameters = _parameters(reader)
-    theta = _theta(reader, parameters, default_theta)
-    for value in (reader.value("partial_rotary_factor"), parameters.pop("partial_rotary_factor", None)):
-        if value is not None and (isinstance(value, bool) or value != 1):
-            raise unsupported("partial_rotary_factor", value, "rotation of whole heads (1.0)")
-    rule = _rule(parameters)
-    for name, value in parameters.items():
-        if value is not None and name not in _NUMBERS[rule]:
-            raise unsupported(f"rope_parameters.{show(name)}", value, f"rope_type {show(rule)} without it")
+    """The rotary positions, every parameter filled in. Raises SourceError.
 
-    def number(name: str, default: float | None = None) -> float:
-        return checked_number(f"rope_parameters.{name}", parameters.get(name), default, above=SMALLEST_NUMBER)
-
-    if rule == "default":
-        return RopeSpec(theta)
-    if rule == "linear":
-        return RopeSpec(theta, "linear", {"factor": number("factor")})
-    original = number("original_max_position_embeddings", float(max_positions))
-    if rule == "llama3":
-        return RopeSpec(theta, "llama3", _llama3(number, original))
-    return RopeSpec(theta, "yarn", _yarn(parameters, number, original, max_positions))
-
-
-def _parameters(reader: ConfigReader) -> dict[Any, Any]:
-    """The one object that describes the scaling, under either name, as a copy."""
+    A file may describe them under both names, and the two often differ in what they leave to the defaults. Each is
+    read by itself, with the keys beside it; both must come to the same positions.
+    """
+    theta, partial = reader.value("rope_theta"), reader.value("partial_rotary_factor")
     found = {}
     for name in ("rope_scaling", "rope_parameters"):
         value = reader.value(name)
@@ -65,18 +45,66 @@ def _parameters(reader: ConfigReader) -> dict[Any, Any]:
             raise SourceError(f"config.json: {name} is {show(value)}; expected an object or null.", DAMAGED)
         if value:
             found[name] = dict(value)
-    if len(found) == 2 and found["rope_scaling"] != found["rope_parameters"]:
-        raise SourceError("config.json: rope_scaling and rope_parameters differ; expected one of them.", DAMAGED)
-    return next(iter(found.values()), {})
+    specs = {
+        name: _read_form(name, parameters, theta, partial, default_theta, max_positions)
+        for name, parameters in (found or {"rope_parameters": {}}).items()
+    }
+    if len(specs) == 2 and specs["rope_scaling"] != specs["rope_parameters"]:
+        raise SourceError(
+            "config.json: rope_scaling and rope_parameters differ: "
+            + " and ".join(f"{name} means {_describe(spec)}" for name, spec in specs.items())
+            + "; expected the same positions from both.",
+            DAMAGED,
+        )
+    return next(iter(specs.values()))
 
 
-def _theta(reader: ConfigReader, parameters: dict[Any, Any], default: float) -> float:
-    outer, inner = reader.value("rope_theta"), parameters.pop("rope_theta", None)
+def _read_form(
+    form: str,
+    parameters: dict[Any, Any],
+    outer_theta: Any,
+    outer_partial: Any,
+    default_theta: float,
+    max_positions: int,
+) -> RopeSpec:
+    """The positions that one object describes. `form` is its name in the file."""
+    theta = _theta(form, parameters, outer_theta, default_theta)
+    for value in (outer_partial, parameters.pop("partial_rotary_factor", None)):
+        if value is not None and (isinstance(value, bool) or value != 1):
+            raise unsupported("partial_rotary_factor", value, "rotation of whole heads (1.0)")
+    rule = _rule(parameters)
+
+    def number(name: str, default: float | None = None) -> float:
+        return checked_number(f"{form}.{name}", parameters.get(name), default, above=SMALLEST_NUMBER)
+
+    for name, value in parameters.items():
+        stretches_nothing = rule == "default" and name == "factor" and value is not None and number("factor") == 1
+        if value is not None and name not in _NUMBERS[rule] and not stretches_nothing:
+            raise unsupported(f"{form}.{show(name)}", value, f"rope_type {show(rule)} without it")
+    if rule == "default":
+        return RopeSpec(theta)
+    if rule == "linear":
+        factor = number("factor")
+        return RopeSpec(theta) if factor == 1 else RopeSpec(theta, "linear", {"factor": factor})
+    original = number("original_max_position_embeddings", float(max_positions))
+    if rule == "llama3":
+        return RopeSpec(theta, "llama3", _llama3(form, number, original))
+    return RopeSpec(theta, "yarn", _yarn(form, parameters, number, original, max_positions))
+
+
+def _describe(spec: RopeSpec) -> str:
+    """A RopeSpec for a message."""
+    numbers = [f"{name} {value:g}" for name, value in spec.parameters.items()]
+    return f"{spec.scaling} ({', '.join([f'rope_theta {spec.theta:g}', *numbers])})"
+
+
+def _theta(form: str, parameters: dict[Any, Any], outer: Any, default: float) -> float:
+    inner = parameters.pop("rope_theta", None)
     theta = outer if inner is None else inner
     value = checked_number("rope_theta", theta, default, above=1.0, maximum=LARGEST_THETA)
     if outer is not None and inner is not None and outer != inner:
         raise SourceError(
-            f"config.json: rope_theta is {show(outer)}, but {show(inner)} in rope_parameters; expected one value.",
+            f"config.json: rope_theta is {show(outer)}, but {show(inner)} in {form}; expected one value.",
             DAMAGED,
         )
     return value
@@ -94,11 +122,11 @@ def _rule(parameters: dict[Any, Any]) -> str:
     return rule
 
 
-def _llama3(number: Callable[..., float], original: float) -> dict[str, float]:
+def _llama3(form: str, number: Callable[..., float], original: float) -> dict[str, float]:
     low, high = number("low_freq_factor"), number("high_freq_factor")
     if high <= low:
         raise SourceError(
-            f"config.json: rope_parameters.high_freq_factor is {high:g}; expected more than low_freq_factor, {low:g}.",
+            f"config.json: {form}.high_freq_factor is {high:g}; expected more than low_freq_factor, {low:g}.",
             DAMAGED,
         )
     return {
@@ -110,18 +138,14 @@ def _llama3(number: Callable[..., float], original: float) -> dict[str, float]:
 
 
 def _yarn(
-    parameters: dict[Any, Any], number: Callable[..., float], original: float, max_positions: int
+    form: str, parameters: dict[Any, Any], number: Callable[..., float], original: float, max_positions: int
 ) -> dict[str, float]:
     fast, slow = number("beta_fast", 32.0), number("beta_slow", 1.0)
     if fast < slow:
-        raise SourceError(
-            f"config.json: rope_parameters.beta_fast is {fast:g}; expected at least beta_slow, {slow:g}.", DAMAGED
-        )
+        raise SourceError(f"config.json: {form}.beta_fast is {fast:g}; expected at least beta_slow, {slow:g}.", DAMAGED)
     truncate = parameters.get("truncate")
     if truncate is not None and not isinstance(truncate, bool):
-        raise SourceError(
-            f"config.json: rope_parameters.truncate is {show(truncate)}; expected true or false.", DAMAGED
-        )
+        raise SourceError(f"config.json: {form}.truncate is {show(truncate)}; expected true or false.", DAMAGED)
     factor = number("factor", max_positions / original)
     return {
         "factor": factor,

@@ -10,7 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
+from edgemoe.architectures.foreign import instead_of, refuse_quantised_tensors
 from edgemoe.errors import SourceError
 from edgemoe.model.spec import DenseFfnSpec, LayerSpec, ModelSpec
 
@@ -111,9 +113,16 @@ TIED_HEAD = "a copy of the embedding, which config.json says is the head (tie_wo
 
 
 def resolve_tensors(
-    spec: ModelSpec, table: tuple[Row, ...], shapes: Mapping[str, tuple[int, ...]]
+    spec: ModelSpec,
+    table: tuple[Row, ...],
+    shapes: Mapping[str, tuple[int, ...]],
+    unlisted: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, SourceSlice]:
-    """Where each tensor of `spec.tensors()` lies, in that order. Raises SourceError."""
+    """Where each tensor of `spec.tensors()` lies, in that order. Raises SourceError.
+
+    `unlisted` are tensors that are not to be used, each with its shard: an error may name them.
+    """
+    refuse_quantised_tensors(shapes)
     wanted = spec.tensors()
     found: dict[str, SourceSlice] = {}
     used: set[str] = set()
@@ -136,6 +145,9 @@ def resolve_tensors(
         places = candidates[missing[0]]
         first = next((source for row, source in places if row in layout), places[0][1])
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        instead = instead_of(first, shapes.keys() - used, unlisted)
+        if instead is not None:
+            raise SourceError(f"{first}: missing{more}; {instead[0]}.", instead[1])
         raise SourceError(
             f"{first}: missing{more}; config.json asks for {len(wanted)} tensors, found {len(found)}.", MISMATCH
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +19,7 @@ FORMATS_HELP = "q4, q4m, q8, f16 or f32"
 
 
 def convert(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A checkpoint's folder, a .gguf file, or a hub id.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A checkpoint's folder, a GGUF file, or a hub id.")],
     destination: Annotated[Path, typer.Argument(metavar="DEST", help="The store's folder, to be made.")],
     experts: Annotated[
         str | None,
@@ -43,8 +42,10 @@ def convert(
     Without --experts and --dense, blocks that a GGUF has quantised already carry over exactly.
     """
     from edgemoe.cli.render import ProgressBar
+    from edgemoe.cli.screen import printable
     from edgemoe.conversion.pipeline import convert_checkpoint
     from edgemoe.model.memory import format_size
+    from edgemoe.session.text_faults import text_faults
     from edgemoe.store.reader import Store
 
     try:
@@ -59,22 +60,14 @@ def convert(
                 force=force,
                 progress=report.conversion,
                 downloading=report.download,
-                examine=_warn_of_text_faults,
+                notice=lambda text: bar.note(f"note: {printable(text)}"),
+                examine=text_faults,
             )
     except KeyboardInterrupt:
         typer.echo("interrupted: the same command goes on where it was.", err=True)
         raise
     size = format_size(Store.open(path).manifest.total_bytes)
     typer.echo(f"{destination}: {size}. {_next_step(path, destination)}")
-
-
-def _warn_of_text_faults(files: Mapping[str, bytes], vocabulary: int) -> None:
-    """Print what the checkpoint's tokenizer and template lack, before hours of work."""
-    from edgemoe.cli.screen import printable
-    from edgemoe.session.text_faults import text_faults
-
-    for fault in text_faults(files, vocabulary):
-        typer.echo(f"warning: {printable(fault)}", err=True)
 
 
 def _next_step(path: Path, destination: object) -> str:
@@ -84,7 +77,10 @@ def _next_step(path: Path, destination: object) -> str:
     from edgemoe.session.tokenizer import has_tokenizer, load_library_tokenizer
 
     if not has_tokenizer(path):
-        return "The checkpoint has no tokenizer.json: from Python, the store takes and gives token ids."
+        return (
+            "The checkpoint has no tokenizer.json: from Python, the store takes and gives token ids. Once you have one,"
+            f" copy it into {destination} and run edgemoe update {destination}."
+        )
     try:
         load_library_tokenizer(path)
     except StoreError as error:

@@ -13,29 +13,48 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgemoe.conversion.folder_contents import (
+    ADAPTER_CONFIG_NAME,
+    ADAPTER_WEIGHTS_NAMES,
+    CONFIG_NAME,
+    INDEX_NAME,
+    SINGLE_NAME,
+    adapter_error,
+    checkpoint_folder,
+    missing_file,
+    no_tokenizer,
+    no_weights,
+    refuse_lfs_pointer,
+    refuse_store,
+    single_before_shards,
+)
 from edgemoe.conversion.sampling import sample_sha256
 from edgemoe.conversion.source import SIDE_FILES, Rows, TensorInfo, float_dtype
 from edgemoe.errors import SourceError
 from edgemoe.store.headers import HeaderTensor, parse_json, read_header
-from edgemoe.store.manifest import MANIFEST_NAME
 
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
 MAX_JSON_BYTES = 1 << 26
 _DAMAGED = "Was the checkpoint cut short or altered? Download it again."
 _ESCAPE = "Copy the real file into the folder, or give the folder that holds it."
 
 
 class FolderSource:
-    """A folder with config.json and .safetensors files. A `Source`; constructing it reads all headers."""
+    """A folder with config.json and .safetensors files. A `Source`; constructing it reads all headers.
+
+    A link that lies in the folder is followed wherever it leads: the person who gave the folder put it there, or the
+    hub's library did. A name that a downloaded file gives, such as the index, never leads out of the folder.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder.resolve()
+        self._folder = checkpoint_folder(folder.resolve())
         self.name = self._folder.name
-        config = read_json_file(self._file("config.json"), "a config.json of a checkpoint")
+        refuse_store(self._folder)
+        self._refuse_adapter()
+        config = read_json_file(self._file(CONFIG_NAME), "a config.json of a checkpoint")
         self.config: Mapping[str, Any] = config
         self._places: dict[str, HeaderTensor] = {}
         self._tensors: dict[str, TensorInfo] = {}
+        self._unlisted: dict[str, str] = {}
         self._descriptors: dict[str, int] = {}
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
         self._shards = self._find_shards()
@@ -47,35 +66,35 @@ class FolderSource:
             digest.update(repr((name, self._sample(name))).encode())
         self.fingerprint = digest.hexdigest()
 
+    def _refuse_adapter(self) -> None:
+        """Raises SourceError where the folder holds a LoRA adapter, alone or beside a model."""
+        if os.path.lexists(self._folder / ADAPTER_CONFIG_NAME):
+            adapter = read_json_file(self._file(ADAPTER_CONFIG_NAME), "the config of an adapter")
+            raise adapter_error(self._folder, ADAPTER_CONFIG_NAME, adapter, (self._folder / CONFIG_NAME).exists())
+        weights = {path.name for pattern in ("*.safetensors", "*.bin") for path in self._folder.glob(pattern)}
+        if weights and weights <= set(ADAPTER_WEIGHTS_NAMES):
+            raise adapter_error(self._folder, min(weights), {}, False)
+
     def _find_shards(self) -> dict[str, set[str] | None]:
-        """Each shard with the tensors that the index says it has; None where there is no index."""
-        if (self._folder / MANIFEST_NAME).is_file():
-            raise SourceError(
-                f"{self._folder}: expected a checkpoint, found a store, which is what conversion makes.",
-                f"Use it as it is: edgemoe chat {self._folder}",
-            )
-        index = self._folder / INDEX_NAME
-        if index.exists() or index.is_symlink():
+        """Each shard with the tensors that the index says it has; None where no index is used.
+
+        A single file comes before an index, as in transformers (`_get_resolved_checkpoint_files`): a folder may keep
+        both when a model was saved anew, in one file, over an older one in shards.
+        """
+        if self._exists(SINGLE_NAME):
+            return {SINGLE_NAME: None}
+        if os.path.lexists(self._folder / INDEX_NAME):
             return self._read_index()
         names = sorted(path.name for path in self._folder.glob("*.safetensors"))
-        if SINGLE_NAME in names or len(names) == 1:
-            return {SINGLE_NAME if SINGLE_NAME in names else names[0]: None}
+        if len(names) == 1:
+            return {names[0]: None}
         if names:
             raise SourceError(
                 f"{self._folder}: expected {INDEX_NAME} or one .safetensors file,"
                 f" found {len(names)} of them ({names[0]}, ...) and no index.",
                 f"Download {INDEX_NAME} of the checkpoint too.",
             )
-        if any(self._folder.glob("*.bin")) or any(self._folder.glob("*.pth")):
-            raise SourceError(
-                f"{self._folder}: expected .safetensors files, found only PyTorch pickles (.bin), which can run code"
-                " when they are opened and are not read.",
-                "Use the checkpoint's safetensors version, or load it with transformers and save_pretrained it again.",
-            )
-        raise SourceError(
-            f"{self._folder}: expected .safetensors files, found none.",
-            "Give the folder that holds config.json and the weights.",
-        )
+        raise no_weights(self._folder)
 
     def _read_index(self) -> dict[str, set[str] | None]:
         index = read_json_file(self._file(INDEX_NAME), "the index of the shards")
@@ -104,6 +123,8 @@ class FolderSource:
             if wanted is None or name in wanted:
                 self._places[name] = place
                 self._tensors[name] = TensorInfo(place.shape, place.dtype, shard)
+            else:
+                self._unlisted[name] = shard
 
     def _sample(self, name: str) -> str:
         try:
@@ -112,7 +133,7 @@ class FolderSource:
             raise SourceError(f"{name}: cannot be read ({problem.strerror}).", "Check the disk.") from problem
 
     def _exists(self, name: str) -> bool:
-        return self._inside(name).exists()
+        return os.path.exists(self._inside(name))  # noqa: PTH110 (it answers no for a name that no file can have)
 
     def _inside(self, name: str) -> Path:
         """The path of a name that the checkpoint gives. Raises SourceError where it leaves the folder."""
@@ -125,22 +146,22 @@ class FolderSource:
         return self._folder / pure
 
     def _file(self, name: str) -> Path:
-        """A regular file of the checkpoint; links lead nowhere but into the folder or the hub's cache of blobs."""
+        """A regular file of the checkpoint, by the name that it has in the folder."""
         path = self._inside(name)
         try:
             real = path.resolve(strict=True)
             regular = stat.S_ISREG(real.stat().st_mode)
         except (OSError, RuntimeError):
-            raise SourceError(
-                f"{self._folder}: {name} is missing.", "Give the folder that holds config.json and the weights."
-            ) from None
-        roots = [self._folder]
-        if self._folder.parent.name == "snapshots":
-            roots.append(self._folder.parent.parent / "blobs")
-        if not any(real.is_relative_to(root) for root in roots):
-            raise SourceError(f"{path}: is a link that leads out of the checkpoint, to {real}.", _ESCAPE)
+            raise missing_file(self._folder, name) from None
+        if len(path.relative_to(self._folder).parts) > 1:  # by a path, which only a downloaded index gives
+            roots = [self._folder]
+            if self._folder.parent.name == "snapshots":
+                roots.append(self._folder.parent.parent / "blobs")
+            if not any(real.is_relative_to(root) for root in roots):
+                raise SourceError(f"{path}: leads out of the checkpoint by a link, to {real}.", _ESCAPE)
         if not regular:
             raise SourceError(f"{path}: expected a file, found something else.", _DAMAGED)
+        refuse_lfs_pointer(path)
         return real
 
     def tensors(self) -> Mapping[str, TensorInfo]:
@@ -180,7 +201,17 @@ class FolderSource:
             os.close(descriptor)
 
     def side_files(self) -> Mapping[str, bytes | Path]:
-        return {name: self._file(name) for name in SIDE_FILES if (self._folder / name).exists()}
+        return {name: self._file(name) for name in SIDE_FILES if os.path.lexists(self._folder / name)}
+
+    def unlisted(self) -> Mapping[str, str]:
+        return {name: shard for name, shard in self._unlisted.items() if name not in self._tensors}
+
+    def notices(self) -> Sequence[str]:
+        names = sorted(path.name for path in self._folder.iterdir())
+        notices = single_before_shards(names)
+        if "tokenizer.json" not in names:
+            notices.append(no_tokenizer(names))
+        return notices
 
     def close(self) -> None:
         for shard in list(self._descriptors):

@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from edgemoe.architectures import checkpoint_shapes, model_spec, resolve
-from edgemoe.conversion.folder import INDEX_NAME, read_json_file
+from edgemoe.conversion.folder import read_json_file
+from edgemoe.conversion.folder_contents import CONFIG_NAME, INDEX_NAME, SINGLE_NAME, checkpoint_folder
 from edgemoe.conversion.formats import check_option, choose_formats
 from edgemoe.conversion.plan import plan_conversion, plan_manifest
-from edgemoe.conversion.source import HUB_ID, Source, open_source
+from edgemoe.conversion.source import open_source
 from edgemoe.errors import SourceError
 from edgemoe.store.manifest import Manifest
 from edgemoe.store.reader import Store
-
-CONFIG_NAME = "config.json"
 
 
 @dataclass(frozen=True)
@@ -51,13 +50,17 @@ def forecast_store(source: str, experts: str | None = None, dense: str | None = 
     check_option("--experts", experts)
     check_option("--dense", dense)
     path = Path(os.path.expanduser(source))  # noqa: PTH111 (it leaves an unknown ~user as it is)
+    path = checkpoint_folder(path) if source else path
     config = _config_alone(path)
     if config is not None:
         names = _names_of_index(config.with_name(INDEX_NAME))
         known_from = f"{CONFIG_NAME} and the index of its shards" if names is not None else f"{CONFIG_NAME} alone"
         manifest = forecast_manifest(read_json_file(config, "a config.json of a checkpoint"), names, experts, dense)
         return Forecast(Store(config.parent, manifest), str(config.parent), known_from)
-    with tempfile.TemporaryDirectory(prefix="edgemoe-plan-") as downloads, closing(_open(source, downloads)) as opened:
+    with (
+        tempfile.TemporaryDirectory(prefix="edgemoe-plan-") as downloads,
+        closing(open_source(source, downloads=Path(downloads), side_files=False)) as opened,
+    ):
         manifest, name = plan_conversion(opened, experts, dense, {}).manifest, opened.name
     weights = (path,) if path.is_file() else tuple(sorted(path.glob("*.safetensors")))
     return Forecast(Store(path, manifest), name, f"{CONFIG_NAME} and the headers of the weights", weights)
@@ -83,20 +86,12 @@ def _shapes(config: Mapping[str, Any], stacked: bool) -> dict[str, tuple[int, ..
     return checkpoint_shapes(config, stacked=stacked)
 
 
-def _open(source: str, downloads: str) -> Source:
-    if HUB_ID.fullmatch(source) and not source.lower().endswith(".gguf") and not Path(source).is_dir():
-        from edgemoe.conversion.hub import HubSource
-
-        return HubSource(source, downloads=Path(downloads), side_files=False)
-    return open_source(source)
-
-
 def _config_alone(path: Path) -> Path | None:
     """The config.json of a checkpoint whose weights are not there; None where the source is of another kind."""
     if path.name == CONFIG_NAME and path.is_file():
         return path
     config = path / CONFIG_NAME
-    if not config.is_file():
+    if not config.is_file() or (path / SINGLE_NAME).is_file():
         return None
     names = _shards_of_index(path / INDEX_NAME)
     if names is not None:
@@ -106,7 +101,8 @@ def _config_alone(path: Path) -> Path | None:
 
 
 def _names_of_index(index: Path) -> list[str] | None:
-    weight_map = _weight_map(index)
+    """The names of all tensors, where an index says them: a single file beside it comes before it."""
+    weight_map = None if index.with_name(SINGLE_NAME).is_file() else _weight_map(index)
     return None if weight_map is None else list(weight_map)
 
 

@@ -98,8 +98,10 @@ class GgufSource:
     def side_files(self) -> Mapping[str, bytes | Path]:
         return self._side_files
 
+    def unlisted(self) -> Mapping[str, str]:
+        return {}
+
     def notices(self) -> Sequence[str]:
-        """What a person should know of the file before it is converted; each a paragraph."""
         return self._notices
 
     def close(self) -> None:

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from edgemoe.conversion.folder_contents import refuse_lfs_pointer
 from edgemoe.conversion.gguf_package import GGML_QUANT_SIZES, GGUF_MAGIC, GGMLQuantizationType, GGUFValueType
 from edgemoe.errors import SourceError
 
@@ -97,6 +98,7 @@ class GgufFile:
 
 def read_gguf(path: Path) -> GgufFile:
     """Read a header. Raises SourceError where the file is not GGUF, damaged, or of a type that is not supported."""
+    refuse_lfs_pointer(path)
     try:
         with path.open("rb") as file:
             return _Header(path, file, path.stat().st_size).parse()

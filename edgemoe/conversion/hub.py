@@ -27,7 +27,16 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers, disable_progress_bars  # type: ignore[attr-defined]  # public by its documentation
 from platformdirs import user_cache_path
 
-from edgemoe.conversion.folder import INDEX_NAME, SINGLE_NAME, read_json_file, to_float32
+from edgemoe.conversion.folder import read_json_file, to_float32
+from edgemoe.conversion.folder_contents import (
+    ADAPTER_CONFIG_NAME,
+    CONFIG_NAME,
+    INDEX_NAME,
+    SINGLE_NAME,
+    adapter_error,
+    no_tokenizer,
+    single_before_shards,
+)
 from edgemoe.conversion.hub_errors import AGAIN, FAILURES, explained, http_status, may_pass
 from edgemoe.conversion.progress import Download, DownloadCallback
 from edgemoe.conversion.source import SIDE_FILES, Rows, TensorInfo, float_dtype
@@ -83,9 +92,13 @@ class HubSource:
         }
         base = downloads or user_cache_path("edgemoe") / "downloads"
         self._folder = base / self._repository.replace("/", "--") / self._commit
-        if "config.json" not in self._remote:
-            raise self._unreadable("config.json")
-        self._config = read_json_file(self._small_file("config.json"), "a config.json of a checkpoint")
+        if ADAPTER_CONFIG_NAME in self._remote:
+            adapter = read_json_file(self._small_file(ADAPTER_CONFIG_NAME), "the config of an adapter")
+            raise adapter_error(self._repository, ADAPTER_CONFIG_NAME, adapter, CONFIG_NAME in self._remote)
+        if CONFIG_NAME not in self._remote:
+            raise self._unreadable(CONFIG_NAME)
+        self._config = read_json_file(self._small_file(CONFIG_NAME), "a config.json of a checkpoint")
+        self._unlisted: dict[str, str] = {}
         self._shards = self._find_shards()
         self._tensors = self._find_tensors()
         wanted = SIDE_FILES if side_files else ()
@@ -133,6 +146,15 @@ class HubSource:
     def side_files(self) -> Mapping[str, bytes | Path]:
         return self._side_files
 
+    def unlisted(self) -> Mapping[str, str]:
+        return {name: shard for name, shard in self._unlisted.items() if name not in self._tensors}
+
+    def notices(self) -> Sequence[str]:
+        notices = single_before_shards(self._remote)
+        if "tokenizer.json" not in self._remote:
+            notices.append(no_tokenizer(sorted(self._remote)))
+        return notices
+
     def close(self) -> None:
         """Tidy up, but leave what a later run can go on with."""
         self._open.clear()
@@ -151,11 +173,14 @@ class HubSource:
             ) from error
 
     def _find_shards(self) -> dict[str, set[str] | None]:
-        """Each shard with the tensors that the index says it has; None where there is no index."""
-        if INDEX_NAME not in self._remote:
-            if SINGLE_NAME not in self._remote:
-                raise self._unreadable(SINGLE_NAME)
+        """Each shard with the tensors that the index says it has; None where no index is used.
+
+        A single file comes before an index, as in transformers and in `FolderSource`.
+        """
+        if SINGLE_NAME in self._remote:
             return {SINGLE_NAME: None}
+        if INDEX_NAME not in self._remote:
+            raise self._unreadable(SINGLE_NAME)
         weight_map = read_json_file(self._small_file(INDEX_NAME), "the index of the shards").get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise SourceError(f"{self.name}: {INDEX_NAME}: expected a weight_map of tensor names to file names.")
@@ -179,7 +204,11 @@ class HubSource:
             absent = (wanted or set()) - header.keys()
             if absent:
                 raise SourceError(f"{self.name}: {shard}: expected the tensor {min(absent)}, as {INDEX_NAME} says.")
-            tensors |= {name: info for name, info in header.items() if wanted is None or name in wanted}
+            for name, info in header.items():
+                if wanted is None or name in wanted:
+                    tensors[name] = info
+                else:
+                    self._unlisted[name] = shard
         return tensors
 
     def _remote_header(self, shard: str) -> dict[str, TensorInfo]:
@@ -207,7 +236,8 @@ class HubSource:
         size = self._remote[name].size
         if size is not None and size > _MAX_SMALL_FILE_BYTES:
             raise SourceError(f"{self.name}: {name}: expected at most {_MAX_SMALL_FILE_BYTES} bytes, found {size}.")
-        return self._cached(name) or self._download(name)
+        into_cache = self._keep and size is not None  # the library's own download of a file knows no limit
+        return self._cached(name) or (self._download_to_cache(name) if into_cache else self._download(name))
 
     def _download_to_cache(self, name: str) -> Path:
         if self._downloading is not None:
@@ -301,8 +331,9 @@ class HubSource:
                 raise SourceError(f"{name}: expected the SHA-256 {remote.sha256}, found {found}.", AGAIN)
 
     def _unreadable(self, missing: str) -> SourceError:
-        if any(name.endswith(".gguf") for name in self._remote):
-            hint = "It has GGUF files: download one and give its path."
+        ggufs = sorted(name for name in self._remote if name.endswith(".gguf"))
+        if ggufs:
+            hint = f"It has GGUF files: download one, such as {ggufs[0]}, and give its path."
         elif any(name.endswith((".bin", ".pth", ".pt")) for name in self._remote):
             hint = "Its weights are pickles, which can run code and are not read; choose a checkpoint in safetensors."
         else:

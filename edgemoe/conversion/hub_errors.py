@@ -19,6 +19,11 @@ from huggingface_hub.errors import (
 
 from edgemoe.errors import SourceError
 
+
+class HubUnreachableError(SourceError):
+    """The hub cannot be asked now: offline by choice, no connection, or a hub in trouble."""
+
+
 AGAIN = "Run the same command again: it goes on where it was."
 
 FAILURES: tuple[type[Exception], ...] = (OSError, *HfHubHTTPError.__bases__)
@@ -71,7 +76,7 @@ def _explain(error: Exception, what: str, folder: Path | None) -> SourceError:
             "Check the spelling; for a private model set HF_TOKEN to a token that may read it.",
         )
     if isinstance(error, OfflineModeIsEnabled):
-        return SourceError(
+        return HubUnreachableError(
             f"{what}: HF_HUB_OFFLINE is set, so the hub is not asked.",
             "Unset it, or give the folder of a checkpoint that is on this machine.",
         )
@@ -79,10 +84,15 @@ def _explain(error: Exception, what: str, folder: Path | None) -> SourceError:
         status = http_status(error)
         if status == 403:
             return SourceError(f"{what}: the hub refused (HTTP {status}).", "Set HF_TOKEN to a token that may read it.")
-        return SourceError(f"{what}: the hub answered HTTP {status}.", f"Try later. {AGAIN}")
+        kind = HubUnreachableError if may_pass(error) else SourceError
+        return kind(f"{what}: the hub answered HTTP {status}.", f"Try later. {AGAIN}")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return SourceError(
             f"{what}: the disk under {folder} is full.", "Make room there, then run the same command again."
         )
+    if folder is not None and isinstance(error, OSError) and error.errno in _NOT_PASSING:
+        return SourceError(f"{what}: {folder} cannot be written ({error.strerror}).", "Mend that, then run it again.")
     reason = str(error) or type(error).__name__
-    return SourceError(f"{what}: the connection to the hub failed: {reason:.300}.", f"Check the network. {AGAIN}")
+    return HubUnreachableError(
+        f"{what}: the connection to the hub failed: {reason:.300}.", f"Check the network. {AGAIN}"
+    )

@@ -11,7 +11,7 @@ import importlib.metadata
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 from edgemoe.conversion.formats import check_option
 from edgemoe.conversion.journal import JOURNAL_NAME, Journal
 from edgemoe.conversion.plan import Plan, plan_conversion
-from edgemoe.conversion.progress import Callback, DownloadCallback
+from edgemoe.conversion.progress import Callback, DownloadCallback, NoticeCallback
 from edgemoe.conversion.source import Source, open_source
 from edgemoe.conversion.transfer import Transfer
 from edgemoe.errors import EdgemoeError, SourceError, StoreError, UsageError
@@ -33,8 +33,8 @@ STORE_FOLDER = "store"
 DOWNLOADS_FOLDER = "downloads"
 SIDE_FILE_LIMIT_BYTES = 1 << 27
 
-Examination = Callable[[Mapping[str, bytes], int], None]
-"""Sees the contents of a checkpoint's small files by their names, and the model's vocabulary."""
+Examination = Callable[[Mapping[str, bytes], int], Iterable[str]]
+"""Gets the contents of a checkpoint's small files by their names, and the model's vocabulary; returns paragraphs."""
 
 
 def convert_checkpoint(
@@ -47,6 +47,7 @@ def convert_checkpoint(
     force: bool = False,
     progress: Callback | None = None,
     downloading: DownloadCallback | None = None,
+    notice: NoticeCallback | None = None,
     examine: Examination | None = None,
 ) -> Path:
     """Convert a checkpoint (folder, .gguf file or hub id) to a store at `destination`; returns its path.
@@ -54,7 +55,8 @@ def convert_checkpoint(
     `experts` and `dense` name formats; without them quantised blocks carry over exactly, and other weights
     become q4 and q8. An interrupted conversion goes on where it was; `force` discards one of another
     checkpoint or other options. A finished store of the same conversion is left as it is. `keep` leaves
-    downloaded shards in the hub's cache. Before anything is written `examine` sees the small files.
+    downloaded shards in the hub's cache. `notice` gets what a person should know of the checkpoint before its weights
+    are read: what the source says, and what `examine` finds in the small files.
     Raises UsageError, SourceError or StoreError; whatever happens,
     nothing half-written stands at `destination`.
     """
@@ -63,7 +65,14 @@ def convert_checkpoint(
         return open_source(source, downloads=downloads, keep=keep, downloading=downloading)
 
     return convert_source(
-        opened, destination, experts=experts, dense=dense, force=force, progress=progress, examine=examine
+        opened,
+        destination,
+        experts=experts,
+        dense=dense,
+        force=force,
+        progress=progress,
+        notice=notice,
+        examine=examine,
     )
 
 
@@ -75,6 +84,7 @@ def convert_source(
     dense: str | None = None,
     force: bool = False,
     progress: Callback | None = None,
+    notice: NoticeCallback | None = None,
     examine: Examination | None = None,
 ) -> Path:
     """`convert_checkpoint` for a source that `open_it` opens, given a folder for what it downloads. It is closed."""
@@ -97,8 +107,10 @@ def convert_source(
                         plan = plan_conversion(opened, experts, dense, provenance)
                         side_files = _side_files(opened)
                         _check_generation_settings(opened.config, side_files)
-                        if examine is not None:
-                            examine(side_files, plan.manifest.model["vocabulary"])
+                        if notice is not None:
+                            found = examine(side_files, plan.manifest.model["vocabulary"]) if examine else ()
+                            for text in (*opened.notices(), *found):
+                                notice(text)
                         _begin(journal, {**provenance, "plan": plan.digest()}, force)
                         begun = True
                         _write_store(opened, plan, journal, progress)

@@ -67,7 +67,7 @@ def plan_conversion(source: Source, experts: str | None, dense: str | None, prov
     infos = source.tensors()
     spec = model_spec(source.config)
     found = {name: info.shape for name, info in infos.items()}
-    places = resolve(source.config, found)
+    places = resolve(source.config, found, source.unlisted())
     repeated_head = tied_head(source.config, found)
     shapes = spec.tensors()
     formats = choose_formats(shapes, {name: infos[places[name].tensor].dtype for name in shapes}, experts, dense)

@@ -38,6 +38,8 @@ class Download:
 
 Callback = Callable[[Progress], None]
 DownloadCallback = Callable[[Download], None]
+NoticeCallback = Callable[[str], None]
+"""Takes a paragraph that a person should read."""
 
 
 class ProgressMeter:

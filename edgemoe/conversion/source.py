@@ -20,6 +20,7 @@ import numpy.typing as npt
 from edgemoe.conversion.progress import DownloadCallback
 from edgemoe.errors import SourceError
 from edgemoe.kernels.formats import Blocks
+from edgemoe.store.first_bytes import is_gguf
 
 Rows = Union[npt.NDArray[np.float32], Blocks]
 
@@ -54,7 +55,7 @@ def float_dtype(tensor: str, info: TensorInfo) -> np.dtype[Any]:
     """What NumPy reads a tensor of a safetensors file as. Raises SourceError for dtypes that are not read."""
     if info.dtype not in FLOAT_DTYPES:
         raise SourceError(
-            f"{tensor}: expected weights of {', '.join(FLOAT_DTYPES)}, found {info.dtype}.",
+            f"{tensor}: expected weights of {', '.join(FLOAT_DTYPES)}, found {info.dtype}: they are quantised.",
             "Use the checkpoint's unquantised version.",
         )
     return np.dtype(FLOAT_DTYPES[info.dtype])
@@ -98,6 +99,12 @@ class Source(Protocol):
     def side_files(self) -> Mapping[str, bytes | Path]:
         """Those of `SIDE_FILES` that the checkpoint has, as contents or as the path of a local file."""
 
+    def unlisted(self) -> Mapping[str, str]:
+        """Tensors that the shards hold and their index leaves out, each with its shard. They are not in `tensors()`."""
+
+    def notices(self) -> Sequence[str]:
+        """Paragraphs about the checkpoint that a person should read before it is converted."""
+
     def close(self) -> None:
         """Close files and connections."""
 
@@ -107,13 +114,19 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
 
 def open_source(
-    text: str, *, downloads: Path | None = None, keep: bool = False, downloading: DownloadCallback | None = None
+    text: str,
+    *,
+    downloads: Path | None = None,
+    keep: bool = False,
+    downloading: DownloadCallback | None = None,
+    side_files: bool = True,
 ) -> Source:
-    """The source that `text` names: a folder, a `.gguf` file, or a hub id `owner/name[@revision]`.
+    """The source that `text` names: a folder, a GGUF file, or a hub id `owner/name[@revision]`.
 
-    `downloads` is a folder for a hub source to keep partial downloads in, across runs; with `keep` shards stay
-    in the hub's own cache instead; `downloading` hears how far each file is. Raises SourceError where there is
-    no such thing, or it is damaged.
+    What exists on this machine is never looked up on the hub, and a GGUF file may have any name. `downloads` is a
+    folder for a hub source to keep partial downloads in, across runs; with `keep` shards stay in the hub's own cache
+    instead; `downloading` hears how far each file is; without `side_files` a hub source leaves the tokenizer's files
+    where they are. Raises SourceError where there is no such thing, or it is damaged.
     """
     # os.path rather than Path: its tests answer no, and raise nothing, for text that no path can be.
     path = Path(os.path.expanduser(text))  # noqa: PTH111
@@ -121,20 +134,41 @@ def open_source(
         from edgemoe.conversion.folder import FolderSource
 
         return FolderSource(path)
-    if path.suffix.lower() == ".gguf" and os.path.isfile(path):  # noqa: PTH113
+    named_gguf = path.suffix.lower() == ".gguf"
+    if (named_gguf and os.path.isfile(path)) or is_gguf(path):  # noqa: PTH113
         from edgemoe.conversion.gguf import GgufSource
 
         return GgufSource(path)
-    if HUB_ID.fullmatch(text) and path.suffix.lower() != ".gguf":
-        from edgemoe.conversion.hub import HubSource
+    if text and os.path.lexists(path):
+        raise _not_a_source(text, path)
+    if HUB_ID.fullmatch(text) and not named_gguf:
+        from edgemoe.conversion.hub_cache import open_hub
 
-        return HubSource(text, downloads=downloads, keep=keep, downloading=downloading)
-    if text and os.path.exists(path):  # noqa: PTH110
-        raise SourceError(
-            f"{text}: expected a folder, a .gguf file or a hub id, found a file of another kind.",
-            "Give the folder that holds config.json and the .safetensors files.",
-        )
+        return open_hub(text, downloads=downloads, keep=keep, downloading=downloading, side_files=side_files)
     raise SourceError(
         f"{text!r}: no such folder or file, and not a hub id (owner/name) either.",
         "Check the spelling of the source.",
+    )
+
+
+def _not_a_source(text: str, path: Path) -> SourceError:
+    """The error for something that exists and is neither a folder nor a GGUF file."""
+    if not path.exists():
+        return SourceError(
+            f"{text}: is a link to {path.readlink()}, which is not there.", "Put the file back, or mend the link."
+        )
+    if path.is_file() and not os.access(path, os.R_OK):
+        return SourceError(f"{text}: cannot be read.", "Check the permissions of the file.")
+    if (
+        path.name in ("config.json", "adapter_config.json")
+        or path.suffix == ".safetensors"
+        or ".safetensors." in path.name
+    ):
+        return SourceError(
+            f"{text}: expected a folder, a GGUF file or a hub id, found one file of a checkpoint.",
+            f"Give the folder that holds config.json and the weights: {path.absolute().parent}",
+        )
+    return SourceError(
+        f"{text}: expected a folder, a GGUF file or a hub id, found a file of another kind.",
+        "Give the folder that holds config.json and the .safetensors files.",
     )

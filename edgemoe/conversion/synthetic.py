@@ -124,6 +124,12 @@ class SyntheticSource:
     def side_files(self) -> Mapping[str, bytes | Path]:
         return {}
 
+    def unlisted(self) -> Mapping[str, str]:
+        return {}
+
+    def notices(self) -> Sequence[str]:
+        return ()
+
     def close(self) -> None:
         """Nothing is open."""
 

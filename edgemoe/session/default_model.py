@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from edgemoe.errors import StoreError, UsageError
+from edgemoe.store.first_bytes import is_gguf
 
 DEFAULT_MODEL = "smollm2-135m-moe"
 MODELS_VARIABLE = "EDGEMOE_MODELS"
@@ -79,5 +80,7 @@ def _missing_default() -> Path:
 
 def _describe(path: Path) -> str:
     if path.is_file():
-        return "a GGUF file" if path.suffix == ".gguf" else "something else"
-    return "a checkpoint" if (path / "config.json").is_file() else "something else"
+        return "a GGUF file" if path.suffix == ".gguf" or is_gguf(path) else "something else"
+    if (path / "config.json").is_file():
+        return "a checkpoint"
+    return "a repository of the hub's cache" if (path / "snapshots").is_dir() else "something else"

@@ -22,11 +22,14 @@ def text_faults(files: Mapping[str, bytes], vocabulary: int) -> list[str]:
             try:
                 tokenizer = Tokenizer.load(folder, vocabulary)
                 faults += tokenizer.remarks
-                largest = max(tokenizer.require().get_vocab().values(), default=0)
-                if largest >= vocabulary:
+                beyond = {id_: token for token, id_ in tokenizer.require().get_vocab().items() if id_ >= vocabulary}
+                if beyond:
+                    first = min(beyond)
                     faults.append(
-                        f"{TOKENIZER_NAME}: its token ids go up to {largest}, those of the model to {vocabulary - 1}:"
-                        " text with greater ids will be refused. Is it the tokenizer of this model?"
+                        f"{TOKENIZER_NAME} has {len(beyond)} token{'s' * (len(beyond) > 1)} without a row in the"
+                        f" embedding of {vocabulary}: the first is {beyond[first][:40]!r}, id {first}. A text that"
+                        " contains one will be refused. Is it the tokenizer of this model? If tokens were added in"
+                        " training, these weights are older than the tokenizer."
                     )
             except StoreError as error:
                 faults.append(f"The store will neither read nor write text: {error}")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from edgemoe.architectures import FAMILIES, model_spec
 from edgemoe.architectures.config import FIXED, HARMLESS
 from edgemoe.errors import SourceError
-from edgemoe.model.rope import rope_tables
+from edgemoe.model.rope import rope_frequencies, rope_tables
 from edgemoe.model.spec import DenseFfnSpec, ModelSpec, MoeSpec, RopeSpec
 from tests.architectures.published import (
     ALL_FAMILIES,
@@ -155,6 +155,66 @@ def test_old_and_new_keys_of_positions_mean_the_same():
     assert rope(rope_scaling={"type": "linear", "factor": 2}) == RopeSpec(1e4, "linear", {"factor": 2.0})
 
 
+YARN_4 = {"factor": 4.0, "original_max_position_embeddings": 32768}
+LINEAR_2 = {"rope_type": "linear", "factor": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("keys", "frequencies", "gain"),
+    [
+        (
+            {
+                "rope_theta": 1e6,
+                "rope_scaling": {"type": "yarn", **YARN_4},
+                "rope_parameters": {"rope_type": "yarn", "rope_theta": 1000000, **YARN_4},
+            },
+            [1.0, 0.17782793939113617, 0.03162277862429619, 0.004217559937387705],
+            1.138629436111989,
+        ),
+        (
+            {
+                "rope_scaling": {"type": "yarn", "attention_factor": None, **YARN_4},
+                "rope_parameters": {"rope_type": "yarn", "beta_fast": 32, "rope_theta": 10000, **YARN_4},
+            },
+            [1.0, 0.3162277638912201, 0.10000000149011612, 0.03162277862429619],
+            1.138629436111989,
+        ),
+        (
+            {
+                "rope_theta": 1e6,
+                "rope_scaling": {"type": "default"},
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+            },
+            [1.0, 0.17782793939113617, 0.03162277862429619, 0.005623413249850273],
+            1.0,
+        ),
+        (
+            {
+                "rope_theta": 1e6,
+                "rope_scaling": {"type": "linear", "factor": 1.0},
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+            },
+            [1.0, 0.17782793939113617, 0.03162277862429619, 0.005623413249850273],
+            1.0,
+        ),
+        (
+            {"rope_theta": 1e6, "rope_scaling": {"rope_type": "default", "factor": 1.0}},
+            [1.0, 0.17782793939113617, 0.03162277862429619, 0.005623413249850273],
+            1.0,
+        ),
+    ],
+)
+def test_two_descriptions_of_the_same_positions_are_one(keys, frequencies, gain):
+    """The numbers are `inv_freq` and `attention_scaling` of transformers 5.24.0's LlamaRotaryEmbedding, heads of 16."""
+    spec = rope(**keys)
+    assert rope_frequencies(spec, 16)[:4] == pytest.approx(frequencies, rel=1e-6)
+    assert spec.parameters.get("attention_factor", 1.0) == pytest.approx(gain)
+
+
+def test_a_linear_factor_of_one_is_no_scaling():
+    assert rope(rope_scaling={"type": "linear", "factor": 1}) == RopeSpec(10_000.0)
+
+
 def test_yarn_fills_in_what_is_left_out():
     spec = rope(rope_scaling={"rope_type": "yarn", "factor": 4.0})
     assert spec.parameters == {
@@ -181,8 +241,9 @@ def test_yarn_fills_in_what_is_left_out():
         ({"rope_scaling": {"type": "longrope"}}, 'rope_type is "longrope"'),
         ({"rope_scaling": {"type": ["yarn"]}}, "rope_type is a list of 1"),
         ({"rope_scaling": "linear"}, 'rope_scaling is "linear"; expected an object or null'),
-        ({"rope_scaling": {"type": "linear"}}, "rope_parameters.factor is missing"),
-        ({"rope_scaling": {"type": "linear", "factor": 0}}, "rope_parameters.factor is 0"),
+        ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor is missing"),
+        ({"rope_parameters": {"type": "linear"}}, "rope_parameters.factor is missing"),
+        ({"rope_scaling": {"type": "linear", "factor": 0}}, "rope_scaling.factor is 0"),
         ({"rope_scaling": {"type": "linear", "factor": 2, "short_factor": [1]}}, '"short_factor" is a list of 1'),
         ({"rope_scaling": {"type": "linear", "factor": 2, "rope_type": "yarn"}}, 'type is "linear"'),
         ({"rope_scaling": {"type": "llama3", **LLAMA3_NUMBERS, "high_freq_factor": 1}}, "high_freq_factor is 1"),
@@ -194,7 +255,17 @@ def test_yarn_fills_in_what_is_left_out():
         ({"rope_theta": 1e4, "rope_parameters": {"rope_theta": 1e6}}, "but 1000000.0 in rope_parameters"),
         ({"rope_theta": 1.0}, "rope_theta is 1.0"),
         ({"rope_theta": True}, "rope_theta is true"),
-        ({"rope_scaling": {"factor": 1.0, "type": "linear"}, "rope_parameters": {"rope_type": "default"}}, "differ"),
+        ({"rope_scaling": {"type": "default", "factor": 4.0}}, '"factor" is 4.0'),
+        ({"rope_scaling": {"type": "default", "factor": True}}, "rope_scaling.factor is true"),
+        (
+            {"rope_scaling": {"factor": 2.0, "type": "linear"}, "rope_parameters": {"rope_type": "default"}},
+            "differ: rope_scaling means linear (rope_theta 10000, factor 2) and rope_parameters means none",
+        ),
+        # transformers 5.24 reads rope_scaling here, and 10000 as rope_theta: the one in rope_parameters is lost.
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2}, "rope_parameters": {**LINEAR_2, "rope_theta": 1e6}},
+            "differ: rope_scaling means linear (rope_theta 10000, factor 2)",
+        ),
     ],
 )
 def test_positions_that_are_refused(keys, words):

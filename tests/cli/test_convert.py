@@ -6,6 +6,7 @@ import pytest
 
 from edgemoe.cli import convert as convert_module
 from edgemoe.cli.convert import Report
+from edgemoe.cli.main import run_command
 from edgemoe.conversion.progress import Download, Progress
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
 from tests.support.letters_tokenizer import write_letters_tokenizer
@@ -50,8 +51,6 @@ def test_a_download_is_measured_from_where_this_run_began(monkeypatch: pytest.Mo
 def test_ctrl_c_says_that_nothing_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from edgemoe.cli.main import run_command
-
     def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
@@ -63,8 +62,6 @@ def test_ctrl_c_says_that_nothing_is_lost(
 def test_faults_of_tokenizer_and_template_are_told_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from edgemoe.cli.main import run_command
-
     source = tmp_path / "source"
     write_checkpoint(source, SMALL_MIXTRAL)
     write_letters_tokenizer(source)
@@ -86,13 +83,22 @@ def test_faults_of_tokenizer_and_template_are_told_before_the_work(
 
     assert told(chat_template="x") == ""
     assert told(eos_token="<nowhere>") == (
-        "warning: tokenizer_config.json: eos_token '<nowhere>' is not in the vocabulary: it ends no answer.\n"
+        "note: tokenizer_config.json: eos_token '<nowhere>' is not in the vocabulary: it ends no answer.\n"
     )
     named = {"rag": "x", "tool_use": "y"}
-    assert "warning: The store will not chat: tokenizer_config.json: chat_template: expec" in told(chat_template=named)
+    assert "note: The store will not chat: tokenizer_config.json: chat_template: expec" in told(chat_template=named)
     flags = dict.fromkeys(("lstrip", "rstrip", "single_word", "normalized"), False)
     tokenizer["added_tokens"] = [{"id": 1, "content": "<s>", "special": True, **flags}]
     assert "neither read nor write text: tokenizer.json: the tokenizer does not load (added token '<s>'" in told()
     tokenizer["added_tokens"][0]["id"] = 2000
-    assert "tokenizer.json: its token ids go up to 2000, those of the model to" in told()
+    assert "tokenizer.json has 1 token without a row in the embedding of 101: the first is '<s>', id 2000" in told()
     assert not (tmp_path / "store").exists()
+
+
+def test_what_a_person_should_know_is_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_checkpoint(tmp_path / "model", SMALL_MIXTRAL, side_files={"tokenizer.model": b"x"})
+    assert run_command(["convert", str(tmp_path / "model"), str(tmp_path / "store")]) == 0
+    captured = capsys.readouterr()
+    assert "note: The checkpoint has tokenizer.model but no tokenizer.json" in captured.err
+    assert "note:" not in captured.out
+    assert "edgemoe update" in captured.out

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from edgemoe.conversion import sampling
 from edgemoe.conversion.folder import FolderSource
+from edgemoe.conversion.forecast import forecast_store
+from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.conversion.source import open_source
 from edgemoe.errors import SourceError
 from tests.support.checkpoints import SMALL_MIXTRAL, read_tensors, write_checkpoint
@@ -172,13 +174,101 @@ def test_a_store_is_no_checkpoint(folder: Path) -> None:
         FolderSource(folder)
 
 
-def test_links_out_of_the_folder_are_refused(folder: Path, tmp_path: Path) -> None:
-    secret = tmp_path / "id_rsa"
-    secret.write_text("secret")
-    (folder / "tokenizer.json").unlink()
-    (folder / "tokenizer.json").symlink_to(secret)
-    with pytest.raises(SourceError, match="is a link that leads out of the checkpoint"):
+def test_links_in_the_folder_are_followed_wherever_they_lead(folder: Path, tmp_path: Path) -> None:
+    """A shard on another disk, a --local-dir of links, a tokenizer shared by two checkpoints."""
+    plain = FolderSource(folder)
+    expected = read_tensors(folder)
+    elsewhere = tmp_path / "another disk"
+    elsewhere.mkdir()
+    for number, path in enumerate(sorted(folder.iterdir())):
+        path.rename(elsewhere / str(number))
+        path.symlink_to(elsewhere / str(number))
+    source = FolderSource(folder)
+    assert source.fingerprint == plain.fingerprint
+    assert set(source.side_files()) == {"config.json", "tokenizer.json"}
+    for name, values in expected.items():
+        assert np.array_equal(np.asarray(source.read_rows(name, None, 0, len(values))), values)
+    source.close()
+    plain.close()
+
+
+def test_a_path_in_a_downloaded_index_leads_nowhere_out_of_the_folder(folder: Path, tmp_path: Path) -> None:
+    (folder / "parts").mkdir()
+    shard = _shard(folder)
+    shard.rename(folder / "parts" / "real")
+    _edit_index(folder, lambda i: i["weight_map"].update(_moved(i, shard.name, "parts/real")))
+    assert "parts/real" in FolderSource(folder).shards()
+    (folder / "parts" / "real").rename(tmp_path / "real")
+    (folder / "parts" / "real").symlink_to(tmp_path / "real")
+    with pytest.raises(SourceError, match="leads out of the checkpoint by a link, to"):
         FolderSource(folder)
+    (folder / "parts" / "real").unlink()
+    (folder / "parts").rmdir()
+    (folder / "parts").symlink_to(tmp_path)
+    with pytest.raises(SourceError, match="leads out of the checkpoint by a link, to"):
+        FolderSource(folder)
+
+
+def _moved(index: dict[str, Any], shard: str, to: str) -> dict[str, str]:
+    return {name: to for name, file in index["weight_map"].items() if file == shard}
+
+
+@pytest.mark.parametrize("target", ["/dev/zero", "/", "nowhere"])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model-00002-of-00003.safetensors"])
+def test_links_to_what_is_no_file_are_refused(folder: Path, name: str, target: str) -> None:
+    (folder / name).unlink()
+    (folder / name).symlink_to(target)
+    with pytest.raises(SourceError, match=r"expected a file, found something else|missing") as caught:
+        FolderSource(folder)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "\ud800", "x/" * 3000 + "x"])
+def test_an_index_with_names_that_no_file_can_have(folder: Path, name: str) -> None:
+    _edit_index(folder, lambda i: i["weight_map"].update({"model.norm.weight": name}))
+    with pytest.raises(SourceError, match="shards are missing"):
+        FolderSource(folder)
+
+
+def _write_anew(folder: Path) -> None:
+    """One file with new weights, written over a checkpoint in three shards, as some programs save."""
+    write_checkpoint(folder, SMALL_MIXTRAL, seed=1)
+
+
+def test_a_single_file_comes_before_the_index_of_older_shards(folder: Path, tmp_path: Path) -> None:
+    """As in transformers 5.24, modeling_utils._get_resolved_checkpoint_files: model.safetensors is looked for first."""
+    write_checkpoint(tmp_path / "new", SMALL_MIXTRAL, seed=1)
+    expected = read_tensors(tmp_path / "new")
+    _write_anew(folder)
+    source = FolderSource(folder)
+    assert source.shards() == ["model.safetensors"]
+    for name, values in expected.items():
+        assert np.array_equal(np.asarray(source.read_rows(name, None, 0, len(values))), values)
+    (notice,) = source.notices()
+    assert "model.safetensors is converted, and not model-00001-of-00003.safetensors" in notice
+    source.close()
+
+
+@pytest.mark.parametrize("stale", ["{", '{"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}'])
+def test_a_stale_index_alone_does_not_refuse_a_whole_file(tmp_path: Path, stale: str) -> None:
+    write_checkpoint(tmp_path / "model", SMALL_MIXTRAL)
+    (tmp_path / "model" / INDEX).write_text(stale)
+    source = FolderSource(tmp_path / "model")
+    assert source.tensors().keys() == read_tensors(tmp_path / "model").keys()
+    assert source.notices() == []
+    forecast = forecast_store(str(tmp_path / "model"))
+    assert "headers" in forecast.known_from
+    of_config = forecast_store(str(tmp_path / "model" / "config.json"))
+    assert of_config.store.manifest.total_bytes == forecast.store.manifest.total_bytes
+
+
+def test_a_tensor_that_only_the_shards_have_is_named_with_its_shard(folder: Path, tmp_path: Path) -> None:
+    index = json.loads((folder / INDEX).read_text())["weight_map"]
+    _edit_index(folder, lambda i: i["weight_map"].pop("model.norm.weight"))
+    message = rf"model\.norm\.weight: missing; the index leaves it out, but {index['model.norm.weight']} has it"
+    with pytest.raises(SourceError, match=message):
+        convert_checkpoint(str(folder), tmp_path / "store")
+    assert not (tmp_path / "store.partial").exists()
 
 
 def test_links_that_go_in_circles_are_missing_files(folder: Path) -> None:
@@ -206,7 +296,7 @@ def test_dtypes_that_we_do_not_read_are_named(tmp_path: Path) -> None:
     text = b'{"a":{"dtype":"F8_E4M3","shape":[4,4],"data_offsets":[0,16]}}'
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(16))
-    with pytest.raises(SourceError, match="a: expected weights of F64, F32, F16, BF16, found F8_E4M3"):
+    with pytest.raises(SourceError, match="a: expected weights of F64, F32, F16, BF16, found F8_E4M3: they are quanti"):
         FolderSource(tmp_path).read_rows("a", None, 0, 4)
 
 
@@ -227,6 +317,27 @@ def test_a_source_that_does_not_exist(text: str, message: str, tmp_path: Path, m
     (tmp_path / "here").mkdir()
     with pytest.raises(SourceError, match=message):
         open_source(text)
+
+
+def test_an_existing_file_is_never_looked_up_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("edgemoe.conversion.hub.HubSource", ask)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "maker").mkdir()
+    (tmp_path / "maker" / "model").write_bytes(b"something")
+    (tmp_path / "maker" / "gone").symlink_to("nowhere")
+    (tmp_path / "maker" / "model.safetensors").write_bytes(b"")
+    for text, message in (
+        ("maker/model", "found a file of another kind"),
+        ("maker/gone", "is a link to nowhere, which is not there"),
+        ("maker/model.safetensors", "found one file of a checkpoint"),
+    ):
+        with pytest.raises(SourceError, match=message):
+            open_source(text)
+        with pytest.raises(SourceError, match=message):
+            forecast_store(text)
 
 
 def test_a_file_of_another_kind_is_no_source(tmp_path: Path) -> None:

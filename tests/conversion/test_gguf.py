@@ -19,12 +19,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgemoe.architectures import model_spec, resolve
+from edgemoe.conversion.forecast import forecast_store
 from edgemoe.conversion.gguf import GgufSource
 from edgemoe.conversion.gguf_file import read_gguf
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.conversion.source import open_source
-from edgemoe.errors import SourceError
+from edgemoe.errors import SourceError, StoreError
 from edgemoe.kernels.formats import Blocks, dequantise
+from edgemoe.session.default_model import find_model
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import read_tensors, write_checkpoint
 from tests.support.gguf_files import tokenizer_metadata, write_gguf
@@ -273,6 +275,26 @@ def test_split_files(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None
     second.unlink()
     with pytest.raises(SourceError, match=r"m-00002-of-00003\.gguf: missing"):
         GgufSource(first)
+
+
+def test_a_gguf_is_known_by_its_first_bytes(
+    checkpoints: dict[str, Checkpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ollama keeps GGUF files as blobs/sha256-DIGEST; `blobs/x` would also be a hub id."""
+    checkpoint = checkpoints["mixtral"]
+    (tmp_path / "blobs").mkdir()
+    path = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors).rename(
+        tmp_path / "blobs" / "sha256-6a"
+    )
+    monkeypatch.chdir(tmp_path)
+    for text in ("blobs/sha256-6a", str(path)):
+        source = open_source(text)
+        assert isinstance(source, GgufSource)
+        assert source.name == "sha256-6a"
+        assert forecast_store(text).source == "sha256-6a"
+    with pytest.raises(StoreError, match=r"found a GGUF file.*edgemoe convert blobs/sha256-6a"):
+        find_model("blobs/sha256-6a")
+    assert Store.open(convert_checkpoint("blobs/sha256-6a", tmp_path / "store")).manifest.total_bytes
 
 
 def test_the_fingerprint_is_that_of_the_contents(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.conversion.progress import Download
 from edgemoe.conversion.source import open_source
 from edgemoe.errors import SourceError
+from edgemoe.store.reader import Store
 from tests.support.checkpoints import SMALL_MIXTRAL, read_tensors, write_checkpoint
 from tests.support.hub_server import COMMIT, Fault, HubServer, Repository, hub_server
 
@@ -373,6 +374,150 @@ def test_a_hub_out_of_reach(server: HubServer, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="connection to the hub failed") as caught:
         HubSource(MODEL, downloads=tmp_path, endpoint=url)
     assert "network" in caught.value.hint
+
+
+def fill_cache(cache: Path, checkpoint: Path, *, branch: str | None = "main") -> Path:
+    """The checkpoint as the hub's library keeps it: blobs, a snapshot of links to them, the commit of a branch."""
+    repository = cache / "models--maker--tiny"
+    snapshot = repository / "snapshots" / COMMIT
+    for folder in (snapshot, repository / "blobs", repository / "refs"):
+        folder.mkdir(parents=True)
+    for number, path in enumerate(sorted(checkpoint.iterdir())):
+        shutil.copy(path, repository / "blobs" / str(number))
+        (snapshot / path.name).symlink_to(f"../../blobs/{number}")
+    if branch:
+        (repository / "refs" / branch).write_text(COMMIT)
+    return snapshot
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's cache, while nobody answers at the hub's address."""
+    with hub_server() as server:
+        url = server.url
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(hub, "HubSource", functools.partial(HubSource, endpoint=url))
+    return tmp_path / "cache"
+
+
+def test_without_a_network_a_model_that_is_whole_in_the_hubs_cache_converts(
+    cache: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    fill_cache(cache, checkpoint)
+    heard: list[str] = []
+    store = convert_checkpoint(MODEL, tmp_path / "store", notice=heard.append)
+    assert heard[0] == f"The hub cannot be asked: {MODEL}@{COMMIT} is taken from its cache on this machine."
+    assert Store.open(store).manifest.provenance["source"] == f"{MODEL}@{COMMIT}"
+    convert_checkpoint(str(checkpoint), tmp_path / "from folder")
+    for name in ("resident.safetensors", "experts-00000.safetensors", "tokenizer.json", "chat_template.jinja"):
+        assert (store / name).read_bytes() == (tmp_path / "from folder" / name).read_bytes()
+    for text in (f"{MODEL}@main", f"{MODEL}@{COMMIT}"):
+        assert open_source(text).name == f"{MODEL}@{COMMIT}"
+
+
+@pytest.mark.parametrize("revision", ["v9", "0" * 40, "../../main", "main/../../.."])
+def test_without_a_network_another_revision_is_not_taken(cache: Path, checkpoint: Path, revision: str) -> None:
+    fill_cache(cache, checkpoint)
+    with pytest.raises(SourceError, match=r"connection to the hub failed.*cache on this machine does not have it"):
+        open_source(f"{MODEL}@{revision}")
+
+
+def test_without_a_network_what_the_cache_lacks_is_named(cache: Path, checkpoint: Path) -> None:
+    with pytest.raises(SourceError, match=r"connection to the hub failed.*does not have it") as caught:
+        open_source(MODEL)
+    assert "network" in caught.value.hint
+    snapshot = fill_cache(cache, checkpoint)
+    (snapshot / SECOND_SHARD).unlink()
+    with pytest.raises(SourceError, match=f"cannot be used: .*1 of 3 shards are missing: {SECOND_SHARD}"):
+        open_source(MODEL)
+
+
+def test_a_hub_in_trouble_is_done_without_too(
+    server: HubServer, model: Repository, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(hub, "HubSource", functools.partial(HubSource, endpoint=server.url))
+    fill_cache(tmp_path / "cache", checkpoint)
+    model.error = (500, "")
+    assert open_source(MODEL).name == f"{MODEL}@{COMMIT}"
+    model.error = (403, "GatedRepo")
+    with pytest.raises(SourceError, match="accepted its terms"):
+        open_source(MODEL)
+
+
+def test_what_was_kept_converts_without_a_network(
+    connect: Callable[..., HubSource], model: Repository, cache: Path, tmp_path: Path
+) -> None:
+    source = connect(keep=True)
+    for shard in source.shards():
+        read_shard(source, shard)
+        source.release(shard)
+    source.close()
+    again = open_source(MODEL)
+    assert again.name == source.name
+    assert again.tensors().keys() == source.tensors().keys()
+    assert again.side_files().keys() == source.side_files().keys()
+
+
+def test_a_single_file_comes_before_an_index(
+    connect: Callable[..., HubSource], model: Repository, tmp_path: Path
+) -> None:
+    """As transformers 5.24 does, modeling_utils._get_resolved_checkpoint_files."""
+    write_checkpoint(tmp_path / "new", SMALL_MIXTRAL | {"vocab_size": 50}, seed=1)
+    model.files["model.safetensors"] = (tmp_path / "new" / "model.safetensors").read_bytes()
+    source = connect()
+    assert source.shards() == ["model.safetensors"]
+    for name, values in read_shard(source, "model.safetensors").items():
+        np.testing.assert_array_equal(values, read_tensors(tmp_path / "new")[name])
+    (notice,) = source.notices()
+    assert "model.safetensors is converted, and not model-00001-of-00003.safetensors" in notice
+
+
+def test_a_tensor_that_only_the_shards_have_is_known(connect: Callable[..., HubSource], model: Repository) -> None:
+    index = json.loads(model.files["model.safetensors.index.json"])
+    shard = index["weight_map"].pop("model.norm.weight")
+    model.files["model.safetensors.index.json"] = json.dumps(index).encode()
+    source = connect()
+    assert source.unlisted() == {"model.norm.weight": shard}
+    assert "model.norm.weight" not in source.tensors()
+
+
+def test_a_folder_that_cannot_be_written_is_not_blamed_on_the_network(
+    connect: Callable[..., HubSource], model: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(hub, "http_get", refuse)
+    with pytest.raises(SourceError, match=r"downloads.* cannot be written \(Read-only file system\)"):
+        connect()
+
+
+def test_an_adapter_is_named_with_its_base(connect: Callable[..., HubSource], model: Repository) -> None:
+    model.files["adapter_config.json"] = b'{"base_model_name_or_path": "maker/base"}'
+    with pytest.raises(SourceError, match="found a LoRA adapter of maker/base beside it"):
+        connect()
+    del model.files["config.json"]
+    with pytest.raises(SourceError, match="expected a whole model, found a LoRA adapter of maker/base"):
+        connect()
+
+
+def test_a_model_without_a_tokenizer_json_is_told(connect: Callable[..., HubSource], model: Repository) -> None:
+    del model.files["tokenizer.json"]
+    model.files["tokenizer.model"] = b"x"
+    (notice,) = connect().notices()
+    assert "has tokenizer.model but no tokenizer.json" in notice
+
+
+def test_offline_by_choice_with_the_model_in_the_cache(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill_cache(tmp_path, checkpoint)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    program = "import sys; from edgemoe.conversion.source import open_source; print(open_source(sys.argv[1]).name)"
+    result = subprocess.run([sys.executable, "-c", program, MODEL], capture_output=True, text=True, check=True)
+    assert result.stdout == f"{MODEL}@{COMMIT}\n"
 
 
 def test_offline_by_choice(monkeypatch: pytest.MonkeyPatch) -> None:

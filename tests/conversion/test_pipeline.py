@@ -411,6 +411,12 @@ class QuantisedSource:
     def side_files(self) -> Mapping[str, bytes | Path]:
         return {}
 
+    def unlisted(self) -> Mapping[str, str]:
+        return {}
+
+    def notices(self) -> Sequence[str]:
+        return ()
+
     def close(self) -> None:
         pass
 

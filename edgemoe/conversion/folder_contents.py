@@ -1,0 +1,159 @@
+"""Tells what a folder holds where that is not, or not only, a whole checkpoint of safetensors files."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+from edgemoe.errors import SourceError
+from edgemoe.store.first_bytes import is_lfs_pointer
+from edgemoe.store.manifest import MANIFEST_NAME
+
+CONFIG_NAME = "config.json"
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+_SHARD_NAME = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+ADAPTER_CONFIG_NAME = "adapter_config.json"
+ADAPTER_WEIGHTS_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
+
+_GIVE_THE_FOLDER = "Give the folder that holds config.json and the weights."
+
+
+def checkpoint_folder(folder: Path) -> Path:
+    """The folder that has the files of the checkpoint: this one, or the snapshot of a repository in the hub's cache.
+
+    Such a repository is a folder `models--owner--name` with `snapshots/COMMIT` and, for each branch, `refs/BRANCH` with
+    its commit. Raises SourceError where there are several snapshots and no main branch that names one.
+    """
+    try:
+        names = sorted(path.name for path in (folder / "snapshots").iterdir() if path.is_dir())
+    except (OSError, ValueError):
+        return folder
+    if (folder / CONFIG_NAME).exists() or not names:
+        return folder
+    try:
+        with (folder / "refs" / "main").open(encoding="ascii") as file:
+            main = file.read(100).strip()
+    except (OSError, ValueError):
+        main = ""
+    if main in names or len(names) == 1:
+        return folder / "snapshots" / (main if main in names else names[0])
+    raise SourceError(
+        f"{folder}: expected one snapshot in this repository of the hub's cache, found {len(names)}.",
+        f"Give one of them, such as {folder / 'snapshots' / names[0]}",
+    )
+
+
+def refuse_store(folder: Path) -> None:
+    """Raises SourceError for a folder that is a store already."""
+    if (folder / MANIFEST_NAME).is_file():
+        raise SourceError(
+            f"{folder}: expected a checkpoint, found a store, which is what conversion makes.",
+            f"Use it as it is: edgemoe chat {folder}",
+        )
+
+
+def adapter_error(where: object, found: str, adapter_config: dict[str, Any], beside_model: bool) -> SourceError:
+    """The error for a LoRA adapter, whose weights only mean something when they are added to those of a model.
+
+    `found` is the file that shows it. transformers (with peft) adds an adapter that lies beside a whole model, so that
+    to convert such a model without it would make another one.
+    """
+    base = adapter_config.get("base_model_name_or_path")
+    of = f" of {base}" if isinstance(base, str) and 0 < len(base) < 200 else ""
+    merge = (
+        "Merge it with peft: AutoPeftModelForCausalLM.from_pretrained(ADAPTER).merge_and_unload()"
+        ".save_pretrained(FOLDER); save the tokenizer there too, and convert FOLDER."
+    )
+    if beside_model:
+        return SourceError(
+            f"{where}: expected a checkpoint alone, found a LoRA adapter{of} beside it ({found}), which would be"
+            " left out.",
+            f"{merge} To have the model without the adapter, convert a copy of the folder without {found}.",
+        )
+    return SourceError(
+        f"{where}: expected a whole model, found a LoRA adapter{of} ({found}), which holds only changes to one.", merge
+    )
+
+
+def missing_file(folder: Path, name: str) -> SourceError:
+    """The error for a file that a checkpoint must have, with what the folder holds instead."""
+    path = folder / name
+    if os.path.islink(path):  # noqa: PTH114 (it answers no for a name that no file can have)
+        return SourceError(
+            f"{folder}: {name} is missing: it is a link to {path.readlink()}, which is not there.",
+            "Put the file back where the link leads, or download it again.",
+        )
+    ggufs = sorted(file.name for file in folder.glob("*.gguf"))
+    if ggufs and name == CONFIG_NAME:
+        return _gguf_error(folder, ggufs)
+    inside = sorted(config.parent for config in folder.glob(f"*/{CONFIG_NAME}"))
+    if inside and name == CONFIG_NAME:
+        return SourceError(f"{folder}: {name} is missing.", f"Is the checkpoint {inside[0]}? Give that folder.")
+    return SourceError(f"{folder}: {name} is missing.", _GIVE_THE_FOLDER)
+
+
+def no_weights(folder: Path) -> SourceError:
+    """The error for a folder with a config.json and no weights that can be read, with what it holds instead."""
+    ggufs = sorted(file.name for file in folder.glob("*.gguf"))
+    if ggufs:
+        return _gguf_error(folder, ggufs)
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pth")):
+        return SourceError(
+            f"{folder}: expected .safetensors files, found only PyTorch pickles (.bin), which can run code"
+            " when they are opened and are not read.",
+            "Use the checkpoint's safetensors version, or load it with transformers and save_pretrained it again.",
+        )
+    return SourceError(f"{folder}: expected .safetensors files, found none.", _GIVE_THE_FOLDER)
+
+
+def _gguf_error(folder: Path, names: list[str]) -> SourceError:
+    found = (
+        names[0] if len(names) == 1 else f"{len(names)} of them ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
+    )
+    return SourceError(
+        f"{folder}: expected a checkpoint of .safetensors files, found GGUF: {found}.",
+        f"Give the file itself: {folder / names[0]}",
+    )
+
+
+def refuse_lfs_pointer(path: Path) -> None:
+    """Raises SourceError for a Git LFS pointer, which is a few lines of text in place of the file."""
+    if is_lfs_pointer(path):
+        raise SourceError(
+            f"{path}: expected the file itself, found a Git LFS pointer to it: the repository was cloned without"
+            " Git LFS.",
+            "Run git lfs install and git lfs pull in that folder, or download the file from its page.",
+        )
+
+
+def single_before_shards(names: Collection[str]) -> list[str]:
+    """Says which weights are taken of a checkpoint that has two versions; empty for others. `names` are its files."""
+    shards = sorted(name for name in names if _SHARD_NAME.fullmatch(name))
+    if SINGLE_NAME not in names or not shards:
+        return []
+    return [
+        f"{SINGLE_NAME} is converted, and not {shards[0]} and the other shards, which lie beside it: transformers does"
+        " the same. If the shards are the newer ones, convert a copy without the single file."
+    ]
+
+
+def no_tokenizer(names: Iterable[str]) -> str:
+    """Says what a missing tokenizer.json means, and how to make one. `names` are its files."""
+    slow = next((name for name in names if name in ("tokenizer.model", "vocab.json")), None)
+    parts = ["The checkpoint has no tokenizer.json: the store will take and give token ids, from Python, and no text."]
+    if slow is not None:
+        parts = [
+            f"The checkpoint has {slow} but no tokenizer.json, the file that edgemoe reads: the store will take"
+            " and give token ids, from Python, and no text.",
+            "Make one with transformers (and sentencepiece):"
+            " AutoTokenizer.from_pretrained(CHECKPOINT, use_fast=True).save_pretrained(FOLDER).",
+        ]
+    parts.append(
+        "Copy a tokenizer.json into the checkpoint now, or into the finished store later and run edgemoe update STORE:"
+        " the weights are not converted again."
+    )
+    return " ".join(parts)

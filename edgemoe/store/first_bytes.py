@@ -1,0 +1,31 @@
+"""Kinds of files that their first bytes give away, whatever they are called."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_GGUF_MAGIC = b"GGUF"
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""The beginning of every Git LFS pointer (git-lfs, docs/spec.md)."""
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a file is GGUF: Ollama keeps such files under names that are checksums. False where it cannot be read."""
+    return _begins_with(path, _GGUF_MAGIC)
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file is the text that a clone without Git LFS has in place of a large file. False as in `is_gguf`."""
+    return _begins_with(path, _LFS_POINTER)
+
+
+def _begins_with(path: Path, beginning: bytes) -> bool:
+    # os.path.isfile, as opening a pipe would wait for a writer, and as the text may be one that no path can be.
+    if not os.path.isfile(path):  # noqa: PTH113
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(len(beginning)) == beginning
+    except OSError:
+        return False

@@ -1,0 +1,105 @@
+"""Checkpoints of other kinds: quantised, wrapped, incomplete by their index. Errors name what is there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from edgemoe.architectures import checkpoint_shapes, model_spec, resolve
+from edgemoe.errors import SourceError
+from tests.support.checkpoints import SMALL_MIXTRAL
+
+SHAPES = checkpoint_shapes(SMALL_MIXTRAL)
+QUERY = "model.layers.0.self_attn.q_proj"
+
+
+def refusal(shapes: dict[str, tuple[int, ...]], unlisted: dict[str, str] | None = None) -> SourceError:
+    with pytest.raises(SourceError) as caught:
+        resolve(SMALL_MIXTRAL, shapes, unlisted or {})
+    assert caught.value.hint
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("prefix", "words"),
+    [
+        ("module.", "DataParallel"),
+        ("_orig_mod.", "torch.compile"),
+        ("_orig_mod.module.", "torch.compile"),
+        ("base_model.model.", "peft"),
+        ("language_model.", "images and text"),
+        ("anything.", "another module"),
+    ],
+)
+def test_names_with_a_prefix_are_named(prefix: str, words: str) -> None:
+    problem = refusal({prefix + name: shape for name, shape in SHAPES.items()})
+    assert problem.message.startswith("model.embed_tokens.weight: missing")
+    assert f"found {prefix}model.embed_tokens.weight: names begin with {prefix!r}" in problem.message
+    assert words in problem.message
+
+
+def test_names_without_their_prefix_are_named() -> None:
+    problem = refusal({name.removeprefix("model."): shape for name, shape in SHAPES.items()})
+    assert "found embed_tokens.weight, without the prefix 'model.'" in problem.message
+
+
+def test_a_model_within_another_is_named() -> None:
+    problem = refusal({name.replace("model.", "model.language_model."): shape for name, shape in SHAPES.items()})
+    assert "found model.language_model.embed_tokens.weight" in problem.message
+
+
+def test_a_missing_head_has_nothing_in_its_place() -> None:
+    problem = refusal({name: shape for name, shape in SHAPES.items() if name != "lm_head.weight"})
+    assert problem.message.startswith("lm_head.weight: missing; config.json asks for")
+
+
+def test_an_adapters_tensors_are_named() -> None:
+    problem = refusal({"base_model.x.q_proj.lora_A.weight": (8, 64)})
+    assert "found the matrices of a LoRA adapter" in problem.message
+
+
+def test_a_tensor_that_the_index_leaves_out_is_named_with_its_shard() -> None:
+    name = f"{QUERY}.weight"
+    problem = refusal({k: v for k, v in SHAPES.items() if k != name}, {name: "model-00002-of-00003.safetensors"})
+    assert f"{name}: missing; the index leaves it out, but model-00002-of-00003.safetensors has it" in problem.message
+    assert "weight_map" in problem.hint
+
+
+@pytest.mark.parametrize(
+    ("method", "names"),
+    [
+        ("GPTQ", ["qweight", "qzeros", "scales", "g_idx"]),
+        ("GPTQ or AWQ", ["qweight", "qzeros", "scales"]),
+        ("bitsandbytes", ["weight", "weight.absmax", "weight.quant_map", "weight.quant_state.bitsandbytes__nf4"]),
+        ("bitsandbytes", ["weight", "SCB", "weight_format"]),
+        ("FP8", ["weight", "weight_scale_inv"]),
+        ("FP8", ["weight", "weight_scale", "input_scale"]),
+        ("compressed-tensors", ["weight_packed", "weight_scale", "weight_shape"]),
+        ("MLX", ["weight", "scales", "biases"]),
+    ],
+)
+def test_quantised_leftovers_are_called_quantised(method: str, names: list[str]) -> None:
+    """Names as gptqmodel, AutoAWQ, bitsandbytes, transformers' FP8, compressed-tensors and mlx-lm write them."""
+    shapes = {name: shape for name, shape in SHAPES.items() if name != f"{QUERY}.weight"}
+    problem = refusal(shapes | {f"{QUERY}.{name}": (4,) for name in names})
+    assert f"expected unquantised weights, found quantised ones ({method})" in problem.message
+    assert "unquantised version" in problem.hint
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("quantization_config", {"quant_method": "gptq", "bits": 4}, "(gptq, 4 bits)"),
+        ("quantization_config", {"quant_method": "fp8", "weight_block_size": [128, 128]}, "(fp8)"),
+        ("quantization_config", {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "(bitsandbytes, 4 bits)"),
+        ("quantization_config", {"quant_method": ["x"]}, "(by an unknown method)"),
+        ("quantization", {"group_size": 64, "bits": 4}, "(MLX, 4 bits)"),
+        ("compression_config", {"quant_method": "compressed-tensors"}, "(compressed-tensors)"),
+    ],
+)
+def test_a_config_of_quantised_weights_says_with_what(key: str, value: Any, words: str) -> None:
+    with pytest.raises(SourceError, match="expected unquantised weights, found quantised ones") as caught:
+        model_spec(SMALL_MIXTRAL | {key: value})
+    assert key in caught.value.message
+    assert words in caught.value.message
