@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.conversion.sampling import sample_sha256
-from edgemoe.conversion.source import SIDE_FILES, Rows, TensorInfo, float_dtype
+from edgemoe.conversion.source import Rows, TensorInfo, float_dtype
 from edgemoe.errors import SourceError
 from edgemoe.store.headers import HeaderTensor, parse_json, read_header
 from edgemoe.store.manifest import MANIFEST_NAME
+from edgemoe.store.side_files import SIDE_FILES
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"

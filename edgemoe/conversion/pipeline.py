@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import importlib.metadata
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -20,16 +19,17 @@ from edgemoe.conversion.formats import check_option
 from edgemoe.conversion.journal import JOURNAL_NAME, Journal
 from edgemoe.conversion.plan import Plan, plan_conversion
 from edgemoe.conversion.progress import Callback, DownloadCallback
+from edgemoe.conversion.side_files import side_files_of
 from edgemoe.conversion.source import Source, open_source
 from edgemoe.conversion.transfer import Transfer
-from edgemoe.errors import EdgemoeError, SourceError, StoreError, UsageError
+from edgemoe.errors import EdgemoeError, StoreError, UsageError
 from edgemoe.store.manifest import MANIFEST_NAME
 from edgemoe.store.reader import Store
+from edgemoe.store.side_files import check_side_files
 from edgemoe.store.writer import StoreWriter, sync_folder
 
 STORE_FOLDER = "store"
 DOWNLOADS_FOLDER = "downloads"
-SIDE_FILE_LIMIT_BYTES = 1 << 27
 
 
 def convert_checkpoint(
@@ -137,18 +137,25 @@ def _existing_store(target: Path) -> Store | None:
     if not (target / MANIFEST_NAME).is_file():
         raise UsageError(f"{target}: exists, and is not a store.", way_out)
     try:
-        return Store.open(target)
+        store = Store.open(target)
     except StoreError as problem:
         raise UsageError(f"{target}: exists, and is a damaged store ({problem.message})", way_out) from None
+    try:
+        check_side_files(store)
+    except StoreError as problem:
+        raise UsageError(f"{target}: exists, and was altered ({problem.message})", problem.hint) from None
+    return store
 
 
 def _require_same(existing: Store, provenance: Mapping[str, Any]) -> None:
     found = existing.manifest.provenance
     different = [key for key in provenance if found.get(key) != provenance[key]]
     if different:
+        way_out = "Give another destination, or remove it first."
+        if not {"experts", "dense"} & set(different):
+            way_out += f" If only the checkpoint's small files have changed, edgemoe update {existing.path} takes those."
         raise UsageError(
-            f"{existing.path}: exists, and is of another conversion ({_differences(found, provenance)}).",
-            "Give another destination, or remove it first.",
+            f"{existing.path}: exists, and is of another conversion ({_differences(found, provenance)}).", way_out
         )
 
 
@@ -194,10 +201,10 @@ def _begin(journal: Journal, identity: Mapping[str, Any], force: bool) -> None:
 def _write_store(source: Source, plan: Plan, journal: Journal, progress: Callback | None) -> None:
     with StoreWriter(journal.folder / STORE_FOLDER, plan.manifest) as writer:
         _check_space(writer)
-        _side_files(source)  # written in the end, but one that cannot be read should not be found out after an hour
+        side_files_of(source)  # written in the end, but one that cannot be read should not be found out after an hour
         transfer = Transfer(source, plan, writer, journal, progress)
         transfer.run()
-        writer.finish(transfer.manifest(), _side_files(source))
+        writer.finish(transfer.manifest(), side_files_of(source))
 
 
 def _check_space(writer: StoreWriter) -> None:
@@ -208,24 +215,6 @@ def _check_space(writer: StoreWriter) -> None:
             f"{writer.folder.parent}: the store needs {_size(needed)} more, and {_size(free)} are free on that disk.",
             "Free some space and run the same command again, or give a destination on another disk.",
         )
-
-
-def _side_files(source: Source) -> dict[str, bytes]:
-    files = {"config.json": json.dumps(dict(source.config), indent=2).encode() + b"\n"}
-    for name, content in source.side_files().items():
-        if isinstance(content, Path):
-            try:
-                with content.open("rb") as file:
-                    content = file.read(SIDE_FILE_LIMIT_BYTES + 1)
-            except OSError as problem:
-                raise SourceError(f"{name}: cannot be read ({problem.strerror}).") from None
-        if len(content) > SIDE_FILE_LIMIT_BYTES:
-            raise SourceError(
-                f"{name}: expected at most {_size(SIDE_FILE_LIMIT_BYTES)}, found more.",
-                "Is it a file of this model? Download the checkpoint again.",
-            )
-        files[name] = content
-    return files
 
 
 def _publish(partial: Path, target: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import numpy as np
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.kernels.formats import PANEL_ROWS, Matrix, dequantise, panel_count, unpack
 from edgemoe.model.spec import ModelSpec
+from edgemoe.store.manifest import MANIFEST_NAME, manifest_checksum
 from edgemoe.store.reader import Store
 from edgemoe.store.writer import replace_manifest
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
@@ -37,6 +40,19 @@ def without_fast_checksums(folder: Path) -> Store:
         ),
     )
     return Store.open(folder)
+
+
+def edit_manifest(folder: Path, change: Callable[[Any], object]) -> None:
+    """Changes a manifest's JSON in place, and makes its own checksum hold for what it says then."""
+    path = folder / MANIFEST_NAME
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_bytes(sealed(data))
+
+
+def sealed(data: Mapping[str, Any]) -> bytes:
+    """The text of a manifest whose checksum is that of its other fields, whatever they are."""
+    return json.dumps({**data, "checksum": manifest_checksum(data)}).encode()
 
 
 def flip_bit(path: Path, offset: int, bit: int = 0) -> None:
