@@ -21,7 +21,7 @@ def update(
         typer.Option(
             "--from",
             metavar="SOURCE",
-            help="A checkpoint's folder, a .gguf file or a hub id; or a folder with some of these files, or one of them.",
+            help="A checkpoint's folder, a .gguf file, a hub id, a folder with some of these files, or one of them.",
             show_default="the store's folder, as it is now",
         ),
     ] = None,
@@ -38,12 +38,16 @@ def update(
     from edgemoe.conversion.side_files import find_side_files, require_same_model
     from edgemoe.session.default_model import find_model
     from edgemoe.store.reader import Store
+    from edgemoe.store.side_files import side_faults
     from edgemoe.store.update import changed_names, replace_side_files, staged
 
     opened = Store.open(find_model(store))
     with ProgressBar("fetching") as bar:
         found = find_side_files(opened, source, downloading=Report(bar).download)
     names = changed_names(opened, found.files)
+    if not names and not any(side_faults(opened)):
+        typer.echo(f"{opened.path}: nothing has changed.")
+        return
     require_same_model(opened, found.files)
     with staged(opened.path, found.files) as staging:
         remarks = _require_usable(opened, staging, names)
@@ -54,7 +58,7 @@ def update(
     for remark in remarks:
         typer.echo(f"note: {remark}", err=True)
     count = "1 side file" if len(changes) == 1 else f"{len(changes)} side files"
-    typer.echo(f"{opened.path}: {f'{count} updated' if changes else 'nothing has changed'}.")
+    typer.echo(f"{opened.path}: {count} updated.")
 
 
 def _require_usable(store: Store, staging: Path, names: set[str]) -> list[str]:
@@ -68,5 +72,5 @@ def _require_usable(store: Store, staging: Path, names: set[str]) -> list[str]:
     except StoreError as error:
         raise StoreError(
             error.message.replace(f"{staging}{os.sep}", ""),
-            f"The store's manifest stays as it was. {error.hint}",
+            "Nothing was changed. Mend the file, or take those of the store's own checkpoint with --from.",
         ) from error

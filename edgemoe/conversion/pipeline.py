@@ -153,7 +153,7 @@ def _require_same(existing: Store, provenance: Mapping[str, Any]) -> None:
     if different:
         way_out = "Give another destination, or remove it first."
         if not {"experts", "dense"} & set(different):
-            way_out += f" If only the checkpoint's small files have changed, edgemoe update {existing.path} takes those."
+            way_out += f" If only its small files have changed, edgemoe update {existing.path} takes those."
         raise UsageError(
             f"{existing.path}: exists, and is of another conversion ({_differences(found, provenance)}).", way_out
         )

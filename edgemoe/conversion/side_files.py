@@ -1,4 +1,4 @@
-"""The side files that a store takes over: a checkpoint's at conversion, and those of whatever `edgemoe update` is given."""
+"""The side files that a store takes over: a checkpoint's at conversion, and those that `edgemoe update` is given."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from edgemoe.architectures import model_spec
 from edgemoe.conversion.progress import DownloadCallback
@@ -111,7 +110,7 @@ def _read(name: str, path: Path) -> bytes:
         with path.open("rb") as file:
             content = file.read(SIDE_FILE_LIMIT_BYTES + 1)
     except OSError as problem:
-        raise SourceError(f"{name}: cannot be read ({problem.strerror}).", "Check the disk and the permissions.") from None
+        raise SourceError(f"{name}: cannot be read ({problem.strerror}).", "Check its permissions.") from None
     if len(content) > SIDE_FILE_LIMIT_BYTES:
         raise SourceError(
             f"{name}: expected at most {SIDE_FILE_LIMIT_BYTES / 1e6:.1f} MB, found more.",

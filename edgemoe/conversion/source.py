@@ -86,7 +86,7 @@ class Source(Protocol):
         """Nothing of this shard will be read again: a source may delete what it downloaded. May be called twice."""
 
     def side_files(self) -> Mapping[str, bytes | Path]:
-        """Those of `SIDE_FILES` (`store/side_files.py`) that the checkpoint has, as contents or as the path of a local file."""
+        """Those of the store's `SIDE_FILES` that the checkpoint has, as contents or as the path of a local file."""
 
     def close(self) -> None:
         """Close files and connections."""

@@ -40,16 +40,14 @@ def require_usable(folder: Path, names: Set[str], vocabulary: int) -> list[str]:
 
 def _require_ids(what: str, largest: int, vocabulary: int, way_out: str) -> None:
     if largest >= vocabulary:
-        raise StoreError(
-            f"{what}: expected ids below {vocabulary} (the model's vocabulary), found {largest}.", way_out
-        )
+        raise StoreError(f"{what}: expected ids below {vocabulary} (the model's vocabulary), found {largest}.", way_out)
 
 
 def _require_sampling(path: Path) -> None:
     try:
         SamplingOptions.from_generation_config(read_json_object(path, required=False))
     except UsageError as error:
-        raise StoreError(f"{path}: {error.message}", "Mend it or leave it out; without it decoding is greedy.") from None
+        raise StoreError(f"{path}: {error.message}", "Mend it; without it decoding is greedy.") from None
 
 
 def _try_template(folder: Path) -> list[str]:

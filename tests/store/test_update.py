@@ -83,7 +83,8 @@ def test_an_update_that_is_killed_leaves_nothing_that_opens_as_a_mixture(
 ) -> None:
     """After each of the calls that change the folder, the last included."""
     old = side_files(made)
-    new = {"config.json": old["config.json"] + b"\n", "chat_template.jinja": b"{{ x }}", "generation_config.json": b"{}"}
+    config = old["config.json"] + b"\n"
+    new = {"config.json": config, "chat_template.jinja": b"{{ x }}", "generation_config.json": b"{}"}
     outcomes = []
     for calls in range(100):
         store = Store.open(shutil.copytree(made.path, tmp_path / str(calls)))
