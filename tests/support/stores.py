@@ -15,6 +15,7 @@ from edgemoe.kernels.formats import PANEL_ROWS, Matrix, dequantise, panel_count,
 from edgemoe.model.spec import ModelSpec
 from edgemoe.store.manifest import MANIFEST_NAME, manifest_checksum
 from edgemoe.store.reader import Store
+from edgemoe.store.update import replace_side_files, staged
 from edgemoe.store.writer import replace_manifest
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
 
@@ -53,6 +54,14 @@ def edit_manifest(folder: Path, change: Callable[[Any], object]) -> None:
 def sealed(data: Mapping[str, Any]) -> bytes:
     """The text of a manifest whose checksum is that of its other fields, whatever they are."""
     return json.dumps({**data, "checksum": manifest_checksum(data)}).encode()
+
+
+def put_side_file(folder: Path, name: str, content: bytes) -> None:
+    """Gives a store a side file that its manifest vouches for, whether or not a model can use it."""
+    store = Store.open(folder)
+    files = {file.name: (folder / file.name).read_bytes() for file in store.manifest.side_files}
+    with staged(folder, {**files, name: content}) as staging:
+        replace_side_files(store, staging, {})
 
 
 def flip_bit(path: Path, offset: int, bit: int = 0) -> None:
