@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,12 +46,13 @@ def find_side_files(
     side files take the place of all others; or a folder that has some of them and no config.json, or one such file,
     which take the place of those of the same name. No weights are needed. Raises SourceError and UsageError.
     """
-    here = _files_in(store.path)
+    listed = (file.name for file in store.manifest.side_files)  # another version's store may have files of other names
+    here = _files_in(store.path, {*SIDE_FILES, *listed})
     if text is None:
         return SideFileSet("the store's folder", _contents(here))
     path = Path(os.path.expanduser(text))  # noqa: PTH111 (it leaves an unknown ~user as it is)
     if path.is_dir():
-        given = _files_in(path)
+        given = _files_in(path, SIDE_FILES)
     elif path.is_file() and path.suffix in (".json", ".jinja"):
         if path.name not in SIDE_FILES:
             raise UsageError(
@@ -94,8 +95,8 @@ def _is_listed(store: Store, config: bytes) -> bool:
     return any(entry.name == CONFIG_NAME and entry.sha256 == digest for entry in store.manifest.side_files)
 
 
-def _files_in(folder: Path) -> dict[str, bytes | Path]:
-    return {name: folder / name for name in SIDE_FILES if (folder / name).exists()}
+def _files_in(folder: Path, names: Iterable[str]) -> dict[str, bytes | Path]:
+    return {name: folder / name for name in names if (folder / name).exists()}
 
 
 def _contents(files: Mapping[str, bytes | Path]) -> dict[str, bytes]:

@@ -20,6 +20,7 @@ from tests.support.checkpoints import folder_bytes, write_checkpoint
 from tests.support.hub_server import Repository, hub_server
 from tests.support.letters_tokenizer import TEMPLATE, write_letters_tokenizer
 from tests.support.small_tokenizer import write_model_folder
+from tests.support.stores import put_side_file
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "granitemoeshared"
 Capture = pytest.CaptureFixture[str]
@@ -241,6 +242,14 @@ def test_a_config_of_another_model_is_refused(store: Path, command: Command) -> 
     assert "config.json: describes another model than the store's: its norm_epsilon differs" in errors
     (store / "config.json").write_text(json.dumps({**config, "eos_token_id": 7}))
     assert command("update", store)[0] == 0
+
+
+def test_a_file_that_another_version_took_along_stays(store: Path, command: Command) -> None:
+    put_side_file(store, "voices.json", b"{}")
+    (store / "chat_template.jinja").write_text("{{ messages[0]['content'] }}!")
+    assert command("update", store) == (0, f"chat_template.jinja: added, 29 bytes\n{store}: 1 side file updated.\n", "")
+    assert (store / "voices.json").read_bytes() == b"{}"
+    assert command("verify", store)[0] == 0
 
 
 def test_a_template_that_refuses_is_taken_with_a_remark(store: Path, command: Command) -> None:
