@@ -127,4 +127,7 @@ def _show(screen: Screen, description: dict[str, Any]) -> None:
         ("checksums", checks_told(description["checked_when_read"])),
         ("made from", f"{description['provenance'].get('source', '?')}"),
     ]
+    taken = description["provenance"].get("side_files")
+    if isinstance(taken, dict):
+        rows.append(("side files from", f"{taken.get('source', '?')}"))
     screen.table(rows)

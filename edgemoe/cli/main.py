@@ -23,6 +23,7 @@ VERBS = {
     "export": "Write a store as a GGUF file.",
     "synth": "Make a store of random weights in a real model's shape.",
     "verify": "Check every byte of a store.",
+    "update": "Take a store's tokenizer, chat template and settings anew.",
     "inspect": "Show what a store is made of.",
     "plan": "Show what a memory budget buys for a model, before it is made.",
     "trace": "Record which experts the routers choose.",

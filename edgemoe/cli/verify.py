@@ -43,8 +43,12 @@ def verify(
         if len(problems) > MOST_PROBLEMS_SHOWN:
             typer.echo(f"... and {len(problems) - MOST_PROBLEMS_SHOWN} more")
         count = "1 part is" if len(problems) == 1 else f"{len(problems)} parts are"
+        weights = not all(problem.in_side_file for problem in problems)
         raise StoreError(
-            f"{opened.path}: {count} not as written.", "Convert the checkpoint again, or copy the store again."
+            f"{opened.path}: {count} not as written.",
+            "Convert the checkpoint again, or copy the store again."
+            if weights
+            else f"edgemoe update {opened.path} takes the side files as they are now, with --from a checkpoint's.",
         )
     manifest = opened.manifest
     typer.echo(f"{opened.path}: whole; {len(manifest.files)} files, {format_size(manifest.total_bytes)} checked.")

@@ -29,9 +29,10 @@ from edgemoe.conversion.folder_contents import (
     single_before_shards,
 )
 from edgemoe.conversion.sampling import sample_sha256
-from edgemoe.conversion.source import SIDE_FILES, Rows, TensorInfo, float_dtype
+from edgemoe.conversion.source import Rows, TensorInfo, float_dtype
 from edgemoe.errors import SourceError
 from edgemoe.store.headers import HeaderTensor, parse_json, read_header
+from edgemoe.store.side_files import SIDE_FILES
 
 MAX_JSON_BYTES = 1 << 26
 _DAMAGED = "Was the checkpoint cut short or altered? Download it again."

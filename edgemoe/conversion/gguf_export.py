@@ -47,6 +47,7 @@ from edgemoe.kernels.formats import FORMATS, GROUP_COLUMNS, PANEL_ROWS, Blocks, 
 from edgemoe.model.description import store_spec
 from edgemoe.model.spec import ModelSpec
 from edgemoe.store.reader import Store
+from edgemoe.store.side_files import check_side_files
 from edgemoe.store.writer import sync_folder
 
 ALIGNMENT_BYTES = 32
@@ -145,6 +146,8 @@ def export_gguf(
     path = check_gguf_destination(destination, force)
     spec = store_spec(store)
     check_expressible(spec)
+    if tokenizer:
+        check_side_files(store)
     tensors = _tensors(store, spec)
     divisors = frequency_divisors(spec)
     partial = path.with_name(path.name + ".partial")

@@ -39,9 +39,10 @@ from edgemoe.conversion.folder_contents import (
 )
 from edgemoe.conversion.hub_errors import AGAIN, FAILURES, explained, http_status, may_pass
 from edgemoe.conversion.progress import Download, DownloadCallback
-from edgemoe.conversion.source import SIDE_FILES, Rows, TensorInfo, float_dtype
+from edgemoe.conversion.source import Rows, TensorInfo, float_dtype
 from edgemoe.errors import SourceError
 from edgemoe.store.headers import HeaderTensor, read_header
+from edgemoe.store.side_files import SIDE_FILES
 
 _MAX_SMALL_FILE_BYTES = 1 << 28
 _HEADERS_AT_ONCE = 8

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import importlib.metadata
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,6 +19,7 @@ from edgemoe.conversion.formats import check_option
 from edgemoe.conversion.journal import JOURNAL_NAME, Journal
 from edgemoe.conversion.plan import Plan, plan_conversion
 from edgemoe.conversion.progress import Callback, DownloadCallback, NoticeCallback
+from edgemoe.conversion.side_files import side_files_of
 from edgemoe.conversion.source import Source, open_source
 from edgemoe.conversion.transfer import Transfer
 from edgemoe.errors import EdgemoeError, SourceError, StoreError, UsageError
@@ -27,11 +27,11 @@ from edgemoe.model.sampling import CONFIG_LIMIT_BYTES, GENERATION_CONFIG, end_id
 from edgemoe.store.headers import parse_json
 from edgemoe.store.manifest import MANIFEST_NAME
 from edgemoe.store.reader import Store
+from edgemoe.store.side_files import check_side_files
 from edgemoe.store.writer import StoreWriter, sync_folder
 
 STORE_FOLDER = "store"
 DOWNLOADS_FOLDER = "downloads"
-SIDE_FILE_LIMIT_BYTES = 1 << 27
 
 Examination = Callable[[Mapping[str, bytes], int], Iterable[str]]
 """Gets the contents of a checkpoint's small files by their names, and the model's vocabulary; returns paragraphs."""
@@ -105,7 +105,7 @@ def convert_source(
                         _require_same(existing, provenance)
                     else:
                         plan = plan_conversion(opened, experts, dense, provenance)
-                        side_files = _side_files(opened)
+                        side_files = side_files_of(opened)
                         _check_generation_settings(opened.config, side_files)
                         if notice is not None:
                             found = examine(side_files, plan.manifest.model["vocabulary"]) if examine else ()
@@ -163,18 +163,25 @@ def _existing_store(target: Path) -> Store | None:
     if not (target / MANIFEST_NAME).is_file():
         raise UsageError(f"{target}: exists, and is not a store.", way_out)
     try:
-        return Store.open(target)
+        store = Store.open(target)
     except StoreError as problem:
         raise UsageError(f"{target}: exists, and is a damaged store ({problem.message})", way_out) from None
+    try:
+        check_side_files(store)
+    except StoreError as problem:
+        raise UsageError(f"{target}: exists, and was altered ({problem.message})", problem.hint) from None
+    return store
 
 
 def _require_same(existing: Store, provenance: Mapping[str, Any]) -> None:
     found = existing.manifest.provenance
     different = [key for key in provenance if found.get(key) != provenance[key]]
     if different:
+        way_out = "Give another destination, or remove it first."
+        if not {"experts", "dense"} & set(different):
+            way_out += f" If only its small files have changed, edgemoe update {existing.path} takes those."
         raise UsageError(
-            f"{existing.path}: exists, and is of another conversion ({_differences(found, provenance)}).",
-            "Give another destination, or remove it first.",
+            f"{existing.path}: exists, and is of another conversion ({_differences(found, provenance)}).", way_out
         )
 
 
@@ -222,7 +229,7 @@ def _write_store(source: Source, plan: Plan, journal: Journal, progress: Callbac
         _check_space(writer)
         transfer = Transfer(source, plan, writer, journal, progress)
         transfer.run()
-        writer.finish(transfer.manifest(), _side_files(source))
+        writer.finish(transfer.manifest(), side_files_of(source))
 
 
 def _check_space(writer: StoreWriter) -> None:
@@ -233,24 +240,6 @@ def _check_space(writer: StoreWriter) -> None:
             f"{writer.folder.parent}: the store needs {_size(needed)} more, and {_size(free)} are free on that disk.",
             "Free some space and run the same command again, or give a destination on another disk.",
         )
-
-
-def _side_files(source: Source) -> dict[str, bytes]:
-    files = {"config.json": json.dumps(dict(source.config), indent=2).encode() + b"\n"}
-    for name, content in source.side_files().items():
-        if isinstance(content, Path):
-            try:
-                with content.open("rb") as file:
-                    content = file.read(SIDE_FILE_LIMIT_BYTES + 1)
-            except OSError as problem:
-                raise SourceError(f"{name}: cannot be read ({problem.strerror}).") from None
-        if len(content) > SIDE_FILE_LIMIT_BYTES:
-            raise SourceError(
-                f"{name}: expected at most {_size(SIDE_FILE_LIMIT_BYTES)}, found more.",
-                "Is it a file of this model? Download the checkpoint again.",
-            )
-        files[name] = content
-    return files
 
 
 def _check_generation_settings(config: Mapping[str, Any], side_files: Mapping[str, bytes]) -> None:

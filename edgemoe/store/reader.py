@@ -31,7 +31,10 @@ class ExpertRecord:
 
 
 class Store:
-    """A store whose manifest is sound and whose files are all there, in full length. Contents: see `verify`."""
+    """A store whose manifest is sound and whose weights are all there, in full length.
+
+    Weights are held to their checksums when they are read, side files by `side_files.check_side_files`.
+    """
 
     def __init__(self, path: Path, manifest: Manifest, text: bytes = b"") -> None:
         """`text`: of the manifest, as it was read."""
@@ -56,8 +59,8 @@ class Store:
         return hashlib.sha256(self._text).hexdigest()
 
     def check_sizes(self) -> None:
-        """Raises StoreError where a file is missing or not of its length, naming what is lost first."""
-        for entry in self.manifest.files:
+        """Raises StoreError where a file of weights is missing or not of its length, naming what is lost first."""
+        for entry in (self.manifest.resident_file, *self.manifest.expert_files):
             self._check_size(entry.name, entry.bytes)
 
     def _check_size(self, name: str, expected: int) -> None:

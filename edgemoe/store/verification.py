@@ -1,4 +1,4 @@
-"""Holds every byte of a store against its manifest's checksums."""
+"""Holds every byte of a store against its manifest's checksums; the manifest's own is held whenever it is read."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from edgemoe.store.manifest import MANIFEST_NAME, Checksums, checksum_holds, record_name
-from edgemoe.store.reader import Store, read_manifest_text
+from edgemoe.store.manifest import Checksums, record_name
+from edgemoe.store.reader import Store
+from edgemoe.store.side_files import side_faults
 from edgemoe.store.writer import hash_range, replace_manifest, with_checksums
 
 
@@ -19,6 +20,8 @@ class Problem:
     message: str
     layer: int | None = None
     expert: int | None = None
+    in_side_file: bool = False
+    """Whether `edgemoe update` can mend it."""
 
     def __str__(self) -> str:
         return f"{self.file}: {self.message}"
@@ -43,7 +46,10 @@ Progress = Callable[[int, int], None]
 
 
 def verify_store(store: Store, progress: Progress | None = None) -> list[Problem]:
-    """What is not as it was written, an empty list for a store that is whole. Reads every byte."""
+    """What is not as it was written, an empty list for a store that is whole. Reads every byte.
+
+    Files that the manifest does not name, and that a session would read, are problems too.
+    """
     return _verify(store, progress)[0]
 
 
@@ -61,9 +67,7 @@ def add_checksums(store: Store, progress: Progress | None = None) -> list[Proble
 
 def _verify(store: Store, progress: Progress | None) -> tuple[list[Problem], dict[str, Checksums]]:
     """The problems of a store, and the checksums of its parts as they are."""
-    problems = []
-    if not checksum_holds(read_manifest_text(store.path)):
-        problems.append(Problem(MANIFEST_NAME, "the manifest was altered: its own checksum differs."))
+    problems = [Problem(fault.name, fault.message, in_side_file=True) for fault in side_faults(store)]
     problems += _header_problems(store)
     parts = list(_parts(store))
     total = sum(part.bytes for part in parts)
@@ -97,8 +101,6 @@ def _header_problems(store: Store) -> Iterator[Problem]:
 
 def _parts(store: Store) -> Iterator[_Part]:
     manifest = store.manifest
-    for side in manifest.side_files:
-        yield _Part(side.name, "the file", 0, side.bytes, side.sha256)
     for tensor in manifest.resident:
         file = manifest.resident_file.name
         yield _Part(file, tensor.name, tensor.offset, tensor.bytes, tensor.sha256, tensor.crc32c)

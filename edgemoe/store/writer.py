@@ -82,11 +82,9 @@ class StoreWriter:
 
     def finish(self, manifest: Manifest, side_files: Mapping[str, bytes]) -> Manifest:
         """Write the side files and the manifest, with their checksums, and make everything durable."""
-        entries = []
-        for name, content in sorted(side_files.items()):
+        for name, content in side_files.items():
             self._write_whole(name, content)
-            entries.append(SideFile(name, len(content), hashlib.sha256(content).hexdigest()))
-        manifest = replace(manifest, side_files=tuple(entries))
+        manifest = replace(manifest, side_files=side_file_entries(side_files))
         self.sync()
         self._write_whole(MANIFEST_NAME, manifest.to_bytes())
         sync_folder(self.folder)
@@ -94,6 +92,13 @@ class StoreWriter:
 
     def _write_whole(self, name: str, content: bytes) -> None:
         write_durably(self.folder / name, content)
+
+
+def side_file_entries(files: Mapping[str, bytes]) -> tuple[SideFile, ...]:
+    """What a manifest says of side files with these contents."""
+    return tuple(
+        SideFile(name, len(content), hashlib.sha256(content).hexdigest()) for name, content in sorted(files.items())
+    )
 
 
 def replace_manifest(folder: Path, manifest: Manifest) -> None:

@@ -10,6 +10,7 @@ from edgemoe.conversion.gguf_file import read_gguf
 from tests.conversion.test_gguf import CONFIGS
 from tests.support.checkpoints import write_checkpoint
 from tests.support.small_tokenizer import small_tokenizer, write_model_folder
+from tests.support.stores import put_side_file
 
 Capture = pytest.CaptureFixture[str]
 
@@ -45,9 +46,7 @@ def test_a_store_with_its_tokenizer_under_its_name(store: Path, tmp_path: Path, 
 def test_a_tokenizer_that_cannot_be_told_has_a_way_out(store: Path, tmp_path: Path, capsys: Capture) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(store, broken)
-    size = (broken / "tokenizer.json").stat().st_size
-    text = '{"model": {"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0]]}}'
-    (broken / "tokenizer.json").write_text(text + " " * (size - len(text)))
+    put_side_file(broken, "tokenizer.json", b'{"model": {"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0]]}}')
     file = tmp_path / "m.gguf"
     assert run_command(["export", str(broken), str(file)]) == 1
     assert "expected byte-level BPE, found Unigram. Write the weights alone, with --no-tokenizer." in (

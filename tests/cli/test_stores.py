@@ -12,7 +12,7 @@ import pytest
 import edgemoe
 from edgemoe.cli.chat import greeting
 from edgemoe.cli.main import run_command
-from edgemoe.errors import KernelError
+from edgemoe.errors import KernelError, StoreError
 from tests.support.letters_tokenizer import write_letters_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "granitemoeshared"
@@ -97,6 +97,39 @@ def test_verify_finds_an_altered_expert(store: Path, tmp_path: Path, capsys: Cap
     path.write_bytes(content[:-5000])
     assert run_command(["verify", str(damaged)]) == 1
     assert "layer 1, expert 7" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ["run", "STORE", "-p", "x"],
+        ["chat", "STORE"],
+        ["inspect", "STORE"],
+        ["plan", "STORE", "--ram", "1GiB"],
+        ["verify", "STORE"],
+        ["update", "STORE"],
+        ["export", "STORE", "x.gguf"],
+        ["trace", "STORE", "-p", "x", "--out", "x.csv"],
+        ["convert", "CHECKPOINT", "STORE", "--experts", "q8"],
+    ],
+)
+def test_every_verb_refuses_an_altered_manifest(
+    verb: list[str], store: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """One flipped bit turns RoPE's theta of 500000 into another, and with it every answer."""
+    damaged = shutil.copytree(store, tmp_path / "damaged")
+    path = damaged / "edgemoe.json"
+    text = path.read_bytes()
+    assert b'"theta": 500000.0' in text
+    path.write_bytes(text.replace(b'"theta": 500000.0', b'"theta": 500100.0'))
+    monkeypatch.chdir(tmp_path)
+    arguments = [{"STORE": str(damaged), "CHECKPOINT": str(checkpoint)}.get(word, word) for word in verb]
+    assert run_command(arguments) in (1, 2)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "edgemoe.json: expected the manifest that was written, found an altered one" in shown.err
+    with pytest.raises(StoreError, match="an altered one"):
+        edgemoe.load(damaged)
 
 
 def test_info_tells_machine_kernels_and_model(store: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:

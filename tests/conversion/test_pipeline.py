@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from edgemoe.architectures import checkpoint_shapes, resolve
-from edgemoe.conversion import encoding, pipeline, places
+from edgemoe.conversion import encoding, pipeline, places, side_files
 from edgemoe.conversion.journal import Journal
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.conversion.progress import Progress
@@ -164,7 +164,7 @@ def test_side_files_that_are_too_large_are_refused_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_checkpoint(tmp_path / "source", SMALL_MIXTRAL, side_files={"tokenizer.json": b"{}" * 600})
-    monkeypatch.setattr(pipeline, "SIDE_FILE_LIMIT_BYTES", 1000)
+    monkeypatch.setattr(side_files, "SIDE_FILE_LIMIT_BYTES", 1000)
     seen: list[Progress] = []
     with pytest.raises(SourceError, match=r"tokenizer\.json: expected at most"):
         convert_checkpoint(str(tmp_path / "source"), tmp_path / "store", progress=seen.append)

@@ -1,4 +1,3 @@
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ import pytest
 from edgemoe.errors import StoreError
 from edgemoe.model.description import store_spec
 from edgemoe.store.reader import Store
-from tests.support.stores import small_store
+from tests.support.stores import edit_manifest, small_store
 
 MODEL, LAYER = ("model",), ("model", "layers", 0)
 
@@ -22,14 +21,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def altered(store: Store, folder: Path, place: Sequence[str | int], value: object) -> Store:
     """A copy of a store with one value of its manifest changed."""
     shutil.copytree(store.path, folder / "store")
-    path = folder / "store" / "edgemoe.json"
-    manifest: Any = json.loads(path.read_text())
-    table = manifest
-    for key in place[:-1]:
-        table = table[key]
-    table[place[-1]] = value
-    path.write_text(json.dumps(manifest))
-    return Store.open(path.parent)
+
+    def change(table: Any) -> None:
+        for key in place[:-1]:
+            table = table[key]
+        table[place[-1]] = value
+
+    edit_manifest(folder / "store", change)
+    return Store.open(folder / "store")
 
 
 def test_what_was_written_is_understood(store: Store) -> None:

@@ -26,7 +26,7 @@ from edgemoe.store.manifest import MANIFEST_NAME, Manifest
 from edgemoe.store.manifest_parser import parse_manifest
 from edgemoe.store.reader import Store
 from tests.support.page_cache import cached_pages
-from tests.support.stores import flip_bit, small_store, without_fast_checksums
+from tests.support.stores import edit_manifest, flip_bit, sealed, small_store, without_fast_checksums
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +38,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def store(made: Store, tmp_path: Path) -> Store:
     """A copy that the test may damage."""
     return Store.open(shutil.copytree(made.path, tmp_path / "store"))
-
-
-def _edit(store: Store, change: Any) -> None:
-    path = store.path / MANIFEST_NAME
-    data = json.loads(path.read_text())
-    change(data)
-    path.write_text(json.dumps(data))
 
 
 def _read_file(path: Path, offset: int, size: int, into: memoryview, past_the_cache: bool = True) -> None:
@@ -260,7 +253,7 @@ def test_a_store_without_fast_checksums_loads(store: Store) -> None:
 
 @pytest.mark.parametrize("crc", ["1234567", "123456789", "ABCDEF01", 7, None])
 def test_a_fast_checksum_is_eight_digits(store: Store, crc: object) -> None:
-    _edit(store, lambda data: data["resident"]["tensors"][0].update(crc32c=crc))
+    edit_manifest(store.path, lambda data: data["resident"]["tensors"][0].update(crc32c=crc))
     with pytest.raises(StoreError, match=r"resident|tensors\[0\]\.crc32c: expected"):
         Store.open(store.path)
 
@@ -315,8 +308,41 @@ def test_a_folder_without_manifest_is_no_store(tmp_path: Path) -> None:
 
 
 def test_a_store_of_another_version_is_refused(store: Store) -> None:
-    _edit(store, lambda data: data.update(edgemoe=2))
+    edit_manifest(store.path, lambda data: data.update(edgemoe=2))
     with pytest.raises(StoreError, match="expected a store of version 1, found 2"):
+        Store.open(store.path)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b'"theta": 1000000.0', b'"theta": 1001000.0'),
+        (b'"norm_epsilon": 1e-05', b'"norm_epsilon": 3e-05'),
+        (b'"renormalise": true', b'"renormalise": false'),
+        (b'"checksum": "', b'"checksun": "'),
+    ],
+)
+def test_an_altered_manifest_is_refused_though_it_could_be_one(store: Store, before: bytes, after: bytes) -> None:
+    """A manifest says what its own checksum is: what it was when it was written must be what it is when it is read."""
+    path = store.path / MANIFEST_NAME
+    text = path.read_bytes()
+    assert before in text
+    path.write_bytes(text.replace(before, after))
+    with pytest.raises(StoreError, match=r"edgemoe\.json: .* an altered one \(its own checksum differs\)"):
+        Store.open(store.path)
+
+
+def test_white_space_in_a_manifest_means_nothing(store: Store) -> None:
+    """A store's checksum is of the fields, so that every store that was ever written opens."""
+    path = store.path / MANIFEST_NAME
+    path.write_text(json.dumps(json.loads(path.read_text())))
+    assert Store.open(store.path).manifest == store.manifest
+
+
+@pytest.mark.parametrize("depth", [100, 400, 900, 5000, 100_000])
+def test_a_manifest_of_many_levels_is_refused(store: Store, depth: int) -> None:
+    (store.path / MANIFEST_NAME).write_text('{"edgemoe": 1, "model": ' + "[" * depth + "]" * depth + "}")
+    with pytest.raises(StoreError, match=r"edgemoe\.json: "):
         Store.open(store.path)
 
 
@@ -334,7 +360,7 @@ def test_a_truncated_resident_file_names_the_first_tensor_lost(store: Store) -> 
         Store.open(store.path)
 
 
-@pytest.mark.parametrize("name", ["resident.safetensors", "experts-00000.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("name", ["resident.safetensors", "experts-00000.safetensors"])
 def test_a_missing_file_is_named(store: Store, name: str) -> None:
     (store.path / name).unlink()
     with pytest.raises(StoreError, match=f"{name} is missing"):
@@ -346,10 +372,10 @@ def test_a_missing_file_is_named(store: Store, name: str) -> None:
     ["../x", "/etc/passwd", "a/b", "..", ".", "", ".hidden", "a\\b", "c:x", "x\0y", "\ud800", 7, None, "edgemoe.json"],
 )
 def test_file_names_cannot_leave_the_folder(store: Store, name: object) -> None:
-    _edit(store, lambda data: data["side_files"][0].update(name=name))
+    edit_manifest(store.path, lambda data: data["side_files"][0].update(name=name))
     with pytest.raises(StoreError, match=r"edgemoe\.json: "):
         Store.open(store.path)
-    _edit(store, lambda data: data["resident"].update(name=name))
+    edit_manifest(store.path, lambda data: data["resident"].update(name=name))
     with pytest.raises(StoreError, match=r"edgemoe\.json: "):
         Store.open(store.path)
 
@@ -366,7 +392,7 @@ def test_figures_of_the_quantisation_are_figures(made: Store, key: str, value: o
     manifest = json.loads((made.path / MANIFEST_NAME).read_text())
     manifest["quantisation"]["experts"][key] = value
     with pytest.raises(StoreError, match=f"quantisation.*{key}"):
-        parse_manifest(json.dumps(manifest).encode())
+        parse_manifest(sealed(manifest))
 
 
 _ODD = st.one_of(
@@ -397,7 +423,7 @@ def test_mutated_manifests_open_or_are_refused_and_nothing_else(made: Store, dat
             node.append(copy.deepcopy(node[key]))
         else:
             del node[key]
-    _open_and_use(made.path, json.dumps(manifest).encode())
+    _open_and_use(made.path, sealed(manifest))
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100, deadline=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,12 +39,24 @@ def test_an_altered_record_is_named_by_file_layer_and_expert(made: Store, tmp_pa
     assert "layers.1.experts.3" in str(problem)
 
 
-def test_an_altered_number_in_the_manifest_is_found(made: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda folder: (folder / "tokenizer.json").write_bytes(b"{}"), "expected 18 bytes, as the manifest says"),
+        (lambda folder: flip_bit(folder / "tokenizer.json", 3), "is not what was written (its checksum differs)"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "is missing"),
+        (lambda folder: (folder / "chat_template.jinja").write_text("x"), "is not in the manifest"),
+    ],
+)
+def test_side_files_that_are_not_those_of_the_manifest_are_found(
+    change: Callable[[Path], object], problem: str, made: Store, tmp_path: Path
+) -> None:
     folder = shutil.copytree(made.path, tmp_path / "store")
-    path = folder / "edgemoe.json"
-    path.write_text(path.read_text().replace('"norm_epsilon": 1e-05', '"norm_epsilon": 2e-05'))
-    (problem,) = verify_store(Store.open(folder))
-    assert problem.file == "edgemoe.json"
+    (folder / "README.md").write_text("Nothing reads this, so that it is nobody's business.")
+    change(folder)
+    (found,) = verify_store(Store.open(folder))
+    assert found.in_side_file
+    assert problem in found.message
 
 
 def test_a_store_from_before_there_were_fast_checksums_gets_them(made: Store, tmp_path: Path) -> None:

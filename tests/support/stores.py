@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,9 @@ import numpy as np
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.kernels.formats import PANEL_ROWS, Matrix, dequantise, panel_count, unpack
 from edgemoe.model.spec import ModelSpec
+from edgemoe.store.manifest import MANIFEST_NAME, manifest_checksum
 from edgemoe.store.reader import Store
+from edgemoe.store.update import replace_side_files, staged
 from edgemoe.store.writer import replace_manifest
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
 
@@ -37,6 +41,27 @@ def without_fast_checksums(folder: Path) -> Store:
         ),
     )
     return Store.open(folder)
+
+
+def edit_manifest(folder: Path, change: Callable[[Any], object]) -> None:
+    """Changes a manifest's JSON in place, and makes its own checksum hold for what it says then."""
+    path = folder / MANIFEST_NAME
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_bytes(sealed(data))
+
+
+def sealed(data: Mapping[str, Any]) -> bytes:
+    """The text of a manifest whose checksum is that of its other fields, whatever they are."""
+    return json.dumps({**data, "checksum": manifest_checksum(data)}).encode()
+
+
+def put_side_file(folder: Path, name: str, content: bytes) -> None:
+    """Gives a store a side file that its manifest vouches for, whether or not a model can use it."""
+    store = Store.open(folder)
+    files = {file.name: (folder / file.name).read_bytes() for file in store.manifest.side_files}
+    with staged(folder, {**files, name: content}) as staging:
+        replace_side_files(store, staging, {})
 
 
 def flip_bit(path: Path, offset: int, bit: int = 0) -> None:

@@ -1,0 +1,94 @@
+"""Gives a store other side files, such as a mended chat template, without converting its weights again."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from edgemoe.errors import UsageError
+from edgemoe.store.reader import Store
+from edgemoe.store.side_files import SIDE_FILES, side_file_fault
+from edgemoe.store.writer import replace_manifest, side_file_entries, sync_folder, write_durably
+
+STAGING_NAME = ".update"
+"""The folder within a store in which new side files lie until all of them are on the disk."""
+
+
+@dataclass(frozen=True)
+class SideChange:
+    """What an update did to one side file, and how large that is now."""
+
+    name: str
+    kind: Literal["added", "changed", "restored", "removed"]
+    """`restored` is a file that is again what the manifest said all along."""
+    bytes: int = 0
+
+
+def changed_names(store: Store, files: Mapping[str, bytes]) -> set[str]:
+    """The side files that these contents add to the manifest, change in it or remove from it."""
+    old = {entry.name: entry for entry in store.manifest.side_files}
+    new = {entry.name: entry for entry in side_file_entries(files)}
+    return {name for name in {*old, *new} if old.get(name) != new.get(name)}
+
+
+@contextlib.contextmanager
+def staged(folder: Path, files: Mapping[str, bytes]) -> Iterator[Path]:
+    """A folder within a store that holds these files, on the disk, for `replace_side_files` to take them from.
+
+    Only one process at a time has it: UsageError tells the second one. It is gone afterwards.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"{folder}: another update of this store is running.", "Wait for it to end.") from None
+        except OSError:
+            pass  # some network file systems lock no folders; whoever shares one has to take turns
+        staging = folder / STAGING_NAME
+        shutil.rmtree(staging, ignore_errors=True)  # what an update that was killed has left
+        try:
+            staging.mkdir()
+            for name, content in files.items():
+                write_durably(staging / name, content)
+            yield staging
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    finally:
+        os.close(descriptor)
+
+
+def replace_side_files(store: Store, staging: Path, provenance: Mapping[str, Any]) -> list[SideChange]:
+    """Make the files of a `staged` folder the side files of a store; returns what that changed.
+
+    Each file is replaced whole, and the manifest last. A process that is killed in between leaves a store that is as it
+    was, or as it was meant to be, or one that `check_side_files` refuses: never a mixture that opens.
+    """
+    files = {path.name: path.read_bytes() for path in staging.iterdir()}
+    listed = {entry.name for entry in store.manifest.side_files}
+    changed = changed_names(store, files)
+    entries = side_file_entries(files)
+    changes = []
+    for entry in entries:
+        differs = side_file_fault(store.path / entry.name, entry) is not None
+        if differs:
+            (staging / entry.name).replace(store.path / entry.name)
+        if entry.name in changed:
+            changes.append(SideChange(entry.name, "changed" if entry.name in listed else "added", entry.bytes))
+        elif differs:
+            changes.append(SideChange(entry.name, "restored", entry.bytes))
+    for name in sorted({*SIDE_FILES, *listed} - files.keys()):
+        if name in listed or os.path.lexists(store.path / name):
+            (store.path / name).unlink(missing_ok=True)
+            changes.append(SideChange(name, "removed"))
+    sync_folder(store.path)  # the new manifest vouches for the names
+    if changed:
+        origin = {**store.manifest.provenance, "side_files": dict(provenance)}
+        replace_manifest(store.path, replace(store.manifest, side_files=entries, provenance=origin))
+    return changes
