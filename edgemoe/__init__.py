@@ -15,6 +15,7 @@ import os
 
 TYPE_CHECKING = False  # that of typing, whose import would take longer than all the rest here
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from edgemoe.session.model import Model
@@ -73,12 +74,24 @@ def convert(
     dense: str | None = None,
     keep: bool = False,
     force: bool = False,
+    notice: Callable[[str], None] | None = None,
 ) -> Path:
     """Convert a checkpoint (a folder, a hub id or a GGUF file) into a store; returns the store's path.
 
     `experts` and `dense` name formats: q4, q4m, q8, f16 or f32; left out, blocks that the source has quantised
-    carry over exactly, other experts become q4 and other weights q8. Raises SourceError, StoreError and UsageError.
+    carry over exactly, other experts become q4 and other weights q8. `notice` gets, before the weights are read,
+    paragraphs about what the checkpoint lacks. Raises SourceError, StoreError and UsageError.
     """
     from edgemoe.conversion.pipeline import convert_checkpoint
+    from edgemoe.session.text_faults import text_faults
 
-    return convert_checkpoint(os.fspath(source), destination, experts=experts, dense=dense, keep=keep, force=force)
+    return convert_checkpoint(
+        os.fspath(source),
+        destination,
+        experts=experts,
+        dense=dense,
+        keep=keep,
+        force=force,
+        notice=notice,
+        examine=text_faults,
+    )

@@ -13,6 +13,7 @@ import typer
 import typer.core
 
 from edgemoe.cli.interrupts import TERMINATION
+from edgemoe.cli.parameters import with_flags
 from edgemoe.cli.screen import printable
 from edgemoe.errors import INTERRUPTED, EdgemoeError, UsageError
 
@@ -153,7 +154,7 @@ def _usage_message(error: Any) -> tuple[str, str]:
 def _report(error: EdgemoeError, debug: bool, cause: BaseException | None = None) -> int:
     if debug:
         traceback.print_exception(cause or error, file=sys.stderr)
-    print(f"error: {printable(str(error))}", file=sys.stderr)
+    print(f"error: {printable(with_flags(str(error)))}", file=sys.stderr)
     return error.exit_code
 
 

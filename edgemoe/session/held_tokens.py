@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from edgemoe.errors import EdgemoeError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,9 +39,13 @@ class HeldTokens:
     def forward(
         self, token_ids: Sequence[int], all_logits: bool = False, out: npt.NDArray[np.float32] | None = None
     ) -> npt.NDArray[np.float32]:
-        """Run new tokens; returns their logits, in `out` if given. Shapes: `(V,)` of the last one, or `(T, V)`."""
+        """Run new tokens; returns their logits, in `out` if given. Shapes: `(V,)` of the last one, or `(T, V)`.
+
+        Raises EdgemoeError where a logit is not a finite number; the tokens then are not held.
+        """
         try:
             logits = self.engine.forward(token_ids, all_logits=all_logits, out=out)
+            _check_finite(logits, self.engine.memory.kv_format)
         except BaseException:
             self.rewind(len(self.ids))  # what the failed run has left behind is not part of the sequence
             raise
@@ -49,3 +56,16 @@ class HeldTokens:
         """Forget everything from this position on."""
         del self.ids[position:]
         self.engine.rewind(position)
+
+
+def _check_finite(logits: npt.NDArray[np.float32], kv_format: str) -> None:
+    """Raises EdgemoeError, with the way out that there is for keys and values of this format."""
+    if math.isfinite(logits.min()) and math.isfinite(logits.max()):
+        return
+    way_out = "Its weights are damaged or overflow: check the store with edgemoe verify."
+    if kv_format == "f16":
+        way_out = (
+            "A key or value may be beyond float16, which ends at 65504: open the model with kv='q8'. If that does not"
+            " help, its weights are damaged: check the store with edgemoe verify."
+        )
+    raise EdgemoeError("the model's logits are not all finite numbers.", way_out)

@@ -120,7 +120,7 @@ class Model:
         except UsageError as error:
             raise StoreError(
                 f"{path}: {error.message}",
-                "Mend or remove it in the checkpoint, and convert that again; without it decoding is greedy.",
+                "Mend or remove it, then run edgemoe update STORE; without it decoding is greedy.",
             ) from None
 
     @property

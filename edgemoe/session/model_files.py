@@ -9,7 +9,8 @@ from typing import Any
 from edgemoe.errors import StoreError
 
 JSON_LIMIT_BYTES = 16 << 20
-_MEND = "Put the original model's file in its place; where the folder is a store, edgemoe update takes it then."
+MEND = "Put the original model's file in its place; where the folder is a store, edgemoe update takes it then."
+"""The way out where a text file of a model cannot be used."""
 
 
 def read_text(path: Path, limit_bytes: int) -> str:
@@ -18,22 +19,22 @@ def read_text(path: Path, limit_bytes: int) -> str:
         if path.exists() and not path.is_file():  # to open a pipe would wait for whoever writes to it
             raise StoreError(
                 f"{path}: expected a file, found something else.",
-                _MEND,
+                MEND,
             )
         with path.open("rb") as file:
             data = file.read(limit_bytes + 1)
         if len(data) > limit_bytes:
             raise StoreError(
                 f"{path}: expected at most {limit_bytes >> 10} KiB, found more.",
-                _MEND,
+                MEND,
             )
         return data.decode("utf-8")
     except FileNotFoundError:
-        raise StoreError(f"{path} is missing.", _MEND) from None
+        raise StoreError(f"{path} is missing.", MEND) from None
     except UnicodeDecodeError as error:
         raise StoreError(
             f"{path}: expected UTF-8 text, found other bytes at {error.start}.",
-            _MEND,
+            MEND,
         ) from None
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror}.", "Check the folder's permissions.") from None
@@ -48,11 +49,11 @@ def read_json_object(path: Path, required: bool = True, limit_bytes: int = JSON_
     except (ValueError, RecursionError) as error:
         raise StoreError(
             f"{path}: it is not valid JSON ({error}).",
-            _MEND,
+            MEND,
         ) from None
     if not isinstance(value, dict):
         raise StoreError(
             f"{path}: expected a JSON object, found {type(value).__name__}.",
-            _MEND,
+            MEND,
         )
     return value

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgemoe.errors import EdgemoeError, StoreError, UsageError
-from edgemoe.session.model_files import read_json_object, read_text
+from edgemoe.session.model_files import MEND, read_json_object, read_text
 from edgemoe.session.special_tokens import CONFIG_NAME, SpecialTokens
 from edgemoe.session.template_process import TemplateProcess
 
@@ -129,12 +129,13 @@ def template_source(folder: Path) -> str | None:
         raise StoreError(
             f"{folder / CONFIG_NAME}: chat_template: expected one template named default,"
             f" found {', '.join(sorted(map(str, value)))[:200]}.",
-            "Save the one that you want as chat_template.jinja in the checkpoint, and convert that again.",
+            "Save the one that you want as chat_template.jinja beside it; where the folder is a store, edgemoe update"
+            " takes it then.",
         )
     source = value.get("default") if isinstance(value, Mapping) else value
     if source is not None and not isinstance(source, str):
         raise StoreError(
             f"{folder / CONFIG_NAME}: chat_template: expected a text, or named texts, found {type(source).__name__}.",
-            "Copy the original model's tokenizer_config.json again.",
+            MEND,
         )
     return source

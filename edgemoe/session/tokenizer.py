@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from edgemoe.errors import StoreError, UsageError
 from edgemoe.model.sampling import end_ids
-from edgemoe.session.model_files import read_json_object, read_text
+from edgemoe.session.model_files import MEND, read_json_object, read_text
 from edgemoe.session.special_tokens import CONFIG_NAME, SpecialTokens
 from edgemoe.session.twins import Twins
 from edgemoe.store.tokenizer_file import library_tokenizer
@@ -138,7 +138,7 @@ class Tokenizer:
         if ids and max(ids) >= self.vocabulary:
             raise StoreError(
                 f"tokenizer.json: expected ids below {self.vocabulary} (the model's vocabulary), found {max(ids)}.",
-                "The tokenizer belongs to another model: copy the original one.",
+                f"The tokenizer belongs to another model. {MEND}",
             )
         return ids
 
@@ -170,7 +170,7 @@ class Tokenizer:
         if len(text) > LONGEST_TOKEN_CHARACTERS * max(1, len(token_ids)):
             raise StoreError(
                 f"tokenizer.json: it makes {len(text)} characters of {len(token_ids)} tokens.",
-                "It is broken or hostile: copy the original model's.",
+                f"It is broken or hostile. {MEND}",
             )
         return text
 
@@ -226,8 +226,7 @@ def load_library_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     except BaseException as error:  # a panic of the library is a BaseException
         raise StoreError(
             f"{path}: the tokenizer does not load ({str(error)[:300]}).",
-            "The file is damaged or made for a newer tokenizers library: copy the original model's again,"
-            " or update tokenizers.",
+            f"The file is damaged, or made for a newer version of the package tokenizers. {MEND}",
         ) from None
     tokenizer.no_truncation()  # some files carry the training's limits, which would cut prompts in silence
     tokenizer.no_padding()
@@ -291,9 +290,7 @@ def stop_ids(folder: Path, tokenizer: tokenizers.Tokenizer | None) -> frozenset[
         try:
             ids |= end_ids(config)
         except UsageError as error:
-            raise StoreError(
-                f"{folder / name}: {error.message}", "Mend it in the checkpoint, and convert that again."
-            ) from None
+            raise StoreError(f"{folder / name}: {error.message}", f"Mend it. {MEND}") from None
     eos = SpecialTokens.read(folder).names.get("eos_token")
     if eos is not None and tokenizer is not None:
         token = tokenizer.token_to_id(eos)
@@ -342,7 +339,7 @@ def _within(seconds: float, work: Callable[[], Result]) -> Result:
     if thread.is_alive():
         raise UsageError(
             f"the text could not be tokenised within {seconds:.0f} seconds.",
-            "Shorten it; if it is short already, tokenizer.json is broken or hostile: copy the original model's.",
+            f"Shorten it; if it is short already, tokenizer.json is broken or hostile. {MEND}",
         )
     if errors:
         raise errors[0] if isinstance(errors[0], UsageError) else _failure("this text", errors[0])
@@ -352,5 +349,5 @@ def _within(seconds: float, work: Callable[[], Result]) -> Result:
 def _failure(what: str, error: BaseException) -> StoreError:
     return StoreError(
         f"tokenizer.json: it fails on {what} ({str(error)[:300]}).",
-        "The file is damaged: copy the original model's again.",
+        f"The file is damaged. {MEND}",
     )
