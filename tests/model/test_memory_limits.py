@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 
 from edgemoe.bench.cached_files import drop_from_cache
+from edgemoe.bench.control_group import MemoryGroup
+from edgemoe.errors import UsageError
 from edgemoe.session.default_model import find_model
 from edgemoe.store.direct import open_direct
 from tests.support.page_cache import cached_pages
@@ -97,3 +100,22 @@ def test_the_page_cache_does_not_take_the_model_in(tmp_path: Path, ram: str) -> 
     found = run(model, ram)
     assert found["misses"] or ram != "floor"
     assert sum(map(cached_bytes, files)) - before < total // 20
+
+
+GROUP_BYTES = 150 << 20
+"""Less than the bundled model needs."""
+
+
+@pytest.mark.parametrize("ram", ["500MiB", "auto", "floor"])
+def test_a_small_control_group_is_an_error_and_no_end_by_the_system(ram: str) -> None:
+    try:
+        group = MemoryGroup("limits", GROUP_BYTES)
+    except UsageError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    command = [sys.executable, "-m", "edgemoe", "run", "--raw", "-p", "x", "--ram", ram]
+    with group:
+        done = subprocess.run(group.command(command), capture_output=True, text=True, check=False)
+        assert done.returncode == 1, done.stderr  # -9 where the system ended it
+        assert re.search(r"This model needs at least .* may have 150\.0 MiB in all\. Raise that limit", done.stderr)
+        peak = group.usage().peak_bytes
+        assert peak is None or peak < GROUP_BYTES // 2  # nothing large was read
