@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edgemoe.cli import options as shared
+from edgemoe.cli.json_text import json_text
 from edgemoe.cli.screen import Screen, open_screen
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def inspect(
 
     description = describe(Store.open(find_model(store)))
     if as_json:
-        typer.echo(json.dumps(description, indent=2))
+        typer.echo(json_text(description))
     else:
         _show(open_screen(), description)
 
