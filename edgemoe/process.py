@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -208,6 +209,31 @@ def user_thread_limit() -> int | None:
 
     most = resource.getrlimit(resource.RLIMIT_NPROC)[0]
     return None if most == resource.RLIM_INFINITY or os.geteuid() == 0 else most
+
+
+def start_threads(count: int, work: Callable[[], None]) -> list[threading.Thread]:
+    """Start up to `count` threads that do `work` and hold up no exit: as many as the system lets us, perhaps none."""
+    threads: list[threading.Thread] = []
+    with contextlib.suppress(RuntimeError):  # the only sign that Python gives of it
+        for _ in range(count):
+            thread = threading.Thread(target=work, daemon=True)
+            thread.start()
+            threads.append(thread)
+    return threads
+
+
+def no_threads(what: str) -> MachineError:
+    """The error for `what` cannot begin since the system starts no further thread or process, with what limits them."""
+    limits = []
+    if (user := user_thread_limit()) is not None:
+        limits.append(f"its user may have {user} in all (ulimit -u)")
+    if (group := thread_limit()) is not None and group.group is not None:
+        limits.append(f"the control group {group.group.folder} allows {group.amount:.0f} more (pids.max)")
+    found = f"; {' and '.join(limits)}" if limits else ""
+    return MachineError(
+        f"{what}: the system refuses to start another thread or process{found}.",
+        "Allow more (a container has an option for it, such as --pids-limit), or end other programs.",
+    )
 
 
 def _ask_psutil(question: str, ask: Callable[[Any], int]) -> int:

@@ -11,6 +11,7 @@ from edgemoe import process
 from edgemoe.errors import MachineError
 from edgemoe.process import ControlGroup
 from tests.support.control_groups import mounted, write_groups, write_proc
+from tests.support.few_threads import few_threads
 
 
 def test_peak_memory_is_of_this_process_and_not_of_the_one_that_began_it() -> None:
@@ -199,3 +200,23 @@ def test_without_proc_and_without_psutil_one_error_names_it(monkeypatch: pytest.
         with pytest.raises(MachineError, match="expected its process files under /proc"):
             ask()
     assert process.physical_cores(Path("/missing")) is None
+
+
+@pytest.mark.parametrize("left", [0, 1, 2, 3])
+def test_as_many_threads_are_started_as_the_system_allows(left: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    few_threads(monkeypatch, left)
+    threads = process.start_threads(2, lambda: None)
+    assert len(threads) == min(left, 2)
+    for thread in threads:
+        thread.join()
+
+
+def test_why_no_thread_is_started_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = ControlGroup(Path("/groups/a"), 2)
+    monkeypatch.setattr(process, "thread_limit", lambda: process.Limit(0, group))
+    monkeypatch.setattr(process, "user_thread_limit", lambda: 100)
+    assert str(process.no_threads("A pool cannot be made")) == (
+        "A pool cannot be made: the system refuses to start another thread or process; its user may have 100 in all"
+        " (ulimit -u) and the control group /groups/a allows 0 more (pids.max). Allow more (a container has an option"
+        " for it, such as --pids-limit), or end other programs."
+    )

@@ -15,6 +15,7 @@ import typer.core
 from edgemoe.cli.interrupts import TERMINATION
 from edgemoe.cli.screen import printable
 from edgemoe.errors import INTERRUPTED, EdgemoeError, UsageError
+from edgemoe.process import no_threads
 
 VERBS = {
     "chat": "Talk with a model.",
@@ -33,6 +34,10 @@ VERBS = {
 
 CommandLineError: Any = typer.BadParameter.__base__
 """What typer raises for arguments that it cannot parse."""
+
+
+NO_THREAD = "can't start new thread"
+"""What Python says, with a RuntimeError, where the system refuses one."""
 
 
 class LazyVerbs(typer.core.TyperGroup):
@@ -118,6 +123,8 @@ def run_command(arguments: list[str]) -> int:
     except EdgemoeError as error:
         return _report(error, debug)
     except OSError as error:
+        if error.errno == errno.EAGAIN and not error.filename:
+            return _report(no_threads("the command cannot go on"), debug, error)
         place = f"{error.filename}: " if error.filename else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         way_out = "Free some space, then run it again." if full else "Check that it exists and that you may use it."
@@ -128,6 +135,8 @@ def run_command(arguments: list[str]) -> int:
             EdgemoeError("there is not enough memory.", "Give a smaller --ram, or close other programs."), debug, error
         )
     except Exception as error:
+        if isinstance(error, RuntimeError) and str(error) == NO_THREAD:
+            return _report(no_threads("the command cannot go on"), debug, error)
         return _report_fault(error, debug)
 
 

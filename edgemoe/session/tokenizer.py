@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from edgemoe.errors import StoreError, UsageError
+from edgemoe.errors import EdgemoeError, StoreError, UsageError
+from edgemoe.process import no_threads
 from edgemoe.session.model_files import read_json_object, read_text
 from edgemoe.session.template import special_tokens
 
@@ -218,7 +219,9 @@ def _within(seconds: float, work: Callable[[], Result]) -> Result:
     return result[0]
 
 
-def _failure(what: str, error: BaseException) -> StoreError:
+def _failure(what: str, error: BaseException) -> EdgemoeError:
+    if "ThreadPoolBuildError" in str(error):  # the library panics where the system starts no thread for it
+        return no_threads("The tokenizer cannot begin")
     return StoreError(
         f"tokenizer.json: it fails on {what} ({str(error)[:300]}).",
         "The file is damaged: copy the original model's again.",

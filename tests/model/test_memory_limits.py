@@ -17,6 +17,7 @@ import pytest
 from edgemoe.bench.cached_files import drop_from_cache
 from edgemoe.bench.control_group import MemoryGroup
 from edgemoe.errors import UsageError
+from edgemoe.process import control_groups
 from edgemoe.session.default_model import find_model
 from edgemoe.store.direct import open_direct
 from tests.support.page_cache import cached_pages
@@ -119,3 +120,27 @@ def test_a_small_control_group_is_an_error_and_no_end_by_the_system(ram: str) ->
         assert re.search(r"This model needs at least .* may have 150\.0 MiB in all\. Raise that limit", done.stderr)
         peak = group.usage().peak_bytes
         assert peak is None or peak < GROUP_BYTES // 2  # nothing large was read
+
+
+@pytest.mark.parametrize("threads", [3, 5, 7, 20])
+def test_few_threads_are_an_error_that_names_the_limit_or_an_answer(threads: int) -> None:
+    above = next(iter(control_groups("pids")), None)
+    if above is None:
+        pytest.skip("this system has no control groups for processes")
+    group = above.folder / f"edgemoe-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    try:
+        if not (group / "pids.max").exists():
+            pytest.skip("no group here may limit processes")
+        (group / "pids.max").write_text(str(threads))
+        enter = ["/bin/sh", "-c", 'echo $$ > "$0" && exec "$@"', str(group / "cgroup.procs")]
+        command = [*enter, sys.executable, "-m", "edgemoe", "run", "--raw", "-p", "x", "--threads", "2"]
+        done = subprocess.run([*command, "--max-tokens", "2"], capture_output=True, text=True, check=False)
+    finally:
+        group.rmdir()
+    assert (done.returncode, done.stderr) == (0, "") or (
+        done.returncode == 1 and f"the control group {group} allows" in done.stderr and threads < 20
+    ), done.stderr
