@@ -29,7 +29,7 @@ VERBS = {
     "trace": "Record which experts the routers choose.",
     "bench": "Measure a model's speed, and where its time goes.",
     "replay": "Show what a cache of experts would hit on recorded routing.",
-    "info": "Show the machine, the kernels chosen and the bundled model.",
+    "info": "Show the machine, what limits it, and what a model gets of it.",
 }
 
 CommandLineError: Any = typer.BadParameter.__base__

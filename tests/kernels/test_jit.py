@@ -20,6 +20,7 @@ from edgemoe.kernels.jit import JitBackend, products
 from edgemoe.kernels.jit import numbers as jit_numbers
 from edgemoe.kernels.jit.compile import compiling_told, jit
 from tests.kernels.builders import column_counts, few_examples, kinds, numbers, random_matrix, seeds, token_counts
+from tests.support.homes import without_home
 
 
 def test_numba_is_imported_only_by_the_jit_backend() -> None:
@@ -40,6 +41,25 @@ def test_it_compiles_where_no_machine_code_can_be_kept() -> None:
     with pytest.raises(RuntimeError, match="cannot cache"):
         numba.njit(cache=True)(namespace["double"])
     assert jit(namespace["double"])(21) == 42
+
+
+def test_no_folder_is_made_for_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numba takes its cache from `os.path.expanduser("~/.cache")`, which leaves an unknown home as it is."""
+    without_home(monkeypatch)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("numba.config.CACHE_DIR", "")
+    (tmp_path / "module.py").write_text("def double(number):\n    return 2 * number\n")
+    namespace: dict[str, Any] = {}
+    exec(compile((tmp_path / "module.py").read_text(), tmp_path / "module.py", "exec"), namespace)
+
+    def refused(*arguments: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, "as of a package that belongs to another user")
+
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    monkeypatch.setattr("numba.core.caching.tempfile.TemporaryFile", refused)
+    assert jit(namespace["double"])(21) == 42
+    assert [path.name for path in tmp_path.iterdir()] == ["module.py"]
 
 
 def test_compiling_is_told_once_but_not_code_that_was_kept(tmp_path: Path) -> None:
