@@ -15,10 +15,10 @@ import numpy as np
 
 from edgemoe.bench.machine import describe_machine
 from edgemoe.bench.rates import measure_store_disk
-from edgemoe.errors import EdgemoeError, KernelError, StoreError
+from edgemoe.errors import EdgemoeError, KernelError, MachineError, StoreError
 from edgemoe.experts.reads import ExpertFiles, open_reader
 from edgemoe.kernels.native.library import load_library
-from edgemoe.kernels.select import KernelChoice, describe_backend, select_backend
+from edgemoe.kernels.select import KERNELS_VARIABLE, KernelChoice, describe_backend, select_backend
 from edgemoe.model.engine import READER_THREADS
 from edgemoe.model.memory import check_floor, format_size, plan_memory
 from edgemoe.paths import CACHE_VARIABLE, cache_folder, state_folder
@@ -87,15 +87,17 @@ def _reader() -> dict[str, Any]:
 
 def _threads(choice: KernelChoice) -> dict[str, Any]:
     """How many may be started, and whether those of the kernels and one reader can be, which is tried."""
-    problem = None
     try:
         backend = select_backend(choice.threads)
         try:
             open_reader(np.zeros((1, mmap.PAGESIZE), np.uint8), READER_THREADS).close()
         finally:
             backend.close()
-    except EdgemoeError as error:
+        problem = None
+    except MachineError as error:
         problem = str(error)
+    except EdgemoeError:
+        problem = None  # kernels that cannot be had at all are told with the model
     left = thread_limit()
     return {
         "user_limit": user_thread_limit(),
@@ -131,22 +133,24 @@ def _model(model: str | os.PathLike[str] | None, measure: bool) -> dict[str, Any
 
 def _plan(store: Store) -> dict[str, Any]:
     """The floor, and what the model would get with no budget given; why it cannot run, where it cannot."""
-    with held_as_in_a_run(store) as (spec, sizes, backend):
-        floor = plan_memory(spec, sizes, backend, "floor")
-        plan, problem = floor, None
-        try:
+    told: dict[str, Any] = dict.fromkeys(
+        ("floor_bytes", "budget_bytes", "planned_bytes", "total_experts", "experts_in_memory", "context_length")
+    )
+    try:
+        with held_as_in_a_run(store) as (spec, sizes, backend):
+            told["floor_bytes"] = plan_memory(spec, sizes, backend, "floor").floor_bytes
+            told["total_experts"] = sizes.total_experts
             check_floor(spec, sizes, backend)
             plan = plan_memory(spec, sizes, backend, "auto")
-        except EdgemoeError as error:
-            problem = str(error)
+    except EdgemoeError as error:
+        return {**told, "problem": str(error)}
     return {
-        "floor_bytes": floor.floor_bytes,
+        **told,
         "budget_bytes": plan.budget_bytes,
         "planned_bytes": plan.planned_bytes,
-        "total_experts": plan.total_experts,
         "experts_in_memory": plan.slots,
         "context_length": plan.context_length,
-        "problem": problem,
+        "problem": None,
     }
 
 
@@ -210,10 +214,11 @@ def _limits(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         )
     if found["threads"]["problem"] is not None:
         yield "Threads: there are too few", found["threads"]["problem"]
+    reason = found["kernels"]["reason"]
     if found["kernels"]["backend"] != "native":
         yield (
-            f"Kernels: the portable ones run, which are slower ({found['kernels']['reason']})",
-            "With a C compiler, install edgemoe again.",
+            f"Kernels: the portable ones run, which are slower ({reason})",
+            f"Unset {KERNELS_VARIABLE}." if KERNELS_VARIABLE in reason else "With a C compiler, install edgemoe again.",
         )
     if model.get("direct_reads") is False:
         yield f"Disk: experts are read {model['reads']}", "A store on a local disk (ext4, xfs, btrfs) is read past it."

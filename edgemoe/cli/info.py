@@ -78,8 +78,9 @@ def _model_rows(model: dict[str, Any], bundled: bool) -> list[tuple[str, str]]:
             f"{format_size(model['disk_free_bytes'])} free; experts are read {model['reads']}{measured}",
         ),
         ("its checksums", checks_told(model["checked_when_read"])),
-        ("its floor of memory", format_size(model["floor_bytes"])),
     ]
+    if model["floor_bytes"] is not None:
+        told.append(("its floor of memory", format_size(model["floor_bytes"])))
     if model["problem"] is None:
         experts = f"{model['experts_in_memory']} of {model['total_experts']} experts in memory, "
         told.append(

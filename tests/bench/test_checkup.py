@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,11 @@ def refuse() -> None:
             lambda: KernelChoice("jit", "-", 1, "no library"),
             "Kernels: the portable ones run, which are slower (no library). With a C compiler, install edgemoe again.",
         ),
+        (
+            "describe_backend",
+            lambda: KernelChoice("jit", "-", 1, "EDGEMOE_KERNELS=jit asks for it"),
+            "(EDGEMOE_KERNELS=jit asks for it). Unset EDGEMOE_KERNELS.",
+        ),
         ("_reads_directly", lambda store: False, "Disk: experts are read by plain reads"),
         ("cache_folder", lambda: None, "Cache folder: there is none: nothing is kept"),
         ("cache_folder", lambda: Path("/dev/null/x"), "Cache folder: /dev/null/x: nothing can be written there"),
@@ -83,11 +89,11 @@ def test_a_model_that_does_not_fit_is_told(patch: Patch, store: Path, monkeypatc
     assert limit.startswith("The model: it cannot run here. This model needs at least")
 
 
-def test_experts_that_do_not_all_fit_are_told(patch: Patch, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    floor = checkup(store)["model"]["floor_bytes"]
-    monkeypatch.setattr("edgemoe.model.memory.available_bytes", lambda: floor)
+def test_experts_that_do_not_all_fit_are_told(patch: Patch, store: Path) -> None:
+    plan = module.plan_memory
+    patch("plan_memory", lambda *arguments: replace(plan(*arguments), slots=3))
     (limit,) = checkup(store)["limits"]
-    assert "experts fit in memory at a time" in limit
+    assert limit.startswith("The model: 3 of its 8 experts fit in memory at a time")
     assert "edgemoe plan shows" in limit
 
 

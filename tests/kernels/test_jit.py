@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
+from edgemoe.errors import KernelError
 from edgemoe.kernels import reference
 from edgemoe.kernels.formats import GROUP_COLUMNS, group_count
 from edgemoe.kernels.jit import JitBackend, products
@@ -32,6 +34,14 @@ print([name for name in ("numba", "edgemoe.kernels.jit") if name in sys.modules]
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_without_numba_one_error_says_what_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "numba", None)  # an import of it then fails as where it is not installed
+    monkeypatch.delitem(sys.modules, "edgemoe.kernels.jit.compile")
+    with pytest.raises(KernelError, match=r"Numba cannot be imported .*quantising weights") as told:
+        importlib.import_module("edgemoe.kernels.jit.compile")
+    assert "musl" in told.value.hint
 
 
 def test_it_compiles_where_no_machine_code_can_be_kept() -> None:

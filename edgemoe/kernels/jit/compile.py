@@ -8,11 +8,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import numba
-from numba.core.caching import FunctionCache
-from numba.core.event import Event, Listener, install_listener
-
+from edgemoe.errors import KernelError
 from edgemoe.paths import platform_cache_folder
+
+try:
+    import numba
+    from numba.core.caching import FunctionCache
+    from numba.core.event import Event, Listener, install_listener
+except ImportError as error:
+    raise KernelError(
+        f"Numba cannot be imported ({error}): quantising weights, replaying traces and the portable kernels need it.",
+        "Install it: pip install numba. For musl systems (Alpine) there is no ready-made package of it: the README"
+        " says what works without, and how.",
+    ) from error
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
