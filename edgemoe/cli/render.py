@@ -227,11 +227,13 @@ class ProgressBar:
         self._task: TaskID = self._progress.add_task(title, total=None, beside="")
 
     def __enter__(self) -> ProgressBar:
-        self._progress.start()
+        if not self._progress.disable:
+            self._progress.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._progress.stop()
+        if not self._progress.disable:  # up to version 14.2 rich ends what it did not show with an empty line
+            self._progress.stop()
 
     def update(self, title: str, done: int, total: int | None, beside: str) -> None:
         """Draw `done` of `total` (None: not known) between a title and a text."""
