@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE_SOURCES := $(shell find native -name '*.[ch]' -o -name 'CMakeLists.txt')
 
+HELP := "If numba or llvmlite is what failed: README.md (Without Numba) says what to do, on Alpine for example."
+
 .PHONY: chat test lint clean
 
 chat: $(VENV)/.installed
@@ -27,7 +29,7 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml $(NATIVE_SOURCES)
 	@echo "Installing edgemoe into $(VENV) (the first time takes a minute or two) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . || { echo $(HELP); exit 1; }
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed

@@ -45,6 +45,10 @@ class BudgetError(EdgemoeError):
     """A memory budget below what the model needs."""
 
 
+class MachineError(EdgemoeError):
+    """A machine that withholds something without which nothing can run, such as what it knows of a process."""
+
+
 class TraceError(EdgemoeError):
     """A recorded trace that is missing, damaged, of another shape, or that cannot be written."""
 

@@ -1,4 +1,4 @@
-"""What the system says of this process and its memory.
+"""What the system says of this process and of what limits it: memory, processors, threads, control groups.
 
 On Linux its own files are read, since psutil takes as long to import as all the weights of a small model to read;
 elsewhere psutil is asked.
@@ -6,12 +6,26 @@ elsewhere psutil is asked.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import sys
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-CONTROL_GROUPS = Path("/sys/fs/cgroup")
+from edgemoe.errors import MachineError
+
+PROC = Path("/proc")
+OWN_PROC = PROC / "self"
+
+# Of a control group, by the version of its interface. Source: the kernel's documentation, cgroup-v1 and cgroup-v2.
+MEMORY_LIMIT_FILES = {1: "memory.limit_in_bytes", 2: "memory.max"}
+MEMORY_USAGE_FILES = {1: "memory.usage_in_bytes", 2: "memory.current"}
+MEMORY_CACHE_KEYS = {1: "total_inactive_file", 2: "inactive_file"}
+QUOTA_FILES = {1: "cpu.cfs_quota_us", 2: "cpu.max"}
+PERIOD_FILES = {1: "cpu.cfs_period_us", 2: "cpu.max"}
 
 CPU_FOLDER = Path("/sys/devices/system/cpu")
 
@@ -33,9 +47,7 @@ def rss_bytes() -> int:
     try:
         return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError, ValueError):  # not Linux
-        import psutil
-
-        return int(psutil.Process().memory_info().rss)
+        return _ask_psutil("what memory this process holds", lambda psutil: psutil.Process().memory_info().rss)
 
 
 def available_memory_bytes() -> int:
@@ -43,9 +55,7 @@ def available_memory_bytes() -> int:
     try:
         return _kib_entry("/proc/meminfo", "MemAvailable:")
     except (OSError, IndexError, ValueError):  # not Linux
-        import psutil
-
-        return int(psutil.virtual_memory().available)
+        return _ask_psutil("what memory is free", lambda psutil: psutil.virtual_memory().available)
 
 
 def total_memory_bytes() -> int:
@@ -53,9 +63,7 @@ def total_memory_bytes() -> int:
     try:
         return _kib_entry("/proc/meminfo", "MemTotal:")
     except (OSError, IndexError, ValueError):  # not Linux
-        import psutil
-
-        return int(psutil.virtual_memory().total)
+        return _ask_psutil("what memory it has", lambda psutil: psutil.virtual_memory().total)
 
 
 def physical_cores(folder: Path = CPU_FOLDER) -> int | None:
@@ -66,10 +74,18 @@ def physical_cores(folder: Path = CPU_FOLDER) -> int | None:
         shared = set()
     if shared:
         return len(shared)
-    import psutil
+    try:
+        import psutil
 
-    cores: int | None = psutil.cpu_count(logical=False)
+        cores: int | None = psutil.cpu_count(logical=False)
+    except OSError:  # without /proc
+        return None
     return cores
+
+
+def usable_processors() -> int:
+    """Logical processors on which this process may run."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def major_faults() -> int:
@@ -85,28 +101,156 @@ class ControlGroup(NamedTuple):
     folder: Path
     version: int
 
+    def read(self, names: Mapping[int, str]) -> str:
+        """The text of one of its files, whose name depends on the version. Raises OSError where it has none."""
+        return (self.folder / names[self.version]).read_text(encoding="ascii", errors="replace")
 
-def memory_groups(root: Path = CONTROL_GROUPS, own: Path = Path("/proc/self/cgroup")) -> list[ControlGroup]:
-    """The control groups that may limit this process's memory, its own first, then those above it.
 
-    Empty where the system has none. Source: the kernel's documentation, cgroup-v1/memory and cgroup-v2.
+class Limit(NamedTuple):
+    """How much this process may have of something, and the control group that says so; None for the machine itself."""
+
+    amount: float
+    group: ControlGroup | None
+
+
+def control_groups(controller: str, proc: Path = OWN_PROC) -> list[ControlGroup]:
+    """The control groups by which `controller` (memory, cpu, pids) may limit this process: its own, then those above.
+
+    `cgroup` names the process's group in each hierarchy, `mountinfo` the folder that shows a hierarchy, and the group
+    at which that folder begins: a container often sees no more than its own. Empty where the system has none. Source:
+    the manual pages cgroups(7) and proc_pid_mountinfo(5).
     """
-    groups = [ControlGroup(root, 2), ControlGroup(root / "memory", 1)]
-    try:
-        lines = own.read_text().splitlines()
-    except OSError:
-        lines = []
-    inner = []
-    for line in lines:
+    own: dict[int, str] = {}
+    for line in _lines(proc / "cgroup"):
         _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
+        if not controllers:
+            own[2] = path
+        elif controller in controllers.split(","):
+            own[1] = path
+    groups = []
+    for line in _lines(proc / "mountinfo"):
+        place, _, kind = line.partition(" - ")
+        system, _, options = kind.split(" ", 2)
+        if system not in ("cgroup", "cgroup2") or (system == "cgroup" and controller not in options.split(",")):
             continue
-        mount, version = (root / "memory", 1) if controllers else (root, 2)
-        parts = Path(path.lstrip("/")).parts
-        if ".." in parts:  # of a group that this namespace does not show
-            continue
-        inner += [ControlGroup(mount.joinpath(*parts[:depth]), version) for depth in range(len(parts), 0, -1)]
-    return [group for group in inner + groups if group.folder.is_dir()]
+        version = 2 if system == "cgroup2" else 1
+        first, mount = map(_unescaped, place.split(" ")[3:5])
+        groups += [ControlGroup(folder, version) for folder in _up_to_mount(own.get(version, "/"), first, Path(mount))]
+    return [group for group in dict.fromkeys(groups) if group.folder.is_dir()]
+
+
+def _up_to_mount(own: str, first: str, mount: Path) -> list[Path]:
+    """Folders of a group and of all above it, in a mount that begins at group `first`."""
+    parts, above = Path(own).parts, Path(first).parts
+    inner = parts[len(above) :] if parts[: len(above)] == above else ()  # else the mount does not show it
+    if ".." in inner:
+        inner = ()
+    return [mount.joinpath(*inner[:depth]) for depth in range(len(inner), -1, -1)]
+
+
+def _unescaped(field: str) -> str:
+    """A path of mountinfo, in which white space is octal."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return []
+
+
+def memory_limit(proc: Path = OWN_PROC) -> Limit:
+    """All the memory that this machine has, or what a control group lets this process have of it, in bytes."""
+    least = Limit(total_memory_bytes(), None)
+    for group in control_groups("memory", proc):
+        with contextlib.suppress(OSError, ValueError):  # the topmost group has no limit; others may say "max"
+            least = min(least, Limit(int(group.read(MEMORY_LIMIT_FILES)), group), key=lambda limit: limit.amount)
+    return least
+
+
+def available_bytes(proc: Path = OWN_PROC) -> int:
+    """Memory that this process could have: what it holds, and what the system and its control groups have left."""
+    used = rss_bytes()
+    available = available_memory_bytes() + used
+    for group in control_groups("memory", proc):
+        with contextlib.suppress(OSError, ValueError):  # likewise
+            left = int(group.read(MEMORY_LIMIT_FILES)) - int(group.read(MEMORY_USAGE_FILES))
+            key = f"{MEMORY_CACHE_KEYS[group.version]} "
+            statistics = (group.folder / "memory.stat").read_text(encoding="ascii", errors="replace").splitlines()
+            # File pages that nobody needs count as usage, but give way: reading a model fills the cache with them.
+            cache = sum(int(line.split()[1]) for line in statistics if line.startswith(key))
+            available = min(available, left + cache + used)
+    return max(available, 0)
+
+
+def processor_quota(proc: Path = OWN_PROC) -> Limit | None:
+    """Processors whose time this process may use up, on average; None where no control group limits that."""
+    quotas = []
+    for group in control_groups("cpu", proc):
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):  # "max", or -1 in version 1: no quota
+            quota, period = map(int, (group.read(QUOTA_FILES) + " " + group.read(PERIOD_FILES)).split()[:2])
+            if quota > 0:
+                quotas.append(Limit(quota / period, group))
+    return min(quotas, key=lambda limit: limit.amount, default=None)
+
+
+def thread_limit(proc: Path = OWN_PROC) -> Limit | None:
+    """Threads and processes that may be started besides those there are, by control groups; None without a limit."""
+    limits = []
+    for group in control_groups("pids", proc):
+        with contextlib.suppress(OSError, ValueError):  # "max"
+            most, there = ((group.folder / name).read_text(encoding="ascii") for name in ("pids.max", "pids.current"))
+            limits.append(Limit(max(int(most) - int(there), 0), group))
+    return min(limits, key=lambda limit: limit.amount, default=None)
+
+
+def user_thread_limit() -> int | None:
+    """Threads and processes that the user of this process may have at once (`ulimit -u`); None without a limit.
+
+    Root has none. Source: the manual page setrlimit(2), RLIMIT_NPROC.
+    """
+    import resource
+
+    most = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+    return None if most == resource.RLIM_INFINITY or os.geteuid() == 0 else most
+
+
+def start_threads(count: int, work: Callable[[], None]) -> list[threading.Thread]:
+    """Start up to `count` threads that do `work` and hold up no exit: as many as the system lets us, perhaps none."""
+    threads: list[threading.Thread] = []
+    with contextlib.suppress(RuntimeError):  # the only sign that Python gives of it
+        for _ in range(count):
+            thread = threading.Thread(target=work, daemon=True)
+            thread.start()
+            threads.append(thread)
+    return threads
+
+
+def no_threads(what: str) -> MachineError:
+    """The error for `what` cannot begin since the system starts no further thread or process, with what limits them."""
+    limits = []
+    if (user := user_thread_limit()) is not None:
+        limits.append(f"its user may have {user} in all (ulimit -u)")
+    if (group := thread_limit()) is not None and group.group is not None:
+        limits.append(f"the control group {group.group.folder} allows {group.amount:.0f} more (pids.max)")
+    found = f"; {' and '.join(limits)}" if limits else ""
+    return MachineError(
+        f"{what}: the system refuses to start another thread or process{found}.",
+        "Allow more (a container has an option for it, such as --pids-limit), or end other programs.",
+    )
+
+
+def _ask_psutil(question: str, ask: Callable[[Any], int]) -> int:
+    try:
+        import psutil
+
+        return ask(psutil)
+    except Exception as error:  # the system's, or psutil's own
+        raise MachineError(
+            f"This system does not say {question}: expected its process files under {PROC}, found none to read.",
+            f"Mount them (mount -t proc proc {PROC}); a sandbox or container has an option for that.",
+        ) from error
 
 
 def _kib_entry(file: str, name: str) -> int:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from edgemoe.model.memory import available_bytes
+from edgemoe.process import available_bytes
 
 READ_BYTES = 1 << 24
 

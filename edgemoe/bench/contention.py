@@ -8,7 +8,6 @@ all threads alone, and all threads beside each number of busy processes are meas
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from edgemoe.bench.spread import Spread
 from edgemoe.errors import UsageError
 from edgemoe.kernels.select import KernelChoice
 from edgemoe.model.description import store_spec
+from edgemoe.process import usable_processors
 from edgemoe.store.reader import Store
 
 BUSY_MAX = 64
@@ -72,11 +72,6 @@ class ContentionReport:
 def fair_share(threads: int, busy: int, processors: int) -> float:
     """Processors that a fair scheduler gives to `threads` threads beside `busy` processes; at most one a thread."""
     return min(float(threads), threads * processors / (threads + busy))
-
-
-def usable_processors() -> int:
-    """Processors on which this process may run."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class BusyProcesses:

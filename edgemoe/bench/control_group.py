@@ -20,7 +20,7 @@ from types import TracebackType
 
 from edgemoe.errors import UsageError
 from edgemoe.model.memory import format_size
-from edgemoe.process import ControlGroup, memory_groups
+from edgemoe.process import MEMORY_LIMIT_FILES, ControlGroup, control_groups
 
 LEAST_LIMIT_BYTES = 16 << 20
 """Below that not even an interpreter starts."""
@@ -59,7 +59,7 @@ class MemoryGroup:
             )
         self.limit_bytes = limit_bytes
         reasons = []
-        for parent in memory_groups() if parents is None else parents:
+        for parent in control_groups("memory") if parents is None else parents:
             self._folder = parent.folder / f"edgemoe-bench-{os.getpid()}-{name}"
             self._version = parent.version
             try:
@@ -106,10 +106,8 @@ class MemoryGroup:
     def _make(self) -> None:
         """Make the group, set its limit, and see that a process can enter it."""
         self._folder.mkdir()
-        limit, swap = ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes")
-        if self._version == 2:
-            limit, swap = ("memory.max", "memory.swap.max")
-        self._write(limit, self.limit_bytes)
+        swap = "memory.memsw.limit_in_bytes" if self._version == 1 else "memory.swap.max"
+        self._write(MEMORY_LIMIT_FILES[self._version], self.limit_bytes)
         if (self._folder / swap).exists():  # v1 limits memory and swap together, v2 swap alone
             self._write(swap, self.limit_bytes if self._version == 1 else 0)
         subprocess.run(self.command(["true"]), check=True, stderr=subprocess.DEVNULL)

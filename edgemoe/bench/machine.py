@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
+from edgemoe.process import total_memory_bytes
 
 
 def describe_machine() -> dict[str, Any]:
@@ -21,7 +21,7 @@ def describe_machine() -> dict[str, Any]:
         "processor": processor_name(),
         "cores": os.cpu_count(),
         "last_level_cache_bytes": last_level_cache_bytes(),
-        "memory_bytes": psutil.virtual_memory().total,
+        "memory_bytes": total_memory_bytes(),
     }
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from edgemoe.errors import EdgemoeError
 from edgemoe.kernels.native.backend import NativeBackend
 from edgemoe.kernels.select import KernelChoice
-from edgemoe.model.memory import available_bytes
+from edgemoe.process import available_bytes
 from edgemoe.store.direct import allocate_pages
 
 BUFFER_BYTES = 1 << 30

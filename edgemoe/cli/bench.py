@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgemoe.cli import options as shared
+from edgemoe.cli.json_text import write_json
 from edgemoe.cli.tracing import TraceOption, tell_failure, tell_summary
 from edgemoe.errors import UsageError
 
@@ -117,9 +117,9 @@ def bench(
             raise UsageError(
                 "--price goes with no --against, --plot, --routing, --trace or --limit.", "Leave them out."
             )
-        from edgemoe.cli.price import measure_price, write_price
+        from edgemoe.cli.price import measure_price
 
-        write = shared.file_writer(json_file, write_price)
+        write = shared.file_writer(json_file, write_json)
         write(measure_price(model, lossy, threads, ram, text, tokens, options))
         return
     if beside is not None:
@@ -129,10 +129,10 @@ def bench(
                 "Leave them out.",
             )
         from edgemoe.bench.measure import Settings
-        from edgemoe.cli.contention import measure_contention, parse_busy_counts, write_contention
+        from edgemoe.cli.contention import measure_contention, parse_busy_counts
 
         counts = parse_busy_counts(beside)
-        write = shared.file_writer(json_file, write_contention)
+        write = shared.file_writer(json_file, write_json)
         settings = Settings(prompt, decode, prefill, repeats, room_tokens=context)
         write(measure_contention(model, counts, settings, threads, ram, options))
         return
@@ -148,7 +148,7 @@ def bench(
         raise UsageError("--recall is for --routing: without it the routers guess themselves.", "Leave it out.")
     if routing is not None and lossy.on:
         raise UsageError("--routing leaves lossy settings nothing to decide.", "Leave one of them out.")
-    write_json, write_plot = shared.file_writer(json_file, _write_json), _plotter(plot)
+    write_figures, write_plot = shared.file_writer(json_file, write_json), _plotter(plot)
 
     from contextlib import ExitStack
 
@@ -192,16 +192,12 @@ def bench(
     screen = open_screen()
     for title, rows in report_tables(report):
         screen.table(rows, title)
-    write_json(report)
+    write_figures(report)
     write_plot(report)
     if report.trace is not None:
         if report.trace["failure"]:
             tell_failure(report.trace["failure"])
         tell_summary(report.trace)
-
-
-def _write_json(report: Report, path: Path) -> None:
-    path.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
 
 
 def _plotter(path: Path | None) -> Callable[[Report], None]:

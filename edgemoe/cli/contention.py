@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgemoe.errors import UsageError
@@ -75,8 +73,3 @@ def contention_rows(report: ContentionReport) -> list[tuple[str, str]]:
             )
         )
     return rows
-
-
-def write_contention(report: ContentionReport, path: Path) -> None:
-    """Every figure as JSON."""
-    path.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")

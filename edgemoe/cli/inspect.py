@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edgemoe.cli import options as shared
+from edgemoe.cli.json_text import json_text
 from edgemoe.cli.screen import Screen, open_screen
 
 if TYPE_CHECKING:
@@ -26,32 +25,19 @@ def inspect(
 
     description = describe(Store.open(find_model(store)))
     if as_json:
-        typer.echo(json.dumps(description, indent=2))
+        typer.echo(json_text(description))
     else:
         _show(open_screen(), description)
 
 
 def describe(store: Store) -> dict[str, Any]:
     """All that is known of a store without reading its weights. Sizes are in bytes."""
-    from edgemoe.cli.info import checked_when_read
-    from edgemoe.errors import StoreError
-    from edgemoe.kernels.select import select_backend
     from edgemoe.model.description import store_spec
-    from edgemoe.model.memory import plan_memory
-    from edgemoe.model.opening import model_sizes
     from edgemoe.model.spec import MoeSpec
-    from edgemoe.session.tokenizer import has_tokenizer, load_library_tokenizer
+    from edgemoe.session.floor import floor_plan
 
     spec, manifest = store_spec(store), store.manifest
-    tokenizer = None
-    if has_tokenizer(store.path):
-        with contextlib.suppress(StoreError):
-            # held until the plan has measured the interpreter, so that its floor is the one that a run meets
-            tokenizer = load_library_tokenizer(store.path)
-    backend = select_backend()  # likewise
-    plan = plan_memory(spec, model_sizes(store, spec), backend, "floor")
-    backend.close()
-    del tokenizer
+    plan = floor_plan(store)
     routed = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoeSpec)]
     parameters = sum(part["parameters"] for part in manifest.quantisation.values())
     return {
@@ -74,7 +60,7 @@ def describe(store: Store) -> dict[str, Any]:
         "parts": dict(manifest.quantisation),
         "files": {file.name: file.bytes for file in manifest.files},
         "total_bytes": manifest.total_bytes,
-        "checked_when_read": checked_when_read(store),
+        "checked_when_read": store.checked_when_read,
         "resident_bytes": plan.resident_bytes,
         "floor_bytes": plan.floor_bytes,
         "floor_interpreter_bytes": plan.interpreter_bytes,

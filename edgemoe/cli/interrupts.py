@@ -59,7 +59,8 @@ class Termination:
         os.set_blocking(write, False)
         self._wakeup = read, write
         self.rearm()
-        threading.Thread(target=self._stand_by, daemon=True).start()
+        with contextlib.suppress(RuntimeError):  # the system starts none: a call into C that hangs then hears no signal
+            threading.Thread(target=self._stand_by, daemon=True).start()
 
     def rearm(self) -> None:
         """Let signals wake the thread again: a prompt that has been open since took them for itself."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from edgemoe.cli.interrupts import TERMINATION
 from edgemoe.errors import EdgemoeError
+from edgemoe.paths import state_folder
 from edgemoe.session.chat import ChatSession
 
 CUT_OFF_NAME = "cut_off_chat.json"
@@ -16,23 +17,16 @@ KEPT_NAME = "kept_chat.json"
 """The cut-off one after it was told of."""
 
 
-def state_folder() -> Path:
-    """Where what outlives a run lies. Raises OSError where it cannot be made."""
-    import platformdirs
-
-    folder = Path(platformdirs.user_state_dir("edgemoe"))
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder
-
-
 @contextmanager
 def kept_if_ended(session: ChatSession) -> Iterator[None]:
     """Within it a signal that ends the process leaves the conversation as a file, as far as it went."""
 
     def keep() -> None:
-        if session.messages:
+        folder = state_folder()
+        if session.messages and folder is not None:
             with contextlib.suppress(OSError, EdgemoeError):
-                session.save(state_folder() / CUT_OFF_NAME)
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                session.save(folder / CUT_OFF_NAME)
 
     TERMINATION.last_words = keep
     try:
@@ -45,8 +39,10 @@ def kept_if_ended(session: ChatSession) -> Iterator[None]:
 
 def take_kept() -> Path | None:
     """The file of a conversation that was cut off, told once; None where there is none."""
+    folder = state_folder()
+    if folder is None:
+        return None
     try:
-        folder = state_folder()
         return (folder / CUT_OFF_NAME).replace(folder / KEPT_NAME)
     except OSError:
         return None

@@ -16,6 +16,7 @@ from edgemoe.cli.interrupts import TERMINATION
 from edgemoe.cli.parameters import with_flags
 from edgemoe.cli.screen import printable
 from edgemoe.errors import INTERRUPTED, EdgemoeError, UsageError
+from edgemoe.process import no_threads
 
 VERBS = {
     "chat": "Talk with a model.",
@@ -30,11 +31,15 @@ VERBS = {
     "trace": "Record which experts the routers choose.",
     "bench": "Measure a model's speed, and where its time goes.",
     "replay": "Show what a cache of experts would hit on recorded routing.",
-    "info": "Show the machine, the kernels chosen and the bundled model.",
+    "info": "Show the machine, what limits it, and what a model gets of it.",
 }
 
 CommandLineError: Any = typer.BadParameter.__base__
 """What typer raises for arguments that it cannot parse."""
+
+
+NO_THREAD = "can't start new thread"
+"""What Python says, with a RuntimeError, where the system refuses one."""
 
 
 class LazyVerbs(typer.core.TyperGroup):
@@ -120,6 +125,8 @@ def run_command(arguments: list[str]) -> int:
     except EdgemoeError as error:
         return _report(error, debug)
     except OSError as error:
+        if error.errno == errno.EAGAIN and not error.filename:
+            return _report(no_threads("the command cannot go on"), debug, error)
         place = f"{error.filename}: " if error.filename else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         way_out = "Free some space, then run it again." if full else "Check that it exists and that you may use it."
@@ -130,6 +137,8 @@ def run_command(arguments: list[str]) -> int:
             EdgemoeError("there is not enough memory.", "Give a smaller --ram, or close other programs."), debug, error
         )
     except Exception as error:
+        if isinstance(error, RuntimeError) and str(error) == NO_THREAD:
+            return _report(no_threads("the command cannot go on"), debug, error)
         return _report_fault(error, debug)
 
 

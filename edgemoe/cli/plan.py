@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from edgemoe.cli import options as shared
+from edgemoe.cli.json_text import write_json
 from edgemoe.errors import UsageError
-
-if TYPE_CHECKING:
-    from edgemoe.bench.plan_model import ModelPlan
 
 RATE_HELP = "bytes per second, such as 1.2GB/s"
 
@@ -69,7 +66,7 @@ def plan(
         parse_rate("--disk-rate", disk_rate),
         parse_rate("--memory-rate", memory_rate),
     )
-    write_json = shared.file_writer(json_file, _write_json)
+    write_figures = shared.file_writer(json_file, write_json)
 
     from edgemoe.bench.plan_model import PlanOptions, plan_model
     from edgemoe.cli.plan_tables import plan_tables
@@ -80,7 +77,7 @@ def plan(
     screen = open_screen()
     for title, rows in plan_tables(planned):
         screen.table(rows, title)
-    write_json(planned)
+    write_figures(planned)
 
 
 def parse_rate(option: str, text: str | None) -> float | None:
@@ -96,7 +93,3 @@ def parse_rate(option: str, text: str | None) -> float | None:
     if rate <= 0:
         raise UsageError(f"{option}: '{text}' is not a rate.", "Write bytes per second, such as 1.2GB/s or 900MB/s.")
     return rate
-
-
-def _write_json(planned: ModelPlan, path: Path) -> None:
-    path.write_text(json.dumps(planned.to_json(), indent=2) + "\n", encoding="utf-8")

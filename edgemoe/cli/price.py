@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -60,11 +59,6 @@ def measure_price(
         why = "EDGEMOE_CACHE_DIR is empty" if path is None else f"{path} cannot be written"
         print(f"the price could not be kept: {why}", file=sys.stderr)
     return report
-
-
-def write_price(report: PriceReport, path: Path) -> None:
-    """Every figure as JSON."""
-    path.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
 
 
 def price_tables(report: PriceReport) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
@@ -13,6 +12,7 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
 from edgemoe.cli.slash import COMMANDS
+from edgemoe.paths import state_folder
 
 
 class TolerantHistory(FileHistory):
@@ -66,9 +66,9 @@ def key_bindings() -> KeyBindings:
 
 def history() -> History:
     """The history of earlier runs, or an empty one where there is no place for it."""
-    import platformdirs
-
-    folder = Path(platformdirs.user_state_dir("edgemoe"))
+    folder = state_folder()
+    if folder is None:
+        return InMemoryHistory()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError:

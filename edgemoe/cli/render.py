@@ -231,11 +231,13 @@ class ProgressBar:
         self._task: TaskID = self._progress.add_task(title, total=None, beside="")
 
     def __enter__(self) -> ProgressBar:
-        self._progress.start()
+        if not self._progress.disable:
+            self._progress.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._progress.stop()
+        if not self._progress.disable:  # up to version 14.2 rich ends what it did not show with an empty line
+            self._progress.stop()
 
     def note(self, text: str) -> None:
         """Print a paragraph above the bar, on stderr, whether or not that is a terminal."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgemoe.cli import options as shared
+from edgemoe.cli.json_text import write_json
 
 if TYPE_CHECKING:
     from edgemoe.bench.replay_report import ReplayReport
@@ -57,7 +57,7 @@ def replay(
         parse_rate("--disk-rate", disk_rate),
         parse_rate("--memory-rate", memory_rate),
     )
-    write_json, write_plot = shared.file_writer(json_file, _write_json), _plotter(plot)
+    write_figures, write_plot = shared.file_writer(json_file, write_json), _plotter(plot)
 
     from edgemoe.bench.replay_rates import find_rates
     from edgemoe.bench.replay_report import replay_report
@@ -78,7 +78,7 @@ def replay(
             lambda name, done, total: bar.update(f"replaying {name}", done, total, ""),
         )  # fmt: skip
     _show(open_screen(), report)
-    write_json(report)
+    write_figures(report)
     write_plot(report)
 
 
@@ -99,10 +99,6 @@ def _show(screen: Screen, report: ReplayReport) -> None:
             screen.heat_map(uses_map)
     title, rows = tables[-1]
     screen.table(rows, title)
-
-
-def _write_json(report: ReplayReport, path: Path) -> None:
-    path.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
 
 
 def _plotter(path: Path | None) -> Callable[[Any], None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Annotated
 
@@ -10,6 +9,7 @@ import typer
 
 from edgemoe.cli import options as shared
 from edgemoe.cli.interrupts import on_interrupt
+from edgemoe.cli.json_text import json_text
 from edgemoe.cli.screen import printable
 from edgemoe.cli.starting import collection_paused
 from edgemoe.cli.template_options import LiteralOption, TemplateVarOption, template_variables
@@ -105,7 +105,7 @@ def run(
                     sys.stdout.flush()
         result = finished(generation)
         told = {**result.to_json(), **lossy_json(opened, asked, ram)}
-        print(json.dumps(told, ensure_ascii=False) if as_json else "", flush=True)
+        print(json_text(told, indent=None) if as_json else "", flush=True)
         if not as_json:
             tell([cut_remark(result.finish_reason, result.generated_tokens)])
     if result.finish_reason == "interrupted":

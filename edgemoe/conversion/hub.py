@@ -22,10 +22,10 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 from huggingface_hub import HfApi, ModelInfo, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers, disable_progress_bars  # type: ignore[attr-defined]  # public by its documentation
-from platformdirs import user_cache_path
 
 from edgemoe.conversion.folder import read_json_file, to_float32
 from edgemoe.conversion.folder_contents import (
@@ -41,6 +41,7 @@ from edgemoe.conversion.hub_errors import AGAIN, FAILURES, explained, http_statu
 from edgemoe.conversion.progress import Download, DownloadCallback
 from edgemoe.conversion.source import Rows, TensorInfo, float_dtype
 from edgemoe.errors import SourceError
+from edgemoe.paths import CACHE_VARIABLE, cache_folder
 from edgemoe.store.headers import HeaderTensor, read_header
 from edgemoe.store.side_files import SIDE_FILES
 
@@ -79,6 +80,11 @@ class HubSource:
     ) -> None:
         self._repository, _, revision = text.partition("@")
         self._keep, self._downloading = keep, downloading
+        if keep and HF_HUB_CACHE.startswith("~"):
+            raise SourceError(
+                f"{text}: there is no cache of the hub to keep downloads in: this user has no home.",
+                "Set HF_HOME to a folder of yours, or convert without keeping downloads.",
+            )
         self._api = HfApi(endpoint=endpoint, library_name="edgemoe")
         # Its bars would draw over those of whoever converts.
         disable_progress_bars("huggingface_hub.http_get")
@@ -91,7 +97,7 @@ class HubSource:
             file.rfilename: _RemoteFile(file.size, file.lfs.sha256 if file.lfs else None)
             for file in info.siblings or []
         }
-        base = downloads or user_cache_path("edgemoe") / "downloads"
+        base = downloads or _downloads_folder()
         self._folder = base / self._repository.replace("/", "--") / self._commit
         if ADAPTER_CONFIG_NAME in self._remote:
             adapter = read_json_file(self._small_file(ADAPTER_CONFIG_NAME), "the config of an adapter")
@@ -355,6 +361,16 @@ class _Watched:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
+
+
+def _downloads_folder() -> Path:
+    folder = cache_folder()
+    if folder is None:
+        raise SourceError(
+            "There is no folder for downloads: this user has no home, or nothing is to be kept.",
+            f"Set {CACHE_VARIABLE} to a folder of yours.",
+        )
+    return folder / "downloads"
 
 
 def _size(path: Path) -> int:

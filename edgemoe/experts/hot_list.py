@@ -12,8 +12,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-CACHE_VARIABLE = "EDGEMOE_CACHE_DIR"
-"""A folder in place of the user's cache; empty: nothing is kept."""
 VERSION = 1
 MOST_BYTES = 1 << 20
 MOST_EXPERTS = 1 << 16
@@ -23,16 +21,6 @@ SUFFIX = ".hot.json"
 
 Key = tuple[int, int]
 """(layer, expert)"""
-
-
-def cache_folder() -> Path | None:
-    """Where hot lists lie, whether or not it is there yet; None where none are to be kept."""
-    chosen = os.environ.get(CACHE_VARIABLE)
-    if chosen is not None:
-        return Path(chosen) if chosen else None
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("edgemoe"))
 
 
 class HotList:
@@ -89,16 +77,3 @@ def _keep_few(folder: Path) -> None:
     lists = sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in lists[MOST_LISTS:]:
         path.unlink(missing_ok=True)
-
-
-def describe_cache() -> tuple[str, bool]:
-    """Where hot lists lie, and whether they can be kept there; for people."""
-    folder = cache_folder()
-    if folder is None:
-        return f"off: {CACHE_VARIABLE} is empty", False
-    try:
-        there = next(place for place in (folder, *folder.parents) if place.exists())
-        usable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
-    except OSError:
-        usable = False
-    return f"{folder}" if usable else f"off: {folder} cannot be written", usable

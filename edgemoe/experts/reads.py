@@ -20,6 +20,7 @@ import numpy.typing as npt
 from edgemoe.errors import KernelError, ReadError
 from edgemoe.kernels.checksum import NOT_AS_WRITTEN, as_written
 from edgemoe.kernels.reads import RecordRead
+from edgemoe.process import no_threads, start_threads, thread_limit
 from edgemoe.store.direct import open_direct
 
 
@@ -78,7 +79,14 @@ class RecordReader(Protocol):
 
 
 def open_reader(arena: npt.NDArray[np.uint8], threads: int) -> RecordReader:
-    """The native reader, or the portable one where the native library is not available."""
+    """The native reader, or the portable one where the native library is not available.
+
+    Raises MachineError where the system starts no thread for it. Where few are left it takes half of them, so that some
+    are left for all else.
+    """
+    left = thread_limit()
+    if left is not None:
+        threads = max(1, min(threads, int(left.amount) // 2))
     try:
         from edgemoe.kernels.native.reader import NativeReader
 
@@ -96,7 +104,7 @@ class _Read:
 
 
 class ThreadedReader:
-    """The portable reader: Python threads and `preadv`, which releases the interpreter's lock.
+    """The portable reader: Python threads, as many as the system starts, and `preadv`, which releases Python's lock.
 
     Destinations must lie within `arena`, the uint8 array given here.
     """
@@ -109,9 +117,9 @@ class ThreadedReader:
         self._next_ticket = 1
         self._closing = False
         self._change = threading.Condition()
-        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(threads)]
-        for thread in self._threads:
-            thread.start()
+        self._threads = start_threads(threads, self._work)
+        if not self._threads:
+            raise no_threads("Not one thread can be had to read experts")
 
     def submit(self, reads: Sequence[RecordRead], demand: bool) -> list[int]:
         with self._change:

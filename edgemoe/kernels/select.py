@@ -6,11 +6,10 @@ import functools
 import math
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from edgemoe.errors import KernelError, UsageError
 from edgemoe.kernels.operations import Backend
-from edgemoe.process import physical_cores
+from edgemoe.process import physical_cores, processor_quota, usable_processors
 
 KERNELS_VARIABLE = "EDGEMOE_KERNELS"
 ISA_VARIABLE = "EDGEMOE_ISA"
@@ -88,22 +87,9 @@ def _from_environment(variable: str, valid: tuple[str, ...]) -> str | None:
 
 @functools.cache
 def default_threads() -> int:
-    """Physical cores, but no more than this process may run on (affinity, container quota)."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Physical cores, but no more than this process may run on (affinity, quotas of its control groups)."""
+    usable = usable_processors()
     cores = physical_cores() or usable
-    return max(1, min(cores, usable, quota_cores(), THREADS_MAX))
-
-
-def quota_cores(root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Whole cores that the control group grants, at least 1; `THREADS_MAX` without a quota."""
-    try:
-        quota, period = (root / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            quota = (root / "cpu/cpu.cfs_quota_us").read_text().strip()
-            period = (root / "cpu/cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return THREADS_MAX
-    if not quota.isdigit() or not period.isdigit() or int(period) == 0:  # "max", or -1: no quota
-        return THREADS_MAX
-    return max(1, math.ceil(int(quota) / int(period)))
+    quota = processor_quota()
+    granted = THREADS_MAX if quota is None else math.ceil(quota.amount)
+    return max(1, min(cores, usable, granted, THREADS_MAX))

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from edgemoe.errors import UsageError
 from edgemoe.experts.cache import READ_TIMEOUT_SECONDS, CacheStatistics, ExpertCache
-from edgemoe.experts.hot_list import HotList, cache_folder
+from edgemoe.experts.hot_list import HotList
 from edgemoe.experts.loading import ExpertLoading
 from edgemoe.experts.policy import DEFAULT_POLICY, make_policy
 from edgemoe.experts.prediction import PredictionSwitch
@@ -39,6 +39,7 @@ from edgemoe.model.spec import ModelSpec, MoeSpec
 from edgemoe.model.stepper import ResidentStepper, Stepper, StreamingStepper
 from edgemoe.model.traffic import TokenTraffic, token_traffic
 from edgemoe.model.workspace import KvCache, Workspace
+from edgemoe.paths import cache_folder
 from edgemoe.store.direct import allocate_pages
 from edgemoe.store.reader import Store
 from edgemoe.store.resident import ResidentReading

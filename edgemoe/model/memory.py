@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 from edgemoe.errors import BudgetError, UsageError
 from edgemoe.kernels.formats import group_count
 from edgemoe.kernels.operations import Backend, StepSizes
 from edgemoe.model.spec import DenseFfnSpec, ModelSpec, MoeSpec
-from edgemoe.process import CONTROL_GROUPS, available_memory_bytes, memory_groups, rss_bytes, total_memory_bytes
+from edgemoe.process import Limit, available_bytes, memory_limit, rss_bytes
 
 INTERPRETER_GROWTH_BYTES = 32 << 20
 """Room for what the interpreter will still import and allocate after the budget was shared out."""
@@ -23,8 +22,6 @@ LEAST_CONTEXT_TOKENS = 512
 DEFAULT_CONTEXT_TOKENS = 4096
 CHUNK_TOKENS = (512, 256, 128, 64, 32, 16, 8)
 STOPPABLE_TOKENS = 128
-LIMIT_FILES = {1: "memory.limit_in_bytes", 2: "memory.max"}
-"""Of a control group, by the version of its interface."""
 HEAD_ROWS = 8
 """Positions whose logits are computed in one run."""
 AUTO_SHARE = 0.85
@@ -121,10 +118,11 @@ def interpreter_bytes(backend: Backend) -> int:
 def has_ample_room(ram: str | int | None, sizes: ModelSizes, backend: Backend) -> bool:
     """Whether a budget, as `plan_memory` takes it, is so large that resident weights may be read before it is planned.
 
-    It then holds twice what they and the interpreter take. Raises UsageError for what is no budget.
+    It then holds twice what they and the interpreter take, and so does the machine. Raises UsageError for what is no
+    budget.
     """
     held_bytes = interpreter_bytes(backend) + sizes.resident_bytes
-    return _budget(ram, floor_bytes=held_bytes) >= 2 * held_bytes
+    return min(_budget(ram, floor_bytes=held_bytes), memory_limit().amount) >= 2 * held_bytes
 
 
 def plan_memory(
@@ -283,46 +281,47 @@ def _budget(ram: str | int | None, floor_bytes: int) -> int:
     return budget_bytes
 
 
-def available_bytes(cgroup: Path = CONTROL_GROUPS) -> int:
-    """Memory that this process could have in all: what it holds, and what the system or its cgroups have left."""
-    used = rss_bytes()
-    available = available_memory_bytes() + used
-    for group in memory_groups(cgroup):
-        usage_file, cache_key = ("memory.current", "inactive_file")
-        if group.version == 1:
-            usage_file, cache_key = ("memory.usage_in_bytes", "total_inactive_file")
-        files = (LIMIT_FILES[group.version], usage_file)
-        try:
-            limit, usage = (int((group.folder / file).read_text()) for file in files)
-            statistics = (group.folder / "memory.stat").read_text().splitlines()
-            # File pages that nobody needs count as usage, but give way: reading a model fills the cache with them.
-            cache = sum(int(line.split()[1]) for line in statistics if line.startswith(f"{cache_key} "))
-            available = min(available, limit - usage + cache + used)
-        except (OSError, ValueError):  # no such cgroup, or "max"
-            continue
-    return max(available, 0)
-
-
-def machine_bytes(cgroup: Path = CONTROL_GROUPS) -> int:
-    """All the memory that this machine has, or that the process's control groups may have of it."""
-    total = total_memory_bytes()
-    for group in memory_groups(cgroup):
-        try:
-            total = min(total, int((group.folder / LIMIT_FILES[group.version]).read_text()))
-        except (OSError, ValueError):  # no such cgroup, or "max"
-            continue
-    return total
-
-
 def check_machine(plan: MemoryPlan) -> None:
-    """Raises BudgetError for a plan that takes more than the machine has, whose memory would be swapped out."""
-    machine = machine_bytes()
-    if plan.planned_bytes > machine:
+    """Raises BudgetError for a plan that takes more than the machine has, whose memory would be swapped out.
+
+    Where a control group is what has less, the system would end the process.
+    """
+    limit = memory_limit()
+    if plan.planned_bytes > limit.amount:
         raise BudgetError(
             f"Of a budget of {format_size(plan.budget_bytes)} this model would take {format_size(plan.planned_bytes)};"
-            f" this machine has {format_size(machine)} in all.",
-            "Give a smaller --ram, or leave it out to use what is free.",
+            f" {_limit_told(limit)}.",
+            "Choose a smaller budget (ram), or leave it out to use what is free.",
         )
+
+
+def check_floor(
+    spec: ModelSpec,
+    sizes: ModelSizes,
+    backend: Backend,
+    context_length: int | None = None,
+    interpreter: int | None = None,
+) -> None:
+    """Raises BudgetError where a model needs more at the least than the machine has, whatever the budget.
+
+    The arguments are as in `plan_memory`, which would name a floor that is of no use here.
+    """
+    limit = memory_limit()
+    floor_bytes = plan_memory(spec, sizes, backend, "floor", context_length, interpreter).floor_bytes
+    if floor_bytes > limit.amount:
+        raise BudgetError(
+            f"This model needs at least {format_size(floor_bytes)} of memory; {_limit_told(limit)}.",
+            "Use a smaller model, or a machine with more memory."
+            if limit.group is None
+            else "Raise that limit (a container has an option for it, such as --memory), or use a smaller model.",
+        )
+
+
+def _limit_told(limit: Limit) -> str:
+    size = format_size(limit.amount)
+    if limit.group is None:
+        return f"this machine has {size} in all"
+    return f"its control group {limit.group.folder} may have {size} in all"
 
 
 def _most_experts_per_token(spec: ModelSpec) -> int:

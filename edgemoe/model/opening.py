@@ -18,6 +18,7 @@ from edgemoe.model.lossy import EXACT, LossySettings
 from edgemoe.model.memory import (
     KvFormat,
     ModelSizes,
+    check_floor,
     check_machine,
     has_ample_room,
     interpreter_bytes,
@@ -66,6 +67,8 @@ def open_engine(
     backend = select_backend(threads)  # before the plan, which measures what the backend's libraries hold
     resident = embedding_resident = None
     try:
+        # Asked before anything large is read; what the interpreter will still take makes the floor only higher.
+        check_floor(spec, sizes, backend, context_length)
         if meanwhile is not None:
             if has_ample_room(ram, sizes, backend):
                 embedding_resident = (
@@ -78,6 +81,7 @@ def open_engine(
             if resident is not None:
                 resident.wait()  # all its pages are there, so that the plan knows them from the interpreter's
         interpreter = interpreter_bytes(backend) - (0 if resident is None else resident.bytes)
+        check_floor(spec, sizes, backend, context_length, interpreter)
         memory = plan_memory(spec, sizes, backend, ram, context_length, interpreter, embedding_resident)
         check_machine(memory)
     except BaseException:

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from edgemoe.errors import UsageError
-from edgemoe.experts.hot_list import cache_folder
 from edgemoe.model.lossy import LossySettings
+from edgemoe.paths import cache_folder
 
 PRICES_VERSION = 1
 PRICES_MAX = 1000

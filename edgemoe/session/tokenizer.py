@@ -11,8 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from edgemoe.errors import StoreError, UsageError
+from edgemoe.errors import EdgemoeError, StoreError, UsageError
 from edgemoe.model.sampling import end_ids
+from edgemoe.process import no_threads
 from edgemoe.session.model_files import MEND, read_json_object, read_text
 from edgemoe.session.special_tokens import CONFIG_NAME, SpecialTokens
 from edgemoe.session.twins import Twins
@@ -346,7 +347,9 @@ def _within(seconds: float, work: Callable[[], Result]) -> Result:
     return result[0]
 
 
-def _failure(what: str, error: BaseException) -> StoreError:
+def _failure(what: str, error: BaseException) -> EdgemoeError:
+    if "ThreadPoolBuildError" in str(error):  # the library panics where the system starts no thread for it
+        return no_threads("The tokenizer cannot begin")
     return StoreError(
         f"tokenizer.json: it fails on {what} ({str(error)[:300]}).",
         f"The file is damaged. {MEND}",

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgemoe.process import start_threads
 from edgemoe.store.direct import PageFile, PageReadError
 from edgemoe.store.headers import PAGE_BYTES, round_up
 
@@ -71,10 +72,7 @@ class BulkRead:
                 )
             self._unfinished = len(self._pieces)
             self._left = Counter(piece.number for piece in self._pieces)
-            for _ in range(min(THREADS, len(self._pieces))):
-                thread = threading.Thread(target=self._work, daemon=True)
-                thread.start()
-                self._threads.append(thread)
+            self._threads += start_threads(min(THREADS, len(self._pieces)), self._work)
         except BaseException:
             self.close()
             raise
@@ -84,6 +82,8 @@ class BulkRead:
 
         Of several failures it is the first in the order of spans.
         """
+        if not self._threads:
+            self._work()  # the system starts none
         with self._change:
             while self._unfinished and not self._failures:
                 in_time = self._change.wait(self._stall_seconds)  # some piece ended

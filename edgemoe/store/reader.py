@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgemoe.errors import StoreError
+from edgemoe.kernels.checksum import native_crc32c_usable
 from edgemoe.kernels.operations import ExpertLayout
 from edgemoe.store.headers import PAGE_BYTES, round_up
 from edgemoe.store.manifest import MANIFEST_NAME, MATRIX_ALIGNMENT_BYTES, Manifest, ResidentTensor, record_name
@@ -91,6 +92,11 @@ class Store:
     def model(self) -> dict[str, Any]:
         """The ModelSpec as JSON."""
         return dict(self.manifest.model)
+
+    @property
+    def checked_when_read(self) -> bool:
+        """Whether reads are held to a checksum: without the native library to SHA-256, which all stores have."""
+        return self.manifest.checked_when_read or not native_crc32c_usable()
 
     @cached_property
     def embedding(self) -> ResidentTensor | None:

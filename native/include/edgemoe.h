@@ -312,7 +312,7 @@ typedef struct em_read_counters {
 /* Starts `threads` readers for up to `capacity` requests that are not yet released. A request is read in pieces of
  * `piece_bytes` (a multiple of what direct I/O asks for), by as many readers as are free, so that the first in the
  * queue lands first. With more than one thread, one of them never takes a piece of a prediction, so that a demand
- * finds a reader free. */
+ * finds a reader free. Where the system starts fewer threads, those read; EM_NO_THREADS if it starts none. */
 EM_API int32_t em_reader_create(int32_t threads, int32_t capacity, int64_t piece_bytes, em_reader **reader);
 /* Drops what is queued, waits for the reads under way, joins the threads. */
 EM_API void em_reader_destroy(em_reader *reader);

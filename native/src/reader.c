@@ -336,6 +336,7 @@ static em_reader *create_idle(int32_t capacity, int64_t piece_bytes, int32_t pre
     return reader;
 }
 
+/* Starts as many as the system lets us, since fewer read as well, if not as fast; whether there is one. */
 static bool start_threads(em_reader *reader, int32_t threads) {
     sigset_t all, before;
     sigfillset(&all);
@@ -345,7 +346,7 @@ static bool start_threads(em_reader *reader, int32_t threads) {
         reader->started++;
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
-    return reader->started == threads;
+    return reader->started > 0;
 }
 
 int32_t em_reader_create(int32_t threads, int32_t capacity, int64_t piece_bytes, em_reader **result) {
@@ -358,6 +359,11 @@ int32_t em_reader_create(int32_t threads, int32_t capacity, int64_t piece_bytes,
     if (!start_threads(reader, threads)) {
         em_reader_destroy(reader);
         return EM_NO_THREADS;
+    }
+    if (reader->started < threads) { /* nobody can have asked for anything yet, but the threads look */
+        pthread_mutex_lock(&reader->mutex);
+        reader->requests.predictions_max = reader->started > 1 ? reader->started - 1 : 1;
+        pthread_mutex_unlock(&reader->mutex);
     }
     *result = reader;
     return EM_OK;

@@ -6,8 +6,21 @@
 #include <unistd.h>
 
 #include "check.h"
+#include <pthread.h>
+
+static int32_t startable = INT32_MAX;
+
+/* In place of the system's, which starts no more than so many threads where few are allowed. */
+static int start_if_allowed(pthread_t *thread, const pthread_attr_t *how, void *(*work)(void *), void *argument) {
+    if (startable == 0) return EAGAIN;
+    startable--;
+    return pthread_create(thread, how, work, argument);
+}
+
 /* With its inner functions: a queue can be looked at before any thread takes from it. */
+#define pthread_create start_if_allowed
 #include "src/reader.c"
+#undef pthread_create
 #include "src/requests.c"
 
 /* All that a reader asks of a set. */
@@ -295,6 +308,26 @@ static void test_destroy(int descriptor) {
     CHECK(none == NULL);
 }
 
+static void test_few_threads(int descriptor) {
+    for (int32_t allowed = 1; allowed < 4; allowed++) {
+        startable = allowed;
+        em_reader *reader = create(8, 1);
+        CHECK(reader->started == allowed);
+        CHECK(reader->requests.predictions_max == (allowed > 1 ? allowed - 1 : 1));
+        static uint8_t to[5 * PIECE_BYTES];
+        const int64_t ticket = submit(reader, descriptor, 7, sizeof to, to, 1);
+        int64_t detail;
+        CHECK_STATUS(EM_OK, em_reader_wait(reader, ticket, -1, &detail));
+        CHECK(memcmp(to, content + 7, sizeof to) == 0);
+        em_reader_destroy(reader);
+    }
+    startable = 0;
+    em_reader *none = NULL;
+    CHECK_STATUS(EM_NO_THREADS, em_reader_create(8, 1, PIECE_BYTES, &none));
+    CHECK(none == NULL);
+    startable = INT32_MAX;
+}
+
 static void test_fork(int descriptor) {
     em_reader *reader = create(2, 4);
     const pid_t child = fork();
@@ -324,6 +357,7 @@ int main(void) {
     test_predictions_limit(descriptor);
     test_cancel(descriptor);
     test_destroy(descriptor);
+    test_few_threads(descriptor);
     test_fork(descriptor);
     close(descriptor);
     return 0;

@@ -149,7 +149,7 @@ def test_engines_run_in_groups_of_their_own(
 
     monkeypatch.setattr(MemoryGroup, "_make", make)
     monkeypatch.setattr(MemoryGroup, "close", close)
-    monkeypatch.setattr("edgemoe.bench.control_group.memory_groups", lambda: [ControlGroup(tmp_path, 2)])
+    monkeypatch.setattr("edgemoe.bench.control_group.control_groups", lambda controller: [ControlGroup(tmp_path, 2)])
     settings = Settings(3, 4, 20, 1, peer_decode_tokens=2)
     with open_peer(store, gguf, 1, settings.context_tokens, mmap=True) as peer:
         report = Benchmark(store, settings, describe_backend(1), "1GiB", peer, limit_bytes=2 << 30).run()

@@ -11,7 +11,7 @@ import pytest
 from edgemoe.bench import control_group
 from edgemoe.bench.control_group import GroupUsage, MemoryGroup
 from edgemoe.errors import UsageError
-from edgemoe.process import ControlGroup, memory_groups
+from edgemoe.process import ControlGroup
 
 MIB = 1 << 20
 FILES = {1: ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"], 2: ["memory.max", "memory.swap.max"]}
@@ -126,22 +126,3 @@ def test_a_process_gets_so_much_and_no_more(live: MemoryGroup) -> None:
     folder = live._folder
     live.close()
     assert not folder.exists()
-
-
-def test_groups_of_this_process_come_before_those_above(tmp_path: Path) -> None:
-    (tmp_path / "a.slice" / "b.scope").mkdir(parents=True)
-    (tmp_path / "memory" / "jobs" / "7").mkdir(parents=True)
-    own = tmp_path / "own"
-    own.write_text("5:cpu,memory:/jobs/7\n3:cpuset:/jobs\n0::/a.slice/b.scope\n")
-    groups = memory_groups(tmp_path, own)
-    assert groups == [
-        ControlGroup(tmp_path / "memory/jobs/7", 1),
-        ControlGroup(tmp_path / "memory/jobs", 1),
-        ControlGroup(tmp_path / "a.slice/b.scope", 2),
-        ControlGroup(tmp_path / "a.slice", 2),
-        ControlGroup(tmp_path, 2),
-        ControlGroup(tmp_path / "memory", 1),
-    ]
-    own.write_text("0::/../../elsewhere\n")  # of a namespace that shows no more
-    assert [group.folder for group in memory_groups(tmp_path, own)] == [tmp_path, tmp_path / "memory"]
-    assert memory_groups(tmp_path / "none", tmp_path / "missing") == []

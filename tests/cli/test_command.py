@@ -1,5 +1,6 @@
 """The command as a whole: what it imports, how it ends, what it says when something is wrong."""
 
+import errno
 import json
 import shlex
 import signal
@@ -116,6 +117,23 @@ def test_a_fault_of_ours_is_one_paragraph_too(
     monkeypatch.setattr(main_module.importlib, "import_module", fail)
     assert run_command(["info"]) == 1
     assert capsys.readouterr().err.startswith("error: this should not have happened: ZeroDivisionError: by zero.")
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [RuntimeError("can't start new thread"), BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")],
+)
+def test_a_system_that_starts_no_thread_or_process_is_told(
+    refusal: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first is what Python raises for a thread, the second what it raises for a process (fork(2): EAGAIN)."""
+
+    def fail(name: str) -> None:
+        raise refusal
+
+    monkeypatch.setattr(main_module.importlib, "import_module", fail)
+    assert run_command(["info"]) == 1
+    assert "the system refuses to start another thread or process" in capsys.readouterr().err
 
 
 def test_an_end_of_file_is_no_ctrl_c(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

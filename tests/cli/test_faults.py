@@ -135,4 +135,5 @@ def test_warm_start_can_be_left_out(
     assert len(list((tmp_path / "cache").iterdir())) == 1
     assert run_command(["info", "--json"]) == 0
     out = capsys.readouterr().out
-    assert json.loads(out[out.index("{") :])["hot_lists"] == {"place": str(tmp_path / "cache"), "usable": True}
+    folder = json.loads(out[out.index("{") :])["folders"]["cache"]
+    assert (folder["path"], folder["problem"]) == (str(tmp_path / "cache"), None)

@@ -144,7 +144,7 @@ def test_info_tells_machine_kernels_and_model(store: Path, monkeypatch: pytest.M
     assert data["reader"]["threads"] >= 1
     assert run_command(["info"]) == 0
     shown = capsys.readouterr().out
-    assert str(store) in shown
+    assert f"bundled model: {store}" in shown
     assert f"experts are read {data['model']['reads']}" in shown
     assert f"expert reader: {data['reader']['threads']} threads" in shown
     monkeypatch.setattr("edgemoe.session.default_model.DEFAULT_MODEL", "missing-model")
@@ -152,29 +152,29 @@ def test_info_tells_machine_kernels_and_model(store: Path, monkeypatch: pytest.M
     assert "missing-model" in capsys.readouterr().out
 
 
-def test_info_tells_how_the_cache_folder_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+def test_info_tells_what_a_model_gets(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    monkeypatch.setattr("platformdirs.user_cache_path", lambda name: tmp_path / "cache" / name)
-    monkeypatch.setattr("edgemoe.store.direct.grants_direct", lambda folder: folder != tmp_path)
-    cache = read_json(capsys, "info")["cache"]
-    assert cache["path"] == str(tmp_path / "cache" / "edgemoe")
-    assert not cache["direct_reads"]
-    assert "refuses direct I/O" in cache["reads"]
-
-    def unwritable(folder: Path) -> bool:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("edgemoe.store.direct.grants_direct", unwritable)
-    assert run_command(["info"]) == 0
-    assert "nothing can be written there (Permission denied)" in capsys.readouterr().out
+    monkeypatch.setattr("edgemoe.bench.rates.PASS_SECONDS", 0.02)
+    data = read_json(capsys, "info", str(store), "--measure")
+    model = data["model"]
+    assert model["problem"] is None
+    assert model["floor_bytes"] <= model["planned_bytes"] <= model["budget_bytes"]
+    assert model["experts_in_memory"] == model["total_experts"] == 16
+    assert model["disk_bytes_per_s"] > 0
+    assert run_command(["info", str(store)]) == 0
+    shown = capsys.readouterr().out
+    assert f"model: {store}" in shown
+    assert "16 of 16 experts in memory" in shown
+    assert run_command(["info", str(tmp_path / "none")]) == 1
+    assert "there is no such folder or model" in capsys.readouterr().err
 
 
 def test_info_tells_of_readers_without_the_native_library(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     def missing() -> None:
         raise KernelError("there is none.")
 
-    monkeypatch.setattr("edgemoe.kernels.native.library.load_library", missing)
+    monkeypatch.setattr("edgemoe.bench.checkup.load_library", missing)
     assert "of Python" in read_json(capsys, "info")["reader"]["kind"]
 
 

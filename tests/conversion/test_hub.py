@@ -75,6 +75,16 @@ def files_in(folder: Path) -> set[str]:
     return {path.name for path in folder.rglob("*") if path.is_file()}
 
 
+def test_downloads_cannot_be_kept_for_a_user_without_a_home(
+    connect: Callable[..., HubSource], model: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then huggingface_hub takes its cache for a folder called `~`, or raises RuntimeError."""
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", "~/.cache/huggingface/hub")
+    with pytest.raises(SourceError, match="this user has no home") as told:
+        connect(keep=True)
+    assert "HF_HOME" in told.value.hint
+
+
 def test_reads_what_the_checkpoint_holds(
     connect: Callable[..., HubSource], model: Repository, checkpoint: Path
 ) -> None:

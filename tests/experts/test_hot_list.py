@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgemoe.experts import hot_list
-from edgemoe.experts.hot_list import HotList, cache_folder, describe_cache
+from edgemoe.experts.hot_list import HotList
 
 DIGEST = "ab" * 32
 EXPERTS = [0, 8, 8, 4]
@@ -124,21 +124,3 @@ def test_few_lists_are_kept_the_newest(tmp_path: Path) -> None:
     assert kept[-1] == last.path
     assert kept[0].stat().st_mtime >= 4
     assert (tmp_path / "something else").exists()
-
-
-def test_where_lists_lie(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv(hot_list.CACHE_VARIABLE, raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    folder = cache_folder()
-    assert folder is not None
-    assert tmp_path in folder.parents
-    assert describe_cache() == (str(folder), True)
-    monkeypatch.setenv(hot_list.CACHE_VARIABLE, str(tmp_path / "mine"))
-    assert cache_folder() == tmp_path / "mine"
-    monkeypatch.setenv(hot_list.CACHE_VARIABLE, "")
-    assert cache_folder() is None
-    assert describe_cache() == ("off: EDGEMOE_CACHE_DIR is empty", False)
-    (tmp_path / "file").write_text("in the way")
-    monkeypatch.setenv(hot_list.CACHE_VARIABLE, str(tmp_path / "file" / "below"))
-    assert describe_cache() == (f"off: {tmp_path / 'file' / 'below'} cannot be written", False)

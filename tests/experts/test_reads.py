@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgemoe.errors import KernelError, ReadError
+from edgemoe.errors import KernelError, MachineError, ReadError
+from edgemoe.experts import reads
 from edgemoe.experts.reads import ExpertFiles, ThreadedReader, open_reader
 from edgemoe.kernels.checksum import crc32c
+from edgemoe.process import Limit
+from tests.support.few_threads import few_threads
 from tests.support.submit_one import submit_one
 
 PAGE = 4096
@@ -45,6 +48,30 @@ def test_records_arrive_where_they_should(record_file: tuple[Path, np.ndarray], 
     reader.close()
     files.close()
     assert np.array_equal(arena, contents.reshape(16, PAGE)[order])
+
+
+def test_fewer_threads_read_as_well_and_none_is_told(
+    record_file: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, contents = record_file
+    files, arena = ExpertFiles([path]), page_aligned(1)
+    few_threads(monkeypatch, 1)
+    reader = ThreadedReader(arena, threads=8)
+    reader.wait(submit_one(reader, files.descriptor(path), 3 * PAGE, PAGE, arena.ctypes.data, True), 10)
+    assert np.array_equal(arena[0], contents[3 * PAGE : 4 * PAGE])
+    with pytest.raises(MachineError, match="refuses to start another thread"):
+        ThreadedReader(arena, threads=8)
+    reader.close()
+    files.close()
+
+
+@pytest.mark.parametrize(("left", "threads"), [(None, 8), (100, 8), (9, 4), (1, 1), (0, 1)])
+def test_readers_leave_threads_for_others(left: int | None, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(reads, "thread_limit", lambda: None if left is None else Limit(left, None))
+    monkeypatch.setattr("edgemoe.kernels.native.reader.NativeReader", asked.append)
+    open_reader(page_aligned(1), 8)
+    assert asked == [threads]
 
 
 def test_a_short_file_and_a_dead_descriptor_are_told(record_file: tuple[Path, np.ndarray]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import subprocess
 import sys
@@ -14,12 +15,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 
+from edgemoe.errors import KernelError
 from edgemoe.kernels import reference
 from edgemoe.kernels.formats import GROUP_COLUMNS, group_count
 from edgemoe.kernels.jit import JitBackend, products
 from edgemoe.kernels.jit import numbers as jit_numbers
 from edgemoe.kernels.jit.compile import compiling_told, jit
 from tests.kernels.builders import column_counts, few_examples, kinds, numbers, random_matrix, seeds, token_counts
+from tests.support.homes import without_home
 
 
 def test_numba_is_imported_only_by_the_jit_backend() -> None:
@@ -33,6 +36,14 @@ print([name for name in ("numba", "edgemoe.kernels.jit") if name in sys.modules]
     assert done.stdout.strip() == "[]", done.stderr
 
 
+def test_without_numba_one_error_says_what_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "numba", None)  # an import of it then fails as where it is not installed
+    monkeypatch.delitem(sys.modules, "edgemoe.kernels.jit.compile")
+    with pytest.raises(KernelError, match=r"Numba cannot be imported .*quantising weights") as told:
+        importlib.import_module("edgemoe.kernels.jit.compile")
+    assert "musl" in told.value.hint
+
+
 def test_it_compiles_where_no_machine_code_can_be_kept() -> None:
     # Numba refuses to keep code of a function without a file in the same way as one beside which it cannot write.
     namespace: dict[str, Any] = {}
@@ -40,6 +51,25 @@ def test_it_compiles_where_no_machine_code_can_be_kept() -> None:
     with pytest.raises(RuntimeError, match="cannot cache"):
         numba.njit(cache=True)(namespace["double"])
     assert jit(namespace["double"])(21) == 42
+
+
+def test_no_folder_is_made_for_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numba takes its cache from `os.path.expanduser("~/.cache")`, which leaves an unknown home as it is."""
+    without_home(monkeypatch)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("numba.config.CACHE_DIR", "")
+    (tmp_path / "module.py").write_text("def double(number):\n    return 2 * number\n")
+    namespace: dict[str, Any] = {}
+    exec(compile((tmp_path / "module.py").read_text(), tmp_path / "module.py", "exec"), namespace)
+
+    def refused(*arguments: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, "as of a package that belongs to another user")
+
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    monkeypatch.setattr("numba.core.caching.tempfile.TemporaryFile", refused)
+    assert jit(namespace["double"])(21) == 42
+    assert [path.name for path in tmp_path.iterdir()] == ["module.py"]
 
 
 def test_compiling_is_told_once_but_not_code_that_was_kept(tmp_path: Path) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from edgemoe.errors import KernelError, UsageError
 from edgemoe.kernels import select
 from edgemoe.kernels.native import library
+from edgemoe.process import Limit, control_groups
 
 
 @pytest.fixture(autouse=True)
@@ -85,23 +86,52 @@ def test_impossible_thread_counts_are_usage_errors(threads: int) -> None:
         select.select_backend(threads)
 
 
-@pytest.mark.parametrize(
-    ("files", "cores"),
-    [
-        ({"cpu.max": "150000 100000\n"}, 2),
-        ({"cpu.max": "50000 100000\n"}, 1),
-        ({"cpu.max": "max 100000\n"}, select.THREADS_MAX),
-        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, select.THREADS_MAX),
-        ({"cpu.max": "nonsense"}, select.THREADS_MAX),
-        ({}, select.THREADS_MAX),
-    ],
-)
-def test_the_quota_of_a_container(tmp_path: Path, files: dict[str, str], cores: int) -> None:
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert select.quota_cores(tmp_path) == cores
+@pytest.mark.parametrize(("quota", "threads"), [(1.5, 2), (0.5, 1), (1.0, 1), (4.0, 4), (1000.0, 8), (None, 8)])
+def test_a_quota_of_processor_time_bounds_the_default(
+    quota: float | None, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(select, "physical_cores", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.setattr(select, "processor_quota", lambda: None if quota is None else Limit(quota, None))
+    select.default_threads.cache_clear()
+    try:
+        assert select.default_threads() == threads
+    finally:
+        select.default_threads.cache_clear()
+
+
+@pytest.mark.slow
+def test_a_quota_of_a_group_below_the_root_bounds_the_default() -> None:
+    """Live, in a group within a group of which the outer one has half a processor."""
+    above = next(iter(control_groups("cpu")), None)
+    if above is None:
+        pytest.skip("this system has no control groups for processors")
+    outer = above.folder / f"edgemoe-test-{os.getpid()}"
+    inner = outer / "inner"
+    code = "from edgemoe.kernels.select import default_threads; print(default_threads())"
+    try:
+        inner.mkdir(parents=True)
+        quota = "cpu.cfs_quota_us" if above.version == 1 else "cpu.max"
+        if not (outer / quota).exists():
+            pytest.skip("no group here may limit processors")
+        (outer / quota).write_text("50000")
+        enter = [
+            "/bin/sh",
+            "-c",
+            'echo $$ > "$0" && exec "$@"',
+            str(inner / "cgroup.procs"),
+            sys.executable,
+            "-c",
+            code,
+        ]
+        found = subprocess.run(enter, capture_output=True, text=True, check=False)
+    except PermissionError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    finally:
+        for folder in (inner, outer):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+    assert found.stdout.strip() == "1", found.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs processor affinity")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from edgemoe.model import engine as engine_module
 from edgemoe.model import memory as memory_module
 from edgemoe.model.engine import Engine
 from edgemoe.model.opening import open_engine
-from edgemoe.process import memory_groups
+from edgemoe.process import ControlGroup, Limit
 from edgemoe.store.direct import allocate_pages
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import write_checkpoint
@@ -239,25 +240,27 @@ def test_a_budget_below_the_floor(store: Path) -> None:
 
 
 def test_a_budget_above_the_machine(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    open_engine(store, "1000TiB").close()  # of which this model takes little
-    monkeypatch.setattr(memory_module, "machine_bytes", lambda: 1 << 20)
-    with pytest.raises(BudgetError, match=r"this machine has 1\.0 MiB in all"):
+    with open_engine(store, "1000TiB") as engine:  # of which this model takes little
+        planned, floor = engine.memory.planned_bytes, engine.memory.floor_bytes
+    monkeypatch.setattr(memory_module, "memory_limit", lambda: Limit((planned + floor) // 2, None))
+    with pytest.raises(BudgetError, match=r"would take [\d.]+ MiB; this machine has [\d.]+ MiB in all"):
         open_engine(store, "1000TiB")
 
 
-@pytest.mark.parametrize(("file", "line"), [("memory.max", "0::/a/b"), ("memory.limit_in_bytes", "4:memory:/a/b")])
-def test_a_machine_is_no_larger_than_a_control_group_above(
-    file: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("ram", [None, "floor", "1000TiB"])
+def test_a_machine_below_the_floor_is_told_before_anything_large_is_read(
+    ram: str | None, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / ("a" if file == "memory.max" else "memory/a")
-    (folder / "b").mkdir(parents=True)
-    (folder / file).write_text(f"{1 << 20}\n")
-    (tmp_path / "own").write_text(line + "\n")
-    groups = memory_groups(tmp_path, tmp_path / "own")
-    monkeypatch.setattr(memory_module, "memory_groups", lambda root: groups)
-    assert memory_module.machine_bytes(tmp_path) == 1 << 20
-    (folder / file).write_text("max\n")
-    assert memory_module.machine_bytes(tmp_path) > 1 << 28
+    def read(*arguments: object) -> None:
+        raise AssertionError("something was read")
+
+    monkeypatch.setattr(Store, "begin_resident", read)
+    group = ControlGroup(Path("/groups/a"), 2)
+    monkeypatch.setattr(memory_module, "memory_limit", lambda: Limit(1 << 20, group))
+    expected = r"needs at least [\d.]+ MiB of memory; its control group /groups/a may have 1\.0 MiB in all\. Raise"
+    with pytest.raises(BudgetError) as refused:
+        open_engine(store, ram, meanwhile=lambda: read())
+    assert re.search(expected, str(refused.value))
 
 
 def test_a_resident_file_that_was_altered(store: Path) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import mmap
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +11,10 @@ from hypothesis import strategies as st
 from edgemoe.errors import BudgetError, UsageError
 from edgemoe.kernels.formats import FORMATS, PANEL_ROWS, Matrix, panel_count
 from edgemoe.kernels.operations import Program, StepSizes
+from edgemoe.model import memory
 from edgemoe.model.decoder import Decoder
 from edgemoe.model.memory import (
     ModelSizes,
-    available_bytes,
     format_size,
     has_ample_room,
     parse_size,
@@ -24,6 +23,7 @@ from edgemoe.model.memory import (
 )
 from edgemoe.model.spec import AttentionSpec, DenseFfnSpec, LayerSpec, ModelSpec, MoeSpec, RopeSpec
 from edgemoe.model.workspace import KvCache, Workspace
+from edgemoe.process import Limit
 from edgemoe.store.manifest import record_bytes
 from edgemoe.store.planning import ExpertPlan
 from tests.kernels.conftest import make_backend
@@ -129,10 +129,13 @@ def test_prompts_are_stopped_soon_where_that_costs_no_reads() -> None:
     assert dataclasses.replace(whole, slots=whole.total_experts - 1).prompt_chunk_tokens == 512
 
 
-def test_weights_are_read_before_the_plan_only_in_a_budget_with_ample_room() -> None:
+def test_weights_are_read_before_the_plan_only_in_a_budget_with_ample_room(monkeypatch: pytest.MonkeyPatch) -> None:
     floor = plan_memory(SPEC, SIZES, BACKEND, "floor")
     held_bytes = floor.interpreter_bytes + floor.resident_bytes
     assert has_ample_room(3 * held_bytes, SIZES, BACKEND)
+    monkeypatch.setattr(memory, "memory_limit", lambda: Limit(2 * held_bytes - (64 << 20), None))
+    assert not has_ample_room(3 * held_bytes, SIZES, BACKEND)  # the machine would not have it
+    monkeypatch.undo()
     assert not has_ample_room(held_bytes, SIZES, BACKEND)
     assert not has_ample_room("floor", SIZES, BACKEND)
     with pytest.raises(UsageError, match="is not a size"):
@@ -199,33 +202,6 @@ def test_a_dense_model_needs_no_slots() -> None:
     plan = plan_memory(SPEC, dataclasses.replace(SIZES, slot_bytes=0, total_experts=0), BACKEND, "floor")
     assert plan.slots == 0
     assert plan.all_resident
-
-
-@pytest.mark.parametrize(
-    ("names", "cache_key"),
-    [
-        (("memory.max", "memory.current", "memory.stat"), "inactive_file"),
-        (
-            ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
-            "total_inactive_file",
-        ),
-    ],
-)
-def test_a_container_s_limit_counts_but_not_the_file_pages_that_give_way(
-    tmp_path: Path, names: tuple[str, str, str], cache_key: str
-) -> None:
-    def available(usage: int, cache: int) -> int:
-        contents = (f"{50 * MIB}\n", f"{usage}\n", f"anon 5\n{cache_key} {cache}\nactive_file 7\n")
-        for name, content in zip(names, contents, strict=True):
-            (tmp_path / name).parent.mkdir(exist_ok=True)
-            (tmp_path / name).write_text(content)
-        return available_bytes(tmp_path)
-
-    held = available(50 * MIB, 0)  # what this process holds itself
-    assert available(40 * MIB, 0) - held == pytest.approx(10 * MIB, abs=MIB)
-    assert available(50 * MIB, 30 * MIB) - held == pytest.approx(30 * MIB, abs=MIB)
-    (tmp_path / names[0]).write_text("max\n")
-    assert available_bytes(tmp_path) > held + 30 * MIB
 
 
 def test_what_the_backend_will_still_take_counts() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,9 @@ from typing import Any
 import pytest
 
 from edgemoe.bench.cached_files import drop_from_cache
+from edgemoe.bench.control_group import MemoryGroup
+from edgemoe.errors import UsageError
+from edgemoe.process import control_groups
 from edgemoe.session.default_model import find_model
 from edgemoe.store.direct import open_direct
 from tests.support.page_cache import cached_pages
@@ -97,3 +101,46 @@ def test_the_page_cache_does_not_take_the_model_in(tmp_path: Path, ram: str) -> 
     found = run(model, ram)
     assert found["misses"] or ram != "floor"
     assert sum(map(cached_bytes, files)) - before < total // 20
+
+
+GROUP_BYTES = 150 << 20
+"""Less than the bundled model needs."""
+
+
+@pytest.mark.parametrize("ram", ["500MiB", "auto", "floor"])
+def test_a_small_control_group_is_an_error_and_no_end_by_the_system(ram: str) -> None:
+    try:
+        group = MemoryGroup("limits", GROUP_BYTES)
+    except UsageError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    command = [sys.executable, "-m", "edgemoe", "run", "--raw", "-p", "x", "--ram", ram]
+    with group:
+        done = subprocess.run(group.command(command), capture_output=True, text=True, check=False)
+        assert done.returncode == 1, done.stderr  # -9 where the system ended it
+        assert re.search(r"This model needs at least .* may have 150\.0 MiB in all\. Raise that limit", done.stderr)
+        peak = group.usage().peak_bytes
+        assert peak is None or peak < GROUP_BYTES // 2  # nothing large was read
+
+
+@pytest.mark.parametrize("threads", [3, 5, 7, 20])
+def test_few_threads_are_an_error_that_names_the_limit_or_an_answer(threads: int) -> None:
+    above = next(iter(control_groups("pids")), None)
+    if above is None:
+        pytest.skip("this system has no control groups for processes")
+    group = above.folder / f"edgemoe-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    try:
+        if not (group / "pids.max").exists():
+            pytest.skip("no group here may limit processes")
+        (group / "pids.max").write_text(str(threads))
+        enter = ["/bin/sh", "-c", 'echo $$ > "$0" && exec "$@"', str(group / "cgroup.procs")]
+        command = [*enter, sys.executable, "-m", "edgemoe", "run", "--raw", "-p", "x", "--threads", "2"]
+        done = subprocess.run([*command, "--max-tokens", "2"], capture_output=True, text=True, check=False)
+    finally:
+        group.rmdir()
+    assert (done.returncode, done.stderr) == (0, "") or (
+        done.returncode == 1 and f"the control group {group} allows" in done.stderr and threads < 20
+    ), done.stderr

@@ -10,6 +10,7 @@ import pytest
 
 from edgemoe.experts import hot_list
 from edgemoe.model.engine import Engine
+from edgemoe.paths import CACHE_VARIABLE
 from tests.support.engines import engine_with_slots
 from tests.support.small_engine import EXPERTS, PROMPT, SLOTS, answer
 from tests.support.stores import flip_bit
@@ -17,7 +18,7 @@ from tests.support.stores import flip_bit
 
 @pytest.fixture
 def lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(hot_list.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
@@ -77,7 +78,7 @@ def test_nothing_computed_leaves_the_list_as_it_was(made: Path, lists: Path) -> 
 def test_off_and_unwritable_are_no_error(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("in the way")
     for place in ("", str(tmp_path / "file" / "below")):
-        monkeypatch.setenv(hot_list.CACHE_VARIABLE, place)
+        monkeypatch.setenv(CACHE_VARIABLE, place)
         with engine_with_slots(made, SLOTS, warm_start=True) as engine:
             engine.forward(PROMPT)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

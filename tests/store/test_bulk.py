@@ -12,6 +12,7 @@ import pytest
 
 from edgemoe.store import bulk, direct
 from edgemoe.store.bulk import BulkRead, Span
+from tests.support.few_threads import few_threads
 
 SIZE = 40 * 4096 + 123
 
@@ -42,6 +43,21 @@ def test_spans_of_several_files_arrive(files: list[tuple[Path, bytes]]) -> None:
     BulkRead(spans).wait()
     for ((_, content), offset, size), memory in zip(wanted, memories, strict=True):
         assert memory[:size] == content[offset : offset + size]
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_spans_arrive_where_the_system_starts_few_threads_or_none(
+    files: list[tuple[Path, bytes]], left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = []
+    close = direct.PageFile.close
+    monkeypatch.setattr(direct.PageFile, "close", lambda file: closed.append(file.path) or close(file))
+    few_threads(monkeypatch, left)
+    memories = [direct.allocate_pages(41 * 4096) for _ in files]
+    BulkRead([Span(file[0], 0, SIZE, memoryview(memory)) for file, memory in zip(files, memories, strict=True)]).wait()
+    for (_, content), memory in zip(files, memories, strict=True):
+        assert memory[:SIZE] == content
+    assert sorted(closed) == [path for path, _ in files]
 
 
 def test_what_is_finished_is_there_and_is_finished_once(files: list[tuple[Path, bytes]]) -> None:
@@ -156,24 +172,3 @@ def test_a_finish_that_takes_long_is_told_as_a_stall(files: list[tuple[Path, byt
             reading.wait()
     finally:
         go_on.set()
-
-
-def test_nothing_stays_open_where_no_thread_can_start(
-    files: list[tuple[Path, bytes]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real, started = threading.Thread.start, []
-
-    def start(thread: threading.Thread) -> None:
-        if started:
-            raise RuntimeError("can't start new thread")
-        started.append(thread)
-        real(thread)
-
-    closed = []
-    close = direct.PageFile.close
-    monkeypatch.setattr(direct.PageFile, "close", lambda file: closed.append(file.path) or close(file))
-    monkeypatch.setattr(threading.Thread, "start", start)
-    with pytest.raises(RuntimeError, match="new thread"):
-        BulkRead([Span(files[0][0], 0, SIZE, memoryview(direct.allocate_pages(41 * 4096)))])
-    assert closed == [files[0][0]]
-    assert not started[0].is_alive()

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import numba
-from numba.core.caching import FunctionCache
-from numba.core.event import Event, Listener, install_listener
+from edgemoe.errors import KernelError
+from edgemoe.paths import platform_cache_folder
+
+try:
+    import numba
+    from numba.core.caching import FunctionCache
+    from numba.core.event import Event, Listener, install_listener
+except ImportError as error:
+    raise KernelError(
+        f"Numba cannot be imported ({error}): quantising weights, replaying traces and the portable kernels need it.",
+        "Install it: pip install numba. For musl systems (Alpine) there is no ready-made package of it: the README"
+        " says what works without, and how.",
+    ) from error
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -23,7 +34,7 @@ _OPTIONS: dict[str, Any] = {
 def jit(function: Function) -> Function:
     """Compile at the first call and keep the machine code on disk, where a folder for it can be written.
 
-    That is the `__pycache__` beside the function's module or else Numba's folder in the user's cache.
+    That is the `__pycache__` beside the function's module or else Numba's folder in the user's cache, if there is one.
     """
     return _compile(function, ())
 
@@ -39,9 +50,19 @@ def jit_calling(*files: str) -> Callable[[Function], Function]:
 
 def _compile(function: Function, files: tuple[str, ...]) -> Function:
     compiled = numba.njit(**_OPTIONS)(function)
+    if not _can_be_kept(function):
+        return cast(Function, compiled)
     with suppress(RuntimeError):  # Numba found no folder that it can write: compile in each process instead
         compiled._cache = _ForgivingCache(function, files)  # what cache=True sets, but for the class
     return cast(Function, compiled)
+
+
+def _can_be_kept(function: Callable[..., Any]) -> bool:
+    """Whether Numba, asked for a folder, finds one: for a user without a home it makes one that is called `~`."""
+    folder = Path(function.__code__.co_filename).parent
+    beside = folder / "__pycache__" if (folder / "__pycache__").exists() else folder
+    chosen = numba.config.CACHE_DIR  # type: ignore[attr-defined]  # made from the environment
+    return bool(chosen) or os.access(beside, os.W_OK) or platform_cache_folder() is not None
 
 
 class _ForgivingCache(FunctionCache):

@@ -14,6 +14,7 @@ from edgemoe.kernels.native import structures as st
 from edgemoe.kernels.native.binding import BoundOperations
 from edgemoe.kernels.native.library import Status, available_isas, load_library, status_text
 from edgemoe.kernels.native.reader import NativeReader
+from edgemoe.process import no_threads
 
 _SCRATCH_ALIGNMENT_BYTES = 64
 
@@ -42,6 +43,8 @@ class NativeBackend:
             )
         pool = ctypes.c_void_p()
         status = library.em_pool_create(threads, _SPIN_US, ctypes.byref(pool))
+        if status == Status.NO_THREADS:
+            raise no_threads(f"A pool of {threads} threads cannot be made")
         if status != Status.OK:
             raise KernelError(
                 f"A pool of {threads} threads could not be made: {status_text(status)}.", "Ask for fewer threads."

@@ -19,6 +19,7 @@ class Status(IntEnum):
     """The members of `em_status` that the binding tells apart."""
 
     OK = 0
+    NO_THREADS = 3
     FORKED = 4
     BUSY = 5
     TIMEOUT = 11

@@ -13,6 +13,7 @@ from edgemoe.kernels.checksum import NOT_AS_WRITTEN
 from edgemoe.kernels.native import structures as st
 from edgemoe.kernels.native.library import Status, load_library, status_text
 from edgemoe.kernels.reads import RecordRead
+from edgemoe.process import no_threads
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ PIECE_BYTES = 1 << 20
 
 
 class NativeReader:
-    """`threads` reader threads for up to `capacity` open requests.
+    """`threads` reader threads, or as many as the system starts, for up to `capacity` open requests.
 
     A request is read in pieces by as many threads as are free. With more than one thread, one never takes a piece of
     a prediction, so that a demand finds a reader free. A descriptor may be opened with O_DIRECT if offsets, lengths
@@ -44,6 +45,8 @@ class NativeReader:
         library = load_library()
         reader = ctypes.c_void_p()
         status = library.em_reader_create(threads, capacity, piece_bytes, ctypes.byref(reader))
+        if status == Status.NO_THREADS:
+            raise no_threads("Not one thread can be had to read experts")
         if status != Status.OK:
             raise ReadError(
                 f"A reader of {threads} threads, {capacity} requests and pieces of {piece_bytes} bytes could not be"

@@ -1,0 +1,238 @@
+"""What this machine offers, what limits it, and what becomes of a model on it: the facts behind `edgemoe info`."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgemoe.bench.machine import describe_machine
+from edgemoe.bench.rates import measure_store_disk
+from edgemoe.errors import EdgemoeError, KernelError, MachineError, StoreError
+from edgemoe.experts.reads import ExpertFiles, open_reader
+from edgemoe.kernels.native.library import load_library
+from edgemoe.kernels.select import KERNELS_VARIABLE, KernelChoice, describe_backend, select_backend
+from edgemoe.model.engine import READER_THREADS
+from edgemoe.model.memory import check_floor, format_size, plan_memory
+from edgemoe.paths import CACHE_VARIABLE, cache_folder, state_folder
+from edgemoe.process import (
+    Limit,
+    available_bytes,
+    memory_limit,
+    physical_cores,
+    processor_quota,
+    thread_limit,
+    usable_processors,
+    user_thread_limit,
+)
+from edgemoe.session.default_model import find_model
+from edgemoe.session.floor import held_as_in_a_run
+from edgemoe.store.direct import describe_reads, grants_direct
+from edgemoe.store.reader import Store
+
+
+def checkup(model: str | os.PathLike[str] | None = None, measure: bool = False) -> dict[str, Any]:
+    """Plain JSON of the machine, its limits and a model (None: the bundled one). Sizes are in bytes.
+
+    `limits` has a sentence or two for each thing that is less than it could be, with the way out. With `measure` the
+    rate at which the disk gives experts is measured. Raises StoreError for a model that was named and is none, and
+    UsageError for an environment variable that names no kernels.
+    """
+    choice = describe_backend()
+    found = {
+        "version": version("edgemoe"),
+        **describe_machine(),
+        "page_bytes": mmap.PAGESIZE,
+        "memory_available_bytes": available_bytes(),
+        "memory_limit": _limit_json(memory_limit()),
+        "processors": _processors(),
+        "kernels": asdict(choice),
+        "reader": _reader(),
+        "threads": _threads(choice),
+        "model": _model(model, measure),
+        "folders": {"cache": _cache(), "state": _folder(state_folder()), "hub": _folder(_hub_folder())},
+    }
+    return {**found, "limits": [f"{what}. {way_out}" for what, way_out in _limits(found)]}
+
+
+def _limit_json(limit: Limit) -> dict[str, Any]:
+    return {"bytes": limit.amount, "control_group": None if limit.group is None else str(limit.group.folder)}
+
+
+def _processors() -> dict[str, Any]:
+    quota = processor_quota()
+    return {
+        "physical": physical_cores(),
+        "usable": usable_processors(),
+        "quota": None if quota is None else quota.amount,
+        "control_group": None if quota is None or quota.group is None else str(quota.group.folder),
+    }
+
+
+def _reader() -> dict[str, Any]:
+    """The threads that read experts, and whether they are native ones."""
+    try:
+        load_library()
+    except KernelError:
+        return {"threads": READER_THREADS, "kind": "of Python: the native library cannot be used"}
+    return {"threads": READER_THREADS, "kind": "native"}
+
+
+def _threads(choice: KernelChoice) -> dict[str, Any]:
+    """How many may be started, and whether those of the kernels and one reader can be, which is tried."""
+    try:
+        backend = select_backend(choice.threads)
+        try:
+            open_reader(np.zeros((1, mmap.PAGESIZE), np.uint8), READER_THREADS).close()
+        finally:
+            backend.close()
+        problem = None
+    except MachineError as error:
+        problem = str(error)
+    except EdgemoeError:
+        problem = None  # kernels that cannot be had at all are told with the model
+    left = thread_limit()
+    return {
+        "user_limit": user_thread_limit(),
+        "left": None if left is None else left.amount,
+        "control_group": None if left is None or left.group is None else str(left.group.folder),
+        "problem": problem,
+    }
+
+
+def _model(model: str | os.PathLike[str] | None, measure: bool) -> dict[str, Any]:
+    """A model, its disk, how its experts are read, and what it gets of the memory; or why there is none."""
+    try:
+        store = Store.open(find_model(model))
+    except StoreError as error:
+        if model is not None:
+            raise
+        return {"path": None, "problem": str(error)}
+    direct = _reads_directly(store)
+    found = {
+        "path": str(store.path),
+        "bytes": store.manifest.total_bytes,
+        "disk_free_bytes": shutil.disk_usage(store.path).free,
+        "direct_reads": direct,
+        "reads": describe_reads(direct),
+        "disk_bytes_per_s": None,
+        "checked_when_read": store.checked_when_read,
+        **_plan(store),
+    }
+    if measure and found["total_experts"]:
+        found["disk_bytes_per_s"] = measure_store_disk(store).bytes_per_s
+    return found
+
+
+def _plan(store: Store) -> dict[str, Any]:
+    """The floor, and what the model would get with no budget given; why it cannot run, where it cannot."""
+    told: dict[str, Any] = dict.fromkeys(
+        ("floor_bytes", "budget_bytes", "planned_bytes", "total_experts", "experts_in_memory", "context_length")
+    )
+    try:
+        with held_as_in_a_run(store) as (spec, sizes, backend):
+            told["floor_bytes"] = plan_memory(spec, sizes, backend, "floor").floor_bytes
+            told["total_experts"] = sizes.total_experts
+            check_floor(spec, sizes, backend)
+            plan = plan_memory(spec, sizes, backend, "auto")
+    except EdgemoeError as error:
+        return {**told, "problem": str(error)}
+    return {
+        **told,
+        "budget_bytes": plan.budget_bytes,
+        "planned_bytes": plan.planned_bytes,
+        "experts_in_memory": plan.slots,
+        "context_length": plan.context_length,
+        "problem": None,
+    }
+
+
+def _reads_directly(store: Store) -> bool:
+    files = ExpertFiles(store.path / file.name for file in store.manifest.expert_files)
+    files.close()
+    return files.direct
+
+
+def _folder(folder: Path | None) -> dict[str, Any]:
+    """A folder of the user, and why nothing can be kept there, if so."""
+    if folder is None:
+        return {"path": None, "problem": "nothing is kept"}
+    try:
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        usable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    except (OSError, StopIteration):
+        usable = False
+    return {"path": str(folder), "problem": None if usable else "nothing can be written there"}
+
+
+def _cache() -> dict[str, Any]:
+    """The user's cache folder, and how files there can be read (found out in the nearest folder that exists)."""
+    folder = cache_folder()
+    found = _folder(folder)
+    direct = None
+    if folder is not None and found["problem"] is None:
+        there = next(place for place in (folder, *folder.parents) if place.is_dir())
+        try:
+            direct = grants_direct(there)
+        except OSError as error:
+            found["problem"] = f"nothing can be written there ({error.strerror or error})"
+    return {**found, "direct_reads": direct, "reads": None if direct is None else describe_reads(direct)}
+
+
+def _hub_folder() -> Path | None:
+    from huggingface_hub.constants import HF_HUB_CACHE  # as slow as all the rest here
+
+    return None if HF_HUB_CACHE.startswith("~") else Path(HF_HUB_CACHE)
+
+
+def _limits(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What is less than it could be, and the way out."""
+    memory, processors, model = found["memory_limit"], found["processors"], found["model"]
+    if memory["control_group"] is not None:
+        yield (
+            f"Memory: the control group {memory['control_group']} may have {format_size(memory['bytes'])}"
+            f" of this machine's {format_size(found['memory_bytes'])}",
+            "Its owner can raise that: --memory of a container, MemoryMax= of a service.",
+        )
+    cores = processors["physical"] or processors["usable"]
+    if processors["quota"] is not None and processors["quota"] < cores:
+        yield (
+            f"Processors: the control group {processors['control_group']} may use {processors['quota']:g} of {cores}",
+            "Its owner can raise that: --cpus of a container, CPUQuota= of a service.",
+        )
+    if processors["usable"] < cores:
+        yield (
+            f"Processors: this process may run on {processors['usable']} of {cores}",
+            "Whoever started it chose that: taskset, or --cpuset-cpus of a container.",
+        )
+    if found["threads"]["problem"] is not None:
+        yield "Threads: there are too few", found["threads"]["problem"]
+    reason = found["kernels"]["reason"]
+    if found["kernels"]["backend"] != "native":
+        yield (
+            f"Kernels: the portable ones run, which are slower ({reason})",
+            f"Unset {KERNELS_VARIABLE}." if KERNELS_VARIABLE in reason else "With a C compiler, install edgemoe again.",
+        )
+    if model.get("direct_reads") is False:
+        yield f"Disk: experts are read {model['reads']}", "A store on a local disk (ext4, xfs, btrfs) is read past it."
+    if model.get("problem") is not None:
+        yield "The model: it cannot run here", model["problem"]
+    elif model["experts_in_memory"] < model["total_experts"]:
+        yield (
+            f"The model: {model['experts_in_memory']} of its {model['total_experts']} experts fit in memory at a time,"
+            " the others are read from disk as tokens want them",
+            "More free memory makes it faster; edgemoe plan shows by how much.",
+        )
+    cache = found["folders"]["cache"]
+    if cache["problem"] is not None:
+        yield (
+            f"Cache folder: {cache['path'] or 'there is none'}: {cache['problem']}, so that starts know no hot experts",
+            f"Set {CACHE_VARIABLE} to a folder of yours.",
+        )

@@ -1,0 +1,41 @@
+"""Memory plans of a store as a run would make them, without running it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from edgemoe.errors import StoreError
+from edgemoe.kernels.operations import Backend
+from edgemoe.kernels.select import select_backend
+from edgemoe.model.description import store_spec
+from edgemoe.model.memory import MemoryPlan, ModelSizes, plan_memory
+from edgemoe.model.opening import model_sizes
+from edgemoe.model.spec import ModelSpec
+from edgemoe.session.tokenizer import has_tokenizer, load_library_tokenizer
+from edgemoe.store.reader import Store
+
+
+@contextlib.contextmanager
+def held_as_in_a_run(store: Store) -> Iterator[tuple[ModelSpec, ModelSizes, Backend]]:
+    """What a memory plan is made of. Within it this process holds what a run holds beside the model, which plans count.
+
+    Raises StoreError.
+    """
+    spec = store_spec(store)
+    tokenizer = None
+    if has_tokenizer(store.path):
+        with contextlib.suppress(StoreError):  # a store whose tokenizer is damaged has a floor too
+            tokenizer = load_library_tokenizer(store.path)
+    backend = select_backend()
+    try:
+        yield spec, model_sizes(store, spec), backend
+    finally:
+        backend.close()
+        del tokenizer
+
+
+def floor_plan(store: Store) -> MemoryPlan:
+    """The plan for the least budget that a store runs in. Raises StoreError."""
+    with held_as_in_a_run(store) as (spec, sizes, backend):
+        return plan_memory(spec, sizes, backend, "floor")
