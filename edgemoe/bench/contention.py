@@ -28,6 +28,7 @@ from edgemoe.errors import UsageError
 from edgemoe.kernels.select import KernelChoice
 from edgemoe.model.description import store_spec
 from edgemoe.process import usable_processors
+from edgemoe.session.default_model import model_name
 from edgemoe.store.reader import Store
 
 BUSY_MAX = 64
@@ -172,7 +173,7 @@ class ContentionMeasurement:
             fair = Spread.of(rate * share for rate in one)
             rate = Spread.of(rates)
             company.append(CompanyReport(count, share, rate, rate.over(fair)))
-        return ContentionReport(self._folder.name, threads, processors, one_thread, Spread.of(alone), company)
+        return ContentionReport(model_name(self._folder), threads, processors, one_thread, Spread.of(alone), company)
 
     def _decode(self, worker: Worker, seconds: float) -> float:
         """Tokens a second of decoding, over turns that take at least `seconds` together."""
