@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import edgemoe
-from edgemoe.model.engine import Engine
-from edgemoe.model.opening import open_engine
+from edgemoe.engine.engine import Engine
+from edgemoe.engine.opening import open_engine
 from edgemoe.session.default_model import find_model
 from edgemoe.session.sampler import SamplingOptions
 from edgemoe.store.reader import Store

@@ -24,19 +24,20 @@ from edgemoe.bench.protocol import Worker
 from edgemoe.bench.rates import DiskRates, store_places
 from edgemoe.bench.report import EDGEMOE, WITH_LEDGER, EngineReport, Report
 from edgemoe.bench.roofline import ReadRates
+from edgemoe.bench.speed import MachineRates, token_work
 from edgemoe.bench.startup import PROMPT, Within, command_seconds, worker_seconds
+from edgemoe.engine.lossy import EXACT, LossySettings
+from edgemoe.engine.memory import LEAST_CONTEXT_TOKENS
+from edgemoe.engine.traffic import TokenTraffic
 from edgemoe.errors import UsageError
 from edgemoe.experts.policy import DEFAULT_POLICY
-from edgemoe.experts.trace import read_trace
 from edgemoe.kernels.select import KernelChoice
+from edgemoe.lab.forced_routing import ForcedRouting
+from edgemoe.lab.trace import read_trace
 from edgemoe.model.description import store_spec
-from edgemoe.model.forced_routing import ForcedRouting
-from edgemoe.model.lossy import EXACT, LossySettings
-from edgemoe.model.memory import LEAST_CONTEXT_TOKENS, format_size, parse_size
 from edgemoe.model.spec import ModelSpec
-from edgemoe.model.speed import MachineRates, token_work
-from edgemoe.model.traffic import TokenTraffic
 from edgemoe.session.tokenizer import has_tokenizer, load_library_tokenizer
+from edgemoe.sizes import format_size, parse_size
 from edgemoe.store.reader import Store
 
 COMMAND = [sys.executable, "-m", "edgemoe.bench.edgemoe_worker"]

@@ -15,12 +15,13 @@ import numpy as np
 
 from edgemoe.bench.machine import describe_machine
 from edgemoe.bench.rates import measure_store_disk
+from edgemoe.engine.engine import READER_THREADS
+from edgemoe.engine.memory import check_floor, plan_memory
 from edgemoe.errors import EdgemoeError, KernelError, MachineError, StoreError
-from edgemoe.experts.reads import ExpertFiles, open_reader
+from edgemoe.io.direct import describe_reads, grants_direct
+from edgemoe.io.reads import ExpertFiles, open_reader
 from edgemoe.kernels.native.library import load_library
 from edgemoe.kernels.select import KERNELS_VARIABLE, KernelChoice, describe_backend, select_backend
-from edgemoe.model.engine import READER_THREADS
-from edgemoe.model.memory import check_floor, format_size, plan_memory
 from edgemoe.paths import CACHE_VARIABLE, cache_folder, state_folder
 from edgemoe.process import (
     Limit,
@@ -34,7 +35,7 @@ from edgemoe.process import (
 )
 from edgemoe.session.default_model import find_model
 from edgemoe.session.floor import held_as_in_a_run
-from edgemoe.store.direct import describe_reads, grants_direct
+from edgemoe.sizes import format_size
 from edgemoe.store.reader import Store
 
 

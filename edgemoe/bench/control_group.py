@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from edgemoe.errors import UsageError
-from edgemoe.model.memory import format_size
 from edgemoe.process import MEMORY_LIMIT_FILES, ControlGroup, control_groups
+from edgemoe.sizes import format_size
 
 LEAST_LIMIT_BYTES = 16 << 20
 """Below that not even an interpreter starts."""

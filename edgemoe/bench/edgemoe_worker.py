@@ -13,12 +13,12 @@ import numpy as np
 
 from edgemoe.bench.protocol import serve
 from edgemoe.bench.run import Run
-from edgemoe.experts.trace import read_trace
-from edgemoe.model.engine import Engine
-from edgemoe.model.forced_routing import ForcedRouting
-from edgemoe.model.lossy import LossySettings
-from edgemoe.model.opening import open_engine
-from edgemoe.model.recorder import RoutingRecorder, recording
+from edgemoe.engine.engine import Engine
+from edgemoe.engine.lossy import LossySettings
+from edgemoe.engine.opening import open_engine
+from edgemoe.lab.forced_routing import ForcedRouting
+from edgemoe.lab.recorder import RoutingRecorder, recording
+from edgemoe.lab.trace import read_trace
 from edgemoe.process import major_faults, peak_rss_bytes
 from edgemoe.session.default_model import model_name
 
@@ -28,6 +28,7 @@ class EdgemoeWorker:
 
     engine: Engine
     recorder: RoutingRecorder | None = None
+    forced: ForcedRouting | None = None
 
     def __init__(self) -> None:
         self._recording = ExitStack()
@@ -50,9 +51,9 @@ class EdgemoeWorker:
         `routing` is a trace to take the routing from, with guesses of that recall; `trace` is one to be written.
         `options` are those of `open_engine` that are given by name only.
         """
-        forced = ForcedRouting(read_trace(routing), routing, recall) if routing is not None else None
+        self.forced = ForcedRouting(read_trace(routing), routing, recall) if routing is not None else None
         settings = LossySettings.from_json(lossy or {})
-        self.engine = open_engine(model, ram, threads, context, routing=forced, lossy=settings, **options)
+        self.engine = open_engine(model, ram, threads, context, routing=self.forced, lossy=settings, **options)
         if trace is not None:
             name = model_name(Path(model))
             self.recorder = self._recording.enter_context(recording(self.engine, trace, model=name))
@@ -81,7 +82,7 @@ class EdgemoeWorker:
         engine.keep_ledger(ledger)
         engine.rewind(0)
         engine.turn.begin()
-        forced = engine.forced_routing
+        forced = self.forced
         steps = Run.next(forced, len(prompt), len(continuation)) if forced is not None else None
         began_s = time.perf_counter()
         logits = engine.forward(prompt)

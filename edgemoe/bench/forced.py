@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.bench.run import Run
+from edgemoe.engine.phase import DECODE, PROMPT
 from edgemoe.experts.policy import DEFAULT_POLICY, passes_through
-from edgemoe.experts.replay import simulate
-from edgemoe.experts.turn import DECODE, PROMPT
-from edgemoe.model.forced_routing import ForcedRouting
+from edgemoe.lab.forced_routing import ForcedRouting
+from edgemoe.lab.replay import simulate
 from edgemoe.model.spec import ModelSpec, MoeSpec
 
 

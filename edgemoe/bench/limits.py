@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgemoe.bench.hit_rates import HitRates
 from edgemoe.bench.measure import Measured, Round
 from edgemoe.bench.plan import Routing, expected_speed
+from edgemoe.bench.speed import MachineRates, SpeedEstimate, TokenWork, predict_speed
 from edgemoe.bench.spread import Spread
-from edgemoe.experts.hit_rates import HitRates
-from edgemoe.model.speed import MachineRates, SpeedEstimate, TokenWork, predict_speed
 
 
 @dataclass(frozen=True)

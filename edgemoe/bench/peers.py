@@ -56,7 +56,7 @@ def open_peer(model: Path, gguf: Path | None, threads: int, context_tokens: int,
     """llama.cpp with a GGUF, or with one made from the store for as long as this lasts."""
     with tempfile.TemporaryDirectory(prefix="edgemoe-bench-") as folder:
         if gguf is None:
-            from edgemoe.conversion.gguf_export import export_gguf
+            from edgemoe.conversion.gguf.export import export_gguf
 
             gguf = export_gguf(Store.open(model), Path(folder) / "model.gguf", name=model_name(model))
         options = {"gguf": str(gguf), "threads": threads, "context": context_tokens, "mmap": mmap}

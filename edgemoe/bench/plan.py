@@ -11,14 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgemoe.conversion.formats import class_of
-from edgemoe.experts.hit_rates import HitRates, skewed_hit_rate, uniform_hit_rate
-from edgemoe.experts.policy import DEFAULT_POLICY
-from edgemoe.kernels.operations import Backend
-from edgemoe.model.memory import MemoryPlan, plan_memory
-from edgemoe.model.opening import model_sizes
-from edgemoe.model.spec import ModelSpec
-from edgemoe.model.speed import (
+from edgemoe.bench.hit_rates import HitRates, skewed_hit_rate, uniform_hit_rate
+from edgemoe.bench.speed import (
     MachineRates,
     SpeedEstimate,
     SpeedLimits,
@@ -27,7 +21,13 @@ from edgemoe.model.speed import (
     speed_limits,
     token_work,
 )
-from edgemoe.model.traffic import planned_traffic
+from edgemoe.conversion.formats import class_of
+from edgemoe.engine.memory import MemoryPlan, plan_memory
+from edgemoe.engine.opening import model_sizes
+from edgemoe.engine.traffic import planned_traffic
+from edgemoe.experts.policy import DEFAULT_POLICY
+from edgemoe.kernels.operations import Backend
+from edgemoe.model.spec import ModelSpec
 from edgemoe.store.manifest import Manifest
 from edgemoe.store.reader import Store
 
@@ -71,8 +71,8 @@ def unknown_routing() -> Routing:
 
 def traced_routing(path: Path) -> Routing:
     """As in a recorded trace, replayed in a cache that holds the same share of its experts. Raises TraceError."""
-    from edgemoe.experts.replay import Replay  # compiles, which only this needs
-    from edgemoe.experts.trace import read_trace
+    from edgemoe.lab.replay import Replay  # compiles, which only this needs
+    from edgemoe.lab.trace import read_trace
 
     replay = Replay(read_trace(path))
 

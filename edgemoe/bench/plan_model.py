@@ -33,12 +33,12 @@ from edgemoe.bench.rates import (
     measure_memory,
     measure_store_disk,
 )
+from edgemoe.bench.speed import MachineRates
+from edgemoe.engine.memory import interpreter_bytes
 from edgemoe.errors import StoreError, UsageError
 from edgemoe.kernels.operations import Backend
 from edgemoe.kernels.select import KernelChoice, describe_backend, select_backend
 from edgemoe.model.description import store_spec
-from edgemoe.model.memory import interpreter_bytes
-from edgemoe.model.speed import MachineRates
 from edgemoe.session.default_model import find_model
 from edgemoe.session.tokenizer import has_tokenizer, load_library_tokenizer
 from edgemoe.store.reader import Store

@@ -27,10 +27,10 @@ from edgemoe.bench.machine import describe_machine
 from edgemoe.bench.measure import SETTLE_SECONDS, Progress
 from edgemoe.bench.protocol import Worker
 from edgemoe.bench.spread import Spread
+from edgemoe.engine.lossy import EXACT, LossySettings
 from edgemoe.errors import UsageError
 from edgemoe.kernels.select import KernelChoice
 from edgemoe.model.description import store_spec
-from edgemoe.model.lossy import EXACT, LossySettings
 from edgemoe.session.prices import Price
 from edgemoe.session.tokenizer import Tokenizer
 from edgemoe.store.reader import Store

@@ -24,11 +24,11 @@ import numpy as np
 
 from edgemoe.bench.roofline import BUFFER_BYTES, PASSES, ReadRate, ReadRates, allocate_buffer
 from edgemoe.errors import UsageError
-from edgemoe.experts.reads import ExpertFiles, open_reader
+from edgemoe.io.direct import allocate_pages
+from edgemoe.io.pages import PAGE_BYTES, round_up
+from edgemoe.io.reads import ExpertFiles, open_reader
 from edgemoe.kernels.reads import RecordRead
 from edgemoe.kernels.select import KernelChoice
-from edgemoe.store.direct import allocate_pages
-from edgemoe.store.headers import PAGE_BYTES, round_up
 from edgemoe.store.reader import Store
 
 READERS = (2, 4, 8)

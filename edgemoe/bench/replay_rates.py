@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgemoe.bench.rates import measure_folder_disk, measure_memory
+from edgemoe.bench.speed import MachineRates
 from edgemoe.errors import EdgemoeError
 from edgemoe.kernels.select import describe_backend
-from edgemoe.model.speed import MachineRates
 
 
 def find_rates(

@@ -1,6 +1,6 @@
 """What a replay shows: policies at every capacity, the optimum beside them, the speed to expect, and what to choose.
 
-Hit rates and bytes are counted. Tokens per second are estimates of the speed model (`model/speed.py`) on rates of a
+Hit rates and bytes are counted. Tokens per second are estimates of the speed model (`bench/speed.py`) on rates of a
 machine, for the layers of the model in the trace: a trace says nothing of its embedding and head.
 """
 
@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from edgemoe.bench.speed import MachineRates, SpeedEstimate, TokenWork, predict_speed
 from edgemoe.errors import UsageError
 from edgemoe.experts.policy import BELADY, DEFAULT_POLICY, parse_policy
-from edgemoe.experts.replay import Replay, ReplayResult
-from edgemoe.experts.routing import Routing
-from edgemoe.experts.trace import TraceShape
-from edgemoe.model.speed import MachineRates, SpeedEstimate, TokenWork, predict_speed
+from edgemoe.lab.replay import Replay, ReplayResult
+from edgemoe.lab.trace import TraceShape
+from edgemoe.lab.trace_figures import Routing
 
 REPORT_VERSION = 1
 

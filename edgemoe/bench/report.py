@@ -11,9 +11,9 @@ from edgemoe.bench.forced import RoutingReport
 from edgemoe.bench.limits import ForecastReport, GuessReport, LimitReport
 from edgemoe.bench.measure import Measured, Settings
 from edgemoe.bench.spread import Spread
-from edgemoe.model.ledger import Part, TimeLedger
+from edgemoe.engine.ledger import Part, TimeLedger
+from edgemoe.engine.traffic import TokenTraffic
 from edgemoe.model.spec import ModelSpec, MoeSpec
-from edgemoe.model.traffic import TokenTraffic
 
 REPORT_VERSION = 1
 EDGEMOE = "edgemoe"

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.errors import EdgemoeError
+from edgemoe.io.direct import allocate_pages
 from edgemoe.kernels.native.backend import NativeBackend
 from edgemoe.kernels.select import KernelChoice
 from edgemoe.process import available_bytes
-from edgemoe.store.direct import allocate_pages
 
 BUFFER_BYTES = 1 << 30
 """Larger than a last-level cache, so that what one pass has left there is gone when the next one comes to it."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgemoe.experts.turn import DECODE, PROMPT
-from edgemoe.model.forced_routing import ForcedRouting
+from edgemoe.engine.phase import DECODE, PROMPT
+from edgemoe.lab.forced_routing import ForcedRouting
 
 
 @dataclass(frozen=True)

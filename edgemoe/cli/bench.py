@@ -108,7 +108,7 @@ def bench(
     streamed, the disk's rate is measured in every round too, and speed is held against the lower of the two limits.
     With --price instead the lossless and the lossy model read the same text, and are compared.
     """
-    from edgemoe.model.lossy import LossySettings
+    from edgemoe.engine.lossy import LossySettings
 
     lossy = LossySettings(cache_aware_routing, drop_cold, experts_used)
     options = {"policy": policy, "prediction": prediction}
@@ -155,13 +155,13 @@ def bench(
     from edgemoe.bench.benchmark import Benchmark
     from edgemoe.bench.measure import Settings
     from edgemoe.bench.peers import check_peer, open_peer
-    from edgemoe.cli.bench_tables import report_tables
     from edgemoe.cli.lossy import tell_lossy
-    from edgemoe.cli.render import ProgressBar
-    from edgemoe.cli.screen import open_screen
+    from edgemoe.cli.terminal.bench_tables import report_tables
+    from edgemoe.cli.terminal.render import ProgressBar
+    from edgemoe.cli.terminal.screen import open_screen
     from edgemoe.kernels.select import describe_backend
-    from edgemoe.model.memory import parse_size
     from edgemoe.session.default_model import find_model
+    from edgemoe.sizes import parse_size
 
     settings = Settings(prompt, decode, prefill, repeats, peer_decode_tokens=peer_decode, room_tokens=context)
     limit_bytes = None if limit is None else parse_size(limit)

@@ -65,8 +65,8 @@ def chat(
     from edgemoe.cli.lossy import lossy_line, tell_lossy
     from edgemoe.cli.remarks import model_remarks, tell
     from edgemoe.cli.repl import Repl
-    from edgemoe.cli.screen import Plain, open_screen
-    from edgemoe.model.lossy import LossySettings
+    from edgemoe.cli.terminal.screen import Plain, open_screen
+    from edgemoe.engine.lossy import LossySettings
     from edgemoe.session.model import load as load_model
 
     asked = LossySettings(cache_aware_routing, drop_cold, experts_used)
@@ -74,9 +74,10 @@ def chat(
     screen = open_screen() if interactive else Plain()
     read = read_line
     if interactive:
-        from edgemoe.cli.prompt_input import prompt_reader
+        from edgemoe.cli.slash import COMMANDS
+        from edgemoe.cli.terminal.prompt_input import prompt_reader
 
-        read = prompt_reader()
+        read = prompt_reader({name: command.help for name, command in COMMANDS.items()})
     # loaded last, so that the memory plan counts what was imported above
     with screen.waiting("loading the model"), collection_paused():
         opened = load_model(model, ram, threads, context, kv, policy, prediction, not no_warm_start, **asked.to_json())
@@ -111,8 +112,8 @@ def chat(
 
 def greeting(model: Model) -> str:
     """What is open and how it runs, in two quiet lines."""
-    from edgemoe.model.memory import format_size
     from edgemoe.session.default_model import model_name
+    from edgemoe.sizes import format_size
 
     engine, memory = model.engine, model.engine.memory
     if not memory.total_experts:

@@ -30,8 +30,8 @@ def measure_contention(
 ) -> ContentionReport:
     """Measure and show. Raises what `ContentionMeasurement` raises."""
     from edgemoe.bench.contention import ContentionMeasurement
-    from edgemoe.cli.render import ProgressBar
-    from edgemoe.cli.screen import open_screen
+    from edgemoe.cli.terminal.render import ProgressBar
+    from edgemoe.cli.terminal.screen import open_screen
     from edgemoe.kernels.select import describe_backend
     from edgemoe.session.default_model import find_model
 
@@ -56,7 +56,7 @@ def contention_title(report: ContentionReport) -> str:
 
 def contention_rows(report: ContentionReport) -> list[tuple[str, str]]:
     """One row for each company."""
-    from edgemoe.cli.bench_tables import spread_text
+    from edgemoe.cli.terminal.bench_tables import spread_text
 
     rows = [
         ("one thread alone", f"{spread_text(report.one_thread_alone, '.1f')} tokens/s"),

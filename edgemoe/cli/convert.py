@@ -11,7 +11,7 @@ import typer
 from edgemoe.cli import options as shared
 
 if TYPE_CHECKING:
-    from edgemoe.cli.render import ProgressBar
+    from edgemoe.cli.terminal.render import ProgressBar
     from edgemoe.conversion.progress import Download, Progress
 
 LEAST_SECONDS_FOR_RATE = 0.5
@@ -41,11 +41,11 @@ def convert(
 
     Without --experts and --dense, blocks that a GGUF has quantised already carry over exactly.
     """
-    from edgemoe.cli.render import ProgressBar
-    from edgemoe.cli.screen import printable
+    from edgemoe.cli.terminal.render import ProgressBar
+    from edgemoe.cli.terminal.text import printable
     from edgemoe.conversion.pipeline import convert_checkpoint
-    from edgemoe.model.memory import format_size
     from edgemoe.session.text_faults import text_faults
+    from edgemoe.sizes import format_size
     from edgemoe.store.reader import Store
 
     try:
@@ -125,8 +125,8 @@ class Report:
     def _show(
         self, title: str, done_bytes: int, total_bytes: int | None, rate: float | None, left_s: float | None
     ) -> None:
-        from edgemoe.cli.figures import format_duration
-        from edgemoe.model.memory import format_size
+        from edgemoe.cli.terminal.figures import format_duration
+        from edgemoe.sizes import format_size
 
         done = format_size(done_bytes)
         parts = [done if total_bytes is None else f"{done} of {format_size(total_bytes)}"]

@@ -32,9 +32,9 @@ def export(
 
 def write_gguf(store: Store, file: Path, *, name: str, tokenizer: bool, force: bool) -> None:
     """Write the file with a bar to watch, and say how large it has become."""
-    from edgemoe.cli.render import ProgressBar
-    from edgemoe.conversion.gguf_export import export_gguf
-    from edgemoe.model.memory import format_size
+    from edgemoe.cli.terminal.render import ProgressBar
+    from edgemoe.conversion.gguf.export import export_gguf
+    from edgemoe.sizes import format_size
 
     def show(done_bytes: int, total_bytes: int) -> None:
         beside = f"{format_size(done_bytes)} of {format_size(total_bytes)}"

@@ -8,7 +8,7 @@ import typer
 
 from edgemoe.cli import options as shared
 from edgemoe.cli.json_text import json_text
-from edgemoe.cli.screen import open_screen
+from edgemoe.cli.terminal.screen import open_screen
 
 
 def info(
@@ -40,7 +40,7 @@ def checks_told(checked_when_read: bool) -> str:
 
 
 def _machine_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
-    from edgemoe.model.memory import format_size
+    from edgemoe.sizes import format_size
 
     kernels, processors, threads, reader = (found[name] for name in ("kernels", "processors", "threads", "reader"))
     limit = found["memory_limit"]
@@ -64,7 +64,7 @@ def _machine_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _model_rows(model: dict[str, Any], bundled: bool) -> list[tuple[str, str]]:
-    from edgemoe.model.memory import format_size
+    from edgemoe.sizes import format_size
 
     name = "bundled model" if bundled else "model"
     if model["path"] is None:

@@ -8,7 +8,7 @@ import typer
 
 from edgemoe.cli import options as shared
 from edgemoe.cli.json_text import json_text
-from edgemoe.cli.screen import Screen, open_screen
+from edgemoe.cli.terminal.screen import Screen, open_screen
 
 if TYPE_CHECKING:
     from edgemoe.store.reader import Store
@@ -70,7 +70,7 @@ def describe(store: Store) -> dict[str, Any]:
 
 def _show(screen: Screen, description: dict[str, Any]) -> None:
     from edgemoe.cli.info import checks_told
-    from edgemoe.model.memory import format_size
+    from edgemoe.sizes import format_size
 
     experts = description["experts"]
     rows = [

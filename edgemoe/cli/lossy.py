@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgemoe.model.lossy import LossySettings
+    from edgemoe.engine.lossy import LossySettings
     from edgemoe.session.model import Model
 
 

@@ -14,7 +14,7 @@ import typer.core
 
 from edgemoe.cli.interrupts import TERMINATION
 from edgemoe.cli.parameters import with_flags
-from edgemoe.cli.screen import printable
+from edgemoe.cli.terminal.text import printable
 from edgemoe.errors import INTERRUPTED, EdgemoeError, UsageError
 from edgemoe.process import no_threads
 

@@ -69,8 +69,8 @@ def plan(
     write_figures = shared.file_writer(json_file, write_json)
 
     from edgemoe.bench.plan_model import PlanOptions, plan_model
-    from edgemoe.cli.plan_tables import plan_tables
-    from edgemoe.cli.screen import open_screen
+    from edgemoe.cli.terminal.plan_tables import plan_tables
+    from edgemoe.cli.terminal.screen import open_screen
 
     options = PlanOptions(ram, context, threads, kv, routing, experts, dense, disk_bytes_per_s, memory_bytes_per_s)
     planned = plan_model(source, options)
@@ -82,7 +82,7 @@ def plan(
 
 def parse_rate(option: str, text: str | None) -> float | None:
     """Bytes per second of a rate such as `1.2GB/s`; None for None. Raises UsageError, naming the option."""
-    from edgemoe.model.memory import parse_size
+    from edgemoe.sizes import parse_size
 
     if text is None:
         return None

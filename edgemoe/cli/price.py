@@ -13,7 +13,7 @@ from edgemoe.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
     from edgemoe.bench.price import PriceReport, SideReport
-    from edgemoe.model.lossy import LossySettings
+    from edgemoe.engine.lossy import LossySettings
 
 TEXT_LIMIT_BYTES = 16 << 20
 DEFAULT_TEXTS = ("README.md", "answers.md")
@@ -31,10 +31,10 @@ def measure_price(
 ) -> PriceReport:
     """Measure, show and keep the price. Raises what `PriceMeasurement` raises, and UsageError for a text of no use."""
     from edgemoe.bench.price import DEFAULT_TOKENS, PriceMeasurement
-    from edgemoe.cli.render import ProgressBar
-    from edgemoe.cli.screen import open_screen
+    from edgemoe.cli.terminal.render import ProgressBar
+    from edgemoe.cli.terminal.screen import open_screen
+    from edgemoe.engine.lossy import LossySettings
     from edgemoe.kernels.select import describe_backend
-    from edgemoe.model.lossy import LossySettings
     from edgemoe.session.default_model import find_model
     from edgemoe.session.prices import keep_price, prices_path
 
@@ -63,8 +63,8 @@ def measure_price(
 
 def price_tables(report: PriceReport) -> list[tuple[str, list[tuple[str, str]]]]:
     """What it costs, and what it gains, with their titles."""
-    from edgemoe.cli.bench_tables import spread_text
-    from edgemoe.model.lossy import LossySettings
+    from edgemoe.cli.terminal.bench_tables import spread_text
+    from edgemoe.engine.lossy import LossySettings
 
     text = report.text or "random ids, as this model has no tokenizer: text would tell more"
     costs = [
@@ -82,8 +82,8 @@ def price_tables(report: PriceReport) -> list[tuple[str, list[tuple[str, str]]]]
 
 
 def _side(side: SideReport) -> str:
-    from edgemoe.cli.bench_tables import spread_text
-    from edgemoe.model.memory import format_size
+    from edgemoe.cli.terminal.bench_tables import spread_text
+    from edgemoe.sizes import format_size
 
     parts = [f"{spread_text(side.tokens_per_s, '.1f')} tokens/s", f"{side.memory['slots']} of"]
     parts[1] += f" {side.memory['total_experts']} experts in memory"

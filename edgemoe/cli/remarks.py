@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from edgemoe.cli.screen import printable
+from edgemoe.cli.terminal.text import printable
 
 if TYPE_CHECKING:
     from edgemoe.session.model import Model

@@ -6,12 +6,12 @@ import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from edgemoe.cli.figures import statistics_line
-from edgemoe.cli.heatmap import HeatMap, fold
 from edgemoe.cli.interrupts import on_interrupt
 from edgemoe.cli.remarks import cut_remark
-from edgemoe.cli.screen import Screen
 from edgemoe.cli.slash import COMMANDS, resembled
+from edgemoe.cli.terminal.figures import statistics_line
+from edgemoe.cli.terminal.heatmap import HeatMap, fold
+from edgemoe.cli.terminal.screen import Screen
 from edgemoe.errors import EdgemoeError, UsageError
 from edgemoe.session.chat import Answer, ChatSession
 from edgemoe.session.generate import Generation

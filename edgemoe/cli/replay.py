@@ -14,7 +14,7 @@ from edgemoe.cli.json_text import write_json
 
 if TYPE_CHECKING:
     from edgemoe.bench.replay_report import ReplayReport
-    from edgemoe.cli.screen import Screen
+    from edgemoe.cli.terminal.screen import Screen
 
 
 def replay(
@@ -62,10 +62,10 @@ def replay(
     from edgemoe.bench.replay_rates import find_rates
     from edgemoe.bench.replay_report import replay_report
     from edgemoe.cli.compiling import replay_compiling_told
-    from edgemoe.cli.render import ProgressBar
-    from edgemoe.cli.screen import open_screen
-    from edgemoe.experts.replay import Replay
-    from edgemoe.experts.trace import read_trace
+    from edgemoe.cli.terminal.render import ProgressBar
+    from edgemoe.cli.terminal.screen import open_screen
+    from edgemoe.lab.replay import Replay
+    from edgemoe.lab.trace import read_trace
 
     recorded = Replay(read_trace(trace))
     for percent in capacities:
@@ -83,8 +83,8 @@ def replay(
 
 
 def _show(screen: Screen, report: ReplayReport) -> None:
-    from edgemoe.cli.heatmap import fold
-    from edgemoe.cli.replay_tables import replay_tables
+    from edgemoe.cli.terminal.heatmap import fold
+    from edgemoe.cli.terminal.replay_tables import replay_tables
 
     tables = replay_tables(report)
     for title, rows in tables[:-1]:

@@ -10,9 +10,9 @@ import typer
 from edgemoe.cli import options as shared
 from edgemoe.cli.interrupts import on_interrupt
 from edgemoe.cli.json_text import json_text
-from edgemoe.cli.screen import printable
 from edgemoe.cli.starting import collection_paused
 from edgemoe.cli.template_options import LiteralOption, TemplateVarOption, template_variables
+from edgemoe.cli.terminal.text import printable
 from edgemoe.cli.tracing import TraceOption, traced
 from edgemoe.errors import INTERRUPTED, UsageError
 
@@ -76,7 +76,7 @@ def run(
         from edgemoe.cli.compiling import compiling_told
         from edgemoe.cli.lossy import lossy_json, tell_lossy
         from edgemoe.cli.remarks import cut_remark, model_remarks, tell
-        from edgemoe.model.lossy import LossySettings
+        from edgemoe.engine.lossy import LossySettings
         from edgemoe.session.model import finished, load
 
         asked = LossySettings(cache_aware_routing, drop_cold, experts_used)

@@ -8,15 +8,19 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from edgemoe.cli.figures import format_rate
+from edgemoe.cli.terminal.figures import format_rate
 from edgemoe.errors import UsageError
-from edgemoe.model.memory import format_size
 from edgemoe.model.sampling import SamplingOptions
+from edgemoe.sizes import format_size
 
 if TYPE_CHECKING:
-    from edgemoe.cli.repl import Repl
+    from edgemoe.cli.terminal.heatmap import HeatMap
+    from edgemoe.cli.terminal.screen import Screen
+    from edgemoe.session.chat import Answer, ChatSession
+    from edgemoe.session.generate import Generation
+    from edgemoe.session.model import Model
 
 OFF = "off"
 
@@ -28,16 +32,33 @@ OPTIONS: dict[str, Callable[[str], Any]] = {
 """What `/set` changes, with what makes a value of the text behind the name."""
 
 
+class Conversation(Protocol):
+    """The part of a conversation loop (`repl.Repl`) that commands use."""
+
+    model: Model
+    chat: ChatSession
+    screen: Screen
+    ended: bool
+    live_map: bool
+    last_generation: Generation | None
+
+    def answer(self, answer: Answer) -> None:
+        """Show an answer as it comes."""
+
+    def map(self, rows: int, columns: int) -> HeatMap | None:
+        """The router's map of the last answer, folded to this size; None before the first."""
+
+
 @dataclass(frozen=True)
 class Command:
     """A command: what may follow its name, what it does in words, and in deed."""
 
     arguments: str
     help: str
-    action: Callable[[Repl, str], None]
+    action: Callable[[Conversation, str], None]
 
 
-def show_help(repl: Repl, argument: str) -> None:
+def show_help(repl: Conversation, argument: str) -> None:
     """List the commands and keys."""
     rows = [(f"/{name} {command.arguments}".rstrip(), command.help) for name, command in COMMANDS.items()]
     keys = [
@@ -49,7 +70,7 @@ def show_help(repl: Repl, argument: str) -> None:
     repl.screen.table([*rows, *keys])
 
 
-def set_system(repl: Repl, argument: str) -> None:
+def set_system(repl: Conversation, argument: str) -> None:
     """Show or change the system message."""
     if argument:
         repl.chat.system = None if argument == OFF else argument
@@ -58,19 +79,19 @@ def set_system(repl: Repl, argument: str) -> None:
         repl.screen.text(repl.chat.system or "(none: the template's own, if it has one)")
 
 
-def reset(repl: Repl, argument: str) -> None:
+def reset(repl: Conversation, argument: str) -> None:
     """Begin a new conversation."""
     repl.chat.reset()
     repl.screen.note("a new conversation")
 
 
-def undo(repl: Repl, argument: str) -> None:
+def undo(repl: Conversation, argument: str) -> None:
     """Take the last exchange back."""
     text = repl.chat.undo()
     repl.screen.note("there is nothing to take back" if text is None else f"taken back: {_shortened(text)}")
 
 
-def retry(repl: Repl, argument: str) -> None:
+def retry(repl: Conversation, argument: str) -> None:
     """Answer the last message again."""
     if repl.chat.options.temperature == 0:
         repl.screen.note("at temperature 0 the answer is always the same (/set temperature 0.7)")
@@ -79,14 +100,14 @@ def retry(repl: Repl, argument: str) -> None:
     repl.answer(repl.chat.retry())
 
 
-def save(repl: Repl, argument: str) -> None:
+def save(repl: Conversation, argument: str) -> None:
     """Write the conversation to a file."""
     path = _path(argument, "/save")
     repl.chat.save(path)
     repl.screen.note(f"saved to {path}")
 
 
-def load(repl: Repl, argument: str) -> None:
+def load(repl: Conversation, argument: str) -> None:
     """Take up a saved conversation."""
     repl.chat.load(_path(argument, "/load"))
     turns = len(repl.chat.messages) // 2
@@ -95,7 +116,7 @@ def load(repl: Repl, argument: str) -> None:
         repl.screen.note(f"last message: {_shortened(repl.chat.messages[-2]['content'])}")
 
 
-def set_option(repl: Repl, argument: str) -> None:
+def set_option(repl: Conversation, argument: str) -> None:
     """Show the options, or change one."""
     chat = repl.chat
     if not argument:
@@ -130,7 +151,7 @@ def _option_text(value: Any) -> str:
     return OFF if value is None or value == () else str(value)
 
 
-def show_statistics(repl: Repl, argument: str) -> None:
+def show_statistics(repl: Conversation, argument: str) -> None:
     """Show the context, the memory and the last answer's figures."""
     engine, memory = repl.model.engine, repl.model.engine.memory
     rows = [
@@ -162,7 +183,7 @@ def show_statistics(repl: Repl, argument: str) -> None:
     repl.screen.table(rows)
 
 
-def toggle_map(repl: Repl, argument: str) -> None:
+def toggle_map(repl: Conversation, argument: str) -> None:
     """Turn the live map of the router on or off, and draw that of the last answer."""
     if not repl.model.engine.expert_uses.shape[1]:
         raise UsageError("this model has no routed experts.", "There is nothing to draw.")
@@ -176,7 +197,7 @@ def toggle_map(repl: Repl, argument: str) -> None:
     repl.screen.note("the map is drawn with each answer; /experts turns it off")
 
 
-def quit_repl(repl: Repl, argument: str) -> None:
+def quit_repl(repl: Conversation, argument: str) -> None:
     """End the conversation."""
     repl.ended = True
 

@@ -40,13 +40,13 @@ def synth(
 
     Interrupted, the same command goes on where it was.
     """
-    from edgemoe.cli.render import ProgressBar
+    from edgemoe.cli.terminal.render import ProgressBar
     from edgemoe.conversion.synthetic import synthesise
-    from edgemoe.model.memory import format_size
+    from edgemoe.sizes import format_size
     from edgemoe.store.reader import Store
 
     if gguf is not None:
-        from edgemoe.conversion.gguf_export import check_gguf_destination
+        from edgemoe.conversion.gguf.export import check_gguf_destination
 
         check_gguf_destination(gguf, force)  # before the work, not after it
     try:

@@ -13,12 +13,12 @@ import typer
 from edgemoe.cli import options as shared
 from edgemoe.cli.compiling import compiling_told
 from edgemoe.cli.interrupts import on_interrupt
-from edgemoe.cli.screen import printable
+from edgemoe.cli.terminal.text import printable
 from edgemoe.cli.tracing import TraceFile, traced
 from edgemoe.errors import INTERRUPTED, TraceError, UsageError
 
 if TYPE_CHECKING:
-    from edgemoe.experts.trace import TraceFormat
+    from edgemoe.lab.trace import TraceFormat
     from edgemoe.session.model import Model
 
 IDS_LIMIT_BYTES = 16 << 20
@@ -170,7 +170,7 @@ def _read_ids(path: Path) -> list[int]:
 
 def _rewrite(source: Path, target: TraceFile) -> None:
     """Write a trace anew; of one whose end is damaged what is whole. Raises TraceError, UsageError."""
-    from edgemoe.experts.trace import read_trace, write_trace
+    from edgemoe.lab.trace import read_trace, write_trace
 
     if target.path.exists() and source.exists() and target.path.samefile(source):
         raise UsageError(f"{source}: --out is the same file as --from.", "Give it another name.")
@@ -184,6 +184,6 @@ def _rewrite(source: Path, target: TraceFile) -> None:
 
 
 def _format(name: str) -> TraceFormat:
-    from edgemoe.experts.trace import format_of
+    from edgemoe.lab.trace import format_of
 
     return format_of("", name)

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgemoe.cli.options import check_writable
-from edgemoe.cli.screen import printable
+from edgemoe.cli.terminal.text import printable
 from edgemoe.errors import TraceError
 
 if TYPE_CHECKING:
-    from edgemoe.experts.trace import TraceFormat
-    from edgemoe.model.engine import Engine
+    from edgemoe.engine.engine import Engine
+    from edgemoe.lab.trace import TraceFormat
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ def traced(engine: Engine, target: TraceFile | None) -> Iterator[None]:
     if target is None:
         yield
         return
-    from edgemoe.model.recorder import recording
+    from edgemoe.lab.recorder import recording
     from edgemoe.session.default_model import model_name
 
     name = model_name(engine.store.path)
     with recording(engine, target.path, target.format, tell_failure, name) as recorder:
         yield
     if target.table:
-        from edgemoe.cli.screen import open_screen
+        from edgemoe.cli.terminal.screen import open_screen
 
         open_screen().table(summary_rows(recorder.summary()), "trace")
     else:
@@ -98,6 +98,6 @@ def tell_failure(error: TraceError | str) -> None:
 
 
 def _size(count: int) -> str:
-    from edgemoe.model.memory import format_size
+    from edgemoe.sizes import format_size
 
     return format_size(count)

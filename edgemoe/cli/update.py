@@ -33,7 +33,7 @@ def update(
     chat_template.jinja. They are held against the model first; what cannot be used changes nothing.
     """
     from edgemoe.cli.convert import Report
-    from edgemoe.cli.render import ProgressBar
+    from edgemoe.cli.terminal.render import ProgressBar
     from edgemoe.conversion.pipeline import edgemoe_version
     from edgemoe.conversion.side_files import find_side_files, require_same_model
     from edgemoe.session.default_model import find_model

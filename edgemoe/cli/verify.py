@@ -24,9 +24,9 @@ def verify(
     debug: shared.DebugOption = False,
 ) -> None:
     """Check every byte of a store against the checksums in its manifest."""
-    from edgemoe.cli.render import ProgressBar
-    from edgemoe.model.memory import format_size
+    from edgemoe.cli.terminal.render import ProgressBar
     from edgemoe.session.default_model import find_model
+    from edgemoe.sizes import format_size
     from edgemoe.store.reader import Store
     from edgemoe.store.verification import add_checksums, verify_store
 

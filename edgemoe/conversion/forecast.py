@@ -19,8 +19,8 @@ from edgemoe.architectures import checkpoint_shapes, model_spec, resolve
 from edgemoe.conversion.folder import read_json_file
 from edgemoe.conversion.folder_contents import CONFIG_NAME, INDEX_NAME, SINGLE_NAME, checkpoint_folder
 from edgemoe.conversion.formats import check_option, choose_formats
+from edgemoe.conversion.opening import open_source
 from edgemoe.conversion.plan import plan_conversion, plan_manifest
-from edgemoe.conversion.source import open_source
 from edgemoe.errors import SourceError
 from edgemoe.store.manifest import Manifest
 from edgemoe.store.reader import Store

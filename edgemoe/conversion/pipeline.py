@@ -17,10 +17,11 @@ from typing import Any
 
 from edgemoe.conversion.formats import check_option
 from edgemoe.conversion.journal import JOURNAL_NAME, Journal
+from edgemoe.conversion.opening import open_source
 from edgemoe.conversion.plan import Plan, plan_conversion
 from edgemoe.conversion.progress import Callback, DownloadCallback, NoticeCallback
 from edgemoe.conversion.side_files import side_files_of
-from edgemoe.conversion.source import Source, open_source
+from edgemoe.conversion.source import Source
 from edgemoe.conversion.transfer import Transfer
 from edgemoe.errors import EdgemoeError, SourceError, StoreError, UsageError
 from edgemoe.model.sampling import CONFIG_LIMIT_BYTES, GENERATION_CONFIG, end_ids, read_generation_config

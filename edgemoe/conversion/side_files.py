@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgemoe.architectures import model_spec
+from edgemoe.conversion.opening import open_source
 from edgemoe.conversion.progress import DownloadCallback
-from edgemoe.conversion.source import Source, open_source
+from edgemoe.conversion.source import Source
 from edgemoe.errors import SourceError, UsageError
 from edgemoe.model.description import store_spec
 from edgemoe.store.headers import parse_json

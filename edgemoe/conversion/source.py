@@ -1,4 +1,4 @@
-"""What a checkpoint must offer to be converted, and how the text that names one is understood.
+"""The contract of a source: a checkpoint that can be converted.
 
 A source knows its tensors by the names that they have in the checkpoint; `edgemoe.architectures` says which
 slice of which of them is which tensor of the model. The pipeline goes through the shards in the order of
@@ -7,8 +7,6 @@ slice of which of them is which tensor of the model. The pipeline goes through t
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +15,8 @@ from typing import Any, Protocol, Union
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.conversion.progress import DownloadCallback
 from edgemoe.errors import SourceError
 from edgemoe.kernels.formats import Blocks
-from edgemoe.store.first_bytes import is_gguf
 
 Rows = Union[npt.NDArray[np.float32], Blocks]
 
@@ -97,68 +93,3 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Close files and connections."""
-
-
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
-"""`owner/name[@revision]` on the Hugging Face hub."""
-
-
-def open_source(
-    text: str,
-    *,
-    downloads: Path | None = None,
-    keep: bool = False,
-    downloading: DownloadCallback | None = None,
-    side_files: bool = True,
-) -> Source:
-    """The source that `text` names: a folder, a GGUF file, or a hub id `owner/name[@revision]`.
-
-    What exists on this machine is never looked up on the hub, and a GGUF file may have any name. `downloads` is a
-    folder for a hub source to keep partial downloads in, across runs; with `keep` shards stay in the hub's own cache
-    instead; `downloading` hears how far each file is; without `side_files` a hub source leaves the tokenizer's files
-    where they are. Raises SourceError where there is no such thing, or it is damaged.
-    """
-    # os.path rather than Path: its tests answer no, and raise nothing, for text that no path can be.
-    path = Path(os.path.expanduser(text))  # noqa: PTH111
-    if text and os.path.isdir(path):  # noqa: PTH112
-        from edgemoe.conversion.folder import FolderSource
-
-        return FolderSource(path)
-    named_gguf = path.suffix.lower() == ".gguf"
-    if (named_gguf and os.path.isfile(path)) or is_gguf(path):  # noqa: PTH113
-        from edgemoe.conversion.gguf import GgufSource
-
-        return GgufSource(path)
-    if text and os.path.lexists(path):
-        raise _not_a_source(text, path)
-    if HUB_ID.fullmatch(text) and not named_gguf:
-        from edgemoe.conversion.hub_cache import open_hub
-
-        return open_hub(text, downloads=downloads, keep=keep, downloading=downloading, side_files=side_files)
-    raise SourceError(
-        f"{text!r}: no such folder or file, and not a hub id (owner/name) either.",
-        "Check the spelling of the source.",
-    )
-
-
-def _not_a_source(text: str, path: Path) -> SourceError:
-    """The error for something that exists and is neither a folder nor a GGUF file."""
-    if not path.exists():
-        return SourceError(
-            f"{text}: is a link to {path.readlink()}, which is not there.", "Put the file back, or mend the link."
-        )
-    if path.is_file() and not os.access(path, os.R_OK):
-        return SourceError(f"{text}: cannot be read.", "Check the permissions of the file.")
-    if (
-        path.name in ("config.json", "adapter_config.json")
-        or path.suffix == ".safetensors"
-        or ".safetensors." in path.name
-    ):
-        return SourceError(
-            f"{text}: expected a folder, a GGUF file or a hub id, found one file of a checkpoint.",
-            f"Give the folder that holds config.json and the weights: {path.absolute().parent}",
-        )
-    return SourceError(
-        f"{text}: expected a folder, a GGUF file or a hub id, found a file of another kind.",
-        "Give the folder that holds config.json and the .safetensors files.",
-    )

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from edgemoe.errors import ReadError
 from edgemoe.experts.policy import Policy
-from edgemoe.experts.reads import ExpertFiles, RecordReader
+from edgemoe.io.reads import ExpertFiles, RecordReader
 from edgemoe.kernels.reads import RecordRead
 
 READ_TIMEOUT_SECONDS = 60.0

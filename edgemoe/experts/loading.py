@@ -11,9 +11,10 @@ import numpy.typing as npt
 
 from edgemoe.errors import ReadError
 from edgemoe.experts.cache import Record, RecordTable
-from edgemoe.kernels.checksum import NOT_AS_WRITTEN, as_written
-from edgemoe.store.bulk import BulkRead, Span, share_bytes
-from edgemoe.store.direct import PageReadError
+from edgemoe.io.bulk import BulkRead, Span, share_bytes
+from edgemoe.io.checksum import as_written
+from edgemoe.io.direct import PageReadError
+from edgemoe.kernels.reads import NOT_AS_WRITTEN
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""ModelSpec, the decoder that interprets it, and the engine that runs it within a memory budget."""
+"""The model as data: its specification, how a store describes it, its rotary tables and generation settings."""

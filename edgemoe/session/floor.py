@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+from edgemoe.engine.memory import MemoryPlan, ModelSizes, plan_memory
+from edgemoe.engine.opening import model_sizes
 from edgemoe.errors import StoreError
 from edgemoe.kernels.operations import Backend
 from edgemoe.kernels.select import select_backend
 from edgemoe.model.description import store_spec
-from edgemoe.model.memory import MemoryPlan, ModelSizes, plan_memory
-from edgemoe.model.opening import model_sizes
 from edgemoe.model.spec import ModelSpec
 from edgemoe.session.tokenizer import has_tokenizer, load_library_tokenizer
 from edgemoe.store.reader import Store

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from edgemoe.engine.ledger import TimeLedger
 from edgemoe.errors import UsageError
-from edgemoe.model.ledger import TimeLedger
 from edgemoe.model.sampling import SamplingOptions
 from edgemoe.process import peak_rss_bytes
 from edgemoe.session.held_tokens import HeldTokens

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from edgemoe.model.engine import Engine
+    from edgemoe.engine.engine import Engine
 
 
 class HeldTokens:

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import tokenizers
 
-    from edgemoe.model.engine import Engine
-    from edgemoe.model.ledger import TimeLedger
+    from edgemoe.engine.engine import Engine
+    from edgemoe.engine.ledger import TimeLedger
     from edgemoe.model.spec import ModelSpec
 
 
@@ -275,11 +275,11 @@ def load(
     `edgemoe replay`), and whether experts are read ahead on a guess (`auto`, `on`, `off`). No answer depends on them.
     warm_start: whether the experts that were in RAM as the model was last closed are read in, in the background; they
     are noted in the user's cache, or in EDGEMOE_CACHE_DIR. No answer depends on that either.
-    cache_aware_routing, drop_cold, experts_used: lossy, off by default; `edgemoe.model.lossy` says what they do.
+    cache_aware_routing, drop_cold, experts_used: lossy, off by default; `edgemoe.engine.lossy` says what they do.
     Raises StoreError, BudgetError or UsageError.
     """
-    from edgemoe.model.lossy import LossySettings
-    from edgemoe.model.opening import open_engine
+    from edgemoe.engine.lossy import LossySettings
+    from edgemoe.engine.opening import open_engine
     from edgemoe.session.default_model import find_model
 
     if threads is not None and (type(threads) is not int or threads < 1):

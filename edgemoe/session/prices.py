@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from edgemoe.engine.lossy import LossySettings
 from edgemoe.errors import UsageError
-from edgemoe.model.lossy import LossySettings
 from edgemoe.paths import cache_folder
 
 PRICES_VERSION = 1
@@ -118,7 +118,7 @@ def price_command(model: str | os.PathLike[str] | None, settings: LossySettings,
 
 def _budget_name(ram: str | int | None) -> str:
     """One name for each budget that can be asked for: bytes, `auto` or `floor`."""
-    from edgemoe.model.memory import parse_size
+    from edgemoe.sizes import parse_size
 
     if ram is None:
         return "auto"

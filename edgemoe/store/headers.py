@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from edgemoe.errors import EdgemoeError
+from edgemoe.io.pages import PAGE_BYTES, round_up
 
-PAGE_BYTES = 4096
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors format itself."""
 
@@ -34,11 +34,6 @@ class HeaderTensor:
     shape: tuple[int, ...]
     offset: int
     bytes: int
-
-
-def round_up(value: int, multiple: int) -> int:
-    """The least multiple of `multiple` that is not below `value`."""
-    return -(-value // multiple) * multiple
 
 
 def parse_json(text: bytes | str) -> Any:

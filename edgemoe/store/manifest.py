@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgemoe.io.pages import PAGE_BYTES, round_up
 from edgemoe.kernels.formats import Format
 from edgemoe.kernels.operations import ExpertLayout
-from edgemoe.store.headers import PAGE_BYTES, build_header, round_up
+from edgemoe.store.headers import build_header
 
 MANIFEST_NAME = "edgemoe.json"
 RESIDENT_NAME = "resident.safetensors"

@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, TypeVar
 
 from edgemoe.errors import StoreError
+from edgemoe.io.pages import PAGE_BYTES
 from edgemoe.kernels.formats import FORMATS
 from edgemoe.kernels.operations import ExpertLayout
-from edgemoe.store.headers import PAGE_BYTES, parse_json
+from edgemoe.store.headers import parse_json
 from edgemoe.store.manifest import (
     MANIFEST_NAME,
     STORE_VERSION,

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgemoe.kernels.checksum import Checksum
+from edgemoe.io.checksum import Checksum
+from edgemoe.io.direct import PageFile, PageReadError, allocate_pages
+from edgemoe.io.pages import PAGE_BYTES, round_up
 from edgemoe.kernels.formats import panel_count
-from edgemoe.store.direct import PageFile, PageReadError, allocate_pages
-from edgemoe.store.headers import PAGE_BYTES, round_up
 from edgemoe.store.manifest import ResidentTensor
 from edgemoe.store.resident import not_as_written, not_read, unreadable
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from edgemoe.errors import StoreError
-from edgemoe.kernels.checksum import native_crc32c_usable
+from edgemoe.io.checksum import native_crc32c_usable
+from edgemoe.io.pages import PAGE_BYTES, round_up
 from edgemoe.kernels.operations import ExpertLayout
-from edgemoe.store.headers import PAGE_BYTES, round_up
 from edgemoe.store.manifest import MANIFEST_NAME, MATRIX_ALIGNMENT_BYTES, Manifest, ResidentTensor, record_name
 from edgemoe.store.manifest_parser import DAMAGED_HINT, parse_manifest
 from edgemoe.store.resident import ResidentReading, ResidentValue

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.errors import StoreError
-from edgemoe.kernels.checksum import as_written
+from edgemoe.io.bulk import BulkRead, Span
+from edgemoe.io.checksum import as_written
+from edgemoe.io.direct import PageReadError, allocate_pages
+from edgemoe.io.pages import PAGE_BYTES, round_up
 from edgemoe.kernels.formats import Matrix
-from edgemoe.store.bulk import BulkRead, Span
-from edgemoe.store.direct import PageReadError, allocate_pages
-from edgemoe.store.headers import PAGE_BYTES, round_up
 from edgemoe.store.manifest import MATRIX_ALIGNMENT_BYTES, ResidentTensor
 from edgemoe.store.manifest_parser import DAMAGED_HINT
 

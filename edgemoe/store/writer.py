@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from edgemoe.kernels.checksum import crc32c
+from edgemoe.io.checksum import crc32c
 from edgemoe.store.manifest import MANIFEST_NAME, Checksums, FileEntry, Manifest, SideFile, record_name
 
 HASH_BYTES = 1 << 22

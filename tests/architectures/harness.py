@@ -10,13 +10,13 @@ import numpy as np
 import safetensors
 
 from edgemoe.architectures import SourceSlice, model_spec, resolve
+from edgemoe.engine.decoder import Decoder
+from edgemoe.engine.memory import HEAD_ROWS
+from edgemoe.engine.workspace import KvCache, Workspace
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.formats import FORMATS, PANEL_ROWS, Blocks, Matrix, interleave_panels, pack, panel_count
 from edgemoe.kernels.reference import ReferenceBackend
-from edgemoe.model.decoder import Decoder
-from edgemoe.model.memory import HEAD_ROWS
 from edgemoe.model.spec import DenseFfnSpec, ModelSpec, MoeSpec
-from edgemoe.model.workspace import KvCache, Workspace
 
 Tensors = dict[str, np.ndarray]
 F32 = FORMATS["f32"]

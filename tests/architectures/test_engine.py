@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from edgemoe.conversion.pipeline import convert_checkpoint
-from edgemoe.model.engine import Engine
-from edgemoe.model.opening import open_engine
+from edgemoe.engine.engine import Engine
+from edgemoe.engine.opening import open_engine
 from edgemoe.model.spec import MoeSpec
 from tests.architectures.harness import relative_error
 from tests.golden.cases import CASES, PROMPT_TOKENS

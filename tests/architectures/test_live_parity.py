@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from edgemoe.architectures import FAMILIES
 from edgemoe.conversion.pipeline import convert_checkpoint
-from edgemoe.model.opening import open_engine
+from edgemoe.engine.opening import open_engine
 from tests.architectures.harness import Reference, load_checkpoint, relative_error
 from tests.golden.cases import LINEAR, LLAMA3, YARN, YARN_WITH_ALL, Case
 

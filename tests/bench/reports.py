@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgemoe.bench.control_group import GroupUsage
+from edgemoe.bench.hit_rates import HitRates
 from edgemoe.bench.limits import ForecastReport, GuessReport, LimitReport
 from edgemoe.bench.measure import Settings
 from edgemoe.bench.report import (
@@ -13,10 +14,9 @@ from edgemoe.bench.report import (
     Report,
     RooflineReport,
 )
+from edgemoe.bench.speed import SpeedEstimate
 from edgemoe.bench.spread import Spread
-from edgemoe.experts.hit_rates import HitRates
-from edgemoe.model.lossy import EXACT
-from edgemoe.model.speed import SpeedEstimate
+from edgemoe.engine.lossy import EXACT
 
 KERNELS = {"backend": "native", "isa": "avx2", "threads": 2}
 MEMORY = {"budget_bytes": 3 << 30, "slots": 40, "total_experts": 64, "all_resident": False}

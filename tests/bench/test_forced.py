@@ -14,14 +14,14 @@ from edgemoe.bench.forced import Accesses, accesses, routing_report
 from edgemoe.bench.measure import Settings
 from edgemoe.bench.run import Run
 from edgemoe.conversion.pipeline import convert_checkpoint
+from edgemoe.engine.phase import DECODE, PROMPT
 from edgemoe.errors import TraceError, UsageError
-from edgemoe.experts.replay import simulate
-from edgemoe.experts.trace import Trace, TraceShape, read_trace, write_trace
-from edgemoe.experts.turn import DECODE, PROMPT
 from edgemoe.kernels.select import describe_backend
-from edgemoe.model.forced_routing import ForcedRouting
-from edgemoe.model.recorder import recording
-from tests.experts.traces import make_shape, random_trace
+from edgemoe.lab.forced_routing import ForcedRouting
+from edgemoe.lab.recorder import recording
+from edgemoe.lab.replay import simulate
+from edgemoe.lab.trace import Trace, TraceShape, read_trace, write_trace
+from tests.lab.traces import make_shape, random_trace
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
 from tests.support.engines import engine_with_slots
 

@@ -11,7 +11,7 @@ from edgemoe.bench.measure import Measured, Round
 from edgemoe.bench.plan import uniform_routing
 from edgemoe.bench.rates import DiskRate
 from edgemoe.bench.roofline import ReadRate
-from edgemoe.model.speed import MachineRates, TokenWork, predict_speed
+from edgemoe.bench.speed import MachineRates, TokenWork, predict_speed
 
 WORK = TokenWork(
     layers=4,

@@ -98,7 +98,7 @@ def test_without_a_file_one_is_made_from_the_store_and_removed(
         destination.write_bytes(gguf.read_bytes())
         return destination
 
-    monkeypatch.setattr("edgemoe.conversion.gguf_export.export_gguf", export)
+    monkeypatch.setattr("edgemoe.conversion.gguf.export.export_gguf", export)
     with open_peer(store, None, 2, 100, mmap=True) as peer:
         made = Path(peer.options["gguf"])
         assert made.read_bytes() == gguf.read_bytes()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from edgemoe.bench import plan_model as plan_module
+from edgemoe.bench.hit_rates import SKEWED_HIT_RATES, HitRates, skewed_hit_rate, uniform_hit_rate
 from edgemoe.bench.plan import (
     POSITION,
     Planner,
@@ -20,14 +21,13 @@ from edgemoe.bench.plan import (
     unknown_routing,
 )
 from edgemoe.bench.plan_model import PlanOptions, find_source, plan_model
+from edgemoe.bench.speed import MachineRates
 from edgemoe.conversion.forecast import forecast_store
 from edgemoe.conversion.pipeline import convert_checkpoint
+from edgemoe.engine.opening import open_engine
 from edgemoe.errors import BudgetError, SourceError, UsageError
-from edgemoe.experts.hit_rates import SKEWED_HIT_RATES, HitRates, skewed_hit_rate, uniform_hit_rate
 from edgemoe.kernels.select import select_backend
 from edgemoe.model.description import store_spec
-from edgemoe.model.opening import open_engine
-from edgemoe.model.speed import MachineRates
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
 

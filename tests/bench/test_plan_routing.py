@@ -7,11 +7,11 @@ import pytest
 
 from edgemoe.bench.plan import traced_routing
 from edgemoe.bench.plan_model import PlanOptions, plan_model
+from edgemoe.engine.phase import DECODE
 from edgemoe.errors import TraceError
-from edgemoe.experts.replay import Replay
-from edgemoe.experts.trace import TraceWriter, read_trace
-from edgemoe.experts.trace_rows import Trace, TraceShape
-from edgemoe.experts.turn import DECODE
+from edgemoe.lab.replay import Replay
+from edgemoe.lab.trace import TraceWriter, read_trace
+from edgemoe.lab.trace_rows import Trace, TraceShape
 
 SHAPE = TraceShape("made up", "mixtral", 2, 8, 2, (4096, 4096), (0, 0))
 
@@ -34,7 +34,7 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def made_trace(columns: list[np.ndarray]) -> Trace:
-    from edgemoe.experts.trace_rows import COLUMNS
+    from edgemoe.lab.trace_rows import COLUMNS
 
     return Trace(SHAPE, *(column.astype(kind) for column, kind in zip(columns, COLUMNS.values(), strict=True)))
 

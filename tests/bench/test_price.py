@@ -11,12 +11,12 @@ import pytest
 from edgemoe.bench import price as price_module
 from edgemoe.bench.price import PriceMeasurement, Turn, cut_into_turns
 from edgemoe.conversion.pipeline import convert_checkpoint
+from edgemoe.engine.lossy import LossySettings
+from edgemoe.engine.opening import open_engine
 from edgemoe.errors import UsageError
 from edgemoe.kernels.select import describe_backend
-from edgemoe.model.lossy import LossySettings
-from edgemoe.model.opening import open_engine
 from edgemoe.session.default_model import find_model
-from tests.model.test_engine import CONFIG
+from tests.engine.test_engine import CONFIG
 from tests.support.checkpoints import make_routers_decided, write_checkpoint
 
 ONE_EXPERT = LossySettings(experts_used=1)

@@ -21,11 +21,11 @@ from edgemoe.bench.replay_report import (
     token_work,
 )
 from edgemoe.bench.roofline import ReadRate
+from edgemoe.bench.speed import MachineRates
 from edgemoe.errors import EdgemoeError, UsageError
-from edgemoe.experts.replay import Replay, ReplayResult
-from edgemoe.experts.trace import read_trace
-from edgemoe.model.speed import MachineRates
-from tests.experts.traces import make_shape, random_trace
+from edgemoe.lab.replay import Replay, ReplayResult
+from edgemoe.lab.trace import read_trace
+from tests.lab.traces import make_shape, random_trace
 from tests.support.shared_data import shared_file
 
 RATES = MachineRates(memory_bytes_per_s=1e6, disk_bytes_per_s=1e5)

@@ -52,7 +52,7 @@ def edgemoe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     """Runs the command with a fake engine, in this process."""
 
     def run(*arguments: str | Path, stdin: bytes = b"", says: str = "Hello, world!") -> Done:
-        monkeypatch.setattr("edgemoe.model.opening.open_engine", open_fake_engine)
+        monkeypatch.setattr("edgemoe.engine.opening.open_engine", open_fake_engine)
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         monkeypatch.setenv("FAKE_SAYS", says)
         code = run_command([*map(str, arguments)])

@@ -12,9 +12,9 @@ import pytest
 
 from edgemoe.bench.benchmark import Benchmark
 from edgemoe.bench.report import Report
-from edgemoe.cli.bench_tables import report_tables
 from edgemoe.cli.main import run_command
-from edgemoe.cli.render import ProgressBar
+from edgemoe.cli.terminal.bench_tables import report_tables
+from edgemoe.cli.terminal.render import ProgressBar
 from tests.bench.conftest import FAKE_LLAMA_CPP
 from tests.bench.reports import made_up_report
 

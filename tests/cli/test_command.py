@@ -232,7 +232,7 @@ def test_too_small_a_budget_is_one_paragraph(
     def refuse(*arguments: object, **options: object) -> None:
         raise BudgetError("This model needs at least 300 MiB.", "Use --ram 300MiB or more.")
 
-    monkeypatch.setattr("edgemoe.model.opening.open_engine", refuse)
+    monkeypatch.setattr("edgemoe.engine.opening.open_engine", refuse)
     assert run_command(["run", str(folder), "-p", "x", "--ram", "1MiB"]) == 1
     assert capsys.readouterr().err == "error: This model needs at least 300 MiB. Use --ram 300MiB or more.\n"
 
@@ -294,7 +294,7 @@ def test_ctrl_c_before_the_answer_is_quiet(
     def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("edgemoe.model.opening.open_engine", interrupt)
+    monkeypatch.setattr("edgemoe.engine.opening.open_engine", interrupt)
     assert run_command(["run", str(folder), "-p", "x"]) == 130
     assert capsys.readouterr().out.strip() == ""
 

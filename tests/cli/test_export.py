@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from edgemoe.cli.main import run_command
-from edgemoe.conversion.gguf_file import read_gguf
-from tests.conversion.test_gguf import CONFIGS
+from edgemoe.conversion.gguf.file import read_gguf
+from tests.conversion.gguf.test_source import CONFIGS
 from tests.support.checkpoints import write_checkpoint
 from tests.support.small_tokenizer import small_tokenizer, write_model_folder
 from tests.support.stores import put_side_file

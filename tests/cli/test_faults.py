@@ -63,7 +63,7 @@ def test_run_says_which_expert_is_damaged_and_shows_no_token(store: Path, ram: s
 def test_a_conversation_goes_on_after_a_read_that_failed(store: Path, capsys: Capture) -> None:
     """On a terminal an error is told and the next message is answered; the store is mended in between."""
     from edgemoe.cli.repl import Repl
-    from edgemoe.cli.screen import Plain
+    from edgemoe.cli.terminal.screen import Plain
     from edgemoe.session.model import load
 
     with load(store, "floor", warm_start=False) as model:

@@ -15,7 +15,7 @@ from edgemoe.bench.spread import Spread
 from edgemoe.cli.lossy import lossy_line
 from edgemoe.cli.main import run_command
 from edgemoe.cli.price import price_tables
-from edgemoe.model.lossy import EXACT, LossySettings
+from edgemoe.engine.lossy import EXACT, LossySettings
 from edgemoe.session.prices import Price, find_price, keep_price
 from tests.cli.conftest import Edgemoe
 

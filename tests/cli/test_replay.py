@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from edgemoe.cli.main import run_command
-from edgemoe.cli.replay_tables import replay_tables
-from edgemoe.experts.trace import TraceWriter
+from edgemoe.cli.terminal.replay_tables import replay_tables
+from edgemoe.lab.trace import TraceWriter
 from tests.bench.test_replay_report import small_report
-from tests.experts.traces import make_shape, random_trace
+from tests.lab.traces import make_shape, random_trace
 from tests.support.shared_data import shared_file
 
 Capture = pytest.CaptureFixture[str]

@@ -16,10 +16,10 @@ import pytest
 
 from edgemoe.cli.main import run_command
 from edgemoe.conversion.pipeline import convert_checkpoint
-from edgemoe.experts import trace as trace_module
-from edgemoe.experts.trace import read_trace, write_trace
-from edgemoe.experts.trace_binary import MAGIC
-from edgemoe.experts.turn import DECODE, PROMPT
+from edgemoe.engine.phase import DECODE, PROMPT
+from edgemoe.lab import trace as trace_module
+from edgemoe.lab.trace import read_trace, write_trace
+from edgemoe.lab.trace_binary import MAGIC
 from tests.cli.conftest import Done, environment
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
 from tests.support.letters_tokenizer import write_letters_tokenizer
@@ -224,7 +224,7 @@ def test_a_signal_in_the_middle_leaves_a_whole_trace(
     store: Path, tmp_path: Path, number: int, code: int, name: str
 ) -> None:
     arguments = ["trace", str(store), "--random", "8", "--max-tokens", "4000", "--out", str(tmp_path / name)]
-    program = "from edgemoe.experts import trace; trace.BUFFERED_SECONDS = 0; from edgemoe.__main__ import main; main()"
+    program = "from edgemoe.lab import trace; trace.BUFFERED_SECONDS = 0; from edgemoe.__main__ import main; main()"
     process = subprocess.Popen(
         [sys.executable, "-c", program, *arguments], env=environment(tmp_path), stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True,

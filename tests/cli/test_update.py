@@ -15,7 +15,7 @@ import edgemoe
 from edgemoe.cli.main import run_command
 from edgemoe.conversion import hub
 from edgemoe.errors import StoreError
-from tests.conversion.test_gguf import CONFIGS
+from tests.conversion.gguf.test_source import CONFIGS
 from tests.support.checkpoints import folder_bytes, write_checkpoint
 from tests.support.hub_server import Repository, hub_server
 from tests.support.letters_tokenizer import TEMPLATE, write_letters_tokenizer

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from edgemoe.conversion import sampling
 from edgemoe.conversion.folder import FolderSource
 from edgemoe.conversion.forecast import forecast_store
+from edgemoe.conversion.opening import open_source
 from edgemoe.conversion.pipeline import convert_checkpoint
-from edgemoe.conversion.source import open_source
 from edgemoe.errors import SourceError
 from tests.support.checkpoints import SMALL_MIXTRAL, read_tensors, write_checkpoint
 

@@ -10,7 +10,7 @@ import pytest
 
 from edgemoe.conversion.folder import FolderSource
 from edgemoe.conversion.forecast import forecast_store
-from edgemoe.conversion.source import open_source
+from edgemoe.conversion.opening import open_source
 from edgemoe.errors import SourceError
 from edgemoe.session.default_model import find_model
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint

@@ -10,11 +10,11 @@ import pytest
 from edgemoe.conversion.forecast import CONFIG_NAME, forecast_store
 from edgemoe.conversion.hub import HubSource
 from edgemoe.conversion.pipeline import convert_checkpoint
+from edgemoe.engine.opening import model_sizes
+from edgemoe.engine.traffic import planned_traffic
 from edgemoe.errors import EdgemoeError, SourceError, UsageError
 from edgemoe.model.description import store_spec
-from edgemoe.model.opening import model_sizes
 from edgemoe.model.spec import MoeSpec
-from edgemoe.model.traffic import planned_traffic
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
 from tests.support.engines import engine_with_slots

@@ -17,9 +17,9 @@ import pytest
 
 from edgemoe.conversion import hub
 from edgemoe.conversion.hub import HubSource
+from edgemoe.conversion.opening import open_source
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.conversion.progress import Download
-from edgemoe.conversion.source import open_source
 from edgemoe.errors import SourceError
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import SMALL_MIXTRAL, read_tensors, write_checkpoint
@@ -267,7 +267,7 @@ def test_the_environment_says_which_hub(
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     program = (
-        "import sys; from pathlib import Path; from edgemoe.conversion.source import open_source\n"
+        "import sys; from pathlib import Path; from edgemoe.conversion.opening import open_source\n"
         "print(len(open_source(sys.argv[1], downloads=Path(sys.argv[2])).tensors()))"
     )
     arguments = [sys.executable, "-c", program, MODEL, str(tmp_path)]
@@ -525,14 +525,14 @@ def test_offline_by_choice_with_the_model_in_the_cache(
     fill_cache(tmp_path, checkpoint)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    program = "import sys; from edgemoe.conversion.source import open_source; print(open_source(sys.argv[1]).name)"
+    program = "import sys; from edgemoe.conversion.opening import open_source; print(open_source(sys.argv[1]).name)"
     result = subprocess.run([sys.executable, "-c", program, MODEL], capture_output=True, text=True, check=True)
     assert result.stdout == f"{MODEL}@{COMMIT}\n"
 
 
 def test_offline_by_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    program = "import sys; from edgemoe.conversion.source import open_source; open_source(sys.argv[1])"
+    program = "import sys; from edgemoe.conversion.opening import open_source; open_source(sys.argv[1])"
     result = subprocess.run([sys.executable, "-c", program, MODEL], capture_output=True, text=True, check=False)
     assert "SourceError: maker/tiny: HF_HUB_OFFLINE is set" in result.stderr
 

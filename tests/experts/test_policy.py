@@ -22,7 +22,7 @@ from edgemoe.experts.policy import (
     parse_policy,
     passes_through,
 )
-from edgemoe.experts.replay import next_uses, simulate
+from edgemoe.lab.replay import next_uses, simulate
 
 KEYS = 12
 NAMES = ("lru", "lfu", "lfu:0.25", "lfu:50", "lruf", "lruf:1:20", "lruf:4:0.5", BELADY)
@@ -34,7 +34,7 @@ accesses_some_in_passing = st.lists(
 
 
 class InterpretedCache:
-    """A cache as a running model has one, but for the bytes; see `edgemoe.experts.replay` for what is pinned."""
+    """A cache as a running model has one, but for the bytes; see `edgemoe.lab.replay` for what is pinned."""
 
     def __init__(self, policy: ScorePolicy, slots: int, pins: bool) -> None:
         self.policy, self.pins = policy, pins

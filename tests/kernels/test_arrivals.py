@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgemoe.errors import KernelError, ReadError
-from edgemoe.experts.reads import RecordReader, ThreadedReader
+from edgemoe.io.reads import RecordReader, ThreadedReader
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.native.backend import NativeBackend
 from edgemoe.kernels.native.reader import NativeReader

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 import edgemoe
-from edgemoe.conversion.gguf_export import export_gguf
+from edgemoe.conversion.gguf.export import export_gguf
 from edgemoe.conversion.synthetic import synthesise
 from edgemoe.session.default_model import find_model
 from edgemoe.store.reader import Store

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgemoe.model.lossy import LossySettings
+from edgemoe.engine.lossy import LossySettings
 from edgemoe.session import prices
 from edgemoe.session.prices import Price, find_price, keep_price, price_command, prices_path
 

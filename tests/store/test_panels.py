@@ -8,8 +8,8 @@ import pytest
 
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.errors import StoreError
-from edgemoe.kernels import checksum
-from edgemoe.kernels.checksum import as_written
+from edgemoe.io import checksum
+from edgemoe.io.checksum import as_written
 from edgemoe.store.panels import PIECE_PANELS, Panels
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint

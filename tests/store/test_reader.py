@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgemoe.errors import BudgetError, StoreError
+from edgemoe.io import direct
+from edgemoe.io.bulk import BulkRead, Span
 from edgemoe.kernels.formats import Matrix
 from edgemoe.kernels.native import page_cache
-from edgemoe.store import direct
-from edgemoe.store.bulk import BulkRead, Span
 from edgemoe.store.manifest import MANIFEST_NAME, Manifest
 from edgemoe.store.manifest_parser import parse_manifest
 from edgemoe.store.reader import Store
@@ -238,7 +238,7 @@ def test_of_others_files_nothing_is_asked(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("native", [True, False])
 def test_a_resident_tensor_that_was_altered_is_named(store: Store, native: bool, monkeypatch: Any) -> None:
-    monkeypatch.setattr("edgemoe.kernels.checksum.native_crc32c_usable", lambda: native)
+    monkeypatch.setattr("edgemoe.io.checksum.native_crc32c_usable", lambda: native)
     store.load_resident()
     tensor = next(tensor for tensor in store.manifest.resident if tensor.name == "layers.1.router")
     flip_bit(store.path / "resident.safetensors", tensor.offset + tensor.bytes - 1, 7)

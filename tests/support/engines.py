@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from edgemoe.engine.engine import Engine
+from edgemoe.engine.lossy import EXACT, LossySettings
+from edgemoe.engine.memory import plan_memory
+from edgemoe.engine.opening import model_sizes
 from edgemoe.kernels.select import select_backend
+from edgemoe.lab.forced_routing import ForcedRouting
 from edgemoe.model.description import store_spec
-from edgemoe.model.engine import Engine
-from edgemoe.model.forced_routing import ForcedRouting
-from edgemoe.model.lossy import EXACT, LossySettings
-from edgemoe.model.memory import plan_memory
-from edgemoe.model.opening import model_sizes
 from edgemoe.store.reader import Store
 
 

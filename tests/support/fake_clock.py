@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgemoe.experts.reads import ThreadedReader
+from edgemoe.io.reads import ThreadedReader
 from edgemoe.kernels import operations as op
 
 WAITED_NS = 3

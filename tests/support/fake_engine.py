@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.experts.turn import Turn
-from edgemoe.model.ledger import TimeLedger
-from edgemoe.model.lossy import EXACT
+from edgemoe.engine.ledger import TimeLedger
+from edgemoe.engine.lossy import EXACT
+from edgemoe.engine.phase import Turn
 
 LAYERS, EXPERTS = 4, 8
 

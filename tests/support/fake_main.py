@@ -16,9 +16,9 @@ from typing import Any
 
 import tokenizers
 
-import edgemoe.model.opening
+import edgemoe.engine.opening
 from edgemoe.cli.main import main
-from edgemoe.model.lossy import EXACT, LossySettings
+from edgemoe.engine.lossy import EXACT, LossySettings
 from tests.support.fake_engine import FakeEngine
 
 
@@ -57,6 +57,6 @@ def open_fake_engine(
 
 
 if __name__ == "__main__":
-    edgemoe.model.opening.open_engine = open_fake_engine  # type: ignore[assignment]
+    edgemoe.engine.opening.open_engine = open_fake_engine  # type: ignore[assignment]
     sys.argv[0] = "edgemoe"
     main()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgemoe.model.engine import Engine
+from edgemoe.engine.engine import Engine
 
 CONFIG = {
     "model_type": "mixtral",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgemoe.experts.reads import RecordReader
+from edgemoe.io.reads import RecordReader
 from edgemoe.kernels.reads import RecordRead
 
 

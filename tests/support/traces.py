@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgemoe.experts.trace import Trace, TraceShape
-from edgemoe.experts.turn import DECODE, PROMPT
+from edgemoe.engine.phase import DECODE, PROMPT
+from edgemoe.lab.trace import Trace, TraceShape
 
 SHAPE = TraceShape("some-moe", "mixtral", 3, 8, 2, (4096, 4096, 8192), (100, 200, 300))
 

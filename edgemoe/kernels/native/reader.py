@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgemoe.errors import ReadError
-from edgemoe.kernels.checksum import NOT_AS_WRITTEN
 from edgemoe.kernels.native import structures as st
 from edgemoe.kernels.native.library import Status, load_library, status_text
-from edgemoe.kernels.reads import RecordRead
+from edgemoe.kernels.reads import NOT_AS_WRITTEN, RecordRead
 from edgemoe.process import no_threads
 
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgemoe.errors import ReadError
-from edgemoe.kernels.checksum import crc32c
+from edgemoe.io.checksum import crc32c
 from edgemoe.kernels.native.reader import NativeReader
 from tests.support.submit_one import submit_one
 

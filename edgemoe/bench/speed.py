@@ -1,0 +1,186 @@
+"""How fast a model will decode, estimated from the bytes that a token needs and the rates of a machine.
+
+Letters, all of one layer: `K` experts that a token uses, `m` of them missing from memory, `c` seconds to compute one
+(its bytes over the memory's rate), `d` seconds to read one from the disk.
+
+The model. Decoding is bound by bytes: whatever is computed takes as long as reading its weights from memory. A layer's
+routing is known only after its attention, so reads of missing experts run beside the layer's experts and its shared
+expert, and beside nothing else:
+
+    time of a layer's experts = max(K c + shared, m d + c)    if m > 0, else K c + shared
+
+(the last expert to land is computed after it has landed). `m` differs from layer to layer and token to token; it is
+taken for binomial, each expert missing with the same chance, since the mean of such a maximum is more than the maximum
+of means. All else (attention, routers, norms, head, keys and values) comes on top, and so does a fixed time for each
+layer.
+
+Three figures come of it, an estimate each:
+
+- `high`: the lower of the two limits, the disk's and the memory's, as if each ran at its rate all the time.
+- `likely`: the formula above, with kernels at their usual share of the memory's rate.
+- `low`: nothing overlaps, and kernels and disk reach less of their rates.
+
+Source of the shares: docs/performance.md, "Kernels: share of the memory's read rate" and "Against llama.cpp".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from edgemoe.engine.ledger import Part
+from edgemoe.engine.traffic import TokenTraffic
+from edgemoe.model.spec import ModelSpec, MoeSpec
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What of a machine's rates an engine reaches, and what it needs besides."""
+
+    memory_share: float
+    """Of the memory's read rate, that kernels reach."""
+    disk_share: float
+    """Of the disk's rate for many reads at once, that the few reads of one layer reach."""
+    layer_s: float
+    """Calls, waking of threads and bookkeeping of each layer while experts are streamed."""
+    resident_layer_s: float
+    """The same where all experts are in memory."""
+
+
+LIKELY = Assumptions(memory_share=0.83, disk_share=0.92, layer_s=40e-6, resident_layer_s=15e-6)
+LOW = Assumptions(memory_share=0.65, disk_share=0.75, layer_s=120e-6, resident_layer_s=40e-6)
+
+
+@dataclass(frozen=True)
+class MachineRates:
+    """What a machine can read, in bytes per second: its memory with all threads, and experts from its disk."""
+
+    memory_bytes_per_s: float
+    disk_bytes_per_s: float
+
+
+@dataclass(frozen=True)
+class TokenWork:
+    """What decoding one token takes, on average."""
+
+    layers: int
+    moe_layers: int
+    experts_per_token: int
+    """Of one MoE layer (on average, where layers differ)."""
+    expert_bytes: float
+    """Read from memory to compute one routed expert."""
+    record_bytes: float
+    """Read from the disk for one missing expert."""
+    shared_bytes: float
+    """Shared experts of all layers."""
+    rest_bytes: float
+    """All other weights, and keys and values."""
+
+    @property
+    def routed(self) -> int:
+        """Experts that a token uses in all layers."""
+        return self.moe_layers * self.experts_per_token
+
+    @property
+    def bytes_per_token(self) -> float:
+        """What memory must give for one token: as `TokenTraffic.at`."""
+        return self.rest_bytes + self.shared_bytes + self.routed * self.expert_bytes
+
+    def missed_bytes(self, hit_rate: float) -> float:
+        """What the disk must give for one token, of whose experts this share is in memory."""
+        return (1 - hit_rate) * self.routed * self.record_bytes
+
+
+@dataclass(frozen=True)
+class SpeedEstimate:
+    """Tokens per second: `low` and `high` bound what is to be expected, `likely` is the best single guess."""
+
+    low: float
+    likely: float
+    high: float
+
+
+def token_work(spec: ModelSpec, traffic: TokenTraffic, record_bytes: float, position: float) -> TokenWork:
+    """The work of the token at a (mean) position. `record_bytes` is one expert's on disk."""
+    moes = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoeSpec)]
+    used = sum(moe.experts_per_token for moe in moes)
+    weights: Mapping[Part, int] = traffic.weight_bytes
+    routed, shared = weights.get("experts", 0), weights.get("shared_expert", 0)
+    return TokenWork(
+        layers=len(spec.layers),
+        moe_layers=len(moes),
+        experts_per_token=round(used / len(moes)) if moes else 0,
+        expert_bytes=routed / used if used else 0.0,
+        record_bytes=record_bytes,
+        shared_bytes=shared,
+        rest_bytes=traffic.at(position) - routed - shared,
+    )
+
+
+def predict_speed(work: TokenWork, hit_rate: float, rates: MachineRates, all_resident: bool = False) -> SpeedEstimate:
+    """Tokens per second of decoding, past the cold start. An estimate; the module's docstring says of what kind.
+
+    `hit_rate` is the share of routed experts that are in memory when a token asks for them, 0 to 1; with
+    `all_resident` it does not matter.
+    """
+    hits = 1.0 if all_resident or not work.routed else min(1.0, max(0.0, hit_rate))
+    return SpeedEstimate(
+        low=1 / _apart_seconds(work, hits, rates, LOW, all_resident),
+        likely=1 / token_seconds(work, hits, rates, LIKELY, all_resident),
+        high=speed_limits(work, hits, rates).lower,
+    )
+
+
+@dataclass(frozen=True)
+class SpeedLimits:
+    """Tokens per second that each of the two could give if it were alone and never idle."""
+
+    memory: float
+    disk: float
+    """Infinite where nothing is missed."""
+
+    @property
+    def lower(self) -> float:
+        """The one that binds."""
+        return min(self.memory, self.disk)
+
+
+def speed_limits(work: TokenWork, hit_rate: float, rates: MachineRates) -> SpeedLimits:
+    """The memory's limit and the disk's."""
+    missed = work.missed_bytes(hit_rate)
+    return SpeedLimits(
+        memory=rates.memory_bytes_per_s / work.bytes_per_token,
+        disk=rates.disk_bytes_per_s / missed if missed else math.inf,
+    )
+
+
+def token_seconds(
+    work: TokenWork, hit_rate: float, rates: MachineRates, assumed: Assumptions, all_resident: bool = False
+) -> float:
+    """The time of a token whose reads run beside its layers' experts."""
+    memory = assumed.memory_share * rates.memory_bytes_per_s
+    seconds = work.rest_bytes / memory + work.layers * (assumed.resident_layer_s if all_resident else assumed.layer_s)
+    if not work.moe_layers:
+        return seconds
+    compute, read = work.expert_bytes / memory, work.record_bytes / (assumed.disk_share * rates.disk_bytes_per_s)
+    beside = work.experts_per_token * compute + work.shared_bytes / work.moe_layers / memory
+    layer = sum(
+        chance * max(beside, missing * read + compute if missing else 0.0)
+        for missing, chance in enumerate(_binomial(work.experts_per_token, 1 - hit_rate))
+    )
+    return seconds + work.moe_layers * layer
+
+
+def _apart_seconds(
+    work: TokenWork, hit_rate: float, rates: MachineRates, assumed: Assumptions, all_resident: bool
+) -> float:
+    """The time of a token that computes nothing while it reads."""
+    compute = work.bytes_per_token / (assumed.memory_share * rates.memory_bytes_per_s)
+    read = work.missed_bytes(hit_rate) / (assumed.disk_share * rates.disk_bytes_per_s)
+    return compute + read + work.layers * (assumed.resident_layer_s if all_resident else assumed.layer_s)
+
+
+def _binomial(count: int, chance: float) -> list[float]:
+    """The chance of each number of missing experts, from none to all `count`."""
+    return [math.comb(count, hit) * chance**hit * (1 - chance) ** (count - hit) for hit in range(count + 1)]

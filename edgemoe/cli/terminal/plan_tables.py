@@ -1,0 +1,107 @@
+"""A plan as tables for people."""
+
+from __future__ import annotations
+
+from edgemoe.bench.hit_rates import HitRates
+from edgemoe.bench.plan import POSITION, BudgetForecast, resident_parts
+from edgemoe.bench.plan_model import ModelPlan
+from edgemoe.bench.speed import SpeedEstimate
+from edgemoe.sizes import format_size
+
+Rows = list[tuple[str, str]]
+
+
+def plan_tables(planned: ModelPlan) -> list[tuple[str, Rows]]:
+    """Tables with their titles: the model, the budget, the speed, and other budgets."""
+    tables = [
+        ("the model", _model_rows(planned)),
+        ("the budget", _budget_rows(planned.forecast)),
+        (f"a decoded token, {POSITION} tokens into a conversation (estimates)", _speed_rows(planned)),
+    ]
+    if planned.others:
+        tables.append(("other budgets", [_other_row(other) for other in planned.others]))
+    return tables
+
+
+def _model_rows(planned: ModelPlan) -> Rows:
+    source, store = planned.source, planned.source.store
+    memory, work = planned.forecast.memory, planned.planner.work
+    rows = [("source", f"{source.name}, known from {source.known_from}")]
+    rows.append(("on disk", f"{format_size(store.manifest.total_bytes)} as a store"))
+    for name, (formats, size) in resident_parts(store.manifest).items():
+        by_rows = name == "embedding" and not memory.embedding_resident
+        where = "on disk, read by rows" if by_rows else "always in memory"
+        rows.append((f"{where}: {name}", f"{format_size(size)}, {formats}"))
+    if memory.total_experts:
+        layers = f"{work.experts_per_token} used in each of {work.moe_layers} layers for a token"
+        rows.append(("experts", f"{memory.total_experts} of {format_size(memory.slot_bytes)}, {layers}"))
+    return rows
+
+
+def _budget_rows(forecast: BudgetForecast) -> Rows:
+    memory = forecast.memory
+    rows = [
+        ("budget", format_size(memory.budget_bytes)),
+        ("floor", f"{format_size(memory.floor_bytes)}: the least that this model runs in"),
+        ("interpreter", f"{format_size(memory.interpreter_bytes)} (as in this process; a run may hold more or less)"),
+        ("always in memory", format_size(memory.resident_bytes)),
+        (
+            "workspace",
+            f"{format_size(memory.workspace_bytes)}, prompts in pieces of {memory.prompt_chunk_tokens} tokens",
+        ),
+        (
+            "keys and values",
+            f"{format_size(memory.kv_cache_bytes)}, {memory.kv_format}, {memory.context_length} tokens",
+        ),
+    ]
+    if memory.total_experts:
+        size = format_size(memory.slots * memory.slot_bytes)
+        rows.append(("experts", f"{size}: {_slots(forecast)}"))
+    return rows
+
+
+def _speed_rows(planned: ModelPlan) -> Rows:
+    forecast, work = planned.forecast, planned.planner.work
+    kv_bytes = planned.planner.traffic.kv_bytes_per_position
+    rows = [
+        ("from memory", f"{work.bytes_per_token / 1e6:.1f} MB, {kv_bytes / 1e3:.1f} kB more for each token before it"),
+        ("memory's rate", f"{planned.memory_rate.bytes_per_s / 1e9:.2f} GB/s, {planned.memory_rate.basis}"),
+        ("memory's limit", f"{forecast.limits.memory:.1f} tokens/s"),
+    ]
+    if planned.disk_rate is not None:
+        rows.append(("disk's rate", f"{planned.disk_rate.bytes_per_s / 1e9:.2f} GB/s, {planned.disk_rate.basis}"))
+        if not forecast.memory.all_resident:
+            rows += [
+                ("routing", planned.routing.basis),
+                ("expert hits", _hits(forecast.hit_rates)),
+                ("from disk", f"{forecast.missed_bytes_per_token / 1e6:.1f} MB"),
+                ("disk's limit", f"{forecast.limits.disk:.1f} tokens/s"),
+            ]
+    rows.append(("speed", f"{_speed(forecast.tokens_per_s)} tokens/s"))
+    return rows
+
+
+def _other_row(forecast: BudgetForecast) -> tuple[str, str]:
+    what = "all experts in memory" if forecast.memory.all_resident else _slots(forecast)
+    floor = ", the floor" if forecast.memory.budget_bytes == forecast.memory.floor_bytes else ""
+    return format_size(forecast.memory.budget_bytes) + floor, f"{what}, {_speed(forecast.tokens_per_s)} tokens/s"
+
+
+def _slots(forecast: BudgetForecast) -> str:
+    memory = forecast.memory
+    if memory.all_resident:
+        return f"slots for all {memory.total_experts}"
+    return f"{memory.slots} slots for {memory.total_experts} ({memory.slots / memory.total_experts:.0%})"
+
+
+def _hits(rates: HitRates) -> str:
+    if rates.low == rates.high:
+        return f"{rates.likely:.1%}"
+    return f"{rates.likely:.1%} ({rates.low:.1%} to {rates.high:.1%})"
+
+
+def _speed(speed: SpeedEstimate) -> str:
+    low, likely, high = (
+        f"{value:.1f}" if value < 100 else f"{value:.0f}" for value in (speed.low, speed.likely, speed.high)
+    )
+    return f"about {likely} ({low} to {high})"

@@ -1,0 +1,286 @@
+"""A GGUF's metadata as the `config` of a checkpoint.
+
+Metadata keys of the model that are not read here, and do not have a value that changes nothing, are refused
+by name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgemoe.architectures import model_spec
+from edgemoe.architectures.config import UNSUPPORTED
+from edgemoe.conversion.gguf.file import GgufTensor
+from edgemoe.conversion.gguf.names import FAMILIES, MERGED_GATE_UP, ROPE_FACTORS, TAKE_ANOTHER
+from edgemoe.errors import SourceError
+
+_NO_EFFECT = frozenset({"vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "expert_shared_count"})
+"""Keys that say again what the tensors say, or how the model was trained."""
+
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0.0,),
+    "attention.max_alibi_bias": (0.0,),
+    "attention.scale": (0.0,),
+    "attn_logit_softcapping": (0.0,),
+    "embedding_scale": (0.0, 1.0),
+    "expert_gating_func": (0, 1),
+    "expert_group_count": (0, 1),
+    "expert_group_used_count": (0, 1),
+    "expert_weights_scale": (0.0, 1.0),
+    "final_logit_softcapping": (0.0,),
+    "interleave_moe_layer_step": (0, 1),
+    "leading_dense_block_count": (0,),
+    "logit_scale": (0.0, 1.0),
+    "moe_every_n_layers": (0, 1),
+    "nextn_predict_layers": (0,),
+    "residual_scale": (0.0, 1.0),
+    "rope.scaling.attn_factor": (1.0,),
+    "rope.scaling.yarn_attn_factor": (1.0,),
+    "rope.scaling.yarn_ext_factor": (1.0,),
+    "use_parallel_residual": (False,),
+}
+"""Keys that change what a model computes, each with the values that change nothing."""
+
+_KEYS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "max_position_embeddings": "context_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "sliding_window": "attention.sliding_window",
+    "rope_theta": "rope.freq_base",
+    "rope_type": "rope.scaling.type",
+    "factor": "rope.scaling.factor",
+    "original_max_position_embeddings": "rope.scaling.original_context_length",
+    "beta_fast": "rope.scaling.yarn_beta_fast",
+    "beta_slow": "rope.scaling.yarn_beta_slow",
+    "num_experts": "expert_count",
+    "num_local_experts": "expert_count",
+    "num_experts_per_tok": "expert_used_count",
+    "moe_intermediate_size": "expert_feed_forward_length",
+    "shared_expert_intermediate_size": "expert_shared_feed_forward_length",
+    "shared_intermediate_size": "expert_shared_feed_forward_length",
+    "attention_multiplier": "attention.scale",
+    "embedding_multiplier": "embedding_scale",
+    "residual_multiplier": "residual_scale",
+    "logits_scaling": "logit_scale",
+}
+"""The key of the file that each key of the config comes from."""
+_CONFIG_KEY = re.compile(r"(?<![\w.])(?:rope_(?:scaling|parameters)\.)?(" + "|".join(_KEYS) + r")\b")
+
+
+class Metadata:
+    """The metadata of one model, and which of its keys have been accounted for. Every method raises SourceError."""
+
+    def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
+        self._path, self._values = path, values
+        self._seen: set[str] = set()
+        architecture = values.get("general.architecture")
+        if not isinstance(architecture, str):
+            raise SourceError(f"{path}: general.architecture is missing; expected a language model.", TAKE_ANOTHER)
+        self._prefix = architecture + "."
+        self.architecture = architecture
+        if architecture == "llama" and self.value("expert_count"):
+            self.architecture = "llama with experts"
+        if self.architecture not in FAMILIES:
+            known = ", ".join(dict.fromkeys(name.partition(" ")[0] for name in FAMILIES))
+            raise SourceError(
+                f"{path}: general.architecture: expected one of {known}, found {architecture:.80}.",
+                "edgemoe runs no other kinds of models: choose one of these.",
+            )
+
+    def value(self, key: str, default: Any = None) -> Any:
+        """The value of a key of the model, such as `block_count`. A list of equal numbers, one a layer, is one."""
+        self._seen.add(key)
+        value = self._values.get(self._prefix + key, default)
+        if isinstance(value, list) and value and all(item == value[0] for item in value):
+            return value[0]
+        return value
+
+    def count(self, key: str, default: int | None = None) -> int:
+        """A whole number above zero."""
+        value = self.value(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise self.wrong(key, "a whole number above 0", value)
+        return value
+
+    def wrong(self, key: str, expected: str, found: Any) -> SourceError:
+        return SourceError(
+            f"{self._path}: {self._prefix}{key}: expected {expected}, found {found!r:.80}.", TAKE_ANOTHER
+        )
+
+    def translated(self, error: SourceError) -> SourceError:
+        """An error about the config, as one about the keys of the file that the config was made from."""
+        message = _CONFIG_KEY.sub(lambda match: self._prefix + _KEYS[match[1]], error.message)
+        hint = error.hint if error.hint == UNSUPPORTED else TAKE_ANOTHER
+        return SourceError(f"{self._path}: {message.removeprefix('config.json: ')}", hint)
+
+    def finish(self) -> None:
+        """Refuse every key of the model that nobody has read, unless its value changes nothing."""
+        for name, value in self._values.items():
+            key = name.removeprefix(self._prefix)
+            if key == name or key in self._seen or key in _NO_EFFECT:
+                continue
+            if value not in _NEUTRAL.get(key, ()):
+                wanted = " or ".join(map(str, _NEUTRAL[key])) if key in _NEUTRAL else "no such key"
+                raise self.wrong(key, wanted, value)
+
+
+def checkpoint_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> dict[str, Any]:
+    """The config that a checkpoint of this model has, from the metadata and what tensors there are."""
+    heads = metadata.count("attention.head_count")
+    width = metadata.count("embedding_length")
+    head_width = metadata.count("attention.key_length", width // heads or None)
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if metadata.count(key, head_width) != head_width:
+            raise metadata.wrong(key, f"{head_width}, the width of a head", metadata.value(key))
+    embedding = tensors.get("token_embd.weight")
+    config = {
+        "model_type": FAMILIES[metadata.architecture].model_type,
+        "vocab_size": embedding.shape[0] if embedding else metadata.count("vocab_size"),
+        "hidden_size": width,
+        "intermediate_size": metadata.count("feed_forward_length"),
+        "num_hidden_layers": metadata.count("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": metadata.count("attention.head_count_kv", heads),
+        "head_dim": head_width,
+        "hidden_act": "silu",
+        "max_position_embeddings": metadata.count("context_length"),
+        "rms_norm_eps": metadata.value("attention.layer_norm_rms_epsilon"),
+        "rope_theta": metadata.value("rope.freq_base", 10_000.0),
+        "tie_word_embeddings": "output.weight" not in tensors,
+    }
+    scaling = _rope_scaling(metadata, head_width, config["rope_theta"], tensors.get(ROPE_FACTORS))
+    window = metadata.value("attention.sliding_window", 0)
+    config |= {"rope_scaling": scaling} if scaling else {}
+    config |= {"sliding_window": window} if window else {}
+    config |= _family_config(metadata, tensors, head_width)
+    metadata.finish()
+    try:
+        model_spec(config)
+    except SourceError as error:
+        raise metadata.translated(error) from None
+    return config
+
+
+def _family_config(metadata: Metadata, tensors: Mapping[str, GgufTensor], head_width: int) -> dict[str, Any]:
+    has_bias = "blk.0.attn_q.bias" in tensors
+    if metadata.architecture == "llama":
+        metadata.value("expert_count")
+        metadata.value("expert_used_count")
+        return {"attention_bias": has_bias}
+    used = {"num_experts_per_tok": metadata.count("expert_used_count")}
+    experts = metadata.count("expert_count")
+    if metadata.architecture == "llama with experts":
+        return used | {"num_local_experts": experts}
+    if metadata.architecture == "granitemoe":
+        return used | {"num_local_experts": experts} | _granite_config(metadata, tensors, head_width, has_bias)
+    renormalises = metadata.architecture == "qwen3moe"
+    config: dict[str, Any] = used | {
+        "num_experts": experts,
+        "norm_topk_prob": bool(metadata.value("expert_weights_norm", renormalises)),
+    }
+    if metadata.architecture == "olmoe":
+        # The width of an expert, which some files name twice.
+        metadata.value("expert_feed_forward_length")
+        return config | {"attention_bias": has_bias}
+    config["moe_intermediate_size"] = _expert_width(metadata, tensors, "expert_feed_forward_length", "exps")
+    if metadata.architecture == "qwen2moe":
+        shared = _expert_width(metadata, tensors, "expert_shared_feed_forward_length", "shexp")
+        return config | {"shared_expert_intermediate_size": shared, "qkv_bias": has_bias}
+    return config | {"attention_bias": has_bias}
+
+
+def _granite_config(
+    metadata: Metadata, tensors: Mapping[str, GgufTensor], head_width: int, has_bias: bool
+) -> dict[str, Any]:
+    if metadata.value("rope.scaling.finetuned", True) is not True:
+        raise metadata.wrong("rope.scaling.finetuned", "true (rotary positions)", False)
+    config: dict[str, Any] = {
+        "attention_bias": has_bias,
+        "attention_multiplier": metadata.value("attention.scale") or head_width**-0.5,
+        "embedding_multiplier": metadata.value("embedding_scale") or 1.0,
+        "residual_multiplier": metadata.value("residual_scale") or 1.0,
+        "logits_scaling": metadata.value("logit_scale") or 1.0,
+    }
+    if "blk.0.ffn_gate_shexp.weight" in tensors:
+        width = _expert_width(metadata, tensors, "expert_shared_feed_forward_length", "shexp")
+        config |= {"model_type": "granitemoeshared", "shared_intermediate_size": width}
+    return config
+
+
+def _expert_width(metadata: Metadata, tensors: Mapping[str, GgufTensor], key: str, kind: str) -> int:
+    """The key, or in files older than the key the rows of a gate."""
+    suffixes = {f".ffn_gate_{kind}.weight": 1} | ({f".{MERGED_GATE_UP}": 2} if kind == "exps" else {})
+    for name, tensor in tensors.items():
+        matrices = next((number for suffix, number in suffixes.items() if name.endswith(suffix)), None)
+        if matrices and len(tensor.shape) > 1:
+            return metadata.count(key, tensor.shape[-2] // matrices or None)
+    return metadata.count(key)
+
+
+def _rope_scaling(metadata: Metadata, head_width: int, theta: Any, factors: GgufTensor | None) -> dict[str, Any] | None:
+    kind = metadata.value("rope.scaling.type", "none")
+    factor = metadata.value("rope.scaling.factor")
+    original = metadata.value("rope.scaling.original_context_length")
+    if kind == "linear" and not factors:
+        return {"rope_type": "linear", "factor": factor}
+    if kind == "yarn" and not factors:
+        betas = {
+            name: value
+            for name in ("beta_fast", "beta_slow")
+            if (value := metadata.value(f"rope.scaling.yarn_{name}")) is not None
+        }
+        return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original, **betas}
+    if kind != "none":
+        raise metadata.wrong("rope.scaling.type", "none, linear or yarn", kind)
+    if factors is None:
+        return None
+    return _llama3_scaling(metadata, head_width, theta, factors)
+
+
+def _llama3_scaling(metadata: Metadata, head_width: int, theta: Any, factors: GgufTensor) -> dict[str, Any] | None:
+    """The `llama3` rule from its effect, the only form in which the file has it.
+
+    The file divides each frequency by a factor: 1 for short waves, `factor` for long ones, between them a blend.
+    The bounds of the blend are those of every published model (1, 4 and 8192); any others are refused.
+    """
+    if factors.shape != (head_width // 2,) or factors.type_name != "F32":
+        raise SourceError(
+            f"{factors.path}: {ROPE_FACTORS}: expected {head_width // 2} F32 values, "
+            f"found {factors.shape} of {factors.type_name}.",
+            TAKE_ANOTHER,
+        )
+    found = factors.read(0, 1).view("<f4")[0].astype(np.float64)
+    factor = float(found.max())
+    if factor == 1.0 and found.min() == 1.0:
+        return None
+    low, high, original = 1.0, 4.0, 8192
+    if not isinstance(theta, float):
+        raise metadata.wrong("rope.freq_base", "a number", theta)
+    with np.errstate(all="ignore"):
+        wavelengths = 2 * np.pi * theta ** (np.arange(0, head_width, 2) / head_width)
+        blend = np.clip((original / wavelengths - low) / (high - low), 0.0, 1.0)
+        expected = 1 / ((1 - blend) / factor + blend)
+    if not np.allclose(found, expected, rtol=1e-4):
+        raise SourceError(
+            f"{factors.path}: {ROPE_FACTORS}: expected the factors of the llama3 rule (1, 4, 8192), found others.",
+            TAKE_ANOTHER,
+        )
+    return {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": low,
+        "high_freq_factor": high,
+        "original_max_position_embeddings": original,
+    }

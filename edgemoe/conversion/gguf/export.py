@@ -1,0 +1,338 @@
+"""A store as a GGUF file that llama.cpp loads: the same weights, to the bit, in its order and under its names.
+
+The header is written by the package `gguf`; the weights follow a slice at a time, so memory depends on no tensor's
+size. While it is written the file is called `FILE.partial`; it gets its name when all of it is on the disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edgemoe.architectures import model_spec
+from edgemoe.conversion.formats import expert_of
+from edgemoe.conversion.gguf.blocks import TYPE_NAMES, encode_rows, take_rows
+from edgemoe.conversion.gguf.metadata import (
+    ARCHITECTURES,
+    INTERLEAVED,
+    check_expressible,
+    frequency_divisors,
+    write_metadata,
+)
+from edgemoe.conversion.gguf.names import pairs_order
+from edgemoe.conversion.gguf.package import (
+    GGML_QUANT_SIZES,
+    GGML_QUANT_VERSION,
+    MODEL_TENSOR,
+    TENSOR_NAMES,
+    GGMLQuantizationType,
+    GGUFWriter,
+    LlamaFileType,
+)
+from edgemoe.conversion.gguf.source import GgufSource
+from edgemoe.conversion.gguf.vocabulary import write_no_tokenizer, write_vocabulary
+from edgemoe.conversion.places import Place, tensor_places
+from edgemoe.conversion.source import Rows
+from edgemoe.errors import SourceError, StoreError, UsageError
+from edgemoe.kernels.formats import FORMATS, GROUP_COLUMNS, PANEL_ROWS, Blocks, panel_count, unpack
+from edgemoe.model.description import store_spec
+from edgemoe.model.spec import ModelSpec
+from edgemoe.store.reader import Store
+from edgemoe.store.side_files import check_side_files
+from edgemoe.store.writer import sync_folder
+
+ALIGNMENT_BYTES = 32
+"""Where tensors begin, counted from the end of the header."""
+
+_NAMES = {
+    "embedding": MODEL_TENSOR.TOKEN_EMBD,
+    "final_norm": MODEL_TENSOR.OUTPUT_NORM,
+    "head": MODEL_TENSOR.OUTPUT,
+    "attention_norm": MODEL_TENSOR.ATTN_NORM,
+    "query": MODEL_TENSOR.ATTN_Q,
+    "key": MODEL_TENSOR.ATTN_K,
+    "value": MODEL_TENSOR.ATTN_V,
+    "output": MODEL_TENSOR.ATTN_OUT,
+    "query_norm": MODEL_TENSOR.ATTN_Q_NORM,
+    "key_norm": MODEL_TENSOR.ATTN_K_NORM,
+    "ffn_norm": MODEL_TENSOR.FFN_NORM,
+    "router": MODEL_TENSOR.FFN_GATE_INP,
+    "experts.gate": MODEL_TENSOR.FFN_GATE_EXP,
+    "experts.up": MODEL_TENSOR.FFN_UP_EXP,
+    "experts.down": MODEL_TENSOR.FFN_DOWN_EXP,
+    "shared.gate": MODEL_TENSOR.FFN_GATE_SHEXP,
+    "shared.up": MODEL_TENSOR.FFN_UP_SHEXP,
+    "shared.down": MODEL_TENSOR.FFN_DOWN_SHEXP,
+    "shared_gate": MODEL_TENSOR.FFN_GATE_INP_SHEXP,
+    "ffn.gate": MODEL_TENSOR.FFN_GATE,
+    "ffn.up": MODEL_TENSOR.FFN_UP,
+    "ffn.down": MODEL_TENSOR.FFN_DOWN,
+}
+"""Our names within the model or a layer; a bias is called as its matrix is."""
+
+_FILE_TYPES = {
+    "f32": LlamaFileType.ALL_F32,
+    "f16": LlamaFileType.MOSTLY_F16,
+    "q8": LlamaFileType.MOSTLY_Q8_0,
+    "q4": LlamaFileType.MOSTLY_Q4_0,
+    "q4m": LlamaFileType.MOSTLY_Q4_1,
+}
+
+
+@dataclass
+class _Tensor:
+    """A tensor of the file: one of the store, or the same matrix of all experts of a layer, one behind the other.
+
+    With `head_width` the rows of each head change from halves to pairs side by side.
+    """
+
+    type: GGMLQuantizationType
+    dimensions: int
+    head_width: int | None
+    places: list[Place] = field(default_factory=list)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        place = self.places[0]
+        if self.dimensions == 1:
+            return (place.rows * place.columns,)
+        return (len(self.places), place.rows, place.columns)[-self.dimensions :]
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes of the file it takes, without what fills it up to the next tensor."""
+        block_weights, block_bytes = GGML_QUANT_SIZES[self.type]
+        return math.prod(self.shape) // block_weights * block_bytes
+
+
+def check_gguf_destination(destination: str | os.PathLike[str], force: bool) -> Path:
+    """The path of a file that may be written. Raises UsageError where something is there that would be lost."""
+    path = Path(os.path.expanduser(os.fspath(destination)))  # noqa: PTH111 (it leaves an unknown ~user as it is)
+    if path.suffix.lower() != ".gguf" or "\0" in str(path):
+        raise UsageError(f"{str(path)!r}: expected a name that ends in .gguf.", "Name the file, such as ./model.gguf.")
+    if path.is_dir() or (path.exists() and not force):
+        kind = "a folder" if path.is_dir() else "a file"
+        way_out = "Give another name." if path.is_dir() else "Give another name, or replace it with --force."
+        raise UsageError(f"{path}: there is {kind} of that name.", way_out)
+    return path
+
+
+def export_gguf(
+    store: Store,
+    destination: str | os.PathLike[str],
+    *,
+    name: str,
+    tokenizer: bool = True,
+    force: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    notice: Callable[[str], None] | None = None,
+) -> Path:
+    """Write a store as a GGUF file, with its tokenizer if it has one; returns the file's path.
+
+    `name` is what the file calls the model; without `tokenizer` only ids go in and out of it; `force` replaces a
+    file; `progress` hears of bytes done and in all; `notice` gets what a person should know of the file, before its
+    weights are written. Raises UsageError, or StoreError where llama.cpp has no such
+    model or tokenizer, the store cannot be read, or the disk is full.
+    """
+    path = check_gguf_destination(destination, force)
+    spec = store_spec(store)
+    check_expressible(spec)
+    if tokenizer:
+        check_side_files(store)
+    tensors = _tensors(store, spec)
+    divisors = frequency_divisors(spec)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        _check_space(path, sum(tensor.bytes for tensor in tensors.values()))
+        try:
+            with closing(GGUFWriter(partial, ARCHITECTURES[spec.family])) as writer:
+                _write_metadata(writer, store, spec, name, tokenizer)
+                _write_header(writer, tensors, divisors)
+            _write_divisors(partial, divisors)
+            if notice is not None:
+                for text in _troubles_on_the_way_back(partial, spec, tensors):
+                    notice(text)
+            _write_weights(partial, store, tensors, progress)
+            partial.rename(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+    except OSError as problem:
+        if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreError(f"{path}: the disk is full.", "Free some space, then run it again.") from problem
+        raise StoreError(
+            f"{path}: cannot be written ({problem.strerror or problem}).", "Check the folder, then run it again."
+        ) from problem
+    return path
+
+
+def _tensors(store: Store, spec: ModelSpec) -> dict[str, _Tensor]:
+    """The tensors of the file by their names, in order. Raises StoreError for one that the format cannot hold."""
+    interleaved = ARCHITECTURES[spec.family] in INTERLEAVED
+    head_width = spec.layers[0].attention.head_width if interleaved else None
+    shapes = spec.tensors()
+    tensors: dict[str, _Tensor] = {}
+    for name, place in tensor_places(store.manifest, shapes).items():
+        layer, _, own = name.removeprefix("layers.").partition(".") if name.startswith("layers.") else ("", "", name)
+        expert = expert_of(name)
+        stem = f"experts.{expert[2]}" if expert else own.removesuffix("_bias")
+        suffix = "bias" if own.endswith("_bias") else "weight"
+        if place.format and place.format.quantised and place.columns % GROUP_COLUMNS:
+            raise StoreError(
+                f"{name}: expected a multiple of {GROUP_COLUMNS} columns, as blocks of a GGUF need,"
+                f" found {place.columns}.",
+                "Convert the checkpoint again with this part in f16 or f32.",
+            )
+        target = f"{TENSOR_NAMES[_NAMES[stem]].format(bid=layer)}.{suffix}"
+        kind = GGMLQuantizationType[TYPE_NAMES[place.format.name] if place.format else "F32"]
+        dimensions = 3 if expert else 1 if stem == "shared_gate" else len(shapes[name])
+        rotated = head_width if stem in ("query", "key") else None
+        tensors.setdefault(target, _Tensor(kind, dimensions, rotated)).places.append(place)
+    return tensors
+
+
+def _check_space(path: Path, needed: int) -> None:
+    free = shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise StoreError(
+            f"{path}: it takes {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free on that disk.",
+            "Free some space, or give a name on another disk.",
+        )
+
+
+def _write_metadata(writer: GGUFWriter, store: Store, spec: ModelSpec, name: str, tokenizer: bool) -> None:
+    layouts = [layout for layout in store.expert_layouts if layout]
+    mostly = layouts[0].gate_up_format.name if layouts else store.dense_format
+    writer.add_type("model")
+    writer.add_name(name)
+    writer.add_file_type(_FILE_TYPES[mostly])
+    writer.add_quantization_version(GGML_QUANT_VERSION)
+    write_metadata(writer, spec)
+    if tokenizer and any(file.name == "tokenizer.json" for file in store.manifest.side_files):
+        write_vocabulary(writer, store.path, spec.vocabulary)
+    else:
+        write_no_tokenizer(writer)
+
+
+def _write_header(writer: GGUFWriter, tensors: dict[str, _Tensor], divisors: npt.NDArray[np.float32] | None) -> None:
+    float32 = np.dtype(np.float32)
+    if divisors is not None:
+        name = TENSOR_NAMES[MODEL_TENSOR.ROPE_FREQS] + ".weight"
+        writer.add_tensor_info(name, divisors.shape, float32, divisors.nbytes, GGMLQuantizationType.F32)
+    for name, tensor in tensors.items():
+        # The dtype tells the writer only that the shape counts weights, not bytes.
+        writer.add_tensor_info(name, tensor.shape, float32, tensor.bytes, tensor.type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+
+
+def _write_divisors(partial: Path, divisors: npt.NDArray[np.float32] | None) -> None:
+    """Append the first tensor, which comes from no file of the store."""
+    if divisors is not None:
+        with partial.open("ab") as file:
+            file.write(bytes(-file.tell() % ALIGNMENT_BYTES))
+            file.write(divisors.tobytes())
+
+
+def _troubles_on_the_way_back(partial: Path, spec: ModelSpec, tensors: dict[str, _Tensor]) -> Iterator[str]:
+    """Why the file could not become this store again, each a sentence; asked before its weights are there."""
+    written = partial.stat().st_size
+    room = sum(tensor.bytes + ALIGNMENT_BYTES for tensor in tensors.values())
+    try:
+        os.truncate(partial, written + room)  # a hole, as tensors that the file has no room for are refused
+        back = model_spec(GgufSource(partial).config)
+        if back != spec:
+            yield "edgemoe would convert this file to another model: the format has no room for all of its numbers."
+    except SourceError as problem:
+        reason = problem.message.removeprefix(f"{partial}: ")
+        yield f"edgemoe cannot convert this file back ({reason.rstrip('.')}). Keep the store."
+    finally:
+        os.truncate(partial, written)
+
+
+def _write_weights(
+    partial: Path,
+    store: Store,
+    tensors: dict[str, _Tensor],
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Append the tensors in the order of the header, each at its alignment, and make the file durable."""
+    total = sum(tensor.bytes for tensor in tensors.values())
+    done = 0
+    descriptors: dict[str, int] = {}
+    try:
+        with partial.open("ab") as file:
+            for tensor in tensors.values():
+                file.write(bytes(-file.tell() % ALIGNMENT_BYTES))
+                for place in tensor.places:
+                    if place.file not in descriptors:
+                        with _reading(store, place):
+                            descriptors[place.file] = os.open(store.path / place.file, os.O_RDONLY)
+                    for data in _encoded(descriptors[place.file], store, place, tensor.head_width):
+                        file.write(data.data)
+                        done += data.nbytes
+                        if progress is not None:
+                            progress(done, total)
+            file.write(bytes(-file.tell() % ALIGNMENT_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        for descriptor in descriptors.values():
+            os.close(descriptor)
+
+
+def _encoded(descriptor: int, store: Store, place: Place, head_width: int | None) -> Iterator[npt.NDArray[np.uint8]]:
+    """A tensor of the store as rows of the file, a slice at a time."""
+    multiple = math.lcm(PANEL_ROWS, head_width or 1)
+    for start, stop in place.row_slices(multiple):
+        rows = _read_rows(descriptor, store, place, start, stop)
+        if head_width:
+            rows = take_rows(rows, pairs_order(start, stop, head_width) - start)
+        if not isinstance(rows, Blocks):
+            rows = Blocks(FORMATS["f32"], rows.reshape(1, -1))
+        yield encode_rows(rows)
+
+
+def _read_rows(descriptor: int, store: Store, place: Place, start: int, stop: int) -> Rows:
+    """Rows of a tensor of the store; `start` is a multiple of 16."""
+    if place.format is None:
+        return _read(descriptor, store, place, place.offset + 4 * start, 4 * (stop - start)).view(np.float32)
+    panels = panel_count(stop - start)
+    span = (panels - 1) * place.panel_stride + place.panel_bytes
+    data = np.zeros(panels * place.panel_stride, np.uint8)
+    data[:span] = _read(descriptor, store, place, place.offset + start // PANEL_ROWS * place.panel_stride, span)
+    own = np.ascontiguousarray(data.reshape(panels, -1)[:, : place.panel_bytes]).reshape(-1)
+    return unpack(own, place.format, stop - start, place.columns)
+
+
+def _read(descriptor: int, store: Store, place: Place, offset: int, size: int) -> npt.NDArray[np.uint8]:
+    with _reading(store, place):
+        data = np.frombuffer(os.pread(descriptor, size, offset), np.uint8)
+    if data.size != size:
+        raise StoreError(
+            f"{store.path / place.file}: expected {size} bytes at {offset}, found {data.size}.",
+            "The file has become shorter: copy the store again.",
+        )
+    return data
+
+
+@contextmanager
+def _reading(store: Store, place: Place) -> Iterator[None]:
+    """Tells the troubles of the store's disk from those of the file's."""
+    try:
+        yield
+    except OSError as problem:
+        raise StoreError(
+            f"{store.path / place.file}: cannot be read ({problem.strerror or problem}).", "Check the disk."
+        ) from problem

@@ -1,0 +1,143 @@
+"""The metadata of a model as llama.cpp's loaders of its architecture read it, and what they cannot be told.
+
+What a loader has no key for it does in one way only, whatever the file says: a model of another kind would load
+there and compute something else. So it is refused here, by name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from edgemoe.conversion.gguf.names import FAMILIES
+from edgemoe.conversion.gguf.package import GGUFWriter, RopeScalingType
+from edgemoe.errors import StoreError
+from edgemoe.model.rope import rope_frequencies
+from edgemoe.model.spec import AttentionSpec, DenseFfnSpec, ModelSpec, MoeSpec, RopeSpec
+
+ARCHITECTURES = {family.model_type: name.partition(" ")[0] for name, family in FAMILIES.items()} | {
+    "granitemoeshared": "granitemoe"
+}
+"""The architecture of each family."""
+
+INTERLEAVED = frozenset(ARCHITECTURES[family.model_type] for family in FAMILIES.values() if family.interleaved_rotation)
+"""Architectures that rotate neighbouring pairs: the rows of query and key come in the order of `pairs_order`."""
+
+_RENORMALISE = frozenset({"llama", "granitemoe", "qwen3moe"})
+"""Architectures that make the weights of a token's experts sum to one; the others leave them."""
+
+_QKV_BIAS = frozenset({"llama", "granitemoe", "qwen2moe"})
+_OUTPUT_BIAS = frozenset({"llama", "granitemoe"})
+_SCALED = frozenset({"granitemoe"})
+"""Architectures with multipliers on embedding, attention, residual and logits."""
+_NEVER_TIED = frozenset({"olmoe", "qwen2moe"})
+_NO_HEAD_WIDTH = frozenset({"olmoe", "qwen2moe"})
+"""Architectures whose heads together are as wide as the model."""
+
+
+def check_expressible(spec: ModelSpec) -> None:
+    """Raises StoreError where llama.cpp would compute something else, or cannot load the model at all."""
+    if spec.family not in ARCHITECTURES:
+        raise StoreError(f"this model cannot be a GGUF: expected a family of edgemoe, found {spec.family}.")
+    problem = next(_problems(spec), None)
+    if problem:
+        raise StoreError(
+            f"this model cannot be a GGUF: llama.cpp's {ARCHITECTURES[spec.family]} has no {problem}.",
+            "Use the store with edgemoe; there is no other way to write this model.",
+        )
+
+
+def _problems(spec: ModelSpec) -> Iterator[str]:
+    architecture = ARCHITECTURES[spec.family]
+    attention, ffn = spec.layers[0].attention, spec.layers[0].ffn
+    if any(layer != spec.layers[0] for layer in spec.layers):
+        yield "layers of several kinds"
+    if isinstance(ffn, DenseFfnSpec) and spec.family != "llama":
+        yield "dense layers"
+    if isinstance(ffn, MoeSpec) and ffn.renormalise != (architecture in _RENORMALISE):
+        yield f"experts whose weights are {'' if ffn.renormalise else 'not '}renormalised"
+    if attention.qkv_bias and architecture not in _QKV_BIAS:
+        yield "biases on query, key and value"
+    if attention.output_bias and architecture not in _OUTPUT_BIAS:
+        yield "bias on the attention's output"
+    multipliers = (spec.embedding_scale, spec.residual_scale, spec.logit_scale)
+    if architecture not in _SCALED and (any(m != 1 for m in multipliers) or not _plain_scale(attention)):
+        yield "multipliers on embedding, attention, residual or logits"
+    if architecture in _NEVER_TIED and spec.tied_embeddings:
+        yield "head that is the embedding"
+    if architecture in _NO_HEAD_WIDTH and attention.query_heads * attention.head_width != spec.model_width:
+        yield "heads that are not together as wide as the model"
+    if architecture == "olmoe" and attention.kv_heads != attention.query_heads:
+        yield "grouped-query attention"
+    if spec.rope.scaling == "yarn" and not _plain_yarn(spec.rope):
+        yield "YaRN but with its usual numbers (32, 1, the attention factor from the scaling factor)"
+
+
+def _plain_scale(attention: AttentionSpec) -> bool:
+    return math.isclose(attention.scale, attention.head_width**-0.5, rel_tol=1e-6)
+
+
+def _plain_yarn(rope: RopeSpec) -> bool:
+    p = rope.parameters
+    usual_gain = 0.1 * math.log(p["factor"]) + 1 if p["factor"] > 1 else 1.0
+    usual = (p["beta_fast"], p["beta_slow"], p["truncate"]) == (32, 1, 1)
+    return usual and math.isclose(p["attention_factor"], usual_gain, rel_tol=1e-6)
+
+
+def write_metadata(writer: GGUFWriter, spec: ModelSpec) -> None:
+    """All keys of the model itself, for a spec that `check_expressible` has let pass."""
+    attention, ffn = spec.layers[0].attention, spec.layers[0].ffn
+    writer.add_block_count(len(spec.layers))
+    writer.add_context_length(spec.max_positions)
+    writer.add_embedding_length(spec.model_width)
+    writer.add_vocab_size(spec.vocabulary)
+    writer.add_head_count(attention.query_heads)
+    writer.add_head_count_kv(attention.kv_heads)
+    writer.add_key_length(attention.head_width)
+    writer.add_value_length(attention.head_width)
+    writer.add_layer_norm_rms_eps(spec.norm_epsilon)
+    if isinstance(ffn, MoeSpec):
+        _write_experts(writer, ARCHITECTURES[spec.family], ffn)
+    else:
+        writer.add_feed_forward_length(ffn.width)
+    if ARCHITECTURES[spec.family] in _SCALED:
+        writer.add_embedding_scale(spec.embedding_scale)
+        writer.add_residual_scale(spec.residual_scale)
+        writer.add_logit_scale(1 / spec.logit_scale)  # which divides there
+        if not _plain_scale(attention):
+            writer.add_attention_scale(attention.scale)
+    _write_rope(writer, spec.rope, attention.head_width)
+
+
+def _write_experts(writer: GGUFWriter, architecture: str, ffn: MoeSpec) -> None:
+    writer.add_expert_count(ffn.experts)
+    writer.add_expert_used_count(ffn.experts_per_token)
+    if architecture in ("qwen2moe", "qwen3moe"):
+        # Of dense layers, which such a model has none of: as wide as the experts of a token together.
+        writer.add_feed_forward_length(ffn.experts_per_token * ffn.width)
+        writer.add_expert_feed_forward_length(ffn.width)
+    else:
+        writer.add_feed_forward_length(ffn.width)
+    if ffn.shared_width:
+        writer.add_expert_shared_feed_forward_length(ffn.shared_width)
+
+
+def _write_rope(writer: GGUFWriter, rope: RopeSpec, head_width: int) -> None:
+    writer.add_rope_dimension_count(head_width)
+    writer.add_rope_freq_base(rope.theta)
+    if rope.scaling in ("linear", "yarn"):
+        writer.add_rope_scaling_type(RopeScalingType(rope.scaling))
+        writer.add_rope_scaling_factor(rope.parameters["factor"])
+    if rope.scaling == "yarn":
+        writer.add_rope_scaling_orig_ctx_len(round(rope.parameters["original_max_position_embeddings"]))
+
+
+def frequency_divisors(spec: ModelSpec) -> npt.NDArray[np.float32] | None:
+    """By what each pair's frequency is divided, `(head_width // 2,)`: the form that the llama3 rule has in a GGUF."""
+    if spec.rope.scaling != "llama3":
+        return None
+    head_width = spec.layers[0].attention.head_width
+    return rope_frequencies(RopeSpec(spec.rope.theta), head_width) / rope_frequencies(spec.rope, head_width)

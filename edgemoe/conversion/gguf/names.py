@@ -1,0 +1,238 @@
+"""The tensors of a GGUF under the names of the checkpoint that it was made from, and the order of their rows.
+
+Letters: `D` model width, `F` expert width, `E` experts.
+
+The rows of query and key come in one of two orders. Where positions rotate neighbouring pairs (`llama`,
+`granitemoe`), the file has the two elements of a pair side by side; checkpoints, and so edgemoe, have all
+first elements of a head before all second ones. Only rows change places: the blocks in them stay as they are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from edgemoe.conversion.gguf.file import GgufTensor
+from edgemoe.errors import SourceError
+
+TAKE_ANOTHER = "Take another GGUF of this model, or its original checkpoint."
+ROPE_FACTORS = "rope_freqs.weight"
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one GGUF architecture is written as a checkpoint of ours. `{expert}` and `{matrix}` are filled in."""
+
+    model_type: str
+    interleaved_rotation: bool
+    router: str = ""
+    expert: str = ""
+    """Name of one matrix of one expert; without `{expert}`, of all experts, gate and up fused (E, 2F, D)."""
+    shared: str = ""
+    matrices: Mapping[str, str] = field(default_factory=dict)
+    """What this checkpoint calls the matrices of an expert: gate, up, down (or gate_up and down)."""
+
+
+_SPLIT = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+_FUSED = {"gate_up": "input_linear", "down": "output_linear"}
+_QWEN_ROUTER, _QWEN_EXPERT = "mlp.gate.weight", "mlp.experts.{expert}.{matrix}.weight"
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family("llama", True),
+    "llama with experts": Family(
+        "mixtral",
+        True,
+        "block_sparse_moe.gate.weight",
+        "block_sparse_moe.experts.{expert}.{matrix}.weight",
+        matrices={"gate": "w1", "up": "w3", "down": "w2"},
+    ),
+    "granitemoe": Family(
+        "granitemoe",
+        True,
+        "block_sparse_moe.router.layer.weight",
+        "block_sparse_moe.{matrix}.weight",
+        "shared_mlp.{matrix}.weight",
+        _FUSED,
+    ),
+    "olmoe": Family("olmoe", False, _QWEN_ROUTER, _QWEN_EXPERT, matrices=_SPLIT),
+    "qwen2moe": Family("qwen2_moe", False, _QWEN_ROUTER, _QWEN_EXPERT, "mlp.shared_expert.{matrix}.weight", _SPLIT),
+    "qwen3moe": Family("qwen3_moe", False, _QWEN_ROUTER, _QWEN_EXPERT, matrices=_SPLIT),
+}
+
+_TOP_NAMES = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+_LAYER_NAMES = {
+    "attn_norm.weight": "input_layernorm.weight",
+    "ffn_norm.weight": "post_attention_layernorm.weight",
+    "attn_output.weight": "self_attn.o_proj.weight",
+    "attn_output.bias": "self_attn.o_proj.bias",
+    "attn_v.weight": "self_attn.v_proj.weight",
+    "attn_v.bias": "self_attn.v_proj.bias",
+    "attn_q_norm.weight": "self_attn.q_norm.weight",
+    "attn_k_norm.weight": "self_attn.k_norm.weight",
+    "ffn_gate.weight": "mlp.gate_proj.weight",
+    "ffn_up.weight": "mlp.up_proj.weight",
+    "ffn_down.weight": "mlp.down_proj.weight",
+    "ffn_gate_inp_shexp.weight": "mlp.shared_expert_gate.weight",
+}
+_ROTATED_NAMES = {
+    "attn_q.weight": "self_attn.q_proj.weight",
+    "attn_q.bias": "self_attn.q_proj.bias",
+    "attn_k.weight": "self_attn.k_proj.weight",
+    "attn_k.bias": "self_attn.k_proj.bias",
+}
+_LAYER = re.compile(r"blk\.(\d{1,6})\.(.+)")
+_MATRIX = re.compile(r"ffn_(gate|up|down)(_exps|_shexp|\.\d{1,6})\.weight")
+MERGED_GATE_UP = "ffn_gate_up_exps.weight"
+"""Gate and up of all experts of a layer in one tensor, in each expert the rows of gate first.
+
+That is how llama.cpp cuts its product (src/llama-graph.cpp, `build_moe_ffn`) and its converter joins them.
+"""
+_MAX_EXPERTS = 1 << 16
+
+
+@dataclass(frozen=True)
+class TensorView:
+    """A tensor of the checkpoint as rows of tensors of the file.
+
+    `parts` have the same shape, and follow each other along the rows (within each expert where there are three
+    dimensions). With `expert`, the view is that one expert of its stacked parts. With `head_width`, the rows of
+    each head are brought from pairs side by side to halves. With `first_row`, it begins at that row of the expert.
+    """
+
+    parts: tuple[GgufTensor, ...]
+    shape: tuple[int, ...]
+    expert: int | None = None
+    head_width: int | None = None
+    first_row: int = 0
+
+
+def checkpoint_tensors(family: Family, head_width: int, tensors: Mapping[str, GgufTensor]) -> dict[str, TensorView]:
+    """Every tensor of the file under a name of the checkpoint; one that we do not know keeps its own name.
+
+    Raises SourceError where two tensors of the file are the same one of the checkpoint.
+    """
+    views: dict[str, TensorView] = {}
+    for name, tensor in tensors.items():
+        found = _views(family, head_width, tensor, tensors)
+        twice = views.keys() & found.keys()
+        if twice:
+            other = views[min(twice)].parts[0].name
+            raise SourceError(
+                f"{tensor.path}: expected one tensor for {min(twice)}, found two: {other} and {name}.", TAKE_ANOTHER
+            )
+        views |= found
+    return views
+
+
+def _views(
+    family: Family, head_width: int, tensor: GgufTensor, tensors: Mapping[str, GgufTensor]
+) -> dict[str, TensorView]:
+    """The views on one tensor of the file, by their names in the checkpoint."""
+    name = tensor.name
+    layer = _LAYER.fullmatch(name)
+    if not layer:
+        return {} if name == ROPE_FACTORS else {_TOP_NAMES.get(name, name): TensorView((tensor,), tensor.shape)}
+    prefix, own = f"model.layers.{layer[1]}.", layer[2]
+    if (matrix := _MATRIX.fullmatch(own)) and family.matrices:
+        return _expert_views(family, prefix, tensor, matrix[1], matrix[2], tensors)
+    if own == MERGED_GATE_UP and family.matrices:
+        return _merged_views(family, prefix, tensor)
+    if own in _ROTATED_NAMES:
+        rotated = head_width if family.interleaved_rotation else None
+        return {prefix + _ROTATED_NAMES[own]: _checked_heads(TensorView((tensor,), tensor.shape, head_width=rotated))}
+    if own == "ffn_gate_inp.weight" and family.router:
+        return {prefix + family.router: TensorView((tensor,), tensor.shape)}
+    if own in _LAYER_NAMES:
+        # The file has the shared expert's gate as a vector, checkpoints as a matrix of one row.
+        one_row = own == "ffn_gate_inp_shexp.weight" and len(tensor.shape) == 1
+        return {prefix + _LAYER_NAMES[own]: TensorView((tensor,), (1, *tensor.shape) if one_row else tensor.shape)}
+    return {name: TensorView((tensor,), tensor.shape)}
+
+
+def _checked_heads(view: TensorView) -> TensorView:
+    rows = view.shape[0]
+    if view.head_width and (rows % view.head_width or view.head_width % 2):
+        tensor = view.parts[0]
+        raise SourceError(
+            f"{tensor.path}: {tensor.name}: expected whole heads of {view.head_width} rows, found {rows} rows.",
+            TAKE_ANOTHER,
+        )
+    return view
+
+
+def _expert_views(
+    family: Family, prefix: str, tensor: GgufTensor, matrix: str, kind: str, tensors: Mapping[str, GgufTensor]
+) -> dict[str, TensorView]:
+    """The views on one expert tensor: `kind` is `_exps` (stacked), `_shexp` (shared) or `.3` (expert 3 alone)."""
+    template = family.shared if kind == "_shexp" else family.expert
+    fused = "gate_up" in family.matrices
+    fits = len(tensor.shape) == 3 and tensor.shape[0] <= _MAX_EXPERTS if kind == "_exps" else len(tensor.shape) == 2
+    if not template or not fits or (fused and kind.startswith(".")):
+        # Under its own name, so that whoever looks for the tensors of the model says that it is left over.
+        return {tensor.name: TensorView((tensor,), tensor.shape)}
+    if fused and matrix != "down":
+        name = prefix + template.format(matrix=family.matrices["gate_up"])
+        return {name: _fused_view(tensor, tensors)} if matrix == "gate" else {}
+    name = prefix + template.replace("{matrix}", family.matrices[matrix])
+    if "{expert}" in name and kind == "_exps":
+        return {
+            name.format(expert=number): TensorView((tensor,), tensor.shape[1:], expert=number)
+            for number in range(tensor.shape[0])
+        }
+    return {name.format(expert=kind[1:]): TensorView((tensor,), tensor.shape)}
+
+
+def _merged_views(family: Family, prefix: str, tensor: GgufTensor) -> dict[str, TensorView]:
+    """The views on gate and up of all experts, which lie in one tensor (E, 2F, D)."""
+    if len(tensor.shape) != 3 or tensor.shape[0] > _MAX_EXPERTS or tensor.shape[1] % 2:
+        raise SourceError(
+            f"{tensor.path}: {tensor.name}: expected experts, each with as many rows for gate as for up, "
+            f"found the shape {tensor.shape}.",
+            TAKE_ANOTHER,
+        )
+    experts, rows, columns = tensor.shape
+    if "gate_up" in family.matrices:
+        return {prefix + family.expert.format(matrix=family.matrices["gate_up"]): TensorView((tensor,), tensor.shape)}
+    width = rows // 2
+    return {
+        prefix + family.expert.format(expert=number, matrix=family.matrices[matrix]): TensorView(
+            (tensor,), (width, columns), expert=number, first_row=first_row
+        )
+        for number in range(experts)
+        for matrix, first_row in (("gate", 0), ("up", width))
+    }
+
+
+def _fused_view(gate: GgufTensor, tensors: Mapping[str, GgufTensor]) -> TensorView:
+    """Gate over up, in each expert where there are several: (E, 2F, D) or (2F, D)."""
+    up = tensors.get(gate.name.replace("ffn_gate", "ffn_up"))
+    if up is None or up.shape != gate.shape:
+        raise SourceError(
+            f"{gate.path}: {gate.name}: expected an ffn_up of the shape {gate.shape} beside it, "
+            f"found {up.shape if up else 'none'}.",
+            TAKE_ANOTHER,
+        )
+    return TensorView((gate, up), (*gate.shape[:-2], 2 * gate.shape[-2], gate.shape[-1]))
+
+
+def halves_order(first: int, last: int, head_width: int) -> npt.NDArray[np.int64]:
+    """For the rows `first` to `last` of a checkpoint, the row of the file that each of them is."""
+    rows = np.arange(first, last)
+    head, within = rows // head_width, rows % head_width
+    half, pair = within // (head_width // 2), within % (head_width // 2)
+    return head * head_width + 2 * pair + half
+
+
+def pairs_order(first: int, last: int, head_width: int) -> npt.NDArray[np.int64]:
+    """For the rows `first` to `last` of a file, the row of the checkpoint that each of them is."""
+    rows = np.arange(first, last)
+    head, within = rows // head_width, rows % head_width
+    return head * head_width + within % 2 * (head_width // 2) + within // 2

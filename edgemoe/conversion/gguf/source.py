@@ -1,0 +1,191 @@
+"""A GGUF file, or the first of a split one, as a source.
+
+Blocks of Q8_0, Q4_0 and Q4_1 are ours to the bit and are handed on as they are; F32, F16 and BF16 become float32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgemoe.conversion.gguf.blocks import decode_rows, take_rows
+from edgemoe.conversion.gguf.config import Metadata, checkpoint_config
+from edgemoe.conversion.gguf.file import CHECK_THE_FILE, GgufFile, GgufTensor, read_gguf
+from edgemoe.conversion.gguf.names import FAMILIES, TensorView, checkpoint_tensors, halves_order
+from edgemoe.conversion.gguf.tokenizer import notices, side_files
+from edgemoe.conversion.sampling import sample_sha256
+from edgemoe.conversion.source import BLOCK_FORMATS, Rows, TensorInfo
+from edgemoe.errors import SourceError
+from edgemoe.kernels.formats import Blocks, dequantise
+
+_SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
+
+
+class GgufSource:
+    """A GGUF model as a checkpoint of its family (see `Source`). Opening it reads headers, not weights."""
+
+    def __init__(self, path: Path) -> None:
+        self._files = _read_files(path)
+        first = self._files[0]
+        tensors: dict[str, GgufTensor] = {}
+        for file in self._files:
+            twice = tensors.keys() & file.tensors.keys()
+            if twice:
+                raise SourceError(
+                    f"{file.path}: {min(twice)}: the tensor is in another file of this model too.",
+                    "Download the files again.",
+                )
+            tensors |= file.tensors
+        metadata = Metadata(first.path, first.metadata)
+        self._config = checkpoint_config(metadata, tensors)
+        self._views = checkpoint_tensors(FAMILIES[metadata.architecture], self._config["head_dim"], tensors)
+        # At once, because a tokenizer that cannot be carried over should not be found out after an hour.
+        self._side_files = side_files(first.path, first.metadata)
+        self._notices = notices(first.path, first.metadata)
+
+    @property
+    def name(self) -> str:
+        return self._files[0].path.name
+
+    @property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for file in self._files:
+            try:
+                digest.update((file.header_sha256 + sample_sha256(file.path)).encode())
+            except OSError as error:
+                raise SourceError(f"{file.path}: cannot be read: {error.strerror or error}.", CHECK_THE_FILE) from error
+        return digest.hexdigest()
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self._config
+
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        return {
+            name: TensorInfo(view.shape, _dtype(view), view.parts[0].path.name) for name, view in self._views.items()
+        }
+
+    def shards(self) -> Sequence[str]:
+        return [file.path.name for file in self._files]
+
+    def read_rows(self, tensor: str, index: int | None, row_start: int, row_stop: int) -> Rows:
+        view = self._views.get(tensor)
+        if view is None:
+            raise SourceError(f"{self.name}: it has no tensor {tensor}.")
+        rows = view.shape[-2] if len(view.shape) > 1 else view.shape[0]
+        assert 0 <= row_start < row_stop <= rows
+        assert (index is not None) == (len(view.shape) == 3)
+        if len(view.parts[0].shape) == 1:
+            return _vector_rows(view, row_start, row_stop)
+        if view.head_width is None:
+            return _plain_rows(view, index, row_start, row_stop)
+        # A head's rows come from all over the head, so whole heads are read.
+        first = row_start // view.head_width * view.head_width
+        last = min(rows, -(-row_stop // view.head_width) * view.head_width)
+        order = halves_order(row_start, row_stop, view.head_width) - first
+        return take_rows(_plain_rows(view, index, first, last), order)
+
+    def release(self, shard: str) -> None:
+        """Nothing to delete: the file is the user's."""
+
+    def side_files(self) -> Mapping[str, bytes | Path]:
+        return self._side_files
+
+    def unlisted(self) -> Mapping[str, str]:
+        return {}
+
+    def notices(self) -> Sequence[str]:
+        return self._notices
+
+    def close(self) -> None:
+        """Nothing stays open between reads."""
+
+
+def _read_files(path: Path) -> list[GgufFile]:
+    first = read_gguf(path)
+    count = first.metadata.get("split.count", 1)
+    if count in (0, 1):
+        return [first]
+    match = _SPLIT_NAME.fullmatch(path.name)
+    number = first.metadata.get("split.no")
+    if not match or count != int(match[3]) or number != 0:
+        name = f"{match[1] if match else 'model'}-00001-of-{count!s:0>5}.gguf"
+        found = number + 1 if isinstance(number, int) else number  # the file counts from 0, its name from 1
+        way_out = f"Give {name}" if match and number != 0 else "Give the first file, under its original name,"
+        raise SourceError(
+            f"{path}: expected the first of {count} files, named like {name}; found number {found}.",
+            f"{way_out} with the others beside it.",
+        )
+    files = [first]
+    for number in range(2, count + 1):
+        part = path.with_name(f"{match[1]}-{number:05d}-of-{count:05d}.gguf")
+        if not part.is_file():
+            raise SourceError(
+                f"{part}: missing; the model is split into {count} files.", "Download it beside the first."
+            )
+        files.append(read_gguf(part))
+    expected = first.metadata.get("split.tensors.count")
+    found = sum(len(file.tensors) for file in files)
+    if expected not in (None, found):
+        raise SourceError(
+            f"{path}: expected {expected} tensors in {count} files, found {found}.", "Download the files again."
+        )
+    return files
+
+
+def _dtype(view: TensorView) -> str:
+    """The type of the parts; F32 where they differ, or are a vector of quantised numbers: these are decoded."""
+    names = {part.type_name for part in view.parts}
+    if len(names) > 1 or (len(view.parts[0].shape) == 1 and not names.isdisjoint(BLOCK_FORMATS)):
+        return "F32"
+    return next(iter(names))
+
+
+def _vector_rows(view: TensorView, start: int, stop: int) -> npt.NDArray[np.float32]:
+    """Elements of a vector, or the one row of the matrix that the file has as a vector."""
+    values = _as_floats(decode_rows(view.parts[0].read(0, 1), view.parts[0].type_name))
+    if len(view.shape) == 2:
+        return values[start:stop]
+    order = np.arange(start, stop) if view.head_width is None else halves_order(start, stop, view.head_width)
+    return np.take(values[0], order)
+
+
+def _plain_rows(view: TensorView, index: int | None, start: int, stop: int) -> Rows:
+    """Rows in the file's order, from each part that has some of them."""
+    part_rows = view.parts[0].shape[-2]
+    base = (index if index is not None else view.expert or 0) * part_rows + view.first_row
+    pieces: list[Rows] = []
+    for number, part in enumerate(view.parts):
+        first, last = max(start - number * part_rows, 0), min(stop - number * part_rows, part_rows)
+        if first < last:
+            pieces.append(decode_rows(part.read(base + first, base + last), part.type_name))
+    if len(pieces) == 1:
+        rows = pieces[0]
+    elif _dtype(view) in BLOCK_FORMATS:
+        rows = _concatenate([piece for piece in pieces if isinstance(piece, Blocks)])
+    else:
+        rows = np.concatenate([_as_floats(piece) for piece in pieces])
+    return rows if _dtype(view) in BLOCK_FORMATS else _as_floats(rows)
+
+
+def _as_floats(rows: Rows) -> npt.NDArray[np.float32]:
+    return dequantise(rows) if isinstance(rows, Blocks) else rows
+
+
+def _concatenate(pieces: Sequence[Blocks]) -> Blocks:
+    def joined(arrays: Sequence[Any]) -> Any:
+        return None if arrays[0] is None else np.concatenate(arrays)
+
+    return Blocks(
+        pieces[0].format,
+        joined([piece.values for piece in pieces]),
+        joined([piece.scales for piece in pieces]),
+        joined([piece.minimums for piece in pieces]),
+    )

@@ -1,0 +1,228 @@
+"""A store's tokenizer as the metadata of a GGUF: the way back of `gguf_tokenizer`.
+
+Only byte-level BPE can be told there, and only with one of the rules for cutting text into words that have a name.
+Any other is refused rather than written as one that cuts text differently.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from edgemoe.conversion.gguf.package import GGUFWriter, TokenType
+from edgemoe.conversion.gguf.tokenizer import (
+    COMPOSED,
+    ENDS_KEY,
+    NO_TOKENIZER,
+    SAMPLED_KEYS,
+    SAMPLING_KEYS,
+    WHOLE_WORDS_FIRST,
+    WORD_RULES,
+)
+from edgemoe.errors import StoreError
+from edgemoe.store.headers import parse_json
+from edgemoe.store.tokenizer_file import library_tokenizer
+
+_GPT2_WORDS = WORD_RULES["gpt-2"]
+_DIGITS = (r"\p{N}",)
+_WHOLE_NUMBERS = frozenset({"top_k", "penalty_last_n", "mirostat"})
+"""The keys `general.sampling.*` that are whole numbers; others are fractions, or text."""
+
+
+def write_no_tokenizer(writer: GGUFWriter) -> None:
+    """The model takes and gives ids. Its vocabulary is as large as the key `vocab_size` says."""
+    writer.add_tokenizer_model(NO_TOKENIZER)
+
+
+def write_vocabulary(writer: GGUFWriter, folder: Path, vocabulary: int) -> None:
+    """Tokenizer, chat template and way of sampling of a store's folder, for a model of so many tokens.
+
+    Raises StoreError where the tokenizer is not one that a GGUF can hold.
+    """
+    path = folder / "tokenizer.json"
+    data = _json(path)
+    with _library_errors(path):
+        tokenizer = library_tokenizer(json.dumps(data))
+    named = _named_tokens(folder, tokenizer)
+    _write_tokens(writer, data, tokenizer, vocabulary, set(named.values()))
+    _write_special_tokens(writer, folder, named, vocabulary)
+    with _library_errors(path):
+        plain = tokenizer.encode("a", add_special_tokens=False).ids
+        whole = tokenizer.encode("a", add_special_tokens=True).ids
+    _write_surroundings(writer, plain, whole, named)
+    _write_template(writer, folder)
+    _write_sampling(writer, folder)
+
+
+@contextmanager
+def _library_errors(path: Path) -> Iterator[None]:
+    """Turns what the tokenizers library raises, which is plain Exception, into a StoreError about its file."""
+    try:
+        yield
+    except Exception as problem:
+        raise StoreError(f"{path}: cannot be understood ({str(problem)[:300]}).", "Copy the store again.") from problem
+
+
+def _refused(what: str) -> StoreError:
+    return StoreError(
+        f"the tokenizer cannot be told in a GGUF: {what}.", "Write the weights alone, with --no-tokenizer."
+    )
+
+
+def _write_tokens(
+    writer: GGUFWriter, data: Mapping[str, Any], tokenizer: Tokenizer, vocabulary: int, named: set[int]
+) -> None:
+    model = data["model"]
+    if model.get("type") != "BPE" or model.get("byte_fallback"):
+        kind = "SentencePiece BPE" if model.get("byte_fallback") else model.get("type")
+        raise _refused(f"expected byte-level BPE, found {kind}")
+    for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
+        if model.get(key):
+            raise _refused(f"expected no {key}, found {model[key]!r}")
+    tokens = {number: token for token, number in tokenizer.get_vocab(with_added_tokens=True).items()}
+    if max(tokens) >= vocabulary:
+        raise _refused(f"expected ids below {vocabulary}, found {max(tokens)}")
+    added = {token["id"]: token["special"] for token in data.get("added_tokens") or ()} | dict.fromkeys(named, True)
+    names, types = [], []
+    for number in range(vocabulary):
+        names.append(tokens.get(number, f"[PAD{number}]"))
+        if number not in tokens:
+            types.append(TokenType.UNUSED)
+        elif number in added:
+            types.append(TokenType.CONTROL if added[number] else TokenType.USER_DEFINED)
+        else:
+            types.append(TokenType.NORMAL)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(_word_rule(data))
+    writer.add_token_list(names)
+    writer.add_token_types(types)
+    merges = model["merges"]
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
+
+
+def _word_rule(data: Mapping[str, Any]) -> str:
+    """The name of the rule by which the tokenizer cuts text. Raises StoreError where it has none."""
+    normalizer = data.get("normalizer")
+    if normalizer and normalizer != {"type": "NFC"}:
+        raise _refused(f"expected no normalizer but NFC, found {normalizer.get('type')}")
+    step = data.get("pre_tokenizer") or {}
+    steps = step["pretokenizers"] if step.get("type") == "Sequence" else [step]
+    patterns = tuple(pattern for step in steps for pattern in _patterns(step))
+    whole_first, composed = bool(data["model"].get("ignore_merges")), bool(normalizer)
+    if steps[-1].get("type") == "ByteLevel":
+        for name, rule in WORD_RULES.items():
+            if rule == patterns and (name in WHOLE_WORDS_FIRST) == whole_first and (name in COMPOSED) == composed:
+                return name
+    raise _refused(f"expected a rule for words among {', '.join(WORD_RULES)}, found another")
+
+
+def _patterns(step: Mapping[str, Any]) -> Iterator[str]:
+    """The patterns that a step cuts by."""
+    kind = step.get("type")
+    if kind == "Split" and step["behavior"] == "Isolated" and not step["invert"] and "Regex" in step["pattern"]:
+        yield step["pattern"]["Regex"]
+    elif kind == "Digits" and step["individual_digits"]:
+        yield from _DIGITS
+    elif kind == "ByteLevel" and not step["add_prefix_space"]:
+        yield from _GPT2_WORDS if step["use_regex"] else ()
+    else:
+        raise _refused(f"expected cuts by patterns, found {kind}")
+
+
+def _named_tokens(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
+    """The ids of the special tokens that the folder names, by kind (`bos`, `eos`, ...).
+
+    As in transformers, special_tokens_map.json is heard before a tokenizer_config.json without `added_tokens_decoder`.
+    """
+    config = _json(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" not in config:
+        config |= _json(folder / "special_tokens_map.json")
+    ids: dict[str, int] = {}
+    for name, token in config.items():
+        text = token.get("content") if isinstance(token, dict) else token
+        if name.endswith("_token") and isinstance(text, str):
+            number = tokenizer.token_to_id(text)
+            ids |= {} if number is None else {name.removesuffix("_token"): number}
+    return ids
+
+
+def _write_special_tokens(writer: GGUFWriter, folder: Path, named: Mapping[str, int], vocabulary: int) -> None:
+    """The ids of the special tokens.
+
+    llama.cpp has a key for each of three tokens that end an answer, and knows further ones by their names. The list of
+    all of them is what other programs read, and ours.
+    """
+    for kind, add in (
+        ("bos", writer.add_bos_token_id),
+        ("unk", writer.add_unk_token_id),
+        ("pad", writer.add_pad_token_id),
+    ):
+        if kind in named:
+            add(named[kind])
+    listed = _json(folder / "generation_config.json").get("eos_token_id")
+    if listed is None:
+        listed = _json(folder / "config.json").get("eos_token_id")
+    others = listed if isinstance(listed, list) else [listed]
+    known = [number for number in others if type(number) is int and 0 <= number < vocabulary]
+    ends = list(dict.fromkeys([*([named["eos"]] if "eos" in named else []), *known]))
+    adders = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
+    for number, add in zip(ends, adders, strict=False):
+        add(number)
+    if ends:
+        writer.add_array(ENDS_KEY, ends)
+
+
+def _write_sampling(writer: GGUFWriter, folder: Path) -> None:
+    """What the model's author wants of sampling, by keys: older versions of the package have no methods for them."""
+    generation = _json(folder / "generation_config.json")
+    for key, name in SAMPLING_KEYS.items():
+        value = generation.get(name)
+        if isinstance(value, bool) or (key in SAMPLED_KEYS and not generation.get("do_sample")):
+            continue
+        full_key = f"general.sampling.{key}"
+        if isinstance(value, str):
+            writer.add_string(full_key, value)
+        elif isinstance(value, (int, float)):
+            if key in _WHOLE_NUMBERS:
+                writer.add_int32(full_key, int(value))
+            else:
+                writer.add_float32(full_key, value)
+
+
+def _write_surroundings(writer: GGUFWriter, plain: list[int], whole: list[int], ids: Mapping[str, int]) -> None:
+    """Which tokens the tokenizer puts around a text, here `plain`, to make it `whole`."""
+    bos, eos = [ids["bos"]] if "bos" in ids else [], [ids["eos"]] if "eos" in ids else []
+    for adds_bos in (False, True):
+        for adds_eos in (False, True):
+            if whole == bos * adds_bos + plain + eos * adds_eos:
+                writer.add_add_bos_token(adds_bos)
+                writer.add_add_eos_token(adds_eos)
+                return
+    raise _refused("it puts other tokens around a text than those that begin and end one")
+
+
+def _write_template(writer: GGUFWriter, folder: Path) -> None:
+    file = folder / "chat_template.jinja"
+    template = (
+        file.read_text("utf-8") if file.exists() else _json(folder / "tokenizer_config.json").get("chat_template")
+    )
+    if isinstance(template, str) and template:
+        writer.add_chat_template(template)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in a file; empty where there is no such file. Raises StoreError."""
+    if not path.exists():
+        return {}
+    try:
+        value = parse_json(path.read_bytes())
+    except ValueError as problem:
+        raise StoreError(f"{path}: cannot be understood ({str(problem)[:300]}).", "Copy the store again.") from problem
+    if not isinstance(value, dict):
+        raise StoreError(f"{path}: expected a JSON object, found {type(value).__name__}.", "Copy the store again.")
+    return value

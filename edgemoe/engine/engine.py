@@ -1,0 +1,409 @@
+"""The engine: a store, a memory budget and a kernel backend become `forward(token_ids) -> logits`.
+
+Letters: `T` tokens, `V` vocabulary, `L` layers, `E` experts (of the layer that has most).
+
+Invariants:
+- `forward` appends to the KV cache; `rewind` forgets from a position on. Nothing else is remembered
+  between calls that could change an answer: not the budget, the cache, threads, or how ids are grouped in calls.
+  (Lossy settings, off by default, let the cache's contents change answers, and so the budget and how ids are grouped.)
+- A forward that fails leaves `position` where it was; what it wrote beyond is never read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from edgemoe.engine.decoder import Decoder, LayerRouting
+from edgemoe.engine.ledger import Programs, TimeLedger
+from edgemoe.engine.lossy import EXACT, LossySettings
+from edgemoe.engine.lossy_routing import LossyRouting
+from edgemoe.engine.memory import HEAD_ROWS, MemoryPlan
+from edgemoe.engine.phase import Turn
+from edgemoe.engine.stepper import ResidentStepper, Stepper, StreamingStepper
+from edgemoe.engine.traffic import TokenTraffic, token_traffic
+from edgemoe.engine.workspace import KvCache, Workspace
+from edgemoe.errors import UsageError
+from edgemoe.experts.cache import READ_TIMEOUT_SECONDS, CacheStatistics, ExpertCache
+from edgemoe.experts.embedding_rows import EmbeddingRows
+from edgemoe.experts.hot_list import HotList
+from edgemoe.experts.loading import ExpertLoading
+from edgemoe.experts.policy import DEFAULT_POLICY, make_policy
+from edgemoe.experts.prediction import PredictionSwitch
+from edgemoe.io.direct import allocate_pages
+from edgemoe.io.reads import ExpertFiles, RecordReader, open_reader
+from edgemoe.kernels.operations import Arrivals, Backend, Floats, Program
+from edgemoe.model.spec import ModelSpec, MoeSpec
+from edgemoe.paths import cache_folder
+from edgemoe.store.reader import Store
+from edgemoe.store.resident import ResidentReading
+
+if TYPE_CHECKING:  # hooks.py names this module's types
+    from edgemoe.engine.hooks import RoutingObserver, RoutingSource
+
+READER_THREADS = 8
+
+
+@dataclass(frozen=True)
+class EngineStatistics:
+    """Counters since the engine was opened."""
+
+    tokens: int
+    cache: CacheStatistics
+
+    @property
+    def expert_hits(self) -> int:
+        return self.cache.hits
+
+    @property
+    def expert_misses(self) -> int:
+        return self.cache.misses
+
+    @property
+    def expert_drops(self) -> int:
+        """Experts that were routed to, absent, and done without (`LossySettings.drop_cold`)."""
+        return self.cache.dropped
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of experts read from disk for tokens (not those loaded at the start)."""
+        return self.cache.read_bytes
+
+
+class _Closed:
+    """In the place of what ran an engine that is closed."""
+
+    def __init__(self, statistics: CacheStatistics) -> None:
+        self.statistics = statistics
+        self.notes_residency = False
+
+    def step(self, tokens: int, position: int) -> None:
+        raise UsageError("The model is closed.", "Open it again.")
+
+    def is_loaded(self, layer: int, expert: int) -> bool:
+        return False
+
+
+class Engine:
+    """A model ready to run; make one with `open_engine`. A context manager."""
+
+    def __init__(
+        self,
+        store: Store,
+        spec: ModelSpec,
+        memory: MemoryPlan,
+        backend: Backend,
+        prediction: str = "auto",
+        direct_reads: bool = True,
+        policy: str = DEFAULT_POLICY,
+        warm_start: bool = False,
+        routing: RoutingSource | None = None,
+        resident: ResidentReading | None = None,
+        lossy: LossySettings = EXACT,
+    ) -> None:
+        """`spec` is what runs: the store's, with `routing` and `lossy` applied to it.
+
+        `resident`: the weights that every token needs, where their reading has begun before.
+        """
+        self.store = store
+        self.lossy = lossy.effective(memory.all_resident)
+        self.spec = spec
+        self.memory = memory
+        self.backend = backend
+        self.position = 0
+        self.turn = Turn()
+        self._forced = routing
+        self._recorder: RoutingObserver | None = None
+        self._tokens = 0
+        self._keeps_ledger = False
+        self._forward_ns = 0
+        self._waited_before_ns = 0
+        self._programs: Programs | None = None
+        self._reader: RecordReader | None = None
+        self._stepper: Stepper = _Closed(CacheStatistics())
+        self._head: Program | None = None
+        self._embed: Program | None = None
+        self._embedding_rows: EmbeddingRows | None = None
+        self._hot_list: HotList | None = None
+        self._loading: list[ResidentReading | ExpertLoading] = [] if resident is None else [resident]
+        self._files: ExpertFiles | None = None
+        try:
+            files = ExpertFiles((store.path / file.name for file in store.manifest.expert_files), direct_reads)
+            self._files = files
+            self.direct_reads = files.direct
+            """Whether experts are read past the page cache."""
+            arena = _allocate_arena(memory.slots, memory.slot_bytes)
+            if resident is None:
+                resident = store.begin_resident(memory.embedding_resident)
+                self._loading.append(resident)
+            self._space = Workspace.allocate(spec, memory.chunk_tokens)
+            kv_cache = KvCache.allocate(spec, memory.context_length, memory.kv_format)
+            cache = arrivals = None
+            if not memory.all_resident:
+                self._reader = open_reader(arena, READER_THREADS)
+                cache = self._make_cache(arena, files, self._reader, policy)
+                if backend.can_await(self._reader):
+                    arrivals = Arrivals(self._reader, cache.tickets, READ_TIMEOUT_SECONDS)
+                    cache.kernels_await = True
+            statistics = CacheStatistics() if cache is None else cache.statistics
+            if not memory.embedding_resident:
+                self._embedding_rows = EmbeddingRows(store, direct_reads, statistics)
+            decoder = Decoder(
+                spec,
+                resident.tensors,
+                self._space,
+                kv_cache,
+                arena,
+                store.expert_layouts,
+                arrivals,
+                forced_routing=routing is not None,
+                forced_guesses=routing is not None and routing.recall is not None,
+                cache_aware_routing=self.lossy.cache_aware_routing,
+                embedding_rows=self._embedding_rows,
+            )
+            if cache is None:
+                self._loading.append(ExpertLoading(arena, decoder.slot_tables(), store, files.direct))
+            self._programs = Programs(backend, decoder.part_of)
+            if cache is None:
+                self._stepper = ResidentStepper(decoder, self._programs, statistics)
+            else:
+                switch = PredictionSwitch(prediction if routing is None or routing.recall is not None else "off")
+                lossy_routing = LossyRouting(self.lossy, decoder, cache) if self.lossy.depends_on_cache else None
+                self._stepper = StreamingStepper(decoder, self._programs, cache, switch, lossy_routing)
+            self._head = self._programs.make(decoder.head)
+            if self._embedding_rows is not None:
+                self._embed = self._programs.make(decoder.embed)
+            for loading in self._loading:
+                loading.wait()
+            self._loading.clear()
+            self.traffic: TokenTraffic = token_traffic(decoder)
+            self.routing: Sequence[LayerRouting | None] = decoder.routing
+            """What the routers said of the tokens of the latest step, layer by layer; None for a dense one."""
+            self.expert_uses: npt.NDArray[np.int64] = np.zeros((len(spec.layers), _most_experts(spec)), np.int64)
+            routed = [(layer, routing) for layer, routing in enumerate(self.routing) if routing is not None]
+            self._choices = [routing.experts[0] for _, routing in routed]
+            self._choice_layers = np.repeat([layer for layer, _ in routed], [len(chosen) for chosen in self._choices])
+            if warm_start and cache is not None:
+                self._warm(cache)
+        except BaseException:
+            self.close()
+            raise
+
+    def _make_cache(
+        self, arena: npt.NDArray[np.uint8], files: ExpertFiles, reader: RecordReader, policy: str
+    ) -> ExpertCache:
+        experts = _most_experts(self.spec)
+        policy_state = make_policy(policy, len(arena), len(self.spec.layers) * experts)
+        return ExpertCache(arena, experts, self.store, files, reader, policy_state)
+
+    def _warm(self, cache: ExpertCache) -> None:
+        """Read in what the last session left hot, in the background."""
+        folder = cache_folder()
+        if folder is not None:
+            experts = [0 if routing is None else len(routing.slots) for routing in self.routing]
+            self._hot_list = HotList(folder, self.store.digest, experts)
+            cache.warm(self._hot_list.read())
+
+    def _keep_hot_list(self) -> None:
+        """Note which experts are in RAM, the most used first, if there was anything to learn from."""
+        hot_list, self._hot_list = self._hot_list, None
+        if hot_list is not None and self._tokens:
+            layers, experts = np.nonzero(self.resident_experts())
+            order = np.argsort(-self.expert_uses[layers, experts], kind="stable")
+            hot_list.write([(int(layers[i]), int(experts[i])) for i in order])
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that the KV cache has room for."""
+        return self.memory.context_length
+
+    @property
+    def statistics(self) -> EngineStatistics:
+        return EngineStatistics(self._tokens, self._stepper.statistics)
+
+    @property
+    def recorder(self) -> RoutingObserver | None:
+        """Who is given the routing of every step (see `recording`); None, as it is at first, for nobody."""
+        return self._recorder
+
+    @recorder.setter
+    def recorder(self, recorder: RoutingObserver | None) -> None:
+        self._recorder = recorder
+        self._stepper.notes_residency = recorder is not None
+
+    @property
+    def forced_routing(self) -> RoutingSource | None:
+        """Where routing comes from, if it is not from the model's routers."""
+        return self._forced
+
+    def keep_ledger(self, on: bool = True) -> None:
+        """Account for the time of every `forward` from now on, from zero; or no longer.
+
+        Raises UsageError where the engine is closed.
+        """
+        if self._programs is None:
+            raise UsageError("The model is closed.", "Open it again.")
+        self._programs.time_runs(on)
+        self._forward_ns = 0
+        self._waited_before_ns = self._stepper.statistics.wait_ns
+        self._keeps_ledger = on
+
+    @property
+    def ledger(self) -> TimeLedger | None:
+        """Where the time of every `forward` since `keep_ledger` went; None where no ledger is kept."""
+        if not self._keeps_ledger or self._programs is None:
+            return None
+        programs, programs_ns = self._programs.ledger()
+        waited_ns = self._stepper.statistics.wait_ns - self._waited_before_ns
+        python_ns = self._forward_ns - programs_ns - waited_ns
+        return programs + TimeLedger({"disk_wait": waited_ns, "python": python_ns})
+
+    def forward(
+        self,
+        token_ids: Sequence[int] | npt.NDArray[np.integer],
+        *,
+        all_logits: bool = False,
+        out: Floats | None = None,
+    ) -> Floats:
+        """Append tokens; returns the logits after the last one `(V,)`, or after each `(T, V)`.
+
+        They are written to `out` if it is given, of that shape and float32: a loop that does with each token's logits
+        what it will before the next one allocates nothing. Raises UsageError for no tokens, ids outside the
+        vocabulary, another `out`, or more tokens than the context has room for; ReadError, naming layer and expert,
+        where an expert cannot be read.
+        """
+        began_ns = time.perf_counter_ns()
+        try:
+            return self._forward(token_ids, all_logits, out)
+        finally:
+            self._forward_ns += time.perf_counter_ns() - began_ns
+
+    def _forward(
+        self, token_ids: Sequence[int] | npt.NDArray[np.integer], all_logits: bool, out: Floats | None
+    ) -> Floats:
+        ids = self._checked(token_ids)
+        start, chunk = self.position, self.memory.chunk_tokens
+        shape = (len(ids), self.spec.vocabulary) if all_logits else (self.spec.vocabulary,)
+        if out is None:
+            out = np.empty(shape, np.float32)
+        elif out.shape != shape or out.dtype != np.float32:
+            raise UsageError(f"out: expected float32 {shape}, found {out.dtype} {out.shape}.", "Leave it out.")
+        rows = out if all_logits else out[None]
+        for first in range(0, len(ids), chunk):
+            part = ids[first : first + chunk]
+            if self._embedding_rows is None:
+                self._space.ids[: len(part)] = part
+            else:
+                assert self._embed is not None
+                self._embedding_rows.write(part, self._embed, self._space.residual)
+            if self._forced is not None:
+                self._forced.put(self.routing, self.turn.phase, len(part))
+            self._stepper.step(len(part), start + first)
+            self._count(len(part))
+            if self._recorder is not None:
+                self._recorder.step(self.turn, len(part))
+            self.turn.step += len(part)
+            if all_logits:
+                self._logits(0, len(part), rows[first:])
+        if not all_logits:
+            self._logits(len(part) - 1, 1, rows)
+        self.position = start + len(ids)
+        return out
+
+    def rewind(self, position: int) -> None:
+        """Forget everything from `position` on. Raises UsageError beyond what there is."""
+        if not 0 <= position <= self.position:
+            raise UsageError(f"Cannot rewind to position {position}: there are {self.position} tokens.")
+        self.position = position
+
+    def resident_experts(self) -> npt.NDArray[np.bool_]:
+        """Which experts are in RAM now, `(L, E)`."""
+        resident = np.zeros(self.expert_uses.shape, np.bool_)
+        for layer, routing in enumerate(self.routing):
+            if routing is not None:
+                for expert in range(len(routing.slots)):
+                    resident[layer, expert] = self._stepper.is_loaded(layer, expert)
+        return resident
+
+    def close(self) -> None:
+        """Stop readers and threads, and give the memory back. The engine cannot run afterwards.
+
+        Closing twice is harmless.
+        """
+        for loading in self._loading:
+            loading.close()
+        self._loading.clear()
+        if self._reader is not None:
+            self._keep_hot_list()
+            self._reader.close()
+            self._reader = None
+        if self._embedding_rows is not None:
+            self._embedding_rows.close()
+            self._embedding_rows = None
+        if self._files is not None:
+            self._files.close()
+        self.backend.close()
+        # The programs held weights, KV cache and slots, and whoever closed the engine may keep it for its figures.
+        self._stepper = _Closed(self._stepper.statistics)
+        self._head = self._embed = self._programs = None
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _checked(self, token_ids: Sequence[int] | npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+        ids = np.asarray(token_ids)
+        if ids.size == 0:
+            raise UsageError("The model was given no tokens.", "Give at least one token id, as a list of integers.")
+        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+            found = f"{ids.dtype} of shape {ids.shape}"
+            raise UsageError(f"Token ids: expected a list of integers, found {found}.", "Give one sequence's ids.")
+        if ids.min() < 0 or ids.max() >= self.spec.vocabulary:
+            wrong = ids[(ids < 0) | (ids >= self.spec.vocabulary)][0]
+            raise UsageError(f"Token id {wrong} is outside the vocabulary of {self.spec.vocabulary}.")
+        if self.position + len(ids) > self.context_length:
+            raise UsageError(
+                f"{len(ids)} tokens after {self.position} do not fit the context of {self.context_length} tokens.",
+                "Shorten the prompt, or give more memory (--ram) for a longer context.",
+            )
+        return ids.astype(np.int64)
+
+    def _logits(self, first_row: int, rows: int, output: Floats) -> None:
+        assert self._head is not None
+        for row in range(0, rows, HEAD_ROWS):
+            count = min(HEAD_ROWS, rows - row)
+            self._space.head_input[:count] = self._space.residual[first_row + row : first_row + row + count]
+            self._head.run(count, 0)
+            output[row : row + count] = self._space.logits[:count]
+
+    def _count(self, tokens: int) -> None:
+        self._tokens += tokens
+        if tokens == 1 and self._choices:  # a token uses an expert once; a loop over layers would show in decode
+            self.expert_uses[self._choice_layers, np.concatenate(self._choices)] += 1
+            return
+        for layer, routing in enumerate(self.routing):
+            if routing is not None:
+                used = np.bincount(routing.experts[:tokens].reshape(-1), minlength=len(routing.slots))
+                self.expert_uses[layer, : len(used)] += used
+
+
+def _most_experts(spec: ModelSpec) -> int:
+    """Of any layer."""
+    return max((layer.ffn.experts for layer in spec.layers if isinstance(layer.ffn, MoeSpec)), default=0)
+
+
+def _allocate_arena(slots: int, slot_bytes: int) -> npt.NDArray[np.uint8]:
+    """Page-aligned memory for the expert slots. Raises BudgetError where the system has not that much."""
+    if slots * slot_bytes == 0:
+        return np.zeros((0, slot_bytes), np.uint8)
+    return np.frombuffer(allocate_pages(slots * slot_bytes), np.uint8).reshape(slots, slot_bytes)

@@ -1,0 +1,362 @@
+"""The memory budget: what a model needs at least, and how a budget is shared out.
+
+Everything counts: the interpreter with its libraries (measured), the weights that every token needs,
+activations and kernel scratch, the KV cache, and the expert slots, which take what is left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from edgemoe.errors import BudgetError, UsageError
+from edgemoe.kernels.formats import group_count
+from edgemoe.kernels.operations import Backend, StepSizes
+from edgemoe.model.spec import DenseFfnSpec, ModelSpec, MoeSpec
+from edgemoe.process import Limit, available_bytes, memory_limit, rss_bytes
+from edgemoe.sizes import format_size, parse_size
+
+INTERPRETER_GROWTH_BYTES = 32 << 20
+"""Room for what the interpreter will still import and allocate after the budget was shared out."""
+LEAST_CONTEXT_TOKENS = 512
+DEFAULT_CONTEXT_TOKENS = 4096
+CHUNK_TOKENS = (512, 256, 128, 64, 32, 16, 8)
+STOPPABLE_TOKENS = 128
+HEAD_ROWS = 8
+"""Positions whose logits are computed in one run."""
+AUTO_SHARE = 0.85
+"""Share of the memory now available that `auto` takes."""
+
+KvFormat = Literal["f32", "f16", "q8"]
+"""How keys and values are kept: float32, float16, or int8 in groups of 32 with a float16 scale each."""
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """What the plan needs to know of a store: all in bytes but the counts."""
+
+    resident_bytes: int
+    slot_bytes: int
+    total_experts: int
+    kv_format: KvFormat
+    embedding_bytes: int = 0
+    """Of the resident ones those that are saved where the embedding is left on disk; 0 where it cannot be."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How a budget is shared out."""
+
+    budget_bytes: int
+    floor_bytes: int
+    interpreter_bytes: int
+    resident_bytes: int
+    workspace_bytes: int
+    kv_cache_bytes: int
+    slot_bytes: int
+    slots: int
+    total_experts: int
+    context_length: int
+    chunk_tokens: int
+    kv_format: KvFormat
+    embedding_resident: bool = True
+    """Otherwise the rows of tokens are read from disk as they are wanted, and `resident_bytes` is without them."""
+
+    @property
+    def all_resident(self) -> bool:
+        """Whether every expert has a slot, so that nothing is read after the start."""
+        return self.slots >= self.total_experts
+
+    @property
+    def prompt_chunk_tokens(self) -> int:
+        """How many tokens of a prompt are best run at once, by who wants to stop it in between.
+
+        Where experts are streamed every run reads most of them anew, so as many as there is room for; else few.
+        """
+        return min(self.chunk_tokens, STOPPABLE_TOKENS) if self.all_resident else self.chunk_tokens
+
+    @property
+    def planned_bytes(self) -> int:
+        """The sum of all parts; at most the budget."""
+        return (
+            self.interpreter_bytes
+            + self.resident_bytes
+            + self.workspace_bytes
+            + self.kv_cache_bytes
+            + self.slot_bytes * self.slots
+        )
+
+
+def interpreter_bytes(backend: Backend) -> int:
+    """What this process holds now, and will still take besides what is planned for the model."""
+    return rss_bytes() + INTERPRETER_GROWTH_BYTES + backend.growth_bytes
+
+
+def has_ample_room(ram: str | int | None, sizes: ModelSizes, backend: Backend) -> bool:
+    """Whether a budget, as `plan_memory` takes it, is so large that resident weights may be read before it is planned.
+
+    It then holds twice what they and the interpreter take, and so does the machine. Raises UsageError for what is no
+    budget.
+    """
+    held_bytes = interpreter_bytes(backend) + sizes.resident_bytes
+    return min(_budget(ram, floor_bytes=held_bytes), memory_limit().amount) >= 2 * held_bytes
+
+
+def plan_memory(
+    spec: ModelSpec,
+    sizes: ModelSizes,
+    backend: Backend,
+    ram: str | int | None,
+    context_length: int | None = None,
+    interpreter: int | None = None,
+    embedding_resident: bool | None = None,
+) -> MemoryPlan:
+    """Share out a budget: bytes, a size as text, `floor`, or `auto` (also None).
+
+    The embedding stays on disk, where it can, unless everything else fits beside it: a token wants one row of it, and
+    every expert of a layer. The backend says what its scratch takes, and what it will still take itself. `interpreter`
+    is what to plan for the interpreter, in bytes, where it is not what this process holds now; `embedding_resident`
+    whether the embedding is, where that is settled. Raises BudgetError below the floor, naming it, and UsageError for
+    what is no budget.
+    """
+    if context_length is not None and not 1 <= context_length <= spec.max_positions:
+        raise UsageError(
+            f"A context of {context_length} tokens was asked for; this model has 1 to {spec.max_positions}.",
+            "Choose a context length within that range.",
+        )
+    if interpreter is None:
+        interpreter = interpreter_bytes(backend)
+    if not sizes.embedding_bytes:
+        embedding_resident = True
+    if embedding_resident is not None:
+        least = _Needs.of(spec, sizes, backend, context_length, interpreter, embedding_resident)
+        return _share_out(least, _budget(ram, least.floor_bytes))
+    least = _Needs.of(spec, sizes, backend, context_length, interpreter, embedding_resident=False)
+    budget_bytes = _budget(ram, least.floor_bytes)
+    without = _share_out(least, budget_bytes)
+    least_with = _Needs.of(spec, sizes, backend, context_length, interpreter, embedding_resident=True)
+    if budget_bytes < least_with.floor_bytes:
+        return without
+    whole = _share_out(least_with, budget_bytes)
+    costs_nothing = (whole.context_length, whole.chunk_tokens) == (without.context_length, without.chunk_tokens)
+    return replace(whole, floor_bytes=least.floor_bytes) if whole.all_resident and costs_nothing else without
+
+
+@dataclass(frozen=True)
+class _Needs:
+    """What a model needs at the least, and what it could use."""
+
+    spec: ModelSpec
+    sizes: ModelSizes
+    backend: Backend
+    interpreter_bytes: int
+    embedding_resident: bool
+    least_context: int
+    most_context: int
+    least_workspace_bytes: int
+    least_slots: int
+    floor_bytes: int
+
+    @classmethod
+    def of(
+        cls,
+        spec: ModelSpec,
+        sizes: ModelSizes,
+        backend: Backend,
+        context_length: int | None,
+        interpreter: int,
+        embedding_resident: bool,
+    ) -> _Needs:
+        least_context = context_length or min(LEAST_CONTEXT_TOKENS, spec.max_positions)
+        least_workspace_bytes = workspace_bytes(spec, backend, CHUNK_TOKENS[-1], least_context)
+        least_kv_bytes = kv_cache_bytes(spec, least_context, sizes.kv_format)
+        least_slots = min(sizes.total_experts, 2 * _most_experts_per_token(spec))
+        resident_bytes = _resident_bytes(sizes, embedding_resident)
+        return cls(
+            spec,
+            sizes,
+            backend,
+            interpreter,
+            embedding_resident,
+            least_context,
+            context_length or min(DEFAULT_CONTEXT_TOKENS, spec.max_positions),
+            least_workspace_bytes,
+            least_slots,
+            interpreter + resident_bytes + least_workspace_bytes + least_kv_bytes + least_slots * sizes.slot_bytes,
+        )
+
+
+def _resident_bytes(sizes: ModelSizes, embedding_resident: bool) -> int:
+    return sizes.resident_bytes - (0 if embedding_resident else sizes.embedding_bytes)
+
+
+def _share_out(least: _Needs, budget_bytes: int) -> MemoryPlan:
+    """Raises BudgetError below the floor."""
+    spec, sizes, backend = least.spec, least.sizes, least.backend
+    floor_bytes, interpreter = least.floor_bytes, least.interpreter_bytes
+    if budget_bytes < floor_bytes:
+        raise BudgetError(
+            f"This model needs at least {format_size(floor_bytes)} of memory;"
+            f" the budget is {format_size(budget_bytes)}.",
+            f"Use --ram {-(-floor_bytes >> 20)}MiB or more (--ram floor takes just what it needs).",
+        )
+    resident_bytes = _resident_bytes(sizes, least.embedding_resident)
+    fixed_bytes = interpreter + resident_bytes
+    chunk, context, most_context = CHUNK_TOKENS[-1], least.least_context, least.most_context
+    all_slots_bytes = sizes.total_experts * sizes.slot_bytes
+    # A tenth of what there is for the workspace, but nothing that the least of the others needs.
+    spare_bytes = budget_bytes - floor_bytes
+    most_workspace_bytes = min((budget_bytes - fixed_bytes) // 10, least.least_workspace_bytes + spare_bytes)
+    for candidate in CHUNK_TOKENS:
+        if candidate >= 2 * most_context:  # no prompt would fill half of it
+            continue
+        if workspace_bytes(spec, backend, candidate, least.least_context) <= most_workspace_bytes:
+            chunk = candidate
+            break
+    while context < most_context:
+        wider = min(2 * context, most_context)
+        cost = kv_cache_bytes(spec, wider, sizes.kv_format) + workspace_bytes(spec, backend, chunk, wider)
+        spare = budget_bytes - fixed_bytes - cost
+        crowds_experts = cost > (budget_bytes - fixed_bytes) // 5 or spare < least.least_slots * sizes.slot_bytes
+        if spare < all_slots_bytes and crowds_experts:
+            break
+        context = wider
+    workspace = workspace_bytes(spec, backend, chunk, context)
+    kv_cache = kv_cache_bytes(spec, context, sizes.kv_format)
+    left_bytes = budget_bytes - fixed_bytes - workspace - kv_cache
+    slots = min(sizes.total_experts, left_bytes // sizes.slot_bytes) if sizes.slot_bytes else 0
+    return MemoryPlan(
+        budget_bytes,
+        floor_bytes,
+        interpreter,
+        resident_bytes,
+        workspace,
+        kv_cache,
+        sizes.slot_bytes,
+        slots,
+        sizes.total_experts,
+        context,
+        chunk,
+        sizes.kv_format,
+        least.embedding_resident,
+    )
+
+
+def _budget(ram: str | int | None, floor_bytes: int) -> int:
+    if ram is not None and not isinstance(ram, (int, str)):
+        raise UsageError(f"ram={ram!r}: expected bytes as an integer, or text such as '6GiB'.")
+    if isinstance(ram, int):
+        budget_bytes = ram
+    elif ram is None or ram.strip().lower() == "auto":
+        budget_bytes = max(int(available_bytes() * AUTO_SHARE), min(floor_bytes, available_bytes()))
+    elif ram.strip().lower() == "floor":
+        budget_bytes = floor_bytes
+    else:
+        budget_bytes = parse_size(ram)
+    if budget_bytes <= 0:
+        raise UsageError(f"A memory budget of {ram} cannot be met.", "Give a size such as 512MiB, or floor, or auto.")
+    return budget_bytes
+
+
+def check_machine(plan: MemoryPlan) -> None:
+    """Raises BudgetError for a plan that takes more than the machine has, whose memory would be swapped out.
+
+    Where a control group is what has less, the system would end the process.
+    """
+    limit = memory_limit()
+    if plan.planned_bytes > limit.amount:
+        raise BudgetError(
+            f"Of a budget of {format_size(plan.budget_bytes)} this model would take {format_size(plan.planned_bytes)};"
+            f" {_limit_told(limit)}.",
+            "Choose a smaller budget (ram), or leave it out to use what is free.",
+        )
+
+
+def check_floor(
+    spec: ModelSpec,
+    sizes: ModelSizes,
+    backend: Backend,
+    context_length: int | None = None,
+    interpreter: int | None = None,
+) -> None:
+    """Raises BudgetError where a model needs more at the least than the machine has, whatever the budget.
+
+    The arguments are as in `plan_memory`, which would name a floor that is of no use here.
+    """
+    limit = memory_limit()
+    floor_bytes = plan_memory(spec, sizes, backend, "floor", context_length, interpreter).floor_bytes
+    if floor_bytes > limit.amount:
+        raise BudgetError(
+            f"This model needs at least {format_size(floor_bytes)} of memory; {_limit_told(limit)}.",
+            "Use a smaller model, or a machine with more memory."
+            if limit.group is None
+            else "Raise that limit (a container has an option for it, such as --memory), or use a smaller model.",
+        )
+
+
+def _limit_told(limit: Limit) -> str:
+    size = format_size(limit.amount)
+    if limit.group is None:
+        return f"this machine has {size} in all"
+    return f"its control group {limit.group.folder} may have {size} in all"
+
+
+def _most_experts_per_token(spec: ModelSpec) -> int:
+    used: list[int] = [layer.ffn.experts_per_token for layer in spec.layers if isinstance(layer.ffn, MoeSpec)]
+    return max(used, default=0)
+
+
+def kv_cache_bytes(spec: ModelSpec, context_length: int, kv_format: KvFormat) -> int:
+    """Keys and values of every layer, and the tables of rotary positions."""
+    rope_bytes = 2 * 4 * sum({layer.attention.head_width // 2 for layer in spec.layers})
+    return context_length * (kv_position_bytes(spec, kv_format) + rope_bytes)
+
+
+def kv_position_bytes(spec: ModelSpec, kv_format: KvFormat) -> int:
+    """Keys and values of one position, in all layers."""
+    attentions = [layer.attention for layer in spec.layers]
+    return sum(2 * a.kv_heads * _kv_row_bytes(a.head_width, kv_format) for a in attentions)
+
+
+def _kv_row_bytes(head_width: int, kv_format: KvFormat) -> int:
+    """A key or value of one head at one position."""
+    if kv_format == "q8":
+        return head_width + 2 * group_count(head_width)
+    return head_width * (4 if kv_format == "f32" else 2)
+
+
+def workspace_bytes(spec: ModelSpec, backend: Backend, chunk_tokens: int, context_length: int) -> int:
+    """Activations (`workspace.py`) and the backend's scratch, for chunks of so many tokens."""
+    heads = routed = routing = 0
+    for layer in spec.layers:
+        a, ffn = layer.attention, layer.ffn
+        heads = max(heads, 2 * (a.query_heads + a.kv_heads) * a.head_width)
+        if isinstance(ffn, MoeSpec):
+            routed = max(routed, ffn.experts_per_token * (spec.model_width + 4) + 2 * ffn.experts)
+            routing += 8 * ffn.experts_per_token
+    # Buffers are as wide as any layer needs.
+    per_token = 4 * (4 * spec.model_width + heads + routed) + routing
+    head = HEAD_ROWS * 4 * (spec.vocabulary + 3 * spec.model_width)
+    scratch = backend.step_scratch_bytes(step_sizes(spec, chunk_tokens, context_length))
+    return chunk_tokens * per_token + head + scratch + (1 << 20)
+
+
+def step_sizes(spec: ModelSpec, chunk_tokens: int, context_length: int) -> StepSizes:
+    """The largest sizes in any layer, each for itself."""
+    attentions = [layer.attention for layer in spec.layers]
+    routed = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoeSpec)]
+    dense = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, DenseFfnSpec)]
+    return StepSizes(
+        tokens=chunk_tokens,
+        context_length=context_length,
+        model_width=spec.model_width,
+        query_heads=max(a.query_heads for a in attentions),
+        kv_heads=max(a.kv_heads for a in attentions),
+        head_width=max(a.head_width for a in attentions),
+        ffn_width=max([ffn.width for ffn in dense] + [ffn.shared_width for ffn in routed]),
+        experts=max((ffn.experts for ffn in routed), default=0),
+        experts_per_token=max((ffn.experts_per_token for ffn in routed), default=0),
+        expert_width=max((ffn.width for ffn in routed), default=0),
+        vocabulary=spec.vocabulary,
+        head_tokens=HEAD_ROWS,
+    )

@@ -1,0 +1,109 @@
+"""From a store, a budget and options to an engine that is ready to run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgemoe.engine.engine import Engine
+from edgemoe.engine.lossy import EXACT, LossySettings
+from edgemoe.engine.memory import (
+    KvFormat,
+    ModelSizes,
+    check_floor,
+    check_machine,
+    has_ample_room,
+    interpreter_bytes,
+    plan_memory,
+)
+from edgemoe.errors import UsageError
+from edgemoe.experts.embedding_rows import saved_bytes
+from edgemoe.experts.policy import DEFAULT_POLICY, make_policy
+from edgemoe.experts.prediction import PredictionSwitch
+from edgemoe.kernels.select import select_backend
+from edgemoe.model.description import store_spec
+from edgemoe.model.spec import ModelSpec, MoeSpec
+from edgemoe.store.reader import Store
+from edgemoe.store.side_files import check_side_files
+
+if TYPE_CHECKING:
+    from edgemoe.engine.hooks import RoutingSource
+
+
+def open_engine(
+    path: str | os.PathLike[str],
+    ram: str | int | None = None,
+    threads: int | None = None,
+    context_length: int | None = None,
+    kv: str | None = None,
+    *,
+    prediction: str = "auto",
+    direct_reads: bool = True,
+    policy: str = DEFAULT_POLICY,
+    warm_start: bool = False,
+    lossy: LossySettings = EXACT,
+    routing: RoutingSource | None = None,
+    meanwhile: Callable[[], None] | None = None,
+) -> Engine:
+    """Open a store and make it ready to run within a memory budget.
+
+    `ram` is in bytes, or a size as text, `floor`, or `auto`; `kv` is `f16`, `q8`, or None for what the store was made
+    for. Where not all experts fit, `policy` says which one leaves for another (`experts/policy.py`), and `prediction`
+    whether experts are read ahead on a guess at the next layer's routing: `on`, `off`, or `auto`, by trial.
+    With `warm_start` the experts that were in RAM as the model was last closed are read in (`experts/hot_list.py`).
+    None of these changes an answer; `lossy` does. With `routing` experts and their weights are taken from there, as
+    many for each token as it has, and guesses if it has any. `meanwhile` is called while weights are read, where the
+    budget has ample room; the plan counts the memory that it takes. Raises StoreError, BudgetError, UsageError, and
+    what `meanwhile` raises.
+    """
+    make_policy(policy, 1, 1), PredictionSwitch(prediction)  # refused here where they are none, whether used or not
+    if routing is not None and lossy.on:
+        raise UsageError("Forced routing leaves lossy settings nothing to decide.", "Leave one of them out.")
+    store = Store.open(Path(path))
+    spec = lossy.applied_to(store_spec(store) if routing is None else routing.apply_to(store_spec(store)))
+    sizes = model_sizes(store, spec, kv)
+    backend = select_backend(threads)  # before the plan, which measures what the backend's libraries hold
+    resident = embedding_resident = None
+    try:
+        # Asked before anything large is read; what the interpreter will still take makes the floor only higher.
+        check_floor(spec, sizes, backend, context_length)
+        if meanwhile is not None:
+            if has_ample_room(ram, sizes, backend):
+                embedding_resident = (
+                    not sizes.embedding_bytes
+                    or plan_memory(spec, sizes, backend, ram, context_length).embedding_resident
+                )
+                resident = store.begin_resident(embedding_resident)
+            check_side_files(store)
+            meanwhile()
+            if resident is not None:
+                resident.wait()  # all its pages are there, so that the plan knows them from the interpreter's
+        interpreter = interpreter_bytes(backend) - (0 if resident is None else resident.bytes)
+        check_floor(spec, sizes, backend, context_length, interpreter)
+        memory = plan_memory(spec, sizes, backend, ram, context_length, interpreter, embedding_resident)
+        check_machine(memory)
+    except BaseException:
+        if resident is not None:
+            resident.close()
+        backend.close()
+        raise
+    return Engine(store, spec, memory, backend, prediction, direct_reads, policy, warm_start, routing, resident, lossy)
+
+
+def model_sizes(store: Store, spec: ModelSpec, kv: str | None = None) -> ModelSizes:
+    """What the memory plan needs to know of a store. Raises UsageError for what is no KV cache (`open_engine`)."""
+    experts = sum(layer.ffn.experts for layer in spec.layers if isinstance(layer.ffn, MoeSpec))
+    embedding_bytes = 0 if spec.tied_embeddings else saved_bytes(store)
+    return ModelSizes(store.resident_bytes(), store.record_bytes, experts, _kv_format(store, kv), embedding_bytes)
+
+
+def _kv_format(store: Store, kv: str | None) -> KvFormat:
+    """As asked for; else float16, but float32 for stores made for exactness (f32 weights). Raises UsageError."""
+    if kv is None:
+        return "f32" if store.dense_format == "f32" else "f16"
+    choices: dict[str, KvFormat] = {"f16": "f16", "q8": "q8"}
+    if kv not in choices:
+        raise UsageError(f"kv: expected {' or '.join(choices)}, found {kv}.", "Leave it out for f16.")
+    return choices[kv]

@@ -1,0 +1,140 @@
+"""The embedding left on disk: a token wants one row of it, so only the rows of a step's tokens are read.
+
+The whole of it is read once as the model is opened, for that is when damage is to be told; the checksums that are taken
+of its panels then are those that every later read is held against.
+
+Letters: `D` model width, `B` tokens whose rows are read at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+import numpy as np
+import numpy.typing as npt
+
+from edgemoe.errors import ReadError
+from edgemoe.experts.cache import READ_TIMEOUT_SECONDS, CacheStatistics
+from edgemoe.io.direct import allocate_pages, open_direct
+from edgemoe.io.reads import open_reader
+from edgemoe.kernels.formats import PANEL_ROWS, Matrix
+from edgemoe.kernels.operations import Floats, Integers, Program
+from edgemoe.kernels.reads import RecordRead
+from edgemoe.store.panels import Panels
+from edgemoe.store.reader import Store
+
+BATCH_TOKENS = 16
+READER_THREADS = 4
+CHECKSUM_BYTES = 256
+"""Of one panel, as Python keeps it."""
+
+
+def saved_bytes(store: Store) -> int:
+    """What leaving a store's embedding on disk saves: 0 where it saves nothing, or cannot be done."""
+    if store.embedding is None:
+        return 0
+    panels = Panels(store.resident_path, store.embedding)
+    if panels.pages(panels.count - 1)[1] > store.manifest.resident_file.bytes:  # the file's end is not read directly
+        return 0
+    row_bytes = 2 * panels.most_read_bytes + 4 * panels.tensor.columns
+    held_bytes = BATCH_TOKENS * row_bytes + CHECKSUM_BYTES * panels.count
+    return max(0, store.resident_bytes() - store.resident_bytes(embedding=False) - held_bytes)
+
+
+class EmbeddingRows:
+    """Rows of an embedding on their way from disk into the residual stream."""
+
+    def __init__(self, store: Store, direct: bool, statistics: CacheStatistics) -> None:
+        """Reads the embedding once, of which nothing stays. Waiting for rows is counted in `statistics`.
+
+        Raises StoreError where it cannot be read, or is not what was written; BudgetError.
+        """
+        assert store.embedding is not None
+        self._panels = panels = Panels(store.resident_path, store.embedding)
+        self._checksums = panels.checksums(direct)
+        self._statistics = statistics
+        self._landing = _allocate_rows(panels.most_read_bytes)
+        self._taken = _allocate_rows(panels.panel_bytes)
+        self.matrix = Matrix(self._taken.reshape(-1), panels.format, BATCH_TOKENS * PANEL_ROWS, panels.tensor.columns)
+        """The panels that were read last."""
+        self.ids: Integers = np.zeros(BATCH_TOKENS, np.int32)
+        """The rows of `matrix` that are wanted, `(B,)`."""
+        self.rows: Floats = np.zeros((BATCH_TOKENS, panels.tensor.columns), np.float32)
+        """Where a program puts them, `(B, D)`."""
+        self._reading: dict[int, int] = {}  # panels by the tickets of reads that nobody has seen the end of
+        self._submitting = False
+        self._reader = open_reader(self._landing, READER_THREADS)
+        try:
+            self._descriptor, _ = open_direct(panels.path, direct)
+        except OSError as problem:
+            self._reader.close()
+            raise ReadError(f"{panels.path}: cannot be opened for reading ({problem.strerror}).") from problem
+
+    def write(self, ids: npt.NDArray[np.int64], program: Program, residual: Floats) -> None:
+        """Write the rows of tokens `(T,)` to the residual stream `(T, D)`.
+
+        `program` takes the rows `ids` of `matrix` to `rows`. Raises ReadError where one cannot be read, or is no longer
+        what it was.
+        """
+        for first in range(0, len(ids), BATCH_TOKENS):
+            part = ids[first : first + BATCH_TOKENS]
+            panels, places = np.unique(part // PANEL_ROWS, return_inverse=True)
+            self._read(panels.tolist())
+            self.ids[: len(part)] = places * PANEL_ROWS + part % PANEL_ROWS
+            program.run(len(part), 0)
+            residual[first : first + len(part)] = self.rows[: len(part)]
+
+    def close(self) -> None:
+        """Stop the readers; nothing can be read afterwards."""
+        self._reader.close()
+        os.close(self._descriptor)
+
+    def _read(self, panels: list[int]) -> None:
+        began_ns = time.perf_counter_ns()
+        try:
+            self._settle()
+            self._submitting = True
+            reads = [self._panel_read(panel, self._landing[row]) for row, panel in enumerate(panels)]
+            self._reading = dict(zip(self._reader.submit(reads, demand=True), panels, strict=True))
+            self._submitting = False
+            self._await()
+        finally:
+            self._statistics.wait_ns += time.perf_counter_ns() - began_ns
+        for row, panel in enumerate(panels):
+            self._taken[row] = self._landing[row, self._panels.within_pages(panel)]
+
+    def _settle(self) -> None:
+        """See the end of what an interrupt left, or a disk that stalled: it would land among what is read next."""
+        if self._submitting:  # tickets may have been lost, which a reader that is closed waits for
+            self._reader.close()
+            self._reader = open_reader(self._landing, READER_THREADS)
+            self._reading.clear()
+        self._await()
+
+    def _await(self) -> None:
+        """Wait for all reads. One that does not end in time stays, since it may yet write where it was to land."""
+        failure = None
+        for ticket, panel in list(self._reading.items()):
+            try:
+                self._reader.wait(ticket, READ_TIMEOUT_SECONDS)
+            except ReadError as error:
+                first = panel * PANEL_ROWS
+                name = f"The embedding of tokens {first} to {first + PANEL_ROWS - 1}"
+                failure = failure or ReadError(f"{name}: {error.message}", error.hint)
+            if self._reader.done(ticket):
+                del self._reading[ticket]
+                self._reader.release(ticket)
+        if failure is not None:
+            raise failure
+
+    def _panel_read(self, panel: int, landing: npt.NDArray[np.uint8]) -> RecordRead:
+        first, end = self._panels.pages(panel)
+        sha256, crc32c = self._checksums[panel]
+        return RecordRead(self._descriptor, first, end - first, landing.ctypes.data, crc32c, sha256)
+
+
+def _allocate_rows(row_bytes: int) -> npt.NDArray[np.uint8]:
+    """`(B, row_bytes)`, beginning at a page."""
+    memory = np.frombuffer(allocate_pages(BATCH_TOKENS * row_bytes), np.uint8)
+    return memory.reshape(BATCH_TOKENS, row_bytes)

@@ -1,0 +1,152 @@
+"""Reads of whole pages that leave the page cache as it was: direct I/O, or its nearest kin where refused."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import sys
+from pathlib import Path
+
+from edgemoe.errors import BudgetError
+from edgemoe.io.pages import PAGE_BYTES, round_up
+from edgemoe.kernels.native.page_cache import cached_bytes, tells_cached
+
+
+def allocate_pages(size: int) -> mmap.mmap:
+    """Anonymous private memory of `size` bytes, zeroed on first touch, beginning at a page. Raises BudgetError."""
+    try:
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError):
+        raise BudgetError(
+            f"{size} bytes of memory cannot be had from this system.", "Use a smaller model, or free some memory."
+        ) from None
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without huge pages; the memory serves as well
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
+
+
+def open_direct(path: Path, direct: bool = True) -> tuple[int, bool]:
+    """A descriptor for reading past the page cache, and whether direct I/O was granted (and asked for).
+
+    Raises OSError where the file cannot be opened at all.
+    """
+    if direct and hasattr(os, "O_DIRECT"):
+        with contextlib.suppress(OSError):  # tmpfs and others refuse; a missing file fails again below
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
+            if _reads_directly(descriptor):
+                return descriptor, True
+            os.close(descriptor)
+    descriptor = os.open(path, os.O_RDONLY)
+    if sys.platform == "darwin":
+        import fcntl
+
+        fcntl.fcntl(descriptor, fcntl.F_NOCACHE, 1)
+    return descriptor, False
+
+
+def grants_direct(folder: Path) -> bool:
+    """Whether files in a folder can be read past the page cache. Raises OSError where none can be written there."""
+    import tempfile  # only those who plan want it, and a start does without
+
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".edgemoe-probe-") as file:
+        file.write(bytes(PAGE_BYTES))
+        file.flush()
+        descriptor, direct = open_direct(Path(file.name))
+        os.close(descriptor)
+        return direct
+
+
+def describe_reads(direct: bool) -> str:
+    """How files are read, for people: directly, or by what takes its place on this system."""
+    if direct:
+        return "past the page cache, by direct I/O"
+    if sys.platform == "darwin":
+        return "by plain reads that the page cache does not keep (F_NOCACHE): this system has no direct I/O"
+    if not hasattr(os, "O_DIRECT"):
+        return "by plain reads through the page cache: this system has no direct I/O"
+    return "by plain reads through the page cache: this file system refuses direct I/O"
+
+
+def _reads_directly(descriptor: int) -> bool:
+    """Whether the first page can be read; some file systems refuse only then."""
+    try:
+        with mmap.mmap(-1, PAGE_BYTES) as page:
+            return os.preadv(descriptor, [page], 0) > 0
+    except OSError:
+        return False
+
+
+class PageFile:
+    """A file to be read in whole pages, by any number of threads, that leaves the page cache as it was.
+
+    What the page cache holds is copied from there, which costs less than the disk; all else is read past it, or
+    dropped from it again where the file system refuses direct reads (`direct` says so).
+    """
+
+    def __init__(self, path: Path, direct: bool = True) -> None:
+        """Raises OSError where the file cannot be opened."""
+        self.path = path
+        self._tells_cached = tells_cached(path)
+        self._descriptor, self.direct = open_direct(path, direct)
+        try:
+            self._plain = os.open(path, os.O_RDONLY) if self.direct else self._descriptor
+        except OSError:
+            os.close(self._descriptor)
+            raise
+        if self.direct and hasattr(os, "posix_fadvise"):  # then only what the cache holds is read the plain way
+            os.posix_fadvise(self._plain, 0, 0, os.POSIX_FADV_RANDOM)
+
+    def read(self, offset: int, size: int, into: memoryview) -> None:
+        """Read `size` bytes from `offset`, a multiple of 4096, into page-aligned memory with room for whole pages.
+
+        What the page cache holds from there on is copied by one call into the system, so that a thread wants Python's
+        lock no more than that. Raises PageReadError where the file cannot be read or ends early.
+        """
+        # The last page may reach past the file's end: it comes back short.
+        whole = into[: round_up(size, PAGE_BYTES)]
+        done = self._copy_cached(offset, size, whole)
+        while done < size:
+            try:
+                count = self._read_some(offset + done, whole[done:])
+            except OSError as problem:
+                raise PageReadError(self.path, offset + done, problem.strerror or str(problem)) from problem
+            if not count:
+                raise PageReadError(self.path, offset + done)
+            done += count
+
+    def close(self) -> None:
+        """Close it; no thread may be reading."""
+        for descriptor in {self._descriptor, self._plain}:
+            os.close(descriptor)
+
+    def _read_some(self, offset: int, into: memoryview) -> int:
+        """Some bytes, at least one; none only at the file's end."""
+        if self.direct and offset % PAGE_BYTES == 0:  # after a short read, what is left is not whole pages
+            with contextlib.suppress(OSError):  # refused just here: the plain way tells what is wrong, if it is
+                return os.preadv(self._descriptor, [into], offset)
+        count = os.preadv(self._plain, [into], offset)
+        self._forget(offset, count)
+        return count
+
+    def _copy_cached(self, offset: int, size: int, into: memoryview) -> int:
+        """Copies what the page cache holds from `offset` on, up to `size` bytes, and returns how many that were."""
+        cached = cached_bytes(self._plain, offset, size) if self._tells_cached else 0
+        if cached:
+            with contextlib.suppress(OSError):  # all gone meanwhile, or a file system without the flag
+                return os.preadv(self._plain, [into[:cached]], offset, os.RWF_NOWAIT)
+        return 0
+
+    def _forget(self, offset: int, size: int) -> None:
+        """Drop from the page cache what reading this range brought there."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._plain, offset, size, os.POSIX_FADV_DONTNEED)
+
+
+class PageReadError(Exception):
+    """Where a PageFile could not be read: the byte in the file, and the system's reason; no reason at its end."""
+
+    def __init__(self, path: Path, offset: int, reason: str | None = None) -> None:
+        super().__init__(f"{path}: byte {offset}: {reason or 'the file ends'}")
+        self.path, self.offset, self.reason = path, offset, reason

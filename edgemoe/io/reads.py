@@ -1,0 +1,199 @@
+"""Reading expert records: open files for direct reads, and reader threads that fill slots.
+
+A record's start and length and a slot's address are multiples of 4096, so a direct read (O_DIRECT) goes
+from the disk into the slot without passing through the page cache. Where a file system refuses direct
+reads plain ones are used, and `ExpertFiles.direct` says so.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edgemoe.errors import KernelError, ReadError
+from edgemoe.io.checksum import as_written
+from edgemoe.io.direct import open_direct
+from edgemoe.kernels.reads import NOT_AS_WRITTEN, RecordRead
+from edgemoe.process import no_threads, start_threads, thread_limit
+
+
+class ExpertFiles:
+    """The expert files of a store, open for reading; directly where the file system lets us."""
+
+    def __init__(self, paths: Iterable[Path], direct: bool = True) -> None:
+        self._descriptors: dict[Path, int] = {}
+        self.direct = True
+        try:
+            for path in sorted(set(paths)):
+                self._descriptors[path], granted = open_direct(path, direct)
+                self.direct = self.direct and granted
+        except OSError as error:
+            self.close()
+            raise ReadError(
+                f"{error.filename}: cannot be opened for reading ({error.strerror}).",
+                "Check that the store is whole with: edgemoe verify",
+            ) from error
+
+    def descriptor(self, path: Path) -> int:
+        return self._descriptors[path]
+
+    def close(self) -> None:
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors.clear()
+
+
+class RecordReader(Protocol):
+    """Reads records into memory in the background. Demand reads go before predicted ones."""
+
+    def submit(self, reads: Sequence[RecordRead], demand: bool) -> list[int]:
+        """Queue reads; returns their tickets. Raises ReadError, with none queued, if one of them cannot be."""
+
+    def done(self, ticket: int) -> bool:
+        """Whether the read has ended, well or not."""
+
+    def wait(self, ticket: int, timeout_seconds: float | None = None) -> None:
+        """Wait for the read.
+
+        Raises ReadError where it failed, returned too few bytes, took too long, or brought what was not written.
+        """
+
+    def promote(self, ticket: int) -> None:
+        """Turn a predicted read into a demand read."""
+
+    def cancel(self, ticket: int) -> bool:
+        """Whether the read had not begun and now never will; its ticket is still to be released."""
+
+    def release(self, ticket: int) -> None:
+        """Forget a read that has ended."""
+
+    def close(self) -> None:
+        """Stop the threads, after the reads that have begun."""
+
+
+def open_reader(arena: npt.NDArray[np.uint8], threads: int) -> RecordReader:
+    """The native reader, or the portable one where the native library is not available.
+
+    Raises MachineError where the system starts no thread for it. Where few are left it takes half of them, so that some
+    are left for all else.
+    """
+    left = thread_limit()
+    if left is not None:
+        threads = max(1, min(threads, int(left.amount) // 2))
+    try:
+        from edgemoe.kernels.native.reader import NativeReader
+
+        return NativeReader(threads)
+    except KernelError:
+        return ThreadedReader(arena, threads)
+
+
+class _Read:
+    def __init__(self, asked: RecordRead, destination: memoryview) -> None:
+        self.asked = asked
+        self.destination = destination
+        self.failure: str | None = None
+        self.ended = threading.Event()
+
+
+class ThreadedReader:
+    """The portable reader: Python threads, as many as the system starts, and `preadv`, which releases Python's lock.
+
+    Destinations must lie within `arena`, the uint8 array given here.
+    """
+
+    def __init__(self, arena: npt.NDArray[np.uint8], threads: int) -> None:
+        self._bytes = arena.reshape(-1).data
+        self._base_address = arena.ctypes.data
+        self._reads: dict[int, _Read] = {}
+        self._queues: tuple[deque[int], deque[int]] = (deque(), deque())  # demand, predicted
+        self._next_ticket = 1
+        self._closing = False
+        self._change = threading.Condition()
+        self._threads = start_threads(threads, self._work)
+        if not self._threads:
+            raise no_threads("Not one thread can be had to read experts")
+
+    def submit(self, reads: Sequence[RecordRead], demand: bool) -> list[int]:
+        with self._change:
+            tickets = list(range(self._next_ticket, self._next_ticket + len(reads)))
+            self._next_ticket += len(reads)
+            for ticket, asked in zip(tickets, reads, strict=True):
+                start = asked.address - self._base_address
+                self._reads[ticket] = _Read(asked, self._bytes[start : start + asked.length])
+            self._queues[0 if demand else 1].extend(tickets)
+            self._change.notify(len(reads))
+        return tickets
+
+    def done(self, ticket: int) -> bool:
+        return self._reads[ticket].ended.is_set()
+
+    def wait(self, ticket: int, timeout_seconds: float | None = None) -> None:
+        read = self._reads[ticket]
+        if not read.ended.wait(timeout_seconds):
+            raise ReadError(
+                f"A read of {len(read.destination)} bytes did not end within {timeout_seconds} s.",
+                "The disk may be failing or far away; copy the store to a local disk.",
+            )
+        if read.failure is not None:
+            raise ReadError(read.failure, "Check the disk, and the store with: edgemoe verify")
+
+    def promote(self, ticket: int) -> None:
+        with self._change:
+            if ticket in self._queues[1]:
+                self._queues[1].remove(ticket)
+                self._queues[0].append(ticket)
+
+    def cancel(self, ticket: int) -> bool:
+        with self._change:
+            for queue in self._queues:
+                if ticket in queue:
+                    queue.remove(ticket)
+                    read = self._reads[ticket]
+                    read.failure = "The read was cancelled."
+                    read.ended.set()
+                    return True
+        return False
+
+    def release(self, ticket: int) -> None:
+        self._reads.pop(ticket, None)
+
+    def close(self) -> None:
+        with self._change:
+            self._closing = True
+            self._change.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._change:
+                self._change.wait_for(lambda: self._closing or any(self._queues))
+                if self._closing:
+                    return
+                read = self._reads[(self._queues[0] or self._queues[1]).popleft()]
+            read.failure = _fill(read)
+            read.ended.set()
+
+
+def _fill(read: _Read) -> str | None:
+    """Read the whole of one record; returns what went wrong, if anything did."""
+    asked, filled, wanted = read.asked, 0, len(read.destination)
+    try:
+        while filled < wanted:
+            count = os.preadv(asked.descriptor, [read.destination[filled:]], asked.offset + filled)
+            if count == 0:
+                return (
+                    f"A read at offset {asked.offset} ended after {filled} of {wanted} bytes: the file was cut short."
+                )
+            filled += count
+    except OSError as error:
+        return f"A read of {wanted} bytes at offset {asked.offset} failed: {error.strerror}."
+    return None if as_written(read.destination, asked.sha256, asked.crc32c) else NOT_AS_WRITTEN[0]

@@ -1,0 +1,1 @@
+"""Recorded routing: traces, recording, forcing and replaying them, and figures of them."""

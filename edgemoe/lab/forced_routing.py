@@ -1,0 +1,178 @@
+"""Routing that is taken from a recorded trace in place of what the routers say, so that speed can be measured on it.
+
+Letters: `S` steps (tokens) of a phase, `R` layers with routed experts, `K` experts used for each token.
+
+Routers are computed all the same, for their time; their choice is left aside. Steps of a phase are taken in their
+order, over all turns of the trace, and from the beginning again after the last. What a model computes on them is
+meaningless.
+
+An engine that wants the logits of a prompt's last token only may leave the last layers to that token alone. Where a
+token of a prompt has no row in a layer, it is given those of the next one that has: nothing is asked for that was not.
+
+A router's guess at the next layer says nothing of routing that is not its own, and a trace holds no guesses. So they
+are made up: with a recall of 0.85 each expert to come is named with that chance, else another one in its place. Routers
+compute their guess all the same, for its time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from edgemoe.engine.decoder import LayerRouting
+from edgemoe.engine.phase import DECODE, PROMPT
+from edgemoe.errors import UsageError
+from edgemoe.lab.trace import Trace
+from edgemoe.lab.trace_rows import join
+from edgemoe.model.spec import ModelSpec, MoeSpec
+
+
+class ForcedRouting:
+    """The steps of a trace, ready to be copied to where routers put their choice."""
+
+    def __init__(self, trace: Trace, name: str = "the trace", recall: float | None = None) -> None:
+        """`recall`, 0 to 1, is that of made-up guesses; None: nothing is guessed.
+
+        Raises UsageError for another recall, and where tokens lack rows, other than those at the end of a recording
+        that was cut short.
+        """
+        if recall is not None and not 0 <= recall <= 1:
+            raise UsageError(f"--recall: expected 0 to 100 % of the experts to come, found {100 * recall:g} %.")
+        self.name = name
+        self.recall = recall
+        self._chance = np.random.default_rng(0)
+        self.shape = trace.shape
+        self.layers: list[int] = np.unique(trace.layer).tolist()
+        """The layers that have rows, `(R,)`."""
+        self._taken = {PROMPT: 0, DECODE: 0}
+        if not len(trace):
+            raise UsageError(f"{name}: it has no rows.", "Record more: edgemoe trace.")
+        trace = _with_layers_left_out(trace)
+        complete = self._complete(trace)
+        self._experts: dict[int, npt.NDArray[np.int32]] = {}
+        self._weights: dict[int, npt.NDArray[np.float32]] = {}
+        for phase in (PROMPT, DECODE):
+            chosen = trace.select(complete & (trace.phase == phase))
+            order = np.lexsort((chosen.slot, chosen.layer, chosen.step, chosen.turn))
+            shape = (-1, len(self.layers), self.experts_used)
+            self._experts[phase] = chosen.expert[order].reshape(shape)
+            self._weights[phase] = chosen.weight[order].reshape(shape)
+        if not self._experts[DECODE].size:
+            raise UsageError(f"{name}: it has no generated tokens (phase 1).", "Record more: edgemoe trace.")
+        if not self._experts[PROMPT].size:
+            self._experts[PROMPT], self._weights[PROMPT] = self._experts[DECODE], self._weights[DECODE]
+
+    @property
+    def experts_used(self) -> int:
+        return self.shape.experts_used
+
+    def steps(self, phase: int) -> int:
+        """How many steps of a phase there are, before they are taken again."""
+        return len(self._experts[phase])
+
+    def apply_to(self, spec: ModelSpec) -> ModelSpec:
+        """The model with as many experts used as in the trace. Raises UsageError where its shape is another."""
+        moes = {number: layer.ffn for number, layer in enumerate(spec.layers) if isinstance(layer.ffn, MoeSpec)}
+        experts = sorted({moe.experts for moe in moes.values()})
+        if len(spec.layers) != self.shape.layers or list(moes) != self.layers or experts != [self.shape.experts]:
+            kinds = " or ".join(map(str, experts)) or "no"
+            raise UsageError(
+                f"{self.name}: its routing is of another shape than the model: expected {len(spec.layers)} layers,"
+                f" {len(moes)} of them with {kinds} experts, found {self.shape.layers} layers,"
+                f" {len(self.layers)} of them with {self.shape.experts} experts.",
+                f"Give a model of the shape of {self.shape.model}: edgemoe synth makes one of random weights.",
+            )
+        layers = [
+            dataclasses.replace(layer, ffn=dataclasses.replace(layer.ffn, experts_per_token=self.experts_used))
+            if isinstance(layer.ffn, MoeSpec)
+            else layer
+            for layer in spec.layers
+        ]
+        return dataclasses.replace(spec, layers=tuple(layers))
+
+    def put(self, routing: Sequence[LayerRouting | None], phase: int, tokens: int) -> None:
+        """Write the next steps of a phase to where the routing of these tokens is expected, in every layer."""
+        first = self._taken[phase]
+        self._taken[phase] += tokens
+        steps = self._places(phase, first, tokens)
+        experts, weights = self._experts[phase][steps], self._weights[phase][steps]
+        for place, layer in enumerate(self.layers):
+            target = routing[layer]
+            assert target is not None
+            target.experts[:tokens] = experts[:, place]
+            target.weights[:tokens] = weights[:, place]
+        if self.recall is not None and tokens == 1:
+            for layer, guess in zip(self.layers, self._guesses(experts[0], self.recall), strict=True):
+                target = routing[layer]
+                assert target is not None
+                target.predicted[0] = guess
+
+    def taken(self, phase: int) -> int:
+        """How many steps of a phase have been put so far."""
+        return self._taken[phase]
+
+    def keys(self, phase: int, first: int, tokens: int) -> npt.NDArray[np.int64]:
+        """The experts that some steps ask for, as `layer * experts + expert`, `(tokens, R, K)`."""
+        experts = self._experts[phase][self._places(phase, first, tokens)].astype(np.int64)
+        return experts + np.array(self.layers, np.int64)[:, None] * self.shape.experts
+
+    def _places(self, phase: int, first: int, tokens: int) -> npt.NDArray[np.int64]:
+        return np.arange(first, first + tokens, dtype=np.int64) % self.steps(phase)
+
+    def _guesses(self, experts: npt.NDArray[np.int32], recall: float) -> npt.NDArray[np.int32]:
+        """Made up for a token that uses these experts, `(R, K)` as are its guesses, each of different experts."""
+        order = self._chance.random((len(experts), self.shape.experts))
+        np.put_along_axis(order, experts, order.min() - 1, axis=1)  # experts to come are no wrong guesses
+        wrong = np.argsort(-order, axis=1)[:, : self.experts_used].astype(np.int32)
+        right = self._chance.random(experts.shape) < recall
+        right[:, self.shape.experts - self.experts_used :] = True  # no others are left that would be wrong
+        return np.where(right, experts, wrong)
+
+    def _complete(self, trace: Trace) -> npt.NDArray[np.bool_]:
+        """Which rows belong to tokens that have all theirs."""
+        wanted = len(self.layers) * self.experts_used
+        token = (trace.turn.astype(np.int64) << 32) + (trace.step.astype(np.int64) << 1) + trace.phase
+        _, first_rows, of_row, counts = np.unique(token, return_index=True, return_inverse=True, return_counts=True)
+        place = np.searchsorted(self.layers, trace.layer) * self.experts_used + trace.slot
+        good = counts == wanted
+        order = np.lexsort((place, of_row))
+        good_rows = good[of_row][order]
+        places = place[order][good_rows].reshape(-1, wanted)
+        experts = np.sort(trace.expert[order][good_rows].reshape(-1, self.experts_used), axis=1)
+        if (places != np.arange(wanted)).any() or (experts[:, 1:] == experts[:, :-1]).any():
+            raise UsageError(
+                f"{self.name}: a token has rows of the same layer and slot, or the same expert twice in a layer.",
+                "Record it again: edgemoe trace.",
+            )
+        lacking = ~good
+        if lacking.any() and first_rows[good].max(initial=-1) > first_rows[lacking].min():
+            raise UsageError(
+                f"{self.name}: {int(lacking.sum())} of its {len(good)} tokens lack some of the {wanted} rows for"
+                f" {len(self.layers)} layers of {self.experts_used} experts used.",
+                "Record it without a setting that leaves experts out.",
+            )
+        rows: npt.NDArray[np.bool_] = good[of_row]
+        return rows
+
+
+def _with_layers_left_out(trace: Trace) -> Trace:
+    """With rows for tokens of prompts that have some, but none in a layer that a later token of theirs has."""
+    rows = np.flatnonzero(trace.phase == PROMPT)
+    token_of = (trace.turn[rows].astype(np.int64) << 32) + trace.step[rows]
+    tokens, token_of = np.unique(token_of, return_inverse=True)
+    parts = [trace.columns]
+    for layer in np.unique(trace.layer[rows]):
+        in_layer = trace.layer[rows] == layer
+        has = np.bincount(token_of[in_layer], minlength=len(tokens)) > 0
+        places = np.where(has, np.arange(len(tokens)), len(tokens))
+        following = np.minimum.accumulate(places[::-1])[::-1]
+        for token in np.flatnonzero(~has & (following < len(tokens))):
+            giver = following[token]
+            if tokens[giver] >> 32 == tokens[token] >> 32:
+                given = trace.select(rows[in_layer & (token_of == giver)])
+                step = np.full_like(given.step, tokens[token] & 0xFFFFFFFF)
+                parts.append(dataclasses.replace(given, step=step).columns)
+    return join(trace.shape, parts)

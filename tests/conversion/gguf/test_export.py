@@ -1,0 +1,270 @@
+"""A store as a GGUF: what other programs read there is what the store holds, and it comes back to the bit."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+
+import edgemoe
+from edgemoe.conversion import places
+from edgemoe.conversion.gguf import export as gguf_export
+from edgemoe.conversion.gguf.export import export_gguf
+from edgemoe.conversion.pipeline import convert_checkpoint
+from edgemoe.conversion.synthetic import synthesise
+from edgemoe.errors import StoreError, UsageError
+from edgemoe.kernels.formats import FORMATS
+from edgemoe.store.reader import Store
+from tests.conversion.gguf.test_source import CONFIGS
+from tests.support.checkpoints import read_tensors, write_checkpoint
+from tests.support.gguf_files import gguf_tensors
+from tests.support.stores import store_weights
+
+MULTI_HEAD = {"num_key_value_heads": 4}
+EXPRESSIBLE = CONFIGS | {
+    "olmoe": CONFIGS["olmoe"] | MULTI_HEAD,
+    "one expert": CONFIGS["mixtral"] | {"num_local_experts": 1, "num_experts_per_tok": 1},
+    "llama3 positions": CONFIGS["llama"]
+    | {
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        }
+    },
+    "linear positions": CONFIGS["llama"] | {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+    "yarn positions": CONFIGS["qwen3_moe"]
+    | {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}},
+}
+
+
+def make_store(folder: Path, config: dict[str, Any], experts: str = "q4", dense: str = "q8") -> Store:
+    """A store of random weights without a tokenizer."""
+    write_checkpoint(folder / "checkpoint", config, dtype="F32", side_files={"README.md": b""})
+    return Store.open(convert_checkpoint(str(folder / "checkpoint"), folder / "store", experts=experts, dense=dense))
+
+
+def weights_files(store: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in store.glob("*.safetensors")}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store.open(synthesise("tiny", tmp_path_factory.mktemp("synth") / "tiny"))
+
+
+@pytest.mark.parametrize("name", EXPRESSIBLE)
+def test_names_shapes_and_row_orders_are_those_that_converters_write(name: str, tmp_path: Path) -> None:
+    store = make_store(tmp_path, EXPRESSIBLE[name], "f32", "f32")
+    path = export_gguf(store, tmp_path / "m.gguf", name="x")
+    found = {tensor.name: tensor.data for tensor in gguf.GGUFReader(path).tensors}
+    divisors = found.pop("rope_freqs.weight", None)
+    expected = gguf_tensors(EXPRESSIBLE[name], read_tensors(tmp_path / "checkpoint"))
+    assert found.keys() == expected.keys()
+    for tensor, values in expected.items():
+        np.testing.assert_array_equal(found[tensor], values, err_msg=tensor)
+    assert (divisors is not None) == (name == "llama3 positions")
+
+
+@pytest.mark.parametrize("name", EXPRESSIBLE)
+def test_the_store_comes_back_from_the_file_to_the_bit(name: str, tmp_path: Path) -> None:
+    formats = list(FORMATS)
+    number = list(EXPRESSIBLE).index(name)
+    options = {"experts": formats[number % 5], "dense": formats[(number * 2 + 1) % 5]}
+    store = make_store(tmp_path, EXPRESSIBLE[name], **options)
+    path = export_gguf(store, tmp_path / "m.gguf", name="x")
+    back = Store.open(convert_checkpoint(str(path), tmp_path / "back", **options))
+    assert back.model == store.model
+    assert weights_files(back.path) == weights_files(store.path)
+
+
+@pytest.mark.parametrize("dense", ["q4", "q4m", "q8"])
+def test_blocks_are_what_the_formats_own_package_reads(dense: str, tmp_path: Path) -> None:
+    experts = {"q4": "q4m", "q4m": "q8", "q8": "q4"}[dense]
+    store = make_store(tmp_path, CONFIGS["qwen2_moe"], experts, dense)
+    reader = gguf.GGUFReader(export_gguf(store, tmp_path / "m.gguf", name="x"))
+    found = {tensor.name: gguf.dequantize(tensor.data, tensor.tensor_type) for tensor in reader.tensors}
+    weights = store_weights(store)
+    np.testing.assert_array_equal(found["token_embd.weight"], weights["embedding"])
+    np.testing.assert_array_equal(found["blk.1.attn_q.weight"], weights["layers.1.query"])
+    np.testing.assert_array_equal(found["blk.0.ffn_gate_inp_shexp.weight"], weights["layers.0.shared_gate"][0])
+    for part in ("gate", "up", "down"):
+        stacked = [weights[f"layers.1.experts.{expert}.{part}"] for expert in range(5)]
+        np.testing.assert_array_equal(found[f"blk.1.ffn_{part}_exps.weight"], np.stack(stacked))
+
+
+def test_random_weights_give_the_same_logits_after_the_way_there_and_back(tiny: Store, tmp_path: Path) -> None:
+    path = export_gguf(tiny, tmp_path / "tiny.gguf", name="tiny")
+    back = convert_checkpoint(str(path), tmp_path / "back")
+    assert weights_files(back) == weights_files(tiny.path)
+    ids = [5, 17, 400, 3]
+    with edgemoe.load(tiny.path, threads=1) as model, edgemoe.load(back, threads=1) as other:
+        np.testing.assert_array_equal(model.logits(ids), other.logits(ids))
+    config = json.loads((back / "config.json").read_text())
+    assert (config["norm_topk_prob"], config["num_experts"]) == (False, 16)
+    assert not (back / "tokenizer.json").exists()
+    fields = gguf.GGUFReader(path).fields
+    assert fields["tokenizer.ggml.model"].contents() == "none"
+    assert fields["olmoe.vocab_size"].contents() == 512
+    assert fields["general.name"].contents() == "tiny"
+
+
+def test_memory_depends_on_no_tensor(tiny: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "SLICE_WEIGHTS", 1 << 12)
+    export_gguf(tiny, tmp_path / "first.gguf", name="x")
+    tracemalloc.start()
+    path = export_gguf(tiny, tmp_path / "m.gguf", name="x")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < path.stat().st_size / 4
+    monkeypatch.undo()
+    assert path.read_bytes() == export_gguf(tiny, tmp_path / "n.gguf", name="x").read_bytes()
+
+
+def test_progress_grows_to_the_whole(tiny: Store, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    export_gguf(tiny, tmp_path / "m.gguf", name="x", progress=lambda *moment: seen.append(moment))
+    assert seen == sorted(seen)
+    assert seen[-1][0] == seen[-1][1]
+
+
+@pytest.mark.parametrize(
+    ("config", "what"),
+    [
+        (CONFIGS["olmoe"], "grouped-query attention"),
+        (CONFIGS["olmoe"] | MULTI_HEAD | {"norm_topk_prob": True}, "experts whose weights are renormalised"),
+        (CONFIGS["qwen3_moe"] | {"norm_topk_prob": False}, "experts whose weights are not renormalised"),
+        (CONFIGS["qwen3_moe"] | {"attention_bias": True}, "biases on query, key and value"),
+        (CONFIGS["qwen2_moe"] | {"mlp_only_layers": [1]}, "layers of several kinds"),
+        (CONFIGS["qwen2_moe"] | {"mlp_only_layers": [0, 1]}, "dense layers"),
+        (CONFIGS["qwen2_moe"] | {"tie_word_embeddings": True}, "head that is the embedding"),
+        (CONFIGS["qwen2_moe"] | {"head_dim": 32}, "heads that are not together as wide as the model"),
+        (
+            CONFIGS["llama"] | {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 16.0}},
+            "YaRN but with its usual numbers",
+        ),
+    ],
+)
+def test_what_llama_cpp_would_compute_otherwise_is_refused(config: dict[str, Any], what: str, tmp_path: Path) -> None:
+    store = make_store(tmp_path, config)
+    with pytest.raises(StoreError, match=what):
+        export_gguf(store, tmp_path / "m.gguf", name="x")
+    assert not list(tmp_path.glob("m.gguf*"))
+
+
+LLAMA3 = EXPRESSIBLE["llama3 positions"]["rope_scaling"]
+
+
+@pytest.mark.parametrize(
+    ("config", "what"),
+    [
+        ({}, None),
+        ({"rope_scaling": LLAMA3}, None),
+        # The factors in a file tell these three numbers only where they are the usual ones.
+        ({"rope_scaling": LLAMA3 | {"high_freq_factor": 3.0}}, r"cannot convert this file back \(rope_freqs\.weight: "),
+        ({"rope_theta": 12345.678901}, "would convert this file to another model"),  # not a float32
+    ],
+)
+def test_a_file_that_would_not_come_back_is_told_before_its_weights_are_written(
+    config: dict[str, Any], what: str | None, tmp_path: Path
+) -> None:
+    store = make_store(tmp_path, CONFIGS["llama"] | config)
+    events: list[str] = []
+    path = export_gguf(
+        store, tmp_path / "m.gguf", name="x", progress=lambda *moment: events.append("-"), notice=events.append
+    )
+    told = [event for event in events if event != "-"]
+    assert events[: len(told)] == told
+    assert len(told) == (what is not None)
+    if what is not None:
+        assert re.search(what, told[0])
+        assert str(path.parent) not in told[0]
+    # What was looked at has left no trace in the file.
+    assert path.read_bytes() == export_gguf(store, tmp_path / "n.gguf", name="x").read_bytes()
+    assert gguf.GGUFReader(path).tensors
+
+
+def test_columns_that_fill_no_block_are_refused_by_name(tmp_path: Path) -> None:
+    store = make_store(tmp_path, CONFIGS["mixtral"] | {"intermediate_size": 72})
+    with pytest.raises(StoreError, match=r"layers\.0\.experts\.0\.down: expected a multiple of 32 .* found 72"):
+        export_gguf(store, tmp_path / "m.gguf", name="x")
+
+
+def test_what_stands_at_the_destination_is_not_lost(tiny: Store, tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"mine")
+    with pytest.raises(UsageError, match="there is a file of that name") as caught:
+        export_gguf(tiny, path, name="x")
+    assert "--force" in caught.value.hint
+    assert path.read_bytes() == b"mine"
+    export_gguf(tiny, path, name="x", force=True)
+    assert path.read_bytes()[:4] == b"GGUF"
+    (tmp_path / "folder.gguf").mkdir()
+    with pytest.raises(UsageError, match="there is a folder of that name"):
+        export_gguf(tiny, tmp_path / "folder.gguf", name="x", force=True)
+    for name in ("model.bin", "gguf", "a\0.gguf"):
+        with pytest.raises(UsageError, match=r"expected a name that ends in \.gguf"):
+            export_gguf(tiny, tmp_path / name, name="x")
+    with pytest.raises(StoreError, match="cannot be written"):
+        export_gguf(tiny, tmp_path / "missing" / "m.gguf", name="x")
+
+
+@pytest.mark.parametrize(
+    ("call", "problem", "raised", "message"),
+    [
+        ("fsync", OSError(errno.ENOSPC, "No space left on device"), StoreError, r"m\.gguf: the disk is full"),
+        ("fsync", OSError(errno.EIO, "Input/output error"), StoreError, r"m\.gguf: cannot be written \(Input/output"),
+        ("pread", OSError(errno.EIO, "Input/output error"), StoreError, r"safetensors: cannot be read \(Input/output"),
+        ("pread", KeyboardInterrupt(), KeyboardInterrupt, None),
+    ],
+)
+def test_a_file_that_is_not_finished_is_not_there(
+    tiny: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+    problem: BaseException,
+    raised: type[BaseException],
+    message: str | None,
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise problem
+
+    monkeypatch.setattr(gguf_export.os, call, fail)
+    with pytest.raises(raised, match=message):
+        export_gguf(tiny, tmp_path / "m.gguf", name="x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(
+    tiny: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = gguf_export.shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(gguf_export.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(StoreError, match=r"it takes 0\.01 GB, and 0\.00 GB are free"):
+        export_gguf(tiny, tmp_path / "m.gguf", name="x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_cut_short_meanwhile_is_told(tmp_path: Path) -> None:
+    store = make_store(tmp_path, CONFIGS["mixtral"])
+    path = store.path / "experts-00000.safetensors"
+    path.write_bytes(path.read_bytes()[:-20_000])
+    with pytest.raises(StoreError, match=r"expected \d+ bytes at \d+, found \d+"):
+        export_gguf(store, tmp_path / "m.gguf", name="x")
+    assert not list(tmp_path.glob("m.gguf*"))
+
+
+def test_a_manifest_of_a_family_that_nobody_knows_is_refused(tiny: Store, tmp_path: Path) -> None:
+    other = Store(tiny.path, tiny.manifest.__class__(**{**vars(tiny.manifest), "model": {**tiny.model, "family": "x"}}))
+    with pytest.raises(StoreError, match="expected a family of edgemoe, found x"):
+        export_gguf(other, tmp_path / "m.gguf", name="x")

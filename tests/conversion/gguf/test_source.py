@@ -1,0 +1,647 @@
+"""A GGUF gives the same model as the checkpoint that it was made from: same spec, same rows, same blocks."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import struct
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edgemoe.architectures import model_spec, resolve
+from edgemoe.conversion.forecast import forecast_store
+from edgemoe.conversion.gguf.file import read_gguf
+from edgemoe.conversion.gguf.source import GgufSource
+from edgemoe.conversion.opening import open_source
+from edgemoe.conversion.pipeline import convert_checkpoint
+from edgemoe.errors import SourceError, StoreError
+from edgemoe.kernels.formats import Blocks, dequantise
+from edgemoe.session.default_model import find_model
+from edgemoe.store.reader import Store
+from tests.support.checkpoints import read_tensors, write_checkpoint
+from tests.support.gguf_files import tokenizer_metadata, write_gguf
+from tests.support.small_tokenizer import small_tokenizer
+from tests.support.stores import store_weights
+
+_COMMON = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 404,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 50_000.0,
+}
+_EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2}
+_LOCAL_EXPERTS = {"num_local_experts": 5, "num_experts_per_tok": 2}
+_GRANITE = _LOCAL_EXPERTS | {
+    "attention_multiplier": 0.0625,
+    "embedding_multiplier": 12.0,
+    "residual_multiplier": 0.22,
+    "logits_scaling": 6.0,
+}
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama", "tie_word_embeddings": True},
+    "llama with biases and wide heads": {"model_type": "llama", "attention_bias": True, "head_dim": 32},
+    "mixtral": {"model_type": "mixtral", **_LOCAL_EXPERTS},
+    "granitemoe": {"model_type": "granitemoe", "tie_word_embeddings": True, **_GRANITE},
+    "granitemoeshared": {"model_type": "granitemoeshared", "shared_intermediate_size": 160, **_GRANITE},
+    "olmoe": {"model_type": "olmoe", "norm_topk_prob": False, **_EXPERTS},
+    "qwen2_moe": {
+        "model_type": "qwen2_moe",
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 128,
+        "norm_topk_prob": False,
+        "qkv_bias": True,
+        **_EXPERTS,
+    },
+    "qwen3_moe": {
+        "model_type": "qwen3_moe",
+        "moe_intermediate_size": 32,
+        "norm_topk_prob": True,
+        "head_dim": 32,
+        "tie_word_embeddings": True,
+        **_EXPERTS,
+    },
+}
+CONFIGS = {name: _COMMON | config for name, config in CONFIGS.items()}
+
+
+class Checkpoint:
+    """A random checkpoint as our own source reads it, and as arrays."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        write_checkpoint(folder, config, dtype="F32")
+        self.folder, self.config = folder, dict(config)
+        self.tensors = read_tensors(folder)
+        self.source = open_source(str(folder))
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return {name: Checkpoint(folder / name, config) for name, config in CONFIGS.items()}
+
+
+def model_rows(source: Any, start: int = 0, stop: int = 1 << 30) -> dict[str, Any]:
+    """The rows `start` to `stop` of every tensor of the model, by its internal name."""
+    slices = resolve(source.config, {name: info.shape for name, info in source.tensors().items()})
+    rows = {}
+    for name, place in slices.items():
+        first, last = place.row_start + start, min(place.row_start + stop, place.row_stop)
+        if first < last:
+            rows[name] = source.read_rows(place.tensor, place.index, first, last)
+    return rows
+
+
+@pytest.mark.parametrize("stacked", [True, False], ids=["stacked", "an expert at a time"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_model_is_that_of_the_checkpoint(
+    name: str, stacked: bool, checkpoints: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    checkpoint = checkpoints[name]
+    path = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors, stacked=stacked)
+    source = open_source(str(path))
+    assert model_spec(source.config) == model_spec(checkpoint.config)
+    expected, found = model_rows(checkpoint.source), model_rows(source)
+    assert found.keys() == expected.keys()
+    for tensor, values in expected.items():
+        np.testing.assert_array_equal(found[tensor], values, err_msg=tensor)
+        assert found[tensor].dtype == np.float32
+
+
+MERGEABLE = [name for name in CONFIGS if not name.startswith("llama")]
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0", "Q4_0", "Q4_1"])
+@pytest.mark.parametrize("name", MERGEABLE)
+def test_gate_and_up_in_one_tensor_are_those_in_two(
+    name: str, kind: str, checkpoints: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    """In each expert the rows of gate come first: llama.cpp, src/llama-graph.cpp, build_moe_ffn (`gate_up_exps`)."""
+    checkpoint = checkpoints[name]
+    parts = {"kinds": {"_exps": kind, ".": "F32"}}
+    apart = GgufSource(write_gguf(tmp_path / "a.gguf", checkpoint.config, checkpoint.tensors, **parts))
+    widths = {"expert_feed_forward_length": None}  # which files that are older than the key leave to the tensors
+    path = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors, merged=True, metadata=widths, **parts)
+    assert any(tensor.endswith("ffn_gate_up_exps.weight") for tensor in read_gguf(path).tensors)
+    merged = GgufSource(path)
+    assert model_spec(merged.config) == model_spec(apart.config)
+    for start, stop in ((0, 1 << 30), (3, 21)):
+        expected, found = model_rows(apart, start, stop), model_rows(merged, start, stop)
+        assert found.keys() == expected.keys()
+        for tensor, rows in expected.items():
+            if isinstance(rows, Blocks):
+                assert _block_bytes(found[tensor]) == _block_bytes(rows), tensor
+            else:
+                np.testing.assert_array_equal(found[tensor], rows, err_msg=tensor)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "granitemoe", "qwen3_moe"])
+def test_a_store_is_the_same_from_gate_and_up_in_one_tensor(
+    name: str, checkpoints: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    checkpoint = checkpoints[name]
+    stores = []
+    for merged in (False, True):
+        path = write_gguf(
+            tmp_path / f"{merged}.gguf", checkpoint.config, checkpoint.tensors, kinds={"_exps": "Q4_0"}, merged=merged
+        )
+        stores.append(convert_checkpoint(str(path), tmp_path / str(merged)))
+    for file in ("resident.safetensors", "experts-00000.safetensors"):
+        assert (stores[0] / file).read_bytes() == (stores[1] / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("tensor", "shape", "message"),
+    [
+        (
+            "blk.0.ffn_gate_up_exps.weight",
+            (5, 64, 64),
+            r"found two: blk\.0\.ffn_gate_up_exps.* and blk\.0",
+        ),
+        ("blk.2.ffn_gate_up_exps.weight", (5, 3, 64), r"blk\.2\.ffn_gate_up_exps.*as many rows for gate as for up"),
+        ("blk.2.ffn_gate_up_exps.weight", (64, 64), r"expected experts, .* found the shape \(64, 64\)"),
+        ("blk.0.ffn_up.3.weight", (32, 64), r"expected one tensor for .*experts\.3\.up_proj"),
+    ],
+)
+def test_experts_that_are_there_twice_or_by_halves_are_refused(
+    tensor: str, shape: tuple[int, ...], message: str, checkpoints: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    checkpoint = checkpoints["qwen3_moe"]
+    more = checkpoint.tensors | {tensor: np.zeros(shape, np.float32)}
+    with pytest.raises(SourceError, match=message):
+        GgufSource(write_gguf(tmp_path / "m.gguf", checkpoint.config, more))
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16"])
+@pytest.mark.parametrize("name", ["llama", "granitemoe", "qwen3_moe"])
+def test_half_precision_is_read_as_float32(
+    name: str, kind: str, checkpoints: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    checkpoint = checkpoints[name]
+    path = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors, kinds={".": kind})
+    found = model_rows(GgufSource(path))
+    type_ = gguf.GGMLQuantizationType[kind]
+    for tensor, values in model_rows(checkpoint.source).items():
+        expected = values if values.ndim == 1 else gguf.quants.dequantize(gguf.quants.quantize(values, type_), type_)
+        np.testing.assert_array_equal(found[tensor], expected, err_msg=tensor)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1"])
+def test_blocks_carry_over_to_the_bit(name: str, kind: str, checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
+    """Also those of query and key, whose rows come in another order, and of rows in the middle of a head."""
+    checkpoint = checkpoints[name]
+    path = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors, kinds={".": kind})
+    type_ = gguf.GGMLQuantizationType[kind]
+    source = GgufSource(path)
+    found = model_rows(source, 3, 21)
+    compared = 0
+    for tensor, values in model_rows(checkpoint.source, 3, 21).items():
+        if isinstance(found[tensor], Blocks):
+            compared += 1
+            data = gguf.quants.quantize(values, type_)
+            assert _block_bytes(found[tensor]) == data.tobytes(), tensor
+            np.testing.assert_array_equal(dequantise(found[tensor]), gguf.quants.dequantize(data, type_))
+        else:
+            np.testing.assert_array_equal(found[tensor], values)
+            assert values.ndim == 1, tensor
+    assert compared > 10
+
+
+def _block_bytes(blocks: Blocks) -> bytes:
+    """Blocks in the bytes of the file, written down as the format is, one block after the other."""
+    out = []
+    for row in range(blocks.values.shape[0]):
+        for group in range(blocks.values.shape[1] // 32):
+            values = blocks.values[row, group * 32 : group * 32 + 32]
+            assert blocks.scales is not None
+            out.append(blocks.scales[row, group].tobytes())
+            if blocks.minimums is not None:
+                out.append(blocks.minimums[row, group].tobytes())
+            if blocks.format.name == "q8":
+                out.append(values.tobytes())
+            else:
+                out.append(bytes(int(values[j]) | int(values[j + 16]) << 4 for j in range(16)))
+    return b"".join(out)
+
+
+def test_gate_and_up_of_two_types_are_decoded(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
+    checkpoint = checkpoints["granitemoeshared"]
+    kinds = {"ffn_gate_": "Q8_0", "ffn_up_": "Q4_1"}
+    source = GgufSource(write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors, kinds=kinds))
+    name = "model.layers.1.block_sparse_moe.input_linear.weight"
+    assert source.tensors()[name].dtype == "F32"
+    rows = source.read_rows(name, 3, 90, 100)
+    assert isinstance(rows, np.ndarray)
+    expected = []
+    for part, kind in ((checkpoint.tensors[name][3, 90:96], "Q8_0"), (checkpoint.tensors[name][3, 96:100], "Q4_1")):
+        type_ = gguf.GGMLQuantizationType[kind]
+        expected.append(gguf.quants.dequantize(gguf.quants.quantize(part, type_), type_))
+    np.testing.assert_array_equal(rows, np.concatenate(expected))
+
+
+def test_split_files(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
+    checkpoint = checkpoints["mixtral"]
+    first = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors, files=3)
+    source = GgufSource(first)
+    assert list(source.shards()) == [f"m-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
+    assert {info.shard for info in source.tensors().values()} == set(source.shards())
+    found = model_rows(source)
+    for tensor, values in model_rows(checkpoint.source).items():
+        np.testing.assert_array_equal(found[tensor], values)
+    second = tmp_path / "m-00002-of-00003.gguf"
+    with pytest.raises(SourceError, match=r"expected the first of 3 files, .* found number 2") as caught:
+        GgufSource(second)
+    assert caught.value.hint == "Give m-00001-of-00003.gguf with the others beside it."
+    renamed = second.rename(tmp_path / "second.gguf")
+    with pytest.raises(SourceError, match=r"named like model-00001-of-00003\.gguf; found number 2"):
+        GgufSource(renamed)
+    renamed.rename(second)
+    second.unlink()
+    with pytest.raises(SourceError, match=r"m-00002-of-00003\.gguf: missing"):
+        GgufSource(first)
+
+
+def test_a_gguf_is_known_by_its_first_bytes(
+    checkpoints: dict[str, Checkpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ollama keeps GGUF files as blobs/sha256-DIGEST; `blobs/x` would also be a hub id."""
+    checkpoint = checkpoints["mixtral"]
+    (tmp_path / "blobs").mkdir()
+    path = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors).rename(
+        tmp_path / "blobs" / "sha256-6a"
+    )
+    monkeypatch.chdir(tmp_path)
+    for text in ("blobs/sha256-6a", str(path)):
+        source = open_source(text)
+        assert isinstance(source, GgufSource)
+        assert source.name == "sha256-6a"
+        assert forecast_store(text).source == "sha256-6a"
+    with pytest.raises(StoreError, match=r"found a GGUF file.*edgemoe convert blobs/sha256-6a"):
+        find_model("blobs/sha256-6a")
+    assert Store.open(convert_checkpoint("blobs/sha256-6a", tmp_path / "store")).manifest.total_bytes
+
+
+def test_the_fingerprint_is_that_of_the_contents(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
+    checkpoint = checkpoints["llama"]
+    (tmp_path / "a").mkdir()
+    path = write_gguf(tmp_path / "a" / "m.gguf", checkpoint.config, checkpoint.tensors)
+    content = path.read_bytes()
+    moved, changed = tmp_path / "moved.gguf", tmp_path / "changed.gguf"
+    moved.write_bytes(content)
+    changed.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    other = write_gguf(tmp_path / "other.gguf", checkpoint.config, checkpoint.tensors, kinds={"ffn_up": "Q8_0"})
+    assert GgufSource(path).fingerprint == GgufSource(moved).fingerprint
+    assert len({GgufSource(file).fingerprint for file in (path, changed, other)}) == 3
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral", "granitemoeshared", "qwen2_moe"])
+def test_a_store_holds_the_blocks_of_the_file(name: str, checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
+    checkpoint = checkpoints[name]
+    kinds = {"_exps": "Q4_0", "ffn_gate_inp": "F32", "attn_v|token_embd": "Q8_0", ".": "Q4_1"}
+    path = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors, kinds=kinds)
+    store = Store.open(convert_checkpoint(str(path), tmp_path / "store"))
+    found = store_weights(store)
+    for tensor, rows in model_rows(GgufSource(path)).items():
+        values = dequantise(rows) if isinstance(rows, Blocks) else rows
+        np.testing.assert_array_equal(found[tensor], values.reshape(found[tensor].shape), err_msg=tensor)
+
+
+def test_a_store_of_floats_is_that_of_the_checkpoint(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
+    checkpoint = checkpoints["granitemoeshared"]
+    path = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors)
+    converted = convert_checkpoint(str(path), tmp_path / "from gguf")
+    original = convert_checkpoint(str(checkpoint.folder), tmp_path / "from folder")
+    for file in ("resident.safetensors", "experts-00000.safetensors"):
+        assert (converted / file).read_bytes() == (original / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ({"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, {"rope_type": "linear", "factor": 4.0}),
+        (
+            {
+                "rope.scaling.type": "yarn",
+                "rope.scaling.factor": 4.0,
+                "rope.scaling.original_context_length": 128,
+                "rope.scaling.yarn_beta_slow": 2.0,
+            },
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "beta_slow": 2.0},
+        ),
+        ({"rope.scaling.type": "none", "rope.scaling.finetuned": False}, None),
+    ],
+)
+def test_rules_of_positions(
+    metadata: dict[str, Any], expected: dict[str, Any] | None, checkpoints: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    checkpoint = checkpoints["llama"]
+    path = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors, metadata=metadata)
+    config = checkpoint.config | ({"rope_scaling": expected} if expected else {})
+    assert model_spec(GgufSource(path).config) == model_spec(config)
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_llama3_positions_are_known_by_their_factors(
+    factor: float, checkpoints: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    checkpoint = checkpoints["llama"]
+    config = checkpoint.config | {"rope_theta": 500_000.0, "head_dim": 64}
+    rule = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    factors = []
+    for pair in range(32):
+        wavelength = 2 * np.pi * 500_000.0 ** (2 * pair / 64)
+        if wavelength < 8192 / 4:
+            factors.append(1.0)
+        elif wavelength > 8192:
+            factors.append(factor)
+        else:
+            smooth = (8192 / wavelength - 1) / 3
+            factors.append(1 / ((1 - smooth) / factor + smooth))
+    assert 1.0 < factors[18] < factor or 1.0 < factors[15] < factor
+    # Only the config matters here, so the weights need not fit the wider heads.
+    tensors = {name: values for name, values in checkpoint.tensors.items() if "embed" in name or "layernorm" in name}
+    path = write_gguf(tmp_path / "m.gguf", config, tensors | {"rope_freqs.weight": np.array(factors, np.float32)})
+    expected = config | {"rope_scaling": {"rope_type": "llama3", "factor": factor, **rule}}
+    assert model_spec(GgufSource(path).config) == model_spec(expected)
+    path = write_gguf(
+        tmp_path / "o.gguf", config, tensors | {"rope_freqs.weight": np.linspace(1, 8, 32, dtype=np.float32)}
+    )
+    with pytest.raises(SourceError, match="rope_freqs"):
+        GgufSource(path)
+
+
+def test_keys_older_than_the_widths_of_experts(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
+    checkpoint = checkpoints["qwen2_moe"]
+    missing = {"expert_feed_forward_length": None, "expert_shared_feed_forward_length": None}
+    path = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors, metadata=missing)
+    assert model_spec(GgufSource(path).config) == model_spec(checkpoint.config)
+
+
+@pytest.mark.parametrize(
+    ("name", "metadata", "message"),
+    [
+        ("llama", {"attn_logit_softcapping": 30.0}, r"llama\.attn_logit_softcapping"),
+        ("llama", {"a_new_idea": 7}, r"llama\.a_new_idea: expected no such key, found 7"),
+        ("llama", {"rope.dimension_count": 8}, r"llama\.rope\.dimension_count: expected 16"),
+        ("llama", {"attention.value_length": 8}, "value_length"),
+        ("llama", {"rope.scaling.type": "longrope"}, "none, linear or yarn"),
+        ("llama", {"block_count": 0}, "block_count"),
+        ("llama", {"attention.head_count": "four"}, "head_count"),
+        ("llama", {"attention.head_count_kv": [2, 1]}, "head_count_kv"),
+        ("llama", {"embedding_scale": 2.0}, "embedding_scale"),
+        ("olmoe", {"attention.clamp_kqv": 8.0}, "clamp_kqv"),
+        ("qwen3_moe", {"expert_gating_func": 2}, "expert_gating_func"),
+        ("granitemoe", {"rope.scaling.finetuned": False}, "rotary positions"),
+        ("mixtral", {"expert_used_count": None}, "expert_used_count"),
+    ],
+)
+def test_what_is_not_implemented_is_refused_by_name(
+    name: str, metadata: dict[str, Any], message: str, checkpoints: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    checkpoint = checkpoints[name]
+    path = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors, metadata=metadata)
+    with pytest.raises(SourceError, match=message):
+        GgufSource(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "metadata", "message"),
+    [
+        ("qwen3_moe", {"expert_used_count": 9}, r"m\.gguf: qwen3moe\.expert_used_count is 9; .* experts, 5\."),
+        ("qwen3_moe", {"expert_count": 1 << 20}, r"m\.gguf: qwen3moe\.expert_count is 1048576; expected"),
+        ("mixtral", {"expert_count": 1 << 20}, r"m\.gguf: llama\.expert_count is 1048576; expected"),
+        ("qwen2_moe", {"expert_feed_forward_length": 1 << 30}, r"qwen2moe\.expert_feed_forward_length is"),
+        (
+            "llama",
+            {"attention.head_count_kv": 3},
+            r"llama\.attention\.head_count is 4; .* of llama\.attention\.head_count_kv",
+        ),
+        ("llama", {"attention.layer_norm_rms_epsilon": None}, r"llama\.attention\.layer_norm_rms_epsilon is missing"),
+        ("llama", {"rope.freq_base": 0.5}, r"m\.gguf: llama\.rope\.freq_base is 0\.5; expected a number above 1"),
+        ("llama", {"attention.sliding_window": 9}, r"llama\.attention\.sliding_window is 9; .* context of 512"),
+        (
+            "llama",
+            {"rope.scaling.type": "linear", "rope.scaling.factor": -1.0},
+            r"m\.gguf: llama\.rope\.scaling\.factor is -1\.0; expected a number above",
+        ),
+        ("llama", {"rope.scaling.type": "linear"}, r"m\.gguf: llama\.rope\.scaling\.factor is missing"),
+        (
+            "llama",
+            {"rope.scaling.type": "yarn", "rope.scaling.original_context_length": 0, "rope.scaling.factor": 2.0},
+            r"llama\.rope\.scaling\.original_context_length is 0",
+        ),
+        (
+            "llama",
+            {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0, "rope.scaling.yarn_beta_fast": 0.5},
+            r"llama\.rope\.scaling\.yarn_beta_fast is 0\.5; expected at least llama\.rope\.scaling\.yarn_beta_slow",
+        ),
+    ],
+)
+def test_errors_name_the_keys_of_the_file(
+    name: str, metadata: dict[str, Any], message: str, checkpoints: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    checkpoint = checkpoints[name]
+    path = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors, metadata=metadata)
+    with pytest.raises(SourceError, match=message) as caught:
+        open_source(str(path))
+    assert "config.json" not in str(caught.value)
+
+
+def test_a_file_that_names_no_rule_for_words_is_told(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
+    """The rule `default` is what llama.cpp takes, with a warning (src/llama-vocab.cpp)."""
+    checkpoint = checkpoints["llama"]
+    for rule, told in (("gpt-2", False), ("default", False), ("", True), (None, True)):
+        tokenizer = tokenizer_metadata(small_tokenizer(), "gpt-2") | {"tokenizer.ggml.pre": rule}
+        path = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors, tokenizer=tokenizer)
+        notices = GgufSource(path).notices()
+        assert [str(path) in notice and "tokenizer.ggml.pre is missing" in notice for notice in notices] == [
+            True
+        ] * told
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"attention.head_count_kv": [2, 2]},
+        {"expert_count": 0, "expert_used_count": 0},
+        {"attention.sliding_window": 512},
+        {"logit_scale": 1.0, "attention.causal": True, "rope.scaling.attn_factor": 1.0, "expert_weights_scale": 0.0},
+    ],
+)
+def test_values_that_change_nothing_are_accepted(
+    metadata: dict[str, Any], checkpoints: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    checkpoint = checkpoints["llama"]
+    path = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors, metadata=metadata)
+    assert model_spec(GgufSource(path).config) == model_spec(checkpoint.config)
+
+
+def test_an_architecture_that_is_not_ours(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "mamba")
+    writer.add_block_count(1)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(SourceError, match=r"expected one of llama.*found mamba"):
+        GgufSource(tmp_path / "m.gguf")
+
+
+def test_a_tensor_type_that_is_not_supported_is_named(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
+    checkpoint = checkpoints["llama"]
+    path = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors, kinds={"ffn_down": "Q5_1"})
+    with pytest.raises(SourceError, match=r"blk\.\d\.ffn_down\.weight: .*Q8_0, Q4_0, Q4_1, found Q5_1"):
+        GgufSource(path)
+
+
+def test_tensors_that_are_missing_or_left_over_are_named(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
+    checkpoint = checkpoints["granitemoe"]
+    name = "model.layers.1.block_sparse_moe.output_linear.weight"
+    fewer = {key: values for key, values in checkpoint.tensors.items() if key != name}
+    with pytest.raises(SourceError, match=re.escape(name)):
+        model_rows(GgufSource(write_gguf(tmp_path / "m.gguf", checkpoint.config, fewer)))
+    more = checkpoint.tensors | {"model.layers.0.self_attn.q_norm.weight": np.ones(16, np.float32)}
+    with pytest.raises(SourceError, match="q_norm"):
+        model_rows(GgufSource(write_gguf(tmp_path / "n.gguf", checkpoint.config, more)))
+
+
+def test_a_file_cut_short_after_it_was_opened(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
+    checkpoint = checkpoints["llama"]
+    path = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors)
+    source = GgufSource(path)
+    path.write_bytes(path.read_bytes()[:-100_000])
+    with pytest.raises(SourceError, match="has become shorter"):
+        model_rows(source)
+
+
+def test_without_the_package_the_error_says_how_to_get_it() -> None:
+    program = (
+        "import sys; sys.modules['gguf'] = None; sys.modules['gguf.constants'] = None\n"
+        "from edgemoe.errors import SourceError\n"
+        "try:\n    from edgemoe.conversion.gguf.source import GgufSource\n"
+        "except SourceError as error:\n    print(error.hint)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "pip install 'edgemoe[gguf]'" in result.stdout
+
+
+# Damaged files: whatever the bytes, the answer is a SourceError or a model, soon and in little memory.
+
+
+@pytest.fixture(scope="module")
+def small_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A header of about 2 kB over a kilobyte of weights: no mutation is far from something that matters."""
+    path = tmp_path_factory.mktemp("small") / "m.gguf"
+    writer = gguf.GGUFWriter(path, "granitemoe")
+    for key, value in (("block_count", 1), ("context_length", 64), ("embedding_length", 32)):
+        writer.add_uint32(f"granitemoe.{key}", value)
+    for key, value in (("feed_forward_length", 32), ("expert_count", 2), ("expert_used_count", 1)):
+        writer.add_uint32(f"granitemoe.{key}", value)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(1)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10_000.0)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(["a", "b", "ab", "<x>"])
+    writer.add_token_types([1, 1, 1, 3])
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(3)
+    writer.add_chat_template("{{ messages }}")
+    for name in ("attn_q", "attn_k", "ffn_gate_shexp", "ffn_up_shexp"):
+        writer.add_tensor(f"blk.0.{name}.weight", np.zeros((32, 32), np.float16))
+    writer.add_tensor(
+        "blk.0.ffn_gate_exps.weight", np.zeros((2, 32, 34), np.uint8), raw_dtype=gguf.GGMLQuantizationType.Q8_0
+    )
+    writer.add_tensor(
+        "blk.0.ffn_up_exps.weight", np.zeros((2, 32, 34), np.uint8), raw_dtype=gguf.GGMLQuantizationType.Q8_0
+    )
+    writer.add_tensor("token_embd.weight", np.zeros((4, 32), np.float32))
+    writer.add_tensor("rope_freqs.weight", np.ones(8, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert GgufSource(path).side_files()
+    return path
+
+
+def use(path: Path) -> None:
+    """Everything that a conversion asks of a source."""
+    with contextlib.suppress(SourceError):
+        source = GgufSource(path)
+        for name, info in source.tensors().items():
+            source.read_rows(name, 0 if len(info.shape) == 3 else None, 0, min(4, info.shape[-2:][0]))
+        source.side_files()
+        json.dumps(dict(source.config))
+        model_spec(source.config)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damaged_bytes(data: st.DataObject, small_file: Path, tmp_path: Path) -> None:
+    content = bytearray(small_file.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        position = data.draw(st.integers(0, 2000))
+        value = data.draw(st.one_of(st.binary(min_size=1, max_size=8), st.just(b"\xff" * 8), st.just(bytes(8))))
+        content[position : position + len(value)] = value
+    path = tmp_path / "damaged.gguf"
+    path.write_bytes(content[: data.draw(st.one_of(st.just(len(content)), st.integers(0, len(content))))])
+    use(path)
+
+
+def _header(tensor_count: int = 0, pair_count: int = 0, body: bytes = b"", version: int = 3) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", version, tensor_count, pair_count) + body
+
+
+def _key(name: bytes, kind: int) -> bytes:
+    return struct.pack("<Q", len(name)) + name + struct.pack("<I", kind)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the file ends at 0"),
+        (b"GGUF", "the file ends at 4"),
+        (b"PK\x03\x04" + bytes(100), "expected a GGUF file"),
+        (_header(version=1), "version 2 or 3"),
+        (_header(version=3 << 24), "big-endian"),
+        (_header(tensor_count=1 << 63), "tensors"),
+        (_header(pair_count=1 << 63), "metadata pairs"),
+        (_header(pair_count=1, body=struct.pack("<Q", 1 << 62)), "bytes in a metadata key"),
+        (_header(pair_count=1, body=_key(b"k", 99)), "unknown value type 99"),
+        (_header(pair_count=1, body=_key(b"k", 8) + struct.pack("<Q", 1 << 20)), "'?k'? at byte"),
+        (_header(pair_count=1, body=_key(b"k", 9) + struct.pack("<IQ", 0, 1 << 60)), "elements in 'k'"),
+        (_header(pair_count=1, body=_key(b"k", 9) + struct.pack("<IQ", 8, 1 << 21)), "the header at byte 49"),
+        (_header(pair_count=1, body=_key(b"k", 9) + struct.pack("<IQ", 9, 1)), "array of arrays"),
+        (_header(pair_count=1, body=_key(b"\xff", 0)), "not UTF-8"),
+        (_header(pair_count=2, body=(_key(b"k", 0) + b"\0") * 2), "there twice"),
+        (_header(tensor_count=1, body=_key(b"t", 5) + bytes(100)), "1 to 4 dimensions"),
+        (_header(tensor_count=1, body=_key(b"t", 2) + struct.pack("<QQIQ", 1 << 40, 1 << 40, 0, 0)), "the file ends"),
+        (_header(tensor_count=1, body=_key(b"t", 1) + struct.pack("<QIQ", 33, 8, 0)), "does not fit blocks of 32"),
+        (_header(tensor_count=1, body=_key(b"t", 1) + struct.pack("<QIQ", 0, 0, 0)), "does not fit blocks"),
+        (_header(tensor_count=1, body=_key(b"t", 1) + struct.pack("<QIQ", 1, 0, 7)), "the file ends"),
+        (_header(tensor_count=1, body=_key(b"t", 1) + struct.pack("<QIQ", 1, 4242, 0)), "found number 4242"),
+        (_header(pair_count=1, body=_key(b"general.alignment", 4) + struct.pack("<I", 48)), "power of two"),
+    ],
+)
+def test_headers_that_lie(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(content)
+    with pytest.raises(SourceError, match=message):
+        read_gguf(path)

@@ -1,0 +1,39 @@
+"""What tests of faults share: the small model, also that of warm starts, and the readers that must tell of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgemoe.conversion.pipeline import convert_checkpoint
+from edgemoe.engine import engine
+from edgemoe.experts import embedding_rows
+from edgemoe.io.reads import ThreadedReader
+from tests.support.checkpoints import write_checkpoint
+from tests.support.engines import engine_with_slots
+from tests.support.small_engine import CONFIG, EXPERTS, answer
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("faults")
+    write_checkpoint(folder / "source", CONFIG)
+    return convert_checkpoint(str(folder / "source"), folder / "store")
+
+
+@pytest.fixture(scope="session")
+def expected(made: Path) -> list[int]:
+    """The tokens of a greedy answer."""
+    with engine_with_slots(made, EXPERTS) as opened:
+        return answer(opened, 25)
+
+
+@pytest.fixture(params=["native", "portable", "portable without CRC-32C"])
+def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param != "native":
+        for module in (engine, embedding_rows):
+            monkeypatch.setattr(module, "open_reader", ThreadedReader)
+    if request.param == "portable without CRC-32C":
+        monkeypatch.setattr("edgemoe.io.checksum.native_crc32c_usable", lambda: False)
+    return str(request.param)

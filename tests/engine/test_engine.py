@@ -1,0 +1,354 @@
+"""The engine: paging, threads, prediction, chunks and rewinds never change an answer; faults are told."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import threading
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgemoe.conversion.pipeline import convert_checkpoint
+from edgemoe.engine import engine as engine_module
+from edgemoe.engine.engine import Engine
+from edgemoe.engine.opening import open_engine
+from edgemoe.errors import BudgetError, EdgemoeError, ReadError, StoreError, UsageError
+from edgemoe.experts.policy import POLICIES
+from edgemoe.io import reads
+from edgemoe.kernels.formats import Matrix
+from edgemoe.process import rss_bytes
+from edgemoe.store.reader import Store
+from tests.support.checkpoints import write_checkpoint
+from tests.support.engines import engine_with_slots
+
+CONFIG = {
+    "model_type": "granitemoeshared",
+    "vocab_size": 193,
+    "hidden_size": 96,
+    "intermediate_size": 40,
+    "shared_intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "num_local_experts": 10,
+    "num_experts_per_tok": 3,
+    "max_position_embeddings": 512,
+    "attention_multiplier": 0.25,
+    "embedding_multiplier": 1.0,
+    "residual_multiplier": 1.0,
+    "logits_scaling": 1.0,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+}
+EXPERTS = 4 * 10
+PROMPT = np.random.default_rng(5).integers(0, 193, 150)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("engine")
+    write_checkpoint(folder / "source", CONFIG, dtype="BF16")
+    return convert_checkpoint(str(folder / "source"), folder / "store", experts="q4", dense="q8")
+
+
+def greedy(engine: Engine, prompt: np.ndarray, count: int) -> tuple[list[int], np.ndarray]:
+    logits = [engine.forward(prompt)]
+    tokens = []
+    for _ in range(count):
+        tokens.append(int(logits[-1].argmax()))
+        logits.append(engine.forward(tokens[-1:]))
+    return tokens, np.stack(logits)
+
+
+@pytest.fixture(scope="module")
+def expected(store: Path) -> tuple[list[int], np.ndarray]:
+    with engine_with_slots(store, EXPERTS) as engine:
+        assert engine.memory.all_resident
+        return greedy(engine, PROMPT, 30)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 6, 10, 17, EXPERTS - 1])
+@pytest.mark.parametrize("prediction", ["on", "off", "auto"])
+def test_streamed_equals_resident_to_the_bit(store: Path, expected, slots: int, prediction: str) -> None:
+    with engine_with_slots(store, slots, prediction=prediction) as engine:
+        tokens, logits = greedy(engine, PROMPT, 30)
+        statistics = engine.statistics
+    assert tokens == expected[0]
+    np.testing.assert_array_equal(logits, expected[1])
+    assert statistics.expert_misses > 0
+    assert statistics.disk_bytes > 0
+    assert (statistics.cache.predicted_reads > 0) <= (prediction != "off")
+
+
+@pytest.mark.parametrize("threads", [2, 3, 7])
+@pytest.mark.parametrize("slots", [5, EXPERTS])
+def test_threads_change_no_bit(store: Path, expected, threads: int, slots: int) -> None:
+    with engine_with_slots(store, slots, threads=threads) as engine:
+        np.testing.assert_array_equal(greedy(engine, PROMPT, 10)[1], expected[1][:11])
+
+
+@pytest.mark.parametrize("direct_reads", [True, False])
+def test_the_portable_reader_and_plain_reads_give_the_same(
+    store: Path, expected, direct_reads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "open_reader", reads.ThreadedReader)
+    with engine_with_slots(store, 8, direct_reads=direct_reads) as engine:
+        np.testing.assert_array_equal(greedy(engine, PROMPT, 10)[1], expected[1][:11])
+
+
+def test_grouping_tokens_in_calls_changes_no_bit(store: Path) -> None:
+    with engine_with_slots(store, EXPERTS) as engine:
+        whole = engine.forward(PROMPT, all_logits=True)
+        engine.rewind(0)
+        pieces = [engine.forward(part, all_logits=True) for part in np.split(PROMPT, [1, 2, 9, 140])]
+        np.testing.assert_array_equal(np.concatenate(pieces), whole)
+        engine.rewind(100)
+        np.testing.assert_array_equal(engine.forward(PROMPT[100:]), whole[-1])
+
+
+def test_expert_uses_and_residency(store: Path) -> None:
+    with engine_with_slots(store, 8) as engine:
+        engine.forward(PROMPT)
+        assert engine.expert_uses.shape == (4, 10)
+        assert (engine.expert_uses.sum(axis=1) == 3 * len(PROMPT)).all()
+        assert (engine.expert_uses > 0).sum() > 20
+        assert 1 <= engine.resident_experts().sum() <= 8
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([], "no tokens"),
+        ([[1, 2]], r"expected a list of integers, found int64 of shape \(1, 2\)"),
+        ([0.5], "found float64"),
+        ([True], "found bool"),
+        ("ab", "found <U2"),
+        (3, r"of shape \(\)"),
+        ([3, 193], "193 is outside the vocabulary of 193"),
+        ([-1], "-1 is outside"),
+        ([1] * 600, "do not fit the context"),
+    ],
+)
+def test_bad_ids_are_refused_and_change_nothing(store: Path, expected, ids, message: str) -> None:
+    with engine_with_slots(store, EXPERTS) as engine:
+        with pytest.raises(UsageError, match=message):
+            engine.forward(ids)
+        assert engine.position == 0
+        np.testing.assert_array_equal(engine.forward(PROMPT), expected[1][0])
+
+
+def test_rewinding_beyond_what_there_is(store: Path) -> None:
+    with engine_with_slots(store, EXPERTS) as engine:
+        engine.forward([1, 2, 3])
+        for position in (4, -1):
+            with pytest.raises(UsageError, match="Cannot rewind"):
+                engine.rewind(position)
+
+
+class BreakingReader:
+    """The portable reader, but for reads that fail while `broken` is set."""
+
+    broken = False
+
+    def __init__(self, arena: np.ndarray, threads: int) -> None:
+        self._reader = reads.ThreadedReader(arena, threads)
+
+    def wait(self, ticket: int, timeout_seconds: float | None = None) -> None:
+        self._reader.wait(ticket, timeout_seconds)
+        if BreakingReader.broken:
+            raise ReadError("the disk said no")
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._reader, name)
+
+
+@pytest.fixture
+def breaking(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[BreakingReader]]:
+    monkeypatch.setattr(engine_module, "open_reader", BreakingReader)
+    yield BreakingReader
+    BreakingReader.broken = False
+
+
+def test_a_failed_read_is_told_and_the_answer_is_right_once_the_disk_is(store: Path, expected, breaking) -> None:
+    with engine_with_slots(store, 4) as engine:
+        engine.forward(PROMPT[:50])
+        breaking.broken = True
+        with pytest.raises(ReadError, match=r"Layer \d, expert \d: the disk said no"):
+            engine.forward(PROMPT[50:])
+        assert engine.position == 50
+        breaking.broken = False
+        np.testing.assert_array_equal(engine.forward(PROMPT[50:]), expected[1][0])
+
+
+def test_a_store_cut_short_while_it_runs(store: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "store"
+    shutil.copytree(store, copy)
+    with engine_with_slots(copy, 4) as engine:
+        engine.forward(PROMPT[:20])
+        with next(copy.glob("experts-*")).open("r+b") as file:
+            file.truncate(8192)
+        with pytest.raises(ReadError, match=r"Layer \d, expert \d"):
+            engine.forward(PROMPT[20:])
+    with pytest.raises(EdgemoeError, match=r"expected .* bytes, found 8192"):
+        open_engine(copy)
+
+
+@pytest.mark.parametrize("ram", ["auto", "floor"])
+def test_what_is_done_meanwhile_is_done_before_the_plan(store: Path, expected, ram: str) -> None:
+    held = []
+    grown = np.zeros(0, np.uint8)
+
+    def meanwhile() -> None:
+        nonlocal grown
+        grown = np.ones(64 << 20, np.uint8)
+        held.append(rss_bytes())
+
+    with open_engine(store, ram, threads=1, meanwhile=meanwhile) as engine:
+        # counted, and the weights that were read meanwhile not twice
+        assert engine.memory.interpreter_bytes >= held[0]
+        assert engine.memory.planned_bytes <= engine.memory.budget_bytes
+        np.testing.assert_array_equal(greedy(engine, PROMPT, 3)[1], expected[1][:4])
+    assert grown[-1] == 1
+
+
+def test_an_error_meanwhile_is_passed_on_and_leaves_nothing_open(store: Path) -> None:
+    def meanwhile() -> None:
+        raise StoreError("tokenizer.json: damaged.")
+
+    before = sorted(Path("/proc/self/fd").iterdir()) if Path("/proc/self/fd").exists() else []
+    threads = threading.active_count()
+    with pytest.raises(StoreError, match=r"tokenizer\.json: damaged"):
+        open_engine(store, meanwhile=meanwhile)
+    assert threading.active_count() == threads
+    if before:
+        assert sorted(Path("/proc/self/fd").iterdir()) == before
+
+
+@pytest.mark.parametrize("place", ["ExpertFiles", "token_traffic", "cache_folder"])
+def test_an_engine_that_cannot_be_made_leaves_nothing_open(
+    store: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise ReadError("lost.")
+
+    monkeypatch.setattr(engine_module, place, fail)
+    before = sorted(Path("/proc/self/fd").iterdir()) if Path("/proc/self/fd").exists() else []
+    threads = threading.active_count()
+    with pytest.raises(ReadError, match="lost"):
+        engine_with_slots(store, 8, warm_start=True)
+    assert threading.active_count() == threads
+    if before:
+        assert sorted(Path("/proc/self/fd").iterdir()) == before
+
+
+def test_an_expert_lost_while_all_are_loaded_is_named(store: Path, tmp_path: Path, monkeypatch) -> None:
+    copy = shutil.copytree(store, tmp_path / "store")
+    opened = Store.open(copy)
+    lost = opened.record(2, 7)
+    os.truncate(lost.path, lost.offset + 100)
+    monkeypatch.setattr(Store, "check_sizes", lambda self: None)
+    with pytest.raises(ReadError, match=r"Layer 2, expert 7: it could not be read: experts-.* ends at byte"):
+        engine_with_slots(copy, EXPERTS)
+    lost.path.unlink()
+    with pytest.raises(ReadError, match=r"experts-.*: cannot be opened"):
+        engine_with_slots(copy, EXPERTS)
+
+
+class InterruptedProgram:
+    """A program whose run is broken off by Ctrl-C."""
+
+    def run(self, tokens: int, position: int) -> None:
+        raise KeyboardInterrupt
+
+
+def test_after_an_interrupt_every_slot_can_be_had_again(store: Path, expected) -> None:
+    with engine_with_slots(store, 3) as engine:
+        programs = engine._stepper._from_routing
+        layer_1, programs[1] = programs[1], InterruptedProgram()
+        with pytest.raises(KeyboardInterrupt) as interrupt:
+            engine.forward(PROMPT)
+        assert engine.position == 0
+        programs[1] = layer_1
+        np.testing.assert_array_equal(engine.forward(PROMPT), expected[1][0])
+        del interrupt  # whoever keeps the exception, and with it the frames of the forward, keeps no expert pinned
+
+
+def test_an_arena_that_cannot_be_had_is_told(store: Path) -> None:
+    with pytest.raises(BudgetError, match="bytes of memory cannot be had"):
+        engine_with_slots(store, 1 << 50)
+
+
+def test_logits_are_put_where_they_are_wanted(store: Path) -> None:
+    with engine_with_slots(store, EXPERTS) as engine:
+        engine.forward(PROMPT)
+        expected = engine.forward(PROMPT[:3], all_logits=True)
+        engine.rewind(len(PROMPT))
+        out = np.empty_like(expected[0])
+        for token, logits in zip(PROMPT[:3], expected, strict=True):
+            assert engine.forward([token], out=out) is out
+            np.testing.assert_array_equal(out, logits)
+        engine.rewind(len(PROMPT))
+        rows = np.empty_like(expected)
+        assert engine.forward(PROMPT[:3], all_logits=True, out=rows) is rows
+        np.testing.assert_array_equal(rows, expected)
+        for wrong in (rows, out[1:], out.astype(np.float64)):
+            with pytest.raises(UsageError, match="out: expected float32"):
+                engine.forward([1], out=wrong)
+        assert engine.position == len(PROMPT) + 3
+
+
+@pytest.mark.parametrize("slots", [4, EXPERTS])
+def test_closing_gives_the_memory_back(store: Path, slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[weakref.ref[np.ndarray]] = []
+
+    class Decoder(engine_module.Decoder):
+        def __init__(self, spec, weights, space, kv_cache, arena, *more, **named) -> None:
+            matrices = (weight.data for weight in weights.values() if isinstance(weight, Matrix))
+            held.extend(map(weakref.ref, (arena, *kv_cache.keys, *kv_cache.values, *matrices)))
+            super().__init__(spec, weights, space, kv_cache, arena, *more, **named)
+
+    monkeypatch.setattr(engine_module, "Decoder", Decoder)
+    with engine_with_slots(store, slots) as engine:
+        engine.forward(PROMPT)
+        assert all(reference() is not None for reference in held)
+    gc.collect()
+    assert not any(reference() is not None for reference in held)
+    assert engine.statistics.tokens == len(PROMPT)
+    with pytest.raises(UsageError, match="closed"):
+        engine.forward([1])
+    with pytest.raises(UsageError, match="closed"):
+        engine.keep_ledger()
+    engine.close()  # once more is harmless
+
+
+@pytest.mark.parametrize("backend", ["jit", "reference"])
+@pytest.mark.parametrize("slots", [3, 8])
+def test_streamed_equals_resident_on_the_portable_kernels(
+    store: Path, backend: str, slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEMOE_KERNELS", backend)
+    with engine_with_slots(store, EXPERTS) as engine:
+        resident = greedy(engine, PROMPT[:20], 4)[1]
+    with engine_with_slots(store, slots, prediction="on") as engine:
+        assert engine.backend.name == backend
+        np.testing.assert_array_equal(greedy(engine, PROMPT[:20], 4)[1], resident)
+        assert engine.statistics.expert_misses > 0
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_policies_change_no_bit(store: Path, expected, policy: str) -> None:
+    with engine_with_slots(store, 7, policy=policy) as engine:
+        np.testing.assert_array_equal(greedy(engine, PROMPT, 10)[1], expected[1][:11])
+
+
+def test_what_is_no_policy_or_prediction_is_told(store: Path) -> None:
+    with pytest.raises(UsageError, match="policy"):
+        open_engine(store, policy="newest")
+    with pytest.raises(UsageError, match="prediction"):
+        open_engine(store, prediction="never")

@@ -1,0 +1,290 @@
+"""The memory plan: what sizes mean, that the parts never exceed the budget, and what is refused."""
+
+import dataclasses
+import mmap
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from edgemoe.engine import memory
+from edgemoe.engine.decoder import Decoder
+from edgemoe.engine.memory import ModelSizes, has_ample_room, plan_memory, workspace_bytes
+from edgemoe.engine.workspace import KvCache, Workspace
+from edgemoe.errors import BudgetError, UsageError
+from edgemoe.kernels.formats import FORMATS, PANEL_ROWS, Matrix, panel_count
+from edgemoe.kernels.operations import Program, StepSizes
+from edgemoe.model.spec import AttentionSpec, DenseFfnSpec, LayerSpec, ModelSpec, MoeSpec, RopeSpec
+from edgemoe.process import Limit
+from edgemoe.sizes import format_size, parse_size
+from edgemoe.store.manifest import record_bytes
+from edgemoe.store.planning import ExpertPlan
+from tests.kernels.conftest import make_backend
+
+MIB = 1 << 20
+ATTENTION = AttentionSpec(query_heads=8, kv_heads=2, head_width=64, scale=0.125)
+SPEC = ModelSpec(
+    family="test",
+    vocabulary=32_000,
+    model_width=512,
+    layers=tuple(LayerSpec(ATTENTION, MoeSpec(16, 2, 1024, True)) for _ in range(12)),
+    norm_epsilon=1e-5,
+    rope=RopeSpec(10_000.0),
+    max_positions=32_768,
+    tied_embeddings=True,
+)
+SIZES = ModelSizes(resident_bytes=80 * MIB, slot_bytes=900 * 1024, total_experts=16 * 12, kv_format="f16")
+UNTIED = dataclasses.replace(SIZES, embedding_bytes=30 * MIB)
+
+
+class StubBackend:
+    """A backend that has nothing but an appetite."""
+
+    name, isa, threads = "stub", "-", 1
+
+    def __init__(self, growth_bytes: int = 0, scratch_per_position_bytes: int = 0) -> None:
+        self.growth_bytes = growth_bytes
+        self._scratch_per_position_bytes = scratch_per_position_bytes
+
+    def step_scratch_bytes(self, sizes: StepSizes) -> int:
+        return 8192 * sizes.tokens + self._scratch_per_position_bytes * sizes.context_length
+
+    def scratch_bytes(self, operations: object) -> int:
+        raise AssertionError("a plan binds no operations")
+
+    def program(self, operations: object) -> Program:
+        raise AssertionError("a plan binds no operations")
+
+    def close(self) -> None:
+        pass
+
+
+BACKEND = StubBackend()
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"),
+    [
+        ("512MiB", 512 * MIB),
+        ("6GiB", 6 << 30),
+        ("6GB", 6 * 10**9),
+        ("1.5g", 3 << 29),
+        ("1000000", 10**6),
+        (" 2 kb ", 2000),
+    ],
+)
+def test_sizes(text: str, size_bytes: int) -> None:
+    assert parse_size(text) == size_bytes
+
+
+@pytest.mark.parametrize("text", ["", "lots", "-5GiB", "5 GiBs", "1e9", "0x10", "٣GiB", "9" * 40, "1.GiB"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a size"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(12, "12 bytes"), (5 << 20, "5.0 MiB"), (6 << 30, "6.00 GiB"), (2048, "2 KiB")]
+)
+def test_sizes_for_people(size: int, text: str) -> None:
+    assert format_size(size) == text
+
+
+@given(extra=st.integers(0, 3 << 30), sizes=st.sampled_from([SIZES, UNTIED]))
+def test_parts_fill_but_never_exceed_the_budget(extra: int, sizes: ModelSizes) -> None:
+    floor = plan_memory(SPEC, sizes, BACKEND, "floor").floor_bytes
+    plan = plan_memory(SPEC, sizes, BACKEND, floor + extra + 4 * MIB)
+    assert plan.planned_bytes <= plan.budget_bytes
+    assert plan.slots >= 4  # two tokens' worth of a layer
+    assert plan.all_resident or plan.budget_bytes - plan.planned_bytes < plan.slot_bytes
+    assert plan.context_length >= 512
+
+
+@given(st.integers(0, 1 << 30), st.integers(0, 1 << 30), st.sampled_from([SIZES, UNTIED]))
+def test_more_memory_never_means_less(first: int, second: int, sizes: ModelSizes) -> None:
+    assume(first < second)
+    floor = plan_memory(SPEC, sizes, BACKEND, "floor").floor_bytes + 8 * MIB
+    smaller, larger = (
+        plan_memory(SPEC, sizes, BACKEND, floor + first),
+        plan_memory(SPEC, sizes, BACKEND, floor + second),
+    )
+    assert smaller.embedding_resident <= larger.embedding_resident
+    assert smaller.context_length <= larger.context_length
+    assert smaller.chunk_tokens <= larger.chunk_tokens
+    assert smaller.all_resident <= larger.all_resident
+
+
+def test_prompts_are_stopped_soon_where_that_costs_no_reads() -> None:
+    floor = plan_memory(SPEC, SIZES, BACKEND, "floor").floor_bytes
+    whole = plan_memory(SPEC, SIZES, BACKEND, floor + (8 << 30))
+    assert (whole.all_resident, whole.chunk_tokens, whole.prompt_chunk_tokens) == (True, 512, 128)
+    assert dataclasses.replace(whole, chunk_tokens=32).prompt_chunk_tokens == 32
+    assert dataclasses.replace(whole, slots=whole.total_experts - 1).prompt_chunk_tokens == 512
+
+
+def test_weights_are_read_before_the_plan_only_in_a_budget_with_ample_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    floor = plan_memory(SPEC, SIZES, BACKEND, "floor")
+    held_bytes = floor.interpreter_bytes + floor.resident_bytes
+    assert has_ample_room(3 * held_bytes, SIZES, BACKEND)
+    monkeypatch.setattr(memory, "memory_limit", lambda: Limit(2 * held_bytes - (64 << 20), None))
+    assert not has_ample_room(3 * held_bytes, SIZES, BACKEND)  # the machine would not have it
+    monkeypatch.undo()
+    assert not has_ample_room(held_bytes, SIZES, BACKEND)
+    assert not has_ample_room("floor", SIZES, BACKEND)
+    with pytest.raises(UsageError, match="is not a size"):
+        has_ample_room("plenty", SIZES, BACKEND)
+
+
+def test_below_the_floor_is_refused_with_the_floor() -> None:
+    floor = plan_memory(SPEC, SIZES, BACKEND, "floor")
+    with pytest.raises(BudgetError, match=r"needs at least .* MiB of memory; the budget is 100\.0 MiB.*--ram \d+MiB"):
+        plan_memory(SPEC, SIZES, BACKEND, "100MiB")
+    assert floor.budget_bytes == floor.floor_bytes
+    assert floor.slots == 4
+
+
+@pytest.mark.parametrize("ram", ["0", 0, -5, "0GiB"])
+def test_a_budget_of_nothing(ram: str | int) -> None:
+    with pytest.raises(UsageError, match="cannot be met"):
+        plan_memory(SPEC, SIZES, BACKEND, ram)
+
+
+def test_all_resident_where_it_fits_and_a_long_context_then() -> None:
+    plan = plan_memory(SPEC, SIZES, BACKEND, "2GiB")
+    assert plan.all_resident
+    assert plan.slots == SIZES.total_experts
+    assert plan.context_length == 4096
+
+
+def test_the_embedding_stays_on_disk_until_all_else_fits_beside_it() -> None:
+    floor = plan_memory(SPEC, UNTIED, BACKEND, "floor")
+    assert not floor.embedding_resident
+    assert floor.resident_bytes == 50 * MIB
+    tied = plan_memory(SPEC, SIZES, BACKEND, "floor")
+    assert floor.floor_bytes == pytest.approx(tied.floor_bytes - 30 * MIB, abs=MIB)
+    ample = plan_memory(SPEC, UNTIED, BACKEND, "2GiB")
+    assert ample.embedding_resident
+    assert ample.all_resident
+    assert ample.resident_bytes == 80 * MIB
+    assert ample.floor_bytes == pytest.approx(floor.floor_bytes, abs=MIB)
+    tight = plan_memory(SPEC, UNTIED, BACKEND, ample.planned_bytes - 10 * MIB)
+    assert tight.all_resident
+    assert not tight.embedding_resident  # or the context would be shorter
+    settled = plan_memory(SPEC, UNTIED, BACKEND, tight.budget_bytes, embedding_resident=True)
+    assert settled.context_length < tight.context_length
+    assert settled.resident_bytes == 80 * MIB
+
+
+def test_an_asked_for_context_is_kept_or_refused() -> None:
+    assert plan_memory(SPEC, SIZES, BACKEND, "2GiB", context_length=20_000).context_length == 20_000
+    with pytest.raises(UsageError, match="1 to 32768"):
+        plan_memory(SPEC, SIZES, BACKEND, "2GiB", context_length=40_000)
+    with pytest.raises(BudgetError):
+        plan_memory(SPEC, SIZES, BACKEND, plan_memory(SPEC, SIZES, BACKEND, "floor").floor_bytes, context_length=20_000)
+
+
+@pytest.mark.parametrize("extra", [0, MIB, 3 * MIB, 20 * MIB])
+def test_a_long_context_at_the_floor_leaves_the_experts_their_slots(extra: int) -> None:
+    floor = plan_memory(SPEC, SIZES, BACKEND, "floor", context_length=20_000).floor_bytes
+    plan = plan_memory(SPEC, SIZES, BACKEND, floor + extra + MIB, context_length=20_000)
+    assert plan.slots >= 4
+    assert plan.planned_bytes <= plan.budget_bytes
+
+
+def test_a_dense_model_needs_no_slots() -> None:
+    plan = plan_memory(SPEC, dataclasses.replace(SIZES, slot_bytes=0, total_experts=0), BACKEND, "floor")
+    assert plan.slots == 0
+    assert plan.all_resident
+
+
+def test_what_the_backend_will_still_take_counts() -> None:
+    modest = plan_memory(SPEC, SIZES, BACKEND, "floor")
+    assert plan_memory(SPEC, SIZES, StubBackend(1 << 30), "floor").floor_bytes - modest.floor_bytes > 1000 * MIB
+
+
+def test_scratch_that_grows_with_the_context_counts() -> None:
+    hungry = StubBackend(scratch_per_position_bytes=1 << 16)
+    floors = [plan_memory(SPEC, SIZES, backend, "floor").floor_bytes for backend in (BACKEND, hungry)]
+    assert floors[1] - floors[0] > 30 * MIB  # 512 positions
+    budget = floors[1] + 100 * MIB
+    modest, careful = (plan_memory(SPEC, SIZES, backend, budget) for backend in (BACKEND, hungry))
+    assert careful.planned_bytes <= budget
+    assert (careful.context_length, careful.slots) < (modest.context_length, modest.slots)
+
+
+def model_of(vocabulary: int, width: int, heads: tuple[int, int, int], *ffns: MoeSpec | DenseFfnSpec) -> ModelSpec:
+    attention = AttentionSpec(*heads, scale=0.1)
+    layers = tuple(LayerSpec(attention, ffn) for ffn in ffns)
+    return dataclasses.replace(
+        SPEC, vocabulary=vocabulary, model_width=width, layers=layers, tied_embeddings=False, max_positions=1 << 17
+    )
+
+
+# The sizes of published models, each layer that differs from the others once or twice.
+MODELS = {
+    "mixtral-8x7b": model_of(32_000, 4096, (32, 8, 128), *[MoeSpec(8, 2, 14_336, True)] * 2),
+    "qwen3-30b-a3b": model_of(151_936, 2048, (32, 4, 128), *[MoeSpec(128, 8, 768, True)] * 2, DenseFfnSpec(6144)),
+    "qwen2-57b-a14b": model_of(151_936, 3584, (28, 4, 128), *[MoeSpec(64, 8, 2560, False, 20_480, True)] * 2),
+    "granite-3b-a800m": model_of(49_155, 1536, (24, 8, 64), *[MoeSpec(40, 8, 512, True, 1024)] * 2),
+    "llama-8b": model_of(128_256, 4096, (32, 8, 128), DenseFfnSpec(14_336)),
+    "many narrow experts beside a wide layer": model_of(
+        1000, 2048, (4, 4, 64), MoeSpec(512, 32, 8, False), DenseFfnSpec(100_000)
+    ),
+}
+
+
+def untouched(size: int) -> np.ndarray:
+    """Memory that the system gives only where it is written, which here is nowhere."""
+    return np.frombuffer(mmap.mmap(-1, max(size, 1)), np.uint8)[:size]
+
+
+def decoder_without_weights(
+    spec: ModelSpec, dense: str, experts: str, workspace: Workspace, kv_cache: KvCache
+) -> Decoder:
+    """Every matrix in the same untouched place: enough to bind operations, nothing to run."""
+    shapes = {}
+    for name, shape in spec.tensors().items():
+        if name.endswith(".gate"):
+            shapes[f"{name}_up"] = (2 * PANEL_ROWS * panel_count(shape[0]), shape[1])
+        elif not name.endswith(".up"):
+            shapes[name] = shape
+    fmt, expert_format = FORMATS[dense], FORMATS[experts]
+    shapes = {name: shape for name, shape in shapes.items() if ".experts." not in name}
+    place = untouched(max(fmt.matrix_bytes(*shape) for shape in shapes.values() if len(shape) == 2))
+    weights = {
+        name: np.zeros(shape, np.float32) if len(shape) == 1 else Matrix(place[: fmt.matrix_bytes(*shape)], fmt, *shape)
+        for name, shape in shapes.items()
+    }
+    layouts = [
+        ExpertPlan(layer.ffn.experts, spec.model_width, layer.ffn.width, expert_format, expert_format).layout()
+        if isinstance(layer.ffn, MoeSpec)
+        else None
+        for layer in spec.layers
+    ]
+    slot_bytes = max((record_bytes(layout) for layout in layouts if layout), default=0)
+    arena = untouched(slot_bytes).reshape(1, -1)
+    return Decoder(spec, weights, workspace, kv_cache, arena, layouts, cache_aware_routing=0.5)
+
+
+def array_bytes(buffers: object) -> int:
+    arrays = (getattr(buffers, field.name) for field in dataclasses.fields(buffers))
+    return sum(array.nbytes for array in arrays if array is not None)
+
+
+@pytest.mark.parametrize("kind", ["native generic", "jit", "jit 3 threads", "reference"])
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("chunk_tokens", "context_length"), [(8, 512), (128, 4096)])
+def test_what_is_planned_holds_what_is_allocated(name: str, chunk_tokens: int, context_length: int, kind: str) -> None:
+    spec = MODELS[name]
+    workspace = Workspace.allocate(spec, chunk_tokens)
+    kv_cache = KvCache.allocate(spec, context_length, "q8")
+    backend = make_backend(kind)
+    for dense, experts in (("q8", "q4"), ("f16", "q4m"), ("f32", "f32")):
+        decoder = decoder_without_weights(spec, dense, experts, workspace, kv_cache)
+        routing = sum(array_bytes(layer) for layer in decoder.routing if layer is not None)
+        programs = [decoder.whole(), decoder.head, *(layer.predict for layer in decoder.layers)]
+        scratch = max(backend.scratch_bytes(operations) for operations in programs if operations)
+        allocated = array_bytes(workspace) + routing + decoder.head[0].output.nbytes + scratch
+        assert allocated <= workspace_bytes(spec, backend, chunk_tokens, context_length), (dense, experts)
+    backend.close()
