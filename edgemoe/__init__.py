@@ -49,20 +49,13 @@ def load(
     below it, `experts_used` is a smaller number of experts for each token.
     Raises StoreError, BudgetError and UsageError (`edgemoe.errors`).
     """
+    from edgemoe.engine.lossy import LossySettings
+    from edgemoe.engine.options import EngineOptions
     from edgemoe.session.model import load as load_model
 
+    lossy = LossySettings(cache_aware_routing, drop_cold, experts_used)
     return load_model(
-        path,
-        ram=ram,
-        threads=threads,
-        context_length=context_length,
-        kv=kv,
-        policy=policy,
-        prediction=prediction,
-        warm_start=warm_start,
-        cache_aware_routing=cache_aware_routing,
-        drop_cold=drop_cold,
-        experts_used=experts_used,
+        path, EngineOptions(ram, threads, context_length, kv, policy, prediction, warm_start, lossy=lossy)
     )
 
 

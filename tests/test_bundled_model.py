@@ -13,6 +13,7 @@ import pytest
 import edgemoe
 from edgemoe.engine.engine import Engine
 from edgemoe.engine.opening import open_engine
+from edgemoe.engine.options import EngineOptions
 from edgemoe.session.default_model import find_model
 from edgemoe.session.sampler import SamplingOptions
 from edgemoe.store.reader import Store
@@ -64,7 +65,7 @@ def check_budgets(prompts: list[str], count: int) -> None:
         experts = model.engine.memory.total_experts
     with engine_with_slots(path, experts, threads=None) as engine:
         expected = [greedy(engine, prompt, count) for prompt in ids]
-    with open_engine(path, "floor") as engine:
+    with open_engine(path, EngineOptions("floor")) as engine:
         floor_slots = engine.memory.slots
     for slots in (floor_slots, experts // 2):
         with engine_with_slots(path, slots, threads=None) as engine:

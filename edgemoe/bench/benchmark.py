@@ -7,6 +7,7 @@ import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,11 @@ from edgemoe.bench.report import EDGEMOE, WITH_LEDGER, EngineReport, Report
 from edgemoe.bench.roofline import ReadRates
 from edgemoe.bench.speed import MachineRates, token_work
 from edgemoe.bench.startup import PROMPT, Within, command_seconds, worker_seconds
-from edgemoe.engine.lossy import EXACT, LossySettings
 from edgemoe.engine.memory import LEAST_CONTEXT_TOKENS
+from edgemoe.engine.opening import DEFAULTS
+from edgemoe.engine.options import EngineOptions
 from edgemoe.engine.traffic import TokenTraffic
 from edgemoe.errors import UsageError
-from edgemoe.experts.policy import DEFAULT_POLICY
 from edgemoe.kernels.select import KernelChoice
 from edgemoe.lab.forced_routing import ForcedRouting
 from edgemoe.lab.trace import read_trace
@@ -51,41 +52,37 @@ class Benchmark:
         model: Path,
         settings: Settings,
         kernels: KernelChoice,
-        ram: str | None = None,
+        options: EngineOptions = DEFAULTS,
         peer: Peer | None = None,
         progress: Progress = lambda doing, done, total: None,
         limit_bytes: int | None = None,
-        engine_options: Mapping[str, Any] | None = None,
         routing: Path | None = None,
         recall: float | None = None,
         trace: Path | None = None,
-        lossy: LossySettings = EXACT,
     ) -> None:
         """`kernels` is what `describe_backend` chose; with `limit_bytes` each engine runs in a group of so much memory.
 
-        `engine_options` go to `open_engine` as they are. `routing` is a trace to take the routing from, with
+        `options` are edgemoe's; its threads are those of `kernels`. `routing` is a trace to take the routing from, with
         made-up guesses of a `recall`; `trace` is one to be written. Raises StoreError, TraceError, and UsageError for
         what cannot fit.
         """
         self.model = model
         self.settings = settings
         self.kernels = kernels
-        self.ram = ram
+        self.options = options
         self.peer = peer
         self.limit_bytes = limit_bytes
-        self.engine_options = dict(engine_options or {})
-        self.lossy = lossy
         self.store = Store.open(model)
         self.routing = ForcedRouting(read_trace(routing), str(routing), recall) if routing is not None else None
         self.trace = trace
-        self._stored: ModelSpec = lossy.applied_to(store_spec(self.store))
+        self._stored: ModelSpec = options.lossy.applied_to(store_spec(self.store))
         self.spec = self._stored if self.routing is None else self.routing.apply_to(self._stored)
         self.assumed_routing: Routing = uniform_routing() if routing is None else traced_routing(routing)
         """What predictions assume: of random tokens, or of a trace."""
         self._progress = progress
         self._groups: dict[str, MemoryGroup] = {}
         check_context(settings, self.spec)
-        _check_limit(ram, limit_bytes)
+        _check_limit(options.ram, limit_bytes)
 
     def run(self) -> Report:
         """Raises what the engines raise, and EdgemoeError where one of them dies."""
@@ -143,16 +140,13 @@ class Benchmark:
         context, wanted = self.settings.room_tokens, self.settings.context_tokens
         if context is None and wanted > LEAST_CONTEXT_TOKENS:
             context = wanted
+        options = replace(self.options, threads=self.kernels.threads, context_length=context)
         return {
             "model": str(self.model),
-            "ram": self.ram,
-            "threads": self.kernels.threads,
-            "context": context,
-            **self.engine_options,
+            "options": options.to_json(),
             "routing": self.routing.name if self.routing is not None else None,
             "recall": self.routing.recall if self.routing is not None else None,
             "trace": str(self.trace) if self.trace is not None else None,
-            "lossy": self.lossy.to_json(),
         }
 
     def _measure_startup(self) -> dict[str, list[float]]:
@@ -161,7 +155,7 @@ class Benchmark:
         if has_tokenizer(self.model):
             within = self._within(EDGEMOE)
             files = [path for path in self.model.iterdir() if path.is_file()]
-            starts[EDGEMOE] = lambda: command_seconds(self.model, self.ram, self.kernels.threads, within)
+            starts[EDGEMOE] = lambda: command_seconds(self.model, self.options.ram, self.kernels.threads, within)
             peer = self.peer
             if peer is not None:
                 ids = _encode(self.model, PROMPT)
@@ -249,7 +243,7 @@ class Benchmark:
         if self.routing is None:
             return None
         used = most_experts_used(self._stored)
-        policy = self.engine_options.get("policy", DEFAULT_POLICY)
+        policy = self.options.policy
         return routing_report(self.routing, used, about["memory"], decodes, end["routing_runs"], policy)
 
     def _forecast(
@@ -288,11 +282,11 @@ class _FullCache:
         return self._loaded in (before, self._slots)
 
 
-def _check_limit(ram: str | None, limit_bytes: int | None) -> None:
+def _check_limit(ram: str | int | None, limit_bytes: int | None) -> None:
     """Raises UsageError where a budget in bytes does not fit the limit."""
-    if limit_bytes is None or ram is None or ram.strip().lower() in ("auto", "floor"):
+    if limit_bytes is None or ram is None or str(ram).strip().lower() in ("auto", "floor"):
         return
-    if parse_size(ram) > limit_bytes:
+    if parse_size(str(ram)) > limit_bytes:
         raise UsageError(
             f"--ram {ram} is more than --limit {format_size(limit_bytes)} lets any engine have.",
             "Give a budget that fits the limit, or leave it out.",

@@ -12,9 +12,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from edgemoe.bench.benchmark import COMMAND
 from edgemoe.bench.measure import Progress, Settings
 from edgemoe.bench.protocol import Worker
 from edgemoe.bench.spread import Spread
+from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import UsageError
 from edgemoe.kernels.select import KernelChoice
 from edgemoe.model.description import store_spec
@@ -122,10 +123,9 @@ class ContentionMeasurement:
         folder: Path,
         settings: Settings,
         kernels: KernelChoice,
-        ram: str | None,
+        options: EngineOptions,
         busy_counts: Sequence[int],
         progress: Progress = lambda doing, done, total: None,
-        engine_options: Mapping[str, Any] | None = None,
     ) -> None:
         if not busy_counts or any(not 1 <= count <= BUSY_MAX for count in busy_counts):
             found = ", ".join(map(str, busy_counts)) or "none"
@@ -133,13 +133,7 @@ class ContentionMeasurement:
         self._folder = folder
         self._settings = settings
         self._kernels = kernels
-        self._options = {
-            "model": str(folder),
-            "ram": ram,
-            "context": settings.room_tokens,
-            "threads": kernels.threads,
-            **(engine_options or {}),
-        }
+        self._options = replace(options, threads=kernels.threads, context_length=settings.room_tokens)
         self._busy_counts = tuple(busy_counts)
         self._progress = progress
         self._vocabulary = store_spec(Store.open(folder)).vocabulary
@@ -155,8 +149,8 @@ class ContentionMeasurement:
             busy = stack.enter_context(BusyProcesses(max(self._busy_counts)))
             single = stack.enter_context(Worker("one thread", COMMAND))
             full = stack.enter_context(Worker("all threads", COMMAND))
-            for worker, options in ((single, {**self._options, "threads": 1}), (full, self._options)):
-                worker.ask("open", **options)
+            for worker, options in ((single, replace(self._options, threads=1)), (full, self._options)):
+                worker.ask("open", model=str(self._folder), options=options.to_json())
                 self._decode(worker, 0)  # warms up
             for number in range(repeats):
                 self._progress(f"round {number + 1} of {repeats}", number, repeats)

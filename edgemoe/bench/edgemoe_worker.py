@@ -14,8 +14,8 @@ import numpy as np
 from edgemoe.bench.protocol import serve
 from edgemoe.bench.run import Run
 from edgemoe.engine.engine import Engine
-from edgemoe.engine.lossy import LossySettings
 from edgemoe.engine.opening import open_engine
+from edgemoe.engine.options import EngineOptions
 from edgemoe.lab.forced_routing import ForcedRouting
 from edgemoe.lab.recorder import RoutingRecorder, recording
 from edgemoe.lab.trace import read_trace
@@ -37,23 +37,18 @@ class EdgemoeWorker:
     def open(
         self,
         model: str,
-        ram: str | None,
-        threads: int | None,
-        context: int | None,
+        options: Mapping[str, Any],
         routing: str | None = None,
         recall: float | None = None,
         trace: str | None = None,
-        lossy: Mapping[str, Any] | None = None,
-        **options: Any,
     ) -> dict[str, Any]:
         """Open a store; the answer says which kernels and how much memory it got, and what a token reads.
 
-        `routing` is a trace to take the routing from, with guesses of that recall; `trace` is one to be written.
-        `options` are those of `open_engine` that are given by name only.
+        `options` are those of `EngineOptions` as JSON. `routing` is a trace to take the routing from, with guesses of
+        that recall; `trace` is one to be written.
         """
         self.forced = ForcedRouting(read_trace(routing), routing, recall) if routing is not None else None
-        settings = LossySettings.from_json(lossy or {})
-        self.engine = open_engine(model, ram, threads, context, routing=self.forced, lossy=settings, **options)
+        self.engine = open_engine(model, EngineOptions.from_json(options), routing=self.forced)
         if trace is not None:
             name = model_name(Path(model))
             self.recorder = self._recording.enter_context(recording(self.engine, trace, model=name))

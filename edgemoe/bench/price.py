@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +28,7 @@ from edgemoe.bench.measure import SETTLE_SECONDS, Progress
 from edgemoe.bench.protocol import Worker
 from edgemoe.bench.spread import Spread
 from edgemoe.engine.lossy import EXACT, LossySettings
+from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import UsageError
 from edgemoe.kernels.select import KernelChoice
 from edgemoe.model.description import store_spec
@@ -77,7 +78,7 @@ class PriceReport:
     machine: Mapping[str, Any]
     model: Mapping[str, Any]
     lossy_settings: Mapping[str, Any]
-    ram: str | None
+    ram: str | int | None
     text: str | None
     """What was read; None: random ids."""
     positions: int
@@ -110,17 +111,16 @@ class PriceMeasurement:
     def __init__(
         self,
         model: Path,
-        settings: LossySettings,
         kernels: KernelChoice,
-        ram: str | None = None,
+        options: EngineOptions,
         tokens: int = DEFAULT_TOKENS,
         progress: Progress = lambda doing, done, total: None,
-        engine_options: Mapping[str, Any] | None = None,
     ) -> None:
-        """`engine_options` go to both sides' `open_engine` as they are.
+        """`options` are those of the lossy side; the lossless side has the same but for the lossy ones.
 
         Raises UsageError where no setting is on, or `tokens` is out of range; StoreError as `Store.open`.
         """
+        settings = options.lossy
         if not settings.on:
             raise UsageError(
                 "--price: there is no lossy setting whose price to measure.",
@@ -131,9 +131,8 @@ class PriceMeasurement:
         self.model = model
         self.settings = settings
         self.kernels = kernels
-        self.ram = ram
+        self.options = replace(options, threads=kernels.threads)
         self.tokens = tokens
-        self.engine_options = dict(engine_options or {})
         self.store = Store.open(model)
         self.spec = store_spec(self.store)
         settings.applied_to(self.spec)
@@ -163,14 +162,7 @@ class PriceMeasurement:
         return self._report(name if text is not None else None, about, turns[1:], answers, divergence)
 
     def _options(self, settings: LossySettings) -> dict[str, Any]:
-        return {
-            "model": str(self.model),
-            "ram": self.ram,
-            "threads": self.kernels.threads,
-            "context": None,
-            "lossy": settings.to_json(),
-            **self.engine_options,
-        }
+        return {"model": str(self.model), "options": replace(self.options, lossy=settings).to_json()}
 
     def _ids(self, text: str | None) -> list[int]:
         """The ids of the text, or random ones for a model without text."""
@@ -235,7 +227,7 @@ class PriceMeasurement:
             machine=describe_machine(),
             model={"path": str(self.model), "family": self.spec.family},
             lossy_settings=about[1]["lossy"],
-            ram=self.ram,
+            ram=self.options.ram,
             text=text,
             positions=divergence.positions,
             divergence_nats=divergence.mean_nats,

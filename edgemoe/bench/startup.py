@@ -19,7 +19,7 @@ PROMPT = "The sea is"
 Within = Callable[[Sequence[str]], Sequence[str]]
 
 
-def command_seconds(model: Path, ram: str | None, threads: int, within: Within = list) -> float:
+def command_seconds(model: Path, ram: str | int | None, threads: int, within: Within = list) -> float:
     """`edgemoe run` until the first piece of its answer, from the start of the interpreter on.
 
     `within` makes of a command the one that runs it where it is to run.
@@ -27,7 +27,7 @@ def command_seconds(model: Path, ram: str | None, threads: int, within: Within =
     command = [sys.executable, "-m", "edgemoe", "run", str(model), "--raw", "-p", PROMPT]
     command += ["--max-tokens", "1", "--temperature", "0", "--threads", str(threads)]
     if ram is not None:
-        command += ["--ram", ram]
+        command += ["--ram", str(ram)]
     with tempfile.TemporaryFile() as stderr:
         began_s = time.perf_counter()
         with subprocess.Popen(

@@ -109,9 +109,10 @@ def bench(
     With --price instead the lossless and the lossy model read the same text, and are compared.
     """
     from edgemoe.engine.lossy import LossySettings
+    from edgemoe.engine.options import EngineOptions
 
     lossy = LossySettings(cache_aware_routing, drop_cold, experts_used)
-    options = {"policy": policy, "prediction": prediction}
+    options = EngineOptions(ram, threads, policy=policy, prediction=prediction, lossy=lossy)
     if price:
         if any(given is not None for given in (against, plot, routing, trace, limit)):
             raise UsageError(
@@ -120,7 +121,7 @@ def bench(
         from edgemoe.cli.price import measure_price
 
         write = shared.file_writer(json_file, write_json)
-        write(measure_price(model, lossy, threads, ram, text, tokens, options))
+        write(measure_price(model, options, text, tokens))
         return
     if beside is not None:
         if any(given is not None for given in (against, plot, routing, trace, limit)) or lossy.on:
@@ -134,7 +135,7 @@ def bench(
         counts = parse_busy_counts(beside)
         write = shared.file_writer(json_file, write_json)
         settings = Settings(prompt, decode, prefill, repeats, room_tokens=context)
-        write(measure_contention(model, counts, settings, threads, ram, options))
+        write(measure_contention(model, counts, settings, options))
         return
     if text is not None or tokens is not None:
         raise UsageError("--text and --tokens are for --price.", "Give that too, with a lossy option.")
@@ -177,15 +178,13 @@ def bench(
             folder,
             settings,
             kernels,
-            ram,
+            options,
             peer,
             lambda doing, done, total: bar.update(doing, done, total, ""),
             limit_bytes,
-            options,
             routing,
             None if recall is None else recall / 100,
             trace.path if trace is not None else None,
-            lossy,
         )
         report = benchmark.run()
     tell_lossy(folder, lossy, LossySettings.from_json(report.edgemoe.about["lossy"]), model, ram)

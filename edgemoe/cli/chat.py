@@ -67,9 +67,11 @@ def chat(
     from edgemoe.cli.repl import Repl
     from edgemoe.cli.terminal.screen import Plain, open_screen
     from edgemoe.engine.lossy import LossySettings
+    from edgemoe.engine.options import EngineOptions
     from edgemoe.session.model import load as load_model
 
     asked = LossySettings(cache_aware_routing, drop_cold, experts_used)
+    options = EngineOptions(ram, threads, context, kv, policy, prediction, not no_warm_start, lossy=asked)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     screen = open_screen() if interactive else Plain()
     read = read_line
@@ -80,7 +82,7 @@ def chat(
         read = prompt_reader({name: command.help for name, command in COMMANDS.items()})
     # loaded last, so that the memory plan counts what was imported above
     with screen.waiting("loading the model"), collection_paused():
-        opened = load_model(model, ram, threads, context, kv, policy, prediction, not no_warm_start, **asked.to_json())
+        opened = load_model(model, options)
     with opened, compiling_told(opened), traced(opened.engine, trace):
         sampling = shared.sampling_options(
             opened, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgemoe.errors import UsageError
 
 if TYPE_CHECKING:
     from edgemoe.bench.contention import ContentionReport
     from edgemoe.bench.measure import Settings
+    from edgemoe.engine.options import EngineOptions
 
 
 def parse_busy_counts(text: str) -> list[int]:
@@ -24,9 +24,7 @@ def measure_contention(
     model: str | None,
     busy_counts: list[int],
     settings: Settings,
-    threads: int | None,
-    ram: str | None,
-    engine_options: Mapping[str, Any],
+    options: EngineOptions,
 ) -> ContentionReport:
     """Measure and show. Raises what `ContentionMeasurement` raises."""
     from edgemoe.bench.contention import ContentionMeasurement
@@ -39,11 +37,10 @@ def measure_contention(
         report = ContentionMeasurement(
             find_model(model),
             settings,
-            describe_backend(threads),
-            ram,
+            describe_backend(options.threads),
+            options,
             busy_counts,
             lambda doing, done, total: bar.update(doing, done, total, ""),
-            engine_options,
         ).run()
     open_screen().table(contention_rows(report), contention_title(report))
     return report

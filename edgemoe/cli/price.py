@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgemoe.cli.options import utf8
 from edgemoe.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
     from edgemoe.bench.price import PriceReport, SideReport
-    from edgemoe.engine.lossy import LossySettings
+    from edgemoe.engine.options import EngineOptions
 
 TEXT_LIMIT_BYTES = 16 << 20
 DEFAULT_TEXTS = ("README.md", "answers.md")
@@ -22,12 +21,9 @@ DEFAULT_TEXTS = ("README.md", "answers.md")
 
 def measure_price(
     model: str | None,
-    settings: LossySettings,
-    threads: int | None,
-    ram: str | None,
+    options: EngineOptions,
     text_file: Path | None,
     tokens: int | None,
-    engine_options: Mapping[str, Any],
 ) -> PriceReport:
     """Measure, show and keep the price. Raises what `PriceMeasurement` raises, and UsageError for a text of no use."""
     from edgemoe.bench.price import DEFAULT_TOKENS, PriceMeasurement
@@ -43,18 +39,16 @@ def measure_price(
     with ProgressBar("measuring", still=True) as bar:
         measurement = PriceMeasurement(
             folder,
-            settings,
-            describe_backend(threads),
-            ram,
+            describe_backend(options.threads),
+            options,
             DEFAULT_TOKENS if tokens is None else tokens,
             lambda doing, done, total: bar.update(doing, done, total, ""),
-            engine_options,
         )
         report = measurement.run(text, name)
     screen = open_screen()
     for title, rows in price_tables(report):
         screen.table(rows, title)
-    if not keep_price(folder, LossySettings.from_json(report.lossy_settings), ram, report.price):
+    if not keep_price(folder, LossySettings.from_json(report.lossy_settings), options.ram, report.price):
         path = prices_path()
         why = "EDGEMOE_CACHE_DIR is empty" if path is None else f"{path} cannot be written"
         print(f"the price could not be kept: {why}", file=sys.stderr)

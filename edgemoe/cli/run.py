@@ -77,10 +77,12 @@ def run(
         from edgemoe.cli.lossy import lossy_json, tell_lossy
         from edgemoe.cli.remarks import cut_remark, model_remarks, tell
         from edgemoe.engine.lossy import LossySettings
+        from edgemoe.engine.options import EngineOptions
         from edgemoe.session.model import finished, load
 
         asked = LossySettings(cache_aware_routing, drop_cold, experts_used)
-        opening = load(model, ram, threads, context, kv, policy, prediction, not no_warm_start, **asked.to_json())
+        options = EngineOptions(ram, threads, context, kv, policy, prediction, not no_warm_start, lossy=asked)
+        opening = load(model, options)
     with opening as opened, compiling_told(opened), traced(opened.engine, trace):
         tell_lossy(opened.folder, asked, opened.engine.lossy, model, ram)
         sampling = shared.sampling_options(

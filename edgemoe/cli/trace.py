@@ -98,10 +98,11 @@ def trace(
             context=context, kv=kv, trace=target,
         )  # fmt: skip
     else:
+        from edgemoe.engine.options import EngineOptions
         from edgemoe.session.model import load
 
         prompt_ids = _read_ids(ids) if ids is not None else None
-        with load(model, ram, threads, context, kv) as opened, compiling_told(opened):
+        with load(model, EngineOptions(ram, threads, context, kv, warm_start=True)) as opened, compiling_told(opened):
             stopped = Stop()
             with traced(opened.engine, target), on_interrupt(stopped):
                 if prompt_ids is not None:

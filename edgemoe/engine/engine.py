@@ -22,9 +22,9 @@ import numpy.typing as npt
 
 from edgemoe.engine.decoder import Decoder, LayerRouting
 from edgemoe.engine.ledger import Programs, TimeLedger
-from edgemoe.engine.lossy import EXACT, LossySettings
 from edgemoe.engine.lossy_routing import LossyRouting
 from edgemoe.engine.memory import HEAD_ROWS, MemoryPlan
+from edgemoe.engine.options import EngineOptions
 from edgemoe.engine.phase import Turn
 from edgemoe.engine.stepper import ResidentStepper, Stepper, StreamingStepper
 from edgemoe.engine.traffic import TokenTraffic, token_traffic
@@ -34,7 +34,7 @@ from edgemoe.experts.cache import READ_TIMEOUT_SECONDS, CacheStatistics, ExpertC
 from edgemoe.experts.embedding_rows import EmbeddingRows
 from edgemoe.experts.hot_list import HotList
 from edgemoe.experts.loading import ExpertLoading
-from edgemoe.experts.policy import DEFAULT_POLICY, make_policy
+from edgemoe.experts.policy import make_policy
 from edgemoe.experts.prediction import PredictionSwitch
 from edgemoe.io.direct import allocate_pages
 from edgemoe.io.reads import ExpertFiles, RecordReader, open_reader
@@ -99,20 +99,17 @@ class Engine:
         spec: ModelSpec,
         memory: MemoryPlan,
         backend: Backend,
-        prediction: str = "auto",
-        direct_reads: bool = True,
-        policy: str = DEFAULT_POLICY,
-        warm_start: bool = False,
+        options: EngineOptions,
         routing: RoutingSource | None = None,
         resident: ResidentReading | None = None,
-        lossy: LossySettings = EXACT,
     ) -> None:
-        """`spec` is what runs: the store's, with `routing` and `lossy` applied to it.
+        """`spec` is what runs: the store's, with `routing` and lossy options applied to it.
 
-        `resident`: the weights that every token needs, where their reading has begun before.
+        `memory` is the plan, and `backend` has the threads, that follow from the options. `resident`: the weights that
+        every token needs, where their reading has begun before.
         """
         self.store = store
-        self.lossy = lossy.effective(memory.all_resident)
+        self.lossy = options.lossy.effective(memory.all_resident)
         self.spec = spec
         self.memory = memory
         self.backend = backend
@@ -134,7 +131,7 @@ class Engine:
         self._loading: list[ResidentReading | ExpertLoading] = [] if resident is None else [resident]
         self._files: ExpertFiles | None = None
         try:
-            files = ExpertFiles((store.path / file.name for file in store.manifest.expert_files), direct_reads)
+            files = ExpertFiles((store.path / file.name for file in store.manifest.expert_files), options.direct_reads)
             self._files = files
             self.direct_reads = files.direct
             """Whether experts are read past the page cache."""
@@ -147,13 +144,13 @@ class Engine:
             cache = arrivals = None
             if not memory.all_resident:
                 self._reader = open_reader(arena, READER_THREADS)
-                cache = self._make_cache(arena, files, self._reader, policy)
+                cache = self._make_cache(arena, files, self._reader, options.policy)
                 if backend.can_await(self._reader):
                     arrivals = Arrivals(self._reader, cache.tickets, READ_TIMEOUT_SECONDS)
                     cache.kernels_await = True
             statistics = CacheStatistics() if cache is None else cache.statistics
             if not memory.embedding_resident:
-                self._embedding_rows = EmbeddingRows(store, direct_reads, statistics)
+                self._embedding_rows = EmbeddingRows(store, options.direct_reads, statistics)
             decoder = Decoder(
                 spec,
                 resident.tensors,
@@ -173,7 +170,9 @@ class Engine:
             if cache is None:
                 self._stepper = ResidentStepper(decoder, self._programs, statistics)
             else:
-                switch = PredictionSwitch(prediction if routing is None or routing.recall is not None else "off")
+                switch = PredictionSwitch(
+                    options.prediction if routing is None or routing.recall is not None else "off"
+                )
                 lossy_routing = LossyRouting(self.lossy, decoder, cache) if self.lossy.depends_on_cache else None
                 self._stepper = StreamingStepper(decoder, self._programs, cache, switch, lossy_routing)
             self._head = self._programs.make(decoder.head)
@@ -189,7 +188,7 @@ class Engine:
             routed = [(layer, routing) for layer, routing in enumerate(self.routing) if routing is not None]
             self._choices = [routing.experts[0] for _, routing in routed]
             self._choice_layers = np.repeat([layer for layer, _ in routed], [len(chosen) for chosen in self._choices])
-            if warm_start and cache is not None:
+            if options.warm_start and cache is not None:
                 self._warm(cache)
         except BaseException:
             self.close()

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgemoe.engine.engine import Engine
-from edgemoe.engine.lossy import EXACT, LossySettings
 from edgemoe.engine.memory import (
     KvFormat,
     ModelSizes,
@@ -18,10 +17,9 @@ from edgemoe.engine.memory import (
     interpreter_bytes,
     plan_memory,
 )
+from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import UsageError
 from edgemoe.experts.embedding_rows import saved_bytes
-from edgemoe.experts.policy import DEFAULT_POLICY, make_policy
-from edgemoe.experts.prediction import PredictionSwitch
 from edgemoe.kernels.select import select_backend
 from edgemoe.model.description import store_spec
 from edgemoe.model.spec import ModelSpec, MoeSpec
@@ -32,48 +30,37 @@ if TYPE_CHECKING:
     from edgemoe.engine.hooks import RoutingSource
 
 
+DEFAULTS = EngineOptions()
+
+
 def open_engine(
     path: str | os.PathLike[str],
-    ram: str | int | None = None,
-    threads: int | None = None,
-    context_length: int | None = None,
-    kv: str | None = None,
+    options: EngineOptions = DEFAULTS,
     *,
-    prediction: str = "auto",
-    direct_reads: bool = True,
-    policy: str = DEFAULT_POLICY,
-    warm_start: bool = False,
-    lossy: LossySettings = EXACT,
     routing: RoutingSource | None = None,
     meanwhile: Callable[[], None] | None = None,
 ) -> Engine:
     """Open a store and make it ready to run within a memory budget.
 
-    `ram` is in bytes, or a size as text, `floor`, or `auto`; `kv` is `f16`, `q8`, or None for what the store was made
-    for. Where not all experts fit, `policy` says which one leaves for another (`experts/policy.py`), and `prediction`
-    whether experts are read ahead on a guess at the next layer's routing: `on`, `off`, or `auto`, by trial.
-    With `warm_start` the experts that were in RAM as the model was last closed are read in (`experts/hot_list.py`).
-    None of these changes an answer; `lossy` does. With `routing` experts and their weights are taken from there, as
-    many for each token as it has, and guesses if it has any. `meanwhile` is called while weights are read, where the
-    budget has ample room; the plan counts the memory that it takes. Raises StoreError, BudgetError, UsageError, and
-    what `meanwhile` raises.
+    With `routing` experts and their weights are taken from there, as many for each token as it has, and guesses if it
+    has any. `meanwhile` is called while weights are read, where the budget has ample room; the plan counts the memory
+    that it takes. Raises StoreError, BudgetError, UsageError, and what `meanwhile` raises.
     """
-    make_policy(policy, 1, 1), PredictionSwitch(prediction)  # refused here where they are none, whether used or not
-    if routing is not None and lossy.on:
+    if routing is not None and options.lossy.on:
         raise UsageError("Forced routing leaves lossy settings nothing to decide.", "Leave one of them out.")
     store = Store.open(Path(path))
-    spec = lossy.applied_to(store_spec(store) if routing is None else routing.apply_to(store_spec(store)))
-    sizes = model_sizes(store, spec, kv)
-    backend = select_backend(threads)  # before the plan, which measures what the backend's libraries hold
+    spec = options.lossy.applied_to(store_spec(store) if routing is None else routing.apply_to(store_spec(store)))
+    sizes = model_sizes(store, spec, options.kv)
+    backend = select_backend(options.threads)  # before the plan, which measures what the backend's libraries hold
     resident = embedding_resident = None
     try:
         # Asked before anything large is read; what the interpreter will still take makes the floor only higher.
-        check_floor(spec, sizes, backend, context_length)
+        check_floor(spec, sizes, backend, options.context_length)
         if meanwhile is not None:
-            if has_ample_room(ram, sizes, backend):
+            if has_ample_room(options.ram, sizes, backend):
                 embedding_resident = (
                     not sizes.embedding_bytes
-                    or plan_memory(spec, sizes, backend, ram, context_length).embedding_resident
+                    or plan_memory(spec, sizes, backend, options.ram, options.context_length).embedding_resident
                 )
                 resident = store.begin_resident(embedding_resident)
             check_side_files(store)
@@ -81,15 +68,15 @@ def open_engine(
             if resident is not None:
                 resident.wait()  # all its pages are there, so that the plan knows them from the interpreter's
         interpreter = interpreter_bytes(backend) - (0 if resident is None else resident.bytes)
-        check_floor(spec, sizes, backend, context_length, interpreter)
-        memory = plan_memory(spec, sizes, backend, ram, context_length, interpreter, embedding_resident)
+        check_floor(spec, sizes, backend, options.context_length, interpreter)
+        memory = plan_memory(spec, sizes, backend, options.ram, options.context_length, interpreter, embedding_resident)
         check_machine(memory)
     except BaseException:
         if resident is not None:
             resident.close()
         backend.close()
         raise
-    return Engine(store, spec, memory, backend, prediction, direct_reads, policy, warm_start, routing, resident, lossy)
+    return Engine(store, spec, memory, backend, options, routing, resident)
 
 
 def model_sizes(store: Store, spec: ModelSpec, kv: str | None = None) -> ModelSizes:

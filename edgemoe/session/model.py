@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from edgemoe.engine.engine import Engine
     from edgemoe.engine.ledger import TimeLedger
+    from edgemoe.engine.options import EngineOptions
     from edgemoe.model.spec import ModelSpec
 
 
@@ -252,39 +253,16 @@ def finished(generation: Generation) -> GenerationResult:
     )
 
 
-def load(
-    path: str | os.PathLike[str] | None = None,
-    ram: str | int | None = None,
-    threads: int | None = None,
-    context_length: int | None = None,
-    kv: str | None = None,
-    policy: str = "lru",
-    prediction: str = "auto",
-    warm_start: bool = True,
-    cache_aware_routing: float = 0.0,
-    drop_cold: float = 0.0,
-    experts_used: int | None = None,
-) -> Model:
-    """Open a store, or the bundled model where no path is given.
+def load(path: str | os.PathLike[str] | None = None, options: EngineOptions | None = None) -> Model:
+    """Open a store, or the bundled model where no path is given; without options as `edgemoe.load` does.
 
-    ram: the memory budget, in bytes or as text (`512MiB`, `6GiB`, `floor`, `auto`); None is `auto`.
-    threads: of the kernels; None chooses. context_length: in tokens; None leaves it to the model and budget.
-    kv: how keys and values are kept: `f16`, or `q8` in half the memory, which changes answers a little
-    (docs/performance.md says by how much); None is `f16`, and float32 for a store with float32 weights.
-    policy, prediction: where not all experts fit, which one leaves for another (`lru`, `lfu` and others, see
-    `edgemoe replay`), and whether experts are read ahead on a guess (`auto`, `on`, `off`). No answer depends on them.
-    warm_start: whether the experts that were in RAM as the model was last closed are read in, in the background; they
-    are noted in the user's cache, or in EDGEMOE_CACHE_DIR. No answer depends on that either.
-    cache_aware_routing, drop_cold, experts_used: lossy, off by default; `edgemoe.engine.lossy` says what they do.
     Raises StoreError, BudgetError or UsageError.
     """
-    from edgemoe.engine.lossy import LossySettings
     from edgemoe.engine.opening import open_engine
+    from edgemoe.engine.options import EngineOptions
     from edgemoe.session.default_model import find_model
 
-    if threads is not None and (type(threads) is not int or threads < 1):
-        raise UsageError(f"threads: expected 1 or more, found {threads}.", "Leave it out to use every physical core.")
-    lossy = LossySettings(cache_aware_routing, drop_cold, experts_used)
+    options = options or EngineOptions(warm_start=True)
     folder = find_model(path)
     library_tokenizer: tokenizers.Tokenizer | None = None
 
@@ -294,18 +272,7 @@ def load(
             library_tokenizer = load_library_tokenizer(folder)
 
     # Parsing it takes as long as reading weights does. The memory plan, which measures the interpreter, comes after it.
-    engine = open_engine(
-        folder,
-        ram,
-        threads,
-        context_length,
-        kv,
-        prediction=prediction,
-        policy=policy,
-        warm_start=warm_start,
-        meanwhile=load_tokenizer,
-        lossy=lossy,
-    )
+    engine = open_engine(folder, options, meanwhile=load_tokenizer)
     try:
         return Model(engine, Tokenizer.around(library_tokenizer, folder, engine.spec.vocabulary), folder)
     except BaseException:

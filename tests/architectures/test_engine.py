@@ -10,6 +10,7 @@ import pytest
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine.engine import Engine
 from edgemoe.engine.opening import open_engine
+from edgemoe.engine.options import EngineOptions
 from edgemoe.model.spec import MoeSpec
 from tests.architectures.harness import relative_error
 from tests.golden.cases import CASES, PROMPT_TOKENS
@@ -46,7 +47,7 @@ def run(engine: Engine, pieces: list[np.ndarray]) -> np.ndarray:
 def test_the_engine_agrees_with_the_golden_logits(name, kernels, store, monkeypatch):
     monkeypatch.setenv("EDGEMOE_KERNELS", kernels)
     data = golden(name)
-    with open_engine(store(name), threads=1, context_length=PROMPT_TOKENS) as engine:
+    with open_engine(store(name), EngineOptions(threads=1, context_length=PROMPT_TOKENS)) as engine:
         assert engine.backend.name == kernels
         logits = run(engine, [data["ids"]])
     assert relative_error(logits[data["positions"]], data["logits"]) < TOLERANCE
@@ -55,7 +56,7 @@ def test_the_engine_agrees_with_the_golden_logits(name, kernels, store, monkeypa
 @pytest.mark.parametrize("name", CASES)
 def test_how_ids_are_grouped_in_calls_never_changes_a_bit(name, store):
     ids = golden(name)["ids"]
-    with open_engine(store(name), threads=1, context_length=PROMPT_TOKENS) as engine:
+    with open_engine(store(name), EngineOptions(threads=1, context_length=PROMPT_TOKENS)) as engine:
         whole = run(engine, [ids])
         np.testing.assert_array_equal(run(engine, np.split(ids, [1, 2, 9, 10, 130, 137, 259])), whole)
         for tokens in (1, 17, 128, 299):
@@ -68,10 +69,10 @@ def test_how_ids_are_grouped_in_calls_never_changes_a_bit(name, store):
 def test_paging_and_threads_never_change_a_bit(name, store):
     ids = golden(name)["ids"][:60]
     pieces = [ids[:50], *np.split(ids[50:], 10)]
-    with open_engine(store(name), threads=1, context_length=PROMPT_TOKENS) as engine:
+    with open_engine(store(name), EngineOptions(threads=1, context_length=PROMPT_TOKENS)) as engine:
         assert engine.memory.all_resident
         resident = run(engine, pieces)
-    with open_engine(store(name), "floor", threads=3, context_length=PROMPT_TOKENS) as engine:
+    with open_engine(store(name), EngineOptions("floor", threads=3, context_length=PROMPT_TOKENS)) as engine:
         moes = [layer.ffn for layer in engine.spec.layers if isinstance(layer.ffn, MoeSpec)]
         fits = sum(moe.experts for moe in moes) <= engine.memory.slots
         assert engine.memory.all_resident == fits

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from edgemoe.architectures import FAMILIES
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine.opening import open_engine
+from edgemoe.engine.options import EngineOptions
 from tests.architectures.harness import Reference, load_checkpoint, relative_error
 from tests.golden.cases import LINEAR, LLAMA3, YARN, YARN_WITH_ALL, Case
 
@@ -111,6 +112,6 @@ def test_logits_agree_with_transformers(model_type, data):
         reference = Reference(*load_checkpoint(checkpoint)).logits(ids)
         assert relative_error(reference[clear], expected[clear]) < TOLERANCE, "the reference kernels"
         convert_checkpoint(str(checkpoint), store, experts="f32", dense="f32")
-        with open_engine(store, threads=1, context_length=len(ids)) as engine:
+        with open_engine(store, EngineOptions(threads=1, context_length=len(ids))) as engine:
             found = np.concatenate([engine.forward(part, all_logits=True) for part in np.split(ids, cuts)])
         assert relative_error(found[clear], expected[clear]) < TOLERANCE, "the engine"

@@ -14,6 +14,7 @@ from edgemoe.bench.measure import Settings
 from edgemoe.bench.peers import LLAMA_CPP, Peer, open_peer
 from edgemoe.bench.report import Report
 from edgemoe.bench.startup import command_seconds
+from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import BudgetError, EdgemoeError, SourceError, UsageError
 from edgemoe.kernels.select import describe_backend
 from edgemoe.process import ControlGroup
@@ -41,7 +42,7 @@ def check_sums(report: Report) -> None:
 @pytest.mark.slow
 def test_a_report_beside_another_engine(store: Path, gguf: Path, fake_llama_cpp: Path) -> None:
     with open_peer(store, gguf, 2, SETTINGS.context_tokens, mmap=False) as peer:
-        report = Benchmark(store, SETTINGS, describe_backend(2), None, peer).run()
+        report = Benchmark(store, SETTINGS, describe_backend(2), EngineOptions(), peer).run()
     assert report.peer is not None
     assert report.ratios is not None
     assert report.ratios.startup is not None
@@ -82,7 +83,7 @@ def test_a_report_beside_another_engine(store: Path, gguf: Path, fake_llama_cpp:
 
 
 def test_a_model_without_text_has_no_start_up(store_without_text: Path) -> None:
-    report = Benchmark(store_without_text, SETTINGS, describe_backend(1), "floor").run()
+    report = Benchmark(store_without_text, SETTINGS, describe_backend(1), EngineOptions("floor")).run()
     assert report.edgemoe.startup_s is None
     assert report.peer is report.ratios is None
     check_sums(report)
@@ -90,7 +91,9 @@ def test_a_model_without_text_has_no_start_up(store_without_text: Path) -> None:
 
 def test_a_model_that_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgemoe.bench.benchmark.has_tokenizer", lambda folder: False)  # no start-up, to be quick
-    report = Benchmark(find_model(None), Settings(4, 12, 8, 1, room_tokens=20), describe_backend(), "floor").run()
+    report = Benchmark(
+        find_model(None), Settings(4, 12, 8, 1, room_tokens=20), describe_backend(), EngineOptions("floor")
+    ).run()
     memory = report.edgemoe.about["memory"]
     assert memory["slots"] < memory["total_experts"]
     assert memory["context_tokens"] == 20
@@ -152,7 +155,7 @@ def test_engines_run_in_groups_of_their_own(
     monkeypatch.setattr("edgemoe.bench.control_group.control_groups", lambda controller: [ControlGroup(tmp_path, 2)])
     settings = Settings(3, 4, 20, 1, peer_decode_tokens=2)
     with open_peer(store, gguf, 1, settings.context_tokens, mmap=True) as peer:
-        report = Benchmark(store, settings, describe_backend(1), "1GiB", peer, limit_bytes=2 << 30).run()
+        report = Benchmark(store, settings, describe_backend(1), EngineOptions("1GiB"), peer, limit_bytes=2 << 30).run()
     folders, entered = made[:2], made[2:]
     assert len(set(folders)) == 2
     assert len(set(entered)) == 2  # the last to enter, which was a start of each engine
@@ -180,7 +183,7 @@ def test_another_engine_starts_up_with_room_for_the_prompt(
     for tokens in (2, 30):
         settings = Settings(1, 1, tokens, 1)
         with open_peer(store, gguf, 1, settings.context_tokens, mmap=False) as peer:
-            Benchmark(store, settings, describe_backend(1), None, peer).run()
+            Benchmark(store, settings, describe_backend(1), EngineOptions(), peer).run()
     (least, prompt), (most, _) = asked[0], asked[-1]
     assert (least, most) == (prompt, 30)
     assert 2 < prompt < 30
@@ -188,26 +191,25 @@ def test_another_engine_starts_up_with_room_for_the_prompt(
 
 def test_a_budget_above_the_limit_is_refused(store: Path) -> None:
     with pytest.raises(UsageError, match=r"--ram 3GiB is more than --limit 2\.00 GiB"):
-        Benchmark(store, SETTINGS, describe_backend(1), "3GiB", limit_bytes=2 << 30)
+        Benchmark(store, SETTINGS, describe_backend(1), EngineOptions("3GiB"), limit_bytes=2 << 30)
     for ram in ("auto", "floor", "2GiB", None):
-        Benchmark(store, SETTINGS, describe_backend(1), ram, limit_bytes=2 << 30)
+        Benchmark(store, SETTINGS, describe_backend(1), EngineOptions(ram), limit_bytes=2 << 30)
 
 
 @pytest.mark.slow
 def test_options_of_the_engine_reach_it(store_without_text: Path) -> None:
     settings = Settings(2, 2, 2, 1)
-    options = {"prediction": "off", "policy": "lfu"}
-    report = Benchmark(store_without_text, settings, describe_backend(1), "floor", engine_options=options).run()
+    options = EngineOptions("floor", prediction="off", policy="lfu", direct_reads=False)
+    report = Benchmark(store_without_text, settings, describe_backend(1), options).run()
     assert report.edgemoe.about["memory"]["slots"] > 0
-    with pytest.raises(EdgemoeError, match="no_such_option"):
-        Benchmark(store_without_text, settings, describe_backend(1), engine_options={"no_such_option": 1}).run()
+    assert not report.edgemoe.about["memory"]["direct_reads"]
 
 
 def test_another_model_s_file_is_refused(store: Path, tmp_path: Path, fake_llama_cpp: Path) -> None:
     other = tmp_path / "other.gguf"
     other.write_text(json.dumps({"vocabulary": 101, "layers": 3, "model_width": 64}))
     with open_peer(store, other, 1, SETTINGS.context_tokens, mmap=False) as peer:
-        benchmark = Benchmark(store, Settings(2, 2, 2, 1), describe_backend(1), None, peer)
+        benchmark = Benchmark(store, Settings(2, 2, 2, 1), describe_backend(1), EngineOptions(), peer)
         with pytest.raises(SourceError, match="expected layers 2, found 3"):
             benchmark.run()
 
@@ -216,7 +218,7 @@ def test_what_cannot_be_measured_is_refused(store: Path) -> None:
     with pytest.raises(UsageError, match="300 tokens in one sequence were asked for; this model has 256"):
         Benchmark(store, Settings(100, 200, 5, 1), describe_backend(1))
     with pytest.raises(BudgetError, match="at least"):
-        Benchmark(store, Settings(2, 2, 2, 1), describe_backend(1), "1MiB").run()
+        Benchmark(store, Settings(2, 2, 2, 1), describe_backend(1), EngineOptions("1MiB")).run()
 
 
 def test_a_command_that_fails_is_told(store_without_text: Path) -> None:
@@ -227,4 +229,4 @@ def test_a_command_that_fails_is_told(store_without_text: Path) -> None:
 def test_an_engine_that_dies_is_told(store: Path, tmp_path: Path) -> None:
     peer = Peer(LLAMA_CPP, [sys.executable, "-c", "raise SystemExit('no luck')"], {})
     with pytest.raises(EdgemoeError, match=r"llama\.cpp: its process ended with code 1, saying: no luck"):
-        Benchmark(store, Settings(2, 2, 2, 1), describe_backend(1), None, peer).run()
+        Benchmark(store, Settings(2, 2, 2, 1), describe_backend(1), EngineOptions(), peer).run()

@@ -11,6 +11,7 @@ import pytest
 
 from edgemoe.bench import checkup as module
 from edgemoe.bench.checkup import checkup
+from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import MachineError
 from edgemoe.kernels.select import KernelChoice
 from edgemoe.paths import CACHE_VARIABLE
@@ -107,7 +108,7 @@ def test_a_user_without_a_home_has_a_machine_and_answers(
     assert found["folders"]["cache"]["path"] is found["folders"]["state"]["path"] is None
     (limit,) = found["limits"]
     assert "Set EDGEMOE_CACHE_DIR to a folder of yours" in limit
-    with load(store, ram="floor", threads=1) as model:  # which would look for a hot list
+    with load(store, EngineOptions(ram="floor", threads=1)) as model:  # which would look for a hot list
         assert len(model.generate([1, 2], max_tokens=2).token_ids) > 0
 
 

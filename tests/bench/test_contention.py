@@ -14,6 +14,7 @@ from edgemoe.bench.contention import BusyProcesses, ContentionMeasurement, Conte
 from edgemoe.bench.measure import Settings
 from edgemoe.cli.contention import contention_rows, parse_busy_counts
 from edgemoe.cli.main import run_command
+from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import UsageError
 from edgemoe.kernels.select import describe_backend
 
@@ -54,7 +55,7 @@ def test_processes_run_only_while_they_are_let() -> None:
 def report(store_without_text: Path, monkeypatch: pytest.MonkeyPatch) -> ContentionReport:
     monkeypatch.setattr(contention, "TURN_SECONDS", 0.0)
     monkeypatch.setattr(contention, "SETTLE_SECONDS", 0.0)
-    return ContentionMeasurement(store_without_text, SETTINGS, describe_backend(1), None, [1]).run()
+    return ContentionMeasurement(store_without_text, SETTINGS, describe_backend(1), EngineOptions(), [1]).run()
 
 
 def test_a_measurement(report: ContentionReport) -> None:

@@ -14,6 +14,7 @@ from edgemoe.bench.forced import Accesses, accesses, routing_report
 from edgemoe.bench.measure import Settings
 from edgemoe.bench.run import Run
 from edgemoe.conversion.pipeline import convert_checkpoint
+from edgemoe.engine.options import EngineOptions
 from edgemoe.engine.phase import DECODE, PROMPT
 from edgemoe.errors import TraceError, UsageError
 from edgemoe.kernels.select import describe_backend
@@ -106,7 +107,7 @@ def test_a_report_of_forced_routing() -> None:
 def test_a_whole_benchmark_on_the_routing_of_a_trace(wide_store: Path, tmp_path: Path) -> None:
     write_trace(tmp_path / "r.csv", routing_trace())
     benchmark = Benchmark(
-        wide_store, Settings(4, 20, 9, 2), describe_backend(1), "floor",
+        wide_store, Settings(4, 20, 9, 2), describe_backend(1), EngineOptions("floor"),
         routing=tmp_path / "r.csv", trace=tmp_path / "done.csv",
     )  # fmt: skip
     report = benchmark.run()
@@ -132,7 +133,7 @@ def test_a_whole_benchmark_on_the_routing_of_a_trace(wide_store: Path, tmp_path:
 def test_a_benchmark_that_reads_ahead_on_made_up_guesses(wide_store: Path, tmp_path: Path) -> None:
     write_trace(tmp_path / "r", routing_trace())
     benchmark = Benchmark(
-        wide_store, Settings(4, 40, 4, 1), describe_backend(1), "floor", engine_options={"prediction": "on"},
+        wide_store, Settings(4, 40, 4, 1), describe_backend(1), EngineOptions("floor", prediction="on"),
         routing=tmp_path / "r", recall=0.8,
     )  # fmt: skip
     report = benchmark.run()

@@ -25,6 +25,7 @@ from edgemoe.bench.speed import MachineRates
 from edgemoe.conversion.forecast import forecast_store
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine.opening import open_engine
+from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import BudgetError, SourceError, UsageError
 from edgemoe.kernels.select import select_backend
 from edgemoe.model.description import store_spec
@@ -63,9 +64,11 @@ def test_floor_and_slots_are_those_of_the_engine(
     wide: Store, checkpoint: Path, above_floor_bytes: int, kv: str | None
 ) -> None:
     """But for the interpreter, which is taken from the engine here: it is measured anew in each process."""
-    least = open_engine(wide.path, "floor", 1, kv=kv)
+    least = open_engine(wide.path, EngineOptions("floor", 1, kv=kv))
     least.close()
-    with open_engine(wide.path, least.memory.floor_bytes + (12 << 20) + above_floor_bytes, 1, kv=kv) as engine:
+    with open_engine(
+        wide.path, EngineOptions(least.memory.floor_bytes + (12 << 20) + above_floor_bytes, 1, kv=kv)
+    ) as engine:
         found = engine.memory
         for store in (wide, forecast_store(str(checkpoint), experts="q8").store):
             options: dict[str, Any] = {"kv": kv, "interpreter": found.interpreter_bytes}

@@ -13,6 +13,7 @@ from edgemoe.bench.price import PriceMeasurement, Turn, cut_into_turns
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine.lossy import LossySettings
 from edgemoe.engine.opening import open_engine
+from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import UsageError
 from edgemoe.kernels.select import describe_backend
 from edgemoe.session.default_model import find_model
@@ -33,11 +34,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_price_is_what_the_engines_say(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(price_module, "SEQUENCE_TOKENS", 90)
-    measurement = PriceMeasurement(store, ONE_EXPERT, describe_backend(1), tokens=68)
+    measurement = PriceMeasurement(store, describe_backend(1), EngineOptions(lossy=ONE_EXPERT), tokens=68)
     report = measurement.run(None, None)
     ids = measurement._ids(None)
     divergences, changed = [], []
-    with open_engine(store, threads=1) as exact, open_engine(store, threads=1, lossy=ONE_EXPERT) as lossy:
+    with (
+        open_engine(store, EngineOptions(threads=1)) as exact,
+        open_engine(store, EngineOptions(threads=1, lossy=ONE_EXPERT)) as lossy,
+    ):
         # two sequences, each after a prompt of 32, the first without the 40 that warm up
         for start, end, counted in ((0, 90, 72), (90, 172, 32)):
             logits = []
@@ -62,7 +66,9 @@ def test_a_text_has_losses_and_a_budget_has_misses() -> None:
     model = find_model(None)
     lossy = LossySettings(cache_aware_routing=0.5, drop_cold=0.5)
     text = "The quick brown fox jumps over the lazy dog, and the sea is wide. " * 10
-    report = PriceMeasurement(model, lossy, describe_backend(2), "floor", tokens=24).run(text, "a fox")
+    report = PriceMeasurement(model, describe_backend(2), EngineOptions("floor", lossy=lossy), tokens=24).run(
+        text, "a fox"
+    )
     assert report.text == "a fox"
     assert report.positions == 24
     assert report.losses_nats is not None
@@ -76,7 +82,7 @@ def test_a_text_has_losses_and_a_budget_has_misses() -> None:
 
 
 def test_settings_that_change_nothing_have_no_price(store: Path) -> None:
-    measurement = PriceMeasurement(store, LossySettings(drop_cold=0.5), describe_backend(1))
+    measurement = PriceMeasurement(store, describe_backend(1), EngineOptions(lossy=LossySettings(drop_cold=0.5)))
     with pytest.raises(UsageError, match=r"all experts are in memory .* Give a smaller --ram"):
         measurement.run(None, None)
 
@@ -84,12 +90,12 @@ def test_settings_that_change_nothing_have_no_price(store: Path) -> None:
 def test_what_cannot_be_is_refused(store: Path) -> None:
     kernels = describe_backend(1)
     with pytest.raises(UsageError, match="no lossy setting"):
-        PriceMeasurement(store, LossySettings(), kernels)
+        PriceMeasurement(store, kernels, EngineOptions())
     with pytest.raises(UsageError, match="expected 1 to 3 experts"):
-        PriceMeasurement(store, LossySettings(experts_used=4), kernels)
+        PriceMeasurement(store, kernels, EngineOptions(lossy=LossySettings(experts_used=4)))
     for tokens in (0, -1, 10**9):
         with pytest.raises(UsageError, match="--tokens"):
-            PriceMeasurement(store, ONE_EXPERT, kernels, tokens=tokens)
+            PriceMeasurement(store, kernels, EngineOptions(lossy=ONE_EXPERT), tokens=tokens)
 
 
 def test_a_text_is_cut_into_sequences_of_turns() -> None:

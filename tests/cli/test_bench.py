@@ -96,10 +96,10 @@ def test_options_reach_the_measurement(measured: list[Benchmark], tmp_path: Path
     (benchmark,) = measured
     settings = benchmark.settings
     assert (settings.prompt_tokens, settings.decode_tokens, settings.prefill_tokens, settings.repeats) == (3, 5, 7, 9)
-    assert (benchmark.kernels.threads, benchmark.ram) == (3, "floor")
+    assert (benchmark.kernels.threads, benchmark.options.ram) == (3, "floor")
     assert settings.peer_decode_tokens == 2
     assert benchmark.limit_bytes == 3 << 30
-    assert benchmark.engine_options == {"policy": "lfu", "prediction": "off"}
+    assert (benchmark.options.policy, benchmark.options.prediction) == ("lfu", "off")
     assert benchmark.peer is not None
     assert benchmark.peer.options == {"gguf": str(gguf), "threads": 3, "context": 8, "mmap": True}
     assert json.loads(file.read_text())["ratios"]["decode"]["median"] == 2
@@ -130,7 +130,7 @@ def test_a_picture_is_drawn(measured: list[Benchmark], tmp_path: Path) -> None:
     ("arguments", "code", "says"),
     [
         (["no-such-model"], 1, "there is no such folder or model"),
-        (["--threads", "0"], 2, "0 threads: expected 1 to 256"),
+        (["--threads", "0"], 2, "threads: expected 1 or more, found 0"),
         (["--threads", "257"], 2, "257 threads"),
         (["--repeats", "0"], 2, "--repeats"),
         (["--prompt", "0"], 2, "--prompt"),

@@ -11,6 +11,7 @@ import pytest
 
 from edgemoe.cli.main import run_command
 from edgemoe.conversion.pipeline import convert_checkpoint
+from edgemoe.engine.options import EngineOptions
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
 from tests.support.letters_tokenizer import write_letters_tokenizer
@@ -66,7 +67,7 @@ def test_a_conversation_goes_on_after_a_read_that_failed(store: Path, capsys: Ca
     from edgemoe.cli.terminal.screen import Plain
     from edgemoe.session.model import load
 
-    with load(store, "floor", warm_start=False) as model:
+    with load(store, EngineOptions("floor", warm_start=False)) as model:
         session = model.chat(max_tokens=6)
         repl = Repl(model, session, Plain(), interactive=True)
         flip(store)

@@ -114,8 +114,9 @@ def test_bench_price_shows_writes_and_keeps(
     taken: list[Any] = []
 
     def measurement(*arguments: Any) -> Any:
-        taken.extend(arguments[:5])
-        return SimpleNamespace(run=lambda text, name: taken.extend([text, name]) or made_up_price(arguments[1], name))
+        taken.extend(arguments[:4])
+        lossy = arguments[2].lossy
+        return SimpleNamespace(run=lambda text, name: taken.extend([text, name]) or made_up_price(lossy, name))
 
     monkeypatch.setattr("edgemoe.bench.price.PriceMeasurement", measurement)
     text, figures = tmp_path / "some.txt", tmp_path / "figures.json"
@@ -123,8 +124,8 @@ def test_bench_price_shows_writes_and_keeps(
     options = ["--ram", "1GiB", "--tokens", "50", "--threads", "3", "--text", str(text), "--json", str(figures)]
     assert run_command(["bench", str(folder), "--price", *ON, *options]) == 0
     settings = LossySettings(drop_cold=0.1)
-    model, lossy, kernels, ram, tokens, content, name = taken
-    assert (model, lossy, kernels.threads, ram, tokens) == (folder, settings, 3, "1GiB", 50)
+    model, kernels, engine, tokens, content, name = taken
+    assert (model, kernels.threads, engine.lossy, engine.ram, tokens) == (folder, 3, settings, "1GiB", 50)
     assert (content, name) == ("Once upon a time", "some.txt")
     shown = capsys.readouterr()
     assert shown.err == ""
@@ -188,15 +189,15 @@ def test_settings_reach_the_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: C
     def run(benchmark: Benchmark) -> Any:
         taken.append(benchmark)
         report = made_up_report(beside=False)
-        about = {**report.edgemoe.about, "lossy": benchmark.lossy.to_json()}
+        about = {**report.edgemoe.about, "lossy": benchmark.options.lossy.to_json()}
         return replace(report, edgemoe=replace(report.edgemoe, about=about))
 
     monkeypatch.setattr(Benchmark, "run", run)
     assert run_command(["bench", *ON, "--experts-used", "1"]) == 0
     (benchmark,) = taken
-    assert benchmark.lossy == LossySettings(drop_cold=0.1, experts_used=1)
-    assert benchmark.lossy.to_json() == benchmark._options()["lossy"]
+    assert benchmark.options.lossy == LossySettings(drop_cold=0.1, experts_used=1)
+    assert benchmark.options.lossy.to_json() == benchmark._options()["options"]["lossy"]
     assert capsys.readouterr().err.startswith("lossy: drop cold 0.1, experts used 1 · price not measured yet")
     assert run_command(["bench"]) == 0
-    assert taken[1].lossy == EXACT
+    assert taken[1].options.lossy == EXACT
     assert capsys.readouterr().err == ""

@@ -13,6 +13,7 @@ import pytest
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine.engine import Engine
 from edgemoe.engine.opening import model_sizes, open_engine
+from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import ReadError, StoreError
 from edgemoe.experts import embedding_rows
 from edgemoe.experts.embedding_rows import BATCH_TOKENS, saved_bytes
@@ -89,10 +90,10 @@ def test_what_it_saves_is_planned(store: Path, tmp_path: Path) -> None:
 
 
 def test_a_budget_for_everything_has_the_embedding_in_memory(store: Path) -> None:
-    with open_engine(store, ram="floor", threads=1, meanwhile=lambda: None) as engine:
+    with open_engine(store, EngineOptions(ram="floor", threads=1), meanwhile=lambda: None) as engine:
         assert not engine.memory.embedding_resident
         floor = engine.memory
-    with open_engine(store, ram="2GiB", threads=1, meanwhile=lambda: None) as engine:
+    with open_engine(store, EngineOptions(ram="2GiB", threads=1), meanwhile=lambda: None) as engine:
         assert engine.memory.embedding_resident
         assert engine.memory.resident_bytes - floor.resident_bytes == saved_bytes(Store.open(store))
 

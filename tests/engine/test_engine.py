@@ -17,6 +17,7 @@ from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine import engine as engine_module
 from edgemoe.engine.engine import Engine
 from edgemoe.engine.opening import open_engine
+from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import BudgetError, EdgemoeError, ReadError, StoreError, UsageError
 from edgemoe.experts.policy import POLICIES
 from edgemoe.io import reads
@@ -209,7 +210,7 @@ def test_what_is_done_meanwhile_is_done_before_the_plan(store: Path, expected, r
         grown = np.ones(64 << 20, np.uint8)
         held.append(rss_bytes())
 
-    with open_engine(store, ram, threads=1, meanwhile=meanwhile) as engine:
+    with open_engine(store, EngineOptions(ram, threads=1), meanwhile=meanwhile) as engine:
         # counted, and the weights that were read meanwhile not twice
         assert engine.memory.interpreter_bytes >= held[0]
         assert engine.memory.planned_bytes <= engine.memory.budget_bytes
@@ -349,6 +350,6 @@ def test_policies_change_no_bit(store: Path, expected, policy: str) -> None:
 
 def test_what_is_no_policy_or_prediction_is_told(store: Path) -> None:
     with pytest.raises(UsageError, match="policy"):
-        open_engine(store, policy="newest")
+        open_engine(store, EngineOptions(policy="newest"))
     with pytest.raises(UsageError, match="prediction"):
-        open_engine(store, prediction="never")
+        open_engine(store, EngineOptions(prediction="never"))

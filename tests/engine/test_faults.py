@@ -22,6 +22,7 @@ from edgemoe.engine import engine as engine_module
 from edgemoe.engine import memory as memory_module
 from edgemoe.engine.engine import Engine
 from edgemoe.engine.opening import open_engine
+from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import BudgetError, ReadError, StoreError, UsageError
 from edgemoe.experts import cache as cache_module
 from edgemoe.io import reads
@@ -230,21 +231,21 @@ def test_native_reads_that_stall(store: Path, expected: list[int], monkeypatch: 
 @pytest.mark.parametrize("ram", [0, "0", "0MiB", -1])
 def test_a_budget_of_nothing(store: Path, ram: str | int) -> None:
     with pytest.raises(UsageError, match="cannot be met"):
-        open_engine(store, ram)
+        open_engine(store, EngineOptions(ram))
 
 
 def test_a_budget_below_the_floor(store: Path) -> None:
     with pytest.raises(BudgetError, match=r"needs at least .*--ram floor") as refused:
-        open_engine(store, "1MiB")
+        open_engine(store, EngineOptions("1MiB"))
     assert "the budget is 1.0 MiB" in str(refused.value)
 
 
 def test_a_budget_above_the_machine(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with open_engine(store, "1000TiB") as engine:  # of which this model takes little
+    with open_engine(store, EngineOptions("1000TiB")) as engine:  # of which this model takes little
         planned, floor = engine.memory.planned_bytes, engine.memory.floor_bytes
     monkeypatch.setattr(memory_module, "memory_limit", lambda: Limit((planned + floor) // 2, None))
     with pytest.raises(BudgetError, match=r"would take [\d.]+ MiB; this machine has [\d.]+ MiB in all"):
-        open_engine(store, "1000TiB")
+        open_engine(store, EngineOptions("1000TiB"))
 
 
 @pytest.mark.parametrize("ram", [None, "floor", "1000TiB"])
@@ -259,7 +260,7 @@ def test_a_machine_below_the_floor_is_told_before_anything_large_is_read(
     monkeypatch.setattr(memory_module, "memory_limit", lambda: Limit(1 << 20, group))
     expected = r"needs at least [\d.]+ MiB of memory; its control group /groups/a may have 1\.0 MiB in all\. Raise"
     with pytest.raises(BudgetError) as refused:
-        open_engine(store, ram, meanwhile=lambda: read())
+        open_engine(store, EngineOptions(ram), meanwhile=lambda: read())
     assert re.search(expected, str(refused.value))
 
 
@@ -267,4 +268,4 @@ def test_a_resident_file_that_was_altered(store: Path) -> None:
     tensor = Store.open(store).manifest.resident[0]
     flip_bit(store / "resident.safetensors", tensor.offset + 5)
     with pytest.raises(StoreError, match=f"{tensor.name} at byte {tensor.offset} is not what was written"):
-        open_engine(store, "floor")
+        open_engine(store, EngineOptions("floor"))

@@ -11,6 +11,7 @@ import pytest
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine.memory import KvFormat, kv_cache_bytes, plan_memory
 from edgemoe.engine.opening import open_engine
+from edgemoe.engine.options import EngineOptions
 from edgemoe.engine.workspace import KvCache
 from edgemoe.errors import UsageError
 from edgemoe.kernels.operations import QuantisedCache
@@ -91,7 +92,7 @@ def test_a_token_reads_8_bits_and_the_scales(store: Path) -> None:
 def test_a_store_made_for_exactness_keeps_float32_unless_told_otherwise(tmp_path: Path) -> None:
     path = make_store(tmp_path, "f32")
     for kv, kept in ((None, np.float32), ("f16", np.float16), ("q8", None)):
-        with open_engine(path, threads=1, kv=kv) as engine:
+        with open_engine(path, EngineOptions(threads=1, kv=kv)) as engine:
             cache = KvCache.allocate(engine.spec, 5, engine.memory.kv_format).keys[0]
             assert isinstance(cache, QuantisedCache) if kept is None else cache.dtype == kept
 
@@ -108,4 +109,4 @@ def test_half_the_memory_leaves_room_for_more_experts() -> None:
 @pytest.mark.parametrize("kv", ["q4", "f32", "", "Q8"])
 def test_what_is_no_kv_cache(store: Path, kv: str) -> None:
     with pytest.raises(UsageError, match=f"expected f16 or q8, found {kv}"):
-        open_engine(store, kv=kv)
+        open_engine(store, EngineOptions(kv=kv))

@@ -16,6 +16,7 @@ from edgemoe.engine.engine import Engine
 from edgemoe.engine.ledger import TimeLedger
 from edgemoe.engine.memory import plan_memory
 from edgemoe.engine.opening import model_sizes, open_engine
+from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import UsageError
 from edgemoe.kernels import operations as op
 from edgemoe.model.description import store_spec
@@ -58,7 +59,7 @@ def open_clocked(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         spec = store_spec(store)
         backend = ClockedBackend(clock)
         plan = dataclasses.replace(plan_memory(spec, model_sizes(store, spec), backend, "auto"), slots=slots)
-        opened.append(Engine(store, spec, plan, backend, prediction="on"))
+        opened.append(Engine(store, spec, plan, backend, EngineOptions(prediction="on")))
         for routing in opened[-1].routing:  # what no operation computes here
             assert routing is not None
             routing.experts[:] = routing.predicted[:] = np.arange(routing.experts.shape[1])
@@ -165,7 +166,7 @@ def test_shares_and_milliseconds() -> None:
 @pytest.mark.parametrize("ram", ["auto", "floor"])
 def test_the_parts_of_the_bundled_model_add_up_to_the_wall_time(ram: str) -> None:
     random = np.random.default_rng(0)
-    with open_engine(find_model(None), ram, prediction="on") as engine:
+    with open_engine(find_model(None), EngineOptions(ram, prediction="on")) as engine:
         engine.forward(random.integers(0, engine.spec.vocabulary, 8))
         shares = []
         for _ in range(ROUNDS):

@@ -15,6 +15,7 @@ from edgemoe.engine.decoder import Decoder
 from edgemoe.engine.lossy import EXACT, LossySettings
 from edgemoe.engine.lossy_routing import droppable
 from edgemoe.engine.opening import open_engine
+from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import UsageError
 from edgemoe.kernels import operations as op
 from edgemoe.model.spec import MoeSpec
@@ -220,7 +221,7 @@ def test_numbers_of_experts_that_are_none_are_refused(value: object) -> None:
 
 def test_more_experts_than_the_model_uses_are_refused(store: Path) -> None:
     with pytest.raises(UsageError, match="experts used: expected 1 to 3 experts for each token, found 4"):
-        open_engine(store, lossy=LossySettings(experts_used=4))
+        open_engine(store, EngineOptions(lossy=LossySettings(experts_used=4)))
 
 
 def test_fewer_experts_are_renormalised_as_the_router_does(store: Path) -> None:

@@ -27,10 +27,12 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from edgemoe.engine.opening import open_engine
+from edgemoe.engine.options import EngineOptions
 from edgemoe.process import peak_rss_bytes
 
 model, ram, prediction = sys.argv[1], sys.argv[2], sys.argv[3]
-with open_engine(model, int(ram) if ram.isdigit() else ram, 2, 1024, prediction=prediction) as engine:
+options = EngineOptions(int(ram) if ram.isdigit() else ram, 2, 1024, prediction=prediction)
+with open_engine(model, options) as engine:
     prompt = np.random.default_rng(0).integers(0, engine.spec.vocabulary, 600)
     logits = engine.forward(prompt)
     tokens = []

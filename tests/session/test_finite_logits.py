@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from edgemoe.cli.main import run_command
 from edgemoe.conversion.pipeline import convert_checkpoint
+from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import EdgemoeError
 from edgemoe.session.held_tokens import HeldTokens
 from edgemoe.session.model import load
@@ -75,7 +76,7 @@ def test_keys_beyond_float16(large_keys: Path, capsys: pytest.CaptureFixture[str
         for use in (model.logits, model.generate):
             with pytest.raises(EdgemoeError, match=r"beyond float16.* kv='q8'"):
                 use([1, 2, 3])
-    with load(large_keys, kv="q8") as model:
+    with load(large_keys, EngineOptions(kv="q8")) as model:
         assert np.isfinite(model.logits([1, 2, 3])).all()
     assert run_command(["run", str(large_keys), "-p", "abc", "--raw"]) == 1
     assert "open the model with --kv q8." in capsys.readouterr().err

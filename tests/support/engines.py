@@ -9,6 +9,7 @@ from edgemoe.engine.engine import Engine
 from edgemoe.engine.lossy import EXACT, LossySettings
 from edgemoe.engine.memory import plan_memory
 from edgemoe.engine.opening import model_sizes
+from edgemoe.engine.options import EngineOptions
 from edgemoe.kernels.select import select_backend
 from edgemoe.lab.forced_routing import ForcedRouting
 from edgemoe.model.description import store_spec
@@ -34,4 +35,4 @@ def engine_with_slots(
     backend = select_backend(threads)
     plan = plan_memory(spec, model_sizes(store, spec, kv), backend, "auto")
     plan = dataclasses.replace(plan, slots=slots, embedding_resident=embedding_resident)
-    return Engine(store, spec, plan, backend, routing=routing, lossy=lossy, **options)  # type: ignore[arg-type]
+    return Engine(store, spec, plan, backend, EngineOptions(lossy=lossy, **options), routing)  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ import tokenizers
 
 import edgemoe.engine.opening
 from edgemoe.cli.main import main
-from edgemoe.engine.lossy import EXACT, LossySettings
+from edgemoe.engine.options import EngineOptions
 from tests.support.fake_engine import FakeEngine
 
 
@@ -37,22 +37,13 @@ def hang() -> None:
         ctypes.CDLL(None).pthread_mutex_lock(mutex)
 
 
-def open_fake_engine(
-    path: Path,
-    ram: str | None,
-    threads: int | None,
-    context_length: int | None = None,
-    kv: str | None = None,
-    lossy: LossySettings = EXACT,
-    meanwhile: Callable[[], None] = lambda: None,
-    **options: object,
-) -> FakeEngine:
+def open_fake_engine(path: Path, options: EngineOptions, meanwhile: Callable[[], None] = lambda: None) -> FakeEngine:
     meanwhile()
     tokenizer = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
     says = os.environ.get("FAKE_SAYS", "Hello, world!")
     script = [*tokenizer.encode(says).ids, 1]
-    engine = SlowEngine(tokenizer.get_vocab_size(), context_length or 512, script)
-    engine.lossy = lossy
+    engine = SlowEngine(tokenizer.get_vocab_size(), options.context_length or 512, script)
+    engine.lossy = options.lossy
     return engine
 
 
