@@ -237,7 +237,7 @@ def no_threads(what: str) -> MachineError:
     found = f"; {' and '.join(limits)}" if limits else ""
     return MachineError(
         f"{what}: the system refuses to start another thread or process{found}.",
-        "Allow more (a container has an option for it, such as --pids-limit), or end other programs.",
+        "Allow more (a container has an option for it), or end other programs.",
     )
 
 

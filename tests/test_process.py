@@ -218,5 +218,5 @@ def test_why_no_thread_is_started_is_told(monkeypatch: pytest.MonkeyPatch) -> No
     assert str(process.no_threads("A pool cannot be made")) == (
         "A pool cannot be made: the system refuses to start another thread or process; its user may have 100 in all"
         " (ulimit -u) and the control group /groups/a allows 0 more (pids.max). Allow more (a container has an option"
-        " for it, such as --pids-limit), or end other programs."
+        " for it), or end other programs."
     )

@@ -288,7 +288,7 @@ def _check_limit(ram: str | int | None, limit_bytes: int | None) -> None:
         return
     if parse_size(str(ram)) > limit_bytes:
         raise UsageError(
-            f"--ram {ram} is more than --limit {format_size(limit_bytes)} lets any engine have.",
+            f"`ram={ram}` is more than `limit={format_size(limit_bytes)}` lets any engine have.",
             "Give a budget that fits the limit, or leave it out.",
         )
 
@@ -299,7 +299,7 @@ def check_context(settings: Settings, spec: ModelSpec) -> None:
         raise UsageError(
             f"{settings.context_tokens} tokens in one sequence were asked for; this model has {spec.max_positions}"
             " positions.",
-            "Give smaller --prompt, --decode or --prefill.",
+            "Give smaller `prompt_tokens`, `decode_tokens` or `prefill_tokens`.",
         )
 
 

@@ -200,18 +200,18 @@ def _limits(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield (
             f"Memory: the control group {memory['control_group']} may have {format_size(memory['bytes'])}"
             f" of this machine's {format_size(found['memory_bytes'])}",
-            "Its owner can raise that: --memory of a container, MemoryMax= of a service.",
+            "Its owner can raise that: the memory option of a container, MemoryMax= of a service.",
         )
     cores = processors["physical"] or processors["usable"]
     if processors["quota"] is not None and processors["quota"] < cores:
         yield (
             f"Processors: the control group {processors['control_group']} may use {processors['quota']:g} of {cores}",
-            "Its owner can raise that: --cpus of a container, CPUQuota= of a service.",
+            "Its owner can raise that: the cpus option of a container, CPUQuota= of a service.",
         )
     if processors["usable"] < cores:
         yield (
             f"Processors: this process may run on {processors['usable']} of {cores}",
-            "Whoever started it chose that: taskset, or --cpuset-cpus of a container.",
+            "Whoever started it chose that: taskset, or the cpuset option of a container.",
         )
     if found["threads"]["problem"] is not None:
         yield "Threads: there are too few", found["threads"]["problem"]

@@ -55,7 +55,7 @@ class MemoryGroup:
         if limit_bytes < LEAST_LIMIT_BYTES:
             raise UsageError(
                 f"A limit of {format_size(limit_bytes)}: expected {format_size(LEAST_LIMIT_BYTES)} or more.",
-                "Give --limit what all of an engine is to fit in, such as 2GiB.",
+                "Give `limit` the memory that all of an engine is to fit in, such as 2GiB.",
             )
         self.limit_bytes = limit_bytes
         reasons = []
@@ -70,7 +70,7 @@ class MemoryGroup:
             else:
                 return
         why = f" ({'; '.join(reasons)})" if reasons else ": this system has no memory control groups"
-        raise UsageError(f"--limit: no control group can be made here{why}.", HINT)
+        raise UsageError(f"`limit`: no control group can be made here{why}.", HINT)
 
     def command(self, command: Sequence[str]) -> list[str]:
         """The command that runs another one in the group."""

@@ -51,20 +51,21 @@ class Settings:
     """That every engine makes room for; None: as many as for a chat in edgemoe, those of the longest turn elsewhere."""
 
     def __post_init__(self) -> None:
-        for name, option in (("prompt_tokens", "prompt"), ("decode_tokens", "decode"), ("prefill_tokens", "prefill")):
+        for name in ("prompt_tokens", "decode_tokens", "prefill_tokens"):
             if getattr(self, name) < 1:
-                raise UsageError(f"--{option}: expected 1 token or more, found {getattr(self, name)}.")
+                raise UsageError(f"`{name}`: expected 1 token or more, found {getattr(self, name)}.")
         if self.peer_decode_tokens is not None and not 1 <= self.peer_decode_tokens <= self.decode_tokens:
             raise UsageError(
-                f"--peer-decode: expected 1 to {self.decode_tokens} tokens (--decode), found {self.peer_decode_tokens}."
+                f"`peer_decode_tokens`: expected 1 to {self.decode_tokens} (`decode_tokens`),"
+                f" found {self.peer_decode_tokens}."
             )
         if self.room_tokens is not None and self.room_tokens < self.longest_turn_tokens:
             raise UsageError(
-                f"--context: a turn has up to {self.longest_turn_tokens} tokens, found {self.room_tokens}.",
-                "Give a larger one, or smaller --prompt, --decode or --prefill.",
+                f"`room_tokens`: a turn has up to {self.longest_turn_tokens} tokens, found {self.room_tokens}.",
+                "Give a larger one, or smaller `prompt_tokens`, `decode_tokens` or `prefill_tokens`.",
             )
         if not 1 <= self.repeats <= REPEATS_MAX:
-            raise UsageError(f"--repeats: expected 1 to {REPEATS_MAX}, found {self.repeats}.")
+            raise UsageError(f"`repeats`: expected 1 to {REPEATS_MAX}, found {self.repeats}.")
 
     @property
     def longest_turn_tokens(self) -> int:

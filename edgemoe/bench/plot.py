@@ -20,12 +20,12 @@ DOTS_PER_INCH = 150
 def check_plot(path: Path) -> None:
     """Raises UsageError where matplotlib is missing, or knows no pictures of this kind."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("--plot: matplotlib is not installed.", INSTALL_HINT)
+        raise UsageError("`plot`: matplotlib is not installed.", INSTALL_HINT)
     from matplotlib.backend_bases import FigureCanvasBase
 
     kinds = FigureCanvasBase.get_supported_filetypes()
     if path.suffix.removeprefix(".").lower() not in kinds:
-        raise UsageError(f"{path}: expected a picture: {', '.join(sorted(kinds))}.", "Such as --plot speed.png.")
+        raise UsageError(f"{path}: expected a picture: {', '.join(sorted(kinds))}.", "Such as `plot=speed.png`.")
 
 
 def draw_report(report: Report, path: Path) -> None:

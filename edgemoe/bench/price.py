@@ -123,11 +123,11 @@ class PriceMeasurement:
         settings = options.lossy
         if not settings.on:
             raise UsageError(
-                "--price: there is no lossy setting whose price to measure.",
-                "Give --cache-aware-routing, --drop-cold or --experts-used.",
+                "`price`: there is no lossy setting whose price to measure.",
+                "Give `cache_aware_routing`, `drop_cold` or `experts_used`.",
             )
         if not 1 <= tokens <= TOKENS_MAX:
-            raise UsageError(f"--tokens: expected 1 to {TOKENS_MAX}, found {tokens}.")
+            raise UsageError(f"`tokens`: expected 1 to {TOKENS_MAX}, found {tokens}.")
         self.model = model
         self.settings = settings
         self.kernels = kernels
@@ -151,8 +151,8 @@ class PriceMeasurement:
             ]
             if not LossySettings.from_json(about[1]["lossy"]).on:
                 raise UsageError(
-                    "--price: all experts are in memory with this budget, so that these settings change nothing.",
-                    "Give a smaller --ram.",
+                    "`price`: all experts are in memory with this budget, so that these settings change nothing.",
+                    "Give a smaller `ram`.",
                 )
             context = min(one["memory"]["context_tokens"] for one in about)
             head = self._head(text)
@@ -258,7 +258,7 @@ def cut_into_turns(ids: Sequence[int], head: Sequence[int], sequence_tokens: int
             prompt, left, at = [], left - (stop - at), stop
     if len(turns) < 2:
         least = prompt_tokens + TURN_TOKENS + 2
-        raise UsageError(f"--text: expected a text of {least} tokens or more, found {len(ids)}.", "Give a longer one.")
+        raise UsageError(f"`text`: expected a text of {least} tokens or more, found {len(ids)}.", "Give a longer one.")
     return turns
 
 

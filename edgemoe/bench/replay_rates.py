@@ -33,7 +33,7 @@ def find_rates(
         else:
             basis.append("disk as given")
     except OSError as error:
-        return None, f"the disk of {Path.cwd()} cannot be measured ({error.strerror or error}): give --disk-rate"
+        return None, f"the disk of {Path.cwd()} cannot be measured ({error.strerror or error}): give `disk_rate`"
     except EdgemoeError as error:
-        return None, f"{error.message} Give --disk-rate and --memory-rate."
+        return None, f"{error.message} Give `disk_rate` and `memory_rate`."
     return MachineRates(memory, disk), "; ".join(basis)

@@ -266,8 +266,8 @@ def parse_capacities(text: str) -> list[float]:
             capacities.append(float(part.strip().removesuffix("%")))
         except ValueError:
             raise UsageError(
-                f"--capacity: expected percentages of all experts, found {part.strip()!r}.",
-                "Such as --capacity 10%,20%,30%.",
+                f"`capacity`: expected percentages of all experts, found {part.strip()!r}.",
+                "Such as `capacity=10%,20%,30%`.",
             ) from None
     return list(dict.fromkeys(capacities))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ def lossy_line(folder: Path, asked: LossySettings, used: LossySettings, model: s
 
     `model` and `ram` are as on the command line, for the command that measures a price.
     """
-    from edgemoe.session.prices import find_price, price_command
+    from edgemoe.session.prices import find_price
 
     if not used.on:
         return f"lossy: {asked.describe()} · all experts are in memory, so this changes nothing"
@@ -24,6 +25,20 @@ def lossy_line(folder: Path, asked: LossySettings, used: LossySettings, model: s
     if price is None:
         return f"lossy: {used.describe()} · price not measured yet: {price_command(model, used, ram)}"
     return f"lossy: {used.describe()} · measured price: {price.describe()}"
+
+
+def price_command(model: str | None, settings: LossySettings, ram: str | None) -> str:
+    """The command that measures a price."""
+    words = ["edgemoe", "bench", *([model] if model is not None else []), "--price"]
+    if ram is not None:
+        words += ["--ram", ram]
+    if settings.cache_aware_routing > 0:
+        words += ["--cache-aware-routing", f"{settings.cache_aware_routing:g}"]
+    if settings.drop_cold > 0:
+        words += ["--drop-cold", f"{settings.drop_cold:g}"]
+    if settings.experts_used is not None:
+        words += ["--experts-used", str(settings.experts_used)]
+    return shlex.join(words)
 
 
 def tell_lossy(folder: Path, asked: LossySettings, used: LossySettings, model: str | None, ram: str | None) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgemoe.cli.parameters import flag
 from edgemoe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -152,8 +153,7 @@ def sampling_options(model: Model, **given: Any) -> SamplingOptions:
         return defaults.changed(**given)
     except UsageError as error:
         name, _, rest = error.message.partition(":")
-        flag = "--repeat-penalty" if name == "repetition_penalty" else f"--{name.replace('_', '-')}"
-        raise UsageError(f"{flag}:{rest}", f"Leave {flag} out for the model's own.") from None
+        raise UsageError(f"{flag(name)}:{rest}", f"Leave {flag(name)} out for the model's own.") from None
 
 
 def check_max_tokens(max_tokens: int | None, verb: str) -> None:

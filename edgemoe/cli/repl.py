@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from edgemoe.cli.interrupts import on_interrupt
+from edgemoe.cli.parameters import with_flags
 from edgemoe.cli.remarks import cut_remark
 from edgemoe.cli.slash import COMMANDS, resembled
 from edgemoe.cli.terminal.figures import statistics_line
@@ -67,7 +68,7 @@ class Repl:
         except EdgemoeError as error:
             if not self._interactive:
                 raise
-            self.screen.error(str(error))
+            self.screen.error(with_flags(str(error)))
         except OSError as error:  # a disk or terminal that fails is no reason to lose the conversation
             if not self._interactive:
                 raise

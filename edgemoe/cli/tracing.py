@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgemoe.cli.options import check_writable
+from edgemoe.cli.parameters import with_flags
 from edgemoe.cli.terminal.text import printable
 from edgemoe.errors import TraceError
 
@@ -94,7 +95,11 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def tell_failure(error: TraceError | str) -> None:
     """One line on stderr that the trace ends here."""
-    print(f"error: {printable(str(error))} The trace ends there; all else goes on.", file=sys.stderr, flush=True)
+    print(
+        f"error: {printable(with_flags(str(error)))} The trace ends there; all else goes on.",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _size(count: int) -> str:

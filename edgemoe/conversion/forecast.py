@@ -18,7 +18,7 @@ from typing import Any
 from edgemoe.architectures import checkpoint_shapes, model_spec, resolve
 from edgemoe.conversion.folder import read_json_file
 from edgemoe.conversion.folder_contents import CONFIG_NAME, INDEX_NAME, SINGLE_NAME, checkpoint_folder
-from edgemoe.conversion.formats import check_option, choose_formats
+from edgemoe.conversion.formats import check_format, choose_formats
 from edgemoe.conversion.opening import open_source
 from edgemoe.conversion.plan import plan_conversion, plan_manifest
 from edgemoe.errors import SourceError
@@ -47,8 +47,8 @@ def forecast_store(source: str, experts: str | None = None, dense: str | None = 
     config.json itself, a GGUF file, or a hub id, of which config, index and headers are fetched. Raises SourceError
     for what cannot be converted, UsageError for what is no format.
     """
-    check_option("--experts", experts)
-    check_option("--dense", dense)
+    check_format("experts", experts)
+    check_format("dense", dense)
     path = Path(os.path.expanduser(source))  # noqa: PTH111 (it leaves an unknown ~user as it is)
     path = checkpoint_folder(path) if source else path
     config = _config_alone(path)

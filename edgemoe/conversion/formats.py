@@ -19,10 +19,10 @@ _EXPERT = re.compile(r"layers\.(\d+)\.experts\.(\d+)\.(gate|up|down)")
 _CLASSES = {"query": "attention", "key": "attention", "value": "attention", "output": "attention", "ffn": "ffn"}
 
 
-def check_option(option: str, value: str | None) -> None:
-    """Raises UsageError where a format option names no format."""
+def check_format(parameter: str, value: str | None) -> None:
+    """Raises UsageError, which names the parameter, for a value that is not a format."""
     if value is not None and value not in FORMATS:
-        raise UsageError(f"{option}: expected one of {', '.join(FORMATS)}, found {value!r}.")
+        raise UsageError(f"`{parameter}`: expected one of {', '.join(FORMATS)}, found {value!r}.")
 
 
 def expert_of(name: str) -> tuple[int, int, str] | None:

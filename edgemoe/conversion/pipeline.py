@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from edgemoe.conversion.formats import check_option
+from edgemoe.conversion.formats import check_format
 from edgemoe.conversion.journal import JOURNAL_NAME, Journal
 from edgemoe.conversion.opening import open_source
 from edgemoe.conversion.plan import Plan, plan_conversion
@@ -89,8 +89,8 @@ def convert_source(
     examine: Examination | None = None,
 ) -> Path:
     """`convert_checkpoint` for a source that `open_it` opens, given a folder for what it downloads. It is closed."""
-    check_option("--experts", experts)
-    check_option("--dense", dense)
+    check_format("experts", experts)
+    check_format("dense", dense)
     target = _target(destination)
     partial = target.with_name(target.name + ".partial")
     with _disk_errors(partial):
@@ -217,7 +217,7 @@ def _begin(journal: Journal, identity: Mapping[str, Any], force: bool) -> None:
         raise UsageError(
             f"{journal.folder}: holds an unfinished conversion of another kind"
             f" ({_differences(journal.identity, identity)}).",
-            "Run that one to its end, give another destination, or discard it with --force.",
+            "Run that one to its end, give another destination, or discard it with `force`.",
         )
     store = journal.folder / STORE_FOLDER
     if store.exists():

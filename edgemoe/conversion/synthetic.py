@@ -35,7 +35,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.architectures import checkpoint_shapes, model_spec, resolve
-from edgemoe.conversion.formats import DEFAULT_DENSE, DEFAULT_EXPERTS, check_option, choose_formats
+from edgemoe.conversion.formats import DEFAULT_DENSE, DEFAULT_EXPERTS, check_format, choose_formats
 from edgemoe.conversion.pipeline import convert_source
 from edgemoe.conversion.progress import Callback
 from edgemoe.conversion.shapes import SHAPES
@@ -69,8 +69,8 @@ def synthesise(
     the destination are treated as by `convert_checkpoint`. Raises UsageError or StoreError.
     """
     experts, dense = experts or DEFAULT_EXPERTS, dense or DEFAULT_DENSE
-    check_option("--experts", experts)
-    check_option("--dense", dense)
+    check_format("experts", experts)
+    check_format("dense", dense)
     source = SyntheticSource(shape, seed, experts, dense)
     return convert_source(
         lambda downloads: source, destination, experts=experts, dense=dense, force=force, progress=progress

@@ -123,7 +123,7 @@ class Transfer:
                 f"{piece.source.tensor}: expected the numbers of {other.source.tensor}, to which config.json ties it"
                 f" (tie_word_embeddings), found others in rows {start} to {stop - 1}.",
                 "If it is meant to differ, set tie_word_embeddings to false in the config.json of a copy of the"
-                " checkpoint, and convert that with --force; if not, download the checkpoint again.",
+                " checkpoint, and convert that with `force`; if not, download the checkpoint again.",
             )
 
     def _end_piece(self, piece: Piece) -> None:

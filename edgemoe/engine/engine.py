@@ -373,7 +373,7 @@ class Engine:
         if self.position + len(ids) > self.context_length:
             raise UsageError(
                 f"{len(ids)} tokens after {self.position} do not fit the context of {self.context_length} tokens.",
-                "Shorten the prompt, or give more memory (--ram) for a longer context.",
+                "Shorten the prompt, or give more memory (`ram`) for a longer context.",
             )
         return ids.astype(np.int64)
 

@@ -35,12 +35,12 @@ class LossySettings:
     experts_used: int | None = None
 
     def __post_init__(self) -> None:
-        _check_share("cache-aware routing", self.cache_aware_routing)
-        _check_share("drop cold", self.drop_cold)
+        _check_share("cache_aware_routing", self.cache_aware_routing)
+        _check_share("drop_cold", self.drop_cold)
         used = self.experts_used
         if used is not None and (type(used) is not int or used < 1):
             raise UsageError(
-                f"experts used: expected 1 or more experts for each token, found {used!r}.",
+                f"`experts_used`: expected 1 or more experts for each token, found {used!r}.",
                 "Leave it out for the model's own number.",
             )
 
@@ -65,10 +65,10 @@ class LossySettings:
             return spec
         most = max((layer.ffn.experts_per_token for layer in spec.layers if isinstance(layer.ffn, MoeSpec)), default=0)
         if not most:
-            raise UsageError("experts used: this model has no routed experts.", "Leave it out.")
+            raise UsageError("`experts_used`: this model has no routed experts.", "Leave it out.")
         if used > most:
             raise UsageError(
-                f"experts used: expected 1 to {most} experts for each token, found {used}.",
+                f"`experts_used`: expected 1 to {most} experts for each token, found {used}.",
                 "Leave it out for the model's own number.",
             )
         layers = (
@@ -90,17 +90,6 @@ class LossySettings:
             parts.append(f"experts used {self.experts_used}")
         return ", ".join(parts)
 
-    def command_options(self) -> list[str]:
-        """The options of the command line that ask for these."""
-        options = []
-        if self.cache_aware_routing > 0:
-            options += ["--cache-aware-routing", f"{self.cache_aware_routing:g}"]
-        if self.drop_cold > 0:
-            options += ["--drop-cold", f"{self.drop_cold:g}"]
-        if self.experts_used is not None:
-            options += ["--experts-used", str(self.experts_used)]
-        return options
-
     def to_json(self) -> dict[str, Any]:
         """Plain JSON: every field by its name."""
         return asdict(self)
@@ -114,7 +103,7 @@ class LossySettings:
 def _check_share(name: str, value: object) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or not 0 <= value <= 1:  # type: ignore[arg-type, operator]
-        raise UsageError(f"{name}: expected a number from 0 (off) to 1, found {value!r}.", _OFF_HINT)
+        raise UsageError(f"`{name}`: expected a number from 0 (off) to 1, found {value!r}.", _OFF_HINT)
 
 
 EXACT = LossySettings()

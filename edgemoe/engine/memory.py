@@ -198,7 +198,7 @@ def _share_out(least: _Needs, budget_bytes: int) -> MemoryPlan:
         raise BudgetError(
             f"This model needs at least {format_size(floor_bytes)} of memory;"
             f" the budget is {format_size(budget_bytes)}.",
-            f"Use --ram {-(-floor_bytes >> 20)}MiB or more (--ram floor takes just what it needs).",
+            f"Use `ram={-(-floor_bytes >> 20)}MiB` or more (`ram=floor` takes just what it needs).",
         )
     resident_bytes = _resident_bytes(sizes, least.embedding_resident)
     fixed_bytes = interpreter + resident_bytes
@@ -290,7 +290,7 @@ def check_floor(
             f"This model needs at least {format_size(floor_bytes)} of memory; {_limit_told(limit)}.",
             "Use a smaller model, or a machine with more memory."
             if limit.group is None
-            else "Raise that limit (a container has an option for it, such as --memory), or use a smaller model.",
+            else "Raise that limit (a container has an option for it), or use a smaller model.",
         )
 
 

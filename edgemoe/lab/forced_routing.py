@@ -40,7 +40,7 @@ class ForcedRouting:
         that was cut short.
         """
         if recall is not None and not 0 <= recall <= 1:
-            raise UsageError(f"--recall: expected 0 to 100 % of the experts to come, found {100 * recall:g} %.")
+            raise UsageError(f"`recall`: expected 0 to 100 % of the experts to come, found {100 * recall:g} %.")
         self.name = name
         self.recall = recall
         self._chance = np.random.default_rng(0)

@@ -239,8 +239,8 @@ class Replay:
         """The slots of a cache for a share of all experts. Raises UsageError for a share that is none."""
         if not 0 < capacity_percent <= 100:
             raise UsageError(
-                f"capacity: expected more than 0 % and at most 100 % of all experts, found {capacity_percent:g} %.",
-                "Such as --capacity 10%,20%,30%.",
+                f"`capacity`: expected more than 0 % and at most 100 % of all experts, found {capacity_percent:g} %.",
+                "Such as `capacity=10%,20%,30%`.",
             )
         slots = math.floor(capacity_percent * self.total_experts / 100 + 0.5)
         if slots == 0:

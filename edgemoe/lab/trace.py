@@ -67,7 +67,8 @@ def read_trace(path: Path | str, whole_blocks_only: bool = False) -> Trace:
     except _CutShortError as fault:
         raise TraceError(
             f"{path}: {fault}.",
-            f"Was its recording or its copy cut short? edgemoe trace --from {path} --out NEW keeps what is whole.",
+            "Was its recording or its copy cut short? The command edgemoe trace can keep what is whole of it:"
+            f" `from={path}`, with another file for `out`.",
         ) from None
     except (BinaryFaultError, CsvFaultError) as fault:
         raise TraceError(f"{path}: {fault}.", _WAY_OUT) from None
@@ -111,7 +112,7 @@ def format_of(path: Path | str, name: str | None = None) -> TraceFormat:
     for known in FORMATS:
         if name == known:
             return known
-    raise UsageError(f"--format: expected {' or '.join(FORMATS)}, found {name}.", "Leave it out to go by the name.")
+    raise UsageError(f"`format`: expected {' or '.join(FORMATS)}, found {name}.", "Leave it out to go by the name.")
 
 
 class TraceWriter:

@@ -65,7 +65,7 @@ def _check_finite(logits: npt.NDArray[np.float32], kv_format: str) -> None:
     way_out = "Its weights are damaged or overflow: check the store with edgemoe verify."
     if kv_format == "f16":
         way_out = (
-            "A key or value may be beyond float16, which ends at 65504: open the model with kv='q8'. If that does not"
+            "A key or value may be beyond float16, which ends at 65504: open the model with `kv=q8`. If that does not"
             " help, its weights are damaged: check the store with edgemoe verify."
         )
     raise EdgemoeError("the model's logits are not all finite numbers.", way_out)

@@ -60,7 +60,7 @@ class GenerationResult:
         return len(self.token_ids)
 
     def to_json(self) -> dict[str, Any]:
-        """The object that `edgemoe run --json` prints."""
+        """The object that the command `run` prints as JSON."""
         return {
             "text": self.text,
             "token_ids": self.token_ids,

@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import os
-import shlex
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -71,7 +70,7 @@ class Price:
 def price_key(folder: Path, settings: LossySettings, ram: str | int | None) -> str:
     """What a price is kept under. Raises OSError where the store's manifest cannot be read."""
     digest = hashlib.sha256((folder / "edgemoe.json").read_bytes()).hexdigest()[:32]
-    return f"{digest} ram={_budget_name(ram)} {' '.join(settings.command_options())}"
+    return f"{digest} ram={_budget_name(ram)} {settings.describe()}"
 
 
 def find_price(folder: Path, settings: LossySettings, ram: str | int | None) -> Price | None:
@@ -106,14 +105,6 @@ def prices_path() -> Path | None:
     """The file of prices; None where nothing is to be kept (see `cache_folder`)."""
     folder = cache_folder()
     return None if folder is None else folder / "prices.json"
-
-
-def price_command(model: str | os.PathLike[str] | None, settings: LossySettings, ram: str | int | None) -> str:
-    """The command that measures a price."""
-    words = ["edgemoe", "bench", *([os.fspath(model)] if model is not None else []), "--price"]
-    if ram is not None:
-        words += ["--ram", str(ram)]
-    return shlex.join([*words, *settings.command_options()])
 
 
 def _budget_name(ram: str | int | None) -> str:

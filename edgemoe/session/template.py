@@ -31,7 +31,7 @@ class ChatTemplate:
         if size_bytes > TEMPLATE_LIMIT_BYTES:
             raise StoreError(
                 f"chat template: expected at most {TEMPLATE_LIMIT_BYTES >> 10} KiB, found {size_bytes >> 10} KiB.",
-                "Is it the template of this model? Copy the model's own, or use edgemoe run --raw.",
+                "Is it the template of this model? Copy the model's own, or give a plain text (`raw`).",
             )
         self.source = source
         self.special_tokens = dict(special_tokens or {})
@@ -44,7 +44,7 @@ class ChatTemplate:
         if source is None:
             raise StoreError(
                 f"{folder} has no chat template (neither chat_template.jinja nor one in tokenizer_config.json).",
-                "A base model cannot chat; let it continue a text with edgemoe run --raw -p TEXT.",
+                "A base model cannot chat; let it continue a plain text (`raw`).",
             )
         return cls(source, SpecialTokens.read(folder).names)
 
@@ -96,17 +96,17 @@ class ChatTemplate:
         if "text" in answer:
             raise StoreError(
                 "chat template: it makes an empty text of the conversation.",
-                "Copy the template of the original model again, or use edgemoe run --raw.",
+                "Copy the template of the original model again, or give a plain text (`raw`).",
             )
         if answer["error"] == "syntax":
             raise StoreError(
                 f"chat template: it does not parse ({answer['message']}).",
-                "Copy the template of the original model again, or use edgemoe run --raw.",
+                "Copy the template of the original model again, or give a plain text (`raw`).",
             )
         raise EdgemoeError(
             f"chat template: it refused the conversation or failed ({answer['message']}).",
             "Some models take no system message, or want user and assistant in turns;"
-            " edgemoe run --raw goes without the template.",
+            " a plain text (`raw`) goes without the template.",
         )
 
     def close(self) -> None:

@@ -190,7 +190,7 @@ def test_another_engine_starts_up_with_room_for_the_prompt(
 
 
 def test_a_budget_above_the_limit_is_refused(store: Path) -> None:
-    with pytest.raises(UsageError, match=r"--ram 3GiB is more than --limit 2\.00 GiB"):
+    with pytest.raises(UsageError, match=r"`ram=3GiB` is more than `limit=2\.00 GiB`"):
         Benchmark(store, SETTINGS, describe_backend(1), EngineOptions("3GiB"), limit_bytes=2 << 30)
     for ram in ("auto", "floor", "2GiB", None):
         Benchmark(store, SETTINGS, describe_backend(1), EngineOptions(ram), limit_bytes=2 << 30)

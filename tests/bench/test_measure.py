@@ -201,14 +201,14 @@ def test_the_disk_is_measured_in_every_round() -> None:
 @pytest.mark.parametrize(
     ("wrong", "option"),
     [
-        ({"prompt_tokens": 0}, "--prompt"),
-        ({"decode_tokens": -1}, "--decode"),
-        ({"prefill_tokens": 0}, "--prefill"),
-        ({"repeats": 0}, "--repeats"),
-        ({"repeats": 1001}, "--repeats"),
-        ({"peer_decode_tokens": 0}, "--peer-decode"),
-        ({"peer_decode_tokens": 65}, "--peer-decode"),
-        ({"room_tokens": 255}, "--context: a turn has up to 256 tokens, found 255"),
+        ({"prompt_tokens": 0}, "`prompt_tokens`"),
+        ({"decode_tokens": -1}, "`decode_tokens`"),
+        ({"prefill_tokens": 0}, "`prefill_tokens`"),
+        ({"repeats": 0}, "`repeats`"),
+        ({"repeats": 1001}, "`repeats`"),
+        ({"peer_decode_tokens": 0}, "`peer_decode_tokens`"),
+        ({"peer_decode_tokens": 65}, "`peer_decode_tokens`"),
+        ({"room_tokens": 255}, "`room_tokens`: a turn has up to 256 tokens, found 255"),
     ],
 )
 def test_numbers_out_of_range_are_refused(wrong: dict[str, int], option: str) -> None:

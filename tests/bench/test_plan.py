@@ -183,7 +183,7 @@ def test_a_folder_that_cannot_be_written_to_asks_for_the_rate(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(plan_module, "measure_folder_disk", refused)
-    with pytest.raises(UsageError, match=r"Permission denied.*--disk-rate"):
+    with pytest.raises(UsageError, match=r"Permission denied.*`disk_rate`"):
         plan_model(str(checkpoint / "config.json"), PlanOptions(memory_bytes_per_s=1e9))
 
 
@@ -192,7 +192,7 @@ def test_what_cannot_be_planned_is_told_before_anything_is_measured(
 ) -> None:
     for name in ("measure_memory", "measure_disk", "measure_store_disk", "measure_folder_disk"):
         monkeypatch.setattr(plan_module, name, None)
-    with pytest.raises(BudgetError, match=r"needs at least .*--ram \d+MiB or more"):
+    with pytest.raises(BudgetError, match=r"needs at least .*`ram=\d+MiB` or more"):
         plan_model(str(checkpoint), PlanOptions(ram="1MiB"))
     with pytest.raises(UsageError, match="1 to 256"):
         plan_model(str(checkpoint), PlanOptions(context=1000))

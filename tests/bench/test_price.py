@@ -83,7 +83,7 @@ def test_a_text_has_losses_and_a_budget_has_misses() -> None:
 
 def test_settings_that_change_nothing_have_no_price(store: Path) -> None:
     measurement = PriceMeasurement(store, describe_backend(1), EngineOptions(lossy=LossySettings(drop_cold=0.5)))
-    with pytest.raises(UsageError, match=r"all experts are in memory .* Give a smaller --ram"):
+    with pytest.raises(UsageError, match=r"all experts are in memory .* Give a smaller `ram`"):
         measurement.run(None, None)
 
 
@@ -94,7 +94,7 @@ def test_what_cannot_be_is_refused(store: Path) -> None:
     with pytest.raises(UsageError, match="expected 1 to 3 experts"):
         PriceMeasurement(store, kernels, EngineOptions(lossy=LossySettings(experts_used=4)))
     for tokens in (0, -1, 10**9):
-        with pytest.raises(UsageError, match="--tokens"):
+        with pytest.raises(UsageError, match="`tokens`"):
             PriceMeasurement(store, kernels, EngineOptions(lossy=ONE_EXPERT), tokens=tokens)
 
 

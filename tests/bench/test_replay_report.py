@@ -134,7 +134,7 @@ def test_lists_of_policies_and_capacities() -> None:
     assert parse_capacities("10%, 20,33.3 %,10") == [10, 20, 33.3]
     assert parse_policies("lru, lfu:4,belady,lru") == ["lru", "lfu:4", "belady"]
     for wrong in ("", "10%,", "ten", "10%%"):
-        with pytest.raises(UsageError, match="--capacity: expected percentages"):
+        with pytest.raises(UsageError, match="`capacity`: expected percentages"):
             parse_capacities(wrong)
     for wrong in ("", "lru,", "lru;lfu", "lfu:x"):
         with pytest.raises(UsageError, match="policy"):
@@ -157,6 +157,6 @@ def test_what_cannot_be_measured_leaves_speeds_out(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(replay_rates, "measure_folder_disk", lambda *_: fails(OSError(28, "No space left on device")))
     rates, basis = find_rates(4096, None, 5e9)
     assert rates is None
-    assert basis.endswith("cannot be measured (No space left on device): give --disk-rate")
+    assert basis.endswith("cannot be measured (No space left on device): give `disk_rate`")
     monkeypatch.setattr(replay_rates, "measure_memory", lambda *_: fails(EdgemoeError("There is not enough memory.")))
-    assert find_rates(4096, 1e9, None) == (None, "There is not enough memory. Give --disk-rate and --memory-rate.")
+    assert find_rates(4096, 1e9, None) == (None, "There is not enough memory. Give `disk_rate` and `memory_rate`.")

@@ -142,7 +142,7 @@ def test_a_picture_is_drawn(measured: list[Benchmark], tmp_path: Path) -> None:
         (["--gguf", "x.gguf"], 2, "--against"),
         (["--mmap"], 2, "--against"),
         (["--peer-decode", "4"], 2, "--against"),
-        (["--against", "llama.cpp", "--peer-decode", "65"], 2, "--peer-decode: expected 1 to 64 tokens"),
+        (["--against", "llama.cpp", "--peer-decode", "65"], 2, "--peer-decode: expected 1 to 64 (--decode), found 65"),
         (["--limit", "lots"], 2, "'lots' is not a size"),
         (["--limit", "1GiB", "--ram", "2GiB"], 2, "more than --limit 1.00 GiB"),
         (["--against", "llama.cpp", "--gguf", "{tmp}/none.gguf"], 1, "no such file"),

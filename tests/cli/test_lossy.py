@@ -45,10 +45,10 @@ def made_up_price(settings: LossySettings, text: str | None = "a text") -> Price
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--cache-aware-routing", "1.5"], "cache-aware routing: expected a number from 0 (off) to 1, found 1.5."),
-        (["--drop-cold", "nan"], "drop cold: expected a number from 0 (off) to 1, found nan."),
+        (["--cache-aware-routing", "1.5"], "--cache-aware-routing: expected a number from 0 (off) to 1, found 1.5."),
+        (["--drop-cold", "nan"], "--drop-cold: expected a number from 0 (off) to 1, found nan."),
         (["--drop-cold", "-0.1"], "found -0.1"),
-        (["--experts-used", "0"], "experts used: expected 1 or more"),
+        (["--experts-used", "0"], "--experts-used: expected 1 or more"),
         (["--experts-used", "x"], "--experts-used"),
     ],
 )

@@ -128,9 +128,9 @@ def test_what_is_no_source_is_told(tmp_path: Path, source: str) -> None:
 
 
 def test_formats_are_checked_before_anything_is_read() -> None:
-    with pytest.raises(UsageError, match="--experts"):
+    with pytest.raises(UsageError, match="`experts`"):
         forecast_store("nowhere", experts="q5")
-    with pytest.raises(UsageError, match="--dense"):
+    with pytest.raises(UsageError, match="`dense`"):
         forecast_store("nowhere", dense="int8")
 
 

@@ -228,7 +228,7 @@ def test_a_destination_that_is_something_else_is_refused(checkpoint: Path, tmp_p
 
 
 def test_unknown_formats_are_refused(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--experts: expected one of f32, f16, q8, q4, q4m, found 'q5'"):
+    with pytest.raises(UsageError, match="`experts`: expected one of f32, f16, q8, q4, q4m, found 'q5'"):
         convert_checkpoint(str(checkpoint), tmp_path / "store", experts="q5")
 
 
@@ -292,7 +292,7 @@ def test_an_unfinished_conversion_of_another_kind_is_refused_but_with_force(
         monkeypatch.setattr(pipeline, "edgemoe_version", lambda: "99.0")
     with pytest.raises(UsageError, match="holds an unfinished conversion of another kind") as caught:
         convert_checkpoint(str(checkpoint), tmp_path / "store", **options)
-    assert "--force" in caught.value.hint
+    assert "`force`" in caught.value.hint
     forced = folder_bytes(convert_checkpoint(str(checkpoint), tmp_path / "store", force=True, **options))
     assert forced == folder_bytes(convert_checkpoint(str(checkpoint), tmp_path / "other", **options))
 

@@ -116,7 +116,7 @@ def test_the_way_out_leads_out(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=DIFFERENT):
         convert_checkpoint(str(source), tmp_path / "store", dense="f32")
     (source / "config.json").write_text(json.dumps(UNTIED))
-    with pytest.raises(UsageError, match="--force"):
+    with pytest.raises(UsageError, match="`force`"):
         convert_checkpoint(str(source), tmp_path / "store", dense="f32")
     store = convert_checkpoint(str(source), tmp_path / "store", dense="f32", force=True)
     assert np.array_equal(store_weights(Store.open(store))["head"], tensors[HEAD])

@@ -235,7 +235,7 @@ def test_a_budget_of_nothing(store: Path, ram: str | int) -> None:
 
 
 def test_a_budget_below_the_floor(store: Path) -> None:
-    with pytest.raises(BudgetError, match=r"needs at least .*--ram floor") as refused:
+    with pytest.raises(BudgetError, match=r"needs at least .*`ram=floor`") as refused:
         open_engine(store, EngineOptions("1MiB"))
     assert "the budget is 1.0 MiB" in str(refused.value)
 

@@ -215,12 +215,12 @@ def test_shares_out_of_range_are_refused(name: str, value: object) -> None:
 
 @pytest.mark.parametrize("value", [0, -1, 1.0, True, "2"])
 def test_numbers_of_experts_that_are_none_are_refused(value: object) -> None:
-    with pytest.raises(UsageError, match="experts used: expected 1 or more"):
+    with pytest.raises(UsageError, match="`experts_used`: expected 1 or more"):
         LossySettings(experts_used=value)  # type: ignore[arg-type]
 
 
 def test_more_experts_than_the_model_uses_are_refused(store: Path) -> None:
-    with pytest.raises(UsageError, match="experts used: expected 1 to 3 experts for each token, found 4"):
+    with pytest.raises(UsageError, match="`experts_used`: expected 1 to 3 experts for each token, found 4"):
         open_engine(store, EngineOptions(lossy=LossySettings(experts_used=4)))
 
 
@@ -238,10 +238,8 @@ def test_fewer_experts_are_renormalised_as_the_router_does(store: Path) -> None:
 def test_settings_as_text_and_json() -> None:
     lossy = LossySettings(0.05, 0.1, 2)
     assert lossy.describe() == "cache-aware routing 0.05, drop cold 0.1, experts used 2"
-    assert lossy.command_options() == ["--cache-aware-routing", "0.05", "--drop-cold", "0.1", "--experts-used", "2"]
     assert LossySettings.from_json(lossy.to_json()) == lossy
     assert lossy.on
     assert lossy.effective(all_resident=True) == LossySettings(experts_used=2)
     assert not EXACT.on
     assert EXACT.describe() == ""
-    assert EXACT.command_options() == []

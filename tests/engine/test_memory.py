@@ -138,7 +138,7 @@ def test_weights_are_read_before_the_plan_only_in_a_budget_with_ample_room(monke
 
 def test_below_the_floor_is_refused_with_the_floor() -> None:
     floor = plan_memory(SPEC, SIZES, BACKEND, "floor")
-    with pytest.raises(BudgetError, match=r"needs at least .* MiB of memory; the budget is 100\.0 MiB.*--ram \d+MiB"):
+    with pytest.raises(BudgetError, match=r"needs at least .* MiB of memory; the budget is 100\.0 MiB.*`ram=\d+MiB`"):
         plan_memory(SPEC, SIZES, BACKEND, "100MiB")
     assert floor.budget_bytes == floor.floor_bytes
     assert floor.slots == 4

@@ -193,7 +193,7 @@ def test_guesses_differ_where_few_experts_are_left_to_guess_wrong(store: Path) -
 
 def test_a_recall_that_is_none_is_refused() -> None:
     for wrong in (-0.1, 1.1, float("nan")):
-        with pytest.raises(UsageError, match="--recall: expected 0 to 100 %"):
+        with pytest.raises(UsageError, match="`recall`: expected 0 to 100 %"):
             ForcedRouting(made_up_trace(SHAPE, tokens=7, prompt_tokens=3), recall=wrong)
 
 

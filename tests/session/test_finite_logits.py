@@ -46,7 +46,7 @@ def test_such_tokens_are_not_held(wrong: float, kv_format: str, all_logits: bool
     engine.wrong = wrong
     with pytest.raises(EdgemoeError, match="not all finite") as error:
         held.forward([4], all_logits=all_logits)
-    assert ("kv='q8'" in str(error.value)) == (kv_format == "f16")
+    assert ("`kv=q8`" in str(error.value)) == (kv_format == "f16")
     assert "edgemoe verify" in str(error.value)
     assert (held.ids, engine.position) == ([1, 2], 2)
     engine.wrong = 0.0
@@ -74,7 +74,7 @@ def large_keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_keys_beyond_float16(large_keys: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with load(large_keys) as model:
         for use in (model.logits, model.generate):
-            with pytest.raises(EdgemoeError, match=r"beyond float16.* kv='q8'"):
+            with pytest.raises(EdgemoeError, match=r"beyond float16.* `kv=q8`"):
                 use([1, 2, 3])
     with load(large_keys, EngineOptions(kv="q8")) as model:
         assert np.isfinite(model.logits([1, 2, 3])).all()

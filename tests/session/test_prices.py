@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from edgemoe.cli.lossy import price_command
 from edgemoe.engine.lossy import LossySettings
 from edgemoe.session import prices
-from edgemoe.session.prices import Price, find_price, keep_price, price_command, prices_path
+from edgemoe.session.prices import Price, find_price, keep_price, prices_path
 
 PRICE = Price(0.0123, 0.041, 1000, "a text", 1.25)
 SETTINGS = LossySettings(cache_aware_routing=0.2)

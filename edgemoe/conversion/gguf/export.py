@@ -121,7 +121,7 @@ def check_gguf_destination(destination: str | os.PathLike[str], force: bool) -> 
         raise UsageError(f"{str(path)!r}: expected a name that ends in .gguf.", "Name the file, such as ./model.gguf.")
     if path.is_dir() or (path.exists() and not force):
         kind = "a folder" if path.is_dir() else "a file"
-        way_out = "Give another name." if path.is_dir() else "Give another name, or replace it with --force."
+        way_out = "Give another name." if path.is_dir() else "Give another name, or replace it with `force`."
         raise UsageError(f"{path}: there is {kind} of that name.", way_out)
     return path
 

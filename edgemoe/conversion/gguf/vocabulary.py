@@ -70,7 +70,7 @@ def _library_errors(path: Path) -> Iterator[None]:
 
 def _refused(what: str) -> StoreError:
     return StoreError(
-        f"the tokenizer cannot be told in a GGUF: {what}.", "Write the weights alone, with --no-tokenizer."
+        f"a GGUF cannot represent this tokenizer: {what}.", "Write the weights alone, with `no_tokenizer`."
     )
 
 

@@ -204,7 +204,7 @@ def test_what_stands_at_the_destination_is_not_lost(tiny: Store, tmp_path: Path)
     path.write_bytes(b"mine")
     with pytest.raises(UsageError, match="there is a file of that name") as caught:
         export_gguf(tiny, path, name="x")
-    assert "--force" in caught.value.hint
+    assert "`force`" in caught.value.hint
     assert path.read_bytes() == b"mine"
     export_gguf(tiny, path, name="x", force=True)
     assert path.read_bytes()[:4] == b"GGUF"

@@ -158,7 +158,7 @@ def test_tokenizers_that_a_file_cannot_tell_are_refused(
     folder = write_folder(tmp_path / "store", tokenizer, bos_token=START)
     with pytest.raises(StoreError, match=what) as caught:
         there_and_back(folder, 400, tmp_path / "m.gguf")
-    assert "--no-tokenizer" in caught.value.hint
+    assert "`no_tokenizer`" in caught.value.hint
 
 
 def test_more_tokens_than_the_model_has_are_refused(tmp_path: Path) -> None:

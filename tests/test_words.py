@@ -1,0 +1,50 @@
+"""Rules for words that a linter does not know."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edgemoe.cli.parameters import with_flags
+
+ROOT = Path(__file__).parents[1] / "edgemoe"
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+MAKES_COMMAND_LINES = {"bench/startup.py", "bench/control_group.py"}
+"""They start `edgemoe run`, and name the command that starts edgemoe where there are rights for a control group."""
+
+
+def texts(path: Path) -> Iterator[tuple[int, str]]:
+    """Every string of a module with its line, docstrings too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, node.value
+
+
+def test_only_the_command_line_knows_flags() -> None:
+    """Errors below it name parameters, since a Python program and a server have no flags."""
+    found = [
+        f"{path.relative_to(ROOT)}:{line}: {flag}"
+        for path in sorted(ROOT.rglob("*.py"))
+        if "cli" not in path.relative_to(ROOT).parts and str(path.relative_to(ROOT)) not in MAKES_COMMAND_LINES
+        for line, text in texts(path)
+        for flag in FLAG.findall(text)
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("Give a smaller `ram`.", "Give a smaller --ram."),
+        ("open it with `kv=q8`.", "open it with --kv q8."),
+        ("`peer_decode_tokens`: expected 1", "--peer-decode: expected 1"),
+        ("more (`ram=floor` takes what it needs)", "more (--ram floor takes what it needs)"),
+        ("a template with `{{ x }}` and `two words`", "a template with `{{ x }}` and `two words`"),
+    ],
+)
+def test_the_command_line_spells_parameters_as_flags(text: str, told: str) -> None:
+    assert with_flags(text) == told
