@@ -84,7 +84,8 @@ class Tokenizer:
         if self._tokenizer is None:
             raise StoreError(
                 "this model has no tokenizer (tokenizer.json), so it can neither read nor write text.",
-                "Give it token ids, from Python; a model that was converted from a checkpoint has one.",
+                "Copy the one of its checkpoint into the store and run edgemoe update STORE; or give token ids, from"
+                " Python.",
             )
         return self._tokenizer
 
