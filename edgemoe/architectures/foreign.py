@@ -37,7 +37,7 @@ def refuse_quantised_tensors(names: Collection[str]) -> None:
         if found:
             raise SourceError(
                 f"{found[0]}: expected unquantised weights, found quantised ones ({method}):"
-                f" {len(found)} tensors have names like this.",
+                f" {len(found)} of the names are like this.",
                 UNQUANTISED,
             )
 

@@ -16,7 +16,7 @@ from edgemoe.cli.interrupts import TERMINATION
 from edgemoe.cli.parameters import with_flags
 from edgemoe.cli.terminal.text import printable
 from edgemoe.errors import INTERRUPTED, EdgemoeError, UsageError
-from edgemoe.process import no_threads
+from edgemoe.process import no_threads, start_threads
 
 VERBS = {
     "chat": "Talk with a model.",
@@ -112,11 +112,12 @@ def run_command(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     command = typer.main.get_command(app)
     try:
-        return command.main(args=arguments, prog_name="edgemoe", standalone_mode=False) or 0
+        code = command.main(args=arguments, prog_name="edgemoe", standalone_mode=False) or 0
+        return _interrupted(debug) if code == INTERRUPTED else code
     except (KeyboardInterrupt, typer.Abort) as stopped:
         if isinstance(stopped.__cause__, EOFError):  # typer takes it for a person's Ctrl-D at a question; it asks none
             return _report_fault(stopped.__cause__, debug)
-        return INTERRUPTED
+        return _interrupted(debug)
     except BrokenPipeError:
         _leave_stdout()
         return 1
@@ -165,6 +166,14 @@ def _report(error: EdgemoeError, debug: bool, cause: BaseException | None = None
         traceback.print_exception(cause or error, file=sys.stderr)
     print(f"error: {printable(with_flags(str(error)))}", file=sys.stderr)
     return error.exit_code
+
+
+def _interrupted(debug: bool) -> int:
+    """The exit code of an interrupted command; an error where no person interrupted it.
+
+    OpenBLAS, which comes with NumPy, raises SIGINT where the system starts no thread for it (blas_server.c).
+    """
+    return INTERRUPTED if start_threads(1, lambda: None) else _report(no_threads("the command cannot go on"), debug)
 
 
 def _report_fault(error: Exception, debug: bool) -> int:

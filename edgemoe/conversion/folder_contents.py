@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgemoe.errors import SourceError
-from edgemoe.store.first_bytes import is_lfs_pointer
+from edgemoe.store.first_bytes import LFS_FOUND, LFS_WAY_OUT, is_lfs_pointer
 from edgemoe.store.manifest import MANIFEST_NAME
 
 CONFIG_NAME = "config.json"
@@ -123,11 +123,7 @@ def _gguf_error(folder: Path, names: list[str]) -> SourceError:
 def refuse_lfs_pointer(path: Path) -> None:
     """Raises SourceError for a Git LFS pointer, which is a few lines of text in place of the file."""
     if is_lfs_pointer(path):
-        raise SourceError(
-            f"{path}: expected the file itself, found a Git LFS pointer to it: the repository was cloned without"
-            " Git LFS.",
-            "Run git lfs install and git lfs pull in that folder, or download the file from its page.",
-        )
+        raise SourceError(f"{path}: {LFS_FOUND}", LFS_WAY_OUT)
 
 
 def single_before_shards(names: Collection[str]) -> list[str]:

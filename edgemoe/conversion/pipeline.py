@@ -25,6 +25,7 @@ from edgemoe.conversion.source import Source
 from edgemoe.conversion.transfer import Transfer
 from edgemoe.errors import EdgemoeError, SourceError, StoreError, UsageError
 from edgemoe.model.sampling import CONFIG_LIMIT_BYTES, GENERATION_CONFIG, end_ids, read_generation_config
+from edgemoe.paths import expanded
 from edgemoe.store.headers import parse_json
 from edgemoe.store.manifest import MANIFEST_NAME
 from edgemoe.store.reader import Store
@@ -128,8 +129,14 @@ def convert_source(
 
 def _target(destination: str | os.PathLike[str]) -> Path:
     """The destination as an absolute path with a name of its own."""
-    text = os.path.expanduser(os.fspath(destination))  # noqa: PTH111 (it leaves an unknown ~user as it is)
-    path = Path(text).absolute()
+    text = os.fspath(destination)
+    found = expanded(text)
+    if found is None and text:
+        raise UsageError(
+            f"{text}: expected a folder to make, found no home folder that {Path(text).parts[0]} stands for.",
+            f"Give the path without it; for a folder of that name, ./{text}.",
+        )
+    path = (found or Path()).absolute()
     if not text or "\0" in text or path.name in ("", ".."):
         raise UsageError(f"{text!r}: expected a folder to make.", "Give it a name, such as ./my-model.")
     return path

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgemoe.architectures import model_spec
+from edgemoe.conversion.folder_contents import refuse_lfs_pointer
 from edgemoe.conversion.opening import open_source
 from edgemoe.conversion.progress import DownloadCallback
 from edgemoe.conversion.source import Source
@@ -109,6 +110,7 @@ def _read(name: str, path: Path) -> bytes:
     try:
         if not path.is_file():  # to open a pipe would wait for a process that writes to it
             raise SourceError(f"{path}: expected a file, found something else.", "Remove it, or put a file there.")
+        refuse_lfs_pointer(path)
         with path.open("rb") as file:
             content = file.read(SIDE_FILE_LIMIT_BYTES + 1)
     except OSError as problem:

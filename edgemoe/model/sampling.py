@@ -164,19 +164,21 @@ def _acts(value: Any, off: Any) -> bool:
     return value is not None and value is not False and value != off and value not in ([], {})
 
 
-def end_ids(config: Mapping[str, Any]) -> frozenset[int]:
+def end_ids(config: Mapping[str, Any]) -> tuple[int, ...]:
     """The ids in `eos_token_id` of a generation_config.json or config.json, one or a list; of its text model too.
+
+    Each is there once, in the order of the file.
 
     Raises UsageError where it is neither.
     """
-    ids: set[int] = set()
+    ids: list[int] = []
     for part in (config, config.get("text_config")):
         value = part.get("eos_token_id") if isinstance(part, Mapping) else None
         listed = value if isinstance(value, list) else [] if value is None else [value]
         if any(isinstance(entry, bool) or not isinstance(entry, int) for entry in listed):
             raise _wrong("eos_token_id", "a token id or a list of them", value)
-        ids.update(entry for entry in listed if 0 <= entry <= LARGEST_ID)  # -1 is how some files say that none ends
-    return frozenset(ids)
+        ids += [entry for entry in listed if 0 <= entry <= LARGEST_ID]  # -1 is how some files say that none ends
+    return tuple(dict.fromkeys(ids))
 
 
 def _token_ids(name: str, value: Any, least: int = 0) -> tuple[int, ...]:

@@ -1,123 +1,16 @@
-"""Special tokens of a model folder beside those of its tokenizer.json, by the rules of transformers.
-
-tokenizer_config.json names them (`bos_token`, `eos_token`, and any other name that ends in `_token`) and lists further
-ones. Where it has no `added_tokens_decoder`, what special_tokens_map.json says comes before what it says itself.
-Source: transformers 5.24, PreTrainedTokenizerBase._from_pretrained and TokenizersBackend.__init__.
-"""
+"""The special tokens that the files of a model folder name beside its tokenizer.json."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from edgemoe.errors import StoreError
 from edgemoe.session.model_files import read_json_object
-
-if TYPE_CHECKING:
-    import tokenizers
-
-CONFIG_NAME = "tokenizer_config.json"
-_FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
-
-Description = Mapping[str, Any]
-"""A token as these files describe it: `content`, `special` and the library's flags."""
+from edgemoe.store.tokenizer_config import CONFIG_NAME, MAP_NAME, SpecialTokens
 
 
-@dataclass(frozen=True)
-class SpecialTokens:
-    """What the JSON files of a folder say of special tokens."""
-
-    names: Mapping[str, str]
-    """Such as `bos_token` to `<s>`; templates know them by these names."""
-    named: tuple[Description, ...]
-    listed: tuple[Description, ...]
-    """Special tokens without a name."""
-    numbered: Mapping[int, Description]
-    """Those of `added_tokens_decoder`, special or not."""
-
-    @classmethod
-    def read(cls, folder: Path) -> SpecialTokens:
-        """What a folder's files say. Raises StoreError for a file that is damaged."""
-        config = read_json_object(folder / CONFIG_NAME, required=False)
-        if "added_tokens_decoder" not in config:
-            config = {**config, **read_json_object(folder / "special_tokens_map.json", required=False)}
-        listed = config.get("extra_special_tokens") or config.get("additional_special_tokens")
-        if isinstance(listed, Mapping):  # further names
-            config, listed = {**config, **listed}, None
-        found = {name: _description(value) for name, value in config.items() if name.endswith("_token")}
-        named = {name: token for name, token in found.items() if token is not None}
-        further = [_description(value) for value in (listed if isinstance(listed, list) else [])]
-        numbers = config.get("added_tokens_decoder")
-        return cls(
-            {name: token["content"] for name, token in named.items()},
-            tuple(named.values()),
-            tuple(token for token in further if token is not None),
-            {
-                int(number): token
-                for number, value in (numbers.items() if isinstance(numbers, Mapping) else ())
-                if str(number).isdecimal() and isinstance(value, Mapping)
-                if (token := _description({"special": False, **value})) is not None
-            },
-        )
-
-    def add_to(self, tokenizer: tokenizers.Tokenizer) -> None:
-        """Let the tokenizer know these tokens as special.
-
-        A token that neither its vocabulary nor `added_tokens_decoder` gives an id is left out: transformers would give
-        it the next free one, which the model has never seen. Raises StoreError where a token would get another id than
-        `added_tokens_decoder` gives it.
-        """
-        known = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
-        names = set(self.names.values())
-        wanted: dict[str, Description] = {}
-        for _, token in sorted(self.numbered.items()):
-            special = bool(token["special"]) or token["content"] in names
-            wanted[token["content"]] = {"normalized": not special, **token, "special": special}
-        for token in self.named:
-            content = token["content"]
-            flags = {flag: getattr(known[content], flag) for flag in _FLAGS} if content in known else token
-            wanted.setdefault(content, {**flags, "content": content, "special": True})
-        for token in self.listed:
-            if token["content"] not in known:
-                wanted.setdefault(token["content"], {**token, "special": True})
-        numbers = {token["content"]: number for number, token in self.numbered.items()}
-        new = [
-            _added_token(token)
-            for content, token in wanted.items()
-            if (content in numbers or tokenizer.token_to_id(content) is not None)
-            and not (content in known and _same(known[content], token))
-        ]
-        if new:
-            tokenizer.add_tokens(new)
-        for content, number in numbers.items():
-            if content not in known and tokenizer.token_to_id(content) != number:
-                raise StoreError(
-                    f"{CONFIG_NAME}: added token {content!r:.80}: expected id {number},"
-                    f" found {tokenizer.token_to_id(content)} as it is loaded.",
-                    "Take tokenizer.json and tokenizer_config.json from the same model.",
-                )
-
-
-def _description(value: object) -> Description | None:
-    """A token, given as its text or as an object; None for anything else."""
-    if isinstance(value, str) and value:
-        return {"content": value, "special": True}
-    if isinstance(value, Mapping) and isinstance(value.get("content"), str) and value["content"]:
-        return value
-    return None
-
-
-def _added_token(token: Description) -> tokenizers.AddedToken:
-    from tokenizers import AddedToken
-
-    flags = {flag: token[flag] for flag in _FLAGS if isinstance(token.get(flag), bool)}
-    return AddedToken(token["content"], special=token["special"], **flags)
-
-
-def _same(known: tokenizers.AddedToken, token: Description) -> bool:
-    """Whether the tokenizer has the token with this description already."""
-    return known.special == token["special"] and all(
-        getattr(known, flag) == token[flag] for flag in _FLAGS if isinstance(token.get(flag), bool)
+def read_special_tokens(folder: Path) -> SpecialTokens:
+    """What a folder's files say of special tokens. Raises StoreError for a file that is damaged."""
+    return SpecialTokens.of(
+        read_json_object(folder / CONFIG_NAME, required=False),
+        read_json_object(folder / MAP_NAME, required=False),
     )

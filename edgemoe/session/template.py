@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from edgemoe.errors import EdgemoeError, StoreError, UsageError
-from edgemoe.session.model_files import MEND, read_json_object, read_text
-from edgemoe.session.special_tokens import CONFIG_NAME, SpecialTokens
+from edgemoe.session.model_files import read_json_object, read_text
+from edgemoe.session.special_tokens import read_special_tokens
 from edgemoe.session.template_process import TemplateProcess
+from edgemoe.store.tokenizer_config import CONFIG_NAME, config_template
 
 TEMPLATE_LIMIT_BYTES = 256 << 10
 OWN_VARIABLES = ("messages", "add_generation_prompt")
@@ -46,7 +47,7 @@ class ChatTemplate:
                 f"{folder} has no chat template (neither chat_template.jinja nor one in tokenizer_config.json).",
                 "A base model cannot chat; let it continue a plain text (`raw`).",
             )
-        return cls(source, SpecialTokens.read(folder).names)
+        return cls(source, read_special_tokens(folder).names)
 
     def check_variables(self, variables: Mapping[str, Any]) -> None:
         """Raises UsageError for variables that this template does not read, or that no JSON can say."""
@@ -122,20 +123,5 @@ def template_source(folder: Path) -> str | None:
     path = folder / "chat_template.jinja"
     if path.is_file():
         return read_text(path, TEMPLATE_LIMIT_BYTES)
-    value = read_json_object(folder / CONFIG_NAME, required=False).get("chat_template")
-    if isinstance(value, list):
-        value = {str(entry.get("name")): entry.get("template") for entry in value if isinstance(entry, Mapping)}
-    if isinstance(value, Mapping) and value and "default" not in value:
-        raise StoreError(
-            f"{folder / CONFIG_NAME}: chat_template: expected one template named default,"
-            f" found {', '.join(sorted(map(str, value)))[:200]}.",
-            "Save the one that you want as chat_template.jinja beside it; where the folder is a store, edgemoe update"
-            " takes it then.",
-        )
-    source = value.get("default") if isinstance(value, Mapping) else value
-    if source is not None and not isinstance(source, str):
-        raise StoreError(
-            f"{folder / CONFIG_NAME}: chat_template: expected a text, or named texts, found {type(source).__name__}.",
-            MEND,
-        )
-    return source
+    path = folder / CONFIG_NAME
+    return config_template(read_json_object(path, required=False), path)

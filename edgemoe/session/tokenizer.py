@@ -15,8 +15,9 @@ from edgemoe.errors import EdgemoeError, StoreError, UsageError
 from edgemoe.model.sampling import end_ids
 from edgemoe.process import no_threads
 from edgemoe.session.model_files import MEND, read_json_object, read_text
-from edgemoe.session.special_tokens import CONFIG_NAME, SpecialTokens
+from edgemoe.session.special_tokens import read_special_tokens
 from edgemoe.session.twins import Twins
+from edgemoe.store.tokenizer_config import CONFIG_NAME
 from edgemoe.store.tokenizer_file import library_tokenizer
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ class Tokenizer:
         if self._tokenizer is None:
             raise StoreError(
                 "this model has no tokenizer (tokenizer.json), so it can neither read nor write text.",
-                "Give it token ids, from Python; a model that was converted from a checkpoint has one.",
+                "Copy the one of its checkpoint into the store and run edgemoe update STORE; or give token ids, from"
+                " Python.",
             )
         return self._tokenizer
 
@@ -221,7 +223,7 @@ def load_library_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     text = read_text(path, TOKENIZER_LIMIT_BYTES)
     try:
         tokenizer = library_tokenizer(text)
-        SpecialTokens.read(folder).add_to(tokenizer)
+        read_special_tokens(folder).add_to(tokenizer)
     except (KeyboardInterrupt, SystemExit, StoreError):
         raise
     except BaseException as error:  # a panic of the library is a BaseException
@@ -289,10 +291,10 @@ def stop_ids(folder: Path, tokenizer: tokenizers.Tokenizer | None) -> frozenset[
     for name in ("generation_config.json", "config.json"):
         config = read_json_object(folder / name, required=False)
         try:
-            ids |= end_ids(config)
+            ids.update(end_ids(config))
         except UsageError as error:
             raise StoreError(f"{folder / name}: {error.message}", f"Mend it. {MEND}") from None
-    eos = SpecialTokens.read(folder).names.get("eos_token")
+    eos = read_special_tokens(folder).names.get("eos_token")
     if eos is not None and tokenizer is not None:
         token = tokenizer.token_to_id(eos)
         ids |= set() if token is None else {token}
@@ -305,7 +307,7 @@ def _unread_ends(
     """A sentence for each end of an answer that the files name and the model cannot generate."""
     for token in sorted(token for token in ids if token >= vocabulary):
         yield f"eos_token_id {token} ends no answer: this model's token ids are those below {vocabulary}."
-    eos = SpecialTokens.read(folder).names.get("eos_token")
+    eos = read_special_tokens(folder).names.get("eos_token")
     if eos is not None and tokenizer is not None and tokenizer.token_to_id(eos) is None:
         yield f"{CONFIG_NAME}: eos_token {eos!r:.80} is not in the vocabulary: it ends no answer."
 

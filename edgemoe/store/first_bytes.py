@@ -9,6 +9,9 @@ _GGUF_MAGIC = b"GGUF"
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """The beginning of every Git LFS pointer (git-lfs, docs/spec.md)."""
 
+LFS_FOUND = "expected the file itself, found a Git LFS pointer to it: the repository was cloned without Git LFS."
+LFS_WAY_OUT = "Run git lfs install and git lfs pull in that folder, or download the file from its page."
+
 
 def is_gguf(path: Path) -> bool:
     """Whether a file is GGUF: Ollama keeps such files under names that are checksums. False where it cannot be read."""

@@ -13,6 +13,7 @@ from edgemoe.errors import StoreError
 from edgemoe.io.checksum import native_crc32c_usable
 from edgemoe.io.pages import PAGE_BYTES, round_up
 from edgemoe.kernels.operations import ExpertLayout
+from edgemoe.store.first_bytes import LFS_FOUND, LFS_WAY_OUT, is_lfs_pointer
 from edgemoe.store.manifest import MANIFEST_NAME, MATRIX_ALIGNMENT_BYTES, Manifest, ResidentTensor, record_name
 from edgemoe.store.manifest_parser import DAMAGED_HINT, parse_manifest
 from edgemoe.store.resident import ResidentReading, ResidentValue
@@ -71,6 +72,8 @@ class Store:
             raise StoreError(f"{self.path}: {name} is missing.", DAMAGED_HINT) from None
         if found == expected:
             return
+        if is_lfs_pointer(self.path / name):
+            raise StoreError(f"{self.path / name}: {LFS_FOUND}", LFS_WAY_OUT)
         message = f"{self.path / name}: expected {expected} bytes, found {found}"
         lost = self._first_lost(name, found) if found < expected else ""
         raise StoreError(f"{message}{lost}.", DAMAGED_HINT)

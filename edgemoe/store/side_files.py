@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgemoe.errors import StoreError
+from edgemoe.store.first_bytes import LFS_FOUND, is_lfs_pointer
 from edgemoe.store.manifest import SideFile
 from edgemoe.store.reader import Store
 
@@ -74,6 +75,8 @@ def side_file_fault(path: Path, entry: SideFile) -> str | None:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for a process that writes to it
             return "expected a file, found something else."
+        if is_lfs_pointer(path):
+            return LFS_FOUND
         if status.st_size != entry.bytes:
             return f"expected {entry.bytes} bytes, as the manifest says, found {status.st_size}."
         digest = hashlib.sha256()

@@ -19,6 +19,7 @@ from edgemoe.cli.main import VERBS, run_command
 from edgemoe.errors import BudgetError
 from tests.cli.conftest import FAKE_COMMAND, Done, Edgemoe, environment
 from tests.support.fake_engine import FakeEngine
+from tests.support.few_threads import few_threads
 from tests.support.small_tokenizer import START, small_tokenizer, write_model_folder
 
 HEAVY = ("numpy", "numba", "rich", "jinja2", "tokenizers", "prompt_toolkit", "huggingface_hub")
@@ -297,6 +298,20 @@ def test_ctrl_c_before_the_answer_is_quiet(
     monkeypatch.setattr("edgemoe.engine.opening.open_engine", interrupt)
     assert run_command(["run", str(folder), "-p", "x"]) == 130
     assert capsys.readouterr().out.strip() == ""
+
+
+def test_an_interrupt_where_no_thread_starts_is_told_as_that(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """OpenBLAS raises SIGINT where the system starts no thread for it (driver/others/blas_server.c)."""
+
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edgemoe.engine.opening.open_engine", interrupt)
+    few_threads(monkeypatch, 0)
+    assert run_command(["run", str(folder), "-p", "x"]) == 1
+    assert "the system refuses to start another thread or process" in capsys.readouterr().err
 
 
 def test_chat_through_a_pipe_answers_each_line(edgemoe: Edgemoe, folder: Path) -> None:

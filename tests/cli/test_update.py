@@ -278,3 +278,16 @@ def test_a_source_that_is_none_is_told(store: Path, tmp_path: Path, command: Com
     assert "no such folder or file" in errors
     code, _, errors = command("update", tmp_path / "missing")
     assert code == 1
+
+
+@pytest.mark.parametrize("given", ["the store itself", "a folder", "a file"])
+def test_an_update_names_a_git_lfs_pointer(store: Path, tmp_path: Path, command: Command, given: str) -> None:
+    """The pointer's first line is that of git-lfs' docs/spec.md."""
+    folder = store if given == "the store itself" else tmp_path / "cloned"
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    source = {"the store itself": (), "a folder": ("--from", folder), "a file": ("--from", folder / "tokenizer.json")}
+    code, _, err = command("update", store, *source[given])
+    assert code == 1
+    assert "tokenizer.json: expected the file itself, found a Git LFS pointer" in err
+    assert "git lfs pull" in err

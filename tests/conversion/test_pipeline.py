@@ -26,6 +26,7 @@ from edgemoe.quant.quantise import quantisation_error, quantise
 from edgemoe.store.reader import Store
 from edgemoe.store.verification import verify_store
 from tests.support.checkpoints import SMALL_MIXTRAL, folder_bytes, read_tensors, write_checkpoint
+from tests.support.homes import without_home
 from tests.support.stores import store_weights
 
 QWEN2: dict[str, Any] = {
@@ -475,3 +476,18 @@ def test_scales_that_are_not_finite_are_refused_by_name(tmp_path: Path, monkeypa
     source.blocks[name].scales[7, 1] = np.inf
     with pytest.raises(SourceError, match=r"experts\.3\.w1\.weight: expected finite numbers, found inf"):
         _convert(source, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("name", ["~/models/tiny", "~nobody-of-this-name/tiny", "~"])
+def test_no_folder_called_tilde_is_made_where_the_home_is_not_known(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Shells and Python leave a `~` as it is where they know no home (the manual of os.path.expanduser)."""
+    without_home(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UsageError, match=r"expected a folder to make, found no home folder that ~\S* stands for"
+    ) as error:
+        convert_checkpoint(str(checkpoint), name)
+    assert f"./{name}" in (error.value.hint or "")
+    assert not list(tmp_path.glob("~*"))

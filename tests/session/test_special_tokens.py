@@ -14,7 +14,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models
 
 from edgemoe.errors import StoreError
-from edgemoe.session.special_tokens import SpecialTokens
+from edgemoe.session.special_tokens import read_special_tokens
 from edgemoe.session.tokenizer import Tokenizer, load_library_tokenizer
 from edgemoe.store.tokenizer_file import library_tokenizer
 
@@ -98,7 +98,7 @@ CASES: dict[str, tuple[dict[str, Any] | None, dict[str, Any] | None, dict[str, s
 def test_tokens_that_other_files_name_are_special(tmp_path: Path, case: str) -> None:
     config, special_map, names, special = CASES[case]
     folder = write_folder(tmp_path / "model", config, special_map)
-    assert SpecialTokens.read(folder).names == names
+    assert read_special_tokens(folder).names == names
     tokenizer = Tokenizer.load(folder, 38)
     assert tokenizer.encode(TEXT) == spelled(*special)
     assert tokenizer.stop_ids == ({1} if "eos_token" in names else set())

@@ -25,6 +25,7 @@ from edgemoe.kernels.native import page_cache
 from edgemoe.store.manifest import MANIFEST_NAME, Manifest
 from edgemoe.store.manifest_parser import parse_manifest
 from edgemoe.store.reader import Store
+from edgemoe.store.side_files import check_side_files
 from tests.support.page_cache import cached_pages
 from tests.support.stores import edit_manifest, flip_bit, sealed, small_store, without_fast_checksums
 
@@ -358,6 +359,14 @@ def test_a_truncated_resident_file_names_the_first_tensor_lost(store: Store) -> 
     os.truncate(path, path.stat().st_size - 1)
     with pytest.raises(StoreError, match=r"resident.safetensors: expected .* the first tensor lost is "):
         Store.open(store.path)
+
+
+@pytest.mark.parametrize("name", ["resident.safetensors", "experts-00000.safetensors", "tokenizer.json"])
+def test_a_git_lfs_pointer_in_place_of_a_file_is_named(store: Store, name: str) -> None:
+    """A store that was cloned without Git LFS; the pointer's first line is that of git-lfs' docs/spec.md."""
+    (store.path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(StoreError, match=f"{name}: expected the file itself, found a Git LFS pointer"):
+        check_side_files(Store.open(store.path))
 
 
 @pytest.mark.parametrize("name", ["resident.safetensors", "experts-00000.safetensors"])

@@ -24,8 +24,10 @@ from edgemoe.conversion.gguf.tokenizer import (
     WHOLE_WORDS_FIRST,
     WORD_RULES,
 )
-from edgemoe.errors import StoreError
+from edgemoe.errors import StoreError, UsageError
+from edgemoe.model.sampling import GENERATION_CONFIG, end_ids
 from edgemoe.store.headers import parse_json
+from edgemoe.store.tokenizer_config import CONFIG_NAME, MAP_NAME, SpecialTokens, config_template
 from edgemoe.store.tokenizer_file import library_tokenizer
 
 _GPT2_WORDS = WORD_RULES["gpt-2"]
@@ -46,10 +48,13 @@ def write_vocabulary(writer: GGUFWriter, folder: Path, vocabulary: int) -> None:
     """
     path = folder / "tokenizer.json"
     data = _json(path)
+    special = SpecialTokens.of(_json(folder / CONFIG_NAME), _json(folder / MAP_NAME))
     with _library_errors(path):
         tokenizer = library_tokenizer(json.dumps(data))
-    named = _named_tokens(folder, tokenizer)
-    _write_tokens(writer, data, tokenizer, vocabulary, set(named.values()))
+        special.add_to(tokenizer)
+    ids = {name.removesuffix("_token"): tokenizer.token_to_id(text) for name, text in special.names.items()}
+    named = {kind: number for kind, number in ids.items() if number is not None}
+    _write_tokens(writer, data, tokenizer, vocabulary)
     _write_special_tokens(writer, folder, named, vocabulary)
     with _library_errors(path):
         plain = tokenizer.encode("a", add_special_tokens=False).ids
@@ -64,6 +69,8 @@ def _library_errors(path: Path) -> Iterator[None]:
     """Turns what the tokenizers library raises, which is plain Exception, into a StoreError about its file."""
     try:
         yield
+    except StoreError:
+        raise
     except Exception as problem:
         raise StoreError(f"{path}: cannot be understood ({str(problem)[:300]}).", "Copy the store again.") from problem
 
@@ -74,9 +81,7 @@ def _refused(what: str) -> StoreError:
     )
 
 
-def _write_tokens(
-    writer: GGUFWriter, data: Mapping[str, Any], tokenizer: Tokenizer, vocabulary: int, named: set[int]
-) -> None:
+def _write_tokens(writer: GGUFWriter, data: Mapping[str, Any], tokenizer: Tokenizer, vocabulary: int) -> None:
     model = data["model"]
     if model.get("type") != "BPE" or model.get("byte_fallback"):
         kind = "SentencePiece BPE" if model.get("byte_fallback") else model.get("type")
@@ -87,7 +92,7 @@ def _write_tokens(
     tokens = {number: token for token, number in tokenizer.get_vocab(with_added_tokens=True).items()}
     if max(tokens) >= vocabulary:
         raise _refused(f"expected ids below {vocabulary}, found {max(tokens)}")
-    added = {token["id"]: token["special"] for token in data.get("added_tokens") or ()} | dict.fromkeys(named, True)
+    added = {number: token.special for number, token in tokenizer.get_added_tokens_decoder().items()}
     names, types = [], []
     for number in range(vocabulary):
         names.append(tokens.get(number, f"[PAD{number}]"))
@@ -134,23 +139,6 @@ def _patterns(step: Mapping[str, Any]) -> Iterator[str]:
         raise _refused(f"expected cuts by patterns, found {kind}")
 
 
-def _named_tokens(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
-    """The ids of the special tokens that the folder names, by kind (`bos`, `eos`, ...).
-
-    As in transformers, special_tokens_map.json is heard before a tokenizer_config.json without `added_tokens_decoder`.
-    """
-    config = _json(folder / "tokenizer_config.json")
-    if "added_tokens_decoder" not in config:
-        config |= _json(folder / "special_tokens_map.json")
-    ids: dict[str, int] = {}
-    for name, token in config.items():
-        text = token.get("content") if isinstance(token, dict) else token
-        if name.endswith("_token") and isinstance(text, str):
-            number = tokenizer.token_to_id(text)
-            ids |= {} if number is None else {name.removesuffix("_token"): number}
-    return ids
-
-
 def _write_special_tokens(writer: GGUFWriter, folder: Path, named: Mapping[str, int], vocabulary: int) -> None:
     """The ids of the special tokens.
 
@@ -164,12 +152,9 @@ def _write_special_tokens(writer: GGUFWriter, folder: Path, named: Mapping[str, 
     ):
         if kind in named:
             add(named[kind])
-    listed = _json(folder / "generation_config.json").get("eos_token_id")
-    if listed is None:
-        listed = _json(folder / "config.json").get("eos_token_id")
-    others = listed if isinstance(listed, list) else [listed]
-    known = [number for number in others if type(number) is int and 0 <= number < vocabulary]
-    ends = list(dict.fromkeys([*([named["eos"]] if "eos" in named else []), *known]))
+    listed = [number for name in (GENERATION_CONFIG, "config.json") for number in _ends(folder / name)]
+    named_end = [named["eos"]] if "eos" in named else []
+    ends = list(dict.fromkeys([*named_end, *(number for number in listed if number < vocabulary)]))
     adders = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
     for number, add in zip(ends, adders, strict=False):
         add(number)
@@ -177,9 +162,17 @@ def _write_special_tokens(writer: GGUFWriter, folder: Path, named: Mapping[str, 
         writer.add_array(ENDS_KEY, ends)
 
 
+def _ends(path: Path) -> tuple[int, ...]:
+    """The ids that a file names as ends of an answer. Raises StoreError."""
+    try:
+        return end_ids(_json(path))
+    except UsageError as problem:
+        raise StoreError(f"{path}: {problem.message}", "Mend it, then run edgemoe update STORE.") from None
+
+
 def _write_sampling(writer: GGUFWriter, folder: Path) -> None:
     """What the model's author wants of sampling, by keys: older versions of the package have no methods for them."""
-    generation = _json(folder / "generation_config.json")
+    generation = _json(folder / GENERATION_CONFIG)
     for key, name in SAMPLING_KEYS.items():
         value = generation.get(name)
         if isinstance(value, bool) or (key in SAMPLED_KEYS and not generation.get("do_sample")):
@@ -208,10 +201,9 @@ def _write_surroundings(writer: GGUFWriter, plain: list[int], whole: list[int], 
 
 def _write_template(writer: GGUFWriter, folder: Path) -> None:
     file = folder / "chat_template.jinja"
-    template = (
-        file.read_text("utf-8") if file.exists() else _json(folder / "tokenizer_config.json").get("chat_template")
-    )
-    if isinstance(template, str) and template:
+    config = folder / CONFIG_NAME
+    template = file.read_text("utf-8") if file.exists() else config_template(_json(config), config)
+    if template:
         writer.add_chat_template(template)
 
 

@@ -15,6 +15,7 @@ from edgemoe.conversion.gguf.file import read_gguf
 from edgemoe.conversion.gguf.tokenizer import side_files
 from edgemoe.conversion.gguf.vocabulary import write_vocabulary
 from edgemoe.errors import StoreError
+from edgemoe.session.tokenizer import load_library_tokenizer
 from tests.support.small_tokenizer import END, START, TEMPLATE, small_tokenizer
 
 BUNDLED = Path(__file__).parents[3] / "models" / "smollm2-135m-moe" / "store"
@@ -236,3 +237,85 @@ def test_the_file_that_is_damaged_is_named(name: str, content: str, message: str
     (folder / name).write_text(content)
     with pytest.raises(StoreError, match=message):
         there_and_back(folder, 400, tmp_path / "m.gguf")
+
+
+EOT = "<|eot|>"
+
+
+@pytest.mark.parametrize(
+    ("files", "template", "ends"),
+    [
+        (
+            {"tokenizer_config.json": {}, "special_tokens_map.json": {"eos_token": EOT, "bos_token": START}},
+            None,
+            [2],
+        ),
+        ({"tokenizer_config.json": {"eos_token": END, "extra_special_tokens": {"eot_token": EOT}}}, None, [1]),
+        ({"tokenizer_config.json": {"eos_token": END, "additional_special_tokens": [EOT]}}, None, [1]),
+        (
+            {
+                "tokenizer_config.json": {
+                    "eos_token": END,
+                    "added_tokens_decoder": {"2": {"content": EOT, "special": True}},
+                }
+            },
+            None,
+            [1],
+        ),
+        (
+            {
+                "tokenizer_config.json": {
+                    "eos_token": {"content": EOT},
+                    "chat_template": {"default": TEMPLATE, "tool_use": "not this one"},
+                },
+                "generation_config.json": {"eos_token_id": [1]},
+                "config.json": {"eos_token_id": 7},
+            },
+            TEMPLATE,
+            [2, 1, 7],
+        ),
+        (
+            {
+                "tokenizer_config.json": {
+                    "eos_token": EOT,
+                    "chat_template": [
+                        {"name": "tool_use", "template": "not this one"},
+                        {"name": "default", "template": TEMPLATE},
+                    ],
+                }
+            },
+            TEMPLATE,
+            [2],
+        ),
+    ],
+)
+def test_what_any_of_a_stores_files_says_is_in_the_gguf(
+    tmp_path: Path, files: dict[str, Any], template: str | None, ends: list[int]
+) -> None:
+    """The export finds special tokens, template and ends as `run` does, which finds them as transformers does.
+
+    transformers 5.24 on the same folders: `<|eot|>` is one token, id 2, and the template is the one named default. An
+    answer ends where generation_config.json, config.json or the tokenizer's eos_token says, as `run` has it.
+    """
+    data = json.loads(small_tokenizer().to_str())
+    vocabulary = data["model"]["vocab"]
+    moved = next(token for token, number in vocabulary.items() if number == 2)
+    vocabulary.update({moved: len(vocabulary), EOT: 2})
+    folder = write_folder(tmp_path / "store", tokenizers.Tokenizer.from_str(json.dumps(data)))
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
+    written = there_and_back(folder, len(vocabulary), tmp_path / "m.gguf")
+    metadata = read_gguf(tmp_path / "m.gguf").metadata
+    assert metadata["tokenizer.ggml.token_type"][:3] == [3, 3, 3]
+    assert metadata.get("tokenizer.chat_template") == template
+    assert metadata["tokenizer.ggml.eos_token_ids"] == ends
+    back = tokenizers.Tokenizer.from_str(written["tokenizer.json"].decode())
+    assert back.encode(f"a{EOT}").ids == [*back.encode("a").ids, 2]
+    assert load_library_tokenizer(folder).encode(f"a{EOT}").ids == back.encode(f"a{EOT}").ids
+
+
+def test_templates_of_which_none_is_the_default_are_refused_by_their_names(tmp_path: Path) -> None:
+    """The export says what `run` says; transformers raises ValueError for such a table, too."""
+    folder = write_folder(tmp_path / "store", small_tokenizer(), chat_template={"rag": "a", "tool_use": "b"})
+    with pytest.raises(StoreError, match="expected one template named default, found rag, tool_use"):
+        there_and_back(folder, small_tokenizer().get_vocab_size(), tmp_path / "m.gguf")
