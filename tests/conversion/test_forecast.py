@@ -44,8 +44,16 @@ def same(forecast: Store, made: Store) -> None:
     assert planned_traffic(spec, forecast.manifest, "f16") == planned_traffic(spec, made.manifest, "f16")
 
 
-@pytest.mark.parametrize("formats", FORMATS, ids=str)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "formats"),
+    [
+        # every family and every format in the default tests, every pair of the two in the slow ones
+        pytest.param(family, formats, marks=[] if (number - at) % len(FORMATS) == 0 else pytest.mark.slow)
+        for number, family in enumerate(FAMILIES)
+        for at, formats in enumerate(FORMATS)
+    ],
+    ids=str,
+)
 def test_sizes_are_those_of_the_store_that_conversion_makes(
     tmp_path: Path, family: str, formats: tuple[str | None, str | None]
 ) -> None:
