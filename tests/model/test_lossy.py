@@ -24,7 +24,7 @@ from tests.support.engines import engine_with_slots
 
 LAYERS, EXPERTS, USED = 4, 10, 3
 ALL = LAYERS * EXPERTS
-IDS = np.random.default_rng(6).integers(0, 193, 60)
+IDS = np.random.default_rng(6).integers(0, 193, 44)
 PROMPT_TOKENS = 12
 SETTINGS = [
     LossySettings(cache_aware_routing=0.15),
