@@ -19,6 +19,7 @@ from edgemoe.store.reader import Store
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
 from tests.support.engines import engine_with_slots
 from tests.support.hub_server import Repository, hub_server
+from tests.support.pairs import default_pairs
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FAMILIES = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
@@ -46,12 +47,7 @@ def same(forecast: Store, made: Store) -> None:
 
 @pytest.mark.parametrize(
     ("family", "formats"),
-    [
-        # every family and every format in the default tests, every pair of the two in the slow ones
-        pytest.param(family, formats, marks=[] if (number - at) % len(FORMATS) == 0 else pytest.mark.slow)
-        for number, family in enumerate(FAMILIES)
-        for at, formats in enumerate(FORMATS)
-    ],
+    default_pairs(FAMILIES, FORMATS),
     ids=str,
 )
 def test_sizes_are_those_of_the_store_that_conversion_makes(

@@ -31,6 +31,7 @@ from edgemoe.store.reader import Store
 from tests.support.checkpoints import read_tensors, write_checkpoint
 from tests.support.examples import examples
 from tests.support.gguf_files import tokenizer_metadata, write_gguf
+from tests.support.pairs import default_pairs
 from tests.support.small_tokenizer import small_tokenizer
 from tests.support.stores import store_weights
 
@@ -127,8 +128,7 @@ def test_the_model_is_that_of_the_checkpoint(
 MERGEABLE = [name for name in CONFIGS if not name.startswith("llama")]
 
 
-@pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0", "Q4_0", "Q4_1"])
-@pytest.mark.parametrize("name", MERGEABLE)
+@pytest.mark.parametrize(("name", "kind"), default_pairs(MERGEABLE, ["F32", "F16", "Q8_0", "Q4_0", "Q4_1"]))
 def test_gate_and_up_in_one_tensor_are_those_in_two(
     name: str, kind: str, checkpoints: dict[str, Checkpoint], tmp_path: Path
 ) -> None:
@@ -202,8 +202,7 @@ def test_half_precision_is_read_as_float32(
         np.testing.assert_array_equal(found[tensor], expected, err_msg=tensor)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1"])
+@pytest.mark.parametrize(("name", "kind"), default_pairs([*CONFIGS], ["Q8_0", "Q4_0", "Q4_1"]))
 def test_blocks_carry_over_to_the_bit(name: str, kind: str, checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
     """Also those of query and key, whose rows come in another order, and of rows in the middle of a head."""
     checkpoint = checkpoints[name]

@@ -156,7 +156,7 @@ def test_a_hostile_template_ends_in_an_error(source: str) -> None:
 )
 def test_an_endless_template_is_stopped(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template_process, "CPU_LIMIT_SECONDS", 0.4)  # the system counts whole ones
-    with pytest.raises(StoreError, match="more than 0.4 seconds of processor time, and was stopped"):
+    with pytest.raises(StoreError, match=r"more than 0\.4 seconds of processor time, and was stopped"):
         render(source)
 
 
