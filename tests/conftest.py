@@ -17,5 +17,6 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 if "CI" not in os.environ:
-    hypothesis.settings.register_profile("quick", max_examples=examples(100))
+    # no deadline, as in CI: how long an example takes is for a busy machine to say
+    hypothesis.settings.register_profile("quick", max_examples=examples(100), deadline=None)
     hypothesis.settings.load_profile("quick")
