@@ -13,8 +13,6 @@ HELP := "If numba or llvmlite is what failed: README.md (Without Numba) says wha
 chat: $(VENV)/.installed
 	@$(BIN)/edgemoe chat
 
-# Tests start a hundred commands: Python shall keep what it compiles, whatever the environment says.
-test: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/.installed-test
 	@$(BIN)/python -m pytest -n 2
 

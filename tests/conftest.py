@@ -2,7 +2,21 @@
 
 import os
 import signal
+import sys
+
+import hypothesis
+
+from tests.support.examples import examples
 
 os.environ["EDGEMOE_CACHE_DIR"] = ""  # nobody notes hot experts in the user's cache
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, which they would inherit
+
+# Tests start a hundred commands: Python keeps what it compiles, whatever the environment says.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+if "CI" not in os.environ:
+    # no deadline, as in CI: how long an example takes is for a busy machine to say
+    hypothesis.settings.register_profile("quick", max_examples=examples(100), deadline=None)
+    hypothesis.settings.load_profile("quick")

@@ -81,7 +81,7 @@ def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
 
 
 def test_8_bits_cost_the_bundled_model_little() -> None:
-    found = price(find_model(None), ("f16", "q8"), 150)
+    found = price(find_model(None), ("f16", "q8"), 80)
     print("\nbundled model, q8 against f16:", found)
     assert 0 < found.divergence_nats < 0.02
     assert found.same_top > 0.9

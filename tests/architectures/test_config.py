@@ -26,6 +26,7 @@ from tests.architectures.published import (
     QWEN3_30B_A3B,
     QWEN15_MOE_A27B,
 )
+from tests.support.examples import examples
 
 
 def refusal(config: dict[str, Any]) -> str:
@@ -417,7 +418,7 @@ def spec_or_error(config: dict[str, Any]) -> ModelSpec | SourceError:
         return error
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(
     config=st.sampled_from(list(ALL_FAMILIES.values())),
     changes=st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=5), VALUES, max_size=4),

@@ -82,7 +82,8 @@ def test_a_report_beside_another_engine(store: Path, gguf: Path, fake_llama_cpp:
     assert ids[:-3] == ([5] + [1] * 8 + [20]) * 3
 
 
-def test_a_model_without_text_has_no_start_up(store_without_text: Path) -> None:
+@pytest.mark.slow
+def test_a_model_without_text_is_measured_at_the_floor(store_without_text: Path) -> None:
     report = Benchmark(store_without_text, SETTINGS, describe_backend(1), EngineOptions("floor")).run()
     assert report.edgemoe.startup_s is None
     assert report.peer is report.ratios is None
@@ -122,12 +123,14 @@ def test_a_model_that_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
         assert sum(ledger.parts_ms.values()) == pytest.approx(ledger.wall_ms, rel=0.03)
 
 
-def test_kernels_that_cannot_read_plainly_have_no_roofline(
+def test_kernels_that_cannot_read_plainly_have_no_roofline_and_a_model_without_text_no_start_up(
     store_without_text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EDGEMOE_KERNELS", "reference")
     report = Benchmark(store_without_text, Settings(3, 3, 3, 1), describe_backend()).run()
     assert report.roofline is report.forecast is None
+    assert report.edgemoe.startup_s is None
+    assert report.peer is report.ratios is None
     assert report.edgemoe.about["kernels"]["backend"] == "reference"
     check_sums(report)
 

@@ -31,6 +31,7 @@ from edgemoe.kernels.select import select_backend
 from edgemoe.model.description import store_spec
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
+from tests.support.pairs import default_pairs
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 # Experts that matter beside what an interpreter varies by: 64 of 408 KiB.
@@ -58,8 +59,7 @@ def planner(wide: Store) -> Iterator[Planner]:
     backend.close()
 
 
-@pytest.mark.parametrize("kv", [None, "q8"])
-@pytest.mark.parametrize("above_floor_bytes", [0, 3 << 20, 1 << 28])
+@pytest.mark.parametrize(("above_floor_bytes", "kv"), default_pairs([0, 3 << 20, 1 << 28], [None, "q8"]))
 def test_floor_and_slots_are_those_of_the_engine(
     wide: Store, checkpoint: Path, above_floor_bytes: int, kv: str | None
 ) -> None:

@@ -10,9 +10,13 @@ from tests.bench.reports import made_up_report
 
 
 @pytest.mark.parametrize(
-    ("name", "begins"), [("speed.png", b"\x89PNG"), ("speed.svg", b"<?xml"), ("SPEED.PDF", b"%PDF")]
+    ("name", "begins", "beside"),
+    [
+        ("speed.png", b"\x89PNG", True),
+        ("SPEED.SVG", b"<?xml", False),
+        pytest.param("speed.pdf", b"%PDF", True, marks=pytest.mark.slow),
+    ],
 )
-@pytest.mark.parametrize("beside", [True, False])
 def test_a_picture(tmp_path: Path, name: str, begins: bytes, beside: bool) -> None:
     pytest.importorskip("matplotlib")
     path = tmp_path / name

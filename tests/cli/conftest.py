@@ -78,6 +78,10 @@ def start(folder: Path, tmp_path: Path) -> Iterator[Start]:
             encoding="utf-8",
             timeout=60,
         )
+        # pexpect waits before each line that it sends and after each end, for programs that are not ready: this one is,
+        # once its prompt is there
+        child.delaybeforesend = None
+        child.ptyproc.delayafterclose = child.ptyproc.delayafterterminate = 0.01
         children.append(child)
         child.expect_exact("/help for commands")
         child.expect_exact(PROMPT)

@@ -20,6 +20,7 @@ from edgemoe.conversion.opening import open_source
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.errors import SourceError
 from tests.support.checkpoints import SMALL_MIXTRAL, read_tensors, write_checkpoint
+from tests.support.examples import examples
 
 INDEX = "model.safetensors.index.json"
 
@@ -346,7 +347,7 @@ def test_a_file_of_another_kind_is_no_source(tmp_path: Path) -> None:
         open_source(str(tmp_path / "x.bin"))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=examples(60), deadline=None)
 @given(st.data())
 def test_mutated_indexes_are_read_or_refused_and_nothing_else(tmp_path: Path, data: st.DataObject) -> None:
     folder = tmp_path / "model"

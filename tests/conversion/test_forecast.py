@@ -19,6 +19,7 @@ from edgemoe.store.reader import Store
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
 from tests.support.engines import engine_with_slots
 from tests.support.hub_server import Repository, hub_server
+from tests.support.pairs import default_pairs
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FAMILIES = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
@@ -44,8 +45,11 @@ def same(forecast: Store, made: Store) -> None:
     assert planned_traffic(spec, forecast.manifest, "f16") == planned_traffic(spec, made.manifest, "f16")
 
 
-@pytest.mark.parametrize("formats", FORMATS, ids=str)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "formats"),
+    default_pairs(FAMILIES, FORMATS),
+    ids=str,
+)
 def test_sizes_are_those_of_the_store_that_conversion_makes(
     tmp_path: Path, family: str, formats: tuple[str | None, str | None]
 ) -> None:

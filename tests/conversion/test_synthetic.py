@@ -142,7 +142,7 @@ def test_routing_spreads_in_the_deepest_layer_too(shape: str, tmp_path: Path, mo
     narrow = {"hidden_size": 128, "vocab_size": 1024, "num_attention_heads": 4, "num_experts_per_tok": 2}
     narrow |= {"num_key_value_heads": 4, "head_dim": 32, "intermediate_size": 32, "moe_intermediate_size": 32}
     keys = SHAPES[shape].keys()
-    narrow |= {key: 16 for key in ("num_experts", "num_local_experts") if key in keys}
+    narrow |= {key: 8 for key in ("num_experts", "num_local_experts") if key in keys}
     config = {**SHAPES[shape], **{key: value for key, value in narrow.items() if key in keys}}
     monkeypatch.setattr("edgemoe.conversion.synthetic.SHAPES", {"deep": config})
     ids = np.random.default_rng(0).integers(0, 1024, 256).tolist()

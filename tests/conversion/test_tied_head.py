@@ -21,6 +21,7 @@ from edgemoe.store.reader import Store
 from tests.support.checkpoints import SMALL_MIXTRAL, folder_bytes
 from tests.support.gguf_files import write_gguf
 from tests.support.hub_server import Repository, hub_server
+from tests.support.pairs import default_pairs
 from tests.support.stores import store_weights
 
 TIED = SMALL_MIXTRAL | {"tie_word_embeddings": True}
@@ -69,8 +70,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("dense", ["f32", "q8", "q4"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("layout", "dense"), default_pairs([*LAYOUTS], ["f32", "q8", "q4"]))
 def test_a_head_that_repeats_the_embedding_changes_nothing(
     layout: str, dense: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from edgemoe.conversion.pipeline import convert_checkpoint
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
 
-CONTEXT = 49_152
+CONTEXT = 24_576
 WIDE_HEADS = SMALL_MIXTRAL | {
     "num_hidden_layers": 1,
     "num_attention_heads": 8,

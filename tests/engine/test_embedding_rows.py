@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,9 +38,15 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return convert(tmp_path_factory.mktemp("rows"), request.param)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return convert(tmp_path_factory.mktemp("whole"), "q8")
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Path:
-    return convert(tmp_path, "q8")
+def store(whole: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return shutil.copytree(whole, tmp_path / "store")
 
 
 def convert(folder: Path, dense: str, **changes: object) -> Path:

@@ -48,6 +48,7 @@ CONFIG = {
     "tie_word_embeddings": True,
 }
 EXPERTS = 4 * 10
+ALL_SLOTS = (1, 2, 3, 6, 10, 17, EXPERTS - 1)
 PROMPT = np.random.default_rng(5).integers(0, 193, 150)
 
 
@@ -74,8 +75,15 @@ def expected(store: Path) -> tuple[list[int], np.ndarray]:
         return greedy(engine, PROMPT, 30)
 
 
-@pytest.mark.parametrize("slots", [1, 2, 3, 6, 10, 17, EXPERTS - 1])
-@pytest.mark.parametrize("prediction", ["on", "off", "auto"])
+@pytest.mark.parametrize(
+    ("slots", "prediction"),
+    [
+        # every number of slots with the readers at work; the slow tests have all pairs
+        pytest.param(slots, prediction, marks=[] if slots in often else pytest.mark.slow)
+        for prediction, often in {"on": ALL_SLOTS, "off": (1, 6, 17), "auto": (3, 10)}.items()
+        for slots in ALL_SLOTS
+    ],
+)
 def test_streamed_equals_resident_to_the_bit(store: Path, expected, slots: int, prediction: str) -> None:
     with engine_with_slots(store, slots, prediction=prediction) as engine:
         tokens, logits = greedy(engine, PROMPT, 30)

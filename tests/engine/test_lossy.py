@@ -22,10 +22,11 @@ from edgemoe.model.spec import MoeSpec
 from tests.engine.test_engine import CONFIG
 from tests.support.checkpoints import make_routers_decided, write_checkpoint
 from tests.support.engines import engine_with_slots
+from tests.support.pairs import default_pairs
 
 LAYERS, EXPERTS, USED = 4, 10, 3
 ALL = LAYERS * EXPERTS
-IDS = np.random.default_rng(6).integers(0, 193, 60)
+IDS = np.random.default_rng(6).integers(0, 193, 44)
 PROMPT_TOKENS = 12
 SETTINGS = [
     LossySettings(cache_aware_routing=0.15),
@@ -157,8 +158,7 @@ def test_the_effect_is_that_of_a_simulation(
     assert (statistics.dropped > 0) == (lossy.drop_cold > 0 and lossy.experts_used != 1)
 
 
-@pytest.mark.parametrize("slots", [1, 2, 10, ALL])
-@pytest.mark.parametrize("lossy", [EXACT, LossySettings(experts_used=USED)])
+@pytest.mark.parametrize(("slots", "lossy"), default_pairs([1, 2, 10, ALL], [EXACT, LossySettings(experts_used=USED)]))
 def test_off_changes_no_bit(store: Path, exact: np.ndarray, slots: int, lossy: LossySettings) -> None:
     np.testing.assert_array_equal(run(store, slots, lossy, prediction="on"), exact)
 
@@ -186,8 +186,7 @@ def test_what_was_dropped_leaves_no_trace_of_what_lay_there(store: Path, slots: 
     assert np.isfinite(expected).all()
 
 
-@pytest.mark.parametrize("slots", [1, 3, 10])
-@pytest.mark.parametrize("prediction", ["on", "off"])
+@pytest.mark.parametrize(("slots", "prediction"), default_pairs([1, 3, 10], ["on", "off"]))
 def test_all_at_once_with_prediction_and_few_slots(store: Path, slots: int, prediction: str) -> None:
     got = run(store, slots, LossySettings(cache_aware_routing=0.5, drop_cold=0.35), prediction)
     assert np.isfinite(got).all()

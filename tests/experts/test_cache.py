@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from edgemoe.errors import ReadError
 from edgemoe.experts.cache import ExpertCache
 from edgemoe.experts.policy import POLICIES, make_policy
+from tests.support.examples import examples
 from tests.support.slow_reader import SteppedReader
 
 LAYERS, EXPERTS, RECORD_BYTES = 3, 6, 8
@@ -141,7 +142,7 @@ class CacheMachine(RuleBasedStateMachine):
 
 
 TestCacheMachine = CacheMachine.TestCase
-TestCacheMachine.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)
+TestCacheMachine.settings = settings(max_examples=examples(150), stateful_step_count=25, deadline=None)
 
 
 def run(cache: ExpertCache, layer: int, *experts: int) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from edgemoe.experts import hot_list
 from edgemoe.experts.hot_list import HotList
+from tests.support.examples import examples
 
 DIGEST = "ab" * 32
 EXPERTS = [0, 8, 8, 4]
@@ -66,7 +67,7 @@ def test_a_huge_file_is_not_even_parsed(tmp_path: Path) -> None:
     assert made.read() == []
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=examples(60), deadline=None)
 @given(
     st.binary(max_size=200) | st.recursive(st.none() | st.integers(), st.lists).map(lambda x: json.dumps(x).encode())
 )

@@ -15,6 +15,7 @@ from edgemoe.io import checksum
 from edgemoe.io.checksum import crc32c, portable_crc32c
 from edgemoe.kernels.native.checksum import NativeChecksum
 from edgemoe.kernels.native.library import available_isas
+from tests.support.examples import examples
 
 Implementation = Callable[[np.ndarray, int], int]
 
@@ -66,7 +67,7 @@ def test_every_length_and_alignment_near_the_lanes(implementation: Implementatio
             assert implementation(part, 0) == bitwise(part.tobytes()), (length, offset)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.binary(max_size=3000), st.binary(max_size=3000))
 def test_parts_give_the_whole(first: bytes, second: bytes) -> None:
     whole = bitwise(first + second)
@@ -90,7 +91,7 @@ def test_all_agree_on_megabytes() -> None:
             assert {native.combine(*parts, data.size - cut)} == found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.integers(0, 8 * 5000 - 32), st.integers(1, (1 << 32) - 1))
 def test_any_change_within_32_bits_shows(at_bit: int, change: int) -> None:
     data = np.zeros(5000, np.uint8)

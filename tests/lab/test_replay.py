@@ -17,6 +17,7 @@ from edgemoe.lab.trace import Trace, read_trace
 from edgemoe.lab.trace_figures import read_routing
 from tests.experts.test_policy import InterpretedCache
 from tests.lab.traces import make_shape, make_trace, random_trace
+from tests.support.examples import examples
 from tests.support.shared_data import shared_file
 
 PUBLISHED = {
@@ -163,7 +164,7 @@ def test_routing_counts_uses_and_repeats() -> None:
 
 
 @given(st.integers(1, 12), st.integers(0, 99), st.sampled_from(["lru", "lfu"]))
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 def test_accesses_asked_for_at_once_are_used_first_where_they_are_there(slots: int, seed: int, policy: str) -> None:
     """By the definition: what of a token's experts in a layer is there is used, and stays while the others come."""
     trace = random_trace(make_shape(2, 8, 3), 0, 12, seed=seed)

@@ -27,6 +27,7 @@ from edgemoe.lab.trace import (
     write_trace,
 )
 from edgemoe.lab.trace_rows import COLUMNS, bounds
+from tests.support.examples import examples
 from tests.support.shared_data import shared_file
 from tests.support.traces import SHAPE, made_up_trace, same_rows
 
@@ -49,7 +50,7 @@ def traces(draw: st.DrawFn) -> Trace:
 
 
 @given(traces(), st.sampled_from(FORMATS))
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(50), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_what_was_written_comes_back(tmp_path_factory: pytest.TempPathFactory, trace: Trace, form: TraceFormat) -> None:
     path = tmp_path_factory.mktemp("trace") / "t"
     write_trace(path, trace, form)
@@ -163,7 +164,7 @@ def test_csv_that_is_wrong_is_told_with_its_line(tmp_path: Path, before: bytes, 
 
 
 @given(st.binary(max_size=60), st.integers(0, 400), st.integers(0, 30), st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_the_two_ways_through_csv_agree(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, at: int, cut: int, alphabet: bool
 ) -> None:

@@ -13,11 +13,12 @@ from edgemoe.errors import EdgemoeError
 from edgemoe.kernels.formats import FORMATS, Blocks, dequantise, group_count, pack, unpack
 from edgemoe.quant import quantise as module
 from edgemoe.quant.quantise import quantisation_error, quantise
+from tests.support.examples import examples
 
 Q8, Q4, Q4M, F16, F32 = (FORMATS[name] for name in ("q8", "q4", "q4m", "f16", "f32"))
 KINDS = ("normal", "heavy", "uniform", "offset", "sparse", "equal", "two", "tiny", "mixed")
 
-few_examples = settings(max_examples=25, deadline=None)
+few_examples = settings(max_examples=examples(25), deadline=None)
 quantised = st.sampled_from(["q8", "q4", "q4m"])
 kinds = st.sampled_from(KINDS)
 seeds = st.integers(0, 2**32 - 1)

@@ -13,6 +13,7 @@ from edgemoe.session.conversation import ConversationEncoder
 from edgemoe.session.model import Model
 from edgemoe.session.template import ChatTemplate
 from edgemoe.session.tokenizer import Tokenizer
+from tests.support.examples import examples
 from tests.support.small_tokenizer import END, START, TEMPLATE, small_tokenizer
 
 MakeModel = Callable[..., Model]
@@ -42,7 +43,7 @@ PARTS = st.sampled_from([START, END, "<", "|>", "im_end", " ", "\n", "Hello", "\
 
 
 @given(st.lists(PARTS, max_size=8).map("".join), st.lists(PARTS, max_size=8).map("".join))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 def test_a_literal_text_is_tokenised_as_by_a_tokenizer_without_special_tokens(one: str, two: str) -> None:
     """The special tokens of the template are where they were, and what is between them is as if there were none."""
     plain = tokenizers.Tokenizer.from_str(small_tokenizer().to_str())

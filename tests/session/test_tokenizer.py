@@ -14,6 +14,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from edgemoe.errors import StoreError, UsageError
 from edgemoe.session import tokenizer as tokenizer_module
 from edgemoe.session.tokenizer import Detokeniser, Tokenizer, load_library_tokenizer
+from tests.support.examples import examples
 from tests.support.small_tokenizer import END, small_tokenizer, write_model_folder
 
 SMALL = Tokenizer(small_tokenizer(), small_tokenizer().get_vocab_size(), frozenset({1}))
@@ -39,7 +40,7 @@ def stream(tokenizer: Tokenizer, ids: list[int], before: list[int] | None = None
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 def test_pieces_are_the_text_and_never_half_a_character(text: str) -> None:
     ids = SMALL.encode(text)
     pieces = stream(SMALL, ids)
@@ -49,7 +50,7 @@ def test_pieces_are_the_text_and_never_half_a_character(text: str) -> None:
 
 
 @given(st.lists(st.integers(0, SMALL.vocabulary - 1), max_size=40))
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 def test_pieces_of_any_ids_are_what_the_library_decodes(ids: list[int]) -> None:
     assert "".join(stream(SMALL, ids)) == small_tokenizer().decode(ids)
 
@@ -115,7 +116,7 @@ SCRIPTS = "aé ßΩжשعहிกဗឃ你。한\U0001f642\U0001f9c0\u200d\u030
 
 @pytest.mark.parametrize("tokenizer", [SMALL, sentencepiece_like()], ids=["byte-level", "byte fallback"])
 @given(text=st.text(st.sampled_from(SCRIPTS), min_size=1, max_size=30), place=st.data())
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 def test_a_prompt_may_end_and_an_answer_be_cut_anywhere(tokenizer: Tokenizer, text: str, place: st.DataObject) -> None:
     text = text.strip() or "ឃ"  # some tokenizers drop a space at the beginning
     ids = tokenizer.encode(text)
@@ -133,7 +134,7 @@ def test_a_prompt_may_end_and_an_answer_be_cut_anywhere(tokenizer: Tokenizer, te
 
 
 @given(st.lists(st.integers(0, sentencepiece_like().vocabulary - 1), max_size=40))
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 def test_pieces_of_any_bytes_are_the_whole_decoded(ids: list[int]) -> None:
     assert "".join(stream(sentencepiece_like(), ids)) == sentencepiece_like().decode(ids)
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from edgemoe.errors import SourceError, StoreError
 from edgemoe.store.headers import build_header, parse_json, read_header
+from tests.support.examples import examples
 
 
 def test_a_built_header_is_padded_to_a_page_and_read_by_the_library(tmp_path: Path) -> None:
@@ -79,7 +80,7 @@ def test_not_a_number_is_not_json() -> None:
         parse_json('{"a": NaN}')
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=examples(60))
 @given(st.data())
 def test_mutated_headers_are_read_or_refused_and_nothing_else(tmp_path: Path, data: st.DataObject) -> None:
     good = build_header([("a", "U8", (5,), 5), ("b", "F32", (3, 4), 48)]).rstrip() + bytes(53)

@@ -13,6 +13,7 @@ from edgemoe.store.manifest import Checksums, Manifest
 from edgemoe.store.manifest_parser import parse_manifest
 from edgemoe.store.planning import SMALL_FILE_BYTES, ExpertPlan, plan_store
 from edgemoe.store.writer import with_checksums
+from tests.support.examples import examples
 
 Q4, Q8, F32 = FORMATS["q4"], FORMATS["q8"], FORMATS["f32"]
 RESIDENT: list[tuple[str, Format | None, int, int]] = [("final_norm", None, 40, 1), ("embedding", Q8, 100, 40)]
@@ -55,7 +56,7 @@ def test_a_record_larger_than_the_limit_gets_a_file_of_its_own() -> None:
     assert len(manifest.expert_files) == 3
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     st.lists(
         st.none()

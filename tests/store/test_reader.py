@@ -26,6 +26,7 @@ from edgemoe.store.manifest import MANIFEST_NAME, Manifest
 from edgemoe.store.manifest_parser import parse_manifest
 from edgemoe.store.reader import Store
 from edgemoe.store.side_files import check_side_files
+from tests.support.examples import examples
 from tests.support.page_cache import cached_pages
 from tests.support.stores import edit_manifest, flip_bit, sealed, small_store, without_fast_checksums
 
@@ -414,7 +415,7 @@ _ODD = st.one_of(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=examples(150), deadline=None)
 @given(st.data())
 def test_mutated_manifests_open_or_are_refused_and_nothing_else(made: Store, data: st.DataObject) -> None:
     manifest = json.loads((made.path / MANIFEST_NAME).read_text())
@@ -435,7 +436,7 @@ def test_mutated_manifests_open_or_are_refused_and_nothing_else(made: Store, dat
     _open_and_use(made.path, sealed(manifest))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=examples(100), deadline=None)
 @given(st.data())
 def test_manifests_with_altered_bytes_open_or_are_refused(made: Store, data: st.DataObject) -> None:
     content = bytearray((made.path / MANIFEST_NAME).read_bytes())

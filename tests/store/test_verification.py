@@ -15,6 +15,7 @@ from edgemoe.errors import StoreError
 from edgemoe.store.reader import Store
 from edgemoe.store.verification import add_checksums, verify_store
 from edgemoe.store.writer import replace_manifest
+from tests.support.examples import examples
 from tests.support.stores import flip_bit, small_store, without_fast_checksums
 
 
@@ -97,7 +98,7 @@ def test_a_file_that_vanishes_is_a_problem(made: Store, tmp_path: Path) -> None:
     assert problem.file == "tokenizer.json"
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=examples(40), deadline=None)
 @given(st.data())
 def test_any_flipped_bit_is_found(made: Store, tmp_path: Path, data: st.DataObject) -> None:
     path = data.draw(st.sampled_from(sorted(made.path.iterdir())))

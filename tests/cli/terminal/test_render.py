@@ -10,6 +10,7 @@ from rich.style import Style
 
 from edgemoe.cli.terminal.heatmap import fold
 from edgemoe.cli.terminal.render import MarkdownStream, Terminal, draw_heat_map, finished_length
+from tests.support.examples import examples
 
 DOCUMENT = """# Title
 
@@ -52,7 +53,7 @@ def shown(pieces: list[str]) -> str:
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=20))
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=examples(20))
 def test_streamed_markdown_shows_what_the_whole_shows(cuts: list[int]) -> None:
     pieces, rest = [], DOCUMENT
     for cut in cuts:

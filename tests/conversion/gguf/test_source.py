@@ -29,7 +29,9 @@ from edgemoe.kernels.formats import Blocks, dequantise
 from edgemoe.session.default_model import find_model
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import read_tensors, write_checkpoint
+from tests.support.examples import examples
 from tests.support.gguf_files import tokenizer_metadata, write_gguf
+from tests.support.pairs import default_pairs
 from tests.support.small_tokenizer import small_tokenizer
 from tests.support.stores import store_weights
 
@@ -126,8 +128,7 @@ def test_the_model_is_that_of_the_checkpoint(
 MERGEABLE = [name for name in CONFIGS if not name.startswith("llama")]
 
 
-@pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0", "Q4_0", "Q4_1"])
-@pytest.mark.parametrize("name", MERGEABLE)
+@pytest.mark.parametrize(("name", "kind"), default_pairs(MERGEABLE, ["F32", "F16", "Q8_0", "Q4_0", "Q4_1"]))
 def test_gate_and_up_in_one_tensor_are_those_in_two(
     name: str, kind: str, checkpoints: dict[str, Checkpoint], tmp_path: Path
 ) -> None:
@@ -201,8 +202,7 @@ def test_half_precision_is_read_as_float32(
         np.testing.assert_array_equal(found[tensor], expected, err_msg=tensor)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1"])
+@pytest.mark.parametrize(("name", "kind"), default_pairs([*CONFIGS], ["Q8_0", "Q4_0", "Q4_1"]))
 def test_blocks_carry_over_to_the_bit(name: str, kind: str, checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
     """Also those of query and key, whose rows come in another order, and of rows in the middle of a head."""
     checkpoint = checkpoints[name]
@@ -224,20 +224,14 @@ def test_blocks_carry_over_to_the_bit(name: str, kind: str, checkpoints: dict[st
 
 
 def _block_bytes(blocks: Blocks) -> bytes:
-    """Blocks in the bytes of the file, written down as the format is, one block after the other."""
-    out = []
-    for row in range(blocks.values.shape[0]):
-        for group in range(blocks.values.shape[1] // 32):
-            values = blocks.values[row, group * 32 : group * 32 + 32]
-            assert blocks.scales is not None
-            out.append(blocks.scales[row, group].tobytes())
-            if blocks.minimums is not None:
-                out.append(blocks.minimums[row, group].tobytes())
-            if blocks.format.name == "q8":
-                out.append(values.tobytes())
-            else:
-                out.append(bytes(int(values[j]) | int(values[j + 16]) << 4 for j in range(16)))
-    return b"".join(out)
+    """Blocks in the bytes of the file: of each the scale, the minimum if it has one, and the values."""
+    assert blocks.scales is not None
+    rows, groups = blocks.scales.shape
+    values = blocks.values.reshape(rows, groups, 32)
+    if blocks.format.name != "q8":  # the second half of a block lies in the upper four bits of the first
+        values = (values[..., :16] | values[..., 16:] << 4).astype(np.uint8)
+    parts = [blocks.scales, *([] if blocks.minimums is None else [blocks.minimums]), values]
+    return np.concatenate([part.reshape(rows, groups, -1).view(np.uint8) for part in parts], axis=2).tobytes()
 
 
 def test_gate_and_up_of_two_types_are_decoded(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
@@ -592,7 +586,7 @@ def use(path: Path) -> None:
         model_spec(source.config)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(150), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_bytes(data: st.DataObject, small_file: Path, tmp_path: Path) -> None:
     content = bytearray(small_file.read_bytes())

@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from edgemoe.conversion.gguf.tokenizer import side_files
 from edgemoe.errors import SourceError
+from tests.support.examples import examples
 from tests.support.gguf_files import tokenizer_metadata
 from tests.support.small_tokenizer import TEMPLATE, small_tokenizer
 
@@ -87,7 +88,7 @@ def test_same_tokens_as_the_original(rule: str, text: str) -> None:
         )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(rule=st.sampled_from(sorted(REFERENCES)), text=st.text(max_size=40))
 def test_same_tokens_for_any_text(rule: str, text: str) -> None:
     assert from_metadata(rule).encode(text).ids == reference(rule).encode(text).ids

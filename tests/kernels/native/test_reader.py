@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from edgemoe.errors import ReadError
 from edgemoe.io.checksum import crc32c
 from edgemoe.kernels.native.reader import NativeReader
+from tests.support.examples import examples
 from tests.support.submit_one import submit_one
 
 FILE_BYTES = 1 << 16
@@ -53,7 +54,7 @@ spans = st.integers(0, FILE_BYTES - 1).flatmap(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(requests=st.lists(spans, min_size=1, max_size=30))
 def test_reads_are_right(
     reader: NativeReader,
