@@ -1,4 +1,4 @@
-"""What all tests share: nothing of the caller's or the user's own reaches the commands that they start."""
+"""Fixtures of all tests: no setting of the caller or the user reaches the commands that tests start."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What keys and values in 8 bits cost, on the bundled model and text of this repository.
+"""The cost in quality of keys and values in 8 bits, on the bundled model and text of this repository.
 
 `pytest -m slow -s tests/test_kv_price.py` prints the figures of docs/performance.md.
 """

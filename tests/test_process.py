@@ -1,4 +1,4 @@
-"""What the system says of this process."""
+"""Facts that the system reports about this process."""
 
 import subprocess
 import sys
@@ -103,7 +103,7 @@ Interface = tuple[list[str], str, str]
 
 
 def in_groups(folder: Path, interface: Interface, files: dict[str, str]) -> Path:
-    """What the system says of a process in group /a/b, with these files of it and of those above."""
+    """Write /proc for a process in control group /a/b, with these files of the group and of the groups above."""
     own, kind, controllers = interface
     root = write_groups(folder / "groups", {"a/b/cgroup.procs": "", **files})
     return write_proc(folder, own, [mounted(root, kind, controllers)])

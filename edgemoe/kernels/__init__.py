@@ -1,1 +1,1 @@
-"""The operations of a model: what each means, and the backends that do them."""
+"""The operations of a model: their definitions, and the backends that run them."""

@@ -1,4 +1,4 @@
-"""Weight formats: the bytes of a matrix in kernel layout, and what they mean.
+"""Weight formats: the bytes of a matrix in kernel layout, and the numbers that they encode.
 
 A matrix `W` of shape `(rows, columns)` computes `y = W x`. In every format it is cut into *panels* of
 16 rows, and a panel into *groups* of 32 columns; missing rows and columns are padded with zeros.
@@ -39,19 +39,19 @@ PANEL_ALIGNMENT_BYTES = 64
 
 @dataclass(frozen=True)
 class Format:
-    """The sizes of one weight format; the module's docstring draws its bytes."""
+    """The sizes of one weight format; the module's docstring shows its byte layout."""
 
     name: FormatName
     code: int
     """Number of the format in the C interface (`em_format`)."""
     payload_bytes: int
-    """Bytes of the payload of one panel's group (16 rows x 32 columns)."""
+    """Bytes of the payload of one group of one panel (16 rows x 32 columns)."""
     has_scales: bool
     has_minimums: bool
 
     @property
     def quantised(self) -> bool:
-        """Whether products are taken with int8 activations (q8, q4, q4m) or float32 ones (f32, f16)."""
+        """True if products use int8 activations (q8, q4, q4m), false if float32 ones (f32, f16)."""
         return self.has_scales
 
     @property
@@ -84,12 +84,12 @@ FORMATS: dict[str, Format] = {
 
 
 def panel_count(rows: int) -> int:
-    """Panels of 16 rows that hold `rows` rows."""
+    """Number of panels of 16 rows that hold `rows` rows."""
     return -(-rows // PANEL_ROWS)
 
 
 def group_count(columns: int) -> int:
-    """Groups of 32 that hold `columns` columns."""
+    """Number of groups of 32 columns that hold `columns` columns."""
     return -(-columns // GROUP_COLUMNS)
 
 
@@ -99,7 +99,7 @@ def _round_up(value: int, multiple: int) -> int:
 
 @dataclass(frozen=True)
 class Blocks:
-    """A matrix as plain numbers, before packing: what quantisers return and `pack` takes.
+    """A matrix as plain numbers, before packing: quantisers return it and `pack` takes it.
 
     Shapes: values `(rows, columns)`: float32 or float16 for f32 and f16; int8 for q8 (-128..127);
     uint8 for q4 and q4m (nibbles 0..15). `scales` and `minimums`: float16 `(rows, groups)` or None.
@@ -149,7 +149,7 @@ def _section(array: npt.NDArray[np.generic], panels: int) -> npt.NDArray[np.uint
 
 
 def unpack(data: npt.NDArray[np.uint8], fmt: Format, rows: int, columns: int) -> Blocks:
-    """The inverse of `pack`: the exact blocks that the bytes hold."""
+    """The inverse of `pack`: returns the exact blocks that were packed."""
     panels, groups = panel_count(rows), group_count(columns)
     panel_view = data.reshape(panels, fmt.panel_bytes(columns))
     cut = groups * fmt.payload_bytes
@@ -175,7 +175,7 @@ def unpack(data: npt.NDArray[np.uint8], fmt: Format, rows: int, columns: int) ->
 
 
 def dequantise(blocks: Blocks) -> npt.NDArray[np.float32]:
-    """The float32 weights, `(rows, columns)`, that the blocks stand for."""
+    """Return the float32 weights, `(rows, columns)`, that the blocks encode."""
     values = blocks.values.astype(np.float32)
     if blocks.scales is None:
         return values
@@ -201,7 +201,7 @@ class Matrix:
 
 
 def interleave_panels(gate: npt.NDArray[np.uint8], up: npt.NDArray[np.uint8], panels: int) -> npt.NDArray[np.uint8]:
-    """One `gate_up` matrix: gate panel 0, up panel 0, gate panel 1, ... in the order of consumption.
+    """Interleave two matrices into one `gate_up`, in the order that kernels read: gate panel 0, up panel 0, gate 1, ...
 
     Both inputs are packed matrices of the same format and shape with `panels` panels; the result is
     a matrix of `2 * panels * 16` rows.

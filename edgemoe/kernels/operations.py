@@ -1,9 +1,9 @@
-"""The operations that a decoder is made of, and what a kernel backend must offer.
+"""The operations that make up a decoder, and the interface of a kernel backend.
 
 A decoder describes its work once, as a list of operations bound to their buffers. A backend turns
 such a list into a `Program`; after that a step of the model is `program.run(tokens, position)`, which
-for the native backend is one call into C for the whole list. `reference.py` gives each operation its
-meaning, and every other backend is held to it.
+for the native backend is one call into C for the whole list. `reference.py` defines the result of each
+operation, and every other backend is tested against it.
 
 Letters: `T` tokens of this run (at most the buffers' first dimension), `D` model width, `H` query
 heads, `G` key/value heads, `W` head width, `E` experts, `K` experts used per token, `F` FFN width,
@@ -12,8 +12,8 @@ heads, `G` key/value heads, `W` head width, `E` experts, `K` experts used per to
 Invariants:
 - Buffers are C-contiguous; activations are float32. A run touches only the first `T` rows of each.
 - The token in row `t` stands at position `position + t` of the sequence.
-- Each token's result depends on no other row of the same run but through the KV cache, so how a prompt is
-  cut into runs never changes an answer by one bit; nor does the number of threads.
+- Each token's result depends on other rows of the same run only through the KV cache, so neither the way a
+  prompt is cut into runs nor the number of threads changes a single bit of an answer.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Tickets = npt.NDArray[np.int64]
 class QuantisedCache:
     """Keys or values in 8 bits: element `[g, c, i]` is `values[g, c, i] * scales[g, c, i // 32]`, a float32 exactly.
 
-    `reference.quantise_cache_rows` makes them.
+    `reference.quantise_cache_rows` makes the values and scales.
     """
 
     values: npt.NDArray[np.int8]  # (G, C, W)
@@ -80,7 +80,7 @@ class RmsNorm:
 
 @dataclass(frozen=True, eq=False)
 class LinearPart:
-    """One of the matrices that share an input, with the place for its product."""
+    """One of the matrices that share an input, with the buffer for its product."""
 
     matrix: Matrix  # (rows, columns)
     bias: Floats | None  # (rows,)
@@ -134,10 +134,11 @@ class Route:
 
     Weights are softmax over all logits; with `renormalise` they are softmax over the chosen `K`.
 
-    With `in_memory` the expert of largest logit is chosen as before, and the other `K - 1` by largest score (on a tie
-    by larger logit, then the lower number): `logit + bonus * (largest logit - smallest)` where `in_memory` is not 0,
-    else the logit; in float32, and without the bonus for a token whose range is not finite. The chosen stand in falling
-    order of their logits all the same, which their weights come from. The caller changes `in_memory` between runs.
+    With `in_memory` the expert of largest logit is still chosen, and the other `K - 1` by largest score (on a tie
+    by larger logit, then the lower number). The score is `logit + bonus * (largest logit - smallest)` where `in_memory`
+    is not 0, else the logit; it is computed in float32, without the bonus for a token whose range is not finite. The
+    chosen experts are still listed in falling order of their logits, and weighted by their logits, not their scores.
+    The caller changes `in_memory` between runs.
     Source of the idea: cache-conditional experts (Skliar et al. 2024, arXiv 2412.00099).
     """
 
@@ -184,7 +185,7 @@ class ExpertLayout:
 
 
 class AwaitedReads(Protocol):
-    """A reader, as an operation sees it that awaits its reads."""
+    """The part of a reader that an operation needs in order to wait for reads."""
 
     def done(self, ticket: int) -> bool: ...
     def wait(self, ticket: int, timeout_seconds: float | None = None) -> None: ...
@@ -196,19 +197,20 @@ class Arrivals:
     """Records that may still be on their way into the arena when an operation begins."""
 
     reader: AwaitedReads
-    tickets: Tickets  # (slot count,): of the read into a slot, or -1 where its record is there
+    tickets: Tickets  # (slot count,): ticket of the pending read into each slot, or -1 if the record is in memory
     timeout_seconds: float
-    """For which the next record to land is awaited."""
+    """How long to wait for the next record to arrive."""
 
 
 @dataclass(frozen=True, eq=False)
 class Experts:
-    """`output[t, k] = expert experts[t, k] (input[t])` for experts whose `slots[e] >= 0`; others are left.
+    """`output[t, k] = expert experts[t, k] (input[t])` for experts whose `slots[e] >= 0`.
 
-    The caller changes `slots` between runs. Each token's results go to rows of their own, so the order in
-    which experts arrive never shows. With `arrivals`, experts whose records are there are computed first, the others
-    as they land; the ticket of a record that was awaited is released and becomes -1. A run raises ReadError where a
-    read fails or takes too long, and leaves the tickets of what it did not use as they are.
+    Output rows of other experts are left unchanged. The caller changes `slots` between runs. Each token's results go
+    to rows of their own, so the order in which experts arrive does not affect the result. With `arrivals`, experts
+    whose records are in memory are computed first, the others as their reads finish; the ticket of a record that the
+    run waited for is released and becomes -1. A run raises ReadError if a read fails or takes too long, and leaves
+    the tickets of unused records unchanged.
     """
 
     input: Floats  # (T, D)
@@ -224,8 +226,8 @@ class Experts:
 class Combine:
     """`residual[t] += scale * (sum_k weights[t, k] * routed[t, k] + sigmoid(shared_gate[t]) * shared[t])`.
 
-    The sum runs in router order. Without `routed` or `shared` that term is absent (one of them is there);
-    without `shared_gate` its factor is 1.
+    The sum runs in router order. `routed` or `shared` may be None, not both; that term is then absent. Without
+    `shared_gate` the factor of `shared` is 1.
     """
 
     residual: Floats  # (T, D)
@@ -241,35 +243,35 @@ Operation = Union[Embed, RmsNorm, Linear, Rope, StoreKv, Attention, Route, Gated
 
 @dataclass(frozen=True, eq=False)
 class ProgramTimes:
-    """Where the runs of a program spent their time since it began to be timed."""
+    """Time spent in the runs of a program since timing was switched on."""
 
     elapsed_ns: int
-    """Whole runs, as the backend sees them: a little more than all operations."""
+    """Total of whole runs, measured by the backend: slightly more than the sum over operations."""
     operations_ns: Nanoseconds  # (operations,)
     waited_ns: Nanoseconds  # (operations,)
-    """Of an operation's time, what its thread spent on waking and awaiting others; 0 where that cannot be told."""
+    """The part of `operations_ns` spent waking worker threads and waiting for them; 0 if it cannot be measured."""
     disk_ns: Nanoseconds  # (operations,)
-    """Of an operation's time, what it waited for records with nothing else to do."""
+    """The part of `operations_ns` spent blocked on expert reads."""
 
 
 class Program(Protocol):
-    """A list of operations, bound and ready."""
+    """A list of operations, bound to buffers and ready to run."""
 
     def run(self, tokens: int, position: int) -> None:
-        """Do every operation in order for `tokens` tokens, the first standing at `position`."""
+        """Run every operation in order for `tokens` tokens, the first at `position`."""
 
     def time_runs(self, on: bool) -> None:
-        """Time each operation of every run from now on, from zero; or no longer."""
+        """Start timing each operation of every run, from zero; or stop timing."""
 
     def times(self) -> ProgramTimes:
-        """What the runs since `time_runs(True)` took."""
+        """Return the times of all runs since `time_runs(True)`."""
 
 
 @dataclass(frozen=True)
 class StepSizes:
-    """The largest sizes that any operation of a step has: what a backend's scratch follows from, without buffers.
+    """The largest sizes of any operation of a step; a backend computes its scratch from them before buffers exist.
 
-    Widths and counts of what a model has not (experts, dense or shared FFNs) are 0.
+    Widths and counts of parts that a model lacks (experts, dense or shared FFNs) are 0.
     """
 
     tokens: int
@@ -279,7 +281,7 @@ class StepSizes:
     kv_heads: int
     head_width: int
     ffn_width: int
-    """Of dense and shared FFNs."""
+    """The largest width of the dense and shared FFNs."""
     experts: int
     experts_per_token: int
     expert_width: int
@@ -297,13 +299,13 @@ class Backend(Protocol):
     """The instruction set in use, such as `avx2`; `-` where it does not apply."""
     threads: int
     growth_bytes: int
-    """Memory that the backend will still take besides buffers and scratch: a compiler at work."""
+    """Memory that the backend will still allocate besides buffers and scratch, such as that of a compiler."""
 
     def step_scratch_bytes(self, sizes: StepSizes) -> int:
-        """No less than `scratch_bytes` of any program of a step of these sizes."""
+        """Return an upper bound on `scratch_bytes` of any program of a step of these sizes."""
 
     def program(self, operations: Sequence[Operation]) -> Program:
-        """Check and bind a list of operations. Raises KernelError for one that cannot be done."""
+        """Check and bind a list of operations. Raises KernelError for an operation that the backend cannot run."""
 
     def can_await(self, reader: AwaitedReads) -> bool:
         """Whether `Experts` can await the reads of this reader (`Arrivals`)."""

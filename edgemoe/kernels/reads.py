@@ -1,4 +1,4 @@
-"""What a reader is asked for."""
+"""The request that a reader of expert records takes, and the error text for a checksum mismatch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ NOT_AS_WRITTEN = (
     "what was read is not what was written: its checksum differs.",
     "Is the store being replaced, or the disk failing? edgemoe verify tells what is damaged; copy the store again.",
 )
-"""The message and hint of an error that says where."""
+"""Message and hint of the error; the caller adds where the damage is."""
 
 
 class RecordRead(NamedTuple):
@@ -19,5 +19,5 @@ class RecordRead(NamedTuple):
     length: int
     address: int
     crc32c: int | None = None
-    """Of the bytes, where it is known, as is `sha256`; a reader checks the one that it can take quickly, if any."""
+    """Expected CRC-32C of the bytes, if known. A reader checks this or `sha256`, whichever is cheap for it, if any."""
     sha256: str | None = None

@@ -1,9 +1,9 @@
-"""What each operation means, in NumPy: the contract that every other backend is held to.
+"""Reference implementation of each operation in NumPy; every other backend is tested against it.
 
 Letters as in `operations.py`. Every function returns new float32 arrays. Between its inputs and its
-result each works in float64, so it stands for the exact value, and a backend's distance from it is
-that backend's own rounding. Rounding that *is* part of the meaning is spelled out: activations that
-meet quantised weights become int8 in groups of 32, and the hidden values of an FFN become float32.
+result each works in float64, so the result counts as the exact value, and a backend's distance from it
+is that backend's own rounding. Rounding that *is* part of the definition is done here too: activations
+multiplied by quantised weights become int8 in groups of 32, and hidden values of an FFN become float32.
 
 Inputs are finite. Each token is computed alone, so a run cut in two gives the same bits.
 """
@@ -41,7 +41,7 @@ def quantise_activations(values: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
     """Round each group of 32 activations to int8: `(T, columns)` to `(T, groups, 32)`, scales `(T, groups)`.
 
     In float32: scale = largest magnitude / 127; value = round half to even of x * (127 / largest magnitude).
-    A group below `SMALLEST_ACTIVATION` is zeros.
+    A group whose largest magnitude is below `SMALLEST_ACTIVATION` becomes zeros.
     """
     tokens, columns = values.shape
     groups = group_count(columns)
@@ -57,7 +57,7 @@ def quantise_activations(values: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
 def matmul(values: Floats, matrix: Matrix) -> Floats:
     """`(T, columns)` times the transpose of `(rows, columns)`: `(T, rows)`.
 
-    Quantised weights meet activations as `quantise_activations` leaves them.
+    For quantised weights, activations are first rounded by `quantise_activations`.
     """
     inputs: Doubles = values.astype(np.float64)
     if matrix.format.quantised:
@@ -70,19 +70,19 @@ def matmul(values: Floats, matrix: Matrix) -> Floats:
         rows = slice(first * PANEL_ROWS, min(matrix.rows, (first + _PANELS_AT_ONCE) * PANEL_ROWS))
         packed = matrix.data[first * panel_bytes : (first + _PANELS_AT_ONCE) * panel_bytes]
         blocks = unpack(packed, matrix.format, rows.stop - rows.start, matrix.columns)
-        # A stack of matrix-vector products: one matrix product would round a token by its neighbours' number.
+        # A stack of matrix-vector products: in one matrix product a token's rounding depends on the number of tokens.
         products[:, rows] = np.matmul(dequantise(blocks).astype(np.float64), inputs[:, :, None])[:, :, 0]
     return _single(products)
 
 
 def _single(values: Doubles) -> Floats:
-    """The nearest float32s; infinite where float32 ends."""
+    """Round to the nearest float32; values beyond its range become infinite."""
     with np.errstate(over="ignore"):
         return values.astype(np.float32)
 
 
 def embed(ids: Integers, matrix: Matrix, scale: float) -> Floats:
-    """Rows of the embedding: `(T,)` to `(T, D)`."""
+    """Look up rows of the embedding: `(T,)` to `(T, D)`."""
     panel_bytes = matrix.format.panel_bytes(matrix.columns)
     panels = matrix.data.reshape(panel_count(matrix.rows), panel_bytes)
     rows = [
@@ -109,11 +109,11 @@ def rope(values: Floats, cosine: Floats, sine: Floats) -> Floats:
 
 
 def quantise_cache_rows(rows: Floats) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float16]]:
-    """Keys or values as a `QuantisedCache` holds them: `(..., W)` to int8 `(..., W)`, scales `(..., groups of 32)`.
+    """Quantise keys or values for a `QuantisedCache`: `(..., W)` to int8 `(..., W)`, scales `(..., groups of 32)`.
 
     In float32: scale = largest magnitude / 127, rounded to float16; value = round half to even of x * (1 / scale),
-    at most 127 in magnitude. A group for which float16 has no such scale (numbers beyond 8.3 million, or not finite)
-    is zeros with a scale that is NaN; one whose scale rounds to zero is zeros.
+    at most 127 in magnitude. A group whose scale float16 cannot represent (numbers beyond 8.3 million, or not finite)
+    becomes zeros with a NaN scale; a group whose scale rounds to zero becomes zeros.
     """
     columns = rows.shape[-1]
     groups = group_count(columns)
@@ -132,7 +132,7 @@ def quantise_cache_rows(rows: Floats) -> tuple[npt.NDArray[np.int8], npt.NDArray
 
 
 def cache_elements(cache: Cache, positions: int) -> Doubles:
-    """What a cache holds at its first positions: `(G, positions, W)`."""
+    """Return the elements of a cache at its first positions: `(G, positions, W)`."""
     if not isinstance(cache, QuantisedCache):
         return cache[:, :positions].astype(np.float64)
     elements = np.repeat(cache.scales[:, :positions].astype(np.float64), GROUP_COLUMNS, axis=2)[:, :, : cache.shape[2]]
@@ -175,7 +175,7 @@ def route(
     if in_memory is not None:
         scores = np.take_along_axis(_routing_scores(logits, in_memory, bonus), chosen, axis=1)
         scores[:, 0] = np.inf
-        # ranks by logit; a stable sort leaves equal scores in that order
+        # `chosen` is in order of logits; a stable sort keeps equal scores in that order
         ranks = np.sort(np.argsort(-scores, axis=1, kind="stable")[:, :count], axis=1)
         chosen = np.take_along_axis(chosen, ranks, axis=1)
     chosen = chosen[:, :count]
@@ -198,7 +198,7 @@ def _routing_scores(logits: Floats, in_memory: Integers, bonus: float) -> Floats
 def gated_ffn(values: Floats, gate_up: Matrix, down: Matrix) -> Floats:
     """SwiGLU (Shazeer 2020): `down (silu(gate x) * (up x))`, `(T, D)` to `(T, D)`.
 
-    Gate, up and hidden values are float32, as the next product's rounding starts from them.
+    Gate, up and hidden values are rounded to float32, since the next product quantises from float32.
     """
     both = matmul(values, gate_up).astype(np.float64).reshape(len(values), -1, 2, PANEL_ROWS)
     width = down.columns
@@ -229,7 +229,7 @@ def combine(routed: Floats | None, weights: Floats | None, shared: Floats | None
 
 
 class ReferenceBackend(StepwiseBackend):
-    """The reference as a backend: slow, and right by definition."""
+    """The reference as a backend: slow, and correct by definition."""
 
     name = "reference"
     element_scratch_bytes = 40  # five float64 arrays

@@ -1,4 +1,4 @@
-"""Which backend runs the model: native if it can, else jit; the environment may lower the choice."""
+"""Chooses the backend that runs the model: native if possible, else jit; environment variables may override it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ ISA_VARIABLE = "EDGEMOE_ISA"
 BACKENDS = ("native", "jit", "reference")
 """Best first."""
 ISAS = ("avx512", "avxvnni", "avx2", "neon", "generic")
-"""Best first, on processors that have them: `neon` is that of 64-bit ARM, with dot products."""
+"""Best first, on processors that have them; `neon` means 64-bit ARM with the dot product instructions."""
 THREADS_MAX = 256
 
 
 @dataclass(frozen=True)
 class KernelChoice:
-    """A backend, its instruction set (`-` where that does not apply), and why these."""
+    """A backend, its instruction set (`-` where that does not apply), and the reason for the choice."""
 
     backend: str
     isa: str
@@ -32,9 +32,9 @@ class KernelChoice:
 
 
 def select_backend(threads: int | None = None) -> Backend:
-    """Make the backend that `describe_backend` tells of.
+    """Make the backend that `describe_backend` chooses.
 
-    Raises UsageError for threads outside 1 to 256, or an environment variable that names no backend or
+    Raises UsageError for threads outside 1 to 256, or an environment variable that names an unknown backend or
     instruction set.
     """
     choice = describe_backend(threads)
@@ -52,7 +52,7 @@ def select_backend(threads: int | None = None) -> Backend:
 
 
 def describe_backend(threads: int | None = None) -> KernelChoice:
-    """What would be chosen, and why. Raises UsageError as `select_backend` does."""
+    """Return the choice that `select_backend` would make, and why. Raises UsageError as `select_backend` does."""
     count = default_threads() if threads is None else threads
     if not 1 <= count <= THREADS_MAX:
         raise UsageError(f"{count} threads: expected 1 to {THREADS_MAX}.", "Leave the option out for the default.")
@@ -87,7 +87,7 @@ def _from_environment(variable: str, valid: tuple[str, ...]) -> str | None:
 
 @functools.cache
 def default_threads() -> int:
-    """Physical cores, but no more than this process may run on (affinity, quotas of its control groups)."""
+    """Return the number of physical cores, limited by the affinity and control group quotas of this process."""
     usable = usable_processors()
     cores = physical_cores() or usable
     quota = processor_quota()

@@ -18,11 +18,11 @@ _NO_LIMIT = 2**31 - 1
 _HINT = "This is a fault in how the model was put together; please report it."
 
 _PYTHON_OBJECTS_BYTES = 1 << 16
-"""What the interpreter and NumPy take for a step besides arrays."""
+"""Memory that the interpreter and NumPy take for a step besides arrays."""
 
 
 class StepwiseBackend(ABC):
-    """Base of the `reference` and `jit` backends, which give the functions of `reference.py`."""
+    """Base of the `reference` and `jit` backends, which implement the functions of `reference.py`."""
 
     name: str
     isa = "-"
@@ -39,25 +39,25 @@ class StepwiseBackend(ABC):
     combine: Callable[..., Any]
 
     element_scratch_bytes: int
-    """Temporaries of an operation without a matrix, for each number of its output."""
+    """Bytes of temporaries of an operation without a matrix, for each number of its output."""
 
     def program(self, operations: Sequence[op.Operation]) -> StepwiseProgram:
         return StepwiseProgram(self, operations)
 
     def can_await(self, reader: op.AwaitedReads) -> bool:
-        """Any reader's."""
+        """Always true: `Experts` waits through the reader's Python methods."""
         return True
 
     @abstractmethod
     def product_scratch_bytes(self, tokens: int, rows: int, columns: int) -> int:
-        """Temporaries of one `matmul`, its result included."""
+        """Bytes of temporaries of one `matmul`, its result included."""
 
     @abstractmethod
     def attention_scratch_bytes(self, tokens: int, heads: int, kv_heads: int, width: int, context_length: int) -> int:
-        """Temporaries of one `attention` at the end of the context, its result included."""
+        """Bytes of temporaries of one `attention` at the end of the context, its result included."""
 
     def step_scratch_bytes(self, sizes: op.StepSizes) -> int:
-        """No less than `scratch_bytes` of any program of a step of these sizes."""
+        """Return an upper bound on `scratch_bytes` of any program of a step of these sizes."""
         s, query_width = sizes, sizes.query_heads * sizes.head_width
         widest = max(query_width, s.model_width, s.experts)
         return _PYTHON_OBJECTS_BYTES + max(
@@ -71,7 +71,7 @@ class StepwiseBackend(ABC):
         )
 
     def scratch_bytes(self, operations: Sequence[op.Operation]) -> int:
-        """The most that any one of the operations takes: their temporaries do not outlive them."""
+        """Return the largest scratch of any one operation: temporaries are freed when their operation ends."""
         return _PYTHON_OBJECTS_BYTES + max((self._scratch_bytes(operation) for operation in operations), default=0)
 
     def _scratch_bytes(self, operation: op.Operation) -> int:
@@ -95,7 +95,7 @@ class StepwiseBackend(ABC):
         return rows.size * self.element_scratch_bytes
 
     def _store_scratch_bytes(self, tokens: int, kv_heads: int, width: int) -> int:
-        """For an 8-bit cache keys are padded to whole groups."""
+        """Bytes of temporaries of `StoreKv`; an 8-bit cache pads rows to whole groups."""
         return tokens * kv_heads * group_count(width) * GROUP_COLUMNS * self.element_scratch_bytes
 
     def _ffn_scratch_bytes(self, tokens: int, model_width: int, ffn_width: int) -> int:
@@ -113,7 +113,7 @@ class StepwiseBackend(ABC):
 
 
 class StepwiseProgram:
-    """The operations of one list, each a call of the backend's function of that name."""
+    """Runs a list of operations, each as one call of the backend's function of that name."""
 
     def __init__(self, backend: StepwiseBackend, operations: Sequence[op.Operation]) -> None:
         for operation in operations:
@@ -129,7 +129,7 @@ class StepwiseProgram:
         self._disk_ns = np.zeros(len(self._steps), np.int64)
 
     def run(self, tokens: int, position: int) -> None:
-        """Raises KernelError where the buffers are too short for these tokens at this position."""
+        """Raises KernelError if the buffers are too short for these tokens at this position."""
         if not 1 <= tokens <= self._tokens_max:
             raise KernelError(f"{tokens} tokens in a run; its buffers hold 1 to {self._tokens_max}.", _HINT)
         if not 0 <= position <= self._positions - tokens:
@@ -141,14 +141,14 @@ class StepwiseProgram:
             step(self._kernels, operation, tokens, position)
 
     def time_runs(self, on: bool) -> None:
-        """Time each operation of every run from now on, from zero; or no longer."""
+        """Start timing each operation of every run, from zero; or stop timing."""
         self._timed = on
         self._elapsed_ns = 0
         self._operations_ns[:] = 0
         self._disk_ns[:] = 0
 
     def times(self) -> op.ProgramTimes:
-        """Threads work inside of a kernel, where waiting for them cannot be told from working."""
+        """Return the times. `waited_ns` is 0: a Python kernel does not report how long it waits for its threads."""
         waited_ns = np.zeros_like(self._operations_ns)
         return op.ProgramTimes(self._elapsed_ns, self._operations_ns.copy(), waited_ns, self._disk_ns.copy())
 
@@ -166,7 +166,7 @@ class StepwiseProgram:
 
 
 def _rows(operation: op.Operation) -> op.Floats | op.Integers:
-    """A buffer `(T, ...)` of the operation, whose length limits the tokens of a run."""
+    """Return the buffer `(T, ...)` of the operation whose length limits the tokens of a run."""
     names = {
         op.Embed: "ids",
         op.Rope: "values",
@@ -180,7 +180,7 @@ def _rows(operation: op.Operation) -> op.Floats | op.Integers:
 
 
 def _positions(operation: op.Operation) -> int:
-    """How many positions of a sequence the operation has room for."""
+    """Return the number of positions of a sequence that the operation has room for."""
     if isinstance(operation, op.Rope):
         return len(operation.cosine)
     if isinstance(operation, (op.StoreKv, op.Attention)):
@@ -255,7 +255,7 @@ def _experts(kernels: StepwiseBackend, o: op.Experts, tokens: int, position: int
 
 
 def _as_they_land(experts: list[tuple[int, int]], arrivals: op.Arrivals | None) -> Iterator[tuple[int, int, int]]:
-    """Experts with their slots whose records are there, then the others, and the nanoseconds that each was awaited."""
+    """Yield (expert, slot, nanoseconds waited): experts whose records are in memory first, then the others."""
     if arrivals is None:
         yield from ((expert, slot, 0) for expert, slot in experts)
         return
@@ -274,7 +274,7 @@ def _as_they_land(experts: list[tuple[int, int]], arrivals: op.Arrivals | None) 
 
 
 def expert_matrices(record: op.Bytes, layout: op.ExpertLayout) -> tuple[Matrix, Matrix]:
-    """The `gate_up` and `down` matrices in an expert's record, without a copy."""
+    """Return the `gate_up` and `down` matrices of an expert's record, as views."""
     down = record[layout.down_offset : layout.down_offset + layout.down_bytes]
     return (
         Matrix(record[: layout.gate_up_bytes], layout.gate_up_format, layout.gate_up_rows, layout.model_width),

@@ -1,1 +1,1 @@
-"""Quantisers: from float32 weights to the blocks that the kernels take."""
+"""Quantisers: convert float32 weights to the blocks that the kernels read."""

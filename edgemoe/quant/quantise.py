@@ -1,6 +1,6 @@
-"""Quantisers: float32 weights to `Blocks` of any format, with scales searched for least squared error.
+"""Quantisers: convert float32 weights to `Blocks` of any format, with scales of least squared error.
 
-Every scale is judged as it will be stored, in float16. Memory: the result, and a few megabytes.
+The error of a scale is measured after rounding it to float16, as it is stored. Memory: the result, and a few megabytes.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _LARGEST_F16 = 65504
 _SMALLEST_NORMAL_F16 = 2.0**-14
 
 _SYMMETRIC_LEVELS = np.array([-8, -7, -6, -5, -4, 4, 5, 6, 7, -9.25, -8.75, -8.5, -8.25, -7.5, 7.25], np.float32)
-"""Where q4's candidates put the weight of largest magnitude, of either sign.
+"""Integers to which q4's candidate scales map the weight of largest magnitude, of either sign.
 
-The whole numbers bring back every matrix that q4 can hold. The others were picked one by one, each the best
-addition for normal, Laplace and Student weights; all quarters from 4 to 11 together win 0.1 % more.
+The whole numbers reproduce every matrix that q4 can represent. The others were picked one by one, each the best
+addition for normal, Laplace and Student weights; all quarters from 4 to 11 together reduce the error by 0.1 % more.
 """
 
 _AFFINE_LEVELS = np.array(
@@ -35,17 +35,17 @@ _AFFINE_LEVELS = np.array(
     ],
     np.float32,
 )
-"""Where q4m's candidates put a group's smallest and largest weight; picked in the same way."""
+"""Integers to which q4m's candidates map a group's smallest and largest weight; picked in the same way."""
 
 _REFINEMENTS = 2
-"""Rounds of choosing the integers for the scale and the scale for the integers."""
+"""Rounds of refinement: choose the best integers for the scale, then the best scale for the integers."""
 
 
 def quantise(values: Floats, fmt: Format) -> Blocks:
-    """The blocks of `fmt` that stand nearest to the weights `(rows, columns)`.
+    """Quantise weights `(rows, columns)` to blocks of `fmt`.
 
-    q8 takes each group's largest magnitude as 127; q4 and q4m search the scale (and minimum) of least squared
-    error. Raises EdgemoeError for weights that are not finite, or beyond what the format can hold.
+    q8 maps each group's largest magnitude to 127; q4 and q4m search the scale (and minimum) of least squared
+    error. Raises EdgemoeError for weights that are not finite, or outside the range of the format.
     """
     _check_finite(values)
     if fmt.name == "f32":
@@ -61,7 +61,7 @@ def quantise(values: Floats, fmt: Format) -> Blocks:
     scales = np.zeros((rows, group_count(columns)), np.float16)
     minimums = np.zeros_like(scales) if fmt.has_minimums else None
     whole = columns // GROUP_COLUMNS
-    # Whole groups, then the shorter group at the end of each row, if there is one.
+    # Whole groups first, then the shorter group at the end of each row, if the row has one.
     for groups, width in ((slice(0, whole), GROUP_COLUMNS), (slice(whole, whole + 1), columns % GROUP_COLUMNS)):
         if width == 0 or groups.start == groups.stop:
             continue
@@ -94,13 +94,13 @@ def _check_finite(values: Floats) -> None:
 
 
 def _to_f16(values: Floats) -> Halves:
-    """float16, rounded to nearest; infinite where float16 ends."""
+    """Round to the nearest float16; values beyond its range become infinite."""
     with np.errstate(over="ignore"):
         return values.astype(np.float16)
 
 
 def _check_range(halves: Halves, values: Floats, fmt: Format) -> None:
-    """Raises EdgemoeError if what is stored in float16 does not fit; `values` are the weights it stands for."""
+    """Raises EdgemoeError if `halves`, the float16 numbers stored for the weights `values`, are not finite."""
     if not np.isfinite(halves).all():
         largest = np.abs(values).max()
         what = "stores them" if fmt.name == "f16" else "stores their scales"
@@ -115,8 +115,8 @@ def _quantise_groups(
 ) -> tuple[Halves, Halves]:
     """Fill `integers` for some groups of every row; returns their scales and minimums `(rows, groups)`.
 
-    Every group is offered a few scales and takes the best. The plain one, from the largest magnitude, is among
-    them, so a search is never worse than none.
+    For every group the best of a few scales is taken. The plain scale, from the largest magnitude, is among them, so
+    the search is never worse than no search.
     """
     from edgemoe.quant import search  # imports Numba, which only conversion needs
 
@@ -152,14 +152,14 @@ def _quantise_groups(
 
 
 def _round_up_denormals(scales: Floats) -> Floats:
-    """Scales for which float16 has few digits, taken up to its next number, so that no weight is clipped."""
+    """Round scales in the denormal range of float16, where it has few digits, up, so that no weight is clipped."""
     halves = _to_f16(scales)
     short = (halves < _SMALLEST_NORMAL_F16) & (halves < scales)
     return np.where(short, np.nextafter(halves, np.float16(np.inf)), scales)
 
 
 def quantisation_error(values: Floats, blocks: Blocks) -> float:
-    """Root mean square of what quantisation changed, relative to that of the weights; 0 where nothing changed."""
+    """Return the root mean square of the quantisation errors, relative to that of the weights; 0 for no error."""
     changed = total = 0.0
     for chunk in _row_chunks(values):
         part = Blocks(

@@ -1,7 +1,7 @@
 """The inner loops of the quantisers, compiled by Numba: scales of least squared error, and rounding.
 
-Numba rather than NumPy, because the search looks at every weight some fifteen times: done in arrays,
-each look is a pass through memory, and a model of billions of weights would take hours.
+Numba rather than NumPy, because the search reads every weight some fifteen times: with NumPy arrays
+each time is a pass through memory, and a model of billions of weights would take hours.
 
 A group is 32 neighbouring weights of a row (fewer at the row's end). `LANES` groups are transposed into
 a tile `(32, LANES)` and worked on together: the innermost loop runs over groups, so it vectorises
@@ -22,20 +22,20 @@ LANES = 64
 
 _ONE, _ZERO = np.float32(1), np.float32(0)
 _ROUND = np.float32(1.5 * 2**23)
-"""Added to and taken from a float32 below 2**22, it leaves the nearest integer (half to even)."""
+"""Adding and subtracting it rounds a float32 below 2**22 to the nearest integer (half to even)."""
 _SMALLEST_SPREAD = np.float32(1e-30)
-"""Groups with less than this between their weights are taken as constant: float16 has no scale for them."""
+"""Groups whose weights differ by less than this count as constant: float16 has no scale so small."""
 
 
 @jit
 def _lanes() -> Floats:
-    """A number for each lane. (Rows of one array would do, but Numba does not vectorise over them.)"""
+    """Allocate one number for each lane. (Rows of one array would do, but Numba does not vectorise over them.)"""
     return np.empty(LANES, np.float32)
 
 
 @jit
 def _load(values: Floats, column: int, width: int, groups: int, first: int, tile: Floats) -> None:
-    """Transpose `LANES` groups from group `first` on (counted along rows) into the tile; zeros after the last."""
+    """Transpose `LANES` groups from group `first` on (counted row by row) into the tile; zeros after the last."""
     total = values.shape[0] * groups
     for lane in range(LANES):
         group = first + lane
@@ -51,7 +51,7 @@ def _load(values: Floats, column: int, width: int, groups: int, first: int, tile
 
 @jit
 def bounds(values: Floats, column: int, width: int, groups: int, lowest: Floats, highest: Floats) -> None:
-    """The smallest and the largest weight of each group; shapes as in `search_symmetric`."""
+    """Find the smallest and the largest weight of each group; shapes as in `search_symmetric`."""
     tile = np.empty((GROUP_COLUMNS, LANES), np.float32)
     low, high = _lanes(), _lanes()
     for first in range(0, len(lowest), LANES):
@@ -70,7 +70,7 @@ def bounds(values: Floats, column: int, width: int, groups: int, lowest: Floats,
 
 @jit
 def _symmetric_sums(tile: Floats, width: int, inverse: Floats, products: Floats, squares: Floats) -> None:
-    """Sums of `x n` and of `n n` for each lane, where `n` is `x * inverse` rounded into -8..7."""
+    """Compute the sums of `x n` and of `n n` for each lane, where `n` is `x * inverse` rounded into -8..7."""
     products[:] = _ZERO
     squares[:] = _ZERO
     for c in range(width):
@@ -86,10 +86,10 @@ def _symmetric_sums(tile: Floats, width: int, inverse: Floats, products: Floats,
 def search_symmetric(
     values: Floats, column: int, width: int, groups: int, levels: Floats, rounds: int, scales: Floats
 ) -> None:
-    """For each group the scale of least squared error found, with integers -8..7.
+    """Search for each group the scale of least squared error, with integers -8..7.
 
-    A level is where a candidate puts the weight of largest magnitude; from the best candidate, `rounds`
-    times the integers are chosen for the scale and then the scale for the integers.
+    A level is the number to which a candidate maps the weight of largest magnitude. The best candidate is refined
+    `rounds` times: the best integers are chosen for the scale, then the best scale for the integers.
     Shapes: values `(rows, columns)`, of which `groups` groups of `width` from `column` on are taken;
     scales `(rows * groups,)`.
     """
@@ -133,9 +133,9 @@ def search_symmetric(
 def _affine_fit(
     tile: Floats, width: int, inverse: Floats, offset: Floats, sums: Floats, scale: Floats, minimum: Floats
 ) -> None:
-    """The least-squares scale and minimum of each lane, where `n` is `x * inverse + offset` rounded into 0..15.
+    """Fit the least-squares scale and minimum of each lane, where `n` is `x * inverse + offset` rounded into 0..15.
 
-    `sums` is scratch `(4, LANES)`; its first row is left holding how much squared error the scale takes away.
+    `sums` is scratch `(4, LANES)`; its first row becomes the squared error that the scale removes.
     """
     sums[:] = _ZERO
     for c in range(width):
@@ -168,10 +168,10 @@ def search_affine(
     scales: Floats,
     minimums: Floats,
 ) -> None:
-    """For each group the scale and minimum of least squared error found, with integers 0..15.
+    """Search for each group the scale and minimum of least squared error, with integers 0..15.
 
-    A level `(first, last)` is where a candidate puts the smallest and the largest weight. Shapes: levels
-    `(candidates, 2)`; the rest as in `search_symmetric`.
+    A level `(first, last)` holds the numbers to which a candidate maps the smallest and the largest weight. Shapes:
+    levels `(candidates, 2)`; the rest as in `search_symmetric`.
     """
     tile = np.empty((GROUP_COLUMNS, LANES), np.float32)
     lowest, spread, inverse, offset = _lanes(), _lanes(), _lanes(), _lanes()
@@ -229,7 +229,7 @@ def choose_and_round(
     """Round each group with each of the scales offered, and keep the one of least squared error.
 
     Shapes: scales and minimums `(offers, rows * groups)`, as they will be stored; integers as `values`;
-    choices `(rows * groups,)`, the offer taken. `zero_point` is added to what is stored.
+    choices `(rows * groups,)`, the offer taken. `zero_point` is added to the stored integers.
     """
     tile = np.empty((GROUP_COLUMNS, LANES), np.float32)
     scale, minimum, inverse, error, best = _lanes(), _lanes(), _lanes(), _lanes(), _lanes()

@@ -1,14 +1,14 @@
 /* edgemoe's native library: the operations of a decoder, a thread pool, and reader threads for experts.
  *
- * The meaning of every operation stands in edgemoe/kernels/operations.py and reference.py, the bytes of a
- * matrix in formats.py; this header mirrors their fields. All arrays are C-contiguous. Letters:
+ * Every operation is defined in edgemoe/kernels/operations.py and reference.py, the bytes of a matrix in
+ * formats.py; this header mirrors their fields. All arrays are C-contiguous. Letters:
  *   T tokens of a run, D model width, H query heads, G key/value heads, W head width, E experts,
  *   K experts used per token, F FFN width, C context length, V vocabulary.
  *
  * Results are the same to the bit for any number of threads, any instruction set, and any way of cutting
  * a prompt into runs: threads share out output rows, never a sum, and every sum has one written order.
  *
- * Nothing here aborts or allocates during a run; functions return a status. */
+ * No function aborts, and none allocates memory during a run; functions return a status. */
 #ifndef EDGEMOE_H
 #define EDGEMOE_H
 
@@ -21,7 +21,7 @@ extern "C" {
 
 #define EM_API __attribute__((visibility("default")))
 
-/* Raised by one with every change to this header that a caller must know of. */
+/* Incremented with every change to this header that a caller must adapt to. */
 #define EM_ABI_VERSION 6
 
 typedef enum em_status {
@@ -41,8 +41,8 @@ typedef enum em_status {
     EM_READ_FAILED = 13,   /* the system's error number is in em_read_result */
     EM_SHORT_READ = 14,    /* the file ended early */
     EM_FULL = 15,          /* no free request in the reader */
-    EM_BAD_TICKET = 16,    /* a ticket that was never given, or is released */
-    EM_BAD_CHECKSUM = 17,  /* what was read is not what was written */
+    EM_BAD_TICKET = 16,    /* a ticket that was never issued, or that was released */
+    EM_BAD_CHECKSUM = 17,  /* the bytes read do not have the expected checksum */
 } em_status;
 
 EM_API int32_t em_abi_version(void);
@@ -52,17 +52,18 @@ EM_API const char *em_status_text(int32_t status);
 
 typedef struct em_kernels em_kernels;
 
-/* The names of the sets that this build holds and this processor and system can run, best first. */
+/* The instruction sets that this build contains and this processor and system can run: their number and names, best
+ * first. */
 EM_API int32_t em_isa_count(void);
 EM_API const char *em_isa_name(int32_t index);
-/* Kernels of that name, or NULL where it is not among the above. */
+/* The kernels of the set with this name, or NULL if em_isa_name lists no such name. */
 EM_API const em_kernels *em_kernels_for(const char *isa);
 
 /* ---- checksums -------------------------------------------------------------------------------------- */
 
-/* CRC-32C (Castagnoli; RFC 3720 has examples) of bytes that follow those whose checksum is `crc`, 0 at the beginning. */
+/* Continues a CRC-32C (Castagnoli; RFC 3720 has examples): `crc` is the checksum of the preceding bytes, 0 if none. */
 EM_API uint32_t em_crc32c(const em_kernels *kernels, uint32_t crc, const void *data, uint64_t bytes);
-/* That of bytes of two parts, from the checksum of each by itself and the length of the second. */
+/* The CRC-32C of two parts put together, from the checksum of each part and the length of the second. */
 EM_API uint32_t em_crc32c_combine(uint32_t first, uint32_t second, uint64_t second_bytes);
 
 /* ---- thread pool ------------------------------------------------------------------------------------ */
@@ -71,15 +72,15 @@ typedef struct em_pool em_pool;
 
 #define EM_THREADS_MAX 256
 
-/* `threads` counts the caller, so that threads - 1 workers start. A worker without work spins for
- * `spin_us` and then sleeps. One run at a time: a second caller is told EM_BUSY. */
+/* `threads` includes the caller, so threads - 1 workers start. A worker without work spins for `spin_us`
+ * and then sleeps. A pool runs one program at a time: a second caller gets EM_BUSY. */
 EM_API int32_t em_pool_create(int32_t threads, int32_t spin_us, em_pool **pool);
 EM_API void em_pool_destroy(em_pool *pool);
 EM_API int32_t em_pool_threads(const em_pool *pool);
 
-/* Reads `bytes` of memory once, shared out over the pool's threads, and nothing else: what memory can give, against
- * which kernels are held. `data` is 64-byte aligned, `bytes` a multiple of 64. `*sum` becomes the sum of the first
- * 64-bit word of each 64 bytes, `*elapsed_ns` how long it took. */
+/* Reads `bytes` of memory once, shared out over the pool's threads, and does nothing else: it measures the memory
+ * bandwidth with which the speed of kernels is compared. `data` is 64-byte aligned, `bytes` a multiple of 64. `*sum`
+ * becomes the sum of the first 64-bit word of each 64 bytes, `*elapsed_ns` the time that the read took. */
 EM_API int32_t em_read_memory(em_pool *pool, const void *data, uint64_t bytes, uint64_t *sum, uint64_t *elapsed_ns);
 
 /* ---- operations ------------------------------------------------------------------------------------- */
@@ -142,7 +143,7 @@ typedef struct em_rope {
 /* Keys or values of one layer. Element i of a row of EM_Q8 is (float)int8 * (float)scale of its group of 32. */
 typedef struct em_cache {
     void *elements;   /* (G, C, W): float32, float16 or int8, by the operation's `format` */
-    uint16_t *scales; /* (G, C, groups of 32 of W): float16, of EM_Q8; else NULL */
+    uint16_t *scales; /* (G, C, groups of 32 of W): float16, for EM_Q8; else NULL */
 } em_cache;
 
 typedef struct em_store_kv {
@@ -189,20 +190,20 @@ typedef struct em_gated_ffn {
 
 typedef struct em_reader em_reader; /* see "expert reads" below */
 
-/* Records that may still be on their way into the arena when an operation begins. */
+/* Pending reads: records that may still be on their way into the arena when an operation begins. */
 typedef struct em_arrivals {
-    em_reader *reader;   /* NULL: every record is there */
-    int64_t *tickets;    /* (slot_count): of the read into a slot, or -1 where its record is there */
-    int64_t timeout_us;  /* for which the next record is awaited; negative: for ever */
+    em_reader *reader;   /* NULL: every record is in the arena */
+    int64_t *tickets;    /* (slot_count): ticket of the pending read into each slot, or -1 if its record is there */
+    int64_t timeout_us;  /* longest wait for the next record; negative: no limit */
 } em_arrivals;
 
-/* Experts whose records are there are computed first, the others as they land. The ticket of a record that was awaited
- * is released, and becomes -1. Where a read fails, or none ends in time, the run ends with that status; the tickets
- * of what it did not use are left as they are. */
+/* Experts whose records are in the arena are computed first, the others as their reads end. The ticket of a record that
+ * the run waited for is released, and becomes -1. If a read fails, or none ends in time, the run ends with that status
+ * and leaves the tickets of unused records unchanged. */
 typedef struct em_experts {
     const float *input;     /* (T, D) */
     const int32_t *experts; /* (T, K) */
-    const int32_t *slots;   /* (E): a record's place in the arena, or -1: then the expert's rows are left */
+    const int32_t *slots;   /* (E): slot of the expert's record in the arena, or -1: its output rows are left */
     const uint8_t *arena;   /* (slot_count, slot_bytes) */
     float *output;          /* (T, K, D) */
     int64_t slot_bytes;
@@ -267,16 +268,16 @@ typedef struct em_scratch {
     uint64_t bytes;
 } em_scratch;
 
-/* Where the runs of a program spent their time: each run adds to it, the owner sets it to zero. */
+/* Time that the runs of a program spent in one operation: each run adds to it, the owner resets it to zero. */
 typedef struct em_operation_time {
     uint64_t elapsed_ns;
-    uint64_t waited_ns; /* of it, the caller's thread woke workers and waited for them to finish their part */
-    uint64_t disk_ns;   /* of it, there was nothing to do until a record landed */
+    uint64_t waited_ns; /* the part in which the caller's thread woke workers and waited for them to finish */
+    uint64_t disk_ns;   /* the part in which the caller had nothing to do until a read ended */
 } em_operation_time;
 
 typedef struct em_program_times {
     em_operation_time *operations; /* (operation_count) */
-    uint64_t elapsed_ns;           /* whole runs, from call to return: a little more than all operations */
+    uint64_t elapsed_ns;           /* whole runs, from call to return: slightly more than the sum over operations */
 } em_program_times;
 
 typedef struct em_program {
@@ -284,18 +285,18 @@ typedef struct em_program {
     em_pool *pool;
     const em_operation *operations;
     const em_scratch *scratch;
-    em_program_times *times; /* NULL: no clock is read */
-    uint64_t scratch_bytes;  /* that em_program_scratch_bytes says for `tokens_max` */
+    em_program_times *times; /* NULL: runs are not timed and read no clock */
+    uint64_t scratch_bytes;  /* the result of em_program_scratch_bytes for `tokens_max` */
     int32_t operation_count;
     int32_t tokens_max;
-    int32_t failed_operation; /* written by a run that fails: which one it was, or -1 */
+    int32_t failed_operation; /* written by a run that fails: index of the operation that failed, or -1 */
     int32_t reserved;
 } em_program;
 
-/* Scratch for runs of up to `tokens` tokens. */
+/* Bytes of scratch that runs of up to `tokens` tokens need. */
 EM_API uint64_t em_program_scratch_bytes(const em_operation *operations, int32_t count, int32_t tokens);
 
-/* Every operation in order for `tokens` tokens, the first of which stands at `position`. */
+/* Runs every operation in order for `tokens` tokens, the first of which is at `position`. */
 EM_API int32_t em_program_run(em_program *program, int32_t tokens, int32_t position);
 
 /* ---- expert reads ----------------------------------------------------------------------------------- */
@@ -304,55 +305,55 @@ typedef struct em_read_counters {
     uint64_t bytes_read;
     uint64_t read_ns;       /* time inside reads, summed over threads */
     uint64_t queue_wait_ns; /* from submission to the start of the read, summed over requests */
-    uint64_t reads;         /* finished, failed ones too */
+    uint64_t reads;         /* finished requests, failed ones included */
     uint64_t failed;
     uint64_t cancelled;
 } em_read_counters;
 
-/* Starts `threads` readers for up to `capacity` requests that are not yet released. A request is read in pieces of
- * `piece_bytes` (a multiple of what direct I/O asks for), by as many readers as are free, so that the first in the
- * queue lands first. With more than one thread, one of them never takes a piece of a prediction, so that a demand
- * finds a reader free. Where the system starts fewer threads, those read; EM_NO_THREADS if it starts none. */
+/* Starts `threads` reader threads for up to `capacity` requests that are not yet released. A request is read in pieces
+ * of `piece_bytes` (a multiple of the alignment of direct I/O), by all reader threads that are free, so that the first
+ * request in the queue ends first. With more than one thread, at most all but one read predictions at a time, so that a
+ * demand finds a free thread. If the system starts fewer threads, the reader runs with those; EM_NO_THREADS if none. */
 EM_API int32_t em_reader_create(int32_t threads, int32_t capacity, int64_t piece_bytes, em_reader **reader);
-/* Drops what is queued, waits for the reads under way, joins the threads. */
+/* Drops queued requests, waits for reads under way, joins the threads. */
 EM_API void em_reader_destroy(em_reader *reader);
 
-/* `length` bytes at `offset` into `destination`, which must stay valid until the request is done or cancelled. The
- * descriptor may be opened with O_DIRECT if offset, length and destination are aligned for it. */
+/* One request: read `length` bytes at `offset` into `destination`, which must stay valid until the request is done or
+ * cancelled. The descriptor may be opened with O_DIRECT if offset, length and destination are aligned for it. */
 typedef struct em_read {
     int64_t offset;
     int64_t length;
     void *destination;
-    int64_t crc32c; /* that the bytes must have, negative where none is known */
+    int64_t crc32c; /* expected checksum of the bytes; negative: not known, not checked */
     int32_t descriptor;
     int32_t reserved;
 } em_read;
 
-/* Queue `count` reads at once, and give each its ticket; none of them unless all are in order and there is room
- * (EM_FULL). Demands go before predictions, each kind in its order. */
+/* Queue `count` reads at once, and write the ticket of each. If one is invalid, or there is no room for all (EM_FULL),
+ * none is queued. Demands are read before predictions, each kind in the order of submission. */
 EM_API int32_t em_reader_submit(em_reader *reader, const em_read *reads, int32_t count, int32_t demand,
                                 int64_t *tickets);
-/* Wait for the end of a read, at most `timeout_us` (negative: for ever). EM_OK, EM_TIMEOUT, EM_CANCELLED,
+/* Wait for the end of a read, at most `timeout_us` (negative: no limit). EM_OK, EM_TIMEOUT, EM_CANCELLED,
  * EM_READ_FAILED (`*detail` = errno), EM_SHORT_READ (`*detail` = bytes that were there) or EM_BAD_CHECKSUM (`*detail` =
  * the checksum that was found). */
 EM_API int32_t em_reader_wait(em_reader *reader, int64_t ticket, int64_t timeout_us, int64_t *detail);
-/* Wait until one of `count` reads is over (well or not) or cancelled, at most `timeout_us` (negative: for ever). EM_OK,
- * EM_TIMEOUT, or EM_BAD_TICKET where one of them is none. */
+/* Wait until one of `count` reads has succeeded, failed or been cancelled, at most `timeout_us` (negative: no limit).
+ * EM_OK, EM_TIMEOUT, or EM_BAD_TICKET if one of the tickets is invalid. */
 EM_API int32_t em_reader_wait_any(em_reader *reader, const int64_t *tickets, int32_t count, int64_t timeout_us);
-/* 1 if the read is over (well or not) or cancelled, 0 if not; negative status for a bad ticket. */
+/* 1 if the read has succeeded, failed or been cancelled, 0 if not; negative status for a bad ticket. */
 EM_API int32_t em_reader_done(em_reader *reader, int64_t ticket);
 /* Make a queued prediction a demand, behind the demands already queued. */
 EM_API int32_t em_reader_promote(em_reader *reader, int64_t ticket);
-/* EM_OK if no piece of the request had begun and now none will, EM_BUSY if it has begun or is over. */
+/* EM_OK if the request is cancelled: no piece of it was or will be read. EM_BUSY if its read has begun or is over. */
 EM_API int32_t em_reader_cancel(em_reader *reader, int64_t ticket);
-/* Give the ticket back. EM_BUSY while the request is queued or being read. */
+/* Release the ticket. EM_BUSY while the request is queued or being read. */
 EM_API int32_t em_reader_release(em_reader *reader, int64_t ticket);
 EM_API int32_t em_reader_counters(em_reader *reader, em_read_counters *counters);
 
 /* ---- sizes, for a binding to check its mirror of the structs ------------------------------------------ */
 
 EM_API uint64_t em_sizeof_operation(void);
-EM_API uint64_t em_sizeof_kind(int32_t kind); /* of one member of the union; 0 for an unknown kind */
+EM_API uint64_t em_sizeof_kind(int32_t kind); /* size of one member of the union; 0 for an unknown kind */
 EM_API uint64_t em_sizeof_program(void);
 EM_API uint64_t em_sizeof_program_times(void);
 EM_API uint64_t em_sizeof_read(void);

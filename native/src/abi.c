@@ -1,4 +1,4 @@
-/* Version, sizes and texts, by which a binding makes sure that it and this library mean the same. */
+/* Version, struct sizes and status texts; a binding compares them with its own to detect a mismatch. */
 #include "edgemoe.h"
 
 int32_t em_abi_version(void) { return EM_ABI_VERSION; }

@@ -24,7 +24,7 @@ enum {
 
 enum { KNOWN = 1, HAS_AVX2 = 2, HAS_AVXVNNI = 4, HAS_AVX512 = 8 };
 
-/* Which register files the system keeps over a context switch. */
+/* The register files that the system saves and restores at a context switch. */
 static uint32_t enabled_registers(void) {
     uint32_t low, high;
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
@@ -47,7 +47,7 @@ static int detect(void) {
 }
 
 static bool has(int feature) {
-    /* Asked once: under a hypervisor each cpuid takes some 20 us. Threads that ask at the same time agree. */
+    /* Detected once: under a hypervisor each cpuid takes some 20 us. Threads that race here find the same value. */
     static _Atomic int found;
     if (found == 0) found = detect();
     return found & feature;

@@ -4,7 +4,7 @@
 #include "../kernels/kernels.h"
 #include "cpu.h"
 
-/* Products in one instruction set, the rest in another: what is short and rare gains nothing from wider vectors. */
+/* Products use one instruction set, all else another: short and rare operations gain nothing from wider vectors. */
 #define KERNELS_OF(name, matmul, vectors)                                                                      \
     {                                                                                                          \
         .isa = name,                                                                                           \

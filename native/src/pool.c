@@ -42,12 +42,12 @@ typedef struct worker {
 
 struct em_pool {
     _Alignas(CACHE_LINE) _Atomic uint64_t state;
-    _Alignas(CACHE_LINE) _Atomic int64_t next; /* first item that nobody has taken */
+    _Alignas(CACHE_LINE) _Atomic int64_t next; /* first item that no thread has taken */
     _Alignas(CACHE_LINE) int64_t items;
     int64_t chunk;
     em_task *task;
     void *context;
-    uint64_t *waited_ns; /* the caller's, or NULL: nobody asks */
+    uint64_t *waited_ns; /* the caller's counter of waiting time, or NULL: not measured */
 
     _Alignas(CACHE_LINE) _Atomic int32_t sleepers;
     _Atomic int32_t active; /* threads that share out jobs, the caller among them */
@@ -57,13 +57,13 @@ struct em_pool {
     pthread_mutex_t mutex;
     pthread_cond_t work;
     pthread_cond_t finished;
-    pthread_cond_t called_back; /* what benched workers sleep on */
+    pthread_cond_t called_back; /* benched workers sleep on it */
     em_thread_trial trial;
 
     pid_t process;
     uint64_t spin_ns;
     int32_t threads;
-    int32_t started; /* workers that run */
+    int32_t started; /* workers that were started */
     worker workers[];
 };
 
@@ -76,7 +76,7 @@ static inline void pause_briefly(void) {
 }
 
 /* The next items for one thread: half of an even share of what is left, and at least a chunk. Large pieces first keep
- * a thread on one stream of memory, whose lines are asked for ahead; small ones last let all threads end together. */
+ * a thread on one stream of memory, which the processor can prefetch; small ones last let all threads end together. */
 static bool take_items(em_pool *pool, int64_t *begin, int64_t *end) {
     *begin = atomic_load_explicit(&pool->next, memory_order_relaxed);
     do {
@@ -164,7 +164,8 @@ static void wake_workers(em_pool *pool) {
     if (pool->waited_ns) *pool->waited_ns += em_now_ns() - start;
 }
 
-/* Waits until nobody is inside the job, which is closed. Returns for how long, or 0 where that was hardly at all. */
+/* Waits until no worker is inside the job, which is closed. Returns the nanoseconds waited; 0, without reading the
+ * clock, if no worker was inside. */
 static uint64_t await_workers(em_pool *pool) {
     if (!(atomic_load(&pool->state) & INSIDE)) return 0;
     const uint64_t start = em_now_ns();
@@ -191,7 +192,7 @@ static void set_active(em_pool *pool, int32_t active) {
     pthread_mutex_unlock(&pool->mutex);
 }
 
-/* Shares out a job; returns how long the caller waited for others at its end. */
+/* Shares out a job; returns how long the caller waited for the workers at its end. */
 static uint64_t share_out(em_pool *pool, int64_t items, int64_t chunk, em_task *task, void *context) {
     pool->items = items;
     pool->chunk = chunk;
@@ -222,7 +223,7 @@ void em_pool_for(em_pool *pool, int64_t items, int64_t chunk, em_task *task, voi
         task(context, 0, items, 0);
     }
     const uint64_t now = em_now_ns();
-    /* A chunk is about the same work in every job. */
+    /* Work is counted in chunks, since a chunk is about the same work in every job. */
     set_active(pool, em_thread_trial_add(&pool->trial, now, now - start, waited_ns, (double)items / (double)chunk));
 }
 
@@ -241,7 +242,7 @@ void em_pool_time(em_pool *pool, uint64_t *waited_ns) { pool->waited_ns = waited
 int32_t em_pool_threads(const em_pool *pool) { return pool->threads; }
 
 static bool start_workers(em_pool *pool) {
-    /* Signals are the business of the caller's own threads. */
+    /* Workers block all signals, so that the caller's own threads handle them. */
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);

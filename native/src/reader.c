@@ -1,7 +1,8 @@
 /* Threads that read expert records from files: demands first, then predictions.
  *
- * Readers take the next piece of the first request, so that several of them hasten one record instead of each making
- * its own late, and a demand waits for the pieces of a prediction that have begun, never for the whole of it.
+ * Each reader thread takes the next piece of the first request. So all threads together finish one record early,
+ * instead of several records late, and a demand waits only for the pieces of a prediction that are being read, never
+ * for the whole prediction.
  *
  * One mutex guards all requests (requests.h); it is held for list operations only, never over a read. */
 #include <errno.h>
@@ -21,7 +22,7 @@ enum {
     CAPACITY_MAX = 1 << 20,
 };
 
-/* The most that one read call is asked for; systems cut longer ones. */
+/* The longest piece, and so the longest read call; systems cut longer ones short. */
 #define PIECE_BYTES_MAX ((int64_t)1 << 30)
 
 struct em_reader {
@@ -46,7 +47,7 @@ static void finish(em_reader *reader, request *r, int32_t status, int64_t detail
 
 /* ---- reading --------------------------------------------------------------------------------------------- */
 
-/* `*detail` becomes the bytes that were read, or errno. */
+/* Reads one piece. `*detail` becomes the number of bytes read, or errno. */
 static int32_t read_whole(const piece *p, int64_t *detail) {
     int64_t done = 0;
     while (done < p->length) {
@@ -57,7 +58,7 @@ static int32_t read_whole(const piece *p, int64_t *detail) {
         } else if (got < 0 && errno == EINTR) {
             continue;
         } else if (got == 0 || (errno == EINVAL && done > 0)) {
-            /* With O_DIRECT, going on from an unaligned end of file is EINVAL instead of 0. */
+            /* With O_DIRECT, a read that continues at an unaligned end of file gives EINVAL instead of 0. */
             *detail = done;
             return EM_SHORT_READ;
         } else {
@@ -69,15 +70,15 @@ static int32_t read_whole(const piece *p, int64_t *detail) {
     return EM_OK;
 }
 
-/* What a piece adds to the checksum of the whole: that of a whole is the sum (xor) of its pieces', each carried past the
- * bytes behind it. Taken while the piece is still in the cache of the processor that read it. */
+/* A piece's share of the record's checksum: the record's checksum is the xor of all shares, and a share is the checksum
+ * of the piece carried past the bytes behind it. Computed while the piece is in the cache of the core that read it. */
 static uint32_t checksum_share(const em_kernels *kernels, const piece *p) {
     const uint32_t crc = em_crc32c(kernels, 0, p->destination, (uint64_t)p->length);
     return em_crc32c_combine(crc, 0, (uint64_t)p->behind);
 }
 
-/* Wakes a reader if there is something to read; with the mutex held. Each wakes the next before it reads, so that waking
- * many, which takes its time for each, holds up nobody who submits. */
+/* Wakes one reader thread if there is something to read; with the mutex held. Each thread wakes the next before it
+ * reads, so that the thread that submits pays for one wake-up, not for all. */
 static void wake_one(em_reader *reader) {
     if (em_requests_choose(&reader->requests) != NOWHERE) pthread_cond_signal(&reader->work);
 }
@@ -115,7 +116,7 @@ static void serve(em_reader *reader, int32_t place) {
         reader->counters.failed += r->status != EM_OK;
         finish(reader, r, r->status, r->status == EM_OK ? r->length : r->detail);
     }
-    /* A prediction may have waited for the place of this one. */
+    /* Predictions may have waited, as only `predictions_max` pieces of them are read at a time. */
     if (prediction) wake_one(reader);
 }
 
@@ -136,7 +137,7 @@ static void *read_requests(void *argument) {
 
 /* ---- requests -------------------------------------------------------------------------------------------- */
 
-/* Takes the mutex. In a forked child its state is unknown, so that is asked first. */
+/* Takes the mutex. In a forked child the state of the mutex is unknown, so the process is checked first. */
 static int32_t enter(em_reader *reader) {
     if (!reader) return EM_BAD_ARGUMENT;
     if (getpid() != reader->process) return EM_FORKED;
@@ -169,8 +170,8 @@ int32_t em_reader_submit(em_reader *reader, const em_read *reads, int32_t count,
     return status;
 }
 
-/* The clock of time limits: one that neither a suspended laptop nor a set clock moves, where conditions can
- * wait by it. */
+/* The clock of timeouts: where condition variables support it, one that does not advance during suspend and
+ * does not jump when the system time is set. */
 #ifdef __APPLE__
 #define WAIT_CLOCK CLOCK_REALTIME
 #else
@@ -226,7 +227,7 @@ int32_t em_reader_wait(em_reader *reader, int64_t ticket, int64_t timeout_us, in
     return status;
 }
 
-/* Whether one of the requests is over; EM_BAD_TICKET where one of them is none. With the mutex held. */
+/* `*over` becomes whether one of the requests is over; EM_BAD_TICKET if a ticket is invalid. With the mutex held. */
 static int32_t any_over(em_reader *reader, const int64_t *tickets, int32_t count, bool *over) {
     *over = false;
     for (int32_t i = 0; i < count; i++) {
@@ -321,7 +322,7 @@ int32_t em_reader_counters(em_reader *reader, em_read_counters *counters) {
 
 /* ---- beginning and end ----------------------------------------------------------------------------------- */
 
-/* A reader on which nothing is read yet, or NULL without memory. */
+/* Returns a reader that has no threads yet, or NULL if memory is short. */
 static em_reader *create_idle(int32_t capacity, int64_t piece_bytes, int32_t predictions_max) {
     em_reader *reader = calloc(1, sizeof *reader);
     if (!reader || !em_requests_init(&reader->requests, capacity, piece_bytes, predictions_max) ||
@@ -336,7 +337,7 @@ static em_reader *create_idle(int32_t capacity, int64_t piece_bytes, int32_t pre
     return reader;
 }
 
-/* Starts as many as the system lets us, since fewer read as well, if not as fast; whether there is one. */
+/* Starts as many of the threads as the system allows, since fewer read too, only slower. False if it allows none. */
 static bool start_threads(em_reader *reader, int32_t threads) {
     sigset_t all, before;
     sigfillset(&all);
@@ -360,7 +361,7 @@ int32_t em_reader_create(int32_t threads, int32_t capacity, int64_t piece_bytes,
         em_reader_destroy(reader);
         return EM_NO_THREADS;
     }
-    if (reader->started < threads) { /* nobody can have asked for anything yet, but the threads look */
+    if (reader->started < threads) { /* no request exists yet, but threads read this field */
         pthread_mutex_lock(&reader->mutex);
         reader->requests.predictions_max = reader->started > 1 ? reader->started - 1 : 1;
         pthread_mutex_unlock(&reader->mutex);
@@ -370,7 +371,7 @@ int32_t em_reader_create(int32_t threads, int32_t capacity, int64_t piece_bytes,
 }
 
 void em_reader_destroy(em_reader *reader) {
-    /* A forked child has neither the threads nor a mutex to rely on. */
+    /* A forked child lacks the threads, and its copy of the mutex may be locked. */
     if (!reader || getpid() != reader->process) return;
     pthread_mutex_lock(&reader->mutex);
     reader->stopping = true;

@@ -1,6 +1,6 @@
 /* See requests.h. A request stays in its queue until its last piece is given out, and is over when all its pieces are.
- * A ticket is a request's place in the table with a count of how often that place was used, so that a ticket from before
- * is known as such. */
+ * A ticket is a request's place in the table with a count of how often that place was used, so that the ticket of an
+ * earlier request in the same place is recognised as invalid. */
 #include "requests.h"
 
 #include <stdlib.h>
@@ -89,7 +89,7 @@ void em_requests_note_failure(em_requests *requests, request *r, const piece *fa
         r->failed_at = at;
         r->detail = status == EM_SHORT_READ ? at + detail : detail;
     }
-    if (r->state == QUEUED) em_requests_withdraw(requests, r); /* nobody wants the rest */
+    if (r->state == QUEUED) em_requests_withdraw(requests, r); /* the rest need not be read */
 }
 
 /* ---- places and tickets ---------------------------------------------------------------------------------- */

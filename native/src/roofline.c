@@ -1,4 +1,4 @@
-/* Plain reads of memory by all threads: the roof over every kernel that must read its weights once. */
+/* Plain reads of memory by all threads: an upper bound on the speed of every kernel that must read its weights once. */
 #include <stdatomic.h>
 
 #include "clock.h"
@@ -7,8 +7,8 @@
 enum {
     PIECE_BYTES = 1 << 20,
     LINE_BYTES = 64,
-    /* Without prefetches a core waits for memory far more than it must; this is further than a line takes to come, and
-     * still within reach of the first cache. */
+    /* Prefetch distance. Without prefetches a core waits for memory far more than it must. At this distance a line
+     * arrives before it is read, and the lines on their way still fit in the first-level cache. */
     AHEAD_BYTES = 4096,
 };
 
@@ -18,8 +18,8 @@ typedef struct read_task {
     _Atomic uint64_t sum;
 } read_task;
 
-/* Memory gives whole lines, so one word of each is enough, and leaves nothing to measure but the memory: reads of all
- * words came to four fifths of this. */
+/* Memory is read in whole lines, so the loop reads one word of each; then only memory limits it. Reading all words
+ * reached four fifths of this speed. */
 static void read_pieces(void *context, int64_t begin, int64_t end, int32_t thread) {
     read_task *task = context;
     const uint64_t last = (uint64_t)end * PIECE_BYTES;

@@ -3,20 +3,20 @@
 
 enum {
     TURNS = 6,
-    /* Two or three slices of the scheduler (3 to 10 ms). */
+    /* Two or three time slices of the scheduler (3 to 10 ms each). */
     TURN_NS = 20 * 1000 * 1000,
     WATCH_NS = 100 * 1000 * 1000,
     PAUSE_NS = 400 * 1000 * 1000,
-    /* At worst some 3 % of the time then goes to the slower of the two. */
+    /* With this pause at most some 3 % of the time is spent on the slower of the two thread counts. */
     PAUSE_NS_MAX = 4 * PAUSE_NS,
 
-    /* A shorter wait at the end of a job is the usual scatter of threads that all run. */
+    /* Shorter waits at the end of a job are normal even if every thread has a processor. */
     STALL_NS = 200 * 1000,
-    /* Stalls that take less than this share of the time are worth no trial. */
+    /* A trial of fewer threads begins only if stalls take at least 1 / STALLED_SHARE of the time. */
     STALLED_SHARE = 16,
 };
 
-/* By so much fewer threads must be faster: a burst of other work during a trial may look like that, too. */
+/* Fewer threads are adopted only if faster by this factor: a burst of other work in a trial may look like a gain. */
 static const double GAIN = 1.1;
 
 void em_thread_trial_begin(em_thread_trial *trial, int32_t threads) {
@@ -40,7 +40,7 @@ static void end_trial(em_thread_trial *trial, uint64_t now_ns) {
     if (rates[1] > rates[0] * (more ? 1 : GAIN)) {
         trial->active = trial->other;
         trial->pause_ns = PAUSE_NS;
-        trial->rest_ns[!more] = now_ns + PAUSE_NS; /* further in this direction at once, back later */
+        trial->rest_ns[!more] = now_ns + PAUSE_NS; /* the same direction may be tried again at once, the other later */
     } else {
         trial->rest_ns[more] = now_ns + trial->pause_ns;
         if (trial->pause_ns < PAUSE_NS_MAX) trial->pause_ns *= 2;

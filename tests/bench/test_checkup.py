@@ -1,4 +1,4 @@
-"""What limits a machine is told with the way out, each limit by itself."""
+"""Each limit of a machine is reported by itself, with the way to remove it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a whole answer, and a benchmark's worker, import: never Numba where the native kernels serve."""
+"""The modules that a whole answer and a benchmark's worker import: never Numba with the native kernels."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def test_a_byte_of_the_template_that_flipped_is_refused(store: Path, command: Co
 
 
 def test_a_checkpoint_s_side_files_take_the_place_of_all(store: Path, source: Path, command: Command) -> None:
-    """What an update from a checkpoint makes is what a conversion of that checkpoint has."""
+    """An update from a checkpoint gives the same side files as a conversion of that checkpoint."""
     (store / "chat_template.jinja").write_text("old")
     write_template(source, "{{ messages[0]['content'] }}?")
     (source / "generation_config.json").unlink()
@@ -168,7 +168,7 @@ def test_a_folder_of_some_files_leaves_the_others(store: Path, tmp_path: Path, c
 
 
 def test_a_gguf_gives_its_side_files(store: Path, source: Path, tmp_path: Path, command: Command) -> None:
-    """Those of the model in another file, whose chat template is another."""
+    """A GGUF of another model, with another chat template, gives the same side files as its conversion."""
     write_model_folder(tmp_path / "llama")
     (tmp_path / "llama" / "edgemoe.json").unlink()
     files = {path.name: path.read_bytes() for path in (tmp_path / "llama").iterdir()}

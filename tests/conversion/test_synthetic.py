@@ -110,7 +110,7 @@ def test_a_store_holds_just_what_was_drawn(tmp_path: Path, experts: str | None, 
 
 
 def evenness(uses: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Of each layer, the entropy of its routing relative to that of all experts alike; `uses` is `(L, E)`."""
+    """Return for each layer the entropy of its routing relative to uniform routing; `uses` is `(L, E)`."""
     shares = uses / uses.sum(axis=1, keepdims=True)
     logarithms = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
     relative: np.ndarray[Any, Any] = -(shares * logarithms).sum(axis=1) / np.log(uses.shape[1])

@@ -1,4 +1,4 @@
-"""What tests of faults share: the small model, also that of warm starts, and the readers that must tell of them."""
+"""Fixtures for tests of faults: the small model, which warm starts use too, and readers that must report faults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a process holds stays below its budget, whichever kernels it runs on."""
+"""The memory of a process stays below its budget, with every kernel backend."""
 
 from __future__ import annotations
 

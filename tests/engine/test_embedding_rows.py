@@ -55,7 +55,7 @@ def convert(folder: Path, dense: str, **changes: object) -> Path:
 
 
 def logits(engine: Engine) -> np.ndarray:
-    """Of a prompt of several batches, some of their rows in one panel, and of tokens one by one."""
+    """Logits of a prompt of several batches, some of whose rows share a panel, and of tokens one by one."""
     engine.rewind(0)
     prompt = engine.forward(IDS[:-3], all_logits=True)
     return np.concatenate([prompt, [engine.forward([token]) for token in IDS[-3:]]])

@@ -29,12 +29,12 @@ from tests.support.fake_clock import COST_NS, DISK_NS, WAITED_NS, Clock, Clocked
 LAYERS = CONFIG["num_hidden_layers"]
 NORM, LINEAR = COST_NS[op.RmsNorm], COST_NS[op.Linear]
 GLUE_NS = 1_000
-"""What the engine's own work between programs takes by the clock: once for each token."""
+"""Time on the clock that the engine's own work between programs takes, once for each token."""
 LEAST_SHARE, MOST_SHARE = 0.97, 1.0001
+"""The parts of a ledger must add up to a share of the wall time between these two."""
 ROUNDS = 6
 """A busy machine may stop a thread between two readings of the clock, but not in every round; a forgotten part is
 missing in all of them."""
-"""Of the wall time, that the parts of a ledger must add up to."""
 
 OpenClocked = Callable[[int], "tuple[Engine, Clock]"]
 

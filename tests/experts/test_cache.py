@@ -69,7 +69,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.cache, self.reader, self.arena, self.disk = make_cache(slots, policy, kernels_await)
 
     def use(self, layer: int, wave: dict[int, int]) -> None:
-        """What kernels do with a wave: await what they must, and read the slots."""
+        """Do as kernels do with a wave: wait for the pending reads, then read the slots."""
         if self.cache.kernels_await:
             try:
                 as_kernels_do(self.cache, self.reader, wave)

@@ -1,4 +1,4 @@
-"""What is the jit backend's own: when it is imported, where it may write, and its numbers' bits."""
+"""Tests for the jit backend only: when it is imported, where it may write, and the bits of its numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds of whole runs: cuts, repetition and threads change no bit, and memory stays as announced."""
+"""Whole runs: cuts, repetition and threads change no bit, and memory stays within the announced scratch."""
 
 from __future__ import annotations
 

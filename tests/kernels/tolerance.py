@@ -54,7 +54,7 @@ def product(values: npt.NDArray[np.float32], matrix: Matrix) -> Doubles:
 
 
 def _rounding(inputs: Doubles, matrix: Matrix) -> Doubles:
-    """What rounding can do to products with inputs of these magnitudes: `(T, columns)` to `(T, rows)`."""
+    """Bound the rounding error of products with inputs of these magnitudes: `(T, columns)` to `(T, rows)`."""
     roundings = 3 * (group_count(matrix.columns) + 3) if matrix.format.quantised else matrix.columns + 2
     return roundings * UNIT * (inputs @ _weight_terms(matrix).T)
 

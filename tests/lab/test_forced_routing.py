@@ -79,7 +79,7 @@ def test_streamed_equals_resident_to_the_bit(store: Path, slots: int) -> None:
 
 
 def test_its_own_trace_gives_the_same_answer(store: Path, tmp_path: Path) -> None:
-    """What a model's routers said, forced upon it, changes no bit."""
+    """Forcing a model's own recorded routing upon it changes no bit."""
     results = []
     for turn in range(2):
         routing = ForcedRouting(read_trace(tmp_path / "t")) if turn else None

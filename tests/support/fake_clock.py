@@ -10,9 +10,9 @@ from edgemoe.io.reads import ThreadedReader
 from edgemoe.kernels import operations as op
 
 WAITED_NS = 3
-"""Of each operation's time, what it spends on waiting for other threads."""
+"""The part of each operation's time in which it waits for other threads."""
 DISK_NS = 11
-"""Of each operation's time, what it spends on waiting for records (all of them may, here)."""
+"""The part of each operation's time in which it waits for records (here every operation may)."""
 COST_NS: dict[type, int] = {
     op.Embed: 1_000,
     op.RmsNorm: 2_000,

@@ -17,7 +17,7 @@ COMMIT = "5c1e7f00" * 5
 
 @dataclass
 class Fault:
-    """What goes wrong with the body of a file, for the first `times` requests of it."""
+    """A fault in the body of a file, for the first `times` requests of the file."""
 
     after_bytes: int | None = None
     """Close the connection after so many bytes of the body."""
@@ -38,7 +38,7 @@ class Repository:
     revisions: tuple[str, ...] = ("main",)
     error: tuple[int, str] | None = None
     answer: bytes | None = None
-    """What the server says in place of the model's description."""
+    """The body that the server sends in place of the model's description."""
     with_sha256: bool = True
     faults: dict[str, Fault] = field(default_factory=dict)
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)

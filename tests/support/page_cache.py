@@ -1,4 +1,4 @@
-"""What Linux's page cache holds of a file, counted apart from what the project itself asks."""
+"""Counts the pages of a file in Linux's page cache, independently of the project's own code."""
 
 import ctypes
 import mmap
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def cached_pages(path: Path) -> list[bool]:
-    """Of every page of a file of ours, whether it is there."""
+    """Return for every page of a file that this user owns whether it is in the page cache."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
     size = path.stat().st_size

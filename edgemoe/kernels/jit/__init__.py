@@ -1,4 +1,4 @@
-"""The portable kernels, compiled by Numba when they are first called."""
+"""The portable kernels, which Numba compiles at their first call."""
 
 from edgemoe.kernels.jit.backend import JitBackend
 

@@ -1,4 +1,4 @@
-"""The `jit` backend: the operations of `reference.py`, compiled by Numba, on packed matrices as they lie."""
+"""The `jit` backend: the operations of `reference.py`, compiled by Numba, which read packed matrices in place."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from edgemoe.kernels.operations import Cache, Floats, Integers, QuantisedCache
 from edgemoe.kernels.stepwise import StepwiseBackend
 
 _WORTH_A_THREAD = 1 << 20
-"""Multiplications that take well longer than handing work to a thread (some tens of microseconds)."""
+"""Multiplications that take much longer than handing work to a thread (some tens of microseconds)."""
 
 _Panels = Callable[[int, int], None]
 
@@ -30,21 +30,21 @@ class JitBackend(StepwiseBackend):
     """Numba kernels; `threads` share the rows of a product and the heads of attention, never a sum."""
 
     name = "jit"
-    growth_bytes = 112 << 20  # LLVM takes about 100 MB when it compiles, and half of that from the cache
-    element_scratch_bytes = 8  # the result, and what a step makes of it
+    growth_bytes = 112 << 20  # LLVM takes about 100 MB to compile, and half of that to load cached machine code
+    element_scratch_bytes = 8  # the result, and one temporary that a step computes from it
 
     def __init__(self, threads: int = 1) -> None:
         self.threads = threads
         self._pool = ThreadPoolExecutor(threads, "edgemoe-jit") if threads > 1 else None
 
     def close(self) -> None:
-        """Stop the threads; a program that runs after this does without them."""
+        """Stop the threads; a program that runs after this uses the caller's thread only."""
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
 
     def _share(self, items: int, multiplications: int, work: _Panels) -> None:
-        """Do `work(first, last)` for `items`, in as many parts as there are threads and enough to do."""
+        """Run `work(first, last)` over all `items`: one part a thread, but fewer parts if there is little work."""
         parts = min(self.threads, items, max(1, multiplications // _WORTH_A_THREAD))
         if self._pool is None or parts == 1:
             work(0, items)
@@ -55,14 +55,14 @@ class JitBackend(StepwiseBackend):
             part.result()
 
     def product_scratch_bytes(self, tokens: int, rows: int, columns: int) -> int:
-        """Temporaries of one `matmul`, its result included."""
+        """Bytes of temporaries of one `matmul`, its result included."""
         groups = group_count(columns)
         activations = tokens * groups * (GROUP_COLUMNS + 2) * 4
-        panel = groups * GROUP_COLUMNS * PANEL_ROWS * 4  # the most that a panel's converted halves take
+        panel = groups * GROUP_COLUMNS * PANEL_ROWS * 4  # at most: one panel's float16 weights or scales as float32
         return tokens * rows * 4 + activations + self.threads * panel
 
     def attention_scratch_bytes(self, tokens: int, heads: int, kv_heads: int, width: int, context_length: int) -> int:
-        """Temporaries of one `attention` at the end of the context, its result included."""
+        """Bytes of temporaries of one `attention` at the end of the context, its result included."""
         head = (2 * width + layers.WIDTH_AT_ONCE) * (context_length + layers.POSITIONS_AT_ONCE) * 4
         return tokens * heads * width * 4 + min(self.threads, kv_heads) * head
 
@@ -75,7 +75,7 @@ class JitBackend(StepwiseBackend):
         return output
 
     def embed(self, ids: Integers, matrix: Matrix, scale: float) -> Floats:
-        """Rows of the embedding: `(T,)` to `(T, D)`."""
+        """Look up rows of the embedding: `(T,)` to `(T, D)`."""
         output = np.empty((len(ids), matrix.columns), np.float32)
         data = matrix.data.reshape(panel_count(matrix.rows), -1)
         halves = data.view(np.uint16)
@@ -102,7 +102,7 @@ class JitBackend(StepwiseBackend):
         return output
 
     def quantise_cache_rows(self, rows: Floats) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float16]]:
-        """Keys or values `(G, T, W)` as a `QuantisedCache` holds them: values `(G, T, W)`, scales `(G, T, groups)`."""
+        """Quantise keys or values `(G, T, W)` for a `QuantisedCache`: values `(G, T, W)`, scales `(G, T, groups)`."""
         values = np.empty(rows.shape, np.int8)
         scales = np.empty((*rows.shape[:2], group_count(rows.shape[2])), np.float16)
         layers.quantise_cache_rows(rows, values, scales.view(np.uint16))
@@ -163,7 +163,7 @@ class JitBackend(StepwiseBackend):
 
 
 def _cached_floats(key_cache: Cache, value_cache: Cache, group: int, length: int, keys: Floats, values: Floats) -> None:
-    """The first `length` positions of a key/value head, in the forms that `layers.attend` reads."""
+    """Convert the first `length` positions of a key/value head to the layouts that `layers.attend` reads."""
     here = group, slice(length)
     if isinstance(key_cache, QuantisedCache) or isinstance(value_cache, QuantisedCache):
         assert isinstance(key_cache, QuantisedCache)
@@ -179,7 +179,7 @@ def _cached_floats(key_cache: Cache, value_cache: Cache, group: int, length: int
 
 
 def _shape(fmt: Format) -> tuple[int, float, bool]:
-    """What the kernels ask of a quantised format: bits, zero point, whether it has minimums."""
+    """Return the parameters of a quantised format for the kernels: bits, zero point, whether it has minimums."""
     return 8 if fmt.name == "q8" else 4, 8.0 if fmt.name == "q4" else 0.0, fmt.has_minimums
 
 

@@ -1,4 +1,4 @@
-"""The one way in which the project compiles a function with Numba."""
+"""The decorators with which every function that Numba compiles is marked, and the cache of its machine code."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ _OPTIONS: dict[str, Any] = {
 
 
 def jit(function: Function) -> Function:
-    """Compile at the first call and keep the machine code on disk, where a folder for it can be written.
+    """Compile at the first call and keep the machine code on disk, if there is a writable folder for it.
 
-    That is the `__pycache__` beside the function's module or else Numba's folder in the user's cache, if there is one.
+    The folder is the `__pycache__` beside the function's module, or else Numba's folder in the user's cache.
     """
     return _compile(function, ())
 
@@ -42,8 +42,8 @@ def jit(function: Function) -> Function:
 def jit_calling(*files: str) -> Callable[[Function], Function]:
     """As `jit`, for a function that calls compiled functions of other source files.
 
-    Numba puts their machine code into the caller's, but looks at the caller's file only: here the caller is compiled
-    anew when one of `files` changes too.
+    Numba copies their machine code into the caller's, but recompiles only when the caller's own file changes: with
+    this decorator a change of one of `files` recompiles the caller too.
     """
     return lambda function: _compile(function, files)
 
@@ -53,12 +53,12 @@ def _compile(function: Function, files: tuple[str, ...]) -> Function:
     if not _can_be_kept(function):
         return cast(Function, compiled)
     with suppress(RuntimeError):  # Numba found no folder that it can write: compile in each process instead
-        compiled._cache = _ForgivingCache(function, files)  # what cache=True sets, but for the class
+        compiled._cache = _ForgivingCache(function, files)  # as cache=True does, but with this class
     return cast(Function, compiled)
 
 
 def _can_be_kept(function: Callable[..., Any]) -> bool:
-    """Whether Numba, asked for a folder, finds one: for a user without a home it makes one that is called `~`."""
+    """Whether Numba has a proper folder for its cache; for a user without a home it would create one named `~`."""
     folder = Path(function.__code__.co_filename).parent
     beside = folder / "__pycache__" if (folder / "__pycache__").exists() else folder
     chosen = numba.config.CACHE_DIR  # type: ignore[attr-defined]  # made from the environment
@@ -66,7 +66,7 @@ def _can_be_kept(function: Callable[..., Any]) -> bool:
 
 
 class _ForgivingCache(FunctionCache):
-    """Numba's cache of machine code, which loses only speed where its files are damaged or the disk is full."""
+    """Numba's cache of machine code; damaged files or a full disk cost a recompilation and raise no error."""
 
     def __init__(self, function: Callable[..., Any], files: tuple[str, ...]) -> None:
         super().__init__(function)
@@ -90,9 +90,9 @@ class _ForgivingCache(FunctionCache):
 
 @contextmanager
 def compiling_told(tell: Callable[[bool], None]) -> Iterator[None]:
-    """Within it, `tell` is called before the first function is compiled; not for code that is taken from disk.
+    """Call `tell` before the first compilation within this context; loading machine code from disk does not count.
 
-    It is told whether the code will be kept. It may be called on any thread that runs kernels.
+    The argument of `tell` is whether the code will be kept on disk. Any thread that runs kernels may call it.
     """
     with install_listener("numba:compile", _FirstCompilation(tell)):
         yield
@@ -104,9 +104,9 @@ class _FirstCompilation(Listener):
         self._told = False
 
     def on_start(self, event: Event) -> None:
-        if not self._told:  # one thread at a time is here: Numba compiles under a lock
+        if not self._told:  # without a race: Numba compiles under a lock
             self._told = True
             self._tell(event.data["dispatcher"].stats.cache_path is not None)
 
     def on_end(self, event: Event) -> None:
-        """Nothing: only the beginning is news."""
+        """Do nothing: only the start of the first compilation is reported."""

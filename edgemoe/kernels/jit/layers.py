@@ -16,10 +16,10 @@ from edgemoe.kernels.jit.numbers import float_to_half, half_to_float
 from edgemoe.kernels.operations import Floats, Integers
 
 POSITIONS_AT_ONCE = 16
-"""Positions whose scores are taken together: the innermost loop, which vectorises."""
+"""Positions whose scores are computed together, in the innermost loop, which vectorises."""
 
 WIDTH_AT_ONCE = 8
-"""Numbers of a head that each position's sum takes before they join its score."""
+"""Elements of a head that are summed apart before the sum is added to a position's score."""
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _LARGEST = np.float32(127)
@@ -30,7 +30,7 @@ HalfBits = npt.NDArray[np.uint16]
 
 @jit
 def rms_norm(values: Floats, weight: Floats, epsilon: float, output: Floats) -> None:
-    """Values and output `(runs, width)`, weight `(width,)`."""
+    """Root-mean-square norm: values and output `(runs, width)`, weight `(width,)`."""
     runs, width = values.shape
     for run in range(runs):
         squares = 0.0
@@ -43,7 +43,7 @@ def rms_norm(values: Floats, weight: Floats, epsilon: float, output: Floats) -> 
 
 @jit
 def rope(values: Floats, cosine: Floats, sine: Floats, output: Floats) -> None:
-    """Values and output `(T, heads, W)`, tables `(T, W / 2)`."""
+    """Rotary positions: values and output `(T, heads, W)`, tables `(T, W / 2)`."""
     tokens, heads, width = values.shape
     half = width // 2
     for t in range(tokens):
@@ -56,7 +56,7 @@ def rope(values: Floats, cosine: Floats, sine: Floats, output: Floats) -> None:
 
 @jit
 def quantise_cache_rows(rows: Floats, values: Bytes8, scales: HalfBits) -> None:
-    """As the reference's: rows and values `(G, T, W)`, scales `(G, T, groups)`."""
+    """Same as `reference.quantise_cache_rows`: rows and values `(G, T, W)`, scales `(G, T, groups)`."""
     kv_heads, tokens, width = rows.shape
     for head in range(kv_heads):
         for t in range(tokens):
@@ -67,7 +67,7 @@ def quantise_cache_rows(rows: Floats, values: Bytes8, scales: HalfBits) -> None:
                 largest = _ZERO
                 for i in range(start, end):
                     magnitude = abs(row[i])
-                    if magnitude > largest or magnitude != magnitude:  # a NaN comes, and stays
+                    if magnitude > largest or magnitude != magnitude:  # a NaN replaces any number and is never replaced
                         largest = magnitude
                 bits = float_to_half(largest / _LARGEST)
                 finite = bits < np.uint16(0x7C00)
@@ -81,9 +81,9 @@ def quantise_cache_rows(rows: Floats, values: Bytes8, scales: HalfBits) -> None:
 
 @jit
 def float_caches(key_cache: Floats, value_cache: Floats, keys: Floats, values: Floats) -> None:
-    """One head's caches `(length, W)` to keys `(length / 16, W, 16)`, 16 positions side by side, and values.
+    """Copy one head's caches `(length, W)` to keys `(length / 16, W, 16)`, 16 positions side by side, and values.
 
-    The results are padded with zeros: W to a multiple of 8 in the keys, length to one of 16 in both.
+    The results are padded with zeros: W to a multiple of 8 in the keys, length to a multiple of 16 in both.
     """
     length, width = key_cache.shape
     for c in range(length):
@@ -95,7 +95,7 @@ def float_caches(key_cache: Floats, value_cache: Floats, keys: Floats, values: F
 
 @jit
 def half_caches_to_float(key_bits: HalfBits, value_bits: HalfBits, keys: Floats, values: Floats) -> None:
-    """As `float_caches`, from float16 caches."""
+    """Same as `float_caches`, from float16 caches."""
     length, width = key_bits.shape
     converted = np.empty(width, np.float32)
     for c in range(length):
@@ -114,7 +114,7 @@ def half_caches_to_float(key_bits: HalfBits, value_bits: HalfBits, keys: Floats,
 def quantised_caches_to_float(
     key_cache: Bytes8, key_scales: HalfBits, value_cache: Bytes8, value_scales: HalfBits, keys: Floats, values: Floats
 ) -> None:
-    """As `float_caches`, from int8 with a float16 scale for each group of 32 `(length, groups)`."""
+    """Same as `float_caches`, from int8 with a float16 scale for each group of 32 `(length, groups)`."""
     length, width = key_cache.shape
     for c in range(length):
         block, lane = c // POSITIONS_AT_ONCE, c % POSITIONS_AT_ONCE
@@ -159,9 +159,9 @@ def attend(
     scores: Floats,
     output: Floats,
 ) -> None:
-    """The query heads of one `group`, which share a key/value head: query and output `(T, G, H / G, W)`.
+    """Attention of the query heads of one `group`, which share a key/value head: query and output `(T, G, H / G, W)`.
 
-    Keys and values as `float_caches` leaves them; `scores` is scratch of the keys' padded length.
+    Keys and values are in the layout of `float_caches`; `scores` is scratch of the keys' padded length.
     """
     tokens, _, heads, width = query.shape
     x = np.zeros(keys.shape[1], np.float32)
@@ -205,14 +205,14 @@ def _list_largest(values: Floats, left: npt.NDArray[np.bool_], chosen: Integers)
 
 @jit
 def choose(logits: Floats, experts: Integers) -> None:
-    """The `K` experts of largest logit: logits `(T, E)` to experts `(T, K)`."""
+    """Choose the `K` experts of largest logit: logits `(T, E)` to experts `(T, K)`."""
     for t in range(len(experts)):
         _list_largest(logits[t], np.ones(logits.shape[1], np.bool_), experts[t])
 
 
 @jit
 def choose_with_bonus(logits: Floats, in_memory: Integers, bonus: np.float32, experts: Integers) -> None:
-    """As `choose`, but with `bonus` of each token's range of logits for experts that are in memory, `(E,)`."""
+    """Same as `choose`, but logits of experts in memory `(E,)` rise by `bonus` times the token's range of logits."""
     count = logits.shape[1]
     scores = np.empty(count, np.float32)
     for t in range(len(experts)):
@@ -242,7 +242,7 @@ def choose_with_bonus(logits: Floats, in_memory: Integers, bonus: np.float32, ex
 
 @jit
 def weigh(logits: Floats, renormalise: bool, experts: Integers, weights: Floats) -> None:
-    """The weights `(T, K)` of chosen experts, whose first is the one of largest logit."""
+    """Compute the weights `(T, K)` of the chosen experts, the first of which has the largest logit."""
     tokens, count = experts.shape
     for t in range(tokens):
         taken = np.zeros(logits.shape[1], np.bool_)

@@ -1,4 +1,4 @@
-"""float16 for Numba, which has no arithmetic on it: halves are read as their 16 bits."""
+"""float16 conversions for Numba, which has no float16 arithmetic: a half is passed as its 16 bits."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _INFINITY = np.uint32(0x7F800000)
 
 @jit
 def half_to_float(bits: np.uint16) -> np.float32:
-    """The float32 of a float16's bits, exact for every one of the 65536.
+    """Convert the bits of a float16 to float32, exactly for all 65536 bit patterns.
 
-    Moved to float32's place, exponent and fraction stand for a number smaller by 2**112, denormals included.
+    Exponent and fraction, shifted to their places in a float32, encode the number times 2**-112, denormals included.
     """
     magnitude = np.uint32(np.uint32(bits & 0x7FFF) << np.uint32(13))
     scaled = np.float32(magnitude.view(np.float32) * _TWO_TO_112).view(np.uint32)
-    # An exponent of all ones is infinity or a NaN, and stays one.
+    # An exponent of all ones means infinity or a NaN, and becomes an exponent of all ones.
     finite = magnitude < np.uint32(0x0F800000)
     result = scaled if finite else np.uint32(magnitude | _INFINITY)
     sign = np.uint32(np.uint32(bits & 0x8000) << np.uint32(16))
@@ -28,7 +28,7 @@ def half_to_float(bits: np.uint16) -> np.float32:
 
 @jit
 def float_to_half(value: np.float32) -> np.uint16:
-    """The bits of the float16 nearest to a float32, half to even; infinity beyond its range, 0x7e00 for a NaN."""
+    """Bits of the float16 nearest to a float32, half to even; infinity beyond float16's range, 0x7e00 for a NaN."""
     bits = np.float32(value).view(np.uint32)
     sign = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(0x8000))
     magnitude = np.uint32(bits & np.uint32(0x7FFFFFFF))
@@ -36,7 +36,7 @@ def float_to_half(value: np.float32) -> np.uint16:
         return np.uint16(0x7E00)
     if magnitude >= np.uint32(0x47800000):  # 65536
         return np.uint16(sign | np.uint32(0x7C00))
-    if magnitude < np.uint32(0x38800000):  # below 2**-14 beside 0.5, a float32's last digit is a float16's
+    if magnitude < np.uint32(0x38800000):  # below 2**-14: the last bit of 0.5 in float32 is that of a denormal float16
         rounded = np.float32(magnitude.view(np.float32) + _HALF).view(np.uint32)
         return np.uint16(sign | np.uint32(rounded - np.uint32(0x3F000000)))
     odd = np.uint32(np.uint32(magnitude >> np.uint32(13)) & np.uint32(1))

@@ -1,6 +1,6 @@
-"""Products with packed matrices, compiled by Numba, on the bytes as `formats.py` draws them.
+"""Products with packed matrices, compiled by Numba; `formats.py` shows the byte layout.
 
-Letters as in `operations.py`; `r` is a row of a panel. Each function does panels `first` to `last` (16 rows
+Letters as in `operations.py`; `r` is a row of a panel. Each product covers panels `first` to `last` (16 rows
 each), so that threads can share a matrix; a sum is never split, and each token is computed alone. The
 innermost loop runs over a panel's 16 rows, so it vectorises although sums keep their order.
 """
@@ -25,9 +25,9 @@ _SMALLEST_ACTIVATION = np.float32(1e-35)  # `reference.SMALLEST_ACTIVATION`
 
 @jit
 def quantise_activations(values: Floats, integers: Integers, scales: Floats, sums: Floats) -> None:
-    """As the reference's: values `(T, columns)` to integers `(T, groups * 32)` and scales `(T, groups)`.
+    """Same as the reference's: values `(T, columns)` to integers `(T, groups * 32)` and scales `(T, groups)`.
 
-    `sums` `(T, groups)` receives scale times the sum of the integers, which a zero point or minimum needs.
+    `sums` `(T, groups)` receives scale times the sum of the integers, by which a zero point or minimum is multiplied.
     """
     tokens, columns = values.shape
     for t in range(tokens):
@@ -71,7 +71,7 @@ def _q8_dot(words: Words, x: Integers, dots: Integers) -> None:
 
 @jit
 def _q4_dot(words: Words, x: Integers, dots: Integers) -> None:
-    """As `_q8_dot`, with columns 0-15 in the low nibbles and 16-31 in the high ones."""
+    """Same as `_q8_dot`, with columns 0-15 in the low nibbles and 16-31 in the high ones."""
     for r in range(PANEL_ROWS):
         total = np.int32(0)
         for quad in range(4):
@@ -125,7 +125,7 @@ def quantised_product(
             for r in range(PANEL_ROWS):
                 totals[r] = _ZERO
             for g in range(groups):
-                # Slices rather than offsets: Numba then knows that no index is negative, and vectorises.
+                # Slices, not offsets: with slices Numba knows that no index is negative, and vectorises.
                 group = panel_words[g * group_words : (g + 1) * group_words]
                 x = integers[t, g * GROUP_COLUMNS : (g + 1) * GROUP_COLUMNS]
                 if bits == 8:
@@ -168,7 +168,7 @@ def f32_product(values: Floats, floats: Floats, first: int, last: int, output: F
 
 @jit
 def f16_product(values: Floats, halves: Halves, first: int, last: int, output: Floats) -> None:
-    """As `f32_product` for an f16 matrix `(panels, panel bytes / 2)`."""
+    """Same as `f32_product`, for an f16 matrix `(panels, panel bytes / 2)`."""
     tokens, rows = output.shape
     weights = np.empty(halves.shape[1], np.float32)
     for panel in range(first, last):

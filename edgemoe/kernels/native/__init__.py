@@ -1,1 +1,1 @@
-"""The C library and its binding; `backend.py` and `reader.py` are what others use."""
+"""The C library and its binding; other packages import `backend.py` and `reader.py`."""

@@ -20,13 +20,13 @@ _SCRATCH_ALIGNMENT_BYTES = 64
 
 _READ_FAILURES = (Status.TIMEOUT, Status.CANCELLED, Status.READ_FAILED, Status.SHORT_READ, Status.BAD_CHECKSUM)
 
-# Longer than the gaps between the operations of a step and between the steps of a decode without misses,
-# shorter than anybody would notice on the power meter.
+# How long a worker spins before it sleeps: longer than the gaps between the operations of a step and between the steps
+# of a decode without cache misses, short enough to cost no measurable power.
 _SPIN_US = 100
 
 
 class NativeBackend:
-    """Kernels in C on a thread pool of its own. All its programs share one scratch; one may run at a time."""
+    """Kernels in C on the backend's own thread pool. All its programs share one scratch; one may run at a time."""
 
     name = "native"
     growth_bytes = 0
@@ -64,21 +64,21 @@ class NativeBackend:
         return NativeProgram(self, bound, scratch_bytes)
 
     def can_await(self, reader: op.AwaitedReads) -> bool:
-        """Those of the library's own reader."""
+        """True only for `NativeReader`: the C kernels wait for its reads themselves."""
         return isinstance(reader, NativeReader)
 
     def step_scratch_bytes(self, sizes: op.StepSizes) -> int:
-        """No less than `scratch_bytes` of any program of a step of these sizes."""
+        """Return an upper bound on `scratch_bytes` of any program of a step of these sizes."""
         hidden = max(
-            sizes.query_heads * sizes.head_width,  # what attention gives is quantised as hidden values are
+            sizes.query_heads * sizes.head_width,  # the output of attention is quantised like hidden values
             sizes.experts_per_token * sizes.expert_width,
             sizes.ffn_width,
         )
-        # Hidden values are there in float32 or quantised; inputs are quantised.
+        # Hidden values are kept in float32 or quantised; inputs are quantised.
         return sizes.tokens * (6 * (hidden + sizes.model_width) + 1024)
 
     def scratch_bytes(self, operations: Sequence[op.Operation]) -> int:
-        """Bytes of scratch that these operations need, the largest of them deciding; programs share it."""
+        """Return the bytes of scratch of the operation that needs most; all programs share this scratch."""
         return _scratch_bytes(BoundOperations(operations)) + _SCRATCH_ALIGNMENT_BYTES
 
     def read_memory(self, memory: op.Bytes) -> tuple[int, int]:
@@ -108,7 +108,7 @@ class NativeBackend:
             raise KernelError("The native backend is closed.", "Make a new one.")
 
     def _reserve(self, size: int) -> None:
-        """Make the shared scratch at least this large. Programs see it through `scratch`, so it may move."""
+        """Make the shared scratch at least this large. Programs find it through `scratch`, so it may move."""
         if size <= self.scratch.bytes:
             return
         self._scratch_memory = np.empty(size + _SCRATCH_ALIGNMENT_BYTES, np.uint8)
@@ -123,7 +123,7 @@ def _scratch_bytes(bound: BoundOperations) -> int:
 
 
 class NativeProgram:
-    """Operations bound to their buffers, which it keeps alive."""
+    """Operations bound to their buffers; the program keeps the buffers alive."""
 
     def __init__(self, backend: NativeBackend, bound: BoundOperations, scratch_bytes: int) -> None:
         self._backend = backend
@@ -145,7 +145,7 @@ class NativeProgram:
         self._times.operations = self._operation_times.ctypes.data
 
     def run(self, tokens: int, position: int) -> None:
-        """One call into C. Raises KernelError, naming the operation, if the library refuses; ReadError as `Experts`."""
+        """Run in one call into C. Raises KernelError with the name of the refused operation, ReadError as `Experts`."""
         if self._backend.pool_address is None:
             self._backend._check_open()
         status = self._run(self._address, tokens, position)
@@ -153,7 +153,7 @@ class NativeProgram:
             raise self._failure(status, tokens, position)
 
     def time_runs(self, on: bool) -> None:
-        """Time each operation of every run from now on, from zero; or no longer."""
+        """Start timing each operation of every run, from zero; or stop timing."""
         self._times.elapsed_ns = 0
         self._operation_times[:] = 0
         self._struct.times = ctypes.addressof(self._times) if on else None

@@ -1,6 +1,6 @@
-"""Checks the buffers of operations and fills the structs that the library runs on.
+"""Checks the buffers of operations and fills the C structs of a program.
 
-Every check is made here, once, so that a run can trust its pointers. Messages name the operation, the
+Every check is made here, once, so that the C code can trust its pointers. Messages name the operation, the
 buffer, what was expected and what was found.
 """
 
@@ -24,7 +24,7 @@ _HINT = "This is a fault in how the model was put together; please report it."
 
 
 class BoundOperations:
-    """A list of operations as structs, with the arrays they point to kept alive."""
+    """A list of operations as C structs; it keeps the arrays they point to alive."""
 
     def __init__(self, operations: Sequence[op.Operation]) -> None:
         self.structs = (st.OperationStruct * len(operations))()
@@ -43,7 +43,7 @@ class BoundOperations:
 
 
 class _Binder:
-    """Checks the buffers of one operation and gives their addresses."""
+    """Checks the buffers of one operation and returns their addresses."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -57,9 +57,9 @@ class _Binder:
             raise self.fail(buffer, expected, found)
 
     def address(self, buffer: str, array: Any, dtype: Any, shape: tuple[int, ...], writable: bool = False) -> int:
-        """The address of an array of exactly this dtype and shape, C-contiguous and aligned for its dtype."""
+        """Return the address of an array of exactly this dtype and shape, C-contiguous and aligned for its dtype."""
         self.require(isinstance(array, np.ndarray), buffer, "an array", type(array).__name__)
-        if array.dtype != dtype:  # a thousand arrays are checked at every start, and names of types take long to make
+        if array.dtype != dtype:  # of 1000 arrays a start; the slow names are for errors
             raise self.fail(buffer, np.dtype(dtype).name, array.dtype.name)
         if array.shape != shape:
             raise self.fail(buffer, f"shape {shape}", f"shape {array.shape}")
@@ -73,14 +73,14 @@ class _Binder:
     def rows(
         self, buffer: str, array: Any, row: tuple[int, ...], dtype: Any = np.float32, writable: bool = False
     ) -> int:
-        """The address of a `(T, *row)` array; its `T` limits the tokens of a run."""
+        """Return the address of a `(T, *row)` array; its `T` limits the tokens of a run."""
         if not (isinstance(array, np.ndarray) and array.ndim == 1 + len(row) and len(array) > 0):
             raise self.fail(buffer, f"an array of shape (T, {', '.join(map(str, row))})", f"shape {np.shape(array)}")
         self.tokens_max = min(self.tokens_max, len(array))
         return self.address(buffer, array, dtype, (len(array), *row), writable)
 
     def matrix(self, buffer: str, matrix: Matrix, columns: int | None = None) -> st.MatrixStruct:
-        """A matrix, whose column count must be `columns` if that is given."""
+        """Return the struct of a matrix, whose column count must be `columns` if given."""
         self.require(matrix.rows > 0 and matrix.columns > 0, buffer, "rows and columns", (matrix.rows, matrix.columns))
         if columns is not None:
             self.require(matrix.columns == columns, buffer, f"{columns} columns", f"{matrix.columns}")
@@ -94,13 +94,13 @@ class _Binder:
         self.require(over == 0, buffer, f"alignment to {MATRIX_ALIGNMENT_BYTES} bytes", f"{over} bytes over")
 
     def apart(self, output_name: str, output: op.Floats, input_name: str, source: op.Floats) -> None:
-        """Refuses an output in the place of its input, where the operation still reads after it wrote."""
+        """Check that an output does not overlap its input, which the operation still reads after it wrote output."""
         together = np.may_share_memory(output, source)
         self.require(not together, output_name, f"memory apart from {input_name}", "an overlap")
 
 
 def _row_width(binder: _Binder, buffer: str, array: Any, multiple_of: int = 1) -> int:
-    """The second dimension of a `(T, width)` array."""
+    """Return the second dimension of a `(T, width)` array."""
     found = np.shape(array)
     fits = len(found) == 2 and found[1] > 0 and found[1] % multiple_of == 0
     binder.require(fits, buffer, f"shape (T, n * {multiple_of})", f"shape {found}")
@@ -162,7 +162,7 @@ def _cache_format(binder: _Binder, buffer: str, cache: op.Cache) -> Format:
 
 
 def _cache(binder: _Binder, buffer: str, cache: op.Cache, shape: tuple[int, ...], writable: bool) -> st.CacheStruct:
-    """The addresses of a cache of this shape `(G, C, W)`."""
+    """Return the addresses of a cache, which must have this shape `(G, C, W)`."""
     if not isinstance(cache, op.QuantisedCache):
         return st.CacheStruct(binder.address(buffer, cache, cache.dtype, shape, writable), None)
     scales_shape = (*shape[:2], group_count(shape[2]))
@@ -251,7 +251,7 @@ def _fill_experts(binder: _Binder, s: st.ExpertsStruct, o: op.Experts) -> None:
 
 
 def _check_record(binder: _Binder, layout: op.ExpertLayout, s: st.ExpertsStruct) -> None:
-    """That an expert's two matrices fit in a slot, each where vectors may be loaded from."""
+    """Check that an expert's two matrices fit in a slot, each at an aligned offset."""
     binder.require(layout.model_width > 0 and layout.ffn_width > 0, "layout", "widths above 0", layout)
     fits = layout.down_offset >= layout.gate_up_bytes
     binder.require(fits, "layout.down_offset", f"at least {layout.gate_up_bytes}", layout.down_offset)

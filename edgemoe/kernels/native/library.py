@@ -1,4 +1,4 @@
-"""Finds and loads the native library, once, and makes sure that it is the one this package was built with."""
+"""Finds and loads the native library, once, and checks that it matches this version of the package."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FILE_NAME = "libedgemoe.so"
 
 
 class Status(IntEnum):
-    """The members of `em_status` that the binding tells apart."""
+    """The members of `em_status` that the binding treats differently."""
 
     OK = 0
     NO_THREADS = 3
@@ -66,11 +66,11 @@ _REINSTALL = "Install edgemoe again so that its library is built anew, or set ED
 
 @functools.cache
 def load_library() -> ctypes.CDLL:
-    """The library with every signature declared.
+    """Load the library and declare every signature.
 
-    Raises KernelError if it is missing, cannot be loaded, or is not of this package's version.
+    Raises KernelError if it is missing, cannot be loaded, or belongs to another version of the package.
     """
-    # An editable install keeps it in another folder of the package than the modules.
+    # An editable install keeps the library in another folder of the package than the modules.
     folders = [Path(folder) for folder in native.__path__]
     path = next((folder / FILE_NAME for folder in folders if (folder / FILE_NAME).is_file()), None)
     if path is None:
@@ -111,12 +111,12 @@ def _check_version(library: ctypes.CDLL) -> None:
 
 
 def available_isas() -> tuple[str, ...]:
-    """The instruction sets that the library holds and this machine can run, best first."""
+    """Return the instruction sets that the library was built for and this machine can run, best first."""
     library = load_library()
     return tuple(library.em_isa_name(i).decode() for i in range(library.em_isa_count()))
 
 
 def status_text(status: int) -> str:
-    """What a status of the library means, in words."""
+    """Return the description of a status of the library."""
     text: bytes = load_library().em_status_text(status)
     return text.decode()

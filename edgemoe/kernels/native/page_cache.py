@@ -1,4 +1,4 @@
-"""What the page cache holds of a file: told by the system without a read, which would bring it there."""
+"""Asks the system how much of a file the page cache holds, without reading (and so caching) the file."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ FAILED = ctypes.c_void_p(-1).value
 
 
 def tells_cached(path: Path) -> bool:
-    """Whether `cached_bytes` may be asked of a file, and what it tells be read by itself (`RWF_NOWAIT`).
+    """Whether `cached_bytes` is reliable for a file, and cached bytes alone can be read from it (`RWF_NOWAIT`).
 
-    Linux answers who owns the file or may write it: to all others `mincore` says that everything is there. Raises
-    OSError where the file is missing.
+    On Linux `mincore` is truthful only for the owner of the file and processes that may write it; for all others it
+    reports every page as cached. Raises OSError if the file is missing.
     """
     return hasattr(os, "RWF_NOWAIT") and (path.stat().st_uid == os.geteuid() or os.access(path, os.W_OK))
 
 
 def cached_bytes(descriptor: int, offset: int, size: int) -> int:
-    """How many of `size` bytes from `offset` on the page cache holds, before the first that it lacks.
+    """Return how many of the `size` bytes from `offset` on are cached, up to the first page that is not.
 
-    0 where the system cannot tell, and where no page of its own begins at `offset`. It takes some 10 ms a gibibyte.
+    Returns 0 if the system cannot report it, or if `offset` is not a multiple of the system's page size. The call takes
+    some 10 ms a gibibyte.
     """
     libc = _libc()
     address = libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, offset)
@@ -38,7 +39,7 @@ def cached_bytes(descriptor: int, offset: int, size: int) -> int:
 
 @cache
 def _libc() -> ctypes.PyDLL:
-    """The C library, called with Python's lock kept: to want it back can take longer than all of the calls."""
+    """Load the C library such that calls keep the GIL: re-taking it can take longer than all of the calls."""
     libc = ctypes.PyDLL(None)
     address, size = ctypes.c_void_p, ctypes.c_size_t
     libc.mmap.argtypes = (address, size, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)

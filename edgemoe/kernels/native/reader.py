@@ -1,4 +1,4 @@
-"""Native reader threads: expert records from files into memory, demands before predictions."""
+"""Native reader threads: they read expert records from files into memory, demands before predictions."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class ReadCounters:
 
 
 PIECE_BYTES = 1 << 20
-"""Readers share out a record in pieces of this size, a multiple of what direct I/O asks for."""
+"""Reader threads split a record into pieces of this size, a multiple of the alignment of direct I/O."""
 
 
 class NativeReader:
-    """`threads` reader threads, or as many as the system starts, for up to `capacity` open requests.
+    """`threads` reader threads, or fewer if the system starts fewer, for up to `capacity` open requests.
 
-    A request is read in pieces by as many threads as are free. With more than one thread, one never takes a piece of
-    a prediction, so that a demand finds a reader free. A descriptor may be opened with O_DIRECT if offsets, lengths
-    and addresses are aligned for it. The caller keeps the destination alive until the request is done or cancelled,
-    and releases every ticket.
+    A request is read in pieces, by all threads that are free. With more than one thread, at most all but one read
+    predictions at a time, so that a demand finds a free thread. A descriptor may be opened with O_DIRECT if offsets,
+    lengths and addresses are aligned for it. The caller keeps the destination alive until the request is done or
+    cancelled, and releases every ticket.
     """
 
     def __init__(self, threads: int = 2, capacity: int = 4096, piece_bytes: int = PIECE_BYTES) -> None:
@@ -58,13 +58,13 @@ class NativeReader:
 
     @property
     def address(self) -> int | None:
-        """Of the library's reader, for operations that await its reads; None once closed."""
+        """Address of the C reader, for operations that wait for its reads; None once closed."""
         return self._address
 
     def submit(self, reads: Sequence[RecordRead], demand: bool) -> list[int]:
-        """Queue reads, in one call; returns their tickets. Raises ReadError, with none queued, if one cannot be.
+        """Queue reads in one call and return their tickets. If one is refused, queues none and raises ReadError.
 
-        What is read must have the CRC-32C, if one is given; SHA-256 takes too long here.
+        The reader checks the CRC-32C of a read if one is given, but never its SHA-256, which takes too long here.
         """
         count = len(reads)
         tickets = (ctypes.c_int64 * count)()
@@ -80,7 +80,7 @@ class NativeReader:
     def wait(self, ticket: int, timeout_seconds: float | None = None) -> None:
         """Return when the read is done.
 
-        Raises ReadError if it failed, ended early, was cancelled, takes longer, or brought what was not written.
+        Raises ReadError if it failed, ended early, was cancelled, exceeds the timeout, or has a wrong checksum.
         """
         detail = ctypes.c_int64()
         timeout_us = -1 if timeout_seconds is None else max(0, int(timeout_seconds * 1e6))
@@ -102,20 +102,20 @@ class NativeReader:
         raise self._failure(status, "a read")
 
     def done(self, ticket: int) -> bool:
-        """Whether the read is over, well or not, or cancelled; `wait` then returns or raises at once."""
+        """Whether the read succeeded, failed or was cancelled; `wait` then returns or raises at once."""
         result = self._library.em_reader_done(self._address, ticket)
         if result < 0:
             raise self._failure(-result, "a read")
         return bool(result)
 
     def promote(self, ticket: int) -> None:
-        """Make a queued prediction a demand; anything else stays what it is."""
+        """Turn a queued prediction into a demand; other requests are left unchanged."""
         status = self._library.em_reader_promote(self._address, ticket)
         if status:
             raise self._failure(status, "a promotion")
 
     def cancel(self, ticket: int) -> bool:
-        """Whether the request had not begun and now never will."""
+        """Cancel a request whose read has not begun; returns false if it has begun or is over."""
         status = self._library.em_reader_cancel(self._address, ticket)
         if status not in (Status.OK, Status.BUSY):
             raise self._failure(status, "a cancellation")
@@ -129,7 +129,7 @@ class NativeReader:
 
     @property
     def counters(self) -> ReadCounters:
-        """What the reader has done so far."""
+        """Return the counts and times of all requests so far."""
         found = st.ReadCountersStruct()
         status = self._library.em_reader_counters(self._address, ctypes.byref(found))
         if status:
@@ -144,7 +144,7 @@ class NativeReader:
         )
 
     def close(self) -> None:
-        """Drop what is queued, wait for the reads under way, and stop the threads."""
+        """Drop queued requests, wait for reads under way, and stop the threads."""
         self._address = None
         self._destroy()
 

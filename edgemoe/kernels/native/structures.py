@@ -203,7 +203,7 @@ UNION_MEMBERS: tuple[tuple[str, type[ctypes.Structure]], ...] = (
     ("experts", ExpertsStruct),
     ("combine", CombineStruct),
 )
-"""In the order of `em_kind`."""
+"""The members of the union, in the order of `em_kind`."""
 
 KINDS: tuple[type, ...] = (
     op.Embed,

@@ -1,7 +1,7 @@
 /* Causal attention: softmax taken online over blocks of keys.
  *
  * Blocks begin at fixed positions of the sequence (multiples of 64) and a token's last block ends with itself, so
- * what a token gets does not depend on the run that it came in. Threads share out (token, heads) pairs; heads that
+ * a token's result does not depend on how tokens are cut into runs. Threads share out (token, heads) pairs; heads that
  * read the same keys stay together unless there are too few pairs, so that a block is read from memory once. */
 #include "../operations.h"
 
@@ -18,13 +18,13 @@ typedef struct attention_task {
     int32_t heads_together;
 } attention_task;
 
-/* The softmax so far of one head. */
+/* The state of one head's online softmax over the blocks seen so far. */
 typedef struct head_state {
     float largest;
     float sum;
 } head_state;
 
-/* Row `row` of the cache's (G * C), and those behind it. */
+/* The cache from row `row` of its (G * C) rows on. */
 static em_cached cached_rows(const em_attention *a, em_cache cache, size_t row) {
     static const uint8_t element_bytes[EM_CACHE_FORMATS] = {[EM_F32] = 4, [EM_F16] = 2, [EM_Q8] = 1};
     return (em_cached){
@@ -47,7 +47,7 @@ static void attend_block(const attention_task *task, head_state *state, const fl
     kernels->mix[a->format](weights, values, count, a->width, shrink, output);
 }
 
-/* Heads first .. first + heads_together - 1, all of one group, for one token. */
+/* Attention of heads first .. first + heads_together - 1, all of one group, for one token. */
 static void attend(const attention_task *task, int32_t token, int32_t first) {
     const em_attention *a = task->attention;
     const int32_t group = first / (a->heads / a->groups), end = task->run->position + token + 1;
@@ -85,7 +85,7 @@ int32_t em_run_attention(const em_attention *attention, const em_run *run) {
     if (run->position + run->tokens > attention->context) return EM_BAD_POSITION;
     attention_task task = {attention, run, attention->heads / attention->groups};
     const int64_t wanted = 2 * (int64_t)em_pool_threads(run->pool);
-    /* Any divisor of the group will do; halves are enough. */
+    /* Any divisor of the group is correct; halving is enough to occupy all threads. */
     while (task.heads_together > EM_ROWS_AT_ONCE ||
            (task.heads_together % 2 == 0 && (int64_t)run->tokens * attention->heads / task.heads_together < wanted)) {
         task.heads_together = task.heads_together % 2 == 0 ? task.heads_together / 2 : 1;

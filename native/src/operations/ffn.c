@@ -8,7 +8,8 @@
  *         quantisation of that group, whose 32 columns are complete;
  *   down  item = one panel of 16 output rows of one FFN.
  *
- * Experts whose records are still being read are computed as they land, those that have landed together at a time. */
+ * Experts whose records are still being read are computed as their reads end; all whose reads have ended by then are
+ * computed together. */
 #include <string.h>
 
 #include "../clock.h"
@@ -23,7 +24,7 @@ enum {
 typedef struct ffn {
     const uint8_t *gate_up;
     const uint8_t *down;
-    int32_t first; /* of its pairs */
+    int32_t first; /* number of its first pair */
     int32_t count;
 } ffn;
 
@@ -34,14 +35,14 @@ typedef struct ffn_sizes {
     int32_t down_format;
 } ffn_sizes;
 
-/* All that lies in scratch. */
+/* The buffers that lie in scratch. */
 typedef struct ffn_memory {
     ffn *ffns;
-    int32_t *input_rows;  /* of each pair */
-    int32_t *output_rows; /* of each pair */
-    int32_t *starts;      /* of each expert's pairs, and their end */
-    uint8_t *states;      /* of each expert: an expert_state */
-    uint8_t *wanted;      /* whether an input row goes anywhere */
+    int32_t *input_rows;  /* input row of each pair */
+    int32_t *output_rows; /* output row of each pair */
+    int32_t *starts;      /* first pair of each expert, and the end of the last */
+    uint8_t *states;      /* expert_state of each expert */
+    uint8_t *wanted;      /* whether any FFN of this run reads the input row */
     em_quantised input;
     em_quantised hidden;
     float *float_hidden;
@@ -52,7 +53,7 @@ typedef struct ffn_task {
     ffn_sizes sizes;
     ffn_memory memory;
     em_activations input;
-    em_activations hidden; /* by pair */
+    em_activations hidden; /* one row for each pair */
     float *output;         /* (output rows, D) */
 } ffn_task;
 
@@ -73,7 +74,7 @@ static ffn_memory lay_out(em_layout *layout, ffn_sizes sizes, int32_t tokens, in
     return memory;
 }
 
-/* Items `begin` to `end` of all FFNs, `per_ffn` of each, as ranges of each FFN's own. */
+/* Splits items `begin` to `end`, counted over all FFNs with `per_ffn` items each, into one range for each FFN. */
 static void each_ffn(const ffn_task *task, int64_t begin, int64_t end, int32_t per_ffn,
                      void (*go)(const ffn_task *, const ffn *, int32_t, int32_t)) {
     while (begin < end) {
@@ -86,7 +87,7 @@ static void each_ffn(const ffn_task *task, int64_t begin, int64_t end, int32_t p
 
 /* ---- up ------------------------------------------------------------------------------------------------- */
 
-/* The products of one pair with the gate and up panels of one group become its hidden columns. */
+/* Turns the products of one pair with the gate and up panels of one group into the pair's hidden columns. */
 static void finish_group(const ffn_task *task, int32_t group, int32_t pair, const float *products) {
     const em_kernels *kernels = task->run->kernels;
     const int32_t start = group * EM_GROUP_COLUMNS, left = task->sizes.ffn_width - start;
@@ -106,7 +107,7 @@ static void finish_group(const ffn_task *task, int32_t group, int32_t pair, cons
     }
 }
 
-/* Groups `begin` to `end` of one FFN, as many at a time as there is room for their products. */
+/* Computes groups `begin` to `end` of one FFN, as many at a time as the buffer of products holds. */
 static void go_up_groups(const ffn_task *task, const ffn *f, int32_t begin, int32_t end) {
     const size_t panel_bytes = em_panel_bytes(task->sizes.gate_up_format, task->sizes.model_width);
     const int32_t panel_count = 2 * em_panel_count(task->sizes.ffn_width);
@@ -141,7 +142,7 @@ static void go_up(void *context, int64_t begin, int64_t end, int32_t thread) {
 
 /* ---- down ----------------------------------------------------------------------------------------------- */
 
-/* Panels `begin` to `end` of one FFN. */
+/* Computes panels `begin` to `end` of one FFN. */
 static void go_down_panels(const ffn_task *task, const ffn *f, int32_t begin, int32_t end) {
     const ffn_sizes sizes = task->sizes;
     const size_t panel_bytes = em_panel_bytes(sizes.down_format, sizes.ffn_width);
@@ -176,20 +177,20 @@ static void go_down(void *context, int64_t begin, int64_t end, int32_t thread) {
 
 /* ---- both ----------------------------------------------------------------------------------------------- */
 
-/* Items that make a chunk, where one item reads `bytes` for about `rows` activation rows. */
+/* Number of items in a chunk, if one item reads `bytes` of weights for about `rows` activation rows. */
 static int64_t chunk_of(size_t bytes, int32_t rows) {
     const int64_t work = (int64_t)bytes * rows;
     return (CHUNK_BYTES + work - 1) / work;
 }
 
-/* Quantises the input rows that are wanted, where the weights ask for that. */
+/* Quantises the wanted input rows, if the weights are quantised. */
 static void quantise_input(const em_run *run, ffn_sizes sizes, ffn_memory memory, const float *input) {
     if (em_is_quantised(sizes.gate_up_format)) {
         em_quantise_rows(run, input, run->tokens, sizes.model_width, memory.wanted, memory.input);
     }
 }
 
-/* The FFNs of `memory`, whose rows are filled in and whose input is quantised, over `pairs` pairs. */
+/* Runs the FFNs of `memory` over `pairs` pairs; their rows must be filled in and their input quantised. */
 static void run_ffns(const em_run *run, ffn_sizes sizes, ffn_memory memory, const float *input, float *output,
                      int32_t ffn_count, int32_t pairs) {
     if (ffn_count == 0) return;
@@ -232,11 +233,11 @@ int32_t em_run_gated_ffn(const em_gated_ffn *f, const em_run *run) {
 
 /* ---- many ----------------------------------------------------------------------------------------------- */
 
-/* What is still to do for an expert in a run. */
+/* The work left for an expert in a run. */
 typedef enum expert_state {
-    NOTHING = 0, /* it is not routed to, not in the arena, or done */
-    AWAITED = 1, /* its record is on its way */
-    READY = 2    /* its record is there */
+    NOTHING = 0, /* none: not routed to, not in the arena, or done */
+    AWAITED = 1, /* all of it, once the pending read of its record ends */
+    READY = 2    /* all of it; its record is in the arena */
 } expert_state;
 
 static ffn_sizes sizes_of_experts(const em_experts *e) {
@@ -257,10 +258,10 @@ static int32_t check_experts(const em_experts *e, int32_t choices) {
     return EM_OK;
 }
 
-/* The ticket of a routed expert that is in the arena, or -1 where its record is there. */
+/* The ticket of the pending read into the slot of a routed expert; -1 if its record is there. */
 static int64_t *ticket_of(const em_experts *e, int32_t expert) { return &e->arrivals.tickets[e->slots[expert]]; }
 
-/* The state of every expert, and which rows go anywhere, at the beginning of a run. */
+/* Sets the state of every expert, and which input rows are wanted, at the beginning of a run. */
 static void begin_states(const em_experts *e, int32_t tokens, ffn_memory memory) {
     memset(memory.states, NOTHING, (size_t)e->expert_count);
     memset(memory.wanted, 0, (size_t)tokens);
@@ -295,8 +296,8 @@ static int32_t group_pairs(const em_experts *e, int32_t tokens, ffn_memory memor
     return ffn_count;
 }
 
-/* Makes the awaited experts ready whose records have landed. `*awaited` becomes how many are left, `*ready` how many
- * have landed. The status of a read that failed ends it. */
+/* Marks awaited experts whose reads have ended as ready. `*ready` becomes their number, `*awaited` the number of those
+ * still awaited. Stops at the first read that failed and returns its status. */
 static int32_t take_arrivals(const em_experts *e, ffn_memory memory, int32_t *awaited, int32_t *ready) {
     *awaited = *ready = 0;
     for (int32_t expert = 0; expert < e->expert_count; expert++) {
@@ -318,9 +319,9 @@ static int32_t take_arrivals(const em_experts *e, ffn_memory memory, int32_t *aw
     return EM_OK;
 }
 
-/* Returns when a record has landed that is awaited. */
+/* Waits until the read of an awaited record ends. */
 static int32_t await_arrival(const em_experts *e, ffn_memory memory, const em_run *run) {
-    /* Any few of them would do, but all that are awaited are looked at, as long as there are not very many. */
+    /* Waiting for some of the tickets would be correct; this waits for all, up to a limit that bounds the stack. */
     enum { TICKETS_AT_ONCE = 256 };
     int64_t tickets[TICKETS_AT_ONCE];
     int32_t count = 0;

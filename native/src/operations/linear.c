@@ -25,7 +25,7 @@ size_t em_linear_scratch_bytes(const em_linear *linear, int32_t tokens) {
     return layout.bytes;
 }
 
-/* What becomes of the products of `count` tokens, from `first` on, with `panels` panels. */
+/* Writes the outputs from the products of `count` tokens, from `first` on, with `panels` panels: bias, scale, sum. */
 static void finish(const linear_task *task, const em_linear_part *part, int32_t panel, int32_t panels, int32_t first,
                    int32_t count, const float *products) {
     const int32_t rows = part->matrix.rows, row = panel * EM_PANEL_ROWS;
@@ -40,7 +40,7 @@ static void finish(const linear_task *task, const em_linear_part *part, int32_t 
     }
 }
 
-/* Panels `begin` to `end` of one part, as many at a time as there is room for their products. */
+/* Multiplies panels `begin` to `end` of one part, as many at a time as the buffer of products holds. */
 static void multiply_panels(const linear_task *task, const em_linear_part *part, int32_t begin, int32_t end) {
     const em_matrix *matrix = &part->matrix;
     const size_t panel_bytes = em_panel_bytes(matrix->format, matrix->columns);
@@ -65,7 +65,7 @@ static void multiply_panels(const linear_task *task, const em_linear_part *part,
 static void multiply(void *context, int64_t begin, int64_t end, int32_t thread) {
     const linear_task *task = context;
     (void)thread;
-    int64_t before = 0; /* panels of the parts before this one */
+    int64_t before = 0; /* number of panels in the parts before this one */
     for (int32_t i = 0; i < task->linear->part_count; i++) {
         const em_linear_part *part = &task->linear->parts[i];
         const int64_t after = before + em_panel_count(part->matrix.rows);

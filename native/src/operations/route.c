@@ -1,7 +1,7 @@
 /* The router's choice: the largest logits of each token and their softmax.
  *
- * With a bonus for experts in memory (off by default, and lossy) the largest logit is chosen as ever, and the others by
- * score. Every step of a score is one float32 operation, so that all instruction sets choose alike. */
+ * With a bonus for experts in memory (off by default, and lossy) the expert of largest logit is chosen as without it,
+ * the others by score. Every step of a score is one float32 operation, so that all instruction sets choose alike. */
 #include "../operations.h"
 
 #include <math.h>
@@ -31,14 +31,14 @@ static int32_t next_best(const float *logits, int32_t count, int32_t previous) {
     return best;
 }
 
-/* What experts are chosen by where some get a bonus. */
+/* The inputs of one token's scores: its logits, and the bonus of the experts in memory. */
 typedef struct scoring {
     const float *logits;
     const int32_t *in_memory;
-    float bonus; /* in units of the logits */
+    float bonus; /* added to the logits of experts in memory */
 } scoring;
 
-/* The bonus is a share of the range of the logits that are numbers; 0 where that range is not finite. */
+/* The bonus is a share of the range of the logits, NaNs left out; it is 0 if that range is not finite. */
 static scoring scoring_of(const em_route *r, const float *logits) {
     float largest = -INFINITY, smallest = INFINITY;
     for (int32_t e = 0; e < r->expert_count; e++) {
@@ -53,7 +53,7 @@ static inline float score(const scoring *s, int32_t e) {
     return s->in_memory[e] ? s->logits[e] + s->bonus : s->logits[e];
 }
 
-/* By falling score; on a tie by falling logit, then by number. */
+/* Whether `a` comes before `b`: by falling score, on a tie by falling logit, then by number. */
 static bool scores_before(const scoring *s, int32_t a, int32_t b) {
     const float x = score(s, a), y = score(s, b);
     if (comes_before(x, y) || comes_before(y, x)) return comes_before(x, y);
@@ -62,7 +62,7 @@ static bool scores_before(const scoring *s, int32_t a, int32_t b) {
     return a < b;
 }
 
-/* The expert of largest logit, then those of largest score, all in falling order of their logits. */
+/* Chooses the expert of largest logit and those of largest score; lists all in falling order of their logits. */
 static void choose_with_bonus(const em_route *r, const float *logits, int32_t *experts) {
     const scoring s = scoring_of(r, logits);
     const scoring by_logit = {logits, r->in_memory, 0};

@@ -1,4 +1,4 @@
-/* The operations that go row by row: embed, norm, rope, storing of keys and values, combine. */
+/* The operations that work row by row: embed, norm, rope, storing of keys and values, combine. */
 #include "../operations.h"
 
 #include <math.h>
@@ -121,7 +121,7 @@ int32_t em_run_rope(const em_rope *rope, const em_run *run) {
 
 /* ---- keys and values ---------------------------------------------------------------------------------- */
 
-/* To row `to` of the cache's (G * C). */
+/* Stores keys or values in row `to` of the cache's (G * C) rows. */
 static void store_row(const em_store_kv *s, const em_kernels *kernels, const float *row, em_cache cache, size_t to) {
     const size_t at = to * s->width;
     if (s->format == EM_F32) {
@@ -155,7 +155,7 @@ int32_t em_run_store_kv(const em_store_kv *store, const em_run *run) {
 
 enum { COLUMNS_AT_ONCE = 256 };
 
-/* Columns start .. start + count - 1 of one token, summed in router order. */
+/* Sums columns start .. start + count - 1 of one token, in router order. */
 static void combine_columns(const em_combine *c, int64_t token, int32_t start, int32_t count) {
     float sums[COLUMNS_AT_ONCE] = {0};
     for (int32_t k = 0; c->routed && k < c->used; k++) {

@@ -1,4 +1,4 @@
-"""What the binding refuses, and that it says which operation and buffer."""
+"""The binding refuses wrong buffers, and its errors name the operation and the buffer."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def test_backends_run_side_by_side() -> None:
 
 
 def test_one_backend_takes_one_run_at_a_time() -> None:
-    """Of two threads on one backend each run either is right or is refused as busy; none is wrong."""
+    """With two threads on one backend each run is either right or refused as busy, never wrong."""
     backend = NativeBackend(2)
     layers = [TinyLayer("q8", len(TOKENS), 6) for _ in range(2)]
     programs = [backend.program(layer.operations) for layer in layers]
