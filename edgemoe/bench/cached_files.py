@@ -13,7 +13,7 @@ READ_BYTES = 1 << 24
 
 
 def bring_into_cache(paths: Sequence[Path]) -> None:
-    """Read files so that the system caches them: an engine's direct reads do not fill the page cache, but use what is in it.
+    """Read files into the page cache: an engine's direct reads do not fill the cache, but use its content.
 
     Files that would take more than half of the free memory are left as they are.
     """

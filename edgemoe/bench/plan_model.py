@@ -195,7 +195,7 @@ def choose_routing(routing: str | None, source: PlanSource) -> Routing:
 
 
 def _interpreter_with_text(source: str | None, backend: Backend) -> int:
-    """This process's memory with the model's tokenizer loaded, if the tokenizer is at hand."""
+    """Memory of this process with the model's tokenizer loaded, if the tokenizer is at hand."""
     folder = _store_folder(source) or Path(source or "")
     tokenizer = None
     with contextlib.suppress(StoreError, OSError, ValueError):

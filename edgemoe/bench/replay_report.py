@@ -259,7 +259,7 @@ def _bend(curve: Sequence[ReplayResult]) -> tuple[float, str]:
 
 
 def parse_capacities(text: str) -> list[float]:
-    """The percentages of a list such as `10%,20%`. Raises UsageError for malformed text; not for the range."""
+    """Parse the percentages of a list such as `10%,20%`; `Replay.slots` checks their range. Raises UsageError."""
     capacities = []
     for part in text.split(","):
         try:
@@ -273,7 +273,7 @@ def parse_capacities(text: str) -> list[float]:
 
 
 def parse_policies(text: str) -> list[str]:
-    """The policies of a list such as `lru,lfu:4,belady`. Raises UsageError for an unknown policy."""
+    """Parse the policies of a list such as `lru,lfu:4,belady`. Raises UsageError for an unknown policy."""
     names = list(dict.fromkeys(part.strip() for part in text.split(",")))
     for name in names:
         parse_policy(name)
