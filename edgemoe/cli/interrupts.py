@@ -68,7 +68,7 @@ class Termination:
             signal.set_wakeup_fd(self._wakeup[1], warn_on_full_buffer=False)
 
     def count_interrupts(self, on: bool) -> None:
-        """Set whether a second Ctrl-C, while the first is unhandled, ends the process: on unless other code handles it."""
+        """Set whether a second Ctrl-C, with the first unhandled, ends the process: on unless other code sees it."""
         self._counts_interrupts = on
         self.heard()
 
