@@ -1,4 +1,4 @@
-"""A whole benchmark of one store: rounds of turns, then starts, then what they amount to."""
+"""A whole benchmark of one store: rounds of turns, then starts, then the report on them."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ class Benchmark:
         recall: float | None = None,
         trace: Path | None = None,
     ) -> None:
-        """`kernels` is what `describe_backend` chose; with `limit_bytes` each engine runs in a group of so much memory.
+        """`kernels` is `describe_backend`'s choice; with `limit_bytes` each engine runs in a group with that limit.
 
-        `options` are edgemoe's; its threads are those of `kernels`. `routing` is a trace to take the routing from, with
-        made-up guesses of a `recall`; `trace` is one to be written. Raises StoreError, TraceError, and UsageError for
-        what cannot fit.
+        `options` are edgemoe's; its thread count is that of `kernels`. `routing` is a trace to take the routing from,
+        with made-up guesses of a `recall`; `trace` is a trace to be written. Raises StoreError, TraceError, and
+        UsageError for settings that cannot fit.
         """
         self.model = model
         self.settings = settings
@@ -78,7 +78,7 @@ class Benchmark:
         self._stored: ModelSpec = options.lossy.applied_to(store_spec(self.store))
         self.spec = self._stored if self.routing is None else self.routing.apply_to(self._stored)
         self.assumed_routing: Routing = uniform_routing() if routing is None else traced_routing(routing)
-        """What predictions assume: of random tokens, or of a trace."""
+        """Predictions assume this routing: that of random tokens, or that of a trace."""
         self._progress = progress
         self._groups: dict[str, MemoryGroup] = {}
         check_context(settings, self.spec)
@@ -106,7 +106,7 @@ class Benchmark:
         return self._report(measured, about, started_s, ends, usage)
 
     def _make_groups(self, stack: ExitStack) -> None:
-        """A group for each engine, and nothing of their files in the page cache: there it would cost none of them."""
+        """Make a group for each engine; drop their files from the page cache, where no group would pay for them."""
         if self.limit_bytes is None:
             return
         for number, name in enumerate([EDGEMOE, *([self.peer.name] if self.peer else [])]):
@@ -116,7 +116,7 @@ class Benchmark:
             drop_from_cache([Path(self.peer.options["gguf"])])
 
     def _within(self, name: str) -> Within:
-        """What makes a command of an engine one that runs in the engine's group."""
+        """Return a function that turns an engine's command into one that runs in the engine's group."""
         group = self._groups.get(name)
         return list if group is None else group.command
 
@@ -136,7 +136,7 @@ class Benchmark:
         ).take()
 
     def _options(self) -> dict[str, Any]:
-        """Of edgemoe's worker: the context that a chat would get, unless it is too short or another was asked for."""
+        """Options of edgemoe's worker: a chat's default context, unless it is too short or another was asked for."""
         context, wanted = self.settings.room_tokens, self.settings.context_tokens
         if context is None and wanted > LEAST_CONTEXT_TOKENS:
             context = wanted
@@ -150,7 +150,7 @@ class Benchmark:
         }
 
     def _measure_startup(self) -> dict[str, list[float]]:
-        """Seconds of each engine, in turn; none for a model without text."""
+        """Seconds that each engine takes to start, in turn; empty for a model without text."""
         starts: dict[str, Callable[[], float]] = {}
         if has_tokenizer(self.model):
             within = self._within(EDGEMOE)
@@ -254,7 +254,7 @@ class Benchmark:
         limits: LimitReport | None,
         ours: EngineReport,
     ) -> ForecastReport | None:
-        """What the speed model says of this store, budget and routing, on the rates of these rounds."""
+        """Predict the speed for this store, budget and routing with the speed model, on the rates of these rounds."""
         read = [one.read_rate.bytes_per_s for one in measured.rounds if one.read_rate is not None]
         if not read:
             return None

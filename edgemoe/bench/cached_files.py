@@ -1,4 +1,4 @@
-"""Files into the page cache, or out of it, so that engines that are compared find there the same."""
+"""Bring files into the page cache, or drop them from it, so that compared engines find the same state."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ READ_BYTES = 1 << 24
 
 
 def bring_into_cache(paths: Sequence[Path]) -> None:
-    """Read files, for the system to keep them: engines that read past its cache find there what others left.
+    """Read files into the page cache: an engine's direct reads do not fill the cache, but use its content.
 
-    Files that would take more than half of the free memory are left where they are.
+    Files that would take more than half of the free memory are left as they are.
     """
     if sum(path.stat().st_size for path in paths) > available_bytes() // 2:
         return
@@ -27,12 +27,12 @@ def bring_into_cache(paths: Sequence[Path]) -> None:
 
 
 def drop_from_cache(paths: Iterable[Path]) -> None:
-    """Take files out of the page cache as far as nobody holds them there; where the system cannot, leave them."""
+    """Drop files from the page cache unless a process maps them; where the system has no such call, leave them."""
     for path in paths:
         with contextlib.suppress(OSError):
             descriptor = os.open(path, os.O_RDONLY)
             try:
-                os.fsync(descriptor)  # what was not written yet would stay
+                os.fsync(descriptor)  # pages not written yet would stay
                 if hasattr(os, "posix_fadvise"):
                     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             finally:

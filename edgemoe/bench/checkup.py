@@ -1,4 +1,4 @@
-"""What this machine offers, what limits it, and what becomes of a model on it: the facts behind `edgemoe info`."""
+"""Facts behind `edgemoe info`: the machine, its limits, and how a model runs on it."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ from edgemoe.store.reader import Store
 def checkup(model: str | os.PathLike[str] | None = None, measure: bool = False) -> dict[str, Any]:
     """Plain JSON of the machine, its limits and a model (None: the bundled one). Sizes are in bytes.
 
-    `limits` has a sentence or two for each thing that is less than it could be, with the way out. With `measure` the
-    rate at which the disk gives experts is measured. Raises StoreError for a model that was named and is none, and
-    UsageError for an environment variable that names no kernels.
+    `limits` has a sentence or two for each thing that is less than it could be, with the remedy. With `measure`, the
+    rate at which the disk reads experts is measured. Raises StoreError for a named model that cannot be opened, and
+    UsageError for an environment variable with an unknown name of kernels.
     """
     choice = describe_backend()
     found = {
@@ -87,7 +87,7 @@ def _reader() -> dict[str, Any]:
 
 
 def _threads(choice: KernelChoice) -> dict[str, Any]:
-    """How many may be started, and whether those of the kernels and one reader can be, which is tried."""
+    """The number of threads that may be started, and whether the kernels' threads and one reader start (by trial)."""
     try:
         backend = select_backend(choice.threads)
         try:
@@ -98,7 +98,7 @@ def _threads(choice: KernelChoice) -> dict[str, Any]:
     except MachineError as error:
         problem = str(error)
     except EdgemoeError:
-        problem = None  # kernels that cannot be had at all are told with the model
+        problem = None  # kernels that cannot be loaded are reported with the model
     left = thread_limit()
     return {
         "user_limit": user_thread_limit(),
@@ -109,7 +109,7 @@ def _threads(choice: KernelChoice) -> dict[str, Any]:
 
 
 def _model(model: str | os.PathLike[str] | None, measure: bool) -> dict[str, Any]:
-    """A model, its disk, how its experts are read, and what it gets of the memory; or why there is none."""
+    """A model, its disk, how its experts are read, and its share of the memory; or why it cannot be opened."""
     try:
         store = Store.open(find_model(model))
     except StoreError as error:
@@ -133,7 +133,7 @@ def _model(model: str | os.PathLike[str] | None, measure: bool) -> dict[str, Any
 
 
 def _plan(store: Store) -> dict[str, Any]:
-    """The floor, and what the model would get with no budget given; why it cannot run, where it cannot."""
+    """The floor and the memory plan without a given budget; the reason if the model cannot run."""
     told: dict[str, Any] = dict.fromkeys(
         ("floor_bytes", "budget_bytes", "planned_bytes", "total_experts", "experts_in_memory", "context_length")
     )
@@ -162,7 +162,7 @@ def _reads_directly(store: Store) -> bool:
 
 
 def _folder(folder: Path | None) -> dict[str, Any]:
-    """A folder of the user, and why nothing can be kept there, if so."""
+    """A folder of the user, and the reason if nothing can be kept there."""
     if folder is None:
         return {"path": None, "problem": "nothing is kept"}
     try:
@@ -174,7 +174,7 @@ def _folder(folder: Path | None) -> dict[str, Any]:
 
 
 def _cache() -> dict[str, Any]:
-    """The user's cache folder, and how files there can be read (found out in the nearest folder that exists)."""
+    """The user's cache folder, and how files there can be read (tested in the nearest folder that exists)."""
     folder = cache_folder()
     found = _folder(folder)
     direct = None
@@ -188,13 +188,13 @@ def _cache() -> dict[str, Any]:
 
 
 def _hub_folder() -> Path | None:
-    from huggingface_hub.constants import HF_HUB_CACHE  # as slow as all the rest here
+    from huggingface_hub.constants import HF_HUB_CACHE  # importing it takes as long as all the rest here
 
     return None if HF_HUB_CACHE.startswith("~") else Path(HF_HUB_CACHE)
 
 
 def _limits(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What is less than it could be, and the way out."""
+    """Yield each thing that is less than it could be, with its remedy."""
     memory, processors, model = found["memory_limit"], found["processors"], found["model"]
     if memory["control_group"] is not None:
         yield (

@@ -1,4 +1,4 @@
-"""Decoding while other processes compete for the processors, held against a fair share of them.
+"""Decoding while other processes compete for the processors, compared with a fair share of them.
 
 A fair scheduler gives N threads beside B processes that do nothing but run N / (N + B) of the processors. Decoding
 makes good use of that share if it is as fast as one thread alone would be on that many processors. One thread alone,
@@ -36,7 +36,7 @@ BUSY_MAX = 64
 TURN_SECONDS = 2.0
 """A turn lasts at least this long: hundreds of a scheduler's slices, which are 3 to 10 ms."""
 SETTLE_SECONDS = 1.0
-"""Decoding before a turn beside busy processes is counted: the pool finds out how many threads are best by trial."""
+"""Decoding before a turn beside busy processes is counted: the pool finds the best number of threads by trial."""
 
 # It ends with the process that started it, whatever ends that.
 _BUSY_PROGRAM = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    for _ in range(100000): pass"
@@ -51,12 +51,12 @@ class CompanyReport:
     """The fair share, in processors."""
     tokens_per_s: Spread
     of_fair_share: Spread
-    """Speed over that of one thread alone times `share_processors`."""
+    """Speed, divided by (speed of one thread alone times `share_processors`)."""
 
 
 @dataclass(frozen=True)
 class ContentionReport:
-    """What a contention measurement found."""
+    """Results of a contention measurement."""
 
     model: str
     threads: int
@@ -64,7 +64,7 @@ class ContentionReport:
     one_thread_alone: Spread
     """Tokens a second."""
     alone: Spread
-    """Tokens a second of all threads."""
+    """Tokens a second of all threads alone."""
     company: Sequence[CompanyReport]
 
     def to_json(self) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def fair_share(threads: int, busy: int, processors: int) -> float:
 
 
 class BusyProcesses:
-    """Processes that only run, and only while they are let. A context manager."""
+    """Processes that keep a processor busy, while they are allowed to run. A context manager."""
 
     def __init__(self, count: int) -> None:
         self._processes: list[subprocess.Popen[bytes]] = []

@@ -1,11 +1,11 @@
-"""Memory control groups: engines that are measured get so much memory, page cache included, and no more.
+"""Memory control groups: each measured engine gets a fixed amount of memory, page cache included.
 
-Each worker has a group of its own, so that none pays for pages that another one has brought into the cache. Which
-pages those are is decided by who touched them first: files that are measured are dropped from the page cache before,
-or what another process left there would be memory that nobody pays for.
+Each worker has a group of its own, so that no worker pays for pages that another one has brought into the cache. The
+kernel charges a page to the group that touched it first: measured files are dropped from the page cache before,
+since no group would pay for pages that an earlier process left there.
 
-A group is made below this process's own, or below the nearest group above it that lets us. Both versions of the
-interface are spoken: cgroup v1 (`memory.limit_in_bytes`) and v2 (`memory.max`).
+A group is made below this process's own, or below the nearest ancestor that permits it. Both versions of the
+interface are supported: cgroup v1 (`memory.limit_in_bytes`) and v2 (`memory.max`).
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ from edgemoe.process import MEMORY_LIMIT_FILES, ControlGroup, control_groups
 from edgemoe.sizes import format_size
 
 LEAST_LIMIT_BYTES = 16 << 20
-"""Below that not even an interpreter starts."""
+"""Below this limit not even an interpreter starts."""
 END_SECONDS = 2.0
-"""For which the end of a group's last process is awaited."""
+"""How long to wait for the end of a group's last process."""
 HINT = (
     "It takes root, or a delegated group: run it with sudo, or where systemd is, with"
     " systemd-run --user --scope -p Delegate=yes edgemoe bench ..."
 )
 _JOIN = 'echo $$ > "$0" && exec "$@"'
-"""A shell that enters a group and becomes the command, so that all that the command allocates is the group's."""
+"""A shell that enters a group and then executes the command, so that the group pays for all that it allocates."""
 
 
 @dataclass(frozen=True)
 class GroupUsage:
-    """What the processes of a group have taken; None where this kernel does not say."""
+    """Memory that the processes of a group have taken; None where this kernel does not report it."""
 
     limit_bytes: int
     peak_bytes: int | None
-    """The most at once: memory, page cache and what the kernel holds for them."""
+    """The peak: memory, page cache, and the kernel's own allocations for them."""
     cache_bytes: int | None
     """Page cache, now."""
     refusals: int | None
-    """How often the limit was met, so that something had to go."""
+    """How often the limit was reached, so that the kernel had to reclaim pages."""
 
 
 class MemoryGroup:
     """A group with a limit, for the commands that are started in it. A context manager that removes it."""
 
     def __init__(self, name: str, limit_bytes: int, parents: Sequence[ControlGroup] | None = None) -> None:
-        """Raises UsageError where no group can be made, or for a limit that is too small."""
+        """Raises UsageError if no group can be made, or for a limit that is too small."""
         if limit_bytes < LEAST_LIMIT_BYTES:
             raise UsageError(
                 f"A limit of {format_size(limit_bytes)}: expected {format_size(LEAST_LIMIT_BYTES)} or more.",
@@ -77,7 +77,7 @@ class MemoryGroup:
         return ["/bin/sh", "-c", _JOIN, str(self._folder / "cgroup.procs"), *command]
 
     def usage(self) -> GroupUsage:
-        """What the group has taken so far."""
+        """Memory that the group has taken by now."""
         if self._version == 1:
             cache, peak = self._statistic("memory.stat", "cache"), self._number("memory.max_usage_in_bytes")
             return GroupUsage(self.limit_bytes, peak, cache, self._number("memory.failcnt"))
@@ -88,7 +88,7 @@ class MemoryGroup:
         """Remove the group, once its processes have ended. Closing twice is harmless."""
         deadline_s = time.monotonic() + END_SECONDS
         while self._folder.exists():
-            with contextlib.suppress(OSError):  # a process that was killed is still on its way out
+            with contextlib.suppress(OSError):  # a killed process may not have ended yet
                 self._folder.rmdir()
                 return
             if time.monotonic() > deadline_s:

@@ -1,4 +1,4 @@
-"""How far next-token distributions lie apart, summed up over positions.
+"""How far two next-token distributions diverge, summed over positions.
 
 Letters: `T` positions, `V` vocabulary.
 """
@@ -27,7 +27,7 @@ class Divergence:
         self._followed = 0
 
     def add(self, exact: Logits, lossy: Logits, following: Sequence[int]) -> None:
-        """More positions: logits `(T, V)` of each, and the ids that follow in the text (or none: no losses)."""
+        """Add positions: both models' logits `(T, V)`, and the ids that follow in the text (empty: no losses)."""
         for start in range(0, len(exact), ROWS_AT_ONCE):
             rows = slice(start, start + ROWS_AT_ONCE)
             p, q = _log_softmax(exact[rows]), _log_softmax(lossy[rows])
@@ -46,12 +46,12 @@ class Divergence:
 
     @property
     def top_changed(self) -> float:
-        """Share of positions whose likeliest token differs."""
+        """Share of positions whose most likely token differs."""
         return self._top_changed / self.positions
 
     @property
     def losses_nats(self) -> tuple[float, float] | None:
-        """Mean loss of the ids that followed, of both; None where none were given."""
+        """Mean loss of the ids that followed, exact and lossy; None if none were given."""
         if not self._followed:
             return None
         exact, lossy = (self._losses_nats / self._followed).tolist()

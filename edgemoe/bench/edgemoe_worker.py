@@ -42,10 +42,10 @@ class EdgemoeWorker:
         recall: float | None = None,
         trace: str | None = None,
     ) -> dict[str, Any]:
-        """Open a store; the answer says which kernels and how much memory it got, and what a token reads.
+        """Open a store; the answer reports the kernels, the memory plan, and the bytes that a token reads.
 
         `options` are those of `EngineOptions` as JSON. `routing` is a trace to take the routing from, with guesses of
-        that recall; `trace` is one to be written.
+        the given recall; `trace` is a trace to be written.
         """
         self.forced = ForcedRouting(read_trace(routing), routing, recall) if routing is not None else None
         self.engine = open_engine(model, EngineOptions.from_json(options), routing=self.forced)
@@ -72,7 +72,7 @@ class EdgemoeWorker:
         }
 
     def run(self, prompt: Sequence[int], continuation: Sequence[int], ledger: bool = False) -> dict[str, Any]:
-        """Besides the times, what the continuation used of experts and disk; with `ledger` where the time went."""
+        """Answer with the times and the continuation's use of experts and disk; with `ledger`, where the time went."""
         engine = self.engine
         engine.keep_ledger(ledger)
         engine.rewind(0)
@@ -106,10 +106,10 @@ class EdgemoeWorker:
         return answer
 
     def end(self) -> dict[str, Any]:
-        """The most memory that this process has held.
+        """Answer with the peak memory of this process.
 
-        Also the steps of each run, where routing was taken from a trace; of a trace that was to be written the summary,
-        and why it ended too early if it did.
+        The answer also has the steps of each run, if routing was taken from a trace; if a trace was written, its
+        summary, and the failure if writing ended early.
         """
         self._recording.close()
         answer: dict[str, Any] = {"peak_rss_bytes": peak_rss_bytes(), "routing_runs": self._runs}
@@ -120,7 +120,7 @@ class EdgemoeWorker:
 
 
 def counters(engine: Engine) -> dict[str, int]:
-    """What an engine has counted since it was opened."""
+    """An engine's counters since it was opened."""
     statistics = engine.statistics
     cache = statistics.cache
     return {

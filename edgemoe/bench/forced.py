@@ -1,4 +1,4 @@
-"""What a benchmark with routing from a trace asked for, and what that amounts to.
+"""Expert accesses of a benchmark whose routing comes from a trace, and the hit rates that follow.
 
 Letters: `A` accesses to the cache.
 """
@@ -27,11 +27,11 @@ class Accesses:
     keys: npt.NDArray[np.int64]
     """`layer * experts + expert`"""
     begins: npt.NDArray[np.bool_]
-    """Whether another layer or token begins with it."""
+    """Whether another layer or token begins with this access."""
     run: npt.NDArray[np.int64]
     """The run's number, for accesses of its continuation; -1 for those of prompts."""
     in_passing: npt.NDArray[np.bool_]
-    """Of prompts of which the cache cannot hold all that they use."""
+    """Accesses inserted as scans: those of prompts that use more experts than the cache can hold."""
 
 
 @dataclass(frozen=True)
@@ -40,36 +40,36 @@ class RoutingReport:
 
     trace: str
     model: str
-    """The model that the trace was recorded of."""
+    """The model whose routing the trace recorded."""
     experts_used: int
-    """For each token, as in the trace."""
+    """Experts used per token, as in the trace."""
     model_experts_used: int
-    """As in the store."""
+    """Experts used per token, as in the store."""
     prompt_steps: int
     decode_steps: int
-    """That the trace has."""
+    """Decode steps in the trace."""
     steps: int
     """Steps of decoding that were measured."""
     distinct_steps: int
-    """So many different ones of the trace: after its last step comes its first."""
+    """Different decode steps of the trace among them: after its last step comes its first again."""
     recall: float | None
-    """Of the guesses that were made up; None where nothing was read ahead."""
+    """Recall of the made-up guesses; None if nothing was read ahead."""
     hit_rate: float | None
-    """Of the measured steps, in the cache of the engine; None where no expert was asked for. What was read ahead, in
-    time or not, is no hit here."""
+    """The engine's cache hit rate over the measured steps; None if no expert was asked for. An expert that was read
+    ahead, in time or not, does not count as a hit here."""
     replay_hit_rate: float | None
-    """Of the same steps, where all that the engine was asked for is replayed over as many slots; None without slots."""
+    """Hit rate of the same steps when all the engine's accesses are replayed with as many slots; None without slots."""
     policy: str
     slots: int
 
 
 def most_experts_used(spec: ModelSpec) -> int:
-    """For each token, in the layer that uses most; 0 for a model without experts."""
+    """Experts used per token in the layer that uses most; 0 for a model without experts."""
     return max((layer.ffn.experts_per_token for layer in spec.layers if isinstance(layer.ffn, MoeSpec)), default=0)
 
 
 def accesses(routing: ForcedRouting, runs: Sequence[Run], chunk_tokens: int, slots: int) -> Accesses:
-    """What runs, one after the other, ask a cache for: an expert once for each piece of a prompt in each layer."""
+    """Cache accesses of consecutive runs: each piece of a prompt asks for an expert once in each layer."""
     keys: list[npt.NDArray[np.int64]] = []
     owners: list[int] = []
     passing: list[bool] = []
@@ -100,7 +100,7 @@ def routing_report(
     runs: Sequence[Mapping[str, int]],
     policy: str = DEFAULT_POLICY,
 ) -> RoutingReport:
-    """Of the answers that were measured, among all runs that a worker did; `memory` is what it has said of its own."""
+    """Report on the measured answers among all runs of a worker; `memory` is the worker's report of its memory."""
     measured, all_runs = [Run(**answer["routing"]) for answer in answers], [Run(**run) for run in runs]
     slots, replayed = memory["slots"], None
     if 0 < slots < memory["total_experts"]:
@@ -135,7 +135,7 @@ def routing_report(
 
 
 def _kept_rate(answers: Sequence[Mapping[str, Any]]) -> float | None:
-    """Of all uses, those of experts that were in memory and had not been read ahead for it."""
+    """Share of all uses whose expert was in memory and had not been read ahead for that use."""
 
     def total(name: str) -> int:
         return sum(answer[name] for answer in answers)

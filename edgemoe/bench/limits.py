@@ -1,6 +1,6 @@
-"""What streaming is held against: the disk's limit, the memory's limit, and what was predicted before.
+"""Streaming compared with the disk's limit, the memory's limit, and the forecast made before.
 
-All are of decoding, in tokens per second, and of the same rounds: a limit of one moment says nothing about another.
+All figures are of decoding, in tokens per second, and of the same rounds: limits change from one moment to the next.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from edgemoe.bench.spread import Spread
 class LimitReport:
     """Decoding against the lower of the two limits.
 
-    Missed bytes are those of experts that a token asked for and that were not in memory: what guesses read in vain is
-    not among them, what they read in time is, since the disk had to give it all the same.
+    Missed bytes are those of experts that a token asked for and that were not in memory. Useless reads of wrong guesses
+    are not counted; useful reads ahead are, since the disk had to deliver those bytes all the same.
     """
 
     disk_bytes_per_s: Spread
@@ -31,22 +31,22 @@ class LimitReport:
     """Whether the disk's rate was measured past the page cache."""
     missed_bytes_per_token: Spread
     disk_tokens_per_s: Spread | None
-    """What the disk would give; None where nothing was missed in some round."""
+    """Tokens per second at the disk's rate; None if nothing was missed in some round."""
     memory_tokens_per_s: Spread | None
-    """What memory would give; None where its rate could not be measured."""
+    """Tokens per second at the memory's rate; None if that rate could not be measured."""
     share: Spread | None
-    """Of the lower of the two in the same round, that was reached."""
+    """Share reached of the lower of the two limits in the same round."""
 
 
 @dataclass(frozen=True)
 class GuessReport:
-    """What the guesses at the next layer's routing were worth."""
+    """Quality of the guesses at the next layer's routing."""
 
     recall: float | None
-    """Of the experts that were asked for where a guess had been made, those that it had named."""
+    """Prefetch recall: the share of requested experts that a guess, where one was made, had named."""
     reads_per_token: float
     useful_share: float | None
-    """Of the experts read on a guess, those that were used before they left; None where none was read."""
+    """Prefetch precision: the share of experts read on a guess that were used before eviction; None without reads."""
     bytes_per_token: float
 
 
@@ -58,9 +58,9 @@ class ForecastReport:
     hit_rates: HitRates
     tokens_per_s: SpeedEstimate
     error_percent: float
-    """Of the likely figure, against the measured median: above 0 it promised too much."""
+    """Error of the likely figure against the measured median: above 0 the forecast was too high."""
     at_measured_hits: SpeedEstimate
-    """The same model given the hit rate that was measured: what is wrong here is the model's alone."""
+    """The same speed model, given the measured hit rate: the remaining error is the speed model's alone."""
     error_at_measured_hits_percent: float
 
 
@@ -98,7 +98,7 @@ def missed_bytes(answer: Mapping[str, Any], slot_bytes: int) -> float:
 
 
 def guess_report(answers: Sequence[Mapping[str, Any]], decode_tokens: int) -> GuessReport:
-    """What guesses were worth in some turns."""
+    """Quality of the guesses of some turns."""
 
     def total(name: str) -> int:
         return sum(answer[name] for answer in answers)
@@ -122,7 +122,7 @@ def forecast_report(
     missed_bytes_per_token: float,
     measured: float,
 ) -> ForecastReport:
-    """What was to be expected of so many slots, against the tokens per second and missed bytes that were measured."""
+    """Forecast for a number of slots, compared with the measured tokens per second and missed bytes."""
     resident = slots >= total_experts
     hits, tokens_per_s = expected_speed(slots, total_experts, work, routing, rates)
     all_missed = work.missed_bytes(0.0)
@@ -143,6 +143,6 @@ def _memory_limit(one: Round, bytes_per_token: float) -> float | None:
 
 
 def _spread(values: Sequence[float | None]) -> Spread | None:
-    """The spread of figures that every round has."""
+    """The spread of a figure; None if any round lacks it."""
     known = [value for value in values if value is not None]
     return Spread.of(known) if len(known) == len(values) else None

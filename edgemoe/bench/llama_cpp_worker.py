@@ -1,8 +1,8 @@
 """llama.cpp as a worker (see `protocol.py`), through llama-cpp-python: `python -m edgemoe.bench.llama_cpp_worker`.
 
-Names and meanings of the functions are those of `llama.h`, as the package's documentation gives them. Everything is
-left as llama.cpp has it by default (its repacking of weights for this processor, its attention) but threads and size;
-and weights that are mapped are not repacked, since the copy would be the model in memory once more.
+Names and meanings of the functions are those of `llama.h`, as the package's documentation gives them. Everything but
+threads and sizes keeps llama.cpp's defaults (its repacking of weights for this processor, its attention); mapped
+weights are not repacked, since the copy would hold the model in memory once more.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edgemoe.process import major_faults, peak_rss_bytes
 
 INSTALL_HINT = "Install it with: pip install 'edgemoe[peers]' (it is built from source, which takes some minutes)."
 LOG_PIECES = 1000
-"""Of what llama.cpp logs, so many of the last pieces are kept to tell why it refused a file."""
+"""The last pieces of llama.cpp's log that are kept to explain why it refused a file."""
 MICRO_BATCH_TOKENS = 512
 """llama.cpp's default: the most tokens that it computes at once."""
 NEEDED = ("LLAMA_LOAD_MODE_MMAP", "llama_memory_clear", "llama_model_load_from_file", "llama_init_from_model")
@@ -33,13 +33,13 @@ class LlamaCppWorker:
     def open(self, gguf: str, threads: int, context: int, mmap: bool) -> dict[str, Any]:
         """Load a GGUF: read into memory, or with `mmap` mapped. Raises SourceError where llama.cpp refuses it."""
         llama = self._llama = _import_llama_cpp()
-        self._callback = llama.llama_log_callback(self._keep_log)  # held, as long as it may be called
+        self._callback = llama.llama_log_callback(self._keep_log)  # kept alive as long as llama.cpp may call it
         llama.llama_log_set(self._callback, None)
         llama.llama_backend_init()
         options = llama.llama_model_default_params()
         options.n_gpu_layers = 0
         options.load_mode = llama.LLAMA_LOAD_MODE_MMAP if mmap else llama.LLAMA_LOAD_MODE_NONE
-        options.use_extra_bufts = not mmap  # repacked weights are a copy in memory, where mapped ones are to give way
+        options.use_extra_bufts = not mmap  # repacked weights are a copy in memory; mapped ones must stay evictable
         self._model = llama.llama_model_load_from_file(gguf.encode(), options)
         if not self._model:
             raise SourceError(f"{gguf}: llama.cpp refuses it: {self._reason()}", "Is it a GGUF that it supports?")
@@ -62,7 +62,7 @@ class LlamaCppWorker:
         }
 
     def run(self, prompt: Sequence[int], continuation: Sequence[int]) -> dict[str, Any]:
-        """The prompt in one batch, then token by token; logits of the last token of each batch only."""
+        """Run the prompt in one batch, then token by token, with logits only of the last token of each batch."""
         self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), False)
         began_s = time.perf_counter()
         self._decode(prompt, 0)
@@ -77,7 +77,7 @@ class LlamaCppWorker:
         }
 
     def end(self) -> dict[str, Any]:
-        """The most memory that this process has held."""
+        """Answer with the peak memory of this process."""
         return {"peak_rss_bytes": peak_rss_bytes()}
 
     def _decode(self, ids: Sequence[int], position: int) -> None:
@@ -90,20 +90,20 @@ class LlamaCppWorker:
         status = self._llama.llama_decode(self._context, batch)
         if status != 0:
             raise EdgemoeError(f"llama.cpp could not compute {len(ids)} tokens (status {status}): {self._reason()}")
-        self._llama.llama_get_logits_ith(self._context, -1)  # waits until they are there
+        self._llama.llama_get_logits_ith(self._context, -1)  # waits until the logits are there
 
     def _keep_log(self, level: int, text: bytes, user_data: object) -> None:
         self._log.append(text.decode("utf-8", "replace"))
 
     def _reason(self) -> str:
-        """What llama.cpp logged of errors, else the last that it logged."""
+        """The errors that llama.cpp logged, else its last log lines."""
         lines = [line.strip() for line in "".join(self._log).splitlines() if line.strip()]
         told = [line for line in lines if "error" in line.lower() or "failed" in line.lower()] or lines[-1:]
         return f"{' / '.join(told)[-600:] or 'it does not say why'}."
 
 
 def _import_llama_cpp() -> Any:
-    """llama-cpp-python. Raises UsageError where it is missing, or too old for what is asked of it here."""
+    """Import llama-cpp-python. Raises UsageError if it is missing, or too old for this module."""
     try:
         import llama_cpp
     except ImportError as error:

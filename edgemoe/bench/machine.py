@@ -26,7 +26,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def processor_name() -> str:
-    """What the processor calls itself."""
+    """The processor's own name."""
     if sys.platform == "darwin":
         command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or platform.machine()
@@ -39,7 +39,7 @@ def processor_name() -> str:
 
 
 def last_level_cache_bytes(folder: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> int | None:
-    """The size of the largest cache that the system tells of (a virtual machine may tell of one shared by many)."""
+    """Size of the largest cache that the system reports (a virtual machine may report one shared by many)."""
     sizes = []
     for file in folder.glob("index*/size"):
         text = file.read_text().strip()

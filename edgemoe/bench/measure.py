@@ -1,11 +1,12 @@
-"""The measuring itself: engines take turns, in rounds, on the same token ids.
+"""Measurement in rounds: engines take turns on the same token ids.
 
-A round is one reading of the memory's read rate and, where experts are streamed, of the disk's, one turn of decoding
-for each engine (A B A B over the rounds), then one turn of prefill for each. Whatever befalls the machine befalls
-neighbours alike, so engines are compared round by round. The first round warms up and is not counted; where an engine
-has a cache that is not full by then, it decodes on alone until it is. While one engine runs the others wait for a
-request, and their threads sleep; what they used of the processor all the same is counted and told, and so is what
-other programs used: engines suffer from company in different degrees, so ratios of a busy machine say little.
+A round is one reading of the memory's read rate and, if experts are streamed, of the disk's, one turn of decoding
+for each engine (A B A B over the rounds), then one turn of prefill for each. A disturbance of the machine affects
+neighbouring turns alike, so engines are compared round by round. The first round warms up and is not counted; an
+engine whose cache is not full by then decodes on alone until it is. While one engine runs the others wait for a
+request, and their threads sleep; the processor time that waiting engines use is counted and reported, and so is that
+of other programs: engines slow down to different degrees beside other programs, so ratios from a busy machine say
+little.
 
 Token ids are random, and differ from round to round: greedy decoding of random weights repeats one token, and then
 routing never changes.
@@ -27,13 +28,13 @@ from edgemoe.bench.roofline import ReadRate
 from edgemoe.errors import UsageError
 
 SETTLE_SECONDS = 0.05
-"""Between two turns: longer than any pool's threads spin before they sleep."""
+"""Pause between two turns: longer than any pool's threads spin before they sleep."""
 REPEATS_MAX = 1000
 WARM_UP_TURNS_MAX = 20
-"""An engine that is not warm by then is measured as it is."""
+"""An engine that is not warm after this many turns is measured as it is."""
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, and how many of how many steps are behind."""
+"""Called with the name of the current step, the number of finished steps, and the number of all steps."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,9 @@ class Settings:
     repeats: int = 5
     seed: int = 0
     peer_decode_tokens: int | None = None
-    """Of the tokens to decode, another engine decodes so many; None: all."""
+    """Tokens that another engine decodes per turn; None for all."""
     room_tokens: int | None = None
-    """That every engine makes room for; None: as many as for a chat in edgemoe, those of the longest turn elsewhere."""
+    """Context length for all engines; None: a chat's default in edgemoe, the longest turn's length in other engines."""
 
     def __post_init__(self) -> None:
         for name in ("prompt_tokens", "decode_tokens", "prefill_tokens"):
@@ -73,12 +74,12 @@ class Settings:
 
     @property
     def context_tokens(self) -> int:
-        """What an engine must have room for."""
+        """Context length that an engine needs."""
         return self.room_tokens or self.longest_turn_tokens
 
     @property
     def mean_decode_position(self) -> float:
-        """Of the tokens that are decoded."""
+        """Mean position of the decoded tokens."""
         return self.prompt_tokens + (self.decode_tokens - 1) / 2
 
 
@@ -90,14 +91,14 @@ class Contestant:
     worker: Worker
     arguments: Mapping[str, Any] = field(default_factory=dict)
     own_ids: bool = False
-    """Runs on ids that no other has: its worker has just run those, and may hold the experts that they used."""
+    """Whether it runs on ids of its own: its worker has just run the shared ids, and may hold the experts they used."""
     decode_tokens: int | None = None
-    """Decodes no more than so many of a turn's tokens; None: all."""
+    """The most tokens of a turn that it decodes; None: all."""
 
 
 @dataclass(frozen=True)
 class Round:
-    """What each contestant answered, by its name (see `run` in `protocol.py`)."""
+    """Answers of all contestants, by name (see `run` in `protocol.py`)."""
 
     read_rate: ReadRate | None
     disk_rate: DiskRate | None
@@ -107,15 +108,15 @@ class Round:
 
 @dataclass(frozen=True)
 class Measured:
-    """All rounds, and how far they were disturbed."""
+    """All rounds, and how much other activity disturbed them."""
 
     rounds: Sequence[Round]
     idle_cpu_share: float
     """Share of one core that waiting workers used while another one ran."""
     others_busy_cores: float
-    """How many cores other programs kept busy meanwhile, on average."""
+    """Number of cores that other programs kept busy meanwhile, on average."""
     warm_up_turns: int = 0
-    """Turns of decoding that the first contestant took alone, to fill its cache."""
+    """Turns of decoding that the first contestant took alone to fill its cache."""
 
 
 class Measurement:
@@ -131,9 +132,10 @@ class Measurement:
         disk_rate: Callable[[], DiskRate] | None = None,
         is_warm: Callable[[Mapping[str, Any]], bool] = lambda answer: True,
     ) -> None:
-        """`read_rate` and `disk_rate` measure what memory and disk give; None where that cannot be, or is not wanted.
+        """`read_rate` and `disk_rate` measure memory and disk; None if that is impossible or not wanted.
 
-        `is_warm` says of the first contestant's latest answer, after decoding, whether its cache is past its start.
+        `is_warm` takes the first contestant's latest answer, after decoding, and returns whether its cache is past its
+        cold start.
         """
         self._contestants = contestants
         self._settings = settings
@@ -201,7 +203,7 @@ class Measurement:
 
 
 def _busy_seconds() -> float:
-    """Processor time that all programs of the machine have used, and what its host has taken from it."""
+    """Processor time that all programs of the machine have used, plus the time that its host has taken from it."""
     times = psutil.cpu_times()
     kinds = ("user", "nice", "system", "irq", "softirq", "steal")
     return float(sum(getattr(times, kind, 0.0) for kind in kinds))

@@ -30,7 +30,7 @@ class Peer:
     options: Mapping[str, Any]
 
     def check_sizes(self, about: Mapping[str, Any], spec: ModelSpec) -> None:
-        """Raises SourceError where what the worker has opened is not of the store's shape."""
+        """Raises SourceError if the shape of the worker's model differs from the store's."""
         expected = {"vocabulary": spec.vocabulary, "layers": len(spec.layers), "model_width": spec.model_width}
         for name, value in expected.items():
             if about[name] != value:
@@ -42,7 +42,7 @@ class Peer:
 
 
 def check_peer(name: str, gguf: Path | None) -> None:
-    """Raises UsageError for an engine that is not known or not installed, SourceError for a file that is not there."""
+    """Raises UsageError for an unknown engine or one that is not installed, SourceError for a missing file."""
     if name not in PEERS:
         raise UsageError(f"`against={name}`: expected {', '.join(PEERS)}.", "No other engine can be measured yet.")
     if importlib.util.find_spec("llama_cpp") is None:
@@ -53,7 +53,7 @@ def check_peer(name: str, gguf: Path | None) -> None:
 
 @contextmanager
 def open_peer(model: Path, gguf: Path | None, threads: int, context_tokens: int, mmap: bool) -> Iterator[Peer]:
-    """llama.cpp with a GGUF, or with one made from the store for as long as this lasts."""
+    """Describe llama.cpp with the given GGUF, or with a temporary one made from the store. A context manager."""
     with tempfile.TemporaryDirectory(prefix="edgemoe-bench-") as folder:
         if gguf is None:
             from edgemoe.conversion.gguf.export import export_gguf

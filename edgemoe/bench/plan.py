@@ -1,4 +1,4 @@
-"""What a budget buys: how memory is shared out, which share of experts it holds, and what speed comes of that.
+"""Forecasts for a memory budget: how memory is shared out, which share of experts it holds, and the resulting speed.
 
 Sizes and slots are the memory plan's own; hit rates are assumptions, or replayed from a recorded trace; tokens per
 second are the speed model's estimates on rates that were measured or given.
@@ -32,24 +32,24 @@ from edgemoe.store.manifest import Manifest
 from edgemoe.store.reader import Store
 
 POSITION = 64
-"""Tokens in the conversation when a token's bytes are counted; `edgemoe bench` decodes around there by default."""
+"""Tokens in the conversation when a token's bytes are counted; `edgemoe bench` decodes near there by default."""
 STEP_BYTES = 1 << 20
-"""Budgets are looked for in steps of this size."""
+"""The search for budgets uses steps of this size."""
 
 HitRatesOf = Callable[[int, int, int], HitRates]
-"""Given slots, experts and a token's cycle (see `hit_rates.py`)."""
+"""A function from slots, experts and a token's cycle to hit rates (see `hit_rates.py`)."""
 
 
 @dataclass(frozen=True)
 class Routing:
-    """What is assumed of the routing, and where that comes from."""
+    """Assumed hit rates, and where the assumption comes from."""
 
     basis: str
     hit_rates: HitRatesOf
 
 
 def uniform_routing() -> Routing:
-    """As random weights and random tokens are routed."""
+    """Assumption for random weights and random tokens."""
 
     def hit_rates(slots: int, total_experts: int, cycle: int) -> HitRates:
         uniform = uniform_hit_rate(slots, total_experts, cycle)
@@ -59,7 +59,7 @@ def uniform_routing() -> Routing:
 
 
 def unknown_routing() -> Routing:
-    """Of a trained model, likely as skewed as those that were recorded, at worst uniform."""
+    """Assumption for trained models: skewed like recorded traces; uniform as the lower bound."""
 
     def hit_rates(slots: int, total_experts: int, cycle: int) -> HitRates:
         uniform = uniform_hit_rate(slots, total_experts, cycle)
@@ -70,8 +70,8 @@ def unknown_routing() -> Routing:
 
 
 def traced_routing(path: Path) -> Routing:
-    """As in a recorded trace, replayed in a cache that holds the same share of its experts. Raises TraceError."""
-    from edgemoe.lab.replay import Replay  # compiles, which only this needs
+    """Hit rates of a recorded trace, replayed in a cache with the same share of its experts. Raises TraceError."""
+    from edgemoe.lab.replay import Replay  # needs Numba, which only this function uses
     from edgemoe.lab.trace import read_trace
 
     replay = Replay(read_trace(path))
@@ -79,7 +79,7 @@ def traced_routing(path: Path) -> Routing:
     def hit_rates(slots: int, total_experts: int, cycle: int) -> HitRates:
         share = slots / total_experts
         if share * replay.total_experts < 0.5:
-            return HitRates(0.0, 0.0, 0.0)  # not one slot of the trace's model
+            return HitRates(0.0, 0.0, 0.0)  # not even one slot of the trace's model
         replayed = replay.run(DEFAULT_POLICY, 100 * share)
         rate = replayed.hit_rate if replayed.decode_hit_rate is None else replayed.decode_hit_rate
         return HitRates(rate, rate, rate)
@@ -89,14 +89,14 @@ def traced_routing(path: Path) -> Routing:
 
 @dataclass(frozen=True)
 class BudgetForecast:
-    """One budget, and what to expect of it."""
+    """One budget, and its expected hit rates and speed."""
 
     memory: MemoryPlan
     hit_rates: HitRates
     missed_bytes_per_token: float
-    """At the likely hit rate."""
+    """Bytes missed at the likely hit rate."""
     limits: SpeedLimits
-    """Likewise."""
+    """Limits at the likely hit rate."""
     tokens_per_s: SpeedEstimate
     """From the lowest estimate at the lowest hit rate to the highest at the highest."""
 
@@ -110,7 +110,7 @@ class BudgetForecast:
 
 
 class Planner:
-    """Shares out budgets for one model. Of its store only the manifest is used."""
+    """Shares out budgets for one model. Uses only the manifest of its store."""
 
     def __init__(
         self,
@@ -132,15 +132,15 @@ class Planner:
         self._interpreter = interpreter
 
     def memory(self, ram: str | int | None) -> MemoryPlan:
-        """How a budget would be shared out. Raises as `plan_memory`: BudgetError below the floor."""
+        """The memory plan for a budget. Raises as `plan_memory`: BudgetError below the floor."""
         return plan_memory(self._spec, self.sizes, self._backend, ram, self._context, self._interpreter)
 
     def all_fit_bytes(self) -> int:
-        """The least budget that has room for all experts, to a MiB: less than that may be one too many."""
+        """The least budget that has room for all experts, rounded up to a MiB: a smaller one may lack a slot."""
         floor = self.memory("floor").floor_bytes
         if self._all_fit(floor):
             return floor
-        low, high = 0, 1  # steps above the floor: not enough, and perhaps enough
+        low, high = 0, 1  # steps above the floor: `low` is too few, `high` may be enough
         while not self._all_fit(floor + high * STEP_BYTES):
             low, high = high, 2 * high
         while high - low > 1:
@@ -152,14 +152,14 @@ class Planner:
         return self.memory(budget_bytes).all_resident
 
     def other_budgets(self, budget_bytes: int) -> list[int]:
-        """Budgets to compare one with: the floor, half as much again, twice as much, and all experts; ascending."""
+        """Budgets to compare with: the floor, 1.5 times and twice this budget, and room for all experts; ascending."""
         floor, most = self.memory("floor").floor_bytes, self.all_fit_bytes()
         others = {floor, budget_bytes * 3 // 2, budget_bytes * 2, most} - {budget_bytes}
         return sorted(other for other in others if other <= most)
 
 
 def forecast_budget(memory: MemoryPlan, work: TokenWork, routing: Routing, rates: MachineRates) -> BudgetForecast:
-    """What a memory plan comes to."""
+    """Hit rates and speed to expect of a memory plan."""
     hits, speed = expected_speed(memory.slots, memory.total_experts, work, routing, rates)
     missed = work.missed_bytes(hits.likely)
     return BudgetForecast(memory, hits, missed, speed_limits(work, hits.likely, rates), speed)
@@ -168,7 +168,7 @@ def forecast_budget(memory: MemoryPlan, work: TokenWork, routing: Routing, rates
 def expected_speed(
     slots: int, total_experts: int, work: TokenWork, routing: Routing, rates: MachineRates
 ) -> tuple[HitRates, SpeedEstimate]:
-    """The hits that so many slots are expected to have, and tokens per second."""
+    """The hit rates expected with a number of slots, and the resulting tokens per second."""
     resident = slots >= total_experts
     hits = HitRates(1.0, 1.0, 1.0) if resident else routing.hit_rates(slots, total_experts, work.routed)
     low, likely, high = (predict_speed(work, rate, rates, resident) for rate in (hits.low, hits.likely, hits.high))
@@ -176,7 +176,7 @@ def expected_speed(
 
 
 def resident_parts(manifest: Manifest) -> dict[str, tuple[str, int]]:
-    """What is always in memory, by its class: formats, and bytes."""
+    """Parts of the model that are always in memory: for each class its formats and bytes."""
     formats: dict[str, set[str]] = {}
     sizes: dict[str, int] = {}
     for tensor in manifest.resident:

@@ -1,7 +1,8 @@
-"""A plan for a model, whole: finds the model, measures what is to be measured, and asks what budgets buy.
+"""A complete plan for a model: finds the model, measures rates that are not given, and forecasts what budgets buy.
 
-What a run holds besides its model is this process's own size, taken with kernels and tokenizer loaded and before all
-that only planning needs. A run of another program (a benchmark's worker has no tokenizer) holds a little less or more.
+The memory that a run needs besides its model is this process's own size, taken with kernels and tokenizer loaded and
+before all that only planning needs. Another program (a benchmark's worker has no tokenizer) needs a little less or
+more.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ UNIFORM = "uniform"
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What is asked for; None where it is left to edgemoe, or to be measured. Rates are in bytes per second."""
+    """Settings of a plan; None for edgemoe's choice or a measurement. Rates are in bytes per second."""
 
     ram: str | None = None
     context: int | None = None
@@ -65,20 +66,20 @@ class PlanOptions:
 
 @dataclass(frozen=True)
 class PlanSource:
-    """A model to plan for: a store that is there, or that would be."""
+    """A model to plan for: an existing store, or one that a conversion would make."""
 
     name: str
     known_from: str
     store: Store
     tokenizer: bool | None
-    """Whether it has text; None where that is not known."""
+    """Whether it has a tokenizer; None if that is not known."""
     weights: Sequence[Path] = ()
     """The checkpoint's own files, on whose disk reads can be measured."""
 
 
 @dataclass(frozen=True)
 class Rate:
-    """Bytes per second, and where that figure comes from."""
+    """Bytes per second, and where the figure comes from."""
 
     bytes_per_s: float
     basis: str
@@ -86,7 +87,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """What a budget buys for a model, and what other budgets would."""
+    """Forecasts for a model under one budget, and under others."""
 
     source: PlanSource
     planner: Planner
@@ -126,7 +127,8 @@ class ModelPlan:
 def plan_model(source: str | None, options: PlanOptions) -> ModelPlan:
     """The plan for a source: see `find_source`.
 
-    Raises SourceError, StoreError and UsageError for what cannot be planned, BudgetError below the floor, naming it.
+    Raises SourceError, StoreError and UsageError for a model that cannot be planned, BudgetError below the floor, with
+    the floor in its message.
     """
     kernels, backend = describe_backend(options.threads), select_backend(options.threads)
     try:
@@ -140,7 +142,7 @@ def plan_model(source: str | None, options: PlanOptions) -> ModelPlan:
             kv=options.kv,
             interpreter=interpreter,
         )
-        memory = planner.memory(options.ram)  # what cannot be is told before anything is measured
+        memory = planner.memory(options.ram)  # an impossible budget fails before anything is measured
         routing = choose_routing(options.routing, found)
         memory_rate = _memory_rate(options.memory_bytes_per_s, kernels)
         disk_rate = _disk_rate(options.disk_bytes_per_s, found) if memory.total_experts else None
@@ -186,14 +188,14 @@ def _store_folder(source: str | None) -> Path | None:
 
 
 def choose_routing(routing: str | None, source: PlanSource) -> Routing:
-    """What the user says of the routing; else uniform for random weights, and in between for what may be trained."""
+    """The routing that the user names; else uniform for random weights, an interval for those that may be trained."""
     if routing == UNIFORM or (routing is None and source.tokenizer is False):
         return uniform_routing()
     return unknown_routing() if routing is None else traced_routing(Path(routing))
 
 
 def _interpreter_with_text(source: str | None, backend: Backend) -> int:
-    """What this process holds with the tokenizer of the model, where that is at hand."""
+    """Memory of this process with the model's tokenizer loaded, if the tokenizer is at hand."""
     folder = _store_folder(source) or Path(source or "")
     tokenizer = None
     with contextlib.suppress(StoreError, OSError, ValueError):
@@ -211,7 +213,7 @@ def _memory_rate(given: float | None, kernels: KernelChoice) -> Rate:
 
 
 def _disk_rate(given: float | None, source: PlanSource) -> Rate:
-    """As given; else of the store's own files, of the checkpoint's, or of a file that is written where we are."""
+    """The given rate; else measured on the store's files, the checkpoint's, or a file written to the current folder."""
     if given is not None:
         return Rate(given, "as given")
     record_bytes = source.store.record_bytes

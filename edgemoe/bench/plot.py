@@ -18,7 +18,7 @@ DOTS_PER_INCH = 150
 
 
 def check_plot(path: Path) -> None:
-    """Raises UsageError where matplotlib is missing, or knows no pictures of this kind."""
+    """Raises UsageError if matplotlib is missing, or does not know this picture format."""
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError("`plot`: matplotlib is not installed.", INSTALL_HINT)
     from matplotlib.backend_bases import FigureCanvasBase
@@ -48,7 +48,7 @@ def draw_report(report: Report, path: Path) -> None:
 
 
 def _draw_rates(axes: Any, rates: Mapping[str, Spread], roof: float | None) -> None:
-    """Bars of medians with all samples, below the rate at which memory would be read at its limit."""
+    """Draw bars of medians with all samples, below the rate at which reading memory would limit decoding."""
     for number, spread in enumerate(rates.values()):
         axes.bar(number, spread.median, width=0.6)
         axes.plot([number] * len(spread.samples), spread.samples, ".", color="black")

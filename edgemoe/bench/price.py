@@ -1,8 +1,8 @@
 """The price of lossy settings: the lossless and the lossy model over the same text, in turn.
 
-Both are fed the text token by token, whatever they would have said themselves, so that positions can be compared and
-the expert cache is used as in decoding. The text is cut into sequences; each begins with a prompt that is read in one
-piece. Turns of the two are interleaved, first one and then the other going first, each in a process with the budget to
+Both models read the text token by token, whatever they would have generated themselves, so that positions can be
+compared and the expert cache is used as in decoding. The text is cut into sequences; each begins with a prompt that is
+read in one piece. The two models take turns, alternating which goes first, each in a process with the budget to
 itself; the first turn warms up and is not counted.
 
 Letters: `T` positions of a turn, `V` vocabulary.
@@ -47,10 +47,10 @@ TOKENS_MAX = 1_000_000
 
 @dataclass(frozen=True)
 class Turn:
-    """What both sides decode before they are compared."""
+    """Tokens that both sides decode before they are compared."""
 
     prompt: Sequence[int]
-    """Empty where the sequence goes on."""
+    """Empty if the sequence continues."""
     ids: Sequence[int]
     following: Sequence[int]
     """The id that comes after each of `ids` in the text."""
@@ -63,15 +63,15 @@ class SideReport:
     memory: Mapping[str, Any]
     tokens_per_s: Spread
     hit_rate: float | None
-    """Of the experts that were asked for."""
+    """Cache hit rate over the requested experts."""
     dropped_share: float
-    """Of the experts that were routed to."""
+    """Share of the routed experts that was dropped."""
     disk_bytes_per_token: float
 
 
 @dataclass(frozen=True)
 class PriceReport:
-    """What lossy settings cost and gain."""
+    """Costs and gains of lossy settings."""
 
     edgemoe_price: int
     version: str
@@ -80,12 +80,12 @@ class PriceReport:
     lossy_settings: Mapping[str, Any]
     ram: str | int | None
     text: str | None
-    """What was read; None: random ids."""
+    """Name of the text; None: random ids."""
     positions: int
     divergence_nats: float
     """Mean KL divergence of the lossy from the lossless next-token distribution."""
     top_changed: float
-    """Share of positions whose likeliest token is another one."""
+    """Share of positions whose most likely token changes."""
     losses_nats: tuple[float, float] | None
     """Mean next-token loss, lossless and lossy; None for random ids."""
     lossless: SideReport
@@ -95,7 +95,7 @@ class PriceReport:
 
     @property
     def price(self) -> Price:
-        """What is kept of it."""
+        """The figures that are kept for later runs."""
         return Price(
             self.divergence_nats, self.top_changed, self.positions, self.text, round(self.speed_ratio.median, 3)
         )
@@ -116,9 +116,9 @@ class PriceMeasurement:
         tokens: int = DEFAULT_TOKENS,
         progress: Progress = lambda doing, done, total: None,
     ) -> None:
-        """`options` are those of the lossy side; the lossless side has the same but for the lossy ones.
+        """`options` are those of the lossy side; the lossless side has the same without the lossy settings.
 
-        Raises UsageError where no setting is on, or `tokens` is out of range; StoreError as `Store.open`.
+        Raises UsageError if no setting is on, or `tokens` is out of range; StoreError as `Store.open`.
         """
         settings = options.lossy
         if not settings.on:
@@ -139,9 +139,9 @@ class PriceMeasurement:
         self._progress = progress
 
     def run(self, text: str | None, name: str | None) -> PriceReport:
-        """The report on a text and what it is called; random ids without one. Raises what the engines raise.
+        """Return the report on a text with the given name; on random ids without one. Raises what the engines raise.
 
-        UsageError where the text is too short, or the settings can change nothing with this budget.
+        Raises UsageError if the text is too short, or the settings can change nothing with this budget.
         """
         with Worker("lossless", COMMAND) as lossless, Worker("lossy", COMMAND) as lossy:
             workers = (lossless, lossy)
@@ -167,13 +167,13 @@ class PriceMeasurement:
     def _ids(self, text: str | None) -> list[int]:
         """The ids of the text, or random ones for a model without text."""
         if text is None:
-            count = 2 * (self.tokens + TURN_TOKENS + PROMPT_TOKENS + 1)  # prompts take a part of them
+            count = 2 * (self.tokens + TURN_TOKENS + PROMPT_TOKENS + 1)  # prompts use some of them
             ids: list[int] = np.random.default_rng(0).integers(0, self.spec.vocabulary, count).tolist()
             return ids
         return self._tokenizer.encode(text)
 
     def _head(self, text: str | None) -> list[int]:
-        """What the tokenizer puts before a text, such as BOS: the beginning of every sequence."""
+        """Tokens that the tokenizer puts before a text, such as BOS: the beginning of every sequence."""
         if text is None:
             return []
         some = self._tokenizer.encode("a")
@@ -188,7 +188,7 @@ class PriceMeasurement:
     def _take(
         self, turns: Sequence[Turn], workers: tuple[Worker, Worker], divergence: Divergence, with_losses: bool
     ) -> list[list[dict[str, Any]]]:
-        """The answers to the counted turns, `[turn][side]`, their logits added to `divergence`."""
+        """Return the answers to the counted turns, `[turn][side]`, and add their logits to `divergence`."""
         answers = []
         with TemporaryDirectory(prefix="edgemoe-price-") as folder:
             files = [Path(folder, worker.name) for worker in workers]

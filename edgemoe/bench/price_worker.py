@@ -1,11 +1,11 @@
-"""A worker that decodes a given text and hands its logits over (see `protocol.py`): one side of a price.
+"""A worker that decodes a given text and writes its logits to a file (see `protocol.py`): one side of a price.
 
 `python -m edgemoe.bench.price_worker`. Requests:
 
     open    as edgemoe's own worker, with `lossy`
-    decode  prompt, ids, file: with a prompt forgets what it held and reads that in one piece; then the ids token by
-            token, writing each one's logits to `file` (float32, `(T, V)`). Answers with `seconds` of the ids alone, and
-            counters.
+    decode  prompt, ids, file: with a prompt, forgets the sequence and reads the prompt in one piece; then the ids token
+            by token, writing each one's logits to `file` (float32, `(T, V)`). Answers with `seconds` of the ids alone,
+            and counters.
     end     answers with `peak_rss_bytes`
 """
 
@@ -21,10 +21,10 @@ from edgemoe.bench.protocol import serve
 
 
 class PriceWorker(EdgemoeWorker):
-    """An engine that is fed a text, whatever it would have said itself."""
+    """An engine that reads a given text, whatever it would have generated itself."""
 
     def decode(self, prompt: Sequence[int], ids: Sequence[int], file: str) -> dict[str, Any]:
-        """The logits after each of the ids, in a file."""
+        """Write the logits after each of the ids to a file."""
         engine = self.engine
         if prompt:
             engine.rewind(0)

@@ -1,13 +1,13 @@
-"""Workers: engines in processes of their own, asked by lines of JSON.
+"""Workers: engines in processes of their own that answer requests in lines of JSON.
 
-Each engine has its memory and its threads to itself, and all are asked in the same words, so that none is treated
-better than another. A worker reads requests from stdin and answers each by one line on stdout:
+Each engine has its memory and its threads to itself, and all get the same requests, so that the comparison is fair.
+A worker reads requests from stdin and answers each by one line on stdout:
 
     {"do": NAME, ...arguments}    ->    {"ok": {...}}  or  {"error": {"kind", "message", "hint"}}
 
 It ends when stdin does. The requests that an engine's worker understands:
 
-    open   makes the engine ready; the arguments are the engine's own. Answers with what it is.
+    open   makes the engine ready; the arguments are the engine's own. Answers with a description of itself.
     run    prompt, continuation (token ids): forgets what it held, reads the prompt in one piece, then the
            continuation token by token, computing the logits of the last one each time. Answers with `prompt_s` and
            `continuation_s`, and with `major_faults`, the pages that the continuation waited for.
@@ -33,7 +33,7 @@ from edgemoe.errors import EdgemoeError
 
 END_TIMEOUT_SECONDS = 10.0
 LAST_LINES = 3
-"""Of what a worker that died has written to stderr, so many are told."""
+"""The last lines of a dead worker's stderr that the error shows."""
 
 Handler = Callable[..., Mapping[str, Any]]
 
@@ -49,7 +49,7 @@ class Worker:
         )
 
     def ask(self, request: str, **arguments: Any) -> dict[str, Any]:
-        """The answer to a request. Raises the error that the worker tells of, EdgemoeError where it has died."""
+        """The answer to a request. Raises the error that the worker reports, EdgemoeError if it has died."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -79,7 +79,7 @@ class Worker:
         """End the process, and wait for its end. Closing twice is harmless."""
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
-            with contextlib.suppress(OSError):  # what could not be written before the worker died
+            with contextlib.suppress(OSError):  # the worker died before it read all of its input
                 pipe.close()
         try:
             self._process.wait(END_TIMEOUT_SECONDS)
@@ -95,7 +95,7 @@ class Worker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
-            self._process.kill()  # nobody waits for what it may be computing
+            self._process.kill()  # nobody waits for the result of its computation
         self.close()
 
     def _death(self) -> EdgemoeError:
@@ -108,8 +108,8 @@ class Worker:
 
 
 def serve(handlers: Mapping[str, Handler]) -> None:
-    """A worker's life: answer requests until stdin ends. Whatever else writes to stdout is sent to stderr."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who asks, and then stdin ends
+    """Answer requests until stdin ends. Everything else that is written to stdout goes to stderr."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent process, which then closes stdin
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)
         for line in sys.stdin:

@@ -1,8 +1,8 @@
 """How fast this machine reads: its memory, and experts from a disk, the way the engine reads them.
 
 The disk is measured with direct reads of the size of expert records, at random places, several at once, through the
-engine's own reader. So the page cache has no part in it; what a disk or a virtual machine's host caches by itself has.
-A pass takes a fraction of a second, and its buffers `BUFFERS_BYTES` at most.
+engine's own reader. So the page cache plays no part; a cache in the disk or in a virtual machine's host does. A pass
+takes a fraction of a second, and its buffers at most `BUFFERS_BYTES`.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from edgemoe.kernels.select import KernelChoice
 from edgemoe.store.reader import Store
 
 READERS = (2, 4, 8)
-"""Numbers of reader threads that are tried, to find the one with which a disk is fastest."""
+"""Numbers of reader threads that are tried, to find the fastest for a disk."""
 READS_PER_READER = 2
-"""In flight, so that a reader finds its next one when one ends."""
+"""Reads in flight, so that a reader has its next one when one ends."""
 READ_BYTES_MAX = 4 << 20
-"""A longer record is read in parts of this size: the engine's reader shares records out in pieces too."""
+"""A longer record is read in parts of this size: the engine's reader splits records too."""
 BUFFERS_BYTES = READERS[-1] * READS_PER_READER * READ_BYTES_MAX
 PASS_SECONDS = 0.35
 DISK_PASSES = 3
 PROBE_BYTES = 128 << 20
-"""Of the file that is written to where there is no store to read from."""
+"""Size of the file that is written if there is no store to read from."""
 WRITE_BYTES = 1 << 24
 READ_TIMEOUT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class ReadPlace:
-    """Bytes of a file that a read may ask for, in whole pages."""
+    """A range of a file, in whole pages, for one read."""
 
     path: Path
     offset: int
@@ -57,24 +57,24 @@ class ReadPlace:
 
 @dataclass(frozen=True)
 class DiskRate:
-    """One pass over a disk, or the middle one of several."""
+    """The rate of one pass over a disk, or of the median of several passes."""
 
     bytes_per_s: float
     read_bytes: int
-    """Of each read (of the largest, where records differ)."""
+    """Size of each read (the largest, if records differ)."""
     readers: int
     direct: bool
-    """Whether reads went past the page cache; if not, the rate may be the page cache's."""
+    """Whether reads bypassed the page cache; if not, the rate may be the page cache's."""
 
 
 class DiskRates:
-    """Measures the same records again and again; nothing runs in between. A context manager.
+    """Measures the rate of the same records repeatedly; no threads run in between. A context manager.
 
-    The first time it finds out how many readers make this disk fastest, and keeps to that number.
+    The first pass finds the number of readers that makes this disk fastest; later passes keep that number.
     """
 
     def __init__(self, places: Sequence[ReadPlace], direct: bool = True, seed: int = 0) -> None:
-        """Raises UsageError where there is nothing to read, ReadError where a file cannot be opened."""
+        """Raises UsageError if there is nothing to read, ReadError if a file cannot be opened."""
         self._places = [part for place in places for part in _parts(place)]
         if not self._places:
             raise UsageError("There are no expert records to read: the disk's rate cannot be measured.")
@@ -85,20 +85,20 @@ class DiskRates:
 
     @property
     def direct(self) -> bool:
-        """Whether reads go past the page cache."""
+        """Whether reads bypass the page cache."""
         return self._files.direct
 
     def __call__(self) -> DiskRate:
-        """One pass. Raises ReadError where a read fails or does not end."""
+        """Measure one pass. Raises ReadError if a read fails or does not end."""
         if not self._readers:
             self._readers = max(READERS, key=self._pass)
         return DiskRate(self._pass(self._readers), self._read_bytes, self._readers, self._files.direct)
 
     def _pass(self, readers: int) -> float:
-        """Bytes per second of random records, for `PASS_SECONDS`, with so many threads."""
+        """Bytes per second of random records, for `PASS_SECONDS`, with the given number of reader threads."""
         in_flight = readers * READS_PER_READER
         arena = np.frombuffer(allocate_pages(in_flight * self._read_bytes), np.uint8)
-        arena[::PAGE_BYTES] = 1  # until they are written to there are no pages, and the first reads would wait for them
+        arena[::PAGE_BYTES] = 1  # writing allocates the pages, which the first reads would otherwise wait for
         free = [arena.ctypes.data + number * self._read_bytes for number in range(in_flight)]
         waiting: deque[tuple[int, int]] = deque()  # (ticket, address), the oldest first
         reader, read_bytes = open_reader(arena, readers), 0
@@ -118,7 +118,7 @@ class DiskRates:
                 reader.release(ticket)
                 free.append(address)
         finally:
-            reader.close()  # before the arena goes, into which it may still be reading
+            reader.close()  # first, since its threads may still be reading into the arena
 
     def close(self) -> None:
         """Close the files. Closing twice is harmless."""
@@ -134,7 +134,7 @@ class DiskRates:
 
 
 def store_places(store: Store) -> list[ReadPlace]:
-    """Where all expert records of a store lie."""
+    """Places of all expert records of a store."""
     places = []
     for number, layer in enumerate(store.manifest.expert_layers):
         for expert in range(len(layer.records) if layer else 0):
@@ -144,7 +144,7 @@ def store_places(store: Store) -> list[ReadPlace]:
 
 
 def file_places(paths: Iterable[Path], record_bytes: int) -> list[ReadPlace]:
-    """As many records of a size as whole files have room for, whatever is in them. Raises OSError."""
+    """Places for as many records of a size as fit in whole files, whatever the files hold. Raises OSError."""
     length = round_up(record_bytes, PAGE_BYTES)
     return [
         ReadPlace(path, number * length, length) for path in paths for number in range(path.stat().st_size // length)
@@ -153,7 +153,7 @@ def file_places(paths: Iterable[Path], record_bytes: int) -> list[ReadPlace]:
 
 @contextmanager
 def probe_places(folder: Path, record_bytes: int) -> Iterator[list[ReadPlace]]:
-    """Records of a size in a file that is written into a folder and removed in the end. Raises OSError."""
+    """Places for records of a size in a temporary file in the folder. Raises OSError."""
     length = round_up(record_bytes, PAGE_BYTES)
     count = max(1, PROBE_BYTES // length)
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".edgemoe-probe-") as file:
@@ -168,27 +168,27 @@ def probe_places(folder: Path, record_bytes: int) -> Iterator[list[ReadPlace]]:
 
 
 def measure_disk(places: Sequence[ReadPlace]) -> DiskRate:
-    """The middle one of some passes; takes about two seconds. Raises ReadError and UsageError as `DiskRates`."""
+    """The median of several passes; takes about two seconds. Raises ReadError and UsageError as `DiskRates`."""
     with DiskRates(places) as rates:
         passes = [rates() for _ in range(DISK_PASSES)]
     return replace(passes[0], bytes_per_s=statistics.median(one.bytes_per_s for one in passes))
 
 
 def measure_store_disk(store: Store) -> DiskRate:
-    """How fast experts of a store are read from its disk."""
+    """Rate at which experts of a store are read from its disk."""
     return measure_disk(store_places(store))
 
 
 def measure_folder_disk(folder: Path, record_bytes: int) -> DiskRate:
-    """How fast records of a size would be read from a folder's disk. Raises OSError where it cannot be written to."""
+    """Rate at which records of a size would be read from a folder's disk. Raises OSError if it is not writable."""
     with probe_places(folder, record_bytes) as places:
         return measure_disk(places)
 
 
 def measure_memory(kernels: KernelChoice) -> ReadRate:
-    """How fast all threads together read memory; without native kernels in NumPy, which comes to about four fifths.
+    """Rate at which all threads together read memory; without native kernels measured in NumPy, about 4/5 of it.
 
-    Raises EdgemoeError where there is next to no memory.
+    Raises EdgemoeError if almost no memory is free.
     """
     if kernels.backend == "native":
         with ReadRates(kernels) as read_rates:

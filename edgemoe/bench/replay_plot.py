@@ -15,7 +15,7 @@ SIZE_INCHES = (11.0, 5.5)
 
 
 def draw_replay(report: ReplayReport, path: Path) -> None:
-    """Curves of all policies below the optimum, and a map of uses, layers down and experts across. Raises OSError."""
+    """Draw curves of all policies below the optimum, and a map of uses, layers by experts. Raises OSError."""
     from matplotlib.figure import Figure
 
     figure: Any = Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH, layout="constrained")
@@ -52,7 +52,7 @@ def _draw_curves(axes: Any, report: ReplayReport) -> None:
 
 
 def _draw_uses(axes: Any, figure: Any, report: ReplayReport) -> None:
-    """Experts of each layer, the most used first: how uneven routing is shows at a glance."""
+    """Draw each layer's experts, the most used first, to show at a glance how uneven routing is."""
     uses = report.routing.uses
     ordered = -np.sort(-uses, axis=1)
     image = axes.imshow(ordered, aspect="auto", interpolation="nearest", cmap="magma")

@@ -13,9 +13,9 @@ from edgemoe.kernels.select import describe_backend
 def find_rates(
     record_bytes: int, disk_bytes_per_s: float | None, memory_bytes_per_s: float | None
 ) -> tuple[MachineRates | None, str]:
-    """Rates for expert records of a size, and where they come from; None, and why, where they cannot be measured.
+    """Rates for expert records of a size, and where they come from; None, and the reason, if they cannot be measured.
 
-    The disk's is measured on a file that is written into the current folder and removed.
+    The disk's rate is measured on a file that is written into the current folder and removed.
     """
     disk, memory, basis = disk_bytes_per_s, memory_bytes_per_s, []
     try:

@@ -1,7 +1,7 @@
-"""What a replay shows: policies at every capacity, the optimum beside them, the speed to expect, and what to choose.
+"""Results of a replay: policies at every capacity beside the optimum, the speed to expect, and a recommendation.
 
 Hit rates and bytes are counted. Tokens per second are estimates of the speed model (`bench/speed.py`) on rates of a
-machine, for the layers of the model in the trace: a trace says nothing of its embedding and head.
+machine, for the layers of the model in the trace: a trace does not contain the sizes of embedding and head.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from edgemoe.lab.trace_figures import Routing
 REPORT_VERSION = 1
 
 LEAST_GAIN = 0.01
-"""A policy is recommended instead of the default where it hits so much more of all uses."""
+"""A policy is recommended instead of the default if its hit rate over all uses is higher by at least this."""
 LEAST_FOR_KNEE = 3
-"""Capacities that it takes to see where a curve bends."""
+"""The fewest capacities that show where a curve bends."""
 
 
 @dataclass(frozen=True)
 class ReplayRow:
-    """One policy at one capacity, and what the optimum does there."""
+    """One policy at one capacity, beside the optimum there."""
 
     result: ReplayResult
     optimum_hit_rate: float
     below_cycle: bool
-    """Whether there are fewer slots than a token uses experts."""
+    """Whether there are fewer slots than experts used per token."""
     tokens_per_s: SpeedEstimate | None
-    """None where nothing was generated, or no rates are known."""
+    """None if nothing was generated, or no rates are known."""
 
     def to_json(self) -> dict[str, Any]:
         result = self.result
@@ -71,7 +71,7 @@ class Recommendation:
 
 @dataclass(frozen=True)
 class ReplayReport:
-    """All that one replay has to tell."""
+    """All results of one replay."""
 
     trace: str
     shape: TraceShape
@@ -81,13 +81,13 @@ class ReplayReport:
     cycle_experts: int
     rates: MachineRates | None
     rates_basis: str
-    """Where the rates come from, or why there are none."""
+    """Where the rates come from, or why they are missing."""
     rows: tuple[ReplayRow, ...]
-    """By policy as asked for, and within that by capacity."""
+    """Rows by policy in the order asked for, and within a policy by capacity."""
     accesses_per_s: float | None
-    """How fast they were replayed on all cores, without the first replay, which may compile; None without another."""
+    """Replay speed on all cores, without the first replay, which may compile; None if there was only one."""
     recommendation: Recommendation | None
-    """None where only the optimum was asked for, which nobody can have."""
+    """None if only the optimum was asked for, which no real cache can implement."""
 
     @property
     def policies(self) -> tuple[str, ...]:
@@ -147,8 +147,8 @@ def replay_report(
 ) -> ReplayReport:
     """Replay the trace of a file over policies (each with its settings) and capacities in percent of all experts.
 
-    `tell` is told the policy that comes next, and how many replays of how many are done. Raises UsageError for a policy
-    or a capacity that is none.
+    `tell` is called with the next policy, the number of finished replays and the number of all. Raises UsageError for
+    an unknown policy or an invalid capacity.
     """
     wanted = [(policy, capacity) for policy in dict.fromkeys((BELADY, *policies)) for capacity in capacities_percent]
     results, accesses_per_s = _run_all(replay, wanted, tell)
@@ -177,7 +177,7 @@ def replay_report(
 def _run_all(
     replay: Replay, wanted: Sequence[tuple[str, float]], tell: Callable[[str, int, int], None]
 ) -> tuple[dict[tuple[str, float], ReplayResult], float | None]:
-    """Replay every (policy, capacity), and how many accesses a second that took; see `ReplayReport.accesses_per_s`."""
+    """Replay every (policy, capacity); also return the accesses per second; see `ReplayReport.accesses_per_s`."""
     results: dict[tuple[str, float], ReplayResult] = {}
     tell(wanted[0][0], 0, len(wanted))
     results[wanted[0]] = replay.run(*wanted[0])
@@ -194,7 +194,7 @@ def _run_all(
 
 
 def token_work(replay: Replay) -> TokenWork:
-    """What a token takes by the shape that a trace tells of: its layers, without embedding and head."""
+    """The work of a token by the shape in the trace: its layers, without embedding and head."""
     shape = replay.shape
     moe_layers = replay.cycle_experts // shape.experts_used
     expert_bytes = sum(shape.expert_bytes) / moe_layers
@@ -204,7 +204,7 @@ def token_work(replay: Replay) -> TokenWork:
         experts_per_token=shape.experts_used,
         expert_bytes=expert_bytes,
         record_bytes=expert_bytes,
-        shared_bytes=0,  # among the dense ones of its layer
+        shared_bytes=0,  # included in the dense bytes of the layer
         rest_bytes=sum(shape.dense_bytes),
     )
 
@@ -218,9 +218,9 @@ def _speed(
 
 
 def recommend(results: Sequence[ReplayResult]) -> Recommendation | None:
-    """The capacity where the curve of hits bends, and the policy that hits most there.
+    """The capacity where the curve of hits bends, and the policy with the most hits there.
 
-    Another policy than the default one must hit `LEAST_GAIN` more of all uses to be worth it.
+    Another policy than the default must hit `LEAST_GAIN` more of all uses to be recommended.
     """
     usable = [result for result in results if result.policy != BELADY]
     if not usable:
@@ -242,7 +242,7 @@ def recommend(results: Sequence[ReplayResult]) -> Recommendation | None:
 
 
 def _bend(curve: Sequence[ReplayResult]) -> tuple[float, str]:
-    """The capacity of a curve that lies furthest above the straight line between its ends, and why it is taken."""
+    """The capacity of a curve that lies furthest above the straight line between its ends, and the reason for it."""
     points = sorted((result.capacity_percent, result.hit_rate) for result in curve)
     (first, low), (last, high) = points[0], points[-1]
     if len(points) < LEAST_FOR_KNEE:
@@ -259,7 +259,7 @@ def _bend(curve: Sequence[ReplayResult]) -> tuple[float, str]:
 
 
 def parse_capacities(text: str) -> list[float]:
-    """The percentages of a list such as `10%,20%`. Raises UsageError for what is none; `Replay.slots` for its range."""
+    """Parse the percentages of a list such as `10%,20%`; `Replay.slots` checks their range. Raises UsageError."""
     capacities = []
     for part in text.split(","):
         try:
@@ -273,7 +273,7 @@ def parse_capacities(text: str) -> list[float]:
 
 
 def parse_policies(text: str) -> list[str]:
-    """The policies of a list such as `lru,lfu:4,belady`. Raises UsageError for what is none."""
+    """Parse the policies of a list such as `lru,lfu:4,belady`. Raises UsageError for an unknown policy."""
     names = list(dict.fromkeys(part.strip() for part in text.split(",")))
     for name in names:
         parse_policy(name)

@@ -1,4 +1,4 @@
-"""What a benchmark found: rates, shares of the roof, where the time went, and ratios to another engine."""
+"""Results of a benchmark: rates, shares of the roof, where the time went, and ratios to another engine."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ class EngineReport:
 
     name: str
     about: Mapping[str, Any]
-    """What the engine says of itself and of how it has opened the model."""
+    """The engine's description of itself and of the model as it opened it."""
     decode_tokens_per_s: Spread
     prefill_tokens_per_s: Spread
     startup_s: Spread | None
-    """From the start of a process to its first token; None where the model has no text."""
+    """Seconds from the start of a process to its first token; None if the model has no text."""
     peak_rss_bytes: int
     major_faults_per_token: float | None = None
-    """Pages that a decoded token waited for, because they had to come from a disk."""
+    """Major page faults per decoded token: pages that had to be read from a disk."""
     limit: GroupUsage | None = None
-    """What it took of the memory that it was limited to; None without a limit."""
+    """Usage of the memory group; None without a limit."""
 
 
 @dataclass(frozen=True)
 class RooflineReport:
-    """Decoding against the memory's read rate, which bounds it as long as nothing comes from the disk."""
+    """Decoding compared with the memory's read rate, its upper bound while nothing comes from the disk."""
 
     read_bytes_per_s: Spread
     buffer_bytes: int
@@ -50,19 +50,19 @@ class RooflineReport:
 
 @dataclass(frozen=True)
 class LedgerReport:
-    """Where the time of the turns with a ledger went, for each token."""
+    """Time of the turns with a ledger by part, for each token."""
 
     tokens: int
     wall_ms: float
     parts_ms: Mapping[Part, float]
-    """Parts that took any time, in the order of `Part`; together `wall_ms`, within 3 %."""
+    """Parts that took any time, in the order of `Part`; their sum is `wall_ms`, within 3 %."""
     bytes_per_s: Mapping[Part, float]
-    """How fast the parts that read weights have read them (decoding only)."""
+    """Read rates of the parts that read weights (decoding only)."""
 
 
 @dataclass(frozen=True)
 class ExpertsReport:
-    """What decoding used of the experts."""
+    """Experts that decoding used."""
 
     per_layer: int
     per_token: int
@@ -71,12 +71,12 @@ class ExpertsReport:
     hit_rate: float | None
     disk_bytes_per_token: float
     round_hit_rates: Sequence[float]
-    """Of each round: alike, where the cache was past its cold start."""
+    """Hit rate of each round: similar to each other if the cache was past its cold start."""
 
 
 @dataclass(frozen=True)
 class RatioReport:
-    """edgemoe over the other engine, round by round: above 1 edgemoe is faster (or, at the start, sooner)."""
+    """Ratios of edgemoe to the other engine, round by round: above 1 edgemoe is faster (or, at the start, sooner)."""
 
     decode: Spread
     prefill: Spread
@@ -93,28 +93,28 @@ class Report:
     model: Mapping[str, Any]
     settings: Settings
     bytes_per_token: float
-    """What a decoded token must read from memory, on average: see `TokenTraffic`."""
+    """Bytes that a decoded token must read from memory, on average: see `TokenTraffic`."""
     edgemoe: EngineReport
     roofline: RooflineReport | None
     decode_ledger: LedgerReport
     prefill_ledger: LedgerReport
     experts: ExpertsReport | None
     limits: LimitReport | None
-    """None where all experts were in memory."""
+    """None if all experts were in memory."""
     guesses: GuessReport | None
-    """Likewise."""
+    """None if all experts were in memory."""
     forecast: ForecastReport | None
-    """None where the memory's rate could not be measured."""
+    """None if the memory's rate could not be measured."""
     routing: RoutingReport | None
     """Where the routing came from; None for the model's routers."""
     trace: Mapping[str, Any] | None
-    """Summary of the trace that was written, and `failure`; None where none was asked for."""
+    """Summary of the trace that was written, and `failure`; None if no trace was asked for."""
     peer: EngineReport | None
     ratios: RatioReport | None
     idle_cpu_share: float
     """Share of one core that the engines whose turn it was not have used."""
     others_busy_cores: float
-    """How many cores other programs kept busy meanwhile, on average."""
+    """Number of cores that other programs kept busy meanwhile, on average."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON: every field above by its name."""
@@ -131,7 +131,7 @@ def engine_report(
     decode_tokens: int | None = None,
     limit: GroupUsage | None = None,
 ) -> EngineReport:
-    """The rates of one contestant, which decoded `decode_tokens` in a turn where those were not all."""
+    """The rates of one contestant, which decoded only `decode_tokens` of a turn's tokens if that is given."""
     tokens = decode_tokens or settings.decode_tokens
     decode_s = (one.decode[name]["continuation_s"] for one in measured.rounds)
     faults = [one.decode[name].get("major_faults") for one in measured.rounds]
@@ -149,7 +149,7 @@ def engine_report(
 
 
 def roofline_report(measured: Measured, decode_tokens_per_s: Spread, bytes_per_token: float) -> RooflineReport | None:
-    """Decoding against the read rates of the same rounds; None where those were not measured."""
+    """Decoding compared with the read rates of the same rounds; None if those were not measured."""
     rates = [one.read_rate for one in measured.rounds if one.read_rate is not None]
     if not rates:
         return None
@@ -161,7 +161,7 @@ def roofline_report(measured: Measured, decode_tokens_per_s: Spread, bytes_per_t
 def ledger_report(
     answers: Sequence[Mapping[str, Any]], which: str, tokens: int, traffic: Mapping[Part, float]
 ) -> LedgerReport:
-    """The ledgers of some turns in one; `which` is `prompt` or `continuation`, `traffic` bytes of parts per token."""
+    """Merge the ledgers of some turns; `which` is `prompt` or `continuation`, `traffic` bytes of parts per token."""
     total = TimeLedger({})
     for answer in answers:
         total += TimeLedger(answer[f"{which}_ns"])
@@ -172,7 +172,7 @@ def ledger_report(
 
 
 def experts_report(answers: Sequence[Mapping[str, Any]], spec: ModelSpec, tokens: int) -> ExpertsReport | None:
-    """What turns of decoding used of the experts; None for a model that has none."""
+    """Experts that turns of decoding used; None for a model without experts."""
     moes = {number: layer.ffn for number, layer in enumerate(spec.layers) if isinstance(layer.ffn, MoeSpec)}
     if not moes:
         return None

@@ -15,10 +15,10 @@ from edgemoe.kernels.select import KernelChoice
 from edgemoe.process import available_bytes
 
 BUFFER_BYTES = 1 << 30
-"""Larger than a last-level cache, so that what one pass has left there is gone when the next one comes to it."""
+"""Larger than a last-level cache, so that data of one pass is evicted before the next pass reads it again."""
 LEAST_BUFFER_BYTES = 64 << 20
 MEMORY_SHARE = 4
-"""At most this part of the available memory is taken."""
+"""The buffer takes at most one part in `MEMORY_SHARE` of the available memory."""
 PASSES = 5
 
 
@@ -31,10 +31,10 @@ class ReadRate:
 
 
 def measure_read_rate(backend: NativeBackend, buffer_bytes: int) -> ReadRate:
-    """Read a buffer with all threads of a backend; the memory is given back at once.
+    """Read a buffer with all threads of a backend, then free it.
 
-    The buffer is smaller where there is little memory; the answer says how large it was. Raises EdgemoeError where
-    there is next to none.
+    The buffer is smaller if little memory is free; the result has its size. Raises EdgemoeError if almost no memory is
+    free.
     """
     memory = allocate_buffer(buffer_bytes)
     fastest_ns = min(backend.read_memory(memory)[0] for _ in range(PASSES))
@@ -42,23 +42,23 @@ def measure_read_rate(backend: NativeBackend, buffer_bytes: int) -> ReadRate:
 
 
 def allocate_buffer(buffer_bytes: int) -> npt.NDArray[np.uint8]:
-    """Memory to be read, smaller than asked for where there is little.
+    """Allocate memory to be read, smaller than asked for if little is free.
 
-    Raises EdgemoeError where there is next to none.
+    Raises EdgemoeError if almost no memory is free.
     """
     size = min(buffer_bytes, available_bytes() // MEMORY_SHARE) // 64 * 64
     if size < min(buffer_bytes, LEAST_BUFFER_BYTES):
         raise EdgemoeError("There is not enough memory left to measure how fast it is read.", "Close other programs.")
     memory = np.frombuffer(allocate_pages(size), np.uint8)
-    memory[:] = 1  # until a page is written to, all of them may be one
+    memory[:] = 1  # unwritten pages may all map to one zero page
     return memory
 
 
 class ReadRates:
-    """Measures the read rate again and again, with threads of its own that sleep in between. A context manager."""
+    """Measures the read rate repeatedly, with threads of its own that sleep in between. A context manager."""
 
     def __init__(self, kernels: KernelChoice) -> None:
-        """`kernels` must be native ones: only they can read memory as fast as it can be read."""
+        """`kernels` must be native ones: only they reach the memory's full read rate."""
         self._backend = NativeBackend(kernels.threads, kernels.isa)
 
     def __call__(self) -> ReadRate:

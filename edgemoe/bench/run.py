@@ -1,7 +1,7 @@
-"""Which steps of a trace one run of a worker took its routing from.
+"""Records which steps of a trace one run of a worker took its routing from.
 
-It has a file of its own because workers import it: the replay that its report needs brings Numba, whose libraries would
-take the memory of some experts.
+The class has a file of its own because workers import it: the replay for its report imports Numba, whose libraries
+would take the memory of some experts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from edgemoe.lab.forced_routing import ForcedRouting
 
 @dataclass(frozen=True)
 class Run:
-    """The steps of a trace that one run of a worker took, as it answers: where they begin in a phase, and how many."""
+    """The steps of a trace that one run of a worker took: first step and number of steps in each phase."""
 
     prompt_first: int
     prompt_tokens: int
@@ -23,5 +23,5 @@ class Run:
 
     @classmethod
     def next(cls, routing: ForcedRouting, prompt_tokens: int, continuation_tokens: int) -> Run:
-        """The run that would begin now."""
+        """The run that would begin at the present position of the trace."""
         return cls(routing.taken(PROMPT), prompt_tokens, routing.taken(DECODE), continuation_tokens)

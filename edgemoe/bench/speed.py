@@ -10,11 +10,11 @@ expert, and beside nothing else:
     time of a layer's experts = max(K c + shared, m d + c)    if m > 0, else K c + shared
 
 (the last expert to land is computed after it has landed). `m` differs from layer to layer and token to token; it is
-taken for binomial, each expert missing with the same chance, since the mean of such a maximum is more than the maximum
-of means. All else (attention, routers, norms, head, keys and values) comes on top, and so does a fixed time for each
+modelled as binomial, each expert missing with the same chance, since the mean of such a maximum is more than the
+maximum of means. All else (attention, routers, norms, head, keys and values) is added, and so is a fixed time for each
 layer.
 
-Three figures come of it, an estimate each:
+The model gives three figures:
 
 - `high`: the lower of the two limits, the disk's and the memory's, as if each ran at its rate all the time.
 - `likely`: the formula above, with kernels at their usual share of the memory's rate.
@@ -36,16 +36,16 @@ from edgemoe.model.spec import ModelSpec, MoeSpec
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What of a machine's rates an engine reaches, and what it needs besides."""
+    """Fractions of a machine's rates that an engine reaches, and its fixed times."""
 
     memory_share: float
-    """Of the memory's read rate, that kernels reach."""
+    """Fraction of the memory's read rate that kernels reach."""
     disk_share: float
-    """Of the disk's rate for many reads at once, that the few reads of one layer reach."""
+    """Fraction of the disk's rate for many reads at once that the few reads of one layer reach."""
     layer_s: float
-    """Calls, waking of threads and bookkeeping of each layer while experts are streamed."""
+    """Seconds for calls, waking of threads and bookkeeping of each layer while experts are streamed."""
     resident_layer_s: float
-    """The same where all experts are in memory."""
+    """The same if all experts are in memory."""
 
 
 LIKELY = Assumptions(memory_share=0.83, disk_share=0.92, layer_s=40e-6, resident_layer_s=15e-6)
@@ -54,7 +54,7 @@ LOW = Assumptions(memory_share=0.65, disk_share=0.75, layer_s=120e-6, resident_l
 
 @dataclass(frozen=True)
 class MachineRates:
-    """What a machine can read, in bytes per second: its memory with all threads, and experts from its disk."""
+    """Read rates of a machine, in bytes per second: its memory with all threads, and experts from its disk."""
 
     memory_bytes_per_s: float
     disk_bytes_per_s: float
@@ -62,39 +62,39 @@ class MachineRates:
 
 @dataclass(frozen=True)
 class TokenWork:
-    """What decoding one token takes, on average."""
+    """Work of decoding one token, on average."""
 
     layers: int
     moe_layers: int
     experts_per_token: int
-    """Of one MoE layer (on average, where layers differ)."""
+    """Experts that a token uses in one MoE layer (on average, if layers differ)."""
     expert_bytes: float
-    """Read from memory to compute one routed expert."""
+    """Bytes read from memory to compute one routed expert."""
     record_bytes: float
-    """Read from the disk for one missing expert."""
+    """Bytes read from the disk for one missing expert."""
     shared_bytes: float
-    """Shared experts of all layers."""
+    """Bytes of the shared experts of all layers."""
     rest_bytes: float
-    """All other weights, and keys and values."""
+    """Bytes of all other weights, and of keys and values."""
 
     @property
     def routed(self) -> int:
-        """Experts that a token uses in all layers."""
+        """Experts that a token uses, summed over all layers."""
         return self.moe_layers * self.experts_per_token
 
     @property
     def bytes_per_token(self) -> float:
-        """What memory must give for one token: as `TokenTraffic.at`."""
+        """Bytes read from memory for one token, as in `TokenTraffic.at`."""
         return self.rest_bytes + self.shared_bytes + self.routed * self.expert_bytes
 
     def missed_bytes(self, hit_rate: float) -> float:
-        """What the disk must give for one token, of whose experts this share is in memory."""
+        """Bytes read from the disk for one token if `hit_rate` of its experts are in memory."""
         return (1 - hit_rate) * self.routed * self.record_bytes
 
 
 @dataclass(frozen=True)
 class SpeedEstimate:
-    """Tokens per second: `low` and `high` bound what is to be expected, `likely` is the best single guess."""
+    """Tokens per second: `low` and `high` bound the expected speed, `likely` is the best single guess."""
 
     low: float
     likely: float
@@ -102,7 +102,7 @@ class SpeedEstimate:
 
 
 def token_work(spec: ModelSpec, traffic: TokenTraffic, record_bytes: float, position: float) -> TokenWork:
-    """The work of the token at a (mean) position. `record_bytes` is one expert's on disk."""
+    """The work of the token at a (mean) position. `record_bytes` is the size of one expert on disk."""
     moes = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoeSpec)]
     used = sum(moe.experts_per_token for moe in moes)
     weights: Mapping[Part, int] = traffic.weight_bytes
@@ -119,7 +119,7 @@ def token_work(spec: ModelSpec, traffic: TokenTraffic, record_bytes: float, posi
 
 
 def predict_speed(work: TokenWork, hit_rate: float, rates: MachineRates, all_resident: bool = False) -> SpeedEstimate:
-    """Tokens per second of decoding, past the cold start. An estimate; the module's docstring says of what kind.
+    """Estimate tokens per second of decoding, past the cold start; the module's docstring describes the model.
 
     `hit_rate` is the share of routed experts that are in memory when a token asks for them, 0 to 1; with
     `all_resident` it does not matter.
@@ -134,15 +134,15 @@ def predict_speed(work: TokenWork, hit_rate: float, rates: MachineRates, all_res
 
 @dataclass(frozen=True)
 class SpeedLimits:
-    """Tokens per second that each of the two could give if it were alone and never idle."""
+    """Tokens per second at the memory's and at the disk's rate, each as if it were the only limit and never idle."""
 
     memory: float
     disk: float
-    """Infinite where nothing is missed."""
+    """Infinite if nothing is missed."""
 
     @property
     def lower(self) -> float:
-        """The one that binds."""
+        """The lower limit, which binds."""
         return min(self.memory, self.disk)
 
 

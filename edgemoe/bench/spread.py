@@ -1,4 +1,4 @@
-"""Figures measured several times: their median, and how far they lie apart."""
+"""Figures measured several times: their median, and their spread."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Spread:
 
     @classmethod
     def of(cls, samples: Iterable[float]) -> Spread:
-        """At least one sample."""
+        """Collect samples; at least one is needed."""
         values = list(samples)
         return cls(statistics.median(values), min(values), max(values), values)
 
     def over(self, other: Spread) -> Spread:
-        """Sample by sample, this over the other: samples of one moment are compared with one another only."""
+        """The ratio to another spread, sample by sample: only samples of the same moment are compared."""
         return Spread.of(mine / theirs for mine, theirs in zip(self.samples, other.samples, strict=True))

@@ -1,4 +1,4 @@
-"""How long it takes from starting a process to its first token, with the model's files in the system's cache."""
+"""Time from starting a process to its first token, with the model's files in the page cache."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Within = Callable[[Sequence[str]], Sequence[str]]
 
 
 def command_seconds(model: Path, ram: str | int | None, threads: int, within: Within = list) -> float:
-    """`edgemoe run` until the first piece of its answer, from the start of the interpreter on.
+    """Seconds of `edgemoe run` until the first piece of its answer, including the interpreter's start.
 
-    `within` makes of a command the one that runs it where it is to run.
+    `within` turns a command into one that runs in the intended place, such as a memory group.
     """
     command = [sys.executable, "-m", "edgemoe", "run", str(model), "--raw", "-p", PROMPT]
     command += ["--max-tokens", "1", "--temperature", "0", "--threads", str(threads)]
@@ -34,7 +34,7 @@ def command_seconds(model: Path, ram: str | int | None, threads: int, within: Wi
             within(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr
         ) as process:
             assert process.stdout is not None
-            process.stdout.read(1)  # a token without text of its own comes as the end of the line
+            process.stdout.read(1)  # a token without visible text shows as the newline at the end
             seconds = time.perf_counter() - began_s
             process.stdout.read()
         if process.returncode != 0:
@@ -45,7 +45,7 @@ def command_seconds(model: Path, ram: str | int | None, threads: int, within: Wi
 
 
 def worker_seconds(name: str, command: Sequence[str], options: Mapping[str, Any], prompt_ids: Sequence[int]) -> float:
-    """A fresh worker until it has the logits of a prompt."""
+    """Seconds until a fresh worker has the logits of a prompt."""
     began_s = time.perf_counter()
     with Worker(name, command) as worker:
         worker.ask("open", **options)

@@ -1,4 +1,4 @@
-"""`edgemoe bench`: how fast a model runs here, against the memory's limit and against another engine."""
+"""`edgemoe bench`: how fast a model runs here, compared with the memory's limit and with another engine."""
 
 from __future__ import annotations
 

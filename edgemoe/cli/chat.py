@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 LINE_LIMIT_BYTES = 16 << 20
 MAX_TOKENS = 1024
-"""The longest answer where neither the person nor the model names one."""
+"""The longest answer if neither the person nor the model sets a limit."""
 
 
 def chat(
@@ -80,7 +80,7 @@ def chat(
         from edgemoe.cli.terminal.prompt_input import prompt_reader
 
         read = prompt_reader({name: command.help for name, command in COMMANDS.items()})
-    # loaded last, so that the memory plan counts what was imported above
+    # loaded last, so that the memory plan counts the imports above
     with screen.waiting("loading the model"), collection_paused():
         opened = load_model(model, options)
     with opened, compiling_told(opened), traced(opened.engine, trace):
@@ -113,7 +113,7 @@ def chat(
 
 
 def greeting(model: Model) -> str:
-    """What is open and how it runs, in two quiet lines."""
+    """Describe the open model and how it runs, in two quiet lines."""
     from edgemoe.session.default_model import model_name
     from edgemoe.sizes import format_size
 
@@ -133,7 +133,7 @@ def greeting(model: Model) -> str:
 
 
 def read_line() -> str | None:
-    """The next message of a pipe: a line of stdin. Raises UsageError where it is not UTF-8 or enormous."""
+    """The next message of a pipe: a line of stdin. Raises UsageError if it is not UTF-8 or is too long."""
     line = sys.stdin.buffer.readline(LINE_LIMIT_BYTES + 1)
     if len(line) > LINE_LIMIT_BYTES:
         raise UsageError(f"a line on stdin is too long: expected at most {LINE_LIMIT_BYTES >> 20} MiB.", "Split it.")

@@ -1,4 +1,4 @@
-"""A line about what would else be an unexplained wait: what is compiled when it is first used."""
+"""A line on stderr that explains a long wait: kernels or the replay being compiled at their first use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def compiling_told(model: Model) -> Iterator[None]:
-    """Within it, stderr gets one line where the model's kernels must be compiled first."""
+    """Within it, stderr gets one line if the model's kernels must be compiled first."""
     if model.engine.backend.name != "jit":
         yield
         return
@@ -25,7 +25,7 @@ def compiling_told(model: Model) -> Iterator[None]:
 
 @contextmanager
 def replay_compiling_told() -> Iterator[None]:
-    """Within it, stderr gets one line where the replay of traces must be compiled first."""
+    """Within it, stderr gets one line if the replay of traces must be compiled first."""
     from edgemoe.kernels.jit.compile import compiling_told as told
 
     with told(lambda kept: _tell("the replay of traces", "some seconds", kept)):

@@ -52,7 +52,7 @@ def contention_title(report: ContentionReport) -> str:
 
 
 def contention_rows(report: ContentionReport) -> list[tuple[str, str]]:
-    """One row for each company."""
+    """One row for each number of busy processes."""
     from edgemoe.cli.terminal.bench_tables import spread_text
 
     rows = [

@@ -1,4 +1,4 @@
-"""`edgemoe convert`: a checkpoint becomes a store."""
+"""`edgemoe convert`: makes a store from a checkpoint."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def convert(
 
 
 def _next_step(path: Path, destination: object) -> str:
-    """What can be done with a store that was made."""
+    """The commands to try next on a finished store."""
     from edgemoe.errors import StoreError
     from edgemoe.session.template import ChatTemplate
     from edgemoe.session.tokenizer import has_tokenizer, load_library_tokenizer
@@ -93,7 +93,7 @@ def _next_step(path: Path, destination: object) -> str:
 
 
 class Report:
-    """Shows a conversion, and the downloads for it, on one bar: how much, the rate, and the time left."""
+    """Shows a conversion, and its downloads, on one bar: bytes done, the rate, and the time left."""
 
     def __init__(self, bar: ProgressBar, doing: str = "converting") -> None:
         self._bar = bar
@@ -103,7 +103,7 @@ class Report:
         self._first_bytes = 0
 
     def conversion(self, progress: Progress) -> None:
-        """Show how far the store is."""
+        """Show how much of the store is written."""
         self._show(
             f"{self._doing} {progress.shard}",
             progress.done_bytes,
@@ -113,7 +113,7 @@ class Report:
         )
 
     def download(self, download: Download) -> None:
-        """Show how far a file is, with the mean rate since its first bytes of this run."""
+        """Show how much of a file is downloaded, with the mean rate since the first bytes of this run."""
         now = time.monotonic()
         if download.name != self._file:
             self._file, self._began_s, self._first_bytes = download.name, now, download.done_bytes

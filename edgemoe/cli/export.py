@@ -1,4 +1,4 @@
-"""`edgemoe export`: a store as a GGUF file."""
+"""`edgemoe export`: writes a store as a GGUF file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def export(
 
 
 def write_gguf(store: Store, file: Path, *, name: str, tokenizer: bool, force: bool) -> None:
-    """Write the file with a bar to watch, and say how large it has become."""
+    """Write the file with a progress bar, and report its size."""
     from edgemoe.cli.terminal.render import ProgressBar
     from edgemoe.conversion.gguf.export import export_gguf
     from edgemoe.sizes import format_size

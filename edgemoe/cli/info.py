@@ -1,4 +1,4 @@
-"""`edgemoe info`: the machine, what limits it, and what becomes of a model on it."""
+"""`edgemoe info`: the machine, what limits it, and how a model runs on it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def info(
 
 
 def checks_told(checked_when_read: bool) -> str:
-    """When a store's bytes are held against its checksums."""
+    """Say when a store's bytes are compared with its checksums."""
     return (
         "held to at every read" if checked_when_read else "only edgemoe verify looks at them (it can --add-checksums)"
     )

@@ -1,4 +1,4 @@
-"""`edgemoe inspect`: what a store is made of."""
+"""`edgemoe inspect`: the parts of a store."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def inspect(
 
 
 def describe(store: Store) -> dict[str, Any]:
-    """All that is known of a store without reading its weights. Sizes are in bytes."""
+    """All facts about a store that need no read of its weights. Sizes are in bytes."""
     from edgemoe.model.description import store_spec
     from edgemoe.model.spec import MoeSpec
     from edgemoe.session.floor import floor_plan

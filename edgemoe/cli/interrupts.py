@@ -1,7 +1,7 @@
-"""Signals: Ctrl-C while an answer is on its way, and the ends that come from outside (SIGTERM, a closed terminal).
+"""Signals: Ctrl-C while an answer is generated, and ends from outside (SIGTERM, a closed terminal).
 
-Python hears a signal between two of its own steps. A read from a disk that hangs, or a long piece of a prompt on a slow
-one, is a single step of C, so a thread waits beside it and ends the process where nothing was heard in time.
+Python handles a signal between two of its own steps. A read from a disk that hangs, or a long piece of a prompt on a
+slow disk, is a single step of C, so a watching thread ends the process if Python has not handled the signal in time.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from edgemoe.errors import INTERRUPTED
 
 ENDS = (signal.SIGTERM, signal.SIGHUP)
 GRACE_SECONDS = 5.0
-"""The time to close what is open, or to hear a Ctrl-C."""
+"""Time allowed to close open files and engines, or to handle a Ctrl-C."""
 PLAIN_TERMINAL = b"\x1b[?25h\x1b[?2004l\x1b[0m\r\n"
-"""What a terminal is told last: cursor on, no marks around pastes, plain text."""
+"""Bytes that restore a terminal: cursor on, no marks around pastes, plain text."""
 
 
 class Terminated(SystemExit):
-    """SIGTERM or SIGHUP came. What is open is closed on the way out, and the process ends with 128 + the signal."""
+    """Raised on SIGTERM or SIGHUP. Context managers close on the way out; the process ends with 128 + the signal."""
 
 
 class Termination:
-    """Turns SIGTERM and SIGHUP into Terminated, unless whoever started this process has them ignored.
+    """Turns SIGTERM and SIGHUP into Terminated, unless the parent process has set them to be ignored.
 
-    Where that does not end the process in time, a thread does: it gives the terminal back and leaves. It does the same
-    for a Ctrl-C that is pressed twice and not heard.
+    If that does not end the process in time, a watching thread restores the terminal and exits. The thread does the
+    same if Ctrl-C is pressed twice and Python handles neither.
     """
 
     def __init__(self) -> None:
         self.code: int | None = None
-        """The exit code of the signal that came, None where none did."""
+        """The exit code of the signal that came, None if none did."""
         self.last_words: Callable[[], None] | None = None
-        """What the thread does before it leaves."""
+        """Called by the watching thread before it exits."""
         self._wakeup: tuple[int, int] | None = None
         self._terminal: list[Any] | None = None
         self._counts_interrupts = True
@@ -50,7 +50,7 @@ class Termination:
         self._heard = threading.Event()
 
     def watch(self) -> None:
-        """Begin; call once, in the main thread."""
+        """Start watching; call once, in the main thread."""
         for number in ENDS:
             if signal.getsignal(number) == signal.SIG_DFL:  # not under nohup
                 signal.signal(number, self._end)
@@ -59,21 +59,21 @@ class Termination:
         os.set_blocking(write, False)
         self._wakeup = read, write
         self.rearm()
-        with contextlib.suppress(RuntimeError):  # the system starts none: a call into C that hangs then hears no signal
+        with contextlib.suppress(RuntimeError):  # if the system starts no thread, a hanging call into C blocks signals
             threading.Thread(target=self._stand_by, daemon=True).start()
 
     def rearm(self) -> None:
-        """Let signals wake the thread again: a prompt that has been open since took them for itself."""
+        """Let signals wake the watching thread again: an input prompt has replaced the wake-up descriptor since."""
         if self._wakeup is not None:
             signal.set_wakeup_fd(self._wakeup[1], warn_on_full_buffer=False)
 
     def count_interrupts(self, on: bool) -> None:
-        """Whether a second Ctrl-C, with the first still unheard, is to end the process: where nothing else hears it."""
+        """Set whether a second Ctrl-C, with the first unhandled, ends the process: on unless other code sees it."""
         self._counts_interrupts = on
         self.heard()
 
     def heard(self) -> None:
-        """A Ctrl-C was heard."""
+        """Record that Python has handled a Ctrl-C."""
         self._unheard = 0
         self._heard.set()
 
@@ -109,7 +109,7 @@ TERMINATION = Termination()
 
 
 def terminal_settings() -> list[Any] | None:
-    """Those of the terminal that stdin is, None where it is none."""
+    """Settings of the terminal on stdin, None if stdin is not a terminal."""
     try:
         return termios.tcgetattr(sys.stdin.fileno())
     except (OSError, ValueError, termios.error):
@@ -117,7 +117,7 @@ def terminal_settings() -> list[Any] | None:
 
 
 def restore_terminal(settings: list[Any] | None) -> None:
-    """Give the terminal back as it was, as far as it is still there."""
+    """Restore the terminal's settings, as far as the terminal still exists."""
     with contextlib.suppress(OSError, ValueError, termios.error):
         if settings is not None:
             termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, settings)

@@ -1,4 +1,4 @@
-"""JSON as every `--json` writes it: the same ASCII bytes on every stdout, whatever its encoding."""
+"""JSON as every `--json` option writes it: the same ASCII bytes on every stdout, whatever its encoding."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any, Protocol
 
 
 class Report(Protocol):
-    """What a verb found out."""
+    """The result of a verb, which can be written as JSON."""
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, as plain JSON."""
+        """The whole result as plain JSON."""
 
 
 def json_text(data: Any, indent: int | None = 2) -> str:
     """One JSON value as text without a last newline.
 
-    Letters beyond ASCII are escaped, so that no stream can spoil them. A path that is not UTF-8, or that Python read in
-    a locale without letters, has its bytes in surrogates (PEP 383): they become the letters that they are in UTF-8, and
-    U+FFFD where they are none. JSON has no NaN and no infinity (RFC 8259): they become null.
+    Characters beyond ASCII are escaped, so that any encoding can carry them. Python keeps the bytes of a path that is
+    not UTF-8, or that it read in an ASCII locale, in surrogates (PEP 383): bytes that are valid UTF-8 become their
+    characters, all others U+FFFD. JSON has no NaN and no infinity (RFC 8259): they become null.
     """
     return json.dumps(_plain(data), indent=indent, allow_nan=False)
 

@@ -1,4 +1,4 @@
-"""A conversation that is ended from outside (SIGTERM, a closed terminal) is kept, and the next one says where."""
+"""Keeps a conversation that a signal ends (SIGTERM, a closed terminal); the next conversation says where it is."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from edgemoe.session.chat import ChatSession
 
 CUT_OFF_NAME = "cut_off_chat.json"
 KEPT_NAME = "kept_chat.json"
-"""The cut-off one after it was told of."""
+"""New name of the kept file after a later conversation has shown it."""
 
 
 @contextmanager
 def kept_if_ended(session: ChatSession) -> Iterator[None]:
-    """Within it a signal that ends the process leaves the conversation as a file, as far as it went."""
+    """Within it a signal that ends the process saves the conversation to a file, as far as it went."""
 
     def keep() -> None:
         folder = state_folder()
@@ -38,7 +38,7 @@ def kept_if_ended(session: ChatSession) -> Iterator[None]:
 
 
 def take_kept() -> Path | None:
-    """The file of a conversation that was cut off, told once; None where there is none."""
+    """The file of a conversation that a signal ended, returned only once; None if there is no such file."""
     folder = state_folder()
     if folder is None:
         return None

@@ -1,4 +1,4 @@
-"""Lossy settings on the command line: what they are, what they cost, and the command that measures that."""
+"""Lossy settings on the command line: their description, their price, and the command that measures it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def lossy_line(folder: Path, asked: LossySettings, used: LossySettings, model: str | None, ram: str | None) -> str:
-    """One line on settings that were asked for, of which those `used` can change anything with this budget.
+    """One line on the settings `asked` for; `used` are those that have any effect under this budget.
 
-    `model` and `ram` are as on the command line, for the command that measures a price.
+    `model` and `ram` are as on the command line; the line quotes them in the command that measures a price.
     """
     from edgemoe.session.prices import find_price
 
@@ -42,13 +42,13 @@ def price_command(model: str | None, settings: LossySettings, ram: str | None) -
 
 
 def tell_lossy(folder: Path, asked: LossySettings, used: LossySettings, model: str | None, ram: str | None) -> None:
-    """That line on stderr, where anything was asked for."""
+    """Print `lossy_line` to stderr if any lossy setting was asked for."""
     if asked.on:
         print(lossy_line(folder, asked, used, model, ram), file=sys.stderr, flush=True)
 
 
 def lossy_json(model: Model, asked: LossySettings, ram: str | None) -> dict[str, Any]:
-    """For `--json`: what was asked for, what of it changes anything, and its price if known; empty where off."""
+    """Lossy settings for `--json`: those asked for, those with any effect, the price if known; empty if none is on."""
     if not asked.on:
         return {}
     from edgemoe.session.prices import find_price

@@ -1,4 +1,4 @@
-"""The `edgemoe` command: finds the verb, imports only that, and shows errors as one paragraph."""
+"""The `edgemoe` command: finds the verb, imports only its module, and shows errors as one paragraph."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ VERBS = {
 }
 
 CommandLineError: Any = typer.BadParameter.__base__
-"""What typer raises for arguments that it cannot parse."""
+"""Raised by typer for arguments that it cannot parse."""
 
 
 NO_THREAD = "can't start new thread"
-"""What Python says, with a RuntimeError, where the system refuses one."""
+"""Message of Python's RuntimeError if the system refuses to start a thread."""
 
 
 class LazyVerbs(typer.core.TyperGroup):
-    """The verbs, each imported from the module of its name when it is called."""
+    """The verbs, each imported from the module of the same name when it is called."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(VERBS)
@@ -88,7 +88,7 @@ def main() -> None:
     """The entry point of the `edgemoe` command."""
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
-        # a terminal that cannot show a character shows a mark in its place
+        # characters that a terminal cannot show are replaced by a mark
         getattr(stream, "reconfigure", lambda **_: None)(errors="replace")
     TERMINATION.watch()
     try:
@@ -96,7 +96,7 @@ def main() -> None:
     except BaseException as error:
         if TERMINATION.code is None and not isinstance(error, OSError):
             raise
-        code = 1  # stderr itself cannot be written: the terminal is gone
+        code = 1  # stderr itself cannot be written to: the terminal is gone
     try:
         sys.stdout.flush()
     except OSError:
@@ -105,7 +105,7 @@ def main() -> None:
 
 
 def run_command(arguments: list[str]) -> int:
-    """Does what the arguments say; returns the exit code: 0, 1 for errors, 2 for usage, 130 for Ctrl-C.
+    """Run the command line; returns the exit code: 0, 1 for errors, 2 for usage, 130 for Ctrl-C.
 
     SIGTERM and a closed terminal raise Terminated; `main` ends with 143 and 129.
     """
@@ -115,7 +115,7 @@ def run_command(arguments: list[str]) -> int:
         code = command.main(args=arguments, prog_name="edgemoe", standalone_mode=False) or 0
         return _interrupted(debug) if code == INTERRUPTED else code
     except (KeyboardInterrupt, typer.Abort) as stopped:
-        if isinstance(stopped.__cause__, EOFError):  # typer takes it for a person's Ctrl-D at a question; it asks none
+        if isinstance(stopped.__cause__, EOFError):  # typer reports Ctrl-D at a question; edgemoe asks none
             return _report_fault(stopped.__cause__, debug)
         return _interrupted(debug)
     except BrokenPipeError:
@@ -144,7 +144,7 @@ def run_command(arguments: list[str]) -> int:
 
 
 def _open_closed_streams() -> None:
-    """Makes /dev/null of those of stdin, stdout and stderr that the caller has closed, lest a file get their number."""
+    """Opens /dev/null in place of closed standard streams, so that no other file gets descriptor 0, 1 or 2."""
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         if getattr(sys, name) is None:
             descriptor = os.open(os.devnull, os.O_RDWR)
@@ -169,9 +169,9 @@ def _report(error: EdgemoeError, debug: bool, cause: BaseException | None = None
 
 
 def _interrupted(debug: bool) -> int:
-    """The exit code of an interrupted command; an error where no person interrupted it.
+    """The exit code of an interrupted command; that of an error if no person interrupted it.
 
-    OpenBLAS, which comes with NumPy, raises SIGINT where the system starts no thread for it (blas_server.c).
+    OpenBLAS, which comes with NumPy, raises SIGINT if the system refuses it a thread (blas_server.c).
     """
     return INTERRUPTED if start_threads(1, lambda: None) else _report(no_threads("the command cannot go on"), debug)
 
@@ -185,5 +185,5 @@ def _report_fault(error: Exception, debug: bool) -> int:
 
 
 def _leave_stdout() -> None:
-    """The reader of our output has gone: nothing more is written, not even at exit."""
+    """Redirect stdout to /dev/null after its reader has closed the pipe, so that nothing fails at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

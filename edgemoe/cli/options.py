@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def utf8(data: bytes, what: str) -> str:
-    """The text that a person gave as bytes. Raises UsageError, naming it, where it is not UTF-8."""
+    """Decode bytes from the user. Raises UsageError, naming the input as `what`, if they are not UTF-8."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -29,7 +29,7 @@ def utf8(data: bytes, what: str) -> str:
 
 
 def utf8_argument(text: str, what: str) -> str:
-    """An argument as its bytes mean it, whatever Python took the terminal's encoding for. Raises as `utf8`."""
+    """Decode an argument as UTF-8, whatever encoding Python assumed for the terminal. Raises as `utf8`."""
     return utf8(os.fsencode(text), what)
 
 
@@ -143,7 +143,7 @@ StopOption = Annotated[
 ]
 SeedOption = Annotated[int | None, typer.Option("--seed", metavar="S", help="Makes sampling reproducible.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show a traceback with errors.")]
-"""Read by `main`, wherever among the arguments it stands."""
+"""Read by `main`, at any place among the arguments."""
 
 
 def sampling_options(model: Model, **given: Any) -> SamplingOptions:
@@ -157,13 +157,13 @@ def sampling_options(model: Model, **given: Any) -> SamplingOptions:
 
 
 def check_max_tokens(max_tokens: int | None, verb: str) -> None:
-    """Raises UsageError, naming the verb's help, for a limit that leaves no answer."""
+    """Raises UsageError, naming the verb's help, for a limit below one token."""
     if max_tokens is not None and max_tokens < 1:
         raise UsageError(f"--max-tokens: expected 1 or more, found {max_tokens}.", f"See edgemoe {verb} --help.")
 
 
 def file_writer(path: Path | None, write: Callable[[Any, Path], None]) -> Callable[[Any], None]:
-    """What writes something to a file. Told now, not after minutes of work, where the file cannot be written."""
+    """Return a function that writes a report to `path`; raises UsageError now, before minutes of work, if it cannot."""
     if path is None:
         return lambda written: None
     check_writable(path)
@@ -171,7 +171,7 @@ def file_writer(path: Path | None, write: Callable[[Any, Path], None]) -> Callab
 
 
 def check_writable(path: Path) -> None:
-    """Raises UsageError where no file can be written to."""
+    """Raises UsageError if the path is not a writable file."""
     expected = "a file in a folder that exists and is yours"
     if path.is_dir() or not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
         raise UsageError(f"{path}: cannot be written: expected {expected}.", "Choose another name.")

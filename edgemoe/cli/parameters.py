@@ -1,4 +1,4 @@
-"""Flags for parameters: errors below the command line name a parameter in backticks, a person typed a flag."""
+"""Flags of parameters: library errors name a parameter in backticks, but a person typed a flag."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FLAGS = {
     "peer_decode_tokens": "--peer-decode",
     "repetition_penalty": "--repeat-penalty",
 }
-"""Flags that are not simply the parameter's name."""
+"""Flags that differ from the parameter's name."""
 
 _PARAMETER = re.compile(r"`([a-z_]+)(?:=([^`]*))?`")
 
@@ -24,7 +24,7 @@ def flag(parameter: str) -> str:
 
 
 def with_flags(text: str) -> str:
-    """The text of an error with `--kv q8` where it says `kv=q8` in backticks, and `--kv` for `kv`."""
+    """Replace parameters in an error's text by flags: `--kv q8` for `kv=q8` in backticks, and `--kv` for `kv`."""
 
     def spelled(named: re.Match[str]) -> str:
         return flag(named[1]) if named[2] is None else f"{flag(named[1])} {named[2]}"

@@ -81,7 +81,7 @@ def plan(
 
 
 def parse_rate(option: str, text: str | None) -> float | None:
-    """Bytes per second of a rate such as `1.2GB/s`; None for None. Raises UsageError, naming the option."""
+    """Parse a rate such as `1.2GB/s` into bytes per second; None for None. Raises UsageError, naming the option."""
     from edgemoe.sizes import parse_size
 
     if text is None:

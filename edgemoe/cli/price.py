@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 TEXT_LIMIT_BYTES = 16 << 20
 DEFAULT_TEXTS = ("README.md", "answers.md")
-"""Beside the bundled model's store: a card and a conversation that every installation has, so that prices compare."""
+"""Files beside the bundled model's store: a card and a conversation, the same in every installation."""
 
 
 def measure_price(
@@ -25,7 +25,7 @@ def measure_price(
     text_file: Path | None,
     tokens: int | None,
 ) -> PriceReport:
-    """Measure, show and keep the price. Raises what `PriceMeasurement` raises, and UsageError for a text of no use."""
+    """Measure, show and keep the price. Raises what `PriceMeasurement` raises, and UsageError for an unusable text."""
     from edgemoe.bench.price import DEFAULT_TOKENS, PriceMeasurement
     from edgemoe.cli.terminal.render import ProgressBar
     from edgemoe.cli.terminal.screen import open_screen
@@ -56,7 +56,7 @@ def measure_price(
 
 
 def price_tables(report: PriceReport) -> list[tuple[str, list[tuple[str, str]]]]:
-    """What it costs, and what it gains, with their titles."""
+    """Tables of the costs and of the gains, with their titles."""
     from edgemoe.cli.terminal.bench_tables import spread_text
     from edgemoe.engine.lossy import LossySettings
 
@@ -90,7 +90,7 @@ def _side(side: SideReport) -> str:
 
 
 def _read_text(folder: Path, file: Path | None) -> tuple[str | None, str | None]:
-    """The text to read, and what it is called; none for a model without a tokenizer."""
+    """The text to read and its name; None and None for a model without a tokenizer."""
     from edgemoe.session.default_model import find_model
     from edgemoe.session.tokenizer import has_tokenizer
 

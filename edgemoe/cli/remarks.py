@@ -1,4 +1,4 @@
-"""Lines about an answer that its text does not show: why it ends where it does, and published settings left out."""
+"""Lines about an answer that its text does not show: why it ended, and settings of the model that edgemoe ignores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def cut_remark(finish_reason: str | None, tokens: int, other_way: str = "") -> str | None:
-    """The line about an answer that was cut, with the way to a longer one; None for any other answer."""
+    """The line about an answer that was cut, with the option for a longer one; None for any other answer."""
     if finish_reason == "length":
         return f"the answer was cut at {tokens} tokens: --max-tokens N{other_way} allows more"
     if finish_reason == "context":
@@ -22,7 +22,7 @@ def cut_remark(finish_reason: str | None, tokens: int, other_way: str = "") -> s
 
 
 def model_remarks(model: Model, raw_ids: Sequence[int] = ()) -> list[str]:
-    """Lines on what a person should know of the model's settings and tokenizer, and of the ids of a raw prompt."""
+    """Lines about the model's settings and tokenizer, and about the ids of a raw prompt, that the user should know."""
     remarks = []
     if left_out := model.generation_defaults.not_honoured:
         settings = ", ".join(f"{name} ({_shortened(str(value))})" for name, value in left_out.items())
@@ -37,7 +37,7 @@ def model_remarks(model: Model, raw_ids: Sequence[int] = ()) -> list[str]:
 
 
 def tell(remarks: Iterable[str | None]) -> None:
-    """Write those that are lines to stderr."""
+    """Write all remarks except None to stderr."""
     for remark in filter(None, remarks):
         print(printable(remark), file=sys.stderr, flush=True)
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Repl:
-    """A conversation on a screen. `interactive` errors are shown and forgotten; others end the program."""
+    """A conversation on a screen. If `interactive`, errors are shown and the loop goes on; else they end it."""
 
     def __init__(self, model: Model, chat: ChatSession, screen: Screen, interactive: bool) -> None:
         self.model = model
@@ -47,10 +47,10 @@ class Repl:
                 self.handle(text)
 
     def handle(self, text: str) -> None:
-        """Do what one input says: a command (`/name`), or a message.
+        """Handle one input: a command (`/name`), or a message.
 
-        A message may begin with a slash, as `/no_think` does: only what is or resembles a command is not sent. `//`
-        begins a message with any word after one slash.
+        A message may begin with a slash, as `/no_think` does: only commands and words that resemble one are not sent.
+        `//` begins a message whose text starts with one slash, whatever the word after it.
         """
         try:
             name, _, argument = text.removeprefix("/").strip().partition(" ")
@@ -69,7 +69,7 @@ class Repl:
             if not self._interactive:
                 raise
             self.screen.error(with_flags(str(error)))
-        except OSError as error:  # a disk or terminal that fails is no reason to lose the conversation
+        except OSError as error:  # a failing disk or terminal must not end the conversation
             if not self._interactive:
                 raise
             self.screen.error(f"{error.strerror or error}. The conversation is still here: /save keeps it.")
@@ -79,7 +79,7 @@ class Repl:
             self.screen.note("stopped")
 
     def answer(self, answer: Answer) -> None:
-        """Show an answer as it comes, and what is to be said about it."""
+        """Show an answer as it is generated, then remarks about it."""
         if answer.newly_forgotten_turns:
             self.screen.note(f"the context is full: the oldest {_turns(answer.newly_forgotten_turns)} forgotten")
         generation = self.last_generation = answer.generation
@@ -89,7 +89,7 @@ class Repl:
             self.last_uses = self.model.engine.expert_uses - uses_before
             return self.map(rows, columns)
 
-        # closed whatever happens, so that an answer that was cut off joins the conversation as far as it went
+        # always closed, so that a stopped answer joins the conversation as far as it went
         with on_interrupt(answer.stop), contextlib.closing(iter(answer)) as pieces:
             self.screen.stream(pieces, current_map if self.live_map else None)
         if generation.finish_reason == "interrupted" and not self._interactive:
@@ -110,7 +110,7 @@ class Repl:
             self.screen.note(line)
 
     def map(self, rows: int, columns: int) -> HeatMap | None:
-        """The map of the last answer's expert uses, None where there is none."""
+        """The map of the last answer's expert uses, None if there is none."""
         if self.last_uses is None:
             return None
         return fold(self.last_uses, self.model.engine.resident_experts(), rows, columns)

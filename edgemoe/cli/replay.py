@@ -69,7 +69,7 @@ def replay(
 
     recorded = Replay(read_trace(trace))
     for percent in capacities:
-        recorded.slots(percent)  # refused before seconds of measuring
+        recorded.slots(percent)  # raises for a bad capacity, before seconds of measuring
     with ProgressBar("replaying", still=True) as bar, replay_compiling_told():
         bar.update("measuring this machine", 0, None, "")
         rates, basis = find_rates(recorded.record_bytes, disk_bytes_per_s, memory_bytes_per_s)
@@ -89,7 +89,7 @@ def _show(screen: Screen, report: ReplayReport) -> None:
     tables = replay_tables(report)
     for title, rows in tables[:-1]:
         screen.table(rows, title)
-    if sys.stdout.isatty():  # a pipe would get a page of numbers, which --json has too
+    if sys.stdout.isatty():  # for a pipe it would be a page of numbers, which --json has too
         chosen = report.recommended.result
         uses_map = fold(report.routing.uses, chosen.resident, *screen.map_size)
         if uses_map is not None:

@@ -18,7 +18,7 @@ from edgemoe.errors import INTERRUPTED, UsageError
 
 STDIN_LIMIT_BYTES = 16 << 20
 MAX_TOKENS = 512
-"""The longest answer where neither the person nor the model names one."""
+"""The longest answer if neither the person nor the model sets a limit."""
 
 
 def run(
@@ -94,7 +94,7 @@ def run(
             prompt_ids = opened.encode(text, literal=literal_prompt)
         else:
             prompt_ids = opened.encode_chat(text, system, variables, literal_prompt)
-            opened.template.close()  # nothing more is rendered, and the answer may need the memory
+            opened.template.close()  # no further prompt is rendered, and the answer may need the memory
         tell(model_remarks(opened, prompt_ids if raw else ()))
         if as_json:
             opened.engine.keep_ledger()
@@ -115,9 +115,9 @@ def run(
 
 
 def read_prompt(prompt: str | None, raw: bool = False) -> str:
-    """The text of `-p`, or of stdin. Raises UsageError where it is missing, empty, too large or not UTF-8.
+    """The text of `-p`, or of stdin. Raises UsageError if it is missing, empty, too large or not UTF-8.
 
-    White space alone is a `raw` text, but no message.
+    White space alone is a valid `raw` text, but not a valid message.
     """
     if prompt is None:
         raise UsageError(

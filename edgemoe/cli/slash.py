@@ -29,7 +29,7 @@ OPTIONS: dict[str, Callable[[str], Any]] = {
     "repetition_penalty": float, "presence_penalty": float, "frequency_penalty": float, "no_repeat_ngram_size": int,
     "stop": str, "max_tokens": int,
 }  # fmt: skip
-"""What `/set` changes, with what makes a value of the text behind the name."""
+"""Options that `/set` changes, each with the parser of its value."""
 
 
 class Conversation(Protocol):
@@ -43,7 +43,7 @@ class Conversation(Protocol):
     last_generation: Generation | None
 
     def answer(self, answer: Answer) -> None:
-        """Show an answer as it comes."""
+        """Show an answer as it is generated."""
 
     def map(self, rows: int, columns: int) -> HeatMap | None:
         """The router's map of the last answer, folded to this size; None before the first."""
@@ -51,7 +51,7 @@ class Conversation(Protocol):
 
 @dataclass(frozen=True)
 class Command:
-    """A command: what may follow its name, what it does in words, and in deed."""
+    """A command: its arguments, its help, and its action."""
 
     arguments: str
     help: str
@@ -108,7 +108,7 @@ def save(repl: Conversation, argument: str) -> None:
 
 
 def load(repl: Conversation, argument: str) -> None:
-    """Take up a saved conversation."""
+    """Load a saved conversation."""
     repl.chat.load(_path(argument, "/load"))
     turns = len(repl.chat.messages) // 2
     repl.screen.note(f"{turns} turns" if turns != 1 else "1 turn")
@@ -121,7 +121,7 @@ def set_option(repl: Conversation, argument: str) -> None:
     chat = repl.chat
     if not argument:
         options = {**chat.options.to_json(), "max_tokens": chat.max_tokens}
-        # those that only a model's own settings give are shown where they do something
+        # options that only a model's own settings give are shown if they have an effect
         shown = {name: value for name, value in options.items() if name in OPTIONS or value != _off(name)}
         repl.screen.table([(name, _option_text(value)) for name, value in shown.items()])
         return
@@ -143,7 +143,7 @@ def set_option(repl: Conversation, argument: str) -> None:
 
 
 def _off(name: str) -> Any:
-    """The value at which an option does nothing."""
+    """The value at which an option has no effect."""
     return SamplingOptions().to_json().get(name)
 
 
@@ -218,11 +218,11 @@ COMMANDS: dict[str, Command] = {
 
 
 OTHER_NAMES = {"exit": "quit", "bye": "quit", "clear": "reset", "new": "reset", "?": "help"}
-"""What other programs call these commands."""
+"""Names of these commands in other programs."""
 
 
 def resembled(name: str) -> str | None:
-    """The command that somebody who typed this unknown name meant, if it resembles one."""
+    """The command that an unknown name most resembles, or None."""
     if name in OTHER_NAMES:
         return OTHER_NAMES[name]
     begun = [command for command in COMMANDS if name and command.startswith(name)]

@@ -1,4 +1,4 @@
-"""What a command's start does without."""
+"""Pauses Python's garbage collection during start-up."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def collection_paused() -> Iterator[None]:
-    """Within it Python looks for no garbage, nor ever through what was made within.
+    """Within it the garbage collector is off; objects made within are never scanned afterwards.
 
-    A start makes much that lasts and little garbage, and looking through it takes a twentieth of the time.
+    A start makes many lasting objects and little garbage, and scanning them takes a twentieth of the time.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -19,5 +19,5 @@ def collection_paused() -> Iterator[None]:
         yield
     finally:
         if enabled:
-            gc.freeze()  # else the first look would go through all of it
+            gc.freeze()  # else the first collection would scan all of them
             gc.enable()

@@ -1,4 +1,4 @@
-"""`edgemoe synth`: a store of random weights in a real model's shape."""
+"""`edgemoe synth`: makes a store of random weights in a real model's shape."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def synth(
     if gguf is not None:
         from edgemoe.conversion.gguf.export import check_gguf_destination
 
-        check_gguf_destination(gguf, force)  # before the work, not after it
+        check_gguf_destination(gguf, force)  # before minutes of work, not after them
     try:
         with ProgressBar("making") as bar:
             path = synthesise(

@@ -1,4 +1,4 @@
-"""Options about the text that a model is given: variables of its chat template, and markers in a person's text."""
+"""Options about the text that a model reads: variables of its chat template, and markers in a person's text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgemoe.cli.options import utf8_argument
 from edgemoe.errors import UsageError
 
 PYTHON_WORDS = {"True": True, "False": False, "None": None}
-"""Taken as what they mean: as texts all three would count as true in a template."""
+"""Words that become Python values: as strings all three would count as true in a template."""
 
 TemplateVarOption = Annotated[
     list[str] | None,
@@ -32,7 +32,7 @@ LiteralOption = Annotated[
 
 
 def template_variables(assignments: Sequence[str] | None) -> dict[str, Any]:
-    """The variables of `--template-var` options. Raises UsageError for one that is no assignment."""
+    """Parse the variables of `--template-var` options. Raises UsageError for text that is not an assignment."""
     variables: dict[str, Any] = {}
     for assignment in assignments or ():
         name, equals, text = utf8_argument(assignment, "--template-var").partition("=")

@@ -119,7 +119,7 @@ def trace(
 
 
 class Stop:
-    """A request to stop, kept until someone asks for it or told at once to who is able to stop."""
+    """A callable that requests a stop: sets `asked`, and calls `then`, which stops the work at once if it can."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -131,7 +131,7 @@ class Stop:
 
 
 def _read_random(model: Model, prompt_tokens: int, max_tokens: int, seed: int, stop: Stop) -> None:
-    """A prompt of random ids, then random ids one by one: a model of random weights would say the same one for ever."""
+    """Read a prompt of random ids, then random ids one by one: a model of random weights would repeat one token."""
     import numpy as np
 
     from edgemoe.session.generate import check_prompt_length
@@ -152,7 +152,7 @@ def _read_random(model: Model, prompt_tokens: int, max_tokens: int, seed: int, s
 
 
 def _read_ids(path: Path) -> list[int]:
-    """The token ids in a file: whole numbers with spaces or commas between them, in brackets or not."""
+    """The token ids in a file: whole numbers separated by spaces or commas, in brackets or not."""
     try:
         with path.open("rb") as file:
             data = file.read(IDS_LIMIT_BYTES + 1)
@@ -170,7 +170,7 @@ def _read_ids(path: Path) -> list[int]:
 
 
 def _rewrite(source: Path, target: TraceFile) -> None:
-    """Write a trace anew; of one whose end is damaged what is whole. Raises TraceError, UsageError."""
+    """Copy a trace to a new file; of a trace with a damaged end, the intact part. Raises TraceError, UsageError."""
     from edgemoe.lab.trace import read_trace, write_trace
 
     if target.path.exists() and source.exists() and target.path.samefile(source):

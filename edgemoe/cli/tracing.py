@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TraceFile:
-    """Where a trace is to go; its format is that of the name unless named."""
+    """Trace output path; the format follows from the suffix unless given."""
 
     path: Path
     format: TraceFormat | None = None
@@ -32,7 +32,7 @@ class TraceFile:
 
 
 def trace_file(name: str) -> TraceFile:
-    """The file that an option names, checked before a model is opened. Raises UsageError where it cannot be."""
+    """The file that an option names, checked before a model is opened. Raises UsageError if it cannot be written."""
     check_writable(Path(name))
     return TraceFile(Path(name))
 
@@ -47,9 +47,9 @@ TraceOption = Annotated[
 
 @contextmanager
 def traced(engine: Engine, target: TraceFile | None) -> Iterator[None]:
-    """Within it the engine's routing is recorded, if there is a file for it; afterwards it is summed up.
+    """Within it the engine's routing is recorded, if `target` is given; then a summary is printed.
 
-    A disk that fills is told at once, and what the model says goes on.
+    A full disk is reported at once; the answer goes on.
     """
     if target is None:
         yield
@@ -69,7 +69,7 @@ def traced(engine: Engine, target: TraceFile | None) -> Iterator[None]:
 
 
 def tell_summary(summary: Mapping[str, Any]) -> None:
-    """A line on stderr."""
+    """Print the summary as one line on stderr."""
     distinct = summary["distinct_experts"]
     print(
         f"trace: {summary['tokens']} tokens; {sum(distinct) / len(distinct):.1f} of {summary['experts']} experts used"
@@ -79,7 +79,7 @@ def tell_summary(summary: Mapping[str, Any]) -> None:
 
 
 def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The same at length, for a table."""
+    """Rows of the summary for a table, longer than the line of `tell_summary`."""
     distinct, experts = summary["distinct_experts"], summary["experts"]
     there = summary["resident_uses"] / summary["uses"] if summary["uses"] else None
     turns = "1 turn" if summary["turns"] == 1 else f"{summary['turns']} turns"
@@ -94,7 +94,7 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def tell_failure(error: TraceError | str) -> None:
-    """One line on stderr that the trace ends here."""
+    """Print one line on stderr: the trace ends here."""
     print(
         f"error: {printable(with_flags(str(error)))} The trace ends there; all else goes on.",
         file=sys.stderr,

@@ -1,4 +1,4 @@
-"""`edgemoe update`: other side files (tokenizer, chat template, settings) for a store whose weights stay."""
+"""`edgemoe update`: replaces side files (tokenizer, chat template, settings) of a store and keeps its weights."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def update(
 
 
 def _require_usable(store: Store, staging: Path, names: set[str]) -> list[str]:
-    """`require_usable`, whose errors shall not name a folder that is gone when they are read."""
+    """Call `require_usable`; remove the temporary folder, which is soon deleted, from its error messages."""
     from edgemoe.errors import StoreError
     from edgemoe.model.description import store_spec
     from edgemoe.session.side_files import require_usable

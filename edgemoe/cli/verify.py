@@ -1,4 +1,4 @@
-"""`edgemoe verify`: every byte of a store against its checksums."""
+"""`edgemoe verify`: compares every byte of a store with its checksums."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from edgemoe.sizes import format_size
 Rows = list[tuple[str, str]]
 
 NOTED_IDLE_SHARE, NOTED_BUSY_CORES = 0.02, 0.1
-"""What engines use of a core while they wait, and what other programs use, is told above these."""
+"""Thresholds above which a note reports the core share of waiting engines, and the cores of other programs."""
 
 
 def report_tables(report: Report) -> list[tuple[str, Rows]]:
@@ -178,6 +178,6 @@ def _ledger_rows(ledger: LedgerReport) -> Rows:
 
 
 def spread_text(spread: Spread, form: str = ".2f", unit: float = 1.0) -> str:
-    """The median, and in brackets the least and the most."""
+    """The median, and in brackets the minimum and the maximum."""
     low, middle, high = (format(value / unit, form) for value in (spread.min, spread.median, spread.max))
     return f"{middle} ({low} to {high})"

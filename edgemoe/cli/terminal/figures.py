@@ -1,4 +1,4 @@
-"""Figures as people read them."""
+"""Figures formatted for people."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def statistics_line(statistics: GenerationStatistics, generated_tokens: int, mem
 
 
 def format_duration(seconds: float) -> str:
-    """A time to wait, such as `2 min 5 s`."""
+    """Format a duration, such as `2 min 5 s`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -32,5 +32,5 @@ def format_duration(seconds: float) -> str:
 
 
 def format_rate(value: float | None, unit: str) -> str:
-    """A rate, or a dash where there is none."""
+    """Format a rate; a dash for None."""
     return "-" if value is None else f"{value:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""What the router did in an answer, folded to a grid that fits a screen.
+"""The router's choices in an answer, folded to a grid that fits a screen.
 
 Letters: `L` layers with routed experts, `E` experts, `R` rows and `C` columns of the grid.
 """
@@ -30,7 +30,7 @@ class HeatMap:
 def fold(
     uses: npt.NDArray[np.int64], resident: npt.NDArray[np.bool_], most_rows: int, most_columns: int
 ) -> HeatMap | None:
-    """The map of an answer's expert uses; None where no expert was used. Shapes: both `(layers, E)`."""
+    """The map of an answer's expert uses; None if no expert was used. Shapes: both `(layers, E)`."""
     import numpy as np
 
     routed = uses.sum(axis=1) > 0

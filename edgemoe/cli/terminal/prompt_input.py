@@ -1,4 +1,4 @@
-"""The line where a person types: several lines, history across runs, completion of commands."""
+"""The input line: several lines, history across runs, completion of commands."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgemoe.paths import state_folder
 
 
 class TolerantHistory(FileHistory):
-    """History in a file; where the file cannot be read or written, that of this run alone."""
+    """History in a file; if the file cannot be read or written, the history of this run alone."""
 
     def load_history_strings(self) -> Iterable[str]:
         try:
@@ -27,14 +27,14 @@ class TolerantHistory(FileHistory):
         try:
             super().store_string(string)
         except OSError:
-            return  # it is still in memory
+            return  # the history in memory still has it
 
 
 class CommandCompleter(Completer):
     """Completes `/names` at the beginning of the input."""
 
     def __init__(self, commands: Mapping[str, str]) -> None:
-        """`commands` are the names, with what each does."""
+        """`commands` maps names to descriptions."""
         self._commands = commands
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
@@ -68,7 +68,7 @@ def key_bindings() -> KeyBindings:
 
 
 def history() -> History:
-    """The history of earlier runs, or an empty one where there is no place for it."""
+    """The history of earlier runs, or an empty one if no folder can keep it."""
     folder = state_folder()
     if folder is None:
         return InMemoryHistory()
@@ -80,14 +80,14 @@ def history() -> History:
 
 
 def continuation(prompt_width: int, line_number: int, wrap_count: int) -> FormattedText:
-    """What stands before further lines: a dot, and nothing where a line was only too long for the screen."""
+    """Prefix of further lines: a dot; empty for a line that was only wrapped by the screen."""
     return FormattedText([("class:dim", "  " if wrap_count else "· ")])
 
 
 def prompt_reader(commands: Mapping[str, str]) -> Callable[[], str | None]:
-    """A function that asks for one input; None when the person ends with Ctrl-D.
+    """Return a function that asks for one input; it returns None when the person ends with Ctrl-D.
 
-    `commands` are completed: their names, with what each does.
+    `commands`, names with their descriptions, are completed.
     """
     session: PromptSession[str] = PromptSession(
         history=history(),
@@ -104,7 +104,7 @@ def prompt_reader(commands: Mapping[str, str]) -> Callable[[], str | None]:
             try:
                 return session.prompt(FormattedText([("bold", "> ")]))
             except KeyboardInterrupt:
-                continue  # Ctrl-C clears what was typed
+                continue  # Ctrl-C clears the typed text
             except EOFError:
                 return None
 

@@ -1,4 +1,4 @@
-"""Everything that is drawn on the terminal: the only module that imports rich."""
+"""All drawing on the terminal: the only module that imports rich."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ class Terminal:
     """A screen for a person: markdown as it streams, quiet notes, tables, maps."""
 
     def __init__(self) -> None:
-        # without emoji and markup codes, so that what a model writes is shown as it is
+        # without emoji and markup codes, so that the model's text is shown unchanged
         self.console = Console(highlight=False, emoji=False, markup=False)
 
     def note(self, text: str) -> None:
-        """A quiet line."""
+        """Print a quiet line."""
         self.console.print(printable(text), style="dim")
 
     def remark(self, text: str) -> None:
-        """A quiet line: here all are seen."""
+        """Print a quiet line, like `note`: a person sees both."""
         self.note(text)
 
     def error(self, text: str) -> None:
-        """One paragraph that something went wrong."""
+        """Print an error as one paragraph."""
         self.console.print(Text("error: ", style="bold red").append(printable(text), style="default"))
 
     def text(self, text: str) -> None:
-        """Text as it is."""
+        """Print text unchanged."""
         self.console.print(printable(text), soft_wrap=True)
 
     def table(self, rows: Sequence[tuple[str, str]], title: str | None = None) -> None:
-        """Names and values."""
+        """Print names and values."""
         table = Table(box=None, show_header=False, pad_edge=False, title=title, title_justify="left")
         table.add_column(style="dim", no_wrap=True)
         table.add_column(overflow="fold")
@@ -58,11 +58,11 @@ class Terminal:
         self.console.print(table)
 
     def heat_map(self, heat_map: HeatMap) -> None:
-        """The map of the last answer, to stay on the screen."""
+        """Print the map of the last answer permanently."""
         self.console.print(draw_heat_map(heat_map, self._coloured))
 
     def stream(self, pieces: Iterable[str], current_map: Callable[[int, int], HeatMap | None] | None = None) -> None:
-        """Show an answer as it comes, as markdown, with the router's map (given rows and columns) below it."""
+        """Show an answer as it is generated, as markdown, with the router's map (given rows and columns) below it."""
         view = MarkdownStream(self.console)
         next_refresh = 0.0
         with Live(console=self.console, auto_refresh=False, transient=True) as live:
@@ -72,7 +72,7 @@ class Terminal:
                 began = time.monotonic()
                 if began >= next_refresh:
                     live.update(self._growing(view, current_map), refresh=True)
-                    # drawing a long block takes long: never more than a tenth of the time
+                    # drawing a long block takes long: limit it to a tenth of the time
                     next_refresh = max(began + REFRESH_SECONDS, began + 10 * (time.monotonic() - began))
             live.update(Text(""), refresh=True)
         view.finish()
@@ -85,7 +85,7 @@ class Terminal:
 
     @property
     def map_size(self) -> tuple[int, int]:
-        """Rows and columns that a map of experts may take."""
+        """Rows and columns that a map of experts may occupy."""
         lines, width = max(4, self.console.height // 2 - 3), max(8, self.console.width - 4)
         return (2 * lines, width) if self._coloured else (lines, width // 2)
 
@@ -103,7 +103,7 @@ class Terminal:
 
 
 class MarkdownStream:
-    """Markdown that grows: blocks that are finished are printed for good, the last one is shown as it grows."""
+    """Markdown that grows: finished blocks are printed permanently, the last block is redrawn as it grows."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -111,7 +111,7 @@ class MarkdownStream:
         self._first = True
 
     def feed(self, piece: str) -> None:
-        """Take a piece of text; prints the blocks that it finishes."""
+        """Take a piece of text; prints the blocks that it completes."""
         self._open += piece
         while "\n" in piece and (done := finished_length(self._open)):
             self._print(self._open[:done])
@@ -131,7 +131,7 @@ class MarkdownStream:
         return shown
 
     def finish(self) -> None:
-        """Print what is left."""
+        """Print the rest."""
         self._print(self._open)
         self._open = ""
 
@@ -145,10 +145,10 @@ class MarkdownStream:
 
 
 def finished_length(text: str) -> int:
-    """Characters of the first markdown block of `text` where nothing that follows can change it, else 0.
+    """Characters of the first markdown block of `text` if no later text can change it, else 0.
 
-    Blocks end at an empty line outside of fenced code. A list goes on after an empty line where the next line
-    belongs to it, so that its end is only known there.
+    Blocks end at an empty line outside of fenced code. A list continues after an empty line if the next line belongs to
+    it, so that its end is only known there.
     """
     place, fence, in_list = 0, "", False
     for line in text.splitlines(keepends=True):
@@ -176,7 +176,7 @@ def _blank_before(text: str, place: int) -> bool:
 
 
 def draw_heat_map(heat_map: HeatMap, coloured: bool) -> Text:
-    """Layers down, experts across. In colour two layers share a line; without, shades and `|` for memory."""
+    """Draw layers down, experts across. In colour two layers share a line; without, shades, and `|` for memory."""
     rows, columns = heat_map.heat.shape
     text = Text()
     if coloured:
@@ -204,7 +204,7 @@ def draw_heat_map(heat_map: HeatMap, coloured: bool) -> Text:
 
 
 def _colour(heat: float, resident: float) -> str:
-    """From dark to bright with the heat, from blue (on disk) to orange (in memory)."""
+    """The colour of a cell: dark to bright with the heat, blue on disk to orange in memory."""
     brightness = 0.12 + 0.88 * float(heat) ** 0.7
     disk, memory = (70, 130, 255), (255, 160, 40)
     mixed = (round((d + (m - d) * float(resident)) * brightness) for d, m in zip(disk, memory, strict=True))
@@ -212,9 +212,9 @@ def _colour(heat: float, resident: float) -> str:
 
 
 class ProgressBar:
-    """A bar on stderr with a text beside it; nothing where stderr is no terminal. Use it in a `with`.
+    """A bar on stderr with a text beside it; shows nothing if stderr is not a terminal. Use it in a `with`.
 
-    It moves by itself, unless `still`: then it is drawn when it is updated, and takes no time in between.
+    The bar moves by itself, unless `still`: then it is drawn only on updates, and takes no time in between.
     """
 
     def __init__(self, title: str, still: bool = False) -> None:
@@ -236,15 +236,15 @@ class ProgressBar:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if not self._progress.disable:  # up to version 14.2 rich ends what it did not show with an empty line
+        if not self._progress.disable:  # up to version 14.2 rich prints an empty line at the end of a hidden bar
             self._progress.stop()
 
     def note(self, text: str) -> None:
-        """Print a paragraph above the bar, on stderr, whether or not that is a terminal."""
+        """Print a paragraph above the bar, on stderr, whether or not stderr is a terminal."""
         self._progress.console.print(printable(text), soft_wrap=True)
 
     def update(self, title: str, done: int, total: int | None, beside: str) -> None:
-        """Draw `done` of `total` (None: not known) between a title and a text."""
+        """Draw `done` of `total` (None: unknown) between a title and a text."""
         self._progress.update(
             self._task, refresh=self._still, description=title, completed=done, total=total, beside=beside
         )

@@ -11,11 +11,11 @@ from edgemoe.sizes import format_size
 Rows = list[tuple[str, str]]
 
 HEAD_COLUMNS, BAR_COLUMNS = 20, 45
-"""So that pipes get columns too."""
+"""Fixed widths, so that output to a pipe has columns too."""
 
 
 def replay_tables(report: ReplayReport) -> list[tuple[str, Rows]]:
-    """Tables with their titles: the trace, hits, bytes, speeds, the curve, and last what to choose."""
+    """Tables with their titles: the trace, hits, bytes, speeds, the curve, and last the recommendation."""
     optimum = ("optimum", lambda row: f"{row.optimum_hit_rate:.1%}")
     tables = [
         ("the trace", _trace_rows(report)),
@@ -66,7 +66,7 @@ def _grid(
     cell: Callable[[ReplayRow], str],
     beside: tuple[str, Callable[[ReplayRow], str]] | None = None,
 ) -> Rows:
-    """A line for each capacity, a column for each policy; `beside` is one more, alike for all policies."""
+    """Make a line for each capacity, a column for each policy; `beside` is one more column, equal for all policies."""
     names = [*report.policies, *([beside[0]] if beside and "belady" not in report.policies else [])]
     by_policy = [report.rows_of(policy) for policy in report.policies]
     lines: list[list[str]] = []

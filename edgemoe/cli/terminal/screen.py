@@ -1,4 +1,4 @@
-"""What a conversation is shown on: a person's terminal (`render.Terminal`), or plain streams."""
+"""Output of a conversation: to a person's terminal (`render.Terminal`), or to plain streams."""
 
 from __future__ import annotations
 
@@ -13,48 +13,48 @@ if TYPE_CHECKING:
     from edgemoe.cli.terminal.heatmap import HeatMap
 
 CurrentMap = Callable[[int, int], "HeatMap | None"]
-"""Gives the router's map for at most so many rows and columns."""
+"""Gives the router's map with at most the given rows and columns."""
 
 
 class Screen(Protocol):
-    """Where answers and all that surrounds them go."""
+    """Destination of answers and of all output around them."""
 
     @property
     def map_size(self) -> tuple[int, int]:
-        """Rows and columns that the router's map may take."""
+        """Rows and columns that the router's map may occupy."""
 
     def note(self, text: str) -> None:
-        """A quiet remark."""
+        """Show a quiet remark."""
 
     def remark(self, text: str) -> None:
-        """A remark that the reader of a pipe needs too."""
+        """Show a remark that the reader of a pipe needs too."""
 
     def error(self, text: str) -> None:
-        """One paragraph that something went wrong."""
+        """Show an error as one paragraph."""
 
     def text(self, text: str) -> None:
-        """Text that was asked for, as it is."""
+        """Show text that the user asked for, unchanged."""
 
     def table(self, rows: Sequence[tuple[str, str]], title: str | None = None) -> None:
-        """Names and values."""
+        """Show names and values."""
 
     def heat_map(self, heat_map: HeatMap) -> None:
-        """The router's map."""
+        """Show the router's map."""
 
     def stream(self, pieces: Iterable[str], current_map: CurrentMap | None = None) -> None:
-        """An answer, as it comes."""
+        """Show an answer as it is generated."""
 
     def waiting(self, text: str) -> AbstractContextManager[None]:
         """Show that something takes a while."""
 
 
 class Plain:
-    """Plain text: answers go to stdout, each ended by a newline; remarks and errors to stderr, notes are left out."""
+    """Plain text: answers go to stdout, each ended by a newline; remarks and errors to stderr; notes are dropped."""
 
     map_size = (64, 128)
 
     def note(self, text: str) -> None:
-        """Nothing: who reads a pipe wants the answers."""
+        """Drop the note: the reader of a pipe wants only the answers."""
 
     def remark(self, text: str) -> None:
         print(printable(text), file=sys.stderr, flush=True)
@@ -86,7 +86,7 @@ class Plain:
 
 
 def open_screen() -> Screen:
-    """The screen that stdout is."""
+    """Open the screen that fits stdout: a terminal or plain streams."""
     if not sys.stdout.isatty():
         return Plain()
     from edgemoe.cli.terminal.render import Terminal

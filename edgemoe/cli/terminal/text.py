@@ -1,4 +1,4 @@
-"""Text that a terminal may be given."""
+"""Text that is safe to write to a terminal."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ _UNPRINTABLE = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr
 
 
 def printable(text: str) -> str:
-    """Text for a terminal: control characters, with which a model could steer it, become U+FFFD."""
+    """Make text safe for a terminal: control characters, with which a model could control it, become U+FFFD."""
     return text.translate(_UNPRINTABLE)
