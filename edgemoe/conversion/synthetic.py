@@ -1,4 +1,4 @@
-"""Random weights of a named shape as a checkpoint: benchmarks need a model's arithmetic, not what it learned.
+"""Generates random weights of a named shape as a checkpoint, for benchmarks that need only a model's arithmetic.
 
 Every row of every tensor follows from the seed by itself (a counter-based generator), so rows can be had in any
 order, and an interrupted conversion goes on to the same bytes.
@@ -48,7 +48,7 @@ GENERATOR = 1
 """Counts up when the same seed begins to give other weights."""
 
 _COUNTER_BYTES = 32
-"""What the generator gives for each step of its counter."""
+"""Bytes that the generator gives for each step of its counter."""
 
 _DTYPES = {name: dtype for dtype, name in BLOCK_FORMATS.items()}
 
@@ -78,7 +78,7 @@ def synthesise(
 
 
 class SyntheticSource:
-    """A checkpoint of random weights (see `Source`). Raises UsageError where there is no such shape."""
+    """A checkpoint of random weights (see `Source`). Raises UsageError for an unknown shape."""
 
     def __init__(self, shape: str, seed: int, experts: str, dense: str) -> None:
         if shape not in SHAPES:
