@@ -46,7 +46,7 @@ def open_hub(
 def _cached_snapshot(text: str) -> Path | None:
     """The folder in the hub's cache with the files of a hub id at its revision; None where there is none.
 
-    Without a revision it is that of the main branch, or the only one: `keep` notes no branches. Raises SourceError.
+    Without a revision it is that of the main branch, or the only one: `keep` records no branch. Raises SourceError.
     """
     repository, _, revision = text.partition("@")
     try:

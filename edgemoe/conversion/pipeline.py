@@ -88,7 +88,7 @@ def convert_source(
     notice: NoticeCallback | None = None,
     examine: Examination | None = None,
 ) -> Path:
-    """As `convert_checkpoint`, for the source that `open_it` opens (given a folder for downloads). Closes the source."""
+    """As `convert_checkpoint`, for the source that `open_it` opens (given a folder for downloads) and then closes."""
     check_format("experts", experts)
     check_format("dense", dense)
     target = _target(destination)

@@ -16,7 +16,7 @@ Tokens must be routed as differently as those of a trained model, or a benchmark
 To measure decoding, give such a model tokens: what it generates may go in circles, and where the head is the
 embedding it repeats one token, since nothing answers a token's own row better than itself.
 
-Where q8, q4 or q4m are wanted the blocks themselves are drawn, and nothing is searched or rounded.
+For q8, q4 or q4m the blocks themselves are drawn at random, so no quantisation search or rounding takes place.
 """
 
 from __future__ import annotations

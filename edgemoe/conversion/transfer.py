@@ -138,7 +138,7 @@ class Transfer:
         self._checksums[name] = self._writer.checksums(part.file, part.offset, part.bytes)
 
     def _checkpoint(self) -> None:
-        """Make written bytes durable, then record them. Called only between pieces, when all error sums are complete."""
+        """Make written bytes durable, then record them. Called only between pieces, when error sums are complete."""
         if not self._errors and not self._checksums:
             return
         self._writer.sync()

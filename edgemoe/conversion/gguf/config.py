@@ -99,7 +99,7 @@ class Metadata:
             )
 
     def value(self, key: str, default: Any = None) -> Any:
-        """The value of a model key such as `block_count`. A list of equal numbers, one per layer, becomes one number."""
+        """Value of a model key such as `block_count`. A list of equal numbers, one per layer, becomes one number."""
         self._seen.add(key)
         value = self._values.get(self._prefix + key, default)
         if isinstance(value, list) and value and all(item == value[0] for item in value):

@@ -246,7 +246,7 @@ def _write_divisors(partial: Path, divisors: npt.NDArray[np.float32] | None) -> 
 
 
 def _troubles_on_the_way_back(partial: Path, spec: ModelSpec, tensors: dict[str, _Tensor]) -> Iterator[str]:
-    """Yield a sentence for each reason why the file could not be converted back. Runs before the weights are written."""
+    """Yield a sentence for each reason why the file cannot be converted back; called before the weights are written."""
     written = partial.stat().st_size
     room = sum(tensor.bytes + ALIGNMENT_BYTES for tensor in tensors.values())
     try:
