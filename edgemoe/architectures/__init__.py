@@ -30,7 +30,7 @@ FAMILIES: dict[str, ModuleType] = {
     "qwen2_moe": qwen2_moe,
     "qwen3_moe": qwen3_moe,
 }
-"""The families by the `model_type` of their config."""
+"""Family modules, keyed by the `model_type` of their config."""
 
 
 def model_spec(config: Mapping[str, Any]) -> ModelSpec:
@@ -46,10 +46,11 @@ def resolve(
     shapes: Mapping[str, tuple[int, ...]],
     unlisted: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, SourceSlice]:
-    """Where each tensor of the model lies in a checkpoint whose tensors have these names and shapes.
+    """Locate each tensor of the model in a checkpoint whose tensors have these names and shapes.
 
-    Keys are those of `ModelSpec.tensors()`, in that order. `unlisted` are tensors that its index leaves out, each with
-    its shard, for an error to name. Raises SourceError for a tensor that is missing, left over, or of another shape.
+    Keys are those of `ModelSpec.tensors()`, in that order. `unlisted` maps tensors that the checkpoint's index leaves
+    out to their shards, so that an error can name them. Raises SourceError for a tensor that is missing, left over, or
+    of another shape.
     """
     return resolve_tensors(model_spec(config), _family(config).TENSORS, shapes, unlisted)
 
@@ -57,16 +58,16 @@ def resolve(
 def checkpoint_shapes(config: Mapping[str, Any], *, stacked: bool = False) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors that a checkpoint with this config has. Raises SourceError.
 
-    Of several layouts it is the first in the family's table; with `stacked`, one that keeps all experts of a layer
-    in one tensor, where the family has such.
+    If the family has several layouts, the first one in its table is used; with `stacked`, a layout that keeps all
+    experts of a layer in one tensor is preferred, if the family has one.
     """
     return _checkpoint_shapes(model_spec(config), _family(config).TENSORS, stacked)
 
 
 def tied_head(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> SourceSlice | None:
-    """The head that a checkpoint carries although its config ties it to the embedding, which it must then repeat.
+    """Find the head that a checkpoint carries although its config ties it to the embedding, which it must then repeat.
 
-    None where there is no such tensor. Raises SourceError where its shape is not that of the embedding.
+    None if there is no such tensor. Raises SourceError if its shape is not that of the embedding.
     """
     return _tied_head(model_spec(config), shapes)
 

@@ -1,7 +1,7 @@
-"""Reads a checkpoint's `config.json` key by key, so that no key and no value is ignored in silence.
+"""Reads a checkpoint's `config.json` key by key, so that no key and no value is silently ignored.
 
-Every key is read by the family, or stands in `HARMLESS` with the reason, or must have one of the values in
-`FIXED`; any other key is refused by name. A null means what an absent key means.
+Every key is either read by the family's module, or listed in `HARMLESS` with the reason, or required to have one of
+the values in `FIXED`; any other key is refused by name. A null value is treated as an absent key.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LARGEST_POSITIONS = 1 << 30
 LARGEST_LAYERS = 1 << 12
 LARGEST_EXPERTS = 1 << 16
 LARGEST_TOTAL_EXPERTS = 1 << 16
-"""Experts of all layers together: each is three names in the tables, so an absurd count must not reach them."""
+"""Limit on the experts of all layers together: each adds three names to the tables, so an absurd count is refused."""
 
 HARMLESS: dict[str, str] = {
     **dict.fromkeys(
@@ -136,7 +136,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "shared_expert_intermediate_size": (0,),
     "sparse_attention_config": ({},),
 }
-"""Keys that change what a model computes, each with the values that change nothing."""
+"""Keys that change what a model computes, each with the values that leave the computation unchanged."""
 
 
 QUANTISED = ("quantization_config", "quantization", "compression_config")
@@ -144,19 +144,19 @@ QUANTISED = ("quantization_config", "quantization", "compression_config")
 
 
 class ConfigReader:
-    """One `config.json`, and which of its keys have been accounted for. Every method raises SourceError."""
+    """One `config.json`, with a record of which keys have been read. Every method raises SourceError."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._config = config
         self._seen: set[str] = {"model_type"}
 
     def value(self, name: str) -> Any:
-        """The raw value, None where it is absent or null."""
+        """The raw value; None if the key is absent or null."""
         self._seen.add(name)
         return self._config.get(name)
 
     def integer(self, *names: str, maximum: int, minimum: int = 1, default: int | None = None) -> int:
-        """A whole number under one of several names for the same thing; without a default it must be there."""
+        """A whole number under one of several synonymous keys; required unless a default is given."""
         present = {name: value for name in names if (value := self.value(name)) is not None}
         if len(set(map(show, present.values()))) > 1:
             pairs = " and ".join(f"{name} is {show(value)}" for name, value in present.items())
@@ -170,7 +170,7 @@ class ConfigReader:
         return default
 
     def number(self, name: str, default: float | None = None, *, above: float = 0.0, maximum: float = 1e9) -> float:
-        """A finite number with `above < number <= maximum`; without a default it must be there."""
+        """A finite number with `above < number <= maximum`; required unless a default is given."""
         return checked_number(name, self.value(name), default, above=above, maximum=maximum)
 
     def flag(self, name: str, default: bool) -> bool:
@@ -182,7 +182,7 @@ class ConfigReader:
         return value
 
     def sequence(self, name: str) -> Sequence[Any]:
-        """A list, empty where the key is absent or null."""
+        """A list; empty if the key is absent or null."""
         value = self.value(name)
         if value is None:
             return ()
@@ -191,7 +191,7 @@ class ConfigReader:
         return value
 
     def require(self, name: str, *allowed: Any, default: Any = None) -> None:
-        """Refuse any value but those that are implemented. With a default, that is what an absent key means."""
+        """Refuse any value except the implemented ones. `default` is the meaning of an absent key."""
         value = self.value(name)
         value = default if value is None else value
         if value is not None and not any(type(value) is type(a) and value == a for a in allowed):
@@ -199,7 +199,7 @@ class ConfigReader:
             raise unsupported(name, value, wanted)
 
     def finish(self) -> None:
-        """Refuse every key that nobody has read and that is not known to be harmless."""
+        """Refuse every key that was not read and that is not known to be harmless."""
         for name in QUANTISED:
             value = self._config.get(name)
             if isinstance(value, Mapping) and value:
@@ -232,7 +232,7 @@ def checked_number(
 
 
 def unsupported(name: str, value: Any, implemented: str) -> SourceError:
-    """The error for a value that means something, but nothing that edgemoe implements."""
+    """The error for a valid value that edgemoe does not implement."""
     return SourceError(f"config.json: {name} is {show(value)}; edgemoe implements {implemented} only.", UNSUPPORTED)
 
 
@@ -241,7 +241,7 @@ def _wrong(name: str, expected: str, value: Any) -> SourceError:
 
 
 def show(value: Any) -> str:
-    """A value for a message: short, and safe for any value, however long or deep."""
+    """Format a value for a message: the result is short, however long or deeply nested the value is."""
     if isinstance(value, (Mapping, list, tuple)):
         kind = "an object" if isinstance(value, Mapping) else "a list"
         return f"{kind} of {len(value)}" if value else f"an empty {kind.split()[1]}"

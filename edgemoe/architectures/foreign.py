@@ -1,6 +1,6 @@
-"""Tensors that a checkpoint has when it is not a plain one: quantised, or saved out of another program's wrapper.
+"""Recognises checkpoints that are quantised, or saved from within another program's wrapper, by their tensor names.
 
-Names alone tell, so that an error can say what is there, and not only what is missing.
+Thus an error can report what the checkpoint holds, and not only what is missing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _QUANTISED: tuple[tuple[str, str], ...] = (
     ("MXFP4", r"\.\w+_(blocks|scales)"),
     ("MLX", r"\.(scales|biases)"),
 )
-"""Methods, and the ends of names that only their checkpoints have; the first that fits is named."""
+"""Quantisation methods with tensor-name suffixes that only their checkpoints have; the first match is reported."""
 
 _ANY_QUANTISED = re.compile("|".join(f"(?:{pattern}$)" for _, pattern in _QUANTISED))
 
@@ -30,7 +30,7 @@ UNQUANTISED = "Use the checkpoint's unquantised version, or a GGUF of it in Q8_0
 
 
 def refuse_quantised_tensors(names: Collection[str]) -> None:
-    """Raises SourceError where the names show weights that another program has quantised."""
+    """Raises SourceError if the names show that another program has quantised the weights."""
     suspects = [name for name in names if _ANY_QUANTISED.search(name)]
     for method, pattern in _QUANTISED if suspects else ():
         found = sorted(name for name in suspects if re.search(pattern + "$", name))
@@ -43,7 +43,7 @@ def refuse_quantised_tensors(names: Collection[str]) -> None:
 
 
 def quantised_config(name: str, value: Mapping[str, object]) -> SourceError:
-    """The error for a config.json whose key `name` says that the weights are quantised."""
+    """The error for a config.json whose key `name` declares quantised weights."""
     method = value.get("quant_method") or value.get("quant_algo") or ("MLX" if name == "quantization" else None)
     if method is None and (value.get("load_in_4bit") or value.get("load_in_8bit")):
         method = "bitsandbytes"
@@ -57,9 +57,9 @@ def quantised_config(name: str, value: Mapping[str, object]) -> SourceError:
 
 
 def instead_of(missing: str, names: Collection[str], unlisted: Mapping[str, str]) -> tuple[str, str] | None:
-    """Names what a checkpoint has in place of a tensor, and the way out; None where nothing there resembles it.
+    """Describe what a checkpoint has in place of a missing tensor, and the remedy; None if nothing resembles it.
 
-    `names` are those of its tensors; `unlisted` those that its index leaves out, each with its shard.
+    `names` are those of its tensors; `unlisted` maps the tensors that its index leaves out to their shards.
     """
     if missing in unlisted:
         return (
@@ -85,7 +85,7 @@ def instead_of(missing: str, names: Collection[str], unlisted: Mapping[str, str]
             "Is this the base model alone, without its head? Save the whole model with save_pretrained.",
         )
     tail = missing.partition(".")[2]
-    # Of lm_head.weight nothing is left that tells one tensor from another.
+    # The rest of a name such as lm_head.weight is too common to identify a tensor.
     similar = next((name for name in names if "." in tail and name.endswith("." + tail)), None)
     if similar is not None:
         return (

@@ -1,4 +1,4 @@
-"""The parts of a `config.json` that several families share: the frame of the model, heads, experts, layers."""
+"""Reads the parts of a `config.json` that several families share: widths and head, attention, experts, layers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgemoe.model.spec import AttentionSpec, DenseFfnSpec, LayerSpec, ModelSpec
 
 
 def read_frame(reader: ConfigReader, family: str, *, default_theta: float = 10_000.0) -> ModelSpec:
-    """A model without its layers. Raises SourceError."""
+    """A `ModelSpec` without its layers. Raises SourceError."""
     reader.require("hidden_act", "silu", "swish", default="silu")
     max_positions = reader.integer("max_position_embeddings", maximum=limits.LARGEST_POSITIONS)
     _refuse_sliding_window(reader, max_positions)
@@ -29,9 +29,9 @@ def read_frame(reader: ConfigReader, family: str, *, default_theta: float = 10_0
 
 
 def _refuse_sliding_window(reader: ConfigReader, max_positions: int) -> None:
-    """A window that is switched off, or no shorter than the context, hides nothing from any token."""
+    """Refuse a window shorter than the context; one that is off, or at least as long as the context, has no effect."""
     window = reader.value("sliding_window")
-    reader.value("max_window_layers")  # says where a window would act
+    reader.value("max_window_layers")  # selects the layers that a window would apply to
     switched_off = not reader.flag("use_sliding_window", window is not None)
     for kind in reader.sequence("layer_types"):
         if kind != "full_attention":
@@ -53,7 +53,7 @@ def read_attention(
     scale: float | None = None,
     qk_norm: Literal["none", "head", "full"] = "none",
 ) -> AttentionSpec:
-    """Heads, biases and scale (the root of the head width where none is given). Raises SourceError.
+    """Heads, biases and scale (from the root of the head width unless `scale` is given). Raises SourceError.
 
     `bias_key` is the family's key for biases on query, key and value; without it they are refused.
     """
@@ -130,7 +130,7 @@ def read_layers(
     ffn: MoeSpec | DenseFfnSpec,
     dense: DenseFfnSpec | None = None,
 ) -> tuple[LayerSpec, ...]:
-    """The layers, all alike; with `dense` given, the keys of the Qwen families say which are dense."""
+    """The layers, all alike; if `dense` is given, the keys of the Qwen families select which layers are dense."""
     count = reader.integer("num_hidden_layers", maximum=limits.LARGEST_LAYERS)
     if isinstance(ffn, MoeSpec) and count * ffn.experts > limits.LARGEST_TOTAL_EXPERTS:
         raise SourceError(

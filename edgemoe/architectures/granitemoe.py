@@ -15,7 +15,7 @@ TENSORS = FRAME + layer_rows(
     ("router", "block_sparse_moe.router.layer.weight", ("experts", "model")),
     (_GATE_AND_UP, "block_sparse_moe.input_linear.weight", ("experts", "2*expert_width", "model")),
     ("experts.{expert}.down", "block_sparse_moe.output_linear.weight", ("experts", "model", "expert_width")),
-    # The names that newer programs use while they run.
+    # The names that newer programs use in memory.
     ("router", "block_sparse_moe.router.weight", ("experts", "model")),
     (_GATE_AND_UP, "block_sparse_moe.experts.gate_up_proj", ("experts", "2*expert_width", "model")),
     ("experts.{expert}.down", "block_sparse_moe.experts.down_proj", ("experts", "model", "expert_width")),
@@ -28,7 +28,7 @@ def read(reader: ConfigReader) -> ModelSpec:
 
 
 def read_granite(reader: ConfigReader, family: str, shared_width: int) -> ModelSpec:
-    """A Granite model with a shared expert of that width, 0 for none. Raises SourceError."""
+    """A Granite model with a shared expert of width `shared_width` (0: no shared expert). Raises SourceError."""
     frame = read_frame(reader, family)
     attention = read_attention(
         reader,

@@ -12,7 +12,7 @@ from edgemoe.model.spec import RopeSpec
 
 LARGEST_THETA = 1e12
 SMALLEST_NUMBER = 1e-6
-"""Every number of a rule lies above this, so that no float32 quotient of two overflows."""
+"""Exclusive lower bound of every parameter of a rule, so that no float32 quotient of two of them overflows."""
 _NUMBERS = {
     "default": (),
     "linear": ("factor",),
@@ -28,14 +28,14 @@ _NUMBERS = {
         "truncate",
     ),
 }
-"""The rules of scaling, and the keys that each understands."""
+"""The scaling rules, each with its keys."""
 
 
 def read_rope(reader: ConfigReader, default_theta: float, max_positions: int) -> RopeSpec:
     """The rotary positions, every parameter filled in. Raises SourceError.
 
-    A file may describe them under both names, and the two often differ in what they leave to the defaults. Each is
-    read by itself, with the keys beside it; both must come to the same positions.
+    A file may contain both forms, and the two often differ in which parameters they leave to the defaults. Each form is
+    read separately, with the keys beside it; both must give the same positions.
     """
     theta, partial = reader.value("rope_theta"), reader.value("partial_rotary_factor")
     found = {}
@@ -93,7 +93,7 @@ def _read_form(
 
 
 def _describe(spec: RopeSpec) -> str:
-    """A RopeSpec for a message."""
+    """Format a RopeSpec for a message."""
     numbers = [f"{name} {value:g}" for name, value in spec.parameters.items()]
     return f"{spec.scaling} ({', '.join([f'rope_theta {spec.theta:g}', *numbers])})"
 
@@ -158,7 +158,7 @@ def _yarn(
 
 
 def _yarn_attention_factor(parameters: dict[Any, Any], number: Callable[..., float], factor: float) -> float:
-    """Peng et al. 2023, section 3.4; the two `mscale` numbers come from DeepSeek-V2."""
+    """YaRN's attention factor: Peng et al. 2023, section 3.4; the two `mscale` numbers come from DeepSeek-V2."""
 
     def gain(weight: float) -> float:
         return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0

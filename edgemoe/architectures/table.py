@@ -1,8 +1,8 @@
-"""The table of a family's tensors, and the one loader that holds a checkpoint to it.
+"""The table of a family's tensors, and the loader that checks a checkpoint against it.
 
 A family lists where its tensors lie, in every layout in which its checkpoints are written. The `ModelSpec`
-says which of them a certain model has; the checkpoint must hold each of those exactly once, in the shape that
-the table gives, and nothing else but what `HARMLESS_TENSORS` names.
+determines which of them a particular model has; the checkpoint must hold each of those exactly once, in the shape that
+the table gives, and no other tensor except those that `HARMLESS_TENSORS` matches.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Row:
     """One line of a family's table.
 
     `internal`: the names in the `ModelSpec`; several share the source's rows evenly, in order (gate, then up).
-    `source`: the name in the checkpoint. Where only `internal` has `{expert}`, the source stacks the experts.
+    `source`: the name in the checkpoint. If only `internal` has `{expert}`, the source stacks the experts.
     `shape`: the source's shape in symbols (`2*expert_width` for a product).
     """
 
@@ -47,9 +47,9 @@ class SourceSlice:
 
 
 def rows(*lines: tuple[str, str, tuple[str, ...]], internal: str = "", source: str = "") -> tuple[Row, ...]:
-    """Rows from `(internal names, source name, shape)`, each name put behind the prefix given for its side.
+    """Make rows from `(internal names, source name, shape)`; `internal` and `source` are prefixes of the names.
 
-    Several internal names are written with spaces between them.
+    Several internal names are separated by spaces.
     """
     return tuple(
         Row(tuple(internal + name for name in names.split()), source + pattern, shape)
@@ -58,7 +58,7 @@ def rows(*lines: tuple[str, str, tuple[str, ...]], internal: str = "", source: s
 
 
 def layer_rows(*lines: tuple[str, str, tuple[str, ...]]) -> tuple[Row, ...]:
-    """Rows of which each layer has its own."""
+    """Make rows that exist once in each layer; arguments as in `rows`."""
     return rows(*lines, internal="layers.{layer}.", source="model.layers.{layer}.")
 
 
@@ -96,7 +96,7 @@ FUSED_EXPERTS: tuple[Row, ...] = layer_rows(
     ),
     ("experts.{expert}.down", "mlp.experts.down_proj", ("experts", "model", "expert_width")),
 )
-"""All experts of a layer in two tensors, as newer programs hold them."""
+"""All experts of a layer in two tensors, as newer programs keep them."""
 
 SEPARATE_EXPERTS: tuple[Row, ...] = layer_rows(
     ("experts.{expert}.gate", "mlp.experts.{expert}.gate_proj.weight", ("expert_width", "model")),
@@ -107,7 +107,7 @@ SEPARATE_EXPERTS: tuple[Row, ...] = layer_rows(
 HARMLESS_TENSORS: tuple[tuple[str, str], ...] = (
     (r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq", "rotary frequencies follow from config.json"),
 )
-"""Tensors that a checkpoint may carry and no model needs: patterns of names, and why."""
+"""Tensors that a checkpoint may carry and no model needs: name patterns, each with the reason."""
 
 TIED_HEAD = "a copy of the embedding, which config.json says is the head (tie_word_embeddings)"
 
@@ -118,9 +118,9 @@ def resolve_tensors(
     shapes: Mapping[str, tuple[int, ...]],
     unlisted: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, SourceSlice]:
-    """Where each tensor of `spec.tensors()` lies, in that order. Raises SourceError.
+    """Locate each tensor of `spec.tensors()` in the checkpoint, in that order. Raises SourceError.
 
-    `unlisted` are tensors that are not to be used, each with its shard: an error may name them.
+    `unlisted` maps tensors that must not be used to their shards; they only serve to explain an error.
     """
     refuse_quantised_tensors(shapes)
     wanted = spec.tensors()
@@ -141,7 +141,7 @@ def resolve_tensors(
                 found |= slices
     missing = [name for name in wanted if name not in found]
     if missing:
-        # Of several layouts, name the tensor in the one that the rest of the checkpoint is written in.
+        # If there are several layouts, name the tensor as in the layout that the rest of the checkpoint uses.
         places = candidates[missing[0]]
         first = next((source for row, source in places if row in layout), places[0][1])
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
@@ -178,7 +178,7 @@ def checkpoint_shapes(spec: ModelSpec, table: tuple[Row, ...], stacked: bool) ->
 
 
 def unused_tensors(spec: ModelSpec, names: Iterable[str]) -> dict[str, str]:
-    """The tensors among `names` that the model does not need, each with the reason why that is right."""
+    """The tensors among `names` that the model does not need, each with the reason."""
     reasons = {}
     for name in names:
         if name == HEAD and spec.tied_embeddings:
@@ -190,9 +190,9 @@ def unused_tensors(spec: ModelSpec, names: Iterable[str]) -> dict[str, str]:
 
 
 def tied_head(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> SourceSlice | None:
-    """The head in a checkpoint that has one beside the embedding to which config.json ties it; None where it has none.
+    """Find a head tensor that a checkpoint holds although config.json ties the head to the embedding; None if absent.
 
-    Raises SourceError where it is of another shape than the embedding.
+    Raises SourceError if its shape differs from that of the embedding.
     """
     if not spec.tied_embeddings or HEAD not in shapes:
         return None
@@ -201,7 +201,7 @@ def tied_head(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> SourceS
 
 
 def _expand(row: Row, spec: ModelSpec) -> Iterator[tuple[str, dict[str, SourceSlice], dict[str, int]]]:
-    """Each source tensor that a row stands for, with what it holds and the sizes of its layer."""
+    """Yield each source tensor that a row covers, with the slices it holds and the sizes of its layer."""
     per_layer = "{layer}" in row.source
     stacked = "{expert}" in row.internal[0] and "{expert}" not in row.source
     cached: tuple[LayerSpec | None, dict[str, int]] = (None, _sizes(spec, None))
@@ -233,7 +233,7 @@ def _slices(
 
 
 def _sizes(spec: ModelSpec, layer: LayerSpec | None) -> dict[str, int]:
-    """What the symbols of shapes stand for, in the whole model or in a layer."""
+    """The values of the symbols used in shapes, for the whole model or for a layer."""
     sizes = {"one": 1, "model": spec.model_width, "vocabulary": spec.vocabulary}
     if layer is None:
         return sizes
@@ -249,7 +249,7 @@ def _sizes(spec: ModelSpec, layer: LayerSpec | None) -> dict[str, int]:
 
 
 def _size(symbol: str, sizes: Mapping[str, int]) -> int:
-    """The size of one dimension; 0 where the layer has no such thing (a dense layer has no experts)."""
+    """The size of one dimension; 0 if the layer lacks it (a dense layer has no experts)."""
     factor, _, name = symbol.rpartition("*")
     return int(factor or 1) * sizes.get(name, 0)
 

@@ -1,4 +1,4 @@
-"""Rows of a checkpoint to panels of the store, with what that changed."""
+"""Encodes rows of a checkpoint as panels of the store, and measures the error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DAMAGED = "Was the checkpoint damaged? Download it again."
 
 @dataclass(frozen=True)
 class Encoded:
-    """Bytes for the store, and the sums over the weights of squared error and of squared weight."""
+    """Encoded bytes, with the sums of squared errors and of squared weights over all weights."""
 
     data: npt.NDArray[np.uint8]
     squared_error: float
@@ -25,9 +25,9 @@ class Encoded:
 
 
 def encode(rows: Rows, fmt: Format | None, tensor: str) -> Encoded:
-    """Rows `(rows, columns)` as whole panels of `fmt`, or elements as float32 where `fmt` is None.
+    """Encode rows `(rows, columns)` as whole panels of `fmt`, or elements as float32 if `fmt` is None.
 
-    Raises SourceError, naming the tensor, where a weight is not finite or beyond what the format can hold.
+    Raises SourceError, naming the tensor, if a weight is not finite or exceeds the range of the format.
     """
     if fmt is None:
         values = (dequantise(rows) if isinstance(rows, Blocks) else rows).reshape(-1)
@@ -55,7 +55,7 @@ def encode(rows: Rows, fmt: Format | None, tensor: str) -> Encoded:
 
 
 def _carry(blocks: Blocks, fmt: Format) -> Blocks | None:
-    """The same weights, to the bit, as blocks of another format; None where that format cannot hold them."""
+    """Convert blocks to another format bit for bit; None if that format cannot represent them."""
     source = blocks.format.name
     if source == fmt.name:
         return blocks

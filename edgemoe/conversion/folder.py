@@ -42,8 +42,8 @@ _ESCAPE = "Copy the real file into the folder, or give the folder that holds it.
 class FolderSource:
     """A folder with config.json and .safetensors files. A `Source`; constructing it reads all headers.
 
-    A link that lies in the folder is followed wherever it leads: the person who gave the folder put it there, or the
-    hub's library did. A name that a downloaded file gives, such as the index, never leads out of the folder.
+    A symbolic link in the folder is followed wherever it points: the user or the hub's library put it there. A name
+    given by a downloaded file, such as the index, is never allowed to point outside the folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -68,7 +68,7 @@ class FolderSource:
         self.fingerprint = digest.hexdigest()
 
     def _refuse_adapter(self) -> None:
-        """Raises SourceError where the folder holds a LoRA adapter, alone or beside a model."""
+        """Raises SourceError if the folder holds a LoRA adapter, alone or beside a model."""
         if os.path.lexists(self._folder / ADAPTER_CONFIG_NAME):
             adapter = read_json_file(self._file(ADAPTER_CONFIG_NAME), "the config of an adapter")
             raise adapter_error(self._folder, ADAPTER_CONFIG_NAME, adapter, (self._folder / CONFIG_NAME).exists())
@@ -77,10 +77,10 @@ class FolderSource:
             raise adapter_error(self._folder, min(weights), {}, False)
 
     def _find_shards(self) -> dict[str, set[str] | None]:
-        """Each shard with the tensors that the index says it has; None where no index is used.
+        """Each shard with the tensors that the index lists for it; None if no index is used.
 
-        A single file comes before an index, as in transformers (`_get_resolved_checkpoint_files`): a folder may keep
-        both when a model was saved anew, in one file, over an older one in shards.
+        A single file takes precedence over an index, as in transformers (`_get_resolved_checkpoint_files`): a folder
+        has both if a model was saved as one file over an older, sharded one.
         """
         if self._exists(SINGLE_NAME):
             return {SINGLE_NAME: None}
@@ -134,10 +134,10 @@ class FolderSource:
             raise SourceError(f"{name}: cannot be read ({problem.strerror}).", "Check the disk.") from problem
 
     def _exists(self, name: str) -> bool:
-        return os.path.exists(self._inside(name))  # noqa: PTH110 (it answers no for a name that no file can have)
+        return os.path.exists(self._inside(name))  # noqa: PTH110 (returns False for an invalid file name)
 
     def _inside(self, name: str) -> Path:
-        """The path of a name that the checkpoint gives. Raises SourceError where it leaves the folder."""
+        """The path of a name given by the checkpoint. Raises SourceError if it points outside the folder."""
         pure = PurePosixPath(name)
         if not name or "\0" in name or "\\" in name or pure.is_absolute() or ".." in pure.parts:
             raise SourceError(
@@ -147,14 +147,14 @@ class FolderSource:
         return self._folder / pure
 
     def _file(self, name: str) -> Path:
-        """A regular file of the checkpoint, by the name that it has in the folder."""
+        """The path of a regular file of the checkpoint, by its name in the folder."""
         path = self._inside(name)
         try:
             real = path.resolve(strict=True)
             regular = stat.S_ISREG(real.stat().st_mode)
         except (OSError, RuntimeError):
             raise missing_file(self._folder, name) from None
-        if len(path.relative_to(self._folder).parts) > 1:  # by a path, which only a downloaded index gives
+        if len(path.relative_to(self._folder).parts) > 1:  # a path with folders, which only a downloaded index gives
             roots = [self._folder]
             if self._folder.parent.name == "snapshots":
                 roots.append(self._folder.parent.parent / "blobs")
@@ -220,15 +220,15 @@ class FolderSource:
 
 
 def to_float32(raw: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Floats of a checkpoint as float32; bfloat16 comes as uint16, being the upper half of a float32."""
+    """Convert a checkpoint's floats to float32. bfloat16 arrives as uint16: it is the upper half of a float32."""
     if raw.dtype == np.uint16:
         return (raw.astype(np.uint32) << 16).view(np.float32)
-    with np.errstate(over="ignore"):  # what overflows becomes infinite, and is refused as such
+    with np.errstate(over="ignore"):  # values that overflow become infinite, and are refused later
         return raw.astype(np.float32, copy=False)
 
 
 def read_json_file(path: Path, what: str) -> dict[str, Any]:
-    """A JSON table from a checkpoint. Raises SourceError where it is none."""
+    """Read a JSON object from a checkpoint's file. Raises SourceError if the file is not a JSON object."""
     try:
         with path.open("rb") as file:
             text = file.read(MAX_JSON_BYTES + 1)

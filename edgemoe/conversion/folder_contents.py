@@ -1,4 +1,4 @@
-"""Tells what a folder holds where that is not, or not only, a whole checkpoint of safetensors files."""
+"""Diagnoses folders that are not, or not only, a whole checkpoint of safetensors files."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _GIVE_THE_FOLDER = "Give the folder that holds config.json and the weights."
 
 
 def checkpoint_folder(folder: Path) -> Path:
-    """The folder that has the files of the checkpoint: this one, or the snapshot of a repository in the hub's cache.
+    """The folder with the checkpoint's files: `folder` itself, or the snapshot of a repository in the hub's cache.
 
-    Such a repository is a folder `models--owner--name` with `snapshots/COMMIT` and, for each branch, `refs/BRANCH` with
-    its commit. Raises SourceError where there are several snapshots and no main branch that names one.
+    A cached repository is a folder `models--owner--name` with `snapshots/COMMIT` and, for each branch, `refs/BRANCH`
+    holding its commit. Raises SourceError if there are several snapshots and no main branch that names one.
     """
     try:
         names = sorted(path.name for path in (folder / "snapshots").iterdir() if path.is_dir())
@@ -48,7 +48,7 @@ def checkpoint_folder(folder: Path) -> Path:
 
 
 def refuse_store(folder: Path) -> None:
-    """Raises SourceError for a folder that is a store already."""
+    """Raises SourceError for a folder that is already a store."""
     if (folder / MANIFEST_NAME).is_file():
         raise SourceError(
             f"{folder}: expected a checkpoint, found a store, which is what conversion makes.",
@@ -57,10 +57,10 @@ def refuse_store(folder: Path) -> None:
 
 
 def adapter_error(where: object, found: str, adapter_config: dict[str, Any], beside_model: bool) -> SourceError:
-    """The error for a LoRA adapter, whose weights only mean something when they are added to those of a model.
+    """The error for a LoRA adapter, whose weights are only meaningful when added to those of a model.
 
-    `found` is the file that shows it. transformers (with peft) adds an adapter that lies beside a whole model, so that
-    to convert such a model without it would make another one.
+    `found` is the file that reveals it. transformers (with peft) applies an adapter that lies beside a whole model, so
+    converting the model without it would give a different model.
     """
     base = adapter_config.get("base_model_name_or_path")
     of = f" of {base}" if isinstance(base, str) and 0 < len(base) < 200 else ""
@@ -80,9 +80,9 @@ def adapter_error(where: object, found: str, adapter_config: dict[str, Any], bes
 
 
 def missing_file(folder: Path, name: str) -> SourceError:
-    """The error for a file that a checkpoint must have, with what the folder holds instead."""
+    """The error for a missing required file, with a description of what the folder holds instead."""
     path = folder / name
-    if os.path.islink(path):  # noqa: PTH114 (it answers no for a name that no file can have)
+    if os.path.islink(path):  # noqa: PTH114 (returns False for an invalid file name)
         return SourceError(
             f"{folder}: {name} is missing: it is a link to {path.readlink()}, which is not there.",
             "Put the file back where the link leads, or download it again.",
@@ -97,7 +97,7 @@ def missing_file(folder: Path, name: str) -> SourceError:
 
 
 def no_weights(folder: Path) -> SourceError:
-    """The error for a folder with a config.json and no weights that can be read, with what it holds instead."""
+    """The error for a folder with a config.json but no readable weights; it describes what the folder holds instead."""
     ggufs = sorted(file.name for file in folder.glob("*.gguf"))
     if ggufs:
         return _gguf_error(folder, ggufs)
@@ -121,13 +121,13 @@ def _gguf_error(folder: Path, names: list[str]) -> SourceError:
 
 
 def refuse_lfs_pointer(path: Path) -> None:
-    """Raises SourceError for a Git LFS pointer, which is a few lines of text in place of the file."""
+    """Raises SourceError for a Git LFS pointer: a few lines of text in place of the file."""
     if is_lfs_pointer(path):
         raise SourceError(f"{path}: {LFS_FOUND}", LFS_WAY_OUT)
 
 
 def single_before_shards(names: Collection[str]) -> list[str]:
-    """Says which weights are taken of a checkpoint that has two versions; empty for others. `names` are its files."""
+    """Notice on which weights are used if the files `names` include both a single file and shards; else empty."""
     shards = sorted(name for name in names if _SHARD_NAME.fullmatch(name))
     if SINGLE_NAME not in names or not shards:
         return []
@@ -138,7 +138,7 @@ def single_before_shards(names: Collection[str]) -> list[str]:
 
 
 def no_tokenizer(names: Iterable[str]) -> str:
-    """Says what a missing tokenizer.json means, and how to make one. `names` are its files."""
+    """Explain the consequence of a missing tokenizer.json, and how to make one. `names` are the checkpoint's files."""
     slow = next((name for name in names if name in ("tokenizer.model", "vocab.json")), None)
     parts = ["The checkpoint has no tokenizer.json: the store will take and give token ids, from Python, and no text."]
     if slow is not None:

@@ -1,8 +1,8 @@
-"""The store that a conversion would make, without making it: every size and place, and no byte of weights.
+"""Predicts the store that a conversion would make: every size and offset, without reading any weights.
 
-What a checkpoint says without its weights decides all of it: the config, and the names, shapes and dtypes of its
-tensors. Where the shards themselves are not there the names come from the index, the shapes from the config, and the
-weights are taken for unquantised floats, which is what checkpoints with an index are.
+The config and the names, shapes and dtypes of the tensors determine all of it. If the shards themselves are missing,
+the names come from the index, the shapes from the config, and the weights are assumed to be unquantised floats, as in
+all checkpoints with an index.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ from edgemoe.store.reader import Store
 
 @dataclass(frozen=True)
 class Forecast:
-    """A store as it would be."""
+    """A predicted store."""
 
     store: Store
-    """Whose manifest has every size, and whose files are not there."""
+    """A store with a complete manifest but no files."""
     source: str
-    """What it would be made from, by its name."""
+    """The name of the source that it would be made from."""
     known_from: str
-    """What of the source was looked at."""
+    """Description of the parts of the source that were examined."""
     weights: tuple[Path, ...] = ()
-    """Files of weights that are there."""
+    """The weight files that exist."""
 
 
 def forecast_store(source: str, experts: str | None = None, dense: str | None = None) -> Forecast:
-    """What `edgemoe convert` would make of a source with these formats.
+    """Predict the store that `edgemoe convert` would make from a source with these formats.
 
-    The source is a folder with a checkpoint, a folder that has no more than its config.json (and its index), the
-    config.json itself, a GGUF file, or a hub id, of which config, index and headers are fetched. Raises SourceError
-    for what cannot be converted, UsageError for what is no format.
+    The source is a folder with a checkpoint, a folder with only its config.json (and its index), the config.json
+    itself, a GGUF file, or a hub id, of which only config, index and headers are fetched. Raises SourceError for a
+    source that cannot be converted, UsageError for an unknown format.
     """
     check_format("experts", experts)
     check_format("dense", dense)
-    path = Path(os.path.expanduser(source))  # noqa: PTH111 (it leaves an unknown ~user as it is)
+    path = Path(os.path.expanduser(source))  # noqa: PTH111 (leaves an unknown ~user unchanged)
     path = checkpoint_folder(path) if source else path
     config = _config_alone(path)
     if config is not None:
@@ -69,9 +69,9 @@ def forecast_store(source: str, experts: str | None = None, dense: str | None = 
 def forecast_manifest(
     config: Mapping[str, Any], names: Iterable[str] | None, experts: str | None, dense: str | None
 ) -> Manifest:
-    """The manifest for a config, of whose tensors the names are known, or (None) not even those.
+    """The manifest for a config, given the names of its tensors; None if the names are unknown too.
 
-    Raises SourceError where the model is not one that we run, or the names are not those of its tensors.
+    Raises SourceError if the model is not supported, or the names are not those of its tensors.
     """
     spec = model_spec(config)
     if names is not None:
@@ -87,7 +87,7 @@ def _shapes(config: Mapping[str, Any], stacked: bool) -> dict[str, tuple[int, ..
 
 
 def _config_alone(path: Path) -> Path | None:
-    """The config.json of a checkpoint whose weights are not there; None where the source is of another kind."""
+    """The config.json of a checkpoint without its weights; None for any other kind of source."""
     if path.name == CONFIG_NAME and path.is_file():
         return path
     config = path / CONFIG_NAME
@@ -101,7 +101,7 @@ def _config_alone(path: Path) -> Path | None:
 
 
 def _names_of_index(index: Path) -> list[str] | None:
-    """The names of all tensors, where an index says them: a single file beside it comes before it."""
+    """The names of all tensors from the index; None without an index, or if a single file takes precedence over it."""
     weight_map = None if index.with_name(SINGLE_NAME).is_file() else _weight_map(index)
     return None if weight_map is None else list(weight_map)
 
@@ -112,7 +112,7 @@ def _shards_of_index(index: Path) -> set[str] | None:
 
 
 def _weight_map(index: Path) -> dict[str, str] | None:
-    """Names of tensors to names of shards; None where there is no index. Raises SourceError where it is none."""
+    """Map tensor names to shard names; None if there is no index. Raises SourceError if the file is not an index."""
     if not index.is_file():
         return None
     weight_map = read_json_file(index, "the index of the shards").get("weight_map")

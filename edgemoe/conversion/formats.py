@@ -1,4 +1,4 @@
-"""Which weight format each matrix of the store gets: what the options say, else what the checkpoint suggests."""
+"""Chooses the weight format of each matrix of the store: from the options, else from the checkpoint's own formats."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ DEFAULT_EXPERTS = "q4"
 DEFAULT_DENSE = "q8"
 
 _EXACT = ("router", "shared_gate")
-"""Matrices so small, and decisions so sharp, that they stay float32."""
+"""Small matrices whose outputs decide the routing or the gating; they stay float32."""
 
 _EXPERT = re.compile(r"layers\.(\d+)\.experts\.(\d+)\.(gate|up|down)")
 _CLASSES = {"query": "attention", "key": "attention", "value": "attention", "output": "attention", "ffn": "ffn"}
 
 
 def check_format(parameter: str, value: str | None) -> None:
-    """Raises UsageError, which names the parameter, for a value that is not a format."""
+    """Raises UsageError, naming the parameter, for an unknown format."""
     if value is not None and value not in FORMATS:
         raise UsageError(f"`{parameter}`: expected one of {', '.join(FORMATS)}, found {value!r}.")
 
@@ -32,13 +32,13 @@ def expert_of(name: str) -> tuple[int, int, str] | None:
 
 
 def stored_name(name: str) -> str:
-    """The name under which a tensor is found in the store: gate and up lie in one matrix."""
+    """The name of the stored matrix that holds a tensor: gate and up share one matrix."""
     head, _, last = name.rpartition(".")
     return f"{head}.gate_up" if last in ("gate", "up") else name
 
 
 def class_of(name: str, shape: tuple[int, ...]) -> str:
-    """The class of tensors to which a model's tensor belongs, for the statistics of the store."""
+    """The class of a tensor, for the statistics of the store."""
     if len(shape) == 1:
         return "vectors"
     if expert_of(name):
@@ -79,10 +79,10 @@ def _group(name: str) -> str:
 
 
 def _carried(dtypes: Iterable[str]) -> str | None:
-    """The smallest format that takes over quantised blocks without any loss; None where some are not quantised."""
+    """The smallest format that holds the quantised blocks without loss; None if some tensors are not quantised."""
     names = {BLOCK_FORMATS.get(dtype) for dtype in dtypes}
     if None in names:
         return None
     if "q8" in names:
-        return "q8"  # takes q4 exactly; q4m beside q8 does not occur in one matrix but for odd mixtures
+        return "q8"  # holds q4 exactly; q4m and q8 in one matrix only occur in unusual mixtures
     return "q4m" if "q4m" in names else "q4"

@@ -1,11 +1,10 @@
 """A checkpoint on the Hugging Face hub: small files first, then one shard at a time, each deleted after use.
 
-The commit is looked up once and everything is read at that commit, so an update on the way mixes nothing. Only
-the files named here are ever fetched; no pickle and no program is. The shapes of all tensors come from the
-shards' headers, read by range before any shard is downloaded.
+The commit is looked up once and everything is read at that commit, so an update during the conversion cannot mix
+versions. Only the files named here are ever fetched, never a pickle or a program. The shapes of all tensors come from
+the shards' headers, read by range requests before any shard is downloaded.
 
-A shard is written to `NAME.part`, which a later run goes on with, and gets its name when its size and SHA-256
-are right.
+A shard is downloaded to `NAME.part`, which a later run resumes, and renamed when its size and SHA-256 are right.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ _COMMIT = re.compile("[0-9a-f]{40,64}")
 
 @dataclass(frozen=True)
 class _RemoteFile:
-    """A file of the repository; size and SHA-256 where the hub says them."""
+    """A file of the repository; size and SHA-256 if the hub gives them."""
 
     size: int | None
     sha256: str | None
@@ -63,9 +62,9 @@ class _RemoteFile:
 class HubSource:
     """A checkpoint by its hub id `owner/name[@revision]` (see `Source`). Opening it fetches the small files.
 
-    `downloads` is the folder for shards (a cache folder of the user where it is None); with `keep` they go to the
-    hub's own cache and stay there. A shard that is in that cache already is used from there in any case. Without
-    `side_files` the tokenizer's files are left where they are.
+    `downloads` is the folder for shards (None: a folder in the user's cache); with `keep` they go to the hub's own
+    cache and stay there. A shard that is already in that cache is always used from there. Without `side_files` the
+    tokenizer's files are not downloaded.
     """
 
     def __init__(
@@ -86,11 +85,11 @@ class HubSource:
                 "Set HF_HOME to a folder of yours, or convert without keeping downloads.",
             )
         self._api = HfApi(endpoint=endpoint, library_name="edgemoe")
-        # Its bars would draw over those of whoever converts.
+        # The library's progress bars would overwrite those of the caller.
         disable_progress_bars("huggingface_hub.http_get")
         with explained(self._repository):
             info = self._model_info(revision or None)
-        if not _COMMIT.fullmatch(info.sha or ""):  # a folder of ours is named by it
+        if not _COMMIT.fullmatch(info.sha or ""):  # the commit becomes the name of a folder
             raise SourceError(f"{text}: the hub does not say at which commit it is.", "Check HF_ENDPOINT.")
         self._commit: str = info.sha or ""
         self._remote = {
@@ -163,7 +162,7 @@ class HubSource:
         return notices
 
     def close(self) -> None:
-        """Tidy up, but leave what a later run can go on with."""
+        """Clean up, but keep the partial downloads that a later run can resume."""
         self._open.clear()
         if not any(path.name in self._shards or path.suffix == ".part" for path in self._folder.glob("*")):
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -180,9 +179,9 @@ class HubSource:
             ) from error
 
     def _find_shards(self) -> dict[str, set[str] | None]:
-        """Each shard with the tensors that the index says it has; None where no index is used.
+        """Each shard with the tensors that the index lists for it; None if no index is used.
 
-        A single file comes before an index, as in transformers and in `FolderSource`.
+        A single file takes precedence over an index, as in transformers and in `FolderSource`.
         """
         if SINGLE_NAME in self._remote:
             return {SINGLE_NAME: None}
@@ -193,7 +192,7 @@ class HubSource:
             raise SourceError(f"{self.name}: {INDEX_NAME}: expected a weight_map of tensor names to file names.")
         shards: dict[str, set[str] | None] = {}
         for tensor, shard in weight_map.items():
-            # Only a plain name of a file that the repository has: no path of ours is made of anything else.
+            # Only a plain name of a file in the repository may become part of a local path.
             if shard not in self._remote or Path(shard).name != shard or Path(shard).suffix != ".safetensors":
                 raise SourceError(
                     f"{self.name}: {INDEX_NAME} names {shard!r:.80}, which is no shard of the checkpoint."
@@ -223,7 +222,7 @@ class HubSource:
         return {name: TensorInfo(tuple(info.shape), info.dtype, shard) for name, info in header.tensors.items()}
 
     def _fetch_shard(self, shard: str) -> tuple[Path, dict[str, HeaderTensor]]:
-        """A shard on this machine, downloaded where it must be, and its header."""
+        """The local path of a shard, downloaded if necessary, and its header."""
         if shard not in self._open:
             path = self._cached(shard) or (self._download_to_cache(shard) if self._keep else self._download(shard))
             header = read_header(path, SourceError, AGAIN)
@@ -243,7 +242,7 @@ class HubSource:
         size = self._remote[name].size
         if size is not None and size > _MAX_SMALL_FILE_BYTES:
             raise SourceError(f"{self.name}: {name}: expected at most {_MAX_SMALL_FILE_BYTES} bytes, found {size}.")
-        into_cache = self._keep and size is not None  # the library's own download of a file knows no limit
+        into_cache = self._keep and size is not None  # the library's own download has no size limit
         return self._cached(name) or (self._download_to_cache(name) if into_cache else self._download(name))
 
     def _download_to_cache(self, name: str) -> Path:
@@ -270,7 +269,7 @@ class HubSource:
         return path
 
     def _download_parts(self, name: str, partial: Path) -> None:
-        """The rest of a file, over as many connections as it takes while each brings something."""
+        """Download the rest of a file, with new connections as long as they deliver bytes."""
         expected = self._remote[name].size
         url = hf_hub_url(self._repository, name, revision=self._commit, endpoint=self._api.endpoint)
         failures = 0
@@ -291,7 +290,7 @@ class HubSource:
                 return
             except FAILURES as error:
                 if http_status(error) == _RANGE_REFUSED or (expected is not None and _size(partial) > expected):
-                    # The hub's file is not as long as the hub says: what is here is of no use to a later run.
+                    # The file's length differs from the hub's metadata: a later run cannot use the partial file.
                     partial.unlink()
                     raise
                 failures = 0 if _size(partial) > before else failures + 1
@@ -300,7 +299,7 @@ class HubSource:
                 time.sleep(failures)
 
     def _watched(self, file: BinaryIO, name: str) -> BinaryIO:
-        """The file as one that tells of each write, and does not grow beyond what the hub says of it."""
+        """Wrap a file so that it reports each write and refuses to grow beyond the size that the hub gives."""
         listener, size = self._downloading, self._remote[name].size
         most = size if size is not None or name.endswith(".safetensors") else _MAX_SMALL_FILE_BYTES
 
@@ -324,7 +323,7 @@ class HubSource:
             )
 
     def _check(self, name: str, path: Path, to_delete: Path) -> None:
-        """Hold a downloaded file to what the hub says of it; one that is wrong is deleted."""
+        """Check a downloaded file against the size and SHA-256 that the hub gives; delete it if it is wrong."""
         remote = self._remote[name]
         size = path.stat().st_size
         if remote.size is not None and size != remote.size:
@@ -349,7 +348,7 @@ class HubSource:
 
 
 class _Watched:
-    """A file that tells how long it is after each write."""
+    """A file that reports its length after each write."""
 
     def __init__(self, file: BinaryIO, told: Callable[[int], None]) -> None:
         self._file, self._told = file, told

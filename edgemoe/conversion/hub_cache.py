@@ -1,4 +1,4 @@
-"""Opens a hub id: at the hub, or from the hub's cache on this machine where the hub cannot be asked."""
+"""Opens a hub id: at the hub, or from the hub's cache on this machine if the hub is unreachable."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def open_hub(
     downloading: DownloadCallback | None = None,
     side_files: bool = True,
 ) -> Source:
-    """The checkpoint of a hub id: as the hub has it, or, where that cannot be asked, from its cache on this machine.
+    """Open the checkpoint of a hub id from the hub or, if the hub is unreachable, from its cache on this machine.
 
-    The cache must have it whole. The arguments are those of `HubSource`. Raises SourceError.
+    The cache must hold the whole checkpoint. The arguments are those of `HubSource`. Raises SourceError.
     """
     try:
         return hub.HubSource(text, downloads=downloads, keep=keep, downloading=downloading, side_files=side_files)
@@ -46,7 +46,7 @@ def open_hub(
 def _cached_snapshot(text: str) -> Path | None:
     """The folder in the hub's cache with the files of a hub id at its revision; None where there is none.
 
-    Without a revision it is that of the main branch, or the only one: `keep` notes no branches. Raises SourceError.
+    Without a revision it is that of the main branch, or the only one: `keep` records no branch. Raises SourceError.
     """
     repository, _, revision = text.partition("@")
     try:
@@ -63,9 +63,9 @@ def _cached_snapshot(text: str) -> Path | None:
 
 
 class CachedSource(FolderSource):
-    """A checkpoint of the hub in the hub's own cache, read without asking the hub.
+    """A checkpoint of the hub in the hub's own cache, read without contacting the hub.
 
-    Its fingerprint is of its files, not the commit: the cache may lack small files that the hub has.
+    Its fingerprint covers its files, not the commit: the cache may lack small files that the hub has.
     """
 
     def __init__(self, text: str, snapshot: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the hub's library, its connection and the disk raise, as errors that say the way out."""
+"""Converts errors of the hub's library, the connection and the disk to SourceErrors that name a remedy."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from edgemoe.errors import SourceError
 
 
 class HubUnreachableError(SourceError):
-    """The hub cannot be asked now: offline by choice, no connection, or a hub in trouble."""
+    """The hub is unreachable now: offline mode, no connection, or a failure of the hub."""
 
 
 AGAIN = "Run the same command again: it goes on where it was."
 
 FAILURES: tuple[type[Exception], ...] = (OSError, *HfHubHTTPError.__bases__)
-"""What a request can raise: the library's errors are also those of its HTTP client, which differs by version."""
+"""Errors a request can raise. The library's derive from those of its HTTP client, which differs by version."""
 
 _NOT_PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG})
-"""Errors of this machine's disk: trying again does not help."""
+"""Errors of this machine's disk, after which a retry does not help."""
 
 
 @contextmanager
 def explained(what: str, folder: Path | None = None) -> Iterator[None]:
-    """Turns what the library and the disk raise into a SourceError.
+    """Turns errors of the library and the disk into a SourceError.
 
-    `what` is the repository, or the file in it; `folder` where it is written to.
+    `what` is the repository, or the file in it; `folder` is the folder it is written to.
     """
     try:
         yield
@@ -50,7 +50,7 @@ def explained(what: str, folder: Path | None = None) -> Iterator[None]:
 
 
 def http_status(error: Exception) -> int | None:
-    """The HTTP status behind an error; None where there was no answer."""
+    """The HTTP status behind an error; None if there was no response."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 

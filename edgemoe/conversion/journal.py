@@ -1,7 +1,7 @@
-"""What a conversion has finished, on disk, so that it can go on after any interruption; and its lock.
+"""The journal of a conversion: records on disk what is finished, so that any interruption can be resumed; and its lock.
 
-The journal is a file of JSON lines, appended and made durable only after the bytes that they speak of. A line
-cut short by a crash, and what stands behind it, does not count: that work is done again, to the same bytes.
+The journal is a file of JSON lines, each appended and made durable only after the bytes that it describes. A line
+cut short by a crash, and everything after it, is ignored: that work is done again and gives the same bytes.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ class Journal:
         self.folder = folder
         self._descriptor = descriptor
         self.identity: Mapping[str, Any] | None = None
-        """What the conversion in the folder is of, None where none was begun."""
+        """Identity of the conversion in the folder; None if none was begun."""
         self.errors: dict[int, tuple[float, float]] = {}
-        """Of each finished piece, by number: the sums of its squared errors and squared weights."""
+        """Sums of squared errors and of squared weights of each finished piece, by its number."""
         self.checksums: dict[str, Checksums] = {}
-        """Those of each finished record or resident tensor."""
+        """Checksums of each finished record or resident tensor."""
         self._read()
 
     @classmethod
     def lock(cls, folder: Path) -> Journal:
-        """The journal in a folder, made where there is none. Raises UsageError where another conversion runs there."""
+        """Open and lock the journal in a folder, or create it. Raises UsageError if another conversion runs there."""
         while True:
             folder.mkdir(parents=True, exist_ok=True)
             try:
@@ -76,7 +76,7 @@ class Journal:
         os.lseek(self._descriptor, good, os.SEEK_SET)
 
     def _understand(self, line: bytes) -> bool:
-        """Take in one line; False where it is damaged."""
+        """Parse one line and apply it; False if it is damaged."""
         try:
             entry = parse_json(line)
             if self.identity is None:
@@ -100,7 +100,7 @@ class Journal:
         self._append([{"identity": identity}])
 
     def record(self, errors: Mapping[int, tuple[float, float]], checksums: Mapping[str, Checksums]) -> None:
-        """Note finished pieces and parts; returns when that is on the disk. Their bytes must be there already."""
+        """Record finished pieces and parts; returns once that is on the disk. Their bytes must be there already."""
         self.errors.update(errors)
         self.checksums.update(checksums)
         lines: list[dict[str, Any]] = [{"piece": number, "sums": list(sums)} for number, sums in errors.items()]

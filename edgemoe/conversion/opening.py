@@ -25,12 +25,12 @@ def open_source(
 ) -> Source:
     """The source that `text` names: a folder, a GGUF file, or a hub id `owner/name[@revision]`.
 
-    What exists on this machine is never looked up on the hub, and a GGUF file may have any name. `downloads` is a
-    folder for a hub source to keep partial downloads in, across runs; with `keep` shards stay in the hub's own cache
-    instead; `downloading` hears how far each file is; without `side_files` a hub source leaves the tokenizer's files
-    where they are. Raises SourceError where there is no such thing, or it is damaged.
+    A path that exists on this machine is never looked up on the hub, and a GGUF file may have any name. `downloads` is
+    the folder in which a hub source keeps partial downloads across runs; with `keep` shards stay in the hub's own cache
+    instead; `downloading` is called with the progress of each file; without `side_files` a hub source does not download
+    the tokenizer's files. Raises SourceError if the source does not exist or is damaged.
     """
-    # os.path rather than Path: its tests answer no, and raise nothing, for text that no path can be.
+    # os.path rather than Path: its tests return False, and raise nothing, for a text that is not a valid path.
     path = Path(os.path.expanduser(text))  # noqa: PTH111
     if text and os.path.isdir(path):  # noqa: PTH112
         from edgemoe.conversion.folder import FolderSource
@@ -54,7 +54,7 @@ def open_source(
 
 
 def _not_a_source(text: str, path: Path) -> SourceError:
-    """The error for something that exists and is neither a folder nor a GGUF file."""
+    """The error for an existing path that is neither a folder nor a GGUF file."""
     if not path.exists():
         return SourceError(
             f"{text}: is a link to {path.readlink()}, which is not there.", "Put the file back, or mend the link."

@@ -1,6 +1,6 @@
-"""A checkpoint becomes a store: streamed, bounded in memory, resumable at any point, to the same bytes.
+"""Converts a checkpoint to a store: streamed, bounded in memory, resumable at any point with identical bytes.
 
-While it is written the store lies in `DEST.partial/store`, beside the journal that says what of it is done
+While it is written the store lies in `DEST.partial/store`, beside the journal that records which parts are done
 and a hub's unfinished downloads. When all is on the disk the folder is renamed to `DEST` as a whole.
 """
 
@@ -55,12 +55,11 @@ def convert_checkpoint(
     """Convert a checkpoint (folder, .gguf file or hub id) to a store at `destination`; returns its path.
 
     `experts` and `dense` name formats; without them quantised blocks carry over exactly, and other weights
-    become q4 and q8. An interrupted conversion goes on where it was; `force` discards one of another
-    checkpoint or other options. A finished store of the same conversion is left as it is. `keep` leaves
-    downloaded shards in the hub's cache. `notice` gets what a person should know of the checkpoint before its weights
-    are read: what the source says, and what `examine` finds in the small files.
-    Raises UsageError, SourceError or StoreError; whatever happens,
-    nothing half-written stands at `destination`.
+    become q4 and q8. An interrupted conversion resumes; `force` discards an unfinished conversion of another
+    checkpoint or with other options. A finished store of the same conversion is left unchanged. `keep` leaves
+    downloaded shards in the hub's cache. `notice` receives remarks for the user before the weights are read: those of
+    the source, and those that `examine` makes on the small files.
+    Raises UsageError, SourceError or StoreError; in no case is a half-written store left at `destination`.
     """
 
     def opened(downloads: Path) -> Source:
@@ -89,7 +88,7 @@ def convert_source(
     notice: NoticeCallback | None = None,
     examine: Examination | None = None,
 ) -> Path:
-    """`convert_checkpoint` for a source that `open_it` opens, given a folder for what it downloads. It is closed."""
+    """As `convert_checkpoint`, for the source that `open_it` opens (given a folder for downloads) and then closes."""
     check_format("experts", experts)
     check_format("dense", dense)
     target = _target(destination)
@@ -151,7 +150,7 @@ def edgemoe_version() -> str:
 
 
 def _provenance(source: Source, experts: str | None, dense: str | None) -> dict[str, Any]:
-    """What a store was made of, and by what: the same provenance gives the same bytes."""
+    """A store's source, formats and program version: the same provenance gives the same bytes."""
     return {
         "source": source.name,
         "fingerprint": source.fingerprint,
@@ -194,7 +193,7 @@ def _require_same(existing: Store, provenance: Mapping[str, Any]) -> None:
 
 
 def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """In what one conversion differs from another, for messages."""
+    """Describe the differences between two conversions, for messages."""
     texts = [
         f"{key} {found.get(key) or 'by default'}, not {wanted[key] or 'by default'}"
         for key in ("source", "edgemoe", "experts", "dense")
@@ -204,7 +203,7 @@ def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
 
 
 def _refuse_foreign(partial: Path) -> None:
-    """Raises UsageError where the folder for unfinished work holds something that is not ours."""
+    """Raises UsageError if the folder for unfinished work holds files that a conversion does not make."""
     if not partial.exists() and not partial.is_symlink():
         return
     ours = {JOURNAL_NAME, STORE_FOLDER, DOWNLOADS_FOLDER}
@@ -217,7 +216,7 @@ def _refuse_foreign(partial: Path) -> None:
 
 
 def _begin(journal: Journal, identity: Mapping[str, Any], force: bool) -> None:
-    """Go on with the conversion in the journal if it is this one, else begin anew where that harms nothing."""
+    """Resume the conversion in the journal if it is this one; else restart. Raises UsageError if `force` is needed."""
     if journal.identity == identity:
         return
     if journal.identity is not None and not force:
@@ -277,15 +276,15 @@ def _unusable(name: str, found: str) -> SourceError:
 
 
 def _publish(partial: Path, target: Path) -> None:
-    """Give the finished store its name, at once and for good."""
+    """Rename the finished store to `target`, atomically and durably."""
     if target.is_dir():
-        target.rmdir()  # an empty folder that stood there; one that was filled meanwhile stays, as an error
+        target.rmdir()  # an empty folder; if it has been filled meanwhile it stays, and this raises
     (partial / STORE_FOLDER).rename(target)
     sync_folder(target.parent)
 
 
 def _remove_partial(partial: Path) -> None:
-    """Remove what an ended conversion leaves. The lock on the journal is held, so nobody else is at work."""
+    """Remove the remains of an ended conversion. The journal's lock is held, so no other conversion uses them."""
     for name in (STORE_FOLDER, DOWNLOADS_FOLDER):
         if (partial / name).exists():
             shutil.rmtree(partial / name)
@@ -295,7 +294,7 @@ def _remove_partial(partial: Path) -> None:
 
 @contextmanager
 def _disk_errors(partial: Path) -> Iterator[None]:
-    """Turns what the disk of the destination says into a StoreError with the way out."""
+    """Turns errors of the destination's disk into a StoreError with a remedy."""
     try:
         yield
     except EdgemoeError:

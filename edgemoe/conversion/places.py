@@ -1,4 +1,4 @@
-"""Where each tensor of a model lies in a store, by its own name: gate and up apart, an expert's matrices apart."""
+"""Locates each tensor of a model in a store by its own name, also gate and up, and each matrix of an expert."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SLICE_WEIGHTS = 1 << 20
 class Place:
     """A tensor in a file of a store: panels of `format`, or (None) float32 elements.
 
-    `part` is the record or resident tensor that it is part of: what a checksum is taken of.
+    `part` is the record or resident tensor that it is part of, the unit of checksums.
     """
 
     part: str
@@ -38,7 +38,7 @@ class Place:
         return self.format.matrix_bytes(self.rows, self.columns) if self.format else 4 * self.rows
 
     def row_slices(self, multiple: int = PANEL_ROWS) -> Iterator[tuple[int, int]]:
-        """The rows in steps of a multiple of whole panels and about `SLICE_WEIGHTS` weights."""
+        """Yield row ranges of about `SLICE_WEIGHTS` weights, in steps of a multiple of `multiple` rows."""
         step = max(multiple, SLICE_WEIGHTS // self.columns // multiple * multiple)
         for start in range(0, self.rows, step):
             yield start, min(start + step, self.rows)
@@ -56,7 +56,7 @@ def part_ranges(manifest: Manifest) -> dict[str, tuple[str, int, int]]:
 
 
 def tensor_places(manifest: Manifest, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Place]:
-    """Where the tensors of a model lie, whose names and shapes are those of `ModelSpec.tensors`."""
+    """Locate the tensors of a model; `shapes` are the names and shapes from `ModelSpec.tensors`."""
     ranges = part_ranges(manifest)
     formats = {tensor.name: tensor.format for tensor in manifest.resident}
     places = {}

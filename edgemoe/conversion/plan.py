@@ -1,4 +1,4 @@
-"""A conversion as a list of pieces: which rows of the checkpoint become which bytes of which file.
+"""Plans a conversion as a list of pieces: which rows of the checkpoint become which bytes of which file.
 
 The plan follows from the checkpoint's config and headers and the options alone, so an interrupted conversion
 finds the same plan again.
@@ -24,16 +24,16 @@ from edgemoe.store.planning import ExpertPlan, plan_store
 
 @dataclass(frozen=True)
 class Piece:
-    """One tensor of the model on its way: from a slice of the checkpoint to its place in the store."""
+    """One tensor of the model: its slice of the checkpoint and its place in the store."""
 
     number: int
     name: str
     kind: str
-    """Its class, for the statistics."""
+    """The tensor's class, for the statistics."""
     source: SourceSlice
     place: Place
     repeats: bool = False
-    """Whether the checkpoint has the tensor here a second time: to be held against what is written, not written."""
+    """True for a second copy of a tensor in the checkpoint: compared with the written one, not written."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Plan:
     parts: Mapping[str, Part]
 
     def digest(self) -> str:
-        """The same for the same plan only."""
+        """A digest that is equal only for equal plans."""
         digest = hashlib.sha256(self.manifest.to_bytes())
         for piece in self.pieces:
             digest.update(repr(piece).encode())
@@ -63,7 +63,7 @@ class Plan:
 
 
 def plan_conversion(source: Source, experts: str | None, dense: str | None, provenance: Mapping[str, Any]) -> Plan:
-    """The plan for a checkpoint. Raises SourceError where the checkpoint is not of a family that we run."""
+    """The plan for a checkpoint. Raises SourceError if the checkpoint's family is not supported."""
     infos = source.tensors()
     spec = model_spec(source.config)
     found = {name: info.shape for name, info in infos.items()}
@@ -77,7 +77,7 @@ def plan_conversion(source: Source, experts: str | None, dense: str | None, prov
     tensors = [(name, place, False) for name, place in places.items()]
     first: list[str] = []
     if repeated_head is not None:
-        # Both come first: a checkpoint that contradicts itself is found out before hours of work.
+        # Both copies come first, so that an inconsistent checkpoint is detected before hours of work.
         tensors.append(("embedding", repeated_head, True))
         first = [places["embedding"].tensor, repeated_head.tensor]
     first_shards = [infos[tensor].shard for tensor in first]
@@ -127,7 +127,7 @@ def plan_manifest(
 
 
 def _check(piece: Piece, info: TensorInfo) -> None:
-    """Hold what the family's table says against the shape that the checkpoint has, and see that it can be read."""
+    """Check the checkpoint's shape against the family's table, and that the dtype can be read."""
     if info.dtype not in BLOCK_FORMATS:
         float_dtype(piece.source.tensor, info)
     shape = info.shape if piece.source.index is None else info.shape[1:]

@@ -1,4 +1,4 @@
-"""How far a conversion is, measured."""
+"""Measures the progress of a conversion."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LEAST_TIME_FOR_RATE_S = 0.5
 
 @dataclass(frozen=True)
 class Progress:
-    """A moment of a conversion. Bytes are those of the store, of which `resumed_bytes` were there at the start."""
+    """Progress of a conversion. Bytes are those of the store, of which `resumed_bytes` were there at the start."""
 
     shard: str
     """The part of the checkpoint that is being read."""
@@ -27,13 +27,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class Download:
-    """A moment of the download of one file."""
+    """Progress of the download of one file."""
 
     name: str
     done_bytes: int
-    """What is on this disk, an earlier run's part included."""
+    """Bytes on this disk, including those of an earlier run."""
     total_bytes: int | None
-    """None where the hub does not say."""
+    """Size of the file; None if the hub does not give it."""
 
 
 Callback = Callable[[Progress], None]

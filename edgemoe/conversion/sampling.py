@@ -1,4 +1,4 @@
-"""What the contents of a shard look like, at the cost of a few reads."""
+"""Fingerprints the contents of a shard with a few reads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SAMPLE_BYTES = 1 << 15
 def sample_sha256(path: Path) -> str:
     """A checksum of a file's size and of samples spread over it; of all of it where it is small.
 
-    Tells one training of a model from another, whose headers are the same; it cannot tell every small edit of a
+    Distinguishes two trainings of a model, whose headers are the same; it does not detect every small edit of a
     large file. Raises OSError.
     """
     with path.open("rb") as file:

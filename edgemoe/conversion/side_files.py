@@ -1,4 +1,4 @@
-"""The side files that a store takes over: a checkpoint's at conversion, and those that `edgemoe update` is given."""
+"""Collects a store's side files: those of a checkpoint at conversion, and those given to `edgemoe update`."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def find_side_files(
 
 
 def require_same_model(store: Store, files: Mapping[str, bytes]) -> None:
-    """Raises SourceError where a config.json describes another model than the one that the store has the weights of."""
+    """Raises SourceError if a config.json describes another model than the store's weights."""
     if CONFIG_NAME not in files or _is_listed(store, files[CONFIG_NAME]):
         return
     try:
@@ -102,13 +102,13 @@ def _files_in(folder: Path, names: Iterable[str]) -> dict[str, bytes | Path]:
 
 
 def _contents(files: Mapping[str, bytes | Path]) -> dict[str, bytes]:
-    """The contents of files, of which no honest one is large."""
+    """Read the contents of files. Raises SourceError for an implausibly large one."""
     return {name: content if isinstance(content, bytes) else _read(name, content) for name, content in files.items()}
 
 
 def _read(name: str, path: Path) -> bytes:
     try:
-        if not path.is_file():  # to open a pipe would wait for a process that writes to it
+        if not path.is_file():  # opening a pipe would block until a process writes to it
             raise SourceError(f"{path}: expected a file, found something else.", "Remove it, or put a file there.")
         refuse_lfs_pointer(path)
         with path.open("rb") as file:

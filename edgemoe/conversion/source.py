@@ -38,7 +38,7 @@ class TensorInfo:
 
 
 def float_dtype(tensor: str, info: TensorInfo) -> np.dtype[Any]:
-    """What NumPy reads a tensor of a safetensors file as. Raises SourceError for dtypes that are not read."""
+    """The NumPy dtype that reads a tensor of a safetensors file. Raises SourceError for an unsupported dtype."""
     if info.dtype not in FLOAT_DTYPES:
         raise SourceError(
             f"{tensor}: expected weights of {', '.join(FLOAT_DTYPES)}, found {info.dtype}: they are quantised.",
@@ -56,7 +56,7 @@ class Source(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """The same for the same checkpoint only (config, headers and samples, or the hub's commit): guards a resume.
+        """A value equal only for equal checkpoints (config, headers and samples, or the hub's commit): guards a resume.
 
         It must be known without the weights, and not depend on where they lie or when they were written.
         """
@@ -80,10 +80,10 @@ class Source(Protocol):
         """
 
     def release(self, shard: str) -> None:
-        """Nothing of this shard will be read again: a source may delete what it downloaded. May be called twice."""
+        """Declare that this shard will not be read again: a source may delete its download. May be called twice."""
 
     def side_files(self) -> Mapping[str, bytes | Path]:
-        """Those of the store's `SIDE_FILES` that the checkpoint has, as contents or as the path of a local file."""
+        """The checkpoint's files among the store's `SIDE_FILES`, as contents or as the path of a local file."""
 
     def unlisted(self) -> Mapping[str, str]:
         """Tensors that the shards hold and their index leaves out, each with its shard. They are not in `tensors()`."""

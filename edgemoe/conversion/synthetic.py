@@ -1,4 +1,4 @@
-"""Random weights of a named shape as a checkpoint: benchmarks need a model's arithmetic, not what it learned.
+"""Generates random weights of a named shape as a checkpoint, for benchmarks that need only a model's arithmetic.
 
 Every row of every tensor follows from the seed by itself (a counter-based generator), so rows can be had in any
 order, and an interrupted conversion goes on to the same bytes.
@@ -16,7 +16,7 @@ Tokens must be routed as differently as those of a trained model, or a benchmark
 To measure decoding, give such a model tokens: what it generates may go in circles, and where the head is the
 embedding it repeats one token, since nothing answers a token's own row better than itself.
 
-Where q8, q4 or q4m are wanted the blocks themselves are drawn, and nothing is searched or rounded.
+For q8, q4 or q4m the blocks themselves are drawn at random, so no quantisation search or rounding takes place.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ GENERATOR = 1
 """Counts up when the same seed begins to give other weights."""
 
 _COUNTER_BYTES = 32
-"""What the generator gives for each step of its counter."""
+"""Bytes that the generator gives for each step of its counter."""
 
 _DTYPES = {name: dtype for dtype, name in BLOCK_FORMATS.items()}
 
@@ -78,7 +78,7 @@ def synthesise(
 
 
 class SyntheticSource:
-    """A checkpoint of random weights (see `Source`). Raises UsageError where there is no such shape."""
+    """A checkpoint of random weights (see `Source`). Raises UsageError for an unknown shape."""
 
     def __init__(self, shape: str, seed: int, experts: str, dense: str) -> None:
         if shape not in SHAPES:

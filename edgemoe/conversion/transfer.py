@@ -1,4 +1,4 @@
-"""The moving part of a conversion: read a few rows, encode them, write them, note what is done.
+"""The main loop of a conversion: reads a few rows, encodes them, writes them, and records progress.
 
 Rows are read and written by one thread and encoded by a few others; the window between them is short, so
 memory does not depend on the size of any tensor. What is written is made durable and then noted in the
@@ -113,7 +113,7 @@ class Transfer:
             offset += piece.place.panel_stride
 
     def _compare(self, piece: Piece, start: int, stop: int, data: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
-        """Hold rows that the checkpoint has twice against those in the store. Raises SourceError where they differ."""
+        """Compare the second copy of rows in the checkpoint with the store. Raises SourceError if they differ."""
         place = piece.place
         assert place.panel_stride == place.panel_bytes > 0
         written = self._writer.checksums(place.file, _panel_offset(piece, start), data.nbytes).sha256
@@ -138,7 +138,7 @@ class Transfer:
         self._checksums[name] = self._writer.checksums(part.file, part.offset, part.bytes)
 
     def _checkpoint(self) -> None:
-        """Make durable what was written, then note it. Called between pieces only: all that is summed is done."""
+        """Make written bytes durable, then record them. Called only between pieces, when error sums are complete."""
         if not self._errors and not self._checksums:
             return
         self._writer.sync()
@@ -153,7 +153,7 @@ class Transfer:
         return replace(manifest, quantisation=self._statistics())
 
     def _statistics(self) -> dict[str, Any]:
-        """Of each class of tensors: formats, parameters, bytes, bits per weight, relative error."""
+        """Statistics of each class of tensors: formats, parameters, bytes, bits per weight, relative error."""
         classes: dict[str, list[Piece]] = {}
         for piece in self._plan.pieces:
             if not piece.repeats:
@@ -176,7 +176,7 @@ class Transfer:
 
 
 def _panel_offset(piece: Piece, row: int) -> int:
-    """Where in its file the panel of a row of the piece's tensor begins."""
+    """Offset in its file of the panel that holds a row of the piece's tensor."""
     return piece.place.offset + row // PANEL_ROWS * piece.place.panel_stride
 
 

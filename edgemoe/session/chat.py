@@ -1,4 +1,4 @@
-"""A conversation with a model that remembers what was said, and what of it is already computed.
+"""A conversation with a model: keeps the messages, and reuses what the engine has already computed of them.
 
 Every turn renders the whole conversation with the chat template; the ids that the engine already holds
 from the turn before are kept, so only the new ones are computed.
@@ -6,7 +6,7 @@ from the turn before are kept, so only the new ones are computed.
 When the context is full the oldest turns are forgotten (the system message stays) until the conversation
 fills at most half of the context, so that it does not happen again at once. Forgotten turns are still
 saved by `save`. An answer that was stopped stays in the conversation as far as it went; a message whose
-answer had not begun is taken back.
+answer had not begun is removed.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class ChatSession:
         self.system = system
         self.messages: list[ChatMessage] = []
         self.forgotten_turns = 0
-        """So many of the oldest turns does the model no longer see."""
+        """Number of the oldest turns that the model no longer sees."""
         self._held = held
         self._tokenizer = tokenizer
         self._encoder = ConversationEncoder(tokenizer, template, template_variables, literal)
@@ -140,7 +140,7 @@ class ChatSession:
             ) from None
 
     def load(self, path: Path) -> None:
-        """Take up a saved conversation in place of this one. Raises EdgemoeError where it is not one."""
+        """Load a saved conversation in place of this one. Raises EdgemoeError if the file is not one."""
         try:
             data = read_json_object(path)
         except StoreError as error:
@@ -195,7 +195,7 @@ class ChatSession:
         return ids, forgotten
 
     def _prompt(self, before: list[ChatMessage], text: str, forgotten: int) -> list[int]:
-        """The prompt's ids without so many of the oldest turns."""
+        """The prompt's ids without the oldest `forgotten` turns."""
         system = [ChatMessage(role="system", content=self.system)] if self.system else []
         user = ChatMessage(role="user", content=text)
         return self._encoder.encode([*system, *before[2 * forgotten :], user])

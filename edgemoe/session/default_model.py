@@ -1,4 +1,4 @@
-"""Where models are found: a path, a name under a models folder, or the bundled model when neither is given."""
+"""Finds models: a path, a name under a models folder, or the bundled model when neither is given."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def find_model(path: str | os.PathLike[str] | None = None) -> Path:
 
 
 def model_name(folder: Path) -> str:
-    """What a store is called: by its folder, or by the model's folder that it lies in."""
+    """The name of a store: that of its folder, or of the model's folder that contains it."""
     resolved = folder.resolve()
     return resolved.parent.name if resolved.name == STORE_FOLDER else resolved.name
 

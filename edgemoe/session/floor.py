@@ -18,7 +18,8 @@ from edgemoe.store.reader import Store
 
 @contextlib.contextmanager
 def held_as_in_a_run(store: Store) -> Iterator[tuple[ModelSpec, ModelSizes, Backend]]:
-    """What a memory plan is made of. Within it this process holds what a run holds beside the model, which plans count.
+    """Provide the inputs of a memory plan. Inside this context the process holds the memory that a run holds beside the
+    model, which plans include.
 
     Raises StoreError.
     """

@@ -25,7 +25,7 @@ FinishReason = Literal["stop", "length", "context", "interrupted"]
 
 @dataclass(frozen=True)
 class GenerationStatistics:
-    """What an answer cost. A figure that there was nothing to measure for is None.
+    """Statistics of an answer's cost. A figure without any measurement is None.
 
     Rates of experts and disk are those of decoding (from the second generated token on), or of the
     prompt where only one token was generated.
@@ -45,7 +45,7 @@ class GenerationStatistics:
 
 @dataclass
 class _Counters:
-    """A moment's cumulative counters."""
+    """Cumulative counters at one moment."""
 
     seconds: float
     hits: int
@@ -177,7 +177,7 @@ class Generation:
 
 
 def _special_ids(texts: Sequence[str], tokenizer: Tokenizer) -> frozenset[int]:
-    """The special tokens among stop texts: they leave no text by which they could be found."""
+    """The special tokens among stop texts: they produce no text in which they could be found."""
     found: set[int] = set()
     for text in texts:
         ids = tokenizer.encode(text)

@@ -1,4 +1,4 @@
-"""The token ids whose keys and values the engine holds, so that only what is new is computed."""
+"""The token ids whose keys and values the engine holds, so that only new tokens are computed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class HeldTokens:
     ) -> npt.NDArray[np.float32]:
         """Run new tokens; returns their logits, in `out` if given. Shapes: `(V,)` of the last one, or `(T, V)`.
 
-        Raises EdgemoeError where a logit is not a finite number; the tokens then are not held.
+        Raises EdgemoeError if a logit is not finite; the tokens are then not held.
         """
         try:
             logits = self.engine.forward(token_ids, all_logits=all_logits, out=out)
@@ -59,7 +59,7 @@ class HeldTokens:
 
 
 def _check_finite(logits: npt.NDArray[np.float32], kv_format: str) -> None:
-    """Raises EdgemoeError, with the way out that there is for keys and values of this format."""
+    """Raises EdgemoeError for logits that are not finite, with the remedy for this format of keys and values."""
     if math.isfinite(logits.min()) and math.isfinite(logits.max()):
         return
     way_out = "Its weights are damaged or overflow: check the store with edgemoe verify."

@@ -102,21 +102,21 @@ class Model:
 
     @property
     def spec(self) -> ModelSpec:
-        """What the model is: widths, layers, experts, vocabulary."""
+        """Description of the model: widths, layers, experts, vocabulary."""
         return self.engine.spec
 
     @cached_property
     def generation_defaults(self) -> GenerationDefaults:
-        """What the checkpoint's generation_config.json asks for. Raises StoreError where it cannot be used.
+        """Settings from the checkpoint's generation_config.json. Raises StoreError if it cannot be used.
 
         The commands `run` and `chat` start from it, and so does `Model.chat`; its `not_honoured` names the settings
-        that edgemoe does not carry out.
+        that edgemoe does not support.
         """
         path = self.folder / GENERATION_CONFIG
         try:
             config = read_json_object(path, required=False, limit_bytes=CONFIG_LIMIT_BYTES)
             if not self.tokenizer.has_text:
-                config.pop("stop_strings", None)  # there is no text in which they could be found
+                config.pop("stop_strings", None)  # without text they cannot be found
             return read_generation_config(config, self.engine.context_length)
         except UsageError as error:
             raise StoreError(
@@ -126,7 +126,7 @@ class Model:
 
     @property
     def default_sampling(self) -> SamplingOptions:
-        """How the checkpoint asks to sample. Raises as `generation_defaults`."""
+        """The sampling options that the checkpoint asks for. Raises as `generation_defaults`."""
         return self.generation_defaults.sampling
 
     @cached_property
@@ -268,10 +268,10 @@ def load(path: str | os.PathLike[str] | None = None, options: EngineOptions | No
 
     def load_tokenizer() -> None:
         nonlocal library_tokenizer
-        if has_tokenizer(folder):  # a store that ought to have one was refused before
+        if has_tokenizer(folder):  # a store that lacks its tokenizer has been refused before
             library_tokenizer = load_library_tokenizer(folder)
 
-    # Parsing it takes as long as reading weights does. The memory plan, which measures the interpreter, comes after it.
+    # Parsing it takes as long as reading weights. The memory plan, which measures the interpreter, is made after it.
     engine = open_engine(folder, options, meanwhile=load_tokenizer)
     try:
         return Model(engine, Tokenizer.around(library_tokenizer, folder, engine.spec.vocabulary), folder)

@@ -10,13 +10,13 @@ from edgemoe.errors import StoreError
 
 JSON_LIMIT_BYTES = 16 << 20
 MEND = "Put the original model's file in its place; where the folder is a store, edgemoe update takes it then."
-"""The way out where a text file of a model cannot be used."""
+"""The remedy for a text file of a model that cannot be used."""
 
 
 def read_text(path: Path, limit_bytes: int) -> str:
     """The UTF-8 text of a file. Raises StoreError where it is missing, larger than the limit, or not UTF-8."""
     try:
-        if path.exists() and not path.is_file():  # to open a pipe would wait for whoever writes to it
+        if path.exists() and not path.is_file():  # opening a pipe would block until a process writes to it
             raise StoreError(
                 f"{path}: expected a file, found something else.",
                 MEND,

@@ -24,13 +24,13 @@ from edgemoe.paths import cache_folder
 
 PRICES_VERSION = 1
 PRICES_MAX = 1000
-"""The oldest are forgotten beyond these."""
+"""Maximum number of prices kept; beyond it the oldest are dropped."""
 FILE_LIMIT_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
 class Price:
-    """What settings cost and gain, measured over a text (or random ids) against the lossless model."""
+    """Cost and gain of lossy settings, measured over a text (or random ids) against the lossless model."""
 
     divergence_nats: float
     """Mean KL divergence of the lossy from the lossless next-token distribution."""
@@ -38,7 +38,7 @@ class Price:
     """Share of positions whose likeliest token is another one."""
     positions: int
     text: str | None
-    """What was read; None for random ids."""
+    """The text that was measured on; None for random ids."""
     speed_ratio: float
     """Tokens per second of the lossy model over the lossless one's."""
 
@@ -68,7 +68,7 @@ class Price:
 
 
 def price_key(folder: Path, settings: LossySettings, ram: str | int | None) -> str:
-    """What a price is kept under. Raises OSError where the store's manifest cannot be read."""
+    """The key under which a price is kept. Raises OSError if the store's manifest cannot be read."""
     digest = hashlib.sha256((folder / "edgemoe.json").read_bytes()).hexdigest()[:32]
     return f"{digest} ram={_budget_name(ram)} {settings.describe()}"
 
@@ -102,7 +102,7 @@ def keep_price(folder: Path, settings: LossySettings, ram: str | int | None, pri
 
 
 def prices_path() -> Path | None:
-    """The file of prices; None where nothing is to be kept (see `cache_folder`)."""
+    """The path of the file of prices; None if nothing should be kept (see `cache_folder`)."""
     folder = cache_folder()
     return None if folder is None else folder / "prices.json"
 

@@ -4,7 +4,7 @@ They act in the order of transformers (`_get_logits_processor`): repetition pena
 least length, suppressed tokens, suppressed first tokens. Presence and frequency penalty, which it does not have, come
 right after the repetition penalty. All act on greedy decoding too, and before temperature and filters.
 
-A processor holds what it needs of the text so far, and takes up each token as it comes: the work of a step grows with
+A processor keeps the state that it needs of the text so far, updated with each token: the work of a step grows with
 the number of different tokens in the text, and never with the vocabulary. Logits are changed in place.
 """
 
@@ -25,17 +25,17 @@ LARGEST = np.finfo(np.float32).max
 
 
 class Processor(Protocol):
-    """One setting at work."""
+    """Applies one setting to the logits of an answer."""
 
     def apply(self, logits: Logits) -> None:
         """Change the logits of the next token, in place. Shapes: `(V,)`."""
 
     def add(self, token: int) -> None:
-        """Take up the token that was chosen."""
+        """Update the state with the chosen token."""
 
 
 def processors(options: SamplingOptions, prompt_ids: Sequence[int], stop_ids: Collection[int]) -> list[Processor]:
-    """The settings that are on, in the order in which they act; empty where none is."""
+    """The processors of the enabled settings, in the order in which they act."""
     found: list[Processor] = []
     if options.repetition_penalty != 1.0:
         found.append(RepetitionPenalty(options.repetition_penalty, prompt_ids))
@@ -83,7 +83,7 @@ class RepetitionPenalty:
         found = logits[self._seen.ids]
         with np.errstate(over="ignore"):
             changed = np.where(found < 0, found * self._penalty, found / self._penalty)
-        logits[self._seen.ids] = np.clip(changed, -LARGEST, LARGEST)  # infinite is only what may not come
+        logits[self._seen.ids] = np.clip(changed, -LARGEST, LARGEST)  # only forbidden tokens are infinite
 
     def add(self, token: int) -> None:
         self._seen.add(token)

@@ -1,6 +1,6 @@
 """From logits to the next token.
 
-What `processors` names changes the logits first. Then filters act in this order, each on what the one before left:
+The processors change the logits first. Then filters act in this order, each on the tokens that the previous one left:
 temperature, top-k, top-p, min-p, typical-p. It is the order of transformers, so that a model's published settings mean
 the same here.
 """
@@ -34,7 +34,7 @@ class Sampler:
 
     @cached_property
     def _random(self) -> np.random.Generator:
-        return np.random.default_rng(self.options.seed)  # whose import greedy decoding does without
+        return np.random.default_rng(self.options.seed)  # greedy decoding does not import it
 
     def sample(self, logits: npt.NDArray[np.float32]) -> int:
         """The next token. Shapes: logits `(V,)`, finite numbers, which penalties change in place.

@@ -1,4 +1,4 @@
-"""Finds out whether the text files of a model folder can be used, before a store takes them."""
+"""Checks that the text files of a model folder can be used, before they become part of a store."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ END_NAMES = {"generation_config.json", "config.json", "tokenizer_config.json", T
 
 
 def require_usable(folder: Path, names: Set[str], vocabulary: int) -> list[str]:
-    """Holds those files of a model folder that are new (`names`) against a model of `vocabulary` tokens.
+    """Check the new files (`names`) of a model folder against a model of `vocabulary` tokens.
 
-    Returns remarks on what may be meant so. Raises StoreError for a file that cannot be used. A folder needs none of
-    them: a model without a tokenizer takes and gives token ids, one without a template continues texts.
+    Returns remarks on oddities that may be intended. Raises StoreError for an unusable file. All these files are
+    optional: a model without a tokenizer takes and gives token ids, one without a template continues texts.
     """
     remarks = []
     tokenizer = load_library_tokenizer(folder) if has_tokenizer(folder) else None

@@ -9,7 +9,7 @@ from edgemoe.store.tokenizer_config import CONFIG_NAME, MAP_NAME, SpecialTokens
 
 
 def read_special_tokens(folder: Path) -> SpecialTokens:
-    """What a folder's files say of special tokens. Raises StoreError for a file that is damaged."""
+    """Read the special tokens from a folder's files. Raises StoreError for a damaged file."""
     return SpecialTokens.of(
         read_json_object(folder / CONFIG_NAME, required=False),
         read_json_object(folder / MAP_NAME, required=False),

@@ -50,7 +50,7 @@ class ChatTemplate:
         return cls(source, read_special_tokens(folder).names)
 
     def check_variables(self, variables: Mapping[str, Any]) -> None:
-        """Raises UsageError for variables that this template does not read, or that no JSON can say."""
+        """Raises UsageError for variables that this template does not read, or that JSON cannot represent."""
         for name, value in variables.items():
             if name in OWN_VARIABLES:
                 raise UsageError(

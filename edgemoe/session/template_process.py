@@ -1,4 +1,4 @@
-"""The process that renders chat templates, and what happens where it breaks a limit.
+"""Runs the process that renders chat templates, and reports when it breaks a limit.
 
 It is started for the first rendering and kept for those that follow, since starting Python takes longer than rendering.
 `template_worker` limits its memory and, for each rendering, its processor time. The wait for it is limited here, to far

@@ -1,4 +1,4 @@
-"""Renders chat templates in a process of its own, so that a hostile one can hurt nobody.
+"""Renders chat templates in a process of its own, so that a hostile one can do no harm.
 
 A template is a program that came with the model. Jinja's sandbox keeps it from attributes and from the
 system, but not from filling the memory or running for ever; so it runs here, where the address space and
@@ -26,7 +26,7 @@ def limit_resources(cpu_s: float) -> None:
     """Limits the address space, and the processor time from now on, where the system can."""
     try:
         import resource
-    except ImportError:  # Windows: the patience of the parent remains
+    except ImportError:  # Windows: only the parent's timeout applies
         return
     used = resource.getrusage(resource.RUSAGE_SELF)
     cpu_limit_s = math.ceil(used.ru_utime + used.ru_stime + cpu_s)

@@ -28,7 +28,7 @@ TOKENIZER_LIMIT_BYTES = 64 << 20
 ENCODE_LIMIT_SECONDS = 30.0
 SLICE_SECONDS = 0.25
 LONGEST_TOKEN_CHARACTERS = 1 << 16
-"""More than any honest token stands for, less than would hurt."""
+"""Limit on the text of one token: longer than any real token, short enough to be harmless."""
 CONTEXT_TOKENS = 8
 """Tokens with text that are decoded before a new one: at least the four bytes of the longest character."""
 BROKEN = "\ufffd"
@@ -42,7 +42,7 @@ Result = TypeVar("Result")
 class Tokenizer:
     """A tokenizer, and the tokens that end an answer.
 
-    A store may have none (random weights have none): then there are ids without text, and whatever needs text
+    A store may have no tokenizer (random weights have none): its ids then have no text, and every use of text
     raises StoreError.
     """
 
@@ -162,7 +162,7 @@ class Tokenizer:
         try:
             text = tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
             if BROKEN in text and self._byte_fallback:
-                # The library gives up all characters of a run of bytes where one of them is broken.
+                # The library drops all characters of a run of bytes if one of them is broken.
                 seen = (t for t in token_ids if not skip_special_tokens or t not in self._special_ids)
                 tokens = (tokenizer.id_to_token(token) for token in seen)
                 text = tokenizer.decoder.decode(with_whole_characters([t for t in tokens if t is not None]))
@@ -249,7 +249,7 @@ class Detokeniser:
         """`before`: the ids that stand before the first one, whose text is already known."""
         self._tokenizer = tokenizer
         self._ids: list[int] = []  # the context, and what came since
-        self._said = ""  # as much of their text as has come out
+        self._said = ""  # the part of their text that has been returned
         if tokenizer.has_text:
             self._ids = [token for token in before[-CONTEXT_TOKENS:] if tokenizer.has_text_of(token)]
             self._said = tokenizer.decode(self._ids)

@@ -1,8 +1,8 @@
-"""Rows of a GGUF tensor as bytes and as numbers.
+"""Decodes rows of a GGUF tensor from bytes to numbers, and encodes them.
 
-F32, F16 and BF16 are the numbers themselves. A quantised row is blocks of 32 columns, one behind the other: a
-float16 scale, for Q4_1 a float16 minimum, then the values; of the nibbles in a byte the low one is of the column in
-the first half of the block, the high one of that in the second.
+F32, F16 and BF16 rows are plain numbers. A quantised row is a sequence of blocks of 32 columns: a float16 scale, for
+Q4_1 a float16 minimum, then the values. In each byte of 4-bit values the low nibble belongs to a column in the first
+half of the block, the high nibble to the corresponding column in the second half.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from edgemoe.conversion.source import BLOCK_FORMATS, Rows
 from edgemoe.kernels.formats import FORMATS, GROUP_COLUMNS, Blocks
 
 TYPE_NAMES = {"f32": "F32", "f16": "F16", **{name: dtype for dtype, name in BLOCK_FORMATS.items()}}
-"""The type of a GGUF tensor that holds the weights of each of our formats, to the bit."""
+"""The GGUF tensor type that holds the weights of each store format bit for bit."""
 
 
 def decode_rows(data: npt.NDArray[np.uint8], type_name: str) -> Rows:
-    """Bytes `(rows, row_bytes)` as numbers `(rows, columns)`: blocks where the type has them, else float32."""
+    """Decode bytes `(rows, row_bytes)` to `(rows, columns)`: Blocks for a block type, else float32."""
     if type_name == "F32":
         return data.view("<f4").astype(np.float32, copy=False)
     if type_name == "F16":
@@ -43,7 +43,7 @@ def decode_rows(data: npt.NDArray[np.uint8], type_name: str) -> Rows:
 
 
 def encode_rows(blocks: Blocks) -> npt.NDArray[np.uint8]:
-    """The bytes `(rows, row_bytes)` of a tensor of the type in `TYPE_NAMES`: the inverse of `decode_rows`.
+    """Encode to bytes `(rows, row_bytes)` of the tensor type in `TYPE_NAMES`: the inverse of `decode_rows`.
 
     Columns of a quantised format must be a multiple of 32.
     """
@@ -62,7 +62,7 @@ def encode_rows(blocks: Blocks) -> npt.NDArray[np.uint8]:
 
 
 def take_rows(rows: Rows, order: npt.NDArray[np.int64]) -> Rows:
-    """The rows with those numbers, in that order."""
+    """Select rows by the indices in `order`, in that order."""
     if not isinstance(rows, Blocks):
         return rows[order]
     scales = None if rows.scales is None else rows.scales[order]

@@ -1,7 +1,6 @@
-"""A GGUF's metadata as the `config` of a checkpoint.
+"""Translates a GGUF's metadata to the `config` of a checkpoint.
 
-Metadata keys of the model that are not read here, and do not have a value that changes nothing, are refused
-by name.
+A metadata key of the model that is not read here is refused by name, unless its value leaves the computation unchanged.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from edgemoe.conversion.gguf.names import FAMILIES, MERGED_GATE_UP, ROPE_FACTORS
 from edgemoe.errors import SourceError
 
 _NO_EFFECT = frozenset({"vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "expert_shared_count"})
-"""Keys that say again what the tensors say, or how the model was trained."""
+"""Keys that repeat what the tensors determine, or that describe how the model was trained."""
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attention.causal": (True,),
@@ -45,7 +44,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "rope.scaling.yarn_ext_factor": (1.0,),
     "use_parallel_residual": (False,),
 }
-"""Keys that change what a model computes, each with the values that change nothing."""
+"""Keys that change what a model computes, each with the values that leave the computation unchanged."""
 
 _KEYS = {
     "vocab_size": "vocab_size",
@@ -75,12 +74,12 @@ _KEYS = {
     "residual_multiplier": "residual_scale",
     "logits_scaling": "logit_scale",
 }
-"""The key of the file that each key of the config comes from."""
+"""The GGUF key that each config key comes from."""
 _CONFIG_KEY = re.compile(r"(?<![\w.])(?:rope_(?:scaling|parameters)\.)?(" + "|".join(_KEYS) + r")\b")
 
 
 class Metadata:
-    """The metadata of one model, and which of its keys have been accounted for. Every method raises SourceError."""
+    """The metadata of one model, with a record of which keys have been read. Every method raises SourceError."""
 
     def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
         self._path, self._values = path, values
@@ -100,7 +99,7 @@ class Metadata:
             )
 
     def value(self, key: str, default: Any = None) -> Any:
-        """The value of a key of the model, such as `block_count`. A list of equal numbers, one a layer, is one."""
+        """Value of a model key such as `block_count`. A list of equal numbers, one per layer, becomes one number."""
         self._seen.add(key)
         value = self._values.get(self._prefix + key, default)
         if isinstance(value, list) and value and all(item == value[0] for item in value):
@@ -120,13 +119,13 @@ class Metadata:
         )
 
     def translated(self, error: SourceError) -> SourceError:
-        """An error about the config, as one about the keys of the file that the config was made from."""
+        """Rephrase an error about a config key in terms of the GGUF key that it was made from."""
         message = _CONFIG_KEY.sub(lambda match: self._prefix + _KEYS[match[1]], error.message)
         hint = error.hint if error.hint == UNSUPPORTED else TAKE_ANOTHER
         return SourceError(f"{self._path}: {message.removeprefix('config.json: ')}", hint)
 
     def finish(self) -> None:
-        """Refuse every key of the model that nobody has read, unless its value changes nothing."""
+        """Refuse every model key that was not read, unless its value leaves the computation unchanged."""
         for name, value in self._values.items():
             key = name.removeprefix(self._prefix)
             if key == name or key in self._seen or key in _NO_EFFECT:
@@ -137,7 +136,7 @@ class Metadata:
 
 
 def checkpoint_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> dict[str, Any]:
-    """The config that a checkpoint of this model has, from the metadata and what tensors there are."""
+    """Build the config of this model's checkpoint from the metadata and the tensors present."""
     heads = metadata.count("attention.head_count")
     width = metadata.count("embedding_length")
     head_width = metadata.count("attention.key_length", width // heads or None)
@@ -191,7 +190,7 @@ def _family_config(metadata: Metadata, tensors: Mapping[str, GgufTensor], head_w
         "norm_topk_prob": bool(metadata.value("expert_weights_norm", renormalises)),
     }
     if metadata.architecture == "olmoe":
-        # The width of an expert, which some files name twice.
+        # The width of an expert; some files have it under two keys.
         metadata.value("expert_feed_forward_length")
         return config | {"attention_bias": has_bias}
     config["moe_intermediate_size"] = _expert_width(metadata, tensors, "expert_feed_forward_length", "exps")
@@ -220,7 +219,7 @@ def _granite_config(
 
 
 def _expert_width(metadata: Metadata, tensors: Mapping[str, GgufTensor], key: str, kind: str) -> int:
-    """The key, or in files older than the key the rows of a gate."""
+    """The expert width from the key, or from the rows of a gate in files older than the key."""
     suffixes = {f".ffn_gate_{kind}.weight": 1} | ({f".{MERGED_GATE_UP}": 2} if kind == "exps" else {})
     for name, tensor in tensors.items():
         matrices = next((number for suffix, number in suffixes.items() if name.endswith(suffix)), None)
@@ -250,10 +249,10 @@ def _rope_scaling(metadata: Metadata, head_width: int, theta: Any, factors: Gguf
 
 
 def _llama3_scaling(metadata: Metadata, head_width: int, theta: Any, factors: GgufTensor) -> dict[str, Any] | None:
-    """The `llama3` rule from its effect, the only form in which the file has it.
+    """Reconstruct the `llama3` rule from its effect, the only form in which the file stores it.
 
-    The file divides each frequency by a factor: 1 for short waves, `factor` for long ones, between them a blend.
-    The bounds of the blend are those of every published model (1, 4 and 8192); any others are refused.
+    The file divides each frequency by a factor: 1 for short wavelengths, `factor` for long ones, a blend in between.
+    The bounds of the blend must be those of every published model (1, 4 and 8192); any others are refused.
     """
     if factors.shape != (head_width // 2,) or factors.type_name != "F32":
         raise SourceError(

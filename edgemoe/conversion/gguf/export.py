@@ -1,7 +1,7 @@
-"""A store as a GGUF file that llama.cpp loads: the same weights, to the bit, in its order and under its names.
+"""Exports a store as a GGUF file for llama.cpp: bit-identical weights in llama.cpp's order and under its names.
 
-The header is written by the package `gguf`; the weights follow a slice at a time, so memory depends on no tensor's
-size. While it is written the file is called `FILE.partial`; it gets its name when all of it is on the disk.
+The package `gguf` writes the header; the weights follow a slice at a time, so memory use does not depend on the size of
+any tensor. The file is written as `FILE.partial` and renamed when all of it is on the disk.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from edgemoe.store.side_files import check_side_files
 from edgemoe.store.writer import sync_folder
 
 ALIGNMENT_BYTES = 32
-"""Where tensors begin, counted from the end of the header."""
+"""Alignment of the tensors, counted from the end of the header."""
 
 _NAMES = {
     "embedding": MODEL_TENSOR.TOKEN_EMBD,
@@ -77,7 +77,7 @@ _NAMES = {
     "ffn.up": MODEL_TENSOR.FFN_UP,
     "ffn.down": MODEL_TENSOR.FFN_DOWN,
 }
-"""Our names within the model or a layer; a bias is called as its matrix is."""
+"""GGUF names by the names within our model or layer; a bias is named like its matrix."""
 
 _FILE_TYPES = {
     "f32": LlamaFileType.ALL_F32,
@@ -90,9 +90,9 @@ _FILE_TYPES = {
 
 @dataclass
 class _Tensor:
-    """A tensor of the file: one of the store, or the same matrix of all experts of a layer, one behind the other.
+    """A tensor of the file: one tensor of the store, or the same matrix of all experts of a layer, concatenated.
 
-    With `head_width` the rows of each head change from halves to pairs side by side.
+    With `head_width` the rows of each head are reordered from two halves to interleaved pairs.
     """
 
     type: GGMLQuantizationType
@@ -109,14 +109,14 @@ class _Tensor:
 
     @property
     def bytes(self) -> int:
-        """How many bytes of the file it takes, without what fills it up to the next tensor."""
+        """Size in the file in bytes, without the padding before the next tensor."""
         block_weights, block_bytes = GGML_QUANT_SIZES[self.type]
         return math.prod(self.shape) // block_weights * block_bytes
 
 
 def check_gguf_destination(destination: str | os.PathLike[str], force: bool) -> Path:
-    """The path of a file that may be written. Raises UsageError where something is there that would be lost."""
-    path = Path(os.path.expanduser(os.fspath(destination)))  # noqa: PTH111 (it leaves an unknown ~user as it is)
+    """The path of the file to write. Raises UsageError if something that exists there would be lost."""
+    path = Path(os.path.expanduser(os.fspath(destination)))  # noqa: PTH111 (leaves an unknown ~user unchanged)
     if path.suffix.lower() != ".gguf" or "\0" in str(path):
         raise UsageError(f"{str(path)!r}: expected a name that ends in .gguf.", "Name the file, such as ./model.gguf.")
     if path.is_dir() or (path.exists() and not force):
@@ -138,10 +138,10 @@ def export_gguf(
 ) -> Path:
     """Write a store as a GGUF file, with its tokenizer if it has one; returns the file's path.
 
-    `name` is what the file calls the model; without `tokenizer` only ids go in and out of it; `force` replaces a
-    file; `progress` hears of bytes done and in all; `notice` gets what a person should know of the file, before its
-    weights are written. Raises UsageError, or StoreError where llama.cpp has no such
-    model or tokenizer, the store cannot be read, or the disk is full.
+    `name` is the model's name in the file; without `tokenizer` the exported model takes and gives only ids; `force`
+    replaces an existing file; `progress` is called with the bytes done and the total; `notice` receives remarks for the
+    user before the weights are written. Raises UsageError, or StoreError if llama.cpp does not support the model or its
+    tokenizer, the store cannot be read, or the disk is full.
     """
     path = check_gguf_destination(destination, force)
     spec = store_spec(store)
@@ -177,7 +177,7 @@ def export_gguf(
 
 
 def _tensors(store: Store, spec: ModelSpec) -> dict[str, _Tensor]:
-    """The tensors of the file by their names, in order. Raises StoreError for one that the format cannot hold."""
+    """The tensors of the file by name, in order. Raises StoreError for a tensor that the format cannot hold."""
     interleaved = ARCHITECTURES[spec.family] in INTERLEAVED
     head_width = spec.layers[0].attention.head_width if interleaved else None
     shapes = spec.tensors()
@@ -230,7 +230,7 @@ def _write_header(writer: GGUFWriter, tensors: dict[str, _Tensor], divisors: npt
         name = TENSOR_NAMES[MODEL_TENSOR.ROPE_FREQS] + ".weight"
         writer.add_tensor_info(name, divisors.shape, float32, divisors.nbytes, GGMLQuantizationType.F32)
     for name, tensor in tensors.items():
-        # The dtype tells the writer only that the shape counts weights, not bytes.
+        # The dtype only makes the writer count the shape in weights, not in bytes.
         writer.add_tensor_info(name, tensor.shape, float32, tensor.bytes, tensor.type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -238,7 +238,7 @@ def _write_header(writer: GGUFWriter, tensors: dict[str, _Tensor], divisors: npt
 
 
 def _write_divisors(partial: Path, divisors: npt.NDArray[np.float32] | None) -> None:
-    """Append the first tensor, which comes from no file of the store."""
+    """Append the first tensor, the frequency divisors, which are computed rather than copied from the store."""
     if divisors is not None:
         with partial.open("ab") as file:
             file.write(bytes(-file.tell() % ALIGNMENT_BYTES))
@@ -246,11 +246,11 @@ def _write_divisors(partial: Path, divisors: npt.NDArray[np.float32] | None) -> 
 
 
 def _troubles_on_the_way_back(partial: Path, spec: ModelSpec, tensors: dict[str, _Tensor]) -> Iterator[str]:
-    """Why the file could not become this store again, each a sentence; asked before its weights are there."""
+    """Yield a sentence for each reason why the file cannot be converted back; called before the weights are written."""
     written = partial.stat().st_size
     room = sum(tensor.bytes + ALIGNMENT_BYTES for tensor in tensors.values())
     try:
-        os.truncate(partial, written + room)  # a hole, as tensors that the file has no room for are refused
+        os.truncate(partial, written + room)  # a hole: the reader refuses tensors that lie beyond the end of the file
         back = model_spec(GgufSource(partial).config)
         if back != spec:
             yield "edgemoe would convert this file to another model: the format has no room for all of its numbers."
@@ -293,7 +293,7 @@ def _write_weights(
 
 
 def _encoded(descriptor: int, store: Store, place: Place, head_width: int | None) -> Iterator[npt.NDArray[np.uint8]]:
-    """A tensor of the store as rows of the file, a slice at a time."""
+    """Yield a tensor of the store as rows in the file's encoding, a slice at a time."""
     multiple = math.lcm(PANEL_ROWS, head_width or 1)
     for start, stop in place.row_slices(multiple):
         rows = _read_rows(descriptor, store, place, start, stop)
@@ -305,7 +305,7 @@ def _encoded(descriptor: int, store: Store, place: Place, head_width: int | None
 
 
 def _read_rows(descriptor: int, store: Store, place: Place, start: int, stop: int) -> Rows:
-    """Rows of a tensor of the store; `start` is a multiple of 16."""
+    """Read rows of a tensor of the store; `start` is a multiple of 16."""
     if place.format is None:
         return _read(descriptor, store, place, place.offset + 4 * start, 4 * (stop - start)).view(np.float32)
     panels = panel_count(stop - start)
@@ -329,7 +329,7 @@ def _read(descriptor: int, store: Store, place: Place, offset: int, size: int) -
 
 @contextmanager
 def _reading(store: Store, place: Place) -> Iterator[None]:
-    """Tells the troubles of the store's disk from those of the file's."""
+    """Reports read errors as errors of the store's disk, so that they are not taken for errors of the output file."""
     try:
         yield
     except OSError as problem:

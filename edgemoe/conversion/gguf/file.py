@@ -1,10 +1,10 @@
-"""The header of a GGUF file: its metadata and where its tensors lie, read with every length checked first.
+"""Reads the header of a GGUF file: its metadata and the places of its tensors. Every length is checked before use.
 
     file = magic, version, tensor count, pair count | key, type, value ... | name, dimensions, type, offset ... | data
 
-The package `gguf` names the types and gives their sizes. Its reader is not used: it makes several array
-objects per token (3 s and 190 MB for a vocabulary of 49,152, before a weight is read), and follows a
-damaged length until memory runs out. Here a length is believed only if the file can hold it.
+The package `gguf` gives the names and sizes of the types. Its reader is not used: it makes several array
+objects per token (3 s and 190 MB for a vocabulary of 49,152, before any weight is read), and with a damaged
+length it allocates until memory runs out. Here a length that exceeds the file is refused.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _SCALARS = {
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """One tensor of a GGUF file. `shape` is outermost first, the reverse of the file's own order."""
+    """One tensor of a GGUF file. `shape` is outermost first, the reverse of the order in the file."""
 
     name: str
     shape: tuple[int, ...]
@@ -61,15 +61,15 @@ class GgufTensor:
     offset: int
     """First byte in the file."""
     row_bytes: int
-    """Bytes of one row, that is of `shape[-1]` elements."""
+    """Bytes of one row of `shape[-1]` elements."""
 
     @property
     def rows(self) -> int:
-        """Rows of the tensor when all outer dimensions are taken together."""
+        """Number of rows, all outer dimensions flattened."""
         return math.prod(self.shape[:-1])
 
     def read(self, row_start: int, row_stop: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """The bytes of some rows, `(row_stop - row_start, row_bytes)`. Raises SourceError where the file is short."""
+        """Read rows as bytes, `(row_stop - row_start, row_bytes)`. Raises SourceError if the file is too short."""
         count = (row_stop - row_start) * self.row_bytes
         try:
             data = np.fromfile(self.path, np.uint8, count, offset=self.offset + row_start * self.row_bytes)
@@ -97,7 +97,7 @@ class GgufFile:
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """Read a header. Raises SourceError where the file is not GGUF, damaged, or of a type that is not supported."""
+    """Read a header. Raises SourceError if the file is not GGUF, damaged, or of an unsupported type."""
     refuse_lfs_pointer(path)
     try:
         with path.open("rb") as file:
@@ -107,7 +107,7 @@ def read_gguf(path: Path) -> GgufFile:
 
 
 class _Header:
-    """One pass over a header. `_take` is the only way to the bytes, and never goes beyond the file."""
+    """One pass over a header. All bytes are read through `_take`, which never reads beyond the end of the file."""
 
     def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
         self._path, self._file, self._size = path, file, size
@@ -199,7 +199,7 @@ class _Header:
         dtype = np.dtype(_SCALARS[kind])
         values = np.frombuffer(self._take(length * dtype.itemsize, key), dtype)
         if kind == GGUFValueType.FLOAT32:
-            # The shortest decimal that is this float32: 1e-05, as the model's author wrote it, not 9.99999974e-06.
+            # The shortest decimal for this float32: 1e-05, as the model's author wrote it, not 9.99999974e-06.
             return [float(str(value)) for value in values]
         return list(values.tolist())
 

@@ -1,9 +1,9 @@
-"""Which tokens of a GGUF's vocabulary are markers, and which of them end an answer.
+"""Determines which tokens of a GGUF's vocabulary are markers, and which of them end an answer.
 
-A file names its markers by ids (`tokenizer.ggml.eos_token_id`, ...) and gives each token a type. But some files have
-no types, or call every token ordinary text, and many leave ids out. So llama.cpp's vocabulary loader
-(src/llama-vocab.cpp) also knows markers by their text; the names below are facts from there, without those of
-vocabularies that cannot be carried over (o200k_harmony, Gemma 4, MiniMax).
+A file gives the ids of its markers (`tokenizer.ggml.eos_token_id`, ...) and a type for each token. But some files have
+no types, or mark every token as ordinary text, and many leave ids out. So llama.cpp's vocabulary loader
+(src/llama-vocab.cpp) also recognises markers by their text; the names below are taken from there, without those of
+vocabularies that cannot be converted (o200k_harmony, Gemma 4, MiniMax).
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
-"""Values of `tokenizer.ggml.token_type`; the others that matter nowhere here are unused tokens and bytes."""
+"""Values of `tokenizer.ggml.token_type`; the remaining ones (unused tokens and bytes) are not needed here."""
 
 _UNDEFINED = 0
 
 END_KINDS = ("eos", "eot", "eom")
-"""The special tokens that end an answer: of a text, a turn and a message. Each has a key of its own."""
+"""Special tokens that end an answer: end of text, of turn and of message. Each has a metadata key of its own."""
 
 _FILL_END_KINDS = ("fim_pad", "fim_rep", "fim_sep")
-"""Special tokens of filling in the middle that end an answer, because another file or repository begins there."""
+"""Fill-in-the-middle tokens that end an answer, because another file or repository begins after them."""
 
 MARKER_KINDS = (
     "bos",
@@ -28,7 +28,7 @@ MARKER_KINDS = (
     *_FILL_END_KINDS,
     *("fim_pre", "fim_suf", "fim_mid", "prefix", "suffix", "middle"),
 )
-"""The special tokens that are markers; those for unknown text and padding may be ordinary text."""
+"""Special tokens that are always markers; those for unknown text and padding may be ordinary text."""
 
 _ENDS = frozenset(
     {
@@ -54,19 +54,19 @@ _OTHERS = frozenset(
 )
 _KNOWN = _ENDS | _FILL_ENDS | _OTHERS
 _BARRED = re.compile(r"<[|｜][^|｜<>\s]+[|｜]>")
-"""The form in which most families write their markers, such as <|im_start|>."""
+"""Matches the form of most families' markers, such as <|im_start|>."""
 _TAG = re.compile(r"</?[A-Za-z][^<>\s]*>")
-"""The form of further tokens that text becomes whole, such as <think>."""
+"""Matches further tokens that are kept whole when text is tokenised, such as <think>."""
 
 
 def corrected_types(
     tokens: Sequence[str], types: Sequence[int], named: Collection[int], spelled: Collection[str] | None
 ) -> list[int]:
-    """The type of each token, where the file may call a marker ordinary text.
+    """Correct the type of each token, since a file may give a marker the type of ordinary text.
 
-    `named` holds the ids that the file names as markers. `spelled` holds what the merges of byte-level BPE make: such
-    a token is ordinary text whatever its form, and any other of several letters text can only become whole. It is
-    None for SentencePiece, whose pieces do not tell.
+    `named` holds the ids that the file names as markers. `spelled` holds the tokens that the merges of byte-level BPE
+    produce: these are ordinary text whatever their form, and any other token of several letters can only be matched
+    whole. It is None for SentencePiece, whose pieces do not show this.
     """
     return [
         _corrected(token, kind, number in named, None if spelled is None else token in spelled or len(token) == 1)
@@ -90,10 +90,10 @@ def _corrected(token: str, kind: int, named: bool, spelled: bool | None) -> int:
 def answer_ends(
     tokens: Sequence[str], types: Sequence[int], ids: Mapping[str, int], listed: Iterable[int] | None
 ) -> list[int]:
-    """The ids of the tokens that end an answer, each once, that of `eos` first.
+    """The ids of the tokens that end an answer, without duplicates, `eos` first.
 
-    `types` are corrected ones; `ids` are those of special tokens by their kind; `listed` is the file's own list of
-    all ends. Without a list, the markers that are known to end an answer do so wherever a vocabulary has them.
+    `types` come from `corrected_types`; `ids` maps kinds of special tokens to their ids; `listed` is the file's own
+    list of all ends. Without a list, every marker in the vocabulary that is known to end an answer counts.
     """
     ends = [ids[kind] for kind in END_KINDS if kind in ids]
     if listed is not None:

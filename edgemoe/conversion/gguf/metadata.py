@@ -1,7 +1,7 @@
-"""The metadata of a model as llama.cpp's loaders of its architecture read it, and what they cannot be told.
+"""Writes a model's metadata for llama.cpp's loader of its architecture, and refuses what the keys cannot express.
 
-What a loader has no key for it does in one way only, whatever the file says: a model of another kind would load
-there and compute something else. So it is refused here, by name.
+Where a loader has no key for a property, it assumes one fixed value: a model that differs would load there and compute
+something else. So such a model is refused here, and the error names the property.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from edgemoe.model.spec import AttentionSpec, DenseFfnSpec, ModelSpec, MoeSpec, 
 ARCHITECTURES = {family.model_type: name.partition(" ")[0] for name, family in FAMILIES.items()} | {
     "granitemoeshared": "granitemoe"
 }
-"""The architecture of each family."""
+"""GGUF architecture of each family, by `model_type`."""
 
 INTERLEAVED = frozenset(ARCHITECTURES[family.model_type] for family in FAMILIES.values() if family.interleaved_rotation)
-"""Architectures that rotate neighbouring pairs: the rows of query and key come in the order of `pairs_order`."""
+"""Architectures that rotate neighbouring pairs: their rows of query and key are in the order of `pairs_order`."""
 
 _RENORMALISE = frozenset({"llama", "granitemoe", "qwen3moe"})
-"""Architectures that make the weights of a token's experts sum to one; the others leave them."""
+"""Architectures that normalise the weights of a token's experts to sum to one; the others do not."""
 
 _QKV_BIAS = frozenset({"llama", "granitemoe", "qwen2moe"})
 _OUTPUT_BIAS = frozenset({"llama", "granitemoe"})
@@ -35,11 +35,11 @@ _SCALED = frozenset({"granitemoe"})
 """Architectures with multipliers on embedding, attention, residual and logits."""
 _NEVER_TIED = frozenset({"olmoe", "qwen2moe"})
 _NO_HEAD_WIDTH = frozenset({"olmoe", "qwen2moe"})
-"""Architectures whose heads together are as wide as the model."""
+"""Architectures without a key for the head width: all heads together must be as wide as the model."""
 
 
 def check_expressible(spec: ModelSpec) -> None:
-    """Raises StoreError where llama.cpp would compute something else, or cannot load the model at all."""
+    """Raises StoreError if llama.cpp would compute something else, or cannot load the model at all."""
     if spec.family not in ARCHITECTURES:
         raise StoreError(f"this model cannot be a GGUF: expected a family of edgemoe, found {spec.family}.")
     problem = next(_problems(spec), None)
@@ -88,7 +88,7 @@ def _plain_yarn(rope: RopeSpec) -> bool:
 
 
 def write_metadata(writer: GGUFWriter, spec: ModelSpec) -> None:
-    """All keys of the model itself, for a spec that `check_expressible` has let pass."""
+    """Write all keys of the model itself. The spec must have passed `check_expressible`."""
     attention, ffn = spec.layers[0].attention, spec.layers[0].ffn
     writer.add_block_count(len(spec.layers))
     writer.add_context_length(spec.max_positions)
@@ -106,7 +106,7 @@ def write_metadata(writer: GGUFWriter, spec: ModelSpec) -> None:
     if ARCHITECTURES[spec.family] in _SCALED:
         writer.add_embedding_scale(spec.embedding_scale)
         writer.add_residual_scale(spec.residual_scale)
-        writer.add_logit_scale(1 / spec.logit_scale)  # which divides there
+        writer.add_logit_scale(1 / spec.logit_scale)  # llama.cpp divides by it
         if not _plain_scale(attention):
             writer.add_attention_scale(attention.scale)
     _write_rope(writer, spec.rope, attention.head_width)
@@ -116,7 +116,7 @@ def _write_experts(writer: GGUFWriter, architecture: str, ffn: MoeSpec) -> None:
     writer.add_expert_count(ffn.experts)
     writer.add_expert_used_count(ffn.experts_per_token)
     if architecture in ("qwen2moe", "qwen3moe"):
-        # Of dense layers, which such a model has none of: as wide as the experts of a token together.
+        # Width of dense layers, which such a model does not have: the total width of one token's experts.
         writer.add_feed_forward_length(ffn.experts_per_token * ffn.width)
         writer.add_expert_feed_forward_length(ffn.width)
     else:
@@ -136,7 +136,7 @@ def _write_rope(writer: GGUFWriter, rope: RopeSpec, head_width: int) -> None:
 
 
 def frequency_divisors(spec: ModelSpec) -> npt.NDArray[np.float32] | None:
-    """By what each pair's frequency is divided, `(head_width // 2,)`: the form that the llama3 rule has in a GGUF."""
+    """Divisor of each pair's frequency, `(head_width // 2,)`: the form of the llama3 rule in a GGUF."""
     if spec.rope.scaling != "llama3":
         return None
     head_width = spec.layers[0].attention.head_width

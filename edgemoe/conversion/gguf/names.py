@@ -1,10 +1,10 @@
-"""The tensors of a GGUF under the names of the checkpoint that it was made from, and the order of their rows.
+"""Maps the tensors of a GGUF to the names of the original checkpoint, and converts the order of their rows.
 
 Letters: `D` model width, `F` expert width, `E` experts.
 
-The rows of query and key come in one of two orders. Where positions rotate neighbouring pairs (`llama`,
+The rows of query and key have one of two orders. For architectures that rotate neighbouring pairs (`llama`,
 `granitemoe`), the file has the two elements of a pair side by side; checkpoints, and so edgemoe, have all
-first elements of a head before all second ones. Only rows change places: the blocks in them stay as they are.
+first elements of a head before all second ones. Only whole rows are moved: the blocks in them are unchanged.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ ROPE_FACTORS = "rope_freqs.weight"
 
 @dataclass(frozen=True)
 class Family:
-    """How one GGUF architecture is written as a checkpoint of ours. `{expert}` and `{matrix}` are filled in."""
+    """Checkpoint names for one GGUF architecture. `{expert}` and `{matrix}` are placeholders."""
 
     model_type: str
     interleaved_rotation: bool
     router: str = ""
     expert: str = ""
-    """Name of one matrix of one expert; without `{expert}`, of all experts, gate and up fused (E, 2F, D)."""
+    """Name of one matrix of one expert; without `{expert}`, of one for all experts, gate and up fused (E, 2F, D)."""
     shared: str = ""
     matrices: Mapping[str, str] = field(default_factory=dict)
-    """What this checkpoint calls the matrices of an expert: gate, up, down (or gate_up and down)."""
+    """Checkpoint names of an expert's matrices: gate, up, down (or gate_up and down)."""
 
 
 _SPLIT = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
@@ -91,20 +91,20 @@ _ROTATED_NAMES = {
 _LAYER = re.compile(r"blk\.(\d{1,6})\.(.+)")
 _MATRIX = re.compile(r"ffn_(gate|up|down)(_exps|_shexp|\.\d{1,6})\.weight")
 MERGED_GATE_UP = "ffn_gate_up_exps.weight"
-"""Gate and up of all experts of a layer in one tensor, in each expert the rows of gate first.
+"""Gate and up of all experts of a layer in one tensor; within each expert the rows of gate come first.
 
-That is how llama.cpp cuts its product (src/llama-graph.cpp, `build_moe_ffn`) and its converter joins them.
+Source: llama.cpp splits the product in this order (src/llama-graph.cpp, `build_moe_ffn`); its converter writes it.
 """
 _MAX_EXPERTS = 1 << 16
 
 
 @dataclass(frozen=True)
 class TensorView:
-    """A tensor of the checkpoint as rows of tensors of the file.
+    """A tensor of the checkpoint, composed of rows of tensors of the file.
 
-    `parts` have the same shape, and follow each other along the rows (within each expert where there are three
-    dimensions). With `expert`, the view is that one expert of its stacked parts. With `head_width`, the rows of
-    each head are brought from pairs side by side to halves. With `first_row`, it begins at that row of the expert.
+    `parts` have the same shape and are concatenated along the rows (within each expert if they have three
+    dimensions). With `expert`, the view is that one expert of its stacked parts. With `head_width`, the rows of each
+    head are reordered from interleaved pairs to two halves. With `first_row`, it begins at that row of the expert.
     """
 
     parts: tuple[GgufTensor, ...]
@@ -115,9 +115,9 @@ class TensorView:
 
 
 def checkpoint_tensors(family: Family, head_width: int, tensors: Mapping[str, GgufTensor]) -> dict[str, TensorView]:
-    """Every tensor of the file under a name of the checkpoint; one that we do not know keeps its own name.
+    """Every tensor of the file by its checkpoint name; an unknown tensor keeps its GGUF name.
 
-    Raises SourceError where two tensors of the file are the same one of the checkpoint.
+    Raises SourceError if two tensors of the file map to the same tensor of the checkpoint.
     """
     views: dict[str, TensorView] = {}
     for name, tensor in tensors.items():
@@ -176,7 +176,7 @@ def _expert_views(
     fused = "gate_up" in family.matrices
     fits = len(tensor.shape) == 3 and tensor.shape[0] <= _MAX_EXPERTS if kind == "_exps" else len(tensor.shape) == 2
     if not template or not fits or (fused and kind.startswith(".")):
-        # Under its own name, so that whoever looks for the tensors of the model says that it is left over.
+        # Keep the GGUF name, so that resolving the model's tensors reports it as left over.
         return {tensor.name: TensorView((tensor,), tensor.shape)}
     if fused and matrix != "down":
         name = prefix + template.format(matrix=family.matrices["gate_up"])
@@ -191,7 +191,7 @@ def _expert_views(
 
 
 def _merged_views(family: Family, prefix: str, tensor: GgufTensor) -> dict[str, TensorView]:
-    """The views on gate and up of all experts, which lie in one tensor (E, 2F, D)."""
+    """The views on gate and up of all experts, which share one tensor (E, 2F, D)."""
     if len(tensor.shape) != 3 or tensor.shape[0] > _MAX_EXPERTS or tensor.shape[1] % 2:
         raise SourceError(
             f"{tensor.path}: {tensor.name}: expected experts, each with as many rows for gate as for up, "
@@ -212,7 +212,7 @@ def _merged_views(family: Family, prefix: str, tensor: GgufTensor) -> dict[str, 
 
 
 def _fused_view(gate: GgufTensor, tensors: Mapping[str, GgufTensor]) -> TensorView:
-    """Gate over up, in each expert where there are several: (E, 2F, D) or (2F, D)."""
+    """Stack gate above up, within each expert if there are several: (E, 2F, D) or (2F, D)."""
     up = tensors.get(gate.name.replace("ffn_gate", "ffn_up"))
     if up is None or up.shape != gate.shape:
         raise SourceError(
@@ -224,7 +224,7 @@ def _fused_view(gate: GgufTensor, tensors: Mapping[str, GgufTensor]) -> TensorVi
 
 
 def halves_order(first: int, last: int, head_width: int) -> npt.NDArray[np.int64]:
-    """For the rows `first` to `last` of a checkpoint, the row of the file that each of them is."""
+    """For the rows `first` to `last` of a checkpoint, the corresponding rows of the file."""
     rows = np.arange(first, last)
     head, within = rows // head_width, rows % head_width
     half, pair = within // (head_width // 2), within % (head_width // 2)
@@ -232,7 +232,7 @@ def halves_order(first: int, last: int, head_width: int) -> npt.NDArray[np.int64
 
 
 def pairs_order(first: int, last: int, head_width: int) -> npt.NDArray[np.int64]:
-    """For the rows `first` to `last` of a file, the row of the checkpoint that each of them is."""
+    """For the rows `first` to `last` of a file, the corresponding rows of the checkpoint."""
     rows = np.arange(first, last)
     head, within = rows // head_width, rows % head_width
     return head * head_width + within % 2 * (head_width // 2) + within // 2

@@ -1,4 +1,4 @@
-"""What we use of the optional package `gguf`: the names and numbers of the format, and its writer of headers."""
+"""Imports from the optional package `gguf`: the names and numbers of the format, and its header writer."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A GGUF file, or the first of a split one, as a source.
+"""Reads a GGUF file, or the first part of a split one, as a source.
 
-Blocks of Q8_0, Q4_0 and Q4_1 are ours to the bit and are handed on as they are; F32, F16 and BF16 become float32.
+Blocks of Q8_0, Q4_0 and Q4_1 equal those of our formats and are passed on unchanged; F32, F16 and BF16 become float32.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class GgufSource:
         metadata = Metadata(first.path, first.metadata)
         self._config = checkpoint_config(metadata, tensors)
         self._views = checkpoint_tensors(FAMILIES[metadata.architecture], self._config["head_dim"], tensors)
-        # At once, because a tokenizer that cannot be carried over should not be found out after an hour.
+        # Convert the tokenizer now: an unsupported one should be reported at the start, not after an hour.
         self._side_files = side_files(first.path, first.metadata)
         self._notices = notices(first.path, first.metadata)
 
@@ -86,7 +86,7 @@ class GgufSource:
             return _vector_rows(view, row_start, row_stop)
         if view.head_width is None:
             return _plain_rows(view, index, row_start, row_stop)
-        # A head's rows come from all over the head, so whole heads are read.
+        # The requested rows are scattered over a head in the file, so whole heads are read.
         first = row_start // view.head_width * view.head_width
         last = min(rows, -(-row_stop // view.head_width) * view.head_width)
         order = halves_order(row_start, row_stop, view.head_width) - first
@@ -141,7 +141,7 @@ def _read_files(path: Path) -> list[GgufFile]:
 
 
 def _dtype(view: TensorView) -> str:
-    """The type of the parts; F32 where they differ, or are a vector of quantised numbers: these are decoded."""
+    """The type of the parts; F32 if the types differ or a vector is quantised, as these are decoded."""
     names = {part.type_name for part in view.parts}
     if len(names) > 1 or (len(view.parts[0].shape) == 1 and not names.isdisjoint(BLOCK_FORMATS)):
         return "F32"
@@ -149,7 +149,7 @@ def _dtype(view: TensorView) -> str:
 
 
 def _vector_rows(view: TensorView, start: int, stop: int) -> npt.NDArray[np.float32]:
-    """Elements of a vector, or the one row of the matrix that the file has as a vector."""
+    """Read elements of a vector, or the single row of a matrix that the file stores as a vector."""
     values = _as_floats(decode_rows(view.parts[0].read(0, 1), view.parts[0].type_name))
     if len(view.shape) == 2:
         return values[start:stop]
@@ -158,7 +158,7 @@ def _vector_rows(view: TensorView, start: int, stop: int) -> npt.NDArray[np.floa
 
 
 def _plain_rows(view: TensorView, index: int | None, start: int, stop: int) -> Rows:
-    """Rows in the file's order, from each part that has some of them."""
+    """Read rows in the file's order, from each part that holds some of them."""
     part_rows = view.parts[0].shape[-2]
     base = (index if index is not None else view.expert or 0) * part_rows + view.first_row
     pieces: list[Rows] = []

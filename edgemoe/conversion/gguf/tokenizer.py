@@ -1,6 +1,6 @@
-"""The tokenizer in a GGUF's metadata as the files of a checkpoint: tokenizer.json and its companions.
+"""Converts the tokenizer in a GGUF's metadata to a checkpoint's files: tokenizer.json and its companions.
 
-Two kinds are known: byte-level BPE (`gpt2`), where `tokenizer.ggml.pre` names the rule that cuts text into
+Two kinds are supported: byte-level BPE (`gpt2`), where `tokenizer.ggml.pre` names the rule that splits text into
 words before merging, and SentencePiece BPE (`llama`), where merges follow from the scores of the pieces.
 """
 
@@ -27,22 +27,22 @@ from edgemoe.errors import SourceError, UsageError
 from edgemoe.model.sampling import read_generation_config
 
 NO_TOKENIZER = "none"
-"""What `tokenizer.ggml.model` says where there is none: ids stand for no text."""
+"""Value of `tokenizer.ggml.model` in a file without a tokenizer: its ids have no text."""
 
 _KEY = "tokenizer.ggml."
 
 ENDS_KEY = _KEY + "eos_token_ids"
-"""A list of all tokens that end an answer, as Ollama writes it; llama.cpp has keys for three of them."""
+"""Key of the list of all tokens that end an answer, as Ollama writes it; llama.cpp has keys for three such tokens."""
 
 SAMPLING_KEYS = {
     "temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p",
     "penalty_repeat": "repetition_penalty", "penalty_last_n": "penalty_last_n", "mirostat": "mirostat",
     "xtc_probability": "xtc_probability", "sequence": "sampling_sequence",
 }  # fmt: skip
-"""The keys `general.sampling.*` by what generation_config.json calls them; some are only named as not carried out."""
+"""`general.sampling.*` keys and their generation_config.json names; some are only reported as unsupported."""
 
 SAMPLED_KEYS = frozenset({"temp", "top_k", "top_p", "min_p"})
-"""Those that matter only where tokens are drawn by chance."""
+"""Sampling keys that have no effect on greedy decoding."""
 
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 _LLAMA3_WORDS = (
@@ -57,19 +57,19 @@ WORD_RULES: dict[str, tuple[str, ...]] = {
     "qwen2": (_LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}"),),
     "default": (r"[\p{P}\$\+<=>\^~\|]+", _WORDS, r"\p{N}+", r"[0-9][0-9][0-9]"),
 }
-"""Patterns applied one after the other, by the name in `tokenizer.ggml.pre`: each match is cut out whole."""
+"""Patterns applied in sequence, keyed by the name in `tokenizer.ggml.pre`: each match becomes one word."""
 
 WHOLE_WORDS_FIRST = frozenset({"llama-bpe", "llama3", "llama-v3"})
-"""Rules under which a word that is a token is that token, whatever the merges say. They also start with BOS."""
+"""Rules under which a word in the vocabulary becomes that token, ignoring the merges. They also start with BOS."""
 
 COMPOSED = frozenset({"qwen2", "olmo"})
-"""Rules whose tokenizers compose characters first (NFC), which the metadata cannot say."""
+"""Rules whose tokenizers first normalise to NFC, which the metadata cannot express."""
 
 
 def side_files(path: Path, metadata: Mapping[str, Any]) -> dict[str, bytes | Path]:
-    """tokenizer.json, tokenizer_config.json and generation_config.json. Raises SourceError.
+    """Make tokenizer.json, tokenizer_config.json and generation_config.json. Raises SourceError.
 
-    None of them where the file says that its model has no tokenizer.
+    The result is empty if the file declares that its model has no tokenizer.
     """
     if metadata.get(_KEY + "model") == NO_TOKENIZER:
         return {}
@@ -83,7 +83,7 @@ def side_files(path: Path, metadata: Mapping[str, Any]) -> dict[str, bytes | Pat
 
 
 def notices(path: Path, metadata: Mapping[str, Any]) -> list[str]:
-    """What a person should know of a tokenizer that `side_files` carries over; each a paragraph."""
+    """Paragraphs that inform the user about the tokenizer that `side_files` converts."""
     if metadata.get(_KEY + "model") == "gpt2" and not metadata.get(_KEY + "pre"):
         return [
             f"{path}: {_KEY}pre is missing; expected the rule that cuts text into words. The rule `default` "
@@ -98,7 +98,7 @@ def _json(value: Any) -> str:
 
 
 class _Vocabulary:
-    """The tokenizer's metadata, checked once. Every method raises SourceError."""
+    """The tokenizer's metadata, checked on construction. Every method raises SourceError."""
 
     def __init__(self, path: Path, metadata: Mapping[str, Any]) -> None:
         self._path, self._metadata = path, metadata
@@ -140,7 +140,7 @@ class _Vocabulary:
         return value
 
     def _listed_ends(self) -> list[int] | None:
-        """All tokens that end an answer, where the file has a list of them."""
+        """The file's list of all tokens that end an answer; None if it has no list."""
         ids = self._metadata.get(ENDS_KEY)
         if ids is None:
             return None
@@ -171,7 +171,7 @@ class _Vocabulary:
                 tokenizer.post_processor = post_processor
         except SourceError:
             raise
-        except Exception as error:  # the library raises plain Exception for a vocabulary that contradicts itself
+        except Exception as error:  # the library raises plain Exception for an inconsistent vocabulary
             raise SourceError(f"{self._path}: its tokenizer cannot be built: {error}.", TAKE_ANOTHER) from error
         return tokenizer
 
@@ -179,7 +179,7 @@ class _Vocabulary:
         return [token for token, kind in zip(self._tokens, self._types, strict=True) if kind in types and token]
 
     def _ids(self) -> dict[str, int]:
-        """Ids by token. Padding may repeat a token; the first of them is the one that text becomes."""
+        """Ids by token. Padding may repeat a token; text then becomes the first of them."""
         ids: dict[str, int] = {}
         for number, token in enumerate(self._tokens):
             ids.setdefault(token, number)
@@ -228,7 +228,7 @@ class _Vocabulary:
         return tokenizer
 
     def _post_processor(self) -> Any:
-        """Puts the tokens around a text that the metadata asks for; a chat template does this itself."""
+        """The post-processor that adds BOS and EOS to a text as the metadata asks; a chat template adds its own."""
         around: list[Any] = ["$A"]
         special = []
         for kind, adds in (("bos", self._adds_bos), ("eos", self._adds_eos)):
@@ -253,7 +253,7 @@ class _Vocabulary:
 
     def generation_config(self) -> dict[str, Any]:
         config: dict[str, Any] = {}
-        # A model may end a text, a turn and a message with different tokens: generation stops at each of them.
+        # A model may end a text, a turn and a message with different tokens: generation stops at any of them.
         ends = answer_ends(self._tokens, self._types, self._markers, self._listed_ends())
         if ends:
             config["eos_token_id"] = ends[0] if len(ends) == 1 else ends

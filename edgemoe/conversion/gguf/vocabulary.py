@@ -1,7 +1,7 @@
-"""A store's tokenizer as the metadata of a GGUF: the way back of `gguf_tokenizer`.
+"""Writes a store's tokenizer as the metadata of a GGUF: the inverse of `edgemoe.conversion.gguf.tokenizer`.
 
-Only byte-level BPE can be told there, and only with one of the rules for cutting text into words that have a name.
-Any other is refused rather than written as one that cuts text differently.
+GGUF can only represent byte-level BPE, and only with one of the named rules for splitting text into words.
+Any other tokenizer is refused, since the file would split text differently.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from edgemoe.store.tokenizer_file import library_tokenizer
 _GPT2_WORDS = WORD_RULES["gpt-2"]
 _DIGITS = (r"\p{N}",)
 _WHOLE_NUMBERS = frozenset({"top_k", "penalty_last_n", "mirostat"})
-"""The keys `general.sampling.*` that are whole numbers; others are fractions, or text."""
+"""The keys `general.sampling.*` whose values are whole numbers; others are fractions or text."""
 
 
 def write_no_tokenizer(writer: GGUFWriter) -> None:
-    """The model takes and gives ids. Its vocabulary is as large as the key `vocab_size` says."""
+    """Write that the model has no tokenizer and takes and gives ids; the key `vocab_size` has its vocabulary size."""
     writer.add_tokenizer_model(NO_TOKENIZER)
 
 
 def write_vocabulary(writer: GGUFWriter, folder: Path, vocabulary: int) -> None:
-    """Tokenizer, chat template and way of sampling of a store's folder, for a model of so many tokens.
+    """Write the tokenizer, chat template and sampling settings of a store's folder; `vocabulary` is the model's size.
 
-    Raises StoreError where the tokenizer is not one that a GGUF can hold.
+    Raises StoreError if a GGUF cannot represent the tokenizer.
     """
     path = folder / "tokenizer.json"
     data = _json(path)
@@ -66,7 +66,7 @@ def write_vocabulary(writer: GGUFWriter, folder: Path, vocabulary: int) -> None:
 
 @contextmanager
 def _library_errors(path: Path) -> Iterator[None]:
-    """Turns what the tokenizers library raises, which is plain Exception, into a StoreError about its file."""
+    """Turns errors of the tokenizers library (plain Exception) into a StoreError about its file."""
     try:
         yield
     except StoreError:
@@ -111,7 +111,7 @@ def _write_tokens(writer: GGUFWriter, data: Mapping[str, Any], tokenizer: Tokeni
 
 
 def _word_rule(data: Mapping[str, Any]) -> str:
-    """The name of the rule by which the tokenizer cuts text. Raises StoreError where it has none."""
+    """The name of the rule by which the tokenizer splits text. Raises StoreError if the rule has no name."""
     normalizer = data.get("normalizer")
     if normalizer and normalizer != {"type": "NFC"}:
         raise _refused(f"expected no normalizer but NFC, found {normalizer.get('type')}")
@@ -127,7 +127,7 @@ def _word_rule(data: Mapping[str, Any]) -> str:
 
 
 def _patterns(step: Mapping[str, Any]) -> Iterator[str]:
-    """The patterns that a step cuts by."""
+    """Yield the patterns by which a pre-tokenizer step splits text."""
     kind = step.get("type")
     if kind == "Split" and step["behavior"] == "Isolated" and not step["invert"] and "Regex" in step["pattern"]:
         yield step["pattern"]["Regex"]
@@ -140,10 +140,10 @@ def _patterns(step: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _write_special_tokens(writer: GGUFWriter, folder: Path, named: Mapping[str, int], vocabulary: int) -> None:
-    """The ids of the special tokens.
+    """Write the ids of the special tokens.
 
-    llama.cpp has a key for each of three tokens that end an answer, and knows further ones by their names. The list of
-    all of them is what other programs read, and ours.
+    llama.cpp has a key for each of three tokens that end an answer, and recognises further ones by their names. The
+    list of all of them is written for edgemoe and other programs.
     """
     for kind, add in (
         ("bos", writer.add_bos_token_id),
@@ -163,7 +163,7 @@ def _write_special_tokens(writer: GGUFWriter, folder: Path, named: Mapping[str, 
 
 
 def _ends(path: Path) -> tuple[int, ...]:
-    """The ids that a file names as ends of an answer. Raises StoreError."""
+    """The ids that a file lists as ends of an answer. Raises StoreError."""
     try:
         return end_ids(_json(path))
     except UsageError as problem:
@@ -171,7 +171,7 @@ def _ends(path: Path) -> tuple[int, ...]:
 
 
 def _write_sampling(writer: GGUFWriter, folder: Path) -> None:
-    """What the model's author wants of sampling, by keys: older versions of the package have no methods for them."""
+    """Write the author's sampling settings as plain keys: older versions of `gguf` have no methods for them."""
     generation = _json(folder / GENERATION_CONFIG)
     for key, name in SAMPLING_KEYS.items():
         value = generation.get(name)
@@ -188,7 +188,7 @@ def _write_sampling(writer: GGUFWriter, folder: Path) -> None:
 
 
 def _write_surroundings(writer: GGUFWriter, plain: list[int], whole: list[int], ids: Mapping[str, int]) -> None:
-    """Which tokens the tokenizer puts around a text, here `plain`, to make it `whole`."""
+    """Write which tokens the tokenizer adds around a text: those by which `whole` differs from `plain`."""
     bos, eos = [ids["bos"]] if "bos" in ids else [], [ids["eos"]] if "eos" in ids else []
     for adds_bos in (False, True):
         for adds_eos in (False, True):
@@ -208,7 +208,7 @@ def _write_template(writer: GGUFWriter, folder: Path) -> None:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """The object in a file; empty where there is no such file. Raises StoreError."""
+    """The JSON object in a file; empty if there is no such file. Raises StoreError."""
     if not path.exists():
         return {}
     try:
