@@ -210,7 +210,7 @@ class Engine:
             cache.warm(self._hot_list.read())
 
     def _keep_hot_list(self) -> None:
-        """Write the experts in RAM to the hot list, the most used first, if any expert was used."""
+        """Write the experts in RAM to the hot list, the most used first, if any token was computed."""
         hot_list, self._hot_list = self._hot_list, None
         if hot_list is not None and self._tokens:
             layers, experts = np.nonzero(self.resident_experts())

@@ -97,9 +97,9 @@ class ExpertCache:
         self.statistics = CacheStatistics()
         slots = len(arena)
         self.tickets = np.full(slots, -1, np.int64)
-        """The ticket of the pending read into each slot, or -1; kernels reset it after they have waited for the read."""
+        """The ticket of the pending read into each slot, or -1; kernels reset it after waiting for the read."""
         self.kernels_await = False
-        """Whether kernels wait for the reads of a wave themselves; otherwise the cache does, before it yields the wave."""
+        """Whether kernels wait for the reads of a wave; otherwise the cache does, before it yields the wave."""
         self._experts = experts_per_layer
         self._table = table
         self._files = files
@@ -268,7 +268,7 @@ class ExpertCache:
         self._settle(next(iter(self._loading)))
 
     def _settle(self, slot: int) -> None:
-        """Wait for a read that no kernel waits for. If it failed its expert is absent; a demand read reports the error."""
+        """Wait for a read that no kernel waits for. If it failed its expert is absent; a demand read reports why."""
         try:
             self._finish(slot)
         except ReadError:
@@ -374,7 +374,7 @@ class ExpertCache:
         return self._free_slots.pop()
 
     def _take_from_warming(self) -> None:
-        """Give up the coldest read of a warm start if it has not begun; else treat it as an ordinary read from now on."""
+        """Give up the coldest read of a warm start if it has not begun; else treat it as an ordinary read."""
         slot, _ = self._warming.popitem()
         ticket = int(self.tickets[slot])
         if self._pinned[slot]:

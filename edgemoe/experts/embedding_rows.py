@@ -35,7 +35,7 @@ def saved_bytes(store: Store) -> int:
     if store.embedding is None:
         return 0
     panels = Panels(store.resident_path, store.embedding)
-    if panels.pages(panels.count - 1)[1] > store.manifest.resident_file.bytes:  # direct reads cannot read past the file's end
+    if panels.pages(panels.count - 1)[1] > store.manifest.resident_file.bytes:  # past the file's end
         return 0
     row_bytes = 2 * panels.most_read_bytes + 4 * panels.tensor.columns
     held_bytes = BATCH_TOKENS * row_bytes + CHECKSUM_BYTES * panels.count

@@ -7,7 +7,7 @@ a running model interprets them, a replay of recorded routing compiles them.
 Letters: a `key` is an expert of a layer, `layer * experts + expert`; `t` is the number of uses so far.
 
 Invariants:
-- A policy does not depend on bytes or files, and its only state are the arrays that it was made with.
+- A policy does not depend on bytes or files, and its only state is the arrays that it was made with.
 - The history of a key outlives the key's stay in the cache; the only state of a slot is the score of its last use.
 """
 
