@@ -20,7 +20,7 @@ from edgemoe.errors import MachineError
 PROC = Path("/proc")
 OWN_PROC = PROC / "self"
 
-# Files of a control group, by the version of its interface. Source: the kernel's documentation, cgroup-v1 and cgroup-v2.
+# Files of a control group, by interface version. Source: the kernel's documentation, cgroup-v1 and cgroup-v2.
 MEMORY_LIMIT_FILES = {1: "memory.limit_in_bytes", 2: "memory.max"}
 MEMORY_USAGE_FILES = {1: "memory.usage_in_bytes", 2: "memory.current"}
 MEMORY_CACHE_KEYS = {1: "total_inactive_file", 2: "inactive_file"}
@@ -228,7 +228,7 @@ def start_threads(count: int, work: Callable[[], None]) -> list[threading.Thread
 
 
 def no_threads(what: str) -> MachineError:
-    """The error for `what`, which needs a thread or process that the system does not start, with their limit."""
+    """The error for `what`, a failure to start a thread or process, with the limits that apply."""
     limits = []
     if (user := user_thread_limit()) is not None:
         limits.append(f"its user may have {user} in all (ulimit -u)")

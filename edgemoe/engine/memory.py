@@ -71,7 +71,7 @@ class MemoryPlan:
     def prompt_chunk_tokens(self) -> int:
         """Prompt chunk size for callers that want to be able to interrupt between chunks, in tokens.
 
-        Where experts are streamed every run reads most of them anew, so it is the largest size that fits; else it is
+        Where experts are streamed every run reads most of them again, so it is the largest size that fits; else it is
         small.
         """
         return min(self.chunk_tokens, STOPPABLE_TOKENS) if self.all_resident else self.chunk_tokens

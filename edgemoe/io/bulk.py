@@ -19,7 +19,7 @@ THREADS = 2
 PIECE_BYTES = 64 << 20
 PIECE_BYTES_LEAST = 1 << 20
 """Threads share all spans evenly, in pieces within these bounds. After each piece a thread must take the GIL again,
-which takes 5 ms while the caller computes, and longer while a library holds it (100 ms have been seen)."""
+which may take 5 ms while the caller computes, or 100 ms while a library holds it."""
 STALL_SECONDS = 120.0
 """Reading is given up when the disk finishes no piece for this long."""
 
