@@ -1,6 +1,6 @@
-"""The errors that edgemoe shows to people.
+"""The errors that edgemoe shows to users.
 
-Every one has three parts: what is wrong, what was expected and found, and the way out. The first two
+Every error has three parts: what is wrong, what was expected and found, and the way out. The first two
 make the `message`, the last is the `hint`. The command line prints both as one paragraph.
 """
 
@@ -11,7 +11,7 @@ INTERRUPTED = 130
 
 
 class EdgemoeError(Exception):
-    """Something that the user can understand and mend.
+    """An error that the user can understand and resolve.
 
     `message` says what is wrong, with what was expected and what was found; `hint` is the way out.
     """
@@ -28,7 +28,7 @@ class EdgemoeError(Exception):
 
 
 class UsageError(EdgemoeError):
-    """An option or argument that cannot be used as it was given."""
+    """An option or argument with an invalid value."""
 
     exit_code = 2
 
@@ -46,7 +46,7 @@ class BudgetError(EdgemoeError):
 
 
 class MachineError(EdgemoeError):
-    """A machine that withholds something without which nothing can run, such as what it knows of a process."""
+    """A machine without something that edgemoe needs to run, such as threads or information on a process."""
 
 
 class TraceError(EdgemoeError):
@@ -58,4 +58,4 @@ class KernelError(EdgemoeError):
 
 
 class ReadError(EdgemoeError):
-    """Expert bytes that could not be read, or that are not what was written."""
+    """Expert bytes that could not be read, or that differ from their checksum."""

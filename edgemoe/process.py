@@ -1,7 +1,7 @@
-"""What the system says of this process and of what limits it: memory, processors, threads, control groups.
+"""Queries the system for this process and its limits: memory, processors, threads, control groups.
 
-On Linux its own files are read, since psutil takes as long to import as all the weights of a small model to read;
-elsewhere psutil is asked.
+On Linux the files in /proc and /sys are read, since importing psutil takes as long as reading all the weights of a
+small model; on other systems psutil is used.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from edgemoe.errors import MachineError
 PROC = Path("/proc")
 OWN_PROC = PROC / "self"
 
-# Of a control group, by the version of its interface. Source: the kernel's documentation, cgroup-v1 and cgroup-v2.
+# Files of a control group, by interface version. Source: the kernel's documentation, cgroup-v1 and cgroup-v2.
 MEMORY_LIMIT_FILES = {1: "memory.limit_in_bytes", 2: "memory.max"}
 MEMORY_USAGE_FILES = {1: "memory.usage_in_bytes", 2: "memory.current"}
 MEMORY_CACHE_KEYS = {1: "total_inactive_file", 2: "inactive_file"}
@@ -31,7 +31,7 @@ CPU_FOLDER = Path("/sys/devices/system/cpu")
 
 
 def peak_rss_bytes() -> int:
-    """The most memory that this process has held at once, as the system counts it."""
+    """The peak resident memory of this process, as the system counts it."""
     try:
         # getrusage would also count what a large parent held when it forked this process.
         return _kib_entry("/proc/self/status", "VmHWM:")
@@ -43,7 +43,7 @@ def peak_rss_bytes() -> int:
 
 
 def rss_bytes() -> int:
-    """The memory that this process holds now."""
+    """The resident memory of this process now."""
     try:
         return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError, ValueError):  # not Linux
@@ -51,7 +51,7 @@ def rss_bytes() -> int:
 
 
 def available_memory_bytes() -> int:
-    """The memory that processes can still have without swapping, as the system estimates it."""
+    """The memory that processes can still allocate without swapping, as the system estimates it."""
     try:
         return _kib_entry("/proc/meminfo", "MemAvailable:")
     except (OSError, IndexError, ValueError):  # not Linux
@@ -59,7 +59,7 @@ def available_memory_bytes() -> int:
 
 
 def total_memory_bytes() -> int:
-    """The memory of this machine."""
+    """The total memory of this machine."""
     try:
         return _kib_entry("/proc/meminfo", "MemTotal:")
     except (OSError, IndexError, ValueError):  # not Linux
@@ -67,7 +67,7 @@ def total_memory_bytes() -> int:
 
 
 def physical_cores(folder: Path = CPU_FOLDER) -> int | None:
-    """Cores of the machine, each counted once whatever its threads; None where the system does not say."""
+    """Physical cores of the machine, not counting hardware threads; None where the system does not report them."""
     try:
         shared = {path.read_text() for path in folder.glob("cpu[0-9]*/topology/thread_siblings_list")}
     except OSError:
@@ -89,25 +89,25 @@ def usable_processors() -> int:
 
 
 def major_faults() -> int:
-    """How often this process had to wait for a page to come from a disk, so far."""
+    """The number of major page faults of this process so far: waits for a page to be read from disk."""
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
 
 
 class ControlGroup(NamedTuple):
-    """A folder that stands for a control group, and which version of the interface it speaks."""
+    """The folder of a control group, and the version of its interface."""
 
     folder: Path
     version: int
 
     def read(self, names: Mapping[int, str]) -> str:
-        """The text of one of its files, whose name depends on the version. Raises OSError where it has none."""
+        """The text of one of its files, whose name depends on the version. Raises OSError for a missing file."""
         return (self.folder / names[self.version]).read_text(encoding="ascii", errors="replace")
 
 
 class Limit(NamedTuple):
-    """How much this process may have of something, and the control group that says so; None for the machine itself."""
+    """The limit of a resource for this process, and the control group that sets it; None for the machine itself."""
 
     amount: float
     group: ControlGroup | None
@@ -117,7 +117,7 @@ def control_groups(controller: str, proc: Path = OWN_PROC) -> list[ControlGroup]
     """The control groups by which `controller` (memory, cpu, pids) may limit this process: its own, then those above.
 
     `cgroup` names the process's group in each hierarchy, `mountinfo` the folder that shows a hierarchy, and the group
-    at which that folder begins: a container often sees no more than its own. Empty where the system has none. Source:
+    at which that folder begins: a container often sees only its own. Empty on a system without control groups. Source:
     the manual pages cgroups(7) and proc_pid_mountinfo(5).
     """
     own: dict[int, str] = {}
@@ -149,7 +149,7 @@ def _up_to_mount(own: str, first: str, mount: Path) -> list[Path]:
 
 
 def _unescaped(field: str) -> str:
-    """A path of mountinfo, in which white space is octal."""
+    """Decode a path of mountinfo, where white space is escaped in octal."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
 
 
@@ -161,16 +161,16 @@ def _lines(path: Path) -> list[str]:
 
 
 def memory_limit(proc: Path = OWN_PROC) -> Limit:
-    """All the memory that this machine has, or what a control group lets this process have of it, in bytes."""
+    """The total memory of this machine, or the lower limit that a control group sets for this process, in bytes."""
     least = Limit(total_memory_bytes(), None)
     for group in control_groups("memory", proc):
-        with contextlib.suppress(OSError, ValueError):  # the topmost group has no limit; others may say "max"
+        with contextlib.suppress(OSError, ValueError):  # the topmost group has no limit; others may have "max"
             least = min(least, Limit(int(group.read(MEMORY_LIMIT_FILES)), group), key=lambda limit: limit.amount)
     return least
 
 
 def available_bytes(proc: Path = OWN_PROC) -> int:
-    """Memory that this process could have: what it holds, and what the system and its control groups have left."""
+    """Memory that this process could use: what it holds, plus what the system and its control groups have left."""
     used = rss_bytes()
     available = available_memory_bytes() + used
     for group in control_groups("memory", proc):
@@ -178,14 +178,14 @@ def available_bytes(proc: Path = OWN_PROC) -> int:
             left = int(group.read(MEMORY_LIMIT_FILES)) - int(group.read(MEMORY_USAGE_FILES))
             key = f"{MEMORY_CACHE_KEYS[group.version]} "
             statistics = (group.folder / "memory.stat").read_text(encoding="ascii", errors="replace").splitlines()
-            # File pages that nobody needs count as usage, but give way: reading a model fills the cache with them.
+            # Inactive file pages count as usage but can be reclaimed: reading a model fills the cache with them.
             cache = sum(int(line.split()[1]) for line in statistics if line.startswith(key))
             available = min(available, left + cache + used)
     return max(available, 0)
 
 
 def processor_quota(proc: Path = OWN_PROC) -> Limit | None:
-    """Processors whose time this process may use up, on average; None where no control group limits that."""
+    """Processors whose time this process may use, on average; None where no control group limits it."""
     quotas = []
     for group in control_groups("cpu", proc):
         with contextlib.suppress(OSError, ValueError, ZeroDivisionError):  # "max", or -1 in version 1: no quota
@@ -196,7 +196,7 @@ def processor_quota(proc: Path = OWN_PROC) -> Limit | None:
 
 
 def thread_limit(proc: Path = OWN_PROC) -> Limit | None:
-    """Threads and processes that may be started besides those there are, by control groups; None without a limit."""
+    """Threads and processes that control groups still allow to be started; None without a limit."""
     limits = []
     for group in control_groups("pids", proc):
         with contextlib.suppress(OSError, ValueError):  # "max"
@@ -217,9 +217,9 @@ def user_thread_limit() -> int | None:
 
 
 def start_threads(count: int, work: Callable[[], None]) -> list[threading.Thread]:
-    """Start up to `count` threads that do `work` and hold up no exit: as many as the system lets us, perhaps none."""
+    """Start up to `count` daemon threads that do `work`: as many as the system allows, perhaps none."""
     threads: list[threading.Thread] = []
-    with contextlib.suppress(RuntimeError):  # the only sign that Python gives of it
+    with contextlib.suppress(RuntimeError):  # Python's only sign of a refused thread
         for _ in range(count):
             thread = threading.Thread(target=work, daemon=True)
             thread.start()
@@ -228,7 +228,7 @@ def start_threads(count: int, work: Callable[[], None]) -> list[threading.Thread
 
 
 def no_threads(what: str) -> MachineError:
-    """The error for `what` cannot begin since the system starts no further thread or process, with what limits them."""
+    """The error for `what`, a failure to start a thread or process, with the limits that apply."""
     limits = []
     if (user := user_thread_limit()) is not None:
         limits.append(f"its user may have {user} in all (ulimit -u)")
@@ -254,6 +254,6 @@ def _ask_psutil(question: str, ask: Callable[[Any], int]) -> int:
 
 
 def _kib_entry(file: str, name: str) -> int:
-    """An entry of one of Linux's tables, in bytes."""
+    """An entry of a table in Linux's /proc, in bytes."""
     text = Path(file).read_text(encoding="ascii", errors="replace")
     return int(text.partition(name)[2].split()[0]) << 10

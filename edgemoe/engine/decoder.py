@@ -1,16 +1,16 @@
 """The one decoder: interprets a ModelSpec as lists of operations, bound to weights and buffers.
 
-The way of a token: embedding; then in each layer norm, attention, residual, norm, FFN, residual; then norm and
-head. An MoE layer's FFN is router, experts, and a sum in router order. Because experts may have to be read first, a
-token is cut where a layer's routing is known (`stepper.py`), and a layer's operations are these, in this order:
+A token's path: embedding; then in each layer norm, attention, residual, norm, FFN, residual; then norm and
+head. An MoE layer's FFN is router, experts, and a sum in router order. Because experts may have to be read first, the
+program of a token is split where a layer's routing is known (`stepper.py`). A layer's operations, in this order:
 
     attend   attention, and the routing of an MoE layer
     predict  only on demand: the guess at the next layer's routing
-    beside   what needs no routed expert: the shared expert, or a dense FFN
+    beside   the FFN without routed experts: the shared expert, or a dense FFN
     experts  the routed experts: those in RAM first, the others as their records land
     combine  the sum, added to the residual stream
 
-Where all experts are resident there is nothing to wait for, and one program holds the whole token.
+Where all experts are resident no operation waits for the disk, and one program holds the whole token.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ Weights = Mapping[str, "Matrix | op.Floats"]
 
 @dataclass(frozen=True, eq=False)
 class LayerRouting:
-    """What the router of one layer said of the tokens of the latest run, and where its experts are."""
+    """The output of one layer's router for the tokens of the latest run, and the slots of its experts."""
 
     experts: op.Integers  # (T, K)
     weights: op.Floats  # (T, K)
-    predicted: op.Integers  # (1, K): this layer's routing as guessed one layer earlier
+    predicted: op.Integers  # (1, K): the guess at this layer's routing, made one layer earlier
     predicted_weights: op.Floats  # (1, K)
     slots: op.Integers  # (E,): slot of each expert, or -1
-    residency: npt.NDArray[np.bool_]  # (E,): whether those asked for were in RAM then; kept only while recording
+    residency: npt.NDArray[np.bool_]  # (E,): whether each requested expert was in RAM; kept only while recording
     in_memory: op.Integers | None  # (E,): experts that cache-aware routing prefers; None without it
 
 
@@ -72,12 +72,12 @@ class Decoder:
         cache_aware_routing: float = 0.0,
         embedding_rows: EmbeddingRows | None = None,
     ) -> None:
-        """`weights` has all matrices and vectors of the model, but for an embedding of which `embedding_rows` are read.
+        """`weights` has all matrices and vectors of the model, except an embedding that `embedding_rows` reads.
 
-        `arrivals`: records may still be on their way when the experts of a layer are run.
+        `arrivals`: given where records may still be being read when the experts of a layer are run.
 
-        With `forced_routing` no router writes to `routing`: someone else does, before each step. Then there are no
-        guesses, but with `forced_guesses`, which come from there too.
+        With `forced_routing` the caller fills `routing` before each step, in place of the routers. No guesses are made
+        then unless `forced_guesses` is set; the caller fills those too.
         With `cache_aware_routing` above 0 experts marked in `LayerRouting.in_memory` get that bonus.
         """
         self.spec = spec
@@ -102,9 +102,9 @@ class Decoder:
             rows = embedding_rows
             embed = op.Embed(rows.ids, rows.matrix, spec.embedding_scale, rows.rows)
         self.embed = self._part("embedding", embed)
-        """Of the whole step's tokens, or of those whose rows have been read."""
+        """Embeds all tokens of a step or, with `EmbeddingRows`, only the batch of rows just read."""
         self.begin = self.embed if embedding_rows is None else []
-        """What a step begins with, if the residual stream is not written to beforehand."""
+        """Operations at the start of a step; empty if `EmbeddingRows` fills the residual stream before it."""
         self.layers = [self._layer(number, layer) for number, layer in enumerate(spec.layers)]
         head = self._matrix("embedding" if spec.tied_embeddings else "head")
         normed = np.zeros_like(workspace.head_input)
@@ -115,22 +115,22 @@ class Decoder:
         )
 
     def part_of(self, operation: op.Operation) -> Part:
-        """Which part of the work one of these operations is, for the ledger."""
+        """The part of the work, for the ledger, to which one of these operations belongs."""
         return self._parts[operation]
 
     def slot_tables(self) -> list[op.Integers | None]:
-        """Each layer's table from expert to slot, to be filled in."""
+        """Each layer's table from expert to slot, which the caller fills in."""
         return [None if routing is None else routing.slots for routing in self.routing]
 
     def whole(self) -> list[op.Operation]:
-        """Every operation of a step up to the head, for when all experts are resident."""
+        """Every operation of a step up to the head, for a model whose experts are all resident."""
         operations = list(self.begin)
         for layer in self.layers:
             operations += layer.attend + layer.beside + layer.experts + layer.combine
         return operations
 
     def _part(self, part: Part, *operations: op.Operation) -> list[op.Operation]:
-        """The operations as a list, entered as this part of the work."""
+        """Return the operations as a list, after registering them as this part of the work."""
         self._parts.update(dict.fromkeys(operations, part))
         return list(operations)
 
@@ -210,7 +210,7 @@ class Decoder:
         ]
 
     def _prediction(self, number: int) -> list[op.Operation]:
-        """Guess a layer's routing from the residual stream as it stands one layer earlier (one token only)."""
+        """Guess a layer's routing from the residual stream one layer earlier (one token only)."""
         routing = self.routing[number] if number < len(self.routing) else None
         if routing is None or (self._forced_routing and not self._forced_guesses):
             return []

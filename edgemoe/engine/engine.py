@@ -3,10 +3,10 @@
 Letters: `T` tokens, `V` vocabulary, `L` layers, `E` experts (of the layer that has most).
 
 Invariants:
-- `forward` appends to the KV cache; `rewind` forgets from a position on. Nothing else is remembered
-  between calls that could change an answer: not the budget, the cache, threads, or how ids are grouped in calls.
+- `forward` appends to the KV cache; `rewind` forgets all positions from a given one on. No other state that lasts
+  between calls can change an answer. Nor can the budget, the expert cache, threads, or how ids are grouped in calls.
   (Lossy settings, off by default, let the cache's contents change answers, and so the budget and how ids are grouped.)
-- A forward that fails leaves `position` where it was; what it wrote beyond is never read.
+- A forward that fails leaves `position` unchanged; keys and values that it wrote past that position are never read.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class EngineStatistics:
 
     @property
     def expert_drops(self) -> int:
-        """Experts that were routed to, absent, and done without (`LossySettings.drop_cold`)."""
+        """Experts that the router chose, that were absent, and that were left out (`LossySettings.drop_cold`)."""
         return self.cache.dropped
 
     @property
@@ -77,7 +77,7 @@ class EngineStatistics:
 
 
 class _Closed:
-    """In the place of what ran an engine that is closed."""
+    """Replaces the stepper of a closed engine."""
 
     def __init__(self, statistics: CacheStatistics) -> None:
         self.statistics = statistics
@@ -103,10 +103,10 @@ class Engine:
         routing: RoutingSource | None = None,
         resident: ResidentReading | None = None,
     ) -> None:
-        """`spec` is what runs: the store's, with `routing` and lossy options applied to it.
+        """`spec` is the model that runs: the store's, with `routing` and lossy options applied to it.
 
-        `memory` is the plan, and `backend` has the threads, that follow from the options. `resident`: the weights that
-        every token needs, where their reading has begun before.
+        `memory` is the plan that follows from the options, and `backend` has their threads. `resident`: the weights
+        that every token needs, if the caller has begun to read them already.
         """
         self.store = store
         self.lossy = options.lossy.effective(memory.all_resident)
@@ -183,7 +183,7 @@ class Engine:
             self._loading.clear()
             self.traffic: TokenTraffic = token_traffic(decoder)
             self.routing: Sequence[LayerRouting | None] = decoder.routing
-            """What the routers said of the tokens of the latest step, layer by layer; None for a dense one."""
+            """The routers' output for the tokens of the latest step, layer by layer; None for a dense layer."""
             self.expert_uses: npt.NDArray[np.int64] = np.zeros((len(spec.layers), _most_experts(spec)), np.int64)
             routed = [(layer, routing) for layer, routing in enumerate(self.routing) if routing is not None]
             self._choices = [routing.experts[0] for _, routing in routed]
@@ -202,7 +202,7 @@ class Engine:
         return ExpertCache(arena, experts, self.store, files, reader, policy_state)
 
     def _warm(self, cache: ExpertCache) -> None:
-        """Read in what the last session left hot, in the background."""
+        """Read the experts on the last session's hot list, in the background."""
         folder = cache_folder()
         if folder is not None:
             experts = [0 if routing is None else len(routing.slots) for routing in self.routing]
@@ -210,7 +210,7 @@ class Engine:
             cache.warm(self._hot_list.read())
 
     def _keep_hot_list(self) -> None:
-        """Note which experts are in RAM, the most used first, if there was anything to learn from."""
+        """Write the experts in RAM to the hot list, the most used first, if any token was computed."""
         hot_list, self._hot_list = self._hot_list, None
         if hot_list is not None and self._tokens:
             layers, experts = np.nonzero(self.resident_experts())
@@ -219,7 +219,7 @@ class Engine:
 
     @property
     def context_length(self) -> int:
-        """Tokens that the KV cache has room for."""
+        """The number of tokens that the KV cache has room for."""
         return self.memory.context_length
 
     @property
@@ -228,7 +228,7 @@ class Engine:
 
     @property
     def recorder(self) -> RoutingObserver | None:
-        """Who is given the routing of every step (see `recording`); None, as it is at first, for nobody."""
+        """The observer that receives the routing of every step (see `recording`); None at first."""
         return self._recorder
 
     @recorder.setter
@@ -238,11 +238,11 @@ class Engine:
 
     @property
     def forced_routing(self) -> RoutingSource | None:
-        """Where routing comes from, if it is not from the model's routers."""
+        """The source of routing that replaces the model's routers, if any."""
         return self._forced
 
     def keep_ledger(self, on: bool = True) -> None:
-        """Account for the time of every `forward` from now on, from zero; or no longer.
+        """Start to account for the time of every `forward`, from zero, or stop.
 
         Raises UsageError where the engine is closed.
         """
@@ -272,10 +272,10 @@ class Engine:
     ) -> Floats:
         """Append tokens; returns the logits after the last one `(V,)`, or after each `(T, V)`.
 
-        They are written to `out` if it is given, of that shape and float32: a loop that does with each token's logits
-        what it will before the next one allocates nothing. Raises UsageError for no tokens, ids outside the
-        vocabulary, another `out`, or more tokens than the context has room for; ReadError, naming layer and expert,
-        where an expert cannot be read.
+        The logits are written to `out` if it is given, of that shape and float32: a loop that is done with each
+        token's logits before the next token then allocates nothing. Raises UsageError for an empty list of tokens, ids
+        outside the vocabulary, an `out` of another shape or type, or more tokens than the context has room for;
+        ReadError, naming layer and expert, where an expert cannot be read.
         """
         began_ns = time.perf_counter_ns()
         try:
@@ -316,7 +316,7 @@ class Engine:
         return out
 
     def rewind(self, position: int) -> None:
-        """Forget everything from `position` on. Raises UsageError beyond what there is."""
+        """Forget everything from `position` on. Raises UsageError for a position past the current one."""
         if not 0 <= position <= self.position:
             raise UsageError(f"Cannot rewind to position {position}: there are {self.position} tokens.")
         self.position = position
@@ -348,7 +348,7 @@ class Engine:
         if self._files is not None:
             self._files.close()
         self.backend.close()
-        # The programs held weights, KV cache and slots, and whoever closed the engine may keep it for its figures.
+        # The programs hold weights, KV cache and slots, and the caller may keep a closed engine for its figures.
         self._stepper = _Closed(self._stepper.statistics)
         self._head = self._embed = self._programs = None
 
@@ -397,12 +397,12 @@ class Engine:
 
 
 def _most_experts(spec: ModelSpec) -> int:
-    """Of any layer."""
+    """The number of experts in the layer that has most."""
     return max((layer.ffn.experts for layer in spec.layers if isinstance(layer.ffn, MoeSpec)), default=0)
 
 
 def _allocate_arena(slots: int, slot_bytes: int) -> npt.NDArray[np.uint8]:
-    """Page-aligned memory for the expert slots. Raises BudgetError where the system has not that much."""
+    """Page-aligned memory for the expert slots. Raises BudgetError where the system refuses it."""
     if slots * slot_bytes == 0:
         return np.zeros((0, slot_bytes), np.uint8)
     return np.frombuffer(allocate_pages(slots * slot_bytes), np.uint8).reshape(slots, slot_bytes)

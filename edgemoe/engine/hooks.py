@@ -1,4 +1,4 @@
-"""The two places where a laboratory may attach to an engine: routing can be taken from elsewhere, and watched."""
+"""The two hooks of an engine: a source that replaces the routers' choice, and an observer of routing."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from edgemoe.model.spec import ModelSpec
 
 
 class RoutingSource(Protocol):
-    """Says which experts each token uses, in place of the routers."""
+    """Chooses the experts of each token in place of the routers."""
 
     @property
     def recall(self) -> float | None:
-        """The share of the experts to come that its guesses name; None: it guesses nothing."""
+        """The share of the next layer's experts that its guesses name; None: it makes no guesses."""
 
     def apply_to(self, spec: ModelSpec) -> ModelSpec:
-        """The model with as many experts used for each token as here. Raises UsageError for another shape."""
+        """The model with this source's number of experts per token. Raises UsageError for another shape."""
 
     def put(self, routing: Sequence[LayerRouting | None], phase: int, tokens: int) -> None:
-        """Write the choice for the next tokens of a phase to where the routing of each layer is expected."""
+        """Write the choice for the next tokens of a phase into the `LayerRouting` of each layer."""
 
 
 class RoutingObserver(Protocol):
-    """Sees the routing of each step after it was computed."""
+    """Receives the routing of each step after it was computed."""
 
     def step(self, turn: Turn, tokens: int) -> None:
-        """A step of this many tokens has ended; `turn.step` is the first one's number."""
+        """Called when a step of `tokens` tokens has ended; `turn.step` is the number of the first one."""

@@ -1,11 +1,11 @@
 """Where the time of a run went: one sum of nanoseconds for each part of the work.
 
 Invariant: every moment belongs to one part, so that the parts of a run add up to its wall time. Compute parts are
-timed around each operation inside of the backend, without what the calling thread spent on waiting for other threads
-(`synchronisation`) or, with nothing else to do, for records (`disk_wait`). `python` is what is left of
-`Engine.forward` when whole runs of programs, and waits for the disk outside of them, are taken off: the interpreter at
-work. The operations are timed one by one and not as the rest of anything, so that one which was forgotten, or counted
-twice, shows as a sum that is not the wall time.
+timed around each operation inside the backend, without the time in which the calling thread waited for other threads
+(`synchronisation`) or, with nothing else to do, for records (`disk_wait`). `python` is the interpreter's time: that of
+`Engine.forward` minus whole runs of programs, and minus waits for the disk outside of them. Each operation is timed by
+itself, never as a remainder, so that an operation which is forgotten, or counted twice, shows: the parts then do not
+add up to the wall time.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Part = Literal[
     "sampling",
     "text",
 ]
-"""What a token's time is spent on, in the order of reports.
+"""The parts of a token's time, in the order of reports.
 
 attention: with its norms, projections, positions and KV cache. router: with the norm before the FFN. prediction: the
 guess at the next layer's routing. text: from token ids to pieces of text.
@@ -41,7 +41,7 @@ guess at the next layer's routing. text: from token ids to pieces of text.
 
 @dataclass(frozen=True)
 class TimeLedger:
-    """Nanoseconds of each part; a part that has none may be absent."""
+    """Nanoseconds of each part; a part with zero nanoseconds may be absent."""
 
     ns: Mapping[Part, int]
 
@@ -59,7 +59,7 @@ class TimeLedger:
         return TimeLedger({part: self.ns.get(part, 0) + other.ns.get(part, 0) for part in {**self.ns, **other.ns}})
 
     def __sub__(self, earlier: TimeLedger) -> TimeLedger:
-        """What has been added since an earlier reading of the same ledger."""
+        """The time that was added since an earlier reading of the same ledger."""
         return TimeLedger({part: ns - earlier.ns.get(part, 0) for part, ns in self.ns.items()})
 
     def to_json(self) -> dict[str, float]:
@@ -68,7 +68,7 @@ class TimeLedger:
 
 
 class Programs:
-    """Makes a model's programs, and knows what each of their operations is part of."""
+    """Makes a model's programs, and sums up the time of their operations by part."""
 
     def __init__(self, backend: op.Backend, part_of: Callable[[op.Operation], Part]) -> None:
         self._backend = backend
@@ -76,18 +76,18 @@ class Programs:
         self._made: list[tuple[op.Program, list[Part]]] = []
 
     def make(self, operations: Sequence[op.Operation]) -> op.Program:
-        """The program of a list of operations. Raises KernelError as the backend does."""
+        """Make the program of a list of operations. Raises KernelError as the backend does."""
         program = self._backend.program(operations)
         self._made.append((program, [self._part_of(operation) for operation in operations]))
         return program
 
     def time_runs(self, on: bool) -> None:
-        """Time all programs from now on, from zero; or no longer."""
+        """Start to time all programs, from zero, or stop."""
         for program, _ in self._made:
             program.time_runs(on)
 
     def ledger(self) -> tuple[TimeLedger, int]:
-        """The compute parts, `synchronisation` and what operations waited for the disk, and the time of whole runs."""
+        """The compute parts with `synchronisation` and `disk_wait`, and the nanoseconds of whole runs."""
         ns: dict[Part, int] = {}
         waited_ns = disk_ns = elapsed_ns = 0
         for program, parts in self._made:

@@ -3,14 +3,14 @@
 - `cache_aware_routing` (lambda, 0 to 1): while tokens are decoded one by one, experts in RAM get a bonus of lambda
   times the token's own range of router logits when the `K` are chosen; the best one is always kept, and the weights
   are those of the true logits. The range is the token's own, not a running mean over tokens, so that no state but the
-  cache's passes from one token to the next. Prompts are read without it: a run of many tokens needs nearly every
-  expert whatever one token does without, so a detour would save no read.
+  cache's passes from one token to the next. Prompts are computed without it: a run of many tokens needs nearly every
+  expert anyway, so the bonus would save no read.
 - `drop_cold` (tau, 0 to 1): an expert that is not in RAM, and whose share of the token's weights is below tau, is not
-  read; its weight becomes zero. In a run of several tokens that must hold for all tokens that want it.
+  read; its weight becomes zero. In a run of several tokens this must hold for every token that uses the expert.
 - `experts_used`: fewer experts for each token than the model's own number.
 
 Sources of the ideas: cache-conditional experts (Skliar et al. 2024, arXiv 2412.00099), whose range is a running mean;
-dropping what is cold and weighs little, and ranges of single tokens: Helldez/BigMoeOnEdge.
+dropping experts that are cold and weigh little, and ranges of single tokens: Helldez/BigMoeOnEdge.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _OFF_HINT = "Leave it out, or give 0, for exact answers."
 
 @dataclass(frozen=True)
 class LossySettings:
-    """What is given up for speed. Raises UsageError for values out of range."""
+    """Settings that give up exact answers for speed. Raises UsageError for values out of range."""
 
     cache_aware_routing: float = 0.0
     drop_cold: float = 0.0
@@ -46,7 +46,7 @@ class LossySettings:
 
     @property
     def on(self) -> bool:
-        """Whether any of them is."""
+        """Whether any setting is on."""
         return self.depends_on_cache or self.experts_used is not None
 
     @property
@@ -55,11 +55,11 @@ class LossySettings:
         return self.cache_aware_routing > 0 or self.drop_cold > 0
 
     def effective(self, all_resident: bool) -> LossySettings:
-        """Those that can change anything: where every expert is in RAM, only `experts_used`."""
+        """The settings that have any effect: only `experts_used` where every expert is in RAM."""
         return LossySettings(experts_used=self.experts_used) if all_resident else self
 
     def applied_to(self, spec: ModelSpec) -> ModelSpec:
-        """The model with as many experts for each token. Raises UsageError where it has not so many."""
+        """The model with `experts_used` experts for each token. Raises UsageError where it has fewer."""
         used = self.experts_used
         if used is None:
             return spec
@@ -80,7 +80,7 @@ class LossySettings:
         return replace(spec, layers=tuple(layers))
 
     def describe(self) -> str:
-        """For people, such as `cache-aware routing 0.2, drop cold 0.1`; empty where all are off."""
+        """Text for people, such as `cache-aware routing 0.2, drop cold 0.1`; empty where all are off."""
         parts = []
         if self.cache_aware_routing > 0:
             parts.append(f"cache-aware routing {self.cache_aware_routing:g}")
@@ -107,4 +107,4 @@ def _check_share(name: str, value: object) -> None:
 
 
 EXACT = LossySettings()
-"""All off."""
+"""The exact model: all lossy settings are off."""

@@ -1,12 +1,12 @@
-"""What lossy settings do between the routing of a layer and its experts, where these are streamed (see `lossy.py`).
+"""Applies lossy settings between the routing of a layer and its streamed experts (see `lossy.py`).
 
 Letters: `T` tokens of this run, `E` experts of a layer, `K` experts used per token, `D` model width.
 
 Invariants:
-- An expert counts as in RAM when it has a slot, though its read may still be under way: not to use it would save
-  nothing.
-- The rows of an expert that was dropped are zeros, and its weight is zero: what an earlier layer left there cannot
-  show, were it a NaN.
+- An expert counts as in RAM when it has a slot, though its read may still be under way: leaving it out would save no
+  read.
+- The rows of a dropped expert are zeros, and its weight is zero: values that an earlier layer left there, even NaN,
+  have no effect.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from edgemoe.kernels import operations as op
 
 
 class LossyRouting:
-    """The settings at work on one decoder and cache."""
+    """Applies the settings to one decoder and cache."""
 
     def __init__(self, settings: LossySettings, decoder: Decoder, cache: ExpertCache) -> None:
         self._threshold = settings.drop_cold
@@ -37,7 +37,7 @@ class LossyRouting:
         }
 
     def before_routing(self, layer: int | None, tokens: int) -> None:
-        """Say which experts of a layer are in RAM, before the program runs that has its routing in it."""
+        """Mark the experts of a layer that are in RAM, before the program runs that computes its routing."""
         table = None if layer is None else self._tables[layer]
         if layer is None or table is None:
             return
@@ -47,7 +47,7 @@ class LossyRouting:
             table.fill(0)
 
     def without_cold(self, layer: int, routing: LayerRouting, tokens: int, wanted: Sequence[int]) -> list[int]:
-        """Those of the wanted experts that are to be used; the others' weights and rows are zeros afterwards."""
+        """The wanted experts without those that are dropped, whose weights and rows are set to zero."""
         if self._threshold <= 0:
             return list(wanted)
         cold = [expert for expert in wanted if not self._cache.holds(layer, expert)]
@@ -62,7 +62,7 @@ class LossyRouting:
 
 
 def droppable(experts: op.Integers, weights: op.Floats, cold: Sequence[int], threshold: float) -> list[int]:
-    """Those of the `cold` experts whose share of the weights is below the threshold for every token that wants them.
+    """Select the `cold` experts whose share of the weights is below the threshold for every token that uses them.
 
     Shapes: experts and weights `(T, K)`. Shares are float64; a weight that is not a number keeps its expert.
     """

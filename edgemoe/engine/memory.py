@@ -1,7 +1,7 @@
 """The memory budget: what a model needs at least, and how a budget is shared out.
 
 Everything counts: the interpreter with its libraries (measured), the weights that every token needs,
-activations and kernel scratch, the KV cache, and the expert slots, which take what is left.
+activations and kernel scratch, the KV cache, and the expert slots, which take the rest.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from edgemoe.process import Limit, available_bytes, memory_limit, rss_bytes
 from edgemoe.sizes import format_size, parse_size
 
 INTERPRETER_GROWTH_BYTES = 32 << 20
-"""Room for what the interpreter will still import and allocate after the budget was shared out."""
+"""Room for modules and objects that the interpreter still loads after the budget was shared out."""
 LEAST_CONTEXT_TOKENS = 512
 DEFAULT_CONTEXT_TOKENS = 4096
 CHUNK_TOKENS = (512, 256, 128, 64, 32, 16, 8)
@@ -28,19 +28,19 @@ AUTO_SHARE = 0.85
 """Share of the memory now available that `auto` takes."""
 
 KvFormat = Literal["f32", "f16", "q8"]
-"""How keys and values are kept: float32, float16, or int8 in groups of 32 with a float16 scale each."""
+"""The format of keys and values: float32, float16, or int8 in groups of 32 with a float16 scale each."""
 
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """What the plan needs to know of a store: all in bytes but the counts."""
+    """Sizes of a store that the memory plan needs: in bytes, except the counts."""
 
     resident_bytes: int
     slot_bytes: int
     total_experts: int
     kv_format: KvFormat
     embedding_bytes: int = 0
-    """Of the resident ones those that are saved where the embedding is left on disk; 0 where it cannot be."""
+    """Resident bytes saved where the embedding stays on disk; 0 if it cannot."""
 
 
 @dataclass(frozen=True)
@@ -60,18 +60,19 @@ class MemoryPlan:
     chunk_tokens: int
     kv_format: KvFormat
     embedding_resident: bool = True
-    """Otherwise the rows of tokens are read from disk as they are wanted, and `resident_bytes` is without them."""
+    """Whether the embedding is in RAM; if not, tokens' rows are read on demand, and `resident_bytes` is without it."""
 
     @property
     def all_resident(self) -> bool:
-        """Whether every expert has a slot, so that nothing is read after the start."""
+        """Whether every expert has a slot, so that no expert is read after the start."""
         return self.slots >= self.total_experts
 
     @property
     def prompt_chunk_tokens(self) -> int:
-        """How many tokens of a prompt are best run at once, by who wants to stop it in between.
+        """Prompt chunk size for callers that want to be able to interrupt between chunks, in tokens.
 
-        Where experts are streamed every run reads most of them anew, so as many as there is room for; else few.
+        Where experts are streamed every run reads most of them again, so it is the largest size that fits; else it is
+        small.
         """
         return min(self.chunk_tokens, STOPPABLE_TOKENS) if self.all_resident else self.chunk_tokens
 
@@ -88,15 +89,15 @@ class MemoryPlan:
 
 
 def interpreter_bytes(backend: Backend) -> int:
-    """What this process holds now, and will still take besides what is planned for the model."""
+    """The memory that this process holds now, plus the expected growth of interpreter and backend."""
     return rss_bytes() + INTERPRETER_GROWTH_BYTES + backend.growth_bytes
 
 
 def has_ample_room(ram: str | int | None, sizes: ModelSizes, backend: Backend) -> bool:
-    """Whether a budget, as `plan_memory` takes it, is so large that resident weights may be read before it is planned.
+    """Whether a budget, as `plan_memory` takes it, is large enough to read resident weights before planning.
 
-    It then holds twice what they and the interpreter take, and so does the machine. Raises UsageError for what is no
-    budget.
+    Budget and machine must both have twice the memory of these weights and the interpreter. Raises UsageError for an
+    invalid budget.
     """
     held_bytes = interpreter_bytes(backend) + sizes.resident_bytes
     return min(_budget(ram, floor_bytes=held_bytes), memory_limit().amount) >= 2 * held_bytes
@@ -113,11 +114,11 @@ def plan_memory(
 ) -> MemoryPlan:
     """Share out a budget: bytes, a size as text, `floor`, or `auto` (also None).
 
-    The embedding stays on disk, where it can, unless everything else fits beside it: a token wants one row of it, and
-    every expert of a layer. The backend says what its scratch takes, and what it will still take itself. `interpreter`
-    is what to plan for the interpreter, in bytes, where it is not what this process holds now; `embedding_resident`
-    whether the embedding is, where that is settled. Raises BudgetError below the floor, naming it, and UsageError for
-    what is no budget.
+    The embedding stays on disk, where it can, unless everything else fits beside it: a token reads one row of it, but
+    whole experts in every layer. The backend reports the size of its scratch, and its own expected growth.
+    `interpreter` gives the bytes to plan for the interpreter, where that is not the memory that this process holds
+    now; `embedding_resident` says whether the embedding is in RAM, where that is decided already. Raises BudgetError
+    below the floor, naming it, and UsageError for an invalid budget.
     """
     if context_length is not None and not 1 <= context_length <= spec.max_positions:
         raise UsageError(
@@ -144,7 +145,7 @@ def plan_memory(
 
 @dataclass(frozen=True)
 class _Needs:
-    """What a model needs at the least, and what it could use."""
+    """The sizes that a model needs at least, and the most that it could use."""
 
     spec: ModelSpec
     sizes: ModelSizes
@@ -191,7 +192,7 @@ def _resident_bytes(sizes: ModelSizes, embedding_resident: bool) -> int:
 
 
 def _share_out(least: _Needs, budget_bytes: int) -> MemoryPlan:
-    """Raises BudgetError below the floor."""
+    """Plan a budget in bytes. Raises BudgetError below the floor."""
     spec, sizes, backend = least.spec, least.sizes, least.backend
     floor_bytes, interpreter = least.floor_bytes, least.interpreter_bytes
     if budget_bytes < floor_bytes:
@@ -204,11 +205,11 @@ def _share_out(least: _Needs, budget_bytes: int) -> MemoryPlan:
     fixed_bytes = interpreter + resident_bytes
     chunk, context, most_context = CHUNK_TOKENS[-1], least.least_context, least.most_context
     all_slots_bytes = sizes.total_experts * sizes.slot_bytes
-    # A tenth of what there is for the workspace, but nothing that the least of the others needs.
+    # The workspace may take a tenth of the budget, but nothing of what the other parts need at least.
     spare_bytes = budget_bytes - floor_bytes
     most_workspace_bytes = min((budget_bytes - fixed_bytes) // 10, least.least_workspace_bytes + spare_bytes)
     for candidate in CHUNK_TOKENS:
-        if candidate >= 2 * most_context:  # no prompt would fill half of it
+        if candidate >= 2 * most_context:  # no prompt would fill more than half of the chunk
             continue
         if workspace_bytes(spec, backend, candidate, least.least_context) <= most_workspace_bytes:
             chunk = candidate
@@ -259,9 +260,9 @@ def _budget(ram: str | int | None, floor_bytes: int) -> int:
 
 
 def check_machine(plan: MemoryPlan) -> None:
-    """Raises BudgetError for a plan that takes more than the machine has, whose memory would be swapped out.
+    """Raise BudgetError for a plan that takes more than the machine has, whose memory would be swapped out.
 
-    Where a control group is what has less, the system would end the process.
+    Where a control group sets the lower limit, the system would end the process.
     """
     limit = memory_limit()
     if plan.planned_bytes > limit.amount:
@@ -279,9 +280,9 @@ def check_floor(
     context_length: int | None = None,
     interpreter: int | None = None,
 ) -> None:
-    """Raises BudgetError where a model needs more at the least than the machine has, whatever the budget.
+    """Raise BudgetError where the least that a model needs is more than the machine has, whatever the budget.
 
-    The arguments are as in `plan_memory`, which would name a floor that is of no use here.
+    The arguments are as in `plan_memory`, whose error would suggest a floor that this machine cannot meet.
     """
     limit = memory_limit()
     floor_bytes = plan_memory(spec, sizes, backend, "floor", context_length, interpreter).floor_bytes
@@ -307,26 +308,26 @@ def _most_experts_per_token(spec: ModelSpec) -> int:
 
 
 def kv_cache_bytes(spec: ModelSpec, context_length: int, kv_format: KvFormat) -> int:
-    """Keys and values of every layer, and the tables of rotary positions."""
+    """Bytes of keys and values of every layer, and of the tables of rotary positions."""
     rope_bytes = 2 * 4 * sum({layer.attention.head_width // 2 for layer in spec.layers})
     return context_length * (kv_position_bytes(spec, kv_format) + rope_bytes)
 
 
 def kv_position_bytes(spec: ModelSpec, kv_format: KvFormat) -> int:
-    """Keys and values of one position, in all layers."""
+    """Bytes of keys and values of one position, in all layers."""
     attentions = [layer.attention for layer in spec.layers]
     return sum(2 * a.kv_heads * _kv_row_bytes(a.head_width, kv_format) for a in attentions)
 
 
 def _kv_row_bytes(head_width: int, kv_format: KvFormat) -> int:
-    """A key or value of one head at one position."""
+    """Bytes of a key or value of one head at one position."""
     if kv_format == "q8":
         return head_width + 2 * group_count(head_width)
     return head_width * (4 if kv_format == "f32" else 2)
 
 
 def workspace_bytes(spec: ModelSpec, backend: Backend, chunk_tokens: int, context_length: int) -> int:
-    """Activations (`workspace.py`) and the backend's scratch, for chunks of so many tokens."""
+    """Bytes of activations (`workspace.py`) and of the backend's scratch, for chunks of `chunk_tokens` tokens."""
     heads = routed = routing = 0
     for layer in spec.layers:
         a, ffn = layer.attention, layer.ffn
@@ -342,7 +343,7 @@ def workspace_bytes(spec: ModelSpec, backend: Backend, chunk_tokens: int, contex
 
 
 def step_sizes(spec: ModelSpec, chunk_tokens: int, context_length: int) -> StepSizes:
-    """The largest sizes in any layer, each for itself."""
+    """The largest value of each size over all layers."""
     attentions = [layer.attention for layer in spec.layers]
     routed = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoeSpec)]
     dense = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, DenseFfnSpec)]

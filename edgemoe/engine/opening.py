@@ -1,4 +1,4 @@
-"""From a store, a budget and options to an engine that is ready to run."""
+"""Opens an engine: from a store, a budget and options to a model that is ready to run."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ def open_engine(
 ) -> Engine:
     """Open a store and make it ready to run within a memory budget.
 
-    With `routing` experts and their weights are taken from there, as many for each token as it has, and guesses if it
-    has any. `meanwhile` is called while weights are read, where the budget has ample room; the plan counts the memory
-    that it takes. Raises StoreError, BudgetError, UsageError, and what `meanwhile` raises.
+    `routing`, if given, replaces the routers: it supplies experts, their number per token and their weights, and
+    guesses if it has any. `meanwhile` is called while weights are read, where the budget has ample room; the plan
+    counts the memory that it takes. Raises StoreError, BudgetError, UsageError, and any error that `meanwhile` raises.
     """
     if routing is not None and options.lossy.on:
         raise UsageError("Forced routing leaves lossy settings nothing to decide.", "Leave one of them out.")
     store = Store.open(Path(path))
     spec = options.lossy.applied_to(store_spec(store) if routing is None else routing.apply_to(store_spec(store)))
     sizes = model_sizes(store, spec, options.kv)
-    backend = select_backend(options.threads)  # before the plan, which measures what the backend's libraries hold
+    backend = select_backend(options.threads)  # before the plan, which measures the backend's libraries
     resident = embedding_resident = None
     try:
-        # Asked before anything large is read; what the interpreter will still take makes the floor only higher.
+        # Checked before anything large is read; growth of the interpreter can only raise the floor.
         check_floor(spec, sizes, backend, options.context_length)
         if meanwhile is not None:
             if has_ample_room(options.ram, sizes, backend):
@@ -66,7 +66,7 @@ def open_engine(
             check_side_files(store)
             meanwhile()
             if resident is not None:
-                resident.wait()  # all its pages are there, so that the plan knows them from the interpreter's
+                resident.wait()  # all its pages are in RAM now, so the plan can tell them from the interpreter's
         interpreter = interpreter_bytes(backend) - (0 if resident is None else resident.bytes)
         check_floor(spec, sizes, backend, options.context_length, interpreter)
         memory = plan_memory(spec, sizes, backend, options.ram, options.context_length, interpreter, embedding_resident)
@@ -80,14 +80,14 @@ def open_engine(
 
 
 def model_sizes(store: Store, spec: ModelSpec, kv: str | None = None) -> ModelSizes:
-    """What the memory plan needs to know of a store. Raises UsageError for what is no KV cache (`open_engine`)."""
+    """The sizes of a store that the memory plan needs. Raises UsageError for an unknown KV format (`open_engine`)."""
     experts = sum(layer.ffn.experts for layer in spec.layers if isinstance(layer.ffn, MoeSpec))
     embedding_bytes = 0 if spec.tied_embeddings else saved_bytes(store)
     return ModelSizes(store.resident_bytes(), store.record_bytes, experts, _kv_format(store, kv), embedding_bytes)
 
 
 def _kv_format(store: Store, kv: str | None) -> KvFormat:
-    """As asked for; else float16, but float32 for stores made for exactness (f32 weights). Raises UsageError."""
+    """The requested format; by default float16, or float32 for a store with f32 weights. Raises UsageError."""
     if kv is None:
         return "f32" if store.dense_format == "f32" else "f16"
     choices: dict[str, KvFormat] = {"f16": "f16", "q8": "q8"}

@@ -1,4 +1,4 @@
-"""How a model is opened and run: the settings that every way in shares."""
+"""Settings for opening and running a model, shared by all of edgemoe's interfaces."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from edgemoe.experts.prediction import PredictionSwitch
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """Settings of an engine. Only `kv` and `lossy` can change an answer. Raises UsageError for values that are unknown.
+    """Settings of an engine. Only `kv` and `lossy` can change an answer. Raises UsageError for unknown values.
 
-    Without a value `threads` is the number of physical cores that this process may use, and `context_length` what the
-    model and the budget allow.
+    Without a value `threads` is the number of physical cores that this process may use, and `context_length` the
+    longest that the model and the budget allow.
     """
 
     ram: str | int | None = None
     """The memory budget: bytes, or text such as `512MiB`, `6GiB`, `floor` or `auto`; None is `auto`."""
     threads: int | None = None
     context_length: int | None = None
-    """Positions, in tokens."""
+    """The number of positions in the KV cache, in tokens."""
     kv: str | None = None
-    """How keys and values are kept: `f16`, or `q8` in half the memory; None is `f16`, and float32 for a store with
+    """The format of keys and values: `f16`, or `q8` in half the memory; None is `f16`, and float32 for a store with
     float32 weights."""
     policy: str = DEFAULT_POLICY
-    """Which expert leaves for another where not all fit (`experts/policy.py`)."""
+    """The replacement policy: which expert leaves the cache when another needs a slot (`experts/policy.py`)."""
     prediction: str = "auto"
-    """Whether experts are read ahead on a guess at the next layer's routing: `on`, `off`, or `auto`, by trial."""
+    """Whether experts are prefetched on a guess at the next layer's routing: `on`, `off`, or `auto`, by trial."""
     warm_start: bool = False
-    """Whether the experts that were in RAM as the model was last closed are read in (`experts/hot_list.py`)."""
+    """Whether to read the experts that were in RAM when the model was last closed (`experts/hot_list.py`)."""
     direct_reads: bool = True
-    """Whether experts are read past the page cache, where the system lets them."""
+    """Whether experts are read past the page cache, where the system allows it."""
     lossy: LossySettings = EXACT
 
     def __post_init__(self) -> None:
@@ -43,7 +43,7 @@ class EngineOptions:
             raise UsageError(
                 f"threads: expected 1 or more, found {self.threads}.", "Leave it out to use every physical core."
             )
-        # Both refuse names that they do not know, here already, whether experts are streamed or not.
+        # Both refuse unknown names already here, whether or not experts are streamed.
         make_policy(self.policy, 1, 1)
         PredictionSwitch(self.prediction)
 

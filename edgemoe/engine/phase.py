@@ -1,4 +1,4 @@
-"""Where in a conversation a token belongs: which prompt or answer, and which of its tokens."""
+"""The place of a token in a conversation: its turn, whether it is of prompt or answer, and its number there."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ PROMPT, DECODE = 0, 1
 
 @dataclass
 class Turn:
-    """Where the tokens that follow belong: see the columns of `Trace`."""
+    """The turn, phase and step of the next token: see the columns of `Trace`."""
 
     number: int = 0
     phase: int = PROMPT
     step: int = 0
 
     def begin(self) -> None:
-        """What follows is a prompt: of the next turn, unless this one has no tokens yet."""
+        """Begin a prompt: that of the next turn, unless the current turn has no tokens yet."""
         if self.step:
             self.number += 1
             self.step = 0
         self.phase = PROMPT
 
     def begin_decoding(self) -> None:
-        """What follows was generated."""
+        """Begin the answer: the tokens that follow are generated."""
         self.phase = DECODE

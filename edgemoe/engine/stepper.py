@@ -20,7 +20,7 @@ from edgemoe.kernels.operations import Program
 
 
 class Stepper(Protocol):
-    """Takes the tokens in the workspace through all layers."""
+    """Runs the tokens in the workspace through all layers."""
 
     statistics: CacheStatistics
     notes_residency: bool
@@ -54,8 +54,8 @@ class StreamingStepper:
     """Some experts in RAM: each layer's routing is looked up in the cache before its experts run.
 
     A token is one program up to the first routing, and then one from each routing to the next: the layer's experts,
-    in whatever order they land, and all that follows up to where the next layer's experts are known. Reads of
-    missing experts begin before such a program, which computes what it has while they are under way.
+    in the order in which their reads end, and all operations up to the next layer's routing. Reads of missing experts
+    begin before such a program, which computes the experts in RAM while those reads are under way.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class StreamingStepper:
         return self._cache.loaded(layer, expert)
 
     def _run_from(self, number: int, routing: LayerRouting, tokens: int, position: int, reads_ahead: bool) -> None:
-        """The experts of a layer, and all that follows up to the next routing."""
+        """Run the experts of a layer, and all operations up to the next routing."""
         wanted = routing.experts[0].tolist() if tokens == 1 else np.unique(routing.experts[:tokens]).tolist()
         if self.notes_residency:
             routing.residency[wanted] = [self.is_loaded(number, expert) for expert in wanted]
@@ -120,7 +120,7 @@ class StreamingStepper:
                 self._lossy.before_routing(self._next_routing.get(number), tokens)
                 self._from_routing[number].run(tokens, position)
                 return
-        # closed whatever happens, so that an interrupted run leaves no expert pinned
+        # always closed, so that an interrupted run leaves no expert pinned
         in_passing = passes_through(tokens, len(wanted), len(self._routing), self._cache.slots)
         with contextlib.closing(self._cache.stream(number, wanted, in_passing)) as waves:
             left = len(wanted)
@@ -141,7 +141,7 @@ class StreamingStepper:
                     raise self._cache.failure(wave, error) from error
 
     def _read_ahead(self, number: int, position: int) -> None:
-        """Guess the next layer's routing, and begin to read what it names."""
+        """Guess the next layer's routing, and begin to read the experts that it names."""
         predict = self._predict.get(number)
         if predict is not None:
             predict.run(1, position)

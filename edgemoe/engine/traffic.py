@@ -1,4 +1,4 @@
-"""What one token must read from memory: the bytes that decoding is bound by."""
+"""The bytes that one token must read from memory, whose rate bounds the speed of decoding."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from edgemoe.store.manifest import Manifest
 class TokenTraffic:
     """Bytes that one token reads: every weight it needs once, and the keys and values of all positions up to its own.
 
-    Weights are those of all layers and the head, scales included, and of the experts that the router chooses; of the
-    embedding it is one row. Activations stay in the processor's caches and are not counted, nor is prediction.
+    Weights are those of all layers and the head, scales included, of the experts that the router chooses, and one row
+    of the embedding. Activations stay in the processor's caches and are not counted, nor is prediction.
     """
 
     weight_bytes: Mapping[Part, int]
     kv_bytes_per_position: int
 
     def at(self, position: float) -> float:
-        """Bytes of the token at a position (of a mean position: bytes of the mean token)."""
+        """Bytes of the token at a position (a mean position gives the bytes of the mean token)."""
         return sum(self.weight_bytes.values()) + self.kv_bytes_per_position * (position + 1)
 
     def of_part(self, part: Part, position: float) -> float:
@@ -36,7 +36,7 @@ class TokenTraffic:
 
 
 def token_traffic(decoder: Decoder) -> TokenTraffic:
-    """What a token reads, taken from the operations that run."""
+    """The traffic of a token, counted from the operations that run."""
     weight_bytes: dict[Part, int] = {}
     kv_bytes_per_position = 0
     beforehand = [] if decoder.begin else decoder.embed
@@ -50,7 +50,7 @@ def token_traffic(decoder: Decoder) -> TokenTraffic:
 
 
 def planned_traffic(spec: ModelSpec, manifest: Manifest, kv_format: KvFormat) -> TokenTraffic:
-    """The same from what a store is, or will be, without its weights."""
+    """The traffic of a token, computed from the manifest of a store, written or planned, without its weights."""
     weight_bytes: dict[Part, int] = {}
 
     def read(part: Part, size: int) -> None:
@@ -77,7 +77,7 @@ _TENSOR_PARTS: Mapping[str, Part] = {
     "shared": "shared_expert",
     "shared_gate": "shared_expert",
 }
-"""By the name, or the first name within a layer, of a resident tensor; an embedding is the head that is tied to it."""
+"""Parts by the name of a resident tensor (within a layer: its first part); the embedding counts as the tied head."""
 
 
 def _part_of_tensor(name: str, spec: ModelSpec) -> Part:

@@ -16,7 +16,7 @@ from edgemoe.model.spec import ModelSpec, MoeSpec
 
 @dataclass(frozen=True, eq=False)
 class Workspace:
-    """Activations for up to `T` tokens of one run. Widths are the largest of any layer; layers take views."""
+    """Activations for up to `T` tokens of one run. Widths are the largest of any layer; each layer uses views."""
 
     ids: Integers  # (T,)
     residual: Floats  # (T, D)
@@ -82,7 +82,7 @@ class KvCache:
 
     @classmethod
     def allocate(cls, spec: ModelSpec, context_length: int, kv_format: KvFormat) -> KvCache:
-        """A cache for `context_length` tokens; the system gives its pages as they are first written."""
+        """A cache for `context_length` tokens; the system allocates its pages when they are first written."""
         shapes = [(layer.attention.kv_heads, context_length, layer.attention.head_width) for layer in spec.layers]
         return cls(
             keys=tuple(_empty_cache(shape, kv_format) for shape in shapes),
@@ -92,7 +92,7 @@ class KvCache:
 
 
 def _empty_cache(shape: tuple[int, int, int], kv_format: KvFormat) -> Cache:
-    """Keys or values `(G, C, W)` of one layer."""
+    """Zeroed keys or values `(G, C, W)` of one layer."""
     if kv_format == "q8":
         scales_shape = (*shape[:2], group_count(shape[2]))
         return QuantisedCache(np.zeros(shape, np.int8), np.zeros(scales_shape, np.float16))

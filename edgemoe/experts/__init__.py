@@ -1,1 +1,1 @@
-"""Which expert bytes are in RAM: the cache, its policy, prediction, and the reads that fill it."""
+"""Keeps experts in RAM: the cache, its policy, prediction, and the reads that fill it."""

@@ -1,13 +1,13 @@
-"""The expert cache: equal slots in one arena, filled from disk as the router asks.
+"""The expert cache: slots of equal size in one arena, filled from disk as the router chooses experts.
 
 Letters: `E` experts of a layer. An expert's key is `layer * E + expert`. A slot holds one expert's record exactly as
-it lies on disk; kernels compute on it there. An expert is absent, loading (a read into its slot is under way: the
-slot has a ticket) or loaded. An expert is pinned while kernels may be computing on it, or awaiting it.
+it lies on disk; kernels compute on it in place. An expert is absent, loading (a read into its slot is under way: the
+slot has a ticket) or loaded. An expert is pinned while kernels may be computing on it, or waiting for it.
 
 Invariants:
 - There are never more slots than the arena was made with; nothing is allocated after construction.
-- A pinned or loading expert never leaves. A slot's bytes are used only after its read has ended well.
-- What the cache holds changes when an answer comes, never what it is.
+- A pinned or loading expert never leaves. A slot's bytes are used only after its read has succeeded.
+- The contents of the cache affect only the speed of an answer, never its tokens.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from edgemoe.kernels.reads import RecordRead
 
 READ_TIMEOUT_SECONDS = 60.0
 MOST_WARM_READS = 2048
-"""The reader has room for more requests than these."""
+"""The most reads of a warm start; the reader has room for more requests than these."""
 
 
 class Record(Protocol):
@@ -54,7 +54,7 @@ class RecordTable(Protocol):
 
 @dataclass
 class CacheStatistics:
-    """Counters since the cache was made. A hit is an expert that was loaded when the router asked for it."""
+    """Counters since the cache was made. A hit is an expert that was loaded when the router chose it."""
 
     hits: int = 0
     misses: int = 0
@@ -68,13 +68,13 @@ class CacheStatistics:
     predictable_uses: int = 0
     """Routed experts for which a prediction had been made (one token at a time)."""
     predicted_uses: int = 0
-    """Those of them that the prediction had named: recall = predicted_uses / predictable_uses."""
+    """Predictable uses that the prediction had named: recall = predicted_uses / predictable_uses."""
     warm_bytes: int = 0
-    """Of experts that the last session left hot, read in at the start; neither demanded nor predicted."""
+    """Bytes of experts read at the start from the last session's hot list; neither demand nor predicted reads."""
     dropped: int = 0
-    """Routed experts that were absent and not asked for, as their weight was small (a lossy setting)."""
+    """Routed experts that were absent and not read because their weight was small (a lossy setting)."""
     wait_ns: int = 0
-    """Time for which the cache itself waited for reads; kernels count what they await."""
+    """Time for which the cache itself waited for reads; kernels count their own waits."""
 
     @property
     def read_bytes(self) -> int:
@@ -93,13 +93,13 @@ class ExpertCache:
         reader: RecordReader,
         policy: Policy,
     ) -> None:
-        """`experts_per_layer` is `E`, the most that any layer has."""
+        """`experts_per_layer` is `E`, the number of experts in the layer that has most."""
         self.statistics = CacheStatistics()
         slots = len(arena)
         self.tickets = np.full(slots, -1, np.int64)
-        """Of the read into each slot, or -1; kernels that have awaited a read set it back themselves."""
+        """The ticket of the pending read into each slot, or -1; kernels reset it after waiting for the read."""
         self.kernels_await = False
-        """Whether kernels await the reads of a wave themselves; otherwise the cache does, before it yields the wave."""
+        """Whether kernels wait for the reads of a wave; otherwise the cache does, before it yields the wave."""
         self._experts = experts_per_layer
         self._table = table
         self._files = files
@@ -112,8 +112,8 @@ class ExpertCache:
         self._key_of = [-1] * slots
         self._pinned = np.zeros(slots, np.bool_)
         self._predicted = [False] * slots
-        self._loading: set[int] = set()  # slots that had a ticket when they were last looked at
-        self._warming: dict[int, None] = {}  # slots of a warm start that nobody has wanted yet, the hottest first
+        self._loading: set[int] = set()  # slots that had a ticket when last checked
+        self._warming: dict[int, None] = {}  # slots of a warm start not used yet, the hottest first
         self._latest_prediction: tuple[int, frozenset[int]] | None = None
 
     def holds(self, layer: int, expert: int) -> bool:
@@ -121,26 +121,26 @@ class ExpertCache:
         return layer * self._experts + expert in self._slot_of
 
     def loaded(self, layer: int, expert: int) -> bool:
-        """Whether the expert's bytes are there, ready to use."""
+        """Whether the expert's bytes are in RAM, ready to use."""
         slot = self._slot_of.get(layer * self._experts + expert)
         return slot is not None and not self._is_loading(slot)
 
     @property
     def slots(self) -> int:
-        """How many experts it holds."""
+        """The number of slots: the most experts that the cache holds."""
         return len(self._key_of)
 
     def stream(
         self, layer: int, experts: Sequence[int], in_passing: bool = False
     ) -> Generator[dict[int, int], None, None]:
-        """Yield the experts of a layer with their slots, `{expert: slot}`: all at once if there are slots enough.
+        """Yield the experts of a layer with their slots, `{expert: slot}`: all at once if there are enough slots.
 
-        Reads of missing experts begin at once, as far as slots can be had, and are awaited by the kernels (see
+        Reads of missing experts begin at once, as far as slots are available, and the kernels wait for them (see
         `kernels_await`). Where slots are few, experts come in waves, each about half of those that have a slot, so that
-        one half is read while the other is computed. A wave's experts are pinned until the next one is asked for;
-        whoever stops before the end closes the generator, which unpins them. `in_passing`: that experts are wanted now
-        says nothing of when they will be again, so those that are read leave before all others. Raises ReadError naming
-        the layer and expert.
+        one half is read while the other is computed. A wave's experts are pinned until the caller takes the next one;
+        a caller that stops before the end must close the generator, which unpins them. `in_passing`: this use does not
+        predict the next one, so experts that are read for it leave before all others. Raises ReadError naming the layer
+        and expert.
         """
         wanted = [layer * self._experts + expert for expert in experts]
         self._count_recall(layer, experts)
@@ -165,7 +165,7 @@ class ExpertCache:
             self._pinned[[self._slot_of[key] for key in wanted if key in self._slot_of]] = False
 
     def failure(self, wave: Mapping[int, int], error: ReadError) -> ReadError:
-        """What kernels could not await, by layer and expert; an expert whose read has failed is absent afterwards."""
+        """The error of a read that kernels waited for, naming layer and expert; that expert is absent afterwards."""
         for slot in wave.values():
             if self._is_loading(slot):
                 continue
@@ -182,7 +182,7 @@ class ExpertCache:
         )
 
     def predict(self, layer: int, experts: Sequence[int]) -> None:
-        """Begin to read experts that the next layer will probably want; demands go first."""
+        """Begin to read experts that the next layer will probably use; demand reads go first."""
         self._latest_prediction = (layer, frozenset(experts))
         keys = [layer * self._experts + expert for expert in experts]
         present = [self._slot_of[key] for key in keys if key in self._slot_of]
@@ -195,9 +195,9 @@ class ExpertCache:
         self._pinned[[self._slot_of[key] for key in reading]] = False
 
     def warm(self, experts: Sequence[tuple[int, int]]) -> None:
-        """Begin to read experts (layer, expert) into free slots, the first ones first, whenever nothing else is read.
+        """Begin to read experts (layer, expert) into free slots, in their order, while there are no other reads.
 
-        They make way for whatever is wanted, and are no predictions.
+        They give up their slots to all other experts, and do not count as predictions.
         """
         keys = [layer * self._experts + expert for layer, expert in experts[:MOST_WARM_READS]]
         absent = [key for key in dict.fromkeys(keys) if key not in self._slot_of]
@@ -205,7 +205,7 @@ class ExpertCache:
         self.statistics.warm_bytes += self._submit(absent[: len(slots)], slots, demand=False)
         self._pinned[slots] = False
         self._warming.update(dict.fromkeys(slots))
-        for slot in reversed(self._warming):  # as if the hottest had been used last
+        for slot in reversed(self._warming):  # so that the hottest counts as used last
             self._policy.use(self._key_of[slot], slot)
 
     def _count_recall(self, layer: int, experts: Sequence[int]) -> None:
@@ -216,7 +216,7 @@ class ExpertCache:
         self._latest_prediction = None
 
     def _cancel_wrong_guesses(self, layer: int, wanted: Sequence[int]) -> None:
-        """Drop predicted reads of this layer that have not begun and turned out to be wrong."""
+        """Cancel predicted reads of this layer that have not begun and turned out to be wrong."""
         for slot in list(self._loading):
             key = self._key_of[slot]
             if self._predicted[slot] and key // self._experts == layer and key not in wanted:
@@ -227,7 +227,7 @@ class ExpertCache:
                     self._drop(slot)
 
     def _pin_present(self, wanted: Sequence[int], in_passing: bool) -> tuple[list[int], list[int]]:
-        """Pin what has a slot, and count hits and misses; returns the keys that have one and those that have not."""
+        """Pin experts that have a slot, and count hits and misses; returns the keys with a slot and those without."""
         present, absent = [], []
         for key in wanted:
             slot = self._slot_of.get(key)
@@ -258,30 +258,30 @@ class ExpertCache:
         return present, absent
 
     def _begin_reads(self, begun: list[int], absent: list[int], in_passing: bool) -> None:
-        """Start the reads of absent experts as far as slots can be had, moving them to `begun`."""
+        """Start the reads of absent experts as far as slots are available, moving their keys to `begun`."""
         reading = self._read(absent, predicted=False, in_passing=in_passing)
         begun += reading
         del absent[: len(reading)]
 
     def _await_a_slot(self) -> None:
-        """Every slot is taken by a read that nobody awaits: wait for the end of one of them."""
+        """Wait for one loading read to end, where reads that no kernel waits for have taken every slot."""
         self._settle(next(iter(self._loading)))
 
     def _settle(self, slot: int) -> None:
-        """Wait for a read that nobody awaits. Where it failed its expert is absent; a demand read will tell why."""
+        """Wait for a read that no kernel waits for. If it failed its expert is absent; a demand read reports why."""
         try:
             self._finish(slot)
         except ReadError:
-            if self.tickets[slot] >= 0:  # stuck, not failed: its slot cannot be had
+            if self.tickets[slot] >= 0:  # stuck, not failed: its slot is not available
                 raise
 
     def _read(self, keys: Sequence[int], predicted: bool, in_passing: bool = False) -> Sequence[int]:
-        """Begin the reads of absent experts, the first ones as far as slots can be had; returns those, pinned."""
+        """Begin the reads of absent experts, in order, while slots are available; returns the keys begun, pinned."""
         slots: list[int] = []
         try:
             while len(slots) < len(keys) and (slot := self._free_slot()) is not None:
                 slots.append(slot)
-                self._pinned[slot] = True  # it is no victim for the next one
+                self._pinned[slot] = True  # so that the next one cannot evict it
         except BaseException:
             self._give_back(slots)
             raise
@@ -304,13 +304,13 @@ class ExpertCache:
     def _submit(self, keys: Sequence[int], slots: list[int], demand: bool) -> int:
         """Give slots to experts and begin their reads; returns the bytes of their records. The slots end up pinned.
 
-        All reads in one call: each wakes readers, who want the processors that everything else runs on.
+        All reads go in one call: each call wakes reader threads, which compete with all other threads for processors.
         """
         if not keys:
             return 0
         reads = [self._record_read(key, slot) for key, slot in zip(keys, slots, strict=True)]
-        # Pinned first: a KeyboardInterrupt before the tickets are known may lose slots, but gives none to others that
-        # is being read into.
+        # Pinned first: a KeyboardInterrupt before the tickets are known may lose slots, but no slot that is being read
+        # into is given to another expert.
         self._pinned[slots] = True
         try:
             self.tickets[slots] = self._reader.submit(reads, demand)
@@ -322,7 +322,7 @@ class ExpertCache:
         return sum(read.length for read in reads)
 
     def _give_back(self, slots: list[int]) -> None:
-        """Slots that were taken, into which nothing is read."""
+        """Return slots that were taken but are not being read into."""
         self._pinned[slots] = False
         self._free_slots += slots
 
@@ -355,7 +355,7 @@ class ExpertCache:
             raise ReadError(f"{name}: {error.message}", error.hint) from error
         finally:
             self.statistics.wait_ns += time.perf_counter_ns() - began_ns
-        # In this order: a KeyboardInterrupt between two of these lines may lose a ticket, but never one in use.
+        # In this order a KeyboardInterrupt between two of these lines may lose a ticket, but never one in use.
         self._loading.discard(slot)
         self.tickets[slot] = -1
         self._reader.release(ticket)
@@ -374,7 +374,7 @@ class ExpertCache:
         return self._free_slots.pop()
 
     def _take_from_warming(self) -> None:
-        """Give up the coldest read of a warm start if it has not begun; else it is a read like others from now on."""
+        """Give up the coldest read of a warm start if it has not begun; else treat it as an ordinary read."""
         slot, _ = self._warming.popitem()
         ticket = int(self.tickets[slot])
         if self._pinned[slot]:
@@ -394,7 +394,7 @@ class ExpertCache:
             self.tickets[slot] = -1
             self._reader.release(ticket)
         self._loading.discard(slot)
-        self._slot_of.pop(self._key_of[slot], None)  # none where an interrupt came as the slot was taken
+        self._slot_of.pop(self._key_of[slot], None)  # absent after an interrupt while the slot was taken
         self._key_of[slot] = -1
         self._predicted[slot] = self._pinned[slot] = False
         self._free_slots.append(slot)

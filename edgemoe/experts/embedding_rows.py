@@ -1,7 +1,7 @@
-"""The embedding left on disk: a token wants one row of it, so only the rows of a step's tokens are read.
+"""The embedding left on disk: a token uses one row of it, so only the rows of a step's tokens are read.
 
-The whole of it is read once as the model is opened, for that is when damage is to be told; the checksums that are taken
-of its panels then are those that every later read is held against.
+When the model is opened the whole matrix is read once, to verify it and to take a checksum of each panel. Every later
+read is verified against these checksums.
 
 Letters: `D` model width, `B` tokens whose rows are read at a time.
 """
@@ -27,15 +27,15 @@ from edgemoe.store.reader import Store
 BATCH_TOKENS = 16
 READER_THREADS = 4
 CHECKSUM_BYTES = 256
-"""Of one panel, as Python keeps it."""
+"""Memory of one panel's checksum as a Python object."""
 
 
 def saved_bytes(store: Store) -> int:
-    """What leaving a store's embedding on disk saves: 0 where it saves nothing, or cannot be done."""
+    """Bytes saved by leaving a store's embedding on disk; 0 if it must be in RAM or saves none."""
     if store.embedding is None:
         return 0
     panels = Panels(store.resident_path, store.embedding)
-    if panels.pages(panels.count - 1)[1] > store.manifest.resident_file.bytes:  # the file's end is not read directly
+    if panels.pages(panels.count - 1)[1] > store.manifest.resident_file.bytes:  # past the file's end
         return 0
     row_bytes = 2 * panels.most_read_bytes + 4 * panels.tensor.columns
     held_bytes = BATCH_TOKENS * row_bytes + CHECKSUM_BYTES * panels.count
@@ -43,12 +43,12 @@ def saved_bytes(store: Store) -> int:
 
 
 class EmbeddingRows:
-    """Rows of an embedding on their way from disk into the residual stream."""
+    """Reads rows of an embedding from disk into the residual stream."""
 
     def __init__(self, store: Store, direct: bool, statistics: CacheStatistics) -> None:
-        """Reads the embedding once, of which nothing stays. Waiting for rows is counted in `statistics`.
+        """Reads the embedding once to verify it, keeping only checksums. Waits for rows are counted in `statistics`.
 
-        Raises StoreError where it cannot be read, or is not what was written; BudgetError.
+        Raises StoreError where it cannot be read, or differs from its checksum; BudgetError.
         """
         assert store.embedding is not None
         self._panels = panels = Panels(store.resident_path, store.embedding)
@@ -57,12 +57,12 @@ class EmbeddingRows:
         self._landing = _allocate_rows(panels.most_read_bytes)
         self._taken = _allocate_rows(panels.panel_bytes)
         self.matrix = Matrix(self._taken.reshape(-1), panels.format, BATCH_TOKENS * PANEL_ROWS, panels.tensor.columns)
-        """The panels that were read last."""
+        """The panels read last, as a matrix."""
         self.ids: Integers = np.zeros(BATCH_TOKENS, np.int32)
-        """The rows of `matrix` that are wanted, `(B,)`."""
+        """The rows to take from `matrix`, `(B,)`."""
         self.rows: Floats = np.zeros((BATCH_TOKENS, panels.tensor.columns), np.float32)
-        """Where a program puts them, `(B, D)`."""
-        self._reading: dict[int, int] = {}  # panels by the tickets of reads that nobody has seen the end of
+        """The buffer to which the program writes these rows, `(B, D)`."""
+        self._reading: dict[int, int] = {}  # panels by the tickets of pending reads
         self._submitting = False
         self._reader = open_reader(self._landing, READER_THREADS)
         try:
@@ -74,8 +74,8 @@ class EmbeddingRows:
     def write(self, ids: npt.NDArray[np.int64], program: Program, residual: Floats) -> None:
         """Write the rows of tokens `(T,)` to the residual stream `(T, D)`.
 
-        `program` takes the rows `ids` of `matrix` to `rows`. Raises ReadError where one cannot be read, or is no longer
-        what it was.
+        `program` copies the rows `ids` of `matrix` to `rows`. Raises ReadError where one cannot be read, or differs
+        from its checksum.
         """
         for first in range(0, len(ids), BATCH_TOKENS):
             part = ids[first : first + BATCH_TOKENS]
@@ -105,15 +105,15 @@ class EmbeddingRows:
             self._taken[row] = self._landing[row, self._panels.within_pages(panel)]
 
     def _settle(self) -> None:
-        """See the end of what an interrupt left, or a disk that stalled: it would land among what is read next."""
-        if self._submitting:  # tickets may have been lost, which a reader that is closed waits for
+        """Wait for reads left by an interrupt or a stalled disk, which would overwrite the rows that are read next."""
+        if self._submitting:  # tickets may have been lost; closing the reader waits for their reads
             self._reader.close()
             self._reader = open_reader(self._landing, READER_THREADS)
             self._reading.clear()
         self._await()
 
     def _await(self) -> None:
-        """Wait for all reads. One that does not end in time stays, since it may yet write where it was to land."""
+        """Wait for all reads. One that does not end in time stays pending, since it may still write to its buffer."""
         failure = None
         for ticket, panel in list(self._reading.items()):
             try:
@@ -135,6 +135,6 @@ class EmbeddingRows:
 
 
 def _allocate_rows(row_bytes: int) -> npt.NDArray[np.uint8]:
-    """`(B, row_bytes)`, beginning at a page."""
+    """Page-aligned memory `(B, row_bytes)`."""
     memory = np.frombuffer(allocate_pages(BATCH_TOKENS * row_bytes), np.uint8)
     return memory.reshape(BATCH_TOKENS, row_bytes)

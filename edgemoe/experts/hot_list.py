@@ -1,7 +1,7 @@
-"""The hot list: which experts were in RAM when a model was closed, hottest first, to be read in at its next start.
+"""The hot list: the experts that were in RAM when a model was closed, hottest first, for its next start to read.
 
-One small file for each store, by the digest of its manifest, in the user's cache. It is a hint and nothing more: it
-changes when an answer comes, never what it is; what is missing, damaged, foreign or huge is as if it were not there.
+One small file for each store, named by the digest of its manifest, in the user's cache. It is only a hint: it affects
+the speed of an answer, never its tokens. A missing, damaged, foreign or huge file is ignored.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ VERSION = 1
 MOST_BYTES = 1 << 20
 MOST_EXPERTS = 1 << 16
 MOST_LISTS = 16
-"""Of these the ones that were written longest ago go."""
+"""The most files that are kept; the oldest are deleted."""
 SUFFIX = ".hot.json"
 
 Key = tuple[int, int]
@@ -24,16 +24,16 @@ Key = tuple[int, int]
 
 
 class HotList:
-    """The hot list of one store. Nothing here raises; what cannot be read or written is left out."""
+    """The hot list of one store. No method raises; a list that cannot be read or written is skipped."""
 
     def __init__(self, folder: Path, digest: str, experts_per_layer: Sequence[int]) -> None:
-        """`digest` names the store; `experts_per_layer` says which (layer, expert) there are."""
+        """`digest` names the store; `experts_per_layer` has the number of experts of each layer."""
         self.path = folder / f"{digest[:32]}{SUFFIX}"
         self._digest = digest
         self._experts_per_layer = list(experts_per_layer)
 
     def read(self) -> list[Key]:
-        """The experts, hottest first, each once; none where there is no list of this very store."""
+        """The experts, hottest first, each once; empty without a valid list of this store."""
         try:
             with self.path.open("rb") as file:
                 text = file.read(MOST_BYTES + 1)
@@ -57,7 +57,7 @@ class HotList:
         )
 
     def write(self, experts: Sequence[Key]) -> None:
-        """Keep the experts, hottest first, in place of those from before; whole or not at all."""
+        """Replace the list by these experts, hottest first; the file is written whole or not at all."""
         data = {"edgemoe_hot_list": VERSION, "store": self._digest, "experts": list(experts[:MOST_EXPERTS])}
         text = json.dumps(data, separators=(",", ":")).encode()
         if len(text) > MOST_BYTES:

@@ -19,7 +19,7 @@ from edgemoe.kernels.reads import NOT_AS_WRITTEN
 
 @dataclass(frozen=True)
 class _Placed:
-    """An expert's record, and where in the arena it goes."""
+    """An expert's record, and its place in the arena."""
 
     layer: int
     expert: int
@@ -31,7 +31,7 @@ class _Placed:
 
 
 class ExpertLoading:
-    """All experts on their way into the arena, each to a slot of its own, in the order of layers and experts."""
+    """Reads all experts into the arena, each to a slot of its own, in the order of layers and experts."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class ExpertLoading:
         table: RecordTable,
         direct: bool = True,
     ) -> None:
-        """Begins, and enters the slots in the layers' tables `(E,)`. Raises ReadError where a file cannot be opened."""
+        """Begins to read, and fills the layers' slot tables `(E,)`. Raises ReadError where a file cannot be opened."""
         self._placed: list[_Placed] = []
         self._memory: memoryview = arena.reshape(-1).data
         for layer, slots in enumerate(slot_tables):
@@ -62,7 +62,7 @@ class ExpertLoading:
     def wait(self) -> None:
         """Return when every expert is in its slot.
 
-        Raises ReadError naming the layer and expert where one cannot be read, or is not what was written.
+        Raises ReadError naming the layer and expert where one cannot be read, or differs from its checksum.
         """
         try:
             self._reading.wait()
@@ -77,7 +77,7 @@ class ExpertLoading:
             raise lost.error(f"it could not be read: {reason}.", hint) from problem
 
     def close(self) -> None:
-        """Give the loading up, if it has not ended."""
+        """Stop loading, if it has not ended."""
         self._reading.close()
 
     def _span(self, run: Sequence[_Placed]) -> Span:
@@ -93,7 +93,7 @@ class ExpertLoading:
 
 
 def _runs(placed: Sequence[_Placed]) -> list[list[_Placed]]:
-    """Records that follow one another both in a file and in memory, no more than one piece of reading."""
+    """Group records that follow one another both in a file and in memory, up to the size of one piece to read."""
     longest_bytes = share_bytes(sum(p.record.length for p in placed))
     runs: list[list[_Placed]] = []
     end: tuple[Path, int, int] | None = None

@@ -1,14 +1,14 @@
-"""Which expert leaves when a slot is wanted: every slot has a score, and the least leaves.
+"""Replacement policies: every slot has a score, and the expert in the slot of the least score leaves first.
 
-Policies differ only in how a use moves the score of the slot that was used. The functions that do so, and the one
-that picks the victim, are written once, in what the interpreter (with NumPy) and Numba both run: in the cache of a
-running model they run as they are, in a replay of recorded routing compiled.
+Policies differ only in how a use changes the score of the slot that was used. The functions that do so, and the one
+that picks the victim, are written once, in code that both the interpreter (with NumPy) and Numba can run: the cache of
+a running model interprets them, a replay of recorded routing compiles them.
 
 Letters: a `key` is an expert of a layer, `layer * experts + expert`; `t` is the number of uses so far.
 
 Invariants:
-- A policy knows nothing of bytes and files, and keeps nothing but the arrays that it was made with.
-- What it knows of a key outlives the key's stay in the cache; what it knows of a slot is the score of its last use.
+- A policy does not depend on bytes or files, and its only state is the arrays that it was made with.
+- The history of a key outlives the key's stay in the cache; the only state of a slot is the score of its last use.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ BELADY = "belady"
 
 
 class PolicyState(NamedTuple):
-    """All that a policy remembers, in arrays, so that compiled code moves the same.
+    """The state of a policy, in arrays, which interpreted and compiled code update alike.
 
     Shapes: clock `(1,)`, which is `t`; scores `(slots,)`; history `(keys,)`, or `(0,)` where a policy needs none;
-    settings, by policy; next_uses, one for each use to come, or `(0,)` for those that know no future.
+    settings, by policy; next_uses, one for each use to come, or `(0,)` for policies that do not look ahead.
     """
 
     clock: npt.NDArray[np.int64]
@@ -54,10 +54,10 @@ def use_lru(state: PolicyState, key: int, slot: int) -> None:
 
 
 def use_lfu(state: PolicyState, key: int, slot: int) -> None:
-    """Least frequently used, with decay: a use counts half as much each time that a half-life has passed.
+    """Least frequently used, with decay: the count of a use is halved every half-life.
 
-    The score is the logarithm of the sum of `exp(rate * t)` over the key's uses at times `t`: as time goes on all
-    such sums would shrink alike, so that their order stands until a key is used again, and their logarithms never
+    The score is the logarithm of the sum of `exp(rate * t)` over the key's uses at times `t`. With time all
+    these sums decay by the same factor, so their order holds until a key is used again, and their logarithms never
     overflow. settings: `rate`, which is log(2) by the half-life.
     """
     t = int(state.clock[0]) + 1
@@ -69,7 +69,7 @@ def use_lfu(state: PolicyState, key: int, slot: int) -> None:
 
 
 def use_lruf(state: PolicyState, key: int, slot: int) -> None:
-    """Least recently used, but frequent use buys time: a weight times the logarithm of the decayed count of uses.
+    """Least recently used, plus a bonus for frequent use: a weight times the logarithm of the decayed count of uses.
 
     settings: `rate` as in `use_lfu`, and the weight, in uses.
     """
@@ -82,7 +82,7 @@ def use_lruf(state: PolicyState, key: int, slot: int) -> None:
 
 
 def use_belady(state: PolicyState, key: int, slot: int) -> None:
-    """The optimum, for who knows the future: whose next use is furthest leaves first.
+    """Belady's optimal policy, which needs the future: the expert whose next use is furthest away leaves first.
 
     Source: L. A. Belady, "A study of replacement algorithms for a virtual-storage computer", 1966.
     """
@@ -92,10 +92,10 @@ def use_belady(state: PolicyState, key: int, slot: int) -> None:
 
 
 def use_in_passing(state: PolicyState, slot: int) -> None:
-    """An expert came into `slot` for a use that says nothing of its next: it leaves first, the latest such before all.
+    """Scan insertion: the expert that was read into `slot` leaves first; among several, the newest.
 
-    So what passes through a cache that cannot hold all of it goes through few slots, and what was there stays. The
-    score is the time, negative: less than that of any use.
+    So a scan over more experts than the cache holds passes through few slots, and the experts that were there stay.
+    The score is the negative time: less than that of any use.
     """
     t = int(state.clock[0]) + 1
     state.clock[0] = t
@@ -103,10 +103,10 @@ def use_in_passing(state: PolicyState, slot: int) -> None:
 
 
 def passes_through(tokens: int, experts: int, layers: int, slots: int) -> bool:
-    """Whether a run of `tokens` tokens that uses so many experts in one of its `layers` uses more in all than fit.
+    """Whether a run is a scan: `tokens` tokens that use `experts` experts in each of `layers` layers, more than fit.
 
-    A prompt does: least recently used first, each expert would have left again when its layer comes round. A single
-    token, which says what the next one is likely to use, does not count as such.
+    A prompt often is: under LRU each expert would have left before its layer runs again. A single token never is,
+    since its experts predict those of the next token.
     """
     return tokens > 1 and experts * layers > slots
 
@@ -114,9 +114,9 @@ def passes_through(tokens: int, experts: int, layers: int, slots: int) -> bool:
 def pick_victim(scores: Scores, may_leave: Mask) -> int:
     """The slot of least score among those that may leave, the first of equals, or -1. Shapes: both `(slots,)`."""
     slot = scores.argmin()
-    if not may_leave[slot]:  # seldom, and what follows takes longer
+    if not may_leave[slot]:  # rare, and the code below takes longer
         others = scores.copy()
-        others[~may_leave] = np.inf  # np.where would say the same, but takes Numba seconds to compile
+        others[~may_leave] = np.inf  # np.where would do the same, but takes Numba seconds to compile
         slot = others.argmin()
     return int(slot) if may_leave[slot] else -1
 
@@ -128,17 +128,17 @@ class Policy(Protocol):
     def name(self) -> str: ...
 
     def use(self, key: int, slot: int) -> None:
-        """The expert `key` in `slot` was used: it was there, or has just been given the slot."""
+        """Called when the expert `key` in `slot` is used, whether it was there or has just been given the slot."""
 
     def use_in_passing(self, slot: int) -> None:
-        """The slot was given an expert for a use that says nothing of its next: it should leave before others."""
+        """Called when a slot is given an expert by a scan: that expert should leave before others."""
 
     def victim(self, may_leave: Mask) -> int:
-        """The slot that should leave first among those that may, `(slots,)`, or -1 where none may."""
+        """The slot whose expert should leave first among those in `may_leave` `(slots,)`, or -1 where none may."""
 
 
 class ScorePolicy:
-    """A policy as the interpreter runs it: its functions as they are, on a state."""
+    """A policy run by the interpreter: its functions, not compiled, on a state."""
 
     def __init__(self, name: str, use: Use, state: PolicyState) -> None:
         self.name = name
@@ -156,12 +156,12 @@ class ScorePolicy:
 
 
 class PolicyKind(NamedTuple):
-    """What there is to know of a policy before it is made."""
+    """The description of a policy, from which it can be made."""
 
     use: Use
     summary: str
     settings: Mapping[str, float]
-    """Names and what they are by default, all in multiples of the slots."""
+    """Names and defaults, all in multiples of the number of slots."""
     has_history: bool
 
 
@@ -175,17 +175,17 @@ KINDS: Mapping[str, PolicyKind] = {
 }
 
 POLICIES = tuple(name for name in KINDS if name != BELADY)
-"""What a running model can have; a replay can have `belady` too."""
+"""The policies of a running model; a replay can use `belady` too."""
 
 MOST_SETTING = 1e9
-"""In multiples of the slots: beyond what any trace is long."""
+"""The largest setting, in multiples of the number of slots: longer than any trace."""
 
 
 def make_policy(name: str, slots: int, keys: int) -> ScorePolicy:
     """A policy for a running cache of `slots` slots over `keys` experts of all layers.
 
-    `name` is one of `POLICIES`; settings may follow it, such as `lfu:4`, a half-life of as many uses as four times
-    the slots. Raises UsageError for what is none.
+    `name` is one of `POLICIES`; settings may follow it, such as `lfu:4`, a half-life of four times the number of slots,
+    in uses. Raises UsageError for an unknown name or invalid settings.
     """
     kind, settings = parse_policy(name)
     if kind is KINDS[BELADY]:
@@ -194,7 +194,7 @@ def make_policy(name: str, slots: int, keys: int) -> ScorePolicy:
 
 
 def parse_policy(name: str) -> tuple[PolicyKind, tuple[float, ...]]:
-    """The kind and the settings that a name such as `lruf:8:2.5` stands for. Raises UsageError for what is none."""
+    """Parse a name such as `lruf:8:2.5` into kind and settings. Raises UsageError for an unknown or invalid one."""
     base, *given = name.split(":")
     kind = KINDS.get(base)
     if kind is None:
@@ -212,7 +212,7 @@ def parse_policy(name: str) -> tuple[PolicyKind, tuple[float, ...]]:
 def make_state(
     kind: PolicyKind, settings: tuple[float, ...], slots: int, keys: int, next_uses: Scores | None = None
 ) -> PolicyState:
-    """The state of a policy that has seen nothing yet. `next_uses`: see `PolicyState`; only `belady` wants it."""
+    """The state of a policy before the first use. `next_uses`: see `PolicyState`; only `belady` needs it."""
     in_uses = [setting * slots for setting in settings]
     if in_uses:  # the first of them is the half-life
         in_uses[0] = math.log(2) / in_uses[0]

@@ -1,7 +1,7 @@
-"""Whether reading ahead pays: decided by trial, since no rule holds for every disk, model and budget.
+"""Decides by trial whether prefetching pays, since no rule holds for every disk, model and budget.
 
-Where the disk is the limit, a wrong guess takes its time from a demand; where it is idle, a right one saves a wait.
-So tokens with and without predicted reads are timed in turn, and what was faster is kept for a while.
+Where the disk is the limit, a wrong guess delays a demand read; where it is idle, a right one saves a wait. So tokens
+with and without predicted reads are timed in turn, and the faster way is kept for a while.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ import numpy as np
 from edgemoe.errors import UsageError
 
 PREDICTION_MODES = ("auto", "on", "off")
-"""By trial, always, or never."""
+"""Prefetch by trial, always, or never."""
 
 WARM_UP_TOKENS = 16
-"""Tokens before the first trial, in which the cache fills and nothing is typical."""
+"""Tokens before the first trial; while the cache fills their times are not typical."""
 BLOCK_TOKENS = 4
 TRIAL_BLOCKS = 8
-"""In a trial, blocks of tokens with and without predicted reads take turns."""
+"""Blocks of tokens in a trial, alternately with and without predicted reads."""
 HOLD_TOKENS = (256, 4096)
-"""For how long a verdict holds: at first, and at the most; twice as long each time that the same one comes."""
+"""Tokens for which a verdict holds: at first, and at most; doubled each time that the verdict is the same."""
 LEAST_GAIN = 0.01
-"""Prediction is kept where it saves at least this share of a token's time, and more than the times' own scatter: tokens
-miss more experts or fewer, and where it cannot be told what is faster, no reads are made in vain."""
+"""Prediction is kept where it saves at least this share of a token's time, and more than the scatter of the times,
+which vary with the experts that tokens miss. Where the difference is smaller, useless reads are avoided."""
 
 
 class PredictionSwitch:
-    """Open while predicted reads are worth making. Told of every decoded token's time, in nanoseconds."""
+    """A switch that is open while predicted reads pay. `record` takes the time of every decoded token."""
 
     def __init__(self, mode: str = "auto") -> None:
-        """Raises UsageError for what is none of `PREDICTION_MODES`."""
+        """Raises UsageError for a mode that is not in `PREDICTION_MODES`."""
         if mode not in PREDICTION_MODES:
             raise UsageError(f"prediction: expected {', '.join(PREDICTION_MODES)}, found {mode!r}.", "Leave it out.")
         self.mode = mode
@@ -43,7 +43,7 @@ class PredictionSwitch:
 
     @property
     def open(self) -> bool:
-        """Whether reads may be predicted for the token that comes."""
+        """Whether reads may be predicted for the next token."""
         if self.mode != "auto":
             return self.mode == "on"
         if self._trial is None:
@@ -52,11 +52,11 @@ class PredictionSwitch:
 
     @property
     def verdict(self) -> bool:
-        """Whether prediction was found to pay, in the latest trial."""
+        """Whether prediction paid in the latest trial."""
         return self._verdict
 
     def record(self, token_ns: int) -> None:
-        """A token was decoded, with predicted reads if the switch was open."""
+        """Take in the time of a decoded token, in nanoseconds, with predicted reads if the switch was open."""
         if self.mode != "auto":
             return
         if self._trial is None:
@@ -85,6 +85,6 @@ class PredictionSwitch:
 
 
 def _standard_error(times_ns: Sequence[int]) -> float:
-    """Of their median, if they scatter normally; from the median distance to it, as a few may be far off."""
+    """Standard error of the median for normal times, estimated from the median absolute deviation (outliers)."""
     deviation = 1.4826 * float(np.median(np.abs(np.asarray(times_ns) - np.median(times_ns))))
     return deviation * math.sqrt(math.pi / 2 / len(times_ns))

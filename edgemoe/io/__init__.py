@@ -1,1 +1,1 @@
-"""Reading files: pages past or through the page cache, long reads on threads, and checksums."""
+"""File reads: pages past or through the page cache, long reads on threads, and checksums."""

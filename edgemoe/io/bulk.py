@@ -1,6 +1,6 @@
 """Long reads from files into memory on threads of their own: begun at once, awaited later.
 
-Meanwhile the caller does something else; reading gives Python's lock to it.
+Meanwhile the caller can compute: the threads release the GIL while they read.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from edgemoe.process import start_threads
 THREADS = 2
 PIECE_BYTES = 64 << 20
 PIECE_BYTES_LEAST = 1 << 20
-"""Threads share all spans evenly, in pieces within these bounds. After each one they want Python's lock, which a caller
-that computes gives only every 5 ms, and one within a library that keeps it for a tenth of a second not even then."""
+"""Threads share all spans evenly, in pieces within these bounds. After each piece a thread must take the GIL again,
+which may take 5 ms while the caller computes, or 100 ms while a library holds it."""
 STALL_SECONDS = 120.0
-"""A disk that finishes no piece for so long is given up."""
+"""Reading is given up when the disk finishes no piece for this long."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Span:
     size: int
     into: memoryview
     finish: Callable[[], None] | None = None
-    """Called when all of it is there, by the thread that read the last piece; what it raises, `wait` raises."""
+    """Called when the whole span is read, by the thread that read its last piece; `wait` raises its errors."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,15 @@ class _Piece:
 
 
 def share_bytes(size: int) -> int:
-    """What of `size` bytes in all one piece is, a multiple of a page: a thread's share, in bounds."""
+    """The size of a piece when reading `size` bytes in all: a thread's share, in whole pages, within bounds."""
     return min(PIECE_BYTES, max(PIECE_BYTES_LEAST, round_up(-(-size // THREADS), PAGE_BYTES)))
 
 
 class BulkRead:
-    """The reading of some spans. Call `wait` once for the result, or `close` to give it up."""
+    """Reads spans in the background. Call `wait` once for the result, or `close` to give up."""
 
     def __init__(self, spans: Sequence[Span], direct: bool = True, stall_seconds: float = STALL_SECONDS) -> None:
-        """Begins. Raises OSError where a file cannot be opened."""
+        """Begins to read. Raises OSError where a file cannot be opened."""
         self._stall_seconds = stall_seconds
         self._files: dict[Path, PageFile] = {}
         self._pieces: deque[_Piece] = deque()
@@ -78,12 +78,12 @@ class BulkRead:
             raise
 
     def wait(self) -> None:
-        """Return when all is read and finished. Raises PageReadError, or what a span's `finish` raised.
+        """Return when all spans are read and finished. Raises PageReadError, or the error of a span's `finish`.
 
-        Of several failures it is the first in the order of spans.
+        Of several errors it raises the first in the order of spans.
         """
         if not self._threads:
-            self._work()  # the system starts none
+            self._work()  # the system started no thread
         with self._change:
             while self._unfinished and not self._failures:
                 in_time = self._change.wait(self._stall_seconds)  # some piece ended
@@ -94,7 +94,7 @@ class BulkRead:
             raise min(self._failures, key=lambda failure: failure[:2])[2]
 
     def close(self) -> None:
-        """Read no further piece, and wait for those under way."""
+        """Begin no further piece, and wait for those under way."""
         self._pieces.clear()
         for thread in self._threads:
             thread.join()
@@ -104,7 +104,7 @@ class BulkRead:
         self._files.clear()
 
     def _abandon(self) -> None:
-        """Leave the threads where they hang, with the memory and the files that the system may still use for them."""
+        """Abandon hanging threads, and keep the memory and files that the system may still use for their reads."""
         stuck = min(self._reading.values(), key=lambda piece: (piece.number, piece.first))
         reason = f"no read ended within {self._stall_seconds:.0f} s"
         error = PageReadError(stuck.file.path, stuck.span.offset + stuck.first, reason)

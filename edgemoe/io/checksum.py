@@ -1,7 +1,7 @@
-"""CRC-32C (Castagnoli), by which bytes that were just read are held against those that were written.
+"""CRC-32C (Castagnoli), with which every read verifies that its bytes are those that were written.
 
-It is fast enough to be taken of every read, as SHA-256 is not. It finds damage, not malice: every change within 32
-successive bits, and any other but for one in 2^32.
+Unlike SHA-256 it is fast enough for every read. It detects damage, not malice: every change within 32 successive bits,
+and all other changes except one in 2^32.
 
 Source: RFC 3720, appendix B.4, has its examples. Registers are polynomials in reflected order, as
 `native/kernels/checksum/polynomial.h` says.
@@ -20,7 +20,7 @@ from edgemoe.errors import KernelError
 
 POLYNOMIAL = 0x82F63B78
 ONE_BYTE = 0x00800000
-"""x^8: a register times this has taken in a zero byte."""
+"""x^8: multiplying a register by this appends a zero byte."""
 CHUNK_BYTES = 1 << 22
 MOST_LANES = 4096
 STEP_BYTES = 8
@@ -34,9 +34,9 @@ def crc32c(data: Any, crc: int = 0) -> int:
 
 
 def as_written(data: Any, sha256: str | None, crc32c: int | None) -> bool:
-    """Whether bytes-like data has its checksum: CRC-32C, or SHA-256 where only that can be had quickly.
+    """Whether bytes-like data matches its checksum: CRC-32C, or SHA-256 where that is the faster one.
 
-    Without the native library hashlib's SHA-256 is the faster one. With it, and with no CRC-32C known, nothing is
+    Without the native library hashlib's SHA-256 is the faster one. With it, and without a known CRC-32C, nothing is
     checked: SHA-256 would take longer than the read.
     """
     if (crc32c if native_crc32c_usable() else sha256) is None:
@@ -47,7 +47,7 @@ def as_written(data: Any, sha256: str | None, crc32c: int | None) -> bool:
 
 
 class Checksum:
-    """What `as_written` takes, of bytes that come in pieces."""
+    """Computes the checksum that `as_written` compares, over bytes that come in pieces."""
 
     def __init__(self) -> None:
         self._crc32c = 0
@@ -66,18 +66,18 @@ class Checksum:
 
     @property
     def values(self) -> tuple[str | None, int | None]:
-        """SHA-256 and CRC-32C of all pieces, the one of them that `as_written` takes; None for the other."""
+        """SHA-256 and CRC-32C of all pieces: the one that `as_written` compares, None for the other."""
         return (None, self._crc32c) if self._sha256 is None else (self._sha256.hexdigest(), None)
 
     def agrees(self, sha256: str | None, crc32c: int | None) -> bool:
-        """Whether all pieces together are as written."""
+        """Whether all pieces together match the checksum."""
         pairs = zip(self.values, (sha256, crc32c), strict=True)
         return all(found is None or expected is None or found == expected for found, expected in pairs)
 
 
 @functools.cache
 def native_crc32c_usable() -> bool:
-    """Whether the native library computes it."""
+    """Whether the native library can compute CRC-32C here."""
     from edgemoe.kernels.native.library import load_library
 
     try:
@@ -97,7 +97,7 @@ def _implementation() -> Callable[[npt.NDArray[np.uint8], int], int]:
 
 
 def portable_crc32c(data: npt.NDArray[np.uint8], crc: int = 0) -> int:
-    """The same in NumPy."""
+    """CRC-32C in NumPy: the same values as the native library."""
     register = crc ^ 0xFFFFFFFF
     for start in range(0, data.size, CHUNK_BYTES):
         chunk = data[start : start + CHUNK_BYTES]
@@ -106,9 +106,9 @@ def portable_crc32c(data: npt.NDArray[np.uint8], crc: int = 0) -> int:
 
 
 def _from_zero(chunk: npt.NDArray[np.uint8]) -> int:
-    """The register that was zero and took in a chunk: lanes side by side, put together in pairs.
+    """The register after a chunk, starting at zero: lanes are computed side by side, and combined in pairs.
 
-    Zeros before the first byte leave a zero register as it is, so that the chunk is filled up in front.
+    Leading zero bytes leave a zero register unchanged, so the chunk is padded at its front.
     """
     lanes = min(MOST_LANES, 1 << (chunk.size >> 9).bit_length())
     lane_bytes = -(-chunk.size // (lanes * STEP_BYTES)) * STEP_BYTES
@@ -137,7 +137,7 @@ def _tables() -> list[Words]:
 
 @functools.lru_cache(maxsize=256)
 def _power(count: int) -> int:
-    """x^(8 * count): what a register is multiplied with as it takes in `count` zero bytes."""
+    """x^(8 * count): multiplying a register by this appends `count` zero bytes."""
     result, factor = 1 << 31, ONE_BYTE  # x^0, x^8
     while count:
         if count & 1:
@@ -157,7 +157,7 @@ def _product(a: int, b: int) -> int:
 
 
 def _products(values: Words, by: int) -> Words:
-    """The products of polynomials with one, modulo P: the sum of what each bit gives."""
+    """The products of polynomials with one polynomial, modulo P: the sum of the products of its bits."""
     products = np.zeros_like(values)
     for bit in range(32):
         products ^= (values >> np.uint32(bit) & np.uint32(1)) * np.uint32(_product(1 << bit, by))

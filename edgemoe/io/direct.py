@@ -1,4 +1,4 @@
-"""Reads of whole pages that leave the page cache as it was: direct I/O, or its nearest kin where refused."""
+"""Reads of whole pages that leave the page cache unchanged: direct I/O, or the nearest alternative where refused."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def allocate_pages(size: int) -> mmap.mmap:
             f"{size} bytes of memory cannot be had from this system.", "Use a smaller model, or free some memory."
         ) from None
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without huge pages; the memory serves as well
+        with contextlib.suppress(OSError):  # a kernel without huge pages; ordinary pages work too
             memory.madvise(mmap.MADV_HUGEPAGE)
     return memory
 
 
 def open_direct(path: Path, direct: bool = True) -> tuple[int, bool]:
-    """A descriptor for reading past the page cache, and whether direct I/O was granted (and asked for).
+    """A descriptor for reading past the page cache, and whether direct I/O was both requested and granted.
 
     Raises OSError where the file cannot be opened at all.
     """
@@ -47,8 +47,8 @@ def open_direct(path: Path, direct: bool = True) -> tuple[int, bool]:
 
 
 def grants_direct(folder: Path) -> bool:
-    """Whether files in a folder can be read past the page cache. Raises OSError where none can be written there."""
-    import tempfile  # only those who plan want it, and a start does without
+    """Whether files in a folder can be read past the page cache. Raises OSError where the folder cannot be written."""
+    import tempfile  # only planning needs it; starts avoid the import
 
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".edgemoe-probe-") as file:
         file.write(bytes(PAGE_BYTES))
@@ -59,7 +59,7 @@ def grants_direct(folder: Path) -> bool:
 
 
 def describe_reads(direct: bool) -> str:
-    """How files are read, for people: directly, or by what takes its place on this system."""
+    """A description for people of how files are read: directly, or by this system's alternative."""
     if direct:
         return "past the page cache, by direct I/O"
     if sys.platform == "darwin":
@@ -70,7 +70,7 @@ def describe_reads(direct: bool) -> str:
 
 
 def _reads_directly(descriptor: int) -> bool:
-    """Whether the first page can be read; some file systems refuse only then."""
+    """Whether the first page can be read; some file systems refuse direct I/O only then."""
     try:
         with mmap.mmap(-1, PAGE_BYTES) as page:
             return os.preadv(descriptor, [page], 0) > 0
@@ -79,10 +79,10 @@ def _reads_directly(descriptor: int) -> bool:
 
 
 class PageFile:
-    """A file to be read in whole pages, by any number of threads, that leaves the page cache as it was.
+    """A file that any number of threads read in whole pages, leaving the page cache unchanged.
 
-    What the page cache holds is copied from there, which costs less than the disk; all else is read past it, or
-    dropped from it again where the file system refuses direct reads (`direct` says so).
+    Pages in the page cache are copied from there, which costs less than the disk. All others are read past it or,
+    where the file system refuses direct reads (`direct` is then False), dropped from it again.
     """
 
     def __init__(self, path: Path, direct: bool = True) -> None:
@@ -95,16 +95,16 @@ class PageFile:
         except OSError:
             os.close(self._descriptor)
             raise
-        if self.direct and hasattr(os, "posix_fadvise"):  # then only what the cache holds is read the plain way
+        if self.direct and hasattr(os, "posix_fadvise"):  # plain reads then only copy cached pages
             os.posix_fadvise(self._plain, 0, 0, os.POSIX_FADV_RANDOM)
 
     def read(self, offset: int, size: int, into: memoryview) -> None:
         """Read `size` bytes from `offset`, a multiple of 4096, into page-aligned memory with room for whole pages.
 
-        What the page cache holds from there on is copied by one call into the system, so that a thread wants Python's
-        lock no more than that. Raises PageReadError where the file cannot be read or ends early.
+        Cached pages from `offset` on are copied by one system call, so that a thread takes the GIL only once for them.
+        Raises PageReadError where the file cannot be read or ends early.
         """
-        # The last page may reach past the file's end: it comes back short.
+        # The last page may reach past the file's end: its read is short.
         whole = into[: round_up(size, PAGE_BYTES)]
         done = self._copy_cached(offset, size, whole)
         while done < size:
@@ -117,35 +117,35 @@ class PageFile:
             done += count
 
     def close(self) -> None:
-        """Close it; no thread may be reading."""
+        """Close the file; no thread may be reading."""
         for descriptor in {self._descriptor, self._plain}:
             os.close(descriptor)
 
     def _read_some(self, offset: int, into: memoryview) -> int:
-        """Some bytes, at least one; none only at the file's end."""
-        if self.direct and offset % PAGE_BYTES == 0:  # after a short read, what is left is not whole pages
-            with contextlib.suppress(OSError):  # refused just here: the plain way tells what is wrong, if it is
+        """Read some bytes and return their number; 0 only at the file's end."""
+        if self.direct and offset % PAGE_BYTES == 0:  # false after a short read within a page
+            with contextlib.suppress(OSError):  # refused just here: a plain read reports the error, if any
                 return os.preadv(self._descriptor, [into], offset)
         count = os.preadv(self._plain, [into], offset)
         self._forget(offset, count)
         return count
 
     def _copy_cached(self, offset: int, size: int, into: memoryview) -> int:
-        """Copies what the page cache holds from `offset` on, up to `size` bytes, and returns how many that were."""
+        """Copy cached bytes from `offset` on, up to `size` bytes, and return their number."""
         cached = cached_bytes(self._plain, offset, size) if self._tells_cached else 0
         if cached:
-            with contextlib.suppress(OSError):  # all gone meanwhile, or a file system without the flag
+            with contextlib.suppress(OSError):  # no longer cached, or a file system without the flag
                 return os.preadv(self._plain, [into[:cached]], offset, os.RWF_NOWAIT)
         return 0
 
     def _forget(self, offset: int, size: int) -> None:
-        """Drop from the page cache what reading this range brought there."""
+        """Drop the pages from the page cache that reading this range brought there."""
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._plain, offset, size, os.POSIX_FADV_DONTNEED)
 
 
 class PageReadError(Exception):
-    """Where a PageFile could not be read: the byte in the file, and the system's reason; no reason at its end."""
+    """A failed read of a PageFile: the offset in the file, and the system's reason; None where the file ends early."""
 
     def __init__(self, path: Path, offset: int, reason: str | None = None) -> None:
         super().__init__(f"{path}: byte {offset}: {reason or 'the file ends'}")

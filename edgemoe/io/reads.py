@@ -1,4 +1,4 @@
-"""Reading expert records: open files for direct reads, and reader threads that fill slots.
+"""Reads of expert records: open files for direct reads, and reader threads that fill slots.
 
 A record's start and length and a slot's address are multiples of 4096, so a direct read (O_DIRECT) goes
 from the disk into the slot without passing through the page cache. Where a file system refuses direct
@@ -25,7 +25,7 @@ from edgemoe.process import no_threads, start_threads, thread_limit
 
 
 class ExpertFiles:
-    """The expert files of a store, open for reading; directly where the file system lets us."""
+    """The expert files of a store, open for reading; directly where the file system allows it."""
 
     def __init__(self, paths: Iterable[Path], direct: bool = True) -> None:
         self._descriptors: dict[Path, int] = {}
@@ -54,35 +54,35 @@ class RecordReader(Protocol):
     """Reads records into memory in the background. Demand reads go before predicted ones."""
 
     def submit(self, reads: Sequence[RecordRead], demand: bool) -> list[int]:
-        """Queue reads; returns their tickets. Raises ReadError, with none queued, if one of them cannot be."""
+        """Queue reads; returns their tickets. Raises ReadError, and queues none, if one is invalid."""
 
     def done(self, ticket: int) -> bool:
-        """Whether the read has ended, well or not."""
+        """Whether the read has ended, successfully or not."""
 
     def wait(self, ticket: int, timeout_seconds: float | None = None) -> None:
         """Wait for the read.
 
-        Raises ReadError where it failed, returned too few bytes, took too long, or brought what was not written.
+        Raises ReadError where it failed, returned too few bytes, took too long, or differs from its checksum.
         """
 
     def promote(self, ticket: int) -> None:
         """Turn a predicted read into a demand read."""
 
     def cancel(self, ticket: int) -> bool:
-        """Whether the read had not begun and now never will; its ticket is still to be released."""
+        """Cancel a read that has not begun; returns whether it was cancelled. Its ticket must still be released."""
 
     def release(self, ticket: int) -> None:
         """Forget a read that has ended."""
 
     def close(self) -> None:
-        """Stop the threads, after the reads that have begun."""
+        """Stop the threads when the reads that have begun are finished."""
 
 
 def open_reader(arena: npt.NDArray[np.uint8], threads: int) -> RecordReader:
     """The native reader, or the portable one where the native library is not available.
 
-    Raises MachineError where the system starts no thread for it. Where few are left it takes half of them, so that some
-    are left for all else.
+    Raises MachineError where the system starts no thread for it. Where few threads are left it takes half of them, so
+    that the rest of the program can start some too.
     """
     left = thread_limit()
     if left is not None:
@@ -104,7 +104,7 @@ class _Read:
 
 
 class ThreadedReader:
-    """The portable reader: Python threads, as many as the system starts, and `preadv`, which releases Python's lock.
+    """The portable reader: Python threads, as many as the system starts, and `preadv`, which releases the GIL.
 
     Destinations must lie within `arena`, the uint8 array given here.
     """
@@ -184,7 +184,7 @@ class ThreadedReader:
 
 
 def _fill(read: _Read) -> str | None:
-    """Read the whole of one record; returns what went wrong, if anything did."""
+    """Read one whole record; returns the reason of a failure, or None."""
     asked, filled, wanted = read.asked, 0, len(read.destination)
     try:
         while filled < wanted:

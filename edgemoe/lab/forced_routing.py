@@ -1,17 +1,17 @@
-"""Routing that is taken from a recorded trace in place of what the routers say, so that speed can be measured on it.
+"""Forced routing: taken from a recorded trace in place of the routers' choice, so that speed can be measured on it.
 
 Letters: `S` steps (tokens) of a phase, `R` layers with routed experts, `K` experts used for each token.
 
-Routers are computed all the same, for their time; their choice is left aside. Steps of a phase are taken in their
-order, over all turns of the trace, and from the beginning again after the last. What a model computes on them is
-meaningless.
+Routers are still computed, for their time; their choice is ignored. Steps of a phase are taken in their order, over all
+turns of the trace, and from the beginning again after the last. The model's answers on forced routing are meaningless.
 
-An engine that wants the logits of a prompt's last token only may leave the last layers to that token alone. Where a
-token of a prompt has no row in a layer, it is given those of the next one that has: nothing is asked for that was not.
+An engine that needs only the logits of a prompt's last token may compute the last layers for that token alone. A token
+of a prompt without rows in a layer is given those of the next token that has some: so no expert is requested that the
+recorded engine did not request.
 
-A router's guess at the next layer says nothing of routing that is not its own, and a trace holds no guesses. So they
-are made up: with a recall of 0.85 each expert to come is named with that chance, else another one in its place. Routers
-compute their guess all the same, for its time.
+A router's guess at the next layer does not predict forced routing, and a trace has no guesses. So they are made up:
+with a recall of 0.85 each expert to come is named with that probability, else a wrong one in its place. Routers still
+compute their guess, for its time.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from edgemoe.model.spec import ModelSpec, MoeSpec
 
 
 class ForcedRouting:
-    """The steps of a trace, ready to be copied to where routers put their choice."""
+    """The steps of a trace, ready to be copied into the routers' output."""
 
     def __init__(self, trace: Trace, name: str = "the trace", recall: float | None = None) -> None:
-        """`recall`, 0 to 1, is that of made-up guesses; None: nothing is guessed.
+        """`recall`, 0 to 1, is that of made-up guesses; None: no guesses are made.
 
-        Raises UsageError for another recall, and where tokens lack rows, other than those at the end of a recording
-        that was cut short.
+        Raises UsageError for an invalid recall, and for a trace in which tokens lack rows, except at the end of a
+        recording that was cut short.
         """
         if recall is not None and not 0 <= recall <= 1:
             raise UsageError(f"`recall`: expected 0 to 100 % of the experts to come, found {100 * recall:g} %.")
@@ -70,11 +70,11 @@ class ForcedRouting:
         return self.shape.experts_used
 
     def steps(self, phase: int) -> int:
-        """How many steps of a phase there are, before they are taken again."""
+        """The number of steps of a phase, after which they are taken again."""
         return len(self._experts[phase])
 
     def apply_to(self, spec: ModelSpec) -> ModelSpec:
-        """The model with as many experts used as in the trace. Raises UsageError where its shape is another."""
+        """The model with the trace's number of experts per token. Raises UsageError for a model of another shape."""
         moes = {number: layer.ffn for number, layer in enumerate(spec.layers) if isinstance(layer.ffn, MoeSpec)}
         experts = sorted({moe.experts for moe in moes.values()})
         if len(spec.layers) != self.shape.layers or list(moes) != self.layers or experts != [self.shape.experts]:
@@ -94,7 +94,7 @@ class ForcedRouting:
         return dataclasses.replace(spec, layers=tuple(layers))
 
     def put(self, routing: Sequence[LayerRouting | None], phase: int, tokens: int) -> None:
-        """Write the next steps of a phase to where the routing of these tokens is expected, in every layer."""
+        """Write the next `tokens` steps of a phase into the `LayerRouting` of every layer."""
         first = self._taken[phase]
         self._taken[phase] += tokens
         steps = self._places(phase, first, tokens)
@@ -111,11 +111,11 @@ class ForcedRouting:
                 target.predicted[0] = guess
 
     def taken(self, phase: int) -> int:
-        """How many steps of a phase have been put so far."""
+        """The number of steps of a phase that `put` has written so far."""
         return self._taken[phase]
 
     def keys(self, phase: int, first: int, tokens: int) -> npt.NDArray[np.int64]:
-        """The experts that some steps ask for, as `layer * experts + expert`, `(tokens, R, K)`."""
+        """The experts of `tokens` steps from `first` on, as `layer * experts + expert`, `(tokens, R, K)`."""
         experts = self._experts[phase][self._places(phase, first, tokens)].astype(np.int64)
         return experts + np.array(self.layers, np.int64)[:, None] * self.shape.experts
 
@@ -123,16 +123,16 @@ class ForcedRouting:
         return np.arange(first, first + tokens, dtype=np.int64) % self.steps(phase)
 
     def _guesses(self, experts: npt.NDArray[np.int32], recall: float) -> npt.NDArray[np.int32]:
-        """Made up for a token that uses these experts, `(R, K)` as are its guesses, each of different experts."""
+        """Make up guesses for a token that uses `experts` `(R, K)`: `(R, K)`, distinct within each layer."""
         order = self._chance.random((len(experts), self.shape.experts))
-        np.put_along_axis(order, experts, order.min() - 1, axis=1)  # experts to come are no wrong guesses
+        np.put_along_axis(order, experts, order.min() - 1, axis=1)  # experts to come must not serve as wrong guesses
         wrong = np.argsort(-order, axis=1)[:, : self.experts_used].astype(np.int32)
         right = self._chance.random(experts.shape) < recall
-        right[:, self.shape.experts - self.experts_used :] = True  # no others are left that would be wrong
+        right[:, self.shape.experts - self.experts_used :] = True  # too few other experts for wrong guesses
         return np.where(right, experts, wrong)
 
     def _complete(self, trace: Trace) -> npt.NDArray[np.bool_]:
-        """Which rows belong to tokens that have all theirs."""
+        """A mask of the rows of tokens that have all their rows."""
         wanted = len(self.layers) * self.experts_used
         token = (trace.turn.astype(np.int64) << 32) + (trace.step.astype(np.int64) << 1) + trace.phase
         _, first_rows, of_row, counts = np.unique(token, return_index=True, return_inverse=True, return_counts=True)
@@ -159,7 +159,7 @@ class ForcedRouting:
 
 
 def _with_layers_left_out(trace: Trace) -> Trace:
-    """With rows for tokens of prompts that have some, but none in a layer that a later token of theirs has."""
+    """Add rows to prompt tokens in layers where they have none but a later token of the same prompt has some."""
     rows = np.flatnonzero(trace.phase == PROMPT)
     token_of = (trace.turn[rows].astype(np.int64) << 32) + trace.step[rows]
     tokens, token_of = np.unique(token_of, return_inverse=True)

@@ -1,9 +1,9 @@
-"""Records what the routers say into a trace, token by token.
+"""Records the routers' choices in a trace, token by token.
 
 Letters: `T` tokens computed together, `K` experts used for each token, `E` experts of a layer.
 
-Invariant: recording reads what a step has left behind and changes nothing; where the trace cannot be written any
-longer, recording ends and the engine goes on.
+Invariant: recording reads the buffers that a step has filled and changes nothing. Where the trace can no longer be
+written, recording ends and the engine goes on.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class RoutingRecorder:
-    """Takes the routing of each step to a writer. Make one with `recording`."""
+    """Hands the routing of each step to a writer. Make one with `recording`."""
 
     def __init__(
         self,
@@ -38,13 +38,13 @@ class RoutingRecorder:
         failed: Callable[[TraceError], None] = lambda error: None,
         drops_cold: bool = False,
     ) -> None:
-        """`failed` is told, once, that the trace can be written no longer.
+        """`failed` is called, once, with the error when the trace can no longer be written.
 
-        `drops_cold`: experts that are not in RAM and weigh nothing have been dropped, and cost no bytes.
+        `drops_cold`: experts that are not in RAM and have zero weight have been dropped, and count no bytes.
         """
         self.writer = writer
         self.tokens = {PROMPT: 0, DECODE: 0}
-        """Recorded so far, by phase."""
+        """Tokens recorded so far, by phase."""
         self.failure: TraceError | None = None
         self._failed = failed
         self._drops_cold = drops_cold
@@ -59,7 +59,7 @@ class RoutingRecorder:
         self._bytes = np.array(writer.shape.expert_bytes, np.int64)[self._layers]
 
     def step(self, turn: Turn, tokens: int) -> None:
-        """Record what the step that has just ended says of its tokens; `turn.step` is the first one's."""
+        """Record the routing of the step that has just ended; `turn.step` is the number of its first token."""
         if self.failure is not None:
             return
         if self._first_turn is None:
@@ -67,7 +67,7 @@ class RoutingRecorder:
         try:
             if tokens == 1:
                 self._write(turn, self._one_token())
-            else:  # a layer at a time, for there may be a hundred thousand rows in all
+            else:  # a layer at a time: there may be a hundred thousand rows in all
                 for layer, routing in self._routing:
                     self._write(turn, self._several_tokens(layer, routing, tokens))
         except TraceError as error:
@@ -78,7 +78,7 @@ class RoutingRecorder:
             self._last_turn = turn.number
 
     def close(self) -> None:
-        """Write what waits. Closing twice is harmless."""
+        """Write the buffered rows. Closing twice is harmless."""
         try:
             self.writer.close()
         except TraceError as error:
@@ -86,7 +86,7 @@ class RoutingRecorder:
             self._failed(error)
 
     def summary(self) -> dict[str, Any]:
-        """What has been recorded, as plain JSON; `distinct_experts` is of each layer that has some."""
+        """A summary of the recording as plain JSON; `distinct_experts` is per layer with routed experts."""
         shape, tokens = self.writer.shape, sum(self.tokens.values())
         used = np.count_nonzero(self._used, axis=1)
         return {
@@ -117,7 +117,7 @@ class RoutingRecorder:
         weights = routing.weights[:tokens].reshape(-1)
         residency = routing.residency[experts]
         read = ~residency
-        if self._drops_cold:  # one that some token has a weight for was read
+        if self._drops_cold:  # an expert with a weight for some token was read
             read &= np.isin(experts, experts[weights != 0])
         sizes = np.zeros(len(experts), np.int64)
         first_of_each = np.unique(experts, return_index=True)[1]
@@ -171,12 +171,12 @@ def recording(
     failed: Callable[[TraceError], None] = lambda error: None,
     model: str | None = None,
 ) -> Iterator[RoutingRecorder]:
-    """Within it the engine's routing is written to a file: in a format as named, or by the file's name.
+    """Context manager that writes the engine's routing to a file, in the named format or that of the file's name.
 
-    `model` is what the trace calls the model, in place of its folder's name.
+    `model` is the model's name in the trace; by default that of its folder.
 
-    Raises TraceError where the file cannot be made. Where it can be written no longer, `failed` is told instead, once.
-    Raises UsageError for a model without routed experts.
+    Raises TraceError where the file cannot be made. If it can no longer be written later, `failed` is called instead,
+    once. Raises UsageError for a model without routed experts.
     """
     writer = TraceWriter(path, trace_shape(engine.store, engine.spec, model), format_name)
     recorder = RoutingRecorder(writer, engine.routing, failed, engine.lossy.drop_cold > 0)
@@ -189,7 +189,7 @@ def recording(
 
 
 def trace_shape(store: Store, spec: ModelSpec, model: str | None = None) -> TraceShape:
-    """What a trace says of the model that it was recorded of. Raises UsageError for one without routed experts."""
+    """The shape of a model, for the header of its trace. Raises UsageError for one without routed experts."""
     moes = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoeSpec)]
     if not moes:
         raise UsageError("this model has no routed experts.", "There is no routing to record.")

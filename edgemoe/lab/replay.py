@@ -1,4 +1,4 @@
-"""Recorded routing, replayed over policies and cache sizes: what would have been in memory.
+"""Replays recorded routing over policies and cache sizes, and counts the hits that each would have had.
 
 The policies are those of a running model (`policy.py`), their very functions, compiled by Numba. One cache serves all
 layers; accesses come in the order of the trace, one for each routed expert.
@@ -6,9 +6,9 @@ layers; accesses come in the order of the trace, one for each routed expert.
 Letters: `A` accesses. A key is `layer * experts + expert`.
 
 Invariants:
-- What a token uses in a layer stays until all that it uses there has come, as in a running model, where it is pinned
-  meanwhile. Only `belady`, the bound for all others, is not held to that.
-- Memory is a few bytes for each access, whatever is replayed.
+- The experts that a token uses in a layer stay until all of them are in the cache, as in a running model, which pins
+  them meanwhile. Only `belady`, the upper bound for all policies, is exempt.
+- Memory is a few bytes for each access, whatever the policy and cache size.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _NUMBERS: dict[policies.Use, int] = {
 
 @jit_calling(policies.__file__)
 def _use(number: int, state: PolicyState, key: int, slot: int) -> None:
-    """The use of a policy by its number in `_NUMBERS`, or else of `belady`."""
+    """Call the use function of the policy with this number in `_NUMBERS`, or else that of `belady`."""
     if number == 0:
         _use_lru(state, key, slot)
     elif number == 1:
@@ -68,7 +68,7 @@ def _replay(
     hits: Mask,
     victims: npt.NDArray[np.int32],
 ) -> None:
-    """Run accesses through a cache that is empty at first; see `simulate`, which has made the arrays."""
+    """Run accesses through a cache that is empty at first; see `simulate`, which makes the arrays."""
     slots, filled = len(key_of), 0
     may_leave = np.ones(slots, np.bool_)
     pinned, pinned_count = np.empty(slots, np.int64), 0
@@ -89,7 +89,7 @@ def _replay(
                     pinned[pinned_count] = slot
                     pinned_count += 1
                 ahead += 1
-        if hits[place]:  # it was there when all that it came with was asked for
+        if hits[place]:  # it was there when its token's experts were requested
             continue
         slot, victim = int(slot_of[key]), -1
         hits[place] = slot >= 0
@@ -98,7 +98,7 @@ def _replay(
                 slot, filled = filled, filled + 1
             else:
                 victim = _pick_victim(state.scores, may_leave)
-                if victim < 0:  # fewer slots than a token uses in a layer: what was computed with may leave
+                if victim < 0:  # fewer slots than a token uses in a layer: unpin experts already used
                     may_leave[:] = True
                     pinned_count = 0
                     victim = _pick_victim(state.scores, may_leave)
@@ -120,14 +120,14 @@ def _replay(
 
 @dataclass(frozen=True)
 class Simulation:
-    """What became of every access, and what is in memory at the end."""
+    """The outcome of every access, and the keys in memory at the end."""
 
     hits: Mask
-    """Whether the expert was there, `(A,)`."""
+    """Whether the expert was in memory, `(A,)`."""
     resident: Mask
-    """Which keys are there at the end, `(keys,)`."""
+    """Which keys are in memory at the end, `(keys,)`."""
     victims: npt.NDArray[np.int32]
-    """The slot whose expert left for an access, or -1, `(A,)`; `(0,)` where they were not asked for."""
+    """The slot whose expert left for an access, or -1, `(A,)`; `(0,)` where they were not requested."""
 
 
 def simulate(
@@ -140,13 +140,13 @@ def simulate(
     at_once: bool = False,
     in_passing: Mask | None = None,
 ) -> Simulation:
-    """Replay accesses to so many keys over a policy with so many slots (1 or more).
+    """Replay accesses to `keys` different keys over a policy with a number of slots (1 or more).
 
     `begins` says for each access whether another token or layer begins with it. Shapes: both `(A,)`. With `at_once` the
-    accesses up to the next beginning, all of different keys, are asked for together, as the engine does: those that are
-    there are used first. It matters where slots are hardly more than a token uses. `in_passing`, `(A,)`: such as
-    an engine makes for prompts that a cache cannot hold (`policy.use_in_passing`). Raises UsageError for what is no
-    policy, or for `belady`, which counts on the order of uses, with either.
+    accesses up to the next beginning, all of different keys, are requested together, as the engine does: those in
+    memory are used first. This matters where there are hardly more slots than a token uses. `in_passing`, `(A,)`:
+    marks accesses such as an engine makes for prompts that a cache cannot hold (`policy.use_in_passing`). Raises
+    UsageError for an unknown policy, or for `belady`, which depends on the order of uses, with either option.
     """
     kind, settings = parse_policy(policy)
     if (at_once or in_passing is not None) and kind is KINDS[BELADY]:
@@ -163,7 +163,7 @@ def simulate(
 
 
 def next_uses(accesses: Keys) -> npt.NDArray[np.float64]:
-    """For each access when its key is used again: the number of that access, infinite where it never is. `(A,)`."""
+    """For each access the number of the next access to its key, infinite where there is none. `(A,)`."""
     order = np.argsort(accesses, kind="stable")
     again = accesses[order[1:]] == accesses[order[:-1]]
     following = np.full(len(accesses), math.inf)
@@ -173,28 +173,28 @@ def next_uses(accesses: Keys) -> npt.NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class ReplayResult:
-    """What a policy did with a trace in a cache of some size."""
+    """The result of replaying a trace over a policy and a cache size."""
 
     policy: str
     capacity_percent: float
-    """As asked for: of all experts of all layers."""
+    """The requested cache size, as a share of all experts of all layers."""
     slots: int
     budget_bytes: int
-    """What the slots take, each as large as the largest expert."""
+    """Bytes of the slots, each as large as the largest expert."""
     prompt_uses: int
     prompt_hits: int
     decode_uses: int
     decode_hits: int
     bytes_per_decode_token: float | None
-    """Read from disk; None where no token was generated."""
+    """Bytes read from disk per generated token; None where no token was generated."""
     bytes_read: int
-    """Read from disk in all."""
+    """Bytes read from disk in all."""
     resident: Mask
     """Which experts are in memory at the end, `(layers, experts)`."""
 
     @property
     def hit_rate(self) -> float:
-        """Of all uses, those of prompts among them."""
+        """The hit rate of all uses, including those of prompts."""
         return (self.prompt_hits + self.decode_hits) / (self.prompt_uses + self.decode_uses)
 
     @property
@@ -223,20 +223,20 @@ class Replay:
         layer_bytes = np.array(trace.shape.expert_bytes, np.int64)
         self._bytes = layer_bytes[trace.layer]
         self.record_bytes = int(layer_bytes.max())
-        """Of the largest expert."""
+        """Bytes of the largest expert."""
         self.routing = read_routing(trace)
         routed = layer_bytes > 0
         routed[trace.layer] = True
         self.total_experts = int(routed.sum()) * trace.shape.experts
-        """In all layers that have some."""
+        """Experts of all layers with routed experts."""
         self.cycle_experts = int(routed.sum()) * trace.shape.experts_used
-        """That one token uses. With fewer slots, lru has lost each of them when the next token comes to its layer."""
+        """Experts that one token uses over all layers; with fewer slots LRU has evicted each before its next use."""
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def slots(self, capacity_percent: float) -> int:
-        """The slots of a cache for a share of all experts. Raises UsageError for a share that is none."""
+        """The slots of a cache for a share of all experts. Raises UsageError for an invalid share."""
         if not 0 < capacity_percent <= 100:
             raise UsageError(
                 f"`capacity`: expected more than 0 % and at most 100 % of all experts, found {capacity_percent:g} %.",
@@ -252,11 +252,11 @@ class Replay:
 
     @property
     def cycle_percent(self) -> float:
-        """What one token uses, of all experts."""
+        """The share of all experts that one token uses."""
         return 100 * self.cycle_experts / self.total_experts
 
     def run(self, policy: str, capacity_percent: float) -> ReplayResult:
-        """Replay the trace once. Raises UsageError for a policy or a capacity that is none."""
+        """Replay the trace once. Raises UsageError for an unknown policy or an invalid capacity."""
         slots = self.slots(capacity_percent)
         done = simulate(policy, slots, self.shape.keys, self._keys, self._begins)
         decode_hits, missed = done.hits[self._decode], ~done.hits

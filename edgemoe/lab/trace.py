@@ -1,10 +1,10 @@
-"""Traces of routing as files: read by content, written block by block, whole after every block.
+"""Traces of routing as files: the reader detects their format; the writer keeps them valid after every block.
 
 `Trace` holds one in memory (`trace_rows.py`); the two formats are CSV (`trace_csv.py`) and a compact binary one
 (`trace_binary.py`).
 
 Invariant of a file that is being written: between two writes it is a whole trace of all rows written so far. A write
-that fails (a full disk) is undone; what a crash leaves of a write is found out by `read_trace`, which can leave it out.
+that fails (a full disk) is undone; `read_trace` detects a partial write after a crash, and can leave it out.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ FORMATS: tuple[TraceFormat, ...] = ("csv", "binary")
 
 BUFFERED_ROWS = 8192
 BUFFERED_SECONDS = 1.0
-"""Rows wait for being written until there are so many, or for so long: a crash costs no more than those."""
+"""Rows are buffered up to `BUFFERED_ROWS` or for this long: a crash loses no more than these."""
 
 
 def read_trace(path: Path | str, whole_blocks_only: bool = False) -> Trace:
-    """The trace in a file of either format.
+    """Read the trace in a file of either format.
 
-    With `whole_blocks_only` what a crash has cut short at the end (a line without its end; a block, or the end mark)
-    is left out rather than an error. Raises TraceError, naming the file and the line or block, where the file is
-    missing, of no known format, cut short, altered, or holds values out of range.
+    With `whole_blocks_only` an end that a crash has cut short (a partial line, block or end mark) is left out instead
+    of raising an error. Raises TraceError, naming the file and the line or block, where the file is missing, of an
+    unknown format, cut short, altered, or holds values out of range.
     """
     path = Path(path)
     try:
@@ -80,7 +80,7 @@ _WAY_OUT = "Give a file that edgemoe trace wrote, or a CSV of the same columns."
 
 
 class _CutShortError(Exception):
-    """The end of a file is missing or damaged; what comes before is whole."""
+    """The end of a file is missing or damaged; the part before it is whole."""
 
 
 def _read_binary(file: BinaryIO, whole_blocks_only: bool) -> Trace:
@@ -103,9 +103,9 @@ def _read_csv(file: BinaryIO, whole_blocks_only: bool) -> Trace:
 
 
 def format_of(path: Path | str, name: str | None = None) -> TraceFormat:
-    """The format of a trace to be written: as named, or CSV for a name that ends in .csv, else binary.
+    """The format of a trace to be written: the named one, or CSV for a file name that ends in .csv, else binary.
 
-    Raises UsageError for a name that is none.
+    Raises UsageError for an unknown format.
     """
     if name is None:
         return "csv" if Path(path).suffix.lower() == ".csv" else "binary"
@@ -116,18 +116,18 @@ def format_of(path: Path | str, name: str | None = None) -> TraceFormat:
 
 
 class TraceWriter:
-    """Writes a trace as it comes, holding few rows in memory. A context manager.
+    """Writes a trace row by row, buffering few rows in memory. A context manager.
 
-    After an error nothing more can be written; what was written before stays a whole trace. After an interrupt (Ctrl-C)
-    the rows that it kept from being written are written by the next `flush` or `close`.
+    After an error no more rows can be written; the rows written before stay a whole trace. Rows that an interrupt
+    (Ctrl-C) kept from being written are written by the next `flush` or `close`.
     """
 
     def __init__(self, path: Path | str, shape: TraceShape, format_name: TraceFormat | None = None) -> None:
-        """Makes the file, in place of one that is there. Raises TraceError where it cannot be written."""
+        """Creates the file, replacing an existing one. Raises TraceError where it cannot be written."""
         self.path = Path(path)
         self.shape = shape
         self.rows = 0
-        """Rows written, those that wait among them."""
+        """Rows written, including buffered ones."""
         self.file_bytes = 0
         self._writer = CsvWriter() if format_of(path, format_name) == "csv" else BinaryWriter()
         self._waiting: list[tuple[npt.NDArray[np.generic], ...]] = []
@@ -156,7 +156,7 @@ class TraceWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits. Raises TraceError, and closes the file, where it cannot be written."""
+        """Write the buffered rows. Raises TraceError, and closes the file, where they cannot be written."""
         if not self._waiting_rows or self._descriptor < 0:
             return
         encoder, file_bytes = copy(self._writer), self.file_bytes
@@ -169,12 +169,12 @@ class TraceWriter:
         finally:
             if self.file_bytes > file_bytes:
                 self._waiting, self._waiting_rows = [], 0
-            else:  # interrupted: they wait on, for `close`
+            else:  # interrupted: they stay buffered, for `close`
                 self._writer = encoder
         self._written_at_s = time.monotonic()
 
     def close(self) -> None:
-        """Write what waits and close the file. Closing twice is harmless. Raises TraceError as `flush`."""
+        """Write the buffered rows and close the file. Closing twice is harmless. Raises TraceError as `flush`."""
         try:
             self.flush()
         finally:
@@ -189,17 +189,17 @@ class TraceWriter:
         if kind is None:
             self.close()
             return
-        with contextlib.suppress(TraceError):  # the error on its way tells more
+        with contextlib.suppress(TraceError):  # the first error is more helpful
             self.close()
 
     def _append(self, data: bytes) -> None:
-        """Put data and a new end in the place of the old end, or leave the file as it was."""
+        """Replace the old end by data and a new end, or leave the file as it was."""
         position = self.file_bytes - len(self._end)
         end = self._writer.end()
         try:
             _write_at(self._descriptor, position, data + end)
         except BaseException:
-            # the old end lies in space that the file has already, so that it fits a full disk
+            # the old end lies within the file's present size, so that it can be restored on a full disk
             with contextlib.suppress(OSError):
                 os.ftruncate(self._descriptor, self.file_bytes)
                 _write_at(self._descriptor, position, self._end)

@@ -1,4 +1,4 @@
-"""Traces in a compact format of our own: blocks of columns, deflated, each with a checksum.
+"""Traces in edgemoe's own compact format: blocks of columns, deflated, each with a checksum.
 
     header   MAGIC (8 bytes) | version u32 | bytes u32 | checksum u32 | JSON: the fields of TraceShape
     block    "ROWS" | rows u32 | bytes u32 | checksum u32 | deflated columns       (any number of blocks)
@@ -7,9 +7,9 @@
 Numbers are little endian. The columns of a block follow each other in the order of `DISK_TYPES`; of each the first
 byte of all rows comes first, then the second byte of all rows, and so on, which deflates to about 5 bytes a row.
 
-A checksum is the CRC-32 of what it stands for (a header's JSON; a block without its checksum; "END." and the rows),
-begun with the checksum before it: so a block that is missing, repeated or in another place is found out, and not only
-one that was altered. A writer replaces the end by the next block and a new end in one write, so that the file is whole
+A checksum is the CRC-32 of its part of the file (a header's JSON; a block without its checksum; "END." and the rows),
+continued from the checksum before it: so it detects not only an altered block but also one that is missing, repeated or
+in another place. A writer replaces the end by the next block and a new end in one write, so that the file is whole
 after every block.
 """
 
@@ -35,7 +35,7 @@ END = struct.Struct("<4sQI")
 HEADER_LIMIT_BYTES = 16 << 20
 MOST_BLOCK_ROWS = 1 << 16
 DEFLATE_LEVEL = 1
-"""Higher levels take three times as long and save a tenth."""
+"""Compression level; higher levels take three times as long and save a tenth."""
 
 DISK_TYPES: Mapping[str, str] = {
     "turn": "<u4", "phase": "u1", "step": "<u4", "layer": "<u2", "slot": "<u2", "expert": "<u4", "weight": "<f4",
@@ -45,7 +45,7 @@ ROW_BYTES = sum(np.dtype(kind).itemsize for kind in DISK_TYPES.values())
 
 
 class BinaryFaultError(Exception):
-    """What is wrong with a file, and where."""
+    """An error that says what is wrong with a file, and where."""
 
 
 class BinaryReader:
@@ -96,7 +96,7 @@ class BinaryReader:
         if len(head) < BLOCK.size:
             raise BinaryFaultError(f"block {number}: it is cut short")
         _, rows, size, checksum = BLOCK.unpack(head)
-        # deflated bytes are never much more than those they stand for
+        # deflated data is never much longer than the plain data
         if not 0 < rows <= MOST_BLOCK_ROWS or size > rows * ROW_BYTES + 1024:
             raise BinaryFaultError(
                 f"block {number}: expected up to {MOST_BLOCK_ROWS} rows, found {rows} in {size} bytes"
@@ -153,7 +153,7 @@ def _shape_from_json(data: Any) -> TraceShape:
 
 
 class BinaryWriter:
-    """Rows as bytes of the file, one block after another."""
+    """Encodes rows as bytes of the file, one block after another."""
 
     def __init__(self) -> None:
         self._checksum = 0
@@ -166,14 +166,14 @@ class BinaryWriter:
         return HEADER.pack(MAGIC, VERSION, len(text), self._checksum) + text
 
     def block(self, rows: Trace) -> bytes:
-        """The blocks of some rows."""
+        """Encode rows as blocks."""
         return b"".join(
             self._block(rows.select(slice(first, first + MOST_BLOCK_ROWS)))
             for first in range(0, len(rows), MOST_BLOCK_ROWS)
         )
 
     def end(self) -> bytes:
-        """What ends the file, after the blocks so far."""
+        """The end of the file, after the blocks so far."""
         mark = END.pack(b"END.", self._rows, 0)[:12]
         return mark + struct.pack("<I", zlib.crc32(mark, self._checksum))
 

@@ -1,4 +1,4 @@
-"""Traces as CSV: the format of others' engines too, read in blocks by NumPy.
+"""Traces as CSV, a format that other engines write too; NumPy reads it in blocks.
 
     # route_trace v1
     # model=NAME arch=NAME n_layer=L n_expert=E n_expert_used=K
@@ -6,10 +6,10 @@
     turn,phase,step,layer,slot,expert,weight,residency,expert_bytes
     0,0,0,0,0,49,0.221297,0,3059712                           (a line for each row)
 
-A weight is written with as many digits as bring the same float32 back.
+A weight is written with enough digits to restore the same float32.
 
-Invariant: the quick way through a block and the slow one (`_line_fault`, which finds the words for what is wrong)
-refuse the same lines.
+Invariant: the fast parser of a block and the slow one (`_line_fault`, which describes the fault of a line) refuse the
+same lines.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Bytes = npt.NDArray[np.uint8]
 
 
 class CsvFaultError(Exception):
-    """What is wrong with a file, and in which line."""
+    """An error that says what is wrong with a file, and in which line."""
 
     def __init__(self, line: int, what: str) -> None:
         super().__init__(f"line {line}: {what}")
@@ -56,7 +56,7 @@ class CsvReader:
         self._file = file
         self._line = 0
         self.cut_short = False
-        """Whether the last line had no end, and was left out."""
+        """Whether the last line had no newline, and was left out."""
         self.shape = self._read_shape()
 
     def parts(self) -> Iterator[list[npt.NDArray[np.generic]]]:
@@ -133,7 +133,7 @@ class CsvReader:
         return result
 
     def _refuse(self, block: bytes) -> NoReturn:
-        """Find the line that is wrong, and say what."""
+        """Find the first invalid line of a block, and raise CsvFaultError for it."""
         lines = block[:-1].split(b"\n")
         for number, line in enumerate(lines, self._line + 1):
             if fault := _line_fault(self.shape, line):
@@ -144,14 +144,14 @@ class CsvReader:
 def _whole_numbers(
     characters: Bytes, begins: npt.NDArray[np.intp], lengths: npt.NDArray[np.intp], bound: int
 ) -> npt.NDArray[np.int64] | None:
-    """The numbers whose digits begin there and are so many; None where one is none, or not below the bound."""
+    """Parse unsigned integers of given begins and lengths; None if one is malformed or not below `bound`."""
     most = int(lengths.max())
     if int(lengths.min()) < 1 or most > MOST_DIGITS:
         return None
     values = np.zeros(len(begins), np.int64)
     for place in range(most):
         going_on = lengths > place
-        digits = characters[np.where(going_on, begins + place, 0)] - np.uint8(ord("0"))  # what is below wraps around
+        digits = characters[np.where(going_on, begins + place, 0)] - np.uint8(ord("0"))  # lower characters wrap around
         if (digits[going_on] > 9).any():
             return None
         values = np.where(going_on, values * 10 + digits, values)
@@ -161,7 +161,7 @@ def _whole_numbers(
 def _numbers(
     characters: Bytes, begins: npt.NDArray[np.intp], lengths: npt.NDArray[np.intp]
 ) -> npt.NDArray[np.float32] | None:
-    """The numbers that begin there and are so long; None where one is none, or beyond float32."""
+    """Parse decimal numbers of given begins and lengths; None if one is malformed or beyond float32."""
     width = int(lengths.max())
     if not 1 <= width <= MOST_WEIGHT_BYTES:
         return None
@@ -180,7 +180,7 @@ def _numbers(
 
 
 def _line_fault(shape: TraceShape, line: bytes) -> str | None:
-    """What is wrong with a line, or None."""
+    """Describe the fault of a line; None for a valid line."""
     cells = line.split(b",")
     if len(cells) != len(COLUMNS):
         return f"expected {len(COLUMNS)} values, found {len(cells)}"
@@ -194,7 +194,7 @@ def _line_fault(shape: TraceShape, line: bytes) -> str | None:
 
 
 class CsvWriter:
-    """Rows as bytes of the file."""
+    """Encodes rows as bytes of the file."""
 
     def header(self, shape: TraceShape) -> bytes:
         """Everything before the first row."""
@@ -209,7 +209,7 @@ class CsvWriter:
         return ("\n".join([*lines, COLUMN_LINE]) + "\n").encode()
 
     def block(self, rows: Trace) -> bytes:
-        """The lines of some rows."""
+        """Encode rows as lines."""
         columns = [
             column.astype(np.str_).tolist() if name == "weight" else column.astype(np.int64).tolist()
             for name, column in zip(COLUMNS, rows.columns, strict=True)
@@ -218,7 +218,7 @@ class CsvWriter:
         return "".join(line % values + "\n" for values in zip(*columns, strict=True)).encode()
 
     def end(self) -> bytes:
-        """Nothing: a file of lines is whole after each of them."""
+        """The end of the file, which is empty: a CSV file is whole after every line."""
         return b""
 
 

@@ -1,4 +1,4 @@
-"""What a trace says of routing, whatever the cache: which experts are used, and how often the same again.
+"""Figures of a trace that do not depend on a cache: how often experts are used, and how often again by the next token.
 
 Letters: `L` layers, `E` experts of a layer.
 """
@@ -16,17 +16,17 @@ from edgemoe.lab.trace import Trace
 
 @dataclass(frozen=True)
 class Routing:
-    """Figures of a trace."""
+    """Figures of the routing in a trace."""
 
     prompt_tokens: int
     decode_tokens: int
     uses: npt.NDArray[np.int64]
-    """How often each expert was used, `(L, E)`."""
+    """The number of uses of each expert, `(L, E)`."""
     distinct_experts: int
     distinct_per_layer: tuple[int, ...]
-    """Different experts that each layer used; only layers that were routed."""
+    """The number of different experts that each layer used; only layers with routed experts."""
     repeat_recall: float | None
-    """Of the experts of generated tokens, the share that the token before used in the same layer; None without any."""
+    """Share of generated tokens' experts that the token before used in the same layer; None without such tokens."""
 
 
 def read_routing(trace: Trace) -> Routing:
@@ -46,7 +46,7 @@ def read_routing(trace: Trace) -> Routing:
 
 
 def _repeat_recall(trace: Trace) -> float | None:
-    """See `Routing`. The first generated token follows the last one of its prompt; a turn's first token none."""
+    """See `Routing`. The first generated token follows its prompt's last one; a turn's first token follows none."""
     by_place = np.lexsort((trace.step, trace.keys, trace.turn))
     turn, key, step, phase = (column[by_place] for column in (trace.turn, trace.keys, trace.step, trace.phase))
     repeats = np.zeros(len(trace), np.bool_)

@@ -1,4 +1,4 @@
-"""What a trace of routing is: one row for each expert that a router chose, and the shape of the model it chose for.
+"""A trace of routing in memory: one row for each expert that a router chose, and the shape of the model.
 
 Letters: `N` rows, `L` layers, `E` experts of a layer, `K` experts used for each token.
 
@@ -28,7 +28,7 @@ COLUMNS: Mapping[str, type[np.generic]] = {
 """The columns of a trace, in the order of its files, with their types in memory."""
 
 MOST_COUNT = 2**31
-"""Turns, steps, layers and experts are counted below this."""
+"""Numbers of turns, steps, layers and experts are below this."""
 MOST_BYTES = 2**53
 """Sizes in bytes are below this, so that a float64 holds them."""
 MOST_LAYERS, MOST_USED = 2**16, 2**16
@@ -36,7 +36,7 @@ MOST_LAYERS, MOST_USED = 2**16, 2**16
 
 @dataclass(frozen=True)
 class TraceShape:
-    """The model that a trace was recorded of. Raises ValueError for numbers that no model can have."""
+    """The shape of the model whose routing a trace holds. Raises ValueError for numbers that no model can have."""
 
     model: str
     architecture: str
@@ -62,7 +62,7 @@ class TraceShape:
 
     @property
     def keys(self) -> int:
-        """How many experts there are in all layers: `Trace.keys` are below it."""
+        """The number of experts of all layers; `Trace.keys` are below it."""
         return self.layers * self.experts
 
     def __str__(self) -> str:
@@ -76,15 +76,15 @@ def _require(name: str, value: int, least: int, most: int) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """Routing as it was recorded: each column `(N,)`, one row for every expert of every token in every layer.
+    """Recorded routing: each column `(N,)`, one row for every expert of every token in every layer.
 
-    Rows are in the order in which the experts were asked for: layer by layer, and within a layer token by token, for
+    Rows are in the order in which the engine requested experts: layer by layer, and within a layer token by token, for
     the tokens that were computed together (a piece of a prompt, or one generated token).
     """
 
     shape: TraceShape
     turn: npt.NDArray[np.int32]
-    """Which prompt with its answer, from 0."""
+    """The number of the turn, a prompt with its answer, from 0."""
     phase: npt.NDArray[np.uint8]
     """PROMPT or DECODE."""
     step: npt.NDArray[np.int32]
@@ -95,16 +95,16 @@ class Trace:
     expert: npt.NDArray[np.int32]
     weight: npt.NDArray[np.float32]
     residency: npt.NDArray[np.bool_]
-    """Whether the expert was in memory when the router asked for it."""
+    """Whether the expert was in memory when the router chose it."""
     expert_bytes: npt.NDArray[np.int64]
-    """Bytes that this row made the engine read; 0 where the expert was there, or came for a row before."""
+    """Bytes read for this row; 0 where the expert was in memory, or was read for an earlier row."""
 
     def __len__(self) -> int:
         return len(self.turn)
 
     @property
     def keys(self) -> npt.NDArray[np.int64]:
-        """The accesses in their order: `layer * experts + expert`, `(N,)`."""
+        """The experts in order of access: `layer * experts + expert`, `(N,)`."""
         return self.layer.astype(np.int64) * self.shape.experts + self.expert
 
     @property
@@ -114,7 +114,7 @@ class Trace:
 
     @property
     def tokens(self) -> int:
-        """Tokens that the rows are of: the changes of turn or step, seen in the first layer that has rows."""
+        """The number of tokens: changes of turn or step in the first layer that has rows."""
         first = self.layer == self.layer.min() if len(self) else np.zeros(0, np.bool_)
         places = self.turn[first].astype(np.int64) * MOST_COUNT + self.step[first]
         return len(np.unique(places))
@@ -124,7 +124,7 @@ class Trace:
         return _trace(self.shape, [column[rows] for column in self.columns])
 
     def distinct_experts(self) -> npt.NDArray[np.int64]:
-        """How many different experts each layer used, `(L,)`."""
+        """The number of different experts that each layer used, `(L,)`."""
         used = np.unique(self.keys) // self.shape.experts
         return np.bincount(used, minlength=self.shape.layers)
 
@@ -133,7 +133,7 @@ assert tuple(field.name for field in fields(Trace))[1:] == tuple(COLUMNS)
 
 
 def bounds(shape: TraceShape) -> dict[str, int]:
-    """What the values of each column of whole numbers must be below; all are 0 or more."""
+    """The exclusive upper bound of each integer column; all values are 0 or more."""
     return {
         "turn": MOST_COUNT,
         "phase": 2,
@@ -147,7 +147,7 @@ def bounds(shape: TraceShape) -> dict[str, int]:
 
 
 def value_fault(shape: TraceShape, name: str, value: float) -> str | None:
-    """What is wrong with a value of a column, or None."""
+    """Describe the fault of a value in a column; None for a valid value."""
     if name == "weight":
         with np.errstate(over="ignore"):
             good, expected = bool(np.isfinite(np.float32(value))), "a number that float32 can hold"
@@ -158,7 +158,7 @@ def value_fault(shape: TraceShape, name: str, value: float) -> str | None:
 
 
 def join(shape: TraceShape, parts: Sequence[Sequence[npt.NDArray[Any]]]) -> Trace:
-    """One trace of the columns of several parts, in their order."""
+    """Join the columns of several parts, in their order, to one trace."""
     columns: list[npt.NDArray[Any]] = []
     for place, kind in enumerate(COLUMNS.values()):
         pieces = [part[place] for part in parts]

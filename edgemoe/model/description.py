@@ -1,7 +1,7 @@
-"""Reads a store's description of its model as the work of a stranger, and holds the store's tensors against it.
+"""Reads a store's description of its model as untrusted input, and checks the store's tensors against it.
 
-What it returns can be run: every size is the size of a tensor that is there, so that nothing reads or
-allocates by a number that somebody wrote into the manifest.
+The returned spec is safe to run: every size in it is the size of a tensor in the store, so that no code reads or
+allocates by an unchecked number from the manifest.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MAY_BE_ZERO = frozenset({"shared_width", "truncate"})
 
 
 def store_spec(store: Store) -> ModelSpec:
-    """The ModelSpec in a store's manifest. Raises StoreError where it is not one, or not of the store's tensors."""
+    """The ModelSpec in a store's manifest. Raises StoreError where it is invalid, or contradicts the tensors."""
     try:
         spec = ModelSpec.from_json(store.model)
         _check_values(spec, "model")
@@ -52,7 +52,7 @@ def store_spec(store: Store) -> ModelSpec:
 
 
 def _check_values(part: Any, where: str) -> None:
-    """Raises ValueError where a field of a spec, or of a spec within it, is not of its type or beyond any use."""
+    """Raise ValueError where a field of a spec, or of a spec within it, has a wrong type or an unusable value."""
     kinds = _kinds(part.__class__)
     for field in fields(part):
         value, name = getattr(part, field.name), f"{where}.{field.name}"
@@ -89,7 +89,7 @@ def _check_value(name: str, kind: Any, value: object, field: str) -> None:
 
 
 def _check_rules(spec: ModelSpec) -> None:
-    """Raises ValueError where sizes or numbers contradict one another."""
+    """Raise ValueError where sizes or numbers contradict one another."""
     _check_rope(spec.rope)
     for number, layer in enumerate(spec.layers):
         a = layer.attention
@@ -116,7 +116,7 @@ def _heads(a: AttentionSpec) -> str:
 
 
 def _misfits(store: Store, spec: ModelSpec) -> Iterator[str]:
-    """What is not as the spec says. The experts come first, as the spec's list of tensors grows with them."""
+    """Differences between store and spec. Experts are compared first: the list of tensors grows with their number."""
     for number, (layer, stored) in enumerate(zip(spec.layers, store.manifest.expert_layers, strict=True)):
         moe = layer.ffn if isinstance(layer.ffn, MoeSpec) else None
         expected = (moe.experts, spec.model_width, moe.width) if moe else None
@@ -136,7 +136,7 @@ def _misfits(store: Store, spec: ModelSpec) -> Iterator[str]:
 
 
 def _resident_shapes(spec: ModelSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The tensors of the resident file: gate and up are one matrix there, panel by panel."""
+    """Names and shapes of the resident file's tensors, where gate and up are one matrix, panel by panel."""
     for name, shape in spec.tensors().items():
         if ".experts." in name or name.endswith(".up"):
             continue

@@ -1,6 +1,6 @@
-"""Rotary positions as tables of cosines and sines: what a `RopeSpec` means.
+"""Rotary positions as tables of cosines and sines, computed from a `RopeSpec`.
 
-Angles are taken in float32, a float32 frequency times the position, as checkpoints were trained; cosines and
+Angles are computed in float32, a float32 frequency times the position, as in training; cosines and
 sines are then rounded once from double precision, so that they are the same on every machine.
 """
 
@@ -15,7 +15,7 @@ from edgemoe.model.spec import RopeSpec
 
 Floats = npt.NDArray[np.float32]
 
-_CHUNK_POSITIONS = 4096  # bounds the double precision temporaries
+_CHUNK_POSITIONS = 4096  # limits the size of double precision temporaries
 
 
 def rope_tables(spec: RopeSpec, head_width: int, positions: int) -> tuple[Floats, Floats]:
@@ -51,7 +51,7 @@ def rope_frequencies(spec: RopeSpec, head_width: int) -> Floats:
 
 
 def _llama3(plain: Floats, spec: RopeSpec) -> Floats:
-    """Llama 3.1: long waves are slowed by the factor, short ones kept, those between interpolated."""
+    """Llama 3.1: divides the frequencies of long waves by the factor, keeps short ones, interpolates in between."""
     p = spec.parameters
     original = p["original_max_position_embeddings"]
     low, high = p["low_freq_factor"], p["high_freq_factor"]
@@ -65,11 +65,11 @@ def _llama3(plain: Floats, spec: RopeSpec) -> Floats:
 
 
 def _yarn(plain: Floats, periods: Floats, spec: RopeSpec, head_width: int) -> Floats:
-    """YaRN (Peng et al. 2023): pairs that turn often keep their frequency, those that turn seldom are slowed."""
+    """YaRN (Peng et al. 2023): pairs of high frequency keep it, those of low frequency are divided by the factor."""
     p = spec.parameters
 
     def pair_turning(turns: float) -> float:
-        """The (fractional) pair that makes so many turns over the original context."""
+        """The (fractional) index of the pair that makes `turns` turns over the original context."""
         ratio = p["original_max_position_embeddings"] / (turns * 2 * math.pi)
         return head_width * math.log(ratio) / (2 * math.log(spec.theta))
 

@@ -1,4 +1,4 @@
-"""How tokens are chosen: the settings, and those that a model publishes in generation_config.json.
+"""Sampling settings: those of edgemoe, and those that a model publishes in generation_config.json.
 
 Names, meaning and order are those of transformers, so that a model's published settings mean the same here.
 `session/processors.py` and `session/sampler.py` carry them out.
@@ -15,19 +15,19 @@ from edgemoe.errors import UsageError
 
 GENERATION_CONFIG = "generation_config.json"
 CONFIG_LIMIT_BYTES = 16 << 20
-"""The largest one that is read."""
+"""The largest generation_config.json that is read."""
 
 TOP_K_UNSAID = 50
-"""What top_k means to transformers where a file asks for sampling and does not name it (GenerationConfig)."""
+"""The top_k of transformers for a file that asks for sampling and does not set it (GenerationConfig)."""
 
 LARGEST_ID = 2**31 - 1
-"""No vocabulary has more tokens."""
+"""The largest id of a token; no vocabulary has more tokens."""
 
 PUBLISHED = (
     "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids",
     "min_length", "min_new_tokens", "suppress_tokens", "begin_suppress_tokens",
 )  # fmt: skip
-"""Settings that a file and SamplingOptions call by the same name, and that need no more than a copy."""
+"""Settings with the same name in a file and in SamplingOptions, whose values are copied unchanged."""
 
 NOT_HONOURED: Mapping[str, Any] = {
     "constraints": None, "diversity_penalty": 0, "dola_layers": None, "encoder_no_repeat_ngram_size": 0,
@@ -37,18 +37,18 @@ NOT_HONOURED: Mapping[str, Any] = {
     "num_return_sequences": 1, "penalty_alpha": 0, "penalty_last_n": -1, "presence_penalty": 0,
     "sampling_sequence": None, "sequence_bias": None, "top_h": 1, "watermarking_config": None, "xtc_probability": 0,
 }  # fmt: skip
-"""Settings of a file that would change answers and are not carried out, with the value at which each does nothing.
+"""Settings of a file that would change answers and are not supported, with the value at which each has no effect.
 
-Some are no settings of transformers, which ignores them in a file without a word: mirostat, penalty_last_n,
-sampling_sequence and xtc_probability are of GGUF files, presence_penalty and frequency_penalty of other engines.
+Some are unknown to transformers, which ignores them silently: mirostat, penalty_last_n, sampling_sequence and
+xtc_probability come from GGUF files, presence_penalty and frequency_penalty from other engines.
 """
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How tokens are chosen. Raises UsageError for values out of range. Sequences become tuples.
+    """Settings by which tokens are chosen. Raises UsageError for values out of range. Sequences become tuples.
 
-    temperature: 0 takes the likeliest token (the lowest id on a tie), whatever top_k, top_p, min_p and typical_p say.
+    temperature: 0 takes the likeliest token (the lowest id on a tie); top_k, top_p, min_p, typical_p have no effect.
     top_k: keep this many of the likeliest tokens; 0 (or -1) keeps all.
     top_p: keep the likeliest that together reach this probability; 1 keeps all.
     min_p: keep those at least this fraction as likely as the likeliest; 0 keeps all.
@@ -61,7 +61,7 @@ class SamplingOptions:
     bad_words_ids: runs of tokens that are never completed.
     min_length, min_new_tokens: no end before prompt and answer, or the answer, have this many tokens.
     suppress_tokens, begin_suppress_tokens: tokens that never come, or do not begin an answer.
-    stop: texts that end the answer where they appear; they are not part of it.
+    stop: texts that end the answer where they appear; the answer does not include them.
     """
 
     temperature: float = 0.0
@@ -95,7 +95,7 @@ class SamplingOptions:
             check(name, lambda x: x >= 0, "0 (off) or more", whole=True)
         if self.seed is not None:
             check("seed", lambda x: 0 <= x < 2**64, "0 to 2^64 - 1", whole=True)
-        # frozen: the one place where lists become tuples, and -1 what it means
+        # frozen: the one place that turns lists into tuples, and -1 into its meaning
         set_field = object.__setattr__
         set_field(self, "top_k", max(self.top_k, 0))
         for name in ("suppress_tokens", "begin_suppress_tokens"):
@@ -115,25 +115,25 @@ class SamplingOptions:
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
     def to_json(self) -> dict[str, Any]:
-        """The options by name."""
+        """Plain JSON: the options by name."""
         return {entry.name: getattr(self, entry.name) for entry in fields(self)}
 
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """What a model publishes about generation. Greedy, without limits, where it publishes nothing."""
+    """The generation settings that a model publishes; greedy and without limits where it publishes none."""
 
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     max_tokens: int | None = None
-    """The longest answer, in tokens, where nobody asks for another."""
+    """The default limit of an answer, in tokens."""
     not_honoured: Mapping[str, Any] = field(default_factory=dict)
-    """Settings that would change answers and that edgemoe does not carry out, as the file has them."""
+    """Settings that would change answers and that edgemoe does not support, with their values in the file."""
 
 
 def read_generation_config(config: Mapping[str, Any], context_length: int | None = None) -> GenerationDefaults:
     """The settings of a generation_config.json. Raises UsageError, naming the setting, for an unusable value.
 
-    Settings that only concern a sequence longer than `context_length` change nothing and are left out.
+    Settings that only affect a sequence longer than `context_length` are left out.
     """
     end_ids(config)
     given = {name: config[name] for name in PUBLISHED if config.get(name) is not None}
@@ -143,7 +143,7 @@ def read_generation_config(config: Mapping[str, Any], context_length: int | None
     if texts is not None:
         given["stop"] = _texts("stop_strings", texts)
     if config.get("top_k", 0) is None:
-        given["top_k"] = 0  # as in transformers 4, where only a missing one means the default
+        given["top_k"] = 0  # as in transformers 4, where only a missing top_k means the default
     do_sample = config.get("do_sample")
     if do_sample is not None and not isinstance(do_sample, bool):
         raise _wrong("do_sample", "true or false", do_sample)
@@ -165,11 +165,11 @@ def _acts(value: Any, off: Any) -> bool:
 
 
 def end_ids(config: Mapping[str, Any]) -> tuple[int, ...]:
-    """The ids in `eos_token_id` of a generation_config.json or config.json, one or a list; of its text model too.
+    """The ids in `eos_token_id` of a generation_config.json or config.json, and of the config of its text model.
 
-    Each is there once, in the order of the file.
+    The value is one id or a list. Each id is returned once, in the order of the file.
 
-    Raises UsageError where it is neither.
+    Raises UsageError where the value is neither an id nor a list of ids.
     """
     ids: list[int] = []
     for part in (config, config.get("text_config")):
@@ -177,7 +177,7 @@ def end_ids(config: Mapping[str, Any]) -> tuple[int, ...]:
         listed = value if isinstance(value, list) else [] if value is None else [value]
         if any(isinstance(entry, bool) or not isinstance(entry, int) for entry in listed):
             raise _wrong("eos_token_id", "a token id or a list of them", value)
-        ids += [entry for entry in listed if 0 <= entry <= LARGEST_ID]  # -1 is how some files say that none ends
+        ids += [entry for entry in listed if 0 <= entry <= LARGEST_ID]  # in some files -1 means no end token
     return tuple(dict.fromkeys(ids))
 
 

@@ -1,4 +1,4 @@
-"""What a model is, as data: everything that the decoder needs to know, and nothing of where it came from.
+"""The specification of a model as data: everything that the decoder needs, independent of the checkpoint's format.
 
 A family (`edgemoe/architectures`) makes a `ModelSpec` from a checkpoint's config; the store carries it as
 JSON; the one decoder (`decoder.py`) interprets it.
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class RopeSpec:
-    """Rotary positions. `scaling` names the rule (`none`, `linear`, `llama3`, `yarn`), `parameters` its numbers."""
+    """Rotary positions. `scaling` names the rule (`none`, `linear`, `llama3`, `yarn`); `parameters` has its numbers."""
 
     theta: float
     scaling: Literal["none", "linear", "llama3", "yarn"] = "none"
@@ -35,7 +35,7 @@ class AttentionSpec:
 
 @dataclass(frozen=True)
 class MoeSpec:
-    """Routed experts of one layer, with an optional shared expert that every token goes through."""
+    """Routed experts of one layer, with an optional shared expert that every token uses."""
 
     experts: int
     experts_per_token: int
@@ -80,7 +80,7 @@ class ModelSpec:
     """Factor on the logits (Granite divides by `logits_scaling`: this is its inverse)."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON; an FFN says which kind it is."""
+        """Plain JSON; each FFN has a field that names its kind."""
         data = asdict(self)
         for layer, plain in zip(self.layers, data["layers"], strict=True):
             plain["ffn"]["kind"] = "moe" if isinstance(layer.ffn, MoeSpec) else "dense"
@@ -89,7 +89,7 @@ class ModelSpec:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ModelSpec:
-        """The inverse of `to_json`. Raises KeyError, TypeError or ValueError where the data is not of this form."""
+        """The inverse of `to_json`. Raises KeyError, TypeError or ValueError for data of another form."""
         layers = []
         for plain in data["layers"]:
             ffn = dict(plain["ffn"])

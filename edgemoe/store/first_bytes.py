@@ -1,4 +1,4 @@
-"""Kinds of files that their first bytes give away, whatever they are called."""
+"""Detects kinds of files by their first bytes, whatever their names."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def is_gguf(path: Path) -> bool:
 
 
 def is_lfs_pointer(path: Path) -> bool:
-    """Whether a file is the text that a clone without Git LFS has in place of a large file. False as in `is_gguf`."""
+    """Whether a file is a Git LFS pointer, left by a clone without Git LFS. False where it cannot be read."""
     return _begins_with(path, _LFS_POINTER)
 
 
 def _begins_with(path: Path, beginning: bytes) -> bool:
-    # os.path.isfile, as opening a pipe would wait for a writer, and as the text may be one that no path can be.
+    # os.path.isfile, since opening a pipe would wait for a writer, and since the text may be an invalid path.
     if not os.path.isfile(path):  # noqa: PTH113
         return False
     try:

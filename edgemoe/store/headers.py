@@ -1,7 +1,7 @@
 """Headers of safetensors files: read with every bound checked, written padded to a page.
 
-A file is: header length (u64, little endian) | header (JSON, may end in spaces) | tensors without gaps. Ours
-pad the header so that the tensors begin at a multiple of 4096 bytes, fit for direct I/O.
+A file is: header length (u64, little endian) | header (JSON, may end in spaces) | tensors without gaps. Edgemoe
+pads its headers so that the tensors begin at a multiple of 4096 bytes, as direct I/O needs.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class HeaderTensor:
 
 
 def parse_json(text: bytes | str) -> Any:
-    """JSON from an untrusted file. Raises ValueError, and nothing else, where it is not JSON."""
+    """Parse JSON from an untrusted file. Raises ValueError, and no other error, for invalid JSON."""
 
     def refuse(constant: str) -> NoReturn:
         raise ValueError(f"{constant} is not JSON")
@@ -49,7 +49,7 @@ def parse_json(text: bytes | str) -> Any:
 
 
 def build_header(tensors: Iterable[tuple[str, str, tuple[int, ...], int]]) -> bytes:
-    """Header, with its length before it, of tensors given as (name, dtype, shape, bytes) in the order of the file.
+    """Build the header, length included, of tensors given as (name, dtype, shape, bytes) in the order of the file.
 
     The result is a multiple of 4096 bytes long.
     """
@@ -66,8 +66,8 @@ def build_header(tensors: Iterable[tuple[str, str, tuple[int, ...], int]]) -> by
 def read_header(path: Path, error: type[EdgemoeError], hint: str) -> dict[str, HeaderTensor]:
     """The tensors of a safetensors file, in the order of their bytes.
 
-    Raises `error` with `hint` where the file is missing or unreadable, its header is not of the format, or the
-    file's size is not what the header promises.
+    Raises `error` with `hint` where the file is missing or unreadable, its header is malformed, or its size differs
+    from the header's.
     """
 
     def fail(what: str) -> NoReturn:
@@ -107,7 +107,7 @@ def read_header(path: Path, error: type[EdgemoeError], hint: str) -> dict[str, H
 
 
 def _parse_tensor(entry: object, data_start: int) -> HeaderTensor | None:
-    """A header entry checked in itself; None where it is not of the format."""
+    """Parse and check one header entry; None for a malformed one."""
     if not isinstance(entry, Mapping) or not isinstance(entry.get("dtype"), str):
         return None
     dtype: str = entry["dtype"]
@@ -115,7 +115,7 @@ def _parse_tensor(entry: object, data_start: int) -> HeaderTensor | None:
     if shape is None or offsets is None or len(offsets) != 2:
         return None
     size = offsets[1] - offsets[0]
-    # Dtypes that we do not know may stand in a checkpoint beside those we read: their size is theirs to say.
+    # A checkpoint may also hold dtypes unknown to edgemoe: their sizes are not checked.
     if size < 0 or (dtype in ELEMENT_BYTES and size != math.prod(shape) * ELEMENT_BYTES[dtype]):
         return None
     return HeaderTensor(dtype, shape, data_start + offsets[0], size)

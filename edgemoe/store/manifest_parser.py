@@ -1,4 +1,4 @@
-"""Reads a manifest as the work of a stranger.
+"""Reads a manifest as untrusted input.
 
 Every number is checked against the others and against limits, and file names cannot leave the folder.
 """
@@ -37,19 +37,19 @@ T = TypeVar("T")
 def parse_manifest(text: bytes) -> Manifest:
     """The inverse of `Manifest.to_bytes`.
 
-    Raises StoreError unless the text is a manifest of this version whose own checksum holds: a changed number that is
-    still plausible, such as RoPE's theta, would change every answer without a word.
+    Raises StoreError unless the text is a manifest of this version that matches its own checksum: a changed number that
+    is still plausible, such as RoPE's theta, would silently change every answer.
     """
     try:
         return _Parser(parse_json(text)).manifest()
     except ValueError as problem:
         raise StoreError(f"{MANIFEST_NAME}: not JSON ({problem}).", DAMAGED_HINT) from None
-    except RecursionError:  # the encoder, which the checksum is taken with, may give up before the decoder does
+    except RecursionError:  # the checksum's encoder may reach the limit before the decoder does
         raise StoreError(f"{MANIFEST_NAME}: nested too deeply.", DAMAGED_HINT) from None
 
 
 class _Parser:
-    """Turns untrusted JSON into a Manifest, or raises StoreError with the place of the first fault."""
+    """Parses untrusted JSON into a Manifest, or raises StoreError with the place of the first fault."""
 
     def __init__(self, data: object) -> None:
         self._data = self._table(data, "the manifest")

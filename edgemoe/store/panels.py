@@ -1,6 +1,6 @@
-"""The panels of a matrix that stays on disk: where each lies, and its checksum.
+"""The panels of a matrix that stays on disk: their places in the file, and their checksums.
 
-A panel is 16 rows (`kernels/formats.py`). It is read with the whole pages that it lies in, so that direct reads can.
+A panel is 16 rows (`kernels/formats.py`). It is read with the whole pages that contain it, as direct reads need.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from edgemoe.store.manifest import ResidentTensor
 from edgemoe.store.resident import not_as_written, not_read, unreadable
 
 PIECE_PANELS = 64
-"""Read at a time for checksums: panels are multiples of 64 bytes, so that these are whole pages."""
+"""Panels read at a time for checksums: a panel is a multiple of 64 bytes, so that 64 panels are whole pages."""
 
 
 class Panels:
-    """Of one resident matrix that begins at a page."""
+    """The panels of one resident matrix that begins at a page."""
 
     def __init__(self, path: Path, tensor: ResidentTensor) -> None:
         assert tensor.format is not None
@@ -30,22 +30,22 @@ class Panels:
         self.count = panel_count(tensor.rows)
         self.panel_bytes = tensor.format.panel_bytes(tensor.columns)
         self.most_read_bytes = round_up(self.panel_bytes, PAGE_BYTES) + PAGE_BYTES
-        """Of the pages that a panel can lie in."""
+        """The most bytes that the pages of one panel take."""
 
     def pages(self, panel: int) -> tuple[int, int]:
-        """Where the pages of a panel begin and end in the file. The last ones may go on beyond the matrix."""
+        """Begin and end of a panel's pages in the file. The last page may reach beyond the matrix."""
         first = self.tensor.offset + panel * self.panel_bytes
         return first // PAGE_BYTES * PAGE_BYTES, round_up(first + self.panel_bytes, PAGE_BYTES)
 
     def within_pages(self, panel: int) -> slice:
-        """Where in its pages a panel lies."""
+        """The place of a panel within its pages."""
         start = panel * self.panel_bytes % PAGE_BYTES
         return slice(start, start + self.panel_bytes)
 
     def checksums(self, direct: bool) -> list[tuple[str | None, int | None]]:
-        """Of the pages of each panel (`Checksum.values`), after holding the whole matrix against its own checksum.
+        """Checksums of each panel's pages (`Checksum.values`), after verifying the whole matrix by its own checksum.
 
-        Raises StoreError where the file cannot be read, or the matrix is not what was written; BudgetError.
+        Raises StoreError where the file cannot be read, or the matrix differs from its checksum; BudgetError.
         """
         try:
             file = PageFile(self.path, direct)

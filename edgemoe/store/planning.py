@@ -1,4 +1,4 @@
-"""Where everything will lie in a store that is about to be written: sizes and offsets, before any byte."""
+"""Plans a store before it is written: the sizes and offsets of all its tensors and records."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from edgemoe.store.manifest import (
 
 SMALL_STORE_BYTES = 1_000_000_000
 SMALL_FILE_BYTES = 90_000_000
-"""Expert files of a small store stay below what source hosts take in one file."""
+"""The most bytes of an expert file in a small store, below the file size limit of source hosts."""
 LARGE_FILE_BYTES = 4_000_000_000
 _HEADER_ENTRY_BYTES = 128
-"""More than a record's entry in a header takes: a name, a dtype and two offsets."""
+"""Upper bound of a record's entry in a header: a name, a dtype and two offsets."""
 
 
 @dataclass(frozen=True)
 class ExpertPlan:
-    """The routed experts of one layer that is to be written."""
+    """The plan for the routed experts of one layer."""
 
     count: int
     model_width: int
@@ -39,7 +39,7 @@ class ExpertPlan:
     down_format: Format
 
     def layout(self) -> ExpertLayout:
-        """The layout of a record: gate and up, then down right behind (matrices are multiples of 64 bytes)."""
+        """The layout of a record: gate and up, followed directly by down (matrices are multiples of 64 bytes)."""
         layout = ExpertLayout(self.model_width, self.ffn_width, self.gate_up_format, self.down_format, 0)
         return replace(layout, down_offset=layout.gate_up_bytes)
 
@@ -51,7 +51,7 @@ def plan_store(
     provenance: Mapping[str, Any] | None = None,
     file_limit_bytes: int | None = None,
 ) -> Manifest:
-    """A manifest with every place decided and no checksum yet.
+    """Make a manifest with all places and no checksums.
 
     `resident` gives (name, format, rows, columns) of each tensor; format None is a float32 vector of `rows`.
     Matrices go before vectors. Records go layer by layer into files of at most `file_limit_bytes`.
@@ -113,7 +113,7 @@ def _place_records(
 
     resident_file = FileEntry(RESIDENT_NAME, tensors[-1].offset + tensors[-1].bytes)
     nameless = tuple(FileEntry("", 0) for _ in files)
-    # A header's length does not depend on where its file's records begin, so one round finds the beginnings.
+    # A header's length does not depend on the offset of its file's first record, so one round finds the offsets.
     headers = Manifest(model, resident_file, tensors, nameless, layers([0] * len(files))).expert_headers()
     expert_files = tuple(
         FileEntry(f"experts-{number:05d}.safetensors", len(header) + sum(size for _, _, size in records))

@@ -1,4 +1,4 @@
-"""A store, opened for use: its manifest, its resident tensors in memory, and where each expert lies."""
+"""A store, opened for use: its manifest, its resident tensors in memory, and the place of each expert."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAX_MANIFEST_BYTES = 1 << 28
 
 @dataclass(frozen=True)
 class ExpertRecord:
-    """Where the bytes of one expert lie: offset and length are multiples of 4096."""
+    """The place of one expert's bytes: offset and length are multiples of 4096."""
 
     path: Path
     offset: int
@@ -33,20 +33,20 @@ class ExpertRecord:
 
 
 class Store:
-    """A store whose manifest is sound and whose weights are all there, in full length.
+    """A store with a valid manifest, whose files of weights all exist in full length.
 
-    Weights are held to their checksums when they are read, side files by `side_files.check_side_files`.
+    Weights are verified by their checksums when they are read, side files by `side_files.check_side_files`.
     """
 
     def __init__(self, path: Path, manifest: Manifest, text: bytes = b"") -> None:
-        """`text`: of the manifest, as it was read."""
+        """`text`: the manifest's text as it was read."""
         self.path = path
         self.manifest = manifest
         self._text = text
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Store:
-        """The store in a folder. Raises StoreError where there is none, or it is damaged or of another version."""
+        """Open the store in a folder. Raises StoreError where it is missing, damaged, or of another version."""
         folder = Path(path)
         text = read_manifest_text(folder)
         store = cls(folder, parse_manifest(text), text)
@@ -55,13 +55,13 @@ class Store:
 
     @cached_property
     def digest(self) -> str:
-        """Of the manifest's text, and so of all that it has checksums of."""
+        """Digest of the manifest's text, and so of all contents whose checksums the manifest has."""
         import hashlib
 
         return hashlib.sha256(self._text).hexdigest()
 
     def check_sizes(self) -> None:
-        """Raises StoreError where a file of weights is missing or not of its length, naming what is lost first."""
+        """Raise StoreError where a file of weights is missing or of a wrong length, naming the first loss."""
         for entry in (self.manifest.resident_file, *self.manifest.expert_files):
             self._check_size(entry.name, entry.bytes)
 
@@ -79,7 +79,7 @@ class Store:
         raise StoreError(f"{message}{lost}.", DAMAGED_HINT)
 
     def _first_lost(self, name: str, size: int) -> str:
-        """What a file that ends at `size` has lost first, for the message."""
+        """The first tensor or expert lost by a file that ends at `size`, for the error message."""
         names = [file.name for file in self.manifest.expert_files]
         for number, layer in enumerate(self.manifest.expert_layers):
             for expert, place in enumerate(layer.records if layer else ()):
@@ -98,12 +98,12 @@ class Store:
 
     @property
     def checked_when_read(self) -> bool:
-        """Whether reads are held to a checksum: without the native library to SHA-256, which all stores have."""
+        """Whether reads are verified by a checksum; without the native library by SHA-256, which all stores have."""
         return self.manifest.checked_when_read or not native_crc32c_usable()
 
     @cached_property
     def embedding(self) -> ResidentTensor | None:
-        """The embedding, if it can be left on disk: the first tensor, from the beginning of a page on."""
+        """The embedding, if it can be left on disk: it must be the first tensor, and begin at a page."""
         first = next(iter(self.manifest.resident), None)
         if first is None or first.name != "embedding" or first.format is None or first.offset % PAGE_BYTES:
             return None
@@ -117,17 +117,17 @@ class Store:
         return (round_up(span, PAGE_BYTES) if tensors else 0) + round_up(vectors, PAGE_BYTES)
 
     def load_resident(self) -> dict[str, ResidentValue]:
-        """Every resident tensor by its name, in one block of anonymous memory that lives as long as they do.
+        """Every resident tensor by its name, in one block of anonymous memory that lives as long as any of them.
 
         Matrices are in kernel layout, vectors float32 `(elements,)`; each begins at a multiple of 64 bytes.
-        Raises StoreError where the file cannot be read, or a tensor is not what was written.
+        Raises StoreError where the file cannot be read, or a tensor differs from its checksum.
         """
         reading = self.begin_resident()
         reading.wait()
         return reading.tensors
 
     def begin_resident(self, embedding: bool = True) -> ResidentReading:
-        """Begin what `load_resident` does, with the embedding or, where it can be left on disk, without.
+        """Begin to read the tensors of `load_resident`, with or, where it can be left on disk, without the embedding.
 
         Raises BudgetError, and StoreError where the file cannot be opened.
         """
@@ -136,7 +136,7 @@ class Store:
 
     @property
     def resident_path(self) -> Path:
-        """Of the file of resident tensors."""
+        """The path of the file of resident tensors."""
         return self.path / self.manifest.resident_file.name
 
     def _resident_tensors(self, embedding: bool) -> Sequence[ResidentTensor]:
@@ -145,7 +145,7 @@ class Store:
 
     @property
     def dense_format(self) -> str:
-        """The format of the embedding, and so of a store's dense part where it was not mixed."""
+        """The format of the embedding, and so of a store's dense part unless that has mixed formats."""
         for tensor in self.manifest.resident:
             if tensor.name == "embedding" and tensor.format is not None:
                 return tensor.format.name
@@ -158,7 +158,7 @@ class Store:
 
     @cached_property
     def record_bytes(self) -> int:
-        """Bytes of the largest expert record, a multiple of 4096: what a cache slot must hold. 0 without experts."""
+        """Bytes of the largest expert record, a multiple of 4096: the size of a cache slot. 0 without experts."""
         return max((layer.record_bytes for layer in self.manifest.expert_layers if layer), default=0)
 
     @cached_property
@@ -166,7 +166,7 @@ class Store:
         return tuple(self.path / file.name for file in self.manifest.expert_files)
 
     def record(self, layer: int, expert: int) -> ExpertRecord:
-        """Where an expert lies. Raises StoreError where there is no such layer or expert."""
+        """The place of an expert. Raises StoreError for an unknown layer or expert."""
         layers = self.manifest.expert_layers
         experts = layers[layer] if 0 <= layer < len(layers) else None
         if experts is None or not 0 <= expert < len(experts.records):
@@ -177,12 +177,12 @@ class Store:
 
 
 def _first_page(tensors: Sequence[ResidentTensor]) -> int:
-    """Where the page begins that the first of some tensors begins in."""
+    """The offset of the page in which the first tensor begins."""
     return min((tensor.offset for tensor in tensors), default=0) // PAGE_BYTES * PAGE_BYTES
 
 
 def read_manifest_text(folder: Path) -> bytes:
-    """The manifest of a store as it stands. Raises StoreError where it cannot be read."""
+    """The text of a store's manifest, unchecked. Raises StoreError where it cannot be read."""
     path = folder / MANIFEST_NAME
     try:
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""The weights that every token needs, on their way from the resident file into memory."""
+"""Reads the weights that every token needs from the resident file into memory."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ ResidentValue = Union[Matrix, npt.NDArray[np.float32]]
 
 
 class ResidentReading:
-    """Resident tensors on their way into one block of memory, which lives as long as they do.
+    """Reads resident tensors into one block of memory, which lives as long as any of them.
 
-    What `tensors` views is theirs when `wait` has returned. Matrices are in kernel layout, vectors float32
+    The views in `tensors` are valid when `wait` has returned. Matrices are in kernel layout, vectors float32
     `(elements,)`; each begins at a multiple of 64 bytes.
     """
 
     def __init__(self, path: Path, start: int, tensors: Sequence[ResidentTensor], memory_bytes: int) -> None:
-        """Begins. The first tensor lies in the page that begins at `start`.
+        """Begins to read. The first tensor lies in the page that begins at `start`.
 
-        Raises BudgetError, and StoreError without the file.
+        Raises BudgetError, and StoreError where the file cannot be opened.
         """
         self.tensors: dict[str, ResidentValue] = {}
         self.bytes = memory_bytes
@@ -44,7 +44,7 @@ class ResidentReading:
             return
         memory = allocate_pages(memory_bytes)
         whole = np.frombuffer(memory, np.uint8)
-        # Vectors follow one another without gaps in the file: they are moved to aligned places behind it.
+        # Vectors have no gaps in the file: they are moved to aligned places behind the file's bytes in memory.
         aligned = round_up(size, PAGE_BYTES)
         for tensor in tensors:
             data = whole[tensor.offset - start : tensor.offset - start + tensor.bytes]
@@ -64,7 +64,7 @@ class ResidentReading:
     def wait(self) -> None:
         """Return when every tensor is in its place.
 
-        Raises StoreError where the file cannot be read, or a tensor is not what was written.
+        Raises StoreError where the file cannot be read, or a tensor differs from its checksum.
         """
         try:
             self._reading.wait()
@@ -72,7 +72,7 @@ class ResidentReading:
             raise not_read(problem) from problem
 
     def close(self) -> None:
-        """Give the reading up, if it has not ended."""
+        """Stop reading, if it has not ended."""
         self._reading.close()
 
     def _finish(self) -> None:
@@ -84,7 +84,7 @@ class ResidentReading:
 
 
 def not_as_written(path: Path, tensor: ResidentTensor) -> StoreError:
-    """The error of a tensor whose checksum differs."""
+    """The error for a tensor that differs from its checksum."""
     return StoreError(
         f"{path}: {tensor.name} at byte {tensor.offset} is not what was written (its checksum differs).",
         "Copy the store again, or convert it again; edgemoe verify tells what else is damaged.",
@@ -92,12 +92,12 @@ def not_as_written(path: Path, tensor: ResidentTensor) -> StoreError:
 
 
 def not_read(problem: PageReadError) -> StoreError:
-    """The error of a file that could not be read, or that ends early."""
+    """The error for a file that could not be read, or that ends early."""
     if problem.reason is None:
         return StoreError(f"{problem.path.name}: ends at byte {problem.offset}.", DAMAGED_HINT)
     return unreadable(problem.path, problem.reason)
 
 
 def unreadable(path: Path, reason: str) -> StoreError:
-    """The error of a file that the system does not read, and why it does not."""
+    """The error for a file that the system cannot read, with the system's reason."""
     return StoreError(f"{path.name}: cannot be read ({reason}).", "Check the disk, and the folder's permissions.")

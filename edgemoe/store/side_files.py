@@ -1,7 +1,7 @@
 """The side files of a store: the small text files beside the weights that prompts and answers depend on.
 
-The manifest has the length and SHA-256 of each. A file that is not as the manifest says would change every prompt
-without a word, and so would one that the manifest does not name: both are refused when a model is opened, and
+The manifest has the length and SHA-256 of each. A file that differs from the manifest would silently change every
+prompt, and so would one that the manifest does not name: both are refused when a model is opened.
 `edgemoe update` (`store/update.py`) is the way to change them.
 """
 
@@ -26,7 +26,7 @@ SIDE_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
-"""What a store takes along from the checkpoint, besides its weights. Files of other names are never read."""
+"""The files that a store copies from the checkpoint besides its weights. Files of other names are never read."""
 
 SIDE_FILE_LIMIT_BYTES = 1 << 27
 _READ_BYTES = 1 << 18
@@ -34,16 +34,16 @@ _READ_BYTES = 1 << 18
 
 @dataclass(frozen=True)
 class SideFault:
-    """A side file that is not as the manifest says, in words that follow its name."""
+    """A side file that differs from the manifest; `message` completes a sentence that begins with its name."""
 
     name: str
     message: str
     unlisted: bool = False
-    """Whether the folder has a file that the manifest does not name."""
+    """Whether the fault is a file that the manifest does not name."""
 
 
 def side_faults(store: Store) -> Iterator[SideFault]:
-    """The side files that are not as the manifest says. Reads all of them."""
+    """The side files that differ from the manifest. Reads all side files."""
     for entry in store.manifest.side_files:
         message = side_file_fault(store.path / entry.name, entry)
         if message is not None:
@@ -55,25 +55,25 @@ def side_faults(store: Store) -> Iterator[SideFault]:
 
 
 def check_side_files(store: Store) -> None:
-    """Raises StoreError for the first side file that is not as the manifest says."""
+    """Raise StoreError for the first side file that differs from the manifest."""
     for fault in side_faults(store):
         raise StoreError(f"{store.path / fault.name}: {fault.message}", side_file_hint(store.path, fault.unlisted))
 
 
 def side_file_hint(folder: Path, unlisted: bool = False) -> str:
-    """The way out where a side file is not as the manifest says."""
+    """The hint of the error for a side file that differs from the manifest."""
     if unlisted:
         return f"edgemoe update {folder} takes it into the store; or move it away."
     return f"edgemoe update {folder} takes the side files as they are now, or anew from the checkpoint."
 
 
 def side_file_fault(path: Path, entry: SideFile) -> str | None:
-    """How a file differs from what an entry says of it, in words that follow its name; None where it does not."""
+    """How a file differs from its entry, as the rest of a sentence that begins with its name; None where it agrees."""
     import hashlib
 
     try:
         status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for a process that writes to it
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for a writer
             return "expected a file, found something else."
         if is_lfs_pointer(path):
             return LFS_FOUND

@@ -1,8 +1,8 @@
-"""What tokenizer_config.json and special_tokens_map.json say, by the rules of transformers: special tokens, template.
+"""Reads special tokens and template from tokenizer_config.json and special_tokens_map.json, as transformers does.
 
 tokenizer_config.json names special tokens beside those of tokenizer.json (`bos_token`, `eos_token`, and any other name
-that ends in `_token`) and lists further ones. Where it has no `added_tokens_decoder`, what special_tokens_map.json says
-comes before what it says itself.
+that ends in `_token`) and lists further ones. Where it has no `added_tokens_decoder`, special_tokens_map.json takes
+precedence over it.
 Source: transformers 5.24, PreTrainedTokenizerBase._from_pretrained and TokenizersBackend.__init__.
 """
 
@@ -27,19 +27,19 @@ Description = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """What the JSON files of a folder say of special tokens."""
+    """The special tokens that the JSON files of a folder describe."""
 
     names: Mapping[str, str]
-    """Such as `bos_token` to `<s>`; templates know them by these names."""
+    """Texts of tokens by the names that templates use, such as `<s>` for `bos_token`."""
     named: tuple[Description, ...]
     listed: tuple[Description, ...]
     """Special tokens without a name."""
     numbered: Mapping[int, Description]
-    """Those of `added_tokens_decoder`, special or not."""
+    """Tokens of `added_tokens_decoder` by id, special or not."""
 
     @classmethod
     def of(cls, config: Mapping[str, Any], special_tokens_map: Mapping[str, Any]) -> SpecialTokens:
-        """What the two files say, given with what they contain; empty for one that is missing."""
+        """Read the special tokens from the contents of the two files; empty for a missing file."""
         if "added_tokens_decoder" not in config:
             config = {**config, **special_tokens_map}
         listed = config.get("extra_special_tokens") or config.get("additional_special_tokens")
@@ -62,7 +62,7 @@ class SpecialTokens:
         )
 
     def add_to(self, tokenizer: tokenizers.Tokenizer) -> None:
-        """Let the tokenizer know these tokens as special.
+        """Add these tokens to the tokenizer as special tokens.
 
         A token that neither its vocabulary nor `added_tokens_decoder` gives an id is left out: transformers would give
         it the next free one, which the model has never seen. Raises StoreError where a token would get another id than
@@ -102,8 +102,8 @@ class SpecialTokens:
 def config_template(config: Mapping[str, Any], where: object) -> str | None:
     """The chat template that a tokenizer_config.json gives where there are no tools; None where it has none.
 
-    Several are a table of names, or a list of names and texts: it is the one named default. Raises StoreError, which
-    names the file as `where`, for anything else.
+    Several templates are a table by name, or a list of names and texts: the one named default is taken. Raises
+    StoreError, which names the file as `where`, for any other form.
     """
     value = config.get("chat_template")
     if isinstance(value, list):
@@ -125,7 +125,7 @@ def config_template(config: Mapping[str, Any], where: object) -> str | None:
 
 
 def _description(value: object) -> Description | None:
-    """A token, given as its text or as an object; None for anything else."""
+    """A token, given as its text or as an object; None for any other value."""
     if isinstance(value, str) and value:
         return {"content": value, "special": True}
     if isinstance(value, Mapping) and isinstance(value.get("content"), str) and value["content"]:

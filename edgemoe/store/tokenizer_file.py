@@ -17,8 +17,8 @@ def library_tokenizer(text: str) -> tokenizers.Tokenizer:
     """The tokenizer that the text of a tokenizer.json describes.
 
     The library numbers added tokens that are not in the vocabulary one after another, whatever ids the file gives
-    them. Where that makes another id they are put into the vocabulary, whose ids it takes as they are.
-    Raises ValueError where the ids cannot be had; for a text that it cannot use the library raises plain Exception, or
+    them. Where that results in another id they are put into the vocabulary, whose ids the library keeps.
+    Raises ValueError where the file's ids cannot be kept; for an invalid text the library raises plain Exception, or
     panics.
     """
     import tokenizers
@@ -46,7 +46,7 @@ def _added_ids(text: str) -> dict[str, int]:
             entries: Any = json.JSONDecoder().raw_decode(text, place.end())[0]
         except (ValueError, RecursionError):
             continue
-        if isinstance(entries, list):  # a token of the vocabulary may have this name, too: that has a number
+        if isinstance(entries, list):  # a token of the vocabulary may have this name too: its value is a number
             return {
                 entry["content"]: entry["id"]
                 for entry in entries

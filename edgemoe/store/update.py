@@ -1,4 +1,4 @@
-"""Gives a store other side files, such as a mended chat template, without converting its weights again."""
+"""Replaces side files of a store, such as a chat template, without converting its weights again."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from edgemoe.store.side_files import SIDE_FILES, side_file_fault
 from edgemoe.store.writer import replace_manifest, side_file_entries, sync_folder, write_durably
 
 STAGING_NAME = ".update"
-"""The folder within a store in which new side files lie until all of them are on the disk."""
+"""The folder within a store that holds new side files until all of them are on disk."""
 
 
 @dataclass(frozen=True)
 class SideChange:
-    """What an update did to one side file, and how large that is now."""
+    """The change of one side file by an update, and the file's new size."""
 
     name: str
     kind: Literal["added", "changed", "restored", "removed"]
-    """`restored` is a file that is again what the manifest said all along."""
+    """`restored` is a file that had differed from the manifest and now agrees with it again."""
     bytes: int = 0
 
 
@@ -39,9 +39,9 @@ def changed_names(store: Store, files: Mapping[str, bytes]) -> set[str]:
 
 @contextlib.contextmanager
 def staged(folder: Path, files: Mapping[str, bytes]) -> Iterator[Path]:
-    """A folder within a store that holds these files, on the disk, for `replace_side_files` to take them from.
+    """Context manager: a folder within a store that holds these files on disk, for `replace_side_files` to move.
 
-    Only one process at a time has it: UsageError tells the second one. It is gone afterwards.
+    Only one process at a time can have it: a second one gets UsageError. The folder is deleted afterwards.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -50,9 +50,9 @@ def staged(folder: Path, files: Mapping[str, bytes]) -> Iterator[Path]:
         except BlockingIOError:
             raise UsageError(f"{folder}: another update of this store is running.", "Wait for it to end.") from None
         except OSError:
-            pass  # some network file systems lock no folders; whoever shares one has to take turns
+            pass  # some network file systems cannot lock folders: users must take turns
         staging = folder / STAGING_NAME
-        shutil.rmtree(staging, ignore_errors=True)  # what an update that was killed has left
+        shutil.rmtree(staging, ignore_errors=True)  # left by an update that was killed
         try:
             staging.mkdir()
             for name, content in files.items():
@@ -65,10 +65,10 @@ def staged(folder: Path, files: Mapping[str, bytes]) -> Iterator[Path]:
 
 
 def replace_side_files(store: Store, staging: Path, provenance: Mapping[str, Any]) -> list[SideChange]:
-    """Make the files of a `staged` folder the side files of a store; returns what that changed.
+    """Make the files of a `staged` folder the side files of a store; returns the changes.
 
-    Each file is replaced whole, and the manifest last. A process that is killed in between leaves a store that is as it
-    was, or as it was meant to be, or one that `check_side_files` refuses: never a mixture that opens.
+    Each file is replaced whole, and the manifest last. A process that is killed in between leaves the old store, the
+    new one, or one that `check_side_files` refuses: never a mixture that opens.
     """
     files = {path.name: path.read_bytes() for path in staging.iterdir()}
     listed = {entry.name for entry in store.manifest.side_files}
@@ -87,7 +87,7 @@ def replace_side_files(store: Store, staging: Path, provenance: Mapping[str, Any
         if name in listed or os.path.lexists(store.path / name):
             (store.path / name).unlink(missing_ok=True)
             changes.append(SideChange(name, "removed"))
-    sync_folder(store.path)  # the new manifest vouches for the names
+    sync_folder(store.path)  # the new manifest relies on the names
     if changed:
         origin = {**store.manifest.provenance, "side_files": dict(provenance)}
         replace_manifest(store.path, replace(store.manifest, side_files=entries, provenance=origin))

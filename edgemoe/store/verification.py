@@ -1,4 +1,4 @@
-"""Holds every byte of a store against its manifest's checksums; the manifest's own is held whenever it is read."""
+"""Verifies every byte of a store by its manifest's checksums; the manifest's own is checked at every read."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from edgemoe.store.writer import hash_range, replace_manifest, with_checksums
 
 @dataclass(frozen=True)
 class Problem:
-    """Something in a store that is not as it was written; `layer` and `expert` where it is an expert's record."""
+    """A part of a store that differs from its checksum; `layer` and `expert` are set for an expert's record."""
 
     file: str
     message: str
     layer: int | None = None
     expert: int | None = None
     in_side_file: bool = False
-    """Whether `edgemoe update` can mend it."""
+    """Whether the problem is a side file's, which `edgemoe update` can repair."""
 
     def __str__(self) -> str:
         return f"{self.file}: {self.message}"
@@ -46,18 +46,18 @@ Progress = Callable[[int, int], None]
 
 
 def verify_store(store: Store, progress: Progress | None = None) -> list[Problem]:
-    """What is not as it was written, an empty list for a store that is whole. Reads every byte.
+    """List the parts that differ from their checksums; empty for an undamaged store. Reads every byte.
 
-    Files that the manifest does not name, and that a session would read, are problems too.
+    Side files that the manifest does not name are problems too, since a session would read them.
     """
     return _verify(store, progress)[0]
 
 
 def add_checksums(store: Store, progress: Progress | None = None) -> list[Problem]:
-    """Enter the checksums that are taken at every read, for a store that was made before there were any.
+    """Add CRC-32C checksums, which are checked at every read, to the manifest of a store made before they existed.
 
-    The store is verified first: problems, if any, are returned, and the manifest stays as it was. Raises OSError where
-    it cannot be written.
+    The store is verified first: problems, if any, are returned, and the manifest stays unchanged. Raises OSError where
+    the manifest cannot be written.
     """
     problems, found = _verify(store, progress)
     if not problems and not store.manifest.checked_when_read:
@@ -66,7 +66,7 @@ def add_checksums(store: Store, progress: Progress | None = None) -> list[Proble
 
 
 def _verify(store: Store, progress: Progress | None) -> tuple[list[Problem], dict[str, Checksums]]:
-    """The problems of a store, and the checksums of its parts as they are."""
+    """The problems of a store, and the actual checksums of its parts."""
     problems = [Problem(fault.name, fault.message, in_side_file=True) for fault in side_faults(store)]
     problems += _header_problems(store)
     parts = list(_parts(store))

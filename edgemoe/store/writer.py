@@ -1,7 +1,7 @@
-"""Writes the files of a planned store in place, in any order, and in the end its manifest.
+"""Writes the files of a planned store in place, in any order, and its manifest last.
 
-Invariants: what lands at each offset does not depend on when it was written, so that a conversion that was
-interrupted ends with the same bytes; nothing is durable before `sync`; the manifest is written last.
+Invariants: the bytes at each offset do not depend on the order of writes, so that a resumed conversion ends with the
+same bytes; no write is certain to be durable before `sync`; the manifest is written last.
 """
 
 from __future__ import annotations
@@ -71,13 +71,13 @@ class StoreWriter:
             view, offset = view[count:], offset + count
 
     def sync(self) -> None:
-        """Return when all that was written is on the disk."""
+        """Return when all written bytes are on the disk."""
         for file in sorted(self._unsynced):
             os.fsync(self._descriptors[file])
             self._unsynced.discard(file)
 
     def checksums(self, file: str, offset: int, size: int) -> Checksums:
-        """Those of bytes as the file has them now."""
+        """The checksums of a range of a file as it is now."""
         return hash_range(self._descriptors[file], offset, size)
 
     def finish(self, manifest: Manifest, side_files: Mapping[str, bytes]) -> Manifest:
@@ -95,14 +95,14 @@ class StoreWriter:
 
 
 def side_file_entries(files: Mapping[str, bytes]) -> tuple[SideFile, ...]:
-    """What a manifest says of side files with these contents."""
+    """The manifest's entries for side files with these contents."""
     return tuple(
         SideFile(name, len(content), hashlib.sha256(content).hexdigest()) for name, content in sorted(files.items())
     )
 
 
 def replace_manifest(folder: Path, manifest: Manifest) -> None:
-    """Give a finished store another manifest, at once: whoever opens it meets the old one or the new one."""
+    """Replace the manifest of a finished store atomically: a process that opens it reads the old or the new one."""
     beside = folder / f".{MANIFEST_NAME}.new"
     try:
         write_durably(beside, manifest.to_bytes())
@@ -113,7 +113,7 @@ def replace_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """A whole file, on the disk when it returns."""
+    """Write a whole file, and return when it is on the disk."""
     with path.open("wb") as file:
         file.write(content)
         file.flush()
@@ -140,7 +140,7 @@ def with_checksums(plan: Manifest, checksums: Mapping[str, Checksums]) -> Manife
 
 
 def hash_range(descriptor: int, offset: int, size: int) -> Checksums:
-    """The checksums of a range of a file. Of a file that ends early, those of what there is."""
+    """The checksums of a range of a file; if the file ends early, of the bytes up to its end."""
     digest, crc = hashlib.sha256(), 0
     buffer = memoryview(bytearray(min(HASH_BYTES, size)))
     while size:
@@ -154,7 +154,7 @@ def hash_range(descriptor: int, offset: int, size: int) -> Checksums:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
+    """Make the entries of a folder durable (fsync)."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
