@@ -36,6 +36,26 @@ def test_only_the_command_line_knows_flags() -> None:
     assert found == []
 
 
+def documented(tree: ast.Module) -> Iterator[ast.Constant]:
+    """Every docstring, those of attributes too: a string that stands alone as a statement."""
+    for node in ast.walk(tree):
+        for statement in getattr(node, "body", ()) if not isinstance(node, (ast.Lambda, ast.IfExp)) else ():
+            if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+                yield statement.value
+
+
+def test_docstrings_begin_with_their_subject_or_verb() -> None:
+    headless = re.compile(r"\s*(Of|That|Those|What|Who)\b")
+    found = [
+        f"{path.relative_to(ROOT.parent)}:{text.lineno}: {str(text.value)[:60]}"
+        for folder in (ROOT, Path(__file__).parent)
+        for path in sorted(folder.rglob("*.py"))
+        for text in documented(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(text.value, str) and headless.match(text.value)
+    ]
+    assert found == []
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

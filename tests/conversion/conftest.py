@@ -1,4 +1,4 @@
-"""What tests of conversion share: they do not wait for the disk."""
+"""Fixtures of the tests of conversion, which do not wait for the disk."""
 
 from __future__ import annotations
 
