@@ -81,7 +81,7 @@ def start(folder: Path, tmp_path: Path) -> Iterator[Start]:
         # pexpect waits before each line that it sends and after each end, for programs that are not ready: this one is,
         # once its prompt is there
         child.delaybeforesend = None
-        child.ptyproc.delayafterclose = child.ptyproc.delayafterterminate = 0.01
+        child.ptyproc.delayafterclose = 0
         children.append(child)
         child.expect_exact("/help for commands")
         child.expect_exact(PROMPT)
@@ -90,4 +90,7 @@ def start(folder: Path, tmp_path: Path) -> Iterator[Start]:
     yield run
     for child in children:
         if not child.closed:
-            child.close(force=True)
+            if child.isalive():
+                child.kill(signal.SIGKILL)
+                child.wait()
+            child.close()

@@ -45,7 +45,7 @@ def test_a_conversation_with_its_commands(start: Start, tmp_path: Path) -> None:
     send(child, "/no_think Hi", ANSWER)
     child.send("/quit\r")
     child.expect(pexpect.EOF)
-    child.close()
+    child.wait()
     assert child.exitstatus == 0
 
 
@@ -73,7 +73,7 @@ def test_several_lines_and_the_end(start: Start, tmp_path: Path) -> None:
     child.send("\x03")  # Ctrl-C at the prompt only clears it
     child.send("\x04")
     child.expect(pexpect.EOF)
-    child.close()
+    child.wait()
     assert child.exitstatus == 0
 
 
