@@ -49,11 +49,12 @@ def find_model(path: str | os.PathLike[str] | None = None) -> Path:
             if looks_like_hub_id
             else "Give the folder of a store; edgemoe convert makes one, edgemoe info names the bundled model.",
         )
+    found, source = _describe(folder)
     raise StoreError(
-        f"{text}: expected a store (a folder with {MANIFEST}), found {_describe(folder)}.",
-        f"Convert it first: edgemoe convert {text} DEST."
-        if _describe(folder) != "something else"
-        else "Give the folder of a store; edgemoe convert makes one.",
+        f"{text}: expected a store (a folder with {MANIFEST}), found {found}.",
+        "Give the folder of a store; edgemoe convert makes one."
+        if source is None
+        else f"Convert it first: edgemoe convert {source} DEST.",
     )
 
 
@@ -78,9 +79,13 @@ def _missing_default() -> Path:
     )
 
 
-def _describe(path: Path) -> str:
+def _describe(path: Path) -> tuple[str, Path | None]:
+    """What this is, in words, and what of it can be converted."""
     if path.is_file():
-        return "a GGUF file" if path.suffix == ".gguf" or is_gguf(path) else "something else"
+        return ("a GGUF file", path) if path.suffix == ".gguf" or is_gguf(path) else ("something else", None)
     if (path / "config.json").is_file():
-        return "a checkpoint"
-    return "a repository of the hub's cache" if (path / "snapshots").is_dir() else "something else"
+        return "a checkpoint", path
+    if (path / "snapshots").is_dir():
+        return "a repository of the hub's cache", path
+    ggufs = sorted(path.glob("*.gguf"))
+    return (f"GGUF: {ggufs[0].name}", ggufs[0]) if ggufs else ("something else", None)

@@ -213,7 +213,11 @@ def test_the_hub_gives_its_side_files_and_no_weights(
         ("chat_template.jinja", b"{% if %}", "chat template: it does not parse"),
         ("chat_template.jinja", b"\xff\xfe", "chat_template.jinja: expected UTF-8 text"),
         ("generation_config.json", b'{"do_sample": true, "top_p": 7}', "generation_config.json: top"),
-        ("generation_config.json", b'{"eos_token_id": 96}', "eos_token_id: expected ids below 96"),
+        (
+            "generation_config.json",
+            b'{"eos_token_id": "x"}',
+            "generation_config.json: eos_token_id: expected a token id",
+        ),
         ("config.json", b"{", "config.json: expected JSON"),
         ("config.json", b'{"model_type": "mamba"}', 'config.json: model_type is "mamba"'),
     ],
@@ -257,6 +261,19 @@ def test_a_template_that_refuses_is_taken_with_a_remark(store: Path, command: Co
     code, _, errors = command("update", store)
     assert code == 0
     assert "note: chat template: it refused" in errors
+
+
+def test_an_end_that_the_model_does_not_have_is_a_remark_as_in_run_and_convert(store: Path, command: Command) -> None:
+    """A store with such an end opens, so that mending another file of it must not be refused for that one's sake."""
+    remark = "eos_token_id 96 ends no answer: this model's token ids are those below 96."
+    (store / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 96]}))
+    code, _, errors = command("update", store)
+    assert (code, errors) == (0, f"note: {remark}\n")
+    with edgemoe.load(store, warm_start=False) as model:
+        assert model.tokenizer.remarks == (remark,)
+    config = json.loads((store / "tokenizer_config.json").read_text())
+    (store / "tokenizer_config.json").write_text(json.dumps({**config, "eos_token": "a"}))
+    assert command("update", store)[0] == 0
 
 
 def test_a_conversion_of_a_mended_checkpoint_names_the_verb(store: Path, source: Path, command: Command) -> None:

@@ -57,3 +57,11 @@ def test_what_is_no_store_says_how_to_get_one(tmp_path: Path, monkeypatch: pytes
     gguf.touch()
     with pytest.raises(StoreError, match="found a GGUF"):
         find_model(gguf)
+
+
+def test_a_folder_that_holds_a_gguf_is_named_with_the_file_to_convert(tmp_path: Path) -> None:
+    """`edgemoe convert` takes the file, and not its folder."""
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(StoreError, match=r"expected a store .*, found GGUF: model\.gguf") as error:
+        find_model(tmp_path)
+    assert error.value.hint == f"Convert it first: edgemoe convert {tmp_path / 'model.gguf'} DEST."
