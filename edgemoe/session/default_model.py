@@ -80,7 +80,7 @@ def _missing_default() -> Path:
 
 
 def _describe(path: Path) -> tuple[str, Path | None]:
-    """What this is, in words, and what of it can be converted."""
+    """Names in words what lies there, and how it can be converted."""
     if path.is_file():
         return ("a GGUF file", path) if path.suffix == ".gguf" or is_gguf(path) else ("something else", None)
     if (path / "config.json").is_file():
