@@ -14,8 +14,8 @@ import edgemoe
 from edgemoe.engine.engine import Engine
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
+from edgemoe.model.sampling import SamplingOptions
 from edgemoe.session.default_model import find_model
-from edgemoe.session.sampler import SamplingOptions
 from edgemoe.store.reader import Store
 from edgemoe.store.verification import verify_store
 from tests.support.engines import engine_with_slots

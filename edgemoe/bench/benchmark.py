@@ -28,8 +28,7 @@ from edgemoe.bench.roofline import ReadRates
 from edgemoe.bench.speed import MachineRates, token_work
 from edgemoe.bench.startup import PROMPT, Within, command_seconds, worker_seconds
 from edgemoe.engine.memory import LEAST_CONTEXT_TOKENS
-from edgemoe.engine.opening import DEFAULTS
-from edgemoe.engine.options import EngineOptions
+from edgemoe.engine.options import DEFAULTS, EngineOptions
 from edgemoe.engine.traffic import TokenTraffic
 from edgemoe.errors import UsageError
 from edgemoe.kernels.select import KernelChoice

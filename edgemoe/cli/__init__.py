@@ -1,1 +1,1 @@
-"""The command line: one file per verb; `render.py` alone draws with rich."""
+"""The command line: one file per verb, which alone knows flags; `terminal/` has everything that draws."""

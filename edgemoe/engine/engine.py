@@ -236,11 +236,6 @@ class Engine:
         self._recorder = recorder
         self._stepper.notes_residency = recorder is not None
 
-    @property
-    def forced_routing(self) -> RoutingSource | None:
-        """The source of routing that replaces the model's routers, if any."""
-        return self._forced
-
     def keep_ledger(self, on: bool = True) -> None:
         """Start to account for the time of every `forward`, from zero, or stop.
 

@@ -17,7 +17,7 @@ from edgemoe.engine.memory import (
     interpreter_bytes,
     plan_memory,
 )
-from edgemoe.engine.options import EngineOptions
+from edgemoe.engine.options import DEFAULTS, EngineOptions
 from edgemoe.errors import UsageError
 from edgemoe.experts.embedding_rows import saved_bytes
 from edgemoe.kernels.select import select_backend
@@ -28,9 +28,6 @@ from edgemoe.store.side_files import check_side_files
 
 if TYPE_CHECKING:
     from edgemoe.engine.hooks import RoutingSource
-
-
-DEFAULTS = EngineOptions()
 
 
 def open_engine(

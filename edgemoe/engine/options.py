@@ -55,3 +55,6 @@ class EngineOptions:
     def from_json(cls, data: Mapping[str, Any]) -> EngineOptions:
         """The inverse of `to_json`. Raises UsageError for unknown values, TypeError for unknown names."""
         return cls(**{**data, "lossy": LossySettings.from_json(data.get("lossy") or {})})
+
+
+DEFAULTS = EngineOptions()
