@@ -127,7 +127,7 @@ class Benchmark:
         return Measurement(
             contestants,
             self.settings,
-            self.spec.vocabulary,
+            self.spec.vocab_size,
             read_rate,
             self._progress,
             disk_rate,
@@ -208,7 +208,7 @@ class Benchmark:
                 "path": str(self.model),
                 "family": self.spec.family,
                 "layers": len(self.spec.layers),
-                "vocabulary": self.spec.vocabulary,
+                "vocab_size": self.spec.vocab_size,
                 "formats": {name: part["formats"] for name, part in self.store.manifest.quantisation.items()},
             },
             settings=settings,

@@ -138,11 +138,11 @@ def _plan(store: Store) -> dict[str, Any]:
         ("floor_bytes", "budget_bytes", "planned_bytes", "total_experts", "experts_in_memory", "context_length")
     )
     try:
-        with held_as_in_a_run(store) as (spec, sizes, backend):
-            told["floor_bytes"] = plan_memory(spec, sizes, backend, "floor").floor_bytes
+        with held_as_in_a_run(store) as (graph, sizes, backend):
+            told["floor_bytes"] = plan_memory(graph, sizes, backend, "floor").floor_bytes
             told["total_experts"] = sizes.total_experts
-            check_floor(spec, sizes, backend)
-            plan = plan_memory(spec, sizes, backend, "auto")
+            check_floor(graph, sizes, backend)
+            plan = plan_memory(graph, sizes, backend, "auto")
     except EdgemoeError as error:
         return {**told, "problem": str(error)}
     return {

@@ -136,7 +136,7 @@ class ContentionMeasurement:
         self._options = replace(options, threads=kernels.threads, context_length=settings.room_tokens)
         self._busy_counts = tuple(busy_counts)
         self._progress = progress
-        self._vocabulary = store_spec(Store.open(folder)).vocabulary
+        self._vocabulary = store_spec(Store.open(folder)).vocab_size
         self._random = np.random.default_rng(settings.seed)
 
     def run(self) -> ContentionReport:

@@ -17,7 +17,7 @@ from edgemoe.engine.phase import DECODE, PROMPT
 from edgemoe.experts.policy import DEFAULT_POLICY, passes_through
 from edgemoe.lab.forced_routing import ForcedRouting
 from edgemoe.lab.replay import simulate
-from edgemoe.model.spec import ModelSpec, MoeSpec
+from edgemoe.model.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class RoutingReport:
 
 def most_experts_used(spec: ModelSpec) -> int:
     """Experts used per token in the layer that uses most; 0 for a model without experts."""
-    return max((layer.ffn.experts_per_token for layer in spec.layers if isinstance(layer.ffn, MoeSpec)), default=0)
+    return spec.most_top_k
 
 
 def accesses(routing: ForcedRouting, runs: Sequence[Run], chunk_tokens: int, slots: int) -> Accesses:

@@ -55,9 +55,9 @@ class LlamaCppWorker:
         return {
             "version": f"llama-cpp-python {llama.__version__}",
             "system": llama.llama_print_system_info().decode(),
-            "vocabulary": vocabulary,
+            "vocab_size": vocabulary,
             "layers": llama.llama_model_n_layer(self._model),
-            "model_width": llama.llama_model_n_embd(self._model),
+            "hidden_size": llama.llama_model_n_embd(self._model),
             "threads": llama.llama_n_threads(self._context),
         }
 

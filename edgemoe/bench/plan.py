@@ -24,9 +24,10 @@ from edgemoe.bench.speed import (
 from edgemoe.conversion.formats import class_of
 from edgemoe.engine.memory import MemoryPlan, plan_memory
 from edgemoe.engine.opening import model_sizes
-from edgemoe.engine.traffic import planned_traffic
+from edgemoe.engine.traffic import token_traffic
 from edgemoe.experts.policy import DEFAULT_POLICY
 from edgemoe.kernels.operations import Backend
+from edgemoe.model.build import build_graph
 from edgemoe.model.spec import ModelSpec
 from edgemoe.store.manifest import Manifest
 from edgemoe.store.reader import Store
@@ -124,16 +125,16 @@ class Planner:
     ) -> None:
         """`context`, `kv` and `interpreter` are as in `open_engine` and `plan_memory`. Raises UsageError for `kv`."""
         self.sizes = model_sizes(store, spec, kv)
-        self.traffic = planned_traffic(spec, store.manifest, self.sizes.kv_format)
+        self._graph = build_graph(spec)
+        self.traffic = token_traffic(self._graph, store.manifest, self.sizes.kv_format)
         self.work: TokenWork = token_work(spec, self.traffic, store.record_bytes, POSITION)
-        self._spec = spec
         self._backend = backend
         self._context = context
         self._interpreter = interpreter
 
     def memory(self, ram: str | int | None) -> MemoryPlan:
         """The memory plan for a budget. Raises as `plan_memory`: BudgetError below the floor."""
-        return plan_memory(self._spec, self.sizes, self._backend, ram, self._context, self._interpreter)
+        return plan_memory(self._graph, self.sizes, self._backend, ram, self._context, self._interpreter)
 
     def all_fit_bytes(self) -> int:
         """The least budget that has room for all experts, rounded up to a MiB: a smaller one may lack a slot."""

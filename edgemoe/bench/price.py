@@ -168,7 +168,7 @@ class PriceMeasurement:
         """The ids of the text, or random ones for a model without text."""
         if text is None:
             count = 2 * (self.tokens + TURN_TOKENS + PROMPT_TOKENS + 1)  # prompts use some of them
-            ids: list[int] = np.random.default_rng(0).integers(0, self.spec.vocabulary, count).tolist()
+            ids: list[int] = np.random.default_rng(0).integers(0, self.spec.vocab_size, count).tolist()
             return ids
         return self._tokenizer.encode(text)
 
@@ -183,7 +183,7 @@ class PriceMeasurement:
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
-        return Tokenizer.load(self.model, self.spec.vocabulary)
+        return Tokenizer.load(self.model, self.spec.vocab_size)
 
     def _take(
         self, turns: Sequence[Turn], workers: tuple[Worker, Worker], divergence: Divergence, with_losses: bool
@@ -208,7 +208,7 @@ class PriceMeasurement:
         return answers
 
     def _logits(self, file: Path) -> Logits:
-        return np.fromfile(file, np.float32).reshape(-1, self.spec.vocabulary)
+        return np.fromfile(file, np.float32).reshape(-1, self.spec.vocab_size)
 
     def _report(
         self,

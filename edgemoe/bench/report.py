@@ -11,9 +11,10 @@ from edgemoe.bench.forced import RoutingReport
 from edgemoe.bench.limits import ForecastReport, GuessReport, LimitReport
 from edgemoe.bench.measure import Measured, Settings
 from edgemoe.bench.spread import Spread
-from edgemoe.engine.ledger import Part, TimeLedger
+from edgemoe.engine.ledger import TimeLedger
 from edgemoe.engine.traffic import TokenTraffic
-from edgemoe.model.spec import ModelSpec, MoeSpec
+from edgemoe.model.graph import Part
+from edgemoe.model.spec import ModelSpec
 
 REPORT_VERSION = 1
 EDGEMOE = "edgemoe"
@@ -173,16 +174,15 @@ def ledger_report(
 
 def experts_report(answers: Sequence[Mapping[str, Any]], spec: ModelSpec, tokens: int) -> ExpertsReport | None:
     """Experts that turns of decoding used; None for a model without experts."""
-    moes = {number: layer.ffn for number, layer in enumerate(spec.layers) if isinstance(layer.ffn, MoeSpec)}
-    if not moes:
+    if not spec.routed:
         return None
     hits = sum(answer["expert_hits"] for answer in answers)
     asked = hits + sum(answer["expert_misses"] for answer in answers)
     by_round = [_hit_rate(answer["expert_hits"], answer["expert_misses"]) for answer in answers]
-    distinct = [sum(answer["distinct_experts"][number] for answer in answers) / len(answers) for number in moes]
+    distinct = [sum(answer["distinct_experts"][number] for answer in answers) / len(answers) for number in spec.routed]
     return ExpertsReport(
-        max(moe.experts for moe in moes.values()),
-        max(moe.experts_per_token for moe in moes.values()),
+        spec.most_experts,
+        spec.most_top_k,
         distinct,
         hits / asked if asked else None,
         sum(answer["disk_bytes"] for answer in answers) / (tokens * len(answers)),

@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from edgemoe.errors import UsageError
-from edgemoe.model.spec import ModelSpec, MoeSpec
+from edgemoe.model.spec import ModelSpec
 
 _OFF_HINT = "Leave it out, or give 0, for exact answers."
 
@@ -63,7 +63,7 @@ class LossySettings:
         used = self.experts_used
         if used is None:
             return spec
-        most = max((layer.ffn.experts_per_token for layer in spec.layers if isinstance(layer.ffn, MoeSpec)), default=0)
+        most = spec.most_top_k
         if not most:
             raise UsageError("`experts_used`: this model has no routed experts.", "Leave it out.")
         if used > most:
@@ -71,13 +71,7 @@ class LossySettings:
                 f"`experts_used`: expected 1 to {most} experts for each token, found {used}.",
                 "Leave it out for the model's own number.",
             )
-        layers = (
-            replace(layer, ffn=replace(layer.ffn, experts_per_token=min(used, layer.ffn.experts_per_token)))
-            if isinstance(layer.ffn, MoeSpec)
-            else layer
-            for layer in spec.layers
-        )
-        return replace(spec, layers=tuple(layers))
+        return spec.with_top_k(used, only_less=True)
 
     def describe(self) -> str:
         """Text for people, such as `cache-aware routing 0.2, drop cold 0.1`; empty where all are off."""
