@@ -245,7 +245,7 @@ def test_inspect_lists_the_program_of_a_token(store: Path, capsys: Capture) -> N
     assert run_command(["inspect", str(store), "--program", "--layer", "1", "--json"]) == 0
     (lines,) = json.loads(capsys.readouterr().out).values()
     assert lines[0].keys() == {"stage", "part", "text"}
-    assert run_command(["inspect", str(store), "--program", "--layer", "2"]) == 1
+    assert run_command(["inspect", str(store), "--program", "--layer", "2"]) == 2
     assert "--layer: expected 0 to 1, found 2" in capsys.readouterr().err
-    assert run_command(["inspect", str(store), "--layer", "1"]) == 1
+    assert run_command(["inspect", str(store), "--layer", "1"]) == 2
     assert "Give --program too" in capsys.readouterr().err
