@@ -44,9 +44,9 @@ def load(
     Where not all experts fit, `policy` says which one leaves for another (`lru`, `lfu`, `lruf`), and `prediction`
     whether experts are read ahead on a guess (`on`, `off`, or `auto`, by trial); `warm_start` reads in those that were
     in RAM as the model was last closed (noted in the user's cache). None of these changes an answer.
-    What follows is lossy and off by default (docs/performance.md has prices): `cache_aware_routing` (0 to 1) prefers
-    experts that are in memory, `drop_cold` (0 to 1) does without those that are not and whose share of a token is
-    below it, `experts_used` is a smaller number of experts for each token.
+    The other settings are lossy and off by default (docs/performance.md has measurements): `cache_aware_routing`
+    (0 to 1) prefers experts that are in memory, `drop_cold` (0 to 1) skips those that are not in memory and whose share
+    of a token is below it, `experts_used` is a smaller number of experts for each token.
     Raises StoreError, BudgetError and UsageError (`edgemoe.errors`).
     """
     from edgemoe.engine.lossy import LossySettings

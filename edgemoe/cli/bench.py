@@ -81,7 +81,9 @@ def bench(
     cache_aware_routing: shared.CacheAwareOption = 0.0,
     drop_cold: shared.DropColdOption = 0.0,
     experts_used: shared.ExpertsUsedOption = None,
-    price: Annotated[bool, typer.Option("--price", help="Measure what the lossy options cost, and what for.")] = False,
+    quality: Annotated[
+        bool, typer.Option("--quality", help="Measure the quality loss and the speed-up of the lossy options.")
+    ] = False,
     text: Annotated[
         Path | None,
         typer.Option(
@@ -106,22 +108,22 @@ def bench(
 
     Rates are medians over rounds. Engines take turns in every round, each in a process of its own. Where experts are
     streamed, the disk's rate is measured in every round too, and speed is held against the lower of the two limits.
-    With --price instead the lossless and the lossy model read the same text, and are compared.
+    With --quality instead the lossless and the lossy model read the same text, and are compared.
     """
     from edgemoe.engine.lossy import LossySettings
     from edgemoe.engine.options import EngineOptions
 
     lossy = LossySettings(cache_aware_routing, drop_cold, experts_used)
     options = EngineOptions(ram, threads, policy=policy, prediction=prediction, lossy=lossy)
-    if price:
+    if quality:
         if any(given is not None for given in (against, plot, routing, trace, limit)):
             raise UsageError(
-                "--price goes with no --against, --plot, --routing, --trace or --limit.", "Leave them out."
+                "--quality goes with no --against, --plot, --routing, --trace or --limit.", "Leave them out."
             )
-        from edgemoe.cli.price import measure_price
+        from edgemoe.cli.quality import measure_quality
 
         write = shared.file_writer(json_file, write_json)
-        write(measure_price(model, options, text, tokens))
+        write(measure_quality(model, options, text, tokens))
         return
     if beside is not None:
         if any(given is not None for given in (against, plot, routing, trace, limit)) or lossy.on:
@@ -138,7 +140,7 @@ def bench(
         write(measure_contention(model, counts, settings, options))
         return
     if text is not None or tokens is not None:
-        raise UsageError("--text and --tokens are for --price.", "Give that too, with a lossy option.")
+        raise UsageError("--text and --tokens are for --quality.", "Give that too, with a lossy option.")
     if against is None and (gguf is not None or mmap or peer_decode is not None):
         raise UsageError(
             "--gguf, --mmap and --peer-decode are for another engine.", "Name it with --against llama.cpp."

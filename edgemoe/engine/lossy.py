@@ -1,4 +1,4 @@
-"""Settings that change answers to save reads or work: all off by default, each with a price that can be measured.
+"""Settings that change answers to save reads or work: all off by default, each with a measurable cost in quality.
 
 - `cache_aware_routing` (lambda, 0 to 1): while tokens are decoded one by one, experts in RAM get a bonus of lambda
   times the token's own range of router logits when the `K` are chosen; the best one is always kept, and the weights
