@@ -1,4 +1,4 @@
-"""A whole benchmark of one store: rounds of turns, then starts, then the report on them."""
+"""A whole benchmark of one store: rounds of runs, then starts, then the report on them."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ class Benchmark:
         }
 
     def _measure_startup(self) -> dict[str, list[float]]:
-        """Seconds that each engine takes to start, in turn; empty for a model without text."""
+        """Seconds that each engine takes to start, interleaved; empty for a model without text."""
         starts: dict[str, Callable[[], float]] = {}
         if has_tokenizer(self.model):
             within = self._within(EDGEMOE)
@@ -293,7 +293,7 @@ def _check_limit(ram: str | int | None, limit_bytes: int | None) -> None:
 
 
 def check_context(settings: Settings, spec: ModelSpec) -> None:
-    """Raises UsageError where the model has fewer positions than a turn has tokens."""
+    """Raises UsageError where the model has fewer positions than a run has tokens."""
     if settings.context_tokens > spec.max_positions:
         raise UsageError(
             f"{settings.context_tokens} tokens in one sequence were asked for; this model has {spec.max_positions}"

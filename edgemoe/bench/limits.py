@@ -92,13 +92,13 @@ def limit_report(
 
 
 def missed_bytes(answer: Mapping[str, Any], slot_bytes: int) -> float:
-    """Bytes of experts that had to come from the disk for the tokens of a turn."""
+    """Bytes of experts that had to come from the disk for the tokens of a run."""
     in_vain = answer["predicted_reads"] - answer["useful_predictions"]
     return max(0.0, float(answer["disk_bytes"] - max(0, in_vain) * slot_bytes))
 
 
 def guess_report(answers: Sequence[Mapping[str, Any]], decode_tokens: int) -> GuessReport:
-    """Quality of the guesses of some turns."""
+    """Quality of the guesses of some runs."""
 
     def total(name: str) -> int:
         return sum(answer[name] for answer in answers)

@@ -240,7 +240,7 @@ class QualityMeasurement:
 
 
 def cut_into_slices(ids: Sequence[int], head: Sequence[int], sequence_tokens: int, tokens: int) -> list[Slice]:
-    """Turns of at most `SLICE_TOKENS`: one that warms up, then `tokens` positions, or as many as there are ids for.
+    """Slices of at most `SLICE_TOKENS`: one that warms up, then `tokens` positions, or as many as there are ids for.
 
     A sequence has at most `sequence_tokens`, its prompt included, which begins with `head`. Raises UsageError where
     there is nothing to count.

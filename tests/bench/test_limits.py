@@ -86,7 +86,7 @@ def test_no_disk_rate_no_limits() -> None:
 def test_what_was_read_in_vain_was_not_missed() -> None:
     assert missed_bytes(answer(1.0, 1000), 100) == 1000
     assert missed_bytes(answer(1.0, 1000, predicted_reads=4, useful_predictions=3), 100) == 900
-    # guesses of an earlier turn may be used in this one
+    # guesses of an earlier run may be used in this one
     assert missed_bytes(answer(1.0, 1000, predicted_reads=1, useful_predictions=3), 100) == 1000
     assert missed_bytes(answer(1.0, 100, predicted_reads=4, useful_predictions=0), 100) == 0
 

@@ -29,7 +29,7 @@ def report_tables(report: Report) -> list[tuple[str, Rows]]:
     if report.peer is not None and report.ratios is not None:
         ratios = report.ratios
         rows = [("version", report.peer.about["version"]), *_engine_rows(report, report.peer)]
-        tables.append((f"{report.peer.name}, in turn with edgemoe on the same weights and tokens", rows))
+        tables.append((f"{report.peer.name}, interleaved with edgemoe on the same weights and tokens", rows))
         rows = [("decode", spread_text(ratios.decode)), ("prefill", spread_text(ratios.prefill))]
         if ratios.startup is not None:
             rows.append(("start-up", spread_text(ratios.startup)))
