@@ -20,12 +20,12 @@ from edgemoe.bench.limits import ForecastReport, LimitReport, forecast_report, g
 from edgemoe.bench.machine import describe_machine
 from edgemoe.bench.measure import Contestant, Measured, Measurement, Progress, Settings
 from edgemoe.bench.peers import Peer
-from edgemoe.bench.plan import Routing, traced_routing, uniform_routing
+from edgemoe.bench.plan import HitRateAssumption, assume_traced, assume_uniform
 from edgemoe.bench.protocol import Worker
 from edgemoe.bench.rates import DiskRates, store_places
 from edgemoe.bench.report import EDGEMOE, WITH_LEDGER, EngineReport, Report
 from edgemoe.bench.roofline import ReadRates
-from edgemoe.bench.speed import MachineRates, token_work
+from edgemoe.bench.speed import MachineRates, work_of_model
 from edgemoe.bench.startup import PROMPT, Within, command_seconds, worker_seconds
 from edgemoe.engine.memory import LEAST_CONTEXT_TOKENS
 from edgemoe.engine.options import DEFAULTS, EngineOptions
@@ -76,8 +76,8 @@ class Benchmark:
         self.trace = trace
         self._stored: ModelSpec = options.lossy.applied_to(store_spec(self.store))
         self.spec = self._stored if self.routing is None else self.routing.apply_to(self._stored)
-        self.assumed_routing: Routing = uniform_routing() if routing is None else traced_routing(routing)
-        """Predictions assume this routing: that of random tokens, or that of a trace."""
+        self.assumption: HitRateAssumption = assume_uniform() if routing is None else assume_traced(routing)
+        """Predictions assume these hit rates: those of random tokens, or those of a trace."""
         self._progress = progress
         self._groups: dict[str, MemoryGroup] = {}
         check_context(settings, self.spec)
@@ -261,8 +261,8 @@ class Benchmark:
         return forecast_report(
             memory["slots"],
             memory["total_experts"],
-            token_work(self.spec, traffic, self.store.record_bytes, self.settings.mean_decode_position),
-            self.assumed_routing,
+            work_of_model(self.spec, traffic, self.store.record_bytes, self.settings.mean_decode_position),
+            self.assumption,
             MachineRates(statistics.median(read), disk_rate),
             limits.missed_bytes_per_token.median if limits else 0.0,
             ours.decode_tokens_per_s.median,

@@ -152,7 +152,7 @@ def replay_report(
     """
     wanted = [(policy, capacity) for policy in dict.fromkeys((BELADY, *policies)) for capacity in capacities_percent]
     results, accesses_per_s = _run_all(replay, wanted, tell)
-    work, rows = token_work(replay), []
+    work, rows = work_of_trace(replay), []
     for policy in policies:
         for capacity in capacities_percent:
             result = results[policy, capacity]
@@ -193,7 +193,7 @@ def _run_all(
     return results, len(replay) * len(rest) / (time.perf_counter() - began_s) if rest else None
 
 
-def token_work(replay: Replay) -> TokenWork:
+def work_of_trace(replay: Replay) -> TokenWork:
     """The work of a token by the shape in the trace: its layers, without embedding and head."""
     shape = replay.shape
     moe_layers = replay.cycle_experts // shape.experts_used

@@ -101,7 +101,7 @@ class SpeedEstimate:
     high: float
 
 
-def token_work(spec: ModelSpec, traffic: TokenTraffic, record_bytes: float, position: float) -> TokenWork:
+def work_of_model(spec: ModelSpec, traffic: TokenTraffic, record_bytes: float, position: float) -> TokenWork:
     """The work of the token at a (mean) position. `record_bytes` is the size of one expert on disk."""
     moes = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoeSpec)]
     used = sum(moe.experts_per_token for moe in moes)
