@@ -220,11 +220,11 @@ def _disk_rate(given: float | None, source: PlanSource) -> Rate:
     if source.weights:
         places = file_places(source.weights, record_bytes)
         if sum(place.length for place in places) >= PROBE_BYTES:
-            return _told(measure_disk(places), "on the checkpoint's disk")
+            return _rate_with_basis(measure_disk(places), "on the checkpoint's disk")
     elif source.tokenizer is not None:
-        return _told(measure_store_disk(source.store), "on the store's disk")
+        return _rate_with_basis(measure_store_disk(source.store), "on the store's disk")
     try:
-        return _told(measure_folder_disk(Path.cwd(), record_bytes), f"on the disk of {Path.cwd()}")
+        return _rate_with_basis(measure_folder_disk(Path.cwd(), record_bytes), f"on the disk of {Path.cwd()}")
     except OSError as error:
         raise UsageError(
             f"{Path.cwd()}: the disk's rate cannot be measured here ({error.strerror or error}).",
@@ -232,6 +232,6 @@ def _disk_rate(given: float | None, source: PlanSource) -> Rate:
         ) from None
 
 
-def _told(rate: DiskRate, where: str) -> Rate:
+def _rate_with_basis(rate: DiskRate, where: str) -> Rate:
     how = "direct reads" if rate.direct else "reads through the page cache, which may be faster than the disk,"
     return Rate(rate.bytes_per_s, f"measured {where}: {how} by {rate.readers} threads")

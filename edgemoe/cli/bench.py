@@ -10,7 +10,7 @@ import typer
 
 from edgemoe.cli import options as shared
 from edgemoe.cli.json_text import write_json
-from edgemoe.cli.tracing import TraceOption, tell_failure, tell_summary
+from edgemoe.cli.tracing import TraceOption, report_failure, report_summary
 from edgemoe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def bench(
     from edgemoe.bench.benchmark import Benchmark
     from edgemoe.bench.measure import Settings
     from edgemoe.bench.peers import check_peer, open_peer
-    from edgemoe.cli.lossy import tell_lossy
+    from edgemoe.cli.lossy import report_lossy
     from edgemoe.cli.terminal.bench_tables import report_tables
     from edgemoe.cli.terminal.render import ProgressBar
     from edgemoe.cli.terminal.screen import open_screen
@@ -189,7 +189,7 @@ def bench(
             trace.path if trace is not None else None,
         )
         report = benchmark.run()
-    tell_lossy(folder, lossy, LossySettings.from_json(report.edgemoe.about["lossy"]), model, ram)
+    report_lossy(folder, lossy, LossySettings.from_json(report.edgemoe.about["lossy"]), model, ram)
     screen = open_screen()
     for title, rows in report_tables(report):
         screen.table(rows, title)
@@ -197,8 +197,8 @@ def bench(
     write_plot(report)
     if report.trace is not None:
         if report.trace["failure"]:
-            tell_failure(report.trace["failure"])
-        tell_summary(report.trace)
+            report_failure(report.trace["failure"])
+        report_summary(report.trace)
 
 
 def _plotter(path: Path | None) -> Callable[[Report], None]:

@@ -61,9 +61,9 @@ def chat(
     shared.check_max_tokens(max_tokens, "chat")
     variables = template_variables(template_var)
 
-    from edgemoe.cli.compiling import compiling_told
-    from edgemoe.cli.lossy import lossy_line, tell_lossy
-    from edgemoe.cli.remarks import model_remarks, tell
+    from edgemoe.cli.compiling import report_compilation
+    from edgemoe.cli.lossy import lossy_line, report_lossy
+    from edgemoe.cli.remarks import model_remarks, print_remarks
     from edgemoe.cli.repl import Repl
     from edgemoe.cli.terminal.screen import Plain, open_screen
     from edgemoe.engine.lossy import LossySettings
@@ -83,7 +83,7 @@ def chat(
     # loaded last, so that the memory plan counts the imports above
     with screen.waiting("loading the model"), collection_paused():
         opened = load_model(model, options)
-    with opened, compiling_told(opened), traced(opened.engine, trace):
+    with opened, report_compilation(opened), traced(opened.engine, trace):
         sampling = shared.sampling_options(
             opened, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed,
             repetition_penalty=repeat_penalty, presence_penalty=presence_penalty,
@@ -96,8 +96,8 @@ def chat(
         used = opened.engine.lossy
         repl = Repl(opened, session, screen, interactive)
         if not interactive:
-            tell_lossy(opened.folder, asked, used, model, ram)
-            tell(model_remarks(opened))
+            report_lossy(opened.folder, asked, used, model, ram)
+            print_remarks(model_remarks(opened))
             repl.run(read)
             return
         from edgemoe.cli.kept_chat import kept_if_ended, take_kept

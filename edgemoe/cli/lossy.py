@@ -43,7 +43,7 @@ def quality_command(model: str | None, settings: LossySettings, ram: str | None)
     return shlex.join(words)
 
 
-def tell_lossy(folder: Path, asked: LossySettings, used: LossySettings, model: str | None, ram: str | None) -> None:
+def report_lossy(folder: Path, asked: LossySettings, used: LossySettings, model: str | None, ram: str | None) -> None:
     """Print `lossy_line` to stderr if any lossy setting was asked for."""
     if asked.on:
         print(lossy_line(folder, asked, used, model, ram), file=sys.stderr, flush=True)

@@ -113,11 +113,13 @@ def _streaming_rows(report: Report) -> Rows:
 
 def _forecast(forecast: ForecastReport) -> str:
     expected, hits = forecast.tokens_per_s, forecast.hit_rates.likely
-    told = f"{expected.likely:.1f} ({expected.low:.1f} to {expected.high:.1f}) tokens/s, {forecast.error_percent:+.0f}%"
+    speed = (
+        f"{expected.likely:.1f} ({expected.low:.1f} to {expected.high:.1f}) tokens/s, {forecast.error_percent:+.0f}%"
+    )
     if hits == 1.0:
-        return f"{told}, {forecast.routing}"
+        return f"{speed}, {forecast.routing}"
     return (
-        f"{told}, for {hits:.1%} hits ({forecast.routing}); for the hits that were measured"
+        f"{speed}, for {hits:.1%} hits ({forecast.routing}); for the hits that were measured"
         f" {forecast.at_measured_hits.likely:.1f}, {forecast.error_at_measured_hits_percent:+.0f}%"
     )
 
@@ -159,9 +161,9 @@ def _engine_rows(report: Report, engine: EngineReport) -> Rows:
     rows.append(("peak memory", format_size(engine.peak_rss_bytes)))
     if engine.limit is not None:
         peak, cache = engine.limit.peak_bytes, engine.limit.cache_bytes
-        told = "" if peak is None else f", at most {format_size(peak)} taken, page cache included"
+        taken = "" if peak is None else f", at most {format_size(peak)} taken, page cache included"
         held = "" if cache is None else f" ({format_size(cache)} of it in the end)"
-        rows.append(("limit", f"{format_size(engine.limit.limit_bytes)}{told}{held}"))
+        rows.append(("limit", f"{format_size(engine.limit.limit_bytes)}{taken}{held}"))
     if engine.major_faults_per_token:
         rows.append(("major faults", f"{engine.major_faults_per_token:.1f} per decoded token"))
     return rows
