@@ -15,7 +15,7 @@ from typing import Any
 from edgemoe.bench import report as reports
 from edgemoe.bench.cached_files import bring_into_cache, drop_from_cache
 from edgemoe.bench.control_group import GroupUsage, MemoryGroup
-from edgemoe.bench.forced import RoutingReport, most_experts_used, routing_report
+from edgemoe.bench.forced import RoutingReport, largest_top_k, routing_report
 from edgemoe.bench.limits import ForecastReport, LimitReport, forecast_report, guess_report, limit_report
 from edgemoe.bench.machine import describe_machine
 from edgemoe.bench.measure import Contestant, Measured, Measurement, Progress, Settings
@@ -241,9 +241,9 @@ class Benchmark:
     ) -> RoutingReport | None:
         if self.routing is None:
             return None
-        used = most_experts_used(self._stored)
+        model_top_k = largest_top_k(self._stored)
         policy = self.options.policy
-        return routing_report(self.routing, used, about["memory"], decodes, end["routing_runs"], policy)
+        return routing_report(self.routing, model_top_k, about["memory"], decodes, end["routing_runs"], policy)
 
     def _forecast(
         self,

@@ -124,7 +124,7 @@ class QualityMeasurement:
         if not settings.on:
             raise UsageError(
                 "`quality`: no lossy setting is on, so there is nothing to measure.",
-                "Give `cache_aware_routing`, `drop_cold` or `experts_used`.",
+                "Give `cache_aware_routing`, `drop_cold` or `experts_per_token`.",
             )
         if not 1 <= tokens <= TOKENS_MAX:
             raise UsageError(f"`tokens`: expected 1 to {TOKENS_MAX}, found {tokens}.")

@@ -80,7 +80,7 @@ def bench(
     prediction: shared.PredictionOption = "auto",
     cache_aware_routing: shared.CacheAwareOption = 0.0,
     drop_cold: shared.DropColdOption = 0.0,
-    experts_used: shared.ExpertsUsedOption = None,
+    experts_per_token: shared.ExpertsPerTokenOption = None,
     quality: Annotated[
         bool, typer.Option("--quality", help="Measure the quality loss and the speed-up of the lossy options.")
     ] = False,
@@ -113,7 +113,7 @@ def bench(
     from edgemoe.engine.lossy import LossySettings
     from edgemoe.engine.options import EngineOptions
 
-    lossy = LossySettings(cache_aware_routing, drop_cold, experts_used)
+    lossy = LossySettings(cache_aware_routing, drop_cold, experts_per_token)
     options = EngineOptions(ram, threads, policy=policy, prediction=prediction, lossy=lossy)
     if quality:
         if any(given is not None for given in (against, plot, routing, trace, limit)):

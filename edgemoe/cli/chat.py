@@ -54,7 +54,7 @@ def chat(
     trace: TraceOption = None,
     cache_aware_routing: shared.CacheAwareOption = 0.0,
     drop_cold: shared.DropColdOption = 0.0,
-    experts_used: shared.ExpertsUsedOption = None,
+    experts_per_token: shared.ExpertsPerTokenOption = None,
     debug: shared.DebugOption = False,
 ) -> None:
     """Talk with a model. Through a pipe each line of stdin is a message, and answers are plain text."""
@@ -70,7 +70,7 @@ def chat(
     from edgemoe.engine.options import EngineOptions
     from edgemoe.session.model import load as load_model
 
-    asked = LossySettings(cache_aware_routing, drop_cold, experts_used)
+    asked = LossySettings(cache_aware_routing, drop_cold, experts_per_token)
     options = EngineOptions(ram, threads, context, kv, policy, prediction, not no_warm_start, lossy=asked)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     screen = open_screen() if interactive else Plain()
@@ -93,16 +93,16 @@ def chat(
         session = opened.chat(system, sampling, limit, variables, literal_prompt)
         if load is not None:
             session.load(Path(os.path.expanduser(load)))  # noqa: PTH111 (it leaves an unknown ~user as it is)
-        used = opened.engine.lossy
+        effective = opened.engine.lossy
         repl = Repl(opened, session, screen, interactive)
         if not interactive:
-            report_lossy(opened.folder, asked, used, model, ram)
+            report_lossy(opened.folder, asked, effective, model, ram)
             print_remarks(model_remarks(opened))
             repl.run(read)
             return
         from edgemoe.cli.kept_chat import kept_if_ended, take_kept
 
-        lossy = f"\n{lossy_line(opened.folder, asked, used, model, ram)}" if asked.on else ""
+        lossy = f"\n{lossy_line(opened.folder, asked, effective, model, ram)}" if asked.on else ""
         screen.note(greeting(opened) + lossy)
         for remark in model_remarks(opened):
             screen.note(remark)

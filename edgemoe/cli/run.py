@@ -57,7 +57,7 @@ def run(
     trace: TraceOption = None,
     cache_aware_routing: shared.CacheAwareOption = 0.0,
     drop_cold: shared.DropColdOption = 0.0,
-    experts_used: shared.ExpertsUsedOption = None,
+    experts_per_token: shared.ExpertsPerTokenOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object when the answer is done.")] = False,
     debug: shared.DebugOption = False,
 ) -> None:
@@ -80,7 +80,7 @@ def run(
         from edgemoe.engine.options import EngineOptions
         from edgemoe.session.model import finished, load
 
-        asked = LossySettings(cache_aware_routing, drop_cold, experts_used)
+        asked = LossySettings(cache_aware_routing, drop_cold, experts_per_token)
         options = EngineOptions(ram, threads, context, kv, policy, prediction, not no_warm_start, lossy=asked)
         opening = load(model, options)
     with opening as opened, report_compilation(opened), traced(opened.engine, trace):

@@ -20,7 +20,7 @@ from edgemoe.session.default_model import find_model
 from tests.engine.test_engine import CONFIG
 from tests.support.checkpoints import make_routers_decided, write_checkpoint
 
-ONE_EXPERT = LossySettings(experts_used=1)
+ONE_EXPERT = LossySettings(experts_per_token=1)
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +91,8 @@ def test_what_cannot_be_is_refused(store: Path) -> None:
     kernels = describe_backend(1)
     with pytest.raises(UsageError, match="no lossy setting"):
         QualityMeasurement(store, kernels, EngineOptions())
-    with pytest.raises(UsageError, match="expected 1 to 3 experts"):
-        QualityMeasurement(store, kernels, EngineOptions(lossy=LossySettings(experts_used=4)))
+    with pytest.raises(UsageError, match="expected 1 to 3"):
+        QualityMeasurement(store, kernels, EngineOptions(lossy=LossySettings(experts_per_token=4)))
     for tokens in (0, -1, 10**9):
         with pytest.raises(UsageError, match="`tokens`"):
             QualityMeasurement(store, kernels, EngineOptions(lossy=ONE_EXPERT), tokens=tokens)

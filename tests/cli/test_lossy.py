@@ -48,8 +48,8 @@ def made_up_quality(settings: LossySettings, text: str | None = "a text") -> Qua
         (["--cache-aware-routing", "1.5"], "--cache-aware-routing: expected a number from 0 (off) to 1, found 1.5."),
         (["--drop-cold", "nan"], "--drop-cold: expected a number from 0 (off) to 1, found nan."),
         (["--drop-cold", "-0.1"], "found -0.1"),
-        (["--experts-used", "0"], "--experts-used: expected 1 or more"),
-        (["--experts-used", "x"], "--experts-used"),
+        (["--experts-per-token", "0"], "--experts-per-token: expected a whole number"),
+        (["--experts-per-token", "x"], "--experts-per-token"),
     ],
 )
 def test_unsound_values_are_refused(verb: str, options: list[str], says: str, capsys: Capture) -> None:
@@ -81,7 +81,7 @@ def test_run_says_what_it_costs_or_how_to_find_out(edgemoe: Edgemoe, folder: Pat
     done = edgemoe("run", folder, "-p", "Hi", "--ram", "1GiB", *ON, "--json")
     assert done.errors.startswith("lossy: drop cold 0.1")
     settings = LossySettings(drop_cold=0.1).to_json()
-    told = {"asked": settings, "used": settings, "quality": quality.to_json(), "expert_drops": 0}
+    told = {"asked": settings, "effective": settings, "quality": quality.to_json(), "expert_drops": 0}
     assert json.loads(done.output)["lossy"] == told
 
 
@@ -104,9 +104,9 @@ def test_where_everything_is_in_memory_it_says_so(folder: Path) -> None:
     asked = LossySettings(drop_cold=0.1, cache_aware_routing=0.2)
     line = lossy_line(folder, asked, asked.effective(all_resident=True), None, None)
     assert line == "lossy: cache-aware routing 0.2, drop cold 0.1 · all experts are in memory, so this changes nothing"
-    both = replace(asked, experts_used=2)
+    both = replace(asked, experts_per_token=2)
     line = lossy_line(folder, both, both.effective(all_resident=True), None, None)
-    assert line.startswith("lossy: experts used 2 · quality not measured yet")
+    assert line.startswith("lossy: 2 experts per token · quality not measured yet")
 
 
 def test_bench_quality_shows_writes_and_keeps(
@@ -194,11 +194,11 @@ def test_settings_reach_the_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: C
         return replace(report, edgemoe=replace(report.edgemoe, about=about))
 
     monkeypatch.setattr(Benchmark, "run", run)
-    assert run_command(["bench", *ON, "--experts-used", "1"]) == 0
+    assert run_command(["bench", *ON, "--experts-per-token", "1"]) == 0
     (benchmark,) = taken
-    assert benchmark.options.lossy == LossySettings(drop_cold=0.1, experts_used=1)
+    assert benchmark.options.lossy == LossySettings(drop_cold=0.1, experts_per_token=1)
     assert benchmark.options.lossy.to_json() == benchmark._options()["options"]["lossy"]
-    assert capsys.readouterr().err.startswith("lossy: drop cold 0.1, experts used 1 · quality not measured yet")
+    assert capsys.readouterr().err.startswith("lossy: drop cold 0.1, 1 expert per token · quality not measured yet")
     assert run_command(["bench"]) == 0
     assert taken[1].options.lossy == EXACT
     assert capsys.readouterr().err == ""

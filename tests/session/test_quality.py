@@ -37,7 +37,7 @@ def test_a_measurement_is_found_again_where_all_is_the_same(store: Path, tmp_pat
         assert find_quality(store, SETTINGS, other) is None
     assert find_quality(store, LossySettings(cache_aware_routing=0.21), "240MiB") is None
     assert find_quality(store, LossySettings(drop_cold=0.2), "240MiB") is None
-    assert find_quality(store, LossySettings(cache_aware_routing=0.2, experts_used=1), "240MiB") is None
+    assert find_quality(store, LossySettings(cache_aware_routing=0.2, experts_per_token=1), "240MiB") is None
     (store / "edgemoe.json").write_text('{"checksums": "abd"}')
     assert find_quality(store, SETTINGS, "240MiB") is None
 
@@ -143,7 +143,9 @@ def test_a_store_that_is_gone_has_no_measurement(store: Path) -> None:
 
 def test_words() -> None:
     lossy = LossySettings(0.05, 0.1, 2)
-    command = "edgemoe bench 'a model' --quality --ram 6GiB --cache-aware-routing 0.05 --drop-cold 0.1 --experts-used 2"
+    command = (
+        "edgemoe bench 'a model' --quality --ram 6GiB --cache-aware-routing 0.05 --drop-cold 0.1 --experts-per-token 2"
+    )
     assert quality_command("a model", lossy, "6GiB") == command
     assert quality_command(None, SETTINGS, None) == "edgemoe bench --quality --cache-aware-routing 0.2"
     assert (

@@ -125,9 +125,9 @@ def _forecast(forecast: ForecastReport) -> str:
 
 
 def _routing_rows(routing: RoutingReport) -> Rows:
-    used = f"{routing.experts_used} experts for each token"
-    if routing.experts_used != routing.model_experts_used:
-        used += f" (the model's own: {routing.model_experts_used})"
+    used = f"{routing.top_k} experts for each token"
+    if routing.top_k != routing.model_top_k:
+        used += f" (the model's own: {routing.model_top_k})"
     ahead = "no reading ahead"
     if routing.recall is not None:
         ahead = f"guesses made up to name {routing.recall:.0%} of experts"
