@@ -101,7 +101,7 @@ class SpeedEstimate:
     high: float
 
 
-def token_work(spec: ModelSpec, traffic: TokenTraffic, record_bytes: float, position: float) -> TokenWork:
+def work_of_model(spec: ModelSpec, traffic: TokenTraffic, record_bytes: float, position: float) -> TokenWork:
     """The work of the token at a (mean) position. `record_bytes` is the size of one expert on disk."""
     moes = spec.routed.values()
     used = sum(moe.top_k for moe in moes)

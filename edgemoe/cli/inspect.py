@@ -114,7 +114,7 @@ def describe(store: Store) -> dict[str, Any]:
 
 
 def _show(screen: Screen, description: dict[str, Any]) -> None:
-    from edgemoe.cli.info import checks_told
+    from edgemoe.cli.info import when_checked
     from edgemoe.sizes import format_size
 
     experts = description["experts"]
@@ -155,7 +155,7 @@ def _show(screen: Screen, description: dict[str, Any]) -> None:
             f"{format_size(description['floor_bytes'])}, of which the interpreter"
             f" {format_size(description['floor_interpreter_bytes'])}",
         ),
-        ("checksums", checks_told(description["checked_when_read"])),
+        ("checksums", when_checked(description["checked_when_read"])),
         ("made from", f"{description['provenance'].get('source', '?')}"),
     ]
     taken = description["provenance"].get("side_files")
