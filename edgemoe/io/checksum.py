@@ -2,7 +2,7 @@
 
 It detects damage, not malice: every change within 32 successive bits, and all other changes except one in 2^32. The
 native library computes it nearly as fast as memory is read. Where that library is missing, Numba computes it (0.7 GB/s,
-about the rate of hashlib's SHA-256), since it runs the model there too; a package for that case alone would gain little.
+about the rate of hashlib's SHA-256), since it runs the model there too: a package for it alone would gain little.
 """
 
 from __future__ import annotations
