@@ -30,15 +30,16 @@ from edgemoe.engine.stepper import ResidentStepper, Stepper, StreamingStepper
 from edgemoe.engine.traffic import TokenTraffic, token_traffic
 from edgemoe.engine.workspace import KvCache, Workspace
 from edgemoe.errors import UsageError
-from edgemoe.experts.cache import READ_TIMEOUT_SECONDS, CacheStatistics, ExpertCache
+from edgemoe.experts.cache import READ_TIMEOUT_SECONDS, Cache
 from edgemoe.experts.embedding_rows import EmbeddingRows
 from edgemoe.experts.hot_list import HotList
 from edgemoe.experts.loading import ExpertLoading
-from edgemoe.experts.policy import make_policy
+from edgemoe.experts.opening import open_cache
 from edgemoe.experts.prediction import PredictionSwitch
 from edgemoe.io.direct import allocate_pages
 from edgemoe.io.reads import ExpertFiles, RecordReader, open_reader
 from edgemoe.kernels.operations import Arrivals, Backend, Floats, Program
+from edgemoe.kernels.paging import CacheStatistics
 from edgemoe.model.spec import ModelSpec, MoeSpec
 from edgemoe.paths import cache_folder
 from edgemoe.store.reader import Store
@@ -144,10 +145,9 @@ class Engine:
             cache = arrivals = None
             if not memory.all_resident:
                 self._reader = open_reader(arena, READER_THREADS)
-                cache = self._make_cache(arena, files, self._reader, options.policy)
+                cache = open_cache(arena, _experts_per_layer(spec), store, files, self._reader, options.policy, backend)
                 if backend.can_await(self._reader):
                     arrivals = Arrivals(self._reader, cache.tickets, READ_TIMEOUT_SECONDS)
-                    cache.kernels_await = True
             statistics = CacheStatistics() if cache is None else cache.statistics
             if not memory.embedding_resident:
                 self._embedding_rows = EmbeddingRows(store, options.direct_reads, statistics)
@@ -184,7 +184,8 @@ class Engine:
             self.traffic: TokenTraffic = token_traffic(decoder)
             self.routing: Sequence[LayerRouting | None] = decoder.routing
             """The routers' output for the tokens of the latest step, layer by layer; None for a dense layer."""
-            self.expert_uses: npt.NDArray[np.int64] = np.zeros((len(spec.layers), _most_experts(spec)), np.int64)
+            most_experts = max(_experts_per_layer(spec))
+            self.expert_uses: npt.NDArray[np.int64] = np.zeros((len(spec.layers), most_experts), np.int64)
             routed = [(layer, routing) for layer, routing in enumerate(self.routing) if routing is not None]
             self._choices = [routing.experts[0] for _, routing in routed]
             self._choice_layers = np.repeat([layer for layer, _ in routed], [len(chosen) for chosen in self._choices])
@@ -194,14 +195,7 @@ class Engine:
             self.close()
             raise
 
-    def _make_cache(
-        self, arena: npt.NDArray[np.uint8], files: ExpertFiles, reader: RecordReader, policy: str
-    ) -> ExpertCache:
-        experts = _most_experts(self.spec)
-        policy_state = make_policy(policy, len(arena), len(self.spec.layers) * experts)
-        return ExpertCache(arena, experts, self.store, files, reader, policy_state)
-
-    def _warm(self, cache: ExpertCache) -> None:
+    def _warm(self, cache: Cache) -> None:
         """Read the experts on the last session's hot list, in the background."""
         folder = cache_folder()
         if folder is not None:
@@ -391,9 +385,9 @@ class Engine:
                 self.expert_uses[layer, : len(used)] += used
 
 
-def _most_experts(spec: ModelSpec) -> int:
-    """The number of experts in the layer that has most."""
-    return max((layer.ffn.experts for layer in spec.layers if isinstance(layer.ffn, MoeSpec)), default=0)
+def _experts_per_layer(spec: ModelSpec) -> list[int]:
+    """The number of routed experts in each layer, 0 for none."""
+    return [layer.ffn.experts if isinstance(layer.ffn, MoeSpec) else 0 for layer in spec.layers]
 
 
 def _allocate_arena(slots: int, slot_bytes: int) -> npt.NDArray[np.uint8]:
