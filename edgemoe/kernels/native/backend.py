@@ -165,7 +165,7 @@ class NativeProgram:
         if status in _READ_FAILURES:
             return ReadError(f"A record that was awaited did not come: {status_text(status)}.")
         failed = self._struct.failed_operation
-        where = self._bound.names[failed] if failed >= 0 else "program"
+        where = f"operation {failed} ({type(self._bound.operations[failed]).__name__})" if failed >= 0 else "program"
         if not 1 <= tokens <= self._bound.tokens_max:
             return KernelError(
                 f"{where}: {tokens} tokens in a run; its buffers hold 1 to {self._bound.tokens_max}.",
