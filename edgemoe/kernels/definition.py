@@ -8,15 +8,16 @@ An operation is a frozen dataclass whose fields carry a mark in `Annotated`, so 
 One definition serves everything that would otherwise repeat it: the checks of shapes (`measure`), the structs of the
 C library and their filling (`kernels/native`), the bytes that an operation reads, and listings of a program.
 
-A shape is a list of extents. An extent is a number, a letter, or a product such as `2*H*W`, perhaps divided by a number
-(`W/2`) or with a letter rounded up to whole panels (`2*up16(F)`). A letter stands for one number throughout an operation:
-the first field that has it fixes it, and every other field is held to it. A field of type `int` is a letter too, by its
-name. `T`, the rows of a run, is none of these letters: buffers may have room for unlike numbers of rows, and the least of
-them bounds a run.
+A shape is a list of extents. An extent is a number, a letter, or a product such as `2*H*W`, perhaps divided by a
+number (`W/2`) or with a letter rounded up to whole panels (`2*up16(F)`). A letter stands for one number throughout an
+operation: the first field that has it fixes it, and every other field is held to it. A field of type `int` is a letter
+too, by its name. `T`, the rows of a run, is none of these letters: buffers may have room for unlike numbers of rows,
+and the least of them bounds a run.
 """
 
 import dataclasses
 import functools
+import itertools
 import math
 import operator
 import types
@@ -209,13 +210,14 @@ class Extent(NamedTuple):
         return True
 
     def told(self, letters: Mapping[str, int]) -> str:
-        """Return it for an error: its value where that is known."""
-        if any(name not in letters for name in self.letters):
-            return self.text
-        product = self.factor * math.prod(letters[name] for name in self.letters)
-        if self.padded:
-            product = self.factor * PANEL_ROWS * panel_count(letters[self.letters[0]])
-        return str(product // self.divisor) if product % self.divisor == 0 else self.text
+        """Return it for an error, with numbers in the place of the letters that are known."""
+        factors = [str(letters.get(name, name)) for name in self.letters]
+        if not all(map(str.isdigit, factors)):
+            text = f"up16({factors[0]})" if self.padded else "*".join(factors)
+            return f"{self.factor}*" * (self.factor != 1) + text + f"/{self.divisor}" * (self.divisor != 1)
+        numbers = [int(factor) for factor in factors]
+        product = self.factor * math.prod(PANEL_ROWS * panel_count(n) if self.padded else n for n in numbers)
+        return str(product // self.divisor) if product % self.divisor == 0 else f"{product}/{self.divisor}"
 
 
 class Field(NamedTuple):
@@ -245,10 +247,10 @@ class Field(NamedTuple):
         if type(found) is not tuple:
             expected = "a matrix" if self.mark.kind == "matrix" else "an array"
             raise Misfit(self.name, expected, type(value).__name__)
-        per_row = self.mark.per_row
+        per_row, before = self.mark.per_row, len(letters)
         own = found[1:] if per_row else found
         if len(own) != len(self.extents) or (per_row and not 0 < found[0] <= LARGEST_EXTENT):
-            raise self._misfit(found, letters)
+            raise self._misfit(found, letters, before)
         for extent, number in zip(self.extents, own):  # noqa: B905 - their lengths were just compared
             letter = extent.letter
             if not letter:
@@ -259,11 +261,13 @@ class Field(NamedTuple):
                 fits = 0 < number <= LARGEST_EXTENT or (number == 0 and self.mark.aligned)
                 letters[letter] = number
             if not fits:
-                raise self._misfit(found, letters)
+                raise self._misfit(found, letters, before)
         return found[0] if per_row else NO_LIMIT
 
-    def _misfit(self, found: tuple[int, ...], letters: Mapping[str, int]) -> Misfit:
-        expected = _shape_text((*["T"] * self.mark.per_row, *(extent.told(letters) for extent in self.extents)))
+    def _misfit(self, found: tuple[int, ...], letters: Mapping[str, int], before: int) -> Misfit:
+        """`before` letters were known before this field."""
+        known = dict(itertools.islice(letters.items(), before))
+        expected = _shape_text((*["T"] * self.mark.per_row, *(extent.told(known) for extent in self.extents)))
         return Misfit(self.name, f"shape {expected}", f"shape {found}")
 
 

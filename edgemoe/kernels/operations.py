@@ -51,7 +51,7 @@ from edgemoe.kernels.definition import (
     up_to,
     weight,
 )
-from edgemoe.kernels.formats import PANEL_ROWS, Format, Matrix, group_count, panel_count
+from edgemoe.kernels.formats import PANEL_ROWS, Format, Matrix, panel_count
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int32]
@@ -88,6 +88,10 @@ class QuantisedCache:
     @property
     def shape(self) -> tuple[int, ...]:
         return self.values.shape
+
+    @property
+    def dtype(self) -> np.dtype[np.int8]:
+        return self.values.dtype
 
     @property
     def nbytes(self) -> int:
@@ -193,9 +197,8 @@ class Rope(Operation):
 
 def _check_one_format(keys: Cache, values: Cache) -> None:
     """Check that keys and values are kept in the same format."""
-    if type(keys) is not type(values) or (not isinstance(keys, QuantisedCache) and keys.dtype != values.dtype):
-        found = ["q8" if isinstance(cache, QuantisedCache) else cache.dtype.name for cache in (keys, values)]
-        raise Misfit("value_cache", f"the key cache's format {found[0]}", found[1])
+    if keys.dtype != values.dtype:
+        raise Misfit("value_cache", f"the key cache's {keys.dtype.name}", values.dtype.name)
 
 
 @dataclass(frozen=True, eq=False)

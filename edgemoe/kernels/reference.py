@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgemoe.kernels import operations as op
 from edgemoe.kernels.definition import Sizes
 from edgemoe.kernels.formats import (
     GROUP_COLUMNS,
@@ -29,7 +30,6 @@ from edgemoe.kernels.formats import (
     panel_count,
     unpack,
 )
-from edgemoe.kernels import operations as op
 from edgemoe.kernels.operations import Cache, Floats, Integers, QuantisedCache
 from edgemoe.kernels.stepwise import StepwiseBackend, as_they_land, means
 

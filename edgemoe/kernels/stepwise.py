@@ -150,33 +150,43 @@ def measured_operation(number: int, operation: op.Operation) -> Sizes:
         raise refusal(number, operation, misfit) from None
 
 
+class RunBounds(NamedTuple):
+    """What runs of a program its buffers have room for."""
+
+    rows: int
+    positions: int
+
+    @classmethod
+    def of(cls, sizes: Sequence[Sizes]) -> RunBounds:
+        """Return the bounds of operations of these sizes."""
+        return cls(
+            min((own.rows for own in sizes), default=NO_LIMIT),
+            min((own.letters.get("C", NO_LIMIT) for own in sizes), default=NO_LIMIT),
+        )
+
+    def check(self, tokens: int, position: int) -> None:
+        """Raise KernelError if the buffers are too short for these tokens at this position."""
+        if not 1 <= tokens <= self.rows:
+            raise KernelError(f"{tokens} tokens in a run; its buffers hold 1 to {self.rows}.", HINT)
+        if not 0 <= position <= self.positions - tokens:
+            raise KernelError(f"{tokens} tokens at position {position}; there are {self.positions} positions.", HINT)
+
+
 class StepwiseProgram:
     """Runs a list of operations, each as one call of its meaning's step."""
 
-    def __init__(self, backend: StepwiseBackend, operations: Sequence[op.Operation]) -> None:
-        sizes = [measured_operation(number, operation) for number, operation in enumerate(operations)]
-        kinds = [type(operation) for operation in operations]
-        self._steps = [
-            (MEANINGS[kind].step, backend.kernels_for(kind), operation)
-            for kind, operation in zip(kinds, operations, strict=True)
-        ]
-        self._tokens_max = min((own.rows for own in sizes), default=NO_LIMIT)
-        self._positions = min((own.letters.get("C", NO_LIMIT) for own in sizes), default=NO_LIMIT)
+    def __init__(self, backend: StepwiseBackend, operations: Sequence[op.Operation], first: int = 0) -> None:
+        """`first` is the number, for errors, of the first of these operations in a longer list."""
+        self._bounds = RunBounds.of([measured_operation(number, o) for number, o in enumerate(operations, first)])
+        self._steps = [(MEANINGS[type(o)].step, backend.kernels_for(type(o)), o) for o in operations]
         self._timed = False
         self._elapsed_ns = 0
         self._operations_ns = np.zeros(len(self._steps), np.int64)
         self._disk_ns = np.zeros(len(self._steps), np.int64)
 
-    def check_run(self, tokens: int, position: int) -> None:
-        """Raise KernelError if the buffers are too short for these tokens at this position."""
-        if not 1 <= tokens <= self._tokens_max:
-            raise KernelError(f"{tokens} tokens in a run; its buffers hold 1 to {self._tokens_max}.", HINT)
-        if not 0 <= position <= self._positions - tokens:
-            raise KernelError(f"{tokens} tokens at position {position}; there are {self._positions} positions.", HINT)
-
     def run(self, tokens: int, position: int) -> None:
         """Raises KernelError if the buffers are too short for these tokens at this position."""
-        self.check_run(tokens, position)
+        self._bounds.check(tokens, position)
         if self._timed:
             self._run_timed(tokens, position)
             return

@@ -30,15 +30,14 @@ from edgemoe.kernels.native.reader import NativeReader
 
 MATRIX_ALIGNMENT_BYTES = 64
 
+
 class _Plan:
     """How to fill a struct: its definition, put ready once, since a start fills a thousand structs."""
 
     __slots__ = ("fields", "letters", "structs")
 
     def __init__(self, definition: Definition) -> None:
-        self.fields = tuple(
-            (field.name, field.mark.kind, field) for field in definition.fields if field.struct is None
-        )
+        self.fields = tuple((field.name, field.mark.kind, field) for field in definition.fields if field.struct is None)
         self.letters = tuple((letter, st.LETTERS[letter]) for letter in definition.letters)
         self.structs = tuple((field, _Plan(inner)) for field, inner in definition.structs)
 
@@ -53,13 +52,20 @@ _CACHE_FORMATS = {np.dtype(np.float32): FORMATS["f32"].code, np.dtype(np.float16
 _BYTE, _CACHE_BYTE, _HALF = np.dtype(np.uint8), np.dtype(np.int8), np.dtype(np.float16)
 
 
+def has_kernel(kind: type) -> bool:
+    """Whether the C library has this kind of operation."""
+    return kind in _KINDS
+
+
 class BoundOperations:
     """A list of operations as C structs; it keeps the arrays they point to alive.
 
     With `planned` it takes placeholders for arrays too. Such structs have sizes but no addresses, and are never run.
     """
 
-    def __init__(self, operations: Sequence[op.Operation], planned: bool = False) -> None:
+    def __init__(self, operations: Sequence[op.Operation], planned: bool = False, first: int = 0) -> None:
+        """`first` is the number, for errors, of the first of these operations in a longer list."""
+        self.first = first
         self.structs = (st.OperationStruct * len(operations))()
         self.operations = list(operations)
         self.tokens_max = NO_LIMIT
@@ -71,10 +77,14 @@ class BoundOperations:
                 sizes = operation.measure()
                 binder.fill(getattr(struct.as_, member), operation, plan, sizes)
             except Misfit as misfit:
-                raise refusal(number, operation, misfit) from None
+                raise refusal(first + number, operation, misfit) from None
             if sizes.rows < self.tokens_max:
                 self.tokens_max = sizes.rows
         self.address = ctypes.addressof(self.structs)
+
+    def name(self, number: int) -> str:
+        """Return the name, for errors, of the `number`-th of these operations."""
+        return f"operation {self.first + number} ({type(self.operations[number]).__name__})"
 
 
 class _Binder:

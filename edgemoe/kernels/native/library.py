@@ -92,15 +92,20 @@ def _check_interface(library: ctypes.CDLL) -> None:
         )
     text = ctypes.create_string_buffer(library.em_describe_layout(None, 0) + 1)
     library.em_describe_layout(text, len(text))
-    expected, described = st.describe_layout(), text.value.decode()
-    if described != expected:
-        lines = itertools.zip_longest(expected.splitlines(), described.splitlines(), fillvalue="nothing")
-        wanted, has = next((one, other) for one, other in lines if one != other)
-        raise KernelError(
-            f"The native kernel library's structs are laid out otherwise than this package's: expected {wanted}, found"
-            f" {has} (a type or field, its offset and its bytes).",
-            _REINSTALL,
-        )
+    check_layout(st.describe_layout(), text.value.decode())
+
+
+def check_layout(expected: str, found: str) -> None:
+    """Raise KernelError if two descriptions of the structs differ, naming the first type or field that does."""
+    if expected == found:
+        return
+    lines = itertools.zip_longest(expected.splitlines(), found.splitlines(), fillvalue="nothing")
+    wanted, has = next((one, other) for one, other in lines if one != other)
+    raise KernelError(
+        f"The native kernel library lays out its structs otherwise than this package: expected {wanted}, found {has}"
+        " (a type or field, its offset and its bytes).",
+        _REINSTALL,
+    )
 
 
 def available_isas() -> tuple[str, ...]:

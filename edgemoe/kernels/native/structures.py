@@ -10,8 +10,8 @@ In a struct of an operation stand its fields in order, and then the letters that
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_float, c_int32, c_int64, c_uint64, c_void_p
 from collections.abc import Iterable
+from ctypes import c_float, c_int32, c_int64, c_uint64, c_void_p
 from typing import Any, NamedTuple
 
 from edgemoe.kernels import operations as op
