@@ -97,7 +97,7 @@ def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Blocks:
     """A matrix as plain numbers, before packing: quantisers return it and `pack` takes it.
 
@@ -190,7 +190,7 @@ def dequantise(blocks: Blocks) -> npt.NDArray[np.float32]:
     return weights if blocks.minimums is None else weights + spread(blocks.minimums)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Matrix:
     """A matrix in kernel layout: `data` is uint8, `matrix_bytes(rows, columns)` long, 64-byte aligned."""
 

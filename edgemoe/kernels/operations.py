@@ -75,7 +75,7 @@ class Placeholder:
         self.nbytes = math.prod(shape) * self.dtype.itemsize
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class QuantisedCache:
     """Keys or values in 8 bits: element `[g, c, i]` is `values[g, c, i] * scales[g, c, i // 32]`, a float32 exactly.
 
@@ -142,7 +142,7 @@ def largest_rows(operation: Operation) -> int:
     return max((math.prod(v.shape) for field, v in _members(operation) if field.mark.per_row), default=0)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Embed(Operation):
     """`output[t] = scale * matrix[ids[t]]`."""
 
@@ -155,7 +155,7 @@ class Embed(Operation):
         return self.matrix.nbytes // self.matrix.rows
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class RmsNorm(Operation):
     """`output = input / rms(input) * weight`, over each of `heads` runs of the row; may be in place."""
 
@@ -166,7 +166,7 @@ class RmsNorm(Operation):
     heads: int = 1
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LinearPart:
     """One of the matrices that share an input, with the buffer for its product."""
 
@@ -175,7 +175,7 @@ class LinearPart:
     output: Annotated[Floats, rows("N"), output(apart_from="input", adds_if="accumulate")]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Linear(Operation):
     """For each part `output = scale * (matrix input + bias)`, or `output += ...` if `accumulate`."""
 
@@ -185,7 +185,7 @@ class Linear(Operation):
     accumulate: bool = False
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Rope(Operation):
     """Rotates each head in place: `(a, b) -> (a cos - b sin, b cos + a sin)`, `a`, `b` its two halves."""
 
@@ -201,7 +201,7 @@ def _check_one_format(keys: Cache, values: Cache) -> None:
         raise Misfit("value_cache", f"the key cache's {keys.dtype.name}", values.dtype.name)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class StoreKv(Operation):
     """Writes the keys and values of this run's tokens to the cache, at their positions."""
 
@@ -214,7 +214,7 @@ class StoreKv(Operation):
         _check_one_format(self.key_cache, self.value_cache)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Attention(Operation):
     """Causal attention over the cache: token `t` sees positions `0 .. position + t`."""
 
@@ -234,7 +234,7 @@ class Attention(Operation):
         return sum(cache.nbytes // cache.shape[1] for cache in (self.key_cache, self.value_cache))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Route(Operation):
     """The `K` experts of largest logit (the lower number on a tie), in falling order, and their weights.
 
@@ -262,7 +262,7 @@ class Route(Operation):
         require(0 <= self.bonus <= 1, "bonus", "0 to 1", self.bonus)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class GatedFfn(Operation):
     """`output = down (silu(gate input) * (up input))`."""
 
@@ -312,7 +312,7 @@ class AwaitedReads(Protocol):
     def release(self, ticket: int) -> None: ...
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Arrivals:
     """Records that may still be on their way into the arena when an operation begins."""
 
@@ -323,7 +323,7 @@ class Arrivals:
     """How long to wait for the next record to arrive."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Experts(Operation):
     """`output[t, k] = expert experts[t, k] (input[t])` for experts whose `slots[e] >= 0`.
 
@@ -354,7 +354,7 @@ class Experts(Operation):
         return int(self.experts.shape[1]) * (self.layout.gate_up_bytes + self.layout.down_bytes)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Combine(Operation):
     """`residual[t] += scale * (sum_k weights[t, k] * routed[t, k] + sigmoid(shared_gate[t]) * shared[t])`.
 
@@ -392,7 +392,7 @@ NATIVE_OPERATIONS: tuple[type[Operation], ...] = (
 """The operations that the C library has, in the order of its enumeration. `native/write_header` writes its structs."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ProgramTimes:
     """Time spent in the runs of a program since timing was switched on."""
 
