@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from edgemoe.errors import StoreError
-from edgemoe.io.checksum import native_crc32c_usable
 from edgemoe.io.pages import PAGE_BYTES, round_up
 from edgemoe.kernels.operations import ExpertLayout
 from edgemoe.store.first_bytes import LFS_FOUND, LFS_WAY_OUT, is_lfs_pointer
@@ -28,7 +27,6 @@ class ExpertRecord:
     path: Path
     offset: int
     length: int
-    sha256: str
     crc32c: int | None
 
 
@@ -95,11 +93,6 @@ class Store:
     def model(self) -> dict[str, Any]:
         """The ModelSpec as JSON."""
         return dict(self.manifest.model)
-
-    @property
-    def checked_when_read(self) -> bool:
-        """Whether reads are verified by a checksum; without the native library by SHA-256, which all stores have."""
-        return self.manifest.checked_when_read or not native_crc32c_usable()
 
     @cached_property
     def embedding(self) -> ResidentTensor | None:
@@ -173,7 +166,7 @@ class Store:
             raise StoreError(f"{self.path}: there is no {record_name(layer, expert)}.")
         place = experts.records[expert]
         path = self._expert_paths[place.file]
-        return ExpertRecord(path, place.offset, experts.record_bytes, place.sha256, place.crc32c)
+        return ExpertRecord(path, place.offset, experts.record_bytes, place.crc32c)
 
 
 def _first_page(tensors: Sequence[ResidentTensor]) -> int:
