@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.kernels.definition import (
+    ADDED,
     IN_PLACE,
     OFFSET,
     OUTPUT,
@@ -207,8 +208,8 @@ class StoreKv(Operation):
 
     keys: Annotated[Floats, rows("G*W")]
     values: Annotated[Floats, rows("G*W")]
-    key_cache: Annotated[Cache, cache("G", "C", "W"), IN_PLACE]
-    value_cache: Annotated[Cache, cache("G", "C", "W"), IN_PLACE]  # of the key cache's format
+    key_cache: Annotated[Cache, cache("G", "C", "W"), OUTPUT]
+    value_cache: Annotated[Cache, cache("G", "C", "W"), OUTPUT]  # of the key cache's format
 
     def check(self, sizes: Sizes) -> None:
         _check_one_format(self.key_cache, self.value_cache)
@@ -362,7 +363,7 @@ class Combine(Operation):
     `shared_gate` the factor of `shared` is 1.
     """
 
-    residual: Annotated[Floats, rows("D"), IN_PLACE]
+    residual: Annotated[Floats, rows("D"), ADDED]
     scale: float
     routed: Annotated[Floats | None, rows("K", "D")]
     weights: Annotated[Floats | None, rows("K")]
