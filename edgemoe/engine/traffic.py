@@ -61,10 +61,9 @@ def planned_traffic(spec: ModelSpec, manifest: Manifest, kv_format: KvFormat) ->
             read("embedding", tensor.bytes // tensor.rows)
         if tensor.name != "embedding" or spec.tied_embeddings:
             read(_part_of_tensor(tensor.name, spec), tensor.bytes)
-    for layer, experts in zip(spec.layers, manifest.expert_layers, strict=True):
-        if isinstance(layer.ffn, MoeSpec) and experts is not None:
-            layout = experts.layout
-            read("experts", layer.ffn.experts_per_token * (layout.gate_up_bytes + layout.down_bytes))
+    for number, layer in enumerate(spec.layers):
+        if isinstance(layer.ffn, MoeSpec):
+            read("experts", layer.ffn.experts_per_token * manifest.mean_expert_bytes(number))
     return TokenTraffic(weight_bytes, kv_position_bytes(spec, kv_format))
 
 

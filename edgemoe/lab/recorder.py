@@ -204,6 +204,6 @@ def trace_shape(store: Store, spec: ModelSpec, model: str | None = None) -> Trac
         len(spec.layers),
         max(moe.experts for moe in moes),
         max(moe.experts_per_token for moe in moes),
-        tuple(layer.record_bytes if layer else 0 for layer in store.manifest.expert_layers),
+        tuple(store.manifest.records.mean_bytes(layer) for layer in range(len(spec.layers))),
         tuple(dense),
     )

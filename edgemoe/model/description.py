@@ -117,12 +117,16 @@ def _heads(a: AttentionSpec) -> str:
 
 def _misfits(store: Store, spec: ModelSpec) -> Iterator[str]:
     """Differences between store and spec. Experts are compared first: the list of tensors grows with their number."""
-    for number, (layer, stored) in enumerate(zip(spec.layers, store.manifest.expert_layers, strict=True)):
+    for number, (layer, layouts) in enumerate(zip(spec.layers, store.layouts_of_layers, strict=True)):
         moe = layer.ffn if isinstance(layer.ffn, MoeSpec) else None
-        expected = (moe.experts, spec.model_width, moe.width) if moe else None
-        found = (len(stored.records), stored.layout.model_width, stored.layout.ffn_width) if stored else None
+        expected = {(moe.experts, spec.model_width, moe.width)} if moe else set()
+        count = store.manifest.records.count(number)
+        found = {(count, layout.hidden_size, layout.intermediate_size) for layout in layouts}
         if expected != found:
-            yield f"layer {number}: expected experts of (count, model width, width) {expected}, found {found}"
+            yield (
+                f"layer {number}: expected experts of (count, model width, width) {_listed(expected)},"
+                f" found {_listed(found)}"
+            )
     tensors = {tensor.name: tensor for tensor in store.manifest.resident}
     for name, shape in _resident_shapes(spec):
         tensor = tensors.pop(name, None)
@@ -133,6 +137,10 @@ def _misfits(store: Store, spec: ModelSpec) -> Iterator[str]:
             yield f"{name}: expected {shape}, found {(tensor.rows, tensor.columns)[: 2 if tensor.format else 1]}"
     if tensors:
         yield f"{next(iter(tensors))[:80]!r} is not a tensor of this model"
+
+
+def _listed(sizes: set[tuple[int, int, int]]) -> str:
+    return " and ".join(map(str, sorted(sizes))) or "none"
 
 
 def _resident_shapes(spec: ModelSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
