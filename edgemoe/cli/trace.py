@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgemoe.cli import options as shared
-from edgemoe.cli.compiling import compiling_told
+from edgemoe.cli.compiling import report_compilation
 from edgemoe.cli.interrupts import on_interrupt
 from edgemoe.cli.terminal.text import printable
-from edgemoe.cli.tracing import TraceFile, traced
+from edgemoe.cli.tracing import TraceFile, trace_file, traced
 from edgemoe.errors import INTERRUPTED, TraceError, UsageError
 
 if TYPE_CHECKING:
-    from edgemoe.lab.trace import TraceFormat
     from edgemoe.session.model import Model
 
 IDS_LIMIT_BYTES = 16 << 20
@@ -27,9 +26,7 @@ RANDOM_MAX = 1 << 20
 
 def trace(
     model: shared.ModelArgument = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="The trace: CSV for a name in .csv, else binary.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Where the trace goes.")] = None,
     prompt: Annotated[
         str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="Answer a prompt; - reads it from stdin.")
     ] = None,
@@ -44,10 +41,9 @@ def trace(
     chat: Annotated[bool, typer.Option("--chat", help="Have a conversation.")] = False,
     source: Annotated[
         Path | None,
-        typer.Option("--from", metavar="TRACE", help="Write a trace anew; of a damaged one what is whole."),
-    ] = None,
-    format_name: Annotated[
-        str | None, typer.Option("--format", metavar="FORMAT", help="csv or binary.", show_default="by FILE's name")
+        typer.Option(
+            "--from", metavar="TRACE", help="Write a trace anew, also from CSV; of a damaged one what is whole."
+        ),
     ] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", metavar="N", help="Generated tokens at most.")] = 256,
     system: shared.SystemOption = None,
@@ -77,8 +73,7 @@ def trace(
         raise UsageError("--raw is for a text without anything before it.", "Give it with -p, without --system.")
     if random is not None and not 1 <= random <= RANDOM_MAX:
         raise UsageError(f"--random: expected 1 to {RANDOM_MAX} tokens, found {random}.", "Such as --random 32.")
-    shared.check_writable(out)
-    target = TraceFile(out, None if format_name is None else _format(format_name), table=True)
+    target = trace_file(str(out), table=True)
     if source is not None:
         if model is not None:
             raise UsageError("--from takes no model.", "Leave MODEL out.")
@@ -102,7 +97,10 @@ def trace(
         from edgemoe.session.model import load
 
         prompt_ids = _read_ids(ids) if ids is not None else None
-        with load(model, EngineOptions(ram, threads, context, kv, warm_start=True)) as opened, compiling_told(opened):
+        with (
+            load(model, EngineOptions(ram, threads, context, kv, warm_start=True)) as opened,
+            report_compilation(opened),
+        ):
             stopped = Stop()
             with traced(opened.engine, target), on_interrupt(stopped):
                 if prompt_ids is not None:
@@ -139,7 +137,7 @@ def _read_random(model: Model, prompt_tokens: int, max_tokens: int, seed: int, s
     engine = model.engine
     chunk_tokens = engine.memory.prompt_chunk_tokens
     check_prompt_length(prompt_tokens + max_tokens, engine.context_length)
-    token_ids = np.random.default_rng(seed).integers(0, model.spec.vocabulary, prompt_tokens + max_tokens).tolist()
+    token_ids = np.random.default_rng(seed).integers(0, model.spec.vocab_size, prompt_tokens + max_tokens).tolist()
     engine.turn.begin()
     for first in range(0, prompt_tokens, chunk_tokens):
         if not stop.asked:
@@ -180,11 +178,5 @@ def _rewrite(source: Path, target: TraceFile) -> None:
     except TraceError as error:
         trace = read_trace(source, whole_blocks_only=True)
         print(f"{printable(error.message)} What is whole of it is kept.", file=sys.stderr)
-    write_trace(target.path, trace, target.format)
+    write_trace(target.path, trace)
     print(f"{target.path}: {trace.tokens} tokens, {len(trace)} rows.")
-
-
-def _format(name: str) -> TraceFormat:
-    from edgemoe.lab.trace import format_of
-
-    return format_of("", name)

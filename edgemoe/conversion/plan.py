@@ -17,7 +17,7 @@ from edgemoe.conversion.places import Place, part_ranges, tensor_places
 from edgemoe.conversion.source import BLOCK_FORMATS, Source, TensorInfo, float_dtype
 from edgemoe.errors import SourceError
 from edgemoe.kernels.formats import PANEL_ROWS, Format, panel_count
-from edgemoe.model.spec import ModelSpec, MoeSpec
+from edgemoe.model.spec import ModelSpec
 from edgemoe.store.layouts import RecordLayout, packed_layout
 from edgemoe.store.manifest import Manifest
 from edgemoe.store.planning import plan_store
@@ -117,11 +117,13 @@ def plan_manifest(
             resident[stored] = (stored, formats[name], rows, shape[1] if len(shape) == 2 else 1)
     experts: list[list[RecordLayout]] = [[] for _ in spec.layers]
     for number, layer in enumerate(spec.layers):
-        for expert in range(layer.ffn.experts if isinstance(layer.ffn, MoeSpec) else 0):
+        routed = layer.routed
+        for expert in range(routed.num_experts if routed else 0):
+            assert routed is not None
             gate_up, down = (formats[f"layers.{number}.experts.{expert}.{part}"] for part in ("gate", "down"))
             assert gate_up is not None
             assert down is not None
-            experts[number].append(packed_layout(spec.model_width, layer.ffn.width, gate_up, down))
+            experts[number].append(packed_layout(spec.hidden_size, routed.intermediate_size, gate_up, down))
     return plan_store(spec.to_json(), list(resident.values()), experts, provenance)
 
 

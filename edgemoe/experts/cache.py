@@ -42,8 +42,6 @@ class Record(Protocol):
     def length(self) -> int: ...
     @property
     def crc32c(self) -> int | None: ...
-    @property
-    def sha256(self) -> str | None: ...
 
 
 class RecordTable(Protocol):
@@ -330,7 +328,7 @@ class ExpertCache:
         record = self._table.record(*divmod(key, self._experts))
         address = self._base_address + slot * self._slot_bytes
         descriptor = self._files.descriptor(record.path)
-        return RecordRead(descriptor, record.offset, record.length, address, record.crc32c, record.sha256)
+        return RecordRead(descriptor, record.offset, record.length, address, record.crc32c)
 
     def _is_loading(self, slot: int) -> bool:
         ticket = int(self.tickets[slot])

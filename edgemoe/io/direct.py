@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edgemoe.errors import BudgetError
 from edgemoe.io.pages import PAGE_BYTES, round_up
-from edgemoe.kernels.native.page_cache import cached_bytes, tells_cached
+from edgemoe.kernels.native.page_cache import cached_bytes, can_probe_page_cache
 
 
 def allocate_pages(size: int) -> mmap.mmap:
@@ -88,7 +88,7 @@ class PageFile:
     def __init__(self, path: Path, direct: bool = True) -> None:
         """Raises OSError where the file cannot be opened."""
         self.path = path
-        self._tells_cached = tells_cached(path)
+        self._can_probe_page_cache = can_probe_page_cache(path)
         self._descriptor, self.direct = open_direct(path, direct)
         try:
             self._plain = os.open(path, os.O_RDONLY) if self.direct else self._descriptor
@@ -132,7 +132,7 @@ class PageFile:
 
     def _copy_cached(self, offset: int, size: int, into: memoryview) -> int:
         """Copy cached bytes from `offset` on, up to `size` bytes, and return their number."""
-        cached = cached_bytes(self._plain, offset, size) if self._tells_cached else 0
+        cached = cached_bytes(self._plain, offset, size) if self._can_probe_page_cache else 0
         if cached:
             with contextlib.suppress(OSError):  # no longer cached, or a file system without the flag
                 return os.preadv(self._plain, [into[:cached]], offset, os.RWF_NOWAIT)

@@ -20,8 +20,8 @@ import numpy.typing as npt
 from edgemoe.engine.decoder import LayerRouting
 from edgemoe.engine.phase import DECODE, PROMPT, Turn
 from edgemoe.errors import TraceError, UsageError
-from edgemoe.lab.trace import Trace, TraceFormat, TraceShape, TraceWriter
-from edgemoe.model.spec import ModelSpec, MoeSpec
+from edgemoe.lab.trace import Trace, TraceShape, TraceWriter
+from edgemoe.model.spec import ModelSpec
 from edgemoe.store.reader import Store
 
 if TYPE_CHECKING:
@@ -167,18 +167,17 @@ class _Rows:
 def recording(
     engine: Engine,
     path: Path | str,
-    format_name: TraceFormat | None = None,
     failed: Callable[[TraceError], None] = lambda error: None,
     model: str | None = None,
 ) -> Iterator[RoutingRecorder]:
-    """Context manager that writes the engine's routing to a file, in the named format or that of the file's name.
+    """Context manager that writes the engine's routing to a file.
 
     `model` is the model's name in the trace; by default that of its folder.
 
     Raises TraceError where the file cannot be made. If it can no longer be written later, `failed` is called instead,
-    once. Raises UsageError for a model without routed experts.
+    once. Raises UsageError for a model without routed experts, and for a file's name in .csv.
     """
-    writer = TraceWriter(path, trace_shape(engine.store, engine.spec, model), format_name)
+    writer = TraceWriter(path, trace_shape(engine.store, engine.spec, model))
     recorder = RoutingRecorder(writer, engine.routing, failed, engine.lossy.drop_cold > 0)
     engine.recorder = recorder
     try:
@@ -190,8 +189,7 @@ def recording(
 
 def trace_shape(store: Store, spec: ModelSpec, model: str | None = None) -> TraceShape:
     """The shape of a model, for the header of its trace. Raises UsageError for one without routed experts."""
-    moes = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoeSpec)]
-    if not moes:
+    if not spec.routed:
         raise UsageError("this model has no routed experts.", "There is no routing to record.")
     dense = [0] * len(spec.layers)
     for tensor in store.manifest.resident:
@@ -202,8 +200,8 @@ def trace_shape(store: Store, spec: ModelSpec, model: str | None = None) -> Trac
         model or store.path.resolve().name,
         spec.family,
         len(spec.layers),
-        max(moe.experts for moe in moes),
-        max(moe.experts_per_token for moe in moes),
+        spec.most_experts,
+        spec.most_top_k,
         tuple(store.manifest.records.mean_bytes(layer) for layer in range(len(spec.layers))),
         tuple(dense),
     )

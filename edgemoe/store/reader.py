@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from edgemoe.errors import StoreError
-from edgemoe.io.checksum import native_crc32c_usable
 from edgemoe.io.pages import PAGE_BYTES, round_up
 from edgemoe.kernels.operations import ExpertLayout
 from edgemoe.store.first_bytes import LFS_FOUND, LFS_WAY_OUT, is_lfs_pointer
@@ -30,13 +29,7 @@ class ExpertRecord:
     path: Path
     offset: int
     length: int
-    digest: bytes
-    """SHA-256 of the bytes."""
     crc32c: int | None
-
-    @property
-    def sha256(self) -> str:
-        return self.digest.hex()
 
 
 class Store:
@@ -95,11 +88,6 @@ class Store:
     def model(self) -> dict[str, Any]:
         """The ModelSpec as JSON."""
         return dict(self.manifest.model)
-
-    @property
-    def checked_when_read(self) -> bool:
-        """Whether reads are verified by a checksum; without the native library by SHA-256, which all stores have."""
-        return self.manifest.checked_when_read or not native_crc32c_usable()
 
     @cached_property
     def embedding(self) -> ResidentTensor | None:
@@ -192,7 +180,6 @@ class Store:
             self._expert_paths[records.file[row]],
             int(records.offset[row]),
             int(records.length[row]),
-            records.sha256[row].tobytes(),
             None if records.crc32c is None else int(records.crc32c[row]),
         )
 

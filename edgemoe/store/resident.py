@@ -78,7 +78,7 @@ class ResidentReading:
 
     def _finish(self) -> None:
         for tensor, data in self._as_read:
-            if not as_written(data, tensor.sha256, tensor.crc32c):
+            if not as_written(data, tensor.crc32c):
                 raise not_as_written(self._path, tensor)
         for place, data in self._vectors:
             place[:] = data
@@ -88,7 +88,7 @@ def not_as_written(path: Path, tensor: ResidentTensor) -> StoreError:
     """The error for a tensor that differs from its checksum."""
     return StoreError(
         f"{path}: {tensor.name} at byte {tensor.offset} is not what was written (its checksum differs).",
-        "Copy the store again, or convert it again; edgemoe verify tells what else is damaged.",
+        "Copy the store again, or convert it again; edgemoe verify lists all damage.",
     )
 
 

@@ -115,12 +115,12 @@ def _parts(store: Store) -> Iterator[_Part]:
     for tensor in manifest.resident:
         file = manifest.resident_file.name
         yield _Part(file, tensor.name, tensor.offset, tensor.bytes, tensor.sha256, tensor.crc32c)
-    for record in manifest.records:
+    records = manifest.records
+    for row, record in enumerate(records):
         file = manifest.expert_files[record.file].name
-        place = store.record(record.layer, record.expert)
-        yield _Part(
-            file, record.name, record.offset, record.length, place.sha256, place.crc32c, record.layer, record.expert
-        )
+        sha256 = records.sha256[row].tobytes().hex()
+        crc = None if records.crc32c is None else int(records.crc32c[row])
+        yield _Part(file, record.name, record.offset, record.length, sha256, crc, record.layer, record.expert)
 
 
 def _check(store: Store, part: _Part) -> Problem | Checksums:

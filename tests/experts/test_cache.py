@@ -25,12 +25,11 @@ class FakeRecord:
     offset: int
     length: int
     crc32c: int | None
-    sha256: str | None
 
 
 class FakeTable:
     def record(self, layer: int, expert: int) -> FakeRecord:
-        return FakeRecord(Path("experts"), (layer * EXPERTS + expert) * RECORD_BYTES, RECORD_BYTES, None, None)
+        return FakeRecord(Path("experts"), (layer * EXPERTS + expert) * RECORD_BYTES, RECORD_BYTES, None)
 
 
 class FakeFiles:

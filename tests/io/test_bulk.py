@@ -156,7 +156,7 @@ def test_what_is_cached_is_one_call_a_thread(files: list[tuple[Path, bytes]], mo
 
     monkeypatch.setattr(os, "preadv", read)
     monkeypatch.setattr(direct, "open_direct", lambda p, wanted: (os.open(p, os.O_RDONLY), True))
-    monkeypatch.setattr(direct, "tells_cached", lambda path: True)
+    monkeypatch.setattr(direct, "can_probe_page_cache", lambda path: True)
     monkeypatch.setattr(direct, "cached_bytes", lambda file, offset, size: size)
     BulkRead([Span(path, 0, SIZE, memoryview(memory))]).wait()
     assert memory[:SIZE] == content

@@ -145,7 +145,7 @@ def test_what_is_cached_comes_from_the_cache_and_only_that(
         return count
 
     monkeypatch.setattr(os, "preadv", read)
-    monkeypatch.setattr(direct, "tells_cached", lambda path: way != "nothing told")
+    monkeypatch.setattr(direct, "can_probe_page_cache", lambda path: way != "nothing told")
     monkeypatch.setattr(direct, "cached_bytes", lambda file, offset, size: min(size, cached_pages * 4096))
 
     def advise(descriptor: int, start: int, size: int, advice: int) -> None:
@@ -237,18 +237,16 @@ def test_of_others_files_nothing_is_asked(tmp_path: Path, monkeypatch: pytest.Mo
     """The system would say that all is there."""
     path = tmp_path / "file"
     path.write_bytes(bytes(4096))
-    assert page_cache.tells_cached(path) == (sys.platform == "linux")
+    assert page_cache.can_probe_page_cache(path) == (sys.platform == "linux")
     with monkeypatch.context() as context:
         context.delattr(os, "RWF_NOWAIT", raising=False)
-        assert not page_cache.tells_cached(path)
+        assert not page_cache.can_probe_page_cache(path)
     monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert not page_cache.tells_cached(path)
+    assert not page_cache.can_probe_page_cache(path)
 
 
-@pytest.mark.parametrize("native", [True, False])
-def test_a_resident_tensor_that_was_altered_is_named(store: Store, native: bool, monkeypatch: Any) -> None:
-    monkeypatch.setattr("edgemoe.io.checksum.native_crc32c_usable", lambda: native)
+def test_a_resident_tensor_that_was_altered_is_named(store: Store) -> None:
     store.load_resident()
     tensor = next(tensor for tensor in store.manifest.resident if tensor.name == "layers.1.router")
     flip_bit(store.path / "resident.safetensors", tensor.offset + tensor.bytes - 1, 7)
