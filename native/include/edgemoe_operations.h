@@ -208,6 +208,26 @@ typedef struct em_combine {
         FIELD(em_read, crc32c) FIELD(em_read, descriptor) FIELD(em_read, reserved) \
     STRUCT(em_read_counters) FIELD(em_read_counters, bytes_read) FIELD(em_read_counters, read_ns) \
         FIELD(em_read_counters, queue_wait_ns) FIELD(em_read_counters, reads) FIELD(em_read_counters, failed) \
-        FIELD(em_read_counters, cancelled)
+        FIELD(em_read_counters, cancelled) \
+    STRUCT(em_source) FIELD(em_source, context) FIELD(em_source, submit) FIELD(em_source, wait) \
+        FIELD(em_source, wait_any) FIELD(em_source, done) FIELD(em_source, promote) FIELD(em_source, cancel) \
+        FIELD(em_source, release) \
+    STRUCT(em_policy_settings) FIELD(em_policy_settings, next_uses) FIELD(em_policy_settings, rate) \
+        FIELD(em_policy_settings, weight) FIELD(em_policy_settings, kind) FIELD(em_policy_settings, reserved) \
+    STRUCT(em_record) FIELD(em_record, offset) FIELD(em_record, length) FIELD(em_record, crc32c) \
+        FIELD(em_record, descriptor) FIELD(em_record, reserved) \
+    STRUCT(em_pager_counters) FIELD(em_pager_counters, hits) FIELD(em_pager_counters, misses) \
+        FIELD(em_pager_counters, late_prefetches) FIELD(em_pager_counters, demand_bytes) \
+        FIELD(em_pager_counters, prefetched_bytes) FIELD(em_pager_counters, prefetched_reads) \
+        FIELD(em_pager_counters, useful_prefetches) FIELD(em_pager_counters, guessable_uses) \
+        FIELD(em_pager_counters, guessed_uses) FIELD(em_pager_counters, warm_bytes) \
+        FIELD(em_pager_counters, dropped) FIELD(em_pager_counters, wait_ns) \
+    STRUCT(em_read_failure) FIELD(em_read_failure, detail) FIELD(em_read_failure, status) \
+        FIELD(em_read_failure, layer) FIELD(em_read_failure, expert) FIELD(em_read_failure, reserved) \
+    STRUCT(em_pager_setup) FIELD(em_pager_setup, source) FIELD(em_pager_setup, records) \
+        FIELD(em_pager_setup, arena) FIELD(em_pager_setup, slots) FIELD(em_pager_setup, tickets) \
+        FIELD(em_pager_setup, counters) FIELD(em_pager_setup, failure) FIELD(em_pager_setup, policy) \
+        FIELD(em_pager_setup, slot_bytes) FIELD(em_pager_setup, timeout_us) FIELD(em_pager_setup, slot_count) \
+        FIELD(em_pager_setup, layers) FIELD(em_pager_setup, experts) FIELD(em_pager_setup, reserved)
 
 #endif

@@ -56,6 +56,16 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "em_reader_cancel": (c_int32, [c_void_p, c_int64]),
     "em_reader_release": (c_int32, [c_void_p, c_int64]),
     "em_reader_counters": (c_int32, [c_void_p, POINTER(st.ReadCountersStruct)]),
+    "em_reader_source": (None, [c_void_p, POINTER(st.SourceStruct)]),
+    "em_pager_create": (c_int32, [POINTER(st.PagerSetupStruct), POINTER(c_void_p)]),
+    "em_pager_destroy": (None, [c_void_p]),
+    "em_pager_request": (c_int32, [c_void_p, c_int32, c_void_p, c_int32, c_int32]),
+    "em_pager_wave": (c_int32, [c_void_p, POINTER(POINTER(c_int32)), POINTER(c_int32)]),
+    "em_pager_end": (None, [c_void_p]),
+    "em_pager_blame": (c_int32, [c_void_p]),
+    "em_pager_prefetch": (c_int32, [c_void_p, c_int32, c_void_p, c_int32]),
+    "em_pager_warm": (c_int32, [c_void_p, c_void_p, c_int32]),
+    "em_pager_loaded": (c_int32, [c_void_p, c_int32, c_int32, c_void_p]),
 }
 
 _REINSTALL = "Install edgemoe again so that its library is built anew, or set EDGEMOE_KERNELS=jit to go without it."

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterable
-from ctypes import c_float, c_int32, c_int64, c_uint64, c_void_p
+from ctypes import c_double, c_float, c_int32, c_int64, c_uint64, c_void_p
 from typing import Any, NamedTuple
 
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.definition import Definition, Field, definition_of
+from edgemoe.kernels.paging import RECORD
 
-ABI_VERSION = 7
+ABI_VERSION = 8
 
 LETTERS = {
     "B": "slot_bytes",
@@ -175,6 +176,94 @@ class ReadCountersStruct(ctypes.Structure):
     ]
 
 
+class SourceStruct(ctypes.Structure):
+    """`em_source`"""
+
+    _fields_ = [
+        ("context", c_void_p),
+        ("submit", c_void_p),
+        ("wait", c_void_p),
+        ("wait_any", c_void_p),
+        ("done", c_void_p),
+        ("promote", c_void_p),
+        ("cancel", c_void_p),
+        ("release", c_void_p),
+    ]
+
+
+class PolicySettingsStruct(ctypes.Structure):
+    """`em_policy_settings`"""
+
+    _fields_ = [
+        ("next_uses", c_void_p),
+        ("rate", c_double),
+        ("weight", c_double),
+        ("kind", c_int32),
+        ("reserved", c_int32),
+    ]
+
+
+class RecordStruct(ctypes.Structure):
+    """`em_record`, an element of a table of records."""
+
+    _fields_ = [(name, {4: c_int32, 8: c_int64}[RECORD[name].itemsize]) for name in RECORD.names or ()]
+
+
+class PagerCountersStruct(ctypes.Structure):
+    """`em_pager_counters`, the elements of `CacheStatistics.counts`."""
+
+    _fields_ = [
+        (name, c_int64)
+        for name in (
+            "hits",
+            "misses",
+            "late_prefetches",
+            "demand_bytes",
+            "prefetched_bytes",
+            "prefetched_reads",
+            "useful_prefetches",
+            "guessable_uses",
+            "guessed_uses",
+            "warm_bytes",
+            "dropped",
+            "wait_ns",
+        )
+    ]
+
+
+class ReadFailureStruct(ctypes.Structure):
+    """`em_read_failure`"""
+
+    _fields_ = [
+        ("detail", c_int64),
+        ("status", c_int32),
+        ("layer", c_int32),
+        ("expert", c_int32),
+        ("reserved", c_int32),
+    ]
+
+
+class PagerSetupStruct(ctypes.Structure):
+    """`em_pager_setup`"""
+
+    _fields_ = [
+        ("source", SourceStruct),
+        ("records", c_void_p),
+        ("arena", c_void_p),
+        ("slots", c_void_p),
+        ("tickets", c_void_p),
+        ("counters", c_void_p),
+        ("failure", c_void_p),
+        ("policy", PolicySettingsStruct),
+        ("slot_bytes", c_int64),
+        ("timeout_us", c_int64),
+        ("slot_count", c_int32),
+        ("layers", c_int32),
+        ("experts", c_int32),
+        ("reserved", c_int32),
+    ]
+
+
 STRUCTS: tuple[type[ctypes.Structure], ...] = (
     MatrixStruct,
     CacheStruct,
@@ -185,6 +274,12 @@ STRUCTS: tuple[type[ctypes.Structure], ...] = (
     ProgramStruct,
     ReadStruct,
     ReadCountersStruct,
+    SourceStruct,
+    PolicySettingsStruct,
+    RecordStruct,
+    PagerCountersStruct,
+    ReadFailureStruct,
+    PagerSetupStruct,
 )
 """Every struct of the interface."""
 
