@@ -32,7 +32,7 @@ Scratch = Callable[["StepwiseBackend", Any, Sizes], int]
 
 
 class Meaning(NamedTuple):
-    """What a kind of operation means."""
+    """The step of a kind of operation, and the function that other backends may have for it."""
 
     step: Step
     function: str
@@ -151,7 +151,7 @@ def measured_operation(number: int, operation: op.Operation) -> Sizes:
 
 
 class RunBounds(NamedTuple):
-    """What runs of a program its buffers have room for."""
+    """The longest run of a program, and the last position, that its buffers have room for."""
 
     rows: int
     positions: int
