@@ -76,7 +76,10 @@ class StubBackend:
         self._scratch_per_position_bytes = scratch_per_position_bytes
 
     def scratch_bytes(self, operations: Sequence[Operation]) -> int:
-        attention = next(operation for operation in operations if isinstance(operation, op.Attention))
+        attentions = [operation for operation in operations if isinstance(operation, op.Attention)]
+        return max((self._attention_bytes(attention) for attention in attentions), default=0)
+
+    def _attention_bytes(self, attention: op.Attention) -> int:
         tokens, context_length = attention.query.shape[0], attention.key_cache.shape[1]
         return 8192 * tokens + self._scratch_per_position_bytes * context_length
 
