@@ -96,7 +96,7 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 def report_failure(error: TraceError | str) -> None:
     """Print one line on stderr: the trace ends here."""
     print(
-        f"error: {printable(with_flags(str(error)))} The trace ends there; all else goes on.",
+        f"error: {printable(with_flags(str(error)))} The trace ends there; the command continues.",
         file=sys.stderr,
         flush=True,
     )

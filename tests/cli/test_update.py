@@ -185,7 +185,7 @@ def test_a_gguf_gives_its_side_files(store: Path, source: Path, tmp_path: Path, 
     }
     code, _, errors = command("update", store, "--from", tmp_path / "m.gguf")
     assert code == 1
-    assert "describes another model than the store's" in errors
+    assert "describes another model than that of the store" in errors
 
 
 def test_the_hub_gives_its_side_files_and_no_weights(
@@ -243,7 +243,7 @@ def test_a_config_of_another_model_is_refused(store: Path, command: Command) -> 
     (store / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-5}))
     code, _, errors = command("update", store)
     assert code == 1
-    assert "config.json: describes another model than the store's: its norm_epsilon differs" in errors
+    assert "config.json: describes another model than that of the store: its norm_epsilon differs" in errors
     (store / "config.json").write_text(json.dumps({**config, "eos_token_id": 7}))
     assert command("update", store)[0] == 0
 
