@@ -124,7 +124,7 @@ def _model(model: str | os.PathLike[str] | None, measure: bool) -> dict[str, Any
         "direct_reads": direct,
         "reads": describe_reads(direct),
         "disk_bytes_per_s": None,
-        "checked_when_read": store.checked_when_read,
+        "checked_when_read": store.manifest.checked_when_read,
         **_plan(store),
     }
     if measure and found["total_experts"]:

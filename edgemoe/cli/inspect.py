@@ -105,7 +105,7 @@ def describe(store: Store) -> dict[str, Any]:
         "parts": dict(manifest.quantisation),
         "files": {file.name: file.bytes for file in manifest.files},
         "total_bytes": manifest.total_bytes,
-        "checked_when_read": store.checked_when_read,
+        "checked_when_read": store.manifest.checked_when_read,
         "resident_bytes": plan.resident_bytes,
         "floor_bytes": plan.floor_bytes,
         "floor_interpreter_bytes": plan.interpreter_bytes,

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def replay(
-    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="Routing that edgemoe trace recorded, CSV or binary.")],
+    trace: Annotated[
+        Path, typer.Argument(metavar="TRACE", help="Routing that edgemoe trace recorded, or CSV of another engine.")
+    ],
     policy: Annotated[
         str,
         typer.Option(

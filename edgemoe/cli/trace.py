@@ -14,11 +14,10 @@ from edgemoe.cli import options as shared
 from edgemoe.cli.compiling import report_compilation
 from edgemoe.cli.interrupts import on_interrupt
 from edgemoe.cli.terminal.text import printable
-from edgemoe.cli.tracing import TraceFile, traced
+from edgemoe.cli.tracing import TraceFile, trace_file, traced
 from edgemoe.errors import INTERRUPTED, TraceError, UsageError
 
 if TYPE_CHECKING:
-    from edgemoe.lab.trace import TraceFormat
     from edgemoe.session.model import Model
 
 IDS_LIMIT_BYTES = 16 << 20
@@ -27,9 +26,7 @@ RANDOM_MAX = 1 << 20
 
 def trace(
     model: shared.ModelArgument = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="The trace: CSV for a name in .csv, else binary.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Where the trace goes.")] = None,
     prompt: Annotated[
         str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="Answer a prompt; - reads it from stdin.")
     ] = None,
@@ -42,10 +39,9 @@ def trace(
     chat: Annotated[bool, typer.Option("--chat", help="Record a conversation.")] = False,
     source: Annotated[
         Path | None,
-        typer.Option("--from", metavar="TRACE", help="Write a trace anew; of a damaged one what is whole."),
-    ] = None,
-    format_name: Annotated[
-        str | None, typer.Option("--format", metavar="FORMAT", help="csv or binary.", show_default="by FILE's name")
+        typer.Option(
+            "--from", metavar="TRACE", help="Write a trace anew, also from CSV; of a damaged one what is whole."
+        ),
     ] = None,
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", metavar="N", help="Maximum number of generated tokens.")
@@ -77,8 +73,7 @@ def trace(
         raise UsageError("--raw continues a plain text: expected -p and no --system.", "Leave --raw or the others out.")
     if random is not None and not 1 <= random <= RANDOM_MAX:
         raise UsageError(f"--random: expected 1 to {RANDOM_MAX} tokens, found {random}.", "For example: --random 32.")
-    shared.check_writable(out)
-    target = TraceFile(out, None if format_name is None else _format(format_name), table=True)
+    target = trace_file(str(out), table=True)
     if source is not None:
         if model is not None:
             raise UsageError("--from takes no model.", "Leave MODEL out.")
@@ -181,11 +176,5 @@ def _rewrite(source: Path, target: TraceFile) -> None:
     except TraceError as error:
         trace = read_trace(source, whole_blocks_only=True)
         print(f"{printable(error.message)} What is whole of it is kept.", file=sys.stderr)
-    write_trace(target.path, trace, target.format)
+    write_trace(target.path, trace)
     print(f"{target.path}: {trace.tokens} tokens, {len(trace)} rows.")
-
-
-def _format(name: str) -> TraceFormat:
-    from edgemoe.lab.trace import format_of
-
-    return format_of("", name)

@@ -15,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.errors import ReadError
-from edgemoe.experts.cache import READ_TIMEOUT_SECONDS, CacheStatistics
+from edgemoe.experts.cache import READ_TIMEOUT_SECONDS
 from edgemoe.io.direct import allocate_pages, open_direct
 from edgemoe.io.reads import open_reader
 from edgemoe.kernels.formats import PANEL_ROWS, Matrix
 from edgemoe.kernels.operations import Floats, Integers, Program
+from edgemoe.kernels.paging import CacheStatistics
 from edgemoe.kernels.reads import RecordRead
 from edgemoe.store.panels import Panels
 from edgemoe.store.reader import Store
@@ -130,8 +131,7 @@ class EmbeddingRows:
 
     def _panel_read(self, panel: int, landing: npt.NDArray[np.uint8]) -> RecordRead:
         first, end = self._panels.pages(panel)
-        sha256, crc32c = self._checksums[panel]
-        return RecordRead(self._descriptor, first, end - first, landing.ctypes.data, crc32c, sha256)
+        return RecordRead(self._descriptor, first, end - first, landing.ctypes.data, self._checksums[panel])
 
 
 def _allocate_rows(row_bytes: int) -> npt.NDArray[np.uint8]:

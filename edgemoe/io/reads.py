@@ -196,4 +196,4 @@ def _fill(read: _Read) -> str | None:
             filled += count
     except OSError as error:
         return f"A read of {wanted} bytes at offset {asked.offset} failed: {error.strerror}."
-    return None if as_written(read.destination, asked.sha256, asked.crc32c) else NOT_AS_WRITTEN[0]
+    return None if as_written(read.destination, asked.crc32c) else NOT_AS_WRITTEN[0]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgemoe.io.checksum import Checksum
+from edgemoe.io.checksum import crc32c
 from edgemoe.io.direct import PageFile, PageReadError, allocate_pages
 from edgemoe.io.pages import PAGE_BYTES, round_up
 from edgemoe.kernels.formats import panel_count
@@ -42,8 +42,8 @@ class Panels:
         start = panel * self.panel_bytes % PAGE_BYTES
         return slice(start, start + self.panel_bytes)
 
-    def checksums(self, direct: bool) -> list[tuple[str | None, int | None]]:
-        """Checksums of each panel's pages (`Checksum.values`), after verifying the whole matrix by its own checksum.
+    def checksums(self, direct: bool) -> list[int]:
+        """The CRC-32C of each panel's pages, after verifying the whole matrix by its own.
 
         Raises StoreError where the file cannot be read, or the matrix differs from its checksum; BudgetError.
         """
@@ -58,19 +58,17 @@ class Panels:
         finally:
             file.close()
 
-    def _checksums(self, file: PageFile) -> list[tuple[str | None, int | None]]:
+    def _checksums(self, file: PageFile) -> list[int]:
         memory = memoryview(allocate_pages(PIECE_PANELS * self.panel_bytes + PAGE_BYTES))
-        whole, of_panels = Checksum(), []
+        whole, of_panels = 0, []
         for first_panel in range(0, self.count, PIECE_PANELS):
             panels = range(first_panel, min(first_panel + PIECE_PANELS, self.count))
             origin, end = self.pages(panels[0])[0], self.pages(panels[-1])[1]
             file.read(origin, end - origin, memory)
-            whole.add(memory[: len(panels) * self.panel_bytes])
+            whole = crc32c(memory[: len(panels) * self.panel_bytes], whole)
             for panel in panels:
                 start, end = self.pages(panel)
-                pages = Checksum()
-                pages.add(memory[start - origin : end - origin])
-                of_panels.append(pages.values)
-        if not whole.agrees(self.tensor.sha256, self.tensor.crc32c):
+                of_panels.append(crc32c(memory[start - origin : end - origin]))
+        if self.tensor.crc32c not in (None, whole):
             raise not_as_written(self.path, self.tensor)
         return of_panels

@@ -15,7 +15,8 @@ from edgemoe.io.checksum import as_written
 from edgemoe.io.direct import PageReadError, allocate_pages
 from edgemoe.io.pages import PAGE_BYTES, round_up
 from edgemoe.kernels.formats import Matrix
-from edgemoe.store.manifest import MATRIX_ALIGNMENT_BYTES, ResidentTensor
+from edgemoe.store.layouts import MATRIX_ALIGNMENT_BYTES
+from edgemoe.store.manifest import ResidentTensor
 from edgemoe.store.manifest_parser import DAMAGED_HINT
 
 ResidentValue = Union[Matrix, npt.NDArray[np.float32]]
@@ -77,7 +78,7 @@ class ResidentReading:
 
     def _finish(self) -> None:
         for tensor, data in self._as_read:
-            if not as_written(data, tensor.sha256, tensor.crc32c):
+            if not as_written(data, tensor.crc32c):
                 raise not_as_written(self._path, tensor)
         for place, data in self._vectors:
             place[:] = data

@@ -1,9 +1,7 @@
 /* edgemoe's native library: the operations of a decoder, a thread pool, and reader threads for experts.
  *
- * Every operation is defined in edgemoe/kernels/operations.py and reference.py, the bytes of a matrix in
- * formats.py; this header mirrors their fields. All arrays are C-contiguous. Letters:
- *   T tokens of a run, D model width, H query heads, G key/value heads, W head width, E experts,
- *   K experts used per token, F FFN width, C context length, V vocabulary.
+ * Every operation is defined in edgemoe/kernels/operations.py and reference.py, the bytes of a matrix in formats.py.
+ * edgemoe_operations.h has the structs of operations, written from those definitions. All arrays are C-contiguous.
  *
  * Results are the same to the bit for any number of threads, any instruction set, and any way of cutting
  * a prompt into runs: threads share out output rows, never a sum, and every sum has one written order.
@@ -22,7 +20,7 @@ extern "C" {
 #define EM_API __attribute__((visibility("default")))
 
 /* Incremented with every change to this header that a caller must adapt to. */
-#define EM_ABI_VERSION 6
+#define EM_ABI_VERSION 7
 
 typedef enum em_status {
     EM_OK = 0,
@@ -85,182 +83,38 @@ EM_API int32_t em_read_memory(em_pool *pool, const void *data, uint64_t bytes, u
 
 /* ---- operations ------------------------------------------------------------------------------------- */
 
-typedef enum em_format { EM_F32 = 0, EM_F16 = 1, EM_Q8 = 2, EM_Q4 = 3, EM_Q4M = 4, EM_FORMAT_COUNT = 5 } em_format;
-
+/* A matrix of weights, in one of the formats (em_format). */
 typedef struct em_matrix {
     const uint8_t *data; /* 64-byte aligned */
     int32_t format;
     int32_t rows;
     int32_t columns;
-    int32_t reserved;
 } em_matrix;
-
-typedef struct em_embed {
-    const int32_t *ids; /* (T) */
-    float *output;      /* (T, D) */
-    em_matrix matrix;   /* (V, D) */
-    float scale;
-    int32_t reserved;
-} em_embed;
-
-typedef struct em_rms_norm {
-    const float *input;  /* (T, heads * width) */
-    const float *weight; /* (width) */
-    float *output;       /* as input, or the same buffer */
-    float epsilon;
-    int32_t heads;
-    int32_t width;
-    int32_t reserved;
-} em_rms_norm;
-
-#define EM_LINEAR_PARTS 4
-
-typedef struct em_linear_part {
-    em_matrix matrix;
-    const float *bias; /* (rows), or NULL */
-    float *output;     /* (T, rows) */
-} em_linear_part;
-
-typedef struct em_linear {
-    const float *input; /* (T, columns) */
-    em_linear_part parts[EM_LINEAR_PARTS];
-    int32_t part_count;
-    int32_t accumulate;
-    float scale;
-    int32_t reserved;
-} em_linear;
-
-typedef struct em_rope {
-    float *values;       /* (T, heads * width) */
-    const float *cosine; /* (C, width / 2) */
-    const float *sine;   /* (C, width / 2) */
-    int32_t heads;
-    int32_t width;
-    int32_t context;
-    int32_t reserved;
-} em_rope;
 
 /* Keys or values of one layer. Element i of a row of EM_Q8 is (float)int8 * (float)scale of its group of 32. */
 typedef struct em_cache {
-    void *elements;   /* (G, C, W): float32, float16 or int8, by the operation's `format` */
+    void *elements;   /* (G, C, W): float32, float16 or int8, by the format */
     uint16_t *scales; /* (G, C, groups of 32 of W): float16, for EM_Q8; else NULL */
+    int32_t format;   /* EM_F32, EM_F16 or EM_Q8 */
 } em_cache;
-
-typedef struct em_store_kv {
-    const float *keys;   /* (T, G * W) */
-    const float *values; /* (T, G * W) */
-    em_cache key_cache;
-    em_cache value_cache;
-    int32_t format; /* of both caches: EM_F32, EM_F16 or EM_Q8 */
-    int32_t groups;
-    int32_t width;
-    int32_t context;
-} em_store_kv;
-
-typedef struct em_attention {
-    const float *query; /* (T, H * W) */
-    float *output;      /* (T, H * W) */
-    em_cache key_cache;
-    em_cache value_cache;
-    int32_t format; /* of both caches: EM_F32, EM_F16 or EM_Q8 */
-    int32_t heads;
-    int32_t groups;
-    int32_t width;
-    int32_t context;
-    float scale;
-} em_attention;
-
-typedef struct em_route {
-    const float *logits;      /* (T, E) */
-    int32_t *experts;         /* (T, K) */
-    float *weights;           /* (T, K) */
-    const int32_t *in_memory; /* (E): not 0 where an expert gets the bonus; or NULL */
-    int32_t expert_count;
-    int32_t used;
-    int32_t renormalise;
-    float bonus; /* as a share of each token's range of logits */
-} em_route;
-
-typedef struct em_gated_ffn {
-    const float *input; /* (T, D) */
-    float *output;      /* (T, D) */
-    em_matrix gate_up;  /* (2 * F rounded up to 16, D), gate and up panels interleaved */
-    em_matrix down;     /* (D, F) */
-} em_gated_ffn;
 
 typedef struct em_reader em_reader; /* see "expert reads" below */
 
-/* Pending reads: records that may still be on their way into the arena when an operation begins. */
-typedef struct em_arrivals {
-    em_reader *reader;   /* NULL: every record is in the arena */
-    int64_t *tickets;    /* (slot_count): ticket of the pending read into each slot, or -1 if its record is there */
-    int64_t timeout_us;  /* longest wait for the next record; negative: no limit */
-} em_arrivals;
+#include "edgemoe_operations.h"
 
-/* Experts whose records are in the arena are computed first, the others as their reads end. The ticket of a record that
- * the run waited for is released, and becomes -1. If a read fails, or none ends in time, the run ends with that status
- * and leaves the tickets of unused records unchanged. */
-typedef struct em_experts {
-    const float *input;     /* (T, D) */
-    const int32_t *experts; /* (T, K) */
-    const int32_t *slots;   /* (E): slot of the expert's record in the arena, or -1: its output rows are left */
-    const uint8_t *arena;   /* (slot_count, slot_bytes) */
-    float *output;          /* (T, K, D) */
-    int64_t slot_bytes;
-    int64_t down_offset; /* of the down matrix in a record; gate_up is at 0 */
-    int32_t slot_count;
-    int32_t expert_count;
-    int32_t used;
-    int32_t model_width;
-    int32_t ffn_width;
-    int32_t gate_up_format;
-    int32_t down_format;
-    int32_t reserved;
-    em_arrivals arrivals;
-} em_experts;
+#define EM_KIND(kind, name) EM_##kind,
+typedef enum em_kind { EM_OPERATIONS(EM_KIND) EM_KIND_COUNT } em_kind;
+#undef EM_KIND
 
-typedef struct em_combine {
-    float *residual;          /* (T, D) */
-    const float *routed;      /* (T, K, D), or NULL */
-    const float *weights;     /* (T, K), or NULL with `routed` */
-    const float *shared;      /* (T, D), or NULL */
-    const float *shared_gate; /* (T, 1), or NULL */
-    int32_t used;
-    int32_t width;
-    float scale;
-    int32_t reserved;
-} em_combine;
-
-typedef enum em_kind {
-    EM_EMBED = 0,
-    EM_RMS_NORM = 1,
-    EM_LINEAR = 2,
-    EM_ROPE = 3,
-    EM_STORE_KV = 4,
-    EM_ATTENTION = 5,
-    EM_ROUTE = 6,
-    EM_GATED_FFN = 7,
-    EM_EXPERTS = 8,
-    EM_COMBINE = 9,
-    EM_KIND_COUNT = 10
-} em_kind;
-
+#define EM_MEMBER(kind, name) em_##name name;
 typedef struct em_operation {
     int32_t kind;
     int32_t reserved;
     union {
-        em_embed embed;
-        em_rms_norm rms_norm;
-        em_linear linear;
-        em_rope rope;
-        em_store_kv store_kv;
-        em_attention attention;
-        em_route route;
-        em_gated_ffn gated_ffn;
-        em_experts experts;
-        em_combine combine;
+        EM_OPERATIONS(EM_MEMBER)
     } as;
 } em_operation;
+#undef EM_MEMBER
 
 /* Working memory that programs share, since one runs at a time: 64-byte aligned, owned by the caller. */
 typedef struct em_scratch {
@@ -350,14 +204,126 @@ EM_API int32_t em_reader_cancel(em_reader *reader, int64_t ticket);
 EM_API int32_t em_reader_release(em_reader *reader, int64_t ticket);
 EM_API int32_t em_reader_counters(em_reader *reader, em_read_counters *counters);
 
-/* ---- sizes, for a binding to check its mirror of the structs ------------------------------------------ */
+/* ---- the pager: which experts are in memory ------------------------------------------------------------ */
 
-EM_API uint64_t em_sizeof_operation(void);
-EM_API uint64_t em_sizeof_kind(int32_t kind); /* size of one member of the union; 0 for an unknown kind */
-EM_API uint64_t em_sizeof_program(void);
-EM_API uint64_t em_sizeof_program_times(void);
-EM_API uint64_t em_sizeof_read(void);
-EM_API uint64_t em_sizeof_read_counters(void);
+/* An expert's key is `layer * experts + expert`. A slot of the arena holds one expert's record exactly as it lies on
+ * disk. edgemoe/experts/cache.py says what the pager means: it takes the same decisions, victim by victim.
+ *
+ * No function here locks: one thread at a time uses a pager, that which runs the programs. */
+typedef struct em_pager em_pager;
+
+/* Where records are read from. `em_reader_source` makes that of a reader; a function returns what the function of the
+ * reader with its name returns. */
+typedef struct em_source {
+    void *context;
+    int32_t (*submit)(void *context, const em_read *reads, int32_t count, int32_t demand, int64_t *tickets);
+    int32_t (*wait)(void *context, int64_t ticket, int64_t timeout_us, int64_t *detail);
+    int32_t (*wait_any)(void *context, const int64_t *tickets, int32_t count, int64_t timeout_us);
+    int32_t (*done)(void *context, int64_t ticket);
+    int32_t (*promote)(void *context, int64_t ticket);
+    int32_t (*cancel)(void *context, int64_t ticket);
+    int32_t (*release)(void *context, int64_t ticket);
+} em_source;
+
+EM_API void em_reader_source(em_reader *reader, em_source *source);
+
+typedef enum em_policy_kind { EM_LRU = 0, EM_LFU = 1, EM_LRUF = 2, EM_BELADY = 3, EM_POLICY_COUNT = 4 } em_policy_kind;
+
+typedef struct em_policy_settings {
+    const double *next_uses; /* EM_BELADY: for each use the number of the next use of its key; not for a pager */
+    double rate;             /* EM_LFU, EM_LRUF: log(2) by the half-life in uses */
+    double weight;           /* EM_LRUF: in uses */
+    int32_t kind;
+    int32_t reserved;
+} em_policy_settings;
+
+/* Where an expert's record lies. A layer has no experts beyond its own number: their `length` is 0. */
+typedef struct em_record {
+    int64_t offset;
+    int64_t length;
+    int64_t crc32c; /* as in em_read */
+    int32_t descriptor;
+    int32_t reserved;
+} em_record;
+
+/* Counts since the pager was made; `CacheStatistics` in cache.py, of the same order, explains each. */
+typedef struct em_pager_counters {
+    int64_t hits;
+    int64_t misses;
+    int64_t late_prefetches;
+    int64_t demand_bytes;
+    int64_t prefetched_bytes;
+    int64_t prefetched_reads;
+    int64_t useful_prefetches;
+    int64_t guessable_uses;
+    int64_t guessed_uses;
+    int64_t warm_bytes;
+    int64_t dropped;
+    int64_t wait_ns;
+} em_pager_counters;
+
+/* The read that failed last. */
+typedef struct em_read_failure {
+    int64_t detail; /* as of em_reader_wait */
+    int32_t status;
+    int32_t layer;
+    int32_t expert;
+    int32_t reserved;
+} em_read_failure;
+
+/* All arrays are the caller's and stay valid as long as the pager. */
+typedef struct em_pager_setup {
+    em_source source;
+    const em_record *records;    /* (layers, experts) */
+    uint8_t *arena;              /* (slot_count, slot_bytes) */
+    int32_t *slots;              /* (layers, experts): the pager keeps here the slot of each expert, -1 if it is absent */
+    int64_t *tickets;            /* (slot_count): the ticket of the pending read into each slot, or -1 */
+    em_pager_counters *counters;
+    em_read_failure *failure;
+    em_policy_settings policy;
+    int64_t slot_bytes;
+    int64_t timeout_us;          /* the longest wait for one read; negative: no limit */
+    int32_t slot_count;
+    int32_t layers;
+    int32_t experts;             /* of the layer that has most */
+    int32_t reserved;
+} em_pager_setup;
+
+EM_API int32_t em_pager_create(const em_pager_setup *setup, em_pager **pager);
+/* The reads under way must have ended, or the reader be destroyed, before the arena goes. */
+EM_API void em_pager_destroy(em_pager *pager);
+
+/* A use of experts of one layer: em_pager_request, then em_pager_wave until it gives no experts, then em_pager_end,
+ * which is harmless when repeated and also breaks a use off.
+ *
+ * A request pins the experts that have a slot, counts hits and misses, promotes prefetches that turned out to be right
+ * and cancels those that turned out to be wrong. `scan`: this use does not predict the next one, so experts that are read
+ * for it leave before all others. EM_BAD_EXPERT for an unknown expert or one named twice. */
+EM_API int32_t em_pager_request(em_pager *pager, int32_t layer, const int32_t *experts, int32_t count, int32_t scan);
+/* The experts that come next, whose number is `*count`: all that were requested if there are slots for them, else about
+ * half of those that have a slot, so that one half is read while the other is computed. They stay pinned until the next
+ * call. Reads of a wave may be under way: the caller waits for those in `tickets`, releases each ticket and sets it to
+ * -1. An error ends the use, and `failure` says which read it is about. */
+EM_API int32_t em_pager_wave(em_pager *pager, const int32_t **experts, int32_t *count);
+EM_API void em_pager_end(em_pager *pager);
+/* Finds the read of the present wave that failed, or that does not end, and notes it in `failure`; a failed one leaves
+ * its expert absent. Returns its status, or EM_OK where all reads of the wave are in order. */
+EM_API int32_t em_pager_blame(em_pager *pager);
+
+/* Begins to read experts that a layer will probably use; demands go first. */
+EM_API int32_t em_pager_prefetch(em_pager *pager, int32_t layer, const int32_t *experts, int32_t count);
+/* Begins to read experts, the hottest first, into free slots. They give these up to all others, the coldest first, and
+ * do not count as prefetches. Keys that are present or named twice are passed over. */
+EM_API int32_t em_pager_warm(em_pager *pager, const int32_t *keys, int32_t count);
+
+/* Whether each expert's record is in memory: 1 or 0 for `count` keys from `first` on. */
+EM_API int32_t em_pager_loaded(const em_pager *pager, int32_t first, int32_t count, uint8_t *loaded);
+
+/* ---- layout, for a binding to check its mirror of the structs ------------------------------------------ */
+
+/* Describes every struct of this interface: a line "type 0 size" for each, then "type.field offset size" for each of its
+ * fields. Writes at most `room` bytes with the final zero, and returns the length without it. */
+EM_API uint64_t em_describe_layout(char *text, uint64_t room);
 
 #ifdef __cplusplus
 }

@@ -9,10 +9,10 @@ import pytest
 
 from edgemoe.cli.main import run_command
 from edgemoe.cli.terminal.replay_tables import replay_tables
-from edgemoe.lab.trace import TraceWriter
 from tests.bench.test_replay_report import small_report
 from tests.lab.traces import make_shape, random_trace
 from tests.support.shared_data import shared_file
+from tests.support.traces import write_csv
 
 Capture = pytest.CaptureFixture[str]
 RATES = ("--disk-rate", "1GB/s", "--memory-rate", "10GB/s")
@@ -21,9 +21,7 @@ RATES = ("--disk-rate", "1GB/s", "--memory-rate", "10GB/s")
 @pytest.fixture(scope="module")
 def trace_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("traces") / "small.csv"
-    trace = random_trace(make_shape(4, 16, 2), 10, 40)
-    with TraceWriter(path, trace.shape) as writer:
-        writer.write(trace)
+    write_csv(path, random_trace(make_shape(4, 16, 2), 10, 40))
     return path
 
 

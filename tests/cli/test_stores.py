@@ -109,7 +109,7 @@ def test_verify_finds_an_altered_expert(store: Path, tmp_path: Path, capsys: Cap
         ["verify", "STORE"],
         ["update", "STORE"],
         ["export", "STORE", "x.gguf"],
-        ["trace", "STORE", "-p", "x", "--out", "x.csv"],
+        ["trace", "STORE", "-p", "x", "--out", "x.trace"],
         ["convert", "CHECKPOINT", "STORE", "--experts", "q8"],
     ],
 )

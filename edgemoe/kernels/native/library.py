@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 from ctypes import POINTER, c_char_p, c_int32, c_int64, c_uint32, c_uint64, c_void_p
 from enum import IntEnum
 from pathlib import Path
@@ -34,11 +35,7 @@ class Status(IntEnum):
 _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "em_abi_version": (c_int32, []),
     "em_status_text": (c_char_p, [c_int32]),
-    "em_sizeof_operation": (c_uint64, []),
-    "em_sizeof_kind": (c_uint64, [c_int32]),
-    "em_sizeof_program": (c_uint64, []),
-    "em_sizeof_program_times": (c_uint64, []),
-    "em_sizeof_read_counters": (c_uint64, []),
+    "em_describe_layout": (c_uint64, [c_char_p, c_uint64]),
     "em_isa_count": (c_int32, []),
     "em_isa_name": (c_char_p, [c_int32]),
     "em_kernels_for": (c_void_p, [c_char_p]),
@@ -59,6 +56,16 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "em_reader_cancel": (c_int32, [c_void_p, c_int64]),
     "em_reader_release": (c_int32, [c_void_p, c_int64]),
     "em_reader_counters": (c_int32, [c_void_p, POINTER(st.ReadCountersStruct)]),
+    "em_reader_source": (None, [c_void_p, POINTER(st.SourceStruct)]),
+    "em_pager_create": (c_int32, [POINTER(st.PagerSetupStruct), POINTER(c_void_p)]),
+    "em_pager_destroy": (None, [c_void_p]),
+    "em_pager_request": (c_int32, [c_void_p, c_int32, c_void_p, c_int32, c_int32]),
+    "em_pager_wave": (c_int32, [c_void_p, POINTER(POINTER(c_int32)), POINTER(c_int32)]),
+    "em_pager_end": (None, [c_void_p]),
+    "em_pager_blame": (c_int32, [c_void_p]),
+    "em_pager_prefetch": (c_int32, [c_void_p, c_int32, c_void_p, c_int32]),
+    "em_pager_warm": (c_int32, [c_void_p, c_void_p, c_int32]),
+    "em_pager_loaded": (c_int32, [c_void_p, c_int32, c_int32, c_void_p]),
 }
 
 _REINSTALL = "Install edgemoe again so that its library is built anew, or set EDGEMOE_KERNELS=jit to go without it."
@@ -82,32 +89,33 @@ def load_library() -> ctypes.CDLL:
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
         raise KernelError(f"The native kernel library could not be loaded: {error}.", _REINSTALL) from error
-    _check_version(library)
+    _check_interface(library)
     return library
 
 
-def _check_version(library: ctypes.CDLL) -> None:
+def _check_interface(library: ctypes.CDLL) -> None:
     found = library.em_abi_version()
     if found != st.ABI_VERSION:
         raise KernelError(
             f"The native kernel library has interface version {found}; this package needs {st.ABI_VERSION}.",
             _REINSTALL,
         )
-    sizes: list[tuple[str, type[ctypes.Structure], int]] = [
-        ("em_operation", st.OperationStruct, library.em_sizeof_operation()),
-        ("em_program", st.ProgramStruct, library.em_sizeof_program()),
-        ("em_program_times", st.ProgramTimesStruct, library.em_sizeof_program_times()),
-        ("em_read", st.ReadStruct, library.em_sizeof_read()),
-        ("em_read_counters", st.ReadCountersStruct, library.em_sizeof_read_counters()),
-    ]
-    for kind, (name, member) in enumerate(st.UNION_MEMBERS):
-        sizes.append((f"em_{name}", member, library.em_sizeof_kind(kind)))
-    for name, struct, size in sizes:
-        if ctypes.sizeof(struct) != size:
-            raise KernelError(
-                f"The native kernel library's {name} has {size} bytes; expected {ctypes.sizeof(struct)}.",
-                _REINSTALL,
-            )
+    text = ctypes.create_string_buffer(library.em_describe_layout(None, 0) + 1)
+    library.em_describe_layout(text, len(text))
+    check_layout(st.describe_layout(), text.value.decode())
+
+
+def check_layout(expected: str, found: str) -> None:
+    """Raise KernelError if two descriptions of the structs differ, naming the first type or field that does."""
+    if expected == found:
+        return
+    lines = itertools.zip_longest(expected.splitlines(), found.splitlines(), fillvalue="nothing")
+    wanted, has = next((one, other) for one, other in lines if one != other)
+    raise KernelError(
+        f"The native kernel library lays out its structs otherwise than this package: expected {wanted}, found {has}"
+        " (a type or field, its offset and its bytes).",
+        _REINSTALL,
+    )
 
 
 def available_isas() -> tuple[str, ...]:
