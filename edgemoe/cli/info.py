@@ -35,9 +35,9 @@ def info(
 def when_checked(checked_when_read: bool) -> str:
     """Say when a store's bytes are compared with its checksums."""
     return (
-        "held to at every read"
+        "checked at every read"
         if checked_when_read
-        else "only edgemoe verify looks at them (its --migrate adds others)"
+        else "checked by edgemoe verify only (edgemoe verify --migrate enables checks at every read)"
     )
 
 

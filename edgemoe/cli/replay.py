@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def replay(
     trace: Annotated[
-        Path, typer.Argument(metavar="TRACE", help="Routing that edgemoe trace recorded, or CSV of another engine.")
+        Path, typer.Argument(metavar="TRACE", help="A trace recorded by edgemoe, or another engine's CSV.")
     ],
     policy: Annotated[
         str,

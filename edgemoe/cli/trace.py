@@ -26,7 +26,7 @@ RANDOM_MAX = 1 << 20
 
 def trace(
     model: shared.ModelArgument = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Where the trace goes.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Output file of the trace.")] = None,
     prompt: Annotated[
         str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="Answer a prompt; - reads it from stdin.")
     ] = None,
@@ -40,7 +40,7 @@ def trace(
     source: Annotated[
         Path | None,
         typer.Option(
-            "--from", metavar="TRACE", help="Write a trace anew, also from CSV; of a damaged one what is whole."
+            "--from", metavar="TRACE", help="Rewrite a trace, also one in CSV; keeps the intact part of a damaged one."
         ),
     ] = None,
     max_tokens: Annotated[
@@ -175,6 +175,6 @@ def _rewrite(source: Path, target: TraceFile) -> None:
         trace = read_trace(source)
     except TraceError as error:
         trace = read_trace(source, whole_blocks_only=True)
-        print(f"{printable(error.message)} What is whole of it is kept.", file=sys.stderr)
+        print(f"{printable(error.message)} The intact part is kept.", file=sys.stderr)
     write_trace(target.path, trace)
     print(f"{target.path}: {trace.tokens} tokens, {len(trace)} rows.")

@@ -40,7 +40,7 @@ def trace_file(name: str, table: bool = False) -> TraceFile:
 
 TraceOption = Annotated[
     TraceFile | None,
-    typer.Option("--trace", metavar="FILE", parser=trace_file, help="Record the routing in a file."),
+    typer.Option("--trace", metavar="FILE", parser=trace_file, help="Record which experts the routers choose."),
 ]
 
 

@@ -79,7 +79,7 @@ def test_a_file_that_was_mended_in_the_store_is_refused_until_it_is_taken(store:
         code, _, errors = command(*verb)
         assert code == 1
         assert f"tokenizer_config.json: expected {len(json.dumps({'chat_template': TEMPLATE}))} bytes" in errors
-        assert f"edgemoe update {store} takes the side files as they are now" in errors
+        assert f"edgemoe update {store} accepts the side files as they are" in errors
     code, shown, errors = command("verify", store)
     assert code == 1
     assert "tokenizer_config.json: expected" in shown
