@@ -72,7 +72,7 @@ def require(holds: bool, field: str, expected: object, found: object) -> None:
 
 
 class Role(NamedTuple):
-    """What an operation does with a buffer, and which other buffer may not share its memory."""
+    """How an operation uses a buffer, and which other buffer may not share its memory."""
 
     reads: bool = True
     writes: bool = False
@@ -108,7 +108,7 @@ SHAPED = ("buffer", "matrix", "cache")
 
 
 class Mark(NamedTuple):
-    """What a field is, where its type does not say it."""
+    """The kind and shape of a field, where its type does not say them."""
 
     kind: Kind
     shape: tuple[str, ...] = ()

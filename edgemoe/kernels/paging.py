@@ -53,24 +53,8 @@ class CacheStatistics:
     wait_ns = _Count(11)
     """Time for which the cache itself waited for reads; kernels count their own waits."""
 
-    NAMES = (
-        "hits",
-        "misses",
-        "late_prefetches",
-        "demand_bytes",
-        "prefetched_bytes",
-        "prefetched_reads",
-        "useful_prefetches",
-        "guessable_uses",
-        "guessed_uses",
-        "warm_bytes",
-        "dropped",
-        "wait_ns",
-    )
-    """The fields of `em_pager_counters`, in the order of the counters."""
-
     def __init__(self) -> None:
-        self.counts: npt.NDArray[np.int64] = np.zeros(len(self.NAMES), np.int64)
+        self.counts: npt.NDArray[np.int64] = np.zeros(12, np.int64)
         """The counters in the order of `em_pager_counters`: a pager in C counts here."""
 
     @property

@@ -14,13 +14,11 @@ from collections.abc import Iterable
 from ctypes import c_double, c_float, c_int32, c_int64, c_uint64, c_void_p
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.definition import Definition, Field, definition_of
-from edgemoe.kernels.paging import RECORD, CacheStatistics
+from edgemoe.kernels.paging import RECORD
 
-ABI_VERSION = 7
+ABI_VERSION = 8
 
 LETTERS = {
     "B": "slot_bytes",
@@ -205,6 +203,34 @@ class PolicySettingsStruct(ctypes.Structure):
     ]
 
 
+class RecordStruct(ctypes.Structure):
+    """`em_record`, an element of a table of records."""
+
+    _fields_ = [(name, {4: c_int32, 8: c_int64}[RECORD[name].itemsize]) for name in RECORD.names or ()]
+
+
+class PagerCountersStruct(ctypes.Structure):
+    """`em_pager_counters`, the elements of `CacheStatistics.counts`."""
+
+    _fields_ = [
+        (name, c_int64)
+        for name in (
+            "hits",
+            "misses",
+            "late_prefetches",
+            "demand_bytes",
+            "prefetched_bytes",
+            "prefetched_reads",
+            "useful_prefetches",
+            "guessable_uses",
+            "guessed_uses",
+            "warm_bytes",
+            "dropped",
+            "wait_ns",
+        )
+    ]
+
+
 class ReadFailureStruct(ctypes.Structure):
     """`em_read_failure`"""
 
@@ -236,23 +262,6 @@ class PagerSetupStruct(ctypes.Structure):
         ("experts", c_int32),
         ("reserved", c_int32),
     ]
-
-
-def _struct_of(dtype: np.dtype[np.void]) -> list[tuple[str, Any]]:
-    """The fields of the struct that elements of a NumPy array are in C."""
-    return [(name, {4: c_int32, 8: c_int64}[dtype[name].itemsize]) for name in dtype.names or ()]
-
-
-class RecordStruct(ctypes.Structure):
-    """`em_record`"""
-
-    _fields_ = _struct_of(RECORD)
-
-
-class PagerCountersStruct(ctypes.Structure):
-    """`em_pager_counters`"""
-
-    _fields_ = [(name, c_int64) for name in CacheStatistics.NAMES]
 
 
 STRUCTS: tuple[type[ctypes.Structure], ...] = (
