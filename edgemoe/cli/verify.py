@@ -53,7 +53,7 @@ def verify(
             f"{opened.path}: {count} not as written.",
             "Convert the checkpoint again, or copy the store again."
             if weights
-            else f"edgemoe update {opened.path} accepts the side files as they are, or takes a checkpoint's with --from.",
+            else f"edgemoe update {opened.path} accepts the side files as they are, or with --from a checkpoint's.",
         )
     manifest = opened.manifest
     typer.echo(f"{opened.path}: whole; {len(manifest.files)} files, {format_size(manifest.total_bytes)} checked.")
