@@ -35,7 +35,7 @@ def load(
     *,
     cache_aware_routing: float = 0.0,
     drop_cold: float = 0.0,
-    experts_used: int | None = None,
+    experts_per_token: int | None = None,
 ) -> Model:
     """Open a store (None: the bundled model) within a memory budget; use the result in a `with` block.
 
@@ -44,16 +44,16 @@ def load(
     Where not all experts fit, `policy` says which one leaves for another (`lru`, `lfu`, `lruf`), and `prediction`
     whether experts are read ahead on a guess (`on`, `off`, or `auto`, by trial); `warm_start` reads in those that were
     in RAM as the model was last closed (noted in the user's cache). None of these changes an answer.
-    What follows is lossy and off by default (docs/performance.md has prices): `cache_aware_routing` (0 to 1) prefers
-    experts that are in memory, `drop_cold` (0 to 1) does without those that are not and whose share of a token is
-    below it, `experts_used` is a smaller number of experts for each token.
+    The other settings are lossy and off by default (docs/performance.md has measurements): `cache_aware_routing`
+    (0 to 1) prefers experts that are in memory, `drop_cold` (0 to 1) skips those that are not in memory and whose share
+    of a token is below it, `experts_per_token` is a smaller number of experts for each token.
     Raises StoreError, BudgetError and UsageError (`edgemoe.errors`).
     """
     from edgemoe.engine.lossy import LossySettings
     from edgemoe.engine.options import EngineOptions
     from edgemoe.session.model import load as load_model
 
-    lossy = LossySettings(cache_aware_routing, drop_cold, experts_used)
+    lossy = LossySettings(cache_aware_routing, drop_cold, experts_per_token)
     return load_model(
         path, EngineOptions(ram, threads, context_length, kv, policy, prediction, warm_start, lossy=lossy)
     )

@@ -14,7 +14,7 @@ CACHE_VARIABLE = "EDGEMOE_CACHE_DIR"
 
 
 def cache_folder() -> Path | None:
-    """The folder of hot lists, prices and downloads, which may not exist yet; None where no files are kept."""
+    """The folder of hot lists, quality figures and downloads, which may not exist yet; None where no files are kept."""
     chosen = os.environ.get(CACHE_VARIABLE)
     return platform_cache_folder() if chosen is None else expanded(chosen)
 

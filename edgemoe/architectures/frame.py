@@ -8,21 +8,21 @@ from edgemoe.architectures import config as limits
 from edgemoe.architectures.config import DAMAGED, ConfigReader, unsupported
 from edgemoe.architectures.positions import read_rope
 from edgemoe.errors import SourceError
-from edgemoe.model.spec import AttentionSpec, DenseFfnSpec, LayerSpec, ModelSpec, MoeSpec
+from edgemoe.model.blocks import Attention, GatedFfn, Moe, SharedExpert
+from edgemoe.model.spec import LayerSpec, ModelSpec
 
 
-def read_frame(reader: ConfigReader, family: str, *, default_theta: float = 10_000.0) -> ModelSpec:
+def read_frame(reader: ConfigReader, family: str) -> ModelSpec:
     """A `ModelSpec` without its layers. Raises SourceError."""
     reader.require("hidden_act", "silu", "swish", default="silu")
     max_positions = reader.integer("max_position_embeddings", maximum=limits.LARGEST_POSITIONS)
     _refuse_sliding_window(reader, max_positions)
     return ModelSpec(
         family=family,
-        vocabulary=reader.integer("vocab_size", maximum=limits.LARGEST_VOCABULARY),
-        model_width=reader.integer("hidden_size", maximum=limits.LARGEST_WIDTH),
+        vocab_size=reader.integer("vocab_size", maximum=limits.LARGEST_VOCABULARY),
+        hidden_size=reader.integer("hidden_size", maximum=limits.LARGEST_WIDTH),
         layers=(),
         norm_epsilon=reader.number("rms_norm_eps", maximum=1.0),
-        rope=read_rope(reader, default_theta, max_positions),
         max_positions=max_positions,
         tied_embeddings=reader.flag("tie_word_embeddings", False),
     )
@@ -44,16 +44,17 @@ def _refuse_sliding_window(reader: ConfigReader, max_positions: int) -> None:
 
 def read_attention(
     reader: ConfigReader,
-    model_width: int,
+    frame: ModelSpec,
     *,
+    default_theta: float = 10_000.0,
     bias_key: str | None = None,
     bias_default: bool = False,
     bias_on_output: bool = True,
     kv_heads_required: bool = False,
     scale: float | None = None,
     qk_norm: Literal["none", "head", "full"] = "none",
-) -> AttentionSpec:
-    """Heads, biases and scale (from the root of the head width unless `scale` is given). Raises SourceError.
+) -> Attention:
+    """Heads, biases, positions and scale (from the root of the head width unless `scale` is given). Raises SourceError.
 
     `bias_key` is the family's key for biases on query, key and value; without it they are refused.
     """
@@ -67,32 +68,33 @@ def read_attention(
             f"{kv_heads}.",
             DAMAGED,
         )
-    head_width = reader.integer("head_dim", maximum=limits.LARGEST_WIDTH, default=0)
-    if not head_width:
-        if model_width % heads:
+    head_dim = reader.integer("head_dim", maximum=limits.LARGEST_WIDTH, default=0)
+    if not head_dim:
+        if frame.hidden_size % heads:
             raise SourceError(
-                f"config.json: hidden_size is {model_width}; without head_dim, expected a multiple of "
+                f"config.json: hidden_size is {frame.hidden_size}; without head_dim, expected a multiple of "
                 f"num_attention_heads, which is {heads}.",
                 DAMAGED,
             )
-        head_width = model_width // heads
-    if head_width % 2:
+        head_dim = frame.hidden_size // heads
+    if head_dim % 2:
         raise SourceError(
-            f"config.json: heads are {head_width} wide; expected an even width, as positions rotate pairs.", DAMAGED
+            f"config.json: heads are {head_dim} wide; expected an even width, as positions rotate pairs.", DAMAGED
         )
-    if heads * head_width > limits.LARGEST_WIDTH:
+    if heads * head_dim > limits.LARGEST_WIDTH:
         raise SourceError(
-            f"config.json: {heads} heads of width {head_width}; expected {limits.LARGEST_WIDTH} values at most.",
+            f"config.json: {heads} heads of width {head_dim}; expected {limits.LARGEST_WIDTH} values at most.",
             DAMAGED,
         )
     if bias_key != "attention_bias":
         reader.require("attention_bias", False)
     bias = bias_key is not None and reader.flag(bias_key, bias_default)
-    return AttentionSpec(
-        query_heads=heads,
+    return Attention(
+        heads=heads,
         kv_heads=kv_heads,
-        head_width=head_width,
-        scale=head_width**-0.5 if scale is None else scale,
+        head_dim=head_dim,
+        scale=head_dim**-0.5 if scale is None else scale,
+        rope=read_rope(reader, head_dim, default_theta, frame.max_positions),
         qkv_bias=bias,
         output_bias=bias and bias_on_output,
         qk_norm=qk_norm,
@@ -106,7 +108,7 @@ def read_experts(
     renormalise: bool,
     shared_width: int = 0,
     shared_gate: bool = False,
-) -> MoeSpec:
+) -> Moe:
     """Routed experts. The count is `num_experts` or `num_local_experts` (newer files rename one to the other)."""
     experts = reader.integer("num_experts", "num_local_experts", maximum=limits.LARGEST_EXPERTS)
     chosen = reader.integer("num_experts_per_tok", maximum=limits.LARGEST_EXPERTS)
@@ -114,37 +116,36 @@ def read_experts(
         raise SourceError(
             f"config.json: num_experts_per_tok is {chosen}; expected at most the number of experts, {experts}.", DAMAGED
         )
-    return MoeSpec(
-        experts=experts,
-        experts_per_token=chosen,
-        width=reader.integer(width_key, maximum=limits.LARGEST_WIDTH),
+    return Moe(
+        num_experts=experts,
+        top_k=chosen,
+        intermediate_size=reader.integer(width_key, maximum=limits.LARGEST_WIDTH),
         renormalise=renormalise,
-        shared_width=shared_width,
-        shared_gate=shared_gate,
+        shared=SharedExpert(shared_width, shared_gate) if shared_width else None,
     )
 
 
 def read_layers(
     reader: ConfigReader,
-    attention: AttentionSpec,
-    ffn: MoeSpec | DenseFfnSpec,
-    dense: DenseFfnSpec | None = None,
+    attention: Attention,
+    ffn: Moe | GatedFfn,
+    dense: GatedFfn | None = None,
 ) -> tuple[LayerSpec, ...]:
     """The layers, all alike; if `dense` is given, the keys of the Qwen families select which layers are dense."""
     count = reader.integer("num_hidden_layers", maximum=limits.LARGEST_LAYERS)
-    if isinstance(ffn, MoeSpec) and count * ffn.experts > limits.LARGEST_TOTAL_EXPERTS:
+    if ffn.routed is not None and count * ffn.routed.num_experts > limits.LARGEST_TOTAL_EXPERTS:
         raise SourceError(
-            f"config.json: {count} layers of {ffn.experts} experts; expected at most "
+            f"config.json: {count} layers of {ffn.routed.num_experts} experts; expected at most "
             f"{limits.LARGEST_TOTAL_EXPERTS} experts in all.",
             DAMAGED,
         )
     layer_types = reader.sequence("layer_types")
     if layer_types and len(layer_types) != count:
         raise SourceError(f"config.json: layer_types lists {len(layer_types)} layers; expected {count}.", DAMAGED)
-    sparse_layer = LayerSpec(attention, ffn)
+    sparse_layer = LayerSpec.of(attention, ffn)
     if dense is None:
         return (sparse_layer,) * count
-    dense_layer = LayerSpec(attention, dense)
+    dense_layer = LayerSpec.of(attention, dense)
     step = reader.integer("decoder_sparse_step", maximum=limits.LARGEST_LAYERS, default=1)
     listed = reader.sequence("mlp_only_layers")
     for number in listed:

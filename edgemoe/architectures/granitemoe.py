@@ -32,7 +32,7 @@ def read_granite(reader: ConfigReader, family: str, shared_width: int) -> ModelS
     frame = read_frame(reader, family)
     attention = read_attention(
         reader,
-        frame.model_width,
+        frame,
         bias_key="attention_bias",
         scale=reader.number("attention_multiplier", 1.0, maximum=LARGEST_WIDTH),
     )

@@ -24,7 +24,7 @@ TENSORS = (
 
 def read(reader: ConfigReader) -> ModelSpec:
     """The model that a config describes. Raises SourceError."""
-    frame = read_frame(reader, "mixtral", default_theta=1_000_000.0)
-    attention = read_attention(reader, frame.model_width, kv_heads_required=True)
+    frame = read_frame(reader, "mixtral")
+    attention = read_attention(reader, frame, default_theta=1_000_000.0, kv_heads_required=True)
     moe = read_experts(reader, width_key="intermediate_size", renormalise=True)
     return replace(frame, layers=read_layers(reader, attention, moe))

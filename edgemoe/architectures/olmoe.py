@@ -25,8 +25,8 @@ def read(reader: ConfigReader) -> ModelSpec:
     """The model that a config describes. Raises SourceError."""
     reader.require("clip_qkv")
     frame = read_frame(reader, "olmoe")
-    attention = read_attention(reader, frame.model_width, bias_key="attention_bias", qk_norm="full")
-    if attention.query_heads * attention.head_width != frame.model_width:
-        raise unsupported("head_dim", attention.head_width, "hidden_size / num_attention_heads")
+    attention = read_attention(reader, frame, bias_key="attention_bias", qk_norm="full")
+    if attention.heads * attention.head_dim != frame.hidden_size:
+        raise unsupported("head_dim", attention.head_dim, "hidden_size / num_attention_heads")
     moe = read_experts(reader, width_key="intermediate_size", renormalise=reader.flag("norm_topk_prob", False))
     return replace(frame, layers=read_layers(reader, attention, moe))

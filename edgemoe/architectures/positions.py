@@ -8,7 +8,7 @@ from typing import Any
 
 from edgemoe.architectures.config import DAMAGED, ConfigReader, checked_number, show, unsupported
 from edgemoe.errors import SourceError
-from edgemoe.model.spec import RopeSpec
+from edgemoe.model.rope import RopeSpec
 
 LARGEST_THETA = 1e12
 SMALLEST_NUMBER = 1e-6
@@ -31,8 +31,8 @@ _NUMBERS = {
 """The scaling rules, each with its keys."""
 
 
-def read_rope(reader: ConfigReader, default_theta: float, max_positions: int) -> RopeSpec:
-    """The rotary positions, every parameter filled in. Raises SourceError.
+def read_rope(reader: ConfigReader, head_dim: int, default_theta: float, max_positions: int) -> RopeSpec:
+    """The rotary positions of heads of width `head_dim`, every parameter filled in. Raises SourceError.
 
     A file may contain both forms, and the two often differ in which parameters they leave to the defaults. Each form is
     read separately, with the keys beside it; both must give the same positions.
@@ -46,7 +46,7 @@ def read_rope(reader: ConfigReader, default_theta: float, max_positions: int) ->
         if value:
             found[name] = dict(value)
     specs = {
-        name: _read_form(name, parameters, theta, partial, default_theta, max_positions)
+        name: _read_form(name, parameters, head_dim, theta, partial, default_theta, max_positions)
         for name, parameters in (found or {"rope_parameters": {}}).items()
     }
     if len(specs) == 2 and specs["rope_scaling"] != specs["rope_parameters"]:
@@ -62,6 +62,7 @@ def read_rope(reader: ConfigReader, default_theta: float, max_positions: int) ->
 def _read_form(
     form: str,
     parameters: dict[Any, Any],
+    head_dim: int,
     outer_theta: Any,
     outer_partial: Any,
     default_theta: float,
@@ -82,14 +83,14 @@ def _read_form(
         if value is not None and name not in _NUMBERS[rule] and not stretches_nothing:
             raise unsupported(f"{form}.{show(name)}", value, f"rope_type {show(rule)} without it")
     if rule == "default":
-        return RopeSpec(theta)
+        return RopeSpec(theta, head_dim)
     if rule == "linear":
         factor = number("factor")
-        return RopeSpec(theta) if factor == 1 else RopeSpec(theta, "linear", {"factor": factor})
+        return RopeSpec(theta, head_dim) if factor == 1 else RopeSpec(theta, head_dim, "linear", {"factor": factor})
     original = number("original_max_position_embeddings", float(max_positions))
     if rule == "llama3":
-        return RopeSpec(theta, "llama3", _llama3(form, number, original))
-    return RopeSpec(theta, "yarn", _yarn(form, parameters, number, original, max_positions))
+        return RopeSpec(theta, head_dim, "llama3", _llama3(form, number, original))
+    return RopeSpec(theta, head_dim, "yarn", _yarn(form, parameters, number, original, max_positions))
 
 
 def _describe(spec: RopeSpec) -> str:

@@ -7,7 +7,8 @@ from dataclasses import replace
 from edgemoe.architectures.config import LARGEST_WIDTH, ConfigReader
 from edgemoe.architectures.frame import read_attention, read_experts, read_frame, read_layers
 from edgemoe.architectures.table import DENSE_FFN, FRAME, FUSED_EXPERTS, SEPARATE_EXPERTS, layer_rows
-from edgemoe.model.spec import DenseFfnSpec, ModelSpec
+from edgemoe.model.blocks import GatedFfn
+from edgemoe.model.spec import ModelSpec
 
 TENSORS = (
     FRAME
@@ -29,7 +30,7 @@ def read(reader: ConfigReader) -> ModelSpec:
     frame = read_frame(reader, "qwen2_moe")
     attention = read_attention(
         reader,
-        frame.model_width,
+        frame,
         bias_key="qkv_bias",
         bias_default=True,
         bias_on_output=False,
@@ -42,5 +43,5 @@ def read(reader: ConfigReader) -> ModelSpec:
         shared_width=reader.integer("shared_expert_intermediate_size", maximum=LARGEST_WIDTH),
         shared_gate=True,
     )
-    dense = DenseFfnSpec(reader.integer("intermediate_size", maximum=LARGEST_WIDTH))
+    dense = GatedFfn(reader.integer("intermediate_size", maximum=LARGEST_WIDTH))
     return replace(frame, layers=read_layers(reader, attention, moe, dense))

@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 from edgemoe.architectures.foreign import instead_of, refuse_quantised_tensors
 from edgemoe.errors import SourceError
-from edgemoe.model.spec import DenseFfnSpec, LayerSpec, ModelSpec
+from edgemoe.model.spec import LayerSpec, ModelSpec
 
 MISMATCH = "config.json and the weights do not belong together, or a shard is missing. Download the checkpoint again."
 
@@ -197,7 +197,7 @@ def tied_head(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> SourceS
     if not spec.tied_embeddings or HEAD not in shapes:
         return None
     _check_shape(HEAD, ("vocabulary", "model"), _sizes(spec, None), shapes[HEAD])
-    return SourceSlice(HEAD, None, 0, spec.vocabulary)
+    return SourceSlice(HEAD, None, 0, spec.vocab_size)
 
 
 def _expand(row: Row, spec: ModelSpec) -> Iterator[tuple[str, dict[str, SourceSlice], dict[str, int]]]:
@@ -234,18 +234,10 @@ def _slices(
 
 def _sizes(spec: ModelSpec, layer: LayerSpec | None) -> dict[str, int]:
     """The values of the symbols used in shapes, for the whole model or for a layer."""
-    sizes = {"one": 1, "model": spec.model_width, "vocabulary": spec.vocabulary}
+    sizes = {"one": 1, "model": spec.hidden_size, "vocabulary": spec.vocab_size}
     if layer is None:
         return sizes
-    attention, ffn = layer.attention, layer.ffn
-    sizes |= {
-        "query": attention.query_heads * attention.head_width,
-        "key_value": attention.kv_heads * attention.head_width,
-        "head_width": attention.head_width,
-    }
-    if isinstance(ffn, DenseFfnSpec):
-        return sizes | {"ffn_width": ffn.width}
-    return sizes | {"experts": ffn.experts, "expert_width": ffn.width, "shared_width": ffn.shared_width}
+    return sizes | layer.sizes()
 
 
 def _size(symbol: str, sizes: Mapping[str, int]) -> int:

@@ -1,1 +1,1 @@
-"""Measurements: speed against the memory's read rate and against other engines, in turn, and where the time goes."""
+"""Measurements: speed against the memory's read rate and interleaved with other engines, and where the time goes."""

@@ -1,4 +1,4 @@
-"""A whole benchmark of one store: rounds of turns, then starts, then the report on them."""
+"""A whole benchmark of one store: rounds of runs, then starts, then the report on them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from typing import Any
 from edgemoe.bench import report as reports
 from edgemoe.bench.cached_files import bring_into_cache, drop_from_cache
 from edgemoe.bench.control_group import GroupUsage, MemoryGroup
-from edgemoe.bench.forced import RoutingReport, most_experts_used, routing_report
+from edgemoe.bench.forced import RoutingReport, largest_top_k, routing_report
 from edgemoe.bench.limits import ForecastReport, LimitReport, forecast_report, guess_report, limit_report
 from edgemoe.bench.machine import describe_machine
 from edgemoe.bench.measure import Contestant, Measured, Measurement, Progress, Settings
 from edgemoe.bench.peers import Peer
-from edgemoe.bench.plan import Routing, traced_routing, uniform_routing
+from edgemoe.bench.plan import HitRateAssumption, assume_traced, assume_uniform
 from edgemoe.bench.protocol import Worker
 from edgemoe.bench.rates import DiskRates, store_places
 from edgemoe.bench.report import EDGEMOE, WITH_LEDGER, EngineReport, Report
 from edgemoe.bench.roofline import ReadRates
-from edgemoe.bench.speed import MachineRates, token_work
+from edgemoe.bench.speed import MachineRates, work_of_model
 from edgemoe.bench.startup import PROMPT, Within, command_seconds, worker_seconds
 from edgemoe.engine.memory import LEAST_CONTEXT_TOKENS
 from edgemoe.engine.options import DEFAULTS, EngineOptions
@@ -76,8 +76,8 @@ class Benchmark:
         self.trace = trace
         self._stored: ModelSpec = options.lossy.applied_to(store_spec(self.store))
         self.spec = self._stored if self.routing is None else self.routing.apply_to(self._stored)
-        self.assumed_routing: Routing = uniform_routing() if routing is None else traced_routing(routing)
-        """Predictions assume this routing: that of random tokens, or that of a trace."""
+        self.assumption: HitRateAssumption = assume_uniform() if routing is None else assume_traced(routing)
+        """Predictions assume these hit rates: those of random tokens, or those of a trace."""
         self._progress = progress
         self._groups: dict[str, MemoryGroup] = {}
         check_context(settings, self.spec)
@@ -127,7 +127,7 @@ class Benchmark:
         return Measurement(
             contestants,
             self.settings,
-            self.spec.vocabulary,
+            self.spec.vocab_size,
             read_rate,
             self._progress,
             disk_rate,
@@ -149,7 +149,7 @@ class Benchmark:
         }
 
     def _measure_startup(self) -> dict[str, list[float]]:
-        """Seconds that each engine takes to start, in turn; empty for a model without text."""
+        """Seconds that each engine takes to start, interleaved; empty for a model without text."""
         starts: dict[str, Callable[[], float]] = {}
         if has_tokenizer(self.model):
             within = self._within(EDGEMOE)
@@ -208,7 +208,7 @@ class Benchmark:
                 "path": str(self.model),
                 "family": self.spec.family,
                 "layers": len(self.spec.layers),
-                "vocabulary": self.spec.vocabulary,
+                "vocab_size": self.spec.vocab_size,
                 "formats": {name: part["formats"] for name, part in self.store.manifest.quantisation.items()},
             },
             settings=settings,
@@ -241,9 +241,9 @@ class Benchmark:
     ) -> RoutingReport | None:
         if self.routing is None:
             return None
-        used = most_experts_used(self._stored)
+        model_top_k = largest_top_k(self._stored)
         policy = self.options.policy
-        return routing_report(self.routing, used, about["memory"], decodes, end["routing_runs"], policy)
+        return routing_report(self.routing, model_top_k, about["memory"], decodes, end["routing_runs"], policy)
 
     def _forecast(
         self,
@@ -261,8 +261,8 @@ class Benchmark:
         return forecast_report(
             memory["slots"],
             memory["total_experts"],
-            token_work(self.spec, traffic, self.store.record_bytes, self.settings.mean_decode_position),
-            self.assumed_routing,
+            work_of_model(self.spec, traffic, self.store.record_bytes, self.settings.mean_decode_position),
+            self.assumption,
             MachineRates(statistics.median(read), disk_rate),
             limits.missed_bytes_per_token.median if limits else 0.0,
             ours.decode_tokens_per_s.median,
@@ -293,7 +293,7 @@ def _check_limit(ram: str | int | None, limit_bytes: int | None) -> None:
 
 
 def check_context(settings: Settings, spec: ModelSpec) -> None:
-    """Raises UsageError where the model has fewer positions than a turn has tokens."""
+    """Raises UsageError where the model has fewer positions than a run has tokens."""
     if settings.context_tokens > spec.max_positions:
         raise UsageError(
             f"{settings.context_tokens} tokens in one sequence were asked for; this model has {spec.max_positions}"

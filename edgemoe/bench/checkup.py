@@ -134,19 +134,19 @@ def _model(model: str | os.PathLike[str] | None, measure: bool) -> dict[str, Any
 
 def _plan(store: Store) -> dict[str, Any]:
     """The floor and the memory plan without a given budget; the reason if the model cannot run."""
-    told: dict[str, Any] = dict.fromkeys(
+    facts: dict[str, Any] = dict.fromkeys(
         ("floor_bytes", "budget_bytes", "planned_bytes", "total_experts", "experts_in_memory", "context_length")
     )
     try:
-        with held_as_in_a_run(store) as (spec, sizes, backend):
-            told["floor_bytes"] = plan_memory(spec, sizes, backend, "floor").floor_bytes
-            told["total_experts"] = sizes.total_experts
-            check_floor(spec, sizes, backend)
-            plan = plan_memory(spec, sizes, backend, "auto")
+        with held_as_in_a_run(store) as (graph, sizes, backend):
+            facts["floor_bytes"] = plan_memory(graph, sizes, backend, "floor").floor_bytes
+            facts["total_experts"] = sizes.total_experts
+            check_floor(graph, sizes, backend)
+            plan = plan_memory(graph, sizes, backend, "auto")
     except EdgemoeError as error:
-        return {**told, "problem": str(error)}
+        return {**facts, "problem": str(error)}
     return {
-        **told,
+        **facts,
         "budget_bytes": plan.budget_bytes,
         "planned_bytes": plan.planned_bytes,
         "experts_in_memory": plan.slots,

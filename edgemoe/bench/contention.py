@@ -2,7 +2,7 @@
 
 A fair scheduler gives N threads beside B processes that do nothing but run N / (N + B) of the processors. Decoding
 makes good use of that share if it is as fast as one thread alone would be on that many processors. One thread alone,
-all threads alone, and all threads beside each number of busy processes are measured in turn, round by round.
+all threads alone, and all threads beside each number of busy processes are measured alternately, round by round.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from edgemoe.session.default_model import model_name
 from edgemoe.store.reader import Store
 
 BUSY_MAX = 64
-TURN_SECONDS = 2.0
-"""A turn lasts at least this long: hundreds of a scheduler's slices, which are 3 to 10 ms."""
+RUN_SECONDS = 2.0
+"""A run lasts at least this long: hundreds of a scheduler's slices, which are 3 to 10 ms."""
 SETTLE_SECONDS = 1.0
-"""Decoding before a turn beside busy processes is counted: the pool finds the best number of threads by trial."""
+"""Decoding beside busy processes before a run is counted: the pool finds the best number of threads by trial."""
 
 # It ends with the process that started it, whatever ends that.
 _BUSY_PROGRAM = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    for _ in range(100000): pass"
@@ -136,7 +136,7 @@ class ContentionMeasurement:
         self._options = replace(options, threads=kernels.threads, context_length=settings.room_tokens)
         self._busy_counts = tuple(busy_counts)
         self._progress = progress
-        self._vocabulary = store_spec(Store.open(folder)).vocabulary
+        self._vocabulary = store_spec(Store.open(folder)).vocab_size
         self._random = np.random.default_rng(settings.seed)
 
     def run(self) -> ContentionReport:
@@ -154,12 +154,12 @@ class ContentionMeasurement:
                 self._decode(worker, 0)  # warms up
             for number in range(repeats):
                 self._progress(f"round {number + 1} of {repeats}", number, repeats)
-                one.append(self._decode(single, TURN_SECONDS))
-                alone.append(self._decode(full, TURN_SECONDS))
+                one.append(self._decode(single, RUN_SECONDS))
+                alone.append(self._decode(full, RUN_SECONDS))
                 for count, rates in beside.items():
                     with busy.running(count):
                         self._decode(full, SETTLE_SECONDS)
-                        rates.append(self._decode(full, TURN_SECONDS))
+                        rates.append(self._decode(full, RUN_SECONDS))
         one_thread = Spread.of(one)
         company = []
         for count, rates in beside.items():
@@ -170,7 +170,7 @@ class ContentionMeasurement:
         return ContentionReport(model_name(self._folder), threads, processors, one_thread, Spread.of(alone), company)
 
     def _decode(self, worker: Worker, seconds: float) -> float:
-        """Tokens a second of decoding, over turns that take at least `seconds` together."""
+        """Tokens a second of decoding, over runs that take at least `seconds` together."""
         began_s, tokens, took_s = time.perf_counter(), 0, 0.0
         while tokens == 0 or time.perf_counter() - began_s < seconds:
             prompt, continuation = self._ids(self._settings.prompt_tokens), self._ids(self._settings.decode_tokens)

@@ -17,7 +17,7 @@ from edgemoe.engine.phase import DECODE, PROMPT
 from edgemoe.experts.policy import DEFAULT_POLICY, passes_through
 from edgemoe.lab.forced_routing import ForcedRouting
 from edgemoe.lab.replay import simulate
-from edgemoe.model.spec import ModelSpec, MoeSpec
+from edgemoe.model.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class RoutingReport:
     trace: str
     model: str
     """The model whose routing the trace recorded."""
-    experts_used: int
+    top_k: int
     """Experts used per token, as in the trace."""
-    model_experts_used: int
+    model_top_k: int
     """Experts used per token, as in the store."""
     prompt_steps: int
     decode_steps: int
@@ -63,9 +63,9 @@ class RoutingReport:
     slots: int
 
 
-def most_experts_used(spec: ModelSpec) -> int:
+def largest_top_k(spec: ModelSpec) -> int:
     """Experts used per token in the layer that uses most; 0 for a model without experts."""
-    return max((layer.ffn.experts_per_token for layer in spec.layers if isinstance(layer.ffn, MoeSpec)), default=0)
+    return spec.most_top_k
 
 
 def accesses(routing: ForcedRouting, runs: Sequence[Run], chunk_tokens: int, slots: int) -> Accesses:
@@ -94,7 +94,7 @@ def accesses(routing: ForcedRouting, runs: Sequence[Run], chunk_tokens: int, slo
 
 def routing_report(
     routing: ForcedRouting,
-    model_experts_used: int,
+    model_top_k: int,
     memory: Mapping[str, Any],
     answers: Sequence[Mapping[str, Any]],
     runs: Sequence[Mapping[str, int]],
@@ -120,8 +120,8 @@ def routing_report(
     return RoutingReport(
         trace=routing.name,
         model=routing.shape.model,
-        experts_used=routing.experts_used,
-        model_experts_used=model_experts_used,
+        top_k=routing.experts_used,
+        model_top_k=model_top_k,
         prompt_steps=routing.steps(PROMPT),
         decode_steps=routing.steps(DECODE),
         steps=len(steps),

@@ -11,7 +11,7 @@ from typing import Any
 
 from edgemoe.bench.hit_rates import HitRates
 from edgemoe.bench.measure import Measured, Round
-from edgemoe.bench.plan import Routing, expected_speed
+from edgemoe.bench.plan import HitRateAssumption, expected_speed
 from edgemoe.bench.speed import MachineRates, SpeedEstimate, TokenWork, predict_speed
 from edgemoe.bench.spread import Spread
 
@@ -92,13 +92,13 @@ def limit_report(
 
 
 def missed_bytes(answer: Mapping[str, Any], slot_bytes: int) -> float:
-    """Bytes of experts that had to come from the disk for the tokens of a turn."""
+    """Bytes of experts that had to come from the disk for the tokens of a run."""
     in_vain = answer["predicted_reads"] - answer["useful_predictions"]
     return max(0.0, float(answer["disk_bytes"] - max(0, in_vain) * slot_bytes))
 
 
 def guess_report(answers: Sequence[Mapping[str, Any]], decode_tokens: int) -> GuessReport:
-    """Quality of the guesses of some turns."""
+    """Quality of the guesses of some runs."""
 
     def total(name: str) -> int:
         return sum(answer[name] for answer in answers)
@@ -117,19 +117,19 @@ def forecast_report(
     slots: int,
     total_experts: int,
     work: TokenWork,
-    routing: Routing,
+    assumption: HitRateAssumption,
     rates: MachineRates,
     missed_bytes_per_token: float,
     measured: float,
 ) -> ForecastReport:
     """Forecast for a number of slots, compared with the measured tokens per second and missed bytes."""
     resident = slots >= total_experts
-    hits, tokens_per_s = expected_speed(slots, total_experts, work, routing, rates)
+    hits, tokens_per_s = expected_speed(slots, total_experts, work, assumption, rates)
     all_missed = work.missed_bytes(0.0)
     hit_rate = 1.0 - missed_bytes_per_token / all_missed if all_missed else 1.0
     at_measured_hits = predict_speed(work, hit_rate, rates, resident)
     return ForecastReport(
-        "all experts in memory" if resident else routing.basis,
+        "all experts in memory" if resident else assumption.basis,
         hits,
         tokens_per_s,
         100 * (tokens_per_s.likely / measured - 1),

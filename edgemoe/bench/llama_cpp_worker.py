@@ -55,9 +55,9 @@ class LlamaCppWorker:
         return {
             "version": f"llama-cpp-python {llama.__version__}",
             "system": llama.llama_print_system_info().decode(),
-            "vocabulary": vocabulary,
+            "vocab_size": vocabulary,
             "layers": llama.llama_model_n_layer(self._model),
-            "model_width": llama.llama_model_n_embd(self._model),
+            "hidden_size": llama.llama_model_n_embd(self._model),
             "threads": llama.llama_n_threads(self._context),
         }
 
@@ -98,8 +98,8 @@ class LlamaCppWorker:
     def _reason(self) -> str:
         """The errors that llama.cpp logged, else its last log lines."""
         lines = [line.strip() for line in "".join(self._log).splitlines() if line.strip()]
-        told = [line for line in lines if "error" in line.lower() or "failed" in line.lower()] or lines[-1:]
-        return f"{' / '.join(told)[-600:] or 'it does not say why'}."
+        chosen = [line for line in lines if "error" in line.lower() or "failed" in line.lower()] or lines[-1:]
+        return f"{' / '.join(chosen)[-600:] or 'it does not say why'}."
 
 
 def _import_llama_cpp() -> Any:

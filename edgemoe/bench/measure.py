@@ -1,8 +1,8 @@
-"""Measurement in rounds: engines take turns on the same token ids.
+"""Measurement in rounds: engines run alternately on the same token ids.
 
-A round is one reading of the memory's read rate and, if experts are streamed, of the disk's, one turn of decoding
-for each engine (A B A B over the rounds), then one turn of prefill for each. A disturbance of the machine affects
-neighbouring turns alike, so engines are compared round by round. The first round warms up and is not counted; an
+A round is one reading of the memory's read rate and, if experts are streamed, of the disk's, one run of decoding
+for each engine (A B A B over the rounds), then one run of prefill for each. A disturbance of the machine affects
+neighbouring runs alike, so engines are compared round by round. The first round warms up and is not counted; an
 engine whose cache is not full by then decodes on alone until it is. While one engine runs the others wait for a
 request, and their threads sleep; the processor time that waiting engines use is counted and reported, and so is that
 of other programs: engines slow down to different degrees beside other programs, so ratios from a busy machine say
@@ -28,10 +28,10 @@ from edgemoe.bench.roofline import ReadRate
 from edgemoe.errors import UsageError
 
 SETTLE_SECONDS = 0.05
-"""Pause between two turns: longer than any pool's threads spin before they sleep."""
+"""Pause between two runs: longer than any pool's threads spin before they sleep."""
 REPEATS_MAX = 1000
-WARM_UP_TURNS_MAX = 20
-"""An engine that is not warm after this many turns is measured as it is."""
+WARM_UP_RUNS_MAX = 20
+"""An engine that is not warm after this many runs is measured as it is."""
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of the current step, the number of finished steps, and the number of all steps."""
@@ -47,9 +47,9 @@ class Settings:
     repeats: int = 5
     seed: int = 0
     peer_decode_tokens: int | None = None
-    """Tokens that another engine decodes per turn; None for all."""
+    """Tokens that another engine decodes per run; None for all."""
     room_tokens: int | None = None
-    """Context length for all engines; None: a chat's default in edgemoe, the longest turn's length in other engines."""
+    """Context length for all engines; None: a chat's default in edgemoe, the longest run's length in other engines."""
 
     def __post_init__(self) -> None:
         for name in ("prompt_tokens", "decode_tokens", "prefill_tokens"):
@@ -60,22 +60,23 @@ class Settings:
                 f"`peer_decode_tokens`: expected 1 to {self.decode_tokens} (`decode_tokens`),"
                 f" found {self.peer_decode_tokens}."
             )
-        if self.room_tokens is not None and self.room_tokens < self.longest_turn_tokens:
+        if self.room_tokens is not None and self.room_tokens < self.longest_run_tokens:
             raise UsageError(
-                f"`room_tokens`: a turn has up to {self.longest_turn_tokens} tokens, found {self.room_tokens}.",
+                f"`room_tokens`: expected {self.longest_run_tokens} or more, as the longest run has,"
+                f" found {self.room_tokens}.",
                 "Give a larger one, or smaller `prompt_tokens`, `decode_tokens` or `prefill_tokens`.",
             )
         if not 1 <= self.repeats <= REPEATS_MAX:
             raise UsageError(f"`repeats`: expected 1 to {REPEATS_MAX}, found {self.repeats}.")
 
     @property
-    def longest_turn_tokens(self) -> int:
+    def longest_run_tokens(self) -> int:
         return max(self.prompt_tokens + self.decode_tokens, self.prefill_tokens)
 
     @property
     def context_tokens(self) -> int:
         """Context length that an engine needs."""
-        return self.room_tokens or self.longest_turn_tokens
+        return self.room_tokens or self.longest_run_tokens
 
     @property
     def mean_decode_position(self) -> float:
@@ -85,7 +86,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Contestant:
-    """A worker that takes turns, under a name of its own and with arguments of its own for each run."""
+    """A worker under a name of its own, with arguments of its own for each run."""
 
     name: str
     worker: Worker
@@ -93,7 +94,7 @@ class Contestant:
     own_ids: bool = False
     """Whether it runs on ids of its own: its worker has just run the shared ids, and may hold the experts they used."""
     decode_tokens: int | None = None
-    """The most tokens of a turn that it decodes; None: all."""
+    """Maximum number of tokens that it decodes in a run; None: all."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,8 @@ class Measured:
     """Share of one core that waiting workers used while another one ran."""
     others_busy_cores: float
     """Number of cores that other programs kept busy meanwhile, on average."""
-    warm_up_turns: int = 0
-    """Turns of decoding that the first contestant took alone to fill its cache."""
+    warm_up_runs: int = 0
+    """Runs of decoding that the first contestant made alone to fill its cache."""
 
 
 class Measurement:
@@ -145,52 +146,52 @@ class Measurement:
         self._is_warm = is_warm
         self._progress = progress
         self._random = np.random.default_rng(settings.seed)
-        self._idle_cpu_s = self._others_cpu_s = self._turns_s = 0.0
+        self._idle_cpu_s = self._others_cpu_s = self._runs_s = 0.0
 
     def take(self) -> Measured:
         """The counted rounds, after one that warms up. Raises what a worker raises."""
         repeats, rounds = self._settings.repeats, []
         self._progress("warming up", 0, 1 + repeats)
-        warm_up_turns = self._warm_up(self._round())
-        self._idle_cpu_s = self._others_cpu_s = self._turns_s = 0.0
+        warm_up_runs = self._warm_up(self._round())
+        self._idle_cpu_s = self._others_cpu_s = self._runs_s = 0.0
         for number in range(1, 1 + repeats):
             self._progress(f"round {number} of {repeats}", number, 1 + repeats)
             rounds.append(self._round())
-        idle, others = self._idle_cpu_s / self._turns_s, self._others_cpu_s / self._turns_s
-        return Measured(rounds, idle, others, warm_up_turns)
+        idle, others = self._idle_cpu_s / self._runs_s, self._others_cpu_s / self._runs_s
+        return Measured(rounds, idle, others, warm_up_runs)
 
     def _warm_up(self, first: Round) -> int:
-        """Let the first contestant decode until it is warm; returns how many turns that took."""
+        """Let the first contestant decode until it is warm; returns how many runs that took."""
         who, settings = self._contestants[0], self._settings
-        answer, turns = first.decode[who.name], 0
-        while not self._is_warm(answer) and turns < WARM_UP_TURNS_MAX:
-            answer = self._turn(who, self._ids(settings.prompt_tokens), self._ids(settings.decode_tokens))
-            turns += 1
-        return turns
+        answer, runs = first.decode[who.name], 0
+        while not self._is_warm(answer) and runs < WARM_UP_RUNS_MAX:
+            answer = self._run(who, self._ids(settings.prompt_tokens), self._ids(settings.decode_tokens))
+            runs += 1
+        return runs
 
     def _round(self) -> Round:
         settings = self._settings
         read_rate = self._read_rate() if self._read_rate else None
         disk_rate = self._disk_rate() if self._disk_rate else None
-        decode = self._turns(settings.prompt_tokens, settings.decode_tokens)
-        return Round(read_rate, disk_rate, decode, self._turns(settings.prefill_tokens, 0))
+        decode = self._run_all(settings.prompt_tokens, settings.decode_tokens)
+        return Round(read_rate, disk_rate, decode, self._run_all(settings.prefill_tokens, 0))
 
-    def _turns(self, prompt_tokens: int, continuation_tokens: int) -> dict[str, dict[str, Any]]:
+    def _run_all(self, prompt_tokens: int, continuation_tokens: int) -> dict[str, dict[str, Any]]:
         shared = self._ids(prompt_tokens), self._ids(continuation_tokens)
         answers = {}
         for who in self._contestants:
             ids = (self._ids(prompt_tokens), self._ids(continuation_tokens)) if who.own_ids else shared
-            answers[who.name] = self._turn(who, *ids)
+            answers[who.name] = self._run(who, *ids)
         return answers
 
-    def _turn(self, who: Contestant, prompt: list[int], continuation: list[int]) -> dict[str, Any]:
+    def _run(self, who: Contestant, prompt: list[int], continuation: list[int]) -> dict[str, Any]:
         time.sleep(SETTLE_SECONDS)
         continuation = continuation[: who.decode_tokens]
         workers = {other.worker for other in self._contestants}
         used_s = {worker: worker.cpu_seconds() for worker in workers}
         own_s, busy_s, began_s = time.process_time(), _busy_seconds(), time.perf_counter()
         answer = who.worker.ask("run", prompt=prompt, continuation=continuation, **who.arguments)
-        self._turns_s += time.perf_counter() - began_s
+        self._runs_s += time.perf_counter() - began_s
         busy_s, own_s = _busy_seconds() - busy_s, time.process_time() - own_s
         used_s = {worker: worker.cpu_seconds() - before_s for worker, before_s in used_s.items()}
         self._idle_cpu_s += sum(seconds for worker, seconds in used_s.items() if worker is not who.worker)

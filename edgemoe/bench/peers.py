@@ -31,7 +31,7 @@ class Peer:
 
     def check_sizes(self, about: Mapping[str, Any], spec: ModelSpec) -> None:
         """Raises SourceError if the shape of the worker's model differs from the store's."""
-        expected = {"vocabulary": spec.vocabulary, "layers": len(spec.layers), "model_width": spec.model_width}
+        expected = {"vocab_size": spec.vocab_size, "layers": len(spec.layers), "hidden_size": spec.hidden_size}
         for name, value in expected.items():
             if about[name] != value:
                 raise SourceError(

@@ -19,14 +19,15 @@ from edgemoe.bench.speed import (
     TokenWork,
     predict_speed,
     speed_limits,
-    token_work,
+    work_of_model,
 )
 from edgemoe.conversion.formats import class_of
 from edgemoe.engine.memory import MemoryPlan, plan_memory
 from edgemoe.engine.opening import model_sizes
-from edgemoe.engine.traffic import planned_traffic
+from edgemoe.engine.traffic import token_traffic
 from edgemoe.experts.policy import DEFAULT_POLICY
 from edgemoe.kernels.operations import Backend
+from edgemoe.model.build import build_graph
 from edgemoe.model.spec import ModelSpec
 from edgemoe.store.manifest import Manifest
 from edgemoe.store.reader import Store
@@ -41,24 +42,24 @@ HitRatesOf = Callable[[int, int, int], HitRates]
 
 
 @dataclass(frozen=True)
-class Routing:
+class HitRateAssumption:
     """Assumed hit rates, and where the assumption comes from."""
 
     basis: str
     hit_rates: HitRatesOf
 
 
-def uniform_routing() -> Routing:
+def assume_uniform() -> HitRateAssumption:
     """Assumption for random weights and random tokens."""
 
     def hit_rates(slots: int, total_experts: int, cycle: int) -> HitRates:
         uniform = uniform_hit_rate(slots, total_experts, cycle)
         return HitRates(uniform, uniform, uniform)
 
-    return Routing("uniform routing, as of random weights", hit_rates)
+    return HitRateAssumption("uniform routing, as of random weights", hit_rates)
 
 
-def unknown_routing() -> Routing:
+def assume_trained() -> HitRateAssumption:
     """Assumption for trained models: skewed like recorded traces; uniform as the lower bound."""
 
     def hit_rates(slots: int, total_experts: int, cycle: int) -> HitRates:
@@ -66,10 +67,10 @@ def unknown_routing() -> Routing:
         skewed = max(uniform, skewed_hit_rate(slots, total_experts, cycle))
         return HitRates(uniform, skewed, skewed)
 
-    return Routing("from uniform routing to the skew of recorded traces, which is likely", hit_rates)
+    return HitRateAssumption("from uniform routing to the skew of recorded traces, which is likely", hit_rates)
 
 
-def traced_routing(path: Path) -> Routing:
+def assume_traced(path: Path) -> HitRateAssumption:
     """Hit rates of a recorded trace, replayed in a cache with the same share of its experts. Raises TraceError."""
     from edgemoe.lab.replay import Replay  # needs Numba, which only this function uses
     from edgemoe.lab.trace import read_trace
@@ -84,7 +85,7 @@ def traced_routing(path: Path) -> Routing:
         rate = replayed.hit_rate if replayed.decode_hit_rate is None else replayed.decode_hit_rate
         return HitRates(rate, rate, rate)
 
-    return Routing(f"replayed from {path.name}", hit_rates)
+    return HitRateAssumption(f"replayed from {path.name}", hit_rates)
 
 
 @dataclass(frozen=True)
@@ -124,16 +125,16 @@ class Planner:
     ) -> None:
         """`context`, `kv` and `interpreter` are as in `open_engine` and `plan_memory`. Raises UsageError for `kv`."""
         self.sizes = model_sizes(store, spec, kv)
-        self.traffic = planned_traffic(spec, store.manifest, self.sizes.kv_format)
-        self.work: TokenWork = token_work(spec, self.traffic, store.record_bytes, POSITION)
-        self._spec = spec
+        self._graph = build_graph(spec)
+        self.traffic = token_traffic(self._graph, store.manifest, self.sizes.kv_format)
+        self.work: TokenWork = work_of_model(spec, self.traffic, store.record_bytes, POSITION)
         self._backend = backend
         self._context = context
         self._interpreter = interpreter
 
     def memory(self, ram: str | int | None) -> MemoryPlan:
         """The memory plan for a budget. Raises as `plan_memory`: BudgetError below the floor."""
-        return plan_memory(self._spec, self.sizes, self._backend, ram, self._context, self._interpreter)
+        return plan_memory(self._graph, self.sizes, self._backend, ram, self._context, self._interpreter)
 
     def all_fit_bytes(self) -> int:
         """The least budget that has room for all experts, rounded up to a MiB: a smaller one may lack a slot."""
@@ -158,19 +159,21 @@ class Planner:
         return sorted(other for other in others if other <= most)
 
 
-def forecast_budget(memory: MemoryPlan, work: TokenWork, routing: Routing, rates: MachineRates) -> BudgetForecast:
+def forecast_budget(
+    memory: MemoryPlan, work: TokenWork, assumption: HitRateAssumption, rates: MachineRates
+) -> BudgetForecast:
     """Hit rates and speed to expect of a memory plan."""
-    hits, speed = expected_speed(memory.slots, memory.total_experts, work, routing, rates)
+    hits, speed = expected_speed(memory.slots, memory.total_experts, work, assumption, rates)
     missed = work.missed_bytes(hits.likely)
     return BudgetForecast(memory, hits, missed, speed_limits(work, hits.likely, rates), speed)
 
 
 def expected_speed(
-    slots: int, total_experts: int, work: TokenWork, routing: Routing, rates: MachineRates
+    slots: int, total_experts: int, work: TokenWork, assumption: HitRateAssumption, rates: MachineRates
 ) -> tuple[HitRates, SpeedEstimate]:
     """The hit rates expected with a number of slots, and the resulting tokens per second."""
     resident = slots >= total_experts
-    hits = HitRates(1.0, 1.0, 1.0) if resident else routing.hit_rates(slots, total_experts, work.routed)
+    hits = HitRates(1.0, 1.0, 1.0) if resident else assumption.hit_rates(slots, total_experts, work.routed)
     low, likely, high = (predict_speed(work, rate, rates, resident) for rate in (hits.low, hits.likely, hits.high))
     return hits, SpeedEstimate(low.low, likely.likely, high.high)
 

@@ -17,13 +17,13 @@ from typing import Any
 from edgemoe.bench.plan import (
     POSITION,
     BudgetForecast,
+    HitRateAssumption,
     Planner,
-    Routing,
+    assume_traced,
+    assume_trained,
+    assume_uniform,
     forecast_budget,
     resident_parts,
-    traced_routing,
-    uniform_routing,
-    unknown_routing,
 )
 from edgemoe.bench.rates import (
     PROBE_BYTES,
@@ -91,7 +91,7 @@ class ModelPlan:
 
     source: PlanSource
     planner: Planner
-    routing: Routing
+    assumption: HitRateAssumption
     memory_rate: Rate
     disk_rate: Rate | None
     """None for a model without routed experts."""
@@ -114,7 +114,7 @@ class ModelPlan:
             "bytes_per_token": work.bytes_per_token,
             "kv_bytes_per_position": self.planner.traffic.kv_bytes_per_position,
             "routed_experts_per_token": work.routed,
-            "routing": self.routing.basis,
+            "routing": self.assumption.basis,
             "memory_rate": asdict(self.memory_rate),
             "disk_rate": asdict(self.disk_rate) if self.disk_rate else None,
             "kernels": asdict(self.kernels),
@@ -143,19 +143,19 @@ def plan_model(source: str | None, options: PlanOptions) -> ModelPlan:
             interpreter=interpreter,
         )
         memory = planner.memory(options.ram)  # an impossible budget fails before anything is measured
-        routing = choose_routing(options.routing, found)
+        assumption = choose_assumption(options.routing, found)
         memory_rate = _memory_rate(options.memory_bytes_per_s, kernels)
         disk_rate = _disk_rate(options.disk_bytes_per_s, found) if memory.total_experts else None
         rates = MachineRates(memory_rate.bytes_per_s, disk_rate.bytes_per_s if disk_rate else math.inf)
 
         def forecast(budget_bytes: int) -> BudgetForecast:
-            return forecast_budget(planner.memory(budget_bytes), planner.work, routing, rates)
+            return forecast_budget(planner.memory(budget_bytes), planner.work, assumption, rates)
 
         others = [forecast(budget) for budget in planner.other_budgets(memory.budget_bytes)]
-        this = forecast_budget(memory, planner.work, routing, rates)
+        this = forecast_budget(memory, planner.work, assumption, rates)
     finally:
         backend.close()
-    return ModelPlan(found, planner, routing, memory_rate, disk_rate, kernels, this, others)
+    return ModelPlan(found, planner, assumption, memory_rate, disk_rate, kernels, this, others)
 
 
 def find_source(source: str | None, experts: str | None = None, dense: str | None = None) -> PlanSource:
@@ -187,11 +187,11 @@ def _store_folder(source: str | None) -> Path | None:
     return None
 
 
-def choose_routing(routing: str | None, source: PlanSource) -> Routing:
-    """The routing that the user names; else uniform for random weights, an interval for those that may be trained."""
+def choose_assumption(routing: str | None, source: PlanSource) -> HitRateAssumption:
+    """The assumption that the user names; else uniform for random weights, an interval for possibly trained ones."""
     if routing == UNIFORM or (routing is None and source.tokenizer is False):
-        return uniform_routing()
-    return unknown_routing() if routing is None else traced_routing(Path(routing))
+        return assume_uniform()
+    return assume_trained() if routing is None else assume_traced(Path(routing))
 
 
 def _interpreter_with_text(source: str | None, backend: Backend) -> int:
@@ -220,11 +220,11 @@ def _disk_rate(given: float | None, source: PlanSource) -> Rate:
     if source.weights:
         places = file_places(source.weights, record_bytes)
         if sum(place.length for place in places) >= PROBE_BYTES:
-            return _told(measure_disk(places), "on the checkpoint's disk")
+            return _rate_with_basis(measure_disk(places), "on the checkpoint's disk")
     elif source.tokenizer is not None:
-        return _told(measure_store_disk(source.store), "on the store's disk")
+        return _rate_with_basis(measure_store_disk(source.store), "on the store's disk")
     try:
-        return _told(measure_folder_disk(Path.cwd(), record_bytes), f"on the disk of {Path.cwd()}")
+        return _rate_with_basis(measure_folder_disk(Path.cwd(), record_bytes), f"on the disk of {Path.cwd()}")
     except OSError as error:
         raise UsageError(
             f"{Path.cwd()}: the disk's rate cannot be measured here ({error.strerror or error}).",
@@ -232,6 +232,6 @@ def _disk_rate(given: float | None, source: PlanSource) -> Rate:
         ) from None
 
 
-def _told(rate: DiskRate, where: str) -> Rate:
+def _rate_with_basis(rate: DiskRate, where: str) -> Rate:
     how = "direct reads" if rate.direct else "reads through the page cache, which may be faster than the disk,"
     return Rate(rate.bytes_per_s, f"measured {where}: {how} by {rate.readers} threads")

@@ -143,16 +143,16 @@ def replay_report(
     capacities_percent: Sequence[float],
     rates: MachineRates | None,
     rates_basis: str,
-    tell: Callable[[str, int, int], None] = lambda policy, done, total: None,
+    report: Callable[[str, int, int], None] = lambda policy, done, total: None,
 ) -> ReplayReport:
     """Replay the trace of a file over policies (each with its settings) and capacities in percent of all experts.
 
-    `tell` is called with the next policy, the number of finished replays and the number of all. Raises UsageError for
+    `report` is called with the next policy, the number of finished replays and the number of all. Raises UsageError for
     an unknown policy or an invalid capacity.
     """
     wanted = [(policy, capacity) for policy in dict.fromkeys((BELADY, *policies)) for capacity in capacities_percent]
-    results, accesses_per_s = _run_all(replay, wanted, tell)
-    work, rows = token_work(replay), []
+    results, accesses_per_s = _run_all(replay, wanted, report)
+    work, rows = work_of_trace(replay), []
     for policy in policies:
         for capacity in capacities_percent:
             result = results[policy, capacity]
@@ -175,25 +175,25 @@ def replay_report(
 
 
 def _run_all(
-    replay: Replay, wanted: Sequence[tuple[str, float]], tell: Callable[[str, int, int], None]
+    replay: Replay, wanted: Sequence[tuple[str, float]], report: Callable[[str, int, int], None]
 ) -> tuple[dict[tuple[str, float], ReplayResult], float | None]:
     """Replay every (policy, capacity); also return the accesses per second; see `ReplayReport.accesses_per_s`."""
     results: dict[tuple[str, float], ReplayResult] = {}
-    tell(wanted[0][0], 0, len(wanted))
+    report(wanted[0][0], 0, len(wanted))
     results[wanted[0]] = replay.run(*wanted[0])
     rest, began_s = wanted[1:], time.perf_counter()
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
         running = [pool.submit(replay.run, *one) for one in rest]
         for one, run in zip(rest, running, strict=True):
-            tell(one[0], len(results), len(wanted))
+            report(one[0], len(results), len(wanted))
             results[one] = run.result()
     finally:
         pool.shutdown(cancel_futures=True)
     return results, len(replay) * len(rest) / (time.perf_counter() - began_s) if rest else None
 
 
-def token_work(replay: Replay) -> TokenWork:
+def work_of_trace(replay: Replay) -> TokenWork:
     """The work of a token by the shape in the trace: its layers, without embedding and head."""
     shape = replay.shape
     moe_layers = replay.cycle_experts // shape.experts_used

@@ -11,9 +11,10 @@ from edgemoe.bench.forced import RoutingReport
 from edgemoe.bench.limits import ForecastReport, GuessReport, LimitReport
 from edgemoe.bench.measure import Measured, Settings
 from edgemoe.bench.spread import Spread
-from edgemoe.engine.ledger import Part, TimeLedger
+from edgemoe.engine.ledger import TimeLedger
 from edgemoe.engine.traffic import TokenTraffic
-from edgemoe.model.spec import ModelSpec, MoeSpec
+from edgemoe.model.graph import Part
+from edgemoe.model.spec import ModelSpec
 
 REPORT_VERSION = 1
 EDGEMOE = "edgemoe"
@@ -50,7 +51,7 @@ class RooflineReport:
 
 @dataclass(frozen=True)
 class LedgerReport:
-    """Time of the turns with a ledger by part, for each token."""
+    """Time per token of the runs with a ledger, by part."""
 
     tokens: int
     wall_ms: float
@@ -67,7 +68,7 @@ class ExpertsReport:
     per_layer: int
     per_token: int
     distinct_per_layer: Sequence[float]
-    """Different experts that each layer used in one turn of decoding, on average."""
+    """Different experts that each layer used in one run of decoding, on average."""
     hit_rate: float | None
     disk_bytes_per_token: float
     round_hit_rates: Sequence[float]
@@ -112,7 +113,7 @@ class Report:
     peer: EngineReport | None
     ratios: RatioReport | None
     idle_cpu_share: float
-    """Share of one core that the engines whose turn it was not have used."""
+    """Share of one core that the waiting engines used."""
     others_busy_cores: float
     """Number of cores that other programs kept busy meanwhile, on average."""
 
@@ -131,7 +132,7 @@ def engine_report(
     decode_tokens: int | None = None,
     limit: GroupUsage | None = None,
 ) -> EngineReport:
-    """The rates of one contestant, which decoded only `decode_tokens` of a turn's tokens if that is given."""
+    """The rates of one contestant, which decoded only `decode_tokens` of a run's tokens if that is given."""
     tokens = decode_tokens or settings.decode_tokens
     decode_s = (one.decode[name]["continuation_s"] for one in measured.rounds)
     faults = [one.decode[name].get("major_faults") for one in measured.rounds]
@@ -161,7 +162,7 @@ def roofline_report(measured: Measured, decode_tokens_per_s: Spread, bytes_per_t
 def ledger_report(
     answers: Sequence[Mapping[str, Any]], which: str, tokens: int, traffic: Mapping[Part, float]
 ) -> LedgerReport:
-    """Merge the ledgers of some turns; `which` is `prompt` or `continuation`, `traffic` bytes of parts per token."""
+    """Merge the ledgers of some runs; `which` is `prompt` or `continuation`, `traffic` bytes of parts per token."""
     total = TimeLedger({})
     for answer in answers:
         total += TimeLedger(answer[f"{which}_ns"])
@@ -172,17 +173,16 @@ def ledger_report(
 
 
 def experts_report(answers: Sequence[Mapping[str, Any]], spec: ModelSpec, tokens: int) -> ExpertsReport | None:
-    """Experts that turns of decoding used; None for a model without experts."""
-    moes = {number: layer.ffn for number, layer in enumerate(spec.layers) if isinstance(layer.ffn, MoeSpec)}
-    if not moes:
+    """Experts that runs of decoding used; None for a model without experts."""
+    if not spec.routed:
         return None
     hits = sum(answer["expert_hits"] for answer in answers)
     asked = hits + sum(answer["expert_misses"] for answer in answers)
     by_round = [_hit_rate(answer["expert_hits"], answer["expert_misses"]) for answer in answers]
-    distinct = [sum(answer["distinct_experts"][number] for answer in answers) / len(answers) for number in moes]
+    distinct = [sum(answer["distinct_experts"][number] for answer in answers) / len(answers) for number in spec.routed]
     return ExpertsReport(
-        max(moe.experts for moe in moes.values()),
-        max(moe.experts_per_token for moe in moes.values()),
+        spec.most_experts,
+        spec.most_top_k,
         distinct,
         hits / asked if asked else None,
         sum(answer["disk_bytes"] for answer in answers) / (tokens * len(answers)),

@@ -29,9 +29,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from edgemoe.engine.ledger import Part
 from edgemoe.engine.traffic import TokenTraffic
-from edgemoe.model.spec import ModelSpec, MoeSpec
+from edgemoe.model.graph import Part
+from edgemoe.model.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,10 @@ class SpeedEstimate:
     high: float
 
 
-def token_work(spec: ModelSpec, traffic: TokenTraffic, record_bytes: float, position: float) -> TokenWork:
+def work_of_model(spec: ModelSpec, traffic: TokenTraffic, record_bytes: float, position: float) -> TokenWork:
     """The work of the token at a (mean) position. `record_bytes` is the size of one expert on disk."""
-    moes = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoeSpec)]
-    used = sum(moe.experts_per_token for moe in moes)
+    moes = spec.routed.values()
+    used = sum(moe.top_k for moe in moes)
     weights: Mapping[Part, int] = traffic.weight_bytes
     routed, shared = weights.get("experts", 0), weights.get("shared_expert", 0)
     return TokenWork(

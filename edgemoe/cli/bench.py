@@ -10,7 +10,7 @@ import typer
 
 from edgemoe.cli import options as shared
 from edgemoe.cli.json_text import write_json
-from edgemoe.cli.tracing import TraceOption, tell_failure, tell_summary
+from edgemoe.cli.tracing import TraceOption, report_failure, report_summary
 from edgemoe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -80,8 +80,10 @@ def bench(
     prediction: shared.PredictionOption = "auto",
     cache_aware_routing: shared.CacheAwareOption = 0.0,
     drop_cold: shared.DropColdOption = 0.0,
-    experts_used: shared.ExpertsUsedOption = None,
-    price: Annotated[bool, typer.Option("--price", help="Measure what the lossy options cost, and what for.")] = False,
+    experts_per_token: shared.ExpertsPerTokenOption = None,
+    quality: Annotated[
+        bool, typer.Option("--quality", help="Measure the quality loss and the speed-up of the lossy options.")
+    ] = False,
     text: Annotated[
         Path | None,
         typer.Option(
@@ -106,22 +108,22 @@ def bench(
 
     Rates are medians over rounds. Engines take turns in every round, each in a process of its own. Where experts are
     streamed, the disk's rate is measured in every round too, and speed is held against the lower of the two limits.
-    With --price instead the lossless and the lossy model read the same text, and are compared.
+    With --quality instead the lossless and the lossy model read the same text, and are compared.
     """
     from edgemoe.engine.lossy import LossySettings
     from edgemoe.engine.options import EngineOptions
 
-    lossy = LossySettings(cache_aware_routing, drop_cold, experts_used)
+    lossy = LossySettings(cache_aware_routing, drop_cold, experts_per_token)
     options = EngineOptions(ram, threads, policy=policy, prediction=prediction, lossy=lossy)
-    if price:
+    if quality:
         if any(given is not None for given in (against, plot, routing, trace, limit)):
             raise UsageError(
-                "--price goes with no --against, --plot, --routing, --trace or --limit.", "Leave them out."
+                "--quality goes with no --against, --plot, --routing, --trace or --limit.", "Leave them out."
             )
-        from edgemoe.cli.price import measure_price
+        from edgemoe.cli.quality import measure_quality
 
         write = shared.file_writer(json_file, write_json)
-        write(measure_price(model, options, text, tokens))
+        write(measure_quality(model, options, text, tokens))
         return
     if beside is not None:
         if any(given is not None for given in (against, plot, routing, trace, limit)) or lossy.on:
@@ -138,7 +140,7 @@ def bench(
         write(measure_contention(model, counts, settings, options))
         return
     if text is not None or tokens is not None:
-        raise UsageError("--text and --tokens are for --price.", "Give that too, with a lossy option.")
+        raise UsageError("--text and --tokens are for --quality.", "Give that too, with a lossy option.")
     if against is None and (gguf is not None or mmap or peer_decode is not None):
         raise UsageError(
             "--gguf, --mmap and --peer-decode are for another engine.", "Name it with --against llama.cpp."
@@ -156,7 +158,7 @@ def bench(
     from edgemoe.bench.benchmark import Benchmark
     from edgemoe.bench.measure import Settings
     from edgemoe.bench.peers import check_peer, open_peer
-    from edgemoe.cli.lossy import tell_lossy
+    from edgemoe.cli.lossy import report_lossy
     from edgemoe.cli.terminal.bench_tables import report_tables
     from edgemoe.cli.terminal.render import ProgressBar
     from edgemoe.cli.terminal.screen import open_screen
@@ -187,7 +189,7 @@ def bench(
             trace.path if trace is not None else None,
         )
         report = benchmark.run()
-    tell_lossy(folder, lossy, LossySettings.from_json(report.edgemoe.about["lossy"]), model, ram)
+    report_lossy(folder, lossy, LossySettings.from_json(report.edgemoe.about["lossy"]), model, ram)
     screen = open_screen()
     for title, rows in report_tables(report):
         screen.table(rows, title)
@@ -195,8 +197,8 @@ def bench(
     write_plot(report)
     if report.trace is not None:
         if report.trace["failure"]:
-            tell_failure(report.trace["failure"])
-        tell_summary(report.trace)
+            report_failure(report.trace["failure"])
+        report_summary(report.trace)
 
 
 def _plotter(path: Path | None) -> Callable[[Report], None]:

@@ -54,23 +54,23 @@ def chat(
     trace: TraceOption = None,
     cache_aware_routing: shared.CacheAwareOption = 0.0,
     drop_cold: shared.DropColdOption = 0.0,
-    experts_used: shared.ExpertsUsedOption = None,
+    experts_per_token: shared.ExpertsPerTokenOption = None,
     debug: shared.DebugOption = False,
 ) -> None:
     """Talk with a model. Through a pipe each line of stdin is a message, and answers are plain text."""
     shared.check_max_tokens(max_tokens, "chat")
     variables = template_variables(template_var)
 
-    from edgemoe.cli.compiling import compiling_told
-    from edgemoe.cli.lossy import lossy_line, tell_lossy
-    from edgemoe.cli.remarks import model_remarks, tell
+    from edgemoe.cli.compiling import report_compilation
+    from edgemoe.cli.lossy import lossy_line, report_lossy
+    from edgemoe.cli.remarks import model_remarks, print_remarks
     from edgemoe.cli.repl import Repl
     from edgemoe.cli.terminal.screen import Plain, open_screen
     from edgemoe.engine.lossy import LossySettings
     from edgemoe.engine.options import EngineOptions
     from edgemoe.session.model import load as load_model
 
-    asked = LossySettings(cache_aware_routing, drop_cold, experts_used)
+    asked = LossySettings(cache_aware_routing, drop_cold, experts_per_token)
     options = EngineOptions(ram, threads, context, kv, policy, prediction, not no_warm_start, lossy=asked)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     screen = open_screen() if interactive else Plain()
@@ -83,7 +83,7 @@ def chat(
     # loaded last, so that the memory plan counts the imports above
     with screen.waiting("loading the model"), collection_paused():
         opened = load_model(model, options)
-    with opened, compiling_told(opened), traced(opened.engine, trace):
+    with opened, report_compilation(opened), traced(opened.engine, trace):
         sampling = shared.sampling_options(
             opened, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed,
             repetition_penalty=repeat_penalty, presence_penalty=presence_penalty,
@@ -93,16 +93,16 @@ def chat(
         session = opened.chat(system, sampling, limit, variables, literal_prompt)
         if load is not None:
             session.load(Path(os.path.expanduser(load)))  # noqa: PTH111 (it leaves an unknown ~user as it is)
-        used = opened.engine.lossy
+        effective = opened.engine.lossy
         repl = Repl(opened, session, screen, interactive)
         if not interactive:
-            tell_lossy(opened.folder, asked, used, model, ram)
-            tell(model_remarks(opened))
+            report_lossy(opened.folder, asked, effective, model, ram)
+            print_remarks(model_remarks(opened))
             repl.run(read)
             return
         from edgemoe.cli.kept_chat import kept_if_ended, take_kept
 
-        lossy = f"\n{lossy_line(opened.folder, asked, used, model, ram)}" if asked.on else ""
+        lossy = f"\n{lossy_line(opened.folder, asked, effective, model, ram)}" if asked.on else ""
         screen.note(greeting(opened) + lossy)
         for remark in model_remarks(opened):
             screen.note(remark)

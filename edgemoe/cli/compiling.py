@@ -12,26 +12,26 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def compiling_told(model: Model) -> Iterator[None]:
+def report_compilation(model: Model) -> Iterator[None]:
     """Within it, stderr gets one line if the model's kernels must be compiled first."""
     if model.engine.backend.name != "jit":
         yield
         return
-    from edgemoe.kernels.jit.compile import compiling_told as told
+    from edgemoe.kernels.jit.compile import report_compilation as reporting
 
-    with told(lambda kept: _tell("the portable kernels", "a minute", kept)):
+    with reporting(lambda kept: _print("the portable kernels", "a minute", kept)):
         yield
 
 
 @contextmanager
-def replay_compiling_told() -> Iterator[None]:
+def report_replay_compilation() -> Iterator[None]:
     """Within it, stderr gets one line if the replay of traces must be compiled first."""
-    from edgemoe.kernels.jit.compile import compiling_told as told
+    from edgemoe.kernels.jit.compile import report_compilation as reporting
 
-    with told(lambda kept: _tell("the replay of traces", "some seconds", kept)):
+    with reporting(lambda kept: _print("the replay of traces", "some seconds", kept)):
         yield
 
 
-def _tell(what: str, time: str, kept: bool) -> None:
-    often = "once on this machine" if kept else "at every start, as no folder could be written to keep them in"
+def _print(what: str, time: str, kept: bool) -> None:
+    often = "once on this machine" if kept else "at every start, as no folder for compiled code is writable"
     print(f"compiling {what} ({often}); this can take {time}", file=sys.stderr, flush=True)

@@ -32,7 +32,7 @@ def info(
     screen.table(limits, "what limits it")
 
 
-def checks_told(checked_when_read: bool) -> str:
+def when_checked(checked_when_read: bool) -> str:
     """Say when a store's bytes are compared with its checksums."""
     return (
         "held to at every read" if checked_when_read else "only edgemoe verify looks at them (it can --add-checksums)"
@@ -71,26 +71,26 @@ def _model_rows(model: dict[str, Any], bundled: bool) -> list[tuple[str, str]]:
         return [(name, model["problem"])]
     rate = model["disk_bytes_per_s"]
     measured = "" if rate is None else f", {rate / 1e9:.2f} GB/s"
-    told = [
+    rows = [
         (name, f"{model['path']}, {format_size(model['bytes'])}"),
         (
             "its disk",
             f"{format_size(model['disk_free_bytes'])} free; experts are read {model['reads']}{measured}",
         ),
-        ("its checksums", checks_told(model["checked_when_read"])),
+        ("its checksums", when_checked(model["checked_when_read"])),
     ]
     if model["floor_bytes"] is not None:
-        told.append(("its floor of memory", format_size(model["floor_bytes"])))
+        rows.append(("its floor of memory", format_size(model["floor_bytes"])))
     if model["problem"] is None:
         experts = f"{model['experts_in_memory']} of {model['total_experts']} experts in memory, "
-        told.append(
+        rows.append(
             (
                 "it would take",
                 f"{format_size(model['planned_bytes'])} of a budget of {format_size(model['budget_bytes'])}:"
                 f" {experts if model['total_experts'] else ''}{model['context_length']} tokens of context",
             )
         )
-    return told
+    return rows
 
 
 def _folder_rows(found: dict[str, Any]) -> list[tuple[str, str]]:

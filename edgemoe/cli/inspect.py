@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,51 +10,95 @@ import typer
 from edgemoe.cli import options as shared
 from edgemoe.cli.json_text import json_text
 from edgemoe.cli.terminal.screen import Screen, open_screen
+from edgemoe.errors import UsageError
 
 if TYPE_CHECKING:
+    from edgemoe.model.listing import Line
     from edgemoe.store.reader import Store
+
+_PART_WIDTH = 15
+"""Columns of the part of the work that precedes each operation."""
 
 
 def inspect(
     store: shared.ModelArgument = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    program: Annotated[
+        bool, typer.Option("--program", help="Print the operations of a token, layer by layer, with shapes.")
+    ] = False,
+    layer: Annotated[int | None, typer.Option("--layer", help="With --program: only this layer.", min=0)] = None,
     debug: shared.DebugOption = False,
 ) -> None:
     """Show what a store is made of: parts, bits per weight, sizes, experts, and the least memory it runs in."""
     from edgemoe.session.default_model import find_model
     from edgemoe.store.reader import Store
 
-    description = describe(Store.open(find_model(store)))
+    opened = Store.open(find_model(store))
+    if program:
+        sections = list_program(opened, layer)
+        if as_json:
+            typer.echo(json_text({name: [asdict(line) for line in lines] for name, lines in sections.items()}))
+        else:
+            _show_program(open_screen(), sections)
+        return
+    if layer is not None:
+        raise UsageError("--layer: it names a layer of the program.", "Give --program too.")
+    description = describe(opened)
     if as_json:
         typer.echo(json_text(description))
     else:
         _show(open_screen(), description)
 
 
+def list_program(store: Store, layer: int | None = None) -> dict[str, list[Line]]:
+    """The operations of a token by section: embedding, layers (alike ones once), head; with `layer` only that one.
+
+    Raises UsageError for a layer that the model does not have.
+    """
+    from edgemoe.model.build import build_graph
+    from edgemoe.model.description import store_spec
+    from edgemoe.model.listing import distinct_layers, list_section
+
+    graph = build_graph(store_spec(store))
+    if layer is not None:
+        if layer >= len(graph.layers):
+            raise UsageError(f"--layer: expected 0 to {len(graph.layers) - 1}, found {layer}.")
+        return {f"layer {layer}": list_section(graph.layers[layer])}
+    layers = {f"layer {numbers}": list_section(section) for numbers, section in distinct_layers(graph)}
+    return {"embedding": list_section(graph.embed), **layers, "head": list_section(graph.head)}
+
+
+def _show_program(screen: Screen, sections: dict[str, list[Line]]) -> None:
+    for name, lines in sections.items():
+        screen.text(name)
+        for line in lines:
+            screen.text(f"  {line.part:<{_PART_WIDTH}}{line.text}")
+
+
 def describe(store: Store) -> dict[str, Any]:
     """All facts about a store that need no read of its weights. Sizes are in bytes."""
     from edgemoe.model.description import store_spec
-    from edgemoe.model.spec import MoeSpec
     from edgemoe.session.floor import floor_plan
 
     spec, manifest = store_spec(store), store.manifest
     plan = floor_plan(store)
-    routed = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoeSpec)]
+    shared = [layer.sizes().get("shared_width", 0) for layer in spec.layers]
+    routed = spec.routed.values()
     parameters = sum(part["parameters"] for part in manifest.quantisation.values())
     return {
         "path": str(store.path),
         "family": spec.family,
         "parameters": parameters,
         "layers": len(spec.layers),
-        "model_width": spec.model_width,
-        "vocabulary": spec.vocabulary,
+        "hidden_size": spec.hidden_size,
+        "vocab_size": spec.vocab_size,
         "max_positions": spec.max_positions,
         "experts": {
             "layers": len(routed),
-            "per_layer": max((ffn.experts for ffn in routed), default=0),
-            "per_token": max((ffn.experts_per_token for ffn in routed), default=0),
-            "width": max((ffn.width for ffn in routed), default=0),
-            "shared_width": max((ffn.shared_width for ffn in routed), default=0),
+            "per_layer": spec.most_experts,
+            "per_token": spec.most_top_k,
+            "width": max((experts.intermediate_size for experts in routed), default=0),
+            "shared_width": max(shared, default=0),
             "total": plan.total_experts,
             "record_bytes": store.record_bytes,
         },
@@ -69,7 +114,7 @@ def describe(store: Store) -> dict[str, Any]:
 
 
 def _show(screen: Screen, description: dict[str, Any]) -> None:
-    from edgemoe.cli.info import checks_told
+    from edgemoe.cli.info import when_checked
     from edgemoe.sizes import format_size
 
     experts = description["experts"]
@@ -77,8 +122,8 @@ def _show(screen: Screen, description: dict[str, Any]) -> None:
         ("store", description["path"]),
         ("family", description["family"]),
         ("parameters", f"{description['parameters'] / 1e6:,.1f} million"),
-        ("layers", f"{description['layers']} of width {description['model_width']}"),
-        ("vocabulary", f"{description['vocabulary']:,}"),
+        ("layers", f"{description['layers']} of width {description['hidden_size']}"),
+        ("vocabulary", f"{description['vocab_size']:,}"),
         ("longest context", f"{description['max_positions']:,} tokens"),
     ]
     if experts["total"]:
@@ -110,7 +155,7 @@ def _show(screen: Screen, description: dict[str, Any]) -> None:
             f"{format_size(description['floor_bytes'])}, of which the interpreter"
             f" {format_size(description['floor_interpreter_bytes'])}",
         ),
-        ("checksums", checks_told(description["checked_when_read"])),
+        ("checksums", when_checked(description["checked_when_read"])),
         ("made from", f"{description['provenance'].get('source', '?')}"),
     ]
     taken = description["provenance"].get("side_files")

@@ -1,4 +1,4 @@
-"""Lossy settings on the command line: their description, their price, and the command that measures it."""
+"""Lossy settings on the command line: their description, their measured quality, and the command that measures it."""
 
 from __future__ import annotations
 
@@ -12,54 +12,57 @@ if TYPE_CHECKING:
     from edgemoe.session.model import Model
 
 
-def lossy_line(folder: Path, asked: LossySettings, used: LossySettings, model: str | None, ram: str | None) -> str:
-    """One line on the settings `asked` for; `used` are those that have any effect under this budget.
+def lossy_line(folder: Path, asked: LossySettings, effective: LossySettings, model: str | None, ram: str | None) -> str:
+    """One line on the settings `asked` for; `effective` are those that have any effect under this budget.
 
-    `model` and `ram` are as on the command line; the line quotes them in the command that measures a price.
+    `model` and `ram` are as on the command line; the line quotes them in the command that measures the quality.
     """
-    from edgemoe.session.prices import find_price
+    from edgemoe.session.quality import find_quality
 
-    if not used.on:
+    if not effective.on:
         return f"lossy: {asked.describe()} · all experts are in memory, so this changes nothing"
-    price = find_price(folder, used, ram)
-    if price is None:
-        return f"lossy: {used.describe()} · price not measured yet: {price_command(model, used, ram)}"
-    return f"lossy: {used.describe()} · measured price: {price.describe()}"
+    quality = find_quality(folder, effective, ram)
+    if quality is None:
+        command = quality_command(model, effective, ram)
+        return f"lossy: {effective.describe()} · quality not measured yet; to measure it: {command}"
+    return f"lossy: {effective.describe()} · measured: {quality.describe()}"
 
 
-def price_command(model: str | None, settings: LossySettings, ram: str | None) -> str:
-    """The command that measures a price."""
-    words = ["edgemoe", "bench", *([model] if model is not None else []), "--price"]
+def quality_command(model: str | None, settings: LossySettings, ram: str | None) -> str:
+    """The command that measures the quality."""
+    words = ["edgemoe", "bench", *([model] if model is not None else []), "--quality"]
     if ram is not None:
         words += ["--ram", ram]
     if settings.cache_aware_routing > 0:
         words += ["--cache-aware-routing", f"{settings.cache_aware_routing:g}"]
     if settings.drop_cold > 0:
         words += ["--drop-cold", f"{settings.drop_cold:g}"]
-    if settings.experts_used is not None:
-        words += ["--experts-used", str(settings.experts_used)]
+    if settings.experts_per_token is not None:
+        words += ["--experts-per-token", str(settings.experts_per_token)]
     return shlex.join(words)
 
 
-def tell_lossy(folder: Path, asked: LossySettings, used: LossySettings, model: str | None, ram: str | None) -> None:
+def report_lossy(
+    folder: Path, asked: LossySettings, effective: LossySettings, model: str | None, ram: str | None
+) -> None:
     """Print `lossy_line` to stderr if any lossy setting was asked for."""
     if asked.on:
-        print(lossy_line(folder, asked, used, model, ram), file=sys.stderr, flush=True)
+        print(lossy_line(folder, asked, effective, model, ram), file=sys.stderr, flush=True)
 
 
 def lossy_json(model: Model, asked: LossySettings, ram: str | None) -> dict[str, Any]:
-    """Lossy settings for `--json`: those asked for, those with any effect, the price if known; empty if none is on."""
+    """Lossy settings for `--json`: those asked for, those with an effect, the measured quality; empty if none is on."""
     if not asked.on:
         return {}
-    from edgemoe.session.prices import find_price
+    from edgemoe.session.quality import find_quality
 
-    used = model.engine.lossy
-    price = find_price(model.folder, used, ram) if used.on else None
+    effective = model.engine.lossy
+    quality = find_quality(model.folder, effective, ram) if effective.on else None
     return {
         "lossy": {
             "asked": asked.to_json(),
-            "used": used.to_json(),
-            "price": price.to_json() if price is not None else None,
+            "effective": effective.to_json(),
+            "quality": quality.to_json() if quality is not None else None,
             "expert_drops": model.engine.statistics.expert_drops,
         }
     }

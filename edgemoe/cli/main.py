@@ -131,8 +131,8 @@ def run_command(arguments: list[str]) -> int:
         place = f"{error.filename}: " if error.filename else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         way_out = "Free some space, then run it again." if full else "Check that it exists and that you may use it."
-        told = EdgemoeError(f"{place}{error.strerror or error}.", way_out)
-        return _report(told, debug, error)
+        shown = EdgemoeError(f"{place}{error.strerror or error}.", way_out)
+        return _report(shown, debug, error)
     except MemoryError as error:
         return _report(
             EdgemoeError("there is not enough memory.", "Give a smaller --ram, or close other programs."), debug, error

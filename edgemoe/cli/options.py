@@ -101,12 +101,12 @@ DropColdOption = Annotated[
         show_default="0, off",
     ),
 ]
-ExpertsUsedOption = Annotated[
+ExpertsPerTokenOption = Annotated[
     int | None,
     typer.Option(
-        "--experts-used",
+        "--experts-per-token",
         metavar="K",
-        help="Lossy: fewer experts for each token than the model's own number.",
+        help="Lossy: route each token to K experts, fewer than the model's own number.",
         show_default="the model's",
     ),
 ]

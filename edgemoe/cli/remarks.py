@@ -36,7 +36,7 @@ def model_remarks(model: Model, raw_ids: Sequence[int] = ()) -> list[str]:
     return [f"warning: {remark}" for remark in remarks]
 
 
-def tell(remarks: Iterable[str | None]) -> None:
+def print_remarks(remarks: Iterable[str | None]) -> None:
     """Write all remarks except None to stderr."""
     for remark in filter(None, remarks):
         print(printable(remark), file=sys.stderr, flush=True)

@@ -63,7 +63,7 @@ def replay(
 
     from edgemoe.bench.replay_rates import find_rates
     from edgemoe.bench.replay_report import replay_report
-    from edgemoe.cli.compiling import replay_compiling_told
+    from edgemoe.cli.compiling import report_replay_compilation
     from edgemoe.cli.terminal.render import ProgressBar
     from edgemoe.cli.terminal.screen import open_screen
     from edgemoe.lab.replay import Replay
@@ -72,7 +72,7 @@ def replay(
     recorded = Replay(read_trace(trace))
     for percent in capacities:
         recorded.slots(percent)  # raises for a bad capacity, before seconds of measuring
-    with ProgressBar("replaying", still=True) as bar, replay_compiling_told():
+    with ProgressBar("replaying", still=True) as bar, report_replay_compilation():
         bar.update("measuring this machine", 0, None, "")
         rates, basis = find_rates(recorded.record_bytes, disk_bytes_per_s, memory_bytes_per_s)
         report = replay_report(

@@ -57,7 +57,7 @@ def run(
     trace: TraceOption = None,
     cache_aware_routing: shared.CacheAwareOption = 0.0,
     drop_cold: shared.DropColdOption = 0.0,
-    experts_used: shared.ExpertsUsedOption = None,
+    experts_per_token: shared.ExpertsPerTokenOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object when the answer is done.")] = False,
     debug: shared.DebugOption = False,
 ) -> None:
@@ -73,18 +73,18 @@ def run(
     text = read_prompt(prompt, raw)
 
     with collection_paused():
-        from edgemoe.cli.compiling import compiling_told
-        from edgemoe.cli.lossy import lossy_json, tell_lossy
-        from edgemoe.cli.remarks import cut_remark, model_remarks, tell
+        from edgemoe.cli.compiling import report_compilation
+        from edgemoe.cli.lossy import lossy_json, report_lossy
+        from edgemoe.cli.remarks import cut_remark, model_remarks, print_remarks
         from edgemoe.engine.lossy import LossySettings
         from edgemoe.engine.options import EngineOptions
         from edgemoe.session.model import finished, load
 
-        asked = LossySettings(cache_aware_routing, drop_cold, experts_used)
+        asked = LossySettings(cache_aware_routing, drop_cold, experts_per_token)
         options = EngineOptions(ram, threads, context, kv, policy, prediction, not no_warm_start, lossy=asked)
         opening = load(model, options)
-    with opening as opened, compiling_told(opened), traced(opened.engine, trace):
-        tell_lossy(opened.folder, asked, opened.engine.lossy, model, ram)
+    with opening as opened, report_compilation(opened), traced(opened.engine, trace):
+        report_lossy(opened.folder, asked, opened.engine.lossy, model, ram)
         sampling = shared.sampling_options(
             opened, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed,
             repetition_penalty=repeat_penalty, presence_penalty=presence_penalty,
@@ -95,7 +95,7 @@ def run(
         else:
             prompt_ids = opened.encode_chat(text, system, variables, literal_prompt)
             opened.template.close()  # no further prompt is rendered, and the answer may need the memory
-        tell(model_remarks(opened, prompt_ids if raw else ()))
+        print_remarks(model_remarks(opened, prompt_ids if raw else ()))
         if as_json:
             opened.engine.keep_ledger()
         limit = max_tokens or opened.generation_defaults.max_tokens or MAX_TOKENS
@@ -106,10 +106,10 @@ def run(
                     sys.stdout.write(printable(piece) if sys.stdout.isatty() else piece)
                     sys.stdout.flush()
         result = finished(generation)
-        told = {**result.to_json(), **lossy_json(opened, asked, ram)}
-        print(json_text(told, indent=None) if as_json else "", flush=True)
+        facts = {**result.to_json(), **lossy_json(opened, asked, ram)}
+        print(json_text(facts, indent=None) if as_json else "", flush=True)
         if not as_json:
-            tell([cut_remark(result.finish_reason, result.generated_tokens)])
+            print_remarks([cut_remark(result.finish_reason, result.generated_tokens)])
     if result.finish_reason == "interrupted":
         raise typer.Exit(INTERRUPTED)
 

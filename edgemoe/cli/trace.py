@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgemoe.cli import options as shared
-from edgemoe.cli.compiling import compiling_told
+from edgemoe.cli.compiling import report_compilation
 from edgemoe.cli.interrupts import on_interrupt
 from edgemoe.cli.terminal.text import printable
 from edgemoe.cli.tracing import TraceFile, trace_file, traced
@@ -97,7 +97,10 @@ def trace(
         from edgemoe.session.model import load
 
         prompt_ids = _read_ids(ids) if ids is not None else None
-        with load(model, EngineOptions(ram, threads, context, kv, warm_start=True)) as opened, compiling_told(opened):
+        with (
+            load(model, EngineOptions(ram, threads, context, kv, warm_start=True)) as opened,
+            report_compilation(opened),
+        ):
             stopped = Stop()
             with traced(opened.engine, target), on_interrupt(stopped):
                 if prompt_ids is not None:
@@ -134,7 +137,7 @@ def _read_random(model: Model, prompt_tokens: int, max_tokens: int, seed: int, s
     engine = model.engine
     chunk_tokens = engine.memory.prompt_chunk_tokens
     check_prompt_length(prompt_tokens + max_tokens, engine.context_length)
-    token_ids = np.random.default_rng(seed).integers(0, model.spec.vocabulary, prompt_tokens + max_tokens).tolist()
+    token_ids = np.random.default_rng(seed).integers(0, model.spec.vocab_size, prompt_tokens + max_tokens).tolist()
     engine.turn.begin()
     for first in range(0, prompt_tokens, chunk_tokens):
         if not stop.asked:

@@ -57,17 +57,17 @@ def traced(engine: Engine, target: TraceFile | None) -> Iterator[None]:
     from edgemoe.session.default_model import model_name
 
     name = model_name(engine.store.path)
-    with recording(engine, target.path, tell_failure, name) as recorder:
+    with recording(engine, target.path, report_failure, name) as recorder:
         yield
     if target.table:
         from edgemoe.cli.terminal.screen import open_screen
 
         open_screen().table(summary_rows(recorder.summary()), "trace")
     else:
-        tell_summary(recorder.summary())
+        report_summary(recorder.summary())
 
 
-def tell_summary(summary: Mapping[str, Any]) -> None:
+def report_summary(summary: Mapping[str, Any]) -> None:
     """Print the summary as one line on stderr."""
     distinct = summary["distinct_experts"]
     print(
@@ -78,7 +78,7 @@ def tell_summary(summary: Mapping[str, Any]) -> None:
 
 
 def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Rows of the summary for a table, longer than the line of `tell_summary`."""
+    """Rows of the summary for a table, longer than the line of `report_summary`."""
     distinct, experts = summary["distinct_experts"], summary["experts"]
     there = summary["resident_uses"] / summary["uses"] if summary["uses"] else None
     turns = "1 turn" if summary["turns"] == 1 else f"{summary['turns']} turns"
@@ -92,7 +92,7 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
-def tell_failure(error: TraceError | str) -> None:
+def report_failure(error: TraceError | str) -> None:
     """Print one line on stderr: the trace ends here."""
     print(
         f"error: {printable(with_flags(str(error)))} The trace ends there; all else goes on.",

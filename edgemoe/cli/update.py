@@ -68,7 +68,7 @@ def _require_usable(store: Store, staging: Path, names: set[str]) -> list[str]:
     from edgemoe.session.side_files import require_usable
 
     try:
-        return require_usable(staging, names, store_spec(store).vocabulary)
+        return require_usable(staging, names, store_spec(store).vocab_size)
     except StoreError as error:
         raise StoreError(
             error.message.replace(f"{staging}{os.sep}", ""),

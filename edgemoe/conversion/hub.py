@@ -303,13 +303,13 @@ class HubSource:
         listener, size = self._downloading, self._remote[name].size
         most = size if size is not None or name.endswith(".safetensors") else _MAX_SMALL_FILE_BYTES
 
-        def told(done: int) -> None:
+        def report(done: int) -> None:
             if most is not None and done > most:
                 raise SourceError(f"{name}: expected {most} bytes, the hub sends more.", AGAIN)
             if listener is not None:
                 listener(Download(name, done, size))
 
-        return cast(BinaryIO, _Watched(file, told))
+        return cast(BinaryIO, _Watched(file, report))
 
     def _check_space(self, name: str, partial: Path) -> None:
         size = self._remote[name].size
@@ -350,12 +350,12 @@ class HubSource:
 class _Watched:
     """A file that reports its length after each write."""
 
-    def __init__(self, file: BinaryIO, told: Callable[[int], None]) -> None:
-        self._file, self._told = file, told
+    def __init__(self, file: BinaryIO, report: Callable[[int], None]) -> None:
+        self._file, self._report = file, report
 
     def write(self, data: bytes) -> int:
         count = self._file.write(data)
-        self._told(self._file.tell())
+        self._report(self._file.tell())
         return count
 
     def __getattr__(self, name: str) -> Any:

@@ -109,7 +109,7 @@ def convert_source(
                         side_files = side_files_of(opened)
                         _check_generation_settings(opened.config, side_files)
                         if notice is not None:
-                            found = examine(side_files, plan.manifest.model["vocabulary"]) if examine else ()
+                            found = examine(side_files, plan.manifest.model["vocab_size"]) if examine else ()
                             for text in (*opened.notices(), *found):
                                 notice(text)
                         _begin(journal, {**provenance, "plan": plan.digest()}, force)

@@ -17,7 +17,7 @@ from edgemoe.conversion.places import Place, part_ranges, tensor_places
 from edgemoe.conversion.source import BLOCK_FORMATS, Source, TensorInfo, float_dtype
 from edgemoe.errors import SourceError
 from edgemoe.kernels.formats import PANEL_ROWS, Format, panel_count
-from edgemoe.model.spec import ModelSpec, MoeSpec
+from edgemoe.model.spec import ModelSpec
 from edgemoe.store.manifest import Manifest
 from edgemoe.store.planning import ExpertPlan, plan_store
 
@@ -116,13 +116,15 @@ def plan_manifest(
             resident[stored] = (stored, formats[name], rows, shape[1] if len(shape) == 2 else 1)
     experts: list[ExpertPlan | None] = []
     for number, layer in enumerate(spec.layers):
-        if not isinstance(layer.ffn, MoeSpec):
+        routed = layer.routed
+        if routed is None:
             experts.append(None)
             continue
         gate_up, down = (formats[f"layers.{number}.experts.0.{part}"] for part in ("gate", "down"))
         assert gate_up is not None
         assert down is not None
-        experts.append(ExpertPlan(layer.ffn.experts, spec.model_width, layer.ffn.width, gate_up, down))
+        plan = ExpertPlan(routed.num_experts, spec.hidden_size, routed.intermediate_size, gate_up, down)
+        experts.append(plan)
     return plan_store(spec.to_json(), list(resident.values()), experts, provenance)
 
 

@@ -23,12 +23,12 @@ import numpy.typing as npt
 from edgemoe.engine.decoder import Decoder, LayerRouting
 from edgemoe.engine.ledger import Programs, TimeLedger
 from edgemoe.engine.lossy_routing import LossyRouting
-from edgemoe.engine.memory import HEAD_ROWS, MemoryPlan
+from edgemoe.engine.memory import MemoryPlan
 from edgemoe.engine.options import EngineOptions
 from edgemoe.engine.phase import Turn
 from edgemoe.engine.stepper import ResidentStepper, Stepper, StreamingStepper
 from edgemoe.engine.traffic import TokenTraffic, token_traffic
-from edgemoe.engine.workspace import KvCache, Workspace
+from edgemoe.engine.workspace import Workspace
 from edgemoe.errors import UsageError
 from edgemoe.experts.cache import READ_TIMEOUT_SECONDS, CacheStatistics, ExpertCache
 from edgemoe.experts.embedding_rows import EmbeddingRows
@@ -39,7 +39,7 @@ from edgemoe.experts.prediction import PredictionSwitch
 from edgemoe.io.direct import allocate_pages
 from edgemoe.io.reads import ExpertFiles, RecordReader, open_reader
 from edgemoe.kernels.operations import Arrivals, Backend, Floats, Program
-from edgemoe.model.spec import ModelSpec, MoeSpec
+from edgemoe.model.build import HEAD_ROWS, Graph
 from edgemoe.paths import cache_folder
 from edgemoe.store.reader import Store
 from edgemoe.store.resident import ResidentReading
@@ -96,21 +96,21 @@ class Engine:
     def __init__(
         self,
         store: Store,
-        spec: ModelSpec,
+        graph: Graph,
         memory: MemoryPlan,
         backend: Backend,
         options: EngineOptions,
         routing: RoutingSource | None = None,
         resident: ResidentReading | None = None,
     ) -> None:
-        """`spec` is the model that runs: the store's, with `routing` and lossy options applied to it.
+        """`graph` is the program of the model that runs: the store's, with `routing` and lossy options applied to it.
 
         `memory` is the plan that follows from the options, and `backend` has their threads. `resident`: the weights
         that every token needs, if the caller has begun to read them already.
         """
         self.store = store
         self.lossy = options.lossy.effective(memory.all_resident)
-        self.spec = spec
+        self.spec = spec = graph.spec
         self.memory = memory
         self.backend = backend
         self.position = 0
@@ -126,6 +126,7 @@ class Engine:
         self._stepper: Stepper = _Closed(CacheStatistics())
         self._head: Program | None = None
         self._embed: Program | None = None
+        self._space = Workspace(graph, memory.chunk_tokens, memory.context_length, memory.kv_format)
         self._embedding_rows: EmbeddingRows | None = None
         self._hot_list: HotList | None = None
         self._loading: list[ResidentReading | ExpertLoading] = [] if resident is None else [resident]
@@ -139,8 +140,6 @@ class Engine:
             if resident is None:
                 resident = store.begin_resident(memory.embedding_resident)
                 self._loading.append(resident)
-            self._space = Workspace.allocate(spec, memory.chunk_tokens)
-            kv_cache = KvCache.allocate(spec, memory.context_length, memory.kv_format)
             cache = arrivals = None
             if not memory.all_resident:
                 self._reader = open_reader(arena, READER_THREADS)
@@ -152,16 +151,12 @@ class Engine:
             if not memory.embedding_resident:
                 self._embedding_rows = EmbeddingRows(store, options.direct_reads, statistics)
             decoder = Decoder(
-                spec,
+                graph,
                 resident.tensors,
                 self._space,
-                kv_cache,
                 arena,
                 store.expert_layouts,
                 arrivals,
-                forced_routing=routing is not None,
-                forced_guesses=routing is not None and routing.recall is not None,
-                cache_aware_routing=self.lossy.cache_aware_routing,
                 embedding_rows=self._embedding_rows,
             )
             if cache is None:
@@ -181,10 +176,10 @@ class Engine:
             for loading in self._loading:
                 loading.wait()
             self._loading.clear()
-            self.traffic: TokenTraffic = token_traffic(decoder)
+            self.traffic: TokenTraffic = token_traffic(graph, store.manifest, memory.kv_format)
             self.routing: Sequence[LayerRouting | None] = decoder.routing
             """The routers' output for the tokens of the latest step, layer by layer; None for a dense layer."""
-            self.expert_uses: npt.NDArray[np.int64] = np.zeros((len(spec.layers), _most_experts(spec)), np.int64)
+            self.expert_uses: npt.NDArray[np.int64] = np.zeros((len(spec.layers), spec.most_experts), np.int64)
             routed = [(layer, routing) for layer, routing in enumerate(self.routing) if routing is not None]
             self._choices = [routing.experts[0] for _, routing in routed]
             self._choice_layers = np.repeat([layer for layer, _ in routed], [len(chosen) for chosen in self._choices])
@@ -197,7 +192,7 @@ class Engine:
     def _make_cache(
         self, arena: npt.NDArray[np.uint8], files: ExpertFiles, reader: RecordReader, policy: str
     ) -> ExpertCache:
-        experts = _most_experts(self.spec)
+        experts = self.spec.most_experts
         policy_state = make_policy(policy, len(arena), len(self.spec.layers) * experts)
         return ExpertCache(arena, experts, self.store, files, reader, policy_state)
 
@@ -283,7 +278,7 @@ class Engine:
     ) -> Floats:
         ids = self._checked(token_ids)
         start, chunk = self.position, self.memory.chunk_tokens
-        shape = (len(ids), self.spec.vocabulary) if all_logits else (self.spec.vocabulary,)
+        shape = (len(ids), self.spec.vocab_size) if all_logits else (self.spec.vocab_size,)
         if out is None:
             out = np.empty(shape, np.float32)
         elif out.shape != shape or out.dtype != np.float32:
@@ -346,6 +341,7 @@ class Engine:
         # The programs hold weights, KV cache and slots, and the caller may keep a closed engine for its figures.
         self._stepper = _Closed(self._stepper.statistics)
         self._head = self._embed = self._programs = None
+        self._space.release()
 
     def __enter__(self) -> Engine:
         return self
@@ -362,9 +358,9 @@ class Engine:
         if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
             found = f"{ids.dtype} of shape {ids.shape}"
             raise UsageError(f"Token ids: expected a list of integers, found {found}.", "Give one sequence's ids.")
-        if ids.min() < 0 or ids.max() >= self.spec.vocabulary:
-            wrong = ids[(ids < 0) | (ids >= self.spec.vocabulary)][0]
-            raise UsageError(f"Token id {wrong} is outside the vocabulary of {self.spec.vocabulary}.")
+        if ids.min() < 0 or ids.max() >= self.spec.vocab_size:
+            wrong = ids[(ids < 0) | (ids >= self.spec.vocab_size)][0]
+            raise UsageError(f"Token id {wrong} is outside the vocabulary of {self.spec.vocab_size}.")
         if self.position + len(ids) > self.context_length:
             raise UsageError(
                 f"{len(ids)} tokens after {self.position} do not fit the context of {self.context_length} tokens.",
@@ -389,11 +385,6 @@ class Engine:
             if routing is not None:
                 used = np.bincount(routing.experts[:tokens].reshape(-1), minlength=len(routing.slots))
                 self.expert_uses[layer, : len(used)] += used
-
-
-def _most_experts(spec: ModelSpec) -> int:
-    """The number of experts in the layer that has most."""
-    return max((layer.ffn.experts for layer in spec.layers if isinstance(layer.ffn, MoeSpec)), default=0)
 
 
 def _allocate_arena(slots: int, slot_bytes: int) -> npt.NDArray[np.uint8]:

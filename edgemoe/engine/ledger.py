@@ -12,31 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from edgemoe.kernels import operations as op
-
-Part = Literal[
-    "embedding",
-    "attention",
-    "router",
-    "experts",
-    "shared_expert",
-    "dense_ffn",
-    "combine",
-    "head",
-    "prediction",
-    "disk_wait",
-    "synchronisation",
-    "python",
-    "sampling",
-    "text",
-]
-"""The parts of a token's time, in the order of reports.
-
-attention: with its norms, projections, positions and KV cache. router: with the norm before the FFN. prediction: the
-guess at the next layer's routing. text: from token ids to pieces of text.
-"""
+from edgemoe.model.graph import Part
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Settings that change answers to save reads or work: all off by default, each with a price that can be measured.
+"""Settings that change answers to save reads or work: all off by default, each with a measurable cost in quality.
 
 - `cache_aware_routing` (lambda, 0 to 1): while tokens are decoded one by one, experts in RAM get a bonus of lambda
   times the token's own range of router logits when the `K` are chosen; the best one is always kept, and the weights
@@ -7,7 +7,7 @@
   expert anyway, so the bonus would save no read.
 - `drop_cold` (tau, 0 to 1): an expert that is not in RAM, and whose share of the token's weights is below tau, is not
   read; its weight becomes zero. In a run of several tokens this must hold for every token that uses the expert.
-- `experts_used`: fewer experts for each token than the model's own number.
+- `experts_per_token`: fewer experts for each token than the model's own number.
 
 Sources of the ideas: cache-conditional experts (Skliar et al. 2024, arXiv 2412.00099), whose range is a running mean;
 dropping experts that are cold and weigh little, and ranges of single tokens: Helldez/BigMoeOnEdge.
@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from edgemoe.errors import UsageError
-from edgemoe.model.spec import ModelSpec, MoeSpec
+from edgemoe.model.spec import ModelSpec
 
 _OFF_HINT = "Leave it out, or give 0, for exact answers."
 
@@ -32,22 +32,22 @@ class LossySettings:
 
     cache_aware_routing: float = 0.0
     drop_cold: float = 0.0
-    experts_used: int | None = None
+    experts_per_token: int | None = None
 
     def __post_init__(self) -> None:
         _check_share("cache_aware_routing", self.cache_aware_routing)
         _check_share("drop_cold", self.drop_cold)
-        used = self.experts_used
+        used = self.experts_per_token
         if used is not None and (type(used) is not int or used < 1):
             raise UsageError(
-                f"`experts_used`: expected 1 or more experts for each token, found {used!r}.",
+                f"`experts_per_token`: expected a whole number of 1 or more, found {used!r}.",
                 "Leave it out for the model's own number.",
             )
 
     @property
     def on(self) -> bool:
         """Whether any setting is on."""
-        return self.depends_on_cache or self.experts_used is not None
+        return self.depends_on_cache or self.experts_per_token is not None
 
     @property
     def depends_on_cache(self) -> bool:
@@ -55,29 +55,23 @@ class LossySettings:
         return self.cache_aware_routing > 0 or self.drop_cold > 0
 
     def effective(self, all_resident: bool) -> LossySettings:
-        """The settings that have any effect: only `experts_used` where every expert is in RAM."""
-        return LossySettings(experts_used=self.experts_used) if all_resident else self
+        """The settings that have any effect: only `experts_per_token` where every expert is in RAM."""
+        return LossySettings(experts_per_token=self.experts_per_token) if all_resident else self
 
     def applied_to(self, spec: ModelSpec) -> ModelSpec:
-        """The model with `experts_used` experts for each token. Raises UsageError where it has fewer."""
-        used = self.experts_used
+        """The model with `experts_per_token` experts for each token. Raises UsageError where it has fewer."""
+        used = self.experts_per_token
         if used is None:
             return spec
-        most = max((layer.ffn.experts_per_token for layer in spec.layers if isinstance(layer.ffn, MoeSpec)), default=0)
+        most = spec.most_top_k
         if not most:
-            raise UsageError("`experts_used`: this model has no routed experts.", "Leave it out.")
+            raise UsageError("`experts_per_token`: this model has no routed experts.", "Leave it out.")
         if used > most:
             raise UsageError(
-                f"`experts_used`: expected 1 to {most} experts for each token, found {used}.",
+                f"`experts_per_token`: expected 1 to {most}, the model's own number, found {used}.",
                 "Leave it out for the model's own number.",
             )
-        layers = (
-            replace(layer, ffn=replace(layer.ffn, experts_per_token=min(used, layer.ffn.experts_per_token)))
-            if isinstance(layer.ffn, MoeSpec)
-            else layer
-            for layer in spec.layers
-        )
-        return replace(spec, layers=tuple(layers))
+        return spec.with_top_k(used, only_less=True)
 
     def describe(self) -> str:
         """Text for people, such as `cache-aware routing 0.2, drop cold 0.1`; empty where all are off."""
@@ -86,8 +80,9 @@ class LossySettings:
             parts.append(f"cache-aware routing {self.cache_aware_routing:g}")
         if self.drop_cold > 0:
             parts.append(f"drop cold {self.drop_cold:g}")
-        if self.experts_used is not None:
-            parts.append(f"experts used {self.experts_used}")
+        if self.experts_per_token is not None:
+            experts = "expert" if self.experts_per_token == 1 else "experts"
+            parts.append(f"{self.experts_per_token} {experts} per token")
         return ", ".join(parts)
 
     def to_json(self) -> dict[str, Any]:

@@ -7,12 +7,13 @@ activations and kernel scratch, the KV cache, and the expert slots, which take t
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
+from edgemoe.engine.workspace import KvFormat, kept_bytes, rope_bytes, state_bytes, work_bytes
 from edgemoe.errors import BudgetError, UsageError
-from edgemoe.kernels.formats import group_count
+from edgemoe.kernels import operations as op
 from edgemoe.kernels.operations import Backend, StepSizes
-from edgemoe.model.spec import DenseFfnSpec, ModelSpec, MoeSpec
+from edgemoe.model.build import HEAD_ROWS, Graph
+from edgemoe.model.graph import row_size
 from edgemoe.process import Limit, available_bytes, memory_limit, rss_bytes
 from edgemoe.sizes import format_size, parse_size
 
@@ -22,13 +23,10 @@ LEAST_CONTEXT_TOKENS = 512
 DEFAULT_CONTEXT_TOKENS = 4096
 CHUNK_TOKENS = (512, 256, 128, 64, 32, 16, 8)
 STOPPABLE_TOKENS = 128
-HEAD_ROWS = 8
-"""Positions whose logits are computed in one run."""
+OBJECTS_BYTES = 1 << 20
+"""Room for the Python objects that describe a step: operations, views, programs."""
 AUTO_SHARE = 0.85
 """Share of the memory now available that `auto` takes."""
-
-KvFormat = Literal["f32", "f16", "q8"]
-"""The format of keys and values: float32, float16, or int8 in groups of 32 with a float16 scale each."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ def has_ample_room(ram: str | int | None, sizes: ModelSizes, backend: Backend) -
 
 
 def plan_memory(
-    spec: ModelSpec,
+    graph: Graph,
     sizes: ModelSizes,
     backend: Backend,
     ram: str | int | None,
@@ -120,9 +118,9 @@ def plan_memory(
     now; `embedding_resident` says whether the embedding is in RAM, where that is decided already. Raises BudgetError
     below the floor, naming it, and UsageError for an invalid budget.
     """
-    if context_length is not None and not 1 <= context_length <= spec.max_positions:
+    if context_length is not None and not 1 <= context_length <= graph.spec.max_positions:
         raise UsageError(
-            f"A context of {context_length} tokens was asked for; this model has 1 to {spec.max_positions}.",
+            f"A context of {context_length} tokens was asked for; this model has 1 to {graph.spec.max_positions}.",
             "Choose a context length within that range.",
         )
     if interpreter is None:
@@ -130,12 +128,12 @@ def plan_memory(
     if not sizes.embedding_bytes:
         embedding_resident = True
     if embedding_resident is not None:
-        least = _Needs.of(spec, sizes, backend, context_length, interpreter, embedding_resident)
+        least = _Needs.of(graph, sizes, backend, context_length, interpreter, embedding_resident)
         return _share_out(least, _budget(ram, least.floor_bytes))
-    least = _Needs.of(spec, sizes, backend, context_length, interpreter, embedding_resident=False)
+    least = _Needs.of(graph, sizes, backend, context_length, interpreter, embedding_resident=False)
     budget_bytes = _budget(ram, least.floor_bytes)
     without = _share_out(least, budget_bytes)
-    least_with = _Needs.of(spec, sizes, backend, context_length, interpreter, embedding_resident=True)
+    least_with = _Needs.of(graph, sizes, backend, context_length, interpreter, embedding_resident=True)
     if budget_bytes < least_with.floor_bytes:
         return without
     whole = _share_out(least_with, budget_bytes)
@@ -147,7 +145,7 @@ def plan_memory(
 class _Needs:
     """The sizes that a model needs at least, and the most that it could use."""
 
-    spec: ModelSpec
+    graph: Graph
     sizes: ModelSizes
     backend: Backend
     interpreter_bytes: int
@@ -161,26 +159,26 @@ class _Needs:
     @classmethod
     def of(
         cls,
-        spec: ModelSpec,
+        graph: Graph,
         sizes: ModelSizes,
         backend: Backend,
         context_length: int | None,
         interpreter: int,
         embedding_resident: bool,
     ) -> _Needs:
-        least_context = context_length or min(LEAST_CONTEXT_TOKENS, spec.max_positions)
-        least_workspace_bytes = workspace_bytes(spec, backend, CHUNK_TOKENS[-1], least_context)
-        least_kv_bytes = kv_cache_bytes(spec, least_context, sizes.kv_format)
-        least_slots = min(sizes.total_experts, 2 * _most_experts_per_token(spec))
+        least_context = context_length or min(LEAST_CONTEXT_TOKENS, graph.spec.max_positions)
+        least_workspace_bytes = workspace_bytes(graph, backend, CHUNK_TOKENS[-1], least_context)
+        least_kv_bytes = kv_cache_bytes(graph, least_context, sizes.kv_format)
+        least_slots = min(sizes.total_experts, 2 * graph.spec.most_top_k)
         resident_bytes = _resident_bytes(sizes, embedding_resident)
         return cls(
-            spec,
+            graph,
             sizes,
             backend,
             interpreter,
             embedding_resident,
             least_context,
-            context_length or min(DEFAULT_CONTEXT_TOKENS, spec.max_positions),
+            context_length or min(DEFAULT_CONTEXT_TOKENS, graph.spec.max_positions),
             least_workspace_bytes,
             least_slots,
             interpreter + resident_bytes + least_workspace_bytes + least_kv_bytes + least_slots * sizes.slot_bytes,
@@ -193,7 +191,7 @@ def _resident_bytes(sizes: ModelSizes, embedding_resident: bool) -> int:
 
 def _share_out(least: _Needs, budget_bytes: int) -> MemoryPlan:
     """Plan a budget in bytes. Raises BudgetError below the floor."""
-    spec, sizes, backend = least.spec, least.sizes, least.backend
+    graph, sizes, backend = least.graph, least.sizes, least.backend
     floor_bytes, interpreter = least.floor_bytes, least.interpreter_bytes
     if budget_bytes < floor_bytes:
         raise BudgetError(
@@ -211,19 +209,19 @@ def _share_out(least: _Needs, budget_bytes: int) -> MemoryPlan:
     for candidate in CHUNK_TOKENS:
         if candidate >= 2 * most_context:  # no prompt would fill more than half of the chunk
             continue
-        if workspace_bytes(spec, backend, candidate, least.least_context) <= most_workspace_bytes:
+        if workspace_bytes(graph, backend, candidate, least.least_context) <= most_workspace_bytes:
             chunk = candidate
             break
     while context < most_context:
         wider = min(2 * context, most_context)
-        cost = kv_cache_bytes(spec, wider, sizes.kv_format) + workspace_bytes(spec, backend, chunk, wider)
+        cost = kv_cache_bytes(graph, wider, sizes.kv_format) + workspace_bytes(graph, backend, chunk, wider)
         spare = budget_bytes - fixed_bytes - cost
         crowds_experts = cost > (budget_bytes - fixed_bytes) // 5 or spare < least.least_slots * sizes.slot_bytes
         if spare < all_slots_bytes and crowds_experts:
             break
         context = wider
-    workspace = workspace_bytes(spec, backend, chunk, context)
-    kv_cache = kv_cache_bytes(spec, context, sizes.kv_format)
+    workspace = workspace_bytes(graph, backend, chunk, context)
+    kv_cache = kv_cache_bytes(graph, context, sizes.kv_format)
     left_bytes = budget_bytes - fixed_bytes - workspace - kv_cache
     slots = min(sizes.total_experts, left_bytes // sizes.slot_bytes) if sizes.slot_bytes else 0
     return MemoryPlan(
@@ -274,7 +272,7 @@ def check_machine(plan: MemoryPlan) -> None:
 
 
 def check_floor(
-    spec: ModelSpec,
+    graph: Graph,
     sizes: ModelSizes,
     backend: Backend,
     context_length: int | None = None,
@@ -285,7 +283,7 @@ def check_floor(
     The arguments are as in `plan_memory`, whose error would suggest a floor that this machine cannot meet.
     """
     limit = memory_limit()
-    floor_bytes = plan_memory(spec, sizes, backend, "floor", context_length, interpreter).floor_bytes
+    floor_bytes = plan_memory(graph, sizes, backend, "floor", context_length, interpreter).floor_bytes
     if floor_bytes > limit.amount:
         raise BudgetError(
             f"This model needs at least {format_size(floor_bytes)} of memory; {_limit_told(limit)}.",
@@ -302,62 +300,35 @@ def _limit_told(limit: Limit) -> str:
     return f"its control group {limit.group.folder} may have {size} in all"
 
 
-def _most_experts_per_token(spec: ModelSpec) -> int:
-    used: list[int] = [layer.ffn.experts_per_token for layer in spec.layers if isinstance(layer.ffn, MoeSpec)]
-    return max(used, default=0)
-
-
-def kv_cache_bytes(spec: ModelSpec, context_length: int, kv_format: KvFormat) -> int:
+def kv_cache_bytes(graph: Graph, context_length: int, kv_format: KvFormat) -> int:
     """Bytes of keys and values of every layer, and of the tables of rotary positions."""
-    rope_bytes = 2 * 4 * sum({layer.attention.head_width // 2 for layer in spec.layers})
-    return context_length * (kv_position_bytes(spec, kv_format) + rope_bytes)
+    return state_bytes(graph, context_length, kv_format) + rope_bytes(graph, context_length)
 
 
-def kv_position_bytes(spec: ModelSpec, kv_format: KvFormat) -> int:
-    """Bytes of keys and values of one position, in all layers."""
-    attentions = [layer.attention for layer in spec.layers]
-    return sum(2 * a.kv_heads * _kv_row_bytes(a.head_width, kv_format) for a in attentions)
-
-
-def _kv_row_bytes(head_width: int, kv_format: KvFormat) -> int:
-    """Bytes of a key or value of one head at one position."""
-    if kv_format == "q8":
-        return head_width + 2 * group_count(head_width)
-    return head_width * (4 if kv_format == "f32" else 2)
-
-
-def workspace_bytes(spec: ModelSpec, backend: Backend, chunk_tokens: int, context_length: int) -> int:
+def workspace_bytes(graph: Graph, backend: Backend, chunk_tokens: int, context_length: int) -> int:
     """Bytes of activations (`workspace.py`) and of the backend's scratch, for chunks of `chunk_tokens` tokens."""
-    heads = routed = routing = 0
-    for layer in spec.layers:
-        a, ffn = layer.attention, layer.ffn
-        heads = max(heads, 2 * (a.query_heads + a.kv_heads) * a.head_width)
-        if isinstance(ffn, MoeSpec):
-            routed = max(routed, ffn.experts_per_token * (spec.model_width + 4) + 2 * ffn.experts)
-            routing += 8 * ffn.experts_per_token
-    # Buffers are as wide as any layer needs.
-    per_token = 4 * (4 * spec.model_width + heads + routed) + routing
-    head = HEAD_ROWS * 4 * (spec.vocabulary + 3 * spec.model_width)
-    scratch = backend.step_scratch_bytes(step_sizes(spec, chunk_tokens, context_length))
-    return chunk_tokens * per_token + head + scratch + (1 << 20)
+    values = work_bytes(graph, chunk_tokens) + kept_bytes(graph, chunk_tokens)
+    scratch = backend.step_scratch_bytes(step_sizes(graph, chunk_tokens, context_length))
+    return values + scratch + OBJECTS_BYTES
 
 
-def step_sizes(spec: ModelSpec, chunk_tokens: int, context_length: int) -> StepSizes:
+def step_sizes(graph: Graph, chunk_tokens: int, context_length: int) -> StepSizes:
     """The largest value of each size over all layers."""
-    attentions = [layer.attention for layer in spec.layers]
-    routed = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoeSpec)]
-    dense = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, DenseFfnSpec)]
+    operations = [step.operation for section in graph.distinct_sections() for step in section.steps]
+    attentions = [operation for operation in operations if isinstance(operation, op.Attention)]
+    dense = [operation.down.shape[1] for operation in operations if isinstance(operation, op.GatedFfn)]  # type: ignore[attr-defined]
+    routed = graph.spec.routed.values()
     return StepSizes(
         tokens=chunk_tokens,
         context_length=context_length,
-        model_width=spec.model_width,
-        query_heads=max(a.query_heads for a in attentions),
-        kv_heads=max(a.kv_heads for a in attentions),
-        head_width=max(a.head_width for a in attentions),
-        ffn_width=max([ffn.width for ffn in dense] + [ffn.shared_width for ffn in routed]),
-        experts=max((ffn.experts for ffn in routed), default=0),
-        experts_per_token=max((ffn.experts_per_token for ffn in routed), default=0),
-        expert_width=max((ffn.width for ffn in routed), default=0),
-        vocabulary=spec.vocabulary,
+        model_width=graph.spec.hidden_size,
+        query_heads=max(row_size(a.query) // a.key_cache.shape[2] for a in attentions),
+        kv_heads=max(a.key_cache.shape[0] for a in attentions),
+        head_width=max(a.key_cache.shape[2] for a in attentions),
+        ffn_width=max(dense, default=0),
+        experts=graph.spec.most_experts,
+        experts_per_token=graph.spec.most_top_k,
+        expert_width=max((experts.intermediate_size for experts in routed), default=0),
+        vocabulary=graph.spec.vocab_size,
         head_tokens=HEAD_ROWS,
     )

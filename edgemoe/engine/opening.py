@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgemoe.engine.engine import Engine
+from edgemoe.engine.lossy import LossySettings
 from edgemoe.engine.memory import (
-    KvFormat,
     ModelSizes,
     check_floor,
     check_machine,
@@ -18,11 +18,14 @@ from edgemoe.engine.memory import (
     plan_memory,
 )
 from edgemoe.engine.options import DEFAULTS, EngineOptions
+from edgemoe.engine.workspace import KvFormat
 from edgemoe.errors import UsageError
 from edgemoe.experts.embedding_rows import saved_bytes
 from edgemoe.kernels.select import select_backend
+from edgemoe.model.build import Graph, build_graph
 from edgemoe.model.description import store_spec
-from edgemoe.model.spec import ModelSpec, MoeSpec
+from edgemoe.model.graph import BuildOptions
+from edgemoe.model.spec import ModelSpec
 from edgemoe.store.reader import Store
 from edgemoe.store.side_files import check_side_files
 
@@ -47,17 +50,18 @@ def open_engine(
         raise UsageError("Forced routing leaves lossy settings nothing to decide.", "Leave one of them out.")
     store = Store.open(Path(path))
     spec = options.lossy.applied_to(store_spec(store) if routing is None else routing.apply_to(store_spec(store)))
+    graph = graph_of(spec, options.lossy, routing)
     sizes = model_sizes(store, spec, options.kv)
     backend = select_backend(options.threads)  # before the plan, which measures the backend's libraries
     resident = embedding_resident = None
     try:
         # Checked before anything large is read; growth of the interpreter can only raise the floor.
-        check_floor(spec, sizes, backend, options.context_length)
+        check_floor(graph, sizes, backend, options.context_length)
         if meanwhile is not None:
             if has_ample_room(options.ram, sizes, backend):
                 embedding_resident = (
                     not sizes.embedding_bytes
-                    or plan_memory(spec, sizes, backend, options.ram, options.context_length).embedding_resident
+                    or plan_memory(graph, sizes, backend, options.ram, options.context_length).embedding_resident
                 )
                 resident = store.begin_resident(embedding_resident)
             check_side_files(store)
@@ -65,22 +69,38 @@ def open_engine(
             if resident is not None:
                 resident.wait()  # all its pages are in RAM now, so the plan can tell them from the interpreter's
         interpreter = interpreter_bytes(backend) - (0 if resident is None else resident.bytes)
-        check_floor(spec, sizes, backend, options.context_length, interpreter)
-        memory = plan_memory(spec, sizes, backend, options.ram, options.context_length, interpreter, embedding_resident)
+        check_floor(graph, sizes, backend, options.context_length, interpreter)
+        memory = plan_memory(
+            graph, sizes, backend, options.ram, options.context_length, interpreter, embedding_resident
+        )
         check_machine(memory)
+        lossy = options.lossy.effective(memory.all_resident)
+        if lossy != options.lossy:
+            graph = graph_of(spec, lossy, routing)
     except BaseException:
         if resident is not None:
             resident.close()
         backend.close()
         raise
-    return Engine(store, spec, memory, backend, options, routing, resident)
+    return Engine(store, graph, memory, backend, options, routing, resident)
+
+
+def graph_of(spec: ModelSpec, lossy: LossySettings, routing: RoutingSource | None = None) -> Graph:
+    """The program of a model under lossy settings, whose routing may come from a source in place of the routers."""
+    options = BuildOptions(
+        forced_routing=routing is not None,
+        forced_guesses=routing is not None and routing.recall is not None,
+        cache_aware_routing=lossy.cache_aware_routing,
+    )
+    return build_graph(spec, options)
 
 
 def model_sizes(store: Store, spec: ModelSpec, kv: str | None = None) -> ModelSizes:
     """The sizes of a store that the memory plan needs. Raises UsageError for an unknown KV format (`open_engine`)."""
-    experts = sum(layer.ffn.experts for layer in spec.layers if isinstance(layer.ffn, MoeSpec))
     embedding_bytes = 0 if spec.tied_embeddings else saved_bytes(store)
-    return ModelSizes(store.resident_bytes(), store.record_bytes, experts, _kv_format(store, kv), embedding_bytes)
+    return ModelSizes(
+        store.resident_bytes(), store.record_bytes, spec.total_experts, _kv_format(store, kv), embedding_bytes
+    )
 
 
 def _kv_format(store: Store, kv: str | None) -> KvFormat:

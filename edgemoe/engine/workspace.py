@@ -1,99 +1,156 @@
-"""The buffers that a step of the model works in, allocated once and shared by all layers."""
+"""The memory of a graph's values: their sizes before anything is allocated, and their arrays.
+
+Values that are not alive at the same time share memory: `place_values` gives each an offset, first fit in the order in
+which blocks name them. Every layer starts from the same memory, since only the residual stream and what is `kept`
+outlive a layer.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from collections.abc import Iterator
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.engine.memory import HEAD_ROWS, KvFormat
 from edgemoe.kernels.formats import group_count
 from edgemoe.kernels.operations import Cache, Floats, Integers, QuantisedCache
-from edgemoe.model.rope import rope_tables
-from edgemoe.model.spec import ModelSpec, MoeSpec
+from edgemoe.model.build import Graph
+from edgemoe.model.graph import FirstRow, Section, Value
+from edgemoe.model.rope import RopeSpec, rope_tables
+
+KvFormat = Literal["f32", "f16", "q8"]
+"""The format of keys and values: float32, float16, or int8 in groups of 32 with a float16 scale each."""
+
+ALIGNMENT_BYTES = 64
 
 
-@dataclass(frozen=True, eq=False)
-class Workspace:
-    """Activations for up to `T` tokens of one run. Widths are the largest of any layer; each layer uses views."""
-
-    ids: Integers  # (T,)
-    residual: Floats  # (T, D)
-    normed: Floats  # (T, D)
-    query: Floats  # flat: T * H * W
-    key: Floats  # flat: T * G * W
-    value: Floats  # flat: T * G * W
-    attended: Floats  # flat: T * H * W
-    router_logits: Floats  # flat: T * E
-    routed: Floats  # flat: T * K * D
-    ffn_output: Floats  # (T, D): of the shared expert, or of a dense FFN
-    shared_gate: Floats  # (T, 1)
-    predicted_input: Floats  # (1, D)
-    predicted_logits: Floats  # (E,)
-    head_input: Floats  # (HEAD_ROWS, D)
-    logits: Floats  # (HEAD_ROWS, V)
-
-    @classmethod
-    def allocate(cls, spec: ModelSpec, chunk_tokens: int) -> Workspace:
-        """Buffers for runs of up to `chunk_tokens` tokens."""
-        T, D = chunk_tokens, spec.model_width
-        attentions = [layer.attention for layer in spec.layers]
-        moes = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoeSpec)]
-        query = T * max(a.query_heads * a.head_width for a in attentions)
-        key = T * max(a.kv_heads * a.head_width for a in attentions)
-        experts = max((moe.experts for moe in moes), default=0)
-        used = max((moe.experts_per_token for moe in moes), default=0)
-
-        def floats(*shape: int) -> npt.NDArray[np.float32]:
-            return np.zeros(shape, np.float32)
-
-        return cls(
-            ids=np.zeros(T, np.int32),
-            residual=floats(T, D),
-            normed=floats(T, D),
-            query=floats(query),
-            key=floats(key),
-            value=floats(key),
-            attended=floats(query),
-            router_logits=floats(T * experts),
-            routed=floats(T * used * D),
-            ffn_output=floats(T, D),
-            shared_gate=floats(T, 1),
-            predicted_input=floats(1, D),
-            predicted_logits=floats(experts),
-            head_input=floats(HEAD_ROWS, D),
-            logits=floats(HEAD_ROWS, spec.vocabulary),
-        )
+def shape_of(value: Value, tokens: int, context_length: int) -> tuple[int, ...]:
+    """The shape of a value for runs of up to `tokens` tokens and a context of `context_length` positions."""
+    sizes = {"T": tokens, "C": context_length}
+    return tuple(size if isinstance(size, int) else sizes[size] for size in value.shape)
 
 
-def take(flat: Floats, *shape: int) -> Floats:
-    """A view of the given shape at the start of a flat buffer."""
-    return flat[: int(np.prod(shape))].reshape(shape)
-
-
-@dataclass(frozen=True, eq=False)
-class KvCache:
-    """Keys and values of every layer, each `(G, C, W)`, and tables of rotary positions by head width."""
-
-    keys: tuple[Cache, ...]
-    values: tuple[Cache, ...]
-    rope: dict[int, tuple[Floats, Floats]]
-
-    @classmethod
-    def allocate(cls, spec: ModelSpec, context_length: int, kv_format: KvFormat) -> KvCache:
-        """A cache for `context_length` tokens; the system allocates its pages when they are first written."""
-        shapes = [(layer.attention.kv_heads, context_length, layer.attention.head_width) for layer in spec.layers]
-        return cls(
-            keys=tuple(_empty_cache(shape, kv_format) for shape in shapes),
-            values=tuple(_empty_cache(shape, kv_format) for shape in shapes),
-            rope={width: rope_tables(spec.rope, width, context_length) for width in {shape[2] for shape in shapes}},
-        )
-
-
-def _empty_cache(shape: tuple[int, int, int], kv_format: KvFormat) -> Cache:
-    """Zeroed keys or values `(G, C, W)` of one layer."""
+def bytes_of(value: Value, tokens: int, context_length: int, kv_format: KvFormat) -> int:
+    """The bytes of a value's array."""
+    shape = shape_of(value, tokens, context_length)
+    rows = int(np.prod(shape[:-1], dtype=np.int64))
+    if value.dtype != "kv":
+        return 4 * rows * shape[-1]
     if kv_format == "q8":
-        scales_shape = (*shape[:2], group_count(shape[2]))
+        return rows * (shape[-1] + 2 * group_count(shape[-1]))
+    return rows * shape[-1] * (4 if kv_format == "f32" else 2)
+
+
+@functools.lru_cache(maxsize=64)
+def work_bytes(graph: Graph, tokens: int) -> int:
+    """Bytes of the memory that values of a layer share."""
+    return max(place_values(section, tokens)[1] for section in graph.distinct_sections())
+
+
+@functools.lru_cache(maxsize=64)
+def kept_bytes(graph: Graph, tokens: int) -> int:
+    """Bytes of the values with memory of their own."""
+    return sum(bytes_of(value, tokens, 0, "f32") for value in graph.lasting if value.home == "kept")
+
+
+@functools.lru_cache(maxsize=64)
+def state_bytes(graph: Graph, context_length: int, kv_format: KvFormat) -> int:
+    """Bytes of what a sequence keeps of its tokens, in all layers."""
+    return sum(bytes_of(value, 0, context_length, kv_format) for value in graph.lasting if value.home == "state")
+
+
+def rope_bytes(graph: Graph, context_length: int) -> int:
+    """Bytes of the tables of rotary positions."""
+    return sum(bytes_of(value, 0, context_length, "f32") for value in graph.lasting if value.home == "rope")
+
+
+def place_values(section: Section, tokens: int) -> tuple[list[int], int]:
+    """The offset of each value in shared memory, in the order in which they were named, and the bytes of all."""
+    placed: list[tuple[int, int, int, int]] = []  # first step, last step, offset, end
+    for value, (first, last) in section.lives().items():
+        size = -(-bytes_of(value, tokens, 0, "f32") // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        offset = 0
+        for _, _, begin, end in sorted((p for p in placed if p[0] <= last and first <= p[1]), key=lambda p: p[2]):
+            if offset + size <= begin:
+                break
+            offset = max(offset, end)
+        placed.append((first, last, offset, offset + size))
+    return [offset for _, _, offset, _ in placed], max((end for *_, end in placed), default=0)
+
+
+class Workspace:
+    """The arrays of a graph's values, for runs of up to `tokens` tokens."""
+
+    def __init__(self, graph: Graph, tokens: int, context_length: int, kv_format: KvFormat) -> None:
+        self._tokens = tokens
+        self._context_length = context_length
+        self._kv_format = kv_format
+        self._arrays: dict[Value, Any] = {}
+        self._memory = _aligned(work_bytes(graph, tokens))
+        for section, offsets in _placed_sections(graph, tokens):
+            for value, offset in zip(section.born, offsets, strict=True):
+                shape, size = shape_of(value, tokens, 0), bytes_of(value, tokens, 0, "f32")
+                dtype = np.int32 if value.dtype == "i32" else np.float32
+                self._arrays[value] = self._memory[offset : offset + size].view(dtype).reshape(shape)
+        self._rope = functools.lru_cache(maxsize=None)(self._make_rope_tables)
+        self.ids: Integers = self.array(graph.ids)
+        self.residual: Floats = self.array(graph.residual)
+        self.head_input: Floats = self.array(graph.head_input)
+        self.logits: Floats = self.array(graph.logits)
+
+    def array(self, value: Any) -> Any:
+        """The array, or `QuantisedCache`, of a value or of its first row."""
+        if isinstance(value, FirstRow):
+            return self.array(value.value)[:1]
+        array = self._arrays.get(value)
+        if array is None:
+            array = self._arrays[value] = self._make(cast(Value, value))
+        return array
+
+    def release(self) -> None:
+        """Forget the arrays, which are freed when nothing else holds them. None can be asked for afterwards."""
+        self._arrays.clear()
+        self._memory = np.empty(0, np.uint8)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all arrays that were made."""
+        lasting = sum(array.nbytes for value, array in self._arrays.items() if value.home != "work")
+        return int(self._memory.nbytes + lasting)
+
+    def _make(self, value: Value) -> Any:
+        if value.rope is not None:
+            return self._rope(value.rope)[("cosine", "sine").index(value.name)]
+        shape = shape_of(value, self._tokens, self._context_length)
+        if value.dtype == "kv":
+            return _empty_cache(shape, self._kv_format)
+        return np.zeros(shape, np.int32 if value.dtype == "i32" else np.float32)
+
+    def _make_rope_tables(self, rope: RopeSpec) -> tuple[Floats, Floats]:
+        return rope_tables(rope, self._context_length)
+
+
+def _placed_sections(graph: Graph, tokens: int) -> Iterator[tuple[Section, list[int]]]:
+    """Every section with the offsets of its values; sections of one kind have the same."""
+    kinds: dict[Any, list[int]] = {}
+    for section, kind in graph.kinds():
+        if kind not in kinds:
+            kinds[kind] = place_values(section, tokens)[0]
+        yield section, kinds[kind]
+
+
+def _aligned(size: int) -> npt.NDArray[np.uint8]:
+    """Zeroed memory that begins at a multiple of `ALIGNMENT_BYTES`; the system allocates its pages when written."""
+    memory = np.zeros(size + ALIGNMENT_BYTES, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT_BYTES
+    return memory[start : start + size]
+
+
+def _empty_cache(shape: tuple[int, ...], kv_format: KvFormat) -> Cache:
+    """Zeroed keys or values `(G, C, W)` of one layer; the system allocates their pages when they are written."""
+    if kv_format == "q8":
+        scales_shape = (*shape[:-1], group_count(shape[-1]))
         return QuantisedCache(np.zeros(shape, np.int8), np.zeros(scales_shape, np.float16))
     return np.zeros(shape, np.float32 if kv_format == "f32" else np.float16)

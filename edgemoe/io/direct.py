@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edgemoe.errors import BudgetError
 from edgemoe.io.pages import PAGE_BYTES, round_up
-from edgemoe.kernels.native.page_cache import cached_bytes, tells_cached
+from edgemoe.kernels.native.page_cache import cached_bytes, can_probe_page_cache
 
 
 def allocate_pages(size: int) -> mmap.mmap:
@@ -87,7 +87,7 @@ class PageFile:
     def __init__(self, path: Path, direct: bool = True) -> None:
         """Raises OSError where the file cannot be opened."""
         self.path = path
-        self._tells_cached = tells_cached(path)
+        self._can_probe_page_cache = can_probe_page_cache(path)
         self.descriptor, self.direct = open_direct(path, direct)
         """For direct reads of whole pages."""
         try:
@@ -101,7 +101,7 @@ class PageFile:
 
     def cached_bytes(self, offset: int, size: int) -> int:
         """How many of `size` bytes from `offset` on are in the page cache, up to the first page that is not."""
-        if not self._tells_cached:
+        if not self._can_probe_page_cache:
             return 0
         page = offset // PAGE_BYTES * PAGE_BYTES
         return max(0, cached_bytes(self.plain, page, offset - page + size) - (offset - page))

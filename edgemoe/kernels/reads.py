@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 NOT_AS_WRITTEN = (
     "what was read is not what was written: its checksum differs.",
-    "Is the store being replaced, or the disk failing? edgemoe verify tells what is damaged; copy the store again.",
+    "Is the store being replaced, or the disk failing? edgemoe verify lists what is damaged; copy the store again.",
 )
 """Message and hint of the error; the caller adds where the damage is."""
 

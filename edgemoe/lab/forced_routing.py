@@ -27,7 +27,7 @@ from edgemoe.engine.phase import DECODE, PROMPT
 from edgemoe.errors import UsageError
 from edgemoe.lab.trace import Trace
 from edgemoe.lab.trace_rows import join
-from edgemoe.model.spec import ModelSpec, MoeSpec
+from edgemoe.model.spec import ModelSpec
 
 
 class ForcedRouting:
@@ -75,8 +75,8 @@ class ForcedRouting:
 
     def apply_to(self, spec: ModelSpec) -> ModelSpec:
         """The model with the trace's number of experts per token. Raises UsageError for a model of another shape."""
-        moes = {number: layer.ffn for number, layer in enumerate(spec.layers) if isinstance(layer.ffn, MoeSpec)}
-        experts = sorted({moe.experts for moe in moes.values()})
+        moes = spec.routed
+        experts = sorted({moe.num_experts for moe in moes.values()})
         if len(spec.layers) != self.shape.layers or list(moes) != self.layers or experts != [self.shape.experts]:
             kinds = " or ".join(map(str, experts)) or "no"
             raise UsageError(
@@ -85,13 +85,7 @@ class ForcedRouting:
                 f" {len(self.layers)} of them with {self.shape.experts} experts.",
                 f"Give a model of the shape of {self.shape.model}: edgemoe synth makes one of random weights.",
             )
-        layers = [
-            dataclasses.replace(layer, ffn=dataclasses.replace(layer.ffn, experts_per_token=self.experts_used))
-            if isinstance(layer.ffn, MoeSpec)
-            else layer
-            for layer in spec.layers
-        ]
-        return dataclasses.replace(spec, layers=tuple(layers))
+        return spec.with_top_k(self.experts_used)
 
     def put(self, routing: Sequence[LayerRouting | None], phase: int, tokens: int) -> None:
         """Write the next `tokens` steps of a phase into the `LayerRouting` of every layer."""

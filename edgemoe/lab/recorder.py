@@ -21,7 +21,7 @@ from edgemoe.engine.decoder import LayerRouting
 from edgemoe.engine.phase import DECODE, PROMPT, Turn
 from edgemoe.errors import TraceError, UsageError
 from edgemoe.lab.trace import Trace, TraceShape, TraceWriter
-from edgemoe.model.spec import ModelSpec, MoeSpec
+from edgemoe.model.spec import ModelSpec
 from edgemoe.store.reader import Store
 
 if TYPE_CHECKING:
@@ -189,8 +189,7 @@ def recording(
 
 def trace_shape(store: Store, spec: ModelSpec, model: str | None = None) -> TraceShape:
     """The shape of a model, for the header of its trace. Raises UsageError for one without routed experts."""
-    moes = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoeSpec)]
-    if not moes:
+    if not spec.routed:
         raise UsageError("this model has no routed experts.", "There is no routing to record.")
     dense = [0] * len(spec.layers)
     for tensor in store.manifest.resident:
@@ -201,8 +200,8 @@ def trace_shape(store: Store, spec: ModelSpec, model: str | None = None) -> Trac
         model or store.path.resolve().name,
         spec.family,
         len(spec.layers),
-        max(moe.experts for moe in moes),
-        max(moe.experts_per_token for moe in moes),
+        spec.most_experts,
+        spec.most_top_k,
         tuple(layer.record_bytes if layer else 0 for layer in store.manifest.expert_layers),
         tuple(dense),
     )

@@ -7,25 +7,63 @@ sines are then rounded once from double precision, so that they are the same on 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-
-from edgemoe.model.spec import RopeSpec
 
 Floats = npt.NDArray[np.float32]
 
 _CHUNK_POSITIONS = 4096  # limits the size of double precision temporaries
 
+_PARAMETERS = {
+    "none": frozenset[str](),
+    "linear": frozenset({"factor"}),
+    "llama3": frozenset({"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}),
+    "yarn": frozenset(
+        {"factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow", "truncate"}
+    ),
+}
+_SMALLEST_PARAMETER = 1e-12
 
-def rope_tables(spec: RopeSpec, head_width: int, positions: int) -> tuple[Floats, Floats]:
-    """Cosines and sines of every position, each `(positions, head_width // 2)`, float32.
+
+@dataclass(frozen=True)
+class RopeSpec:
+    """Rotary positions of one layer. `scaling` names the rule; `parameters` has its numbers."""
+
+    theta: float
+    rotated: int
+    """How many channels of each head are rotated, from the first one on; the others keep their values."""
+    scaling: Literal["none", "linear", "llama3", "yarn"] = "none"
+    parameters: Mapping[str, float] = field(default_factory=dict)
+
+    def __hash__(self) -> int:
+        return hash((self.theta, self.rotated, self.scaling, tuple(sorted(self.parameters.items()))))
+
+    def check(self, head_dim: int) -> None:
+        """Raise ValueError for numbers that contradict the rule, or a width that heads do not have."""
+        p = self.parameters
+        if p.keys() != _PARAMETERS[self.scaling] or self.theta <= 1:
+            raise ValueError(f"rope {self.scaling} of theta {self.theta:g} with {', '.join(p) or 'no numbers'}")
+        for name, number in p.items():
+            if number < _SMALLEST_PARAMETER and name != "truncate":
+                raise ValueError(f"rope: {name} is {number:g}")
+        if self.scaling == "llama3" and not p["low_freq_factor"] < p["high_freq_factor"]:
+            raise ValueError("rope: low_freq_factor is not below high_freq_factor")
+        if self.rotated % 2 or not 0 < self.rotated <= head_dim:
+            raise ValueError(f"rope: {self.rotated} of {head_dim} channels are rotated")
+
+
+def rope_tables(spec: RopeSpec, positions: int) -> tuple[Floats, Floats]:
+    """Cosines and sines of every position, each `(positions, rotated // 2)`, float32.
 
     The attention factor of `yarn` is folded into both.
     """
-    frequencies = rope_frequencies(spec, head_width)
+    frequencies = rope_frequencies(spec)
     gain = np.float32(spec.parameters["attention_factor"] if spec.scaling == "yarn" else 1)
-    cosine = np.empty((positions, head_width // 2), np.float32)
+    cosine = np.empty((positions, spec.rotated // 2), np.float32)
     sine = np.empty_like(cosine)
     for start in range(0, positions, _CHUNK_POSITIONS):
         chunk = slice(start, min(start + _CHUNK_POSITIONS, positions))
@@ -36,9 +74,9 @@ def rope_tables(spec: RopeSpec, head_width: int, positions: int) -> tuple[Floats
     return cosine, sine
 
 
-def rope_frequencies(spec: RopeSpec, head_width: int) -> Floats:
-    """Radians per position of each pair, `(head_width // 2,)` (Su et al. 2021), scaled by the spec's rule."""
-    exponents = np.arange(0, head_width, 2, dtype=np.float32) / np.float32(head_width)
+def rope_frequencies(spec: RopeSpec) -> Floats:
+    """Radians per position of each pair, `(rotated // 2,)` (Su et al. 2021), scaled by the spec's rule."""
+    exponents = np.arange(0, spec.rotated, 2, dtype=np.float32) / np.float32(spec.rotated)
     periods = np.power(np.float64(spec.theta), exponents.astype(np.float64)).astype(np.float32)
     plain = np.float32(1) / periods
     if spec.scaling == "linear":  # Chen et al. 2023
@@ -46,7 +84,7 @@ def rope_frequencies(spec: RopeSpec, head_width: int) -> Floats:
     if spec.scaling == "llama3":
         return _llama3(plain, spec)
     if spec.scaling == "yarn":
-        return _yarn(plain, periods, spec, head_width)
+        return _yarn(plain, periods, spec)
     return plain
 
 
@@ -64,21 +102,21 @@ def _llama3(plain: Floats, spec: RopeSpec) -> Floats:
     return scaled
 
 
-def _yarn(plain: Floats, periods: Floats, spec: RopeSpec, head_width: int) -> Floats:
+def _yarn(plain: Floats, periods: Floats, spec: RopeSpec) -> Floats:
     """YaRN (Peng et al. 2023): pairs of high frequency keep it, those of low frequency are divided by the factor."""
-    p = spec.parameters
+    p, width = spec.parameters, spec.rotated
 
     def pair_turning(turns: float) -> float:
         """The (fractional) index of the pair that makes `turns` turns over the original context."""
         ratio = p["original_max_position_embeddings"] / (turns * 2 * math.pi)
-        return head_width * math.log(ratio) / (2 * math.log(spec.theta))
+        return width * math.log(ratio) / (2 * math.log(spec.theta))
 
     first, last = pair_turning(p["beta_fast"]), pair_turning(p["beta_slow"])
     if p["truncate"]:
         first, last = math.floor(first), math.ceil(last)
-    first, last = max(first, 0), min(last, head_width - 1)
+    first, last = max(first, 0), min(last, width - 1)
     span = last - first if last != first else 0.001
-    pairs = np.arange(head_width // 2, dtype=np.float32)
+    pairs = np.arange(width // 2, dtype=np.float32)
     slowing = np.clip((pairs - np.float32(first)) / np.float32(span), 0, 1).astype(np.float32)
     kept = np.float32(1) - slowing
     slowed = np.float32(1) / (np.float32(p["factor"]) * periods)

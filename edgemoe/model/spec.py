@@ -1,77 +1,81 @@
-"""The specification of a model as data: everything that the decoder needs, independent of the checkpoint's format.
+"""The specification of a model as data: everything that the engine needs, independent of the checkpoint's format.
 
-A family (`edgemoe/architectures`) makes a `ModelSpec` from a checkpoint's config; the store carries it as
-JSON; the one decoder (`decoder.py`) interprets it.
+A family (`edgemoe/architectures`) makes a `ModelSpec` from a checkpoint's config; the store carries it as JSON; and
+`build.py` makes the symbolic program from it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
+
+from edgemoe.model.blocks import BODIES, Body, RoutedExperts
+from edgemoe.model.plain import from_plain, to_plain
 
 
 @dataclass(frozen=True)
-class RopeSpec:
-    """Rotary positions. `scaling` names the rule (`none`, `linear`, `llama3`, `yarn`); `parameters` has its numbers."""
+class Block:
+    """One step of the residual stream: the stream is normalised (RMSNorm), goes through the body, and the result is
+    added to the stream.
+    """
 
-    theta: float
-    scaling: Literal["none", "linear", "llama3", "yarn"] = "none"
-    parameters: Mapping[str, float] = field(default_factory=dict)
+    body: Body
+    prefix: str = ""
+    """Precedes the names of its tensors within the layer, where a layer has two blocks of one kind."""
 
-
-@dataclass(frozen=True)
-class AttentionSpec:
-    """Grouped-query attention. `qk_norm`: none, over each head (Qwen3), or over the whole projection (OLMoE)."""
-
-    query_heads: int
-    kv_heads: int
-    head_width: int
-    scale: float
-    qkv_bias: bool = False
-    output_bias: bool = False
-    qk_norm: Literal["none", "head", "full"] = "none"
-
-
-@dataclass(frozen=True)
-class MoeSpec:
-    """Routed experts of one layer, with an optional shared expert that every token uses."""
-
-    experts: int
-    experts_per_token: int
-    width: int
-    renormalise: bool
-    """Whether the weights of the chosen experts are made to sum to one."""
-    shared_width: int = 0
-    shared_gate: bool = False
-    """Whether the shared expert is multiplied by `sigmoid(w x)` (Qwen2-MoE)."""
-
-
-@dataclass(frozen=True)
-class DenseFfnSpec:
-    """A plain SwiGLU feed-forward layer."""
-
-    width: int
+    def tensors(self, hidden_size: int) -> dict[str, tuple[int, ...]]:
+        """Its tensors within the layer: the input norm, then those of the body."""
+        shapes = {self.body.norm_name: (hidden_size,), **self.body.tensors(hidden_size)}
+        return {self.prefix + name: shape for name, shape in shapes.items()}
 
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """A layer is a mixer and an FFN."""
+    """A layer is a tuple of blocks, which run one after another."""
 
-    attention: AttentionSpec
-    ffn: MoeSpec | DenseFfnSpec
+    blocks: tuple[Block, ...]
+
+    @classmethod
+    def of(cls, *bodies: Body) -> LayerSpec:
+        """A layer of one block for each body."""
+        return cls(tuple(map(Block, bodies)))
+
+    @property
+    def routed(self) -> RoutedExperts | None:
+        """The layer's routed experts; None for a layer without any."""
+        return next((block.body.routed for block in self.blocks if block.body.routed is not None), None)
+
+    def with_top_k(self, top_k: int) -> LayerSpec:
+        """The same layer with another number of experts for each token, if it has routed experts."""
+        return LayerSpec(tuple(replace(block, body=block.body.with_top_k(top_k)) for block in self.blocks))
+
+    def sizes(self) -> dict[str, int]:
+        """The values of the symbols of checkpoints' tables, of all its blocks."""
+        return {name: size for block in self.blocks for name, size in block.body.sizes().items()}
+
+    def check(self) -> None:
+        """Raise ValueError for sizes or numbers that contradict one another."""
+        for block in self.blocks:
+            block.body.check()
+        if not self.blocks:
+            raise ValueError("no blocks")
+        if sum(block.body.routed is not None for block in self.blocks) > 1:
+            raise ValueError("two blocks with routed experts")
+        names = [block.prefix + block.body.norm_name for block in self.blocks]
+        if len(set(names)) < len(names):
+            raise ValueError("two blocks whose tensors have the same names")
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A decoder-only language model: pre-norm (RMSNorm) layers between an embedding and a head."""
+    """A decoder-only language model: layers between an embedding and a head, before which stands an RMSNorm."""
 
     family: str
-    vocabulary: int
-    model_width: int
+    vocab_size: int
+    hidden_size: int
     layers: tuple[LayerSpec, ...]
     norm_epsilon: float
-    rope: RopeSpec
     max_positions: int
     tied_embeddings: bool
     embedding_scale: float = 1.0
@@ -79,74 +83,72 @@ class ModelSpec:
     logit_scale: float = 1.0
     """Factor on the logits (Granite divides by `logits_scaling`: this is its inverse)."""
 
+    @property
+    def routed(self) -> dict[int, RoutedExperts]:
+        """The routed experts of each layer that has some, by the layer's number."""
+        by_layer = ((number, layer.routed) for number, layer in enumerate(self.layers))
+        return {number: routed for number, routed in by_layer if routed is not None}
+
+    @property
+    def total_experts(self) -> int:
+        """The number of routed experts in all layers."""
+        return sum(routed.num_experts for routed in self.routed.values())
+
+    @property
+    def most_experts(self) -> int:
+        """The number of routed experts in the layer that has most; 0 without any."""
+        return max((routed.num_experts for routed in self.routed.values()), default=0)
+
+    @property
+    def most_top_k(self) -> int:
+        """The largest number of routed experts that a token uses in one layer; 0 without any."""
+        return max((routed.top_k for routed in self.routed.values()), default=0)
+
+    def with_top_k(self, top_k: int, *, only_less: bool = False) -> ModelSpec:
+        """The model with `top_k` experts for each token in every MoE layer; with `only_less`, where that is fewer."""
+        layers = (
+            layer.with_top_k(min(top_k, layer.routed.top_k) if only_less else top_k) if layer.routed else layer
+            for layer in self.layers
+        )
+        return replace(self, layers=tuple(layers))
+
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON; each FFN has a field that names its kind."""
-        data = asdict(self)
-        for layer, plain in zip(self.layers, data["layers"], strict=True):
-            plain["ffn"]["kind"] = "moe" if isinstance(layer.ffn, MoeSpec) else "dense"
-        data["layers"] = list(data["layers"])
-        return data
+        """Plain JSON: every field by its name; each body has a field that names its kind."""
+        plain: dict[str, Any] = to_plain(self)
+        return plain
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ModelSpec:
-        """The inverse of `to_json`. Raises KeyError, TypeError or ValueError for data of another form."""
-        layers = []
-        for plain in data["layers"]:
-            ffn = dict(plain["ffn"])
-            kind = {"moe": MoeSpec, "dense": DenseFfnSpec}[ffn.pop("kind")]
-            layers.append(LayerSpec(AttentionSpec(**plain["attention"]), kind(**ffn)))
-        rest = {name: value for name, value in data.items() if name not in ("layers", "rope")}
-        return cls(layers=tuple(layers), rope=RopeSpec(**data["rope"]), **rest)
+        """The inverse of `to_json`, for data of any origin. Raises ValueError for invalid data, naming the field."""
+        layers: list[LayerSpec] = []
+        plain_layers = data.get("layers")
+        if not isinstance(plain_layers, list):
+            raise ValueError(f"model.layers is {str(plain_layers)[:80]!r}")
+        for number, plain in enumerate(plain_layers):
+            if number and plain == plain_layers[number - 1]:  # most layers repeat the one before
+                layers.append(layers[-1])
+                continue
+            where = f"model.layers[{number}]"
+            layer = from_plain(LayerSpec, plain, where, BODIES)
+            try:
+                layer.check()
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
+            layers.append(layer)
+        spec = from_plain(cls, {**data, "layers": []}, "model")
+        return replace(spec, layers=tuple(layers))
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Every tensor of the model, by its internal name, with its shape.
 
         Matrices are `(rows, columns)` = (output, input). Names with `.experts.N.` belong to a routed expert.
         """
-        width = self.model_width
-        shapes: dict[str, tuple[int, ...]] = {"embedding": (self.vocabulary, width), "final_norm": (width,)}
+        D = self.hidden_size
+        shapes: dict[str, tuple[int, ...]] = {"embedding": (self.vocab_size, D), "final_norm": (D,)}
         if not self.tied_embeddings:
-            shapes["head"] = (self.vocabulary, width)
+            shapes["head"] = (self.vocab_size, D)
         for number, layer in enumerate(self.layers):
-            prefix = f"layers.{number}."
-            shapes |= {prefix + name: shape for name, shape in _layer_tensors(layer, width).items()}
+            for block in layer.blocks:
+                named = block.tensors(D).items()
+                shapes |= {f"layers.{number}.{name}": shape for name, shape in named}
         return shapes
-
-
-def _layer_tensors(layer: LayerSpec, width: int) -> dict[str, tuple[int, ...]]:
-    a = layer.attention
-    query, key_value = a.query_heads * a.head_width, a.kv_heads * a.head_width
-    shapes: dict[str, tuple[int, ...]] = {
-        "attention_norm": (width,),
-        "query": (query, width),
-        "key": (key_value, width),
-        "value": (key_value, width),
-        "output": (width, query),
-        "ffn_norm": (width,),
-    }
-    if a.qkv_bias:
-        shapes |= {"query_bias": (query,), "key_bias": (key_value,), "value_bias": (key_value,)}
-    if a.output_bias:
-        shapes["output_bias"] = (width,)
-    if a.qk_norm == "head":
-        shapes |= {"query_norm": (a.head_width,), "key_norm": (a.head_width,)}
-    elif a.qk_norm == "full":
-        shapes |= {"query_norm": (query,), "key_norm": (key_value,)}
-    if isinstance(layer.ffn, DenseFfnSpec):
-        return shapes | _ffn_tensors("ffn", layer.ffn.width, width)
-    shapes["router"] = (layer.ffn.experts, width)
-    for expert in range(layer.ffn.experts):
-        shapes |= _ffn_tensors(f"experts.{expert}", layer.ffn.width, width)
-    if layer.ffn.shared_width:
-        shapes |= _ffn_tensors("shared", layer.ffn.shared_width, width)
-        if layer.ffn.shared_gate:
-            shapes["shared_gate"] = (1, width)
-    return shapes
-
-
-def _ffn_tensors(prefix: str, ffn_width: int, width: int) -> dict[str, tuple[int, ...]]:
-    return {
-        f"{prefix}.gate": (ffn_width, width),
-        f"{prefix}.up": (ffn_width, width),
-        f"{prefix}.down": (width, ffn_width),
-    }

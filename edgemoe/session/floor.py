@@ -10,14 +10,14 @@ from edgemoe.engine.opening import model_sizes
 from edgemoe.errors import StoreError
 from edgemoe.kernels.operations import Backend
 from edgemoe.kernels.select import select_backend
+from edgemoe.model.build import Graph, build_graph
 from edgemoe.model.description import store_spec
-from edgemoe.model.spec import ModelSpec
 from edgemoe.session.tokenizer import has_tokenizer, load_library_tokenizer
 from edgemoe.store.reader import Store
 
 
 @contextlib.contextmanager
-def held_as_in_a_run(store: Store) -> Iterator[tuple[ModelSpec, ModelSizes, Backend]]:
+def held_as_in_a_run(store: Store) -> Iterator[tuple[Graph, ModelSizes, Backend]]:
     """Provide the inputs of a memory plan. Inside this context the process holds the memory that a run holds beside the
     model, which plans include.
 
@@ -30,7 +30,7 @@ def held_as_in_a_run(store: Store) -> Iterator[tuple[ModelSpec, ModelSizes, Back
             tokenizer = load_library_tokenizer(store.path)
     backend = select_backend()
     try:
-        yield spec, model_sizes(store, spec), backend
+        yield build_graph(spec), model_sizes(store, spec), backend
     finally:
         backend.close()
         del tokenizer
@@ -38,5 +38,5 @@ def held_as_in_a_run(store: Store) -> Iterator[tuple[ModelSpec, ModelSizes, Back
 
 def floor_plan(store: Store) -> MemoryPlan:
     """The plan for the least budget that a store runs in. Raises StoreError."""
-    with held_as_in_a_run(store) as (spec, sizes, backend):
-        return plan_memory(spec, sizes, backend, "floor")
+    with held_as_in_a_run(store) as (graph, sizes, backend):
+        return plan_memory(graph, sizes, backend, "floor")

@@ -162,7 +162,7 @@ class Model:
 
     def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """The logits at every position. Shapes: float32 `(T, vocabulary)`. Raises UsageError as `stream` does."""
-        check_token_ids(token_ids, self.engine.spec.vocabulary)
+        check_token_ids(token_ids, self.engine.spec.vocab_size)
         check_prompt_length(len(token_ids), self.engine.context_length + 1)
         self.held.rewind(0)
         self.engine.turn.begin()
@@ -274,7 +274,7 @@ def load(path: str | os.PathLike[str] | None = None, options: EngineOptions | No
     # Parsing it takes as long as reading weights. The memory plan, which measures the interpreter, is made after it.
     engine = open_engine(folder, options, meanwhile=load_tokenizer)
     try:
-        return Model(engine, Tokenizer.around(library_tokenizer, folder, engine.spec.vocabulary), folder)
+        return Model(engine, Tokenizer.around(library_tokenizer, folder, engine.spec.vocab_size), folder)
     except BaseException:
         engine.close()
         raise

@@ -83,7 +83,7 @@ def not_as_written(path: Path, tensor: ResidentTensor) -> StoreError:
     """The error for a tensor that differs from its checksum."""
     return StoreError(
         f"{path}: {tensor.name} at byte {tensor.offset} is not what was written (its checksum differs).",
-        "Copy the store again, or convert it again; edgemoe verify tells what else is damaged.",
+        "Copy the store again, or convert it again; edgemoe verify lists all damage.",
     )
 
 

@@ -11,12 +11,13 @@ import safetensors
 
 from edgemoe.architectures import SourceSlice, model_spec, resolve
 from edgemoe.engine.decoder import Decoder
-from edgemoe.engine.memory import HEAD_ROWS
-from edgemoe.engine.workspace import KvCache, Workspace
+from edgemoe.engine.workspace import Workspace
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.formats import FORMATS, PANEL_ROWS, Blocks, Matrix, interleave_panels, pack, panel_count
 from edgemoe.kernels.reference import ReferenceBackend
-from edgemoe.model.spec import DenseFfnSpec, ModelSpec, MoeSpec
+from edgemoe.model.blocks import RoutedExperts
+from edgemoe.model.build import HEAD_ROWS, build_graph
+from edgemoe.model.spec import ModelSpec
 
 Tensors = dict[str, np.ndarray]
 F32 = FORMATS["f32"]
@@ -50,11 +51,11 @@ class Reference:
         places = resolve(config, {name: tensor.shape for name, tensor in tensors.items()})
         weights = {name: take_slice(tensors, where) for name, where in places.items()}
         assert {name: weight.shape for name, weight in weights.items()} == self.spec.tensors()
-        layouts = [self._layout(layer.ffn) for layer in self.spec.layers]
+        layouts = [self._layout(layer.routed) for layer in self.spec.layers]
         arena, slots = self._experts(weights, layouts)
-        self._space = Workspace.allocate(self.spec, CHUNK_TOKENS)
-        cache = KvCache.allocate(self.spec, context_length, "f32")
-        decoder = Decoder(self.spec, _resident(self.spec, weights), self._space, cache, arena, layouts)
+        graph = build_graph(self.spec)
+        self._space = Workspace(graph, CHUNK_TOKENS, context_length, "f32")
+        decoder = Decoder(graph, _resident(self.spec, weights), self._space, arena, layouts)
         for routing, layer_slots in zip(decoder.routing, slots, strict=True):
             if routing is not None:
                 routing.slots[:] = layer_slots
@@ -77,22 +78,23 @@ class Reference:
                 rows.append(self._space.logits[: len(some)].copy())
         return np.concatenate(rows)
 
-    def _layout(self, ffn: MoeSpec | DenseFfnSpec) -> op.ExpertLayout | None:
-        if isinstance(ffn, DenseFfnSpec):
+    def _layout(self, routed: RoutedExperts | None) -> op.ExpertLayout | None:
+        if routed is None:
             return None
-        gate_up_bytes = F32.matrix_bytes(2 * PANEL_ROWS * panel_count(ffn.width), self.spec.model_width)
-        return op.ExpertLayout(self.spec.model_width, ffn.width, F32, F32, gate_up_bytes)
+        width, hidden_size = routed.intermediate_size, self.spec.hidden_size
+        gate_up_bytes = F32.matrix_bytes(2 * PANEL_ROWS * panel_count(width), hidden_size)
+        return op.ExpertLayout(hidden_size, width, F32, F32, gate_up_bytes)
 
     def _experts(
         self, weights: Tensors, layouts: list[op.ExpertLayout | None]
     ) -> tuple[np.ndarray, list[range | None]]:
         records, slots = [], []
         for number, (layer, layout) in enumerate(zip(self.spec.layers, layouts, strict=True)):
-            if layout is None or isinstance(layer.ffn, DenseFfnSpec):
+            if layout is None or layer.routed is None:
                 slots.append(None)
                 continue
-            slots.append(range(len(records), len(records) + layer.ffn.experts))
-            for expert in range(layer.ffn.experts):
+            slots.append(range(len(records), len(records) + layer.routed.num_experts))
+            for expert in range(layer.routed.num_experts):
                 prefix = f"layers.{number}.experts.{expert}"
                 gate_up, down = _gate_up(weights, prefix), _matrix(weights[prefix + ".down"])
                 records.append(np.concatenate([gate_up.data, down.data]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 from edgemoe.architectures import FAMILIES, model_spec
 from edgemoe.architectures.config import FIXED, HARMLESS
 from edgemoe.errors import SourceError
-from edgemoe.model.rope import rope_frequencies, rope_tables
-from edgemoe.model.spec import DenseFfnSpec, ModelSpec, MoeSpec, RopeSpec
+from edgemoe.model.blocks import Attention, GatedFfn, Moe, SharedExpert
+from edgemoe.model.rope import RopeSpec, rope_frequencies, rope_tables
+from edgemoe.model.spec import LayerSpec, ModelSpec
 from tests.architectures.published import (
     ALL_FAMILIES,
     GRANITE_1B_A400M,
@@ -56,52 +58,60 @@ def test_a_spec_survives_json(config):
     assert spec.family == config["model_type"]
 
 
+def attention(layer: LayerSpec) -> Attention:
+    return layer.blocks[0].body
+
+
+def ffn(layer: LayerSpec) -> GatedFfn | Moe:
+    return layer.blocks[1].body
+
+
 def test_every_family_has_a_config_here():
     assert ALL_FAMILIES.keys() == FAMILIES.keys()
 
 
 def test_mixtral():
     spec = model_spec(MIXTRAL_8X7B)
-    assert {layer.ffn for layer in spec.layers} == {MoeSpec(8, 2, 14336, renormalise=True)}
-    assert spec.rope == RopeSpec(1e6)
+    assert {ffn(layer) for layer in spec.layers} == {Moe(8, 2, 14336, renormalise=True)}
+    assert attention(spec.layers[0]).rope == RopeSpec(1e6, 128)
     assert not spec.tied_embeddings
 
 
 def test_qwen2_moe_has_a_gated_shared_expert_and_biases_by_default():
     layer = model_spec(QWEN15_MOE_A27B).layers[0]
-    assert layer.ffn == MoeSpec(60, 4, 1408, renormalise=False, shared_width=5632, shared_gate=True)
-    assert (layer.attention.qkv_bias, layer.attention.output_bias) == (True, False)
-    assert not model_spec(QWEN15_MOE_A27B | {"qkv_bias": False}).layers[0].attention.qkv_bias
+    assert ffn(layer) == Moe(60, 4, 1408, renormalise=False, shared=SharedExpert(5632, gate=True))
+    assert (attention(layer).qkv_bias, attention(layer).output_bias) == (True, False)
+    assert not attention(model_spec(QWEN15_MOE_A27B | {"qkv_bias": False}).layers[0]).qkv_bias
 
 
 def test_qwen3_moe_norms_each_head():
-    attention = model_spec(QWEN3_30B_A3B).layers[0].attention
-    assert (attention.qk_norm, attention.head_width) == ("head", 128)
-    assert attention.scale == pytest.approx(128**-0.5)
-    assert model_spec(QWEN3_30B_A3B | {"attention_bias": True}).layers[0].attention.output_bias
+    heads = attention(model_spec(QWEN3_30B_A3B).layers[0])
+    assert (heads.qk_norm, heads.head_dim) == ("head", 128)
+    assert heads.scale == pytest.approx(128**-0.5)
+    assert attention(model_spec(QWEN3_30B_A3B | {"attention_bias": True}).layers[0]).output_bias
 
 
 def test_olmoe_norms_the_whole_projection():
-    assert model_spec(OLMOE_1B_7B).layers[0].attention.qk_norm == "full"
+    assert attention(model_spec(OLMOE_1B_7B).layers[0]).qk_norm == "full"
 
 
 def test_granite_multipliers():
     spec = model_spec(GRANITE_1B_A400M)
     assert (spec.embedding_scale, spec.residual_scale) == (12.0, 0.22)
     assert spec.logit_scale == pytest.approx(1 / 6)
-    assert spec.layers[0].attention.scale == 0.015625
+    assert attention(spec.layers[0]).scale == 0.015625
     assert spec.tied_embeddings
     plain = without(
         GRANITE_1B_A400M, "embedding_multiplier", "residual_multiplier", "logits_scaling", "attention_multiplier"
     )
     bare = model_spec(plain)
     assert (bare.embedding_scale, bare.residual_scale, bare.logit_scale) == (1, 1, 1)
-    assert bare.layers[0].attention.scale == 1
+    assert attention(bare.layers[0]).scale == 1
 
 
 def test_granite_shared_expert_may_be_absent():
-    assert model_spec(GRANITE_SHARED).layers[0].ffn.shared_width == 1024
-    assert model_spec(GRANITE_SHARED | {"shared_intermediate_size": 0}).layers[0].ffn.shared_width == 0
+    assert ffn(model_spec(GRANITE_SHARED).layers[0]).shared == SharedExpert(1024)
+    assert ffn(model_spec(GRANITE_SHARED | {"shared_intermediate_size": 0}).layers[0]).shared is None
 
 
 @pytest.mark.parametrize(
@@ -116,8 +126,8 @@ def test_granite_shared_expert_may_be_absent():
 @pytest.mark.parametrize("config", [QWEN15_MOE_A27B, QWEN3_30B_A3B], ids=["qwen2_moe", "qwen3_moe"])
 def test_dense_layers_among_sparse_ones(config, changes, dense):
     layers = model_spec(config | changes).layers
-    assert [n for n, layer in enumerate(layers) if isinstance(layer.ffn, DenseFfnSpec)] == dense
-    assert all(layers[n].ffn == DenseFfnSpec(config["intermediate_size"]) for n in dense)
+    assert [n for n, layer in enumerate(layers) if layer.routed is None] == dense
+    assert all(ffn(layers[n]) == GatedFfn(config["intermediate_size"]) for n in dense)
 
 
 def test_the_newer_name_of_a_key_means_the_same():
@@ -136,7 +146,7 @@ def test_null_means_absent(config):
 
 
 def rope(**keys: Any) -> RopeSpec:
-    return model_spec(without(LLAMA_31_8B, "rope_scaling", "rope_theta") | keys).rope
+    return attention(model_spec(without(LLAMA_31_8B, "rope_scaling", "rope_theta") | keys).layers[0]).rope
 
 
 LLAMA3_NUMBERS = {
@@ -148,12 +158,14 @@ LLAMA3_NUMBERS = {
 
 
 def test_old_and_new_keys_of_positions_mean_the_same():
-    assert rope() == RopeSpec(10_000.0)
-    assert rope(rope_theta=5e5) == rope(rope_parameters={"rope_theta": 5e5, "rope_type": "default"}) == RopeSpec(5e5)
+    assert rope() == RopeSpec(10_000.0, 128)
+    assert (
+        rope(rope_theta=5e5) == rope(rope_parameters={"rope_theta": 5e5, "rope_type": "default"}) == RopeSpec(5e5, 128)
+    )
     old = rope(rope_theta=5e5, rope_scaling={"type": "llama3", **LLAMA3_NUMBERS})
     new = rope(rope_parameters={"rope_type": "llama3", "rope_theta": 5e5, **LLAMA3_NUMBERS})
-    assert old == new == RopeSpec(5e5, "llama3", LLAMA3_NUMBERS)
-    assert rope(rope_scaling={"type": "linear", "factor": 2}) == RopeSpec(1e4, "linear", {"factor": 2.0})
+    assert old == new == RopeSpec(5e5, 128, "llama3", LLAMA3_NUMBERS)
+    assert rope(rope_scaling={"type": "linear", "factor": 2}) == RopeSpec(1e4, 128, "linear", {"factor": 2.0})
 
 
 YARN_4 = {"factor": 4.0, "original_max_position_embeddings": 32768}
@@ -208,12 +220,13 @@ LINEAR_2 = {"rope_type": "linear", "factor": 2.0}
 def test_two_descriptions_of_the_same_positions_are_one(keys, frequencies, gain):
     """The numbers are `inv_freq` and `attention_scaling` of transformers 5.24.0's LlamaRotaryEmbedding, heads of 16."""
     spec = rope(**keys)
-    assert rope_frequencies(spec, 16)[:4] == pytest.approx(frequencies, rel=1e-6)
+    spec = replace(spec, rotated=16)
+    assert rope_frequencies(spec)[:4] == pytest.approx(frequencies, rel=1e-6)
     assert spec.parameters.get("attention_factor", 1.0) == pytest.approx(gain)
 
 
 def test_a_linear_factor_of_one_is_no_scaling():
-    assert rope(rope_scaling={"type": "linear", "factor": 1}) == RopeSpec(10_000.0)
+    assert rope(rope_scaling={"type": "linear", "factor": 1}) == RopeSpec(10_000.0, 128)
 
 
 def test_yarn_fills_in_what_is_left_out():
@@ -431,6 +444,7 @@ def test_any_config_is_a_model_or_one_clear_error(config, changes, removed):
         assert 0 < len(result.message) < 400
         return
     assert ModelSpec.from_json(result.to_json()) == result
-    assert all(layer.attention.query_heads % layer.attention.kv_heads == 0 for layer in result.layers)
-    cosine, _ = rope_tables(result.rope, min(result.layers[0].attention.head_width, 256), 3)
+    assert all(attention(layer).heads % attention(layer).kv_heads == 0 for layer in result.layers)
+    spec = attention(result.layers[0]).rope
+    cosine, _ = rope_tables(replace(spec, rotated=min(spec.rotated, 256)), 3)
     assert np.isfinite(cosine).all()

@@ -11,7 +11,6 @@ from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine.engine import Engine
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
-from edgemoe.model.spec import MoeSpec
 from tests.architectures.harness import relative_error
 from tests.golden.cases import CASES, PROMPT_TOKENS
 
@@ -73,8 +72,7 @@ def test_paging_and_threads_never_change_a_bit(name, store):
         assert engine.memory.all_resident
         resident = run(engine, pieces)
     with open_engine(store(name), EngineOptions("floor", threads=3, context_length=PROMPT_TOKENS)) as engine:
-        moes = [layer.ffn for layer in engine.spec.layers if isinstance(layer.ffn, MoeSpec)]
-        fits = sum(moe.experts for moe in moes) <= engine.memory.slots
+        fits = engine.spec.total_experts <= engine.memory.slots
         assert engine.memory.all_resident == fits
         np.testing.assert_array_equal(run(engine, pieces), resident)
         assert (engine.statistics.disk_bytes > 0) == (not fits)

@@ -39,7 +39,7 @@ def store_without_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A description that the fake llama.cpp accepts as a GGUF of the same model."""
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-    sizes = {"vocabulary": SMALL_MIXTRAL["vocab_size"], "model_width": SMALL_MIXTRAL["hidden_size"]}
+    sizes = {"vocab_size": SMALL_MIXTRAL["vocab_size"], "hidden_size": SMALL_MIXTRAL["hidden_size"]}
     path.write_text(json.dumps({**sizes, "layers": SMALL_MIXTRAL["num_hidden_layers"]}))
     return path
 

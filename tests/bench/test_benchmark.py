@@ -210,7 +210,7 @@ def test_options_of_the_engine_reach_it(store_without_text: Path) -> None:
 
 def test_another_model_s_file_is_refused(store: Path, tmp_path: Path, fake_llama_cpp: Path) -> None:
     other = tmp_path / "other.gguf"
-    other.write_text(json.dumps({"vocabulary": 101, "layers": 3, "model_width": 64}))
+    other.write_text(json.dumps({"vocab_size": 101, "layers": 3, "hidden_size": 64}))
     with open_peer(store, other, 1, SETTINGS.context_tokens, mmap=False) as peer:
         benchmark = Benchmark(store, Settings(2, 2, 2, 1), describe_backend(1), EngineOptions(), peer)
         with pytest.raises(SourceError, match="expected layers 2, found 3"):

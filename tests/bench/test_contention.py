@@ -53,7 +53,7 @@ def test_processes_run_only_while_they_are_let() -> None:
 
 @pytest.fixture
 def report(store_without_text: Path, monkeypatch: pytest.MonkeyPatch) -> ContentionReport:
-    monkeypatch.setattr(contention, "TURN_SECONDS", 0.0)
+    monkeypatch.setattr(contention, "RUN_SECONDS", 0.0)
     monkeypatch.setattr(contention, "SETTLE_SECONDS", 0.0)
     return ContentionMeasurement(store_without_text, SETTINGS, describe_backend(1), EngineOptions(), [1]).run()
 

@@ -98,7 +98,7 @@ def test_a_report_of_forced_routing() -> None:
     asked = accesses(forced, runs, 8, 20)
     hits = replay(asked, 20, 48)
     assert report.replay_hit_rate == hits[asked.run == 1].mean() != hits.mean()
-    assert (report.experts_used, report.model_experts_used) == (3, 4)
+    assert (report.top_k, report.model_top_k) == (3, 4)
     assert (report.prompt_steps, report.decode_steps) == (9, 50)
     assert (report.steps, report.distinct_steps) == (30, 30)
     assert routing_report(forced, 4, memory, answers, done).distinct_steps == 50
@@ -115,7 +115,7 @@ def test_a_whole_benchmark_on_the_routing_of_a_trace(wide_store: Path, tmp_path:
     routing, experts = report.routing, report.experts
     assert routing is not None
     assert experts is not None
-    assert (routing.experts_used, routing.model_experts_used, experts.per_token) == (3, 4, 3)
+    assert (routing.top_k, routing.model_top_k, experts.per_token) == (3, 4, 3)
     assert routing.steps == 40
     assert routing.hit_rate == experts.hit_rate
     assert routing.replay_hit_rate is not None

@@ -8,7 +8,7 @@ import pytest
 
 from edgemoe.bench.limits import forecast_report, guess_report, limit_report, missed_bytes
 from edgemoe.bench.measure import Measured, Round
-from edgemoe.bench.plan import uniform_routing
+from edgemoe.bench.plan import assume_uniform
 from edgemoe.bench.rates import DiskRate
 from edgemoe.bench.roofline import ReadRate
 from edgemoe.bench.speed import MachineRates, TokenWork, predict_speed
@@ -86,7 +86,7 @@ def test_no_disk_rate_no_limits() -> None:
 def test_what_was_read_in_vain_was_not_missed() -> None:
     assert missed_bytes(answer(1.0, 1000), 100) == 1000
     assert missed_bytes(answer(1.0, 1000, predicted_reads=4, useful_predictions=3), 100) == 900
-    # guesses of an earlier turn may be used in this one
+    # guesses of an earlier run may be used in this one
     assert missed_bytes(answer(1.0, 1000, predicted_reads=1, useful_predictions=3), 100) == 1000
     assert missed_bytes(answer(1.0, 100, predicted_reads=4, useful_predictions=0), 100) == 0
 
@@ -110,7 +110,7 @@ def test_a_prediction_and_what_was_wrong_with_it() -> None:
     rates = MachineRates(1e6, 1e5)
     at_half = predict_speed(WORK, 0.5, rates).likely
     report = forecast_report(
-        16, 32, WORK, uniform_routing(), rates, missed_bytes_per_token=0.25 * 8 * 1000, measured=2 * at_half
+        16, 32, WORK, assume_uniform(), rates, missed_bytes_per_token=0.25 * 8 * 1000, measured=2 * at_half
     )
     assert report.hit_rates.likely == 0.5
     assert report.tokens_per_s.likely == at_half
@@ -123,7 +123,7 @@ def test_a_prediction_and_what_was_wrong_with_it() -> None:
 
 def test_a_prediction_of_a_model_in_memory() -> None:
     rates = MachineRates(1e6, float("inf"))
-    report = forecast_report(32, 32, WORK, uniform_routing(), rates, 0.0, 100.0)
+    report = forecast_report(32, 32, WORK, assume_uniform(), rates, 0.0, 100.0)
     assert report.routing == "all experts in memory"
     assert report.tokens_per_s == report.at_measured_hits
     assert report.error_percent == report.error_at_measured_hits_percent

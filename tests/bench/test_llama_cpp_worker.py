@@ -33,7 +33,7 @@ def test_a_prompt_is_one_batch_and_only_last_tokens_have_logits(
     about = worker.ask("open", gguf=str(gguf), threads=3, context=8, mmap=True)
     assert about == {
         "version": "llama-cpp-python 0.fake", "system": "FAKE = 1",
-        "vocabulary": 101, "layers": 2, "model_width": 64, "threads": 3,
+        "vocab_size": 101, "layers": 2, "hidden_size": 64, "threads": 3,
     }  # fmt: skip
     for _ in range(2):  # the second run begins anew
         answer = worker.ask("run", prompt=[5, 6, 7], continuation=[8, 9])

@@ -1,4 +1,4 @@
-"""Rounds: engines take turns on the same ids, one at a time, and are compared round by round."""
+"""Rounds: engines run alternately on the same ids, one at a time, and are compared round by round."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from edgemoe.bench import measure
-from edgemoe.bench.measure import WARM_UP_TURNS_MAX, Contestant, Measured, Measurement, Round, Settings
+from edgemoe.bench.measure import WARM_UP_RUNS_MAX, Contestant, Measured, Measurement, Round, Settings
 from edgemoe.bench.protocol import Worker
 from edgemoe.bench.rates import DiskRate
 from edgemoe.bench.report import engine_report, ratio_report, roofline_report
@@ -52,7 +52,7 @@ class Taken:
 
 @pytest.fixture(scope="module")
 def no_rest() -> Iterator[None]:
-    """Made-up engines have no threads that spin after a turn."""
+    """Made-up engines have no threads that spin after a run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "SETTLE_SECONDS", 0.0)
         yield
@@ -75,13 +75,13 @@ def test_engines_take_turns_and_never_run_at_once(taken: Taken) -> None:
 
 def test_turns_of_a_round_have_the_same_ids_and_rounds_have_others(taken: Taken) -> None:
     begins = taken.events[::2]
-    turns = [[(e["prompt"], e["continuation"]) for e in begins[i : i + 3]] for i in range(0, len(begins), 3)]
-    assert all(turn[0] == turn[1] for turn in turns)
-    assert all(turn[0] != turn[2] and list(map(len, turn[0])) == list(map(len, turn[2])) for turn in turns)
-    sizes = [(len(turn[0][0]), len(turn[0][1])) for turn in turns]
+    runs = [[(e["prompt"], e["continuation"]) for e in begins[i : i + 3]] for i in range(0, len(begins), 3)]
+    assert all(run[0] == run[1] for run in runs)
+    assert all(run[0] != run[2] and list(map(len, run[0])) == list(map(len, run[2])) for run in runs)
+    sizes = [(len(run[0][0]), len(run[0][1])) for run in runs]
     assert sizes == [(4, 6), (9, 0)] * 4
-    assert len({json.dumps(turn[0]) for turn in turns}) == len(turns)
-    ids = [token for turn in turns for token in turn[0][0] + turn[0][1]]
+    assert len({json.dumps(run[0]) for run in runs}) == len(runs)
+    ids = [token for run in runs for token in run[0][0] + run[0][1]]
     assert len(set(ids)) > len(ids) // 2
     assert 0 <= min(ids) <= max(ids) < 1000
 
@@ -89,7 +89,7 @@ def test_turns_of_a_round_have_the_same_ids_and_rounds_have_others(taken: Taken)
 def test_the_first_round_is_not_counted_and_ratios_are_of_rounds(taken: Taken) -> None:
     rounds = taken.measured.rounds
     assert [one.disk_rate for one in rounds] == [None] * 3
-    assert taken.measured.warm_up_turns == 0
+    assert taken.measured.warm_up_runs == 0
     assert [one.read_rate for one in rounds] == [ReadRate(rate * 1e9, 64) for rate in (2, 3, 4)]
     # a fake engine claims to slow down: `one` runs four times in a round, `other` twice
     assert [one.decode["one"]["continuation_s"] for one in rounds] == [10.0, 18.0, 26.0]
@@ -114,7 +114,7 @@ def test_the_first_round_is_not_counted_and_ratios_are_of_rounds(taken: Taken) -
 
 
 def test_what_disturbs_is_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The engine whose turn it is uses 4 of 9 seconds, one that waits 2, others 3; each turn takes 2."""
+    """The running engine uses 4 of 9 seconds, one that waits 2, others 3; each run takes 2."""
     used = {"one": 0.0, "other": 0.0}
 
     class Busy(Worker):
@@ -147,7 +147,7 @@ class Noted(Worker):
 
     def ask(self, request: str, **arguments: Any) -> dict[str, Any]:
         self.asked.append((len(arguments["prompt"]), len(arguments["continuation"])))
-        return {"turn": len(self.asked)}
+        return {"run": len(self.asked)}
 
     def cpu_seconds(self) -> float:
         return 0.0
@@ -156,14 +156,14 @@ class Noted(Worker):
 def test_an_engine_whose_cache_is_not_full_yet_decodes_on_alone() -> None:
     one, other = Noted("one"), Noted("other")
     contestants = [Contestant("one", one), Contestant("other", other)]
-    measured = Measurement(contestants, SETTINGS, 10, is_warm=lambda answer: answer["turn"] >= 5).take()
-    # a whole round, then turns 3, 4 and 5 of decoding, then the rounds that count
+    measured = Measurement(contestants, SETTINGS, 10, is_warm=lambda answer: answer["run"] >= 5).take()
+    # a whole round, then runs 3, 4 and 5 of decoding, then the rounds that count
     assert one.asked == [(4, 6), (9, 0), *[(4, 6)] * 3, *[(4, 6), (9, 0)] * 3]
     assert other.asked == [(4, 6), (9, 0)] * 4
-    assert measured.warm_up_turns == 3
+    assert measured.warm_up_runs == 3
     assert len(measured.rounds) == 3
     never = Measurement(contestants, SETTINGS, 10, is_warm=lambda answer: False).take()
-    assert never.warm_up_turns == WARM_UP_TURNS_MAX
+    assert never.warm_up_runs == WARM_UP_RUNS_MAX
 
 
 def test_a_slow_engine_decodes_fewer_of_the_same_tokens(tmp_path: Path) -> None:
@@ -172,8 +172,8 @@ def test_a_slow_engine_decodes_fewer_of_the_same_tokens(tmp_path: Path) -> None:
         contestants = [Contestant("one", one), Contestant("other", other, decode_tokens=2)]
         measured = Measurement(contestants, SETTINGS, 1000).take()
     begins = [json.loads(line) for line in log.read_text().splitlines()][::2]
-    turns = [turn["continuation"] for turn in begins]
-    for ours, theirs, our_prefill, their_prefill in zip(*[iter(turns)] * 4, strict=True):
+    runs = [run["continuation"] for run in begins]
+    for ours, theirs, our_prefill, their_prefill in zip(*[iter(runs)] * 4, strict=True):
         assert theirs == ours[:2]
         assert len(ours) == 6
         assert our_prefill == their_prefill == []
@@ -208,7 +208,7 @@ def test_the_disk_is_measured_in_every_round() -> None:
         ({"repeats": 1001}, "`repeats`"),
         ({"peer_decode_tokens": 0}, "`peer_decode_tokens`"),
         ({"peer_decode_tokens": 65}, "`peer_decode_tokens`"),
-        ({"room_tokens": 255}, "`room_tokens`: a turn has up to 256 tokens, found 255"),
+        ({"room_tokens": 255}, "`room_tokens`: expected 256 or more, .* found 255"),
     ],
 )
 def test_numbers_out_of_range_are_refused(wrong: dict[str, int], option: str) -> None:

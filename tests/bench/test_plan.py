@@ -1,4 +1,4 @@
-"""Plans: the sizes that an engine then gets, budgets that hold all experts, and what is assumed of routing."""
+"""Plans: the sizes that an engine then gets, budgets that hold all experts, and assumptions about routing."""
 
 import dataclasses
 import json
@@ -13,12 +13,12 @@ from edgemoe.bench import plan_model as plan_module
 from edgemoe.bench.hit_rates import SKEWED_HIT_RATES, HitRates, skewed_hit_rate, uniform_hit_rate
 from edgemoe.bench.plan import (
     POSITION,
+    HitRateAssumption,
     Planner,
-    Routing,
+    assume_trained,
+    assume_uniform,
     forecast_budget,
     resident_parts,
-    uniform_routing,
-    unknown_routing,
 )
 from edgemoe.bench.plan_model import PlanOptions, find_source, plan_model
 from edgemoe.bench.speed import MachineRates
@@ -91,7 +91,7 @@ def test_a_model_whose_experts_fit_at_the_floor_needs_no_more(tmp_path: Path) ->
     floor = planner.memory("floor").floor_bytes
     assert planner.all_fit_bytes() == floor
     assert planner.other_budgets(floor) == []
-    forecast = forecast_budget(planner.memory(floor), planner.work, unknown_routing(), MachineRates(10e9, math.inf))
+    forecast = forecast_budget(planner.memory(floor), planner.work, assume_trained(), MachineRates(10e9, math.inf))
     assert forecast.missed_bytes_per_token == 0
     assert 0 < forecast.tokens_per_s.low < forecast.tokens_per_s.high < math.inf
     backend.close()
@@ -105,10 +105,10 @@ def test_other_budgets_end_where_all_experts_fit(planner: Planner) -> None:
 
 
 def test_more_memory_is_never_slower(planner: Planner) -> None:
-    for routing in (uniform_routing(), unknown_routing()):
+    for assumption in (assume_uniform(), assume_trained()):
         floor = planner.memory("floor").floor_bytes
         speeds = [
-            forecast_budget(planner.memory(floor + step * (1 << 20)), planner.work, routing, RATES).tokens_per_s
+            forecast_budget(planner.memory(floor + step * (1 << 20)), planner.work, assumption, RATES).tokens_per_s
             for step in range(0, 30, 6)
         ]
         for name in ("low", "likely", "high"):
@@ -119,9 +119,13 @@ def test_more_memory_is_never_slower(planner: Planner) -> None:
 
 def test_a_range_spans_hit_rates_and_what_may_overlap(planner: Planner) -> None:
     memory = dataclasses.replace(planner.memory("floor"), slots=32)
-    wide_range = forecast_budget(memory, planner.work, Routing("", lambda *sizes: HitRates(0.1, 0.5, 0.9)), RATES)
+    wide_range = forecast_budget(
+        memory, planner.work, HitRateAssumption("", lambda *sizes: HitRates(0.1, 0.5, 0.9)), RATES
+    )
     ends = [
-        forecast_budget(memory, planner.work, Routing("", lambda *sizes, rate=rate: HitRates(rate, rate, rate)), RATES)
+        forecast_budget(
+            memory, planner.work, HitRateAssumption("", lambda *sizes, rate=rate: HitRates(rate, rate, rate)), RATES
+        )
         for rate in (0.1, 0.5, 0.9)
     ]
     assert wide_range.tokens_per_s.low == ends[0].tokens_per_s.low
@@ -144,11 +148,11 @@ def test_hit_rates() -> None:
 def test_a_plan_of_a_store_without_text_is_for_uniform_routing(
     store_without_text: Path, store: Path, checkpoint: Path
 ) -> None:
-    assert "uniform routing, as" in plan_model(str(store_without_text), GIVEN).routing.basis
-    assert "skew" in plan_model(str(store), GIVEN).routing.basis
-    assert "skew" in plan_model(str(checkpoint), GIVEN).routing.basis  # nobody knows
+    assert "uniform routing, as" in plan_model(str(store_without_text), GIVEN).assumption.basis
+    assert "skew" in plan_model(str(store), GIVEN).assumption.basis
+    assert "skew" in plan_model(str(checkpoint), GIVEN).assumption.basis  # nobody knows
     asked = dataclasses.replace(GIVEN, routing="uniform")
-    assert "uniform routing, as" in plan_model(str(store), asked).routing.basis
+    assert "uniform routing, as" in plan_model(str(store), asked).assumption.basis
 
 
 def test_rates_are_measured_where_the_experts_would_lie(

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgemoe.bench.plan import traced_routing
+from edgemoe.bench.plan import assume_traced
 from edgemoe.bench.plan_model import PlanOptions, plan_model
 from edgemoe.engine.phase import DECODE
 from edgemoe.errors import TraceError
@@ -40,21 +40,21 @@ def made_trace(columns: list[np.ndarray]) -> Trace:
 
 
 def test_hits_are_those_of_a_replay(trace: Path) -> None:
-    routing = traced_routing(trace)
+    assumption = assume_traced(trace)
     for slots in (4, 8, 12):
-        hits = routing.hit_rates(4 * slots, 64, 16)  # a model four times as large
+        hits = assumption.hit_rates(4 * slots, 64, 16)  # a model four times as large
         assert hits.low == hits.likely == hits.high
         assert hits.likely == Replay(read_trace(trace)).run("lru", 100 * slots / 16).decode_hit_rate
-    assert "routing.trace" in routing.basis
-    assert routing.hit_rates(1, 10_000, 16).likely == 0.0  # not one slot of the trace's
+    assert "routing.trace" in assumption.basis
+    assert assumption.hit_rates(1, 10_000, 16).likely == 0.0  # not one slot of the trace's
 
 
 def test_a_plan_takes_a_trace(store: Path, trace: Path, tmp_path: Path) -> None:
     options = PlanOptions(ram="floor", routing=str(trace), disk_bytes_per_s=1e9, memory_bytes_per_s=1e10)
     planned = plan_model(str(store), options)
-    assert planned.routing.basis == "replayed from routing.trace"
+    assert planned.assumption.basis == "replayed from routing.trace"
     memory = planned.forecast.memory
-    assert planned.forecast.hit_rates == traced_routing(trace).hit_rates(
+    assert planned.forecast.hit_rates == assume_traced(trace).hit_rates(
         memory.slots, memory.total_experts, planned.planner.work.routed
     )
     missing = PlanOptions(ram="floor", routing=str(tmp_path / "none"), disk_bytes_per_s=1e9, memory_bytes_per_s=1e10)

@@ -18,7 +18,7 @@ from edgemoe.bench.replay_report import (
     parse_policies,
     recommend,
     replay_report,
-    token_work,
+    work_of_trace,
 )
 from edgemoe.bench.roofline import ReadRate
 from edgemoe.bench.speed import MachineRates
@@ -115,7 +115,7 @@ def test_no_speeds_without_rates_or_generated_tokens() -> None:
 
 
 def test_a_tokens_work_is_that_of_its_layers() -> None:
-    work = token_work(Replay(read_trace(shared_file("traces/qwen3-30b-a3b.csv"))))
+    work = work_of_trace(Replay(read_trace(shared_file("traces/qwen3-30b-a3b.csv"))))
     assert (work.layers, work.moe_layers, work.experts_per_token) == (48, 48, 6)
     assert 2654208 < work.expert_bytes < 3059712
     assert work.rest_bytes > 48 * 11e6

@@ -4,14 +4,16 @@ import pytest
 
 from edgemoe.bench.report import experts_report, ledger_report
 from edgemoe.bench.spread import Spread
-from edgemoe.model.spec import AttentionSpec, DenseFfnSpec, LayerSpec, ModelSpec, MoeSpec, RopeSpec
+from edgemoe.model.blocks import Attention, GatedFfn, Moe
+from edgemoe.model.rope import RopeSpec
+from edgemoe.model.spec import LayerSpec, ModelSpec
 
-ATTENTION = AttentionSpec(2, 2, 8, 0.3)
-DENSE, SPARSE = LayerSpec(ATTENTION, DenseFfnSpec(16)), LayerSpec(ATTENTION, MoeSpec(8, 2, 16, True))
+ATTENTION = Attention(2, 2, 8, 0.3, RopeSpec(1e4, 8))
+DENSE, SPARSE = LayerSpec.of(ATTENTION, GatedFfn(16)), LayerSpec.of(ATTENTION, Moe(8, 2, 16, True))
 
 
 def spec(*layers: LayerSpec) -> ModelSpec:
-    return ModelSpec("test", 100, 16, layers, 1e-5, RopeSpec(1e4), 64, True)
+    return ModelSpec("test", 100, 16, layers, 1e-5, 64, True)
 
 
 def test_a_spread() -> None:

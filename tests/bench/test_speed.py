@@ -15,7 +15,7 @@ from edgemoe.bench.speed import (
     predict_speed,
     speed_limits,
     token_seconds,
-    token_work,
+    work_of_model,
 )
 from tests.support.engines import engine_with_slots
 from tests.support.stores import small_store
@@ -122,7 +122,7 @@ def test_all_in_memory_needs_no_disk() -> None:
 def test_the_work_of_a_store_s_token(tmp_path: Path) -> None:
     store = small_store(tmp_path, experts="q4", dense="q8")
     with engine_with_slots(store.path, 8) as engine:
-        work = token_work(engine.spec, engine.traffic, store.record_bytes, 20.5)
+        work = work_of_model(engine.spec, engine.traffic, store.record_bytes, 20.5)
         assert work.bytes_per_token == pytest.approx(engine.traffic.at(20.5))
     assert (work.layers, work.moe_layers, work.experts_per_token) == (2, 2, 2)
     layout = store.expert_layouts[0]

@@ -234,3 +234,18 @@ def test_the_same_from_python(store: Path, capsys: Capture) -> None:
         chat.max_tokens = 8
         assert chat.ask("Hello")
         assert len(chat.messages) == 2
+
+
+def test_inspect_lists_the_program_of_a_token(store: Path, capsys: Capture) -> None:
+    assert run_command(["inspect", str(store), "--program"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if not line.startswith(" ")][::2] == ["embedding", "head"]
+    assert sum("= Attention(query (T, " in line for line in lines) == 1  # layers of one kind are listed once
+    assert any(" = Experts(normed (T, " in line for line in lines)
+    assert run_command(["inspect", str(store), "--program", "--layer", "1", "--json"]) == 0
+    (lines,) = json.loads(capsys.readouterr().out).values()
+    assert lines[0].keys() == {"stage", "part", "text"}
+    assert run_command(["inspect", str(store), "--program", "--layer", "2"]) == 2
+    assert "--layer: expected 0 to 1, found 2" in capsys.readouterr().err
+    assert run_command(["inspect", str(store), "--layer", "1"]) == 2
+    assert "Give --program too" in capsys.readouterr().err

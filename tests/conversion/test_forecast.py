@@ -10,11 +10,14 @@ import pytest
 from edgemoe.conversion.forecast import CONFIG_NAME, forecast_store
 from edgemoe.conversion.hub import HubSource
 from edgemoe.conversion.pipeline import convert_checkpoint
+from edgemoe.engine import engine as engine_module
+from edgemoe.engine.decoder import Decoder
 from edgemoe.engine.opening import model_sizes
-from edgemoe.engine.traffic import planned_traffic
+from edgemoe.engine.traffic import token_traffic
 from edgemoe.errors import EdgemoeError, SourceError, UsageError
+from edgemoe.kernels import operations as op
+from edgemoe.model.build import build_graph
 from edgemoe.model.description import store_spec
-from edgemoe.model.spec import MoeSpec
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
 from tests.support.engines import engine_with_slots
@@ -42,7 +45,8 @@ def same(forecast: Store, made: Store) -> None:
     assert forecast.expert_layouts == made.expert_layouts
     weights = [(file.name, file.bytes) for file in made.manifest.files if file.name.endswith(".safetensors")]
     assert [(file.name, file.bytes) for file in forecast.manifest.files] == weights
-    assert planned_traffic(spec, forecast.manifest, "f16") == planned_traffic(spec, made.manifest, "f16")
+    graph = build_graph(spec)
+    assert token_traffic(graph, forecast.manifest, "f16") == token_traffic(graph, made.manifest, "f16")
 
 
 @pytest.mark.parametrize(
@@ -66,17 +70,39 @@ def test_sizes_are_those_of_the_store_that_conversion_makes(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_bytes_of_a_token_are_those_of_the_operations_that_run(tmp_path: Path, family: str) -> None:
+def test_bytes_of_a_token_are_those_of_the_operations_that_run(
+    tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = Store.open(convert_checkpoint(str(GOLDEN / family), tmp_path / "store", experts="q4", dense="q8"))
-    spec = store_spec(made)
-    experts = sum(layer.ffn.experts for layer in spec.layers if isinstance(layer.ffn, MoeSpec))
+    decoders: list[Decoder] = []
+
+    class KeptDecoder(Decoder):
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
+            decoders.append(self)
+
+    monkeypatch.setattr(engine_module, "Decoder", KeptDecoder)
     for kv in (None, "q8"):
-        with engine_with_slots(made.path, experts, kv=kv) as engine:
-            running = engine.traffic
-            planned = planned_traffic(spec, made.manifest, engine.memory.kv_format)
-        # parts that read no weights (the sum of experts) are entered with 0 by one of the two
-        assert planned.weight_bytes == {part: size for part, size in running.weight_bytes.items() if size}
-        assert planned.kv_bytes_per_position == running.kv_bytes_per_position
+        with engine_with_slots(made.path, store_spec(made).total_experts, kv=kv) as engine:
+            traffic, operations = engine.traffic, decoders[-1].whole() + decoders[-1].head
+        assert sum(traffic.weight_bytes.values()) == sum(map(weight_bytes, operations))
+        caches = [c for o in operations if isinstance(o, op.Attention) for c in (o.key_cache, o.value_cache)]
+        assert traffic.kv_bytes_per_position == sum(cache.nbytes // cache.shape[1] for cache in caches)
+
+
+def weight_bytes(operation: op.Operation) -> int:
+    """The bytes of the weights that a bound operation reads for one token."""
+    if isinstance(operation, op.Embed):
+        return operation.matrix.data.nbytes // operation.matrix.rows
+    if isinstance(operation, op.RmsNorm):
+        return operation.weight.nbytes
+    if isinstance(operation, op.Linear):
+        return sum(part.matrix.data.nbytes + (0 if part.bias is None else part.bias.nbytes) for part in operation.parts)
+    if isinstance(operation, op.GatedFfn):
+        return operation.gate_up.data.nbytes + operation.down.data.nbytes
+    if isinstance(operation, op.Experts):
+        return operation.experts.shape[1] * (operation.layout.gate_up_bytes + operation.layout.down_bytes)
+    return 0
 
 
 def test_an_index_without_its_shards_is_enough(tmp_path: Path) -> None:

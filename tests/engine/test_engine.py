@@ -317,10 +317,11 @@ def test_closing_gives_the_memory_back(store: Path, slots: int, monkeypatch: pyt
     held: list[weakref.ref[np.ndarray]] = []
 
     class Decoder(engine_module.Decoder):
-        def __init__(self, spec, weights, space, kv_cache, arena, *more, **named) -> None:
+        def __init__(self, graph, weights, space, arena, *more, **named) -> None:
             matrices = (weight.data for weight in weights.values() if isinstance(weight, Matrix))
-            held.extend(map(weakref.ref, (arena, *kv_cache.keys, *kv_cache.values, *matrices)))
-            super().__init__(spec, weights, space, kv_cache, arena, *more, **named)
+            state = (space.array(value) for value in graph.lasting if value.home == "state")
+            held.extend(map(weakref.ref, (arena, *state, *matrices)))
+            super().__init__(graph, weights, space, arena, *more, **named)
 
     monkeypatch.setattr(engine_module, "Decoder", Decoder)
     with engine_with_slots(store, slots) as engine:

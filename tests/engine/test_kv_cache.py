@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from edgemoe.conversion.pipeline import convert_checkpoint
-from edgemoe.engine.memory import KvFormat, kv_cache_bytes, plan_memory
+from edgemoe.engine.memory import kv_cache_bytes, plan_memory
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
-from edgemoe.engine.workspace import KvCache
+from edgemoe.engine.workspace import KvFormat, Workspace, kept_bytes, rope_bytes, work_bytes
 from edgemoe.errors import UsageError
 from edgemoe.kernels.operations import QuantisedCache
+from edgemoe.model.build import build_graph
 from tests.engine.test_engine import CONFIG, EXPERTS, PROMPT, greedy
-from tests.engine.test_memory import BACKEND, MODELS, SIZES, SPEC
+from tests.engine.test_memory import BACKEND, GRAPH, MODELS, SIZES
 from tests.support.checkpoints import write_checkpoint
 from tests.support.engines import engine_with_slots
 
@@ -42,12 +43,15 @@ def expected(store: Path) -> tuple[list[int], np.ndarray]:
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("kv_format", ["f32", "f16", "q8"])
 def test_it_takes_what_is_planned(name: str, kv_format: KvFormat) -> None:
-    cache = KvCache.allocate(MODELS[name], 600, kv_format)
-    tables = sum(table.nbytes for pair in cache.rope.values() for table in pair)
-    allocated = sum(kept.nbytes for kept in (*cache.keys, *cache.values)) + tables
-    assert allocated == kv_cache_bytes(MODELS[name], 600, kv_format)
+    graph = build_graph(MODELS[name])
+    workspace = Workspace(graph, 8, 600, kv_format)
+    for value in graph.lasting:
+        workspace.array(value)
+    allocated = workspace.nbytes - work_bytes(graph, 8) - kept_bytes(graph, 8)
+    assert allocated == kv_cache_bytes(graph, 600, kv_format)
     if kv_format == "q8":
-        assert allocated - tables == (kv_cache_bytes(MODELS[name], 600, "f16") - tables) * 34 // 64
+        tables = rope_bytes(graph, 600)
+        assert allocated - tables == (kv_cache_bytes(graph, 600, "f16") - tables) * 34 // 64
 
 
 @pytest.mark.parametrize("slots", [1, 6, EXPERTS - 1])
@@ -93,14 +97,16 @@ def test_a_store_made_for_exactness_keeps_float32_unless_told_otherwise(tmp_path
     path = make_store(tmp_path, "f32")
     for kv, kept in ((None, np.float32), ("f16", np.float16), ("q8", None)):
         with open_engine(path, EngineOptions(threads=1, kv=kv)) as engine:
-            cache = KvCache.allocate(engine.spec, 5, engine.memory.kv_format).keys[0]
+            graph = build_graph(engine.spec)
+            state = next(value for value in graph.lasting if value.home == "state")
+            cache = Workspace(graph, 8, 64, engine.memory.kv_format).array(state)
             assert isinstance(cache, QuantisedCache) if kept is None else cache.dtype == kept
 
 
 def test_half_the_memory_leaves_room_for_more_experts() -> None:
-    budget = plan_memory(SPEC, SIZES, BACKEND, "floor", 20_000).floor_bytes + (20 << 20)
+    budget = plan_memory(GRAPH, SIZES, BACKEND, "floor", 20_000).floor_bytes + (20 << 20)
     sizes = [dataclasses.replace(SIZES, kv_format=kv) for kv in ("f16", "q8")]
-    plans = [plan_memory(SPEC, each, BACKEND, budget, 20_000) for each in sizes]
+    plans = [plan_memory(GRAPH, each, BACKEND, budget, 20_000) for each in sizes]
     saved_bytes = plans[0].kv_cache_bytes - plans[1].kv_cache_bytes
     assert saved_bytes == 20_000 * 12 * 2 * 2 * (2 * 64 - 64 - 2 * 2)
     assert plans[1].slots - plans[0].slots == pytest.approx(saved_bytes // SIZES.slot_bytes, abs=2)

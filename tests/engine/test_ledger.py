@@ -19,6 +19,7 @@ from edgemoe.engine.opening import model_sizes, open_engine
 from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import UsageError
 from edgemoe.kernels import operations as op
+from edgemoe.model.build import build_graph
 from edgemoe.model.description import store_spec
 from edgemoe.session.default_model import find_model
 from edgemoe.store.reader import Store
@@ -58,8 +59,9 @@ def open_clocked(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         store = Store.open(store_path)
         spec = store_spec(store)
         backend = ClockedBackend(clock)
-        plan = dataclasses.replace(plan_memory(spec, model_sizes(store, spec), backend, "auto"), slots=slots)
-        opened.append(Engine(store, spec, plan, backend, EngineOptions(prediction="on")))
+        graph = build_graph(spec)
+        plan = dataclasses.replace(plan_memory(graph, model_sizes(store, spec), backend, "auto"), slots=slots)
+        opened.append(Engine(store, graph, plan, backend, EngineOptions(prediction="on")))
         for routing in opened[-1].routing:  # what no operation computes here
             assert routing is not None
             routing.experts[:] = routing.predicted[:] = np.arange(routing.experts.shape[1])
@@ -167,12 +169,12 @@ def test_shares_and_milliseconds() -> None:
 def test_the_parts_of_the_bundled_model_add_up_to_the_wall_time(ram: str) -> None:
     random = np.random.default_rng(0)
     with open_engine(find_model(None), EngineOptions(ram, prediction="on")) as engine:
-        engine.forward(random.integers(0, engine.spec.vocabulary, 8))
+        engine.forward(random.integers(0, engine.spec.vocab_size, 8))
         shares = []
         for _ in range(ROUNDS):
             engine.keep_ledger()
             began_ns = time.perf_counter_ns()
-            for token in random.integers(0, engine.spec.vocabulary, 8):
+            for token in random.integers(0, engine.spec.vocab_size, 8):
                 engine.forward([int(token)])
             wall_ns = time.perf_counter_ns() - began_ns
             ledger = engine.ledger

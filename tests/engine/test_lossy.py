@@ -18,7 +18,6 @@ from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import UsageError
 from edgemoe.kernels import operations as op
-from edgemoe.model.spec import MoeSpec
 from tests.engine.test_engine import CONFIG
 from tests.support.checkpoints import make_routers_decided, write_checkpoint
 from tests.support.engines import engine_with_slots
@@ -33,9 +32,9 @@ SETTINGS = [
     LossySettings(cache_aware_routing=1.0),
     LossySettings(drop_cold=0.3),
     LossySettings(drop_cold=1.0),
-    LossySettings(experts_used=2),
-    LossySettings(cache_aware_routing=0.3, drop_cold=0.32, experts_used=3),
-    LossySettings(drop_cold=0.5, experts_used=1),
+    LossySettings(experts_per_token=2),
+    LossySettings(cache_aware_routing=0.3, drop_cold=0.32, experts_per_token=3),
+    LossySettings(drop_cold=0.5, experts_per_token=1),
 ]
 
 
@@ -93,7 +92,7 @@ class Simulation:
             scores[here] += self.lossy.cache_aware_routing * (logits.max() - logits.min())
         best = int(logits.argmax())
         others = sorted((e for e in range(EXPERTS) if e != best), key=lambda e: -scores[e])
-        count = self.lossy.experts_used or USED
+        count = self.lossy.experts_per_token or USED
         return sorted([best, *others[: count - 1]], key=lambda e: -logits[e])
 
     def look_up(self, layer: int, experts: np.ndarray, weights: np.ndarray) -> None:
@@ -140,7 +139,7 @@ def test_the_effect_is_that_of_a_simulation(
         statistics = engine.statistics.cache
     assert expected_lossy == lossy
     monkeypatch.setattr(engine_module, "Decoder", KeptDecoder)
-    with engine_with_slots(store, ALL, lossy=LossySettings(experts_used=lossy.experts_used)) as resident:
+    with engine_with_slots(store, ALL, lossy=LossySettings(experts_per_token=lossy.experts_per_token)) as resident:
         simulation = Simulation(decoders[0], resident.backend, slots, lossy)
         expected = []
         position = 0
@@ -155,10 +154,12 @@ def test_the_effect_is_that_of_a_simulation(
     assert error < effect / 100
     counts = (statistics.hits, statistics.misses, statistics.dropped)
     assert counts == (simulation.hits, simulation.misses, simulation.dropped)
-    assert (statistics.dropped > 0) == (lossy.drop_cold > 0 and lossy.experts_used != 1)
+    assert (statistics.dropped > 0) == (lossy.drop_cold > 0 and lossy.experts_per_token != 1)
 
 
-@pytest.mark.parametrize(("slots", "lossy"), default_pairs([1, 2, 10, ALL], [EXACT, LossySettings(experts_used=USED)]))
+@pytest.mark.parametrize(
+    ("slots", "lossy"), default_pairs([1, 2, 10, ALL], [EXACT, LossySettings(experts_per_token=USED)])
+)
 def test_off_changes_no_bit(store: Path, exact: np.ndarray, slots: int, lossy: LossySettings) -> None:
     np.testing.assert_array_equal(run(store, slots, lossy, prediction="on"), exact)
 
@@ -176,10 +177,10 @@ def test_what_was_dropped_leaves_no_trace_of_what_lay_there(store: Path, slots: 
     lossy = LossySettings(cache_aware_routing=0.2, drop_cold=1.0)
     expected = run(store, slots, lossy)
     with engine_with_slots(store, slots, lossy=lossy, prediction="off") as engine:
-        engine._space.routed.fill(np.nan)
+        engine._space._memory.view(np.float32).fill(np.nan)
         got = [engine.forward(IDS[:PROMPT_TOKENS])]
         for token in IDS[PROMPT_TOKENS:]:
-            engine._space.routed.fill(np.nan)
+            engine._space._memory.view(np.float32).fill(np.nan)
             got.append(engine.forward([token]))
         assert engine.statistics.cache.dropped > 0
     np.testing.assert_array_equal(np.stack(got), expected)
@@ -214,21 +215,21 @@ def test_shares_out_of_range_are_refused(name: str, value: object) -> None:
 
 @pytest.mark.parametrize("value", [0, -1, 1.0, True, "2"])
 def test_numbers_of_experts_that_are_none_are_refused(value: object) -> None:
-    with pytest.raises(UsageError, match="`experts_used`: expected 1 or more"):
-        LossySettings(experts_used=value)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="`experts_per_token`: expected a whole number of 1 or more"):
+        LossySettings(experts_per_token=value)  # type: ignore[arg-type]
 
 
 def test_more_experts_than_the_model_uses_are_refused(store: Path) -> None:
-    with pytest.raises(UsageError, match="`experts_used`: expected 1 to 3 experts for each token, found 4"):
-        open_engine(store, EngineOptions(lossy=LossySettings(experts_used=4)))
+    with pytest.raises(UsageError, match="`experts_per_token`: expected 1 to 3, the model's own number, found 4"):
+        open_engine(store, EngineOptions(lossy=LossySettings(experts_per_token=4)))
 
 
 def test_fewer_experts_are_renormalised_as_the_router_does(store: Path) -> None:
-    with engine_with_slots(store, ALL, lossy=LossySettings(experts_used=1)) as engine:
+    with engine_with_slots(store, ALL, lossy=LossySettings(experts_per_token=1)) as engine:
         engine.forward(IDS)
         for layer, routing in zip(engine.spec.layers, engine.routing, strict=True):
-            assert isinstance(layer.ffn, MoeSpec)
-            assert layer.ffn.experts_per_token == 1
+            assert layer.routed is not None
+            assert layer.routed.top_k == 1
             assert routing is not None
             np.testing.assert_array_equal(routing.weights[: len(IDS)], 1)  # this family renormalises
         assert engine.expert_uses.sum() == LAYERS * len(IDS)
@@ -236,9 +237,9 @@ def test_fewer_experts_are_renormalised_as_the_router_does(store: Path) -> None:
 
 def test_settings_as_text_and_json() -> None:
     lossy = LossySettings(0.05, 0.1, 2)
-    assert lossy.describe() == "cache-aware routing 0.05, drop cold 0.1, experts used 2"
+    assert lossy.describe() == "cache-aware routing 0.05, drop cold 0.1, 2 experts per token"
     assert LossySettings.from_json(lossy.to_json()) == lossy
     assert lossy.on
-    assert lossy.effective(all_resident=True) == LossySettings(experts_used=2)
+    assert lossy.effective(all_resident=True) == LossySettings(experts_per_token=2)
     assert not EXACT.on
     assert EXACT.describe() == ""

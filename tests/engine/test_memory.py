@@ -10,12 +10,16 @@ from hypothesis import strategies as st
 
 from edgemoe.engine import memory
 from edgemoe.engine.decoder import Decoder
-from edgemoe.engine.memory import ModelSizes, has_ample_room, plan_memory, workspace_bytes
-from edgemoe.engine.workspace import KvCache, Workspace
+from edgemoe.engine.memory import ModelSizes, has_ample_room, kv_cache_bytes, plan_memory, workspace_bytes
+from edgemoe.engine.workspace import Workspace, kept_bytes, work_bytes
 from edgemoe.errors import BudgetError, UsageError
 from edgemoe.kernels.formats import FORMATS, PANEL_ROWS, Matrix, panel_count
 from edgemoe.kernels.operations import Program, StepSizes
-from edgemoe.model.spec import AttentionSpec, DenseFfnSpec, LayerSpec, ModelSpec, MoeSpec, RopeSpec
+from edgemoe.model.blocks import Attention, GatedFfn, Moe, SharedExpert
+from edgemoe.model.build import Graph, build_graph
+from edgemoe.model.graph import BuildOptions
+from edgemoe.model.rope import RopeSpec
+from edgemoe.model.spec import LayerSpec, ModelSpec
 from edgemoe.process import Limit
 from edgemoe.sizes import format_size, parse_size
 from edgemoe.store.manifest import record_bytes
@@ -23,17 +27,17 @@ from edgemoe.store.planning import ExpertPlan
 from tests.kernels.conftest import make_backend
 
 MIB = 1 << 20
-ATTENTION = AttentionSpec(query_heads=8, kv_heads=2, head_width=64, scale=0.125)
+ATTENTION = Attention(heads=8, kv_heads=2, head_dim=64, scale=0.125, rope=RopeSpec(10_000.0, 64))
 SPEC = ModelSpec(
     family="test",
-    vocabulary=32_000,
-    model_width=512,
-    layers=tuple(LayerSpec(ATTENTION, MoeSpec(16, 2, 1024, True)) for _ in range(12)),
+    vocab_size=32_000,
+    hidden_size=512,
+    layers=tuple(LayerSpec.of(ATTENTION, Moe(16, 2, 1024, True)) for _ in range(12)),
     norm_epsilon=1e-5,
-    rope=RopeSpec(10_000.0),
     max_positions=32_768,
     tied_embeddings=True,
 )
+GRAPH = build_graph(SPEC)
 SIZES = ModelSizes(resident_bytes=80 * MIB, slot_bytes=900 * 1024, total_experts=16 * 12, kv_format="f16")
 UNTIED = dataclasses.replace(SIZES, embedding_bytes=30 * MIB)
 
@@ -93,8 +97,8 @@ def test_sizes_for_people(size: int, text: str) -> None:
 
 @given(extra=st.integers(0, 3 << 30), sizes=st.sampled_from([SIZES, UNTIED]))
 def test_parts_fill_but_never_exceed_the_budget(extra: int, sizes: ModelSizes) -> None:
-    floor = plan_memory(SPEC, sizes, BACKEND, "floor").floor_bytes
-    plan = plan_memory(SPEC, sizes, BACKEND, floor + extra + 4 * MIB)
+    floor = plan_memory(GRAPH, sizes, BACKEND, "floor").floor_bytes
+    plan = plan_memory(GRAPH, sizes, BACKEND, floor + extra + 4 * MIB)
     assert plan.planned_bytes <= plan.budget_bytes
     assert plan.slots >= 4  # two tokens' worth of a layer
     assert plan.all_resident or plan.budget_bytes - plan.planned_bytes < plan.slot_bytes
@@ -104,10 +108,10 @@ def test_parts_fill_but_never_exceed_the_budget(extra: int, sizes: ModelSizes) -
 @given(st.integers(0, 1 << 30), st.integers(0, 1 << 30), st.sampled_from([SIZES, UNTIED]))
 def test_more_memory_never_means_less(first: int, second: int, sizes: ModelSizes) -> None:
     assume(first < second)
-    floor = plan_memory(SPEC, sizes, BACKEND, "floor").floor_bytes + 8 * MIB
+    floor = plan_memory(GRAPH, sizes, BACKEND, "floor").floor_bytes + 8 * MIB
     smaller, larger = (
-        plan_memory(SPEC, sizes, BACKEND, floor + first),
-        plan_memory(SPEC, sizes, BACKEND, floor + second),
+        plan_memory(GRAPH, sizes, BACKEND, floor + first),
+        plan_memory(GRAPH, sizes, BACKEND, floor + second),
     )
     assert smaller.embedding_resident <= larger.embedding_resident
     assert smaller.context_length <= larger.context_length
@@ -116,15 +120,15 @@ def test_more_memory_never_means_less(first: int, second: int, sizes: ModelSizes
 
 
 def test_prompts_are_stopped_soon_where_that_costs_no_reads() -> None:
-    floor = plan_memory(SPEC, SIZES, BACKEND, "floor").floor_bytes
-    whole = plan_memory(SPEC, SIZES, BACKEND, floor + (8 << 30))
+    floor = plan_memory(GRAPH, SIZES, BACKEND, "floor").floor_bytes
+    whole = plan_memory(GRAPH, SIZES, BACKEND, floor + (8 << 30))
     assert (whole.all_resident, whole.chunk_tokens, whole.prompt_chunk_tokens) == (True, 512, 128)
     assert dataclasses.replace(whole, chunk_tokens=32).prompt_chunk_tokens == 32
     assert dataclasses.replace(whole, slots=whole.total_experts - 1).prompt_chunk_tokens == 512
 
 
 def test_weights_are_read_before_the_plan_only_in_a_budget_with_ample_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    floor = plan_memory(SPEC, SIZES, BACKEND, "floor")
+    floor = plan_memory(GRAPH, SIZES, BACKEND, "floor")
     held_bytes = floor.interpreter_bytes + floor.resident_bytes
     assert has_ample_room(3 * held_bytes, SIZES, BACKEND)
     monkeypatch.setattr(memory, "memory_limit", lambda: Limit(2 * held_bytes - (64 << 20), None))
@@ -137,9 +141,9 @@ def test_weights_are_read_before_the_plan_only_in_a_budget_with_ample_room(monke
 
 
 def test_below_the_floor_is_refused_with_the_floor() -> None:
-    floor = plan_memory(SPEC, SIZES, BACKEND, "floor")
+    floor = plan_memory(GRAPH, SIZES, BACKEND, "floor")
     with pytest.raises(BudgetError, match=r"needs at least .* MiB of memory; the budget is 100\.0 MiB.*`ram=\d+MiB`"):
-        plan_memory(SPEC, SIZES, BACKEND, "100MiB")
+        plan_memory(GRAPH, SIZES, BACKEND, "100MiB")
     assert floor.budget_bytes == floor.floor_bytes
     assert floor.slots == 4
 
@@ -147,89 +151,91 @@ def test_below_the_floor_is_refused_with_the_floor() -> None:
 @pytest.mark.parametrize("ram", ["0", 0, -5, "0GiB"])
 def test_a_budget_of_nothing(ram: str | int) -> None:
     with pytest.raises(UsageError, match="cannot be met"):
-        plan_memory(SPEC, SIZES, BACKEND, ram)
+        plan_memory(GRAPH, SIZES, BACKEND, ram)
 
 
 def test_all_resident_where_it_fits_and_a_long_context_then() -> None:
-    plan = plan_memory(SPEC, SIZES, BACKEND, "2GiB")
+    plan = plan_memory(GRAPH, SIZES, BACKEND, "2GiB")
     assert plan.all_resident
     assert plan.slots == SIZES.total_experts
     assert plan.context_length == 4096
 
 
 def test_the_embedding_stays_on_disk_until_all_else_fits_beside_it() -> None:
-    floor = plan_memory(SPEC, UNTIED, BACKEND, "floor")
+    floor = plan_memory(GRAPH, UNTIED, BACKEND, "floor")
     assert not floor.embedding_resident
     assert floor.resident_bytes == 50 * MIB
-    tied = plan_memory(SPEC, SIZES, BACKEND, "floor")
+    tied = plan_memory(GRAPH, SIZES, BACKEND, "floor")
     assert floor.floor_bytes == pytest.approx(tied.floor_bytes - 30 * MIB, abs=MIB)
-    ample = plan_memory(SPEC, UNTIED, BACKEND, "2GiB")
+    ample = plan_memory(GRAPH, UNTIED, BACKEND, "2GiB")
     assert ample.embedding_resident
     assert ample.all_resident
     assert ample.resident_bytes == 80 * MIB
     assert ample.floor_bytes == pytest.approx(floor.floor_bytes, abs=MIB)
-    tight = plan_memory(SPEC, UNTIED, BACKEND, ample.planned_bytes - 10 * MIB)
+    tight = plan_memory(GRAPH, UNTIED, BACKEND, ample.planned_bytes - 10 * MIB)
     assert tight.all_resident
-    assert not tight.embedding_resident  # or the context would be shorter
-    settled = plan_memory(SPEC, UNTIED, BACKEND, tight.budget_bytes, embedding_resident=True)
-    assert settled.context_length < tight.context_length
+    assert not tight.embedding_resident  # or experts would have no slots
+    settled = plan_memory(GRAPH, UNTIED, BACKEND, tight.budget_bytes, embedding_resident=True)
+    assert (settled.context_length, settled.slots) < (tight.context_length, tight.slots)
     assert settled.resident_bytes == 80 * MIB
 
 
 def test_an_asked_for_context_is_kept_or_refused() -> None:
-    assert plan_memory(SPEC, SIZES, BACKEND, "2GiB", context_length=20_000).context_length == 20_000
+    assert plan_memory(GRAPH, SIZES, BACKEND, "2GiB", context_length=20_000).context_length == 20_000
     with pytest.raises(UsageError, match="1 to 32768"):
-        plan_memory(SPEC, SIZES, BACKEND, "2GiB", context_length=40_000)
+        plan_memory(GRAPH, SIZES, BACKEND, "2GiB", context_length=40_000)
     with pytest.raises(BudgetError):
-        plan_memory(SPEC, SIZES, BACKEND, plan_memory(SPEC, SIZES, BACKEND, "floor").floor_bytes, context_length=20_000)
+        plan_memory(
+            GRAPH, SIZES, BACKEND, plan_memory(GRAPH, SIZES, BACKEND, "floor").floor_bytes, context_length=20_000
+        )
 
 
 @pytest.mark.parametrize("extra", [0, MIB, 3 * MIB, 20 * MIB])
 def test_a_long_context_at_the_floor_leaves_the_experts_their_slots(extra: int) -> None:
-    floor = plan_memory(SPEC, SIZES, BACKEND, "floor", context_length=20_000).floor_bytes
-    plan = plan_memory(SPEC, SIZES, BACKEND, floor + extra + MIB, context_length=20_000)
+    floor = plan_memory(GRAPH, SIZES, BACKEND, "floor", context_length=20_000).floor_bytes
+    plan = plan_memory(GRAPH, SIZES, BACKEND, floor + extra + MIB, context_length=20_000)
     assert plan.slots >= 4
     assert plan.planned_bytes <= plan.budget_bytes
 
 
 def test_a_dense_model_needs_no_slots() -> None:
-    plan = plan_memory(SPEC, dataclasses.replace(SIZES, slot_bytes=0, total_experts=0), BACKEND, "floor")
+    plan = plan_memory(GRAPH, dataclasses.replace(SIZES, slot_bytes=0, total_experts=0), BACKEND, "floor")
     assert plan.slots == 0
     assert plan.all_resident
 
 
 def test_what_the_backend_will_still_take_counts() -> None:
-    modest = plan_memory(SPEC, SIZES, BACKEND, "floor")
-    assert plan_memory(SPEC, SIZES, StubBackend(1 << 30), "floor").floor_bytes - modest.floor_bytes > 1000 * MIB
+    modest = plan_memory(GRAPH, SIZES, BACKEND, "floor")
+    assert plan_memory(GRAPH, SIZES, StubBackend(1 << 30), "floor").floor_bytes - modest.floor_bytes > 1000 * MIB
 
 
 def test_scratch_that_grows_with_the_context_counts() -> None:
     hungry = StubBackend(scratch_per_position_bytes=1 << 16)
-    floors = [plan_memory(SPEC, SIZES, backend, "floor").floor_bytes for backend in (BACKEND, hungry)]
+    floors = [plan_memory(GRAPH, SIZES, backend, "floor").floor_bytes for backend in (BACKEND, hungry)]
     assert floors[1] - floors[0] > 30 * MIB  # 512 positions
     budget = floors[1] + 100 * MIB
-    modest, careful = (plan_memory(SPEC, SIZES, backend, budget) for backend in (BACKEND, hungry))
+    modest, careful = (plan_memory(GRAPH, SIZES, backend, budget) for backend in (BACKEND, hungry))
     assert careful.planned_bytes <= budget
     assert (careful.context_length, careful.slots) < (modest.context_length, modest.slots)
 
 
-def model_of(vocabulary: int, width: int, heads: tuple[int, int, int], *ffns: MoeSpec | DenseFfnSpec) -> ModelSpec:
-    attention = AttentionSpec(*heads, scale=0.1)
-    layers = tuple(LayerSpec(attention, ffn) for ffn in ffns)
+def model_of(vocab_size: int, width: int, heads: tuple[int, int, int], *ffns: Moe | GatedFfn) -> ModelSpec:
+    attention = Attention(*heads, scale=0.1, rope=RopeSpec(10_000.0, heads[2]))
+    layers = tuple(LayerSpec.of(attention, ffn) for ffn in ffns)
     return dataclasses.replace(
-        SPEC, vocabulary=vocabulary, model_width=width, layers=layers, tied_embeddings=False, max_positions=1 << 17
+        SPEC, vocab_size=vocab_size, hidden_size=width, layers=layers, tied_embeddings=False, max_positions=1 << 17
     )
 
 
 # The sizes of published models, each layer that differs from the others once or twice.
 MODELS = {
-    "mixtral-8x7b": model_of(32_000, 4096, (32, 8, 128), *[MoeSpec(8, 2, 14_336, True)] * 2),
-    "qwen3-30b-a3b": model_of(151_936, 2048, (32, 4, 128), *[MoeSpec(128, 8, 768, True)] * 2, DenseFfnSpec(6144)),
-    "qwen2-57b-a14b": model_of(151_936, 3584, (28, 4, 128), *[MoeSpec(64, 8, 2560, False, 20_480, True)] * 2),
-    "granite-3b-a800m": model_of(49_155, 1536, (24, 8, 64), *[MoeSpec(40, 8, 512, True, 1024)] * 2),
-    "llama-8b": model_of(128_256, 4096, (32, 8, 128), DenseFfnSpec(14_336)),
+    "mixtral-8x7b": model_of(32_000, 4096, (32, 8, 128), *[Moe(8, 2, 14_336, True)] * 2),
+    "qwen3-30b-a3b": model_of(151_936, 2048, (32, 4, 128), *[Moe(128, 8, 768, True)] * 2, GatedFfn(6144)),
+    "qwen2-57b-a14b": model_of(151_936, 3584, (28, 4, 128), *[Moe(64, 8, 2560, False, SharedExpert(20_480, True))] * 2),
+    "granite-3b-a800m": model_of(49_155, 1536, (24, 8, 64), *[Moe(40, 8, 512, True, SharedExpert(1024))] * 2),
+    "llama-8b": model_of(128_256, 4096, (32, 8, 128), GatedFfn(14_336)),
     "many narrow experts beside a wide layer": model_of(
-        1000, 2048, (4, 4, 64), MoeSpec(512, 32, 8, False), DenseFfnSpec(100_000)
+        1000, 2048, (4, 4, 64), Moe(512, 32, 8, False), GatedFfn(100_000)
     ),
 }
 
@@ -239,11 +245,9 @@ def untouched(size: int) -> np.ndarray:
     return np.frombuffer(mmap.mmap(-1, max(size, 1)), np.uint8)[:size]
 
 
-def decoder_without_weights(
-    spec: ModelSpec, dense: str, experts: str, workspace: Workspace, kv_cache: KvCache
-) -> Decoder:
+def decoder_without_weights(graph: Graph, dense: str, experts: str, workspace: Workspace) -> Decoder:
     """Every matrix in the same untouched place: enough to bind operations, nothing to run."""
-    shapes = {}
+    spec, shapes = graph.spec, {}
     for name, shape in spec.tensors().items():
         if name.endswith(".gate"):
             shapes[f"{name}_up"] = (2 * PANEL_ROWS * panel_count(shape[0]), shape[1])
@@ -257,34 +261,34 @@ def decoder_without_weights(
         for name, shape in shapes.items()
     }
     layouts = [
-        ExpertPlan(layer.ffn.experts, spec.model_width, layer.ffn.width, expert_format, expert_format).layout()
-        if isinstance(layer.ffn, MoeSpec)
+        ExpertPlan(
+            routed.num_experts, spec.hidden_size, routed.intermediate_size, expert_format, expert_format
+        ).layout()
+        if routed
         else None
-        for layer in spec.layers
+        for routed in (layer.routed for layer in spec.layers)
     ]
     slot_bytes = max((record_bytes(layout) for layout in layouts if layout), default=0)
     arena = untouched(slot_bytes).reshape(1, -1)
-    return Decoder(spec, weights, workspace, kv_cache, arena, layouts, cache_aware_routing=0.5)
-
-
-def array_bytes(buffers: object) -> int:
-    arrays = (getattr(buffers, field.name) for field in dataclasses.fields(buffers))
-    return sum(array.nbytes for array in arrays if array is not None)
+    return Decoder(graph, weights, workspace, arena, layouts)
 
 
 @pytest.mark.parametrize("kind", ["native generic", "jit", "jit 3 threads", "reference"])
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(("chunk_tokens", "context_length"), [(8, 512), (128, 4096)])
 def test_what_is_planned_holds_what_is_allocated(name: str, chunk_tokens: int, context_length: int, kind: str) -> None:
-    spec = MODELS[name]
-    workspace = Workspace.allocate(spec, chunk_tokens)
-    kv_cache = KvCache.allocate(spec, context_length, "q8")
+    graph = build_graph(MODELS[name], BuildOptions(cache_aware_routing=0.5))
+    workspace = Workspace(graph, chunk_tokens, context_length, "q8")
     backend = make_backend(kind)
     for dense, experts in (("q8", "q4"), ("f16", "q4m"), ("f32", "f32")):
-        decoder = decoder_without_weights(spec, dense, experts, workspace, kv_cache)
-        routing = sum(array_bytes(layer) for layer in decoder.routing if layer is not None)
+        decoder = decoder_without_weights(graph, dense, experts, workspace)
         programs = [decoder.whole(), decoder.head, *(layer.predict for layer in decoder.layers)]
         scratch = max(backend.scratch_bytes(operations) for operations in programs if operations)
-        allocated = array_bytes(workspace) + routing + decoder.head[0].output.nbytes + scratch
-        assert allocated <= workspace_bytes(spec, backend, chunk_tokens, context_length), (dense, experts)
+        planned = workspace_bytes(graph, backend, chunk_tokens, context_length) + kv_cache_bytes(
+            graph, context_length, "q8"
+        )
+        assert workspace.nbytes + scratch <= planned, (dense, experts)
+    assert workspace.nbytes == work_bytes(graph, chunk_tokens) + kept_bytes(graph, chunk_tokens) + kv_cache_bytes(
+        graph, context_length, "q8"
+    )
     backend.close()

@@ -33,7 +33,7 @@ from edgemoe.process import peak_rss_bytes
 model, ram, prediction = sys.argv[1], sys.argv[2], sys.argv[3]
 options = EngineOptions(int(ram) if ram.isdigit() else ram, 2, 1024, prediction=prediction)
 with open_engine(model, options) as engine:
-    prompt = np.random.default_rng(0).integers(0, engine.spec.vocabulary, 600)
+    prompt = np.random.default_rng(0).integers(0, engine.spec.vocab_size, 600)
     logits = engine.forward(prompt)
     tokens = []
     for _ in range(40):

@@ -291,7 +291,7 @@ def test_a_direct_read_that_is_refused_midway_is_tried_plainly(
     """Some file systems refuse only some direct reads: here every one, by a descriptor that cannot be read."""
     path, content = files[0]
     monkeypatch.setattr(direct, "open_direct", lambda p, wanted: (os.open(p, os.O_WRONLY), True))
-    monkeypatch.setattr(direct, "tells_cached", lambda p: False)
+    monkeypatch.setattr(direct, "can_probe_page_cache", lambda p: False)
     for name in ("native", "portable"):
         memory = memory_of(41)
         reading = BulkRead(memory, open_reader=READERS[name])

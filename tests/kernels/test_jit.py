@@ -20,7 +20,7 @@ from edgemoe.kernels import reference
 from edgemoe.kernels.formats import GROUP_COLUMNS, group_count
 from edgemoe.kernels.jit import JitBackend, products
 from edgemoe.kernels.jit import numbers as jit_numbers
-from edgemoe.kernels.jit.compile import compiling_told, jit
+from edgemoe.kernels.jit.compile import jit, report_compilation
 from tests.kernels.builders import column_counts, few_examples, kinds, numbers, random_matrix, seeds, token_counts
 from tests.support.homes import without_home
 
@@ -75,9 +75,9 @@ def test_no_folder_is_made_for_a_user_without_a_home(tmp_path: Path, monkeypatch
 def test_compiling_is_told_once_but_not_code_that_was_kept(tmp_path: Path) -> None:
     module = tmp_path / "kernels.py"
     module.write_text(
-        "from edgemoe.kernels.jit.compile import compiling_told, jit\n\n\n"
+        "from edgemoe.kernels.jit.compile import report_compilation, jit\n\n\n"
         "@jit\ndef double(number):\n    return 2 * number\n\n\n"
-        "with compiling_told(lambda kept: print('compiling', kept)):\n    print(double(21), double(0.5))\n"
+        "with report_compilation(lambda kept: print('compiling', kept)):\n    print(double(21), double(0.5))\n"
     )
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     outputs = []
@@ -92,10 +92,10 @@ def test_compiling_is_told_once_but_not_code_that_was_kept(tmp_path: Path) -> No
 def test_what_calls_code_of_another_file_follows_its_changes(tmp_path: Path) -> None:
     callee, caller = tmp_path / "callee.py", tmp_path / "caller.py"
     caller.write_text(
-        "import callee\nfrom edgemoe.kernels.jit.compile import compiling_told, jit, jit_calling\n\n"
+        "import callee\nfrom edgemoe.kernels.jit.compile import report_compilation, jit, jit_calling\n\n"
         "changed = jit(callee.changed)\n\n\n"
         "@jit_calling(callee.__file__)\ndef twice(number):\n    return changed(changed(number))\n\n\n"
-        "with compiling_told(lambda kept: print('compiling', kept)):\n    print(twice(5))\n"
+        "with report_compilation(lambda kept: print('compiling', kept)):\n    print(twice(5))\n"
     )
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     outputs = []
@@ -121,7 +121,7 @@ def test_kept_code_that_is_damaged_or_cannot_be_kept_is_compiled_again(
 
     def told() -> list[bool]:
         kept: list[bool] = []
-        with compiling_told(kept.append):
+        with report_compilation(kept.append):
             assert jit(double)(21) == 42
         return kept
 
@@ -147,7 +147,7 @@ def test_compiling_for_this_process_alone_is_told_as_such() -> None:
     namespace: dict[str, Any] = {}
     exec("def double(number):\n    return 2 * number", namespace)
     told: list[bool] = []
-    with compiling_told(told.append):
+    with report_compilation(told.append):
         assert jit(namespace["double"])(21) == 42
     assert told == [False]
 

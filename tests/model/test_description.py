@@ -11,6 +11,7 @@ from edgemoe.store.reader import Store
 from tests.support.stores import edit_manifest, small_store
 
 MODEL, LAYER = ("model",), ("model", "layers", 0)
+ATTENTION, MOE = (*LAYER, "blocks", 0, "body"), (*LAYER, "blocks", 1, "body")
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +40,10 @@ def test_what_was_written_is_understood(store: Store) -> None:
 @pytest.mark.parametrize(
     "place",
     [
-        (*MODEL, "vocabulary"),
+        (*MODEL, "vocab_size"),
         (*MODEL, "max_positions"),
-        (*LAYER, "attention", "head_width"),
-        (*LAYER, "ffn", "experts_per_token"),
+        (*ATTENTION, "head_dim"),
+        (*MOE, "top_k"),
     ],
 )
 def test_counts_must_be_counts(store: Store, tmp_path: Path, place: tuple[str | int, ...], value: object) -> None:
@@ -54,16 +55,16 @@ def test_counts_must_be_counts(store: Store, tmp_path: Path, place: tuple[str | 
     ("place", "value", "message"),
     [
         ((*MODEL, "norm_epsilon"), {}, r"model\.norm_epsilon is"),
-        ((*MODEL, "rope", "theta"), 0.5, "theta 0.5"),
-        ((*MODEL, "rope", "scaling"), "yarn", "yarn of theta"),
-        ((*MODEL, "rope", "parameters"), {"factor": 2.0}, "with factor"),
+        ((*ATTENTION, "rope", "theta"), 0.5, "theta 0.5"),
+        ((*ATTENTION, "rope", "scaling"), "yarn", "yarn of theta"),
+        ((*ATTENTION, "rope", "parameters"), {"factor": 2.0}, "with factor"),
         ((*MODEL, "tied_embeddings"), 1, r"tied_embeddings is '1'"),
         ((*MODEL, "surprise"), 1, "surprise"),
-        ((*LAYER, "attention", "qk_norm"), "both", "qk_norm is"),
-        ((*LAYER, "attention", "kv_heads"), 3, "3 key heads"),
-        ((*LAYER, "ffn", "kind"), [], "unhashable"),
-        ((*LAYER, "ffn", "experts_per_token"), 5, "5 of 4 experts"),
-        ((*LAYER, "ffn", "shared_gate"), True, "that there is not"),
+        ((*ATTENTION, "qk_norm"), "both", "qk_norm is"),
+        ((*ATTENTION, "kv_heads"), 3, "3 key heads"),
+        ((*MOE, "kind"), [], r"body\.kind is"),
+        ((*MOE, "top_k"), 5, "5 of 4 experts"),
+        ((*MOE, "shared"), {"gate": True}, r"shared\.intermediate_size is missing"),
     ],
 )
 def test_values_that_cannot_be_run_are_named(
@@ -76,14 +77,14 @@ def test_values_that_cannot_be_run_are_named(
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        ((*MODEL, "vocabulary"), 100, r"embedding: expected \(100, 64\), found \(101, 64\)"),
-        ((*MODEL, "model_width"), 32, r"expected experts of .* \(4, 32, 72\), found \(4, 64, 72\)"),
+        ((*MODEL, "vocab_size"), 100, r"embedding: expected \(100, 64\), found \(101, 64\)"),
+        ((*MODEL, "hidden_size"), 32, r"expected experts of .* \(4, 32, 72\), found \(4, 64, 72\)"),
         ((*MODEL, "tied_embeddings"), True, "'head' is not a tensor"),
-        ((*LAYER, "attention", "qk_norm"), "head", r"layers\.0\.query_norm is missing"),
-        ((*LAYER, "attention", "query_heads"), 2, r"layers\.0\.query: expected \(32, 64\)"),
-        ((*LAYER, "ffn", "experts"), 2**30, r"expected experts of .* \(1073741824, 64, 72\), found \(4, 64, 72\)"),
-        ((*LAYER, "ffn", "shared_width"), 8, r"layers\.0\.shared\.gate_up is missing"),
-        ((*LAYER, "ffn"), {"kind": "dense", "width": 72}, r"layer 0: expected .* None, found \(4, 64, 72\)"),
+        ((*ATTENTION, "qk_norm"), "head", r"layers\.0\.query_norm is missing"),
+        ((*ATTENTION, "heads"), 2, r"layers\.0\.query: expected \(32, 64\)"),
+        ((*MOE, "num_experts"), 2**30, r"expected experts of .* \(1073741824, 64, 72\), found \(4, 64, 72\)"),
+        ((*MOE, "shared"), {"intermediate_size": 8}, r"layers\.0\.shared\.gate_up is missing"),
+        (MOE, {"kind": "gated_ffn", "intermediate_size": 72}, r"layer 0: expected .* None, found \(4, 64, 72\)"),
         (("experts", "layers", 0), None, r"layer 0: expected .* \(4, 64, 72\), found None"),
         (("resident", "tensors", 0, "name"), "x", "embedding is missing"),
     ],

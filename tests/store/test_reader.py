@@ -160,13 +160,13 @@ def test_of_others_files_nothing_is_asked(tmp_path: Path, monkeypatch: pytest.Mo
     """The system would say that all is there."""
     path = tmp_path / "file"
     path.write_bytes(bytes(4096))
-    assert page_cache.tells_cached(path) == (sys.platform == "linux")
+    assert page_cache.can_probe_page_cache(path) == (sys.platform == "linux")
     with monkeypatch.context() as context:
         context.delattr(os, "RWF_NOWAIT", raising=False)
-        assert not page_cache.tells_cached(path)
+        assert not page_cache.can_probe_page_cache(path)
     monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert not page_cache.tells_cached(path)
+    assert not page_cache.can_probe_page_cache(path)
 
 
 def test_a_resident_tensor_that_was_altered_is_named(store: Store) -> None:

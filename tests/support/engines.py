@@ -8,7 +8,7 @@ from pathlib import Path
 from edgemoe.engine.engine import Engine
 from edgemoe.engine.lossy import EXACT, LossySettings
 from edgemoe.engine.memory import plan_memory
-from edgemoe.engine.opening import model_sizes
+from edgemoe.engine.opening import graph_of, model_sizes
 from edgemoe.engine.options import EngineOptions
 from edgemoe.kernels.select import select_backend
 from edgemoe.lab.forced_routing import ForcedRouting
@@ -33,6 +33,8 @@ def engine_with_slots(
     store = Store.open(store_path)
     spec = lossy.applied_to(store_spec(store) if routing is None else routing.apply_to(store_spec(store)))
     backend = select_backend(threads)
-    plan = plan_memory(spec, model_sizes(store, spec, kv), backend, "auto")
+    sizes = model_sizes(store, spec, kv)
+    plan = plan_memory(graph_of(spec, lossy, routing), sizes, backend, "auto")
     plan = dataclasses.replace(plan, slots=slots, embedding_resident=embedding_resident)
-    return Engine(store, spec, plan, backend, EngineOptions(lossy=lossy, **options), routing)  # type: ignore[arg-type]
+    graph = graph_of(spec, lossy.effective(plan.all_resident), routing)
+    return Engine(store, graph, plan, backend, EngineOptions(lossy=lossy, **options), routing)  # type: ignore[arg-type]

@@ -30,7 +30,7 @@ class FakeEngine:
     """Says `script` (ids) after whatever prompt, then `script` again; without one, ids drawn from a hash."""
 
     def __init__(self, vocabulary: int, context_length: int = 512, script: Sequence[int] = ()) -> None:
-        self.spec: Any = SimpleNamespace(vocabulary=vocabulary, family="fake", max_positions=context_length)
+        self.spec: Any = SimpleNamespace(vocab_size=vocabulary, family="fake", max_positions=context_length)
         self.context_length = context_length
         self.lossy = EXACT
         self.script = list(script)
@@ -89,8 +89,8 @@ class FakeEngine:
     def _logits(self) -> npt.NDArray[np.float32]:
         if not self.script:
             seed = hash(tuple(self._ids)) & 0xFFFFFFFF
-            return np.random.default_rng(seed).normal(size=self.spec.vocabulary).astype(np.float32)
-        logits = np.zeros(self.spec.vocabulary, np.float32)
+            return np.random.default_rng(seed).normal(size=self.spec.vocab_size).astype(np.float32)
+        logits = np.zeros(self.spec.vocab_size, np.float32)
         logits[self.script[self._step() % len(self.script)]] = 10.0
         return logits
 

@@ -29,7 +29,7 @@ def report_tables(report: Report) -> list[tuple[str, Rows]]:
     if report.peer is not None and report.ratios is not None:
         ratios = report.ratios
         rows = [("version", report.peer.about["version"]), *_engine_rows(report, report.peer)]
-        tables.append((f"{report.peer.name}, in turn with edgemoe on the same weights and tokens", rows))
+        tables.append((f"{report.peer.name}, interleaved with edgemoe on the same weights and tokens", rows))
         rows = [("decode", spread_text(ratios.decode)), ("prefill", spread_text(ratios.prefill))]
         if ratios.startup is not None:
             rows.append(("start-up", spread_text(ratios.startup)))
@@ -113,19 +113,21 @@ def _streaming_rows(report: Report) -> Rows:
 
 def _forecast(forecast: ForecastReport) -> str:
     expected, hits = forecast.tokens_per_s, forecast.hit_rates.likely
-    told = f"{expected.likely:.1f} ({expected.low:.1f} to {expected.high:.1f}) tokens/s, {forecast.error_percent:+.0f}%"
+    speed = (
+        f"{expected.likely:.1f} ({expected.low:.1f} to {expected.high:.1f}) tokens/s, {forecast.error_percent:+.0f}%"
+    )
     if hits == 1.0:
-        return f"{told}, {forecast.routing}"
+        return f"{speed}, {forecast.routing}"
     return (
-        f"{told}, for {hits:.1%} hits ({forecast.routing}); for the hits that were measured"
+        f"{speed}, for {hits:.1%} hits ({forecast.routing}); for the hits that were measured"
         f" {forecast.at_measured_hits.likely:.1f}, {forecast.error_at_measured_hits_percent:+.0f}%"
     )
 
 
 def _routing_rows(routing: RoutingReport) -> Rows:
-    used = f"{routing.experts_used} experts for each token"
-    if routing.experts_used != routing.model_experts_used:
-        used += f" (the model's own: {routing.model_experts_used})"
+    used = f"{routing.top_k} experts for each token"
+    if routing.top_k != routing.model_top_k:
+        used += f" (the model's own: {routing.model_top_k})"
     ahead = "no reading ahead"
     if routing.recall is not None:
         ahead = f"guesses made up to name {routing.recall:.0%} of experts"
@@ -159,9 +161,9 @@ def _engine_rows(report: Report, engine: EngineReport) -> Rows:
     rows.append(("peak memory", format_size(engine.peak_rss_bytes)))
     if engine.limit is not None:
         peak, cache = engine.limit.peak_bytes, engine.limit.cache_bytes
-        told = "" if peak is None else f", at most {format_size(peak)} taken, page cache included"
+        taken = "" if peak is None else f", at most {format_size(peak)} taken, page cache included"
         held = "" if cache is None else f" ({format_size(cache)} of it in the end)"
-        rows.append(("limit", f"{format_size(engine.limit.limit_bytes)}{told}{held}"))
+        rows.append(("limit", f"{format_size(engine.limit.limit_bytes)}{taken}{held}"))
     if engine.major_faults_per_token:
         rows.append(("major faults", f"{engine.major_faults_per_token:.1f} per decoded token"))
     return rows

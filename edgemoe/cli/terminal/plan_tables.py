@@ -72,7 +72,7 @@ def _speed_rows(planned: ModelPlan) -> Rows:
         rows.append(("disk's rate", f"{planned.disk_rate.bytes_per_s / 1e9:.2f} GB/s, {planned.disk_rate.basis}"))
         if not forecast.memory.all_resident:
             rows += [
-                ("routing", planned.routing.basis),
+                ("routing", planned.assumption.basis),
                 ("expert hits", _hits(forecast.hit_rates)),
                 ("from disk", f"{forecast.missed_bytes_per_token / 1e6:.1f} MB"),
                 ("disk's limit", f"{forecast.limits.disk:.1f} tokens/s"),

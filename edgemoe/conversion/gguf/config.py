@@ -139,10 +139,10 @@ def checkpoint_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> 
     """Build the config of this model's checkpoint from the metadata and the tensors present."""
     heads = metadata.count("attention.head_count")
     width = metadata.count("embedding_length")
-    head_width = metadata.count("attention.key_length", width // heads or None)
+    head_dim = metadata.count("attention.key_length", width // heads or None)
     for key in ("attention.value_length", "rope.dimension_count"):
-        if metadata.count(key, head_width) != head_width:
-            raise metadata.wrong(key, f"{head_width}, the width of a head", metadata.value(key))
+        if metadata.count(key, head_dim) != head_dim:
+            raise metadata.wrong(key, f"{head_dim}, the width of a head", metadata.value(key))
     embedding = tensors.get("token_embd.weight")
     config = {
         "model_type": FAMILIES[metadata.architecture].model_type,
@@ -152,18 +152,18 @@ def checkpoint_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> 
         "num_hidden_layers": metadata.count("block_count"),
         "num_attention_heads": heads,
         "num_key_value_heads": metadata.count("attention.head_count_kv", heads),
-        "head_dim": head_width,
+        "head_dim": head_dim,
         "hidden_act": "silu",
         "max_position_embeddings": metadata.count("context_length"),
         "rms_norm_eps": metadata.value("attention.layer_norm_rms_epsilon"),
         "rope_theta": metadata.value("rope.freq_base", 10_000.0),
         "tie_word_embeddings": "output.weight" not in tensors,
     }
-    scaling = _rope_scaling(metadata, head_width, config["rope_theta"], tensors.get(ROPE_FACTORS))
+    scaling = _rope_scaling(metadata, head_dim, config["rope_theta"], tensors.get(ROPE_FACTORS))
     window = metadata.value("attention.sliding_window", 0)
     config |= {"rope_scaling": scaling} if scaling else {}
     config |= {"sliding_window": window} if window else {}
-    config |= _family_config(metadata, tensors, head_width)
+    config |= _family_config(metadata, tensors, head_dim)
     metadata.finish()
     try:
         model_spec(config)
@@ -172,7 +172,7 @@ def checkpoint_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> 
     return config
 
 
-def _family_config(metadata: Metadata, tensors: Mapping[str, GgufTensor], head_width: int) -> dict[str, Any]:
+def _family_config(metadata: Metadata, tensors: Mapping[str, GgufTensor], head_dim: int) -> dict[str, Any]:
     has_bias = "blk.0.attn_q.bias" in tensors
     if metadata.architecture == "llama":
         metadata.value("expert_count")
@@ -183,7 +183,7 @@ def _family_config(metadata: Metadata, tensors: Mapping[str, GgufTensor], head_w
     if metadata.architecture == "llama with experts":
         return used | {"num_local_experts": experts}
     if metadata.architecture == "granitemoe":
-        return used | {"num_local_experts": experts} | _granite_config(metadata, tensors, head_width, has_bias)
+        return used | {"num_local_experts": experts} | _granite_config(metadata, tensors, head_dim, has_bias)
     renormalises = metadata.architecture == "qwen3moe"
     config: dict[str, Any] = used | {
         "num_experts": experts,
@@ -201,13 +201,13 @@ def _family_config(metadata: Metadata, tensors: Mapping[str, GgufTensor], head_w
 
 
 def _granite_config(
-    metadata: Metadata, tensors: Mapping[str, GgufTensor], head_width: int, has_bias: bool
+    metadata: Metadata, tensors: Mapping[str, GgufTensor], head_dim: int, has_bias: bool
 ) -> dict[str, Any]:
     if metadata.value("rope.scaling.finetuned", True) is not True:
         raise metadata.wrong("rope.scaling.finetuned", "true (rotary positions)", False)
     config: dict[str, Any] = {
         "attention_bias": has_bias,
-        "attention_multiplier": metadata.value("attention.scale") or head_width**-0.5,
+        "attention_multiplier": metadata.value("attention.scale") or head_dim**-0.5,
         "embedding_multiplier": metadata.value("embedding_scale") or 1.0,
         "residual_multiplier": metadata.value("residual_scale") or 1.0,
         "logits_scaling": metadata.value("logit_scale") or 1.0,
@@ -228,7 +228,7 @@ def _expert_width(metadata: Metadata, tensors: Mapping[str, GgufTensor], key: st
     return metadata.count(key)
 
 
-def _rope_scaling(metadata: Metadata, head_width: int, theta: Any, factors: GgufTensor | None) -> dict[str, Any] | None:
+def _rope_scaling(metadata: Metadata, head_dim: int, theta: Any, factors: GgufTensor | None) -> dict[str, Any] | None:
     kind = metadata.value("rope.scaling.type", "none")
     factor = metadata.value("rope.scaling.factor")
     original = metadata.value("rope.scaling.original_context_length")
@@ -245,18 +245,18 @@ def _rope_scaling(metadata: Metadata, head_width: int, theta: Any, factors: Gguf
         raise metadata.wrong("rope.scaling.type", "none, linear or yarn", kind)
     if factors is None:
         return None
-    return _llama3_scaling(metadata, head_width, theta, factors)
+    return _llama3_scaling(metadata, head_dim, theta, factors)
 
 
-def _llama3_scaling(metadata: Metadata, head_width: int, theta: Any, factors: GgufTensor) -> dict[str, Any] | None:
+def _llama3_scaling(metadata: Metadata, head_dim: int, theta: Any, factors: GgufTensor) -> dict[str, Any] | None:
     """Reconstruct the `llama3` rule from its effect, the only form in which the file stores it.
 
     The file divides each frequency by a factor: 1 for short wavelengths, `factor` for long ones, a blend in between.
     The bounds of the blend must be those of every published model (1, 4 and 8192); any others are refused.
     """
-    if factors.shape != (head_width // 2,) or factors.type_name != "F32":
+    if factors.shape != (head_dim // 2,) or factors.type_name != "F32":
         raise SourceError(
-            f"{factors.path}: {ROPE_FACTORS}: expected {head_width // 2} F32 values, "
+            f"{factors.path}: {ROPE_FACTORS}: expected {head_dim // 2} F32 values, "
             f"found {factors.shape} of {factors.type_name}.",
             TAKE_ANOTHER,
         )
@@ -268,7 +268,7 @@ def _llama3_scaling(metadata: Metadata, head_width: int, theta: Any, factors: Gg
     if not isinstance(theta, float):
         raise metadata.wrong("rope.freq_base", "a number", theta)
     with np.errstate(all="ignore"):
-        wavelengths = 2 * np.pi * theta ** (np.arange(0, head_width, 2) / head_width)
+        wavelengths = 2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
         blend = np.clip((original / wavelengths - low) / (high - low), 0.0, 1.0)
         expected = 1 / ((1 - blend) / factor + blend)
     if not np.allclose(found, expected, rtol=1e-4):

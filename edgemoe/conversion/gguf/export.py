@@ -24,6 +24,7 @@ from edgemoe.conversion.gguf.blocks import TYPE_NAMES, encode_rows, take_rows
 from edgemoe.conversion.gguf.metadata import (
     ARCHITECTURES,
     INTERLEAVED,
+    attention_and_ffn,
     check_expressible,
     frequency_divisors,
     write_metadata,
@@ -92,12 +93,12 @@ _FILE_TYPES = {
 class _Tensor:
     """A tensor of the file: one tensor of the store, or the same matrix of all experts of a layer, concatenated.
 
-    With `head_width` the rows of each head are reordered from two halves to interleaved pairs.
+    With `head_dim` the rows of each head are reordered from two halves to interleaved pairs.
     """
 
     type: GGMLQuantizationType
     dimensions: int
-    head_width: int | None
+    head_dim: int | None
     places: list[Place] = field(default_factory=list)
 
     @property
@@ -179,7 +180,7 @@ def export_gguf(
 def _tensors(store: Store, spec: ModelSpec) -> dict[str, _Tensor]:
     """The tensors of the file by name, in order. Raises StoreError for a tensor that the format cannot hold."""
     interleaved = ARCHITECTURES[spec.family] in INTERLEAVED
-    head_width = spec.layers[0].attention.head_width if interleaved else None
+    head_dim = attention_and_ffn(spec)[0].head_dim if interleaved else None
     shapes = spec.tensors()
     tensors: dict[str, _Tensor] = {}
     for name, place in tensor_places(store.manifest, shapes).items():
@@ -196,7 +197,7 @@ def _tensors(store: Store, spec: ModelSpec) -> dict[str, _Tensor]:
         target = f"{TENSOR_NAMES[_NAMES[stem]].format(bid=layer)}.{suffix}"
         kind = GGMLQuantizationType[TYPE_NAMES[place.format.name] if place.format else "F32"]
         dimensions = 3 if expert else 1 if stem == "shared_gate" else len(shapes[name])
-        rotated = head_width if stem in ("query", "key") else None
+        rotated = head_dim if stem in ("query", "key") else None
         tensors.setdefault(target, _Tensor(kind, dimensions, rotated)).places.append(place)
     return tensors
 
@@ -219,7 +220,7 @@ def _write_metadata(writer: GGUFWriter, store: Store, spec: ModelSpec, name: str
     writer.add_quantization_version(GGML_QUANT_VERSION)
     write_metadata(writer, spec)
     if tokenizer and any(file.name == "tokenizer.json" for file in store.manifest.side_files):
-        write_vocabulary(writer, store.path, spec.vocabulary)
+        write_vocabulary(writer, store.path, spec.vocab_size)
     else:
         write_no_tokenizer(writer)
 
@@ -279,7 +280,7 @@ def _write_weights(
                     if place.file not in descriptors:
                         with _reading(store, place):
                             descriptors[place.file] = os.open(store.path / place.file, os.O_RDONLY)
-                    for data in _encoded(descriptors[place.file], store, place, tensor.head_width):
+                    for data in _encoded(descriptors[place.file], store, place, tensor.head_dim):
                         file.write(data.data)
                         done += data.nbytes
                         if progress is not None:
@@ -292,13 +293,13 @@ def _write_weights(
             os.close(descriptor)
 
 
-def _encoded(descriptor: int, store: Store, place: Place, head_width: int | None) -> Iterator[npt.NDArray[np.uint8]]:
+def _encoded(descriptor: int, store: Store, place: Place, head_dim: int | None) -> Iterator[npt.NDArray[np.uint8]]:
     """Yield a tensor of the store as rows in the file's encoding, a slice at a time."""
-    multiple = math.lcm(PANEL_ROWS, head_width or 1)
+    multiple = math.lcm(PANEL_ROWS, head_dim or 1)
     for start, stop in place.row_slices(multiple):
         rows = _read_rows(descriptor, store, place, start, stop)
-        if head_width:
-            rows = take_rows(rows, pairs_order(start, stop, head_width) - start)
+        if head_dim:
+            rows = take_rows(rows, pairs_order(start, stop, head_dim) - start)
         if not isinstance(rows, Blocks):
             rows = Blocks(FORMATS["f32"], rows.reshape(1, -1))
         yield encode_rows(rows)

@@ -15,8 +15,9 @@ import numpy.typing as npt
 from edgemoe.conversion.gguf.names import FAMILIES
 from edgemoe.conversion.gguf.package import GGUFWriter, RopeScalingType
 from edgemoe.errors import StoreError
-from edgemoe.model.rope import rope_frequencies
-from edgemoe.model.spec import AttentionSpec, DenseFfnSpec, ModelSpec, MoeSpec, RopeSpec
+from edgemoe.model.blocks import Attention, GatedFfn, Moe
+from edgemoe.model.rope import RopeSpec, rope_frequencies
+from edgemoe.model.spec import ModelSpec
 
 ARCHITECTURES = {family.model_type: name.partition(" ")[0] for name, family in FAMILIES.items()} | {
     "granitemoeshared": "granitemoe"
@@ -52,12 +53,12 @@ def check_expressible(spec: ModelSpec) -> None:
 
 def _problems(spec: ModelSpec) -> Iterator[str]:
     architecture = ARCHITECTURES[spec.family]
-    attention, ffn = spec.layers[0].attention, spec.layers[0].ffn
     if any(layer != spec.layers[0] for layer in spec.layers):
         yield "layers of several kinds"
-    if isinstance(ffn, DenseFfnSpec) and spec.family != "llama":
+    attention, ffn = attention_and_ffn(spec)
+    if isinstance(ffn, GatedFfn) and spec.family != "llama":
         yield "dense layers"
-    if isinstance(ffn, MoeSpec) and ffn.renormalise != (architecture in _RENORMALISE):
+    if isinstance(ffn, Moe) and ffn.renormalise != (architecture in _RENORMALISE):
         yield f"experts whose weights are {'' if ffn.renormalise else 'not '}renormalised"
     if attention.qkv_bias and architecture not in _QKV_BIAS:
         yield "biases on query, key and value"
@@ -68,16 +69,16 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
         yield "multipliers on embedding, attention, residual or logits"
     if architecture in _NEVER_TIED and spec.tied_embeddings:
         yield "head that is the embedding"
-    if architecture in _NO_HEAD_WIDTH and attention.query_heads * attention.head_width != spec.model_width:
+    if architecture in _NO_HEAD_WIDTH and attention.heads * attention.head_dim != spec.hidden_size:
         yield "heads that are not together as wide as the model"
-    if architecture == "olmoe" and attention.kv_heads != attention.query_heads:
+    if architecture == "olmoe" and attention.kv_heads != attention.heads:
         yield "grouped-query attention"
-    if spec.rope.scaling == "yarn" and not _plain_yarn(spec.rope):
+    if attention.rope.scaling == "yarn" and not _plain_yarn(attention.rope):
         yield "YaRN but with its usual numbers (32, 1, the attention factor from the scaling factor)"
 
 
-def _plain_scale(attention: AttentionSpec) -> bool:
-    return math.isclose(attention.scale, attention.head_width**-0.5, rel_tol=1e-6)
+def _plain_scale(attention: Attention) -> bool:
+    return math.isclose(attention.scale, attention.head_dim**-0.5, rel_tol=1e-6)
 
 
 def _plain_yarn(rope: RopeSpec) -> bool:
@@ -89,44 +90,44 @@ def _plain_yarn(rope: RopeSpec) -> bool:
 
 def write_metadata(writer: GGUFWriter, spec: ModelSpec) -> None:
     """Write all keys of the model itself. The spec must have passed `check_expressible`."""
-    attention, ffn = spec.layers[0].attention, spec.layers[0].ffn
+    attention, ffn = attention_and_ffn(spec)
     writer.add_block_count(len(spec.layers))
     writer.add_context_length(spec.max_positions)
-    writer.add_embedding_length(spec.model_width)
-    writer.add_vocab_size(spec.vocabulary)
-    writer.add_head_count(attention.query_heads)
+    writer.add_embedding_length(spec.hidden_size)
+    writer.add_vocab_size(spec.vocab_size)
+    writer.add_head_count(attention.heads)
     writer.add_head_count_kv(attention.kv_heads)
-    writer.add_key_length(attention.head_width)
-    writer.add_value_length(attention.head_width)
+    writer.add_key_length(attention.head_dim)
+    writer.add_value_length(attention.head_dim)
     writer.add_layer_norm_rms_eps(spec.norm_epsilon)
-    if isinstance(ffn, MoeSpec):
+    if isinstance(ffn, Moe):
         _write_experts(writer, ARCHITECTURES[spec.family], ffn)
     else:
-        writer.add_feed_forward_length(ffn.width)
+        writer.add_feed_forward_length(ffn.intermediate_size)
     if ARCHITECTURES[spec.family] in _SCALED:
         writer.add_embedding_scale(spec.embedding_scale)
         writer.add_residual_scale(spec.residual_scale)
         writer.add_logit_scale(1 / spec.logit_scale)  # llama.cpp divides by it
         if not _plain_scale(attention):
             writer.add_attention_scale(attention.scale)
-    _write_rope(writer, spec.rope, attention.head_width)
+    _write_rope(writer, attention.rope)
 
 
-def _write_experts(writer: GGUFWriter, architecture: str, ffn: MoeSpec) -> None:
-    writer.add_expert_count(ffn.experts)
-    writer.add_expert_used_count(ffn.experts_per_token)
+def _write_experts(writer: GGUFWriter, architecture: str, ffn: Moe) -> None:
+    writer.add_expert_count(ffn.num_experts)
+    writer.add_expert_used_count(ffn.top_k)
     if architecture in ("qwen2moe", "qwen3moe"):
         # Width of dense layers, which such a model does not have: the total width of one token's experts.
-        writer.add_feed_forward_length(ffn.experts_per_token * ffn.width)
-        writer.add_expert_feed_forward_length(ffn.width)
+        writer.add_feed_forward_length(ffn.top_k * ffn.intermediate_size)
+        writer.add_expert_feed_forward_length(ffn.intermediate_size)
     else:
-        writer.add_feed_forward_length(ffn.width)
-    if ffn.shared_width:
-        writer.add_expert_shared_feed_forward_length(ffn.shared_width)
+        writer.add_feed_forward_length(ffn.intermediate_size)
+    if ffn.shared is not None:
+        writer.add_expert_shared_feed_forward_length(ffn.shared.intermediate_size)
 
 
-def _write_rope(writer: GGUFWriter, rope: RopeSpec, head_width: int) -> None:
-    writer.add_rope_dimension_count(head_width)
+def _write_rope(writer: GGUFWriter, rope: RopeSpec) -> None:
+    writer.add_rope_dimension_count(rope.rotated)
     writer.add_rope_freq_base(rope.theta)
     if rope.scaling in ("linear", "yarn"):
         writer.add_rope_scaling_type(RopeScalingType(rope.scaling))
@@ -136,8 +137,16 @@ def _write_rope(writer: GGUFWriter, rope: RopeSpec, head_width: int) -> None:
 
 
 def frequency_divisors(spec: ModelSpec) -> npt.NDArray[np.float32] | None:
-    """Divisor of each pair's frequency, `(head_width // 2,)`: the form of the llama3 rule in a GGUF."""
-    if spec.rope.scaling != "llama3":
+    """Divisor of each pair's frequency, `(rotated // 2,)`: the form of the llama3 rule in a GGUF."""
+    rope = attention_and_ffn(spec)[0].rope
+    if rope.scaling != "llama3":
         return None
-    head_width = spec.layers[0].attention.head_width
-    return rope_frequencies(RopeSpec(spec.rope.theta), head_width) / rope_frequencies(spec.rope, head_width)
+    return rope_frequencies(RopeSpec(rope.theta, rope.rotated)) / rope_frequencies(rope)
+
+
+def attention_and_ffn(spec: ModelSpec) -> tuple[Attention, GatedFfn | Moe]:
+    """The bodies of the first layer, in which every architecture here has attention and then an FFN."""
+    attention, ffn = (block.body for block in spec.layers[0].blocks)
+    assert isinstance(attention, Attention)
+    assert isinstance(ffn, (GatedFfn, Moe))
+    return attention, ffn

@@ -103,25 +103,25 @@ class TensorView:
     """A tensor of the checkpoint, composed of rows of tensors of the file.
 
     `parts` have the same shape and are concatenated along the rows (within each expert if they have three
-    dimensions). With `expert`, the view is that one expert of its stacked parts. With `head_width`, the rows of each
+    dimensions). With `expert`, the view is that one expert of its stacked parts. With `head_dim`, the rows of each
     head are reordered from interleaved pairs to two halves. With `first_row`, it begins at that row of the expert.
     """
 
     parts: tuple[GgufTensor, ...]
     shape: tuple[int, ...]
     expert: int | None = None
-    head_width: int | None = None
+    head_dim: int | None = None
     first_row: int = 0
 
 
-def checkpoint_tensors(family: Family, head_width: int, tensors: Mapping[str, GgufTensor]) -> dict[str, TensorView]:
+def checkpoint_tensors(family: Family, head_dim: int, tensors: Mapping[str, GgufTensor]) -> dict[str, TensorView]:
     """Every tensor of the file by its checkpoint name; an unknown tensor keeps its GGUF name.
 
     Raises SourceError if two tensors of the file map to the same tensor of the checkpoint.
     """
     views: dict[str, TensorView] = {}
     for name, tensor in tensors.items():
-        found = _views(family, head_width, tensor, tensors)
+        found = _views(family, head_dim, tensor, tensors)
         twice = views.keys() & found.keys()
         if twice:
             other = views[min(twice)].parts[0].name
@@ -133,7 +133,7 @@ def checkpoint_tensors(family: Family, head_width: int, tensors: Mapping[str, Gg
 
 
 def _views(
-    family: Family, head_width: int, tensor: GgufTensor, tensors: Mapping[str, GgufTensor]
+    family: Family, head_dim: int, tensor: GgufTensor, tensors: Mapping[str, GgufTensor]
 ) -> dict[str, TensorView]:
     """The views on one tensor of the file, by their names in the checkpoint."""
     name = tensor.name
@@ -146,8 +146,8 @@ def _views(
     if own == MERGED_GATE_UP and family.matrices:
         return _merged_views(family, prefix, tensor)
     if own in _ROTATED_NAMES:
-        rotated = head_width if family.interleaved_rotation else None
-        return {prefix + _ROTATED_NAMES[own]: _checked_heads(TensorView((tensor,), tensor.shape, head_width=rotated))}
+        rotated = head_dim if family.interleaved_rotation else None
+        return {prefix + _ROTATED_NAMES[own]: _checked_heads(TensorView((tensor,), tensor.shape, head_dim=rotated))}
     if own == "ffn_gate_inp.weight" and family.router:
         return {prefix + family.router: TensorView((tensor,), tensor.shape)}
     if own in _LAYER_NAMES:
@@ -159,10 +159,10 @@ def _views(
 
 def _checked_heads(view: TensorView) -> TensorView:
     rows = view.shape[0]
-    if view.head_width and (rows % view.head_width or view.head_width % 2):
+    if view.head_dim and (rows % view.head_dim or view.head_dim % 2):
         tensor = view.parts[0]
         raise SourceError(
-            f"{tensor.path}: {tensor.name}: expected whole heads of {view.head_width} rows, found {rows} rows.",
+            f"{tensor.path}: {tensor.name}: expected whole heads of {view.head_dim} rows, found {rows} rows.",
             TAKE_ANOTHER,
         )
     return view
@@ -223,16 +223,16 @@ def _fused_view(gate: GgufTensor, tensors: Mapping[str, GgufTensor]) -> TensorVi
     return TensorView((gate, up), (*gate.shape[:-2], 2 * gate.shape[-2], gate.shape[-1]))
 
 
-def halves_order(first: int, last: int, head_width: int) -> npt.NDArray[np.int64]:
+def halves_order(first: int, last: int, head_dim: int) -> npt.NDArray[np.int64]:
     """For the rows `first` to `last` of a checkpoint, the corresponding rows of the file."""
     rows = np.arange(first, last)
-    head, within = rows // head_width, rows % head_width
-    half, pair = within // (head_width // 2), within % (head_width // 2)
-    return head * head_width + 2 * pair + half
+    head, within = rows // head_dim, rows % head_dim
+    half, pair = within // (head_dim // 2), within % (head_dim // 2)
+    return head * head_dim + 2 * pair + half
 
 
-def pairs_order(first: int, last: int, head_width: int) -> npt.NDArray[np.int64]:
+def pairs_order(first: int, last: int, head_dim: int) -> npt.NDArray[np.int64]:
     """For the rows `first` to `last` of a file, the corresponding rows of the checkpoint."""
     rows = np.arange(first, last)
-    head, within = rows // head_width, rows % head_width
-    return head * head_width + within % 2 * (head_width // 2) + within // 2
+    head, within = rows // head_dim, rows % head_dim
+    return head * head_dim + within % 2 * (head_dim // 2) + within // 2

@@ -84,12 +84,12 @@ class GgufSource:
         assert (index is not None) == (len(view.shape) == 3)
         if len(view.parts[0].shape) == 1:
             return _vector_rows(view, row_start, row_stop)
-        if view.head_width is None:
+        if view.head_dim is None:
             return _plain_rows(view, index, row_start, row_stop)
         # The requested rows are scattered over a head in the file, so whole heads are read.
-        first = row_start // view.head_width * view.head_width
-        last = min(rows, -(-row_stop // view.head_width) * view.head_width)
-        order = halves_order(row_start, row_stop, view.head_width) - first
+        first = row_start // view.head_dim * view.head_dim
+        last = min(rows, -(-row_stop // view.head_dim) * view.head_dim)
+        order = halves_order(row_start, row_stop, view.head_dim) - first
         return take_rows(_plain_rows(view, index, first, last), order)
 
     def release(self, shard: str) -> None:
@@ -153,7 +153,7 @@ def _vector_rows(view: TensorView, start: int, stop: int) -> npt.NDArray[np.floa
     values = _as_floats(decode_rows(view.parts[0].read(0, 1), view.parts[0].type_name))
     if len(view.shape) == 2:
         return values[start:stop]
-    order = np.arange(start, stop) if view.head_width is None else halves_order(start, stop, view.head_width)
+    order = np.arange(start, stop) if view.head_dim is None else halves_order(start, stop, view.head_dim)
     return np.take(values[0], order)
 
 

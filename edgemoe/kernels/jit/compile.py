@@ -89,24 +89,24 @@ class _ForgivingCache(FunctionCache):
 
 
 @contextmanager
-def compiling_told(tell: Callable[[bool], None]) -> Iterator[None]:
-    """Call `tell` before the first compilation within this context; loading machine code from disk does not count.
+def report_compilation(report: Callable[[bool], None]) -> Iterator[None]:
+    """Call `report` before the first compilation within this context; loading machine code from disk does not count.
 
-    The argument of `tell` is whether the code will be kept on disk. Any thread that runs kernels may call it.
+    The argument of `report` is whether the code will be kept on disk. Any thread that runs kernels may call it.
     """
-    with install_listener("numba:compile", _FirstCompilation(tell)):
+    with install_listener("numba:compile", _FirstCompilation(report)):
         yield
 
 
 class _FirstCompilation(Listener):
-    def __init__(self, tell: Callable[[bool], None]) -> None:
-        self._tell = tell
-        self._told = False
+    def __init__(self, report: Callable[[bool], None]) -> None:
+        self._report = report
+        self._reported = False
 
     def on_start(self, event: Event) -> None:
-        if not self._told:  # without a race: Numba compiles under a lock
-            self._told = True
-            self._tell(event.data["dispatcher"].stats.cache_path is not None)
+        if not self._reported:  # without a race: Numba compiles under a lock
+            self._reported = True
+            self._report(event.data["dispatcher"].stats.cache_path is not None)
 
     def on_end(self, event: Event) -> None:
         """Do nothing: only the start of the first compilation is reported."""

@@ -11,7 +11,7 @@ from pathlib import Path
 FAILED = ctypes.c_void_p(-1).value
 
 
-def tells_cached(path: Path) -> bool:
+def can_probe_page_cache(path: Path) -> bool:
     """Whether `cached_bytes` is reliable for a file, and cached bytes alone can be read from it (`RWF_NOWAIT`).
 
     On Linux `mincore` is truthful only for the owner of the file and processes that may write it; for all others it
@@ -31,9 +31,9 @@ def cached_bytes(descriptor: int, offset: int, size: int) -> int:
     if address == FAILED:
         return 0
     present = ctypes.create_string_buffer(-(-size // mmap.PAGESIZE))
-    told = libc.mincore(address, size, present) == 0
+    probed = libc.mincore(address, size, present) == 0
     libc.munmap(address, size)
-    missing = present.raw.find(b"\0") if told else 0
+    missing = present.raw.find(b"\0") if probed else 0
     return size if missing < 0 else missing * mmap.PAGESIZE
 
 

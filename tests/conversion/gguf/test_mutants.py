@@ -84,12 +84,12 @@ def is_what_the_bytes_describe(store: Store, path: Path) -> bool:
         if not np.array_equal(values, expected.reshape(values.shape), equal_nan=True):
             return False
     spec = store_spec(store)
-    ffn: Any = spec.layers[0].ffn
+    attention: Any = spec.layers[0].blocks[0].body
     numbers = {
         "attention.layer_norm_rms_epsilon": spec.norm_epsilon,
         "context_length": spec.max_positions,
-        "expert_used_count": ffn.experts_per_token,
-        "attention.head_count": spec.layers[0].attention.query_heads,
+        "expert_used_count": spec.most_top_k,
+        "attention.head_count": attention.heads,
     }
     if any(np.float32(reader.fields[f"qwen3moe.{key}"].contents()) != np.float32(n) for key, n in numbers.items()):
         return False

@@ -1,6 +1,6 @@
 """In the place of llama-cpp-python: its low-level functions, as far as the worker calls them, on no model at all.
 
-A "GGUF" is JSON: `vocabulary`, `layers`, `model_width`, or `refused` with the reason. What is decoded goes as lines of
+A "GGUF" is JSON: `vocab_size`, `layers`, `hidden_size`, or `refused` with the reason. What is decoded goes as lines of
 JSON to the file that FAKE_LLAMA_LOG names.
 """
 
@@ -72,7 +72,7 @@ def llama_model_get_vocab(model: Any) -> Any:
 
 
 def llama_vocab_n_tokens(model: Any) -> int:
-    return int(model.vocabulary)
+    return int(model.vocab_size)
 
 
 def llama_model_n_layer(model: Any) -> int:
@@ -80,7 +80,7 @@ def llama_model_n_layer(model: Any) -> int:
 
 
 def llama_model_n_embd(model: Any) -> int:
-    return int(model.model_width)
+    return int(model.hidden_size)
 
 
 def llama_n_threads(context: Any) -> int:

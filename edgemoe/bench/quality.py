@@ -1,11 +1,11 @@
-"""The price of lossy settings: the lossless and the lossy model over the same text, in turn.
+"""Quality loss and speed-up of lossy settings: the lossless and the lossy model read the same text, interleaved.
 
 Both models read the text token by token, whatever they would have generated themselves, so that positions can be
-compared and the expert cache is used as in decoding. The text is cut into sequences; each begins with a prompt that is
-read in one piece. The two models take turns, alternating which goes first, each in a process with the budget to
-itself; the first turn warms up and is not counted.
+compared and the expert cache is used as in decoding. The text is cut into sequences, each of which begins with a
+prompt that is read at once, and the rest of a sequence into slices. Both models decode a slice before the next one,
+alternating which goes first, each in a process with the budget to itself; the first slice warms up and is not counted.
 
-Letters: `T` positions of a turn, `V` vocabulary.
+Letters: `T` positions of a slice, `V` vocabulary.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import UsageError
 from edgemoe.kernels.select import KernelChoice
 from edgemoe.model.description import store_spec
-from edgemoe.session.prices import Price
+from edgemoe.session.quality import Quality
 from edgemoe.session.tokenizer import Tokenizer
 from edgemoe.store.reader import Store
 
-COMMAND = [sys.executable, "-m", "edgemoe.bench.price_worker"]
+COMMAND = [sys.executable, "-m", "edgemoe.bench.quality_worker"]
 REPORT_VERSION = 1
 SEQUENCE_TOKENS = 512
 PROMPT_TOKENS = 32
-TURN_TOKENS = 40
+SLICE_TOKENS = 40
 DEFAULT_TOKENS = 1000
 TOKENS_MAX = 1_000_000
 
 
 @dataclass(frozen=True)
-class Turn:
-    """Tokens that both sides decode before they are compared."""
+class Slice:
+    """Tokens that both models decode before they are compared."""
 
     prompt: Sequence[int]
     """Empty if the sequence continues."""
@@ -70,10 +70,10 @@ class SideReport:
 
 
 @dataclass(frozen=True)
-class PriceReport:
+class QualityReport:
     """Costs and gains of lossy settings."""
 
-    edgemoe_price: int
+    edgemoe_quality: int
     version: str
     machine: Mapping[str, Any]
     model: Mapping[str, Any]
@@ -91,12 +91,12 @@ class PriceReport:
     lossless: SideReport
     lossy: SideReport
     speed_ratio: Spread
-    """Lossy over lossless tokens per second, turn by turn: above 1 the lossy model is faster."""
+    """Lossy over lossless tokens per second, slice by slice: above 1 the lossy model is faster."""
 
     @property
-    def price(self) -> Price:
+    def quality(self) -> Quality:
         """The figures that are kept for later runs."""
-        return Price(
+        return Quality(
             self.divergence_nats, self.top_changed, self.positions, self.text, round(self.speed_ratio.median, 3)
         )
 
@@ -105,8 +105,8 @@ class PriceReport:
         return asdict(self)
 
 
-class PriceMeasurement:
-    """Measures the price of settings on one store."""
+class QualityMeasurement:
+    """Measures what settings cost and gain on one store."""
 
     def __init__(
         self,
@@ -123,8 +123,8 @@ class PriceMeasurement:
         settings = options.lossy
         if not settings.on:
             raise UsageError(
-                "`price`: there is no lossy setting whose price to measure.",
-                "Give `cache_aware_routing`, `drop_cold` or `experts_used`.",
+                "`quality`: no lossy setting is on, so there is nothing to measure.",
+                "Give `cache_aware_routing`, `drop_cold` or `experts_per_token`.",
             )
         if not 1 <= tokens <= TOKENS_MAX:
             raise UsageError(f"`tokens`: expected 1 to {TOKENS_MAX}, found {tokens}.")
@@ -138,7 +138,7 @@ class PriceMeasurement:
         settings.applied_to(self.spec)
         self._progress = progress
 
-    def run(self, text: str | None, name: str | None) -> PriceReport:
+    def run(self, text: str | None, name: str | None) -> QualityReport:
         """Return the report on a text with the given name; on random ids without one. Raises what the engines raise.
 
         Raises UsageError if the text is too short, or the settings can change nothing with this budget.
@@ -151,15 +151,15 @@ class PriceMeasurement:
             ]
             if not LossySettings.from_json(about[1]["lossy"]).on:
                 raise UsageError(
-                    "`price`: all experts are in memory with this budget, so that these settings change nothing.",
+                    "`quality`: all experts are in memory with this budget, so these settings change nothing.",
                     "Give a smaller `ram`.",
                 )
             context = min(one["memory"]["context_tokens"] for one in about)
             head = self._head(text)
-            turns = cut_into_turns(self._ids(text), head, min(context, SEQUENCE_TOKENS), self.tokens)
+            slices = cut_into_slices(self._ids(text), head, min(context, SEQUENCE_TOKENS), self.tokens)
             divergence = Divergence()
-            answers = self._take(turns, workers, divergence, text is not None)
-        return self._report(name if text is not None else None, about, turns[1:], answers, divergence)
+            answers = self._take(slices, workers, divergence, text is not None)
+        return self._report(name if text is not None else None, about, slices[1:], answers, divergence)
 
     def _options(self, settings: LossySettings) -> dict[str, Any]:
         return {"model": str(self.model), "options": replace(self.options, lossy=settings).to_json()}
@@ -167,8 +167,8 @@ class PriceMeasurement:
     def _ids(self, text: str | None) -> list[int]:
         """The ids of the text, or random ones for a model without text."""
         if text is None:
-            count = 2 * (self.tokens + TURN_TOKENS + PROMPT_TOKENS + 1)  # prompts use some of them
-            ids: list[int] = np.random.default_rng(0).integers(0, self.spec.vocabulary, count).tolist()
+            count = 2 * (self.tokens + SLICE_TOKENS + PROMPT_TOKENS + 1)  # prompts use some of them
+            ids: list[int] = np.random.default_rng(0).integers(0, self.spec.vocab_size, count).tolist()
             return ids
         return self._tokenizer.encode(text)
 
@@ -183,46 +183,46 @@ class PriceMeasurement:
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
-        return Tokenizer.load(self.model, self.spec.vocabulary)
+        return Tokenizer.load(self.model, self.spec.vocab_size)
 
     def _take(
-        self, turns: Sequence[Turn], workers: tuple[Worker, Worker], divergence: Divergence, with_losses: bool
+        self, slices: Sequence[Slice], workers: tuple[Worker, Worker], divergence: Divergence, with_losses: bool
     ) -> list[list[dict[str, Any]]]:
-        """Return the answers to the counted turns, `[turn][side]`, and add their logits to `divergence`."""
+        """Return the answers to the counted slices, `[slice][side]`, and add their logits to `divergence`."""
         answers = []
-        with TemporaryDirectory(prefix="edgemoe-price-") as folder:
+        with TemporaryDirectory(prefix="edgemoe-quality-") as folder:
             files = [Path(folder, worker.name) for worker in workers]
-            for number, turn in enumerate(turns):
-                doing = f"turn {number} of {len(turns) - 1}" if number else "warming up"
-                self._progress(doing, number, len(turns))
+            for number, one in enumerate(slices):
+                doing = f"slice {number} of {len(slices) - 1}" if number else "warming up"
+                self._progress(doing, number, len(slices))
                 answer: list[dict[str, Any]] = [{}, {}]
                 for side in (0, 1) if number % 2 else (1, 0):
                     time.sleep(SETTLE_SECONDS)
                     answer[side] = workers[side].ask(
-                        "decode", prompt=list(turn.prompt), ids=list(turn.ids), file=str(files[side])
+                        "decode", prompt=list(one.prompt), ids=list(one.ids), file=str(files[side])
                     )
                 if number:
                     exact, lossy = (self._logits(file) for file in files)
-                    divergence.add(exact, lossy, turn.following if with_losses else ())
+                    divergence.add(exact, lossy, one.following if with_losses else ())
                     answers.append(answer)
         return answers
 
     def _logits(self, file: Path) -> Logits:
-        return np.fromfile(file, np.float32).reshape(-1, self.spec.vocabulary)
+        return np.fromfile(file, np.float32).reshape(-1, self.spec.vocab_size)
 
     def _report(
         self,
         text: str | None,
         about: Sequence[Mapping[str, Any]],
-        turns: Sequence[Turn],
+        slices: Sequence[Slice],
         answers: Sequence[Sequence[Mapping[str, Any]]],
         divergence: Divergence,
-    ) -> PriceReport:
+    ) -> QualityReport:
         lossless, lossy = (
-            _side_report(about[side]["memory"], [answer[side] for answer in answers], turns) for side in (0, 1)
+            _side_report(about[side]["memory"], [answer[side] for answer in answers], slices) for side in (0, 1)
         )
-        return PriceReport(
-            edgemoe_price=REPORT_VERSION,
+        return QualityReport(
+            edgemoe_quality=REPORT_VERSION,
             version=version("edgemoe"),
             machine=describe_machine(),
             model={"path": str(self.model), "family": self.spec.family},
@@ -239,30 +239,32 @@ class PriceMeasurement:
         )
 
 
-def cut_into_turns(ids: Sequence[int], head: Sequence[int], sequence_tokens: int, tokens: int) -> list[Turn]:
-    """Turns of at most `TURN_TOKENS`: one that warms up, then `tokens` positions, or as many as there are ids for.
+def cut_into_slices(ids: Sequence[int], head: Sequence[int], sequence_tokens: int, tokens: int) -> list[Slice]:
+    """Slices of at most `SLICE_TOKENS`: one that warms up, then `tokens` positions, or as many as there are ids for.
 
     A sequence has at most `sequence_tokens`, its prompt included, which begins with `head`. Raises UsageError where
     there is nothing to count.
     """
-    turns: list[Turn] = []
-    at, left = 0, tokens + TURN_TOKENS
+    slices: list[Slice] = []
+    at, left = 0, tokens + SLICE_TOKENS
     prompt_tokens = min(PROMPT_TOKENS, sequence_tokens // 2)
     while left and at + prompt_tokens + 1 < len(ids):
         prompt = [*head, *ids[at : at + prompt_tokens]]
         end = min(at + sequence_tokens - len(head), len(ids) - 1)
         at += prompt_tokens
         while left and at < end:
-            stop = min(at + min(TURN_TOKENS, left), end)
-            turns.append(Turn(prompt, ids[at:stop], ids[at + 1 : stop + 1]))
+            stop = min(at + min(SLICE_TOKENS, left), end)
+            slices.append(Slice(prompt, ids[at:stop], ids[at + 1 : stop + 1]))
             prompt, left, at = [], left - (stop - at), stop
-    if len(turns) < 2:
-        least = prompt_tokens + TURN_TOKENS + 2
+    if len(slices) < 2:
+        least = prompt_tokens + SLICE_TOKENS + 2
         raise UsageError(f"`text`: expected a text of {least} tokens or more, found {len(ids)}.", "Give a longer one.")
-    return turns
+    return slices
 
 
-def _side_report(memory: Mapping[str, Any], answers: Sequence[Mapping[str, Any]], turns: Sequence[Turn]) -> SideReport:
+def _side_report(
+    memory: Mapping[str, Any], answers: Sequence[Mapping[str, Any]], slices: Sequence[Slice]
+) -> SideReport:
     hits, misses, dropped, disk_bytes = (
         sum(answer[name] for answer in answers)
         for name in ("expert_hits", "expert_misses", "expert_drops", "disk_bytes")
@@ -270,8 +272,8 @@ def _side_report(memory: Mapping[str, Any], answers: Sequence[Mapping[str, Any]]
     asked = hits + misses
     return SideReport(
         memory,
-        Spread.of(len(turn.ids) / answer["seconds"] for turn, answer in zip(turns, answers, strict=True)),
+        Spread.of(len(one.ids) / answer["seconds"] for one, answer in zip(slices, answers, strict=True)),
         hits / asked if asked else None,
         dropped / (asked + dropped) if asked + dropped else 0.0,
-        disk_bytes / sum(len(turn.ids) for turn in turns),
+        disk_bytes / sum(len(one.ids) for one in slices),
     )

@@ -1,6 +1,6 @@
 """The cost in quality of keys and values in 8 bits, on the bundled model and text of this repository.
 
-`pytest -m slow -s tests/test_kv_price.py` prints the figures of docs/performance.md.
+`pytest -m slow -s tests/test_kv_quality.py` prints the figures of docs/performance.md.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROWS_AT_ONCE = 50
 
 
 @dataclass(frozen=True)
-class Price:
+class Comparison:
     """How far the distributions of one KV cache lie from those of another, over all positions."""
 
     positions: int
@@ -50,7 +50,7 @@ def logits_of(store: Path, kv: str | None, positions: int) -> tuple[list[list[in
         return ids, [model.logits(some) for some in ids]
 
 
-def price(store: Path, kvs: tuple[str | None, str | None], positions: int) -> Price:
+def compare(store: Path, kvs: tuple[str | None, str | None], positions: int) -> Comparison:
     """Both caches over the first `positions` tokens of each text."""
     (ids, first), (_, second) = (logits_of(store, kv, positions) for kv in kvs)
     divergences, same, losses = [], [], []
@@ -62,7 +62,7 @@ def price(store: Path, kvs: tuple[str | None, str | None], positions: int) -> Pr
             losses.append(np.stack([-p[rows, following], -q[rows, following]]))
     joined = np.concatenate(losses, axis=1).mean(axis=1)
     found = np.concatenate(divergences)
-    return Price(len(found), found.mean(), np.concatenate(same).mean(), (joined[0], joined[1]))
+    return Comparison(len(found), found.mean(), np.concatenate(same).mean(), (joined[0], joined[1]))
 
 
 def batches(
@@ -81,7 +81,7 @@ def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
 
 
 def test_8_bits_cost_the_bundled_model_little() -> None:
-    found = price(find_model(None), ("f16", "q8"), 80)
+    found = compare(find_model(None), ("f16", "q8"), 80)
     print("\nbundled model, q8 against f16:", found)
     assert 0 < found.divergence_nats < 0.02
     assert found.same_top > 0.9
@@ -89,14 +89,14 @@ def test_8_bits_cost_the_bundled_model_little() -> None:
 
 
 @pytest.mark.slow
-def test_the_price_of_8_bits(tmp_path: Path) -> None:
+def test_the_quality_of_8_bits(tmp_path: Path) -> None:
     """As it is, and with the same weights in float32, where no int8 activation rounds the other way on top of it."""
-    print("\nbundled model, q8 against f16:", price(find_model(None), ("f16", "q8"), 700))
+    print("\nbundled model, q8 against f16:", compare(find_model(None), ("f16", "q8"), 700))
     with TemporaryDirectory(dir=tmp_path) as folder:  # a gigabyte, which pytest would keep
         file, exact = f"{folder}/exact.gguf", Path(folder, "exact")
         assert run_command(["export", str(find_model(None)), file]) == 0
         assert run_command(["convert", file, str(exact), "--experts", "f32", "--dense", "f32"]) == 0
-        of_f16, of_q8 = price(exact, (None, "f16"), 700), price(exact, ("f16", "q8"), 700)
+        of_f16, of_q8 = compare(exact, (None, "f16"), 700), compare(exact, ("f16", "q8"), 700)
     print("weights and activations in float32, f16 against f32:", of_f16)
     print("weights and activations in float32, q8 against f16:", of_q8)
     assert of_f16.divergence_nats < 5e-5 < of_q8.divergence_nats < 1e-3

@@ -1,4 +1,4 @@
-"""The price of lossy settings, measured with real workers, against the engines themselves."""
+"""The quality of lossy settings, measured with real workers, against the engines themselves."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgemoe.bench import price as price_module
-from edgemoe.bench.price import PriceMeasurement, Turn, cut_into_turns
+from edgemoe.bench import quality as quality_module
+from edgemoe.bench.quality import QualityMeasurement, Slice, cut_into_slices
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine.lossy import LossySettings
 from edgemoe.engine.opening import open_engine
@@ -20,21 +20,21 @@ from edgemoe.session.default_model import find_model
 from tests.engine.test_engine import CONFIG
 from tests.support.checkpoints import make_routers_decided, write_checkpoint
 
-ONE_EXPERT = LossySettings(experts_used=1)
+ONE_EXPERT = LossySettings(experts_per_token=1)
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store without a tokenizer."""
-    folder = tmp_path_factory.mktemp("price")
+    folder = tmp_path_factory.mktemp("quality")
     write_checkpoint(folder / "source", CONFIG, dtype="F32", side_files={"notes.txt": b""})
     make_routers_decided(folder / "source" / "model.safetensors")
     return convert_checkpoint(str(folder / "source"), folder / "store", experts="f32", dense="f32")
 
 
-def test_the_price_is_what_the_engines_say(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(price_module, "SEQUENCE_TOKENS", 90)
-    measurement = PriceMeasurement(store, describe_backend(1), EngineOptions(lossy=ONE_EXPERT), tokens=68)
+def test_the_divergence_is_what_the_engines_say(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quality_module, "SEQUENCE_TOKENS", 90)
+    measurement = QualityMeasurement(store, describe_backend(1), EngineOptions(lossy=ONE_EXPERT), tokens=68)
     report = measurement.run(None, None)
     ids = measurement._ids(None)
     divergences, changed = [], []
@@ -66,7 +66,7 @@ def test_a_text_has_losses_and_a_budget_has_misses() -> None:
     model = find_model(None)
     lossy = LossySettings(cache_aware_routing=0.5, drop_cold=0.5)
     text = "The quick brown fox jumps over the lazy dog, and the sea is wide. " * 10
-    report = PriceMeasurement(model, describe_backend(2), EngineOptions("floor", lossy=lossy), tokens=24).run(
+    report = QualityMeasurement(model, describe_backend(2), EngineOptions("floor", lossy=lossy), tokens=24).run(
         text, "a fox"
     )
     assert report.text == "a fox"
@@ -77,12 +77,12 @@ def test_a_text_has_losses_and_a_budget_has_misses() -> None:
     assert report.lossy.dropped_share > 0.01
     assert report.lossy.disk_bytes_per_token < report.lossless.disk_bytes_per_token
     assert report.divergence_nats > 1e-4
-    assert report.price.text == "a fox"
-    assert report.price.speed_ratio == round(report.speed_ratio.median, 3)
+    assert report.quality.text == "a fox"
+    assert report.quality.speed_ratio == round(report.speed_ratio.median, 3)
 
 
-def test_settings_that_change_nothing_have_no_price(store: Path) -> None:
-    measurement = PriceMeasurement(store, describe_backend(1), EngineOptions(lossy=LossySettings(drop_cold=0.5)))
+def test_settings_that_change_nothing_are_not_measured(store: Path) -> None:
+    measurement = QualityMeasurement(store, describe_backend(1), EngineOptions(lossy=LossySettings(drop_cold=0.5)))
     with pytest.raises(UsageError, match=r"all experts are in memory .* Give a smaller `ram`"):
         measurement.run(None, None)
 
@@ -90,27 +90,27 @@ def test_settings_that_change_nothing_have_no_price(store: Path) -> None:
 def test_what_cannot_be_is_refused(store: Path) -> None:
     kernels = describe_backend(1)
     with pytest.raises(UsageError, match="no lossy setting"):
-        PriceMeasurement(store, kernels, EngineOptions())
-    with pytest.raises(UsageError, match="expected 1 to 3 experts"):
-        PriceMeasurement(store, kernels, EngineOptions(lossy=LossySettings(experts_used=4)))
+        QualityMeasurement(store, kernels, EngineOptions())
+    with pytest.raises(UsageError, match="expected 1 to 3"):
+        QualityMeasurement(store, kernels, EngineOptions(lossy=LossySettings(experts_per_token=4)))
     for tokens in (0, -1, 10**9):
         with pytest.raises(UsageError, match="`tokens`"):
-            PriceMeasurement(store, kernels, EngineOptions(lossy=ONE_EXPERT), tokens=tokens)
+            QualityMeasurement(store, kernels, EngineOptions(lossy=ONE_EXPERT), tokens=tokens)
 
 
-def test_a_text_is_cut_into_sequences_of_turns() -> None:
+def test_a_text_is_cut_into_sequences_of_slices() -> None:
     ids = list(range(1000, 1400))
-    turns = cut_into_turns(ids, [1, 2], 102, 150)
-    assert sum(len(turn.ids) for turn in turns) == 150 + 40
-    assert [len(turn.ids) for turn in turns] == [40, 28, 40, 28, 40, 14]
-    assert turns[0] == Turn([1, 2, *range(1000, 1032)], list(range(1032, 1072)), list(range(1033, 1073)))
-    assert turns[1] == Turn([], list(range(1072, 1100)), list(range(1073, 1101)))
-    assert turns[2].prompt == [1, 2, *range(1100, 1132)]
+    slices = cut_into_slices(ids, [1, 2], 102, 150)
+    assert sum(len(one.ids) for one in slices) == 150 + 40
+    assert [len(one.ids) for one in slices] == [40, 28, 40, 28, 40, 14]
+    assert slices[0] == Slice([1, 2, *range(1000, 1032)], list(range(1032, 1072)), list(range(1033, 1073)))
+    assert slices[1] == Slice([], list(range(1072, 1100)), list(range(1073, 1101)))
+    assert slices[2].prompt == [1, 2, *range(1100, 1132)]
     # as many as there are, the last of which has no follower
-    all_of_it = cut_into_turns(ids, [], 512, 10_000)
+    all_of_it = cut_into_slices(ids, [], 512, 10_000)
     assert all_of_it[-1].following[-1] == ids[-1]
-    assert sum(len(turn.ids) for turn in all_of_it) == 400 - 32 - 1
-    assert len(cut_into_turns(ids[:74], [], 512, 100)) == 2
+    assert sum(len(one.ids) for one in all_of_it) == 400 - 32 - 1
+    assert len(cut_into_slices(ids[:74], [], 512, 100)) == 2
     for few in (0, 1, 33, 73):
         with pytest.raises(UsageError, match=f"74 tokens or more, found {few}"):
-            cut_into_turns(ids[:few], [], 512, 100)
+            cut_into_slices(ids[:few], [], 512, 100)

@@ -1,4 +1,4 @@
-"""`edgemoe bench --price`: what lossy settings cost and gain, as a table, as JSON, and kept for later runs."""
+"""`edgemoe bench --quality`: what lossy settings cost and gain, as a table, as JSON, and kept for later runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgemoe.cli.options import utf8
 from edgemoe.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
-    from edgemoe.bench.price import PriceReport, SideReport
+    from edgemoe.bench.quality import QualityReport, SideReport
     from edgemoe.engine.options import EngineOptions
 
 TEXT_LIMIT_BYTES = 16 << 20
@@ -19,25 +19,25 @@ DEFAULT_TEXTS = ("README.md", "answers.md")
 """Files beside the bundled model's store: a card and a conversation, the same in every installation."""
 
 
-def measure_price(
+def measure_quality(
     model: str | None,
     options: EngineOptions,
     text_file: Path | None,
     tokens: int | None,
-) -> PriceReport:
-    """Measure, show and keep the price. Raises what `PriceMeasurement` raises, and UsageError for an unusable text."""
-    from edgemoe.bench.price import DEFAULT_TOKENS, PriceMeasurement
+) -> QualityReport:
+    """Measure, show and keep the quality. Raises as `QualityMeasurement`, and UsageError for an unusable text."""
+    from edgemoe.bench.quality import DEFAULT_TOKENS, QualityMeasurement
     from edgemoe.cli.terminal.render import ProgressBar
     from edgemoe.cli.terminal.screen import open_screen
     from edgemoe.engine.lossy import LossySettings
     from edgemoe.kernels.select import describe_backend
     from edgemoe.session.default_model import find_model
-    from edgemoe.session.prices import keep_price, prices_path
+    from edgemoe.session.quality import keep_quality, quality_path
 
     folder = find_model(model)
     text, name = _read_text(folder, text_file)
     with ProgressBar("measuring", still=True) as bar:
-        measurement = PriceMeasurement(
+        measurement = QualityMeasurement(
             folder,
             describe_backend(options.threads),
             options,
@@ -46,21 +46,21 @@ def measure_price(
         )
         report = measurement.run(text, name)
     screen = open_screen()
-    for title, rows in price_tables(report):
+    for title, rows in quality_tables(report):
         screen.table(rows, title)
-    if not keep_price(folder, LossySettings.from_json(report.lossy_settings), options.ram, report.price):
-        path = prices_path()
+    if not keep_quality(folder, LossySettings.from_json(report.lossy_settings), options.ram, report.quality):
+        path = quality_path()
         why = "EDGEMOE_CACHE_DIR is empty" if path is None else f"{path} cannot be written"
-        print(f"the price could not be kept: {why}", file=sys.stderr)
+        print(f"the measured quality could not be kept: {why}", file=sys.stderr)
     return report
 
 
-def price_tables(report: PriceReport) -> list[tuple[str, list[tuple[str, str]]]]:
+def quality_tables(report: QualityReport) -> list[tuple[str, list[tuple[str, str]]]]:
     """Tables of the costs and of the gains, with their titles."""
     from edgemoe.cli.terminal.bench_tables import spread_text
     from edgemoe.engine.lossy import LossySettings
 
-    text = report.text or "random ids, as this model has no tokenizer: text would tell more"
+    text = report.text or "random ids, as this model has no tokenizer; a text would be more telling"
     costs = [
         ("settings", LossySettings.from_json(report.lossy_settings).describe()),
         ("positions", f"{report.positions}, of {text}"),
@@ -72,7 +72,7 @@ def price_tables(report: PriceReport) -> list[tuple[str, list[tuple[str, str]]]]
         costs.append(("loss", f"{exact:.4f} nats lossless, {lossy:.4f} lossy ({lossy - exact:+.4f})"))
     gains = [("lossless", _side(report.lossless)), ("lossy", _side(report.lossy))]
     gains.append(("lossy over lossless", f"{spread_text(report.speed_ratio, '.2f')} x the speed"))
-    return [("price of lossy settings", costs), ("speed, medians of turns (least to most)", gains)]
+    return [("quality of lossy settings", costs), ("speed, medians of slices (least to most)", gains)]
 
 
 def _side(side: SideReport) -> str:
@@ -109,4 +109,4 @@ def _read_text(folder: Path, file: Path | None) -> tuple[str | None, str | None]
         card = find_model(None).parent
         return "\n".join((card / name).read_text("utf-8") for name in DEFAULT_TEXTS), "the bundled model's card"
     except (OSError, StoreError):
-        raise UsageError("--price: the text that comes with edgemoe is not here.", "Give one with --text.") from None
+        raise UsageError("--quality: the text that comes with edgemoe is not here.", "Give one with --text.") from None

@@ -1,9 +1,9 @@
-"""A worker that decodes a given text and writes its logits to a file (see `protocol.py`): one side of a price.
+"""A worker that decodes a given text and writes its logits to a file (see `protocol.py`): one side of a comparison.
 
-`python -m edgemoe.bench.price_worker`. Requests:
+`python -m edgemoe.bench.quality_worker`. Requests:
 
     open    as edgemoe's own worker, with `lossy`
-    decode  prompt, ids, file: with a prompt, forgets the sequence and reads the prompt in one piece; then the ids token
+    decode  prompt, ids, file: with a prompt, forgets the sequence and reads the prompt at once; then the ids token
             by token, writing each one's logits to `file` (float32, `(T, V)`). Answers with `seconds` of the ids alone,
             and counters.
     end     answers with `peak_rss_bytes`
@@ -20,7 +20,7 @@ from edgemoe.bench.edgemoe_worker import EdgemoeWorker, counters
 from edgemoe.bench.protocol import serve
 
 
-class PriceWorker(EdgemoeWorker):
+class QualityWorker(EdgemoeWorker):
     """An engine that reads a given text, whatever it would have generated itself."""
 
     def decode(self, prompt: Sequence[int], ids: Sequence[int], file: str) -> dict[str, Any]:
@@ -42,5 +42,5 @@ class PriceWorker(EdgemoeWorker):
 
 
 if __name__ == "__main__":
-    worker = PriceWorker()
+    worker = QualityWorker()
     serve({"open": worker.open, "decode": worker.decode, "end": worker.end})

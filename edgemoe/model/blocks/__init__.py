@@ -1,0 +1,20 @@
+"""The kinds of blocks that a layer is made of: one file for each kind, which knows everything about it.
+
+A kind is a frozen dataclass with the fields of a specification, and the methods of `Body`. No other file asks which
+kind a body is: what others need of it (routed experts, sizes in checkpoints) every body answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from edgemoe.model.blocks.attention import Attention
+from edgemoe.model.blocks.body import Body, RoutedExperts
+from edgemoe.model.blocks.gated_ffn import GatedFfn
+from edgemoe.model.blocks.moe import Moe, SharedExpert
+
+__all__ = ["BODIES", "Attention", "Body", "GatedFfn", "Moe", "RoutedExperts", "SharedExpert"]
+
+BODIES: Mapping[str, type] = MappingProxyType({body.kind: body for body in (Attention, GatedFfn, Moe)})
+"""Every kind of body by the name that stores give it."""

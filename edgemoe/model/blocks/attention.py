@@ -1,0 +1,101 @@
+"""Causal attention with grouped queries: several query heads share a head of keys and values (Ainslie et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from edgemoe.kernels import operations as op
+from edgemoe.model.blocks.body import RoutedExperts, Shapes
+from edgemoe.model.graph import Builder, Part
+from edgemoe.model.rope import RopeSpec
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Attention over all earlier tokens. `qk_norm`: none, over each head (Qwen3), or over the projection (OLMoE)."""
+
+    kind: ClassVar[str] = "attention"
+    norm_name: ClassVar[str] = "attention_norm"
+    norm_part: ClassVar[Part] = "attention"
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    rope: RopeSpec
+    qkv_bias: bool = False
+    output_bias: bool = False
+    qk_norm: Literal["none", "head", "full"] = "none"
+
+    @property
+    def routed(self) -> RoutedExperts | None:
+        return None
+
+    def check(self) -> None:
+        if self.head_dim % 2 or self.heads % self.kv_heads:
+            raise ValueError(f"{self.heads} query heads and {self.kv_heads} key heads of width {self.head_dim}")
+        self.rope.check(self.head_dim)
+
+    def tensors(self, hidden_size: int) -> Shapes:
+        query, key_value = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        shapes: dict[str, tuple[int, ...]] = {
+            "query": (query, hidden_size),
+            "key": (key_value, hidden_size),
+            "value": (key_value, hidden_size),
+            "output": (hidden_size, query),
+        }
+        if self.qkv_bias:
+            shapes |= {"query_bias": (query,), "key_bias": (key_value,), "value_bias": (key_value,)}
+        if self.output_bias:
+            shapes["output_bias"] = (hidden_size,)
+        if self.qk_norm != "none":
+            whole = self.qk_norm == "full"
+            shapes |= {
+                "query_norm": (query if whole else self.head_dim,),
+                "key_norm": (key_value if whole else self.head_dim,),
+            }
+        return shapes
+
+    def sizes(self) -> Mapping[str, int]:
+        return {
+            "query": self.heads * self.head_dim,
+            "key_value": self.kv_heads * self.head_dim,
+            "head_dim": self.head_dim,
+        }
+
+    def with_top_k(self, top_k: int) -> Attention:
+        return self
+
+    def emit(self, build: Builder, source: op.Floats) -> None:
+        H, G, W = self.heads, self.kv_heads, self.head_dim
+        query, key, value = (build.rows(name, n * W) for name, n in (("query", H), ("key", G), ("value", G)))
+        parts = (
+            op.LinearPart(
+                build.matrix(name, n * W, build.hidden_size),
+                build.vector(f"{name}_bias", n * W) if self.qkv_bias else None,
+                output,
+            )
+            for name, n, output in (("query", H, query), ("key", G, key), ("value", G, value))
+        )
+        build.add(op.Linear(source, tuple(parts)))
+        if self.qk_norm == "head":
+            build.rms_norm(query, "query_norm", W, query, heads=H)
+            build.rms_norm(key, "key_norm", W, key, heads=G)
+        elif self.qk_norm == "full":
+            build.rms_norm(query, "query_norm", H * W, query)
+            build.rms_norm(key, "key_norm", G * W, key)
+        cosine, sine = build.rope_tables(self.rope)
+        build.add(op.Rope(query, H, cosine, sine))
+        build.add(op.Rope(key, G, cosine, sine))
+        keys, values = build.state("keys", G, "C", W), build.state("values", G, "C", W)
+        build.add(op.StoreKv(key, value, keys, values))
+        attended = build.rows("attended", H * W)
+        build.add(op.Attention(query, keys, values, self.scale, attended))
+        bias = build.vector("output_bias", build.hidden_size) if self.output_bias else None
+        output = op.LinearPart(build.matrix("output", build.hidden_size, H * W), bias, build.residual)
+        build.add(op.Linear(attended, (output,), scale=build.residual_scale, accumulate=True))
+
+    def emit_guess(self, build: Builder, source: op.Floats) -> None:
+        raise AssertionError("attention has no routing to guess")

@@ -1,0 +1,58 @@
+"""The interface of a kind of block: what a file in this folder implements, and all that others may ask of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from edgemoe.kernels.operations import Floats
+from edgemoe.model.graph import Builder, Part
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class RoutedExperts:
+    """The routed experts of a layer, which are paged: how many there are, how many a token uses, and their sizes."""
+
+    num_experts: int
+    top_k: int
+    intermediate_size: int
+
+
+class Body(Protocol):
+    """The computation of a block, between its input norm and the residual stream."""
+
+    kind: ClassVar[str]
+    """The name of the kind in stores."""
+    norm_name: ClassVar[str]
+    """The name of the block's input norm among the layer's tensors."""
+    norm_part: ClassVar[Part]
+    """The part of the work to which the input norm belongs."""
+
+    @property
+    def routed(self) -> RoutedExperts | None:
+        """The routed experts; None for a body without any."""
+
+    def check(self) -> None:
+        """Raise ValueError for sizes or numbers that contradict one another."""
+
+    def tensors(self, hidden_size: int) -> Shapes:
+        """The names of its tensors within a layer, with their shapes; matrices are `(rows, columns)` = (output, input).
+
+        Names that begin with `experts.N.` belong to a routed expert. `X.gate`, `X.up` and `X.down` are the matrices of
+        a gated FFN; the store keeps gate and up as one matrix, `X.gate_up`.
+        """
+
+    def sizes(self) -> Mapping[str, int]:
+        """The values of the symbols that checkpoints' tables (`architectures/table.py`) use for its shapes."""
+
+    def with_top_k(self, top_k: int) -> Body:
+        """The same body with another number of experts for each token; a body without routed experts is unchanged."""
+
+    def emit(self, build: Builder, source: Floats) -> None:
+        """Add the operations that read the normalised stream `source` `(T, D)` and add to the residual stream."""
+
+    def emit_guess(self, build: Builder, source: Floats) -> None:
+        """Add the operations that guess this body's routing from one row `(1, D)` of an earlier layer's stream."""

@@ -1,0 +1,113 @@
+"""A mixture of experts: a router chooses `top_k` gated FFNs for each token, and their weighted sum is added.
+
+Every routed expert writes to a row of its own, and `Combine` sums these rows in the router's order, so no order in
+which records arrive can show in the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from edgemoe.kernels import operations as op
+from edgemoe.model.blocks.body import RoutedExperts, Shapes
+from edgemoe.model.blocks.gated_ffn import gated_ffn_tensors
+from edgemoe.model.graph import Builder, Part, RoutingValues
+
+
+@dataclass(frozen=True)
+class SharedExpert:
+    """A gated FFN that every token uses beside its routed experts."""
+
+    intermediate_size: int
+    gate: bool = False
+    """Whether its output is multiplied by `sigmoid(w x)` (Qwen2-MoE)."""
+
+
+@dataclass(frozen=True)
+class Moe:
+    """Routed experts, with a shared expert if there is one."""
+
+    kind: ClassVar[str] = "moe"
+    norm_name: ClassVar[str] = "ffn_norm"
+    norm_part: ClassVar[Part] = "router"
+
+    num_experts: int
+    top_k: int
+    intermediate_size: int
+    renormalise: bool
+    """Whether the weights of the chosen experts are made to sum to one."""
+    shared: SharedExpert | None = None
+
+    @property
+    def routed(self) -> RoutedExperts | None:
+        return RoutedExperts(self.num_experts, self.top_k, self.intermediate_size)
+
+    def check(self) -> None:
+        if self.top_k > self.num_experts:
+            raise ValueError(f"{self.top_k} of {self.num_experts} experts for each token")
+
+    def tensors(self, hidden_size: int) -> Shapes:
+        shapes: dict[str, tuple[int, ...]] = {"router": (self.num_experts, hidden_size)}
+        for expert in range(self.num_experts):
+            shapes |= gated_ffn_tensors(f"experts.{expert}", self.intermediate_size, hidden_size)
+        if self.shared is not None:
+            shapes |= gated_ffn_tensors("shared", self.shared.intermediate_size, hidden_size)
+            if self.shared.gate:
+                shapes["shared_gate"] = (1, hidden_size)
+        return shapes
+
+    def sizes(self) -> Mapping[str, int]:
+        return {
+            "experts": self.num_experts,
+            "expert_width": self.intermediate_size,
+            "shared_width": self.shared.intermediate_size if self.shared else 0,
+        }
+
+    def with_top_k(self, top_k: int) -> Moe:
+        return replace(self, top_k=top_k)
+
+    def emit(self, build: Builder, source: op.Floats) -> None:
+        K, D = self.top_k, build.hidden_size
+        build.routing = routing = self._routing(build)
+        with build.doing("router"):
+            experts, weights = routing.experts, routing.weights
+            if build.options.forced_routing:  # the router's choice goes aside; the caller fills `routing`
+                experts, weights = build.row_numbers("routed_experts", K), build.rows("routed_weights", K)
+            logits = build.linear(source, "router", build.rows("router_logits", self.num_experts))
+            bonus = build.options.cache_aware_routing
+            build.add(op.Route(logits, self.renormalise, experts, weights, routing.in_memory, bonus))
+        routed = build.rows("routed", K, D)  # experts may write their rows from here on, as their records land
+        build.guess_next_routing()
+        shared = gate = None
+        if self.shared is not None:
+            with build.doing("shared_expert", "beside"):
+                shared = build.gated_ffn(source, "shared", self.shared.intermediate_size)
+                if self.shared.gate:
+                    gate = build.linear(source, "shared_gate", build.rows("shared_gate", 1))
+        with build.doing("experts", "experts"):
+            arena, layout, arrivals = build.expert_arguments()
+            build.add(op.Experts(source, routing.experts, routing.slots, arena, layout, routed, arrivals))
+        with build.doing("combine", "combine"):
+            build.add(op.Combine(build.residual, build.residual_scale, routed, routing.weights, shared, gate))
+
+    def emit_guess(self, build: Builder, source: op.Floats) -> None:
+        guessed = self._routing(build)
+        experts, weights = guessed.predicted, guessed.predicted_weights
+        if build.options.forced_routing:
+            experts = build.row_numbers("guessed_experts", self.top_k, rows=1)
+            weights = build.fixed_rows("guessed_weights", 1, self.top_k)
+        logits = build.linear(source, "router", build.fixed_rows("guessed_logits", 1, self.num_experts))
+        build.add(op.Route(logits, self.renormalise, experts, weights))
+
+    def _routing(self, build: Builder) -> RoutingValues:
+        E, K = self.num_experts, self.top_k
+        return RoutingValues(
+            experts=build.kept("experts", "T", K, dtype="i32"),
+            weights=build.kept("weights", "T", K),
+            predicted=build.kept("predicted", 1, K, dtype="i32"),
+            predicted_weights=build.kept("predicted_weights", 1, K),
+            slots=build.kept("slots", E, dtype="i32"),
+            in_memory=build.kept("in_memory", E, dtype="i32") if build.options.cache_aware_routing > 0 else None,
+        )

@@ -1,0 +1,99 @@
+"""Builds the symbolic program of a model from its specification: embedding, layers, head."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+from edgemoe.kernels import operations as op
+from edgemoe.model.graph import PLAIN, Builder, BuildOptions, FirstRow, Section, Value
+from edgemoe.model.spec import Block, LayerSpec, ModelSpec
+
+HEAD_ROWS = 8
+"""Positions whose logits are computed in one run."""
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """The symbolic program of a model."""
+
+    spec: ModelSpec
+    ids: Value  # (T,)
+    residual: Value  # (T, D)
+    head_input: Value  # (HEAD_ROWS, D)
+    logits: Value  # (HEAD_ROWS, V)
+    embed: Section
+    """Writes the embedding of a run's tokens to the residual stream."""
+    layers: tuple[Section, ...]
+    head: Section
+    """Computes `logits` from `head_input`."""
+    lasting: tuple[Value, ...]
+    """Every value that is not in memory which the values of a layer share."""
+
+    def kinds(self) -> Iterator[tuple[Section, Hashable]]:
+        """All sections in the order in which a run goes through them; equal kinds have values of equal sizes."""
+        following: tuple[LayerSpec | None, ...] = (*self.spec.layers[1:], None)
+        yield self.embed, "embed"
+        yield from zip(self.layers, zip(self.spec.layers, following, strict=True), strict=True)
+        yield self.head, "head"
+
+    def sections(self) -> Iterator[Section]:
+        """All sections in the order in which a run goes through them."""
+        return (section for section, _ in self.kinds())
+
+    def distinct_sections(self) -> list[Section]:
+        """One section of each kind: all sizes occur in them."""
+        return list({kind: section for section, kind in self.kinds()}.values())
+
+
+def build_graph(spec: ModelSpec, options: BuildOptions = PLAIN) -> Graph:
+    """The symbolic program of a model."""
+    V, D = spec.vocab_size, spec.hidden_size
+    ids = Value("ids", ("T",), "i32", "kept")
+    residual = Value("residual", ("T", D), "f32", "kept")
+    head_input = Value("head_input", (HEAD_ROWS, D), "f32", "kept")
+    logits = Value("logits", (HEAD_ROWS, V), "f32", "kept")
+
+    shared: dict[Hashable, Value] = {value.name: value for value in (ids, residual, head_input, logits)}
+
+    def builder() -> Builder:
+        return Builder(-1, D, spec.norm_epsilon, spec.residual_scale, cast(Any, residual), options, shared)
+
+    embed = builder()
+    with embed.doing("embedding"):
+        matrix = embed.matrix("embedding", V, D)
+        embed.add(op.Embed(cast(Any, ids), matrix, spec.embedding_scale, cast(Any, residual)))
+    guesses = not options.forced_routing or options.forced_guesses
+    layers = []
+    for number, layer in enumerate(spec.layers):
+        build = builder()
+        following = spec.layers[number + 1] if number + 1 < len(spec.layers) else None
+        if guesses and following is not None and following.routed:
+            build.guess_next = functools.partial(_guess, number + 1, following)
+        for block in layer.blocks:
+            with build.at(number, block.prefix), build.doing(block.body.norm_part, "attend"):
+                block.body.emit(build, _normed(build, block, build.residual, build.rows("normed", D)))
+        layers.append(build.section())
+    head = builder()
+    with head.doing("head"):
+        normed = head.rms_norm(cast(Any, head_input), "final_norm", D, head.fixed_rows("head_normed", HEAD_ROWS, D))
+        matrix = head.matrix("embedding" if spec.tied_embeddings else "head", V, D)
+        head.add(op.Linear(normed, (op.LinearPart(matrix, None, cast(Any, logits)),), scale=spec.logit_scale))
+    sections = embed.section(), tuple(layers), head.section()
+    return Graph(spec, ids, residual, head_input, logits, *sections, lasting=tuple(shared.values()))
+
+
+def _normed(build: Builder, block: Block, source: op.Floats, output: op.Floats) -> op.Floats:
+    """The input norm of a block."""
+    return build.rms_norm(source, block.body.norm_name, build.hidden_size, output)
+
+
+def _guess(number: int, layer: LayerSpec, build: Builder) -> None:
+    """Guess the routing of layer `number` from the residual stream as it stands one layer earlier, for one token."""
+    block = next(block for block in layer.blocks if block.body.routed)
+    with build.at(number, block.prefix), build.doing("prediction", "predict"):
+        first = cast("op.Floats", FirstRow(cast(Value, build.residual)))
+        source = _normed(build, block, first, build.fixed_rows("guessed_input", 1, build.hidden_size))
+        block.body.emit_guess(build, source)

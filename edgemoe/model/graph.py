@@ -1,0 +1,351 @@
+"""The symbolic program of a model: named values, and operations on them, before any array exists.
+
+A block (`edgemoe/model/blocks`) writes its operations over named values with a `Builder`. Everything that depends on
+sizes is derived from the graph: the workspace, the state that a sequence keeps, the scratch of kernels, the bytes that
+a token reads, the parts of the ledger, and a listing for people (`listing.py`). `edgemoe/engine/workspace.py`
+binds the values to arrays, and a backend turns the bound operations into programs.
+
+An operation in the graph is an object of the same class as a bound one (`kernels/operations.py`), with a `Value` or
+`Weight` in the place of each array. So blocks read like the mathematics of their papers, and there is one definition of
+each operation.
+
+Letters in shapes: `T` rows of a run (one for each token), `C` positions of the context; numbers are sizes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Union, cast
+
+from edgemoe.kernels import operations as op
+from edgemoe.kernels.formats import PANEL_ROWS, Matrix, panel_count
+from edgemoe.model.rope import RopeSpec
+
+Part = Literal[
+    "embedding",
+    "attention",
+    "router",
+    "experts",
+    "shared_expert",
+    "dense_ffn",
+    "combine",
+    "head",
+    "prediction",
+    "disk_wait",
+    "synchronisation",
+    "python",
+    "sampling",
+    "text",
+]
+"""The parts of a token's time, in the order of reports.
+
+attention: with its norms, projections, positions and KV cache. router: with the norm before the FFN. prediction: the
+guess at the next layer's routing. text: from token ids to pieces of text.
+"""
+
+Stage = Literal["attend", "predict", "beside", "experts", "combine"]
+"""The stages of a layer, in the order in which they run. Experts may have to be read first, so a program of a token can
+be split where a layer's routing is known, at the end of `attend` (`engine/stepper.py`).
+
+attend: everything up to the routing of an MoE layer. predict: only on demand, the guess at the next layer's routing.
+beside: the FFNs without routed experts. experts: the routed experts. combine: the sum, added to the residual stream.
+"""
+STAGES: tuple[Stage, ...] = ("attend", "predict", "beside", "experts", "combine")
+
+Dimension = Union[int, Literal["T", "C"]]
+Home = Literal["work", "kept", "state", "rope"]
+"""Where the memory of a value lies.
+
+work: memory that values of a layer share when they are not alive at the same time. kept: memory of its own. state: what
+a sequence keeps of its tokens, of every layer. rope: tables of rotary positions, shared by layers with equal rules.
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """A named array that does not exist yet."""
+
+    name: str
+    shape: tuple[Dimension, ...]
+    dtype: Literal["f32", "i32", "kv"] = "f32"
+    """float32, int32, or the format that was chosen for keys and values."""
+    home: Home = "work"
+    rope: RopeSpec | None = None
+    """The rule whose cosines or sines it holds."""
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """A tensor of the store by its stored name, `(rows, columns)` or `(elements,)`."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class FirstRow:
+    """The first row of a value, `(1, *row)`."""
+
+    value: Value
+
+    @property
+    def shape(self) -> tuple[Dimension, ...]:
+        return (1, *self.value.shape[1:])
+
+
+@dataclass(frozen=True)
+class ExpertRecords:
+    """The layout of the records of a layer's experts."""
+
+    layer: int
+
+
+@dataclass(frozen=True)
+class Arena:
+    """The slots in memory that hold records of experts."""
+
+
+@dataclass(frozen=True)
+class PendingReads:
+    """The reads of records that may still be under way; None in a model whose experts are all in RAM."""
+
+
+Leaf = Union[Value, FirstRow, Weight, ExpertRecords, Arena, PendingReads]
+"""A stand-in for an array, or for another object of the engine, in a symbolic operation."""
+
+
+@dataclass(frozen=True, eq=False)
+class RoutingValues:
+    """The output of one layer's router, as values; `engine/decoder.py` says what each holds."""
+
+    experts: op.Integers  # (T, K)
+    weights: op.Floats  # (T, K)
+    predicted: op.Integers  # (1, K)
+    predicted_weights: op.Floats  # (1, K)
+    slots: op.Integers  # (E,)
+    in_memory: op.Integers | None  # (E,)
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One operation of the graph, with the part of the work and the stage of its layer that it belongs to."""
+
+    operation: op.Operation
+    part: Part
+    stage: Stage
+
+
+@dataclass(frozen=True, eq=False)
+class Section:
+    """The operations of one layer, of the beginning of a run, or of the head."""
+
+    steps: tuple[Step, ...]
+    born: Mapping[Value, int]
+    """The step before which each value in shared memory is named: it may be written from there on."""
+    routing: RoutingValues | None = None
+
+    def stage(self, stage: Stage) -> list[op.Operation]:
+        """The operations of one stage, in order."""
+        return [step.operation for step in self.steps if step.stage == stage]
+
+    @functools.cached_property
+    def values(self) -> Mapping[Value, int]:
+        """All values that its operations name, each with the last step that does."""
+        return {value: number for number, step in enumerate(self.steps) for value in values_of(step.operation)}
+
+    def lives(self) -> dict[Value, tuple[int, int]]:
+        """The first and last step of each value in shared memory."""
+        return {value: (born, self.values.get(value, born)) for value, born in self.born.items()}
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """Settings that change the operations of a model."""
+
+    forced_routing: bool = False
+    """The caller fills the routing before each step, in place of the routers."""
+    forced_guesses: bool = False
+    """The caller fills the guesses too; with `forced_routing` alone there are none."""
+    cache_aware_routing: float = 0.0
+    """The bonus of experts in RAM, as a share of each token's range of router logits; 0: off."""
+
+
+PLAIN = BuildOptions()
+
+
+@dataclass(eq=False)
+class Builder:
+    """Collects the operations of one section; blocks call its methods in the order of the computation.
+
+    The methods that name values return them typed as the arrays that they stand for.
+    """
+
+    layer: int
+    hidden_size: int
+    epsilon: float
+    residual_scale: float
+    residual: op.Floats
+    options: BuildOptions
+    shared: dict[Hashable, Value]
+    """The values that outlive a section, by what tells them apart."""
+    prefix: str = ""
+    """Precedes the names of weights."""
+    part: Part = "attention"
+    stage: Stage = "attend"
+    guess_next: Callable[[Builder], None] | None = None
+    """Adds the guess at the next layer's routing; None where that layer has none."""
+    routing: RoutingValues | None = None
+    steps: list[Step] = field(default_factory=list)
+    _born: dict[Value, int] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def doing(self, part: Part, stage: Stage | None = None) -> Iterator[None]:
+        """Everything added within belongs to this part of the work, and to this stage if one is given."""
+        before = self.part, self.stage
+        self.part, self.stage = part, stage or self.stage
+        yield
+        self.part, self.stage = before
+
+    @contextlib.contextmanager
+    def at(self, layer: int, prefix: str = "") -> Iterator[None]:
+        """Everything named within belongs to this layer; `prefix` precedes the names of its weights in the layer."""
+        before = self.layer, self.prefix
+        self.layer, self.prefix = layer, f"layers.{layer}.{prefix}"
+        yield
+        self.layer, self.prefix = before
+
+    def add(self, operation: op.Operation) -> None:
+        """Append an operation."""
+        self.steps.append(Step(operation, self.part, self.stage))
+
+    def guess_next_routing(self) -> None:
+        """Add the guess at the next layer's routing, at the place where this layer's routing is known."""
+        if self.guess_next is not None:
+            self.guess_next(self)
+
+    def rows(self, name: str, *row: int) -> op.Floats:
+        """A value of the workspace, `(T, *row)`, from this place in the section to its last use."""
+        return cast("op.Floats", self._work(Value(name, ("T", *row))))
+
+    def fixed_rows(self, name: str, rows: int, *row: int) -> op.Floats:
+        """A value of the workspace for a fixed number of tokens, `(rows, *row)`."""
+        return cast("op.Floats", self._work(Value(name, (rows, *row))))
+
+    def row_numbers(self, name: str, *row: int, rows: Dimension = "T") -> op.Integers:
+        """Integers of the workspace, `(rows, *row)`."""
+        return cast("op.Integers", self._work(Value(name, (rows, *row), "i32")))
+
+    def kept(self, name: str, *shape: Dimension, dtype: Literal["f32", "i32"] = "f32") -> Any:
+        """A value with memory of its own, which the engine reads or writes between runs."""
+        return self._shared(Value(f"layers.{self.layer}.{name}", shape, dtype, "kept"))
+
+    def state(self, name: str, *shape: Dimension) -> op.Cache:
+        """A value that a sequence keeps of its tokens in this layer, in the format of keys and values."""
+        return cast("op.Cache", self._shared(Value(f"layers.{self.layer}.{name}", shape, "kv", "state")))
+
+    def expert_arguments(self) -> tuple[Any, Any, Any]:
+        """The slots of records, their layout in this layer, and the reads that may be under way (`op.Experts`)."""
+        return Arena(), ExpertRecords(self.layer), PendingReads()
+
+    def rope_tables(self, rope: RopeSpec) -> tuple[op.Floats, op.Floats]:
+        """The cosines and sines of every position, `(C, rotated / 2)` each."""
+        shape: tuple[Dimension, ...] = ("C", rope.rotated // 2)
+        cosine, sine = (
+            self.shared.setdefault((name, rope), Value(name, shape, "f32", "rope", rope)) for name in ("cosine", "sine")
+        )
+        return cast("op.Floats", cosine), cast("op.Floats", sine)
+
+    def vector(self, name: str, size: int) -> op.Floats:
+        """A vector of the store."""
+        return cast("op.Floats", Weight(self.prefix + name, (size,)))
+
+    def matrix(self, name: str, rows: int, columns: int) -> Matrix:
+        """A matrix of the store."""
+        return cast("Matrix", Weight(self.prefix + name, (rows, columns)))
+
+    def rms_norm(self, source: op.Floats, name: str, size: int, output: op.Floats, heads: int = 1) -> op.Floats:
+        """Normalise rows, or each of `heads` runs of `size` within a row; returns `output`."""
+        self.add(op.RmsNorm(source, self.vector(name, size), self.epsilon, output, heads))
+        return output
+
+    def linear(self, source: op.Floats, name: str, output: op.Floats) -> op.Floats:
+        """Multiply rows by one matrix; returns `output`."""
+        rows, columns = row_size(output), row_size(source)
+        self.add(op.Linear(source, (op.LinearPart(self.matrix(name, rows, columns), None, output),)))
+        return output
+
+    def gated_ffn(self, source: op.Floats, name: str, intermediate_size: int) -> op.Floats:
+        """Compute `down (silu(gate x) * (up x))`; returns its output."""
+        output = self.rows(name, self.hidden_size)
+        gate_up = self.matrix(f"{name}.gate_up", 2 * PANEL_ROWS * panel_count(intermediate_size), self.hidden_size)
+        down = self.matrix(f"{name}.down", self.hidden_size, intermediate_size)
+        self.add(op.GatedFfn(source, gate_up, down, output))
+        return output
+
+    def section(self) -> Section:
+        """All that was added."""
+        return Section(tuple(self.steps), self._born, self.routing)
+
+    def _shared(self, value: Value) -> Value:
+        return self.shared.setdefault(value.name, value)
+
+    def _work(self, value: Value) -> Value:
+        self._born[value] = len(self.steps)
+        return value
+
+
+def row_size(value: Any) -> int:
+    """The number of elements in one row of a value."""
+    size = 1
+    for dimension in value.shape[1:]:
+        size *= dimension
+    return size
+
+
+def values_of(operation: Any) -> Iterator[Value]:
+    """Every value that an operation names."""
+    for part in leaves_of(operation):
+        if isinstance(part, (Value, FirstRow)):
+            yield part if isinstance(part, Value) else part.value
+
+
+def weights_of(operation: Any) -> Iterator[Weight]:
+    """Every weight that an operation names."""
+    return (part for part in leaves_of(operation) if isinstance(part, Weight))
+
+
+def leaves_of(operation: Any) -> Iterator[Any]:
+    """The fields of an operation, those of the parts within it included."""
+    for name in _field_names(type(operation)):  # type: ignore[arg-type]  # a class is hashable
+        value = getattr(operation, name)
+        for item in value if isinstance(value, tuple) else (value,):
+            if type(item) in _LEAVES or not dataclasses.is_dataclass(item):
+                yield item
+            else:
+                yield from leaves_of(item)
+
+
+def bound(operation: Any, array_of: Callable[[Leaf], Any]) -> Any:
+    """The operation with every leaf replaced by what `array_of` returns for it."""
+
+    def replaced(item: Any) -> Any:
+        if type(item) in _LEAVES:
+            return array_of(item)
+        if isinstance(item, tuple):
+            return tuple(map(replaced, item))
+        return bound(item, array_of) if type(item) is op.LinearPart else item
+
+    names = _field_names(type(operation))  # type: ignore[arg-type]  # a class is hashable
+    return type(operation)(**{name: replaced(getattr(operation, name)) for name in names})
+
+
+_LEAVES = frozenset({Value, FirstRow, Weight, ExpertRecords, Arena, PendingReads})
+
+
+@functools.cache
+def _field_names(kind: type) -> Sequence[str]:
+    return tuple(item.name for item in dataclasses.fields(kind))

@@ -1,0 +1,97 @@
+"""Specifications: plain data and back, what cannot be run, and the form that stores of edgemoe 0.1 carry."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from edgemoe.architectures import model_spec
+from edgemoe.model.blocks import Attention, GatedFfn, Moe, SharedExpert
+from edgemoe.model.first_form import current_form
+from edgemoe.model.rope import RopeSpec
+from edgemoe.model.spec import Block, LayerSpec, ModelSpec
+from tests.architectures.published import ALL_FAMILIES
+
+ATTENTION = Attention(4, 2, 16, 0.25, RopeSpec(1e4, 16, "linear", {"factor": 2.0}), qkv_bias=True, qk_norm="head")
+MOE = Moe(8, 2, 48, True, SharedExpert(32, gate=True))
+SPEC = ModelSpec(
+    "test", 101, 64, (LayerSpec.of(ATTENTION, GatedFfn(80)), LayerSpec.of(ATTENTION, MOE)), 1e-5, 256, False
+)
+FIRST_FORM = {
+    "family": "test",
+    "vocabulary": 101,
+    "model_width": 64,
+    "norm_epsilon": 1e-5,
+    "rope": {"theta": 1e4, "scaling": "linear", "parameters": {"factor": 2.0}},
+    "max_positions": 256,
+    "tied_embeddings": False,
+    "embedding_scale": 1.0,
+    "residual_scale": 1.0,
+    "logit_scale": 1.0,
+    "layers": [
+        {
+            "attention": {
+                "query_heads": 4,
+                "kv_heads": 2,
+                "head_width": 16,
+                "scale": 0.25,
+                "qkv_bias": True,
+                "output_bias": False,
+                "qk_norm": "head",
+            },
+            "ffn": ffn,
+        }
+        for ffn in (
+            {"kind": "dense", "width": 80},
+            {
+                "kind": "moe",
+                "experts": 8,
+                "experts_per_token": 2,
+                "width": 48,
+                "renormalise": True,
+                "shared_width": 32,
+                "shared_gate": True,
+            },
+        )
+    ],
+}
+"""`SPEC` as edgemoe 0.1 wrote it."""
+
+
+@pytest.mark.parametrize("config", ALL_FAMILIES.values(), ids=ALL_FAMILIES)
+def test_plain_json_and_back(config: dict[str, Any]) -> None:
+    spec = model_spec(config)
+    assert ModelSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+def test_the_first_form_is_read() -> None:
+    assert ModelSpec.from_json(current_form(FIRST_FORM)) == SPEC
+    assert current_form(SPEC.to_json()) == SPEC.to_json()
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (LayerSpec(()), "no blocks"),
+        (LayerSpec.of(MOE, MOE), "two blocks with routed experts"),
+        (LayerSpec.of(GatedFfn(8), GatedFfn(8)), "tensors have the same names"),
+        (LayerSpec.of(Attention(4, 3, 16, 0.25, RopeSpec(1e4, 16))), "4 query heads and 3 key heads"),
+        (LayerSpec.of(Attention(4, 2, 16, 0.25, RopeSpec(1e4, 18))), "18 of 16 channels"),
+    ],
+)
+def test_layers_that_cannot_be_run_are_refused(layer: LayerSpec, message: str) -> None:
+    plain = ModelSpec("test", 101, 64, (layer,), 1e-5, 256, False).to_json()
+    with pytest.raises(ValueError, match=rf"model\.layers\[0\]: .*{message}"):
+        ModelSpec.from_json(plain)
+
+
+def test_a_layer_may_have_any_blocks() -> None:
+    layer = LayerSpec((Block(ATTENTION), Block(GatedFfn(80)), Block(ATTENTION, "second."), Block(MOE, "moe.")))
+    spec = ModelSpec("test", 101, 64, (layer,), 1e-5, 256, False)
+    assert ModelSpec.from_json(spec.to_json()) == spec
+    names = spec.tensors()
+    assert names["layers.0.second.query"] == names["layers.0.query"] == (64, 64)
+    assert "layers.0.moe.experts.7.down" in names
+    assert spec.routed[0].num_experts == 8
