@@ -4,8 +4,9 @@ Meanwhile the caller can compute. The reader (`io/reads.py`) is the one that als
 computed: with the native library its threads copy, and verify checksums, without Python's lock.
 
 What the page cache has is read from there, which costs less than the disk; all else is read past it, and where the file
-system refuses direct reads it is dropped from the page cache again. Direct reads need whole pages. So tensors that lie
-in the file without gaps are then read page by page, across their boundaries, and verified by `wait`.
+system refuses direct reads it is dropped from the page cache again. Spans that follow one another are one request,
+which the reader verifies by the checksum of all of them. `wait` verifies span by span where there is none: without the
+native library, and where several requests take the spans, as direct reads need whole pages.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.errors import MachineError, ReadError
-from edgemoe.io.checksum import as_written
+from edgemoe.io.checksum import as_written, combined_crc32c
 from edgemoe.io.direct import PageFile, PageReadError
 from edgemoe.io.pages import PAGE_BYTES, round_up
 from edgemoe.io.reads import RecordReader, open_reader
 from edgemoe.kernels.reads import RecordRead
 
-CACHED_THREADS = 2
-"""Reader threads where the page cache has everything: more would take processors from the caller."""
-DISK_THREADS = 8
-"""Reader threads where the disk is asked, which serves several requests at a time."""
-CAPACITY = 64
+THREADS = 2
 RUN_BYTES = 64 << 20
-"""The page cache is asked for runs of spans up to this length, or of one span."""
+RUN_BYTES_LEAST = 1 << 20
+"""Threads share all bytes evenly, in requests within these bounds, or of one longer span. So each works at a place of
+its own, as two that touch the same huge page for the first time both clear it: with a request for each expert of the
+bundled model the threads took 1.5 times the processor time."""
+CAPACITY = 64
 STALL_SECONDS = 120.0
 """Reading is given up when a request of at most `RUN_BYTES` takes longer than this, or a longer one in proportion."""
 
@@ -40,7 +41,10 @@ Bytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Span:
-    """`size` bytes from `offset` of a file, for `place` in memory; verified where their CRC-32C is known."""
+    """`size` bytes from `offset` of a file, for `place` in memory; verified where their CRC-32C is known.
+
+    Direct reads need a place as far behind a page's beginning as `offset`; for others plain reads do.
+    """
 
     path: Path
     offset: int
@@ -52,11 +56,6 @@ class Span:
     def end(self) -> int:
         """The offset in the file where the span ends."""
         return self.offset + self.size
-
-    @property
-    def whole_pages(self) -> bool:
-        """Whether the span can be read directly by itself."""
-        return not any(number % PAGE_BYTES for number in (self.offset, self.size, self.place))
 
 
 class SpanAlteredError(Exception):
@@ -70,7 +69,7 @@ class SpanAlteredError(Exception):
 class OpenReader(Protocol):
     """A function that makes a reader, as `open_reader` does."""
 
-    def __call__(self, arena: Bytes, threads: int, capacity: int) -> RecordReader: ...
+    def __call__(self, arena: Bytes, threads: int, capacity: int, piece_bytes: int) -> RecordReader: ...
 
 
 @dataclass
@@ -78,12 +77,11 @@ class _Run:
     """Requests for spans that follow one another in a file and in memory."""
 
     file: PageFile
-    cached: bool
-    """Whether all of it is in the page cache."""
+    spans: Sequence[Span]
     requests: list[RecordRead] = field(default_factory=list)
     tickets: list[int] = field(default_factory=list)
-    unverified: Sequence[Span] = ()
-    """Spans that the reader cannot verify, as its requests end elsewhere."""
+    verified: bool = False
+    """Whether the reader verifies the spans."""
     forget: list[tuple[int, int]] = field(default_factory=list)
     """Begins and ends of the parts that plain reads bring into the page cache."""
 
@@ -120,9 +118,8 @@ class BulkRead:
         if not requests:
             return
         if self._reader is None:
-            threads = CACHED_THREADS if all(run.cached for run in self._runs) else DISK_THREADS
             try:
-                self._reader = self._open_reader(self._memory, threads, max(len(requests), CAPACITY))
+                self._reader = self._open_reader(self._memory, THREADS, max(len(requests), CAPACITY), RUN_BYTES)
             except MachineError:
                 return  # the system starts no thread: `wait` reads by itself
         tickets = iter(self._reader.submit(requests, demand=True))
@@ -139,7 +136,7 @@ class BulkRead:
             for run in self._runs:
                 for number, request in enumerate(run.requests):
                     self._await(run, request, run.tickets[number] if run.tickets else None)
-                for span in run.unverified:
+                for span in () if run.verified else run.spans:
                     if not as_written(self._memory[span.place : span.place + span.size], span.crc32c):
                         raise SpanAlteredError(span.path, span.offset)
                 for begin, end in run.forget:
@@ -179,8 +176,7 @@ class BulkRead:
         run.file.read(request.offset, into.data)
         if request.descriptor != run.file.plain:
             run.forget.append((request.offset, request.offset + request.length))
-        if not as_written(into, request.crc32c):
-            raise SpanAlteredError(run.file.path, request.offset)
+        run.verified = False  # now `wait` verifies each span by itself, so that the error names it
 
     def _abandon(self, path: Path, offset: int) -> PageReadError:
         """Leave hanging threads behind, with the memory and the files that they may still use; returns the error."""
@@ -194,38 +190,26 @@ class BulkRead:
         return self._files.get(path) or self._files.setdefault(path, PageFile(path, self._direct))
 
     def _plan(self, file: PageFile, spans: Sequence[Span]) -> _Run:
-        cached_end = spans[0].offset + file.cached_bytes(spans[0].offset, spans[-1].end - spans[0].offset)
-        run = _Run(file, cached_end == spans[-1].end)
-        for number, span in enumerate(spans):
-            cached = span.end <= cached_end
-            if file.direct and not cached and not span.whole_pages:
-                self._plan_pages(run, spans[number:], cached_end)
-                break
-            descriptor = file.plain if cached or not file.direct else file.descriptor
-            self._request(run, descriptor, span, span.offset, span.end, span.crc32c)
-            if not cached and not file.direct:
-                run.forget.append((span.offset, span.end))
+        begin, end, run = spans[0].offset, spans[-1].end, _Run(file, spans)
+        cached_end = begin + file.cached_bytes(begin, end - begin)
+        if file.direct:
+            pages_begin = min(round_up(cached_end, PAGE_BYTES), end)
+            pages_end = max(end // PAGE_BYTES * PAGE_BYTES, pages_begin)
+            parts = [
+                (file.plain, begin, pages_begin),
+                (file.descriptor, pages_begin, pages_end),
+                (file.plain, pages_end, end),
+            ]
+            run.forget = [part for part in ((cached_end, pages_begin), (pages_end, end)) if part[0] < part[1]]
+        else:
+            parts = [(file.plain, begin, end)]
+            run.forget = [(cached_end, end)] if cached_end < end else []
+        parts = [part for part in parts if part[1] < part[2]]
+        crc32c = combined_crc32c([(span.size, span.crc32c) for span in spans]) if len(parts) == 1 else None
+        run.verified = crc32c is not None
+        address = self._address + spans[0].place - begin
+        run.requests = [RecordRead(part[0], part[1], part[2] - part[1], address + part[1], crc32c) for part in parts]
         return run
-
-    def _plan_pages(self, run: _Run, spans: Sequence[Span], cached_end: int) -> None:
-        """Requests across the boundaries of spans: directly for whole pages, plainly before and behind them."""
-        file, end = run.file, spans[-1].end
-        begin = max(spans[0].offset, min(cached_end, end))
-        pages_begin = min(round_up(begin, PAGE_BYTES), end)
-        pages_end = max(end // PAGE_BYTES * PAGE_BYTES, pages_begin)
-        for descriptor, part_begin, part_end in (
-            (file.plain, spans[0].offset, pages_begin),
-            (file.descriptor, pages_begin, pages_end),
-            (file.plain, pages_end, end),
-        ):
-            if part_begin < part_end:
-                self._request(run, descriptor, spans[0], part_begin, part_end)
-        run.forget += [part for part in ((begin, pages_begin), (pages_end, end)) if part[0] < part[1]]
-        run.unverified = spans
-
-    def _request(self, run: _Run, descriptor: int, span: Span, begin: int, end: int, crc32c: int | None = None) -> None:
-        address = self._address + span.place + begin - span.offset
-        run.requests.append(RecordRead(descriptor, begin, end - begin, address, crc32c))
 
 
 _abandoned: list[object] = []
@@ -233,13 +217,15 @@ _abandoned: list[object] = []
 
 
 def _runs(spans: Sequence[Span]) -> Iterator[list[Span]]:
-    """Group spans that follow one another both in a file and in memory, up to `RUN_BYTES`."""
+    """Group spans that follow one another both in a file and in memory, up to a thread's share of all bytes."""
+    share_bytes = -(-sum(span.size for span in spans) // THREADS)
+    most_bytes = min(RUN_BYTES, max(RUN_BYTES_LEAST, share_bytes))
     run: list[Span] = []
     for span in spans:
         if run:
             last = run[-1]
             follows = (span.path, span.offset, span.place) == (last.path, last.end, last.place + last.size)
-            if not follows or span.end - run[0].offset > RUN_BYTES:
+            if not follows or span.end - run[0].offset > most_bytes:
                 yield run
                 run = []
         run.append(span)

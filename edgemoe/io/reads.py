@@ -84,10 +84,13 @@ class RecordReader(Protocol):
         """
 
 
-def open_reader(arena: npt.NDArray[np.uint8], threads: int, capacity: int = 4096) -> RecordReader:
+def open_reader(
+    arena: npt.NDArray[np.uint8], threads: int, capacity: int = 4096, piece_bytes: int = 1 << 20
+) -> RecordReader:
     """The native reader, or the portable one where the native library is not available.
 
-    The native one has room for `capacity` requests that are not released.
+    The native one has room for `capacity` requests that are not released, and its threads share out a request in
+    pieces of `piece_bytes`.
 
     Raises MachineError where the system starts no thread for it. Where few threads are left it takes half of them, so
     that the rest of the program can start some too.
@@ -98,7 +101,7 @@ def open_reader(arena: npt.NDArray[np.uint8], threads: int, capacity: int = 4096
     try:
         from edgemoe.kernels.native.reader import NativeReader
 
-        return NativeReader(threads, capacity)
+        return NativeReader(threads, capacity, piece_bytes)
     except KernelError:
         return ThreadedReader(arena, threads)
 

@@ -23,11 +23,11 @@ PAGE = 4096
 SIZE = 40 * PAGE + 123
 
 
-def open_portable(arena: np.ndarray, threads: int, capacity: int) -> RecordReader:
+def open_portable(arena: np.ndarray, threads: int, capacity: int, piece_bytes: int) -> RecordReader:
     return ThreadedReader(arena, threads)
 
 
-def open_nothing(arena: np.ndarray, threads: int, capacity: int) -> RecordReader:
+def open_nothing(arena: np.ndarray, threads: int, capacity: int, piece_bytes: int) -> RecordReader:
     raise MachineError("There is no thread.")
 
 
@@ -152,7 +152,7 @@ def test_the_page_cache_is_asked_and_direct_reads_are_whole_pages(
         if is_direct:
             assert not request.offset % PAGE
             assert not request.length % PAGE
-            assert covered > pages * PAGE
+            assert request.offset >= pages * PAGE
         else:  # it is in the cache, or dropped afterwards
             beyond = max(request.offset, pages * PAGE)
             assert beyond >= covered or (beyond, covered) in TellsCached.forgotten or not past_the_cache
@@ -240,12 +240,14 @@ class HangingReader(ThreadedReader):
         super().abandon()
 
 
-@pytest.mark.parametrize(("size", "share"), [(SIZE, 1), (2 * bulk.RUN_BYTES, 2)])
-def test_a_disk_that_stalls_is_given_up(files: list[tuple[Path, bytes]], size: int, share: int) -> None:
+@pytest.mark.parametrize(("size", "share"), [(40 * PAGE, 1), (2 * bulk.RUN_BYTES, 2)])
+def test_a_disk_that_stalls_is_given_up(
+    files: list[tuple[Path, bytes]], requests: list[tuple[bool, RecordRead]], size: int, share: int
+) -> None:
     path, memory = files[0][0], memory_of(41)
     hanging = HangingReader(memory)
     os.truncate(path, size)
-    reading = BulkRead(memory, True, 7, lambda arena, threads, capacity: hanging)
+    reading = BulkRead(memory, True, 7, lambda *arguments: hanging)
     reading.begin([Span(path, 0, size, 0)])
     with pytest.raises(direct.PageReadError, match="no read ended within 7 s") as caught:
         reading.wait()
@@ -265,26 +267,6 @@ def test_what_is_given_up_is_read_no_further(files: list[tuple[Path, bytes]], re
     reading.close()
 
 
-@pytest.mark.parametrize("pages", [0, 42])
-def test_more_threads_are_had_where_the_disk_is_asked(
-    files: list[tuple[Path, bytes]], requests: list[tuple[bool, RecordRead]], pages: int
-) -> None:
-    asked = []
-
-    def opened(arena: np.ndarray, threads: int, capacity: int) -> RecordReader:
-        asked.append((threads, capacity))
-        return ThreadedReader(arena, threads)
-
-    TellsCached.pages = pages
-    memory = memory_of(100 * 41)
-    spans = [Span(files[0][0], 0, PAGE, number * PAGE) for number in range(100)]
-    reading = BulkRead(memory, open_reader=opened)
-    reading.begin(spans)
-    reading.wait()
-    reading.close()
-    assert asked == [(bulk.CACHED_THREADS if pages else bulk.DISK_THREADS, 100)]
-
-
 def test_a_direct_read_that_is_refused_midway_is_tried_plainly(
     files: list[tuple[Path, bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,17 +283,21 @@ def test_a_direct_read_that_is_refused_midway_is_tried_plainly(
         assert memory[:SIZE].tobytes() == content
 
 
-def test_runs_end_where_spans_do_not_follow(tmp_path: Path) -> None:
+def test_requests_are_as_long_as_spans_follow_and_threads_share_them(tmp_path: Path) -> None:
     def span(name: str, offset: int, place: int, size: int = 10) -> Span:
         return Span(tmp_path / name, offset, size, place)
 
-    long = bulk.RUN_BYTES - 15
-    spans = [
-        span("a", 0, 0), span("a", 10, 10), span("a", 20, 30), span("b", 30, 40), span("b", 50, 50),
-        span("b", 60, 60, long), span("b", 60 + long, 60 + long), span("b", 70 + long, 70 + long),
-    ]  # fmt: skip
-    assert [len(run) for run in bulk._runs(spans)] == [2, 1, 1, 2, 2]
+    apart = [span("a", 0, 0), span("a", 10, 10), span("a", 20, 30), span("b", 30, 40), span("b", 50, 50)]
+    assert [len(run) for run in bulk._runs(apart)] == [2, 1, 1, 1]
     assert [*bulk._runs(())] == []
+    for count, size, lengths in (
+        (4, 1 << 18, [4]),  # the shortest request
+        (10, 1 << 20, [5, 5]),  # a half for each thread
+        (300, 1 << 20, [64, 64, 64, 64, 44]),  # the longest request
+        (3, 1 << 27, [1, 1, 1]),  # spans are not divided
+    ):
+        row = [span("a", number * size, number * size, size) for number in range(count)]
+        assert [len(run) for run in bulk._runs(row)] == lengths
 
 
 def test_a_read_that_is_dropped_waits_for_its_threads(files: list[tuple[Path, bytes]]) -> None:
@@ -322,7 +308,7 @@ def test_a_read_that_is_dropped_waits_for_its_threads(files: list[tuple[Path, by
             super().close()
             closed.append(True)
 
-    reading: BulkRead | None = BulkRead(memory_of(41), open_reader=lambda arena, threads, capacity: Closing(arena, 1))
+    reading: BulkRead | None = BulkRead(memory_of(41), open_reader=lambda arena, *numbers: Closing(arena, 1))
     assert reading is not None
     reading.begin(spans_of(*files[0], [SIZE]))
     del reading
