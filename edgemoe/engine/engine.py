@@ -30,15 +30,16 @@ from edgemoe.engine.stepper import ResidentStepper, Stepper, StreamingStepper
 from edgemoe.engine.traffic import TokenTraffic, token_traffic
 from edgemoe.engine.workspace import Workspace
 from edgemoe.errors import UsageError
-from edgemoe.experts.cache import READ_TIMEOUT_SECONDS, CacheStatistics, ExpertCache
+from edgemoe.experts.cache import READ_TIMEOUT_SECONDS, Cache
 from edgemoe.experts.embedding_rows import EmbeddingRows
 from edgemoe.experts.hot_list import HotList
 from edgemoe.experts.loading import ExpertLoading
-from edgemoe.experts.policy import make_policy
+from edgemoe.experts.opening import open_cache
 from edgemoe.experts.prediction import PredictionSwitch
 from edgemoe.io.direct import allocate_pages
 from edgemoe.io.reads import ExpertFiles, RecordReader, open_reader
 from edgemoe.kernels.operations import Arrivals, Backend, Floats, Program
+from edgemoe.kernels.paging import CacheStatistics
 from edgemoe.model.build import HEAD_ROWS, Graph
 from edgemoe.paths import cache_folder
 from edgemoe.store.reader import Store
@@ -143,10 +144,10 @@ class Engine:
             cache = arrivals = None
             if not memory.all_resident:
                 self._reader = open_reader(arena, READER_THREADS)
-                cache = self._make_cache(arena, files, self._reader, options.policy)
+                experts_per_layer = [layer.routed.num_experts if layer.routed else 0 for layer in spec.layers]
+                cache = open_cache(arena, experts_per_layer, store, files, self._reader, options.policy, backend)
                 if backend.can_await(self._reader):
                     arrivals = Arrivals(self._reader, cache.tickets, READ_TIMEOUT_SECONDS)
-                    cache.kernels_await = True
             statistics = CacheStatistics() if cache is None else cache.statistics
             if not memory.embedding_resident:
                 self._embedding_rows = EmbeddingRows(store, options.direct_reads, statistics)
@@ -189,14 +190,7 @@ class Engine:
             self.close()
             raise
 
-    def _make_cache(
-        self, arena: npt.NDArray[np.uint8], files: ExpertFiles, reader: RecordReader, policy: str
-    ) -> ExpertCache:
-        experts = self.spec.most_experts
-        policy_state = make_policy(policy, len(arena), len(self.spec.layers) * experts)
-        return ExpertCache(arena, experts, self.store, files, reader, policy_state)
-
-    def _warm(self, cache: ExpertCache) -> None:
+    def _warm(self, cache: Cache) -> None:
         """Read the experts on the last session's hot list, in the background."""
         folder = cache_folder()
         if folder is not None:

@@ -18,14 +18,14 @@ import numpy.typing as npt
 
 from edgemoe.engine.decoder import Decoder, LayerRouting
 from edgemoe.engine.lossy import LossySettings
-from edgemoe.experts.cache import ExpertCache
+from edgemoe.experts.cache import Cache
 from edgemoe.kernels import operations as op
 
 
 class LossyRouting:
     """Applies the settings to one decoder and cache."""
 
-    def __init__(self, settings: LossySettings, decoder: Decoder, cache: ExpertCache) -> None:
+    def __init__(self, settings: LossySettings, decoder: Decoder, cache: Cache) -> None:
         self._threshold = settings.drop_cold
         self._cache = cache
         self._tables = {n: r.in_memory for n, r in enumerate(decoder.routing) if r is not None}

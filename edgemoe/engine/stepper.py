@@ -13,10 +13,11 @@ from edgemoe.engine.decoder import Decoder, LayerRouting
 from edgemoe.engine.ledger import Programs
 from edgemoe.engine.lossy_routing import LossyRouting
 from edgemoe.errors import ReadError
-from edgemoe.experts.cache import CacheStatistics, ExpertCache
+from edgemoe.experts.cache import Cache
 from edgemoe.experts.policy import passes_through
 from edgemoe.experts.prediction import PredictionSwitch
 from edgemoe.kernels.operations import Program
+from edgemoe.kernels.paging import CacheStatistics
 
 
 class Stepper(Protocol):
@@ -62,7 +63,7 @@ class StreamingStepper:
         self,
         decoder: Decoder,
         programs: Programs,
-        cache: ExpertCache,
+        cache: Cache,
         switch: PredictionSwitch,
         lossy: LossyRouting | None = None,
     ) -> None:

@@ -13,8 +13,7 @@ Invariants:
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +23,7 @@ import numpy.typing as npt
 from edgemoe.errors import ReadError
 from edgemoe.experts.policy import Policy
 from edgemoe.io.reads import ExpertFiles, RecordReader
+from edgemoe.kernels.paging import CacheStatistics
 from edgemoe.kernels.reads import RecordRead
 
 READ_TIMEOUT_SECONDS = 60.0
@@ -50,33 +50,23 @@ class RecordTable(Protocol):
     def record(self, layer: int, expert: int) -> Record: ...
 
 
-@dataclass
-class CacheStatistics:
-    """Counters since the cache was made. A hit is an expert that was loaded when the router chose it."""
-
-    hits: int = 0
-    misses: int = 0
-    late_predictions: int = 0
-    """Misses whose predicted read had begun but not ended."""
-    demand_bytes: int = 0
-    predicted_bytes: int = 0
-    predicted_reads: int = 0
-    useful_predictions: int = 0
-    """Predicted reads whose expert was used before it left."""
-    predictable_uses: int = 0
-    """Routed experts for which a prediction had been made (one token at a time)."""
-    predicted_uses: int = 0
-    """Predictable uses that the prediction had named: recall = predicted_uses / predictable_uses."""
-    warm_bytes: int = 0
-    """Bytes of experts read at the start from the last session's hot list; neither demand nor predicted reads."""
-    dropped: int = 0
-    """Routed experts that were absent and not read because their weight was small (a lossy setting)."""
-    wait_ns: int = 0
-    """Time for which the cache itself waited for reads; kernels count their own waits."""
+class Cache(Protocol):
+    """The expert cache as the engine uses it: an `ExpertCache`, or a pager in C that means the same."""
 
     @property
-    def read_bytes(self) -> int:
-        return self.demand_bytes + self.predicted_bytes
+    def statistics(self) -> CacheStatistics: ...
+    @property
+    def tickets(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def slots(self) -> int: ...
+    def holds(self, layer: int, expert: int) -> bool: ...
+    def loaded(self, layer: int, expert: int) -> bool: ...
+    def stream(
+        self, layer: int, experts: Sequence[int], in_passing: bool = False
+    ) -> Generator[dict[int, int], None, None]: ...
+    def failure(self, wave: Mapping[int, int], error: ReadError) -> ReadError: ...
+    def predict(self, layer: int, experts: Sequence[int]) -> None: ...
+    def warm(self, experts: Sequence[tuple[int, int]]) -> None: ...
 
 
 class ExpertCache:
@@ -90,14 +80,17 @@ class ExpertCache:
         files: ExpertFiles,
         reader: RecordReader,
         policy: Policy,
+        kernels_await: bool = False,
     ) -> None:
-        """`experts_per_layer` is `E`, the number of experts in the layer that has most."""
+        """`experts_per_layer` is `E`, the number of experts in the layer that has most.
+
+        `kernels_await`: kernels wait for the reads of a wave; otherwise the cache does, before it yields the wave.
+        """
         self.statistics = CacheStatistics()
         slots = len(arena)
         self.tickets = np.full(slots, -1, np.int64)
         """The ticket of the pending read into each slot, or -1; kernels reset it after waiting for the read."""
-        self.kernels_await = False
-        """Whether kernels wait for the reads of a wave; otherwise the cache does, before it yields the wave."""
+        self._kernels_await = kernels_await
         self._experts = experts_per_layer
         self._table = table
         self._files = files
@@ -110,7 +103,7 @@ class ExpertCache:
         self._key_of = [-1] * slots
         self._pinned = np.zeros(slots, np.bool_)
         self._predicted = [False] * slots
-        self._loading: set[int] = set()  # slots that had a ticket when last checked
+        self._loading: dict[int, None] = {}  # slots that had a ticket when last checked, in the order of their reads
         self._warming: dict[int, None] = {}  # slots of a warm start not used yet, the hottest first
         self._latest_prediction: tuple[int, frozenset[int]] | None = None
 
@@ -133,12 +126,12 @@ class ExpertCache:
     ) -> Generator[dict[int, int], None, None]:
         """Yield the experts of a layer with their slots, `{expert: slot}`: all at once if there are enough slots.
 
-        Reads of missing experts begin at once, as far as slots are available, and the kernels wait for them (see
-        `kernels_await`). Where slots are few, experts come in waves, each about half of those that have a slot, so that
-        one half is read while the other is computed. A wave's experts are pinned until the caller takes the next one;
-        a caller that stops before the end must close the generator, which unpins them. `in_passing`: this use does not
-        predict the next one, so experts that are read for it leave before all others. Raises ReadError naming the layer
-        and expert.
+        Reads of missing experts begin at once, as far as slots are available; the kernels wait for them, or the cache
+        does (`kernels_await`). Where slots are few, experts come in waves, each about half of those that have a slot,
+        so that one half is read while the other is computed. A wave's experts are pinned until the caller takes the
+        next one; a caller that stops before the end must close the generator, which unpins them. `in_passing`: this use
+        does not predict the next one, so experts that are read for it leave before all others. Raises ReadError naming
+        the layer and expert.
         """
         wanted = [layer * self._experts + expert for expert in experts]
         self._count_recall(layer, experts)
@@ -153,11 +146,11 @@ class ExpertCache:
                 wave = begun[: -(-len(begun) // 2)] if absent else begun
                 begun = begun[len(wave) :]
                 slots = {key % self._experts: self._slot_of[key] for key in wave}
-                if not self.kernels_await:
+                if not self._kernels_await:
                     for slot in slots.values():
                         self._finish(slot)
                 yield slots
-                self._loading.difference_update(slots.values())
+                self._leave_loading(slots.values())
                 self._pinned[list(slots.values())] = False
         finally:
             self._pinned[[self._slot_of[key] for key in wanted if key in self._slot_of]] = False
@@ -231,7 +224,7 @@ class ExpertCache:
             slot = self._slot_of.get(key)
             if slot in self._warming:
                 del self._warming[slot]
-                self._loading.add(slot)
+                self._loading[slot] = None
             if slot is not None and slot in self._loading and not self._is_loading(slot):
                 self._settle(slot)
                 slot = self._slot_of.get(key)
@@ -285,7 +278,7 @@ class ExpertCache:
             raise
         keys = keys[: len(slots)]
         length = self._submit(keys, slots, demand=not predicted)
-        self._loading.update(slots)
+        self._loading.update(dict.fromkeys(slots))
         for key, slot in zip(keys, slots, strict=True):
             self._predicted[slot] = predicted
             if in_passing:
@@ -330,6 +323,10 @@ class ExpertCache:
         descriptor = self._files.descriptor(record.path)
         return RecordRead(descriptor, record.offset, record.length, address, record.crc32c)
 
+    def _leave_loading(self, slots: Iterable[int]) -> None:
+        for slot in slots:
+            self._loading.pop(slot, None)
+
     def _is_loading(self, slot: int) -> bool:
         ticket = int(self.tickets[slot])
         return ticket >= 0 and not self._reader.done(ticket)
@@ -341,7 +338,7 @@ class ExpertCache:
         """
         ticket = int(self.tickets[slot])
         if ticket < 0:
-            self._loading.discard(slot)
+            self._leave_loading((slot,))
             return
         began_ns = time.perf_counter_ns()
         try:
@@ -354,7 +351,7 @@ class ExpertCache:
         finally:
             self.statistics.wait_ns += time.perf_counter_ns() - began_ns
         # In this order a KeyboardInterrupt between two of these lines may lose a ticket, but never one in use.
-        self._loading.discard(slot)
+        self._leave_loading((slot,))
         self.tickets[slot] = -1
         self._reader.release(ticket)
 
@@ -376,14 +373,14 @@ class ExpertCache:
         slot, _ = self._warming.popitem()
         ticket = int(self.tickets[slot])
         if self._pinned[slot]:
-            self._loading.add(slot)
+            self._loading[slot] = None
         elif self._reader.cancel(ticket):
             self.statistics.warm_bytes -= self._table.record(*divmod(self._key_of[slot], self._experts)).length
             self._drop(slot)
         elif self._reader.done(ticket):
             self._settle(slot)
         else:
-            self._loading.add(slot)
+            self._loading[slot] = None
 
     def _drop(self, slot: int) -> None:
         """Make the expert in a slot absent; its read, if it had one, has ended."""
@@ -391,7 +388,7 @@ class ExpertCache:
         if ticket >= 0:
             self.tickets[slot] = -1
             self._reader.release(ticket)
-        self._loading.discard(slot)
+        self._leave_loading((slot,))
         self._slot_of.pop(self._key_of[slot], None)  # absent after an interrupt while the slot was taken
         self._key_of[slot] = -1
         self._predicted[slot] = self._pinned[slot] = False

@@ -213,16 +213,29 @@ def make_state(
     kind: PolicyKind, settings: tuple[float, ...], slots: int, keys: int, next_uses: Scores | None = None
 ) -> PolicyState:
     """The state of a policy before the first use. `next_uses`: see `PolicyState`; only `belady` needs it."""
-    in_uses = [setting * slots for setting in settings]
-    if in_uses:  # the first of them is the half-life
-        in_uses[0] = math.log(2) / in_uses[0]
     return PolicyState(
         clock=np.zeros(1, np.int64),
         scores=np.zeros(slots),
         history=np.full(keys if kind.has_history else 0, -math.inf),
-        settings=np.array(in_uses),
+        settings=np.array(_in_uses(settings, slots)),
         next_uses=np.zeros(0) if next_uses is None else next_uses,
     )
+
+
+def policy_numbers(name: str, slots: int) -> tuple[int, float, float]:
+    """A policy as C code takes it: its place in `KINDS`, its rate and its weight, 0 for a setting that it lacks.
+
+    Raises UsageError for an unknown name or invalid settings.
+    """
+    kind, settings = parse_policy(name)
+    rate, weight, *_ = *_in_uses(settings, slots), 0.0, 0.0
+    return list(KINDS.values()).index(kind), rate, weight
+
+
+def _in_uses(settings: tuple[float, ...], slots: int) -> list[float]:
+    """The settings of a policy in uses; its half-life, which is the first, as a rate."""
+    in_uses = [setting * slots for setting in settings]
+    return [math.log(2) / in_uses[0], *in_uses[1:]] if in_uses else []
 
 
 def _setting(policy: str, name: str, text: str) -> float:

@@ -22,7 +22,7 @@ extern "C" {
 #define EM_API __attribute__((visibility("default")))
 
 /* Incremented with every change to this header that a caller must adapt to. */
-#define EM_ABI_VERSION 6
+#define EM_ABI_VERSION 7
 
 typedef enum em_status {
     EM_OK = 0,
@@ -350,6 +350,121 @@ EM_API int32_t em_reader_cancel(em_reader *reader, int64_t ticket);
 EM_API int32_t em_reader_release(em_reader *reader, int64_t ticket);
 EM_API int32_t em_reader_counters(em_reader *reader, em_read_counters *counters);
 
+/* ---- the pager: which experts are in memory ------------------------------------------------------------ */
+
+/* An expert's key is `layer * experts + expert`. A slot of the arena holds one expert's record exactly as it lies on
+ * disk. edgemoe/experts/cache.py says what the pager means: it takes the same decisions, victim by victim.
+ *
+ * No function here locks: one thread at a time uses a pager, that which runs the programs. */
+typedef struct em_pager em_pager;
+
+/* Where records are read from. `em_reader_source` makes that of a reader; a function returns what the function of the
+ * reader with its name returns. */
+typedef struct em_source {
+    void *context;
+    int32_t (*submit)(void *context, const em_read *reads, int32_t count, int32_t demand, int64_t *tickets);
+    int32_t (*wait)(void *context, int64_t ticket, int64_t timeout_us, int64_t *detail);
+    int32_t (*wait_any)(void *context, const int64_t *tickets, int32_t count, int64_t timeout_us);
+    int32_t (*done)(void *context, int64_t ticket);
+    int32_t (*promote)(void *context, int64_t ticket);
+    int32_t (*cancel)(void *context, int64_t ticket);
+    int32_t (*release)(void *context, int64_t ticket);
+} em_source;
+
+EM_API void em_reader_source(em_reader *reader, em_source *source);
+
+typedef enum em_policy_kind { EM_LRU = 0, EM_LFU = 1, EM_LRUF = 2, EM_BELADY = 3, EM_POLICY_COUNT = 4 } em_policy_kind;
+
+typedef struct em_policy_settings {
+    const double *next_uses; /* EM_BELADY: for each use the number of the next use of its key; not for a pager */
+    double rate;             /* EM_LFU, EM_LRUF: log(2) by the half-life in uses */
+    double weight;           /* EM_LRUF: in uses */
+    int32_t kind;
+    int32_t reserved;
+} em_policy_settings;
+
+/* Where an expert's record lies. A layer has no experts beyond its own number: their `length` is 0. */
+typedef struct em_record {
+    int64_t offset;
+    int64_t length;
+    int64_t crc32c; /* as in em_read */
+    int32_t descriptor;
+    int32_t reserved;
+} em_record;
+
+/* Counts since the pager was made; `CacheStatistics` in cache.py, of the same order, explains each. */
+typedef struct em_pager_counters {
+    int64_t hits;
+    int64_t misses;
+    int64_t late_prefetches;
+    int64_t demand_bytes;
+    int64_t prefetched_bytes;
+    int64_t prefetched_reads;
+    int64_t useful_prefetches;
+    int64_t guessable_uses;
+    int64_t guessed_uses;
+    int64_t warm_bytes;
+    int64_t dropped;
+    int64_t wait_ns;
+} em_pager_counters;
+
+/* The read that failed last. */
+typedef struct em_read_failure {
+    int64_t detail; /* as of em_reader_wait */
+    int32_t status;
+    int32_t layer;
+    int32_t expert;
+    int32_t reserved;
+} em_read_failure;
+
+/* All arrays are the caller's and stay valid as long as the pager. */
+typedef struct em_pager_setup {
+    em_source source;
+    const em_record *records;    /* (layers, experts) */
+    uint8_t *arena;              /* (slot_count, slot_bytes) */
+    int32_t *slots;              /* (layers, experts): the pager keeps here the slot of each expert, -1 if it is absent */
+    int64_t *tickets;            /* (slot_count): the ticket of the pending read into each slot, or -1 */
+    em_pager_counters *counters;
+    em_read_failure *failure;
+    em_policy_settings policy;
+    int64_t slot_bytes;
+    int64_t timeout_us;          /* the longest wait for one read; negative: no limit */
+    int32_t slot_count;
+    int32_t layers;
+    int32_t experts;             /* of the layer that has most */
+    int32_t reserved;
+} em_pager_setup;
+
+EM_API int32_t em_pager_create(const em_pager_setup *setup, em_pager **pager);
+/* The reads under way must have ended, or the reader be destroyed, before the arena goes. */
+EM_API void em_pager_destroy(em_pager *pager);
+
+/* A use of experts of one layer: em_pager_request, then em_pager_wave until it gives no experts, then em_pager_end,
+ * which is harmless when repeated and also breaks a use off.
+ *
+ * A request pins the experts that have a slot, counts hits and misses, promotes prefetches that turned out to be right
+ * and cancels those that turned out to be wrong. `scan`: this use does not predict the next one, so experts that are read
+ * for it leave before all others. EM_BAD_EXPERT for an unknown expert or one named twice. */
+EM_API int32_t em_pager_request(em_pager *pager, int32_t layer, const int32_t *experts, int32_t count, int32_t scan);
+/* The experts that come next, whose number is `*count`: all that were requested if there are slots for them, else about
+ * half of those that have a slot, so that one half is read while the other is computed. They stay pinned until the next
+ * call. Reads of a wave may be under way: the caller waits for those in `tickets`, releases each ticket and sets it to
+ * -1. An error ends the use, and `failure` says which read it is about. */
+EM_API int32_t em_pager_wave(em_pager *pager, const int32_t **experts, int32_t *count);
+EM_API void em_pager_end(em_pager *pager);
+/* Finds the read of the present wave that failed, or that does not end, and notes it in `failure`; a failed one leaves
+ * its expert absent. Returns its status, or EM_OK where all reads of the wave are in order. */
+EM_API int32_t em_pager_blame(em_pager *pager);
+
+/* Begins to read experts that a layer will probably use; demands go first. */
+EM_API int32_t em_pager_prefetch(em_pager *pager, int32_t layer, const int32_t *experts, int32_t count);
+/* Begins to read experts, the hottest first, into free slots. They give these up to all others, the coldest first, and
+ * do not count as prefetches. Keys that are present or named twice are passed over. */
+EM_API int32_t em_pager_warm(em_pager *pager, const int32_t *keys, int32_t count);
+
+/* Whether each expert's record is in memory: 1 or 0 for `count` keys from `first` on. */
+EM_API int32_t em_pager_loaded(const em_pager *pager, int32_t first, int32_t count, uint8_t *loaded);
+
 /* ---- sizes, for a binding to check its mirror of the structs ------------------------------------------ */
 
 EM_API uint64_t em_sizeof_operation(void);
@@ -358,6 +473,10 @@ EM_API uint64_t em_sizeof_program(void);
 EM_API uint64_t em_sizeof_program_times(void);
 EM_API uint64_t em_sizeof_read(void);
 EM_API uint64_t em_sizeof_read_counters(void);
+EM_API uint64_t em_sizeof_pager_setup(void);
+EM_API uint64_t em_sizeof_pager_counters(void);
+EM_API uint64_t em_sizeof_record(void);
+EM_API uint64_t em_sizeof_read_failure(void);
 
 #ifdef __cplusplus
 }

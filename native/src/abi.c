@@ -13,6 +13,14 @@ uint64_t em_sizeof_read(void) { return sizeof(em_read); }
 
 uint64_t em_sizeof_read_counters(void) { return sizeof(em_read_counters); }
 
+uint64_t em_sizeof_pager_setup(void) { return sizeof(em_pager_setup); }
+
+uint64_t em_sizeof_pager_counters(void) { return sizeof(em_pager_counters); }
+
+uint64_t em_sizeof_record(void) { return sizeof(em_record); }
+
+uint64_t em_sizeof_read_failure(void) { return sizeof(em_read_failure); }
+
 uint64_t em_sizeof_kind(int32_t kind) {
     switch (kind) {
     case EM_EMBED: return sizeof(em_embed);

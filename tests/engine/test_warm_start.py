@@ -24,9 +24,9 @@ def lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def landed(engine: Engine) -> np.ndarray:
     """Which experts are in RAM once the reads of the warm start have ended; nobody but those is reading."""
-    cache = engine._stepper._cache
-    for slot in cache._warming:
-        engine._reader.wait(int(cache.tickets[slot]), 60)
+    for ticket in engine._stepper._cache.tickets:
+        if ticket >= 0:
+            engine._reader.wait(int(ticket), 60)
     return engine.resident_experts()
 
 

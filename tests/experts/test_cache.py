@@ -1,7 +1,7 @@
-"""The expert cache as a state machine: never over its slots, contents always right, nothing leaves while pinned."""
+"""The expert cache as a state machine: never over its slots, contents always right, nothing leaves while pinned.
 
-from dataclasses import dataclass
-from pathlib import Path
+The same machine holds the pager in C to the cache in Python, step by step.
+"""
 
 import numpy as np
 import pytest
@@ -13,28 +13,11 @@ from edgemoe.errors import ReadError
 from edgemoe.experts.cache import ExpertCache
 from edgemoe.experts.policy import POLICIES, make_policy
 from tests.support.examples import examples
+from tests.support.paired_caches import FakeFiles, FakeTable, PairedCaches, await_wave
 from tests.support.slow_reader import SteppedReader
 
 LAYERS, EXPERTS, RECORD_BYTES = 3, 6, 8
 experts_of_a_layer = st.lists(st.integers(0, EXPERTS - 1), min_size=1, max_size=EXPERTS, unique=True)
-
-
-@dataclass(frozen=True)
-class FakeRecord:
-    path: Path
-    offset: int
-    length: int
-    crc32c: int | None
-
-
-class FakeTable:
-    def record(self, layer: int, expert: int) -> FakeRecord:
-        return FakeRecord(Path("experts"), (layer * EXPERTS + expert) * RECORD_BYTES, RECORD_BYTES, None)
-
-
-class FakeFiles:
-    def descriptor(self, path: Path) -> int:
-        return 0
 
 
 def make_cache(
@@ -44,36 +27,28 @@ def make_cache(
     disk = np.random.default_rng(7).integers(0, 255, LAYERS * EXPERTS * RECORD_BYTES).astype(np.uint8)
     reader = SteppedReader(arena, disk, set())
     order = make_policy(policy, slots, LAYERS * EXPERTS)
-    cache = ExpertCache(arena, EXPERTS, FakeTable(), FakeFiles(), reader, order)
-    cache.kernels_await = kernels_await
+    cache = ExpertCache(arena, EXPERTS, FakeTable(EXPERTS, RECORD_BYTES), FakeFiles(), reader, order, kernels_await)
     return cache, reader, arena, disk
 
 
-def as_kernels_do(cache: ExpertCache, reader: SteppedReader, wave: dict[int, int]) -> None:
-    """Await the reads of a wave and release their tickets."""
-    for slot in wave.values():
-        ticket = int(cache.tickets[slot])
-        if ticket >= 0:
-            reader.wait(ticket)
-            reader.release(ticket)
-            cache.tickets[slot] = -1
-
-
 class CacheMachine(RuleBasedStateMachine):
-    @initialize(
-        slots=st.integers(1, LAYERS * EXPERTS + 2), policy=st.sampled_from(POLICIES), kernels_await=st.booleans()
-    )
-    def start(self, slots: int, policy: str, kernels_await: bool) -> None:
+    @initialize(slots=st.integers(1, LAYERS * EXPERTS + 2), policy=st.sampled_from(POLICIES), paired=st.booleans())
+    def start(self, slots: int, policy: str, paired: bool) -> None:
+        """Either the cache that waits for reads itself, or the two whose reads kernels wait for, held to each other."""
         self.slots = slots
-        self.cache, self.reader, self.arena, self.disk = make_cache(slots, policy, kernels_await)
+        if paired:
+            disk = np.random.default_rng(7).integers(0, 255, LAYERS * EXPERTS * RECORD_BYTES).astype(np.uint8)
+            self.both = PairedCaches(slots, LAYERS, EXPERTS, disk, policy)
+            self.cache, self.reader, self.arena, self.disk = self.both.python, self.both, self.both.arenas[0], disk
+            self.driven = self.both
+        else:
+            self.cache, self.reader, self.arena, self.disk = make_cache(slots, policy)
+            self.both, self.driven = None, self.cache
 
     def use(self, layer: int, wave: dict[int, int]) -> None:
         """Do as kernels do with a wave: wait for the pending reads, then read the slots."""
-        if self.cache.kernels_await:
-            try:
-                as_kernels_do(self.cache, self.reader, wave)
-            except ReadError as error:
-                raise self.cache.failure(wave, error) from error
+        if self.both is not None:
+            self.both.await_wave(wave)
         for expert, slot in wave.items():
             assert np.array_equal(self.arena[slot], self.contents(layer, expert))
 
@@ -89,7 +64,7 @@ class CacheMachine(RuleBasedStateMachine):
         failing = {layer * EXPERTS + expert for expert in experts} & {o // RECORD_BYTES for o in self.reader.failing}
         seen: list[int] = []
         try:
-            for wave in self.cache.stream(layer, experts, in_passing):
+            for wave in self.driven.stream(layer, experts, in_passing):
                 assert len(set(wave.values())) == len(wave)
                 self.reader.finish_some()
                 self.use(layer, wave)
@@ -101,15 +76,15 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(layer=st.integers(0, LAYERS - 1), experts=experts_of_a_layer)
     def predict(self, layer: int, experts: list[int]) -> None:
-        self.cache.predict(layer, experts)
+        self.driven.predict(layer, experts)
 
     @rule(layer=st.integers(0, LAYERS - 1), experts=experts_of_a_layer)
     def warm(self, layer: int, experts: list[int]) -> None:
-        self.cache.warm([(layer, expert) for expert in experts])
+        self.driven.warm([(layer, expert) for expert in experts])
 
     @rule(layer=st.integers(0, LAYERS - 1), experts=experts_of_a_layer, taken=st.integers(0, 2))
     def abandon(self, layer: int, experts: list[int], taken: int) -> None:
-        waves = self.cache.stream(layer, experts)
+        waves = self.driven.stream(layer, experts)
         try:
             for number in range(taken):
                 wave = next(waves, None)
@@ -137,11 +112,14 @@ class CacheMachine(RuleBasedStateMachine):
     def within_bounds(self) -> None:
         present = [(layer, e) for layer in range(LAYERS) for e in range(EXPERTS) if self.cache.holds(layer, e)]
         assert len(present) <= self.slots
-        assert self.reader.outstanding() <= len(present)
+        reader = self.reader if self.both is None else self.both.readers[0]
+        assert reader.outstanding() <= len(present)
+        if self.both is not None:
+            self.both.compare()
 
 
 TestCacheMachine = CacheMachine.TestCase
-TestCacheMachine.settings = settings(max_examples=examples(150), stateful_step_count=25, deadline=None)
+TestCacheMachine.settings = settings(max_examples=examples(250), stateful_step_count=25, deadline=None)
 
 
 def run(cache: ExpertCache, layer: int, *experts: int) -> None:
@@ -240,7 +218,7 @@ def test_what_kernels_await_is_not_awaited_before() -> None:
     cache, reader, _, _ = make_cache(slots=4, kernels_await=True)
     for wave in cache.stream(0, [0, 1]):
         assert reader.outstanding() == 2
-        as_kernels_do(cache, reader, wave)
+        assert await_wave(cache, reader, wave) is None
     assert reader.outstanding() == 0
     assert cache.loaded(0, 0)
     assert cache.loaded(0, 1)
@@ -251,9 +229,9 @@ def test_a_read_that_kernels_await_in_vain_is_named() -> None:
     reader.failing.add((1 * EXPERTS + 4) * RECORD_BYTES)
     waves = cache.stream(1, [3, 4])
     wave = next(waves)
-    with pytest.raises(ReadError) as caught:
-        as_kernels_do(cache, reader, wave)
-    error = cache.failure(wave, caught.value)
+    failed = await_wave(cache, reader, wave)
+    assert failed is not None
+    error = cache.failure(wave, failed)
     assert "Layer 1, expert 4: the disk said no" in str(error)
     waves.close()
     assert not cache.holds(1, 4)
@@ -292,3 +270,32 @@ def test_a_stalled_read_keeps_its_slot_until_it_has_ended() -> None:
     reader.wait = wait  # type: ignore[method-assign]
     run(cache, 0, 0)
     assert cache.statistics.demand_bytes == EXPERTS * RECORD_BYTES  # it was not read again
+
+
+@pytest.mark.parametrize("policy", ["lru", "lfu", "lfu:0.25", "lruf", "lruf:1:20"])
+def test_the_pager_in_c_takes_every_decision_of_the_cache_in_python(policy: str) -> None:
+    """Long random ways with skewed uses: the same slots, reads and counts after each step, so the same victims."""
+    layers, experts, used, slots = 4, 24, 4, 30
+    random = np.random.default_rng(len(policy))
+    both = PairedCaches(slots, layers, experts, random.integers(0, 255, layers * experts * 8).astype(np.uint8), policy)
+    both.choose = lambda tickets: [ticket for ticket in tickets if random.random() < 0.6]
+    skew = 1 / np.arange(1, experts + 1)
+
+    def some(count: int) -> list[int]:
+        return random.choice(experts, count, replace=False, p=skew / skew.sum()).tolist()
+
+    both.warm([(layer, expert) for layer in range(layers) for expert in some(6)])
+    for step in range(150):
+        for layer in range(layers):
+            scan = step % 17 == 0
+            if step % 3 == 0 and layer + 1 < layers:
+                both.predict(layer + 1, some(used))
+            for wave in both.stream(layer, sorted(some(16)) if scan else some(used), scan):
+                both.finish_some()
+                both.await_wave(wave)
+    statistics = both.native.statistics
+    assert statistics.hits > 500
+    assert statistics.misses > 500
+    assert statistics.late_predictions > 10
+    assert statistics.useful_predictions > statistics.late_predictions
+    assert both.native.slots == slots

@@ -57,6 +57,10 @@ class SteppedReader:
     def release(self, ticket: int) -> None:
         del self._ended[ticket]
 
+    def state(self) -> tuple[dict[int, tuple[int, int, int, bool]], dict[int, bool]]:
+        """Reads in flight by ticket, and whether those that have ended succeeded."""
+        return self._in_flight, self._ended
+
     def outstanding(self) -> int:
         """Reads that were not released."""
         return len(self._in_flight) + len(self._ended)

@@ -11,6 +11,7 @@ from pathlib import Path
 from edgemoe.errors import KernelError
 from edgemoe.kernels import native
 from edgemoe.kernels.native import structures as st
+from edgemoe.kernels.paging import RECORD, CacheStatistics
 
 FILE_NAME = "libedgemoe.so"
 
@@ -39,6 +40,10 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "em_sizeof_program": (c_uint64, []),
     "em_sizeof_program_times": (c_uint64, []),
     "em_sizeof_read_counters": (c_uint64, []),
+    "em_sizeof_pager_setup": (c_uint64, []),
+    "em_sizeof_pager_counters": (c_uint64, []),
+    "em_sizeof_record": (c_uint64, []),
+    "em_sizeof_read_failure": (c_uint64, []),
     "em_isa_count": (c_int32, []),
     "em_isa_name": (c_char_p, [c_int32]),
     "em_kernels_for": (c_void_p, [c_char_p]),
@@ -59,6 +64,16 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "em_reader_cancel": (c_int32, [c_void_p, c_int64]),
     "em_reader_release": (c_int32, [c_void_p, c_int64]),
     "em_reader_counters": (c_int32, [c_void_p, POINTER(st.ReadCountersStruct)]),
+    "em_reader_source": (None, [c_void_p, POINTER(st.SourceStruct)]),
+    "em_pager_create": (c_int32, [POINTER(st.PagerSetupStruct), POINTER(c_void_p)]),
+    "em_pager_destroy": (None, [c_void_p]),
+    "em_pager_request": (c_int32, [c_void_p, c_int32, c_void_p, c_int32, c_int32]),
+    "em_pager_wave": (c_int32, [c_void_p, POINTER(POINTER(c_int32)), POINTER(c_int32)]),
+    "em_pager_end": (None, [c_void_p]),
+    "em_pager_blame": (c_int32, [c_void_p]),
+    "em_pager_prefetch": (c_int32, [c_void_p, c_int32, c_void_p, c_int32]),
+    "em_pager_warm": (c_int32, [c_void_p, c_void_p, c_int32]),
+    "em_pager_loaded": (c_int32, [c_void_p, c_int32, c_int32, c_void_p]),
 }
 
 _REINSTALL = "Install edgemoe again so that its library is built anew, or set EDGEMOE_KERNELS=jit to go without it."
@@ -99,13 +114,18 @@ def _check_version(library: ctypes.CDLL) -> None:
         ("em_program_times", st.ProgramTimesStruct, library.em_sizeof_program_times()),
         ("em_read", st.ReadStruct, library.em_sizeof_read()),
         ("em_read_counters", st.ReadCountersStruct, library.em_sizeof_read_counters()),
+        ("em_pager_setup", st.PagerSetupStruct, library.em_sizeof_pager_setup()),
+        ("em_read_failure", st.ReadFailureStruct, library.em_sizeof_read_failure()),
     ]
     for kind, (name, member) in enumerate(st.UNION_MEMBERS):
         sizes.append((f"em_{name}", member, library.em_sizeof_kind(kind)))
-    for name, struct, size in sizes:
-        if ctypes.sizeof(struct) != size:
+    found_sizes = [(name, ctypes.sizeof(struct), size) for name, struct, size in sizes]
+    found_sizes.append(("em_record", RECORD.itemsize, library.em_sizeof_record()))
+    found_sizes.append(("em_pager_counters", CacheStatistics().counts.nbytes, library.em_sizeof_pager_counters()))
+    for name, expected, size in found_sizes:
+        if expected != size:
             raise KernelError(
-                f"The native kernel library's {name} has {size} bytes; expected {ctypes.sizeof(struct)}.",
+                f"The native kernel library's {name} has {size} bytes; expected {expected}.",
                 _REINSTALL,
             )
 

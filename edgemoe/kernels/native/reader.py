@@ -84,19 +84,35 @@ class NativeReader:
         status = self._library.em_reader_wait(self._address, ticket, timeout_us, ctypes.byref(detail))
         if status == Status.OK:
             return
+        raise self.read_error(status, detail.value)
+
+    def read_error(self, status: int, detail: int) -> ReadError:
+        """The error of a read that ended with this status; `detail` as in `em_reader_wait`."""
         if status == Status.READ_FAILED:
-            raise ReadError(
-                f"An expert could not be read: {os.strerror(detail.value)} (errno {detail.value}).",
+            return ReadError(
+                f"An expert could not be read: {os.strerror(detail)} (errno {detail}).",
                 "Check the disk, and the store with edgemoe verify.",
             )
         if status == Status.SHORT_READ:
-            raise ReadError(
-                f"An expert could not be read: the file ended after {detail.value} bytes of it.",
+            return ReadError(
+                f"An expert could not be read: the file ended after {detail} bytes of it.",
                 "The store is cut short: convert it again.",
             )
         if status == Status.BAD_CHECKSUM:
-            raise ReadError(*NOT_AS_WRITTEN)
-        raise self._failure(status, "a read")
+            return ReadError(*NOT_AS_WRITTEN)
+        return self._failure(status, "a read")
+
+    def source(self) -> st.SourceStruct:
+        """The reader as a pager in C reads from it. Raises ReadError where it is closed."""
+        if self._address is None:
+            raise self._failure(Status.OK, "a pager")
+        source = st.SourceStruct()
+        self._library.em_reader_source(self._address, ctypes.byref(source))
+        return source
+
+    @property
+    def closed(self) -> bool:
+        return self._address is None
 
     def done(self, ticket: int) -> bool:
         """Whether the read succeeded, failed or was cancelled; `wait` then returns or raises at once."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_float, c_int32, c_int64, c_uint64, c_void_p
+from ctypes import c_double, c_float, c_int32, c_int64, c_uint64, c_void_p
 
 from edgemoe.kernels import operations as op
 
-ABI_VERSION = 6
+ABI_VERSION = 7
 LINEAR_PARTS_MAX = 4
 
 
@@ -284,4 +284,64 @@ class ReadCountersStruct(ctypes.Structure):
         ("reads", c_uint64),
         ("failed", c_uint64),
         ("cancelled", c_uint64),
+    ]
+
+
+class SourceStruct(ctypes.Structure):
+    """`em_source`"""
+
+    _fields_ = [
+        ("context", c_void_p),
+        ("submit", c_void_p),
+        ("wait", c_void_p),
+        ("wait_any", c_void_p),
+        ("done", c_void_p),
+        ("promote", c_void_p),
+        ("cancel", c_void_p),
+        ("release", c_void_p),
+    ]
+
+
+class PolicySettingsStruct(ctypes.Structure):
+    """`em_policy_settings`"""
+
+    _fields_ = [
+        ("next_uses", c_void_p),
+        ("rate", c_double),
+        ("weight", c_double),
+        ("kind", c_int32),
+        ("reserved", c_int32),
+    ]
+
+
+class ReadFailureStruct(ctypes.Structure):
+    """`em_read_failure`"""
+
+    _fields_ = [
+        ("detail", c_int64),
+        ("status", c_int32),
+        ("layer", c_int32),
+        ("expert", c_int32),
+        ("reserved", c_int32),
+    ]
+
+
+class PagerSetupStruct(ctypes.Structure):
+    """`em_pager_setup`"""
+
+    _fields_ = [
+        ("source", SourceStruct),
+        ("records", c_void_p),
+        ("arena", c_void_p),
+        ("slots", c_void_p),
+        ("tickets", c_void_p),
+        ("counters", c_void_p),
+        ("failure", c_void_p),
+        ("policy", PolicySettingsStruct),
+        ("slot_bytes", c_int64),
+        ("timeout_us", c_int64),
+        ("slot_count", c_int32),
+        ("layers", c_int32),
+        ("experts", c_int32),
+        ("reserved", c_int32),
     ]

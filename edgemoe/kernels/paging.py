@@ -1,0 +1,62 @@
+"""What pagers share, whether they run in Python (`ExpertCache`) or in C: their counters and the table of records.
+
+Letters: `L` layers, `E` experts of the layer that has most.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+RECORD = np.dtype(
+    [("offset", np.int64), ("length", np.int64), ("crc32c", np.int64), ("descriptor", np.int32), ("reserved", np.int32)]
+)
+"""Where an expert's record lies: bytes in an open file, and their expected checksum, negative where it is not known."""
+
+Records = npt.NDArray[np.void]
+"""The place of every expert's record, `(L, E)` of `RECORD`. An expert that a layer lacks has `length` 0."""
+
+
+class _Count:
+    """A counter of `CacheStatistics`: one element of its array."""
+
+    def __init__(self, place: int) -> None:
+        self._place = place
+
+    def __get__(self, statistics: CacheStatistics, owner: type) -> int:
+        return int(statistics.counts[self._place])
+
+    def __set__(self, statistics: CacheStatistics, value: int) -> None:
+        statistics.counts[self._place] = value
+
+
+class CacheStatistics:
+    """Counters since the cache was made. A hit is an expert that was loaded when the router chose it."""
+
+    hits = _Count(0)
+    misses = _Count(1)
+    late_predictions = _Count(2)
+    """Misses whose predicted read had begun but not ended."""
+    demand_bytes = _Count(3)
+    predicted_bytes = _Count(4)
+    predicted_reads = _Count(5)
+    useful_predictions = _Count(6)
+    """Predicted reads whose expert was used before it left."""
+    predictable_uses = _Count(7)
+    """Routed experts for which a prediction had been made (one token at a time)."""
+    predicted_uses = _Count(8)
+    """Predictable uses that the prediction had named: recall = predicted_uses / predictable_uses."""
+    warm_bytes = _Count(9)
+    """Bytes of experts read at the start from the last session's hot list; neither demand nor predicted reads."""
+    dropped = _Count(10)
+    """Routed experts that were absent and not read because their weight was small (a lossy setting)."""
+    wait_ns = _Count(11)
+    """Time for which the cache itself waited for reads; kernels count their own waits."""
+
+    def __init__(self) -> None:
+        self.counts: npt.NDArray[np.int64] = np.zeros(12, np.int64)
+        """The counters in the order of `em_pager_counters`: a pager in C counts here."""
+
+    @property
+    def read_bytes(self) -> int:
+        return self.demand_bytes + self.predicted_bytes

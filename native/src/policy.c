@@ -1,0 +1,62 @@
+/* See policy.h. */
+#include "policy.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+static bool has_history(int32_t kind) { return kind == EM_LFU || kind == EM_LRUF; }
+
+bool em_policy_known(const em_policy_settings *settings) {
+    if (settings->kind < 0 || settings->kind >= EM_POLICY_COUNT) return false;
+    if (settings->kind == EM_BELADY) return settings->next_uses != NULL;
+    return !has_history(settings->kind) || (settings->rate > 0 && isfinite(settings->rate) && settings->weight >= 0);
+}
+
+bool em_policy_init(em_policy *policy, const em_policy_settings *settings, int32_t slots, int32_t keys) {
+    *policy = (em_policy){.settings = *settings};
+    policy->scores = calloc((size_t)slots, sizeof *policy->scores);
+    if (!policy->scores) return false;
+    if (!has_history(settings->kind)) return true;
+    policy->history = malloc((size_t)keys * sizeof *policy->history);
+    if (!policy->history) return false;
+    for (int32_t key = 0; key < keys; key++) policy->history[key] = -INFINITY;
+    return true;
+}
+
+void em_policy_free(em_policy *policy) {
+    free(policy->scores);
+    free(policy->history);
+}
+
+/* The logarithm of a key's decayed count of uses, this one included: 0 for the first. */
+static double count_use(em_policy *policy, int32_t key, double now) {
+    const double count = log1p(exp(policy->history[key] - now));
+    policy->history[key] = now + count;
+    return count;
+}
+
+void em_policy_use(em_policy *policy, int32_t key, int32_t slot) {
+    const em_policy_settings *settings = &policy->settings;
+    const double t = (double)++policy->clock;
+    double *score = &policy->scores[slot];
+    switch (settings->kind) {
+    case EM_LFU:
+        count_use(policy, key, settings->rate * t);
+        *score = policy->history[key];
+        break;
+    case EM_LRUF: *score = t + settings->weight * count_use(policy, key, settings->rate * t); break;
+    case EM_BELADY: *score = -settings->next_uses[policy->clock - 1]; break;
+    default: *score = t; break;
+    }
+}
+
+void em_policy_scan(em_policy *policy, int32_t slot) { policy->scores[slot] = -(double)++policy->clock; }
+
+int32_t em_policy_victim(const em_policy *policy, int32_t slots, const uint8_t *pinned, const int64_t *tickets) {
+    int32_t victim = -1;
+    for (int32_t slot = 0; slot < slots; slot++) {
+        if (victim >= 0 && policy->scores[slot] >= policy->scores[victim]) continue;
+        if (!pinned[slot] && (!tickets || tickets[slot] < 0)) victim = slot;
+    }
+    return victim;
+}
