@@ -35,7 +35,9 @@ def info(
 def when_checked(checked_when_read: bool) -> str:
     """Say when a store's bytes are compared with its checksums."""
     return (
-        "held to at every read" if checked_when_read else "only edgemoe verify looks at them (it can --add-checksums)"
+        "held to at every read"
+        if checked_when_read
+        else "only edgemoe verify looks at them (its --migrate adds others)"
     )
 
 

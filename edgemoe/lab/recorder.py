@@ -202,6 +202,6 @@ def trace_shape(store: Store, spec: ModelSpec, model: str | None = None) -> Trac
         len(spec.layers),
         spec.most_experts,
         spec.most_top_k,
-        tuple(layer.record_bytes if layer else 0 for layer in store.manifest.expert_layers),
+        tuple(store.manifest.records.mean_bytes(layer) for layer in range(len(spec.layers))),
         tuple(dense),
     )

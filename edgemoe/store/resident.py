@@ -15,7 +15,8 @@ from edgemoe.io.bulk import BulkRead, Span, SpanAlteredError
 from edgemoe.io.direct import PageReadError, allocate_pages
 from edgemoe.io.pages import PAGE_BYTES, round_up
 from edgemoe.kernels.formats import Matrix
-from edgemoe.store.manifest import MATRIX_ALIGNMENT_BYTES, ResidentTensor
+from edgemoe.store.layouts import MATRIX_ALIGNMENT_BYTES
+from edgemoe.store.manifest import ResidentTensor
 from edgemoe.store.manifest_parser import DAMAGED_HINT
 
 ResidentValue = Union[Matrix, npt.NDArray[np.float32]]

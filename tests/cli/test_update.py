@@ -135,11 +135,12 @@ def test_a_checkpoint_s_side_files_take_the_place_of_all(store: Path, source: Pa
         "generation_config.json: removed",
         f"{store}: 4 side files updated.",
     ]
-    weights = {".safetensors", ".npz"}
-    expected = {name: data for name, data in folder_bytes(source).items() if Path(name).suffix not in weights}
+    suffixes = {".safetensors", ".npz"}
+    expected = {name: data for name, data in folder_bytes(source).items() if Path(name).suffix not in suffixes}
     found = folder_bytes(store)
     assert {name: found[name] for name in expected} == expected
-    assert set(found) - set(expected) == {"edgemoe.json", "experts-00000.safetensors", "resident.safetensors"}
+    weights = {"experts-00000.safetensors", "records.safetensors", "resident.safetensors"}
+    assert set(found) - set(expected) == {"edgemoe.json", *weights}
     assert prompt(store) == "Hi?"
     assert json.loads(command("inspect", store, "--json")[1])["provenance"]["side_files"]["source"] == "tiny"
     assert "tiny" in command("inspect", store)[1].split("side files from")[1]

@@ -22,8 +22,7 @@ from edgemoe.model.rope import RopeSpec
 from edgemoe.model.spec import LayerSpec, ModelSpec
 from edgemoe.process import Limit
 from edgemoe.sizes import format_size, parse_size
-from edgemoe.store.manifest import record_bytes
-from edgemoe.store.planning import ExpertPlan
+from edgemoe.store.layouts import packed_layout
 from tests.kernels.conftest import make_backend
 
 MIB = 1 << 20
@@ -261,16 +260,12 @@ def decoder_without_weights(graph: Graph, dense: str, experts: str, workspace: W
         for name, shape in shapes.items()
     }
     layouts = [
-        ExpertPlan(
-            routed.num_experts, spec.hidden_size, routed.intermediate_size, expert_format, expert_format
-        ).layout()
-        if routed
-        else None
+        packed_layout(spec.hidden_size, routed.intermediate_size, expert_format, expert_format) if routed else None
         for routed in (layer.routed for layer in spec.layers)
     ]
-    slot_bytes = max((record_bytes(layout) for layout in layouts if layout), default=0)
+    slot_bytes = max((layout.slot_bytes for layout in layouts if layout), default=0)
     arena = untouched(slot_bytes).reshape(1, -1)
-    return Decoder(graph, weights, workspace, arena, layouts)
+    return Decoder(graph, weights, workspace, arena, [layout and layout.matrices for layout in layouts])
 
 
 @pytest.mark.parametrize("kind", ["native generic", "jit", "jit 3 threads", "reference"])

@@ -12,7 +12,7 @@ from edgemoe.io.checksum import crc32c
 from edgemoe.store.panels import PIECE_PANELS, Panels
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
-from tests.support.stores import flip_bit, small_store, without_fast_checksums
+from tests.support.stores import flip_bit, small_store, version_1
 
 VOCABULARY = 16 * (2 * PIECE_PANELS + 1) + 5
 
@@ -59,7 +59,7 @@ def test_a_matrix_that_is_not_what_was_written(store: Store) -> None:
 
 
 def test_without_fast_checksums_nothing_is_held_against_it(store: Store) -> None:
-    panels = embedding(without_fast_checksums(store.path))
+    panels = embedding(version_1(store.path, fast_checksums=False))
     flip_bit(store.resident_path, panels.tensor.offset)
     assert len(panels.checksums(direct=True)) == panels.count
 

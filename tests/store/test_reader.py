@@ -8,6 +8,7 @@ import mmap
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,25 @@ from edgemoe.io import direct
 from edgemoe.io.bulk import BulkRead, Span
 from edgemoe.kernels.formats import Matrix
 from edgemoe.kernels.native import page_cache
-from edgemoe.store.manifest import MANIFEST_NAME, Manifest
+from edgemoe.store.manifest import MANIFEST_NAME, FileEntry, Manifest
 from edgemoe.store.manifest_parser import parse_manifest
 from edgemoe.store.reader import Store
+from edgemoe.store.records import RECORDS_NAME
 from edgemoe.store.side_files import check_side_files
 from tests.support.examples import examples
 from tests.support.page_cache import cached_pages
-from tests.support.stores import edit_manifest, flip_bit, sealed, small_store, without_fast_checksums
+from tests.support.stores import edit_manifest, flip_bit, sealed, small_store, version_1
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return small_store(tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture(scope="module")
+def old(made: Store, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """The same store as version 1 was: its records are in the manifest."""
+    return version_1(shutil.copytree(made.path, tmp_path_factory.mktemp("old") / "store"))
 
 
 @pytest.fixture
@@ -178,7 +186,7 @@ def test_a_resident_tensor_that_was_altered_is_named(store: Store) -> None:
 
 
 def test_a_store_without_fast_checksums_loads(store: Store) -> None:
-    expected, found = store.load_resident(), without_fast_checksums(store.path).load_resident()
+    expected, found = store.load_resident(), version_1(store.path, fast_checksums=False).load_resident()
     assert expected.keys() == found.keys()
 
 
@@ -239,8 +247,8 @@ def test_a_folder_without_manifest_is_no_store(tmp_path: Path) -> None:
 
 
 def test_a_store_of_another_version_is_refused(store: Store) -> None:
-    edit_manifest(store.path, lambda data: data.update(edgemoe=2))
-    with pytest.raises(StoreError, match="expected a store of version 1, found 2"):
+    edit_manifest(store.path, lambda data: data.update(edgemoe=3))
+    with pytest.raises(StoreError, match="expected a store of version 1 to 2, found 3"):
         Store.open(store.path)
 
 
@@ -291,7 +299,7 @@ def test_a_truncated_resident_file_names_the_first_tensor_lost(store: Store) -> 
         Store.open(store.path)
 
 
-@pytest.mark.parametrize("name", ["resident.safetensors", "experts-00000.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("name", ["resident.safetensors", "experts-00000.safetensors", RECORDS_NAME, "tokenizer.json"])
 def test_a_git_lfs_pointer_in_place_of_a_file_is_named(store: Store, name: str) -> None:
     """A store that was cloned without Git LFS; the pointer's first line is that of git-lfs' docs/spec.md."""
     (store.path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
@@ -299,7 +307,7 @@ def test_a_git_lfs_pointer_in_place_of_a_file_is_named(store: Store, name: str) 
         check_side_files(Store.open(store.path))
 
 
-@pytest.mark.parametrize("name", ["resident.safetensors", "experts-00000.safetensors"])
+@pytest.mark.parametrize("name", ["resident.safetensors", "experts-00000.safetensors", RECORDS_NAME])
 def test_a_missing_file_is_named(store: Store, name: str) -> None:
     (store.path / name).unlink()
     with pytest.raises(StoreError, match=f"{name} is missing"):
@@ -308,19 +316,20 @@ def test_a_missing_file_is_named(store: Store, name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["../x", "/etc/passwd", "a/b", "..", ".", "", ".hidden", "a\\b", "c:x", "x\0y", "\ud800", 7, None, "edgemoe.json"],
+    ["../x", "/x", "a/b", "..", ".", "", ".x", "a\\b", "c:x", "x\0y", "\ud800", 7, None, "edgemoe.json"],
 )
 def test_file_names_cannot_leave_the_folder(store: Store, name: object) -> None:
     edit_manifest(store.path, lambda data: data["side_files"][0].update(name=name))
     with pytest.raises(StoreError, match=r"edgemoe\.json: "):
         Store.open(store.path)
-    edit_manifest(store.path, lambda data: data["resident"].update(name=name))
-    with pytest.raises(StoreError, match=r"edgemoe\.json: "):
-        Store.open(store.path)
+    for part in (lambda data: data["resident"], lambda data: data["experts"]["table"]):
+        edit_manifest(store.path, lambda data, part=part: part(data).update(name=name))
+        with pytest.raises(StoreError, match=r"edgemoe\.json: "):
+            Store.open(store.path)
 
 
 def test_the_manifest_comes_back_as_it_was_written(made: Store) -> None:
-    assert parse_manifest(made.manifest.to_bytes()) == made.manifest
+    assert parse_manifest(made.manifest.to_bytes(), _table_of(made)) == made.manifest
 
 
 @pytest.mark.parametrize(
@@ -331,7 +340,7 @@ def test_figures_of_the_quantisation_are_figures(made: Store, key: str, value: o
     manifest = json.loads((made.path / MANIFEST_NAME).read_text())
     manifest["quantisation"]["experts"][key] = value
     with pytest.raises(StoreError, match=f"quantisation.*{key}"):
-        parse_manifest(sealed(manifest))
+        parse_manifest(sealed(manifest), _table_of(made))
 
 
 _ODD = st.one_of(
@@ -346,7 +355,8 @@ _ODD = st.one_of(
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=examples(150), deadline=None)
 @given(st.data())
-def test_mutated_manifests_open_or_are_refused_and_nothing_else(made: Store, data: st.DataObject) -> None:
+def test_mutated_manifests_open_or_are_refused_and_nothing_else(made: Store, old: Store, data: st.DataObject) -> None:
+    made = data.draw(st.sampled_from([made, old]))
     manifest = json.loads((made.path / MANIFEST_NAME).read_text())
     for _ in range(data.draw(st.integers(1, 3))):
         node: Any = manifest
@@ -362,29 +372,34 @@ def test_mutated_manifests_open_or_are_refused_and_nothing_else(made: Store, dat
             node.append(copy.deepcopy(node[key]))
         else:
             del node[key]
-    _open_and_use(made.path, sealed(manifest))
+    _open_and_use(made, sealed(manifest))
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=examples(100), deadline=None)
 @given(st.data())
-def test_manifests_with_altered_bytes_open_or_are_refused(made: Store, data: st.DataObject) -> None:
+def test_manifests_with_altered_bytes_open_or_are_refused(made: Store, old: Store, data: st.DataObject) -> None:
+    made = data.draw(st.sampled_from([made, old]))
     content = bytearray((made.path / MANIFEST_NAME).read_bytes())
     for _ in range(data.draw(st.integers(1, 3))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    _open_and_use(made.path, bytes(content))
+    _open_and_use(made, bytes(content))
 
 
-def _open_and_use(folder: Path, text: bytes) -> None:
+def _table_of(store: Store) -> Callable[[FileEntry], bytes]:
+    """Reads the table of a store, whatever a manifest says of its file."""
+    return lambda file: store.manifest.records.to_bytes()
+
+
+def _open_and_use(made: Store, text: bytes) -> None:
     try:
-        manifest = parse_manifest(text)
-        store = Store(folder, manifest)
+        manifest = parse_manifest(text, _table_of(made))
+        store = Store(made.path, manifest)
         store.check_sizes()
     except StoreError:
         return
     # What opens is loaded without any other error, and every record lies in its file.
     assert isinstance(manifest, Manifest)
     store.load_resident()
-    for number, layer in enumerate(manifest.expert_layers):
-        for expert in range(len(layer.records) if layer else 0):
-            record = store.record(number, expert)
-            assert record.offset + record.length <= record.path.stat().st_size
+    for layer, expert, *_ in manifest.records:
+        record = store.record(layer, expert)
+        assert record.offset + record.length <= record.path.stat().st_size
