@@ -316,7 +316,7 @@ def step_sizes(graph: Graph, chunk_tokens: int, context_length: int) -> StepSize
     """The largest value of each size over all layers."""
     operations = [step.operation for section in graph.distinct_sections() for step in section.steps]
     attentions = [operation for operation in operations if isinstance(operation, op.Attention)]
-    dense = [operation.down.shape[1] for operation in operations if isinstance(operation, op.GatedFfn)]  # type: ignore[attr-defined]
+    dense = [operation.down.shape[1] for operation in operations if isinstance(operation, op.GatedFfn)]
     routed = graph.spec.routed.values()
     return StepSizes(
         tokens=chunk_tokens,

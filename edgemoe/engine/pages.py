@@ -1,12 +1,12 @@
 """The pages of keys and values: 64 positions each, shared by sequences that begin alike.
 
-A page is exactly one block of the attention kernels, so paging changes no bit. Sequences share a page while they agree on
-its tokens; one that goes on elsewhere gets a copy of a page that it shares and has not filled (copy on write). A full page
-is found again by the hash of all tokens up to its end, even after the last sequence that used it was closed, until its
-memory is needed: that is the prefix cache.
+A page is exactly one block of the attention kernels, so paging changes no bit. Sequences share a page while they agree
+on its tokens; one that goes on elsewhere gets a copy of a page that it shares and has not filled (copy on write). A
+full page is found again by the hash of all tokens up to its end, even after the last sequence that used it was closed,
+until its memory is needed: that is the prefix cache.
 
-Invariants: a page is free, or kept for its hash alone, or used by as many sequences as its count says. A used page is never
-given out, and a kept one only when no free page is left, the one that was released first before the others.
+Invariants: a page is free, or kept for its hash alone, or used by as many sequences as its count says. A used page is
+never given out, and a kept one only when no free page is left, the one that was released first before the others.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Blocks:
     """A matrix as plain numbers, before packing: quantisers return it and `pack` takes it.
 
@@ -190,7 +190,7 @@ def dequantise(blocks: Blocks) -> npt.NDArray[np.float32]:
     return weights if blocks.minimums is None else weights + spread(blocks.minimums)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Matrix:
     """A matrix in kernel layout: `data` is uint8, `matrix_bytes(rows, columns)` long, 64-byte aligned."""
 
@@ -198,6 +198,19 @@ class Matrix:
     format: Format
     rows: int
     columns: int
+
+    @classmethod
+    def planned(cls, fmt: Format, rows: int, columns: int) -> Matrix:
+        """A matrix whose `data` is None: it has sizes, and takes part in sums of sizes, before it is read."""
+        return cls(None, fmt, rows, columns)  # type: ignore[arg-type]  # no kernel ever gets one
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.rows, self.columns
+
+    @property
+    def nbytes(self) -> int:
+        return self.format.matrix_bytes(self.rows, self.columns)
 
 
 def interleave_panels(gate: npt.NDArray[np.uint8], up: npt.NDArray[np.uint8], panels: int) -> npt.NDArray[np.uint8]:
