@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from edgemoe.errors import KernelError
 from edgemoe.io import checksum
-from edgemoe.io.checksum import as_written, crc32c
+from edgemoe.io.checksum import as_written, combined_crc32c, crc32c
 from edgemoe.kernels.jit.checksum import jit_crc32c
 from edgemoe.kernels.native.checksum import NativeChecksum
 from edgemoe.kernels.native.library import available_isas
@@ -72,6 +72,9 @@ def test_every_length_and_alignment_near_the_lanes(implementation: Implementatio
 @given(st.binary(max_size=3000), st.binary(max_size=3000))
 def test_parts_give_the_whole(first: bytes, second: bytes) -> None:
     whole = bitwise(first + second)
+    parts = [(len(first), crc32c(first)), (0, 0), (len(second), crc32c(second))]
+    assert combined_crc32c(parts) == (whole if len(IMPLEMENTATIONS) > 1 else None)
+    assert combined_crc32c([*parts, (5, None)]) is None
     for name, implementation in IMPLEMENTATIONS.items():
         before = implementation(np.frombuffer(first, np.uint8), 0)
         assert implementation(np.frombuffer(second, np.uint8), before) == whole, name
@@ -113,10 +116,13 @@ def test_without_the_native_library(monkeypatch: pytest.MonkeyPatch) -> None:
         raise KernelError("The native library is not there.")
 
     monkeypatch.setattr(native, "load_library", missing)
-    checksum._implementation.cache_clear()
+    for cached in (checksum._native, checksum._implementation):
+        cached.cache_clear()
     try:
         assert checksum._implementation() is jit_crc32c
         assert crc32c(b"123456789") == 0xE3069283
+        assert combined_crc32c([(9, 0xE3069283)]) is None
     finally:
         monkeypatch.undo()
-        checksum._implementation.cache_clear()
+        for cached in (checksum._native, checksum._implementation):
+            cached.cache_clear()

@@ -161,6 +161,11 @@ class NativeReader:
         self._address = None
         self._destroy()
 
+    def abandon(self) -> None:
+        """Leave the threads and their reads to themselves, as one of them hangs; the reader is never destroyed."""
+        self._address = None
+        self._destroy.detach()
+
     def _failure(self, status: int, what: str) -> ReadError:
         if self._address is None:
             return ReadError("The reader is closed.", "Make a new one.")
