@@ -8,7 +8,7 @@ NATIVE_SOURCES := $(shell find native -name '*.[ch]' -o -name 'CMakeLists.txt')
 
 HELP := "If numba or llvmlite is what failed: README.md (Without Numba) says what to do, on Alpine for example."
 
-.PHONY: chat test lint clean
+.PHONY: chat test lint header clean
 
 chat: $(VENV)/.installed
 	@$(BIN)/edgemoe chat
@@ -21,6 +21,10 @@ lint: $(VENV)/.installed-lint
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The C side of the operations that edgemoe/kernels/operations.py defines; a test holds the committed file to them.
+header: $(VENV)/.installed
+	@$(BIN)/python native/write_header.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

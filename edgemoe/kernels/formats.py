@@ -199,6 +199,19 @@ class Matrix:
     rows: int
     columns: int
 
+    @classmethod
+    def planned(cls, fmt: Format, rows: int, columns: int) -> Matrix:
+        """A matrix whose `data` is None: it has sizes, and takes part in sums of sizes, before it is read."""
+        return cls(None, fmt, rows, columns)  # type: ignore[arg-type]  # no kernel ever gets one
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.rows, self.columns
+
+    @property
+    def nbytes(self) -> int:
+        return self.format.matrix_bytes(self.rows, self.columns)
+
 
 def interleave_panels(gate: npt.NDArray[np.uint8], up: npt.NDArray[np.uint8], panels: int) -> npt.NDArray[np.uint8]:
     """Interleave two matrices into one `gate_up`, in the order that kernels read: gate panel 0, up panel 0, gate 1, ...

@@ -5,9 +5,12 @@ such a list into a `Program`; after that a step of the model is `program.run(tok
 for the native backend is one call into C for the whole list. `reference.py` defines the result of each
 operation, and every other backend is tested against it.
 
-Letters: `T` tokens of this run (at most the buffers' first dimension), `D` model width, `H` query
-heads, `G` key/value heads, `W` head width, `E` experts, `K` experts used per token, `F` FFN width,
-`C` context length, `V` vocabulary.
+An operation is defined here once: the marks of its fields (`definition.py`) give the symbolic shapes to which every
+backend holds its buffers, and from which the structs of the C library and their filling are made.
+
+Letters: `T` tokens of this run (at most the buffers' first extent), `D` hidden size, `H` query heads, `G` key/value
+heads, `W` width of a head, `E` experts, `K` experts used per token, `F` FFN width, `C` context length, `V` vocabulary,
+`S` slots of the arena, `B` bytes of a slot, `M` columns and `N` rows of a matrix.
 
 Invariants:
 - Buffers are C-contiguous; activations are float32. A run touches only the first `T` rows of each.
@@ -16,15 +19,38 @@ Invariants:
   prompt is cut into runs nor the number of threads changes a single bit of an answer.
 """
 
-from __future__ import annotations
+# Annotations are evaluated here, not left as text, so that the marks in them can be read quickly.
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Union
+from typing import Annotated, Any, Protocol, Union
 
 import numpy as np
 import numpy.typing as npt
 
+from edgemoe.kernels.definition import (
+    IN_PLACE,
+    OFFSET,
+    OUTPUT,
+    READER,
+    SHAPED,
+    Definition,
+    Field,
+    Misfit,
+    Sizes,
+    buffer,
+    cache,
+    definition_of,
+    matrix,
+    measure,
+    output,
+    require,
+    rows,
+    size,
+    up_to,
+    weight,
+)
 from edgemoe.kernels.formats import PANEL_ROWS, Format, Matrix, panel_count
 
 Floats = npt.NDArray[np.float32]
@@ -32,6 +58,21 @@ Integers = npt.NDArray[np.int32]
 Bytes = npt.NDArray[np.uint8]
 Nanoseconds = npt.NDArray[np.int64]
 Tickets = npt.NDArray[np.int64]
+
+
+class Placeholder:
+    """An array's shape and type without its memory, for sizes that are wanted before anything is allocated.
+
+    It stands in any buffer of an operation (a weight matrix is then one without data). Such operations are measured,
+    and `Backend.scratch_bytes` takes them; `Backend.program` refuses them.
+    """
+
+    __slots__ = ("dtype", "nbytes", "shape")
+
+    def __init__(self, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> None:
+        self.shape = shape
+        self.dtype = np.dtype(dtype)
+        self.nbytes = math.prod(shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +90,10 @@ class QuantisedCache:
         return self.values.shape
 
     @property
+    def dtype(self) -> np.dtype[np.int8]:
+        return self.values.dtype
+
+    @property
     def nbytes(self) -> int:
         return self.values.nbytes + self.scales.nbytes
 
@@ -57,24 +102,67 @@ Cache = Union[npt.NDArray[np.floating], QuantisedCache]
 """Keys or values of one layer, `(G, C, W)`: float16, float32, or 8 bits."""
 
 
+class Operation:
+    """Base of all operations, which are frozen dataclasses."""
+
+    def measure(self) -> Sizes:
+        """Find the numbers behind the letters of its shapes, which need no memory behind them. Raises Misfit."""
+        sizes = measure(self)
+        self.check(sizes)
+        return sizes
+
+    def check(self, sizes: Sizes) -> None:
+        """Check what the shapes alone do not say. Raises Misfit."""
+
+    def weight_bytes(self) -> int:
+        """Return the bytes of weights that it reads for one token."""
+        return sum(value.nbytes for field, value in _members(self) if field.mark.is_weight)
+
+    def position_bytes(self) -> int:
+        """Return the bytes that it reads for one token from each position of the KV cache."""
+        return 0
+
+
+def _members(value: Any) -> Iterator[tuple[Field, Any]]:
+    """Yield the fields of an operation that have a shape, with what they hold; those of nested structs too."""
+    definition: Definition = definition_of(type(value))
+    for field in definition.fields:
+        member = getattr(value, field.name)
+        if member is None:
+            continue
+        if field.mark.kind in SHAPED:
+            yield field, member
+        elif field.struct is not None:
+            for one in member if field.mark.kind == "structs" else (member,):
+                yield from _members(one)
+
+
+def largest_rows(operation: Operation) -> int:
+    """Return the number of elements of the largest buffer with a row for each token."""
+    return max((math.prod(v.shape) for field, v in _members(operation) if field.mark.per_row), default=0)
+
+
 @dataclass(frozen=True, eq=False)
-class Embed:
+class Embed(Operation):
     """`output[t] = scale * matrix[ids[t]]`."""
 
-    ids: Integers  # (T,)
-    matrix: Matrix  # (V, D)
+    ids: Annotated[Integers, rows()]
+    matrix: Annotated[Matrix, matrix("V", "D")]
     scale: float
-    output: Floats  # (T, D)
+    output: Annotated[Floats, rows("D"), OUTPUT]
+
+    def weight_bytes(self) -> int:
+        return self.matrix.nbytes // self.matrix.rows
 
 
 @dataclass(frozen=True, eq=False)
-class RmsNorm:
+class RmsNorm(Operation):
     """`output = input / rms(input) * weight`, over each of `heads` runs of the row; may be in place."""
 
-    input: Floats  # (T, heads * width)
-    weight: Floats  # (width,)
+    input: Annotated[Floats, rows("heads*W")]
+    weight: Annotated[Floats, weight("W")]
     epsilon: float
-    output: Floats  # (T, heads * width)
+    output: Annotated[Floats, rows("heads*W"), output(apart_from="input", may_replace=True)]
     heads: int = 1
 
 
@@ -82,54 +170,72 @@ class RmsNorm:
 class LinearPart:
     """One of the matrices that share an input, with the buffer for its product."""
 
-    matrix: Matrix  # (rows, columns)
-    bias: Floats | None  # (rows,)
-    output: Floats  # (T, rows)
+    matrix: Annotated[Matrix, matrix("N", "M")]
+    bias: Annotated[Floats | None, weight("N")]
+    output: Annotated[Floats, rows("N"), output(apart_from="input", adds_if="accumulate")]
 
 
 @dataclass(frozen=True, eq=False)
-class Linear:
+class Linear(Operation):
     """For each part `output = scale * (matrix input + bias)`, or `output += ...` if `accumulate`."""
 
-    input: Floats  # (T, columns)
-    parts: tuple[LinearPart, ...]  # 1 to 4
+    input: Annotated[Floats, rows("M")]
+    parts: Annotated[tuple[LinearPart, ...], up_to(4)]
     scale: float = 1.0
     accumulate: bool = False
 
 
 @dataclass(frozen=True, eq=False)
-class Rope:
+class Rope(Operation):
     """Rotates each head in place: `(a, b) -> (a cos - b sin, b cos + a sin)`, `a`, `b` its two halves."""
 
-    values: Floats  # (T, heads * W)
+    values: Annotated[Floats, rows("heads*W"), IN_PLACE]
     heads: int
-    cosine: Floats  # (C, W / 2), row = position
-    sine: Floats  # (C, W / 2)
+    cosine: Annotated[Floats, buffer("C", "W/2")]  # row = position
+    sine: Annotated[Floats, buffer("C", "W/2")]
+
+
+def _check_one_format(keys: Cache, values: Cache) -> None:
+    """Check that keys and values are kept in the same format."""
+    if keys.dtype != values.dtype:
+        raise Misfit("value_cache", f"the key cache's {keys.dtype.name}", values.dtype.name)
 
 
 @dataclass(frozen=True, eq=False)
-class StoreKv:
+class StoreKv(Operation):
     """Writes the keys and values of this run's tokens to the cache, at their positions."""
 
-    keys: Floats  # (T, G * W)
-    values: Floats  # (T, G * W)
-    key_cache: Cache  # (G, C, W)
-    value_cache: Cache  # (G, C, W), of the key cache's kind
+    keys: Annotated[Floats, rows("G*W")]
+    values: Annotated[Floats, rows("G*W")]
+    key_cache: Annotated[Cache, cache("G", "C", "W"), IN_PLACE]
+    value_cache: Annotated[Cache, cache("G", "C", "W"), IN_PLACE]  # of the key cache's format
+
+    def check(self, sizes: Sizes) -> None:
+        _check_one_format(self.key_cache, self.value_cache)
 
 
 @dataclass(frozen=True, eq=False)
-class Attention:
+class Attention(Operation):
     """Causal attention over the cache: token `t` sees positions `0 .. position + t`."""
 
-    query: Floats  # (T, H * W)
-    key_cache: Cache  # (G, C, W)
-    value_cache: Cache  # (G, C, W)
+    query: Annotated[Floats, rows("H*W")]
+    key_cache: Annotated[Cache, cache("G", "C", "W")]
+    value_cache: Annotated[Cache, cache("G", "C", "W")]
     scale: float
-    output: Floats  # (T, H * W)
+    output: Annotated[Floats, rows("H*W"), output(apart_from="query")]
+
+    def check(self, sizes: Sizes) -> None:
+        heads, kv_heads = sizes.letters["H"], sizes.letters["G"]
+        if heads % kv_heads:
+            raise Misfit("query", f"heads in {kv_heads} equal groups", f"{heads} heads")
+        _check_one_format(self.key_cache, self.value_cache)
+
+    def position_bytes(self) -> int:
+        return sum(cache.nbytes // cache.shape[1] for cache in (self.key_cache, self.value_cache))
 
 
 @dataclass(frozen=True, eq=False)
-class Route:
+class Route(Operation):
     """The `K` experts of largest logit (the lower number on a tie), in falling order, and their weights.
 
     Weights are softmax over all logits; with `renormalise` they are softmax over the chosen `K`.
@@ -142,33 +248,39 @@ class Route:
     Source of the idea: cache-conditional experts (Skliar et al. 2024, arXiv 2412.00099).
     """
 
-    logits: Floats  # (T, E)
+    logits: Annotated[Floats, rows("E")]
     renormalise: bool
-    experts: Integers  # (T, K)
-    weights: Floats  # (T, K)
-    in_memory: Integers | None = None  # (E,)
+    experts: Annotated[Integers, rows("K"), OUTPUT]
+    weights: Annotated[Floats, rows("K"), OUTPUT]
+    in_memory: Annotated[Integers | None, buffer("E")] = None
     bonus: float = 0.0  # 0 to 1
+
+    def check(self, sizes: Sizes) -> None:
+        used, experts = sizes.letters["K"], sizes.letters["E"]
+        if used > experts:
+            raise Misfit("experts", f"at most {experts} per token", used)
+        require(0 <= self.bonus <= 1, "bonus", "0 to 1", self.bonus)
 
 
 @dataclass(frozen=True, eq=False)
-class GatedFfn:
+class GatedFfn(Operation):
     """`output = down (silu(gate input) * (up input))`."""
 
-    input: Floats  # (T, D)
-    gate_up: Matrix  # (2 * F rounded up to 16, D), gate and up panels interleaved
-    down: Matrix  # (D, F)
-    output: Floats  # (T, D)
+    input: Annotated[Floats, rows("D")]
+    gate_up: Annotated[Matrix, matrix("2*up16(F)", "D")]  # gate and up panels interleaved
+    down: Annotated[Matrix, matrix("D", "F")]
+    output: Annotated[Floats, rows("D"), output(apart_from="input")]
 
 
 @dataclass(frozen=True)
 class ExpertLayout:
     """Where an expert's matrices lie in its record: `gate_up` at 0, `down` at `down_offset`."""
 
-    model_width: int
-    ffn_width: int
+    model_width: Annotated[int, size("D")]
+    ffn_width: Annotated[int, size("F")]
     gate_up_format: Format
     down_format: Format
-    down_offset: int  # bytes, a multiple of 64
+    down_offset: Annotated[int, OFFSET]  # bytes, a multiple of 64
 
     @property
     def gate_up_rows(self) -> int:
@@ -183,6 +295,14 @@ class ExpertLayout:
     def down_bytes(self) -> int:
         return self.down_format.matrix_bytes(self.model_width, self.ffn_width)
 
+    def matrices(self, record: Bytes) -> tuple[Matrix, Matrix]:
+        """Return the `gate_up` and `down` matrices of an expert's record, as views."""
+        down = record[self.down_offset : self.down_offset + self.down_bytes]
+        return (
+            Matrix(record[: self.gate_up_bytes], self.gate_up_format, self.gate_up_rows, self.model_width),
+            Matrix(down, self.down_format, self.model_width, self.ffn_width),
+        )
+
 
 class AwaitedReads(Protocol):
     """The part of a reader that an operation needs in order to wait for reads."""
@@ -196,14 +316,15 @@ class AwaitedReads(Protocol):
 class Arrivals:
     """Records that may still be on their way into the arena when an operation begins."""
 
-    reader: AwaitedReads
-    tickets: Tickets  # (slot count,): ticket of the pending read into each slot, or -1 if the record is in memory
+    reader: Annotated[AwaitedReads, READER]
+    tickets: Annotated[Tickets, buffer("S"), IN_PLACE]
+    """Ticket of the pending read into each slot, or -1 if the record is in memory."""
     timeout_seconds: float
     """How long to wait for the next record to arrive."""
 
 
 @dataclass(frozen=True, eq=False)
-class Experts:
+class Experts(Operation):
     """`output[t, k] = expert experts[t, k] (input[t])` for experts whose `slots[e] >= 0`.
 
     Output rows of other experts are left unchanged. The caller changes `slots` between runs. Each token's results go
@@ -213,32 +334,62 @@ class Experts:
     the tickets of unused records unchanged.
     """
 
-    input: Floats  # (T, D)
-    experts: Integers  # (T, K)
-    slots: Integers  # (E,): index of the expert's record in the arena, or -1
-    arena: Bytes  # (slot count, slot bytes); slots are 4096-byte aligned
+    input: Annotated[Floats, rows("D")]
+    experts: Annotated[Integers, rows("K")]
+    slots: Annotated[Integers, buffer("E")]  # index of the expert's record in the arena, or -1
+    arena: Annotated[Bytes, buffer("S", "B", aligned=True)]
     layout: ExpertLayout
-    output: Floats  # (T, K, D)
+    output: Annotated[Floats, rows("K", "D"), output(apart_from="input")]
     arrivals: Arrivals | None = None
+
+    def check(self, sizes: Sizes) -> None:
+        layout, slot_bytes, offset = self.layout, sizes.letters["B"], self.layout.down_offset
+        least, end = layout.gate_up_bytes, offset + layout.down_bytes
+        if offset < least or offset % 64:
+            raise Misfit("layout.down_offset", f"a multiple of 64, at least {least}", offset)
+        if (end > slot_bytes and sizes.letters["S"]) or slot_bytes % 64:
+            raise Misfit("arena", f"slots of at least {end} bytes, a multiple of 64", slot_bytes)
+
+    def weight_bytes(self) -> int:
+        return int(self.experts.shape[1]) * (self.layout.gate_up_bytes + self.layout.down_bytes)
 
 
 @dataclass(frozen=True, eq=False)
-class Combine:
+class Combine(Operation):
     """`residual[t] += scale * (sum_k weights[t, k] * routed[t, k] + sigmoid(shared_gate[t]) * shared[t])`.
 
     The sum runs in router order. `routed` or `shared` may be None, not both; that term is then absent. Without
     `shared_gate` the factor of `shared` is 1.
     """
 
-    residual: Floats  # (T, D)
+    residual: Annotated[Floats, rows("D"), IN_PLACE]
     scale: float
-    routed: Floats | None  # (T, K, D)
-    weights: Floats | None  # (T, K)
-    shared: Floats | None  # (T, D)
-    shared_gate: Floats | None  # (T, 1)
+    routed: Annotated[Floats | None, rows("K", "D")]
+    weights: Annotated[Floats | None, rows("K")]
+    shared: Annotated[Floats | None, rows("D")]
+    shared_gate: Annotated[Floats | None, rows("1")]
+
+    def check(self, sizes: Sizes) -> None:
+        some = self.routed is not None or self.shared is not None
+        require(some, "routed", "a routed or a shared term", "neither")
+        paired = (self.routed is None) == (self.weights is None)
+        require(paired, "weights", "routed and weights together", "one without the other")
+        require(self.shared_gate is None or self.shared is not None, "shared_gate", "a shared term", "none")
 
 
-Operation = Union[Embed, RmsNorm, Linear, Rope, StoreKv, Attention, Route, GatedFfn, Experts, Combine]
+NATIVE_OPERATIONS: tuple[type[Operation], ...] = (
+    Embed,
+    RmsNorm,
+    Linear,
+    Rope,
+    StoreKv,
+    Attention,
+    Route,
+    GatedFfn,
+    Experts,
+    Combine,
+)
+"""The operations that the C library has, in the order of its enumeration. `native/write_header` writes its structs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -301,6 +452,10 @@ class Backend(Protocol):
     growth_bytes: int
     """Memory that the backend will still allocate besides buffers and scratch, such as that of a compiler."""
 
+    @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """The kinds of operations that it has no kernel for, and runs as the reference does."""
+
     def step_scratch_bytes(self, sizes: StepSizes) -> int:
         """Return an upper bound on `scratch_bytes` of any program of a step of these sizes."""
 
@@ -311,7 +466,7 @@ class Backend(Protocol):
         """Whether `Experts` can await the reads of this reader (`Arrivals`)."""
 
     def scratch_bytes(self, operations: Sequence[Operation]) -> int:
-        """Bytes that `program` will allocate for these operations besides their buffers."""
+        """Bytes that `program` will allocate for these operations besides their buffers, which may be placeholders."""
 
     def close(self) -> None:
         """Stop the threads and free what the backend holds."""

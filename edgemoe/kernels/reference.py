@@ -5,14 +5,22 @@ result each works in float64, so the result counts as the exact value, and a bac
 is that backend's own rounding. Rounding that *is* part of the definition is done here too: activations
 multiplied by quantised weights become int8 in groups of 32, and hidden values of an FFN become float32.
 
+Beside the functions of an operation stands the step that applies them to its buffers, which `@means` registers. Steps
+call the functions through `kernels`: another backend has functions of the same names, or runs these.
+
 Inputs are finite. Each token is computed alone, so a run cut in two gives the same bits.
 """
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
+from edgemoe.kernels import operations as op
+from edgemoe.kernels.definition import Sizes
 from edgemoe.kernels.formats import (
     GROUP_COLUMNS,
     PANEL_ROWS,
@@ -23,7 +31,7 @@ from edgemoe.kernels.formats import (
     unpack,
 )
 from edgemoe.kernels.operations import Cache, Floats, Integers, QuantisedCache
-from edgemoe.kernels.stepwise import StepwiseBackend
+from edgemoe.kernels.stepwise import StepwiseBackend, as_they_land, means
 
 SMALLEST_ACTIVATION = np.float32(1e-35)
 """A group of activations whose largest magnitude lies below this is all zeros, scale included.
@@ -81,6 +89,24 @@ def _single(values: Doubles) -> Floats:
         return values.astype(np.float32)
 
 
+def _linear_scratch(kernels: StepwiseBackend, o: op.Linear, sizes: Sizes) -> int:
+    matrices = (part.matrix for part in o.parts)
+    return max(kernels.product_scratch_bytes(sizes.rows, matrix.rows, matrix.columns) for matrix in matrices)
+
+
+@means(op.Linear, "matmul", _linear_scratch)
+def _linear(kernels: Any, o: op.Linear, tokens: int, position: int) -> None:
+    for part in o.parts:
+        product = kernels.matmul(o.input[:tokens], part.matrix)
+        if part.bias is not None:
+            product += part.bias
+        product *= np.float32(o.scale)
+        if o.accumulate:
+            part.output[:tokens] += product
+        else:
+            part.output[:tokens] = product
+
+
 def embed(ids: Integers, matrix: Matrix, scale: float) -> Floats:
     """Look up rows of the embedding: `(T,)` to `(T, D)`."""
     panel_bytes = matrix.format.panel_bytes(matrix.columns)
@@ -92,11 +118,22 @@ def embed(ids: Integers, matrix: Matrix, scale: float) -> Floats:
     return np.stack(rows) * np.float32(scale)
 
 
+@means(op.Embed, "embed")
+def _embed(kernels: Any, o: op.Embed, tokens: int, position: int) -> None:
+    o.output[:tokens] = kernels.embed(o.ids[:tokens], o.matrix, o.scale)
+
+
 def rms_norm(values: Floats, weight: Floats, epsilon: float) -> Floats:
     """Root-mean-square norm over the last axis (Zhang and Sennrich 2019)."""
     exact = values.astype(np.float64)
     mean_square = np.mean(np.square(exact), axis=-1, keepdims=True)
     return _single(exact / np.sqrt(mean_square + epsilon) * weight)
+
+
+@means(op.RmsNorm, "rms_norm")
+def _rms_norm(kernels: Any, o: op.RmsNorm, tokens: int, position: int) -> None:
+    heads = o.input[:tokens].reshape(tokens, o.heads, -1)
+    o.output[:tokens] = kernels.rms_norm(heads, o.weight, o.epsilon).reshape(tokens, -1)
 
 
 def rope(values: Floats, cosine: Floats, sine: Floats) -> Floats:
@@ -106,6 +143,13 @@ def rope(values: Floats, cosine: Floats, sine: Floats) -> Floats:
     first, second = exact[:, :, :half], exact[:, :, half:]
     cosine, sine = cosine[:, None, :], sine[:, None, :]
     return _single(np.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=2))
+
+
+@means(op.Rope, "rope")
+def _rope(kernels: Any, o: op.Rope, tokens: int, position: int) -> None:
+    here = slice(position, position + tokens)
+    heads = o.values[:tokens].reshape(tokens, o.heads, -1)
+    o.values[:tokens] = kernels.rope(heads, o.cosine[here], o.sine[here]).reshape(tokens, -1)
 
 
 def quantise_cache_rows(rows: Floats) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float16]]:
@@ -129,6 +173,22 @@ def quantise_cache_rows(rows: Floats) -> tuple[npt.NDArray[np.int8], npt.NDArray
     np.divide(np.float32(1), scales.astype(np.float32), out=inverse, where=finite & (scales > 0))
     values = np.clip(np.rint(grouped * inverse[..., None]), -127, 127)
     return values.astype(np.int8).reshape(*rows.shape[:-1], -1)[..., :columns], scales
+
+
+def _store_scratch(kernels: StepwiseBackend, o: op.StoreKv, sizes: Sizes) -> int:
+    return kernels.store_scratch_bytes(sizes.rows, sizes.letters["G"], sizes.letters["W"])
+
+
+@means(op.StoreKv, "quantise_cache_rows", _store_scratch)
+def _store_kv(kernels: Any, o: op.StoreKv, tokens: int, position: int) -> None:
+    kv_heads, _, width = o.key_cache.shape
+    here = slice(position, position + tokens)
+    for source, cache in ((o.keys, o.key_cache), (o.values, o.value_cache)):
+        rows = source[:tokens].reshape(tokens, kv_heads, width).transpose(1, 0, 2)
+        if isinstance(cache, QuantisedCache):
+            cache.values[:, here], cache.scales[:, here] = kernels.quantise_cache_rows(rows)
+        else:
+            cache[:, here] = rows
 
 
 def cache_elements(cache: Cache, positions: int) -> Doubles:
@@ -155,6 +215,18 @@ def attention(query: Floats, key_cache: Cache, value_cache: Cache, position: int
         scores = grouped[t] @ keys[:, :seen].transpose(0, 2, 1) * scale
         output[t] = softmax(scores) @ values[:, :seen]
     return _single(output.reshape(tokens, heads, width))
+
+
+def _attention_scratch(kernels: StepwiseBackend, o: op.Attention, sizes: Sizes) -> int:
+    heads, kv_heads, width, context = (sizes.letters[letter] for letter in "HGWC")
+    return kernels.attention_scratch_bytes(sizes.rows, heads, kv_heads, width, context)
+
+
+@means(op.Attention, "attention", _attention_scratch)
+def _attention(kernels: Any, o: op.Attention, tokens: int, position: int) -> None:
+    heads = o.query[:tokens].reshape(tokens, -1, o.key_cache.shape[2])
+    seen = kernels.attention(heads, o.key_cache, o.value_cache, position, o.scale)
+    o.output[:tokens] = seen.reshape(tokens, -1)
 
 
 def softmax(values: Doubles) -> Doubles:
@@ -195,6 +267,12 @@ def _routing_scores(logits: Floats, in_memory: Integers, bonus: float) -> Floats
         return np.where(in_memory != 0, logits + np.float32(bonus) * reach, logits)
 
 
+@means(op.Route, "route")
+def _route(kernels: Any, o: op.Route, tokens: int, position: int) -> None:
+    chosen = kernels.route(o.logits[:tokens], o.experts.shape[1], o.renormalise, o.in_memory, o.bonus)
+    o.experts[:tokens], o.weights[:tokens] = chosen
+
+
 def gated_ffn(values: Floats, gate_up: Matrix, down: Matrix) -> Floats:
     """SwiGLU (Shazeer 2020): `down (silu(gate x) * (up x))`, `(T, D)` to `(T, D)`.
 
@@ -213,19 +291,53 @@ def _sigmoid(values: Doubles) -> Doubles:
         return result
 
 
+def _gated_ffn_scratch(kernels: StepwiseBackend, o: op.GatedFfn, sizes: Sizes) -> int:
+    return kernels.ffn_scratch_bytes(sizes.rows, sizes.letters["D"], sizes.letters["F"])
+
+
+@means(op.GatedFfn, "gated_ffn", _gated_ffn_scratch)
+def _gated_ffn(kernels: Any, o: op.GatedFfn, tokens: int, position: int) -> None:
+    o.output[:tokens] = kernels.gated_ffn(o.input[:tokens], o.gate_up, o.down)
+
+
+def _experts_scratch(kernels: StepwiseBackend, o: op.Experts, sizes: Sizes) -> int:
+    used, width, ffn_width = (sizes.letters[letter] for letter in "KDF")
+    return kernels.experts_scratch_bytes(sizes.rows, used, width, ffn_width)
+
+
+@means(op.Experts, "gated_ffn", _experts_scratch)
+def _experts(kernels: Any, o: op.Experts, tokens: int, position: int) -> int:
+    chosen = o.experts[:tokens]
+    here = [(int(expert), int(o.slots[expert])) for expert in np.unique(chosen) if o.slots[expert] >= 0]
+    disk_ns = 0
+    for expert, slot, waited_ns in as_they_land(here, o.arrivals):
+        rows, ranks = np.nonzero(chosen == expert)
+        o.output[rows, ranks] = kernels.gated_ffn(o.input[rows], *o.layout.matrices(o.arena[slot]))
+        disk_ns += waited_ns
+    return disk_ns
+
+
 def combine(routed: Floats | None, weights: Floats | None, shared: Floats | None, shared_gate: Floats | None) -> Floats:
     """The output of an MoE block: routed `(T, K, D)`, weights `(T, K)`, shared `(T, D)`, gate `(T, 1)`."""
-    terms: list[Doubles] = []
+    total: Doubles | None = None
     if routed is not None and weights is not None:
         exact = weights.astype(np.float64)
-        terms = [exact[:, k, None] * routed[:, k] for k in range(routed.shape[1])]
+        for k in range(routed.shape[1]):
+            term = exact[:, k, None] * routed[:, k]
+            total = term if total is None else total + term
     if shared is not None:
         gate = 1.0 if shared_gate is None else _sigmoid(shared_gate.astype(np.float64))
-        terms.append(gate * shared.astype(np.float64))
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
+        term = gate * shared.astype(np.float64)
+        total = term if total is None else total + term
+    assert total is not None  # `Combine` has one of the terms at least
     return _single(total)
+
+
+@means(op.Combine, "combine", lambda kernels, o, sizes: kernels.element_scratch_bytes * math.prod(o.residual.shape))
+def _combine(kernels: Any, o: op.Combine, tokens: int, position: int) -> None:
+    parts = (o.routed, o.weights, o.shared, o.shared_gate)
+    total = kernels.combine(*(None if part is None else part[:tokens] for part in parts))
+    o.residual[:tokens] += np.float32(o.scale) * total
 
 
 class ReferenceBackend(StepwiseBackend):
@@ -243,6 +355,9 @@ class ReferenceBackend(StepwiseBackend):
     gated_ffn = staticmethod(gated_ffn)
     combine = staticmethod(combine)
 
+    def kernels_for(self, kind: type[op.Operation]) -> StepwiseBackend:
+        return self
+
     def product_scratch_bytes(self, tokens: int, rows: int, columns: int) -> int:
         """Temporaries of one `matmul`, its result included."""
         unpacked = min(rows, _PANELS_AT_ONCE * PANEL_ROWS) * (columns + GROUP_COLUMNS) * 24
@@ -253,3 +368,7 @@ class ReferenceBackend(StepwiseBackend):
         caches = 2 * 8 * kv_heads * context_length * group_count(width) * GROUP_COLUMNS
         scores = 4 * 8 * heads * context_length
         return caches + scores + 5 * 8 * tokens * heads * width
+
+
+REFERENCE = ReferenceBackend()
+"""The one that runs what another backend has no function for."""

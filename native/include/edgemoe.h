@@ -1,9 +1,7 @@
 /* edgemoe's native library: the operations of a decoder, a thread pool, and reader threads for experts.
  *
- * Every operation is defined in edgemoe/kernels/operations.py and reference.py, the bytes of a matrix in
- * formats.py; this header mirrors their fields. All arrays are C-contiguous. Letters:
- *   T tokens of a run, D model width, H query heads, G key/value heads, W head width, E experts,
- *   K experts used per token, F FFN width, C context length, V vocabulary.
+ * Every operation is defined in edgemoe/kernels/operations.py and reference.py, the bytes of a matrix in formats.py.
+ * edgemoe_operations.h has the structs of operations, written from those definitions. All arrays are C-contiguous.
  *
  * Results are the same to the bit for any number of threads, any instruction set, and any way of cutting
  * a prompt into runs: threads share out output rows, never a sum, and every sum has one written order.
@@ -85,182 +83,38 @@ EM_API int32_t em_read_memory(em_pool *pool, const void *data, uint64_t bytes, u
 
 /* ---- operations ------------------------------------------------------------------------------------- */
 
-typedef enum em_format { EM_F32 = 0, EM_F16 = 1, EM_Q8 = 2, EM_Q4 = 3, EM_Q4M = 4, EM_FORMAT_COUNT = 5 } em_format;
-
+/* A matrix of weights, in one of the formats (em_format). */
 typedef struct em_matrix {
     const uint8_t *data; /* 64-byte aligned */
     int32_t format;
     int32_t rows;
     int32_t columns;
-    int32_t reserved;
 } em_matrix;
-
-typedef struct em_embed {
-    const int32_t *ids; /* (T) */
-    float *output;      /* (T, D) */
-    em_matrix matrix;   /* (V, D) */
-    float scale;
-    int32_t reserved;
-} em_embed;
-
-typedef struct em_rms_norm {
-    const float *input;  /* (T, heads * width) */
-    const float *weight; /* (width) */
-    float *output;       /* as input, or the same buffer */
-    float epsilon;
-    int32_t heads;
-    int32_t width;
-    int32_t reserved;
-} em_rms_norm;
-
-#define EM_LINEAR_PARTS 4
-
-typedef struct em_linear_part {
-    em_matrix matrix;
-    const float *bias; /* (rows), or NULL */
-    float *output;     /* (T, rows) */
-} em_linear_part;
-
-typedef struct em_linear {
-    const float *input; /* (T, columns) */
-    em_linear_part parts[EM_LINEAR_PARTS];
-    int32_t part_count;
-    int32_t accumulate;
-    float scale;
-    int32_t reserved;
-} em_linear;
-
-typedef struct em_rope {
-    float *values;       /* (T, heads * width) */
-    const float *cosine; /* (C, width / 2) */
-    const float *sine;   /* (C, width / 2) */
-    int32_t heads;
-    int32_t width;
-    int32_t context;
-    int32_t reserved;
-} em_rope;
 
 /* Keys or values of one layer. Element i of a row of EM_Q8 is (float)int8 * (float)scale of its group of 32. */
 typedef struct em_cache {
-    void *elements;   /* (G, C, W): float32, float16 or int8, by the operation's `format` */
+    void *elements;   /* (G, C, W): float32, float16 or int8, by the format */
     uint16_t *scales; /* (G, C, groups of 32 of W): float16, for EM_Q8; else NULL */
+    int32_t format;   /* EM_F32, EM_F16 or EM_Q8 */
 } em_cache;
-
-typedef struct em_store_kv {
-    const float *keys;   /* (T, G * W) */
-    const float *values; /* (T, G * W) */
-    em_cache key_cache;
-    em_cache value_cache;
-    int32_t format; /* of both caches: EM_F32, EM_F16 or EM_Q8 */
-    int32_t groups;
-    int32_t width;
-    int32_t context;
-} em_store_kv;
-
-typedef struct em_attention {
-    const float *query; /* (T, H * W) */
-    float *output;      /* (T, H * W) */
-    em_cache key_cache;
-    em_cache value_cache;
-    int32_t format; /* of both caches: EM_F32, EM_F16 or EM_Q8 */
-    int32_t heads;
-    int32_t groups;
-    int32_t width;
-    int32_t context;
-    float scale;
-} em_attention;
-
-typedef struct em_route {
-    const float *logits;      /* (T, E) */
-    int32_t *experts;         /* (T, K) */
-    float *weights;           /* (T, K) */
-    const int32_t *in_memory; /* (E): not 0 where an expert gets the bonus; or NULL */
-    int32_t expert_count;
-    int32_t used;
-    int32_t renormalise;
-    float bonus; /* as a share of each token's range of logits */
-} em_route;
-
-typedef struct em_gated_ffn {
-    const float *input; /* (T, D) */
-    float *output;      /* (T, D) */
-    em_matrix gate_up;  /* (2 * F rounded up to 16, D), gate and up panels interleaved */
-    em_matrix down;     /* (D, F) */
-} em_gated_ffn;
 
 typedef struct em_reader em_reader; /* see "expert reads" below */
 
-/* Pending reads: records that may still be on their way into the arena when an operation begins. */
-typedef struct em_arrivals {
-    em_reader *reader;   /* NULL: every record is in the arena */
-    int64_t *tickets;    /* (slot_count): ticket of the pending read into each slot, or -1 if its record is there */
-    int64_t timeout_us;  /* longest wait for the next record; negative: no limit */
-} em_arrivals;
+#include "edgemoe_operations.h"
 
-/* Experts whose records are in the arena are computed first, the others as their reads end. The ticket of a record that
- * the run waited for is released, and becomes -1. If a read fails, or none ends in time, the run ends with that status
- * and leaves the tickets of unused records unchanged. */
-typedef struct em_experts {
-    const float *input;     /* (T, D) */
-    const int32_t *experts; /* (T, K) */
-    const int32_t *slots;   /* (E): slot of the expert's record in the arena, or -1: its output rows are left */
-    const uint8_t *arena;   /* (slot_count, slot_bytes) */
-    float *output;          /* (T, K, D) */
-    int64_t slot_bytes;
-    int64_t down_offset; /* of the down matrix in a record; gate_up is at 0 */
-    int32_t slot_count;
-    int32_t expert_count;
-    int32_t used;
-    int32_t model_width;
-    int32_t ffn_width;
-    int32_t gate_up_format;
-    int32_t down_format;
-    int32_t reserved;
-    em_arrivals arrivals;
-} em_experts;
+#define EM_KIND(kind, name) EM_##kind,
+typedef enum em_kind { EM_OPERATIONS(EM_KIND) EM_KIND_COUNT } em_kind;
+#undef EM_KIND
 
-typedef struct em_combine {
-    float *residual;          /* (T, D) */
-    const float *routed;      /* (T, K, D), or NULL */
-    const float *weights;     /* (T, K), or NULL with `routed` */
-    const float *shared;      /* (T, D), or NULL */
-    const float *shared_gate; /* (T, 1), or NULL */
-    int32_t used;
-    int32_t width;
-    float scale;
-    int32_t reserved;
-} em_combine;
-
-typedef enum em_kind {
-    EM_EMBED = 0,
-    EM_RMS_NORM = 1,
-    EM_LINEAR = 2,
-    EM_ROPE = 3,
-    EM_STORE_KV = 4,
-    EM_ATTENTION = 5,
-    EM_ROUTE = 6,
-    EM_GATED_FFN = 7,
-    EM_EXPERTS = 8,
-    EM_COMBINE = 9,
-    EM_KIND_COUNT = 10
-} em_kind;
-
+#define EM_MEMBER(kind, name) em_##name name;
 typedef struct em_operation {
     int32_t kind;
     int32_t reserved;
     union {
-        em_embed embed;
-        em_rms_norm rms_norm;
-        em_linear linear;
-        em_rope rope;
-        em_store_kv store_kv;
-        em_attention attention;
-        em_route route;
-        em_gated_ffn gated_ffn;
-        em_experts experts;
-        em_combine combine;
+        EM_OPERATIONS(EM_MEMBER)
     } as;
 } em_operation;
+#undef EM_MEMBER
 
 /* Working memory that programs share, since one runs at a time: 64-byte aligned, owned by the caller. */
 typedef struct em_scratch {
@@ -465,18 +319,11 @@ EM_API int32_t em_pager_warm(em_pager *pager, const int32_t *keys, int32_t count
 /* Whether each expert's record is in memory: 1 or 0 for `count` keys from `first` on. */
 EM_API int32_t em_pager_loaded(const em_pager *pager, int32_t first, int32_t count, uint8_t *loaded);
 
-/* ---- sizes, for a binding to check its mirror of the structs ------------------------------------------ */
+/* ---- layout, for a binding to check its mirror of the structs ------------------------------------------ */
 
-EM_API uint64_t em_sizeof_operation(void);
-EM_API uint64_t em_sizeof_kind(int32_t kind); /* size of one member of the union; 0 for an unknown kind */
-EM_API uint64_t em_sizeof_program(void);
-EM_API uint64_t em_sizeof_program_times(void);
-EM_API uint64_t em_sizeof_read(void);
-EM_API uint64_t em_sizeof_read_counters(void);
-EM_API uint64_t em_sizeof_pager_setup(void);
-EM_API uint64_t em_sizeof_pager_counters(void);
-EM_API uint64_t em_sizeof_record(void);
-EM_API uint64_t em_sizeof_read_failure(void);
+/* Describes every struct of this interface: a line "type 0 size" for each, then "type.field offset size" for each of its
+ * fields. Writes at most `room` bytes with the final zero, and returns the length without it. */
+EM_API uint64_t em_describe_layout(char *text, uint64_t room);
 
 #ifdef __cplusplus
 }

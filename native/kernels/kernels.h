@@ -56,6 +56,8 @@ typedef void em_panels_kernel(const uint8_t *panels, int32_t panel_count, const 
 /* Formats of a KV cache: EM_F32, EM_F16 and EM_Q8. */
 enum { EM_CACHE_FORMATS = EM_Q8 + 1 };
 
+static inline int em_is_cache_format(int32_t format) { return format >= 0 && format < EM_CACHE_FORMATS; }
+
 /* Keys or values of one head at neighbouring positions. */
 typedef struct em_cached {
     const void *elements;   /* (count, width): float32, float16 or int8 */

@@ -1,40 +1,30 @@
-/* Version, struct sizes and status texts; a binding compares them with its own to detect a mismatch. */
+/* Version, layout of the structs and status texts; a binding compares them with its own to detect a mismatch. */
+#include <stddef.h>
+#include <stdio.h>
+
 #include "edgemoe.h"
 
 int32_t em_abi_version(void) { return EM_ABI_VERSION; }
 
-uint64_t em_sizeof_operation(void) { return sizeof(em_operation); }
+typedef struct place {
+    const char *name;
+    size_t offset;
+    size_t bytes;
+} place;
 
-uint64_t em_sizeof_program(void) { return sizeof(em_program); }
+#define DESCRIBE_STRUCT(type) {#type, 0, sizeof(type)},
+#define DESCRIBE_FIELD(type, field) {#type "." #field, offsetof(type, field), sizeof(((type *)0)->field)},
 
-uint64_t em_sizeof_program_times(void) { return sizeof(em_program_times); }
+static const place places[] = {EM_LAYOUT(DESCRIBE_STRUCT, DESCRIBE_FIELD)};
 
-uint64_t em_sizeof_read(void) { return sizeof(em_read); }
-
-uint64_t em_sizeof_read_counters(void) { return sizeof(em_read_counters); }
-
-uint64_t em_sizeof_pager_setup(void) { return sizeof(em_pager_setup); }
-
-uint64_t em_sizeof_pager_counters(void) { return sizeof(em_pager_counters); }
-
-uint64_t em_sizeof_record(void) { return sizeof(em_record); }
-
-uint64_t em_sizeof_read_failure(void) { return sizeof(em_read_failure); }
-
-uint64_t em_sizeof_kind(int32_t kind) {
-    switch (kind) {
-    case EM_EMBED: return sizeof(em_embed);
-    case EM_RMS_NORM: return sizeof(em_rms_norm);
-    case EM_LINEAR: return sizeof(em_linear);
-    case EM_ROPE: return sizeof(em_rope);
-    case EM_STORE_KV: return sizeof(em_store_kv);
-    case EM_ATTENTION: return sizeof(em_attention);
-    case EM_ROUTE: return sizeof(em_route);
-    case EM_GATED_FFN: return sizeof(em_gated_ffn);
-    case EM_EXPERTS: return sizeof(em_experts);
-    case EM_COMBINE: return sizeof(em_combine);
-    default: return 0;
+uint64_t em_describe_layout(char *text, uint64_t room) {
+    uint64_t length = 0;
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+        const size_t left = length < room ? (size_t)(room - length) : 0;
+        length += (uint64_t)snprintf(left ? text + length : NULL, left, "%s %zu %zu\n", places[i].name,
+                                     places[i].offset, places[i].bytes);
     }
+    return length;
 }
 
 const char *em_status_text(int32_t status) {

@@ -26,22 +26,19 @@ static inline void *em_lay_out(em_layout *layout, size_t bytes) {
     return place;
 }
 
-/* Each returns a status. */
-int32_t em_run_embed(const em_embed *embed, const em_run *run);
-int32_t em_run_rms_norm(const em_rms_norm *norm, const em_run *run);
-int32_t em_run_linear(const em_linear *linear, const em_run *run);
-int32_t em_run_rope(const em_rope *rope, const em_run *run);
-int32_t em_run_store_kv(const em_store_kv *store, const em_run *run);
-int32_t em_run_attention(const em_attention *attention, const em_run *run);
-int32_t em_run_route(const em_route *route, const em_run *run);
-int32_t em_run_gated_ffn(const em_gated_ffn *ffn, const em_run *run);
-int32_t em_run_experts(const em_experts *experts, const em_run *run);
-int32_t em_run_combine(const em_combine *combine, const em_run *run);
+/* What each operation has in src/operations: a run, which returns a status, and the bytes of scratch that a run of `tokens`
+ * tokens needs. Those are computed before there are any buffers, from sizes alone. */
+#define EM_DECLARE(kind, name)                                   \
+    int32_t em_run_##name(const em_##name *name, const em_run *run); \
+    size_t em_##name##_scratch_bytes(const em_##name *name, int32_t tokens);
+EM_OPERATIONS(EM_DECLARE)
+#undef EM_DECLARE
 
-/* Scratch of a run of `tokens` tokens. */
-size_t em_linear_scratch_bytes(const em_linear *linear, int32_t tokens);
-size_t em_gated_ffn_scratch_bytes(const em_gated_ffn *ffn, int32_t tokens);
-size_t em_experts_scratch_bytes(const em_experts *experts, int32_t tokens);
+#define EM_NO_SCRATCH(name)                                                   \
+    size_t em_##name##_scratch_bytes(const em_##name *name, int32_t tokens) { \
+        (void)name, (void)tokens;                                             \
+        return 0;                                                             \
+    }
 
 /* ---- activations in scratch, shared by linear layers and FFNs ------------------------------------------ */
 

@@ -3,28 +3,23 @@
 #include "operations.h"
 
 static int32_t run_one(const em_operation *operation, const em_run *run) {
+#define RUN(kind, name) \
+    case EM_##kind: return em_run_##name(&operation->as.name, run);
     switch (operation->kind) {
-    case EM_EMBED: return em_run_embed(&operation->as.embed, run);
-    case EM_RMS_NORM: return em_run_rms_norm(&operation->as.rms_norm, run);
-    case EM_LINEAR: return em_run_linear(&operation->as.linear, run);
-    case EM_ROPE: return em_run_rope(&operation->as.rope, run);
-    case EM_STORE_KV: return em_run_store_kv(&operation->as.store_kv, run);
-    case EM_ATTENTION: return em_run_attention(&operation->as.attention, run);
-    case EM_ROUTE: return em_run_route(&operation->as.route, run);
-    case EM_GATED_FFN: return em_run_gated_ffn(&operation->as.gated_ffn, run);
-    case EM_EXPERTS: return em_run_experts(&operation->as.experts, run);
-    case EM_COMBINE: return em_run_combine(&operation->as.combine, run);
+        EM_OPERATIONS(RUN)
     default: return EM_BAD_OPERATION;
     }
+#undef RUN
 }
 
 static size_t scratch_of(const em_operation *operation, int32_t tokens) {
+#define SCRATCH(kind, name) \
+    case EM_##kind: return em_##name##_scratch_bytes(&operation->as.name, tokens);
     switch (operation->kind) {
-    case EM_LINEAR: return em_linear_scratch_bytes(&operation->as.linear, tokens);
-    case EM_GATED_FFN: return em_gated_ffn_scratch_bytes(&operation->as.gated_ffn, tokens);
-    case EM_EXPERTS: return em_experts_scratch_bytes(&operation->as.experts, tokens);
+        EM_OPERATIONS(SCRATCH)
     default: return 0;
     }
+#undef SCRATCH
 }
 
 uint64_t em_program_scratch_bytes(const em_operation *operations, int32_t count, int32_t tokens) {

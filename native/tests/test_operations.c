@@ -33,7 +33,7 @@ static em_matrix random_matrix(int32_t format, int32_t rows, int32_t columns) {
         memcpy(data + i, &half, sizeof half);
     }
     for (size_t i = 0; format == EM_F32 && i < bytes / 4; i++) ((float *)(void *)data)[i] = random_float() / 8;
-    return (em_matrix){data, format, rows, columns, 0};
+    return (em_matrix){data, format, rows, columns};
 }
 
 /* A small decoder's worth of operations and all its buffers. */
@@ -66,33 +66,54 @@ static em_matrix owned_matrix(model *m, int32_t format, int32_t rows, int32_t co
     return matrix;
 }
 
+static em_linear_part part_of(em_matrix matrix, const float *bias, float *output) {
+    return (em_linear_part){.matrix = matrix, .bias = bias, .output = output};
+}
+
+static em_rope rope_of(model *m, float *values, int32_t heads) {
+    return (em_rope){.values = values,
+                     .heads = heads,
+                     .cosine = *m->cosine,
+                     .sine = *m->sine,
+                     .head_dim = HEAD_WIDTH,
+                     .context = CONTEXT};
+}
+
 static void add_attention(model *m, int32_t cache_format) {
-    add(m, EM_RMS_NORM)->as.rms_norm = (em_rms_norm){*m->hidden, m->norm, *m->normed, 1e-5f, 1, WIDTH, 0};
+    add(m, EM_RMS_NORM)->as.rms_norm = (em_rms_norm){
+        .input = *m->hidden, .weight = m->norm, .output = *m->normed, .epsilon = 1e-5f, .heads = 1, .head_dim = WIDTH};
     em_linear *qkv = &add(m, EM_LINEAR)->as.linear;
-    *qkv = (em_linear){.input = *m->normed, .part_count = 3, .scale = 1};
-    qkv->parts[0] = (em_linear_part){owned_matrix(m, EM_Q4M, WIDTH, WIDTH), m->bias, *m->query};
-    qkv->parts[1] = (em_linear_part){owned_matrix(m, EM_F16, GROUPS * HEAD_WIDTH, WIDTH), NULL, *m->key};
-    qkv->parts[2] = (em_linear_part){owned_matrix(m, EM_Q8, GROUPS * HEAD_WIDTH, WIDTH), NULL, *m->value};
-    add(m, EM_ROPE)->as.rope = (em_rope){*m->query, *m->cosine, *m->sine, HEADS, HEAD_WIDTH, CONTEXT, 0};
-    add(m, EM_ROPE)->as.rope = (em_rope){*m->key, *m->cosine, *m->sine, GROUPS, HEAD_WIDTH, CONTEXT, 0};
-    const em_cache keys = {m->caches[0], **m->cache_scales[0]}, values = {m->caches[1], **m->cache_scales[1]};
+    *qkv = (em_linear){.input = *m->normed, .parts_count = 3, .scale = 1};
+    qkv->parts[0] = part_of(owned_matrix(m, EM_Q4M, WIDTH, WIDTH), m->bias, *m->query);
+    qkv->parts[1] = part_of(owned_matrix(m, EM_F16, GROUPS * HEAD_WIDTH, WIDTH), NULL, *m->key);
+    qkv->parts[2] = part_of(owned_matrix(m, EM_Q8, GROUPS * HEAD_WIDTH, WIDTH), NULL, *m->value);
+    add(m, EM_ROPE)->as.rope = rope_of(m, *m->query, HEADS);
+    add(m, EM_ROPE)->as.rope = rope_of(m, *m->key, GROUPS);
+    const em_cache keys = {m->caches[0], **m->cache_scales[0], cache_format};
+    const em_cache values = {m->caches[1], **m->cache_scales[1], cache_format};
     add(m, EM_STORE_KV)->as.store_kv =
-        (em_store_kv){*m->key, *m->value, keys, values, cache_format, GROUPS, HEAD_WIDTH, CONTEXT};
-    add(m, EM_ATTENTION)->as.attention = (em_attention){*m->query, *m->attended, keys,       values,  cache_format,
-                                                        HEADS,     GROUPS,       HEAD_WIDTH, CONTEXT, 0.2f};
+        (em_store_kv){
+        .keys = *m->key, .values = *m->value, .key_cache = keys, .value_cache = values,
+        .kv_heads = GROUPS, .head_dim = HEAD_WIDTH, .context = CONTEXT};
+    add(m, EM_ATTENTION)->as.attention = (em_attention){
+        .query = *m->query, .output = *m->attended, .key_cache = keys, .value_cache = values, .scale = 0.2f,
+        .heads = HEADS, .kv_heads = GROUPS, .head_dim = HEAD_WIDTH, .context = CONTEXT};
     em_linear *output = &add(m, EM_LINEAR)->as.linear;
-    *output = (em_linear){.input = *m->attended, .part_count = 1, .scale = 0.5f, .accumulate = 1};
-    output->parts[0] = (em_linear_part){owned_matrix(m, EM_Q4, WIDTH, WIDTH), NULL, *m->hidden};
+    *output = (em_linear){.input = *m->attended, .parts_count = 1, .scale = 0.5f, .accumulate = 1};
+    output->parts[0] = part_of(owned_matrix(m, EM_Q4, WIDTH, WIDTH), NULL, *m->hidden);
 }
 
 static void add_moe(model *m) {
     em_linear *router = &add(m, EM_LINEAR)->as.linear;
-    *router = (em_linear){.input = *m->hidden, .part_count = 2, .scale = 1};
-    router->parts[0] = (em_linear_part){owned_matrix(m, EM_F32, EXPERTS, WIDTH), NULL, *m->logits};
-    router->parts[1] = (em_linear_part){owned_matrix(m, EM_F32, 1, WIDTH), NULL, *m->shared_gate};
-    add(m, EM_ROUTE)->as.route = (em_route){*m->logits, *m->chosen, *m->weights, NULL, EXPERTS, USED, 1, 0};
+    *router = (em_linear){.input = *m->hidden, .parts_count = 2, .scale = 1};
+    router->parts[0] = part_of(owned_matrix(m, EM_F32, EXPERTS, WIDTH), NULL, *m->logits);
+    router->parts[1] = part_of(owned_matrix(m, EM_F32, 1, WIDTH), NULL, *m->shared_gate);
+    add(m, EM_ROUTE)->as.route = (em_route){
+        .logits = *m->logits, .experts = *m->chosen, .weights = *m->weights, .num_experts = EXPERTS, .top_k = USED,
+        .renormalise = 1};
     em_gated_ffn *shared = &add(m, EM_GATED_FFN)->as.gated_ffn;
-    *shared = (em_gated_ffn){*m->hidden, *m->shared, owned_matrix(m, EM_Q8, 2 * 48, WIDTH), {0}};
+    *shared = (em_gated_ffn){.input = *m->hidden, .output = *m->shared};
+    shared->gate_up = owned_matrix(m, EM_Q8, 2 * 48, WIDTH);
     shared->down = owned_matrix(m, EM_F16, WIDTH, FFN);
     const int64_t gate_up_bytes = 2 * em_panel_count(FFN) * (int64_t)em_panel_bytes(EM_Q4, WIDTH);
     const int64_t down_bytes = em_panel_count(WIDTH) * (int64_t)em_panel_bytes(EM_Q8, FFN);
@@ -103,18 +124,20 @@ static void add_moe(model *m) {
         .slots = m->slots,
         .arena = arena.data,
         .output = **m->routed,
-        .slot_bytes = gate_up_bytes + down_bytes,
-        .down_offset = gate_up_bytes,
+        .layout = {.model_width = WIDTH,
+                   .ffn_width = FFN,
+                   .gate_up_format = EM_Q4,
+                   .down_format = EM_Q8,
+                   .down_offset = gate_up_bytes},
+        .slot_bytes = (int32_t)(gate_up_bytes + down_bytes),
         .slot_count = SLOTS,
-        .expert_count = EXPERTS,
-        .used = USED,
-        .model_width = WIDTH,
-        .ffn_width = FFN,
-        .gate_up_format = EM_Q4,
-        .down_format = EM_Q8,
+        .num_experts = EXPERTS,
+        .top_k = USED,
     };
     add(m, EM_COMBINE)->as.combine =
-        (em_combine){*m->hidden, **m->routed, *m->weights, *m->shared, *m->shared_gate, USED, WIDTH, 0.7f, 0};
+        (em_combine){
+        .residual = *m->hidden, .routed = **m->routed, .weights = *m->weights, .shared = *m->shared,
+        .shared_gate = *m->shared_gate, .top_k = USED, .hidden_size = WIDTH, .scale = 0.7f};
 }
 
 static model *make_model_with(int32_t cache_format) {
@@ -129,7 +152,8 @@ static model *make_model_with(int32_t cache_format) {
         m->cosine[i / (HEAD_WIDTH / 2)][i % (HEAD_WIDTH / 2)] = random_float();
         m->sine[i / (HEAD_WIDTH / 2)][i % (HEAD_WIDTH / 2)] = random_float();
     }
-    add(m, EM_EMBED)->as.embed = (em_embed){m->ids, *m->hidden, owned_matrix(m, EM_Q4M, VOCABULARY, WIDTH), 2.0f, 0};
+    add(m, EM_EMBED)->as.embed = (em_embed){
+        .ids = m->ids, .output = *m->hidden, .matrix = owned_matrix(m, EM_Q4M, VOCABULARY, WIDTH), .scale = 2.0f};
     add_attention(m, cache_format);
     add_moe(m);
     return m;
@@ -246,7 +270,7 @@ static void test_arrivals(void) {
             CHECK_STATUS(EM_OK, em_reader_release(reader, tickets[0]));
             tickets[0] = -1;
         }
-        e->arrivals = (em_arrivals){reader, tickets, round % 2 ? -1 : 10000000};
+        e->arrivals = (em_arrivals){reader, tickets, round % 2 ? -1 : 10};
         CHECK_STATUS(EM_OK, run(m, em_isa_name(round % em_isa_count()), 1 + round % 3, TOKENS, 0));
         CHECK(memcmp(m->hidden, there->hidden, sizeof m->hidden) == 0);
         for (int i = 0; i < TOKENS * USED; i++) {
@@ -277,7 +301,7 @@ static void test_failed_arrivals(void) {
     const em_read read = {0, 8, elsewhere, -1, pipe_ends[0], 0};
     CHECK_STATUS(EM_OK, em_reader_submit(reader, &read, 1, 1, &ticket));
     tickets[1] = ticket;
-    e->arrivals = (em_arrivals){reader, tickets, 10000000};
+    e->arrivals = (em_arrivals){reader, tickets, 10};
     CHECK_STATUS(EM_READ_FAILED, run(m, em_isa_name(0), 2, TOKENS, 0));
     CHECK(tickets[1] == ticket);
     CHECK_STATUS(EM_READ_FAILED, em_reader_wait(reader, ticket, 0, NULL));
@@ -312,7 +336,8 @@ static void test_route_order(void) {
     int32_t chosen[2][6];
     float weights[2][6], sum = 0;
     em_operation operation = {.kind = EM_ROUTE};
-    operation.as.route = (em_route){*logits, *chosen, *weights, NULL, 6, 6, 1, 0};
+    operation.as.route = (em_route){
+        .logits = *logits, .experts = *chosen, .weights = *weights, .num_experts = 6, .top_k = 6, .renormalise = 1};
     em_pool *pool;
     CHECK_STATUS(EM_OK, em_pool_create(1, 0, &pool));
     const em_scratch scratch = {NULL, 0};
@@ -337,7 +362,9 @@ static void test_route_bonus(void) {
         int32_t chosen[4][3];
         float weights[4][3];
         em_operation operation = {.kind = EM_ROUTE};
-        operation.as.route = (em_route){*logits, *chosen, *weights, in_memory, 6, 3, 1, 0.5f};
+        operation.as.route = (em_route){
+            .logits = *logits, .experts = *chosen, .weights = *weights, .in_memory = in_memory, .num_experts = 6,
+            .top_k = 3, .renormalise = 1, .bonus = 0.5f};
         em_pool *pool;
         CHECK_STATUS(EM_OK, em_pool_create(2, 0, &pool));
         const em_scratch scratch = {NULL, 0};
@@ -372,7 +399,8 @@ static void test_refusals(void) {
     m = make_model_with(EM_CACHE_FORMATS);
     CHECK_STATUS(EM_BAD_OPERATION, run(m, isa, 1, 1, 0));
     for (int32_t i = 0; i < m->count; i++) {
-        if (m->operations[i].kind == EM_STORE_KV) m->operations[i].as.store_kv.format = EM_F16;
+        em_store_kv *store = &m->operations[i].as.store_kv;
+        if (m->operations[i].kind == EM_STORE_KV) store->key_cache.format = store->value_cache.format = EM_F16;
     }
     CHECK_STATUS(EM_BAD_OPERATION, run(m, isa, 1, 1, 0)); /* the attention's */
     free_model(m);
@@ -440,9 +468,21 @@ static void test_times(void) {
     }
 }
 
+/* The description is whole, and what does not fit is not written. */
+static void test_layout(void) {
+    const uint64_t length = em_describe_layout(NULL, 0);
+    char *text = allocate(length + 1), line[64];
+    CHECK(em_describe_layout(text, length + 1) == length && strlen(text) == length);
+    snprintf(line, sizeof line, "em_linear.parts %zu %zu\n", offsetof(em_linear, parts), 4 * sizeof(em_linear_part));
+    CHECK(strstr(text, line) && text[length - 1] == '\n');
+    memset(text, 'x', length + 1);
+    CHECK(em_describe_layout(text, 21) == length && strlen(text) == 20 && text[21] == 'x');
+    free(text);
+}
+
 int main(void) {
-    CHECK(em_abi_version() == EM_ABI_VERSION && em_sizeof_operation() == sizeof(em_operation));
-    CHECK(em_sizeof_program() == sizeof(em_program) && em_sizeof_program_times() == sizeof(em_program_times));
+    CHECK(em_abi_version() == EM_ABI_VERSION);
+    test_layout();
     for (int32_t format = 0; format < EM_CACHE_FORMATS; format++) test_same_bits(format);
     test_absent_experts_are_left();
     test_arrivals();

@@ -17,8 +17,9 @@ from edgemoe.kernels.formats import (
     panel_count,
 )
 from edgemoe.kernels.jit import layers, products
-from edgemoe.kernels.operations import Cache, Floats, Integers, QuantisedCache
-from edgemoe.kernels.stepwise import StepwiseBackend
+from edgemoe.kernels.operations import Cache, Floats, Integers, Operation, QuantisedCache
+from edgemoe.kernels.reference import REFERENCE
+from edgemoe.kernels.stepwise import MEANINGS, StepwiseBackend
 
 _WORTH_A_THREAD = 1 << 20
 """Multiplications that take much longer than handing work to a thread (some tens of microseconds)."""
@@ -36,6 +37,11 @@ class JitBackend(StepwiseBackend):
     def __init__(self, threads: int = 1) -> None:
         self.threads = threads
         self._pool = ThreadPoolExecutor(threads, "edgemoe-jit") if threads > 1 else None
+
+    def kernels_for(self, kind: type[Operation]) -> StepwiseBackend:
+        """Itself, where it has the function of that operation; else the reference."""
+        function = MEANINGS[kind].function
+        return self if function and hasattr(self, function) else REFERENCE
 
     def close(self) -> None:
         """Stop the threads; a program that runs after this uses the caller's thread only."""

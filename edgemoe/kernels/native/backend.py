@@ -11,7 +11,7 @@ import numpy as np
 from edgemoe.errors import EdgemoeError, KernelError, ReadError
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.native import structures as st
-from edgemoe.kernels.native.binding import BoundOperations
+from edgemoe.kernels.native.binding import BoundOperations, has_kernel
 from edgemoe.kernels.native.library import Status, available_isas, load_library, status_text
 from edgemoe.kernels.native.reader import NativeReader
 from edgemoe.process import no_threads
@@ -55,10 +55,24 @@ class NativeBackend:
         self._scratch_memory = np.empty(0, np.uint8)
         self._destroy_pool = weakref.finalize(self, library.em_pool_destroy, pool.value)
 
-    def program(self, operations: Sequence[op.Operation]) -> NativeProgram:
+    @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """The kinds of operations that the C library does not have, and that are run as the reference does."""
+        from edgemoe.kernels.native import segments
+
+        return segments.fallbacks()
+
+    def program(self, operations: Sequence[op.Operation]) -> op.Program:
         """Check and bind operations. Raises KernelError that names the operation and the buffer."""
         self._check_open()
-        bound = BoundOperations(operations)
+        if all(has_kernel(type(operation)) for operation in operations):
+            return self._native_program(operations)
+        from edgemoe.kernels.native.segments import SegmentedProgram
+
+        return SegmentedProgram(operations, self._native_program)
+
+    def _native_program(self, operations: Sequence[op.Operation], first: int = 0) -> NativeProgram:
+        bound = BoundOperations(operations, first=first)
         scratch_bytes = _scratch_bytes(bound)
         self._reserve(scratch_bytes)
         return NativeProgram(self, bound, scratch_bytes)
@@ -78,8 +92,17 @@ class NativeBackend:
         return sizes.tokens * (6 * (hidden + sizes.model_width) + 1024)
 
     def scratch_bytes(self, operations: Sequence[op.Operation]) -> int:
-        """Return the bytes of scratch of the operation that needs most; all programs share this scratch."""
-        return _scratch_bytes(BoundOperations(operations)) + _SCRATCH_ALIGNMENT_BYTES
+        """Return the bytes of scratch of the operation that needs most; all programs share this scratch.
+
+        The reference, which runs operations that the library does not have, takes memory of its own.
+        """
+        native = [operation for operation in operations if has_kernel(type(operation))]
+        size = _scratch_bytes(BoundOperations(native, planned=True)) + _SCRATCH_ALIGNMENT_BYTES
+        if len(native) == len(operations):
+            return size
+        from edgemoe.kernels.reference import REFERENCE
+
+        return size + REFERENCE.scratch_bytes([o for o in operations if not has_kernel(type(o))])
 
     def read_memory(self, memory: op.Bytes) -> tuple[int, int]:
         """Read all of `memory` once on all threads; returns nanoseconds, and the sum of the first word of each line.
@@ -165,7 +188,7 @@ class NativeProgram:
         if status in _READ_FAILURES:
             return ReadError(f"A record that was awaited did not come: {status_text(status)}.")
         failed = self._struct.failed_operation
-        where = self._bound.names[failed] if failed >= 0 else "program"
+        where = self._bound.name(failed) if failed >= 0 else "program"
         if not 1 <= tokens <= self._bound.tokens_max:
             return KernelError(
                 f"{where}: {tokens} tokens in a run; its buffers hold 1 to {self._bound.tokens_max}.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 from ctypes import POINTER, c_char_p, c_int32, c_int64, c_uint32, c_uint64, c_void_p
 from enum import IntEnum
 from pathlib import Path
@@ -11,7 +12,6 @@ from pathlib import Path
 from edgemoe.errors import KernelError
 from edgemoe.kernels import native
 from edgemoe.kernels.native import structures as st
-from edgemoe.kernels.paging import RECORD, CacheStatistics
 
 FILE_NAME = "libedgemoe.so"
 
@@ -35,15 +35,7 @@ class Status(IntEnum):
 _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "em_abi_version": (c_int32, []),
     "em_status_text": (c_char_p, [c_int32]),
-    "em_sizeof_operation": (c_uint64, []),
-    "em_sizeof_kind": (c_uint64, [c_int32]),
-    "em_sizeof_program": (c_uint64, []),
-    "em_sizeof_program_times": (c_uint64, []),
-    "em_sizeof_read_counters": (c_uint64, []),
-    "em_sizeof_pager_setup": (c_uint64, []),
-    "em_sizeof_pager_counters": (c_uint64, []),
-    "em_sizeof_record": (c_uint64, []),
-    "em_sizeof_read_failure": (c_uint64, []),
+    "em_describe_layout": (c_uint64, [c_char_p, c_uint64]),
     "em_isa_count": (c_int32, []),
     "em_isa_name": (c_char_p, [c_int32]),
     "em_kernels_for": (c_void_p, [c_char_p]),
@@ -97,37 +89,33 @@ def load_library() -> ctypes.CDLL:
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
         raise KernelError(f"The native kernel library could not be loaded: {error}.", _REINSTALL) from error
-    _check_version(library)
+    _check_interface(library)
     return library
 
 
-def _check_version(library: ctypes.CDLL) -> None:
+def _check_interface(library: ctypes.CDLL) -> None:
     found = library.em_abi_version()
     if found != st.ABI_VERSION:
         raise KernelError(
             f"The native kernel library has interface version {found}; this package needs {st.ABI_VERSION}.",
             _REINSTALL,
         )
-    sizes: list[tuple[str, type[ctypes.Structure], int]] = [
-        ("em_operation", st.OperationStruct, library.em_sizeof_operation()),
-        ("em_program", st.ProgramStruct, library.em_sizeof_program()),
-        ("em_program_times", st.ProgramTimesStruct, library.em_sizeof_program_times()),
-        ("em_read", st.ReadStruct, library.em_sizeof_read()),
-        ("em_read_counters", st.ReadCountersStruct, library.em_sizeof_read_counters()),
-        ("em_pager_setup", st.PagerSetupStruct, library.em_sizeof_pager_setup()),
-        ("em_read_failure", st.ReadFailureStruct, library.em_sizeof_read_failure()),
-    ]
-    for kind, (name, member) in enumerate(st.UNION_MEMBERS):
-        sizes.append((f"em_{name}", member, library.em_sizeof_kind(kind)))
-    found_sizes = [(name, ctypes.sizeof(struct), size) for name, struct, size in sizes]
-    found_sizes.append(("em_record", RECORD.itemsize, library.em_sizeof_record()))
-    found_sizes.append(("em_pager_counters", CacheStatistics().counts.nbytes, library.em_sizeof_pager_counters()))
-    for name, expected, size in found_sizes:
-        if expected != size:
-            raise KernelError(
-                f"The native kernel library's {name} has {size} bytes; expected {expected}.",
-                _REINSTALL,
-            )
+    text = ctypes.create_string_buffer(library.em_describe_layout(None, 0) + 1)
+    library.em_describe_layout(text, len(text))
+    check_layout(st.describe_layout(), text.value.decode())
+
+
+def check_layout(expected: str, found: str) -> None:
+    """Raise KernelError if two descriptions of the structs differ, naming the first type or field that does."""
+    if expected == found:
+        return
+    lines = itertools.zip_longest(expected.splitlines(), found.splitlines(), fillvalue="nothing")
+    wanted, has = next((one, other) for one, other in lines if one != other)
+    raise KernelError(
+        f"The native kernel library lays out its structs otherwise than this package: expected {wanted}, found {has}"
+        " (a type or field, its offset and its bytes).",
+        _REINSTALL,
+    )
 
 
 def available_isas() -> tuple[str, ...]:

@@ -1,229 +1,117 @@
-"""The structs of `native/include/edgemoe.h`, field for field; `library.py` checks their sizes at load."""
+"""The structs of the C interface.
+
+Those of operations are made from their definitions (`kernels/operations.py`), and `native/write_header` writes their C
+declarations from the same; the others mirror `native/include/edgemoe.h` by hand. When the library is loaded, every
+field's place is compared with the one that the C compiler gave it.
+
+In a struct of an operation stand its fields in order, and then the letters that its shapes fix, as 32-bit integers.
+"""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable
 from ctypes import c_double, c_float, c_int32, c_int64, c_uint64, c_void_p
+from typing import Any, NamedTuple
 
 from edgemoe.kernels import operations as op
+from edgemoe.kernels.definition import Definition, Field, definition_of
 
 ABI_VERSION = 7
-LINEAR_PARTS_MAX = 4
+
+LETTERS = {
+    "B": "slot_bytes",
+    "C": "context",
+    "D": "hidden_size",
+    "E": "num_experts",
+    "F": "intermediate_size",
+    "G": "kv_heads",
+    "H": "heads",
+    "K": "top_k",
+    "M": "columns",
+    "N": "rows",
+    "S": "slot_count",
+    "V": "vocab_size",
+    "W": "head_dim",
+}
+"""Names in C of the letters in shapes."""
 
 
 class MatrixStruct(ctypes.Structure):
     """`em_matrix`"""
 
-    _fields_ = [
-        ("data", c_void_p),
-        ("format", c_int32),
-        ("rows", c_int32),
-        ("columns", c_int32),
-        ("reserved", c_int32),
-    ]
-
-
-class EmbedStruct(ctypes.Structure):
-    """`em_embed`"""
-
-    _fields_ = [
-        ("ids", c_void_p),
-        ("output", c_void_p),
-        ("matrix", MatrixStruct),
-        ("scale", c_float),
-        ("reserved", c_int32),
-    ]
-
-
-class RmsNormStruct(ctypes.Structure):
-    """`em_rms_norm`"""
-
-    _fields_ = [
-        ("input", c_void_p),
-        ("weight", c_void_p),
-        ("output", c_void_p),
-        ("epsilon", c_float),
-        ("heads", c_int32),
-        ("width", c_int32),
-        ("reserved", c_int32),
-    ]
-
-
-class LinearPartStruct(ctypes.Structure):
-    """`em_linear_part`"""
-
-    _fields_ = [("matrix", MatrixStruct), ("bias", c_void_p), ("output", c_void_p)]
-
-
-class LinearStruct(ctypes.Structure):
-    """`em_linear`"""
-
-    _fields_ = [
-        ("input", c_void_p),
-        ("parts", LinearPartStruct * LINEAR_PARTS_MAX),
-        ("part_count", c_int32),
-        ("accumulate", c_int32),
-        ("scale", c_float),
-        ("reserved", c_int32),
-    ]
-
-
-class RopeStruct(ctypes.Structure):
-    """`em_rope`"""
-
-    _fields_ = [
-        ("values", c_void_p),
-        ("cosine", c_void_p),
-        ("sine", c_void_p),
-        ("heads", c_int32),
-        ("width", c_int32),
-        ("context", c_int32),
-        ("reserved", c_int32),
-    ]
+    _fields_ = [("data", c_void_p), ("format", c_int32), ("rows", c_int32), ("columns", c_int32)]
 
 
 class CacheStruct(ctypes.Structure):
     """`em_cache`"""
 
-    _fields_ = [("elements", c_void_p), ("scales", c_void_p)]
+    _fields_ = [("elements", c_void_p), ("scales", c_void_p), ("format", c_int32)]
 
 
-class StoreKvStruct(ctypes.Structure):
-    """`em_store_kv`"""
-
-    _fields_ = [
-        ("keys", c_void_p),
-        ("values", c_void_p),
-        ("key_cache", CacheStruct),
-        ("value_cache", CacheStruct),
-        ("format", c_int32),
-        ("groups", c_int32),
-        ("width", c_int32),
-        ("context", c_int32),
-    ]
+_TYPES: dict[str, Any] = {
+    "buffer": c_void_p,
+    "matrix": MatrixStruct,
+    "cache": CacheStruct,
+    "float": c_float,
+    "integer": c_int32,
+    "flag": c_int32,
+    "format": c_int32,
+    "reader": c_void_p,
+}
 
 
-class AttentionStruct(ctypes.Structure):
-    """`em_attention`"""
-
-    _fields_ = [
-        ("query", c_void_p),
-        ("output", c_void_p),
-        ("key_cache", CacheStruct),
-        ("value_cache", CacheStruct),
-        ("format", c_int32),
-        ("heads", c_int32),
-        ("groups", c_int32),
-        ("width", c_int32),
-        ("context", c_int32),
-        ("scale", c_float),
-    ]
+def snake_case(name: str) -> str:
+    """Return the name in C of a class: `RmsNorm` becomes `rms_norm`."""
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")
 
 
-class RouteStruct(ctypes.Structure):
-    """`em_route`"""
-
-    _fields_ = [
-        ("logits", c_void_p),
-        ("experts", c_void_p),
-        ("weights", c_void_p),
-        ("in_memory", c_void_p),
-        ("expert_count", c_int32),
-        ("used", c_int32),
-        ("renormalise", c_int32),
-        ("bonus", c_float),
-    ]
+def count_name(field: Field) -> str:
+    """Return the name in C of the number of structs in a tuple."""
+    return f"{field.name}_count"
 
 
-class GatedFfnStruct(ctypes.Structure):
-    """`em_gated_ffn`"""
+class Made(NamedTuple):
+    """A struct that was made from a definition."""
 
-    _fields_ = [
-        ("input", c_void_p),
-        ("output", c_void_p),
-        ("gate_up", MatrixStruct),
-        ("down", MatrixStruct),
-    ]
+    kind: type
+    definition: Definition
+    struct: type[ctypes.Structure]
 
 
-class ArrivalsStruct(ctypes.Structure):
-    """`em_arrivals`"""
-
-    _fields_ = [("reader", c_void_p), ("tickets", c_void_p), ("timeout_us", c_int64)]
+MADE: list[Made] = []
+"""Every such struct, each after those that it contains."""
 
 
-class ExpertsStruct(ctypes.Structure):
-    """`em_experts`"""
-
-    _fields_ = [
-        ("input", c_void_p),
-        ("experts", c_void_p),
-        ("slots", c_void_p),
-        ("arena", c_void_p),
-        ("output", c_void_p),
-        ("slot_bytes", c_int64),
-        ("down_offset", c_int64),
-        ("slot_count", c_int32),
-        ("expert_count", c_int32),
-        ("used", c_int32),
-        ("model_width", c_int32),
-        ("ffn_width", c_int32),
-        ("gate_up_format", c_int32),
-        ("down_format", c_int32),
-        ("reserved", c_int32),
-        ("arrivals", ArrivalsStruct),
-    ]
+def _make(kind: type, definition: Definition) -> type[ctypes.Structure]:
+    """Make the struct of an operation, or of a dataclass within one."""
+    inner = {field.name: struct for field, struct in definition.structs}
+    fields: list[tuple[str, Any]] = []
+    for field in definition.fields:
+        if field.struct is None:
+            fields.append((field.name, c_int64 if field.mark.wide else _TYPES[field.mark.kind]))
+            continue
+        struct = _make(field.struct, inner[field.name])
+        if field.mark.kind == "struct":
+            fields.append((field.name, struct))
+        else:
+            fields += [(field.name, struct * field.mark.most), (count_name(field), c_int32)]
+    fields += [(LETTERS[letter], c_int32) for letter in definition.letters]
+    made = type(f"{kind.__name__}Struct", (ctypes.Structure,), {"_fields_": fields})
+    MADE.append(Made(kind, definition, made))
+    return made
 
 
-class CombineStruct(ctypes.Structure):
-    """`em_combine`"""
-
-    _fields_ = [
-        ("residual", c_void_p),
-        ("routed", c_void_p),
-        ("weights", c_void_p),
-        ("shared", c_void_p),
-        ("shared_gate", c_void_p),
-        ("used", c_int32),
-        ("width", c_int32),
-        ("scale", c_float),
-        ("reserved", c_int32),
-    ]
-
-
-UNION_MEMBERS: tuple[tuple[str, type[ctypes.Structure]], ...] = (
-    ("embed", EmbedStruct),
-    ("rms_norm", RmsNormStruct),
-    ("linear", LinearStruct),
-    ("rope", RopeStruct),
-    ("store_kv", StoreKvStruct),
-    ("attention", AttentionStruct),
-    ("route", RouteStruct),
-    ("gated_ffn", GatedFfnStruct),
-    ("experts", ExpertsStruct),
-    ("combine", CombineStruct),
-)
-"""The members of the union, in the order of `em_kind`."""
-
-KINDS: tuple[type, ...] = (
-    op.Embed,
-    op.RmsNorm,
-    op.Linear,
-    op.Rope,
-    op.StoreKv,
-    op.Attention,
-    op.Route,
-    op.GatedFfn,
-    op.Experts,
-    op.Combine,
-)
-"""The operations in the order of `em_kind` and of the union's members."""
+OPERATION_STRUCTS: dict[type[op.Operation], type[ctypes.Structure]] = {
+    kind: _make(kind, definition_of(kind)) for kind in op.NATIVE_OPERATIONS
+}
+"""The structs of operations, in the order of `em_kind`."""
 
 
 class OperationUnion(ctypes.Union):
     """The union in `em_operation`."""
 
-    _fields_ = UNION_MEMBERS
+    _fields_ = [(snake_case(kind.__name__), struct) for kind, struct in OPERATION_STRUCTS.items()]
 
 
 class OperationStruct(ctypes.Structure):
@@ -345,3 +233,76 @@ class PagerSetupStruct(ctypes.Structure):
         ("experts", c_int32),
         ("reserved", c_int32),
     ]
+
+
+class RecordStruct(ctypes.Structure):
+    """`em_record`"""
+
+    _fields_ = [
+        ("offset", c_int64),
+        ("length", c_int64),
+        ("crc32c", c_int64),
+        ("descriptor", c_int32),
+        ("reserved", c_int32),
+    ]
+
+
+class PagerCountersStruct(ctypes.Structure):
+    """`em_pager_counters`"""
+
+    _fields_ = [
+        ("hits", c_int64),
+        ("misses", c_int64),
+        ("late_prefetches", c_int64),
+        ("demand_bytes", c_int64),
+        ("prefetched_bytes", c_int64),
+        ("prefetched_reads", c_int64),
+        ("useful_prefetches", c_int64),
+        ("guessable_uses", c_int64),
+        ("guessed_uses", c_int64),
+        ("warm_bytes", c_int64),
+        ("dropped", c_int64),
+        ("wait_ns", c_int64),
+    ]
+
+
+STRUCTS: tuple[type[ctypes.Structure], ...] = (
+    MatrixStruct,
+    CacheStruct,
+    *(made.struct for made in MADE),
+    OperationStruct,
+    ScratchStruct,
+    ProgramTimesStruct,
+    ProgramStruct,
+    ReadStruct,
+    ReadCountersStruct,
+    SourceStruct,
+    PolicySettingsStruct,
+    RecordStruct,
+    PagerCountersStruct,
+    ReadFailureStruct,
+    PagerSetupStruct,
+)
+"""Every struct of the interface."""
+
+
+def c_name(struct: type[ctypes.Structure]) -> str:
+    """Return the name in C of a struct's class: `RmsNormStruct` becomes `em_rms_norm`."""
+    return f"em_{snake_case(struct.__name__.removesuffix('Struct'))}"
+
+
+def field_names(struct: type[ctypes.Structure]) -> list[str]:
+    """Return the names in C of a struct's fields; in Python one that is a keyword here ends in `_`."""
+    return [name.rstrip("_") for name, *_ in struct._fields_]
+
+
+def describe_layout(structs: Iterable[type[ctypes.Structure]] = STRUCTS) -> str:
+    """Describe the place and size of every struct and field, in the words of the library's `em_describe_layout`."""
+    lines: list[str] = []
+    for struct in structs:
+        name = c_name(struct)
+        lines.append(f"{name} 0 {ctypes.sizeof(struct)}")
+        for own, (attribute, *_) in zip(field_names(struct), struct._fields_, strict=True):
+            place = getattr(struct, attribute)
+            lines.append(f"{name}.{own} {place.offset} {place.size}")
+    return "".join(f"{line}\n" for line in lines)

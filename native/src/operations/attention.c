@@ -28,8 +28,8 @@ typedef struct head_state {
 static em_cached cached_rows(const em_attention *a, em_cache cache, size_t row) {
     static const uint8_t element_bytes[EM_CACHE_FORMATS] = {[EM_F32] = 4, [EM_F16] = 2, [EM_Q8] = 1};
     return (em_cached){
-        .elements = (const uint8_t *)cache.elements + row * a->width * element_bytes[a->format],
-        .scales = a->format == EM_Q8 ? cache.scales + row * em_group_count(a->width) : NULL,
+        .elements = (const uint8_t *)cache.elements + row * a->head_dim * element_bytes[cache.format],
+        .scales = cache.format == EM_Q8 ? cache.scales + row * em_group_count(a->head_dim) : NULL,
     };
 }
 
@@ -38,36 +38,36 @@ static void attend_block(const attention_task *task, head_state *state, const fl
     const em_attention *a = task->attention;
     const em_kernels *kernels = task->run->kernels;
     float weights[BLOCK];
-    kernels->scores[a->format](query, keys, count, a->width, a->scale, weights);
+    kernels->scores[a->key_cache.format](query, keys, count, a->head_dim, a->scale, weights);
     float largest = state->largest;
     for (int32_t i = 0; i < count; i++) largest = weights[i] > largest ? weights[i] : largest;
     const float shrink = state->sum > 0 ? em_exp(state->largest - largest) : 0.0f;
     state->sum = state->sum * shrink + kernels->exponentials(weights, count, largest);
     state->largest = largest;
-    kernels->mix[a->format](weights, values, count, a->width, shrink, output);
+    kernels->mix[a->value_cache.format](weights, values, count, a->head_dim, shrink, output);
 }
 
 /* Attention of heads first .. first + heads_together - 1, all of one group, for one token. */
 static void attend(const attention_task *task, int32_t token, int32_t first) {
     const em_attention *a = task->attention;
-    const int32_t group = first / (a->heads / a->groups), end = task->run->position + token + 1;
-    const size_t row = ((size_t)token * a->heads + first) * a->width;
+    const int32_t group = first / (a->heads / a->kv_heads), end = task->run->position + token + 1;
+    const size_t row = ((size_t)token * a->heads + first) * a->head_dim;
     head_state states[EM_ROWS_AT_ONCE];
     for (int32_t h = 0; h < task->heads_together; h++) states[h] = (head_state){-INFINITY, 0.0f};
-    memset(a->output + row, 0, (size_t)task->heads_together * a->width * sizeof *a->output);
+    memset(a->output + row, 0, (size_t)task->heads_together * a->head_dim * sizeof *a->output);
     for (int32_t start = 0; start < end; start += BLOCK) {
         const int32_t count = end - start < BLOCK ? end - start : BLOCK;
         const size_t first_row = (size_t)group * a->context + start;
         const em_cached keys = cached_rows(a, a->key_cache, first_row);
         const em_cached values = cached_rows(a, a->value_cache, first_row);
         for (int32_t h = 0; h < task->heads_together; h++) {
-            const size_t at = row + (size_t)h * a->width;
+            const size_t at = row + (size_t)h * a->head_dim;
             attend_block(task, &states[h], a->query + at, keys, values, count, a->output + at);
         }
     }
     for (int32_t h = 0; h < task->heads_together; h++) {
-        float *output = a->output + row + (size_t)h * a->width;
-        for (int32_t i = 0; i < a->width; i++) output[i] /= states[h].sum;
+        float *output = a->output + row + (size_t)h * a->head_dim;
+        for (int32_t i = 0; i < a->head_dim; i++) output[i] /= states[h].sum;
     }
 }
 
@@ -80,10 +80,14 @@ static void attend_items(void *context, int64_t begin, int64_t end, int32_t thre
     }
 }
 
+EM_NO_SCRATCH(attention)
+
 int32_t em_run_attention(const em_attention *attention, const em_run *run) {
-    if (attention->format < 0 || attention->format >= EM_CACHE_FORMATS) return EM_BAD_OPERATION;
+    if (!em_is_cache_format(attention->key_cache.format) || !em_is_cache_format(attention->value_cache.format)) {
+        return EM_BAD_OPERATION;
+    }
     if (run->position + run->tokens > attention->context) return EM_BAD_POSITION;
-    attention_task task = {attention, run, attention->heads / attention->groups};
+    attention_task task = {attention, run, attention->heads / attention->kv_heads};
     const int64_t wanted = 2 * (int64_t)em_pool_threads(run->pool);
     /* Any divisor of the group is correct; halving is enough to occupy all threads. */
     while (task.heads_together > EM_ROWS_AT_ONCE ||
@@ -91,7 +95,7 @@ int32_t em_run_attention(const em_attention *attention, const em_run *run) {
         task.heads_together = task.heads_together % 2 == 0 ? task.heads_together / 2 : 1;
     }
     const int64_t items = (int64_t)run->tokens * attention->heads / task.heads_together;
-    const int64_t reads_per_item = (int64_t)(run->position + run->tokens) * attention->width * task.heads_together;
+    const int64_t reads_per_item = (int64_t)(run->position + run->tokens) * attention->head_dim * task.heads_together;
     const int64_t chunk = reads_per_item < 8192 ? (8192 + reads_per_item - 1) / reads_per_item : 1;
     em_pool_for(run->pool, items, chunk, attend_items, &task);
     return EM_OK;

@@ -241,19 +241,20 @@ typedef enum expert_state {
 } expert_state;
 
 static ffn_sizes sizes_of_experts(const em_experts *e) {
-    return (ffn_sizes){e->model_width, e->ffn_width, e->gate_up_format, e->down_format};
+    const em_expert_layout *layout = &e->layout;
+    return (ffn_sizes){layout->model_width, layout->ffn_width, layout->gate_up_format, layout->down_format};
 }
 
 size_t em_experts_scratch_bytes(const em_experts *e, int32_t tokens) {
     em_layout layout = {0};
-    lay_out(&layout, sizes_of_experts(e), tokens, tokens * e->used, e->expert_count);
+    lay_out(&layout, sizes_of_experts(e), tokens, tokens * e->top_k, e->num_experts);
     return layout.bytes;
 }
 
 static int32_t check_experts(const em_experts *e, int32_t choices) {
     for (int32_t i = 0; i < choices; i++) {
         const int32_t expert = e->experts[i];
-        if (expert < 0 || expert >= e->expert_count || e->slots[expert] >= e->slot_count) return EM_BAD_EXPERT;
+        if (expert < 0 || expert >= e->num_experts || e->slots[expert] >= e->slot_count) return EM_BAD_EXPERT;
     }
     return EM_OK;
 }
@@ -263,34 +264,34 @@ static int64_t *ticket_of(const em_experts *e, int32_t expert) { return &e->arri
 
 /* Sets the state of every expert, and which input rows are wanted, at the beginning of a run. */
 static void begin_states(const em_experts *e, int32_t tokens, ffn_memory memory) {
-    memset(memory.states, NOTHING, (size_t)e->expert_count);
+    memset(memory.states, NOTHING, (size_t)e->num_experts);
     memset(memory.wanted, 0, (size_t)tokens);
-    for (int32_t i = 0; i < tokens * e->used; i++) {
+    for (int32_t i = 0; i < tokens * e->top_k; i++) {
         const int32_t expert = e->experts[i];
         if (e->slots[expert] < 0) continue;
-        memory.wanted[i / e->used] = 1;
+        memory.wanted[i / e->top_k] = 1;
         memory.states[expert] = e->arrivals.reader && *ticket_of(e, expert) >= 0 ? AWAITED : READY;
     }
 }
 
 /* Sorts the (token, rank) pairs of the experts that are ready by expert; returns how many experts there are. */
 static int32_t group_pairs(const em_experts *e, int32_t tokens, ffn_memory memory) {
-    const int32_t choices = tokens * e->used;
-    memset(memory.starts, 0, ((size_t)e->expert_count + 1) * sizeof *memory.starts);
+    const int32_t choices = tokens * e->top_k;
+    memset(memory.starts, 0, ((size_t)e->num_experts + 1) * sizeof *memory.starts);
     for (int32_t i = 0; i < choices; i++) memory.starts[e->experts[i] + 1] += memory.states[e->experts[i]] == READY;
     int32_t ffn_count = 0;
-    for (int32_t expert = 0; expert < e->expert_count; expert++) {
+    for (int32_t expert = 0; expert < e->num_experts; expert++) {
         const int32_t count = memory.starts[expert + 1];
         memory.starts[expert + 1] += memory.starts[expert];
         if (count == 0) continue;
         const uint8_t *record = e->arena + (size_t)e->slots[expert] * (size_t)e->slot_bytes;
-        memory.ffns[ffn_count++] = (ffn){record, record + e->down_offset, memory.starts[expert], count};
+        memory.ffns[ffn_count++] = (ffn){record, record + e->layout.down_offset, memory.starts[expert], count};
     }
     for (int32_t i = 0; i < choices; i++) {
         const int32_t expert = e->experts[i];
         if (memory.states[expert] != READY) continue;
         const int32_t pair = memory.starts[expert]++;
-        memory.input_rows[pair] = i / e->used;
+        memory.input_rows[pair] = i / e->top_k;
         memory.output_rows[pair] = i;
     }
     return ffn_count;
@@ -300,7 +301,7 @@ static int32_t group_pairs(const em_experts *e, int32_t tokens, ffn_memory memor
  * still awaited. Stops at the first read that failed and returns its status. */
 static int32_t take_arrivals(const em_experts *e, ffn_memory memory, int32_t *awaited, int32_t *ready) {
     *awaited = *ready = 0;
-    for (int32_t expert = 0; expert < e->expert_count; expert++) {
+    for (int32_t expert = 0; expert < e->num_experts; expert++) {
         if (memory.states[expert] != AWAITED) continue;
         int64_t *ticket = ticket_of(e, expert);
         const int32_t done = em_reader_done(e->arrivals.reader, *ticket);
@@ -325,20 +326,21 @@ static int32_t await_arrival(const em_experts *e, ffn_memory memory, const em_ru
     enum { TICKETS_AT_ONCE = 256 };
     int64_t tickets[TICKETS_AT_ONCE];
     int32_t count = 0;
-    for (int32_t expert = 0; expert < e->expert_count && count < TICKETS_AT_ONCE; expert++) {
+    for (int32_t expert = 0; expert < e->num_experts && count < TICKETS_AT_ONCE; expert++) {
         if (memory.states[expert] == AWAITED) tickets[count++] = *ticket_of(e, expert);
     }
     const uint64_t start = run->disk_ns ? em_now_ns() : 0;
-    const int32_t status = em_reader_wait_any(e->arrivals.reader, tickets, count, e->arrivals.timeout_us);
+    const int64_t timeout_us = (int64_t)(e->arrivals.timeout_seconds * 1e6);
+    const int32_t status = em_reader_wait_any(e->arrivals.reader, tickets, count, timeout_us);
     if (run->disk_ns) *run->disk_ns += em_now_ns() - start;
     return status;
 }
 
 int32_t em_run_experts(const em_experts *e, const em_run *run) {
-    if (check_experts(e, run->tokens * e->used) != EM_OK) return EM_BAD_EXPERT;
+    if (check_experts(e, run->tokens * e->top_k) != EM_OK) return EM_BAD_EXPERT;
     em_layout layout = {.base = run->scratch};
     const ffn_sizes sizes = sizes_of_experts(e);
-    const ffn_memory memory = lay_out(&layout, sizes, run->tokens, run->tokens * e->used, e->expert_count);
+    const ffn_memory memory = lay_out(&layout, sizes, run->tokens, run->tokens * e->top_k, e->num_experts);
     begin_states(e, run->tokens, memory);
     quantise_input(run, sizes, memory, e->input);
     int32_t awaited, ready;
@@ -347,7 +349,7 @@ int32_t em_run_experts(const em_experts *e, const em_run *run) {
         const int32_t ffn_count = group_pairs(e, run->tokens, memory);
         const int32_t pairs = ffn_count ? memory.ffns[ffn_count - 1].first + memory.ffns[ffn_count - 1].count : 0;
         run_ffns(run, sizes, memory, e->input, e->output, ffn_count, pairs);
-        for (int32_t i = 0; i < e->expert_count; i++) {
+        for (int32_t i = 0; i < e->num_experts; i++) {
             if (memory.states[i] == READY) memory.states[i] = NOTHING;
         }
         if (awaited == 0) break;

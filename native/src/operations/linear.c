@@ -13,7 +13,7 @@ typedef struct linear_task {
 } linear_task;
 
 static int any_quantised(const em_linear *linear) {
-    for (int32_t i = 0; i < linear->part_count; i++) {
+    for (int32_t i = 0; i < linear->parts_count; i++) {
         if (em_is_quantised(linear->parts[i].matrix.format)) return 1;
     }
     return 0;
@@ -66,7 +66,7 @@ static void multiply(void *context, int64_t begin, int64_t end, int32_t thread) 
     const linear_task *task = context;
     (void)thread;
     int64_t before = 0; /* number of panels in the parts before this one */
-    for (int32_t i = 0; i < task->linear->part_count; i++) {
+    for (int32_t i = 0; i < task->linear->parts_count; i++) {
         const em_linear_part *part = &task->linear->parts[i];
         const int64_t after = before + em_panel_count(part->matrix.rows);
         const int64_t from = begin > before ? begin : before, to = end < after ? end : after;
@@ -87,7 +87,7 @@ int32_t em_run_linear(const em_linear *linear, const em_run *run) {
         task.input.groups = quantised.groups;
     }
     int64_t panels = 0, bytes = 0;
-    for (int32_t i = 0; i < linear->part_count; i++) {
+    for (int32_t i = 0; i < linear->parts_count; i++) {
         const em_matrix *matrix = &linear->parts[i].matrix;
         panels += em_panel_count(matrix->rows);
         bytes += em_panel_count(matrix->rows) * (int64_t)em_panel_bytes(matrix->format, columns);

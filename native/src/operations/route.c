@@ -41,7 +41,7 @@ typedef struct scoring {
 /* The bonus is a share of the range of the logits, NaNs left out; it is 0 if that range is not finite. */
 static scoring scoring_of(const em_route *r, const float *logits) {
     float largest = -INFINITY, smallest = INFINITY;
-    for (int32_t e = 0; e < r->expert_count; e++) {
+    for (int32_t e = 0; e < r->num_experts; e++) {
         if (logits[e] > largest) largest = logits[e];
         if (logits[e] < smallest) smallest = logits[e];
     }
@@ -66,12 +66,12 @@ static bool scores_before(const scoring *s, int32_t a, int32_t b) {
 static void choose_with_bonus(const em_route *r, const float *logits, int32_t *experts) {
     const scoring s = scoring_of(r, logits);
     const scoring by_logit = {logits, r->in_memory, 0};
-    const int32_t first = next_best(logits, r->expert_count, -1);
+    const int32_t first = next_best(logits, r->num_experts, -1);
     int32_t previous = -1;
     experts[0] = first;
-    for (int32_t k = 1; k < r->used; k++) {
+    for (int32_t k = 1; k < r->top_k; k++) {
         int32_t best = -1;
-        for (int32_t e = 0; e < r->expert_count; e++) {
+        for (int32_t e = 0; e < r->num_experts; e++) {
             if (e == first || (previous >= 0 && !scores_before(&s, previous, e))) continue;
             if (best < 0 || scores_before(&s, e, best)) best = e;
         }
@@ -94,23 +94,23 @@ static float sum_of_exponentials(const em_kernels *kernels, const float *logits,
 }
 
 static void route_token(const em_route *r, const em_kernels *kernels, int64_t token) {
-    const float *logits = r->logits + token * r->expert_count;
-    int32_t *experts = r->experts + token * r->used;
-    float *weights = r->weights + token * r->used;
+    const float *logits = r->logits + token * r->num_experts;
+    int32_t *experts = r->experts + token * r->top_k;
+    float *weights = r->weights + token * r->top_k;
     if (r->in_memory) {
         choose_with_bonus(r, logits, experts);
     } else {
-        for (int32_t k = 0; k < r->used; k++) {
-            experts[k] = next_best(logits, r->expert_count, k ? experts[k - 1] : -1);
+        for (int32_t k = 0; k < r->top_k; k++) {
+            experts[k] = next_best(logits, r->num_experts, k ? experts[k - 1] : -1);
         }
     }
-    for (int32_t k = 0; k < r->used; k++) weights[k] = logits[experts[k]];
+    for (int32_t k = 0; k < r->top_k; k++) weights[k] = logits[experts[k]];
     /* A NaN is chosen last but spoils a sum over all: then, as in the reference, every weight is NaN. */
     const float largest = weights[0];
-    float sum = r->renormalise ? sum_of_exponentials(kernels, weights, r->used, largest)
-                               : sum_of_exponentials(kernels, logits, r->expert_count, largest);
-    kernels->exponentials(weights, r->used, largest);
-    for (int32_t k = 0; k < r->used; k++) weights[k] /= sum;
+    float sum = r->renormalise ? sum_of_exponentials(kernels, weights, r->top_k, largest)
+                               : sum_of_exponentials(kernels, logits, r->num_experts, largest);
+    kernels->exponentials(weights, r->top_k, largest);
+    for (int32_t k = 0; k < r->top_k; k++) weights[k] /= sum;
 }
 
 static void route_tokens(void *context, int64_t begin, int64_t end, int32_t thread) {
@@ -118,6 +118,8 @@ static void route_tokens(void *context, int64_t begin, int64_t end, int32_t thre
     (void)thread;
     for (int64_t token = begin; token < end; token++) route_token(task->route, task->run->kernels, token);
 }
+
+EM_NO_SCRATCH(route)
 
 int32_t em_run_route(const em_route *route, const em_run *run) {
     route_task task = {route, run};

@@ -69,6 +69,8 @@ static void embed_rows(void *context, int64_t begin, int64_t end, int32_t thread
     }
 }
 
+EM_NO_SCRATCH(embed)
+
 int32_t em_run_embed(const em_embed *embed, const em_run *run) {
     for (int32_t t = 0; t < run->tokens; t++) {
         if (embed->ids[t] < 0 || embed->ids[t] >= embed->matrix.rows) return EM_BAD_TOKEN_ID;
@@ -83,16 +85,18 @@ static void norm_rows(void *context, int64_t begin, int64_t end, int32_t thread)
     const em_rms_norm *n = task->operation;
     (void)thread;
     for (int64_t row = begin; row < end; row++) {
-        const float *input = n->input + row * n->width;
-        float *output = n->output + row * n->width;
-        const float mean = task->run->kernels->sum_squares(input, n->width) / (float)n->width;
+        const float *input = n->input + row * n->head_dim;
+        float *output = n->output + row * n->head_dim;
+        const float mean = task->run->kernels->sum_squares(input, n->head_dim) / (float)n->head_dim;
         const float factor = 1.0f / sqrtf(mean + n->epsilon);
-        for (int32_t i = 0; i < n->width; i++) output[i] = input[i] * factor * n->weight[i];
+        for (int32_t i = 0; i < n->head_dim; i++) output[i] = input[i] * factor * n->weight[i];
     }
 }
 
+EM_NO_SCRATCH(rms_norm)
+
 int32_t em_run_rms_norm(const em_rms_norm *norm, const em_run *run) {
-    return run_rows(norm, run, norm_rows, (int64_t)run->tokens * norm->heads, norm->width);
+    return run_rows(norm, run, norm_rows, (int64_t)run->tokens * norm->heads, norm->head_dim);
 }
 
 /* ---- rope --------------------------------------------------------------------------------------------- */
@@ -100,12 +104,12 @@ int32_t em_run_rms_norm(const em_rms_norm *norm, const em_run *run) {
 static void rope_rows(void *context, int64_t begin, int64_t end, int32_t thread) {
     const rows_task *task = context;
     const em_rope *r = task->operation;
-    const int32_t half = r->width / 2;
+    const int32_t half = r->head_dim / 2;
     (void)thread;
     for (int64_t row = begin; row < end; row++) {
         const size_t table_row = (size_t)(task->run->position + row / r->heads) * half;
         const float *cosine = r->cosine + table_row, *sine = r->sine + table_row;
-        float *first = r->values + row * r->width, *second = first + half;
+        float *first = r->values + row * r->head_dim, *second = first + half;
         for (int32_t i = 0; i < half; i++) {
             const float a = first[i], b = second[i];
             first[i] = a * cosine[i] - b * sine[i];
@@ -114,22 +118,24 @@ static void rope_rows(void *context, int64_t begin, int64_t end, int32_t thread)
     }
 }
 
+EM_NO_SCRATCH(rope)
+
 int32_t em_run_rope(const em_rope *rope, const em_run *run) {
     if (run->position + run->tokens > rope->context) return EM_BAD_POSITION;
-    return run_rows(rope, run, rope_rows, (int64_t)run->tokens * rope->heads, rope->width);
+    return run_rows(rope, run, rope_rows, (int64_t)run->tokens * rope->heads, rope->head_dim);
 }
 
 /* ---- keys and values ---------------------------------------------------------------------------------- */
 
 /* Stores keys or values in row `to` of the cache's (G * C) rows. */
 static void store_row(const em_store_kv *s, const em_kernels *kernels, const float *row, em_cache cache, size_t to) {
-    const size_t at = to * s->width;
-    if (s->format == EM_F32) {
-        memcpy((float *)cache.elements + at, row, (size_t)s->width * sizeof(float));
-    } else if (s->format == EM_F16) {
-        kernels->to_half(row, (uint16_t *)cache.elements + at, s->width);
+    const size_t at = to * s->head_dim;
+    if (cache.format == EM_F32) {
+        memcpy((float *)cache.elements + at, row, (size_t)s->head_dim * sizeof(float));
+    } else if (cache.format == EM_F16) {
+        kernels->to_half(row, (uint16_t *)cache.elements + at, s->head_dim);
     } else {
-        kernels->to_q8(row, (int8_t *)cache.elements + at, cache.scales + to * em_group_count(s->width), s->width);
+        kernels->to_q8(row, (int8_t *)cache.elements + at, cache.scales + to * em_group_count(s->head_dim), s->head_dim);
     }
 }
 
@@ -138,17 +144,21 @@ static void store_rows(void *context, int64_t begin, int64_t end, int32_t thread
     const em_store_kv *s = task->operation;
     (void)thread;
     for (int64_t row = begin; row < end; row++) {
-        const int64_t token = row / s->groups, group = row % s->groups;
+        const int64_t token = row / s->kv_heads, group = row % s->kv_heads;
         const size_t to = (size_t)group * s->context + (size_t)(task->run->position + token);
-        store_row(s, task->run->kernels, s->keys + row * s->width, s->key_cache, to);
-        store_row(s, task->run->kernels, s->values + row * s->width, s->value_cache, to);
+        store_row(s, task->run->kernels, s->keys + row * s->head_dim, s->key_cache, to);
+        store_row(s, task->run->kernels, s->values + row * s->head_dim, s->value_cache, to);
     }
 }
 
+EM_NO_SCRATCH(store_kv)
+
 int32_t em_run_store_kv(const em_store_kv *store, const em_run *run) {
-    if (store->format < 0 || store->format >= EM_CACHE_FORMATS) return EM_BAD_OPERATION;
+    if (!em_is_cache_format(store->key_cache.format) || !em_is_cache_format(store->value_cache.format)) {
+        return EM_BAD_OPERATION;
+    }
     if (run->position + run->tokens > store->context) return EM_BAD_POSITION;
-    return run_rows(store, run, store_rows, (int64_t)run->tokens * store->groups, store->width);
+    return run_rows(store, run, store_rows, (int64_t)run->tokens * store->kv_heads, store->head_dim);
 }
 
 /* ---- combine ------------------------------------------------------------------------------------------ */
@@ -158,17 +168,17 @@ enum { COLUMNS_AT_ONCE = 256 };
 /* Sums columns start .. start + count - 1 of one token, in router order. */
 static void combine_columns(const em_combine *c, int64_t token, int32_t start, int32_t count) {
     float sums[COLUMNS_AT_ONCE] = {0};
-    for (int32_t k = 0; c->routed && k < c->used; k++) {
-        const float weight = c->weights[token * c->used + k];
-        const float *routed = c->routed + (token * c->used + k) * c->width + start;
+    for (int32_t k = 0; c->routed && k < c->top_k; k++) {
+        const float weight = c->weights[token * c->top_k + k];
+        const float *routed = c->routed + (token * c->top_k + k) * c->hidden_size + start;
         for (int32_t i = 0; i < count; i++) sums[i] = k == 0 ? weight * routed[i] : sums[i] + weight * routed[i];
     }
     if (c->shared) {
         const float gate = c->shared_gate ? 1.0f / (1.0f + em_exp(-c->shared_gate[token])) : 1.0f;
-        const float *shared = c->shared + token * c->width + start;
+        const float *shared = c->shared + token * c->hidden_size + start;
         for (int32_t i = 0; i < count; i++) sums[i] += gate * shared[i];
     }
-    float *residual = c->residual + token * c->width + start;
+    float *residual = c->residual + token * c->hidden_size + start;
     for (int32_t i = 0; i < count; i++) residual[i] += c->scale * sums[i];
 }
 
@@ -176,13 +186,15 @@ static void combine_rows(void *context, int64_t begin, int64_t end, int32_t thre
     const em_combine *c = ((const rows_task *)context)->operation;
     (void)thread;
     for (int64_t token = begin; token < end; token++) {
-        for (int32_t start = 0; start < c->width; start += COLUMNS_AT_ONCE) {
-            const int32_t left = c->width - start;
+        for (int32_t start = 0; start < c->hidden_size; start += COLUMNS_AT_ONCE) {
+            const int32_t left = c->hidden_size - start;
             combine_columns(c, token, start, left < COLUMNS_AT_ONCE ? left : COLUMNS_AT_ONCE);
         }
     }
 }
 
+EM_NO_SCRATCH(combine)
+
 int32_t em_run_combine(const em_combine *combine, const em_run *run) {
-    return run_rows(combine, run, combine_rows, run->tokens, (int64_t)combine->width * (combine->used + 1));
+    return run_rows(combine, run, combine_rows, run->tokens, (int64_t)combine->hidden_size * (combine->top_k + 1));
 }

@@ -265,13 +265,6 @@ def test_a_library_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch
     assert "EDGEMOE_KERNELS=jit" in error.value.hint
 
 
-def test_a_library_with_other_structs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    members = (("embed", structures.RopeStruct), *structures.UNION_MEMBERS[1:])
-    monkeypatch.setattr(structures, "UNION_MEMBERS", members)
-    with pytest.raises(KernelError, match="em_embed has"):
-        library.load_library.__wrapped__()
-
-
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "FILE_NAME", "libnowhere.so")
     with pytest.raises(KernelError, match=r"libnowhere\.so"):

@@ -1,0 +1,233 @@
+/* Written by native/write_header.py from edgemoe/kernels/operations.py: do not edit. edgemoe.h includes it.
+ *
+ * T is the number of rows of a run; the other letters of shapes are fields of their struct. */
+#ifndef EDGEMOE_OPERATIONS_DEFINED_H
+#define EDGEMOE_OPERATIONS_DEFINED_H
+
+/* Formats of weights (edgemoe/kernels/formats.py); the first three are those of a KV cache too. */
+typedef enum em_format { EM_F32 = 0, EM_F16 = 1, EM_Q8 = 2, EM_Q4 = 3, EM_Q4M = 4, EM_FORMAT_COUNT = 5 } em_format;
+
+/* output[t] = scale * matrix[ids[t]]. */
+typedef struct em_embed {
+    const int32_t *ids;  /* (T,) */
+    em_matrix matrix;    /* (V, D) */
+    float scale;
+    float *output;       /* (T, D) */
+    int32_t vocab_size;  /* V */
+    int32_t hidden_size; /* D */
+} em_embed;
+
+/* output = input / rms(input) * weight, over each of heads runs of the row; may be in place. */
+typedef struct em_rms_norm {
+    const float *input;  /* (T, heads*W) */
+    const float *weight; /* (W,) */
+    float epsilon;
+    float *output;       /* (T, heads*W) */
+    int32_t heads;
+    int32_t head_dim;    /* W */
+} em_rms_norm;
+
+/* One of the matrices that share an input, with the buffer for its product. */
+typedef struct em_linear_part {
+    em_matrix matrix;  /* (N, M) */
+    const float *bias; /* (N,), or NULL */
+    float *output;     /* (T, N) */
+    int32_t rows;      /* N */
+} em_linear_part;
+
+/* For each part output = scale * (matrix input + bias), or output += ... if accumulate. */
+typedef struct em_linear {
+    const float *input;      /* (T, M) */
+    em_linear_part parts[4];
+    int32_t parts_count;     /* 1 to 4 */
+    float scale;
+    int32_t accumulate;
+    int32_t columns;         /* M */
+} em_linear;
+
+/* Rotates each head in place: (a, b) -> (a cos - b sin, b cos + a sin), a, b its two halves. */
+typedef struct em_rope {
+    float *values;       /* (T, heads*W) */
+    int32_t heads;
+    const float *cosine; /* (C, W/2) */
+    const float *sine;   /* (C, W/2) */
+    int32_t head_dim;    /* W */
+    int32_t context;     /* C */
+} em_rope;
+
+/* Writes the keys and values of this run's tokens to the cache, at their positions. */
+typedef struct em_store_kv {
+    const float *keys;    /* (T, G*W) */
+    const float *values;  /* (T, G*W) */
+    em_cache key_cache;   /* (G, C, W) */
+    em_cache value_cache; /* (G, C, W) */
+    int32_t kv_heads;     /* G */
+    int32_t context;      /* C */
+    int32_t head_dim;     /* W */
+} em_store_kv;
+
+/* Causal attention over the cache: token t sees positions 0 .. position + t. */
+typedef struct em_attention {
+    const float *query;   /* (T, H*W) */
+    em_cache key_cache;   /* (G, C, W) */
+    em_cache value_cache; /* (G, C, W) */
+    float scale;
+    float *output;        /* (T, H*W) */
+    int32_t kv_heads;     /* G */
+    int32_t context;      /* C */
+    int32_t head_dim;     /* W */
+    int32_t heads;        /* H */
+} em_attention;
+
+/* The K experts of largest logit (the lower number on a tie), in falling order, and their weights. */
+typedef struct em_route {
+    const float *logits;      /* (T, E) */
+    int32_t renormalise;
+    int32_t *experts;         /* (T, K) */
+    float *weights;           /* (T, K) */
+    const int32_t *in_memory; /* (E,), or NULL */
+    float bonus;
+    int32_t num_experts;      /* E */
+    int32_t top_k;            /* K */
+} em_route;
+
+/* output = down (silu(gate input) * (up input)). */
+typedef struct em_gated_ffn {
+    const float *input;        /* (T, D) */
+    em_matrix gate_up;         /* (2*up16(F), D) */
+    em_matrix down;            /* (D, F) */
+    float *output;             /* (T, D) */
+    int32_t hidden_size;       /* D */
+    int32_t intermediate_size; /* F */
+} em_gated_ffn;
+
+/* Where an expert's matrices lie in its record: gate_up at 0, down at down_offset. */
+typedef struct em_expert_layout {
+    int32_t model_width;    /* D */
+    int32_t ffn_width;      /* F */
+    int32_t gate_up_format;
+    int32_t down_format;
+    int64_t down_offset;
+} em_expert_layout;
+
+/* Records that may still be on their way into the arena when an operation begins. */
+typedef struct em_arrivals {
+    em_reader *reader;     /* NULL: nothing is awaited */
+    int64_t *tickets;      /* (S,) */
+    float timeout_seconds;
+} em_arrivals;
+
+/* output[t, k] = expert experts[t, k] (input[t]) for experts whose slots[e] >= 0. */
+typedef struct em_experts {
+    const float *input;      /* (T, D) */
+    const int32_t *experts;  /* (T, K) */
+    const int32_t *slots;    /* (E,) */
+    const uint8_t *arena;    /* (S, B) */
+    em_expert_layout layout;
+    float *output;           /* (T, K, D) */
+    em_arrivals arrivals;    /* all zeros if there are none */
+    int32_t hidden_size;     /* D */
+    int32_t top_k;           /* K */
+    int32_t num_experts;     /* E */
+    int32_t slot_count;      /* S */
+    int32_t slot_bytes;      /* B */
+} em_experts;
+
+/* residual[t] += scale * (sum_k weights[t, k] * routed[t, k] + sigmoid(shared_gate[t]) * shared[t]). */
+typedef struct em_combine {
+    float *residual;          /* (T, D) */
+    float scale;
+    const float *routed;      /* (T, K, D), or NULL */
+    const float *weights;     /* (T, K), or NULL */
+    const float *shared;      /* (T, D), or NULL */
+    const float *shared_gate; /* (T, 1), or NULL */
+    int32_t hidden_size;      /* D */
+    int32_t top_k;            /* K */
+} em_combine;
+
+/* X(kind, name) for each operation, in the order of em_kind. */
+#define EM_OPERATIONS(X) \
+    X(EMBED, embed) \
+    X(RMS_NORM, rms_norm) \
+    X(LINEAR, linear) \
+    X(ROPE, rope) \
+    X(STORE_KV, store_kv) \
+    X(ATTENTION, attention) \
+    X(ROUTE, route) \
+    X(GATED_FFN, gated_ffn) \
+    X(EXPERTS, experts) \
+    X(COMBINE, combine)
+
+/* STRUCT(type) for each struct of the interface, and FIELD(type, field) for each of its fields. */
+#define EM_LAYOUT(STRUCT, FIELD) \
+    STRUCT(em_matrix) FIELD(em_matrix, data) FIELD(em_matrix, format) FIELD(em_matrix, rows) \
+        FIELD(em_matrix, columns) \
+    STRUCT(em_cache) FIELD(em_cache, elements) FIELD(em_cache, scales) FIELD(em_cache, format) \
+    STRUCT(em_embed) FIELD(em_embed, ids) FIELD(em_embed, matrix) FIELD(em_embed, scale) \
+        FIELD(em_embed, output) FIELD(em_embed, vocab_size) FIELD(em_embed, hidden_size) \
+    STRUCT(em_rms_norm) FIELD(em_rms_norm, input) FIELD(em_rms_norm, weight) FIELD(em_rms_norm, epsilon) \
+        FIELD(em_rms_norm, output) FIELD(em_rms_norm, heads) FIELD(em_rms_norm, head_dim) \
+    STRUCT(em_linear_part) FIELD(em_linear_part, matrix) FIELD(em_linear_part, bias) \
+        FIELD(em_linear_part, output) FIELD(em_linear_part, rows) \
+    STRUCT(em_linear) FIELD(em_linear, input) FIELD(em_linear, parts) FIELD(em_linear, parts_count) \
+        FIELD(em_linear, scale) FIELD(em_linear, accumulate) FIELD(em_linear, columns) \
+    STRUCT(em_rope) FIELD(em_rope, values) FIELD(em_rope, heads) FIELD(em_rope, cosine) FIELD(em_rope, sine) \
+        FIELD(em_rope, head_dim) FIELD(em_rope, context) \
+    STRUCT(em_store_kv) FIELD(em_store_kv, keys) FIELD(em_store_kv, values) FIELD(em_store_kv, key_cache) \
+        FIELD(em_store_kv, value_cache) FIELD(em_store_kv, kv_heads) FIELD(em_store_kv, context) \
+        FIELD(em_store_kv, head_dim) \
+    STRUCT(em_attention) FIELD(em_attention, query) FIELD(em_attention, key_cache) \
+        FIELD(em_attention, value_cache) FIELD(em_attention, scale) FIELD(em_attention, output) \
+        FIELD(em_attention, kv_heads) FIELD(em_attention, context) FIELD(em_attention, head_dim) \
+        FIELD(em_attention, heads) \
+    STRUCT(em_route) FIELD(em_route, logits) FIELD(em_route, renormalise) FIELD(em_route, experts) \
+        FIELD(em_route, weights) FIELD(em_route, in_memory) FIELD(em_route, bonus) \
+        FIELD(em_route, num_experts) FIELD(em_route, top_k) \
+    STRUCT(em_gated_ffn) FIELD(em_gated_ffn, input) FIELD(em_gated_ffn, gate_up) FIELD(em_gated_ffn, down) \
+        FIELD(em_gated_ffn, output) FIELD(em_gated_ffn, hidden_size) FIELD(em_gated_ffn, intermediate_size) \
+    STRUCT(em_expert_layout) FIELD(em_expert_layout, model_width) FIELD(em_expert_layout, ffn_width) \
+        FIELD(em_expert_layout, gate_up_format) FIELD(em_expert_layout, down_format) \
+        FIELD(em_expert_layout, down_offset) \
+    STRUCT(em_arrivals) FIELD(em_arrivals, reader) FIELD(em_arrivals, tickets) \
+        FIELD(em_arrivals, timeout_seconds) \
+    STRUCT(em_experts) FIELD(em_experts, input) FIELD(em_experts, experts) FIELD(em_experts, slots) \
+        FIELD(em_experts, arena) FIELD(em_experts, layout) FIELD(em_experts, output) \
+        FIELD(em_experts, arrivals) FIELD(em_experts, hidden_size) FIELD(em_experts, top_k) \
+        FIELD(em_experts, num_experts) FIELD(em_experts, slot_count) FIELD(em_experts, slot_bytes) \
+    STRUCT(em_combine) FIELD(em_combine, residual) FIELD(em_combine, scale) FIELD(em_combine, routed) \
+        FIELD(em_combine, weights) FIELD(em_combine, shared) FIELD(em_combine, shared_gate) \
+        FIELD(em_combine, hidden_size) FIELD(em_combine, top_k) \
+    STRUCT(em_operation) FIELD(em_operation, kind) FIELD(em_operation, reserved) FIELD(em_operation, as) \
+    STRUCT(em_scratch) FIELD(em_scratch, data) FIELD(em_scratch, bytes) \
+    STRUCT(em_program_times) FIELD(em_program_times, operations) FIELD(em_program_times, elapsed_ns) \
+    STRUCT(em_program) FIELD(em_program, kernels) FIELD(em_program, pool) FIELD(em_program, operations) \
+        FIELD(em_program, scratch) FIELD(em_program, times) FIELD(em_program, scratch_bytes) \
+        FIELD(em_program, operation_count) FIELD(em_program, tokens_max) FIELD(em_program, failed_operation) \
+        FIELD(em_program, reserved) \
+    STRUCT(em_read) FIELD(em_read, offset) FIELD(em_read, length) FIELD(em_read, destination) \
+        FIELD(em_read, crc32c) FIELD(em_read, descriptor) FIELD(em_read, reserved) \
+    STRUCT(em_read_counters) FIELD(em_read_counters, bytes_read) FIELD(em_read_counters, read_ns) \
+        FIELD(em_read_counters, queue_wait_ns) FIELD(em_read_counters, reads) FIELD(em_read_counters, failed) \
+        FIELD(em_read_counters, cancelled) \
+    STRUCT(em_source) FIELD(em_source, context) FIELD(em_source, submit) FIELD(em_source, wait) \
+        FIELD(em_source, wait_any) FIELD(em_source, done) FIELD(em_source, promote) FIELD(em_source, cancel) \
+        FIELD(em_source, release) \
+    STRUCT(em_policy_settings) FIELD(em_policy_settings, next_uses) FIELD(em_policy_settings, rate) \
+        FIELD(em_policy_settings, weight) FIELD(em_policy_settings, kind) FIELD(em_policy_settings, reserved) \
+    STRUCT(em_record) FIELD(em_record, offset) FIELD(em_record, length) FIELD(em_record, crc32c) \
+        FIELD(em_record, descriptor) FIELD(em_record, reserved) \
+    STRUCT(em_pager_counters) FIELD(em_pager_counters, hits) FIELD(em_pager_counters, misses) \
+        FIELD(em_pager_counters, late_prefetches) FIELD(em_pager_counters, demand_bytes) \
+        FIELD(em_pager_counters, prefetched_bytes) FIELD(em_pager_counters, prefetched_reads) \
+        FIELD(em_pager_counters, useful_prefetches) FIELD(em_pager_counters, guessable_uses) \
+        FIELD(em_pager_counters, guessed_uses) FIELD(em_pager_counters, warm_bytes) \
+        FIELD(em_pager_counters, dropped) FIELD(em_pager_counters, wait_ns) \
+    STRUCT(em_read_failure) FIELD(em_read_failure, detail) FIELD(em_read_failure, status) \
+        FIELD(em_read_failure, layer) FIELD(em_read_failure, expert) FIELD(em_read_failure, reserved) \
+    STRUCT(em_pager_setup) FIELD(em_pager_setup, source) FIELD(em_pager_setup, records) \
+        FIELD(em_pager_setup, arena) FIELD(em_pager_setup, slots) FIELD(em_pager_setup, tickets) \
+        FIELD(em_pager_setup, counters) FIELD(em_pager_setup, failure) FIELD(em_pager_setup, policy) \
+        FIELD(em_pager_setup, slot_bytes) FIELD(em_pager_setup, timeout_us) FIELD(em_pager_setup, slot_count) \
+        FIELD(em_pager_setup, layers) FIELD(em_pager_setup, experts) FIELD(em_pager_setup, reserved)
+
+#endif

@@ -1,0 +1,116 @@
+"""Writes `include/edgemoe_operations.h`: the C side of the operations that `edgemoe/kernels/operations.py` defines.
+
+Run `make header` after a change to an operation, and commit the result; a test holds it to the definitions.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import inspect
+from pathlib import Path
+
+import numpy as np
+
+from edgemoe.kernels import operations as op
+from edgemoe.kernels.definition import SHAPED, Field
+from edgemoe.kernels.formats import FORMATS
+from edgemoe.kernels.native import structures as st
+
+HEADER = Path(__file__).parent / "include" / "edgemoe_operations.h"
+
+_ELEMENTS = {np.float32: "float", np.int32: "int32_t", np.int64: "int64_t", np.uint8: "uint8_t"}
+_SCALARS = {"float": "float", "integer": "int32_t", "flag": "int32_t", "format": "int32_t"}
+_LETTERS = {c_name: letter for letter, c_name in st.LETTERS.items()}
+
+
+def header_text() -> str:
+    """Return the text of the header."""
+    parts = [
+        "/* Written by native/write_header.py from edgemoe/kernels/operations.py: do not edit. edgemoe.h includes it.",
+        " *",
+        " * T is the number of rows of a run; the other letters of shapes are fields of their struct. */",
+        "#ifndef EDGEMOE_OPERATIONS_DEFINED_H",
+        "#define EDGEMOE_OPERATIONS_DEFINED_H",
+        "",
+        *_enumeration(),
+        "",
+        *(line for made in st.MADE for line in [*_struct(made), ""]),
+        "/* X(kind, name) for each operation, in the order of em_kind. */",
+        *_macro("EM_OPERATIONS(X)", [f"X({name.upper()}, {name})" for name in _operation_names()]),
+        "",
+        "/* STRUCT(type) for each struct of the interface, and FIELD(type, field) for each of its fields. */",
+        *_macro("EM_LAYOUT(STRUCT, FIELD)", _layout()),
+        "",
+        "#endif",
+    ]
+    return "".join(f"{line}\n" for line in parts)
+
+
+def _operation_names() -> list[str]:
+    return [st.snake_case(kind.__name__) for kind in op.NATIVE_OPERATIONS]
+
+
+def _enumeration() -> list[str]:
+    members = [f"EM_{fmt.name.upper()} = {fmt.code}" for fmt in FORMATS.values()]
+    return [
+        "/* Formats of weights (edgemoe/kernels/formats.py); the first three are those of a KV cache too. */",
+        f"typedef enum em_format {{ {', '.join(members)}, EM_FORMAT_COUNT = {len(members)} }} em_format;",
+    ]
+
+
+def _struct(made: st.Made) -> list[str]:
+    """Return the declaration of one struct."""
+    name = st.c_name(made.struct)
+    summary = (inspect.getdoc(made.kind) or "").split("\n")[0].replace("`", "")
+    members = [member for field in made.definition.fields for member in _members(field)]
+    members += [(f"int32_t {st.LETTERS[letter]};", letter) for letter in made.definition.letters]
+    width = max(len(declaration) for declaration, _ in members)
+    lines = [f"    {text:{width}} /* {note} */" if note else f"    {text}" for text, note in members]
+    return [f"/* {summary} */", f"typedef struct {name} {{", *lines, f"}} {name};"]
+
+
+def _members(field: Field) -> list[tuple[str, str]]:
+    """Return the declarations of a field and their comments."""
+    mark, name = field.mark, field.name
+    note = f"{field.shape}{', or NULL' * field.optional}" if mark.kind in SHAPED else ""
+    if mark.kind == "buffer":
+        assert field.dtype is not None
+        const = "" if field.role.writes else "const "
+        return [(f"{const}{_ELEMENTS[field.dtype.type]} *{name};", note)]
+    if mark.kind == "reader":
+        return [(f"em_reader *{name};", "NULL: nothing is awaited")]
+    if field.struct is not None:
+        inner = f"em_{st.snake_case(field.struct.__name__)}"
+        if mark.kind == "struct":
+            return [(f"{inner} {name};", "all zeros if there are none" if field.optional else "")]
+        return [(f"{inner} {name}[{mark.most}];", ""), (f"int32_t {st.count_name(field)};", f"1 to {mark.most}")]
+    if mark.kind in ("matrix", "cache"):
+        return [(f"em_{mark.kind} {name};", note)]
+    return [(f"{'int64_t' if mark.wide else _SCALARS[mark.kind]} {name};", mark.letter)]
+
+
+def _layout() -> list[str]:
+    entries = []
+    for struct in st.STRUCTS:
+        name = st.c_name(struct)
+        entries.append(" ".join([f"STRUCT({name})", *(f"FIELD({name}, {field})" for field in st.field_names(struct))]))
+    return entries
+
+
+def _macro(name: str, entries: list[str]) -> list[str]:
+    """Return the lines of a macro, one entry on each, filled up to columns that a reader's window has."""
+    lines = [f"#define {name}"]
+    for entry in entries:
+        current = "   "
+        for word in entry.replace(") ", ")\n").split("\n"):
+            if len(current) + 1 + len(word) > 110:
+                lines.append(current)
+                current = "       "
+            current += f" {word}"
+        lines.append(current)
+    return [f"{line} \\" for line in lines[:-1]] + lines[-1:]
+
+
+if __name__ == "__main__":
+    HEADER.write_text(header_text())
+    print(f"Wrote {HEADER}: {ctypes.sizeof(st.OperationStruct)} bytes for an operation.")

@@ -1,0 +1,48 @@
+"""The structs of the C interface: written from the definitions, and laid out as the compiler lays them out."""
+
+from __future__ import annotations
+
+import ctypes
+import runpy
+from pathlib import Path
+
+import pytest
+
+import edgemoe
+from edgemoe.errors import KernelError
+from edgemoe.kernels import operations as op
+from edgemoe.kernels.native import library, structures
+
+NATIVE = Path(edgemoe.__file__).parents[1] / "native"
+
+
+def test_the_committed_header_is_that_of_the_definitions() -> None:
+    script = runpy.run_path(str(NATIVE / "write_header.py"))
+    expected: str = script["header_text"]()
+    assert (NATIVE / "include" / "edgemoe_operations.h").read_text() == expected, "run `make header` and commit it"
+
+
+def test_every_operation_has_its_struct_and_its_place_in_the_enumeration() -> None:
+    names = [name for name, *_ in structures.OperationUnion._fields_]
+    assert names[:2] == ["embed", "rms_norm"]
+    assert len(names) == len(op.NATIVE_OPERATIONS)
+    assert tuple(structures.OPERATION_STRUCTS) == op.NATIVE_OPERATIONS
+
+
+def test_two_fields_in_each_others_place_are_found() -> None:
+    route = structures.OPERATION_STRUCTS[op.Route]
+    fields = dict(route._fields_)
+    order = ["top_k" if name == "num_experts" else "num_experts" if name == "top_k" else name for name in fields]
+    swapped = type("RouteStruct", (ctypes.Structure,), {"_fields_": [(name, fields[name]) for name in order]})
+    assert ctypes.sizeof(swapped) == ctypes.sizeof(route)
+    expected, found = structures.describe_layout([route]), structures.describe_layout([swapped])
+    library.check_layout(expected, expected)
+    with pytest.raises(KernelError, match=r"expected em_route\.num_experts 44 4, found em_route\.top_k 44 4") as error:
+        library.check_layout(expected, found)
+    assert "EDGEMOE_KERNELS=jit" in error.value.hint
+
+
+def test_a_struct_that_the_library_lacks_is_found() -> None:
+    described = structures.describe_layout()
+    with pytest.raises(KernelError, match=r"expected em_extra 0 8, found nothing"):
+        library.check_layout(described + "em_extra 0 8\n", described)

@@ -1,0 +1,224 @@
+"""Definitions of operations: symbolic shapes are solved and checked, and errors name the field, on every backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgemoe.errors import KernelError
+from edgemoe.kernels import operations as op
+from edgemoe.kernels.definition import (
+    Extent,
+    Misfit,
+    buffer,
+    definition_of,
+    measure,
+    rows,
+    size,
+    up_to,
+)
+from edgemoe.kernels.formats import FORMATS, Matrix
+from edgemoe.kernels.operations import Backend
+from tests.kernels.builders import aligned, empty_cache, random_ffn, random_matrix
+from tests.kernels.planned import planned
+from tests.kernels.test_products import pack_experts
+from tests.kernels.test_runs import CONTEXT, EXPERTS, FFN_WIDTH, HEAD_WIDTH, KV_HEADS, PER_TOKEN, WIDTH, TinyLayer
+
+TOKENS = 3
+
+
+def floats(*shape: int) -> op.Floats:
+    return aligned(shape, np.float32)
+
+
+@pytest.mark.parametrize("text", ["", "H*", "2H", "H/W", "up16(2)", "2*up16(F*D)", "up16(F)*2", "-1", "H + W"])
+def test_what_is_not_an_extent_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"not an extent|invalid literal"):
+        Extent.parse(text)
+
+
+@given(st.integers(1, 3), st.integers(1, 500), st.integers(1, 500), st.integers(1, 2))
+def test_an_extent_is_solved_for_its_unknown_letter(factor: int, a: int, b: int, divisor: int) -> None:
+    extent = Extent.parse(f"{factor}*A*B/{divisor}")
+    whole = factor * a * b * divisor
+    letters = {"A": a * divisor}
+    assert extent.solve(whole // divisor, letters)
+    assert letters["B"] == b
+    assert extent.told(letters) == str(whole // divisor)
+    assert not extent.solve(whole // divisor + 1, letters)
+    assert extent.solve(whole // divisor, letters)
+
+
+def test_what_does_not_divide_does_not_fit() -> None:
+    extent = Extent.parse("H*W")
+    assert not extent.solve(7, letters := {"W": 2})
+    assert not extent.solve(0, letters)
+    assert not extent.solve(6, {})
+    assert letters == {"W": 2}
+    assert not Extent.parse("W/2").solve(3, {"W": 7})
+    padded = Extent.parse("2*up16(F)")
+    assert padded.solve(64, {"F": 17})
+    assert not padded.solve(64, {"F": 16})
+    assert not padded.solve(64, {})
+
+
+def test_a_layer_is_measured_with_and_without_memory() -> None:
+    """Letters as the buffers have them, whatever stands in their place."""
+    layer = TinyLayer("q4", 40, 0)
+    expected = {
+        "Rope": {"heads": KV_HEADS, "W": HEAD_WIDTH, "C": CONTEXT},
+        "StoreKv": {"G": KV_HEADS, "C": CONTEXT, "W": HEAD_WIDTH},
+        "Attention": {"G": KV_HEADS, "C": CONTEXT, "W": HEAD_WIDTH, "H": 4},
+        "Route": {"E": EXPERTS, "K": PER_TOKEN},
+        "GatedFfn": {"D": WIDTH, "F": FFN_WIDTH},
+        "Combine": {"D": WIDTH, "K": PER_TOKEN},
+    }
+    seen = set()
+    for operation in layer.operations:
+        sizes, without = operation.measure(), planned(operation).measure()
+        assert sizes == without
+        assert sizes.rows == 40
+        name = type(operation).__name__
+        seen.add(name)
+        if name in expected and sizes.letters.get("heads") != 4:
+            assert sizes.letters == expected[name]
+    assert seen == {kind.__name__ for kind in op.NATIVE_OPERATIONS}
+
+
+def test_each_part_of_a_linear_layer_has_its_own_rows() -> None:
+    parts = tuple(op.LinearPart(Matrix.planned(FORMATS["q4"], n, 8), None, floats(5 + n, n)) for n in (3, 7))
+    sizes = op.Linear(floats(6, 8), parts).measure()
+    assert sizes.letters == {"M": 8}
+    assert [part["N"] for part in sizes.parts["parts"]] == [3, 7]
+    assert sizes.rows == 6
+
+
+def faults() -> list[tuple[op.Operation, str, str]]:
+    """Operations with one field that does not fit: the field, and what the error says of it."""
+    random = np.random.default_rng(0)
+    keys, query = floats(2, 8, 20), floats(TOKENS, 40)
+    gate_up, down = random_ffn("q4", 40, 24, random)
+    slots = np.arange(2, dtype=np.int32)
+    arena, layout = pack_experts([random_ffn("q4", 40, 24, random) for _ in slots], slots)
+    chosen = np.zeros((TOKENS, 1), np.int32)
+    experts = op.Experts(query, chosen, slots, arena, layout, floats(TOKENS, 1, 40))
+    matrix = random_matrix("f32", 6, 40, random)
+    return [
+        (op.Embed(slots, matrix, 1.0, floats(2, 41)), "output", "shape (T, 40), found shape (2, 41)"),
+        (op.Embed(chosen, matrix, 1.0, query), "ids", "shape (T,), found shape (3, 1)"),
+        (op.RmsNorm(query, floats(13), 1e-5, query, 3), "input", "shape (T, 3*W), found shape (3, 40)"),
+        (op.RmsNorm(query, floats(13), 1e-5, query, 2), "weight", "shape (20,), found shape (13,)"),
+        (op.RmsNorm(query, floats(13), 1e-5, query, 0), "heads", "an integer of at least 1, found 0"),
+        (op.Rope(floats(TOKENS, 30), 2, floats(9, 7), floats(9, 7)), "cosine", "shape (C, 15/2), found shape (9, 7)"),
+        (op.Rope(query, 2, floats(9, 10), floats(8, 10)), "sine", "shape (9, 10), found shape (8, 10)"),
+        (op.StoreKv(query, floats(TOKENS, 39), keys, keys.copy()), "values", "shape (T, 40), found shape (3, 39)"),
+        (op.Attention(query, keys, keys[:1], 1.0, query.copy()), "value_cache", "shape (2, 8, 20)"),
+        (op.Attention(floats(TOKENS, 60), keys, keys.copy(), 1.0, floats(TOKENS, 60)), "query", "found 3 heads"),
+        (op.Attention(query, keys, keys.astype(np.float16), 1.0, query.copy()), "value_cache", "found float16"),
+        (op.Attention(query, keys, empty_cache("q8", (2, 8, 20)), 1.0, query.copy()), "value_cache", "found int8"),
+        (op.Route(floats(TOKENS, 3), True, chosen, floats(TOKENS, 2)), "weights", "shape (T, 1)"),
+        (op.GatedFfn(query, replace(gate_up, rows=32), down, query.copy()), "gate_up", "shape (64, 40)"),
+        (op.GatedFfn(query, gate_up, replace(down, rows=39), query.copy()), "down", "shape (40, F)"),
+        (op.GatedFfn(query, None, down, query.copy()), "gate_up", "a matrix, found NoneType"),  # type: ignore[arg-type]
+        (replace(experts, layout=replace(layout, model_width=39)), "layout.model_width", "expected 40, found 39"),
+        (replace(experts, layout=replace(layout, down_offset=4)), "layout.down_offset", "a multiple of 64"),
+        (replace(experts, layout=replace(layout, down_offset=arena.shape[1])), "arena", "slots of at least"),
+        (op.Combine(query, 1.0, floats(TOKENS, 2, 40), floats(TOKENS, 3), None, None), "weights", "shape (T, 2)"),
+        (op.Linear(query, (op.LinearPart(matrix, floats(5), floats(3, 6)),)), "parts[0].bias", "shape (6,)"),
+        (op.Linear(query, ()), "parts", "1 to 4, found 0"),
+    ]
+
+
+@pytest.mark.parametrize("number", range(len(faults())))
+def test_a_field_that_does_not_fit_is_named(any_backend: Backend, number: int) -> None:
+    operation, field, message = faults()[number]
+    good = op.RmsNorm(floats(TOKENS, 40), floats(40), 1e-5, floats(TOKENS, 40))
+    with pytest.raises(KernelError) as error:
+        any_backend.program([good, operation])
+    assert error.value.message.startswith(f"operation 1 ({type(operation).__name__}): {field}: expected ")
+    assert message in error.value.message
+    with pytest.raises(KernelError) as same:
+        any_backend.scratch_bytes([good, operation])
+    assert same.value.message == error.value.message
+
+
+def test_a_programs_scratch_is_known_before_its_buffers_are(any_backend: Backend) -> None:
+    for format_name in ("f32", "q8", "q4"):
+        operations = TinyLayer(format_name, 40, 0).operations
+        assert any_backend.scratch_bytes([planned(o) for o in operations]) == any_backend.scratch_bytes(operations)
+        for operation in operations:
+            assert any_backend.scratch_bytes([planned(operation)]) == any_backend.scratch_bytes([operation])
+
+
+def test_bytes_that_a_token_reads() -> None:
+    """Every matrix and vector once, one row of the embedding, K experts; and what attention reads of each position."""
+    layer = TinyLayer("q4", 4, 0)
+    for operation in layer.operations:
+        assert planned(operation).weight_bytes() == operation.weight_bytes()
+        assert planned(operation).position_bytes() == operation.position_bytes()
+    by_name = {type(operation).__name__: operation for operation in layer.operations}
+    embed, linear, experts = by_name["Embed"], layer.operations[2], by_name["Experts"]
+    assert isinstance(embed, op.Embed)
+    assert isinstance(linear, op.Linear)
+    assert isinstance(experts, op.Experts)
+    assert embed.weight_bytes() == embed.matrix.data.nbytes // embed.matrix.rows
+    in_parts = sum(part.matrix.data.nbytes + part.bias.nbytes for part in linear.parts if part.bias is not None)
+    assert linear.weight_bytes() == in_parts
+    assert by_name["RmsNorm"].weight_bytes() == 4 * WIDTH
+    assert experts.weight_bytes() == PER_TOKEN * (experts.layout.gate_up_bytes + experts.layout.down_bytes)
+    for name in ("Rope", "StoreKv", "Attention", "Route", "Combine"):
+        assert by_name[name].weight_bytes() == 0
+    caches = [empty_cache("q8", (2, 8, 40)) for _ in range(2)]
+    attention = op.Attention(floats(3, 80), *caches, 1.0, floats(3, 80))
+    assert attention.position_bytes() == 2 * 2 * (40 + 2 * 2)
+
+
+@dataclass(frozen=True, eq=False)
+class Inner:
+    own: Annotated[op.Floats, buffer("N", "D")]
+
+
+@dataclass(frozen=True, eq=False)
+class Outer(op.Operation):
+    given: Annotated[int, size("A")]
+    input: Annotated[op.Floats, rows("A*D")]
+    inner: Annotated[tuple[Inner, ...], up_to(2)]
+    maybe: Annotated[op.Integers | None, buffer("D")] = None
+
+
+def test_annotations_may_be_text_too() -> None:
+    """Annotations of this module are text, as in most modules; they mean the same."""
+    definition = definition_of(Outer)
+    assert [field.shape for field in definition.fields[:2]] == ["()", "(T, A*D)"]
+    assert definition.letters == ("D",)
+    assert definition.fields[3].optional
+    outer = Outer(3, floats(5, 12), (Inner(floats(2, 4)), Inner(floats(9, 4))))
+    assert measure(outer).parts == {"inner": [{"A": 3, "D": 4, "N": 2}, {"A": 3, "D": 4, "N": 9}]}
+    with pytest.raises(Misfit) as misfit:
+        measure(replace(outer, inner=(*outer.inner[:1], Inner(floats(9, 5)))))
+    assert misfit.value.args == ("inner[1].own", "shape (N, 4)", "shape (9, 5)")
+    with pytest.raises(Misfit) as misfit:
+        measure(replace(outer, maybe=np.zeros(5, np.int32)))
+    assert misfit.value.field == "maybe"
+
+
+@dataclass(frozen=True, eq=False)
+class Unsolvable(op.Operation):
+    input: Annotated[op.Floats, rows("A*B")]
+
+
+@dataclass(frozen=True, eq=False)
+class Unmarked(op.Operation):
+    input: op.Floats
+
+
+def test_definitions_that_say_too_little_are_refused() -> None:
+    with pytest.raises(TypeError, match="gives each letter a value"):
+        definition_of(Unsolvable)
+    with pytest.raises(TypeError, match="needs a mark"):
+        definition_of(Unmarked)
