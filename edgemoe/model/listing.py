@@ -40,8 +40,10 @@ def distinct_layers(graph: Graph) -> list[tuple[str, Section]]:
 def _text(step: Step) -> str:
     operation = step.operation
     written, read = list(_written(operation)), list(_read(operation))
-    sign = "+=" if _accumulates(operation) else "="
-    return f"{', '.join(written)} {sign} {type(operation).__name__}({', '.join(read)})"
+    call = f"{type(operation).__name__}({', '.join(read)})"
+    if not written:
+        return call
+    return f"{', '.join(written)} {'+=' if _accumulates(operation) else '='} {call}"
 
 
 def _accumulates(operation: op.Operation) -> bool:
@@ -63,6 +65,8 @@ def _written_fields(operation: op.Operation) -> tuple[str, ...]:
         return ("key_cache", "value_cache")
     if isinstance(operation, op.Route):
         return ("experts", "weights")
+    if isinstance(operation, (op.Fetch, op.Prefetch)):
+        return ()
     return ("residual",) if isinstance(operation, op.Combine) else ("output",)
 
 
