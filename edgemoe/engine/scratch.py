@@ -13,13 +13,13 @@ from edgemoe.engine.workspace import KvFormat, shape_of
 from edgemoe.kernels.formats import Format, Matrix, group_count
 from edgemoe.kernels.operations import Backend, ExpertLayout, Placeholder, QuantisedCache
 from edgemoe.model.build import Graph
-from edgemoe.model.graph import Arena, ExpertRecords, FirstRow, Leaf, PendingReads, Value, Weight, bound
+from edgemoe.model.graph import Arena, ExpertRecords, FirstRow, Leaf, Paging, Value, Weight, bound
 from edgemoe.store.reader import Store
 
 _FLOATS = {"f32": np.float32, "f16": np.float16}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class WeightFormats:
     """The formats of a store's weights, which its manifest says before any of them is read."""
 
@@ -28,7 +28,9 @@ class WeightFormats:
     layouts: Sequence[ExpertLayout | None]
     """The layout of each layer's expert records; None for a layer without routed experts."""
     slot_bytes: int
-    known: WeakKeyDictionary[Backend, dict[Any, int]] = field(default_factory=WeakKeyDictionary)
+    known: WeakKeyDictionary[Backend, dict[Any, int]] = field(
+        default_factory=WeakKeyDictionary, compare=False, repr=False
+    )
     """Sizes that were measured already; a plan asks for the same ones several times."""
 
     @classmethod
@@ -78,5 +80,5 @@ def _placeholder(leaf: Leaf, formats: WeightFormats, tokens: int, context_length
         return formats.layouts[leaf.layer]
     if isinstance(leaf, Arena):
         return Placeholder((1, formats.slot_bytes), np.uint8)
-    assert isinstance(leaf, PendingReads)
+    assert isinstance(leaf, Paging)
     return None
