@@ -119,7 +119,7 @@ def config_template(config: Mapping[str, Any], where: object) -> str | None:
     if source is not None and not isinstance(source, str):
         raise StoreError(
             f"{where}: chat_template: expected a text, or named texts, found {type(source).__name__}.",
-            "Put the original model's file in its place; if the folder is a store, run edgemoe update on it afterwards.",
+            "Put the original model's file in its place; if the folder is a store, run edgemoe update on it then.",
         )
     return source
 
