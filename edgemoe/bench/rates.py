@@ -135,12 +135,8 @@ class DiskRates:
 
 def store_places(store: Store) -> list[ReadPlace]:
     """Places of all expert records of a store."""
-    places = []
-    for number, layer in enumerate(store.manifest.expert_layers):
-        for expert in range(len(layer.records) if layer else 0):
-            record = store.record(number, expert)
-            places.append(ReadPlace(record.path, record.offset, record.length))
-    return places
+    paths = store.expert_paths
+    return [ReadPlace(paths[record.file], record.offset, record.length) for record in store.manifest.records]
 
 
 def file_places(paths: Iterable[Path], record_bytes: int) -> list[ReadPlace]:

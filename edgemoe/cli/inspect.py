@@ -29,7 +29,7 @@ def inspect(
     layer: Annotated[int | None, typer.Option("--layer", help="With --program: only this layer.", min=0)] = None,
     debug: shared.DebugOption = False,
 ) -> None:
-    """Show what a store is made of: parts, bits per weight, sizes, experts, and the least memory it runs in."""
+    """Show a store's parts: formats, bits per weight, sizes, experts, and the smallest memory budget."""
     from edgemoe.session.default_model import find_model
     from edgemoe.store.reader import Store
 
@@ -105,7 +105,7 @@ def describe(store: Store) -> dict[str, Any]:
         "parts": dict(manifest.quantisation),
         "files": {file.name: file.bytes for file in manifest.files},
         "total_bytes": manifest.total_bytes,
-        "checked_when_read": store.checked_when_read,
+        "checked_when_read": store.manifest.checked_when_read,
         "resident_bytes": plan.resident_bytes,
         "floor_bytes": plan.floor_bytes,
         "floor_interpreter_bytes": plan.interpreter_bytes,

@@ -18,30 +18,29 @@ from edgemoe.errors import TraceError
 
 if TYPE_CHECKING:
     from edgemoe.engine.engine import Engine
-    from edgemoe.lab.trace import TraceFormat
 
 
 @dataclass(frozen=True)
 class TraceFile:
-    """Trace output path; the format follows from the suffix unless given."""
+    """Where a trace is to be written, and how it is reported."""
 
     path: Path
-    format: TraceFormat | None = None
     table: bool = False
     """Whether the summary is a table on stdout, rather than a line on stderr."""
 
 
-def trace_file(name: str) -> TraceFile:
+def trace_file(name: str, table: bool = False) -> TraceFile:
     """The file that an option names, checked before a model is opened. Raises UsageError if it cannot be written."""
+    from edgemoe.lab.trace import check_trace_name
+
+    check_trace_name(name)
     check_writable(Path(name))
-    return TraceFile(Path(name))
+    return TraceFile(Path(name), table)
 
 
 TraceOption = Annotated[
     TraceFile | None,
-    typer.Option(
-        "--trace", metavar="FILE", parser=trace_file, help="Record the routing: CSV for a name in .csv, else binary."
-    ),
+    typer.Option("--trace", metavar="FILE", parser=trace_file, help="Record which experts the routers choose."),
 ]
 
 
@@ -58,7 +57,7 @@ def traced(engine: Engine, target: TraceFile | None) -> Iterator[None]:
     from edgemoe.session.default_model import model_name
 
     name = model_name(engine.store.path)
-    with recording(engine, target.path, target.format, report_failure, name) as recorder:
+    with recording(engine, target.path, report_failure, name) as recorder:
         yield
     if target.table:
         from edgemoe.cli.terminal.screen import open_screen
@@ -96,7 +95,7 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 def report_failure(error: TraceError | str) -> None:
     """Print one line on stderr: the trace ends here."""
     print(
-        f"error: {printable(with_flags(str(error)))} The trace ends there; all else goes on.",
+        f"error: {printable(with_flags(str(error)))} The trace ends there; the command continues.",
         file=sys.stderr,
         flush=True,
     )

@@ -14,11 +14,12 @@ MOST_PROBLEMS_SHOWN = 20
 
 def verify(
     store: Annotated[str, typer.Argument(metavar="STORE", help="Folder of a store, or name of a model.")],
-    add: Annotated[
+    migrate: Annotated[
         bool,
         typer.Option(
-            "--add-checksums",
-            help="If all is whole, enter the checksums that every read is held to, where a store has none.",
+            "--migrate",
+            help="If the store is intact, rewrite an older manifest in the format of this version. The weights stay"
+            " unchanged.",
         ),
     ] = False,
     debug: shared.DebugOption = False,
@@ -28,15 +29,19 @@ def verify(
     from edgemoe.session.default_model import find_model
     from edgemoe.sizes import format_size
     from edgemoe.store.reader import Store
-    from edgemoe.store.verification import add_checksums, verify_store
+    from edgemoe.store.verification import migrate_store, verify_store
 
     opened = Store.open(find_model(store))
+    was_current = opened.manifest.is_current
 
     def show(done_bytes: int, total_bytes: int) -> None:
         bar.update("checking", done_bytes, total_bytes, f"{format_size(done_bytes)} of {format_size(total_bytes)}")
 
     with ProgressBar("checking") as bar:
-        problems = (add_checksums if add else verify_store)(opened, show)
+        if migrate:
+            opened, problems = migrate_store(opened.path, show)
+        else:
+            problems = verify_store(opened, show)
     if problems:
         for problem in problems[:MOST_PROBLEMS_SHOWN]:
             typer.echo(str(problem))
@@ -48,12 +53,13 @@ def verify(
             f"{opened.path}: {count} not as written.",
             "Convert the checkpoint again, or copy the store again."
             if weights
-            else f"edgemoe update {opened.path} takes the side files as they are now, with --from a checkpoint's.",
+            else f"edgemoe update {opened.path} accepts the side files as they are, or with --from a checkpoint's.",
         )
     manifest = opened.manifest
     typer.echo(f"{opened.path}: whole; {len(manifest.files)} files, {format_size(manifest.total_bytes)} checked.")
-    if add:
-        already = "has its" if manifest.checked_when_read else "now has"
-        typer.echo(f"It {already} checksums for every read.")
-    elif not manifest.checked_when_read:
-        typer.echo("It has no checksums for every read; --add-checksums enters them.")
+    if migrate:
+        typer.echo(f"Its manifest {'already has' if was_current else 'now has'} the format of this version.")
+    elif not was_current:
+        typer.echo(
+            "Its manifest has the format of an older version; --migrate rewrites it and leaves the weights unchanged."
+        )

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from edgemoe.conversion.formats import expert_of, stored_name
 from edgemoe.kernels.formats import PANEL_ROWS, Format
-from edgemoe.store.manifest import Manifest, record_name
+from edgemoe.kernels.operations import ExpertLayout
+from edgemoe.store.manifest import Manifest
+from edgemoe.store.records import record_name
 
 SLICE_WEIGHTS = 1 << 20
 """Weights that are read and encoded at once."""
@@ -47,11 +49,8 @@ class Place:
 def part_ranges(manifest: Manifest) -> dict[str, tuple[str, int, int]]:
     """File, offset and bytes of each part of a store: every resident tensor, and every expert's record."""
     ranges = {t.name: (manifest.resident_file.name, t.offset, t.bytes) for t in manifest.resident}
-    for number, layer in enumerate(manifest.expert_layers):
-        for expert, place in enumerate(layer.records if layer else ()):
-            assert layer is not None
-            file = manifest.expert_files[place.file].name
-            ranges[record_name(number, expert)] = (file, place.offset, layer.record_bytes)
+    for record in manifest.records:
+        ranges[record.name] = (manifest.expert_files[record.file].name, record.offset, record.length)
     return ranges
 
 
@@ -64,21 +63,20 @@ def tensor_places(manifest: Manifest, shapes: Mapping[str, tuple[int, ...]]) -> 
         expert, last = expert_of(name), name.rpartition(".")[2]
         part = record_name(expert[0], expert[1]) if expert else stored_name(name)
         file, offset, _ = ranges[part]
-        fmt = _expert_format(manifest, expert[0], last) if expert else formats[part]
+        layout = _layout_of(manifest, expert[0], expert[1]) if expert else None
+        fmt = formats[part] if layout is None else layout.down_format if last == "down" else layout.gate_up_format
         columns = shape[1] if len(shape) == 2 else 1
         panel_bytes = fmt.panel_bytes(columns) if fmt else 0
         if last == "up":
             offset += panel_bytes
-        elif expert and last == "down":
-            layer = manifest.expert_layers[expert[0]]
-            assert layer is not None
-            offset += layer.layout.down_offset
+        elif layout is not None and last == "down":
+            offset += layout.down_offset
         stride = panel_bytes * 2 if last in ("gate", "up") else panel_bytes
         places[name] = Place(part, file, offset, shape[0], columns, fmt, stride)
     return places
 
 
-def _expert_format(manifest: Manifest, layer: int, matrix: str) -> Format:
-    experts = manifest.expert_layers[layer]
-    assert experts is not None
-    return experts.layout.down_format if matrix == "down" else experts.layout.gate_up_format
+def _layout_of(manifest: Manifest, layer: int, expert: int) -> ExpertLayout:
+    row = manifest.records.row(layer, expert)
+    assert row is not None
+    return manifest.layouts[int(manifest.records.layout[row])].matrices

@@ -18,8 +18,9 @@ from edgemoe.conversion.source import BLOCK_FORMATS, Source, TensorInfo, float_d
 from edgemoe.errors import SourceError
 from edgemoe.kernels.formats import PANEL_ROWS, Format, panel_count
 from edgemoe.model.spec import ModelSpec
+from edgemoe.store.layouts import RecordLayout, packed_layout
 from edgemoe.store.manifest import Manifest
-from edgemoe.store.planning import ExpertPlan, plan_store
+from edgemoe.store.planning import plan_store
 
 
 @dataclass(frozen=True)
@@ -114,17 +115,15 @@ def plan_manifest(
             stored = stored_name(name)
             rows = shape[0] if stored == name else 2 * panel_count(shape[0]) * PANEL_ROWS
             resident[stored] = (stored, formats[name], rows, shape[1] if len(shape) == 2 else 1)
-    experts: list[ExpertPlan | None] = []
+    experts: list[list[RecordLayout]] = [[] for _ in spec.layers]
     for number, layer in enumerate(spec.layers):
         routed = layer.routed
-        if routed is None:
-            experts.append(None)
-            continue
-        gate_up, down = (formats[f"layers.{number}.experts.0.{part}"] for part in ("gate", "down"))
-        assert gate_up is not None
-        assert down is not None
-        plan = ExpertPlan(routed.num_experts, spec.hidden_size, routed.intermediate_size, gate_up, down)
-        experts.append(plan)
+        for expert in range(routed.num_experts if routed else 0):
+            assert routed is not None
+            gate_up, down = (formats[f"layers.{number}.experts.{expert}.{part}"] for part in ("gate", "down"))
+            assert gate_up is not None
+            assert down is not None
+            experts[number].append(packed_layout(spec.hidden_size, routed.intermediate_size, gate_up, down))
     return plan_store(spec.to_json(), list(resident.values()), experts, provenance)
 
 

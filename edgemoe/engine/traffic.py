@@ -45,10 +45,7 @@ def token_traffic(graph: Graph, manifest: Manifest, kv_format: KvFormat) -> Toke
             if isinstance(step.operation, op.Embed):
                 size //= graph.spec.vocab_size
             weight_bytes[step.part] = weight_bytes.get(step.part, 0) + size
-    for routed, experts in zip(
-        map(graph.spec.routed.get, range(len(graph.layers))), manifest.expert_layers, strict=True
-    ):
-        if routed is not None and experts is not None:
-            size = routed.top_k * (experts.layout.gate_up_bytes + experts.layout.down_bytes)
-            weight_bytes["experts"] = weight_bytes.get("experts", 0) + size
+    for number, routed in graph.spec.routed.items():
+        size = routed.top_k * manifest.mean_expert_bytes(number)
+        weight_bytes["experts"] = weight_bytes.get("experts", 0) + size
     return TokenTraffic(weight_bytes, state_bytes(graph, 1, kv_format))

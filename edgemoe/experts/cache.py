@@ -46,8 +46,6 @@ class Record(Protocol):
     def length(self) -> int: ...
     @property
     def crc32c(self) -> int | None: ...
-    @property
-    def sha256(self) -> str | None: ...
 
 
 class RecordTable(Protocol):
@@ -411,7 +409,7 @@ class ExpertCache:
         record = self._table.record(*divmod(key, self._experts))
         address = self._base_address + slot * self._slot_bytes
         descriptor = self._files.descriptor(record.path)
-        return RecordRead(descriptor, record.offset, record.length, address, record.crc32c, record.sha256)
+        return RecordRead(descriptor, record.offset, record.length, address, record.crc32c)
 
     def _slot(self, key: int) -> int | None:
         slot = int(self._slot_of[key])

@@ -131,8 +131,7 @@ class EmbeddingRows:
 
     def _panel_read(self, panel: int, landing: npt.NDArray[np.uint8]) -> RecordRead:
         first, end = self._panels.pages(panel)
-        sha256, crc32c = self._checksums[panel]
-        return RecordRead(self._descriptor, first, end - first, landing.ctypes.data, crc32c, sha256)
+        return RecordRead(self._descriptor, first, end - first, landing.ctypes.data, self._checksums[panel])
 
 
 def _allocate_rows(row_bytes: int) -> npt.NDArray[np.uint8]:

@@ -72,12 +72,14 @@ def require(holds: bool, field: str, expected: object, found: object) -> None:
 
 
 class Role(NamedTuple):
-    """What an operation does with a buffer, and which other buffer may not share its memory."""
+    """How an operation uses a buffer, and which other buffer may not share its memory."""
 
     reads: bool = True
     writes: bool = False
+    adds: bool = False
+    """Whether the result is added to what the buffer holds."""
     adds_if: str = ""
-    """Name of the operation's flag with which the output is added to what the buffer holds, which is then read."""
+    """Name of the operation's flag with which it is."""
     apart_from: str = ""
     """Name of an input that the operation still reads after it began to write this output."""
     may_replace: bool = False
@@ -87,6 +89,8 @@ class Role(NamedTuple):
 INPUT = Role()
 IN_PLACE = Role(writes=True)
 """Read, then overwritten with the result."""
+ADDED = Role(writes=True, adds=True)
+"""The result is added to it."""
 
 
 def output(apart_from: str = "", may_replace: bool = False, adds_if: str = "") -> Role:
@@ -104,7 +108,7 @@ SHAPED = ("buffer", "matrix", "cache")
 
 
 class Mark(NamedTuple):
-    """What a field is, where its type does not say it."""
+    """The kind and shape of a field, where its type does not say them."""
 
     kind: Kind
     shape: tuple[str, ...] = ()
@@ -235,6 +239,8 @@ class Field(NamedTuple):
     struct: type | None
     """The dataclass of a nested struct, or of each struct in a tuple."""
     extents: tuple[Extent, ...]
+    default: Any
+    """The value that it has unless one is given; `dataclasses.MISSING` if one must be."""
 
     @property
     def shape(self) -> str:
@@ -316,7 +322,8 @@ def definition_of(kind: type, outer: frozenset[str] = frozenset()) -> Definition
 
 
 def _read_definition(kind: type, outer: frozenset[str]) -> Definition:
-    fields = tuple(_field(name, hint) for name, hint in _hints(kind).items())
+    hints = _hints(kind)
+    fields = tuple(_field(field.name, hints[field.name], field.default) for field in dataclasses.fields(kind))
     integers = tuple(f for f in fields if f.mark.kind == "integer" and not f.mark.wide)
     known = set(outer).union(f.mark.letter or f.name for f in integers)
     waiting = [f for f in fields if f.mark.kind in SHAPED]
@@ -353,7 +360,7 @@ def _new_letters(field: Field, known: set[str]) -> list[str] | None:
     return new
 
 
-def _field(name: str, hint: Any) -> Field:
+def _field(name: str, hint: Any, default: Any) -> Field:
     marks: tuple[Any, ...] = ()
     optional = False
     while True:
@@ -373,7 +380,7 @@ def _field(name: str, hint: Any) -> Field:
     elif mark.kind == "structs":
         struct = typing.get_args(hint)[0]
     dtype = np.dtype(typing.get_args(typing.get_args(hint)[1])[0]) if mark.kind == "buffer" else None
-    return Field(name, mark, role, optional, dtype, struct, tuple(map(Extent.parse, mark.shape)))
+    return Field(name, mark, role, optional, dtype, struct, tuple(map(Extent.parse, mark.shape)), default)
 
 
 def _mark_of_type(name: str, hint: Any) -> Mark:

@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.kernels.definition import (
+    ADDED,
     IN_PLACE,
     NUMBER,
     OFFSET,
@@ -75,7 +76,7 @@ class Placeholder:
         self.nbytes = math.prod(shape) * self.dtype.itemsize
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class QuantisedCache:
     """Keys or values in 8 bits: element `[g, c, i]` is `values[g, c, i] * scales[g, c, i // 32]`, a float32 exactly.
 
@@ -142,7 +143,7 @@ def largest_rows(operation: Operation) -> int:
     return max((math.prod(v.shape) for field, v in _members(operation) if field.mark.per_row), default=0)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Embed(Operation):
     """`output[t] = scale * matrix[ids[t]]`."""
 
@@ -155,7 +156,7 @@ class Embed(Operation):
         return self.matrix.nbytes // self.matrix.rows
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class RmsNorm(Operation):
     """`output = input / rms(input) * weight`, over each of `heads` runs of the row; may be in place."""
 
@@ -166,7 +167,7 @@ class RmsNorm(Operation):
     heads: int = 1
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LinearPart:
     """One of the matrices that share an input, with the buffer for its product."""
 
@@ -175,7 +176,7 @@ class LinearPart:
     output: Annotated[Floats, rows("N"), output(apart_from="input", adds_if="accumulate")]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Linear(Operation):
     """For each part `output = scale * (matrix input + bias)`, or `output += ...` if `accumulate`."""
 
@@ -185,7 +186,7 @@ class Linear(Operation):
     accumulate: bool = False
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Rope(Operation):
     """Rotates each head in place: `(a, b) -> (a cos - b sin, b cos + a sin)`, `a`, `b` its two halves."""
 
@@ -201,20 +202,20 @@ def _check_one_format(keys: Cache, values: Cache) -> None:
         raise Misfit("value_cache", f"the key cache's {keys.dtype.name}", values.dtype.name)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class StoreKv(Operation):
     """Writes the keys and values of this run's tokens to the cache, at their positions."""
 
     keys: Annotated[Floats, rows("G*W")]
     values: Annotated[Floats, rows("G*W")]
-    key_cache: Annotated[Cache, cache("G", "C", "W"), IN_PLACE]
-    value_cache: Annotated[Cache, cache("G", "C", "W"), IN_PLACE]  # of the key cache's format
+    key_cache: Annotated[Cache, cache("G", "C", "W"), OUTPUT]
+    value_cache: Annotated[Cache, cache("G", "C", "W"), OUTPUT]  # of the key cache's format
 
     def check(self, sizes: Sizes) -> None:
         _check_one_format(self.key_cache, self.value_cache)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Attention(Operation):
     """Causal attention over the cache: token `t` sees positions `0 .. position + t`."""
 
@@ -234,7 +235,7 @@ class Attention(Operation):
         return sum(cache.nbytes // cache.shape[1] for cache in (self.key_cache, self.value_cache))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Route(Operation):
     """The `K` experts of largest logit (the lower number on a tie), in falling order, and their weights.
 
@@ -261,7 +262,7 @@ class Route(Operation):
         require(0 <= self.bonus <= 1, "bonus", "0 to 1", self.bonus)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class GatedFfn(Operation):
     """`output = down (silu(gate input) * (up input))`."""
 
@@ -326,7 +327,7 @@ class Pager(Protocol):
         """Begin to read experts that a layer will probably use; demand reads go first."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Paged:
     """Where an operation asks for the experts of a layer: not all are in the arena."""
 
@@ -334,7 +335,7 @@ class Paged:
     layer: Annotated[int, NUMBER]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Fetch(Operation):
     """Begins to read the absent experts that a layer's tokens are routed to, as far as slots are available.
 
@@ -353,7 +354,7 @@ class Fetch(Operation):
         require(0 <= self.drop_cold <= 1, "drop_cold", "0 to 1", self.drop_cold)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Prefetch(Operation):
     """Begins to read the experts that a guess at a later layer's routing names, behind all that are asked for."""
 
@@ -361,7 +362,7 @@ class Prefetch(Operation):
     paged: Paged | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Experts(Operation):
     """`output[t, k] = expert experts[t, k] (input[t])` for experts whose `slots[e] >= 0`.
 
@@ -392,7 +393,7 @@ class Experts(Operation):
         return int(self.experts.shape[1]) * (self.layout.gate_up_bytes + self.layout.down_bytes)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Combine(Operation):
     """`residual[t] += scale * (sum_k weights[t, k] * routed[t, k] + sigmoid(shared_gate[t]) * shared[t])`.
 
@@ -400,7 +401,7 @@ class Combine(Operation):
     `shared_gate` the factor of `shared` is 1.
     """
 
-    residual: Annotated[Floats, rows("D"), IN_PLACE]
+    residual: Annotated[Floats, rows("D"), ADDED]
     scale: float
     routed: Annotated[Floats | None, rows("K", "D")]
     weights: Annotated[Floats | None, rows("K")]
@@ -432,7 +433,7 @@ NATIVE_OPERATIONS: tuple[type[Operation], ...] = (
 """The operations that the C library has, in the order of its enumeration. `native/write_header` writes its structs."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ProgramTimes:
     """Time spent in the runs of a program since timing was switched on."""
 
@@ -458,29 +459,6 @@ class Program(Protocol):
         """Return the times of all runs since `time_runs(True)`."""
 
 
-@dataclass(frozen=True)
-class StepSizes:
-    """The largest sizes of any operation of a step; a backend computes its scratch from them before buffers exist.
-
-    Widths and counts of parts that a model lacks (experts, dense or shared FFNs) are 0.
-    """
-
-    tokens: int
-    context_length: int
-    model_width: int
-    query_heads: int
-    kv_heads: int
-    head_width: int
-    ffn_width: int
-    """The largest width of the dense and shared FFNs."""
-    experts: int
-    experts_per_token: int
-    expert_width: int
-    vocabulary: int
-    head_tokens: int
-    """Tokens whose logits are computed together."""
-
-
 class Backend(Protocol):
     """One implementation of all operations."""
 
@@ -495,9 +473,6 @@ class Backend(Protocol):
     @property
     def fallbacks(self) -> tuple[str, ...]:
         """The kinds of operations that it has no kernel for, and runs as the reference does."""
-
-    def step_scratch_bytes(self, sizes: StepSizes) -> int:
-        """Return an upper bound on `scratch_bytes` of any program of a step of these sizes."""
 
     def program(self, operations: Sequence[Operation]) -> Program:
         """Check and bind a list of operations. Raises KernelError for an operation that the backend cannot run."""

@@ -19,5 +19,4 @@ class RecordRead(NamedTuple):
     length: int
     address: int
     crc32c: int | None = None
-    """Expected CRC-32C of the bytes, if known. A reader checks this or `sha256`, whichever is cheap for it, if any."""
-    sha256: str | None = None
+    """Expected CRC-32C of the bytes, which the reader checks; None: not known, not checked."""

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from edgemoe.engine.decoder import LayerRouting
 from edgemoe.engine.phase import DECODE, PROMPT, Turn
 from edgemoe.errors import TraceError, UsageError
-from edgemoe.lab.trace import Trace, TraceFormat, TraceShape, TraceWriter
+from edgemoe.lab.trace import Trace, TraceShape, TraceWriter
 from edgemoe.model.spec import ModelSpec
 from edgemoe.store.reader import Store
 
@@ -167,18 +167,17 @@ class _Rows:
 def recording(
     engine: Engine,
     path: Path | str,
-    format_name: TraceFormat | None = None,
     failed: Callable[[TraceError], None] = lambda error: None,
     model: str | None = None,
 ) -> Iterator[RoutingRecorder]:
-    """Context manager that writes the engine's routing to a file, in the named format or that of the file's name.
+    """Context manager that writes the engine's routing to a file.
 
     `model` is the model's name in the trace; by default that of its folder.
 
     Raises TraceError where the file cannot be made. If it can no longer be written later, `failed` is called instead,
-    once. Raises UsageError for a model without routed experts.
+    once. Raises UsageError for a model without routed experts, and for a file's name in .csv.
     """
-    writer = TraceWriter(path, trace_shape(engine.store, engine.spec, model), format_name)
+    writer = TraceWriter(path, trace_shape(engine.store, engine.spec, model))
     recorder = RoutingRecorder(writer, engine.routing, failed, engine.lossy.drop_cold > 0)
     engine.recorder = recorder
     try:
@@ -203,6 +202,6 @@ def trace_shape(store: Store, spec: ModelSpec, model: str | None = None) -> Trac
         len(spec.layers),
         spec.most_experts,
         spec.most_top_k,
-        tuple(layer.record_bytes if layer else 0 for layer in store.manifest.expert_layers),
+        tuple(store.manifest.records.mean_bytes(layer) for layer in range(len(spec.layers))),
         tuple(dense),
     )

@@ -1,7 +1,7 @@
-"""Traces of routing as files: the reader detects their format; the writer keeps them valid after every block.
+"""Traces of routing as files: they are written as blocks of arrays, and read from those or from other engines' CSV.
 
-`Trace` holds one in memory (`trace_rows.py`); the two formats are CSV (`trace_csv.py`) and a compact binary one
-(`trace_binary.py`).
+`Trace` holds one in memory (`trace_rows.py`). `trace_blocks.py` has the form that is written, `trace_csv.py` the reader
+of CSV.
 
 Invariant of a file that is being written: between two writes it is a whole trace of all rows written so far. A write
 that fails (a full disk) is undone; `read_trace` detects a partial write after a crash, and can leave it out.
@@ -16,61 +16,64 @@ import time
 from copy import copy
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from edgemoe.engine.phase import DECODE, PROMPT
 from edgemoe.errors import TraceError, UsageError
-from edgemoe.lab.trace_binary import MAGIC, BinaryFaultError, BinaryReader, BinaryWriter
-from edgemoe.lab.trace_csv import CsvFaultError, CsvReader, CsvWriter
+from edgemoe.lab.trace_blocks import MAGIC, BlockFaultError, BlockReader, BlockWriter
+from edgemoe.lab.trace_csv import CsvFaultError, CsvReader
 from edgemoe.lab.trace_rows import Trace, TraceShape, join
 
 __all__ = [
     "DECODE",
-    "FORMATS",
     "PROMPT",
     "Trace",
-    "TraceFormat",
     "TraceShape",
     "TraceWriter",
-    "format_of",
+    "check_trace_name",
     "read_trace",
 ]
 
-TraceFormat = Literal["csv", "binary"]
-FORMATS: tuple[TraceFormat, ...] = ("csv", "binary")
-
+OLD_MAGIC = b"\x8eEMTRACE"
+"""The first bytes of a trace in the binary form of edgemoe 0.1.0."""
 BUFFERED_ROWS = 8192
 BUFFERED_SECONDS = 1.0
 """Rows are buffered up to `BUFFERED_ROWS` or for this long: a crash loses no more than these."""
 
 
 def read_trace(path: Path | str, whole_blocks_only: bool = False) -> Trace:
-    """Read the trace in a file of either format.
+    """Read the trace in a file of blocks or of CSV.
 
-    With `whole_blocks_only` an end that a crash has cut short (a partial line, block or end mark) is left out instead
-    of raising an error. Raises TraceError, naming the file and the line or block, where the file is missing, of an
+    With `whole_blocks_only` an end that a crash has cut short (a partial line or block) is left out instead of
+    raising an error. Raises TraceError, naming the file and the line or block, where the file is missing, of an
     unknown format, cut short, altered, or holds values out of range.
     """
     path = Path(path)
     try:
         with path.open("rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise TraceError(f"{path}: expected a trace, found what is no file.", _WAY_OUT)
-            begin = file.read(len(MAGIC))
+                raise TraceError(f"{path}: expected a trace file, found a directory or a device.", _WAY_OUT)
+            begin = file.read(len(OLD_MAGIC))
             file.seek(0)
-            if begin == MAGIC:
-                return _read_binary(file, whole_blocks_only)
+            if begin == OLD_MAGIC:
+                raise TraceError(
+                    f"{path}: this is the binary form of edgemoe 0.1.0, which is no longer read.",
+                    f"Write it as CSV, which is read, with edgemoe trace of that version: `from={path}`, and a name in"
+                    " .csv for `out`.",
+                )
+            if begin.startswith(MAGIC):
+                return _read_blocks(file, whole_blocks_only)
             return _read_csv(file, whole_blocks_only)
     except _CutShortError as fault:
         raise TraceError(
             f"{path}: {fault}.",
-            "Was its recording or its copy cut short? The command edgemoe trace can keep what is whole of it:"
+            "Was its recording or its copy cut short? The command edgemoe trace can keep the intact part:"
             f" `from={path}`, with another file for `out`.",
         ) from None
-    except (BinaryFaultError, CsvFaultError) as fault:
+    except (BlockFaultError, CsvFaultError) as fault:
         raise TraceError(f"{path}: {fault}.", _WAY_OUT) from None
     except OSError as error:
         raise TraceError(f"{path}: cannot be read ({error.strerror or error}).", _WAY_OUT) from None
@@ -83,12 +86,12 @@ class _CutShortError(Exception):
     """The end of a file is missing or damaged; the part before it is whole."""
 
 
-def _read_binary(file: BinaryIO, whole_blocks_only: bool) -> Trace:
-    reader = BinaryReader(file)
+def _read_blocks(file: BinaryIO, whole_blocks_only: bool) -> Trace:
+    reader = BlockReader(file)
     parts: list[list[npt.NDArray[np.generic]]] = []
     try:
         parts.extend(reader.parts())
-    except BinaryFaultError as fault:
+    except BlockFaultError as fault:
         if not whole_blocks_only:
             raise _CutShortError(fault) from None
     return join(reader.shape, parts)
@@ -102,17 +105,13 @@ def _read_csv(file: BinaryIO, whole_blocks_only: bool) -> Trace:
     return join(reader.shape, parts)
 
 
-def format_of(path: Path | str, name: str | None = None) -> TraceFormat:
-    """The format of a trace to be written: the named one, or CSV for a file name that ends in .csv, else binary.
-
-    Raises UsageError for an unknown format.
-    """
-    if name is None:
-        return "csv" if Path(path).suffix.lower() == ".csv" else "binary"
-    for known in FORMATS:
-        if name == known:
-            return known
-    raise UsageError(f"`format`: expected {' or '.join(FORMATS)}, found {name}.", "Leave it out to go by the name.")
+def check_trace_name(path: Path | str) -> None:
+    """Raise UsageError for a name that promises another form than the one that traces are written in."""
+    if Path(path).suffix.lower() == ".csv":
+        raise UsageError(
+            f"{path}: expected a name that does not end in .csv, for a trace is written as gzip of safetensors.",
+            f"Name it {Path(path).with_suffix('.trace')}, for example.",
+        )
 
 
 class TraceWriter:
@@ -122,14 +121,18 @@ class TraceWriter:
     (Ctrl-C) kept from being written are written by the next `flush` or `close`.
     """
 
-    def __init__(self, path: Path | str, shape: TraceShape, format_name: TraceFormat | None = None) -> None:
-        """Creates the file, replacing an existing one. Raises TraceError where it cannot be written."""
+    def __init__(self, path: Path | str, shape: TraceShape) -> None:
+        """Creates the file, replacing an existing one.
+
+        Raises TraceError where it cannot be written, and UsageError for a name in .csv.
+        """
+        check_trace_name(path)
         self.path = Path(path)
         self.shape = shape
         self.rows = 0
         """Rows written, including buffered ones."""
         self.file_bytes = 0
-        self._writer = CsvWriter() if format_of(path, format_name) == "csv" else BinaryWriter()
+        self._writer = BlockWriter()
         self._waiting: list[tuple[npt.NDArray[np.generic], ...]] = []
         self._waiting_rows = 0
         self._descriptor = -1
@@ -161,7 +164,7 @@ class TraceWriter:
             return
         encoder, file_bytes = copy(self._writer), self.file_bytes
         try:
-            self._append(self._writer.block(join(self.shape, self._waiting)))
+            self._append(self._writer.blocks(join(self.shape, self._waiting)))
         except OSError as error:
             self.rows -= self._waiting_rows
             self._release()
@@ -220,9 +223,9 @@ class TraceWriter:
         )
 
 
-def write_trace(path: Path | str, trace: Trace, format_name: TraceFormat | None = None) -> None:
-    """Write a whole trace. Raises TraceError where the file cannot be written."""
-    with TraceWriter(path, trace.shape, format_name) as writer:
+def write_trace(path: Path | str, trace: Trace) -> None:
+    """Write a whole trace. Raises the errors of TraceWriter."""
+    with TraceWriter(path, trace.shape) as writer:
         for first in range(0, len(trace), BUFFERED_ROWS):
             writer.write(trace.select(slice(first, first + BUFFERED_ROWS)))
 

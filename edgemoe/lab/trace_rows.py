@@ -146,15 +146,21 @@ def bounds(shape: TraceShape) -> dict[str, int]:
     }
 
 
-def value_fault(shape: TraceShape, name: str, value: float) -> str | None:
-    """Describe the fault of a value in a column; None for a valid value."""
-    if name == "weight":
-        with np.errstate(over="ignore"):
-            good, expected = bool(np.isfinite(np.float32(value))), "a number that float32 can hold"
-    else:
-        bound = bounds(shape)[name]
-        good, expected = 0 <= value < bound and value == int(value), f"a whole number below {bound}"
-    return None if good else f"{name}: expected {expected}, found {value:.9g}"
+def find_fault(shape: TraceShape, columns: Sequence[npt.NDArray[Any]]) -> tuple[int, str] | None:
+    """The first row that holds an invalid value, and a description of its fault; None where all values are valid."""
+    found, limits = [], bounds(shape)
+    for (name, kind), values in zip(COLUMNS.items(), columns, strict=True):
+        with np.errstate(over="ignore", invalid="ignore"):
+            as_kept = values.astype(kind)
+        if name == "weight":
+            good, expected = np.isfinite(as_kept), "a number that float32 can hold"
+        else:
+            good = (values >= 0) & (values < limits[name]) & (values == as_kept)
+            expected = f"a whole number below {limits[name]}"
+        if not good.all():
+            row = int(np.argmin(good))
+            found.append((row, f"{name}: expected {expected}, found {values[row]:.9g}"))
+    return min(found, default=None)
 
 
 def join(shape: TraceShape, parts: Sequence[Sequence[npt.NDArray[Any]]]) -> Trace:

@@ -34,13 +34,17 @@ def store_spec(store: Store) -> ModelSpec:
 
 
 def _misfits(store: Store, spec: ModelSpec) -> Iterator[str]:
-    """Differences between store and spec. Experts are compared first: the list of tensors grows with their number."""
-    for number, (layer, stored) in enumerate(zip(spec.layers, store.manifest.expert_layers, strict=True)):
+    """Differences between store and spec. Experts are compared by layouts and counts, not one by one."""
+    for number, (layer, layouts) in enumerate(zip(spec.layers, store.layouts_of_layers, strict=True)):
         routed = layer.routed
-        expected = (routed.num_experts, spec.hidden_size, routed.intermediate_size) if routed else None
-        found = (len(stored.records), stored.layout.model_width, stored.layout.ffn_width) if stored else None
+        expected = {(routed.num_experts, spec.hidden_size, routed.intermediate_size)} if routed else set()
+        count = store.manifest.records.count(number)
+        found = {(count, layout.hidden_size, layout.intermediate_size) for layout in layouts}
         if expected != found:
-            yield f"layer {number}: expected experts of (count, model width, width) {expected}, found {found}"
+            yield (
+                f"layer {number}: expected experts of (count, model width, width) {_listed(expected)},"
+                f" found {_listed(found)}"
+            )
     tensors = {tensor.name: tensor for tensor in store.manifest.resident}
     for name, shape in _resident_shapes(spec):
         tensor = tensors.pop(name, None)
@@ -53,10 +57,14 @@ def _misfits(store: Store, spec: ModelSpec) -> Iterator[str]:
         yield f"{next(iter(tensors))[:80]!r} is not a tensor of this model"
 
 
+def _listed(sizes: set[tuple[int, int, int]]) -> str:
+    return " and ".join(map(str, sorted(sizes))) or "none"
+
+
 def _resident_shapes(spec: ModelSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Names and shapes of the resident file's tensors, where gate and up are one matrix, panel by panel."""
-    for name, shape in spec.tensors().items():
-        if ".experts." in name or name.endswith(".up"):
+    for name, shape in spec.dense_tensors().items():
+        if name.endswith(".up"):
             continue
         if name.endswith(".gate"):
             yield f"{name}_up", (2 * panel_count(shape[0]) * PANEL_ROWS, shape[1])

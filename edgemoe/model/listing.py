@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from edgemoe.kernels import operations as op
+from edgemoe.kernels.definition import Role, definition_of
 from edgemoe.model.build import Graph
 from edgemoe.model.graph import FirstRow, Section, Step, Value, Weight
 
@@ -38,50 +39,42 @@ def distinct_layers(graph: Graph) -> list[tuple[str, Section]]:
 
 
 def _text(step: Step) -> str:
-    operation = step.operation
-    written, read = list(_written(operation)), list(_read(operation))
-    call = f"{type(operation).__name__}({', '.join(read)})"
+    named = list(_named(step.operation))
+    written = [name for name, role in named if role.writes]
+    call = f"{type(step.operation).__name__}({', '.join(_arguments(step.operation))})"
     if not written:
         return call
-    return f"{', '.join(written)} {'+=' if _accumulates(operation) else '='} {call}"
+    sign = "+=" if any(_adds(step.operation, role) for _, role in named) else "="
+    return f"{', '.join(written)} {sign} {call}"
 
 
-def _accumulates(operation: op.Operation) -> bool:
-    return isinstance(operation, op.Combine) or bool(getattr(operation, "accumulate", False))
+def _adds(operation: op.Operation, role: Role) -> bool:
+    return role.adds or bool(role.adds_if and getattr(operation, role.adds_if))
 
 
-def _written(operation: op.Operation) -> Iterator[str]:
-    if isinstance(operation, op.Linear):
-        yield from (_name(part.output) for part in operation.parts)
-        return
-    for name in _written_fields(operation):
-        yield _name(getattr(operation, name))
+def _named(value: Any) -> Iterator[tuple[str, Role]]:
+    """Yield the name and role of each value or weight of an operation, in the order of its definition."""
+    for field in definition_of(type(value)).fields:
+        member = getattr(value, field.name)
+        if isinstance(member, tuple):
+            for part in member:
+                yield from _named(part)
+        elif isinstance(member, (Value, FirstRow, Weight)):
+            yield _name(member), field.role
 
 
-def _written_fields(operation: op.Operation) -> tuple[str, ...]:
-    if isinstance(operation, op.Rope):
-        return ("values",)
-    if isinstance(operation, op.StoreKv):
-        return ("key_cache", "value_cache")
-    if isinstance(operation, op.Route):
-        return ("experts", "weights")
-    if isinstance(operation, (op.Fetch, op.Prefetch)):
-        return ()
-    return ("residual",) if isinstance(operation, op.Combine) else ("output",)
-
-
-def _read(operation: op.Operation) -> Iterator[str]:
-    written = () if isinstance(operation, op.Rope) else _written_fields(operation)
-    for field in dataclasses.fields(operation):
+def _arguments(operation: op.Operation) -> Iterator[str]:
+    """Yield what an operation reads, and those of its settings that are not the usual ones."""
+    told = {role.adds_if for _, role in _named(operation)}
+    for field in definition_of(type(operation)).fields:
         value = getattr(operation, field.name)
-        if field.name in written or value is None or value is False or field.name == "accumulate":
-            continue
         if isinstance(value, tuple):
             for part in value:
-                yield _name(part.matrix) if part.bias is None else f"{_name(part.matrix)} + {_name(part.bias)}"
+                yield " + ".join(name for name, role in _named(part) if role.reads)
         elif isinstance(value, (Value, FirstRow, Weight)):
-            yield _name(value)
-        elif isinstance(value, (int, float)) and value != field.default:
+            if field.role.reads and not field.role.adds:
+                yield _name(value)
+        elif isinstance(value, (int, float)) and not (value is False or value == field.default or field.name in told):
             yield f"{field.name} {value:g}" if value is not True else field.name
 
 

@@ -24,9 +24,15 @@ class Block:
     prefix: str = ""
     """Precedes the names of its tensors within the layer, where a layer has two blocks of one kind."""
 
-    def tensors(self, hidden_size: int) -> dict[str, tuple[int, ...]]:
-        """Its tensors within the layer: the input norm, then those of the body."""
+    def dense_tensors(self, hidden_size: int) -> dict[str, tuple[int, ...]]:
+        """Its dense tensors within the layer: the input norm, then those of the body."""
         shapes = {self.body.norm_name: (hidden_size,), **self.body.tensors(hidden_size)}
+        return {self.prefix + name: shape for name, shape in shapes.items()}
+
+    def expert_tensors(self, hidden_size: int) -> dict[str, tuple[int, ...]]:
+        """The tensors of its routed experts within the layer; none without routed experts."""
+        routed = self.body.routed
+        shapes = routed.tensors(hidden_size) if routed else {}
         return {self.prefix + name: shape for name, shape in shapes.items()}
 
 
@@ -143,12 +149,21 @@ class ModelSpec:
 
         Matrices are `(rows, columns)` = (output, input). Names with `.experts.N.` belong to a routed expert.
         """
+        shapes = self.dense_tensors()
+        for number, layer in enumerate(self.layers):
+            for block in layer.blocks:
+                named = block.expert_tensors(self.hidden_size).items()
+                shapes |= {f"layers.{number}.{name}": shape for name, shape in named}
+        return shapes
+
+    def dense_tensors(self) -> dict[str, tuple[int, ...]]:
+        """The tensors that are not of a routed expert: their number does not grow with that of the experts."""
         D = self.hidden_size
         shapes: dict[str, tuple[int, ...]] = {"embedding": (self.vocab_size, D), "final_norm": (D,)}
         if not self.tied_embeddings:
             shapes["head"] = (self.vocab_size, D)
         for number, layer in enumerate(self.layers):
             for block in layer.blocks:
-                named = block.tensors(D).items()
+                named = block.dense_tensors(D).items()
                 shapes |= {f"layers.{number}.{name}": shape for name, shape in named}
         return shapes

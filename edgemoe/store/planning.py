@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from edgemoe.errors import StoreError
 from edgemoe.kernels.formats import Format
-from edgemoe.kernels.operations import ExpertLayout
 from edgemoe.store.headers import MAX_HEADER_BYTES
+from edgemoe.store.layouts import RecordLayout
 from edgemoe.store.manifest import (
     RESIDENT_NAME,
-    ExpertLayer,
     FileEntry,
     Manifest,
-    RecordPlace,
     ResidentTensor,
-    record_bytes,
+    resident_header,
+    with_record_file,
 )
+from edgemoe.store.records import RecordTable, first_rows
 
 SMALL_STORE_BYTES = 1_000_000_000
 SMALL_FILE_BYTES = 90_000_000
@@ -28,53 +30,39 @@ _HEADER_ENTRY_BYTES = 128
 """Upper bound of a record's entry in a header: a name, a dtype and two offsets."""
 
 
-@dataclass(frozen=True)
-class ExpertPlan:
-    """The plan for the routed experts of one layer."""
-
-    count: int
-    model_width: int
-    ffn_width: int
-    gate_up_format: Format
-    down_format: Format
-
-    def layout(self) -> ExpertLayout:
-        """The layout of a record: gate and up, followed directly by down (matrices are multiples of 64 bytes)."""
-        layout = ExpertLayout(self.model_width, self.ffn_width, self.gate_up_format, self.down_format, 0)
-        return replace(layout, down_offset=layout.gate_up_bytes)
-
-
 def plan_store(
     model: Mapping[str, Any],
     resident: Sequence[tuple[str, Format | None, int, int]],
-    experts: Sequence[ExpertPlan | None],
+    experts: Sequence[Sequence[RecordLayout]],
     provenance: Mapping[str, Any] | None = None,
     file_limit_bytes: int | None = None,
 ) -> Manifest:
     """Make a manifest with all places and no checksums.
 
     `resident` gives (name, format, rows, columns) of each tensor; format None is a float32 vector of `rows`.
-    Matrices go before vectors. Records go layer by layer into files of at most `file_limit_bytes`.
+    Matrices go before vectors. `experts` gives the layout of each expert's record, layer by layer; a dense layer has
+    none. Records go layer by layer into files of at most `file_limit_bytes`.
     """
     tensors = _place_resident(model, resident)
-    layouts = [plan.layout() if plan else None for plan in experts]
-    counts = [plan.count if plan else 0 for plan in experts]
-    resident_bytes = tensors[-1].offset + tensors[-1].bytes
+    every = [layout for layer in experts for layout in layer]
+    layouts = {layout: number for number, layout in enumerate(dict.fromkeys(every))}
+    resident_file = FileEntry(RESIDENT_NAME, tensors[-1].offset + tensors[-1].bytes)
     if file_limit_bytes is None:
-        total = resident_bytes + sum(n * record_bytes(x) for n, x in zip(counts, layouts, strict=True) if x)
+        total = resident_file.bytes + sum(layout.slot_bytes for layout in every)
         file_limit_bytes = SMALL_FILE_BYTES if total < SMALL_STORE_BYTES else LARGE_FILE_BYTES
-    files: list[list[tuple[int, int, int]]] = []  # of each file: (layer, expert, bytes)
-    room = 0
-    for number, (count, layout) in enumerate(zip(counts, layouts, strict=True)):
-        for expert in range(count):
-            assert layout is not None
-            needed = record_bytes(layout) + _HEADER_ENTRY_BYTES
-            if needed > room:
-                files.append([])
-                room = file_limit_bytes - 4096
-            files[-1].append((number, expert, record_bytes(layout)))
-            room -= needed
-    return replace(_place_records(model, tensors, layouts, files), provenance=dict(provenance or {}))
+    files = _share_out([layout.slot_bytes for layout in every], file_limit_bytes)
+    records = RecordTable(
+        first=first_rows([len(layer) for layer in experts]),
+        file=np.array(files, np.int32),
+        offset=np.zeros(len(every), np.int64),
+        length=np.array([layout.slot_bytes for layout in every], np.int64),
+        layout=np.array([layouts[layout] for layout in every], np.int32),
+        sha256=np.zeros((len(every), 32), np.uint8),
+        crc32c=np.zeros(len(every), np.uint32),
+    )
+    nameless = (FileEntry("", 0),) * (files[-1] + 1 if files else 0)
+    plan = Manifest(model, resident_file, tensors, nameless, tuple(layouts), records, provenance=dict(provenance or {}))
+    return with_record_file(_place_records(plan))
 
 
 def _place_resident(
@@ -82,7 +70,7 @@ def _place_resident(
 ) -> tuple[ResidentTensor, ...]:
     ordered = sorted(resident, key=lambda entry: entry[1] is None)
     tensors = tuple(ResidentTensor(name, fmt, rows, columns, 0) for name, fmt, rows, columns in ordered)
-    header = Manifest(model, FileEntry(RESIDENT_NAME, 0), tensors, (), ()).resident_header()
+    header = resident_header(tensors)
     if len(header) > MAX_HEADER_BYTES:
         raise StoreError(f"{len(tensors)} resident tensors: more than a safetensors header can hold.")
     position = len(header)
@@ -93,30 +81,27 @@ def _place_resident(
     return tuple(placed)
 
 
-def _place_records(
-    model: Mapping[str, Any],
-    tensors: tuple[ResidentTensor, ...],
-    layouts: Sequence[ExpertLayout | None],
-    files: Sequence[Sequence[tuple[int, int, int]]],
-) -> Manifest:
-    def layers(starts: Sequence[int]) -> tuple[ExpertLayer | None, ...]:
-        places: list[list[RecordPlace]] = [[] for _ in layouts]
-        for file, (start, records) in enumerate(zip(starts, files, strict=True)):
-            position = start
-            for layer, _, size in records:
-                places[layer].append(RecordPlace(file, position))
-                position += size
-        return tuple(
-            ExpertLayer(layout, record_bytes(layout), tuple(places[number])) if layout else None
-            for number, layout in enumerate(layouts)
-        )
+def _share_out(sizes: Sequence[int], limit_bytes: int) -> list[int]:
+    """The number of the file of each record, for files that are filled one after another."""
+    files: list[int] = []
+    number, room = -1, 0
+    for size in sizes:
+        needed = size + _HEADER_ENTRY_BYTES
+        if needed > room:
+            number += 1
+            room = limit_bytes - 4096
+        files.append(number)
+        room -= needed
+    return files
 
-    resident_file = FileEntry(RESIDENT_NAME, tensors[-1].offset + tensors[-1].bytes)
-    nameless = tuple(FileEntry("", 0) for _ in files)
+
+def _place_records(plan: Manifest) -> Manifest:
+    """The plan with the offset of each record, and the names and sizes of the expert files."""
     # A header's length does not depend on the offset of its file's first record, so one round finds the offsets.
-    headers = Manifest(model, resident_file, tensors, nameless, layers([0] * len(files))).expert_headers()
-    expert_files = tuple(
-        FileEntry(f"experts-{number:05d}.safetensors", len(header) + sum(size for _, _, size in records))
-        for number, (header, records) in enumerate(zip(headers, files, strict=True))
-    )
-    return Manifest(model, resident_file, tensors, expert_files, layers([len(h) for h in headers]))
+    ends = [len(header) for header in plan.expert_headers()]
+    offsets = []
+    for record in plan.records:
+        offsets.append(ends[record.file])
+        ends[record.file] += record.length
+    files = tuple(FileEntry(f"experts-{number:05d}.safetensors", end) for number, end in enumerate(ends))
+    return replace(plan, expert_files=files, records=replace(plan.records, offset=np.array(offsets, np.int64)))

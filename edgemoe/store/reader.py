@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from edgemoe.errors import StoreError
-from edgemoe.io.checksum import native_crc32c_usable
 from edgemoe.io.pages import PAGE_BYTES, round_up
 from edgemoe.kernels.operations import ExpertLayout
 from edgemoe.store.first_bytes import LFS_FOUND, LFS_WAY_OUT, is_lfs_pointer
-from edgemoe.store.manifest import MANIFEST_NAME, MATRIX_ALIGNMENT_BYTES, Manifest, ResidentTensor, record_name
+from edgemoe.store.layouts import MATRIX_ALIGNMENT_BYTES, RecordLayout
+from edgemoe.store.manifest import MANIFEST_NAME, FileEntry, Manifest, ResidentTensor
 from edgemoe.store.manifest_parser import DAMAGED_HINT, parse_manifest
-from edgemoe.store.resident import ResidentReading, ResidentValue
+from edgemoe.store.records import record_name
+from edgemoe.store.resident import ResidentReading, ResidentValue, unreadable
 
 MAX_MANIFEST_BYTES = 1 << 28
 
@@ -28,7 +29,6 @@ class ExpertRecord:
     path: Path
     offset: int
     length: int
-    sha256: str
     crc32c: int | None
 
 
@@ -39,17 +39,17 @@ class Store:
     """
 
     def __init__(self, path: Path, manifest: Manifest, text: bytes = b"") -> None:
-        """`text`: the manifest's text as it was read."""
+        """`text`: the manifest's text as it was read; empty for a store that is only planned."""
         self.path = path
         self.manifest = manifest
-        self._text = text
+        self.text = text
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Store:
         """Open the store in a folder. Raises StoreError where it is missing, damaged, or of another version."""
         folder = Path(path)
         text = read_manifest_text(folder)
-        store = cls(folder, parse_manifest(text), text)
+        store = cls(folder, parse_manifest(text, partial(_read_table, folder)), text)
         store.check_sizes()
         return store
 
@@ -58,7 +58,7 @@ class Store:
         """Digest of the manifest's text, and so of all contents whose checksums the manifest has."""
         import hashlib
 
-        return hashlib.sha256(self._text).hexdigest()
+        return hashlib.sha256(self.text).hexdigest()
 
     def check_sizes(self) -> None:
         """Raise StoreError where a file of weights is missing or of a wrong length, naming the first loss."""
@@ -66,40 +66,28 @@ class Store:
             self._check_size(entry.name, entry.bytes)
 
     def _check_size(self, name: str, expected: int) -> None:
-        try:
-            found = (self.path / name).stat().st_size
-        except (OSError, ValueError):
-            raise StoreError(f"{self.path}: {name} is missing.", DAMAGED_HINT) from None
-        if found == expected:
-            return
-        if is_lfs_pointer(self.path / name):
-            raise StoreError(f"{self.path / name}: {LFS_FOUND}", LFS_WAY_OUT)
-        message = f"{self.path / name}: expected {expected} bytes, found {found}"
-        lost = self._first_lost(name, found) if found < expected else ""
-        raise StoreError(f"{message}{lost}.", DAMAGED_HINT)
+        found = _file_size(self.path / name)
+        if found != expected:
+            lost = self._first_lost(name, found) if found < expected else ""
+            raise _wrong_size(self.path / name, expected, found, lost)
 
     def _first_lost(self, name: str, size: int) -> str:
         """The first tensor or expert lost by a file that ends at `size`, for the error message."""
         names = [file.name for file in self.manifest.expert_files]
-        for number, layer in enumerate(self.manifest.expert_layers):
-            for expert, place in enumerate(layer.records if layer else ()):
-                if layer and names[place.file] == name and place.offset + layer.record_bytes > size:
-                    return f"; the first expert lost is layer {number}, expert {expert}"
-        if name == self.manifest.resident_file.name:
-            for tensor in self.manifest.resident:
-                if tensor.offset + tensor.bytes > size:
-                    return f"; the first tensor lost is {tensor.name}"
+        if name in names:
+            number = names.index(name)
+            for record in self.manifest.records:
+                if record.file == number and record.offset + record.length > size:
+                    return f"; the first expert lost is layer {record.layer}, expert {record.expert}"
+        for tensor in self.manifest.resident if name == self.manifest.resident_file.name else ():
+            if tensor.offset + tensor.bytes > size:
+                return f"; the first tensor lost is {tensor.name}"
         return ""
 
     @property
     def model(self) -> dict[str, Any]:
         """The ModelSpec as JSON."""
         return dict(self.manifest.model)
-
-    @property
-    def checked_when_read(self) -> bool:
-        """Whether reads are verified by a checksum; without the native library by SHA-256, which all stores have."""
-        return self.manifest.checked_when_read or not native_crc32c_usable()
 
     @cached_property
     def embedding(self) -> ResidentTensor | None:
@@ -153,27 +141,48 @@ class Store:
 
     @cached_property
     def expert_layouts(self) -> tuple[ExpertLayout | None, ...]:
-        """The layout of each layer's expert records; None for a layer without routed experts."""
-        return tuple(layer.layout if layer else None for layer in self.manifest.expert_layers)
+        """The layout of each layer's expert records; None for a layer without routed experts.
+
+        Raises StoreError for a layer whose records have unlike layouts, which kernels cannot run.
+        """
+        layouts: list[ExpertLayout | None] = []
+        for layer, found in enumerate(self.layouts_of_layers):
+            if len(found) > 1:
+                raise StoreError(
+                    f"{self.path}: expected one layout for all experts of layer {layer}, found {len(found)}.",
+                    "Use a newer edgemoe; or convert the checkpoint again with this one.",
+                )
+            layouts.append(found[0].matrices if found else None)
+        return tuple(layouts)
+
+    @cached_property
+    def layouts_of_layers(self) -> tuple[tuple[RecordLayout, ...], ...]:
+        """The layouts that occur in each layer; none in a layer without routed experts."""
+        records, layouts = self.manifest.records, self.manifest.layouts
+        return tuple(tuple(layouts[number] for number in records.layouts_of(layer)) for layer in range(records.layers))
 
     @cached_property
     def record_bytes(self) -> int:
-        """Bytes of the largest expert record, a multiple of 4096: the size of a cache slot. 0 without experts."""
-        return max((layer.record_bytes for layer in self.manifest.expert_layers if layer), default=0)
+        """Bytes of the largest expert record in memory: the size of a cache slot. 0 without experts."""
+        return max((layout.slot_bytes for layouts in self.layouts_of_layers for layout in layouts), default=0)
 
     @cached_property
-    def _expert_paths(self) -> tuple[Path, ...]:
+    def expert_paths(self) -> tuple[Path, ...]:
+        """The paths of the expert files, in the order of their numbers."""
         return tuple(self.path / file.name for file in self.manifest.expert_files)
 
     def record(self, layer: int, expert: int) -> ExpertRecord:
         """The place of an expert. Raises StoreError for an unknown layer or expert."""
-        layers = self.manifest.expert_layers
-        experts = layers[layer] if 0 <= layer < len(layers) else None
-        if experts is None or not 0 <= expert < len(experts.records):
+        records = self.manifest.records
+        row = records.row(layer, expert)
+        if row is None:
             raise StoreError(f"{self.path}: there is no {record_name(layer, expert)}.")
-        place = experts.records[expert]
-        path = self._expert_paths[place.file]
-        return ExpertRecord(path, place.offset, experts.record_bytes, place.sha256, place.crc32c)
+        return ExpertRecord(
+            self.expert_paths[records.file[row]],
+            int(records.offset[row]),
+            int(records.length[row]),
+            None if records.crc32c is None else int(records.crc32c[row]),
+        )
 
 
 def _first_page(tensors: Sequence[ResidentTensor]) -> int:
@@ -196,3 +205,32 @@ def read_manifest_text(folder: Path) -> bytes:
     if len(text) > MAX_MANIFEST_BYTES:
         raise StoreError(f"{path}: over {MAX_MANIFEST_BYTES} bytes, which no manifest is.", DAMAGED_HINT)
     return text
+
+
+def _read_table(folder: Path, file: FileEntry) -> bytes:
+    """Read the file of a store's record table. Raises StoreError where it is missing, or has another size."""
+    path = folder / file.name
+    found = _file_size(path)
+    if found == file.bytes:
+        try:
+            with path.open("rb") as opened:
+                content = opened.read(file.bytes + 1)
+        except OSError as problem:
+            raise unreadable(path, problem.strerror or str(problem)) from None
+        found = len(content)
+        if found == file.bytes:
+            return content
+    raise _wrong_size(path, file.bytes, found)
+
+
+def _file_size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):
+        raise StoreError(f"{path.parent}: {path.name} is missing.", DAMAGED_HINT) from None
+
+
+def _wrong_size(path: Path, expected: int, found: int, lost: str = "") -> StoreError:
+    if is_lfs_pointer(path):
+        return StoreError(f"{path}: {LFS_FOUND}", LFS_WAY_OUT)
+    return StoreError(f"{path}: expected {expected} bytes, found {found}{lost}.", DAMAGED_HINT)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from edgemoe.errors import UsageError
+from edgemoe.store.lock import locked
+from edgemoe.store.manifest import MANIFEST_NAME, amend_manifest
 from edgemoe.store.reader import Store
 from edgemoe.store.side_files import SIDE_FILES, side_file_fault
-from edgemoe.store.writer import replace_manifest, side_file_entries, sync_folder, write_durably
+from edgemoe.store.writer import replace_durably, side_file_entries, sync_folder, write_durably
 
 STAGING_NAME = ".update"
 """The folder within a store that holds new side files until all of them are on disk."""
@@ -43,14 +43,7 @@ def staged(folder: Path, files: Mapping[str, bytes]) -> Iterator[Path]:
 
     Only one process at a time can have it: a second one gets UsageError. The folder is deleted afterwards.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"{folder}: another update of this store is running.", "Wait for it to end.") from None
-        except OSError:
-            pass  # some network file systems cannot lock folders: users must take turns
+    with locked(folder):
         staging = folder / STAGING_NAME
         shutil.rmtree(staging, ignore_errors=True)  # left by an update that was killed
         try:
@@ -60,8 +53,6 @@ def staged(folder: Path, files: Mapping[str, bytes]) -> Iterator[Path]:
             yield staging
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-    finally:
-        os.close(descriptor)
 
 
 def replace_side_files(store: Store, staging: Path, provenance: Mapping[str, Any]) -> list[SideChange]:
@@ -90,5 +81,5 @@ def replace_side_files(store: Store, staging: Path, provenance: Mapping[str, Any
     sync_folder(store.path)  # the new manifest relies on the names
     if changed:
         origin = {**store.manifest.provenance, "side_files": dict(provenance)}
-        replace_manifest(store.path, replace(store.manifest, side_files=entries, provenance=origin))
+        replace_durably(store.path / MANIFEST_NAME, amend_manifest(store.text, entries, origin))
     return changes

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
-from edgemoe.store.manifest import Checksums, record_name
+from edgemoe.store.lock import locked
+from edgemoe.store.manifest import MANIFEST_NAME, Checksums, with_record_file
 from edgemoe.store.reader import Store
 from edgemoe.store.side_files import side_faults
-from edgemoe.store.writer import hash_range, replace_manifest, with_checksums
+from edgemoe.store.writer import hash_range, replace_durably, with_checksums
 
 
 @dataclass(frozen=True)
@@ -53,16 +55,25 @@ def verify_store(store: Store, progress: Progress | None = None) -> list[Problem
     return _verify(store, progress)[0]
 
 
-def add_checksums(store: Store, progress: Progress | None = None) -> list[Problem]:
-    """Add CRC-32C checksums, which are checked at every read, to the manifest of a store made before they existed.
+def migrate_store(path: Path, progress: Progress | None = None) -> tuple[Store, list[Problem]]:
+    """Bring the manifest of a store to the form of this version; returns the store as it is then, and its problems.
 
-    The store is verified first: problems, if any, are returned, and the manifest stays unchanged. Raises OSError where
-    the manifest cannot be written.
+    Records move from the manifest to a table in a file of its own, and tensors and records get the CRC-32C checksums
+    of every read where they have none. The store is verified first: with problems it stays as it is. Weights are not
+    written. The table is on the disk before the manifest, which is replaced atomically, names it, so that a process
+    that is killed leaves the old store or the new one, and the next migration ends the work. Raises OSError where the
+    folder cannot be written to, UsageError where another process changes the store.
     """
-    problems, found = _verify(store, progress)
-    if not problems and not store.manifest.checked_when_read:
-        replace_manifest(store.path, with_checksums(store.manifest, found))
-    return problems
+    with locked(path):
+        store = Store.open(path)
+        problems, found = _verify(store, progress)
+        if problems or store.manifest.is_current:
+            return store, problems
+        manifest = with_record_file(with_checksums(store.manifest, found))
+        if manifest.record_file is not None:
+            replace_durably(path / manifest.record_file.name, manifest.records.to_bytes())
+        replace_durably(path / MANIFEST_NAME, manifest.to_bytes())
+        return Store.open(path), []
 
 
 def _verify(store: Store, progress: Progress | None) -> tuple[list[Problem], dict[str, Checksums]]:
@@ -104,13 +115,12 @@ def _parts(store: Store) -> Iterator[_Part]:
     for tensor in manifest.resident:
         file = manifest.resident_file.name
         yield _Part(file, tensor.name, tensor.offset, tensor.bytes, tensor.sha256, tensor.crc32c)
-    for number, layer in enumerate(manifest.expert_layers):
-        for expert, place in enumerate(layer.records if layer else ()):
-            assert layer is not None
-            file = manifest.expert_files[place.file].name
-            name = record_name(number, expert)
-            size = layer.record_bytes
-            yield _Part(file, name, place.offset, size, place.sha256, place.crc32c, number, expert)
+    records = manifest.records
+    for row, record in enumerate(records):
+        file = manifest.expert_files[record.file].name
+        sha256 = records.sha256[row].tobytes().hex()
+        crc = None if records.crc32c is None else int(records.crc32c[row])
+        yield _Part(file, record.name, record.offset, record.length, sha256, crc, record.layer, record.expert)
 
 
 def _check(store: Store, part: _Part) -> Problem | Checksums:

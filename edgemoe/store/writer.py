@@ -13,8 +13,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgemoe.io.checksum import crc32c
-from edgemoe.store.manifest import MANIFEST_NAME, Checksums, FileEntry, Manifest, SideFile, record_name
+from edgemoe.store.manifest import MANIFEST_NAME, Checksums, FileEntry, Manifest, SideFile
 
 HASH_BYTES = 1 << 22
 
@@ -81,17 +83,16 @@ class StoreWriter:
         return hash_range(self._descriptors[file], offset, size)
 
     def finish(self, manifest: Manifest, side_files: Mapping[str, bytes]) -> Manifest:
-        """Write the side files and the manifest, with their checksums, and make everything durable."""
+        """Write the side files, the records' table and the manifest, with checksums, and make everything durable."""
         for name, content in side_files.items():
-            self._write_whole(name, content)
+            write_durably(self.folder / name, content)
         manifest = replace(manifest, side_files=side_file_entries(side_files))
+        if manifest.record_file is not None:
+            write_durably(self.folder / manifest.record_file.name, manifest.records.to_bytes())
         self.sync()
-        self._write_whole(MANIFEST_NAME, manifest.to_bytes())
+        write_durably(self.folder / MANIFEST_NAME, manifest.to_bytes())
         sync_folder(self.folder)
         return manifest
-
-    def _write_whole(self, name: str, content: bytes) -> None:
-        write_durably(self.folder / name, content)
 
 
 def side_file_entries(files: Mapping[str, bytes]) -> tuple[SideFile, ...]:
@@ -101,15 +102,15 @@ def side_file_entries(files: Mapping[str, bytes]) -> tuple[SideFile, ...]:
     )
 
 
-def replace_manifest(folder: Path, manifest: Manifest) -> None:
-    """Replace the manifest of a finished store atomically: a process that opens it reads the old or the new one."""
-    beside = folder / f".{MANIFEST_NAME}.new"
+def replace_durably(path: Path, content: bytes) -> None:
+    """Replace a file atomically, and return when it is on the disk: others that open it read the old or the new one."""
+    beside = path.with_name(f".{path.name}.new")
     try:
-        write_durably(beside, manifest.to_bytes())
-        beside.replace(folder / MANIFEST_NAME)
+        write_durably(beside, content)
+        beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
-    sync_folder(folder)
+    sync_folder(path.parent)
 
 
 def write_durably(path: Path, content: bytes) -> None:
@@ -122,21 +123,14 @@ def write_durably(path: Path, content: bytes) -> None:
 
 def with_checksums(plan: Manifest, checksums: Mapping[str, Checksums]) -> Manifest:
     """The manifest with the checksums of each resident tensor and record, given by their names."""
-    return replace(
-        plan,
-        resident=tuple(replace(tensor, **asdict(checksums[tensor.name])) for tensor in plan.resident),
-        expert_layers=tuple(
-            layer
-            and replace(
-                layer,
-                records=tuple(
-                    replace(place, **asdict(checksums[record_name(number, expert)]))
-                    for expert, place in enumerate(layer.records)
-                ),
-            )
-            for number, layer in enumerate(plan.expert_layers)
-        ),
+    found = [checksums[record.name] for record in plan.records]
+    records = replace(
+        plan.records,
+        sha256=np.frombuffer(bytes.fromhex("".join(one.sha256 for one in found)), np.uint8).reshape(-1, 32),
+        crc32c=np.array([one.crc32c for one in found], np.uint32),
     )
+    resident = tuple(replace(tensor, **asdict(checksums[tensor.name])) for tensor in plan.resident)
+    return replace(plan, resident=resident, records=records)
 
 
 def hash_range(descriptor: int, offset: int, size: int) -> Checksums:

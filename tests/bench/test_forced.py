@@ -25,6 +25,7 @@ from edgemoe.lab.trace import Trace, TraceShape, read_trace, write_trace
 from tests.lab.traces import make_shape, random_trace
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
 from tests.support.engines import engine_with_slots
+from tests.support.traces import write_csv
 
 LAYERS, EXPERTS = 3, 16
 CONFIG = {**SMALL_MIXTRAL, "num_hidden_layers": LAYERS, "num_local_experts": EXPERTS, "num_experts_per_tok": 4}
@@ -105,10 +106,10 @@ def test_a_report_of_forced_routing() -> None:
 
 
 def test_a_whole_benchmark_on_the_routing_of_a_trace(wide_store: Path, tmp_path: Path) -> None:
-    write_trace(tmp_path / "r.csv", routing_trace())
+    write_csv(tmp_path / "r.csv", routing_trace())
     benchmark = Benchmark(
         wide_store, Settings(4, 20, 9, 2), describe_backend(1), EngineOptions("floor"),
-        routing=tmp_path / "r.csv", trace=tmp_path / "done.csv",
+        routing=tmp_path / "r.csv", trace=tmp_path / "done",
     )  # fmt: skip
     report = benchmark.run()
     routing, experts = report.routing, report.experts
@@ -121,7 +122,7 @@ def test_a_whole_benchmark_on_the_routing_of_a_trace(wide_store: Path, tmp_path:
     assert routing.hit_rate is not None
     assert abs(routing.hit_rate - routing.replay_hit_rate) <= 0.005
     assert routing.slots == report.edgemoe.about["memory"]["slots"]
-    done = read_trace(tmp_path / "done.csv")
+    done = read_trace(tmp_path / "done")
     assert report.trace is not None
     assert report.trace["failure"] is None
     # 1 + 2 rounds, with the ledger on and off: a prompt with its continuation, and a prompt
@@ -149,11 +150,11 @@ def test_a_benchmark_that_reads_ahead_on_made_up_guesses(wide_store: Path, tmp_p
 
 def test_routing_that_cannot_be_used_is_told_before_anything_is_measured(wide_store: Path, tmp_path: Path) -> None:
     shape = TraceShape("other", "mixtral", 2, EXPERTS, 2, (1, 1), (1, 1))
-    write_trace(tmp_path / "other.csv", dataclasses.replace(routing_trace(), shape=shape).select(slice(0, 0)))
+    write_trace(tmp_path / "other", dataclasses.replace(routing_trace(), shape=shape).select(slice(0, 0)))
     write_trace(tmp_path / "layers", random_trace(make_shape(2, EXPERTS, 1), 2, 3))
     (tmp_path / "text").write_text("hello")
     for name, error, says in (
-        ("other.csv", UsageError, "no rows"),
+        ("other", UsageError, "no rows"),
         ("layers", UsageError, "expected 3 layers, 3 of them with 16 experts, found 2 layers"),
         ("text", TraceError, "line 1"),
     ):

@@ -19,7 +19,7 @@ SHAPE = TraceShape("made up", "mixtral", 2, 8, 2, (4096, 4096), (0, 0))
 @pytest.fixture(scope="module")
 def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Forty tokens that use mostly the first experts of two layers."""
-    path = tmp_path_factory.mktemp("trace") / "routing.csv"
+    path = tmp_path_factory.mktemp("trace") / "routing.trace"
     random = np.random.default_rng(3)
     rows = [
         (0, DECODE, step, layer, slot, expert, 0.5, False, 4096)
@@ -45,14 +45,14 @@ def test_hits_are_those_of_a_replay(trace: Path) -> None:
         hits = assumption.hit_rates(4 * slots, 64, 16)  # a model four times as large
         assert hits.low == hits.likely == hits.high
         assert hits.likely == Replay(read_trace(trace)).run("lru", 100 * slots / 16).decode_hit_rate
-    assert "routing.csv" in assumption.basis
+    assert "routing.trace" in assumption.basis
     assert assumption.hit_rates(1, 10_000, 16).likely == 0.0  # not one slot of the trace's
 
 
 def test_a_plan_takes_a_trace(store: Path, trace: Path, tmp_path: Path) -> None:
     options = PlanOptions(ram="floor", routing=str(trace), disk_bytes_per_s=1e9, memory_bytes_per_s=1e10)
     planned = plan_model(str(store), options)
-    assert planned.assumption.basis == "replayed from routing.csv"
+    assert planned.assumption.basis == "replayed from routing.trace"
     memory = planned.forecast.memory
     assert planned.forecast.hit_rates == assume_traced(trace).hit_rates(
         memory.slots, memory.total_experts, planned.planner.work.routed

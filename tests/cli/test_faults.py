@@ -15,7 +15,7 @@ from edgemoe.engine.options import EngineOptions
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
 from tests.support.letters_tokenizer import write_letters_tokenizer
-from tests.support.stores import flip_bit, without_fast_checksums
+from tests.support.stores import flip_bit, version_1
 
 Capture = pytest.CaptureFixture[str]
 BAD_EXPERTS = (0, 1, 2, 3)
@@ -104,25 +104,25 @@ def test_budgets_that_cannot_be(store: Path, ram: str, code: int, told: str, cap
     assert (shown.out, told in shown.err) == ("", True)
 
 
-def test_fast_checksums_for_a_store_that_has_none(store: Path, capsys: Capture) -> None:
+def test_a_store_of_version_1_is_migrated(store: Path, capsys: Capture) -> None:
     def inspected() -> bool:
         assert run_command(["inspect", str(store), "--json"]) == 0
         return bool(json.loads(capsys.readouterr().out)["checked_when_read"])
 
     before = (store / "edgemoe.json").read_bytes()
     assert inspected()
-    without_fast_checksums(store)
+    version_1(store, fast_checksums=False)
     assert not inspected()
     assert run_command(["inspect", str(store)]) == 0
-    assert "only edgemoe verify looks at them" in capsys.readouterr().out
+    assert "checked by edgemoe verify only" in capsys.readouterr().out
     assert run_command(["verify", str(store)]) == 0
-    assert "--add-checksums enters them" in capsys.readouterr().out
-    assert run_command(["verify", "--add-checksums", str(store)]) == 0
-    assert "now has checksums" in capsys.readouterr().out
+    assert "--migrate rewrites it" in capsys.readouterr().out
+    assert run_command(["verify", "--migrate", str(store)]) == 0
+    assert "now has the format of this version" in capsys.readouterr().out
     assert inspected()
     assert (store / "edgemoe.json").read_bytes() == before
-    assert run_command(["verify", "--add-checksums", str(store)]) == 0
-    assert "has its" in capsys.readouterr().out
+    assert run_command(["verify", "--migrate", str(store)]) == 0
+    assert "already has the form" in capsys.readouterr().out
 
 
 def test_warm_start_can_be_left_out(

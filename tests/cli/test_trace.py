@@ -18,12 +18,11 @@ from edgemoe.cli.main import run_command
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine.phase import DECODE, PROMPT
 from edgemoe.lab import trace as trace_module
-from edgemoe.lab.trace import read_trace, write_trace
-from edgemoe.lab.trace_binary import MAGIC
+from edgemoe.lab.trace import read_trace
 from tests.cli.conftest import Done, environment
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
 from tests.support.letters_tokenizer import write_letters_tokenizer
-from tests.support.traces import made_up_trace, same_rows
+from tests.support.traces import made_up_trace, same_rows, write_csv
 
 Command = Callable[..., Done]
 
@@ -53,7 +52,7 @@ def edgemoe(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
 def test_an_answer_is_recorded_and_stays_the_same(edgemoe: Command, store: Path, tmp_path: Path) -> None:
     question = ("-p", "hello", "--max-tokens", "9", "--temperature", "0", "--seed", "1")
     plain = edgemoe("run", store, *question)
-    beside = edgemoe("run", store, *question, "--trace", tmp_path / "beside.csv")
+    beside = edgemoe("run", store, *question, "--trace", tmp_path / "beside")
     traced = edgemoe("trace", store, *question, "--out", tmp_path / "t", "--ram", "floor")
     assert (plain.code, beside.code, traced.code) == (0, 0, 0)
     assert beside.output == plain.output
@@ -64,8 +63,7 @@ def test_an_answer_is_recorded_and_stays_the_same(edgemoe: Command, store: Path,
     assert trace.select(trace.phase == PROMPT).tokens == 2 + 5 + 1 + 2
     assert trace.select(trace.phase == DECODE).tokens == 8
     assert (trace.shape.model, trace.shape.architecture) == ("tiny-moe", "mixtral")
-    other = read_trace(tmp_path / "beside.csv")
-    assert (tmp_path / "beside.csv").read_text().startswith("# route_trace v1\n# model=tiny-moe arch=mixtral")
+    other = read_trace(tmp_path / "beside")
     places = [sorted(zip(t.step, t.layer, t.slot, t.expert, strict=True)) for t in (trace, other)]
     assert places[0] == places[1]  # the order is that of the prompt's pieces, which are smaller where memory is
     summary = traced.output[len(plain.output) :].splitlines()
@@ -106,30 +104,22 @@ def test_ids_and_random_tokens(edgemoe: Command, store: Path, tmp_path: Path) ->
     assert same_rows(read_trace(tmp_path / "c"), trace)
 
 
-def test_the_format_can_be_named(edgemoe: Command, store: Path, tmp_path: Path) -> None:
-    random = ("trace", store, "--random", "4", "--max-tokens", "4")
-    assert edgemoe(*random, "--out", tmp_path / "a.csv", "--format", "binary").code == 0
-    assert edgemoe(*random, "--out", tmp_path / "b", "--format", "csv").code == 0
-    assert (tmp_path / "a.csv").read_bytes().startswith(MAGIC)
-    assert same_rows(read_trace(tmp_path / "a.csv"), read_trace(tmp_path / "b"))
-
-
 def test_a_trace_written_anew(edgemoe: Command, tmp_path: Path) -> None:
     trace = made_up_trace(tokens=30)
-    write_trace(tmp_path / "a", trace)
-    done = edgemoe("trace", "--from", tmp_path / "a", "--out", tmp_path / "a.csv")
+    write_csv(tmp_path / "a.csv", trace)
+    done = edgemoe("trace", "--from", tmp_path / "a.csv", "--out", tmp_path / "a")
     assert (done.code, done.errors) == (0, "")
     assert f"30 tokens, {len(trace)} rows" in done.output
-    assert same_rows(read_trace(tmp_path / "a.csv"), trace)
+    assert same_rows(read_trace(tmp_path / "a"), trace)
     whole = (tmp_path / "a.csv").read_bytes()
     (tmp_path / "cut.csv").write_bytes(whole[:-3])
     refused = edgemoe("bench", "--routing", tmp_path / "cut.csv")
     assert refused.code == 1
     assert "the last line has no end" in refused.errors
-    assert f"edgemoe trace can keep what is whole of it: --from {tmp_path / 'cut.csv'}" in refused.errors
+    assert f"edgemoe trace can keep the intact part: --from {tmp_path / 'cut.csv'}" in refused.errors
     mended = edgemoe("trace", "--from", tmp_path / "cut.csv", "--out", tmp_path / "b")
     assert mended.code == 0
-    assert "What is whole of it is kept" in mended.errors
+    assert "The intact part is kept" in mended.errors
     assert same_rows(read_trace(tmp_path / "b"), trace.select(slice(0, -1)))
 
 
@@ -141,7 +131,7 @@ def test_a_trace_written_anew(edgemoe: Command, tmp_path: Path) -> None:
         (["-p", "x"], 2, "expected --out FILE"),
         (["-p", "x", "--out", "{tmp}"], 2, "cannot be written"),
         (["-p", "x", "--out", "{tmp}/none/t"], 2, "cannot be written"),
-        (["-p", "x", "--out", "{tmp}/t", "--format", "xml"], 2, "expected csv or binary"),
+        (["-p", "x", "--out", "{tmp}/t.csv"], 2, "t.csv: expected a name that does not end in .csv"),
         (["-p", "x", "--out", "{tmp}/t", "--max-tokens", "0"], 2, "--max-tokens"),
         (["--chat", "--raw", "--out", "{tmp}/t"], 2, "--raw"),
         (["--random", "0", "--out", "{tmp}/t"], 2, "--random: expected 1 to"),
@@ -193,11 +183,11 @@ def test_a_disk_that_fills_ends_the_trace_and_not_the_answer(
         really(descriptor, position, data)
 
     monkeypatch.setattr(trace_module, "_write_at", write_at)
-    done = edgemoe(*question, "--trace", tmp_path / "t.csv")
+    done = edgemoe(*question, "--trace", tmp_path / "t")
     assert (done.code, done.output) == (0, plain.output)
     assert done.errors.count("No space left on device") == 1
     assert done.errors.startswith("error: ")
-    assert 0 < len(read_trace(tmp_path / "t.csv")) < 40 * 4
+    assert 0 < len(read_trace(tmp_path / "t")) < 40 * 4
 
 
 @pytest.mark.slow
@@ -217,24 +207,22 @@ def test_a_benchmark_is_recorded_and_its_routing_taken_again(edgemoe: Command, s
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "name"),
+    ("number", "code"),
     [
-        (signal.SIGINT, 130, "t.csv"),
-        (signal.SIGKILL, -signal.SIGKILL, "t"),
-        pytest.param(signal.SIGTERM, 143, "t.csv", marks=pytest.mark.slow),  # ends as SIGINT does, but for its code
+        (signal.SIGINT, 130),
+        (signal.SIGKILL, -signal.SIGKILL),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),  # ends as SIGINT does, but for its code
     ],
 )
-def test_a_signal_in_the_middle_leaves_a_whole_trace(
-    store: Path, tmp_path: Path, number: int, code: int, name: str
-) -> None:
-    arguments = ["trace", str(store), "--random", "8", "--max-tokens", "4000", "--out", str(tmp_path / name)]
+def test_a_signal_in_the_middle_leaves_a_whole_trace(store: Path, tmp_path: Path, number: int, code: int) -> None:
+    path = tmp_path / "t"
+    arguments = ["trace", str(store), "--random", "8", "--max-tokens", "4000", "--out", str(path)]
     program = "from edgemoe.lab import trace; trace.BUFFERED_SECONDS = 0; from edgemoe.__main__ import main; main()"
     process = subprocess.Popen(
         [sys.executable, "-c", program, *arguments], env=environment(tmp_path), stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 60
-    path = tmp_path / name
     while not (path.exists() and path.stat().st_size > 2000):
         assert process.poll() is None
         assert time.monotonic() < deadline

@@ -28,11 +28,9 @@ def expected(made: Path) -> list[int]:
         return answer(opened, 25)
 
 
-@pytest.fixture(params=["native", "portable", "portable without CRC-32C"])
+@pytest.fixture(params=["native", "portable"])
 def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param != "native":
         use_portable_reader(monkeypatch)
         monkeypatch.setattr(embedding_rows, "open_reader", ThreadedReader)
-    if request.param == "portable without CRC-32C":
-        monkeypatch.setattr("edgemoe.io.checksum.native_crc32c_usable", lambda: False)
     return str(request.param)

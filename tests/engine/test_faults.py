@@ -33,7 +33,7 @@ from edgemoe.store.reader import Store
 from tests.support.checkpoints import write_checkpoint
 from tests.support.engines import engine_with_slots, use_portable_reader
 from tests.support.small_engine import CONFIG, EXPERTS, SLOTS, answer
-from tests.support.stores import flip_bit, without_fast_checksums
+from tests.support.stores import flip_bit, version_1
 from tests.support.submit_one import submit_one
 
 NAMED = r"^Layer \d, expert \d: "
@@ -88,7 +88,7 @@ def test_a_flipped_bit_is_found_where_all_experts_are_loaded(store: Path, reader
 
 
 def test_without_fast_checksums_a_store_runs_as_before(store: Path, expected: list[int]) -> None:
-    without_fast_checksums(store)
+    version_1(store, fast_checksums=False)
     for slots in (SLOTS, EXPERTS):
         with engine_with_slots(store, slots) as engine:
             assert answer(engine, 25) == expected

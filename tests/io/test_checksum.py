@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from edgemoe.errors import KernelError
 from edgemoe.io import checksum
-from edgemoe.io.checksum import crc32c, portable_crc32c
+from edgemoe.io.checksum import as_written, combined_crc32c, crc32c
+from edgemoe.kernels.jit.checksum import jit_crc32c
 from edgemoe.kernels.native.checksum import NativeChecksum
 from edgemoe.kernels.native.library import available_isas
 from tests.support.examples import examples
@@ -23,7 +24,7 @@ try:
     IMPLEMENTATIONS: dict[str, Implementation] = {isa: NativeChecksum(isa).crc32c for isa in available_isas()}
 except KernelError:
     IMPLEMENTATIONS = {}
-IMPLEMENTATIONS["portable"] = portable_crc32c
+IMPLEMENTATIONS["jit"] = jit_crc32c
 
 # RFC 3720, appendix B.4, where the bytes of each checksum are given in order of the wire
 EXAMPLES = [
@@ -71,10 +72,13 @@ def test_every_length_and_alignment_near_the_lanes(implementation: Implementatio
 @given(st.binary(max_size=3000), st.binary(max_size=3000))
 def test_parts_give_the_whole(first: bytes, second: bytes) -> None:
     whole = bitwise(first + second)
+    parts = [(len(first), crc32c(first)), (0, 0), (len(second), crc32c(second))]
+    assert combined_crc32c(parts) == (whole if len(IMPLEMENTATIONS) > 1 else None)
+    assert combined_crc32c([*parts, (5, None)]) is None
     for name, implementation in IMPLEMENTATIONS.items():
         before = implementation(np.frombuffer(first, np.uint8), 0)
         assert implementation(np.frombuffer(second, np.uint8), before) == whole, name
-        if name != "portable":
+        if name != "jit":
             apart = implementation(np.frombuffer(second, np.uint8), 0)
             assert NativeChecksum(name).combine(before, apart, len(second)) == whole
 
@@ -84,7 +88,7 @@ def test_all_agree_on_megabytes() -> None:
     found = {implementation(data, 0x1234ABCD) for implementation in IMPLEMENTATIONS.values()}
     assert len(found) == 1
     for name in IMPLEMENTATIONS:
-        if name != "portable":
+        if name != "jit":
             native = NativeChecksum(name)
             cut = 5 << 20
             parts = native.crc32c(data[:cut], 0x1234ABCD), native.crc32c(data[cut:])
@@ -100,21 +104,25 @@ def test_any_change_within_32_bits_shows(at_bit: int, change: int) -> None:
         if change >> bit & 1:
             data[(at_bit + bit) // 8] ^= 1 << (at_bit + bit) % 8
     assert crc32c(data) != before
+    assert as_written(data, crc32c(data))
+    assert as_written(data, None)
+    assert not as_written(data, before)
 
 
 def test_without_the_native_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgemoe.kernels.native import library
+    from edgemoe.kernels.native import checksum as native
 
     def missing() -> None:
         raise KernelError("The native library is not there.")
 
-    monkeypatch.setattr(library, "load_library", missing)
-    for cached in (checksum.native_crc32c_usable, checksum._implementation):
+    monkeypatch.setattr(native, "load_library", missing)
+    for cached in (checksum._native, checksum._implementation):
         cached.cache_clear()
     try:
-        assert not checksum.native_crc32c_usable()
+        assert checksum._implementation() is jit_crc32c
         assert crc32c(b"123456789") == 0xE3069283
+        assert combined_crc32c([(9, 0xE3069283)]) is None
     finally:
         monkeypatch.undo()
-        for cached in (checksum.native_crc32c_usable, checksum._implementation):
+        for cached in (checksum._native, checksum._implementation):
             cached.cache_clear()

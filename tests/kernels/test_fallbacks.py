@@ -126,7 +126,8 @@ def test_scratch_is_that_of_both(any_backend: Backend) -> None:
     wide = Doubled(floats(40, 5000), floats(40, 5000))
     alone = any_backend.scratch_bytes(layer.operations)
     both = any_backend.scratch_bytes([planned(o) for o in [*layer.operations, wide]])
-    assert both >= alone + 40 * 5000 * 4 or both >= 40 * 5000 * 40
+    temporaries = 5 * 8 * 40 * 5000  # of the reference, as `@means` has them where nothing else is said
+    assert both >= temporaries + (alone if any_backend.name == "native" else 0)
 
 
 def test_programs_without_fallbacks_are_one_call() -> None:

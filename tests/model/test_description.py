@@ -84,8 +84,9 @@ def test_values_that_cannot_be_run_are_named(
         ((*ATTENTION, "heads"), 2, r"layers\.0\.query: expected \(32, 64\)"),
         ((*MOE, "num_experts"), 2**30, r"expected experts of .* \(1073741824, 64, 72\), found \(4, 64, 72\)"),
         ((*MOE, "shared"), {"intermediate_size": 8}, r"layers\.0\.shared\.gate_up is missing"),
-        (MOE, {"kind": "gated_ffn", "intermediate_size": 72}, r"layer 0: expected .* None, found \(4, 64, 72\)"),
-        (("experts", "layers", 0), None, r"layer 0: expected .* \(4, 64, 72\), found None"),
+        (MOE, {"kind": "gated_ffn", "intermediate_size": 72}, r"layer 0: expected .* none, found \(4, 64, 72\)"),
+        (("experts", "counts"), [8, 0], r"layer 0: expected .* \(4, 64, 72\), found \(8, 64, 72\)"),
+        (("experts", "counts"), [0, 8], r"layer 0: expected .* \(4, 64, 72\), found none"),
         (("resident", "tensors", 0, "name"), "x", "embedding is missing"),
     ],
 )

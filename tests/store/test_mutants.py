@@ -15,7 +15,7 @@ from tests.support.letters_tokenizer import write_letters_tokenizer
 from tests.support.mutants import Tally, mutants
 
 SIDE_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
-FILES = ("edgemoe.json", "resident.safetensors", "experts-00000.safetensors", *SIDE_FILES)
+FILES = ("edgemoe.json", "records.safetensors", "resident.safetensors", "experts-00000.safetensors", *SIDE_FILES)
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +68,13 @@ def test_some_damaged_stores_end_in_an_error_or_in_the_same_bits(store: Path) ->
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_many_damaged_stores_end_in_an_error_or_in_the_same_bits(store: Path) -> None:
-    """24,000 of them, in two minutes of a processor's time: 23,520 are refused, 480 change nothing that is read."""
+    """28,000 of them, in two minutes of a processor's time; those that are not refused change nothing that is read."""
     counts = dict.fromkeys(SIDE_FILES, 1000) | {
         "edgemoe.json": 12_000,
+        "records.safetensors": 4000,
         "resident.safetensors": 4000,
         "experts-00000.safetensors": 4000,
     }
     found = tally(store, counts, seed=2)
-    found.require_no_fault(24_000)
-    assert found.refused > 0.85 * 24_000
+    found.require_no_fault(28_000)
+    assert found.refused > 0.85 * 28_000

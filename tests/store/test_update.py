@@ -69,7 +69,7 @@ def test_the_same_files_change_no_byte_of_a_store(store: Store) -> None:
 
 
 def test_a_second_update_at_the_same_time_is_refused(store: Store) -> None:
-    with staged(store.path, {}), pytest.raises(UsageError, match="another update of this store is running"):
+    with staged(store.path, {}), pytest.raises(UsageError, match="another process is changing this store"):
         replaced(store, {})
     check_side_files(store)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +12,9 @@ from hypothesis import strategies as st
 
 from edgemoe.errors import StoreError
 from edgemoe.store.reader import Store
-from edgemoe.store.verification import add_checksums, verify_store
-from edgemoe.store.writer import replace_manifest
+from edgemoe.store.verification import verify_store
 from tests.support.examples import examples
-from tests.support.stores import flip_bit, small_store, without_fast_checksums
+from tests.support.stores import edit_records, flip_bit, small_store
 
 
 @pytest.fixture(scope="module")
@@ -60,32 +58,9 @@ def test_side_files_that_are_not_those_of_the_manifest_are_found(
     assert problem in found.message
 
 
-def test_a_store_from_before_there_were_fast_checksums_gets_them(made: Store, tmp_path: Path) -> None:
-    store = without_fast_checksums(shutil.copytree(made.path, tmp_path / "store"))
-    assert not store.manifest.checked_when_read
-    assert verify_store(store) == []
-    assert add_checksums(store) == []
-    assert (store.path / "edgemoe.json").read_bytes() == (made.path / "edgemoe.json").read_bytes()
-    assert sorted(path.name for path in store.path.iterdir()) == sorted(path.name for path in made.path.iterdir())
-
-
-def test_a_damaged_store_gets_none(made: Store, tmp_path: Path) -> None:
-    store = without_fast_checksums(shutil.copytree(made.path, tmp_path / "store"))
-    before = (store.path / "edgemoe.json").read_bytes()
-    record = store.record(0, 1)
-    flip_bit(record.path, record.offset)
-    (problem,) = add_checksums(store)
-    assert (problem.layer, problem.expert) == (0, 1)
-    assert (store.path / "edgemoe.json").read_bytes() == before
-
-
 def test_a_fast_checksum_that_is_not_the_record_s_is_a_problem(made: Store, tmp_path: Path) -> None:
     folder = shutil.copytree(made.path, tmp_path / "store")
-    store = Store.open(folder)
-    layer = store.manifest.expert_layers[1]
-    assert layer is not None
-    wrong = replace(layer, records=(replace(layer.records[0], crc32c=7), *layer.records[1:]))
-    replace_manifest(folder, replace(store.manifest, expert_layers=(store.manifest.expert_layers[0], wrong)))
+    edit_records(folder, lambda columns: columns["crc32c"].__setitem__(4, 7))
     (problem,) = verify_store(Store.open(folder))
     assert (problem.layer, problem.expert) == (1, 0)
     assert "another crc32c" in problem.message

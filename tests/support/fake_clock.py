@@ -71,9 +71,6 @@ class ClockedBackend:
     def program(self, operations: Sequence[op.Operation]) -> ClockedProgram:
         return ClockedProgram(self._clock, operations)
 
-    def step_scratch_bytes(self, sizes: op.StepSizes) -> int:
-        return 0
-
     def scratch_bytes(self, operations: Sequence[op.Operation]) -> int:
         return 0
 

@@ -25,7 +25,6 @@ class FakeRecord(NamedTuple):
     offset: int
     length: int
     crc32c: int | None
-    sha256: str | None
 
 
 class FakeTable:
@@ -36,7 +35,7 @@ class FakeTable:
 
     def record(self, layer: int, expert: int) -> FakeRecord:
         offset = (layer * self.experts + expert) * self.record_bytes
-        return FakeRecord(Path("experts"), offset, self.record_bytes, None, None)
+        return FakeRecord(Path("experts"), offset, self.record_bytes, None)
 
 
 class FakeFiles:

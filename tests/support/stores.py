@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.kernels.formats import PANEL_ROWS, Matrix, dequantise, panel_count, unpack
 from edgemoe.model.spec import ModelSpec
 from edgemoe.store.manifest import MANIFEST_NAME, manifest_checksum
 from edgemoe.store.reader import Store
+from edgemoe.store.records import RECORDS_NAME
 from edgemoe.store.update import replace_side_files, staged
-from edgemoe.store.writer import replace_manifest
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
 
 
@@ -26,21 +27,64 @@ def small_store(folder: Path, **options: str | None) -> Store:
     return Store.open(convert_checkpoint(str(folder / "checkpoint"), folder / "store", **options))
 
 
-def without_fast_checksums(folder: Path) -> Store:
-    """Makes a store what it was before records had checksums for every read."""
+def version_1(folder: Path, fast_checksums: bool = True) -> Store:
+    """Makes a store what it was in version 1, with the records in its manifest, at first without fast checksums."""
     manifest = Store.open(folder).manifest
-    replace_manifest(
-        folder,
-        replace(
-            manifest,
-            resident=tuple(replace(tensor, crc32c=None) for tensor in manifest.resident),
-            expert_layers=tuple(
-                layer and replace(layer, records=tuple(replace(place, crc32c=None) for place in layer.records))
-                for layer in manifest.expert_layers
-            ),
-        ),
-    )
+    records = manifest.records
+    data = json.loads((folder / MANIFEST_NAME).read_text())
+    layers: list[dict[str, Any] | None] = []
+    for layer in range(records.layers):
+        numbers = records.layouts_of(layer)
+        if not len(numbers):
+            layers.append(None)
+            continue
+        (number,) = numbers
+        layout = manifest.layouts[number]
+        matrices = layout.matrices
+        layers.append(
+            {
+                "model_width": layout.hidden_size,
+                "ffn_width": layout.intermediate_size,
+                "gate_up_format": matrices.gate_up_format.name,
+                "down_format": matrices.down_format.name,
+                "down_offset": matrices.down_offset,
+                "record_bytes": layout.slot_bytes,
+                "records": [
+                    {
+                        "file": int(records.file[row]),
+                        "offset": int(records.offset[row]),
+                        "sha256": records.sha256[row].tobytes().hex(),
+                        "crc32c": f"{records.crc32c[row]:08x}",
+                    }
+                    for row in range(len(records))[records.rows(layer)]
+                ],
+            }
+        )
+    data |= {"edgemoe": 1, "experts": {"files": data["experts"]["files"], "layers": layers}}
+    if not fast_checksums:
+        for part in (
+            *data["resident"]["tensors"],
+            *(record for layer in layers if layer for record in layer["records"]),
+        ):
+            del part["crc32c"]
+    (folder / MANIFEST_NAME).write_bytes(sealed(data))
+    if manifest.record_file is not None:
+        (folder / manifest.record_file.name).unlink()
     return Store.open(folder)
+
+
+def edit_records(folder: Path, change: Callable[[dict[str, np.ndarray[Any, Any]]], object]) -> None:
+    """Changes the columns of a store's record table in place, and makes the manifest vouch for the table."""
+    columns = safetensors.numpy.load((folder / RECORDS_NAME).read_bytes())
+    change(columns)
+    put_records(folder, safetensors.numpy.save(columns))
+
+
+def put_records(folder: Path, content: bytes) -> None:
+    """Gives a store another file of its record table, for which the manifest vouches, whatever it holds."""
+    (folder / RECORDS_NAME).write_bytes(content)
+    named = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    edit_manifest(folder, lambda data: data["experts"]["table"].update(named))
 
 
 def edit_manifest(folder: Path, change: Callable[[Any], object]) -> None:
@@ -83,18 +127,15 @@ def store_weights(store: Store) -> dict[str, np.ndarray[Any, Any]]:
             matrices[name] = value
         else:
             weights[name] = value
-    for number, layout in enumerate(store.expert_layouts):
-        experts = len(store.manifest.expert_layers[number].records) if layout else 0
-        for expert in range(experts):
-            record = store.record(number, expert)
-            with record.path.open("rb") as file:
-                file.seek(record.offset)
-                data = np.frombuffer(file.read(record.length), np.uint8)
-            rows = 2 * panel_count(layout.ffn_width) * PANEL_ROWS
-            prefix = f"layers.{number}.experts.{expert}."
-            matrices[prefix + "gate_up"] = _cut(data, layout.gate_up_format, rows, layout.model_width)
-            down = data[layout.down_offset :]
-            matrices[prefix + "down"] = _cut(down, layout.down_format, layout.model_width, layout.ffn_width)
+    for record in store.manifest.records:
+        with (store.path / store.manifest.expert_files[record.file].name).open("rb") as file:
+            file.seek(record.offset)
+            data = np.frombuffer(file.read(record.length), np.uint8)
+        layout = store.manifest.layouts[record.layout].matrices
+        rows = 2 * panel_count(layout.ffn_width) * PANEL_ROWS
+        matrices[f"{record.name}.gate_up"] = _cut(data, layout.gate_up_format, rows, layout.model_width)
+        down = data[layout.down_offset :]
+        matrices[f"{record.name}.down"] = _cut(down, layout.down_format, layout.model_width, layout.ffn_width)
     for name, matrix in matrices.items():
         values = dequantise(unpack(matrix.data, matrix.format, matrix.rows, matrix.columns))
         if name.endswith("gate_up"):

@@ -14,8 +14,7 @@ def submit_one(
     address: int,
     demand: bool,
     crc32c: int | None = None,
-    sha256: str | None = None,
 ) -> int:
     """Queue it; returns its ticket."""
-    [ticket] = reader.submit([RecordRead(descriptor, offset, length, address, crc32c, sha256)], demand)
+    [ticket] = reader.submit([RecordRead(descriptor, offset, length, address, crc32c)], demand)
     return ticket

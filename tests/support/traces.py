@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+from pathlib import Path
+
 import numpy as np
 
 from edgemoe.engine.phase import DECODE, PROMPT
 from edgemoe.lab.trace import Trace, TraceShape
+from edgemoe.lab.trace_csv import COLUMN_LINE, FIRST_LINE
 
 SHAPE = TraceShape("some-moe", "mixtral", 3, 8, 2, (4096, 4096, 8192), (100, 200, 300))
 
@@ -32,6 +36,25 @@ def made_up_trace(shape: TraceShape = SHAPE, tokens: int = 6, prompt_tokens: int
         residency=residency,
         expert_bytes=np.where(residency, 0, np.array(shape.expert_bytes, np.int64)[layer]),
     )
+
+
+def write_csv(path: Path, trace: Trace) -> None:
+    """Write a trace as other engines do, each weight with enough digits for its float32."""
+    shape = trace.shape
+    architecture = shape.architecture.replace(" ", "_")
+    lines = [
+        FIRST_LINE,
+        f"# model={shape.model} arch={architecture} n_layer={shape.layers} n_expert={shape.experts}"
+        f" n_expert_used={shape.experts_used}",
+    ]
+    for layer, (expert, dense) in enumerate(zip(shape.expert_bytes, shape.dense_bytes, strict=True)):
+        lines.append(f"# layer={layer} expert_bytes={expert} dense_bytes={dense}")
+    columns = [
+        (column if column.dtype == np.float32 else column.astype(np.int64)).astype(np.str_) for column in trace.columns
+    ]
+    with path.open("w", newline="") as file:
+        file.write("\n".join([*lines, COLUMN_LINE]) + "\n")
+        csv.writer(file, lineterminator="\n").writerows(zip(*columns, strict=True))
 
 
 def same_rows(one: Trace, other: Trace) -> bool:

@@ -123,7 +123,7 @@ def check_gguf_destination(destination: str | os.PathLike[str], force: bool) -> 
     if path.is_dir() or (path.exists() and not force):
         kind = "a folder" if path.is_dir() else "a file"
         way_out = "Give another name." if path.is_dir() else "Give another name, or replace it with `force`."
-        raise UsageError(f"{path}: there is {kind} of that name.", way_out)
+        raise UsageError(f"{path}: {kind} of that name exists.", way_out)
     return path
 
 
@@ -198,7 +198,14 @@ def _tensors(store: Store, spec: ModelSpec) -> dict[str, _Tensor]:
         kind = GGMLQuantizationType[TYPE_NAMES[place.format.name] if place.format else "F32"]
         dimensions = 3 if expert else 1 if stem == "shared_gate" else len(shapes[name])
         rotated = head_dim if stem in ("query", "key") else None
-        tensors.setdefault(target, _Tensor(kind, dimensions, rotated)).places.append(place)
+        tensor = tensors.setdefault(target, _Tensor(kind, dimensions, rotated))
+        if tensor.type != kind:
+            raise StoreError(
+                f"{name}: expected the format of the layer's other experts, as a GGUF holds them in one tensor;"
+                f" found {tensor.type.name} and {kind.name}.",
+                "Convert the checkpoint again with one format for all experts.",
+            )
+        tensor.places.append(place)
     return tensors
 
 
@@ -212,8 +219,8 @@ def _check_space(path: Path, needed: int) -> None:
 
 
 def _write_metadata(writer: GGUFWriter, store: Store, spec: ModelSpec, name: str, tokenizer: bool) -> None:
-    layouts = [layout for layout in store.expert_layouts if layout]
-    mostly = layouts[0].gate_up_format.name if layouts else store.dense_format
+    layouts = store.manifest.layouts
+    mostly = layouts[0].matrices.gate_up_format.name if layouts else store.dense_format
     writer.add_type("model")
     writer.add_name(name)
     writer.add_file_type(_FILE_TYPES[mostly])
@@ -254,7 +261,7 @@ def _troubles_on_the_way_back(partial: Path, spec: ModelSpec, tensors: dict[str,
         os.truncate(partial, written + room)  # a hole: the reader refuses tensors that lie beyond the end of the file
         back = model_spec(GgufSource(partial).config)
         if back != spec:
-            yield "edgemoe would convert this file to another model: the format has no room for all of its numbers."
+            yield "edgemoe would convert this file to another model: the format cannot hold all of its settings."
     except SourceError as problem:
         reason = problem.message.removeprefix(f"{partial}: ")
         yield f"edgemoe cannot convert this file back ({reason.rstrip('.')}). Keep the store."

@@ -62,10 +62,7 @@ class NativeReader:
         return self._address
 
     def submit(self, reads: Sequence[RecordRead], demand: bool) -> list[int]:
-        """Queue reads in one call and return their tickets. If one is refused, queues none and raises ReadError.
-
-        The reader checks the CRC-32C of a read if one is given, but never its SHA-256, which takes too long here.
-        """
+        """Queue reads in one call and return their tickets. If one is refused, queues none and raises ReadError."""
         count = len(reads)
         tickets = (ctypes.c_int64 * count)()
         structs = (st.ReadStruct * count)(
@@ -163,6 +160,11 @@ class NativeReader:
         """Drop queued requests, wait for reads under way, and stop the threads."""
         self._address = None
         self._destroy()
+
+    def abandon(self) -> None:
+        """Leave the threads and their reads to themselves, as one of them hangs; the reader is never destroyed."""
+        self._address = None
+        self._destroy.detach()
 
     def _failure(self, status: int, what: str) -> ReadError:
         if self._address is None:

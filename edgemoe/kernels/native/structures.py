@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.definition import Definition, Field, definition_of
+from edgemoe.kernels.paging import RECORD
 
-ABI_VERSION = 7
+ABI_VERSION = 9
 
 LETTERS = {
     "B": "slot_bytes",
@@ -205,6 +206,33 @@ class PolicySettingsStruct(ctypes.Structure):
     ]
 
 
+class RecordStruct(ctypes.Structure):
+    """`em_record`, an element of a table of records."""
+
+    _fields_ = [(name, {4: c_int32, 8: c_int64}[RECORD[name].itemsize]) for name in RECORD.names or ()]
+
+
+class PagerCountersStruct(ctypes.Structure):
+    """`em_pager_counters`, the elements of `CacheStatistics.counts`."""
+
+    _fields_ = [
+        (name, c_int64)
+        for name in (
+            "hits",
+            "misses",
+            "late_prefetches",
+            "demand_bytes",
+            "prefetched_bytes",
+            "prefetched_reads",
+            "useful_prefetches",
+            "guessable_uses",
+            "guessed_uses",
+            "warm_bytes",
+            "dropped",
+        )
+    ]
+
+
 class ReadFailureStruct(ctypes.Structure):
     """`em_read_failure`"""
 
@@ -235,36 +263,6 @@ class PagerSetupStruct(ctypes.Structure):
         ("layers", c_int32),
         ("experts", c_int32),
         ("reserved", c_int32),
-    ]
-
-
-class RecordStruct(ctypes.Structure):
-    """`em_record`"""
-
-    _fields_ = [
-        ("offset", c_int64),
-        ("length", c_int64),
-        ("crc32c", c_int64),
-        ("descriptor", c_int32),
-        ("reserved", c_int32),
-    ]
-
-
-class PagerCountersStruct(ctypes.Structure):
-    """`em_pager_counters`"""
-
-    _fields_ = [
-        ("hits", c_int64),
-        ("misses", c_int64),
-        ("late_prefetches", c_int64),
-        ("demand_bytes", c_int64),
-        ("prefetched_bytes", c_int64),
-        ("prefetched_reads", c_int64),
-        ("useful_prefetches", c_int64),
-        ("guessable_uses", c_int64),
-        ("guessed_uses", c_int64),
-        ("warm_bytes", c_int64),
-        ("dropped", c_int64),
     ]
 
 

@@ -20,6 +20,22 @@ class RoutedExperts:
     top_k: int
     intermediate_size: int
 
+    def tensors(self, hidden_size: int) -> Shapes:
+        """The names of all experts' tensors within a layer, with their shapes."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for expert in range(self.num_experts):
+            shapes |= gated_ffn_tensors(f"experts.{expert}", self.intermediate_size, hidden_size)
+        return shapes
+
+
+def gated_ffn_tensors(name: str, intermediate_size: int, hidden_size: int) -> Shapes:
+    """The three matrices of a gated FFN."""
+    return {
+        f"{name}.gate": (intermediate_size, hidden_size),
+        f"{name}.up": (intermediate_size, hidden_size),
+        f"{name}.down": (hidden_size, intermediate_size),
+    }
+
 
 class Body(Protocol):
     """The computation of a block, between its input norm and the residual stream."""
@@ -39,10 +55,10 @@ class Body(Protocol):
         """Raise ValueError for sizes or numbers that contradict one another."""
 
     def tensors(self, hidden_size: int) -> Shapes:
-        """The names of its tensors within a layer, with their shapes; matrices are `(rows, columns)` = (output, input).
+        """The names of its dense tensors within a layer, with their shapes; those of `routed` are not among them.
 
-        Names that begin with `experts.N.` belong to a routed expert. `X.gate`, `X.up` and `X.down` are the matrices of
-        a gated FFN; the store keeps gate and up as one matrix, `X.gate_up`.
+        Matrices are `(rows, columns)` = (output, input). `X.gate`, `X.up` and `X.down` are the matrices of a gated FFN;
+        the store keeps gate and up as one matrix, `X.gate_up`.
         """
 
     def sizes(self) -> Mapping[str, int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from edgemoe.kernels import operations as op
-from edgemoe.model.blocks.body import RoutedExperts, Shapes
+from edgemoe.model.blocks.body import RoutedExperts, Shapes, gated_ffn_tensors
 from edgemoe.model.graph import Builder, Part
 
 
@@ -45,12 +45,3 @@ class GatedFfn:
 
     def emit_guess(self, build: Builder, source: op.Floats) -> None:
         raise AssertionError("a dense FFN has no routing to guess")
-
-
-def gated_ffn_tensors(name: str, intermediate_size: int, hidden_size: int) -> Shapes:
-    """The three matrices of a gated FFN."""
-    return {
-        f"{name}.gate": (intermediate_size, hidden_size),
-        f"{name}.up": (intermediate_size, hidden_size),
-        f"{name}.down": (hidden_size, intermediate_size),
-    }

@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from edgemoe.kernels import operations as op
-from edgemoe.model.blocks.body import RoutedExperts, Shapes
-from edgemoe.model.blocks.gated_ffn import gated_ffn_tensors
+from edgemoe.model.blocks.body import RoutedExperts, Shapes, gated_ffn_tensors
 from edgemoe.model.graph import Builder, Part, RoutingValues
 
 
@@ -50,8 +49,6 @@ class Moe:
 
     def tensors(self, hidden_size: int) -> Shapes:
         shapes: dict[str, tuple[int, ...]] = {"router": (self.num_experts, hidden_size)}
-        for expert in range(self.num_experts):
-            shapes |= gated_ffn_tensors(f"experts.{expert}", self.intermediate_size, hidden_size)
         if self.shared is not None:
             shapes |= gated_ffn_tensors("shared", self.shared.intermediate_size, hidden_size)
             if self.shared.gate:

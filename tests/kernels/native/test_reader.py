@@ -122,7 +122,7 @@ def test_what_is_not_what_was_written_is_told(content: tuple[Path, bytes], descr
     place = np.zeros(20_000, np.uint8)
     right = crc32c(content[1][300:20_300])
     for expected, good in ((right, True), (None, True), (right ^ 1, False), (0, False)):
-        ticket = submit_one(reader, descriptor, 300, 20_000, address(place), True, expected, "of no interest")
+        ticket = submit_one(reader, descriptor, 300, 20_000, address(place), True, expected)
         if good:
             reader.wait(ticket, 60)
         else:

@@ -12,6 +12,7 @@ import edgemoe
 from edgemoe.errors import KernelError
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.native import library, structures
+from edgemoe.kernels.paging import RECORD, CacheStatistics
 
 NATIVE = Path(edgemoe.__file__).parents[1] / "native"
 
@@ -46,3 +47,10 @@ def test_a_struct_that_the_library_lacks_is_found() -> None:
     described = structures.describe_layout()
     with pytest.raises(KernelError, match=r"expected em_extra 0 8, found nothing"):
         library.check_layout(described + "em_extra 0 8\n", described)
+
+
+def test_arrays_that_the_pager_shares_have_the_layout_of_its_structs() -> None:
+    assert RECORD.itemsize == ctypes.sizeof(structures.RecordStruct)
+    for name, (_, offset, *_) in (RECORD.fields or {}).items():
+        assert getattr(structures.RecordStruct, name).offset == offset
+    assert CacheStatistics().counts.nbytes == ctypes.sizeof(structures.PagerCountersStruct)
