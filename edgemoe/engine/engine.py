@@ -86,9 +86,6 @@ class _Closed:
     def step(self, tokens: int, position: int, phase: int) -> None:
         raise UsageError("The model is closed.", "Open it again.")
 
-    def resident_experts(self) -> npt.NDArray[np.bool_]:
-        return np.zeros((0, 0), np.bool_)
-
 
 class Engine:
     """A model ready to run; make one with `open_engine`. A context manager."""
@@ -251,6 +248,8 @@ class Engine:
     ) -> Floats:
         """Append tokens; returns the logits after the last one `(V,)`, or after each `(T, V)`.
 
+        They are of the phase that `turn` says: of a prompt, unless it was told that generated ones follow.
+
         The logits are written to `out` if it is given, of that shape and float32: a loop that is done with each
         token's logits before the next token then allocates nothing. Raises UsageError for an empty list of tokens, ids
         outside the vocabulary, an `out` of another shape or type, or more tokens than the context has room for;
@@ -302,6 +301,8 @@ class Engine:
 
     def resident_experts(self) -> npt.NDArray[np.bool_]:
         """Which experts are in RAM now, `(L, E)`."""
+        if isinstance(self._stepper, _Closed):
+            return np.zeros(self.expert_uses.shape, np.bool_)
         return self._stepper.resident_experts()
 
     def close(self) -> None:

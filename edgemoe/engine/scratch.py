@@ -50,7 +50,7 @@ def step_scratch_bytes(
         def placeholder(leaf: Leaf) -> Any:
             return _placeholder(leaf, formats, tokens, context_length, kv_format)
 
-        # The guess at a routing, which runs for one token, is a program of its own.
+        # The guess at a routing has room for one token only, and so has a program with it.
         programs = (
             [bound(step.operation, placeholder) for step in section.steps if (step.stage == "predict") == guesses]
             for section in graph.distinct_sections()

@@ -22,6 +22,9 @@ from edgemoe.experts.prediction import PredictionSwitch
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.paging import CacheStatistics
 
+GUESSED_TOKENS = 1
+"""The most tokens of a run with a guess at the next routing, which is made from the first row (`FirstRow`)."""
+
 
 class Stepper:
     """Runs the tokens in the workspace through all layers."""
@@ -61,12 +64,13 @@ class Stepper:
             self.statistics.hits += tokens * self._routed_per_token
             return
         self._cache.phase = phase
-        if phase != DECODE or self._switch is None:
+        if phase != DECODE or self._guessing is None or tokens > GUESSED_TOKENS:
             program = self._for_prompts if phase == PROMPT else self._program
             program.run(tokens, position)
             return
+        assert self._switch is not None
         began_ns = time.perf_counter_ns()
-        program = self._guessing if self._guessing is not None and self._switch.open else self._program
+        program = self._guessing if self._switch.open else self._program
         program.run(tokens, position)
         self._switch.record(time.perf_counter_ns() - began_ns)
 

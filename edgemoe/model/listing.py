@@ -44,7 +44,8 @@ def _text(step: Step) -> str:
     call = f"{type(step.operation).__name__}({', '.join(_arguments(step.operation))})"
     if not written:
         return call
-    return f"{', '.join(written)} {'+=' if any(_adds(step.operation, role) for _, role in named) else '='} {call}"
+    sign = "+=" if any(_adds(step.operation, role) for _, role in named) else "="
+    return f"{', '.join(written)} {sign} {call}"
 
 
 def _adds(operation: op.Operation, role: Role) -> bool:

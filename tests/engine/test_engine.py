@@ -16,8 +16,10 @@ import pytest
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine import engine as engine_module
 from edgemoe.engine.engine import Engine
+from edgemoe.engine.lossy import EXACT, LossySettings
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
+from edgemoe.engine.phase import DECODE, VERIFY
 from edgemoe.errors import BudgetError, EdgemoeError, ReadError, StoreError, UsageError
 from edgemoe.experts.policy import POLICIES
 from edgemoe.io import reads
@@ -95,6 +97,21 @@ def test_streamed_equals_resident_to_the_bit(store: Path, expected, slots: int, 
     assert statistics.expert_misses > 0
     assert statistics.disk_bytes > 0
     assert (statistics.cache.predicted_reads > 0) <= (prediction != "off")
+
+
+@pytest.mark.parametrize("phase", [DECODE, VERIFY])
+@pytest.mark.parametrize("lossy", [EXACT, LossySettings(cache_aware_routing=0.5, drop_cold=0.5)])
+def test_several_tokens_that_are_no_prompt_may_run_at_once(store: Path, phase: int, lossy: LossySettings) -> None:
+    with engine_with_slots(store, 12, prediction="on", lossy=lossy) as engine:
+        engine.turn.phase = phase
+        logits = engine.forward(PROMPT[:7], all_logits=True)
+        logits = np.concatenate([logits, engine.forward(PROMPT[7:8])[None]])
+        assert engine.statistics.cache.predicted_reads == 0 or phase == DECODE
+        assert (engine.statistics.cache.dropped > 0) == lossy.on
+    assert np.isfinite(logits).all()
+    if not lossy.on:
+        with engine_with_slots(store, EXPERTS) as resident:
+            np.testing.assert_array_equal(logits, resident.forward(PROMPT[:8], all_logits=True))
 
 
 @pytest.mark.parametrize("threads", [2, 3, 7])
