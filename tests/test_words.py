@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +18,14 @@ MAKES_COMMAND_LINES = {"bench/startup.py", "bench/control_group.py"}
 """They start `edgemoe run`, and name the command that starts edgemoe where there are rights for a control group."""
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def texts(path: Path) -> Iterator[tuple[int, str]]:
     """Every string of a module with its line, docstrings too."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.lineno, node.value
 
@@ -50,7 +56,7 @@ def test_docstrings_begin_with_their_subject_or_verb() -> None:
         f"{path.relative_to(ROOT.parent)}:{text.lineno}: {str(text.value)[:60]}"
         for folder in (ROOT, Path(__file__).parent)
         for path in sorted(folder.rglob("*.py"))
-        for text in documented(ast.parse(path.read_text(encoding="utf-8")))
+        for text in documented(parsed(path))
         if isinstance(text.value, str) and headless.match(text.value)
     ]
     assert found == []
