@@ -133,7 +133,7 @@ class Engine:
         self._loading: list[ResidentReading | ExpertLoading] = [] if resident is None else [resident]
         self._files: ExpertFiles | None = None
         try:
-            files = ExpertFiles((store.path / file.name for file in store.manifest.expert_files), options.direct_reads)
+            files = ExpertFiles(store.expert_paths, options.direct_reads)
             self._files = files
             self.direct_reads = files.direct
             """Whether experts are read past the page cache."""

@@ -419,29 +419,6 @@ class Program(Protocol):
         """Return the times of all runs since `time_runs(True)`."""
 
 
-@dataclass(frozen=True)
-class StepSizes:
-    """The largest sizes of any operation of a step; a backend computes its scratch from them before buffers exist.
-
-    Widths and counts of parts that a model lacks (experts, dense or shared FFNs) are 0.
-    """
-
-    tokens: int
-    context_length: int
-    model_width: int
-    query_heads: int
-    kv_heads: int
-    head_width: int
-    ffn_width: int
-    """The largest width of the dense and shared FFNs."""
-    experts: int
-    experts_per_token: int
-    expert_width: int
-    vocabulary: int
-    head_tokens: int
-    """Tokens whose logits are computed together."""
-
-
 class Backend(Protocol):
     """One implementation of all operations."""
 
@@ -456,9 +433,6 @@ class Backend(Protocol):
     @property
     def fallbacks(self) -> tuple[str, ...]:
         """The kinds of operations that it has no kernel for, and runs as the reference does."""
-
-    def step_scratch_bytes(self, sizes: StepSizes) -> int:
-        """Return an upper bound on `scratch_bytes` of any program of a step of these sizes."""
 
     def program(self, operations: Sequence[Operation]) -> Program:
         """Check and bind a list of operations. Raises KernelError for an operation that the backend cannot run."""

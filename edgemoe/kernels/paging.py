@@ -1,4 +1,4 @@
-"""What pagers share, whether they run in Python (`ExpertCache`) or in C: their counters and the table of records.
+"""The parts that pagers share, whether they run in Python (`ExpertCache`) or in C: counters and the table of records.
 
 Letters: `L` layers, `E` experts of the layer that has most.
 """

@@ -97,20 +97,6 @@ class StepwiseBackend(ABC):
     def attention_scratch_bytes(self, tokens: int, heads: int, kv_heads: int, width: int, context_length: int) -> int:
         """Bytes of temporaries of one `attention` at the end of the context, its result included."""
 
-    def step_scratch_bytes(self, sizes: op.StepSizes) -> int:
-        """Return an upper bound on `scratch_bytes` of any program of a step of these sizes."""
-        s, query_width = sizes, sizes.query_heads * sizes.head_width
-        widest = max(query_width, s.model_width, s.experts)
-        return _PYTHON_OBJECTS_BYTES + max(
-            s.tokens * widest * self.element_scratch_bytes,
-            self.product_scratch_bytes(s.tokens, widest, max(query_width, s.model_width)),
-            self.product_scratch_bytes(s.head_tokens, s.vocabulary, s.model_width),
-            self.store_scratch_bytes(s.tokens, s.kv_heads, s.head_width),
-            self.attention_scratch_bytes(s.tokens, s.query_heads, s.kv_heads, s.head_width, s.context_length),
-            self.ffn_scratch_bytes(s.tokens, s.model_width, s.ffn_width),
-            self.experts_scratch_bytes(s.tokens, s.experts_per_token, s.model_width, s.expert_width),
-        )
-
     def scratch_bytes(self, operations: Sequence[op.Operation]) -> int:
         """Return the largest scratch of any one operation: temporaries are freed when their operation ends."""
         sizes = [0]

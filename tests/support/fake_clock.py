@@ -73,9 +73,6 @@ class ClockedBackend:
     def can_await(self, reader: op.AwaitedReads) -> bool:
         return False
 
-    def step_scratch_bytes(self, sizes: op.StepSizes) -> int:
-        return 0
-
     def scratch_bytes(self, operations: Sequence[op.Operation]) -> int:
         return 0
 

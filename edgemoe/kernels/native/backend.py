@@ -81,16 +81,6 @@ class NativeBackend:
         """True only for `NativeReader`: the C kernels wait for its reads themselves."""
         return isinstance(reader, NativeReader)
 
-    def step_scratch_bytes(self, sizes: op.StepSizes) -> int:
-        """Return an upper bound on `scratch_bytes` of any program of a step of these sizes."""
-        hidden = max(
-            sizes.query_heads * sizes.head_width,  # the output of attention is quantised like hidden values
-            sizes.experts_per_token * sizes.expert_width,
-            sizes.ffn_width,
-        )
-        # Hidden values are kept in float32 or quantised; inputs are quantised.
-        return sizes.tokens * (6 * (hidden + sizes.model_width) + 1024)
-
     def scratch_bytes(self, operations: Sequence[op.Operation]) -> int:
         """Return the bytes of scratch of the operation that needs most; all programs share this scratch.
 
