@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from edgemoe.engine.workspace import KvFormat, kept_bytes, rope_bytes, state_bytes, work_bytes
+from edgemoe.engine.workspace import KvFormat, kept_bytes, page_count, rope_bytes, state_bytes, work_bytes
 from edgemoe.errors import BudgetError, UsageError
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.operations import Backend, StepSizes
@@ -307,7 +307,7 @@ def kv_cache_bytes(graph: Graph, context_length: int, kv_format: KvFormat) -> in
 
 def workspace_bytes(graph: Graph, backend: Backend, chunk_tokens: int, context_length: int) -> int:
     """Bytes of activations (`workspace.py`) and of the backend's scratch, for chunks of `chunk_tokens` tokens."""
-    values = work_bytes(graph, chunk_tokens) + kept_bytes(graph, chunk_tokens)
+    values = work_bytes(graph, chunk_tokens) + kept_bytes(graph, chunk_tokens, context_length)
     scratch = backend.step_scratch_bytes(step_sizes(graph, chunk_tokens, context_length))
     return values + scratch + OBJECTS_BYTES
 
@@ -320,11 +320,11 @@ def step_sizes(graph: Graph, chunk_tokens: int, context_length: int) -> StepSize
     routed = graph.spec.routed.values()
     return StepSizes(
         tokens=chunk_tokens,
-        context_length=context_length,
+        context_length=page_count(context_length) * op.PAGE_TOKENS,
         model_width=graph.spec.hidden_size,
-        query_heads=max(row_size(a.query) // a.key_cache.shape[2] for a in attentions),
-        kv_heads=max(a.key_cache.shape[0] for a in attentions),
-        head_width=max(a.key_cache.shape[2] for a in attentions),
+        query_heads=max(row_size(a.query) // a.key_cache.shape[3] for a in attentions),
+        kv_heads=max(a.key_cache.shape[1] for a in attentions),
+        head_width=max(a.key_cache.shape[3] for a in attentions),
         ffn_width=max(dense, default=0),
         experts=graph.spec.most_experts,
         experts_per_token=graph.spec.most_top_k,

@@ -27,8 +27,8 @@ class Stepper(Protocol):
     notes_residency: bool
     """Whether `LayerRouting.residency` is kept."""
 
-    def step(self, tokens: int, position: int) -> None:
-        """Run all layers for `tokens` tokens from `position`; the residual stream holds the result."""
+    def step(self, tokens: int) -> None:
+        """Run all layers for the first `tokens` rows of the workspace; the residual stream holds the result."""
 
     def is_loaded(self, layer: int, expert: int) -> bool:
         """Whether an expert is in RAM."""
@@ -43,8 +43,8 @@ class ResidentStepper:
         self._program = programs.make(decoder.whole())
         self._routed_per_token = sum(routing.experts.shape[1] for routing in decoder.routing if routing is not None)
 
-    def step(self, tokens: int, position: int) -> None:
-        self._program.run(tokens, position)
+    def step(self, tokens: int) -> None:
+        self._program.run(tokens)
         self.statistics.hits += tokens * self._routed_per_token
 
     def is_loaded(self, layer: int, expert: int) -> bool:
@@ -95,21 +95,21 @@ class StreamingStepper:
         else:
             self._from_routing[since] = program
 
-    def step(self, tokens: int, position: int) -> None:
+    def step(self, tokens: int) -> None:
         began_ns = time.perf_counter_ns()
         reads_ahead = tokens == 1 and self._switch.open
         if self._lossy is not None:
             self._lossy.before_routing(next(iter(self._routing), None), tokens)
-        self._to_first_routing.run(tokens, position)
+        self._to_first_routing.run(tokens)
         for number, routing in self._routing.items():
-            self._run_from(number, routing, tokens, position, reads_ahead)
+            self._run_from(number, routing, tokens, reads_ahead)
         if tokens == 1:
             self._switch.record(time.perf_counter_ns() - began_ns)
 
     def is_loaded(self, layer: int, expert: int) -> bool:
         return self._cache.loaded(layer, expert)
 
-    def _run_from(self, number: int, routing: LayerRouting, tokens: int, position: int, reads_ahead: bool) -> None:
+    def _run_from(self, number: int, routing: LayerRouting, tokens: int, reads_ahead: bool) -> None:
         """Run the experts of a layer, and all operations up to the next routing."""
         wanted = routing.experts[0].tolist() if tokens == 1 else np.unique(routing.experts[:tokens]).tolist()
         if self.notes_residency:
@@ -119,7 +119,7 @@ class StreamingStepper:
             if not wanted:  # all of them were dropped
                 routing.slots.fill(-1)
                 self._lossy.before_routing(self._next_routing.get(number), tokens)
-                self._from_routing[number].run(tokens, position)
+                self._from_routing[number].run(tokens)
                 return
         # always closed, so that an interrupted run leaves no expert pinned
         in_passing = passes_through(tokens, len(wanted), len(self._routing), self._cache.slots)
@@ -131,19 +131,19 @@ class StreamingStepper:
                 for expert, slot in wave.items():
                     routing.slots[expert] = slot
                 if reads_ahead:
-                    self._read_ahead(number, position)
+                    self._read_ahead(number)
                     reads_ahead = False
                 program = self._some_experts[number] if left else self._from_routing[number]
                 if self._lossy is not None and not left:
                     self._lossy.before_routing(self._next_routing.get(number), tokens)
                 try:
-                    program.run(tokens, position)
+                    program.run(tokens)
                 except ReadError as error:
                     raise self._cache.failure(wave, error) from error
 
-    def _read_ahead(self, number: int, position: int) -> None:
+    def _read_ahead(self, number: int) -> None:
         """Guess the next layer's routing, and begin to read the experts that it names."""
         predict = self._predict.get(number)
         if predict is not None:
-            predict.run(1, position)
+            predict.run(1)
             self._cache.predict(number + 1, self._routing[number + 1].predicted[0].tolist())

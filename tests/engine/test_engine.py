@@ -272,7 +272,7 @@ def test_an_expert_lost_while_all_are_loaded_is_named(store: Path, tmp_path: Pat
 class InterruptedProgram:
     """A program whose run is broken off by Ctrl-C."""
 
-    def run(self, tokens: int, position: int) -> None:
+    def run(self, tokens: int) -> None:
         raise KeyboardInterrupt
 
 

@@ -47,7 +47,7 @@ def test_it_takes_what_is_planned(name: str, kv_format: KvFormat) -> None:
     workspace = Workspace(graph, 8, 600, kv_format)
     for value in graph.lasting:
         workspace.array(value)
-    allocated = workspace.nbytes - work_bytes(graph, 8) - kept_bytes(graph, 8)
+    allocated = workspace.nbytes - work_bytes(graph, 8) - kept_bytes(graph, 8, 600)
     assert allocated == kv_cache_bytes(graph, 600, kv_format)
     if kv_format == "q8":
         tables = rope_bytes(graph, 600)

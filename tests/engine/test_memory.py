@@ -283,7 +283,7 @@ def test_what_is_planned_holds_what_is_allocated(name: str, chunk_tokens: int, c
             graph, context_length, "q8"
         )
         assert workspace.nbytes + scratch <= planned, (dense, experts)
-    assert workspace.nbytes == work_bytes(graph, chunk_tokens) + kept_bytes(graph, chunk_tokens) + kv_cache_bytes(
-        graph, context_length, "q8"
-    )
+    assert workspace.nbytes == work_bytes(graph, chunk_tokens) + kept_bytes(
+        graph, chunk_tokens, context_length
+    ) + kv_cache_bytes(graph, context_length, "q8")
     backend.close()

@@ -71,7 +71,7 @@ def submit(reader: RecordReader, setting: Setting, slot: int) -> int:
 @pytest.mark.parametrize("seed", range(4))
 def test_records_may_land_while_experts_run(any_backend: Backend, setting: Setting, seed: int) -> None:
     there = setting.operation(None, None)
-    any_backend.program([there]).run(TOKENS, 0)
+    any_backend.program([there]).run(TOKENS)
     for make_reader in readers_for(any_backend):
         setting.arena[:] = 0xEE
         check_landing(any_backend, make_reader(setting.arena), setting, seed, there.output)
@@ -87,7 +87,7 @@ def check_landing(
     landing = setting.operation(reader, tickets)
     program = any_backend.program([landing])
     program.time_runs(True)
-    program.run(TOKENS, 0)
+    program.run(TOKENS)
     np.testing.assert_array_equal(landing.output, expected)
     used = np.unique(setting.slots[setting.chosen])
     assert (tickets[used] == -1).all()
@@ -110,7 +110,7 @@ def check_failure(any_backend: Backend, reader: RecordReader, setting: Setting) 
     tickets[failing] = submit_one(reader, setting.file, beyond, slot_bytes, address, True)
     program = any_backend.program([setting.operation(reader, tickets)])
     with pytest.raises(ReadError):
-        program.run(TOKENS, 0)
+        program.run(TOKENS)
     assert tickets[failing] >= 0
     with pytest.raises(ReadError, match=r"ended after|cut short"):
         reader.wait(int(tickets[failing]), 0)
