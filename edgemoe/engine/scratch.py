@@ -19,7 +19,7 @@ from edgemoe.store.reader import Store
 _FLOATS = {"f32": np.float32, "f16": np.float16}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class WeightFormats:
     """The formats of a store's weights, which its manifest says before any of them is read."""
 
@@ -28,7 +28,9 @@ class WeightFormats:
     layouts: Sequence[ExpertLayout | None]
     """The layout of each layer's expert records; None for a layer without routed experts."""
     slot_bytes: int
-    known: WeakKeyDictionary[Backend, dict[Any, int]] = field(default_factory=WeakKeyDictionary)
+    known: WeakKeyDictionary[Backend, dict[Any, int]] = field(
+        default_factory=WeakKeyDictionary, compare=False, repr=False
+    )
     """Sizes that were measured already; a plan asks for the same ones several times."""
 
     @classmethod
