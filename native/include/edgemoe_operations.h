@@ -249,8 +249,8 @@ typedef struct em_combine {
     STRUCT(em_source) FIELD(em_source, context) FIELD(em_source, submit) FIELD(em_source, wait) \
         FIELD(em_source, wait_any) FIELD(em_source, done) FIELD(em_source, promote) FIELD(em_source, cancel) \
         FIELD(em_source, release) \
-    STRUCT(em_policy_settings) FIELD(em_policy_settings, next_uses) FIELD(em_policy_settings, rate) \
-        FIELD(em_policy_settings, weight) FIELD(em_policy_settings, kind) FIELD(em_policy_settings, reserved) \
+    STRUCT(em_policy_settings) FIELD(em_policy_settings, rate) FIELD(em_policy_settings, weight) \
+        FIELD(em_policy_settings, kind) FIELD(em_policy_settings, reserved) \
     STRUCT(em_record) FIELD(em_record, offset) FIELD(em_record, length) FIELD(em_record, crc32c) \
         FIELD(em_record, descriptor) FIELD(em_record, reserved) \
     STRUCT(em_pager_counters) FIELD(em_pager_counters, hits) FIELD(em_pager_counters, misses) \
