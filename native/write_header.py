@@ -19,7 +19,7 @@ from edgemoe.kernels.native import structures as st
 HEADER = Path(__file__).parent / "include" / "edgemoe_operations.h"
 
 _ELEMENTS = {np.float32: "float", np.int32: "int32_t", np.int64: "int64_t", np.uint8: "uint8_t"}
-_SCALARS = {"float": "float", "integer": "int32_t", "flag": "int32_t", "format": "int32_t"}
+_SCALARS = {"float": "float", "integer": "int32_t", "number": "int32_t", "flag": "int32_t", "format": "int32_t"}
 
 
 def header_text() -> str:

@@ -324,7 +324,7 @@ def step_sizes(graph: Graph, chunk_tokens: int, context_length: int) -> StepSize
         model_width=graph.spec.hidden_size,
         query_heads=max(row_size(a.query) // a.key_cache.shape[3] for a in attentions),
         kv_heads=max(a.key_cache.shape[1] for a in attentions),
-        head_width=max(a.key_cache.shape[3] for a in attentions),
+        head_width=max(max(a.key_cache.shape[3], a.value_cache.shape[3]) for a in attentions),
         ffn_width=max(dense, default=0),
         experts=graph.spec.most_experts,
         experts_per_token=graph.spec.most_top_k,

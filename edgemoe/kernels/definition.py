@@ -100,7 +100,9 @@ def output(apart_from: str = "", may_replace: bool = False, adds_if: str = "") -
 
 OUTPUT = output()
 
-Kind = Literal["buffer", "matrix", "cache", "float", "integer", "flag", "format", "reader", "struct", "structs"]
+Kind = Literal[
+    "buffer", "matrix", "cache", "float", "integer", "number", "flag", "format", "reader", "struct", "structs"
+]
 
 
 SHAPED = ("buffer", "matrix", "cache")
@@ -162,6 +164,9 @@ def up_to(most: int) -> Mark:
 
 OFFSET = Mark("integer", wide=True)
 """An integer of 64 bits: a number of bytes."""
+
+NUMBER = Mark("number")
+"""An integer that is no extent of a shape, and may be 0."""
 
 READER = Mark("reader")
 """A reader whose pending reads the operation may wait for."""

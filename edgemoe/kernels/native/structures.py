@@ -36,6 +36,7 @@ LETTERS = {
     "S": "slot_count",
     "V": "vocab_size",
     "W": "head_dim",
+    "Wv": "value_dim",
 }
 """Names in C of the letters in shapes."""
 
@@ -66,6 +67,7 @@ _TYPES: dict[str, Any] = {
     "cache": CacheStruct,
     "float": c_float,
     "integer": c_int32,
+    "number": c_int32,
     "flag": c_int32,
     "format": c_int32,
     "reader": c_void_p,
