@@ -19,7 +19,7 @@ from edgemoe.kernels.native import structures as st
 HEADER = Path(__file__).parent / "include" / "edgemoe_operations.h"
 
 _ELEMENTS = {np.float32: "float", np.int32: "int32_t", np.int64: "int64_t", np.uint8: "uint8_t"}
-_SCALARS = {"float": "float", "integer": "int32_t", "number": "int32_t", "flag": "int32_t", "format": "int32_t"}
+_SCALARS = {"float": "float", "integer": "int32_t", "flag": "int32_t", "format": "int32_t"}
 
 
 def header_text() -> str:
@@ -79,8 +79,8 @@ def _members(field: Field) -> list[tuple[str, str]]:
         assert field.dtype is not None
         const = "" if field.role.writes else "const "
         return [(f"{const}{_ELEMENTS[field.dtype.type]} *{name};", note)]
-    if mark.kind == "reader":
-        return [(f"em_reader *{name};", "NULL: nothing is awaited")]
+    if mark.kind == "pager":
+        return [(f"em_pager *{name};", "NULL: every record is in the arena")]
     if field.struct is not None:
         inner = f"em_{st.snake_case(field.struct.__name__)}"
         if mark.kind == "struct":

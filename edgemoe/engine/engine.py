@@ -12,7 +12,7 @@ Invariants:
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -20,17 +20,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from edgemoe.engine.batch import Piece, Rows, TokenIds, check_ids, cut, phase_of
 from edgemoe.engine.decoder import Decoder, LayerRouting
 from edgemoe.engine.ledger import Programs, TimeLedger
-from edgemoe.engine.lossy_routing import LossyRouting
 from edgemoe.engine.memory import MemoryPlan
 from edgemoe.engine.options import EngineOptions
 from edgemoe.engine.phase import Turn
-from edgemoe.engine.stepper import ResidentStepper, Stepper, StreamingStepper
+from edgemoe.engine.sequence import Sequence as TokenSequence
+from edgemoe.engine.sequence import Sequences
+from edgemoe.engine.stepper import Stepper
 from edgemoe.engine.traffic import TokenTraffic, token_traffic
 from edgemoe.engine.workspace import Workspace
 from edgemoe.errors import UsageError
-from edgemoe.experts.cache import READ_TIMEOUT_SECONDS, Cache
+from edgemoe.experts.cache import Cache
 from edgemoe.experts.embedding_rows import EmbeddingRows
 from edgemoe.experts.hot_list import HotList
 from edgemoe.experts.loading import ExpertLoading
@@ -38,7 +40,7 @@ from edgemoe.experts.opening import open_cache
 from edgemoe.experts.prediction import PredictionSwitch
 from edgemoe.io.direct import allocate_pages
 from edgemoe.io.reads import ExpertFiles, RecordReader, open_reader
-from edgemoe.kernels.operations import Arrivals, Backend, Floats, Program
+from edgemoe.kernels.operations import Backend, Floats, Program
 from edgemoe.kernels.paging import CacheStatistics
 from edgemoe.model.build import HEAD_ROWS, Graph
 from edgemoe.paths import cache_folder
@@ -84,11 +86,8 @@ class _Closed:
         self.statistics = statistics
         self.notes_residency = False
 
-    def step(self, tokens: int) -> None:
+    def step(self, tokens: int, phase: int) -> None:
         raise UsageError("The model is closed.", "Open it again.")
-
-    def is_loaded(self, layer: int, expert: int) -> bool:
-        return False
 
 
 class Engine:
@@ -114,8 +113,6 @@ class Engine:
         self.spec = spec = graph.spec
         self.memory = memory
         self.backend = backend
-        self.position = 0
-        self.turn = Turn()
         self._forced = routing
         self._recorder: RoutingObserver | None = None
         self._tokens = 0
@@ -124,17 +121,23 @@ class Engine:
         self._waited_before_ns = 0
         self._programs: Programs | None = None
         self._reader: RecordReader | None = None
-        self._stepper: Stepper = _Closed(CacheStatistics())
+        self._stepper: Stepper | _Closed = _Closed(CacheStatistics())
         self._head: Program | None = None
         self._embed: Program | None = None
-        self._space = Workspace(graph, memory.chunk_tokens, memory.context_length, memory.kv_format)
-        self._space.pages[0] = np.arange(self._space.pages.shape[1])
+        self._space = space = Workspace(
+            graph, memory.chunk_tokens, memory.context_length, memory.kv_format, memory.sequences
+        )
+        keeps_prefixes = routing is None and not self.lossy.depends_on_cache
+        self.sequences = Sequences(space.pages, [space.array(value) for value in graph.state], keeps_prefixes)
+        """Opens, forks and closes sequences, whose tokens `step` runs together."""
+        self.sequence = self.sequences.open()
+        """The sequence of `forward`, `rewind` and `position`."""
         self._embedding_rows: EmbeddingRows | None = None
         self._hot_list: HotList | None = None
         self._loading: list[ResidentReading | ExpertLoading] = [] if resident is None else [resident]
         self._files: ExpertFiles | None = None
         try:
-            files = ExpertFiles((store.path / file.name for file in store.manifest.expert_files), options.direct_reads)
+            files = ExpertFiles(store.expert_paths, options.direct_reads)
             self._files = files
             self.direct_reads = files.direct
             """Whether experts are read past the page cache."""
@@ -142,36 +145,27 @@ class Engine:
             if resident is None:
                 resident = store.begin_resident(memory.embedding_resident)
                 self._loading.append(resident)
-            cache = arrivals = None
+            cache = None
             if not memory.all_resident:
                 self._reader = open_reader(arena, READER_THREADS)
                 experts_per_layer = [layer.routed.num_experts if layer.routed else 0 for layer in spec.layers]
                 cache = open_cache(arena, experts_per_layer, store, files, self._reader, options.policy, backend)
-                if backend.can_await(self._reader):
-                    arrivals = Arrivals(self._reader, cache.tickets, READ_TIMEOUT_SECONDS)
-            statistics = CacheStatistics() if cache is None else cache.statistics
             if not memory.embedding_resident:
-                self._embedding_rows = EmbeddingRows(store, options.direct_reads, statistics)
+                self._embedding_rows = EmbeddingRows(store, options.direct_reads)
             decoder = Decoder(
                 graph,
                 resident.tensors,
                 self._space,
                 arena,
                 store.expert_layouts,
-                arrivals,
+                cache,
                 embedding_rows=self._embedding_rows,
             )
             if cache is None:
                 self._loading.append(ExpertLoading(arena, decoder.slot_tables(), store, files.direct))
             self._programs = Programs(backend, decoder.part_of)
-            if cache is None:
-                self._stepper = ResidentStepper(decoder, self._programs, statistics)
-            else:
-                switch = PredictionSwitch(
-                    options.prediction if routing is None or routing.recall is not None else "off"
-                )
-                lossy_routing = LossyRouting(self.lossy, decoder, cache) if self.lossy.depends_on_cache else None
-                self._stepper = StreamingStepper(decoder, self._programs, cache, switch, lossy_routing)
+            mode = options.prediction if routing is None or routing.recall is not None else "off"
+            self._stepper = Stepper(decoder, self._programs, cache, None if cache is None else PredictionSwitch(mode))
             self._head = self._programs.make(decoder.head)
             if self._embedding_rows is not None:
                 self._embed = self._programs.make(decoder.embed)
@@ -235,8 +229,13 @@ class Engine:
             raise UsageError("The model is closed.", "Open it again.")
         self._programs.time_runs(on)
         self._forward_ns = 0
-        self._waited_before_ns = self._stepper.statistics.wait_ns
+        self._waited_before_ns = self._waited_ns
         self._keeps_ledger = on
+
+    @property
+    def _waited_ns(self) -> int:
+        """Time for which the engine has waited for the disk outside of programs."""
+        return 0 if self._embedding_rows is None else self._embedding_rows.wait_ns
 
     @property
     def ledger(self) -> TimeLedger | None:
@@ -244,7 +243,7 @@ class Engine:
         if not self._keeps_ledger or self._programs is None:
             return None
         programs, programs_ns = self._programs.ledger()
-        waited_ns = self._stepper.statistics.wait_ns - self._waited_before_ns
+        waited_ns = self._waited_ns - self._waited_before_ns
         python_ns = self._forward_ns - programs_ns - waited_ns
         return programs + TimeLedger({"disk_wait": waited_ns, "python": python_ns})
 
@@ -256,6 +255,8 @@ class Engine:
         out: Floats | None = None,
     ) -> Floats:
         """Append tokens; returns the logits after the last one `(V,)`, or after each `(T, V)`.
+
+        They are of the phase that `turn` says: of a prompt, unless it was told that generated ones follow.
 
         The logits are written to `out` if it is given, of that shape and float32: a loop that is done with each
         token's logits before the next token then allocates nothing. Raises UsageError for an empty list of tokens, ids
@@ -271,50 +272,108 @@ class Engine:
     def _forward(
         self, token_ids: Sequence[int] | npt.NDArray[np.integer], all_logits: bool, out: Floats | None
     ) -> Floats:
-        ids = self._checked(token_ids)
-        start, chunk = self.position, self.memory.chunk_tokens
+        ids = check_ids(token_ids, self.spec.vocab_size)
         shape = (len(ids), self.spec.vocab_size) if all_logits else (self.spec.vocab_size,)
         if out is None:
             out = np.empty(shape, np.float32)
         elif out.shape != shape or out.dtype != np.float32:
             raise UsageError(f"out: expected float32 {shape}, found {out.dtype} {out.shape}.", "Leave it out.")
-        rows = out if all_logits else out[None]
-        for first in range(0, len(ids), chunk):
-            part = ids[first : first + chunk]
-            if self._embedding_rows is None:
-                self._space.ids[: len(part)] = part
-            else:
-                assert self._embed is not None
-                self._embedding_rows.write(part, self._embed, self._space.residual)
-            if self._forced is not None:
-                self._forced.put(self.routing, self.turn.phase, len(part))
-            self._space.positions[: len(part)] = np.arange(start + first, start + first + len(part))
-            self._stepper.step(len(part))
-            self._count(len(part))
-            if self._recorder is not None:
-                self._recorder.step(self.turn, len(part))
-            self.turn.step += len(part)
-            if all_logits:
-                self._logits(0, len(part), rows[first:])
-        if not all_logits:
-            self._logits(len(part) - 1, 1, rows)
-        self.position = start + len(ids)
+        self._run([Piece(self.sequence, ids, out if all_logits else out[None])])
         return out
+
+    def step(self, batch: Mapping[TokenSequence, TokenIds], *, all_logits: bool = False) -> dict[TokenSequence, Floats]:
+        """Append tokens to several sequences in one run; returns each one's logits, as `forward` does.
+
+        Weights and experts that several sequences use are read once for all of them. The result of each sequence is
+        the same to the bit as that of `forward` on it alone. Raises UsageError for a sequence that is closed, tokens as
+        `forward`, and while routing is recorded or forced for more than one sequence; ReadError. After an error no
+        sequence has changed.
+        """
+        began_ns = time.perf_counter_ns()
+        if not batch:
+            raise UsageError("The batch has no sequences.", "Give tokens for at least one sequence.")
+        if len(batch) > 1 and (self._forced is not None or self._recorder is not None):
+            raise UsageError("Recorded and forced routing is that of one sequence.", "Step one sequence at a time.")
+        pieces = []
+        for sequence, token_ids in batch.items():
+            ids = check_ids(token_ids, self.spec.vocab_size)
+            rows = len(ids) if all_logits else 1
+            pieces.append(Piece(sequence, ids, np.empty((rows, self.spec.vocab_size), np.float32)))
+        try:
+            self._run(pieces)
+        finally:
+            self._forward_ns += time.perf_counter_ns() - began_ns
+        return {piece.sequence: piece.logits if all_logits else piece.logits[0] for piece in pieces}
+
+    @property
+    def position(self) -> int:
+        """The number of tokens of the engine's own sequence."""
+        return self.sequence.position
+
+    @property
+    def turn(self) -> Turn:
+        """The place of the engine's own sequence in a conversation."""
+        return self.sequence.turn
 
     def rewind(self, position: int) -> None:
         """Forget everything from `position` on. Raises UsageError for a position past the current one."""
-        if not 0 <= position <= self.position:
-            raise UsageError(f"Cannot rewind to position {position}: there are {self.position} tokens.")
-        self.position = position
+        self.sequence.rewind(position)
+
+    def _run(self, pieces: list[Piece]) -> None:
+        """Run all tokens of the pieces, and append them to their sequences once that has succeeded."""
+        for piece in pieces:
+            self._check_room(piece)
+        reserved: list[Piece] = []
+        try:
+            for piece in pieces:
+                piece.sequence.reserve(len(piece.token_ids))
+                reserved.append(piece)
+            phase = phase_of(pieces)
+            for run in cut(pieces, self.memory.chunk_tokens):
+                self._run_rows(run, phase)
+        except BaseException:
+            for piece in reserved:
+                piece.sequence.release_reserved()
+            raise
+        for piece in pieces:
+            piece.sequence.extend(piece.token_ids)
+
+    def _check_room(self, piece: Piece) -> None:
+        piece.sequence.check_open()
+        if len(piece.token_ids) > self.context_length - piece.sequence.position:
+            raise UsageError(
+                f"{len(piece.token_ids)} tokens after {piece.sequence.position} do not fit the context of"
+                f" {self.context_length} tokens.",
+                "Shorten the prompt, or give more memory (`ram`) for a longer context.",
+            )
+
+    def _run_rows(self, run: list[Rows], phase: int) -> None:
+        space = self._space
+        tokens = run[-1].row + run[-1].count
+        for rows in run:
+            here, start = slice(rows.row, rows.row + rows.count), rows.piece.sequence.position + rows.first
+            space.ids[here] = rows.token_ids
+            space.positions[here] = np.arange(start, start + rows.count)
+            space.sequences[here] = rows.piece.sequence.row
+        if self._embedding_rows is not None:
+            assert self._embed is not None
+            self._embedding_rows.write(space.ids[:tokens].astype(np.int64), self._embed, space.residual)
+        if self._forced is not None:
+            self._forced.put(self.routing, phase, tokens)
+        self._stepper.step(tokens, phase)
+        self._count(tokens)
+        for rows in run:
+            turn = rows.piece.sequence.turn
+            if self._recorder is not None:
+                self._recorder.step(turn, rows.count)
+            turn.step += rows.count
+        self._logits([rows.wanted() for rows in run])
 
     def resident_experts(self) -> npt.NDArray[np.bool_]:
         """Which experts are in RAM now, `(L, E)`."""
-        resident = np.zeros(self.expert_uses.shape, np.bool_)
-        for layer, routing in enumerate(self.routing):
-            if routing is not None:
-                for expert in range(len(routing.slots)):
-                    resident[layer, expert] = self._stepper.is_loaded(layer, expert)
-        return resident
+        if isinstance(self._stepper, _Closed):
+            return np.zeros(self.expert_uses.shape, np.bool_)
+        return self._stepper.resident_experts()
 
     def close(self) -> None:
         """Stop readers and threads, and give the memory back. The engine cannot run afterwards.
@@ -337,6 +396,7 @@ class Engine:
         # The programs hold weights, KV cache and slots, and the caller may keep a closed engine for its figures.
         self._stepper = _Closed(self._stepper.statistics)
         self._head = self._embed = self._programs = None
+        self.sequences.release()
         self._space.release()
 
     def __enter__(self) -> Engine:
@@ -347,30 +407,18 @@ class Engine:
     ) -> None:
         self.close()
 
-    def _checked(self, token_ids: Sequence[int] | npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
-        ids = np.asarray(token_ids)
-        if ids.size == 0:
-            raise UsageError("The model was given no tokens.", "Give at least one token id, as a list of integers.")
-        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-            found = f"{ids.dtype} of shape {ids.shape}"
-            raise UsageError(f"Token ids: expected a list of integers, found {found}.", "Give one sequence's ids.")
-        if ids.min() < 0 or ids.max() >= self.spec.vocab_size:
-            wrong = ids[(ids < 0) | (ids >= self.spec.vocab_size)][0]
-            raise UsageError(f"Token id {wrong} is outside the vocabulary of {self.spec.vocab_size}.")
-        if self.position + len(ids) > self.context_length:
-            raise UsageError(
-                f"{len(ids)} tokens after {self.position} do not fit the context of {self.context_length} tokens.",
-                "Shorten the prompt, or give more memory (`ram`) for a longer context.",
-            )
-        return ids.astype(np.int64)
-
-    def _logits(self, first_row: int, rows: int, output: Floats) -> None:
-        assert self._head is not None
-        for row in range(0, rows, HEAD_ROWS):
-            count = min(HEAD_ROWS, rows - row)
-            self._space.head_input[:count] = self._space.residual[first_row + row : first_row + row + count]
-            self._head.run(count)
-            output[row : row + count] = self._space.logits[:count]
+    def _logits(self, wanted: list[tuple[range, Floats]]) -> None:
+        """Compute the logits of rows of the residual stream, and write them where they are wanted."""
+        places = [(row, output[number]) for rows, output in wanted for number, row in enumerate(rows)]
+        space = self._space
+        for first in range(0, len(places), HEAD_ROWS):
+            assert self._head is not None
+            part = places[first : first + HEAD_ROWS]
+            for number, (row, _) in enumerate(part):
+                space.head_input[number] = space.residual[row]
+            self._head.run(len(part))
+            for number, (_, output) in enumerate(part):
+                output[:] = space.logits[number]
 
     def _count(self, tokens: int) -> None:
         self._tokens += tokens

@@ -18,6 +18,7 @@ from edgemoe.engine.memory import (
     plan_memory,
 )
 from edgemoe.engine.options import DEFAULTS, EngineOptions
+from edgemoe.engine.scratch import WeightFormats
 from edgemoe.engine.workspace import KvFormat
 from edgemoe.errors import UsageError
 from edgemoe.experts.embedding_rows import saved_bytes
@@ -51,7 +52,7 @@ def open_engine(
     store = Store.open(Path(path))
     spec = options.lossy.applied_to(store_spec(store) if routing is None else routing.apply_to(store_spec(store)))
     graph = graph_of(spec, options.lossy, routing)
-    sizes = model_sizes(store, spec, options.kv)
+    sizes = model_sizes(store, spec, options.kv, options.sequences)
     backend = select_backend(options.threads)  # before the plan, which measures the backend's libraries
     resident = embedding_resident = None
     try:
@@ -91,15 +92,18 @@ def graph_of(spec: ModelSpec, lossy: LossySettings, routing: RoutingSource | Non
         forced_routing=routing is not None,
         forced_guesses=routing is not None and routing.recall is not None,
         cache_aware_routing=lossy.cache_aware_routing,
+        drop_cold=lossy.drop_cold,
     )
     return build_graph(spec, options)
 
 
-def model_sizes(store: Store, spec: ModelSpec, kv: str | None = None) -> ModelSizes:
+def model_sizes(store: Store, spec: ModelSpec, kv: str | None = None, sequences: int = 1) -> ModelSizes:
     """The sizes of a store that the memory plan needs. Raises UsageError for an unknown KV format (`open_engine`)."""
     embedding_bytes = 0 if spec.tied_embeddings else saved_bytes(store)
+    formats = WeightFormats.of(store)
+    kv_format = _kv_format(store, kv)
     return ModelSizes(
-        store.resident_bytes(), store.record_bytes, spec.total_experts, _kv_format(store, kv), embedding_bytes
+        store.resident_bytes(), store.record_bytes, spec.total_experts, kv_format, formats, embedding_bytes, sequences
     )
 
 

@@ -13,11 +13,12 @@ from edgemoe.architectures import SourceSlice, model_spec, resolve
 from edgemoe.engine.decoder import Decoder
 from edgemoe.engine.workspace import Workspace
 from edgemoe.kernels import operations as op
-from edgemoe.kernels.formats import FORMATS, PANEL_ROWS, Blocks, Matrix, interleave_panels, pack, panel_count
+from edgemoe.kernels.formats import FORMATS, PANEL_ROWS, Blocks, Matrix, pack, panel_count
 from edgemoe.kernels.reference import ReferenceBackend
 from edgemoe.model.blocks import RoutedExperts
 from edgemoe.model.build import HEAD_ROWS, build_graph
 from edgemoe.model.spec import ModelSpec
+from tests.support.matrices import interleave_panels
 
 Tensors = dict[str, np.ndarray]
 F32 = FORMATS["f32"]

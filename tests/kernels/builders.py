@@ -11,9 +11,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from edgemoe.kernels import reference
-from edgemoe.kernels.formats import FORMATS, Blocks, Matrix, group_count, interleave_panels, pack, panel_count
+from edgemoe.kernels.formats import FORMATS, Blocks, Matrix, group_count, pack, panel_count
 from edgemoe.kernels.operations import PAGE_TOKENS, Cache, Integers, QuantisedCache
 from tests.support.examples import examples
+from tests.support.matrices import interleave_panels
 
 few_examples = settings(max_examples=examples(18), deadline=None)
 """For every property here: the first call of a kernel compiles it, and there are many backends."""

@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from edgemoe.engine import engine as engine_module
 from edgemoe.engine.engine import Engine
 from edgemoe.engine.lossy import EXACT, LossySettings
 from edgemoe.engine.memory import plan_memory
 from edgemoe.engine.opening import graph_of, model_sizes
 from edgemoe.engine.options import EngineOptions
-from edgemoe.kernels.select import select_backend
+from edgemoe.io.reads import RecordReader, ThreadedReader
+from edgemoe.kernels.select import KERNELS_VARIABLE, select_backend
 from edgemoe.lab.forced_routing import ForcedRouting
 from edgemoe.model.description import store_spec
 from edgemoe.store.reader import Store
+
+
+def use_portable_reader(
+    monkeypatch: pytest.MonkeyPatch, make: Callable[[Any, int], RecordReader] = ThreadedReader
+) -> None:
+    """Engines that are opened from now on read with Python threads: so do those without the native library.
+
+    Kernels in C ask the pager in C, which reads with the native reader only; so kernels are Python's too.
+    """
+    monkeypatch.setenv(KERNELS_VARIABLE, "reference")
+    monkeypatch.setattr(engine_module, "open_reader", make)
 
 
 def engine_with_slots(
@@ -24,6 +41,8 @@ def engine_with_slots(
     routing: ForcedRouting | None = None,
     lossy: LossySettings = EXACT,
     embedding_resident: bool = True,
+    sequences: int = 1,
+    context_length: int | None = None,
     **options: bool | str,
 ) -> Engine:
     """An engine whose cache has just so many slots.
@@ -33,8 +52,8 @@ def engine_with_slots(
     store = Store.open(store_path)
     spec = lossy.applied_to(store_spec(store) if routing is None else routing.apply_to(store_spec(store)))
     backend = select_backend(threads)
-    sizes = model_sizes(store, spec, kv)
-    plan = plan_memory(graph_of(spec, lossy, routing), sizes, backend, "auto")
+    sizes = model_sizes(store, spec, kv, sequences)
+    plan = plan_memory(graph_of(spec, lossy, routing), sizes, backend, "auto", context_length)
     plan = dataclasses.replace(plan, slots=slots, embedding_resident=embedding_resident)
     graph = graph_of(spec, lossy.effective(plan.all_resident), routing)
     return Engine(store, graph, plan, backend, EngineOptions(lossy=lossy, **options), routing)  # type: ignore[arg-type]
