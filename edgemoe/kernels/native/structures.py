@@ -36,6 +36,7 @@ LETTERS = {
     "S": "slot_count",
     "V": "vocab_size",
     "W": "head_dim",
+    "Wv": "value_dim",
 }
 """Names in C of the letters in shapes."""
 
