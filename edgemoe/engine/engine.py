@@ -156,7 +156,7 @@ class Engine:
                 resident.tensors,
                 self._space,
                 arena,
-                store.expert_layouts,
+                store.record_layouts,
                 arrivals,
                 embedding_rows=self._embedding_rows,
             )

@@ -301,8 +301,8 @@ def _gated_ffn(kernels: Any, o: op.GatedFfn, tokens: int, position: int) -> None
 
 
 def _experts_scratch(kernels: StepwiseBackend, o: op.Experts, sizes: Sizes) -> int:
-    used, width, ffn_width = (sizes.letters[letter] for letter in "KDF")
-    return kernels.experts_scratch_bytes(sizes.rows, used, width, ffn_width)
+    used, width = (sizes.letters[letter] for letter in "KD")
+    return kernels.experts_scratch_bytes(sizes.rows, used, width, o.layouts[0].ffn_width)
 
 
 @means(op.Experts, "gated_ffn", _experts_scratch)
@@ -310,9 +310,9 @@ def _experts(kernels: Any, o: op.Experts, tokens: int, position: int) -> int:
     chosen = o.experts[:tokens]
     here = [(int(expert), int(o.slots[expert])) for expert in np.unique(chosen) if o.slots[expert] >= 0]
     disk_ns = 0
-    for expert, slot, waited_ns in as_they_land(here, o.arrivals):
+    for expert, _, waited_ns in as_they_land(here, o.arrivals):
         rows, ranks = np.nonzero(chosen == expert)
-        o.output[rows, ranks] = kernels.gated_ffn(o.input[rows], *o.layout.matrices(o.arena[slot]))
+        o.output[rows, ranks] = kernels.gated_ffn(o.input[rows], *o.matrices(expert))
         disk_ns += waited_ns
     return disk_ns
 

@@ -99,9 +99,11 @@ class FirstRow:
 
 @dataclass(frozen=True)
 class ExpertRecords:
-    """The layout of the records of a layer's experts."""
+    """The layouts of the records of a layer's experts, or for each expert the number of its own."""
 
     layer: int
+    field: Literal["layouts", "layout_of"]
+    """The field of `operations.RecordLayouts`."""
 
 
 @dataclass(frozen=True)
@@ -247,9 +249,15 @@ class Builder:
         """A value that a sequence keeps of its tokens in this layer, in the format of keys and values."""
         return cast("op.Cache", self._shared(Value(f"layers.{self.layer}.{name}", shape, "kv", "state")))
 
-    def expert_arguments(self) -> tuple[Any, Any, Any]:
-        """The slots of records, their layout in this layer, and the reads that may be under way (`op.Experts`)."""
-        return Arena(), ExpertRecords(self.layer), PendingReads()
+    def experts(self, source: op.Floats, routing: RoutingValues, output: op.Floats) -> None:
+        """Run the routed experts on rows of `source`, each in the slot that holds its record."""
+        layouts: Any = ExpertRecords(self.layer, "layouts")
+        layout_of: Any = ExpertRecords(self.layer, "layout_of")
+        arena: Any = Arena()
+        pending: Any = PendingReads()
+        self.add(
+            op.Experts(source, routing.experts, routing.slots, arena, layouts, layout_of, output, arrivals=pending)
+        )
 
     def rope_tables(self, rope: RopeSpec) -> tuple[op.Floats, op.Floats]:
         """The cosines and sines of every position, `(C, rotated / 2)` each."""

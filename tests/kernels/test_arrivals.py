@@ -27,7 +27,7 @@ WIDTH, FFN_WIDTH, EXPERTS, USED, TOKENS = 40, 24, 6, 3, 4
 class Setting:
     """Experts in the arena, as a file, and what they give."""
 
-    layout: op.ExpertLayout
+    layouts: op.RecordLayouts
     arena: np.ndarray
     file: int
     chosen: np.ndarray
@@ -37,18 +37,18 @@ class Setting:
     def operation(self, reader: RecordReader | None, tickets: np.ndarray | None) -> op.Experts:
         arrivals = None if reader is None or tickets is None else op.Arrivals(reader, tickets, 10.0)
         output = aligned((TOKENS, USED, WIDTH), np.float32)
-        return op.Experts(self.values, self.chosen, self.slots, self.arena, self.layout, output, arrivals)
+        return op.Experts(self.values, self.chosen, self.slots, self.arena, *self.layouts, output, arrivals)
 
 
 @pytest.fixture
 def setting(tmp_path: Path) -> Iterator[Setting]:
     random = np.random.default_rng(3)
     slots = aligned_copy(random.permutation(EXPERTS).astype(np.int32))
-    arena, layout = pack_experts([random_ffn("q4", WIDTH, FFN_WIDTH, random) for _ in slots], slots)
+    arena, layouts = pack_experts([random_ffn("q4", WIDTH, FFN_WIDTH, random) for _ in slots], slots)
     (tmp_path / "arena").write_bytes(arena.tobytes())
     chosen = aligned_copy(np.array([random.permutation(EXPERTS)[:USED] for _ in range(TOKENS)], np.int32))
     file = os.open(tmp_path / "arena", os.O_RDONLY)
-    yield Setting(layout, arena, file, chosen, slots, numbers("normal", (TOKENS, WIDTH), random))
+    yield Setting(layouts, arena, file, chosen, slots, numbers("normal", (TOKENS, WIDTH), random))
     os.close(file)
 
 

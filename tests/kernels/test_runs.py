@@ -61,7 +61,7 @@ class TinyLayer:
         routed, shared = buffer(PER_TOKEN, WIDTH), buffer(WIDTH)
         self.caches = [empty_cache(CACHE_FORMAT[format_name], (KV_HEADS, CONTEXT, HEAD_WIDTH)) for _ in range(2)]
         slots = aligned_copy(np.arange(EXPERTS, dtype=np.int32))
-        arena, layout = pack_experts([random_ffn(format_name, WIDTH, FFN_WIDTH, random) for _ in slots], slots)
+        arena, layouts = pack_experts([random_ffn(format_name, WIDTH, FFN_WIDTH, random) for _ in slots], slots)
         angles = random.random((CONTEXT, HEAD_WIDTH // 2)) * 7
         tables = [aligned_copy(table(angles).astype(np.float32)) for table in (np.cos, np.sin)]
         self.operations: list[op.Operation] = [
@@ -77,7 +77,7 @@ class TinyLayer:
             op.Linear(normed, (part(EXPERTS, logits),)),
             op.Route(logits, True, self.chosen, self.weights),
             op.GatedFfn(normed, *random_ffn(format_name, WIDTH, FFN_WIDTH, random), shared),
-            op.Experts(normed, self.chosen, slots, arena, layout, routed),
+            op.Experts(normed, self.chosen, slots, arena, *layouts, routed),
             op.Combine(self.residual, 0.7, routed, self.weights, shared, None),
         ]
 
