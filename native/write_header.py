@@ -77,8 +77,8 @@ def _members(field: Field) -> list[tuple[str, str]]:
         assert field.dtype is not None
         const = "" if field.role.writes else "const "
         return [(f"{const}{_ELEMENTS[field.dtype.type]} *{name};", note)]
-    if mark.kind == "reader":
-        return [(f"em_reader *{name};", "NULL: nothing is awaited")]
+    if mark.kind == "pager":
+        return [(f"em_pager *{name};", "NULL: every record is in the arena")]
     if field.struct is not None:
         inner = f"em_{st.snake_case(field.struct.__name__)}"
         if mark.kind == "struct":

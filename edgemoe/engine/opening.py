@@ -92,6 +92,7 @@ def graph_of(spec: ModelSpec, lossy: LossySettings, routing: RoutingSource | Non
         forced_routing=routing is not None,
         forced_guesses=routing is not None and routing.recall is not None,
         cache_aware_routing=lossy.cache_aware_routing,
+        drop_cold=lossy.drop_cold,
     )
     return build_graph(spec, options)
 

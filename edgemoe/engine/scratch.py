@@ -18,7 +18,7 @@ from edgemoe.model.graph import (
     ExpertRecords,
     FirstRow,
     Leaf,
-    PendingReads,
+    Paging,
     Section,
     Value,
     Weight,
@@ -30,7 +30,7 @@ from edgemoe.store.reader import Store
 _FLOATS = {"f32": np.float32, "f16": np.float16}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class WeightFormats:
     """The formats of a store's weights, which its manifest says before any of them is read."""
 
@@ -39,7 +39,9 @@ class WeightFormats:
     layouts: Sequence[RecordLayouts | None]
     """The layouts of each layer's expert records; None for a layer without routed experts."""
     slot_bytes: int
-    known: WeakKeyDictionary[Backend, dict[Any, int]] = field(default_factory=WeakKeyDictionary)
+    known: WeakKeyDictionary[Backend, dict[Any, int]] = field(
+        default_factory=WeakKeyDictionary, compare=False, repr=False
+    )
     """Sizes that were measured already; a plan asks for the same ones several times."""
 
     @classmethod
@@ -59,7 +61,7 @@ def step_scratch_bytes(
         def placeholder(leaf: Leaf) -> Any:
             return _placeholder(leaf, formats, tokens, context_length, kv_format)
 
-        # The guess at a routing, which runs for one token, is a program of its own.
+        # The guess at a routing has room for one token only, and so has a program with it.
         programs = (
             [bound(step.operation, placeholder) for step in section.steps if (step.stage == "predict") == guesses]
             for section in _distinct_sections(graph, formats)
@@ -102,5 +104,5 @@ def _placeholder(leaf: Leaf, formats: WeightFormats, tokens: int, context_length
         return getattr(formats.layouts[leaf.layer], leaf.field)
     if isinstance(leaf, Arena):
         return Placeholder((1, formats.slot_bytes), np.uint8)
-    assert isinstance(leaf, PendingReads)
+    assert isinstance(leaf, Paging)
     return None

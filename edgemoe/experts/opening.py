@@ -32,12 +32,12 @@ def open_cache(
         from edgemoe.kernels.native.pager import NativePager
         from edgemoe.kernels.native.reader import NativeReader
 
-        if isinstance(reader, NativeReader):
-            records = record_table(store, files)
-            return NativePager(arena, records, reader, policy_numbers(policy, len(arena)), READ_TIMEOUT_SECONDS)
+        assert isinstance(reader, NativeReader)  # the library that has the kernels has it too
+        records = record_table(store, files)
+        return NativePager(arena, records, reader, policy_numbers(policy, len(arena)), READ_TIMEOUT_SECONDS)
     experts = max(experts_per_layer)
     order = make_policy(policy, len(arena), len(experts_per_layer) * experts)
-    return ExpertCache(arena, experts, store, files, reader, order, kernels_await=backend.can_await(reader))
+    return ExpertCache(arena, experts_per_layer, store, files, reader, order)
 
 
 def record_table(store: Store, files: ExpertFiles) -> Records:

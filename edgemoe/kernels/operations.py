@@ -22,7 +22,7 @@ Invariants:
 # Annotations are evaluated here, not left as text, so that the marks in them can be read quickly.
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple, Protocol, Union
 
@@ -32,9 +32,10 @@ import numpy.typing as npt
 from edgemoe.kernels.definition import (
     ADDED,
     IN_PLACE,
+    NUMBER,
     OFFSET,
     OUTPUT,
-    READER,
+    PAGER,
     SHAPED,
     Definition,
     Field,
@@ -58,7 +59,6 @@ Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int32]
 Bytes = npt.NDArray[np.uint8]
 Nanoseconds = npt.NDArray[np.int64]
-Tickets = npt.NDArray[np.int64]
 
 
 class Placeholder:
@@ -241,11 +241,10 @@ class Route(Operation):
 
     Weights are softmax over all logits; with `renormalise` they are softmax over the chosen `K`.
 
-    With `in_memory` the expert of largest logit is still chosen, and the other `K - 1` by largest score (on a tie
-    by larger logit, then the lower number). The score is `logit + bonus * (largest logit - smallest)` where `in_memory`
-    is not 0, else the logit; it is computed in float32, without the bonus for a token whose range is not finite. The
+    With `slots` the expert of largest logit is still chosen, and the other `K - 1` by largest score (on a tie
+    by larger logit, then the lower number). The score is `logit + bonus * (largest logit - smallest)` of experts that
+    have a slot, else the logit; it is computed in float32, without the bonus for a token whose range is not finite. The
     chosen experts are still listed in falling order of their logits, and weighted by their logits, not their scores.
-    The caller changes `in_memory` between runs.
     Source of the idea: cache-conditional experts (Skliar et al. 2024, arXiv 2412.00099).
     """
 
@@ -253,7 +252,7 @@ class Route(Operation):
     renormalise: bool
     experts: Annotated[Integers, rows("K"), OUTPUT]
     weights: Annotated[Floats, rows("K"), OUTPUT]
-    in_memory: Annotated[Integers | None, buffer("E")] = None
+    slots: Annotated[Integers | None, buffer("E")] = None  # slot of each expert, or -1; a pager changes it between runs
     bonus: float = 0.0  # 0 to 1
 
     def check(self, sizes: Sizes) -> None:
@@ -317,34 +316,73 @@ class RecordLayouts(NamedTuple):
     """For each expert the number of its layout, `(E,)`."""
 
 
-class AwaitedReads(Protocol):
-    """The part of a reader that an operation needs in order to wait for reads."""
+PROMPT, DECODE, VERIFY = 0, 1, 2
+"""Phases: tokens of a prompt, generated ones, and guessed ones that are verified."""
 
-    def done(self, ticket: int) -> bool: ...
-    def wait(self, ticket: int, timeout_seconds: float | None = None) -> None: ...
-    def release(self, ticket: int) -> None: ...
+
+class Pager(Protocol):
+    """The expert cache as a kernel in Python asks it (`ExpertCache`); kernels in C ask the pager in C."""
+
+    wait_ns: int
+    """Time for which it has waited for reads so far."""
+
+    def fetch(self, layer: int, experts: Integers, weights: Floats | None, drop_cold: float) -> None:
+        """Begin a use of the experts that tokens are routed to, `(T, K)`: see `Fetch`."""
+
+    def landings(self, layer: int) -> Generator[tuple[int, int], None, None]:
+        """Yield each expert of the use with its slot, once its record is there. Raises ReadError naming the expert."""
+
+    def left_out(self, layer: int) -> Sequence[int]:
+        """The experts that the use leaves out."""
+
+    def prefetch(self, layer: int, experts: Sequence[int]) -> None:
+        """Begin to read experts that a layer will probably use; demand reads go first."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Arrivals:
-    """Records that may still be on their way into the arena when an operation begins."""
+class Paged:
+    """Where an operation asks for the experts of a layer: not all are in the arena."""
 
-    reader: Annotated[AwaitedReads, READER]
-    tickets: Annotated[Tickets, buffer("S"), IN_PLACE]
-    """Ticket of the pending read into each slot, or -1 if the record is in memory."""
-    timeout_seconds: float
-    """How long to wait for the next record to arrive."""
+    pager: Annotated[Any, PAGER]
+    layer: Annotated[int, NUMBER]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Fetch(Operation):
+    """Begins to read the absent experts that a layer's tokens are routed to, as far as slots are available.
+
+    Everything up to the layer's `Experts` is computed meanwhile. With `weights` and `drop_cold` above 0, absent experts
+    whose share of the weights is below `drop_cold`, a float32, for every token that uses them are left out: they are
+    not read, and their weights become 0. A token's weights are summed in float64, in the router's order; a weight that
+    is not a number keeps its expert. Without `paged`, where all experts are in the arena, there is nothing to do.
+    """
+
+    experts: Annotated[Integers, rows("K")]
+    weights: Annotated[Floats | None, rows("K"), IN_PLACE]
+    drop_cold: float
+    paged: Paged | None = None
+
+    def check(self, sizes: Sizes) -> None:
+        require(0 <= self.drop_cold <= 1, "drop_cold", "0 to 1", self.drop_cold)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Prefetch(Operation):
+    """Begins to read the experts that a guess at a later layer's routing names, behind all that are asked for."""
+
+    experts: Annotated[Integers, buffer("1", "K")]
+    paged: Paged | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Experts(Operation):
     """`output[t, k] = expert experts[t, k] (input[t])` for experts whose `slots[e] >= 0`.
 
-    Output rows of other experts are left unchanged. The caller changes `slots` between runs. Each token's results go
-    to rows of their own, so the order in which experts arrive does not affect the result. With `arrivals`, experts
-    whose records are in memory are computed first, the others as their reads finish; the ticket of a record that the
-    run waited for is released and becomes -1. A run raises ReadError if a read fails or takes too long, and leaves
-    the tickets of unused records unchanged.
+    Output rows of other experts are left unchanged. Each token's results go to rows of their own, so the order in which
+    experts arrive does not affect the result. With `paged`, a `Fetch` of the same experts has come before; experts
+    whose records are in the arena are computed first, the others as their records land, and where slots are too few
+    for all they take turns. `slots` is then the pager's own table, and the rows of experts that were left out become
+    zeros. A run raises ReadError naming layer and expert if a read fails or takes too long.
     """
 
     input: Annotated[Floats, rows("D")]
@@ -354,7 +392,7 @@ class Experts(Operation):
     layouts: Annotated[tuple[ExpertLayout, ...], up_to(MOST_LAYOUTS)]  # of records of this layer, which may differ
     layout_of: Annotated[Bytes, buffer("E")]  # number of the layout of the expert's record
     output: Annotated[Floats, rows("K", "D"), output(apart_from="input")]
-    arrivals: Arrivals | None = None
+    paged: Paged | None = None
 
     def check(self, sizes: Sizes) -> None:
         slot_bytes, ffn_width = sizes.letters["B"], self.layouts[0].ffn_width
@@ -375,9 +413,9 @@ class Experts(Operation):
         top_k: int = self.experts.shape[1]
         return top_k * (total // len(self.layout_of))
 
-    def matrices(self, expert: int) -> tuple[Matrix, Matrix]:
-        """Return `gate_up` and `down` of an expert that has a slot, as views of it."""
-        return self.layouts[int(self.layout_of[expert])].matrices(self.arena[self.slots[expert]])
+    def matrices(self, expert: int, slot: int) -> tuple[Matrix, Matrix]:
+        """Return `gate_up` and `down` of an expert whose record is in a slot, as views of it."""
+        return self.layouts[int(self.layout_of[expert])].matrices(self.arena[slot])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -412,6 +450,8 @@ NATIVE_OPERATIONS: tuple[type[Operation], ...] = (
     Attention,
     Route,
     GatedFfn,
+    Fetch,
+    Prefetch,
     Experts,
     Combine,
 )
@@ -461,9 +501,6 @@ class Backend(Protocol):
 
     def program(self, operations: Sequence[Operation]) -> Program:
         """Check and bind a list of operations. Raises KernelError for an operation that the backend cannot run."""
-
-    def can_await(self, reader: AwaitedReads) -> bool:
-        """Whether `Experts` can await the reads of this reader (`Arrivals`)."""
 
     def scratch_bytes(self, operations: Sequence[Operation]) -> int:
         """Bytes that `program` will allocate for these operations besides their buffers, which may be placeholders."""

@@ -17,6 +17,10 @@ Records = npt.NDArray[np.void]
 """The place of every expert's record, `(L, E)` of `RECORD`. An expert that a layer lacks has `length` 0."""
 
 
+MOST_WARM_READS = 2048
+"""The most reads of a warm start; the reader has room for more requests than these."""
+
+
 class _Count:
     """A counter of `CacheStatistics`: one element of its array."""
 
@@ -50,11 +54,9 @@ class CacheStatistics:
     """Bytes of experts read at the start from the last session's hot list; neither demand nor predicted reads."""
     dropped = _Count(10)
     """Routed experts that were absent and not read because their weight was small (a lossy setting)."""
-    wait_ns = _Count(11)
-    """Time for which the cache itself waited for reads; kernels count their own waits."""
 
     def __init__(self) -> None:
-        self.counts: npt.NDArray[np.int64] = np.zeros(12, np.int64)
+        self.counts: npt.NDArray[np.int64] = np.zeros(11, np.int64)
         """The counters in the order of `em_pager_counters`: a pager in C counts here."""
 
     @property

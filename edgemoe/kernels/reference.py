@@ -13,7 +13,9 @@ Inputs are finite. Each token is computed alone, so a run cut in two gives the s
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -31,7 +33,7 @@ from edgemoe.kernels.formats import (
     unpack,
 )
 from edgemoe.kernels.operations import Cache, Floats, Integers, QuantisedCache
-from edgemoe.kernels.stepwise import StepwiseBackend, as_they_land, means
+from edgemoe.kernels.stepwise import StepwiseBackend, means
 
 SMALLEST_ACTIVATION = np.float32(1e-35)
 """A group of activations whose largest magnitude lies below this is all zeros, scale included.
@@ -269,7 +271,8 @@ def _routing_scores(logits: Floats, in_memory: Integers, bonus: float) -> Floats
 
 @means(op.Route, "route")
 def _route(kernels: Any, o: op.Route, tokens: int, position: int) -> None:
-    chosen = kernels.route(o.logits[:tokens], o.experts.shape[1], o.renormalise, o.in_memory, o.bonus)
+    in_memory = None if o.slots is None else (o.slots >= 0).astype(np.int32)
+    chosen = kernels.route(o.logits[:tokens], o.experts.shape[1], o.renormalise, in_memory, o.bonus)
     o.experts[:tokens], o.weights[:tokens] = chosen
 
 
@@ -305,16 +308,46 @@ def _experts_scratch(kernels: StepwiseBackend, o: op.Experts, sizes: Sizes) -> i
     return kernels.experts_scratch_bytes(sizes.rows, used, width, o.layouts[0].ffn_width)
 
 
+@means(op.Fetch, None)
+def _fetch(kernels: Any, o: op.Fetch, tokens: int, position: int) -> int:
+    if o.paged is None:
+        return 0
+    pager: op.Pager = o.paged.pager
+    waited_ns = pager.wait_ns
+    pager.fetch(o.paged.layer, o.experts[:tokens], None if o.weights is None else o.weights[:tokens], o.drop_cold)
+    return pager.wait_ns - waited_ns
+
+
+@means(op.Prefetch, None)
+def _prefetch(kernels: Any, o: op.Prefetch, tokens: int, position: int) -> int:
+    if o.paged is None:
+        return 0
+    pager: op.Pager = o.paged.pager
+    waited_ns = pager.wait_ns
+    pager.prefetch(o.paged.layer, o.experts[0].tolist())
+    return pager.wait_ns - waited_ns
+
+
 @means(op.Experts, "gated_ffn", _experts_scratch)
 def _experts(kernels: Any, o: op.Experts, tokens: int, position: int) -> int:
     chosen = o.experts[:tokens]
-    here = [(int(expert), int(o.slots[expert])) for expert in np.unique(chosen) if o.slots[expert] >= 0]
-    disk_ns = 0
-    for expert, _, waited_ns in as_they_land(here, o.arrivals):
+    if o.paged is None:
+        here = ((int(expert), int(o.slots[expert])) for expert in np.unique(chosen) if o.slots[expert] >= 0)
+        _run_experts(kernels, o, chosen, here)
+        return 0
+    pager: op.Pager = o.paged.pager
+    waited_ns = pager.wait_ns
+    o.output[:tokens][np.isin(chosen, pager.left_out(o.paged.layer))] = 0
+    with contextlib.closing(pager.landings(o.paged.layer)) as landings:  # so that a run that fails ends the use
+        _run_experts(kernels, o, chosen, landings)
+    return pager.wait_ns - waited_ns
+
+
+def _run_experts(kernels: Any, o: op.Experts, chosen: Integers, experts: Iterable[tuple[int, int]]) -> None:
+    """Compute experts, each in its slot, for the tokens that chose them."""
+    for expert, slot in experts:
         rows, ranks = np.nonzero(chosen == expert)
-        o.output[rows, ranks] = kernels.gated_ffn(o.input[rows], *o.matrices(expert))
-        disk_ns += waited_ns
-    return disk_ns
+        o.output[rows, ranks] = kernels.gated_ffn(o.input[rows], *o.matrices(expert, slot))
 
 
 def combine(routed: Floats | None, weights: Floats | None, shared: Floats | None, shared_gate: Floats | None) -> Floats:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,8 +35,9 @@ class Meaning(NamedTuple):
     """The step of a kind of operation, and the function that other backends may have for it."""
 
     step: Step
-    function: str
-    """Name of the function that a backend with a twin of its own has; empty if the step is all of it."""
+    function: str | None
+    """Name of the function that a backend with a twin of its own has; empty if the step is all of it, and None if it
+    computes nothing, so that every backend has it."""
     scratch: Scratch
 
 
@@ -44,7 +45,9 @@ MEANINGS: dict[type[op.Operation], Meaning] = {}
 """Every kind of operation that there is. `reference.py` fills it."""
 
 
-def means(kind: type[op.Operation], function: str = "", scratch: Scratch | None = None) -> Callable[[Step], Step]:
+def means(
+    kind: type[op.Operation], function: str | None = "", scratch: Scratch | None = None
+) -> Callable[[Step], Step]:
     """Register a step as the meaning of a kind of operation.
 
     `scratch` says how much memory it takes on top of its buffers; without it some temporaries as large as the largest
@@ -75,10 +78,6 @@ class StepwiseBackend(ABC):
 
     def program(self, operations: Sequence[op.Operation]) -> StepwiseProgram:
         return StepwiseProgram(self, operations)
-
-    def can_await(self, reader: op.AwaitedReads) -> bool:
-        """Always true: `Experts` waits through the reader's Python methods."""
-        return True
 
     @property
     def fallbacks(self) -> tuple[str, ...]:
@@ -202,22 +201,3 @@ class StepwiseProgram:
                 before = now
         finally:
             self._elapsed_ns += time.perf_counter_ns() - start
-
-
-def as_they_land(experts: list[tuple[int, int]], arrivals: op.Arrivals | None) -> Iterator[tuple[int, int, int]]:
-    """Yield (expert, slot, nanoseconds waited): experts whose records are in memory first, then the others."""
-    if arrivals is None:
-        yield from ((expert, slot, 0) for expert, slot in experts)
-        return
-    reader, tickets = arrivals.reader, arrivals.tickets
-    while experts:
-        landed = [pair for pair in experts if tickets[pair[1]] < 0 or reader.done(int(tickets[pair[1]]))]
-        for expert, slot in landed or experts[:1]:
-            began_ns = time.perf_counter_ns()
-            ticket = int(tickets[slot])
-            if ticket >= 0:
-                reader.wait(ticket, arrivals.timeout_seconds)
-                tickets[slot] = -1
-                reader.release(ticket)
-            yield expert, slot, time.perf_counter_ns() - began_ns
-            experts = [pair for pair in experts if pair[0] != expert]

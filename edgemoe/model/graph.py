@@ -47,14 +47,14 @@ attention: with its norms, projections, positions and KV cache. router: with the
 guess at the next layer's routing. text: from token ids to pieces of text.
 """
 
-Stage = Literal["attend", "predict", "beside", "experts", "combine"]
-"""The stages of a layer, in the order in which they run. Experts may have to be read first, so a program of a token can
-be split where a layer's routing is known, at the end of `attend` (`engine/stepper.py`).
+Stage = Literal["attend", "fetch", "predict", "beside", "experts", "combine"]
+"""The stages of a layer, in the order in which they run. A program of a step leaves some out (`engine/stepper.py`).
 
-attend: everything up to the routing of an MoE layer. predict: only on demand, the guess at the next layer's routing.
+attend: everything up to the routing of an MoE layer. fetch: only where not all experts are in RAM, the reads of those
+that are missing begin. predict: only on demand, the guess at the next layer's routing, and the reads that it names.
 beside: the FFNs without routed experts. experts: the routed experts. combine: the sum, added to the residual stream.
 """
-STAGES: tuple[Stage, ...] = ("attend", "predict", "beside", "experts", "combine")
+STAGES: tuple[Stage, ...] = ("attend", "fetch", "predict", "beside", "experts", "combine")
 
 Dimension = Union[int, Literal["T", "C"]]
 Home = Literal["work", "kept", "state", "rope"]
@@ -112,11 +112,13 @@ class Arena:
 
 
 @dataclass(frozen=True)
-class PendingReads:
-    """The reads of records that may still be under way; None in a model whose experts are all in RAM."""
+class Paging:
+    """The pager and a layer's number for it; None in a model whose experts are all in RAM."""
+
+    layer: int
 
 
-Leaf = Union[Value, FirstRow, Weight, ExpertRecords, Arena, PendingReads]
+Leaf = Union[Value, FirstRow, Weight, ExpertRecords, Arena, Paging]
 """A stand-in for an array, or for another object of the engine, in a symbolic operation."""
 
 
@@ -129,7 +131,6 @@ class RoutingValues:
     predicted: op.Integers  # (1, K)
     predicted_weights: op.Floats  # (1, K)
     slots: op.Integers  # (E,)
-    in_memory: op.Integers | None  # (E,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,6 +175,8 @@ class BuildOptions:
     """The caller fills the guesses too; with `forced_routing` alone there are none."""
     cache_aware_routing: float = 0.0
     """The bonus of experts in RAM, as a share of each token's range of router logits; 0: off."""
+    drop_cold: float = 0.0
+    """The share of a token's weights below which absent experts are left out; 0: off."""
 
 
 PLAIN = BuildOptions()
@@ -254,10 +257,12 @@ class Builder:
         layouts: Any = ExpertRecords(self.layer, "layouts")
         layout_of: Any = ExpertRecords(self.layer, "layout_of")
         arena: Any = Arena()
-        pending: Any = PendingReads()
-        self.add(
-            op.Experts(source, routing.experts, routing.slots, arena, layouts, layout_of, output, arrivals=pending)
-        )
+        chosen, slots = routing.experts, routing.slots
+        self.add(op.Experts(source, chosen, slots, arena, layouts, layout_of, output, self.paging()))
+
+    def paging(self) -> Any:
+        """The pager, for operations that ask it for experts of this layer."""
+        return Paging(self.layer)
 
     def rope_tables(self, rope: RopeSpec) -> tuple[op.Floats, op.Floats]:
         """The cosines and sines of every position, `(C, rotated / 2)` each."""
@@ -351,7 +356,7 @@ def bound(operation: Any, array_of: Callable[[Leaf], Any]) -> Any:
     return type(operation)(**{name: replaced(getattr(operation, name)) for name in names})
 
 
-_LEAVES = frozenset({Value, FirstRow, Weight, ExpertRecords, Arena, PendingReads})
+_LEAVES = frozenset({Value, FirstRow, Weight, ExpertRecords, Arena, Paging})
 
 
 @functools.cache

@@ -81,14 +81,14 @@ typedef struct em_attention {
 
 /* The K experts of largest logit (the lower number on a tie), in falling order, and their weights. */
 typedef struct em_route {
-    const float *logits;      /* (T, E) */
+    const float *logits;  /* (T, E) */
     int32_t renormalise;
-    int32_t *experts;         /* (T, K) */
-    float *weights;           /* (T, K) */
-    const int32_t *in_memory; /* (E,), or NULL */
+    int32_t *experts;     /* (T, K) */
+    float *weights;       /* (T, K) */
+    const int32_t *slots; /* (E,), or NULL */
     float bonus;
-    int32_t num_experts;      /* E */
-    int32_t top_k;            /* K */
+    int32_t num_experts;  /* E */
+    int32_t top_k;        /* K */
 } em_route;
 
 /* output = down (silu(gate input) * (up input)). */
@@ -101,6 +101,28 @@ typedef struct em_gated_ffn {
     int32_t intermediate_size; /* F */
 } em_gated_ffn;
 
+/* Where an operation asks for the experts of a layer: not all are in the arena. */
+typedef struct em_paged {
+    em_pager *pager; /* NULL: every record is in the arena */
+    int64_t layer;
+} em_paged;
+
+/* Begins to read the absent experts that a layer's tokens are routed to, as far as slots are available. */
+typedef struct em_fetch {
+    const int32_t *experts; /* (T, K) */
+    float *weights;         /* (T, K), or NULL */
+    float drop_cold;
+    em_paged paged;         /* all zeros if there are none */
+    int32_t top_k;          /* K */
+} em_fetch;
+
+/* Begins to read the experts that a guess at a later layer's routing names, behind all that are asked for. */
+typedef struct em_prefetch {
+    const int32_t *experts; /* (1, K) */
+    em_paged paged;         /* all zeros if there are none */
+    int32_t top_k;          /* K */
+} em_prefetch;
+
 /* Where an expert's matrices lie in its record: gate_up at 0, down at down_offset. */
 typedef struct em_expert_layout {
     int32_t model_width;    /* D */
@@ -109,13 +131,6 @@ typedef struct em_expert_layout {
     int32_t down_format;
     int64_t down_offset;
 } em_expert_layout;
-
-/* Records that may still be on their way into the arena when an operation begins. */
-typedef struct em_arrivals {
-    em_reader *reader;     /* NULL: nothing is awaited */
-    int64_t *tickets;      /* (S,) */
-    float timeout_seconds;
-} em_arrivals;
 
 /* output[t, k] = expert experts[t, k] (input[t]) for experts whose slots[e] >= 0. */
 typedef struct em_experts {
@@ -127,7 +142,7 @@ typedef struct em_experts {
     int32_t layouts_count;        /* 1 to 16 */
     const uint8_t *layout_of;     /* (E,) */
     float *output;                /* (T, K, D) */
-    em_arrivals arrivals;         /* all zeros if there are none */
+    em_paged paged;               /* all zeros if there are none */
     int32_t hidden_size;          /* D */
     int32_t top_k;                /* K */
     int32_t num_experts;          /* E */
@@ -157,6 +172,8 @@ typedef struct em_combine {
     X(ATTENTION, attention) \
     X(ROUTE, route) \
     X(GATED_FFN, gated_ffn) \
+    X(FETCH, fetch) \
+    X(PREFETCH, prefetch) \
     X(EXPERTS, experts) \
     X(COMBINE, combine)
 
@@ -183,18 +200,20 @@ typedef struct em_combine {
         FIELD(em_attention, kv_heads) FIELD(em_attention, context) FIELD(em_attention, head_dim) \
         FIELD(em_attention, heads) \
     STRUCT(em_route) FIELD(em_route, logits) FIELD(em_route, renormalise) FIELD(em_route, experts) \
-        FIELD(em_route, weights) FIELD(em_route, in_memory) FIELD(em_route, bonus) \
-        FIELD(em_route, num_experts) FIELD(em_route, top_k) \
+        FIELD(em_route, weights) FIELD(em_route, slots) FIELD(em_route, bonus) FIELD(em_route, num_experts) \
+        FIELD(em_route, top_k) \
     STRUCT(em_gated_ffn) FIELD(em_gated_ffn, input) FIELD(em_gated_ffn, gate_up) FIELD(em_gated_ffn, down) \
         FIELD(em_gated_ffn, output) FIELD(em_gated_ffn, hidden_size) FIELD(em_gated_ffn, intermediate_size) \
+    STRUCT(em_paged) FIELD(em_paged, pager) FIELD(em_paged, layer) \
+    STRUCT(em_fetch) FIELD(em_fetch, experts) FIELD(em_fetch, weights) FIELD(em_fetch, drop_cold) \
+        FIELD(em_fetch, paged) FIELD(em_fetch, top_k) \
+    STRUCT(em_prefetch) FIELD(em_prefetch, experts) FIELD(em_prefetch, paged) FIELD(em_prefetch, top_k) \
     STRUCT(em_expert_layout) FIELD(em_expert_layout, model_width) FIELD(em_expert_layout, ffn_width) \
         FIELD(em_expert_layout, gate_up_format) FIELD(em_expert_layout, down_format) \
         FIELD(em_expert_layout, down_offset) \
-    STRUCT(em_arrivals) FIELD(em_arrivals, reader) FIELD(em_arrivals, tickets) \
-        FIELD(em_arrivals, timeout_seconds) \
     STRUCT(em_experts) FIELD(em_experts, input) FIELD(em_experts, experts) FIELD(em_experts, slots) \
         FIELD(em_experts, arena) FIELD(em_experts, layouts) FIELD(em_experts, layouts_count) \
-        FIELD(em_experts, layout_of) FIELD(em_experts, output) FIELD(em_experts, arrivals) \
+        FIELD(em_experts, layout_of) FIELD(em_experts, output) FIELD(em_experts, paged) \
         FIELD(em_experts, hidden_size) FIELD(em_experts, top_k) FIELD(em_experts, num_experts) \
         FIELD(em_experts, slot_count) FIELD(em_experts, slot_bytes) \
     STRUCT(em_combine) FIELD(em_combine, residual) FIELD(em_combine, scale) FIELD(em_combine, routed) \
@@ -224,7 +243,7 @@ typedef struct em_combine {
         FIELD(em_pager_counters, prefetched_bytes) FIELD(em_pager_counters, prefetched_reads) \
         FIELD(em_pager_counters, useful_prefetches) FIELD(em_pager_counters, guessable_uses) \
         FIELD(em_pager_counters, guessed_uses) FIELD(em_pager_counters, warm_bytes) \
-        FIELD(em_pager_counters, dropped) FIELD(em_pager_counters, wait_ns) \
+        FIELD(em_pager_counters, dropped) \
     STRUCT(em_read_failure) FIELD(em_read_failure, detail) FIELD(em_read_failure, status) \
         FIELD(em_read_failure, layer) FIELD(em_read_failure, expert) FIELD(em_read_failure, reserved) \
     STRUCT(em_pager_setup) FIELD(em_pager_setup, source) FIELD(em_pager_setup, records) \

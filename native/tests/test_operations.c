@@ -21,7 +21,7 @@ enum {
     USED = 2,
     FFN = 40,
     SLOTS = 4,
-    OPERATIONS = 15,
+    OPERATIONS = 16, /* of which one begins to read experts */
 };
 
 static em_matrix random_matrix(int32_t format, int32_t rows, int32_t columns) {
@@ -251,69 +251,130 @@ static int arena_to_file(const em_experts *e) {
     return file;
 }
 
-/* Records that land while the operation runs, in whatever order, give what records give that are there. */
-static void test_arrivals(void) {
-    model *there = make_model();
+/* A model whose experts a pager has in the first `slot_count` slots of its arena. */
+typedef struct paged_model {
+    model *m;
+    em_experts *experts;
+    em_reader *reader;
+    em_pager *pager;
+    em_record records[EXPERTS];
+    int32_t slots[EXPERTS];
+    int64_t tickets[SLOTS];
+    em_pager_counters counters;
+    em_read_failure failure;
+    int file;
+} paged_model;
+
+/* The last expert's record is that of the first, so that all have one. */
+static model *make_whole_model(void) {
+    model *m = make_model();
+    m->slots[EXPERTS - 1] = m->slots[0];
+    return m;
+}
+
+static paged_model *make_paged(int32_t slot_count, int32_t threads, int64_t timeout_us) {
+    paged_model *p = calloc(1, sizeof *p);
+    CHECK(p);
+    p->m = make_whole_model();
+    em_experts *e = experts_of(p->m);
+    p->file = arena_to_file(e);
+    for (int i = 0; i < EXPERTS; i++) {
+        const int64_t bytes = e->slot_bytes;
+        p->records[i] =
+            (em_record){.offset = p->m->slots[i] * bytes, .length = bytes, .crc32c = -1, .descriptor = p->file};
+    }
+    em_pager_setup setup = {.records = p->records,
+                            .arena = (uint8_t *)(uintptr_t)e->arena,
+                            .slots = p->slots,
+                            .tickets = p->tickets,
+                            .counters = &p->counters,
+                            .failure = &p->failure,
+                            .slot_bytes = e->slot_bytes,
+                            .timeout_us = timeout_us,
+                            .slot_count = slot_count,
+                            .layers = 1,
+                            .experts = EXPERTS};
+    CHECK_STATUS(EM_OK, em_reader_create(threads, SLOTS, 512, &p->reader));
+    em_reader_source(p->reader, &setup.source);
+    CHECK_STATUS(EM_OK, em_pager_create(&setup, &p->pager));
+    /* The fetch comes where the routing is known: the operations from there on move up by one. */
+    model *m = p->m;
+    int32_t route = 0;
+    while (m->operations[route].kind != EM_ROUTE) route++;
+    memmove(&m->operations[route + 2], &m->operations[route + 1],
+            (size_t)(m->count++ - route - 1) * sizeof *m->operations);
+    m->operations[route + 1] = (em_operation){.kind = EM_FETCH};
+    m->operations[route + 1].as.fetch =
+        (em_fetch){.experts = *m->chosen, .paged = {.pager = p->pager}, .top_k = USED};
+    p->experts = experts_of(m);
+    p->experts->slots = p->slots;
+    p->experts->slot_count = slot_count;
+    p->experts->paged.pager = p->pager;
+    return p;
+}
+
+static void free_paged(paged_model *p) {
+    em_reader_destroy(p->reader);
+    em_pager_destroy(p->pager);
+    close(p->file);
+    free_model(p->m);
+    free(p);
+}
+
+/* Records that land while the operations run, in whatever order, and in waves where slots are few, give what records give
+ * that are there. */
+static void test_paged_experts(void) {
+    model *there = make_whole_model();
     CHECK_STATUS(EM_OK, run(there, em_isa_name(0), 2, TOKENS, 0));
     for (int round = 0; round < 30; round++) {
-        model *m = make_model();
-        em_experts *e = experts_of(m);
-        const int file = arena_to_file(e);
-        int64_t tickets[SLOTS];
-        em_reader *reader;
-        CHECK_STATUS(EM_OK, em_reader_create(1 + round % 3, SLOTS, 512, &reader));
-        for (int i = 0; i < SLOTS; i++) {
-            const int slot = (i * 3 + round) % SLOTS;
-            uint8_t *destination = (uint8_t *)(uintptr_t)e->arena + slot * e->slot_bytes;
-            const em_read read = {slot * e->slot_bytes, e->slot_bytes, destination, -1, file, 0};
-            CHECK_STATUS(EM_OK, em_reader_submit(reader, &read, 1, i % 2, &tickets[slot]));
+        paged_model *p = make_paged(1 + round % SLOTS, 1 + round % 3, round % 2 ? -1 : 10000000);
+        for (int again = 0; again < 2; again++) {
+            CHECK_STATUS(EM_OK, em_pager_set_phase(p->pager, again ? EM_DECODE : EM_PROMPT));
+            CHECK_STATUS(EM_OK, run(p->m, em_isa_name(round % em_isa_count()), 1 + round % 3, TOKENS, 0));
+            CHECK(memcmp(p->m->hidden, there->hidden, sizeof there->hidden) == 0);
         }
-        if (round % 5 == 0) { /* one of them is there before */
-            CHECK_STATUS(EM_OK, em_reader_wait(reader, tickets[0], -1, NULL));
-            CHECK_STATUS(EM_OK, em_reader_release(reader, tickets[0]));
-            tickets[0] = -1;
-        }
-        e->arrivals = (em_arrivals){reader, tickets, round % 2 ? -1 : 10};
-        CHECK_STATUS(EM_OK, run(m, em_isa_name(round % em_isa_count()), 1 + round % 3, TOKENS, 0));
-        CHECK(memcmp(m->hidden, there->hidden, sizeof m->hidden) == 0);
-        for (int i = 0; i < TOKENS * USED; i++) {
-            const int32_t slot = m->slots[m->chosen[i / USED][i % USED]];
-            CHECK(slot < 0 || tickets[slot] == -1);
-        }
-        em_reader_destroy(reader);
-        close(file);
-        free_model(m);
+        CHECK(p->counters.misses > 0);
+        for (int i = 0; i < EXPERTS; i++) CHECK(p->slots[i] < 0 || p->tickets[p->slots[i]] == -1);
+        free_paged(p);
     }
     free_model(there);
 }
 
-/* A read that fails ends the run, and its ticket is left to tell why. */
-static void test_failed_arrivals(void) {
-    model *m = make_model();
-    em_experts *e = experts_of(m);
-    for (int i = 0; i < EXPERTS; i++) m->slots[i] = 1; /* awaited, whatever the router says */
-    int64_t tickets[SLOTS];
-    for (int i = 0; i < SLOTS; i++) tickets[i] = -1;
+/* A read that fails ends the run, is named, and leaves its expert absent; the next run is right. */
+static void test_paged_failures(void) {
+    model *there = make_whole_model();
+    CHECK_STATUS(EM_OK, run(there, em_isa_name(0), 2, TOKENS, 0));
+    paged_model *p = make_paged(SLOTS, 2, 10000000);
+    const int32_t lost = there->chosen[3][1];
+    const int good = p->records[lost].descriptor;
     int pipe_ends[2];
-    CHECK(pipe(pipe_ends) == 0);
-    em_reader *reader;
-    CHECK_STATUS(EM_OK, em_reader_create(1, SLOTS, 512, &reader));
-    uint8_t elsewhere[8];
-    int64_t ticket;
-    /* A pipe cannot be read at an offset. */
-    const em_read read = {0, 8, elsewhere, -1, pipe_ends[0], 0};
-    CHECK_STATUS(EM_OK, em_reader_submit(reader, &read, 1, 1, &ticket));
-    tickets[1] = ticket;
-    e->arrivals = (em_arrivals){reader, tickets, 10};
-    CHECK_STATUS(EM_READ_FAILED, run(m, em_isa_name(0), 2, TOKENS, 0));
-    CHECK(tickets[1] == ticket);
-    CHECK_STATUS(EM_READ_FAILED, em_reader_wait(reader, ticket, 0, NULL));
-    tickets[1] += (int64_t)1 << 32; /* of a request that was never made */
-    CHECK_STATUS(EM_BAD_TICKET, run(m, em_isa_name(0), 2, TOKENS, 0));
-    em_reader_destroy(reader);
+    CHECK(pipe(pipe_ends) == 0); /* a pipe cannot be read at an offset */
+    p->records[lost].descriptor = pipe_ends[0];
+    for (int again = 0; again < 2; again++) {
+        CHECK_STATUS(EM_READ_FAILED, run(p->m, em_isa_name(0), 2, TOKENS, 0));
+        CHECK(p->failure.layer == 0 && p->failure.expert == lost && p->failure.status == EM_READ_FAILED);
+        CHECK(p->slots[lost] == -1);
+    }
+    p->records[lost].descriptor = good;
+    CHECK_STATUS(EM_OK, run(p->m, em_isa_name(0), 2, TOKENS, 0));
+    CHECK(memcmp(p->m->hidden, there->hidden, sizeof there->hidden) == 0);
+    /* What was not fetched, or by a use of another layer, is refused. */
+    const em_operation experts = p->m->operations[p->m->count - 2];
+    CHECK(experts.kind == EM_EXPERTS);
+    p->m->operations[0] = experts;
+    p->m->count = 1;
+    CHECK_STATUS(EM_BAD_ARGUMENT, run(p->m, em_isa_name(0), 2, TOKENS, 0));
+    p->m->operations[0] = (em_operation){.kind = EM_FETCH};
+    p->m->operations[0].as.fetch = (em_fetch){.experts = *p->m->chosen, .paged = {.pager = p->pager}, .top_k = USED};
+    p->m->operations[0].as.fetch.paged.layer = 1;
+    CHECK_STATUS(EM_BAD_EXPERT, run(p->m, em_isa_name(0), 2, TOKENS, 0));
+    p->m->operations[0].as.fetch.paged.layer = 0;
+    p->m->chosen[0][0] = EXPERTS;
+    CHECK_STATUS(EM_BAD_EXPERT, run(p->m, em_isa_name(0), 2, TOKENS, 0));
+    free_paged(p);
     close(pipe_ends[0]);
     close(pipe_ends[1]);
-    free_model(m);
+    free_model(there);
 }
 
 /* Numbers that are not finite give results that are not, and nothing worse. */
@@ -357,7 +418,7 @@ static void test_route_order(void) {
 static void test_route_bonus(void) {
     const float logits[4][6] = {
         {0, 6, 5, 4, 3, 2}, {1, 1, 1, 1, 1, 1}, {NAN, 1, INFINITY, 2, 3, 2}, {3e38f, -3e38f, 1, 2, 3, 4}};
-    const int32_t in_memory[6] = {1, 0, 0, 1, 0, -7};
+    const int32_t slots[6] = {1, -1, -7, 0, -1, 4};
     /* Of a range of 6 half is 3: scores 3, 6, 5, 7, 3, 5, with 2 before 5 by its logit. A range that is not finite gives
      * no bonus. */
     const int32_t expected[4][3] = {{1, 2, 3}, {0, 1, 2}, {2, 4, 3}, {0, 5, 4}};
@@ -366,7 +427,7 @@ static void test_route_bonus(void) {
         float weights[4][3];
         em_operation operation = {.kind = EM_ROUTE};
         operation.as.route = (em_route){
-            .logits = *logits, .experts = *chosen, .weights = *weights, .in_memory = in_memory, .num_experts = 6,
+            .logits = *logits, .experts = *chosen, .weights = *weights, .slots = slots, .num_experts = 6,
             .top_k = 3, .renormalise = 1, .bonus = 0.5f};
         em_pool *pool;
         CHECK_STATUS(EM_OK, em_pool_create(2, 0, &pool));
@@ -488,8 +549,8 @@ int main(void) {
     test_layout();
     for (int32_t format = 0; format < EM_CACHE_FORMATS; format++) test_same_bits(format);
     test_absent_experts_are_left();
-    test_arrivals();
-    test_failed_arrivals();
+    test_paged_experts();
+    test_paged_failures();
     test_not_finite();
     test_route_order();
     test_route_bonus();

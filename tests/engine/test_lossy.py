@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import pytest
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine import engine as engine_module
 from edgemoe.engine.decoder import Decoder
+from edgemoe.engine.engine import Engine
 from edgemoe.engine.lossy import EXACT, LossySettings
-from edgemoe.engine.lossy_routing import droppable
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import UsageError
+from edgemoe.experts.cache import droppable
 from edgemoe.kernels import operations as op
 from tests.engine.test_engine import CONFIG
 from tests.support.checkpoints import make_routers_decided, write_checkpoint
@@ -48,9 +50,18 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(store: Path, slots: int, lossy: LossySettings = EXACT, prediction: str = "off") -> np.ndarray:
     with engine_with_slots(store, slots, lossy=lossy, prediction=prediction) as engine:
-        return np.stack(
-            [engine.forward(IDS[:PROMPT_TOKENS]), *(engine.forward([token]) for token in IDS[PROMPT_TOKENS:])]
-        )
+        return np.stack(forward_all(engine))
+
+
+def forward_all(engine: Engine, before_each: Callable[[], None] = lambda: None) -> list[np.ndarray]:
+    """The logits after the prompt and after each of the tokens that follow."""
+    before_each()
+    logits = [engine.forward(IDS[:PROMPT_TOKENS])]
+    engine.turn.begin_decoding()
+    for token in IDS[PROMPT_TOKENS:]:
+        before_each()
+        logits.append(engine.forward([token]))
+    return logits
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +146,7 @@ def test_the_effect_is_that_of_a_simulation(
 
     with engine_with_slots(store, slots, lossy=lossy, prediction="off") as engine:
         expected_lossy = engine.lossy
-        got = [engine.forward(IDS[:PROMPT_TOKENS]), *(engine.forward([token]) for token in IDS[PROMPT_TOKENS:])]
+        got = forward_all(engine)
         statistics = engine.statistics.cache
     assert expected_lossy == lossy
     monkeypatch.setattr(engine_module, "Decoder", KeptDecoder)
@@ -177,11 +188,7 @@ def test_what_was_dropped_leaves_no_trace_of_what_lay_there(store: Path, slots: 
     lossy = LossySettings(cache_aware_routing=0.2, drop_cold=1.0)
     expected = run(store, slots, lossy)
     with engine_with_slots(store, slots, lossy=lossy, prediction="off") as engine:
-        engine._space._memory.view(np.float32).fill(np.nan)
-        got = [engine.forward(IDS[:PROMPT_TOKENS])]
-        for token in IDS[PROMPT_TOKENS:]:
-            engine._space._memory.view(np.float32).fill(np.nan)
-            got.append(engine.forward([token]))
+        got = forward_all(engine, lambda: engine._space._memory.view(np.float32).fill(np.nan))
         assert engine.statistics.cache.dropped > 0
     np.testing.assert_array_equal(np.stack(got), expected)
     assert np.isfinite(expected).all()

@@ -169,9 +169,10 @@ def test_route_with_a_bonus(
     count = min(count, experts)
     logits = numbers("normal", (tokens, experts), random) * np.float32(3)
     logits = aligned_copy(np.round(logits / 2) if ties else logits)
-    in_memory = aligned_copy(random.integers(-1, 2, experts).astype(np.int32))
+    slots = aligned_copy(random.integers(-2, 3, experts).astype(np.int32))
     chosen, weights = aligned((tokens, count), np.int32), aligned((tokens, count), np.float32)
-    backend.program([op.Route(logits, renormalise, chosen, weights, in_memory, bonus)]).run(tokens, 0)
+    backend.program([op.Route(logits, renormalise, chosen, weights, slots, bonus)]).run(tokens, 0)
+    in_memory = (slots >= 0).astype(np.int32)
     expected_experts, expected_weights = reference.route(logits, count, renormalise, in_memory, bonus)
     assert np.array_equal(chosen, expected_experts)
     tolerance.assert_within(weights, expected_weights, tolerance.route(expected_weights, experts))
@@ -187,10 +188,10 @@ def test_a_bonus_for_none_for_all_or_of_nothing_changes_no_bit(
     # so close together that a large bonus rounds many to the same score
     logits = aligned_copy(1e-7 * np.round(numbers("normal", (tokens, experts), random) * 9))
     logits[:, 0] = random.choice(np.array([-1, 0, 1], np.float32), tokens)
-    in_memory = aligned((experts,), np.int32)
-    in_memory[:] = {"none": 0, "all": 1, "0": random.integers(0, 2)}[case]
+    slots = aligned((experts,), np.int32)
+    slots[:] = {"none": -1, "all": 3, "0": random.integers(-1, 2)}[case]
     outcomes = []
-    for with_bonus in ((), (in_memory, 0.0 if case == "0" else 0.9)):
+    for with_bonus in ((), (slots, 0.0 if case == "0" else 0.9)):
         chosen, weights = aligned((tokens, count), np.int32), aligned((tokens, count), np.float32)
         any_backend.program([op.Route(logits, renormalise, chosen, weights, *with_bonus)]).run(tokens, 0)
         outcomes.append(chosen.tobytes() + weights.tobytes())

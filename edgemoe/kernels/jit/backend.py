@@ -41,7 +41,7 @@ class JitBackend(StepwiseBackend):
     def kernels_for(self, kind: type[Operation]) -> StepwiseBackend:
         """Itself, where it has the function of that operation; else the reference."""
         function = MEANINGS[kind].function
-        return self if function and hasattr(self, function) else REFERENCE
+        return self if function is None or (function and hasattr(self, function)) else REFERENCE
 
     def close(self) -> None:
         """Stop the threads; a program that runs after this uses the caller's thread only."""

@@ -13,12 +13,9 @@ from edgemoe.kernels import operations as op
 from edgemoe.kernels.native import structures as st
 from edgemoe.kernels.native.binding import BoundOperations, has_kernel
 from edgemoe.kernels.native.library import Status, available_isas, load_library, status_text
-from edgemoe.kernels.native.reader import NativeReader
 from edgemoe.process import no_threads
 
 _SCRATCH_ALIGNMENT_BYTES = 64
-
-_READ_FAILURES = (Status.TIMEOUT, Status.CANCELLED, Status.READ_FAILED, Status.SHORT_READ, Status.BAD_CHECKSUM)
 
 # How long a worker spins before it sleeps: longer than the gaps between the operations of a step and between the steps
 # of a decode without cache misses, short enough to cost no measurable power.
@@ -76,10 +73,6 @@ class NativeBackend:
         scratch_bytes = _scratch_bytes(bound)
         self._reserve(scratch_bytes)
         return NativeProgram(self, bound, scratch_bytes)
-
-    def can_await(self, reader: op.AwaitedReads) -> bool:
-        """True only for `NativeReader`: the C kernels wait for its reads themselves."""
-        return isinstance(reader, NativeReader)
 
     def scratch_bytes(self, operations: Sequence[op.Operation]) -> int:
         """Return the bytes of scratch of the operation that needs most; all programs share this scratch.
@@ -175,9 +168,12 @@ class NativeProgram:
         return op.ProgramTimes(self._times.elapsed_ns, *self._operation_times.astype(np.int64).T)
 
     def _failure(self, status: int, tokens: int, position: int) -> EdgemoeError:
-        if status in _READ_FAILURES:
-            return ReadError(f"A record that was awaited did not come: {status_text(status)}.")
         failed = self._struct.failed_operation
+        paged = getattr(self._bound.operations[failed], "paged", None) if failed >= 0 else None
+        if paged is not None:
+            error = paged.pager.failure(status)
+            if isinstance(error, ReadError):
+                return error
         where = self._bound.name(failed) if failed >= 0 else "program"
         if not 1 <= tokens <= self._bound.tokens_max:
             return KernelError(

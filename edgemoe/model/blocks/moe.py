@@ -74,8 +74,12 @@ class Moe:
                 experts, weights = build.row_numbers("routed_experts", K), build.rows("routed_weights", K)
             logits = build.linear(source, "router", build.rows("router_logits", self.num_experts))
             bonus = build.options.cache_aware_routing
-            build.add(op.Route(logits, self.renormalise, experts, weights, routing.in_memory, bonus))
-        routed = build.rows("routed", K, D)  # experts may write their rows from here on, as their records land
+            slots = routing.slots if bonus > 0 else None
+            build.add(op.Route(logits, self.renormalise, experts, weights, slots, bonus))
+        with build.doing("experts", "fetch"):
+            drop_cold = build.options.drop_cold
+            weighed = routing.weights if drop_cold > 0 else None
+            build.add(op.Fetch(routing.experts, weighed, drop_cold, build.paging()))
         build.guess_next_routing()
         shared = gate = None
         if self.shared is not None:
@@ -84,6 +88,7 @@ class Moe:
                 if self.shared.gate:
                     gate = build.linear(source, "shared_gate", build.rows("shared_gate", 1))
         with build.doing("experts", "experts"):
+            routed = build.rows("routed", K, D)
             build.experts(source, routing, routed)
         with build.doing("combine", "combine"):
             build.add(op.Combine(build.residual, build.residual_scale, routed, routing.weights, shared, gate))
@@ -96,6 +101,7 @@ class Moe:
             weights = build.fixed_rows("guessed_weights", 1, self.top_k)
         logits = build.linear(source, "router", build.fixed_rows("guessed_logits", 1, self.num_experts))
         build.add(op.Route(logits, self.renormalise, experts, weights))
+        build.add(op.Prefetch(guessed.predicted, build.paging()))
 
     def _routing(self, build: Builder) -> RoutingValues:
         E, K = self.num_experts, self.top_k
@@ -105,5 +111,4 @@ class Moe:
             predicted=build.kept("predicted", 1, K, dtype="i32"),
             predicted_weights=build.kept("predicted_weights", 1, K),
             slots=build.kept("slots", E, dtype="i32"),
-            in_memory=build.kept("in_memory", E, dtype="i32") if build.options.cache_aware_routing > 0 else None,
         )

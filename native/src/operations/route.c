@@ -34,7 +34,7 @@ static int32_t next_best(const float *logits, int32_t count, int32_t previous) {
 /* The inputs of one token's scores: its logits, and the bonus of the experts in memory. */
 typedef struct scoring {
     const float *logits;
-    const int32_t *in_memory;
+    const int32_t *slots; /* of the experts; negative: not in memory */
     float bonus; /* added to the logits of experts in memory */
 } scoring;
 
@@ -46,11 +46,11 @@ static scoring scoring_of(const em_route *r, const float *logits) {
         if (logits[e] < smallest) smallest = logits[e];
     }
     const float reach = largest - smallest;
-    return (scoring){logits, r->in_memory, isfinite(reach) ? r->bonus * reach : 0};
+    return (scoring){logits, r->slots, isfinite(reach) ? r->bonus * reach : 0};
 }
 
 static inline float score(const scoring *s, int32_t e) {
-    return s->in_memory[e] ? s->logits[e] + s->bonus : s->logits[e];
+    return s->slots[e] >= 0 ? s->logits[e] + s->bonus : s->logits[e];
 }
 
 /* Whether `a` comes before `b`: by falling score, on a tie by falling logit, then by number. */
@@ -65,7 +65,7 @@ static bool scores_before(const scoring *s, int32_t a, int32_t b) {
 /* Chooses the expert of largest logit and those of largest score; lists all in falling order of their logits. */
 static void choose_with_bonus(const em_route *r, const float *logits, int32_t *experts) {
     const scoring s = scoring_of(r, logits);
-    const scoring by_logit = {logits, r->in_memory, 0};
+    const scoring by_logit = {logits, r->slots, 0};
     const int32_t first = next_best(logits, r->num_experts, -1);
     int32_t previous = -1;
     experts[0] = first;
@@ -97,7 +97,7 @@ static void route_token(const em_route *r, const em_kernels *kernels, int64_t to
     const float *logits = r->logits + token * r->num_experts;
     int32_t *experts = r->experts + token * r->top_k;
     float *weights = r->weights + token * r->top_k;
-    if (r->in_memory) {
+    if (r->slots) {
         choose_with_bonus(r, logits, experts);
     } else {
         for (int32_t k = 0; k < r->top_k; k++) {

@@ -177,8 +177,8 @@ def test_faulty_combine_and_route_are_named(backend: NativeBackend) -> None:
         backend.program([op.Route(floats(TOKENS, 3), True, np.zeros((TOKENS, 4), np.int32), floats(TOKENS, 4))])
     chosen = np.zeros((TOKENS, 2), np.int32)
     for table, bonus, message in (
-        (np.zeros(4, np.int32), 0.5, r"in_memory: expected shape \(3,\)"),
-        (np.zeros(3, np.int64), 0.5, "in_memory: expected int32"),
+        (np.zeros(4, np.int32), 0.5, r"slots: expected shape \(3,\)"),
+        (np.zeros(3, np.int64), 0.5, "slots: expected int32"),
         (np.zeros(3, np.int32), 1.5, "bonus: expected 0 to 1"),
         (np.zeros(3, np.int32), float("nan"), "bonus: expected 0 to 1"),
     ):
