@@ -24,7 +24,7 @@ Invariants:
 import math
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple, Protocol, Union
+from typing import Annotated, Any, Protocol, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -308,12 +308,24 @@ class ExpertLayout:
         )
 
 
-class RecordLayouts(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class RecordLayouts:
     """The layouts of the records of one layer's experts, which may differ in formats."""
 
     layouts: tuple[ExpertLayout, ...]
     layout_of: Bytes
     """For each expert the number of its layout, `(E,)`."""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, RecordLayouts):
+            return NotImplemented
+        return self.layouts == other.layouts and np.array_equal(self.layout_of, other.layout_of)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the two arguments of `Experts`."""
+        return iter((self.layouts, self.layout_of))
 
 
 PROMPT, DECODE, VERIFY = 0, 1, 2

@@ -70,10 +70,12 @@ def test_other_backends_agree(store: Store, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_blocks_of_four_bits_give_the_bits_of_the_same_blocks_in_eight(tmp_path: Path) -> None:
     """q8 holds what q4 holds, so a layer that mixes both is worth the same as one that has q8 only."""
-    some = store_of(tmp_path / "some", lambda layer, expert, matrix: ["Q4_0", "Q8_0"][(layer + expert) % 2])
-    wide = store_of(
-        tmp_path / "wide", lambda layer, expert, matrix: ["Q4_0", "Q8_0"][(layer + expert) % 2], experts="q8"
-    )
+
+    def every_other(layer: int, expert: int, matrix: str) -> str:
+        return ["Q4_0", "Q8_0"][(layer + expert) % 2]
+
+    some = store_of(tmp_path / "some", every_other)
+    wide = store_of(tmp_path / "wide", every_other, experts="q8")
     assert {len(layouts) for layouts in some.layouts_of_layers} == {2}
     assert {len(layouts) for layouts in wide.layouts_of_layers} == {1}
     assert np.array_equal(logits(some, 4), logits(wide, 8))
