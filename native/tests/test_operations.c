@@ -135,6 +135,7 @@ static void add_moe(model *m) {
         .slot_bytes = (int32_t)(gate_up_bytes + down_bytes),
         .slot_count = SLOTS,
         .num_experts = EXPERTS,
+        .hidden_size = WIDTH,
         .top_k = USED,
     };
     add(m, EM_COMBINE)->as.combine =
