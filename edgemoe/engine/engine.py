@@ -83,7 +83,7 @@ class _Closed:
         self.statistics = statistics
         self.notes_residency = False
 
-    def step(self, tokens: int, position: int, phase: int) -> None:
+    def step(self, tokens: int, phase: int) -> None:
         raise UsageError("The model is closed.", "Open it again.")
 
 
@@ -124,6 +124,7 @@ class Engine:
         self._head: Program | None = None
         self._embed: Program | None = None
         self._space = Workspace(graph, memory.chunk_tokens, memory.context_length, memory.kv_format)
+        self._space.pages[0] = np.arange(self._space.pages.shape[1])
         self._embedding_rows: EmbeddingRows | None = None
         self._hot_list: HotList | None = None
         self._loading: list[ResidentReading | ExpertLoading] = [] if resident is None else [resident]
@@ -281,7 +282,8 @@ class Engine:
                 self._embedding_rows.write(part, self._embed, self._space.residual)
             if self._forced is not None:
                 self._forced.put(self.routing, self.turn.phase, len(part))
-            self._stepper.step(len(part), start + first, self.turn.phase)
+            self._space.positions[: len(part)] = np.arange(start + first, start + first + len(part))
+            self._stepper.step(len(part), self.turn.phase)
             self._count(len(part))
             if self._recorder is not None:
                 self._recorder.step(self.turn, len(part))
@@ -358,7 +360,7 @@ class Engine:
         for row in range(0, rows, HEAD_ROWS):
             count = min(HEAD_ROWS, rows - row)
             self._space.head_input[:count] = self._space.residual[first_row + row : first_row + row + count]
-            self._head.run(count, 0)
+            self._head.run(count)
             output[row : row + count] = self._space.logits[:count]
 
     def _count(self, tokens: int) -> None:

@@ -307,6 +307,6 @@ def kv_cache_bytes(graph: Graph, context_length: int, kv_format: KvFormat) -> in
 
 def workspace_bytes(graph: Graph, sizes: ModelSizes, backend: Backend, chunk_tokens: int, context_length: int) -> int:
     """Bytes of activations (`workspace.py`) and of the backend's scratch, for chunks of `chunk_tokens` tokens."""
-    values = work_bytes(graph, chunk_tokens) + kept_bytes(graph, chunk_tokens)
+    values = work_bytes(graph, chunk_tokens) + kept_bytes(graph, chunk_tokens, context_length)
     scratch = step_scratch_bytes(graph, sizes.formats, backend, chunk_tokens, context_length, sizes.kv_format)
     return values + scratch + OBJECTS_BYTES

@@ -57,21 +57,21 @@ class Stepper:
         if self._cache is not None:
             self._cache.notes_residency = on
 
-    def step(self, tokens: int, position: int, phase: int) -> None:
-        """Run all layers for `tokens` tokens of this phase from `position`; the residual stream holds the result."""
+    def step(self, tokens: int, phase: int) -> None:
+        """Run all layers for `tokens` tokens of this phase; the residual stream holds the result."""
         if self._cache is None:
-            self._program.run(tokens, position)
+            self._program.run(tokens)
             self.statistics.hits += tokens * self._routed_per_token
             return
         self._cache.phase = phase
         if phase != DECODE or self._guessing is None or tokens > GUESSED_TOKENS:
             program = self._for_prompts if phase == PROMPT else self._program
-            program.run(tokens, position)
+            program.run(tokens)
             return
         assert self._switch is not None
         began_ns = time.perf_counter_ns()
         program = self._guessing if self._switch.open else self._program
-        program.run(tokens, position)
+        program.run(tokens)
         self._switch.record(time.perf_counter_ns() - began_ns)
 
     def resident_experts(self) -> npt.NDArray[np.bool_]:

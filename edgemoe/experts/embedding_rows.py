@@ -83,7 +83,7 @@ class EmbeddingRows:
             panels, places = np.unique(part // PANEL_ROWS, return_inverse=True)
             self._read(panels.tolist())
             self.ids[: len(part)] = places * PANEL_ROWS + part % PANEL_ROWS
-            program.run(len(part), 0)
+            program.run(len(part))
             residual[first : first + len(part)] = self.rows[: len(part)]
 
     def close(self) -> None:

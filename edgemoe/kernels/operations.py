@@ -1,7 +1,7 @@
 """The operations that make up a decoder, and the interface of a kernel backend.
 
 A decoder describes its work once, as a list of operations bound to their buffers. A backend turns
-such a list into a `Program`; after that a step of the model is `program.run(tokens, position)`, which
+such a list into a `Program`; after that a step of the model is `program.run(tokens)`, which
 for the native backend is one call into C for the whole list. `reference.py` defines the result of each
 operation, and every other backend is tested against it.
 
@@ -9,14 +9,17 @@ An operation is defined here once: the marks of its fields (`definition.py`) giv
 backend holds its buffers, and from which the structs of the C library and their filling are made.
 
 Letters: `T` tokens of this run (at most the buffers' first extent), `D` hidden size, `H` query heads, `G` key/value
-heads, `W` width of a head, `E` experts, `K` experts used per token, `F` FFN width, `C` context length, `V` vocabulary,
-`S` slots of the arena, `B` bytes of a slot, `M` columns and `N` rows of a matrix.
+heads, `W` width of a head, `R` rotated channels of a head, `E` experts, `K` experts used per token, `F` FFN width, `C`
+context length, `V` vocabulary, `M` columns and `N` rows of a matrix; of the arena `S` slots and `B` bytes of a slot; of
+the KV cache `N` pages, `S` sequences and `P` pages of each sequence.
 
 Invariants:
 - Buffers are C-contiguous; activations are float32. A run touches only the first `T` rows of each.
-- The token in row `t` stands at position `position + t` of the sequence.
-- Each token's result depends on other rows of the same run only through the KV cache, so neither the way a
-  prompt is cut into runs nor the number of threads changes a single bit of an answer.
+- The token in row `t` stands at position `positions[t]` of sequence `sequences[t]`, whose pages `pages[sequences[t]]`
+  lists. The rows of a run belong to any sequences, in any order. The caller fills these three before each run.
+- Each token's result depends on other rows of the same run only through the KV cache of its own sequence, so neither
+  the way a prompt is cut into runs, nor the company of other sequences, nor the number of threads changes a single
+  bit of an answer.
 """
 
 # Annotations are evaluated here, not left as text, so that the marks in them can be read quickly.
@@ -61,6 +64,10 @@ Bytes = npt.NDArray[np.uint8]
 Nanoseconds = npt.NDArray[np.int64]
 
 
+PAGE_TOKENS = 64
+"""Positions in a page of the KV cache: the block of keys and values whose products attention sums at a time."""
+
+
 class Placeholder:
     """An array's shape and type without its memory, for sizes that are wanted before anything is allocated.
 
@@ -78,13 +85,13 @@ class Placeholder:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class QuantisedCache:
-    """Keys or values in 8 bits: element `[g, c, i]` is `values[g, c, i] * scales[g, c, i // 32]`, a float32 exactly.
+    """Keys or values in 8 bits: element `[..., i]` is `values[..., i] * scales[..., i // 32]`, a float32 exactly.
 
     `reference.quantise_cache_rows` makes the values and scales.
     """
 
-    values: npt.NDArray[np.int8]  # (G, C, W)
-    scales: npt.NDArray[np.float16]  # (G, C, groups of W): a row's last group may have fewer than 32 elements
+    values: npt.NDArray[np.int8]  # (N, G, 64, W)
+    scales: npt.NDArray[np.float16]  # (N, G, 64, groups of W): a row's last group may have fewer than 32 elements
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -99,8 +106,10 @@ class QuantisedCache:
         return self.values.nbytes + self.scales.nbytes
 
 
+_PAGE = str(PAGE_TOKENS)
+
 Cache = Union[npt.NDArray[np.floating], QuantisedCache]
-"""Keys or values of one layer, `(G, C, W)`: float16, float32, or 8 bits."""
+"""The pages of keys or values of one layer, `(N, G, 64, W)`: float16, float32, or 8 bits."""
 
 
 class Operation:
@@ -188,12 +197,22 @@ class Linear(Operation):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Rope(Operation):
-    """Rotates each head in place: `(a, b) -> (a cos - b sin, b cos + a sin)`, `a`, `b` its two halves."""
+    """Rotates each head in place: `(a, b) -> (a cos - b sin, b cos + a sin)`.
+
+    `a` and `b` are the halves of its first `R` channels; the other `W - R` stay as they are.
+    """
 
     values: Annotated[Floats, rows("heads*W"), IN_PLACE]
     heads: int
-    cosine: Annotated[Floats, buffer("C", "W/2")]  # row = position
-    sine: Annotated[Floats, buffer("C", "W/2")]
+    positions: Annotated[Integers, rows()]
+    cosine: Annotated[Floats, buffer("C", "R/2")]  # row = position
+    sine: Annotated[Floats, buffer("C", "R/2")]
+
+    def check(self, sizes: Sizes) -> None:
+        width, rotated = sizes.letters["W"], sizes.letters["R"]
+        require(
+            rotated <= width, "cosine", f"at most {width // 2} columns, for heads of {width} channels", rotated // 2
+        )
 
 
 def _check_one_format(keys: Cache, values: Cache) -> None:
@@ -204,12 +223,18 @@ def _check_one_format(keys: Cache, values: Cache) -> None:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class StoreKv(Operation):
-    """Writes the keys and values of this run's tokens to the cache, at their positions."""
+    """Writes the keys and values of each row's token to the page of its position.
+
+    No two rows of a run may have the same page and the same place in it.
+    """
 
     keys: Annotated[Floats, rows("G*W")]
     values: Annotated[Floats, rows("G*W")]
-    key_cache: Annotated[Cache, cache("G", "C", "W"), OUTPUT]
-    value_cache: Annotated[Cache, cache("G", "C", "W"), OUTPUT]  # of the key cache's format
+    positions: Annotated[Integers, rows()]
+    sequences: Annotated[Integers, rows()]  # rows of `pages`
+    pages: Annotated[Integers, buffer("S", "P")]  # the page of each 64 positions of a sequence; -1 where it has none
+    key_cache: Annotated[Cache, cache("N", "G", _PAGE, "W"), OUTPUT]
+    value_cache: Annotated[Cache, cache("N", "G", _PAGE, "W"), OUTPUT]  # of the key cache's format
 
     def check(self, sizes: Sizes) -> None:
         _check_one_format(self.key_cache, self.value_cache)
@@ -217,11 +242,14 @@ class StoreKv(Operation):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Attention(Operation):
-    """Causal attention over the cache: token `t` sees positions `0 .. position + t`."""
+    """Causal attention over the cache: row `t` sees positions `0 .. positions[t]` of its sequence."""
 
     query: Annotated[Floats, rows("H*W")]
-    key_cache: Annotated[Cache, cache("G", "C", "W")]
-    value_cache: Annotated[Cache, cache("G", "C", "W")]
+    positions: Annotated[Integers, rows()]
+    sequences: Annotated[Integers, rows()]  # rows of `pages`
+    pages: Annotated[Integers, buffer("S", "P")]  # as those of `StoreKv`
+    key_cache: Annotated[Cache, cache("N", "G", _PAGE, "W")]
+    value_cache: Annotated[Cache, cache("N", "G", _PAGE, "W")]
     scale: float
     output: Annotated[Floats, rows("H*W"), output(apart_from="query")]
 
@@ -232,7 +260,8 @@ class Attention(Operation):
         _check_one_format(self.key_cache, self.value_cache)
 
     def position_bytes(self) -> int:
-        return sum(cache.nbytes // cache.shape[1] for cache in (self.key_cache, self.value_cache))
+        caches = (self.key_cache, self.value_cache)
+        return sum(cache.nbytes // (cache.shape[0] * PAGE_TOKENS) for cache in caches)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -486,8 +515,8 @@ class ProgramTimes:
 class Program(Protocol):
     """A list of operations, bound to buffers and ready to run."""
 
-    def run(self, tokens: int, position: int) -> None:
-        """Run every operation in order for `tokens` tokens, the first at `position`."""
+    def run(self, tokens: int) -> None:
+        """Run every operation in order for the first `tokens` rows of the buffers."""
 
     def time_runs(self, on: bool) -> None:
         """Start timing each operation of every run, from zero; or stop timing."""

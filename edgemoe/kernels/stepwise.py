@@ -21,8 +21,8 @@ from edgemoe.kernels.formats import GROUP_COLUMNS, PANEL_ROWS, group_count, pane
 _PYTHON_OBJECTS_BYTES = 1 << 16
 """Memory that the interpreter and NumPy take for a step besides arrays."""
 
-Step = Callable[[Any, Any, int, int], "int | None"]
-"""Runs an operation: the functions of a backend, the operation, the tokens of the run, and the position of the first.
+Step = Callable[[Any, Any, int], "int | None"]
+"""Runs an operation: the functions of a backend, the operation, and the tokens of the run.
 
 It returns the nanoseconds for which it waited for records, if it did.
 """
@@ -136,25 +136,19 @@ def measured_operation(number: int, operation: op.Operation) -> Sizes:
 
 
 class RunBounds(NamedTuple):
-    """The longest run of a program, and the last position, that its buffers have room for."""
+    """The longest run of a program that its buffers have room for."""
 
     rows: int
-    positions: int
 
     @classmethod
     def of(cls, sizes: Sequence[Sizes]) -> RunBounds:
         """Return the bounds of operations of these sizes."""
-        return cls(
-            min((own.rows for own in sizes), default=NO_LIMIT),
-            min((own.letters.get("C", NO_LIMIT) for own in sizes), default=NO_LIMIT),
-        )
+        return cls(min((own.rows for own in sizes), default=NO_LIMIT))
 
-    def check(self, tokens: int, position: int) -> None:
-        """Raise KernelError if the buffers are too short for these tokens at this position."""
+    def check(self, tokens: int) -> None:
+        """Raise KernelError if the buffers are too short for this number of tokens."""
         if not 1 <= tokens <= self.rows:
             raise KernelError(f"{tokens} tokens in a run; its buffers hold 1 to {self.rows}.", HINT)
-        if not 0 <= position <= self.positions - tokens:
-            raise KernelError(f"{tokens} tokens at position {position}; there are {self.positions} positions.", HINT)
 
 
 class StepwiseProgram:
@@ -169,14 +163,14 @@ class StepwiseProgram:
         self._operations_ns = np.zeros(len(self._steps), np.int64)
         self._disk_ns = np.zeros(len(self._steps), np.int64)
 
-    def run(self, tokens: int, position: int) -> None:
-        """Raises KernelError if the buffers are too short for these tokens at this position."""
-        self._bounds.check(tokens, position)
+    def run(self, tokens: int) -> None:
+        """Raises KernelError if the buffers are too short, or where a row's position or page does not exist."""
+        self._bounds.check(tokens)
         if self._timed:
-            self._run_timed(tokens, position)
+            self._run_timed(tokens)
             return
         for step, kernels, operation in self._steps:
-            step(kernels, operation, tokens, position)
+            step(kernels, operation, tokens)
 
     def time_runs(self, on: bool) -> None:
         """Start timing each operation of every run, from zero; or stop timing."""
@@ -190,11 +184,11 @@ class StepwiseProgram:
         waited_ns = np.zeros_like(self._operations_ns)
         return op.ProgramTimes(self._elapsed_ns, self._operations_ns.copy(), waited_ns, self._disk_ns.copy())
 
-    def _run_timed(self, tokens: int, position: int) -> None:
+    def _run_timed(self, tokens: int) -> None:
         start = before = time.perf_counter_ns()
         try:
             for number, (step, kernels, operation) in enumerate(self._steps):
-                disk_ns = step(kernels, operation, tokens, position)
+                disk_ns = step(kernels, operation, tokens)
                 now = time.perf_counter_ns()
                 self._operations_ns[number] += now - before
                 self._disk_ns[number] += disk_ns or 0

@@ -9,7 +9,8 @@ An operation in the graph is an object of the same class as a bound one (`kernel
 `Weight` in the place of each array. So blocks read like the mathematics of their papers, and there is one definition of
 each operation.
 
-Letters in shapes: `T` rows of a run (one for each token), `C` positions of the context; numbers are sizes.
+Letters in shapes: `T` rows of a run (one for each token), `C` positions of the context; of the KV cache `N` pages, `S`
+sequences and `P` pages of each sequence; numbers are sizes.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ beside: the FFNs without routed experts. experts: the routed experts. combine: t
 """
 STAGES: tuple[Stage, ...] = ("attend", "fetch", "predict", "beside", "experts", "combine")
 
-Dimension = Union[int, Literal["T", "C"]]
+Dimension = Union[int, Literal["T", "C", "S", "P", "N"]]
 Home = Literal["work", "kept", "state", "rope"]
 """Where the memory of a value lies.
 
@@ -76,6 +77,10 @@ class Value:
     home: Home = "work"
     rope: RopeSpec | None = None
     """The rule whose cosines or sines it holds."""
+
+
+PLACES = ("positions", "sequences", "pages")
+"""The names of the values that say where each row of a run stands (`kernels/operations.py`)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,6 +256,10 @@ class Builder:
     def state(self, name: str, *shape: Dimension) -> op.Cache:
         """A value that a sequence keeps of its tokens in this layer, in the format of keys and values."""
         return cast("op.Cache", self._shared(Value(f"layers.{self.layer}.{name}", shape, "kv", "state")))
+
+    def places(self) -> tuple[op.Integers, op.Integers, op.Integers]:
+        """The position and sequence of each row `(T,)`, and the pages of each sequence `(S, P)`."""
+        return tuple(self.shared[name] for name in PLACES)  # type: ignore[return-value]
 
     def experts(self, source: op.Floats, routing: RoutingValues, output: op.Floats) -> None:
         """Run the routed experts on rows of `source`, each in the slot that holds its record."""

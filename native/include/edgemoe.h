@@ -3,8 +3,8 @@
  * Every operation is defined in edgemoe/kernels/operations.py and reference.py, the bytes of a matrix in formats.py.
  * edgemoe_operations.h has the structs of operations, written from those definitions. All arrays are C-contiguous.
  *
- * Results are the same to the bit for any number of threads, any instruction set, and any way of cutting
- * a prompt into runs: threads share out output rows, never a sum, and every sum has one written order.
+ * Results are the same to the bit for any number of threads, any instruction set, any way of cutting a prompt into
+ * runs, and any other sequences in them: threads share out output rows, never a sum, and every sum has one written order.
  *
  * No function aborts, and none allocates memory during a run; functions return a status. */
 #ifndef EDGEMOE_H
@@ -20,7 +20,7 @@ extern "C" {
 #define EM_API __attribute__((visibility("default")))
 
 /* Incremented with every change to this header that a caller must adapt to. */
-#define EM_ABI_VERSION 9
+#define EM_ABI_VERSION 10
 
 typedef enum em_status {
     EM_OK = 0,
@@ -30,7 +30,7 @@ typedef enum em_status {
     EM_FORKED = 4,         /* the pool or reader belongs to the process that forked this one */
     EM_BUSY = 5,           /* another thread is running on this pool; or a read is still under way */
     EM_BAD_OPERATION = 6,  /* an unknown kind of operation or format */
-    EM_BAD_POSITION = 7,   /* position + tokens is beyond the context */
+    EM_BAD_POSITION = 7,   /* a row's position, sequence or page that does not exist */
     EM_BAD_TOKEN_ID = 8,   /* a token id outside the vocabulary */
     EM_BAD_EXPERT = 9,     /* an expert number or slot out of range */
     EM_SMALL_SCRATCH = 10, /* less scratch than em_program_scratch_bytes says */
@@ -91,10 +91,10 @@ typedef struct em_matrix {
     int32_t columns;
 } em_matrix;
 
-/* Keys or values of one layer. Element i of a row of EM_Q8 is (float)int8 * (float)scale of its group of 32. */
+/* The pages of keys or values of one layer. Element i of a row of EM_Q8 is (float)int8 * (float)scale of its group of 32. */
 typedef struct em_cache {
-    void *elements;   /* (G, C, W): float32, float16 or int8, by the format */
-    uint16_t *scales; /* (G, C, groups of 32 of W): float16, for EM_Q8; else NULL */
+    void *elements;   /* (N, G, 64, W): float32, float16 or int8, by the format */
+    uint16_t *scales; /* (N, G, 64, groups of 32 of W): float16, for EM_Q8; else NULL */
     int32_t format;   /* EM_F32, EM_F16 or EM_Q8 */
 } em_cache;
 
@@ -150,8 +150,8 @@ typedef struct em_program {
 /* Bytes of scratch that runs of up to `tokens` tokens need. */
 EM_API uint64_t em_program_scratch_bytes(const em_operation *operations, int32_t count, int32_t tokens);
 
-/* Runs every operation in order for `tokens` tokens, the first of which is at `position`. */
-EM_API int32_t em_program_run(em_program *program, int32_t tokens, int32_t position);
+/* Runs every operation in order for the first `tokens` rows of the buffers. */
+EM_API int32_t em_program_run(em_program *program, int32_t tokens);
 
 /* ---- expert reads ----------------------------------------------------------------------------------- */
 

@@ -7,6 +7,9 @@
 /* Formats of weights (edgemoe/kernels/formats.py); the first three are those of a KV cache too. */
 typedef enum em_format { EM_F32 = 0, EM_F16 = 1, EM_Q8 = 2, EM_Q4 = 3, EM_Q4M = 4, EM_FORMAT_COUNT = 5 } em_format;
 
+/* Positions in a page of the KV cache. */
+enum { EM_PAGE_TOKENS = 64 };
+
 /* output[t] = scale * matrix[ids[t]]. */
 typedef struct em_embed {
     const int32_t *ids;  /* (T,) */
@@ -45,38 +48,50 @@ typedef struct em_linear {
     int32_t columns;         /* M */
 } em_linear;
 
-/* Rotates each head in place: (a, b) -> (a cos - b sin, b cos + a sin), a, b its two halves. */
+/* Rotates each head in place: (a, b) -> (a cos - b sin, b cos + a sin). */
 typedef struct em_rope {
-    float *values;       /* (T, heads*W) */
+    float *values;            /* (T, heads*W) */
     int32_t heads;
-    const float *cosine; /* (C, W/2) */
-    const float *sine;   /* (C, W/2) */
-    int32_t head_dim;    /* W */
-    int32_t context;     /* C */
+    const int32_t *positions; /* (T,) */
+    const float *cosine;      /* (C, R/2) */
+    const float *sine;        /* (C, R/2) */
+    int32_t head_dim;         /* W */
+    int32_t context;          /* C */
+    int32_t rotated;          /* R */
 } em_rope;
 
-/* Writes the keys and values of this run's tokens to the cache, at their positions. */
+/* Writes the keys and values of each row's token to the page of its position. */
 typedef struct em_store_kv {
-    const float *keys;    /* (T, G*W) */
-    const float *values;  /* (T, G*W) */
-    em_cache key_cache;   /* (G, C, W) */
-    em_cache value_cache; /* (G, C, W) */
-    int32_t kv_heads;     /* G */
-    int32_t context;      /* C */
-    int32_t head_dim;     /* W */
+    const float *keys;        /* (T, G*W) */
+    const float *values;      /* (T, G*W) */
+    const int32_t *positions; /* (T,) */
+    const int32_t *sequences; /* (T,) */
+    const int32_t *pages;     /* (S, P) */
+    em_cache key_cache;       /* (N, G, 64, W) */
+    em_cache value_cache;     /* (N, G, 64, W) */
+    int32_t sequence_count;   /* S */
+    int32_t table_pages;      /* P */
+    int32_t page_count;       /* N */
+    int32_t kv_heads;         /* G */
+    int32_t head_dim;         /* W */
 } em_store_kv;
 
-/* Causal attention over the cache: token t sees positions 0 .. position + t. */
+/* Causal attention over the cache: row t sees positions 0 .. positions[t] of its sequence. */
 typedef struct em_attention {
-    const float *query;   /* (T, H*W) */
-    em_cache key_cache;   /* (G, C, W) */
-    em_cache value_cache; /* (G, C, W) */
+    const float *query;       /* (T, H*W) */
+    const int32_t *positions; /* (T,) */
+    const int32_t *sequences; /* (T,) */
+    const int32_t *pages;     /* (S, P) */
+    em_cache key_cache;       /* (N, G, 64, W) */
+    em_cache value_cache;     /* (N, G, 64, W) */
     float scale;
-    float *output;        /* (T, H*W) */
-    int32_t kv_heads;     /* G */
-    int32_t context;      /* C */
-    int32_t head_dim;     /* W */
-    int32_t heads;        /* H */
+    float *output;            /* (T, H*W) */
+    int32_t sequence_count;   /* S */
+    int32_t table_pages;      /* P */
+    int32_t page_count;       /* N */
+    int32_t kv_heads;         /* G */
+    int32_t head_dim;         /* W */
+    int32_t heads;            /* H */
 } em_attention;
 
 /* The K experts of largest logit (the lower number on a tie), in falling order, and their weights. */
@@ -190,15 +205,18 @@ typedef struct em_combine {
         FIELD(em_linear_part, output) FIELD(em_linear_part, rows) \
     STRUCT(em_linear) FIELD(em_linear, input) FIELD(em_linear, parts) FIELD(em_linear, parts_count) \
         FIELD(em_linear, scale) FIELD(em_linear, accumulate) FIELD(em_linear, columns) \
-    STRUCT(em_rope) FIELD(em_rope, values) FIELD(em_rope, heads) FIELD(em_rope, cosine) FIELD(em_rope, sine) \
-        FIELD(em_rope, head_dim) FIELD(em_rope, context) \
-    STRUCT(em_store_kv) FIELD(em_store_kv, keys) FIELD(em_store_kv, values) FIELD(em_store_kv, key_cache) \
-        FIELD(em_store_kv, value_cache) FIELD(em_store_kv, kv_heads) FIELD(em_store_kv, context) \
-        FIELD(em_store_kv, head_dim) \
-    STRUCT(em_attention) FIELD(em_attention, query) FIELD(em_attention, key_cache) \
+    STRUCT(em_rope) FIELD(em_rope, values) FIELD(em_rope, heads) FIELD(em_rope, positions) \
+        FIELD(em_rope, cosine) FIELD(em_rope, sine) FIELD(em_rope, head_dim) FIELD(em_rope, context) \
+        FIELD(em_rope, rotated) \
+    STRUCT(em_store_kv) FIELD(em_store_kv, keys) FIELD(em_store_kv, values) FIELD(em_store_kv, positions) \
+        FIELD(em_store_kv, sequences) FIELD(em_store_kv, pages) FIELD(em_store_kv, key_cache) \
+        FIELD(em_store_kv, value_cache) FIELD(em_store_kv, sequence_count) FIELD(em_store_kv, table_pages) \
+        FIELD(em_store_kv, page_count) FIELD(em_store_kv, kv_heads) FIELD(em_store_kv, head_dim) \
+    STRUCT(em_attention) FIELD(em_attention, query) FIELD(em_attention, positions) \
+        FIELD(em_attention, sequences) FIELD(em_attention, pages) FIELD(em_attention, key_cache) \
         FIELD(em_attention, value_cache) FIELD(em_attention, scale) FIELD(em_attention, output) \
-        FIELD(em_attention, kv_heads) FIELD(em_attention, context) FIELD(em_attention, head_dim) \
-        FIELD(em_attention, heads) \
+        FIELD(em_attention, sequence_count) FIELD(em_attention, table_pages) FIELD(em_attention, page_count) \
+        FIELD(em_attention, kv_heads) FIELD(em_attention, head_dim) FIELD(em_attention, heads) \
     STRUCT(em_route) FIELD(em_route, logits) FIELD(em_route, renormalise) FIELD(em_route, experts) \
         FIELD(em_route, weights) FIELD(em_route, slots) FIELD(em_route, bonus) FIELD(em_route, num_experts) \
         FIELD(em_route, top_k) \

@@ -16,7 +16,8 @@ enum {
     HEADS = 4,
     GROUPS = 2,
     HEAD_WIDTH = 18,
-    CONTEXT = 90,
+    PAGES = 2,
+    CONTEXT = 90, /* less than what the pages hold */
     EXPERTS = 5,
     USED = 2,
     FFN = 40,
@@ -40,7 +41,7 @@ static em_matrix random_matrix(int32_t format, int32_t rows, int32_t columns) {
 typedef struct model {
     em_operation operations[OPERATIONS];
     int32_t count;
-    int32_t ids[TOKENS];
+    int32_t ids[TOKENS], positions[TOKENS], sequences[TOKENS], pages[1][PAGES];
     int32_t slots[EXPERTS];
     uint8_t layout_of[EXPERTS]; /* all the first */
     float hidden[TOKENS][WIDTH], normed[TOKENS][WIDTH], query[TOKENS][WIDTH], key[TOKENS][GROUPS * HEAD_WIDTH];
@@ -48,8 +49,8 @@ typedef struct model {
     int32_t chosen[TOKENS][USED];
     float weights[TOKENS][USED], routed[TOKENS][USED][WIDTH], shared[TOKENS][WIDTH], shared_gate[TOKENS][1];
     float norm[WIDTH], bias[WIDTH], cosine[CONTEXT][HEAD_WIDTH / 2], sine[CONTEXT][HEAD_WIDTH / 2];
-    float caches[2][GROUPS][CONTEXT][HEAD_WIDTH]; /* large enough for every format */
-    uint16_t cache_scales[2][GROUPS][CONTEXT][1];
+    float caches[2][PAGES][GROUPS][EM_PAGE_TOKENS][HEAD_WIDTH]; /* large enough for every format */
+    uint16_t cache_scales[2][PAGES][GROUPS][EM_PAGE_TOKENS][1];
     void *owned[OPERATIONS];
     int32_t owned_count;
 } model;
@@ -74,9 +75,11 @@ static em_linear_part part_of(em_matrix matrix, const float *bias, float *output
 static em_rope rope_of(model *m, float *values, int32_t heads) {
     return (em_rope){.values = values,
                      .heads = heads,
+                     .positions = m->positions,
                      .cosine = *m->cosine,
                      .sine = *m->sine,
                      .head_dim = HEAD_WIDTH,
+                     .rotated = HEAD_WIDTH,
                      .context = CONTEXT};
 }
 
@@ -90,15 +93,17 @@ static void add_attention(model *m, int32_t cache_format) {
     qkv->parts[2] = part_of(owned_matrix(m, EM_Q8, GROUPS * HEAD_WIDTH, WIDTH), NULL, *m->value);
     add(m, EM_ROPE)->as.rope = rope_of(m, *m->query, HEADS);
     add(m, EM_ROPE)->as.rope = rope_of(m, *m->key, GROUPS);
-    const em_cache keys = {m->caches[0], **m->cache_scales[0], cache_format};
-    const em_cache values = {m->caches[1], **m->cache_scales[1], cache_format};
+    const em_cache keys = {m->caches[0], ***m->cache_scales[0], cache_format};
+    const em_cache values = {m->caches[1], ***m->cache_scales[1], cache_format};
     add(m, EM_STORE_KV)->as.store_kv =
         (em_store_kv){
-        .keys = *m->key, .values = *m->value, .key_cache = keys, .value_cache = values,
-        .kv_heads = GROUPS, .head_dim = HEAD_WIDTH, .context = CONTEXT};
+        .keys = *m->key, .values = *m->value, .positions = m->positions, .sequences = m->sequences, .pages = *m->pages,
+        .key_cache = keys, .value_cache = values, .sequence_count = 1, .table_pages = PAGES, .page_count = PAGES,
+        .kv_heads = GROUPS, .head_dim = HEAD_WIDTH};
     add(m, EM_ATTENTION)->as.attention = (em_attention){
-        .query = *m->query, .output = *m->attended, .key_cache = keys, .value_cache = values, .scale = 0.2f,
-        .heads = HEADS, .kv_heads = GROUPS, .head_dim = HEAD_WIDTH, .context = CONTEXT};
+        .query = *m->query, .positions = m->positions, .sequences = m->sequences, .pages = *m->pages, .key_cache = keys,
+        .value_cache = values, .scale = 0.2f, .output = *m->attended, .sequence_count = 1, .table_pages = PAGES,
+        .page_count = PAGES, .kv_heads = GROUPS, .head_dim = HEAD_WIDTH, .heads = HEADS};
     em_linear *output = &add(m, EM_LINEAR)->as.linear;
     *output = (em_linear){.input = *m->attended, .parts_count = 1, .scale = 0.5f, .accumulate = 1};
     output->parts[0] = part_of(owned_matrix(m, EM_Q4, WIDTH, WIDTH), NULL, *m->hidden);
@@ -149,6 +154,7 @@ static model *make_model_with(int32_t cache_format) {
     model *m = calloc(1, sizeof *m);
     CHECK(m);
     for (int i = 0; i < TOKENS; i++) m->ids[i] = (int32_t)(random_bits() % VOCABULARY);
+    for (int i = 0; i < PAGES; i++) m->pages[0][i] = PAGES - 1 - i;
     for (int i = 0; i < EXPERTS; i++) m->slots[i] = i < SLOTS ? SLOTS - 1 - i : -1;
     for (int i = 0; i < WIDTH; i++) m->norm[i] = m->bias[i] = random_float();
     for (int i = 0; i < CONTEXT * HEAD_WIDTH / 2; i++) {
@@ -182,14 +188,15 @@ static em_program program_of(const char *isa, em_pool *pool, const em_operation 
                         .failed_operation = -1};
 }
 
-/* The first `tokens` tokens at `position`, on `threads` threads. */
+/* The first `tokens` tokens, from `position` on, on `threads` threads. */
 static int32_t run(model *m, const char *isa, int32_t threads, int32_t tokens, int32_t position) {
     em_pool *pool;
+    for (int32_t t = 0; t < tokens; t++) m->positions[t] = position + t;
     CHECK_STATUS(EM_OK, em_pool_create(threads, 20, &pool));
     const uint64_t bytes = em_program_scratch_bytes(m->operations, m->count, TOKENS);
     const em_scratch scratch = {allocate(bytes), bytes};
     em_program program = program_of(isa, pool, m->operations, m->count, TOKENS, &scratch);
-    const int32_t status = em_program_run(&program, tokens, position);
+    const int32_t status = em_program_run(&program, tokens);
     CHECK((status == EM_OK) == (program.failed_operation == -1));
     free(scratch.data);
     em_pool_destroy(pool);
@@ -407,7 +414,7 @@ static void test_route_order(void) {
     CHECK_STATUS(EM_OK, em_pool_create(1, 0, &pool));
     const em_scratch scratch = {NULL, 0};
     em_program program = program_of("generic", pool, &operation, 1, 2, &scratch);
-    CHECK_STATUS(EM_OK, em_program_run(&program, 2, 0));
+    CHECK_STATUS(EM_OK, em_program_run(&program, 2));
     CHECK(memcmp(chosen, expected, sizeof chosen) == 0);
     for (int k = 0; k < 6; k++) sum += weights[1][k];
     CHECK(fabsf(sum - 1) < 1e-6f && isnan(weights[0][5]));
@@ -434,11 +441,11 @@ static void test_route_bonus(void) {
         CHECK_STATUS(EM_OK, em_pool_create(2, 0, &pool));
         const em_scratch scratch = {NULL, 0};
         em_program program = program_of(em_isa_name(set), pool, &operation, 1, 4, &scratch);
-        CHECK_STATUS(EM_OK, em_program_run(&program, 4, 0));
+        CHECK_STATUS(EM_OK, em_program_run(&program, 4));
         CHECK(memcmp(chosen, expected, sizeof chosen) == 0);
         CHECK(fabsf(weights[0][2] / weights[0][0] - expf(-2)) < 1e-6f); /* of the logits, not the scores */
         operation.as.route.bonus = 1; /* scores 6, 6, 5, 10, 3, 8 */
-        CHECK_STATUS(EM_OK, em_program_run(&program, 1, 0));
+        CHECK_STATUS(EM_OK, em_program_run(&program, 1));
         CHECK(chosen[0][0] == 1 && chosen[0][1] == 3 && chosen[0][2] == 5);
         em_pool_destroy(pool);
     }
@@ -447,9 +454,11 @@ static void test_route_bonus(void) {
 static void test_refusals(void) {
     const char *isa = em_isa_name(0);
     model *m = make_model();
-    CHECK_STATUS(EM_BAD_ARGUMENT, em_program_run(NULL, 1, 0));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_program_run(NULL, 1));
     CHECK_STATUS(EM_BAD_POSITION, run(m, isa, 1, 1, CONTEXT));
     CHECK_STATUS(EM_BAD_POSITION, run(m, isa, 1, TOKENS, CONTEXT - TOKENS + 1));
+    CHECK_STATUS(EM_BAD_POSITION, run(m, isa, 1, 1, -1));
+    CHECK_STATUS(EM_BAD_POSITION, run(m, isa, 1, 1, INT32_MAX));
     m->ids[1] = VOCABULARY;
     CHECK_STATUS(EM_BAD_TOKEN_ID, run(m, isa, 1, 2, 0));
     CHECK_STATUS(EM_OK, run(m, isa, 1, 1, 0));
@@ -471,6 +480,35 @@ static void test_refusals(void) {
     free_model(m);
 }
 
+/* A row whose sequence or page does not exist is refused, before any row of the operation is written. */
+static void test_refused_pages(em_kind kind, int32_t position) {
+    model *m = make_model();
+    int32_t number = 0;
+    while (m->operations[number].kind != (int32_t)kind) number++;
+    m->operations[0] = m->operations[number];
+    m->count = 1;
+    const int32_t bad[] = {-1, PAGES, INT32_MAX, INT32_MIN};
+    for (int i = 0; i < 4; i++) {
+        m->pages[0][1] = bad[i];
+        CHECK_STATUS(EM_OK, run(m, "generic", 1, 2, 0)); /* not in need of the second page */
+        memset(m->caches, 0, sizeof m->caches);
+        memset(m->attended, 0, sizeof m->attended);
+        CHECK_STATUS(EM_BAD_POSITION, run(m, "generic", 1, 3, position));
+        m->pages[0][1] = 0;
+        m->sequences[2] = bad[i] == PAGES ? 1 : bad[i];
+        CHECK_STATUS(EM_BAD_POSITION, run(m, "generic", 1, 3, 0));
+        m->sequences[2] = 0;
+    }
+    for (int32_t first = EM_PAGE_TOKENS * PAGES - 2; first < EM_PAGE_TOKENS * PAGES + 2; first++) {
+        CHECK_STATUS(EM_BAD_POSITION, run(m, "generic", 1, 3, first));
+    }
+    CHECK_STATUS(EM_BAD_POSITION, run(m, "generic", 1, 3, -1));
+    const float *cached = ***m->caches[0];
+    for (size_t i = 0; i < sizeof m->caches / sizeof *cached; i++) CHECK(cached[i] == 0);
+    for (int i = 0; i < TOKENS * WIDTH; i++) CHECK(m->attended[i / WIDTH][i % WIDTH] == 0);
+    free_model(m);
+}
+
 static void test_program_refusals(void) {
     model *m = make_model();
     em_pool *pool;
@@ -478,15 +516,13 @@ static void test_program_refusals(void) {
     const uint64_t bytes = em_program_scratch_bytes(m->operations, m->count, TOKENS);
     em_scratch scratch = {allocate(bytes), bytes - 1};
     em_program program = program_of("generic", pool, m->operations, m->count, TOKENS, &scratch);
-    CHECK_STATUS(EM_SMALL_SCRATCH, em_program_run(&program, TOKENS, 0));
+    CHECK_STATUS(EM_SMALL_SCRATCH, em_program_run(&program, TOKENS));
     scratch.bytes = bytes;
-    CHECK_STATUS(EM_OK, em_program_run(&program, TOKENS, 0));
-    CHECK_STATUS(EM_BAD_ARGUMENT, em_program_run(&program, 0, 0));
-    CHECK_STATUS(EM_BAD_ARGUMENT, em_program_run(&program, TOKENS + 1, 0));
-    CHECK_STATUS(EM_BAD_ARGUMENT, em_program_run(&program, 1, -1));
-    CHECK_STATUS(EM_BAD_ARGUMENT, em_program_run(&program, 1, INT32_MAX));
+    CHECK_STATUS(EM_OK, em_program_run(&program, TOKENS));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_program_run(&program, 0));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_program_run(&program, TOKENS + 1));
     program.kernels = NULL;
-    CHECK_STATUS(EM_BAD_ARGUMENT, em_program_run(&program, 1, 0));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_program_run(&program, 1));
     free(scratch.data);
     em_pool_destroy(pool);
     free_model(m);
@@ -506,7 +542,7 @@ static void test_times(void) {
         program.times = &times;
         uint64_t elapsed_before = 0;
         for (int runs = 0; runs < 2; runs++) {
-            CHECK_STATUS(EM_OK, em_program_run(&program, TOKENS, 0));
+            CHECK_STATUS(EM_OK, em_program_run(&program, TOKENS));
             uint64_t elapsed_ns = 0, waited_ns = 0;
             for (int32_t i = 0; i < m->count; i++) {
                 CHECK(operations[i].elapsed_ns > 0 && operations[i].waited_ns <= operations[i].elapsed_ns);
@@ -519,13 +555,13 @@ static void test_times(void) {
         }
         const uint64_t all_ns = times.elapsed_ns;
         program.times = NULL;
-        CHECK_STATUS(EM_OK, em_program_run(&program, TOKENS, 0));
+        CHECK_STATUS(EM_OK, em_program_run(&program, TOKENS));
         CHECK(times.elapsed_ns == all_ns);
         /* What comes after an operation that failed has taken no time. */
         memset(operations, 0, sizeof operations);
         program.times = &times;
         m->ids[0] = -1;
-        CHECK_STATUS(EM_BAD_TOKEN_ID, em_program_run(&program, TOKENS, 0));
+        CHECK_STATUS(EM_BAD_TOKEN_ID, em_program_run(&program, TOKENS));
         CHECK(operations[0].elapsed_ns > 0 && operations[1].elapsed_ns == 0 && times.elapsed_ns > all_ns);
         free(scratch.data);
         em_pool_destroy(pool);
@@ -556,6 +592,8 @@ int main(void) {
     test_route_order();
     test_route_bonus();
     test_refusals();
+    test_refused_pages(EM_STORE_KV, 62);
+    test_refused_pages(EM_ATTENTION, 62);
     test_program_refusals();
     test_times();
     return 0;

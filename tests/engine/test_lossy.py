@@ -84,17 +84,17 @@ class Simulation:
             before, after = layer.attend[:-1], layer.beside + layer.experts
             self.parts.append((backend.program(before), route, backend.program(after), backend.program(layer.combine)))
 
-    def step(self, tokens: int, position: int) -> None:
-        self.embed.run(tokens, position)
+    def step(self, tokens: int) -> None:
+        self.embed.run(tokens)
         for layer, (before, route, experts, combine) in enumerate(self.parts):
-            before.run(tokens, position)
+            before.run(tokens)
             for token in range(tokens):
                 chosen = self.choose(layer, route.logits[token].astype(np.float64), bonus=tokens == 1)
                 shares = np.exp(route.logits[token][chosen].astype(np.float64))
                 route.experts[token], route.weights[token] = chosen, shares / shares.sum()
             self.look_up(layer, route.experts[:tokens], route.weights[:tokens])
-            experts.run(tokens, position)
-            combine.run(tokens, position)
+            experts.run(tokens)
+            combine.run(tokens)
 
     def choose(self, layer: int, logits: np.ndarray, bonus: bool) -> list[int]:
         scores = logits.copy()
@@ -156,7 +156,8 @@ def test_the_effect_is_that_of_a_simulation(
         position = 0
         for ids in (IDS[:PROMPT_TOKENS], *IDS[PROMPT_TOKENS:, None]):
             resident._space.ids[: len(ids)] = ids
-            simulation.step(len(ids), position)
+            resident._space.positions[: len(ids)] = position + np.arange(len(ids))
+            simulation.step(len(ids))
             position += len(ids)
             logits = np.empty((1, 193), np.float32)
             resident._logits(len(ids) - 1, 1, logits)

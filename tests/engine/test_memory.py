@@ -83,7 +83,7 @@ class StubBackend:
         return max((self._attention_bytes(attention) for attention in attentions), default=0)
 
     def _attention_bytes(self, attention: op.Attention) -> int:
-        tokens, context_length = attention.query.shape[0], attention.key_cache.shape[1]
+        tokens, context_length = attention.query.shape[0], attention.key_cache.shape[0] * op.PAGE_TOKENS
         return 8192 * tokens + self._scratch_per_position_bytes * context_length
 
     def program(self, operations: object) -> Program:
@@ -313,7 +313,7 @@ def test_what_is_planned_holds_what_is_allocated(name: str, chunk_tokens: int, c
             graph, context_length, "q8"
         )
         assert workspace.nbytes + scratch <= planned, (dense, experts)
-    assert workspace.nbytes == work_bytes(graph, chunk_tokens) + kept_bytes(graph, chunk_tokens) + kv_cache_bytes(
-        graph, context_length, "q8"
-    )
+    assert workspace.nbytes == work_bytes(graph, chunk_tokens) + kept_bytes(
+        graph, chunk_tokens, context_length
+    ) + kv_cache_bytes(graph, context_length, "q8")
     backend.close()

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import reference
-from edgemoe.kernels.operations import Backend
+from edgemoe.kernels.operations import PAGE_TOKENS, Backend
 from tests.kernels import tolerance
 from tests.kernels.builders import (
     CACHE_FORMATS,
+    Places,
     aligned,
     aligned_copy,
     cache_arrays,
@@ -22,9 +23,27 @@ from tests.kernels.builders import (
     fill_cache,
     kinds,
     numbers,
+    places,
     seeds,
     token_counts,
 )
+
+
+def mixed_places(random: np.random.Generator, tokens: int, position: int) -> Places:
+    """Rows of 1 to 4 sequences in any order, each of which goes on from near `position`, in scattered pages."""
+    count = int(random.integers(1, 5))
+    sequences = np.sort(random.integers(0, count, tokens))
+    if random.integers(2):  # else prompts one after the other
+        sequences = random.permutation(sequences)
+    begins = random.integers(position // 2, position + 1, count)
+    positions = np.empty(tokens)
+    for sequence in range(count):
+        rows = np.flatnonzero(sequences == sequence)
+        positions[rows] = begins[sequence] + np.arange(len(rows))
+    room = -(-(position + tokens) // PAGE_TOKENS) + 1
+    pages = random.permutation(count * room).reshape(count, room)
+    return Places(*(aligned_copy(array.astype(np.int32)) for array in (positions, sequences, pages)))
+
 
 head_widths = st.sampled_from([8, 16, 24, 32, 64, 80, 96, 128])
 moderate_kinds = kinds.filter(lambda kind: kind != "huge")  # float32 cannot hold 1e30 squared
@@ -38,23 +57,26 @@ def test_rms_norm(backend: Backend, heads: int, width: int, tokens: int, kind: s
     weight = numbers("normal", (width,), random)
     expected = reference.rms_norm(values.reshape(tokens, heads, width), weight, 1e-5).reshape(tokens, -1)
     output = values if in_place else aligned(values.shape, np.float32)
-    backend.program([op.RmsNorm(values, weight, 1e-5, output, heads)]).run(tokens, 0)
+    backend.program([op.RmsNorm(values, weight, 1e-5, output, heads)]).run(tokens)
     tolerance.assert_within(output, expected, tolerance.rms_norm(expected, width))
 
 
 @few_examples
-@given(st.integers(1, 6), head_widths, token_counts, st.integers(0, 50), kinds, seeds)
-def test_rope(backend: Backend, heads: int, width: int, tokens: int, position: int, kind: str, seed: int) -> None:
+@given(st.integers(1, 6), head_widths, token_counts, st.booleans(), kinds, seeds)
+def test_rope(backend: Backend, heads: int, width: int, tokens: int, whole: bool, kind: str, seed: int) -> None:
     random = np.random.default_rng(seed)
     values = numbers(kind, (tokens, heads * width), random)
     before = values.reshape(tokens, heads, width).copy()
-    angles = random.random((position + tokens + 3, width // 2)) * 7
+    positions = aligned_copy(random.integers(0, 60, tokens, np.int32))
+    half = width // 2 if whole else int(random.integers(1, width // 2 + 1))
+    angles = random.random((60, half)) * 7
     cosine, sine = (aligned_copy(table(angles).astype(np.float32)) for table in (np.cos, np.sin))
-    backend.program([op.Rope(values, heads, cosine, sine)]).run(tokens, position)
-    here = slice(position, position + tokens)
-    expected = reference.rope(before, cosine[here], sine[here])
-    bound = tolerance.rope(before, cosine[here], sine[here])
-    tolerance.assert_within(values.reshape(before.shape), expected, bound)
+    backend.program([op.Rope(values, heads, positions, cosine, sine)]).run(tokens)
+    expected = reference.rope(before, cosine[positions], sine[positions])
+    after = values.reshape(before.shape)
+    bound = tolerance.rope(before[:, :, : 2 * half], cosine[positions], sine[positions])
+    tolerance.assert_within(after[:, :, : 2 * half], expected[:, :, : 2 * half], bound)
+    assert after[:, :, 2 * half :].tobytes() == before[:, :, 2 * half :].tobytes()
 
 
 @few_examples
@@ -66,19 +88,21 @@ def test_store_kv(
     keys = numbers("normal", (tokens, kv_heads * width), random)
     keys[0, 0], keys[0, -1] = 65503.0, 1e-7  # float16's largest after rounding, and one of its denormals
     values = numbers("normal" if kind == "huge" and format_name == "f16" else kind, keys.shape, random)
-    shape = (kv_heads, position + tokens + 2, width)
-    caches = [empty_cache(format_name, shape) for _ in range(2)]
+    where = mixed_places(random, tokens, position)
+    caches = [empty_cache(format_name, (where.pages.max() + 2, kv_heads, PAGE_TOKENS, width)) for _ in range(2)]
     for cache in caches:
         for array in cache_arrays(cache):
             array[...] = 7
-    backend.program([op.StoreKv(keys, values, *caches)]).run(tokens, position)
+    backend.program([op.StoreKv(keys, values, *where, *caches)]).run(tokens)
     for rows, cache in zip((keys, values), caches, strict=True):
-        heads = rows.reshape(tokens, kv_heads, width).transpose(1, 0, 2)
+        heads = rows.reshape(tokens, kv_heads, width)
         dtype = CACHE_FORMATS[format_name]
         stored = reference.quantise_cache_rows(heads) if dtype is None else [heads.astype(dtype)]
         for array, here in zip(cache_arrays(cache), stored, strict=True):
             expected = np.full(array.shape, 7, array.dtype)
-            expected[:, position : position + tokens] = here
+            for t in range(tokens):
+                page = where.pages[where.sequences[t], where.positions[t] // PAGE_TOKENS]
+                expected[page, :, where.positions[t] % PAGE_TOKENS] = here[t]
             assert array.tobytes() == expected.tobytes()
 
 
@@ -88,12 +112,13 @@ def test_a_group_that_8_bits_cannot_hold_is_not_a_number(backend: Backend, bad: 
     keys = numbers("normal", (2, width), np.random.default_rng(9))
     values = keys.copy()
     values[0, width - 5] = bad
-    caches = [empty_cache("q8", (1, 2, width)) for _ in range(2)]
+    caches = [empty_cache("q8", (1, 1, PAGE_TOKENS, width)) for _ in range(2)]
     output = aligned(keys.shape, np.float32)
-    attention = op.Attention(keys, *caches, 1.0, output)
-    backend.program([op.StoreKv(keys, values, *caches), attention]).run(2, 0)
+    where = places(2)
+    attention = op.Attention(keys, *where, *caches, 1.0, output)
+    backend.program([op.StoreKv(keys, values, *where, *caches), attention]).run(2)
     for stored, cached in zip(reference.quantise_cache_rows(values), cache_arrays(caches[1]), strict=True):
-        assert cached[0].tobytes() == stored.tobytes()
+        assert cached[0, 0, :2].tobytes() == stored.tobytes()
     lost = np.zeros((2, width), np.bool_)
     lost[:, (width - 5) // 32 * 32 :][:32] = True
     assert np.array_equal(np.isnan(output), lost)
@@ -125,20 +150,27 @@ def test_attention(
     query = numbers("normal" if kind == "peaked" else kind, (tokens, kv_heads * group * width), random)
     if kind == "peaked":  # scores so far apart that all but one share underflow
         query *= 40
+    where = mixed_places(random, tokens, position)
+    seen = np.zeros((where.pages.max() + 2, PAGE_TOKENS), np.bool_)
+    for sequence, last in zip(where.sequences, where.positions, strict=True):
+        for c in range(last + 1):
+            seen[where.pages[sequence, c // PAGE_TOKENS], c % PAGE_TOKENS] = True
     caches = []
     for _ in range(2):
-        elements = random.standard_normal((kv_heads, position + tokens + 5, width))
-        elements[:, position + tokens :] = np.nan  # what no token may look at
+        elements = random.standard_normal((len(seen), kv_heads, PAGE_TOKENS, width))
+        elements.transpose(0, 2, 1, 3)[~seen] = np.nan  # what no row may look at
         caches.append(empty_cache(format_name, elements.shape))
         fill_cache(caches[-1], elements)
     scale = width**-0.5
     output = aligned(query.shape, np.float32)
-    backend.program([op.Attention(query, *caches, scale, output)]).run(tokens, position)
+    backend.program([op.Attention(query, *where, *caches, scale, output)]).run(tokens)
     heads = query.reshape(tokens, kv_heads * group, width)
-    expected = reference.attention(heads, *caches, position, scale)
-    elements = [reference.cache_elements(cache, position + tokens) for cache in caches]
-    bound = tolerance.attention(heads, *elements, position, scale)
-    tolerance.assert_within(output.reshape(heads.shape), expected, bound)
+    expected = reference.attention(heads, *where, *caches, scale)
+    for t in range(tokens):
+        held = where.pages[where.sequences[t], : where.positions[t] // PAGE_TOKENS + 1]
+        elements = [reference.cache_elements(cache, held) for cache in caches]
+        bound = tolerance.attention(heads[t], *elements, where.positions[t], scale)
+        tolerance.assert_within(output.reshape(heads.shape)[t], expected[t], bound)
 
 
 @few_examples
@@ -154,7 +186,7 @@ def test_route(
         logits[logits == 0] = random.choice(np.array([0.0, -0.0], np.float32), (logits == 0).sum())
     logits = aligned_copy(logits)
     chosen, weights = aligned((tokens, count), np.int32), aligned((tokens, count), np.float32)
-    backend.program([op.Route(logits, renormalise, chosen, weights)]).run(tokens, 0)
+    backend.program([op.Route(logits, renormalise, chosen, weights)]).run(tokens)
     expected_experts, expected_weights = reference.route(logits, count, renormalise)
     assert np.array_equal(chosen, expected_experts)
     tolerance.assert_within(weights, expected_weights, tolerance.route(expected_weights, experts))
@@ -171,7 +203,7 @@ def test_route_with_a_bonus(
     logits = aligned_copy(np.round(logits / 2) if ties else logits)
     slots = aligned_copy(random.integers(-2, 3, experts).astype(np.int32))
     chosen, weights = aligned((tokens, count), np.int32), aligned((tokens, count), np.float32)
-    backend.program([op.Route(logits, renormalise, chosen, weights, slots, bonus)]).run(tokens, 0)
+    backend.program([op.Route(logits, renormalise, chosen, weights, slots, bonus)]).run(tokens)
     in_memory = (slots >= 0).astype(np.int32)
     expected_experts, expected_weights = reference.route(logits, count, renormalise, in_memory, bonus)
     assert np.array_equal(chosen, expected_experts)
@@ -193,7 +225,7 @@ def test_a_bonus_for_none_for_all_or_of_nothing_changes_no_bit(
     outcomes = []
     for with_bonus in ((), (slots, 0.0 if case == "0" else 0.9)):
         chosen, weights = aligned((tokens, count), np.int32), aligned((tokens, count), np.float32)
-        any_backend.program([op.Route(logits, renormalise, chosen, weights, *with_bonus)]).run(tokens, 0)
+        any_backend.program([op.Route(logits, renormalise, chosen, weights, *with_bonus)]).run(tokens)
         outcomes.append(chosen.tobytes() + weights.tobytes())
     assert outcomes[0] == outcomes[1]
 
@@ -202,7 +234,7 @@ def test_a_bonus_for_none_for_all_or_of_nothing_changes_no_bit(
 def test_route_at_the_edges(backend: Backend, logits: list[float]) -> None:
     rows = aligned_copy(np.array([logits], np.float32))
     chosen, weights = aligned((1, 3), np.int32), aligned((1, 3), np.float32)
-    backend.program([op.Route(rows, True, chosen, weights)]).run(1, 0)
+    backend.program([op.Route(rows, True, chosen, weights)]).run(1)
     expected_experts, expected_weights = reference.route(rows, 3, True)
     assert np.array_equal(chosen, expected_experts)
     tolerance.assert_within(weights, expected_weights, tolerance.route(expected_weights, 4))
@@ -229,7 +261,7 @@ def test_combine(
     weights = numbers("normal", (tokens, per_token), random) if per_token else None
     shared = numbers(kind, (tokens, width), random) if shared_kind != "none" else None
     gate = aligned_copy(numbers("normal", (tokens, 1), random) * 50) if shared_kind == "gated" else None
-    backend.program([op.Combine(residual, float(scale), routed, weights, shared, gate)]).run(tokens, 0)
+    backend.program([op.Combine(residual, float(scale), routed, weights, shared, gate)]).run(tokens)
     added = reference.combine(routed, weights, shared, gate).astype(np.float64)
     terms = np.abs(before.astype(np.float64))
     if routed is not None and weights is not None:

@@ -52,7 +52,7 @@ class Setting:
         arena = aligned_copy(self.disk[layer * EXPERTS : (layer + 1) * EXPERTS])
         slots, output = aligned_copy(np.arange(EXPERTS, dtype=np.int32)), aligned((TOKENS, USED, WIDTH), np.float32)
         operation = op.Experts(self.values, chosen, slots, arena, *self.layouts_of(layer), output)
-        backend.program([operation]).run(len(chosen), 0)
+        backend.program([operation]).run(len(chosen))
         return output
 
 
@@ -145,7 +145,7 @@ def test_records_may_land_while_experts_run(any_backend: Backend, setting: Setti
         for layer in range(LAYERS):
             whole.experts[layer][:tokens] = draw(random, tokens)
         whole.guess[0] = whole.experts[1][0]
-        whole.program.run(tokens, 0)
+        whole.program.run(tokens)
         for layer in range(LAYERS):
             expected = setting.resident(any_backend, layer, aligned_copy(whole.experts[layer][:tokens]))
             np.testing.assert_array_equal(whole.outputs[layer][:tokens], expected[:tokens])
@@ -184,7 +184,7 @@ def test_kernels_in_c_and_in_python_leave_the_same_experts_in_the_same_slots(
             one.guess[0] = guess
             for layer in range(LAYERS):
                 one.experts[layer][:tokens], one.weights[layer][:tokens] = chosen[layer], weights[layer]
-            one.program.run(tokens, 0)
+            one.program.run(tokens)
         assert not source.errors, source.errors
         np.testing.assert_array_equal(caches[0].residency, caches[1].residency)
         np.testing.assert_array_equal(caches[0].statistics.counts, caches[1].statistics.counts)
@@ -214,10 +214,10 @@ def test_a_failed_read_names_layer_and_expert_and_the_next_run_is_right(any_back
     good = os.dup(setting.file)
     os.ftruncate(os.open(f"/proc/self/fd/{setting.file}", os.O_WRONLY), 6 * setting.disk.shape[1])
     with pytest.raises(ReadError, match=r"^Layer 0, expert 6: .*(ended after|cut short)"):
-        whole.program.run(1, 0)
+        whole.program.run(1)
     assert cache.residency[0, 6] < 0
     os.pwrite(os.open(f"/proc/self/fd/{good}", os.O_WRONLY), setting.disk.tobytes(), 0)
-    whole.program.run(1, 0)
+    whole.program.run(1)
     expected = setting.resident(any_backend, 1, aligned_copy(whole.experts[1][:1]))
     np.testing.assert_array_equal(whole.outputs[1][0], expected[0])
     reader.close()
@@ -234,7 +234,7 @@ def test_experts_that_were_not_fetched_are_refused(any_backend: Backend, setting
     layer = op.Paged(cache, 1)
     experts = op.Experts(setting.values, chosen, cache.residency[1], arena, *setting.layouts_of(1), output, layer)
     with pytest.raises(KernelError):
-        any_backend.program([experts]).run(1, 0)
+        any_backend.program([experts]).run(1)
     reader.close()
 
 

@@ -47,7 +47,7 @@ class ClockedProgram:
         self._timed_runs = 0
         self._timed = False
 
-    def run(self, tokens: int, position: int) -> None:
+    def run(self, tokens: int) -> None:
         self._clock.now_ns += int(self._costs.sum())
         self._timed_runs += self._timed
 

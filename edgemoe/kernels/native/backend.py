@@ -150,13 +150,13 @@ class NativeProgram:
         self._operation_times = np.zeros((len(bound.structs), 3), np.uint64)  # elapsed, waited, disk
         self._times.operations = self._operation_times.ctypes.data
 
-    def run(self, tokens: int, position: int) -> None:
+    def run(self, tokens: int) -> None:
         """Run in one call into C. Raises KernelError with the name of the refused operation, ReadError as `Experts`."""
         if self._backend.pool_address is None:
             self._backend._check_open()
-        status = self._run(self._address, tokens, position)
+        status = self._run(self._address, tokens)
         if status:
-            raise self._failure(status, tokens, position)
+            raise self._failure(status, tokens)
 
     def time_runs(self, on: bool) -> None:
         """Start timing each operation of every run, from zero; or stop timing."""
@@ -167,7 +167,7 @@ class NativeProgram:
     def times(self) -> op.ProgramTimes:
         return op.ProgramTimes(self._times.elapsed_ns, *self._operation_times.astype(np.int64).T)
 
-    def _failure(self, status: int, tokens: int, position: int) -> EdgemoeError:
+    def _failure(self, status: int, tokens: int) -> EdgemoeError:
         failed = self._struct.failed_operation
         paged = getattr(self._bound.operations[failed], "paged", None) if failed >= 0 else None
         if paged is not None:
@@ -180,4 +180,4 @@ class NativeProgram:
                 f"{where}: {tokens} tokens in a run; its buffers hold 1 to {self._bound.tokens_max}.",
                 "Cut the prompt into smaller runs.",
             )
-        return KernelError(f"{where}: {status_text(status)} (tokens {tokens}, position {position}).")
+        return KernelError(f"{where}: {status_text(status)} ({tokens} tokens in the run).")

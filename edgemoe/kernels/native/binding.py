@@ -36,14 +36,14 @@ class _Plan:
 
     __slots__ = ("fields", "letters", "structs")
 
-    def __init__(self, definition: Definition) -> None:
+    def __init__(self, kind: type, definition: Definition) -> None:
         self.fields = tuple((field.name, field.mark.kind, field) for field in definition.fields if field.struct is None)
-        self.letters = tuple((letter, st.LETTERS[letter]) for letter in definition.letters)
-        self.structs = tuple((field, _Plan(inner)) for field, inner in definition.structs)
+        self.letters = tuple((letter, st.letter_name(kind, letter)) for letter in definition.letters)
+        self.structs = tuple((field, _Plan(field.struct, inner)) for field, inner in definition.structs if field.struct)
 
 
 _KINDS = {
-    kind: (number, st.snake_case(kind.__name__), _Plan(definition_of(kind)))
+    kind: (number, st.snake_case(kind.__name__), _Plan(kind, definition_of(kind)))
     for number, kind in enumerate(op.NATIVE_OPERATIONS)
 }
 """Number of each operation in `em_kind`, the name of its member of the union, and how to fill that."""

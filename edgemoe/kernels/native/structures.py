@@ -18,7 +18,7 @@ from edgemoe.kernels import operations as op
 from edgemoe.kernels.definition import Definition, Field, definition_of
 from edgemoe.kernels.paging import RECORD
 
-ABI_VERSION = 9
+ABI_VERSION = 10
 
 LETTERS = {
     "B": "slot_bytes",
@@ -31,11 +31,21 @@ LETTERS = {
     "K": "top_k",
     "M": "columns",
     "N": "rows",
+    "P": "table_pages",
+    "R": "rotated",
     "S": "slot_count",
     "V": "vocab_size",
     "W": "head_dim",
 }
 """Names in C of the letters in shapes."""
+
+_CACHE_LETTERS = {"N": "page_count", "S": "sequence_count"}
+_OWN_LETTERS: dict[type, dict[str, str]] = {op.StoreKv: _CACHE_LETTERS, op.Attention: _CACHE_LETTERS}
+
+
+def letter_name(kind: type, letter: str) -> str:
+    """Return the name in C of a letter in the shapes of an operation, or of a dataclass within one."""
+    return _OWN_LETTERS.get(kind, LETTERS).get(letter) or LETTERS[letter]
 
 
 class MatrixStruct(ctypes.Structure):
@@ -100,7 +110,7 @@ def _make(kind: type, definition: Definition) -> type[ctypes.Structure]:
             fields.append((field.name, member))
         else:
             fields += [(field.name, member * field.mark.most), (count_name(field), c_int32)]
-    fields += [(LETTERS[letter], c_int32) for letter in definition.letters]
+    fields += [(letter_name(kind, letter), c_int32) for letter in definition.letters]
     struct = type(f"{kind.__name__}Struct", (ctypes.Structure,), {"_fields_": fields})
     MADE.append(Made(kind, definition, struct))
     return struct
