@@ -36,6 +36,7 @@ LETTERS = {
     "S": "slot_count",
     "V": "vocab_size",
     "W": "head_dim",
+    "Wv": "value_dim",
 }
 """Names in C of the letters in shapes."""
 
@@ -208,7 +209,6 @@ class PolicySettingsStruct(ctypes.Structure):
     """`em_policy_settings`"""
 
     _fields_ = [
-        ("next_uses", c_void_p),
         ("rate", c_double),
         ("weight", c_double),
         ("kind", c_int32),
