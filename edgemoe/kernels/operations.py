@@ -9,8 +9,8 @@ An operation is defined here once: the marks of its fields (`definition.py`) giv
 backend holds its buffers, and from which the structs of the C library and their filling are made.
 
 Letters: `T` tokens of this run (at most the buffers' first extent), `D` hidden size, `H` query heads, `G` key/value
-heads, `W` width of a head, `E` experts, `K` experts used per token, `F` FFN width, `C` context length, `V` vocabulary,
-`S` slots of the arena, `B` bytes of a slot, `M` columns and `N` rows of a matrix.
+heads, `W` width of a head, `R` rotated channels of a head, `E` experts, `K` experts used per token, `F` FFN width, `C`
+context length, `V` vocabulary, `S` slots of the arena, `B` bytes of a slot, `M` columns and `N` rows of a matrix.
 
 Invariants:
 - Buffers are C-contiguous; activations are float32. A run touches only the first `T` rows of each.
@@ -24,7 +24,7 @@ Invariants:
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol, Union
+from typing import Annotated, Any, Literal, Protocol, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -188,12 +188,21 @@ class Linear(Operation):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Rope(Operation):
-    """Rotates each head in place: `(a, b) -> (a cos - b sin, b cos + a sin)`, `a`, `b` its two halves."""
+    """Rotates each head in place: `(a, b) -> (a cos - b sin, b cos + a sin)`, `a`, `b` halves of its first `R`.
+
+    `R` counts channels; the other `W - R` of a head stay as they are.
+    """
 
     values: Annotated[Floats, rows("heads*W"), IN_PLACE]
     heads: int
-    cosine: Annotated[Floats, buffer("C", "W/2")]  # row = position
-    sine: Annotated[Floats, buffer("C", "W/2")]
+    cosine: Annotated[Floats, buffer("C", "R/2")]  # row = position
+    sine: Annotated[Floats, buffer("C", "R/2")]
+
+    def check(self, sizes: Sizes) -> None:
+        width, rotated = sizes.letters["W"], sizes.letters["R"]
+        require(
+            rotated <= width, "cosine", f"at most {width // 2} columns, for heads of {width} channels", rotated // 2
+        )
 
 
 def _check_one_format(keys: Cache, values: Cache) -> None:
@@ -235,18 +244,29 @@ class Attention(Operation):
         return sum(cache.nbytes // cache.shape[1] for cache in (self.key_cache, self.value_cache))
 
 
+Score = Literal["softmax", "sigmoid"]
+"""How a logit becomes the share of an expert: by all logits of the token, or by itself."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Route(Operation):
-    """The `K` experts of largest logit (the lower number on a tie), in falling order, and their weights.
+    """The `K` experts of largest choice score (the lower number on a tie), in falling order, and their weights.
 
-    Weights are softmax over all logits; with `renormalise` they are softmax over the chosen `K`.
+    An expert's choice score is its logit; with `choice_bias`, or of `sigmoid`, it is `score + choice_bias` in float32.
+    Of several `groups`, equal runs of experts, the `kept_groups` of largest sum of their two largest choice scores are
+    kept (the lower number on a tie), and experts of the others are not chosen.
 
-    With `in_memory` the expert of largest logit is still chosen, and the other `K - 1` by largest score (on a tie
-    by larger logit, then the lower number). The score is `logit + bonus * (largest logit - smallest)` where `in_memory`
-    is not 0, else the logit; it is computed in float32, without the bonus for a token whose range is not finite. The
-    chosen experts are still listed in falling order of their logits, and weighted by their logits, not their scores.
-    The caller changes `in_memory` between runs.
-    Source of the idea: cache-conditional experts (Skliar et al. 2024, arXiv 2412.00099).
+    Weights are the scores of the chosen experts, without `choice_bias`. With `renormalise` they are divided by
+    their sum plus `epsilon` (of softmax without `epsilon`: softmax over the chosen `K`). Last they are multiplied by
+    `scale`.
+
+    With `in_memory` the expert of largest choice score is still chosen, and the other `K - 1` by largest raised score
+    (on a tie by larger choice score, then the lower number). Where `in_memory` is not 0, the raised score is
+    `choice score + bonus * (largest - smallest)`, of the choice scores in kept groups; it is computed in float32,
+    without the bonus for a token whose range is not finite. Groups are kept, and the chosen experts listed in falling
+    order and weighted, as without the bonus. The caller changes `in_memory` between runs.
+    Source of the idea: cache-conditional experts (Skliar et al. 2024, arXiv 2412.00099). Of sigmoid scores with a bias
+    for the choice alone, and of groups: DeepSeek-V3 (2024, arXiv 2412.19437).
     """
 
     logits: Annotated[Floats, rows("E")]
@@ -255,12 +275,29 @@ class Route(Operation):
     weights: Annotated[Floats, rows("K"), OUTPUT]
     in_memory: Annotated[Integers | None, buffer("E")] = None
     bonus: float = 0.0  # 0 to 1
+    score: Score = "softmax"
+    choice_bias: Annotated[Floats | None, weight("E")] = None
+    groups: int = 1
+    kept_groups: int = 1
+    epsilon: float = 0.0
+    scale: float = 1.0
+
+    @property
+    def by_logits(self) -> bool:
+        """Whether the choice scores are the logits."""
+        return self.score == "softmax" and self.choice_bias is None
 
     def check(self, sizes: Sizes) -> None:
         used, experts = sizes.letters["K"], sizes.letters["E"]
-        if used > experts:
-            raise Misfit("experts", f"at most {experts} per token", used)
         require(0 <= self.bonus <= 1, "bonus", "0 to 1", self.bonus)
+        require(self.kept_groups <= self.groups, "kept_groups", f"at most {self.groups}", self.kept_groups)
+        if self.groups > 1:
+            grouped = experts % self.groups == 0 and experts // self.groups > 1
+            require(grouped, "groups", f"equal runs of at least 2 of {experts} experts", self.groups)
+        most = experts // self.groups * self.kept_groups
+        if used > most:
+            raise Misfit("experts", f"at most {most} per token", used)
+        require(not self.epsilon or self.score == "sigmoid", "epsilon", "0 for softmax", self.epsilon)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

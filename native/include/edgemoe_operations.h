@@ -7,6 +7,9 @@
 /* Formats of weights (edgemoe/kernels/formats.py); the first three are those of a KV cache too. */
 typedef enum em_format { EM_F32 = 0, EM_F16 = 1, EM_Q8 = 2, EM_Q4 = 3, EM_Q4M = 4, EM_FORMAT_COUNT = 5 } em_format;
 
+/* em_route.score */
+enum { EM_SCORE_SOFTMAX = 0, EM_SCORE_SIGMOID = 1 };
+
 /* output[t] = scale * matrix[ids[t]]. */
 typedef struct em_embed {
     const int32_t *ids;  /* (T,) */
@@ -45,14 +48,15 @@ typedef struct em_linear {
     int32_t columns;         /* M */
 } em_linear;
 
-/* Rotates each head in place: (a, b) -> (a cos - b sin, b cos + a sin), a, b its two halves. */
+/* Rotates each head in place: (a, b) -> (a cos - b sin, b cos + a sin), a, b halves of its first R. */
 typedef struct em_rope {
     float *values;       /* (T, heads*W) */
     int32_t heads;
-    const float *cosine; /* (C, W/2) */
-    const float *sine;   /* (C, W/2) */
+    const float *cosine; /* (C, R/2) */
+    const float *sine;   /* (C, R/2) */
     int32_t head_dim;    /* W */
     int32_t context;     /* C */
+    int32_t rotated;     /* R */
 } em_rope;
 
 /* Writes the keys and values of this run's tokens to the cache, at their positions. */
@@ -79,7 +83,7 @@ typedef struct em_attention {
     int32_t heads;        /* H */
 } em_attention;
 
-/* The K experts of largest logit (the lower number on a tie), in falling order, and their weights. */
+/* The K experts of largest choice score (the lower number on a tie), in falling order, and their weights. */
 typedef struct em_route {
     const float *logits;      /* (T, E) */
     int32_t renormalise;
@@ -87,6 +91,12 @@ typedef struct em_route {
     float *weights;           /* (T, K) */
     const int32_t *in_memory; /* (E,), or NULL */
     float bonus;
+    int32_t score;            /* EM_SCORE_... */
+    const float *choice_bias; /* (E,), or NULL */
+    int32_t groups;
+    int32_t kept_groups;
+    float epsilon;
+    float scale;
     int32_t num_experts;      /* E */
     int32_t top_k;            /* K */
 } em_route;
@@ -172,7 +182,7 @@ typedef struct em_combine {
     STRUCT(em_linear) FIELD(em_linear, input) FIELD(em_linear, parts) FIELD(em_linear, parts_count) \
         FIELD(em_linear, scale) FIELD(em_linear, accumulate) FIELD(em_linear, columns) \
     STRUCT(em_rope) FIELD(em_rope, values) FIELD(em_rope, heads) FIELD(em_rope, cosine) FIELD(em_rope, sine) \
-        FIELD(em_rope, head_dim) FIELD(em_rope, context) \
+        FIELD(em_rope, head_dim) FIELD(em_rope, context) FIELD(em_rope, rotated) \
     STRUCT(em_store_kv) FIELD(em_store_kv, keys) FIELD(em_store_kv, values) FIELD(em_store_kv, key_cache) \
         FIELD(em_store_kv, value_cache) FIELD(em_store_kv, kv_heads) FIELD(em_store_kv, context) \
         FIELD(em_store_kv, head_dim) \
@@ -181,8 +191,9 @@ typedef struct em_combine {
         FIELD(em_attention, kv_heads) FIELD(em_attention, context) FIELD(em_attention, head_dim) \
         FIELD(em_attention, heads) \
     STRUCT(em_route) FIELD(em_route, logits) FIELD(em_route, renormalise) FIELD(em_route, experts) \
-        FIELD(em_route, weights) FIELD(em_route, in_memory) FIELD(em_route, bonus) \
-        FIELD(em_route, num_experts) FIELD(em_route, top_k) \
+        FIELD(em_route, weights) FIELD(em_route, in_memory) FIELD(em_route, bonus) FIELD(em_route, score) \
+        FIELD(em_route, choice_bias) FIELD(em_route, groups) FIELD(em_route, kept_groups) \
+        FIELD(em_route, epsilon) FIELD(em_route, scale) FIELD(em_route, num_experts) FIELD(em_route, top_k) \
     STRUCT(em_gated_ffn) FIELD(em_gated_ffn, input) FIELD(em_gated_ffn, gate_up) FIELD(em_gated_ffn, down) \
         FIELD(em_gated_ffn, output) FIELD(em_gated_ffn, hidden_size) FIELD(em_gated_ffn, intermediate_size) \
     STRUCT(em_expert_layout) FIELD(em_expert_layout, model_width) FIELD(em_expert_layout, ffn_width) \

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from edgemoe.architectures import FAMILIES, model_spec
 from edgemoe.architectures.config import FIXED, HARMLESS
 from edgemoe.errors import SourceError
-from edgemoe.model.blocks import Attention, GatedFfn, Moe, SharedExpert
+from edgemoe.model.blocks import Attention, GatedFfn, Moe, RouterSpec, SharedExpert
 from edgemoe.model.rope import RopeSpec, rope_frequencies, rope_tables
 from edgemoe.model.spec import LayerSpec, ModelSpec
 from tests.architectures.published import (
@@ -72,14 +72,14 @@ def test_every_family_has_a_config_here():
 
 def test_mixtral():
     spec = model_spec(MIXTRAL_8X7B)
-    assert {ffn(layer) for layer in spec.layers} == {Moe(8, 2, 14336, renormalise=True)}
+    assert {ffn(layer) for layer in spec.layers} == {Moe(8, 2, 14336, router=RouterSpec(normalise=True))}
     assert attention(spec.layers[0]).rope == RopeSpec(1e6, 128)
     assert not spec.tied_embeddings
 
 
 def test_qwen2_moe_has_a_gated_shared_expert_and_biases_by_default():
     layer = model_spec(QWEN15_MOE_A27B).layers[0]
-    assert ffn(layer) == Moe(60, 4, 1408, renormalise=False, shared=SharedExpert(5632, gate=True))
+    assert ffn(layer) == Moe(60, 4, 1408, router=RouterSpec(normalise=False), shared=SharedExpert(5632, gate=True))
     assert (attention(layer).qkv_bias, attention(layer).output_bias) == (True, False)
     assert not attention(model_spec(QWEN15_MOE_A27B | {"qkv_bias": False}).layers[0]).qkv_bias
 

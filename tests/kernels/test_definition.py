@@ -71,10 +71,10 @@ def test_a_layer_is_measured_with_and_without_memory() -> None:
     """Letters as the buffers have them, whatever stands in their place."""
     layer = TinyLayer("q4", 40, 0)
     expected = {
-        "Rope": {"heads": KV_HEADS, "W": HEAD_WIDTH, "C": CONTEXT},
+        "Rope": {"heads": KV_HEADS, "W": HEAD_WIDTH, "C": CONTEXT, "R": HEAD_WIDTH},
         "StoreKv": {"G": KV_HEADS, "C": CONTEXT, "W": HEAD_WIDTH},
         "Attention": {"G": KV_HEADS, "C": CONTEXT, "W": HEAD_WIDTH, "H": 4},
-        "Route": {"E": EXPERTS, "K": PER_TOKEN},
+        "Route": {"E": EXPERTS, "K": PER_TOKEN, "groups": 1, "kept_groups": 1},
         "GatedFfn": {"D": WIDTH, "F": FFN_WIDTH},
         "Combine": {"D": WIDTH, "K": PER_TOKEN},
     }
@@ -108,13 +108,18 @@ def faults() -> list[tuple[op.Operation, str, str]]:
     chosen = np.zeros((TOKENS, 1), np.int32)
     experts = op.Experts(query, chosen, slots, arena, layout, floats(TOKENS, 1, 40))
     matrix = random_matrix("f32", 6, 40, random)
+    route = op.Route(floats(TOKENS, 6), True, np.zeros((TOKENS, 3), np.int32), floats(TOKENS, 3))
     return [
         (op.Embed(slots, matrix, 1.0, floats(2, 41)), "output", "shape (T, 40), found shape (2, 41)"),
         (op.Embed(chosen, matrix, 1.0, query), "ids", "shape (T,), found shape (3, 1)"),
         (op.RmsNorm(query, floats(13), 1e-5, query, 3), "input", "shape (T, 3*W), found shape (3, 40)"),
         (op.RmsNorm(query, floats(13), 1e-5, query, 2), "weight", "shape (20,), found shape (13,)"),
         (op.RmsNorm(query, floats(13), 1e-5, query, 0), "heads", "an integer of at least 1, found 0"),
-        (op.Rope(floats(TOKENS, 30), 2, floats(9, 7), floats(9, 7)), "cosine", "shape (C, 15/2), found shape (9, 7)"),
+        (
+            op.Rope(floats(TOKENS, 30), 2, floats(9, 8), floats(9, 8)),
+            "cosine",
+            "at most 7 columns, for heads of 15 channels",
+        ),
         (op.Rope(query, 2, floats(9, 10), floats(8, 10)), "sine", "shape (9, 10), found shape (8, 10)"),
         (op.StoreKv(query, floats(TOKENS, 39), keys, keys.copy()), "values", "shape (T, 40), found shape (3, 39)"),
         (op.Attention(query, keys, keys[:1], 1.0, query.copy()), "value_cache", "shape (2, 8, 20)"),
@@ -122,6 +127,13 @@ def faults() -> list[tuple[op.Operation, str, str]]:
         (op.Attention(query, keys, keys.astype(np.float16), 1.0, query.copy()), "value_cache", "found float16"),
         (op.Attention(query, keys, empty_cache("q8", (2, 8, 20)), 1.0, query.copy()), "value_cache", "found int8"),
         (op.Route(floats(TOKENS, 3), True, chosen, floats(TOKENS, 2)), "weights", "shape (T, 1)"),
+        (replace(route, score="tanh"), "score", "softmax or sigmoid, found tanh"),  # type: ignore[arg-type]
+        (replace(route, choice_bias=floats(5)), "choice_bias", "shape (6,), found shape (5,)"),
+        (replace(route, groups=4), "groups", "equal runs of at least 2 of 6 experts, found 4"),
+        (replace(route, groups=6), "groups", "equal runs of at least 2 of 6 experts, found 6"),
+        (replace(route, groups=3, kept_groups=4), "kept_groups", "at most 3, found 4"),
+        (replace(route, groups=3), "experts", "at most 2 per token, found 3"),
+        (replace(route, epsilon=1e-20), "epsilon", "0 for softmax"),
         (op.GatedFfn(query, replace(gate_up, rows=32), down, query.copy()), "gate_up", "shape (64, 40)"),
         (op.GatedFfn(query, gate_up, replace(down, rows=39), query.copy()), "down", "shape (40, F)"),
         (op.GatedFfn(query, None, down, query.copy()), "gate_up", "a matrix, found NoneType"),  # type: ignore[arg-type]

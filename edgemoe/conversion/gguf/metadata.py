@@ -58,8 +58,8 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
     attention, ffn = attention_and_ffn(spec)
     if isinstance(ffn, GatedFfn) and spec.family != "llama":
         yield "dense layers"
-    if isinstance(ffn, Moe) and ffn.renormalise != (architecture in _RENORMALISE):
-        yield f"experts whose weights are {'' if ffn.renormalise else 'not '}renormalised"
+    if isinstance(ffn, Moe) and ffn.router.normalise != (architecture in _RENORMALISE):
+        yield f"experts whose weights are {'' if ffn.router.normalise else 'not '}renormalised"
     if attention.qkv_bias and architecture not in _QKV_BIAS:
         yield "biases on query, key and value"
     if attention.output_bias and architecture not in _OUTPUT_BIAS:

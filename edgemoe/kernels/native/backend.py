@@ -88,8 +88,8 @@ class NativeBackend:
             sizes.experts_per_token * sizes.expert_width,
             sizes.ffn_width,
         )
-        # Hidden values are kept in float32 or quantised; inputs are quantised.
-        return sizes.tokens * (6 * (hidden + sizes.model_width) + 1024)
+        # Hidden values are kept in float32 or quantised; inputs are quantised. A router keeps choice scores.
+        return sizes.tokens * max(6 * (hidden + sizes.model_width) + 1024, 8 * sizes.experts + 128)
 
     def scratch_bytes(self, operations: Sequence[op.Operation]) -> int:
         """Return the bytes of scratch of the operation that needs most; all programs share this scratch.

@@ -18,7 +18,7 @@ from edgemoe.kernels import operations as op
 from edgemoe.kernels.definition import Definition, Field, definition_of
 from edgemoe.kernels.paging import RECORD
 
-ABI_VERSION = 8
+ABI_VERSION = 9
 
 LETTERS = {
     "B": "slot_bytes",
@@ -31,6 +31,7 @@ LETTERS = {
     "K": "top_k",
     "M": "columns",
     "N": "rows",
+    "R": "rotated",
     "S": "slot_count",
     "V": "vocab_size",
     "W": "head_dim",
@@ -57,6 +58,7 @@ _TYPES: dict[str, Any] = {
     "float": c_float,
     "integer": c_int32,
     "flag": c_int32,
+    "choice": c_int32,
     "format": c_int32,
     "reader": c_void_p,
 }

@@ -104,7 +104,7 @@ int32_t em_run_rms_norm(const em_rms_norm *norm, const em_run *run) {
 static void rope_rows(void *context, int64_t begin, int64_t end, int32_t thread) {
     const rows_task *task = context;
     const em_rope *r = task->operation;
-    const int32_t half = r->head_dim / 2;
+    const int32_t half = r->rotated / 2;
     (void)thread;
     for (int64_t row = begin; row < end; row++) {
         const size_t table_row = (size_t)(task->run->position + row / r->heads) * half;
