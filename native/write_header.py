@@ -20,7 +20,6 @@ HEADER = Path(__file__).parent / "include" / "edgemoe_operations.h"
 
 _ELEMENTS = {np.float32: "float", np.int32: "int32_t", np.int64: "int64_t", np.uint8: "uint8_t"}
 _SCALARS = {"float": "float", "integer": "int32_t", "flag": "int32_t", "choice": "int32_t", "format": "int32_t"}
-_LETTERS = {c_name: letter for letter, c_name in st.LETTERS.items()}
 
 
 def header_text() -> str:
@@ -56,6 +55,9 @@ def _enumeration() -> list[str]:
     return [
         "/* Formats of weights (edgemoe/kernels/formats.py); the first three are those of a KV cache too. */",
         f"typedef enum em_format {{ {', '.join(members)}, EM_FORMAT_COUNT = {len(members)} }} em_format;",
+        "",
+        "/* Positions in a page of the KV cache. */",
+        f"enum {{ EM_PAGE_TOKENS = {op.PAGE_TOKENS} }};",
     ]
 
 
@@ -74,7 +76,7 @@ def _struct(made: st.Made) -> list[str]:
     name = st.c_name(made.struct)
     summary = (inspect.getdoc(made.kind) or "").split("\n")[0].replace("`", "")
     members = [member for field in made.definition.fields for member in _members(field)]
-    members += [(f"int32_t {st.LETTERS[letter]};", letter) for letter in made.definition.letters]
+    members += [(f"int32_t {st.letter_name(made.kind, letter)};", letter) for letter in made.definition.letters]
     width = max(len(declaration) for declaration, _ in members)
     lines = [f"    {text:{width}} /* {note} */" if note else f"    {text}" for text, note in members]
     return [f"/* {summary} */", f"typedef struct {name} {{", *lines, f"}} {name};"]
@@ -88,8 +90,8 @@ def _members(field: Field) -> list[tuple[str, str]]:
         assert field.dtype is not None
         const = "" if field.role.writes else "const "
         return [(f"{const}{_ELEMENTS[field.dtype.type]} *{name};", note)]
-    if mark.kind == "reader":
-        return [(f"em_reader *{name};", "NULL: nothing is awaited")]
+    if mark.kind == "pager":
+        return [(f"em_pager *{name};", "NULL: every record is in the arena")]
     if field.struct is not None:
         inner = f"em_{st.snake_case(field.struct.__name__)}"
         if mark.kind == "struct":

@@ -287,7 +287,7 @@ def _check_limit(ram: str | int | None, limit_bytes: int | None) -> None:
         return
     if parse_size(str(ram)) > limit_bytes:
         raise UsageError(
-            f"`ram={ram}` is more than `limit={format_size(limit_bytes)}` lets any engine have.",
+            f"`ram={ram}`: expected at most `limit={format_size(limit_bytes)}`, the memory that an engine may use.",
             "Give a budget that fits the limit, or leave it out.",
         )
 
@@ -296,8 +296,8 @@ def check_context(settings: Settings, spec: ModelSpec) -> None:
     """Raises UsageError where the model has fewer positions than a run has tokens."""
     if settings.context_tokens > spec.max_positions:
         raise UsageError(
-            f"{settings.context_tokens} tokens in one sequence were asked for; this model has {spec.max_positions}"
-            " positions.",
+            f"one sequence would have {settings.context_tokens} tokens: expected at most {spec.max_positions},"
+            " the positions of this model.",
             "Give smaller `prompt_tokens`, `decode_tokens` or `prefill_tokens`.",
         )
 

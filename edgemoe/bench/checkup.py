@@ -82,7 +82,7 @@ def _reader() -> dict[str, Any]:
     try:
         load_library()
     except KernelError:
-        return {"threads": READER_THREADS, "kind": "of Python: the native library cannot be used"}
+        return {"threads": READER_THREADS, "kind": "in Python, as the native library is unavailable"}
     return {"threads": READER_THREADS, "kind": "native"}
 
 
@@ -164,13 +164,13 @@ def _reads_directly(store: Store) -> bool:
 def _folder(folder: Path | None) -> dict[str, Any]:
     """A folder of the user, and the reason if nothing can be kept there."""
     if folder is None:
-        return {"path": None, "problem": "nothing is kept"}
+        return {"path": None, "problem": "no folder, so no files are kept"}
     try:
         there = next(place for place in (folder, *folder.parents) if place.exists())
         usable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
     except (OSError, StopIteration):
         usable = False
-    return {"path": str(folder), "problem": None if usable else "nothing can be written there"}
+    return {"path": str(folder), "problem": None if usable else "not writable"}
 
 
 def _cache() -> dict[str, Any]:
@@ -183,7 +183,7 @@ def _cache() -> dict[str, Any]:
         try:
             direct = grants_direct(there)
         except OSError as error:
-            found["problem"] = f"nothing can be written there ({error.strerror or error})"
+            found["problem"] = f"not writable ({error.strerror or error})"
     return {**found, "direct_reads": direct, "reads": None if direct is None else describe_reads(direct)}
 
 
@@ -198,42 +198,46 @@ def _limits(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     memory, processors, model = found["memory_limit"], found["processors"], found["model"]
     if memory["control_group"] is not None:
         yield (
-            f"Memory: the control group {memory['control_group']} may have {format_size(memory['bytes'])}"
+            f"Memory: the control group {memory['control_group']} is limited to {format_size(memory['bytes'])}"
             f" of this machine's {format_size(found['memory_bytes'])}",
-            "Its owner can raise that: the memory option of a container, MemoryMax= of a service.",
+            "To raise it: the memory option of a container, MemoryMax= of a service.",
         )
     cores = processors["physical"] or processors["usable"]
     if processors["quota"] is not None and processors["quota"] < cores:
         yield (
-            f"Processors: the control group {processors['control_group']} may use {processors['quota']:g} of {cores}",
-            "Its owner can raise that: the cpus option of a container, CPUQuota= of a service.",
+            f"Processors: the control group {processors['control_group']} is limited to {processors['quota']:g}"
+            f" of {cores}",
+            "To raise it: the cpus option of a container, CPUQuota= of a service.",
         )
     if processors["usable"] < cores:
         yield (
             f"Processors: this process may run on {processors['usable']} of {cores}",
-            "Whoever started it chose that: taskset, or the cpuset option of a container.",
+            "The program that started it set this: taskset, or the cpuset option of a container.",
         )
     if found["threads"]["problem"] is not None:
-        yield "Threads: there are too few", found["threads"]["problem"]
+        yield "Threads: too few may be started", found["threads"]["problem"]
     reason = found["kernels"]["reason"]
     if found["kernels"]["backend"] != "native":
         yield (
-            f"Kernels: the portable ones run, which are slower ({reason})",
-            f"Unset {KERNELS_VARIABLE}." if KERNELS_VARIABLE in reason else "With a C compiler, install edgemoe again.",
+            f"Kernels: the portable ones are in use, which are slower ({reason})",
+            f"Unset {KERNELS_VARIABLE}." if KERNELS_VARIABLE in reason else "Install a C compiler, then edgemoe again.",
         )
     if model.get("direct_reads") is False:
-        yield f"Disk: experts are read {model['reads']}", "A store on a local disk (ext4, xfs, btrfs) is read past it."
+        yield (
+            f"Disk: experts are read {model['reads']}",
+            "Put the store on a local disk (ext4, xfs, btrfs) for direct reads.",
+        )
     if model.get("problem") is not None:
-        yield "The model: it cannot run here", model["problem"]
+        yield "Model: it cannot run here", model["problem"]
     elif model["experts_in_memory"] < model["total_experts"]:
         yield (
-            f"The model: {model['experts_in_memory']} of its {model['total_experts']} experts fit in memory at a time,"
-            " the others are read from disk as tokens want them",
+            f"Model: {model['experts_in_memory']} of its {model['total_experts']} experts fit in memory;"
+            " the others are read from disk when tokens need them",
             "More free memory makes it faster; edgemoe plan shows by how much.",
         )
     cache = found["folders"]["cache"]
     if cache["problem"] is not None:
         yield (
-            f"Cache folder: {cache['path'] or 'there is none'}: {cache['problem']}, so that starts know no hot experts",
+            f"Cache folder: {cache['path'] or 'there is none'}: {cache['problem']}, so no starts are warm",
             f"Set {CACHE_VARIABLE} to a folder of yours.",
         )

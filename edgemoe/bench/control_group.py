@@ -27,7 +27,7 @@ LEAST_LIMIT_BYTES = 16 << 20
 END_SECONDS = 2.0
 """How long to wait for the end of a group's last process."""
 HINT = (
-    "It takes root, or a delegated group: run it with sudo, or where systemd is, with"
+    "This needs root or a delegated group: run it with sudo, or, where systemd runs, with"
     " systemd-run --user --scope -p Delegate=yes edgemoe bench ..."
 )
 _JOIN = 'echo $$ > "$0" && exec "$@"'
@@ -55,7 +55,7 @@ class MemoryGroup:
         if limit_bytes < LEAST_LIMIT_BYTES:
             raise UsageError(
                 f"A limit of {format_size(limit_bytes)}: expected {format_size(LEAST_LIMIT_BYTES)} or more.",
-                "Give `limit` the memory that all of an engine is to fit in, such as 2GiB.",
+                "Give `limit` the memory that a whole engine must fit in, such as 2GiB.",
             )
         self.limit_bytes = limit_bytes
         reasons = []
@@ -70,7 +70,7 @@ class MemoryGroup:
             else:
                 return
         why = f" ({'; '.join(reasons)})" if reasons else ": this system has no memory control groups"
-        raise UsageError(f"`limit`: no control group can be made here{why}.", HINT)
+        raise UsageError(f"`limit`: no control group can be created here{why}.", HINT)
 
     def command(self, command: Sequence[str]) -> list[str]:
         """The command that runs another one in the group."""

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from edgemoe.bench.run import Run
 from edgemoe.engine.phase import DECODE, PROMPT
-from edgemoe.experts.policy import DEFAULT_POLICY, passes_through
+from edgemoe.experts.policy import DEFAULT_POLICY, is_scan
 from edgemoe.lab.forced_routing import ForcedRouting
 from edgemoe.lab.replay import simulate
 from edgemoe.model.spec import ModelSpec
@@ -80,7 +80,7 @@ def accesses(routing: ForcedRouting, runs: Sequence[Run], chunk_tokens: int, slo
             for layer in range(piece.shape[1]):
                 keys.append(np.unique(piece[:, layer]))
                 owners.append(-1)
-                passing.append(passes_through(len(piece), len(keys[-1]), piece.shape[1], slots))
+                passing.append(is_scan(len(keys[-1]), piece.shape[1], slots))
         steps = routing.keys(DECODE, run.continuation_first, run.continuation_tokens)
         keys.extend(steps.reshape(-1, routing.experts_used))
         owners.extend([number] * (steps.shape[0] * steps.shape[1]))

@@ -99,7 +99,7 @@ class LlamaCppWorker:
         """The errors that llama.cpp logged, else its last log lines."""
         lines = [line.strip() for line in "".join(self._log).splitlines() if line.strip()]
         chosen = [line for line in lines if "error" in line.lower() or "failed" in line.lower()] or lines[-1:]
-        return f"{' / '.join(chosen)[-600:] or 'it does not say why'}."
+        return f"{' / '.join(chosen)[-600:] or 'it gives no reason'}."
 
 
 def _import_llama_cpp() -> Any:

@@ -37,18 +37,18 @@ class Peer:
                 raise SourceError(
                     f"{self.options['gguf']}: not of the same shape as the store: expected {name} {value},"
                     f" found {about[name]}.",
-                    "Give the GGUF of this model, or leave `gguf` out to have it made from the store.",
+                    "Give the GGUF of this model, or leave `gguf` out to export it from the store.",
                 )
 
 
 def check_peer(name: str, gguf: Path | None) -> None:
     """Raises UsageError for an unknown engine or one that is not installed, SourceError for a missing file."""
     if name not in PEERS:
-        raise UsageError(f"`against={name}`: expected {', '.join(PEERS)}.", "No other engine can be measured yet.")
+        raise UsageError(f"`against={name}`: expected {', '.join(PEERS)}.", "No other engine is supported yet.")
     if importlib.util.find_spec("llama_cpp") is None:
         raise UsageError("llama-cpp-python is not installed.", INSTALL_HINT)
     if gguf is not None and not gguf.is_file():
-        raise SourceError(f"{gguf}: there is no such file.", "Leave `gguf` out to have it made from the store.")
+        raise SourceError(f"{gguf}: there is no such file.", "Leave `gguf` out to export it from the store.")
 
 
 @contextmanager

@@ -56,7 +56,7 @@ def assume_uniform() -> HitRateAssumption:
         uniform = uniform_hit_rate(slots, total_experts, cycle)
         return HitRates(uniform, uniform, uniform)
 
-    return HitRateAssumption("uniform routing, as of random weights", hit_rates)
+    return HitRateAssumption("uniform routing, as random weights have", hit_rates)
 
 
 def assume_trained() -> HitRateAssumption:
@@ -67,7 +67,7 @@ def assume_trained() -> HitRateAssumption:
         skewed = max(uniform, skewed_hit_rate(slots, total_experts, cycle))
         return HitRates(uniform, skewed, skewed)
 
-    return HitRateAssumption("from uniform routing to the skew of recorded traces, which is likely", hit_rates)
+    return HitRateAssumption("from uniform routing (low) to the skew of recorded traces (likely)", hit_rates)
 
 
 def assume_traced(path: Path) -> HitRateAssumption:

@@ -172,7 +172,7 @@ def find_source(source: str | None, experts: str | None = None, dense: str | Non
         return PlanSource(forecast.source, forecast.known_from, forecast.store, None, forecast.weights)
     if experts is not None or dense is not None:
         raise UsageError(
-            f"`experts` and `dense` choose formats for a checkpoint; {folder} is a store, which has its formats.",
+            f"`experts` and `dense` choose formats for a checkpoint; {folder} is a store, whose formats are fixed.",
             "Leave them out, or give the checkpoint that it was made from.",
         )
     store = Store.open(folder)
@@ -228,7 +228,7 @@ def _disk_rate(given: float | None, source: PlanSource) -> Rate:
     except OSError as error:
         raise UsageError(
             f"{Path.cwd()}: the disk's rate cannot be measured here ({error.strerror or error}).",
-            "Run it where a file may be written, or give `disk_rate`.",
+            "Run it in a folder where you may write files, or give `disk_rate`.",
         ) from None
 
 

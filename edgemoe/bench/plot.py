@@ -25,7 +25,7 @@ def check_plot(path: Path) -> None:
 
     kinds = FigureCanvasBase.get_supported_filetypes()
     if path.suffix.removeprefix(".").lower() not in kinds:
-        raise UsageError(f"{path}: expected a picture: {', '.join(sorted(kinds))}.", "Such as `plot=speed.png`.")
+        raise UsageError(f"{path}: expected a picture: {', '.join(sorted(kinds))}.", "For example: `plot=speed.png`.")
 
 
 def draw_report(report: Report, path: Path) -> None:
@@ -57,7 +57,7 @@ def _draw_rates(axes: Any, rates: Mapping[str, Spread], roof: float | None) -> N
     if roof is not None:
         axes.axhline(roof, color="black", linestyle="--", linewidth=1)
         above = {"xytext": (0, 3), "textcoords": "offset points", "ha": "right"}
-        axes.annotate("what memory gives", (len(rates) - 0.7, roof), **above)
+        axes.annotate("the memory's limit", (len(rates) - 0.7, roof), **above)
     axes.set_ylim(0, 1.15 * max(highest, roof or 0.0))
     axes.set_xticks(range(len(rates)), list(rates))
     axes.set_ylabel("tokens/s")

@@ -103,7 +103,7 @@ class Worker:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         self._stderr.seek(0)
         lines = self._stderr.read().decode("utf-8", "replace").strip().splitlines()
-        said = f", saying: {' / '.join(lines[-LAST_LINES:])}" if lines else ""
+        said = f"; its last output: {' / '.join(lines[-LAST_LINES:])}" if lines else ""
         return EdgemoeError(f"{self.name}: its process {how}{said}.", "It may need more memory than there is.")
 
 

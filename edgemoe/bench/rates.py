@@ -135,7 +135,7 @@ class DiskRates:
 
 def store_places(store: Store) -> list[ReadPlace]:
     """Places of all expert records of a store."""
-    paths = [store.path / file.name for file in store.manifest.expert_files]
+    paths = store.expert_paths
     return [ReadPlace(paths[record.file], record.offset, record.length) for record in store.manifest.records]
 
 

@@ -39,13 +39,13 @@ def _draw_curves(axes: Any, report: ReplayReport) -> None:
             rows = sorted(report.rows_of(policy), key=lambda row: row.result.capacity_percent)
             axes.plot(shares, [100 * row.result.hit_rate for row in rows], marker="o", markersize=3, label=policy)
     cycle = 100 * report.cycle_experts / report.total_experts
-    axes.axvline(cycle, color="grey", linewidth=1, linestyle=":", label="what one token uses")
+    axes.axvline(cycle, color="grey", linewidth=1, linestyle=":", label="experts that one token uses")
     if report.recommendation is not None:
         chosen = report.recommended.result
         axes.plot([chosen.capacity_percent], [100 * chosen.hit_rate], "o", fillstyle="none", color="red", markersize=10,
                   label="recommended", linestyle="none")  # fmt: skip
     axes.set_xlabel("% of all experts in memory")
-    axes.set_ylabel("% of uses that find their expert there")
+    axes.set_ylabel("hit rate, % of uses")
     axes.set_ylim(0, 100)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")

@@ -233,11 +233,11 @@ def recommend(results: Sequence[ReplayResult]) -> Recommendation | None:
     gain = best.hit_rate - there[base].hit_rate
     chosen = best if gain >= LEAST_GAIN else there[base]
     if len(there) == 1:
-        why_policy = f"no other policy than {base} was replayed"
+        why_policy = f"only {base} was replayed"
     elif chosen.policy == base:
-        why_policy = f"no policy hits {100 * LEAST_GAIN:.0f} point more than {base} there"
+        why_policy = f"at this capacity no policy beats the hit rate of {base} by {100 * LEAST_GAIN:.0f} point or more"
     else:
-        why_policy = f"{chosen.policy} hits {100 * gain:.1f} points more than {base} there"
+        why_policy = f"at this capacity the hit rate of {chosen.policy} is {100 * gain:.1f} points above that of {base}"
     return Recommendation(chosen.policy, capacity, chosen.slots, chosen.budget_bytes, (why_capacity, why_policy))
 
 
@@ -246,15 +246,18 @@ def _bend(curve: Sequence[ReplayResult]) -> tuple[float, str]:
     points = sorted((result.capacity_percent, result.hit_rate) for result in curve)
     (first, low), (last, high) = points[0], points[-1]
     if len(points) < LEAST_FOR_KNEE:
-        return last, "it is the largest that was replayed: three or more would show where more memory stops to pay"
+        return (
+            last,
+            "it is the largest that was replayed; three or more capacities would show where more memory stops helping",
+        )
     above = [hits - low - (high - low) * (share - first) / (last - first) for share, hits in points]
     place = max(range(len(points)), key=above.__getitem__)
     share, hits = points[place]
     if above[place] <= 0:
-        return last, "hits grow with every step of memory, so it is the largest that was replayed"
+        return last, "the hit rate rises with every step of memory, so it is the largest that was replayed"
     return share, (
-        f"the curve bends there: {100 * (hits - low):.1f} points of hits came with {share - first:g} % more of the"
-        f" experts, and {100 * (high - hits):.1f} would with another {last - share:g} %"
+        f"the curve of hit rates bends here: {share - first:g} % more of the experts added {100 * (hits - low):.1f}"
+        f" points, and another {last - share:g} % would add {100 * (high - hits):.1f}"
     )
 
 
@@ -267,7 +270,7 @@ def parse_capacities(text: str) -> list[float]:
         except ValueError:
             raise UsageError(
                 f"`capacity`: expected percentages of all experts, found {part.strip()!r}.",
-                "Such as `capacity=10%,20%,30%`.",
+                "For example: `capacity=10%,20%,30%`.",
             ) from None
     return list(dict.fromkeys(capacities))
 

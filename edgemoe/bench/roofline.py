@@ -48,7 +48,7 @@ def allocate_buffer(buffer_bytes: int) -> npt.NDArray[np.uint8]:
     """
     size = min(buffer_bytes, available_bytes() // MEMORY_SHARE) // 64 * 64
     if size < min(buffer_bytes, LEAST_BUFFER_BYTES):
-        raise EdgemoeError("There is not enough memory left to measure how fast it is read.", "Close other programs.")
+        raise EdgemoeError("Too little memory is free to measure its read rate.", "Close other programs.")
     memory = np.frombuffer(allocate_pages(size), np.uint8)
     memory[:] = 1  # unwritten pages may all map to one zero page
     return memory

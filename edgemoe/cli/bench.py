@@ -19,52 +19,69 @@ if TYPE_CHECKING:
 
 def bench(
     model: shared.ModelArgument = None,
-    prompt: Annotated[int, typer.Option("--prompt", metavar="N", help="Tokens before those that are decoded.")] = 32,
-    decode: Annotated[int, typer.Option("--decode", metavar="N", help="Tokens to decode, one by one.")] = 64,
-    prefill: Annotated[int, typer.Option("--prefill", metavar="N", help="Tokens of the prompt to read at once.")] = 256,
-    repeats: Annotated[int, typer.Option("--repeats", metavar="N", help="Rounds, after one that warms up.")] = 5,
+    prompt: Annotated[
+        int, typer.Option("--prompt", metavar="N", help="Length of the prompt before decoding is measured.")
+    ] = 32,
+    decode: Annotated[int, typer.Option("--decode", metavar="N", help="Number of tokens to decode, one by one.")] = 64,
+    prefill: Annotated[
+        int, typer.Option("--prefill", metavar="N", help="Length of the prompt for measuring prefill.")
+    ] = 256,
+    repeats: Annotated[
+        int, typer.Option("--repeats", metavar="N", help="Number of measured rounds; one more warms up first.")
+    ] = 5,
     context: Annotated[
         int | None,
         typer.Option(
             "--context",
             metavar="N",
-            help="Tokens that every engine makes room for.",
-            show_default="as for a chat; elsewhere what is needed",
+            help="Context length for all engines.",
+            show_default="edgemoe: as for a chat; others: as long as needed",
         ),
     ] = None,
     threads: shared.ThreadsOption = None,
     ram: shared.RamOption = None,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures.")] = None,
-    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw a picture (png, svg, pdf).")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures as JSON.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw the figures (png, svg or pdf).")
+    ] = None,
     against: Annotated[
-        str | None, typer.Option("--against", metavar="ENGINE", help="Measure another engine in turn: llama.cpp.")
+        str | None,
+        typer.Option(
+            "--against", metavar="ENGINE", help="Also measure another engine, interleaved with edgemoe: llama.cpp."
+        ),
     ] = None,
     gguf: Annotated[
         Path | None,
-        typer.Option("--gguf", metavar="FILE", help="The other engine's file.", show_default="made from the store"),
+        typer.Option(
+            "--gguf", metavar="FILE", help="GGUF file for the other engine.", show_default="exported from the store"
+        ),
     ] = None,
     routing: Annotated[
         Path | None,
-        typer.Option("--routing", metavar="TRACE", help="Take the routing from a trace, so that random weights do."),
+        typer.Option(
+            "--routing", metavar="TRACE", help="Replay routing from a trace (lets you benchmark random weights)."
+        ),
     ] = None,
     recall: Annotated[
         float | None,
         typer.Option(
             "--recall",
             metavar="PERCENT",
-            help="With --routing, read ahead on made-up guesses that name so many of the experts to come.",
-            show_default="no reading ahead",
+            help="With --routing: simulate prefetch with this recall, in percent.",
+            show_default="no prefetch",
         ),
     ] = None,
     trace: TraceOption = None,
-    mmap: Annotated[bool, typer.Option("--mmap", help="Let the other engine map its file, not read it.")] = False,
+    mmap: Annotated[
+        bool, typer.Option("--mmap", help="Let the other engine memory-map its file instead of reading it.")
+    ] = False,
     peer_decode: Annotated[
         int | None,
         typer.Option(
             "--peer-decode",
             metavar="N",
-            help="Tokens that the other engine decodes of them, where it is slow.",
-            show_default="all",
+            help="Decode only this many tokens in the other engine.",
+            show_default="as --decode",
         ),
     ] = None,
     limit: Annotated[
@@ -72,8 +89,8 @@ def bench(
         typer.Option(
             "--limit",
             metavar="SIZE",
-            help="Run each engine in a control group of so much memory, page cache included"
-            " (Linux; root or a delegated group).",
+            help="Run each engine in a control group with this memory limit, page cache included"
+            " (Linux; needs root or a delegated group).",
         ),
     ] = None,
     policy: shared.PolicyOption = "lru",
@@ -86,29 +103,28 @@ def bench(
     ] = False,
     text: Annotated[
         Path | None,
-        typer.Option(
-            "--text", metavar="FILE", help="The text to measure that on.", show_default="the bundled model's card"
-        ),
+        typer.Option("--text", metavar="FILE", help="Text for --quality.", show_default="the bundled model's card"),
     ] = None,
     tokens: Annotated[
-        int | None, typer.Option("--tokens", metavar="N", help="Positions of it.", show_default="1000")
+        int | None,
+        typer.Option("--tokens", metavar="N", help="Number of positions for --quality.", show_default="1000"),
     ] = None,
     beside: Annotated[
         str | None,
         typer.Option(
             "--beside",
             metavar="LIST",
-            help="Measure decoding while this many other processes are busy, such as 1,2,4,"
-            " against a fair share of the processors.",
+            help="Measure decoding while these numbers of other processes are busy, such as 1,2,4, against a fair share"
+            " of the processors.",
         ),
     ] = None,
     debug: shared.DebugOption = False,
 ) -> None:
     """Measure decoding, prefill and start-up on random tokens, and where the time goes.
 
-    Rates are medians over rounds. Engines take turns in every round, each in a process of its own. Where experts are
-    streamed, the disk's rate is measured in every round too, and speed is held against the lower of the two limits.
-    With --quality instead the lossless and the lossy model read the same text, and are compared.
+    Rates are medians over rounds. In every round the engines run one after another, each in its own process. If experts
+    are streamed, every round also measures the disk's read rate, and the speed is compared with the lower of the
+    memory's and the disk's limit. --quality and --beside measure something else instead.
     """
     from edgemoe.engine.lossy import LossySettings
     from edgemoe.engine.options import EngineOptions
@@ -117,9 +133,7 @@ def bench(
     options = EngineOptions(ram, threads, policy=policy, prediction=prediction, lossy=lossy)
     if quality:
         if any(given is not None for given in (against, plot, routing, trace, limit)):
-            raise UsageError(
-                "--quality goes with no --against, --plot, --routing, --trace or --limit.", "Leave them out."
-            )
+            raise UsageError("--quality excludes --against, --plot, --routing, --trace and --limit.", "Leave them out.")
         from edgemoe.cli.quality import measure_quality
 
         write = shared.file_writer(json_file, write_json)
@@ -128,7 +142,7 @@ def bench(
     if beside is not None:
         if any(given is not None for given in (against, plot, routing, trace, limit)) or lossy.on:
             raise UsageError(
-                "--beside goes with no --against, --plot, --routing, --trace, --limit or lossy option.",
+                "--beside excludes --against, --plot, --routing, --trace, --limit and lossy options.",
                 "Leave them out.",
             )
         from edgemoe.bench.measure import Settings
@@ -140,17 +154,22 @@ def bench(
         write(measure_contention(model, counts, settings, options))
         return
     if text is not None or tokens is not None:
-        raise UsageError("--text and --tokens are for --quality.", "Give that too, with a lossy option.")
+        raise UsageError("--text and --tokens are for --quality.", "Give --quality too, with a lossy option.")
     if against is None and (gguf is not None or mmap or peer_decode is not None):
         raise UsageError(
             "--gguf, --mmap and --peer-decode are for another engine.", "Name it with --against llama.cpp."
         )
     if against is not None and routing is not None:
-        raise UsageError("--routing cannot be forced upon another engine.", "Leave --against or --routing out.")
+        raise UsageError(
+            "--routing works with edgemoe only, not with another engine.", "Leave --against or --routing out."
+        )
     if recall is not None and routing is None:
-        raise UsageError("--recall is for --routing: without it the routers guess themselves.", "Leave it out.")
+        raise UsageError(
+            "--recall needs --routing: without a trace the model's routers predict.",
+            "Leave --recall out, or give --routing.",
+        )
     if routing is not None and lossy.on:
-        raise UsageError("--routing leaves lossy settings nothing to decide.", "Leave one of them out.")
+        raise UsageError("--routing excludes lossy options, which would change the routing.", "Leave one of them out.")
     write_figures, write_plot = shared.file_writer(json_file, write_json), _plotter(plot)
 
     from contextlib import ExitStack

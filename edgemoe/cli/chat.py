@@ -26,11 +26,14 @@ MAX_TOKENS = 1024
 def chat(
     model: shared.ModelArgument = None,
     system: shared.SystemOption = None,
-    load: Annotated[Path | None, typer.Option("--load", metavar="FILE", help="Take up a saved conversation.")] = None,
+    load: Annotated[Path | None, typer.Option("--load", metavar="FILE", help="Load a saved conversation.")] = None,
     max_tokens: Annotated[
         int | None,
         typer.Option(
-            "--max-tokens", metavar="N", help="Longest answer, in tokens.", show_default=f"the model's, or {MAX_TOKENS}"
+            "--max-tokens",
+            metavar="N",
+            help="Maximum length of an answer in tokens.",
+            show_default=f"the model's, or {MAX_TOKENS}",
         ),
     ] = None,
     temperature: shared.TemperatureOption = None,
@@ -57,7 +60,7 @@ def chat(
     experts_per_token: shared.ExpertsPerTokenOption = None,
     debug: shared.DebugOption = False,
 ) -> None:
-    """Talk with a model. Through a pipe each line of stdin is a message, and answers are plain text."""
+    """Chat with a model. Without a terminal each line of stdin is a message, and answers are plain text on stdout."""
     shared.check_max_tokens(max_tokens, "chat")
     variables = template_variables(template_var)
 
@@ -107,7 +110,7 @@ def chat(
         for remark in model_remarks(opened):
             screen.note(remark)
         if kept := take_kept():
-            screen.note(f"the last conversation was cut off; it is kept: /load {kept}")
+            screen.note(f"the last conversation was cut off and saved; to continue it: /load {kept}")
         with kept_if_ended(session):
             repl.run(read)
 
@@ -136,5 +139,7 @@ def read_line() -> str | None:
     """The next message of a pipe: a line of stdin. Raises UsageError if it is not UTF-8 or is too long."""
     line = sys.stdin.buffer.readline(LINE_LIMIT_BYTES + 1)
     if len(line) > LINE_LIMIT_BYTES:
-        raise UsageError(f"a line on stdin is too long: expected at most {LINE_LIMIT_BYTES >> 20} MiB.", "Split it.")
+        raise UsageError(
+            f"a line on stdin is too long: expected at most {LINE_LIMIT_BYTES >> 20} MiB.", "Split the line."
+        )
     return shared.utf8(line, "a line on stdin").rstrip("\r\n") if line else None

@@ -19,27 +19,32 @@ FORMATS_HELP = "q4, q4m, q8, f16 or f32"
 
 
 def convert(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A checkpoint's folder, a GGUF file, or a hub id.")],
-    destination: Annotated[Path, typer.Argument(metavar="DEST", help="The store's folder, to be made.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A checkpoint folder, a GGUF file, or a Hugging Face model id.")
+    ],
+    destination: Annotated[Path, typer.Argument(metavar="DEST", help="Folder of the new store.")],
     experts: Annotated[
         str | None,
-        typer.Option("--experts", metavar="FORMAT", help=f"Format of the experts: {FORMATS_HELP}.", show_default="q4"),
+        typer.Option(
+            "--experts", metavar="FORMAT", help=f"Weight format of the experts: {FORMATS_HELP}.", show_default="q4"
+        ),
     ] = None,
     dense: Annotated[
         str | None,
         typer.Option(
-            "--dense", metavar="FORMAT", help="Format of the matrices that every token needs.", show_default="q8"
+            "--dense", metavar="FORMAT", help="Format of the dense weights, which every token reads.", show_default="q8"
         ),
     ] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep downloaded files in the hub's cache.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep downloaded files in the Hugging Face cache.")] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Discard an unfinished conversion of other options or another source.")
+        bool,
+        typer.Option("--force", help="Discard an unfinished conversion with other options or from another source."),
     ] = False,
     debug: shared.DebugOption = False,
 ) -> None:
-    """Make a store from a checkpoint. Interrupted, the same command goes on where it was.
+    """Convert a checkpoint into a store. After an interruption the same command resumes.
 
-    Without --experts and --dense, blocks that a GGUF has quantised already carry over exactly.
+    Without --experts and --dense, the quantised blocks of a GGUF file are kept bit for bit.
     """
     from edgemoe.cli.terminal.render import ProgressBar
     from edgemoe.cli.terminal.text import printable
@@ -64,7 +69,7 @@ def convert(
                 examine=text_faults,
             )
     except KeyboardInterrupt:
-        typer.echo("interrupted: the same command goes on where it was.", err=True)
+        typer.echo("interrupted: run the same command again to resume.", err=True)
         raise
     size = format_size(Store.open(path).manifest.total_bytes)
     typer.echo(f"{destination}: {size}. {_next_step(path, destination)}")
@@ -78,17 +83,17 @@ def _next_step(path: Path, destination: object) -> str:
 
     if not has_tokenizer(path):
         return (
-            "The checkpoint has no tokenizer.json: from Python, the store takes and gives token ids. Once you have one,"
+            "The checkpoint has no tokenizer.json, so the store works with token ids only, from Python. To add one,"
             f" copy it into {destination} and run edgemoe update {destination}."
         )
     try:
         load_library_tokenizer(path)
     except StoreError as error:
-        return f"It can run, but neither read nor write text: {error}"
+        return f"It can run, but cannot read or write text: {error}"
     try:
         ChatTemplate.load(path)
     except StoreError:
-        return f"It has no chat template that can be used. Try it: edgemoe run {destination} --raw -p TEXT"
+        return f"It has no usable chat template. Try it: edgemoe run {destination} --raw -p TEXT"
     return f"Try it: edgemoe chat {destination}"
 
 

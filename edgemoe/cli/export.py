@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 def export(
     store: Annotated[str, typer.Argument(metavar="STORE", help="Folder of a store, or name of a model.")],
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to be made; its name ends in .gguf.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The new file; its name must end in .gguf.")],
     no_tokenizer: Annotated[
-        bool, typer.Option("--no-tokenizer", help="Leave the tokenizer out: only token ids go in and come out.")
+        bool, typer.Option("--no-tokenizer", help="Leave the tokenizer out; the file then works with token ids only.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file of that name.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     debug: shared.DebugOption = False,
 ) -> None:
-    """Write a store as a GGUF file that llama.cpp loads: the same weights to the bit, and the tokenizer."""
+    """Write a store as a GGUF file for llama.cpp: the same weights bit for bit, and the tokenizer."""
     from edgemoe.session.default_model import find_model, model_name
     from edgemoe.store.reader import Store
 

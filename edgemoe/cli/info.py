@@ -14,12 +14,12 @@ from edgemoe.cli.terminal.screen import open_screen
 def info(
     model: shared.ModelArgument = None,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Measure how fast the disk gives experts; takes some seconds.")
+        bool, typer.Option("--measure", help="Measure how fast experts are read from the disk; takes a few seconds.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     debug: shared.DebugOption = False,
 ) -> None:
-    """Show the machine, the kernels chosen and why, what limits them, and what a model gets of it."""
+    """Show this machine, its limits, the chosen kernels and why, and how a model would run here."""
     from edgemoe.bench.checkup import checkup
 
     found = checkup(model, measure)
@@ -28,16 +28,16 @@ def info(
         return
     screen = open_screen()
     screen.table([*_machine_rows(found), *_model_rows(found["model"], bundled=model is None), *_folder_rows(found)])
-    limits = [("", limit) for limit in found["limits"]] or [("", "nothing that edgemoe knows of")]
-    screen.table(limits, "what limits it")
+    limits = [("", limit) for limit in found["limits"]] or [("", "no known limit")]
+    screen.table(limits, "limits")
 
 
 def when_checked(checked_when_read: bool) -> str:
     """Say when a store's bytes are compared with its checksums."""
     return (
-        "held to at every read"
+        "checked at every read"
         if checked_when_read
-        else "only edgemoe verify looks at them (its --migrate adds others)"
+        else "checked by edgemoe verify only (edgemoe verify --migrate enables checks at every read)"
     )
 
 
@@ -82,7 +82,7 @@ def _model_rows(model: dict[str, Any], bundled: bool) -> list[tuple[str, str]]:
         ("its checksums", when_checked(model["checked_when_read"])),
     ]
     if model["floor_bytes"] is not None:
-        rows.append(("its floor of memory", format_size(model["floor_bytes"])))
+        rows.append(("its smallest budget", format_size(model["floor_bytes"])))
     if model["problem"] is None:
         experts = f"{model['experts_in_memory']} of {model['total_experts']} experts in memory, "
         rows.append(

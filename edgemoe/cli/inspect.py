@@ -29,7 +29,7 @@ def inspect(
     layer: Annotated[int | None, typer.Option("--layer", help="With --program: only this layer.", min=0)] = None,
     debug: shared.DebugOption = False,
 ) -> None:
-    """Show what a store is made of: parts, bits per weight, sizes, experts, and the least memory it runs in."""
+    """Show a store's parts: formats, bits per weight, sizes, experts, and the smallest memory budget."""
     from edgemoe.session.default_model import find_model
     from edgemoe.store.reader import Store
 

@@ -19,19 +19,19 @@ from edgemoe.errors import INTERRUPTED, EdgemoeError, UsageError
 from edgemoe.process import no_threads, start_threads
 
 VERBS = {
-    "chat": "Talk with a model.",
-    "run": "Answer one prompt, or go on with a text.",
-    "convert": "Make a store from a checkpoint.",
+    "chat": "Chat with a model.",
+    "run": "Answer one prompt, or continue a text.",
+    "convert": "Convert a checkpoint into a store, the folder format that edgemoe runs.",
     "export": "Write a store as a GGUF file.",
-    "synth": "Make a store of random weights in a real model's shape.",
-    "verify": "Check every byte of a store.",
-    "update": "Take a store's tokenizer, chat template and settings anew.",
-    "inspect": "Show what a store is made of.",
-    "plan": "Show what a memory budget buys for a model, before it is made.",
+    "synth": "Make a store of random weights in the shape of a real model.",
+    "verify": "Check every byte of a store against its checksums.",
+    "update": "Replace a store's tokenizer, chat template and settings.",
+    "inspect": "Show a store's parts and sizes.",
+    "plan": "Show how a model would fit and run in a memory budget, before conversion.",
     "trace": "Record which experts the routers choose.",
-    "bench": "Measure a model's speed, and where its time goes.",
-    "replay": "Show what a cache of experts would hit on recorded routing.",
-    "info": "Show the machine, what limits it, and what a model gets of it.",
+    "bench": "Measure a model's speed, and where the time goes.",
+    "replay": "Show the hit rates of an expert cache on recorded routing.",
+    "info": "Show this machine, its limits, and how a model would run on it.",
 }
 
 CommandLineError: Any = typer.BadParameter.__base__
@@ -75,7 +75,7 @@ def edgemoe(
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with errors.")] = False,
 ) -> None:
-    """Mixture-of-Experts language models on laptops and edge machines, bigger than their memory."""
+    """Run Mixture-of-Experts language models that are larger than memory, on the CPU of a laptop."""
     if version:
         from importlib.metadata import version as installed_version
 
@@ -130,7 +130,9 @@ def run_command(arguments: list[str]) -> int:
             return _report(no_threads("the command cannot go on"), debug, error)
         place = f"{error.filename}: " if error.filename else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        way_out = "Free some space, then run it again." if full else "Check that it exists and that you may use it."
+        way_out = (
+            "Free some space, then run the command again." if full else "Check that it exists and that you have access."
+        )
         shown = EdgemoeError(f"{place}{error.strerror or error}.", way_out)
         return _report(shown, debug, error)
     except MemoryError as error:
@@ -178,8 +180,8 @@ def _interrupted(debug: bool) -> int:
 
 def _report_fault(error: Exception, debug: bool) -> int:
     unexpected = EdgemoeError(
-        f"this should not have happened: {type(error).__name__}: {error}.",
-        "It is a fault of edgemoe; run it again with --debug and report the traceback.",
+        f"internal error: {type(error).__name__}: {error}.",
+        "This is a bug in edgemoe: run the command again with --debug and report the traceback.",
     )
     return _report(unexpected, debug, error)
 

@@ -43,32 +43,39 @@ def _stop(texts: list[str] | None) -> list[str] | None:
 
 ModelArgument = Annotated[
     str | None,
-    typer.Argument(metavar="MODEL", help="Folder of a store, or name of a model; left out: the bundled one."),
+    typer.Argument(metavar="MODEL", help="Folder of a store, or name of a model. Default: the bundled model."),
 ]
 RamOption = Annotated[
     str | None,
-    typer.Option("--ram", metavar="SIZE", help="Memory budget: 512MiB, 6GiB, floor or auto.", show_default="auto"),
+    typer.Option(
+        "--ram",
+        metavar="SIZE",
+        help="Memory budget of the whole process: a size such as 6GiB, floor (the least possible) or auto.",
+        show_default="auto",
+    ),
 ]
 ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", metavar="N", help="Threads of the kernels.", show_default="physical cores")
+    int | None, typer.Option("--threads", metavar="N", help="Number of compute threads.", show_default="physical cores")
 ]
 ContextOption = Annotated[
     int | None,
-    typer.Option("--context", metavar="N", help="Context length in tokens.", show_default="model and budget"),
+    typer.Option("--context", metavar="N", help="Context length in tokens.", show_default="by model and budget"),
 ]
 KvOption = Annotated[
     str | None,
     typer.Option(
         "--kv",
         metavar="FORMAT",
-        help="Keys and values: f16, or q8 in half the memory, which changes answers a little.",
+        help="Format of the KV cache: f16, or q8, which takes half the memory and changes answers slightly.",
         show_default="f16",
     ),
 ]
 PolicyOption = Annotated[
     str,
     typer.Option(
-        "--policy", metavar="NAME", help="Which expert leaves for another: lru, lfu or lruf. No answer changes."
+        "--policy",
+        metavar="NAME",
+        help="Eviction policy of the expert cache: lru, lfu or lruf. Never changes an answer.",
     ),
 ]
 PredictionOption = Annotated[
@@ -76,19 +83,22 @@ PredictionOption = Annotated[
     typer.Option(
         "--prediction",
         metavar="WHEN",
-        help="Read experts ahead on a guess: on, off, or auto, by trial. No answer changes.",
+        help="Prefetch experts before the router asks for them: on, off, or auto (by trial). Never changes an answer.",
     ),
 ]
 NoWarmStartOption = Annotated[
     bool,
-    typer.Option("--no-warm-start", help="Do not read in what the last session left hot, and note nothing."),
+    typer.Option(
+        "--no-warm-start",
+        help="Do not load the last session's cached experts at start, and save no list of them at the end.",
+    ),
 ]
 CacheAwareOption = Annotated[
     float,
     typer.Option(
         "--cache-aware-routing",
         metavar="LAMBDA",
-        help="Lossy, 0 to 1: prefer experts that are in memory.",
+        help="Lossy, 0 to 1: how strongly routing prefers experts that are in memory.",
         show_default="0, off",
     ),
 ]
@@ -97,7 +107,7 @@ DropColdOption = Annotated[
     typer.Option(
         "--drop-cold",
         metavar="TAU",
-        help="Lossy, 0 to 1: skip experts that are not in memory and whose share of a token is less.",
+        help="Lossy, 0 to 1: skip experts that are not in memory and weigh less than this share of a token's sum.",
         show_default="0, off",
     ),
 ]
@@ -113,35 +123,57 @@ ExpertsPerTokenOption = Annotated[
 SystemOption = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System message.", callback=_system)]
 TemperatureOption = Annotated[
     float | None,
-    typer.Option("--temperature", metavar="T", help="0 is greedy and reproducible.", show_default="the model's"),
+    typer.Option(
+        "--temperature",
+        metavar="T",
+        help="Sampling temperature; 0 always takes the most likely token.",
+        show_default="the model's",
+    ),
 ]
-TopKOption = Annotated[int | None, typer.Option("--top-k", metavar="N", help="Keep the N likeliest tokens; 0: all.")]
+TopKOption = Annotated[
+    int | None, typer.Option("--top-k", metavar="N", help="Sample from the N most likely tokens; 0: all.")
+]
 TopPOption = Annotated[
-    float | None, typer.Option("--top-p", metavar="P", help="Keep the likeliest tokens that reach P; 1: all.")
+    float | None,
+    typer.Option(
+        "--top-p", metavar="P", help="Sample from the most likely tokens that together reach probability P; 1: all."
+    ),
 ]
 MinPOption = Annotated[
     float | None,
-    typer.Option("--min-p", metavar="P", help="Keep tokens at least P times as likely as the likeliest; 0: all."),
+    typer.Option(
+        "--min-p", metavar="P", help="Sample from tokens at least P times as likely as the most likely one; 0: all."
+    ),
 ]
 RepeatPenaltyOption = Annotated[
     float | None,
     typer.Option(
-        "--repeat-penalty", metavar="R", help="Make tokens of prompt and answer less likely, such as 1.1; 1: off."
+        "--repeat-penalty",
+        metavar="R",
+        help="Make tokens of the prompt and the answer less likely, such as 1.1; 1: off.",
     ),
 ]
 PresencePenaltyOption = Annotated[
     float | None,
-    typer.Option("--presence-penalty", metavar="A", help="Take A off the logits of tokens of the answer; 0: off."),
+    typer.Option(
+        "--presence-penalty", metavar="A", help="Subtract A from the logits of tokens that are in the answer; 0: off."
+    ),
 ]
 FrequencyPenaltyOption = Annotated[
     float | None,
-    typer.Option("--frequency-penalty", metavar="A", help="The same, once for each time that a token came; 0: off."),
+    typer.Option(
+        "--frequency-penalty",
+        metavar="A",
+        help="Subtract A from a token's logit once for each time it is in the answer; 0: off.",
+    ),
 ]
 StopOption = Annotated[
     list[str] | None,
-    typer.Option("--stop", metavar="TEXT", help="End the answer before this text; may be given again.", callback=_stop),
+    typer.Option("--stop", metavar="TEXT", help="End the answer before this text. Can be repeated.", callback=_stop),
 ]
-SeedOption = Annotated[int | None, typer.Option("--seed", metavar="S", help="Makes sampling reproducible.")]
+SeedOption = Annotated[
+    int | None, typer.Option("--seed", metavar="S", help="Random seed, which makes sampling reproducible.")
+]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show a traceback with errors.")]
 """Read by `main`, at any place among the arguments."""
 

@@ -20,8 +20,8 @@ def plan(
         str | None,
         typer.Argument(
             metavar="SOURCE",
-            help="A store, a checkpoint's folder or only its config.json, a .gguf file, or a hub id;"
-            " left out: the bundled model.",
+            help="A store, a checkpoint folder or just its config.json, a .gguf file, or a Hugging Face model id."
+            " Default: the bundled model.",
         ),
     ] = None,
     ram: shared.RamOption = None,
@@ -33,34 +33,42 @@ def plan(
         typer.Option(
             "--routing",
             metavar="TRACE",
-            help="A recorded trace to replay, or uniform.",
-            show_default="between uniform and as skewed as recorded traces",
+            help="Routing to assume: a recorded trace, or uniform.",
+            show_default="a range, from uniform to the skew of recorded traces",
         ),
     ] = None,
     experts: Annotated[
         str | None,
-        typer.Option("--experts", metavar="FORMAT", help="Format that experts would get.", show_default="q4"),
+        typer.Option(
+            "--experts", metavar="FORMAT", help="Weight format of the experts after conversion.", show_default="q4"
+        ),
     ] = None,
     dense: Annotated[
         str | None,
-        typer.Option("--dense", metavar="FORMAT", help="Format that all else would get.", show_default="q8"),
+        typer.Option(
+            "--dense", metavar="FORMAT", help="Weight format of the dense weights after conversion.", show_default="q8"
+        ),
     ] = None,
     disk_rate: Annotated[
         str | None,
-        typer.Option("--disk-rate", metavar="RATE", help=f"Of the disk, {RATE_HELP}.", show_default="measured"),
+        typer.Option(
+            "--disk-rate", metavar="RATE", help=f"Read rate of the disk: {RATE_HELP}.", show_default="measured"
+        ),
     ] = None,
     memory_rate: Annotated[
         str | None,
-        typer.Option("--memory-rate", metavar="RATE", help=f"Of the memory, {RATE_HELP}.", show_default="measured"),
+        typer.Option(
+            "--memory-rate", metavar="RATE", help=f"Read rate of the memory: {RATE_HELP}.", show_default="measured"
+        ),
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures as JSON.")] = None,
     debug: shared.DebugOption = False,
 ) -> None:
-    """Show what a memory budget buys: what stays in memory, slots for experts, the floor, and the speed to expect.
+    """Show how a model would run in a memory budget: parts in memory, expert slots, smallest budget, expected speed.
 
-    Needs no weights: a config.json is enough. Sizes are exact; hit rates and speeds are estimates, from rates of this
-    machine that are measured in a few seconds. Where there is neither a store nor weights to read from, a file of
-    128 MiB is written to the current folder for that, and removed.
+    No weights are needed: a config.json is enough. Sizes are exact; hit rates and speeds are estimates from read rates
+    of this machine, which are measured in a few seconds. If there are no weights on disk to measure with, a file of
+    128 MiB is written to the current folder and removed.
     """
     disk_bytes_per_s, memory_bytes_per_s = (
         parse_rate("--disk-rate", disk_rate),

@@ -96,17 +96,19 @@ def _read_text(folder: Path, file: Path | None) -> tuple[str | None, str | None]
 
     if not has_tokenizer(folder):
         if file is not None:
-            raise UsageError("--text: this model has no tokenizer.", "Leave it out: random ids are read.")
+            raise UsageError("--text: this model has no tokenizer.", "Leave --text out: random ids are read.")
         return None, None
     if file is not None:
         path = Path(os.path.expanduser(file))  # noqa: PTH111 (it leaves an unknown ~user as it is)
         with path.open("rb") as opened:
             data = opened.read(TEXT_LIMIT_BYTES + 1)
         if len(data) > TEXT_LIMIT_BYTES:
-            raise UsageError(f"--text: {file}: expected at most {TEXT_LIMIT_BYTES >> 20} MiB.", "Give a part of it.")
+            raise UsageError(f"--text: {file}: expected at most {TEXT_LIMIT_BYTES >> 20} MiB.", "Give a shorter text.")
         return utf8(data, f"--text: {file}"), file.name
     try:
         card = find_model(None).parent
         return "\n".join((card / name).read_text("utf-8") for name in DEFAULT_TEXTS), "the bundled model's card"
     except (OSError, StoreError):
-        raise UsageError("--quality: the text that comes with edgemoe is not here.", "Give one with --text.") from None
+        raise UsageError(
+            "--quality: the default text, which comes with edgemoe, is missing.", "Give one with --text."
+        ) from None

@@ -26,12 +26,12 @@ def model_remarks(model: Model, raw_ids: Sequence[int] = ()) -> list[str]:
     remarks = []
     if left_out := model.generation_defaults.not_honoured:
         settings = ", ".join(f"{name} ({_shortened(str(value))})" for name, value in left_out.items())
-        remarks.append(f"generation_config.json of this model asks for what edgemoe does not do: {settings}")
+        remarks.append(f"edgemoe does not implement these settings of the model's generation_config.json: {settings}")
     remarks += model.tokenizer.remarks
     if raw_ids and (token := model.tokenizer.doubled_beginning(raw_ids)):
         remarks.append(
-            f"the prompt begins with {token}, and the tokenizer puts another before it, which models seldom like:"
-            " leave it out of the text."
+            f"the prompt begins with {token}, and the tokenizer adds another one, which can make answers worse:"
+            f" leave {token} out of the text."
         )
     return [f"warning: {remark}" for remark in remarks]
 

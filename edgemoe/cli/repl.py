@@ -99,9 +99,9 @@ class Repl:
             self.screen.heat_map(heat_map)
         if generation.finish_reason == "interrupted":
             self.screen.note(
-                "stopped; the answer stays as far as it went"
+                "stopped; the text so far is kept"
                 if generation.text
-                else "stopped before the answer began; the message is taken back"
+                else "stopped before the answer began; the message is removed"
             )
         elif remark := cut_remark(generation.finish_reason, len(generation.token_ids), " or /set max_tokens N"):
             self.screen.remark(remark)

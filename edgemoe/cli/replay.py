@@ -19,37 +19,43 @@ if TYPE_CHECKING:
 
 def replay(
     trace: Annotated[
-        Path, typer.Argument(metavar="TRACE", help="Routing that edgemoe trace recorded, or CSV of another engine.")
+        Path, typer.Argument(metavar="TRACE", help="A trace recorded by edgemoe, or another engine's CSV.")
     ],
     policy: Annotated[
         str,
         typer.Option(
             "--policy",
             metavar="LIST",
-            help="Policies: lru, lfu:HALF_LIFE, lruf:HALF_LIFE:WEIGHT, belady; the numbers, in multiples of the slots,"
-            " can be left out.",
+            help="Eviction policies: lru, lfu:HALF_LIFE, lruf:HALF_LIFE:WEIGHT, belady (the optimum). The numbers are"
+            " multiples of the slots and can be left out.",
         ),
     ] = "lru,lfu,lruf,belady",
     capacity: Annotated[
-        str, typer.Option("--capacity", metavar="LIST", help="Sizes of the cache, in percent of all experts.")
+        str, typer.Option("--capacity", metavar="LIST", help="Cache sizes in percent of all experts.")
     ] = "5%,10%,15%,20%,30%,40%,50%,75%,100%",
     disk_rate: Annotated[
         str | None,
-        typer.Option("--disk-rate", metavar="RATE", help="Of the disk, such as 1.2GB/s.", show_default="measured"),
+        typer.Option(
+            "--disk-rate", metavar="RATE", help="Read rate of the disk, such as 1.2GB/s.", show_default="measured"
+        ),
     ] = None,
     memory_rate: Annotated[
         str | None,
-        typer.Option("--memory-rate", metavar="RATE", help="Of the memory, such as 30GB/s.", show_default="measured"),
+        typer.Option(
+            "--memory-rate", metavar="RATE", help="Read rate of the memory, such as 30GB/s.", show_default="measured"
+        ),
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures.")] = None,
-    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw a picture (png, svg, pdf).")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures as JSON.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw the figures (png, svg or pdf).")
+    ] = None,
     debug: shared.DebugOption = False,
 ) -> None:
-    """Show what a cache of experts would hit on recorded routing, by policy and size, and what to choose.
+    """Show the hit rates of an expert cache on recorded routing, by policy and size, and recommend one of each.
 
     One cache serves all layers; prompts and generated tokens are replayed in the order in which they were recorded.
-    Hit rates and bytes are counted. Speeds are estimates, from rates of this machine that are measured in a few
-    seconds; for the disk's a file of 128 MiB is written to the current folder, and removed.
+    Hit rates and bytes are counted. Speeds are estimates from read rates of this machine, which are measured in a few
+    seconds: for the disk a file of 128 MiB is written to the current folder and removed.
     """
     from edgemoe.bench.replay_report import parse_capacities, parse_policies
     from edgemoe.cli.plan import parse_rate
@@ -96,7 +102,7 @@ def _show(screen: Screen, report: ReplayReport) -> None:
         uses_map = fold(report.routing.uses, chosen.resident, *screen.map_size)
         if uses_map is not None:
             screen.note(
-                f"uses of experts, and what {chosen.policy} with {chosen.capacity_percent:g} % holds at the end:"
+                f"uses of experts, and those in the cache at the end, {chosen.policy} at {chosen.capacity_percent:g} %:"
             )
             screen.heat_map(uses_map)
     title, rows = tables[-1]

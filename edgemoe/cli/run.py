@@ -29,7 +29,10 @@ def run(
     max_tokens: Annotated[
         int | None,
         typer.Option(
-            "--max-tokens", metavar="N", help="Longest answer, in tokens.", show_default=f"the model's, or {MAX_TOKENS}"
+            "--max-tokens",
+            metavar="N",
+            help="Maximum length of the answer in tokens.",
+            show_default=f"the model's, or {MAX_TOKENS}",
         ),
     ] = None,
     temperature: shared.TemperatureOption = None,
@@ -43,7 +46,7 @@ def run(
     stop: shared.StopOption = None,
     system: shared.SystemOption = None,
     raw: Annotated[
-        bool, typer.Option("--raw", help="Go on with the text as it is, without the chat template.")
+        bool, typer.Option("--raw", help="Continue the prompt as plain text, without the chat template.")
     ] = False,
     template_var: TemplateVarOption = None,
     literal_prompt: LiteralOption = False,
@@ -61,13 +64,13 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object when the answer is done.")] = False,
     debug: shared.DebugOption = False,
 ) -> None:
-    """Answer one prompt, or go on with a text; streams to stdout."""
+    """Answer one prompt, or continue a text (--raw). The answer is streamed to stdout."""
     if raw and system is not None:
         raise UsageError(
-            "--raw and --system exclude each other.", "A raw text has no system message: put it in the text."
+            "--raw and --system exclude each other.", "A raw text has no system message: write it into the prompt."
         )
     if raw and template_var:
-        raise UsageError("--raw and --template-var exclude each other.", "A raw text goes without the template.")
+        raise UsageError("--raw and --template-var exclude each other.", "A raw text does not use the chat template.")
     shared.check_max_tokens(max_tokens, "run")
     variables = template_variables(template_var)
     text = read_prompt(prompt, raw)

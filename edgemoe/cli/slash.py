@@ -63,8 +63,8 @@ def show_help(repl: Conversation, argument: str) -> None:
     rows = [(f"/{name} {command.arguments}".rstrip(), command.help) for name, command in COMMANDS.items()]
     keys = [
         ("//TEXT", "send a message that begins with a slash and the name of a command"),
-        ("Alt-Enter, or \\ at the end", "go on in a new line"),
-        ("Ctrl-C", "stop the answer; it stays as far as it went"),
+        ("Alt-Enter, or \\ at the end", "begin a new line"),
+        ("Ctrl-C", "stop the answer; its text so far is kept"),
         ("Ctrl-D", "quit"),
     ]
     repl.screen.table([*rows, *keys])
@@ -74,7 +74,7 @@ def set_system(repl: Conversation, argument: str) -> None:
     """Show or change the system message."""
     if argument:
         repl.chat.system = None if argument == OFF else argument
-        repl.screen.note("it holds from the next message on")
+        repl.screen.note("takes effect with the next message")
     else:
         repl.screen.text(repl.chat.system or "(none: the template's own, if it has one)")
 
@@ -86,9 +86,9 @@ def reset(repl: Conversation, argument: str) -> None:
 
 
 def undo(repl: Conversation, argument: str) -> None:
-    """Take the last exchange back."""
+    """Remove the last message and its answer."""
     text = repl.chat.undo()
-    repl.screen.note("there is nothing to take back" if text is None else f"taken back: {_shortened(text)}")
+    repl.screen.note("there is nothing to undo" if text is None else f"undone: {_shortened(text)}")
 
 
 def retry(repl: Conversation, argument: str) -> None:
@@ -159,8 +159,8 @@ def show_statistics(repl: Conversation, argument: str) -> None:
         ("kernels", f"{engine.backend.name} {engine.backend.isa}, {engine.backend.threads} threads"),
         ("budget", f"{format_size(memory.budget_bytes)} (floor {format_size(memory.floor_bytes)})"),
         ("  interpreter", format_size(memory.interpreter_bytes)),
-        ("  every token's weights", format_size(memory.resident_bytes)
-         + ("" if memory.embedding_resident else ", the embedding read by rows")),
+        ("  dense weights", format_size(memory.resident_bytes)
+         + ("" if memory.embedding_resident else ", the embedding read from disk")),
         ("  KV cache", f"{format_size(memory.kv_cache_bytes)} ({memory.kv_format})"),
         ("  workspace", format_size(memory.workspace_bytes)),
         ("  expert slots", f"{format_size(memory.slots * memory.slot_bytes)}"
@@ -206,13 +206,13 @@ COMMANDS: dict[str, Command] = {
     "help": Command("", "this list", show_help),
     "system": Command("[TEXT|off]", "show or change the system message", set_system),
     "reset": Command("", "begin a new conversation; the system message stays", reset),
-    "undo": Command("", "take the last message and its answer back", undo),
+    "undo": Command("", "remove the last message and its answer", undo),
     "retry": Command("", "answer the last message again", retry),
     "save": Command("FILE", "write the conversation to a file", save),
-    "load": Command("FILE", "take up a saved conversation", load),
+    "load": Command("FILE", "load a saved conversation", load),
     "set": Command("[NAME VALUE]", f"show or change {', '.join(OPTIONS)}", set_option),
-    "stats": Command("", "context, memory, and what the last answer cost", show_statistics),
-    "experts": Command("[on|off]", "draw what the router is doing, live", toggle_map),
+    "stats": Command("", "context, memory, and figures of the last answer", show_statistics),
+    "experts": Command("[on|off]", "draw which experts the routers choose, live", toggle_map),
     "quit": Command("", "end the conversation", quit_repl),
 }
 

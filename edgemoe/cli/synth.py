@@ -15,30 +15,32 @@ from edgemoe.conversion.shapes import SHAPES
 
 def synth(
     shape: Annotated[str, typer.Argument(metavar="SHAPE", help=f"One of {', '.join(SHAPES)}.")],
-    destination: Annotated[Path, typer.Argument(metavar="DEST", help="The store's folder, to be made.")],
+    destination: Annotated[Path, typer.Argument(metavar="DEST", help="Folder of the new store.")],
     gguf: Annotated[
-        Path | None, typer.Option("--gguf", metavar="FILE", help="Write the same weights as a GGUF file too.")
+        Path | None, typer.Option("--gguf", metavar="FILE", help="Also write the same weights as a GGUF file.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Decides the weights.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Random seed of the weights.")] = 0,
     experts: Annotated[
         str | None,
-        typer.Option("--experts", metavar="FORMAT", help=f"Format of the experts: {FORMATS_HELP}.", show_default="q4"),
+        typer.Option(
+            "--experts", metavar="FORMAT", help=f"Weight format of the experts: {FORMATS_HELP}.", show_default="q4"
+        ),
     ] = None,
     dense: Annotated[
         str | None,
         typer.Option(
-            "--dense", metavar="FORMAT", help="Format of the matrices that every token needs.", show_default="q8"
+            "--dense", metavar="FORMAT", help="Format of the dense weights, which every token reads.", show_default="q8"
         ),
     ] = None,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Discard unfinished work of another shape, seed or options; replace FILE."),
+        typer.Option("--force", help="Discard an unfinished store of another shape, seed or options; replace FILE."),
     ] = False,
     debug: shared.DebugOption = False,
 ) -> None:
-    """Make a store of random weights in a real model's shape, to measure with. It has no tokenizer.
+    """Make a store of random weights in the shape of a real model, for measurements. It has no tokenizer.
 
-    Interrupted, the same command goes on where it was.
+    After an interruption the same command resumes.
     """
     from edgemoe.cli.terminal.render import ProgressBar
     from edgemoe.conversion.synthetic import synthesise
@@ -61,7 +63,7 @@ def synth(
                 progress=Report(bar, "making").conversion,
             )
     except KeyboardInterrupt:
-        typer.echo("interrupted: the same command goes on where it was.", err=True)
+        typer.echo("interrupted: run the same command again to resume.", err=True)
         raise
     store = Store.open(path)
     typer.echo(f"{destination}: {format_size(store.manifest.total_bytes)} of random weights.")

@@ -19,14 +19,14 @@ TemplateVarOption = Annotated[
     typer.Option(
         "--template-var",
         metavar="NAME=VALUE",
-        help="Variable of the chat template, such as enable_thinking=false: JSON, or else text. Can be repeated.",
+        help="Set a variable of the chat template, such as enable_thinking=false (JSON or text). Can be repeated.",
     ),
 ]
 LiteralOption = Annotated[
     bool,
     typer.Option(
         "--literal-prompt",
-        help="Special tokens spelled in your text, such as <|im_end|>, are text; else they are tokens.",
+        help="Encode special tokens that your text spells, such as <|im_end|>, as plain text and not as tokens.",
     ),
 ]
 
@@ -38,7 +38,7 @@ def template_variables(assignments: Sequence[str] | None) -> dict[str, Any]:
         name, equals, text = utf8_argument(assignment, "--template-var").partition("=")
         if not equals or not name.isidentifier():
             raise UsageError(
-                f"--template-var: expected NAME=VALUE, found {assignment!r:.80}.", "Such as enable_thinking=false."
+                f"--template-var: expected NAME=VALUE, found {assignment!r:.80}.", "For example: enable_thinking=false."
             )
         if name in variables:
             raise UsageError(f"--template-var {name}: given twice.", "Give it once.")

@@ -26,26 +26,26 @@ RANDOM_MAX = 1 << 20
 
 def trace(
     model: shared.ModelArgument = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Where the trace goes.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Output file of the trace.")] = None,
     prompt: Annotated[
         str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="Answer a prompt; - reads it from stdin.")
     ] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Go on with TEXT as it is, without the chat template.")] = False,
-    ids: Annotated[
-        Path | None, typer.Option("--ids", metavar="FILE", help="Go on after the token ids in a file.")
-    ] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue TEXT as plain text, without the chat template.")] = False,
+    ids: Annotated[Path | None, typer.Option("--ids", metavar="FILE", help="Continue the token ids in a file.")] = None,
     random: Annotated[
         int | None,
-        typer.Option("--random", metavar="N", help="N random ids for a prompt, then random ids one by one."),
+        typer.Option("--random", metavar="N", help="Read a prompt of N random ids, then random ids one by one."),
     ] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Have a conversation.")] = False,
+    chat: Annotated[bool, typer.Option("--chat", help="Record a conversation.")] = False,
     source: Annotated[
         Path | None,
         typer.Option(
-            "--from", metavar="TRACE", help="Write a trace anew, also from CSV; of a damaged one what is whole."
+            "--from", metavar="TRACE", help="Rewrite a trace, also one in CSV; keeps the intact part of a damaged one."
         ),
     ] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", metavar="N", help="Generated tokens at most.")] = 256,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", metavar="N", help="Maximum number of generated tokens.")
+    ] = 256,
     system: shared.SystemOption = None,
     temperature: shared.TemperatureOption = None,
     seed: shared.SeedOption = None,
@@ -66,13 +66,13 @@ def trace(
             "See edgemoe trace --help.",
         )
     if out is None:
-        raise UsageError("there is no place for the trace: expected --out FILE.", "See edgemoe trace --help.")
+        raise UsageError("the trace has no output file: expected --out FILE.", "See edgemoe trace --help.")
     if max_tokens < 1:
         raise UsageError(f"--max-tokens: expected 1 or more, found {max_tokens}.", "See edgemoe trace --help.")
     if raw and (prompt is None or system is not None):
-        raise UsageError("--raw is for a text without anything before it.", "Give it with -p, without --system.")
+        raise UsageError("--raw continues a plain text: expected -p and no --system.", "Leave --raw or the others out.")
     if random is not None and not 1 <= random <= RANDOM_MAX:
-        raise UsageError(f"--random: expected 1 to {RANDOM_MAX} tokens, found {random}.", "Such as --random 32.")
+        raise UsageError(f"--random: expected 1 to {RANDOM_MAX} tokens, found {random}.", "For example: --random 32.")
     target = trace_file(str(out), table=True)
     if source is not None:
         if model is not None:
@@ -161,9 +161,7 @@ def _read_ids(path: Path) -> list[int]:
     words = re.split(r"[\s,]+", shared.utf8(data, str(path)).strip().strip("[]").strip())
     wrong = next((word for word in words if not re.fullmatch(r"[0-9]{1,9}", word)), None)
     if wrong is not None:
-        raise UsageError(
-            f"{path}: expected token ids, found {wrong[:40]!r}.", "Such as: 12 7 9, or a JSON list of them."
-        )
+        raise UsageError(f"{path}: expected token ids, found {wrong[:40]!r}.", "For example: 12 7 9, or a JSON list.")
     return [int(word) for word in words]
 
 
@@ -177,6 +175,6 @@ def _rewrite(source: Path, target: TraceFile) -> None:
         trace = read_trace(source)
     except TraceError as error:
         trace = read_trace(source, whole_blocks_only=True)
-        print(f"{printable(error.message)} What is whole of it is kept.", file=sys.stderr)
+        print(f"{printable(error.message)} The intact part is kept.", file=sys.stderr)
     write_trace(target.path, trace)
     print(f"{target.path}: {trace.tokens} tokens, {len(trace)} rows.")

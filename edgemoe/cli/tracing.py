@@ -40,7 +40,7 @@ def trace_file(name: str, table: bool = False) -> TraceFile:
 
 TraceOption = Annotated[
     TraceFile | None,
-    typer.Option("--trace", metavar="FILE", parser=trace_file, help="Record the routing in a file."),
+    typer.Option("--trace", metavar="FILE", parser=trace_file, help="Record which experts the routers choose."),
 ]
 
 
@@ -95,7 +95,7 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 def report_failure(error: TraceError | str) -> None:
     """Print one line on stderr: the trace ends here."""
     print(
-        f"error: {printable(with_flags(str(error)))} The trace ends there; all else goes on.",
+        f"error: {printable(with_flags(str(error)))} The trace ends there; the command continues.",
         file=sys.stderr,
         flush=True,
     )

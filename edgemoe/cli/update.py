@@ -21,16 +21,17 @@ def update(
         typer.Option(
             "--from",
             metavar="SOURCE",
-            help="A checkpoint's folder, a .gguf file, a hub id, a folder with some of these files, or one of them.",
-            show_default="the store's folder, as it is now",
+            help="Source of the files: a checkpoint folder, a .gguf file, a Hugging Face model id, a folder with some"
+            " of the files, or one of them.",
+            show_default="the store's own folder",
         ),
     ] = None,
     debug: shared.DebugOption = False,
 ) -> None:
-    """Take a store's side files anew, after you changed, added or removed one; the weights stay as they are.
+    """Record the side files of a store after you changed, added or removed one; the weights stay unchanged.
 
     Side files: config.json, generation_config.json, tokenizer.json, tokenizer_config.json, special_tokens_map.json,
-    chat_template.jinja. They are held against the model first; what cannot be used changes nothing.
+    chat_template.jinja. They are first checked against the model; if one is unusable nothing is changed.
     """
     from edgemoe.cli.convert import Report
     from edgemoe.cli.terminal.render import ProgressBar
@@ -72,5 +73,5 @@ def _require_usable(store: Store, staging: Path, names: set[str]) -> list[str]:
     except StoreError as error:
         raise StoreError(
             error.message.replace(f"{staging}{os.sep}", ""),
-            "Nothing was changed. Mend the file, or take those of the store's own checkpoint with --from.",
+            "Nothing was changed. Repair the file, or take the files of the store's own checkpoint with --from.",
         ) from error

@@ -18,8 +18,8 @@ def verify(
         bool,
         typer.Option(
             "--migrate",
-            help="If all is whole, rewrite the manifest of an older store in the form of this version."
-            " Weights stay as they are.",
+            help="If the store is intact, rewrite an older manifest in the format of this version. The weights stay"
+            " unchanged.",
         ),
     ] = False,
     debug: shared.DebugOption = False,
@@ -53,11 +53,13 @@ def verify(
             f"{opened.path}: {count} not as written.",
             "Convert the checkpoint again, or copy the store again."
             if weights
-            else f"edgemoe update {opened.path} takes the side files as they are now, with --from a checkpoint's.",
+            else f"edgemoe update {opened.path} accepts the side files as they are, or with --from a checkpoint's.",
         )
     manifest = opened.manifest
     typer.echo(f"{opened.path}: whole; {len(manifest.files)} files, {format_size(manifest.total_bytes)} checked.")
     if migrate:
-        typer.echo(f"Its manifest {'already has' if was_current else 'now has'} the form of this version.")
+        typer.echo(f"Its manifest {'already has' if was_current else 'now has'} the format of this version.")
     elif not was_current:
-        typer.echo("Its manifest has the form of an older version; --migrate rewrites it, and not the weights.")
+        typer.echo(
+            "Its manifest has the format of an older version; --migrate rewrites it and leaves the weights unchanged."
+        )

@@ -142,7 +142,7 @@ class FolderSource:
         if not name or "\0" in name or "\\" in name or pure.is_absolute() or ".." in pure.parts:
             raise SourceError(
                 f"{self._folder}: the checkpoint names a file {name!r}, which lies outside of its folder.",
-                "Do not use this checkpoint: it may be hostile.",
+                "Do not use this checkpoint: it may be malicious.",
             )
         return self._folder / pure
 
@@ -159,7 +159,9 @@ class FolderSource:
             if self._folder.parent.name == "snapshots":
                 roots.append(self._folder.parent.parent / "blobs")
             if not any(real.is_relative_to(root) for root in roots):
-                raise SourceError(f"{path}: leads out of the checkpoint by a link, to {real}.", _ESCAPE)
+                raise SourceError(
+                    f"{path}: expected a file of the checkpoint, found a link out of it, to {real}.", _ESCAPE
+                )
         if not regular:
             raise SourceError(f"{path}: expected a file, found something else.", _DAMAGED)
         refuse_lfs_pointer(path)
@@ -240,5 +242,5 @@ def read_json_file(path: Path, what: str) -> dict[str, Any]:
     except ValueError as problem:
         raise SourceError(f"{path}: expected {what}, found no JSON ({problem}).", _DAMAGED) from None
     if not isinstance(data, dict):
-        raise SourceError(f"{path}: expected {what}, found JSON that is no table.", _DAMAGED)
+        raise SourceError(f"{path}: expected {what}, found another JSON value.", _DAMAGED)
     return data

@@ -51,8 +51,8 @@ def refuse_store(folder: Path) -> None:
     """Raises SourceError for a folder that is already a store."""
     if (folder / MANIFEST_NAME).is_file():
         raise SourceError(
-            f"{folder}: expected a checkpoint, found a store, which is what conversion makes.",
-            f"Use it as it is: edgemoe chat {folder}",
+            f"{folder}: expected a checkpoint, found a store, which needs no conversion.",
+            f"Use the store as it is: edgemoe chat {folder}",
         )
 
 
@@ -84,7 +84,7 @@ def missing_file(folder: Path, name: str) -> SourceError:
     path = folder / name
     if os.path.islink(path):  # noqa: PTH114 (returns False for an invalid file name)
         return SourceError(
-            f"{folder}: {name} is missing: it is a link to {path.readlink()}, which is not there.",
+            f"{folder}: {name} is missing: it is a link to {path.readlink()}, which does not exist.",
             "Put the file back where the link leads, or download it again.",
         )
     ggufs = sorted(file.name for file in folder.glob("*.gguf"))
@@ -140,11 +140,11 @@ def single_before_shards(names: Collection[str]) -> list[str]:
 def no_tokenizer(names: Iterable[str]) -> str:
     """Explain the consequence of a missing tokenizer.json, and how to make one. `names` are the checkpoint's files."""
     slow = next((name for name in names if name in ("tokenizer.model", "vocab.json")), None)
-    parts = ["The checkpoint has no tokenizer.json: the store will take and give token ids, from Python, and no text."]
+    parts = ["The checkpoint has no tokenizer.json: the store will work with token ids only, from Python."]
     if slow is not None:
         parts = [
-            f"The checkpoint has {slow} but no tokenizer.json, the file that edgemoe reads: the store will take"
-            " and give token ids, from Python, and no text.",
+            f"The checkpoint has {slow} but no tokenizer.json, the file that edgemoe reads: the store will"
+            " work with token ids only, from Python.",
             "Make one with transformers (and sentencepiece):"
             " AutoTokenizer.from_pretrained(CHECKPOINT, use_fast=True).save_pretrained(FOLDER).",
         ]

@@ -81,7 +81,7 @@ class HubSource:
         self._keep, self._downloading = keep, downloading
         if keep and HF_HUB_CACHE.startswith("~"):
             raise SourceError(
-                f"{text}: there is no cache of the hub to keep downloads in: this user has no home.",
+                f"{text}: there is no Hugging Face cache to keep downloads in: this user has no home folder.",
                 "Set HF_HOME to a folder of yours, or convert without keeping downloads.",
             )
         self._api = HfApi(endpoint=endpoint, library_name="edgemoe")
@@ -90,7 +90,7 @@ class HubSource:
         with explained(self._repository):
             info = self._model_info(revision or None)
         if not _COMMIT.fullmatch(info.sha or ""):  # the commit becomes the name of a folder
-            raise SourceError(f"{text}: the hub does not say at which commit it is.", "Check HF_ENDPOINT.")
+            raise SourceError(f"{text}: the hub's answer names no commit.", "Check HF_ENDPOINT.")
         self._commit: str = info.sha or ""
         self._remote = {
             file.rfilename: _RemoteFile(file.size, file.lfs.sha256 if file.lfs else None)
@@ -174,7 +174,7 @@ class HubSource:
             raise
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise SourceError(
-                f"{self._repository}: what answered is no hub ({type(error).__name__}: {error!s:.200}).",
+                f"{self._repository}: the server is not a model hub ({type(error).__name__}: {error!s:.200}).",
                 "Check HF_ENDPOINT, and whether this network wants you to sign in first.",
             ) from error
 
@@ -195,7 +195,7 @@ class HubSource:
             # Only a plain name of a file in the repository may become part of a local path.
             if shard not in self._remote or Path(shard).name != shard or Path(shard).suffix != ".safetensors":
                 raise SourceError(
-                    f"{self.name}: {INDEX_NAME} names {shard!r:.80}, which is no shard of the checkpoint."
+                    f"{self.name}: {INDEX_NAME} names {shard!r:.80}, which is not a file of the checkpoint."
                 )
             wanted = shards.setdefault(shard, set())
             if wanted is not None:
@@ -229,7 +229,7 @@ class HubSource:
             for name, info in self._tensors.items():
                 place = header.get(name)
                 if info.shard == shard and (place is None or (place.shape, place.dtype) != (info.shape, info.dtype)):
-                    raise SourceError(f"{shard}: {name}: the file is not what its header on the hub says.", AGAIN)
+                    raise SourceError(f"{shard}: {name}: the file differs from the header that the hub sent.", AGAIN)
             self._open[shard] = (path, header)
         return self._open[shard]
 
@@ -319,7 +319,7 @@ class HubSource:
         if missing > free:
             raise SourceError(
                 f"{name}: expected {missing} bytes of free disk under {self._folder}, found {free}.",
-                "Make room there, then run the same command again.",
+                "Free some space there, then run the same command again.",
             )
 
     def _check(self, name: str, path: Path, to_delete: Path) -> None:
@@ -366,7 +366,7 @@ def _downloads_folder() -> Path:
     folder = cache_folder()
     if folder is None:
         raise SourceError(
-            "There is no folder for downloads: this user has no home, or nothing is to be kept.",
+            "There is no folder for downloads: this user has no home folder, or keeping files is switched off.",
             f"Set {CACHE_VARIABLE} to a folder of yours.",
         )
     return folder / "downloads"

@@ -37,9 +37,9 @@ def open_hub(
             snapshot = _cached_snapshot(text)
             if snapshot is not None:
                 return CachedSource(text, snapshot)
-            found = "The hub's cache on this machine does not have it."
+            found = "The Hugging Face cache on this machine does not have it."
         except SourceError as missing:
-            found = f"Its copy in the hub's cache on this machine cannot be used: {missing.message}"
+            found = f"The copy in the Hugging Face cache on this machine is unusable: {missing.message}"
         raise SourceError(f"{problem.message} {found}", problem.hint) from problem
 
 
@@ -73,4 +73,7 @@ class CachedSource(FolderSource):
         self.name = f"{text.partition('@')[0]}@{snapshot.name}"
 
     def notices(self) -> Sequence[str]:
-        return [f"The hub cannot be asked: {self.name} is taken from its cache on this machine.", *super().notices()]
+        return [
+            f"The hub cannot be reached: {self.name} is read from the Hugging Face cache on this machine.",
+            *super().notices(),
+        ]

@@ -24,7 +24,7 @@ class HubUnreachableError(SourceError):
     """The hub is unreachable now: offline mode, no connection, or a failure of the hub."""
 
 
-AGAIN = "Run the same command again: it goes on where it was."
+AGAIN = "Run the same command again to resume."
 
 FAILURES: tuple[type[Exception], ...] = (OSError, *HfHubHTTPError.__bases__)
 """Errors a request can raise. The library's derive from those of its HTTP client, which differs by version."""
@@ -65,11 +65,11 @@ def may_pass(error: Exception) -> bool:
 def _explain(error: Exception, what: str, folder: Path | None) -> SourceError:
     if isinstance(error, GatedRepoError):
         return SourceError(
-            f"{what}: the hub gives it only to those who have accepted its terms.",
+            f"{what}: access requires accepting the terms of the model.",
             "Accept them on its page, set HF_TOKEN to a token of your account, then run the same command again.",
         )
     if isinstance(error, RevisionNotFoundError):
-        return SourceError(f"{what}: the hub has no such revision of it.", "Check what follows the @.")
+        return SourceError(f"{what}: the hub has no such revision of it.", "Check the part after the @.")
     if isinstance(error, RepositoryNotFoundError) or http_status(error) == 401:
         return SourceError(
             f"{what}: the hub has no such model, or it is private.",
@@ -77,21 +77,26 @@ def _explain(error: Exception, what: str, folder: Path | None) -> SourceError:
         )
     if isinstance(error, OfflineModeIsEnabled):
         return HubUnreachableError(
-            f"{what}: HF_HUB_OFFLINE is set, so the hub is not asked.",
+            f"{what}: HF_HUB_OFFLINE is set, so the hub is not contacted.",
             "Unset it, or give the folder of a checkpoint that is on this machine.",
         )
     if isinstance(error, HfHubHTTPError):
         status = http_status(error)
         if status == 403:
-            return SourceError(f"{what}: the hub refused (HTTP {status}).", "Set HF_TOKEN to a token that may read it.")
+            return SourceError(
+                f"{what}: the hub refused access (HTTP {status}).", "Set HF_TOKEN to a token that may read it."
+            )
         kind = HubUnreachableError if may_pass(error) else SourceError
         return kind(f"{what}: the hub answered HTTP {status}.", f"Try later. {AGAIN}")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return SourceError(
-            f"{what}: the disk under {folder} is full.", "Make room there, then run the same command again."
+            f"{what}: the disk under {folder} is full.", "Free some space there, then run the same command again."
         )
     if folder is not None and isinstance(error, OSError) and error.errno in _NOT_PASSING:
-        return SourceError(f"{what}: {folder} cannot be written ({error.strerror}).", "Mend that, then run it again.")
+        return SourceError(
+            f"{what}: {folder} cannot be written ({error.strerror}).",
+            "Make the folder writable, then run the same command again.",
+        )
     reason = str(error) or type(error).__name__
     return HubUnreachableError(
         f"{what}: the connection to the hub failed: {reason:.300}.", f"Check the network. {AGAIN}"

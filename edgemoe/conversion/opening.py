@@ -57,7 +57,7 @@ def _not_a_source(text: str, path: Path) -> SourceError:
     """The error for an existing path that is neither a folder nor a GGUF file."""
     if not path.exists():
         return SourceError(
-            f"{text}: is a link to {path.readlink()}, which is not there.", "Put the file back, or mend the link."
+            f"{text}: is a link to {path.readlink()}, which does not exist.", "Put the file back, or repair the link."
         )
     if path.is_file() and not os.access(path, os.R_OK):
         return SourceError(f"{text}: cannot be read.", "Check the permissions of the file.")

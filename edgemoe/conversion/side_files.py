@@ -86,8 +86,8 @@ def require_same_model(store: Store, files: Mapping[str, bytes]) -> None:
     different = [key for key in expected if found.get(key) != expected[key]]
     if different:
         raise SourceError(
-            f"{CONFIG_NAME}: describes another model than the store's: its {different[0]} differs.",
-            "Take the side files of the checkpoint that the store was made from, or convert this one.",
+            f"{CONFIG_NAME}: describes another model than that of the store: its {different[0]} differs.",
+            "Use the side files of the checkpoint that the store was made from, or convert this one.",
         )
 
 

@@ -82,7 +82,7 @@ class SyntheticSource:
 
     def __init__(self, shape: str, seed: int, experts: str, dense: str) -> None:
         if shape not in SHAPES:
-            raise UsageError(f"{shape!r}: there is no such shape; expected one of {', '.join(SHAPES)}.")
+            raise UsageError(f"{shape!r}: unknown shape; expected one of {', '.join(SHAPES)}.")
         self.name = f"random weights of {shape}, seed {seed}"
         self.config: Mapping[str, Any] = SHAPES[shape]
         identity = [GENERATOR, seed, experts, dense, dict(self.config)]

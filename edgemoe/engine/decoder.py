@@ -1,14 +1,12 @@
 """A model's operations bound to their arrays, layer by layer.
 
-`model/build.py` made the symbolic program; here every value in it gets its array, and every weight its matrix. Because
-experts may have to be read first, the program of a token is split where a layer's routing is known (`stepper.py`), so
-the operations of a layer are kept by their stages (`model/graph.py`). Where all experts are resident no operation waits
-for the disk, and one program holds the whole token.
+`model/build.py` made the symbolic program; here every value in it gets its array, and every weight its matrix. The
+operations of a layer are kept by their stages (`model/graph.py`), some of which a program leaves out (`stepper.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.engine.workspace import Workspace
+from edgemoe.experts.cache import Cache
 from edgemoe.experts.embedding_rows import EmbeddingRows
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.formats import Matrix
@@ -24,10 +23,11 @@ from edgemoe.model.graph import (
     STAGES,
     Arena,
     ExpertRecords,
+    Paging,
     Part,
-    PendingReads,
     RoutingValues,
     Section,
+    Stage,
     Step,
     Weight,
     bound,
@@ -46,7 +46,6 @@ class LayerRouting:
     predicted_weights: op.Floats  # (1, K)
     slots: op.Integers  # (E,): slot of each expert, or -1
     residency: npt.NDArray[np.bool_]  # (E,): whether each requested expert was in RAM; kept only while recording
-    in_memory: op.Integers | None  # (E,): experts that cache-aware routing prefers; None without it
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +53,7 @@ class LayerOperations:
     """The operations of one layer by stage; `experts` is empty in a dense layer."""
 
     attend: list[op.Operation]
+    fetch: list[op.Operation]
     predict: list[op.Operation]
     beside: list[op.Operation]
     experts: list[op.Operation]
@@ -70,20 +70,24 @@ class Decoder:
         workspace: Workspace,
         arena: npt.NDArray[np.uint8],
         expert_layouts: Sequence[op.ExpertLayout | None],
-        arrivals: op.Arrivals | None = None,
+        cache: Cache | None = None,
         embedding_rows: EmbeddingRows | None = None,
     ) -> None:
         """`weights` has all matrices and vectors of the model, except an embedding that `embedding_rows` reads.
 
-        `arrivals`: given where records may still be being read when the experts of a layer are run.
+        `cache`: where not all experts are in RAM, what the operations ask for them.
         """
         self._weights = weights
         self._space = workspace
         self._arena = arena
         self._layouts = expert_layouts
-        self._arrivals = arrivals
+        self._cache = cache
         self._parts: dict[op.Operation, Part] = {}
-        self.routing = [None if layer.routing is None else self._routing(layer.routing) for layer in graph.layers]
+        self._slot_tables: dict[Any, op.Integers] = {}  # by value, where the cache has them
+        self.routing = [
+            None if layer.routing is None else self._routing(number, layer.routing)
+            for number, layer in enumerate(graph.layers)
+        ]
         if embedding_rows is None:
             self.embed = self._bind(graph.embed)
             """Embeds all tokens of a step or, with `EmbeddingRows`, only the batch of rows just read."""
@@ -106,23 +110,33 @@ class Decoder:
 
     def whole(self) -> list[op.Operation]:
         """Every operation of a step up to the head, for a model whose experts are all resident."""
+        return self.step({"fetch", "predict"})
+
+    def step(self, without: Collection[Stage]) -> list[op.Operation]:
+        """The operations of a step up to the head, without some stages of each layer."""
         operations = list(self.begin)
         for layer in self.layers:
-            operations += layer.attend + layer.beside + layer.experts + layer.combine
+            for stage in STAGES:
+                if stage not in without:
+                    operations += getattr(layer, stage)
         return operations
 
-    def _routing(self, values: RoutingValues) -> LayerRouting:
+    def _routing(self, layer: int, values: RoutingValues) -> LayerRouting:
         array = self._space.array
-        slots = array(values.slots)
-        slots.fill(-1)
+        experts = values.slots.shape[0]
+        if self._cache is None:
+            slots, residency = array(values.slots), np.ones(experts, np.bool_)
+            slots.fill(-1)
+        else:  # the cache's own tables, which have the width of the layer with most experts
+            slots = self._slot_tables[values.slots] = self._cache.residency[layer, :experts]
+            residency = self._cache.loaded_when_asked[layer, :experts]
         return LayerRouting(
             experts=array(values.experts),
             weights=array(values.weights),
             predicted=array(values.predicted),
             predicted_weights=array(values.predicted_weights),
             slots=slots,
-            residency=np.ones(len(slots), np.bool_),
-            in_memory=None if values.in_memory is None else array(values.in_memory),
+            residency=residency,
         )
 
     def _layer(self, section: Section) -> LayerOperations:
@@ -149,6 +163,7 @@ class Decoder:
             return self._layouts[leaf.layer]
         if isinstance(leaf, Arena):
             return self._arena
-        if isinstance(leaf, PendingReads):
-            return self._arrivals
-        return self._space.array(leaf)
+        if isinstance(leaf, Paging):
+            return None if self._cache is None else op.Paged(self._cache, leaf.layer)
+        slots = self._slot_tables.get(leaf)
+        return self._space.array(leaf) if slots is None else slots

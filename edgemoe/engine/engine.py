@@ -22,15 +22,14 @@ import numpy.typing as npt
 
 from edgemoe.engine.decoder import Decoder, LayerRouting
 from edgemoe.engine.ledger import Programs, TimeLedger
-from edgemoe.engine.lossy_routing import LossyRouting
 from edgemoe.engine.memory import MemoryPlan
 from edgemoe.engine.options import EngineOptions
 from edgemoe.engine.phase import Turn
-from edgemoe.engine.stepper import ResidentStepper, Stepper, StreamingStepper
+from edgemoe.engine.stepper import Stepper
 from edgemoe.engine.traffic import TokenTraffic, token_traffic
 from edgemoe.engine.workspace import Workspace
 from edgemoe.errors import UsageError
-from edgemoe.experts.cache import READ_TIMEOUT_SECONDS, Cache
+from edgemoe.experts.cache import Cache
 from edgemoe.experts.embedding_rows import EmbeddingRows
 from edgemoe.experts.hot_list import HotList
 from edgemoe.experts.loading import ExpertLoading
@@ -38,7 +37,7 @@ from edgemoe.experts.opening import open_cache
 from edgemoe.experts.prediction import PredictionSwitch
 from edgemoe.io.direct import allocate_pages
 from edgemoe.io.reads import ExpertFiles, RecordReader, open_reader
-from edgemoe.kernels.operations import Arrivals, Backend, Floats, Program
+from edgemoe.kernels.operations import Backend, Floats, Program
 from edgemoe.kernels.paging import CacheStatistics
 from edgemoe.model.build import HEAD_ROWS, Graph
 from edgemoe.paths import cache_folder
@@ -84,11 +83,8 @@ class _Closed:
         self.statistics = statistics
         self.notes_residency = False
 
-    def step(self, tokens: int, position: int) -> None:
+    def step(self, tokens: int, phase: int) -> None:
         raise UsageError("The model is closed.", "Open it again.")
-
-    def is_loaded(self, layer: int, expert: int) -> bool:
-        return False
 
 
 class Engine:
@@ -124,16 +120,17 @@ class Engine:
         self._waited_before_ns = 0
         self._programs: Programs | None = None
         self._reader: RecordReader | None = None
-        self._stepper: Stepper = _Closed(CacheStatistics())
+        self._stepper: Stepper | _Closed = _Closed(CacheStatistics())
         self._head: Program | None = None
         self._embed: Program | None = None
         self._space = Workspace(graph, memory.chunk_tokens, memory.context_length, memory.kv_format)
+        self._space.pages[0] = np.arange(self._space.pages.shape[1])
         self._embedding_rows: EmbeddingRows | None = None
         self._hot_list: HotList | None = None
         self._loading: list[ResidentReading | ExpertLoading] = [] if resident is None else [resident]
         self._files: ExpertFiles | None = None
         try:
-            files = ExpertFiles((store.path / file.name for file in store.manifest.expert_files), options.direct_reads)
+            files = ExpertFiles(store.expert_paths, options.direct_reads)
             self._files = files
             self.direct_reads = files.direct
             """Whether experts are read past the page cache."""
@@ -141,36 +138,27 @@ class Engine:
             if resident is None:
                 resident = store.begin_resident(memory.embedding_resident)
                 self._loading.append(resident)
-            cache = arrivals = None
+            cache = None
             if not memory.all_resident:
                 self._reader = open_reader(arena, READER_THREADS)
                 experts_per_layer = [layer.routed.num_experts if layer.routed else 0 for layer in spec.layers]
                 cache = open_cache(arena, experts_per_layer, store, files, self._reader, options.policy, backend)
-                if backend.can_await(self._reader):
-                    arrivals = Arrivals(self._reader, cache.tickets, READ_TIMEOUT_SECONDS)
-            statistics = CacheStatistics() if cache is None else cache.statistics
             if not memory.embedding_resident:
-                self._embedding_rows = EmbeddingRows(store, options.direct_reads, statistics)
+                self._embedding_rows = EmbeddingRows(store, options.direct_reads)
             decoder = Decoder(
                 graph,
                 resident.tensors,
                 self._space,
                 arena,
                 store.expert_layouts,
-                arrivals,
+                cache,
                 embedding_rows=self._embedding_rows,
             )
             if cache is None:
                 self._loading.append(ExpertLoading(arena, decoder.slot_tables(), store, files.direct))
             self._programs = Programs(backend, decoder.part_of)
-            if cache is None:
-                self._stepper = ResidentStepper(decoder, self._programs, statistics)
-            else:
-                switch = PredictionSwitch(
-                    options.prediction if routing is None or routing.recall is not None else "off"
-                )
-                lossy_routing = LossyRouting(self.lossy, decoder, cache) if self.lossy.depends_on_cache else None
-                self._stepper = StreamingStepper(decoder, self._programs, cache, switch, lossy_routing)
+            mode = options.prediction if routing is None or routing.recall is not None else "off"
+            self._stepper = Stepper(decoder, self._programs, cache, None if cache is None else PredictionSwitch(mode))
             self._head = self._programs.make(decoder.head)
             if self._embedding_rows is not None:
                 self._embed = self._programs.make(decoder.embed)
@@ -234,8 +222,13 @@ class Engine:
             raise UsageError("The model is closed.", "Open it again.")
         self._programs.time_runs(on)
         self._forward_ns = 0
-        self._waited_before_ns = self._stepper.statistics.wait_ns
+        self._waited_before_ns = self._waited_ns
         self._keeps_ledger = on
+
+    @property
+    def _waited_ns(self) -> int:
+        """Time for which the engine has waited for the disk outside of programs."""
+        return 0 if self._embedding_rows is None else self._embedding_rows.wait_ns
 
     @property
     def ledger(self) -> TimeLedger | None:
@@ -243,7 +236,7 @@ class Engine:
         if not self._keeps_ledger or self._programs is None:
             return None
         programs, programs_ns = self._programs.ledger()
-        waited_ns = self._stepper.statistics.wait_ns - self._waited_before_ns
+        waited_ns = self._waited_ns - self._waited_before_ns
         python_ns = self._forward_ns - programs_ns - waited_ns
         return programs + TimeLedger({"disk_wait": waited_ns, "python": python_ns})
 
@@ -255,6 +248,8 @@ class Engine:
         out: Floats | None = None,
     ) -> Floats:
         """Append tokens; returns the logits after the last one `(V,)`, or after each `(T, V)`.
+
+        They are of the phase that `turn` says: of a prompt, unless it was told that generated ones follow.
 
         The logits are written to `out` if it is given, of that shape and float32: a loop that is done with each
         token's logits before the next token then allocates nothing. Raises UsageError for an empty list of tokens, ids
@@ -287,7 +282,8 @@ class Engine:
                 self._embedding_rows.write(part, self._embed, self._space.residual)
             if self._forced is not None:
                 self._forced.put(self.routing, self.turn.phase, len(part))
-            self._stepper.step(len(part), start + first)
+            self._space.positions[: len(part)] = np.arange(start + first, start + first + len(part))
+            self._stepper.step(len(part), self.turn.phase)
             self._count(len(part))
             if self._recorder is not None:
                 self._recorder.step(self.turn, len(part))
@@ -307,12 +303,9 @@ class Engine:
 
     def resident_experts(self) -> npt.NDArray[np.bool_]:
         """Which experts are in RAM now, `(L, E)`."""
-        resident = np.zeros(self.expert_uses.shape, np.bool_)
-        for layer, routing in enumerate(self.routing):
-            if routing is not None:
-                for expert in range(len(routing.slots)):
-                    resident[layer, expert] = self._stepper.is_loaded(layer, expert)
-        return resident
+        if isinstance(self._stepper, _Closed):
+            return np.zeros(self.expert_uses.shape, np.bool_)
+        return self._stepper.resident_experts()
 
     def close(self) -> None:
         """Stop readers and threads, and give the memory back. The engine cannot run afterwards.
@@ -367,7 +360,7 @@ class Engine:
         for row in range(0, rows, HEAD_ROWS):
             count = min(HEAD_ROWS, rows - row)
             self._space.head_input[:count] = self._space.residual[first_row + row : first_row + row + count]
-            self._head.run(count, 0)
+            self._head.run(count)
             output[row : row + count] = self._space.logits[:count]
 
     def _count(self, tokens: int) -> None:

@@ -53,10 +53,13 @@ class Programs:
         self._part_of = part_of
         self._made: list[tuple[op.Program, list[Part]]] = []
 
-    def make(self, operations: Sequence[op.Operation]) -> op.Program:
-        """Make the program of a list of operations. Raises KernelError as the backend does."""
+    def make(self, operations: Sequence[op.Operation], like: Sequence[op.Operation] | None = None) -> op.Program:
+        """Make the program of a list of operations. Raises KernelError as the backend does.
+
+        `like`: operations of the same parts of the work, where these are not those of the decoder.
+        """
         program = self._backend.program(operations)
-        self._made.append((program, [self._part_of(operation) for operation in operations]))
+        self._made.append((program, [self._part_of(operation) for operation in like or operations]))
         return program
 
     def time_runs(self, on: bool) -> None:

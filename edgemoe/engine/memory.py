@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from edgemoe.engine.scratch import WeightFormats, step_scratch_bytes
 from edgemoe.engine.workspace import KvFormat, kept_bytes, rope_bytes, state_bytes, work_bytes
 from edgemoe.errors import BudgetError, UsageError
-from edgemoe.kernels import operations as op
-from edgemoe.kernels.operations import Backend, StepSizes
-from edgemoe.model.build import HEAD_ROWS, Graph
-from edgemoe.model.graph import row_size
+from edgemoe.kernels.operations import Backend
+from edgemoe.model.build import Graph
 from edgemoe.process import Limit, available_bytes, memory_limit, rss_bytes
 from edgemoe.sizes import format_size, parse_size
 
@@ -37,6 +36,7 @@ class ModelSizes:
     slot_bytes: int
     total_experts: int
     kv_format: KvFormat
+    formats: WeightFormats
     embedding_bytes: int = 0
     """Resident bytes saved where the embedding stays on disk; 0 if it cannot."""
 
@@ -167,7 +167,7 @@ class _Needs:
         embedding_resident: bool,
     ) -> _Needs:
         least_context = context_length or min(LEAST_CONTEXT_TOKENS, graph.spec.max_positions)
-        least_workspace_bytes = workspace_bytes(graph, backend, CHUNK_TOKENS[-1], least_context)
+        least_workspace_bytes = workspace_bytes(graph, sizes, backend, CHUNK_TOKENS[-1], least_context)
         least_kv_bytes = kv_cache_bytes(graph, least_context, sizes.kv_format)
         least_slots = min(sizes.total_experts, 2 * graph.spec.most_top_k)
         resident_bytes = _resident_bytes(sizes, embedding_resident)
@@ -209,18 +209,18 @@ def _share_out(least: _Needs, budget_bytes: int) -> MemoryPlan:
     for candidate in CHUNK_TOKENS:
         if candidate >= 2 * most_context:  # no prompt would fill more than half of the chunk
             continue
-        if workspace_bytes(graph, backend, candidate, least.least_context) <= most_workspace_bytes:
+        if workspace_bytes(graph, sizes, backend, candidate, least.least_context) <= most_workspace_bytes:
             chunk = candidate
             break
     while context < most_context:
         wider = min(2 * context, most_context)
-        cost = kv_cache_bytes(graph, wider, sizes.kv_format) + workspace_bytes(graph, backend, chunk, wider)
+        cost = kv_cache_bytes(graph, wider, sizes.kv_format) + workspace_bytes(graph, sizes, backend, chunk, wider)
         spare = budget_bytes - fixed_bytes - cost
         crowds_experts = cost > (budget_bytes - fixed_bytes) // 5 or spare < least.least_slots * sizes.slot_bytes
         if spare < all_slots_bytes and crowds_experts:
             break
         context = wider
-    workspace = workspace_bytes(graph, backend, chunk, context)
+    workspace = workspace_bytes(graph, sizes, backend, chunk, context)
     kv_cache = kv_cache_bytes(graph, context, sizes.kv_format)
     left_bytes = budget_bytes - fixed_bytes - workspace - kv_cache
     slots = min(sizes.total_experts, left_bytes // sizes.slot_bytes) if sizes.slot_bytes else 0
@@ -305,30 +305,8 @@ def kv_cache_bytes(graph: Graph, context_length: int, kv_format: KvFormat) -> in
     return state_bytes(graph, context_length, kv_format) + rope_bytes(graph, context_length)
 
 
-def workspace_bytes(graph: Graph, backend: Backend, chunk_tokens: int, context_length: int) -> int:
+def workspace_bytes(graph: Graph, sizes: ModelSizes, backend: Backend, chunk_tokens: int, context_length: int) -> int:
     """Bytes of activations (`workspace.py`) and of the backend's scratch, for chunks of `chunk_tokens` tokens."""
-    values = work_bytes(graph, chunk_tokens) + kept_bytes(graph, chunk_tokens)
-    scratch = backend.step_scratch_bytes(step_sizes(graph, chunk_tokens, context_length))
+    values = work_bytes(graph, chunk_tokens) + kept_bytes(graph, chunk_tokens, context_length)
+    scratch = step_scratch_bytes(graph, sizes.formats, backend, chunk_tokens, context_length, sizes.kv_format)
     return values + scratch + OBJECTS_BYTES
-
-
-def step_sizes(graph: Graph, chunk_tokens: int, context_length: int) -> StepSizes:
-    """The largest value of each size over all layers."""
-    operations = [step.operation for section in graph.distinct_sections() for step in section.steps]
-    attentions = [operation for operation in operations if isinstance(operation, op.Attention)]
-    dense = [operation.down.shape[1] for operation in operations if isinstance(operation, op.GatedFfn)]
-    routed = graph.spec.routed.values()
-    return StepSizes(
-        tokens=chunk_tokens,
-        context_length=context_length,
-        model_width=graph.spec.hidden_size,
-        query_heads=max(row_size(a.query) // a.key_cache.shape[2] for a in attentions),
-        kv_heads=max(a.key_cache.shape[0] for a in attentions),
-        head_width=max(a.key_cache.shape[2] for a in attentions),
-        ffn_width=max(dense, default=0),
-        experts=graph.spec.most_experts,
-        experts_per_token=graph.spec.most_top_k,
-        expert_width=max((experts.intermediate_size for experts in routed), default=0),
-        vocabulary=graph.spec.vocab_size,
-        head_tokens=HEAD_ROWS,
-    )

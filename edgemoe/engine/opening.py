@@ -18,6 +18,7 @@ from edgemoe.engine.memory import (
     plan_memory,
 )
 from edgemoe.engine.options import DEFAULTS, EngineOptions
+from edgemoe.engine.scratch import WeightFormats
 from edgemoe.engine.workspace import KvFormat
 from edgemoe.errors import UsageError
 from edgemoe.experts.embedding_rows import saved_bytes
@@ -91,6 +92,7 @@ def graph_of(spec: ModelSpec, lossy: LossySettings, routing: RoutingSource | Non
         forced_routing=routing is not None,
         forced_guesses=routing is not None and routing.recall is not None,
         cache_aware_routing=lossy.cache_aware_routing,
+        drop_cold=lossy.drop_cold,
     )
     return build_graph(spec, options)
 
@@ -98,8 +100,10 @@ def graph_of(spec: ModelSpec, lossy: LossySettings, routing: RoutingSource | Non
 def model_sizes(store: Store, spec: ModelSpec, kv: str | None = None) -> ModelSizes:
     """The sizes of a store that the memory plan needs. Raises UsageError for an unknown KV format (`open_engine`)."""
     embedding_bytes = 0 if spec.tied_embeddings else saved_bytes(store)
+    formats = WeightFormats.of(store)
+    kv_format = _kv_format(store, kv)
     return ModelSizes(
-        store.resident_bytes(), store.record_bytes, spec.total_experts, _kv_format(store, kv), embedding_bytes
+        store.resident_bytes(), store.record_bytes, spec.total_experts, kv_format, formats, embedding_bytes
     )
 
 

@@ -18,8 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgemoe.errors import UsageError
-
-PAGE_TOKENS = 64
+from edgemoe.kernels.operations import PAGE_TOKENS
 
 PrefixHash = bytes
 """The digest of all tokens up to the end of a page, of the model and of the format of keys and values."""

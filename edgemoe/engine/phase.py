@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-PROMPT, DECODE = 0, 1
-"""Phases: tokens of a prompt, and generated ones."""
+from edgemoe.kernels import operations as op
+
+PROMPT, DECODE, VERIFY = op.PROMPT, op.DECODE, op.VERIFY
+"""Phases: tokens of a prompt, generated ones, and guessed ones that are verified."""
 
 
 @dataclass

@@ -1,149 +1,90 @@
-"""One step of the model over a run of tokens: all at once where experts are resident, layer by layer where not."""
+"""One step of the model over a run of tokens: one program, whether all experts are in RAM or not.
+
+Where they are not, the program's own operations ask the expert cache for what is missing (`Fetch`, `Experts`), so it
+goes through all layers in one call. A second program also guesses each next layer's routing and reads ahead
+(`Prefetch`); it runs while that pays. Prompts have a program of their own where cache-aware routing is on, which does
+not apply to them.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import itertools
+import dataclasses
 import time
-from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
-from edgemoe.engine.decoder import Decoder, LayerRouting
+from edgemoe.engine.decoder import Decoder
 from edgemoe.engine.ledger import Programs
-from edgemoe.engine.lossy_routing import LossyRouting
-from edgemoe.errors import ReadError
+from edgemoe.engine.phase import DECODE, PROMPT
 from edgemoe.experts.cache import Cache
-from edgemoe.experts.policy import passes_through
 from edgemoe.experts.prediction import PredictionSwitch
-from edgemoe.kernels.operations import Program
+from edgemoe.kernels import operations as op
 from edgemoe.kernels.paging import CacheStatistics
 
+GUESSED_TOKENS = 1
+"""The most tokens of a run with a guess at the next routing, which is made from the first row (`FirstRow`)."""
 
-class Stepper(Protocol):
+
+class Stepper:
     """Runs the tokens in the workspace through all layers."""
 
-    statistics: CacheStatistics
-    notes_residency: bool
-    """Whether `LayerRouting.residency` is kept."""
-
-    def step(self, tokens: int, position: int) -> None:
-        """Run all layers for `tokens` tokens from `position`; the residual stream holds the result."""
-
-    def is_loaded(self, layer: int, expert: int) -> bool:
-        """Whether an expert is in RAM."""
-
-
-class ResidentStepper:
-    """All experts in RAM: one program for the whole token, and no bookkeeping."""
-
-    def __init__(self, decoder: Decoder, programs: Programs, statistics: CacheStatistics) -> None:
-        self.statistics = statistics
-        self.notes_residency = False
-        self._program = programs.make(decoder.whole())
-        self._routed_per_token = sum(routing.experts.shape[1] for routing in decoder.routing if routing is not None)
-
-    def step(self, tokens: int, position: int) -> None:
-        self._program.run(tokens, position)
-        self.statistics.hits += tokens * self._routed_per_token
-
-    def is_loaded(self, layer: int, expert: int) -> bool:
-        return True
-
-
-class StreamingStepper:
-    """Some experts in RAM: each layer's routing is looked up in the cache before its experts run.
-
-    A token is one program up to the first routing, and then one from each routing to the next: the layer's experts,
-    in the order in which their reads end, and all operations up to the next layer's routing. Reads of missing experts
-    begin before such a program, which computes the experts in RAM while those reads are under way.
-    """
-
     def __init__(
-        self,
-        decoder: Decoder,
-        programs: Programs,
-        cache: Cache,
-        switch: PredictionSwitch,
-        lossy: LossyRouting | None = None,
+        self, decoder: Decoder, programs: Programs, cache: Cache | None = None, switch: PredictionSwitch | None = None
     ) -> None:
-        self.statistics = cache.statistics
-        self.notes_residency = False
-        self._lossy = lossy
+        """`cache` is None where all experts are in RAM; `switch` says when to read ahead, None: never."""
+        self.statistics = CacheStatistics() if cache is None else cache.statistics
         self._cache = cache
         self._switch = switch
-        self._routing = {number: routing for number, routing in enumerate(decoder.routing) if routing is not None}
-        self._next_routing = dict(itertools.pairwise(self._routing))
-        self._some_experts: dict[int, Program] = {}
-        self._predict: dict[int, Program] = {}
-        self._from_routing: dict[int, Program] = {}
-        operations, since = list(decoder.begin), None
-        for number, layer in enumerate(decoder.layers):
-            operations += layer.attend
-            if layer.experts:
-                self._cut(programs.make(operations), since)
-                operations, since = [], number
-                self._some_experts[number] = programs.make(layer.experts)
-                if layer.predict and switch.mode != "off":
-                    self._predict[number] = programs.make(layer.predict)
-            operations += layer.beside + layer.experts + layer.combine
-        self._cut(programs.make(operations), since)
+        self._tables = decoder.slot_tables()
+        self._routed_per_token = sum(routing.experts.shape[1] for routing in decoder.routing if routing is not None)
+        operations = decoder.whole() if cache is None else decoder.step({"predict"})
+        self._program = self._for_prompts = programs.make(operations)
+        for_prompts = [_without_bonus(operation) for operation in operations]
+        if for_prompts != operations:
+            self._for_prompts = programs.make(for_prompts, like=operations)
+        self._guessing = None
+        if cache is not None and switch is not None and switch.mode != "off":
+            self._guessing = programs.make(decoder.step(()))
 
-    def _cut(self, program: Program, since: int | None) -> None:
-        if since is None:
-            self._to_first_routing = program
-        else:
-            self._from_routing[since] = program
+    @property
+    def notes_residency(self) -> bool:
+        """Whether `LayerRouting.residency` is kept."""
+        return self._cache is not None and self._cache.notes_residency
 
-    def step(self, tokens: int, position: int) -> None:
+    @notes_residency.setter
+    def notes_residency(self, on: bool) -> None:
+        if self._cache is not None:
+            self._cache.notes_residency = on
+
+    def step(self, tokens: int, phase: int) -> None:
+        """Run all layers for `tokens` tokens of this phase; the residual stream holds the result."""
+        if self._cache is None:
+            self._program.run(tokens)
+            self.statistics.hits += tokens * self._routed_per_token
+            return
+        self._cache.phase = phase
+        if phase != DECODE or self._guessing is None or tokens > GUESSED_TOKENS:
+            program = self._for_prompts if phase == PROMPT else self._program
+            program.run(tokens)
+            return
+        assert self._switch is not None
         began_ns = time.perf_counter_ns()
-        reads_ahead = tokens == 1 and self._switch.open
-        if self._lossy is not None:
-            self._lossy.before_routing(next(iter(self._routing), None), tokens)
-        self._to_first_routing.run(tokens, position)
-        for number, routing in self._routing.items():
-            self._run_from(number, routing, tokens, position, reads_ahead)
-        if tokens == 1:
-            self._switch.record(time.perf_counter_ns() - began_ns)
+        program = self._guessing if self._switch.open else self._program
+        program.run(tokens)
+        self._switch.record(time.perf_counter_ns() - began_ns)
 
-    def is_loaded(self, layer: int, expert: int) -> bool:
-        return self._cache.loaded(layer, expert)
+    def resident_experts(self) -> npt.NDArray[np.bool_]:
+        """Which experts are in RAM now, `(L, E)`."""
+        if self._cache is not None:
+            return self._cache.all_loaded()
+        counts = np.array([0 if table is None else len(table) for table in self._tables])
+        resident: npt.NDArray[np.bool_] = np.arange(counts.max(initial=0)) < counts[:, None]
+        return resident
 
-    def _run_from(self, number: int, routing: LayerRouting, tokens: int, position: int, reads_ahead: bool) -> None:
-        """Run the experts of a layer, and all operations up to the next routing."""
-        wanted = routing.experts[0].tolist() if tokens == 1 else np.unique(routing.experts[:tokens]).tolist()
-        if self.notes_residency:
-            routing.residency[wanted] = [self.is_loaded(number, expert) for expert in wanted]
-        if self._lossy is not None:
-            wanted = self._lossy.without_cold(number, routing, tokens, wanted)
-            if not wanted:  # all of them were dropped
-                routing.slots.fill(-1)
-                self._lossy.before_routing(self._next_routing.get(number), tokens)
-                self._from_routing[number].run(tokens, position)
-                return
-        # always closed, so that an interrupted run leaves no expert pinned
-        in_passing = passes_through(tokens, len(wanted), len(self._routing), self._cache.slots)
-        with contextlib.closing(self._cache.stream(number, wanted, in_passing)) as waves:
-            left = len(wanted)
-            for wave in waves:
-                left -= len(wave)
-                routing.slots.fill(-1)
-                for expert, slot in wave.items():
-                    routing.slots[expert] = slot
-                if reads_ahead:
-                    self._read_ahead(number, position)
-                    reads_ahead = False
-                program = self._some_experts[number] if left else self._from_routing[number]
-                if self._lossy is not None and not left:
-                    self._lossy.before_routing(self._next_routing.get(number), tokens)
-                try:
-                    program.run(tokens, position)
-                except ReadError as error:
-                    raise self._cache.failure(wave, error) from error
 
-    def _read_ahead(self, number: int, position: int) -> None:
-        """Guess the next layer's routing, and begin to read the experts that it names."""
-        predict = self._predict.get(number)
-        if predict is not None:
-            predict.run(1, position)
-            self._cache.predict(number + 1, self._routing[number + 1].predicted[0].tolist())
+def _without_bonus(operation: op.Operation) -> op.Operation:
+    """The operation as prompts run it: routing without the bonus of experts in RAM."""
+    if isinstance(operation, op.Route) and operation.slots is not None:
+        return dataclasses.replace(operation, slots=None, bonus=0.0)
+    return operation

@@ -48,4 +48,4 @@ def token_traffic(graph: Graph, manifest: Manifest, kv_format: KvFormat) -> Toke
     for number, routed in graph.spec.routed.items():
         size = routed.top_k * manifest.mean_expert_bytes(number)
         weight_bytes["experts"] = weight_bytes.get("experts", 0) + size
-    return TokenTraffic(weight_bytes, state_bytes(graph, 1, kv_format))
+    return TokenTraffic(weight_bytes, state_bytes(graph, op.PAGE_TOKENS, kv_format) // op.PAGE_TOKENS)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.kernels.formats import group_count
-from edgemoe.kernels.operations import Cache, Floats, Integers, QuantisedCache
+from edgemoe.kernels.operations import PAGE_TOKENS, Cache, Floats, Integers, QuantisedCache
 from edgemoe.model.build import Graph
 from edgemoe.model.graph import FirstRow, Section, Value
 from edgemoe.model.rope import RopeSpec, rope_tables
@@ -26,9 +26,15 @@ KvFormat = Literal["f32", "f16", "q8"]
 ALIGNMENT_BYTES = 64
 
 
+def page_count(context_length: int) -> int:
+    """The pages of the KV cache that hold a context of this length."""
+    return -(-context_length // PAGE_TOKENS)
+
+
 def shape_of(value: Value, tokens: int, context_length: int) -> tuple[int, ...]:
     """The shape of a value for runs of up to `tokens` tokens and a context of `context_length` positions."""
-    sizes = {"T": tokens, "C": context_length}
+    pages = page_count(context_length)
+    sizes = {"T": tokens, "C": context_length, "S": 1, "P": pages, "N": pages}
     return tuple(size if isinstance(size, int) else sizes[size] for size in value.shape)
 
 
@@ -50,14 +56,14 @@ def work_bytes(graph: Graph, tokens: int) -> int:
 
 
 @functools.lru_cache(maxsize=64)
-def kept_bytes(graph: Graph, tokens: int) -> int:
+def kept_bytes(graph: Graph, tokens: int, context_length: int) -> int:
     """Bytes of the values with memory of their own."""
-    return sum(bytes_of(value, tokens, 0, "f32") for value in graph.lasting if value.home == "kept")
+    return sum(bytes_of(value, tokens, context_length, "f32") for value in graph.lasting if value.home == "kept")
 
 
 @functools.lru_cache(maxsize=64)
 def state_bytes(graph: Graph, context_length: int, kv_format: KvFormat) -> int:
-    """Bytes of what a sequence keeps of its tokens, in all layers."""
+    """Bytes of what a sequence keeps of its tokens, in all layers: whole pages."""
     return sum(bytes_of(value, 0, context_length, kv_format) for value in graph.lasting if value.home == "state")
 
 
@@ -96,6 +102,9 @@ class Workspace:
                 self._arrays[value] = self._memory[offset : offset + size].view(dtype).reshape(shape)
         self._rope = functools.lru_cache(maxsize=None)(self._make_rope_tables)
         self.ids: Integers = self.array(graph.ids)
+        self.positions: Integers = self.array(graph.positions)
+        self.sequences: Integers = self.array(graph.sequences)
+        self.pages: Integers = self.array(graph.pages)
         self.residual: Floats = self.array(graph.residual)
         self.head_input: Floats = self.array(graph.head_input)
         self.logits: Floats = self.array(graph.logits)
@@ -149,7 +158,7 @@ def _aligned(size: int) -> npt.NDArray[np.uint8]:
 
 
 def _empty_cache(shape: tuple[int, ...], kv_format: KvFormat) -> Cache:
-    """Zeroed keys or values `(G, C, W)` of one layer; the system allocates their pages when they are written."""
+    """Zeroed pages of keys or values `(N, G, 64, W)` of one layer; the system allocates memory when it is written."""
     if kv_format == "q8":
         scales_shape = (*shape[:-1], group_count(shape[-1]))
         return QuantisedCache(np.zeros(shape, np.int8), np.zeros(scales_shape, np.float16))

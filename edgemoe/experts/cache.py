@@ -1,8 +1,13 @@
 """The expert cache: slots of equal size in one arena, filled from disk as the router chooses experts.
 
-Letters: `E` experts of a layer. An expert's key is `layer * E + expert`. A slot holds one expert's record exactly as
-it lies on disk; kernels compute on it in place. An expert is absent, loading (a read into its slot is under way: the
-slot has a ticket) or loaded. An expert is pinned while kernels may be computing on it, or waiting for it.
+Operations ask the cache themselves: `Fetch` where a layer's routing is known, `Prefetch` on a guess at the next
+layer's, `Experts` for the records as they land. Kernels in C ask the pager in C (`native/src/pager.c`), which takes
+every decision as this file does: it is the meaning of both.
+
+Letters: `L` layers, `E` experts of the layer that has most. An expert's key is `layer * E + expert`. A slot holds one
+expert's record exactly as it lies on disk; kernels compute on it in place. An expert is absent, loading (a read into
+its slot is under way: the slot has a ticket) or loaded. An expert is pinned while kernels may be computing on it, or
+waiting for it.
 
 Invariants:
 - There are never more slots than the arena was made with; nothing is allocated after construction.
@@ -13,22 +18,21 @@ Invariants:
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.errors import ReadError
-from edgemoe.experts.policy import Policy
+from edgemoe.errors import KernelError, ReadError
+from edgemoe.experts.policy import Policy, is_scan
 from edgemoe.io.reads import ExpertFiles, RecordReader
-from edgemoe.kernels.paging import CacheStatistics
+from edgemoe.kernels.operations import PROMPT, Floats, Integers
+from edgemoe.kernels.paging import MOST_WARM_READS, CacheStatistics
 from edgemoe.kernels.reads import RecordRead
 
 READ_TIMEOUT_SECONDS = 60.0
-MOST_WARM_READS = 2048
-"""The most reads of a warm start; the reader has room for more requests than these."""
 
 
 class Record(Protocol):
@@ -51,22 +55,35 @@ class RecordTable(Protocol):
 
 
 class Cache(Protocol):
-    """The expert cache as the engine uses it: an `ExpertCache`, or a pager in C that means the same."""
+    """The expert cache as the engine uses it: an `ExpertCache`, or the pager in C (`NativePager`), with its meaning.
+
+    Operations ask either of them themselves (`kernels/operations.py`: `Fetch`, `Experts`, `Prefetch`).
+    """
+
+    statistics: CacheStatistics
+    residency: npt.NDArray[np.int32]
+    """The slot of each expert, -1 if it is absent, `(L, E)`. Only the cache writes it."""
+    loaded_when_asked: npt.NDArray[np.bool_]
+    """Whether each expert of the latest fetch of its layer was in RAM then, `(L, E)`; kept while `notes_residency`."""
 
     @property
-    def statistics(self) -> CacheStatistics: ...
+    def notes_residency(self) -> bool: ...
+    @notes_residency.setter
+    def notes_residency(self, on: bool) -> None: ...
     @property
-    def tickets(self) -> npt.NDArray[np.int64]: ...
-    @property
-    def slots(self) -> int: ...
-    def holds(self, layer: int, expert: int) -> bool: ...
-    def loaded(self, layer: int, expert: int) -> bool: ...
-    def stream(
-        self, layer: int, experts: Sequence[int], in_passing: bool = False
-    ) -> Generator[dict[int, int], None, None]: ...
-    def failure(self, wave: Mapping[int, int], error: ReadError) -> ReadError: ...
-    def predict(self, layer: int, experts: Sequence[int]) -> None: ...
-    def warm(self, experts: Sequence[tuple[int, int]]) -> None: ...
+    def phase(self) -> int: ...
+    @phase.setter
+    def phase(self, phase: int) -> None:
+        """Set the phase of the runs that follow."""
+
+    def all_loaded(self) -> npt.NDArray[np.bool_]:
+        """Which experts' bytes are in RAM, ready to use, `(L, E)`."""
+
+    def warm(self, experts: Sequence[tuple[int, int]]) -> None:
+        """Begin to read experts (layer, expert) into free slots, in their order, while there are no other reads.
+
+        They give up their slots to all other experts, and do not count as predictions.
+        """
 
 
 class ExpertCache:
@@ -75,23 +92,25 @@ class ExpertCache:
     def __init__(
         self,
         arena: npt.NDArray[np.uint8],
-        experts_per_layer: int,
+        experts_per_layer: Sequence[int],
         table: RecordTable,
         files: ExpertFiles,
         reader: RecordReader,
         policy: Policy,
-        kernels_await: bool = False,
     ) -> None:
-        """`experts_per_layer` is `E`, the number of experts in the layer that has most.
-
-        `kernels_await`: kernels wait for the reads of a wave; otherwise the cache does, before it yields the wave.
-        """
+        """`experts_per_layer` is 0 for a layer without routed experts."""
         self.statistics = CacheStatistics()
         slots = len(arena)
         self.tickets = np.full(slots, -1, np.int64)
-        """The ticket of the pending read into each slot, or -1; kernels reset it after waiting for the read."""
-        self._kernels_await = kernels_await
-        self._experts = experts_per_layer
+        """The ticket of the pending read into each slot, or -1."""
+        self.wait_ns = 0
+        self.phase = PROMPT
+        self.notes_residency = False
+        self._experts = max(experts_per_layer)
+        self.residency = np.full((len(experts_per_layer), self._experts), -1, np.int32)
+        self.loaded_when_asked = np.ones(self.residency.shape, np.bool_)
+        self._slot_of: npt.NDArray[np.int32] = self.residency.reshape(-1)  # by key
+        self._routed_layers = sum(experts > 0 for experts in experts_per_layer)
         self._table = table
         self._files = files
         self._reader = reader
@@ -99,64 +118,135 @@ class ExpertCache:
         self._base_address = arena.ctypes.data
         self._slot_bytes = arena.shape[1]
         self._free_slots = list(range(slots))[::-1]
-        self._slot_of: dict[int, int] = {}
         self._key_of = [-1] * slots
         self._pinned = np.zeros(slots, np.bool_)
         self._predicted = [False] * slots
         self._loading: dict[int, None] = {}  # slots that had a ticket when last checked, in the order of their reads
         self._warming: dict[int, None] = {}  # slots of a warm start not used yet, the hottest first
         self._latest_prediction: tuple[int, frozenset[int]] | None = None
-
-    def holds(self, layer: int, expert: int) -> bool:
-        """Whether the expert has a slot, though its read may still be under way."""
-        return layer * self._experts + expert in self._slot_of
+        self._fetched: _Fetched | None = None
 
     def loaded(self, layer: int, expert: int) -> bool:
         """Whether the expert's bytes are in RAM, ready to use."""
-        slot = self._slot_of.get(layer * self._experts + expert)
-        return slot is not None and not self._is_loading(slot)
+        slot = int(self.residency[layer, expert])
+        return slot >= 0 and not self._is_loading(slot)
+
+    def all_loaded(self) -> npt.NDArray[np.bool_]:
+        """Which experts' bytes are in RAM, ready to use, `(L, E)`."""
+        loaded = np.zeros(self.residency.shape, np.bool_)
+        for layer, expert in np.argwhere(self.residency >= 0).tolist():
+            loaded[layer, expert] = self.loaded(layer, expert)
+        return loaded
 
     @property
     def slots(self) -> int:
         """The number of slots: the most experts that the cache holds."""
         return len(self._key_of)
 
-    def stream(
-        self, layer: int, experts: Sequence[int], in_passing: bool = False
-    ) -> Generator[dict[int, int], None, None]:
+    def fetch(self, layer: int, experts: Integers, weights: Floats | None = None, drop_cold: float = 0.0) -> None:
+        """Begin a use of the experts that tokens are routed to, `(T, K)`; `Fetch` says what `drop_cold` means.
+
+        Experts of a prompt are taken by number, in which order records mostly lie on disk, others in the order of the
+        router. It ends the use before it, which a run that failed may have left open.
+        """
+        self._end_use()
+        wanted = (
+            np.unique(experts).tolist() if self.phase == PROMPT else list(dict.fromkeys(experts.reshape(-1).tolist()))
+        )
+        if self.notes_residency:
+            self.loaded_when_asked[layer, wanted] = [self.loaded(layer, expert) for expert in wanted]
+        left_out: list[int] = []
+        if weights is not None and drop_cold > 0:
+            cold = [expert for expert in wanted if self.residency[layer, expert] < 0]
+            left_out = droppable(experts, weights, cold, drop_cold)
+            weights[np.isin(experts, left_out)] = 0
+            self.statistics.dropped += len(left_out)
+            wanted = [expert for expert in wanted if expert not in left_out]
+        scan = self.phase == PROMPT and is_scan(len(wanted), self._routed_layers, self.slots)
+        waves = self.stream(layer, wanted, scan)
+        self._fetched = _Fetched(layer, left_out, waves, next(waves, None))
+
+    def left_out(self, layer: int) -> Sequence[int]:
+        """The experts that the latest fetch of this layer left out. Raises KernelError where nothing was fetched."""
+        if self._fetched is None or self._fetched.layer != layer:
+            raise KernelError(f"Layer {layer}: its experts were not fetched.", "Please report it.")
+        return self._fetched.left_out
+
+    def landings(self, layer: int) -> Generator[tuple[int, int], None, None]:
+        """Yield each expert of the use with its slot, once its record is there, and end the use.
+
+        Raises ReadError naming layer and expert; that expert is absent afterwards, unless its read is still going on.
+        """
+        self.left_out(layer)
+        assert self._fetched is not None
+        wave, waves = self._fetched.first, self._fetched.waves
+        try:
+            while wave is not None:
+                yield from self._landings(wave)
+                wave = next(waves, None)
+        finally:
+            self._end_use()
+
+    def _landings(self, wave: Mapping[int, int]) -> Iterator[tuple[int, int]]:
+        """Yield the experts of a wave: those whose records are there, then the others as they land."""
+        left = dict(wave)
+        while left:
+            landed = [expert for expert, slot in left.items() if not self._is_loading(slot)]
+            for expert in landed or list(left)[:1]:
+                try:
+                    self._await(left[expert])
+                except ReadError as error:
+                    raise self.failure(wave, error) from error
+                yield expert, left.pop(expert)
+
+    def _await(self, slot: int) -> None:
+        """Wait for the read into a slot, as kernels do, and release its ticket."""
+        ticket = int(self.tickets[slot])
+        if ticket < 0:
+            return
+        began_ns = time.perf_counter_ns()
+        try:
+            self._reader.wait(ticket, READ_TIMEOUT_SECONDS)
+        finally:
+            self.wait_ns += time.perf_counter_ns() - began_ns
+        self.tickets[slot] = -1
+        self._reader.release(ticket)
+
+    def _end_use(self) -> None:
+        if self._fetched is not None:
+            self._fetched.waves.close()
+            self._fetched = None
+
+    def stream(self, layer: int, experts: Sequence[int], scan: bool = False) -> Generator[dict[int, int], None, None]:
         """Yield the experts of a layer with their slots, `{expert: slot}`: all at once if there are enough slots.
 
-        Reads of missing experts begin at once, as far as slots are available; the kernels wait for them, or the cache
-        does (`kernels_await`). Where slots are few, experts come in waves, each about half of those that have a slot,
-        so that one half is read while the other is computed. A wave's experts are pinned until the caller takes the
-        next one; a caller that stops before the end must close the generator, which unpins them. `in_passing`: this use
-        does not predict the next one, so experts that are read for it leave before all others. Raises ReadError naming
-        the layer and expert.
+        Reads of missing experts begin at once, as far as slots are available; the caller waits for those of a wave.
+        Where slots are few, experts come in waves, each about half of those that have a slot, so that one half is read
+        while the other is computed. A wave's experts are pinned until the caller takes the next one; a caller that
+        stops before the end must close the generator, which unpins them. `scan`: this use does not predict the next
+        one, so experts that are read for it leave before all others. Raises ReadError naming the layer and expert.
         """
         wanted = [layer * self._experts + expert for expert in experts]
         self._count_recall(layer, experts)
         self._cancel_wrong_guesses(layer, wanted)
         try:
-            begun, absent = self._pin_present(wanted, in_passing)
+            begun, absent = self._pin_present(wanted, scan)
             while begun or absent:
-                self._begin_reads(begun, absent, in_passing)
+                self._begin_reads(begun, absent, scan)
                 if not begun:
                     self._await_a_slot()
                     continue
                 wave = begun[: -(-len(begun) // 2)] if absent else begun
                 begun = begun[len(wave) :]
-                slots = {key % self._experts: self._slot_of[key] for key in wave}
-                if not self._kernels_await:
-                    for slot in slots.values():
-                        self._finish(slot)
+                slots = {key % self._experts: int(self._slot_of[key]) for key in wave}
                 yield slots
                 self._leave_loading(slots.values())
                 self._pinned[list(slots.values())] = False
         finally:
-            self._pinned[[self._slot_of[key] for key in wanted if key in self._slot_of]] = False
+            self._pinned[[self._slot_of[key] for key in wanted if self._slot_of[key] >= 0]] = False
 
     def failure(self, wave: Mapping[int, int], error: ReadError) -> ReadError:
-        """The error of a read that kernels waited for, naming layer and expert; that expert is absent afterwards."""
+        """The error of a read of this wave that kernels waited for, naming layer and expert."""
         for slot in wave.values():
             if self._is_loading(slot):
                 continue
@@ -168,30 +258,27 @@ class ExpertCache:
         if not stalled:
             return error
         return ReadError(
-            f"{stalled[0]}: its read did not end within {READ_TIMEOUT_SECONDS:.0f} s.",
+            f"{stalled[0]}: its read did not end within {READ_TIMEOUT_SECONDS:g} s.",
             "The disk may be failing or far away; copy the store to a local disk.",
         )
 
-    def predict(self, layer: int, experts: Sequence[int]) -> None:
-        """Begin to read experts that the next layer will probably use; demand reads go first."""
+    def prefetch(self, layer: int, experts: Sequence[int]) -> None:
+        """Begin to read experts that a layer will probably use; demand reads go first."""
         self._latest_prediction = (layer, frozenset(experts))
         keys = [layer * self._experts + expert for expert in experts]
-        present = [self._slot_of[key] for key in keys if key in self._slot_of]
+        present = [int(self._slot_of[key]) for key in keys if self._slot_of[key] >= 0]
         pinned_before = self._pinned[present]
         self._pinned[present] = True  # so that one guess does not push out another
         try:
-            reading = self._read([key for key in keys if key not in self._slot_of], predicted=True)
+            reading = self._read([key for key in keys if self._slot_of[key] < 0], predicted=True)
         finally:
             self._pinned[present] = pinned_before
         self._pinned[[self._slot_of[key] for key in reading]] = False
 
     def warm(self, experts: Sequence[tuple[int, int]]) -> None:
-        """Begin to read experts (layer, expert) into free slots, in their order, while there are no other reads.
-
-        They give up their slots to all other experts, and do not count as predictions.
-        """
+        """Begin to read experts (layer, expert) into free slots, in their order, while there are no other reads."""
         keys = [layer * self._experts + expert for layer, expert in experts[:MOST_WARM_READS]]
-        absent = [key for key in dict.fromkeys(keys) if key not in self._slot_of]
+        absent = [key for key in dict.fromkeys(keys) if self._slot_of[key] < 0]
         slots = [self._free_slots.pop() for _ in absent[: len(self._free_slots)]]
         self.statistics.warm_bytes += self._submit(absent[: len(slots)], slots, demand=False)
         self._pinned[slots] = False
@@ -217,23 +304,23 @@ class ExpertCache:
                     self.statistics.predicted_bytes -= self._table.record(layer, key % self._experts).length
                     self._drop(slot)
 
-    def _pin_present(self, wanted: Sequence[int], in_passing: bool) -> tuple[list[int], list[int]]:
+    def _pin_present(self, wanted: Sequence[int], scan: bool) -> tuple[list[int], list[int]]:
         """Pin experts that have a slot, and count hits and misses; returns the keys with a slot and those without."""
         present, absent = [], []
         for key in wanted:
-            slot = self._slot_of.get(key)
+            slot = self._slot(key)
             if slot in self._warming:
                 del self._warming[slot]
                 self._loading[slot] = None
             if slot is not None and slot in self._loading and not self._is_loading(slot):
                 self._settle(slot)
-                slot = self._slot_of.get(key)
+                slot = self._slot(key)
             if slot is None:
                 self.statistics.misses += 1
                 absent.append(key)
                 continue
             self._pinned[slot] = True
-            if not in_passing:
+            if not scan:
                 self._policy.use(key, slot)
             predicted = self._predicted[slot]
             if predicted:
@@ -248,9 +335,9 @@ class ExpertCache:
                 self.statistics.hits += 1
         return present, absent
 
-    def _begin_reads(self, begun: list[int], absent: list[int], in_passing: bool) -> None:
+    def _begin_reads(self, begun: list[int], absent: list[int], scan: bool) -> None:
         """Start the reads of absent experts as far as slots are available, moving their keys to `begun`."""
-        reading = self._read(absent, predicted=False, in_passing=in_passing)
+        reading = self._read(absent, predicted=False, scan=scan)
         begun += reading
         del absent[: len(reading)]
 
@@ -266,7 +353,7 @@ class ExpertCache:
             if self.tickets[slot] >= 0:  # stuck, not failed: its slot is not available
                 raise
 
-    def _read(self, keys: Sequence[int], predicted: bool, in_passing: bool = False) -> Sequence[int]:
+    def _read(self, keys: Sequence[int], predicted: bool, scan: bool = False) -> Sequence[int]:
         """Begin the reads of absent experts, in order, while slots are available; returns the keys begun, pinned."""
         slots: list[int] = []
         try:
@@ -281,7 +368,7 @@ class ExpertCache:
         self._loading.update(dict.fromkeys(slots))
         for key, slot in zip(keys, slots, strict=True):
             self._predicted[slot] = predicted
-            if in_passing:
+            if scan:
                 self._policy.use_in_passing(slot)
             else:
                 self._policy.use(key, slot)
@@ -309,7 +396,8 @@ class ExpertCache:
             self._give_back(slots)
             raise
         for key, slot in zip(keys, slots, strict=True):
-            self._slot_of[key], self._key_of[slot] = slot, key
+            self._slot_of[key] = slot
+            self._key_of[slot] = key
         return sum(read.length for read in reads)
 
     def _give_back(self, slots: list[int]) -> None:
@@ -322,6 +410,10 @@ class ExpertCache:
         address = self._base_address + slot * self._slot_bytes
         descriptor = self._files.descriptor(record.path)
         return RecordRead(descriptor, record.offset, record.length, address, record.crc32c)
+
+    def _slot(self, key: int) -> int | None:
+        slot = int(self._slot_of[key])
+        return None if slot < 0 else slot
 
     def _leave_loading(self, slots: Iterable[int]) -> None:
         for slot in slots:
@@ -349,7 +441,7 @@ class ExpertCache:
                 self._drop(slot)
             raise ReadError(f"{name}: {error.message}", error.hint) from error
         finally:
-            self.statistics.wait_ns += time.perf_counter_ns() - began_ns
+            self.wait_ns += time.perf_counter_ns() - began_ns
         # In this order a KeyboardInterrupt between two of these lines may lose a ticket, but never one in use.
         self._leave_loading((slot,))
         self.tickets[slot] = -1
@@ -389,7 +481,8 @@ class ExpertCache:
             self.tickets[slot] = -1
             self._reader.release(ticket)
         self._leave_loading((slot,))
-        self._slot_of.pop(self._key_of[slot], None)  # absent after an interrupt while the slot was taken
+        if self._key_of[slot] >= 0:  # absent after an interrupt while the slot was taken
+            self._slot_of[self._key_of[slot]] = -1
         self._key_of[slot] = -1
         self._predicted[slot] = self._pinned[slot] = False
         self._free_slots.append(slot)
@@ -397,3 +490,27 @@ class ExpertCache:
     def _name(self, slot: int) -> str:
         layer, expert = divmod(self._key_of[slot], self._experts)
         return f"Layer {layer}, expert {expert}"
+
+
+class _Fetched(NamedTuple):
+    """A use that a fetch began: what it leaves out, its waves, and the first of them, whose reads have begun."""
+
+    layer: int
+    left_out: Sequence[int]
+    waves: Generator[dict[int, int], None, None]
+    first: dict[int, int] | None
+
+
+def droppable(experts: Integers, weights: Floats, cold: Sequence[int], threshold: float) -> list[int]:
+    """Select the `cold` experts whose share of the weights is below the threshold for every token that uses them.
+
+    Shapes: experts and weights `(T, K)`. The threshold is a float32; a token's weights are summed in float64, in the
+    router's order. A weight that is not a number keeps its expert.
+    """
+    if not cold:
+        return []
+    exact = weights.astype(np.float64)
+    sums = np.add.accumulate(exact, axis=1)[:, -1:]
+    small: npt.NDArray[np.bool_] = exact < float(np.float32(threshold)) * sums
+    kept = set(experts[~small].tolist())
+    return [expert for expert in cold if expert not in kept]

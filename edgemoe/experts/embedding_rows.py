@@ -20,7 +20,6 @@ from edgemoe.io.direct import allocate_pages, open_direct
 from edgemoe.io.reads import open_reader
 from edgemoe.kernels.formats import PANEL_ROWS, Matrix
 from edgemoe.kernels.operations import Floats, Integers, Program
-from edgemoe.kernels.paging import CacheStatistics
 from edgemoe.kernels.reads import RecordRead
 from edgemoe.store.panels import Panels
 from edgemoe.store.reader import Store
@@ -46,15 +45,16 @@ def saved_bytes(store: Store) -> int:
 class EmbeddingRows:
     """Reads rows of an embedding from disk into the residual stream."""
 
-    def __init__(self, store: Store, direct: bool, statistics: CacheStatistics) -> None:
-        """Reads the embedding once to verify it, keeping only checksums. Waits for rows are counted in `statistics`.
+    def __init__(self, store: Store, direct: bool) -> None:
+        """Reads the embedding once to verify it, keeping only checksums.
 
         Raises StoreError where it cannot be read, or differs from its checksum; BudgetError.
         """
         assert store.embedding is not None
         self._panels = panels = Panels(store.resident_path, store.embedding)
         self._checksums = panels.checksums(direct)
-        self._statistics = statistics
+        self.wait_ns = 0
+        """Time for which it has waited for rows."""
         self._landing = _allocate_rows(panels.most_read_bytes)
         self._taken = _allocate_rows(panels.panel_bytes)
         self.matrix = Matrix(self._taken.reshape(-1), panels.format, BATCH_TOKENS * PANEL_ROWS, panels.tensor.columns)
@@ -83,7 +83,7 @@ class EmbeddingRows:
             panels, places = np.unique(part // PANEL_ROWS, return_inverse=True)
             self._read(panels.tolist())
             self.ids[: len(part)] = places * PANEL_ROWS + part % PANEL_ROWS
-            program.run(len(part), 0)
+            program.run(len(part))
             residual[first : first + len(part)] = self.rows[: len(part)]
 
     def close(self) -> None:
@@ -101,7 +101,7 @@ class EmbeddingRows:
             self._submitting = False
             self._await()
         finally:
-            self._statistics.wait_ns += time.perf_counter_ns() - began_ns
+            self.wait_ns += time.perf_counter_ns() - began_ns
         for row, panel in enumerate(panels):
             self._taken[row] = self._landing[row, self._panels.within_pages(panel)]
 

@@ -11,8 +11,7 @@ import numpy.typing as npt
 
 from edgemoe.errors import ReadError
 from edgemoe.experts.cache import Record, RecordTable
-from edgemoe.io.bulk import BulkRead, Span, share_bytes
-from edgemoe.io.checksum import as_written
+from edgemoe.io.bulk import BulkRead, Span, SpanAlteredError
 from edgemoe.io.direct import PageReadError
 from edgemoe.kernels.reads import NOT_AS_WRITTEN
 
@@ -42,7 +41,6 @@ class ExpertLoading:
     ) -> None:
         """Begins to read, and fills the layers' slot tables `(E,)`. Raises ReadError where a file cannot be opened."""
         self._placed: list[_Placed] = []
-        self._memory: memoryview = arena.reshape(-1).data
         for layer, slots in enumerate(slot_tables):
             if slots is None:
                 continue
@@ -51,9 +49,13 @@ class ExpertLoading:
             for expert in range(len(slots)):
                 place = len(self._placed) * arena.shape[1]
                 self._placed.append(_Placed(layer, expert, table.record(layer, expert), place))
+        self._reading = BulkRead(arena.reshape(-1), direct)
         try:
-            self._reading = BulkRead([self._span(run) for run in _runs(self._placed)], direct)
+            self._reading.begin(
+                [Span(p.record.path, p.record.offset, p.record.length, p.place, p.record.crc32c) for p in self._placed]
+            )
         except OSError as problem:
+            self._reading.close()
             raise ReadError(
                 f"{problem.filename}: cannot be opened for reading ({problem.strerror}).",
                 "Check that the store is whole with: edgemoe verify",
@@ -67,42 +69,19 @@ class ExpertLoading:
         try:
             self._reading.wait()
         except PageReadError as problem:
-            lost = next(
-                p
-                for p in self._placed
-                if p.record.path == problem.path and 0 <= problem.offset - p.record.offset < p.record.length
-            )
             reason = problem.reason or f"{problem.path.name} ends at byte {problem.offset}"
             hint = "Check the disk, and the store with: edgemoe verify"
-            raise lost.error(f"it could not be read: {reason}.", hint) from problem
+            raise self._at(problem.path, problem.offset).error(f"it could not be read: {reason}.", hint) from problem
+        except SpanAlteredError as problem:
+            raise self._at(problem.path, problem.offset).error(*NOT_AS_WRITTEN) from problem
+        self._reading.close()
 
     def close(self) -> None:
         """Stop loading, if it has not ended."""
         self._reading.close()
 
-    def _span(self, run: Sequence[_Placed]) -> Span:
-        first = run[0]
-        size = sum(p.record.length for p in run)
-        return Span(first.record.path, first.record.offset, size, self._memory[first.place :], lambda: self._check(run))
-
-    def _check(self, run: Sequence[_Placed]) -> None:
-        for p in run:
-            data = self._memory[p.place : p.place + p.record.length]
-            if not as_written(data, p.record.crc32c):
-                raise p.error(*NOT_AS_WRITTEN)
-
-
-def _runs(placed: Sequence[_Placed]) -> list[list[_Placed]]:
-    """Group records that follow one another both in a file and in memory, up to the size of one piece to read."""
-    longest_bytes = share_bytes(sum(p.record.length for p in placed))
-    runs: list[list[_Placed]] = []
-    end: tuple[Path, int, int] | None = None
-    for p in placed:
-        r = p.record
-        room = runs and (len(runs[-1]) + 1) * r.length <= longest_bytes
-        if room and end == (r.path, r.offset, p.place):
-            runs[-1].append(p)
-        else:
-            runs.append([p])
-        end = (r.path, r.offset + r.length, p.place + r.length)
-    return runs
+    def _at(self, path: Path, offset: int) -> _Placed:
+        """The expert whose record has a byte."""
+        return next(
+            p for p in self._placed if p.record.path == path and 0 <= offset - p.record.offset < p.record.length
+        )

@@ -7,17 +7,18 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.experts.cache import READ_TIMEOUT_SECONDS, Cache, ExpertCache, RecordTable
+from edgemoe.experts.cache import READ_TIMEOUT_SECONDS, Cache, ExpertCache
 from edgemoe.experts.policy import make_policy, policy_numbers
 from edgemoe.io.reads import ExpertFiles, RecordReader
 from edgemoe.kernels.operations import Backend
 from edgemoe.kernels.paging import RECORD, Records
+from edgemoe.store.reader import Store
 
 
 def open_cache(
     arena: npt.NDArray[np.uint8],
     experts_per_layer: Sequence[int],
-    table: RecordTable,
+    store: Store,
     files: ExpertFiles,
     reader: RecordReader,
     policy: str,
@@ -31,20 +32,22 @@ def open_cache(
         from edgemoe.kernels.native.pager import NativePager
         from edgemoe.kernels.native.reader import NativeReader
 
-        if isinstance(reader, NativeReader):
-            records = record_table(table, files, experts_per_layer)
-            return NativePager(arena, records, reader, policy_numbers(policy, len(arena)), READ_TIMEOUT_SECONDS)
+        assert isinstance(reader, NativeReader)  # the library that has the kernels has it too
+        records = record_table(store, files)
+        return NativePager(arena, records, reader, policy_numbers(policy, len(arena)), READ_TIMEOUT_SECONDS)
     experts = max(experts_per_layer)
     order = make_policy(policy, len(arena), len(experts_per_layer) * experts)
-    return ExpertCache(arena, experts, table, files, reader, order, kernels_await=backend.can_await(reader))
+    return ExpertCache(arena, experts_per_layer, store, files, reader, order)
 
 
-def record_table(table: RecordTable, files: ExpertFiles, experts_per_layer: Sequence[int]) -> Records:
+def record_table(store: Store, files: ExpertFiles) -> Records:
     """The places of all records, as the pager in C takes them."""
-    records = np.zeros((len(experts_per_layer), max(experts_per_layer)), RECORD)
-    for layer, experts in enumerate(experts_per_layer):
-        found = [table.record(layer, expert) for expert in range(experts)]
-        records[layer, :experts] = [
-            (r.offset, r.length, -1 if r.crc32c is None else r.crc32c, files.descriptor(r.path), 0) for r in found
-        ]
-    return records
+    table = store.manifest.records
+    counts = np.diff(table.first)
+    places = np.zeros((table.layers, counts.max(initial=0)), RECORD)
+    layers = np.repeat(np.arange(table.layers), counts)
+    rows = layers, np.arange(len(table)) - table.first[layers]
+    places["offset"][rows], places["length"][rows] = table.offset, table.length
+    places["crc32c"][rows] = -1 if table.crc32c is None else table.crc32c
+    places["descriptor"][rows] = np.array([files.descriptor(path) for path in store.expert_paths])[table.file]
+    return places

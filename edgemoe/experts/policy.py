@@ -102,13 +102,13 @@ def use_in_passing(state: PolicyState, slot: int) -> None:
     state.scores[slot] = -t
 
 
-def passes_through(tokens: int, experts: int, layers: int, slots: int) -> bool:
-    """Whether a run is a scan: `tokens` tokens that use `experts` experts in each of `layers` layers, more than fit.
+def is_scan(experts: int, layers: int, slots: int) -> bool:
+    """Whether a piece of a prompt that uses `experts` experts in each of `layers` layers uses more than fit.
 
-    A prompt often is: under LRU each expert would have left before its layer runs again. A single token never is,
-    since its experts predict those of the next token.
+    Under LRU each expert would then have left before its layer runs again. Generated tokens never scan, since their
+    experts predict those of the next ones.
     """
-    return tokens > 1 and experts * layers > slots
+    return experts * layers > slots
 
 
 def pick_victim(scores: Scores, may_leave: Mask) -> int:

@@ -8,13 +8,16 @@ about the rate of hashlib's SHA-256), since it runs the model there too: a packa
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgemoe.errors import KernelError
+
+if TYPE_CHECKING:
+    from edgemoe.kernels.native.checksum import NativeChecksum
 
 
 def crc32c(data: Any, crc: int = 0) -> int:
@@ -27,13 +30,34 @@ def as_written(data: Any, expected: int | None) -> bool:
     return expected is None or crc32c(data) == expected
 
 
+def combined_crc32c(parts: Iterable[tuple[int, int | None]]) -> int | None:
+    """The CRC-32C of parts that follow one another, from the bytes and the CRC-32C of each.
+
+    None where one is unknown, or without the native library.
+    """
+    native, whole = _native(), 0
+    for size, crc in parts:
+        if native is None or crc is None:
+            return None
+        whole = native.combine(whole, crc, size)
+    return whole
+
+
 @functools.cache
-def _implementation() -> Callable[[npt.NDArray[np.uint8], int], int]:
+def _native() -> NativeChecksum | None:
     try:
         from edgemoe.kernels.native.checksum import NativeChecksum
 
-        return NativeChecksum().crc32c
+        return NativeChecksum()
     except KernelError:
-        from edgemoe.kernels.jit.checksum import jit_crc32c
+        return None
 
-        return jit_crc32c
+
+@functools.cache
+def _implementation() -> Callable[[npt.NDArray[np.uint8], int], int]:
+    native = _native()
+    if native is not None:
+        return native.crc32c
+    from edgemoe.kernels.jit.checksum import jit_crc32c
+
+    return jit_crc32c

@@ -79,69 +79,55 @@ def _reads_directly(descriptor: int) -> bool:
 
 
 class PageFile:
-    """A file that any number of threads read in whole pages, leaving the page cache unchanged.
+    """A file that is read past the page cache, but for the pages that are there already.
 
-    Pages in the page cache are copied from there, which costs less than the disk. All others are read past it or,
-    where the file system refuses direct reads (`direct` is then False), dropped from it again.
+    Where the file system refuses direct reads `direct` is false, and both descriptors are the same.
     """
 
     def __init__(self, path: Path, direct: bool = True) -> None:
         """Raises OSError where the file cannot be opened."""
         self.path = path
         self._can_probe_page_cache = can_probe_page_cache(path)
-        self._descriptor, self.direct = open_direct(path, direct)
+        self.descriptor, self.direct = open_direct(path, direct)
+        """For direct reads of whole pages."""
         try:
-            self._plain = os.open(path, os.O_RDONLY) if self.direct else self._descriptor
+            self.plain = os.open(path, os.O_RDONLY) if self.direct else self.descriptor
+            """For reads through the page cache."""
         except OSError:
-            os.close(self._descriptor)
+            os.close(self.descriptor)
             raise
         if self.direct and hasattr(os, "posix_fadvise"):  # plain reads then only copy cached pages
-            os.posix_fadvise(self._plain, 0, 0, os.POSIX_FADV_RANDOM)
+            os.posix_fadvise(self.plain, 0, 0, os.POSIX_FADV_RANDOM)
 
-    def read(self, offset: int, size: int, into: memoryview) -> None:
-        """Read `size` bytes from `offset`, a multiple of 4096, into page-aligned memory with room for whole pages.
+    def cached_bytes(self, offset: int, size: int) -> int:
+        """How many of `size` bytes from `offset` on are in the page cache, up to the first page that is not."""
+        if not self._can_probe_page_cache:
+            return 0
+        page = offset // PAGE_BYTES * PAGE_BYTES
+        return max(0, cached_bytes(self.plain, page, offset - page + size) - (offset - page))
 
-        Cached pages from `offset` on are copied by one system call, so that a thread takes the GIL only once for them.
-        Raises PageReadError where the file cannot be read or ends early.
-        """
-        # The last page may reach past the file's end: its read is short.
-        whole = into[: round_up(size, PAGE_BYTES)]
-        done = self._copy_cached(offset, size, whole)
-        while done < size:
+    def read(self, offset: int, into: memoryview) -> None:
+        """Read bytes through the page cache. Raises PageReadError where the file cannot be read or ends early."""
+        done = 0
+        while done < len(into):
             try:
-                count = self._read_some(offset + done, whole[done:])
+                count = os.preadv(self.plain, [into[done:]], offset + done)
             except OSError as problem:
                 raise PageReadError(self.path, offset + done, problem.strerror or str(problem)) from problem
             if not count:
                 raise PageReadError(self.path, offset + done)
             done += count
 
+    def forget(self, begin: int, end: int) -> None:
+        """Drop all pages of a range from the page cache."""
+        if hasattr(os, "posix_fadvise"):
+            begin = begin // PAGE_BYTES * PAGE_BYTES
+            os.posix_fadvise(self.plain, begin, round_up(end, PAGE_BYTES) - begin, os.POSIX_FADV_DONTNEED)
+
     def close(self) -> None:
         """Close the file; no thread may be reading."""
-        for descriptor in {self._descriptor, self._plain}:
+        for descriptor in {self.descriptor, self.plain}:
             os.close(descriptor)
-
-    def _read_some(self, offset: int, into: memoryview) -> int:
-        """Read some bytes and return their number; 0 only at the file's end."""
-        if self.direct and offset % PAGE_BYTES == 0:  # false after a short read within a page
-            with contextlib.suppress(OSError):  # refused just here: a plain read reports the error, if any
-                return os.preadv(self._descriptor, [into], offset)
-        count = os.preadv(self._plain, [into], offset)
-        self._forget(offset, count)
-        return count
-
-    def _copy_cached(self, offset: int, size: int, into: memoryview) -> int:
-        """Copy cached bytes from `offset` on, up to `size` bytes, and return their number."""
-        cached = cached_bytes(self._plain, offset, size) if self._can_probe_page_cache else 0
-        if cached:
-            with contextlib.suppress(OSError):  # no longer cached, or a file system without the flag
-                return os.preadv(self._plain, [into[:cached]], offset, os.RWF_NOWAIT)
-        return 0
-
-    def _forget(self, offset: int, size: int) -> None:
-        """Drop the pages from the page cache that reading this range brought there."""
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._plain, offset, size, os.POSIX_FADV_DONTNEED)
 
 
 class PageReadError(Exception):

@@ -77,9 +77,20 @@ class RecordReader(Protocol):
     def close(self) -> None:
         """Stop the threads when the reads that have begun are finished."""
 
+    def abandon(self) -> None:
+        """Leave the reads that have begun to themselves, without waiting for them; their memory must stay.
 
-def open_reader(arena: npt.NDArray[np.uint8], threads: int) -> RecordReader:
+        Nothing else can be called afterwards.
+        """
+
+
+def open_reader(
+    arena: npt.NDArray[np.uint8], threads: int, capacity: int = 4096, piece_bytes: int = 1 << 20
+) -> RecordReader:
     """The native reader, or the portable one where the native library is not available.
+
+    The native one has room for `capacity` requests that are not released, and its threads share out a request in
+    pieces of `piece_bytes`.
 
     Raises MachineError where the system starts no thread for it. Where few threads are left it takes half of them, so
     that the rest of the program can start some too.
@@ -90,7 +101,7 @@ def open_reader(arena: npt.NDArray[np.uint8], threads: int) -> RecordReader:
     try:
         from edgemoe.kernels.native.reader import NativeReader
 
-        return NativeReader(threads)
+        return NativeReader(threads, capacity, piece_bytes)
     except KernelError:
         return ThreadedReader(arena, threads)
 
@@ -171,6 +182,11 @@ class ThreadedReader:
             self._change.notify_all()
         for thread in self._threads:
             thread.join()
+
+    def abandon(self) -> None:
+        with self._change:
+            self._closing = True
+            self._change.notify_all()
 
     def _work(self) -> None:
         while True:

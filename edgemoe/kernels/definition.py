@@ -101,7 +101,7 @@ def output(apart_from: str = "", may_replace: bool = False, adds_if: str = "") -
 OUTPUT = output()
 
 Kind = Literal[
-    "buffer", "matrix", "cache", "float", "integer", "flag", "choice", "format", "reader", "struct", "structs"
+    "buffer", "matrix", "cache", "float", "integer", "flag", "choice", "format", "pager", "struct", "structs"
 ]
 
 
@@ -167,8 +167,11 @@ def up_to(most: int) -> Mark:
 OFFSET = Mark("integer", wide=True)
 """An integer of 64 bits: a number of bytes."""
 
-READER = Mark("reader")
-"""A reader whose pending reads the operation may wait for."""
+NUMBER = Mark("integer", wide=True)
+"""An integer that is not the extent of a shape."""
+
+PAGER = Mark("pager")
+"""The pager that the operation asks for records of experts."""
 
 
 class Extent(NamedTuple):

@@ -211,12 +211,3 @@ class Matrix:
     @property
     def nbytes(self) -> int:
         return self.format.matrix_bytes(self.rows, self.columns)
-
-
-def interleave_panels(gate: npt.NDArray[np.uint8], up: npt.NDArray[np.uint8], panels: int) -> npt.NDArray[np.uint8]:
-    """Interleave two matrices into one `gate_up`, in the order that kernels read: gate panel 0, up panel 0, gate 1, ...
-
-    Both inputs are packed matrices of the same format and shape with `panels` panels; the result is
-    a matrix of `2 * panels * 16` rows.
-    """
-    return np.stack([gate.reshape(panels, -1), up.reshape(panels, -1)], axis=1).reshape(-1)

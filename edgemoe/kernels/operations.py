@@ -1,7 +1,7 @@
 """The operations that make up a decoder, and the interface of a kernel backend.
 
 A decoder describes its work once, as a list of operations bound to their buffers. A backend turns
-such a list into a `Program`; after that a step of the model is `program.run(tokens, position)`, which
+such a list into a `Program`; after that a step of the model is `program.run(tokens)`, which
 for the native backend is one call into C for the whole list. `reference.py` defines the result of each
 operation, and every other backend is tested against it.
 
@@ -10,19 +10,22 @@ backend holds its buffers, and from which the structs of the C library and their
 
 Letters: `T` tokens of this run (at most the buffers' first extent), `D` hidden size, `H` query heads, `G` key/value
 heads, `W` width of a head, `R` rotated channels of a head, `E` experts, `K` experts used per token, `F` FFN width, `C`
-context length, `V` vocabulary, `S` slots of the arena, `B` bytes of a slot, `M` columns and `N` rows of a matrix.
+context length, `V` vocabulary, `M` columns and `N` rows of a matrix; of the arena `S` slots and `B` bytes of a slot; of
+the KV cache `N` pages, `S` sequences and `P` pages of each sequence.
 
 Invariants:
 - Buffers are C-contiguous; activations are float32. A run touches only the first `T` rows of each.
-- The token in row `t` stands at position `position + t` of the sequence.
-- Each token's result depends on other rows of the same run only through the KV cache, so neither the way a
-  prompt is cut into runs nor the number of threads changes a single bit of an answer.
+- The token in row `t` stands at position `positions[t]` of sequence `sequences[t]`, whose pages `pages[sequences[t]]`
+  lists. The rows of a run belong to any sequences, in any order. The caller fills these three before each run.
+- Each token's result depends on other rows of the same run only through the KV cache of its own sequence, so neither
+  the way a prompt is cut into runs, nor the company of other sequences, nor the number of threads changes a single
+  bit of an answer.
 """
 
 # Annotations are evaluated here, not left as text, so that the marks in them can be read quickly.
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol, Union
 
@@ -32,9 +35,10 @@ import numpy.typing as npt
 from edgemoe.kernels.definition import (
     ADDED,
     IN_PLACE,
+    NUMBER,
     OFFSET,
     OUTPUT,
-    READER,
+    PAGER,
     SHAPED,
     Definition,
     Field,
@@ -58,7 +62,10 @@ Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int32]
 Bytes = npt.NDArray[np.uint8]
 Nanoseconds = npt.NDArray[np.int64]
-Tickets = npt.NDArray[np.int64]
+
+
+PAGE_TOKENS = 64
+"""Positions in a page of the KV cache: the block of keys and values whose products attention sums at a time."""
 
 
 class Placeholder:
@@ -78,13 +85,13 @@ class Placeholder:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class QuantisedCache:
-    """Keys or values in 8 bits: element `[g, c, i]` is `values[g, c, i] * scales[g, c, i // 32]`, a float32 exactly.
+    """Keys or values in 8 bits: element `[..., i]` is `values[..., i] * scales[..., i // 32]`, a float32 exactly.
 
     `reference.quantise_cache_rows` makes the values and scales.
     """
 
-    values: npt.NDArray[np.int8]  # (G, C, W)
-    scales: npt.NDArray[np.float16]  # (G, C, groups of W): a row's last group may have fewer than 32 elements
+    values: npt.NDArray[np.int8]  # (N, G, 64, W)
+    scales: npt.NDArray[np.float16]  # (N, G, 64, groups of W): a row's last group may have fewer than 32 elements
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -99,8 +106,10 @@ class QuantisedCache:
         return self.values.nbytes + self.scales.nbytes
 
 
+_PAGE = str(PAGE_TOKENS)
+
 Cache = Union[npt.NDArray[np.floating], QuantisedCache]
-"""Keys or values of one layer, `(G, C, W)`: float16, float32, or 8 bits."""
+"""The pages of keys or values of one layer, `(N, G, 64, W)`: float16, float32, or 8 bits."""
 
 
 class Operation:
@@ -188,13 +197,14 @@ class Linear(Operation):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Rope(Operation):
-    """Rotates each head in place: `(a, b) -> (a cos - b sin, b cos + a sin)`, `a`, `b` halves of its first `R`.
+    """Rotates each head in place: `(a, b) -> (a cos - b sin, b cos + a sin)`.
 
-    `R` counts channels; the other `W - R` of a head stay as they are.
+    `a` and `b` are the halves of its first `R` channels; the other `W - R` stay as they are.
     """
 
     values: Annotated[Floats, rows("heads*W"), IN_PLACE]
     heads: int
+    positions: Annotated[Integers, rows()]
     cosine: Annotated[Floats, buffer("C", "R/2")]  # row = position
     sine: Annotated[Floats, buffer("C", "R/2")]
 
@@ -213,12 +223,18 @@ def _check_one_format(keys: Cache, values: Cache) -> None:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class StoreKv(Operation):
-    """Writes the keys and values of this run's tokens to the cache, at their positions."""
+    """Writes the keys and values of each row's token to the page of its position.
+
+    No two rows of a run may have the same page and the same place in it.
+    """
 
     keys: Annotated[Floats, rows("G*W")]
     values: Annotated[Floats, rows("G*W")]
-    key_cache: Annotated[Cache, cache("G", "C", "W"), OUTPUT]
-    value_cache: Annotated[Cache, cache("G", "C", "W"), OUTPUT]  # of the key cache's format
+    positions: Annotated[Integers, rows()]
+    sequences: Annotated[Integers, rows()]  # rows of `pages`
+    pages: Annotated[Integers, buffer("S", "P")]  # the page of each 64 positions of a sequence; -1 where it has none
+    key_cache: Annotated[Cache, cache("N", "G", _PAGE, "W"), OUTPUT]
+    value_cache: Annotated[Cache, cache("N", "G", _PAGE, "W"), OUTPUT]  # of the key cache's format
 
     def check(self, sizes: Sizes) -> None:
         _check_one_format(self.key_cache, self.value_cache)
@@ -226,11 +242,14 @@ class StoreKv(Operation):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Attention(Operation):
-    """Causal attention over the cache: token `t` sees positions `0 .. position + t`."""
+    """Causal attention over the cache: row `t` sees positions `0 .. positions[t]` of its sequence."""
 
     query: Annotated[Floats, rows("H*W")]
-    key_cache: Annotated[Cache, cache("G", "C", "W")]
-    value_cache: Annotated[Cache, cache("G", "C", "W")]
+    positions: Annotated[Integers, rows()]
+    sequences: Annotated[Integers, rows()]  # rows of `pages`
+    pages: Annotated[Integers, buffer("S", "P")]  # as those of `StoreKv`
+    key_cache: Annotated[Cache, cache("N", "G", _PAGE, "W")]
+    value_cache: Annotated[Cache, cache("N", "G", _PAGE, "W")]
     scale: float
     output: Annotated[Floats, rows("H*W"), output(apart_from="query")]
 
@@ -241,7 +260,8 @@ class Attention(Operation):
         _check_one_format(self.key_cache, self.value_cache)
 
     def position_bytes(self) -> int:
-        return sum(cache.nbytes // cache.shape[1] for cache in (self.key_cache, self.value_cache))
+        caches = (self.key_cache, self.value_cache)
+        return sum(cache.nbytes // (cache.shape[0] * PAGE_TOKENS) for cache in caches)
 
 
 Score = Literal["softmax", "sigmoid"]
@@ -260,11 +280,11 @@ class Route(Operation):
     their sum plus `epsilon` (of softmax without `epsilon`: softmax over the chosen `K`). Last they are multiplied by
     `scale`.
 
-    With `in_memory` the expert of largest choice score is still chosen, and the other `K - 1` by largest raised score
-    (on a tie by larger choice score, then the lower number). Where `in_memory` is not 0, the raised score is
-    `choice score + bonus * (largest - smallest)`, of the choice scores in kept groups; it is computed in float32,
-    without the bonus for a token whose range is not finite. Groups are kept, and the chosen experts listed in falling
-    order and weighted, as without the bonus. The caller changes `in_memory` between runs.
+    With `slots` the expert of largest choice score is still chosen, and the other `K - 1` by largest raised score (on
+    a tie by larger choice score, then the lower number). It is `choice score + bonus * (largest - smallest)` of experts
+    that have a slot, else the choice score; the range is that of the choice scores in kept groups. It is computed in
+    float32, without the bonus for a token whose range is not finite. Groups are kept, and the chosen experts listed and
+    weighted, as without the bonus.
     Source of the idea: cache-conditional experts (Skliar et al. 2024, arXiv 2412.00099). Of sigmoid scores with a bias
     for the choice alone, and of groups: DeepSeek-V3 (2024, arXiv 2412.19437).
     """
@@ -273,7 +293,7 @@ class Route(Operation):
     renormalise: bool
     experts: Annotated[Integers, rows("K"), OUTPUT]
     weights: Annotated[Floats, rows("K"), OUTPUT]
-    in_memory: Annotated[Integers | None, buffer("E")] = None
+    slots: Annotated[Integers | None, buffer("E")] = None  # slot of each expert, or -1; a pager changes it between runs
     bonus: float = 0.0  # 0 to 1
     score: Score = "softmax"
     choice_bias: Annotated[Floats | None, weight("E")] = None
@@ -281,11 +301,6 @@ class Route(Operation):
     kept_groups: int = 1
     epsilon: float = 0.0
     scale: float = 1.0
-
-    @property
-    def by_logits(self) -> bool:
-        """Whether the choice scores are the logits."""
-        return self.score == "softmax" and self.choice_bias is None
 
     def check(self, sizes: Sizes) -> None:
         used, experts = sizes.letters["K"], sizes.letters["E"]
@@ -342,34 +357,73 @@ class ExpertLayout:
         )
 
 
-class AwaitedReads(Protocol):
-    """The part of a reader that an operation needs in order to wait for reads."""
+PROMPT, DECODE, VERIFY = 0, 1, 2
+"""Phases: tokens of a prompt, generated ones, and guessed ones that are verified."""
 
-    def done(self, ticket: int) -> bool: ...
-    def wait(self, ticket: int, timeout_seconds: float | None = None) -> None: ...
-    def release(self, ticket: int) -> None: ...
+
+class Pager(Protocol):
+    """The expert cache as a kernel in Python asks it (`ExpertCache`); kernels in C ask the pager in C."""
+
+    wait_ns: int
+    """Time for which it has waited for reads so far."""
+
+    def fetch(self, layer: int, experts: Integers, weights: Floats | None, drop_cold: float) -> None:
+        """Begin a use of the experts that tokens are routed to, `(T, K)`: see `Fetch`."""
+
+    def landings(self, layer: int) -> Generator[tuple[int, int], None, None]:
+        """Yield each expert of the use with its slot, once its record is there. Raises ReadError naming the expert."""
+
+    def left_out(self, layer: int) -> Sequence[int]:
+        """The experts that the use leaves out."""
+
+    def prefetch(self, layer: int, experts: Sequence[int]) -> None:
+        """Begin to read experts that a layer will probably use; demand reads go first."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Arrivals:
-    """Records that may still be on their way into the arena when an operation begins."""
+class Paged:
+    """Where an operation asks for the experts of a layer: not all are in the arena."""
 
-    reader: Annotated[AwaitedReads, READER]
-    tickets: Annotated[Tickets, buffer("S"), IN_PLACE]
-    """Ticket of the pending read into each slot, or -1 if the record is in memory."""
-    timeout_seconds: float
-    """How long to wait for the next record to arrive."""
+    pager: Annotated[Any, PAGER]
+    layer: Annotated[int, NUMBER]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Fetch(Operation):
+    """Begins to read the absent experts that a layer's tokens are routed to, as far as slots are available.
+
+    Everything up to the layer's `Experts` is computed meanwhile. With `weights` and `drop_cold` above 0, absent experts
+    whose share of the weights is below `drop_cold`, a float32, for every token that uses them are left out: they are
+    not read, and their weights become 0. A token's weights are summed in float64, in the router's order; a weight that
+    is not a number keeps its expert. Without `paged`, where all experts are in the arena, there is nothing to do.
+    """
+
+    experts: Annotated[Integers, rows("K")]
+    weights: Annotated[Floats | None, rows("K"), IN_PLACE]
+    drop_cold: float
+    paged: Paged | None = None
+
+    def check(self, sizes: Sizes) -> None:
+        require(0 <= self.drop_cold <= 1, "drop_cold", "0 to 1", self.drop_cold)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Prefetch(Operation):
+    """Begins to read the experts that a guess at a later layer's routing names, behind all that are asked for."""
+
+    experts: Annotated[Integers, buffer("1", "K")]
+    paged: Paged | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Experts(Operation):
     """`output[t, k] = expert experts[t, k] (input[t])` for experts whose `slots[e] >= 0`.
 
-    Output rows of other experts are left unchanged. The caller changes `slots` between runs. Each token's results go
-    to rows of their own, so the order in which experts arrive does not affect the result. With `arrivals`, experts
-    whose records are in memory are computed first, the others as their reads finish; the ticket of a record that the
-    run waited for is released and becomes -1. A run raises ReadError if a read fails or takes too long, and leaves
-    the tickets of unused records unchanged.
+    Output rows of other experts are left unchanged. Each token's results go to rows of their own, so the order in which
+    experts arrive does not affect the result. With `paged`, a `Fetch` of the same experts has come before; experts
+    whose records are in the arena are computed first, the others as their records land, and where slots are too few
+    for all they take turns. `slots` is then the pager's own table, and the rows of experts that were left out become
+    zeros. A run raises ReadError naming layer and expert if a read fails or takes too long.
     """
 
     input: Annotated[Floats, rows("D")]
@@ -378,7 +432,7 @@ class Experts(Operation):
     arena: Annotated[Bytes, buffer("S", "B", aligned=True)]
     layout: ExpertLayout
     output: Annotated[Floats, rows("K", "D"), output(apart_from="input")]
-    arrivals: Arrivals | None = None
+    paged: Paged | None = None
 
     def check(self, sizes: Sizes) -> None:
         layout, slot_bytes, offset = self.layout, sizes.letters["B"], self.layout.down_offset
@@ -424,6 +478,8 @@ NATIVE_OPERATIONS: tuple[type[Operation], ...] = (
     Attention,
     Route,
     GatedFfn,
+    Fetch,
+    Prefetch,
     Experts,
     Combine,
 )
@@ -446,37 +502,14 @@ class ProgramTimes:
 class Program(Protocol):
     """A list of operations, bound to buffers and ready to run."""
 
-    def run(self, tokens: int, position: int) -> None:
-        """Run every operation in order for `tokens` tokens, the first at `position`."""
+    def run(self, tokens: int) -> None:
+        """Run every operation in order for the first `tokens` rows of the buffers."""
 
     def time_runs(self, on: bool) -> None:
         """Start timing each operation of every run, from zero; or stop timing."""
 
     def times(self) -> ProgramTimes:
         """Return the times of all runs since `time_runs(True)`."""
-
-
-@dataclass(frozen=True)
-class StepSizes:
-    """The largest sizes of any operation of a step; a backend computes its scratch from them before buffers exist.
-
-    Widths and counts of parts that a model lacks (experts, dense or shared FFNs) are 0.
-    """
-
-    tokens: int
-    context_length: int
-    model_width: int
-    query_heads: int
-    kv_heads: int
-    head_width: int
-    ffn_width: int
-    """The largest width of the dense and shared FFNs."""
-    experts: int
-    experts_per_token: int
-    expert_width: int
-    vocabulary: int
-    head_tokens: int
-    """Tokens whose logits are computed together."""
 
 
 class Backend(Protocol):
@@ -494,14 +527,8 @@ class Backend(Protocol):
     def fallbacks(self) -> tuple[str, ...]:
         """The kinds of operations that it has no kernel for, and runs as the reference does."""
 
-    def step_scratch_bytes(self, sizes: StepSizes) -> int:
-        """Return an upper bound on `scratch_bytes` of any program of a step of these sizes."""
-
     def program(self, operations: Sequence[Operation]) -> Program:
         """Check and bind a list of operations. Raises KernelError for an operation that the backend cannot run."""
-
-    def can_await(self, reader: AwaitedReads) -> bool:
-        """Whether `Experts` can await the reads of this reader (`Arrivals`)."""
 
     def scratch_bytes(self, operations: Sequence[Operation]) -> int:
         """Bytes that `program` will allocate for these operations besides their buffers, which may be placeholders."""

@@ -1,4 +1,4 @@
-"""What pagers share, whether they run in Python (`ExpertCache`) or in C: their counters and the table of records.
+"""The parts that pagers share, whether they run in Python (`ExpertCache`) or in C: counters and the table of records.
 
 Letters: `L` layers, `E` experts of the layer that has most.
 """
@@ -15,6 +15,10 @@ RECORD = np.dtype(
 
 Records = npt.NDArray[np.void]
 """The place of every expert's record, `(L, E)` of `RECORD`. An expert that a layer lacks has `length` 0."""
+
+
+MOST_WARM_READS = 2048
+"""The most reads of a warm start; the reader has room for more requests than these."""
 
 
 class _Count:
@@ -50,11 +54,9 @@ class CacheStatistics:
     """Bytes of experts read at the start from the last session's hot list; neither demand nor predicted reads."""
     dropped = _Count(10)
     """Routed experts that were absent and not read because their weight was small (a lossy setting)."""
-    wait_ns = _Count(11)
-    """Time for which the cache itself waited for reads; kernels count their own waits."""
 
     def __init__(self) -> None:
-        self.counts: npt.NDArray[np.int64] = np.zeros(12, np.int64)
+        self.counts: npt.NDArray[np.int64] = np.zeros(11, np.int64)
         """The counters in the order of `em_pager_counters`: a pager in C counts here."""
 
     @property

@@ -13,14 +13,17 @@ Inputs are finite. Each token is computed alone, so a run cut in two gives the s
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from edgemoe.errors import KernelError
 from edgemoe.kernels import operations as op
-from edgemoe.kernels.definition import Sizes
+from edgemoe.kernels.definition import HINT, Sizes
 from edgemoe.kernels.formats import (
     GROUP_COLUMNS,
     PANEL_ROWS,
@@ -30,8 +33,8 @@ from edgemoe.kernels.formats import (
     panel_count,
     unpack,
 )
-from edgemoe.kernels.operations import Cache, Floats, Integers, QuantisedCache
-from edgemoe.kernels.stepwise import StepwiseBackend, as_they_land, means
+from edgemoe.kernels.operations import PAGE_TOKENS, Cache, Floats, Integers, QuantisedCache
+from edgemoe.kernels.stepwise import StepwiseBackend, means
 
 SMALLEST_ACTIVATION = np.float32(1e-35)
 """A group of activations whose largest magnitude lies below this is all zeros, scale included.
@@ -95,7 +98,7 @@ def _linear_scratch(kernels: StepwiseBackend, o: op.Linear, sizes: Sizes) -> int
 
 
 @means(op.Linear, "matmul", _linear_scratch)
-def _linear(kernels: Any, o: op.Linear, tokens: int, position: int) -> None:
+def _linear(kernels: Any, o: op.Linear, tokens: int) -> None:
     for part in o.parts:
         product = kernels.matmul(o.input[:tokens], part.matrix)
         if part.bias is not None:
@@ -119,7 +122,7 @@ def embed(ids: Integers, matrix: Matrix, scale: float) -> Floats:
 
 
 @means(op.Embed, "embed")
-def _embed(kernels: Any, o: op.Embed, tokens: int, position: int) -> None:
+def _embed(kernels: Any, o: op.Embed, tokens: int) -> None:
     o.output[:tokens] = kernels.embed(o.ids[:tokens], o.matrix, o.scale)
 
 
@@ -131,7 +134,7 @@ def rms_norm(values: Floats, weight: Floats, epsilon: float) -> Floats:
 
 
 @means(op.RmsNorm, "rms_norm")
-def _rms_norm(kernels: Any, o: op.RmsNorm, tokens: int, position: int) -> None:
+def _rms_norm(kernels: Any, o: op.RmsNorm, tokens: int) -> None:
     heads = o.input[:tokens].reshape(tokens, o.heads, -1)
     o.output[:tokens] = kernels.rms_norm(heads, o.weight, o.epsilon).reshape(tokens, -1)
 
@@ -146,10 +149,11 @@ def rope(values: Floats, cosine: Floats, sine: Floats) -> Floats:
 
 
 @means(op.Rope, "rope")
-def _rope(kernels: Any, o: op.Rope, tokens: int, position: int) -> None:
-    here = slice(position, position + tokens)
+def _rope(kernels: Any, o: op.Rope, tokens: int) -> None:
+    positions = o.positions[:tokens]
+    _check_each("position", positions, len(o.cosine))
     heads = o.values[:tokens].reshape(tokens, o.heads, -1)
-    o.values[:tokens] = kernels.rope(heads, o.cosine[here], o.sine[here]).reshape(tokens, -1)
+    o.values[:tokens] = kernels.rope(heads, o.cosine[positions], o.sine[positions]).reshape(tokens, -1)
 
 
 def quantise_cache_rows(rows: Floats) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float16]]:
@@ -180,52 +184,92 @@ def _store_scratch(kernels: StepwiseBackend, o: op.StoreKv, sizes: Sizes) -> int
 
 
 @means(op.StoreKv, "quantise_cache_rows", _store_scratch)
-def _store_kv(kernels: Any, o: op.StoreKv, tokens: int, position: int) -> None:
-    kv_heads, _, width = o.key_cache.shape
-    here = slice(position, position + tokens)
+def _store_kv(kernels: Any, o: op.StoreKv, tokens: int) -> None:
+    positions, sequences = o.positions[:tokens], o.sequences[:tokens]
+    _check_pages(positions, sequences, o.pages, o.key_cache.shape[0], earlier=False)
+    pages, places = o.pages[sequences, positions // PAGE_TOKENS], positions % PAGE_TOKENS
     for source, cache in ((o.keys, o.key_cache), (o.values, o.value_cache)):
-        rows = source[:tokens].reshape(tokens, kv_heads, width).transpose(1, 0, 2)
+        rows = source[:tokens].reshape(tokens, cache.shape[1], cache.shape[3])
         if isinstance(cache, QuantisedCache):
-            cache.values[:, here], cache.scales[:, here] = kernels.quantise_cache_rows(rows)
+            cache.values[pages, :, places], cache.scales[pages, :, places] = kernels.quantise_cache_rows(rows)
         else:
-            cache[:, here] = rows
+            cache[pages, :, places] = rows
 
 
-def cache_elements(cache: Cache, positions: int) -> Doubles:
-    """Return the elements of a cache at its first positions: `(G, positions, W)`."""
-    if not isinstance(cache, QuantisedCache):
-        return cache[:, :positions].astype(np.float64)
-    elements = np.repeat(cache.scales[:, :positions].astype(np.float64), GROUP_COLUMNS, axis=2)[:, :, : cache.shape[2]]
-    elements *= cache.values[:, :positions]
+def _check_each(what: str, numbers: Integers, limit: int) -> None:
+    """Raise KernelError unless each row's number is at least 0 and below a limit."""
+    wrong = np.flatnonzero((numbers < 0) | (numbers >= limit))
+    if len(wrong):
+        found = f"found {numbers[wrong[0]]} in row {wrong[0]}"
+        raise KernelError(f"{what}s of a run: expected 0 to {limit - 1}, {found}.", HINT)
+
+
+def _check_pages(positions: Integers, sequences: Integers, pages: Integers, page_count: int, earlier: bool) -> None:
+    """Raise KernelError unless each row's sequence and position exist, with the page of the position.
+
+    With `earlier` so must the pages of all earlier positions.
+    """
+    _check_each("sequence", sequences, len(pages))
+    _check_each("position", positions, pages.shape[1] * PAGE_TOKENS)
+    for sequence, position in zip(sequences.tolist(), positions.tolist(), strict=True):
+        block = position // PAGE_TOKENS
+        _check_each("page", pages[sequence, 0 if earlier else block : block + 1], page_count)
+
+
+def cache_elements(cache: Cache, pages: Integers) -> Doubles:
+    """Return the elements of some pages, one after the other: `(G, 64 * pages, W)`."""
+    _, kv_heads, _, width = cache.shape
+    elements = np.empty((kv_heads, len(pages) * PAGE_TOKENS, width), np.float64)
+    for block, page in enumerate(pages.tolist()):
+        here = elements[:, block * PAGE_TOKENS : (block + 1) * PAGE_TOKENS]
+        if isinstance(cache, QuantisedCache):
+            here[:] = np.repeat(cache.scales[page].astype(np.float64), GROUP_COLUMNS, axis=2)[:, :, :width]
+            here *= cache.values[page]
+        else:
+            here[:] = cache[page]
     return elements
 
 
-def attention(query: Floats, key_cache: Cache, value_cache: Cache, position: int, scale: float) -> Floats:
-    """Causal grouped-query attention: query `(T, H, W)`, caches `(G, C, W)`; returns `(T, H, W)`.
+def attention(
+    query: Floats,
+    positions: Integers,
+    sequences: Integers,
+    pages: Integers,
+    key_cache: Cache,
+    value_cache: Cache,
+    scale: float,
+) -> Floats:
+    """Causal grouped-query attention: query `(T, H, W)`, caches `(N, G, 64, W)`; returns `(T, H, W)`.
 
     Query head `h` reads key/value head `h // (H / G)`.
     """
     tokens, heads, width = query.shape
-    kv_heads = key_cache.shape[0]
-    keys, values = (cache_elements(cache, position + tokens) for cache in (key_cache, value_cache))
+    kv_heads = key_cache.shape[1]
     grouped = query.astype(np.float64).reshape(tokens, kv_heads, heads // kv_heads, width)
     output = np.empty((tokens, kv_heads, heads // kv_heads, width), np.float64)
-    for t in range(tokens):
-        seen = position + t + 1
-        scores = grouped[t] @ keys[:, :seen].transpose(0, 2, 1) * scale
-        output[t] = softmax(scores) @ values[:, :seen]
+    for sequence in np.unique(sequences):
+        rows = np.flatnonzero(sequences == sequence)
+        held = pages[sequence, : positions[rows].max() // PAGE_TOKENS + 1]
+        keys, values = (cache_elements(cache, held) for cache in (key_cache, value_cache))
+        for t in rows:
+            seen = positions[t] + 1
+            scores = grouped[t] @ keys[:, :seen].transpose(0, 2, 1) * scale
+            output[t] = softmax(scores) @ values[:, :seen]
+        del keys, values  # before those of the next sequence
     return _single(output.reshape(tokens, heads, width))
 
 
 def _attention_scratch(kernels: StepwiseBackend, o: op.Attention, sizes: Sizes) -> int:
-    heads, kv_heads, width, context = (sizes.letters[letter] for letter in "HGWC")
-    return kernels.attention_scratch_bytes(sizes.rows, heads, kv_heads, width, context)
+    heads, kv_heads, width, pages = (sizes.letters[letter] for letter in "HGWP")
+    return kernels.attention_scratch_bytes(sizes.rows, heads, kv_heads, width, pages * PAGE_TOKENS)
 
 
 @means(op.Attention, "attention", _attention_scratch)
-def _attention(kernels: Any, o: op.Attention, tokens: int, position: int) -> None:
-    heads = o.query[:tokens].reshape(tokens, -1, o.key_cache.shape[2])
-    seen = kernels.attention(heads, o.key_cache, o.value_cache, position, o.scale)
+def _attention(kernels: Any, o: op.Attention, tokens: int) -> None:
+    positions, sequences = o.positions[:tokens], o.sequences[:tokens]
+    _check_pages(positions, sequences, o.pages, o.key_cache.shape[0], earlier=True)
+    heads = o.query[:tokens].reshape(tokens, -1, o.key_cache.shape[3])
+    seen = kernels.attention(heads, positions, sequences, o.pages, o.key_cache, o.value_cache, o.scale)
     o.output[:tokens] = seen.reshape(tokens, -1)
 
 
@@ -305,15 +349,14 @@ def _raised_scores(choices: Floats, in_memory: Integers, bonus: float, groups: i
         return np.where(in_memory != 0, choices + np.float32(bonus) * reach, choices)
 
 
-def route_arguments(o: op.Route) -> tuple[Any, ...]:
-    """The arguments of `route` after the logits."""
-    chosen = o.experts.shape[1], o.renormalise, o.in_memory, o.bonus
-    return *chosen, o.score, o.choice_bias, o.groups, o.kept_groups, o.epsilon, o.scale
-
-
 @means(op.Route, "route")
-def _route(kernels: Any, o: op.Route, tokens: int, position: int) -> None:
-    o.experts[:tokens], o.weights[:tokens] = kernels.route(o.logits[:tokens], *route_arguments(o))
+def _route(kernels: Any, o: op.Route, tokens: int) -> None:
+    in_memory = None if o.slots is None else (o.slots >= 0).astype(np.int32)
+    choice = o.score, o.choice_bias, o.groups, o.kept_groups
+    chosen = kernels.route(
+        o.logits[:tokens], o.experts.shape[1], o.renormalise, in_memory, o.bonus, *choice, o.epsilon, o.scale
+    )
+    o.experts[:tokens], o.weights[:tokens] = chosen
 
 
 def gated_ffn(values: Floats, gate_up: Matrix, down: Matrix) -> Floats:
@@ -339,7 +382,7 @@ def _gated_ffn_scratch(kernels: StepwiseBackend, o: op.GatedFfn, sizes: Sizes) -
 
 
 @means(op.GatedFfn, "gated_ffn", _gated_ffn_scratch)
-def _gated_ffn(kernels: Any, o: op.GatedFfn, tokens: int, position: int) -> None:
+def _gated_ffn(kernels: Any, o: op.GatedFfn, tokens: int) -> None:
     o.output[:tokens] = kernels.gated_ffn(o.input[:tokens], o.gate_up, o.down)
 
 
@@ -348,16 +391,46 @@ def _experts_scratch(kernels: StepwiseBackend, o: op.Experts, sizes: Sizes) -> i
     return kernels.experts_scratch_bytes(sizes.rows, used, width, ffn_width)
 
 
+@means(op.Fetch, None)
+def _fetch(kernels: Any, o: op.Fetch, tokens: int) -> int:
+    if o.paged is None:
+        return 0
+    pager: op.Pager = o.paged.pager
+    waited_ns = pager.wait_ns
+    pager.fetch(o.paged.layer, o.experts[:tokens], None if o.weights is None else o.weights[:tokens], o.drop_cold)
+    return pager.wait_ns - waited_ns
+
+
+@means(op.Prefetch, None)
+def _prefetch(kernels: Any, o: op.Prefetch, tokens: int) -> int:
+    if o.paged is None:
+        return 0
+    pager: op.Pager = o.paged.pager
+    waited_ns = pager.wait_ns
+    pager.prefetch(o.paged.layer, o.experts[0].tolist())
+    return pager.wait_ns - waited_ns
+
+
 @means(op.Experts, "gated_ffn", _experts_scratch)
-def _experts(kernels: Any, o: op.Experts, tokens: int, position: int) -> int:
+def _experts(kernels: Any, o: op.Experts, tokens: int) -> int:
     chosen = o.experts[:tokens]
-    here = [(int(expert), int(o.slots[expert])) for expert in np.unique(chosen) if o.slots[expert] >= 0]
-    disk_ns = 0
-    for expert, slot, waited_ns in as_they_land(here, o.arrivals):
+    if o.paged is None:
+        here = ((int(expert), int(o.slots[expert])) for expert in np.unique(chosen) if o.slots[expert] >= 0)
+        _run_experts(kernels, o, chosen, here)
+        return 0
+    pager: op.Pager = o.paged.pager
+    waited_ns = pager.wait_ns
+    o.output[:tokens][np.isin(chosen, pager.left_out(o.paged.layer))] = 0
+    with contextlib.closing(pager.landings(o.paged.layer)) as landings:  # so that a run that fails ends the use
+        _run_experts(kernels, o, chosen, landings)
+    return pager.wait_ns - waited_ns
+
+
+def _run_experts(kernels: Any, o: op.Experts, chosen: Integers, experts: Iterable[tuple[int, int]]) -> None:
+    """Compute experts, each in its slot, for the tokens that chose them."""
+    for expert, slot in experts:
         rows, ranks = np.nonzero(chosen == expert)
         o.output[rows, ranks] = kernels.gated_ffn(o.input[rows], *o.layout.matrices(o.arena[slot]))
-        disk_ns += waited_ns
-    return disk_ns
 
 
 def combine(routed: Floats | None, weights: Floats | None, shared: Floats | None, shared_gate: Floats | None) -> Floats:
@@ -377,7 +450,7 @@ def combine(routed: Floats | None, weights: Floats | None, shared: Floats | None
 
 
 @means(op.Combine, "combine", lambda kernels, o, sizes: kernels.element_scratch_bytes * math.prod(o.residual.shape))
-def _combine(kernels: Any, o: op.Combine, tokens: int, position: int) -> None:
+def _combine(kernels: Any, o: op.Combine, tokens: int) -> None:
     parts = (o.routed, o.weights, o.shared, o.shared_gate)
     total = kernels.combine(*(None if part is None else part[:tokens] for part in parts))
     o.residual[:tokens] += np.float32(o.scale) * total
@@ -408,7 +481,7 @@ class ReferenceBackend(StepwiseBackend):
 
     def attention_scratch_bytes(self, tokens: int, heads: int, kv_heads: int, width: int, context_length: int) -> int:
         """Temporaries of one `attention` at the end of the context, its result included."""
-        caches = 2 * 8 * kv_heads * context_length * group_count(width) * GROUP_COLUMNS
+        caches = 2 * 8 * kv_heads * (context_length + PAGE_TOKENS) * group_count(width) * GROUP_COLUMNS
         scores = 4 * 8 * heads * context_length
         return caches + scores + 5 * 8 * tokens * heads * width
 

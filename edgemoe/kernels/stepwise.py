@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,8 +21,8 @@ from edgemoe.kernels.formats import GROUP_COLUMNS, PANEL_ROWS, group_count, pane
 _PYTHON_OBJECTS_BYTES = 1 << 16
 """Memory that the interpreter and NumPy take for a step besides arrays."""
 
-Step = Callable[[Any, Any, int, int], "int | None"]
-"""Runs an operation: the functions of a backend, the operation, the tokens of the run, and the position of the first.
+Step = Callable[[Any, Any, int], "int | None"]
+"""Runs an operation: the functions of a backend, the operation, and the tokens of the run.
 
 It returns the nanoseconds for which it waited for records, if it did.
 """
@@ -35,8 +35,9 @@ class Meaning(NamedTuple):
     """The step of a kind of operation, and the function that other backends may have for it."""
 
     step: Step
-    function: str
-    """Name of the function that a backend with a twin of its own has; empty if the step is all of it."""
+    function: str | None
+    """Name of the function that a backend with a twin of its own has; empty if the step is all of it, and None if it
+    computes nothing, so that every backend has it."""
     scratch: Scratch
 
 
@@ -44,7 +45,9 @@ MEANINGS: dict[type[op.Operation], Meaning] = {}
 """Every kind of operation that there is. `reference.py` fills it."""
 
 
-def means(kind: type[op.Operation], function: str = "", scratch: Scratch | None = None) -> Callable[[Step], Step]:
+def means(
+    kind: type[op.Operation], function: str | None = "", scratch: Scratch | None = None
+) -> Callable[[Step], Step]:
     """Register a step as the meaning of a kind of operation.
 
     `scratch` says how much memory it takes on top of its buffers; without it some temporaries as large as the largest
@@ -76,10 +79,6 @@ class StepwiseBackend(ABC):
     def program(self, operations: Sequence[op.Operation]) -> StepwiseProgram:
         return StepwiseProgram(self, operations)
 
-    def can_await(self, reader: op.AwaitedReads) -> bool:
-        """Always true: `Experts` waits through the reader's Python methods."""
-        return True
-
     @property
     def fallbacks(self) -> tuple[str, ...]:
         """Kinds of operations that this backend runs by the reference's functions."""
@@ -96,20 +95,6 @@ class StepwiseBackend(ABC):
     @abstractmethod
     def attention_scratch_bytes(self, tokens: int, heads: int, kv_heads: int, width: int, context_length: int) -> int:
         """Bytes of temporaries of one `attention` at the end of the context, its result included."""
-
-    def step_scratch_bytes(self, sizes: op.StepSizes) -> int:
-        """Return an upper bound on `scratch_bytes` of any program of a step of these sizes."""
-        s, query_width = sizes, sizes.query_heads * sizes.head_width
-        widest = max(query_width, s.model_width, s.experts)
-        return _PYTHON_OBJECTS_BYTES + max(
-            s.tokens * widest * self.element_scratch_bytes,
-            self.product_scratch_bytes(s.tokens, widest, max(query_width, s.model_width)),
-            self.product_scratch_bytes(s.head_tokens, s.vocabulary, s.model_width),
-            self.store_scratch_bytes(s.tokens, s.kv_heads, s.head_width),
-            self.attention_scratch_bytes(s.tokens, s.query_heads, s.kv_heads, s.head_width, s.context_length),
-            self.ffn_scratch_bytes(s.tokens, s.model_width, s.ffn_width),
-            self.experts_scratch_bytes(s.tokens, s.experts_per_token, s.model_width, s.expert_width),
-        )
 
     def scratch_bytes(self, operations: Sequence[op.Operation]) -> int:
         """Return the largest scratch of any one operation: temporaries are freed when their operation ends."""
@@ -151,25 +136,19 @@ def measured_operation(number: int, operation: op.Operation) -> Sizes:
 
 
 class RunBounds(NamedTuple):
-    """The longest run of a program, and the last position, that its buffers have room for."""
+    """The longest run of a program that its buffers have room for."""
 
     rows: int
-    positions: int
 
     @classmethod
     def of(cls, sizes: Sequence[Sizes]) -> RunBounds:
         """Return the bounds of operations of these sizes."""
-        return cls(
-            min((own.rows for own in sizes), default=NO_LIMIT),
-            min((own.letters.get("C", NO_LIMIT) for own in sizes), default=NO_LIMIT),
-        )
+        return cls(min((own.rows for own in sizes), default=NO_LIMIT))
 
-    def check(self, tokens: int, position: int) -> None:
-        """Raise KernelError if the buffers are too short for these tokens at this position."""
+    def check(self, tokens: int) -> None:
+        """Raise KernelError if the buffers are too short for this number of tokens."""
         if not 1 <= tokens <= self.rows:
             raise KernelError(f"{tokens} tokens in a run; its buffers hold 1 to {self.rows}.", HINT)
-        if not 0 <= position <= self.positions - tokens:
-            raise KernelError(f"{tokens} tokens at position {position}; there are {self.positions} positions.", HINT)
 
 
 class StepwiseProgram:
@@ -184,14 +163,14 @@ class StepwiseProgram:
         self._operations_ns = np.zeros(len(self._steps), np.int64)
         self._disk_ns = np.zeros(len(self._steps), np.int64)
 
-    def run(self, tokens: int, position: int) -> None:
-        """Raises KernelError if the buffers are too short for these tokens at this position."""
-        self._bounds.check(tokens, position)
+    def run(self, tokens: int) -> None:
+        """Raises KernelError if the buffers are too short, or where a row's position or page does not exist."""
+        self._bounds.check(tokens)
         if self._timed:
-            self._run_timed(tokens, position)
+            self._run_timed(tokens)
             return
         for step, kernels, operation in self._steps:
-            step(kernels, operation, tokens, position)
+            step(kernels, operation, tokens)
 
     def time_runs(self, on: bool) -> None:
         """Start timing each operation of every run, from zero; or stop timing."""
@@ -205,33 +184,14 @@ class StepwiseProgram:
         waited_ns = np.zeros_like(self._operations_ns)
         return op.ProgramTimes(self._elapsed_ns, self._operations_ns.copy(), waited_ns, self._disk_ns.copy())
 
-    def _run_timed(self, tokens: int, position: int) -> None:
+    def _run_timed(self, tokens: int) -> None:
         start = before = time.perf_counter_ns()
         try:
             for number, (step, kernels, operation) in enumerate(self._steps):
-                disk_ns = step(kernels, operation, tokens, position)
+                disk_ns = step(kernels, operation, tokens)
                 now = time.perf_counter_ns()
                 self._operations_ns[number] += now - before
                 self._disk_ns[number] += disk_ns or 0
                 before = now
         finally:
             self._elapsed_ns += time.perf_counter_ns() - start
-
-
-def as_they_land(experts: list[tuple[int, int]], arrivals: op.Arrivals | None) -> Iterator[tuple[int, int, int]]:
-    """Yield (expert, slot, nanoseconds waited): experts whose records are in memory first, then the others."""
-    if arrivals is None:
-        yield from ((expert, slot, 0) for expert, slot in experts)
-        return
-    reader, tickets = arrivals.reader, arrivals.tickets
-    while experts:
-        landed = [pair for pair in experts if tickets[pair[1]] < 0 or reader.done(int(tickets[pair[1]]))]
-        for expert, slot in landed or experts[:1]:
-            began_ns = time.perf_counter_ns()
-            ticket = int(tickets[slot])
-            if ticket >= 0:
-                reader.wait(ticket, arrivals.timeout_seconds)
-                tickets[slot] = -1
-                reader.release(ticket)
-            yield expert, slot, time.perf_counter_ns() - began_ns
-            experts = [pair for pair in experts if pair[0] != expert]

@@ -70,7 +70,7 @@ def read_trace(path: Path | str, whole_blocks_only: bool = False) -> Trace:
     except _CutShortError as fault:
         raise TraceError(
             f"{path}: {fault}.",
-            "Was its recording or its copy cut short? The command edgemoe trace can keep what is whole of it:"
+            "Was its recording or its copy cut short? The command edgemoe trace can keep the intact part:"
             f" `from={path}`, with another file for `out`.",
         ) from None
     except (BlockFaultError, CsvFaultError) as fault:

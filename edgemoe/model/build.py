@@ -21,6 +21,9 @@ class Graph:
 
     spec: ModelSpec
     ids: Value  # (T,)
+    positions: Value  # (T,)
+    sequences: Value  # (T,)
+    pages: Value  # (S, P)
     residual: Value  # (T, D)
     head_input: Value  # (HEAD_ROWS, D)
     logits: Value  # (HEAD_ROWS, V)
@@ -52,11 +55,15 @@ def build_graph(spec: ModelSpec, options: BuildOptions = PLAIN) -> Graph:
     """The symbolic program of a model."""
     V, D = spec.vocab_size, spec.hidden_size
     ids = Value("ids", ("T",), "i32", "kept")
+    positions = Value("positions", ("T",), "i32", "kept")
+    sequences = Value("sequences", ("T",), "i32", "kept")
+    pages = Value("pages", ("S", "P"), "i32", "kept")
     residual = Value("residual", ("T", D), "f32", "kept")
     head_input = Value("head_input", (HEAD_ROWS, D), "f32", "kept")
     logits = Value("logits", (HEAD_ROWS, V), "f32", "kept")
 
-    shared: dict[Hashable, Value] = {value.name: value for value in (ids, residual, head_input, logits)}
+    inputs = ids, positions, sequences, pages
+    shared: dict[Hashable, Value] = {value.name: value for value in (*inputs, residual, head_input, logits)}
 
     def builder() -> Builder:
         return Builder(-1, D, spec.norm_epsilon, spec.residual_scale, cast(Any, residual), options, shared)
@@ -82,7 +89,7 @@ def build_graph(spec: ModelSpec, options: BuildOptions = PLAIN) -> Graph:
         matrix = head.matrix("embedding" if spec.tied_embeddings else "head", V, D)
         head.add(op.Linear(normed, (op.LinearPart(matrix, None, cast(Any, logits)),), scale=spec.logit_scale))
     sections = embed.section(), tuple(layers), head.section()
-    return Graph(spec, ids, residual, head_input, logits, *sections, lasting=tuple(shared.values()))
+    return Graph(spec, *inputs, residual, head_input, logits, *sections, lasting=tuple(shared.values()))
 
 
 def _normed(build: Builder, block: Block, source: op.Floats, output: op.Floats) -> op.Floats:

@@ -9,7 +9,8 @@ An operation in the graph is an object of the same class as a bound one (`kernel
 `Weight` in the place of each array. So blocks read like the mathematics of their papers, and there is one definition of
 each operation.
 
-Letters in shapes: `T` rows of a run (one for each token), `C` positions of the context; numbers are sizes.
+Letters in shapes: `T` rows of a run (one for each token), `C` positions of the context; of the KV cache `N` pages, `S`
+sequences and `P` pages of each sequence; numbers are sizes.
 """
 
 from __future__ import annotations
@@ -47,16 +48,16 @@ attention: with its norms, projections, positions and KV cache. router: with the
 guess at the next layer's routing. text: from token ids to pieces of text.
 """
 
-Stage = Literal["attend", "predict", "beside", "experts", "combine"]
-"""The stages of a layer, in the order in which they run. Experts may have to be read first, so a program of a token can
-be split where a layer's routing is known, at the end of `attend` (`engine/stepper.py`).
+Stage = Literal["attend", "fetch", "predict", "beside", "experts", "combine"]
+"""The stages of a layer, in the order in which they run. A program of a step leaves some out (`engine/stepper.py`).
 
-attend: everything up to the routing of an MoE layer. predict: only on demand, the guess at the next layer's routing.
+attend: everything up to the routing of an MoE layer. fetch: only where not all experts are in RAM, the reads of those
+that are missing begin. predict: only on demand, the guess at the next layer's routing, and the reads that it names.
 beside: the FFNs without routed experts. experts: the routed experts. combine: the sum, added to the residual stream.
 """
-STAGES: tuple[Stage, ...] = ("attend", "predict", "beside", "experts", "combine")
+STAGES: tuple[Stage, ...] = ("attend", "fetch", "predict", "beside", "experts", "combine")
 
-Dimension = Union[int, Literal["T", "C"]]
+Dimension = Union[int, Literal["T", "C", "S", "P", "N"]]
 Home = Literal["work", "kept", "state", "rope"]
 """Where the memory of a value lies.
 
@@ -76,6 +77,10 @@ class Value:
     home: Home = "work"
     rope: RopeSpec | None = None
     """The rule whose cosines or sines it holds."""
+
+
+PLACES = ("positions", "sequences", "pages")
+"""The names of the values that say where each row of a run stands (`kernels/operations.py`)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,11 +115,13 @@ class Arena:
 
 
 @dataclass(frozen=True)
-class PendingReads:
-    """The reads of records that may still be under way; None in a model whose experts are all in RAM."""
+class Paging:
+    """The pager and a layer's number for it; None in a model whose experts are all in RAM."""
+
+    layer: int
 
 
-Leaf = Union[Value, FirstRow, Weight, ExpertRecords, Arena, PendingReads]
+Leaf = Union[Value, FirstRow, Weight, ExpertRecords, Arena, Paging]
 """A stand-in for an array, or for another object of the engine, in a symbolic operation."""
 
 
@@ -127,7 +134,6 @@ class RoutingValues:
     predicted: op.Integers  # (1, K)
     predicted_weights: op.Floats  # (1, K)
     slots: op.Integers  # (E,)
-    in_memory: op.Integers | None  # (E,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,6 +178,8 @@ class BuildOptions:
     """The caller fills the guesses too; with `forced_routing` alone there are none."""
     cache_aware_routing: float = 0.0
     """The bonus of experts in RAM, as a share of each token's range of router logits; 0: off."""
+    drop_cold: float = 0.0
+    """The share of a token's weights below which absent experts are left out; 0: off."""
 
 
 PLAIN = BuildOptions()
@@ -247,9 +255,17 @@ class Builder:
         """A value that a sequence keeps of its tokens in this layer, in the format of keys and values."""
         return cast("op.Cache", self._shared(Value(f"layers.{self.layer}.{name}", shape, "kv", "state")))
 
+    def places(self) -> tuple[op.Integers, op.Integers, op.Integers]:
+        """The position and sequence of each row `(T,)`, and the pages of each sequence `(S, P)`."""
+        return tuple(self.shared[name] for name in PLACES)  # type: ignore[return-value]
+
     def expert_arguments(self) -> tuple[Any, Any, Any]:
-        """The slots of records, their layout in this layer, and the reads that may be under way (`op.Experts`)."""
-        return Arena(), ExpertRecords(self.layer), PendingReads()
+        """The slots of records, their layout in this layer, and the pager (`op.Experts`)."""
+        return Arena(), ExpertRecords(self.layer), self.paging()
+
+    def paging(self) -> Any:
+        """The pager, for operations that ask it for experts of this layer."""
+        return Paging(self.layer)
 
     def rope_tables(self, rope: RopeSpec) -> tuple[op.Floats, op.Floats]:
         """The cosines and sines of every position, `(C, rotated / 2)` each."""
@@ -344,7 +360,7 @@ def bound(operation: Any, array_of: Callable[[Leaf], Any]) -> Any:
     return type(operation)(**{name: replaced(getattr(operation, name)) for name in names})
 
 
-_LEAVES = frozenset({Value, FirstRow, Weight, ExpertRecords, Arena, PendingReads})
+_LEAVES = frozenset({Value, FirstRow, Weight, ExpertRecords, Arena, Paging})
 
 
 @functools.cache

@@ -41,8 +41,11 @@ def distinct_layers(graph: Graph) -> list[tuple[str, Section]]:
 def _text(step: Step) -> str:
     named = list(_named(step.operation))
     written = [name for name, role in named if role.writes]
+    call = f"{type(step.operation).__name__}({', '.join(_arguments(step.operation))})"
+    if not written:
+        return call
     sign = "+=" if any(_adds(step.operation, role) for _, role in named) else "="
-    return f"{', '.join(written)} {sign} {type(step.operation).__name__}({', '.join(_arguments(step.operation))})"
+    return f"{', '.join(written)} {sign} {call}"
 
 
 def _adds(operation: op.Operation, role: Role) -> bool:

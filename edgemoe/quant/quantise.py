@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.errors import EdgemoeError
-from edgemoe.kernels.formats import GROUP_COLUMNS, Blocks, Format, dequantise, group_count
+from edgemoe.kernels.formats import GROUP_COLUMNS, Blocks, Format, group_count
 
 Floats = npt.NDArray[np.float32]
 Halves = npt.NDArray[np.float16]
@@ -156,21 +156,3 @@ def _round_up_denormals(scales: Floats) -> Floats:
     halves = _to_f16(scales)
     short = (halves < _SMALLEST_NORMAL_F16) & (halves < scales)
     return np.where(short, np.nextafter(halves, np.float16(np.inf)), scales)
-
-
-def quantisation_error(values: Floats, blocks: Blocks) -> float:
-    """Return the root mean square of the quantisation errors, relative to that of the weights; 0 for no error."""
-    changed = total = 0.0
-    for chunk in _row_chunks(values):
-        part = Blocks(
-            blocks.format,
-            blocks.values[chunk],
-            None if blocks.scales is None else blocks.scales[chunk],
-            None if blocks.minimums is None else blocks.minimums[chunk],
-        )
-        exact = values[chunk].astype(np.float64)
-        changed += float(np.square(exact - dequantise(part)).sum())
-        total += float(np.square(exact).sum())
-    if changed == 0:
-        return 0.0
-    return float(np.sqrt(changed / total)) if total else float("inf")

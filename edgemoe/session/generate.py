@@ -78,7 +78,7 @@ class Generation:
         Raises StoreError for stop texts where the model has no tokenizer.
         """
         if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
-            raise UsageError(f"max_tokens: expected 1 or more, found {max_tokens}.", "Leave it out for no limit.")
+            raise UsageError(f"`max_tokens`: expected 1 or more, found {max_tokens}.", "Leave it out for no limit.")
         check_token_ids(prompt_ids, tokenizer.vocabulary)
         check_prompt_length(len(prompt_ids), held.engine.context_length)
         self.prompt_ids = list(prompt_ids)
@@ -189,7 +189,7 @@ def _special_ids(texts: Sequence[str], tokenizer: Tokenizer) -> frozenset[int]:
 def check_prompt_length(tokens: int, context_length: int) -> None:
     """Raises UsageError for a prompt without tokens, or with more than leave room for an answer."""
     if tokens == 0:
-        raise UsageError("the prompt is empty: expected at least one token.", "Give some text to go on from.")
+        raise UsageError("the prompt is empty: expected at least one token.", "Give some text to continue.")
     if tokens >= context_length:
         raise UsageError(
             f"the prompt does not fit: expected fewer than {context_length} tokens (the context), found {tokens}.",

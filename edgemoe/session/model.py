@@ -121,7 +121,7 @@ class Model:
         except UsageError as error:
             raise StoreError(
                 f"{path}: {error.message}",
-                "Mend or remove it, then run edgemoe update STORE; without it decoding is greedy.",
+                "Repair or remove it, then run edgemoe update STORE; without it decoding is greedy.",
             ) from None
 
     @property

@@ -9,7 +9,7 @@ from typing import Any
 from edgemoe.errors import StoreError
 
 JSON_LIMIT_BYTES = 16 << 20
-MEND = "Put the original model's file in its place; where the folder is a store, edgemoe update takes it then."
+MEND = "Put the original model's file in its place; if the folder is a store, run edgemoe update on it afterwards."
 """The remedy for a text file of a model that cannot be used."""
 
 

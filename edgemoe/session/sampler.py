@@ -48,7 +48,7 @@ class Sampler:
             best = int(np.argmax(logits))
             if not math.isfinite(logits[best]):
                 raise UsageError(
-                    "no token is left to go on with: the settings forbid the whole vocabulary.",
+                    "no token is left to choose: the settings forbid the whole vocabulary.",
                     "Relax no_repeat_ngram_size, bad_words_ids, suppress_tokens or min_new_tokens.",
                 )
         token = best if self.options.temperature == 0 else self._draw(logits)

@@ -34,7 +34,7 @@ def require_usable(folder: Path, names: Set[str], vocabulary: int) -> list[str]:
         if largest >= vocabulary:
             raise StoreError(
                 f"{TOKENIZER_NAME}: expected ids below {vocabulary} (the model's vocabulary), found {largest}.",
-                "Take the tokenizer of the model that was converted.",
+                "Use the tokenizer of the model that was converted.",
             )
     if END_NAMES & names:
         remarks += Tokenizer.around(tokenizer, folder, vocabulary).remarks
@@ -49,14 +49,14 @@ def _require_sampling(path: Path) -> None:
     try:
         read_generation_config(read_json_object(path, required=False, limit_bytes=CONFIG_LIMIT_BYTES))
     except UsageError as error:
-        raise StoreError(f"{path}: {error.message}", "Mend it; without it decoding is greedy.") from None
+        raise StoreError(f"{path}: {error.message}", "Repair it; without it decoding is greedy.") from None
 
 
 def _try_template(folder: Path) -> list[str]:
     """A remark where the chat template refuses the shortest conversation. Raises StoreError where it cannot be used."""
     named = read_json_object(folder / "tokenizer_config.json", required=False).get("chat_template")
     if named is None and not (folder / "chat_template.jinja").exists():
-        return ["there is no chat template: the model continues texts, and does not chat."]
+        return ["there is no chat template: the model can continue texts, but not chat."]
     try:
         ChatTemplate.load(folder).render([{"role": "user", "content": "Hello"}])
     except StoreError:

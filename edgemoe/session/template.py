@@ -45,7 +45,7 @@ class ChatTemplate:
         if source is None:
             raise StoreError(
                 f"{folder} has no chat template (neither chat_template.jinja nor one in tokenizer_config.json).",
-                "A base model cannot chat; let it continue a plain text (`raw`).",
+                "A base model cannot chat; let it continue plain text (`raw`).",
             )
         return cls(source, read_special_tokens(folder).names)
 
@@ -54,7 +54,7 @@ class ChatTemplate:
         for name, value in variables.items():
             if name in OWN_VARIABLES:
                 raise UsageError(
-                    f"template variable {name}: edgemoe sets it itself.", "Give the conversation as messages."
+                    f"template variable {name}: edgemoe sets this one itself.", "Give the conversation as messages."
                 )
             if not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", self.source):
                 raise UsageError(
@@ -65,7 +65,7 @@ class ChatTemplate:
                 json.dumps(value)
             except (TypeError, ValueError, RecursionError) as error:
                 raise UsageError(
-                    f"template variable {name}: expected a value of JSON, found {type(value).__name__} ({error}).",
+                    f"template variable {name}: expected a JSON value, found {type(value).__name__} ({error}).",
                     "Give text, a number, true, false, null, a list or an object.",
                 ) from None
 
@@ -96,7 +96,7 @@ class ChatTemplate:
             return str(answer["text"])
         if "text" in answer:
             raise StoreError(
-                "chat template: it makes an empty text of the conversation.",
+                "chat template: it turns the conversation into an empty text.",
                 "Copy the template of the original model again, or give a plain text (`raw`).",
             )
         if answer["error"] == "syntax":
@@ -106,8 +106,8 @@ class ChatTemplate:
             )
         raise EdgemoeError(
             f"chat template: it refused the conversation or failed ({answer['message']}).",
-            "Some models take no system message, or want user and assistant in turns;"
-            " a plain text (`raw`) goes without the template.",
+            "Some models accept no system message, or need user and assistant to alternate;"
+            " a plain text (`raw`) needs no template.",
         )
 
     def close(self) -> None:

@@ -27,7 +27,7 @@ SLICE_SECONDS = 0.25
 ANSWER_LIMIT_BYTES = 256 << 20
 """More than the longest text that the worker lets pass can take as JSON."""
 HOSTILE_HINT = (
-    "Such a template is broken or hostile: do not trust this model's files. A plain text (`raw`) goes without it."
+    "Such a template is broken or hostile: do not trust this model's files. A plain text (`raw`) needs no template."
 )
 
 
@@ -61,7 +61,7 @@ class TemplateProcess:
             raise
         if answer.get("error") in ("size", "memory"):
             self.close()
-            raise StoreError(f"chat template: it wants {answer['message']}, and was stopped.", HOSTILE_HINT)
+            raise StoreError(f"chat template: it needs {answer['message']}, and was stopped.", HOSTILE_HINT)
         return answer
 
     def close(self) -> None:

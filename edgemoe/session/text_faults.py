@@ -32,9 +32,9 @@ def text_faults(files: Mapping[str, bytes], vocabulary: int) -> list[str]:
                         " training, these weights are older than the tokenizer."
                     )
             except StoreError as error:
-                faults.append(f"The store will neither read nor write text: {error}")
+                faults.append(f"The store will not be able to read or write text: {error}")
         try:
             template_source(folder)
         except StoreError as error:
-            faults.append(f"The store will not chat: {error}")
+            faults.append(f"The store will not be able to chat: {error}")
         return [fault.replace(f"{folder}/", "") for fault in faults]

@@ -83,9 +83,9 @@ class Tokenizer:
         """The library's tokenizer. Raises StoreError where the store has none."""
         if self._tokenizer is None:
             raise StoreError(
-                "this model has no tokenizer (tokenizer.json), so it can neither read nor write text.",
-                "Copy the one of its checkpoint into the store and run edgemoe update STORE; or give token ids, from"
-                " Python.",
+                "this model has no tokenizer (tokenizer.json), so it cannot read or write text.",
+                "Copy the checkpoint's tokenizer.json into the store and run edgemoe update STORE, or use token ids"
+                " from Python.",
             )
         return self._tokenizer
 
@@ -172,7 +172,7 @@ class Tokenizer:
             raise _failure("these ids", error) from None
         if len(text) > LONGEST_TOKEN_CHARACTERS * max(1, len(token_ids)):
             raise StoreError(
-                f"tokenizer.json: it makes {len(text)} characters of {len(token_ids)} tokens.",
+                f"tokenizer.json: it decodes {len(token_ids)} tokens to {len(text)} characters.",
                 f"It is broken or hostile. {MEND}",
             )
         return text
@@ -293,7 +293,7 @@ def stop_ids(folder: Path, tokenizer: tokenizers.Tokenizer | None) -> frozenset[
         try:
             ids.update(end_ids(config))
         except UsageError as error:
-            raise StoreError(f"{folder / name}: {error.message}", f"Mend it. {MEND}") from None
+            raise StoreError(f"{folder / name}: {error.message}", f"Repair it. {MEND}") from None
     eos = read_special_tokens(folder).names.get("eos_token")
     if eos is not None and tokenizer is not None:
         token = tokenizer.token_to_id(eos)
@@ -351,8 +351,8 @@ def _within(seconds: float, work: Callable[[], Result]) -> Result:
 
 def _failure(what: str, error: BaseException) -> EdgemoeError:
     if "ThreadPoolBuildError" in str(error):  # the library panics where the system starts no thread for it
-        return no_threads("The tokenizer cannot begin")
+        return no_threads("The tokenizer cannot start")
     return StoreError(
-        f"tokenizer.json: it fails on {what} ({str(error)[:300]}).",
+        f"tokenizer.json: it cannot process {what} ({str(error)[:300]}).",
         f"The file is damaged. {MEND}",
     )

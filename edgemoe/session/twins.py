@@ -75,7 +75,8 @@ class Twins:
         for number, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True):
             if number in self._special and text[begin:end].strip() == self._special[number].content:
                 raise UsageError(
-                    f"{text[begin:end]!r:.80} cannot be text with this model: its tokenizer knows it as a token only.",
-                    "Leave it out of the text, or let it be the token.",
+                    f"{text[begin:end]!r:.80} cannot be plain text with this model: its tokenizer"
+                    " can only encode it as a token.",
+                    "Leave it out of the text, or allow special tokens in the text.",
                 )
         return [self._originals.get(number, number) for number in encoding.ids]

@@ -2,6 +2,10 @@
 
 A file is: header length (u64, little endian) | header (JSON, may end in spaces) | tensors without gaps. Edgemoe
 pads its headers so that the tensors begin at a multiple of 4096 bytes, as direct I/O needs.
+
+Why not the safetensors library, which traces use (`lab/trace_blocks.py`): it does not say at which byte of a file a
+tensor begins, which direct reads, conversion row by row, and errors about damage need; it refuses a whole file for one
+tensor of a type that it does not know; and it pads headers to 8 bytes.
 """
 
 from __future__ import annotations

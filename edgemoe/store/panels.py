@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
+from edgemoe.io.bulk import BulkRead, Span
 from edgemoe.io.checksum import crc32c
-from edgemoe.io.direct import PageFile, PageReadError, allocate_pages
+from edgemoe.io.direct import PageReadError, allocate_pages
 from edgemoe.io.pages import PAGE_BYTES, round_up
 from edgemoe.kernels.formats import panel_count
 from edgemoe.store.manifest import ResidentTensor
@@ -47,24 +51,24 @@ class Panels:
 
         Raises StoreError where the file cannot be read, or the matrix differs from its checksum; BudgetError.
         """
+        memory = np.frombuffer(allocate_pages(PIECE_PANELS * self.panel_bytes + PAGE_BYTES), np.uint8)
+        reading = BulkRead(memory, direct)
         try:
-            file = PageFile(self.path, direct)
+            return self._checksums(reading, memory)
         except OSError as problem:
             raise unreadable(self.path, problem.strerror or str(problem)) from problem
-        try:
-            return self._checksums(file)
         except PageReadError as problem:
             raise not_read(problem) from problem
         finally:
-            file.close()
+            reading.close()
 
-    def _checksums(self, file: PageFile) -> list[int]:
-        memory = memoryview(allocate_pages(PIECE_PANELS * self.panel_bytes + PAGE_BYTES))
+    def _checksums(self, reading: BulkRead, memory: npt.NDArray[np.uint8]) -> list[int]:
         whole, of_panels = 0, []
         for first_panel in range(0, self.count, PIECE_PANELS):
             panels = range(first_panel, min(first_panel + PIECE_PANELS, self.count))
             origin, end = self.pages(panels[0])[0], self.pages(panels[-1])[1]
-            file.read(origin, end - origin, memory)
+            reading.begin([Span(self.path, origin, end - origin, 0)])
+            reading.wait()
             whole = crc32c(memory[: len(panels) * self.panel_bytes], whole)
             for panel in panels:
                 start, end = self.pages(panel)

@@ -167,7 +167,8 @@ class Store:
         return max((layout.slot_bytes for layouts in self.layouts_of_layers for layout in layouts), default=0)
 
     @cached_property
-    def _expert_paths(self) -> tuple[Path, ...]:
+    def expert_paths(self) -> tuple[Path, ...]:
+        """The paths of the expert files, in the order of their numbers."""
         return tuple(self.path / file.name for file in self.manifest.expert_files)
 
     def record(self, layer: int, expert: int) -> ExpertRecord:
@@ -177,7 +178,7 @@ class Store:
         if row is None:
             raise StoreError(f"{self.path}: there is no {record_name(layer, expert)}.")
         return ExpertRecord(
-            self._expert_paths[records.file[row]],
+            self.expert_paths[records.file[row]],
             int(records.offset[row]),
             int(records.length[row]),
             None if records.crc32c is None else int(records.crc32c[row]),

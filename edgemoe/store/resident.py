@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Union
@@ -10,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.errors import StoreError
-from edgemoe.io.bulk import BulkRead, Span
-from edgemoe.io.checksum import as_written
+from edgemoe.io.bulk import BulkRead, Span, SpanAlteredError
 from edgemoe.io.direct import PageReadError, allocate_pages
 from edgemoe.io.pages import PAGE_BYTES, round_up
 from edgemoe.kernels.formats import Matrix
@@ -37,19 +37,14 @@ class ResidentReading:
         self.tensors: dict[str, ResidentValue] = {}
         self.bytes = memory_bytes
         self._path = path
-        self._as_read: list[tuple[ResidentTensor, npt.NDArray[np.uint8]]] = []
+        self._tensors = tensors
         self._vectors: list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]] = []
         size = max((tensor.offset + tensor.bytes for tensor in tensors), default=start) - start
-        if not size:
-            self._reading = BulkRead(())
-            return
-        memory = allocate_pages(memory_bytes)
-        whole = np.frombuffer(memory, np.uint8)
+        whole = np.frombuffer(allocate_pages(memory_bytes), np.uint8) if size else np.zeros(0, np.uint8)
         # Vectors have no gaps in the file: they are moved to aligned places behind the file's bytes in memory.
         aligned = round_up(size, PAGE_BYTES)
         for tensor in tensors:
             data = whole[tensor.offset - start : tensor.offset - start + tensor.bytes]
-            self._as_read.append((tensor, data))
             if tensor.format is not None:
                 self.tensors[tensor.name] = Matrix(data, tensor.format, tensor.rows, tensor.columns)
                 continue
@@ -57,9 +52,11 @@ class ResidentReading:
             self._vectors.append((place, data))
             self.tensors[tensor.name] = place.view(np.float32)
             aligned += round_up(tensor.bytes, MATRIX_ALIGNMENT_BYTES)
+        self._reading = BulkRead(whole)
         try:
-            self._reading = BulkRead([Span(path, start, size, memoryview(memory), self._finish)])
+            self._reading.begin([Span(path, t.offset, t.bytes, t.offset - start, t.crc32c) for t in tensors])
         except OSError as problem:
+            self._reading.close()
             raise unreadable(path, problem.strerror or str(problem)) from problem
 
     def wait(self) -> None:
@@ -71,17 +68,16 @@ class ResidentReading:
             self._reading.wait()
         except PageReadError as problem:
             raise not_read(problem) from problem
+        except SpanAlteredError as problem:
+            ends = [tensor.offset + tensor.bytes for tensor in self._tensors]
+            raise not_as_written(self._path, self._tensors[bisect_right(ends, problem.offset)]) from problem
+        self._reading.close()
+        for place, data in self._vectors:
+            place[:] = data
 
     def close(self) -> None:
         """Stop reading, if it has not ended."""
         self._reading.close()
-
-    def _finish(self) -> None:
-        for tensor, data in self._as_read:
-            if not as_written(data, tensor.crc32c):
-                raise not_as_written(self._path, tensor)
-        for place, data in self._vectors:
-            place[:] = data
 
 
 def not_as_written(path: Path, tensor: ResidentTensor) -> StoreError:

@@ -64,7 +64,7 @@ def side_file_hint(folder: Path, unlisted: bool = False) -> str:
     """The hint of the error for a side file that differs from the manifest."""
     if unlisted:
         return f"edgemoe update {folder} takes it into the store; or move it away."
-    return f"edgemoe update {folder} takes the side files as they are now, or anew from the checkpoint."
+    return f"edgemoe update {folder} accepts the side files as they are, or takes the checkpoint's again."
 
 
 def side_file_fault(path: Path, entry: SideFile) -> str | None:

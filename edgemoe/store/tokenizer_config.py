@@ -112,14 +112,14 @@ def config_template(config: Mapping[str, Any], where: object) -> str | None:
         raise StoreError(
             f"{where}: chat_template: expected one template named default,"
             f" found {', '.join(sorted(map(str, value)))[:200]}.",
-            "Save the one that you want as chat_template.jinja beside it; where the folder is a store, edgemoe update"
-            " takes it then.",
+            "Save the one that you want as chat_template.jinja beside it; if the folder is a store, run edgemoe update"
+            " on it afterwards.",
         )
     source = value.get("default") if isinstance(value, Mapping) else value
     if source is not None and not isinstance(source, str):
         raise StoreError(
             f"{where}: chat_template: expected a text, or named texts, found {type(source).__name__}.",
-            "Put the original model's file in its place; where the folder is a store, edgemoe update takes it then.",
+            "Put the original model's file in its place; if the folder is a store, run edgemoe update on it then.",
         )
     return source
 

@@ -3,8 +3,8 @@
  * Every operation is defined in edgemoe/kernels/operations.py and reference.py, the bytes of a matrix in formats.py.
  * edgemoe_operations.h has the structs of operations, written from those definitions. All arrays are C-contiguous.
  *
- * Results are the same to the bit for any number of threads, any instruction set, and any way of cutting
- * a prompt into runs: threads share out output rows, never a sum, and every sum has one written order.
+ * Results are the same to the bit for any number of threads, any instruction set, any way of cutting a prompt into
+ * runs, and any other sequences in them: threads share out output rows, never a sum, and every sum has one written order.
  *
  * No function aborts, and none allocates memory during a run; functions return a status. */
 #ifndef EDGEMOE_H
@@ -20,7 +20,7 @@ extern "C" {
 #define EM_API __attribute__((visibility("default")))
 
 /* Incremented with every change to this header that a caller must adapt to. */
-#define EM_ABI_VERSION 9
+#define EM_ABI_VERSION 11
 
 typedef enum em_status {
     EM_OK = 0,
@@ -30,7 +30,7 @@ typedef enum em_status {
     EM_FORKED = 4,         /* the pool or reader belongs to the process that forked this one */
     EM_BUSY = 5,           /* another thread is running on this pool; or a read is still under way */
     EM_BAD_OPERATION = 6,  /* an unknown kind of operation or format */
-    EM_BAD_POSITION = 7,   /* position + tokens is beyond the context */
+    EM_BAD_POSITION = 7,   /* a row's position, sequence or page that does not exist */
     EM_BAD_TOKEN_ID = 8,   /* a token id outside the vocabulary */
     EM_BAD_EXPERT = 9,     /* an expert number or slot out of range */
     EM_SMALL_SCRATCH = 10, /* less scratch than em_program_scratch_bytes says */
@@ -91,14 +91,14 @@ typedef struct em_matrix {
     int32_t columns;
 } em_matrix;
 
-/* Keys or values of one layer. Element i of a row of EM_Q8 is (float)int8 * (float)scale of its group of 32. */
+/* The pages of keys or values of one layer. Element i of a row of EM_Q8 is (float)int8 * (float)scale of its group of 32. */
 typedef struct em_cache {
-    void *elements;   /* (G, C, W): float32, float16 or int8, by the format */
-    uint16_t *scales; /* (G, C, groups of 32 of W): float16, for EM_Q8; else NULL */
+    void *elements;   /* (N, G, 64, W): float32, float16 or int8, by the format */
+    uint16_t *scales; /* (N, G, 64, groups of 32 of W): float16, for EM_Q8; else NULL */
     int32_t format;   /* EM_F32, EM_F16 or EM_Q8 */
 } em_cache;
 
-typedef struct em_reader em_reader; /* see "expert reads" below */
+typedef struct em_pager em_pager; /* see "the pager" below */
 
 #include "edgemoe_operations.h"
 
@@ -150,10 +150,12 @@ typedef struct em_program {
 /* Bytes of scratch that runs of up to `tokens` tokens need. */
 EM_API uint64_t em_program_scratch_bytes(const em_operation *operations, int32_t count, int32_t tokens);
 
-/* Runs every operation in order for `tokens` tokens, the first of which is at `position`. */
-EM_API int32_t em_program_run(em_program *program, int32_t tokens, int32_t position);
+/* Runs every operation in order for the first `tokens` rows of the buffers. */
+EM_API int32_t em_program_run(em_program *program, int32_t tokens);
 
 /* ---- expert reads ----------------------------------------------------------------------------------- */
+
+typedef struct em_reader em_reader;
 
 typedef struct em_read_counters {
     uint64_t bytes_read;
@@ -209,8 +211,8 @@ EM_API int32_t em_reader_counters(em_reader *reader, em_read_counters *counters)
 /* An expert's key is `layer * experts + expert`. A slot of the arena holds one expert's record exactly as it lies on
  * disk. edgemoe/experts/cache.py says what the pager means: it takes the same decisions, victim by victim.
  *
- * No function here locks: one thread at a time uses a pager, that which runs the programs. */
-typedef struct em_pager em_pager;
+ * The operations Fetch, Experts and Prefetch ask it themselves. No function here locks: one thread at a time uses a pager,
+ * that which runs the programs. */
 
 /* Where records are read from. `em_reader_source` makes that of a reader; a function returns what the function of the
  * reader with its name returns. */
@@ -259,7 +261,6 @@ typedef struct em_pager_counters {
     int64_t guessed_uses;
     int64_t warm_bytes;
     int64_t dropped;
-    int64_t wait_ns;
 } em_pager_counters;
 
 /* The read that failed last. */
@@ -298,7 +299,7 @@ EM_API void em_pager_destroy(em_pager *pager);
  *
  * A request pins the experts that have a slot, counts hits and misses, promotes prefetches that turned out to be right
  * and cancels those that turned out to be wrong. `scan`: this use does not predict the next one, so experts that are read
- * for it leave before all others. EM_BAD_EXPERT for an unknown expert or one named twice. */
+ * for it leave before all others. It ends the use before it. EM_BAD_EXPERT for an unknown expert or one named twice. */
 EM_API int32_t em_pager_request(em_pager *pager, int32_t layer, const int32_t *experts, int32_t count, int32_t scan);
 /* The experts that come next, whose number is `*count`: all that were requested if there are slots for them, else about
  * half of those that have a slot, so that one half is read while the other is computed. They stay pinned until the next
@@ -316,6 +317,18 @@ EM_API int32_t em_pager_prefetch(em_pager *pager, int32_t layer, const int32_t *
  * do not count as prefetches. Keys that are present or named twice are passed over. */
 EM_API int32_t em_pager_warm(em_pager *pager, const int32_t *keys, int32_t count);
 
+/* What the tokens of a run are. */
+typedef enum em_phase {
+    EM_PROMPT = 0, /* of a prompt: experts that are read for more of them than there are slots are a scan */
+    EM_DECODE = 1, /* generated */
+    EM_VERIFY = 2, /* guessed, and checked by this run */
+} em_phase;
+
+/* The phase of the runs that follow; EM_PROMPT at first. */
+EM_API int32_t em_pager_set_phase(em_pager *pager, int32_t phase);
+/* From now on a fetch notes in `noted` (layers, experts), the caller's, whether each expert that it asks for is in memory:
+ * 1 or 0. NULL: it does not. */
+EM_API int32_t em_pager_note(em_pager *pager, uint8_t *noted);
 /* Whether each expert's record is in memory: 1 or 0 for `count` keys from `first` on. */
 EM_API int32_t em_pager_loaded(const em_pager *pager, int32_t first, int32_t count, uint8_t *loaded);
 

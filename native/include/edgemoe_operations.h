@@ -7,6 +7,9 @@
 /* Formats of weights (edgemoe/kernels/formats.py); the first three are those of a KV cache too. */
 typedef enum em_format { EM_F32 = 0, EM_F16 = 1, EM_Q8 = 2, EM_Q4 = 3, EM_Q4M = 4, EM_FORMAT_COUNT = 5 } em_format;
 
+/* Positions in a page of the KV cache. */
+enum { EM_PAGE_TOKENS = 64 };
+
 /* em_route.score */
 enum { EM_SCORE_SOFTMAX = 0, EM_SCORE_SIGMOID = 1 };
 
@@ -48,39 +51,50 @@ typedef struct em_linear {
     int32_t columns;         /* M */
 } em_linear;
 
-/* Rotates each head in place: (a, b) -> (a cos - b sin, b cos + a sin), a, b halves of its first R. */
+/* Rotates each head in place: (a, b) -> (a cos - b sin, b cos + a sin). */
 typedef struct em_rope {
-    float *values;       /* (T, heads*W) */
+    float *values;            /* (T, heads*W) */
     int32_t heads;
-    const float *cosine; /* (C, R/2) */
-    const float *sine;   /* (C, R/2) */
-    int32_t head_dim;    /* W */
-    int32_t context;     /* C */
-    int32_t rotated;     /* R */
+    const int32_t *positions; /* (T,) */
+    const float *cosine;      /* (C, R/2) */
+    const float *sine;        /* (C, R/2) */
+    int32_t head_dim;         /* W */
+    int32_t context;          /* C */
+    int32_t rotated;          /* R */
 } em_rope;
 
-/* Writes the keys and values of this run's tokens to the cache, at their positions. */
+/* Writes the keys and values of each row's token to the page of its position. */
 typedef struct em_store_kv {
-    const float *keys;    /* (T, G*W) */
-    const float *values;  /* (T, G*W) */
-    em_cache key_cache;   /* (G, C, W) */
-    em_cache value_cache; /* (G, C, W) */
-    int32_t kv_heads;     /* G */
-    int32_t context;      /* C */
-    int32_t head_dim;     /* W */
+    const float *keys;        /* (T, G*W) */
+    const float *values;      /* (T, G*W) */
+    const int32_t *positions; /* (T,) */
+    const int32_t *sequences; /* (T,) */
+    const int32_t *pages;     /* (S, P) */
+    em_cache key_cache;       /* (N, G, 64, W) */
+    em_cache value_cache;     /* (N, G, 64, W) */
+    int32_t sequence_count;   /* S */
+    int32_t table_pages;      /* P */
+    int32_t page_count;       /* N */
+    int32_t kv_heads;         /* G */
+    int32_t head_dim;         /* W */
 } em_store_kv;
 
-/* Causal attention over the cache: token t sees positions 0 .. position + t. */
+/* Causal attention over the cache: row t sees positions 0 .. positions[t] of its sequence. */
 typedef struct em_attention {
-    const float *query;   /* (T, H*W) */
-    em_cache key_cache;   /* (G, C, W) */
-    em_cache value_cache; /* (G, C, W) */
+    const float *query;       /* (T, H*W) */
+    const int32_t *positions; /* (T,) */
+    const int32_t *sequences; /* (T,) */
+    const int32_t *pages;     /* (S, P) */
+    em_cache key_cache;       /* (N, G, 64, W) */
+    em_cache value_cache;     /* (N, G, 64, W) */
     float scale;
-    float *output;        /* (T, H*W) */
-    int32_t kv_heads;     /* G */
-    int32_t context;      /* C */
-    int32_t head_dim;     /* W */
-    int32_t heads;        /* H */
+    float *output;            /* (T, H*W) */
+    int32_t sequence_count;   /* S */
+    int32_t table_pages;      /* P */
+    int32_t page_count;       /* N */
+    int32_t kv_heads;         /* G */
+    int32_t head_dim;         /* W */
+    int32_t heads;            /* H */
 } em_attention;
 
 /* The K experts of largest choice score (the lower number on a tie), in falling order, and their weights. */
@@ -89,7 +103,7 @@ typedef struct em_route {
     int32_t renormalise;
     int32_t *experts;         /* (T, K) */
     float *weights;           /* (T, K) */
-    const int32_t *in_memory; /* (E,), or NULL */
+    const int32_t *slots;     /* (E,), or NULL */
     float bonus;
     int32_t score;            /* EM_SCORE_... */
     const float *choice_bias; /* (E,), or NULL */
@@ -111,6 +125,28 @@ typedef struct em_gated_ffn {
     int32_t intermediate_size; /* F */
 } em_gated_ffn;
 
+/* Where an operation asks for the experts of a layer: not all are in the arena. */
+typedef struct em_paged {
+    em_pager *pager; /* NULL: every record is in the arena */
+    int64_t layer;
+} em_paged;
+
+/* Begins to read the absent experts that a layer's tokens are routed to, as far as slots are available. */
+typedef struct em_fetch {
+    const int32_t *experts; /* (T, K) */
+    float *weights;         /* (T, K), or NULL */
+    float drop_cold;
+    em_paged paged;         /* all zeros if there are none */
+    int32_t top_k;          /* K */
+} em_fetch;
+
+/* Begins to read the experts that a guess at a later layer's routing names, behind all that are asked for. */
+typedef struct em_prefetch {
+    const int32_t *experts; /* (1, K) */
+    em_paged paged;         /* all zeros if there are none */
+    int32_t top_k;          /* K */
+} em_prefetch;
+
 /* Where an expert's matrices lie in its record: gate_up at 0, down at down_offset. */
 typedef struct em_expert_layout {
     int32_t model_width;    /* D */
@@ -120,13 +156,6 @@ typedef struct em_expert_layout {
     int64_t down_offset;
 } em_expert_layout;
 
-/* Records that may still be on their way into the arena when an operation begins. */
-typedef struct em_arrivals {
-    em_reader *reader;     /* NULL: nothing is awaited */
-    int64_t *tickets;      /* (S,) */
-    float timeout_seconds;
-} em_arrivals;
-
 /* output[t, k] = expert experts[t, k] (input[t]) for experts whose slots[e] >= 0. */
 typedef struct em_experts {
     const float *input;      /* (T, D) */
@@ -135,7 +164,7 @@ typedef struct em_experts {
     const uint8_t *arena;    /* (S, B) */
     em_expert_layout layout;
     float *output;           /* (T, K, D) */
-    em_arrivals arrivals;    /* all zeros if there are none */
+    em_paged paged;          /* all zeros if there are none */
     int32_t hidden_size;     /* D */
     int32_t top_k;           /* K */
     int32_t num_experts;     /* E */
@@ -165,6 +194,8 @@ typedef struct em_combine {
     X(ATTENTION, attention) \
     X(ROUTE, route) \
     X(GATED_FFN, gated_ffn) \
+    X(FETCH, fetch) \
+    X(PREFETCH, prefetch) \
     X(EXPERTS, experts) \
     X(COMBINE, combine)
 
@@ -181,30 +212,35 @@ typedef struct em_combine {
         FIELD(em_linear_part, output) FIELD(em_linear_part, rows) \
     STRUCT(em_linear) FIELD(em_linear, input) FIELD(em_linear, parts) FIELD(em_linear, parts_count) \
         FIELD(em_linear, scale) FIELD(em_linear, accumulate) FIELD(em_linear, columns) \
-    STRUCT(em_rope) FIELD(em_rope, values) FIELD(em_rope, heads) FIELD(em_rope, cosine) FIELD(em_rope, sine) \
-        FIELD(em_rope, head_dim) FIELD(em_rope, context) FIELD(em_rope, rotated) \
-    STRUCT(em_store_kv) FIELD(em_store_kv, keys) FIELD(em_store_kv, values) FIELD(em_store_kv, key_cache) \
-        FIELD(em_store_kv, value_cache) FIELD(em_store_kv, kv_heads) FIELD(em_store_kv, context) \
-        FIELD(em_store_kv, head_dim) \
-    STRUCT(em_attention) FIELD(em_attention, query) FIELD(em_attention, key_cache) \
+    STRUCT(em_rope) FIELD(em_rope, values) FIELD(em_rope, heads) FIELD(em_rope, positions) \
+        FIELD(em_rope, cosine) FIELD(em_rope, sine) FIELD(em_rope, head_dim) FIELD(em_rope, context) \
+        FIELD(em_rope, rotated) \
+    STRUCT(em_store_kv) FIELD(em_store_kv, keys) FIELD(em_store_kv, values) FIELD(em_store_kv, positions) \
+        FIELD(em_store_kv, sequences) FIELD(em_store_kv, pages) FIELD(em_store_kv, key_cache) \
+        FIELD(em_store_kv, value_cache) FIELD(em_store_kv, sequence_count) FIELD(em_store_kv, table_pages) \
+        FIELD(em_store_kv, page_count) FIELD(em_store_kv, kv_heads) FIELD(em_store_kv, head_dim) \
+    STRUCT(em_attention) FIELD(em_attention, query) FIELD(em_attention, positions) \
+        FIELD(em_attention, sequences) FIELD(em_attention, pages) FIELD(em_attention, key_cache) \
         FIELD(em_attention, value_cache) FIELD(em_attention, scale) FIELD(em_attention, output) \
-        FIELD(em_attention, kv_heads) FIELD(em_attention, context) FIELD(em_attention, head_dim) \
-        FIELD(em_attention, heads) \
+        FIELD(em_attention, sequence_count) FIELD(em_attention, table_pages) FIELD(em_attention, page_count) \
+        FIELD(em_attention, kv_heads) FIELD(em_attention, head_dim) FIELD(em_attention, heads) \
     STRUCT(em_route) FIELD(em_route, logits) FIELD(em_route, renormalise) FIELD(em_route, experts) \
-        FIELD(em_route, weights) FIELD(em_route, in_memory) FIELD(em_route, bonus) FIELD(em_route, score) \
+        FIELD(em_route, weights) FIELD(em_route, slots) FIELD(em_route, bonus) FIELD(em_route, score) \
         FIELD(em_route, choice_bias) FIELD(em_route, groups) FIELD(em_route, kept_groups) \
         FIELD(em_route, epsilon) FIELD(em_route, scale) FIELD(em_route, num_experts) FIELD(em_route, top_k) \
     STRUCT(em_gated_ffn) FIELD(em_gated_ffn, input) FIELD(em_gated_ffn, gate_up) FIELD(em_gated_ffn, down) \
         FIELD(em_gated_ffn, output) FIELD(em_gated_ffn, hidden_size) FIELD(em_gated_ffn, intermediate_size) \
+    STRUCT(em_paged) FIELD(em_paged, pager) FIELD(em_paged, layer) \
+    STRUCT(em_fetch) FIELD(em_fetch, experts) FIELD(em_fetch, weights) FIELD(em_fetch, drop_cold) \
+        FIELD(em_fetch, paged) FIELD(em_fetch, top_k) \
+    STRUCT(em_prefetch) FIELD(em_prefetch, experts) FIELD(em_prefetch, paged) FIELD(em_prefetch, top_k) \
     STRUCT(em_expert_layout) FIELD(em_expert_layout, model_width) FIELD(em_expert_layout, ffn_width) \
         FIELD(em_expert_layout, gate_up_format) FIELD(em_expert_layout, down_format) \
         FIELD(em_expert_layout, down_offset) \
-    STRUCT(em_arrivals) FIELD(em_arrivals, reader) FIELD(em_arrivals, tickets) \
-        FIELD(em_arrivals, timeout_seconds) \
     STRUCT(em_experts) FIELD(em_experts, input) FIELD(em_experts, experts) FIELD(em_experts, slots) \
-        FIELD(em_experts, arena) FIELD(em_experts, layout) FIELD(em_experts, output) \
-        FIELD(em_experts, arrivals) FIELD(em_experts, hidden_size) FIELD(em_experts, top_k) \
-        FIELD(em_experts, num_experts) FIELD(em_experts, slot_count) FIELD(em_experts, slot_bytes) \
+        FIELD(em_experts, arena) FIELD(em_experts, layout) FIELD(em_experts, output) FIELD(em_experts, paged) \
+        FIELD(em_experts, hidden_size) FIELD(em_experts, top_k) FIELD(em_experts, num_experts) \
+        FIELD(em_experts, slot_count) FIELD(em_experts, slot_bytes) \
     STRUCT(em_combine) FIELD(em_combine, residual) FIELD(em_combine, scale) FIELD(em_combine, routed) \
         FIELD(em_combine, weights) FIELD(em_combine, shared) FIELD(em_combine, shared_gate) \
         FIELD(em_combine, hidden_size) FIELD(em_combine, top_k) \
@@ -232,7 +268,7 @@ typedef struct em_combine {
         FIELD(em_pager_counters, prefetched_bytes) FIELD(em_pager_counters, prefetched_reads) \
         FIELD(em_pager_counters, useful_prefetches) FIELD(em_pager_counters, guessable_uses) \
         FIELD(em_pager_counters, guessed_uses) FIELD(em_pager_counters, warm_bytes) \
-        FIELD(em_pager_counters, dropped) FIELD(em_pager_counters, wait_ns) \
+        FIELD(em_pager_counters, dropped) \
     STRUCT(em_read_failure) FIELD(em_read_failure, detail) FIELD(em_read_failure, status) \
         FIELD(em_read_failure, layer) FIELD(em_read_failure, expert) FIELD(em_read_failure, reserved) \
     STRUCT(em_pager_setup) FIELD(em_pager_setup, source) FIELD(em_pager_setup, records) \

@@ -36,7 +36,7 @@ const char *em_status_text(int32_t status) {
     case EM_FORKED: return "threads do not survive a fork: make a new backend in the child process";
     case EM_BUSY: return "already in use by another call";
     case EM_BAD_OPERATION: return "unknown kind of operation or weight format";
-    case EM_BAD_POSITION: return "the tokens reach beyond the context";
+    case EM_BAD_POSITION: return "a row's position, sequence or page does not exist";
     case EM_BAD_TOKEN_ID: return "a token id is outside the vocabulary";
     case EM_BAD_EXPERT: return "an expert number or its slot is out of range";
     case EM_SMALL_SCRATCH: return "the scratch memory is too small";

@@ -10,7 +10,6 @@ typedef struct em_run {
     em_pool *pool;
     uint8_t *scratch;
     int32_t tokens;
-    int32_t position;
     uint64_t *disk_ns; /* grows by what an operation waits for records; NULL: nobody asks */
 } em_run;
 

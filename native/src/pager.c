@@ -7,7 +7,8 @@
  * end of it: `loading`, in the order in which reads began, or `warming`, the slots of a warm start that nothing has asked
  * for yet, the hottest first. edgemoe/experts/cache.py is the same in Python, statement by statement; a state machine
  * holds one to the other. */
-#include <stdbool.h>
+#include "pager.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -40,6 +41,7 @@ typedef struct use {
     int32_t wave_first; /* of `begun`, to `begun_first` */
     int32_t layer;
     bool open, scan;
+    bool first_waits; /* the wave that is pinned has not been given out: em_pager_fetch began it */
 } use;
 
 struct em_pager {
@@ -51,10 +53,16 @@ struct em_pager {
     int32_t free_count;
     line lines[LINES];
     use use;
-    uint8_t *wanted;  /* (experts): whether the use under way, or the prefetch, names the expert */
-    uint8_t *guessed; /* (experts): the latest guess */
+    uint8_t *wanted;       /* (experts): em_wish of the use under way */
+    int32_t *asked;        /* (experts): those that a run routes to */
+    uint8_t *guessed;      /* (experts): the latest guess */
     int32_t guessed_layer; /* NONE: there is no guess that was not compared with a use */
     int32_t *guesses;      /* of one prefetch, those that are absent */
+    uint8_t *held;         /* (experts): whether a prefetch pins the expert meanwhile */
+    uint8_t *noted;        /* (layers, experts), the caller's, or NULL: see em_pager_note */
+    int32_t phase;
+    int32_t routed_layers; /* layers with experts */
+    uint64_t waited_ns;
     em_read *reads;        /* of one submission, with the key, slot and ticket of each */
     int32_t *new_keys, *new_slots;
     int64_t *new_tickets;
@@ -161,7 +169,7 @@ static int32_t finish(em_pager *p, int32_t slot) {
         const uint64_t begin = em_now_ns();
         const int32_t status =
             source->wait(source->context, p->setup.tickets[slot], p->setup.timeout_us, &detail);
-        p->setup.counters->wait_ns += (int64_t)(em_now_ns() - begin);
+        p->waited_ns += em_now_ns() - begin;
         if (status != EM_OK) {
             note_failure(p, p->states[slot].key, status, detail);
             if (!is_loading(p, slot)) drop(p, slot);
@@ -293,15 +301,20 @@ static int32_t read_absent(em_pager *p, int32_t layer, const int32_t *experts, i
 
 /* ---- uses ------------------------------------------------------------------------------------------------------ */
 
-/* Marks experts in `wanted`. EM_BAD_EXPERT for one without a record, or named twice. */
-static int32_t mark_wanted(em_pager *p, int32_t layer, const int32_t *experts, int32_t count) {
-    if (layer < 0 || layer >= p->setup.layers || count < 0 || count > p->setup.experts) return EM_BAD_EXPERT;
-    memset(p->wanted, 0, (size_t)p->setup.experts);
+static bool has_layer(const em_pager *p, int32_t layer) { return layer >= 0 && layer < p->setup.layers; }
+
+static bool has_expert(const em_pager *p, int32_t layer, int32_t expert) {
+    return expert >= 0 && expert < p->setup.experts &&
+           p->setup.records[layer * p->setup.experts + expert].length > 0;
+}
+
+/* Marks experts in `marks`. EM_BAD_EXPERT for one without a record, or named twice. */
+static int32_t mark(const em_pager *p, uint8_t *marks, int32_t layer, const int32_t *experts, int32_t count) {
+    if (!has_layer(p, layer) || count < 0 || count > p->setup.experts) return EM_BAD_EXPERT;
+    memset(marks, 0, (size_t)p->setup.experts);
     for (int32_t i = 0; i < count; i++) {
-        const int32_t expert = experts[i];
-        if (expert < 0 || expert >= p->setup.experts || p->wanted[expert]) return EM_BAD_EXPERT;
-        if (p->setup.records[layer * p->setup.experts + expert].length == 0) return EM_BAD_EXPERT;
-        p->wanted[expert] = 1;
+        if (!has_expert(p, layer, experts[i]) || marks[experts[i]]) return EM_BAD_EXPERT;
+        marks[experts[i]] = EM_WANTED;
     }
     return EM_OK;
 }
@@ -362,17 +375,22 @@ static int32_t pin_if_present(em_pager *p, int32_t expert) {
     return p->setup.source.promote(p->setup.source.context, p->setup.tickets[slot]);
 }
 
-int32_t em_pager_request(em_pager *p, int32_t layer, const int32_t *experts, int32_t count, int32_t scan) {
-    if (!p || !experts) return EM_BAD_ARGUMENT;
-    if (p->use.open) return EM_BUSY;
-    int32_t status = mark_wanted(p, layer, experts, count);
-    if (status != EM_OK) return status;
+/* Begins a use of experts, which are marked in `wanted`. */
+static int32_t begin_use(em_pager *p, int32_t layer, const int32_t *experts, int32_t count, bool scan) {
+    int32_t status = EM_OK;
     p->use = (use){.begun = p->use.begun, .absent = p->use.absent, .layer = layer, .open = true, .scan = scan};
     count_recall(p, layer, experts, count);
     cancel_wrong_guesses(p, layer);
     for (int32_t i = 0; i < count && status == EM_OK; i++) status = pin_if_present(p, experts[i]);
     if (status != EM_OK) em_pager_end(p);
     return status;
+}
+
+int32_t em_pager_request(em_pager *p, int32_t layer, const int32_t *experts, int32_t count, int32_t scan) {
+    if (!p || !experts) return EM_BAD_ARGUMENT;
+    em_pager_end(p);
+    const int32_t status = mark(p, p->wanted, layer, experts, count);
+    return status == EM_OK ? begin_use(p, layer, experts, count, scan) : status;
 }
 
 static int32_t slot_of_begun(const em_pager *p, int32_t place) {
@@ -450,16 +468,140 @@ int32_t em_pager_blame(em_pager *p) {
     return EM_OK;
 }
 
+/* ---- what a run routes to -------------------------------------------------------------------------------------- */
+
+/* Lists the experts that a run routes to, each once, in `asked`: those of a prompt by number, in which order records
+ * mostly lie on disk, others in the order of the router. Returns their number, or a negative status. */
+static int32_t list_asked(em_pager *p, int32_t layer, const int32_t *experts, int32_t choices) {
+    if (!has_layer(p, layer)) return -EM_BAD_EXPERT;
+    memset(p->wanted, 0, (size_t)p->setup.experts);
+    int32_t count = 0;
+    for (int32_t i = 0; i < choices; i++) {
+        if (!has_expert(p, layer, experts[i])) return -EM_BAD_EXPERT;
+        if (!p->wanted[experts[i]]) p->asked[count++] = experts[i];
+        p->wanted[experts[i]] = EM_WANTED;
+    }
+    if (p->phase != EM_PROMPT) return count;
+    count = 0;
+    for (int32_t expert = 0; expert < p->setup.experts; expert++) {
+        if (p->wanted[expert]) p->asked[count++] = expert;
+    }
+    return count;
+}
+
+/* Leaves out the asked experts that have no slot and whose share of the weights is below a threshold for every token
+ * that uses them: their weights become 0. Sums are float64, in router order; a weight that is not a number keeps its
+ * expert. Returns how many experts are left. */
+static int32_t leave_out_cold(em_pager *p, const em_choice *c, int32_t layer, int32_t count) {
+    const int32_t *row = p->setup.slots + (size_t)layer * (size_t)p->setup.experts;
+    for (int32_t i = 0; i < count; i++) {
+        if (row[p->asked[i]] == NONE) p->wanted[p->asked[i]] = EM_LEFT_OUT; /* unless a token needs it */
+    }
+    for (int32_t t = 0; t < c->tokens; t++) {
+        const float *weights = c->weights + (size_t)t * (size_t)c->top_k;
+        double sum = 0;
+        for (int32_t k = 0; k < c->top_k; k++) sum += weights[k];
+        for (int32_t k = 0; k < c->top_k; k++) {
+            if (!(weights[k] < (double)c->drop_cold * sum)) p->wanted[c->experts[t * c->top_k + k]] = EM_WANTED;
+        }
+    }
+    int32_t left = 0;
+    for (int32_t i = 0; i < count; i++) {
+        if (p->wanted[p->asked[i]] == EM_WANTED) p->asked[left++] = p->asked[i];
+    }
+    for (int32_t i = 0; i < c->tokens * c->top_k; i++) {
+        if (p->wanted[c->experts[i]] == EM_LEFT_OUT) c->weights[i] = 0;
+    }
+    p->setup.counters->dropped += count - left;
+    return left;
+}
+
+int32_t em_pager_fetch(em_pager *p, int32_t layer, const em_choice *c) {
+    em_pager_end(p);
+    int32_t count = list_asked(p, layer, c->experts, c->tokens * c->top_k);
+    if (count < 0) return -count;
+    for (int32_t i = 0; p->noted && i < count; i++) {
+        em_pager_loaded(p, layer * p->setup.experts + p->asked[i], 1,
+                        p->noted + layer * p->setup.experts + p->asked[i]);
+    }
+    if (c->weights && c->drop_cold > 0) count = leave_out_cold(p, c, layer, count);
+    const bool scan = p->phase == EM_PROMPT && (int64_t)count * p->routed_layers > p->setup.slot_count;
+    int32_t status = begin_use(p, layer, p->asked, count, scan);
+    const int32_t *experts;
+    if (status == EM_OK) status = em_pager_wave(p, &experts, &count);
+    p->use.first_waits = status == EM_OK;
+    return status;
+}
+
+int32_t em_pager_next(em_pager *p, int32_t layer, const int32_t **experts, int32_t *count) {
+    use *u = &p->use;
+    if (!u->open || u->layer != layer) return EM_BAD_ARGUMENT; /* nothing was fetched for it */
+    if (!u->first_waits) return em_pager_wave(p, experts, count);
+    u->first_waits = false;
+    *experts = u->begun + u->wave_first;
+    *count = u->begun_first - u->wave_first;
+    return EM_OK;
+}
+
+const uint8_t *em_pager_wanted(const em_pager *p) { return p->wanted; }
+
+uint64_t em_pager_waited_ns(const em_pager *p) { return p->waited_ns; }
+
+static int32_t slot_in_use(const em_pager *p, int32_t expert) {
+    return p->setup.slots[p->use.layer * p->setup.experts + expert];
+}
+
+int32_t em_pager_land(em_pager *p, int32_t expert, bool *landed) {
+    const em_source *source = &p->setup.source;
+    const int32_t slot = slot_in_use(p, expert);
+    const int64_t ticket = p->setup.tickets[slot];
+    *landed = ticket < 0;
+    if (ticket < 0) return EM_OK;
+    const int32_t done = source->done(source->context, ticket);
+    if (done < 0) return -done;
+    if (!done) return EM_OK;
+    int64_t detail;
+    const int32_t status = source->wait(source->context, ticket, 0, &detail);
+    if (status != EM_OK) return status;
+    release_ticket(p, slot);
+    *landed = true;
+    return EM_OK;
+}
+
+int32_t em_pager_await(em_pager *p, const int32_t *experts, int32_t count) {
+    /* Waiting for some of the reads would be correct; this waits for all, up to a limit that bounds the stack. */
+    enum { TICKETS_AT_ONCE = 256 };
+    int64_t tickets[TICKETS_AT_ONCE];
+    const int32_t awaited = count < TICKETS_AT_ONCE ? count : TICKETS_AT_ONCE;
+    for (int32_t i = 0; i < awaited; i++) tickets[i] = p->setup.tickets[slot_in_use(p, experts[i])];
+    const em_source *source = &p->setup.source;
+    const uint64_t begin = em_now_ns();
+    const int32_t status = source->wait_any(source->context, tickets, awaited, p->setup.timeout_us);
+    p->waited_ns += em_now_ns() - begin;
+    return status;
+}
+
+int32_t em_pager_set_phase(em_pager *p, int32_t phase) {
+    if (!p || phase < EM_PROMPT || phase > EM_VERIFY) return EM_BAD_ARGUMENT;
+    p->phase = phase;
+    return EM_OK;
+}
+
+int32_t em_pager_note(em_pager *p, uint8_t *noted) {
+    if (!p) return EM_BAD_ARGUMENT;
+    p->noted = noted;
+    return EM_OK;
+}
+
 /* ---- reads ahead ------------------------------------------------------------------------------------------------ */
 
 int32_t em_pager_prefetch(em_pager *p, int32_t layer, const int32_t *experts, int32_t count) {
     if (!p || !experts) return EM_BAD_ARGUMENT;
-    int32_t status = mark_wanted(p, layer, experts, count);
+    int32_t status = mark(p, p->held, layer, experts, count);
     if (status != EM_OK) return status;
-    memcpy(p->guessed, p->wanted, (size_t)p->setup.experts);
+    memcpy(p->guessed, p->held, (size_t)p->setup.experts);
     p->guessed_layer = layer;
-    /* Those that are present stay meanwhile: one guess must not push out another. `wanted` keeps which of them were not
-     * pinned; `experts` is copied since the absent ones must stand together. */
+    /* Those that are present are pinned meanwhile, so that one guess does not push out another. */
     const int32_t *row = p->setup.slots + (size_t)layer * (size_t)p->setup.experts;
     int32_t absent_count = 0;
     for (int32_t i = 0; i < count; i++) {
@@ -467,7 +609,7 @@ int32_t em_pager_prefetch(em_pager *p, int32_t layer, const int32_t *experts, in
         if (slot == NONE) {
             p->guesses[absent_count++] = experts[i];
         } else if (p->pinned[slot]) {
-            p->wanted[experts[i]] = 0;
+            p->held[experts[i]] = 0;
         } else {
             p->pinned[slot] = 1;
         }
@@ -476,7 +618,7 @@ int32_t em_pager_prefetch(em_pager *p, int32_t layer, const int32_t *experts, in
     status = read_absent(p, layer, p->guesses, absent_count, true, false, &begun);
     for (int32_t i = 0; i < count; i++) {
         const int32_t slot = row[experts[i]];
-        if (slot != NONE && p->wanted[experts[i]]) p->pinned[slot] = 0;
+        if (slot != NONE && p->held[experts[i]]) p->pinned[slot] = 0;
     }
     return status;
 }
@@ -558,14 +700,16 @@ static bool allocate_arrays(em_pager *p) {
     p->use.begun = malloc(experts * sizeof *p->use.begun);
     p->use.absent = malloc(experts * sizeof *p->use.absent);
     p->wanted = calloc(experts, sizeof *p->wanted);
+    p->asked = malloc(experts * sizeof *p->asked);
+    p->held = calloc(experts, sizeof *p->held);
     p->guessed = calloc(experts, sizeof *p->guessed);
     p->guesses = malloc(experts * sizeof *p->guesses);
     p->reads = malloc(most * sizeof *p->reads);
     p->new_keys = malloc(most * sizeof *p->new_keys);
     p->new_slots = malloc(most * sizeof *p->new_slots);
     p->new_tickets = malloc(most * sizeof *p->new_tickets);
-    return p->states && p->pinned && p->free_slots && p->use.begun && p->use.absent && p->wanted && p->guessed &&
-           p->guesses && p->reads && p->new_keys && p->new_slots && p->new_tickets &&
+    return p->states && p->pinned && p->free_slots && p->use.begun && p->use.absent && p->wanted && p->asked &&
+           p->held && p->guessed && p->guesses && p->reads && p->new_keys && p->new_slots && p->new_tickets &&
            em_policy_init(&p->policy, &p->setup.policy, p->setup.slot_count, p->setup.layers * p->setup.experts);
 }
 
@@ -587,15 +731,22 @@ int32_t em_pager_create(const em_pager_setup *setup, em_pager **result) {
         p->free_slots[slot] = setup->slot_count - 1 - slot; /* the last one is taken first */
     }
     p->free_count = setup->slot_count;
-    for (int32_t key = 0; key < setup->layers * setup->experts; key++) setup->slots[key] = NONE;
+    for (int32_t layer = 0; layer < setup->layers; layer++) {
+        bool routed = false;
+        for (int32_t expert = 0; expert < setup->experts; expert++) {
+            setup->slots[layer * setup->experts + expert] = NONE;
+            routed = routed || has_expert(p, layer, expert);
+        }
+        p->routed_layers += routed;
+    }
     *result = p;
     return EM_OK;
 }
 
 void em_pager_destroy(em_pager *p) {
     if (!p) return;
-    void *arrays[] = {p->states, p->pinned,  p->free_slots, p->use.begun, p->use.absent, p->wanted,
-                      p->guessed, p->guesses, p->reads,      p->new_keys,  p->new_slots,  p->new_tickets};
+    void *arrays[] = {p->states, p->pinned,  p->free_slots, p->use.begun, p->use.absent, p->wanted,    p->asked,
+                      p->held,   p->guessed, p->guesses,    p->reads,     p->new_keys,   p->new_slots, p->new_tickets};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
     em_policy_free(&p->policy);
     free(p);

@@ -31,11 +31,9 @@ uint64_t em_program_scratch_bytes(const em_operation *operations, int32_t count,
     return most;
 }
 
-static int32_t check(const em_program *program, int32_t tokens, int32_t position) {
+static int32_t check(const em_program *program, int32_t tokens) {
     if (!program->kernels || !program->pool || !program->scratch) return EM_BAD_ARGUMENT;
-    if (tokens < 1 || tokens > program->tokens_max || position < 0 || position > INT32_MAX - tokens) {
-        return EM_BAD_ARGUMENT;
-    }
+    if (tokens < 1 || tokens > program->tokens_max) return EM_BAD_ARGUMENT;
     return program->scratch->bytes < program->scratch_bytes ? EM_SMALL_SCRATCH : EM_OK;
 }
 
@@ -62,14 +60,14 @@ static int32_t run_all(em_program *program, const em_run *run) {
     return EM_OK;
 }
 
-int32_t em_program_run(em_program *program, int32_t tokens, int32_t position) {
+int32_t em_program_run(em_program *program, int32_t tokens) {
     if (!program) return EM_BAD_ARGUMENT;
     const uint64_t start = program->times ? em_now_ns() : 0;
     program->failed_operation = -1;
-    int32_t status = check(program, tokens, position);
+    int32_t status = check(program, tokens);
     if (status == EM_OK) status = em_pool_acquire(program->pool);
     if (status != EM_OK) return status;
-    const em_run run = {program->kernels, program->pool, program->scratch->data, tokens, position, NULL};
+    const em_run run = {program->kernels, program->pool, program->scratch->data, tokens, NULL};
     status = run_all(program, &run);
     em_pool_release(program->pool);
     if (program->times) program->times->elapsed_ns += em_now_ns() - start;

@@ -16,12 +16,13 @@ enum {
     HEADS = 4,
     GROUPS = 2,
     HEAD_WIDTH = 18,
-    CONTEXT = 90,
+    PAGES = 2,
+    CONTEXT = 90, /* less than what the pages hold */
     EXPERTS = 5,
     USED = 2,
     FFN = 40,
     SLOTS = 4,
-    OPERATIONS = 15,
+    OPERATIONS = 16, /* of which one begins to read experts */
 };
 
 static em_matrix random_matrix(int32_t format, int32_t rows, int32_t columns) {
@@ -40,15 +41,15 @@ static em_matrix random_matrix(int32_t format, int32_t rows, int32_t columns) {
 typedef struct model {
     em_operation operations[OPERATIONS];
     int32_t count;
-    int32_t ids[TOKENS];
+    int32_t ids[TOKENS], positions[TOKENS], sequences[TOKENS], pages[1][PAGES];
     int32_t slots[EXPERTS];
     float hidden[TOKENS][WIDTH], normed[TOKENS][WIDTH], query[TOKENS][WIDTH], key[TOKENS][GROUPS * HEAD_WIDTH];
     float value[TOKENS][GROUPS * HEAD_WIDTH], attended[TOKENS][WIDTH], logits[TOKENS][EXPERTS];
     int32_t chosen[TOKENS][USED];
     float weights[TOKENS][USED], routed[TOKENS][USED][WIDTH], shared[TOKENS][WIDTH], shared_gate[TOKENS][1];
     float norm[WIDTH], bias[WIDTH], cosine[CONTEXT][HEAD_WIDTH / 2], sine[CONTEXT][HEAD_WIDTH / 2];
-    float caches[2][GROUPS][CONTEXT][HEAD_WIDTH]; /* large enough for every format */
-    uint16_t cache_scales[2][GROUPS][CONTEXT][1];
+    float caches[2][PAGES][GROUPS][EM_PAGE_TOKENS][HEAD_WIDTH]; /* large enough for every format */
+    uint16_t cache_scales[2][PAGES][GROUPS][EM_PAGE_TOKENS][1];
     void *owned[OPERATIONS];
     int32_t owned_count;
 } model;
@@ -73,11 +74,12 @@ static em_linear_part part_of(em_matrix matrix, const float *bias, float *output
 static em_rope rope_of(model *m, float *values, int32_t heads) {
     return (em_rope){.values = values,
                      .heads = heads,
+                     .positions = m->positions,
                      .cosine = *m->cosine,
                      .sine = *m->sine,
                      .head_dim = HEAD_WIDTH,
-                     .context = CONTEXT,
-                     .rotated = HEAD_WIDTH};
+                     .rotated = HEAD_WIDTH,
+                     .context = CONTEXT};
 }
 
 static void add_attention(model *m, int32_t cache_format) {
@@ -90,15 +92,17 @@ static void add_attention(model *m, int32_t cache_format) {
     qkv->parts[2] = part_of(owned_matrix(m, EM_Q8, GROUPS * HEAD_WIDTH, WIDTH), NULL, *m->value);
     add(m, EM_ROPE)->as.rope = rope_of(m, *m->query, HEADS);
     add(m, EM_ROPE)->as.rope = rope_of(m, *m->key, GROUPS);
-    const em_cache keys = {m->caches[0], **m->cache_scales[0], cache_format};
-    const em_cache values = {m->caches[1], **m->cache_scales[1], cache_format};
+    const em_cache keys = {m->caches[0], ***m->cache_scales[0], cache_format};
+    const em_cache values = {m->caches[1], ***m->cache_scales[1], cache_format};
     add(m, EM_STORE_KV)->as.store_kv =
         (em_store_kv){
-        .keys = *m->key, .values = *m->value, .key_cache = keys, .value_cache = values,
-        .kv_heads = GROUPS, .head_dim = HEAD_WIDTH, .context = CONTEXT};
+        .keys = *m->key, .values = *m->value, .positions = m->positions, .sequences = m->sequences, .pages = *m->pages,
+        .key_cache = keys, .value_cache = values, .sequence_count = 1, .table_pages = PAGES, .page_count = PAGES,
+        .kv_heads = GROUPS, .head_dim = HEAD_WIDTH};
     add(m, EM_ATTENTION)->as.attention = (em_attention){
-        .query = *m->query, .output = *m->attended, .key_cache = keys, .value_cache = values, .scale = 0.2f,
-        .heads = HEADS, .kv_heads = GROUPS, .head_dim = HEAD_WIDTH, .context = CONTEXT};
+        .query = *m->query, .positions = m->positions, .sequences = m->sequences, .pages = *m->pages, .key_cache = keys,
+        .value_cache = values, .scale = 0.2f, .output = *m->attended, .sequence_count = 1, .table_pages = PAGES,
+        .page_count = PAGES, .kv_heads = GROUPS, .head_dim = HEAD_WIDTH, .heads = HEADS};
     em_linear *output = &add(m, EM_LINEAR)->as.linear;
     *output = (em_linear){.input = *m->attended, .parts_count = 1, .scale = 0.5f, .accumulate = 1};
     output->parts[0] = part_of(owned_matrix(m, EM_Q4, WIDTH, WIDTH), NULL, *m->hidden);
@@ -146,6 +150,7 @@ static model *make_model_with(int32_t cache_format) {
     model *m = calloc(1, sizeof *m);
     CHECK(m);
     for (int i = 0; i < TOKENS; i++) m->ids[i] = (int32_t)(random_bits() % VOCABULARY);
+    for (int i = 0; i < PAGES; i++) m->pages[0][i] = PAGES - 1 - i;
     for (int i = 0; i < EXPERTS; i++) m->slots[i] = i < SLOTS ? SLOTS - 1 - i : -1;
     for (int i = 0; i < WIDTH; i++) m->norm[i] = m->bias[i] = random_float();
     for (int i = 0; i < CONTEXT * HEAD_WIDTH / 2; i++) {
@@ -179,14 +184,15 @@ static em_program program_of(const char *isa, em_pool *pool, const em_operation 
                         .failed_operation = -1};
 }
 
-/* The first `tokens` tokens at `position`, on `threads` threads. */
+/* The first `tokens` tokens, from `position` on, on `threads` threads. */
 static int32_t run(model *m, const char *isa, int32_t threads, int32_t tokens, int32_t position) {
     em_pool *pool;
+    for (int32_t t = 0; t < tokens; t++) m->positions[t] = position + t;
     CHECK_STATUS(EM_OK, em_pool_create(threads, 20, &pool));
     const uint64_t bytes = em_program_scratch_bytes(m->operations, m->count, TOKENS);
     const em_scratch scratch = {allocate(bytes), bytes};
     em_program program = program_of(isa, pool, m->operations, m->count, TOKENS, &scratch);
-    const int32_t status = em_program_run(&program, tokens, position);
+    const int32_t status = em_program_run(&program, tokens);
     CHECK((status == EM_OK) == (program.failed_operation == -1));
     free(scratch.data);
     em_pool_destroy(pool);
@@ -249,69 +255,130 @@ static int arena_to_file(const em_experts *e) {
     return file;
 }
 
-/* Records that land while the operation runs, in whatever order, give what records give that are there. */
-static void test_arrivals(void) {
-    model *there = make_model();
+/* A model whose experts a pager has in the first `slot_count` slots of its arena. */
+typedef struct paged_model {
+    model *m;
+    em_experts *experts;
+    em_reader *reader;
+    em_pager *pager;
+    em_record records[EXPERTS];
+    int32_t slots[EXPERTS];
+    int64_t tickets[SLOTS];
+    em_pager_counters counters;
+    em_read_failure failure;
+    int file;
+} paged_model;
+
+/* The last expert's record is that of the first, so that all have one. */
+static model *make_whole_model(void) {
+    model *m = make_model();
+    m->slots[EXPERTS - 1] = m->slots[0];
+    return m;
+}
+
+static paged_model *make_paged(int32_t slot_count, int32_t threads, int64_t timeout_us) {
+    paged_model *p = calloc(1, sizeof *p);
+    CHECK(p);
+    p->m = make_whole_model();
+    em_experts *e = experts_of(p->m);
+    p->file = arena_to_file(e);
+    for (int i = 0; i < EXPERTS; i++) {
+        const int64_t bytes = e->slot_bytes;
+        p->records[i] =
+            (em_record){.offset = p->m->slots[i] * bytes, .length = bytes, .crc32c = -1, .descriptor = p->file};
+    }
+    em_pager_setup setup = {.records = p->records,
+                            .arena = (uint8_t *)(uintptr_t)e->arena,
+                            .slots = p->slots,
+                            .tickets = p->tickets,
+                            .counters = &p->counters,
+                            .failure = &p->failure,
+                            .slot_bytes = e->slot_bytes,
+                            .timeout_us = timeout_us,
+                            .slot_count = slot_count,
+                            .layers = 1,
+                            .experts = EXPERTS};
+    CHECK_STATUS(EM_OK, em_reader_create(threads, SLOTS, 512, &p->reader));
+    em_reader_source(p->reader, &setup.source);
+    CHECK_STATUS(EM_OK, em_pager_create(&setup, &p->pager));
+    /* The fetch comes where the routing is known: the operations from there on move up by one. */
+    model *m = p->m;
+    int32_t route = 0;
+    while (m->operations[route].kind != EM_ROUTE) route++;
+    memmove(&m->operations[route + 2], &m->operations[route + 1],
+            (size_t)(m->count++ - route - 1) * sizeof *m->operations);
+    m->operations[route + 1] = (em_operation){.kind = EM_FETCH};
+    m->operations[route + 1].as.fetch =
+        (em_fetch){.experts = *m->chosen, .paged = {.pager = p->pager}, .top_k = USED};
+    p->experts = experts_of(m);
+    p->experts->slots = p->slots;
+    p->experts->slot_count = slot_count;
+    p->experts->paged.pager = p->pager;
+    return p;
+}
+
+static void free_paged(paged_model *p) {
+    em_reader_destroy(p->reader);
+    em_pager_destroy(p->pager);
+    close(p->file);
+    free_model(p->m);
+    free(p);
+}
+
+/* Records that land while the operations run, in whatever order, and in waves where slots are few, give what records give
+ * that are there. */
+static void test_paged_experts(void) {
+    model *there = make_whole_model();
     CHECK_STATUS(EM_OK, run(there, em_isa_name(0), 2, TOKENS, 0));
     for (int round = 0; round < 30; round++) {
-        model *m = make_model();
-        em_experts *e = experts_of(m);
-        const int file = arena_to_file(e);
-        int64_t tickets[SLOTS];
-        em_reader *reader;
-        CHECK_STATUS(EM_OK, em_reader_create(1 + round % 3, SLOTS, 512, &reader));
-        for (int i = 0; i < SLOTS; i++) {
-            const int slot = (i * 3 + round) % SLOTS;
-            uint8_t *destination = (uint8_t *)(uintptr_t)e->arena + slot * e->slot_bytes;
-            const em_read read = {slot * e->slot_bytes, e->slot_bytes, destination, -1, file, 0};
-            CHECK_STATUS(EM_OK, em_reader_submit(reader, &read, 1, i % 2, &tickets[slot]));
+        paged_model *p = make_paged(1 + round % SLOTS, 1 + round % 3, round % 2 ? -1 : 10000000);
+        for (int again = 0; again < 2; again++) {
+            CHECK_STATUS(EM_OK, em_pager_set_phase(p->pager, again ? EM_DECODE : EM_PROMPT));
+            CHECK_STATUS(EM_OK, run(p->m, em_isa_name(round % em_isa_count()), 1 + round % 3, TOKENS, 0));
+            CHECK(memcmp(p->m->hidden, there->hidden, sizeof there->hidden) == 0);
         }
-        if (round % 5 == 0) { /* one of them is there before */
-            CHECK_STATUS(EM_OK, em_reader_wait(reader, tickets[0], -1, NULL));
-            CHECK_STATUS(EM_OK, em_reader_release(reader, tickets[0]));
-            tickets[0] = -1;
-        }
-        e->arrivals = (em_arrivals){reader, tickets, round % 2 ? -1 : 10};
-        CHECK_STATUS(EM_OK, run(m, em_isa_name(round % em_isa_count()), 1 + round % 3, TOKENS, 0));
-        CHECK(memcmp(m->hidden, there->hidden, sizeof m->hidden) == 0);
-        for (int i = 0; i < TOKENS * USED; i++) {
-            const int32_t slot = m->slots[m->chosen[i / USED][i % USED]];
-            CHECK(slot < 0 || tickets[slot] == -1);
-        }
-        em_reader_destroy(reader);
-        close(file);
-        free_model(m);
+        CHECK(p->counters.misses > 0);
+        for (int i = 0; i < EXPERTS; i++) CHECK(p->slots[i] < 0 || p->tickets[p->slots[i]] == -1);
+        free_paged(p);
     }
     free_model(there);
 }
 
-/* A read that fails ends the run, and its ticket is left to tell why. */
-static void test_failed_arrivals(void) {
-    model *m = make_model();
-    em_experts *e = experts_of(m);
-    for (int i = 0; i < EXPERTS; i++) m->slots[i] = 1; /* awaited, whatever the router says */
-    int64_t tickets[SLOTS];
-    for (int i = 0; i < SLOTS; i++) tickets[i] = -1;
+/* A read that fails ends the run, is named, and leaves its expert absent; the next run is right. */
+static void test_paged_failures(void) {
+    model *there = make_whole_model();
+    CHECK_STATUS(EM_OK, run(there, em_isa_name(0), 2, TOKENS, 0));
+    paged_model *p = make_paged(SLOTS, 2, 10000000);
+    const int32_t lost = there->chosen[3][1];
+    const int good = p->records[lost].descriptor;
     int pipe_ends[2];
-    CHECK(pipe(pipe_ends) == 0);
-    em_reader *reader;
-    CHECK_STATUS(EM_OK, em_reader_create(1, SLOTS, 512, &reader));
-    uint8_t elsewhere[8];
-    int64_t ticket;
-    /* A pipe cannot be read at an offset. */
-    const em_read read = {0, 8, elsewhere, -1, pipe_ends[0], 0};
-    CHECK_STATUS(EM_OK, em_reader_submit(reader, &read, 1, 1, &ticket));
-    tickets[1] = ticket;
-    e->arrivals = (em_arrivals){reader, tickets, 10};
-    CHECK_STATUS(EM_READ_FAILED, run(m, em_isa_name(0), 2, TOKENS, 0));
-    CHECK(tickets[1] == ticket);
-    CHECK_STATUS(EM_READ_FAILED, em_reader_wait(reader, ticket, 0, NULL));
-    tickets[1] += (int64_t)1 << 32; /* of a request that was never made */
-    CHECK_STATUS(EM_BAD_TICKET, run(m, em_isa_name(0), 2, TOKENS, 0));
-    em_reader_destroy(reader);
+    CHECK(pipe(pipe_ends) == 0); /* a pipe cannot be read at an offset */
+    p->records[lost].descriptor = pipe_ends[0];
+    for (int again = 0; again < 2; again++) {
+        CHECK_STATUS(EM_READ_FAILED, run(p->m, em_isa_name(0), 2, TOKENS, 0));
+        CHECK(p->failure.layer == 0 && p->failure.expert == lost && p->failure.status == EM_READ_FAILED);
+        CHECK(p->slots[lost] == -1);
+    }
+    p->records[lost].descriptor = good;
+    CHECK_STATUS(EM_OK, run(p->m, em_isa_name(0), 2, TOKENS, 0));
+    CHECK(memcmp(p->m->hidden, there->hidden, sizeof there->hidden) == 0);
+    /* What was not fetched, or by a use of another layer, is refused. */
+    const em_operation experts = p->m->operations[p->m->count - 2];
+    CHECK(experts.kind == EM_EXPERTS);
+    p->m->operations[0] = experts;
+    p->m->count = 1;
+    CHECK_STATUS(EM_BAD_ARGUMENT, run(p->m, em_isa_name(0), 2, TOKENS, 0));
+    p->m->operations[0] = (em_operation){.kind = EM_FETCH};
+    p->m->operations[0].as.fetch = (em_fetch){.experts = *p->m->chosen, .paged = {.pager = p->pager}, .top_k = USED};
+    p->m->operations[0].as.fetch.paged.layer = 1;
+    CHECK_STATUS(EM_BAD_EXPERT, run(p->m, em_isa_name(0), 2, TOKENS, 0));
+    p->m->operations[0].as.fetch.paged.layer = 0;
+    p->m->chosen[0][0] = EXPERTS;
+    CHECK_STATUS(EM_BAD_EXPERT, run(p->m, em_isa_name(0), 2, TOKENS, 0));
+    free_paged(p);
     close(pipe_ends[0]);
     close(pipe_ends[1]);
-    free_model(m);
+    free_model(there);
 }
 
 /* Numbers that are not finite give results that are not, and nothing worse. */
@@ -344,7 +411,7 @@ static void test_route_order(void) {
     CHECK_STATUS(EM_OK, em_pool_create(1, 0, &pool));
     const em_scratch scratch = {NULL, 0};
     em_program program = program_of("generic", pool, &operation, 1, 2, &scratch);
-    CHECK_STATUS(EM_OK, em_program_run(&program, 2, 0));
+    CHECK_STATUS(EM_OK, em_program_run(&program, 2));
     CHECK(memcmp(chosen, expected, sizeof chosen) == 0);
     for (int k = 0; k < 6; k++) sum += weights[1][k];
     CHECK(fabsf(sum - 1) < 1e-6f && isnan(weights[0][5]));
@@ -356,7 +423,7 @@ static void test_route_order(void) {
 static void test_route_bonus(void) {
     const float logits[4][6] = {
         {0, 6, 5, 4, 3, 2}, {1, 1, 1, 1, 1, 1}, {NAN, 1, INFINITY, 2, 3, 2}, {3e38f, -3e38f, 1, 2, 3, 4}};
-    const int32_t in_memory[6] = {1, 0, 0, 1, 0, -7};
+    const int32_t slots[6] = {1, -1, -7, 0, -1, 4};
     /* Of a range of 6 half is 3: scores 3, 6, 5, 7, 3, 5, with 2 before 5 by its logit. A range that is not finite gives
      * no bonus. */
     const int32_t expected[4][3] = {{1, 2, 3}, {0, 1, 2}, {2, 4, 3}, {0, 5, 4}};
@@ -365,17 +432,17 @@ static void test_route_bonus(void) {
         float weights[4][3];
         em_operation operation = {.kind = EM_ROUTE};
         operation.as.route = (em_route){
-            .logits = *logits, .experts = *chosen, .weights = *weights, .in_memory = in_memory, .num_experts = 6,
+            .logits = *logits, .experts = *chosen, .weights = *weights, .slots = slots, .num_experts = 6,
             .top_k = 3, .renormalise = 1, .bonus = 0.5f, .groups = 1, .kept_groups = 1, .scale = 1};
         em_pool *pool;
         CHECK_STATUS(EM_OK, em_pool_create(2, 0, &pool));
         const em_scratch scratch = {NULL, 0};
         em_program program = program_of(em_isa_name(set), pool, &operation, 1, 4, &scratch);
-        CHECK_STATUS(EM_OK, em_program_run(&program, 4, 0));
+        CHECK_STATUS(EM_OK, em_program_run(&program, 4));
         CHECK(memcmp(chosen, expected, sizeof chosen) == 0);
         CHECK(fabsf(weights[0][2] / weights[0][0] - expf(-2)) < 1e-6f); /* of the logits, not the scores */
         operation.as.route.bonus = 1; /* scores 6, 6, 5, 10, 3, 8 */
-        CHECK_STATUS(EM_OK, em_program_run(&program, 1, 0));
+        CHECK_STATUS(EM_OK, em_program_run(&program, 1));
         CHECK(chosen[0][0] == 1 && chosen[0][1] == 3 && chosen[0][2] == 5);
         em_pool_destroy(pool);
     }
@@ -399,7 +466,7 @@ static void test_route_groups(void) {
         const em_scratch scratch = {(uint8_t *)memory, sizeof memory};
         CHECK(em_program_scratch_bytes(&operation, 1, 2) <= sizeof memory);
         em_program program = program_of(em_isa_name(set), pool, &operation, 1, 2, &scratch);
-        CHECK_STATUS(EM_OK, em_program_run(&program, 2, 0));
+        CHECK_STATUS(EM_OK, em_program_run(&program, 2));
         CHECK(memcmp(chosen[0], expected[0], sizeof chosen[0]) == 0);
         for (int k = 0; k < 4; k++) CHECK(weights[0][k] == 0.5f && chosen[1][k] >= 0 && chosen[1][k] < 6);
         em_pool_destroy(pool);
@@ -409,9 +476,11 @@ static void test_route_groups(void) {
 static void test_refusals(void) {
     const char *isa = em_isa_name(0);
     model *m = make_model();
-    CHECK_STATUS(EM_BAD_ARGUMENT, em_program_run(NULL, 1, 0));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_program_run(NULL, 1));
     CHECK_STATUS(EM_BAD_POSITION, run(m, isa, 1, 1, CONTEXT));
     CHECK_STATUS(EM_BAD_POSITION, run(m, isa, 1, TOKENS, CONTEXT - TOKENS + 1));
+    CHECK_STATUS(EM_BAD_POSITION, run(m, isa, 1, 1, -1));
+    CHECK_STATUS(EM_BAD_POSITION, run(m, isa, 1, 1, INT32_MAX));
     m->ids[1] = VOCABULARY;
     CHECK_STATUS(EM_BAD_TOKEN_ID, run(m, isa, 1, 2, 0));
     CHECK_STATUS(EM_OK, run(m, isa, 1, 1, 0));
@@ -433,6 +502,35 @@ static void test_refusals(void) {
     free_model(m);
 }
 
+/* A row whose sequence or page does not exist is refused, before any row of the operation is written. */
+static void test_refused_pages(em_kind kind, int32_t position) {
+    model *m = make_model();
+    int32_t number = 0;
+    while (m->operations[number].kind != (int32_t)kind) number++;
+    m->operations[0] = m->operations[number];
+    m->count = 1;
+    const int32_t bad[] = {-1, PAGES, INT32_MAX, INT32_MIN};
+    for (int i = 0; i < 4; i++) {
+        m->pages[0][1] = bad[i];
+        CHECK_STATUS(EM_OK, run(m, "generic", 1, 2, 0)); /* not in need of the second page */
+        memset(m->caches, 0, sizeof m->caches);
+        memset(m->attended, 0, sizeof m->attended);
+        CHECK_STATUS(EM_BAD_POSITION, run(m, "generic", 1, 3, position));
+        m->pages[0][1] = 0;
+        m->sequences[2] = bad[i] == PAGES ? 1 : bad[i];
+        CHECK_STATUS(EM_BAD_POSITION, run(m, "generic", 1, 3, 0));
+        m->sequences[2] = 0;
+    }
+    for (int32_t first = EM_PAGE_TOKENS * PAGES - 2; first < EM_PAGE_TOKENS * PAGES + 2; first++) {
+        CHECK_STATUS(EM_BAD_POSITION, run(m, "generic", 1, 3, first));
+    }
+    CHECK_STATUS(EM_BAD_POSITION, run(m, "generic", 1, 3, -1));
+    const float *cached = ***m->caches[0];
+    for (size_t i = 0; i < sizeof m->caches / sizeof *cached; i++) CHECK(cached[i] == 0);
+    for (int i = 0; i < TOKENS * WIDTH; i++) CHECK(m->attended[i / WIDTH][i % WIDTH] == 0);
+    free_model(m);
+}
+
 static void test_program_refusals(void) {
     model *m = make_model();
     em_pool *pool;
@@ -440,15 +538,13 @@ static void test_program_refusals(void) {
     const uint64_t bytes = em_program_scratch_bytes(m->operations, m->count, TOKENS);
     em_scratch scratch = {allocate(bytes), bytes - 1};
     em_program program = program_of("generic", pool, m->operations, m->count, TOKENS, &scratch);
-    CHECK_STATUS(EM_SMALL_SCRATCH, em_program_run(&program, TOKENS, 0));
+    CHECK_STATUS(EM_SMALL_SCRATCH, em_program_run(&program, TOKENS));
     scratch.bytes = bytes;
-    CHECK_STATUS(EM_OK, em_program_run(&program, TOKENS, 0));
-    CHECK_STATUS(EM_BAD_ARGUMENT, em_program_run(&program, 0, 0));
-    CHECK_STATUS(EM_BAD_ARGUMENT, em_program_run(&program, TOKENS + 1, 0));
-    CHECK_STATUS(EM_BAD_ARGUMENT, em_program_run(&program, 1, -1));
-    CHECK_STATUS(EM_BAD_ARGUMENT, em_program_run(&program, 1, INT32_MAX));
+    CHECK_STATUS(EM_OK, em_program_run(&program, TOKENS));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_program_run(&program, 0));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_program_run(&program, TOKENS + 1));
     program.kernels = NULL;
-    CHECK_STATUS(EM_BAD_ARGUMENT, em_program_run(&program, 1, 0));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_program_run(&program, 1));
     free(scratch.data);
     em_pool_destroy(pool);
     free_model(m);
@@ -468,7 +564,7 @@ static void test_times(void) {
         program.times = &times;
         uint64_t elapsed_before = 0;
         for (int runs = 0; runs < 2; runs++) {
-            CHECK_STATUS(EM_OK, em_program_run(&program, TOKENS, 0));
+            CHECK_STATUS(EM_OK, em_program_run(&program, TOKENS));
             uint64_t elapsed_ns = 0, waited_ns = 0;
             for (int32_t i = 0; i < m->count; i++) {
                 CHECK(operations[i].elapsed_ns > 0 && operations[i].waited_ns <= operations[i].elapsed_ns);
@@ -481,13 +577,13 @@ static void test_times(void) {
         }
         const uint64_t all_ns = times.elapsed_ns;
         program.times = NULL;
-        CHECK_STATUS(EM_OK, em_program_run(&program, TOKENS, 0));
+        CHECK_STATUS(EM_OK, em_program_run(&program, TOKENS));
         CHECK(times.elapsed_ns == all_ns);
         /* What comes after an operation that failed has taken no time. */
         memset(operations, 0, sizeof operations);
         program.times = &times;
         m->ids[0] = -1;
-        CHECK_STATUS(EM_BAD_TOKEN_ID, em_program_run(&program, TOKENS, 0));
+        CHECK_STATUS(EM_BAD_TOKEN_ID, em_program_run(&program, TOKENS));
         CHECK(operations[0].elapsed_ns > 0 && operations[1].elapsed_ns == 0 && times.elapsed_ns > all_ns);
         free(scratch.data);
         em_pool_destroy(pool);
@@ -512,13 +608,15 @@ int main(void) {
     test_layout();
     for (int32_t format = 0; format < EM_CACHE_FORMATS; format++) test_same_bits(format);
     test_absent_experts_are_left();
-    test_arrivals();
-    test_failed_arrivals();
+    test_paged_experts();
+    test_paged_failures();
     test_not_finite();
     test_route_order();
     test_route_bonus();
     test_route_groups();
     test_refusals();
+    test_refused_pages(EM_STORE_KV, 62);
+    test_refused_pages(EM_ATTENTION, 62);
     test_program_refusals();
     test_times();
     return 0;

@@ -250,7 +250,6 @@ static void test_pinned_experts_stay(void) {
     const int32_t first = p->slots[EXPERTS + 4], second = p->slots[EXPERTS + 1];
     CHECK_STATUS(EM_OK, em_pager_prefetch(p->pager, 2, others, 4));
     CHECK(p->slots[EXPERTS + 4] == first && p->slots[EXPERTS + 1] == second && p->slots[2 * EXPERTS] >= 0);
-    CHECK_STATUS(EM_BUSY, em_pager_request(p->pager, 0, experts, 2, 0));
     CHECK_STATUS(EM_OK, em_pager_wave(p->pager, &wave, &count));
     CHECK(count == 0);
     em_pager_end(p->pager);

@@ -85,6 +85,7 @@ static void test_many_reads(int descriptor, int32_t threads) {
     em_read_counters counters;
     CHECK_STATUS(EM_OK, em_reader_counters(reader, &counters));
     CHECK(counters.reads == READS && counters.failed == 0 && counters.bytes_read == (uint64_t)READS * BYTES);
+    CHECK(counters.read_ns > 0 && counters.queue_wait_ns > 0);
     em_reader_destroy(reader);
 }
 

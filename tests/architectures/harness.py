@@ -13,11 +13,12 @@ from edgemoe.architectures import SourceSlice, model_spec, resolve
 from edgemoe.engine.decoder import Decoder
 from edgemoe.engine.workspace import Workspace
 from edgemoe.kernels import operations as op
-from edgemoe.kernels.formats import FORMATS, PANEL_ROWS, Blocks, Matrix, interleave_panels, pack, panel_count
+from edgemoe.kernels.formats import FORMATS, PANEL_ROWS, Blocks, Matrix, pack, panel_count
 from edgemoe.kernels.reference import ReferenceBackend
 from edgemoe.model.blocks import RoutedExperts
 from edgemoe.model.build import HEAD_ROWS, build_graph
 from edgemoe.model.spec import ModelSpec
+from tests.support.matrices import interleave_panels
 
 Tensors = dict[str, np.ndarray]
 F32 = FORMATS["f32"]
@@ -55,6 +56,7 @@ class Reference:
         arena, slots = self._experts(weights, layouts)
         graph = build_graph(self.spec)
         self._space = Workspace(graph, CHUNK_TOKENS, context_length, "f32")
+        self._space.pages[0] = np.arange(self._space.pages.shape[1])
         decoder = Decoder(graph, _resident(self.spec, weights), self._space, arena, layouts)
         for routing, layer_slots in zip(decoder.routing, slots, strict=True):
             if routing is not None:
@@ -69,12 +71,13 @@ class Reference:
         for start in range(0, len(ids), chunk_tokens):
             part = ids[start : start + chunk_tokens]
             self._space.ids[: len(part)] = part
-            self._whole.run(len(part), start)
+            self._space.positions[: len(part)] = np.arange(start, start + len(part))
+            self._whole.run(len(part))
             inside = [position - start for position in wanted if start <= position < start + len(part)]
             for first in range(0, len(inside), HEAD_ROWS):
                 some = inside[first : first + HEAD_ROWS]
                 self._space.head_input[: len(some)] = self._space.residual[some]
-                self._head.run(len(some), 0)
+                self._head.run(len(some))
                 rows.append(self._space.logits[: len(some)].copy())
         return np.concatenate(rows)
 

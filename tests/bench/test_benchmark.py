@@ -193,7 +193,7 @@ def test_another_engine_starts_up_with_room_for_the_prompt(
 
 
 def test_a_budget_above_the_limit_is_refused(store: Path) -> None:
-    with pytest.raises(UsageError, match=r"`ram=3GiB` is more than `limit=2\.00 GiB`"):
+    with pytest.raises(UsageError, match=r"`ram=3GiB`: expected at most `limit=2\.00 GiB`"):
         Benchmark(store, SETTINGS, describe_backend(1), EngineOptions("3GiB"), limit_bytes=2 << 30)
     for ram in ("auto", "floor", "2GiB", None):
         Benchmark(store, SETTINGS, describe_backend(1), EngineOptions(ram), limit_bytes=2 << 30)
@@ -218,7 +218,7 @@ def test_another_model_s_file_is_refused(store: Path, tmp_path: Path, fake_llama
 
 
 def test_what_cannot_be_measured_is_refused(store: Path) -> None:
-    with pytest.raises(UsageError, match="300 tokens in one sequence were asked for; this model has 256"):
+    with pytest.raises(UsageError, match="would have 300 tokens: expected at most 256"):
         Benchmark(store, Settings(100, 200, 5, 1), describe_backend(1))
     with pytest.raises(BudgetError, match="at least"):
         Benchmark(store, Settings(2, 2, 2, 1), describe_backend(1), EngineOptions("1MiB")).run()
@@ -231,5 +231,5 @@ def test_a_command_that_fails_is_told(store_without_text: Path) -> None:
 
 def test_an_engine_that_dies_is_told(store: Path, tmp_path: Path) -> None:
     peer = Peer(LLAMA_CPP, [sys.executable, "-c", "raise SystemExit('no luck')"], {})
-    with pytest.raises(EdgemoeError, match=r"llama\.cpp: its process ended with code 1, saying: no luck"):
+    with pytest.raises(EdgemoeError, match=r"llama\.cpp: its process ended with code 1; .* no luck"):
         Benchmark(store, Settings(2, 2, 2, 1), describe_backend(1), EngineOptions(), peer).run()

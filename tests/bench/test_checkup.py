@@ -57,14 +57,26 @@ def refuse() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "told"),
     [
-        ("memory_limit", lambda: Limit(1 << 30, GROUP), "Memory: the control group /groups/a may have 1.00 GiB of"),
-        ("processor_quota", lambda: Limit(0.5, GROUP), "Processors: the control group /groups/a may use 0.5 of 1."),
-        ("physical_cores", lambda: 999, "of 999. Whoever started it chose that: taskset"),
-        ("select_backend", lambda *threads: refuse(), "Threads: there are too few. A pool cannot be made. Allow more."),
+        (
+            "memory_limit",
+            lambda: Limit(1 << 30, GROUP),
+            "Memory: the control group /groups/a is limited to 1.00 GiB of",
+        ),
+        (
+            "processor_quota",
+            lambda: Limit(0.5, GROUP),
+            "Processors: the control group /groups/a is limited to 0.5 of 1.",
+        ),
+        ("physical_cores", lambda: 999, "of 999. The program that started it set this: taskset"),
+        (
+            "select_backend",
+            lambda *threads: refuse(),
+            "Threads: too few may be started. A pool cannot be made. Allow more.",
+        ),
         (
             "describe_backend",
             lambda: KernelChoice("jit", "-", 1, "no library"),
-            "Kernels: the portable ones run, which are slower (no library). With a C compiler, install edgemoe again.",
+            "Kernels: the portable ones are in use, which are slower (no library). Install a C compiler,",
         ),
         (
             "describe_backend",
@@ -72,8 +84,8 @@ def refuse() -> None:
             "(EDGEMOE_KERNELS=jit asks for it). Unset EDGEMOE_KERNELS.",
         ),
         ("_reads_directly", lambda store: False, "Disk: experts are read by plain reads"),
-        ("cache_folder", lambda: None, "Cache folder: there is none: nothing is kept"),
-        ("cache_folder", lambda: Path("/dev/null/x"), "Cache folder: /dev/null/x: nothing can be written there"),
+        ("cache_folder", lambda: None, "Cache folder: there is none: no folder"),
+        ("cache_folder", lambda: Path("/dev/null/x"), "Cache folder: /dev/null/x: not writable"),
     ],
 )
 def test_each_limit_is_told_with_the_way_out(patch: Patch, store: Path, name: str, value: Any, told: str) -> None:
@@ -87,14 +99,14 @@ def test_a_model_that_does_not_fit_is_told(patch: Patch, store: Path, monkeypatc
     found = checkup(store)
     assert "needs at least" in found["model"]["problem"]
     (limit,) = found["limits"]
-    assert limit.startswith("The model: it cannot run here. This model needs at least")
+    assert limit.startswith("Model: it cannot run here. This model needs at least")
 
 
 def test_experts_that_do_not_all_fit_are_told(patch: Patch, store: Path) -> None:
     plan = module.plan_memory
     patch("plan_memory", lambda *arguments: replace(plan(*arguments), slots=3))
     (limit,) = checkup(store)["limits"]
-    assert limit.startswith("The model: 3 of its 8 experts fit in memory at a time")
+    assert limit.startswith("Model: 3 of its 8 experts fit in memory")
     assert "edgemoe plan shows" in limit
 
 
@@ -122,4 +134,4 @@ def test_how_the_cache_folder_is_read(patch: Patch, store: Path, tmp_path: Path)
         raise PermissionError(13, "Permission denied")
 
     patch("grants_direct", unwritable)
-    assert checkup(store)["folders"]["cache"]["problem"] == "nothing can be written there (Permission denied)"
+    assert checkup(store)["folders"]["cache"]["problem"] == "not writable (Permission denied)"

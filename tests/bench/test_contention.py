@@ -87,4 +87,4 @@ def test_numbers_out_of_range(
 
 def test_not_with_other_measurements(store_without_text: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["bench", str(store_without_text), "--beside", "1", "--limit", "1GiB"]) == 2
-    assert "--beside goes with no" in capsys.readouterr().err
+    assert "--beside excludes" in capsys.readouterr().err

@@ -83,12 +83,12 @@ def test_the_nearest_group_that_lets_us_is_taken(parent: Path, tmp_path: Path) -
 
 
 def test_why_no_group_can_be_made_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match=r"no memory control groups\. It takes root") as told:
+    with pytest.raises(UsageError, match=r"no memory control groups\. This needs root") as told:
         MemoryGroup("x", 64 * MIB, [])
     assert "systemd-run" in told.value.hint
     monkeypatch.setattr(control_group, "END_SECONDS", 0.0)
     nowhere = ControlGroup(tmp_path / "none", 2)
-    with pytest.raises(UsageError, match=r"no control group can be made here \(.*none: No such file or directory\)"):
+    with pytest.raises(UsageError, match=r"no control group can be created here \(.*none: No such file or directory\)"):
         MemoryGroup("x", 64 * MIB, [nowhere])
     with pytest.raises(UsageError, match=r"1\.0 MiB: expected 16\.0 MiB or more"):
         MemoryGroup("x", MIB, [])

@@ -50,5 +50,5 @@ def test_the_read_rate_is_that_of_the_whole_buffer(monkeypatch: pytest.MonkeyPat
         assert 0 <= (100 << 20) + 250 - found.buffer_bytes < 64
         assert found.bytes_per_s == found.buffer_bytes / 1e-6  # the fastest pass
         monkeypatch.setattr(roofline, "available_bytes", lambda: 100 << 20)
-        with pytest.raises(EdgemoeError, match="not enough memory"):
+        with pytest.raises(EdgemoeError, match="Too little memory"):
             rates()

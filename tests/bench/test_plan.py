@@ -200,7 +200,7 @@ def test_what_cannot_be_planned_is_told_before_anything_is_measured(
         plan_model(str(checkpoint), PlanOptions(ram="1MiB"))
     with pytest.raises(UsageError, match="1 to 256"):
         plan_model(str(checkpoint), PlanOptions(context=1000))
-    with pytest.raises(UsageError, match="is a store, which has its formats"):
+    with pytest.raises(UsageError, match="is a store, whose formats are fixed"):
         plan_model(str(store), PlanOptions(experts="q8"))
     with pytest.raises(UsageError, match="kv"):
         plan_model(str(store), PlanOptions(kv="q4"))

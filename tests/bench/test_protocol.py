@@ -33,7 +33,7 @@ def test_a_worker_answers_refuses_and_goes_on(worker: Worker) -> None:
 
 
 def test_a_worker_that_dies_says_how(worker: Worker) -> None:
-    with pytest.raises(EdgemoeError, match=r"the fake: its process ended with code 3, saying: .*out of luck"):
+    with pytest.raises(EdgemoeError, match=r"the fake: its process ended with code 3; .*out of luck"):
         worker.ask("die", code=3)
     with pytest.raises(EdgemoeError, match="ended with code 3"):
         worker.ask("chatter")

@@ -41,25 +41,25 @@ def test_tables_say_what_was_found() -> None:
     assert len(tables) == 5
     ours, theirs, ratios, decoded, prompt = (dict(rows) for rows in tables.values())
     assert ours["model"] == "some-moe (mixtral)"
-    assert ours["decode"] == "32.0 (30.0 to 34.0) tokens/s, 64 tokens after 32"
+    assert ours["decode"] == "32.0 (30.0 to 34.0) tokens/s, 64 tokens after a prompt of 32"
     assert ours["budget"] == "3.00 GiB, 40 of 64 experts in memory"
     assert ours["reads per token"] == "500.0 MB from memory"
-    assert ours["roofline"].startswith("79% (76% to 85%) of what memory gives, 20.0 (19.0 to 21.0) GB/s")
-    assert ours["experts used"] == "55.2 of 64 in a layer (50.0 to 60.5), 8 for each token"
+    assert ours["roofline"].startswith("79% (76% to 85%) of the memory's read rate, 20.0 (19.0 to 21.0) GB/s")
+    assert ours["experts used"] == "55.2 of 64 per layer (50.0 to 60.5), 8 per token"
     assert ours["expert hits"] == "92.5% (first round 92.0%, last 93.0%), 5.0 MiB per token from disk"
     assert ours["disk"] == "1.10 (1.00 to 1.20) GB/s, direct reads of 3.0 MiB by 4 threads"
     assert ours["disk's limit"] == "220.0 (192.0 to 235.0) tokens/s: 5.1 MB missed per token"
     assert ours["memory's limit"] == "40.0 (38.0 to 42.0) tokens/s"
     assert ours["reached"] == "80% (76% to 85%) of the lower limit"
-    assert ours["guesses"] == "81% of experts named, 0.25 read per token, 60% of them used"
+    assert ours["prefetch"] == "recall 81%, 0.25 experts read per token, 60% of them used"
     assert ours["predicted"] == (
-        "30.0 (20.0 to 38.0) tokens/s, -6%, for 90.0% hits (uniform routing); for the hits that were measured 33.0, +3%"
+        "30.0 (20.0 to 38.0) tokens/s, -6%, for 90.0% hits (uniform routing); for the measured hit rate 33.0, +3%"
     )
     assert "limit" not in ours
-    assert theirs["limit"] == "3.00 GiB, at most 3.00 GiB taken, page cache included (1.00 GiB of it in the end)"
+    assert theirs["limit"] == "3.00 GiB, at most 3.00 GiB taken, page cache included (1.00 GiB of it at the end)"
     assert theirs["major faults"] == "321.4 per decoded token"
     assert ours["start-up"] == "0.55 (0.50 to 0.60) s to the first token"
-    assert "7% of a core" in ours["beware"]
+    assert "7% of a core" in ours["note"]
     assert theirs["version"] == "llama-cpp-python 9"
     assert "start-up" not in theirs
     assert ratios == {"decode": "2.00 (1.90 to 2.10)", "prefill": "3.20 (3.00 to 3.40)"}
@@ -73,16 +73,16 @@ def test_a_python_that_compiles_at_every_start_is_told() -> None:
     report = made_up_report()
     compiling = replace(report, machine={**report.machine, "python_keeps_bytecode": False})
     ours = next(iter(dict(report_tables(compiling)).values()))
-    assert "PYTHONDONTWRITEBYTECODE" in dict(ours)["beware"]
+    assert "PYTHONDONTWRITEBYTECODE" in dict(ours)["note"]
 
 
 def test_tables_without_another_engine_or_a_roofline() -> None:
     tables = dict(report_tables(made_up_report(beside=False, roofline=False)))
     assert len(tables) == 3
-    assert dict(tables["a decoded token"])
+    assert dict(tables["time of a decoded token"])
     rows = dict(next(iter(tables.values())))
     assert "native kernels" in rows["roofline"]
-    assert rows["beware"].startswith("other programs kept 1.5 of 4 cores busy")
+    assert rows["note"].startswith("other programs kept 1.5 of 4 cores busy")
 
 
 def test_options_reach_the_measurement(measured: list[Benchmark], tmp_path: Path, capsys: Capture) -> None:
@@ -144,7 +144,7 @@ def test_a_picture_is_drawn(measured: list[Benchmark], tmp_path: Path) -> None:
         (["--peer-decode", "4"], 2, "--against"),
         (["--against", "llama.cpp", "--peer-decode", "65"], 2, "--peer-decode: expected 1 to 64 (--decode), found 65"),
         (["--limit", "lots"], 2, "'lots' is not a size"),
-        (["--limit", "1GiB", "--ram", "2GiB"], 2, "more than --limit 1.00 GiB"),
+        (["--limit", "1GiB", "--ram", "2GiB"], 2, "at most --limit 1.00 GiB"),
         (["--against", "llama.cpp", "--gguf", "{tmp}/none.gguf"], 1, "no such file"),
     ],
 )

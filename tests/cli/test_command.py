@@ -117,7 +117,7 @@ def test_a_fault_of_ours_is_one_paragraph_too(
 
     monkeypatch.setattr(main_module.importlib, "import_module", fail)
     assert run_command(["info"]) == 1
-    assert capsys.readouterr().err.startswith("error: this should not have happened: ZeroDivisionError: by zero.")
+    assert capsys.readouterr().err.startswith("error: internal error: ZeroDivisionError: by zero.")
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_an_end_of_file_is_no_ctrl_c(monkeypatch: pytest.MonkeyPatch, capsys: py
 
     monkeypatch.setattr(main_module.importlib, "import_module", fail)
     assert run_command(["info"]) == 1
-    assert "error: this should not have happened: EOFError: Ran out of input." in capsys.readouterr().err
+    assert "error: internal error: EOFError: Ran out of input." in capsys.readouterr().err
 
 
 def test_run_prints_the_answer(edgemoe: Edgemoe, folder: Path) -> None:
@@ -370,7 +370,7 @@ def test_template_variables_reach_the_template(edgemoe: Edgemoe, tmp_path: Path)
             ("=1", "expected NAME=VALUE"),
             ("a b=1", "expected NAME=VALUE"),
             ("m=1", "'m': this model's chat template does not read it"),
-            ("messages=[]", "edgemoe sets it itself"),
+            ("messages=[]", "edgemoe sets this one itself"),
         ):
             done = edgemoe(*verb, folder, "--template-var", wrong, stdin=b"Hi\n")
             assert (done.code, done.output) == (2, "")
@@ -400,7 +400,7 @@ def test_a_doubled_beginning_and_an_unreadable_end_are_warned_of(edgemoe: Edgemo
     assert edgemoe("run", folder, "--raw", "-p", "Hi") == Done(0, "Hello, world!\n", "")
     done = edgemoe("run", folder, "--raw", "-p", f"{START}Hi")
     assert (done.code, done.output) == (0, "Hello, world!\n")
-    assert done.errors.startswith(f"warning: the prompt begins with {START}, and the tokenizer puts another before it")
+    assert done.errors.startswith(f"warning: the prompt begins with {START}, and the tokenizer adds another one")
     (folder / "tokenizer_config.json").write_text('{"eos_token": "<nowhere>", "chat_template": "x"}')
     for arguments in (["run", "-p", "Hi"], ["chat"]):
         done = edgemoe(*arguments, folder, stdin=b"Hi\n")

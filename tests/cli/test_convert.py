@@ -56,7 +56,7 @@ def test_ctrl_c_says_that_nothing_is_lost(
 
     monkeypatch.setattr("edgemoe.conversion.pipeline.convert_checkpoint", interrupt)
     assert run_command(["convert", "a", str(tmp_path / "b")]) == 130
-    assert "goes on where it was" in capsys.readouterr().err
+    assert "to resume" in capsys.readouterr().err
 
 
 def test_faults_of_tokenizer_and_template_are_told_before_the_work(
@@ -78,7 +78,7 @@ def test_faults_of_tokenizer_and_template_are_told_before_the_work(
         (source / "tokenizer.json").write_text(json.dumps(tokenizer))
         (source / "tokenizer_config.json").write_text(json.dumps(config))
         assert run_command(["convert", str(source), str(tmp_path / "store")]) == 130
-        assert capsys.readouterr().err == "interrupted: the same command goes on where it was.\n"
+        assert capsys.readouterr().err == "interrupted: run the same command again to resume.\n"
         return said_before_the_work[-1]
 
     assert told(chat_template="x") == ""
@@ -86,10 +86,12 @@ def test_faults_of_tokenizer_and_template_are_told_before_the_work(
         "note: tokenizer_config.json: eos_token '<nowhere>' is not in the vocabulary: it ends no answer.\n"
     )
     named = {"rag": "x", "tool_use": "y"}
-    assert "note: The store will not chat: tokenizer_config.json: chat_template: expec" in told(chat_template=named)
+    assert "note: The store will not be able to chat: tokenizer_config.json: chat_template: expec" in told(
+        chat_template=named
+    )
     flags = dict.fromkeys(("lstrip", "rstrip", "single_word", "normalized"), False)
     tokenizer["added_tokens"] = [{"id": 1, "content": "<s>", "special": True, **flags}]
-    assert "neither read nor write text: tokenizer.json: the tokenizer does not load (added token '<s>'" in told()
+    assert "not be able to read or write text: tokenizer.json: the tokenizer does not load (added token '<s>'" in told()
     tokenizer["added_tokens"][0]["id"] = 2000
     assert "tokenizer.json has 1 token without a row in the embedding of 101: the first is '<s>', id 2000" in told()
     assert not (tmp_path / "store").exists()

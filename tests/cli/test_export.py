@@ -70,5 +70,5 @@ def test_a_gguf_in_the_way_is_told_before_the_work(tmp_path: Path, capsys: Captu
     file = tmp_path / "tiny.gguf"
     file.write_bytes(b"mine")
     assert run_command(["synth", "tiny", str(tmp_path / "tiny"), "--gguf", str(file)]) == 2
-    assert "there is a file of that name" in capsys.readouterr().err
+    assert "a file of that name exists" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [file]

@@ -114,11 +114,11 @@ def test_a_store_of_version_1_is_migrated(store: Path, capsys: Capture) -> None:
     version_1(store, fast_checksums=False)
     assert not inspected()
     assert run_command(["inspect", str(store)]) == 0
-    assert "only edgemoe verify looks at them" in capsys.readouterr().out
+    assert "checked by edgemoe verify only" in capsys.readouterr().out
     assert run_command(["verify", str(store)]) == 0
     assert "--migrate rewrites it" in capsys.readouterr().out
     assert run_command(["verify", "--migrate", str(store)]) == 0
-    assert "now has the form of this version" in capsys.readouterr().out
+    assert "now has the format of this version" in capsys.readouterr().out
     assert inspected()
     assert (store / "edgemoe.json").read_bytes() == before
     assert run_command(["verify", "--migrate", str(store)]) == 0

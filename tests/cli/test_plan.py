@@ -27,8 +27,8 @@ def test_a_config_is_enough_for_a_plan(config: Path, capsys: Capture) -> None:
     assert shown.err == ""
     lines = dict(line.split(": ", 1) for line in shown.out.splitlines() if ": " in line)
     assert lines["source"].endswith("known from config.json alone")
-    assert lines["always in memory"] == "705.7 MiB"
-    assert lines["on disk, read by rows"] == "embedding: 166.9 MiB, q4"
+    assert lines["dense weights"] == "705.7 MiB"
+    assert lines["on disk, read row by row"] == "embedding: 166.9 MiB, q4"
     assert "slots for 6144 (" in lines["experts"]
     assert lines["memory's rate"] == "30.00 GB/s, as given"
     assert lines["disk's rate"] == "1.20 GB/s, as given"

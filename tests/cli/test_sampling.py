@@ -96,7 +96,7 @@ def test_published_settings_hold_and_given_ones_win(edgemoe: Edgemoe, publish, f
 
 def test_published_settings_that_are_not_carried_out_are_one_line(edgemoe: Edgemoe, publish) -> None:  # type: ignore[no-untyped-def]
     line = (
-        "warning: generation_config.json of this model asks for what edgemoe does not do:"
+        "warning: edgemoe does not implement these settings of the model's generation_config.json:"
         " eta_cutoff (0.002), num_beams (4)\n"
     )
     model = publish(num_beams=4, eta_cutoff=0.002, num_return_sequences=1)

@@ -52,4 +52,4 @@ def test_ctrl_c_says_that_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr("edgemoe.conversion.synthetic.synthesise", interrupt)
     assert run_command(["synth", "tiny", str(tmp_path / "x")]) == 130
-    assert "goes on where it was" in capsys.readouterr().err
+    assert "to resume" in capsys.readouterr().err

@@ -24,8 +24,8 @@ def send(child: Any, text: str, expected: str) -> str:
 def test_a_conversation_with_its_commands(start: Start, tmp_path: Path) -> None:
     child = start()
     assert "tokens/s" in send(child, "Hi there", ANSWER)
-    send(child, "/undo", "taken back: Hi there")
-    send(child, "/undo", "nothing to take back")
+    send(child, "/undo", "undone: Hi there")
+    send(child, "/undo", "nothing to undo")
     send(child, "/retry", "there is no answer to try again.")
     send(child, "Again", ANSWER)
     send(child, "/retry", ANSWER)
@@ -33,7 +33,7 @@ def test_a_conversation_with_its_commands(start: Start, tmp_path: Path) -> None:
     send(child, "/set", "0.5")
     send(child, "/set temperature -1", "temperature: expected")
     send(child, "/set nonsense 1", "there is no option nonsense")
-    send(child, "/system Be brief.", "from the next message on")
+    send(child, "/system Be brief.", "with the next message")
     send(child, "/system", "Be brief.")
     talk = tmp_path / "talk.json"
     send(child, f"/save {talk}", "saved to")
@@ -82,9 +82,9 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_conversation(start: Start) -> Non
     child.send("Go on\r")
     child.expect_exact("xyz")
     child.send("\x03")
-    child.expect_exact("stopped; the answer stays as far as it went")
+    child.expect_exact("stopped; the text so far is kept")
     child.expect_exact(PROMPT)
-    send(child, "/undo", "taken back: Go on")
+    send(child, "/undo", "undone: Go on")
 
 
 def test_history_is_kept_across_runs(start: Start) -> None:

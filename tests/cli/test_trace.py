@@ -116,10 +116,10 @@ def test_a_trace_written_anew(edgemoe: Command, tmp_path: Path) -> None:
     refused = edgemoe("bench", "--routing", tmp_path / "cut.csv")
     assert refused.code == 1
     assert "the last line has no end" in refused.errors
-    assert f"edgemoe trace can keep what is whole of it: --from {tmp_path / 'cut.csv'}" in refused.errors
+    assert f"edgemoe trace can keep the intact part: --from {tmp_path / 'cut.csv'}" in refused.errors
     mended = edgemoe("trace", "--from", tmp_path / "cut.csv", "--out", tmp_path / "b")
     assert mended.code == 0
-    assert "What is whole of it is kept" in mended.errors
+    assert "The intact part is kept" in mended.errors
     assert same_rows(read_trace(tmp_path / "b"), trace.select(slice(0, -1)))
 
 

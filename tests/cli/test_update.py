@@ -79,7 +79,7 @@ def test_a_file_that_was_mended_in_the_store_is_refused_until_it_is_taken(store:
         code, _, errors = command(*verb)
         assert code == 1
         assert f"tokenizer_config.json: expected {len(json.dumps({'chat_template': TEMPLATE}))} bytes" in errors
-        assert f"edgemoe update {store} takes the side files as they are now" in errors
+        assert f"edgemoe update {store} accepts the side files as they are" in errors
     code, shown, errors = command("verify", store)
     assert code == 1
     assert "tokenizer_config.json: expected" in shown
@@ -186,7 +186,7 @@ def test_a_gguf_gives_its_side_files(store: Path, source: Path, tmp_path: Path, 
     }
     code, _, errors = command("update", store, "--from", tmp_path / "m.gguf")
     assert code == 1
-    assert "describes another model than the store's" in errors
+    assert "describes another model than that of the store" in errors
 
 
 def test_the_hub_gives_its_side_files_and_no_weights(
@@ -244,7 +244,7 @@ def test_a_config_of_another_model_is_refused(store: Path, command: Command) -> 
     (store / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-5}))
     code, _, errors = command("update", store)
     assert code == 1
-    assert "config.json: describes another model than the store's: its norm_epsilon differs" in errors
+    assert "config.json: describes another model than that of the store: its norm_epsilon differs" in errors
     (store / "config.json").write_text(json.dumps({**config, "eos_token_id": 7}))
     assert command("update", store)[0] == 0
 

@@ -106,7 +106,7 @@ def _append(path: Path) -> None:
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda f: (f / "config.json").unlink(), r"config\.json is missing"),
     "config no JSON": (lambda f: (f / "config.json").write_text("{"), r"config\.json: expected a config\.json"),
-    "config a list": (lambda f: (f / "config.json").write_text("[]"), "JSON that is no table"),
+    "config a list": (lambda f: (f / "config.json").write_text("[]"), "found another JSON value"),
     "config nested": (lambda f: (f / "config.json").write_text("[" * 200_000), "nested too deeply"),
     "config not text": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe{"), "found no JSON"),
     "config a folder": (lambda f: ((f / "config.json").unlink(), (f / "config.json").mkdir()), "expected a file"),
@@ -201,12 +201,12 @@ def test_a_path_in_a_downloaded_index_leads_nowhere_out_of_the_folder(folder: Pa
     assert "parts/real" in FolderSource(folder).shards()
     (folder / "parts" / "real").rename(tmp_path / "real")
     (folder / "parts" / "real").symlink_to(tmp_path / "real")
-    with pytest.raises(SourceError, match="leads out of the checkpoint by a link, to"):
+    with pytest.raises(SourceError, match="found a link out of it, to"):
         FolderSource(folder)
     (folder / "parts" / "real").unlink()
     (folder / "parts").rmdir()
     (folder / "parts").symlink_to(tmp_path)
-    with pytest.raises(SourceError, match="leads out of the checkpoint by a link, to"):
+    with pytest.raises(SourceError, match="found a link out of it, to"):
         FolderSource(folder)
 
 
@@ -332,7 +332,7 @@ def test_an_existing_file_is_never_looked_up_on_the_hub(tmp_path: Path, monkeypa
     (tmp_path / "maker" / "model.safetensors").write_bytes(b"")
     for text, message in (
         ("maker/model", "found a file of another kind"),
-        ("maker/gone", "is a link to nowhere, which is not there"),
+        ("maker/gone", "is a link to nowhere, which does not exist"),
         ("maker/model.safetensors", "found one file of a checkpoint"),
     ):
         with pytest.raises(SourceError, match=message):

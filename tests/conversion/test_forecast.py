@@ -87,7 +87,9 @@ def test_bytes_of_a_token_are_those_of_the_operations_that_run(
             traffic, operations = engine.traffic, decoders[-1].whole() + decoders[-1].head
         assert sum(traffic.weight_bytes.values()) == sum(map(weight_bytes, operations))
         caches = [c for o in operations if isinstance(o, op.Attention) for c in (o.key_cache, o.value_cache)]
-        assert traffic.kv_bytes_per_position == sum(cache.nbytes // cache.shape[1] for cache in caches)
+        assert traffic.kv_bytes_per_position == sum(
+            cache.nbytes // (cache.shape[0] * op.PAGE_TOKENS) for cache in caches
+        )
 
 
 def weight_bytes(operation: op.Operation) -> int:

@@ -317,14 +317,14 @@ def test_a_body_without_end_does_not_fill_the_disk(
 @pytest.mark.parametrize("answer", [b"<html>Please sign in</html>", b"[]", b"{}", b'{"id": "x", "siblings": [{}]}'])
 def test_what_is_no_hub(connect: Callable[..., HubSource], model: Repository, answer: bytes) -> None:
     model.answer = answer
-    with pytest.raises(SourceError, match="what answered is no hub") as caught:
+    with pytest.raises(SourceError, match="the server is not a model hub") as caught:
         connect()
     assert "sign in" in caught.value.hint
 
 
 def test_a_commit_is_no_path(connect: Callable[..., HubSource], model: Repository, tmp_path: Path) -> None:
     model.commit = "../../../elsewhere"
-    with pytest.raises(SourceError, match="does not say at which commit"):
+    with pytest.raises(SourceError, match="names no commit"):
         connect()
     assert not (tmp_path / "downloads").exists()
 
@@ -357,7 +357,7 @@ def test_a_server_in_trouble_is_asked_again(connect: Callable[..., HubSource], m
     [
         ((404, "RepoNotFound"), "no such model", "spelling"),
         ((401, ""), "no such model, or it is private", "HF_TOKEN"),
-        ((403, "GatedRepo"), "accepted its terms", "HF_TOKEN"),
+        ((403, "GatedRepo"), "accepting the terms", "HF_TOKEN"),
         ((403, ""), "refused", "HF_TOKEN"),
         ((500, ""), "HTTP 500", "again"),
     ],
@@ -416,7 +416,9 @@ def test_without_a_network_a_model_that_is_whole_in_the_hubs_cache_converts(
     fill_cache(cache, checkpoint)
     heard: list[str] = []
     store = convert_checkpoint(MODEL, tmp_path / "store", notice=heard.append)
-    assert heard[0] == f"The hub cannot be asked: {MODEL}@{COMMIT} is taken from its cache on this machine."
+    assert (
+        heard[0] == f"The hub cannot be reached: {MODEL}@{COMMIT} is read from the Hugging Face cache on this machine."
+    )
     assert Store.open(store).manifest.provenance["source"] == f"{MODEL}@{COMMIT}"
     convert_checkpoint(str(checkpoint), tmp_path / "from folder")
     for name in ("resident.safetensors", "experts-00000.safetensors", "tokenizer.json", "chat_template.jinja"):
@@ -438,7 +440,7 @@ def test_without_a_network_what_the_cache_lacks_is_named(cache: Path, checkpoint
     assert "network" in caught.value.hint
     snapshot = fill_cache(cache, checkpoint)
     (snapshot / SECOND_SHARD).unlink()
-    with pytest.raises(SourceError, match=f"cannot be used: .*1 of 3 shards are missing: {SECOND_SHARD}"):
+    with pytest.raises(SourceError, match=f"is unusable: .*1 of 3 shards are missing: {SECOND_SHARD}"):
         open_source(MODEL)
 
 
@@ -451,7 +453,7 @@ def test_a_hub_in_trouble_is_done_without_too(
     model.error = (500, "")
     assert open_source(MODEL).name == f"{MODEL}@{COMMIT}"
     model.error = (403, "GatedRepo")
-    with pytest.raises(SourceError, match="accepted its terms"):
+    with pytest.raises(SourceError, match="accepting the terms"):
         open_source(MODEL)
 
 
@@ -560,7 +562,7 @@ def test_an_index_may_name_shards_of_the_repository_only(
     index = {"weight_map": {"model.norm.weight": name}}
     model.files["model.safetensors.index.json"] = json.dumps(index).encode()
     model.files["../evil.safetensors"] = b"x"
-    with pytest.raises(SourceError, match="no shard of the checkpoint"):
+    with pytest.raises(SourceError, match="not a file of the checkpoint"):
         connect()
 
 

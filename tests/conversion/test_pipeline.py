@@ -22,11 +22,12 @@ from edgemoe.conversion.source import Rows, TensorInfo
 from edgemoe.errors import SourceError, StoreError, UsageError
 from edgemoe.kernels.formats import FORMATS, Blocks, dequantise
 from edgemoe.model.spec import ModelSpec
-from edgemoe.quant.quantise import quantisation_error, quantise
+from edgemoe.quant.quantise import quantise
 from edgemoe.store.reader import Store
 from edgemoe.store.verification import verify_store
 from tests.support.checkpoints import SMALL_MIXTRAL, folder_bytes, read_tensors, write_checkpoint
 from tests.support.homes import without_home
+from tests.support.matrices import quantisation_error
 from tests.support.stores import store_weights
 
 QWEN2: dict[str, Any] = {

@@ -169,7 +169,7 @@ def test_token_ids_in_token_ids_out_without_a_tokenizer(tiny: Path) -> None:
 
 
 def test_unknown_shapes_and_formats_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"'olmo': there is no such shape; expected one of tiny, olmoe-1b-7b, "):
+    with pytest.raises(UsageError, match=r"'olmo': unknown shape; expected one of tiny, olmoe-1b-7b, "):
         synthesise("olmo", tmp_path / "store")
     with pytest.raises(UsageError, match="`dense`: expected one of"):
         synthesise("tiny", tmp_path / "store", dense="q5")

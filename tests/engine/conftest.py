@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from edgemoe.conversion.pipeline import convert_checkpoint
-from edgemoe.engine import engine
 from edgemoe.experts import embedding_rows
 from edgemoe.io.reads import ThreadedReader
 from tests.support.checkpoints import write_checkpoint
-from tests.support.engines import engine_with_slots
+from tests.support.engines import engine_with_slots, use_portable_reader
 from tests.support.small_engine import CONFIG, EXPERTS, answer
 
 
@@ -32,6 +31,6 @@ def expected(made: Path) -> list[int]:
 @pytest.fixture(params=["native", "portable"])
 def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param != "native":
-        for module in (engine, embedding_rows):
-            monkeypatch.setattr(module, "open_reader", ThreadedReader)
+        use_portable_reader(monkeypatch)
+        monkeypatch.setattr(embedding_rows, "open_reader", ThreadedReader)
     return str(request.param)

@@ -16,8 +16,10 @@ import pytest
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine import engine as engine_module
 from edgemoe.engine.engine import Engine
+from edgemoe.engine.lossy import EXACT, LossySettings
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
+from edgemoe.engine.phase import DECODE, VERIFY
 from edgemoe.errors import BudgetError, EdgemoeError, ReadError, StoreError, UsageError
 from edgemoe.experts.policy import POLICIES
 from edgemoe.io import reads
@@ -25,7 +27,7 @@ from edgemoe.kernels.formats import Matrix
 from edgemoe.process import rss_bytes
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import write_checkpoint
-from tests.support.engines import engine_with_slots
+from tests.support.engines import engine_with_slots, use_portable_reader
 
 CONFIG = {
     "model_type": "granitemoeshared",
@@ -60,7 +62,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def greedy(engine: Engine, prompt: np.ndarray, count: int) -> tuple[list[int], np.ndarray]:
+    engine.turn.begin()
     logits = [engine.forward(prompt)]
+    engine.turn.begin_decoding()
     tokens = []
     for _ in range(count):
         tokens.append(int(logits[-1].argmax()))
@@ -95,6 +99,21 @@ def test_streamed_equals_resident_to_the_bit(store: Path, expected, slots: int, 
     assert (statistics.cache.predicted_reads > 0) <= (prediction != "off")
 
 
+@pytest.mark.parametrize("phase", [DECODE, VERIFY])
+@pytest.mark.parametrize("lossy", [EXACT, LossySettings(cache_aware_routing=0.5, drop_cold=0.5)])
+def test_several_tokens_that_are_no_prompt_may_run_at_once(store: Path, phase: int, lossy: LossySettings) -> None:
+    with engine_with_slots(store, 12, prediction="on", lossy=lossy) as engine:
+        engine.turn.phase = phase
+        logits = engine.forward(PROMPT[:7], all_logits=True)
+        logits = np.concatenate([logits, engine.forward(PROMPT[7:8])[None]])
+        assert engine.statistics.cache.predicted_reads == 0 or phase == DECODE
+        assert (engine.statistics.cache.dropped > 0) == lossy.on
+    assert np.isfinite(logits).all()
+    if not lossy.on:
+        with engine_with_slots(store, EXPERTS) as resident:
+            np.testing.assert_array_equal(logits, resident.forward(PROMPT[:8], all_logits=True))
+
+
 @pytest.mark.parametrize("threads", [2, 3, 7])
 @pytest.mark.parametrize("slots", [5, EXPERTS])
 def test_threads_change_no_bit(store: Path, expected, threads: int, slots: int) -> None:
@@ -104,11 +123,14 @@ def test_threads_change_no_bit(store: Path, expected, threads: int, slots: int) 
 
 @pytest.mark.parametrize("direct_reads", [True, False])
 def test_the_portable_reader_and_plain_reads_give_the_same(
-    store: Path, expected, direct_reads: bool, monkeypatch: pytest.MonkeyPatch
+    store: Path, direct_reads: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "open_reader", reads.ThreadedReader)
-    with engine_with_slots(store, 8, direct_reads=direct_reads) as engine:
-        np.testing.assert_array_equal(greedy(engine, PROMPT, 10)[1], expected[1][:11])
+    use_portable_reader(monkeypatch)
+    with engine_with_slots(store, EXPERTS) as engine:
+        expected = greedy(engine, PROMPT[:20], 5)[1]
+    for slots, prediction in ((2, "off"), (8, "on")):
+        with engine_with_slots(store, slots, direct_reads=direct_reads, prediction=prediction) as engine:
+            np.testing.assert_array_equal(greedy(engine, PROMPT[:20], 5)[1], expected)
 
 
 def test_grouping_tokens_in_calls_changes_no_bit(store: Path) -> None:
@@ -161,17 +183,17 @@ def test_rewinding_beyond_what_there_is(store: Path) -> None:
 
 
 class BreakingReader:
-    """The portable reader, but for reads that fail while `broken` is set."""
+    """The portable reader, but for waits that raise `problem` while there is one."""
 
-    broken = False
+    problem: BaseException | None = None
 
     def __init__(self, arena: np.ndarray, threads: int) -> None:
         self._reader = reads.ThreadedReader(arena, threads)
 
     def wait(self, ticket: int, timeout_seconds: float | None = None) -> None:
         self._reader.wait(ticket, timeout_seconds)
-        if BreakingReader.broken:
-            raise ReadError("the disk said no")
+        if BreakingReader.problem is not None:
+            raise BreakingReader.problem
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._reader, name)
@@ -179,20 +201,21 @@ class BreakingReader:
 
 @pytest.fixture
 def breaking(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[BreakingReader]]:
-    monkeypatch.setattr(engine_module, "open_reader", BreakingReader)
+    use_portable_reader(monkeypatch, BreakingReader)
     yield BreakingReader
-    BreakingReader.broken = False
+    BreakingReader.problem = None
 
 
-def test_a_failed_read_is_told_and_the_answer_is_right_once_the_disk_is(store: Path, expected, breaking) -> None:
+def test_a_failed_read_is_told_and_the_answer_is_right_once_the_disk_is(store: Path, breaking) -> None:
     with engine_with_slots(store, 4) as engine:
-        engine.forward(PROMPT[:50])
-        breaking.broken = True
+        expected = engine.forward(PROMPT[:30])
+        engine.rewind(20)
+        breaking.problem = ReadError("the disk said no")
         with pytest.raises(ReadError, match=r"Layer \d, expert \d: the disk said no"):
-            engine.forward(PROMPT[50:])
-        assert engine.position == 50
-        breaking.broken = False
-        np.testing.assert_array_equal(engine.forward(PROMPT[50:]), expected[1][0])
+            engine.forward(PROMPT[20:30])
+        assert engine.position == 20
+        breaking.problem = None
+        np.testing.assert_array_equal(engine.forward(PROMPT[20:30]), expected)
 
 
 def test_a_store_cut_short_while_it_runs(store: Path, tmp_path: Path) -> None:
@@ -269,22 +292,16 @@ def test_an_expert_lost_while_all_are_loaded_is_named(store: Path, tmp_path: Pat
         engine_with_slots(copy, EXPERTS)
 
 
-class InterruptedProgram:
-    """A program whose run is broken off by Ctrl-C."""
-
-    def run(self, tokens: int, position: int) -> None:
-        raise KeyboardInterrupt
-
-
-def test_after_an_interrupt_every_slot_can_be_had_again(store: Path, expected) -> None:
+def test_after_an_interrupt_every_slot_can_be_had_again(store: Path, breaking) -> None:
     with engine_with_slots(store, 3) as engine:
-        programs = engine._stepper._from_routing
-        layer_1, programs[1] = programs[1], InterruptedProgram()
+        expected = engine.forward(PROMPT[:30])
+        engine.rewind(0)
+        breaking.problem = KeyboardInterrupt()
         with pytest.raises(KeyboardInterrupt) as interrupt:
-            engine.forward(PROMPT)
+            engine.forward(PROMPT[:30])
         assert engine.position == 0
-        programs[1] = layer_1
-        np.testing.assert_array_equal(engine.forward(PROMPT), expected[1][0])
+        breaking.problem = None
+        np.testing.assert_array_equal(engine.forward(PROMPT[:30]), expected)
         del interrupt  # whoever keeps the exception, and with it the frames of the forward, keeps no expert pinned
 
 

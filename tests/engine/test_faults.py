@@ -18,20 +18,20 @@ import numpy as np
 import pytest
 
 from edgemoe.conversion.pipeline import convert_checkpoint
-from edgemoe.engine import engine as engine_module
 from edgemoe.engine import memory as memory_module
 from edgemoe.engine.engine import Engine
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import BudgetError, ReadError, StoreError, UsageError
 from edgemoe.experts import cache as cache_module
+from edgemoe.experts import opening
 from edgemoe.io import reads
 from edgemoe.io.direct import allocate_pages
 from edgemoe.kernels.native.reader import NativeReader
 from edgemoe.process import ControlGroup, Limit
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import write_checkpoint
-from tests.support.engines import engine_with_slots
+from tests.support.engines import engine_with_slots, use_portable_reader
 from tests.support.small_engine import CONFIG, EXPERTS, SLOTS, answer
 from tests.support.stores import flip_bit, version_1
 from tests.support.submit_one import submit_one
@@ -184,7 +184,7 @@ def stall(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stall]:
             made.go_on.wait()
         return fill(read)
 
-    monkeypatch.setattr(engine_module, "open_reader", reads.ThreadedReader)
+    use_portable_reader(monkeypatch)
     monkeypatch.setattr(reads, "_fill", slow_fill)
     yield made
     made.go_on.set()
@@ -210,7 +210,7 @@ def test_reads_that_stall(
 
 def test_native_reads_that_stall(store: Path, expected: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """The reader has gigabytes to read before what the kernels await, and these are not patient."""
-    monkeypatch.setattr(engine_module, "READ_TIMEOUT_SECONDS", 0.02)
+    monkeypatch.setattr(opening, "READ_TIMEOUT_SECONDS", 0.2)
     megabytes = allocate_pages(64 << 20)
     place = np.frombuffer(megabytes, np.uint8)
     with engine_with_slots(store, SLOTS) as engine, Path("/dev/zero").open("rb") as zeros:
@@ -224,7 +224,6 @@ def test_native_reads_that_stall(store: Path, expected: list[int], monkeypatch: 
         for ticket in before:
             reader.wait(ticket, 60)
             reader.release(ticket)
-        engine._stepper._cache.kernels_await = False  # the cache is as patient as ever
         assert right_after_all(engine, expected)
 
 

@@ -25,7 +25,7 @@ from edgemoe.session.default_model import find_model
 from edgemoe.store.reader import Store
 from tests.engine.test_engine import CONFIG, EXPERTS
 from tests.support.checkpoints import write_checkpoint
-from tests.support.fake_clock import COST_NS, DISK_NS, WAITED_NS, Clock, ClockedBackend, ClockedReader
+from tests.support.fake_clock import COST_NS, DISK_NS, WAITED_NS, Clock, ClockedBackend
 
 LAYERS = CONFIG["num_hidden_layers"]
 NORM, LINEAR = COST_NS[op.RmsNorm], COST_NS[op.Linear]
@@ -67,10 +67,7 @@ def open_clocked(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
             routing.experts[:] = routing.predicted[:] = np.arange(routing.experts.shape[1])
         return opened[-1], clock
 
-    monkeypatch.setattr(ClockedReader, "clock", clock, raising=False)
-    monkeypatch.setattr("edgemoe.engine.engine.open_reader", ClockedReader)
     monkeypatch.setattr("edgemoe.engine.engine.time", clock)
-    monkeypatch.setattr("edgemoe.experts.cache.time", clock)
     monkeypatch.setattr(Engine, "_count", count)
     yield open_with
     for engine in opened:
@@ -91,7 +88,8 @@ def expected_ns(tokens: int, streamed: bool) -> dict[str, int]:
         "head": (NORM + LINEAR, 2),
     }
     if streamed:
-        costs["prediction"] = ((LAYERS - 1) * sum(router), (LAYERS - 1) * 3)
+        costs["experts"] = (LAYERS * (COST_NS[op.Fetch] + COST_NS[op.Experts]), LAYERS * 2)
+        costs["prediction"] = ((LAYERS - 1) * (sum(router) + COST_NS[op.Prefetch]), (LAYERS - 1) * 4)
     operations = sum(count for _, count in costs.values())
     parts = {part: tokens * (cost - (WAITED_NS + DISK_NS) * count) for part, (cost, count) in costs.items()}
     waited = {"synchronisation": tokens * WAITED_NS * operations, "disk_wait": tokens * DISK_NS * operations}
@@ -102,20 +100,16 @@ def expected_ns(tokens: int, streamed: bool) -> dict[str, int]:
 def test_each_part_has_the_time_of_its_operations(open_clocked: OpenClocked, slots: int) -> None:
     engine, clock = open_clocked(slots)
     engine.forward([1])
+    engine.turn.begin_decoding()
     assert engine.ledger is None
     engine.keep_ledger()
-    waits, began_ns = engine.statistics.cache.wait_ns, clock.now_ns
+    began_ns = clock.now_ns
     for token in (2, 3, 4):
         engine.forward([token])
         clock.now_ns += 1_000_000  # not the engine's
     ledger = engine.ledger
     assert ledger is not None
-    streamed = slots < EXPERTS
-    waited_ns = engine.statistics.cache.wait_ns - waits
-    assert waited_ns % ClockedReader.WAIT_NS == 0
-    assert (waited_ns > 0) == streamed
-    expected = expected_ns(3, streamed)
-    assert ledger.ns == {**expected, "disk_wait": expected["disk_wait"] + waited_ns}
+    assert ledger.ns == expected_ns(3, streamed=slots < EXPERTS)
     assert ledger.total_ns == clock.now_ns - began_ns - 3_000_000
 
 
@@ -170,6 +164,7 @@ def test_the_parts_of_the_bundled_model_add_up_to_the_wall_time(ram: str) -> Non
     random = np.random.default_rng(0)
     with open_engine(find_model(None), EngineOptions(ram, prediction="on")) as engine:
         engine.forward(random.integers(0, engine.spec.vocab_size, 8))
+        engine.turn.begin_decoding()
         shares = []
         for _ in range(ROUNDS):
             engine.keep_ledger()

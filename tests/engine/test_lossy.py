@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import pytest
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine import engine as engine_module
 from edgemoe.engine.decoder import Decoder
+from edgemoe.engine.engine import Engine
 from edgemoe.engine.lossy import EXACT, LossySettings
-from edgemoe.engine.lossy_routing import droppable
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import UsageError
+from edgemoe.experts.cache import droppable
 from edgemoe.kernels import operations as op
 from tests.engine.test_engine import CONFIG
 from tests.support.checkpoints import make_routers_decided, write_checkpoint
@@ -48,9 +50,18 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(store: Path, slots: int, lossy: LossySettings = EXACT, prediction: str = "off") -> np.ndarray:
     with engine_with_slots(store, slots, lossy=lossy, prediction=prediction) as engine:
-        return np.stack(
-            [engine.forward(IDS[:PROMPT_TOKENS]), *(engine.forward([token]) for token in IDS[PROMPT_TOKENS:])]
-        )
+        return np.stack(forward_all(engine))
+
+
+def forward_all(engine: Engine, before_each: Callable[[], None] = lambda: None) -> list[np.ndarray]:
+    """The logits after the prompt and after each of the tokens that follow."""
+    before_each()
+    logits = [engine.forward(IDS[:PROMPT_TOKENS])]
+    engine.turn.begin_decoding()
+    for token in IDS[PROMPT_TOKENS:]:
+        before_each()
+        logits.append(engine.forward([token]))
+    return logits
 
 
 @pytest.fixture(scope="module")
@@ -73,17 +84,17 @@ class Simulation:
             before, after = layer.attend[:-1], layer.beside + layer.experts
             self.parts.append((backend.program(before), route, backend.program(after), backend.program(layer.combine)))
 
-    def step(self, tokens: int, position: int) -> None:
-        self.embed.run(tokens, position)
+    def step(self, tokens: int) -> None:
+        self.embed.run(tokens)
         for layer, (before, route, experts, combine) in enumerate(self.parts):
-            before.run(tokens, position)
+            before.run(tokens)
             for token in range(tokens):
                 chosen = self.choose(layer, route.logits[token].astype(np.float64), bonus=tokens == 1)
                 shares = np.exp(route.logits[token][chosen].astype(np.float64))
                 route.experts[token], route.weights[token] = chosen, shares / shares.sum()
             self.look_up(layer, route.experts[:tokens], route.weights[:tokens])
-            experts.run(tokens, position)
-            combine.run(tokens, position)
+            experts.run(tokens)
+            combine.run(tokens)
 
     def choose(self, layer: int, logits: np.ndarray, bonus: bool) -> list[int]:
         scores = logits.copy()
@@ -135,7 +146,7 @@ def test_the_effect_is_that_of_a_simulation(
 
     with engine_with_slots(store, slots, lossy=lossy, prediction="off") as engine:
         expected_lossy = engine.lossy
-        got = [engine.forward(IDS[:PROMPT_TOKENS]), *(engine.forward([token]) for token in IDS[PROMPT_TOKENS:])]
+        got = forward_all(engine)
         statistics = engine.statistics.cache
     assert expected_lossy == lossy
     monkeypatch.setattr(engine_module, "Decoder", KeptDecoder)
@@ -145,7 +156,8 @@ def test_the_effect_is_that_of_a_simulation(
         position = 0
         for ids in (IDS[:PROMPT_TOKENS], *IDS[PROMPT_TOKENS:, None]):
             resident._space.ids[: len(ids)] = ids
-            simulation.step(len(ids), position)
+            resident._space.positions[: len(ids)] = position + np.arange(len(ids))
+            simulation.step(len(ids))
             position += len(ids)
             logits = np.empty((1, 193), np.float32)
             resident._logits(len(ids) - 1, 1, logits)
@@ -177,11 +189,7 @@ def test_what_was_dropped_leaves_no_trace_of_what_lay_there(store: Path, slots: 
     lossy = LossySettings(cache_aware_routing=0.2, drop_cold=1.0)
     expected = run(store, slots, lossy)
     with engine_with_slots(store, slots, lossy=lossy, prediction="off") as engine:
-        engine._space._memory.view(np.float32).fill(np.nan)
-        got = [engine.forward(IDS[:PROMPT_TOKENS])]
-        for token in IDS[PROMPT_TOKENS:]:
-            engine._space._memory.view(np.float32).fill(np.nan)
-            got.append(engine.forward([token]))
+        got = forward_all(engine, lambda: engine._space._memory.view(np.float32).fill(np.nan))
         assert engine.statistics.cache.dropped > 0
     np.testing.assert_array_equal(np.stack(got), expected)
     assert np.isfinite(expected).all()

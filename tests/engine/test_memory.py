@@ -2,6 +2,7 @@
 
 import dataclasses
 import mmap
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -11,13 +12,15 @@ from hypothesis import strategies as st
 from edgemoe.engine import memory
 from edgemoe.engine.decoder import Decoder
 from edgemoe.engine.memory import ModelSizes, has_ample_room, kv_cache_bytes, plan_memory, workspace_bytes
+from edgemoe.engine.scratch import WeightFormats
 from edgemoe.engine.workspace import Workspace, kept_bytes, work_bytes
 from edgemoe.errors import BudgetError, UsageError
-from edgemoe.kernels.formats import FORMATS, PANEL_ROWS, Matrix, panel_count
-from edgemoe.kernels.operations import Program, StepSizes
+from edgemoe.kernels import operations as op
+from edgemoe.kernels.formats import FORMATS, Matrix
+from edgemoe.kernels.operations import Operation, Program
 from edgemoe.model.blocks import Attention, GatedFfn, Moe, RouterSpec, SharedExpert
 from edgemoe.model.build import Graph, build_graph
-from edgemoe.model.graph import BuildOptions
+from edgemoe.model.graph import BuildOptions, weights_of
 from edgemoe.model.rope import RopeSpec
 from edgemoe.model.spec import LayerSpec, ModelSpec
 from edgemoe.process import Limit
@@ -37,7 +40,29 @@ SPEC = ModelSpec(
     tied_embeddings=True,
 )
 GRAPH = build_graph(SPEC)
-SIZES = ModelSizes(resident_bytes=80 * MIB, slot_bytes=900 * 1024, total_experts=16 * 12, kv_format="f16")
+
+
+def weight_formats(graph: Graph, dense: str, experts: str) -> WeightFormats:
+    """One format for all matrices outside experts, and one for all within."""
+    steps = (step for section in graph.sections() for step in section.steps)
+    names = {weight.name for step in steps for weight in weights_of(step.operation) if len(weight.shape) == 2}
+    fmt, spec = FORMATS[experts], graph.spec
+    layouts = [
+        packed_layout(spec.hidden_size, routed.intermediate_size, fmt, fmt) if routed else None
+        for routed in (layer.routed for layer in spec.layers)
+    ]
+    slot_bytes = max((layout.slot_bytes for layout in layouts if layout), default=0)
+    matrices = dict.fromkeys(names, FORMATS[dense])
+    return WeightFormats(matrices, [layout and layout.matrices for layout in layouts], slot_bytes)
+
+
+SIZES = ModelSizes(
+    resident_bytes=80 * MIB,
+    slot_bytes=900 * 1024,
+    total_experts=16 * 12,
+    kv_format="f16",
+    formats=weight_formats(GRAPH, "q8", "q4"),
+)
 UNTIED = dataclasses.replace(SIZES, embedding_bytes=30 * MIB)
 
 
@@ -50,11 +75,13 @@ class StubBackend:
         self.growth_bytes = growth_bytes
         self._scratch_per_position_bytes = scratch_per_position_bytes
 
-    def step_scratch_bytes(self, sizes: StepSizes) -> int:
-        return 8192 * sizes.tokens + self._scratch_per_position_bytes * sizes.context_length
+    def scratch_bytes(self, operations: Sequence[Operation]) -> int:
+        attentions = [operation for operation in operations if isinstance(operation, op.Attention)]
+        return max((self._attention_bytes(attention) for attention in attentions), default=0)
 
-    def scratch_bytes(self, operations: object) -> int:
-        raise AssertionError("a plan binds no operations")
+    def _attention_bytes(self, attention: op.Attention) -> int:
+        tokens, context_length = attention.query.shape[0], attention.key_cache.shape[0] * op.PAGE_TOKENS
+        return 8192 * tokens + self._scratch_per_position_bytes * context_length
 
     def program(self, operations: object) -> Program:
         raise AssertionError("a plan binds no operations")
@@ -248,28 +275,26 @@ def untouched(size: int) -> np.ndarray:
     return np.frombuffer(mmap.mmap(-1, max(size, 1)), np.uint8)[:size]
 
 
-def decoder_without_weights(graph: Graph, dense: str, experts: str, workspace: Workspace) -> Decoder:
+def decoder_without_weights(graph: Graph, formats: WeightFormats, workspace: Workspace) -> Decoder:
     """Every matrix in the same untouched place: enough to bind operations, nothing to run."""
-    spec, shapes = graph.spec, {}
-    for name, shape in spec.tensors().items():
-        if name.endswith(".gate"):
-            shapes[f"{name}_up"] = (2 * PANEL_ROWS * panel_count(shape[0]), shape[1])
-        elif not name.endswith(".up"):
-            shapes[name] = shape
-    fmt, expert_format = FORMATS[dense], FORMATS[experts]
-    shapes = {name: shape for name, shape in shapes.items() if ".experts." not in name}
-    place = untouched(max(fmt.matrix_bytes(*shape) for shape in shapes.values() if len(shape) == 2))
-    weights = {
-        name: np.zeros(shape, np.float32) if len(shape) == 1 else Matrix(place[: fmt.matrix_bytes(*shape)], fmt, *shape)
-        for name, shape in shapes.items()
+    named = {
+        weight.name: weight
+        for section in graph.sections()
+        for step in section.steps
+        for weight in weights_of(step.operation)
     }
-    layouts = [
-        packed_layout(spec.hidden_size, routed.intermediate_size, expert_format, expert_format) if routed else None
-        for routed in (layer.routed for layer in spec.layers)
+    sizes = [
+        formats.matrices[name].matrix_bytes(*weight.shape) for name, weight in named.items() if len(weight.shape) == 2
     ]
-    slot_bytes = max((layout.slot_bytes for layout in layouts if layout), default=0)
-    arena = untouched(slot_bytes).reshape(1, -1)
-    return Decoder(graph, weights, workspace, arena, [layout and layout.matrices for layout in layouts])
+    place = untouched(max(sizes))
+    weights = {
+        name: np.zeros(weight.shape, np.float32)
+        if len(weight.shape) == 1
+        else Matrix(place[: formats.matrices[name].matrix_bytes(*weight.shape)], formats.matrices[name], *weight.shape)
+        for name, weight in named.items()
+    }
+    arena = untouched(formats.slot_bytes).reshape(1, -1)
+    return Decoder(graph, weights, workspace, arena, formats.layouts)
 
 
 @pytest.mark.parametrize("kind", ["native generic", "jit", "jit 3 threads", "reference"])
@@ -280,14 +305,16 @@ def test_what_is_planned_holds_what_is_allocated(name: str, chunk_tokens: int, c
     workspace = Workspace(graph, chunk_tokens, context_length, "q8")
     backend = make_backend(kind)
     for dense, experts in (("q8", "q4"), ("f16", "q4m"), ("f32", "f32")):
-        decoder = decoder_without_weights(graph, dense, experts, workspace)
+        formats = weight_formats(graph, dense, experts)
+        decoder = decoder_without_weights(graph, formats, workspace)
         programs = [decoder.whole(), decoder.head, *(layer.predict for layer in decoder.layers)]
         scratch = max(backend.scratch_bytes(operations) for operations in programs if operations)
-        planned = workspace_bytes(graph, backend, chunk_tokens, context_length) + kv_cache_bytes(
+        sizes = dataclasses.replace(SIZES, formats=formats, kv_format="q8")
+        planned = workspace_bytes(graph, sizes, backend, chunk_tokens, context_length) + kv_cache_bytes(
             graph, context_length, "q8"
         )
         assert workspace.nbytes + scratch <= planned, (dense, experts)
-    assert workspace.nbytes == work_bytes(graph, chunk_tokens) + kept_bytes(graph, chunk_tokens) + kv_cache_bytes(
-        graph, context_length, "q8"
-    )
+    assert workspace.nbytes == work_bytes(graph, chunk_tokens) + kept_bytes(
+        graph, chunk_tokens, context_length
+    ) + kv_cache_bytes(graph, context_length, "q8")
     backend.close()

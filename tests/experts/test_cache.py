@@ -9,9 +9,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from edgemoe.errors import ReadError
+from edgemoe.errors import KernelError, ReadError
 from edgemoe.experts.cache import ExpertCache
 from edgemoe.experts.policy import POLICIES, make_policy
+from edgemoe.kernels.operations import DECODE, PROMPT
 from tests.support.examples import examples
 from tests.support.paired_caches import FakeFiles, FakeTable, PairedCaches, await_wave
 from tests.support.slow_reader import SteppedReader
@@ -20,53 +21,45 @@ LAYERS, EXPERTS, RECORD_BYTES = 3, 6, 8
 experts_of_a_layer = st.lists(st.integers(0, EXPERTS - 1), min_size=1, max_size=EXPERTS, unique=True)
 
 
-def make_cache(
-    slots: int, policy: str = "lru", kernels_await: bool = False
-) -> tuple[ExpertCache, SteppedReader, np.ndarray, np.ndarray]:
-    arena = np.zeros((slots, RECORD_BYTES), np.uint8)
-    disk = np.random.default_rng(7).integers(0, 255, LAYERS * EXPERTS * RECORD_BYTES).astype(np.uint8)
+def make_cache(slots: int, policy: str = "lru") -> tuple[ExpertCache, SteppedReader]:
+    arena, disk = np.zeros((slots, RECORD_BYTES), np.uint8), make_disk()
     reader = SteppedReader(arena, disk, set())
     order = make_policy(policy, slots, LAYERS * EXPERTS)
-    cache = ExpertCache(arena, EXPERTS, FakeTable(EXPERTS, RECORD_BYTES), FakeFiles(), reader, order, kernels_await)
-    return cache, reader, arena, disk
+    table = FakeTable(EXPERTS, RECORD_BYTES)
+    return ExpertCache(arena, [EXPERTS] * LAYERS, table, FakeFiles(), reader, order), reader
+
+
+def make_disk() -> np.ndarray:
+    return np.random.default_rng(7).integers(0, 255, LAYERS * EXPERTS * RECORD_BYTES).astype(np.uint8)
 
 
 class CacheMachine(RuleBasedStateMachine):
-    @initialize(slots=st.integers(1, LAYERS * EXPERTS + 2), policy=st.sampled_from(POLICIES), paired=st.booleans())
-    def start(self, slots: int, policy: str, paired: bool) -> None:
-        """Either the cache that waits for reads itself, or the two whose reads kernels wait for, held to each other."""
-        self.slots = slots
-        if paired:
-            disk = np.random.default_rng(7).integers(0, 255, LAYERS * EXPERTS * RECORD_BYTES).astype(np.uint8)
-            self.both = PairedCaches(slots, LAYERS, EXPERTS, disk, policy)
-            self.cache, self.reader, self.arena, self.disk = self.both.python, self.both, self.both.arenas[0], disk
-            self.driven = self.both
-        else:
-            self.cache, self.reader, self.arena, self.disk = make_cache(slots, policy)
-            self.both, self.driven = None, self.cache
+    """Drives the cache in Python and the pager in C; after each step they must be in the same state."""
+
+    @initialize(slots=st.integers(1, LAYERS * EXPERTS + 2), policy=st.sampled_from(POLICIES))
+    def start(self, slots: int, policy: str) -> None:
+        self.slots, self.disk = slots, make_disk()
+        self.both = PairedCaches(slots, LAYERS, EXPERTS, self.disk, policy)
 
     def use(self, layer: int, wave: dict[int, int]) -> None:
         """Do as kernels do with a wave: wait for the pending reads, then read the slots."""
-        if self.both is not None:
-            self.both.await_wave(wave)
+        self.both.await_wave(wave)
         for expert, slot in wave.items():
-            assert np.array_equal(self.arena[slot], self.contents(layer, expert))
+            assert np.array_equal(self.both.arenas[0][slot], self.contents(layer, expert))
 
     def contents(self, layer: int, expert: int) -> np.ndarray:
         offset = (layer * EXPERTS + expert) * RECORD_BYTES
         return self.disk[offset : offset + RECORD_BYTES]
 
-    @rule(layer=st.integers(0, LAYERS - 1), experts=experts_of_a_layer, in_passing=st.booleans(), data=st.data())
-    def stream(self, layer: int, experts: list[int], in_passing: bool, data: st.DataObject) -> None:
-        self.reader.choose = lambda tickets: (
-            data.draw(st.lists(st.sampled_from(tickets), unique=True)) if tickets else []
-        )
-        failing = {layer * EXPERTS + expert for expert in experts} & {o // RECORD_BYTES for o in self.reader.failing}
+    @rule(layer=st.integers(0, LAYERS - 1), experts=experts_of_a_layer, scan=st.booleans(), data=st.data())
+    def stream(self, layer: int, experts: list[int], scan: bool, data: st.DataObject) -> None:
+        self.both.choose = lambda tickets: data.draw(st.lists(st.sampled_from(tickets), unique=True)) if tickets else []
+        failing = {layer * EXPERTS + expert for expert in experts} & {o // RECORD_BYTES for o in self.both.failing}
         seen: list[int] = []
         try:
-            for wave in self.driven.stream(layer, experts, in_passing):
+            for wave in self.both.stream(layer, experts, scan):
                 assert len(set(wave.values())) == len(wave)
-                self.reader.finish_some()
+                self.both.finish_some()
                 self.use(layer, wave)
                 seen += wave
             assert sorted(seen) == sorted(experts)
@@ -75,16 +68,16 @@ class CacheMachine(RuleBasedStateMachine):
             assert f"Layer {layer}, expert" in str(error)
 
     @rule(layer=st.integers(0, LAYERS - 1), experts=experts_of_a_layer)
-    def predict(self, layer: int, experts: list[int]) -> None:
-        self.driven.predict(layer, experts)
+    def prefetch(self, layer: int, experts: list[int]) -> None:
+        self.both.prefetch(layer, experts)
 
     @rule(layer=st.integers(0, LAYERS - 1), experts=experts_of_a_layer)
     def warm(self, layer: int, experts: list[int]) -> None:
-        self.driven.warm([(layer, expert) for expert in experts])
+        self.both.warm([(layer, expert) for expert in experts])
 
     @rule(layer=st.integers(0, LAYERS - 1), experts=experts_of_a_layer, taken=st.integers(0, 2))
     def abandon(self, layer: int, experts: list[int], taken: int) -> None:
-        waves = self.driven.stream(layer, experts)
+        waves = self.both.stream(layer, experts)
         try:
             for number in range(taken):
                 wave = next(waves, None)
@@ -96,26 +89,24 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule()
     def disk_makes_progress(self) -> None:
-        self.reader.choose = lambda tickets: tickets
-        self.reader.finish_some()
+        self.both.choose = lambda tickets: tickets
+        self.both.finish_some()
 
     @rule(layer=st.integers(0, LAYERS - 1), expert=st.integers(0, EXPERTS - 1))
     def disk_breaks(self, layer: int, expert: int) -> None:
-        self.reader.failing.add((layer * EXPERTS + expert) * RECORD_BYTES)
+        self.both.failing.add((layer * EXPERTS + expert) * RECORD_BYTES)
 
-    @precondition(lambda self: self.reader.failing)
+    @precondition(lambda self: self.both.failing)
     @rule()
     def disk_is_mended(self) -> None:
-        self.reader.failing.clear()
+        self.both.failing.clear()
 
     @invariant()
     def within_bounds(self) -> None:
-        present = [(layer, e) for layer in range(LAYERS) for e in range(EXPERTS) if self.cache.holds(layer, e)]
-        assert len(present) <= self.slots
-        reader = self.reader if self.both is None else self.both.readers[0]
-        assert reader.outstanding() <= len(present)
-        if self.both is not None:
-            self.both.compare()
+        present = int((self.both.python.residency >= 0).sum())
+        assert present <= self.slots
+        assert self.both.readers[0].outstanding() <= present
+        self.both.compare()
 
 
 TestCacheMachine = CacheMachine.TestCase
@@ -123,21 +114,27 @@ TestCacheMachine.settings = settings(max_examples=examples(250), stateful_step_c
 
 
 def run(cache: ExpertCache, layer: int, *experts: int) -> None:
-    for _ in cache.stream(layer, experts):
-        pass
+    """Use experts as one generated token does."""
+    cache.phase = DECODE
+    cache.fetch(layer, np.array([experts], np.int32))
+    assert sorted(expert for expert, _ in cache.landings(layer)) == sorted(experts)
+
+
+def holds(cache: ExpertCache, layer: int, expert: int) -> bool:
+    return bool(cache.residency[layer, expert] >= 0)
 
 
 def test_hits_and_misses_follow_least_recent_use() -> None:
-    cache, _, _, _ = make_cache(slots=2)
+    cache, _ = make_cache(slots=2)
     for expert in (0, 1, 0, 2, 1):  # 2 evicts 1, since 0 was used later
         run(cache, 0, expert)
     assert (cache.statistics.hits, cache.statistics.misses) == (1, 4)
-    assert [cache.holds(0, expert) for expert in range(3)] == [False, True, True]
+    assert [holds(cache, 0, expert) for expert in range(3)] == [False, True, True]
 
 
 def test_a_predicted_expert_is_useful_and_named() -> None:
-    cache, reader, _, _ = make_cache(slots=4)
-    cache.predict(1, [2, 3])
+    cache, reader = make_cache(slots=4)
+    cache.prefetch(1, [2, 3])
     reader.choose = lambda tickets: tickets
     reader.finish_some()
     run(cache, 1, 2, 5)
@@ -147,7 +144,7 @@ def test_a_predicted_expert_is_useful_and_named() -> None:
 
 
 def test_a_warm_start_reads_the_hottest_first_and_is_no_prediction() -> None:
-    cache, reader, _, _ = make_cache(slots=3)
+    cache, reader = make_cache(slots=3)
     hot = [(1, 4), (0, 2), (0, 3), (1, 1)]
     cache.warm(hot)
     order: list[int] = []
@@ -160,21 +157,21 @@ def test_a_warm_start_reads_the_hottest_first_and_is_no_prediction() -> None:
     assert (statistics.hits, statistics.misses, statistics.predicted_reads, statistics.late_predictions) == (1, 0, 0, 0)
     assert (statistics.warm_bytes, statistics.read_bytes) == (3 * RECORD_BYTES, 0)
     run(cache, 1, 5)  # the coldest leaves
-    assert [cache.holds(*key) for key in hot] == [True, True, False, False]
+    assert [holds(cache, *key) for key in hot] == [True, True, False, False]
 
 
 def test_a_warm_start_makes_way_for_what_is_wanted() -> None:
-    cache, _, _, _ = make_cache(slots=3)
+    cache, _ = make_cache(slots=3)
     cache.warm([(0, 2), (1, 4), (0, 3)])
     run(cache, 0, 0, 2)  # of the three reads only the second one can still be cancelled
-    assert [cache.holds(*key) for key in ((0, 0), (0, 2), (1, 4), (0, 3))] == [True, True, False, True]
+    assert [holds(cache, *key) for key in ((0, 0), (0, 2), (1, 4), (0, 3))] == [True, True, False, True]
     statistics = cache.statistics
     assert (statistics.misses, statistics.late_predictions) == (2, 0)
     assert (statistics.warm_bytes, statistics.demand_bytes) == (2 * RECORD_BYTES, RECORD_BYTES)
 
 
 def test_a_warm_read_that_fails_is_no_error_until_its_expert_is_wanted() -> None:
-    cache, reader, _, _ = make_cache(slots=3)
+    cache, reader = make_cache(slots=3)
     reader.failing.add(2 * RECORD_BYTES)
     cache.warm([(0, 2), (0, 3)])
     reader.choose = lambda tickets: tickets
@@ -187,35 +184,70 @@ def test_a_warm_read_that_fails_is_no_error_until_its_expert_is_wanted() -> None
 
 
 def test_a_wrong_guess_that_has_not_begun_is_not_read() -> None:
-    cache, reader, _, _ = make_cache(slots=4)
-    cache.predict(1, [0, 2])
+    cache, reader = make_cache(slots=4)
+    cache.prefetch(1, [0, 2])
     predicted = cache.statistics.predicted_bytes
     run(cache, 1, 3)
     # one of the two tickets could still be cancelled
-    assert sum(cache.holds(1, expert) for expert in (0, 2)) == 1
+    assert sum(holds(cache, 1, expert) for expert in (0, 2)) == 1
     assert cache.statistics.predicted_bytes == predicted - RECORD_BYTES
     assert cache.statistics.predicted_reads == 1
-    assert cache.holds(1, 3)
+    assert holds(cache, 1, 3)
     assert reader.outstanding() == 1
 
 
+def test_a_prompt_takes_experts_by_number_and_a_token_in_the_order_of_its_router() -> None:
+    cache, _ = make_cache(slots=6)
+    chosen = np.array([[4, 1], [0, 4]], np.int32)
+    for phase, order in ((PROMPT, [0, 1, 4]), (DECODE, [4, 1, 0])):
+        cache.phase = phase
+        layer = phase
+        cache.fetch(layer, chosen)
+        assert [expert for expert, _ in cache.landings(layer)] == order
+        slots = [int(cache.residency[layer, expert]) for expert in order]
+        assert slots == sorted(slots)
+
+
+def test_only_a_prompt_that_uses_more_than_fits_is_a_scan() -> None:
+    for phase, stays in ((PROMPT, [True, False]), (DECODE, [False, True])):
+        cache, _ = make_cache(slots=4)
+        run(cache, 0, 0, 1)
+        cache.phase = phase
+        for first in (0, 2):  # two experts in each of three layers are more than four
+            cache.fetch(1, np.array([[first, first + 1]], np.int32))
+            list(cache.landings(1))
+        assert [holds(cache, 0, 0), holds(cache, 1, 0)] == stays
+
+
+def test_an_interrupted_use_pins_nothing_once_the_next_one_begins() -> None:
+    cache, _ = make_cache(slots=2)
+    cache.fetch(0, np.array([[0, 1]], np.int32))
+    run(cache, 1, 3, 4)
+    assert holds(cache, 1, 4)
+    with pytest.raises(KernelError, match="Layer 0: its experts were not fetched"):
+        next(cache.landings(0))
+
+
 def test_a_guess_pushes_out_nothing_that_it_names() -> None:
-    cache, _, _, _ = make_cache(slots=2)
+    cache, _ = make_cache(slots=2)
     run(cache, 1, 4, 5)
     run(cache, 1, 5)
-    cache.predict(1, [4, 3])
-    assert cache.holds(1, 4)
-    assert cache.holds(1, 3)
+    cache.prefetch(1, [4, 3])
+    assert holds(cache, 1, 4)
+    assert holds(cache, 1, 3)
 
 
 def test_all_at_once_where_there_are_slots_enough_and_by_halves_where_not() -> None:
-    cache, _, _, _ = make_cache(slots=4)
-    assert [len(wave) for wave in cache.stream(0, [0, 1, 2, 3])] == [4]
-    assert [len(wave) for wave in cache.stream(1, [0, 1, 2, 3, 4, 5])] == [2, 4]
+    cache, reader = make_cache(slots=4)
+    for layer, experts, sizes in ((0, [0, 1, 2, 3], [4]), (1, [0, 1, 2, 3, 4, 5], [2, 4])):
+        for wave in cache.stream(layer, experts):
+            assert len(wave) == sizes.pop(0)
+            assert await_wave(cache, reader, wave) is None
+        assert not sizes
 
 
 def test_what_kernels_await_is_not_awaited_before() -> None:
-    cache, reader, _, _ = make_cache(slots=4, kernels_await=True)
+    cache, reader = make_cache(slots=4)
     for wave in cache.stream(0, [0, 1]):
         assert reader.outstanding() == 2
         assert await_wave(cache, reader, wave) is None
@@ -225,7 +257,7 @@ def test_what_kernels_await_is_not_awaited_before() -> None:
 
 
 def test_a_read_that_kernels_await_in_vain_is_named() -> None:
-    cache, reader, _, _ = make_cache(slots=4, kernels_await=True)
+    cache, reader = make_cache(slots=4)
     reader.failing.add((1 * EXPERTS + 4) * RECORD_BYTES)
     waves = cache.stream(1, [3, 4])
     wave = next(waves)
@@ -234,16 +266,16 @@ def test_a_read_that_kernels_await_in_vain_is_named() -> None:
     error = cache.failure(wave, failed)
     assert "Layer 1, expert 4: the disk said no" in str(error)
     waves.close()
-    assert not cache.holds(1, 4)
+    assert not holds(cache, 1, 4)
     waves = cache.stream(1, [5])
     wave = next(waves)
     assert "Layer 1, expert 5: its read did not end within 60 s" in str(cache.failure(wave, ReadError("too long")))
     waves.close()
-    assert cache.holds(1, 5)  # the read may yet write to its slot
+    assert holds(cache, 1, 5)  # the read may yet write to its slot
 
 
 def test_a_failed_read_names_layer_and_expert_and_leaves_the_cache_usable() -> None:
-    cache, reader, _, _ = make_cache(slots=2)
+    cache, reader = make_cache(slots=2)
     reader.failing.add((1 * EXPERTS + 4) * RECORD_BYTES)
     with pytest.raises(ReadError, match="Layer 1, expert 4: the disk said no"):
         run(cache, 1, 3, 4)
@@ -253,7 +285,7 @@ def test_a_failed_read_names_layer_and_expert_and_leaves_the_cache_usable() -> N
 
 
 def test_a_stalled_read_keeps_its_slot_until_it_has_ended() -> None:
-    cache, reader, _, _ = make_cache(slots=2)
+    cache, reader = make_cache(slots=2)
     wait = reader.wait
 
     def stalled_wait(ticket: int, timeout_seconds: float | None = None) -> None:
@@ -262,10 +294,12 @@ def test_a_stalled_read_keeps_its_slot_until_it_has_ended() -> None:
         wait(ticket, timeout_seconds)
 
     reader.wait = stalled_wait  # type: ignore[method-assign]
-    with pytest.raises(ReadError, match="Layer 0, expert 0: not finished in time"):
+    with pytest.raises(ReadError, match="Layer 0, expert 0: its read did not end within 60 s"):
         run(cache, 0, 0)
-    slots = {slot for expert in range(1, EXPERTS) for wave in cache.stream(0, [expert]) for slot in wave.values()}
-    assert len(slots) == 1  # the other slot, since the read may yet write to its own
+    stalled = int(cache.residency[0, 0])
+    for expert in range(1, EXPERTS):
+        run(cache, 0, expert)
+        assert cache.residency[0, expert] == 1 - stalled  # since the read may yet write to its own slot
     reader.finish_some()
     reader.wait = wait  # type: ignore[method-assign]
     run(cache, 0, 0)
@@ -289,7 +323,7 @@ def test_the_pager_in_c_takes_every_decision_of_the_cache_in_python(policy: str)
         for layer in range(layers):
             scan = step % 17 == 0
             if step % 3 == 0 and layer + 1 < layers:
-                both.predict(layer + 1, some(used))
+                both.prefetch(layer + 1, some(used))
             for wave in both.stream(layer, sorted(some(16)) if scan else some(used), scan):
                 both.finish_some()
                 both.await_wave(wave)
@@ -298,4 +332,3 @@ def test_the_pager_in_c_takes_every_decision_of_the_cache_in_python(policy: str)
     assert statistics.misses > 500
     assert statistics.late_predictions > 10
     assert statistics.useful_predictions > statistics.late_predictions
-    assert both.native.slots == slots

@@ -17,10 +17,10 @@ from edgemoe.experts.policy import (
     KINDS,
     POLICIES,
     ScorePolicy,
+    is_scan,
     make_policy,
     make_state,
     parse_policy,
-    passes_through,
 )
 from edgemoe.lab.replay import next_uses, simulate
 
@@ -193,10 +193,9 @@ def test_what_passes_through_takes_few_slots(name: str) -> None:
     assert not simulate("lru", 12, 24, keys, begins, at_once=True).hits.any()
 
 
-def test_a_run_passes_through_where_it_uses_more_than_fits() -> None:
-    assert passes_through(tokens=2, experts=5, layers=2, slots=9)
-    assert not passes_through(tokens=2, experts=5, layers=2, slots=10)
-    assert not passes_through(tokens=1, experts=5, layers=2, slots=9)
+def test_a_prompt_is_a_scan_where_it_uses_more_than_fits() -> None:
+    assert is_scan(experts=5, layers=2, slots=9)
+    assert not is_scan(experts=5, layers=2, slots=10)
 
 
 def test_nothing_leaves_where_nothing_may() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from edgemoe.errors import KernelError
 from edgemoe.io import checksum
-from edgemoe.io.checksum import as_written, crc32c
+from edgemoe.io.checksum import as_written, combined_crc32c, crc32c
 from edgemoe.kernels.jit.checksum import jit_crc32c
 from edgemoe.kernels.native.checksum import NativeChecksum
 from edgemoe.kernels.native.library import available_isas
@@ -38,14 +38,19 @@ EXAMPLES = [
 
 
 @functools.cache
-def bitwise(data: bytes, crc: int = 0) -> int:
-    """The definition: one bit of the message at a time."""
-    register = crc ^ 0xFFFFFFFF
+def bitwise_prefixes(data: bytes) -> list[int]:
+    """The CRC-32C of each beginning of a message, the empty one first, by the definition: one bit at a time."""
+    register, found = 0xFFFFFFFF, [0]
     for byte in data:
         register ^= byte
         for _ in range(8):
             register = register >> 1 ^ (0x82F63B78 if register & 1 else 0)
-    return register ^ 0xFFFFFFFF
+        found.append(register ^ 0xFFFFFFFF)
+    return found
+
+
+def bitwise(data: bytes) -> int:
+    return bitwise_prefixes(data)[-1]
 
 
 @pytest.fixture(params=sorted(IMPLEMENTATIONS))
@@ -60,18 +65,22 @@ def test_published_examples(implementation: Implementation, message: bytes, expe
 
 
 def test_every_length_and_alignment_near_the_lanes(implementation: Implementation) -> None:
-    data = np.random.default_rng(0).integers(0, 256, 30_000, np.uint8)
+    data = np.random.default_rng(0).integers(0, 256, 3 * 8192 + 9 + 7, np.uint8)
     # on both sides of three lanes of 1, 2, 4 and 8 KiB, and of a few bytes
-    for length in [*range(20), *(3 * lane + more for lane in (1024, 2048, 4096, 8192) for more in (-1, 0, 1, 8, 9))]:
-        for offset in (0, 1, 7):
-            part = data[offset : offset + length]
-            assert implementation(part, 0) == bitwise(part.tobytes()), (length, offset)
+    lengths = [*range(20), *(3 * lane + more for lane in (1024, 2048, 4096, 8192) for more in (-1, 0, 1, 8, 9))]
+    for offset in (0, 1, 7):
+        expected = bitwise_prefixes(data[offset:].tobytes())
+        for length in lengths:
+            assert implementation(data[offset : offset + length], 0) == expected[length], (length, offset)
 
 
 @settings(max_examples=examples(60), deadline=None)
 @given(st.binary(max_size=3000), st.binary(max_size=3000))
 def test_parts_give_the_whole(first: bytes, second: bytes) -> None:
     whole = bitwise(first + second)
+    parts = [(len(first), crc32c(first)), (0, 0), (len(second), crc32c(second))]
+    assert combined_crc32c(parts) == (whole if len(IMPLEMENTATIONS) > 1 else None)
+    assert combined_crc32c([*parts, (5, None)]) is None
     for name, implementation in IMPLEMENTATIONS.items():
         before = implementation(np.frombuffer(first, np.uint8), 0)
         assert implementation(np.frombuffer(second, np.uint8), before) == whole, name
@@ -113,10 +122,13 @@ def test_without_the_native_library(monkeypatch: pytest.MonkeyPatch) -> None:
         raise KernelError("The native library is not there.")
 
     monkeypatch.setattr(native, "load_library", missing)
-    checksum._implementation.cache_clear()
+    for cached in (checksum._native, checksum._implementation):
+        cached.cache_clear()
     try:
         assert checksum._implementation() is jit_crc32c
         assert crc32c(b"123456789") == 0xE3069283
+        assert combined_crc32c([(9, 0xE3069283)]) is None
     finally:
         monkeypatch.undo()
-        checksum._implementation.cache_clear()
+        for cached in (checksum._native, checksum._implementation):
+            cached.cache_clear()

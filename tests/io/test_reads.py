@@ -68,7 +68,7 @@ def test_fewer_threads_read_as_well_and_none_is_told(
 def test_readers_leave_threads_for_others(left: int | None, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(reads, "thread_limit", lambda: None if left is None else Limit(left, None))
-    monkeypatch.setattr("edgemoe.kernels.native.reader.NativeReader", asked.append)
+    monkeypatch.setattr("edgemoe.kernels.native.reader.NativeReader", lambda count, *rest: asked.append(count))
     open_reader(page_aligned(1), 8)
     assert asked == [threads]
 

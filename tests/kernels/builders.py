@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -10,9 +11,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from edgemoe.kernels import reference
-from edgemoe.kernels.formats import FORMATS, Blocks, Matrix, group_count, interleave_panels, pack, panel_count
-from edgemoe.kernels.operations import Cache, QuantisedCache
+from edgemoe.kernels.formats import FORMATS, Blocks, Matrix, group_count, pack, panel_count
+from edgemoe.kernels.operations import PAGE_TOKENS, Cache, Integers, QuantisedCache
 from tests.support.examples import examples
+from tests.support.matrices import interleave_panels
 
 few_examples = settings(max_examples=examples(18), deadline=None)
 """For every property here: the first call of a kernel compiles it, and there are many backends."""
@@ -91,16 +93,31 @@ def random_ffn(
     return gate_up, random_matrix(format_name, model_width, ffn_width, random)
 
 
-def empty_cache(format_name: str, shape: tuple[int, int, int]) -> Cache:
-    """Keys or values `(G, C, W)`, all zeros."""
+class Places(NamedTuple):
+    """Where the rows of a run stand: the fields of operations on the KV cache."""
+
+    positions: Integers
+    sequences: Integers
+    pages: Integers
+
+
+def places(tokens: int, position: int = 0, room: int = 0) -> Places:
+    """Consecutive rows of one sequence from `position` on, whose pages are numbered in order; at least `room` pages."""
+    pages = max(room, -(-(position + tokens) // PAGE_TOKENS))
+    numbers = [np.arange(position, position + tokens), np.zeros(tokens), np.arange(pages).reshape(1, pages)]
+    return Places(*(aligned_copy(array.astype(np.int32)) for array in numbers))
+
+
+def empty_cache(format_name: str, shape: tuple[int, ...]) -> Cache:
+    """Pages of keys or values `(N, G, 64, W)`, all zeros."""
     dtype = CACHE_FORMATS[format_name]
     if dtype is not None:
         return aligned(shape, dtype)
-    return QuantisedCache(aligned(shape, np.int8), aligned((*shape[:2], group_count(shape[2])), np.float16))
+    return QuantisedCache(aligned(shape, np.int8), aligned((*shape[:-1], group_count(shape[-1])), np.float16))
 
 
 def fill_cache(cache: Cache, elements: npt.NDArray[np.floating]) -> None:
-    """Puts elements `(G, C, W)` in a cache, rounded as its format has it."""
+    """Puts elements `(N, G, 64, W)` in a cache, rounded as its format has it."""
     if isinstance(cache, QuantisedCache):
         cache.values[...], cache.scales[...] = reference.quantise_cache_rows(elements.astype(np.float32))
     else:

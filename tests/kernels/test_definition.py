@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from edgemoe.errors import KernelError
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.definition import (
+    NO_LIMIT,
     Extent,
     Misfit,
     buffer,
@@ -24,10 +25,20 @@ from edgemoe.kernels.definition import (
 )
 from edgemoe.kernels.formats import FORMATS, Matrix
 from edgemoe.kernels.operations import Backend
-from tests.kernels.builders import aligned, empty_cache, random_ffn, random_matrix
+from tests.kernels.builders import aligned, empty_cache, places, random_ffn, random_matrix
 from tests.kernels.planned import planned
 from tests.kernels.test_products import pack_experts
-from tests.kernels.test_runs import CONTEXT, EXPERTS, FFN_WIDTH, HEAD_WIDTH, KV_HEADS, PER_TOKEN, WIDTH, TinyLayer
+from tests.kernels.test_runs import (
+    CONTEXT,
+    EXPERTS,
+    FFN_WIDTH,
+    HEAD_WIDTH,
+    KV_HEADS,
+    PAGES,
+    PER_TOKEN,
+    WIDTH,
+    TinyLayer,
+)
 
 TOKENS = 3
 
@@ -72,17 +83,18 @@ def test_a_layer_is_measured_with_and_without_memory() -> None:
     layer = TinyLayer("q4", 40, 0)
     expected = {
         "Rope": {"heads": KV_HEADS, "W": HEAD_WIDTH, "C": CONTEXT, "R": HEAD_WIDTH},
-        "StoreKv": {"G": KV_HEADS, "C": CONTEXT, "W": HEAD_WIDTH},
-        "Attention": {"G": KV_HEADS, "C": CONTEXT, "W": HEAD_WIDTH, "H": 4},
+        "StoreKv": {"S": 1, "P": PAGES, "N": PAGES, "G": KV_HEADS, "W": HEAD_WIDTH},
+        "Attention": {"S": 1, "P": PAGES, "N": PAGES, "G": KV_HEADS, "W": HEAD_WIDTH, "H": 4},
         "Route": {"E": EXPERTS, "K": PER_TOKEN, "groups": 1, "kept_groups": 1},
         "GatedFfn": {"D": WIDTH, "F": FFN_WIDTH},
         "Combine": {"D": WIDTH, "K": PER_TOKEN},
     }
     seen = set()
-    for operation in layer.operations:
+    asked = [op.Fetch(layer.chosen, layer.weights, 0.5), op.Prefetch(layer.chosen[:1])]
+    for operation in [*layer.operations, *asked]:
         sizes, without = operation.measure(), planned(operation).measure()
         assert sizes == without
-        assert sizes.rows == 40
+        assert sizes.rows == (NO_LIMIT if isinstance(operation, op.Prefetch) else 40)
         name = type(operation).__name__
         seen.add(name)
         if name in expected and sizes.letters.get("heads") != 4:
@@ -101,7 +113,8 @@ def test_each_part_of_a_linear_layer_has_its_own_rows() -> None:
 def faults() -> list[tuple[op.Operation, str, str]]:
     """Operations with one field that does not fit: the field, and what the error says of it."""
     random = np.random.default_rng(0)
-    keys, query = floats(2, 8, 20), floats(TOKENS, 40)
+    keys, query = floats(3, 2, 64, 20), floats(TOKENS, 40)
+    where = places(TOKENS)
     gate_up, down = random_ffn("q4", 40, 24, random)
     slots = np.arange(2, dtype=np.int32)
     arena, layout = pack_experts([random_ffn("q4", 40, 24, random) for _ in slots], slots)
@@ -115,17 +128,33 @@ def faults() -> list[tuple[op.Operation, str, str]]:
         (op.RmsNorm(query, floats(13), 1e-5, query, 3), "input", "shape (T, 3*W), found shape (3, 40)"),
         (op.RmsNorm(query, floats(13), 1e-5, query, 2), "weight", "shape (20,), found shape (13,)"),
         (op.RmsNorm(query, floats(13), 1e-5, query, 0), "heads", "an integer of at least 1, found 0"),
+        (op.Rope(query, 2, where.positions, floats(9, 11), floats(9, 11)), "cosine", "at most 10 columns"),
         (
-            op.Rope(floats(TOKENS, 30), 2, floats(9, 8), floats(9, 8)),
-            "cosine",
-            "at most 7 columns, for heads of 15 channels",
+            op.Rope(query, 2, where.positions, floats(9, 10), floats(8, 10)),
+            "sine",
+            "shape (9, 10), found shape (8, 10)",
         ),
-        (op.Rope(query, 2, floats(9, 10), floats(8, 10)), "sine", "shape (9, 10), found shape (8, 10)"),
-        (op.StoreKv(query, floats(TOKENS, 39), keys, keys.copy()), "values", "shape (T, 40), found shape (3, 39)"),
-        (op.Attention(query, keys, keys[:1], 1.0, query.copy()), "value_cache", "shape (2, 8, 20)"),
-        (op.Attention(floats(TOKENS, 60), keys, keys.copy(), 1.0, floats(TOKENS, 60)), "query", "found 3 heads"),
-        (op.Attention(query, keys, keys.astype(np.float16), 1.0, query.copy()), "value_cache", "found float16"),
-        (op.Attention(query, keys, empty_cache("q8", (2, 8, 20)), 1.0, query.copy()), "value_cache", "found int8"),
+        (op.Rope(query, 2, where.pages, floats(9, 10), floats(9, 10)), "positions", "shape (T,), found shape (1, 1)"),
+        (
+            op.StoreKv(query, floats(TOKENS, 39), *where, keys, keys.copy()),
+            "values",
+            "shape (T, 40), found shape (3, 39)",
+        ),
+        (op.StoreKv(query, query, *where, keys[:, :, :60], keys), "key_cache", "shape (N, G, 64, W)"),
+        (op.StoreKv(query, query, *where[:2], where.positions, keys, keys.copy()), "pages", "shape (S, P)"),
+        (op.Attention(query, *where, keys, keys[:, :1], 1.0, query.copy()), "value_cache", "shape (3, 2, 64, 20)"),
+        (op.Attention(query, *where, keys, keys[:1], 1.0, query.copy()), "value_cache", "shape (3, 2, 64, 20)"),
+        (
+            op.Attention(floats(TOKENS, 60), *where, keys, keys.copy(), 1.0, floats(TOKENS, 60)),
+            "query",
+            "found 3 heads",
+        ),
+        (op.Attention(query, *where, keys, keys.astype(np.float16), 1.0, query.copy()), "value_cache", "found float16"),
+        (
+            op.Attention(query, *where, keys, empty_cache("q8", (3, 2, 64, 20)), 1.0, query.copy()),
+            "value_cache",
+            "found int8",
+        ),
         (op.Route(floats(TOKENS, 3), True, chosen, floats(TOKENS, 2)), "weights", "shape (T, 1)"),
         (replace(route, score="tanh"), "score", "softmax or sigmoid, found tanh"),  # type: ignore[arg-type]
         (replace(route, choice_bias=floats(5)), "choice_bias", "shape (6,), found shape (5,)"),
@@ -185,8 +214,8 @@ def test_bytes_that_a_token_reads() -> None:
     assert experts.weight_bytes() == PER_TOKEN * (experts.layout.gate_up_bytes + experts.layout.down_bytes)
     for name in ("Rope", "StoreKv", "Attention", "Route", "Combine"):
         assert by_name[name].weight_bytes() == 0
-    caches = [empty_cache("q8", (2, 8, 40)) for _ in range(2)]
-    attention = op.Attention(floats(3, 80), *caches, 1.0, floats(3, 80))
+    caches = [empty_cache("q8", (3, 2, 64, 40)) for _ in range(2)]
+    attention = op.Attention(floats(3, 80), *places(3), *caches, 1.0, floats(3, 80))
     assert attention.position_bytes() == 2 * 2 * (40 + 2 * 2)
 
 

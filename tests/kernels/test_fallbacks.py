@@ -33,7 +33,7 @@ class Doubled(op.Operation):
 @pytest.fixture(autouse=True)
 def _registered() -> Iterator[None]:
     @means(Doubled)
-    def step(kernels: Any, o: Doubled, tokens: int, position: int) -> None:
+    def step(kernels: Any, o: Doubled, tokens: int) -> None:
         o.output[:tokens] = 2 * o.input[:tokens]
 
     yield
@@ -61,12 +61,12 @@ class Chain:
 
 def test_what_has_no_kernel_runs_as_the_reference_does(any_backend: Backend) -> None:
     together, apart = Chain(), Chain()
-    any_backend.program(together.operations).run(TOKENS, 0)
+    any_backend.program(together.operations).run(TOKENS)
     for operation in apart.operations:
         if isinstance(operation, Doubled):
             operation.output[:] = operation.input + operation.input
         else:
-            any_backend.program([operation]).run(TOKENS, 0)
+            any_backend.program([operation]).run(TOKENS)
     assert [b.tobytes() for b in together.buffers] == [b.tobytes() for b in apart.buffers]
     assert together.buffers[-1].any()
 
@@ -79,13 +79,13 @@ def test_every_operation_of_a_mixed_program_is_timed(any_backend: Backend) -> No
     chain = Chain()
     program = any_backend.program(chain.operations)
     program.time_runs(True)
-    program.run(TOKENS, 0)
+    program.run(TOKENS)
     times = program.times()
     assert len(times.operations_ns) == len(times.waited_ns) == len(times.disk_ns) == len(chain.operations)
     assert (times.operations_ns > 0).all()
     assert times.operations_ns.sum() <= times.elapsed_ns
     program.time_runs(False)
-    program.run(TOKENS, 0)
+    program.run(TOKENS)
     assert program.times().elapsed_ns == 0
 
 
@@ -93,11 +93,11 @@ def test_a_run_that_does_not_fit_all_begins_none(any_backend: Backend) -> None:
     """The second operation has room for fewer rows than the first, which has a kernel."""
     chain = Chain(rows=TOKENS - 1)
     program = any_backend.program(chain.operations)
-    for tokens, position in ((TOKENS, 0), (0, 0), (1, -1)):
+    for tokens in (TOKENS, 0, -1):
         with pytest.raises(KernelError):
-            program.run(tokens, position)
+            program.run(tokens)
     assert not chain.buffers[1].any()
-    program.run(TOKENS - 1, 0)
+    program.run(TOKENS - 1)
     assert chain.buffers[1].any()
 
 
@@ -113,7 +113,7 @@ def test_errors_count_the_operations_of_the_whole_list(any_backend: Backend) -> 
     ids[0] = 10_000
     if any_backend.name == "native":
         with pytest.raises(KernelError, match=r"operation 6 \(Embed\): a token id"):
-            program.run(TOKENS, 0)
+            program.run(TOKENS)
         strided = op.RmsNorm(floats(TOKENS, 2 * WIDTH)[:, ::2], floats(WIDTH), 1e-5, floats(TOKENS, WIDTH))
         with pytest.raises(KernelError, match=r"operation 6 \(RmsNorm\): input: expected a C-contiguous"):
             any_backend.program([*chain.operations, strided])

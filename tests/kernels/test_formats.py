@@ -13,7 +13,6 @@ from edgemoe.kernels.formats import (
     Format,
     dequantise,
     group_count,
-    interleave_panels,
     pack,
     panel_count,
     unpack,
@@ -129,14 +128,6 @@ def test_bits_per_weight(format_name: str) -> None:
     fmt = FORMATS[format_name]
     assert fmt.bits_per_weight == BITS[format_name]
     assert fmt.matrix_bytes(64, 4096) * 8 == BITS[format_name] * 64 * 4096
-
-
-def test_interleaved_panels_alternate() -> None:
-    random = np.random.default_rng(0)
-    gate, up = (pack(random_blocks("q4", 40, 50, random)) for _ in range(2))
-    both = interleave_panels(gate, up, 3).reshape(6, -1)
-    assert np.array_equal(both[0::2], gate.reshape(3, -1))
-    assert np.array_equal(both[1::2], up.reshape(3, -1))
 
 
 # ---- GGUF's blocks: little-endian structs of 32 weights, (scale, [minimum,] quants); nibbles split as 0-15 | 16-31.

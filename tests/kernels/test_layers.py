@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import reference
-from edgemoe.kernels.operations import Backend
+from edgemoe.kernels.operations import PAGE_TOKENS, Backend
 from tests.kernels import tolerance
 from tests.kernels.builders import (
     CACHE_FORMATS,
+    Places,
     aligned,
     aligned_copy,
     cache_arrays,
@@ -25,10 +26,28 @@ from tests.kernels.builders import (
     fill_cache,
     kinds,
     numbers,
+    places,
     seeds,
     token_counts,
 )
 from tests.kernels.conftest import BACKENDS, make_backend
+
+
+def mixed_places(random: np.random.Generator, tokens: int, position: int) -> Places:
+    """Rows of 1 to 4 sequences in any order, each of which goes on from near `position`, in scattered pages."""
+    count = int(random.integers(1, 5))
+    sequences = np.sort(random.integers(0, count, tokens))
+    if random.integers(2):  # else prompts one after the other
+        sequences = random.permutation(sequences)
+    begins = random.integers(position // 2, position + 1, count)
+    positions = np.empty(tokens)
+    for sequence in range(count):
+        rows = np.flatnonzero(sequences == sequence)
+        positions[rows] = begins[sequence] + np.arange(len(rows))
+    room = -(-(position + tokens) // PAGE_TOKENS) + 1
+    pages = random.permutation(count * room).reshape(count, room)
+    return Places(*(aligned_copy(array.astype(np.int32)) for array in (positions, sequences, pages)))
+
 
 head_widths = st.sampled_from([8, 16, 24, 32, 64, 80, 96, 128])
 moderate_kinds = kinds.filter(lambda kind: kind != "huge")  # float32 cannot hold 1e30 squared
@@ -42,27 +61,26 @@ def test_rms_norm(backend: Backend, heads: int, width: int, tokens: int, kind: s
     weight = numbers("normal", (width,), random)
     expected = reference.rms_norm(values.reshape(tokens, heads, width), weight, 1e-5).reshape(tokens, -1)
     output = values if in_place else aligned(values.shape, np.float32)
-    backend.program([op.RmsNorm(values, weight, 1e-5, output, heads)]).run(tokens, 0)
+    backend.program([op.RmsNorm(values, weight, 1e-5, output, heads)]).run(tokens)
     tolerance.assert_within(output, expected, tolerance.rms_norm(expected, width))
 
 
 @few_examples
-@given(st.integers(1, 6), head_widths, st.floats(0, 1), token_counts, st.integers(0, 50), kinds, seeds)
-def test_rope(
-    backend: Backend, heads: int, width: int, part: float, tokens: int, position: int, kind: str, seed: int
-) -> None:
+@given(st.integers(1, 6), head_widths, token_counts, st.booleans(), kinds, seeds)
+def test_rope(backend: Backend, heads: int, width: int, tokens: int, whole: bool, kind: str, seed: int) -> None:
     random = np.random.default_rng(seed)
-    rotated = max(2, int(width * part) // 2 * 2)
     values = numbers(kind, (tokens, heads * width), random)
     before = values.reshape(tokens, heads, width).copy()
-    angles = random.random((position + tokens + 3, rotated // 2)) * 7
+    positions = aligned_copy(random.integers(0, 60, tokens, np.int32))
+    half = width // 2 if whole else int(random.integers(1, width // 2 + 1))
+    angles = random.random((60, half)) * 7
     cosine, sine = (aligned_copy(table(angles).astype(np.float32)) for table in (np.cos, np.sin))
-    backend.program([op.Rope(values, heads, cosine, sine)]).run(tokens, position)
-    here = slice(position, position + tokens)
-    expected = reference.rope(before, cosine[here], sine[here])
-    bound = tolerance.rope(before, cosine[here], sine[here])
-    tolerance.assert_within(values.reshape(before.shape), expected, bound)
-    np.testing.assert_array_equal(values.reshape(before.shape)[:, :, rotated:], before[:, :, rotated:])
+    backend.program([op.Rope(values, heads, positions, cosine, sine)]).run(tokens)
+    expected = reference.rope(before, cosine[positions], sine[positions])
+    after = values.reshape(before.shape)
+    bound = tolerance.rope(before[:, :, : 2 * half], cosine[positions], sine[positions])
+    tolerance.assert_within(after[:, :, : 2 * half], expected[:, :, : 2 * half], bound)
+    assert after[:, :, 2 * half :].tobytes() == before[:, :, 2 * half :].tobytes()
 
 
 @few_examples
@@ -74,19 +92,21 @@ def test_store_kv(
     keys = numbers("normal", (tokens, kv_heads * width), random)
     keys[0, 0], keys[0, -1] = 65503.0, 1e-7  # float16's largest after rounding, and one of its denormals
     values = numbers("normal" if kind == "huge" and format_name == "f16" else kind, keys.shape, random)
-    shape = (kv_heads, position + tokens + 2, width)
-    caches = [empty_cache(format_name, shape) for _ in range(2)]
+    where = mixed_places(random, tokens, position)
+    caches = [empty_cache(format_name, (where.pages.max() + 2, kv_heads, PAGE_TOKENS, width)) for _ in range(2)]
     for cache in caches:
         for array in cache_arrays(cache):
             array[...] = 7
-    backend.program([op.StoreKv(keys, values, *caches)]).run(tokens, position)
+    backend.program([op.StoreKv(keys, values, *where, *caches)]).run(tokens)
     for rows, cache in zip((keys, values), caches, strict=True):
-        heads = rows.reshape(tokens, kv_heads, width).transpose(1, 0, 2)
+        heads = rows.reshape(tokens, kv_heads, width)
         dtype = CACHE_FORMATS[format_name]
         stored = reference.quantise_cache_rows(heads) if dtype is None else [heads.astype(dtype)]
         for array, here in zip(cache_arrays(cache), stored, strict=True):
             expected = np.full(array.shape, 7, array.dtype)
-            expected[:, position : position + tokens] = here
+            for t in range(tokens):
+                page = where.pages[where.sequences[t], where.positions[t] // PAGE_TOKENS]
+                expected[page, :, where.positions[t] % PAGE_TOKENS] = here[t]
             assert array.tobytes() == expected.tobytes()
 
 
@@ -96,12 +116,13 @@ def test_a_group_that_8_bits_cannot_hold_is_not_a_number(backend: Backend, bad: 
     keys = numbers("normal", (2, width), np.random.default_rng(9))
     values = keys.copy()
     values[0, width - 5] = bad
-    caches = [empty_cache("q8", (1, 2, width)) for _ in range(2)]
+    caches = [empty_cache("q8", (1, 1, PAGE_TOKENS, width)) for _ in range(2)]
     output = aligned(keys.shape, np.float32)
-    attention = op.Attention(keys, *caches, 1.0, output)
-    backend.program([op.StoreKv(keys, values, *caches), attention]).run(2, 0)
+    where = places(2)
+    attention = op.Attention(keys, *where, *caches, 1.0, output)
+    backend.program([op.StoreKv(keys, values, *where, *caches), attention]).run(2)
     for stored, cached in zip(reference.quantise_cache_rows(values), cache_arrays(caches[1]), strict=True):
-        assert cached[0].tobytes() == stored.tobytes()
+        assert cached[0, 0, :2].tobytes() == stored.tobytes()
     lost = np.zeros((2, width), np.bool_)
     lost[:, (width - 5) // 32 * 32 :][:32] = True
     assert np.array_equal(np.isnan(output), lost)
@@ -133,20 +154,27 @@ def test_attention(
     query = numbers("normal" if kind == "peaked" else kind, (tokens, kv_heads * group * width), random)
     if kind == "peaked":  # scores so far apart that all but one share underflow
         query *= 40
+    where = mixed_places(random, tokens, position)
+    seen = np.zeros((where.pages.max() + 2, PAGE_TOKENS), np.bool_)
+    for sequence, last in zip(where.sequences, where.positions, strict=True):
+        for c in range(last + 1):
+            seen[where.pages[sequence, c // PAGE_TOKENS], c % PAGE_TOKENS] = True
     caches = []
     for _ in range(2):
-        elements = random.standard_normal((kv_heads, position + tokens + 5, width))
-        elements[:, position + tokens :] = np.nan  # what no token may look at
+        elements = random.standard_normal((len(seen), kv_heads, PAGE_TOKENS, width))
+        elements.transpose(0, 2, 1, 3)[~seen] = np.nan  # what no row may look at
         caches.append(empty_cache(format_name, elements.shape))
         fill_cache(caches[-1], elements)
     scale = width**-0.5
     output = aligned(query.shape, np.float32)
-    backend.program([op.Attention(query, *caches, scale, output)]).run(tokens, position)
+    backend.program([op.Attention(query, *where, *caches, scale, output)]).run(tokens)
     heads = query.reshape(tokens, kv_heads * group, width)
-    expected = reference.attention(heads, *caches, position, scale)
-    elements = [reference.cache_elements(cache, position + tokens) for cache in caches]
-    bound = tolerance.attention(heads, *elements, position, scale)
-    tolerance.assert_within(output.reshape(heads.shape), expected, bound)
+    expected = reference.attention(heads, *where, *caches, scale)
+    for t in range(tokens):
+        held = where.pages[where.sequences[t], : where.positions[t] // PAGE_TOKENS + 1]
+        elements = [reference.cache_elements(cache, held) for cache in caches]
+        bound = tolerance.attention(heads[t], *elements, where.positions[t], scale)
+        tolerance.assert_within(output.reshape(heads.shape)[t], expected[t], bound)
 
 
 @few_examples
@@ -162,7 +190,7 @@ def test_route(
         logits[logits == 0] = random.choice(np.array([0.0, -0.0], np.float32), (logits == 0).sum())
     logits = aligned_copy(logits)
     chosen, weights = aligned((tokens, count), np.int32), aligned((tokens, count), np.float32)
-    backend.program([op.Route(logits, renormalise, chosen, weights)]).run(tokens, 0)
+    backend.program([op.Route(logits, renormalise, chosen, weights)]).run(tokens)
     expected_experts, expected_weights = reference.route(logits, count, renormalise)
     assert np.array_equal(chosen, expected_experts)
     tolerance.assert_within(weights, expected_weights, tolerance.route(expected_weights, experts))
@@ -177,9 +205,10 @@ def test_route_with_a_bonus(
     count = min(count, experts)
     logits = numbers("normal", (tokens, experts), random) * np.float32(3)
     logits = aligned_copy(np.round(logits / 2) if ties else logits)
-    in_memory = aligned_copy(random.integers(-1, 2, experts).astype(np.int32))
+    slots = aligned_copy(random.integers(-2, 3, experts).astype(np.int32))
     chosen, weights = aligned((tokens, count), np.int32), aligned((tokens, count), np.float32)
-    backend.program([op.Route(logits, renormalise, chosen, weights, in_memory, bonus)]).run(tokens, 0)
+    backend.program([op.Route(logits, renormalise, chosen, weights, slots, bonus)]).run(tokens)
+    in_memory = (slots >= 0).astype(np.int32)
     expected_experts, expected_weights = reference.route(logits, count, renormalise, in_memory, bonus)
     assert np.array_equal(chosen, expected_experts)
     tolerance.assert_within(weights, expected_weights, tolerance.route(expected_weights, experts))
@@ -195,12 +224,12 @@ def test_a_bonus_for_none_for_all_or_of_nothing_changes_no_bit(
     # so close together that a large bonus rounds many to the same score
     logits = aligned_copy(1e-7 * np.round(numbers("normal", (tokens, experts), random) * 9))
     logits[:, 0] = random.choice(np.array([-1, 0, 1], np.float32), tokens)
-    in_memory = aligned((experts,), np.int32)
-    in_memory[:] = {"none": 0, "all": 1, "0": random.integers(0, 2)}[case]
+    slots = aligned((experts,), np.int32)
+    slots[:] = {"none": -1, "all": 3, "0": random.integers(-1, 2)}[case]
     outcomes = []
-    for with_bonus in ((), (in_memory, 0.0 if case == "0" else 0.9)):
+    for with_bonus in ((), (slots, 0.0 if case == "0" else 0.9)):
         chosen, weights = aligned((tokens, count), np.int32), aligned((tokens, count), np.float32)
-        any_backend.program([op.Route(logits, renormalise, chosen, weights, *with_bonus)]).run(tokens, 0)
+        any_backend.program([op.Route(logits, renormalise, chosen, weights, *with_bonus)]).run(tokens)
         outcomes.append(chosen.tobytes() + weights.tobytes())
     assert outcomes[0] == outcomes[1]
 
@@ -240,11 +269,12 @@ def test_route_by_scores_and_groups(
         if choice_bias is not None:
             choice_bias = np.round(choice_bias * 4) / 4 * (rule["groups"] == 1)
     logits, choice_bias = aligned_copy(logits), None if choice_bias is None else aligned_copy(choice_bias)
-    in_memory = None if bonus is None else aligned_copy(random.integers(0, 2, experts).astype(np.int32))
-    rule |= {"choice_bias": choice_bias, "in_memory": in_memory, "bonus": bonus or 0.0}
+    slots = None if bonus is None else aligned_copy(random.integers(-1, 2, experts).astype(np.int32))
+    rule |= {"choice_bias": choice_bias, "bonus": bonus or 0.0}
     chosen, weights = aligned((tokens, count), np.int32), aligned((tokens, count), np.float32)
-    backend.program([op.Route(logits, experts=chosen, weights=weights, **rule)]).run(tokens, 0)
-    expected_experts, expected_weights = reference.route(logits, count, **rule)
+    backend.program([op.Route(logits, experts=chosen, weights=weights, slots=slots, **rule)]).run(tokens)
+    in_memory = None if slots is None else (slots >= 0).astype(np.int32)
+    expected_experts, expected_weights = reference.route(logits, count, in_memory=in_memory, **rule)
     clear = clear_choices(logits, rule["score"], choice_bias, rule["groups"], rule["kept_groups"], bonus)
     assert clear.mean() > 0.3 or tokens < 9
     np.testing.assert_array_equal(chosen[clear], expected_experts[clear])
@@ -287,15 +317,15 @@ def test_routes_are_the_same_bits_on_every_instruction_set(
     rule = dict(rule)
     experts, count, biased = (rule.pop(name) for name in ("experts", "count", "biased"))
     logits = aligned_copy(numbers("normal", (tokens, experts), random) * np.float32(3))
-    in_memory = None if bonus is None else aligned_copy(random.integers(0, 2, experts).astype(np.int32))
-    rule |= {"choice_bias": numbers("normal", (experts,), random) if biased else None, "in_memory": in_memory}
+    slots = None if bonus is None else aligned_copy(random.integers(-1, 2, experts).astype(np.int32))
+    rule |= {"choice_bias": numbers("normal", (experts,), random) if biased else None, "slots": slots}
     results = set()
     for name in BACKENDS:
         if name.startswith("native"):
             backend = make_backend(name)
             chosen, weights = aligned((tokens, count), np.int32), aligned((tokens, count), np.float32)
             route = op.Route(logits, experts=chosen, weights=weights, bonus=bonus or 0.0, **rule)
-            backend.program([route]).run(tokens, 0)
+            backend.program([route]).run(tokens)
             results.add(chosen.tobytes() + weights.tobytes())
             backend.close()
     assert len(results) == 1
@@ -308,10 +338,10 @@ def test_a_choice_bias_chooses_and_does_not_weigh(any_backend: Backend, bonus: f
     choice_bias = aligned_copy(np.array([0.5, 0, 0.25, 0, -1, -1, -2, -2], np.float32))
     # choice scores 1, .75, .75, .75, -.5, -.25, -1, -1: sums 1.75, 1.5, -.75, -2
     chosen, weights = aligned((1, 3), np.int32), aligned((1, 3), np.float32)
-    in_memory = None if bonus is None else aligned_copy(np.array([0, 0, 0, 1, 1, 1, 1, 1], np.int32))
+    slots = None if bonus is None else aligned_copy(np.array([-1, -1, -1, 0, 1, 2, 3, 4], np.int32))
     options: dict[str, Any] = {"score": "sigmoid", "choice_bias": choice_bias, "groups": 4, "kept_groups": 2}
-    route = op.Route(logits, True, chosen, weights, in_memory, bonus or 0.0, scale=2.0, epsilon=0.25, **options)
-    any_backend.program([route]).run(1, 0)
+    route = op.Route(logits, True, chosen, weights, slots, bonus or 0.0, scale=2.0, epsilon=0.25, **options)
+    any_backend.program([route]).run(1)
     if bonus is None:
         assert chosen.tolist() == [[0, 1, 2]]  # ties by the lower number
         np.testing.assert_allclose(weights, [[0.5, 0.75, 0.5]], rtol=1e-6)
@@ -324,7 +354,7 @@ def test_a_choice_bias_chooses_and_does_not_weigh(any_backend: Backend, bonus: f
 def test_sigmoids_at_the_edges(any_backend: Backend, epsilon: float) -> None:
     logits = aligned_copy(np.array([[-200, 30, 88, 3e38, -3e38], [-200, -210, -3e38, -190, -200]], np.float32))
     chosen, weights = aligned((2, 3), np.int32), aligned((2, 3), np.float32)
-    any_backend.program([op.Route(logits, True, chosen, weights, score="sigmoid", epsilon=epsilon)]).run(2, 0)
+    any_backend.program([op.Route(logits, True, chosen, weights, score="sigmoid", epsilon=epsilon)]).run(2)
     assert chosen[0].tolist() == [1, 2, 3]  # all exactly 1
     np.testing.assert_allclose(weights[0], 1 / 3, rtol=1e-6)
     assert sorted(set(chosen[1].tolist())) == sorted(chosen[1].tolist())
@@ -336,7 +366,7 @@ def test_sigmoids_at_the_edges(any_backend: Backend, epsilon: float) -> None:
 def test_route_at_the_edges(backend: Backend, logits: list[float]) -> None:
     rows = aligned_copy(np.array([logits], np.float32))
     chosen, weights = aligned((1, 3), np.int32), aligned((1, 3), np.float32)
-    backend.program([op.Route(rows, True, chosen, weights)]).run(1, 0)
+    backend.program([op.Route(rows, True, chosen, weights)]).run(1)
     expected_experts, expected_weights = reference.route(rows, 3, True)
     assert np.array_equal(chosen, expected_experts)
     tolerance.assert_within(weights, expected_weights, tolerance.route(expected_weights, 4))
@@ -363,7 +393,7 @@ def test_combine(
     weights = numbers("normal", (tokens, per_token), random) if per_token else None
     shared = numbers(kind, (tokens, width), random) if shared_kind != "none" else None
     gate = aligned_copy(numbers("normal", (tokens, 1), random) * 50) if shared_kind == "gated" else None
-    backend.program([op.Combine(residual, float(scale), routed, weights, shared, gate)]).run(tokens, 0)
+    backend.program([op.Combine(residual, float(scale), routed, weights, shared, gate)]).run(tokens)
     added = reference.combine(routed, weights, shared, gate).astype(np.float64)
     terms = np.abs(before.astype(np.float64))
     if routed is not None and weights is not None:

@@ -36,7 +36,7 @@ def test_linear(backend: Backend, format_name: str, rows: int, columns: int, tok
     matrix = random_matrix(format_name, rows, columns, random)
     values = numbers(kind, (tokens, columns), random)
     output = aligned((tokens, rows), np.float32)
-    backend.program([op.Linear(values, (op.LinearPart(matrix, None, output),))]).run(tokens, 0)
+    backend.program([op.Linear(values, (op.LinearPart(matrix, None, output),))]).run(tokens)
     tolerance.assert_within(output, reference.matmul(values, matrix), tolerance.product(values, matrix))
 
 
@@ -54,7 +54,7 @@ def test_linear_parts_bias_scale_and_accumulation(
         bias = numbers("normal", (matrix.rows,), random) if with_bias else None
         before.append(numbers("normal", (tokens, matrix.rows), random))
         parts.append(op.LinearPart(matrix, bias, aligned_copy(before[-1])))
-    backend.program([op.Linear(values, tuple(parts), float(scale), accumulate)]).run(tokens, 0)
+    backend.program([op.Linear(values, tuple(parts), float(scale), accumulate)]).run(tokens)
     for part, old in zip(parts, before, strict=True):
         product = reference.matmul(values, part.matrix)
         bound = tolerance.linear(
@@ -75,7 +75,7 @@ def test_a_run_touches_only_its_own_rows(
     values = numbers("normal", (6, columns), random)
     output = aligned((6, rows), np.float32)
     output[...] = 7
-    backend.program([op.Linear(values, (op.LinearPart(matrix, None, output),))]).run(4, 0)
+    backend.program([op.Linear(values, (op.LinearPart(matrix, None, output),))]).run(4)
     assert (output[4:] == 7).all()
 
 
@@ -86,7 +86,7 @@ def test_embed(backend: Backend, format_name: str, rows: int, columns: int, toke
     matrix = random_matrix(format_name, rows, columns, random)
     ids = aligned_copy(random.integers(0, rows, tokens).astype(np.int32))
     output = aligned((tokens, columns), np.float32)
-    backend.program([op.Embed(ids, matrix, 1.7, output)]).run(tokens, 0)
+    backend.program([op.Embed(ids, matrix, 1.7, output)]).run(tokens)
     expected = reference.embed(ids, matrix, 1.7)
     tolerance.assert_within(output, expected, 3 * tolerance.UNIT * np.abs(expected.astype(np.float64)))
 
@@ -101,7 +101,7 @@ def test_gated_ffn(
     gate_up, down = random_ffn(format_name, width, ffn_width, random)
     values = numbers(kind, (tokens, width), random)
     output = aligned((tokens, width), np.float32)
-    backend.program([op.GatedFfn(values, gate_up, down, output)]).run(tokens, 0)
+    backend.program([op.GatedFfn(values, gate_up, down, output)]).run(tokens)
     expected = reference.gated_ffn(values, gate_up, down)
     tolerance.assert_within(output, expected, tolerance.gated_ffn(values, gate_up, down))
 
@@ -137,7 +137,7 @@ def test_experts(
     output = aligned((tokens, per_token, width), np.float32)
     output[...] = 7
     operation = op.Experts(values, aligned_copy(chosen), slots, arena, layout, output)
-    backend.program([operation]).run(tokens, 0)
+    backend.program([operation]).run(tokens)
     for t in range(tokens):
         for k, expert in enumerate(chosen[t]):
             if slots[expert] < 0:
@@ -171,10 +171,10 @@ def test_experts_take_slots_as_they_are_at_each_run(backend: Backend) -> None:
     output = aligned((1, 2, 40), np.float32)
     experts = aligned_copy(np.array([[0, 1]], np.int32))
     program = backend.program([op.Experts(values, experts, slots, arena, layout, output)])
-    program.run(1, 0)
+    program.run(1)
     first = output.copy()
     slots[:] = [1, -1]
-    program.run(1, 0)
+    program.run(1)
     assert np.array_equal(output[0, 0], first[0, 1])
     assert np.array_equal(output[0, 1], first[0, 1])
 
@@ -189,6 +189,6 @@ def test_experts_may_mix_formats(backend: Backend) -> None:
     values = numbers("normal", (2, 40), random)
     output = aligned((2, 1, 40), np.float32)
     experts = aligned((2, 1), np.int32)
-    backend.program([op.Experts(values, experts, slots, arena, layout, output)]).run(2, 0)
+    backend.program([op.Experts(values, experts, slots, arena, layout, output)]).run(2)
     expected = reference.gated_ffn(values, gate_up, down)
     tolerance.assert_within(output[:, 0], expected, tolerance.gated_ffn(values, gate_up, down))

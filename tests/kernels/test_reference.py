@@ -18,6 +18,7 @@ from tests.kernels.builders import (
     few_examples,
     kinds,
     numbers,
+    places,
     random_ffn,
     random_matrix,
     seeds,
@@ -101,7 +102,9 @@ def test_an_8_bit_cache_lies_within_half_a_step(width: int, kind: str, seed: int
     values, scales = reference.quantise_cache_rows(rows)
     assert (values.shape, scales.shape) == (rows.shape, (2, 3, -(-width // 32)))
     assert (np.abs(values.astype(int)) <= 127).all()
-    restored = reference.cache_elements(QuantisedCache(values, scales), 3)
+    page = QuantisedCache(np.zeros((1, 2, 64, width), np.int8), np.zeros((1, 2, 64, scales.shape[2]), np.float16))
+    page.values[0, :, :3], page.scales[0, :, :3] = values, scales
+    restored = reference.cache_elements(page, np.zeros(1, np.int32))
     for g, c, i in np.ndindex(rows.shape):
         group, scale = rows[g, c, i // 32 * 32 :][:32].astype(float), float(scales[g, c, i // 32])
         largest = np.abs(group).max()
@@ -127,8 +130,9 @@ def test_attention_is_a_weighted_mean_of_what_a_token_may_see() -> None:
     random = np.random.default_rng(5)
     tokens, position, heads, kv_heads, width = 3, 4, 6, 2, 8
     query = numbers("normal", (tokens, heads, width), random)
-    keys, values = (random.standard_normal((kv_heads, 20, width)).astype(np.float16) for _ in range(2))
-    found = reference.attention(query, keys, values, position, 0.3)
+    caches = [random.standard_normal((1, kv_heads, 64, width)).astype(np.float16) for _ in range(2)]
+    found = reference.attention(query, *places(tokens, position), *caches, 0.3)
+    keys, values = (cache[0] for cache in caches)
     for t in range(tokens):
         for head in range(heads):
             g = head // 3

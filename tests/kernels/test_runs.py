@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from edgemoe.errors import KernelError
 from edgemoe.kernels import operations as op
-from edgemoe.kernels.operations import Backend
+from edgemoe.kernels.operations import PAGE_TOKENS, Backend
 from tests.kernels.builders import (
     FORMAT_NAMES,
     aligned,
@@ -21,6 +21,7 @@ from tests.kernels.builders import (
     few_examples,
     format_names,
     numbers,
+    places,
     random_ffn,
     random_matrix,
     seeds,
@@ -29,7 +30,8 @@ from tests.kernels.conftest import BACKENDS, make_backend
 from tests.kernels.test_products import pack_experts
 
 VOCABULARY, WIDTH, HEADS, KV_HEADS, HEAD_WIDTH, EXPERTS, PER_TOKEN, FFN_WIDTH = 50, 72, 4, 2, 24, 5, 2, 40
-CONTEXT = 64
+CONTEXT, PAGES = 80, 2
+IN_ORDER = np.arange(PAGES)
 CACHE_FORMAT = {"f32": "f32", "f16": "f16", "q8": "q8", "q4": "f16", "q4m": "q8"}
 """Which format of cache goes with weights of a format, so that every one has its turn."""
 
@@ -37,7 +39,10 @@ CACHE_FORMAT = {"f32": "f32", "f16": "f16", "q8": "q8", "q4": "f16", "q4m": "q8"
 class TinyLayer:
     """One decoder layer of every kind of operation, with its buffers."""
 
-    def __init__(self, format_name: str, tokens: int, seed: int) -> None:
+    def __init__(
+        self, format_name: str, tokens: int, seed: int, sequences: int = 1, pages: np.ndarray = IN_ORDER
+    ) -> None:
+        """`pages` numbers the pages of all sequences."""
         random = np.random.default_rng(seed)
         query_width, kv_width = HEADS * HEAD_WIDTH, KV_HEADS * HEAD_WIDTH
 
@@ -59,7 +64,10 @@ class TinyLayer:
         logits, self.weights = buffer(EXPERTS), buffer(PER_TOKEN)
         self.chosen = aligned((tokens, PER_TOKEN), np.int32)
         routed, shared = buffer(PER_TOKEN, WIDTH), buffer(WIDTH)
-        self.caches = [empty_cache(CACHE_FORMAT[format_name], (KV_HEADS, CONTEXT, HEAD_WIDTH)) for _ in range(2)]
+        table = aligned_copy(pages.astype(np.int32).reshape(sequences, PAGES))
+        self.places = places(tokens)._replace(pages=table)
+        cache_shape = (table.max() + 1, KV_HEADS, PAGE_TOKENS, HEAD_WIDTH)
+        self.caches = [empty_cache(CACHE_FORMAT[format_name], cache_shape) for _ in range(2)]
         slots = aligned_copy(np.arange(EXPERTS, dtype=np.int32))
         arena, layout = pack_experts([random_ffn(format_name, WIDTH, FFN_WIDTH, random) for _ in slots], slots)
         angles = random.random((CONTEXT, HEAD_WIDTH // 2)) * 7
@@ -68,10 +76,10 @@ class TinyLayer:
             op.Embed(self.ids, matrix(VOCABULARY, WIDTH), 1.3, self.residual),
             norm(self.residual, normed),
             op.Linear(normed, (part(query_width, query), part(kv_width, keys), part(kv_width, values))),
-            op.Rope(query, HEADS, *tables),
-            op.Rope(keys, KV_HEADS, *tables),
-            op.StoreKv(keys, values, *self.caches),
-            op.Attention(query, *self.caches, 0.2, mixed),
+            op.Rope(query, HEADS, self.places.positions, *tables),
+            op.Rope(keys, KV_HEADS, self.places.positions, *tables),
+            op.StoreKv(keys, values, *self.places, *self.caches),
+            op.Attention(query, *self.places, *self.caches, 0.2, mixed),
             op.Linear(mixed, (op.LinearPart(matrix(WIDTH, query_width), None, self.residual),), 0.5, True),
             norm(self.residual, normed),
             op.Linear(normed, (part(EXPERTS, logits),)),
@@ -89,7 +97,8 @@ def run_layer(backend: Backend, format_name: str, seed: int, ids: np.ndarray, cu
     results: dict[str, list[np.ndarray]] = {"residual": [], "chosen": [], "weights": []}
     for start, end in zip([0, *cuts], [*cuts, len(ids)], strict=True):
         layer.ids[: end - start] = ids[start:end]
-        program.run(end - start, start)
+        layer.places.positions[: end - start] = np.arange(start, end)
+        program.run(end - start)
         for name, pieces in results.items():
             pieces.append(getattr(layer, name)[: end - start].copy())
     found = {name: np.concatenate(pieces) for name, pieces in results.items()}
@@ -120,14 +129,121 @@ def test_token_by_token_changes_no_bit(any_backend: Backend, format_name: str) -
     assert_same_bits(run_layer(any_backend, format_name, 3, tokens, list(range(1, 19))), whole)
 
 
-@pytest.mark.parametrize(
-    ("tokens", "position"), [(0, 0), (-1, 0), (9, 0), (1, -1), (1, CONTEXT), (8, CONTEXT - 7), (2, 2**31 - 2)]
-)
-def test_runs_beyond_the_buffers_are_refused(any_backend: Backend, tokens: int, position: int) -> None:
+@pytest.mark.parametrize("tokens", [0, -1, 9])
+def test_runs_beyond_the_buffers_are_refused(any_backend: Backend, tokens: int) -> None:
+    program = any_backend.program(TinyLayer("f32", 8, 0).operations)
+    with pytest.raises(KernelError, match="buffers hold 1 to 8"):
+        program.run(tokens)
+
+
+@pytest.mark.parametrize(("tokens", "position"), [(1, -1), (1, CONTEXT), (8, CONTEXT - 7), (1, 2**31 - 1)])
+def test_positions_beyond_the_context_are_refused(any_backend: Backend, tokens: int, position: int) -> None:
     layer = TinyLayer("f32", 8, 0)
     program = any_backend.program(layer.operations)
-    with pytest.raises(KernelError):
-        program.run(tokens, position)
+    layer.places.positions[:tokens] = position + np.arange(tokens)
+    with pytest.raises(KernelError, match="position"):
+        program.run(tokens)
+
+
+PLACE_FAULTS = {
+    "a sequence below 0": ("sequences", 1, -1),
+    "a sequence beyond the table": ("sequences", 7, 1),
+    "a position below 0": ("positions", 3, -5),
+    "a position beyond the table": ("positions", 7, PAGES * PAGE_TOKENS),
+    "no page": ("pages", (0, 1), -1),
+    "a page beyond the cache": ("pages", (0, 1), PAGES),
+}
+
+
+@pytest.mark.parametrize("kind", [op.StoreKv, op.Attention])
+@pytest.mark.parametrize("fault", PLACE_FAULTS)
+def test_rows_without_a_place_are_refused(any_backend: Backend, fault: str, kind: type) -> None:
+    """And nothing is written, not even for the rows before."""
+    layer = TinyLayer("f16", 8, 0)
+    layer.places.positions[:] = np.arange(60, 68)
+    operation = next(o for o in layer.operations if isinstance(o, kind))
+    program = any_backend.program([operation])
+    written = [operation.output] if isinstance(operation, op.Attention) else layer.caches
+    for array in written:
+        array[:] = 7
+    name, index, wrong = PLACE_FAULTS[fault]
+    getattr(layer.places, name)[index] = wrong
+    with pytest.raises(KernelError, match=r"page|position|sequence"):
+        program.run(8)
+    assert all((array == 7).all() for array in written)
+    if name == "pages":  # not in need of it
+        layer.places.positions[:] = np.arange(8)
+        program.run(8)
+
+
+def test_an_earlier_page_that_is_missing_is_refused(any_backend: Backend) -> None:
+    """Attention reads it; keys and values of a later position can be stored without it."""
+    layer = TinyLayer("f16", 8, 0)
+    layer.places.positions[:] = np.arange(64, 72)
+    layer.places.pages[0, 0] = -1
+    store, attention = layer.operations[5:7]
+    any_backend.program([store]).run(8)
+    with pytest.raises(KernelError, match="page"):
+        any_backend.program([attention]).run(8)
+
+
+class Company:
+    """Sequences of tokens that one layer runs together: which rows of which sequence, and in which pages."""
+
+    def __init__(self, random: np.random.Generator, format_name: str, count: int, seed: int) -> None:
+        lengths = random.integers(1, CONTEXT + 1, count)
+        self.ids = [random.integers(0, VOCABULARY, length).astype(np.int32) for length in lengths]
+        self.layer = TinyLayer(format_name, 24, seed, sequences=count, pages=random.permutation(count * PAGES))
+
+    def run(self, backend: Backend, random: np.random.Generator) -> list[dict[str, np.ndarray]]:
+        """Run all tokens, some rows of some sequences at a time in any order; each sequence's results."""
+        layer = self.layer
+        program = backend.program(layer.operations)
+        done = [0] * len(self.ids)
+        results: list[dict[str, list[np.ndarray]]] = [{"residual": [], "chosen": [], "weights": []} for _ in self.ids]
+        while any(done[s] < len(ids) for s, ids in enumerate(self.ids)):
+            waiting = [s for s, ids in enumerate(self.ids) for _ in range(done[s], len(ids))]
+            if random.integers(2):
+                random.shuffle(waiting)
+            rows = waiting[: random.integers(1, 25)]
+            for t, sequence in enumerate(rows):
+                layer.ids[t] = self.ids[sequence][done[sequence]]
+                layer.places.positions[t], layer.places.sequences[t] = done[sequence], sequence
+                done[sequence] += 1
+            program.run(len(rows))
+            for t, sequence in enumerate(rows):
+                for name, pieces in results[sequence].items():
+                    pieces.append(getattr(layer, name)[t].copy())
+        return [{name: np.stack(pieces) for name, pieces in own.items()} for own in results]
+
+
+@few_examples
+@given(format_names, st.integers(2, 8), seeds)
+def test_company_changes_no_bit(any_backend: Backend, format_name: str, count: int, seed: int) -> None:
+    """Rows of several sequences in one run, in scattered pages, have the bits of each sequence alone."""
+    random = np.random.default_rng(seed)
+    company = Company(random, format_name, count, seed)
+    for ids, together in zip(company.ids, company.run(any_backend, random), strict=True):
+        alone = run_layer(any_backend, format_name, seed, ids, [])
+        assert_same_bits(together, alone)
+
+
+def test_shared_pages_change_no_bit(any_backend: Backend) -> None:
+    """Two sequences that begin alike go on apart from one page of both."""
+    random = np.random.default_rng(8)
+    first = random.integers(0, VOCABULARY, CONTEXT).astype(np.int32)
+    second = first.copy()
+    second[PAGE_TOKENS:] = random.integers(0, VOCABULARY, CONTEXT - PAGE_TOKENS)
+    layer = TinyLayer("q8", CONTEXT, 5, sequences=2, pages=np.array([3, 1, 3, 0]))
+    program = any_backend.program(layer.operations)
+    layer.ids[:] = first
+    program.run(CONTEXT)
+    tail = np.arange(PAGE_TOKENS, CONTEXT)
+    layer.ids[: len(tail)], layer.places.positions[: len(tail)] = second[tail], tail
+    layer.places.sequences[: len(tail)] = 1
+    program.run(len(tail))
+    alone = run_layer(any_backend, "q8", 5, second, [])
+    assert layer.residual[: len(tail)].tobytes() == alone["residual"][tail].tobytes()
 
 
 def test_an_unknown_operation_is_refused(any_backend: Backend) -> None:
@@ -153,9 +269,10 @@ def test_scratch_stays_within_what_is_announced(name: str, format_name: str) -> 
     backend = make_backend(name)
     layer = TinyLayer(format_name, 40, 0)
     program = backend.program(layer.operations)
-    program.run(40, 0)  # compiles
+    program.run(40)  # compiles
+    layer.places.positions[:] = np.arange(CONTEXT - 40, CONTEXT)
     tracemalloc.start()
-    program.run(40, CONTEXT - 40)
+    program.run(40)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak <= backend.scratch_bytes(layer.operations)

@@ -14,13 +14,13 @@ TOKENS = 5
 def test_every_operation_is_timed(any_backend: Backend) -> None:
     layer = TinyLayer("q4", TOKENS, 0)
     program = any_backend.program(layer.operations)
-    program.run(TOKENS, 0)
+    program.run(TOKENS)
     untimed = program.times()
     assert untimed.elapsed_ns == untimed.operations_ns.sum() == untimed.waited_ns.sum() == 0
     program.time_runs(True)
     before = 0
     for _ in range(2):
-        program.run(TOKENS, 0)
+        program.run(TOKENS)
         times = program.times()
         assert len(times.operations_ns) == len(times.waited_ns) == len(layer.operations)
         assert (times.operations_ns > 0).all()
@@ -29,7 +29,7 @@ def test_every_operation_is_timed(any_backend: Backend) -> None:
         before = times.elapsed_ns
     assert (untimed.operations_ns == 0).all()  # a reading stays what it was
     program.time_runs(False)
-    program.run(TOKENS, 0)
+    program.run(TOKENS)
     assert program.times().elapsed_ns == 0
 
 
@@ -39,6 +39,6 @@ def test_native_programs_tell_waiting_from_work(threads: str, waits: bool) -> No
     layer = TinyLayer("q4", 40, 0)
     program = backend.program(layer.operations)
     program.time_runs(True)
-    program.run(40, 0)
+    program.run(40)
     assert (program.times().waited_ns.sum() > 0) == waits
     backend.close()

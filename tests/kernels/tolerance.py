@@ -153,24 +153,22 @@ def attention(
     position: int,
     scale: float,
 ) -> Doubles:
-    """Bound of `attention`: query `(T, H, W)`, caches `(G, C, W)`; returns `(T, H, W)`."""
-    tokens, heads, width = query.shape
-    group = heads // len(keys)
+    """Bound of `attention` for one row: query `(H, W)`, elements of the sequence `(G, C, W)`; returns `(H, W)`."""
+    heads, width = query.shape
+    group, seen = heads // len(keys), position + 1
     result = np.empty(query.shape)
-    for t in range(tokens):
-        seen = position + t + 1
-        for head in range(heads):
-            k = keys[head // group, :seen].astype(np.float64)
-            v = np.abs(values[head // group, :seen].astype(np.float64))
-            q = query[t, head].astype(np.float64)
-            scores = k @ q * scale
-            shares = np.exp(scores - scores.max())
-            shares /= shares.sum()
-            score_slack = (width + 6) * UNIT * (np.abs(k) @ np.abs(q) * abs(scale)).max() + UNDERFLOW
-            # An error of the scores turns into a relative one of their exponentials, above and below the line.
-            relative = np.expm1(2 * score_slack) + 2 * EXPONENTIAL + 2 * (seen + 8) * UNIT
-            # Exponentials too small for float32 come out as zero or lose digits.
-            result[t, head] = relative * (shares @ v) + v.sum(axis=0) * UNDERFLOW
+    for head in range(heads):
+        k = keys[head // group, :seen].astype(np.float64)
+        v = np.abs(values[head // group, :seen].astype(np.float64))
+        q = query[head].astype(np.float64)
+        scores = k @ q * scale
+        shares = np.exp(scores - scores.max())
+        shares /= shares.sum()
+        score_slack = (width + 6) * UNIT * (np.abs(k) @ np.abs(q) * abs(scale)).max() + UNDERFLOW
+        # An error of the scores turns into a relative one of their exponentials, above and below the line.
+        relative = np.expm1(2 * score_slack) + 2 * EXPONENTIAL + 2 * (seen + 8) * UNIT
+        # Exponentials too small for float32 come out as zero or lose digits.
+        result[head] = relative * (shares @ v) + v.sum(axis=0) * UNDERFLOW
     return result
 
 

@@ -222,7 +222,7 @@ def test_a_trace_that_is_cut_short_anywhere_is_told_and_what_is_whole_can_be_had
     path = tmp_path / "t"
     trace = trace_of_three_blocks(path)
     data, ends = path.read_bytes(), np.cumsum([len(member) for member in members(path)])
-    for size in {*range(0, len(data), 3), *ends[:-1].tolist()}:
+    for size in {*range(0, len(data), 7), *ends[:-1].tolist()}:
         path.write_bytes(data[:size])
         with pytest.raises(TraceError) as told:
             read_trace(path)
@@ -242,7 +242,7 @@ def test_a_trace_that_is_altered_anywhere_is_told(tmp_path: Path) -> None:
     path = tmp_path / "t"
     trace = trace_of_three_blocks(path)
     data, told = path.read_bytes(), 0
-    for place in range(len(data)):
+    for place in range(0, len(data), 3):
         altered = bytearray(data)
         altered[place] ^= 1 << place % 8
         path.write_bytes(altered)
@@ -250,7 +250,7 @@ def test_a_trace_that_is_altered_anywhere_is_told(tmp_path: Path) -> None:
             assert same_rows(read_trace(path), trace)
         except TraceError:
             told += 1
-    assert told > 0.95 * len(data)
+    assert told > 0.95 * len(data) / 3
     path.write_bytes(data + b"\0")
     with pytest.raises(TraceError, match="block 6: it is"):
         read_trace(path)

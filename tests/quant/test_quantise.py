@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from edgemoe.errors import EdgemoeError
 from edgemoe.kernels.formats import FORMATS, Blocks, dequantise, group_count, pack, unpack
 from edgemoe.quant import quantise as module
-from edgemoe.quant.quantise import quantisation_error, quantise
+from edgemoe.quant.quantise import quantise
 from tests.support.examples import examples
+from tests.support.matrices import quantisation_error
 
 Q8, Q4, Q4M, F16, F32 = (FORMATS[name] for name in ("q8", "q4", "q4m", "f16", "f32"))
 KINDS = ("normal", "heavy", "uniform", "offset", "sparse", "equal", "two", "tiny", "mixed")
@@ -255,10 +256,3 @@ def test_memory_is_the_result_and_a_little(name: str) -> None:
     tracemalloc.stop()
     result = 0 if name == "f32" else blocks.values.nbytes
     assert peak <= result * 1.25 + 12e6
-
-
-def test_error_is_relative_and_root_mean_square() -> None:
-    values = np.array([[3, 4]], np.float32)
-    assert quantisation_error(values, Blocks(F32, np.array([[3, 3.5]], np.float32))) == pytest.approx(0.1)
-    assert quantisation_error(np.zeros((2, 2), np.float32), quantise(np.zeros((2, 2), np.float32), Q4)) == 0
-    assert quantisation_error(np.zeros((1, 1), np.float32), Blocks(F32, np.ones((1, 1), np.float32))) == np.inf

@@ -83,7 +83,7 @@ def test_a_token_that_the_model_makes_of_its_name_is_refused() -> None:
     library.add_special_tokens(["stop", "[UNK]"])
     tokenizer = Tokenizer(library, 3, frozenset())
     assert tokenizer.encode("go now", literal=True) == [2, 0]
-    with pytest.raises(UsageError, match="'stop' cannot be text with this model"):
+    with pytest.raises(UsageError, match="'stop' cannot be plain text with this model"):
         tokenizer.encode("go stop", literal=True)
 
 

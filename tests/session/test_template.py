@@ -114,7 +114,7 @@ def test_a_template_that_does_not_parse_is_an_error_with_its_line() -> None:
 
 
 def test_a_template_that_says_nothing_is_refused() -> None:
-    with pytest.raises(StoreError, match="chat template: it makes an empty text"):
+    with pytest.raises(StoreError, match="chat template: it turns the conversation into an empty text"):
         render("{# nothing #}")
 
 
@@ -242,8 +242,8 @@ def test_a_template_reads_the_variables_that_it_is_given() -> None:
     template.check_variables({"enable_thinking": [1, {"a": None}]})
     for wrong, message in (
         ({"enable_thinkin": False}, "'enable_thinkin': this model's chat template does not read it"),
-        ({"messages": []}, "edgemoe sets it itself"),
-        ({"enable_thinking": object()}, "expected a value of JSON, found object"),
+        ({"messages": []}, "edgemoe sets this one itself"),
+        ({"enable_thinking": object()}, "expected a JSON value, found object"),
     ):
         with pytest.raises(UsageError, match=message):
             template.check_variables(wrong)

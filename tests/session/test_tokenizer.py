@@ -69,8 +69,11 @@ def test_an_unfinished_character_comes_out_at_the_end() -> None:
 @pytest.mark.parametrize(
     ("decoder", "message"),
     [
-        (decoders.Replace(tokenizers.Regex(r"(a+)+$"), "b"), "fails on these ids"),  # backtracks too far, and panics
-        (decoders.Replace("a", "b" * 100_000), "characters of 41 tokens"),
+        (
+            decoders.Replace(tokenizers.Regex(r"(a+)+$"), "b"),
+            "cannot process these ids",
+        ),  # backtracks too far, and panics
+        (decoders.Replace("a", "b" * 100_000), "41 tokens to"),
     ],
 )
 def test_a_hostile_decoder_ends_in_an_error(decoder: decoders.Decoder, message: str) -> None:

@@ -50,12 +50,11 @@ def store(made: Store, tmp_path: Path) -> Store:
     return Store.open(shutil.copytree(made.path, tmp_path / "store"))
 
 
-def _read_file(path: Path, offset: int, size: int, into: memoryview, past_the_cache: bool = True) -> None:
-    file = direct.PageFile(path, past_the_cache)
-    try:
-        file.read(offset, size, into)
-    finally:
-        file.close()
+def _read_file(path: Path, size: int, into: np.ndarray) -> None:
+    reading = BulkRead(into)
+    reading.begin([Span(path, 0, size, 0)])
+    reading.wait()
+    reading.close()
 
 
 def test_every_binary_file_is_valid_safetensors(made: Store) -> None:
@@ -101,74 +100,9 @@ def test_loading_without_direct_io_gives_the_same(made: Store, monkeypatch: pyte
             assert np.array_equal(tensor, other)
 
 
-def test_reads_that_direct_io_refuses_midway_go_on_through_the_cache(tmp_path: Path, monkeypatch: Any) -> None:
-    content = os.urandom(3 * 4096 + 100)
-    path = tmp_path / "file"
-    path.write_bytes(content)
-    refusals = []
-    real = os.preadv
-
-    def refuse_once(descriptor: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
-        if flags:
-            raise BlockingIOError(11, "nothing is cached")
-        if not refusals:
-            refusals.append(offset)
-            raise OSError(22, "Invalid argument")
-        return real(descriptor, buffers, offset)
-
-    monkeypatch.setattr(os, "preadv", refuse_once)
-    monkeypatch.setattr(direct, "open_direct", lambda p, wanted: (os.open(p, os.O_RDONLY), True))
-    memory = direct.allocate_pages(4 * 4096)
-    _read_file(path, 4096, len(content) - 4096, memoryview(memory))
-    assert memory[: len(content) - 4096] == content[4096:]
-    assert refusals == [4096]
-
-
-@pytest.mark.parametrize("cached_pages", [0, 1, 2, 4])
-@pytest.mark.parametrize("way", ["direct", "plain", "nothing told", "no such flag", "gone meanwhile"])
-def test_what_is_cached_comes_from_the_cache_and_only_that(
-    cached_pages: int, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    content = os.urandom(3 * 4096 + 100)
-    path = tmp_path / "file"
-    path.write_bytes(content)
-    real, copied, dropped = os.preadv, [], []
-
-    def read(descriptor: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
-        if flags and way == "no such flag":
-            raise OSError(95, "Operation not supported")
-        if flags and way == "gone meanwhile":
-            raise BlockingIOError(11, "not cached")
-        count = real(descriptor, buffers, offset)
-        if flags:
-            copied.append((offset, count))
-        return count
-
-    monkeypatch.setattr(os, "preadv", read)
-    monkeypatch.setattr(direct, "can_probe_page_cache", lambda path: way != "nothing told")
-    monkeypatch.setattr(direct, "cached_bytes", lambda file, offset, size: min(size, cached_pages * 4096))
-
-    def advise(descriptor: int, start: int, size: int, advice: int) -> None:
-        if advice == os.POSIX_FADV_DONTNEED:
-            dropped.append((start, size))
-
-    monkeypatch.setattr(os, "posix_fadvise", advise)
-    memory = direct.allocate_pages(8 * 4096)
-    memory[len(content) :] = b"\xee" * (len(memory) - len(content))
-    _read_file(path, 0, len(content), memoryview(memory), way != "plain")
-    assert memory[: len(content)] == content
-    assert memory[4 * 4096 :] == b"\xee" * 4 * 4096  # nothing is written beyond the last page
-    if way in ("direct", "plain"):
-        assert copied == ([(0, min(len(content), cached_pages * 4096))] if cached_pages else [])
-        assert not any(start < cached_pages * 4096 for start, _ in dropped)  # others may want it
-    else:
-        assert not copied
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what its page cache holds")
 @pytest.mark.parametrize("cached", [0, 100])
-@pytest.mark.parametrize("on_threads", [False, True])
-def test_the_page_cache_does_not_grow(cached: int, on_threads: bool, tmp_path: Path) -> None:
+def test_the_page_cache_does_not_grow(cached: int, tmp_path: Path) -> None:
     path = tmp_path / "file"
     content = os.urandom(4000 * 4096)
     with path.open("wb") as file:
@@ -182,12 +116,9 @@ def test_the_page_cache_does_not_grow(cached: int, on_threads: bool, tmp_path: P
     before = sum(cached_pages(path))
     if before > 200:
         pytest.skip("this file system keeps what it was told to drop")
-    memory = direct.allocate_pages(len(content))
-    if on_threads:
-        BulkRead([Span(path, 0, len(content), memoryview(memory))]).wait()
-    else:
-        _read_file(path, 0, len(content), memoryview(memory))
-    assert memory[:] == content
+    memory = np.frombuffer(direct.allocate_pages(len(content)), np.uint8)
+    _read_file(path, len(content), memory)
+    assert memory.tobytes() == content
     assert sum(cached_pages(path)) <= before + 100  # what a file system keeps for itself, never the file
 
 
@@ -202,9 +133,9 @@ def test_what_others_have_cached_stays_there(hole: int, tmp_path: Path) -> None:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), hole * 4096, 4096, os.POSIX_FADV_DONTNEED)
     before = sum(cached_pages(path))
-    memory = direct.allocate_pages(len(content))
-    BulkRead([Span(path, 0, len(content), memoryview(memory))]).wait()
-    assert memory[:] == content
+    memory = np.frombuffer(direct.allocate_pages(len(content)), np.uint8)
+    _read_file(path, len(content), memory)
+    assert memory.tobytes() == content
     assert sum(cached_pages(path)) >= before
 
 
@@ -276,7 +207,7 @@ def test_a_file_that_ends_early_while_it_is_read_is_an_error(tmp_path: Path) -> 
     path = tmp_path / "resident.safetensors"
     path.write_bytes(bytes(5000))
     with pytest.raises(direct.PageReadError, match=r"resident\.safetensors: byte 5000: the file ends"):
-        _read_file(path, 0, 20000, memoryview(direct.allocate_pages(20480)))
+        _read_file(path, 20000, np.zeros(20000, np.uint8))
 
 
 def test_a_resident_file_that_was_cut_short_is_named(store: Store) -> None:

@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from edgemoe.engine import engine as engine_module
 from edgemoe.engine.engine import Engine
 from edgemoe.engine.lossy import EXACT, LossySettings
 from edgemoe.engine.memory import plan_memory
 from edgemoe.engine.opening import graph_of, model_sizes
 from edgemoe.engine.options import EngineOptions
-from edgemoe.kernels.select import select_backend
+from edgemoe.io.reads import RecordReader, ThreadedReader
+from edgemoe.kernels.select import KERNELS_VARIABLE, select_backend
 from edgemoe.lab.forced_routing import ForcedRouting
 from edgemoe.model.description import store_spec
 from edgemoe.store.reader import Store
+
+
+def use_portable_reader(
+    monkeypatch: pytest.MonkeyPatch, make: Callable[[Any, int], RecordReader] = ThreadedReader
+) -> None:
+    """Engines that are opened from now on read with Python threads: so do those without the native library.
+
+    Kernels in C ask the pager in C, which reads with the native reader only; so kernels are Python's too.
+    """
+    monkeypatch.setenv(KERNELS_VARIABLE, "reference")
+    monkeypatch.setattr(engine_module, "open_reader", make)
 
 
 def engine_with_slots(

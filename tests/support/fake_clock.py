@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgemoe.io.reads import ThreadedReader
 from edgemoe.kernels import operations as op
 
 WAITED_NS = 3
@@ -22,6 +21,8 @@ COST_NS: dict[type, int] = {
     op.Attention: 60_000,
     op.Route: 7_000,
     op.GatedFfn: 100_000,
+    op.Fetch: 700,
+    op.Prefetch: 900,
     op.Experts: 900_000,
     op.Combine: 11_000,
 }
@@ -46,7 +47,7 @@ class ClockedProgram:
         self._timed_runs = 0
         self._timed = False
 
-    def run(self, tokens: int, position: int) -> None:
+    def run(self, tokens: int) -> None:
         self._clock.now_ns += int(self._costs.sum())
         self._timed_runs += self._timed
 
@@ -70,25 +71,8 @@ class ClockedBackend:
     def program(self, operations: Sequence[op.Operation]) -> ClockedProgram:
         return ClockedProgram(self._clock, operations)
 
-    def can_await(self, reader: op.AwaitedReads) -> bool:
-        return False
-
-    def step_scratch_bytes(self, sizes: op.StepSizes) -> int:
-        return 0
-
     def scratch_bytes(self, operations: Sequence[op.Operation]) -> int:
         return 0
 
     def close(self) -> None:
         pass
-
-
-class ClockedReader(ThreadedReader):
-    """Reads as ever; each wait for a read takes `WAIT_NS` of the clock."""
-
-    WAIT_NS = 5_000_000
-    clock: Clock
-
-    def wait(self, ticket: int, timeout_seconds: float | None = None) -> None:
-        super().wait(ticket, timeout_seconds)
-        self.clock.now_ns += self.WAIT_NS

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from edgemoe.errors import ReadError
-from edgemoe.experts.cache import READ_TIMEOUT_SECONDS, Cache, ExpertCache
+from edgemoe.experts.cache import READ_TIMEOUT_SECONDS, ExpertCache
 from edgemoe.experts.policy import make_policy, policy_numbers
 from edgemoe.kernels.native import structures as st
-from edgemoe.kernels.native.library import Status
+from edgemoe.kernels.native.library import Status, load_library
 from edgemoe.kernels.native.pager import NativePager
 from edgemoe.kernels.paging import RECORD
 from edgemoe.kernels.reads import RecordRead
@@ -101,9 +101,48 @@ class SteppedSource:
         return Status.OK
 
     def _wait_any(self, tickets: Any, count: int, timeout_us: int) -> int:
-        if not any(self._reader.done(ticket) for ticket in tickets[:count]):
-            self._reader.finish_some()
+        self._reader.wait_any(tickets[:count])
         return Status.OK
+
+
+class DrivenPager:
+    """The pager in C, driven use by use as its operations drive it; it has the methods of `ExpertCache`."""
+
+    def __init__(self, pager: NativePager) -> None:
+        self.pager = pager
+        self.tickets, self.residency, self.statistics = pager.tickets, pager.residency, pager.statistics
+        self._library = load_library()
+
+    def stream(self, layer: int, experts: Sequence[int], scan: bool = False) -> Generator[dict[int, int], None, None]:
+        asked = np.array(experts, np.int32)
+        address = self.pager.address
+        self._check(self._library.em_pager_request(address, layer, asked.ctypes.data, len(asked), scan))
+        wave, count = ctypes.POINTER(ctypes.c_int32)(), ctypes.c_int32()
+        try:
+            while True:
+                self._check(self._library.em_pager_wave(address, ctypes.byref(wave), ctypes.byref(count)))
+                if not count.value:
+                    return
+                yield {expert: int(self.residency[layer, expert]) for expert in wave[: count.value]}
+        finally:
+            self._library.em_pager_end(address)
+
+    def failure(self, wave: Mapping[int, int], error: ReadError) -> ReadError:
+        return self.pager.failure(self._library.em_pager_blame(self.pager.address)) or error
+
+    def prefetch(self, layer: int, experts: Sequence[int]) -> None:
+        asked = np.array(experts, np.int32)
+        self._check(self._library.em_pager_prefetch(self.pager.address, layer, asked.ctypes.data, len(asked)))
+
+    def warm(self, experts: Sequence[tuple[int, int]]) -> None:
+        self.pager.warm(experts)
+
+    def all_loaded(self) -> np.ndarray:
+        return self.pager.all_loaded()
+
+    def _check(self, status: int) -> None:
+        if status != Status.OK:
+            raise self.pager.failure(status) or AssertionError(f"status {status}")
 
 
 class PairedCaches:
@@ -118,16 +157,16 @@ class PairedCaches:
         self.readers[0].choose = self._choose
         self.readers[1].choose = lambda tickets: self._chosen
         table, order = FakeTable(experts, record_bytes), make_policy(policy, slots, layers * experts)
-        self.python = ExpertCache(self.arenas[0], experts, table, FakeFiles(), self.readers[0], order, True)
+        self.python = ExpertCache(self.arenas[0], [experts] * layers, table, FakeFiles(), self.readers[0], order)
         records = np.zeros((layers, experts), RECORD)
         records["offset"] = np.arange(layers * experts).reshape(layers, experts) * record_bytes
         records["length"], records["crc32c"] = record_bytes, -1
         self._source = SteppedSource(self.readers[1])
         numbers = policy_numbers(policy, slots)
-        self.native = NativePager(self.arenas[1], records, self._source, numbers, READ_TIMEOUT_SECONDS)
+        self.native = DrivenPager(NativePager(self.arenas[1], records, self._source, numbers, READ_TIMEOUT_SECONDS))
 
     @property
-    def caches(self) -> tuple[Cache, Cache]:
+    def caches(self) -> tuple[ExpertCache, DrivenPager]:
         return self.python, self.native
 
     def stream(self, layer: int, experts: Sequence[int], scan: bool = False) -> Generator[dict[int, int], None, None]:
@@ -153,8 +192,8 @@ class PairedCaches:
             assert str(named[0]) == str(named[1])
             raise named[0]
 
-    def predict(self, layer: int, experts: Sequence[int]) -> None:
-        self._agreed([lambda cache=cache: cache.predict(layer, experts) for cache in self.caches])
+    def prefetch(self, layer: int, experts: Sequence[int]) -> None:
+        self._agreed([lambda cache=cache: cache.prefetch(layer, experts) for cache in self.caches])
 
     def warm(self, experts: Sequence[tuple[int, int]]) -> None:
         self._agreed([lambda cache=cache: cache.warm(experts) for cache in self.caches])
@@ -167,16 +206,10 @@ class PairedCaches:
     def compare(self) -> None:
         """Assert that both hold the same experts in the same slots, read the same, and have counted the same."""
         assert not self._source.errors
-        held = {
-            (key // self.native.residency.shape[1], key % self.native.residency.shape[1]): slot
-            for key, slot in self.python._slot_of.items()
-        }
-        places = np.argwhere(self.native.residency >= 0)
-        assert held == {(int(layer), int(e)): int(self.native.residency[layer, e]) for layer, e in places}
+        assert np.array_equal(self.python.residency, self.native.residency)
         assert np.array_equal(self.python.tickets, self.native.tickets)
-        counted = [cache.statistics.counts[:-1].tolist() for cache in self.caches]  # the last one is a time
-        assert counted[0] == counted[1]
-        assert all(self.python.loaded(*key) == self.native.loaded(*key) for key in held)
+        assert np.array_equal(self.python.statistics.counts, self.native.statistics.counts)
+        assert np.array_equal(self.python.all_loaded(), self.native.all_loaded())
         assert self.readers[0].state() == self.readers[1].state()
         assert np.array_equal(*self.arenas)
 
@@ -196,7 +229,7 @@ class PairedCaches:
         return result
 
 
-def await_wave(cache: Cache, reader: SteppedReader, wave: dict[int, int]) -> ReadError | None:
+def await_wave(cache: ExpertCache | DrivenPager, reader: SteppedReader, wave: dict[int, int]) -> ReadError | None:
     """Await the reads of a wave and release their tickets; returns the error of the first one that failed."""
     for slot in wave.values():
         ticket = int(cache.tickets[slot])

@@ -16,6 +16,8 @@ class SteppedReader:
     def __init__(self, arena: np.ndarray, disk: np.ndarray, failing: set[int]) -> None:
         self.failing = failing
         self.choose: Callable[[list[int]], list[int]] = lambda tickets: tickets[:1]
+        self.ends_all = False
+        """Whether a wait for a read that has not ended ends all reads in flight, not only that one."""
         self._arena = arena.reshape(-1)
         self._disk = disk
         self._in_flight: dict[int, tuple[int, int, int, bool]] = {}
@@ -38,7 +40,7 @@ class SteppedReader:
 
     def wait(self, ticket: int, timeout_seconds: float | None = None) -> None:
         if ticket in self._in_flight:
-            self._finish(ticket)
+            self._end_for(ticket)
         if not self._ended[ticket]:
             raise ReadError("the disk said no")
 
@@ -67,6 +69,14 @@ class SteppedReader:
 
     def close(self) -> None:
         pass
+
+    def wait_any(self, tickets: Sequence[int]) -> None:
+        if not any(map(self.done, tickets)):
+            self._end_for(tickets[0])
+
+    def _end_for(self, ticket: int) -> None:
+        for one in list(self._in_flight) if self.ends_all else [ticket]:
+            self._finish(one)
 
     def _finish(self, ticket: int) -> None:
         offset, length, start, _ = self._in_flight.pop(ticket)

@@ -28,7 +28,9 @@ PROMPT = np.random.default_rng(11).integers(0, 131, 60)
 def answer(engine: Engine, count: int, tokens: list[int] | None = None) -> list[int]:
     """Greedy tokens, put into `tokens` one by one."""
     tokens = [] if tokens is None else tokens
+    engine.turn.begin()
     logits = engine.forward(PROMPT)
+    engine.turn.begin_decoding()
     for _ in range(count):
         tokens.append(int(logits.argmax()))
         logits = engine.forward(tokens[-1:])

@@ -34,8 +34,8 @@ def report_tables(report: Report) -> list[tuple[str, Rows]]:
         if ratios.startup is not None:
             rows.append(("start-up", spread_text(ratios.startup)))
         tables.append((f"edgemoe over {report.peer.name}: above 1, edgemoe is faster", rows))
-    tables.append(("a decoded token", _ledger_rows(report.decode_ledger)))
-    tables.append(("a token of the prompt", _ledger_rows(report.prefill_ledger)))
+    tables.append(("time of a decoded token", _ledger_rows(report.decode_ledger)))
+    tables.append(("time of a prompt token", _ledger_rows(report.prefill_ledger)))
     return tables
 
 
@@ -50,18 +50,18 @@ def _edgemoe_rows(report: Report) -> Rows:
         ("reads per token", f"{report.bytes_per_token / 1e6:.1f} MB from memory"),
     ]
     if report.roofline is None:
-        rows.append(("roofline", "not measured: it takes the native kernels"))
+        rows.append(("roofline", "not measured: it needs the native kernels"))
     else:
         roof = report.roofline
         rows.append(
-            ("roofline", f"{spread_text(roof.share, '.0%')} of what memory gives,"
+            ("roofline", f"{spread_text(roof.share, '.0%')} of the memory's read rate,"
              f" {spread_text(roof.read_bytes_per_s, '.1f', 1e9)} GB/s ({format_size(roof.buffer_bytes)} read)")
         )  # fmt: skip
     if report.experts is not None:
         used = report.experts.distinct_per_layer
         rows.append(
-            ("experts used", f"{sum(used) / len(used):.1f} of {report.experts.per_layer} in a layer"
-             f" ({min(used):.1f} to {max(used):.1f}), {report.experts.per_token} for each token")
+            ("experts used", f"{sum(used) / len(used):.1f} of {report.experts.per_layer} per layer"
+             f" ({min(used):.1f} to {max(used):.1f}), {report.experts.per_token} per token")
         )  # fmt: skip
     if report.routing is not None:
         rows += _routing_rows(report.routing)
@@ -70,12 +70,12 @@ def _edgemoe_rows(report: Report) -> Rows:
     if report.forecast is not None:
         rows.append(("predicted", _forecast(report.forecast)))
     if report.idle_cpu_share > NOTED_IDLE_SHARE:
-        rows.append(("beware", f"waiting engines used {report.idle_cpu_share:.0%} of a core"))
+        rows.append(("note", f"waiting engines used {report.idle_cpu_share:.0%} of a core"))
     if report.others_busy_cores > NOTED_BUSY_CORES:
         busy = f"{report.others_busy_cores:.1f} of {report.machine['cores']} cores"
-        rows.append(("beware", f"other programs kept {busy} busy: measure again when they rest"))
+        rows.append(("note", f"other programs kept {busy} busy: measure again when they are idle"))
     if report.edgemoe.startup_s is not None and not report.machine["python_keeps_bytecode"]:
-        rows.append(("beware", "Python keeps no compiled code here (PYTHONDONTWRITEBYTECODE), which slows every start"))
+        rows.append(("note", "Python keeps no compiled code here (PYTHONDONTWRITEBYTECODE), which slows every start"))
     return rows
 
 
@@ -106,7 +106,7 @@ def _streaming_rows(report: Report) -> Rows:
         guesses = report.guesses
         used = "" if guesses.useful_share is None else f", {guesses.useful_share:.0%} of them used"
         rows.append(
-            ("guesses", f"{guesses.recall:.0%} of experts named, {guesses.reads_per_token:.2f} read per token{used}")
+            ("prefetch", f"recall {guesses.recall:.0%}, {guesses.reads_per_token:.2f} experts read per token{used}")
         )
     return rows
 
@@ -119,29 +119,29 @@ def _forecast(forecast: ForecastReport) -> str:
     if hits == 1.0:
         return f"{speed}, {forecast.routing}"
     return (
-        f"{speed}, for {hits:.1%} hits ({forecast.routing}); for the hits that were measured"
+        f"{speed}, for {hits:.1%} hits ({forecast.routing}); for the measured hit rate"
         f" {forecast.at_measured_hits.likely:.1f}, {forecast.error_at_measured_hits_percent:+.0f}%"
     )
 
 
 def _routing_rows(routing: RoutingReport) -> Rows:
-    used = f"{routing.top_k} experts for each token"
+    used = f"{routing.top_k} experts per token"
     if routing.top_k != routing.model_top_k:
         used += f" (the model's own: {routing.model_top_k})"
-    ahead = "no reading ahead"
+    ahead = "no prefetch"
     if routing.recall is not None:
-        ahead = f"guesses made up to name {routing.recall:.0%} of experts"
+        ahead = f"simulated prefetch, recall {routing.recall:.0%}"
     rows = [
-        ("routing", f"{printable(routing.trace)}, recorded of {printable(routing.model)}; {used}; {ahead}"),
+        ("routing", f"{printable(routing.trace)}, recorded from {printable(routing.model)}; {used}; {ahead}"),
         (
             "steps",
-            f"{routing.steps} measured, {routing.distinct_steps} different ones of {routing.decode_steps} recorded",
+            f"{routing.steps} measured, {routing.distinct_steps} distinct, of {routing.decode_steps} recorded",
         ),
     ]
     if routing.hit_rate is not None and routing.replay_hit_rate is not None:
         rows.append(
             ("replayed hits", f"{routing.replay_hit_rate:.1%} in {routing.slots} slots ({routing.policy}),"
-             f" {100 * (routing.hit_rate - routing.replay_hit_rate):+.2f} points measured")
+             f" {100 * (routing.hit_rate - routing.replay_hit_rate):+.2f} points when measured")
         )  # fmt: skip
     return rows
 
@@ -151,7 +151,7 @@ def _engine_rows(report: Report, engine: EngineReport) -> Rows:
     tokens = settings.decode_tokens
     if engine is report.peer and settings.peer_decode_tokens is not None:
         tokens = settings.peer_decode_tokens
-    after = f"{tokens} tokens after {settings.prompt_tokens}"
+    after = f"{tokens} tokens after a prompt of {settings.prompt_tokens}"
     rows = [
         ("decode", f"{spread_text(engine.decode_tokens_per_s, '.1f')} tokens/s, {after}"),
         ("prefill", f"{spread_text(engine.prefill_tokens_per_s, '.1f')} tokens/s, {settings.prefill_tokens} tokens"),
@@ -162,7 +162,7 @@ def _engine_rows(report: Report, engine: EngineReport) -> Rows:
     if engine.limit is not None:
         peak, cache = engine.limit.peak_bytes, engine.limit.cache_bytes
         taken = "" if peak is None else f", at most {format_size(peak)} taken, page cache included"
-        held = "" if cache is None else f" ({format_size(cache)} of it in the end)"
+        held = "" if cache is None else f" ({format_size(cache)} of it at the end)"
         rows.append(("limit", f"{format_size(engine.limit.limit_bytes)}{taken}{held}"))
     if engine.major_faults_per_token:
         rows.append(("major faults", f"{engine.major_faults_per_token:.1f} per decoded token"))

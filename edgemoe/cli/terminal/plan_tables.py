@@ -30,10 +30,10 @@ def _model_rows(planned: ModelPlan) -> Rows:
     rows.append(("on disk", f"{format_size(store.manifest.total_bytes)} as a store"))
     for name, (formats, size) in resident_parts(store.manifest).items():
         by_rows = name == "embedding" and not memory.embedding_resident
-        where = "on disk, read by rows" if by_rows else "always in memory"
+        where = "on disk, read row by row" if by_rows else "in memory"
         rows.append((f"{where}: {name}", f"{format_size(size)}, {formats}"))
     if memory.total_experts:
-        layers = f"{work.experts_per_token} used in each of {work.moe_layers} layers for a token"
+        layers = f"{work.experts_per_token} per token in each of {work.moe_layers} layers"
         rows.append(("experts", f"{memory.total_experts} of {format_size(memory.slot_bytes)}, {layers}"))
     return rows
 
@@ -42,12 +42,15 @@ def _budget_rows(forecast: BudgetForecast) -> Rows:
     memory = forecast.memory
     rows = [
         ("budget", format_size(memory.budget_bytes)),
-        ("floor", f"{format_size(memory.floor_bytes)}: the least that this model runs in"),
-        ("interpreter", f"{format_size(memory.interpreter_bytes)} (as in this process; a run may hold more or less)"),
-        ("always in memory", format_size(memory.resident_bytes)),
+        ("floor", f"{format_size(memory.floor_bytes)}: the smallest budget for this model"),
+        (
+            "interpreter",
+            f"{format_size(memory.interpreter_bytes)} (measured in this process; a run may need more or less)",
+        ),
+        ("dense weights", format_size(memory.resident_bytes)),
         (
             "workspace",
-            f"{format_size(memory.workspace_bytes)}, prompts in pieces of {memory.prompt_chunk_tokens} tokens",
+            f"{format_size(memory.workspace_bytes)}, prompts in chunks of {memory.prompt_chunk_tokens} tokens",
         ),
         (
             "keys and values",
@@ -64,7 +67,7 @@ def _speed_rows(planned: ModelPlan) -> Rows:
     forecast, work = planned.forecast, planned.planner.work
     kv_bytes = planned.planner.traffic.kv_bytes_per_position
     rows = [
-        ("from memory", f"{work.bytes_per_token / 1e6:.1f} MB, {kv_bytes / 1e3:.1f} kB more for each token before it"),
+        ("from memory", f"{work.bytes_per_token / 1e6:.1f} MB, plus {kv_bytes / 1e3:.1f} kB for each earlier token"),
         ("memory's rate", f"{planned.memory_rate.bytes_per_s / 1e9:.2f} GB/s, {planned.memory_rate.basis}"),
         ("memory's limit", f"{forecast.limits.memory:.1f} tokens/s"),
     ]

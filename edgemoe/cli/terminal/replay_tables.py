@@ -18,19 +18,19 @@ def replay_tables(report: ReplayReport) -> list[tuple[str, Rows]]:
     """Tables with their titles: the trace, hits, bytes, speeds, the curve, and last the recommendation."""
     optimum = ("optimum", lambda row: f"{row.optimum_hit_rate:.1%}")
     tables = [
-        ("the trace", _trace_rows(report)),
-        ("hits, of all uses", _grid(report, lambda row: f"{row.result.hit_rate:.1%}", optimum)),
+        ("trace", _trace_rows(report)),
+        ("hit rate, all uses", _grid(report, lambda row: f"{row.result.hit_rate:.1%}", optimum)),
     ]
     if report.routing.decode_tokens:
         tables += [
-            ("hits, of generated tokens' uses", _grid(report, lambda row: _percent(row.result.decode_hit_rate))),
-            ("MB from disk for a generated token", _grid(report, lambda row: _megabytes(row))),
+            ("hit rate, generated tokens", _grid(report, lambda row: _percent(row.result.decode_hit_rate))),
+            ("MB from disk per generated token", _grid(report, lambda row: _megabytes(row))),
         ]
     if any(row.tokens_per_s is not None for row in report.rows):
         tables.append(("tokens/s (estimates)", _grid(report, lambda row: _speed(row).split()[0])))
     shown = report.recommended.result.policy
-    tables.append((f"hits by capacity: '#' {shown}, '.' what the optimum adds", _bars(report, shown)))
-    tables.append(("what to choose", _choice_rows(report)))
+    tables.append((f"hit rate by capacity: '#' {shown}, '.' added by the optimum", _bars(report, shown)))
+    tables.append(("recommendation", _choice_rows(report)))
     return tables
 
 
@@ -44,11 +44,11 @@ def _trace_rows(report: ReplayReport) -> Rows:
         ("tokens", f"{routing.prompt_tokens} of prompts, {routing.decode_tokens} generated;"
          f" {report.accesses} uses of experts"),
         ("different experts", f"{routing.distinct_experts} used;"
-         f" {sum(distinct) / len(distinct):.1f} in a layer ({min(distinct)} to {max(distinct)})"),
+         f" {sum(distinct) / len(distinct):.1f} per layer ({min(distinct)} to {max(distinct)})"),
     ]  # fmt: skip
     if routing.repeat_recall is not None:
         rows.append(
-            ("the same again", f"{routing.repeat_recall:.1%} of a generated token's experts are the last token's")
+            ("repeats", f"{routing.repeat_recall:.1%} of a generated token's experts are also the previous token's")
         )
     if report.accesses_per_s is not None:
         rows.append(("replayed", f"{report.accesses_per_s / 1e6:.1f} million uses a second"))
@@ -107,19 +107,19 @@ def _choice_rows(report: ReplayReport) -> Rows:
                 "capacity",
                 f"{chosen.capacity_percent:g} % of all experts: {chosen.slots} slots, {size} of memory for them",
             ),
-            ("because", why_capacity),
+            ("reason", why_capacity),
             ("policy", chosen.policy),
-            ("because", why_policy),
+            ("reason", why_policy),
         ]
         if row.tokens_per_s is not None:
-            rows.append(("to expect", f"{_speed(row)} tokens/s (an estimate)"))
+            rows.append(("expected speed", f"{_speed(row)} tokens/s (an estimate)"))
     else:
-        rows.append(("nothing", "only the optimum was replayed, which knows the future"))
+        rows.append(("none", "only the optimum was replayed, which no real cache can reach"))
     below = dict.fromkeys(one.result.capacity_percent for one in report.rows if one.below_cycle)
     if below:
         rows.append(
-            ("beware", f"{', '.join(f'{share:g} %' for share in below)}: fewer slots than the {report.cycle_experts}"
-             " experts that a token uses, so that lru hits nothing from token to token")
+            ("note", f"{', '.join(f'{share:g} %' for share in below)}: fewer slots than the {report.cycle_experts}"
+             " experts that a token uses, so lru has no hits from one token to the next")
         )  # fmt: skip
     return rows
 

@@ -127,7 +127,7 @@ def check_gguf_destination(destination: str | os.PathLike[str], force: bool) -> 
     if path.is_dir() or (path.exists() and not force):
         kind = "a folder" if path.is_dir() else "a file"
         way_out = "Give another name." if path.is_dir() else "Give another name, or replace it with `force`."
-        raise UsageError(f"{path}: there is {kind} of that name.", way_out)
+        raise UsageError(f"{path}: {kind} of that name exists.", way_out)
     return path
 
 
@@ -266,7 +266,7 @@ def _troubles_on_the_way_back(partial: Path, spec: ModelSpec, tensors: dict[str,
         os.truncate(partial, written + room)  # a hole: the reader refuses tensors that lie beyond the end of the file
         back = model_spec(GgufSource(partial).config)
         if back != spec:
-            yield "edgemoe would convert this file to another model: the format has no room for all of its numbers."
+            yield "edgemoe would convert this file to another model: the format cannot hold all of its settings."
     except SourceError as problem:
         reason = problem.message.removeprefix(f"{partial}: ")
         yield f"edgemoe cannot convert this file back ({reason.rstrip('.')}). Keep the store."

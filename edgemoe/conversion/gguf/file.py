@@ -131,7 +131,7 @@ class _Header:
         for _ in range(pair_count):
             key = self._string("a metadata key")
             if key in metadata:
-                raise self._damaged(f"the metadata key {key!r} is there twice")
+                raise self._damaged(f"the metadata key {key!r} occurs twice")
             metadata[key] = self._value(key)
         raw = [self._tensor_entry() for _ in range(tensor_count)]
         alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT_BYTES)
@@ -142,7 +142,7 @@ class _Header:
         for entry in raw:
             tensor = self._place(*entry, data_start, alignment)
             if tensor.name in tensors:
-                raise self._damaged(f"the tensor {tensor.name!r} is there twice")
+                raise self._damaged(f"the tensor {tensor.name!r} occurs twice")
             tensors[tensor.name] = tensor
         return GgufFile(self._path, metadata, tensors, self._digest.hexdigest())
 
@@ -235,6 +235,6 @@ class _Header:
         if type_name not in SUPPORTED_TYPES:
             raise SourceError(
                 f"{self._path}: {name}: expected a tensor type among {', '.join(SUPPORTED_TYPES)}, found {type_name}.",
-                "Take a GGUF of this model in one of those types.",
+                "Use a GGUF of this model in one of those types.",
             )
         return type_name, *GGML_QUANT_SIZES[kind]

@@ -55,7 +55,7 @@ def check_expressible(spec: ModelSpec) -> None:
     if problem:
         raise StoreError(
             f"this model cannot be a GGUF: llama.cpp's {ARCHITECTURES[spec.family]} has no {problem}.",
-            "Use the store with edgemoe; there is no other way to write this model.",
+            "Use the store with edgemoe; no GGUF of this model is possible.",
         )
 
 
@@ -86,7 +86,7 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
     if architecture == "olmoe" and attention.kv_heads != attention.heads:
         yield "grouped-query attention"
     if attention.rope.scaling == "yarn" and not _plain_yarn(attention.rope):
-        yield "YaRN but with its usual numbers (32, 1, the attention factor from the scaling factor)"
+        yield "YaRN with unusual parameters (usual: 32, 1, the attention factor from the scaling factor)"
 
 
 def _moe_problems(architecture: str, ffn: Moe) -> Iterator[str]:

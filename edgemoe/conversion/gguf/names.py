@@ -19,7 +19,7 @@ import numpy.typing as npt
 from edgemoe.conversion.gguf.file import GgufTensor
 from edgemoe.errors import SourceError
 
-TAKE_ANOTHER = "Take another GGUF of this model, or its original checkpoint."
+TAKE_ANOTHER = "Use another GGUF of this model, or its original checkpoint."
 ROPE_FACTORS = "rope_freqs.weight"
 
 

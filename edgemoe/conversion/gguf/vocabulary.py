@@ -72,7 +72,7 @@ def _library_errors(path: Path) -> Iterator[None]:
     except StoreError:
         raise
     except Exception as problem:
-        raise StoreError(f"{path}: cannot be understood ({str(problem)[:300]}).", "Copy the store again.") from problem
+        raise StoreError(f"{path}: cannot be parsed ({str(problem)[:300]}).", "Copy the store again.") from problem
 
 
 def _refused(what: str) -> StoreError:
@@ -167,7 +167,7 @@ def _ends(path: Path) -> tuple[int, ...]:
     try:
         return end_ids(_json(path))
     except UsageError as problem:
-        raise StoreError(f"{path}: {problem.message}", "Mend it, then run edgemoe update STORE.") from None
+        raise StoreError(f"{path}: {problem.message}", "Repair it, then run edgemoe update STORE.") from None
 
 
 def _write_sampling(writer: GGUFWriter, folder: Path) -> None:
@@ -214,7 +214,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         value = parse_json(path.read_bytes())
     except ValueError as problem:
-        raise StoreError(f"{path}: cannot be understood ({str(problem)[:300]}).", "Copy the store again.") from problem
+        raise StoreError(f"{path}: cannot be parsed ({str(problem)[:300]}).", "Copy the store again.") from problem
     if not isinstance(value, dict):
         raise StoreError(f"{path}: expected a JSON object, found {type(value).__name__}.", "Copy the store again.")
     return value

@@ -17,7 +17,7 @@ from edgemoe.kernels.formats import (
     panel_count,
 )
 from edgemoe.kernels.jit import layers, products
-from edgemoe.kernels.operations import Cache, Floats, Integers, Operation, QuantisedCache, Score
+from edgemoe.kernels.operations import PAGE_TOKENS, Cache, Floats, Integers, Operation, QuantisedCache, Score
 from edgemoe.kernels.reference import REFERENCE
 from edgemoe.kernels.stepwise import MEANINGS, StepwiseBackend
 
@@ -41,7 +41,7 @@ class JitBackend(StepwiseBackend):
     def kernels_for(self, kind: type[Operation]) -> StepwiseBackend:
         """Itself, where it has the function of that operation; else the reference."""
         function = MEANINGS[kind].function
-        return self if function and hasattr(self, function) else REFERENCE
+        return self if function is None or (function and hasattr(self, function)) else REFERENCE
 
     def close(self) -> None:
         """Stop the threads; a program that runs after this uses the caller's thread only."""
@@ -69,7 +69,7 @@ class JitBackend(StepwiseBackend):
 
     def attention_scratch_bytes(self, tokens: int, heads: int, kv_heads: int, width: int, context_length: int) -> int:
         """Bytes of temporaries of one `attention` at the end of the context, its result included."""
-        head = (2 * width + layers.WIDTH_AT_ONCE) * (context_length + layers.POSITIONS_AT_ONCE) * 4
+        head = (2 * width + layers.WIDTH_AT_ONCE) * (context_length + PAGE_TOKENS) * 4
         return tokens * heads * width * 4 + min(self.threads, kv_heads) * head
 
     def matmul(self, values: Floats, matrix: Matrix) -> Floats:
@@ -108,31 +108,44 @@ class JitBackend(StepwiseBackend):
         return output
 
     def quantise_cache_rows(self, rows: Floats) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float16]]:
-        """Quantise keys or values `(G, T, W)` for a `QuantisedCache`: values `(G, T, W)`, scales `(G, T, groups)`."""
+        """Quantise keys or values `(T, G, W)` for a `QuantisedCache`: values `(T, G, W)`, scales `(T, G, groups)`."""
         values = np.empty(rows.shape, np.int8)
         scales = np.empty((*rows.shape[:2], group_count(rows.shape[2])), np.float16)
         layers.quantise_cache_rows(rows, values, scales.view(np.uint16))
         return values, scales
 
-    def attention(self, query: Floats, key_cache: Cache, value_cache: Cache, position: int, scale: float) -> Floats:
-        """Causal grouped-query attention: query `(T, H, W)`, caches `(G, C, W)`; returns `(T, H, W)`."""
+    def attention(
+        self,
+        query: Floats,
+        positions: Integers,
+        sequences: Integers,
+        pages: Integers,
+        key_cache: Cache,
+        value_cache: Cache,
+        scale: float,
+    ) -> Floats:
+        """Causal grouped-query attention: query `(T, H, W)`, caches `(N, G, 64, W)`; returns `(T, H, W)`."""
         tokens, heads, width = query.shape
-        kv_heads = key_cache.shape[0]
-        length = position + tokens
+        kv_heads = key_cache.shape[1]
         queries = query.reshape(tokens, kv_heads, -1, width)
         output = np.empty_like(queries)
+        together = [np.flatnonzero(sequences == sequence) for sequence in np.unique(sequences)]
+        page_counts = [int(positions[rows].max()) // PAGE_TOKENS + 1 for rows in together]
+        longest = max(page_counts) * PAGE_TOKENS
 
         def work(first: int, last: int) -> None:
-            blocks = -(-length // layers.POSITIONS_AT_ONCE)
             padded_width = -(-width // layers.WIDTH_AT_ONCE) * layers.WIDTH_AT_ONCE
-            keys = np.zeros((blocks, padded_width, layers.POSITIONS_AT_ONCE), np.float32)
-            values = np.zeros((blocks * layers.POSITIONS_AT_ONCE, width), np.float32)
-            scores = np.empty(blocks * layers.POSITIONS_AT_ONCE, np.float32)
-            for g in range(first, last):
-                _cached_floats(key_cache, value_cache, g, length, keys, values)
-                layers.attend(queries, g, keys, values, position, scale, scores, output)
+            keys = np.zeros((longest // layers.POSITIONS_AT_ONCE, padded_width, layers.POSITIONS_AT_ONCE), np.float32)
+            values = np.empty((longest, width), np.float32)
+            scores = np.empty(longest, np.float32)
+            for rows, page_count in zip(together, page_counts, strict=True):
+                held = pages[sequences[rows[0]], :page_count]
+                length = page_count * PAGE_TOKENS
+                for g in range(first, last):
+                    _cached_floats(key_cache, value_cache, held, g, keys, values[:length])
+                    layers.attend(queries, rows, positions, g, keys, values, scale, scores, output)
 
-        self._share(kv_heads, 2 * tokens * heads * width * length, work)
+        self._share(kv_heads, 2 * heads * width * int((positions + 1).sum()), work)
         return output.reshape(tokens, heads, width)
 
     def route(
@@ -188,20 +201,22 @@ class JitBackend(StepwiseBackend):
         return total
 
 
-def _cached_floats(key_cache: Cache, value_cache: Cache, group: int, length: int, keys: Floats, values: Floats) -> None:
-    """Convert the first `length` positions of a key/value head to the layouts that `layers.attend` reads."""
-    here = group, slice(length)
+def _cached_floats(
+    key_cache: Cache, value_cache: Cache, pages: Integers, head: int, keys: Floats, values: Floats
+) -> None:
+    """Convert pages of a key/value head to the layouts that `layers.attend` reads."""
     if isinstance(key_cache, QuantisedCache) or isinstance(value_cache, QuantisedCache):
         assert isinstance(key_cache, QuantisedCache)
         assert isinstance(value_cache, QuantisedCache)
-        key_scales, value_scales = key_cache.scales[here].view(np.uint16), value_cache.scales[here].view(np.uint16)
+        key_scales, value_scales = key_cache.scales.view(np.uint16), value_cache.scales.view(np.uint16)
         layers.quantised_caches_to_float(
-            key_cache.values[here], key_scales, value_cache.values[here], value_scales, keys, values
+            key_cache.values, key_scales, value_cache.values, value_scales, pages, head, keys, values
         )
     elif key_cache.dtype == np.float16:
-        layers.half_caches_to_float(key_cache[here].view(np.uint16), value_cache[here].view(np.uint16), keys, values)
+        key_bits, value_bits = key_cache.view(np.uint16), value_cache.view(np.uint16)
+        layers.half_caches_to_float(key_bits, value_bits, pages, head, keys, values)
     else:
-        layers.float_caches(key_cache[here], value_cache[here], keys, values)
+        layers.float_caches(key_cache, value_cache, pages, head, keys, values)
 
 
 def _shape(fmt: Format) -> tuple[int, float, bool]:

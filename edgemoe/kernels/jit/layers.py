@@ -13,7 +13,7 @@ import numpy.typing as npt
 from edgemoe.kernels.formats import GROUP_COLUMNS, PANEL_ROWS
 from edgemoe.kernels.jit.compile import jit
 from edgemoe.kernels.jit.numbers import float_to_half, half_to_float
-from edgemoe.kernels.operations import Floats, Integers
+from edgemoe.kernels.operations import PAGE_TOKENS, Floats, Integers
 
 POSITIONS_AT_ONCE = 16
 """Positions whose scores are computed together, in the innermost loop, which vectorises."""
@@ -26,6 +26,7 @@ _LARGEST = np.float32(127)
 
 Bytes8 = npt.NDArray[np.int8]
 HalfBits = npt.NDArray[np.uint16]
+Rows = npt.NDArray[np.intp]
 
 
 @jit
@@ -58,11 +59,11 @@ def rope(values: Floats, cosine: Floats, sine: Floats, output: Floats) -> None:
 
 @jit
 def quantise_cache_rows(rows: Floats, values: Bytes8, scales: HalfBits) -> None:
-    """Same as `reference.quantise_cache_rows`: rows and values `(G, T, W)`, scales `(G, T, groups)`."""
-    kv_heads, tokens, width = rows.shape
-    for head in range(kv_heads):
-        for t in range(tokens):
-            row = rows[head, t]
+    """Same as `reference.quantise_cache_rows`: rows and values `(T, G, W)`, scales `(T, G, groups)`."""
+    tokens, kv_heads, width = rows.shape
+    for t in range(tokens):
+        for head in range(kv_heads):
+            row = rows[t, head]
             for g in range(scales.shape[2]):
                 start = g * GROUP_COLUMNS
                 end = min(start + GROUP_COLUMNS, width)
@@ -73,38 +74,44 @@ def quantise_cache_rows(rows: Floats, values: Bytes8, scales: HalfBits) -> None:
                         largest = magnitude
                 bits = float_to_half(largest / _LARGEST)
                 finite = bits < np.uint16(0x7C00)
-                scales[head, t, g] = bits if finite else np.uint16(0x7E00)
+                scales[t, head, g] = bits if finite else np.uint16(0x7E00)
                 scale = half_to_float(bits)
                 inverse = _ONE / scale if finite and scale > _ZERO else _ZERO
                 for i in range(start, end):
                     rounded = np.rint(row[i] * inverse) if finite else _ZERO
-                    values[head, t, i] = np.int8(max(-_LARGEST, min(_LARGEST, rounded)))
+                    values[t, head, i] = np.int8(max(-_LARGEST, min(_LARGEST, rounded)))
 
 
 @jit
-def float_caches(key_cache: Floats, value_cache: Floats, keys: Floats, values: Floats) -> None:
-    """Copy one head's caches `(length, W)` to keys `(length / 16, W, 16)`, 16 positions side by side, and values.
+def float_caches(
+    key_cache: Floats, value_cache: Floats, pages: Integers, head: int, keys: Floats, values: Floats
+) -> None:
+    """Copy one head's pages to keys `(length / 16, W, 16)`, 16 positions side by side, and values `(length, W)`.
 
-    The results are padded with zeros: W to a multiple of 8 in the keys, length to a multiple of 16 in both.
+    In the keys W is padded to a multiple of 8, with the zeros that are there before.
     """
-    length, width = key_cache.shape
-    for c in range(length):
+    width = key_cache.shape[3]
+    for c in range(len(values)):
+        page, place = pages[c // PAGE_TOKENS], c % PAGE_TOKENS
         block, lane = c // POSITIONS_AT_ONCE, c % POSITIONS_AT_ONCE
         for i in range(width):
-            keys[block, i, lane] = key_cache[c, i]
-            values[c, i] = value_cache[c, i]
+            keys[block, i, lane] = key_cache[page, head, place, i]
+            values[c, i] = value_cache[page, head, place, i]
 
 
 @jit
-def half_caches_to_float(key_bits: HalfBits, value_bits: HalfBits, keys: Floats, values: Floats) -> None:
+def half_caches_to_float(
+    key_bits: HalfBits, value_bits: HalfBits, pages: Integers, head: int, keys: Floats, values: Floats
+) -> None:
     """Same as `float_caches`, from float16 caches."""
-    length, width = key_bits.shape
+    width = key_bits.shape[3]
     converted = np.empty(width, np.float32)
-    for c in range(length):
-        bits, row = value_bits[c], values[c]
+    for c in range(len(values)):
+        page, place = pages[c // PAGE_TOKENS], c % PAGE_TOKENS
+        bits, row = value_bits[page, head, place], values[c]
         for i in range(width):
             row[i] = half_to_float(bits[i])
-        bits = key_bits[c]
+        bits = key_bits[page, head, place]
         for i in range(width):
             converted[i] = half_to_float(bits[i])
         block, lane = c // POSITIONS_AT_ONCE, c % POSITIONS_AT_ONCE
@@ -114,17 +121,27 @@ def half_caches_to_float(key_bits: HalfBits, value_bits: HalfBits, keys: Floats,
 
 @jit
 def quantised_caches_to_float(
-    key_cache: Bytes8, key_scales: HalfBits, value_cache: Bytes8, value_scales: HalfBits, keys: Floats, values: Floats
+    key_cache: Bytes8,
+    key_scales: HalfBits,
+    value_cache: Bytes8,
+    value_scales: HalfBits,
+    pages: Integers,
+    head: int,
+    keys: Floats,
+    values: Floats,
 ) -> None:
-    """Same as `float_caches`, from int8 with a float16 scale for each group of 32 `(length, groups)`."""
-    length, width = key_cache.shape
-    for c in range(length):
+    """Same as `float_caches`, from int8 with a float16 scale for each group of 32 `(N, G, 64, groups)`."""
+    width = key_cache.shape[3]
+    for c in range(len(values)):
+        page, place = pages[c // PAGE_TOKENS], c % PAGE_TOKENS
         block, lane = c // POSITIONS_AT_ONCE, c % POSITIONS_AT_ONCE
-        for g in range(key_scales.shape[1]):
-            key_scale, value_scale = half_to_float(key_scales[c, g]), half_to_float(value_scales[c, g])
+        key_row, value_row = key_cache[page, head, place], value_cache[page, head, place]
+        for g in range(key_scales.shape[3]):
+            key_scale = half_to_float(key_scales[page, head, place, g])
+            value_scale = half_to_float(value_scales[page, head, place, g])
             for i in range(g * GROUP_COLUMNS, min((g + 1) * GROUP_COLUMNS, width)):
-                keys[block, i, lane] = np.float32(key_cache[c, i]) * key_scale
-                values[c, i] = np.float32(value_cache[c, i]) * value_scale
+                keys[block, i, lane] = np.float32(key_row[i]) * key_scale
+                values[c, i] = np.float32(value_row[i]) * value_scale
 
 
 @jit
@@ -153,22 +170,24 @@ def _add_four(shares: Floats, values: Floats, output: Floats) -> None:
 @jit
 def attend(
     query: Floats,
+    rows: Rows,
+    positions: Integers,
     group: int,
     keys: Floats,
     values: Floats,
-    position: int,
     scale: float,
     scores: Floats,
     output: Floats,
 ) -> None:
     """Attention of the query heads of one `group`, which share a key/value head: query and output `(T, G, H / G, W)`.
 
-    Keys and values are in the layout of `float_caches`; `scores` is scratch of the keys' padded length.
+    `rows` are those of the sequence that the keys and values belong to, in the layout of `float_caches`; `scores` is
+    scratch of their length.
     """
-    tokens, _, heads, width = query.shape
+    heads, width = query.shape[2:]
     x = np.zeros(keys.shape[1], np.float32)
-    for t in range(tokens):
-        seen = position + t + 1
+    for t in rows:
+        seen = positions[t] + 1
         for head in range(heads):
             for i in range(width):
                 x[i] = query[t, group, head, i] * np.float32(scale)
@@ -184,13 +203,15 @@ def attend(
             share = np.float32(1.0 / total)
             for c in range(seen):
                 scores[c] *= share
-            for c in range(seen, (seen + 3) // 4 * 4):
-                scores[c] = _ZERO
             result = output[t, group, head]
             for i in range(width):
                 result[i] = _ZERO
-            for start in range(0, seen, 4):
+            in_fours = seen // 4 * 4
+            for start in range(0, in_fours, 4):
                 _add_four(scores[start : start + 4], values[start : start + 4], result)
+            for c in range(in_fours, seen):
+                for i in range(width):
+                    result[i] += scores[c] * values[c, i]
 
 
 @jit

@@ -13,12 +13,9 @@ from edgemoe.kernels import operations as op
 from edgemoe.kernels.native import structures as st
 from edgemoe.kernels.native.binding import BoundOperations, has_kernel
 from edgemoe.kernels.native.library import Status, available_isas, load_library, status_text
-from edgemoe.kernels.native.reader import NativeReader
 from edgemoe.process import no_threads
 
 _SCRATCH_ALIGNMENT_BYTES = 64
-
-_READ_FAILURES = (Status.TIMEOUT, Status.CANCELLED, Status.READ_FAILED, Status.SHORT_READ, Status.BAD_CHECKSUM)
 
 # How long a worker spins before it sleeps: longer than the gaps between the operations of a step and between the steps
 # of a decode without cache misses, short enough to cost no measurable power.
@@ -76,20 +73,6 @@ class NativeBackend:
         scratch_bytes = _scratch_bytes(bound)
         self._reserve(scratch_bytes)
         return NativeProgram(self, bound, scratch_bytes)
-
-    def can_await(self, reader: op.AwaitedReads) -> bool:
-        """True only for `NativeReader`: the C kernels wait for its reads themselves."""
-        return isinstance(reader, NativeReader)
-
-    def step_scratch_bytes(self, sizes: op.StepSizes) -> int:
-        """Return an upper bound on `scratch_bytes` of any program of a step of these sizes."""
-        hidden = max(
-            sizes.query_heads * sizes.head_width,  # the output of attention is quantised like hidden values
-            sizes.experts_per_token * sizes.expert_width,
-            sizes.ffn_width,
-        )
-        # Hidden values are kept in float32 or quantised; inputs are quantised. A router keeps choice scores.
-        return sizes.tokens * max(6 * (hidden + sizes.model_width) + 1024, 8 * sizes.experts + 128)
 
     def scratch_bytes(self, operations: Sequence[op.Operation]) -> int:
         """Return the bytes of scratch of the operation that needs most; all programs share this scratch.
@@ -167,13 +150,13 @@ class NativeProgram:
         self._operation_times = np.zeros((len(bound.structs), 3), np.uint64)  # elapsed, waited, disk
         self._times.operations = self._operation_times.ctypes.data
 
-    def run(self, tokens: int, position: int) -> None:
+    def run(self, tokens: int) -> None:
         """Run in one call into C. Raises KernelError with the name of the refused operation, ReadError as `Experts`."""
         if self._backend.pool_address is None:
             self._backend._check_open()
-        status = self._run(self._address, tokens, position)
+        status = self._run(self._address, tokens)
         if status:
-            raise self._failure(status, tokens, position)
+            raise self._failure(status, tokens)
 
     def time_runs(self, on: bool) -> None:
         """Start timing each operation of every run, from zero; or stop timing."""
@@ -184,14 +167,17 @@ class NativeProgram:
     def times(self) -> op.ProgramTimes:
         return op.ProgramTimes(self._times.elapsed_ns, *self._operation_times.astype(np.int64).T)
 
-    def _failure(self, status: int, tokens: int, position: int) -> EdgemoeError:
-        if status in _READ_FAILURES:
-            return ReadError(f"A record that was awaited did not come: {status_text(status)}.")
+    def _failure(self, status: int, tokens: int) -> EdgemoeError:
         failed = self._struct.failed_operation
+        paged = getattr(self._bound.operations[failed], "paged", None) if failed >= 0 else None
+        if paged is not None:
+            error = paged.pager.failure(status)
+            if isinstance(error, ReadError):
+                return error
         where = self._bound.name(failed) if failed >= 0 else "program"
         if not 1 <= tokens <= self._bound.tokens_max:
             return KernelError(
                 f"{where}: {tokens} tokens in a run; its buffers hold 1 to {self._bound.tokens_max}.",
                 "Cut the prompt into smaller runs.",
             )
-        return KernelError(f"{where}: {status_text(status)} (tokens {tokens}, position {position}).")
+        return KernelError(f"{where}: {status_text(status)} ({tokens} tokens in the run).")

@@ -26,7 +26,7 @@ from edgemoe.kernels.definition import (
 )
 from edgemoe.kernels.formats import FORMATS, group_count
 from edgemoe.kernels.native import structures as st
-from edgemoe.kernels.native.reader import NativeReader
+from edgemoe.kernels.native.pager import NativePager
 
 MATRIX_ALIGNMENT_BYTES = 64
 
@@ -36,14 +36,14 @@ class _Plan:
 
     __slots__ = ("fields", "letters", "structs")
 
-    def __init__(self, definition: Definition) -> None:
+    def __init__(self, kind: type, definition: Definition) -> None:
         self.fields = tuple((field.name, field.mark.kind, field) for field in definition.fields if field.struct is None)
-        self.letters = tuple((letter, st.LETTERS[letter]) for letter in definition.letters)
-        self.structs = tuple((field, _Plan(inner)) for field, inner in definition.structs)
+        self.letters = tuple((letter, st.letter_name(kind, letter)) for letter in definition.letters)
+        self.structs = tuple((field, _Plan(field.struct, inner)) for field, inner in definition.structs if field.struct)
 
 
 _KINDS = {
-    kind: (number, st.snake_case(kind.__name__), _Plan(definition_of(kind)))
+    kind: (number, st.snake_case(kind.__name__), _Plan(kind, definition_of(kind)))
     for number, kind in enumerate(op.NATIVE_OPERATIONS)
 }
 """Number of each operation in `em_kind`, the name of its member of the union, and how to fill that."""
@@ -144,7 +144,7 @@ class _Binder:
             elif kind == "format":
                 setattr(struct, name, member.code)
             else:
-                setattr(struct, name, self.reader(name, member))
+                setattr(struct, name, self.pager(name, member))
         for letter, name in plan.letters:
             setattr(struct, name, letters.get(letter, 0))
 
@@ -219,12 +219,12 @@ class _Binder:
         struct.elements = self.address(f"{name}.values", cache.values, _CACHE_BYTE, written)
         struct.scales = self.address(f"{name}.scales", cache.scales, _HALF, written)
 
-    def reader(self, name: str, reader: Any) -> int | None:
-        """Return the address of a reader: kernels in C await the reads of the native one only."""
+    def pager(self, name: str, pager: Any) -> int | None:
+        """Return the address of a pager: kernels in C ask the one in C only."""
         if self.planned:
             return None
-        require(isinstance(reader, NativeReader), name, "a native reader", type(reader).__name__)
-        address: int = reader.address
+        require(isinstance(pager, NativePager), name, "a native pager", type(pager).__name__)
+        address: int = pager.address
         return address
 
 

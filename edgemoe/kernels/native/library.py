@@ -45,7 +45,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "em_pool_destroy": (None, [c_void_p]),
     "em_read_memory": (c_int32, [c_void_p, c_void_p, c_uint64, POINTER(c_uint64), POINTER(c_uint64)]),
     "em_program_scratch_bytes": (c_uint64, [c_void_p, c_int32, c_int32]),
-    "em_program_run": (c_int32, [c_void_p, c_int32, c_int32]),
+    "em_program_run": (c_int32, [c_void_p, c_int32]),
     "em_reader_create": (c_int32, [c_int32, c_int32, c_int64, POINTER(c_void_p)]),
     "em_reader_destroy": (None, [c_void_p]),
     "em_reader_submit": (c_int32, [c_void_p, POINTER(st.ReadStruct), c_int32, c_int32, POINTER(c_int64)]),
@@ -55,7 +55,6 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "em_reader_promote": (c_int32, [c_void_p, c_int64]),
     "em_reader_cancel": (c_int32, [c_void_p, c_int64]),
     "em_reader_release": (c_int32, [c_void_p, c_int64]),
-    "em_reader_counters": (c_int32, [c_void_p, POINTER(st.ReadCountersStruct)]),
     "em_reader_source": (None, [c_void_p, POINTER(st.SourceStruct)]),
     "em_pager_create": (c_int32, [POINTER(st.PagerSetupStruct), POINTER(c_void_p)]),
     "em_pager_destroy": (None, [c_void_p]),
@@ -65,6 +64,8 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "em_pager_blame": (c_int32, [c_void_p]),
     "em_pager_prefetch": (c_int32, [c_void_p, c_int32, c_void_p, c_int32]),
     "em_pager_warm": (c_int32, [c_void_p, c_void_p, c_int32]),
+    "em_pager_set_phase": (c_int32, [c_void_p, c_int32]),
+    "em_pager_note": (c_int32, [c_void_p, c_void_p]),
     "em_pager_loaded": (c_int32, [c_void_p, c_int32, c_int32, c_void_p]),
 }
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -16,7 +16,8 @@ import numpy.typing as npt
 from edgemoe.errors import KernelError, ReadError
 from edgemoe.kernels.native import structures as st
 from edgemoe.kernels.native.library import Status, load_library, status_text
-from edgemoe.kernels.paging import RECORD, CacheStatistics, Records
+from edgemoe.kernels.operations import PROMPT
+from edgemoe.kernels.paging import MOST_WARM_READS, RECORD, CacheStatistics, Records
 
 
 class Source(Protocol):
@@ -29,7 +30,7 @@ class Source(Protocol):
 
 
 class NativePager:
-    """Experts in the slots of an arena, filled by a reader; see `ExpertCache` for what each method means."""
+    """Experts in the slots of an arena, filled by a reader. Operations in C ask it where it lies (`address`)."""
 
     def __init__(
         self,
@@ -48,7 +49,11 @@ class NativePager:
         self.residency = np.full((layers, experts), -1, np.int32)
         """The slot of each expert, -1 if it is absent, `(L, E)`. Only the pager writes it."""
         self.tickets = np.full(len(arena), -1, np.int64)
-        """The ticket of the pending read into each slot, or -1; kernels reset it after waiting for the read."""
+        """The ticket of the pending read into each slot, or -1."""
+        self.loaded_when_asked = np.ones((layers, experts), np.bool_)
+        """Whether each expert of the latest fetch of its layer was in RAM then, `(L, E)`; kept while asked for."""
+        self._phase = PROMPT
+        self._notes_residency = False
         self._kept = (arena, records)  # C points to them
         self._reader = reader
         self._timeout_seconds = timeout_seconds
@@ -84,55 +89,58 @@ class NativePager:
         self._destroy = weakref.finalize(self, self._library.em_pager_destroy, pager.value)
 
     @property
-    def slots(self) -> int:
-        """The number of slots: the most experts that the cache holds."""
-        return len(self.tickets)
+    def address(self) -> int | None:
+        """Address of the C pager, for operations that ask it. Raises ReadError where its reader is closed."""
+        return self._open()
 
-    def holds(self, layer: int, expert: int) -> bool:
-        """Whether the expert has a slot, though its read may still be under way."""
-        return bool(self.residency[layer, expert] >= 0)
+    @property
+    def phase(self) -> int:
+        """The phase of the runs that follow."""
+        return self._phase
 
-    def loaded(self, layer: int, expert: int) -> bool:
-        """Whether the expert's bytes are in RAM, ready to use."""
-        found = ctypes.c_uint8()
-        first = layer * self.residency.shape[1] + expert
-        self._check(self._library.em_pager_loaded(self._open(), first, 1, ctypes.byref(found)))
-        return bool(found.value)
+    @phase.setter
+    def phase(self, phase: int) -> None:
+        if phase != self._phase:
+            self._check(self._library.em_pager_set_phase(self._open(), phase))
+            self._phase = phase
 
-    def stream(
-        self, layer: int, experts: Sequence[int], in_passing: bool = False
-    ) -> Generator[dict[int, int], None, None]:
-        """Yield the experts of a layer with their slots, `{expert: slot}`, in waves; the caller waits for their reads.
+    @property
+    def notes_residency(self) -> bool:
+        """Whether a fetch notes what was in RAM, in `loaded_when_asked`."""
+        return self._notes_residency
 
-        A caller that stops before the end must close the generator. Raises ReadError naming the layer and expert.
-        """
-        wanted = np.array(experts, np.int32)
-        self._check(self._library.em_pager_request(self._open(), layer, wanted.ctypes.data, len(wanted), in_passing))
-        wave, count = ctypes.POINTER(ctypes.c_int32)(), ctypes.c_int32()
-        row = self.residency[layer]
-        try:
-            while True:
-                self._check(self._library.em_pager_wave(self._open(), ctypes.byref(wave), ctypes.byref(count)))
-                if not count.value:
-                    return
-                yield {expert: int(row[expert]) for expert in wave[: count.value]}
-        finally:
-            self._library.em_pager_end(self._address)
+    @notes_residency.setter
+    def notes_residency(self, on: bool) -> None:
+        noted = self.loaded_when_asked.ctypes.data if on else None
+        self._check(self._library.em_pager_note(self._open(), noted))
+        self._notes_residency = on
 
-    def failure(self, wave: Mapping[int, int], error: ReadError) -> ReadError:
-        """The error of a read that kernels waited for, naming layer and expert; that expert is absent afterwards."""
-        status = self._library.em_pager_blame(self._open())
-        return self._error(status) if status else error
-
-    def predict(self, layer: int, experts: Sequence[int]) -> None:
-        """Begin to read experts that the next layer will probably use; demand reads go first."""
-        wanted = np.array(experts, np.int32)
-        self._check(self._library.em_pager_prefetch(self._open(), layer, wanted.ctypes.data, len(wanted)))
+    def all_loaded(self) -> npt.NDArray[np.bool_]:
+        """Which experts' bytes are in RAM, ready to use, `(L, E)`."""
+        loaded = np.zeros(self.residency.shape, np.bool_)
+        self._check(self._library.em_pager_loaded(self._open(), 0, loaded.size, loaded.ctypes.data))
+        return loaded
 
     def warm(self, experts: Sequence[tuple[int, int]]) -> None:
         """Begin to read experts (layer, expert) into free slots, in their order, while there are no other reads."""
-        keys = np.array([layer * self.residency.shape[1] + expert for layer, expert in experts], np.int32)
+        keys = np.array(
+            [layer * self.residency.shape[1] + expert for layer, expert in experts[:MOST_WARM_READS]], np.int32
+        )
         self._check(self._library.em_pager_warm(self._open(), keys.ctypes.data, len(keys)))
+
+    def failure(self, status: int) -> ReadError | None:
+        """The error of a read with which an operation failed, naming layer and expert; None if it is not of a read."""
+        failed, self._failure.status = self._failure.status, Status.OK
+        if status != failed:
+            return None
+        name = f"Layer {self._failure.layer}, expert {self._failure.expert}"
+        if status == Status.TIMEOUT:
+            return ReadError(
+                f"{name}: its read did not end within {self._timeout_seconds:g} s.",
+                "The disk may be failing or far away; copy the store to a local disk.",
+            )
+        error = self._reader.read_error(status, self._failure.detail)
+        return ReadError(f"{name}: {error.message}", error.hint)
 
     def _open(self) -> int | None:
         """The address of the C pager. Raises ReadError where its reader is closed, which C would read from."""
@@ -142,17 +150,4 @@ class NativePager:
 
     def _check(self, status: int) -> None:
         if status != Status.OK:
-            raise self._error(status)
-
-    def _error(self, status: int) -> ReadError:
-        failed, self._failure.status = self._failure.status, Status.OK
-        if status != failed:
-            return ReadError(f"The pager refused a use of experts: {status_text(status)}.", "Please report it.")
-        name = f"Layer {self._failure.layer}, expert {self._failure.expert}"
-        if status == Status.TIMEOUT:
-            return ReadError(
-                f"{name}: its read did not end within {self._timeout_seconds:g} s.",
-                "The disk may be failing or far away; copy the store to a local disk.",
-            )
-        error = self._reader.read_error(status, self._failure.detail)
-        return ReadError(f"{name}: {error.message}", error.hint)
+            raise self.failure(status) or KernelError(f"The pager: {status_text(status)}.", "Please report it.")

@@ -6,26 +6,12 @@ import ctypes
 import os
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from edgemoe.errors import ReadError
 from edgemoe.kernels.native import structures as st
 from edgemoe.kernels.native.library import Status, load_library, status_text
 from edgemoe.kernels.reads import NOT_AS_WRITTEN, RecordRead
 from edgemoe.process import no_threads
-
-
-@dataclass(frozen=True)
-class ReadCounters:
-    """Sums over all requests so far; times of parallel reads add up."""
-
-    bytes_read: int
-    read_us: float
-    queue_wait_us: float
-    reads: int
-    failed: int
-    cancelled: int
-
 
 PIECE_BYTES = 1 << 20
 """Reader threads split a record into pieces of this size, a multiple of the alignment of direct I/O."""
@@ -140,26 +126,15 @@ class NativeReader:
         if status:
             raise self._failure(status, "a release")
 
-    @property
-    def counters(self) -> ReadCounters:
-        """Return the counts and times of all requests so far."""
-        found = st.ReadCountersStruct()
-        status = self._library.em_reader_counters(self._address, ctypes.byref(found))
-        if status:
-            raise self._failure(status, "the counters")
-        return ReadCounters(
-            bytes_read=found.bytes_read,
-            read_us=found.read_ns / 1000,
-            queue_wait_us=found.queue_wait_ns / 1000,
-            reads=found.reads,
-            failed=found.failed,
-            cancelled=found.cancelled,
-        )
-
     def close(self) -> None:
         """Drop queued requests, wait for reads under way, and stop the threads."""
         self._address = None
         self._destroy()
+
+    def abandon(self) -> None:
+        """Leave the threads and their reads to themselves, as one of them hangs; the reader is never destroyed."""
+        self._address = None
+        self._destroy.detach()
 
     def _failure(self, status: int, what: str) -> ReadError:
         if self._address is None:

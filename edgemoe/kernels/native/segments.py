@@ -34,11 +34,11 @@ class SegmentedProgram:
             self._programs.append(bind(segment, first) if native else StepwiseProgram(REFERENCE, segment, first))
             first += len(segment)
 
-    def run(self, tokens: int, position: int) -> None:
+    def run(self, tokens: int) -> None:
         """Run all segments. Raises KernelError before the first, if the buffers of any are too short."""
-        self._bounds.check(tokens, position)
+        self._bounds.check(tokens)
         for program in self._programs:
-            program.run(tokens, position)
+            program.run(tokens)
 
     def time_runs(self, on: bool) -> None:
         """Start timing each operation of every run, from zero; or stop timing."""

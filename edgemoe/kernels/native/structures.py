@@ -18,7 +18,7 @@ from edgemoe.kernels import operations as op
 from edgemoe.kernels.definition import Definition, Field, definition_of
 from edgemoe.kernels.paging import RECORD
 
-ABI_VERSION = 9
+ABI_VERSION = 11
 
 LETTERS = {
     "B": "slot_bytes",
@@ -31,12 +31,21 @@ LETTERS = {
     "K": "top_k",
     "M": "columns",
     "N": "rows",
+    "P": "table_pages",
     "R": "rotated",
     "S": "slot_count",
     "V": "vocab_size",
     "W": "head_dim",
 }
 """Names in C of the letters in shapes."""
+
+_CACHE_LETTERS = {"N": "page_count", "S": "sequence_count"}
+_OWN_LETTERS: dict[type, dict[str, str]] = {op.StoreKv: _CACHE_LETTERS, op.Attention: _CACHE_LETTERS}
+
+
+def letter_name(kind: type, letter: str) -> str:
+    """Return the name in C of a letter in the shapes of an operation, or of a dataclass within one."""
+    return _OWN_LETTERS.get(kind, LETTERS).get(letter) or LETTERS[letter]
 
 
 class MatrixStruct(ctypes.Structure):
@@ -60,7 +69,7 @@ _TYPES: dict[str, Any] = {
     "flag": c_int32,
     "choice": c_int32,
     "format": c_int32,
-    "reader": c_void_p,
+    "pager": c_void_p,
 }
 
 
@@ -87,22 +96,25 @@ MADE: list[Made] = []
 
 
 def _make(kind: type, definition: Definition) -> type[ctypes.Structure]:
-    """Make the struct of an operation, or of a dataclass within one."""
+    """Make the struct of an operation, or of a dataclass within one, which several operations may have."""
+    for made in MADE:
+        if made.kind is kind and made.definition.letters == definition.letters:
+            return made.struct
     inner = {field.name: struct for field, struct in definition.structs}
     fields: list[tuple[str, Any]] = []
     for field in definition.fields:
         if field.struct is None:
             fields.append((field.name, c_int64 if field.mark.wide else _TYPES[field.mark.kind]))
             continue
-        struct = _make(field.struct, inner[field.name])
+        member = _make(field.struct, inner[field.name])
         if field.mark.kind == "struct":
-            fields.append((field.name, struct))
+            fields.append((field.name, member))
         else:
-            fields += [(field.name, struct * field.mark.most), (count_name(field), c_int32)]
-    fields += [(LETTERS[letter], c_int32) for letter in definition.letters]
-    made = type(f"{kind.__name__}Struct", (ctypes.Structure,), {"_fields_": fields})
-    MADE.append(Made(kind, definition, made))
-    return made
+            fields += [(field.name, member * field.mark.most), (count_name(field), c_int32)]
+    fields += [(letter_name(kind, letter), c_int32) for letter in definition.letters]
+    struct = type(f"{kind.__name__}Struct", (ctypes.Structure,), {"_fields_": fields})
+    MADE.append(Made(kind, definition, struct))
+    return struct
 
 
 OPERATION_STRUCTS: dict[type[op.Operation], type[ctypes.Structure]] = {
@@ -228,7 +240,6 @@ class PagerCountersStruct(ctypes.Structure):
             "guessed_uses",
             "warm_bytes",
             "dropped",
-            "wait_ns",
         )
     ]
 

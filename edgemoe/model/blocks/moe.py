@@ -72,8 +72,12 @@ class Moe:
             if build.options.forced_routing:  # the router's choice goes aside; the caller fills `routing`
                 experts, weights = build.row_numbers("routed_experts", K), build.rows("routed_weights", K)
             logits, bonus = build.rows("router_logits", self.num_experts), build.options.cache_aware_routing
-            self.router.emit(build, source, logits, experts, weights, routing.in_memory, bonus)
-        routed = build.rows("routed", K, D)  # experts may write their rows from here on, as their records land
+            slots = routing.slots if bonus > 0 else None
+            self.router.emit(build, source, logits, experts, weights, slots, bonus)
+        with build.doing("experts", "fetch"):
+            drop_cold = build.options.drop_cold
+            weighed = routing.weights if drop_cold > 0 else None
+            build.add(op.Fetch(routing.experts, weighed, drop_cold, build.paging()))
         build.guess_next_routing()
         shared = gate = None
         if self.shared is not None:
@@ -82,8 +86,9 @@ class Moe:
                 if self.shared.gate:
                     gate = build.linear(source, "shared_gate", build.rows("shared_gate", 1))
         with build.doing("experts", "experts"):
-            arena, layout, arrivals = build.expert_arguments()
-            build.add(op.Experts(source, routing.experts, routing.slots, arena, layout, routed, arrivals))
+            arena, layout, paging = build.expert_arguments()
+            routed = build.rows("routed", K, D)
+            build.add(op.Experts(source, routing.experts, routing.slots, arena, layout, routed, paging))
         with build.doing("combine", "combine"):
             build.add(op.Combine(build.residual, build.residual_scale, routed, routing.weights, shared, gate))
 
@@ -95,6 +100,7 @@ class Moe:
             weights = build.fixed_rows("guessed_weights", 1, self.top_k)
         logits = build.fixed_rows("guessed_logits", 1, self.num_experts)
         self.router.emit(build, source, logits, experts, weights)
+        build.add(op.Prefetch(guessed.predicted, build.paging()))
 
     def _routing(self, build: Builder) -> RoutingValues:
         E, K = self.num_experts, self.top_k
@@ -104,5 +110,4 @@ class Moe:
             predicted=build.kept("predicted", 1, K, dtype="i32"),
             predicted_weights=build.kept("predicted_weights", 1, K),
             slots=build.kept("slots", E, dtype="i32"),
-            in_memory=build.kept("in_memory", E, dtype="i32") if build.options.cache_aware_routing > 0 else None,
         )

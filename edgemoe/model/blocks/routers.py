@@ -56,23 +56,23 @@ class RouterSpec:
         logits: op.Floats,
         experts: op.Integers,
         weights: op.Floats,
-        in_memory: op.Integers | None = None,
+        slots: op.Integers | None = None,
         bonus: float = 0.0,
     ) -> None:
         """Add the operations from the normalised stream to the choice; `logits` `(T, E)` is a value of the caller."""
         build.linear(source, "router", logits, bias=self.logit_bias)
         bias = build.vector("router_choice_bias", logits.shape[1]) if self.choice_bias else None
-        build.add(self._route(logits, experts, weights, bias, in_memory, bonus))
+        build.add(self._route(logits, experts, weights, bias, slots, bonus))
 
     def _route(
-        self, logits: Any, experts: Any, weights: Any, choice_bias: Any, in_memory: Any = None, bonus: float = 0.0
+        self, logits: Any, experts: Any, weights: Any, choice_bias: Any, slots: Any = None, bonus: float = 0.0
     ) -> op.Route:
         return op.Route(
             logits,
             self.normalise,
             experts,
             weights,
-            in_memory,
+            slots,
             bonus,
             score=self.score,
             choice_bias=choice_bias,

@@ -10,10 +10,11 @@
  *
  * Experts whose records are still being read are computed as their reads end; all whose reads have ended by then are
  * computed together. */
+#include <stdbool.h>
 #include <string.h>
 
-#include "../clock.h"
 #include "../operations.h"
+#include "../pager.h"
 
 enum {
     /* A chunk of less work than this costs more to hand out than to do. */
@@ -233,12 +234,18 @@ int32_t em_run_gated_ffn(const em_gated_ffn *f, const em_run *run) {
 
 /* ---- many ----------------------------------------------------------------------------------------------- */
 
-/* The work left for an expert in a run. */
+/* The work left for an expert in a run, or in a wave of it. */
 typedef enum expert_state {
-    NOTHING = 0, /* none: not routed to, not in the arena, or done */
+    NOTHING = 0, /* none: not routed to, not in the arena, of another wave, or done */
     AWAITED = 1, /* all of it, once the pending read of its record ends */
     READY = 2    /* all of it; its record is in the arena */
 } expert_state;
+
+/* Experts that have slots at the same time. */
+typedef struct expert_wave {
+    const int32_t *experts;
+    int32_t count;
+} expert_wave;
 
 static ffn_sizes sizes_of_experts(const em_experts *e) {
     const em_expert_layout *layout = &e->layout;
@@ -259,10 +266,7 @@ static int32_t check_experts(const em_experts *e, int32_t choices) {
     return EM_OK;
 }
 
-/* The ticket of the pending read into the slot of a routed expert; -1 if its record is there. */
-static int64_t *ticket_of(const em_experts *e, int32_t expert) { return &e->arrivals.tickets[e->slots[expert]]; }
-
-/* Sets the state of every expert, and which input rows are wanted, at the beginning of a run. */
+/* Sets the state of every expert, and which input rows are wanted, at the beginning of a run without a pager. */
 static void begin_states(const em_experts *e, int32_t tokens, ffn_memory memory) {
     memset(memory.states, NOTHING, (size_t)e->num_experts);
     memset(memory.wanted, 0, (size_t)tokens);
@@ -270,7 +274,7 @@ static void begin_states(const em_experts *e, int32_t tokens, ffn_memory memory)
         const int32_t expert = e->experts[i];
         if (e->slots[expert] < 0) continue;
         memory.wanted[i / e->top_k] = 1;
-        memory.states[expert] = e->arrivals.reader && *ticket_of(e, expert) >= 0 ? AWAITED : READY;
+        memory.states[expert] = READY;
     }
 }
 
@@ -297,42 +301,88 @@ static int32_t group_pairs(const em_experts *e, int32_t tokens, ffn_memory memor
     return ffn_count;
 }
 
-/* Marks awaited experts whose reads have ended as ready. `*ready` becomes their number, `*awaited` the number of those
- * still awaited. Stops at the first read that failed and returns its status. */
-static int32_t take_arrivals(const em_experts *e, ffn_memory memory, int32_t *awaited, int32_t *ready) {
+/* Computes the experts that are ready. */
+static void run_ready(const em_experts *e, const em_run *run, ffn_memory memory) {
+    const int32_t ffn_count = group_pairs(e, run->tokens, memory);
+    const int32_t pairs = ffn_count ? memory.ffns[ffn_count - 1].first + memory.ffns[ffn_count - 1].count : 0;
+    run_ffns(run, sizes_of_experts(e), memory, e->input, e->output, ffn_count, pairs);
+    for (int32_t i = 0; i < e->num_experts; i++) {
+        if (memory.states[i] == READY) memory.states[i] = NOTHING;
+    }
+}
+
+/* Marks awaited experts of a wave whose reads have ended as ready. `*ready` becomes their number, `*awaited` the number of
+ * those still awaited. Stops at the first read that failed and returns its status. */
+static int32_t take_arrivals(const em_experts *e, expert_wave wave, ffn_memory memory, int32_t *awaited,
+                             int32_t *ready) {
     *awaited = *ready = 0;
-    for (int32_t expert = 0; expert < e->num_experts; expert++) {
+    for (int32_t i = 0; i < wave.count; i++) {
+        const int32_t expert = wave.experts[i];
         if (memory.states[expert] != AWAITED) continue;
-        int64_t *ticket = ticket_of(e, expert);
-        const int32_t done = em_reader_done(e->arrivals.reader, *ticket);
-        if (done < 0) return -done;
-        if (!done) {
-            ++*awaited;
-            continue;
-        }
-        int32_t status = em_reader_wait(e->arrivals.reader, *ticket, 0, NULL);
-        if (status == EM_OK) status = em_reader_release(e->arrivals.reader, *ticket);
+        bool landed;
+        const int32_t status = em_pager_land(e->paged.pager, expert, &landed);
         if (status != EM_OK) return status;
-        *ticket = -1;
-        memory.states[expert] = READY;
-        ++*ready;
+        if (landed) memory.states[expert] = READY;
+        ++*(landed ? ready : awaited);
     }
     return EM_OK;
 }
 
-/* Waits until the read of an awaited record ends. */
-static int32_t await_arrival(const em_experts *e, ffn_memory memory, const em_run *run) {
-    /* Waiting for some of the tickets would be correct; this waits for all, up to a limit that bounds the stack. */
-    enum { TICKETS_AT_ONCE = 256 };
-    int64_t tickets[TICKETS_AT_ONCE];
-    int32_t count = 0;
-    for (int32_t expert = 0; expert < e->num_experts && count < TICKETS_AT_ONCE; expert++) {
-        if (memory.states[expert] == AWAITED) tickets[count++] = *ticket_of(e, expert);
+/* Waits until the record of an awaited expert lands. */
+static int32_t await_arrival(const em_experts *e, expert_wave wave, ffn_memory memory) {
+    enum { EXPERTS_AT_ONCE = 256 };
+    int32_t awaited[EXPERTS_AT_ONCE], count = 0;
+    for (int32_t i = 0; i < wave.count && count < EXPERTS_AT_ONCE; i++) {
+        if (memory.states[wave.experts[i]] == AWAITED) awaited[count++] = wave.experts[i];
     }
-    const uint64_t start = run->disk_ns ? em_now_ns() : 0;
-    const int64_t timeout_us = (int64_t)(e->arrivals.timeout_seconds * 1e6);
-    const int32_t status = em_reader_wait_any(e->arrivals.reader, tickets, count, timeout_us);
-    if (run->disk_ns) *run->disk_ns += em_now_ns() - start;
+    return em_pager_await(e->paged.pager, awaited, count);
+}
+
+/* Computes the experts of a wave: those whose records are there, then the others as they land. */
+static int32_t run_wave(const em_experts *e, const em_run *run, expert_wave wave, ffn_memory memory) {
+    memset(memory.states, NOTHING, (size_t)e->num_experts);
+    for (int32_t i = 0; i < wave.count; i++) memory.states[wave.experts[i]] = AWAITED;
+    int32_t awaited, ready;
+    int32_t status = take_arrivals(e, wave, memory, &awaited, &ready);
+    while (status == EM_OK) {
+        run_ready(e, run, memory);
+        if (awaited == 0) break;
+        status = take_arrivals(e, wave, memory, &awaited, &ready);
+        if (status == EM_OK && ready == 0) {
+            status = await_arrival(e, wave, memory);
+            if (status == EM_OK) status = take_arrivals(e, wave, memory, &awaited, &ready);
+        }
+    }
+    return status;
+}
+
+/* Writes zeros to the rows of experts that were left out: their weights are 0, and 0 times what an earlier layer left there
+ * might not be. */
+static int32_t clear_left_out(const em_experts *e, int32_t choices, const uint8_t *wanted) {
+    for (int32_t i = 0; i < choices; i++) {
+        const uint8_t wish = wanted[e->experts[i]];
+        if (wish == EM_NOT_WANTED) return EM_BAD_EXPERT; /* it was not fetched */
+        if (wish == EM_LEFT_OUT) memset(e->output + (size_t)i * e->hidden_size, 0, e->hidden_size * sizeof(float));
+    }
+    return EM_OK;
+}
+
+/* Computes the experts that were fetched, in waves where slots are too few for all. */
+static int32_t run_paged(const em_experts *e, const em_run *run, ffn_memory memory) {
+    em_pager *pager = e->paged.pager;
+    memset(memory.wanted, 1, (size_t)run->tokens);
+    quantise_input(run, sizes_of_experts(e), memory, e->input);
+    expert_wave wave;
+    int32_t status = clear_left_out(e, run->tokens * e->top_k, em_pager_wanted(pager));
+    while (status == EM_OK) {
+        status = em_pager_next(pager, (int32_t)e->paged.layer, &wave.experts, &wave.count);
+        if (status != EM_OK || wave.count == 0) break;
+        status = run_wave(e, run, wave, memory);
+        if (status == EM_OK) continue;
+        const int32_t blamed = em_pager_blame(pager);
+        status = blamed == EM_OK ? status : blamed;
+    }
+    em_pager_end(pager);
     return status;
 }
 
@@ -341,23 +391,14 @@ int32_t em_run_experts(const em_experts *e, const em_run *run) {
     em_layout layout = {.base = run->scratch};
     const ffn_sizes sizes = sizes_of_experts(e);
     const ffn_memory memory = lay_out(&layout, sizes, run->tokens, run->tokens * e->top_k, e->num_experts);
-    begin_states(e, run->tokens, memory);
-    quantise_input(run, sizes, memory, e->input);
-    int32_t awaited, ready;
-    int32_t status = take_arrivals(e, memory, &awaited, &ready);
-    while (status == EM_OK) {
-        const int32_t ffn_count = group_pairs(e, run->tokens, memory);
-        const int32_t pairs = ffn_count ? memory.ffns[ffn_count - 1].first + memory.ffns[ffn_count - 1].count : 0;
-        run_ffns(run, sizes, memory, e->input, e->output, ffn_count, pairs);
-        for (int32_t i = 0; i < e->num_experts; i++) {
-            if (memory.states[i] == READY) memory.states[i] = NOTHING;
-        }
-        if (awaited == 0) break;
-        status = take_arrivals(e, memory, &awaited, &ready);
-        if (status == EM_OK && ready == 0) {
-            status = await_arrival(e, memory, run);
-            if (status == EM_OK) status = take_arrivals(e, memory, &awaited, &ready);
-        }
+    if (!e->paged.pager) {
+        begin_states(e, run->tokens, memory);
+        quantise_input(run, sizes, memory, e->input);
+        run_ready(e, run, memory);
+        return EM_OK;
     }
+    const uint64_t waited_ns = em_pager_waited_ns(e->paged.pager);
+    const int32_t status = run_paged(e, run, memory);
+    if (run->disk_ns) *run->disk_ns += em_pager_waited_ns(e->paged.pager) - waited_ns;
     return status;
 }

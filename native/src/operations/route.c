@@ -96,7 +96,7 @@ static void score_choices(const em_route *r, const em_kernels *kernels, const fl
 /* The inputs of one token's raised scores: its choice scores, and the bonus of the experts in memory. */
 typedef struct scoring {
     const float *scores;
-    const int32_t *in_memory;
+    const int32_t *slots; /* of the experts; negative: not in memory */
     float bonus; /* added to the scores of experts in memory */
 } scoring;
 
@@ -110,11 +110,11 @@ static scoring scoring_of(const em_route *r, const float *scores) {
         if (scores[e] < smallest) smallest = scores[e];
     }
     const float reach = largest - smallest;
-    return (scoring){scores, r->in_memory, isfinite(reach) ? r->bonus * reach : 0};
+    return (scoring){scores, r->slots, isfinite(reach) ? r->bonus * reach : 0};
 }
 
 static inline float raised(const scoring *s, int32_t e) {
-    return s->in_memory[e] ? s->scores[e] + s->bonus : s->scores[e];
+    return s->slots[e] >= 0 ? s->scores[e] + s->bonus : s->scores[e];
 }
 
 /* Whether `a` comes before `b`: by falling raised score, on a tie by falling score, then by number. */
@@ -175,7 +175,7 @@ static void route_token(const route_task *task, int64_t token) {
         score_choices(r, kernels, logits, own, task->groups + token * r->groups);
         scores = own;
     }
-    if (r->in_memory) {
+    if (r->slots) {
         choose_with_bonus(r, scores, experts);
     } else {
         for (int32_t k = 0; k < r->top_k; k++) {

@@ -107,7 +107,7 @@ static void rope_rows(void *context, int64_t begin, int64_t end, int32_t thread)
     const int32_t half = r->rotated / 2;
     (void)thread;
     for (int64_t row = begin; row < end; row++) {
-        const size_t table_row = (size_t)(task->run->position + row / r->heads) * half;
+        const size_t table_row = (size_t)r->positions[row / r->heads] * half;
         const float *cosine = r->cosine + table_row, *sine = r->sine + table_row;
         float *first = r->values + row * r->head_dim, *second = first + half;
         for (int32_t i = 0; i < half; i++) {
@@ -121,13 +121,15 @@ static void rope_rows(void *context, int64_t begin, int64_t end, int32_t thread)
 EM_NO_SCRATCH(rope)
 
 int32_t em_run_rope(const em_rope *rope, const em_run *run) {
-    if (run->position + run->tokens > rope->context) return EM_BAD_POSITION;
+    for (int32_t t = 0; t < run->tokens; t++) {
+        if (rope->positions[t] < 0 || rope->positions[t] >= rope->context) return EM_BAD_POSITION;
+    }
     return run_rows(rope, run, rope_rows, (int64_t)run->tokens * rope->heads, rope->head_dim);
 }
 
 /* ---- keys and values ---------------------------------------------------------------------------------- */
 
-/* Stores keys or values in row `to` of the cache's (G * C) rows. */
+/* Stores keys or values in row `to` of the cache's (N * G * 64) rows. */
 static void store_row(const em_store_kv *s, const em_kernels *kernels, const float *row, em_cache cache, size_t to) {
     const size_t at = to * s->head_dim;
     if (cache.format == EM_F32) {
@@ -144,8 +146,11 @@ static void store_rows(void *context, int64_t begin, int64_t end, int32_t thread
     const em_store_kv *s = task->operation;
     (void)thread;
     for (int64_t row = begin; row < end; row++) {
-        const int64_t token = row / s->kv_heads, group = row % s->kv_heads;
-        const size_t to = (size_t)group * s->context + (size_t)(task->run->position + token);
+        const int64_t token = row / s->kv_heads, head = row % s->kv_heads;
+        const int32_t position = s->positions[token];
+        const int32_t *pages = s->pages + (size_t)s->sequences[token] * s->table_pages;
+        const size_t page = (size_t)pages[position / EM_PAGE_TOKENS];
+        const size_t to = (page * s->kv_heads + head) * EM_PAGE_TOKENS + position % EM_PAGE_TOKENS;
         store_row(s, task->run->kernels, s->keys + row * s->head_dim, s->key_cache, to);
         store_row(s, task->run->kernels, s->values + row * s->head_dim, s->value_cache, to);
     }
@@ -157,7 +162,13 @@ int32_t em_run_store_kv(const em_store_kv *store, const em_run *run) {
     if (!em_is_cache_format(store->key_cache.format) || !em_is_cache_format(store->value_cache.format)) {
         return EM_BAD_OPERATION;
     }
-    if (run->position + run->tokens > store->context) return EM_BAD_POSITION;
+    for (int32_t t = 0; t < run->tokens; t++) {
+        const int32_t sequence = store->sequences[t], block = store->positions[t] / EM_PAGE_TOKENS;
+        if (sequence < 0 || sequence >= store->sequence_count) return EM_BAD_POSITION;
+        if (store->positions[t] < 0 || block >= store->table_pages) return EM_BAD_POSITION;
+        const int32_t page = store->pages[(size_t)sequence * store->table_pages + block];
+        if (page < 0 || page >= store->page_count) return EM_BAD_POSITION;
+    }
     return run_rows(store, run, store_rows, (int64_t)run->tokens * store->kv_heads, store->head_dim);
 }
 

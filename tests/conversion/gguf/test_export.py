@@ -157,7 +157,7 @@ def test_progress_grows_to_the_whole(tiny: Store, tmp_path: Path) -> None:
         (CONFIGS["qwen2_moe"] | {"head_dim": 32}, "heads that are not together as wide as the model"),
         (
             CONFIGS["llama"] | {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 16.0}},
-            "YaRN but with its usual numbers",
+            "YaRN with unusual parameters",
         ),
     ],
 )
@@ -254,14 +254,14 @@ def test_columns_that_fill_no_block_are_refused_by_name(tmp_path: Path) -> None:
 def test_what_stands_at_the_destination_is_not_lost(tiny: Store, tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(b"mine")
-    with pytest.raises(UsageError, match="there is a file of that name") as caught:
+    with pytest.raises(UsageError, match="a file of that name exists") as caught:
         export_gguf(tiny, path, name="x")
     assert "`force`" in caught.value.hint
     assert path.read_bytes() == b"mine"
     export_gguf(tiny, path, name="x", force=True)
     assert path.read_bytes()[:4] == b"GGUF"
     (tmp_path / "folder.gguf").mkdir()
-    with pytest.raises(UsageError, match="there is a folder of that name"):
+    with pytest.raises(UsageError, match="a folder of that name exists"):
         export_gguf(tiny, tmp_path / "folder.gguf", name="x", force=True)
     for name in ("model.bin", "gguf", "a\0.gguf"):
         with pytest.raises(UsageError, match=r"expected a name that ends in \.gguf"):

@@ -641,7 +641,7 @@ def _key(name: bytes, kind: int) -> bytes:
         (_header(pair_count=1, body=_key(b"k", 9) + struct.pack("<IQ", 8, 1 << 21)), "the header at byte 49"),
         (_header(pair_count=1, body=_key(b"k", 9) + struct.pack("<IQ", 9, 1)), "array of arrays"),
         (_header(pair_count=1, body=_key(b"\xff", 0)), "not UTF-8"),
-        (_header(pair_count=2, body=(_key(b"k", 0) + b"\0") * 2), "there twice"),
+        (_header(pair_count=2, body=(_key(b"k", 0) + b"\0") * 2), "occurs twice"),
         (_header(tensor_count=1, body=_key(b"t", 5) + bytes(100)), "1 to 4 dimensions"),
         (_header(tensor_count=1, body=_key(b"t", 2) + struct.pack("<QQIQ", 1 << 40, 1 << 40, 0, 0)), "the file ends"),
         (_header(tensor_count=1, body=_key(b"t", 1) + struct.pack("<QIQ", 33, 8, 0)), "does not fit blocks of 32"),

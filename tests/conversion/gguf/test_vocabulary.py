@@ -171,7 +171,7 @@ def test_more_tokens_than_the_model_has_are_refused(tmp_path: Path) -> None:
 def test_a_tokenizer_that_is_none_is_told_as_such(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "store", small_tokenizer())
     (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(StoreError, match=r"tokenizer\.json: cannot be understood"):
+    with pytest.raises(StoreError, match=r"tokenizer\.json: cannot be parsed"):
         there_and_back(folder, 400, tmp_path / "m.gguf")
 
 
@@ -227,9 +227,9 @@ def test_an_error_of_the_writer_blames_no_file_of_the_store(tmp_path: Path, monk
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("tokenizer.json", "{", r"tokenizer\.json: cannot be understood"),
+        ("tokenizer.json", "{", r"tokenizer\.json: cannot be parsed"),
         ("tokenizer_config.json", "[]", r"tokenizer_config\.json: expected a JSON object, found list"),
-        ("generation_config.json", "{", r"generation_config\.json: cannot be understood"),
+        ("generation_config.json", "{", r"generation_config\.json: cannot be parsed"),
     ],
 )
 def test_the_file_that_is_damaged_is_named(name: str, content: str, message: str, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from edgemoe.kernels import operations as op
 from edgemoe.kernels.formats import FORMATS, Matrix
 from edgemoe.kernels.native import library, structures
 from edgemoe.kernels.native.backend import NativeBackend
-from tests.kernels.builders import aligned, empty_cache, random_ffn, random_matrix
+from tests.kernels.builders import aligned, empty_cache, places, random_ffn, random_matrix
 from tests.kernels.test_products import pack_experts
 
 TOKENS, WIDTH = 3, 40
@@ -84,7 +84,7 @@ LINEAR_FAULTS: dict[str, tuple[Callable[[op.Linear], op.Linear], str]] = {
 def test_a_faulty_linear_is_named(backend: NativeBackend, fault: str) -> None:
     change, buffer = LINEAR_FAULTS[fault]
     good = good_linear()
-    backend.program([good]).run(TOKENS, 0)
+    backend.program([good]).run(TOKENS)
     with pytest.raises(KernelError) as error:
         backend.program([good, change(good)])
     assert error.value.message.startswith(f"operation 1 (Linear): {buffer}: expected ")
@@ -94,15 +94,15 @@ def test_a_faulty_linear_is_named(backend: NativeBackend, fault: str) -> None:
 def test_output_in_the_place_of_its_input_is_refused(backend: NativeBackend, random: np.random.Generator) -> None:
     matrix = random_matrix("f32", WIDTH, WIDTH, random)
     values = floats(TOKENS, WIDTH)
-    caches = [floats(1, 8, WIDTH), floats(1, 8, WIDTH)]
+    caches = [floats(1, 1, 64, WIDTH), floats(1, 1, 64, WIDTH)]
     for operation in (
         op.Linear(values, (op.LinearPart(matrix, None, values),)),
-        op.Attention(values, *caches, 1.0, values),
+        op.Attention(values, *places(TOKENS), *caches, 1.0, values),
         op.GatedFfn(values, *random_ffn("q4", WIDTH, 16, random), values),
     ):
         with pytest.raises(KernelError, match="memory apart from"):
             backend.program([operation])
-    backend.program([op.RmsNorm(values, floats(WIDTH), 1e-5, values)]).run(TOKENS, 0)
+    backend.program([op.RmsNorm(values, floats(WIDTH), 1e-5, values)]).run(TOKENS)
 
 
 def test_faulty_experts_are_named(backend: NativeBackend, random: np.random.Generator) -> None:
@@ -111,7 +111,7 @@ def test_faulty_experts_are_named(backend: NativeBackend, random: np.random.Gene
     chosen = np.zeros((TOKENS, 1), np.int32)
     good = op.Experts(floats(TOKENS, WIDTH), chosen, slots, arena, layout, floats(TOKENS, 1, WIDTH))
     program = backend.program([good])
-    program.run(TOKENS, 0)
+    program.run(TOKENS)
     faults = {
         "arena": replace(good, arena=arena.reshape(-1)),
         "slots": replace(good, slots=slots.astype(np.int64)),
@@ -126,10 +126,10 @@ def test_faulty_experts_are_named(backend: NativeBackend, random: np.random.Gene
     for wrong in (-1, 2):
         chosen[1] = wrong
         with pytest.raises(KernelError, match=r"operation 0 \(Experts\).*expert number or its slot"):
-            program.run(TOKENS, 0)
+            program.run(TOKENS)
     chosen[1], slots[0] = 0, 2
     with pytest.raises(KernelError, match="slot is out of range"):
-        program.run(TOKENS, 0)
+        program.run(TOKENS)
 
 
 def test_an_arena_without_slots_is_fine(backend: NativeBackend, random: np.random.Generator) -> None:
@@ -139,26 +139,27 @@ def test_an_arena_without_slots_is_fine(backend: NativeBackend, random: np.rando
     output = floats(TOKENS, 1, WIDTH)
     output[:] = 3
     chosen, slots = np.zeros((TOKENS, 1), np.int32), np.full(1, -1, np.int32)
-    backend.program([op.Experts(floats(TOKENS, WIDTH), chosen, slots, empty, layout, output)]).run(TOKENS, 0)
+    backend.program([op.Experts(floats(TOKENS, WIDTH), chosen, slots, empty, layout, output)]).run(TOKENS)
     assert (output == 3).all()
 
 
 def test_faulty_caches_are_named(backend: NativeBackend) -> None:
-    keys, query = floats(2, 8, 20), floats(TOKENS, WIDTH)
-    quantised = empty_cache("q8", (2, 8, 20))
+    shape = (1, 2, 64, 20)
+    keys, query = floats(*shape), floats(TOKENS, WIDTH)
+    quantised = empty_cache("q8", shape)
     for values, caches in (
         (query, (quantised, keys)),
         (query, (keys, quantised)),
-        (query, (quantised, replace(quantised, scales=quantised.scales[:, :, :0]))),
+        (query, (quantised, replace(quantised, scales=quantised.scales[..., :0]))),
         (query, (replace(quantised, values=keys), quantised)),
         (floats(TOKENS, 50), (quantised, quantised)),
-        (query, (keys, floats(2, 8, 10))),
+        (query, (keys, floats(1, 2, 64, 10))),
         (query, (keys, keys.astype(np.float16))),
         (query, (keys.astype(np.float64), keys.astype(np.float64))),
         (floats(TOKENS, 50), (keys, keys.copy())),
     ):
         with pytest.raises(KernelError, match=r"operation 0 \(Attention\)"):
-            backend.program([op.Attention(values, *caches, 1.0, np.zeros_like(values))])
+            backend.program([op.Attention(values, *places(TOKENS), *caches, 1.0, np.zeros_like(values))])
 
 
 def test_faulty_combine_and_route_are_named(backend: NativeBackend) -> None:
@@ -171,8 +172,8 @@ def test_faulty_combine_and_route_are_named(backend: NativeBackend) -> None:
         backend.program([op.Route(floats(TOKENS, 3), True, np.zeros((TOKENS, 4), np.int32), floats(TOKENS, 4))])
     chosen = np.zeros((TOKENS, 2), np.int32)
     for table, bonus, message in (
-        (np.zeros(4, np.int32), 0.5, r"in_memory: expected shape \(3,\)"),
-        (np.zeros(3, np.int64), 0.5, "in_memory: expected int32"),
+        (np.zeros(4, np.int32), 0.5, r"slots: expected shape \(3,\)"),
+        (np.zeros(3, np.int64), 0.5, "slots: expected int32"),
         (np.zeros(3, np.int32), 1.5, "bonus: expected 0 to 1"),
         (np.zeros(3, np.int32), float("nan"), "bonus: expected 0 to 1"),
     ):
@@ -185,21 +186,24 @@ def test_runs_outside_their_buffers_are_refused(backend: NativeBackend, random: 
     table = random_matrix("q8", 10, WIDTH, random)
     tables = floats(8, 10), floats(8, 10)
     values = floats(TOKENS + 2, WIDTH)
-    program = backend.program([op.Embed(ids, table, 1.0, values), op.Rope(values, 2, *tables)])
-    program.run(TOKENS, 5)
+    positions = np.arange(8 - TOKENS, 8, dtype=np.int32)
+    program = backend.program([op.Embed(ids, table, 1.0, values), op.Rope(values, 2, positions, *tables)])
+    program.run(TOKENS)
     for tokens in (0, -1, TOKENS + 1):
         with pytest.raises(KernelError, match=f"buffers hold 1 to {TOKENS}"):
-            program.run(tokens, 0)
-    for position in (6, 2**31 - 1):
-        with pytest.raises(KernelError):
-            program.run(TOKENS, position)
-    with pytest.raises(KernelError):
-        program.run(TOKENS, -1)
+            program.run(tokens)
+    for wrong in (8, 2**31 - 1, -1):
+        positions[1] = wrong
+        with pytest.raises(
+            KernelError, match=r"operation 1 \(Rope\): a row's position, sequence or page does not exist"
+        ):
+            program.run(TOKENS)
+    positions[1] = 0
     for wrong in (10, -1):
         ids[TOKENS - 1] = wrong
         with pytest.raises(KernelError, match=r"operation 0 \(Embed\): a token id is outside"):
-            program.run(TOKENS, 0)
-    program.run(TOKENS - 1, 0)
+            program.run(TOKENS)
+    program.run(TOKENS - 1)
 
 
 def test_an_unknown_operation_is_refused(backend: NativeBackend) -> None:
@@ -213,15 +217,15 @@ def test_programs_keep_their_buffers_and_share_scratch(backend: NativeBackend, r
     values = random.standard_normal((TOKENS, WIDTH)).astype(np.float32)
     small.input[:] = values
     program = backend.program([small])
-    program.run(TOKENS, 0)
+    program.run(TOKENS)
     expected, output = small.parts[0].output.copy(), small.parts[0].output
     del small
     wide = random_matrix("q4", 16, 4096, random)
     large = op.Linear(floats(500, 4096), (op.LinearPart(wide, None, floats(500, 16)),))
     assert backend.scratch_bytes([large]) > 500 * 4096
-    backend.program([large]).run(500, 0)
+    backend.program([large]).run(500)
     output[:] = 0
-    program.run(TOKENS, 0)
+    program.run(TOKENS)
     assert np.array_equal(output, expected)
 
 
@@ -231,7 +235,7 @@ def test_a_closed_backend_says_so() -> None:
     backend.close()
     backend.close()
     with pytest.raises(KernelError, match="closed"):
-        program.run(TOKENS, 0)
+        program.run(TOKENS)
     with pytest.raises(KernelError, match="closed"):
         backend.program([good_linear()])
 
@@ -251,7 +255,7 @@ def test_a_forked_child_is_told(backend: NativeBackend) -> None:
     child = os.fork()
     if child == 0:
         try:
-            program.run(TOKENS, 0)
+            program.run(TOKENS)
         except KernelError as error:
             os._exit(0 if "fork" in error.message else 2)
         os._exit(1)

@@ -29,32 +29,28 @@ def test_records_come_from_their_file_and_a_closed_reader_is_an_error(tmp_path: 
     arena, reader = np.zeros((2, BYTES), np.uint8), NativeReader(1, 16)
     with (tmp_path / "records").open("rb") as file:
         pager = NativePager(arena, records_in(file.fileno()), reader, LRU, 60)
-        for wave in pager.stream(1, [2]):
-            slot = wave[2]
-            reader.wait(int(pager.tickets[slot]), 60)
-            reader.release(int(pager.tickets[slot]))
-            pager.tickets[slot] = -1
+        pager.warm([(1, 2)])
+        slot = int(pager.residency[1, 2])
+        reader.wait(int(pager.tickets[slot]), 60)
     assert np.array_equal(arena[slot], content.reshape(-1, BYTES)[EXPERTS + 2])
-    assert pager.loaded(1, 2)
-    assert pager.holds(1, 2)
-    assert not pager.holds(1, 1)
+    assert np.argwhere(pager.all_loaded()).tolist() == [[1, 2]]
     reader.close()
-    for use in (lambda: next(pager.stream(0, [1])), lambda: pager.predict(0, [1]), lambda: pager.loaded(0, 1)):
+    for use in (lambda: pager.warm([(0, 1)]), pager.all_loaded, lambda: pager.address):
         with pytest.raises(ReadError, match="closed"):
             use()
     with pytest.raises(ReadError, match="closed"):
         NativePager(arena, records_in(0), reader, LRU, 60)
 
 
-@pytest.mark.parametrize("experts", [[EXPERTS], [-1], [0, 0]])
-def test_an_unknown_expert_is_refused(experts: list[int]) -> None:
+def test_bad_input_is_refused() -> None:
     reader = NativeReader(1, 16)
     pager = NativePager(np.zeros((2, BYTES), np.uint8), records_in(0), reader, LRU, 60)
-    with pytest.raises(ReadError, match="refused"):
-        next(pager.stream(0, experts))
-    with pytest.raises(ReadError, match="refused"):
-        pager.predict(0, experts)
-    assert pager.statistics.misses == 0
+    with pytest.raises(KernelError, match="expert number"):
+        pager.warm([(LAYERS, 0)])
+    with pytest.raises(KernelError, match="out of range"):
+        pager.phase = 3
+    assert pager.phase == 0
+    assert pager.statistics.warm_bytes == 0
     reader.close()
 
 

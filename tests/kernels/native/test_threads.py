@@ -66,14 +66,14 @@ def test_one_backend_takes_one_run_at_a_time() -> None:
     programs = [backend.program(layer.operations) for layer in layers]
     for layer in layers:
         layer.ids[:] = TOKENS
-    programs[0].run(len(TOKENS), 0)
+    programs[0].run(len(TOKENS))
     expected = layers[0].residual.copy()
     outcomes: list[str] = []
 
     def work(number: int) -> None:
         for _ in range(30):
             try:
-                programs[number].run(len(TOKENS), 0)
+                programs[number].run(len(TOKENS))
             except KernelError as error:
                 outcomes.append(error.message)
             else:

@@ -1,0 +1,84 @@
+"""The scratch that a backend's kernels need for a step, measured on the graph before any array exists."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from edgemoe.engine.workspace import KvFormat, shape_of
+from edgemoe.kernels.formats import Format, Matrix, group_count
+from edgemoe.kernels.operations import Backend, ExpertLayout, Placeholder, QuantisedCache
+from edgemoe.model.build import Graph
+from edgemoe.model.graph import Arena, ExpertRecords, FirstRow, Leaf, Paging, Value, Weight, bound
+from edgemoe.store.reader import Store
+
+_FLOATS = {"f32": np.float32, "f16": np.float16}
+
+
+@dataclass(frozen=True)
+class WeightFormats:
+    """The formats of a store's weights, which its manifest says before any of them is read."""
+
+    matrices: Mapping[str, Format]
+    """The format of each resident matrix, by its stored name."""
+    layouts: Sequence[ExpertLayout | None]
+    """The layout of each layer's expert records; None for a layer without routed experts."""
+    slot_bytes: int
+    known: WeakKeyDictionary[Backend, dict[Any, int]] = field(
+        default_factory=WeakKeyDictionary, compare=False, repr=False
+    )
+    """Sizes that were measured already; a plan asks for the same ones several times."""
+
+    @classmethod
+    def of(cls, store: Store) -> WeightFormats:
+        """The formats of a store, which may be planned only."""
+        matrices = {tensor.name: tensor.format for tensor in store.manifest.resident if tensor.format is not None}
+        return cls(matrices, store.expert_layouts, store.record_bytes)
+
+
+def step_scratch_bytes(
+    graph: Graph, formats: WeightFormats, backend: Backend, tokens: int, context_length: int, kv_format: KvFormat
+) -> int:
+    """Bytes of scratch of the backend for any operation of a step of `tokens` tokens."""
+    known, key = formats.known.setdefault(backend, {}), (graph, tokens, context_length, kv_format)
+    if key not in known:
+
+        def placeholder(leaf: Leaf) -> Any:
+            return _placeholder(leaf, formats, tokens, context_length, kv_format)
+
+        # The guess at a routing has room for one token only, and so has a program with it.
+        programs = (
+            [bound(step.operation, placeholder) for step in section.steps if (step.stage == "predict") == guesses]
+            for section in graph.distinct_sections()
+            for guesses in (False, True)
+        )
+        known[key] = max(backend.scratch_bytes(operations) for operations in programs if operations)
+    return known[key]
+
+
+def _placeholder(leaf: Leaf, formats: WeightFormats, tokens: int, context_length: int, kv_format: KvFormat) -> Any:
+    """Return an object of the size of a leaf of a symbolic operation, without memory."""
+    if isinstance(leaf, Value):
+        shape = shape_of(leaf, tokens, context_length)
+        if leaf.dtype != "kv":
+            return Placeholder(shape, np.int32 if leaf.dtype == "i32" else np.float32)
+        if kv_format == "q8":
+            scales = Placeholder((*shape[:-1], group_count(shape[-1])), np.float16)
+            return QuantisedCache(Placeholder(shape, np.int8), scales)  # type: ignore[arg-type]  # stands for arrays
+        return Placeholder(shape, _FLOATS[kv_format])
+    if isinstance(leaf, FirstRow):
+        return Placeholder((1, *shape_of(leaf.value, tokens, context_length)[1:]))
+    if isinstance(leaf, Weight):
+        if len(leaf.shape) == 1:
+            return Placeholder(leaf.shape)
+        return Matrix.planned(formats.matrices[leaf.name], *leaf.shape)
+    if isinstance(leaf, ExpertRecords):
+        return formats.layouts[leaf.layer]
+    if isinstance(leaf, Arena):
+        return Placeholder((1, formats.slot_bytes), np.uint8)
+    assert isinstance(leaf, Paging)
+    return None
