@@ -19,7 +19,7 @@ from edgemoe.kernels.native import structures as st
 HEADER = Path(__file__).parent / "include" / "edgemoe_operations.h"
 
 _ELEMENTS = {np.float32: "float", np.int32: "int32_t", np.int64: "int64_t", np.uint8: "uint8_t"}
-_SCALARS = {"float": "float", "integer": "int32_t", "flag": "int32_t", "format": "int32_t"}
+_SCALARS = {"float": "float", "integer": "int32_t", "flag": "int32_t", "choice": "int32_t", "format": "int32_t"}
 
 
 def header_text() -> str:
@@ -33,6 +33,7 @@ def header_text() -> str:
         "",
         *_enumeration(),
         "",
+        *(line for made in st.MADE for line in _choices(made)),
         *(line for made in st.MADE for line in [*_struct(made), ""]),
         "/* X(kind, name) for each operation, in the order of em_kind. */",
         *_macro("EM_OPERATIONS(X)", [f"X({name.upper()}, {name})" for name in _operation_names()]),
@@ -58,6 +59,16 @@ def _enumeration() -> list[str]:
         "/* Positions in a page of the KV cache. */",
         f"enum {{ EM_PAGE_TOKENS = {op.PAGE_TOKENS} }};",
     ]
+
+
+def _choices(made: st.Made) -> list[str]:
+    """Return the numbers of the words that fields of a struct may have."""
+    lines = []
+    for field in made.definition.choices:
+        words = (f"EM_{field.name}_{word} = {n}" for n, word in enumerate(field.mark.choices))
+        members = ", ".join(words).upper()
+        lines += [f"/* {st.c_name(made.struct)}.{field.name} */", f"enum {{ {members} }};", ""]
+    return lines
 
 
 def _struct(made: st.Made) -> list[str]:
@@ -88,7 +99,8 @@ def _members(field: Field) -> list[tuple[str, str]]:
         return [(f"{inner} {name}[{mark.most}];", ""), (f"int32_t {st.count_name(field)};", f"1 to {mark.most}")]
     if mark.kind in ("matrix", "cache"):
         return [(f"em_{mark.kind} {name};", note)]
-    return [(f"{'int64_t' if mark.wide else _SCALARS[mark.kind]} {name};", mark.letter)]
+    note = f"EM_{name}_...".upper() if mark.kind == "choice" else mark.letter
+    return [(f"{'int64_t' if mark.wide else _SCALARS[mark.kind]} {name};", note)]
 
 
 def _layout() -> list[str]:

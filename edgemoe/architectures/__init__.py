@@ -10,18 +10,28 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType, ModuleType
 from typing import Any
 
-from edgemoe.architectures import granitemoe, granitemoeshared, llama, mixtral, olmoe, qwen2_moe, qwen3_moe
+from edgemoe.architectures import glm4_moe, granitemoe, granitemoeshared, llama, mixtral, olmoe, qwen2_moe, qwen3_moe
 from edgemoe.architectures.config import DAMAGED, ConfigReader, show
-from edgemoe.architectures.table import SourceSlice, resolve_tensors
+from edgemoe.architectures.table import FURTHER_TOKENS, SourceSlice, resolve_tensors
 from edgemoe.architectures.table import checkpoint_shapes as _checkpoint_shapes
 from edgemoe.architectures.table import tied_head as _tied_head
 from edgemoe.architectures.table import unused_tensors as _unused_tensors
 from edgemoe.errors import SourceError
 from edgemoe.model.spec import ModelSpec
 
-__all__ = ["FAMILIES", "SourceSlice", "checkpoint_shapes", "model_spec", "resolve", "tied_head", "unused_tensors"]
+__all__ = [
+    "FAMILIES",
+    "FURTHER_TOKENS",
+    "SourceSlice",
+    "checkpoint_shapes",
+    "model_spec",
+    "resolve",
+    "tied_head",
+    "unused_tensors",
+]
 
 FAMILIES: dict[str, ModuleType] = {
+    "glm4_moe": glm4_moe,
     "granitemoe": granitemoe,
     "granitemoeshared": granitemoeshared,
     "llama": llama,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from typing import Literal
 
 from edgemoe.architectures import config as limits
 from edgemoe.architectures.config import DAMAGED, ConfigReader, unsupported
 from edgemoe.architectures.positions import read_rope
 from edgemoe.errors import SourceError
-from edgemoe.model.blocks import Attention, GatedFfn, Moe, SharedExpert
+from edgemoe.model.blocks import Attention, GatedFfn, Moe, RouterSpec, SharedExpert
 from edgemoe.model.spec import LayerSpec, ModelSpec
 
 
@@ -51,12 +52,14 @@ def read_attention(
     bias_default: bool = False,
     bias_on_output: bool = True,
     kv_heads_required: bool = False,
+    partial: float | None = None,
     scale: float | None = None,
     qk_norm: Literal["none", "head", "full"] = "none",
 ) -> Attention:
     """Heads, biases, positions and scale (from the root of the head width unless `scale` is given). Raises SourceError.
 
-    `bias_key` is the family's key for biases on query, key and value; without it they are refused.
+    `bias_key` is the family's key for biases on query, key and value; without it they are refused. `partial` is the
+    part of each head that a family rotates unless the config says otherwise; without it any part but 1 is refused.
     """
     heads = reader.integer("num_attention_heads", maximum=limits.LARGEST_WIDTH)
     kv_heads = reader.integer(
@@ -94,7 +97,7 @@ def read_attention(
         kv_heads=kv_heads,
         head_dim=head_dim,
         scale=head_dim**-0.5 if scale is None else scale,
-        rope=read_rope(reader, head_dim, default_theta, frame.max_positions),
+        rope=read_rope(reader, head_dim, default_theta, frame.max_positions, partial),
         qkv_bias=bias,
         output_bias=bias and bias_on_output,
         qk_norm=qk_norm,
@@ -105,22 +108,27 @@ def read_experts(
     reader: ConfigReader,
     *,
     width_key: str,
-    renormalise: bool,
+    router: RouterSpec,
+    count_key: str = "num_experts",
     shared_width: int = 0,
     shared_gate: bool = False,
 ) -> Moe:
-    """Routed experts. The count is `num_experts` or `num_local_experts` (newer files rename one to the other)."""
-    experts = reader.integer("num_experts", "num_local_experts", maximum=limits.LARGEST_EXPERTS)
+    """Routed experts. The count is `count_key` or `num_local_experts` (newer files rename one to the other)."""
+    experts = reader.integer(count_key, "num_local_experts", maximum=limits.LARGEST_EXPERTS)
     chosen = reader.integer("num_experts_per_tok", maximum=limits.LARGEST_EXPERTS)
     if chosen > experts:
         raise SourceError(
             f"config.json: num_experts_per_tok is {chosen}; expected at most the number of experts, {experts}.", DAMAGED
         )
+    try:
+        router.check(experts, chosen)
+    except ValueError as error:
+        raise SourceError(f"config.json: {error}.", DAMAGED) from None
     return Moe(
         num_experts=experts,
         top_k=chosen,
         intermediate_size=reader.integer(width_key, maximum=limits.LARGEST_WIDTH),
-        renormalise=renormalise,
+        router=router,
         shared=SharedExpert(shared_width, shared_gate) if shared_width else None,
     )
 
@@ -130,8 +138,9 @@ def read_layers(
     attention: Attention,
     ffn: Moe | GatedFfn,
     dense: GatedFfn | None = None,
+    dense_layers: Callable[[ConfigReader, int], Collection[int]] = lambda reader, count: (),
 ) -> tuple[LayerSpec, ...]:
-    """The layers, all alike; if `dense` is given, the keys of the Qwen families select which layers are dense."""
+    """The layers, all alike but those that `dense_layers` names, which have `dense` in the place of `ffn`."""
     count = reader.integer("num_hidden_layers", maximum=limits.LARGEST_LAYERS)
     if ffn.routed is not None and count * ffn.routed.num_experts > limits.LARGEST_TOTAL_EXPERTS:
         raise SourceError(
@@ -145,7 +154,17 @@ def read_layers(
     sparse_layer = LayerSpec.of(attention, ffn)
     if dense is None:
         return (sparse_layer,) * count
-    dense_layer = LayerSpec.of(attention, dense)
+    dense_layer, dense_at = LayerSpec.of(attention, dense), dense_layers(reader, count)
+    return tuple(dense_layer if number in dense_at else sparse_layer for number in range(count))
+
+
+def leading_dense_layers(reader: ConfigReader, count: int) -> Collection[int]:
+    """The dense layers by the key of the DeepSeek and GLM families: as many as it says, from the first on."""
+    return range(reader.integer("first_k_dense_replace", minimum=0, maximum=limits.LARGEST_LAYERS))
+
+
+def listed_dense_layers(reader: ConfigReader, count: int) -> Collection[int]:
+    """The dense layers by the keys of the Qwen families: those listed, and all but every so-manieth."""
     step = reader.integer("decoder_sparse_step", maximum=limits.LARGEST_LAYERS, default=1)
     listed = reader.sequence("mlp_only_layers")
     for number in listed:
@@ -154,4 +173,4 @@ def read_layers(
                 f"config.json: mlp_only_layers holds {limits.show(number)}; expected layers from 0 to {count - 1}.",
                 DAMAGED,
             )
-    return tuple(dense_layer if number in listed or (number + 1) % step else sparse_layer for number in range(count))
+    return {number for number in range(count) if number in listed or (number + 1) % step}

@@ -7,6 +7,7 @@ from dataclasses import replace
 from edgemoe.architectures.config import LARGEST_WIDTH, ConfigReader
 from edgemoe.architectures.frame import read_attention, read_experts, read_frame, read_layers
 from edgemoe.architectures.table import FRAME, layer_rows
+from edgemoe.model.blocks import RouterSpec
 from edgemoe.model.spec import ModelSpec
 
 _GATE_AND_UP = "experts.{expert}.gate experts.{expert}.up"
@@ -36,7 +37,9 @@ def read_granite(reader: ConfigReader, family: str, shared_width: int) -> ModelS
         bias_key="attention_bias",
         scale=reader.number("attention_multiplier", 1.0, maximum=LARGEST_WIDTH),
     )
-    moe = read_experts(reader, width_key="intermediate_size", renormalise=True, shared_width=shared_width)
+    moe = read_experts(
+        reader, width_key="intermediate_size", router=RouterSpec(normalise=True), shared_width=shared_width
+    )
     return replace(
         frame,
         layers=read_layers(reader, attention, moe),

@@ -7,6 +7,7 @@ from dataclasses import replace
 from edgemoe.architectures.config import ConfigReader
 from edgemoe.architectures.frame import read_attention, read_experts, read_frame, read_layers
 from edgemoe.architectures.table import FRAME, FUSED_EXPERTS, layer_rows
+from edgemoe.model.blocks import RouterSpec
 from edgemoe.model.spec import ModelSpec
 
 TENSORS = (
@@ -26,5 +27,5 @@ def read(reader: ConfigReader) -> ModelSpec:
     """The model that a config describes. Raises SourceError."""
     frame = read_frame(reader, "mixtral")
     attention = read_attention(reader, frame, default_theta=1_000_000.0, kv_heads_required=True)
-    moe = read_experts(reader, width_key="intermediate_size", renormalise=True)
+    moe = read_experts(reader, width_key="intermediate_size", router=RouterSpec(normalise=True))
     return replace(frame, layers=read_layers(reader, attention, moe))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from edgemoe.architectures.config import ConfigReader, unsupported
 from edgemoe.architectures.frame import read_attention, read_experts, read_frame, read_layers
 from edgemoe.architectures.table import FRAME, FUSED_EXPERTS, SEPARATE_EXPERTS, layer_rows
+from edgemoe.model.blocks import RouterSpec
 from edgemoe.model.spec import ModelSpec
 
 TENSORS = (
@@ -28,5 +29,6 @@ def read(reader: ConfigReader) -> ModelSpec:
     attention = read_attention(reader, frame, bias_key="attention_bias", qk_norm="full")
     if attention.heads * attention.head_dim != frame.hidden_size:
         raise unsupported("head_dim", attention.head_dim, "hidden_size / num_attention_heads")
-    moe = read_experts(reader, width_key="intermediate_size", renormalise=reader.flag("norm_topk_prob", False))
+    router = RouterSpec(normalise=reader.flag("norm_topk_prob", False))
+    moe = read_experts(reader, width_key="intermediate_size", router=router)
     return replace(frame, layers=read_layers(reader, attention, moe))

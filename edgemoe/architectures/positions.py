@@ -31,9 +31,12 @@ _NUMBERS = {
 """The scaling rules, each with its keys."""
 
 
-def read_rope(reader: ConfigReader, head_dim: int, default_theta: float, max_positions: int) -> RopeSpec:
+def read_rope(
+    reader: ConfigReader, head_dim: int, default_theta: float, max_positions: int, default_partial: float | None = None
+) -> RopeSpec:
     """The rotary positions of heads of width `head_dim`, every parameter filled in. Raises SourceError.
 
+    `default_partial` is the part of each head that is rotated, if the file does not say; None: whole heads only.
     A file may contain both forms, and the two often differ in which parameters they leave to the defaults. Each form is
     read separately, with the keys beside it; both must give the same positions.
     """
@@ -46,7 +49,13 @@ def read_rope(reader: ConfigReader, head_dim: int, default_theta: float, max_pos
         if value:
             found[name] = dict(value)
     specs = {
-        name: _read_form(name, parameters, head_dim, theta, partial, default_theta, max_positions)
+        name: _read_form(
+            name,
+            parameters,
+            _rotated(name, parameters, head_dim, partial, default_partial),
+            _theta(name, parameters, theta, default_theta),
+            max_positions,
+        )
         for name, parameters in (found or {"rope_parameters": {}}).items()
     }
     if len(specs) == 2 and specs["rope_scaling"] != specs["rope_parameters"]:
@@ -62,17 +71,11 @@ def read_rope(reader: ConfigReader, head_dim: int, default_theta: float, max_pos
 def _read_form(
     form: str,
     parameters: dict[Any, Any],
-    head_dim: int,
-    outer_theta: Any,
-    outer_partial: Any,
-    default_theta: float,
+    rotated: int,
+    theta: float,
     max_positions: int,
 ) -> RopeSpec:
     """The positions that one object describes. `form` is its name in the file."""
-    theta = _theta(form, parameters, outer_theta, default_theta)
-    for value in (outer_partial, parameters.pop("partial_rotary_factor", None)):
-        if value is not None and (isinstance(value, bool) or value != 1):
-            raise unsupported("partial_rotary_factor", value, "rotation of whole heads (1.0)")
     rule = _rule(parameters)
 
     def number(name: str, default: float | None = None) -> float:
@@ -83,14 +86,37 @@ def _read_form(
         if value is not None and name not in _NUMBERS[rule] and not stretches_nothing:
             raise unsupported(f"{form}.{show(name)}", value, f"rope_type {show(rule)} without it")
     if rule == "default":
-        return RopeSpec(theta, head_dim)
+        return RopeSpec(theta, rotated)
     if rule == "linear":
         factor = number("factor")
-        return RopeSpec(theta, head_dim) if factor == 1 else RopeSpec(theta, head_dim, "linear", {"factor": factor})
+        return RopeSpec(theta, rotated) if factor == 1 else RopeSpec(theta, rotated, "linear", {"factor": factor})
     original = number("original_max_position_embeddings", float(max_positions))
     if rule == "llama3":
-        return RopeSpec(theta, head_dim, "llama3", _llama3(form, number, original))
-    return RopeSpec(theta, head_dim, "yarn", _yarn(form, parameters, number, original, max_positions))
+        return RopeSpec(theta, rotated, "llama3", _llama3(form, number, original))
+    return RopeSpec(theta, rotated, "yarn", _yarn(form, parameters, number, original, max_positions))
+
+
+def _rotated(form: str, parameters: dict[Any, Any], head_dim: int, outer: Any, default: float | None) -> int:
+    """The channels of each head that are rotated: the whole part of the head width times the factor."""
+    inner = parameters.pop("partial_rotary_factor", None)
+    if outer is not None and inner is not None and outer != inner:
+        raise SourceError(
+            f"config.json: partial_rotary_factor is {show(outer)}, but {show(inner)} in {form}; expected one value.",
+            DAMAGED,
+        )
+    factor = outer if inner is None else inner
+    if default is None:
+        if factor is not None and (isinstance(factor, bool) or factor != 1):
+            raise unsupported("partial_rotary_factor", factor, "rotation of whole heads (1.0)")
+        return head_dim
+    rotated = int(head_dim * checked_number("partial_rotary_factor", factor, default, maximum=1.0))
+    if rotated % 2 or not rotated:
+        raise SourceError(
+            f"config.json: partial_rotary_factor is {show(factor)}, which rotates {rotated} of {head_dim} channels of "
+            "a head; expected an even number of at least 2, as positions rotate pairs.",
+            DAMAGED,
+        )
+    return rotated
 
 
 def _describe(spec: RopeSpec) -> str:

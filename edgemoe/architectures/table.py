@@ -109,6 +109,10 @@ HARMLESS_TENSORS: tuple[tuple[str, str], ...] = (
 )
 """Tensors that a checkpoint may carry and no model needs: name patterns, each with the reason."""
 
+FURTHER_TOKENS = "a layer that predicts tokens after the next (MTP), which edgemoe does not run"
+_FURTHER_TOKENS = re.compile(r"(model\.layers\.(\d{1,6})\.)eh_proj\.weight")
+"""A tensor that only such layers have. They come after the others, and config.json does not count them."""
+
 TIED_HEAD = "a copy of the embedding, which config.json says is the head (tie_word_embeddings)"
 
 
@@ -130,7 +134,7 @@ def resolve_tensors(
     layout: set[Row] = set()
     for row in table:
         for source, slices, sizes in _expand(row, spec):
-            if not slices.keys() <= wanted.keys():
+            if not slices or not slices.keys() <= wanted.keys():
                 continue
             for name in slices:
                 candidates.setdefault(name, []).append((row, source))
@@ -170,7 +174,7 @@ def checkpoint_shapes(spec: ModelSpec, table: tuple[Row, ...], stacked: bool) ->
     seen: set[str] = set()
     for row in sorted(table, key=lambda row: (len(row.shape) == 3) != stacked):
         for source, slices, sizes in _expand(row, spec):
-            if slices.keys() <= wanted and seen.isdisjoint(slices):
+            if slices and slices.keys() <= wanted and seen.isdisjoint(slices):
                 seen.update(slices)
                 shapes[source] = tuple(_size(symbol, sizes) for symbol in row.shape)
     assert seen == wanted
@@ -179,8 +183,12 @@ def checkpoint_shapes(spec: ModelSpec, table: tuple[Row, ...], stacked: bool) ->
 
 def unused_tensors(spec: ModelSpec, names: Iterable[str]) -> dict[str, str]:
     """The tensors among `names` that the model does not need, each with the reason."""
-    reasons = {}
+    reasons, names = {}, list(names)
+    found = filter(None, map(_FURTHER_TOKENS.fullmatch, names))
+    further = tuple(match[1] for match in found if int(match[2]) >= len(spec.layers))
     for name in names:
+        if further and name.startswith(further):
+            reasons[name] = FURTHER_TOKENS
         if name == HEAD and spec.tied_embeddings:
             reasons[name] = TIED_HEAD
         for pattern, reason in HARMLESS_TENSORS:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from edgemoe.architectures import FURTHER_TOKENS, unused_tensors
 from edgemoe.conversion.formats import check_format
 from edgemoe.conversion.journal import JOURNAL_NAME, Journal
 from edgemoe.conversion.opening import open_source
@@ -110,7 +111,7 @@ def convert_source(
                         _check_generation_settings(opened.config, side_files)
                         if notice is not None:
                             found = examine(side_files, plan.manifest.model["vocab_size"]) if examine else ()
-                            for text in (*opened.notices(), *found):
+                            for text in (*opened.notices(), *_left_out(opened), *found):
                                 notice(text)
                         _begin(journal, {**provenance, "plan": plan.digest()}, force)
                         begun = True
@@ -124,6 +125,14 @@ def convert_source(
                 raise
             _remove_partial(partial)
     return target
+
+
+def _left_out(opened: Source) -> Iterator[str]:
+    """Say once which layers of the checkpoint are left out."""
+    unused = unused_tensors(opened.config, opened.tensors())
+    further = [name for name, reason in unused.items() if reason == FURTHER_TOKENS]
+    if further:
+        yield f"{len(further)} tensors, such as {further[0]}, are left out: they belong to {FURTHER_TOKENS}."
 
 
 def _target(destination: str | os.PathLike[str]) -> Path:

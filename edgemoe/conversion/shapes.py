@@ -67,6 +67,33 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "tie_word_embeddings": False,
             "vocab_size": 151936,
         },
+        "glm-4.5-air": {
+            "model_type": "glm4_moe",
+            "attention_bias": True,
+            "first_k_dense_replace": 1,
+            "head_dim": 128,
+            "hidden_act": "silu",
+            "hidden_size": 4096,
+            "intermediate_size": 10944,
+            "max_position_embeddings": 131072,
+            "moe_intermediate_size": 1408,
+            "n_group": 1,
+            "n_routed_experts": 128,
+            "n_shared_experts": 1,
+            "norm_topk_prob": True,
+            "num_attention_heads": 96,
+            "num_experts_per_tok": 8,
+            "num_hidden_layers": 46,
+            "num_key_value_heads": 8,
+            "partial_rotary_factor": 0.5,
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 1000000.0,
+            "routed_scaling_factor": 1.0,
+            "tie_word_embeddings": False,
+            "topk_group": 1,
+            "use_qk_norm": False,
+            "vocab_size": 151552,
+        },
         "mixtral-8x7b": {
             "model_type": "mixtral",
             "hidden_act": "silu",
@@ -106,5 +133,5 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         },
     }
 )
-"""By name. Published: allenai/OLMoE-1B-7B-0924, Qwen/Qwen3-30B-A3B, mistralai/Mixtral-8x7B-v0.1 and
-ibm-granite/granite-3.0-3b-a800m-instruct."""
+"""By name. Published: allenai/OLMoE-1B-7B-0924, Qwen/Qwen3-30B-A3B, zai-org/GLM-4.5-Air,
+mistralai/Mixtral-8x7B-v0.1 and ibm-granite/granite-3.0-3b-a800m-instruct."""

@@ -10,8 +10,8 @@ Tokens must be routed as differently as those of a trained model, or a benchmark
 - A token enters with the variance 1, and all that the layers add to it has about that much: the matrices that write
   into the residual stream are divided by the root of their number (as in GPT-2). Attention averages over tokens, so
   what it adds is alike for all of them; unchecked, 48 layers leave half of the experts without any token.
-- Any other matrix has the variance 1 / columns, and hands on what it is given at about its size. Vectors are norms,
-  and 1.
+- Any other matrix has the variance 1 / columns, and hands on what it is given at about its size. Norms are 1,
+  biases 0.
 
 To measure decoding, give such a model tokens: what it generates may go in circles, and where the head is the
 embedding it repeats one token, since nothing answers a token's own row better than itself.
@@ -110,7 +110,7 @@ class SyntheticSource:
     def read_rows(self, tensor: str, index: int | None, row_start: int, row_stop: int) -> Rows:
         info = self._tensors[tensor]
         if len(info.shape) == 1:
-            return np.ones(row_stop - row_start, np.float32)
+            return np.full(row_stop - row_start, 0.0 if tensor.endswith("bias") else 1.0, np.float32)
         rows, columns = slice(row_start, row_stop), info.shape[-1]
         key = f"{self._seed} {tensor} {index}"
         deviation = self._deviations[tensor]

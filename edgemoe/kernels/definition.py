@@ -100,7 +100,9 @@ def output(apart_from: str = "", may_replace: bool = False, adds_if: str = "") -
 
 OUTPUT = output()
 
-Kind = Literal["buffer", "matrix", "cache", "float", "integer", "flag", "format", "pager", "struct", "structs"]
+Kind = Literal[
+    "buffer", "matrix", "cache", "float", "integer", "flag", "choice", "format", "pager", "struct", "structs"
+]
 
 
 SHAPED = ("buffer", "matrix", "cache")
@@ -123,6 +125,8 @@ class Mark(NamedTuple):
     """Whether an integer has 64 bits."""
     most: int = 0
     """The largest number of structs in a tuple; the least is 1."""
+    choices: tuple[str, ...] = ()
+    """The words that a choice is one of: in C their numbers, in this order."""
 
 
 def rows(*shape: str) -> Mark:
@@ -291,6 +295,7 @@ class Definition(NamedTuple):
     letters: tuple[str, ...]
     """Letters that shapes fix here, in order: not those of an outer struct, nor those that integers give."""
     integers: tuple[Field, ...]
+    choices: tuple[Field, ...]
     shaped: tuple[Field, ...]
     """Fields with a shape, in an order in which each extent has at most one letter that is not known before."""
     structs: tuple[tuple[Field, "Definition"], ...]
@@ -325,6 +330,7 @@ def _read_definition(kind: type, outer: frozenset[str]) -> Definition:
     hints = _hints(kind)
     fields = tuple(_field(field.name, hints[field.name], field.default) for field in dataclasses.fields(kind))
     integers = tuple(f for f in fields if f.mark.kind == "integer" and not f.mark.wide)
+    choices = tuple(f for f in fields if f.mark.kind == "choice")
     known = set(outer).union(f.mark.letter or f.name for f in integers)
     waiting = [f for f in fields if f.mark.kind in SHAPED]
     shaped: list[Field] = []
@@ -338,7 +344,7 @@ def _read_definition(kind: type, outer: frozenset[str]) -> Definition:
         letters += new[1]
         known.update(new[1])
     structs = tuple((f, definition_of(f.struct, frozenset(known))) for f in fields if f.struct is not None)
-    return Definition(fields, tuple(letters), integers, tuple(shaped), structs)
+    return Definition(fields, tuple(letters), integers, choices, tuple(shaped), structs)
 
 
 def _hints(kind: type) -> dict[str, Any]:
@@ -387,6 +393,8 @@ def _mark_of_type(name: str, hint: Any) -> Mark:
     kinds: dict[Any, Kind] = {float: "float", int: "integer", bool: "flag", Format: "format"}
     if hint in kinds:
         return Mark(kinds[hint])
+    if typing.get_origin(hint) is Literal:
+        return Mark("choice", choices=typing.get_args(hint))
     if dataclasses.is_dataclass(hint):
         return Mark("struct")
     raise TypeError(f"{name}: a field of type {hint} needs a mark that says what it is")
@@ -406,6 +414,9 @@ def _measure(value: Any, definition: Definition, letters: Letters, parts: dict[s
     """Enter the letters of an operation or struct, and return its rows."""
     for field in definition.integers:
         _enter(field, getattr(value, field.name), letters)
+    for field in definition.choices:
+        word = getattr(value, field.name)
+        require(word in field.mark.choices, field.name, " or ".join(field.mark.choices), word)
     room = NO_LIMIT
     for field in definition.shaped:
         member = getattr(value, field.name)

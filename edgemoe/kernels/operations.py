@@ -27,7 +27,7 @@ Invariants:
 import math
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol, Union
+from typing import Annotated, Any, Literal, Protocol, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -272,17 +272,29 @@ class Attention(Operation):
         return sum(cache.nbytes // (cache.shape[0] * PAGE_TOKENS) for cache in caches)
 
 
+Score = Literal["softmax", "sigmoid"]
+"""How a logit becomes the share of an expert: by all logits of the token, or by itself."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Route(Operation):
-    """The `K` experts of largest logit (the lower number on a tie), in falling order, and their weights.
+    """The `K` experts of largest choice score (the lower number on a tie), in falling order, and their weights.
 
-    Weights are softmax over all logits; with `renormalise` they are softmax over the chosen `K`.
+    An expert's choice score is its logit; with `choice_bias`, or of `sigmoid`, it is `score + choice_bias` in float32.
+    Of several `groups`, equal runs of experts, the `kept_groups` of largest sum of their two largest choice scores are
+    kept (the lower number on a tie), and experts of the others are not chosen.
 
-    With `slots` the expert of largest logit is still chosen, and the other `K - 1` by largest score (on a tie
-    by larger logit, then the lower number). The score is `logit + bonus * (largest logit - smallest)` of experts that
-    have a slot, else the logit; it is computed in float32, without the bonus for a token whose range is not finite. The
-    chosen experts are still listed in falling order of their logits, and weighted by their logits, not their scores.
-    Source of the idea: cache-conditional experts (Skliar et al. 2024, arXiv 2412.00099).
+    Weights are the scores of the chosen experts, without `choice_bias`. With `renormalise` they are divided by
+    their sum plus `epsilon` (of softmax without `epsilon`: softmax over the chosen `K`). Last they are multiplied by
+    `scale`.
+
+    With `slots` the expert of largest choice score is still chosen, and the other `K - 1` by largest raised score (on
+    a tie by larger choice score, then the lower number). It is `choice score + bonus * (largest - smallest)` of experts
+    that have a slot, else the choice score; the range is that of the choice scores in kept groups. It is computed in
+    float32, without the bonus for a token whose range is not finite. Groups are kept, and the chosen experts listed and
+    weighted, as without the bonus.
+    Source of the idea: cache-conditional experts (Skliar et al. 2024, arXiv 2412.00099). Of sigmoid scores with a bias
+    for the choice alone, and of groups: DeepSeek-V3 (2024, arXiv 2412.19437).
     """
 
     logits: Annotated[Floats, rows("E")]
@@ -291,12 +303,24 @@ class Route(Operation):
     weights: Annotated[Floats, rows("K"), OUTPUT]
     slots: Annotated[Integers | None, buffer("E")] = None  # slot of each expert, or -1; a pager changes it between runs
     bonus: float = 0.0  # 0 to 1
+    score: Score = "softmax"
+    choice_bias: Annotated[Floats | None, weight("E")] = None
+    groups: int = 1
+    kept_groups: int = 1
+    epsilon: float = 0.0
+    scale: float = 1.0
 
     def check(self, sizes: Sizes) -> None:
         used, experts = sizes.letters["K"], sizes.letters["E"]
-        if used > experts:
-            raise Misfit("experts", f"at most {experts} per token", used)
         require(0 <= self.bonus <= 1, "bonus", "0 to 1", self.bonus)
+        require(self.kept_groups <= self.groups, "kept_groups", f"at most {self.groups}", self.kept_groups)
+        if self.groups > 1:
+            grouped = experts % self.groups == 0 and experts // self.groups > 1
+            require(grouped, "groups", f"equal runs of at least 2 of {experts} experts", self.groups)
+        most = experts // self.groups * self.kept_groups
+        if used > most:
+            raise Misfit("experts", f"at most {most} per token", used)
+        require(not self.epsilon or self.score == "sigmoid", "epsilon", "0 for softmax", self.epsilon)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -293,40 +293,81 @@ def softmax(values: Doubles) -> Doubles:
 
 
 def route(
-    logits: Floats, count: int, renormalise: bool, in_memory: Integers | None = None, bonus: float = 0.0
+    logits: Floats,
+    count: int,
+    renormalise: bool,
+    in_memory: Integers | None = None,
+    bonus: float = 0.0,
+    score: op.Score = "softmax",
+    choice_bias: Floats | None = None,
+    groups: int = 1,
+    kept_groups: int = 1,
+    epsilon: float = 0.0,
+    scale: float = 1.0,
 ) -> tuple[Integers, Floats]:
-    """Experts `(T, K)` of largest logit, the lower number on a tie, and their weights `(T, K)`.
+    """Experts `(T, K)` of largest choice score, the lower number on a tie, and their weights `(T, K)`: see `op.Route`.
 
-    With `in_memory` `(E,)` all but the first are chosen with a bonus for experts that are in memory (see `Route`).
+    With `in_memory` `(E,)` all but the first are chosen with a bonus for experts that are in memory.
     """
-    chosen = np.argsort(-logits, axis=1, kind="stable")
+    choices = choice_scores(logits, score, choice_bias, groups, kept_groups)
+    chosen = np.argsort(-choices, axis=1, kind="stable")
     if in_memory is not None:
-        scores = np.take_along_axis(_routing_scores(logits, in_memory, bonus), chosen, axis=1)
-        scores[:, 0] = np.inf
-        # `chosen` is in order of logits; a stable sort keeps equal scores in that order
-        ranks = np.sort(np.argsort(-scores, axis=1, kind="stable")[:, :count], axis=1)
+        raised = np.take_along_axis(_raised_scores(choices, in_memory, bonus, groups), chosen, axis=1)
+        raised[:, 0] = np.inf
+        # `chosen` is in order of scores; a stable sort keeps those that were raised to the same in that order
+        ranks = np.sort(np.argsort(-raised, axis=1, kind="stable")[:, :count], axis=1)
         chosen = np.take_along_axis(chosen, ranks, axis=1)
     chosen = chosen[:, :count]
     exact = logits.astype(np.float64)
-    if renormalise:
+    if score == "sigmoid":
+        weights = _sigmoid(np.take_along_axis(exact, chosen, axis=1))
+        if renormalise:
+            with np.errstate(invalid="ignore"):  # 0 / 0 without an epsilon
+                weights /= weights.sum(axis=1, keepdims=True) + np.float32(epsilon)
+    elif renormalise:
         weights = softmax(np.take_along_axis(exact, chosen, axis=1))
     else:
         weights = np.take_along_axis(softmax(exact), chosen, axis=1)
-    return chosen.astype(np.int32), _single(weights)
+    return chosen.astype(np.int32), _single(weights * np.float32(scale))
 
 
-def _routing_scores(logits: Floats, in_memory: Integers, bonus: float) -> Floats:
-    """Logits `(T, E)` with the bonus of experts that are in memory, every step in float32."""
-    with np.errstate(over="ignore"):
-        reach = logits.max(axis=1, keepdims=True) - logits.min(axis=1, keepdims=True)
+def choice_scores(
+    logits: Floats, score: op.Score, choice_bias: Floats | None, groups: int = 1, kept_groups: int = 1
+) -> Floats:
+    """The scores `(T, E)` by which experts are chosen; -infinity for those of groups that are not kept."""
+    choices = logits
+    if score == "sigmoid" or choice_bias is not None:
+        exact = logits.astype(np.float64)
+        choices = _single(_sigmoid(exact) if score == "sigmoid" else softmax(exact))
+    if choice_bias is not None:
+        choices = choices + choice_bias
+    if groups == 1:
+        return choices
+    grouped = choices.reshape(len(choices), groups, -1)
+    best = -np.sort(-grouped, axis=2)
+    order = np.argsort(-(best[:, :, 0] + best[:, :, 1]), axis=1, kind="stable")
+    kept = np.full(grouped.shape, -np.inf, np.float32)
+    for group in order[:, :kept_groups].T:
+        kept[np.arange(len(kept)), group] = grouped[np.arange(len(kept)), group]
+    return kept.reshape(choices.shape)
+
+
+def _raised_scores(choices: Floats, in_memory: Integers, bonus: float, groups: int) -> Floats:
+    """Choice scores `(T, E)` with the bonus of experts that are in memory, every step in float32."""
+    smallest = choices if groups == 1 else np.where(choices == -np.inf, np.float32(np.inf), choices)
+    with np.errstate(over="ignore", invalid="ignore"):
+        reach = choices.max(axis=1, keepdims=True) - smallest.min(axis=1, keepdims=True)
         reach[~np.isfinite(reach)] = 0
-        return np.where(in_memory != 0, logits + np.float32(bonus) * reach, logits)
+        return np.where(in_memory != 0, choices + np.float32(bonus) * reach, choices)
 
 
 @means(op.Route, "route")
 def _route(kernels: Any, o: op.Route, tokens: int) -> None:
     in_memory = None if o.slots is None else (o.slots >= 0).astype(np.int32)
-    chosen = kernels.route(o.logits[:tokens], o.experts.shape[1], o.renormalise, in_memory, o.bonus)
+    choice = o.score, o.choice_bias, o.groups, o.kept_groups
+    chosen = kernels.route(
+        o.logits[:tokens], o.experts.shape[1], o.renormalise, in_memory, o.bonus, *choice, o.epsilon, o.scale
+    )
     o.experts[:tokens], o.weights[:tokens] = chosen
 
 

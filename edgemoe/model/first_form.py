@@ -33,7 +33,8 @@ def _layer(plain: Mapping[str, Any], rope: Mapping[str, Any]) -> dict[str, Any]:
         shared_width, gate = ffn.pop("shared_width", 0), ffn.pop("shared_gate", False)
         if gate and not shared_width:
             raise ValueError("the gate of a shared expert that there is not")
-        body = {"kind": "moe", **_renamed(ffn, _MOE)}
+        router = {"normalise": ffn.pop("renormalise")}
+        body = {"kind": "moe", **_renamed(ffn, _MOE), "router": router}
         if shared_width:
             body["shared"] = {"intermediate_size": shared_width, "gate": gate}
     else:

@@ -294,10 +294,11 @@ class Builder:
         self.add(op.RmsNorm(source, self.vector(name, size), self.epsilon, output, heads))
         return output
 
-    def linear(self, source: op.Floats, name: str, output: op.Floats) -> op.Floats:
-        """Multiply rows by one matrix; returns `output`."""
+    def linear(self, source: op.Floats, name: str, output: op.Floats, bias: bool = False) -> op.Floats:
+        """Multiply rows by one matrix, and add a vector if it has a bias; returns `output`."""
         rows, columns = row_size(output), row_size(source)
-        self.add(op.Linear(source, (op.LinearPart(self.matrix(name, rows, columns), None, output),)))
+        added = self.vector(f"{name}_bias", rows) if bias else None
+        self.add(op.Linear(source, (op.LinearPart(self.matrix(name, rows, columns), added, output),)))
         return output
 
     def gated_ffn(self, source: op.Floats, name: str, intermediate_size: int) -> op.Floats:

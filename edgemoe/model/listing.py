@@ -74,6 +74,9 @@ def _arguments(operation: op.Operation) -> Iterator[str]:
         elif isinstance(value, (Value, FirstRow, Weight)):
             if field.role.reads and not field.role.adds:
                 yield _name(value)
+        elif isinstance(value, str):
+            if value != field.default:
+                yield value
         elif isinstance(value, (int, float)) and not (value is False or value == field.default or field.name in told):
             yield f"{field.name} {value:g}" if value is not True else field.name
 

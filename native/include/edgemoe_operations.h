@@ -10,6 +10,9 @@ typedef enum em_format { EM_F32 = 0, EM_F16 = 1, EM_Q8 = 2, EM_Q4 = 3, EM_Q4M = 
 /* Positions in a page of the KV cache. */
 enum { EM_PAGE_TOKENS = 64 };
 
+/* em_route.score */
+enum { EM_SCORE_SOFTMAX = 0, EM_SCORE_SIGMOID = 1 };
+
 /* output[t] = scale * matrix[ids[t]]. */
 typedef struct em_embed {
     const int32_t *ids;  /* (T,) */
@@ -98,16 +101,22 @@ typedef struct em_attention {
     int32_t value_dim;        /* Wv */
 } em_attention;
 
-/* The K experts of largest logit (the lower number on a tie), in falling order, and their weights. */
+/* The K experts of largest choice score (the lower number on a tie), in falling order, and their weights. */
 typedef struct em_route {
-    const float *logits;  /* (T, E) */
+    const float *logits;      /* (T, E) */
     int32_t renormalise;
-    int32_t *experts;     /* (T, K) */
-    float *weights;       /* (T, K) */
-    const int32_t *slots; /* (E,), or NULL */
+    int32_t *experts;         /* (T, K) */
+    float *weights;           /* (T, K) */
+    const int32_t *slots;     /* (E,), or NULL */
     float bonus;
-    int32_t num_experts;  /* E */
-    int32_t top_k;        /* K */
+    int32_t score;            /* EM_SCORE_... */
+    const float *choice_bias; /* (E,), or NULL */
+    int32_t groups;
+    int32_t kept_groups;
+    float epsilon;
+    float scale;
+    int32_t num_experts;      /* E */
+    int32_t top_k;            /* K */
 } em_route;
 
 /* output = down (silu(gate input) * (up input)). */
@@ -224,8 +233,9 @@ typedef struct em_combine {
         FIELD(em_attention, table_pages) FIELD(em_attention, page_count) FIELD(em_attention, kv_heads) \
         FIELD(em_attention, head_dim) FIELD(em_attention, heads) FIELD(em_attention, value_dim) \
     STRUCT(em_route) FIELD(em_route, logits) FIELD(em_route, renormalise) FIELD(em_route, experts) \
-        FIELD(em_route, weights) FIELD(em_route, slots) FIELD(em_route, bonus) FIELD(em_route, num_experts) \
-        FIELD(em_route, top_k) \
+        FIELD(em_route, weights) FIELD(em_route, slots) FIELD(em_route, bonus) FIELD(em_route, score) \
+        FIELD(em_route, choice_bias) FIELD(em_route, groups) FIELD(em_route, kept_groups) \
+        FIELD(em_route, epsilon) FIELD(em_route, scale) FIELD(em_route, num_experts) FIELD(em_route, top_k) \
     STRUCT(em_gated_ffn) FIELD(em_gated_ffn, input) FIELD(em_gated_ffn, gate_up) FIELD(em_gated_ffn, down) \
         FIELD(em_gated_ffn, output) FIELD(em_gated_ffn, hidden_size) FIELD(em_gated_ffn, intermediate_size) \
     STRUCT(em_paged) FIELD(em_paged, pager) FIELD(em_paged, layer) \

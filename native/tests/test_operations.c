@@ -117,7 +117,7 @@ static void add_moe(model *m) {
     router->parts[1] = part_of(owned_matrix(m, EM_F32, 1, WIDTH), NULL, *m->shared_gate);
     add(m, EM_ROUTE)->as.route = (em_route){
         .logits = *m->logits, .experts = *m->chosen, .weights = *m->weights, .num_experts = EXPERTS, .top_k = USED,
-        .renormalise = 1};
+        .renormalise = 1, .groups = 1, .kept_groups = 1, .scale = 1};
     em_gated_ffn *shared = &add(m, EM_GATED_FFN)->as.gated_ffn;
     *shared = (em_gated_ffn){.input = *m->hidden, .output = *m->shared};
     shared->gate_up = owned_matrix(m, EM_Q8, 2 * 48, WIDTH);
@@ -431,7 +431,8 @@ static void test_route_order(void) {
     float weights[2][6], sum = 0;
     em_operation operation = {.kind = EM_ROUTE};
     operation.as.route = (em_route){
-        .logits = *logits, .experts = *chosen, .weights = *weights, .num_experts = 6, .top_k = 6, .renormalise = 1};
+        .logits = *logits, .experts = *chosen, .weights = *weights, .num_experts = 6, .top_k = 6, .renormalise = 1,
+        .groups = 1, .kept_groups = 1, .scale = 1};
     em_pool *pool;
     CHECK_STATUS(EM_OK, em_pool_create(1, 0, &pool));
     const em_scratch scratch = {NULL, 0};
@@ -458,7 +459,7 @@ static void test_route_bonus(void) {
         em_operation operation = {.kind = EM_ROUTE};
         operation.as.route = (em_route){
             .logits = *logits, .experts = *chosen, .weights = *weights, .slots = slots, .num_experts = 6,
-            .top_k = 3, .renormalise = 1, .bonus = 0.5f};
+            .top_k = 3, .renormalise = 1, .bonus = 0.5f, .groups = 1, .kept_groups = 1, .scale = 1};
         em_pool *pool;
         CHECK_STATUS(EM_OK, em_pool_create(2, 0, &pool));
         const em_scratch scratch = {NULL, 0};
@@ -469,6 +470,31 @@ static void test_route_bonus(void) {
         operation.as.route.bonus = 1; /* scores 6, 6, 5, 10, 3, 8 */
         CHECK_STATUS(EM_OK, em_program_run(&program, 1));
         CHECK(chosen[0][0] == 1 && chosen[0][1] == 3 && chosen[0][2] == 5);
+        em_pool_destroy(pool);
+    }
+}
+
+/* By sigmoid plus bias within kept groups; a NaN comes after all numbers and spoils the sum. */
+static void test_route_groups(void) {
+    const float logits[2][6] = {{0, 0, 9, NAN, 0, 0}, {NAN, NAN, NAN, NAN, NAN, NAN}};
+    const float bias[6] = {0, 0.25f, 5, 0, 0.5f, 0};
+    /* Sums of groups 1.25, NaN, 1.5: the second comes last. */
+    const int32_t expected[2][4] = {{4, 1, 0, 5}, {0, 1, 2, 3}};
+    for (int32_t set = 0; set < em_isa_count(); set++) {
+        int32_t chosen[2][4];
+        float weights[2][4], memory[64];
+        em_operation operation = {.kind = EM_ROUTE};
+        operation.as.route = (em_route){
+            .logits = *logits, .experts = *chosen, .weights = *weights, .choice_bias = bias, .num_experts = 6, .top_k = 4,
+            .score = EM_SCORE_SIGMOID, .renormalise = 1, .groups = 3, .kept_groups = 2, .scale = 2};
+        em_pool *pool;
+        CHECK_STATUS(EM_OK, em_pool_create(2, 0, &pool));
+        const em_scratch scratch = {(uint8_t *)memory, sizeof memory};
+        CHECK(em_program_scratch_bytes(&operation, 1, 2) <= sizeof memory);
+        em_program program = program_of(em_isa_name(set), pool, &operation, 1, 2, &scratch);
+        CHECK_STATUS(EM_OK, em_program_run(&program, 2));
+        CHECK(memcmp(chosen[0], expected[0], sizeof chosen[0]) == 0);
+        for (int k = 0; k < 4; k++) CHECK(weights[0][k] == 0.5f && chosen[1][k] >= 0 && chosen[1][k] < 6);
         em_pool_destroy(pool);
     }
 }
@@ -615,6 +641,7 @@ int main(void) {
     test_not_finite();
     test_route_order();
     test_route_bonus();
+    test_route_groups();
     test_refusals();
     test_refused_pages(EM_STORE_KV, 62);
     test_refused_pages(EM_ATTENTION, 62);

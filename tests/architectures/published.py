@@ -256,18 +256,57 @@ GRANITE_SHARED: dict[str, Any] = GRANITE_1B_A400M | {
 }
 """Not a published file: the form of the family, with the sizes of the one above."""
 
+GLM_45_AIR: dict[str, Any] = {
+    "architectures": ["Glm4MoeForCausalLM"],
+    "attention_bias": True,
+    "attention_dropout": 0.0,
+    "pad_token_id": 151329,
+    "eos_token_id": [151329, 151336, 151338],
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "partial_rotary_factor": 0.5,
+    "initializer_range": 0.02,
+    "intermediate_size": 10944,
+    "max_position_embeddings": 131072,
+    "model_type": "glm4_moe",
+    "moe_intermediate_size": 1408,
+    "norm_topk_prob": True,
+    "num_attention_heads": 96,
+    "n_group": 1,
+    "topk_group": 1,
+    "n_routed_experts": 128,
+    "n_shared_experts": 1,
+    "routed_scaling_factor": 1.0,
+    "num_experts_per_tok": 8,
+    "first_k_dense_replace": 1,
+    "num_hidden_layers": 46,
+    "num_key_value_heads": 8,
+    "num_nextn_predict_layers": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": None,
+    "rope_theta": 1000000,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.54.0",
+    "use_cache": True,
+    "use_qk_norm": False,
+    "vocab_size": 151552,
+}
+
 PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
     "Mixtral-8x7B-v0.1": (MIXTRAL_8X7B, 46_702_792_704),
     "Qwen1.5-MoE-A2.7B": (QWEN15_MOE_A27B, 14_315_784_192),
     "Qwen3-30B-A3B": (QWEN3_30B_A3B, 30_532_122_624),
     "Qwen3-Coder-30B-A3B": (QWEN3_CODER_30B_A3B, 30_532_122_624),
     "OLMoE-1B-7B-0924": (OLMOE_1B_7B, 6_919_161_856),
+    "GLM-4.5-Air": (GLM_45_AIR, 106_852_251_264),
     "granite-3.0-1b-a400m": (GRANITE_1B_A400M, 1_334_628_352),
     "granite-3.0-3b-a800m": (GRANITE_3B_A800M, 3_298_793_472),
     "Llama-3.1-8B": (LLAMA_31_8B, 8_030_261_248),
     "SmolLM2-135M": (SMOLLM2_135M, 134_515_008),
 }
-"""Each config with the number of parameters of its weights."""
+"""Each config with the number of parameters of its weights, of layers that predict further tokens (MTP) none."""
 
 ALL_FAMILIES: dict[str, dict[str, Any]] = {
     config["model_type"]: config for config in [*(c for c, _ in reversed(PUBLISHED.values())), GRANITE_SHARED]

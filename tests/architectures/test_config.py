@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from edgemoe.architectures import FAMILIES, model_spec
 from edgemoe.architectures.config import FIXED, HARMLESS
 from edgemoe.errors import SourceError
-from edgemoe.model.blocks import Attention, GatedFfn, Moe, SharedExpert
+from edgemoe.model.blocks import Attention, GatedFfn, Moe, RouterSpec, SharedExpert
 from edgemoe.model.rope import RopeSpec, rope_frequencies, rope_tables
 from edgemoe.model.spec import LayerSpec, ModelSpec
 from tests.architectures.published import (
     ALL_FAMILIES,
+    GLM_45_AIR,
     GRANITE_1B_A400M,
     GRANITE_SHARED,
     LLAMA_31_8B,
@@ -72,14 +73,14 @@ def test_every_family_has_a_config_here():
 
 def test_mixtral():
     spec = model_spec(MIXTRAL_8X7B)
-    assert {ffn(layer) for layer in spec.layers} == {Moe(8, 2, 14336, renormalise=True)}
+    assert {ffn(layer) for layer in spec.layers} == {Moe(8, 2, 14336, router=RouterSpec(normalise=True))}
     assert attention(spec.layers[0]).rope == RopeSpec(1e6, 128)
     assert not spec.tied_embeddings
 
 
 def test_qwen2_moe_has_a_gated_shared_expert_and_biases_by_default():
     layer = model_spec(QWEN15_MOE_A27B).layers[0]
-    assert ffn(layer) == Moe(60, 4, 1408, renormalise=False, shared=SharedExpert(5632, gate=True))
+    assert ffn(layer) == Moe(60, 4, 1408, router=RouterSpec(normalise=False), shared=SharedExpert(5632, gate=True))
     assert (attention(layer).qkv_bias, attention(layer).output_bias) == (True, False)
     assert not attention(model_spec(QWEN15_MOE_A27B | {"qkv_bias": False}).layers[0]).qkv_bias
 
@@ -114,6 +115,58 @@ def test_granite_shared_expert_may_be_absent():
     assert ffn(model_spec(GRANITE_SHARED | {"shared_intermediate_size": 0}).layers[0]).shared is None
 
 
+def test_glm4_moe():
+    spec = model_spec(GLM_45_AIR)
+    first, last = spec.layers[0], spec.layers[-1]
+    assert ffn(first) == GatedFfn(10944)
+    router = RouterSpec(True, score="sigmoid", choice_bias=True, epsilon=1e-20)
+    assert {ffn(layer) for layer in spec.layers[1:]} == {Moe(128, 8, 1408, router, SharedExpert(1408))}
+    assert attention(last).rope == RopeSpec(1e6, 64)
+    assert (attention(last).qkv_bias, attention(last).output_bias, attention(last).qk_norm) == (True, False, "none")
+    larger = GLM_45_AIR | {
+        "n_group": 8,
+        "topk_group": 2,
+        "routed_scaling_factor": 2.5,
+        "use_qk_norm": True,
+        "n_shared_experts": 2,
+    }
+    moe = ffn(model_spec(larger).layers[-1])
+    assert (moe.router.groups, moe.router.kept_groups, moe.router.scale) == (8, 2, 2.5)
+    assert moe.shared == SharedExpert(2816)
+    assert attention(model_spec(larger).layers[0]).qk_norm == "head"
+    assert ffn(model_spec(GLM_45_AIR | {"norm_topk_prob": False}).layers[-1]).router.epsilon == 0
+    assert ffn(model_spec(GLM_45_AIR | {"n_shared_experts": 0}).layers[-1]).shared is None
+
+
+def test_glm4_moe_is_read_under_the_names_of_transformers_4_and_5():
+    old = ("n_routed_experts", "num_nextn_predict_layers", "partial_rotary_factor", "rope_theta", "rope_scaling")
+    new = without(GLM_45_AIR, *old) | {
+        "num_local_experts": 128,
+        "num_mtp_layers": 1,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5},
+    }
+    assert model_spec(new) == model_spec(GLM_45_AIR)
+    assert model_spec(without(GLM_45_AIR, "partial_rotary_factor")) == model_spec(GLM_45_AIR)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"n_group": 5}, "router: groups: expected equal runs of at least 2 of 128 experts, found 5"),
+        ({"n_group": 4, "topk_group": 5}, "router: kept_groups: expected at most 4, found 5"),
+        ({"n_group": 64, "topk_group": 2}, "router: experts: expected at most 4 per token, found 8"),
+        ({"scoring_func": "softmax"}, 'scoring_func is "softmax"'),
+        ({"topk_method": "greedy"}, 'topk_method is "greedy"'),
+        ({"first_k_dense_replace": None}, "first_k_dense_replace is missing"),
+        ({"partial_rotary_factor": 0.01}, "rotates 1 of 128 channels of a head"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.25}}, "is 0.5, but 0.25 in rope_parameters"),
+        ({"num_mtp_layers": 2}, "num_nextn_predict_layers is 1 and num_mtp_layers is 2"),
+    ],
+)
+def test_glm4_moe_that_cannot_be_run_is_refused(changes, words):
+    assert words in refusal(GLM_45_AIR | changes)
+
+
 @pytest.mark.parametrize(
     ("changes", "dense"),
     [
@@ -138,7 +191,9 @@ def test_the_newer_name_of_a_key_means_the_same():
 
 @pytest.mark.parametrize("config", ALL_FAMILIES.values(), ids=ALL_FAMILIES.keys())
 def test_null_means_absent(config):
-    optional = ("head_dim", "attention_bias", "tie_word_embeddings", "rope_scaling", "rope_theta", "hidden_act")
+    optional = ["attention_bias", "tie_word_embeddings", "rope_scaling", "rope_theta", "hidden_act"]
+    if config["hidden_size"] % config["num_attention_heads"] == 0:
+        optional.append("head_dim")
     assert model_spec(config | dict.fromkeys(optional)) == model_spec(without(config, *optional))
 
 
@@ -313,7 +368,7 @@ def test_what_is_no_config_at_all():
         ("add_cross_attention", True),
         ("pruned_heads", {"0": [1]}),
         ("per_layer_config", {"0": {}}),
-        ("partial_rotary_factor", 0.5),
+        ("partial_rotary_factor", 1.5),
         ("layer_types", ["sliding_attention"]),
         ("embedding_dropout_of_tomorrow", 0.1),
     ],

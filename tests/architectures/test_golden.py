@@ -47,6 +47,28 @@ def test_a_wrong_weight_shows():
     assert relative_error(model.logits(golden["ids"], golden["positions"]), golden["logits"]) > TOLERANCE
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"n_group": 1, "topk_group": 1},
+        {"topk_group": 3},
+        {"routed_scaling_factor": 1.0},
+        {"norm_topk_prob": False},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5}},
+        {},
+    ],
+    ids=str,
+)
+def test_each_number_of_a_router_shows(change):
+    """Nor is it blind to the numbers of a config; without a change, to the bias for the choice."""
+    golden = np.load(GOLDEN / "glm4_moe" / "golden.npz")
+    config, tensors = load_checkpoint(GOLDEN / "glm4_moe")
+    if not change:
+        tensors = {n: v * 0 if n.endswith("e_score_correction_bias") else v for n, v in tensors.items()}
+    model = Reference(config | change, tensors)
+    assert relative_error(model.logits(golden["ids"], golden["positions"]), golden["logits"]) > 10 * TOLERANCE
+
+
 @pytest.mark.parametrize("name", ROPE_CASES)
 def test_rotary_tables_agree_with_the_golden_ones(name):
     from edgemoe.architectures import model_spec

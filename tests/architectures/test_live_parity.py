@@ -60,7 +60,14 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
     }
     if not filled:
         config["head_dim"] = head_width
-    if not llama:
+    if model_type == "glm4_moe":
+        config |= draw(grouped_experts())
+        config |= {
+            "first_k_dense_replace": number(0, config["num_hidden_layers"]),
+            "use_qk_norm": draw(st.booleans()),
+            "rope_parameters": config["rope_parameters"] | {"partial_rotary_factor": draw(partial_factors(head_width))},
+        }
+    elif not llama:
         config |= draw(experts(model_type))
     if model_type in GRANITE:
         config |= {
@@ -92,6 +99,31 @@ def experts(draw: st.DrawFn, model_type: str) -> dict[str, Any]:
     if model_type in (*QWEN, "olmoe"):
         return {**keys, "num_experts": count, "norm_topk_prob": draw(st.booleans())}
     return {**keys, "num_local_experts": count}
+
+
+@st.composite
+def grouped_experts(draw: st.DrawFn) -> dict[str, Any]:
+    groups, size = draw(st.integers(1, 5)), draw(st.integers(2, 12))
+    kept = draw(st.integers(1, groups))
+    return {
+        "n_routed_experts": groups * size,
+        "n_group": groups,
+        "topk_group": kept,
+        "num_experts_per_tok": draw(st.integers(1, min(kept * size, 8))),
+        "n_shared_experts": draw(st.integers(1, 3)),
+        "moe_intermediate_size": draw(st.integers(1, 40)),
+        "norm_topk_prob": draw(st.booleans()),
+        "routed_scaling_factor": draw(st.sampled_from([1.0, 2.5])),
+    }
+
+
+def partial_factors(head_width: int) -> st.SearchStrategy[float]:
+    """Factors that rotate an even number of channels."""
+    return (
+        st.integers(1, head_width // 2)
+        .map(lambda pairs: 2 * pairs / head_width)
+        .filter(lambda factor: int(head_width * factor) % 2 == 0)
+    )
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgemoe.architectures import FAMILIES, SourceSlice, model_spec, resolve, unused_tensors
-from edgemoe.architectures.table import TIED_HEAD
+from edgemoe.architectures.table import FURTHER_TOKENS, TIED_HEAD
 from edgemoe.errors import SourceError
 from tests.architectures.harness import load_checkpoint
 from tests.architectures.published import GRANITE_1B_A400M, MIXTRAL_8X7B, OLMOE_1B_7B, QWEN3_30B_A3B
@@ -104,6 +104,17 @@ def test_what_a_checkpoint_may_carry_for_nothing_is_listed_with_its_reason():
     listed = unused_tensors(config, shapes | extra)
     assert listed.keys() == extra.keys()
     assert listed["lm_head.weight"] == TIED_HEAD
+
+
+def test_layers_that_predict_further_tokens_are_left_out():
+    config, shapes = checkpoint("glm4_moe")
+    own = {f"model.layers.3.{name}.weight": (32,) for name in ("eh_proj", "enorm", "hnorm", "self_attn.q_proj")}
+    assert resolve(config, shapes | own) == resolve(config, shapes)
+    assert unused_tensors(config, shapes | own) == dict.fromkeys(own, FURTHER_TOKENS)
+    # A layer is no such layer by its number alone, nor one that the config counts.
+    del own["model.layers.3.eh_proj.weight"]
+    assert "model.layers.3.enorm.weight: not expected (and 2 more)" in refusal(config, shapes | own)
+    assert "eh_proj.weight: not expected" in refusal(config, shapes | {"model.layers.2.eh_proj.weight": (32, 64)})
 
 
 def test_a_head_that_is_not_tied_is_needed():

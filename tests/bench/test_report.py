@@ -4,12 +4,12 @@ import pytest
 
 from edgemoe.bench.report import experts_report, ledger_report
 from edgemoe.bench.spread import Spread
-from edgemoe.model.blocks import Attention, GatedFfn, Moe
+from edgemoe.model.blocks import Attention, GatedFfn, Moe, RouterSpec
 from edgemoe.model.rope import RopeSpec
 from edgemoe.model.spec import LayerSpec, ModelSpec
 
 ATTENTION = Attention(2, 2, 8, 0.3, RopeSpec(1e4, 8))
-DENSE, SPARSE = LayerSpec.of(ATTENTION, GatedFfn(16)), LayerSpec.of(ATTENTION, Moe(8, 2, 16, True))
+DENSE, SPARSE = LayerSpec.of(ATTENTION, GatedFfn(16)), LayerSpec.of(ATTENTION, Moe(8, 2, 16, RouterSpec(True)))
 
 
 def spec(*layers: LayerSpec) -> ModelSpec:

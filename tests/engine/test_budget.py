@@ -21,12 +21,15 @@ WIDE_HEADS = SMALL_MIXTRAL | {
 
 AT_THE_END_OF_THE_CONTEXT = """
 import sys
+import numpy as np
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
 from edgemoe.process import peak_rss_bytes
 
 engine = open_engine(sys.argv[1], EngineOptions("floor", 8, int(sys.argv[2])))
-engine.position = engine.context_length - 1
+before = np.zeros(engine.context_length - 1, np.int64)
+engine.sequence.reserve(len(before))
+engine.sequence.extend(before)  # as if they had been run
 engine.forward([5])
 print(peak_rss_bytes(), engine.memory.budget_bytes, engine.memory.workspace_bytes)
 """

@@ -18,7 +18,7 @@ from edgemoe.errors import BudgetError, UsageError
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.formats import FORMATS, Matrix
 from edgemoe.kernels.operations import Operation, Program
-from edgemoe.model.blocks import Attention, GatedFfn, Moe, SharedExpert
+from edgemoe.model.blocks import Attention, GatedFfn, Moe, RouterSpec, SharedExpert
 from edgemoe.model.build import Graph, build_graph
 from edgemoe.model.graph import BuildOptions, weights_of
 from edgemoe.model.rope import RopeSpec
@@ -34,7 +34,7 @@ SPEC = ModelSpec(
     family="test",
     vocab_size=32_000,
     hidden_size=512,
-    layers=tuple(LayerSpec.of(ATTENTION, Moe(16, 2, 1024, True)) for _ in range(12)),
+    layers=tuple(LayerSpec.of(ATTENTION, Moe(16, 2, 1024, RouterSpec(True))) for _ in range(12)),
     norm_epsilon=1e-5,
     max_positions=32_768,
     tied_embeddings=True,
@@ -258,13 +258,17 @@ def model_of(vocab_size: int, width: int, heads: tuple[int, int, int], *ffns: Mo
 
 # The sizes of published models, each layer that differs from the others once or twice.
 MODELS = {
-    "mixtral-8x7b": model_of(32_000, 4096, (32, 8, 128), *[Moe(8, 2, 14_336, True)] * 2),
-    "qwen3-30b-a3b": model_of(151_936, 2048, (32, 4, 128), *[Moe(128, 8, 768, True)] * 2, GatedFfn(6144)),
-    "qwen2-57b-a14b": model_of(151_936, 3584, (28, 4, 128), *[Moe(64, 8, 2560, False, SharedExpert(20_480, True))] * 2),
-    "granite-3b-a800m": model_of(49_155, 1536, (24, 8, 64), *[Moe(40, 8, 512, True, SharedExpert(1024))] * 2),
+    "mixtral-8x7b": model_of(32_000, 4096, (32, 8, 128), *[Moe(8, 2, 14_336, RouterSpec(True))] * 2),
+    "qwen3-30b-a3b": model_of(151_936, 2048, (32, 4, 128), *[Moe(128, 8, 768, RouterSpec(True))] * 2, GatedFfn(6144)),
+    "qwen2-57b-a14b": model_of(
+        151_936, 3584, (28, 4, 128), *[Moe(64, 8, 2560, RouterSpec(False), SharedExpert(20_480, True))] * 2
+    ),
+    "granite-3b-a800m": model_of(
+        49_155, 1536, (24, 8, 64), *[Moe(40, 8, 512, RouterSpec(True), SharedExpert(1024))] * 2
+    ),
     "llama-8b": model_of(128_256, 4096, (32, 8, 128), GatedFfn(14_336)),
     "many narrow experts beside a wide layer": model_of(
-        1000, 2048, (4, 4, 64), Moe(512, 32, 8, False), GatedFfn(100_000)
+        1000, 2048, (4, 4, 64), Moe(512, 32, 8, RouterSpec(False)), GatedFfn(100_000)
     ),
 }
 

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from tests.golden.cases import Case
 
 _CLASSES = {
+    "glm4_moe": "Glm4Moe",
     "granitemoe": "GraniteMoe",
     "granitemoeshared": "GraniteMoeShared",
     "llama": "Llama",
@@ -51,6 +52,9 @@ def make_model(case: Case) -> Any:
                 spread = 2.0 if "router" in parameter_name or "mlp.gate." in parameter_name else 1.0
                 values = values * spread / parameter.shape[-1] ** 0.5
             parameter.copy_(values.bfloat16().float())
+        for buffer_name, buffer in model.named_buffers():
+            if buffer_name.endswith("e_score_correction_bias"):
+                buffer.copy_((0.3 * torch.randn(buffer.shape, generator=random)).bfloat16().float())
     return model
 
 
@@ -62,10 +66,22 @@ def run(model: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Logits `(T, V)`, and for each token whether its routing is clear in every layer, `(T,)`."""
     margins = []
 
+    def add_margin(scores: torch.Tensor, kept: int) -> None:
+        """How clear it is which `kept` scores of each row are the largest."""
+        ordered = torch.sort(scores, dim=-1, descending=True).values
+        if kept < ordered.shape[1]:
+            margins.append((ordered[:, kept - 1] - ordered[:, kept]).numpy())
+
     def watch(module: Any, inputs: Any, output: Any) -> None:
-        ordered = torch.sort(output[0].float(), dim=-1, descending=True).values
-        if module.top_k < ordered.shape[1]:
-            margins.append((ordered[:, module.top_k - 1] - ordered[:, module.top_k]).numpy())
+        scores = output[0].float()
+        if hasattr(module, "e_score_correction_bias"):
+            scores = scores.sigmoid() + module.e_score_correction_bias
+            groups = scores.view(len(scores), module.num_group, -1)
+            sums = groups.topk(2).values.sum(dim=-1)
+            add_margin(sums, module.topk_group)
+            kept = sums >= sums.sort(dim=-1, descending=True).values[:, module.topk_group - 1, None]
+            scores = groups.masked_fill(~kept[:, :, None], -torch.inf).flatten(1)
+        add_margin(scores, module.top_k)
 
     hooks = [m.register_forward_hook(watch) for m in model.modules() if type(m).__name__.endswith("TopKRouter")]
     with torch.no_grad():
@@ -104,6 +120,8 @@ def _legacy(config: dict[str, Any]) -> dict[str, Any]:
     scaling = dict(config.pop("rope_parameters"))
     config["rope_theta"] = scaling.pop("rope_theta")
     kind = scaling.pop("rope_type")
+    if "partial_rotary_factor" in scaling:
+        config["partial_rotary_factor"] = scaling.pop("partial_rotary_factor")
     config["rope_scaling"] = None if kind == "default" else {"type": kind, **scaling}
     config["torch_dtype"] = config.pop("dtype")
     config.pop("layer_types", None)

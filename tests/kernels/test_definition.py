@@ -85,7 +85,7 @@ def test_a_layer_is_measured_with_and_without_memory() -> None:
         "Rope": {"heads": KV_HEADS, "W": HEAD_WIDTH, "C": CONTEXT, "R": HEAD_WIDTH},
         "StoreKv": {"S": 1, "P": PAGES, "N": PAGES, "G": KV_HEADS, "W": HEAD_WIDTH, "Wv": HEAD_WIDTH},
         "Attention": {"S": 1, "P": PAGES, "N": PAGES, "G": KV_HEADS, "W": HEAD_WIDTH, "Wv": HEAD_WIDTH, "H": 4},
-        "Route": {"E": EXPERTS, "K": PER_TOKEN},
+        "Route": {"E": EXPERTS, "K": PER_TOKEN, "groups": 1, "kept_groups": 1},
         "GatedFfn": {"D": WIDTH, "F": FFN_WIDTH},
         "Combine": {"D": WIDTH, "K": PER_TOKEN},
     }
@@ -126,6 +126,7 @@ def faults() -> list[tuple[op.Operation, str, str]]:
         return replace(experts, layouts=(layout, replace(layout, **changes)))
 
     matrix = random_matrix("f32", 6, 40, random)
+    route = op.Route(floats(TOKENS, 6), True, np.zeros((TOKENS, 3), np.int32), floats(TOKENS, 3))
     return [
         (op.Embed(slots, matrix, 1.0, floats(2, 41)), "output", "shape (T, 40), found shape (2, 41)"),
         (op.Embed(chosen, matrix, 1.0, query), "ids", "shape (T,), found shape (3, 1)"),
@@ -160,6 +161,13 @@ def faults() -> list[tuple[op.Operation, str, str]]:
             "found int8",
         ),
         (op.Route(floats(TOKENS, 3), True, chosen, floats(TOKENS, 2)), "weights", "shape (T, 1)"),
+        (replace(route, score="tanh"), "score", "softmax or sigmoid, found tanh"),  # type: ignore[arg-type]
+        (replace(route, choice_bias=floats(5)), "choice_bias", "shape (6,), found shape (5,)"),
+        (replace(route, groups=4), "groups", "equal runs of at least 2 of 6 experts, found 4"),
+        (replace(route, groups=6), "groups", "equal runs of at least 2 of 6 experts, found 6"),
+        (replace(route, groups=3, kept_groups=4), "kept_groups", "at most 3, found 4"),
+        (replace(route, groups=3), "experts", "at most 2 per token, found 3"),
+        (replace(route, epsilon=1e-20), "epsilon", "0 for softmax"),
         (op.GatedFfn(query, replace(gate_up, rows=32), down, query.copy()), "gate_up", "shape (64, 40)"),
         (op.GatedFfn(query, gate_up, replace(down, rows=39), query.copy()), "down", "shape (40, F)"),
         (op.GatedFfn(query, None, down, query.copy()), "gate_up", "a matrix, found NoneType"),  # type: ignore[arg-type]

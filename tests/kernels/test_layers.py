@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,6 +30,7 @@ from tests.kernels.builders import (
     seeds,
     token_counts,
 )
+from tests.kernels.conftest import BACKENDS, make_backend
 
 
 def mixed_places(random: np.random.Generator, tokens: int, position: int) -> Places:
@@ -239,6 +243,134 @@ def test_a_bonus_for_none_for_all_or_of_nothing_changes_no_bit(
         any_backend.program([op.Route(logits, renormalise, chosen, weights, *with_bonus)]).run(tokens)
         outcomes.append(chosen.tobytes() + weights.tobytes())
     assert outcomes[0] == outcomes[1]
+
+
+@st.composite
+def rules(draw: st.DrawFn) -> dict[str, Any]:
+    """A router other than softmax of logits alone: the number of experts and the settings of `op.Route`."""
+    groups = draw(st.integers(1, 8))
+    kept_groups = draw(st.integers(1, groups))
+    size = draw(st.integers(2 if groups > 1 else 1, 12 if groups > 1 else 130))
+    sigmoid = draw(st.booleans())
+    return {
+        "experts": groups * size,
+        "count": draw(st.integers(1, size * kept_groups)),
+        "renormalise": draw(st.booleans()),
+        "score": "sigmoid" if sigmoid else "softmax",
+        "biased": draw(st.booleans()),
+        "groups": groups,
+        "kept_groups": kept_groups,
+        "epsilon": draw(st.sampled_from([0.0, 1e-20, 0.1])) if sigmoid else 0.0,
+        "scale": draw(st.sampled_from([1.0, 2.5, 0.1])),
+    }
+
+
+@few_examples
+@given(rules(), token_counts, st.booleans(), st.sampled_from([None, 0.0, 0.4]), seeds)
+def test_route_by_scores_and_groups(
+    backend: Backend, rule: dict[str, Any], tokens: int, ties: bool, bonus: float | None, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    rule = dict(rule)
+    experts, count, biased = (rule.pop(name) for name in ("experts", "count", "biased"))
+    logits = numbers("normal", (tokens, experts), random) * np.float32(3)
+    choice_bias = numbers("normal", (experts,), random) * np.float32(0.3) if biased else None
+    if ties:  # equal inputs have equal scores on every backend, but equal sums of unequal inputs need not
+        logits = np.abs(np.round(logits / 3))
+        if choice_bias is not None:
+            choice_bias = np.round(choice_bias * 4) / 4 * (rule["groups"] == 1)
+    logits, choice_bias = aligned_copy(logits), None if choice_bias is None else aligned_copy(choice_bias)
+    slots = None if bonus is None else aligned_copy(random.integers(-1, 2, experts).astype(np.int32))
+    rule |= {"choice_bias": choice_bias, "bonus": bonus or 0.0}
+    chosen, weights = aligned((tokens, count), np.int32), aligned((tokens, count), np.float32)
+    backend.program([op.Route(logits, experts=chosen, weights=weights, slots=slots, **rule)]).run(tokens)
+    in_memory = None if slots is None else (slots >= 0).astype(np.int32)
+    expected_experts, expected_weights = reference.route(logits, count, in_memory=in_memory, **rule)
+    clear = clear_choices(logits, rule["score"], choice_bias, rule["groups"], rule["kept_groups"], bonus)
+    assert clear.mean() > 0.3 or tokens < 9
+    np.testing.assert_array_equal(chosen[clear], expected_experts[clear])
+    bound = 2 * tolerance.route(expected_weights, experts)
+    tolerance.assert_within(weights[clear], expected_weights[clear], bound[clear])
+
+
+def clear_choices(
+    logits: op.Floats,
+    score: op.Score,
+    choice_bias: op.Floats | None,
+    groups: int,
+    kept_groups: int,
+    bonus: float | None,
+) -> npt.NDArray[np.bool_]:
+    """Whether a token's choice hangs on no rounding: scores, and the sums of groups, are far apart or equal."""
+    scores = reference.choice_scores(logits, score, choice_bias)
+    best = -np.sort(-scores.reshape(len(scores), groups, -1), axis=2)
+    clear = _apart(scores) & _apart(best[:, :, :2].sum(axis=2))
+    if bonus:
+        kept = reference.choice_scores(logits, score, choice_bias, groups, kept_groups)
+        reach = kept.max(axis=1) - np.where(np.isfinite(kept), kept, np.inf).min(axis=1)
+        clear &= _apart(np.concatenate([kept, kept + np.float32(bonus) * reach[:, None]], axis=1))
+    return clear
+
+
+def _apart(values: op.Floats) -> npt.NDArray[np.bool_]:
+    """Whether the numbers of a row are equal or far apart; those of dropped groups are -infinity."""
+    gaps = np.diff(np.sort(np.where(np.isfinite(values), values, -1e6), axis=1), axis=1)
+    result: npt.NDArray[np.bool_] = ((gaps == 0) | (gaps > 4e-6)).all(axis=1)
+    return result
+
+
+@few_examples
+@given(rules(), token_counts, st.sampled_from([None, 0.4]), seeds)
+def test_routes_are_the_same_bits_on_every_instruction_set(
+    rule: dict[str, Any], tokens: int, bonus: float | None, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    rule = dict(rule)
+    experts, count, biased = (rule.pop(name) for name in ("experts", "count", "biased"))
+    logits = aligned_copy(numbers("normal", (tokens, experts), random) * np.float32(3))
+    slots = None if bonus is None else aligned_copy(random.integers(-1, 2, experts).astype(np.int32))
+    rule |= {"choice_bias": numbers("normal", (experts,), random) if biased else None, "slots": slots}
+    results = set()
+    for name in BACKENDS:
+        if name.startswith("native"):
+            backend = make_backend(name)
+            chosen, weights = aligned((tokens, count), np.int32), aligned((tokens, count), np.float32)
+            route = op.Route(logits, experts=chosen, weights=weights, bonus=bonus or 0.0, **rule)
+            backend.program([route]).run(tokens)
+            results.add(chosen.tobytes() + weights.tobytes())
+            backend.close()
+    assert len(results) == 1
+
+
+@pytest.mark.parametrize("bonus", [None, 1.0])
+def test_a_choice_bias_chooses_and_does_not_weigh(any_backend: Backend, bonus: float | None) -> None:
+    """Groups of two; scores 1/2 and 3/4 are exact on every backend."""
+    logits = aligned_copy(np.array([[0, np.log(3), 0, np.log(3), 0, np.log(3), 40, 50]], np.float32))
+    choice_bias = aligned_copy(np.array([0.5, 0, 0.25, 0, -1, -1, -2, -2], np.float32))
+    # choice scores 1, .75, .75, .75, -.5, -.25, -1, -1: sums 1.75, 1.5, -.75, -2
+    chosen, weights = aligned((1, 3), np.int32), aligned((1, 3), np.float32)
+    slots = None if bonus is None else aligned_copy(np.array([-1, -1, -1, 0, 1, 2, 3, 4], np.int32))
+    options: dict[str, Any] = {"score": "sigmoid", "choice_bias": choice_bias, "groups": 4, "kept_groups": 2}
+    route = op.Route(logits, True, chosen, weights, slots, bonus or 0.0, scale=2.0, epsilon=0.25, **options)
+    any_backend.program([route]).run(1)
+    if bonus is None:
+        assert chosen.tolist() == [[0, 1, 2]]  # ties by the lower number
+        np.testing.assert_allclose(weights, [[0.5, 0.75, 0.5]], rtol=1e-6)
+    else:
+        assert chosen.tolist() == [[0, 1, 3]]
+        np.testing.assert_allclose(weights, [[4 / 9, 6 / 9, 6 / 9]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 1e-20])
+def test_sigmoids_at_the_edges(any_backend: Backend, epsilon: float) -> None:
+    logits = aligned_copy(np.array([[-200, 30, 88, 3e38, -3e38], [-200, -210, -3e38, -190, -200]], np.float32))
+    chosen, weights = aligned((2, 3), np.int32), aligned((2, 3), np.float32)
+    any_backend.program([op.Route(logits, True, chosen, weights, score="sigmoid", epsilon=epsilon)]).run(2)
+    assert chosen[0].tolist() == [1, 2, 3]  # all exactly 1
+    np.testing.assert_allclose(weights[0], 1 / 3, rtol=1e-6)
+    assert sorted(set(chosen[1].tolist())) == sorted(chosen[1].tolist())
+    if epsilon:
+        np.testing.assert_array_equal(weights[1], 0)
 
 
 @pytest.mark.parametrize("logits", [[5.0, 5.0, 5.0, 5.0], [-1e30, 1e30, -1e30, 1e30], [1e-42, 0.0, -1e-42, 2e-42]])

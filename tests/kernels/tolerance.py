@@ -138,11 +138,12 @@ def rms_norm(expected: npt.NDArray[np.float32], width: int) -> Doubles:
 
 
 def rope(values: npt.NDArray[np.float32], cosine: npt.NDArray[np.float32], sine: npt.NDArray[np.float32]) -> Doubles:
-    """Bound of `rope`: values `(T, heads, W)`; two products and their sum."""
+    """Bound of `rope`: values `(T, heads, W)`; two products and their sum, and nothing for what is not rotated."""
     exact = np.abs(values.astype(np.float64))
-    first, second = np.split(exact, 2, axis=2)
+    half = cosine.shape[1]
+    first, second, rest = exact[:, :, :half], exact[:, :, half : 2 * half], exact[:, :, 2 * half :]
     c, s = np.abs(cosine)[:, None, :], np.abs(sine)[:, None, :]
-    return 2 * UNIT * np.concatenate([first * c + second * s, second * c + first * s], axis=2)
+    return 2 * UNIT * np.concatenate([first * c + second * s, second * c + first * s, 0 * rest], axis=2)
 
 
 def attention(

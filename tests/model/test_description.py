@@ -63,7 +63,7 @@ def test_counts_must_be_counts(store: Store, tmp_path: Path, place: tuple[str | 
         ((*ATTENTION, "qk_norm"), "both", "qk_norm is"),
         ((*ATTENTION, "kv_heads"), 3, "3 key heads"),
         ((*MOE, "kind"), [], r"body\.kind is"),
-        ((*MOE, "top_k"), 5, "5 of 4 experts"),
+        ((*MOE, "top_k"), 5, "router: experts: expected at most 4 per token, found 5"),
         ((*MOE, "shared"), {"gate": True}, r"shared\.intermediate_size is missing"),
     ],
 )

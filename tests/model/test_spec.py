@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from edgemoe.architectures import model_spec
-from edgemoe.model.blocks import Attention, GatedFfn, Moe, SharedExpert
+from edgemoe.model.blocks import Attention, GatedFfn, Moe, RouterSpec, SharedExpert
 from edgemoe.model.first_form import current_form
 from edgemoe.model.rope import RopeSpec
 from edgemoe.model.spec import Block, LayerSpec, ModelSpec
 from tests.architectures.published import ALL_FAMILIES
 
 ATTENTION = Attention(4, 2, 16, 0.25, RopeSpec(1e4, 16, "linear", {"factor": 2.0}), qkv_bias=True, qk_norm="head")
-MOE = Moe(8, 2, 48, True, SharedExpert(32, gate=True))
+MOE = Moe(8, 2, 48, RouterSpec(True), SharedExpert(32, gate=True))
 SPEC = ModelSpec(
     "test", 101, 64, (LayerSpec.of(ATTENTION, GatedFfn(80)), LayerSpec.of(ATTENTION, MOE)), 1e-5, 256, False
 )
@@ -71,6 +71,10 @@ def test_the_first_form_is_read() -> None:
     assert current_form(SPEC.to_json()) == SPEC.to_json()
 
 
+def routed(normalise: bool, top_k: int = 2, **options: Any) -> LayerSpec:
+    return LayerSpec.of(Moe(8, top_k, 48, RouterSpec(normalise, **options)))
+
+
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
@@ -79,11 +83,29 @@ def test_the_first_form_is_read() -> None:
         (LayerSpec.of(GatedFfn(8), GatedFfn(8)), "tensors have the same names"),
         (LayerSpec.of(Attention(4, 3, 16, 0.25, RopeSpec(1e4, 16))), "4 query heads and 3 key heads"),
         (LayerSpec.of(Attention(4, 2, 16, 0.25, RopeSpec(1e4, 18))), "18 of 16 channels"),
+        (routed(True, groups=3), "router: groups: expected equal runs of at least 2 of 8 experts, found 3"),
+        (routed(True, groups=8), "router: groups: expected equal runs of at least 2 of 8 experts, found 8"),
+        (routed(True, groups=2, kept_groups=3), "router: kept_groups: expected at most 2, found 3"),
+        (routed(True, groups=4, top_k=3), "router: experts: expected at most 2 per token, found 3"),
+        (routed(True, top_k=9), "router: experts: expected at most 8 per token, found 9"),
+        (routed(True, epsilon=1e-20), "router: epsilon: expected 0 for softmax"),
+        (routed(False, score="sigmoid", epsilon=1e-20), "an epsilon of 1e-20 and no sum"),
     ],
 )
 def test_layers_that_cannot_be_run_are_refused(layer: LayerSpec, message: str) -> None:
     plain = ModelSpec("test", 101, 64, (layer,), 1e-5, 256, False).to_json()
     with pytest.raises(ValueError, match=rf"model\.layers\[0\]: .*{message}"):
+        ModelSpec.from_json(plain)
+
+
+def test_every_setting_of_a_router_survives_json() -> None:
+    layer = routed(True, 2, score="sigmoid", choice_bias=True, groups=4, kept_groups=2, epsilon=1e-20, scale=2.5)
+    spec = ModelSpec("test", 101, 64, (layer,), 1e-5, 256, False)
+    assert ModelSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    assert spec.tensors()["layers.0.router_choice_bias"] == (8,)
+    plain = spec.to_json()
+    plain["layers"][0]["blocks"][0]["body"]["router"]["score"] = "tanh"
+    with pytest.raises(ValueError, match=r"router\.score is 'tanh'"):
         ModelSpec.from_json(plain)
 
 

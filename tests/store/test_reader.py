@@ -257,7 +257,7 @@ def test_a_store_of_another_version_is_refused(store: Store) -> None:
     [
         (b'"theta": 1000000.0', b'"theta": 1001000.0'),
         (b'"norm_epsilon": 1e-05', b'"norm_epsilon": 3e-05'),
-        (b'"renormalise": true', b'"renormalise": false'),
+        (b'"normalise": true', b'"normalise": false'),
         (b'"checksum": "', b'"checksun": "'),
     ],
 )

@@ -19,6 +19,7 @@ Tensors = Mapping[str, np.ndarray[Any, Any]]
 ARCHITECTURES = {
     "llama": gguf.MODEL_ARCH.LLAMA,
     "mixtral": gguf.MODEL_ARCH.LLAMA,
+    "glm4_moe": gguf.MODEL_ARCH.GLM4_MOE,
     "granitemoe": gguf.MODEL_ARCH.GRANITE_MOE,
     "granitemoeshared": gguf.MODEL_ARCH.GRANITE_MOE,
     "olmoe": gguf.MODEL_ARCH.OLMOE,
@@ -57,6 +58,8 @@ def gguf_tensors(config: Mapping[str, Any], tensors: Tensors, *, stacked: bool =
             out[f"blk.{layer}.ffn_gate_{kind}.weight"], out[f"blk.{layer}.ffn_up_{kind}.weight"] = gate, up
         elif "output_linear" in name:
             out[f"blk.{layer}.ffn_down_{'shexp' if 'shared' in name else 'exps'}.weight"] = values
+        elif name.endswith("e_score_correction_bias"):
+            out[f"blk.{layer}.exp_probs_b.bias"] = values
         elif "shared_expert_gate" in name:
             out[f"blk.{layer}.ffn_gate_inp_shexp.weight"] = values[0]
         else:
@@ -137,9 +140,14 @@ def _metadata(config: Mapping[str, Any]) -> dict[str, Any]:
         "attention.value_length": head_width,
         "attention.layer_norm_rms_epsilon": float(config["rms_norm_eps"]),
         "rope.freq_base": float(config["rope_theta"]),
-        "rope.dimension_count": head_width,
+        "rope.dimension_count": int(head_width * config.get("partial_rotary_factor", 1)),
         "vocab_size": config["vocab_size"],
-        "expert_count": config.get("num_local_experts", config.get("num_experts")),
+        "expert_count": config.get("num_local_experts", config.get("num_experts", config.get("n_routed_experts"))),
+        "expert_shared_count": config.get("n_shared_experts"),
+        "expert_group_count": config.get("n_group"),
+        "expert_group_used_count": config.get("topk_group"),
+        "expert_weights_scale": config.get("routed_scaling_factor"),
+        "leading_dense_block_count": config.get("first_k_dense_replace"),
         "expert_used_count": config.get("num_experts_per_tok"),
         "expert_feed_forward_length": config.get("moe_intermediate_size"),
         "expert_shared_feed_forward_length": config.get(

@@ -5,6 +5,7 @@ A metadata key of the model that is not read here is refused by name, unless its
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,6 +66,13 @@ _KEYS = {
     "beta_slow": "rope.scaling.yarn_beta_slow",
     "num_experts": "expert_count",
     "num_local_experts": "expert_count",
+    "n_routed_experts": "expert_count",
+    "n_shared_experts": "expert_shared_count",
+    "n_group": "expert_group_count",
+    "topk_group": "expert_group_used_count",
+    "routed_scaling_factor": "expert_weights_scale",
+    "first_k_dense_replace": "leading_dense_block_count",
+    "partial_rotary_factor": "rope.dimension_count",
     "num_experts_per_tok": "expert_used_count",
     "moe_intermediate_size": "expert_feed_forward_length",
     "shared_expert_intermediate_size": "expert_shared_feed_forward_length",
@@ -75,6 +83,8 @@ _KEYS = {
     "logits_scaling": "logit_scale",
 }
 """The GGUF key that each config key comes from."""
+_SIGMOID = 2
+"""The gating function by which each expert is weighed by itself."""
 _CONFIG_KEY = re.compile(r"(?<![\w.])(?:rope_(?:scaling|parameters)\.)?(" + "|".join(_KEYS) + r")\b")
 
 
@@ -106,11 +116,11 @@ class Metadata:
             return value[0]
         return value
 
-    def count(self, key: str, default: int | None = None) -> int:
-        """A whole number above zero."""
+    def count(self, key: str, default: int | None = None, minimum: int = 1) -> int:
+        """A whole number of at least `minimum`."""
         value = self.value(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self.wrong(key, "a whole number above 0", value)
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            raise self.wrong(key, "a whole number above 0" if minimum else "a whole number", value)
         return value
 
     def wrong(self, key: str, expected: str, found: Any) -> SourceError:
@@ -140,16 +150,23 @@ def checkpoint_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> 
     heads = metadata.count("attention.head_count")
     width = metadata.count("embedding_length")
     head_dim = metadata.count("attention.key_length", width // heads or None)
-    for key in ("attention.value_length", "rope.dimension_count"):
-        if metadata.count(key, head_dim) != head_dim:
-            raise metadata.wrong(key, f"{head_dim}, the width of a head", metadata.value(key))
+    family = FAMILIES[metadata.architecture]
+    rotated = metadata.count("rope.dimension_count", head_dim)
+    whole = {"attention.value_length": metadata.count("attention.value_length", head_dim)}
+    for key, found in (whole if family.partial_rotation else whole | {"rope.dimension_count": rotated}).items():
+        if found != head_dim:
+            raise metadata.wrong(key, f"{head_dim}, the width of a head", found)
+    further = metadata.count("nextn_predict_layers", 0, minimum=0)
+    layers = metadata.count("block_count")
+    if further >= layers:
+        raise metadata.wrong("nextn_predict_layers", f"fewer than all {layers} layers", further)
     embedding = tensors.get("token_embd.weight")
     config = {
-        "model_type": FAMILIES[metadata.architecture].model_type,
+        "model_type": family.model_type,
         "vocab_size": embedding.shape[0] if embedding else metadata.count("vocab_size"),
         "hidden_size": width,
         "intermediate_size": metadata.count("feed_forward_length"),
-        "num_hidden_layers": metadata.count("block_count"),
+        "num_hidden_layers": layers - further,
         "num_attention_heads": heads,
         "num_key_value_heads": metadata.count("attention.head_count_kv", heads),
         "head_dim": head_dim,
@@ -159,7 +176,9 @@ def checkpoint_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> 
         "rope_theta": metadata.value("rope.freq_base", 10_000.0),
         "tie_word_embeddings": "output.weight" not in tensors,
     }
-    scaling = _rope_scaling(metadata, head_dim, config["rope_theta"], tensors.get(ROPE_FACTORS))
+    if family.partial_rotation:
+        config["partial_rotary_factor"] = _partial(rotated, head_dim)
+    scaling = _rope_scaling(metadata, rotated, config["rope_theta"], tensors.get(ROPE_FACTORS))
     window = metadata.value("attention.sliding_window", 0)
     config |= {"rope_scaling": scaling} if scaling else {}
     config |= {"sliding_window": window} if window else {}
@@ -182,6 +201,8 @@ def _family_config(metadata: Metadata, tensors: Mapping[str, GgufTensor], head_d
     experts = metadata.count("expert_count")
     if metadata.architecture == "llama with experts":
         return used | {"num_local_experts": experts}
+    if metadata.architecture == "glm4moe":
+        return used | {"n_routed_experts": experts, "attention_bias": has_bias} | _glm_config(metadata, tensors)
     if metadata.architecture == "granitemoe":
         return used | {"num_local_experts": experts} | _granite_config(metadata, tensors, head_dim, has_bias)
     renormalises = metadata.architecture == "qwen3moe"
@@ -198,6 +219,28 @@ def _family_config(metadata: Metadata, tensors: Mapping[str, GgufTensor], head_d
         shared = _expert_width(metadata, tensors, "expert_shared_feed_forward_length", "shexp")
         return config | {"shared_expert_intermediate_size": shared, "qkv_bias": has_bias}
     return config | {"attention_bias": has_bias}
+
+
+def _glm_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> dict[str, Any]:
+    """The keys of GLM-4.5. Files without a gating function mean sigmoid, as llama.cpp reads them."""
+    if metadata.value("expert_gating_func", 0) not in (0, _SIGMOID):
+        raise metadata.wrong("expert_gating_func", f"{_SIGMOID} (sigmoid)", metadata.value("expert_gating_func"))
+    return {
+        "moe_intermediate_size": _expert_width(metadata, tensors, "expert_feed_forward_length", "exps"),
+        "n_shared_experts": metadata.count("expert_shared_count", 0, minimum=0),
+        "n_group": metadata.count("expert_group_count", 0, minimum=0) or 1,
+        "topk_group": metadata.count("expert_group_used_count", 0, minimum=0) or 1,
+        "norm_topk_prob": bool(metadata.value("expert_weights_norm", False)),
+        "routed_scaling_factor": metadata.value("expert_weights_scale") or 1.0,
+        "first_k_dense_replace": metadata.count("leading_dense_block_count", 0, minimum=0),
+        "use_qk_norm": "blk.0.attn_q_norm.weight" in tensors,
+    }
+
+
+def _partial(rotated: int, head_dim: int) -> float:
+    """The factor of which the whole part of `factor * head_dim` is `rotated`."""
+    factor = rotated / head_dim
+    return factor if int(head_dim * factor) == rotated else math.nextafter(factor, math.inf)
 
 
 def _granite_config(
@@ -228,7 +271,7 @@ def _expert_width(metadata: Metadata, tensors: Mapping[str, GgufTensor], key: st
     return metadata.count(key)
 
 
-def _rope_scaling(metadata: Metadata, head_dim: int, theta: Any, factors: GgufTensor | None) -> dict[str, Any] | None:
+def _rope_scaling(metadata: Metadata, rotated: int, theta: Any, factors: GgufTensor | None) -> dict[str, Any] | None:
     kind = metadata.value("rope.scaling.type", "none")
     factor = metadata.value("rope.scaling.factor")
     original = metadata.value("rope.scaling.original_context_length")
@@ -245,18 +288,18 @@ def _rope_scaling(metadata: Metadata, head_dim: int, theta: Any, factors: GgufTe
         raise metadata.wrong("rope.scaling.type", "none, linear or yarn", kind)
     if factors is None:
         return None
-    return _llama3_scaling(metadata, head_dim, theta, factors)
+    return _llama3_scaling(metadata, rotated, theta, factors)
 
 
-def _llama3_scaling(metadata: Metadata, head_dim: int, theta: Any, factors: GgufTensor) -> dict[str, Any] | None:
+def _llama3_scaling(metadata: Metadata, rotated: int, theta: Any, factors: GgufTensor) -> dict[str, Any] | None:
     """Reconstruct the `llama3` rule from its effect, the only form in which the file stores it.
 
     The file divides each frequency by a factor: 1 for short wavelengths, `factor` for long ones, a blend in between.
     The bounds of the blend must be those of every published model (1, 4 and 8192); any others are refused.
     """
-    if factors.shape != (head_dim // 2,) or factors.type_name != "F32":
+    if factors.shape != (rotated // 2,) or factors.type_name != "F32":
         raise SourceError(
-            f"{factors.path}: {ROPE_FACTORS}: expected {head_dim // 2} F32 values, "
+            f"{factors.path}: {ROPE_FACTORS}: expected {rotated // 2} F32 values, "
             f"found {factors.shape} of {factors.type_name}.",
             TAKE_ANOTHER,
         )
@@ -268,7 +311,7 @@ def _llama3_scaling(metadata: Metadata, head_dim: int, theta: Any, factors: Gguf
     if not isinstance(theta, float):
         raise metadata.wrong("rope.freq_base", "a number", theta)
     with np.errstate(all="ignore"):
-        wavelengths = 2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
+        wavelengths = 2 * np.pi * theta ** (np.arange(0, rotated, 2) / rotated)
         blend = np.clip((original / wavelengths - low) / (high - low), 0.0, 1.0)
         expected = 1 / ((1 - blend) / factor + blend)
     if not np.allclose(found, expected, rtol=1e-4):

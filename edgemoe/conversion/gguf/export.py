@@ -67,6 +67,7 @@ _NAMES = {
     "key_norm": MODEL_TENSOR.ATTN_K_NORM,
     "ffn_norm": MODEL_TENSOR.FFN_NORM,
     "router": MODEL_TENSOR.FFN_GATE_INP,
+    "router_choice": MODEL_TENSOR.FFN_EXP_PROBS_B,
     "experts.gate": MODEL_TENSOR.FFN_GATE_EXP,
     "experts.up": MODEL_TENSOR.FFN_UP_EXP,
     "experts.down": MODEL_TENSOR.FFN_DOWN_EXP,
@@ -79,6 +80,9 @@ _NAMES = {
     "ffn.down": MODEL_TENSOR.FFN_DOWN,
 }
 """GGUF names by the names within our model or layer; a bias is named like its matrix."""
+
+_OTHER_NAMES = {"glm4moe": {"ffn_norm": MODEL_TENSOR.ATTN_POST_NORM}}
+"""Where an architecture has names of its own."""
 
 _FILE_TYPES = {
     "f32": LlamaFileType.ALL_F32,
@@ -179,7 +183,8 @@ def export_gguf(
 
 def _tensors(store: Store, spec: ModelSpec) -> dict[str, _Tensor]:
     """The tensors of the file by name, in order. Raises StoreError for a tensor that the format cannot hold."""
-    interleaved = ARCHITECTURES[spec.family] in INTERLEAVED
+    architecture = ARCHITECTURES[spec.family]
+    interleaved, names = architecture in INTERLEAVED, _NAMES | _OTHER_NAMES.get(architecture, {})
     head_dim = attention_and_ffn(spec)[0].head_dim if interleaved else None
     shapes = spec.tensors()
     tensors: dict[str, _Tensor] = {}
@@ -194,7 +199,7 @@ def _tensors(store: Store, spec: ModelSpec) -> dict[str, _Tensor]:
                 f" found {place.columns}.",
                 "Convert the checkpoint again with this part in f16 or f32.",
             )
-        target = f"{TENSOR_NAMES[_NAMES[stem]].format(bid=layer)}.{suffix}"
+        target = f"{TENSOR_NAMES[names[stem]].format(bid=layer)}.{suffix}"
         kind = GGMLQuantizationType[TYPE_NAMES[place.format.name] if place.format else "F32"]
         dimensions = 3 if expert else 1 if stem == "shared_gate" else len(shapes[name])
         rotated = head_dim if stem in ("query", "key") else None

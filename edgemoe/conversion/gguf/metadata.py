@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from edgemoe.conversion.gguf.names import FAMILIES
-from edgemoe.conversion.gguf.package import GGUFWriter, RopeScalingType
+from edgemoe.conversion.gguf.package import ExpertGatingFuncType, GGUFWriter, RopeScalingType
 from edgemoe.errors import StoreError
-from edgemoe.model.blocks import Attention, GatedFfn, Moe
+from edgemoe.model.blocks import Attention, Body, GatedFfn, Moe, RouterSpec
 from edgemoe.model.rope import RopeSpec, rope_frequencies
 from edgemoe.model.spec import ModelSpec
 
@@ -27,10 +28,17 @@ ARCHITECTURES = {family.model_type: name.partition(" ")[0] for name, family in F
 INTERLEAVED = frozenset(ARCHITECTURES[family.model_type] for family in FAMILIES.values() if family.interleaved_rotation)
 """Architectures that rotate neighbouring pairs: their rows of query and key are in the order of `pairs_order`."""
 
+_FAMILY = {name.partition(" ")[0]: family for name, family in FAMILIES.items()}
+"""By architecture."""
+
+_SIGMOID = frozenset({"glm4moe"})
+_SIGMOID_ROUTER = RouterSpec(normalise=True, score="sigmoid", choice_bias=True)
+"""Architectures whose experts are weighed by sigmoids and chosen with a bias, and their router but for its numbers."""
+
 _RENORMALISE = frozenset({"llama", "granitemoe", "qwen3moe"})
 """Architectures that normalise the weights of a token's experts to sum to one; the others do not."""
 
-_QKV_BIAS = frozenset({"llama", "granitemoe", "qwen2moe"})
+_QKV_BIAS = frozenset({"llama", "glm4moe", "granitemoe", "qwen2moe"})
 _OUTPUT_BIAS = frozenset({"llama", "granitemoe"})
 _SCALED = frozenset({"granitemoe"})
 """Architectures with multipliers on embedding, attention, residual and logits."""
@@ -53,13 +61,17 @@ def check_expressible(spec: ModelSpec) -> None:
 
 def _problems(spec: ModelSpec) -> Iterator[str]:
     architecture = ARCHITECTURES[spec.family]
-    if any(layer != spec.layers[0] for layer in spec.layers):
+    leading, attention = leading_dense_layers(spec), attention_and_ffn(spec)[0]
+    alike = spec.layers[:leading], spec.layers[leading:]
+    if any(layer != layers[0] for layers in alike for layer in layers) or (leading and attention != _body(spec, 0)):
         yield "layers of several kinds"
-    attention, ffn = attention_and_ffn(spec)
+    _, ffn = attention_and_ffn(spec)
     if isinstance(ffn, GatedFfn) and spec.family != "llama":
         yield "dense layers"
-    if isinstance(ffn, Moe) and ffn.renormalise != (architecture in _RENORMALISE):
-        yield f"experts whose weights are {'' if ffn.renormalise else 'not '}renormalised"
+    if isinstance(ffn, Moe):
+        yield from _moe_problems(architecture, ffn)
+    if attention.rope.rotated != attention.head_dim and not _FAMILY[architecture].partial_rotation:
+        yield "rotation of a part of each head"
     if attention.qkv_bias and architecture not in _QKV_BIAS:
         yield "biases on query, key and value"
     if attention.output_bias and architecture not in _OUTPUT_BIAS:
@@ -77,6 +89,21 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
         yield "YaRN with unusual parameters (usual: 32, 1, the attention factor from the scaling factor)"
 
 
+def _moe_problems(architecture: str, ffn: Moe) -> Iterator[str]:
+    router = ffn.router
+    if architecture in _SIGMOID:
+        if replace(router, normalise=True, groups=1, kept_groups=1, epsilon=0.0, scale=1.0) != _SIGMOID_ROUTER:
+            yield "routers but by sigmoid with a bias for the choice"
+        if router.groups > 1 and router.kept_groups == router.groups:
+            yield "groups of experts that are all kept"
+        if ffn.shared is None or ffn.shared.gate or ffn.shared.intermediate_size % ffn.intermediate_size:
+            yield "shared experts but ungated ones of the width of the routed experts"
+    elif replace(router, normalise=True) != RouterSpec(normalise=True):
+        yield "routers but by softmax of the logits"
+    elif router.normalise != (architecture in _RENORMALISE):
+        yield f"experts whose weights are {'' if router.normalise else 'not '}renormalised"
+
+
 def _plain_scale(attention: Attention) -> bool:
     return math.isclose(attention.scale, attention.head_dim**-0.5, rel_tol=1e-6)
 
@@ -92,6 +119,8 @@ def write_metadata(writer: GGUFWriter, spec: ModelSpec) -> None:
     """Write all keys of the model itself. The spec must have passed `check_expressible`."""
     attention, ffn = attention_and_ffn(spec)
     writer.add_block_count(len(spec.layers))
+    if leading := leading_dense_layers(spec):
+        writer.add_leading_dense_block_count(leading)
     writer.add_context_length(spec.max_positions)
     writer.add_embedding_length(spec.hidden_size)
     writer.add_vocab_size(spec.vocab_size)
@@ -101,7 +130,8 @@ def write_metadata(writer: GGUFWriter, spec: ModelSpec) -> None:
     writer.add_value_length(attention.head_dim)
     writer.add_layer_norm_rms_eps(spec.norm_epsilon)
     if isinstance(ffn, Moe):
-        _write_experts(writer, ARCHITECTURES[spec.family], ffn)
+        dense = _body(spec, 1) if leading else None
+        _write_experts(writer, ARCHITECTURES[spec.family], ffn, dense)
     else:
         writer.add_feed_forward_length(ffn.intermediate_size)
     if ARCHITECTURES[spec.family] in _SCALED:
@@ -113,17 +143,29 @@ def write_metadata(writer: GGUFWriter, spec: ModelSpec) -> None:
     _write_rope(writer, attention.rope)
 
 
-def _write_experts(writer: GGUFWriter, architecture: str, ffn: Moe) -> None:
+def _write_experts(writer: GGUFWriter, architecture: str, ffn: Moe, dense: Body | None) -> None:
     writer.add_expert_count(ffn.num_experts)
     writer.add_expert_used_count(ffn.top_k)
-    if architecture in ("qwen2moe", "qwen3moe"):
-        # Width of dense layers, which such a model does not have: the total width of one token's experts.
-        writer.add_feed_forward_length(ffn.top_k * ffn.intermediate_size)
+    if architecture in ("glm4moe", "qwen2moe", "qwen3moe"):
+        # Width of dense layers; where such a model has none, the total width of one token's experts.
+        width = dense.intermediate_size if isinstance(dense, GatedFfn) else ffn.top_k * ffn.intermediate_size
+        writer.add_feed_forward_length(width)
         writer.add_expert_feed_forward_length(ffn.intermediate_size)
     else:
         writer.add_feed_forward_length(ffn.intermediate_size)
-    if ffn.shared is not None:
+    if architecture in _SIGMOID and ffn.shared is not None:
+        _write_sigmoid_router(writer, ffn.router)
+        writer.add_expert_shared_count(ffn.shared.intermediate_size // ffn.intermediate_size)
+    elif ffn.shared is not None:
         writer.add_expert_shared_feed_forward_length(ffn.shared.intermediate_size)
+
+
+def _write_sigmoid_router(writer: GGUFWriter, router: RouterSpec) -> None:
+    writer.add_expert_gating_func(ExpertGatingFuncType.SIGMOID)
+    writer.add_expert_weights_norm(router.normalise)
+    writer.add_expert_weights_scale(router.scale)
+    writer.add_expert_group_count(router.groups)
+    writer.add_expert_group_used_count(router.kept_groups)
 
 
 def _write_rope(writer: GGUFWriter, rope: RopeSpec) -> None:
@@ -144,9 +186,21 @@ def frequency_divisors(spec: ModelSpec) -> npt.NDArray[np.float32] | None:
     return rope_frequencies(RopeSpec(rope.theta, rope.rotated)) / rope_frequencies(rope)
 
 
+def leading_dense_layers(spec: ModelSpec) -> int:
+    """How many dense layers precede the others, in an architecture that has a key for their number."""
+    if not _FAMILY[ARCHITECTURES[spec.family]].leading_dense:
+        return 0
+    return next((number for number, layer in enumerate(spec.layers) if layer.routed), 0)
+
+
+def _body(spec: ModelSpec, number: int) -> Body:
+    """One of the two bodies of the first layer."""
+    return spec.layers[0].blocks[number].body
+
+
 def attention_and_ffn(spec: ModelSpec) -> tuple[Attention, GatedFfn | Moe]:
-    """The bodies of the first layer, in which every architecture here has attention and then an FFN."""
-    attention, ffn = (block.body for block in spec.layers[0].blocks)
+    """The bodies of the last layer, in which every architecture here has attention and then an FFN."""
+    attention, ffn = (block.body for block in spec.layers[-1].blocks)
     assert isinstance(attention, Attention)
     assert isinstance(ffn, (GatedFfn, Moe))
     return attention, ffn

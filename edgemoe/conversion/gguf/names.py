@@ -33,6 +33,10 @@ class Family:
     expert: str = ""
     """Name of one matrix of one expert; without `{expert}`, of one for all experts, gate and up fused (E, 2F, D)."""
     shared: str = ""
+    partial_rotation: bool = False
+    """Whether the file may say that only the first channels of each head are rotated."""
+    leading_dense: bool = False
+    """Whether the file may say that the first layers are dense."""
     matrices: Mapping[str, str] = field(default_factory=dict)
     """Checkpoint names of an expert's matrices: gate, up, down (or gate_up and down)."""
 
@@ -50,16 +54,28 @@ FAMILIES: dict[str, Family] = {
         "block_sparse_moe.experts.{expert}.{matrix}.weight",
         matrices={"gate": "w1", "up": "w3", "down": "w2"},
     ),
+    "glm4moe": Family(
+        "glm4_moe",
+        False,
+        _QWEN_ROUTER,
+        _QWEN_EXPERT,
+        "mlp.shared_experts.{matrix}.weight",
+        partial_rotation=True,
+        leading_dense=True,
+        matrices=_SPLIT,
+    ),
     "granitemoe": Family(
         "granitemoe",
         True,
         "block_sparse_moe.router.layer.weight",
         "block_sparse_moe.{matrix}.weight",
         "shared_mlp.{matrix}.weight",
-        _FUSED,
+        matrices=_FUSED,
     ),
     "olmoe": Family("olmoe", False, _QWEN_ROUTER, _QWEN_EXPERT, matrices=_SPLIT),
-    "qwen2moe": Family("qwen2_moe", False, _QWEN_ROUTER, _QWEN_EXPERT, "mlp.shared_expert.{matrix}.weight", _SPLIT),
+    "qwen2moe": Family(
+        "qwen2_moe", False, _QWEN_ROUTER, _QWEN_EXPERT, "mlp.shared_expert.{matrix}.weight", matrices=_SPLIT
+    ),
     "qwen3moe": Family("qwen3_moe", False, _QWEN_ROUTER, _QWEN_EXPERT, matrices=_SPLIT),
 }
 
@@ -71,6 +87,7 @@ _TOP_NAMES = {
 _LAYER_NAMES = {
     "attn_norm.weight": "input_layernorm.weight",
     "ffn_norm.weight": "post_attention_layernorm.weight",
+    "post_attention_norm.weight": "post_attention_layernorm.weight",
     "attn_output.weight": "self_attn.o_proj.weight",
     "attn_output.bias": "self_attn.o_proj.bias",
     "attn_v.weight": "self_attn.v_proj.weight",
@@ -81,6 +98,9 @@ _LAYER_NAMES = {
     "ffn_up.weight": "mlp.up_proj.weight",
     "ffn_down.weight": "mlp.down_proj.weight",
     "ffn_gate_inp_shexp.weight": "mlp.shared_expert_gate.weight",
+    "exp_probs_b.bias": "mlp.gate.e_score_correction_bias",
+    **{f"nextn.{name}.weight": f"{name}.weight" for name in ("eh_proj", "enorm", "hnorm", "embed_tokens")},
+    **{f"nextn.shared_head_{name}.weight": f"shared_head.{name}.weight" for name in ("head", "norm")},
 }
 _ROTATED_NAMES = {
     "attn_q.weight": "self_attn.q_proj.weight",

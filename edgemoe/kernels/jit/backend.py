@@ -17,7 +17,7 @@ from edgemoe.kernels.formats import (
     panel_count,
 )
 from edgemoe.kernels.jit import layers, products
-from edgemoe.kernels.operations import PAGE_TOKENS, Cache, Floats, Integers, Operation, QuantisedCache
+from edgemoe.kernels.operations import PAGE_TOKENS, Cache, Floats, Integers, Operation, QuantisedCache, Score
 from edgemoe.kernels.reference import REFERENCE
 from edgemoe.kernels.stepwise import MEANINGS, StepwiseBackend
 
@@ -156,16 +156,36 @@ class JitBackend(StepwiseBackend):
         return output.reshape(tokens, heads, value_width)
 
     def route(
-        self, logits: Floats, count: int, renormalise: bool, in_memory: Integers | None = None, bonus: float = 0.0
+        self,
+        logits: Floats,
+        count: int,
+        renormalise: bool,
+        in_memory: Integers | None = None,
+        bonus: float = 0.0,
+        score: Score = "softmax",
+        choice_bias: Floats | None = None,
+        groups: int = 1,
+        kept_groups: int = 1,
+        epsilon: float = 0.0,
+        scale: float = 1.0,
     ) -> tuple[Integers, Floats]:
-        """Experts `(T, K)` of largest logit, the lower number on a tie, and their weights `(T, K)`."""
+        """Experts `(T, K)` of largest choice score, the lower number on a tie, and their weights `(T, K)`."""
         experts = np.empty((len(logits), count), np.int32)
         weights = np.empty((len(logits), count), np.float32)
+        choices, sigmoid = logits, score == "sigmoid"
+        if sigmoid or choice_bias is not None or groups > 1:
+            choices = np.empty_like(logits)
+            layers.choice_scores(logits, sigmoid, choice_bias, groups, kept_groups, choices)
         if in_memory is None:
-            layers.choose(logits, experts)
+            layers.choose(choices, experts)
         else:
-            layers.choose_with_bonus(logits, in_memory, np.float32(bonus), experts)
-        layers.weigh(logits, renormalise, experts, weights)
+            layers.choose_with_bonus(choices, in_memory, np.float32(bonus), groups, experts)
+        if sigmoid:
+            layers.weigh_by_sigmoid(logits, renormalise, epsilon, experts, weights)
+        else:
+            layers.weigh_by_softmax(logits, renormalise, experts, weights)
+        if scale != 1:
+            weights *= np.float32(scale)
         return experts, weights
 
     def gated_ffn(self, values: Floats, gate_up: Matrix, down: Matrix) -> Floats:

@@ -237,20 +237,65 @@ def _list_largest(values: Floats, left: npt.NDArray[np.bool_], chosen: Integers)
 
 
 @jit
-def choose(logits: Floats, experts: Integers) -> None:
-    """Choose the `K` experts of largest logit: logits `(T, E)` to experts `(T, K)`."""
-    for t in range(len(experts)):
-        _list_largest(logits[t], np.ones(logits.shape[1], np.bool_), experts[t])
+def choice_scores(
+    logits: Floats, sigmoid: bool, choice_bias: Floats | None, groups: int, kept_groups: int, scores: Floats
+) -> None:
+    """Compute the scores `(T, E)` by which experts are chosen; -infinity for those of groups that are not kept."""
+    tokens, count = logits.shape
+    size = count // groups
+    for t in range(tokens):
+        row, own = logits[t], scores[t]
+        largest, total = np.float64(row.max()), 0.0
+        if not sigmoid and choice_bias is not None:
+            for expert in range(count):
+                total += math.exp(np.float64(row[expert]) - largest)
+        for expert in range(count):
+            own[expert] = row[expert]
+            if sigmoid:
+                own[expert] = 1.0 / (1.0 + math.exp(-np.float64(row[expert])))
+            elif choice_bias is not None:
+                own[expert] = math.exp(np.float64(row[expert]) - largest) / total
+            if choice_bias is not None:
+                own[expert] += choice_bias[expert]
+        if groups == 1:
+            continue
+        sums = np.empty(groups, np.float32)
+        for group in range(groups):
+            first, second = -np.inf, -np.inf
+            for value in own[group * size : (group + 1) * size]:
+                if value > first:
+                    first, second = value, first
+                elif value > second:
+                    second = value
+            sums[group] = np.float32(first) + np.float32(second)
+        dropped = np.ones(groups, np.bool_)
+        _list_largest(sums, dropped, np.empty(kept_groups, np.int32))
+        for expert in range(count):
+            if dropped[expert // size]:
+                own[expert] = -np.inf
 
 
 @jit
-def choose_with_bonus(logits: Floats, in_memory: Integers, bonus: np.float32, experts: Integers) -> None:
-    """Same as `choose`, but logits of experts in memory `(E,)` rise by `bonus` times the token's range of logits."""
-    count = logits.shape[1]
+def choose(scores: Floats, experts: Integers) -> None:
+    """Choose the `K` experts of largest choice score: scores `(T, E)` to experts `(T, K)`."""
+    for t in range(len(experts)):
+        _list_largest(scores[t], np.ones(scores.shape[1], np.bool_), experts[t])
+
+
+@jit
+def choose_with_bonus(choices: Floats, in_memory: Integers, bonus: np.float32, groups: int, experts: Integers) -> None:
+    """Same as `choose`, but scores of experts in memory `(E,)` rise by `bonus` times the token's range of scores."""
+    count = choices.shape[1]
     scores = np.empty(count, np.float32)
     for t in range(len(experts)):
-        row = logits[t]
-        reach = row.max() - row.min()
+        row = choices[t]
+        smallest = row.min()
+        if groups > 1:
+            smallest = np.float32(np.inf)
+            for expert in range(count):
+                if row[expert] != -np.inf and row[expert] < smallest:
+                    smallest = row[expert]
+        reach = row.max() - smallest
         if not np.isfinite(reach):
             reach = _ZERO
         first = 0
@@ -274,14 +319,31 @@ def choose_with_bonus(logits: Floats, in_memory: Integers, bonus: np.float32, ex
 
 
 @jit
-def weigh(logits: Floats, renormalise: bool, experts: Integers, weights: Floats) -> None:
-    """Compute the weights `(T, K)` of the chosen experts, the first of which has the largest logit."""
+def weigh_by_sigmoid(logits: Floats, renormalise: bool, epsilon: float, experts: Integers, weights: Floats) -> None:
+    """Compute the weights `(T, K)` of the chosen experts from the sigmoids of their logits `(T, E)`."""
+    tokens, count = experts.shape
+    shares = np.empty(count)
+    for t in range(tokens):
+        total = 0.0
+        for k in range(count):
+            shares[k] = 1.0 / (1.0 + math.exp(-np.float64(logits[t, experts[t, k]])))
+            total += shares[k]
+        for k in range(count):
+            weights[t, k] = np.float64(shares[k]) / (total + epsilon) if renormalise else shares[k]
+
+
+@jit
+def weigh_by_softmax(logits: Floats, renormalise: bool, experts: Integers, weights: Floats) -> None:
+    """Compute the weights `(T, K)` of the chosen experts by softmax of their logits, or of all logits `(T, E)`."""
     tokens, count = experts.shape
     for t in range(tokens):
         taken = np.zeros(logits.shape[1], np.bool_)
         for k in range(count):
             taken[experts[t, k]] = True
-        largest = np.float64(logits[t, experts[t, 0]])
+        largest = -np.inf
+        for expert in range(logits.shape[1]):
+            if (taken[expert] or not renormalise) and logits[t, expert] > largest:
+                largest = np.float64(logits[t, expert])
         total = 0.0
         for expert in range(logits.shape[1]):
             if taken[expert] or not renormalise:

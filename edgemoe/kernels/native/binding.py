@@ -137,6 +137,8 @@ class _Binder:
                 setattr(struct, name, float(member))
             elif kind in ("integer", "flag"):
                 setattr(struct, name, int(member))
+            elif kind == "choice":
+                setattr(struct, name, field.mark.choices.index(member))
             elif kind == "cache":
                 self.cache(getattr(struct, name), field, member)
             elif kind == "format":

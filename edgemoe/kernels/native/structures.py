@@ -18,7 +18,7 @@ from edgemoe.kernels import operations as op
 from edgemoe.kernels.definition import Definition, Field, definition_of
 from edgemoe.kernels.paging import RECORD
 
-ABI_VERSION = 10
+ABI_VERSION = 11
 
 LETTERS = {
     "B": "slot_bytes",
@@ -68,6 +68,7 @@ _TYPES: dict[str, Any] = {
     "float": c_float,
     "integer": c_int32,
     "flag": c_int32,
+    "choice": c_int32,
     "format": c_int32,
     "pager": c_void_p,
 }

@@ -13,8 +13,9 @@ from edgemoe.model.blocks.attention import Attention
 from edgemoe.model.blocks.body import Body, RoutedExperts
 from edgemoe.model.blocks.gated_ffn import GatedFfn
 from edgemoe.model.blocks.moe import Moe, SharedExpert
+from edgemoe.model.blocks.routers import RouterSpec
 
-__all__ = ["BODIES", "Attention", "Body", "GatedFfn", "Moe", "RoutedExperts", "SharedExpert"]
+__all__ = ["BODIES", "Attention", "Body", "GatedFfn", "Moe", "RoutedExperts", "RouterSpec", "SharedExpert"]
 
 BODIES: Mapping[str, type] = MappingProxyType({body.kind: body for body in (Attention, GatedFfn, Moe)})
 """Every kind of body by the name that stores give it."""

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from edgemoe.kernels import operations as op
 from edgemoe.model.blocks.body import RoutedExperts, Shapes, gated_ffn_tensors
+from edgemoe.model.blocks.routers import RouterSpec
 from edgemoe.model.graph import Builder, Part, RoutingValues
 
 
@@ -35,8 +36,7 @@ class Moe:
     num_experts: int
     top_k: int
     intermediate_size: int
-    renormalise: bool
-    """Whether the weights of the chosen experts are made to sum to one."""
+    router: RouterSpec
     shared: SharedExpert | None = None
 
     @property
@@ -44,11 +44,10 @@ class Moe:
         return RoutedExperts(self.num_experts, self.top_k, self.intermediate_size)
 
     def check(self) -> None:
-        if self.top_k > self.num_experts:
-            raise ValueError(f"{self.top_k} of {self.num_experts} experts for each token")
+        self.router.check(self.num_experts, self.top_k)
 
     def tensors(self, hidden_size: int) -> Shapes:
-        shapes: dict[str, tuple[int, ...]] = {"router": (self.num_experts, hidden_size)}
+        shapes = dict(self.router.tensors(self.num_experts, hidden_size))
         if self.shared is not None:
             shapes |= gated_ffn_tensors("shared", self.shared.intermediate_size, hidden_size)
             if self.shared.gate:
@@ -72,10 +71,9 @@ class Moe:
             experts, weights = routing.experts, routing.weights
             if build.options.forced_routing:  # the router's choice goes aside; the caller fills `routing`
                 experts, weights = build.row_numbers("routed_experts", K), build.rows("routed_weights", K)
-            logits = build.linear(source, "router", build.rows("router_logits", self.num_experts))
-            bonus = build.options.cache_aware_routing
+            logits, bonus = build.rows("router_logits", self.num_experts), build.options.cache_aware_routing
             slots = routing.slots if bonus > 0 else None
-            build.add(op.Route(logits, self.renormalise, experts, weights, slots, bonus))
+            self.router.emit(build, source, logits, experts, weights, slots, bonus)
         with build.doing("experts", "fetch"):
             drop_cold = build.options.drop_cold
             weighed = routing.weights if drop_cold > 0 else None
@@ -99,8 +97,8 @@ class Moe:
         if build.options.forced_routing:
             experts = build.row_numbers("guessed_experts", self.top_k, rows=1)
             weights = build.fixed_rows("guessed_weights", 1, self.top_k)
-        logits = build.linear(source, "router", build.fixed_rows("guessed_logits", 1, self.num_experts))
-        build.add(op.Route(logits, self.renormalise, experts, weights))
+        logits = build.fixed_rows("guessed_logits", 1, self.num_experts)
+        self.router.emit(build, source, logits, experts, weights)
         build.add(op.Prefetch(guessed.predicted, build.paging()))
 
     def _routing(self, build: Builder) -> RoutingValues:

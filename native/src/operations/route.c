@@ -1,7 +1,8 @@
-/* The router's choice: the largest logits of each token and their softmax.
+/* The router's choice: the experts of largest choice score of each token, and their weights.
  *
- * With a bonus for experts in memory (off by default, and lossy) the expert of largest logit is chosen as without it,
- * the others by score. Every step of a score is one float32 operation, so that all instruction sets choose alike. */
+ * With a bonus for experts in memory (off by default, and lossy) the expert of largest choice score is chosen as without
+ * it, the others by raised score. Every step of a score is one float32 operation or the written exponential, so that all
+ * instruction sets choose alike. */
 #include "../operations.h"
 
 #include <math.h>
@@ -12,75 +13,29 @@ enum { EXPONENTIALS_AT_ONCE = 64 };
 typedef struct route_task {
     const em_route *route;
     const em_run *run;
+    float *scores; /* (T, E): choice scores; NULL if they are the logits as they stand */
+    float *groups; /* (T, groups): what groups are kept for */
 } route_task;
 
 /* A NaN comes after every number, as it does in the reference's sort. */
 static inline bool comes_before(float a, float b) { return a > b || (isnan(b) && !isnan(a)); }
 
-/* The best expert that comes after `previous` (-1: the best of all). */
-static int32_t next_best(const float *logits, int32_t count, int32_t previous) {
+/* Whether element `a` comes before element `b`: the larger first, on a tie the lower index. */
+static inline bool precedes(const float *values, int32_t a, int32_t b) {
+    return comes_before(values[a], values[b]) || (!comes_before(values[b], values[a]) && a < b);
+}
+
+/* The best element that comes after `previous` (-1: the best of all). */
+static int32_t next_best(const float *values, int32_t count, int32_t previous) {
     int32_t best = -1;
     for (int32_t e = 0; e < count; e++) {
-        if (previous >= 0) {
-            const bool after = comes_before(logits[previous], logits[e]) ||
-                               (!comes_before(logits[e], logits[previous]) && e > previous);
-            if (!after) continue;
-        }
-        if (best < 0 || comes_before(logits[e], logits[best])) best = e;
+        if (previous >= 0 && !precedes(values, previous, e)) continue;
+        if (best < 0 || comes_before(values[e], values[best])) best = e;
     }
     return best;
 }
 
-/* The inputs of one token's scores: its logits, and the bonus of the experts in memory. */
-typedef struct scoring {
-    const float *logits;
-    const int32_t *slots; /* of the experts; negative: not in memory */
-    float bonus; /* added to the logits of experts in memory */
-} scoring;
-
-/* The bonus is a share of the range of the logits, NaNs left out; it is 0 if that range is not finite. */
-static scoring scoring_of(const em_route *r, const float *logits) {
-    float largest = -INFINITY, smallest = INFINITY;
-    for (int32_t e = 0; e < r->num_experts; e++) {
-        if (logits[e] > largest) largest = logits[e];
-        if (logits[e] < smallest) smallest = logits[e];
-    }
-    const float reach = largest - smallest;
-    return (scoring){logits, r->slots, isfinite(reach) ? r->bonus * reach : 0};
-}
-
-static inline float score(const scoring *s, int32_t e) {
-    return s->slots[e] >= 0 ? s->logits[e] + s->bonus : s->logits[e];
-}
-
-/* Whether `a` comes before `b`: by falling score, on a tie by falling logit, then by number. */
-static bool scores_before(const scoring *s, int32_t a, int32_t b) {
-    const float x = score(s, a), y = score(s, b);
-    if (comes_before(x, y) || comes_before(y, x)) return comes_before(x, y);
-    const float logit_a = s->logits[a], logit_b = s->logits[b];
-    if (comes_before(logit_a, logit_b) || comes_before(logit_b, logit_a)) return comes_before(logit_a, logit_b);
-    return a < b;
-}
-
-/* Chooses the expert of largest logit and those of largest score; lists all in falling order of their logits. */
-static void choose_with_bonus(const em_route *r, const float *logits, int32_t *experts) {
-    const scoring s = scoring_of(r, logits);
-    const scoring by_logit = {logits, r->slots, 0};
-    const int32_t first = next_best(logits, r->num_experts, -1);
-    int32_t previous = -1;
-    experts[0] = first;
-    for (int32_t k = 1; k < r->top_k; k++) {
-        int32_t best = -1;
-        for (int32_t e = 0; e < r->num_experts; e++) {
-            if (e == first || (previous >= 0 && !scores_before(&s, previous, e))) continue;
-            if (best < 0 || scores_before(&s, e, best)) best = e;
-        }
-        previous = best;
-        int32_t place = k;
-        for (; scores_before(&by_logit, best, experts[place - 1]); place--) experts[place] = experts[place - 1];
-        experts[place] = best;
-    }
-}
+/* ---- choice scores -------------------------------------------------------------------------------------- */
 
 static float sum_of_exponentials(const em_kernels *kernels, const float *logits, int32_t count, float largest) {
     float sum = 0;
@@ -93,36 +48,172 @@ static float sum_of_exponentials(const em_kernels *kernels, const float *logits,
     return sum;
 }
 
-static void route_token(const em_route *r, const em_kernels *kernels, int64_t token) {
-    const float *logits = r->logits + token * r->num_experts;
-    int32_t *experts = r->experts + token * r->top_k;
-    float *weights = r->weights + token * r->top_k;
-    if (r->slots) {
-        choose_with_bonus(r, logits, experts);
-    } else {
-        for (int32_t k = 0; k < r->top_k; k++) {
-            experts[k] = next_best(logits, r->num_experts, k ? experts[k - 1] : -1);
-        }
+static void sigmoids(const em_kernels *kernels, float *values, int32_t count) {
+    for (int32_t i = 0; i < count; i++) values[i] = -values[i];
+    kernels->exponentials(values, count, 0);
+    for (int32_t i = 0; i < count; i++) values[i] = 1.0f / (1.0f + values[i]);
+}
+
+/* Sets the scores of all groups to -infinity but those of the largest sums of their two largest scores. */
+static void drop_groups(const em_route *r, float *scores, float *sums) {
+    const int32_t size = r->num_experts / r->groups;
+    for (int32_t group = 0; group < r->groups; group++) {
+        const float *own = scores + (size_t)group * size;
+        const int32_t first = next_best(own, size, -1);
+        sums[group] = own[first] + own[next_best(own, size, first)];
     }
-    for (int32_t k = 0; k < r->top_k; k++) weights[k] = logits[experts[k]];
+    int32_t last = -1; /* the last group that is kept */
+    for (int32_t kept = 0; kept < r->kept_groups; kept++) last = next_best(sums, r->groups, last);
+    for (int32_t group = 0; group < r->groups; group++) {
+        if (!precedes(sums, last, group)) continue;
+        for (int32_t i = 0; i < size; i++) scores[(size_t)group * size + i] = -INFINITY;
+    }
+}
+
+/* Whether every expert's choice score is its logit. */
+static bool by_logits(const em_route *r) {
+    return r->score == EM_SCORE_SOFTMAX && !r->choice_bias && r->groups == 1;
+}
+
+static void score_choices(const em_route *r, const em_kernels *kernels, const float *logits, float *scores,
+                          float *sums) {
+    const int32_t count = r->num_experts;
+    for (int32_t e = 0; e < count; e++) scores[e] = logits[e];
+    if (r->score == EM_SCORE_SIGMOID) {
+        sigmoids(kernels, scores, count);
+    } else if (r->choice_bias) {
+        const float largest = logits[next_best(logits, count, -1)];
+        const float sum = sum_of_exponentials(kernels, logits, count, largest);
+        kernels->exponentials(scores, count, largest);
+        for (int32_t e = 0; e < count; e++) scores[e] /= sum;
+    }
+    for (int32_t e = 0; r->choice_bias && e < count; e++) scores[e] += r->choice_bias[e];
+    if (r->groups > 1) drop_groups(r, scores, sums);
+}
+
+/* ---- the bonus for experts in memory --------------------------------------------------------------------- */
+
+/* The inputs of one token's raised scores: its choice scores, and the bonus of the experts in memory. */
+typedef struct scoring {
+    const float *scores;
+    const int32_t *slots; /* of the experts; negative: not in memory */
+    float bonus; /* added to the scores of experts in memory */
+} scoring;
+
+/* The bonus is a share of the range of the scores, NaNs and dropped groups left out; it is 0 if that range is not
+ * finite. */
+static scoring scoring_of(const em_route *r, const float *scores) {
+    float largest = -INFINITY, smallest = INFINITY;
+    for (int32_t e = 0; e < r->num_experts; e++) {
+        if (r->groups > 1 && scores[e] == -INFINITY) continue;
+        if (scores[e] > largest) largest = scores[e];
+        if (scores[e] < smallest) smallest = scores[e];
+    }
+    const float reach = largest - smallest;
+    return (scoring){scores, r->slots, isfinite(reach) ? r->bonus * reach : 0};
+}
+
+static inline float raised(const scoring *s, int32_t e) {
+    return s->slots[e] >= 0 ? s->scores[e] + s->bonus : s->scores[e];
+}
+
+/* Whether `a` comes before `b`: by falling raised score, on a tie by falling score, then by number. */
+static bool raised_before(const scoring *s, int32_t a, int32_t b) {
+    const float x = raised(s, a), y = raised(s, b);
+    if (comes_before(x, y) || comes_before(y, x)) return comes_before(x, y);
+    return precedes(s->scores, a, b);
+}
+
+/* Chooses the expert of largest score and those of largest raised score; lists all in falling order of their scores. */
+static void choose_with_bonus(const em_route *r, const float *scores, int32_t *experts) {
+    const scoring s = scoring_of(r, scores);
+    const int32_t first = next_best(scores, r->num_experts, -1);
+    int32_t previous = -1;
+    experts[0] = first;
+    for (int32_t k = 1; k < r->top_k; k++) {
+        int32_t best = -1;
+        for (int32_t e = 0; e < r->num_experts; e++) {
+            if (e == first || (previous >= 0 && !raised_before(&s, previous, e))) continue;
+            if (best < 0 || raised_before(&s, e, best)) best = e;
+        }
+        previous = best;
+        int32_t place = k;
+        for (; precedes(scores, best, experts[place - 1]); place--) experts[place] = experts[place - 1];
+        experts[place] = best;
+    }
+}
+
+/* ---- weights --------------------------------------------------------------------------------------------- */
+
+/* Turns the chosen logits into their softmax: among themselves, or among all. */
+static void weigh_by_softmax(const em_route *r, const em_kernels *kernels, const float *logits, float *weights) {
+    const float *among = r->renormalise ? weights : logits;
+    const int32_t count = r->renormalise ? r->top_k : r->num_experts;
+    const float largest = by_logits(r) ? weights[0] : among[next_best(among, count, -1)];
     /* A NaN is chosen last but spoils a sum over all: then, as in the reference, every weight is NaN. */
-    const float largest = weights[0];
-    float sum = r->renormalise ? sum_of_exponentials(kernels, weights, r->top_k, largest)
-                               : sum_of_exponentials(kernels, logits, r->num_experts, largest);
+    const float sum = sum_of_exponentials(kernels, among, count, largest);
     kernels->exponentials(weights, r->top_k, largest);
     for (int32_t k = 0; k < r->top_k; k++) weights[k] /= sum;
 }
 
-static void route_tokens(void *context, int64_t begin, int64_t end, int32_t thread) {
-    const route_task *task = context;
-    (void)thread;
-    for (int64_t token = begin; token < end; token++) route_token(task->route, task->run->kernels, token);
+static void weigh_by_sigmoid(const em_route *r, const em_kernels *kernels, float *weights) {
+    sigmoids(kernels, weights, r->top_k);
+    if (!r->renormalise) return;
+    float sum = 0;
+    for (int32_t k = 0; k < r->top_k; k++) sum += weights[k];
+    for (int32_t k = 0; k < r->top_k; k++) weights[k] /= sum + r->epsilon;
 }
 
-EM_NO_SCRATCH(route)
+static void route_token(const route_task *task, int64_t token) {
+    const em_route *r = task->route;
+    const em_kernels *kernels = task->run->kernels;
+    const float *logits = r->logits + token * r->num_experts, *scores = logits;
+    int32_t *experts = r->experts + token * r->top_k;
+    float *weights = r->weights + token * r->top_k;
+    if (task->scores) {
+        float *own = task->scores + token * r->num_experts;
+        score_choices(r, kernels, logits, own, task->groups + token * r->groups);
+        scores = own;
+    }
+    if (r->slots) {
+        choose_with_bonus(r, scores, experts);
+    } else {
+        for (int32_t k = 0; k < r->top_k; k++) {
+            experts[k] = next_best(scores, r->num_experts, k ? experts[k - 1] : -1);
+        }
+    }
+    for (int32_t k = 0; k < r->top_k; k++) weights[k] = logits[experts[k]];
+    if (r->score == EM_SCORE_SIGMOID) {
+        weigh_by_sigmoid(r, kernels, weights);
+    } else {
+        weigh_by_softmax(r, kernels, logits, weights);
+    }
+    for (int32_t k = 0; k < r->top_k; k++) weights[k] *= r->scale;
+}
+
+static void route_tokens(void *context, int64_t begin, int64_t end, int32_t thread) {
+    (void)thread;
+    for (int64_t token = begin; token < end; token++) route_token(context, token);
+}
+
+static void lay_out(em_layout *layout, route_task *task, int32_t tokens) {
+    const em_route *r = task->route;
+    if (by_logits(r)) return;
+    task->scores = em_lay_out(layout, (size_t)tokens * r->num_experts * sizeof(float));
+    task->groups = em_lay_out(layout, (size_t)tokens * r->groups * sizeof(float));
+}
+
+size_t em_route_scratch_bytes(const em_route *route, int32_t tokens) {
+    em_layout layout = {0};
+    route_task task = {.route = route};
+    lay_out(&layout, &task, tokens);
+    return layout.bytes;
+}
 
 int32_t em_run_route(const em_route *route, const em_run *run) {
-    route_task task = {route, run};
+    em_layout layout = {.base = run->scratch};
+    route_task task = {.route = route, .run = run};
+    lay_out(&layout, &task, run->tokens);
     em_pool_for(run->pool, run->tokens, 8, route_tokens, &task);
     return EM_OK;
 }

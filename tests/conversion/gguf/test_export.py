@@ -6,6 +6,7 @@ import errno
 import json
 import re
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,17 @@ import numpy as np
 import pytest
 
 import edgemoe
+from edgemoe.architectures import model_spec
 from edgemoe.conversion import places
 from edgemoe.conversion.gguf import export as gguf_export
 from edgemoe.conversion.gguf.export import export_gguf
+from edgemoe.conversion.gguf.metadata import check_expressible
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.conversion.synthetic import synthesise
 from edgemoe.errors import StoreError, UsageError
 from edgemoe.kernels.formats import FORMATS
+from edgemoe.model.blocks import Attention, Moe
+from edgemoe.model.spec import Block, LayerSpec
 from edgemoe.store.reader import Store
 from tests.conversion.gguf.test_source import CONFIGS
 from tests.support.checkpoints import read_tensors, write_checkpoint
@@ -145,6 +150,8 @@ def test_progress_grows_to_the_whole(tiny: Store, tmp_path: Path) -> None:
         (CONFIGS["qwen3_moe"] | {"norm_topk_prob": False}, "experts whose weights are not renormalised"),
         (CONFIGS["qwen3_moe"] | {"attention_bias": True}, "biases on query, key and value"),
         (CONFIGS["qwen2_moe"] | {"mlp_only_layers": [1]}, "layers of several kinds"),
+        (CONFIGS["glm4_moe"] | {"n_shared_experts": 0}, "shared experts but ungated ones"),
+        (CONFIGS["glm4_moe"] | {"first_k_dense_replace": 3}, "dense layers"),
         (CONFIGS["qwen2_moe"] | {"mlp_only_layers": [0, 1]}, "dense layers"),
         (CONFIGS["qwen2_moe"] | {"tie_word_embeddings": True}, "head that is the embedding"),
         (CONFIGS["qwen2_moe"] | {"head_dim": 32}, "heads that are not together as wide as the model"),
@@ -159,6 +166,51 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(config: dict[str, Any
     with pytest.raises(StoreError, match=what):
         export_gguf(store, tmp_path / "m.gguf", name="x")
     assert not list(tmp_path.glob("m.gguf*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "what"),
+    [
+        ("glm4_moe", {"score": "softmax", "epsilon": 0.0}, "routers but by sigmoid with a bias for the choice"),
+        ("glm4_moe", {"choice_bias": False}, "routers but by sigmoid with a bias for the choice"),
+        ("glm4_moe", {"kept_groups": 3}, "groups of experts that are all kept"),
+        ("qwen3_moe", {"score": "sigmoid"}, "routers but by softmax of the logits"),
+        ("mixtral", {"scale": 2.0}, "routers but by softmax of the logits"),
+    ],
+)
+def test_routers_that_an_architecture_does_not_have_are_refused(name: str, changes: dict[str, Any], what: str) -> None:
+    spec = model_spec(EXPRESSIBLE[name])
+    check_expressible(spec)
+    last = spec.layers[-1]
+    attention, moe = last.blocks
+    assert isinstance(moe.body, Moe)
+    body = replace(moe.body, router=replace(moe.body.router, **changes))
+    altered = LayerSpec((attention, replace(moe, body=body)))
+    layers = tuple(altered if layer == last else layer for layer in spec.layers)
+    with pytest.raises(StoreError, match=what):
+        check_expressible(replace(spec, layers=layers))
+
+
+def test_layers_of_glm_are_dense_at_the_beginning_only() -> None:
+    spec = model_spec(EXPRESSIBLE["glm4_moe"])
+    dense, sparse, _ = spec.layers
+    with pytest.raises(StoreError, match="layers of several kinds"):
+        check_expressible(replace(spec, layers=(dense, sparse, dense, sparse)))
+    attention = dense.blocks[0].body
+    assert isinstance(attention, Attention)
+    other = LayerSpec((Block(replace(attention, qk_norm="none")), dense.blocks[1]))
+    with pytest.raises(StoreError, match="layers of several kinds"):
+        check_expressible(replace(spec, layers=(other, sparse)))
+
+
+def test_rotation_of_a_part_of_each_head_is_refused_where_there_is_no_key_for_it() -> None:
+    spec = model_spec(EXPRESSIBLE["qwen3_moe"])
+    attention, moe = spec.layers[0].blocks
+    assert isinstance(attention.body, Attention)
+    rope = replace(attention.body.rope, rotated=16)
+    layer = LayerSpec((Block(replace(attention.body, rope=rope)), moe))
+    with pytest.raises(StoreError, match="rotation of a part of each head"):
+        check_expressible(replace(spec, layers=(layer,)))
 
 
 LLAMA3 = EXPRESSIBLE["llama3 positions"]["rope_scaling"]

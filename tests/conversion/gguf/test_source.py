@@ -59,6 +59,23 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama", "tie_word_embeddings": True},
     "llama with biases and wide heads": {"model_type": "llama", "attention_bias": True, "head_dim": 32},
     "mixtral": {"model_type": "mixtral", **_LOCAL_EXPERTS},
+    "glm4_moe": {
+        "model_type": "glm4_moe",
+        "num_hidden_layers": 3,
+        "attention_bias": True,
+        "first_k_dense_replace": 1,
+        "head_dim": 24,
+        "moe_intermediate_size": 32,
+        "n_group": 3,
+        "n_routed_experts": 6,
+        "n_shared_experts": 2,
+        "norm_topk_prob": False,
+        "num_experts_per_tok": 3,
+        "partial_rotary_factor": 0.25,
+        "routed_scaling_factor": 2.5,
+        "topk_group": 2,
+        "use_qk_norm": True,
+    },
     "granitemoe": {"model_type": "granitemoe", "tie_word_embeddings": True, **_GRANITE},
     "granitemoeshared": {"model_type": "granitemoeshared", "shared_intermediate_size": 160, **_GRANITE},
     "olmoe": {"model_type": "olmoe", "norm_topk_prob": False, **_EXPERTS},
@@ -639,3 +656,60 @@ def test_headers_that_lie(content: bytes, message: str, tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(SourceError, match=message):
         read_gguf(path)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "changes"),
+    [
+        ({"expert_gating_func": 2, "expert_weights_norm": True}, {"norm_topk_prob": True}),
+        ({"expert_group_count": None, "expert_group_used_count": None}, {"n_group": 1, "topk_group": 1}),
+        ({"expert_weights_scale": None, "leading_dense_block_count": 1}, {"routed_scaling_factor": 1.0}),
+        ({"rope.dimension_count": 22}, {"partial_rotary_factor": 0.95}),
+    ],
+)
+def test_the_numbers_of_a_sigmoid_router(
+    metadata: dict[str, Any], changes: dict[str, Any], checkpoints: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    checkpoint = checkpoints["glm4_moe"]
+    path = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors, metadata=metadata)
+    assert model_spec(GgufSource(path).config) == model_spec(checkpoint.config | changes)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"expert_gating_func": 1}, r"glm4moe\.expert_gating_func: expected 2 \(sigmoid\), found 1"),
+        ({"expert_group_count": 4}, r"groups: expected equal runs"),
+        ({"expert_group_count": -1}, r"glm4moe\.expert_group_count: expected a whole number, found -1"),
+        ({"nextn_predict_layers": 3}, r"nextn_predict_layers: expected fewer than all 3 layers, found 3"),
+        ({"expert_weights_scale": -1.0}, r"glm4moe\.expert_weights_scale is -1\.0"),
+        ({"rope.dimension_count": 48}, r"glm4moe\.rope\.dimension_count is 2\.0"),
+    ],
+)
+def test_a_sigmoid_router_that_cannot_be_run_is_refused(
+    metadata: dict[str, Any], message: str, checkpoints: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    checkpoint = checkpoints["glm4_moe"]
+    values = {key: value if not isinstance(value, int) or value >= 0 else [value] for key, value in metadata.items()}
+    path = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors, metadata=values)
+    with pytest.raises(SourceError, match=message):
+        GgufSource(path)
+
+
+def test_layers_that_predict_further_tokens_are_left_out(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
+    """Files count them among the blocks: llama.cpp, src/models/glm4-moe.cpp."""
+    checkpoint = checkpoints["glm4_moe"]
+    last = {name: values for name, values in checkpoint.tensors.items() if name.startswith("model.layers.2.")}
+    tensors = checkpoint.tensors | {name.replace("layers.2.", "layers.3."): values for name, values in last.items()}
+    tensors |= {
+        f"blk.3.nextn.{name}.weight": np.zeros(shape, np.float32)
+        for name, shape in {"eh_proj": (64, 128), "enorm": (64,), "hnorm": (64,), "shared_head_norm": (64,)}.items()
+    }
+    config = checkpoint.config | {"num_hidden_layers": 4}
+    path = write_gguf(tmp_path / "m.gguf", config, tensors, metadata={"nextn_predict_layers": 1})
+    notes: list[str] = []
+    store = convert_checkpoint(str(path), tmp_path / "store", notice=notes.append)
+    plain = convert_checkpoint(str(checkpoint.folder), tmp_path / "plain")
+    assert Store.open(store).model == Store.open(plain).model
+    (note,) = [note for note in notes if "left out" in note]
+    assert note.startswith(f"{4 + len(last)} tensors, such as model.layers.3.")

@@ -1,0 +1,83 @@
+"""Routers: how a token's experts are chosen and weighed, as data inside the blocks that have routed experts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgemoe.kernels import operations as op
+from edgemoe.kernels.definition import Misfit
+from edgemoe.model.blocks.body import Shapes
+from edgemoe.model.graph import Builder
+from edgemoe.model.plain import ZERO_ALLOWED
+
+
+@dataclass(frozen=True)
+class RouterSpec:
+    """A matrix gives each expert a logit; the rest follows `op.Route`, where each number has its meaning."""
+
+    normalise: bool
+    """Whether the weights of the chosen experts are divided by their sum plus `epsilon`."""
+    score: op.Score = "softmax"
+    choice_bias: bool = False
+    """Whether each expert has a bias that counts for the choice but not for the weight (DeepSeek-V3)."""
+    logit_bias: bool = False
+    """Whether each expert has a bias that is part of its logit, and so of its weight too (gpt-oss)."""
+    groups: int = 1
+    kept_groups: int = 1
+    epsilon: float = field(default=0.0, metadata=ZERO_ALLOWED)
+    scale: float = 1.0
+    """Factor of the weights, after they are normalised."""
+
+    def check(self, num_experts: int, top_k: int) -> None:
+        """Raise ValueError for settings that contradict one another or the numbers of experts."""
+        logits, chosen = op.Placeholder((1, num_experts)), op.Placeholder((1, top_k))
+        bias = op.Placeholder((num_experts,)) if self.choice_bias else None
+        if self.epsilon and not self.normalise:
+            raise ValueError(f"router: an epsilon of {self.epsilon:g} and no sum that it would be added to")
+        try:
+            self._route(logits, chosen, chosen, bias).measure()
+        except Misfit as misfit:
+            raise ValueError(f"router: {misfit.field}: expected {misfit.expected}, found {misfit.found}") from None
+
+    def tensors(self, num_experts: int, hidden_size: int) -> Shapes:
+        """The names of its tensors within a layer, with their shapes."""
+        shapes: dict[str, tuple[int, ...]] = {"router": (num_experts, hidden_size)}
+        if self.logit_bias:
+            shapes["router_bias"] = (num_experts,)
+        if self.choice_bias:
+            shapes["router_choice_bias"] = (num_experts,)
+        return shapes
+
+    def emit(
+        self,
+        build: Builder,
+        source: op.Floats,
+        logits: op.Floats,
+        experts: op.Integers,
+        weights: op.Floats,
+        slots: op.Integers | None = None,
+        bonus: float = 0.0,
+    ) -> None:
+        """Add the operations from the normalised stream to the choice; `logits` `(T, E)` is a value of the caller."""
+        build.linear(source, "router", logits, bias=self.logit_bias)
+        bias = build.vector("router_choice_bias", logits.shape[1]) if self.choice_bias else None
+        build.add(self._route(logits, experts, weights, bias, slots, bonus))
+
+    def _route(
+        self, logits: Any, experts: Any, weights: Any, choice_bias: Any, slots: Any = None, bonus: float = 0.0
+    ) -> op.Route:
+        return op.Route(
+            logits,
+            self.normalise,
+            experts,
+            weights,
+            slots,
+            bonus,
+            score=self.score,
+            choice_bias=choice_bias,
+            groups=self.groups,
+            kept_groups=self.kept_groups,
+            epsilon=self.epsilon,
+            scale=self.scale,
+        )

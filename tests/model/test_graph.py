@@ -1,0 +1,49 @@
+"""The symbolic program of a model: what its operations are follows from the specification."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from edgemoe.architectures import model_spec
+from edgemoe.kernels import operations as op
+from edgemoe.model.blocks import Moe, RouterSpec
+from edgemoe.model.build import build_graph
+from edgemoe.model.graph import BuildOptions, Section, Weight
+from edgemoe.model.spec import LayerSpec, ModelSpec
+from tests.architectures.published import GLM_45_AIR, MIXTRAL_8X7B
+
+SETTINGS = ("renormalise", "score", "groups", "kept_groups", "epsilon", "scale")
+
+
+def routes(section: Section) -> dict[str, op.Route]:
+    """The routes of a layer, by their stage."""
+    return {step.stage: step.operation for step in section.steps if isinstance(step.operation, op.Route)}
+
+
+def named(weight: object) -> str | None:
+    return weight.name if isinstance(weight, Weight) else None
+
+
+@pytest.mark.parametrize(
+    "config", [MIXTRAL_8X7B, GLM_45_AIR | {"n_group": 8, "topk_group": 3}], ids=["plain", "grouped"]
+)
+def test_the_guess_at_the_next_layer_is_made_by_its_router(config: dict[str, object]) -> None:
+    layers = build_graph(model_spec(config), BuildOptions(cache_aware_routing=0.2)).layers
+    guess, own = routes(layers[3])["predict"], routes(layers[4])["attend"]
+    assert [getattr(guess, name) for name in SETTINGS] == [getattr(own, name) for name in SETTINGS]
+    assert named(guess.choice_bias) == named(own.choice_bias)
+    assert (guess.bonus, own.bonus) == (0, 0.2)  # a guess says what the router would choose, not what is cheap
+
+
+def test_a_bias_of_logits_is_part_of_the_product() -> None:
+    spec = model_spec(MIXTRAL_8X7B)
+    attention, moe = (block.body for block in spec.layers[0].blocks)
+    assert isinstance(moe, Moe)
+    biased = replace(moe, router=RouterSpec(True, logit_bias=True))
+    graph = build_graph(replace(spec, layers=(LayerSpec.of(attention, biased),)))
+    steps = [step.operation for step in graph.layers[0].steps if step.part == "router"]
+    (product,) = (operation for operation in steps if isinstance(operation, op.Linear))
+    assert named(product.parts[0].bias) == "layers.0.router_bias"
+    assert ModelSpec.tensors(graph.spec)["layers.0.router_bias"] == (8,)
