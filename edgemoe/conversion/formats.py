@@ -52,8 +52,8 @@ def choose_formats(
 ) -> dict[str, Format | None]:
     """The format of each tensor of the model; None for a vector.
 
-    `dtypes` are the checkpoint's. Matrices that the store keeps together (gate and up; the same part of all
-    experts of a layer) get one format.
+    `dtypes` are the checkpoint's. Gate and up, which the store keeps as one matrix, get one format. Experts of a layer
+    may get unlike ones: each keeps the quantised blocks that it comes with.
     """
     groups: dict[str, list[str]] = {}
     formats: dict[str, Format | None] = {}
@@ -63,19 +63,12 @@ def choose_formats(
         elif name.rpartition(".")[2] in _EXACT:
             formats[name] = FORMATS["f32"]
         else:
-            groups.setdefault(_group(name), []).append(name)
+            groups.setdefault(stored_name(name), []).append(name)
     for names in groups.values():
         option, default = (experts, DEFAULT_EXPERTS) if expert_of(names[0]) else (dense, DEFAULT_DENSE)
         carried = _carried({dtypes[name] for name in names})
         formats |= dict.fromkeys(names, FORMATS[option or carried or default])
     return formats
-
-
-def _group(name: str) -> str:
-    expert = expert_of(name)
-    if expert is None:
-        return stored_name(name)
-    return f"layers.{expert[0]}.experts.{'down' if expert[2] == 'down' else 'gate_up'}"
 
 
 def _carried(dtypes: Iterable[str]) -> str | None:

@@ -69,7 +69,7 @@ class Decoder:
         weights: Weights,
         workspace: Workspace,
         arena: npt.NDArray[np.uint8],
-        expert_layouts: Sequence[op.ExpertLayout | None],
+        record_layouts: Sequence[op.RecordLayouts | None],
         cache: Cache | None = None,
         embedding_rows: EmbeddingRows | None = None,
     ) -> None:
@@ -80,7 +80,7 @@ class Decoder:
         self._weights = weights
         self._space = workspace
         self._arena = arena
-        self._layouts = expert_layouts
+        self._layouts = record_layouts
         self._cache = cache
         self._parts: dict[op.Operation, Part] = {}
         self._slot_tables: dict[Any, op.Integers] = {}  # by value, where the cache has them
@@ -160,7 +160,7 @@ class Decoder:
             assert isinstance(weight, Matrix) == (len(leaf.shape) == 2), leaf.name
             return weight
         if isinstance(leaf, ExpertRecords):
-            return self._layouts[leaf.layer]
+            return getattr(self._layouts[leaf.layer], leaf.field)
         if isinstance(leaf, Arena):
             return self._arena
         if isinstance(leaf, Paging):

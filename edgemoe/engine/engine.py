@@ -157,7 +157,7 @@ class Engine:
                 resident.tensors,
                 self._space,
                 arena,
-                store.expert_layouts,
+                store.record_layouts,
                 cache,
                 embedding_rows=self._embedding_rows,
             )

@@ -212,6 +212,8 @@ def _share_out(least: _Needs, budget_bytes: int) -> MemoryPlan:
     for candidate in CHUNK_TOKENS:
         if candidate >= 2 * most_context:  # no prompt would fill more than half of the chunk
             continue
+        if work_bytes(graph, candidate) > most_workspace_bytes:  # a bound that is quicker to have
+            continue
         if workspace_bytes(graph, sizes, backend, candidate, least.least_context) <= most_workspace_bytes:
             chunk = candidate
             break

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -11,9 +11,20 @@ import numpy as np
 
 from edgemoe.engine.workspace import KvFormat, shape_of
 from edgemoe.kernels.formats import Format, Matrix, group_count
-from edgemoe.kernels.operations import Backend, ExpertLayout, Placeholder, QuantisedCache
+from edgemoe.kernels.operations import Backend, Placeholder, QuantisedCache, RecordLayouts
 from edgemoe.model.build import Graph
-from edgemoe.model.graph import Arena, ExpertRecords, FirstRow, Leaf, Paging, Value, Weight, bound
+from edgemoe.model.graph import (
+    Arena,
+    ExpertRecords,
+    FirstRow,
+    Leaf,
+    Paging,
+    Section,
+    Value,
+    Weight,
+    bound,
+    leaves_of,
+)
 from edgemoe.store.reader import Store
 
 _FLOATS = {"f32": np.float32, "f16": np.float16}
@@ -25,8 +36,8 @@ class WeightFormats:
 
     matrices: Mapping[str, Format]
     """The format of each resident matrix, by its stored name."""
-    layouts: Sequence[ExpertLayout | None]
-    """The layout of each layer's expert records; None for a layer without routed experts."""
+    layouts: Sequence[RecordLayouts | None]
+    """The layouts of each layer's expert records; None for a layer without routed experts."""
     slot_bytes: int
     known: WeakKeyDictionary[Backend, dict[Any, int]] = field(
         default_factory=WeakKeyDictionary, compare=False, repr=False
@@ -37,7 +48,7 @@ class WeightFormats:
     def of(cls, store: Store) -> WeightFormats:
         """The formats of a store, which may be planned only."""
         matrices = {tensor.name: tensor.format for tensor in store.manifest.resident if tensor.format is not None}
-        return cls(matrices, store.expert_layouts, store.record_bytes)
+        return cls(matrices, store.record_layouts, store.record_bytes)
 
 
 def step_scratch_bytes(
@@ -53,11 +64,24 @@ def step_scratch_bytes(
         # The guess at a routing has room for one token only, and so has a program with it.
         programs = (
             [bound(step.operation, placeholder) for step in section.steps if (step.stage == "predict") == guesses]
-            for section in graph.distinct_sections()
+            for section in _distinct_sections(graph, formats)
             for guesses in (False, True)
         )
         known[key] = max(backend.scratch_bytes(operations) for operations in programs if operations)
     return known[key]
+
+
+def _distinct_sections(graph: Graph, formats: WeightFormats) -> Iterable[Section]:
+    """One section of each kind and choice of formats: the scratch of all others is that of one of them."""
+    return {(kind, *_formats_in(section, formats)): section for section, kind in graph.kinds()}.values()
+
+
+def _formats_in(section: Section, formats: WeightFormats) -> Iterator[object]:
+    for leaf in (leaf for step in section.steps for leaf in leaves_of(step.operation)):
+        if isinstance(leaf, Weight):
+            yield formats.matrices.get(leaf.name)
+        elif isinstance(leaf, ExpertRecords) and leaf.field == "layouts":
+            yield getattr(formats.layouts[leaf.layer], leaf.field)
 
 
 def _placeholder(leaf: Leaf, formats: WeightFormats, tokens: int, context_length: int, kv_format: KvFormat) -> Any:
@@ -77,7 +101,7 @@ def _placeholder(leaf: Leaf, formats: WeightFormats, tokens: int, context_length
             return Placeholder(leaf.shape)
         return Matrix.planned(formats.matrices[leaf.name], *leaf.shape)
     if isinstance(leaf, ExpertRecords):
-        return formats.layouts[leaf.layer]
+        return getattr(formats.layouts[leaf.layer], leaf.field)
     if isinstance(leaf, Arena):
         return Placeholder((1, formats.slot_bytes), np.uint8)
     assert isinstance(leaf, Paging)

@@ -8,6 +8,7 @@ outlive a layer.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
 from typing import Any, Literal, cast
 
@@ -41,7 +42,7 @@ def shape_of(value: Value, tokens: int, context_length: int, sequences: int = 1)
 def bytes_of(value: Value, tokens: int, context_length: int, kv_format: KvFormat, sequences: int = 1) -> int:
     """The bytes of a value's array."""
     shape = shape_of(value, tokens, context_length, sequences)
-    rows = int(np.prod(shape[:-1], dtype=np.int64))
+    rows = math.prod(shape[:-1])
     if value.dtype != "kv":
         return 4 * rows * shape[-1]
     if kv_format == "q8":

@@ -309,6 +309,10 @@ class GatedFfn(Operation):
     output: Annotated[Floats, rows("D"), output(apart_from="input")]
 
 
+MOST_LAYOUTS = 16
+"""The most layouts that the records of one layer may have."""
+
+
 @dataclass(frozen=True)
 class ExpertLayout:
     """Where an expert's matrices lie in its record: `gate_up` at 0, `down` at `down_offset`."""
@@ -339,6 +343,26 @@ class ExpertLayout:
             Matrix(record[: self.gate_up_bytes], self.gate_up_format, self.gate_up_rows, self.model_width),
             Matrix(down, self.down_format, self.model_width, self.ffn_width),
         )
+
+
+@dataclass(frozen=True, eq=False)
+class RecordLayouts:
+    """The layouts of the records of one layer's experts, which may differ in formats."""
+
+    layouts: tuple[ExpertLayout, ...]
+    layout_of: Bytes
+    """For each expert the number of its layout, `(E,)`."""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, RecordLayouts):
+            return NotImplemented
+        return self.layouts == other.layouts and np.array_equal(self.layout_of, other.layout_of)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the two arguments of `Experts`."""
+        return iter((self.layouts, self.layout_of))
 
 
 PROMPT, DECODE, VERIFY = 0, 1, 2
@@ -414,20 +438,33 @@ class Experts(Operation):
     experts: Annotated[Integers, rows("K")]
     slots: Annotated[Integers, buffer("E")]  # index of the expert's record in the arena, or -1
     arena: Annotated[Bytes, buffer("S", "B", aligned=True)]
-    layout: ExpertLayout
+    layouts: Annotated[tuple[ExpertLayout, ...], up_to(MOST_LAYOUTS)]  # of records of this layer, which may differ
+    layout_of: Annotated[Bytes, buffer("E")]  # number of the layout of the expert's record
     output: Annotated[Floats, rows("K", "D"), output(apart_from="input")]
     paged: Paged | None = None
 
     def check(self, sizes: Sizes) -> None:
-        layout, slot_bytes, offset = self.layout, sizes.letters["B"], self.layout.down_offset
-        least, end = layout.gate_up_bytes, offset + layout.down_bytes
-        if offset < least or offset % 64:
-            raise Misfit("layout.down_offset", f"a multiple of 64, at least {least}", offset)
-        if (end > slot_bytes and sizes.letters["S"]) or slot_bytes % 64:
-            raise Misfit("arena", f"slots of at least {end} bytes, a multiple of 64", slot_bytes)
+        slot_bytes, ffn_width = sizes.letters["B"], self.layouts[0].ffn_width
+        for number, layout in enumerate(self.layouts):
+            least, offset = layout.gate_up_bytes, layout.down_offset
+            end = offset + layout.down_bytes
+            if layout.ffn_width != ffn_width:
+                raise Misfit(f"layouts[{number}].ffn_width", ffn_width, layout.ffn_width)
+            if offset < least or offset % 64:
+                raise Misfit(f"layouts[{number}].down_offset", f"a multiple of 64, at least {least}", offset)
+            if (end > slot_bytes and sizes.letters["S"]) or slot_bytes % 64:
+                raise Misfit("arena", f"slots of at least {end} bytes, a multiple of 64", slot_bytes)
 
     def weight_bytes(self) -> int:
-        return int(self.experts.shape[1]) * (self.layout.gate_up_bytes + self.layout.down_bytes)
+        """Return the bytes of the experts of one token: on average, where their layouts differ."""
+        counts: list[int] = np.bincount(self.layout_of, minlength=len(self.layouts)).tolist()
+        total = sum(n * (x.gate_up_bytes + x.down_bytes) for n, x in zip(counts, self.layouts, strict=True))
+        top_k: int = self.experts.shape[1]
+        return top_k * (total // len(self.layout_of))
+
+    def matrices(self, expert: int, slot: int) -> tuple[Matrix, Matrix]:
+        """Return `gate_up` and `down` of an expert whose record is in a slot, as views of it."""
+        return self.layouts[int(self.layout_of[expert])].matrices(self.arena[slot])
 
 
 @dataclass(frozen=True, eq=False, repr=False)

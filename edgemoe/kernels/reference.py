@@ -358,8 +358,8 @@ def _gated_ffn(kernels: Any, o: op.GatedFfn, tokens: int) -> None:
 
 
 def _experts_scratch(kernels: StepwiseBackend, o: op.Experts, sizes: Sizes) -> int:
-    used, width, ffn_width = (sizes.letters[letter] for letter in "KDF")
-    return kernels.experts_scratch_bytes(sizes.rows, used, width, ffn_width)
+    used, width = (sizes.letters[letter] for letter in "KD")
+    return kernels.experts_scratch_bytes(sizes.rows, used, width, o.layouts[0].ffn_width)
 
 
 @means(op.Fetch, None)
@@ -401,7 +401,7 @@ def _run_experts(kernels: Any, o: op.Experts, chosen: Integers, experts: Iterabl
     """Compute experts, each in its slot, for the tokens that chose them."""
     for expert, slot in experts:
         rows, ranks = np.nonzero(chosen == expert)
-        o.output[rows, ranks] = kernels.gated_ffn(o.input[rows], *o.layout.matrices(o.arena[slot]))
+        o.output[rows, ranks] = kernels.gated_ffn(o.input[rows], *o.matrices(expert, slot))
 
 
 def combine(routed: Floats | None, weights: Floats | None, shared: Floats | None, shared_gate: Floats | None) -> Floats:

@@ -52,8 +52,15 @@ class Graph:
         return (section for section, _ in self.kinds())
 
     def distinct_sections(self) -> list[Section]:
-        """One section of each kind: all sizes occur in them."""
-        return list({kind: section for section, kind in self.kinds()}.values())
+        """Sections in which all sizes occur: one of each kind of layer and of the layer that follows it.
+
+        The last layer, which guesses at no other, is among them only if no layer before it is of its kind.
+        """
+        distinct = {kind: section for section, kind in self.kinds()}
+        last = self.spec.layers[-1] if self.spec.layers else None
+        if any(layer == last for layer in self.spec.layers[:-1]):
+            del distinct[last, None]
+        return list(distinct.values())
 
 
 def build_graph(spec: ModelSpec, options: BuildOptions = PLAIN) -> Graph:

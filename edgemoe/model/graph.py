@@ -104,9 +104,11 @@ class FirstRow:
 
 @dataclass(frozen=True)
 class ExpertRecords:
-    """The layout of the records of a layer's experts."""
+    """The layouts of the records of a layer's experts, or for each expert the number of its own."""
 
     layer: int
+    field: Literal["layouts", "layout_of"]
+    """The field of `operations.RecordLayouts`."""
 
 
 @dataclass(frozen=True)
@@ -259,9 +261,13 @@ class Builder:
         """The position and sequence of each row `(T,)`, and the pages of each sequence `(S, P)`."""
         return tuple(self.shared[name] for name in PLACES)  # type: ignore[return-value]
 
-    def expert_arguments(self) -> tuple[Any, Any, Any]:
-        """The slots of records, their layout in this layer, and the pager (`op.Experts`)."""
-        return Arena(), ExpertRecords(self.layer), self.paging()
+    def experts(self, source: op.Floats, routing: RoutingValues, output: op.Floats) -> None:
+        """Run the routed experts on rows of `source`, each in the slot that holds its record."""
+        layouts: Any = ExpertRecords(self.layer, "layouts")
+        layout_of: Any = ExpertRecords(self.layer, "layout_of")
+        arena: Any = Arena()
+        chosen, slots = routing.experts, routing.slots
+        self.add(op.Experts(source, chosen, slots, arena, layouts, layout_of, output, self.paging()))
 
     def paging(self) -> Any:
         """The pager, for operations that ask it for experts of this layer."""

@@ -9,9 +9,11 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgemoe.errors import StoreError
 from edgemoe.io.pages import PAGE_BYTES, round_up
-from edgemoe.kernels.operations import ExpertLayout
+from edgemoe.kernels.operations import MOST_LAYOUTS, RecordLayouts
 from edgemoe.store.first_bytes import LFS_FOUND, LFS_WAY_OUT, is_lfs_pointer
 from edgemoe.store.layouts import MATRIX_ALIGNMENT_BYTES, RecordLayout
 from edgemoe.store.manifest import MANIFEST_NAME, FileEntry, Manifest, ResidentTensor
@@ -140,20 +142,26 @@ class Store:
         raise StoreError(f"{self.path}: the store has no embedding.", DAMAGED_HINT)
 
     @cached_property
-    def expert_layouts(self) -> tuple[ExpertLayout | None, ...]:
-        """The layout of each layer's expert records; None for a layer without routed experts.
+    def record_layouts(self) -> tuple[RecordLayouts | None, ...]:
+        """The layouts of each layer's records, as kernels take them; None for a layer without routed experts.
 
-        Raises StoreError for a layer whose records have unlike layouts, which kernels cannot run.
+        Raises StoreError for a layer with more layouts than kernels take.
         """
-        layouts: list[ExpertLayout | None] = []
-        for layer, found in enumerate(self.layouts_of_layers):
-            if len(found) > 1:
-                raise StoreError(
-                    f"{self.path}: expected one layout for all experts of layer {layer}, found {len(found)}.",
-                    "Use a newer edgemoe; or convert the checkpoint again with this one.",
-                )
-            layouts.append(found[0].matrices if found else None)
-        return tuple(layouts)
+        return tuple(self._record_layouts(layer) for layer in range(self.manifest.records.layers))
+
+    def _record_layouts(self, layer: int) -> RecordLayouts | None:
+        records = self.manifest.records
+        if not records.count(layer):
+            return None
+        numbers, layout_of = np.unique(records.layout[records.rows(layer)], return_inverse=True)
+        if len(numbers) > MOST_LAYOUTS:
+            raise StoreError(
+                f"{self.path}: expected at most {MOST_LAYOUTS} layouts of expert records in a layer,"
+                f" found {len(numbers)} in layer {layer}.",
+                "Convert the checkpoint again with fewer formats.",
+            )
+        matrices = tuple(self.manifest.layouts[number].matrices for number in numbers)
+        return RecordLayouts(matrices, layout_of.astype(np.uint8))
 
     @cached_property
     def layouts_of_layers(self) -> tuple[tuple[RecordLayout, ...], ...]:

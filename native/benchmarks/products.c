@@ -49,13 +49,15 @@ static void work(void *context, int64_t begin, int64_t end, int32_t thread) {
         read_bytes(panels, (size_t)(end - begin) * j->panel_bytes);
         return;
     }
+    const em_matrix matrix = {panels, j->format, (int32_t)(end - begin) * EM_PANEL_ROWS, j->x.columns};
     static _Thread_local float out[ROWS_MAX * 64 * EM_PANEL_ROWS];
     int32_t rows[ROWS_MAX];
     for (int32_t i = 0; i < j->count; i++) rows[i] = i;
-    const int64_t most = j->count == 1 ? 64 : 4;
-    for (; begin < end; begin += most, panels += (size_t)most * j->panel_bytes) {
-        const int32_t now = (int32_t)(end - begin < most ? end - begin : most);
-        j->kernels->panels[j->format](panels, now, &j->x, rows, j->count, out, (size_t)now * EM_PANEL_ROWS);
+    const int32_t most = j->count == 1 ? 64 : 4;
+    const int32_t panel_count = (int32_t)(end - begin);
+    for (int32_t panel = 0; panel < panel_count; panel += most) {
+        const int32_t now = panel_count - panel < most ? panel_count - panel : most;
+        j->kernels->panels[j->format](&matrix, panel, now, &j->x, rows, j->count, out, (size_t)now * EM_PANEL_ROWS);
     }
 }
 

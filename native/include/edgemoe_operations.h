@@ -153,18 +153,20 @@ typedef struct em_expert_layout {
 
 /* output[t, k] = expert experts[t, k] (input[t]) for experts whose slots[e] >= 0. */
 typedef struct em_experts {
-    const float *input;      /* (T, D) */
-    const int32_t *experts;  /* (T, K) */
-    const int32_t *slots;    /* (E,) */
-    const uint8_t *arena;    /* (S, B) */
-    em_expert_layout layout;
-    float *output;           /* (T, K, D) */
-    em_paged paged;          /* all zeros if there are none */
-    int32_t hidden_size;     /* D */
-    int32_t top_k;           /* K */
-    int32_t num_experts;     /* E */
-    int32_t slot_count;      /* S */
-    int32_t slot_bytes;      /* B */
+    const float *input;           /* (T, D) */
+    const int32_t *experts;       /* (T, K) */
+    const int32_t *slots;         /* (E,) */
+    const uint8_t *arena;         /* (S, B) */
+    em_expert_layout layouts[16];
+    int32_t layouts_count;        /* 1 to 16 */
+    const uint8_t *layout_of;     /* (E,) */
+    float *output;                /* (T, K, D) */
+    em_paged paged;               /* all zeros if there are none */
+    int32_t hidden_size;          /* D */
+    int32_t top_k;                /* K */
+    int32_t num_experts;          /* E */
+    int32_t slot_count;           /* S */
+    int32_t slot_bytes;           /* B */
 } em_experts;
 
 /* residual[t] += scale * (sum_k weights[t, k] * routed[t, k] + sigmoid(shared_gate[t]) * shared[t]). */
@@ -234,7 +236,8 @@ typedef struct em_combine {
         FIELD(em_expert_layout, gate_up_format) FIELD(em_expert_layout, down_format) \
         FIELD(em_expert_layout, down_offset) \
     STRUCT(em_experts) FIELD(em_experts, input) FIELD(em_experts, experts) FIELD(em_experts, slots) \
-        FIELD(em_experts, arena) FIELD(em_experts, layout) FIELD(em_experts, output) FIELD(em_experts, paged) \
+        FIELD(em_experts, arena) FIELD(em_experts, layouts) FIELD(em_experts, layouts_count) \
+        FIELD(em_experts, layout_of) FIELD(em_experts, output) FIELD(em_experts, paged) \
         FIELD(em_experts, hidden_size) FIELD(em_experts, top_k) FIELD(em_experts, num_experts) \
         FIELD(em_experts, slot_count) FIELD(em_experts, slot_bytes) \
     STRUCT(em_combine) FIELD(em_combine, residual) FIELD(em_combine, scale) FIELD(em_combine, routed) \
@@ -255,8 +258,8 @@ typedef struct em_combine {
     STRUCT(em_source) FIELD(em_source, context) FIELD(em_source, submit) FIELD(em_source, wait) \
         FIELD(em_source, wait_any) FIELD(em_source, done) FIELD(em_source, promote) FIELD(em_source, cancel) \
         FIELD(em_source, release) \
-    STRUCT(em_policy_settings) FIELD(em_policy_settings, next_uses) FIELD(em_policy_settings, rate) \
-        FIELD(em_policy_settings, weight) FIELD(em_policy_settings, kind) FIELD(em_policy_settings, reserved) \
+    STRUCT(em_policy_settings) FIELD(em_policy_settings, rate) FIELD(em_policy_settings, weight) \
+        FIELD(em_policy_settings, kind) FIELD(em_policy_settings, reserved) \
     STRUCT(em_record) FIELD(em_record, offset) FIELD(em_record, length) FIELD(em_record, crc32c) \
         FIELD(em_record, descriptor) FIELD(em_record, reserved) \
     STRUCT(em_pager_counters) FIELD(em_pager_counters, hits) FIELD(em_pager_counters, misses) \

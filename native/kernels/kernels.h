@@ -47,11 +47,11 @@ typedef struct em_activations {
     int32_t group_count;
 } em_activations;
 
-/* Panels of 16 matrix rows times activation rows: panel p, one of `panel_count` that lie one after the other, times
- * activation row rows[i], one of `count`, goes to out[i * out_stride + p * 16] and the 15 floats behind it. What lies
- * behind the last panel may be prefetched. */
-typedef void em_panels_kernel(const uint8_t *panels, int32_t panel_count, const em_activations *x, const int32_t *rows,
-                              int32_t count, float *out, size_t out_stride);
+/* Panels of 16 matrix rows times activation rows: panel first + p, one of `panel_count`, times activation row rows[i],
+ * one of `count`, goes to out[i * out_stride + p * 16] and the 15 floats behind it. Where a panel lies in its matrix is
+ * the kernel's business. What lies behind the last panel may be prefetched. */
+typedef void em_panels_kernel(const em_matrix *matrix, int32_t first, int32_t panel_count, const em_activations *x,
+                              const int32_t *rows, int32_t count, float *out, size_t out_stride);
 
 /* Formats of a KV cache: EM_F32, EM_F16 and EM_Q8. */
 enum { EM_CACHE_FORMATS = EM_Q8 + 1 };
@@ -148,6 +148,11 @@ static inline size_t em_panel_bytes(int32_t format, int32_t columns) {
     static const uint8_t scale_bytes[EM_FORMAT_COUNT] = {0, 0, 32, 32, 64};
     const size_t used = (size_t)em_group_count(columns) * (em_payload_bytes(format) + scale_bytes[format]);
     return (used + EM_PANEL_ALIGNMENT - 1) / EM_PANEL_ALIGNMENT * EM_PANEL_ALIGNMENT;
+}
+
+/* The first byte of a panel of a matrix whose panels lie one after the other, as those of every format so far. */
+static inline const uint8_t *em_panel(const em_matrix *matrix, int32_t panel, int32_t format) {
+    return matrix->data + (size_t)panel * em_panel_bytes(format, matrix->columns);
 }
 
 /* The end of a lane sum. */

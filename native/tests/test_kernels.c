@@ -76,17 +76,17 @@ static void test_panels(int32_t format, int32_t columns, int32_t count) {
     }
     for (int32_t i = 0; i < count; i++) rows[i] = (int32_t)(random_bits() % ROWS);
     const em_activations x = {floats, values, group_array, columns, groups};
+    const em_matrix matrix = {panels, format, PANELS * EM_PANEL_ROWS, columns};
     static float results[2][ROWS_MAX][STRIDE];
     float alone[EM_PANEL_ROWS];
     memset(results, 0x55, sizeof results);
     for (int32_t s = 0; s < set_count; s++) {
         const int to = s > 0;
-        sets[s]->panels[format](panels, PANELS, &x, rows, count, results[to][0], STRIDE);
+        sets[s]->panels[format](&matrix, 0, PANELS, &x, rows, count, results[to][0], STRIDE);
         /* The same bits in every set, and nothing is written beyond the panels. */
         CHECK(memcmp(results[to], results[0], (size_t)count * sizeof results[0][0]) == 0);
         /* In company and alone a row and a panel get the same. */
-        const uint8_t *last = panels + (PANELS - 1) * panel_bytes;
-        sets[s]->panels[format](last, 1, &x, rows + count - 1, 1, alone, 0);
+        sets[s]->panels[format](&matrix, PANELS - 1, 1, &x, rows + count - 1, 1, alone, 0);
         CHECK(memcmp(alone, results[0][count - 1] + (PANELS - 1) * EM_PANEL_ROWS, sizeof alone) == 0);
     }
     add_to_digest(results[0], (size_t)count * sizeof results[0][0]);

@@ -43,6 +43,7 @@ typedef struct model {
     int32_t count;
     int32_t ids[TOKENS], positions[TOKENS], sequences[TOKENS], pages[1][PAGES];
     int32_t slots[EXPERTS];
+    uint8_t layout_of[EXPERTS]; /* all the first */
     float hidden[TOKENS][WIDTH], normed[TOKENS][WIDTH], query[TOKENS][WIDTH], key[TOKENS][GROUPS * HEAD_WIDTH];
     float value[TOKENS][GROUPS * HEAD_WIDTH], attended[TOKENS][WIDTH], logits[TOKENS][EXPERTS];
     int32_t chosen[TOKENS][USED];
@@ -130,14 +131,17 @@ static void add_moe(model *m) {
         .slots = m->slots,
         .arena = arena.data,
         .output = **m->routed,
-        .layout = {.model_width = WIDTH,
-                   .ffn_width = FFN,
-                   .gate_up_format = EM_Q4,
-                   .down_format = EM_Q8,
-                   .down_offset = gate_up_bytes},
+        .layouts = {{.model_width = WIDTH,
+                     .ffn_width = FFN,
+                     .gate_up_format = EM_Q4,
+                     .down_format = EM_Q8,
+                     .down_offset = gate_up_bytes}},
+        .layouts_count = 1,
+        .layout_of = m->layout_of,
         .slot_bytes = (int32_t)(gate_up_bytes + down_bytes),
         .slot_count = SLOTS,
         .num_experts = EXPERTS,
+        .hidden_size = WIDTH,
         .top_k = USED,
     };
     add(m, EM_COMBINE)->as.combine =

@@ -52,7 +52,7 @@ class Reference:
         places = resolve(config, {name: tensor.shape for name, tensor in tensors.items()})
         weights = {name: take_slice(tensors, where) for name, where in places.items()}
         assert {name: weight.shape for name, weight in weights.items()} == self.spec.tensors()
-        layouts = [self._layout(layer.routed) for layer in self.spec.layers]
+        layouts = [self._layouts(layer.routed) for layer in self.spec.layers]
         arena, slots = self._experts(weights, layouts)
         graph = build_graph(self.spec)
         self._space = Workspace(graph, CHUNK_TOKENS, context_length, "f32")
@@ -81,15 +81,16 @@ class Reference:
                 rows.append(self._space.logits[: len(some)].copy())
         return np.concatenate(rows)
 
-    def _layout(self, routed: RoutedExperts | None) -> op.ExpertLayout | None:
+    def _layouts(self, routed: RoutedExperts | None) -> op.RecordLayouts | None:
         if routed is None:
             return None
         width, hidden_size = routed.intermediate_size, self.spec.hidden_size
         gate_up_bytes = F32.matrix_bytes(2 * PANEL_ROWS * panel_count(width), hidden_size)
-        return op.ExpertLayout(hidden_size, width, F32, F32, gate_up_bytes)
+        layout = op.ExpertLayout(hidden_size, width, F32, F32, gate_up_bytes)
+        return op.RecordLayouts((layout,), np.zeros(routed.num_experts, np.uint8))
 
     def _experts(
-        self, weights: Tensors, layouts: list[op.ExpertLayout | None]
+        self, weights: Tensors, layouts: list[op.RecordLayouts | None]
     ) -> tuple[np.ndarray, list[range | None]]:
         records, slots = [], []
         for number, (layer, layout) in enumerate(zip(self.spec.layers, layouts, strict=True)):

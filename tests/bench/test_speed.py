@@ -125,7 +125,6 @@ def test_the_work_of_a_store_s_token(tmp_path: Path) -> None:
         work = work_of_model(engine.spec, engine.traffic, store.record_bytes, 20.5)
         assert work.bytes_per_token == pytest.approx(engine.traffic.at(20.5))
     assert (work.layers, work.moe_layers, work.experts_per_token) == (2, 2, 2)
-    layout = store.expert_layouts[0]
-    assert layout is not None
+    layout = store.layouts_of_layers[0][0].matrices
     assert work.expert_bytes == layout.gate_up_bytes + layout.down_bytes
     assert work.missed_bytes(0.0) == 4 * store.record_bytes

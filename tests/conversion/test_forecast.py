@@ -42,7 +42,7 @@ def same(forecast: Store, made: Store) -> None:
     assert store_spec(forecast) == spec
     assert model_sizes(forecast, spec) == model_sizes(made, spec)
     assert model_sizes(forecast, spec, "q8") == model_sizes(made, spec, "q8")
-    assert forecast.expert_layouts == made.expert_layouts
+    assert forecast.layouts_of_layers == made.layouts_of_layers
     weights = [(file.name, file.bytes) for file in made.manifest.files if file.name.endswith(".safetensors")]
     assert [(file.name, file.bytes) for file in forecast.manifest.files] == weights
     graph = build_graph(spec)
@@ -103,7 +103,8 @@ def weight_bytes(operation: op.Operation) -> int:
     if isinstance(operation, op.GatedFfn):
         return operation.gate_up.data.nbytes + operation.down.data.nbytes
     if isinstance(operation, op.Experts):
-        return operation.experts.shape[1] * (operation.layout.gate_up_bytes + operation.layout.down_bytes)
+        (layout,) = operation.layouts
+        return operation.experts.shape[1] * (layout.gate_up_bytes + layout.down_bytes)
     return 0
 
 

@@ -6,19 +6,17 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from edgemoe.architectures import checkpoint_shapes, resolve
+from edgemoe.architectures import resolve
 from edgemoe.conversion import encoding, pipeline, places, side_files
 from edgemoe.conversion.journal import Journal
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.conversion.progress import Progress
-from edgemoe.conversion.source import Rows, TensorInfo
 from edgemoe.errors import SourceError, StoreError, UsageError
 from edgemoe.kernels.formats import FORMATS, Blocks, dequantise
 from edgemoe.model.spec import ModelSpec
@@ -28,6 +26,7 @@ from edgemoe.store.verification import verify_store
 from tests.support.checkpoints import SMALL_MIXTRAL, folder_bytes, read_tensors, write_checkpoint
 from tests.support.homes import without_home
 from tests.support.matrices import quantisation_error
+from tests.support.quantised_source import QuantisedSource
 from tests.support.stores import store_weights
 
 QWEN2: dict[str, Any] = {
@@ -375,54 +374,6 @@ def test_a_disk_that_fails_midway_keeps_what_was_done(
     assert folder_bytes(convert_checkpoint(str(checkpoint), tmp_path / "store")) == expected
 
 
-class QuantisedSource:
-    """A checkpoint whose matrices are quantised blocks, each of the dtype that `dtype_of` says."""
-
-    name = "quantised"
-    fingerprint = "0"
-
-    def __init__(self, dtype_of: Any) -> None:
-        self.config: Mapping[str, Any] = dict(SMALL_MIXTRAL, intermediate_size=96)
-        generator = np.random.default_rng(5)
-        self.blocks: dict[str, Any] = {}
-        self._infos = {}
-        for name, shape in checkpoint_shapes(self.config).items():
-            dtype = "F32" if len(shape) == 1 else dtype_of(name)
-            values = generator.standard_normal(shape, np.float32)
-            formats = {"Q4_0": "q4", "Q4_1": "q4m", "Q8_0": "q8"}
-            self.blocks[name] = quantise(values, FORMATS[formats[dtype]]) if dtype != "F32" else values
-            self._infos[name] = TensorInfo(shape, dtype, "all")
-
-    def tensors(self) -> Mapping[str, TensorInfo]:
-        return self._infos
-
-    def shards(self) -> Sequence[str]:
-        return ["all"]
-
-    def read_rows(self, tensor: str, index: int | None, row_start: int, row_stop: int) -> Rows:
-        value = self.blocks[tensor]
-        cut = slice(row_start, row_stop)
-        if not isinstance(value, Blocks):
-            return value[cut]
-        minimums = None if value.minimums is None else value.minimums[cut]
-        return Blocks(value.format, value.values[cut], value.scales[cut], minimums)
-
-    def release(self, shard: str) -> None:
-        pass
-
-    def side_files(self) -> Mapping[str, bytes | Path]:
-        return {}
-
-    def unlisted(self) -> Mapping[str, str]:
-        return {}
-
-    def notices(self) -> Sequence[str]:
-        return ()
-
-    def close(self) -> None:
-        pass
-
-
 def _convert(source: QuantisedSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Store:
     monkeypatch.setattr(pipeline, "open_source", lambda *a, **k: source)
     return Store.open(convert_checkpoint("quantised", tmp_path / "store", **options))
@@ -458,9 +409,21 @@ def test_gate_and_up_of_two_dtypes_carry_over_exactly_into_the_wider(
     source = QuantisedSource(lambda name: second if ".w3." in name else first)
     store = _convert(source, tmp_path, monkeypatch)
     _assert_weights(store, source)
-    layout = store.expert_layouts[0]
-    assert layout is not None
+    layout = store.layouts_of_layers[0][0].matrices
     assert (layout.gate_up_format.name, layout.down_format.name) == (fmt, "q4")
+
+
+def test_experts_of_one_layer_keep_their_own_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dtypes = ["Q4_0", "Q8_0", "Q4_1", "Q4_0"]
+    source = QuantisedSource(lambda name: dtypes[int(name.split(".")[5])] if ".experts." in name else "Q8_0")
+    store = _convert(source, tmp_path, monkeypatch)
+    _assert_weights(store, source)
+    formats = [store.manifest.layouts[record.layout].matrices.gate_up_format.name for record in store.manifest.records]
+    assert formats == ["q4", "q8", "q4m", "q4"] * 2
+    assert store.manifest.quantisation["experts"]["formats"] == ["q4", "q4m", "q8"]
+    assert store.manifest.quantisation["experts"]["relative_error"] == 0
+    assert verify_store(store) == []
+    assert len({store.record(0, expert).length for expert in range(4)}) == 2
 
 
 def test_an_option_is_obeyed_for_quantised_sources_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,8 +63,7 @@ def test_a_flipped_bit_is_never_computed_with(store: Path, expected: list[int], 
     damaged = Store.open(store)
     # in every layer, so that one of them is met early; experts 2 and 5 of each stay whole
     places = [damaged.record(layer, expert) for layer in range(3) for expert in (0, 1, 3, 4, 6, 7)]
-    layout = damaged.expert_layouts[0]
-    assert layout is not None
+    layout = damaged.layouts_of_layers[0][0].matrices
     used = layout.down_offset + layout.down_bytes
     offsets = {"first": 0, "last": used - 1, "padding": places[0].length - 1}
     for place in places:

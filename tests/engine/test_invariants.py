@@ -1,7 +1,7 @@
 """The promise of the house: a token's bits depend on weights, text and settings, and on nothing else.
 
 Random programs of sequences (appending in any company and any cuts, rewinding, forking, closing, kept prefixes) run
-under every budget, thread count, instruction set and format of keys and values, and every logit is compared with `==` to
+under every budget, thread count, instruction set and format of keys and values. Every logit is compared with `==` to
 that of the same tokens run alone, in one call, on one thread, with all experts in RAM.
 """
 

@@ -47,13 +47,16 @@ def weight_formats(graph: Graph, dense: str, experts: str) -> WeightFormats:
     steps = (step for section in graph.sections() for step in section.steps)
     names = {weight.name for step in steps for weight in weights_of(step.operation) if len(weight.shape) == 2}
     fmt, spec = FORMATS[experts], graph.spec
-    layouts = [
-        packed_layout(spec.hidden_size, routed.intermediate_size, fmt, fmt) if routed else None
-        for routed in (layer.routed for layer in spec.layers)
-    ]
-    slot_bytes = max((layout.slot_bytes for layout in layouts if layout), default=0)
-    matrices = dict.fromkeys(names, FORMATS[dense])
-    return WeightFormats(matrices, [layout and layout.matrices for layout in layouts], slot_bytes)
+    layouts: list[op.RecordLayouts | None] = []
+    slot_bytes = 0
+    for routed in (layer.routed for layer in spec.layers):
+        if routed is None:
+            layouts.append(None)
+            continue
+        layout = packed_layout(spec.hidden_size, routed.intermediate_size, fmt, fmt)
+        layouts.append(op.RecordLayouts((layout.matrices,), np.zeros(routed.num_experts, np.uint8)))
+        slot_bytes = max(slot_bytes, layout.slot_bytes)
+    return WeightFormats(dict.fromkeys(names, FORMATS[dense]), layouts, slot_bytes)
 
 
 SIZES = ModelSizes(

@@ -38,8 +38,8 @@ def test_a_token_reads_every_weight_but_the_embedding_and_the_experts_not_chosen
     if not config.get("tie_word_embeddings"):
         expected -= embedding.bytes
     expected += embedding.bytes // embedding.rows
-    for layout in store.expert_layouts:
-        if layout is not None:
+    for layouts in store.layouts_of_layers:
+        for layout in (one.matrices for one in layouts):
             end = layout.down_offset + layout.down_format.matrix_bytes(layout.model_width, layout.ffn_width)
             expected += config["num_experts_per_tok"] * end
     head_width = config["hidden_size"] // config["num_attention_heads"]

@@ -20,5 +20,7 @@ def planned(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(planned(member) for member in value)
     if is_dataclass(value) and not isinstance(value, (type, Format)):
-        return replace(value, **{field.name: planned(getattr(value, field.name)) for field in fields(value)})
+        known = ("layout_of",)  # as the formats of matrices, it is no part of the memory that is planned
+        parts = {field.name: getattr(value, field.name) for field in fields(value)}
+        return replace(value, **{name: part if name in known else planned(part) for name, part in parts.items()})
     return value

@@ -117,9 +117,14 @@ def faults() -> list[tuple[op.Operation, str, str]]:
     where = places(TOKENS)
     gate_up, down = random_ffn("q4", 40, 24, random)
     slots = np.arange(2, dtype=np.int32)
-    arena, layout = pack_experts([random_ffn("q4", 40, 24, random) for _ in slots], slots)
+    arena, layouts = pack_experts([random_ffn("q4", 40, 24, random) for _ in slots], slots)
     chosen = np.zeros((TOKENS, 1), np.int32)
-    experts = op.Experts(query, chosen, slots, arena, layout, floats(TOKENS, 1, 40))
+    experts = op.Experts(query, chosen, slots, arena, *layouts, floats(TOKENS, 1, 40))
+    (layout,) = layouts.layouts
+
+    def with_layout(**changes: int) -> op.Experts:
+        return replace(experts, layouts=(layout, replace(layout, **changes)))
+
     matrix = random_matrix("f32", 6, 40, random)
     return [
         (op.Embed(slots, matrix, 1.0, floats(2, 41)), "output", "shape (T, 40), found shape (2, 41)"),
@@ -158,9 +163,13 @@ def faults() -> list[tuple[op.Operation, str, str]]:
         (op.GatedFfn(query, replace(gate_up, rows=32), down, query.copy()), "gate_up", "shape (64, 40)"),
         (op.GatedFfn(query, gate_up, replace(down, rows=39), query.copy()), "down", "shape (40, F)"),
         (op.GatedFfn(query, None, down, query.copy()), "gate_up", "a matrix, found NoneType"),  # type: ignore[arg-type]
-        (replace(experts, layout=replace(layout, model_width=39)), "layout.model_width", "expected 40, found 39"),
-        (replace(experts, layout=replace(layout, down_offset=4)), "layout.down_offset", "a multiple of 64"),
-        (replace(experts, layout=replace(layout, down_offset=arena.shape[1])), "arena", "slots of at least"),
+        (with_layout(model_width=39), "layouts[1].model_width", "expected 40, found 39"),
+        (with_layout(ffn_width=40), "layouts[1].ffn_width", "expected 24, found 40"),
+        (with_layout(down_offset=4), "layouts[1].down_offset", "a multiple of 64"),
+        (with_layout(down_offset=arena.shape[1]), "arena", "slots of at least"),
+        (replace(experts, layouts=()), "layouts", "1 to 16, found 0"),
+        (replace(experts, layouts=layouts.layouts * 17), "layouts", "1 to 16, found 17"),
+        (replace(experts, layout_of=layouts.layout_of[1:]), "layout_of", "shape"),
         (op.Combine(query, 1.0, floats(TOKENS, 2, 40), floats(TOKENS, 3), None, None), "weights", "shape (T, 2)"),
         (op.Linear(query, (op.LinearPart(matrix, floats(5), floats(3, 6)),)), "parts[0].bias", "shape (6,)"),
         (op.Linear(query, ()), "parts", "1 to 4, found 0"),
@@ -203,7 +212,8 @@ def test_bytes_that_a_token_reads() -> None:
     in_parts = sum(part.matrix.data.nbytes + part.bias.nbytes for part in linear.parts if part.bias is not None)
     assert linear.weight_bytes() == in_parts
     assert by_name["RmsNorm"].weight_bytes() == 4 * WIDTH
-    assert experts.weight_bytes() == PER_TOKEN * (experts.layout.gate_up_bytes + experts.layout.down_bytes)
+    (layout,) = experts.layouts
+    assert experts.weight_bytes() == PER_TOKEN * (layout.gate_up_bytes + layout.down_bytes)
     for name in ("Rope", "StoreKv", "Attention", "Route", "Combine"):
         assert by_name[name].weight_bytes() == 0
     caches = [empty_cache("q8", (3, 2, 64, 40)) for _ in range(2)]

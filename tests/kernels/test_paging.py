@@ -36,16 +36,22 @@ WIDTH, FFN_WIDTH, LAYERS, EXPERTS, USED, TOKENS = 40, 24, 2, 8, 3, 5
 class Setting:
     """The experts of two layers, on disk, and an input."""
 
-    layout: op.ExpertLayout
+    layouts: op.RecordLayouts  # of all of them, layer by layer
     disk: np.ndarray  # (layers * experts, record bytes)
     file: int
     values: np.ndarray
+
+    def layouts_of(self, layer: int) -> op.RecordLayouts:
+        """The layouts of the experts of a layer, which have formats of their own."""
+        return op.RecordLayouts(
+            self.layouts.layouts, self.layouts.layout_of[layer * EXPERTS : (layer + 1) * EXPERTS].copy()
+        )
 
     def resident(self, backend: Backend, layer: int, chosen: np.ndarray) -> np.ndarray:
         """The output of experts that are all in RAM."""
         arena = aligned_copy(self.disk[layer * EXPERTS : (layer + 1) * EXPERTS])
         slots, output = aligned_copy(np.arange(EXPERTS, dtype=np.int32)), aligned((TOKENS, USED, WIDTH), np.float32)
-        operation = op.Experts(self.values, chosen, slots, arena, self.layout, output)
+        operation = op.Experts(self.values, chosen, slots, arena, *self.layouts_of(layer), output)
         backend.program([operation]).run(len(chosen))
         return output
 
@@ -54,10 +60,12 @@ class Setting:
 def setting(tmp_path: Path) -> Iterator[Setting]:
     random = np.random.default_rng(3)
     order = aligned_copy(np.arange(LAYERS * EXPERTS, dtype=np.int32))
-    disk, layout = pack_experts([random_ffn("q4", WIDTH, FFN_WIDTH, random) for _ in order], order)
+    formats = ["q4", "q8", "f16", "q4"]
+    ffns = [random_ffn(formats[number % 4], WIDTH, FFN_WIDTH, random) for number in order]
+    disk, layouts = pack_experts(ffns, order)
     (tmp_path / "records").write_bytes(disk.tobytes())
     file = os.open(tmp_path / "records", os.O_RDONLY)
-    yield Setting(layout, disk, file, numbers("normal", (TOKENS, WIDTH), random))
+    yield Setting(layouts, disk, file, numbers("normal", (TOKENS, WIDTH), random))
     os.close(file)
 
 
@@ -114,7 +122,7 @@ def paged(setting: Setting, backend: Backend, cache: Cache, arena: np.ndarray, d
         operations += [
             op.Fetch(experts[layer], weighed, drop_cold, here),
             *([op.Prefetch(guess, op.Paged(cache, layer + 1))] if layer + 1 < LAYERS else []),
-            op.Experts(setting.values, experts[layer], slots, arena, setting.layout, outputs[layer], here),
+            op.Experts(setting.values, experts[layer], slots, arena, *setting.layouts_of(layer), outputs[layer], here),
         ]
     return Paged(cache, backend.program(operations), experts, weights, outputs, guess)
 
@@ -224,7 +232,7 @@ def test_experts_that_were_not_fetched_are_refused(any_backend: Backend, setting
     output, chosen = aligned((TOKENS, USED, WIDTH), np.float32), aligned((TOKENS, USED), np.int32)
     chosen[0] = [0, 1, 2]
     layer = op.Paged(cache, 1)
-    experts = op.Experts(setting.values, chosen, cache.residency[1], arena, setting.layout, output, layer)
+    experts = op.Experts(setting.values, chosen, cache.residency[1], arena, *setting.layouts_of(1), output, layer)
     with pytest.raises(KernelError):
         any_backend.program([experts]).run(1)
     reader.close()

@@ -131,12 +131,12 @@ def test_experts(
     ffns = [random_ffn(format_name, width, ffn_width, random) for _ in range(expert_count)]
     slots = aligned_copy(random.permutation(expert_count).astype(np.int32))
     slots[random.random(expert_count) < 0.3] = -1
-    arena, layout = pack_experts(ffns, slots)
+    arena, layouts = pack_experts(ffns, slots)
     chosen = np.array([random.permutation(expert_count)[:per_token] for _ in range(tokens)], np.int32)
     values = numbers("normal", (tokens, width), random)
     output = aligned((tokens, per_token, width), np.float32)
     output[...] = 7
-    operation = op.Experts(values, aligned_copy(chosen), slots, arena, layout, output)
+    operation = op.Experts(values, aligned_copy(chosen), slots, arena, *layouts, output)
     backend.program([operation]).run(tokens)
     for t in range(tokens):
         for k, expert in enumerate(chosen[t]):
@@ -149,28 +149,28 @@ def test_experts(
                 tolerance.assert_within(output[t, k : k + 1], reference.gated_ffn(row, gate_up, down), bound)
 
 
-def pack_experts(ffns: list, slots: np.ndarray) -> tuple[np.ndarray, op.ExpertLayout]:
-    """An arena of 4096-byte aligned slots that holds each expert where `slots` says."""
-    gate_up, down = ffns[0]
-    layout = op.ExpertLayout(down.rows, down.columns, gate_up.format, down.format, len(gate_up.data))
-    slot_bytes = -(-(len(gate_up.data) + len(down.data)) // 4096) * 4096
-    arena = aligned((max(1, int(slots.max()) + 1), slot_bytes), np.uint8, 4096)
+def pack_experts(ffns: list, slots: np.ndarray) -> tuple[np.ndarray, op.RecordLayouts]:
+    """An arena of 4096-byte aligned slots that holds each expert where `slots` says, and the layouts of the experts."""
+    of_each = [op.ExpertLayout(d.rows, d.columns, g.format, d.format, len(g.data)) for g, d in ffns]
+    layouts = tuple(dict.fromkeys(of_each))
+    longest = max(len(gate_up.data) + len(down.data) for gate_up, down in ffns)
+    arena = aligned((max(1, int(slots.max()) + 1), -(-longest // 4096) * 4096), np.uint8, 4096)
     for (gate_up, down), slot in zip(ffns, slots, strict=True):
         if slot >= 0:
-            arena[slot, : layout.down_offset] = gate_up.data
-            arena[slot, layout.down_offset : layout.down_offset + len(down.data)] = down.data
-    return arena, layout
+            record = np.concatenate([gate_up.data, down.data])
+            arena[slot, : len(record)] = record
+    return arena, op.RecordLayouts(layouts, np.array([layouts.index(layout) for layout in of_each], np.uint8))
 
 
 def test_experts_take_slots_as_they_are_at_each_run(backend: Backend) -> None:
     random = np.random.default_rng(5)
     ffns = [random_ffn("q4", 40, 24, random) for _ in range(2)]
     slots = aligned_copy(np.array([0, 1], np.int32))
-    arena, layout = pack_experts(ffns, slots)
+    arena, layouts = pack_experts(ffns, slots)
     values = numbers("normal", (1, 40), random)
     output = aligned((1, 2, 40), np.float32)
     experts = aligned_copy(np.array([[0, 1]], np.int32))
-    program = backend.program([op.Experts(values, experts, slots, arena, layout, output)])
+    program = backend.program([op.Experts(values, experts, slots, arena, *layouts, output)])
     program.run(1)
     first = output.copy()
     slots[:] = [1, -1]
@@ -184,11 +184,41 @@ def test_experts_may_mix_formats(backend: Backend) -> None:
     gate_up, _ = random_ffn("q4", 40, 24, random)
     down = random_matrix("q8", 40, 24, random)
     slots = aligned_copy(np.array([0], np.int32))
-    arena, layout = pack_experts([(gate_up, down)], slots)
-    assert layout.down_format == FORMATS["q8"]
+    arena, layouts = pack_experts([(gate_up, down)], slots)
+    assert [layout.down_format for layout in layouts.layouts] == [FORMATS["q8"]]
     values = numbers("normal", (2, 40), random)
     output = aligned((2, 1, 40), np.float32)
     experts = aligned((2, 1), np.int32)
-    backend.program([op.Experts(values, experts, slots, arena, layout, output)]).run(2)
+    backend.program([op.Experts(values, experts, slots, arena, *layouts, output)]).run(2)
     expected = reference.gated_ffn(values, gate_up, down)
     tolerance.assert_within(output[:, 0], expected, tolerance.gated_ffn(values, gate_up, down))
+
+
+@few_examples
+@given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 3), st.integers(1, 40), seeds)
+def test_experts_of_one_layer_may_differ_in_formats(
+    backend: Backend, width: int, ffn_width: int, per_token: int, tokens: int, seed: int
+) -> None:
+    """In company and alone an expert gives the same bits, whatever formats the others of its layer have."""
+    random = np.random.default_rng(seed)
+    names = list(FORMATS)
+    ffns = [
+        (random_ffn(gate_up, width, ffn_width, random)[0], random_matrix(down, width, ffn_width, random))
+        for gate_up, down in [(names[n % 5], names[(n + seed) % 5]) for n in range(5)] + [("q4", "q8"), ("f16", "q4")]
+    ]
+    slots = aligned_copy(random.permutation(len(ffns)).astype(np.int32))
+    arena, layouts = pack_experts(ffns, slots)
+    assert len(layouts.layouts) >= 5
+    chosen = aligned_copy(np.array([random.permutation(len(ffns))[:per_token] for _ in range(tokens)], np.int32))
+    values = numbers("normal", (tokens, width), random)
+    together = aligned((tokens, per_token, width), np.float32)
+    backend.program([op.Experts(values, chosen, slots, arena, *layouts, together)]).run(tokens)
+    for expert, (gate_up, down) in enumerate(ffns):
+        rows, ranks = np.nonzero(chosen == expert)
+        if len(rows):
+            alone = aligned((len(rows), width), np.float32)
+            own = aligned_copy(values[rows])
+            backend.program([op.GatedFfn(own, gate_up, down, alone)]).run(len(rows))
+            assert np.array_equal(together[rows, ranks], alone)
+            bound = tolerance.gated_ffn(own, gate_up, down)
+            tolerance.assert_within(alone, reference.gated_ffn(own, gate_up, down), bound)

@@ -69,7 +69,7 @@ class TinyLayer:
         cache_shape = (table.max() + 1, KV_HEADS, PAGE_TOKENS, HEAD_WIDTH)
         self.caches = [empty_cache(CACHE_FORMAT[format_name], cache_shape) for _ in range(2)]
         slots = aligned_copy(np.arange(EXPERTS, dtype=np.int32))
-        arena, layout = pack_experts([random_ffn(format_name, WIDTH, FFN_WIDTH, random) for _ in slots], slots)
+        arena, layouts = pack_experts([random_ffn(format_name, WIDTH, FFN_WIDTH, random) for _ in slots], slots)
         angles = random.random((CONTEXT, HEAD_WIDTH // 2)) * 7
         tables = [aligned_copy(table(angles).astype(np.float32)) for table in (np.cos, np.sin)]
         sinks = numbers("normal", (HEADS,), random) if seed % 2 else None
@@ -86,7 +86,7 @@ class TinyLayer:
             op.Linear(normed, (part(EXPERTS, logits),)),
             op.Route(logits, True, self.chosen, self.weights),
             op.GatedFfn(normed, *random_ffn(format_name, WIDTH, FFN_WIDTH, random), shared),
-            op.Experts(normed, self.chosen, slots, arena, layout, routed),
+            op.Experts(normed, self.chosen, slots, arena, *layouts, routed),
             op.Combine(self.residual, 0.7, routed, self.weights, shared, None),
         ]
 

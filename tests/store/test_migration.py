@@ -56,7 +56,7 @@ def test_a_store_of_version_1_is_read_as_it_is(made: Store, folder: Path, fast_c
     assert old.manifest.checked_when_read == fast_checksums
     assert (old.manifest.records == made.manifest.records) == fast_checksums
     assert old.manifest.layouts == made.manifest.layouts
-    assert old.expert_layouts == made.expert_layouts
+    assert old.layouts_of_layers == made.layouts_of_layers
     assert verify_store(old) == []
     for record in made.manifest.records:
         found, expected = old.record(record.layer, record.expert), made.record(record.layer, record.expert)

@@ -226,8 +226,19 @@ def test_a_layer_of_unlike_records_has_several_layouts(tmp_path: Path) -> None:
     assert [store.record(0, expert).length for expert in range(4)] == [layout.slot_bytes for layout in (q4, q8, q8, q4)]
     assert store.manifest.mean_expert_bytes(0) == (q4.matrix_bytes + q8.matrix_bytes) // 2
     assert store.manifest.records.mean_bytes(0) == (q4.slot_bytes + q8.slot_bytes) // 2
-    with pytest.raises(StoreError, match="expected one layout for all experts of layer 0, found 2"):
-        _ = store.expert_layouts
+    first, second = store.record_layouts
+    assert first is not None
+    assert second is not None
+    assert first.layouts == (q4.matrices, q8.matrices)
+    assert first.layout_of.tolist() == [0, 1, 1, 0]
+    assert (second.layouts, second.layout_of.tolist()) == ((q8.matrices,), [0])
+
+
+def test_a_layer_of_more_layouts_than_kernels_take_is_refused(tmp_path: Path) -> None:
+    many = [packed_layout(64, 40, one, other) for one in FORMATS.values() for other in FORMATS.values()]
+    assert _written(tmp_path / "some", [many[:16]]).record_layouts[0] is not None
+    with pytest.raises(StoreError, match="at most 16 layouts of expert records in a layer, found 17 in layer 0"):
+        _ = _written(tmp_path / "many", [many[:17]]).record_layouts
 
 
 # Fuzzing.

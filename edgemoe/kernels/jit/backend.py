@@ -146,11 +146,11 @@ class JitBackend(StepwiseBackend):
             for rows, first_page, end_page in zip(together, first_pages, end_pages, strict=True):
                 held = pages[sequences[rows[0]], first_page:end_page]
                 begin, length = first_page * PAGE_TOKENS, len(held) * PAGE_TOKENS
-                where = rows, positions
-                settings = begin, scale, window, own_sinks
                 for g in range(first, last):
                     _cached_floats(key_cache, value_cache, held, g, keys, values[:length])
-                    layers.attend(queries, *where, g, keys, values, *settings, scores, output)
+                    layers.attend(
+                        queries, rows, positions, g, keys, values, begin, scale, window, own_sinks, scores, output
+                    )
 
         self._share(kv_heads, 2 * heads * width * int((positions + 1).sum()), work)
         return output.reshape(tokens, heads, value_width)

@@ -209,7 +209,6 @@ class PolicySettingsStruct(ctypes.Structure):
     """`em_policy_settings`"""
 
     _fields_ = [
-        ("next_uses", c_void_p),
         ("rate", c_double),
         ("weight", c_double),
         ("kind", c_int32),

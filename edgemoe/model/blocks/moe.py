@@ -88,9 +88,8 @@ class Moe:
                 if self.shared.gate:
                     gate = build.linear(source, "shared_gate", build.rows("shared_gate", 1))
         with build.doing("experts", "experts"):
-            arena, layout, paging = build.expert_arguments()
             routed = build.rows("routed", K, D)
-            build.add(op.Experts(source, routing.experts, routing.slots, arena, layout, routed, paging))
+            build.experts(source, routing, routed)
         with build.doing("combine", "combine"):
             build.add(op.Combine(build.residual, build.residual_scale, routed, routing.weights, shared, gate))
 

@@ -102,15 +102,15 @@ static inline void float_product(const uint8_t *panel, const em_activations *x, 
     }
 }
 
-#define DEFINE_PANELS(name, format, product)                                                                          \
-    void name(const uint8_t *panels, int32_t panel_count, const em_activations *x, const int32_t *rows, int32_t count, \
-              float *out, size_t out_stride) {                                                                        \
-        for (int32_t p = 0; p < panel_count; p++) {                                                                   \
-            const uint8_t *panel = panels + (size_t)p * em_panel_bytes(format, x->columns);                           \
-            for (int32_t i = 0; i < count; i++) {                                                                     \
-                product(panel, x, rows[i], format, out + i * out_stride + (size_t)p * EM_PANEL_ROWS);                 \
-            }                                                                                                         \
-        }                                                                                                             \
+#define DEFINE_PANELS(name, format, product)                                                              \
+    void name(const em_matrix *matrix, int32_t first, int32_t panel_count, const em_activations *x,      \
+              const int32_t *rows, int32_t count, float *out, size_t out_stride) {                       \
+        for (int32_t p = 0; p < panel_count; p++) {                                                      \
+            const uint8_t *panel = em_panel(matrix, first + p, format);                                  \
+            for (int32_t i = 0; i < count; i++) {                                                        \
+                product(panel, x, rows[i], format, out + i * out_stride + (size_t)p * EM_PANEL_ROWS);    \
+            }                                                                                            \
+        }                                                                                                \
     }
 
 DEFINE_PANELS(em_panels_f32_generic, EM_F32, float_product)

@@ -248,10 +248,10 @@ INLINE void float_panels(const uint8_t *panel, int32_t panel_count, const em_act
     if (panel_count > 0) float_panels_together(panel, 1, x, rows, count, out, out_stride, format);
 }
 
-#define DEFINE_PANELS(name, format, products)                                                                         \
-    void name(const uint8_t *panels, int32_t panel_count, const em_activations *x, const int32_t *rows, int32_t count, \
-              float *out, size_t out_stride) {                                                                        \
-        products(panels, panel_count, x, rows, count, out, out_stride, format);                                       \
+#define DEFINE_PANELS(name, format, products)                                                                       \
+    void name(const em_matrix *matrix, int32_t first, int32_t panel_count, const em_activations *x,               \
+              const int32_t *rows, int32_t count, float *out, size_t out_stride) {                                \
+        products(em_panel(matrix, first, format), panel_count, x, rows, count, out, out_stride, format);          \
     }
 
 DEFINE_PANELS(em_panels_f32_neon, EM_F32, float_panels)

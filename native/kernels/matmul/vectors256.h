@@ -164,12 +164,12 @@ INLINE void float_panel(const uint8_t *panel, const em_activations *x, const int
     for (; count > 0; count--, rows++, out += out_stride) float_rows(panel, x, rows, 1, out, out_stride, format);
 }
 
-#define DEFINE_PANELS(name, format, product)                                                                          \
-    void name(const uint8_t *panels, int32_t panel_count, const em_activations *x, const int32_t *rows, int32_t count, \
-              float *out, size_t out_stride) {                                                                        \
-        for (int32_t p = 0; p < panel_count; p++, out += EM_PANEL_ROWS) {                                             \
-            product(panels + (size_t)p * em_panel_bytes(format, x->columns), x, rows, count, out, out_stride, format); \
-        }                                                                                                             \
+#define DEFINE_PANELS(name, format, product)                                                              \
+    void name(const em_matrix *matrix, int32_t first, int32_t panel_count, const em_activations *x,      \
+              const int32_t *rows, int32_t count, float *out, size_t out_stride) {                       \
+        for (int32_t p = 0; p < panel_count; p++, out += EM_PANEL_ROWS) {                                \
+            product(em_panel(matrix, first + p, format), x, rows, count, out, out_stride, format);       \
+        }                                                                                                \
     }
 
 #endif

@@ -22,18 +22,21 @@ enum {
     PANELS_PER_GROUP = 2 * EM_GROUP_COLUMNS / EM_PANEL_ROWS, /* gate and up */
 };
 
+/* FFNs of a run have the same widths; each has formats of its own. */
 typedef struct ffn {
-    const uint8_t *gate_up;
-    const uint8_t *down;
+    em_matrix gate_up;
+    em_matrix down;
     int32_t first; /* number of its first pair */
     int32_t count;
 } ffn;
 
+/* The widths of all FFNs of an operation, and what their products take, whichever of them run. */
 typedef struct ffn_sizes {
     int32_t model_width;
     int32_t ffn_width;
-    int32_t gate_up_format;
-    int32_t down_format;
+    uint8_t quantised_input;  /* some gate and up are quantised */
+    uint8_t quantised_hidden; /* some down is quantised */
+    uint8_t float_hidden;     /* some down is not */
 } ffn_sizes;
 
 /* The buffers that lie in scratch. */
@@ -66,10 +69,9 @@ static ffn_memory lay_out(em_layout *layout, ffn_sizes sizes, int32_t tokens, in
     memory.starts = em_lay_out(layout, ((size_t)experts + 1) * sizeof(int32_t));
     memory.states = em_lay_out(layout, (size_t)experts);
     memory.wanted = em_lay_out(layout, (size_t)tokens);
-    if (em_is_quantised(sizes.gate_up_format)) memory.input = em_lay_out_quantised(layout, tokens, sizes.model_width);
-    if (em_is_quantised(sizes.down_format)) {
-        memory.hidden = em_lay_out_quantised(layout, pairs, sizes.ffn_width);
-    } else {
+    if (sizes.quantised_input) memory.input = em_lay_out_quantised(layout, tokens, sizes.model_width);
+    if (sizes.quantised_hidden) memory.hidden = em_lay_out_quantised(layout, pairs, sizes.ffn_width);
+    if (sizes.float_hidden) {
         memory.float_hidden = em_lay_out(layout, (size_t)pairs * sizes.ffn_width * sizeof(float));
     }
     return memory;
@@ -89,7 +91,7 @@ static void each_ffn(const ffn_task *task, int64_t begin, int64_t end, int32_t p
 /* ---- up ------------------------------------------------------------------------------------------------- */
 
 /* Turns the products of one pair with the gate and up panels of one group into the pair's hidden columns. */
-static void finish_group(const ffn_task *task, int32_t group, int32_t pair, const float *products) {
+static void finish_group(const ffn_task *task, const ffn *f, int32_t group, int32_t pair, const float *products) {
     const em_kernels *kernels = task->run->kernels;
     const int32_t start = group * EM_GROUP_COLUMNS, left = task->sizes.ffn_width - start;
     const int32_t columns = left < EM_GROUP_COLUMNS ? left : EM_GROUP_COLUMNS;
@@ -98,7 +100,7 @@ static void finish_group(const ffn_task *task, int32_t group, int32_t pair, cons
         const float *gate = products + 2 * column, *up = gate + EM_PANEL_ROWS;
         kernels->gate(gate, up, hidden + column, EM_PANEL_ROWS);
     }
-    if (em_is_quantised(task->sizes.down_format)) {
+    if (em_is_quantised(f->down.format)) {
         const size_t at = (size_t)pair * task->hidden.group_count + group;
         kernels->quantise(hidden, columns, task->memory.hidden.values + at * EM_GROUP_COLUMNS,
                           task->memory.hidden.groups + at);
@@ -110,7 +112,6 @@ static void finish_group(const ffn_task *task, int32_t group, int32_t pair, cons
 
 /* Computes groups `begin` to `end` of one FFN, as many at a time as the buffer of products holds. */
 static void go_up_groups(const ffn_task *task, const ffn *f, int32_t begin, int32_t end) {
-    const size_t panel_bytes = em_panel_bytes(task->sizes.gate_up_format, task->sizes.model_width);
     const int32_t panel_count = 2 * em_panel_count(task->sizes.ffn_width);
     const int32_t rows_at_once = f->count < EM_ROWS_AT_ONCE ? f->count : EM_ROWS_AT_ONCE;
     const int32_t groups_at_once = EM_PRODUCTS_AT_ONCE / (2 * EM_GROUP_COLUMNS) / rows_at_once;
@@ -122,13 +123,13 @@ static void go_up_groups(const ffn_task *task, const ffn *f, int32_t begin, int3
             const int32_t left = f->count - done, pair = f->first + done;
             const int32_t count = left < EM_ROWS_AT_ONCE ? left : EM_ROWS_AT_ONCE;
             float products[EM_PRODUCTS_AT_ONCE];
-            task->run->kernels->panels[task->sizes.gate_up_format](
-                f->gate_up + (size_t)panel * panel_bytes, panels, &task->input, task->memory.input_rows + pair, count,
-                products, (size_t)panels * EM_PANEL_ROWS);
+            task->run->kernels->panels[f->gate_up.format](&f->gate_up, panel, panels, &task->input,
+                                                          task->memory.input_rows + pair, count, products,
+                                                          (size_t)panels * EM_PANEL_ROWS);
             for (int32_t i = 0; i < count; i++) {
                 const float *row = products + (size_t)i * panels * EM_PANEL_ROWS;
                 for (int32_t g = first; g < last; g++) {
-                    finish_group(task, g, pair + i, row + (size_t)(g - first) * 2 * EM_GROUP_COLUMNS);
+                    finish_group(task, f, g, pair + i, row + (size_t)(g - first) * 2 * EM_GROUP_COLUMNS);
                 }
             }
         }
@@ -146,7 +147,6 @@ static void go_up(void *context, int64_t begin, int64_t end, int32_t thread) {
 /* Computes panels `begin` to `end` of one FFN. */
 static void go_down_panels(const ffn_task *task, const ffn *f, int32_t begin, int32_t end) {
     const ffn_sizes sizes = task->sizes;
-    const size_t panel_bytes = em_panel_bytes(sizes.down_format, sizes.ffn_width);
     const int32_t rows_at_once = f->count < EM_ROWS_AT_ONCE ? f->count : EM_ROWS_AT_ONCE;
     const int32_t panels_at_once = EM_PRODUCTS_AT_ONCE / EM_PANEL_ROWS / rows_at_once;
     for (int32_t panel = begin; panel < end; panel += panels_at_once) {
@@ -159,8 +159,8 @@ static void go_down_panels(const ffn_task *task, const ffn *f, int32_t begin, in
             float products[EM_PRODUCTS_AT_ONCE];
             int32_t rows[EM_ROWS_AT_ONCE];
             for (int32_t i = 0; i < count; i++) rows[i] = pair + i;
-            task->run->kernels->panels[sizes.down_format](f->down + (size_t)panel * panel_bytes, panels,
-                                                          &task->hidden, rows, count, products, (size_t)width);
+            task->run->kernels->panels[f->down.format](&f->down, panel, panels, &task->hidden, rows, count, products,
+                                                       (size_t)width);
             for (int32_t i = 0; i < count; i++) {
                 const size_t output_row = task->memory.output_rows[pair + i];
                 float *output = task->output + output_row * sizes.model_width + row;
@@ -178,15 +178,17 @@ static void go_down(void *context, int64_t begin, int64_t end, int32_t thread) {
 
 /* ---- both ----------------------------------------------------------------------------------------------- */
 
-/* Number of items in a chunk, if one item reads `bytes` of weights for about `rows` activation rows. */
+/* Number of items in a chunk, if one item reads about `bytes` of weights for about `rows` activation rows. */
 static int64_t chunk_of(size_t bytes, int32_t rows) {
     const int64_t work = (int64_t)bytes * rows;
     return (CHUNK_BYTES + work - 1) / work;
 }
 
+static size_t panel_bytes_of(const em_matrix *matrix) { return em_panel_bytes(matrix->format, matrix->columns); }
+
 /* Quantises the wanted input rows, if the weights are quantised. */
 static void quantise_input(const em_run *run, ffn_sizes sizes, ffn_memory memory, const float *input) {
-    if (em_is_quantised(sizes.gate_up_format)) {
+    if (sizes.quantised_input) {
         em_quantise_rows(run, input, run->tokens, sizes.model_width, memory.wanted, memory.input);
     }
 }
@@ -201,18 +203,29 @@ static void run_ffns(const em_run *run, ffn_sizes sizes, ffn_memory memory, cons
     task.hidden = (em_activations){memory.float_hidden, memory.hidden.values, memory.hidden.groups, sizes.ffn_width,
                                    em_group_count(sizes.ffn_width)};
     const int32_t rows_per_ffn = (pairs + ffn_count - 1) / ffn_count;
-    const size_t up_bytes = PANELS_PER_GROUP * em_panel_bytes(sizes.gate_up_format, sizes.model_width);
-    em_pool_for(run->pool, (int64_t)ffn_count * task.hidden.group_count, chunk_of(up_bytes, rows_per_ffn), go_up,
-                &task);
-    const size_t down_bytes = em_panel_bytes(sizes.down_format, sizes.ffn_width);
-    em_pool_for(run->pool, (int64_t)ffn_count * em_panel_count(sizes.model_width), chunk_of(down_bytes, rows_per_ffn),
-                go_down, &task);
+    size_t up_bytes = 0, down_bytes = 0; /* of an item of each FFN */
+    for (int32_t i = 0; i < ffn_count; i++) {
+        up_bytes += PANELS_PER_GROUP * panel_bytes_of(&memory.ffns[i].gate_up);
+        down_bytes += panel_bytes_of(&memory.ffns[i].down);
+    }
+    em_pool_for(run->pool, (int64_t)ffn_count * task.hidden.group_count, chunk_of(up_bytes / ffn_count, rows_per_ffn),
+                go_up, &task);
+    em_pool_for(run->pool, (int64_t)ffn_count * em_panel_count(sizes.model_width),
+                chunk_of(down_bytes / ffn_count, rows_per_ffn), go_down, &task);
 }
 
 /* ---- one FFN -------------------------------------------------------------------------------------------- */
 
+static void add_formats(ffn_sizes *sizes, int32_t gate_up_format, int32_t down_format) {
+    if (em_is_quantised(gate_up_format)) sizes->quantised_input = 1;
+    if (em_is_quantised(down_format)) sizes->quantised_hidden = 1;
+    else sizes->float_hidden = 1;
+}
+
 static ffn_sizes sizes_of_gated_ffn(const em_gated_ffn *f) {
-    return (ffn_sizes){f->gate_up.columns, f->down.columns, f->gate_up.format, f->down.format};
+    ffn_sizes sizes = {.model_width = f->gate_up.columns, .ffn_width = f->down.columns};
+    add_formats(&sizes, f->gate_up.format, f->down.format);
+    return sizes;
 }
 
 size_t em_gated_ffn_scratch_bytes(const em_gated_ffn *f, int32_t tokens) {
@@ -226,7 +239,7 @@ int32_t em_run_gated_ffn(const em_gated_ffn *f, const em_run *run) {
     const ffn_memory memory = lay_out(&layout, sizes_of_gated_ffn(f), run->tokens, run->tokens, 1);
     for (int32_t t = 0; t < run->tokens; t++) memory.input_rows[t] = memory.output_rows[t] = t;
     memset(memory.wanted, 1, (size_t)run->tokens);
-    memory.ffns[0] = (ffn){f->gate_up.data, f->down.data, 0, run->tokens};
+    memory.ffns[0] = (ffn){f->gate_up, f->down, 0, run->tokens};
     quantise_input(run, sizes_of_gated_ffn(f), memory, f->input);
     run_ffns(run, sizes_of_gated_ffn(f), memory, f->input, f->output, 1, run->tokens);
     return EM_OK;
@@ -248,8 +261,22 @@ typedef struct expert_wave {
 } expert_wave;
 
 static ffn_sizes sizes_of_experts(const em_experts *e) {
-    const em_expert_layout *layout = &e->layout;
-    return (ffn_sizes){layout->model_width, layout->ffn_width, layout->gate_up_format, layout->down_format};
+    ffn_sizes sizes = {.model_width = e->hidden_size, .ffn_width = e->layouts[0].ffn_width};
+    for (int32_t i = 0; i < e->layouts_count; i++) {
+        add_formats(&sizes, e->layouts[i].gate_up_format, e->layouts[i].down_format);
+    }
+    return sizes;
+}
+
+/* The matrices of an expert, where its layout says that they lie in its slot. */
+static ffn ffn_of(const em_experts *e, int32_t expert, int32_t first, int32_t count) {
+    const em_expert_layout *layout = &e->layouts[e->layout_of[expert]];
+    const uint8_t *record = e->arena + (size_t)e->slots[expert] * (size_t)e->slot_bytes;
+    const int32_t gate_up_rows = 2 * EM_PANEL_ROWS * em_panel_count(layout->ffn_width);
+    return (ffn){.gate_up = {record, layout->gate_up_format, gate_up_rows, layout->model_width},
+                 .down = {record + layout->down_offset, layout->down_format, layout->model_width, layout->ffn_width},
+                 .first = first,
+                 .count = count};
 }
 
 size_t em_experts_scratch_bytes(const em_experts *e, int32_t tokens) {
@@ -262,6 +289,7 @@ static int32_t check_experts(const em_experts *e, int32_t choices) {
     for (int32_t i = 0; i < choices; i++) {
         const int32_t expert = e->experts[i];
         if (expert < 0 || expert >= e->num_experts || e->slots[expert] >= e->slot_count) return EM_BAD_EXPERT;
+        if (e->layout_of[expert] >= e->layouts_count) return EM_BAD_EXPERT;
     }
     return EM_OK;
 }
@@ -288,8 +316,7 @@ static int32_t group_pairs(const em_experts *e, int32_t tokens, ffn_memory memor
         const int32_t count = memory.starts[expert + 1];
         memory.starts[expert + 1] += memory.starts[expert];
         if (count == 0) continue;
-        const uint8_t *record = e->arena + (size_t)e->slots[expert] * (size_t)e->slot_bytes;
-        memory.ffns[ffn_count++] = (ffn){record, record + e->layout.down_offset, memory.starts[expert], count};
+        memory.ffns[ffn_count++] = ffn_of(e, expert, memory.starts[expert], count);
     }
     for (int32_t i = 0; i < choices; i++) {
         const int32_t expert = e->experts[i];

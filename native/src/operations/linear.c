@@ -43,7 +43,6 @@ static void finish(const linear_task *task, const em_linear_part *part, int32_t 
 /* Multiplies panels `begin` to `end` of one part, as many at a time as the buffer of products holds. */
 static void multiply_panels(const linear_task *task, const em_linear_part *part, int32_t begin, int32_t end) {
     const em_matrix *matrix = &part->matrix;
-    const size_t panel_bytes = em_panel_bytes(matrix->format, matrix->columns);
     const int32_t rows_at_once = task->run->tokens < EM_ROWS_AT_ONCE ? task->run->tokens : EM_ROWS_AT_ONCE;
     const int32_t panels_at_once = EM_PRODUCTS_AT_ONCE / EM_PANEL_ROWS / rows_at_once;
     for (int32_t panel = begin; panel < end; panel += panels_at_once) {
@@ -54,8 +53,7 @@ static void multiply_panels(const linear_task *task, const em_linear_part *part,
             float products[EM_PRODUCTS_AT_ONCE];
             int32_t rows[EM_ROWS_AT_ONCE];
             for (int32_t i = 0; i < count; i++) rows[i] = first + i;
-            task->run->kernels->panels[matrix->format](matrix->data + (size_t)panel * panel_bytes, panels,
-                                                       &task->input, rows, count, products,
+            task->run->kernels->panels[matrix->format](matrix, panel, panels, &task->input, rows, count, products,
                                                        (size_t)panels * EM_PANEL_ROWS);
             finish(task, part, panel, panels, first, count, products);
         }

@@ -107,9 +107,11 @@ def test_output_in_the_place_of_its_input_is_refused(backend: NativeBackend, ran
 
 def test_faulty_experts_are_named(backend: NativeBackend, random: np.random.Generator) -> None:
     slots = np.arange(2, dtype=np.int32)
-    arena, layout = pack_experts([random_ffn("q4", WIDTH, 24, random) for _ in slots], slots)
+    arena, layouts = pack_experts([random_ffn("q4", WIDTH, 24, random) for _ in slots], slots)
     chosen = np.zeros((TOKENS, 1), np.int32)
-    good = op.Experts(floats(TOKENS, WIDTH), chosen, slots, arena, layout, floats(TOKENS, 1, WIDTH))
+    (layout,) = layouts.layouts
+    layout_of = layouts.layout_of.copy()
+    good = op.Experts(floats(TOKENS, WIDTH), chosen, slots, arena, layouts.layouts, layout_of, floats(TOKENS, 1, WIDTH))
     program = backend.program([good])
     program.run(TOKENS)
     faults = {
@@ -117,29 +119,33 @@ def test_faulty_experts_are_named(backend: NativeBackend, random: np.random.Gene
         "slots": replace(good, slots=slots.astype(np.int64)),
         "experts": replace(good, experts=chosen.astype(np.uint32)),
         "output": replace(good, output=floats(TOKENS, 2, WIDTH)),
-        "layout.down_offset": replace(good, layout=replace(layout, down_offset=layout.down_offset - 64)),
-        "slots of at least": replace(good, layout=replace(layout, down_offset=arena.shape[1])),
+        r"layouts\[0\].down_offset": replace(good, layouts=(replace(layout, down_offset=layout.down_offset - 64),)),
+        "slots of at least": replace(good, layouts=(replace(layout, down_offset=arena.shape[1]),)),
+        "layout_of: expected uint8": replace(good, layout_of=layout_of.astype(np.int8)),
     }
     for buffer, faulty in faults.items():
         with pytest.raises(KernelError, match=buffer):
             backend.program([faulty])
     for wrong in (-1, 2):
         chosen[1] = wrong
-        with pytest.raises(KernelError, match=r"operation 0 \(Experts\).*expert number or its slot"):
+        with pytest.raises(KernelError, match=r"operation 0 \(Experts\).*expert number, its slot"):
             program.run(TOKENS)
     chosen[1], slots[0] = 0, 2
-    with pytest.raises(KernelError, match="slot is out of range"):
+    with pytest.raises(KernelError, match="out of range"):
+        program.run(TOKENS)
+    slots[0], layout_of[0] = 0, 1
+    with pytest.raises(KernelError, match="its layout is out of range"):
         program.run(TOKENS)
 
 
 def test_an_arena_without_slots_is_fine(backend: NativeBackend, random: np.random.Generator) -> None:
     """A model whose experts are all elsewhere: every slot is -1, and the output is left as it was."""
-    full, layout = pack_experts([random_ffn("q4", WIDTH, 24, random)], np.zeros(1, np.int32))
+    full, layouts = pack_experts([random_ffn("q4", WIDTH, 24, random)], np.zeros(1, np.int32))
     empty = np.zeros(full.shape[1] + 1, np.uint8)[1:][:0].reshape(0, full.shape[1])
     output = floats(TOKENS, 1, WIDTH)
     output[:] = 3
     chosen, slots = np.zeros((TOKENS, 1), np.int32), np.full(1, -1, np.int32)
-    backend.program([op.Experts(floats(TOKENS, WIDTH), chosen, slots, empty, layout, output)]).run(TOKENS)
+    backend.program([op.Experts(floats(TOKENS, WIDTH), chosen, slots, empty, *layouts, output)]).run(TOKENS)
     assert (output == 3).all()
 
 
