@@ -1,5 +1,5 @@
-/* Scores against keys and mixtures of values over vectors of 8 lanes; the same bits as generic.c. An including file says
- * before what a vector is, and what it does with it:
+/* Scores against keys and mixtures of values over vectors of 8 lanes; the same bits as generic.c. An including file
+ * says before what a vector is, and what it does with it:
  *
  *   typedef ... em_lanes;                                   8 floats
  *   em_lanes em_load_lanes(const float *at);                and em_store_lanes(float *at, em_lanes lanes)
@@ -12,14 +12,15 @@
  *
  * A score is one chain of fused multiply-adds over the width, 4 cycles each, and so is an element of a mixture over the
  * keys. Chains that do not depend on each other go side by side: one row's scores with four keys, or its mixture of 64
- * columns. Where several rows read the same block, its elements are converted to floats once for all of them, a few keys
- * or columns at a time, so that they stay in the first-level cache; then three rows go side by side, and a vector is
- * loaded once for three. No row's order of summation depends on how many there are. */
+ * columns. Where three rows or more read the same block, its elements are converted to floats once for all of them, a
+ * few keys or columns at a time, so that they stay in the first-level cache; then three or two rows go side by side,
+ * and a vector is loaded once for these. (For two rows alone the conversion costs more than it saves.) No row's order
+ * of summation depends on how many there are. */
 #ifndef EDGEMOE_ROWS_H
 #define EDGEMOE_ROWS_H
 
 enum {
-    ROWS_TOGETHER = 3,
+    ROWS_TOGETHER = 3,          /* at most; the least for which elements are converted once */
     VECTORS_TOGETHER = 8,       /* of one row's mixture */
     VECTORS_OF_A_STRIP = 4,     /* of a mixture of several rows: the columns of one scale */
     VECTORS_OF_A_GROUP = EM_GROUP_COLUMNS / EM_LANES,
@@ -78,7 +79,7 @@ INLINE void score_rows(const em_attending *rows, int together, const float *keys
     for (int r = 0; r < together; r++) store_folded(rows[r].weights + first, sums[r], scale);
 }
 
-/* Several rows with four keys. */
+/* Three rows or more with four keys. */
 INLINE void score_four_of_all(const em_attending *rows, int32_t row_count, em_cached keys, int32_t first,
                               int32_t width, float scale, int format) {
     float converted[KEYS_TOGETHER * CONVERTED_WIDTH_MAX];
@@ -96,18 +97,17 @@ INLINE void score_four_of_all(const em_attending *rows, int32_t row_count, em_ca
         }
     }
     int32_t row = 0;
-    for (; row + ROWS_TOGETHER <= row_count; row += ROWS_TOGETHER) {
-        score_rows(rows + row, ROWS_TOGETHER, floats, width, scale, first);
+    for (; row_count - row == 3 || row_count - row > 4; row += 3) {
+        score_rows(rows + row, 3, floats, width, scale, first);
     }
-    if (row + 2 == row_count) score_rows(rows + row, 2, floats, width, scale, first);
-    if (row + 1 == row_count) score_rows(rows + row, 1, floats, width, scale, first);
+    for (; row < row_count; row += 2) score_rows(rows + row, 2, floats, width, scale, first);
 }
 
 INLINE void scores(const em_attending *rows, int32_t row_count, em_cached keys, int32_t count, int32_t width,
                    float scale, int format) {
     int32_t key = 0;
     for (; width % EM_LANES == 0 && key + KEYS_TOGETHER <= count; key += KEYS_TOGETHER) {
-        if (row_count > 1 && width <= CONVERTED_WIDTH_MAX) {
+        if (row_count >= ROWS_TOGETHER && width <= CONVERTED_WIDTH_MAX) {
             score_four_of_all(rows, row_count, keys, key, width, scale, format);
         } else {
             for (int32_t row = 0; row < row_count; row++) {
@@ -186,7 +186,7 @@ INLINE void mix_strip(const em_attending *rows, int together, const float *value
     }
 }
 
-/* A strip of the outputs of several rows. */
+/* A strip of the outputs of three rows or more. */
 INLINE void mix_strip_of_all(const em_attending *rows, int32_t row_count, em_cached values, int32_t count,
                              int32_t width, int format, int32_t start) {
     float converted[EM_PAGE_TOKENS * STRIP];
@@ -205,17 +205,16 @@ INLINE void mix_strip_of_all(const em_attending *rows, int32_t row_count, em_cac
         }
     }
     int32_t row = 0;
-    for (; row + ROWS_TOGETHER <= row_count; row += ROWS_TOGETHER) {
-        mix_strip(rows + row, ROWS_TOGETHER, floats, stride, count, start);
+    for (; row_count - row == 3 || row_count - row > 4; row += 3) {
+        mix_strip(rows + row, 3, floats, stride, count, start);
     }
-    if (row + 2 == row_count) mix_strip(rows + row, 2, floats, stride, count, start);
-    if (row + 1 == row_count) mix_strip(rows + row, 1, floats, stride, count, start);
+    for (; row < row_count; row += 2) mix_strip(rows + row, 2, floats, stride, count, start);
 }
 
 INLINE void mix(const em_attending *rows, int32_t row_count, em_cached values, int32_t count, int32_t width,
                 int format) {
     int32_t start = 0;
-    for (; row_count > 1 && start + STRIP <= width; start += STRIP) {
+    for (; row_count >= ROWS_TOGETHER && start + STRIP <= width; start += STRIP) {
         mix_strip_of_all(rows, row_count, values, count, width, format, start);
     }
     for (int32_t row = 0; row < row_count; row++) mix_row(rows + row, values, count, width, format, start);

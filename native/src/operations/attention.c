@@ -3,10 +3,10 @@
  * A block is a page of the cache: its positions begin at a multiple of 64, and a row's last block ends with its own
  * position. So a row's result depends neither on how tokens are cut into runs nor on the other rows of its run.
  *
- * Consecutive rows of one sequence form a tile of up to 8, which reads each block once for all of them, and converts it
- * once. A tile ends before a position that is a multiple of 8, so all its rows end in the same block. Threads share out
- * pairs of a tile and a key/value head, those of one head one after the other, so that its blocks stay in a cache. Where
- * there are too few of these for all threads, the query heads of a key/value head are shared out too.
+ * Consecutive rows of one sequence form a tile of up to 8, which reads each block once for all of them, and converts
+ * it once. A tile ends before a position that is a multiple of 8, so all its rows end in the same block. Threads share
+ * out pairs of a tile and a key/value head, those of one head one after the other, so that its blocks stay in a cache.
+ * Where there are too few of these for all threads, the query heads of a key/value head are shared out too.
  *
  * A single row's time is that of reading the keys and values from memory. A page holds the blocks of all heads one after
  * the other, so such a row goes through several heads together, page by page, and reads longer runs of memory. */
@@ -110,7 +110,8 @@ static void attend_block(const attention_task *task, query_state *states, int32_
     for (int32_t r = 0; r < row_count; r++) {
         rows[r] = (em_attending){own[r]->query, own[r]->output, weights[r] + least, 0};
     }
-    /* Scores of keys that only some of the rows see are computed for all of them, and not used. */
+    /* Scores of keys that only some of the rows see are computed for all of them, and not used. So a row that sees few
+     * keys reads later ones too: all were stored before, by this run or an earlier one. */
     const em_cached keys = cached_rows(a->key_cache, a->head_dim, cache_row + least);
     kernels->scores[a->key_cache.format](rows, row_count, keys, most - least, a->head_dim, a->scale);
     for (int32_t r = 0; r < row_count; r++) {
@@ -217,8 +218,9 @@ static void choose_heads(attention_task *task, int32_t most_rows) {
     task->kv_heads_together = 1;
     if (most_rows > 1 || task->heads_together < group) return;
     const int64_t pairs = (int64_t)task->tile_count * a->kv_heads;
-    task->kv_heads_together = (int32_t)(pairs / wanted < EM_ROWS_AT_ONCE / group ? pairs / wanted : EM_ROWS_AT_ONCE / group);
-    task->kv_heads_together = smaller(larger(1, task->kv_heads_together), a->kv_heads);
+    const int64_t pairs_each = pairs / wanted;
+    task->kv_heads_together = smaller(a->kv_heads, EM_ROWS_AT_ONCE / group);
+    if (pairs_each < task->kv_heads_together) task->kv_heads_together = larger(1, (int32_t)pairs_each);
 }
 
 int32_t em_run_attention(const em_attention *attention, const em_run *run) {
