@@ -28,7 +28,9 @@ class QualityWorker(EdgemoeWorker):
         engine = self.engine
         if prompt:
             engine.rewind(0)
+            engine.turn.begin()
             engine.forward(prompt)
+        engine.turn.begin_decoding()
         before = counters(engine)
         elapsed_ns = 0
         with Path(file).open("wb") as output:

@@ -12,7 +12,7 @@ Invariants:
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -20,11 +20,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from edgemoe.engine.batch import Piece, Rows, TokenIds, check_ids, cut, phase_of
 from edgemoe.engine.decoder import Decoder, LayerRouting
 from edgemoe.engine.ledger import Programs, TimeLedger
 from edgemoe.engine.memory import MemoryPlan
 from edgemoe.engine.options import EngineOptions
 from edgemoe.engine.phase import Turn
+from edgemoe.engine.sequence import Sequence as TokenSequence
+from edgemoe.engine.sequence import Sequences
 from edgemoe.engine.stepper import Stepper
 from edgemoe.engine.traffic import TokenTraffic, token_traffic
 from edgemoe.engine.workspace import Workspace
@@ -110,8 +113,6 @@ class Engine:
         self.spec = spec = graph.spec
         self.memory = memory
         self.backend = backend
-        self.position = 0
-        self.turn = Turn()
         self._forced = routing
         self._recorder: RoutingObserver | None = None
         self._tokens = 0
@@ -123,8 +124,14 @@ class Engine:
         self._stepper: Stepper | _Closed = _Closed(CacheStatistics())
         self._head: Program | None = None
         self._embed: Program | None = None
-        self._space = Workspace(graph, memory.chunk_tokens, memory.context_length, memory.kv_format)
-        self._space.pages[0] = np.arange(self._space.pages.shape[1])
+        self._space = space = Workspace(
+            graph, memory.chunk_tokens, memory.context_length, memory.kv_format, memory.sequences
+        )
+        keeps_prefixes = routing is None and not self.lossy.depends_on_cache
+        self.sequences = Sequences(space.pages, [space.array(value) for value in graph.state], keeps_prefixes)
+        """Opens, forks and closes sequences, whose tokens `step` runs together."""
+        self.sequence = self.sequences.open()
+        """The sequence of `forward`, `rewind` and `position`."""
         self._embedding_rows: EmbeddingRows | None = None
         self._hot_list: HotList | None = None
         self._loading: list[ResidentReading | ExpertLoading] = [] if resident is None else [resident]
@@ -265,41 +272,102 @@ class Engine:
     def _forward(
         self, token_ids: Sequence[int] | npt.NDArray[np.integer], all_logits: bool, out: Floats | None
     ) -> Floats:
-        ids = self._checked(token_ids)
-        start, chunk = self.position, self.memory.chunk_tokens
+        ids = check_ids(token_ids, self.spec.vocab_size)
         shape = (len(ids), self.spec.vocab_size) if all_logits else (self.spec.vocab_size,)
         if out is None:
             out = np.empty(shape, np.float32)
         elif out.shape != shape or out.dtype != np.float32:
             raise UsageError(f"out: expected float32 {shape}, found {out.dtype} {out.shape}.", "Leave it out.")
-        rows = out if all_logits else out[None]
-        for first in range(0, len(ids), chunk):
-            part = ids[first : first + chunk]
-            if self._embedding_rows is None:
-                self._space.ids[: len(part)] = part
-            else:
-                assert self._embed is not None
-                self._embedding_rows.write(part, self._embed, self._space.residual)
-            if self._forced is not None:
-                self._forced.put(self.routing, self.turn.phase, len(part))
-            self._space.positions[: len(part)] = np.arange(start + first, start + first + len(part))
-            self._stepper.step(len(part), self.turn.phase)
-            self._count(len(part))
-            if self._recorder is not None:
-                self._recorder.step(self.turn, len(part))
-            self.turn.step += len(part)
-            if all_logits:
-                self._logits(0, len(part), rows[first:])
-        if not all_logits:
-            self._logits(len(part) - 1, 1, rows)
-        self.position = start + len(ids)
+        self._run([Piece(self.sequence, ids, out if all_logits else out[None])])
         return out
+
+    def step(self, batch: Mapping[TokenSequence, TokenIds], *, all_logits: bool = False) -> dict[TokenSequence, Floats]:
+        """Append tokens to several sequences in one run; returns each one's logits, as `forward` does.
+
+        Weights and experts that several sequences use are read once for all of them. The result of each sequence is
+        the same to the bit as that of `forward` on it alone. Raises UsageError for a sequence that is closed, tokens as
+        `forward`, and while routing is recorded or forced for more than one sequence; ReadError. After an error no
+        sequence has changed.
+        """
+        began_ns = time.perf_counter_ns()
+        if not batch:
+            raise UsageError("The batch has no sequences.", "Give tokens for at least one sequence.")
+        if len(batch) > 1 and (self._forced is not None or self._recorder is not None):
+            raise UsageError("Recorded and forced routing is that of one sequence.", "Step one sequence at a time.")
+        pieces = []
+        for sequence, token_ids in batch.items():
+            ids = check_ids(token_ids, self.spec.vocab_size)
+            rows = len(ids) if all_logits else 1
+            pieces.append(Piece(sequence, ids, np.empty((rows, self.spec.vocab_size), np.float32)))
+        try:
+            self._run(pieces)
+        finally:
+            self._forward_ns += time.perf_counter_ns() - began_ns
+        return {piece.sequence: piece.logits if all_logits else piece.logits[0] for piece in pieces}
+
+    @property
+    def position(self) -> int:
+        """The number of tokens of the engine's own sequence."""
+        return self.sequence.position
+
+    @property
+    def turn(self) -> Turn:
+        """The place of the engine's own sequence in a conversation."""
+        return self.sequence.turn
 
     def rewind(self, position: int) -> None:
         """Forget everything from `position` on. Raises UsageError for a position past the current one."""
-        if not 0 <= position <= self.position:
-            raise UsageError(f"Cannot rewind to position {position}: there are {self.position} tokens.")
-        self.position = position
+        self.sequence.rewind(position)
+
+    def _run(self, pieces: list[Piece]) -> None:
+        """Run all tokens of the pieces, and append them to their sequences once that has succeeded."""
+        for piece in pieces:
+            self._check_room(piece)
+        reserved: list[Piece] = []
+        try:
+            for piece in pieces:
+                piece.sequence.reserve(len(piece.token_ids))
+                reserved.append(piece)
+            phase = phase_of(pieces)
+            for run in cut(pieces, self.memory.chunk_tokens):
+                self._run_rows(run, phase)
+        except BaseException:
+            for piece in reserved:
+                piece.sequence.release_reserved()
+            raise
+        for piece in pieces:
+            piece.sequence.extend(piece.token_ids)
+
+    def _check_room(self, piece: Piece) -> None:
+        piece.sequence.check_open()
+        if len(piece.token_ids) > self.context_length - piece.sequence.position:
+            raise UsageError(
+                f"{len(piece.token_ids)} tokens after {piece.sequence.position} do not fit the context of"
+                f" {self.context_length} tokens.",
+                "Shorten the prompt, or give more memory (`ram`) for a longer context.",
+            )
+
+    def _run_rows(self, run: list[Rows], phase: int) -> None:
+        space = self._space
+        tokens = run[-1].row + run[-1].count
+        for rows in run:
+            here, start = slice(rows.row, rows.row + rows.count), rows.piece.sequence.position + rows.first
+            space.ids[here] = rows.token_ids
+            space.positions[here] = np.arange(start, start + rows.count)
+            space.sequences[here] = rows.piece.sequence.row
+        if self._embedding_rows is not None:
+            assert self._embed is not None
+            self._embedding_rows.write(space.ids[:tokens].astype(np.int64), self._embed, space.residual)
+        if self._forced is not None:
+            self._forced.put(self.routing, phase, tokens)
+        self._stepper.step(tokens, phase)
+        self._count(tokens)
+        for rows in run:
+            turn = rows.piece.sequence.turn
+            if self._recorder is not None:
+                self._recorder.step(turn, rows.count)
+            turn.step += rows.count
+        self._logits([rows.wanted() for rows in run])
 
     def resident_experts(self) -> npt.NDArray[np.bool_]:
         """Which experts are in RAM now, `(L, E)`."""
@@ -328,6 +396,7 @@ class Engine:
         # The programs hold weights, KV cache and slots, and the caller may keep a closed engine for its figures.
         self._stepper = _Closed(self._stepper.statistics)
         self._head = self._embed = self._programs = None
+        self.sequences.release()
         self._space.release()
 
     def __enter__(self) -> Engine:
@@ -338,30 +407,18 @@ class Engine:
     ) -> None:
         self.close()
 
-    def _checked(self, token_ids: Sequence[int] | npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
-        ids = np.asarray(token_ids)
-        if ids.size == 0:
-            raise UsageError("The model was given no tokens.", "Give at least one token id, as a list of integers.")
-        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-            found = f"{ids.dtype} of shape {ids.shape}"
-            raise UsageError(f"Token ids: expected a list of integers, found {found}.", "Give one sequence's ids.")
-        if ids.min() < 0 or ids.max() >= self.spec.vocab_size:
-            wrong = ids[(ids < 0) | (ids >= self.spec.vocab_size)][0]
-            raise UsageError(f"Token id {wrong} is outside the vocabulary of {self.spec.vocab_size}.")
-        if self.position + len(ids) > self.context_length:
-            raise UsageError(
-                f"{len(ids)} tokens after {self.position} do not fit the context of {self.context_length} tokens.",
-                "Shorten the prompt, or give more memory (`ram`) for a longer context.",
-            )
-        return ids.astype(np.int64)
-
-    def _logits(self, first_row: int, rows: int, output: Floats) -> None:
-        assert self._head is not None
-        for row in range(0, rows, HEAD_ROWS):
-            count = min(HEAD_ROWS, rows - row)
-            self._space.head_input[:count] = self._space.residual[first_row + row : first_row + row + count]
-            self._head.run(count)
-            output[row : row + count] = self._space.logits[:count]
+    def _logits(self, wanted: list[tuple[range, Floats]]) -> None:
+        """Compute the logits of rows of the residual stream, and write them where they are wanted."""
+        places = [(row, output[number]) for rows, output in wanted for number, row in enumerate(rows)]
+        space = self._space
+        for first in range(0, len(places), HEAD_ROWS):
+            assert self._head is not None
+            part = places[first : first + HEAD_ROWS]
+            for number, (row, _) in enumerate(part):
+                space.head_input[number] = space.residual[row]
+            self._head.run(len(part))
+            for number, (_, output) in enumerate(part):
+                output[:] = space.logits[number]
 
     def _count(self, tokens: int) -> None:
         self._tokens += tokens

@@ -52,6 +52,7 @@ class Programs:
         self._backend = backend
         self._part_of = part_of
         self._made: list[tuple[op.Program, list[Part]]] = []
+        self._timed = False
 
     def make(self, operations: Sequence[op.Operation], like: Sequence[op.Operation] | None = None) -> op.Program:
         """Make the program of a list of operations. Raises KernelError as the backend does.
@@ -59,11 +60,14 @@ class Programs:
         `like`: operations of the same parts of the work, where these are not those of the decoder.
         """
         program = self._backend.program(operations)
+        if self._timed:
+            program.time_runs(True)
         self._made.append((program, [self._part_of(operation) for operation in like or operations]))
         return program
 
     def time_runs(self, on: bool) -> None:
-        """Start to time all programs, from zero, or stop."""
+        """Start to time all programs, those that are made later too, from zero, or stop."""
+        self._timed = on
         for program, _ in self._made:
             program.time_runs(on)
 

@@ -39,6 +39,8 @@ class ModelSizes:
     formats: WeightFormats
     embedding_bytes: int = 0
     """Resident bytes saved where the embedding stays on disk; 0 if it cannot."""
+    sequences: int = 1
+    """How many sequences may be open at a time, each with a context of its own."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class MemoryPlan:
     context_length: int
     chunk_tokens: int
     kv_format: KvFormat
+    sequences: int = 1
     embedding_resident: bool = True
     """Whether the embedding is in RAM; if not, tokens' rows are read on demand, and `resident_bytes` is without it."""
 
@@ -168,7 +171,7 @@ class _Needs:
     ) -> _Needs:
         least_context = context_length or min(LEAST_CONTEXT_TOKENS, graph.spec.max_positions)
         least_workspace_bytes = workspace_bytes(graph, sizes, backend, CHUNK_TOKENS[-1], least_context)
-        least_kv_bytes = kv_cache_bytes(graph, least_context, sizes.kv_format)
+        least_kv_bytes = kv_cache_bytes(graph, least_context, sizes.kv_format, sizes.sequences)
         least_slots = min(sizes.total_experts, 2 * graph.spec.most_top_k)
         resident_bytes = _resident_bytes(sizes, embedding_resident)
         return cls(
@@ -214,14 +217,15 @@ def _share_out(least: _Needs, budget_bytes: int) -> MemoryPlan:
             break
     while context < most_context:
         wider = min(2 * context, most_context)
-        cost = kv_cache_bytes(graph, wider, sizes.kv_format) + workspace_bytes(graph, sizes, backend, chunk, wider)
+        cost = kv_cache_bytes(graph, wider, sizes.kv_format, sizes.sequences)
+        cost += workspace_bytes(graph, sizes, backend, chunk, wider)
         spare = budget_bytes - fixed_bytes - cost
         crowds_experts = cost > (budget_bytes - fixed_bytes) // 5 or spare < least.least_slots * sizes.slot_bytes
         if spare < all_slots_bytes and crowds_experts:
             break
         context = wider
     workspace = workspace_bytes(graph, sizes, backend, chunk, context)
-    kv_cache = kv_cache_bytes(graph, context, sizes.kv_format)
+    kv_cache = kv_cache_bytes(graph, context, sizes.kv_format, sizes.sequences)
     left_bytes = budget_bytes - fixed_bytes - workspace - kv_cache
     slots = min(sizes.total_experts, left_bytes // sizes.slot_bytes) if sizes.slot_bytes else 0
     return MemoryPlan(
@@ -237,6 +241,7 @@ def _share_out(least: _Needs, budget_bytes: int) -> MemoryPlan:
         context,
         chunk,
         sizes.kv_format,
+        sizes.sequences,
         least.embedding_resident,
     )
 
@@ -300,13 +305,13 @@ def _limit_told(limit: Limit) -> str:
     return f"its control group {limit.group.folder} may have {size} in all"
 
 
-def kv_cache_bytes(graph: Graph, context_length: int, kv_format: KvFormat) -> int:
-    """Bytes of keys and values of every layer, and of the tables of rotary positions."""
-    return state_bytes(graph, context_length, kv_format) + rope_bytes(graph, context_length)
+def kv_cache_bytes(graph: Graph, context_length: int, kv_format: KvFormat, sequences: int = 1) -> int:
+    """Bytes of keys and values of every layer and sequence, and of the tables of rotary positions."""
+    return state_bytes(graph, context_length, kv_format, sequences) + rope_bytes(graph, context_length)
 
 
 def workspace_bytes(graph: Graph, sizes: ModelSizes, backend: Backend, chunk_tokens: int, context_length: int) -> int:
     """Bytes of activations (`workspace.py`) and of the backend's scratch, for chunks of `chunk_tokens` tokens."""
-    values = work_bytes(graph, chunk_tokens) + kept_bytes(graph, chunk_tokens, context_length)
+    values = work_bytes(graph, chunk_tokens) + kept_bytes(graph, chunk_tokens, context_length, sizes.sequences)
     scratch = step_scratch_bytes(graph, sizes.formats, backend, chunk_tokens, context_length, sizes.kv_format)
     return values + scratch + OBJECTS_BYTES

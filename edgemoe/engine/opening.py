@@ -52,7 +52,7 @@ def open_engine(
     store = Store.open(Path(path))
     spec = options.lossy.applied_to(store_spec(store) if routing is None else routing.apply_to(store_spec(store)))
     graph = graph_of(spec, options.lossy, routing)
-    sizes = model_sizes(store, spec, options.kv)
+    sizes = model_sizes(store, spec, options.kv, options.sequences)
     backend = select_backend(options.threads)  # before the plan, which measures the backend's libraries
     resident = embedding_resident = None
     try:
@@ -97,13 +97,13 @@ def graph_of(spec: ModelSpec, lossy: LossySettings, routing: RoutingSource | Non
     return build_graph(spec, options)
 
 
-def model_sizes(store: Store, spec: ModelSpec, kv: str | None = None) -> ModelSizes:
+def model_sizes(store: Store, spec: ModelSpec, kv: str | None = None, sequences: int = 1) -> ModelSizes:
     """The sizes of a store that the memory plan needs. Raises UsageError for an unknown KV format (`open_engine`)."""
     embedding_bytes = 0 if spec.tied_embeddings else saved_bytes(store)
     formats = WeightFormats.of(store)
     kv_format = _kv_format(store, kv)
     return ModelSizes(
-        store.resident_bytes(), store.record_bytes, spec.total_experts, kv_format, formats, embedding_bytes
+        store.resident_bytes(), store.record_bytes, spec.total_experts, kv_format, formats, embedding_bytes, sequences
     )
 
 

@@ -11,6 +11,8 @@ from edgemoe.errors import UsageError
 from edgemoe.experts.policy import DEFAULT_POLICY, make_policy
 from edgemoe.experts.prediction import PredictionSwitch
 
+MOST_SEQUENCES = 256
+
 
 @dataclass(frozen=True)
 class EngineOptions:
@@ -37,11 +39,17 @@ class EngineOptions:
     direct_reads: bool = True
     """Whether experts are read past the page cache, where the system allows it."""
     lossy: LossySettings = EXACT
+    sequences: int = 1
+    """How many sequences may be open at a time; each has room for `context_length` tokens."""
 
     def __post_init__(self) -> None:
         if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
             raise UsageError(
                 f"threads: expected 1 or more, found {self.threads}.", "Leave it out to use every physical core."
+            )
+        if type(self.sequences) is not int or not 1 <= self.sequences <= MOST_SEQUENCES:
+            raise UsageError(
+                f"`sequences`: expected 1 to {MOST_SEQUENCES}, found {self.sequences!r}.", "Leave it out for one."
             )
         # Both refuse unknown names already here, whether or not experts are streamed.
         make_policy(self.policy, 1, 1)

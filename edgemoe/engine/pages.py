@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from edgemoe.errors import UsageError
 from edgemoe.kernels.operations import PAGE_TOKENS
@@ -24,7 +25,7 @@ PrefixHash = bytes
 """The digest of all tokens up to the end of a page, of the model and of the format of keys and values."""
 
 
-def prefix_hash(before: PrefixHash, token_ids: Sequence[int]) -> PrefixHash:
+def prefix_hash(before: PrefixHash, token_ids: Sequence[int] | npt.NDArray[np.integer]) -> PrefixHash:
     """The hash of a prefix that ends with a page of these tokens, from the hash of what comes before the page."""
     return hashlib.blake2b(np.asarray(token_ids, np.int32).tobytes(), digest_size=16, key=before).digest()
 

@@ -9,6 +9,7 @@ not apply to them.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 
 import numpy as np
@@ -43,9 +44,10 @@ class Stepper:
         for_prompts = [_without_bonus(operation) for operation in operations]
         if for_prompts != operations:
             self._for_prompts = programs.make(for_prompts, like=operations)
-        self._guessing = None
-        if cache is not None and switch is not None and switch.mode != "off":
-            self._guessing = programs.make(decoder.step(()))
+        self._guesses = cache is not None and switch is not None and switch.mode != "off"
+        self._make_guessing = functools.cache(
+            lambda: programs.make(decoder.step(()))
+        )  # many answers end before a trial
 
     @property
     def notes_residency(self) -> bool:
@@ -64,13 +66,13 @@ class Stepper:
             self.statistics.hits += tokens * self._routed_per_token
             return
         self._cache.phase = phase
-        if phase != DECODE or self._guessing is None or tokens > GUESSED_TOKENS:
+        if phase != DECODE or not self._guesses or tokens > GUESSED_TOKENS:
             program = self._for_prompts if phase == PROMPT else self._program
             program.run(tokens)
             return
         assert self._switch is not None
+        program = self._make_guessing() if self._switch.open else self._program
         began_ns = time.perf_counter_ns()
-        program = self._guessing if self._switch.open else self._program
         program.run(tokens)
         self._switch.record(time.perf_counter_ns() - began_ns)
 

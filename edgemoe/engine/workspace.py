@@ -31,16 +31,16 @@ def page_count(context_length: int) -> int:
     return -(-context_length // PAGE_TOKENS)
 
 
-def shape_of(value: Value, tokens: int, context_length: int) -> tuple[int, ...]:
-    """The shape of a value for runs of up to `tokens` tokens and a context of `context_length` positions."""
+def shape_of(value: Value, tokens: int, context_length: int, sequences: int = 1) -> tuple[int, ...]:
+    """The shape of a value for runs of up to `tokens` tokens of sequences of up to `context_length` positions."""
     pages = page_count(context_length)
-    sizes = {"T": tokens, "C": context_length, "S": 1, "P": pages, "N": pages}
+    sizes = {"T": tokens, "C": context_length, "S": sequences, "P": pages, "N": sequences * pages}
     return tuple(size if isinstance(size, int) else sizes[size] for size in value.shape)
 
 
-def bytes_of(value: Value, tokens: int, context_length: int, kv_format: KvFormat) -> int:
+def bytes_of(value: Value, tokens: int, context_length: int, kv_format: KvFormat, sequences: int = 1) -> int:
     """The bytes of a value's array."""
-    shape = shape_of(value, tokens, context_length)
+    shape = shape_of(value, tokens, context_length, sequences)
     rows = int(np.prod(shape[:-1], dtype=np.int64))
     if value.dtype != "kv":
         return 4 * rows * shape[-1]
@@ -56,15 +56,16 @@ def work_bytes(graph: Graph, tokens: int) -> int:
 
 
 @functools.lru_cache(maxsize=64)
-def kept_bytes(graph: Graph, tokens: int, context_length: int) -> int:
+def kept_bytes(graph: Graph, tokens: int, context_length: int, sequences: int = 1) -> int:
     """Bytes of the values with memory of their own."""
-    return sum(bytes_of(value, tokens, context_length, "f32") for value in graph.lasting if value.home == "kept")
+    kept = (value for value in graph.lasting if value.home == "kept")
+    return sum(bytes_of(value, tokens, context_length, "f32", sequences) for value in kept)
 
 
 @functools.lru_cache(maxsize=64)
-def state_bytes(graph: Graph, context_length: int, kv_format: KvFormat) -> int:
-    """Bytes of what a sequence keeps of its tokens, in all layers: whole pages."""
-    return sum(bytes_of(value, 0, context_length, kv_format) for value in graph.lasting if value.home == "state")
+def state_bytes(graph: Graph, context_length: int, kv_format: KvFormat, sequences: int = 1) -> int:
+    """Bytes of what sequences keep of their tokens, in all layers: whole pages."""
+    return sum(bytes_of(value, 0, context_length, kv_format, sequences) for value in graph.state)
 
 
 def rope_bytes(graph: Graph, context_length: int) -> int:
@@ -89,8 +90,9 @@ def place_values(section: Section, tokens: int) -> tuple[list[int], int]:
 class Workspace:
     """The arrays of a graph's values, for runs of up to `tokens` tokens."""
 
-    def __init__(self, graph: Graph, tokens: int, context_length: int, kv_format: KvFormat) -> None:
+    def __init__(self, graph: Graph, tokens: int, context_length: int, kv_format: KvFormat, sequences: int = 1) -> None:
         self._tokens = tokens
+        self._sequences = sequences
         self._context_length = context_length
         self._kv_format = kv_format
         self._arrays: dict[Value, Any] = {}
@@ -132,7 +134,7 @@ class Workspace:
     def _make(self, value: Value) -> Any:
         if value.rope is not None:
             return self._rope(value.rope)[("cosine", "sine").index(value.name)]
-        shape = shape_of(value, self._tokens, self._context_length)
+        shape = shape_of(value, self._tokens, self._context_length, self._sequences)
         if value.dtype == "kv":
             return _empty_cache(shape, self._kv_format)
         return np.zeros(shape, np.int32 if value.dtype == "i32" else np.float32)

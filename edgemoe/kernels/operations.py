@@ -9,9 +9,9 @@ An operation is defined here once: the marks of its fields (`definition.py`) giv
 backend holds its buffers, and from which the structs of the C library and their filling are made.
 
 Letters: `T` tokens of this run (at most the buffers' first extent), `D` hidden size, `H` query heads, `G` key/value
-heads, `W` width of a head, `R` rotated channels of a head, `E` experts, `K` experts used per token, `F` FFN width, `C`
-context length, `V` vocabulary, `M` columns and `N` rows of a matrix; of the arena `S` slots and `B` bytes of a slot; of
-the KV cache `N` pages, `S` sequences and `P` pages of each sequence.
+heads, `W` width of a head (`Wv` of its values), `R` rotated channels of a head, `E` experts, `K` experts used per
+token, `F` FFN width, `C` context length, `V` vocabulary, `M` columns and `N` rows of a matrix; of the arena `S` slots
+and `B` bytes of a slot; of the KV cache `N` pages, `S` sequences and `P` pages of each sequence.
 
 Invariants:
 - Buffers are C-contiguous; activations are float32. A run touches only the first `T` rows of each.
@@ -35,6 +35,7 @@ import numpy.typing as npt
 from edgemoe.kernels.definition import (
     ADDED,
     IN_PLACE,
+    LARGEST_EXTENT,
     NUMBER,
     OFFSET,
     OUTPUT,
@@ -229,12 +230,12 @@ class StoreKv(Operation):
     """
 
     keys: Annotated[Floats, rows("G*W")]
-    values: Annotated[Floats, rows("G*W")]
+    values: Annotated[Floats, rows("G*Wv")]
     positions: Annotated[Integers, rows()]
     sequences: Annotated[Integers, rows()]  # rows of `pages`
     pages: Annotated[Integers, buffer("S", "P")]  # the page of each 64 positions of a sequence; -1 where it has none
     key_cache: Annotated[Cache, cache("N", "G", _PAGE, "W"), OUTPUT]
-    value_cache: Annotated[Cache, cache("N", "G", _PAGE, "W"), OUTPUT]  # of the key cache's format
+    value_cache: Annotated[Cache, cache("N", "G", _PAGE, "Wv"), OUTPUT]  # of the key cache's format
 
     def check(self, sizes: Sizes) -> None:
         _check_one_format(self.key_cache, self.value_cache)
@@ -242,21 +243,28 @@ class StoreKv(Operation):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Attention(Operation):
-    """Causal attention over the cache: row `t` sees positions `0 .. positions[t]` of its sequence."""
+    """Causal attention over the cache: row `t` sees positions `0 .. positions[t]` of its sequence.
+
+    With a `window` it sees the last `window` of these, its own position included. A head's sink is one more logit of
+    its softmax, which takes a share of the sum and adds no value.
+    """
 
     query: Annotated[Floats, rows("H*W")]
     positions: Annotated[Integers, rows()]
     sequences: Annotated[Integers, rows()]  # rows of `pages`
     pages: Annotated[Integers, buffer("S", "P")]  # as those of `StoreKv`
     key_cache: Annotated[Cache, cache("N", "G", _PAGE, "W")]
-    value_cache: Annotated[Cache, cache("N", "G", _PAGE, "W")]
+    value_cache: Annotated[Cache, cache("N", "G", _PAGE, "Wv")]
     scale: float
-    output: Annotated[Floats, rows("H*W"), output(apart_from="query")]
+    output: Annotated[Floats, rows("H*Wv"), output(apart_from="query")]
+    window: Annotated[int, NUMBER] = 0  # 0: none
+    sinks: Annotated[Floats | None, weight("H")] = None
 
     def check(self, sizes: Sizes) -> None:
         heads, kv_heads = sizes.letters["H"], sizes.letters["G"]
         if heads % kv_heads:
             raise Misfit("query", f"heads in {kv_heads} equal groups", f"{heads} heads")
+        require(0 <= self.window <= LARGEST_EXTENT, "window", f"0 to {LARGEST_EXTENT}", self.window)
         _check_one_format(self.key_cache, self.value_cache)
 
     def position_bytes(self) -> int:

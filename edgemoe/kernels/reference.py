@@ -180,13 +180,13 @@ def quantise_cache_rows(rows: Floats) -> tuple[npt.NDArray[np.int8], npt.NDArray
 
 
 def _store_scratch(kernels: StepwiseBackend, o: op.StoreKv, sizes: Sizes) -> int:
-    return kernels.store_scratch_bytes(sizes.rows, sizes.letters["G"], sizes.letters["W"])
+    return kernels.store_scratch_bytes(sizes.rows, sizes.letters["G"], max(sizes.letters["W"], sizes.letters["Wv"]))
 
 
 @means(op.StoreKv, "quantise_cache_rows", _store_scratch)
 def _store_kv(kernels: Any, o: op.StoreKv, tokens: int) -> None:
     positions, sequences = o.positions[:tokens], o.sequences[:tokens]
-    _check_pages(positions, sequences, o.pages, o.key_cache.shape[0], earlier=False)
+    _check_pages(positions, sequences, o.pages, o.key_cache.shape[0], window=1)
     pages, places = o.pages[sequences, positions // PAGE_TOKENS], positions % PAGE_TOKENS
     for source, cache in ((o.keys, o.key_cache), (o.values, o.value_cache)):
         rows = source[:tokens].reshape(tokens, cache.shape[1], cache.shape[3])
@@ -204,16 +204,18 @@ def _check_each(what: str, numbers: Integers, limit: int) -> None:
         raise KernelError(f"{what}s of a run: expected 0 to {limit - 1}, {found}.", HINT)
 
 
-def _check_pages(positions: Integers, sequences: Integers, pages: Integers, page_count: int, earlier: bool) -> None:
-    """Raise KernelError unless each row's sequence and position exist, with the page of the position.
+def _first_seen(position: int, window: int) -> int:
+    """The first position that the token at a position sees; a window of 0 is none."""
+    return max(0, position - window + 1) if window else 0
 
-    With `earlier` so must the pages of all earlier positions.
-    """
+
+def _check_pages(positions: Integers, sequences: Integers, pages: Integers, page_count: int, window: int) -> None:
+    """Raise KernelError unless each row's sequence and position exist, and the pages of the positions that it sees."""
     _check_each("sequence", sequences, len(pages))
     _check_each("position", positions, pages.shape[1] * PAGE_TOKENS)
     for sequence, position in zip(sequences.tolist(), positions.tolist(), strict=True):
-        block = position // PAGE_TOKENS
-        _check_each("page", pages[sequence, 0 if earlier else block : block + 1], page_count)
+        first, last = _first_seen(position, window) // PAGE_TOKENS, position // PAGE_TOKENS
+        _check_each("page", pages[sequence, first : last + 1], page_count)
 
 
 def cache_elements(cache: Cache, pages: Integers) -> Doubles:
@@ -238,38 +240,48 @@ def attention(
     key_cache: Cache,
     value_cache: Cache,
     scale: float,
+    window: int = 0,
+    sinks: Floats | None = None,
 ) -> Floats:
-    """Causal grouped-query attention: query `(T, H, W)`, caches `(N, G, 64, W)`; returns `(T, H, W)`.
+    """Causal grouped-query attention: query `(T, H, W)`, caches `(N, G, 64, W)` and `(N, G, 64, Wv)`; `(T, H, Wv)`.
 
-    Query head `h` reads key/value head `h // (H / G)`.
+    Query head `h` reads key/value head `h // (H / G)`. A sink is the logit of a key whose value is zero (Xiao et al.
+    2023, arXiv 2309.17453; as gpt-oss has it, learnt for each head).
     """
     tokens, heads, width = query.shape
-    kv_heads = key_cache.shape[1]
+    kv_heads, value_width = key_cache.shape[1], value_cache.shape[3]
     grouped = query.astype(np.float64).reshape(tokens, kv_heads, heads // kv_heads, width)
-    output = np.empty((tokens, kv_heads, heads // kv_heads, width), np.float64)
+    output = np.empty((tokens, kv_heads, heads // kv_heads, value_width), np.float64)
     for sequence in np.unique(sequences):
         rows = np.flatnonzero(sequences == sequence)
-        held = pages[sequence, : positions[rows].max() // PAGE_TOKENS + 1]
+        begin = _first_seen(int(positions[rows].min()), window) // PAGE_TOKENS
+        held = pages[sequence, begin : positions[rows].max() // PAGE_TOKENS + 1]
         keys, values = (cache_elements(cache, held) for cache in (key_cache, value_cache))
         for t in rows:
-            seen = positions[t] + 1
-            scores = grouped[t] @ keys[:, :seen].transpose(0, 2, 1) * scale
-            output[t] = softmax(scores) @ values[:, :seen]
+            first = _first_seen(int(positions[t]), window)
+            seen = slice(first - begin * PAGE_TOKENS, int(positions[t]) + 1 - begin * PAGE_TOKENS)
+            scores = grouped[t] @ keys[:, seen].transpose(0, 2, 1) * scale
+            if sinks is not None:
+                own = sinks.astype(np.float64).reshape(kv_heads, -1, 1)
+                scores = np.concatenate([scores, own], axis=2)
+            output[t] = softmax(scores)[:, :, : seen.stop - seen.start] @ values[:, seen]
         del keys, values  # before those of the next sequence
-    return _single(output.reshape(tokens, heads, width))
+    return _single(output.reshape(tokens, heads, value_width))
 
 
 def _attention_scratch(kernels: StepwiseBackend, o: op.Attention, sizes: Sizes) -> int:
-    heads, kv_heads, width, pages = (sizes.letters[letter] for letter in "HGWP")
+    heads, kv_heads, pages = (sizes.letters[letter] for letter in "HGP")
+    width = max(sizes.letters["W"], sizes.letters["Wv"])
     return kernels.attention_scratch_bytes(sizes.rows, heads, kv_heads, width, pages * PAGE_TOKENS)
 
 
 @means(op.Attention, "attention", _attention_scratch)
 def _attention(kernels: Any, o: op.Attention, tokens: int) -> None:
     positions, sequences = o.positions[:tokens], o.sequences[:tokens]
-    _check_pages(positions, sequences, o.pages, o.key_cache.shape[0], earlier=True)
+    _check_pages(positions, sequences, o.pages, o.key_cache.shape[0], o.window)
     heads = o.query[:tokens].reshape(tokens, -1, o.key_cache.shape[3])
-    seen = kernels.attention(heads, positions, sequences, o.pages, o.key_cache, o.value_cache, o.scale)
+    where = (positions, sequences, o.pages)
+    seen = kernels.attention(heads, *where, o.key_cache, o.value_cache, o.scale, o.window, o.sinks)
     o.output[:tokens] = seen.reshape(tokens, -1)
 
 

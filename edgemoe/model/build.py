@@ -35,6 +35,11 @@ class Graph:
     lasting: tuple[Value, ...]
     """Every value that is not in memory which the values of a layer share."""
 
+    @property
+    def state(self) -> list[Value]:
+        """The values that sequences keep of their tokens, in all layers."""
+        return [value for value in self.lasting if value.home == "state"]
+
     def kinds(self) -> Iterator[tuple[Section, Hashable]]:
         """All sections in the order in which a run goes through them; equal kinds have values of equal sizes."""
         following: tuple[LayerSpec | None, ...] = (*self.spec.layers[1:], None)

@@ -20,7 +20,7 @@ extern "C" {
 #define EM_API __attribute__((visibility("default")))
 
 /* Incremented with every change to this header that a caller must adapt to. */
-#define EM_ABI_VERSION 11
+#define EM_ABI_VERSION 12
 
 typedef enum em_status {
     EM_OK = 0,
@@ -229,12 +229,11 @@ typedef struct em_source {
 
 EM_API void em_reader_source(em_reader *reader, em_source *source);
 
-typedef enum em_policy_kind { EM_LRU = 0, EM_LFU = 1, EM_LRUF = 2, EM_BELADY = 3, EM_POLICY_COUNT = 4 } em_policy_kind;
+typedef enum em_policy_kind { EM_LRU = 0, EM_LFU = 1, EM_LRUF = 2, EM_POLICY_COUNT = 3 } em_policy_kind;
 
 typedef struct em_policy_settings {
-    const double *next_uses; /* EM_BELADY: for each use the number of the next use of its key; not for a pager */
-    double rate;             /* EM_LFU, EM_LRUF: log(2) by the half-life in uses */
-    double weight;           /* EM_LRUF: in uses */
+    double rate;   /* EM_LFU, EM_LRUF: log(2) by the half-life in uses */
+    double weight; /* EM_LRUF: in uses */
     int32_t kind;
     int32_t reserved;
 } em_policy_settings;

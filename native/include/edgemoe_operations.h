@@ -66,17 +66,18 @@ typedef struct em_rope {
 /* Writes the keys and values of each row's token to the page of its position. */
 typedef struct em_store_kv {
     const float *keys;        /* (T, G*W) */
-    const float *values;      /* (T, G*W) */
+    const float *values;      /* (T, G*Wv) */
     const int32_t *positions; /* (T,) */
     const int32_t *sequences; /* (T,) */
     const int32_t *pages;     /* (S, P) */
     em_cache key_cache;       /* (N, G, 64, W) */
-    em_cache value_cache;     /* (N, G, 64, W) */
+    em_cache value_cache;     /* (N, G, 64, Wv) */
     int32_t sequence_count;   /* S */
     int32_t table_pages;      /* P */
     int32_t page_count;       /* N */
     int32_t kv_heads;         /* G */
     int32_t head_dim;         /* W */
+    int32_t value_dim;        /* Wv */
 } em_store_kv;
 
 /* Causal attention over the cache: row t sees positions 0 .. positions[t] of its sequence. */
@@ -86,15 +87,18 @@ typedef struct em_attention {
     const int32_t *sequences; /* (T,) */
     const int32_t *pages;     /* (S, P) */
     em_cache key_cache;       /* (N, G, 64, W) */
-    em_cache value_cache;     /* (N, G, 64, W) */
+    em_cache value_cache;     /* (N, G, 64, Wv) */
     float scale;
-    float *output;            /* (T, H*W) */
+    float *output;            /* (T, H*Wv) */
+    int64_t window;
+    const float *sinks;       /* (H,), or NULL */
     int32_t sequence_count;   /* S */
     int32_t table_pages;      /* P */
     int32_t page_count;       /* N */
     int32_t kv_heads;         /* G */
     int32_t head_dim;         /* W */
     int32_t heads;            /* H */
+    int32_t value_dim;        /* Wv */
 } em_attention;
 
 /* The K experts of largest choice score (the lower number on a tie), in falling order, and their weights. */
@@ -219,11 +223,13 @@ typedef struct em_combine {
         FIELD(em_store_kv, sequences) FIELD(em_store_kv, pages) FIELD(em_store_kv, key_cache) \
         FIELD(em_store_kv, value_cache) FIELD(em_store_kv, sequence_count) FIELD(em_store_kv, table_pages) \
         FIELD(em_store_kv, page_count) FIELD(em_store_kv, kv_heads) FIELD(em_store_kv, head_dim) \
+        FIELD(em_store_kv, value_dim) \
     STRUCT(em_attention) FIELD(em_attention, query) FIELD(em_attention, positions) \
         FIELD(em_attention, sequences) FIELD(em_attention, pages) FIELD(em_attention, key_cache) \
         FIELD(em_attention, value_cache) FIELD(em_attention, scale) FIELD(em_attention, output) \
-        FIELD(em_attention, sequence_count) FIELD(em_attention, table_pages) FIELD(em_attention, page_count) \
-        FIELD(em_attention, kv_heads) FIELD(em_attention, head_dim) FIELD(em_attention, heads) \
+        FIELD(em_attention, window) FIELD(em_attention, sinks) FIELD(em_attention, sequence_count) \
+        FIELD(em_attention, table_pages) FIELD(em_attention, page_count) FIELD(em_attention, kv_heads) \
+        FIELD(em_attention, head_dim) FIELD(em_attention, heads) FIELD(em_attention, value_dim) \
     STRUCT(em_route) FIELD(em_route, logits) FIELD(em_route, renormalise) FIELD(em_route, experts) \
         FIELD(em_route, weights) FIELD(em_route, slots) FIELD(em_route, bonus) FIELD(em_route, score) \
         FIELD(em_route, choice_bias) FIELD(em_route, groups) FIELD(em_route, kept_groups) \
@@ -259,8 +265,8 @@ typedef struct em_combine {
     STRUCT(em_source) FIELD(em_source, context) FIELD(em_source, submit) FIELD(em_source, wait) \
         FIELD(em_source, wait_any) FIELD(em_source, done) FIELD(em_source, promote) FIELD(em_source, cancel) \
         FIELD(em_source, release) \
-    STRUCT(em_policy_settings) FIELD(em_policy_settings, next_uses) FIELD(em_policy_settings, rate) \
-        FIELD(em_policy_settings, weight) FIELD(em_policy_settings, kind) FIELD(em_policy_settings, reserved) \
+    STRUCT(em_policy_settings) FIELD(em_policy_settings, rate) FIELD(em_policy_settings, weight) \
+        FIELD(em_policy_settings, kind) FIELD(em_policy_settings, reserved) \
     STRUCT(em_record) FIELD(em_record, offset) FIELD(em_record, length) FIELD(em_record, crc32c) \
         FIELD(em_record, descriptor) FIELD(em_record, reserved) \
     STRUCT(em_pager_counters) FIELD(em_pager_counters, hits) FIELD(em_pager_counters, misses) \

@@ -64,10 +64,18 @@ typedef struct em_cached {
     const uint16_t *scales; /* (count, em_group_count(width)): float16, of EM_Q8 */
 } em_cached;
 
-typedef void em_scores_kernel(const float *query, em_cached keys, int32_t count, int32_t width, float scale,
-                              float *scores);
-typedef void em_mix_kernel(const float *weights, em_cached values, int32_t count, int32_t width, float factor,
-                           float *output);
+/* One of the rows of queries that read the same keys and values. */
+typedef struct em_attending {
+    const float *query; /* (width) */
+    float *output;      /* (width) */
+    float *weights;     /* (count): scores of keys, then weights of values */
+    float factor;       /* of the output so far */
+} em_attending;
+
+typedef void em_scores_kernel(const em_attending *rows, int32_t row_count, em_cached keys, int32_t count,
+                              int32_t width, float scale);
+typedef void em_mix_kernel(const em_attending *rows, int32_t row_count, em_cached values, int32_t count,
+                           int32_t width);
 
 struct em_kernels {
     const char *isa;
@@ -90,9 +98,9 @@ struct em_kernels {
     void (*to_q8)(const float *input, int8_t *values, uint16_t *scales, int32_t count);
 
     /* By the format of the cache. An element of EM_Q8 is (float)value * (float)scale, which is exact. */
-    /* scores[i] = scale * (lane sum of query * keys[i]), for `count` keys of `width`. */
+    /* For each row weights[i] = scale * (lane sum of query * keys[i]), for up to EM_PAGE_TOKENS keys. */
     em_scores_kernel *scores[EM_CACHE_FORMATS];
-    /* output = factor * output, then for i in order: output = fma(weights[i], values[i], output). */
+    /* For each row output = factor * output, then for i in order: output = fma(weights[i], values[i], output). */
     em_mix_kernel *mix[EM_CACHE_FORMATS];
 
     /* CRC-32C as the header says: goes on from that of the bytes before, 0 at the beginning. `data` lies anywhere. */

@@ -683,7 +683,7 @@ static bool in_order(const em_pager_setup *s) {
     }
     if (s->slot_count < 1 || s->slot_bytes < 1 || s->layers < 1 || s->experts < 1) return false;
     if (s->layers > INT32_MAX / s->experts) return false;
-    if (!em_policy_known(&s->policy) || s->policy.kind == EM_BELADY) return false;
+    if (!em_policy_known(&s->policy)) return false;
     for (int32_t key = 0; key < s->layers * s->experts; key++) {
         if (!fits(&s->records[key], s->slot_bytes)) return false;
     }

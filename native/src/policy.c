@@ -8,7 +8,6 @@ static bool has_history(int32_t kind) { return kind == EM_LFU || kind == EM_LRUF
 
 bool em_policy_known(const em_policy_settings *settings) {
     if (settings->kind < 0 || settings->kind >= EM_POLICY_COUNT) return false;
-    if (settings->kind == EM_BELADY) return settings->next_uses != NULL;
     return !has_history(settings->kind) || (settings->rate > 0 && isfinite(settings->rate) && settings->weight >= 0);
 }
 
@@ -45,7 +44,6 @@ void em_policy_use(em_policy *policy, int32_t key, int32_t slot) {
         *score = policy->history[key];
         break;
     case EM_LRUF: *score = t + settings->weight * count_use(policy, key, settings->rate * t); break;
-    case EM_BELADY: *score = -settings->next_uses[policy->clock - 1]; break;
     default: *score = t; break;
     }
 }
@@ -56,7 +54,7 @@ int32_t em_policy_victim(const em_policy *policy, int32_t slots, const uint8_t *
     int32_t victim = -1;
     for (int32_t slot = 0; slot < slots; slot++) {
         if (victim >= 0 && policy->scores[slot] >= policy->scores[victim]) continue;
-        if (!pinned[slot] && (!tickets || tickets[slot] < 0)) victim = slot;
+        if (!pinned[slot] && tickets[slot] < 0) victim = slot;
     }
     return victim;
 }

@@ -28,7 +28,7 @@ void em_policy_use(em_policy *policy, int32_t key, int32_t slot);
 void em_policy_scan(em_policy *policy, int32_t slot);
 
 /* The slot of the least score among those that are not pinned and have no pending read, the first of equals; -1 if there
- * is none. `tickets` may be NULL. A pass over all slots: some microseconds for the thousands that a budget has room for,
+ * is none. A pass over all slots: some microseconds for the thousands that a budget has room for,
  * before a read that takes a hundred and more. */
 int32_t em_policy_victim(const em_policy *policy, int32_t slots, const uint8_t *pinned, const int64_t *tickets);
 

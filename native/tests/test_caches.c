@@ -112,8 +112,27 @@ static void test_to_q8_extremes(void) {
     }
 }
 
+enum { ROWS = 8, COUNT_MAX = EM_PAGE_TOKENS, WIDTH_MAX = 520 };
+
+/* Scores and mixtures of some rows, which go together. */
+static void attend(const em_kernels *kernels, int32_t rows, const float *queries, const float *shares, em_cached cache,
+                   int32_t count, int32_t width, int32_t format, float scores[][COUNT_MAX], float mixed[][WIDTH_MAX]) {
+    em_attending attending[ROWS];
+    float weights[ROWS][COUNT_MAX];
+    for (int32_t r = 0; r < rows; r++) {
+        attending[r] = (em_attending){queries + (size_t)r * width, mixed[r], scores[r], 0.5f};
+        for (int32_t i = 0; i < width; i++) mixed[r][i] = (float)i;
+    }
+    kernels->scores[format](attending, rows, cache, count, width, 0.25f);
+    for (int32_t r = 0; r < rows; r++) {
+        memcpy(weights[r], shares + (size_t)r * count, (size_t)count * sizeof(float));
+        attending[r].weights = weights[r];
+    }
+    kernels->mix[format](attending, rows, cache, count, width);
+}
+
 static void test_attention(int32_t width, int32_t count, int32_t format) {
-    float *query = random_floats(width), *weights = random_floats(count);
+    float *queries = random_floats((size_t)ROWS * width), *shares = random_floats((size_t)ROWS * count);
     float *plain = random_floats((size_t)count * width);
     uint16_t *halves = allocate((size_t)count * width * sizeof *halves);
     int8_t *bytes = allocate((size_t)count * width);
@@ -128,30 +147,36 @@ static void test_attention(int32_t width, int32_t count, int32_t format) {
         }
     }
     const void *elements[EM_CACHE_FORMATS] = {[EM_F32] = plain, [EM_F16] = halves, [EM_Q8] = bytes};
-    const em_cached cache = {elements[format], format == EM_Q8 ? scales : NULL};
-    float scores[2][80], mixed[2][300];
-    for (int32_t s = 0; s < set_count; s++) {
-        const int to = s > 0;
-        sets[s]->scores[format](query, cache, count, width, 0.25f, scores[to]);
-        CHECK(memcmp(scores[to], scores[0], (size_t)count * sizeof(float)) == 0);
-        for (int32_t i = 0; i < width; i++) mixed[to][i] = (float)i;
-        sets[s]->mix[format](weights, cache, count, width, 0.5f, mixed[to]);
-        CHECK(memcmp(mixed[to], mixed[0], (size_t)width * sizeof(float)) == 0);
+    const em_cached cache = {.elements = elements[format], .scales = format == EM_Q8 ? scales : NULL};
+    static float scores[2][ROWS][COUNT_MAX], mixed[2][ROWS][WIDTH_MAX];
+    attend(sets[0], ROWS, queries, shares, cache, count, width, format, scores[0], mixed[0]);
+    for (int32_t s = 0; s < set_count; s++) { /* any number of rows, each with the bits that it has alone */
+        for (int32_t first = 0; first < ROWS; first++) {
+            const int32_t rows = ROWS - first;
+            attend(sets[s], rows, queries + (size_t)first * width, shares + (size_t)first * count, cache, count, width,
+                   format, scores[1], mixed[1]);
+            for (int32_t r = 0; r < rows; r++) {
+                CHECK(memcmp(scores[1][r], scores[0][first + r], (size_t)count * sizeof(float)) == 0);
+                CHECK(memcmp(mixed[1][r], mixed[0][first + r], (size_t)width * sizeof(float)) == 0);
+            }
+        }
     }
-    add_to_digest(scores[0], (size_t)count * sizeof(float));
-    add_to_digest(mixed[0], (size_t)width * sizeof(float));
-    for (int32_t key = 0; key < count; key++) {
-        double sum = 0;
-        for (int32_t i = 0; i < width; i++) sum += (double)query[i] * plain[key * width + i];
-        CHECK(fabs(scores[0][key] - 0.25 * sum) <= 1e-6 * width);
+    add_to_digest(scores[0][0], (size_t)count * sizeof(float));
+    add_to_digest(mixed[0][0], (size_t)width * sizeof(float));
+    for (int32_t r = 0; r < ROWS; r++) {
+        for (int32_t key = 0; key < count; key++) {
+            double sum = 0;
+            for (int32_t i = 0; i < width; i++) sum += (double)queries[r * width + i] * plain[key * width + i];
+            CHECK(fabs(scores[0][r][key] - 0.25 * sum) <= 1e-6 * width);
+        }
+        for (int32_t i = 0; i < width; i++) {
+            double sum = 0.5 * i;
+            for (int32_t row = 0; row < count; row++) sum += (double)shares[r * count + row] * plain[row * width + i];
+            CHECK(fabs(mixed[0][r][i] - sum) <= 1e-6 * (count + i));
+        }
     }
-    for (int32_t i = 0; i < width; i++) {
-        double sum = 0.5 * i;
-        for (int32_t row = 0; row < count; row++) sum += (double)weights[row] * plain[row * width + i];
-        CHECK(fabs(mixed[0][i] - sum) <= 1e-6 * (count + i));
-    }
-    free(query);
-    free(weights);
+    free(queries);
+    free(shares);
     free(plain);
     free(halves);
     free(bytes);
@@ -162,7 +187,7 @@ int main(int argc, char **argv) {
     find_sets(argc > 1 ? argv[1] : NULL);
     test_halves();
     print_digest("halves");
-    const int32_t widths[] = {1, 31, 32, 33, 64, 80, 100, 257};
+    const int32_t widths[] = {1, 31, 32, 33, 64, 80, 100, 257, WIDTH_MAX};
     for (size_t w = 0; w < sizeof widths / sizeof *widths; w++) {
         float *input = random_floats(widths[w]);
         test_to_q8(input, widths[w]);

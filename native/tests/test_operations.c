@@ -98,11 +98,12 @@ static void add_attention(model *m, int32_t cache_format) {
         (em_store_kv){
         .keys = *m->key, .values = *m->value, .positions = m->positions, .sequences = m->sequences, .pages = *m->pages,
         .key_cache = keys, .value_cache = values, .sequence_count = 1, .table_pages = PAGES, .page_count = PAGES,
-        .kv_heads = GROUPS, .head_dim = HEAD_WIDTH};
+        .kv_heads = GROUPS, .head_dim = HEAD_WIDTH, .value_dim = HEAD_WIDTH};
     add(m, EM_ATTENTION)->as.attention = (em_attention){
         .query = *m->query, .positions = m->positions, .sequences = m->sequences, .pages = *m->pages, .key_cache = keys,
         .value_cache = values, .scale = 0.2f, .output = *m->attended, .sequence_count = 1, .table_pages = PAGES,
-        .page_count = PAGES, .kv_heads = GROUPS, .head_dim = HEAD_WIDTH, .heads = HEADS};
+        .page_count = PAGES, .kv_heads = GROUPS, .head_dim = HEAD_WIDTH, .heads = HEADS,
+        .value_dim = HEAD_WIDTH};
     em_linear *output = &add(m, EM_LINEAR)->as.linear;
     *output = (em_linear){.input = *m->attended, .parts_count = 1, .scale = 0.5f, .accumulate = 1};
     output->parts[0] = part_of(owned_matrix(m, EM_Q4, WIDTH, WIDTH), NULL, *m->hidden);
@@ -199,19 +200,40 @@ static int32_t run(model *m, const char *isa, int32_t threads, int32_t tokens, i
     return status;
 }
 
-static void test_same_bits(int32_t cache_format) {
-    model *first = make_model_with(cache_format);
+static em_attention *attention_of(model *m) {
+    int32_t i = 0;
+    while (m->operations[i].kind != EM_ATTENTION) i++;
+    return &m->operations[i].as.attention;
+}
+
+/* The first of these is the usual model. */
+static const struct variant {
+    int32_t window;
+    const float *sinks;
+} variants[] = {{0, NULL}, {1, NULL}, {20, (const float[HEADS]){1, -2, 0.5f, 30}}, {70, NULL}};
+
+enum { VARIANTS = sizeof variants / sizeof *variants };
+
+static model *make_variant(int32_t cache_format, int32_t variant) {
+    model *m = make_model_with(cache_format);
+    attention_of(m)->window = variants[variant].window;
+    attention_of(m)->sinks = variants[variant].sinks;
+    return m;
+}
+
+static void test_same_bits(int32_t cache_format, int32_t variant) {
+    model *first = make_variant(cache_format, variant);
     CHECK_STATUS(EM_OK, run(first, "generic", 1, TOKENS, 0));
     for (int i = 0; i < TOKENS; i++) CHECK(isfinite(first->hidden[i][0]));
     for (int32_t set = 0; set < em_isa_count(); set++) {
         for (int32_t threads = 1; threads <= 5; threads += 2) {
-            model *m = make_model_with(cache_format);
+            model *m = make_variant(cache_format, variant);
             CHECK_STATUS(EM_OK, run(m, em_isa_name(set), threads, TOKENS, 0));
             CHECK(memcmp(m->hidden, first->hidden, sizeof m->hidden) == 0);
             free_model(m);
         }
         /* Two at once, then one by one. */
-        model *m = make_model_with(cache_format);
+        model *m = make_variant(cache_format, variant);
         CHECK_STATUS(EM_OK, run(m, em_isa_name(set), 2, 2, 0));
         CHECK(memcmp(m->hidden, first->hidden, 2 * sizeof m->hidden[0]) == 0);
         for (int t = 2; t < TOKENS; t++) {
@@ -606,7 +628,9 @@ static void test_layout(void) {
 int main(void) {
     CHECK(em_abi_version() == EM_ABI_VERSION);
     test_layout();
-    for (int32_t format = 0; format < EM_CACHE_FORMATS; format++) test_same_bits(format);
+    for (int32_t variant = 0; variant < VARIANTS; variant++) {
+        for (int32_t format = 0; format < EM_CACHE_FORMATS; format++) test_same_bits(format, variant);
+    }
     test_absent_experts_are_left();
     test_paged_experts();
     test_paged_failures();

@@ -326,7 +326,6 @@ static void test_bad_setups(void) {
     CHECK_REFUSED(s.failure = NULL);
     CHECK_REFUSED(s.source.cancel = NULL);
     CHECK_REFUSED(s.policy.kind = EM_POLICY_COUNT);
-    CHECK_REFUSED(s.policy.kind = EM_BELADY);
     CHECK_REFUSED((s.policy = (em_policy_settings){.kind = EM_LFU, .rate = 0}));
     CHECK_REFUSED((s.policy = (em_policy_settings){.kind = EM_LRUF, .rate = 1, .weight = -1}));
     p->records[KEYS - 1].offset = -1;

@@ -10,10 +10,12 @@ import pytest
 
 from edgemoe.bench import quality as quality_module
 from edgemoe.bench.quality import QualityMeasurement, Slice, cut_into_slices
+from edgemoe.bench.quality_worker import QualityWorker
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine.lossy import LossySettings
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
+from edgemoe.engine.phase import DECODE
 from edgemoe.errors import UsageError
 from edgemoe.kernels.select import describe_backend
 from edgemoe.session.default_model import find_model
@@ -59,6 +61,17 @@ def test_the_divergence_is_what_the_engines_say(store: Path, monkeypatch: pytest
     assert report.top_changed > 0
     assert (report.text, report.losses_nats, report.lossy_settings) == (None, None, ONE_EXPERT.to_json())
     assert json.loads(json.dumps(report.to_json()))["lossy"]["hit_rate"] == 1.0
+
+
+def test_ids_are_read_as_generated_tokens_and_a_prompt_as_one(store: Path, tmp_path: Path) -> None:
+    """Cache-aware routing and prefetching are for generated tokens only."""
+    worker = QualityWorker()
+    worker.open(str(store), EngineOptions(threads=1).to_json())
+    for turn, prompt in enumerate(([1, 2, 3], [], [4])):
+        worker.decode(prompt, [5, 6], str(tmp_path / "logits"))
+        assert worker.engine.turn.phase == DECODE
+        assert worker.engine.turn.number == (0, 0, 1)[turn]
+    worker.engine.close()
 
 
 @pytest.mark.slow

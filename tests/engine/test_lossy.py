@@ -153,14 +153,15 @@ def test_the_effect_is_that_of_a_simulation(
     with engine_with_slots(store, ALL, lossy=LossySettings(experts_per_token=lossy.experts_per_token)) as resident:
         simulation = Simulation(decoders[0], resident.backend, slots, lossy)
         expected = []
-        position = 0
+        sequence = resident.sequence
         for ids in (IDS[:PROMPT_TOKENS], *IDS[PROMPT_TOKENS:, None]):
             resident._space.ids[: len(ids)] = ids
-            resident._space.positions[: len(ids)] = position + np.arange(len(ids))
+            resident._space.positions[: len(ids)] = sequence.position + np.arange(len(ids))
+            sequence.reserve(len(ids))
             simulation.step(len(ids))
-            position += len(ids)
+            sequence.extend(ids)
             logits = np.empty((1, 193), np.float32)
-            resident._logits(len(ids) - 1, 1, logits)
+            resident._logits([(range(len(ids) - 1, len(ids)), logits)])
             expected.append(logits[0])
     error, effect = np.abs(np.stack(got) - np.stack(expected)).max(), np.abs(np.stack(got) - exact).max()
     assert error < effect / 100

@@ -83,8 +83,8 @@ def test_a_layer_is_measured_with_and_without_memory() -> None:
     layer = TinyLayer("q4", 40, 0)
     expected = {
         "Rope": {"heads": KV_HEADS, "W": HEAD_WIDTH, "C": CONTEXT, "R": HEAD_WIDTH},
-        "StoreKv": {"S": 1, "P": PAGES, "N": PAGES, "G": KV_HEADS, "W": HEAD_WIDTH},
-        "Attention": {"S": 1, "P": PAGES, "N": PAGES, "G": KV_HEADS, "W": HEAD_WIDTH, "H": 4},
+        "StoreKv": {"S": 1, "P": PAGES, "N": PAGES, "G": KV_HEADS, "W": HEAD_WIDTH, "Wv": HEAD_WIDTH},
+        "Attention": {"S": 1, "P": PAGES, "N": PAGES, "G": KV_HEADS, "W": HEAD_WIDTH, "Wv": HEAD_WIDTH, "H": 4},
         "Route": {"E": EXPERTS, "K": PER_TOKEN, "groups": 1, "kept_groups": 1},
         "GatedFfn": {"D": WIDTH, "F": FFN_WIDTH},
         "Combine": {"D": WIDTH, "K": PER_TOKEN},
@@ -138,12 +138,12 @@ def faults() -> list[tuple[op.Operation, str, str]]:
         (
             op.StoreKv(query, floats(TOKENS, 39), *where, keys, keys.copy()),
             "values",
-            "shape (T, 40), found shape (3, 39)",
+            "shape (T, 2*Wv), found shape (3, 39)",
         ),
         (op.StoreKv(query, query, *where, keys[:, :, :60], keys), "key_cache", "shape (N, G, 64, W)"),
         (op.StoreKv(query, query, *where[:2], where.positions, keys, keys.copy()), "pages", "shape (S, P)"),
-        (op.Attention(query, *where, keys, keys[:, :1], 1.0, query.copy()), "value_cache", "shape (3, 2, 64, 20)"),
-        (op.Attention(query, *where, keys, keys[:1], 1.0, query.copy()), "value_cache", "shape (3, 2, 64, 20)"),
+        (op.Attention(query, *where, keys, keys[:, :1], 1.0, query.copy()), "value_cache", "shape (3, 2, 64, Wv)"),
+        (op.Attention(query, *where, keys, keys[:1], 1.0, query.copy()), "value_cache", "shape (3, 2, 64, Wv)"),
         (
             op.Attention(floats(TOKENS, 60), *where, keys, keys.copy(), 1.0, floats(TOKENS, 60)),
             "query",

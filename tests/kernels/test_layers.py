@@ -131,10 +131,13 @@ def test_a_group_that_8_bits_cannot_hold_is_not_a_number(backend: Backend, bad: 
 @few_examples
 @given(
     st.integers(1, 3),
-    st.integers(1, 4),
+    st.integers(1, 9),
     head_widths,
+    head_widths,
+    st.sampled_from([0, 0, 1, 2, 7, 16, 63, 64, 65, 100]),
+    st.booleans(),
     token_counts,
-    st.integers(0, 70),
+    st.integers(0, 130),
     cache_formats,
     st.sampled_from(["normal", "zeros", "equal", "denormal", "peaked"]),
     seeds,
@@ -144,6 +147,9 @@ def test_attention(
     kv_heads: int,
     group: int,
     width: int,
+    value_width: int,
+    window: int,
+    has_sinks: bool,
     tokens: int,
     position: int,
     format_name: str,
@@ -157,24 +163,29 @@ def test_attention(
     where = mixed_places(random, tokens, position)
     seen = np.zeros((where.pages.max() + 2, PAGE_TOKENS), np.bool_)
     for sequence, last in zip(where.sequences, where.positions, strict=True):
-        for c in range(last + 1):
+        for c in range(max(0, last - window + 1) if window else 0, last + 1):
             seen[where.pages[sequence, c // PAGE_TOKENS], c % PAGE_TOKENS] = True
     caches = []
-    for _ in range(2):
-        elements = random.standard_normal((len(seen), kv_heads, PAGE_TOKENS, width))
+    for own_width in (width, value_width):
+        elements = random.standard_normal((len(seen), kv_heads, PAGE_TOKENS, own_width))
         elements.transpose(0, 2, 1, 3)[~seen] = np.nan  # what no row may look at
         caches.append(empty_cache(format_name, elements.shape))
         fill_cache(caches[-1], elements)
     scale = width**-0.5
-    output = aligned(query.shape, np.float32)
-    backend.program([op.Attention(query, *where, *caches, scale, output)]).run(tokens)
+    output = aligned((tokens, kv_heads * group * value_width), np.float32)
+    sinks = numbers("normal", (kv_heads * group,), random) * np.float32(4) if has_sinks else None
+    backend.program([op.Attention(query, *where, *caches, scale, output, window, sinks)]).run(tokens)
     heads = query.reshape(tokens, kv_heads * group, width)
-    expected = reference.attention(heads, *where, *caches, scale)
+    expected = reference.attention(heads, *where, *caches, scale, window, sinks)
     for t in range(tokens):
-        held = where.pages[where.sequences[t], : where.positions[t] // PAGE_TOKENS + 1]
-        elements = [reference.cache_elements(cache, held) for cache in caches]
-        bound = tolerance.attention(heads[t], *elements, where.positions[t], scale)
-        tolerance.assert_within(output.reshape(heads.shape)[t], expected[t], bound)
+        last = int(where.positions[t])
+        first = max(0, last - window + 1) if window else 0
+        begin = first // PAGE_TOKENS
+        held = where.pages[where.sequences[t], begin : last // PAGE_TOKENS + 1]
+        here = slice(first - begin * PAGE_TOKENS, last + 1 - begin * PAGE_TOKENS)
+        elements = [reference.cache_elements(cache, held)[:, here] for cache in caches]
+        bound = tolerance.attention(heads[t], *elements, scale, sinks)
+        tolerance.assert_within(output.reshape(expected.shape)[t], expected[t], bound)
 
 
 @few_examples

@@ -42,7 +42,7 @@ class TinyLayer:
     def __init__(
         self, format_name: str, tokens: int, seed: int, sequences: int = 1, pages: np.ndarray = IN_ORDER
     ) -> None:
-        """`pages` numbers the pages of all sequences."""
+        """`pages` numbers the pages of all sequences. The seed chooses a window, and whether heads have sinks."""
         random = np.random.default_rng(seed)
         query_width, kv_width = HEADS * HEAD_WIDTH, KV_HEADS * HEAD_WIDTH
 
@@ -72,6 +72,7 @@ class TinyLayer:
         arena, layout = pack_experts([random_ffn(format_name, WIDTH, FFN_WIDTH, random) for _ in slots], slots)
         angles = random.random((CONTEXT, HEAD_WIDTH // 2)) * 7
         tables = [aligned_copy(table(angles).astype(np.float32)) for table in (np.cos, np.sin)]
+        sinks = numbers("normal", (HEADS,), random) if seed % 2 else None
         self.operations: list[op.Operation] = [
             op.Embed(self.ids, matrix(VOCABULARY, WIDTH), 1.3, self.residual),
             norm(self.residual, normed),
@@ -79,7 +80,7 @@ class TinyLayer:
             op.Rope(query, HEADS, self.places.positions, *tables),
             op.Rope(keys, KV_HEADS, self.places.positions, *tables),
             op.StoreKv(keys, values, *self.places, *self.caches),
-            op.Attention(query, *self.places, *self.caches, 0.2, mixed),
+            op.Attention(query, *self.places, *self.caches, 0.2, mixed, (0, 5, 40)[seed % 3], sinks),
             op.Linear(mixed, (op.LinearPart(matrix(WIDTH, query_width), None, self.residual),), 0.5, True),
             norm(self.residual, normed),
             op.Linear(normed, (part(EXPERTS, logits),)),

@@ -150,20 +150,21 @@ def attention(
     query: npt.NDArray[np.float32],
     keys: npt.NDArray[np.floating],
     values: npt.NDArray[np.floating],
-    position: int,
     scale: float,
+    sinks: npt.NDArray[np.float32] | None = None,
 ) -> Doubles:
-    """Bound of `attention` for one row: query `(H, W)`, elements of the sequence `(G, C, W)`; returns `(H, W)`."""
+    """Bound of `attention` for one row: query `(H, W)`, what it sees `(G, C, W or Wv)`; returns `(H, Wv)`."""
     heads, width = query.shape
-    group, seen = heads // len(keys), position + 1
-    result = np.empty(query.shape)
+    group, seen = heads // len(keys), keys.shape[1]
+    result = np.empty((heads, values.shape[2]))
     for head in range(heads):
-        k = keys[head // group, :seen].astype(np.float64)
-        v = np.abs(values[head // group, :seen].astype(np.float64))
+        k = keys[head // group].astype(np.float64)
+        v = np.abs(values[head // group].astype(np.float64))
         q = query[head].astype(np.float64)
         scores = k @ q * scale
-        shares = np.exp(scores - scores.max())
-        shares /= shares.sum()
+        logits = scores if sinks is None else np.append(scores, sinks[head])
+        shares = np.exp(scores - logits.max())
+        shares /= np.exp(logits - logits.max()).sum()
         score_slack = (width + 6) * UNIT * (np.abs(k) @ np.abs(q) * abs(scale)).max() + UNDERFLOW
         # An error of the scores turns into a relative one of their exponentials, above and below the line.
         relative = np.expm1(2 * score_slack) + 2 * EXPONENTIAL + 2 * (seen + 8) * UNIT

@@ -41,6 +41,8 @@ def engine_with_slots(
     routing: ForcedRouting | None = None,
     lossy: LossySettings = EXACT,
     embedding_resident: bool = True,
+    sequences: int = 1,
+    context_length: int | None = None,
     **options: bool | str,
 ) -> Engine:
     """An engine whose cache has just so many slots.
@@ -50,8 +52,8 @@ def engine_with_slots(
     store = Store.open(store_path)
     spec = lossy.applied_to(store_spec(store) if routing is None else routing.apply_to(store_spec(store)))
     backend = select_backend(threads)
-    sizes = model_sizes(store, spec, kv)
-    plan = plan_memory(graph_of(spec, lossy, routing), sizes, backend, "auto")
+    sizes = model_sizes(store, spec, kv, sequences)
+    plan = plan_memory(graph_of(spec, lossy, routing), sizes, backend, "auto", context_length)
     plan = dataclasses.replace(plan, slots=slots, embedding_resident=embedding_resident)
     graph = graph_of(spec, lossy.effective(plan.all_resident), routing)
     return Engine(store, graph, plan, backend, EngineOptions(lossy=lossy, **options), routing)  # type: ignore[arg-type]

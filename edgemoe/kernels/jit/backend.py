@@ -123,30 +123,37 @@ class JitBackend(StepwiseBackend):
         key_cache: Cache,
         value_cache: Cache,
         scale: float,
+        window: int = 0,
+        sinks: Floats | None = None,
     ) -> Floats:
-        """Causal grouped-query attention: query `(T, H, W)`, caches `(N, G, 64, W)`; returns `(T, H, W)`."""
+        """Causal grouped-query attention: query `(T, H, W)`, caches `(N, G, 64, W or Wv)`; returns `(T, H, Wv)`."""
         tokens, heads, width = query.shape
-        kv_heads = key_cache.shape[1]
+        kv_heads, value_width = key_cache.shape[1], value_cache.shape[3]
         queries = query.reshape(tokens, kv_heads, -1, width)
-        output = np.empty_like(queries)
+        output = np.empty((*queries.shape[:3], value_width), np.float32)
+        own_sinks = None if sinks is None else sinks.reshape(kv_heads, -1)
         together = [np.flatnonzero(sequences == sequence) for sequence in np.unique(sequences)]
-        page_counts = [int(positions[rows].max()) // PAGE_TOKENS + 1 for rows in together]
-        longest = max(page_counts) * PAGE_TOKENS
+        reach = window or int(positions.max()) + 1
+        first_pages = [max(0, int(positions[rows].min()) - reach + 1) // PAGE_TOKENS for rows in together]
+        end_pages = [int(positions[rows].max()) // PAGE_TOKENS + 1 for rows in together]
+        longest = max(end - first for first, end in zip(first_pages, end_pages, strict=True)) * PAGE_TOKENS
 
         def work(first: int, last: int) -> None:
             padded_width = -(-width // layers.WIDTH_AT_ONCE) * layers.WIDTH_AT_ONCE
             keys = np.zeros((longest // layers.POSITIONS_AT_ONCE, padded_width, layers.POSITIONS_AT_ONCE), np.float32)
-            values = np.empty((longest, width), np.float32)
+            values = np.empty((longest, value_width), np.float32)
             scores = np.empty(longest, np.float32)
-            for rows, page_count in zip(together, page_counts, strict=True):
-                held = pages[sequences[rows[0]], :page_count]
-                length = page_count * PAGE_TOKENS
+            for rows, first_page, end_page in zip(together, first_pages, end_pages, strict=True):
+                held = pages[sequences[rows[0]], first_page:end_page]
+                begin, length = first_page * PAGE_TOKENS, len(held) * PAGE_TOKENS
                 for g in range(first, last):
                     _cached_floats(key_cache, value_cache, held, g, keys, values[:length])
-                    layers.attend(queries, rows, positions, g, keys, values, scale, scores, output)
+                    layers.attend(
+                        queries, rows, positions, g, keys, values, begin, scale, window, own_sinks, scores, output
+                    )
 
         self._share(kv_heads, 2 * heads * width * int((positions + 1).sum()), work)
-        return output.reshape(tokens, heads, width)
+        return output.reshape(tokens, heads, value_width)
 
     def route(
         self,

@@ -90,12 +90,12 @@ def float_caches(
 
     In the keys W is padded to a multiple of 8, with the zeros that are there before.
     """
-    width = key_cache.shape[3]
     for c in range(len(values)):
         page, place = pages[c // PAGE_TOKENS], c % PAGE_TOKENS
         block, lane = c // POSITIONS_AT_ONCE, c % POSITIONS_AT_ONCE
-        for i in range(width):
+        for i in range(key_cache.shape[3]):
             keys[block, i, lane] = key_cache[page, head, place, i]
+        for i in range(value_cache.shape[3]):
             values[c, i] = value_cache[page, head, place, i]
 
 
@@ -109,7 +109,7 @@ def half_caches_to_float(
     for c in range(len(values)):
         page, place = pages[c // PAGE_TOKENS], c % PAGE_TOKENS
         bits, row = value_bits[page, head, place], values[c]
-        for i in range(width):
+        for i in range(len(row)):
             row[i] = half_to_float(bits[i])
         bits = key_bits[page, head, place]
         for i in range(width):
@@ -131,16 +131,17 @@ def quantised_caches_to_float(
     values: Floats,
 ) -> None:
     """Same as `float_caches`, from int8 with a float16 scale for each group of 32 `(N, G, 64, groups)`."""
-    width = key_cache.shape[3]
     for c in range(len(values)):
         page, place = pages[c // PAGE_TOKENS], c % PAGE_TOKENS
         block, lane = c // POSITIONS_AT_ONCE, c % POSITIONS_AT_ONCE
         key_row, value_row = key_cache[page, head, place], value_cache[page, head, place]
         for g in range(key_scales.shape[3]):
             key_scale = half_to_float(key_scales[page, head, place, g])
-            value_scale = half_to_float(value_scales[page, head, place, g])
-            for i in range(g * GROUP_COLUMNS, min((g + 1) * GROUP_COLUMNS, width)):
+            for i in range(g * GROUP_COLUMNS, min((g + 1) * GROUP_COLUMNS, len(key_row))):
                 keys[block, i, lane] = np.float32(key_row[i]) * key_scale
+        for g in range(value_scales.shape[3]):
+            value_scale = half_to_float(value_scales[page, head, place, g])
+            for i in range(g * GROUP_COLUMNS, min((g + 1) * GROUP_COLUMNS, len(value_row))):
                 values[c, i] = np.float32(value_row[i]) * value_scale
 
 
@@ -175,42 +176,51 @@ def attend(
     group: int,
     keys: Floats,
     values: Floats,
+    begin: int,
     scale: float,
+    window: int,
+    sinks: Floats | None,
     scores: Floats,
     output: Floats,
 ) -> None:
-    """Attention of the query heads of one `group`, which share a key/value head: query and output `(T, G, H / G, W)`.
+    """Attention of the query heads of one `group`, which share a key/value head.
 
-    `rows` are those of the sequence that the keys and values belong to, in the layout of `float_caches`; `scores` is
-    scratch of their length.
+    Query `(T, G, H / G, W)`, output `(T, G, H / G, Wv)`, sinks `(G, H / G)`. `rows` are those of the sequence that the
+    keys and values belong to, in the layout of `float_caches` from position `begin` on; `scores` is scratch of their
+    length.
     """
     heads, width = query.shape[2:]
+    value_width = output.shape[3]
     x = np.zeros(keys.shape[1], np.float32)
     for t in rows:
-        seen = positions[t] + 1
+        seen = positions[t] + 1 - begin
+        first = max(0, seen - window) if window else 0
         for head in range(heads):
             for i in range(width):
                 x[i] = query[t, group, head, i] * np.float32(scale)
-            for start in range(0, seen, POSITIONS_AT_ONCE):
+            for start in range(first // POSITIONS_AT_ONCE * POSITIONS_AT_ONCE, seen, POSITIONS_AT_ONCE):
                 _block_scores(x, keys[start // POSITIONS_AT_ONCE], scores[start : start + POSITIONS_AT_ONCE])
-            largest = scores[0]
-            for c in range(seen):
+            largest = scores[first]
+            for c in range(first, seen):
                 largest = max(largest, scores[c])
             total = 0.0
-            for c in range(seen):
+            if sinks is not None:
+                largest = max(largest, sinks[group, head])
+                total = math.exp(sinks[group, head] - largest)
+            for c in range(first, seen):
                 scores[c] = math.exp(scores[c] - largest)
                 total += scores[c]
             share = np.float32(1.0 / total)
-            for c in range(seen):
+            for c in range(first, seen):
                 scores[c] *= share
             result = output[t, group, head]
-            for i in range(width):
+            for i in range(value_width):
                 result[i] = _ZERO
-            in_fours = seen // 4 * 4
-            for start in range(0, in_fours, 4):
+            in_fours = first + (seen - first) // 4 * 4
+            for start in range(first, in_fours, 4):
                 _add_four(scores[start : start + 4], values[start : start + 4], result)
             for c in range(in_fours, seen):
-                for i in range(width):
+                for i in range(value_width):
                     result[i] += scores[c] * values[c, i]
 
 

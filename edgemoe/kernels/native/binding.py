@@ -135,7 +135,7 @@ class _Binder:
                 self.matrix(getattr(struct, name), name, member)
             elif kind == "float":
                 setattr(struct, name, float(member))
-            elif kind == "integer" or kind == "flag":
+            elif kind in ("integer", "flag"):
                 setattr(struct, name, int(member))
             elif kind == "choice":
                 setattr(struct, name, field.mark.choices.index(member))

@@ -70,7 +70,7 @@ class NativePager:
             tickets=self.tickets.ctypes.data,
             counters=self.statistics.counts.ctypes.data,
             failure=ctypes.addressof(self._failure),
-            policy=st.PolicySettingsStruct(None, rate, weight, kind),
+            policy=st.PolicySettingsStruct(rate, weight, kind),
             slot_bytes=arena.shape[1],
             timeout_us=int(timeout_seconds * 1e6),
             slot_count=len(arena),

@@ -18,7 +18,7 @@ from edgemoe.kernels import operations as op
 from edgemoe.kernels.definition import Definition, Field, definition_of
 from edgemoe.kernels.paging import RECORD
 
-ABI_VERSION = 11
+ABI_VERSION = 12
 
 LETTERS = {
     "B": "slot_bytes",
@@ -36,6 +36,7 @@ LETTERS = {
     "S": "slot_count",
     "V": "vocab_size",
     "W": "head_dim",
+    "Wv": "value_dim",
 }
 """Names in C of the letters in shapes."""
 
@@ -209,7 +210,6 @@ class PolicySettingsStruct(ctypes.Structure):
     """`em_policy_settings`"""
 
     _fields_ = [
-        ("next_uses", c_void_p),
         ("rate", c_double),
         ("weight", c_double),
         ("kind", c_int32),

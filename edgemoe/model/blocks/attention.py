@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from edgemoe.kernels import operations as op
 from edgemoe.model.blocks.body import RoutedExperts, Shapes
 from edgemoe.model.graph import Builder, Part
+from edgemoe.model.plain import ZERO_ALLOWED
 from edgemoe.model.rope import RopeSpec
 
 
 @dataclass(frozen=True)
 class Attention:
-    """Attention over all earlier tokens. `qk_norm`: none, over each head (Qwen3), or over the projection (OLMoE)."""
+    """Attention over earlier tokens. `qk_norm`: none, over each head (Qwen3), or over the projection (OLMoE)."""
 
     kind: ClassVar[str] = "attention"
     norm_name: ClassVar[str] = "attention_norm"
@@ -28,6 +29,12 @@ class Attention:
     qkv_bias: bool = False
     output_bias: bool = False
     qk_norm: Literal["none", "head", "full"] = "none"
+    window: int = field(default=0, metadata=ZERO_ALLOWED)
+    """How many tokens a token sees, itself included; 0: all earlier ones."""
+    sinks: bool = False
+    """Whether each head has a learnt logit that takes a share of its softmax and adds nothing (gpt-oss)."""
+    value_dim: int | None = None
+    """Width of a head's values, where it is not `head_dim`."""
 
     @property
     def routed(self) -> RoutedExperts | None:
@@ -39,23 +46,26 @@ class Attention:
         self.rope.check(self.head_dim)
 
     def tensors(self, hidden_size: int) -> Shapes:
-        query, key_value = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        value_dim = self.value_dim or self.head_dim
         shapes: dict[str, tuple[int, ...]] = {
             "query": (query, hidden_size),
-            "key": (key_value, hidden_size),
-            "value": (key_value, hidden_size),
-            "output": (hidden_size, query),
+            "key": (key, hidden_size),
+            "value": (self.kv_heads * value_dim, hidden_size),
+            "output": (hidden_size, self.heads * value_dim),
         }
         if self.qkv_bias:
-            shapes |= {"query_bias": (query,), "key_bias": (key_value,), "value_bias": (key_value,)}
+            shapes |= {"query_bias": (query,), "key_bias": (key,), "value_bias": (self.kv_heads * value_dim,)}
         if self.output_bias:
             shapes["output_bias"] = (hidden_size,)
         if self.qk_norm != "none":
             whole = self.qk_norm == "full"
             shapes |= {
                 "query_norm": (query if whole else self.head_dim,),
-                "key_norm": (key_value if whole else self.head_dim,),
+                "key_norm": (key if whole else self.head_dim,),
             }
+        if self.sinks:
+            shapes["sinks"] = (self.heads,)
         return shapes
 
     def sizes(self) -> Mapping[str, int]:
@@ -69,15 +79,16 @@ class Attention:
         return self
 
     def emit(self, build: Builder, source: op.Floats) -> None:
-        H, G, W = self.heads, self.kv_heads, self.head_dim
-        query, key, value = (build.rows(name, n * W) for name, n in (("query", H), ("key", G), ("value", G)))
+        H, G, W, Wv = self.heads, self.kv_heads, self.head_dim, self.value_dim or self.head_dim
+        widths = {"query": H * W, "key": G * W, "value": G * Wv}
+        query, key, value = (build.rows(name, width) for name, width in widths.items())
         parts = (
             op.LinearPart(
-                build.matrix(name, n * W, build.hidden_size),
-                build.vector(f"{name}_bias", n * W) if self.qkv_bias else None,
+                build.matrix(name, width, build.hidden_size),
+                build.vector(f"{name}_bias", width) if self.qkv_bias else None,
                 output,
             )
-            for name, n, output in (("query", H, query), ("key", G, key), ("value", G, value))
+            for (name, width), output in zip(widths.items(), (query, key, value), strict=True)
         )
         build.add(op.Linear(source, tuple(parts)))
         if self.qk_norm == "head":
@@ -90,12 +101,14 @@ class Attention:
         cosine, sine = build.rope_tables(self.rope)
         build.add(op.Rope(query, H, places[0], cosine, sine))
         build.add(op.Rope(key, G, places[0], cosine, sine))
-        keys, values = (build.state(name, "N", G, op.PAGE_TOKENS, W) for name in ("keys", "values"))
+        keys = build.state("keys", "N", G, op.PAGE_TOKENS, W)
+        values = build.state("values", "N", G, op.PAGE_TOKENS, Wv)
         build.add(op.StoreKv(key, value, *places, keys, values))
-        attended = build.rows("attended", H * W)
-        build.add(op.Attention(query, *places, keys, values, self.scale, attended))
+        attended = build.rows("attended", H * Wv)
+        sinks = build.vector("sinks", H) if self.sinks else None
+        build.add(op.Attention(query, *places, keys, values, self.scale, attended, self.window, sinks))
         bias = build.vector("output_bias", build.hidden_size) if self.output_bias else None
-        output = op.LinearPart(build.matrix("output", build.hidden_size, H * W), bias, build.residual)
+        output = op.LinearPart(build.matrix("output", build.hidden_size, H * Wv), bias, build.residual)
         build.add(op.Linear(attended, (output,), scale=build.residual_scale, accumulate=True))
 
     def emit_guess(self, build: Builder, source: op.Floats) -> None:

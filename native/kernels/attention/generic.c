@@ -3,36 +3,36 @@
 
 #include "element.h"
 
-static inline void scores(const float *query, em_cached keys, int32_t count, int32_t width, float scale,
-                          float *results, int format) {
+static inline void scores(const em_attending *row, em_cached keys, int32_t count, int32_t width, float scale,
+                          int format) {
     for (int32_t key = 0; key < count; key++) {
         float lanes[EM_LANES] = {0};
         for (int32_t i = 0; i < width; i++) {
-            lanes[i % EM_LANES] = fmaf(query[i], em_cached_element(keys, key, width, i, format), lanes[i % EM_LANES]);
+            const float element = em_cached_element(keys, key, width, i, format);
+            lanes[i % EM_LANES] = fmaf(row->query[i], element, lanes[i % EM_LANES]);
         }
-        results[key] = em_fold_lanes(lanes) * scale;
+        row->weights[key] = em_fold_lanes(lanes) * scale;
     }
 }
 
-static inline void mix(const float *weights, em_cached values, int32_t count, int32_t width, float factor,
-                       float *output, int format) {
+static inline void mix(const em_attending *row, em_cached values, int32_t count, int32_t width, int format) {
     for (int32_t i = 0; i < width; i++) {
-        float sum = output[i] * factor;
-        for (int32_t row = 0; row < count; row++) {
-            sum = fmaf(weights[row], em_cached_element(values, row, width, i, format), sum);
+        float sum = row->output[i] * row->factor;
+        for (int32_t key = 0; key < count; key++) {
+            sum = fmaf(row->weights[key], em_cached_element(values, key, width, i, format), sum);
         }
-        output[i] = sum;
+        row->output[i] = sum;
     }
 }
 
-#define DEFINE_ATTENTION(type, format)                                                                         \
-    void em_scores_##type##_generic(const float *query, em_cached keys, int32_t count, int32_t width,          \
-                                    float scale, float *results) {                                             \
-        scores(query, keys, count, width, scale, results, format);                                             \
-    }                                                                                                          \
-    void em_mix_##type##_generic(const float *weights, em_cached values, int32_t count, int32_t width,         \
-                                 float factor, float *output) {                                                \
-        mix(weights, values, count, width, factor, output, format);                                            \
+#define DEFINE_ATTENTION(type, format)                                                                            \
+    void em_scores_##type##_generic(const em_attending *rows, int32_t row_count, em_cached keys, int32_t count,   \
+                                    int32_t width, float scale) {                                                 \
+        for (int32_t row = 0; row < row_count; row++) scores(rows + row, keys, count, width, scale, format);      \
+    }                                                                                                             \
+    void em_mix_##type##_generic(const em_attending *rows, int32_t row_count, em_cached values, int32_t count,    \
+                                 int32_t width) {                                                                 \
+        for (int32_t row = 0; row < row_count; row++) mix(rows + row, values, count, width, format);              \
     }
 
 DEFINE_ATTENTION(f32, EM_F32)

@@ -1,8 +1,15 @@
 /* Causal attention: softmax taken online over blocks of keys.
  *
- * A block is a page of the cache: its positions begin at a multiple of 64, and a token's last block ends with itself, so
- * a token's result does not depend on how tokens are cut into runs. Threads share out (token, heads) pairs; heads that
- * read the same keys stay together unless there are too few pairs, so that a block is read from memory once. */
+ * A block is a page of the cache: its positions begin at a multiple of 64, and a row's last block ends with its own
+ * position. So a row's result depends neither on how tokens are cut into runs nor on the other rows of its run.
+ *
+ * Consecutive rows of one sequence form a tile of up to 8, which reads each block once for all of them, and converts it
+ * once. A tile ends before a position that is a multiple of 8, so all its rows end in the same block. Threads share out
+ * pairs of a tile and a key/value head, those of one head one after the other, so that its blocks stay in a cache. Where
+ * there are too few of these for all threads, the query heads of a key/value head are shared out too.
+ *
+ * A single row's time is that of reading the keys and values from memory. A page holds the blocks of all heads one after
+ * the other, so such a row goes through several heads together, page by page, and reads longer runs of memory. */
 #include "../operations.h"
 
 #include <math.h>
@@ -10,100 +17,209 @@
 
 #include "../../kernels/exponential.h"
 
+enum { TILE_ROWS = 8 };
+
 typedef struct attention_task {
     const em_attention *attention;
     const em_run *run;
-    int32_t heads_together;
+    const int32_t *tiles; /* (tile_count + 1): the first row of each, and the end of the last */
+    int32_t tile_count;
+    int32_t heads_together;    /* query heads of one key/value head */
+    int32_t kv_heads_together; /* more than one only where heads_together is all of them */
 } attention_task;
 
-/* The state of one head's online softmax over the blocks seen so far. */
-typedef struct head_state {
+/* One query head of one row: the state of its online softmax over the blocks seen so far. */
+typedef struct query_state {
+    const float *query;
+    float *output;
     float largest;
     float sum;
-} head_state;
+    int32_t first; /* the positions that it sees */
+    int32_t end;
+} query_state;
 
-/* The cache from row `row` of its (N * G * 64) rows on. */
-static em_cached cached_rows(const em_attention *a, em_cache cache, size_t row) {
+/* Keys or values from row `row` of the cache's (N * G * 64) rows on. */
+static em_cached cached_rows(em_cache cache, int32_t width, size_t row) {
     static const uint8_t element_bytes[EM_CACHE_FORMATS] = {[EM_F32] = 4, [EM_F16] = 2, [EM_Q8] = 1};
     return (em_cached){
-        .elements = (const uint8_t *)cache.elements + row * a->head_dim * element_bytes[cache.format],
-        .scales = cache.format == EM_Q8 ? cache.scales + row * em_group_count(a->head_dim) : NULL,
+        .elements = (const uint8_t *)cache.elements + row * width * element_bytes[cache.format],
+        .scales = cache.format == EM_Q8 ? cache.scales + row * em_group_count(width) : NULL,
     };
 }
 
-static void attend_block(const attention_task *task, head_state *state, const float *query, em_cached keys,
-                         em_cached values, int32_t count, float *output) {
-    const em_attention *a = task->attention;
-    const em_kernels *kernels = task->run->kernels;
-    float weights[EM_PAGE_TOKENS];
-    kernels->scores[a->key_cache.format](query, keys, count, a->head_dim, a->scale, weights);
-    float largest = state->largest;
-    for (int32_t i = 0; i < count; i++) largest = weights[i] > largest ? weights[i] : largest;
-    const float shrink = state->sum > 0 ? em_exp(state->largest - largest) : 0.0f;
-    state->sum = state->sum * shrink + kernels->exponentials(weights, count, largest);
-    state->largest = largest;
-    kernels->mix[a->value_cache.format](weights, values, count, a->head_dim, shrink, output);
+static int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
+static int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
+
+/* The first position that a row sees. */
+static int32_t first_seen(const em_attention *a, int32_t row) {
+    return a->window ? larger(0, a->positions[row] - a->window + 1) : 0;
 }
 
-/* Attention of heads first .. first + heads_together - 1, all of one group, for one token. */
-static void attend(const attention_task *task, int32_t token, int32_t first) {
+/* A part of a block for which the same rows attend to the same positions. */
+static void mix_part(const attention_task *task, const em_attending *rows, int32_t row_count, size_t cache_row,
+                     int32_t from, int32_t to) {
+    if (from >= to) return;
     const em_attention *a = task->attention;
-    const int32_t kv_head = first / (a->heads / a->kv_heads), end = a->positions[token] + 1;
-    const int32_t *pages = a->pages + (size_t)a->sequences[token] * a->table_pages;
-    const size_t row = ((size_t)token * a->heads + first) * a->head_dim;
-    head_state states[EM_ROWS_AT_ONCE];
-    for (int32_t h = 0; h < task->heads_together; h++) states[h] = (head_state){-INFINITY, 0.0f};
-    memset(a->output + row, 0, (size_t)task->heads_together * a->head_dim * sizeof *a->output);
-    for (int32_t start = 0; start < end; start += EM_PAGE_TOKENS) {
-        const int32_t count = end - start < EM_PAGE_TOKENS ? end - start : EM_PAGE_TOKENS;
-        const size_t first_row = ((size_t)pages[start / EM_PAGE_TOKENS] * a->kv_heads + kv_head) * EM_PAGE_TOKENS;
-        const em_cached keys = cached_rows(a, a->key_cache, first_row);
-        const em_cached values = cached_rows(a, a->value_cache, first_row);
-        for (int32_t h = 0; h < task->heads_together; h++) {
-            const size_t at = row + (size_t)h * a->head_dim;
-            attend_block(task, &states[h], a->query + at, keys, values, count, a->output + at);
+    em_attending shifted[EM_ROWS_AT_ONCE];
+    for (int32_t r = 0; r < row_count; r++) {
+        shifted[r] = rows[r];
+        shifted[r].weights += from;
+    }
+    const em_cached values = cached_rows(a->value_cache, a->value_dim, cache_row + from);
+    task->run->kernels->mix[a->value_cache.format](shifted, row_count, values, to - from, a->value_dim);
+}
+
+/* Rows that see unlike parts of a block: what all see for all together, what comes before and after it one by one.
+ * A row's chain of sums goes on where it was left, since a factor of 1 changes nothing. */
+static void mix_parts(const attention_task *task, em_attending *rows, int32_t row_count, size_t cache_row,
+                      const int32_t *from, const int32_t *to) {
+    int32_t common_from = 0, common_to = EM_PAGE_TOKENS;
+    for (int32_t r = 0; r < row_count; r++) {
+        common_from = larger(common_from, from[r]);
+        common_to = smaller(common_to, to[r]);
+    }
+    common_to = larger(common_from, common_to);
+    for (int32_t r = 0; r < row_count; r++) {
+        mix_part(task, &rows[r], 1, cache_row, from[r], smaller(common_from, to[r]));
+        if (from[r] < common_from) rows[r].factor = 1;
+    }
+    mix_part(task, rows, row_count, cache_row, common_from, common_to);
+    for (int32_t r = 0; r < row_count; r++) {
+        if (common_from < common_to) rows[r].factor = 1;
+        mix_part(task, &rows[r], 1, cache_row, larger(from[r], common_to), to[r]);
+    }
+}
+
+/* The block that begins at position `start`, whose first key is row `cache_row` of the cache's (N * G * 64) rows. */
+static void attend_block(const attention_task *task, query_state *states, int32_t state_count, int32_t start,
+                         size_t cache_row) {
+    const em_attention *a = task->attention;
+    const em_kernels *kernels = task->run->kernels;
+    float weights[EM_ROWS_AT_ONCE][EM_PAGE_TOKENS];
+    em_attending rows[EM_ROWS_AT_ONCE];
+    query_state *own[EM_ROWS_AT_ONCE];
+    int32_t from[EM_ROWS_AT_ONCE], to[EM_ROWS_AT_ONCE], row_count = 0, least = EM_PAGE_TOKENS, most = 0;
+    for (int32_t s = 0; s < state_count; s++) {
+        from[row_count] = larger(0, states[s].first - start);
+        to[row_count] = smaller(EM_PAGE_TOKENS, states[s].end - start);
+        if (from[row_count] >= to[row_count]) continue;
+        least = smaller(least, from[row_count]);
+        most = larger(most, to[row_count]);
+        own[row_count++] = &states[s];
+    }
+    for (int32_t r = 0; r < row_count; r++) {
+        rows[r] = (em_attending){own[r]->query, own[r]->output, weights[r] + least, 0};
+    }
+    /* Scores of keys that only some of the rows see are computed for all of them, and not used. */
+    const em_cached keys = cached_rows(a->key_cache, a->head_dim, cache_row + least);
+    kernels->scores[a->key_cache.format](rows, row_count, keys, most - least, a->head_dim, a->scale);
+    for (int32_t r = 0; r < row_count; r++) {
+        query_state *state = own[r];
+        float largest = state->largest;
+        for (int32_t i = from[r]; i < to[r]; i++) largest = weights[r][i] > largest ? weights[r][i] : largest;
+        rows[r].factor = state->sum > 0 ? em_exp(state->largest - largest) : 0.0f;
+        rows[r].weights = weights[r];
+        const float added = kernels->exponentials(weights[r] + from[r], to[r] - from[r], largest);
+        state->sum = state->sum * rows[r].factor + added;
+        state->largest = largest;
+    }
+    mix_parts(task, rows, row_count, cache_row, from, to);
+}
+
+/* Attention of query heads first .. first + count - 1 for one tile: heads_together of each key/value head. */
+static void attend(const attention_task *task, int32_t tile, int32_t first, int32_t count) {
+    const em_attention *a = task->attention;
+    const int32_t begin = task->tiles[tile], end = task->tiles[tile + 1];
+    query_state states[EM_ROWS_AT_ONCE];
+    int32_t state_count = 0;
+    for (int32_t head = first; head < first + count; head++) {
+        for (int32_t row = begin; row < end; row++) {
+            const size_t at = (size_t)row * a->heads + head;
+            query_state *state = &states[state_count++];
+            *state = (query_state){a->query + at * a->head_dim, a->output + at * a->value_dim, -INFINITY, 0,
+                                   first_seen(a, row), a->positions[row] + 1};
+            /* A sink is a key before all others, of which nothing is mixed in. */
+            if (a->sinks) state->largest = a->sinks[head], state->sum = 1;
+            memset(state->output, 0, (size_t)a->value_dim * sizeof *state->output);
         }
     }
-    for (int32_t h = 0; h < task->heads_together; h++) {
-        float *output = a->output + row + (size_t)h * a->head_dim;
-        for (int32_t i = 0; i < a->head_dim; i++) output[i] /= states[h].sum;
+    const int32_t *pages = a->pages + (size_t)a->sequences[begin] * a->table_pages;
+    const int32_t kv_head = first / (a->heads / a->kv_heads), together = task->heads_together * (end - begin);
+    const int32_t last = a->positions[end - 1] / EM_PAGE_TOKENS;
+    for (int32_t block = first_seen(a, begin) / EM_PAGE_TOKENS; block <= last; block++) {
+        size_t cache_row = ((size_t)pages[block] * a->kv_heads + kv_head) * EM_PAGE_TOKENS;
+        for (int32_t s = 0; s < state_count; s += together, cache_row += EM_PAGE_TOKENS) {
+            attend_block(task, states + s, together, block * EM_PAGE_TOKENS, cache_row);
+        }
+    }
+    for (int32_t s = 0; s < state_count; s++) {
+        for (int32_t i = 0; i < a->value_dim; i++) states[s].output[i] /= states[s].sum;
     }
 }
 
 static void attend_items(void *context, int64_t begin, int64_t end, int32_t thread) {
     const attention_task *task = context;
-    const int64_t per_token = task->attention->heads / task->heads_together;
+    const int32_t heads = task->heads_together * task->kv_heads_together;
     (void)thread;
     for (int64_t item = begin; item < end; item++) {
-        attend(task, (int32_t)(item / per_token), (int32_t)(item % per_token) * task->heads_together);
+        const int32_t first = (int32_t)(item / task->tile_count) * heads, left = task->attention->heads - first;
+        attend(task, (int32_t)(item % task->tile_count), first, smaller(heads, left));
     }
 }
 
 /* Checks that each row's sequence and position exist, and the pages of all that it sees. */
 static int32_t check(const em_attention *a, int32_t tokens) {
-    int32_t checked_sequence = -1, checked_blocks = 0;
+    int32_t sequence = -1, checked_from = 0, checked_to = 0;
     for (int32_t t = 0; t < tokens; t++) {
-        const int32_t sequence = a->sequences[t], last = a->positions[t] / EM_PAGE_TOKENS;
-        if (sequence < 0 || sequence >= a->sequence_count) return EM_BAD_POSITION;
+        if (a->sequences[t] < 0 || a->sequences[t] >= a->sequence_count) return EM_BAD_POSITION;
+        const int32_t last = a->positions[t] / EM_PAGE_TOKENS;
         if (a->positions[t] < 0 || last >= a->table_pages) return EM_BAD_POSITION;
-        if (sequence != checked_sequence) checked_blocks = 0;
-        checked_sequence = sequence;
+        const int32_t first = first_seen(a, t) / EM_PAGE_TOKENS;
+        if (a->sequences[t] != sequence || first < checked_from || first > checked_to) {
+            checked_from = checked_to = first;
+        }
+        sequence = a->sequences[t];
         const int32_t *pages = a->pages + (size_t)sequence * a->table_pages;
-        for (; checked_blocks <= last; checked_blocks++) {
-            if (pages[checked_blocks] < 0 || pages[checked_blocks] >= a->page_count) return EM_BAD_POSITION;
+        for (; checked_to <= last; checked_to++) {
+            if (pages[checked_to] < 0 || pages[checked_to] >= a->page_count) return EM_BAD_POSITION;
         }
     }
     return EM_OK;
 }
 
-/* The positions that all rows see together. */
-static int64_t positions_seen(const em_attention *a, int32_t tokens) {
-    int64_t seen = 0;
-    for (int32_t t = 0; t < tokens; t++) seen += a->positions[t] + 1;
-    return seen;
+/* Cuts the rows into tiles, and returns their number. */
+static int32_t cut_into_tiles(const em_attention *a, int32_t tokens, int32_t *tiles) {
+    int32_t count = 0;
+    for (int32_t t = 0; t < tokens; t++) {
+        const int goes_on = t > 0 && a->sequences[t] == a->sequences[t - 1] &&
+                            a->positions[t] == a->positions[t - 1] + 1 && a->positions[t] % TILE_ROWS != 0;
+        if (!goes_on) tiles[count++] = t;
+    }
+    tiles[count] = tokens;
+    return count;
 }
 
-EM_NO_SCRATCH(attention)
+size_t em_attention_scratch_bytes(const em_attention *attention, int32_t tokens) {
+    (void)attention;
+    return ((size_t)tokens + 1) * sizeof(int32_t);
+}
+
+/* Chooses how many heads a thread takes together. Any choice gives the same bits. */
+static void choose_heads(attention_task *task, int32_t most_rows) {
+    const em_attention *a = task->attention;
+    const int64_t wanted = 2 * (int64_t)em_pool_threads(task->run->pool);
+    const int32_t group = a->heads / a->kv_heads;
+    task->heads_together = group;
+    while (task->heads_together * most_rows > EM_ROWS_AT_ONCE ||
+           (task->heads_together % 2 == 0 && (int64_t)task->tile_count * a->heads / task->heads_together < wanted)) {
+        task->heads_together = task->heads_together % 2 == 0 ? task->heads_together / 2 : 1;
+    }
+    task->kv_heads_together = 1;
+    if (most_rows > 1 || task->heads_together < group) return;
+    const int64_t pairs = (int64_t)task->tile_count * a->kv_heads;
+    task->kv_heads_together = (int32_t)(pairs / wanted < EM_ROWS_AT_ONCE / group ? pairs / wanted : EM_ROWS_AT_ONCE / group);
+    task->kv_heads_together = smaller(larger(1, task->kv_heads_together), a->kv_heads);
+}
 
 int32_t em_run_attention(const em_attention *attention, const em_run *run) {
     if (!em_is_cache_format(attention->key_cache.format) || !em_is_cache_format(attention->value_cache.format)) {
@@ -111,17 +227,18 @@ int32_t em_run_attention(const em_attention *attention, const em_run *run) {
     }
     const int32_t status = check(attention, run->tokens);
     if (status != EM_OK) return status;
-    attention_task task = {attention, run, attention->heads / attention->kv_heads};
-    const int64_t wanted = 2 * (int64_t)em_pool_threads(run->pool);
-    /* Any divisor of the group is correct; halving is enough to occupy all threads. */
-    while (task.heads_together > EM_ROWS_AT_ONCE ||
-           (task.heads_together % 2 == 0 && (int64_t)run->tokens * attention->heads / task.heads_together < wanted)) {
-        task.heads_together = task.heads_together % 2 == 0 ? task.heads_together / 2 : 1;
-    }
-    const int64_t items = (int64_t)run->tokens * attention->heads / task.heads_together;
-    const int64_t mean_seen = positions_seen(attention, run->tokens) / run->tokens;
-    const int64_t reads_per_item = mean_seen * attention->head_dim * task.heads_together;
-    const int64_t chunk = reads_per_item < 8192 ? (8192 + reads_per_item - 1) / reads_per_item : 1;
+    int32_t *tiles = (int32_t *)(void *)run->scratch;
+    const int32_t tile_count = cut_into_tiles(attention, run->tokens, tiles);
+    attention_task task = {.attention = attention, .run = run, .tiles = tiles, .tile_count = tile_count};
+    int32_t most_rows = 0;
+    int64_t seen = 0;
+    for (int32_t i = 0; i < tile_count; i++) most_rows = larger(most_rows, tiles[i + 1] - tiles[i]);
+    for (int32_t t = 0; t < run->tokens; t++) seen += attention->positions[t] + 1 - first_seen(attention, t);
+    choose_heads(&task, most_rows);
+    const int32_t heads = task.heads_together * task.kv_heads_together;
+    const int64_t items = (int64_t)tile_count * ((attention->heads + heads - 1) / heads);
+    const int64_t products_per_item = seen * attention->head_dim * heads / tile_count;
+    const int64_t chunk = products_per_item < 8192 ? 8192 / (products_per_item + 1) + 1 : 1;
     em_pool_for(run->pool, items, chunk, attend_items, &task);
     return EM_OK;
 }

@@ -130,14 +130,14 @@ int32_t em_run_rope(const em_rope *rope, const em_run *run) {
 /* ---- keys and values ---------------------------------------------------------------------------------- */
 
 /* Stores keys or values in row `to` of the cache's (N * G * 64) rows. */
-static void store_row(const em_store_kv *s, const em_kernels *kernels, const float *row, em_cache cache, size_t to) {
-    const size_t at = to * s->head_dim;
+static void store_row(const em_kernels *kernels, const float *row, int32_t width, em_cache cache, size_t to) {
+    const size_t at = to * width;
     if (cache.format == EM_F32) {
-        memcpy((float *)cache.elements + at, row, (size_t)s->head_dim * sizeof(float));
+        memcpy((float *)cache.elements + at, row, (size_t)width * sizeof(float));
     } else if (cache.format == EM_F16) {
-        kernels->to_half(row, (uint16_t *)cache.elements + at, s->head_dim);
+        kernels->to_half(row, (uint16_t *)cache.elements + at, width);
     } else {
-        kernels->to_q8(row, (int8_t *)cache.elements + at, cache.scales + to * em_group_count(s->head_dim), s->head_dim);
+        kernels->to_q8(row, (int8_t *)cache.elements + at, cache.scales + to * em_group_count(width), width);
     }
 }
 
@@ -151,8 +151,8 @@ static void store_rows(void *context, int64_t begin, int64_t end, int32_t thread
         const int32_t *pages = s->pages + (size_t)s->sequences[token] * s->table_pages;
         const size_t page = (size_t)pages[position / EM_PAGE_TOKENS];
         const size_t to = (page * s->kv_heads + head) * EM_PAGE_TOKENS + position % EM_PAGE_TOKENS;
-        store_row(s, task->run->kernels, s->keys + row * s->head_dim, s->key_cache, to);
-        store_row(s, task->run->kernels, s->values + row * s->head_dim, s->value_cache, to);
+        store_row(task->run->kernels, s->keys + row * s->head_dim, s->head_dim, s->key_cache, to);
+        store_row(task->run->kernels, s->values + row * s->value_dim, s->value_dim, s->value_cache, to);
     }
 }
 

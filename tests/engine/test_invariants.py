@@ -1,0 +1,150 @@
+"""The promise of the house: a token's bits depend on weights, text and settings, and on nothing else.
+
+Random programs of sequences (appending in any company and any cuts, rewinding, forking, closing, kept prefixes) run
+under every budget, thread count, instruction set and format of keys and values. Every logit is compared with `==` to
+that of the same tokens run alone, in one call, on one thread, with all experts in RAM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgemoe.conversion.pipeline import convert_checkpoint
+from edgemoe.engine.engine import Engine
+from edgemoe.kernels.native.library import available_isas
+from tests.engine.test_engine import CONFIG, EXPERTS
+from tests.support.checkpoints import write_checkpoint
+from tests.support.engines import engine_with_slots
+
+VOCABULARY = 12
+"""Few tokens, so that sequences often agree and prefixes are found."""
+SEQUENCES = 8
+LONGEST = 200
+ISAS = available_isas()
+
+
+class Alone:
+    """Logits of token sequences that are run alone, in one call, on one thread, with all experts in RAM."""
+
+    def __init__(self, store: Path, kv: str) -> None:
+        self._engine = engine_with_slots(store, EXPERTS, kv=kv)
+        self._known: dict[tuple[int, ...], np.ndarray] = {}
+
+    def logits(self, ids: list[int]) -> np.ndarray:
+        """The logits after each token, `(T, V)`."""
+        key = tuple(ids)
+        if key not in self._known:
+            self._engine.rewind(0)
+            self._known[key] = self._engine.forward(ids, all_logits=True)
+        return self._known[key]
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+class Company:
+    """Random work on the sequences of one engine, each result compared with that of its tokens alone."""
+
+    def __init__(self, engine: Engine, alone: Alone, seed: int) -> None:
+        self._engine, self._alone = engine, alone
+        self._random = np.random.default_rng(seed)
+        self._open = [engine.sequence]
+        engine.rewind(0)
+        self.compared = 0
+
+    def step(self) -> None:
+        """Do one thing at random, and compare what it gives."""
+        random, sequences = self._random, self._engine.sequences
+        action = random.integers(10)
+        one = self._open[random.integers(len(self._open))]
+        if action == 0 and len(self._open) < SEQUENCES:
+            known = self._open[random.integers(len(self._open))].ids
+            ids = [*known[: random.integers(len(known) + 1)], *self._tokens(random.integers(1, 30))][:LONGEST]
+            opened = sequences.open(np.array(ids))
+            self._open.append(opened)
+            self._append({opened: ids[opened.position :]})
+        elif action == 1 and len(self._open) < SEQUENCES:
+            self._open.append(sequences.fork(one))
+        elif action == 2 and len(self._open) > 1 and one is not self._engine.sequence:
+            sequences.close(one)
+            self._open.remove(one)
+        elif action == 3:
+            one.rewind(int(random.integers(one.position + 1)))
+        else:
+            some = random.permutation(len(self._open))[: random.integers(1, len(self._open) + 1)]
+            decoding = random.integers(2)
+            batch = {}
+            for sequence in (self._open[number] for number in some):
+                sequence.turn.phase = int(decoding)
+                if sequence.position + 70 > LONGEST:
+                    sequence.rewind(int(random.integers(LONGEST // 2)))
+                batch[sequence] = self._tokens(1 if decoding else random.integers(1, 70))
+            self._append(batch)
+
+    def close(self) -> None:
+        for sequence in self._open[1:]:
+            self._engine.sequences.close(sequence)
+
+    def _tokens(self, count: int) -> list[int]:
+        return self._random.integers(0, VOCABULARY, count).tolist()
+
+    def _append(self, batch: dict[Any, list[int]]) -> None:
+        every = bool(self._random.integers(2))
+        for sequence, found in self._engine.step(batch, all_logits=every).items():
+            expected = self._alone.logits(sequence.ids)
+            new = expected[len(sequence.ids) - len(batch[sequence]) :] if every else expected[-1]
+            assert (found == new).all()
+            self.compared += 1
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("invariants")
+    write_checkpoint(folder / "source", CONFIG)
+    return convert_checkpoint(str(folder / "source"), folder / "store", experts="q4", dense="q8")
+
+
+@pytest.fixture(scope="module", params=["f16", "q8"])
+def alone(store: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Alone, str]]:
+    reference = Alone(store, request.param)
+    yield reference, request.param
+    reference.close()
+
+
+def work(store: Path, alone: tuple[Alone, str], slots: int, threads: int, steps: int, seeds: range) -> int:
+    """Run random programs of sequences; returns how many results were compared."""
+    compared = 0
+    with engine_with_slots(store, slots, threads, alone[1], sequences=SEQUENCES, context_length=256) as engine:
+        for seed in seeds:
+            company = Company(engine, alone[0], seed)
+            for _ in range(steps):
+                company.step()
+            company.close()
+            compared += company.compared
+    return compared
+
+
+@pytest.mark.parametrize(("slots", "threads"), [(EXPERTS, 3), (6, 1), (1, 2)])
+def test_company_cuts_rewinds_forks_and_prefixes_change_no_bit(
+    store: Path, alone: tuple[Alone, str], slots: int, threads: int
+) -> None:
+    assert work(store, alone, slots, threads, 40, range(1)) > 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("slots", "threads"), [(EXPERTS, 1), (EXPERTS, 3), (17, 2), (6, 1), (6, 3), (1, 2)])
+def test_ten_thousand_combinations(
+    store: Path, alone: tuple[Alone, str], slots: int, threads: int, isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two formats of keys and values, six budgets and thread counts, and each instruction set: 850 at least of each."""
+    monkeypatch.setenv("EDGEMOE_ISA", isa)
+    seed, compared = 100, 0
+    while compared < 850:
+        compared += work(store, alone, slots, threads, 150, range(seed, seed + 1))
+        seed += 1
