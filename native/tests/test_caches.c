@@ -117,8 +117,8 @@ enum { ROWS = 8, COUNT_MAX = EM_PAGE_TOKENS, WIDTH_MAX = 520 };
 /* Scores and mixtures of some rows, which go together. */
 static void attend(const em_kernels *kernels, int32_t rows, const float *queries, const float *shares, em_cached cache,
                    int32_t count, int32_t width, int32_t format, float scores[][COUNT_MAX], float mixed[][WIDTH_MAX]) {
-    em_attending attending[ROWS];
-    float weights[ROWS][COUNT_MAX];
+    em_attending attending[ROWS] = {{0}};
+    float weights[ROWS][COUNT_MAX] = {{0}};
     for (int32_t r = 0; r < rows; r++) {
         attending[r] = (em_attending){queries + (size_t)r * width, mixed[r], scores[r], 0.5f};
         for (int32_t i = 0; i < width; i++) mixed[r][i] = (float)i;
