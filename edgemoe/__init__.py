@@ -30,7 +30,7 @@ def load(
     context_length: int | None = None,
     kv: str | None = None,
     policy: str = "lru",
-    prediction: str = "auto",
+    prefetch: str = "auto",
     warm_start: bool = True,
     *,
     cache_aware_routing: float = 0.0,
@@ -41,7 +41,7 @@ def load(
 
     `ram` is in bytes, or text such as `6GiB`, `floor` or `auto` (None); `threads` defaults to the physical cores.
     `kv` is how keys and values are kept: `f16` (None), or `q8` in half the memory, which changes answers a little.
-    Where not all experts fit, `policy` says which one leaves for another (`lru`, `lfu`, `lruf`), and `prediction`
+    Where not all experts fit, `policy` says which one leaves for another (`lru`, `lfu`, `lruf`), and `prefetch`
     whether experts are read ahead on a guess (`on`, `off`, or `auto`, by trial); `warm_start` reads in those that were
     in RAM as the model was last closed (noted in the user's cache). None of these changes an answer.
     The other settings are lossy and off by default (docs/performance.md has measurements): `cache_aware_routing`
@@ -54,9 +54,7 @@ def load(
     from edgemoe.session.model import load as load_model
 
     lossy = LossySettings(cache_aware_routing, drop_cold, experts_per_token)
-    return load_model(
-        path, EngineOptions(ram, threads, context_length, kv, policy, prediction, warm_start, lossy=lossy)
-    )
+    return load_model(path, EngineOptions(ram, threads, context_length, kv, policy, prefetch, warm_start, lossy=lossy))
 
 
 def convert(

@@ -77,7 +77,7 @@ class Benchmark:
         self._stored: ModelSpec = options.lossy.applied_to(store_spec(self.store))
         self.spec = self._stored if self.routing is None else self.routing.apply_to(self._stored)
         self.assumption: HitRateAssumption = assume_uniform() if routing is None else assume_traced(routing)
-        """Predictions assume these hit rates: those of random tokens, or those of a trace."""
+        """Forecasts assume these hit rates: those of random tokens, or those of a trace."""
         self._progress = progress
         self._groups: dict[str, MemoryGroup] = {}
         check_context(settings, self.spec)

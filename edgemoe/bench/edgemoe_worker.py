@@ -128,12 +128,12 @@ def counters(engine: Engine) -> dict[str, int]:
         "expert_misses": statistics.expert_misses,
         "expert_drops": statistics.expert_drops,
         "disk_bytes": statistics.disk_bytes,
-        "predicted_reads": cache.predicted_reads,
-        "predicted_bytes": cache.predicted_bytes,
-        "useful_predictions": cache.useful_predictions,
-        "late_predictions": cache.late_predictions,
-        "predictable_uses": cache.predictable_uses,
-        "predicted_uses": cache.predicted_uses,
+        "prefetched_reads": cache.prefetched_reads,
+        "prefetched_bytes": cache.prefetched_bytes,
+        "useful_prefetches": cache.useful_prefetches,
+        "late_prefetches": cache.late_prefetches,
+        "guessable_uses": cache.guessable_uses,
+        "guessed_uses": cache.guessed_uses,
     }
 
 

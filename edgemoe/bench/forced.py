@@ -141,5 +141,5 @@ def _kept_rate(answers: Sequence[Mapping[str, Any]]) -> float | None:
         return sum(answer[name] for answer in answers)
 
     uses = total("expert_hits") + total("expert_misses")
-    in_time = total("useful_predictions") - total("late_predictions")
+    in_time = total("useful_prefetches") - total("late_prefetches")
     return (total("expert_hits") - in_time) / uses if uses else None

@@ -93,7 +93,7 @@ def limit_report(
 
 def missed_bytes(answer: Mapping[str, Any], slot_bytes: int) -> float:
     """Bytes of experts that had to come from the disk for the tokens of a run."""
-    in_vain = answer["predicted_reads"] - answer["useful_predictions"]
+    in_vain = answer["prefetched_reads"] - answer["useful_prefetches"]
     return max(0.0, float(answer["disk_bytes"] - max(0, in_vain) * slot_bytes))
 
 
@@ -103,13 +103,13 @@ def guess_report(answers: Sequence[Mapping[str, Any]], decode_tokens: int) -> Gu
     def total(name: str) -> int:
         return sum(answer[name] for answer in answers)
 
-    tokens, reads = decode_tokens * len(answers), total("predicted_reads")
-    guessed = total("predictable_uses")
+    tokens, reads = decode_tokens * len(answers), total("prefetched_reads")
+    guessed = total("guessable_uses")
     return GuessReport(
-        total("predicted_uses") / guessed if guessed else None,
+        total("guessed_uses") / guessed if guessed else None,
         reads / tokens,
-        min(1.0, total("useful_predictions") / reads) if reads else None,
-        total("predicted_bytes") / tokens,
+        min(1.0, total("useful_prefetches") / reads) if reads else None,
+        total("prefetched_bytes") / tokens,
     )
 
 

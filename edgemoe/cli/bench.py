@@ -94,7 +94,7 @@ def bench(
         ),
     ] = None,
     policy: shared.PolicyOption = "lru",
-    prediction: shared.PredictionOption = "auto",
+    prefetch: shared.PrefetchOption = "auto",
     cache_aware_routing: shared.CacheAwareOption = 0.0,
     drop_cold: shared.DropColdOption = 0.0,
     experts_per_token: shared.ExpertsPerTokenOption = None,
@@ -130,7 +130,7 @@ def bench(
     from edgemoe.engine.options import EngineOptions
 
     lossy = LossySettings(cache_aware_routing, drop_cold, experts_per_token)
-    options = EngineOptions(ram, threads, policy=policy, prediction=prediction, lossy=lossy)
+    options = EngineOptions(ram, threads, policy=policy, prefetch=prefetch, lossy=lossy)
     if quality:
         if any(given is not None for given in (against, plot, routing, trace, limit)):
             raise UsageError("--quality excludes --against, --plot, --routing, --trace and --limit.", "Leave them out.")

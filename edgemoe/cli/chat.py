@@ -52,7 +52,7 @@ def chat(
     context: shared.ContextOption = None,
     kv: shared.KvOption = None,
     policy: shared.PolicyOption = "lru",
-    prediction: shared.PredictionOption = "auto",
+    prefetch: shared.PrefetchOption = "auto",
     no_warm_start: shared.NoWarmStartOption = False,
     trace: TraceOption = None,
     cache_aware_routing: shared.CacheAwareOption = 0.0,
@@ -74,7 +74,7 @@ def chat(
     from edgemoe.session.model import load as load_model
 
     asked = LossySettings(cache_aware_routing, drop_cold, experts_per_token)
-    options = EngineOptions(ram, threads, context, kv, policy, prediction, not no_warm_start, lossy=asked)
+    options = EngineOptions(ram, threads, context, kv, policy, prefetch, not no_warm_start, lossy=asked)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     screen = open_screen() if interactive else Plain()
     read = read_line

@@ -78,10 +78,10 @@ PolicyOption = Annotated[
         help="Eviction policy of the expert cache: lru, lfu or lruf. Never changes an answer.",
     ),
 ]
-PredictionOption = Annotated[
+PrefetchOption = Annotated[
     str,
     typer.Option(
-        "--prediction",
+        "--prefetch",
         metavar="WHEN",
         help="Prefetch experts before the router asks for them: on, off, or auto (by trial). Never changes an answer.",
     ),

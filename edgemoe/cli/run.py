@@ -55,7 +55,7 @@ def run(
     context: shared.ContextOption = None,
     kv: shared.KvOption = None,
     policy: shared.PolicyOption = "lru",
-    prediction: shared.PredictionOption = "auto",
+    prefetch: shared.PrefetchOption = "auto",
     no_warm_start: shared.NoWarmStartOption = False,
     trace: TraceOption = None,
     cache_aware_routing: shared.CacheAwareOption = 0.0,
@@ -84,7 +84,7 @@ def run(
         from edgemoe.session.model import finished, load
 
         asked = LossySettings(cache_aware_routing, drop_cold, experts_per_token)
-        options = EngineOptions(ram, threads, context, kv, policy, prediction, not no_warm_start, lossy=asked)
+        options = EngineOptions(ram, threads, context, kv, policy, prefetch, not no_warm_start, lossy=asked)
         opening = load(model, options)
     with opening as opened, report_compilation(opened), traced(opened.engine, trace):
         report_lossy(opened.folder, asked, opened.engine.lossy, model, ram)

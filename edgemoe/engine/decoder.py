@@ -42,8 +42,8 @@ class LayerRouting:
 
     experts: op.Integers  # (T, K)
     weights: op.Floats  # (T, K)
-    predicted: op.Integers  # (1, K): the guess at this layer's routing, made one layer earlier
-    predicted_weights: op.Floats  # (1, K)
+    guess: op.Integers  # (1, K): the guess at this layer's routing, made one layer earlier
+    guess_weights: op.Floats  # (1, K)
     slots: op.Integers  # (E,): slot of each expert, or -1
     residency: npt.NDArray[np.bool_]  # (E,): whether each requested expert was in RAM; kept only while recording
 
@@ -54,7 +54,7 @@ class LayerOperations:
 
     attend: list[op.Operation]
     fetch: list[op.Operation]
-    predict: list[op.Operation]
+    guess: list[op.Operation]
     beside: list[op.Operation]
     experts: list[op.Operation]
     combine: list[op.Operation]
@@ -110,7 +110,7 @@ class Decoder:
 
     def whole(self) -> list[op.Operation]:
         """Every operation of a step up to the head, for a model whose experts are all resident."""
-        return self.step({"fetch", "predict"})
+        return self.step({"fetch", "guess"})
 
     def step(self, without: Collection[Stage]) -> list[op.Operation]:
         """The operations of a step up to the head, without some stages of each layer."""
@@ -133,8 +133,8 @@ class Decoder:
         return LayerRouting(
             experts=array(values.experts),
             weights=array(values.weights),
-            predicted=array(values.predicted),
-            predicted_weights=array(values.predicted_weights),
+            guess=array(values.guess),
+            guess_weights=array(values.guess_weights),
             slots=slots,
             residency=residency,
         )

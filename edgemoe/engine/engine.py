@@ -37,7 +37,7 @@ from edgemoe.experts.embedding_rows import EmbeddingRows
 from edgemoe.experts.hot_list import HotList
 from edgemoe.experts.loading import ExpertLoading
 from edgemoe.experts.opening import open_cache
-from edgemoe.experts.prediction import PredictionSwitch
+from edgemoe.experts.prefetch import PrefetchTrial
 from edgemoe.io.direct import allocate_pages
 from edgemoe.io.reads import ExpertFiles, RecordReader, open_reader
 from edgemoe.kernels.operations import Backend, Floats, Program
@@ -164,8 +164,8 @@ class Engine:
             if cache is None:
                 self._loading.append(ExpertLoading(arena, decoder.slot_tables(), store, files.direct))
             self._programs = Programs(backend, decoder.part_of)
-            mode = options.prediction if routing is None or routing.recall is not None else "off"
-            self._stepper = Stepper(decoder, self._programs, cache, None if cache is None else PredictionSwitch(mode))
+            mode = options.prefetch if routing is None or routing.recall is not None else "off"
+            self._stepper = Stepper(decoder, self._programs, cache, None if cache is None else PrefetchTrial(mode))
             self._head = self._programs.make(decoder.head)
             if self._embedding_rows is not None:
                 self._embed = self._programs.make(decoder.embed)

@@ -9,7 +9,7 @@ from typing import Any
 from edgemoe.engine.lossy import EXACT, LossySettings
 from edgemoe.errors import UsageError
 from edgemoe.experts.policy import DEFAULT_POLICY, make_policy
-from edgemoe.experts.prediction import PredictionSwitch
+from edgemoe.experts.prefetch import PrefetchTrial
 
 MOST_SEQUENCES = 256
 
@@ -32,7 +32,7 @@ class EngineOptions:
     float32 weights."""
     policy: str = DEFAULT_POLICY
     """The replacement policy: which expert leaves the cache when another needs a slot (`experts/policy.py`)."""
-    prediction: str = "auto"
+    prefetch: str = "auto"
     """Whether experts are prefetched on a guess at the next layer's routing: `on`, `off`, or `auto`, by trial."""
     warm_start: bool = False
     """Whether to read the experts that were in RAM when the model was last closed (`experts/hot_list.py`)."""
@@ -53,7 +53,7 @@ class EngineOptions:
             )
         # Both refuse unknown names already here, whether or not experts are streamed.
         make_policy(self.policy, 1, 1)
-        PredictionSwitch(self.prediction)
+        PrefetchTrial(self.prefetch)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON: every field by its name."""

@@ -63,7 +63,7 @@ def step_scratch_bytes(
 
         # The guess at a routing has room for one token only, and so has a program with it.
         programs = (
-            [bound(step.operation, placeholder) for step in section.steps if (step.stage == "predict") == guesses]
+            [bound(step.operation, placeholder) for step in section.steps if (step.stage == "guess") == guesses]
             for section in _distinct_sections(graph, formats)
             for guesses in (False, True)
         )

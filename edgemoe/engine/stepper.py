@@ -19,7 +19,7 @@ from edgemoe.engine.decoder import Decoder
 from edgemoe.engine.ledger import Programs
 from edgemoe.engine.phase import DECODE, PROMPT
 from edgemoe.experts.cache import Cache
-from edgemoe.experts.prediction import PredictionSwitch
+from edgemoe.experts.prefetch import PrefetchTrial
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.paging import CacheStatistics
 
@@ -31,7 +31,7 @@ class Stepper:
     """Runs the tokens in the workspace through all layers."""
 
     def __init__(
-        self, decoder: Decoder, programs: Programs, cache: Cache | None = None, switch: PredictionSwitch | None = None
+        self, decoder: Decoder, programs: Programs, cache: Cache | None = None, switch: PrefetchTrial | None = None
     ) -> None:
         """`cache` is None where all experts are in RAM; `switch` says when to read ahead, None: never."""
         self.statistics = CacheStatistics() if cache is None else cache.statistics
@@ -39,7 +39,7 @@ class Stepper:
         self._switch = switch
         self._tables = decoder.slot_tables()
         self._routed_per_token = sum(routing.experts.shape[1] for routing in decoder.routing if routing is not None)
-        operations = decoder.whole() if cache is None else decoder.step({"predict"})
+        operations = decoder.whole() if cache is None else decoder.step({"guess"})
         self._program = self._for_prompts = programs.make(operations)
         for_prompts = [_without_bonus(operation) for operation in operations]
         if for_prompts != operations:

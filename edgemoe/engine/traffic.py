@@ -17,7 +17,7 @@ class TokenTraffic:
     """Bytes that one token reads: every weight it needs once, and the keys and values of all positions up to its own.
 
     Weights are those of all layers and the head, scales included, of the experts that the router chooses, and one row
-    of the embedding. Activations stay in the processor's caches and are not counted, nor is prediction.
+    of the embedding. Activations stay in the processor's caches and are not counted, nor is prefetch.
     """
 
     weight_bytes: Mapping[Part, int]
@@ -39,7 +39,7 @@ def token_traffic(graph: Graph, manifest: Manifest, kv_format: KvFormat) -> Toke
     weight_bytes: dict[Part, int] = {}
     for section in graph.sections():
         for step in section.steps:
-            if step.stage == "predict":
+            if step.stage == "guess":
                 continue
             size = sum(sizes[weight.name] for weight in weights_of(step.operation))
             if isinstance(step.operation, op.Embed):

@@ -1,1 +1,1 @@
-"""Keeps experts in RAM: the cache, its policy, prediction, and the reads that fill it."""
+"""Keeps experts in RAM: the cache, its policy, prefetch, and the reads that fill it."""

@@ -82,7 +82,7 @@ class Cache(Protocol):
     def warm(self, experts: Sequence[tuple[int, int]]) -> None:
         """Begin to read experts (layer, expert) into free slots, in their order, while there are no other reads.
 
-        They give up their slots to all other experts, and do not count as predictions.
+        They give up their slots to all other experts, and do not count as prefetches.
         """
 
 
@@ -120,10 +120,10 @@ class ExpertCache:
         self._free_slots = list(range(slots))[::-1]
         self._key_of = [-1] * slots
         self._pinned = np.zeros(slots, np.bool_)
-        self._predicted = [False] * slots
+        self._prefetched = [False] * slots
         self._loading: dict[int, None] = {}  # slots that had a ticket when last checked, in the order of their reads
         self._warming: dict[int, None] = {}  # slots of a warm start not used yet, the hottest first
-        self._latest_prediction: tuple[int, frozenset[int]] | None = None
+        self._latest_guess: tuple[int, frozenset[int]] | None = None
         self._fetched: _Fetched | None = None
 
     def loaded(self, layer: int, expert: int) -> bool:
@@ -264,13 +264,13 @@ class ExpertCache:
 
     def prefetch(self, layer: int, experts: Sequence[int]) -> None:
         """Begin to read experts that a layer will probably use; demand reads go first."""
-        self._latest_prediction = (layer, frozenset(experts))
+        self._latest_guess = (layer, frozenset(experts))
         keys = [layer * self._experts + expert for expert in experts]
         present = [int(self._slot_of[key]) for key in keys if self._slot_of[key] >= 0]
         pinned_before = self._pinned[present]
         self._pinned[present] = True  # so that one guess does not push out another
         try:
-            reading = self._read([key for key in keys if self._slot_of[key] < 0], predicted=True)
+            reading = self._read([key for key in keys if self._slot_of[key] < 0], prefetched=True)
         finally:
             self._pinned[present] = pinned_before
         self._pinned[[self._slot_of[key] for key in reading]] = False
@@ -287,21 +287,21 @@ class ExpertCache:
             self._policy.use(self._key_of[slot], slot)
 
     def _count_recall(self, layer: int, experts: Sequence[int]) -> None:
-        if self._latest_prediction is not None and self._latest_prediction[0] == layer:
-            named = self._latest_prediction[1]
-            self.statistics.predictable_uses += len(experts)
-            self.statistics.predicted_uses += sum(expert in named for expert in experts)
-        self._latest_prediction = None
+        if self._latest_guess is not None and self._latest_guess[0] == layer:
+            named = self._latest_guess[1]
+            self.statistics.guessable_uses += len(experts)
+            self.statistics.guessed_uses += sum(expert in named for expert in experts)
+        self._latest_guess = None
 
     def _cancel_wrong_guesses(self, layer: int, wanted: Sequence[int]) -> None:
-        """Cancel predicted reads of this layer that have not begun and turned out to be wrong."""
+        """Cancel prefetched reads of this layer that have not begun and turned out to be wrong."""
         for slot in list(self._loading):
             key = self._key_of[slot]
-            if self._predicted[slot] and key // self._experts == layer and key not in wanted:
+            if self._prefetched[slot] and key // self._experts == layer and key not in wanted:
                 ticket = int(self.tickets[slot])
                 if ticket >= 0 and self._reader.cancel(ticket):
-                    self.statistics.predicted_reads -= 1
-                    self.statistics.predicted_bytes -= self._table.record(layer, key % self._experts).length
+                    self.statistics.prefetched_reads -= 1
+                    self.statistics.prefetched_bytes -= self._table.record(layer, key % self._experts).length
                     self._drop(slot)
 
     def _pin_present(self, wanted: Sequence[int], scan: bool) -> tuple[list[int], list[int]]:
@@ -322,22 +322,22 @@ class ExpertCache:
             self._pinned[slot] = True
             if not scan:
                 self._policy.use(key, slot)
-            predicted = self._predicted[slot]
-            if predicted:
-                self._predicted[slot] = False
-                self.statistics.useful_predictions += 1
+            prefetched = self._prefetched[slot]
+            if prefetched:
+                self._prefetched[slot] = False
+                self.statistics.useful_prefetches += 1
             present.append(key)
             if slot in self._loading:
                 self._reader.promote(int(self.tickets[slot]))
                 self.statistics.misses += 1
-                self.statistics.late_predictions += predicted
+                self.statistics.late_prefetches += prefetched
             else:
                 self.statistics.hits += 1
         return present, absent
 
     def _begin_reads(self, begun: list[int], absent: list[int], scan: bool) -> None:
         """Start the reads of absent experts as far as slots are available, moving their keys to `begun`."""
-        reading = self._read(absent, predicted=False, scan=scan)
+        reading = self._read(absent, prefetched=False, scan=scan)
         begun += reading
         del absent[: len(reading)]
 
@@ -353,7 +353,7 @@ class ExpertCache:
             if self.tickets[slot] >= 0:  # stuck, not failed: its slot is not available
                 raise
 
-    def _read(self, keys: Sequence[int], predicted: bool, scan: bool = False) -> Sequence[int]:
+    def _read(self, keys: Sequence[int], prefetched: bool, scan: bool = False) -> Sequence[int]:
         """Begin the reads of absent experts, in order, while slots are available; returns the keys begun, pinned."""
         slots: list[int] = []
         try:
@@ -364,17 +364,17 @@ class ExpertCache:
             self._give_back(slots)
             raise
         keys = keys[: len(slots)]
-        length = self._submit(keys, slots, demand=not predicted)
+        length = self._submit(keys, slots, demand=not prefetched)
         self._loading.update(dict.fromkeys(slots))
         for key, slot in zip(keys, slots, strict=True):
-            self._predicted[slot] = predicted
+            self._prefetched[slot] = prefetched
             if scan:
                 self._policy.use_in_passing(slot)
             else:
                 self._policy.use(key, slot)
-        if predicted:
-            self.statistics.predicted_reads += len(keys)
-            self.statistics.predicted_bytes += length
+        if prefetched:
+            self.statistics.prefetched_reads += len(keys)
+            self.statistics.prefetched_bytes += length
         else:
             self.statistics.demand_bytes += length
         return keys
@@ -484,7 +484,7 @@ class ExpertCache:
         if self._key_of[slot] >= 0:  # absent after an interrupt while the slot was taken
             self._slot_of[self._key_of[slot]] = -1
         self._key_of[slot] = -1
-        self._predicted[slot] = self._pinned[slot] = False
+        self._prefetched[slot] = self._pinned[slot] = False
         self._free_slots.append(slot)
 
     def _name(self, slot: int) -> str:

@@ -51,7 +51,7 @@ class ExpertFiles:
 
 
 class RecordReader(Protocol):
-    """Reads records into memory in the background. Demand reads go before predicted ones."""
+    """Reads records into memory in the background. Demand reads go before prefetched ones."""
 
     def submit(self, reads: Sequence[RecordRead], demand: bool) -> list[int]:
         """Queue reads; returns their tickets. Raises ReadError, and queues none, if one is invalid."""
@@ -66,7 +66,7 @@ class RecordReader(Protocol):
         """
 
     def promote(self, ticket: int) -> None:
-        """Turn a predicted read into a demand read."""
+        """Turn a prefetched read into a demand read."""
 
     def cancel(self, ticket: int) -> bool:
         """Cancel a read that has not begun; returns whether it was cancelled. Its ticket must still be released."""
@@ -124,7 +124,7 @@ class ThreadedReader:
         self._bytes = arena.reshape(-1).data
         self._base_address = arena.ctypes.data
         self._reads: dict[int, _Read] = {}
-        self._queues: tuple[deque[int], deque[int]] = (deque(), deque())  # demand, predicted
+        self._queues: tuple[deque[int], deque[int]] = (deque(), deque())  # demand, prefetched
         self._next_ticket = 1
         self._closing = False
         self._change = threading.Condition()

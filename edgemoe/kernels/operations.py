@@ -341,8 +341,8 @@ MOST_LAYOUTS = 16
 class ExpertLayout:
     """Where an expert's matrices lie in its record: `gate_up` at 0, `down` at `down_offset`."""
 
-    model_width: Annotated[int, size("D")]
-    ffn_width: Annotated[int, size("F")]
+    hidden_size: Annotated[int, size("D")]
+    intermediate_size: Annotated[int, size("F")]
     gate_up_format: Format
     down_format: Format
     down_offset: Annotated[int, OFFSET]  # bytes, a multiple of 64
@@ -350,22 +350,22 @@ class ExpertLayout:
     @property
     def gate_up_rows(self) -> int:
         """Rows of `gate_up`: gate's and up's, each rounded up to whole panels."""
-        return 2 * PANEL_ROWS * panel_count(self.ffn_width)
+        return 2 * PANEL_ROWS * panel_count(self.intermediate_size)
 
     @property
     def gate_up_bytes(self) -> int:
-        return self.gate_up_format.matrix_bytes(self.gate_up_rows, self.model_width)
+        return self.gate_up_format.matrix_bytes(self.gate_up_rows, self.hidden_size)
 
     @property
     def down_bytes(self) -> int:
-        return self.down_format.matrix_bytes(self.model_width, self.ffn_width)
+        return self.down_format.matrix_bytes(self.hidden_size, self.intermediate_size)
 
     def matrices(self, record: Bytes) -> tuple[Matrix, Matrix]:
         """Return the `gate_up` and `down` matrices of an expert's record, as views."""
         down = record[self.down_offset : self.down_offset + self.down_bytes]
         return (
-            Matrix(record[: self.gate_up_bytes], self.gate_up_format, self.gate_up_rows, self.model_width),
-            Matrix(down, self.down_format, self.model_width, self.ffn_width),
+            Matrix(record[: self.gate_up_bytes], self.gate_up_format, self.gate_up_rows, self.hidden_size),
+            Matrix(down, self.down_format, self.hidden_size, self.intermediate_size),
         )
 
 
@@ -468,12 +468,12 @@ class Experts(Operation):
     paged: Paged | None = None
 
     def check(self, sizes: Sizes) -> None:
-        slot_bytes, ffn_width = sizes.letters["B"], self.layouts[0].ffn_width
+        slot_bytes, intermediate_size = sizes.letters["B"], self.layouts[0].intermediate_size
         for number, layout in enumerate(self.layouts):
             least, offset = layout.gate_up_bytes, layout.down_offset
             end = offset + layout.down_bytes
-            if layout.ffn_width != ffn_width:
-                raise Misfit(f"layouts[{number}].ffn_width", ffn_width, layout.ffn_width)
+            if layout.intermediate_size != intermediate_size:
+                raise Misfit(f"layouts[{number}].intermediate_size", intermediate_size, layout.intermediate_size)
             if offset < least or offset % 64:
                 raise Misfit(f"layouts[{number}].down_offset", f"a multiple of 64, at least {least}", offset)
             if (end > slot_bytes and sizes.letters["S"]) or slot_bytes % 64:

@@ -39,19 +39,19 @@ class CacheStatistics:
 
     hits = _Count(0)
     misses = _Count(1)
-    late_predictions = _Count(2)
-    """Misses whose predicted read had begun but not ended."""
+    late_prefetches = _Count(2)
+    """Misses whose prefetched read had begun but not ended."""
     demand_bytes = _Count(3)
-    predicted_bytes = _Count(4)
-    predicted_reads = _Count(5)
-    useful_predictions = _Count(6)
-    """Predicted reads whose expert was used before it left."""
-    predictable_uses = _Count(7)
-    """Routed experts for which a prediction had been made (one token at a time)."""
-    predicted_uses = _Count(8)
-    """Predictable uses that the prediction had named: recall = predicted_uses / predictable_uses."""
+    prefetched_bytes = _Count(4)
+    prefetched_reads = _Count(5)
+    useful_prefetches = _Count(6)
+    """Prefetched reads whose expert was used before it left."""
+    guessable_uses = _Count(7)
+    """Routed experts for which a guess had been made (one token at a time)."""
+    guessed_uses = _Count(8)
+    """Guessable uses that the guess had named: recall = guessed_uses / guessable_uses."""
     warm_bytes = _Count(9)
-    """Bytes of experts read at the start from the last session's hot list; neither demand nor predicted reads."""
+    """Bytes of experts read at the start from the last session's hot list; neither demand nor prefetched reads."""
     dropped = _Count(10)
     """Routed experts that were absent and not read because their weight was small (a lossy setting)."""
 
@@ -61,4 +61,4 @@ class CacheStatistics:
 
     @property
     def read_bytes(self) -> int:
-        return self.demand_bytes + self.predicted_bytes
+        return self.demand_bytes + self.prefetched_bytes

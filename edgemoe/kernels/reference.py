@@ -400,7 +400,7 @@ def _gated_ffn(kernels: Any, o: op.GatedFfn, tokens: int) -> None:
 
 def _experts_scratch(kernels: StepwiseBackend, o: op.Experts, sizes: Sizes) -> int:
     used, width = (sizes.letters[letter] for letter in "KD")
-    return kernels.experts_scratch_bytes(sizes.rows, used, width, o.layouts[0].ffn_width)
+    return kernels.experts_scratch_bytes(sizes.rows, used, width, o.layouts[0].intermediate_size)
 
 
 @means(op.Fetch, None)

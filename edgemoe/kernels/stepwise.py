@@ -109,17 +109,17 @@ class StepwiseBackend(ABC):
         """Bytes of temporaries of `StoreKv`; an 8-bit cache pads rows to whole groups."""
         return tokens * kv_heads * group_count(width) * GROUP_COLUMNS * self.element_scratch_bytes
 
-    def ffn_scratch_bytes(self, tokens: int, model_width: int, ffn_width: int) -> int:
+    def ffn_scratch_bytes(self, tokens: int, hidden_size: int, intermediate_size: int) -> int:
         """Bytes of temporaries of `gated_ffn`, its result included."""
-        gate_up_rows = 2 * PANEL_ROWS * panel_count(ffn_width)
+        gate_up_rows = 2 * PANEL_ROWS * panel_count(intermediate_size)
         hidden = tokens * gate_up_rows * self.element_scratch_bytes
-        gate_up = self.product_scratch_bytes(tokens, gate_up_rows, model_width)
-        return hidden + max(gate_up, self.product_scratch_bytes(tokens, model_width, ffn_width))
+        gate_up = self.product_scratch_bytes(tokens, gate_up_rows, hidden_size)
+        return hidden + max(gate_up, self.product_scratch_bytes(tokens, hidden_size, intermediate_size))
 
-    def experts_scratch_bytes(self, tokens: int, used: int, model_width: int, ffn_width: int) -> int:
+    def experts_scratch_bytes(self, tokens: int, used: int, hidden_size: int, intermediate_size: int) -> int:
         """Bytes of temporaries of `Experts`."""
-        gathered = tokens * (4 * model_width + 3 * 4 * used + 16)
-        return gathered + self.ffn_scratch_bytes(tokens, model_width, ffn_width)
+        gathered = tokens * (4 * hidden_size + 3 * 4 * used + 16)
+        return gathered + self.ffn_scratch_bytes(tokens, hidden_size, intermediate_size)
 
     def close(self) -> None:  # noqa: B027 - nothing to stop unless a backend has threads
         """Stop the backend's threads, if it has any."""

@@ -102,7 +102,7 @@ class ForcedRouting:
             for layer, guess in zip(self.layers, self._guesses(experts[0], self.recall), strict=True):
                 target = routing[layer]
                 assert target is not None
-                target.predicted[0] = guess
+                target.guess[0] = guess
 
     def taken(self, phase: int) -> int:
         """The number of steps of a phase that `put` has written so far."""

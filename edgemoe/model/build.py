@@ -112,7 +112,7 @@ def _normed(build: Builder, block: Block, source: op.Floats, output: op.Floats) 
 def _guess(number: int, layer: LayerSpec, build: Builder) -> None:
     """Guess the routing of layer `number` from the residual stream as it stands one layer earlier, for one token."""
     block = next(block for block in layer.blocks if block.body.routed)
-    with build.at(number, block.prefix), build.doing("prediction", "predict"):
+    with build.at(number, block.prefix), build.doing("prefetch", "guess"):
         first = cast("op.Floats", FirstRow(cast(Value, build.residual)))
         source = _normed(build, block, first, build.fixed_rows("guessed_input", 1, build.hidden_size))
         block.body.emit_guess(build, source)

@@ -35,7 +35,7 @@ Part = Literal[
     "dense_ffn",
     "combine",
     "head",
-    "prediction",
+    "prefetch",
     "disk_wait",
     "synchronisation",
     "python",
@@ -44,18 +44,18 @@ Part = Literal[
 ]
 """The parts of a token's time, in the order of reports.
 
-attention: with its norms, projections, positions and KV cache. router: with the norm before the FFN. prediction: the
+attention: with its norms, projections, positions and KV cache. router: with the norm before the FFN. prefetch: the
 guess at the next layer's routing. text: from token ids to pieces of text.
 """
 
-Stage = Literal["attend", "fetch", "predict", "beside", "experts", "combine"]
+Stage = Literal["attend", "fetch", "guess", "beside", "experts", "combine"]
 """The stages of a layer, in the order in which they run. A program of a step leaves some out (`engine/stepper.py`).
 
 attend: everything up to the routing of an MoE layer. fetch: only where not all experts are in RAM, the reads of those
-that are missing begin. predict: only on demand, the guess at the next layer's routing, and the reads that it names.
+that are missing begin. guess: only on demand, the guess at the next layer's routing, and the reads that it names.
 beside: the FFNs without routed experts. experts: the routed experts. combine: the sum, added to the residual stream.
 """
-STAGES: tuple[Stage, ...] = ("attend", "fetch", "predict", "beside", "experts", "combine")
+STAGES: tuple[Stage, ...] = ("attend", "fetch", "guess", "beside", "experts", "combine")
 
 Dimension = Union[int, Literal["T", "C", "S", "P", "N"]]
 Home = Literal["work", "kept", "state", "rope"]
@@ -133,8 +133,8 @@ class RoutingValues:
 
     experts: op.Integers  # (T, K)
     weights: op.Floats  # (T, K)
-    predicted: op.Integers  # (1, K)
-    predicted_weights: op.Floats  # (1, K)
+    guess: op.Integers  # (1, K)
+    guess_weights: op.Floats  # (1, K)
     slots: op.Integers  # (E,)
 
 

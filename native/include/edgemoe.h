@@ -168,7 +168,7 @@ typedef struct em_read_counters {
 
 /* Starts `threads` reader threads for up to `capacity` requests that are not yet released. A request is read in pieces
  * of `piece_bytes` (a multiple of the alignment of direct I/O), by all reader threads that are free, so that the first
- * request in the queue ends first. With more than one thread, at most all but one read predictions at a time, so that a
+ * request in the queue ends first. With more than one thread, at most all but one read prefetches at a time, so that a
  * demand finds a free thread. If the system starts fewer threads, the reader runs with those; EM_NO_THREADS if none. */
 EM_API int32_t em_reader_create(int32_t threads, int32_t capacity, int64_t piece_bytes, em_reader **reader);
 /* Drops queued requests, waits for reads under way, joins the threads. */
@@ -186,7 +186,7 @@ typedef struct em_read {
 } em_read;
 
 /* Queue `count` reads at once, and write the ticket of each. If one is invalid, or there is no room for all (EM_FULL),
- * none is queued. Demands are read before predictions, each kind in the order of submission. */
+ * none is queued. Demands are read before prefetches, each kind in the order of submission. */
 EM_API int32_t em_reader_submit(em_reader *reader, const em_read *reads, int32_t count, int32_t demand,
                                 int64_t *tickets);
 /* Wait for the end of a read, at most `timeout_us` (negative: no limit). EM_OK, EM_TIMEOUT, EM_CANCELLED,
@@ -198,7 +198,7 @@ EM_API int32_t em_reader_wait(em_reader *reader, int64_t ticket, int64_t timeout
 EM_API int32_t em_reader_wait_any(em_reader *reader, const int64_t *tickets, int32_t count, int64_t timeout_us);
 /* 1 if the read has succeeded, failed or been cancelled, 0 if not; negative status for a bad ticket. */
 EM_API int32_t em_reader_done(em_reader *reader, int64_t ticket);
-/* Make a queued prediction a demand, behind the demands already queued. */
+/* Make a queued prefetch a demand, behind the demands already queued. */
 EM_API int32_t em_reader_promote(em_reader *reader, int64_t ticket);
 /* EM_OK if the request is cancelled: no piece of it was or will be read. EM_BUSY if its read has begun or is over. */
 EM_API int32_t em_reader_cancel(em_reader *reader, int64_t ticket);

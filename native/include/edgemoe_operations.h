@@ -153,8 +153,8 @@ typedef struct em_prefetch {
 
 /* Where an expert's matrices lie in its record: gate_up at 0, down at down_offset. */
 typedef struct em_expert_layout {
-    int32_t model_width;    /* D */
-    int32_t ffn_width;      /* F */
+    int32_t hidden_size;       /* D */
+    int32_t intermediate_size; /* F */
     int32_t gate_up_format;
     int32_t down_format;
     int64_t down_offset;
@@ -242,7 +242,7 @@ typedef struct em_combine {
     STRUCT(em_fetch) FIELD(em_fetch, experts) FIELD(em_fetch, weights) FIELD(em_fetch, drop_cold) \
         FIELD(em_fetch, paged) FIELD(em_fetch, top_k) \
     STRUCT(em_prefetch) FIELD(em_prefetch, experts) FIELD(em_prefetch, paged) FIELD(em_prefetch, top_k) \
-    STRUCT(em_expert_layout) FIELD(em_expert_layout, model_width) FIELD(em_expert_layout, ffn_width) \
+    STRUCT(em_expert_layout) FIELD(em_expert_layout, hidden_size) FIELD(em_expert_layout, intermediate_size) \
         FIELD(em_expert_layout, gate_up_format) FIELD(em_expert_layout, down_format) \
         FIELD(em_expert_layout, down_offset) \
     STRUCT(em_experts) FIELD(em_experts, input) FIELD(em_experts, experts) FIELD(em_experts, slots) \

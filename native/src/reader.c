@@ -1,8 +1,8 @@
-/* Threads that read expert records from files: demands first, then predictions.
+/* Threads that read expert records from files: demands first, then prefetches.
  *
  * Each reader thread takes the next piece of the first request. So all threads together finish one record early,
- * instead of several records late, and a demand waits only for the pieces of a prediction that are being read, never
- * for the whole prediction.
+ * instead of several records late, and a demand waits only for the pieces of a prefetch that are being read, never
+ * for the whole prefetch.
  *
  * One mutex guards all requests (requests.h); it is held for list operations only, never over a read. */
 #include <errno.h>
@@ -87,9 +87,9 @@ static void wake_one(em_reader *reader) {
 static void serve(em_reader *reader, int32_t place) {
     em_requests *requests = &reader->requests;
     request *r = &requests->places[place];
-    const bool prediction = r->priority == PREDICTION, begins = r->given_out == 0;
+    const bool prefetch = r->priority == PREFETCH, begins = r->given_out == 0;
     const piece next = em_requests_give_out(requests, place);
-    requests->predictions_running += prediction;
+    requests->prefetches_running += prefetch;
     if (begins) reader->counters.queue_wait_ns += em_now_ns() - r->submitted_ns;
     wake_one(reader);
     pthread_mutex_unlock(&reader->mutex);
@@ -101,7 +101,7 @@ static void serve(em_reader *reader, int32_t place) {
     const uint32_t share = status == EM_OK && next.behind >= 0 ? checksum_share(reader->kernels, &next) : 0;
 
     pthread_mutex_lock(&reader->mutex);
-    requests->predictions_running -= prediction;
+    requests->prefetches_running -= prefetch;
     reader->counters.read_ns += end - begin;
     reader->counters.bytes_read += status == EM_READ_FAILED ? 0 : (uint64_t)detail;
     r->pieces_running--;
@@ -116,8 +116,8 @@ static void serve(em_reader *reader, int32_t place) {
         reader->counters.failed += r->status != EM_OK;
         finish(reader, r, r->status, r->status == EM_OK ? r->length : r->detail);
     }
-    /* Predictions may have waited, as only `predictions_max` pieces of them are read at a time. */
-    if (prediction) wake_one(reader);
+    /* Prefetches may have waited, as only `prefetches_max` pieces of them are read at a time. */
+    if (prefetch) wake_one(reader);
 }
 
 static void *read_requests(void *argument) {
@@ -162,7 +162,7 @@ int32_t em_reader_submit(em_reader *reader, const em_read *reads, int32_t count,
     } else {
         const uint64_t now_ns = em_now_ns();
         for (int32_t i = 0; i < count; i++) {
-            tickets[i] = em_requests_put(&reader->requests, &reads[i], demand ? DEMAND : PREDICTION, now_ns);
+            tickets[i] = em_requests_put(&reader->requests, &reads[i], demand ? DEMAND : PREFETCH, now_ns);
         }
         wake_one(reader);
     }
@@ -272,7 +272,7 @@ int32_t em_reader_promote(em_reader *reader, int64_t ticket) {
     request *r = em_requests_find(&reader->requests, ticket);
     if (!r) {
         status = EM_BAD_TICKET;
-    } else if (r->state == QUEUED && r->priority == PREDICTION) {
+    } else if (r->state == QUEUED && r->priority == PREFETCH) {
         em_requests_promote(&reader->requests, r);
         pthread_cond_signal(&reader->work);
     }
@@ -323,9 +323,9 @@ int32_t em_reader_counters(em_reader *reader, em_read_counters *counters) {
 /* ---- beginning and end ----------------------------------------------------------------------------------- */
 
 /* Returns a reader that has no threads yet, or NULL if memory is short. */
-static em_reader *create_idle(int32_t capacity, int64_t piece_bytes, int32_t predictions_max) {
+static em_reader *create_idle(int32_t capacity, int64_t piece_bytes, int32_t prefetches_max) {
     em_reader *reader = calloc(1, sizeof *reader);
-    if (!reader || !em_requests_init(&reader->requests, capacity, piece_bytes, predictions_max) ||
+    if (!reader || !em_requests_init(&reader->requests, capacity, piece_bytes, prefetches_max) ||
         pthread_mutex_init(&reader->mutex, NULL) != 0 || pthread_cond_init(&reader->work, NULL) != 0 ||
         init_waitable(&reader->over) != 0) {
         if (reader) em_requests_free(&reader->requests);
@@ -363,7 +363,7 @@ int32_t em_reader_create(int32_t threads, int32_t capacity, int64_t piece_bytes,
     }
     if (reader->started < threads) { /* no request exists yet, but threads read this field */
         pthread_mutex_lock(&reader->mutex);
-        reader->requests.predictions_max = reader->started > 1 ? reader->started - 1 : 1;
+        reader->requests.prefetches_max = reader->started > 1 ? reader->started - 1 : 1;
         pthread_mutex_unlock(&reader->mutex);
     }
     *result = reader;

@@ -5,8 +5,8 @@
 
 #include <stdlib.h>
 
-bool em_requests_init(em_requests *requests, int32_t capacity, int64_t piece_bytes, int32_t predictions_max) {
-    *requests = (em_requests){.piece_bytes = piece_bytes, .capacity = capacity, .predictions_max = predictions_max};
+bool em_requests_init(em_requests *requests, int32_t capacity, int64_t piece_bytes, int32_t prefetches_max) {
+    *requests = (em_requests){.piece_bytes = piece_bytes, .capacity = capacity, .prefetches_max = prefetches_max};
     requests->places = calloc((size_t)capacity, sizeof *requests->places);
     if (!requests->places) return false;
     for (int32_t i = 0; i < capacity; i++) requests->places[i].next = i + 1 < capacity ? i + 1 : NOWHERE;
@@ -50,8 +50,8 @@ static void dequeue(em_requests *requests, const request *r) {
 
 int32_t em_requests_choose(const em_requests *requests) {
     if (requests->queues[DEMAND].first != NOWHERE) return requests->queues[DEMAND].first;
-    if (requests->predictions_running >= requests->predictions_max) return NOWHERE;
-    return requests->queues[PREDICTION].first;
+    if (requests->prefetches_running >= requests->prefetches_max) return NOWHERE;
+    return requests->queues[PREFETCH].first;
 }
 
 void em_requests_promote(em_requests *requests, request *r) {

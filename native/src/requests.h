@@ -16,7 +16,7 @@ typedef enum request_state {
     OVER
 } request_state;
 
-typedef enum priority { DEMAND = 0, PREDICTION = 1, PRIORITIES = 2 } priority;
+typedef enum priority { DEMAND = 0, PREFETCH = 1, PRIORITIES = 2 } priority;
 
 typedef struct request {
     request_state state;
@@ -49,8 +49,8 @@ typedef struct em_requests {
     int64_t piece_bytes;
     int32_t capacity;
     int32_t free_list;
-    int32_t predictions_running; /* pieces */
-    int32_t predictions_max;     /* that may run at a time */
+    int32_t prefetches_running; /* pieces */
+    int32_t prefetches_max;     /* that may run at a time */
 } em_requests;
 
 /* What one reader is to read at a time. */
@@ -63,7 +63,7 @@ typedef struct piece {
 } piece;
 
 /* Whether there is memory for so many places. */
-bool em_requests_init(em_requests *requests, int32_t capacity, int64_t piece_bytes, int32_t predictions_max);
+bool em_requests_init(em_requests *requests, int32_t capacity, int64_t piece_bytes, int32_t prefetches_max);
 void em_requests_free(em_requests *requests);
 
 bool em_requests_have_room(const em_requests *requests, int32_t count);
@@ -81,7 +81,7 @@ piece em_requests_give_out(em_requests *requests, int32_t place);
 /* Of a request whose pieces failed in several ways, what went wrong first in the record is told. */
 void em_requests_note_failure(em_requests *requests, request *r, const piece *failed, int32_t status, int64_t detail);
 
-/* Puts a queued prediction behind the demands. */
+/* Puts a queued prefetch behind the demands. */
 void em_requests_promote(em_requests *requests, request *r);
 /* Takes a queued request out of its queue, as if all of it were given out. */
 void em_requests_withdraw(em_requests *requests, request *r);

@@ -142,7 +142,7 @@ static void test_reads_together(int descriptor) {
     CHECK_STATUS(EM_FULL, em_reader_submit(reader, reads + 2, READS - 1, 1, tickets + 2));
     CHECK_STATUS(EM_OK, em_reader_submit(reader, reads + 2, READS - 2, 1, tickets + 2));
     CHECK(em_requests_choose(&reader->requests) == 2 && reader->requests.places[2].next == 3);
-    CHECK(reader->requests.queues[PREDICTION].first == 0);
+    CHECK(reader->requests.queues[PREFETCH].first == 0);
     CHECK(start_threads(reader, 3));
     for (int i = 0; i < READS; i++) {
         CHECK_STATUS(EM_OK, em_reader_wait(reader, tickets[i], -1, NULL));
@@ -218,7 +218,7 @@ static void test_pieces(int descriptor) {
     CHECK(reader);
     static uint8_t to[2][3 * PIECE_BYTES];
     const int64_t demand = submit(reader, descriptor, 0, 2 * PIECE_BYTES + 1, to[0], 1);
-    const int64_t prediction = submit(reader, descriptor, FILE_BYTES - PIECE_BYTES, 3 * PIECE_BYTES, to[1], 0);
+    const int64_t prefetch = submit(reader, descriptor, FILE_BYTES - PIECE_BYTES, 3 * PIECE_BYTES, to[1], 0);
     pthread_mutex_lock(&reader->mutex);
     CHECK(em_requests_give_out(&reader->requests, em_requests_choose(&reader->requests)).length == PIECE_BYTES);
     const piece second = em_requests_give_out(&reader->requests, 0);
@@ -238,33 +238,33 @@ static void test_pieces(int descriptor) {
     reader->requests.places[0].pieces_running = 0;
     finish(reader, &reader->requests.places[0], EM_READ_FAILED, EIO);
     pthread_mutex_unlock(&reader->mutex);
-    const int64_t both[2] = {prediction, demand};
+    const int64_t both[2] = {prefetch, demand};
     CHECK_STATUS(EM_OK, em_reader_wait_any(reader, both, 2, 0));
     CHECK_STATUS(EM_TIMEOUT, em_reader_wait_any(reader, both, 1, 1000));
     CHECK(start_threads(reader, 3));
     CHECK_STATUS(EM_OK, em_reader_wait_any(reader, both, 1, -1));
     int64_t detail;
-    CHECK_STATUS(EM_SHORT_READ, em_reader_wait(reader, prediction, -1, &detail));
+    CHECK_STATUS(EM_SHORT_READ, em_reader_wait(reader, prefetch, -1, &detail));
     CHECK(detail == PIECE_BYTES);
     CHECK(memcmp(to[1], content + FILE_BYTES - PIECE_BYTES, PIECE_BYTES) == 0);
-    CHECK_STATUS(EM_OK, em_reader_release(reader, prediction));
+    CHECK_STATUS(EM_OK, em_reader_release(reader, prefetch));
     CHECK_STATUS(EM_BAD_TICKET, em_reader_wait_any(reader, both, 2, 0));
     CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_wait_any(reader, both, 0, 0));
     em_reader_destroy(reader);
 }
 
-/* Predictions leave one of several threads to demands. */
+/* Prefetches leave one of several threads to demands. */
 static void test_predictions_limit(int descriptor) {
     em_reader *reader = create_idle(4, PIECE_BYTES, 1);
     CHECK(reader);
     uint8_t to[64];
     submit(reader, descriptor, 0, 64, to, 0);
     CHECK(em_requests_choose(&reader->requests) == 0);
-    reader->requests.predictions_running = 1;
+    reader->requests.prefetches_running = 1;
     CHECK(em_requests_choose(&reader->requests) == NOWHERE);
     submit(reader, descriptor, 0, 64, to, 1);
     CHECK(em_requests_choose(&reader->requests) == 1);
-    reader->requests.predictions_running = 0;
+    reader->requests.prefetches_running = 0;
     em_reader_destroy(reader);
 }
 
@@ -314,7 +314,7 @@ static void test_few_threads(int descriptor) {
         startable = allowed;
         em_reader *reader = create(8, 1);
         CHECK(reader->started == allowed);
-        CHECK(reader->requests.predictions_max == (allowed > 1 ? allowed - 1 : 1));
+        CHECK(reader->requests.prefetches_max == (allowed > 1 ? allowed - 1 : 1));
         static uint8_t to[5 * PIECE_BYTES];
         const int64_t ticket = submit(reader, descriptor, 7, sizeof to, to, 1);
         int64_t detail;

@@ -38,11 +38,11 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
     heads = kv_heads * number(1, 3)
     llama = model_type == "llama"
     filled = model_type in HEADS_FILL_THE_MODEL
-    model_width = heads * head_width if filled else number(8, 70)
+    hidden_size = heads * head_width if filled else number(8, 70)
     if llama:  # the reference insists on a multiple of the heads, even where heads have a width of their own
-        model_width += -model_width % heads
+        hidden_size += -hidden_size % heads
     config: dict[str, Any] = {
-        "hidden_size": model_width,
+        "hidden_size": hidden_size,
         "num_hidden_layers": number(1, 3),
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,

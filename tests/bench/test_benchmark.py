@@ -202,7 +202,7 @@ def test_a_budget_above_the_limit_is_refused(store: Path) -> None:
 @pytest.mark.slow
 def test_options_of_the_engine_reach_it(store_without_text: Path) -> None:
     settings = Settings(2, 2, 2, 1)
-    options = EngineOptions("floor", prediction="off", policy="lfu", direct_reads=False)
+    options = EngineOptions("floor", prefetch="off", policy="lfu", direct_reads=False)
     report = Benchmark(store_without_text, settings, describe_backend(1), options).run()
     assert report.edgemoe.about["memory"]["slots"] > 0
     assert not report.edgemoe.about["memory"]["direct_reads"]

@@ -90,7 +90,7 @@ def test_a_report_of_forced_routing() -> None:
     runs = [Run(0, 5, 0, 30), Run(5, 5, 30, 30)]
     memory = {"slots": 20, "total_experts": 48, "chunk_tokens": 8}
     done = [asdict(run) for run in runs]
-    counted = {"expert_hits": 60, "expert_misses": 20, "useful_predictions": 25, "late_predictions": 5}
+    counted = {"expert_hits": 60, "expert_misses": 20, "useful_prefetches": 25, "late_prefetches": 5}
     answers = [{"routing": run, **counted} for run in done]
     report = routing_report(forced, 4, memory, answers[1:], done)
     assert report.recall is None
@@ -134,7 +134,7 @@ def test_a_whole_benchmark_on_the_routing_of_a_trace(wide_store: Path, tmp_path:
 def test_a_benchmark_that_reads_ahead_on_made_up_guesses(wide_store: Path, tmp_path: Path) -> None:
     write_trace(tmp_path / "r", routing_trace())
     benchmark = Benchmark(
-        wide_store, Settings(4, 40, 4, 1), describe_backend(1), EngineOptions("floor", prediction="on"),
+        wide_store, Settings(4, 40, 4, 1), describe_backend(1), EngineOptions("floor", prefetch="on"),
         routing=tmp_path / "r", recall=0.8,
     )  # fmt: skip
     report = benchmark.run()

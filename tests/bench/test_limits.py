@@ -1,4 +1,4 @@
-"""Streaming against its limits: which one binds, what was missed, what guesses were worth, and wrong predictions."""
+"""Streaming against its limits: which one binds, what was missed, what guesses were worth, and wrong prefetches."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WORK = TokenWork(
 
 def answer(seconds: float, disk_bytes: int, **counters: int) -> dict[str, Any]:
     nothing = dict.fromkeys(
-        ("predicted_reads", "predicted_bytes", "useful_predictions", "predictable_uses", "predicted_uses"), 0
+        ("prefetched_reads", "prefetched_bytes", "useful_prefetches", "guessable_uses", "guessed_uses"), 0
     )
     return {"continuation_s": seconds, "disk_bytes": disk_bytes, **nothing, **counters}
 
@@ -85,19 +85,19 @@ def test_no_disk_rate_no_limits() -> None:
 
 def test_what_was_read_in_vain_was_not_missed() -> None:
     assert missed_bytes(answer(1.0, 1000), 100) == 1000
-    assert missed_bytes(answer(1.0, 1000, predicted_reads=4, useful_predictions=3), 100) == 900
+    assert missed_bytes(answer(1.0, 1000, prefetched_reads=4, useful_prefetches=3), 100) == 900
     # guesses of an earlier run may be used in this one
-    assert missed_bytes(answer(1.0, 1000, predicted_reads=1, useful_predictions=3), 100) == 1000
-    assert missed_bytes(answer(1.0, 100, predicted_reads=4, useful_predictions=0), 100) == 0
+    assert missed_bytes(answer(1.0, 1000, prefetched_reads=1, useful_prefetches=3), 100) == 1000
+    assert missed_bytes(answer(1.0, 100, prefetched_reads=4, useful_prefetches=0), 100) == 0
 
 
 def test_guesses() -> None:
     report = guess_report(
         [
-            answer(1.0, 0, predicted_reads=6, predicted_bytes=600, useful_predictions=3, predictable_uses=10,
-                   predicted_uses=8),
-            answer(1.0, 0, predicted_reads=2, predicted_bytes=200, useful_predictions=1, predictable_uses=10,
-                   predicted_uses=9),
+            answer(1.0, 0, prefetched_reads=6, prefetched_bytes=600, useful_prefetches=3, guessable_uses=10,
+                   guessed_uses=8),
+            answer(1.0, 0, prefetched_reads=2, prefetched_bytes=200, useful_prefetches=1, guessable_uses=10,
+                   guessed_uses=9),
         ],
         4,
     )  # fmt: skip

@@ -91,7 +91,7 @@ def test_options_reach_the_measurement(measured: list[Benchmark], tmp_path: Path
     file = tmp_path / "figures.json"
     options = ["--prompt", "3", "--decode", "5", "--prefill", "7", "--repeats", "9", "--threads", "3", "--ram", "floor"]
     beside = ["--against", "llama.cpp", "--gguf", str(gguf), "--mmap", "--peer-decode", "2"]
-    options += ["--limit", "3GiB", "--policy", "lfu", "--prediction", "off"]
+    options += ["--limit", "3GiB", "--policy", "lfu", "--prefetch", "off"]
     assert run_command(["bench", *options, *beside, "--json", str(file)]) == 0
     (benchmark,) = measured
     settings = benchmark.settings
@@ -99,7 +99,7 @@ def test_options_reach_the_measurement(measured: list[Benchmark], tmp_path: Path
     assert (benchmark.kernels.threads, benchmark.options.ram) == (3, "floor")
     assert settings.peer_decode_tokens == 2
     assert benchmark.limit_bytes == 3 << 30
-    assert (benchmark.options.policy, benchmark.options.prediction) == ("lfu", "off")
+    assert (benchmark.options.policy, benchmark.options.prefetch) == ("lfu", "off")
     assert benchmark.peer is not None
     assert benchmark.peer.options == {"gguf": str(gguf), "threads": 3, "context": 8, "mmap": True}
     assert json.loads(file.read_text())["ratios"]["decode"]["median"] == 2

@@ -37,7 +37,7 @@ def of_config(folder: Path, destination: Path) -> str:
 
 
 def same(forecast: Store, made: Store) -> None:
-    """All that a memory plan and a prediction take from a store."""
+    """All that a memory plan and a forecast take from a store."""
     spec = store_spec(made)
     assert store_spec(forecast) == spec
     assert model_sizes(forecast, spec) == model_sizes(made, spec)

@@ -1,4 +1,4 @@
-"""The engine: paging, threads, prediction, chunks and rewinds never change an answer; faults are told."""
+"""The engine: paging, threads, prefetch, chunks and rewinds never change an answer; faults are told."""
 
 from __future__ import annotations
 
@@ -80,33 +80,33 @@ def expected(store: Path) -> tuple[list[int], np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    ("slots", "prediction"),
+    ("slots", "prefetch"),
     [
         # every number of slots with the readers at work; the slow tests have all pairs
-        pytest.param(slots, prediction, marks=[] if slots in often else pytest.mark.slow)
-        for prediction, often in {"on": ALL_SLOTS, "off": (1, 6, 17), "auto": (3, 10)}.items()
+        pytest.param(slots, prefetch, marks=[] if slots in often else pytest.mark.slow)
+        for prefetch, often in {"on": ALL_SLOTS, "off": (1, 6, 17), "auto": (3, 10)}.items()
         for slots in ALL_SLOTS
     ],
 )
-def test_streamed_equals_resident_to_the_bit(store: Path, expected, slots: int, prediction: str) -> None:
-    with engine_with_slots(store, slots, prediction=prediction) as engine:
+def test_streamed_equals_resident_to_the_bit(store: Path, expected, slots: int, prefetch: str) -> None:
+    with engine_with_slots(store, slots, prefetch=prefetch) as engine:
         tokens, logits = greedy(engine, PROMPT, 30)
         statistics = engine.statistics
     assert tokens == expected[0]
     np.testing.assert_array_equal(logits, expected[1])
     assert statistics.expert_misses > 0
     assert statistics.disk_bytes > 0
-    assert (statistics.cache.predicted_reads > 0) <= (prediction != "off")
+    assert (statistics.cache.prefetched_reads > 0) <= (prefetch != "off")
 
 
 @pytest.mark.parametrize("phase", [DECODE, VERIFY])
 @pytest.mark.parametrize("lossy", [EXACT, LossySettings(cache_aware_routing=0.5, drop_cold=0.5)])
 def test_several_tokens_that_are_no_prompt_may_run_at_once(store: Path, phase: int, lossy: LossySettings) -> None:
-    with engine_with_slots(store, 12, prediction="on", lossy=lossy) as engine:
+    with engine_with_slots(store, 12, prefetch="on", lossy=lossy) as engine:
         engine.turn.phase = phase
         logits = engine.forward(PROMPT[:7], all_logits=True)
         logits = np.concatenate([logits, engine.forward(PROMPT[7:8])[None]])
-        assert engine.statistics.cache.predicted_reads == 0 or phase == DECODE
+        assert engine.statistics.cache.prefetched_reads == 0 or phase == DECODE
         assert (engine.statistics.cache.dropped > 0) == lossy.on
     assert np.isfinite(logits).all()
     if not lossy.on:
@@ -128,8 +128,8 @@ def test_the_portable_reader_and_plain_reads_give_the_same(
     use_portable_reader(monkeypatch)
     with engine_with_slots(store, EXPERTS) as engine:
         expected = greedy(engine, PROMPT[:20], 5)[1]
-    for slots, prediction in ((2, "off"), (8, "on")):
-        with engine_with_slots(store, slots, direct_reads=direct_reads, prediction=prediction) as engine:
+    for slots, prefetch in ((2, "off"), (8, "on")):
+        with engine_with_slots(store, slots, direct_reads=direct_reads, prefetch=prefetch) as engine:
             np.testing.assert_array_equal(greedy(engine, PROMPT[:20], 5)[1], expected)
 
 
@@ -362,7 +362,7 @@ def test_streamed_equals_resident_on_the_portable_kernels(
     monkeypatch.setenv("EDGEMOE_KERNELS", backend)
     with engine_with_slots(store, EXPERTS) as engine:
         resident = greedy(engine, PROMPT[:20], 4)[1]
-    with engine_with_slots(store, slots, prediction="on") as engine:
+    with engine_with_slots(store, slots, prefetch="on") as engine:
         assert engine.backend.name == backend
         np.testing.assert_array_equal(greedy(engine, PROMPT[:20], 4)[1], resident)
         assert engine.statistics.expert_misses > 0
@@ -377,5 +377,5 @@ def test_policies_change_no_bit(store: Path, expected, policy: str) -> None:
 def test_what_is_no_policy_or_prediction_is_told(store: Path) -> None:
     with pytest.raises(UsageError, match="policy"):
         open_engine(store, EngineOptions(policy="newest"))
-    with pytest.raises(UsageError, match="prediction"):
-        open_engine(store, EngineOptions(prediction="never"))
+    with pytest.raises(UsageError, match="prefetch"):
+        open_engine(store, EngineOptions(prefetch="never"))

@@ -110,9 +110,9 @@ def break_descriptor(engine: Engine) -> Callable[[], None]:
     return mend
 
 
-@pytest.mark.parametrize("prediction", ["on", "off"])
-def test_reads_that_fail(store: Path, expected: list[int], reader: str, prediction: str) -> None:
-    with engine_with_slots(store, SLOTS, prediction=prediction) as engine:
+@pytest.mark.parametrize("prefetch", ["on", "off"])
+def test_reads_that_fail(store: Path, expected: list[int], reader: str, prefetch: str) -> None:
+    with engine_with_slots(store, SLOTS, prefetch=prefetch) as engine:
         answer(engine, 3)
         mend = break_descriptor(engine)
         for _ in range(3):
@@ -189,11 +189,11 @@ def stall(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stall]:
     made.go_on.set()
 
 
-@pytest.mark.parametrize("prediction", ["on", "off"])
+@pytest.mark.parametrize("prefetch", ["on", "off"])
 def test_reads_that_stall(
-    store: Path, expected: list[int], stall: Stall, prediction: str, monkeypatch: pytest.MonkeyPatch
+    store: Path, expected: list[int], stall: Stall, prefetch: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with engine_with_slots(store, SLOTS, prediction=prediction) as engine:
+    with engine_with_slots(store, SLOTS, prefetch=prefetch) as engine:
         tokens = answer(engine, 2)
         engine.rewind(0)
         stall.on = True

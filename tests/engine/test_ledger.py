@@ -61,10 +61,10 @@ def open_clocked(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         backend = ClockedBackend(clock)
         graph = build_graph(spec)
         plan = dataclasses.replace(plan_memory(graph, model_sizes(store, spec), backend, "auto"), slots=slots)
-        opened.append(Engine(store, graph, plan, backend, EngineOptions(prediction="on")))
+        opened.append(Engine(store, graph, plan, backend, EngineOptions(prefetch="on")))
         for routing in opened[-1].routing:  # what no operation computes here
             assert routing is not None
-            routing.experts[:] = routing.predicted[:] = np.arange(routing.experts.shape[1])
+            routing.experts[:] = routing.guess[:] = np.arange(routing.experts.shape[1])
         return opened[-1], clock
 
     monkeypatch.setattr("edgemoe.engine.engine.time", clock)
@@ -89,7 +89,7 @@ def expected_ns(tokens: int, streamed: bool) -> dict[str, int]:
     }
     if streamed:
         costs["experts"] = (LAYERS * (COST_NS[op.Fetch] + COST_NS[op.Experts]), LAYERS * 2)
-        costs["prediction"] = ((LAYERS - 1) * (sum(router) + COST_NS[op.Prefetch]), (LAYERS - 1) * 4)
+        costs["prefetch"] = ((LAYERS - 1) * (sum(router) + COST_NS[op.Prefetch]), (LAYERS - 1) * 4)
     operations = sum(count for _, count in costs.values())
     parts = {part: tokens * (cost - (WAITED_NS + DISK_NS) * count) for part, (cost, count) in costs.items()}
     waited = {"synchronisation": tokens * WAITED_NS * operations, "disk_wait": tokens * DISK_NS * operations}
@@ -162,7 +162,7 @@ def test_shares_and_milliseconds() -> None:
 @pytest.mark.parametrize("ram", ["auto", "floor"])
 def test_the_parts_of_the_bundled_model_add_up_to_the_wall_time(ram: str) -> None:
     random = np.random.default_rng(0)
-    with open_engine(find_model(None), EngineOptions(ram, prediction="on")) as engine:
+    with open_engine(find_model(None), EngineOptions(ram, prefetch="on")) as engine:
         engine.forward(random.integers(0, engine.spec.vocab_size, 8))
         engine.turn.begin_decoding()
         shares = []
@@ -181,7 +181,7 @@ def test_the_parts_of_the_bundled_model_add_up_to_the_wall_time(ram: str) -> Non
     assert LEAST_SHARE <= shares[-1] <= MOST_SHARE, shares
     parts = {"embedding", "attention", "router", "experts", "shared_expert", "combine", "head", "python"}
     if not resident:
-        parts |= {"disk_wait", "prediction"}
+        parts |= {"disk_wait", "prefetch"}
     assert {part for part, ns in ledger.ns.items() if ns > 0} >= parts
     assert min(ledger.ns.values()) >= 0
 

@@ -48,8 +48,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return convert_checkpoint(str(folder / "source"), folder / "store", experts="f32", dense="f32")
 
 
-def run(store: Path, slots: int, lossy: LossySettings = EXACT, prediction: str = "off") -> np.ndarray:
-    with engine_with_slots(store, slots, lossy=lossy, prediction=prediction) as engine:
+def run(store: Path, slots: int, lossy: LossySettings = EXACT, prefetch: str = "off") -> np.ndarray:
+    with engine_with_slots(store, slots, lossy=lossy, prefetch=prefetch) as engine:
         return np.stack(forward_all(engine))
 
 
@@ -144,7 +144,7 @@ def test_the_effect_is_that_of_a_simulation(
             super().__init__(*arguments, **options)
             decoders.append(self)
 
-    with engine_with_slots(store, slots, lossy=lossy, prediction="off") as engine:
+    with engine_with_slots(store, slots, lossy=lossy, prefetch="off") as engine:
         expected_lossy = engine.lossy
         got = forward_all(engine)
         statistics = engine.statistics.cache
@@ -174,7 +174,7 @@ def test_the_effect_is_that_of_a_simulation(
     ("slots", "lossy"), default_pairs([1, 2, 10, ALL], [EXACT, LossySettings(experts_per_token=USED)])
 )
 def test_off_changes_no_bit(store: Path, exact: np.ndarray, slots: int, lossy: LossySettings) -> None:
-    np.testing.assert_array_equal(run(store, slots, lossy, prediction="on"), exact)
+    np.testing.assert_array_equal(run(store, slots, lossy, prefetch="on"), exact)
 
 
 @pytest.mark.parametrize("lossy", [LossySettings(cache_aware_routing=1), LossySettings(drop_cold=1)])
@@ -189,16 +189,16 @@ def test_nothing_changes_where_all_experts_are_in_memory(store: Path, exact: np.
 def test_what_was_dropped_leaves_no_trace_of_what_lay_there(store: Path, slots: int) -> None:
     lossy = LossySettings(cache_aware_routing=0.2, drop_cold=1.0)
     expected = run(store, slots, lossy)
-    with engine_with_slots(store, slots, lossy=lossy, prediction="off") as engine:
+    with engine_with_slots(store, slots, lossy=lossy, prefetch="off") as engine:
         got = forward_all(engine, lambda: engine._space._memory.view(np.float32).fill(np.nan))
         assert engine.statistics.cache.dropped > 0
     np.testing.assert_array_equal(np.stack(got), expected)
     assert np.isfinite(expected).all()
 
 
-@pytest.mark.parametrize(("slots", "prediction"), default_pairs([1, 3, 10], ["on", "off"]))
-def test_all_at_once_with_prediction_and_few_slots(store: Path, slots: int, prediction: str) -> None:
-    got = run(store, slots, LossySettings(cache_aware_routing=0.5, drop_cold=0.35), prediction)
+@pytest.mark.parametrize(("slots", "prefetch"), default_pairs([1, 3, 10], ["on", "off"]))
+def test_all_at_once_with_prediction_and_few_slots(store: Path, slots: int, prefetch: str) -> None:
+    got = run(store, slots, LossySettings(cache_aware_routing=0.5, drop_cold=0.35), prefetch)
     assert np.isfinite(got).all()
 
 

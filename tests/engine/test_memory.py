@@ -310,7 +310,7 @@ def test_what_is_planned_holds_what_is_allocated(name: str, chunk_tokens: int, c
     for dense, experts in (("q8", "q4"), ("f16", "q4m"), ("f32", "f32")):
         formats = weight_formats(graph, dense, experts)
         decoder = decoder_without_weights(graph, formats, workspace)
-        programs = [decoder.whole(), decoder.head, *(layer.predict for layer in decoder.layers)]
+        programs = [decoder.whole(), decoder.head, *(layer.guess for layer in decoder.layers)]
         scratch = max(backend.scratch_bytes(operations) for operations in programs if operations)
         sizes = dataclasses.replace(SIZES, formats=formats, kv_format="q8")
         planned = workspace_bytes(graph, sizes, backend, chunk_tokens, context_length) + kv_cache_bytes(

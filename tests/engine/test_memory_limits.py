@@ -30,8 +30,8 @@ from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
 from edgemoe.process import peak_rss_bytes
 
-model, ram, prediction = sys.argv[1], sys.argv[2], sys.argv[3]
-options = EngineOptions(int(ram) if ram.isdigit() else ram, 2, 1024, prediction=prediction)
+model, ram, prefetch = sys.argv[1], sys.argv[2], sys.argv[3]
+options = EngineOptions(int(ram) if ram.isdigit() else ram, 2, 1024, prefetch=prefetch)
 with open_engine(model, options) as engine:
     prompt = np.random.default_rng(0).integers(0, engine.spec.vocab_size, 600)
     logits = engine.forward(prompt)
@@ -55,8 +55,8 @@ with open_engine(model, options) as engine:
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what is where")]
 
 
-def run(model: Path, ram: str, prediction: str = "auto") -> dict[str, Any]:
-    command = [sys.executable, "-c", RUN, str(model), ram, prediction]
+def run(model: Path, ram: str, prefetch: str = "auto") -> dict[str, Any]:
+    command = [sys.executable, "-c", RUN, str(model), ram, prefetch]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))

@@ -40,7 +40,7 @@ def test_a_token_reads_every_weight_but_the_embedding_and_the_experts_not_chosen
     expected += embedding.bytes // embedding.rows
     for layouts in store.layouts_of_layers:
         for layout in (one.matrices for one in layouts):
-            end = layout.down_offset + layout.down_format.matrix_bytes(layout.model_width, layout.ffn_width)
+            end = layout.down_offset + layout.down_format.matrix_bytes(layout.hidden_size, layout.intermediate_size)
             expected += config["num_experts_per_tok"] * end
     head_width = config["hidden_size"] // config["num_attention_heads"]
     kv_bytes = config["num_hidden_layers"] * 2 * config["num_key_value_heads"] * head_width * 2

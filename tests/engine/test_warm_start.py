@@ -40,7 +40,7 @@ def test_what_was_hot_is_there_again_and_the_answer_is_the_same(made: Path, list
         np.testing.assert_array_equal(landed(engine), hot)
         statistics = engine.statistics.cache
         assert statistics.warm_bytes == hot.sum() * engine.store.record_bytes
-        assert (statistics.read_bytes, statistics.predicted_reads, statistics.misses) == (0, 0, 0)
+        assert (statistics.read_bytes, statistics.prefetched_reads, statistics.misses) == (0, 0, 0)
         listed = engine._hot_list.read()
         assert answer(engine, 25) == expected
     by_heat = [uses[key] for key in listed]

@@ -139,8 +139,8 @@ def test_a_predicted_expert_is_useful_and_named() -> None:
     reader.finish_some()
     run(cache, 1, 2, 5)
     statistics = cache.statistics
-    assert (statistics.predicted_reads, statistics.useful_predictions, statistics.hits) == (2, 1, 1)
-    assert (statistics.predicted_uses, statistics.predictable_uses) == (1, 2)
+    assert (statistics.prefetched_reads, statistics.useful_prefetches, statistics.hits) == (2, 1, 1)
+    assert (statistics.guessed_uses, statistics.guessable_uses) == (1, 2)
 
 
 def test_a_warm_start_reads_the_hottest_first_and_is_no_prediction() -> None:
@@ -154,7 +154,7 @@ def test_a_warm_start_reads_the_hottest_first_and_is_no_prediction() -> None:
     assert [cache.loaded(*key) for key in hot] == [True, True, True, False]
     run(cache, 1, 4)
     statistics = cache.statistics
-    assert (statistics.hits, statistics.misses, statistics.predicted_reads, statistics.late_predictions) == (1, 0, 0, 0)
+    assert (statistics.hits, statistics.misses, statistics.prefetched_reads, statistics.late_prefetches) == (1, 0, 0, 0)
     assert (statistics.warm_bytes, statistics.read_bytes) == (3 * RECORD_BYTES, 0)
     run(cache, 1, 5)  # the coldest leaves
     assert [holds(cache, *key) for key in hot] == [True, True, False, False]
@@ -166,7 +166,7 @@ def test_a_warm_start_makes_way_for_what_is_wanted() -> None:
     run(cache, 0, 0, 2)  # of the three reads only the second one can still be cancelled
     assert [holds(cache, *key) for key in ((0, 0), (0, 2), (1, 4), (0, 3))] == [True, True, False, True]
     statistics = cache.statistics
-    assert (statistics.misses, statistics.late_predictions) == (2, 0)
+    assert (statistics.misses, statistics.late_prefetches) == (2, 0)
     assert (statistics.warm_bytes, statistics.demand_bytes) == (2 * RECORD_BYTES, RECORD_BYTES)
 
 
@@ -186,12 +186,12 @@ def test_a_warm_read_that_fails_is_no_error_until_its_expert_is_wanted() -> None
 def test_a_wrong_guess_that_has_not_begun_is_not_read() -> None:
     cache, reader = make_cache(slots=4)
     cache.prefetch(1, [0, 2])
-    predicted = cache.statistics.predicted_bytes
+    prefetched = cache.statistics.prefetched_bytes
     run(cache, 1, 3)
     # one of the two tickets could still be cancelled
     assert sum(holds(cache, 1, expert) for expert in (0, 2)) == 1
-    assert cache.statistics.predicted_bytes == predicted - RECORD_BYTES
-    assert cache.statistics.predicted_reads == 1
+    assert cache.statistics.prefetched_bytes == prefetched - RECORD_BYTES
+    assert cache.statistics.prefetched_reads == 1
     assert holds(cache, 1, 3)
     assert reader.outstanding() == 1
 
@@ -330,5 +330,5 @@ def test_the_pager_in_c_takes_every_decision_of_the_cache_in_python(policy: str)
     statistics = both.native.statistics
     assert statistics.hits > 500
     assert statistics.misses > 500
-    assert statistics.late_predictions > 10
-    assert statistics.useful_predictions > statistics.late_predictions
+    assert statistics.late_prefetches > 10
+    assert statistics.useful_prefetches > statistics.late_prefetches

@@ -115,11 +115,11 @@ def test_a_read_that_stalls_times_out_and_demand_goes_first(tmp_path: Path) -> N
     reader = ThreadedReader(arena, threads=1)
     # preadv fails at once on a pipe, so the stall is made by a lock that the thread needs.
     with reader._change:
-        predicted = submit_one(reader, stalled, 0, PAGE, arena.ctypes.data, False)
+        prefetched = submit_one(reader, stalled, 0, PAGE, arena.ctypes.data, False)
         demanded = submit_one(reader, stalled, 0, PAGE, arena.ctypes.data, True)
         with pytest.raises(ReadError, match="did not end within"):
             reader.wait(demanded, 0.05)
-    for ticket in (demanded, predicted):
+    for ticket in (demanded, prefetched):
         with pytest.raises(ReadError, match="failed"):
             reader.wait(ticket, 10)
     reader.close()

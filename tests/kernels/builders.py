@@ -83,14 +83,14 @@ def random_matrix(format_name: str, rows: int, columns: int, random: np.random.G
 
 
 def random_ffn(
-    format_name: str, model_width: int, ffn_width: int, random: np.random.Generator
+    format_name: str, hidden_size: int, intermediate_size: int, random: np.random.Generator
 ) -> tuple[Matrix, Matrix]:
     """The `gate_up` and `down` matrices of an FFN."""
-    panels = panel_count(ffn_width)
-    gate, up = (random_matrix(format_name, ffn_width, model_width, random) for _ in range(2))
+    panels = panel_count(intermediate_size)
+    gate, up = (random_matrix(format_name, intermediate_size, hidden_size, random) for _ in range(2))
     both = aligned_copy(interleave_panels(gate.data, up.data, panels))
-    gate_up = Matrix(both, gate.format, 32 * panels, model_width)
-    return gate_up, random_matrix(format_name, model_width, ffn_width, random)
+    gate_up = Matrix(both, gate.format, 32 * panels, hidden_size)
+    return gate_up, random_matrix(format_name, hidden_size, intermediate_size, random)
 
 
 class Places(NamedTuple):

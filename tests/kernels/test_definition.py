@@ -171,8 +171,8 @@ def faults() -> list[tuple[op.Operation, str, str]]:
         (op.GatedFfn(query, replace(gate_up, rows=32), down, query.copy()), "gate_up", "shape (64, 40)"),
         (op.GatedFfn(query, gate_up, replace(down, rows=39), query.copy()), "down", "shape (40, F)"),
         (op.GatedFfn(query, None, down, query.copy()), "gate_up", "a matrix, found NoneType"),  # type: ignore[arg-type]
-        (with_layout(model_width=39), "layouts[1].model_width", "expected 40, found 39"),
-        (with_layout(ffn_width=40), "layouts[1].ffn_width", "expected 24, found 40"),
+        (with_layout(hidden_size=39), "layouts[1].hidden_size", "expected 40, found 39"),
+        (with_layout(intermediate_size=40), "layouts[1].intermediate_size", "expected 24, found 40"),
         (with_layout(down_offset=4), "layouts[1].down_offset", "a multiple of 64"),
         (with_layout(down_offset=arena.shape[1]), "arena", "slots of at least"),
         (replace(experts, layouts=()), "layouts", "1 to 16, found 0"),

@@ -197,7 +197,7 @@ def test_kernels_in_c_and_in_python_leave_the_same_experts_in_the_same_slots(
     statistics = caches[1].statistics
     assert statistics.misses > 0
     assert (statistics.dropped > 0) == (drop_cold > 0)
-    assert (statistics.useful_predictions > 0) >= (slots > 2 * USED)
+    assert (statistics.useful_prefetches > 0) >= (slots > 2 * USED)
     for backend in backends:
         backend.close()
 

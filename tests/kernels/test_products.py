@@ -95,10 +95,10 @@ def test_embed(backend: Backend, format_name: str, rows: int, columns: int, toke
 @given(format_names, column_counts, column_counts, token_counts, ffn_kinds, seeds)
 @example("q4", 32, 1, 39, "spike", 21587)  # a hidden value that only rounding brings, times a weight of zero
 def test_gated_ffn(
-    backend: Backend, format_name: str, width: int, ffn_width: int, tokens: int, kind: str, seed: int
+    backend: Backend, format_name: str, width: int, intermediate_size: int, tokens: int, kind: str, seed: int
 ) -> None:
     random = np.random.default_rng(seed)
-    gate_up, down = random_ffn(format_name, width, ffn_width, random)
+    gate_up, down = random_ffn(format_name, width, intermediate_size, random)
     values = numbers(kind, (tokens, width), random)
     output = aligned((tokens, width), np.float32)
     backend.program([op.GatedFfn(values, gate_up, down, output)]).run(tokens)
@@ -120,7 +120,7 @@ def test_experts(
     backend: Backend,
     format_name: str,
     width: int,
-    ffn_width: int,
+    intermediate_size: int,
     expert_count: int,
     per_token: int,
     tokens: int,
@@ -128,7 +128,7 @@ def test_experts(
 ) -> None:
     random = np.random.default_rng(seed)
     per_token = min(per_token, expert_count)
-    ffns = [random_ffn(format_name, width, ffn_width, random) for _ in range(expert_count)]
+    ffns = [random_ffn(format_name, width, intermediate_size, random) for _ in range(expert_count)]
     slots = aligned_copy(random.permutation(expert_count).astype(np.int32))
     slots[random.random(expert_count) < 0.3] = -1
     arena, layouts = pack_experts(ffns, slots)
@@ -197,13 +197,16 @@ def test_experts_may_mix_formats(backend: Backend) -> None:
 @few_examples
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 3), st.integers(1, 40), seeds)
 def test_experts_of_one_layer_may_differ_in_formats(
-    backend: Backend, width: int, ffn_width: int, per_token: int, tokens: int, seed: int
+    backend: Backend, width: int, intermediate_size: int, per_token: int, tokens: int, seed: int
 ) -> None:
     """In company and alone an expert gives the same bits, whatever formats the others of its layer have."""
     random = np.random.default_rng(seed)
     names = list(FORMATS)
     ffns = [
-        (random_ffn(gate_up, width, ffn_width, random)[0], random_matrix(down, width, ffn_width, random))
+        (
+            random_ffn(gate_up, width, intermediate_size, random)[0],
+            random_matrix(down, width, intermediate_size, random),
+        )
         for gate_up, down in [(names[n % 5], names[(n + seed) % 5]) for n in range(5)] + [("q4", "q8"), ("f16", "q4")]
     ]
     slots = aligned_copy(random.permutation(len(ffns)).astype(np.int32))

@@ -157,14 +157,14 @@ def test_route_takes_the_largest_and_the_lower_number_on_a_tie(logits: list[int]
     assert reference.route(rows, count, False)[1][0] == pytest.approx([v / everything for v in chosen], rel=1e-6)
 
 
-@pytest.mark.parametrize("ffn_width", [1, 16, 21, 40])
-def test_gated_ffn_finds_gate_and_up_in_their_panels(ffn_width: int) -> None:
+@pytest.mark.parametrize("intermediate_size", [1, 16, 21, 40])
+def test_gated_ffn_finds_gate_and_up_in_their_panels(intermediate_size: int) -> None:
     random = np.random.default_rng(6)
-    gate_up, down = random_ffn("f32", 10, ffn_width, random)
+    gate_up, down = random_ffn("f32", 10, intermediate_size, random)
     values = numbers("normal", (2, 10), random)
     panels = dequantise(unpack(gate_up.data, gate_up.format, gate_up.rows, 10)).reshape(-1, 2, 16, 10)
-    gate, up = (panels[:, half].reshape(-1, 10)[:ffn_width].astype(float) for half in (0, 1))
-    weights = dequantise(unpack(down.data, down.format, 10, ffn_width)).astype(float)
+    gate, up = (panels[:, half].reshape(-1, 10)[:intermediate_size].astype(float) for half in (0, 1))
+    weights = dequantise(unpack(down.data, down.format, 10, intermediate_size)).astype(float)
     for t in range(2):
         g, u = gate @ values[t], up @ values[t]
         hidden = g / (1 + np.exp(-g)) * u

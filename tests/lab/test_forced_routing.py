@@ -53,7 +53,7 @@ def test_the_engine_does_what_the_trace_says(
             for token in IDS[:10]:
                 engine.forward([token])
         statistics = engine.statistics
-    assert statistics.cache.predicted_reads == 0
+    assert statistics.cache.prefetched_reads == 0
     done = read_trace(tmp_path / "t")
     assert done.shape.experts_used == 2
     for phase, recorded, count in ((PROMPT, range(3), 5), (DECODE, range(3, 7), 10)):
@@ -163,32 +163,32 @@ def test_a_layer_that_lacks_where_no_later_token_has_it_is_told() -> None:
 @pytest.mark.parametrize("recall", [0.0, 0.6, 1.0])
 def test_guesses_are_made_up_of_the_recall_that_is_asked_for(store: Path, recall: float) -> None:
     forced = ForcedRouting(made_up_trace(SHAPE, tokens=60, prompt_tokens=3), recall=recall)
-    with engine_with_slots(store, EXPERTS - 2, routing=forced, prediction="on") as engine:
+    with engine_with_slots(store, EXPERTS - 2, routing=forced, prefetch="on") as engine:
         engine.turn.begin_decoding()
         named = 0
         for token in range(40):
             engine.forward([token])
             for routing in engine.routing:
                 assert routing is not None
-                assert len(set(routing.predicted[0].tolist())) == 2
-                named += len(set(routing.predicted[0].tolist()) & set(routing.experts[0].tolist()))
+                assert len(set(routing.guess[0].tolist())) == 2
+                named += len(set(routing.guess[0].tolist()) & set(routing.experts[0].tolist()))
         cache = engine.statistics.cache
     assert named / (40 * 3 * 2) == pytest.approx(recall, abs=0.1)
-    assert cache.predictable_uses == 40 * 2 * 2
-    assert cache.predicted_uses / cache.predictable_uses == pytest.approx(recall, abs=0.12)
-    assert cache.predicted_reads > 0
+    assert cache.guessable_uses == 40 * 2 * 2
+    assert cache.guessed_uses / cache.guessable_uses == pytest.approx(recall, abs=0.12)
+    assert cache.prefetched_reads > 0
 
 
 def test_guesses_differ_where_few_experts_are_left_to_guess_wrong(store: Path) -> None:
     shape = dataclasses.replace(SHAPE, experts_used=6)
     forced = ForcedRouting(made_up_trace(shape, tokens=30, prompt_tokens=3), recall=0.2)
-    with engine_with_slots(store, EXPERTS - 2, routing=forced, prediction="on") as engine:
+    with engine_with_slots(store, EXPERTS - 2, routing=forced, prefetch="on") as engine:
         engine.turn.begin_decoding()
         for token in range(20):
             engine.forward([token])
             for routing in engine.routing:
                 assert routing is not None
-                assert len(set(routing.predicted[0].tolist())) == 6
+                assert len(set(routing.guess[0].tolist())) == 6
 
 
 def test_a_recall_that_is_none_is_refused() -> None:

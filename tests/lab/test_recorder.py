@@ -113,8 +113,8 @@ def test_streamed_and_resident_traces_differ_in_residency_only(store: Path, tmp_
     resident, logits, _ = record(store, tmp_path / "t", EXPERTS)
     assert resident.residency.all()
     assert not resident.expert_bytes.any()
-    for slots, prediction in ((3, "on"), (11, "off")):
-        streamed, streamed_logits, _ = record(store, tmp_path / f"{slots}-t", slots, prediction=prediction)
+    for slots, prefetch in ((3, "on"), (11, "off")):
+        streamed, streamed_logits, _ = record(store, tmp_path / f"{slots}-t", slots, prefetch=prefetch)
         np.testing.assert_array_equal(streamed_logits, logits)
         assert not streamed.residency.all()
         for one, other in zip(streamed.columns[:-2], resident.columns[:-2], strict=True):
@@ -122,7 +122,7 @@ def test_streamed_and_resident_traces_differ_in_residency_only(store: Path, tmp_
 
 
 def test_residency_and_bytes_are_what_the_cache_counts(store: Path, tmp_path: Path) -> None:
-    trace, _, engine = record(store, tmp_path / "t", 11, prediction="off")
+    trace, _, engine = record(store, tmp_path / "t", 11, prefetch="off")
     decoded = trace.phase == DECODE
     asked = [tuple(row) for row in np.stack((trace.turn, trace.layer, trace.expert), 1)[~decoded].tolist()]
     assert len(asked) > len(set(asked))  # a prompt asks for some experts more than once, and the cache sees it once
@@ -134,7 +134,7 @@ def test_residency_and_bytes_are_what_the_cache_counts(store: Path, tmp_path: Pa
 
 
 def test_experts_that_were_dropped_cost_no_bytes(store: Path, tmp_path: Path) -> None:
-    trace, _, engine = record(store, tmp_path / "t", 11, prediction="off", lossy=LossySettings(drop_cold=0.33))
+    trace, _, engine = record(store, tmp_path / "t", 11, prefetch="off", lossy=LossySettings(drop_cold=0.33))
     statistics = engine.statistics
     assert statistics.expert_drops > 0
     assert int(trace.expert_bytes.sum()) == statistics.disk_bytes

@@ -31,7 +31,7 @@ def named(weight: object) -> str | None:
 )
 def test_the_guess_at_the_next_layer_is_made_by_its_router(config: dict[str, object]) -> None:
     layers = build_graph(model_spec(config), BuildOptions(cache_aware_routing=0.2)).layers
-    guess, own = routes(layers[3])["predict"], routes(layers[4])["attend"]
+    guess, own = routes(layers[3])["guess"], routes(layers[4])["attend"]
     assert [getattr(guess, name) for name in SETTINGS] == [getattr(own, name) for name in SETTINGS]
     assert named(guess.choice_bias) == named(own.choice_bias)
     assert (guess.bonus, own.bonus) == (0, 0.2)  # a guess says what the router would choose, not what is cheap

@@ -43,8 +43,8 @@ def version_1(folder: Path, fast_checksums: bool = True) -> Store:
         matrices = layout.matrices
         layers.append(
             {
-                "model_width": layout.hidden_size,
-                "ffn_width": layout.intermediate_size,
+                "hidden_size": layout.hidden_size,
+                "intermediate_size": layout.intermediate_size,
                 "gate_up_format": matrices.gate_up_format.name,
                 "down_format": matrices.down_format.name,
                 "down_offset": matrices.down_offset,
@@ -132,10 +132,10 @@ def store_weights(store: Store) -> dict[str, np.ndarray[Any, Any]]:
             file.seek(record.offset)
             data = np.frombuffer(file.read(record.length), np.uint8)
         layout = store.manifest.layouts[record.layout].matrices
-        rows = 2 * panel_count(layout.ffn_width) * PANEL_ROWS
-        matrices[f"{record.name}.gate_up"] = _cut(data, layout.gate_up_format, rows, layout.model_width)
+        rows = 2 * panel_count(layout.intermediate_size) * PANEL_ROWS
+        matrices[f"{record.name}.gate_up"] = _cut(data, layout.gate_up_format, rows, layout.hidden_size)
         down = data[layout.down_offset :]
-        matrices[f"{record.name}.down"] = _cut(down, layout.down_format, layout.model_width, layout.ffn_width)
+        matrices[f"{record.name}.down"] = _cut(down, layout.down_format, layout.hidden_size, layout.intermediate_size)
     for name, matrix in matrices.items():
         values = dequantise(unpack(matrix.data, matrix.format, matrix.rows, matrix.columns))
         if name.endswith("gate_up"):

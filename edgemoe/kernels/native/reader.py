@@ -1,4 +1,4 @@
-"""Native reader threads: they read expert records from files into memory, demands before predictions."""
+"""Native reader threads: they read expert records from files into memory, demands before prefetches."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class NativeReader:
     """`threads` reader threads, or fewer if the system starts fewer, for up to `capacity` open requests.
 
     A request is read in pieces, by all threads that are free. With more than one thread, at most all but one read
-    predictions at a time, so that a demand finds a free thread. A descriptor may be opened with O_DIRECT if offsets,
+    prefetches at a time, so that a demand finds a free thread. A descriptor may be opened with O_DIRECT if offsets,
     lengths and addresses are aligned for it. The caller keeps the destination alive until the request is done or
     cancelled, and releases every ticket.
     """
@@ -108,7 +108,7 @@ class NativeReader:
         return bool(result)
 
     def promote(self, ticket: int) -> None:
-        """Turn a queued prediction into a demand; other requests are left unchanged."""
+        """Turn a queued prefetch into a demand; other requests are left unchanged."""
         status = self._library.em_reader_promote(self._address, ticket)
         if status:
             raise self._failure(status, "a promotion")

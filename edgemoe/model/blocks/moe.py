@@ -93,20 +93,20 @@ class Moe:
 
     def emit_guess(self, build: Builder, source: op.Floats) -> None:
         guessed = self._routing(build)
-        experts, weights = guessed.predicted, guessed.predicted_weights
+        experts, weights = guessed.guess, guessed.guess_weights
         if build.options.forced_routing:
             experts = build.row_numbers("guessed_experts", self.top_k, rows=1)
             weights = build.fixed_rows("guessed_weights", 1, self.top_k)
         logits = build.fixed_rows("guessed_logits", 1, self.num_experts)
         self.router.emit(build, source, logits, experts, weights)
-        build.add(op.Prefetch(guessed.predicted, build.paging()))
+        build.add(op.Prefetch(guessed.guess, build.paging()))
 
     def _routing(self, build: Builder) -> RoutingValues:
         E, K = self.num_experts, self.top_k
         return RoutingValues(
             experts=build.kept("experts", "T", K, dtype="i32"),
             weights=build.kept("weights", "T", K),
-            predicted=build.kept("predicted", 1, K, dtype="i32"),
-            predicted_weights=build.kept("predicted_weights", 1, K),
+            guess=build.kept("guess", 1, K, dtype="i32"),
+            guess_weights=build.kept("guess_weights", 1, K),
             slots=build.kept("slots", E, dtype="i32"),
         )

@@ -32,8 +32,8 @@ typedef struct ffn {
 
 /* The widths of all FFNs of an operation, and what their products take, whichever of them run. */
 typedef struct ffn_sizes {
-    int32_t model_width;
-    int32_t ffn_width;
+    int32_t hidden_size;
+    int32_t intermediate_size;
     uint8_t quantised_input;  /* some gate and up are quantised */
     uint8_t quantised_hidden; /* some down is quantised */
     uint8_t float_hidden;     /* some down is not */
@@ -69,10 +69,10 @@ static ffn_memory lay_out(em_layout *layout, ffn_sizes sizes, int32_t tokens, in
     memory.starts = em_lay_out(layout, ((size_t)experts + 1) * sizeof(int32_t));
     memory.states = em_lay_out(layout, (size_t)experts);
     memory.wanted = em_lay_out(layout, (size_t)tokens);
-    if (sizes.quantised_input) memory.input = em_lay_out_quantised(layout, tokens, sizes.model_width);
-    if (sizes.quantised_hidden) memory.hidden = em_lay_out_quantised(layout, pairs, sizes.ffn_width);
+    if (sizes.quantised_input) memory.input = em_lay_out_quantised(layout, tokens, sizes.hidden_size);
+    if (sizes.quantised_hidden) memory.hidden = em_lay_out_quantised(layout, pairs, sizes.intermediate_size);
     if (sizes.float_hidden) {
-        memory.float_hidden = em_lay_out(layout, (size_t)pairs * sizes.ffn_width * sizeof(float));
+        memory.float_hidden = em_lay_out(layout, (size_t)pairs * sizes.intermediate_size * sizeof(float));
     }
     return memory;
 }
@@ -93,7 +93,7 @@ static void each_ffn(const ffn_task *task, int64_t begin, int64_t end, int32_t p
 /* Turns the products of one pair with the gate and up panels of one group into the pair's hidden columns. */
 static void finish_group(const ffn_task *task, const ffn *f, int32_t group, int32_t pair, const float *products) {
     const em_kernels *kernels = task->run->kernels;
-    const int32_t start = group * EM_GROUP_COLUMNS, left = task->sizes.ffn_width - start;
+    const int32_t start = group * EM_GROUP_COLUMNS, left = task->sizes.intermediate_size - start;
     const int32_t columns = left < EM_GROUP_COLUMNS ? left : EM_GROUP_COLUMNS;
     float hidden[EM_GROUP_COLUMNS];
     for (int32_t column = 0; column < columns; column += EM_PANEL_ROWS) {
@@ -105,14 +105,14 @@ static void finish_group(const ffn_task *task, const ffn *f, int32_t group, int3
         kernels->quantise(hidden, columns, task->memory.hidden.values + at * EM_GROUP_COLUMNS,
                           task->memory.hidden.groups + at);
     } else {
-        float *row = task->memory.float_hidden + (size_t)pair * task->sizes.ffn_width;
+        float *row = task->memory.float_hidden + (size_t)pair * task->sizes.intermediate_size;
         memcpy(row + start, hidden, (size_t)columns * sizeof *hidden);
     }
 }
 
 /* Computes groups `begin` to `end` of one FFN, as many at a time as the buffer of products holds. */
 static void go_up_groups(const ffn_task *task, const ffn *f, int32_t begin, int32_t end) {
-    const int32_t panel_count = 2 * em_panel_count(task->sizes.ffn_width);
+    const int32_t panel_count = 2 * em_panel_count(task->sizes.intermediate_size);
     const int32_t rows_at_once = f->count < EM_ROWS_AT_ONCE ? f->count : EM_ROWS_AT_ONCE;
     const int32_t groups_at_once = EM_PRODUCTS_AT_ONCE / (2 * EM_GROUP_COLUMNS) / rows_at_once;
     for (int32_t first = begin; first < end; first += groups_at_once) {
@@ -152,7 +152,7 @@ static void go_down_panels(const ffn_task *task, const ffn *f, int32_t begin, in
     for (int32_t panel = begin; panel < end; panel += panels_at_once) {
         const int32_t panels = end - panel < panels_at_once ? end - panel : panels_at_once;
         const int32_t row = panel * EM_PANEL_ROWS, width = panels * EM_PANEL_ROWS;
-        const int32_t height = sizes.model_width - row < width ? sizes.model_width - row : width;
+        const int32_t height = sizes.hidden_size - row < width ? sizes.hidden_size - row : width;
         for (int32_t done = 0; done < f->count; done += EM_ROWS_AT_ONCE) {
             const int32_t left = f->count - done, pair = f->first + done;
             const int32_t count = left < EM_ROWS_AT_ONCE ? left : EM_ROWS_AT_ONCE;
@@ -163,7 +163,7 @@ static void go_down_panels(const ffn_task *task, const ffn *f, int32_t begin, in
                                                        (size_t)width);
             for (int32_t i = 0; i < count; i++) {
                 const size_t output_row = task->memory.output_rows[pair + i];
-                float *output = task->output + output_row * sizes.model_width + row;
+                float *output = task->output + output_row * sizes.hidden_size + row;
                 memcpy(output, products + (size_t)i * width, (size_t)height * sizeof *output);
             }
         }
@@ -173,7 +173,7 @@ static void go_down_panels(const ffn_task *task, const ffn *f, int32_t begin, in
 static void go_down(void *context, int64_t begin, int64_t end, int32_t thread) {
     const ffn_task *task = context;
     (void)thread;
-    each_ffn(task, begin, end, em_panel_count(task->sizes.model_width), go_down_panels);
+    each_ffn(task, begin, end, em_panel_count(task->sizes.hidden_size), go_down_panels);
 }
 
 /* ---- both ----------------------------------------------------------------------------------------------- */
@@ -189,7 +189,7 @@ static size_t panel_bytes_of(const em_matrix *matrix) { return em_panel_bytes(ma
 /* Quantises the wanted input rows, if the weights are quantised. */
 static void quantise_input(const em_run *run, ffn_sizes sizes, ffn_memory memory, const float *input) {
     if (sizes.quantised_input) {
-        em_quantise_rows(run, input, run->tokens, sizes.model_width, memory.wanted, memory.input);
+        em_quantise_rows(run, input, run->tokens, sizes.hidden_size, memory.wanted, memory.input);
     }
 }
 
@@ -198,10 +198,10 @@ static void run_ffns(const em_run *run, ffn_sizes sizes, ffn_memory memory, cons
                      int32_t ffn_count, int32_t pairs) {
     if (ffn_count == 0) return;
     ffn_task task = {.run = run, .sizes = sizes, .memory = memory, .output = output};
-    task.input = (em_activations){input, memory.input.values, memory.input.groups, sizes.model_width,
-                                  em_group_count(sizes.model_width)};
-    task.hidden = (em_activations){memory.float_hidden, memory.hidden.values, memory.hidden.groups, sizes.ffn_width,
-                                   em_group_count(sizes.ffn_width)};
+    task.input = (em_activations){input, memory.input.values, memory.input.groups, sizes.hidden_size,
+                                  em_group_count(sizes.hidden_size)};
+    task.hidden = (em_activations){memory.float_hidden, memory.hidden.values, memory.hidden.groups, sizes.intermediate_size,
+                                   em_group_count(sizes.intermediate_size)};
     const int32_t rows_per_ffn = (pairs + ffn_count - 1) / ffn_count;
     size_t up_bytes = 0, down_bytes = 0; /* of an item of each FFN */
     for (int32_t i = 0; i < ffn_count; i++) {
@@ -210,7 +210,7 @@ static void run_ffns(const em_run *run, ffn_sizes sizes, ffn_memory memory, cons
     }
     em_pool_for(run->pool, (int64_t)ffn_count * task.hidden.group_count, chunk_of(up_bytes / ffn_count, rows_per_ffn),
                 go_up, &task);
-    em_pool_for(run->pool, (int64_t)ffn_count * em_panel_count(sizes.model_width),
+    em_pool_for(run->pool, (int64_t)ffn_count * em_panel_count(sizes.hidden_size),
                 chunk_of(down_bytes / ffn_count, rows_per_ffn), go_down, &task);
 }
 
@@ -223,7 +223,7 @@ static void add_formats(ffn_sizes *sizes, int32_t gate_up_format, int32_t down_f
 }
 
 static ffn_sizes sizes_of_gated_ffn(const em_gated_ffn *f) {
-    ffn_sizes sizes = {.model_width = f->gate_up.columns, .ffn_width = f->down.columns};
+    ffn_sizes sizes = {.hidden_size = f->gate_up.columns, .intermediate_size = f->down.columns};
     add_formats(&sizes, f->gate_up.format, f->down.format);
     return sizes;
 }
@@ -261,7 +261,7 @@ typedef struct expert_wave {
 } expert_wave;
 
 static ffn_sizes sizes_of_experts(const em_experts *e) {
-    ffn_sizes sizes = {.model_width = e->hidden_size, .ffn_width = e->layouts[0].ffn_width};
+    ffn_sizes sizes = {.hidden_size = e->hidden_size, .intermediate_size = e->layouts[0].intermediate_size};
     for (int32_t i = 0; i < e->layouts_count; i++) {
         add_formats(&sizes, e->layouts[i].gate_up_format, e->layouts[i].down_format);
     }
@@ -272,9 +272,9 @@ static ffn_sizes sizes_of_experts(const em_experts *e) {
 static ffn ffn_of(const em_experts *e, int32_t expert, int32_t first, int32_t count) {
     const em_expert_layout *layout = &e->layouts[e->layout_of[expert]];
     const uint8_t *record = e->arena + (size_t)e->slots[expert] * (size_t)e->slot_bytes;
-    const int32_t gate_up_rows = 2 * EM_PANEL_ROWS * em_panel_count(layout->ffn_width);
-    return (ffn){.gate_up = {record, layout->gate_up_format, gate_up_rows, layout->model_width},
-                 .down = {record + layout->down_offset, layout->down_format, layout->model_width, layout->ffn_width},
+    const int32_t gate_up_rows = 2 * EM_PANEL_ROWS * em_panel_count(layout->intermediate_size);
+    return (ffn){.gate_up = {record, layout->gate_up_format, gate_up_rows, layout->hidden_size},
+                 .down = {record + layout->down_offset, layout->down_format, layout->hidden_size, layout->intermediate_size},
                  .first = first,
                  .count = count};
 }

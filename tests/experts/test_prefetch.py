@@ -7,13 +7,13 @@ import random
 import pytest
 
 from edgemoe.errors import UsageError
-from edgemoe.experts.prediction import BLOCK_TOKENS, HOLD_TOKENS, TRIAL_BLOCKS, WARM_UP_TOKENS, PredictionSwitch
+from edgemoe.experts.prefetch import BLOCK_TOKENS, HOLD_TOKENS, TRIAL_BLOCKS, WARM_UP_TOKENS, PrefetchTrial
 
 TRIAL_TOKENS = BLOCK_TOKENS * TRIAL_BLOCKS
 
 
-def opened(switch: PredictionSwitch, tokens: int, with_ns: int, without_ns: int) -> list[bool]:
-    """Whether the switch was open for each of some tokens, which take so long with predicted reads and without."""
+def opened(switch: PrefetchTrial, tokens: int, with_ns: int, without_ns: int) -> list[bool]:
+    """Whether the switch was open for each of some tokens, which take so long with prefetched reads and without."""
     found = []
     for _ in range(tokens):
         found.append(switch.open)
@@ -23,7 +23,7 @@ def opened(switch: PredictionSwitch, tokens: int, with_ns: int, without_ns: int)
 
 @pytest.mark.parametrize(("with_ns", "pays"), [(90, True), (98, True), (100, False), (130, False)])
 def test_what_is_faster_is_kept(with_ns: int, pays: bool) -> None:
-    switch = PredictionSwitch()
+    switch = PrefetchTrial()
     assert not any(opened(switch, WARM_UP_TOKENS, with_ns, 100))
     trial = opened(switch, TRIAL_TOKENS, with_ns, 100)
     assert sum(trial) == TRIAL_TOKENS // 2
@@ -34,7 +34,7 @@ def test_what_is_faster_is_kept(with_ns: int, pays: bool) -> None:
 
 
 def test_a_few_slow_tokens_decide_nothing() -> None:
-    switch = PredictionSwitch()
+    switch = PrefetchTrial()
     opened(switch, WARM_UP_TOKENS, 90, 100)
     for number in range(TRIAL_TOKENS):
         slow = number % 9 == 0
@@ -43,10 +43,10 @@ def test_a_few_slow_tokens_decide_nothing() -> None:
 
 
 def share_of_trials_that_open(with_ns: float, scatter: float) -> float:
-    """Where tokens take 100 ns without predicted reads, and each time scatters by that share."""
+    """Where tokens take 100 ns without prefetched reads, and each time scatters by that share."""
     generator, found = random.Random(1), []
     for _ in range(400):
-        switch = PredictionSwitch()
+        switch = PrefetchTrial()
         for _ in range(WARM_UP_TOKENS + TRIAL_TOKENS):
             switch.record(round(1e6 * (with_ns if switch.open else 100) * generator.gauss(1, scatter)))
         found.append(switch.verdict)
@@ -61,7 +61,7 @@ def test_what_cannot_be_told_apart_is_not_kept() -> None:
 
 
 def test_trials_come_again_and_more_rarely() -> None:
-    switch = PredictionSwitch()
+    switch = PrefetchTrial()
     opened(switch, WARM_UP_TOKENS, 130, 100)
     tokens_open = []
     for _ in range(12):
@@ -75,7 +75,7 @@ def test_trials_come_again_and_more_rarely() -> None:
     assert tokens_open[0] >= HOLD_TOKENS[0]
     assert tokens_open == sorted(tokens_open)
     assert tokens_open[-1] == HOLD_TOKENS[1]
-    # what trials cost where prediction makes tokens 30 % slower
+    # what trials cost where prefetch makes tokens 30 % slower
     assert TRIAL_TOKENS / 2 * 30 / (HOLD_TOKENS[0] * 100) < 0.03
     opened(switch, TRIAL_TOKENS, 50, 100)
     assert switch.verdict
@@ -84,7 +84,7 @@ def test_trials_come_again_and_more_rarely() -> None:
 
 def test_modes() -> None:
     for mode, always in (("on", True), ("off", False)):
-        switch = PredictionSwitch(mode)
+        switch = PrefetchTrial(mode)
         assert set(opened(switch, 500, 10, 100)) == {always}
     with pytest.raises(UsageError, match="auto, on, off"):
-        PredictionSwitch("sometimes")
+        PrefetchTrial("sometimes")

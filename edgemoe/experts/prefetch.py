@@ -1,7 +1,7 @@
 """Decides by trial whether prefetching pays, since no rule holds for every disk, model and budget.
 
 Where the disk is the limit, a wrong guess delays a demand read; where it is idle, a right one saves a wait. So tokens
-with and without predicted reads are timed in turn, and the faster way is kept for a while.
+with and without prefetched reads are timed in turn, and the faster way is kept for a while.
 """
 
 from __future__ import annotations
@@ -13,37 +13,37 @@ import numpy as np
 
 from edgemoe.errors import UsageError
 
-PREDICTION_MODES = ("auto", "on", "off")
+PREFETCH_MODES = ("auto", "on", "off")
 """Prefetch by trial, always, or never."""
 
 WARM_UP_TOKENS = 16
 """Tokens before the first trial; while the cache fills their times are not typical."""
 BLOCK_TOKENS = 4
 TRIAL_BLOCKS = 8
-"""Blocks of tokens in a trial, alternately with and without predicted reads."""
+"""Blocks of tokens in a trial, alternately with and without prefetched reads."""
 HOLD_TOKENS = (256, 4096)
 """Tokens for which a verdict holds: at first, and at most; doubled each time that the verdict is the same."""
 LEAST_GAIN = 0.01
-"""Prediction is kept where it saves at least this share of a token's time, and more than the scatter of the times,
+"""Prefetching is kept where it saves at least this share of a token's time, and more than the scatter of the times,
 which vary with the experts that tokens miss. Where the difference is smaller, useless reads are avoided."""
 
 
-class PredictionSwitch:
-    """A switch that is open while predicted reads pay. `record` takes the time of every decoded token."""
+class PrefetchTrial:
+    """A switch that is open while prefetched reads pay. `record` takes the time of every decoded token."""
 
     def __init__(self, mode: str = "auto") -> None:
-        """Raises UsageError for a mode that is not in `PREDICTION_MODES`."""
-        if mode not in PREDICTION_MODES:
-            raise UsageError(f"prediction: expected {', '.join(PREDICTION_MODES)}, found {mode!r}.", "Leave it out.")
+        """Raises UsageError for a mode that is not in `PREFETCH_MODES`."""
+        if mode not in PREFETCH_MODES:
+            raise UsageError(f"prefetch: expected {', '.join(PREFETCH_MODES)}, found {mode!r}.", "Leave it out.")
         self.mode = mode
         self._left = WARM_UP_TOKENS
         self._hold_tokens = HOLD_TOKENS[0]
         self._verdict = False
-        self._trial: list[list[int]] | None = None  # times of tokens without and with predicted reads
+        self._trial: list[list[int]] | None = None  # times of tokens without and with prefetched reads
 
     @property
     def open(self) -> bool:
-        """Whether reads may be predicted for the next token."""
+        """Whether reads may be prefetched for the next token."""
         if self.mode != "auto":
             return self.mode == "on"
         if self._trial is None:
@@ -52,11 +52,11 @@ class PredictionSwitch:
 
     @property
     def verdict(self) -> bool:
-        """Whether prediction paid in the latest trial."""
+        """Whether prefetch paid in the latest trial."""
         return self._verdict
 
     def record(self, token_ns: int) -> None:
-        """Take in the time of a decoded token, in nanoseconds, with predicted reads if the switch was open."""
+        """Take in the time of a decoded token, in nanoseconds, with prefetched reads if the switch was open."""
         if self.mode != "auto":
             return
         if self._trial is None:
