@@ -38,7 +38,7 @@ def rms(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def formula(block: Attention, w: dict[str, np.ndarray], stream: np.ndarray) -> np.ndarray:
-    """What the block adds to the residual stream, token by token and head by head."""
+    """Compute what the block adds to the residual stream, token by token and head by head."""
 
     def projected(name: str, heads: int) -> np.ndarray:
         product = normed @ w[name].T + w.get(f"{name}_bias", 0)

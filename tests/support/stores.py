@@ -43,8 +43,8 @@ def version_1(folder: Path, fast_checksums: bool = True) -> Store:
         matrices = layout.matrices
         layers.append(
             {
-                "hidden_size": layout.hidden_size,
-                "intermediate_size": layout.intermediate_size,
+                "model_width": layout.hidden_size,
+                "ffn_width": layout.intermediate_size,
                 "gate_up_format": matrices.gate_up_format.name,
                 "down_format": matrices.down_format.name,
                 "down_offset": matrices.down_offset,

@@ -198,7 +198,7 @@ def draw_heat_map(heat_map: HeatMap, coloured: bool) -> Text:
                 shade = SHADES[round(heat_map.heat[row, column] * (len(SHADES) - 1))]
                 text.append(shade + ("|" if heat_map.resident[row, column] >= 0.5 else " "))
             text.append("\n")
-        meaning = f"'{SHADES.strip()}': from least to most used; '|': in memory"
+        meaning = f"'{SHADES.strip()}': least to most used; '|': in memory"
     text.append(f"{heat_map.layers} layers down, {heat_map.experts} experts across; {meaning}", style="dim")
     return text
 
