@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -23,7 +23,6 @@ from edgemoe.model.graph import (
     Value,
     Weight,
     bound,
-    leaves_of,
 )
 from edgemoe.store.reader import Store
 
@@ -43,6 +42,10 @@ class WeightFormats:
         default_factory=WeakKeyDictionary, compare=False, repr=False
     )
     """Sizes that were measured already; a plan asks for the same ones several times."""
+    distinct: WeakKeyDictionary[Graph, list[Section]] = field(
+        default_factory=WeakKeyDictionary, compare=False, repr=False
+    )
+    """The sections of a graph in which all sizes occur."""
 
     @classmethod
     def of(cls, store: Store) -> WeightFormats:
@@ -55,6 +58,8 @@ def step_scratch_bytes(
     graph: Graph, formats: WeightFormats, backend: Backend, tokens: int, context_length: int, kv_format: KvFormat
 ) -> int:
     """Bytes of scratch of the backend for any operation of a step of `tokens` tokens."""
+    if not backend.scratch_grows_with_context:
+        context_length = 1
     known, key = formats.known.setdefault(backend, {}), (graph, tokens, context_length, kv_format)
     if key not in known:
 
@@ -71,17 +76,21 @@ def step_scratch_bytes(
     return known[key]
 
 
-def _distinct_sections(graph: Graph, formats: WeightFormats) -> Iterable[Section]:
+def _distinct_sections(graph: Graph, formats: WeightFormats) -> list[Section]:
     """One section of each kind and choice of formats: the scratch of all others is that of one of them."""
-    return {(kind, *_formats_in(section, formats)): section for section, kind in graph.kinds()}.values()
-
-
-def _formats_in(section: Section, formats: WeightFormats) -> Iterator[object]:
-    for leaf in (leaf for step in section.steps for leaf in leaves_of(step.operation)):
-        if isinstance(leaf, Weight):
-            yield formats.matrices.get(leaf.name)
-        elif isinstance(leaf, ExpertRecords) and leaf.field == "layouts":
-            yield getattr(formats.layouts[leaf.layer], leaf.field)
+    known = formats.distinct.get(graph)
+    if known is None:
+        of_layers: dict[str, list[Format]] = {}
+        for name, fmt in formats.matrices.items():
+            layer = name.split(".", 2)[1] if name.startswith("layers.") else ""
+            of_layers.setdefault(layer, []).append(fmt)
+        found: dict[Hashable, Section] = {}
+        for number, (section, kind) in enumerate(graph.kinds(), start=-1):  # the embedding comes before layer 0
+            layouts = formats.layouts[number] if 0 <= number < len(graph.layers) else None
+            choice = tuple(of_layers.get(str(number), ())), None if layouts is None else layouts.layouts
+            found.setdefault((kind, choice), section)
+        known = formats.distinct[graph] = list(found.values())
+    return known
 
 
 def _placeholder(leaf: Leaf, formats: WeightFormats, tokens: int, context_length: int, kv_format: KvFormat) -> Any:

@@ -567,6 +567,8 @@ class Backend(Protocol):
     threads: int
     growth_bytes: int
     """Memory that the backend will still allocate besides buffers and scratch, such as that of a compiler."""
+    scratch_grows_with_context: bool
+    """Whether `scratch_bytes` depends on the number of pages of a sequence."""
 
     @property
     def fallbacks(self) -> tuple[str, ...]:

@@ -72,6 +72,7 @@ class StepwiseBackend(ABC):
     isa = "-"
     threads = 1
     growth_bytes = 0
+    scratch_grows_with_context = True
 
     element_scratch_bytes: int
     """Bytes of temporaries of an operation without a matrix, for each number of its output."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from edgemoe.engine import memory
 from edgemoe.engine.decoder import Decoder
 from edgemoe.engine.memory import ModelSizes, has_ample_room, kv_cache_bytes, plan_memory, workspace_bytes
-from edgemoe.engine.scratch import WeightFormats
+from edgemoe.engine.scratch import WeightFormats, step_scratch_bytes
 from edgemoe.engine.workspace import Workspace, kept_bytes, work_bytes
 from edgemoe.errors import BudgetError, UsageError
 from edgemoe.kernels import operations as op
@@ -73,6 +73,7 @@ class StubBackend:
     """A backend that has nothing but an appetite."""
 
     name, isa, threads = "stub", "-", 1
+    scratch_grows_with_context = True
 
     def __init__(self, growth_bytes: int = 0, scratch_per_position_bytes: int = 0) -> None:
         self.growth_bytes = growth_bytes
@@ -321,3 +322,15 @@ def test_what_is_planned_holds_what_is_allocated(name: str, chunk_tokens: int, c
         graph, chunk_tokens, context_length
     ) + kv_cache_bytes(graph, context_length, "q8")
     backend.close()
+
+
+@pytest.mark.parametrize("kv_format", ["f16", "q8"])
+def test_only_backends_that_say_so_need_more_scratch_for_a_longer_context(kv_format: str) -> None:
+    graph = build_graph(MODELS["qwen3-30b-a3b"])
+    formats = weight_formats(graph, "q8", "q4")
+    for kind in ("native generic", "jit", "reference"):
+        backend = make_backend(kind)
+        backend.scratch_grows_with_context, grows = True, backend.scratch_grows_with_context
+        sizes = [step_scratch_bytes(graph, formats, backend, 16, length, kv_format) for length in (64, 1 << 15)]
+        assert (sizes[1] > sizes[0]) == grows
+        backend.close()

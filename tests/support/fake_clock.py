@@ -64,6 +64,7 @@ class ClockedBackend:
     """A backend of such programs."""
 
     name, isa, threads, growth_bytes = "clocked", "-", 2, 0
+    scratch_grows_with_context = False
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

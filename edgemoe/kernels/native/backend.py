@@ -27,6 +27,7 @@ class NativeBackend:
 
     name = "native"
     growth_bytes = 0
+    scratch_grows_with_context = False
 
     def __init__(self, threads: int, isa: str | None = None) -> None:
         library = load_library()
