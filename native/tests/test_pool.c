@@ -108,7 +108,9 @@ static void test_waiting_is_timed(void) {
     em_pool_destroy(pool);
 }
 
-/* A worker that the system keeps putting aside is played by one that sleeps in its items. */
+/* A worker that the system keeps putting aside is played by one that sleeps in its items, the last for longest: with
+ * each thread fewer, jobs end sooner. Were all to sleep alike, two of them would hold up a job no longer than one, and no
+ * trial would find that fewer are better. */
 typedef struct crowd {
     _Atomic int worker_items;
     bool worker_sleeps;
@@ -120,7 +122,7 @@ static void be_put_aside(void *context, int64_t begin, int64_t end, int32_t thre
     (void)end;
     if (thread > 0) {
         atomic_fetch_add(&c->worker_items, 1);
-        if (c->worker_sleeps) nanosleep(&(struct timespec){.tv_nsec = 3000000}, NULL);
+        if (c->worker_sleeps) nanosleep(&(struct timespec){.tv_nsec = 2000000L * thread}, NULL);
     } else {
         nanosleep(&(struct timespec){.tv_nsec = 20000}, NULL);
     }
