@@ -13,10 +13,7 @@ import numpy.typing as npt
 
 from edgemoe.engine.phase import PROMPT
 from edgemoe.engine.sequence import Sequence as TokenSequence
-from edgemoe.errors import UsageError
 from edgemoe.kernels.operations import Floats
-
-TokenIds = Sequence[int] | npt.NDArray[np.integer]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,17 +69,3 @@ def phase_of(pieces: Sequence[Piece]) -> int:
     """The phase of a run: that of a prompt if any of its tokens is one, since prompts use most experts once."""
     phases = {piece.sequence.turn.phase for piece in pieces}
     return PROMPT if PROMPT in phases else max(phases)
-
-
-def check_ids(token_ids: TokenIds, vocab_size: int) -> npt.NDArray[np.int64]:
-    """The ids as integers. Raises UsageError for an empty list, another kind of data, or ids outside the vocabulary."""
-    ids = np.asarray(token_ids)
-    if ids.size == 0:
-        raise UsageError("The model was given no tokens.", "Give at least one token id, as a list of integers.")
-    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-        found = f"{ids.dtype} of shape {ids.shape}"
-        raise UsageError(f"Token ids: expected a list of integers, found {found}.", "Give one sequence's ids.")
-    if ids.min() < 0 or ids.max() >= vocab_size:
-        wrong = ids[(ids < 0) | (ids >= vocab_size)][0]
-        raise UsageError(f"Token id {wrong} is outside the vocabulary of {vocab_size}.")
-    return ids.astype(np.int64)

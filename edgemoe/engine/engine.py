@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.engine.batch import Piece, Rows, TokenIds, check_ids, cut, phase_of
+from edgemoe.engine.batch import Piece, Rows, cut, phase_of
 from edgemoe.engine.decoder import Decoder, LayerRouting
 from edgemoe.engine.ledger import Programs, TimeLedger
 from edgemoe.engine.memory import MemoryPlan
@@ -29,6 +29,7 @@ from edgemoe.engine.phase import Turn
 from edgemoe.engine.sequence import Sequence as TokenSequence
 from edgemoe.engine.sequence import Sequences
 from edgemoe.engine.stepper import Stepper
+from edgemoe.engine.token_ids import TokenIds, check_ids
 from edgemoe.engine.traffic import TokenTraffic, token_traffic
 from edgemoe.engine.workspace import Workspace
 from edgemoe.errors import UsageError
@@ -128,7 +129,8 @@ class Engine:
             graph, memory.chunk_tokens, memory.context_length, memory.kv_format, memory.sequences
         )
         keeps_prefixes = routing is None and not self.lossy.depends_on_cache
-        self.sequences = Sequences(space.pages, [space.array(value) for value in graph.state], keeps_prefixes)
+        state = [space.array(value) for value in graph.state]
+        self.sequences = Sequences(space.pages, state, spec.vocab_size, keeps_prefixes)
         """Opens, forks and closes sequences, whose tokens `step` runs together."""
         self.sequence = self.sequences.open()
         """The sequence of `forward`, `rewind` and `position`."""
@@ -285,9 +287,9 @@ class Engine:
         """Append tokens to several sequences in one run; returns each one's logits, as `forward` does.
 
         Weights and experts that several sequences use are read once for all of them. The result of each sequence is
-        the same to the bit as that of `forward` on it alone. Raises UsageError for a sequence that is closed, tokens as
-        `forward`, and while routing is recorded or forced for more than one sequence; ReadError. After an error no
-        sequence has changed.
+        the same to the bit as that of `forward` on it alone. Raises UsageError for a sequence that is closed or of
+        another model, for tokens as `forward`, and while routing is recorded or forced for more than one sequence;
+        ReadError. After an error no sequence has changed.
         """
         began_ns = time.perf_counter_ns()
         if not batch:
@@ -339,7 +341,7 @@ class Engine:
             piece.sequence.extend(piece.token_ids)
 
     def _check_room(self, piece: Piece) -> None:
-        piece.sequence.check_open()
+        self.sequences.check(piece.sequence)
         if len(piece.token_ids) > self.context_length - piece.sequence.position:
             raise UsageError(
                 f"{len(piece.token_ids)} tokens after {piece.sequence.position} do not fit the context of"

@@ -22,7 +22,7 @@ from edgemoe.errors import UsageError
 from edgemoe.kernels.operations import PAGE_TOKENS
 
 PrefixHash = bytes
-"""The digest of all tokens up to the end of a page, of the model and of the format of keys and values."""
+"""The digest of all tokens up to the end of a page; a pool is one engine's, so model and format are the same."""
 
 
 def prefix_hash(before: PrefixHash, token_ids: Sequence[int] | npt.NDArray[np.integer]) -> PrefixHash:

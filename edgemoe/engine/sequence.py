@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from edgemoe.engine.pages import PagePool, PrefixHash, prefix_hash
 from edgemoe.engine.phase import Turn
+from edgemoe.engine.token_ids import TokenIds, check_ids
 from edgemoe.errors import UsageError
 from edgemoe.kernels.operations import PAGE_TOKENS, Cache, Integers, QuantisedCache
 
@@ -38,17 +39,11 @@ class Sequence:
         self._keeps_prefixes = keeps_prefixes
         self._pages: list[int] = []
         self._hashes: list[PrefixHash] = []  # of the full pages
-        self.open = True
 
     @property
     def position(self) -> int:
         """The number of its tokens, and the position of the next one."""
         return len(self.ids)
-
-    def check_open(self) -> None:
-        """Raise UsageError if the sequence was closed."""
-        if not self.open:
-            raise UsageError("The sequence is closed.", "Open another one.")
 
     def adopt(self, token_ids: npt.NDArray[np.integer]) -> int:
         """Begin an empty sequence with the longest kept prefix of these tokens; returns how many tokens that is.
@@ -146,7 +141,7 @@ class Sequence:
 class Sequences:
     """Opens and closes the sequences of one engine, which share a pool of pages."""
 
-    def __init__(self, table: Integers, state: list[Cache], keeps_prefixes: bool) -> None:
+    def __init__(self, table: Integers, state: list[Cache], vocab_size: int, keeps_prefixes: bool) -> None:
         """`table`: the page table `(S, P)`; `state`: the arrays of all layers that are indexed by page.
 
         With `keeps_prefixes` full pages are found again by the tokens up to their end: their contents must depend on
@@ -154,8 +149,10 @@ class Sequences:
         """
         self._table = table
         self._state = state
+        self._vocab_size = vocab_size
         self._keeps_prefixes = keeps_prefixes
         self._pool = PagePool(table.size)
+        self._open: set[Sequence] = set()
         self._free_rows = list(range(len(table) - 1, -1, -1))
         table.fill(-1)
 
@@ -164,12 +161,13 @@ class Sequences:
         """How many sequences may be open at a time."""
         return len(self._table)
 
-    def open(self, token_ids: npt.NDArray[np.integer] | None = None) -> Sequence:
+    def open(self, token_ids: TokenIds | None = None) -> Sequence:
         """Open a sequence; with `token_ids`, one that begins with the longest kept prefix of these tokens.
 
         The caller runs the tokens from the new sequence's `position` on. Raises UsageError where as many sequences are
-        open as there is room for.
+        open as there is room for, and for ids outside the vocabulary.
         """
+        ids = None if token_ids is None else check_ids(token_ids, self._vocab_size)
         if not self._free_rows:
             raise UsageError(
                 f"{self.most} sequences are open, which is all there is room for.",
@@ -177,16 +175,22 @@ class Sequences:
             )
         row = self._free_rows.pop()
         sequence = Sequence(self._pool, row, self._table[row], self._copy_page, self._keeps_prefixes)
-        if token_ids is not None:
-            sequence.adopt(np.asarray(token_ids))
+        self._open.add(sequence)
+        if ids is not None:
+            sequence.adopt(ids)
         return sequence
+
+    def check(self, sequence: Sequence) -> None:
+        """Raise UsageError unless the sequence is open here."""
+        if sequence not in self._open:
+            raise UsageError("The sequence is closed, or belongs to another model.", "Open one with this model.")
 
     def fork(self, sequence: Sequence) -> Sequence:
         """Open a sequence that continues where another one stands; they share memory until one of them goes on.
 
         Raises UsageError as `open`, and for a closed sequence.
         """
-        sequence.check_open()
+        self.check(sequence)
         other = self.open()
         sequence.fork(other)
         return other
@@ -196,9 +200,9 @@ class Sequences:
 
         Raises UsageError for a closed sequence.
         """
-        sequence.check_open()
+        self.check(sequence)
         sequence.release()
-        sequence.open = False
+        self._open.remove(sequence)
         self._free_rows.append(sequence.row)
 
     def release(self) -> None:

@@ -30,7 +30,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def of_pages(rows: int, pages: int) -> tuple[Sequences, np.ndarray]:
     """Sequences without a model, whose state is one number for each position."""
     state = np.zeros((rows * pages, PAGE_TOKENS))
-    return Sequences(np.zeros((rows, pages), np.int32), [state], keeps_prefixes=True), state
+    return Sequences(np.zeros((rows, pages), np.int32), [state], CONFIG["vocab_size"], keeps_prefixes=True), state
 
 
 def append(sequence, state: np.ndarray, ids: np.ndarray) -> None:
@@ -122,6 +122,21 @@ def test_pages_are_neither_lost_nor_given_twice() -> None:
         assert pool.available == 8 - len(set(used))
 
 
+@pytest.mark.parametrize("ids", [[1.5, 2.0], [[1, 2]], [-1], [CONFIG["vocab_size"]], []])
+def test_ids_that_cannot_begin_a_sequence_are_refused_and_take_no_place(ids: list[object]) -> None:
+    sequences, _ = of_pages(1, 4)
+    with pytest.raises(UsageError):
+        sequences.open(ids)  # type: ignore[arg-type]
+    sequences.open()
+
+
+def test_sequences_of_another_model_are_refused() -> None:
+    one, (other, _) = of_pages(1, 4)[0].open(), of_pages(2, 4)
+    for call in (other.close, other.fork):
+        with pytest.raises(UsageError, match="another model"):
+            call(one)
+
+
 def test_what_is_refused_changes_no_sequence(store: Path) -> None:
     with open_engine(store, EngineOptions(threads=1, context_length=128, sequences=2)) as engine:
         first, second = engine.sequence, engine.sequences.open()
@@ -145,7 +160,7 @@ def test_what_is_refused_changes_no_sequence(store: Path) -> None:
             np.testing.assert_array_equal(engine.step({sequence: ids})[sequence], expected[sequence])
         engine.sequences.close(second)
         for call in (lambda: engine.step({second: [1]}), lambda: engine.sequences.close(second)):
-            with pytest.raises(UsageError, match="The sequence is closed"):
+            with pytest.raises(UsageError, match="is closed, or belongs to another model"):
                 call()
 
 
