@@ -59,12 +59,3 @@ def encode_rows(blocks: Blocks) -> npt.NDArray[np.uint8]:
     numbers = [numbers for numbers in (blocks.scales, blocks.minimums) if numbers is not None]
     heads = np.stack(numbers, axis=2).astype("<f2", copy=False).view(np.uint8)
     return np.concatenate([heads, payload], axis=2).reshape(rows, -1)
-
-
-def take_rows(rows: Rows, order: npt.NDArray[np.int64]) -> Rows:
-    """Select rows by the indices in `order`, in that order."""
-    if not isinstance(rows, Blocks):
-        return rows[order]
-    scales = None if rows.scales is None else rows.scales[order]
-    minimums = None if rows.minimums is None else rows.minimums[order]
-    return Blocks(rows.format, rows.values[order], scales, minimums)
