@@ -126,7 +126,8 @@ def _legacy(config: dict[str, Any]) -> dict[str, Any]:
     kind = scaling.pop("rope_type")
     if "partial_rotary_factor" in scaling:
         config["partial_rotary_factor"] = scaling.pop("partial_rotary_factor")
-    config["rope_scaling"] = None if kind == "default" else {"type": kind, **scaling}
+    plain = kind == "default" and config["model_type"] != "gpt_oss"  # whose classes take null for YaRN
+    config["rope_scaling"] = None if plain else {"type": kind, **scaling}
     config["torch_dtype"] = config.pop("dtype")
     if config["model_type"] != "gpt_oss":
         config.pop("layer_types", None)
