@@ -261,13 +261,13 @@ class Builder:
         """The position and sequence of each row `(T,)`, and the pages of each sequence `(S, P)`."""
         return tuple(self.shared[name] for name in PLACES)  # type: ignore[return-value]
 
-    def experts(self, source: op.Floats, routing: RoutingValues, output: op.Floats) -> None:
+    def experts(self, source: op.Floats, routing: RoutingValues, activation: op.Activation, output: op.Floats) -> None:
         """Run the routed experts on rows of `source`, each in the slot that holds its record."""
         layouts: Any = ExpertRecords(self.layer, "layouts")
         layout_of: Any = ExpertRecords(self.layer, "layout_of")
         arena: Any = Arena()
         chosen, slots = routing.experts, routing.slots
-        self.add(op.Experts(source, chosen, slots, arena, layouts, layout_of, output, self.paging()))
+        self.add(op.Experts(source, chosen, slots, arena, layouts, layout_of, output, self.paging(), activation))
 
     def paging(self) -> Any:
         """The pager, for operations that ask it for experts of this layer."""
@@ -301,12 +301,19 @@ class Builder:
         self.add(op.Linear(source, (op.LinearPart(self.matrix(name, rows, columns), added, output),)))
         return output
 
-    def gated_ffn(self, source: op.Floats, name: str, intermediate_size: int) -> op.Floats:
-        """Compute `down (silu(gate x) * (up x))`; returns its output."""
-        output = self.rows(name, self.hidden_size)
-        gate_up = self.matrix(f"{name}.gate_up", 2 * PANEL_ROWS * panel_count(intermediate_size), self.hidden_size)
-        down = self.matrix(f"{name}.down", self.hidden_size, intermediate_size)
-        self.add(op.GatedFfn(source, gate_up, down, output))
+    def gated_ffn(
+        self, source: op.Floats, name: str, intermediate_size: int, activation: op.Activation, bias: bool
+    ) -> op.Floats:
+        """Compute `down (activation(gate x, up x))`, each product plus its bias if it has one; returns its output."""
+        F, D = intermediate_size, self.hidden_size
+        output = self.rows(name, D)
+        gate_up = self.matrix(f"{name}.gate_up", 2 * PANEL_ROWS * panel_count(F), D)
+        down = self.matrix(f"{name}.down", D, F)
+        biases = None
+        if bias:
+            vectors = (self.vector(f"{name}.{part}_bias", size) for part, size in (("gate", F), ("up", F), ("down", D)))
+            biases = op.FfnBiases(*vectors)
+        self.add(op.GatedFfn(source, gate_up, down, output, activation, biases))
         return output
 
     def section(self) -> Section:
@@ -360,13 +367,15 @@ def bound(operation: Any, array_of: Callable[[Leaf], Any]) -> Any:
             return array_of(item)
         if isinstance(item, tuple):
             return tuple(map(replaced, item))
-        return bound(item, array_of) if type(item) is op.LinearPart else item
+        return bound(item, array_of) if type(item) in _PARTS else item
 
     names = _field_names(type(operation))  # type: ignore[arg-type]  # a class is hashable
     return type(operation)(**{name: replaced(getattr(operation, name)) for name in names})
 
 
 _LEAVES = frozenset({Value, FirstRow, Weight, ExpertRecords, Arena, Paging})
+_PARTS = frozenset({op.LinearPart, op.FfnBiases})
+"""The structs within operations that have leaves."""
 
 
 @functools.cache
