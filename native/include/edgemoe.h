@@ -310,7 +310,7 @@ EM_API void em_pager_end(em_pager *pager);
  * its expert absent. Returns its status, or EM_OK where all reads of the wave are in order. */
 EM_API int32_t em_pager_blame(em_pager *pager);
 
-/* Begins to read experts that a layer will probably use; demands go first. */
+/* Begins to read experts that a layer will probably use, each once however often it is named; demands go first. */
 EM_API int32_t em_pager_prefetch(em_pager *pager, int32_t layer, const int32_t *experts, int32_t count);
 /* Begins to read experts, the hottest first, into free slots. They give these up to all others, the coldest first, and
  * do not count as prefetches. Keys that are present or named twice are passed over. */

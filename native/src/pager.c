@@ -597,25 +597,28 @@ int32_t em_pager_note(em_pager *p, uint8_t *noted) {
 
 int32_t em_pager_prefetch(em_pager *p, int32_t layer, const int32_t *experts, int32_t count) {
     if (!p || !experts) return EM_BAD_ARGUMENT;
-    int32_t status = mark(p, p->held, layer, experts, count);
-    if (status != EM_OK) return status;
-    memcpy(p->guessed, p->held, (size_t)p->setup.experts);
+    if (!has_layer(p, layer) || count < 0) return EM_BAD_EXPERT;
+    for (int32_t i = 0; i < count; i++) {
+        if (!has_expert(p, layer, experts[i])) return EM_BAD_EXPERT;
+    }
+    memset(p->guessed, 0, (size_t)p->setup.experts);
     p->guessed_layer = layer;
     /* Those that are present are pinned meanwhile, so that one guess does not push out another. */
     const int32_t *row = p->setup.slots + (size_t)layer * (size_t)p->setup.experts;
     int32_t absent_count = 0;
     for (int32_t i = 0; i < count; i++) {
-        const int32_t slot = row[experts[i]];
+        const int32_t expert = experts[i], slot = row[expert];
+        if (p->guessed[expert]) continue; /* by an earlier row */
+        p->guessed[expert] = 1;
+        p->held[expert] = slot == NONE || !p->pinned[slot];
         if (slot == NONE) {
-            p->guesses[absent_count++] = experts[i];
-        } else if (p->pinned[slot]) {
-            p->held[experts[i]] = 0;
+            p->guesses[absent_count++] = expert;
         } else {
             p->pinned[slot] = 1;
         }
     }
     int32_t begun;
-    status = read_absent(p, layer, p->guesses, absent_count, true, false, &begun);
+    const int32_t status = read_absent(p, layer, p->guesses, absent_count, true, false, &begun);
     for (int32_t i = 0; i < count; i++) {
         const int32_t slot = row[experts[i]];
         if (slot != NONE && p->held[experts[i]]) p->pinned[slot] = 0;
