@@ -289,6 +289,8 @@ typedef struct em_pager_setup {
     int32_t reserved;
 } em_pager_setup;
 
+/* The most bytes that em_pager_create allocates for these sizes, whatever the policy. */
+EM_API uint64_t em_pager_bytes(int32_t slot_count, int32_t layers, int32_t experts);
 EM_API int32_t em_pager_create(const em_pager_setup *setup, em_pager **pager);
 /* The reads under way must have ended, or the reader be destroyed, before the arena goes. */
 EM_API void em_pager_destroy(em_pager *pager);

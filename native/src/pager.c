@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "clock.h"
+#include "layout.h"
 #include "policy.h"
 
 enum { NONE = -1 };
@@ -46,6 +47,7 @@ typedef struct use {
 
 struct em_pager {
     em_pager_setup setup;
+    void *memory; /* of all its arrays */
     em_policy policy;
     slot_state *states; /* (slots) */
     uint8_t *pinned;    /* (slots) */
@@ -693,27 +695,32 @@ static bool in_order(const em_pager_setup *s) {
     return true;
 }
 
-/* Whether there is memory for all arrays. */
-static bool allocate_arrays(em_pager *p) {
+/* Lays all arrays of a pager out. */
+static void lay_out_arrays(em_pager *p, em_layout *layout) {
     const size_t slots = (size_t)p->setup.slot_count, experts = (size_t)p->setup.experts;
     const size_t most = slots > experts ? slots : experts; /* reads of one submission: of a layer, or a warm start */
-    p->states = calloc(slots, sizeof *p->states);
-    p->pinned = calloc(slots, sizeof *p->pinned);
-    p->free_slots = malloc(slots * sizeof *p->free_slots);
-    p->use.begun = malloc(experts * sizeof *p->use.begun);
-    p->use.absent = malloc(experts * sizeof *p->use.absent);
-    p->wanted = calloc(experts, sizeof *p->wanted);
-    p->asked = malloc(experts * sizeof *p->asked);
-    p->held = calloc(experts, sizeof *p->held);
-    p->guessed = calloc(experts, sizeof *p->guessed);
-    p->guesses = malloc(experts * sizeof *p->guesses);
-    p->reads = malloc(most * sizeof *p->reads);
-    p->new_keys = malloc(most * sizeof *p->new_keys);
-    p->new_slots = malloc(most * sizeof *p->new_slots);
-    p->new_tickets = malloc(most * sizeof *p->new_tickets);
-    return p->states && p->pinned && p->free_slots && p->use.begun && p->use.absent && p->wanted && p->asked &&
-           p->held && p->guessed && p->guesses && p->reads && p->new_keys && p->new_slots && p->new_tickets &&
-           em_policy_init(&p->policy, &p->setup.policy, p->setup.slot_count, p->setup.layers * p->setup.experts);
+    p->states = em_lay_out(layout, slots * sizeof *p->states);
+    p->pinned = em_lay_out(layout, slots * sizeof *p->pinned);
+    p->free_slots = em_lay_out(layout, slots * sizeof *p->free_slots);
+    p->use.begun = em_lay_out(layout, experts * sizeof *p->use.begun);
+    p->use.absent = em_lay_out(layout, experts * sizeof *p->use.absent);
+    p->wanted = em_lay_out(layout, experts * sizeof *p->wanted);
+    p->asked = em_lay_out(layout, experts * sizeof *p->asked);
+    p->held = em_lay_out(layout, experts * sizeof *p->held);
+    p->guessed = em_lay_out(layout, experts * sizeof *p->guessed);
+    p->guesses = em_lay_out(layout, experts * sizeof *p->guesses);
+    p->reads = em_lay_out(layout, most * sizeof *p->reads);
+    p->new_keys = em_lay_out(layout, most * sizeof *p->new_keys);
+    p->new_slots = em_lay_out(layout, most * sizeof *p->new_slots);
+    p->new_tickets = em_lay_out(layout, most * sizeof *p->new_tickets);
+    em_policy_init(&p->policy, &p->setup.policy, p->setup.slot_count, p->setup.layers * p->setup.experts, layout);
+}
+
+uint64_t em_pager_bytes(int32_t slot_count, int32_t layers, int32_t experts) {
+    em_pager p = {.setup = {.policy = {.kind = EM_LRUF}, .slot_count = slot_count, .layers = layers, .experts = experts}};
+    em_layout layout = {0};
+    lay_out_arrays(&p, &layout);
+    return sizeof p + layout.bytes;
 }
 
 int32_t em_pager_create(const em_pager_setup *setup, em_pager **result) {
@@ -721,10 +728,14 @@ int32_t em_pager_create(const em_pager_setup *setup, em_pager **result) {
     em_pager *p = calloc(1, sizeof *p);
     if (!p) return EM_NO_MEMORY;
     p->setup = *setup;
-    if (!allocate_arrays(p)) {
-        em_pager_destroy(p);
+    em_layout layout = {0};
+    lay_out_arrays(p, &layout);
+    layout = (em_layout){.base = p->memory = calloc(1, layout.bytes)};
+    if (!p->memory) {
+        free(p);
         return EM_NO_MEMORY;
     }
+    lay_out_arrays(p, &layout);
     p->guessed_layer = NONE;
     for (int name = 0; name < LINES; name++) p->lines[name] = (line){NONE, NONE};
     for (int32_t slot = 0; slot < setup->slot_count; slot++) {
@@ -748,9 +759,6 @@ int32_t em_pager_create(const em_pager_setup *setup, em_pager **result) {
 
 void em_pager_destroy(em_pager *p) {
     if (!p) return;
-    void *arrays[] = {p->states, p->pinned,  p->free_slots, p->use.begun, p->use.absent, p->wanted,    p->asked,
-                      p->held,   p->guessed, p->guesses,    p->reads,     p->new_keys,   p->new_slots, p->new_tickets};
-    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
-    em_policy_free(&p->policy);
+    free(p->memory);
     free(p);
 }
