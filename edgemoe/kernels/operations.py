@@ -519,9 +519,12 @@ class Fetch(Operation):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Prefetch(Operation):
-    """Begins to read the experts that a guess at a later layer's routing names, behind all that are asked for."""
+    """Begins to read the experts that guesses at a later layer's routing name, behind all that are asked for.
 
-    experts: Annotated[Integers, buffer("1", "K")]
+    Experts that several tokens' guesses name are read once; the first token's come first.
+    """
+
+    experts: Annotated[Integers, rows("K")]
     paged: Paged | None = None
 
 

@@ -436,7 +436,7 @@ def _prefetch(kernels: Any, o: op.Prefetch, tokens: int) -> int:
         return 0
     pager: op.Pager = o.paged.pager
     waited_ns = pager.wait_ns
-    pager.prefetch(o.paged.layer, o.experts[0].tolist())
+    pager.prefetch(o.paged.layer, list(dict.fromkeys(o.experts[:tokens].reshape(-1).tolist())))
     return pager.wait_ns - waited_ns
 
 

@@ -57,6 +57,13 @@ beside: the FFNs without routed experts. experts: the routed experts. combine: t
 """
 STAGES: tuple[Stage, ...] = ("attend", "fetch", "guess", "beside", "experts", "combine")
 
+GUESSED_ROWS = 8
+"""The most rows of a run with a guess at the next layer's routing.
+
+Every run has room for so many (`engine/memory.py`), so guesses raise no floor. More rows are worth less: eight that
+choose an eighth of the experts each name two thirds of a layer already, and then its demands keep the disk busy anyway.
+"""
+
 Dimension = Union[int, Literal["T", "C", "S", "P", "N"]]
 Home = Literal["work", "kept", "state", "rope"]
 """Where the memory of a value lies.
@@ -91,17 +98,6 @@ class Weight:
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class FirstRow:
-    """The first row of a value, `(1, *row)`."""
-
-    value: Value
-
-    @property
-    def shape(self) -> tuple[Dimension, ...]:
-        return (1, *self.value.shape[1:])
-
-
 @dataclass(frozen=True)
 class ExpertRecords:
     """The layouts of the records of a layer's experts, or for each expert the number of its own."""
@@ -123,7 +119,7 @@ class Paging:
     layer: int
 
 
-Leaf = Union[Value, FirstRow, Weight, ExpertRecords, Arena, Paging]
+Leaf = Union[Value, Weight, ExpertRecords, Arena, Paging]
 """A stand-in for an array, or for another object of the engine, in a symbolic operation."""
 
 
@@ -133,8 +129,8 @@ class RoutingValues:
 
     experts: op.Integers  # (T, K)
     weights: op.Floats  # (T, K)
-    guess: op.Integers  # (1, K)
-    guess_weights: op.Floats  # (1, K)
+    guess: op.Integers  # (GUESSED_ROWS, K)
+    guess_weights: op.Floats  # (GUESSED_ROWS, K)
     slots: op.Integers  # (E,)
 
 
@@ -339,8 +335,8 @@ def row_size(value: Any) -> int:
 def values_of(operation: Any) -> Iterator[Value]:
     """Every value that an operation names."""
     for part in leaves_of(operation):
-        if isinstance(part, (Value, FirstRow)):
-            yield part if isinstance(part, Value) else part.value
+        if isinstance(part, Value):
+            yield part
 
 
 def weights_of(operation: Any) -> Iterator[Weight]:
@@ -373,7 +369,7 @@ def bound(operation: Any, array_of: Callable[[Leaf], Any]) -> Any:
     return type(operation)(**{name: replaced(getattr(operation, name)) for name in names})
 
 
-_LEAVES = frozenset({Value, FirstRow, Weight, ExpertRecords, Arena, Paging})
+_LEAVES = frozenset({Value, Weight, ExpertRecords, Arena, Paging})
 _PARTS = frozenset({op.LinearPart, op.FfnBiases})
 """The structs within operations that have leaves."""
 

@@ -164,9 +164,9 @@ typedef struct em_fetch {
     int32_t top_k;          /* K */
 } em_fetch;
 
-/* Begins to read the experts that a guess at a later layer's routing names, behind all that are asked for. */
+/* Begins to read the experts that guesses at a later layer's routing name, behind all that are asked for. */
 typedef struct em_prefetch {
-    const int32_t *experts; /* (1, K) */
+    const int32_t *experts; /* (T, K) */
     em_paged paged;         /* all zeros if there are none */
     int32_t top_k;          /* K */
 } em_prefetch;

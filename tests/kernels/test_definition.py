@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from edgemoe.errors import KernelError
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.definition import (
-    NO_LIMIT,
     Extent,
     Misfit,
     buffer,
@@ -90,11 +89,11 @@ def test_a_layer_is_measured_with_and_without_memory() -> None:
         "Combine": {"D": WIDTH, "K": PER_TOKEN},
     }
     seen = set()
-    asked = [op.Fetch(layer.chosen, layer.weights, 0.5), op.Prefetch(layer.chosen[:1])]
+    asked = [op.Fetch(layer.chosen, layer.weights, 0.5), op.Prefetch(layer.chosen)]
     for operation in [*layer.operations, *asked]:
         sizes, without = operation.measure(), planned(operation).measure()
         assert sizes == without
-        assert sizes.rows == (NO_LIMIT if isinstance(operation, op.Prefetch) else 40)
+        assert sizes.rows == 40
         name = type(operation).__name__
         seen.add(name)
         if name in expected and sizes.letters.get("heads") != 4:

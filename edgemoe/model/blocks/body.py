@@ -85,4 +85,4 @@ class Body(Protocol):
         """Add the operations that read the normalised stream `source` `(T, D)` and add to the residual stream."""
 
     def emit_guess(self, build: Builder, source: op.Floats) -> None:
-        """Add the operations that guess this body's routing from one row `(1, D)` of an earlier layer's stream."""
+        """Add the operations that guess this body's routing from rows of an earlier layer's stream."""
