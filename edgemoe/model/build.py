@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from edgemoe.kernels import operations as op
-from edgemoe.model.graph import PLAIN, Builder, BuildOptions, FirstRow, Section, Value
+from edgemoe.model.graph import GUESSED_ROWS, PLAIN, Builder, BuildOptions, Section, Value
 from edgemoe.model.spec import Block, LayerSpec, ModelSpec, Residual
 
 HEAD_ROWS = 8
@@ -144,14 +144,15 @@ def _normed(build: Builder, block: Block, source: op.Floats, output: op.Floats) 
 
 
 def _guess(number: int, layer: LayerSpec, build: Builder) -> None:
-    """Guess the routing of layer `number` from the residual stream as it stands one layer earlier, for one token."""
+    """Guess the routing of layer `number` from the residual stream as it stands one layer earlier."""
     *_, group = layer.groups()
     routed = next(place for place, block in enumerate(group) if block.body.routed)
     reads = next(block for block in reversed(group[: routed + 1]) if block.input_norm or not block.parallel)
-    source = cast("op.Floats", FirstRow(cast(Value, build.residual)))
+    source = build.residual
     with build.doing("prefetch", "guess"):
         if reads.input_norm:
             with build.at(number, reads.prefix):
-                source = _normed(build, reads, source, build.fixed_rows("guessed_input", 1, build.hidden_size))
+                guessed = build.fixed_rows("guessed_input", GUESSED_ROWS, build.hidden_size)
+                source = _normed(build, reads, source, guessed)
         with build.at(number, group[routed].prefix):
             group[routed].body.emit_guess(build, source)
