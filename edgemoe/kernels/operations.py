@@ -33,7 +33,6 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.kernels.definition import (
-    ADDED,
     IN_PLACE,
     LARGEST_EXTENT,
     NUMBER,

@@ -494,7 +494,9 @@ def mix(
 ) -> Floats:
     """The stream after a block: base and result `(T, D)`, factors and shift `(D,)`."""
     added = float(np.float32(scale)) * result.astype(np.float64) * (1.0 if share is None else share)
-    return _single(base.astype(np.float64) * (1.0 if keep is None else keep) + added + (0.0 if shift is None else shift))
+    return _single(
+        base.astype(np.float64) * (1.0 if keep is None else keep) + added + (0.0 if shift is None else shift)
+    )
 
 
 @means(op.Mix, "mix", lambda kernels, o, sizes: kernels.element_scratch_bytes * math.prod(o.output.shape))

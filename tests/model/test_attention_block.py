@@ -72,7 +72,7 @@ def test_the_block_is_its_formula(name: str) -> None:
 
 
 def run(spec: ModelSpec, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Run the model's layer of attention blocks with random weights; the stream before and after it, and the weights."""
+    """Run a layer of attention blocks with random weights; the stream before and after it, and the weights."""
     arrays = {key: random.standard_normal(shape).astype(np.float32) / 3 for key, shape in spec.dense_tensors().items()}
     f32 = FORMATS["f32"]
     weights: dict[str, Any] = {
