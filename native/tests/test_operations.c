@@ -156,8 +156,13 @@ static void add_moe(model *m) {
     };
     add(m, EM_COMBINE)->as.combine =
         (em_combine){
-        .residual = *m->hidden, .routed = **m->routed, .weights = *m->weights, .shared = *m->shared,
-        .shared_gate = *m->shared_gate, .top_k = USED, .hidden_size = WIDTH, .scale = 0.7f};
+        .output = *m->hidden, .routed = **m->routed, .weights = *m->weights, .shared = *m->shared,
+        .shared_gate = *m->shared_gate, .top_k = USED, .hidden_size = WIDTH, .scale = 0.7f,
+        .accumulate = 1};
+    add(m, EM_MIX)->as.mix =
+        (em_mix){
+        .base = *m->hidden, .result = *m->shared, .keep = m->norm, .share = m->bias, .shift = m->norm, .output = *m->hidden,
+        .hidden_size = WIDTH, .scale = 0.3f};
 }
 
 static model *make_model_with(int32_t cache_format) {

@@ -87,10 +87,12 @@ def test_a_layer_is_measured_with_and_without_memory() -> None:
         "Route": {"E": EXPERTS, "K": PER_TOKEN, "groups": 1, "kept_groups": 1},
         "GatedFfn": {"D": WIDTH, "F": FFN_WIDTH},
         "Combine": {"D": WIDTH, "K": PER_TOKEN},
+        "Mix": {"D": WIDTH},
     }
     seen = set()
     asked = [op.Fetch(layer.chosen, layer.weights, 0.5), op.Prefetch(layer.chosen)]
-    for operation in [*layer.operations, *asked]:
+    mix = op.Mix(layer.residual, layer.residual, 0.5, None, None, None, layer.residual)
+    for operation in [*layer.operations, *asked, mix]:
         sizes, without = operation.measure(), planned(operation).measure()
         assert sizes == without
         assert sizes.rows == 40

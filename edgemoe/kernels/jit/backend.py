@@ -236,6 +236,20 @@ class JitBackend(StepwiseBackend):
             layers.add_shared(shared, shared_gate, total)
         return total
 
+    def mix(
+        self,
+        base: Floats,
+        result: Floats,
+        scale: float,
+        keep: Floats | None,
+        share: Floats | None,
+        shift: Floats | None,
+    ) -> Floats:
+        """The stream after a block: base and result `(T, D)`, factors and shift `(D,)`."""
+        output = np.empty(base.shape, np.float32)
+        layers.mix(base, result, np.float32(scale), keep, share, shift, output)
+        return output
+
 
 def _cached_floats(
     key_cache: Cache, value_cache: Cache, pages: Integers, head: int, keys: Floats, values: Floats

@@ -99,7 +99,7 @@ class Moe:
             routed = build.rows("routed", K, D)
             build.experts(source, routing, self.activation, routed)
         with build.doing("combine", "combine"):
-            build.add(op.Combine(build.residual, build.residual_scale, routed, routing.weights, shared, gate))
+            build.deliver_sum(routed, routing.weights, shared, gate)
 
     def emit_guess(self, build: Builder, source: op.Floats) -> None:
         guessed = self._routing(build)
