@@ -26,7 +26,7 @@ _QUANTISED: tuple[tuple[str, str], ...] = (
 
 _ANY_QUANTISED = re.compile("|".join(f"(?:{pattern}$)" for _, pattern in _QUANTISED))
 
-UNQUANTISED = "Use the checkpoint's unquantised version, or a GGUF of it in Q8_0, Q4_0 or Q4_1."
+UNQUANTISED = "Use the checkpoint's unquantised version, or a GGUF of it in Q8_0, Q4_0, Q4_1 or MXFP4."
 
 
 def refuse_quantised_tensors(names: Collection[str]) -> None:
