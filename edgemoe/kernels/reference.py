@@ -371,16 +371,33 @@ def _route(kernels: Any, o: op.Route, tokens: int) -> None:
     o.experts[:tokens], o.weights[:tokens] = chosen
 
 
-def gated_ffn(values: Floats, gate_up: Matrix, down: Matrix) -> Floats:
-    """SwiGLU (Shazeer 2020): `down (silu(gate x) * (up x))`, `(T, D)` to `(T, D)`.
+def gated_ffn(
+    values: Floats,
+    gate_up: Matrix,
+    down: Matrix,
+    biases: op.FfnBiases | None = None,
+    activation: op.Activation = op.SILU,
+) -> Floats:
+    """`down (activation(gate x, up x))`, each product plus its bias: `(T, D)` to `(T, D)`.
 
-    Gate, up and hidden values are rounded to float32, since the next product quantises from float32.
+    Gate, up and hidden values are rounded to float32, since the next product quantises from float32; a bias is added
+    to the rounded product, in float32.
     """
-    both = matmul(values, gate_up).astype(np.float64).reshape(len(values), -1, 2, PANEL_ROWS)
-    width = down.columns
-    gate = both[:, :, 0].reshape(len(values), -1)[:, :width]
-    up = both[:, :, 1].reshape(len(values), -1)[:, :width]
-    return matmul(_single(gate * _sigmoid(gate) * up), down)
+    both = matmul(values, gate_up).reshape(len(values), -1, 2, PANEL_ROWS)
+    gate, up = (both[:, :, half].reshape(len(values), -1)[:, : down.columns] for half in (0, 1))
+    if biases is not None:
+        gate, up = gate + biases.gate, up + biases.up
+    output = matmul(activate(gate, up, activation), down)
+    return output if biases is None else output + biases.down
+
+
+def activate(gate: Floats, up: Floats, activation: op.Activation) -> Floats:
+    """The hidden values `(T, F)` of an FFN, from its two products: see `op.Activation`."""
+    g, u = gate.astype(np.float64), up.astype(np.float64)
+    if activation.limit is not None:
+        limit = float(np.float32(activation.limit))
+        g, u = np.minimum(g, limit), np.clip(u, -limit, limit)
+    return _single(g * _sigmoid(float(np.float32(activation.alpha)) * g) * (u + np.float32(activation.offset or 0)))
 
 
 def _sigmoid(values: Doubles) -> Doubles:
@@ -395,7 +412,7 @@ def _gated_ffn_scratch(kernels: StepwiseBackend, o: op.GatedFfn, sizes: Sizes) -
 
 @means(op.GatedFfn, "gated_ffn", _gated_ffn_scratch)
 def _gated_ffn(kernels: Any, o: op.GatedFfn, tokens: int) -> None:
-    o.output[:tokens] = kernels.gated_ffn(o.input[:tokens], o.gate_up, o.down)
+    o.output[:tokens] = kernels.gated_ffn(o.input[:tokens], o.gate_up, o.down, o.biases, o.activation)
 
 
 def _experts_scratch(kernels: StepwiseBackend, o: op.Experts, sizes: Sizes) -> int:
@@ -419,7 +436,7 @@ def _prefetch(kernels: Any, o: op.Prefetch, tokens: int) -> int:
         return 0
     pager: op.Pager = o.paged.pager
     waited_ns = pager.wait_ns
-    pager.prefetch(o.paged.layer, o.experts[0].tolist())
+    pager.prefetch(o.paged.layer, list(dict.fromkeys(o.experts[:tokens].reshape(-1).tolist())))
     return pager.wait_ns - waited_ns
 
 
@@ -442,7 +459,7 @@ def _run_experts(kernels: Any, o: op.Experts, chosen: Integers, experts: Iterabl
     """Compute experts, each in its slot, for the tokens that chose them."""
     for expert, slot in experts:
         rows, ranks = np.nonzero(chosen == expert)
-        o.output[rows, ranks] = kernels.gated_ffn(o.input[rows], *o.matrices(expert, slot))
+        o.output[rows, ranks] = kernels.gated_ffn(o.input[rows], *o.weights(expert, slot), o.activation)
 
 
 def combine(routed: Floats | None, weights: Floats | None, shared: Floats | None, shared_gate: Floats | None) -> Floats:

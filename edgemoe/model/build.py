@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from edgemoe.kernels import operations as op
-from edgemoe.model.graph import PLAIN, Builder, BuildOptions, FirstRow, Section, Value
+from edgemoe.model.graph import GUESSED_ROWS, PLAIN, Builder, BuildOptions, Section, Value
 from edgemoe.model.spec import Block, LayerSpec, ModelSpec
 
 HEAD_ROWS = 8
@@ -110,9 +110,9 @@ def _normed(build: Builder, block: Block, source: op.Floats, output: op.Floats) 
 
 
 def _guess(number: int, layer: LayerSpec, build: Builder) -> None:
-    """Guess the routing of layer `number` from the residual stream as it stands one layer earlier, for one token."""
+    """Guess the routing of layer `number` from the residual stream as it stands one layer earlier."""
     block = next(block for block in layer.blocks if block.body.routed)
     with build.at(number, block.prefix), build.doing("prefetch", "guess"):
-        first = cast("op.Floats", FirstRow(cast(Value, build.residual)))
-        source = _normed(build, block, first, build.fixed_rows("guessed_input", 1, build.hidden_size))
+        guessed = build.fixed_rows("guessed_input", GUESSED_ROWS, build.hidden_size)
+        source = _normed(build, block, build.residual, guessed)
         block.body.emit_guess(build, source)

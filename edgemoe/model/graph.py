@@ -57,6 +57,13 @@ beside: the FFNs without routed experts. experts: the routed experts. combine: t
 """
 STAGES: tuple[Stage, ...] = ("attend", "fetch", "guess", "beside", "experts", "combine")
 
+GUESSED_ROWS = 8
+"""The most rows of a run with a guess at the next layer's routing.
+
+Every run has room for so many (`engine/memory.py`), so guesses raise no floor. More rows are worth less: eight that
+choose an eighth of the experts each name two thirds of a layer already, and then its demands keep the disk busy anyway.
+"""
+
 Dimension = Union[int, Literal["T", "C", "S", "P", "N"]]
 Home = Literal["work", "kept", "state", "rope"]
 """Where the memory of a value lies.
@@ -91,17 +98,6 @@ class Weight:
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class FirstRow:
-    """The first row of a value, `(1, *row)`."""
-
-    value: Value
-
-    @property
-    def shape(self) -> tuple[Dimension, ...]:
-        return (1, *self.value.shape[1:])
-
-
 @dataclass(frozen=True)
 class ExpertRecords:
     """The layouts of the records of a layer's experts, or for each expert the number of its own."""
@@ -123,7 +119,7 @@ class Paging:
     layer: int
 
 
-Leaf = Union[Value, FirstRow, Weight, ExpertRecords, Arena, Paging]
+Leaf = Union[Value, Weight, ExpertRecords, Arena, Paging]
 """A stand-in for an array, or for another object of the engine, in a symbolic operation."""
 
 
@@ -133,8 +129,8 @@ class RoutingValues:
 
     experts: op.Integers  # (T, K)
     weights: op.Floats  # (T, K)
-    guess: op.Integers  # (1, K)
-    guess_weights: op.Floats  # (1, K)
+    guess: op.Integers  # (GUESSED_ROWS, K)
+    guess_weights: op.Floats  # (GUESSED_ROWS, K)
     slots: op.Integers  # (E,)
 
 
@@ -261,13 +257,13 @@ class Builder:
         """The position and sequence of each row `(T,)`, and the pages of each sequence `(S, P)`."""
         return tuple(self.shared[name] for name in PLACES)  # type: ignore[return-value]
 
-    def experts(self, source: op.Floats, routing: RoutingValues, output: op.Floats) -> None:
+    def experts(self, source: op.Floats, routing: RoutingValues, activation: op.Activation, output: op.Floats) -> None:
         """Run the routed experts on rows of `source`, each in the slot that holds its record."""
         layouts: Any = ExpertRecords(self.layer, "layouts")
         layout_of: Any = ExpertRecords(self.layer, "layout_of")
         arena: Any = Arena()
         chosen, slots = routing.experts, routing.slots
-        self.add(op.Experts(source, chosen, slots, arena, layouts, layout_of, output, self.paging()))
+        self.add(op.Experts(source, chosen, slots, arena, layouts, layout_of, output, self.paging(), activation))
 
     def paging(self) -> Any:
         """The pager, for operations that ask it for experts of this layer."""
@@ -301,12 +297,19 @@ class Builder:
         self.add(op.Linear(source, (op.LinearPart(self.matrix(name, rows, columns), added, output),)))
         return output
 
-    def gated_ffn(self, source: op.Floats, name: str, intermediate_size: int) -> op.Floats:
-        """Compute `down (silu(gate x) * (up x))`; returns its output."""
-        output = self.rows(name, self.hidden_size)
-        gate_up = self.matrix(f"{name}.gate_up", 2 * PANEL_ROWS * panel_count(intermediate_size), self.hidden_size)
-        down = self.matrix(f"{name}.down", self.hidden_size, intermediate_size)
-        self.add(op.GatedFfn(source, gate_up, down, output))
+    def gated_ffn(
+        self, source: op.Floats, name: str, intermediate_size: int, activation: op.Activation, bias: bool
+    ) -> op.Floats:
+        """Compute `down (activation(gate x, up x))`, each product plus its bias if it has one; returns its output."""
+        F, D = intermediate_size, self.hidden_size
+        output = self.rows(name, D)
+        gate_up = self.matrix(f"{name}.gate_up", 2 * PANEL_ROWS * panel_count(F), D)
+        down = self.matrix(f"{name}.down", D, F)
+        biases = None
+        if bias:
+            vectors = (self.vector(f"{name}.{part}_bias", size) for part, size in (("gate", F), ("up", F), ("down", D)))
+            biases = op.FfnBiases(*vectors)
+        self.add(op.GatedFfn(source, gate_up, down, output, activation, biases))
         return output
 
     def section(self) -> Section:
@@ -332,8 +335,8 @@ def row_size(value: Any) -> int:
 def values_of(operation: Any) -> Iterator[Value]:
     """Every value that an operation names."""
     for part in leaves_of(operation):
-        if isinstance(part, (Value, FirstRow)):
-            yield part if isinstance(part, Value) else part.value
+        if isinstance(part, Value):
+            yield part
 
 
 def weights_of(operation: Any) -> Iterator[Weight]:
@@ -360,13 +363,15 @@ def bound(operation: Any, array_of: Callable[[Leaf], Any]) -> Any:
             return array_of(item)
         if isinstance(item, tuple):
             return tuple(map(replaced, item))
-        return bound(item, array_of) if type(item) is op.LinearPart else item
+        return bound(item, array_of) if type(item) in _PARTS else item
 
     names = _field_names(type(operation))  # type: ignore[arg-type]  # a class is hashable
     return type(operation)(**{name: replaced(getattr(operation, name)) for name in names})
 
 
-_LEAVES = frozenset({Value, FirstRow, Weight, ExpertRecords, Arena, Paging})
+_LEAVES = frozenset({Value, Weight, ExpertRecords, Arena, Paging})
+_PARTS = frozenset({op.LinearPart, op.FfnBiases})
+"""The structs within operations that have leaves."""
 
 
 @functools.cache

@@ -216,6 +216,23 @@ static void test_quantise_extremes(void) {
     test_quantise(ties, 32);
 }
 
+static void compare_activations(const em_activation *activation, const float *gate, const float *up,
+                                float results[2][300], int32_t count) {
+    for (int32_t s = 0; s < set_count; s++) {
+        const int to = s > 0;
+        sets[s]->activate[activation->function](activation, gate, up, results[to], count);
+        for (int32_t i = 0; i < count; i++) {
+            /* The bits of a NaN are the processor's business. */
+            if (isnan(results[to][i]) && isnan(results[0][i])) results[to][i] = results[0][i];
+        }
+        CHECK(memcmp(results[to], results[0], (size_t)count * sizeof *gate) == 0);
+    }
+    for (int32_t i = 0; i < count; i++) {
+        if (isnan(results[0][i])) results[0][i] = NAN;
+    }
+    add_to_digest(results[0], (size_t)count * sizeof *gate);
+}
+
 static void test_elementwise(int32_t count) {
     float *a = random_floats(count + 1), *b = random_floats(count + 1);
     for (int32_t i = 0; i < count; i++) a[i] *= 100;
@@ -238,17 +255,25 @@ static void test_elementwise(int32_t count) {
         CHECK(fabs(results[0][i] - exp((double)(b[i] - 0.5f))) <= 3e-7 * results[0][i]);
     }
     CHECK(fabs(sums[0][0] - squares) <= 1e-5 * squares && fabs(sums[0][1] - total) <= 1e-5 * total);
-    for (int32_t s = 0; s < set_count; s++) {
-        const int to = s > 0;
-        sets[s]->gate(a, b, results[to], count);
-        CHECK(memcmp(results[to], results[0], (size_t)count * sizeof *b) == 0);
-    }
-    add_to_digest(results[0], (size_t)count * sizeof *b);
+    const em_activation silu = {.function = EM_FUNCTION_SILU};
+    compare_activations(&silu, a, b, results, count);
     for (int32_t i = 0; i < count; i++) {
         const double gated = a[i] / (1 + exp(-(double)a[i])) * b[i];
         /* exp() of a float overflows at 88.7, where the quotient is still 2.6e-37. */
         CHECK(fabs(results[0][i] - gated) <= 1e-6 * fabs(gated) + 3e-37 * fabs(b[i]) + 1e-44);
     }
+    const em_activation clamped = {
+        .function = EM_FUNCTION_CLAMPED_SILU, .alpha = 1.702f, .limit = 0.75f, .offset = 1};
+    compare_activations(&clamped, a, b, results, count);
+    for (int32_t i = 0; i < count; i++) {
+        const double g = fmin(a[i], 0.75), u = fmax(fmin(b[i], 0.75), -0.75);
+        const double gated = g / (1 + exp(-(double)1.702f * g)) * (u + 1);
+        CHECK(fabs(results[0][i] - gated) <= 1e-6 * fabs(gated) + fabs(g) * 2e-7 + 1e-36);
+    }
+    const float strange[] = {NAN, INFINITY, -INFINITY, 0.0f, -0.0f, 3e38f, -3e38f};
+    for (int32_t i = 0; i < count; i++) a[i] = strange[i % 7], b[i] = strange[i / 7 % 7];
+    compare_activations(&clamped, a, b, results, count);
+    for (int32_t i = 0; i < count; i++) CHECK(isnan(results[0][i]) || (!isnan(a[i]) && !isnan(b[i])));
     free(a);
     free(b);
 }

@@ -120,12 +120,20 @@ static void add_moe(model *m) {
         .logits = *m->logits, .experts = *m->chosen, .weights = *m->weights, .num_experts = EXPERTS, .top_k = USED,
         .renormalise = 1, .groups = 1, .kept_groups = 1, .scale = 1};
     em_gated_ffn *shared = &add(m, EM_GATED_FFN)->as.gated_ffn;
-    *shared = (em_gated_ffn){.input = *m->hidden, .output = *m->shared};
+    const em_activation clamped = {.function = EM_FUNCTION_CLAMPED_SILU, .alpha = 1.702f, .limit = 0.5f, .offset = 1};
+    *shared = (em_gated_ffn){.input = *m->hidden, .output = *m->shared, .activation = clamped};
+    shared->biases = (em_ffn_biases){m->bias, m->bias + 1, m->bias}; /* of 40, 40 and 72 numbers */
     shared->gate_up = owned_matrix(m, EM_Q8, 2 * 48, WIDTH);
     shared->down = owned_matrix(m, EM_F16, WIDTH, FFN);
     const int64_t gate_up_bytes = 2 * em_panel_count(FFN) * (int64_t)em_panel_bytes(EM_Q4, WIDTH);
     const int64_t down_bytes = em_panel_count(WIDTH) * (int64_t)em_panel_bytes(EM_Q8, FFN);
-    const em_matrix arena = owned_matrix(m, EM_Q8, 16 * SLOTS * (int32_t)((gate_up_bytes + down_bytes) / 544 + 1), 32);
+    const int64_t biases_offset = gate_up_bytes + down_bytes, bias_count = 48 + 48 + 80;
+    const int64_t slot_bytes = biases_offset + bias_count * (int64_t)sizeof(float);
+    const em_matrix arena = owned_matrix(m, EM_Q8, 16 * SLOTS * (int32_t)(slot_bytes / 544 + 1), 32);
+    for (int64_t i = 0; i < SLOTS * bias_count; i++) {
+        uint8_t *place = (uint8_t *)(uintptr_t)arena.data + i / bias_count * slot_bytes + biases_offset;
+        ((float *)(void *)place)[i % bias_count] = random_float();
+    }
     add(m, EM_EXPERTS)->as.experts = (em_experts){
         .input = *m->hidden,
         .experts = *m->chosen,
@@ -136,10 +144,12 @@ static void add_moe(model *m) {
                      .intermediate_size = FFN,
                      .gate_up_format = EM_Q4,
                      .down_format = EM_Q8,
-                     .down_offset = gate_up_bytes}},
+                     .down_offset = gate_up_bytes,
+                     .biases_offset = biases_offset}},
         .layouts_count = 1,
         .layout_of = m->layout_of,
-        .slot_bytes = (int32_t)(gate_up_bytes + down_bytes),
+        .slot_bytes = (int32_t)slot_bytes,
+        .activation = clamped,
         .slot_count = SLOTS,
         .num_experts = EXPERTS,
         .hidden_size = WIDTH,

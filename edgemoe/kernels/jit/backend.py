@@ -17,7 +17,18 @@ from edgemoe.kernels.formats import (
     panel_count,
 )
 from edgemoe.kernels.jit import layers, products
-from edgemoe.kernels.operations import PAGE_TOKENS, Cache, Floats, Integers, Operation, QuantisedCache, Score
+from edgemoe.kernels.operations import (
+    PAGE_TOKENS,
+    SILU,
+    Activation,
+    Cache,
+    FfnBiases,
+    Floats,
+    Integers,
+    Operation,
+    QuantisedCache,
+    Score,
+)
 from edgemoe.kernels.reference import REFERENCE
 from edgemoe.kernels.stepwise import MEANINGS, StepwiseBackend
 
@@ -188,11 +199,29 @@ class JitBackend(StepwiseBackend):
             weights *= np.float32(scale)
         return experts, weights
 
-    def gated_ffn(self, values: Floats, gate_up: Matrix, down: Matrix) -> Floats:
-        """`down (silu(gate x) * (up x))`, `(T, D)` to `(T, D)`."""
+    def gated_ffn(
+        self,
+        values: Floats,
+        gate_up: Matrix,
+        down: Matrix,
+        biases: FfnBiases | None = None,
+        activation: Activation = SILU,
+    ) -> Floats:
+        """`down (activation(gate x, up x))`, each product plus its bias: `(T, D)` to `(T, D)`."""
         hidden = np.empty((len(values), down.columns), np.float32)
-        layers.gate(self.matmul(values, gate_up), hidden)
-        return self.matmul(hidden, down)
+        products = self.matmul(values, gate_up)
+        if biases is not None:
+            layers.add_gate_up_biases(products, biases.gate, biases.up)
+        if activation.function == "silu":
+            layers.gate(products, hidden)
+        else:
+            assert activation.limit is not None
+            alpha, limit, offset = (np.float32(n) for n in (activation.alpha, activation.limit, activation.offset or 0))
+            layers.clamped_gate(products, alpha, limit, offset, hidden)
+        output = self.matmul(hidden, down)
+        if biases is not None:
+            output += biases.down
+        return output
 
     def combine(
         self, routed: Floats | None, weights: Floats | None, shared: Floats | None, shared_gate: Floats | None
