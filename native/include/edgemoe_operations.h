@@ -5,7 +5,7 @@
 #define EDGEMOE_OPERATIONS_DEFINED_H
 
 /* Formats of weights (edgemoe/kernels/formats.py); the first three are those of a KV cache too. */
-typedef enum em_format { EM_F32 = 0, EM_F16 = 1, EM_Q8 = 2, EM_Q4 = 3, EM_Q4M = 4, EM_FORMAT_COUNT = 5 } em_format;
+typedef enum em_format { EM_F32 = 0, EM_F16 = 1, EM_Q8 = 2, EM_Q4 = 3, EM_Q4M = 4, EM_M4 = 5, EM_FORMAT_COUNT = 6 } em_format;
 
 /* Positions in a page of the KV cache. */
 enum { EM_PAGE_TOKENS = 64 };

@@ -44,13 +44,18 @@ static float weight_at(const uint8_t *panel, int32_t format, int32_t group_count
     const int32_t c = column % EM_GROUP_COLUMNS;
     const uint8_t *payload = panel + group * payload_bytes;
     const uint8_t *scales = panel + (size_t)group_count * payload_bytes;
-    const float scale = half_at(scales, group * EM_PANEL_ROWS + row);
-    if (format == EM_Q8) return (float)(int8_t)payload[c / 4 * 64 + row * 4 + c % 4] * scale;
+    const size_t number = group * EM_PANEL_ROWS + row;
     const uint8_t pair = payload[c % 16 / 4 * 64 + row * 4 + c % 4];
     const int32_t nibble = c < 16 ? pair & 15 : pair >> 4;
+    if (format == EM_M4) {
+        static const int8_t doubled[16] = {EM_M4_SIGNED};
+        return (float)doubled[nibble] * em_from_bits((uint32_t)em_m4_scale_bits(scales[number]));
+    }
+    const float scale = half_at(scales, number);
+    if (format == EM_Q8) return (float)(int8_t)payload[c / 4 * 64 + row * 4 + c % 4] * scale;
     if (format == EM_Q4) return (float)(nibble - 8) * scale;
     const uint8_t *minimums = scales + (size_t)group_count * EM_PANEL_ROWS * 2;
-    return (float)nibble * scale + half_at(minimums, group * EM_PANEL_ROWS + row);
+    return (float)nibble * scale + half_at(minimums, number);
 }
 
 static void embed_rows(void *context, int64_t begin, int64_t end, int32_t thread) {
