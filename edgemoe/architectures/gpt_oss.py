@@ -36,6 +36,12 @@ _STACKED_BIASES = _interleaved(
         ("experts.{expert}.down_bias", "mlp.experts.down_proj_bias", ("experts", "model")),
     )
 )
+_MXFP4_EXPERTS = _interleaved(
+    layer_rows(
+        (_GATE_UP[0], "mlp.experts.gate_up_proj_blocks", ("experts", "2*expert_width", "model")),
+        ("experts.{expert}.down", "mlp.experts.down_proj_blocks", ("experts", "model", "expert_width")),
+    )
+)
 _TRANSPOSED_EXPERTS = _interleaved(
     layer_rows(
         (_GATE_UP[0], "mlp.experts.gate_up_proj", ("experts", "model", "2*expert_width")),
@@ -54,6 +60,7 @@ TENSORS = (
     + SEPARATE_EXPERTS
     + _SEPARATE_BIASES
     + _TRANSPOSED_EXPERTS
+    + _MXFP4_EXPERTS
     + _STACKED_BIASES
 )
 

@@ -163,7 +163,7 @@ def show_statistics(repl: Conversation, argument: str) -> None:
          + ("" if memory.embedding_resident else ", the embedding read from disk")),
         ("  KV cache", f"{format_size(memory.kv_cache_bytes)} ({memory.kv_format})"),
         ("  workspace", format_size(memory.workspace_bytes)),
-        ("  expert slots", f"{format_size(memory.slots * memory.slot_bytes)}"
+        ("  expert slots", f"{format_size(memory.experts_bytes)}"
          f" ({memory.slots} slots for {memory.total_experts} experts)"),
     ]  # fmt: skip
     if repl.chat.forgotten_turns:

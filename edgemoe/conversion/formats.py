@@ -76,6 +76,8 @@ def _carried(dtypes: Iterable[str]) -> str | None:
     names = {BLOCK_FORMATS.get(dtype) for dtype in dtypes}
     if None in names:
         return None
-    if "q8" in names:
-        return "q8"  # holds q4 exactly; q4m and q8 in one matrix only occur in unusual mixtures
-    return "q4m" if "q4m" in names else "q4"
+    if len(names) == 1:
+        return names.pop()
+    if names == {"q4", "q4m"}:
+        return "q4m"
+    return "q8"  # holds q4 and m4 exactly; q4m and another in one matrix only occur in unusual mixtures

@@ -24,7 +24,7 @@ Rows = Union[npt.NDArray[np.float32], Blocks]
 FLOAT_DTYPES: dict[str, npt.DTypeLike] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 """The dtypes of a safetensors file that are read, and what NumPy reads them as."""
 
-BLOCK_FORMATS = {"Q8_0": "q8", "Q4_0": "q4", "Q4_1": "q4m"}
+BLOCK_FORMATS = {"Q8_0": "q8", "Q4_0": "q4", "Q4_1": "q4m", "MXFP4": "m4"}
 """Quantised dtypes whose blocks are ours bit for bit: a source gives them as `Blocks` of this format."""
 
 

@@ -33,7 +33,6 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.kernels.definition import (
-    ADDED,
     IN_PLACE,
     LARGEST_EXTENT,
     NUMBER,
@@ -519,9 +518,12 @@ class Fetch(Operation):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Prefetch(Operation):
-    """Begins to read the experts that a guess at a later layer's routing names, behind all that are asked for."""
+    """Begins to read the experts that guesses at a later layer's routing name, behind all that are asked for.
 
-    experts: Annotated[Integers, buffer("1", "K")]
+    Experts that several tokens' guesses name are read once; the first token's come first.
+    """
+
+    experts: Annotated[Integers, rows("K")]
     paged: Paged | None = None
 
 
@@ -579,18 +581,19 @@ class Experts(Operation):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Combine(Operation):
-    """`residual[t] += scale * (sum_k weights[t, k] * routed[t, k] + sigmoid(shared_gate[t]) * shared[t])`.
+    """`output[t] += scale * (sum_k weights[t, k] * routed[t, k] + sigmoid(shared_gate[t]) * shared[t])`.
 
     The sum runs in router order. `routed` or `shared` may be None, not both; that term is then absent. Without
-    `shared_gate` the factor of `shared` is 1.
+    `shared_gate` the factor of `shared` is 1. Without `accumulate` it is `output[t] = ...`.
     """
 
-    residual: Annotated[Floats, rows("D"), ADDED]
+    output: Annotated[Floats, rows("D"), output(adds_if="accumulate")]
     scale: float
     routed: Annotated[Floats | None, rows("K", "D")]
     weights: Annotated[Floats | None, rows("K")]
     shared: Annotated[Floats | None, rows("D")]
     shared_gate: Annotated[Floats | None, rows("1")]
+    accumulate: bool = True
 
     def check(self, sizes: Sizes) -> None:
         some = self.routed is not None or self.shared is not None
@@ -598,6 +601,22 @@ class Combine(Operation):
         paired = (self.routed is None) == (self.weights is None)
         require(paired, "weights", "routed and weights together", "one without the other")
         require(self.shared_gate is None or self.shared is not None, "shared_gate", "a shared term", "none")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Mix(Operation):
+    """`output[t] = keep * base[t] + share * (scale * result[t]) + shift`: the result of a block joins the stream.
+
+    `keep`, `share` and `shift` have an element for each channel; without them the factors are 1, and nothing is added.
+    """
+
+    base: Annotated[Floats, rows("D")]
+    result: Annotated[Floats, rows("D")]
+    scale: float
+    keep: Annotated[Floats | None, weight("D")]
+    share: Annotated[Floats | None, weight("D")]
+    shift: Annotated[Floats | None, weight("D")]
+    output: Annotated[Floats, rows("D"), output(apart_from="base", may_replace=True)]
 
 
 NATIVE_OPERATIONS: tuple[type[Operation], ...] = (
@@ -613,6 +632,7 @@ NATIVE_OPERATIONS: tuple[type[Operation], ...] = (
     Prefetch,
     Experts,
     Combine,
+    Mix,
 )
 """The operations that the C library has, in the order of its enumeration. `native/write_header` writes its structs."""
 

@@ -436,7 +436,7 @@ def _prefetch(kernels: Any, o: op.Prefetch, tokens: int) -> int:
         return 0
     pager: op.Pager = o.paged.pager
     waited_ns = pager.wait_ns
-    pager.prefetch(o.paged.layer, o.experts[0].tolist())
+    pager.prefetch(o.paged.layer, list(dict.fromkeys(o.experts[:tokens].reshape(-1).tolist())))
     return pager.wait_ns - waited_ns
 
 
@@ -478,11 +478,30 @@ def combine(routed: Floats | None, weights: Floats | None, shared: Floats | None
     return _single(total)
 
 
-@means(op.Combine, "combine", lambda kernels, o, sizes: kernels.element_scratch_bytes * math.prod(o.residual.shape))
+@means(op.Combine, "combine", lambda kernels, o, sizes: kernels.element_scratch_bytes * math.prod(o.output.shape))
 def _combine(kernels: Any, o: op.Combine, tokens: int) -> None:
     parts = (o.routed, o.weights, o.shared, o.shared_gate)
     total = kernels.combine(*(None if part is None else part[:tokens] for part in parts))
-    o.residual[:tokens] += np.float32(o.scale) * total
+    total *= np.float32(o.scale)
+    if o.accumulate:
+        o.output[:tokens] += total
+    else:
+        o.output[:tokens] = total
+
+
+def mix(
+    base: Floats, result: Floats, scale: float, keep: Floats | None, share: Floats | None, shift: Floats | None
+) -> Floats:
+    """The stream after a block: base and result `(T, D)`, factors and shift `(D,)`."""
+    added = float(np.float32(scale)) * result.astype(np.float64) * (1.0 if share is None else share)
+    return _single(
+        base.astype(np.float64) * (1.0 if keep is None else keep) + added + (0.0 if shift is None else shift)
+    )
+
+
+@means(op.Mix, "mix", lambda kernels, o, sizes: kernels.element_scratch_bytes * math.prod(o.output.shape))
+def _mix(kernels: Any, o: op.Mix, tokens: int) -> None:
+    o.output[:tokens] = kernels.mix(o.base[:tokens], o.result[:tokens], o.scale, o.keep, o.share, o.shift)
 
 
 class ReferenceBackend(StepwiseBackend):
@@ -499,6 +518,7 @@ class ReferenceBackend(StepwiseBackend):
     route = staticmethod(route)
     gated_ffn = staticmethod(gated_ffn)
     combine = staticmethod(combine)
+    mix = staticmethod(mix)
 
     def kernels_for(self, kind: type[op.Operation]) -> StepwiseBackend:
         return self

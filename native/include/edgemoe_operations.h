@@ -5,7 +5,7 @@
 #define EDGEMOE_OPERATIONS_DEFINED_H
 
 /* Formats of weights (edgemoe/kernels/formats.py); the first three are those of a KV cache too. */
-typedef enum em_format { EM_F32 = 0, EM_F16 = 1, EM_Q8 = 2, EM_Q4 = 3, EM_Q4M = 4, EM_FORMAT_COUNT = 5 } em_format;
+typedef enum em_format { EM_F32 = 0, EM_F16 = 1, EM_Q8 = 2, EM_Q4 = 3, EM_Q4M = 4, EM_M4 = 5, EM_FORMAT_COUNT = 6 } em_format;
 
 /* Positions in a page of the KV cache. */
 enum { EM_PAGE_TOKENS = 64 };
@@ -164,9 +164,9 @@ typedef struct em_fetch {
     int32_t top_k;          /* K */
 } em_fetch;
 
-/* Begins to read the experts that a guess at a later layer's routing names, behind all that are asked for. */
+/* Begins to read the experts that guesses at a later layer's routing name, behind all that are asked for. */
 typedef struct em_prefetch {
-    const int32_t *experts; /* (1, K) */
+    const int32_t *experts; /* (T, K) */
     em_paged paged;         /* all zeros if there are none */
     int32_t top_k;          /* K */
 } em_prefetch;
@@ -200,17 +200,30 @@ typedef struct em_experts {
     int32_t slot_bytes;           /* B */
 } em_experts;
 
-/* residual[t] += scale * (sum_k weights[t, k] * routed[t, k] + sigmoid(shared_gate[t]) * shared[t]). */
+/* output[t] += scale * (sum_k weights[t, k] * routed[t, k] + sigmoid(shared_gate[t]) * shared[t]). */
 typedef struct em_combine {
-    float *residual;          /* (T, D) */
+    float *output;            /* (T, D) */
     float scale;
     const float *routed;      /* (T, K, D), or NULL */
     const float *weights;     /* (T, K), or NULL */
     const float *shared;      /* (T, D), or NULL */
     const float *shared_gate; /* (T, 1), or NULL */
+    int32_t accumulate;
     int32_t hidden_size;      /* D */
     int32_t top_k;            /* K */
 } em_combine;
+
+/* output[t] = keep * base[t] + share * (scale * result[t]) + shift: the result of a block joins the stream. */
+typedef struct em_mix {
+    const float *base;   /* (T, D) */
+    const float *result; /* (T, D) */
+    float scale;
+    const float *keep;   /* (D,), or NULL */
+    const float *share;  /* (D,), or NULL */
+    const float *shift;  /* (D,), or NULL */
+    float *output;       /* (T, D) */
+    int32_t hidden_size; /* D */
+} em_mix;
 
 /* X(kind, name) for each operation, in the order of em_kind. */
 #define EM_OPERATIONS(X) \
@@ -225,7 +238,8 @@ typedef struct em_combine {
     X(FETCH, fetch) \
     X(PREFETCH, prefetch) \
     X(EXPERTS, experts) \
-    X(COMBINE, combine)
+    X(COMBINE, combine) \
+    X(MIX, mix)
 
 /* STRUCT(type) for each struct of the interface, and FIELD(type, field) for each of its fields. */
 #define EM_LAYOUT(STRUCT, FIELD) \
@@ -276,9 +290,11 @@ typedef struct em_combine {
         FIELD(em_experts, layout_of) FIELD(em_experts, output) FIELD(em_experts, paged) \
         FIELD(em_experts, activation) FIELD(em_experts, hidden_size) FIELD(em_experts, top_k) \
         FIELD(em_experts, num_experts) FIELD(em_experts, slot_count) FIELD(em_experts, slot_bytes) \
-    STRUCT(em_combine) FIELD(em_combine, residual) FIELD(em_combine, scale) FIELD(em_combine, routed) \
+    STRUCT(em_combine) FIELD(em_combine, output) FIELD(em_combine, scale) FIELD(em_combine, routed) \
         FIELD(em_combine, weights) FIELD(em_combine, shared) FIELD(em_combine, shared_gate) \
-        FIELD(em_combine, hidden_size) FIELD(em_combine, top_k) \
+        FIELD(em_combine, accumulate) FIELD(em_combine, hidden_size) FIELD(em_combine, top_k) \
+    STRUCT(em_mix) FIELD(em_mix, base) FIELD(em_mix, result) FIELD(em_mix, scale) FIELD(em_mix, keep) \
+        FIELD(em_mix, share) FIELD(em_mix, shift) FIELD(em_mix, output) FIELD(em_mix, hidden_size) \
     STRUCT(em_operation) FIELD(em_operation, kind) FIELD(em_operation, reserved) FIELD(em_operation, as) \
     STRUCT(em_scratch) FIELD(em_scratch, data) FIELD(em_scratch, bytes) \
     STRUCT(em_program_times) FIELD(em_program_times, operations) FIELD(em_program_times, elapsed_ns) \

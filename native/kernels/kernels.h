@@ -5,6 +5,7 @@
  *   product with quantised weights, per row and token, over the groups of 32 columns in order:
  *       sum = fma((float)integer_dot, weight_scale * input_scale, sum)
  *       q4m then: sum = fma(weight_minimum, input_scale * (float)sum_of_input, sum)
+ *       m4: the integers of weights are doubled e2m1 values, and weight_scale is 2^(e - 128)
  *     (integer dots are exact: at most 32 * 128 * 127 < 2^24)
  *   product with f16 or f32 weights, over the columns in order:
  *       sum = fma(weight, input, sum)
@@ -34,7 +35,7 @@ typedef struct em_group {
     float scale;
     float scaled_sum; /* scale * sum of the 32 integers, for q4m */
     /* Where integer dots begin, to end as those with signed weights. */
-    int32_t q4_start; /* -8 * sum: nibbles stand for nibble - 8 */
+    int32_t q4_start; /* -8 * sum: nibbles stand for nibble - 8; em_m4_start follows from it */
     int32_t q8_start; /* -128 * sum: for kernels that take bytes as byte + 128 */
 } em_group;
 
@@ -114,7 +115,8 @@ struct em_kernels {
 };
 
 #define EM_DECLARE_MATMUL(isa) \
-    em_panels_kernel em_panels_f32_##isa, em_panels_f16_##isa, em_panels_q8_##isa, em_panels_q4_##isa, em_panels_q4m_##isa
+    em_panels_kernel em_panels_f32_##isa, em_panels_f16_##isa, em_panels_q8_##isa, em_panels_q4_##isa, \
+        em_panels_q4m_##isa, em_panels_m4_##isa
 
 #define EM_DECLARE_VECTORS(isa)                                                                                       \
     void em_quantise_##isa(const float *input, int32_t columns, int8_t *values, em_group *groups);                    \
@@ -146,13 +148,22 @@ static inline int em_is_quantised(int32_t format) { return format >= EM_Q8; }
 
 /* Bytes of the payload of one panel's group. */
 static inline size_t em_payload_bytes(int32_t format) {
-    static const uint16_t bytes[EM_FORMAT_COUNT] = {2048, 1024, 512, 256, 256};
+    static const uint16_t bytes[EM_FORMAT_COUNT] = {2048, 1024, 512, 256, 256, 256};
     return bytes[format];
 }
 
+/* Bytes of the scales of one panel's group: 16 of float16 or, of m4, of e8m0. */
+static inline size_t em_scales_bytes(int32_t format) {
+    static const uint8_t bytes[EM_FORMAT_COUNT] = {0, 0, 32, 32, 32, 16};
+    return bytes[format];
+}
+
+/* Bytes of the minimums of one panel's group: 16 of float16. */
+static inline size_t em_minimums_bytes(int32_t format) { return format == EM_Q4M ? 32 : 0; }
+
 static inline size_t em_panel_bytes(int32_t format, int32_t columns) {
-    static const uint8_t scale_bytes[EM_FORMAT_COUNT] = {0, 0, 32, 32, 64};
-    const size_t used = (size_t)em_group_count(columns) * (em_payload_bytes(format) + scale_bytes[format]);
+    const size_t group_bytes = em_payload_bytes(format) + em_scales_bytes(format) + em_minimums_bytes(format);
+    const size_t used = (size_t)em_group_count(columns) * group_bytes;
     return (used + EM_PANEL_ALIGNMENT - 1) / EM_PANEL_ALIGNMENT * EM_PANEL_ALIGNMENT;
 }
 
@@ -160,6 +171,24 @@ static inline size_t em_panel_bytes(int32_t format, int32_t columns) {
 static inline const uint8_t *em_panel(const em_matrix *matrix, int32_t panel, int32_t format) {
     return matrix->data + (size_t)panel * em_panel_bytes(format, matrix->columns);
 }
+
+/* ---- the numbers of m4 (formats.py) ------------------------------------------------------------------ */
+
+/* Doubled e2m1 values by code, as signed bytes, and as unsigned ones with 12 added. */
+#define EM_M4_SIGNED 0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12
+#define EM_M4_UNSIGNED 12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0
+
+/* Where integer dots with unsigned values begin: -12 * the sum of the activations. */
+static inline int32_t em_m4_start(const em_group *group) { return group->q4_start + group->q4_start / 2; }
+
+/* The bits of the float32 2^(e - 128), for a scale's byte e: the exponent of a normal number lies from bit 23 on; of the
+ * two scales below normal numbers, 2^-128 is bit 21 and 2^-127 bit 22. (255 is NaN, and in no store.) */
+static inline int32_t em_m4_scale_bits(int32_t e) {
+    const int32_t normal = (e - 1) * (1 << 23), below_normal = (e + 1) * (1 << 21);
+    return normal > below_normal ? normal : below_normal;
+}
+
+/* ---- sums -------------------------------------------------------------------------------------------- */
 
 /* The end of a lane sum. */
 static inline float em_fold_lanes(const float lanes[EM_LANES]) {

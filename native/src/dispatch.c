@@ -12,7 +12,8 @@
                    [EM_F16] = em_panels_f16_##matmul,                                                          \
                    [EM_Q8] = em_panels_q8_##matmul,                                                            \
                    [EM_Q4] = em_panels_q4_##matmul,                                                            \
-                   [EM_Q4M] = em_panels_q4m_##matmul},                                                         \
+                   [EM_Q4M] = em_panels_q4m_##matmul,                                                          \
+                   [EM_M4] = em_panels_m4_##matmul},                                                           \
         .quantise = em_quantise_##vectors,                                                                     \
         .sum_squares = em_sum_squares_##vectors,                                                               \
         .exponentials = em_exponentials_##vectors,                                                             \

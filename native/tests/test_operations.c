@@ -29,11 +29,12 @@ static em_matrix random_matrix(int32_t format, int32_t rows, int32_t columns) {
     const size_t bytes = em_panel_count(rows) * em_panel_bytes(format, columns);
     uint8_t *data = allocate(bytes);
     for (size_t i = 0; i < bytes; i += 2) {
-        /* As scales and f16 weights small numbers, as f32 weights too, as nibbles anything. */
+        /* As scales and f16 weights small numbers, as f32 and m4 weights too, as nibbles anything. */
         const uint16_t half = em_float_to_half(random_float() / 8);
         memcpy(data + i, &half, sizeof half);
     }
     for (size_t i = 0; format == EM_F32 && i < bytes / 4; i++) ((float *)(void *)data)[i] = random_float() / 8;
+    for (size_t i = 0; format == EM_M4 && i < bytes; i++) data[i] = (uint8_t)(118 + random_bits() % 8);
     return (em_matrix){data, format, rows, columns};
 }
 
@@ -156,8 +157,13 @@ static void add_moe(model *m) {
     };
     add(m, EM_COMBINE)->as.combine =
         (em_combine){
-        .residual = *m->hidden, .routed = **m->routed, .weights = *m->weights, .shared = *m->shared,
-        .shared_gate = *m->shared_gate, .top_k = USED, .hidden_size = WIDTH, .scale = 0.7f};
+        .output = *m->hidden, .routed = **m->routed, .weights = *m->weights, .shared = *m->shared,
+        .shared_gate = *m->shared_gate, .top_k = USED, .hidden_size = WIDTH, .scale = 0.7f,
+        .accumulate = 1};
+    add(m, EM_MIX)->as.mix =
+        (em_mix){
+        .base = *m->hidden, .result = *m->shared, .keep = m->norm, .share = m->bias, .shift = m->norm, .output = *m->hidden,
+        .hidden_size = WIDTH, .scale = 0.3f};
 }
 
 static model *make_model_with(int32_t cache_format) {
@@ -174,7 +180,7 @@ static model *make_model_with(int32_t cache_format) {
         m->sine[i / (HEAD_WIDTH / 2)][i % (HEAD_WIDTH / 2)] = random_float();
     }
     add(m, EM_EMBED)->as.embed = (em_embed){
-        .ids = m->ids, .output = *m->hidden, .matrix = owned_matrix(m, EM_Q4M, VOCABULARY, WIDTH), .scale = 2.0f};
+        .ids = m->ids, .output = *m->hidden, .matrix = owned_matrix(m, EM_M4, VOCABULARY, WIDTH), .scale = 2.0f};
     add_attention(m, cache_format);
     add_moe(m);
     return m;

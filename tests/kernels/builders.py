@@ -72,6 +72,8 @@ def random_blocks(format_name: str, rows: int, columns: int, random: np.random.G
         values = random.integers(-128, 128, shape).astype(np.int8)
     else:
         values = random.integers(0, 16, shape).astype(np.uint8)
+    if format_name == "m4":
+        return Blocks(fmt, values, random.integers(120, 126, groups).astype(np.uint8))
     scales = (random.standard_normal(groups) / 10).astype(np.float16)
     minimums = random.standard_normal(groups).astype(np.float16) if fmt.has_minimums else None
     return Blocks(fmt, values, scales, minimums)

@@ -34,7 +34,7 @@ from tests.kernels.test_products import Ffn, pack_experts
 VOCABULARY, WIDTH, HEADS, KV_HEADS, HEAD_WIDTH, EXPERTS, PER_TOKEN, FFN_WIDTH = 50, 72, 4, 2, 24, 5, 2, 40
 CONTEXT, PAGES = 80, 2
 IN_ORDER = np.arange(PAGES)
-CACHE_FORMAT = {"f32": "f32", "f16": "f16", "q8": "q8", "q4": "f16", "q4m": "q8"}
+CACHE_FORMAT = {"f32": "f32", "f16": "f16", "q8": "q8", "q4": "f16", "q4m": "q8", "m4": "f16"}
 """Which format of cache goes with weights of a format, so that every one has its turn."""
 
 

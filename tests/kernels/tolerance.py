@@ -5,7 +5,7 @@ every product and every addition rounds by at most `UNIT` of its result, and a s
 by at most `n * UNIT` of the sum of its terms' magnitudes. A bound is an array of the result's shape.
 
 - f32 and f16 weights are exact in float32; a product rounds once per column.
-- q8, q4 and q4m: activations are the reference's int8, bit for bit; products within a group are integers, and
+- q8, q4, q4m and m4: activations are the reference's int8, bit for bit; products within a group are integers, and
   exact; only the groups' results are rounded. A zero point or minimum may be taken out of the sum, so its terms
   count on their own.
 - An FFN's hidden values become int8: one that lies nearer to a rounding boundary than its own error may go the
@@ -65,6 +65,8 @@ def _weight_terms(matrix: Matrix) -> Doubles:
     blocks = unpack(matrix.data, matrix.format, matrix.rows, matrix.columns)
     if blocks.scales is None:
         return np.abs(blocks.values.astype(np.float64))
+    if matrix.format.name == "m4":
+        return np.abs(dequantise(blocks).astype(np.float64))
     zero_point = 8 if matrix.format.name == "q4" else 0
     spread = np.repeat(np.abs(blocks.scales.astype(np.float64)), GROUP_COLUMNS, axis=1)[:, : matrix.columns]
     terms = spread * (np.abs(blocks.values.astype(np.float64)) + zero_point)

@@ -58,7 +58,7 @@ def _budget_rows(forecast: BudgetForecast) -> Rows:
         ),
     ]
     if memory.total_experts:
-        size = format_size(memory.slots * memory.slot_bytes)
+        size = format_size(memory.experts_bytes)
         rows.append(("experts", f"{size}: {_slots(forecast)}"))
     return rows
 

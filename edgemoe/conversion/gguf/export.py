@@ -92,6 +92,7 @@ _FILE_TYPES = {
     "q8": LlamaFileType.MOSTLY_Q8_0,
     "q4": LlamaFileType.MOSTLY_Q4_0,
     "q4m": LlamaFileType.MOSTLY_Q4_1,
+    "m4": LlamaFileType.MOSTLY_MXFP4_MOE,
 }
 
 

@@ -1,6 +1,7 @@
 """Reads a GGUF file, or the first part of a split one, as a source.
 
-Blocks of Q8_0, Q4_0 and Q4_1 equal those of our formats and are passed on unchanged; F32, F16 and BF16 become float32.
+Blocks of Q8_0, Q4_0, Q4_1 and MXFP4 equal those of our formats and are passed on unchanged; F32, F16 and BF16 become
+float32.
 """
 
 from __future__ import annotations

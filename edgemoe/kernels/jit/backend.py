@@ -236,6 +236,20 @@ class JitBackend(StepwiseBackend):
             layers.add_shared(shared, shared_gate, total)
         return total
 
+    def mix(
+        self,
+        base: Floats,
+        result: Floats,
+        scale: float,
+        keep: Floats | None,
+        share: Floats | None,
+        shift: Floats | None,
+    ) -> Floats:
+        """The stream after a block: base and result `(T, D)`, factors and shift `(D,)`."""
+        output = np.empty(base.shape, np.float32)
+        layers.mix(base, result, np.float32(scale), keep, share, shift, output)
+        return output
+
 
 def _cached_floats(
     key_cache: Cache, value_cache: Cache, pages: Integers, head: int, keys: Floats, values: Floats
@@ -255,9 +269,9 @@ def _cached_floats(
         layers.float_caches(key_cache, value_cache, pages, head, keys, values)
 
 
-def _shape(fmt: Format) -> tuple[int, float, bool]:
-    """Return the parameters of a quantised format for the kernels: bits, zero point, whether it has minimums."""
-    return 8 if fmt.name == "q8" else 4, 8.0 if fmt.name == "q4" else 0.0, fmt.has_minimums
+def _shape(fmt: Format) -> tuple[int, float, bool, bool]:
+    """Return a quantised format's parameters for the kernels: bits, zero point, has minimums, is microscaled (m4)."""
+    return 8 if fmt.name == "q8" else 4, 8.0 if fmt.name == "q4" else 0.0, fmt.has_minimums, fmt.name == "m4"
 
 
 def _quantised_product(values: Floats, matrix: Matrix, output: Floats) -> _Panels:
@@ -266,7 +280,8 @@ def _quantised_product(values: Floats, matrix: Matrix, output: Floats) -> _Panel
     scales, sums = np.empty((2, tokens, groups), np.float32)
     products.quantise_activations(values, integers, scales, sums)
     data = matrix.data.reshape(panel_count(matrix.rows), -1)
-    inputs = (integers, scales, sums, data.view(np.uint32), data.view(np.uint16), *_shape(matrix.format))
+    views = (data.view(np.uint32), data.view(np.uint16), data)
+    inputs = (integers, scales, sums, *views, *_shape(matrix.format))
     return lambda first, last: products.quantised_product(*inputs, first, last, output)
 
 

@@ -406,3 +406,24 @@ def add_shared(shared: Floats, shared_gate: Floats | None, total: Floats) -> Non
             factor = _ONE / (_ONE + np.float32(math.exp(-shared_gate[t, 0])))
         for c in range(shared.shape[1]):
             total[t, c] += factor * shared[t, c]
+
+
+@jit
+def mix(
+    base: Floats,
+    result: Floats,
+    scale: np.float32,
+    keep: Floats | None,
+    share: Floats | None,
+    shift: Floats | None,
+    output: Floats,
+) -> None:
+    """The stream after a block: base, result and output `(T, D)`, factors and shift `(D,)`."""
+    for t in range(len(base)):
+        for c in range(base.shape[1]):
+            kept = base[t, c] if keep is None else keep[c] * base[t, c]
+            added = scale * result[t, c]
+            if share is not None:
+                added *= share[c]
+            total = kept + added
+            output[t, c] = total if shift is None else total + shift[c]

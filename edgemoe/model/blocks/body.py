@@ -57,9 +57,9 @@ class Body(Protocol):
     kind: ClassVar[str]
     """The name of the kind in stores."""
     norm_name: ClassVar[str]
-    """The name of the block's input norm among the layer's tensors."""
+    """The name of the block's input norm among the layer's tensors; the block's other vectors are named after it."""
     norm_part: ClassVar[Part]
-    """The part of the work to which the input norm belongs."""
+    """The part of the work to which the block's norms belong."""
 
     @property
     def routed(self) -> RoutedExperts | None:
@@ -82,7 +82,10 @@ class Body(Protocol):
         """The same body with another number of experts for each token; a body without routed experts is unchanged."""
 
     def emit(self, build: Builder, source: op.Floats) -> None:
-        """Add the operations that read the normalised stream `source` `(T, D)` and add to the residual stream."""
+        """Add the operations that read the normalised stream `source` `(T, D)`.
+
+        The last of them is `Builder.deliver` or `Builder.deliver_sum`, which know where the result goes.
+        """
 
     def emit_guess(self, build: Builder, source: op.Floats) -> None:
-        """Add the operations that guess this body's routing from one row `(1, D)` of an earlier layer's stream."""
+        """Add the operations that guess this body's routing from rows of an earlier layer's stream."""

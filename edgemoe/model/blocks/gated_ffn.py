@@ -44,7 +44,7 @@ class GatedFfn:
         with build.doing("dense_ffn", "beside"):
             output = build.gated_ffn(source, "ffn", self.intermediate_size, self.activation, self.bias)
         with build.doing("combine", "combine"):
-            build.add(op.Combine(build.residual, build.residual_scale, None, None, output, None))
+            build.deliver_sum(None, None, output)
 
     def emit_guess(self, build: Builder, source: op.Floats) -> None:
         raise AssertionError("a dense FFN has no routing to guess")

@@ -13,7 +13,7 @@ from typing import ClassVar
 from edgemoe.kernels import operations as op
 from edgemoe.model.blocks.body import RoutedExperts, Shapes, check_activation, gated_ffn_tensors
 from edgemoe.model.blocks.routers import RouterSpec
-from edgemoe.model.graph import Builder, Part, RoutingValues
+from edgemoe.model.graph import GUESSED_ROWS, Builder, Part, RoutingValues
 
 
 @dataclass(frozen=True)
@@ -99,15 +99,15 @@ class Moe:
             routed = build.rows("routed", K, D)
             build.experts(source, routing, self.activation, routed)
         with build.doing("combine", "combine"):
-            build.add(op.Combine(build.residual, build.residual_scale, routed, routing.weights, shared, gate))
+            build.deliver_sum(routed, routing.weights, shared, gate)
 
     def emit_guess(self, build: Builder, source: op.Floats) -> None:
         guessed = self._routing(build)
         experts, weights = guessed.guess, guessed.guess_weights
         if build.options.forced_routing:
-            experts = build.row_numbers("guessed_experts", self.top_k, rows=1)
-            weights = build.fixed_rows("guessed_weights", 1, self.top_k)
-        logits = build.fixed_rows("guessed_logits", 1, self.num_experts)
+            experts = build.row_numbers("guessed_experts", self.top_k, rows=GUESSED_ROWS)
+            weights = build.fixed_rows("guessed_weights", GUESSED_ROWS, self.top_k)
+        logits = build.fixed_rows("guessed_logits", GUESSED_ROWS, self.num_experts)
         self.router.emit(build, source, logits, experts, weights)
         build.add(op.Prefetch(guessed.guess, build.paging()))
 
@@ -116,7 +116,7 @@ class Moe:
         return RoutingValues(
             experts=build.kept("experts", "T", K, dtype="i32"),
             weights=build.kept("weights", "T", K),
-            guess=build.kept("guess", 1, K, dtype="i32"),
-            guess_weights=build.kept("guess_weights", 1, K),
+            guess=build.kept("guess", GUESSED_ROWS, K, dtype="i32"),
+            guess_weights=build.kept("guess_weights", GUESSED_ROWS, K),
             slots=build.kept("slots", E, dtype="i32"),
         )
