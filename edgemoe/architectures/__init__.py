@@ -13,6 +13,7 @@ from typing import Any
 from edgemoe.architectures import (
     flex_olmo,
     glm4_moe,
+    gpt_oss,
     granitemoe,
     granitemoeshared,
     llama,
@@ -45,6 +46,7 @@ __all__ = [
 FAMILIES: dict[str, ModuleType] = {
     "flex_olmo": flex_olmo,
     "glm4_moe": glm4_moe,
+    "gpt_oss": gpt_oss,
     "granitemoe": granitemoe,
     "granitemoeshared": granitemoeshared,
     "llama": llama,

@@ -69,6 +69,15 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
         }
     elif not llama:
         config |= draw(experts(model_type))
+    if model_type == "gpt_oss":
+        types = st.sampled_from(["sliding_attention", "full_attention"])
+        layers = config["num_hidden_layers"]
+        config |= {
+            "sliding_window": number(1, 80),
+            "layer_types": draw(st.lists(types, min_size=layers, max_size=layers)),
+            "swiglu_limit": draw(st.sampled_from([0.3, 1.0, 7.0])),
+            "swiglu_alpha": draw(st.sampled_from([1.0, 1.702])),
+        }
     if model_type in GRANITE:
         config |= {
             "embedding_multiplier": draw(st.sampled_from([1.0, 12.0])),
