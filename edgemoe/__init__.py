@@ -75,7 +75,7 @@ def convert(
 ) -> Path:
     """Convert a checkpoint (a folder, a hub id or a GGUF file) into a store; returns the store's path.
 
-    `experts` and `dense` name formats: q4, q4m, q8, f16 or f32; left out, blocks that the source has quantised
+    `experts` and `dense` name formats: q4, q4m, m4, q8, f16 or f32; left out, blocks that the source has quantised
     carry over exactly, other experts become q4 and other weights q8. `notice` gets, before the weights are read,
     paragraphs about what the checkpoint lacks. Raises SourceError, StoreError and UsageError.
     """

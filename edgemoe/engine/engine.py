@@ -11,6 +11,7 @@ Invariants:
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,6 @@ from edgemoe.engine.sequence import Sequence as TokenSequence
 from edgemoe.engine.sequence import Sequences
 from edgemoe.engine.stepper import Stepper
 from edgemoe.engine.token_ids import TokenIds, check_ids
-from edgemoe.engine.traffic import TokenTraffic, token_traffic
 from edgemoe.engine.workspace import Workspace
 from edgemoe.errors import UsageError
 from edgemoe.experts.cache import Cache
@@ -49,6 +49,7 @@ from edgemoe.store.resident import ResidentReading
 
 if TYPE_CHECKING:  # hooks.py names this module's types
     from edgemoe.engine.hooks import RoutingObserver, RoutingSource
+    from edgemoe.engine.traffic import TokenTraffic
 
 READER_THREADS = 8
 
@@ -113,6 +114,7 @@ class Engine:
         self.spec = spec = graph.spec
         self.memory = memory
         self.backend = backend
+        self._graph = graph
         self._forced = routing
         self._recorder: RoutingObserver | None = None
         self._tokens = 0
@@ -173,7 +175,6 @@ class Engine:
             for loading in self._loading:
                 loading.wait()
             self._loading.clear()
-            self.traffic: TokenTraffic = token_traffic(graph, store.manifest, memory.kv_format)
             self.routing: Sequence[LayerRouting | None] = decoder.routing
             """The routers' output for the tokens of the latest step, layer by layer; None for a dense layer."""
             self.expert_uses: npt.NDArray[np.int64] = np.zeros((len(spec.layers), spec.most_experts), np.int64)
@@ -201,6 +202,13 @@ class Engine:
             layers, experts = np.nonzero(self.resident_experts())
             order = np.argsort(-self.expert_uses[layers, experts], kind="stable")
             hot_list.write([(int(layers[i]), int(experts[i])) for i in order])
+
+    @functools.cached_property
+    def traffic(self) -> TokenTraffic:
+        """The bytes that one token reads."""
+        from edgemoe.engine.traffic import token_traffic  # only measurements ask
+
+        return token_traffic(self._graph, self.store.manifest, self.memory.kv_format)
 
     @property
     def context_length(self) -> int:

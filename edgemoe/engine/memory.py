@@ -131,11 +131,7 @@ def plan_memory(
     now; `embedding_resident` says whether the embedding is in RAM, where that is decided already. Raises BudgetError
     below the floor, naming it, and UsageError for an invalid budget.
     """
-    if context_length is not None and not 1 <= context_length <= graph.spec.max_positions:
-        raise UsageError(
-            f"A context of {context_length} tokens was asked for; this model has 1 to {graph.spec.max_positions}.",
-            "Choose a context length within that range.",
-        )
+    _check_context(graph, context_length)
     if interpreter is None:
         interpreter = interpreter_bytes(backend)
     if not sizes.embedding_bytes:
@@ -169,6 +165,7 @@ class _Needs:
     least_slots: int
     least_experts_bytes: int
     floor_bytes: int
+    """The smallest budget."""
 
     @classmethod
     def of(
@@ -198,6 +195,15 @@ class _Needs:
             least_slots,
             least_experts_bytes,
             interpreter + resident_bytes + least_workspace_bytes + least_kv_bytes + least_experts_bytes,
+        )
+
+
+def _check_context(graph: Graph, context_length: int | None) -> None:
+    """Raise UsageError for a context that the model does not have."""
+    if context_length is not None and not 1 <= context_length <= graph.spec.max_positions:
+        raise UsageError(
+            f"A context of {context_length} tokens was asked for; this model has 1 to {graph.spec.max_positions}.",
+            "Choose a context length within that range.",
         )
 
 
@@ -328,7 +334,11 @@ def check_floor(
     The arguments are as in `plan_memory`, whose error would suggest a floor that this machine cannot meet.
     """
     limit = memory_limit()
-    floor_bytes = plan_memory(graph, sizes, backend, "floor", context_length, interpreter).floor_bytes
+    _check_context(graph, context_length)
+    if interpreter is None:
+        interpreter = interpreter_bytes(backend)
+    needs = _Needs.of(graph, sizes, backend, context_length, interpreter, embedding_resident=not sizes.embedding_bytes)
+    floor_bytes = needs.floor_bytes
     if floor_bytes > limit.amount:
         raise BudgetError(
             f"This model needs at least {format_size(floor_bytes)} of memory; {_limit_told(limit)}.",

@@ -59,18 +59,22 @@ def _named(value: Any) -> Iterator[tuple[str, Role]]:
         if isinstance(member, tuple):
             for part in member:
                 yield from _named(part)
+        elif field.struct is not None and isinstance(member, field.struct):
+            yield from _named(member)
         elif isinstance(member, (Value, Weight)):
             yield _name(member), field.role
 
 
-def _arguments(operation: op.Operation) -> Iterator[str]:
-    """Yield what an operation reads, and those of its settings that are not the usual ones."""
+def _arguments(operation: Any) -> Iterator[str]:
+    """Yield what an operation, or a struct within it, reads, and those of its settings that are not the usual ones."""
     told = {role.adds_if for _, role in _named(operation)}
     for field in definition_of(type(operation)).fields:
         value = getattr(operation, field.name)
         if isinstance(value, tuple):
             for part in value:
                 yield " + ".join(name for name, role in _named(part) if role.reads)
+        elif field.struct is not None and isinstance(value, field.struct):
+            yield from _arguments(value)
         elif isinstance(value, (Value, Weight)):
             if field.role.reads and not field.role.adds:
                 yield _name(value)

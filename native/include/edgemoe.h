@@ -20,7 +20,7 @@ extern "C" {
 #define EM_API __attribute__((visibility("default")))
 
 /* Incremented with every change to this header that a caller must adapt to. */
-#define EM_ABI_VERSION 12
+#define EM_ABI_VERSION 13
 
 typedef enum em_status {
     EM_OK = 0,

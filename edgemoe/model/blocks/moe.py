@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from edgemoe.kernels import operations as op
-from edgemoe.model.blocks.body import RoutedExperts, Shapes, gated_ffn_tensors
+from edgemoe.model.blocks.body import RoutedExperts, Shapes, check_activation, gated_ffn_tensors
 from edgemoe.model.blocks.routers import RouterSpec
 from edgemoe.model.graph import GUESSED_ROWS, Builder, Part, RoutingValues
 
@@ -23,6 +23,9 @@ class SharedExpert:
     intermediate_size: int
     gate: bool = False
     """Whether its output is multiplied by `sigmoid(w x)` (Qwen2-MoE)."""
+    activation: op.Activation = op.SILU
+    bias: bool = False
+    """Whether its gate, up and down have biases."""
 
 
 @dataclass(frozen=True)
@@ -38,18 +41,24 @@ class Moe:
     intermediate_size: int
     router: RouterSpec
     shared: SharedExpert | None = None
+    activation: op.Activation = op.SILU
+    bias: bool = False
+    """Whether gate, up and down of each routed expert have biases."""
 
     @property
     def routed(self) -> RoutedExperts | None:
-        return RoutedExperts(self.num_experts, self.top_k, self.intermediate_size)
+        return RoutedExperts(self.num_experts, self.top_k, self.intermediate_size, self.bias)
 
     def check(self) -> None:
         self.router.check(self.num_experts, self.top_k)
+        check_activation(self.activation)
+        if self.shared is not None:
+            check_activation(self.shared.activation)
 
     def tensors(self, hidden_size: int) -> Shapes:
         shapes = dict(self.router.tensors(self.num_experts, hidden_size))
         if self.shared is not None:
-            shapes |= gated_ffn_tensors("shared", self.shared.intermediate_size, hidden_size)
+            shapes |= gated_ffn_tensors("shared", self.shared.intermediate_size, hidden_size, self.shared.bias)
             if self.shared.gate:
                 shapes["shared_gate"] = (1, hidden_size)
         return shapes
@@ -82,14 +91,15 @@ class Moe:
         shared = gate = None
         if self.shared is not None:
             with build.doing("shared_expert", "beside"):
-                shared = build.gated_ffn(source, "shared", self.shared.intermediate_size)
-                if self.shared.gate:
+                own = self.shared
+                shared = build.gated_ffn(source, "shared", own.intermediate_size, own.activation, own.bias)
+                if own.gate:
                     gate = build.linear(source, "shared_gate", build.rows("shared_gate", 1))
         with build.doing("experts", "experts"):
             routed = build.rows("routed", K, D)
-            build.experts(source, routing, routed)
+            build.experts(source, routing, self.activation, routed)
         with build.doing("combine", "combine"):
-            build.add(op.Combine(build.residual, build.residual_scale, routed, routing.weights, shared, gate))
+            build.deliver_sum(routed, routing.weights, shared, gate)
 
     def emit_guess(self, build: Builder, source: op.Floats) -> None:
         guessed = self._routing(build)
