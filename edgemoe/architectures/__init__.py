@@ -11,6 +11,7 @@ from types import MappingProxyType, ModuleType
 from typing import Any
 
 from edgemoe.architectures import (
+    flex_olmo,
     glm4_moe,
     gpt_oss,
     granitemoe,
@@ -43,6 +44,7 @@ __all__ = [
 ]
 
 FAMILIES: dict[str, ModuleType] = {
+    "flex_olmo": flex_olmo,
     "glm4_moe": glm4_moe,
     "gpt_oss": gpt_oss,
     "granitemoe": granitemoe,

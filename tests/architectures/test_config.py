@@ -20,6 +20,7 @@ from edgemoe.model.rope import RopeSpec, rope_frequencies, rope_tables
 from edgemoe.model.spec import LayerSpec, ModelSpec
 from tests.architectures.published import (
     ALL_FAMILIES,
+    FLEX_OLMO_7X7B,
     GLM_45_AIR,
     GPT_OSS_20B,
     GRANITE_1B_A400M,
@@ -92,6 +93,12 @@ def test_qwen3_moe_norms_each_head():
     assert (heads.qk_norm, heads.head_dim) == ("head", 128)
     assert heads.scale == pytest.approx(128**-0.5)
     assert attention(model_spec(QWEN3_30B_A3B | {"attention_bias": True}).layers[0]).output_bias
+
+
+def test_flex_olmo_norms_results_alone():
+    layer = model_spec(FLEX_OLMO_7X7B).layers[0]
+    assert attention(layer).qk_norm == "full"
+    assert [(block.input_norm, block.post_norm) for block in layer.blocks] == [(False, True)] * 2
 
 
 def test_olmoe_norms_the_whole_projection():

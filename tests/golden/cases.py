@@ -172,6 +172,12 @@ CASES: dict[str, Case] = {
         ),
         layout="fused",
     ),
+    # Norms after attention and experts, none before.
+    "flex_olmo": Case(
+        "flex_olmo",
+        17,
+        _common(40, 3, 4, 2, intermediate_size=18, num_experts=7, num_experts_per_tok=3, norm_topk_prob=True),
+    ),
     # A leading dense layer, four groups of which two are kept, norms of heads, biases, a quarter of each head rotated.
     "glm4_moe": Case(
         "glm4_moe",

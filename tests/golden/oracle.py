@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from tests.golden.cases import Case
 
 _CLASSES = {
+    "flex_olmo": "FlexOlmo",
     "glm4_moe": "Glm4Moe",
     "gpt_oss": "GptOss",
     "granitemoe": "GraniteMoe",
