@@ -26,13 +26,13 @@ class ChannelMarkers(NamedTuple):
 
     @classmethod
     def of(cls, tokenizer: tokenizers.Tokenizer | None) -> ChannelMarkers | None:
-        """The markers of a tokenizer; None for one that does not have all of them as special tokens."""
+        """The markers of a tokenizer; None for one that does not have all of them as added tokens, special or not."""
         if tokenizer is None:
             return None
         texts = [f"<|{name}|>" for name in ("start", "channel", "message", "end", "return", "call")]
         added = tokenizer.get_added_tokens_decoder()
-        special = {token.content: number for number, token in added.items() if token.special}
-        return cls(*(special[text] for text in texts)) if special.keys() >= set(texts) else None
+        numbers = {token.content: number for number, token in added.items()}
+        return cls(*(numbers[text] for text in texts)) if numbers.keys() >= set(texts) else None
 
 
 def read_special_tokens(folder: Path) -> SpecialTokens:

@@ -405,9 +405,7 @@ static void test_paged_failures(void) {
     CHECK_STATUS(EM_OK, run(p->m, em_isa_name(0), 2, TOKENS, 0));
     CHECK(memcmp(p->m->hidden, there->hidden, sizeof there->hidden) == 0);
     /* What was not fetched, or by a use of another layer, is refused. */
-    const em_operation experts = p->m->operations[p->m->count - 2];
-    CHECK(experts.kind == EM_EXPERTS);
-    p->m->operations[0] = experts;
+    p->m->operations[0] = (em_operation){.kind = EM_EXPERTS, .as.experts = *experts_of(p->m)};
     p->m->count = 1;
     CHECK_STATUS(EM_BAD_ARGUMENT, run(p->m, em_isa_name(0), 2, TOKENS, 0));
     p->m->operations[0] = (em_operation){.kind = EM_FETCH};

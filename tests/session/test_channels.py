@@ -140,8 +140,8 @@ def test_a_tokenizer_without_channels_is_read_as_before() -> None:
     some = tokenizers.Tokenizer.from_str(small_tokenizer().to_str())
     some.add_special_tokens(MARKERS[:3])
     assert ChannelMarkers.of(some) is None
-    some.add_tokens(MARKERS)  # as text like any other
-    assert ChannelMarkers.of(some) is None
+    some.add_tokens(MARKERS)  # the others are not special
+    assert ChannelMarkers.of(some) is not None
 
 
 def test_return_and_call_end_an_answer_whatever_the_files_say(tmp_path: Path) -> None:

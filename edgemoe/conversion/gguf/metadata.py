@@ -74,7 +74,7 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
         yield "layers of several kinds"
     _, ffn = attention_and_ffn(spec)
     yield from _attention_problems(architecture, attention)
-    for body in {id(layer): layer.blocks[-1].body for layer in spec.layers}.values():
+    for body in dict.fromkeys(layer.blocks[-1].body for layer in spec.layers):
         yield from _ffn_problems(architecture, body)
     if isinstance(ffn, GatedFfn) and spec.family != "llama":
         yield "dense layers"

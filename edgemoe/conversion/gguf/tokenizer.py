@@ -50,17 +50,38 @@ _LLAMA3_WORDS = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+_O200K_SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_O200K_WORDS = "|".join(
+    (
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+" + _O200K_SUFFIX,
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*" + _O200K_SUFFIX,
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    )
+)
+"""The pattern that tiktoken publishes for o200k_base: words are cut where a small letter is followed by a capital."""
+
 WORD_RULES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("gpt-2", "olmo"), (_WORDS,)),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r"), (r"\p{N}", _WORDS)),
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "dbrx", "smaug-bpe"), (_LLAMA3_WORDS,)),
+    "gpt-4o": (_O200K_WORDS,),
     "qwen2": (_LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}"),),
     "default": (r"[\p{P}\$\+<=>\^~\|]+", _WORDS, r"\p{N}+", r"[0-9][0-9][0-9]"),
 }
 """Patterns applied in sequence, keyed by the name in `tokenizer.ggml.pre`: each match becomes one word."""
 
-WHOLE_WORDS_FIRST = frozenset({"llama-bpe", "llama3", "llama-v3"})
-"""Rules under which a word in the vocabulary becomes that token, ignoring the merges. They also start with BOS."""
+_LLAMA3_RULES = frozenset({"llama-bpe", "llama3", "llama-v3"})
+"""Rules whose texts start with BOS."""
+
+WHOLE_WORDS_FIRST = _LLAMA3_RULES | {"gpt-4o"}
+"""Rules under which a word in the vocabulary becomes that token, ignoring the merges, as in tiktoken."""
+
+EITHER_WAY = frozenset({"gpt-4o"})
+"""Those of them whose merges lead to every word in the vocabulary, so that it may come by either way."""
 
 COMPOSED = frozenset({"qwen2", "olmo"})
 """Rules whose tokenizers first normalise to NFC, which the metadata cannot express."""
@@ -154,7 +175,7 @@ class _Vocabulary:
 
     @property
     def _adds_bos(self) -> bool:
-        return self._adds("bos", self._model == "llama" or self._rule in WHOLE_WORDS_FIRST)
+        return self._adds("bos", self._model == "llama" or self._rule in _LLAMA3_RULES)
 
     @property
     def _adds_eos(self) -> bool:

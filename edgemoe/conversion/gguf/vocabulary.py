@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from edgemoe.conversion.gguf.package import GGUFWriter, TokenType
 from edgemoe.conversion.gguf.tokenizer import (
     COMPOSED,
+    EITHER_WAY,
     ENDS_KEY,
     NO_TOKENIZER,
     SAMPLED_KEYS,
@@ -121,7 +122,8 @@ def _word_rule(data: Mapping[str, Any]) -> str:
     whole_first, composed = bool(data["model"].get("ignore_merges")), bool(normalizer)
     if steps[-1].get("type") == "ByteLevel":
         for name, rule in WORD_RULES.items():
-            if rule == patterns and (name in WHOLE_WORDS_FIRST) == whole_first and (name in COMPOSED) == composed:
+            same_merges = (name in WHOLE_WORDS_FIRST) == whole_first or name in EITHER_WAY
+            if rule == patterns and same_merges and (name in COMPOSED) == composed:
                 return name
     raise _refused(f"expected a rule for words among {', '.join(WORD_RULES)}, found another")
 

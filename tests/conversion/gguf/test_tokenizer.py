@@ -34,6 +34,11 @@ LLAMA3 = (
     r"|\s+(?!\S)|\s+"
 )
 QWEN2 = LLAMA3.replace("{1,3}", "")
+O200K = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 WHOLE = pre_tokenizers.ByteLevel(add_prefix_space=False)
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 
@@ -44,6 +49,7 @@ REFERENCES: dict[str, Any] = {
     "starcoder": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), WHOLE]),
     "llama-bpe": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(LLAMA3), "isolated"), BYTES]),
     "dbrx": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(LLAMA3), "isolated"), BYTES]),
+    "gpt-4o": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(O200K), "isolated"), BYTES]),
     "qwen2": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(QWEN2), "isolated"), BYTES]),
 }
 """The rules as the tokenizer.json of their models has them."""
@@ -52,7 +58,7 @@ REFERENCES: dict[str, Any] = {
 @functools.cache
 def reference(rule: str) -> tokenizers.Tokenizer:
     """A tokenizer of that rule, trained here, with merges across digits that the rule must prevent."""
-    tokenizer = tokenizers.Tokenizer(models.BPE(ignore_merges=rule == "llama-bpe"))
+    tokenizer = tokenizers.Tokenizer(models.BPE(ignore_merges=rule in ("llama-bpe", "gpt-4o")))
     tokenizer.pre_tokenizer = WHOLE
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -102,7 +108,13 @@ def test_digits() -> None:
     assert cut("smollm") == ["a", "Ġ", "1", "2", "3", "4", "5"]
     assert cut("llama-bpe") == ["a", "Ġ", "123", "45"]
     assert cut("qwen2") == ["a", "Ġ", "1", "2", "3", "4", "5"]
+    assert cut("gpt-4o") == ["a", "Ġ", "123", "45"]
     assert cut("gpt-2") == ["a", "Ġ12345"]
+
+
+def test_capitals_begin_a_word_of_gpt_4o() -> None:
+    pieces = from_metadata("gpt-4o").pre_tokenizer.pre_tokenize_str("camelCase ABCdef don'T/\n")
+    assert [piece for piece, _ in pieces] == ["camel", "Case", "ĠABCdef", "Ġdon'T", "/Ċ"]
 
 
 def test_the_rule_of_files_that_name_none() -> None:

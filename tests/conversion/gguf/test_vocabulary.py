@@ -16,6 +16,7 @@ from edgemoe.conversion.gguf.tokenizer import side_files
 from edgemoe.conversion.gguf.vocabulary import write_vocabulary
 from edgemoe.errors import StoreError
 from edgemoe.session.tokenizer import load_library_tokenizer
+from tests.conversion.gguf.test_tokenizer import O200K
 from tests.support.small_tokenizer import END, START, TEMPLATE, small_tokenizer
 
 BUNDLED = Path(__file__).parents[3] / "models" / "smollm2-135m-moe" / "store"
@@ -60,6 +61,7 @@ LLAMA3_WORDS = pre_tokenizers.Split(
     ),
     "isolated",
 )
+O200K_WORDS = pre_tokenizers.Split(tokenizers.Regex(O200K), "isolated")
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
 
@@ -71,6 +73,8 @@ GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
         (GPT2, normalizers.NFC(), "olmo"),
         (pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), GPT2]), None, "smollm"),
         (pre_tokenizers.Sequence([LLAMA3_WORDS, BYTES]), None, "llama-bpe"),
+        (pre_tokenizers.Sequence([O200K_WORDS, BYTES]), None, "gpt-4o"),
+        (pre_tokenizers.Sequence([O200K_WORDS, BYTES]), None, "gpt-4o whole words first"),
     ],
 )
 def test_rules_for_words_are_known_by_what_they_do(
@@ -80,13 +84,13 @@ def test_rules_for_words_are_known_by_what_they_do(
     tokenizer.pre_tokenizer = pre_tokenizer
     if normalizer is not None:
         tokenizer.normalizer = normalizer
-    if rule == "llama-bpe":
+    if rule in ("llama-bpe", "gpt-4o whole words first"):
         data = json.loads(tokenizer.to_str())
         data["model"]["ignore_merges"] = True
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(data))
     size = tokenizer.get_vocab_size()
     files = there_and_back(write_folder(tmp_path / "store", tokenizer), size, tmp_path / "m.gguf")
-    assert read_gguf(tmp_path / "m.gguf").metadata["tokenizer.ggml.pre"] == rule
+    assert read_gguf(tmp_path / "m.gguf").metadata["tokenizer.ggml.pre"] == rule.split(" ")[0]
     back = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
     assert back.encode(TEXT).ids == tokenizer.encode(TEXT).ids
     assert back.decode(back.encode(TEXT).ids, skip_special_tokens=False) == TEXT
