@@ -10,7 +10,18 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType, ModuleType
 from typing import Any
 
-from edgemoe.architectures import glm4_moe, granitemoe, granitemoeshared, llama, mixtral, olmoe, qwen2_moe, qwen3_moe
+from edgemoe.architectures import (
+    flex_olmo,
+    glm4_moe,
+    gpt_oss,
+    granitemoe,
+    granitemoeshared,
+    llama,
+    mixtral,
+    olmoe,
+    qwen2_moe,
+    qwen3_moe,
+)
 from edgemoe.architectures.config import DAMAGED, ConfigReader, show
 from edgemoe.architectures.table import FURTHER_TOKENS, SourceSlice, resolve_tensors
 from edgemoe.architectures.table import checkpoint_shapes as _checkpoint_shapes
@@ -33,7 +44,9 @@ __all__ = [
 ]
 
 FAMILIES: dict[str, ModuleType] = {
+    "flex_olmo": flex_olmo,
     "glm4_moe": glm4_moe,
+    "gpt_oss": gpt_oss,
     "granitemoe": granitemoe,
     "granitemoeshared": granitemoeshared,
     "llama": llama,

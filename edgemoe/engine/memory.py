@@ -66,7 +66,7 @@ class MemoryPlan:
     embedding_resident: bool = True
     """Whether the embedding is in RAM; if not, tokens' rows are read on demand, and `resident_bytes` is without it."""
     cache_table_bytes: int = 0
-    """Of the tables that say which expert is in which slot; 0 where all experts are resident."""
+    """Bytes of the tables that say which expert is in which slot; 0 where all experts are resident."""
 
     @property
     def all_resident(self) -> bool:

@@ -102,10 +102,22 @@ class Company:
             self.compared += 1
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+GRANITE = ("shared_intermediate_size", "logits_scaling")
+WINDOWED = {key: value for key, value in CONFIG.items() if key not in GRANITE and not key.endswith("multiplier")} | {
+    "model_type": "gpt_oss",
+    "head_dim": 24,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "rope_parameters": {"rope_type": "default"},
+    "sliding_window": 37,
+    "swiglu_limit": 0.5,
+}
+"""Windows, sinks, biases of everything and a clamped activation."""
+
+
+@pytest.fixture(scope="module", params=[CONFIG, WINDOWED], ids=["plain", "windowed"])
+def store(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     folder = tmp_path_factory.mktemp("invariants")
-    write_checkpoint(folder / "source", CONFIG)
+    write_checkpoint(folder / "source", request.param)
     return convert_checkpoint(str(folder / "source"), folder / "store", experts="q4", dense="q8")
 
 
