@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from edgemoe.engine.workspace import KvFormat, state_bytes
+from edgemoe.engine.workspace import KvFormat, bytes_needed, state_bytes
 from edgemoe.kernels import operations as op
 from edgemoe.model.build import Graph
-from edgemoe.model.graph import Part, weights_of
+from edgemoe.model.graph import Part, values_of, weights_of
 from edgemoe.store.manifest import Manifest
 
 
@@ -17,7 +17,8 @@ class TokenTraffic:
     """Bytes that one token reads: every weight it needs once, and the keys and values of all positions up to its own.
 
     Weights are those of all layers and the head, scales included, of the experts that the router chooses, and one row
-    of the embedding. Activations stay in the processor's caches and are not counted, nor is prefetch.
+    of the embedding; the fixed state of a sequence, which every token needs alike, is counted with them. Activations
+    stay in the processor's caches and are not counted, nor is prefetch.
     """
 
     weight_bytes: Mapping[Part, int]
@@ -44,6 +45,8 @@ def token_traffic(graph: Graph, manifest: Manifest, kv_format: KvFormat) -> Toke
             size = sum(sizes[weight.name] for weight in weights_of(step.operation))
             if isinstance(step.operation, op.Embed):
                 size //= graph.spec.vocab_size
+            fixed = {value for value in values_of(step.operation) if value.undo is not None}
+            size += sum(map(bytes_needed, fixed))
             weight_bytes[step.part] = weight_bytes.get(step.part, 0) + size
     for number, routed in graph.spec.routed.items():
         size = routed.top_k * manifest.mean_expert_bytes(number)
