@@ -10,7 +10,17 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType, ModuleType
 from typing import Any
 
-from edgemoe.architectures import glm4_moe, granitemoe, granitemoeshared, llama, mixtral, olmoe, qwen2_moe, qwen3_moe
+from edgemoe.architectures import (
+    glm4_moe,
+    granitemoe,
+    granitemoeshared,
+    lfm2_moe,
+    llama,
+    mixtral,
+    olmoe,
+    qwen2_moe,
+    qwen3_moe,
+)
 from edgemoe.architectures.config import DAMAGED, ConfigReader, show
 from edgemoe.architectures.table import FURTHER_TOKENS, SourceSlice, resolve_tensors
 from edgemoe.architectures.table import checkpoint_shapes as _checkpoint_shapes
@@ -34,6 +44,7 @@ FAMILIES: dict[str, ModuleType] = {
     "glm4_moe": glm4_moe,
     "granitemoe": granitemoe,
     "granitemoeshared": granitemoeshared,
+    "lfm2_moe": lfm2_moe,
     "llama": llama,
     "mixtral": mixtral,
     "olmoe": olmoe,

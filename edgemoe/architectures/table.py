@@ -7,6 +7,7 @@ the table gives, and no other tensor except those that `HARMLESS_TENSORS` matche
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ class Row:
     """One line of a family's table.
 
     `internal`: the names in the `ModelSpec`; several share the source's rows evenly, in order (gate, then up).
-    `source`: the name in the checkpoint. If only `internal` has `{expert}`, the source stacks the experts.
+    `source`: the name in the checkpoint. If only `internal` has `{expert}`, the source stacks the experts; any other
+    source of three dimensions is a vector, its elements in order.
     `shape`: the source's shape in symbols (`2*expert_width` for a product).
     """
 
@@ -37,7 +39,7 @@ class Row:
 class SourceSlice:
     """Where a tensor lies in the checkpoint: rows `row_start` to `row_stop` of `tensor`, or of `tensor[index]`.
 
-    The rows of a vector are its elements.
+    The rows of a vector are its elements, as are those of a tensor of three dimensions without an `index`.
     """
 
     tensor: str
@@ -219,6 +221,8 @@ def _expand(row: Row, spec: ModelSpec) -> Iterator[tuple[str, dict[str, SourceSl
         sizes = cached[1]
         experts: Iterable[int] = range(sizes.get("experts", 0)) if "{expert}" in row.internal[0] else (0,)
         part_rows = _size(row.shape[1 if stacked else 0], sizes) // len(row.internal)
+        if len(row.shape) == 3 and not stacked:
+            part_rows = math.prod(_size(symbol, sizes) for symbol in row.shape)
         if stacked:
             slices: dict[str, SourceSlice] = {}
             source = row.source.format(layer=number)

@@ -37,7 +37,7 @@ OBJECTS_BYTES = 1 << 20
 AUTO_SHARE = 0.85
 """Share of the memory now available that `auto` takes."""
 SNAPSHOT_SHARE = 1 / 8
-"""What all snapshots of fixed state may take of the KV cache's bytes; each sequence has `LEAST_SNAPSHOTS` anyway."""
+"""Share of the KV cache's bytes that all snapshots of fixed state may take; each sequence has `LEAST_SNAPSHOTS` anyway."""
 LEAST_SNAPSHOTS = 2
 """Snapshots for each sequence at least: one at the end of its prompt, and one in the answer."""
 
@@ -77,7 +77,7 @@ class MemoryPlan:
     embedding_resident: bool = True
     """Whether the embedding is in RAM; if not, tokens' rows are read on demand, and `resident_bytes` is without it."""
     fixed_state_bytes: int = 0
-    """What sequences keep whatever the number of their tokens, snapshots included."""
+    """Bytes that sequences keep whatever the number of their tokens, snapshots included."""
     snapshots: int = 0
 
     @property

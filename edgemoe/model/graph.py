@@ -80,15 +80,15 @@ class Value:
     rope: RopeSpec | None = None
     """The rule whose cosines or sines it holds."""
     undo: int | None = None
-    """Of fixed state, which has a row for each sequence: how many of the latest tokens it can take back by itself.
+    """How many of its latest tokens fixed state, which has a row for each sequence, can take back by itself.
 
-    Above 0 the second extent is a ring that has so many places more than the next token needs: what a token at position
+    Above 0 the second extent is a ring that has `undo` places more than the next token needs: what a token at position
     `p` adds lies at `p % extent`. None: state in pages, in which every position has a place of its own.
     """
 
     @property
     def needed(self) -> int:
-        """Of fixed state, how much of the second extent the next token needs; a snapshot keeps that and no more."""
+        """How much of the second extent of fixed state the next token needs; a snapshot keeps that and no more."""
         extent = self.shape[1]
         assert isinstance(extent, int)
         assert self.undo is not None

@@ -174,7 +174,7 @@ static model *make_model_with(int32_t cache_format) {
     for (int i = 0; i < PAGES; i++) m->pages[0][i] = PAGES - 1 - i;
     for (int i = 0; i < EXPERTS; i++) m->slots[i] = i < SLOTS ? SLOTS - 1 - i : -1;
     for (int i = 0; i < WIDTH; i++) m->norm[i] = m->bias[i] = random_float();
-    for (int i = 0; i < WIDTH * TAPS; i++) m->taps[0][i] = random_float();
+    for (int i = 0; i < WIDTH * TAPS; i++) m->taps[i / TAPS][i % TAPS] = random_float();
     for (int i = 0; i < CONTEXT * HEAD_WIDTH / 2; i++) {
         /* Not cosf and sinf, which no two C libraries compute alike. */
         m->cosine[i / (HEAD_WIDTH / 2)][i % (HEAD_WIDTH / 2)] = random_float();

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -41,7 +42,10 @@ def test_every_element_of_a_checkpoint_is_used_exactly_once(name):
         (place.tensor, place.index, row) for place in places.values() for row in range(place.row_start, place.row_stop)
     ]
     assert len(taken) == len(set(taken))
-    held = sum(shape[0] * shape[1] if len(shape) == 3 else shape[0] for shape in shapes.values())
+    held = sum(
+        math.prod(shape) if name.endswith("conv.conv.weight") else math.prod(shape[:-1] or shape)
+        for name, shape in shapes.items()
+    )
     assert len(taken) == held
 
 
@@ -173,5 +177,5 @@ def published_shapes(config) -> dict[str, tuple[int, ...]]:
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
 def test_a_table_names_each_source_once(family):
-    sources = [row.source for row in family.TENSORS]
+    sources = [(row.source, row.internal) for row in family.TENSORS]  # a norm may be of one block or of another
     assert len(sources) == len(set(sources))
