@@ -37,7 +37,7 @@ OBJECTS_BYTES = 1 << 20
 AUTO_SHARE = 0.85
 """Share of the memory now available that `auto` takes."""
 SNAPSHOT_SHARE = 1 / 8
-"""Share of the KV cache's bytes that all snapshots of fixed state may take; each sequence has `LEAST_SNAPSHOTS` anyway."""
+"""Share of the KV cache's bytes that all snapshots may take; each sequence has `LEAST_SNAPSHOTS` anyway."""
 LEAST_SNAPSHOTS = 2
 """Snapshots for each sequence at least: one at the end of its prompt, and one in the answer."""
 

@@ -65,6 +65,10 @@ _NAMES = {
     "output": MODEL_TENSOR.ATTN_OUT,
     "query_norm": MODEL_TENSOR.ATTN_Q_NORM,
     "key_norm": MODEL_TENSOR.ATTN_K_NORM,
+    "conv_norm": MODEL_TENSOR.ATTN_NORM,
+    "conv_in": MODEL_TENSOR.SHORTCONV_INPROJ,
+    "conv_taps": MODEL_TENSOR.SHORTCONV_CONV,
+    "conv_out": MODEL_TENSOR.SHORTCONV_OUTPROJ,
     "ffn_norm": MODEL_TENSOR.FFN_NORM,
     "router": MODEL_TENSOR.FFN_GATE_INP,
     "router_choice": MODEL_TENSOR.FFN_EXP_PROBS_B,
@@ -81,7 +85,10 @@ _NAMES = {
 }
 """GGUF names by the names within our model or layer; a bias is named like its matrix."""
 
-_OTHER_NAMES = {"glm4moe": {"ffn_norm": MODEL_TENSOR.ATTN_POST_NORM}}
+_OTHER_NAMES = {
+    "glm4moe": {"ffn_norm": MODEL_TENSOR.ATTN_POST_NORM},
+    "lfm2moe": {"final_norm": MODEL_TENSOR.TOKEN_EMBD_NORM},
+}
 """Where an architecture has names of its own."""
 
 _FILE_TYPES = {
@@ -103,11 +110,15 @@ class _Tensor:
     type: GGMLQuantizationType
     dimensions: int
     head_dim: int | None
+    rows: int = 0
+    """Rows of a matrix in the file whose elements are a vector of the store; 0: it is none."""
     places: list[Place] = field(default_factory=list)
 
     @property
     def shape(self) -> tuple[int, ...]:
         place = self.places[0]
+        if self.rows:
+            return (self.rows, place.rows // self.rows)
         if self.dimensions == 1:
             return (place.rows * place.columns,)
         return (len(self.places), place.rows, place.columns)[-self.dimensions :]
@@ -203,7 +214,8 @@ def _tensors(store: Store, spec: ModelSpec) -> dict[str, _Tensor]:
         kind = GGMLQuantizationType[TYPE_NAMES[place.format.name] if place.format else "F32"]
         dimensions = 3 if expert else 1 if stem == "shared_gate" else len(shapes[name])
         rotated = head_dim if stem in ("query", "key") else None
-        tensor = tensors.setdefault(target, _Tensor(kind, dimensions, rotated))
+        rows = spec.hidden_size if stem == "conv_taps" else 0
+        tensor = tensors.setdefault(target, _Tensor(kind, dimensions, rotated, rows))
         if tensor.type != kind:
             raise StoreError(
                 f"{name}: expected the format of the layer's other experts, as a GGUF holds them in one tensor;"

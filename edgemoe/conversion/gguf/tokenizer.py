@@ -53,13 +53,13 @@ _LLAMA3_WORDS = (
 WORD_RULES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("gpt-2", "olmo"), (_WORDS,)),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r"), (r"\p{N}", _WORDS)),
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "dbrx", "smaug-bpe"), (_LLAMA3_WORDS,)),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "lfm2", "dbrx", "smaug-bpe"), (_LLAMA3_WORDS,)),
     "qwen2": (_LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}"),),
     "default": (r"[\p{P}\$\+<=>\^~\|]+", _WORDS, r"\p{N}+", r"[0-9][0-9][0-9]"),
 }
 """Patterns applied in sequence, keyed by the name in `tokenizer.ggml.pre`: each match becomes one word."""
 
-WHOLE_WORDS_FIRST = frozenset({"llama-bpe", "llama3", "llama-v3"})
+WHOLE_WORDS_FIRST = frozenset({"llama-bpe", "llama3", "llama-v3", "lfm2"})
 """Rules under which a word in the vocabulary becomes that token, ignoring the merges. They also start with BOS."""
 
 COMPOSED = frozenset({"qwen2", "olmo"})
