@@ -109,7 +109,8 @@ def experts(draw: st.DrawFn, model_type: str) -> dict[str, Any]:
 def convolutions(draw: st.DrawFn, layers: int) -> dict[str, Any]:
     kinds = st.sampled_from(["conv", "full_attention"])
     return {
-        "layer_types": draw(st.lists(kinds, min_size=layers, max_size=layers)),
+        # The reference cannot run a model without any attention.
+        "layer_types": draw(st.lists(kinds, min_size=layers, max_size=layers).filter(lambda x: "full_attention" in x)),
         "num_dense_layers": draw(st.integers(0, layers)),
         "conv_bias": draw(st.booleans()),
         "conv_L_cache": draw(st.integers(2, 6)),

@@ -104,6 +104,8 @@ def weight_bytes(operation: op.Operation) -> int:
         return sum(part.matrix.data.nbytes + (0 if part.bias is None else part.bias.nbytes) for part in operation.parts)
     if isinstance(operation, op.Route):
         return 0 if operation.choice_bias is None else operation.choice_bias.nbytes
+    if isinstance(operation, op.ShortConv):
+        return operation.taps.nbytes + (0 if operation.bias is None else operation.bias.nbytes)
     if isinstance(operation, op.GatedFfn):
         return operation.gate_up.data.nbytes + operation.down.data.nbytes
     if isinstance(operation, op.Experts):
