@@ -33,6 +33,7 @@ def load(
     prefetch: str = "auto",
     warm_start: bool = True,
     *,
+    sequences: int = 1,
     cache_aware_routing: float = 0.0,
     drop_cold: float = 0.0,
     experts_per_token: int | None = None,
@@ -43,7 +44,9 @@ def load(
     `kv` is how keys and values are kept: `f16` (None), or `q8` in half the memory, which changes answers a little.
     Where not all experts fit, `policy` says which one leaves for another (`lru`, `lfu`, `lruf`), and `prefetch`
     whether experts are read ahead on a guess (`on`, `off`, or `auto`, by trial); `warm_start` reads in those that were
-    in RAM as the model was last closed (noted in the user's cache). None of these changes an answer.
+    in RAM as the model was last closed (noted in the user's cache). `sequences` is how many may be open at a time, each
+    with its own context, the model's own sequence among them: `model.engine.sequences` opens more, and
+    `model.engine.step` runs several together. None of these changes an answer.
     The other settings are lossy and off by default (docs/performance.md has measurements): `cache_aware_routing`
     (0 to 1) prefers experts that are in memory, `drop_cold` (0 to 1) skips those that are not in memory and whose share
     of a token is below it, `experts_per_token` is a smaller number of experts for each token.
@@ -54,7 +57,10 @@ def load(
     from edgemoe.session.model import load as load_model
 
     lossy = LossySettings(cache_aware_routing, drop_cold, experts_per_token)
-    return load_model(path, EngineOptions(ram, threads, context_length, kv, policy, prefetch, warm_start, lossy=lossy))
+    options = EngineOptions(
+        ram, threads, context_length, kv, policy, prefetch, warm_start, lossy=lossy, sequences=sequences
+    )
+    return load_model(path, options)
 
 
 def convert(
@@ -69,7 +75,7 @@ def convert(
 ) -> Path:
     """Convert a checkpoint (a folder, a hub id or a GGUF file) into a store; returns the store's path.
 
-    `experts` and `dense` name formats: q4, q4m, q8, f16 or f32; left out, blocks that the source has quantised
+    `experts` and `dense` name formats: q4, q4m, m4, q8, f16 or f32; left out, blocks that the source has quantised
     carry over exactly, other experts become q4 and other weights q8. `notice` gets, before the weights are read,
     paragraphs about what the checkpoint lacks. Raises SourceError, StoreError and UsageError.
     """

@@ -65,7 +65,8 @@ def _choices(made: st.Made) -> list[str]:
     """Return the numbers of the words that fields of a struct may have."""
     lines = []
     for field in made.definition.choices:
-        words = (f"EM_{field.name}_{word} = {n}" for n, word in enumerate(field.mark.choices))
+        choices = (*field.mark.choices, "count")
+        words = (f"EM_{field.name}_{word} = {n}" for n, word in enumerate(choices))
         members = ", ".join(words).upper()
         lines += [f"/* {st.c_name(made.struct)}.{field.name} */", f"enum {{ {members} }};", ""]
     return lines
@@ -99,7 +100,7 @@ def _members(field: Field) -> list[tuple[str, str]]:
         return [(f"{inner} {name}[{mark.most}];", ""), (f"int32_t {st.count_name(field)};", f"1 to {mark.most}")]
     if mark.kind in ("matrix", "cache"):
         return [(f"em_{mark.kind} {name};", note)]
-    note = f"EM_{name}_...".upper() if mark.kind == "choice" else mark.letter
+    note = f"EM_{name}_...".upper() if mark.kind == "choice" else "or 0" if field.optional else mark.letter
     return [(f"{'int64_t' if mark.wide else _SCALARS[mark.kind]} {name};", note)]
 
 

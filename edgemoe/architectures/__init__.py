@@ -24,6 +24,7 @@ from edgemoe.architectures import (
 from edgemoe.architectures.config import DAMAGED, ConfigReader, show
 from edgemoe.architectures.table import FURTHER_TOKENS, SourceSlice, resolve_tensors
 from edgemoe.architectures.table import checkpoint_shapes as _checkpoint_shapes
+from edgemoe.architectures.table import possible_shapes as _possible_shapes
 from edgemoe.architectures.table import tied_head as _tied_head
 from edgemoe.architectures.table import unused_tensors as _unused_tensors
 from edgemoe.errors import SourceError
@@ -35,6 +36,7 @@ __all__ = [
     "SourceSlice",
     "checkpoint_shapes",
     "model_spec",
+    "possible_shapes",
     "resolve",
     "tied_head",
     "unused_tensors",
@@ -83,6 +85,11 @@ def checkpoint_shapes(config: Mapping[str, Any], *, stacked: bool = False) -> di
     experts of a layer in one tensor is preferred, if the family has one.
     """
     return _checkpoint_shapes(model_spec(config), _family(config).TENSORS, stacked)
+
+
+def possible_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors of all layouts that checkpoints with this config have. Raises SourceError."""
+    return _possible_shapes(model_spec(config), _family(config).TENSORS)
 
 
 def tied_head(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> SourceSlice | None:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgemoe.architectures.foreign import quantised_config
+from edgemoe.architectures.foreign import is_mxfp4, quantised_config
 from edgemoe.errors import SourceError
 
 DAMAGED = "Was config.json changed by hand or cut short? Download the checkpoint again."
@@ -202,7 +202,9 @@ class ConfigReader:
         """Refuse every key that was not read and that is not known to be harmless."""
         for name in QUANTISED:
             value = self._config.get(name)
-            if isinstance(value, Mapping) and value:
+            if isinstance(value, Mapping) and is_mxfp4(value):
+                self._seen.add(name)
+            elif isinstance(value, Mapping) and value:
                 raise quantised_config(name, value)
         for name, allowed in FIXED.items():
             if name not in self._seen:

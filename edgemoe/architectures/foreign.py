@@ -26,12 +26,17 @@ _QUANTISED: tuple[tuple[str, str], ...] = (
 
 _ANY_QUANTISED = re.compile("|".join(f"(?:{pattern}$)" for _, pattern in _QUANTISED))
 
-UNQUANTISED = "Use the checkpoint's unquantised version, or a GGUF of it in Q8_0, Q4_0 or Q4_1."
+UNQUANTISED = "Use the checkpoint's unquantised version, or a GGUF of it in Q8_0, Q4_0, Q4_1 or MXFP4."
 
 
-def refuse_quantised_tensors(names: Collection[str]) -> None:
-    """Raises SourceError if the names show that another program has quantised the weights."""
-    suspects = [name for name in names if _ANY_QUANTISED.search(name)]
+def refuse_quantised_tensors(names: Collection[str], expected: Collection[str] = ()) -> None:
+    """Raises SourceError if the names show that another program has quantised the weights.
+
+    `expected` are the names of a family's table, with `{layer}` and `{expert}`: such tensors are quantised and read.
+    """
+    patterns = [re.escape(name) for name in expected if _ANY_QUANTISED.search(name)]
+    known = re.compile("|".join(re.sub(r"\\\{\w+\\\}", r"\\d+", pattern) for pattern in patterns) or "(?!)")
+    suspects = [name for name in names if _ANY_QUANTISED.search(name) and not known.fullmatch(name)]
     for method, pattern in _QUANTISED if suspects else ():
         found = sorted(name for name in suspects if re.search(pattern + "$", name))
         if found:
@@ -40,6 +45,12 @@ def refuse_quantised_tensors(names: Collection[str]) -> None:
                 f" {len(found)} of the names are like this.",
                 UNQUANTISED,
             )
+
+
+def is_mxfp4(value: Mapping[str, object]) -> bool:
+    """Whether a config.json declares by this value that weights are MXFP4, which are read as they are."""
+    method = value.get("quant_method")
+    return method == "mxfp4" or (method == "compressed-tensors" and value.get("format") == "mxfp4-pack-quantized")
 
 
 def quantised_config(name: str, value: Mapping[str, object]) -> SourceError:

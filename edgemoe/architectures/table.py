@@ -128,7 +128,7 @@ def resolve_tensors(
 
     `unlisted` maps tensors that must not be used to their shards; they only serve to explain an error.
     """
-    refuse_quantised_tensors(shapes)
+    refuse_quantised_tensors(shapes, [row.source for row in table])
     wanted = spec.tensors()
     found: dict[str, SourceSlice] = {}
     used: set[str] = set()
@@ -181,6 +181,16 @@ def checkpoint_shapes(spec: ModelSpec, table: tuple[Row, ...], stacked: bool) ->
                 shapes[source] = tuple(_size(symbol, sizes) for symbol in row.shape)
     assert seen == wanted
     return shapes
+
+
+def possible_shapes(spec: ModelSpec, table: tuple[Row, ...]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors that a checkpoint of `spec` may have, in any of the table's layouts."""
+    return {
+        source: tuple(_size(symbol, sizes) for symbol in row.shape)
+        for row in table
+        for source, slices, sizes in _expand(row, spec)
+        if slices
+    }
 
 
 def unused_tensors(spec: ModelSpec, names: Iterable[str]) -> dict[str, str]:

@@ -105,6 +105,33 @@ class EdgemoeWorker:
             answer |= {"prompt_ns": after_prompt.ns, "continuation_ns": (after_all - after_prompt).ns}
         return answer
 
+    def run_together(
+        self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], settle: int
+    ) -> dict[str, Any]:
+        """Decode several sequences together; the answer is as that of `run`, for all steps but the first `settle`."""
+        engine = self.engine
+        engine.rewind(0)
+        engine.turn.begin()
+        if self.forced is not None:
+            self.forced.spread(len(prompts))
+        others = [engine.sequences.open() for _ in prompts[1:]]
+        together = [engine.sequence, *others]
+        for sequence, prompt in zip(together, prompts, strict=True):
+            engine.step({sequence: prompt})
+            sequence.turn.begin_decoding()
+        steps = zip(*continuations, strict=True)
+        batches = [dict(zip(together, ([token] for token in tokens), strict=True)) for tokens in steps]
+        for batch in batches[:settle]:
+            engine.step(batch)
+        statistics = counters(engine)
+        began_s = time.perf_counter()
+        for batch in batches[settle:]:
+            engine.step(batch)
+        answer = {"continuation_s": time.perf_counter() - began_s}
+        for sequence in reversed(others):  # the next ones get the same rows in the same order
+            engine.sequences.close(sequence)
+        return answer | {name: value - statistics[name] for name, value in counters(engine).items()}
+
     def end(self) -> dict[str, Any]:
         """Answer with the peak memory of this process.
 
@@ -139,4 +166,4 @@ def counters(engine: Engine) -> dict[str, int]:
 
 if __name__ == "__main__":
     worker = EdgemoeWorker()
-    serve({"open": worker.open, "run": worker.run, "end": worker.end})
+    serve({"open": worker.open, "run": worker.run, "run_together": worker.run_together, "end": worker.end})

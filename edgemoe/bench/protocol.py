@@ -12,6 +12,8 @@ It ends when stdin does. The requests that an engine's worker understands:
            continuation token by token, computing the logits of the last one each time. Answers with `prompt_s` and
            `continuation_s`, and with `major_faults`, the pages that the continuation waited for.
     end    answers with `peak_rss_bytes`.
+
+That of edgemoe also understands `run_together` (`sequences.py`).
 """
 
 from __future__ import annotations

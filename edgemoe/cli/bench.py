@@ -118,13 +118,21 @@ def bench(
             " of the processors.",
         ),
     ] = None,
+    sequences: Annotated[
+        str | None,
+        typer.Option(
+            "--sequences",
+            metavar="LIST",
+            help="Measure these numbers of sequences decoding together, such as 2,4,8, against one.",
+        ),
+    ] = None,
     debug: shared.DebugOption = False,
 ) -> None:
     """Measure decoding, prefill and start-up on random tokens, and where the time goes.
 
     Rates are medians over rounds. In every round the engines run one after another, each in its own process. If experts
     are streamed, every round also measures the disk's read rate, and the speed is compared with the lower of the
-    memory's and the disk's limit. --quality and --beside measure something else instead.
+    memory's and the disk's limit. --quality, --beside and --sequences measure something else instead.
     """
     from edgemoe.engine.lossy import LossySettings
     from edgemoe.engine.options import EngineOptions
@@ -132,23 +140,26 @@ def bench(
     lossy = LossySettings(cache_aware_routing, drop_cold, experts_per_token)
     options = EngineOptions(ram, threads, policy=policy, prefetch=prefetch, lossy=lossy)
     if quality:
-        if any(given is not None for given in (against, plot, routing, trace, limit)):
-            raise UsageError("--quality excludes --against, --plot, --routing, --trace and --limit.", "Leave them out.")
+        if any(given is not None for given in (against, plot, routing, trace, limit, beside, sequences)):
+            raise UsageError(
+                "--quality excludes --against, --plot, --routing, --trace, --limit, --beside and --sequences.",
+                "Leave them out.",
+            )
         from edgemoe.cli.quality import measure_quality
 
         write = shared.file_writer(json_file, write_json)
         write(measure_quality(model, options, text, tokens))
         return
     if beside is not None:
-        if any(given is not None for given in (against, plot, routing, trace, limit)) or lossy.on:
+        if any(given is not None for given in (against, plot, routing, trace, limit, sequences)) or lossy.on:
             raise UsageError(
-                "--beside excludes --against, --plot, --routing, --trace, --limit and lossy options.",
+                "--beside excludes --against, --plot, --routing, --trace, --limit, --sequences and lossy options.",
                 "Leave them out.",
             )
         from edgemoe.bench.measure import Settings
-        from edgemoe.cli.contention import measure_contention, parse_busy_counts
+        from edgemoe.cli.contention import measure_contention
 
-        counts = parse_busy_counts(beside)
+        counts = shared.parse_counts("--beside", beside, "processes, such as 1,2,4")
         write = shared.file_writer(json_file, write_json)
         settings = Settings(prompt, decode, prefill, repeats, room_tokens=context)
         write(measure_contention(model, counts, settings, options))
@@ -170,6 +181,17 @@ def bench(
         )
     if routing is not None and lossy.on:
         raise UsageError("--routing excludes lossy options, which would change the routing.", "Leave one of them out.")
+    if sequences is not None:
+        if any(given is not None for given in (against, plot, trace, limit)):
+            raise UsageError("--sequences excludes --against, --plot, --trace and --limit.", "Leave them out.")
+        from edgemoe.bench.measure import Settings
+        from edgemoe.cli.sequences import measure_sequences
+
+        counts = shared.parse_counts("--sequences", sequences, "sequences, such as 2,4,8")
+        write = shared.file_writer(json_file, write_json)
+        settings = Settings(prompt, decode, prefill, repeats, room_tokens=context)
+        write(measure_sequences(model, counts, settings, options, routing, None if recall is None else recall / 100))
+        return
     write_figures, write_plot = shared.file_writer(json_file, write_json), _plotter(plot)
 
     from contextlib import ExitStack

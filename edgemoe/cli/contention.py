@@ -4,20 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgemoe.errors import UsageError
-
 if TYPE_CHECKING:
     from edgemoe.bench.contention import ContentionReport
     from edgemoe.bench.measure import Settings
     from edgemoe.engine.options import EngineOptions
-
-
-def parse_busy_counts(text: str) -> list[int]:
-    """Numbers of busy processes, separated by commas. Raises UsageError."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts):
-        raise UsageError(f"--beside {text}: expected numbers of processes, such as 1,2,4.")
-    return [int(part) for part in parts]
 
 
 def measure_contention(

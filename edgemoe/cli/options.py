@@ -194,6 +194,14 @@ def check_max_tokens(max_tokens: int | None, verb: str) -> None:
         raise UsageError(f"--max-tokens: expected 1 or more, found {max_tokens}.", f"See edgemoe {verb} --help.")
 
 
+def parse_counts(name: str, text: str, of: str) -> list[int]:
+    """Numbers separated by commas; `name` is the flag's and `of` what it counts, for the UsageError."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts):
+        raise UsageError(f"{name} {text}: expected numbers of {of}.")
+    return [int(part) for part in parts]
+
+
 def file_writer(path: Path | None, write: Callable[[Any, Path], None]) -> Callable[[Any], None]:
     """Return a function that writes a report to `path`; raises UsageError now, before minutes of work, if it cannot."""
     if path is None:

@@ -165,7 +165,7 @@ def show_statistics(repl: Conversation, argument: str) -> None:
         *([("  fixed state", f"{format_size(memory.fixed_state_bytes)} ({memory.snapshots} snapshots)")]
           if memory.fixed_state_bytes else []),
         ("  workspace", format_size(memory.workspace_bytes)),
-        ("  expert slots", f"{format_size(memory.slots * memory.slot_bytes)}"
+        ("  expert slots", f"{format_size(memory.experts_bytes)}"
          f" ({memory.slots} slots for {memory.total_experts} experts)"),
     ]  # fmt: skip
     if repl.chat.forgotten_turns:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from edgemoe.conversion.source import Rows
 from edgemoe.errors import EdgemoeError, SourceError
-from edgemoe.kernels.formats import Blocks, Format, dequantise, pack
+from edgemoe.kernels.formats import E2M1_DOUBLED, E8M0_HALVED, E8M0_NAN, Blocks, Format, dequantise, pack
 from edgemoe.quant.quantise import quantise
 
 _DAMAGED = "Was the checkpoint damaged? Download it again."
@@ -38,6 +38,8 @@ def encode(rows: Rows, fmt: Format | None, tensor: str) -> Encoded:
         _check_blocks(rows, tensor)
         carried = _carry(rows, fmt)
         values = dequantise(rows)
+        if rows.format.name == "m4":
+            _check_finite(values, tensor)  # finite scales have weights beyond float32
         if carried is not None:
             return Encoded(pack(carried), 0.0, _sum_of_squares(values))
     else:
@@ -66,16 +68,25 @@ def _carry(blocks: Blocks, fmt: Format) -> Blocks | None:
         with np.errstate(over="ignore"):
             minimums = blocks.scales * np.float16(-8)
         return Blocks(fmt, blocks.values, blocks.scales, minimums) if np.isfinite(minimums).all() else None
+    if source == "m4" and fmt.name == "q8":
+        wanted = E8M0_HALVED[blocks.scales]
+        with np.errstate(over="ignore"):
+            scales = wanted.astype(np.float16)
+        return Blocks(fmt, E2M1_DOUBLED[blocks.values], scales) if np.array_equal(scales, wanted) else None
     return None
 
 
 def _check_blocks(blocks: Blocks, tensor: str) -> None:
+    if blocks.format.name == "m4" and np.any(blocks.scales == E8M0_NAN):
+        raise SourceError(
+            f"{tensor}: expected scales that are numbers, found NaN (the e8m0 byte {E8M0_NAN}).", _DAMAGED
+        )
     for per_group in (blocks.scales, blocks.minimums):
         if per_group is not None:
             _check_finite(per_group, tensor)
 
 
-def _check_finite(values: npt.NDArray[np.floating], tensor: str) -> None:
+def _check_finite(values: npt.NDArray[np.number], tensor: str) -> None:
     if not np.isfinite(values).all():
         bad = values[~np.isfinite(values)].flat[0]
         raise SourceError(f"{tensor}: expected finite numbers, found {bad}.", _DAMAGED)

@@ -28,6 +28,7 @@ from edgemoe.conversion.folder_contents import (
     refuse_store,
     single_before_shards,
 )
+from edgemoe.conversion.mxfp4 import join_pairs, read_pair
 from edgemoe.conversion.sampling import sample_sha256
 from edgemoe.conversion.source import Rows, TensorInfo, float_dtype
 from edgemoe.errors import SourceError
@@ -54,7 +55,7 @@ class FolderSource:
         config = read_json_file(self._file(CONFIG_NAME), "a config.json of a checkpoint")
         self.config: Mapping[str, Any] = config
         self._places: dict[str, HeaderTensor] = {}
-        self._tensors: dict[str, TensorInfo] = {}
+        self._listed: dict[str, TensorInfo] = {}
         self._unlisted: dict[str, str] = {}
         self._descriptors: dict[str, int] = {}
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
@@ -63,6 +64,8 @@ class FolderSource:
             header = read_header(self._file(shard), SourceError, _DAMAGED)
             digest.update(repr((shard, header, self._sample(shard))).encode())
             self._take(shard, header, wanted)
+        self._joined = join_pairs(self._listed, list(self._shards))
+        self._tensors = self._joined.tensors
         for name in sorted(self.side_files()):
             digest.update(repr((name, self._sample(name))).encode())
         self.fingerprint = digest.hexdigest()
@@ -123,7 +126,7 @@ class FolderSource:
         for name, place in header.items():
             if wanted is None or name in wanted:
                 self._places[name] = place
-                self._tensors[name] = TensorInfo(place.shape, place.dtype, shard)
+                self._listed[name] = TensorInfo(place.shape, place.dtype, shard)
             else:
                 self._unlisted[name] = shard
 
@@ -174,8 +177,10 @@ class FolderSource:
         return list(self._shards)
 
     def read_rows(self, tensor: str, index: int | None, row_start: int, row_stop: int) -> Rows:
-        info, place = self._tensors[tensor], self._places[tensor]
-        dtype = float_dtype(tensor, info)
+        info = self._tensors[tensor]
+        if tensor in self._joined.pairs:
+            return read_pair(self._joined.pairs[tensor], info.shape, index, row_start, row_stop, self._read_bytes)
+        place, dtype = self._places[tensor], float_dtype(tensor, info)
         shape = info.shape if index is None else info.shape[1:]
         columns = shape[1] if len(shape) == 2 else 1
         first = (index or 0) * shape[0] * columns + row_start * columns
@@ -183,6 +188,11 @@ class FolderSource:
         self._read(info.shard, place.offset + first * dtype.itemsize, memoryview(raw.data).cast("B"))
         values = to_float32(raw)
         return values.reshape(-1, columns) if len(shape) == 2 else values
+
+    def _read_bytes(self, tensor: str, start: int, count: int) -> npt.NDArray[np.uint8]:
+        raw = np.empty(count, np.uint8)
+        self._read(self._listed[tensor].shard, self._places[tensor].offset + start, memoryview(raw.data))
+        return raw
 
     def _read(self, shard: str, offset: int, into: memoryview) -> None:
         try:
@@ -207,7 +217,7 @@ class FolderSource:
         return {name: self._file(name) for name in SIDE_FILES if os.path.lexists(self._folder / name)}
 
     def unlisted(self) -> Mapping[str, str]:
-        return {name: shard for name, shard in self._unlisted.items() if name not in self._tensors}
+        return {name: shard for name, shard in self._unlisted.items() if name not in self._listed}
 
     def notices(self) -> Sequence[str]:
         names = sorted(path.name for path in self._folder.iterdir())

@@ -1,8 +1,8 @@
 """Predicts the store that a conversion would make: every size and offset, without reading any weights.
 
 The config and the names, shapes and dtypes of the tensors determine all of it. If the shards themselves are missing,
-the names come from the index, the shapes from the config, and the weights are assumed to be unquantised floats, as in
-all checkpoints with an index.
+the names come from the index, the shapes from the config, and the weights are assumed to be floats, but for those that
+their names show to be MXFP4. If the names are unknown too, experts are MXFP4 where the config says that weights are.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgemoe.architectures import checkpoint_shapes, model_spec, resolve
+from edgemoe.architectures import model_spec, possible_shapes, resolve
+from edgemoe.architectures.config import QUANTISED
+from edgemoe.architectures.foreign import is_mxfp4
 from edgemoe.conversion.folder import read_json_file
 from edgemoe.conversion.folder_contents import CONFIG_NAME, INDEX_NAME, SINGLE_NAME, checkpoint_folder
-from edgemoe.conversion.formats import check_format, choose_formats
+from edgemoe.conversion.formats import check_format, choose_formats, expert_of
+from edgemoe.conversion.mxfp4 import join_names
 from edgemoe.conversion.opening import open_source
 from edgemoe.conversion.plan import plan_conversion, plan_manifest
 from edgemoe.errors import SourceError
@@ -74,16 +77,16 @@ def forecast_manifest(
     Raises SourceError if the model is not supported, or the names are not those of its tensors.
     """
     spec = model_spec(config)
-    if names is not None:
-        either = {name: shape for stacked in (False, True) for name, shape in _shapes(config, stacked).items()}
-        resolve(config, {name: either.get(name, ()) for name in names})
     shapes = spec.tensors()
-    formats = choose_formats(shapes, dict.fromkeys(shapes, "BF16"), experts, dense)
-    return plan_manifest(spec, shapes, formats, {})
-
-
-def _shapes(config: Mapping[str, Any], stacked: bool) -> dict[str, tuple[int, ...]]:
-    return checkpoint_shapes(config, stacked=stacked)
+    if names is not None:
+        possible, joined = possible_shapes(config), join_names(names)
+        places = resolve(config, {name: possible.get(name, ()) for name in joined})
+        mxfp4 = {name for name, place in places.items() if joined[place.tensor]}
+    else:
+        declared = any(isinstance(config.get(key), Mapping) and is_mxfp4(config[key]) for key in QUANTISED)
+        mxfp4 = {name for name in shapes if declared and expert_of(name)}
+    dtypes = {name: "MXFP4" if name in mxfp4 else "BF16" for name in shapes}
+    return plan_manifest(spec, shapes, choose_formats(shapes, dtypes, experts, dense), {})
 
 
 def _config_alone(path: Path) -> Path | None:

@@ -15,7 +15,7 @@ DEFAULT_DENSE = "q8"
 _EXACT = ("router", "shared_gate")
 """Small matrices whose outputs decide the routing or the gating; they stay float32."""
 
-_EXPERT = re.compile(r"layers\.(\d+)\.experts\.(\d+)\.(gate|up|down)")
+_EXPERT = re.compile(r"layers\.(\d+)\.experts\.(\d+)\.((?:gate|up|down)(?:_bias)?)")
 _CLASSES = {
     **dict.fromkeys(("query", "key", "value", "output"), "attention"),
     **dict.fromkeys(("conv_in", "conv_out"), "convolution"),
@@ -30,7 +30,7 @@ def check_format(parameter: str, value: str | None) -> None:
 
 
 def expert_of(name: str) -> tuple[int, int, str] | None:
-    """Layer, expert and part (gate, up or down) of a routed expert's tensor; None for any other tensor."""
+    """Layer, expert and part (such as gate or gate_bias) of a routed expert's tensor; None for any other tensor."""
     match = _EXPERT.fullmatch(name)
     return (int(match[1]), int(match[2]), match[3]) if match else None
 
@@ -80,6 +80,8 @@ def _carried(dtypes: Iterable[str]) -> str | None:
     names = {BLOCK_FORMATS.get(dtype) for dtype in dtypes}
     if None in names:
         return None
-    if "q8" in names:
-        return "q8"  # holds q4 exactly; q4m and q8 in one matrix only occur in unusual mixtures
-    return "q4m" if "q4m" in names else "q4"
+    if len(names) == 1:
+        return names.pop()
+    if names == {"q4", "q4m"}:
+        return "q4m"
+    return "q8"  # holds q4 and m4 exactly; q4m and another in one matrix only occur in unusual mixtures

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
+import numpy.typing as npt
 from huggingface_hub import HfApi, ModelInfo, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import HFValidationError
@@ -37,6 +38,7 @@ from edgemoe.conversion.folder_contents import (
     single_before_shards,
 )
 from edgemoe.conversion.hub_errors import AGAIN, FAILURES, explained, http_status, may_pass
+from edgemoe.conversion.mxfp4 import join_pairs, read_pair
 from edgemoe.conversion.progress import Download, DownloadCallback
 from edgemoe.conversion.source import Rows, TensorInfo, float_dtype
 from edgemoe.errors import SourceError
@@ -106,7 +108,10 @@ class HubSource:
         self._config = read_json_file(self._small_file(CONFIG_NAME), "a config.json of a checkpoint")
         self._unlisted: dict[str, str] = {}
         self._shards = self._find_shards()
-        self._tensors = self._find_tensors()
+        self._listed = self._find_tensors()
+        self._joined = join_pairs(self._listed, list(self._shards))
+        self._tensors = self._joined.tensors
+        self._released: set[str] = set()
         wanted = SIDE_FILES if side_files else ()
         self._side_files = {name: self._small_file(name) for name in wanted if name in self._remote}
         self._open: dict[str, tuple[Path, dict[str, HeaderTensor]]] = {}
@@ -131,6 +136,8 @@ class HubSource:
 
     def read_rows(self, tensor: str, index: int | None, row_start: int, row_stop: int) -> Rows:
         info = self._tensors[tensor]
+        if tensor in self._joined.pairs:
+            return read_pair(self._joined.pairs[tensor], info.shape, index, row_start, row_stop, self._read_bytes)
         dtype = float_dtype(tensor, info)
         path, header = self._fetch_shard(info.shard)
         shape = info.shape if index is None else info.shape[1:]
@@ -144,16 +151,26 @@ class HubSource:
         values = to_float32(raw)
         return values.reshape(-1, columns) if len(shape) == 2 else values
 
+    def _read_bytes(self, tensor: str, start: int, count: int) -> npt.NDArray[np.uint8]:
+        path, header = self._fetch_shard(self._listed[tensor].shard)
+        with explained(self._repository):
+            raw = np.fromfile(path, np.uint8, count, offset=header[tensor].offset + start)
+        if raw.size != count:
+            raise SourceError(f"{path}: {tensor}: expected {count} bytes, found {raw.size}.", AGAIN)
+        return raw
+
     def release(self, shard: str) -> None:
-        self._open.pop(shard, None)
-        for path in (self._folder / shard, self._partial(shard)):
-            path.unlink(missing_ok=True)
+        self._released.add(shard)
+        for name in self._joined.may_go(self._released):
+            self._open.pop(name, None)
+            for path in (self._folder / name, self._partial(name)):
+                path.unlink(missing_ok=True)
 
     def side_files(self) -> Mapping[str, bytes | Path]:
         return self._side_files
 
     def unlisted(self) -> Mapping[str, str]:
-        return {name: shard for name, shard in self._unlisted.items() if name not in self._tensors}
+        return {name: shard for name, shard in self._unlisted.items() if name not in self._listed}
 
     def notices(self) -> Sequence[str]:
         notices = single_before_shards(self._remote)
@@ -226,7 +243,7 @@ class HubSource:
         if shard not in self._open:
             path = self._cached(shard) or (self._download_to_cache(shard) if self._keep else self._download(shard))
             header = read_header(path, SourceError, AGAIN)
-            for name, info in self._tensors.items():
+            for name, info in self._listed.items():
                 place = header.get(name)
                 if info.shard == shard and (place is None or (place.shape, place.dtype) != (info.shape, info.dtype)):
                     raise SourceError(f"{shard}: {name}: the file differs from the header that the hub sent.", AGAIN)

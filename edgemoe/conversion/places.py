@@ -64,13 +64,18 @@ def tensor_places(manifest: Manifest, shapes: Mapping[str, tuple[int, ...]]) -> 
         part = record_name(expert[0], expert[1]) if expert else stored_name(name)
         file, offset, _ = ranges[part]
         layout = _layout_of(manifest, expert[0], expert[1]) if expert else None
-        fmt = formats[part] if layout is None else layout.down_format if last == "down" else layout.gate_up_format
+        if layout is None:
+            fmt = formats[part]
+        else:
+            fmt = None if len(shape) == 1 else layout.down_format if last == "down" else layout.gate_up_format
         columns = shape[1] if len(shape) == 2 else 1
         panel_bytes = fmt.panel_bytes(columns) if fmt else 0
         if last == "up":
             offset += panel_bytes
         elif layout is not None and last == "down":
             offset += layout.down_offset
+        elif layout is not None and fmt is None:
+            offset += layout.bias_offsets()[last.removesuffix("_bias")]
         stride = panel_bytes * 2 if last in ("gate", "up") else panel_bytes
         places[name] = Place(part, file, offset, shape[0], columns, fmt, stride)
     return places

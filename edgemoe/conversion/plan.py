@@ -123,7 +123,9 @@ def plan_manifest(
             gate_up, down = (formats[f"layers.{number}.experts.{expert}.{part}"] for part in ("gate", "down"))
             assert gate_up is not None
             assert down is not None
-            experts[number].append(packed_layout(spec.hidden_size, routed.intermediate_size, gate_up, down))
+            experts[number].append(
+                packed_layout(spec.hidden_size, routed.intermediate_size, gate_up, down, routed.bias)
+            )
     return plan_store(spec.to_json(), list(resident.values()), experts, provenance)
 
 

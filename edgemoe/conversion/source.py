@@ -23,7 +23,7 @@ Rows = Union[npt.NDArray[np.float32], Blocks]
 FLOAT_DTYPES: dict[str, npt.DTypeLike] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 """The dtypes of a safetensors file that are read, and what NumPy reads them as."""
 
-BLOCK_FORMATS = {"Q8_0": "q8", "Q4_0": "q4", "Q4_1": "q4m"}
+BLOCK_FORMATS = {"Q8_0": "q8", "Q4_0": "q4", "Q4_1": "q4m", "MXFP4": "m4"}
 """Quantised dtypes whose blocks are ours bit for bit: a source gives them as `Blocks` of this format."""
 
 
@@ -35,6 +35,15 @@ class TensorInfo:
     dtype: str
     shard: str
     """The shard that holds it, as in `Source.shards`."""
+
+
+def take_rows(rows: Rows, order: npt.NDArray[np.int64] | slice) -> Rows:
+    """Select rows by the indices in `order`, in that order, or by a slice."""
+    if not isinstance(rows, Blocks):
+        return rows[order]
+    scales = None if rows.scales is None else rows.scales[order]
+    minimums = None if rows.minimums is None else rows.minimums[order]
+    return Blocks(rows.format, rows.values[order], scales, minimums)
 
 
 def float_dtype(tensor: str, info: TensorInfo) -> np.dtype[Any]:

@@ -16,7 +16,7 @@ Tokens must be routed as differently as those of a trained model, or a benchmark
 To measure decoding, give such a model tokens: what it generates may go in circles, and where the head is the
 embedding it repeats one token, since nothing answers a token's own row better than itself.
 
-For q8, q4 or q4m the blocks themselves are drawn at random, so no quantisation search or rounding takes place.
+For q8, q4, q4m or m4 the blocks themselves are drawn at random, so no quantisation search or rounding takes place.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from edgemoe.conversion.progress import Callback
 from edgemoe.conversion.shapes import SHAPES
 from edgemoe.conversion.source import BLOCK_FORMATS, Rows, TensorInfo
 from edgemoe.errors import UsageError
-from edgemoe.kernels.formats import FORMATS, Blocks, Format, group_count
+from edgemoe.kernels.formats import E2M1_DOUBLED, E8M0_ONE, FORMATS, Blocks, Format, group_count
 from edgemoe.model.spec import ModelSpec
 
 GENERATOR = 1
@@ -170,14 +170,20 @@ def _draw_blocks(key: str, rows: slice, columns: int, deviation: float, fmt: For
     """Blocks of weights of that standard deviation: normal within a group, with scales that differ from group to group.
 
     Scales are whole numbers of at most seven bits times a power of two, so that q4m's minimum of -7.5 scales, which
-    makes its mean zero, is a float16 exactly.
+    makes its mean zero, is a float16 exactly. m4's are one of two neighbouring powers of two, in such shares that the
+    mean of their squares is right.
     """
     table, level_deviation = _levels(fmt.name)
     stored = _draw_bytes(key + " values", rows, columns).tobytes().translate(table)
     values = np.frombuffer(stored, np.int8 if fmt.name == "q8" else np.uint8).reshape(-1, columns)
+    drawn_scales = _draw_bytes(key + " scales", rows, group_count(columns))
+    if fmt.name == "m4":
+        exponent = math.floor(math.log2(deviation / level_deviation))
+        share = ((deviation / level_deviation) ** 2 / 4.0**exponent - 1) / 3  # of the larger
+        return Blocks(fmt, values, (exponent + E8M0_ONE + (drawn_scales < 256 * share)).astype(np.uint8))
     mantissa, exponent = math.frexp(deviation / level_deviation)
     middle = round(mantissa * 64)  # 32 to 64
-    spread = (_draw_bytes(key + " scales", rows, group_count(columns)) & 31).astype(np.float32) - 16
+    spread = (drawn_scales & 31).astype(np.float32) - 16
     scales = np.ldexp(middle + spread, exponent - 6).astype(np.float16)
     minimums = scales * np.float16(-7.5) if fmt.has_minimums else None
     return Blocks(fmt, values, scales, minimums)
@@ -196,6 +202,10 @@ def _levels(format_name: str) -> tuple[bytes, float]:
     if format_name == "q4m":
         nibbles = np.floor(8 + 7.5 * quantiles)
         return nibbles.astype(np.uint8).tobytes(), float(np.std(nibbles))
+    if format_name == "m4":
+        numbers = E2M1_DOUBLED / 2
+        codes = np.abs(6 * quantiles[:, None] - numbers).argmin(axis=1)
+        return codes.astype(np.uint8).tobytes(), float(np.std(numbers[codes]))
     whole = np.rint(quantiles * (127 if format_name == "q8" else 7))
     stored = whole.astype(np.int8) if format_name == "q8" else (whole + 8).astype(np.uint8)
     return stored.tobytes(), float(np.std(whole))

@@ -42,8 +42,8 @@ class LayerRouting:
 
     experts: op.Integers  # (T, K)
     weights: op.Floats  # (T, K)
-    guess: op.Integers  # (1, K): the guess at this layer's routing, made one layer earlier
-    guess_weights: op.Floats  # (1, K)
+    guess: op.Integers  # (GUESSED_ROWS, K): the guess at this layer's routing, made one layer earlier
+    guess_weights: op.Floats  # (GUESSED_ROWS, K)
     slots: op.Integers  # (E,): slot of each expert, or -1
     residency: npt.NDArray[np.bool_]  # (E,): whether each requested expert was in RAM; kept only while recording
 

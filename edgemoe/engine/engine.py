@@ -13,6 +13,7 @@ Invariants:
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,6 @@ from edgemoe.engine.sequence import Sequence as TokenSequence
 from edgemoe.engine.sequence import Sequences
 from edgemoe.engine.stepper import Stepper
 from edgemoe.engine.token_ids import TokenIds, check_ids
-from edgemoe.engine.traffic import TokenTraffic, token_traffic
 from edgemoe.engine.workspace import Workspace
 from edgemoe.errors import UsageError
 from edgemoe.experts.cache import Cache
@@ -41,7 +41,6 @@ from edgemoe.experts.embedding_rows import EmbeddingRows
 from edgemoe.experts.hot_list import HotList
 from edgemoe.experts.loading import ExpertLoading
 from edgemoe.experts.opening import open_cache
-from edgemoe.experts.prefetch import PrefetchTrial
 from edgemoe.io.direct import allocate_pages
 from edgemoe.io.reads import ExpertFiles, RecordReader, open_reader
 from edgemoe.kernels.operations import Backend, Floats, Program
@@ -53,6 +52,7 @@ from edgemoe.store.resident import ResidentReading
 
 if TYPE_CHECKING:  # hooks.py names this module's types
     from edgemoe.engine.hooks import RoutingObserver, RoutingSource
+    from edgemoe.engine.traffic import TokenTraffic
 
 READER_THREADS = 8
 
@@ -117,6 +117,7 @@ class Engine:
         self.spec = spec = graph.spec
         self.memory = memory
         self.backend = backend
+        self._graph = graph
         self._forced = routing
         self._recorder: RoutingObserver | None = None
         self._tokens = 0
@@ -172,14 +173,13 @@ class Engine:
                 self._loading.append(ExpertLoading(arena, decoder.slot_tables(), store, files.direct))
             self._programs = Programs(backend, decoder.part_of)
             mode = options.prefetch if routing is None or routing.recall is not None else "off"
-            self._stepper = Stepper(decoder, self._programs, cache, None if cache is None else PrefetchTrial(mode))
+            self._stepper = Stepper(decoder, self._programs, cache, mode)
             self._head = self._programs.make(decoder.head)
             if self._embedding_rows is not None:
                 self._embed = self._programs.make(decoder.embed)
             for loading in self._loading:
                 loading.wait()
             self._loading.clear()
-            self.traffic: TokenTraffic = token_traffic(graph, store.manifest, memory.kv_format)
             self.routing: Sequence[LayerRouting | None] = decoder.routing
             """The routers' output for the tokens of the latest step, layer by layer; None for a dense layer."""
             self.expert_uses: npt.NDArray[np.int64] = np.zeros((len(spec.layers), spec.most_experts), np.int64)
@@ -207,6 +207,13 @@ class Engine:
             layers, experts = np.nonzero(self.resident_experts())
             order = np.argsort(-self.expert_uses[layers, experts], kind="stable")
             hot_list.write([(int(layers[i]), int(experts[i])) for i in order])
+
+    @functools.cached_property
+    def traffic(self) -> TokenTraffic:
+        """The bytes that one token reads."""
+        from edgemoe.engine.traffic import token_traffic  # only measurements ask
+
+        return token_traffic(self._graph, self.store.manifest, self.memory.kv_format)
 
     @property
     def context_length(self) -> int:
@@ -293,14 +300,14 @@ class Engine:
 
         Weights and experts that several sequences use are read once for all of them. The result of each sequence is
         the same to the bit as that of `forward` on it alone. Raises UsageError for a sequence that is closed or of
-        another model, for tokens as `forward`, and while routing is recorded or forced for more than one sequence;
-        ReadError. After an error no sequence has changed.
+        another model, for tokens as `forward`, for more than one sequence while routing is recorded, and for tokens that
+        would have to be run again with forced routing; ReadError. After an error no sequence has changed.
         """
         began_ns = time.perf_counter_ns()
         if not batch:
             raise UsageError("The batch has no sequences.", "Give tokens for at least one sequence.")
-        if len(batch) > 1 and (self._forced is not None or self._recorder is not None):
-            raise UsageError("Recorded and forced routing is that of one sequence.", "Step one sequence at a time.")
+        if len(batch) > 1 and self._recorder is not None:
+            raise UsageError("A recording of routing holds one sequence.", "Step one sequence at a time.")
         pieces = []
         for sequence, token_ids in batch.items():
             ids = check_ids(token_ids, self.spec.vocab_size)
@@ -389,7 +396,7 @@ class Engine:
             assert self._embed is not None
             self._embedding_rows.write(space.ids[:tokens].astype(np.int64), self._embed, space.residual)
         if self._forced is not None:
-            self._forced.put(self.routing, phase, tokens)
+            self._forced.put(self.routing, run)
         self._stepper.step(tokens, phase)
         self._count(tokens)
         for rows in run:

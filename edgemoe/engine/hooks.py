@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from edgemoe.engine.batch import Rows
 from edgemoe.engine.decoder import LayerRouting
 from edgemoe.engine.phase import Turn
 from edgemoe.model.spec import ModelSpec
@@ -20,8 +21,8 @@ class RoutingSource(Protocol):
     def apply_to(self, spec: ModelSpec) -> ModelSpec:
         """The model with this source's number of experts per token. Raises UsageError for another shape."""
 
-    def put(self, routing: Sequence[LayerRouting | None], phase: int, tokens: int) -> None:
-        """Write the choice for the next tokens of a phase into the `LayerRouting` of each layer."""
+    def put(self, routing: Sequence[LayerRouting | None], run: Sequence[Rows]) -> None:
+        """Write the choice for the tokens of a run into the `LayerRouting` of each layer, row by row."""
 
 
 class RoutingObserver(Protocol):

@@ -2,7 +2,7 @@
 
 Everything counts: the interpreter with its libraries (measured), the weights that every token needs,
 activations and kernel scratch, the KV cache, fixed state with its snapshots where a model has some, and the expert
-slots, which take the rest.
+slots with the tables about them, which take the rest.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from edgemoe.engine.workspace import (
     work_bytes,
 )
 from edgemoe.errors import BudgetError, UsageError
+from edgemoe.experts.opening import cache_bytes
 from edgemoe.kernels.operations import Backend
 from edgemoe.model.build import Graph
 from edgemoe.process import Limit, available_bytes, memory_limit, rss_bytes
@@ -34,6 +35,8 @@ CHUNK_TOKENS = (512, 256, 128, 64, 32, 16, 8)
 STOPPABLE_TOKENS = 128
 OBJECTS_BYTES = 1 << 20
 """Room for the Python objects that describe a step: operations, views, programs."""
+POSITION_OBJECT_BYTES = 64
+"""Room for the Python objects that describe a position: its token's id, and its share of a page's hash and places."""
 AUTO_SHARE = 0.85
 """Share of the memory now available that `auto` takes."""
 SNAPSHOT_SHARE = 1 / 8
@@ -76,6 +79,8 @@ class MemoryPlan:
     sequences: int = 1
     embedding_resident: bool = True
     """Whether the embedding is in RAM; if not, tokens' rows are read on demand, and `resident_bytes` is without it."""
+    cache_table_bytes: int = 0
+    """Of the tables that say which expert is in which slot; 0 where all experts are resident."""
     fixed_state_bytes: int = 0
     """Bytes that sequences keep whatever the number of their tokens, snapshots included."""
     snapshots: int = 0
@@ -103,8 +108,13 @@ class MemoryPlan:
             + self.workspace_bytes
             + self.kv_cache_bytes
             + self.fixed_state_bytes
-            + self.slot_bytes * self.slots
+            + self.experts_bytes
         )
+
+    @property
+    def experts_bytes(self) -> int:
+        """Bytes of the expert slots and of the tables about them."""
+        return self.slot_bytes * self.slots + self.cache_table_bytes
 
 
 def interpreter_bytes(backend: Backend) -> int:
@@ -139,11 +149,7 @@ def plan_memory(
     now; `embedding_resident` says whether the embedding is in RAM, where that is decided already. Raises BudgetError
     below the floor, naming it, and UsageError for an invalid budget.
     """
-    if context_length is not None and not 1 <= context_length <= graph.spec.max_positions:
-        raise UsageError(
-            f"A context of {context_length} tokens was asked for; this model has 1 to {graph.spec.max_positions}.",
-            "Choose a context length within that range.",
-        )
+    _check_context(graph, context_length)
     if interpreter is None:
         interpreter = interpreter_bytes(backend)
     if not sizes.embedding_bytes:
@@ -175,7 +181,9 @@ class _Needs:
     most_context: int
     least_workspace_bytes: int
     least_slots: int
+    least_experts_bytes: int
     floor_bytes: int
+    """The smallest budget."""
 
     @classmethod
     def of(
@@ -192,6 +200,7 @@ class _Needs:
         least_state_bytes = kv_cache_bytes(graph, least_context, sizes.kv_format, sizes.sequences)
         least_state_bytes += fixed_state_bytes(graph, least_context, sizes.kv_format, sizes.sequences)
         least_slots = min(sizes.total_experts, 2 * graph.spec.most_top_k)
+        least_experts_bytes = least_slots * sizes.slot_bytes + _table_bytes(graph, sizes, backend, least_slots)
         resident_bytes = _resident_bytes(sizes, embedding_resident)
         return cls(
             graph,
@@ -203,12 +212,47 @@ class _Needs:
             context_length or min(DEFAULT_CONTEXT_TOKENS, graph.spec.max_positions),
             least_workspace_bytes,
             least_slots,
-            interpreter + resident_bytes + least_workspace_bytes + least_state_bytes + least_slots * sizes.slot_bytes,
+            least_experts_bytes,
+            interpreter + resident_bytes + least_workspace_bytes + least_state_bytes + least_experts_bytes,
+        )
+
+
+def _check_context(graph: Graph, context_length: int | None) -> None:
+    """Raise UsageError for a context that the model does not have."""
+    if context_length is not None and not 1 <= context_length <= graph.spec.max_positions:
+        raise UsageError(
+            f"A context of {context_length} tokens was asked for; this model has 1 to {graph.spec.max_positions}.",
+            "Choose a context length within that range.",
         )
 
 
 def _resident_bytes(sizes: ModelSizes, embedding_resident: bool) -> int:
     return sizes.resident_bytes - (0 if embedding_resident else sizes.embedding_bytes)
+
+
+def _table_bytes(graph: Graph, sizes: ModelSizes, backend: Backend, slots: int) -> int:
+    """Bytes of the tables of an expert cache of so few slots that it needs them."""
+    if slots >= sizes.total_experts:
+        return 0
+    return cache_bytes(slots, len(graph.spec.layers), graph.spec.most_experts, backend)
+
+
+def _most_slots(least: _Needs, left_bytes: int) -> int:
+    """The number of slots that fit, with the tables about them."""
+    sizes = least.sizes
+    if not sizes.slot_bytes or left_bytes >= sizes.total_experts * sizes.slot_bytes:
+        return sizes.total_experts if sizes.slot_bytes else 0
+
+    def fits(slots: int) -> bool:
+        tables = _table_bytes(least.graph, sizes, least.backend, slots)
+        return slots * sizes.slot_bytes + tables <= left_bytes
+
+    most = left_bytes // sizes.slot_bytes
+    tables = _table_bytes(least.graph, sizes, least.backend, most)
+    slots = max(least.least_slots, (left_bytes - tables) // sizes.slot_bytes)
+    while slots < most and fits(slots + 1):  # tables of more slots than fit were taken off
+        slots += 1
+    return slots
 
 
 def _share_out(least: _Needs, budget_bytes: int) -> MemoryPlan:
@@ -242,15 +286,14 @@ def _share_out(least: _Needs, budget_bytes: int) -> MemoryPlan:
         cost += fixed_state_bytes(graph, wider, sizes.kv_format, sizes.sequences)
         cost += workspace_bytes(graph, sizes, backend, chunk, wider)
         spare = budget_bytes - fixed_bytes - cost
-        crowds_experts = cost > (budget_bytes - fixed_bytes) // 5 or spare < least.least_slots * sizes.slot_bytes
+        crowds_experts = cost > (budget_bytes - fixed_bytes) // 5 or spare < least.least_experts_bytes
         if spare < all_slots_bytes and crowds_experts:
             break
         context = wider
     workspace = workspace_bytes(graph, sizes, backend, chunk, context)
     kv_cache = kv_cache_bytes(graph, context, sizes.kv_format, sizes.sequences)
     fixed_state = fixed_state_bytes(graph, context, sizes.kv_format, sizes.sequences)
-    left_bytes = budget_bytes - fixed_bytes - workspace - kv_cache - fixed_state
-    slots = min(sizes.total_experts, left_bytes // sizes.slot_bytes) if sizes.slot_bytes else 0
+    slots = _most_slots(least, budget_bytes - fixed_bytes - workspace - kv_cache - fixed_state)
     return MemoryPlan(
         budget_bytes,
         floor_bytes,
@@ -266,6 +309,7 @@ def _share_out(least: _Needs, budget_bytes: int) -> MemoryPlan:
         sizes.kv_format,
         sizes.sequences,
         least.embedding_resident,
+        _table_bytes(graph, sizes, backend, slots),
         fixed_state,
         snapshot_count(graph, context, sizes.kv_format, sizes.sequences),
     )
@@ -313,7 +357,11 @@ def check_floor(
     The arguments are as in `plan_memory`, whose error would suggest a floor that this machine cannot meet.
     """
     limit = memory_limit()
-    floor_bytes = plan_memory(graph, sizes, backend, "floor", context_length, interpreter).floor_bytes
+    _check_context(graph, context_length)
+    if interpreter is None:
+        interpreter = interpreter_bytes(backend)
+    needs = _Needs.of(graph, sizes, backend, context_length, interpreter, embedding_resident=not sizes.embedding_bytes)
+    floor_bytes = needs.floor_bytes
     if floor_bytes > limit.amount:
         raise BudgetError(
             f"This model needs at least {format_size(floor_bytes)} of memory; {_limit_told(limit)}.",
@@ -351,7 +399,12 @@ def fixed_state_bytes(graph: Graph, context_length: int, kv_format: KvFormat, se
 
 
 def workspace_bytes(graph: Graph, sizes: ModelSizes, backend: Backend, chunk_tokens: int, context_length: int) -> int:
-    """Bytes of activations (`workspace.py`) and of the backend's scratch, for chunks of `chunk_tokens` tokens."""
+    """Bytes of activations (`workspace.py`) and of the backend's scratch, for chunks of `chunk_tokens` tokens.
+
+    Beside these, what each sequence has in Python: its positions' objects, and the logits of two steps, since the
+    caller may hold those of one while the next is run.
+    """
     values = work_bytes(graph, chunk_tokens) + kept_bytes(graph, chunk_tokens, context_length, sizes.sequences)
     scratch = step_scratch_bytes(graph, sizes.formats, backend, chunk_tokens, context_length, sizes.kv_format)
-    return values + scratch + OBJECTS_BYTES
+    of_sequence = context_length * POSITION_OBJECT_BYTES + 2 * 4 * graph.spec.vocab_size
+    return values + scratch + OBJECTS_BYTES + sizes.sequences * of_sequence

@@ -40,7 +40,10 @@ class EngineOptions:
     """Whether experts are read past the page cache, where the system allows it."""
     lossy: LossySettings = EXACT
     sequences: int = 1
-    """How many sequences may be open at a time; each has room for `context_length` tokens."""
+    """How many sequences may be open at a time, the engine's own among them.
+
+    Each has room for `context_length` tokens.
+    """
 
     def __post_init__(self) -> None:
         if self.threads is not None and (type(self.threads) is not int or self.threads < 1):

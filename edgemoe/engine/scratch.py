@@ -16,7 +16,6 @@ from edgemoe.model.build import Graph
 from edgemoe.model.graph import (
     Arena,
     ExpertRecords,
-    FirstRow,
     Leaf,
     Paging,
     Section,
@@ -66,7 +65,7 @@ def step_scratch_bytes(
         def placeholder(leaf: Leaf) -> Any:
             return _placeholder(leaf, formats, tokens, context_length, kv_format)
 
-        # The guess at a routing has room for one token only, and so has a program with it.
+        # The guess at a routing has room for few rows only, and so has a program with it.
         programs = (
             [bound(step.operation, placeholder) for step in section.steps if (step.stage == "guess") == guesses]
             for section in _distinct_sections(graph, formats)
@@ -103,8 +102,6 @@ def _placeholder(leaf: Leaf, formats: WeightFormats, tokens: int, context_length
             scales = Placeholder((*shape[:-1], group_count(shape[-1])), np.float16)
             return QuantisedCache(Placeholder(shape, np.int8), scales)  # type: ignore[arg-type]  # stands for arrays
         return Placeholder(shape, _FLOATS[kv_format])
-    if isinstance(leaf, FirstRow):
-        return Placeholder((1, *shape_of(leaf.value, tokens, context_length)[1:]))
     if isinstance(leaf, Weight):
         if len(leaf.shape) == 1:
             return Placeholder(leaf.shape)

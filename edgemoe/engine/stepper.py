@@ -22,21 +22,18 @@ from edgemoe.experts.cache import Cache
 from edgemoe.experts.prefetch import PrefetchTrial
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.paging import CacheStatistics
-
-GUESSED_TOKENS = 1
-"""The most tokens of a run with a guess at the next routing, which is made from the first row (`FirstRow`)."""
+from edgemoe.model.graph import GUESSED_ROWS
 
 
 class Stepper:
     """Runs the tokens in the workspace through all layers."""
 
-    def __init__(
-        self, decoder: Decoder, programs: Programs, cache: Cache | None = None, switch: PrefetchTrial | None = None
-    ) -> None:
-        """`cache` is None where all experts are in RAM; `switch` says when to read ahead, None: never."""
+    def __init__(self, decoder: Decoder, programs: Programs, cache: Cache | None = None, prefetch: str = "off") -> None:
+        """`cache` is None where all experts are in RAM; `prefetch` is one of `PREFETCH_MODES`."""
         self.statistics = CacheStatistics() if cache is None else cache.statistics
         self._cache = cache
-        self._switch = switch
+        self._trials = [PrefetchTrial(prefetch) for _ in range(GUESSED_ROWS)]
+        """By the number of rows less one: the more rows, the more is missed, and the longer a run takes."""
         self._tables = decoder.slot_tables()
         self._routed_per_token = sum(routing.experts.shape[1] for routing in decoder.routing if routing is not None)
         operations = decoder.whole() if cache is None else decoder.step({"guess"})
@@ -44,7 +41,7 @@ class Stepper:
         for_prompts = [_without_bonus(operation) for operation in operations]
         if for_prompts != operations:
             self._for_prompts = programs.make(for_prompts, like=operations)
-        self._guesses = cache is not None and switch is not None and switch.mode != "off"
+        self._most_guessed = 0 if prefetch == "off" else GUESSED_ROWS
         self._make_guessing = functools.cache(
             lambda: programs.make(decoder.step(()))
         )  # many answers end before a trial
@@ -66,15 +63,15 @@ class Stepper:
             self.statistics.hits += tokens * self._routed_per_token
             return
         self._cache.phase = phase
-        if phase != DECODE or not self._guesses or tokens > GUESSED_TOKENS:
+        if phase != DECODE or tokens > self._most_guessed:
             program = self._for_prompts if phase == PROMPT else self._program
             program.run(tokens)
             return
-        assert self._switch is not None
-        program = self._make_guessing() if self._switch.open else self._program
+        trial = self._trials[tokens - 1]
+        program = self._make_guessing() if trial.open else self._program
         began_ns = time.perf_counter_ns()
         program.run(tokens)
-        self._switch.record(time.perf_counter_ns() - began_ns)
+        trial.record(time.perf_counter_ns() - began_ns)
 
     def resident_experts(self) -> npt.NDArray[np.bool_]:
         """Which experts are in RAM now, `(L, E)`."""

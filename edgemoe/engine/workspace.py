@@ -18,7 +18,7 @@ import numpy.typing as npt
 from edgemoe.kernels.formats import group_count
 from edgemoe.kernels.operations import PAGE_TOKENS, Cache, Floats, Integers, QuantisedCache
 from edgemoe.model.build import Graph
-from edgemoe.model.graph import FirstRow, Section, Value
+from edgemoe.model.graph import Section, Value
 from edgemoe.model.rope import RopeSpec, rope_tables
 
 KvFormat = Literal["f32", "f16", "q8"]
@@ -131,9 +131,7 @@ class Workspace:
         self.logits: Floats = self.array(graph.logits)
 
     def array(self, value: Any) -> Any:
-        """The array, or `QuantisedCache`, of a value or of its first row."""
-        if isinstance(value, FirstRow):
-            return self.array(value.value)[:1]
+        """The array, or `QuantisedCache`, of a value."""
         array = self._arrays.get(value)
         if array is None:
             array = self._arrays[value] = self._make(cast(Value, value))

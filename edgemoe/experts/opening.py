@@ -40,6 +40,19 @@ def open_cache(
     return ExpertCache(arena, experts_per_layer, store, files, reader, order)
 
 
+PYTHON_SLOT_BYTES, PYTHON_EXPERT_BYTES = 320, 16
+"""Bytes of the objects and arrays that `ExpertCache` and a policy have at most for a slot and for an expert."""
+
+
+def cache_bytes(slots: int, layers: int, experts: int, backend: Backend) -> int:
+    """The bytes that the cache of a model takes besides the slots themselves; `experts` of the layer that has most."""
+    if backend.name == "native":
+        from edgemoe.kernels.native.pager import NativePager
+
+        return NativePager.planned_bytes(slots, layers, experts)
+    return slots * PYTHON_SLOT_BYTES + layers * experts * PYTHON_EXPERT_BYTES
+
+
 def record_table(store: Store, files: ExpertFiles) -> Records:
     """The places of all records, as the pager in C takes them."""
     table = store.manifest.records

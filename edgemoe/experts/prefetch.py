@@ -1,7 +1,8 @@
 """Decides by trial whether prefetching pays, since no rule holds for every disk, model and budget.
 
 Where the disk is the limit, a wrong guess delays a demand read; where it is idle, a right one saves a wait. So tokens
-with and without prefetched reads are timed in turn, and the faster way is kept for a while.
+with and without prefetched reads are timed in turn, and the faster way is kept for a while. Sequences that decode
+together have a trial for each number of them: with their number grow the experts of a run and those that guesses name.
 """
 
 from __future__ import annotations

@@ -33,7 +33,6 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.kernels.definition import (
-    ADDED,
     IN_PLACE,
     LARGEST_EXTENT,
     NUMBER,
@@ -349,14 +348,66 @@ class Route(Operation):
         require(not self.epsilon or self.score == "sigmoid", "epsilon", "0 for softmax", self.epsilon)
 
 
+Function = Literal["silu", "clamped_silu"]
+"""The functions between the two products of a gated FFN: see `Activation`."""
+
+
+@dataclass(frozen=True)
+class Activation:
+    """What a gated FFN makes of gate's number `g` and up's number `u`, which the product with `down` then takes.
+
+    silu: `g * sigmoid(g) * u` (SwiGLU, Shazeer 2020). clamped_silu: `g * sigmoid(alpha * g) * (u + offset)`, after
+    `g` was held to at most `limit` and `u` to `-limit .. limit` (gpt-oss). Kernels round every step to float32.
+    """
+
+    function: Function = "silu"
+    alpha: float = 1.0
+    limit: float | None = None
+    offset: float | None = None  # none: 0
+
+    def check(self) -> None:
+        """Check that its function takes the numbers that it has. Raises Misfit."""
+        clamped = self.function == "clamped_silu"
+        require(clamped or (self.alpha == 1 and self.offset is None), "function", "clamped_silu", self.function)
+        limited = (self.limit is not None) == clamped
+        require(limited, "limit", f"{'a' if clamped else 'no'} limit for {self.function}", self.limit)
+        for name, value in (("alpha", self.alpha), ("limit", self.limit)):
+            require(value is None or 0 < value < math.inf, name, "a number above 0", value)
+        require(math.isfinite(self.offset or 0), "offset", "a finite number", self.offset)
+
+
+SILU = Activation()
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class FfnBiases:
+    """The vectors that are added to the products of a gated FFN: to those of gate and up before the activation."""
+
+    gate: Annotated[Floats, weight("F")]
+    up: Annotated[Floats, weight("F")]
+    down: Annotated[Floats, weight("D")]
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class GatedFfn(Operation):
-    """`output = down (silu(gate input) * (up input))`."""
+    """`output = down (activation(gate input, up input))`, each product plus its bias if there are biases."""
 
     input: Annotated[Floats, rows("D")]
     gate_up: Annotated[Matrix, matrix("2*up16(F)", "D")]  # gate and up panels interleaved
     down: Annotated[Matrix, matrix("D", "F")]
     output: Annotated[Floats, rows("D"), output(apart_from="input")]
+    activation: Activation = SILU
+    biases: FfnBiases | None = None
+
+    def check(self, sizes: Sizes) -> None:
+        _check_activation(self.activation)
+
+
+def _check_activation(activation: Activation) -> None:
+    try:
+        activation.check()
+    except Misfit as misfit:
+        raise misfit.within("activation") from None
 
 
 MOST_LAYOUTS = 16
@@ -365,13 +416,17 @@ MOST_LAYOUTS = 16
 
 @dataclass(frozen=True)
 class ExpertLayout:
-    """Where an expert's matrices lie in its record: `gate_up` at 0, `down` at `down_offset`."""
+    """Where an expert's matrices lie in its record: `gate_up` at 0, `down` at `down_offset`; biases if there are any.
+
+    Biases are float32 vectors, of gate, of up and of down, each filled up to a multiple of 64 bytes.
+    """
 
     hidden_size: Annotated[int, size("D")]
     intermediate_size: Annotated[int, size("F")]
     gate_up_format: Format
     down_format: Format
     down_offset: Annotated[int, OFFSET]  # bytes, a multiple of 64
+    biases_offset: Annotated[int, OFFSET] = 0  # bytes, a multiple of 64; 0: no biases
 
     @property
     def gate_up_rows(self) -> int:
@@ -386,13 +441,35 @@ class ExpertLayout:
     def down_bytes(self) -> int:
         return self.down_format.matrix_bytes(self.hidden_size, self.intermediate_size)
 
-    def matrices(self, record: Bytes) -> tuple[Matrix, Matrix]:
-        """Return the `gate_up` and `down` matrices of an expert's record, as views."""
+    def bias_offsets(self) -> dict[str, int]:
+        """The place in the record of the biases of gate, up and down, in bytes, and of the `end` behind them."""
+        up = self.biases_offset + _vector_bytes(self.intermediate_size)
+        down = up + _vector_bytes(self.intermediate_size)
+        return {"gate": self.biases_offset, "up": up, "down": down, "end": down + _vector_bytes(self.hidden_size)}
+
+    @property
+    def bias_bytes(self) -> int:
+        return self.bias_offsets()["end"] - self.biases_offset if self.biases_offset else 0
+
+    def weights(self, record: Bytes) -> tuple[Matrix, Matrix, FfnBiases | None]:
+        """Return the `gate_up` and `down` matrices and the biases of an expert's record, as views."""
         down = record[self.down_offset : self.down_offset + self.down_bytes]
+        biases = None
+        if self.biases_offset:
+            starts, F = self.bias_offsets(), self.intermediate_size
+            lengths = {"gate": F, "up": F, "down": self.hidden_size}
+            views = {name: record[starts[name] :][: 4 * n].view(np.float32) for name, n in lengths.items()}
+            biases = FfnBiases(**views)
         return (
             Matrix(record[: self.gate_up_bytes], self.gate_up_format, self.gate_up_rows, self.hidden_size),
             Matrix(down, self.down_format, self.hidden_size, self.intermediate_size),
+            biases,
         )
+
+
+def _vector_bytes(elements: int) -> int:
+    """Bytes of a float32 vector within a record, filled up to a multiple of 64: 16 elements, as in a panel."""
+    return 4 * PANEL_ROWS * panel_count(elements)
 
 
 @dataclass(frozen=True, eq=False)
@@ -467,9 +544,12 @@ class Fetch(Operation):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Prefetch(Operation):
-    """Begins to read the experts that a guess at a later layer's routing names, behind all that are asked for."""
+    """Begins to read the experts that guesses at a later layer's routing name, behind all that are asked for.
 
-    experts: Annotated[Integers, buffer("1", "K")]
+    Experts that several tokens' guesses name are read once; the first token's come first.
+    """
+
+    experts: Annotated[Integers, rows("K")]
     paged: Paged | None = None
 
 
@@ -492,8 +572,10 @@ class Experts(Operation):
     layout_of: Annotated[Bytes, buffer("E")]  # number of the layout of the expert's record
     output: Annotated[Floats, rows("K", "D"), output(apart_from="input")]
     paged: Paged | None = None
+    activation: Activation = SILU
 
     def check(self, sizes: Sizes) -> None:
+        _check_activation(self.activation)
         slot_bytes, intermediate_size = sizes.letters["B"], self.layouts[0].intermediate_size
         for number, layout in enumerate(self.layouts):
             least, offset = layout.gate_up_bytes, layout.down_offset
@@ -502,35 +584,42 @@ class Experts(Operation):
                 raise Misfit(f"layouts[{number}].intermediate_size", intermediate_size, layout.intermediate_size)
             if offset < least or offset % 64:
                 raise Misfit(f"layouts[{number}].down_offset", f"a multiple of 64, at least {least}", offset)
+            if layout.biases_offset:
+                if layout.biases_offset < end or layout.biases_offset % 64:
+                    expected = f"0, or a multiple of 64, at least {end}"
+                    raise Misfit(f"layouts[{number}].biases_offset", expected, layout.biases_offset)
+                end = layout.bias_offsets()["end"]
             if (end > slot_bytes and sizes.letters["S"]) or slot_bytes % 64:
                 raise Misfit("arena", f"slots of at least {end} bytes, a multiple of 64", slot_bytes)
 
     def weight_bytes(self) -> int:
         """Return the bytes of the experts of one token: on average, where their layouts differ."""
         counts: list[int] = np.bincount(self.layout_of, minlength=len(self.layouts)).tolist()
-        total = sum(n * (x.gate_up_bytes + x.down_bytes) for n, x in zip(counts, self.layouts, strict=True))
+        sizes = (x.gate_up_bytes + x.down_bytes + x.bias_bytes for x in self.layouts)
+        total = sum(count * size for count, size in zip(counts, sizes, strict=True))
         top_k: int = self.experts.shape[1]
         return top_k * (total // len(self.layout_of))
 
-    def matrices(self, expert: int, slot: int) -> tuple[Matrix, Matrix]:
-        """Return `gate_up` and `down` of an expert whose record is in a slot, as views of it."""
-        return self.layouts[int(self.layout_of[expert])].matrices(self.arena[slot])
+    def weights(self, expert: int, slot: int) -> tuple[Matrix, Matrix, FfnBiases | None]:
+        """Return `gate_up`, `down` and biases of an expert whose record is in a slot, as views of it."""
+        return self.layouts[int(self.layout_of[expert])].weights(self.arena[slot])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Combine(Operation):
-    """`residual[t] += scale * (sum_k weights[t, k] * routed[t, k] + sigmoid(shared_gate[t]) * shared[t])`.
+    """`output[t] += scale * (sum_k weights[t, k] * routed[t, k] + sigmoid(shared_gate[t]) * shared[t])`.
 
     The sum runs in router order. `routed` or `shared` may be None, not both; that term is then absent. Without
-    `shared_gate` the factor of `shared` is 1.
+    `shared_gate` the factor of `shared` is 1. Without `accumulate` it is `output[t] = ...`.
     """
 
-    residual: Annotated[Floats, rows("D"), ADDED]
+    output: Annotated[Floats, rows("D"), output(adds_if="accumulate")]
     scale: float
     routed: Annotated[Floats | None, rows("K", "D")]
     weights: Annotated[Floats | None, rows("K")]
     shared: Annotated[Floats | None, rows("D")]
     shared_gate: Annotated[Floats | None, rows("1")]
+    accumulate: bool = True
 
     def check(self, sizes: Sizes) -> None:
         some = self.routed is not None or self.shared is not None
@@ -538,6 +627,22 @@ class Combine(Operation):
         paired = (self.routed is None) == (self.weights is None)
         require(paired, "weights", "routed and weights together", "one without the other")
         require(self.shared_gate is None or self.shared is not None, "shared_gate", "a shared term", "none")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Mix(Operation):
+    """`output[t] = keep * base[t] + share * (scale * result[t]) + shift`: the result of a block joins the stream.
+
+    `keep`, `share` and `shift` have an element for each channel; without them the factors are 1, and nothing is added.
+    """
+
+    base: Annotated[Floats, rows("D")]
+    result: Annotated[Floats, rows("D")]
+    scale: float
+    keep: Annotated[Floats | None, weight("D")]
+    share: Annotated[Floats | None, weight("D")]
+    shift: Annotated[Floats | None, weight("D")]
+    output: Annotated[Floats, rows("D"), output(apart_from="base", may_replace=True)]
 
 
 NATIVE_OPERATIONS: tuple[type[Operation], ...] = (
@@ -554,6 +659,7 @@ NATIVE_OPERATIONS: tuple[type[Operation], ...] = (
     Prefetch,
     Experts,
     Combine,
+    Mix,
 )
 """The operations that the C library has, in the order of its enumeration. `native/write_header` writes its structs."""
 

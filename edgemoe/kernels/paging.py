@@ -47,7 +47,7 @@ class CacheStatistics:
     useful_prefetches = _Count(6)
     """Prefetched reads whose expert was used before it left."""
     guessable_uses = _Count(7)
-    """Routed experts for which a guess had been made (one token at a time)."""
+    """Routed experts for which a guess had been made."""
     guessed_uses = _Count(8)
     """Guessable uses that the guess had named: recall = guessed_uses / guessable_uses."""
     warm_bytes = _Count(9)

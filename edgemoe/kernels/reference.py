@@ -405,16 +405,33 @@ def _route(kernels: Any, o: op.Route, tokens: int) -> None:
     o.experts[:tokens], o.weights[:tokens] = chosen
 
 
-def gated_ffn(values: Floats, gate_up: Matrix, down: Matrix) -> Floats:
-    """SwiGLU (Shazeer 2020): `down (silu(gate x) * (up x))`, `(T, D)` to `(T, D)`.
+def gated_ffn(
+    values: Floats,
+    gate_up: Matrix,
+    down: Matrix,
+    biases: op.FfnBiases | None = None,
+    activation: op.Activation = op.SILU,
+) -> Floats:
+    """`down (activation(gate x, up x))`, each product plus its bias: `(T, D)` to `(T, D)`.
 
-    Gate, up and hidden values are rounded to float32, since the next product quantises from float32.
+    Gate, up and hidden values are rounded to float32, since the next product quantises from float32; a bias is added
+    to the rounded product, in float32.
     """
-    both = matmul(values, gate_up).astype(np.float64).reshape(len(values), -1, 2, PANEL_ROWS)
-    width = down.columns
-    gate = both[:, :, 0].reshape(len(values), -1)[:, :width]
-    up = both[:, :, 1].reshape(len(values), -1)[:, :width]
-    return matmul(_single(gate * _sigmoid(gate) * up), down)
+    both = matmul(values, gate_up).reshape(len(values), -1, 2, PANEL_ROWS)
+    gate, up = (both[:, :, half].reshape(len(values), -1)[:, : down.columns] for half in (0, 1))
+    if biases is not None:
+        gate, up = gate + biases.gate, up + biases.up
+    output = matmul(activate(gate, up, activation), down)
+    return output if biases is None else output + biases.down
+
+
+def activate(gate: Floats, up: Floats, activation: op.Activation) -> Floats:
+    """The hidden values `(T, F)` of an FFN, from its two products: see `op.Activation`."""
+    g, u = gate.astype(np.float64), up.astype(np.float64)
+    if activation.limit is not None:
+        limit = float(np.float32(activation.limit))
+        g, u = np.minimum(g, limit), np.clip(u, -limit, limit)
+    return _single(g * _sigmoid(float(np.float32(activation.alpha)) * g) * (u + np.float32(activation.offset or 0)))
 
 
 def _sigmoid(values: Doubles) -> Doubles:
@@ -429,7 +446,7 @@ def _gated_ffn_scratch(kernels: StepwiseBackend, o: op.GatedFfn, sizes: Sizes) -
 
 @means(op.GatedFfn, "gated_ffn", _gated_ffn_scratch)
 def _gated_ffn(kernels: Any, o: op.GatedFfn, tokens: int) -> None:
-    o.output[:tokens] = kernels.gated_ffn(o.input[:tokens], o.gate_up, o.down)
+    o.output[:tokens] = kernels.gated_ffn(o.input[:tokens], o.gate_up, o.down, o.biases, o.activation)
 
 
 def _experts_scratch(kernels: StepwiseBackend, o: op.Experts, sizes: Sizes) -> int:
@@ -453,7 +470,7 @@ def _prefetch(kernels: Any, o: op.Prefetch, tokens: int) -> int:
         return 0
     pager: op.Pager = o.paged.pager
     waited_ns = pager.wait_ns
-    pager.prefetch(o.paged.layer, o.experts[0].tolist())
+    pager.prefetch(o.paged.layer, list(dict.fromkeys(o.experts[:tokens].reshape(-1).tolist())))
     return pager.wait_ns - waited_ns
 
 
@@ -476,7 +493,7 @@ def _run_experts(kernels: Any, o: op.Experts, chosen: Integers, experts: Iterabl
     """Compute experts, each in its slot, for the tokens that chose them."""
     for expert, slot in experts:
         rows, ranks = np.nonzero(chosen == expert)
-        o.output[rows, ranks] = kernels.gated_ffn(o.input[rows], *o.matrices(expert, slot))
+        o.output[rows, ranks] = kernels.gated_ffn(o.input[rows], *o.weights(expert, slot), o.activation)
 
 
 def combine(routed: Floats | None, weights: Floats | None, shared: Floats | None, shared_gate: Floats | None) -> Floats:
@@ -495,11 +512,30 @@ def combine(routed: Floats | None, weights: Floats | None, shared: Floats | None
     return _single(total)
 
 
-@means(op.Combine, "combine", lambda kernels, o, sizes: kernels.element_scratch_bytes * math.prod(o.residual.shape))
+@means(op.Combine, "combine", lambda kernels, o, sizes: kernels.element_scratch_bytes * math.prod(o.output.shape))
 def _combine(kernels: Any, o: op.Combine, tokens: int) -> None:
     parts = (o.routed, o.weights, o.shared, o.shared_gate)
     total = kernels.combine(*(None if part is None else part[:tokens] for part in parts))
-    o.residual[:tokens] += np.float32(o.scale) * total
+    total *= np.float32(o.scale)
+    if o.accumulate:
+        o.output[:tokens] += total
+    else:
+        o.output[:tokens] = total
+
+
+def mix(
+    base: Floats, result: Floats, scale: float, keep: Floats | None, share: Floats | None, shift: Floats | None
+) -> Floats:
+    """The stream after a block: base and result `(T, D)`, factors and shift `(D,)`."""
+    added = float(np.float32(scale)) * result.astype(np.float64) * (1.0 if share is None else share)
+    return _single(
+        base.astype(np.float64) * (1.0 if keep is None else keep) + added + (0.0 if shift is None else shift)
+    )
+
+
+@means(op.Mix, "mix", lambda kernels, o, sizes: kernels.element_scratch_bytes * math.prod(o.output.shape))
+def _mix(kernels: Any, o: op.Mix, tokens: int) -> None:
+    o.output[:tokens] = kernels.mix(o.base[:tokens], o.result[:tokens], o.scale, o.keep, o.share, o.shift)
 
 
 class ReferenceBackend(StepwiseBackend):
@@ -517,6 +553,7 @@ class ReferenceBackend(StepwiseBackend):
     route = staticmethod(route)
     gated_ffn = staticmethod(gated_ffn)
     combine = staticmethod(combine)
+    mix = staticmethod(mix)
 
     def kernels_for(self, kind: type[op.Operation]) -> StepwiseBackend:
         return self

@@ -3,7 +3,8 @@
 Letters: `S` steps (tokens) of a phase, `R` layers with routed experts, `K` experts used for each token.
 
 Routers are still computed, for their time; their choice is ignored. Steps of a phase are taken in their order, over all
-turns of the trace, and from the beginning again after the last. The model's answers on forced routing are meaningless.
+turns of the trace, and from the beginning again after the last. Sequences that are run together take steps apart from
+each other (`spread`). The model's answers on forced routing are meaningless.
 
 An engine that needs only the logits of a prompt's last token may compute the last layers for that token alone. A token
 of a prompt without rows in a layer is given those of the next token that has some: so no expert is requested that the
@@ -22,11 +23,13 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from edgemoe.engine.batch import Rows
 from edgemoe.engine.decoder import LayerRouting
 from edgemoe.engine.phase import DECODE, PROMPT
 from edgemoe.errors import UsageError
 from edgemoe.lab.trace import Trace
 from edgemoe.lab.trace_rows import join
+from edgemoe.model.graph import GUESSED_ROWS
 from edgemoe.model.spec import ModelSpec
 
 
@@ -47,7 +50,8 @@ class ForcedRouting:
         self.shape = trace.shape
         self.layers: list[int] = np.unique(trace.layer).tolist()
         """The layers that have rows, `(R,)`."""
-        self._taken = {PROMPT: 0, DECODE: 0}
+        self._next: dict[int, dict[int, int]] = {PROMPT: {}, DECODE: {}}
+        """By phase, the number of the next step of each sequence, by the sequence's row in the page table."""
         if not len(trace):
             raise UsageError(f"{name}: it has no rows.", "Record more: edgemoe trace.")
         trace = _with_layers_left_out(trace)
@@ -87,26 +91,43 @@ class ForcedRouting:
             )
         return spec.with_top_k(self.experts_used)
 
-    def put(self, routing: Sequence[LayerRouting | None], phase: int, tokens: int) -> None:
-        """Write the next `tokens` steps of a phase into the `LayerRouting` of every layer."""
-        first = self._taken[phase]
-        self._taken[phase] += tokens
-        steps = self._places(phase, first, tokens)
-        experts, weights = self._experts[phase][steps], self._weights[phase][steps]
+    def spread(self, sequences: int) -> None:
+        """Let the first sequence of each phase go on where it stands, and as many in all begin at equal distances.
+
+        Sequences are numbered by their rows in the page table. Without this, each begins with the first step.
+        """
+        for phase, following in self._next.items():
+            first, steps = following.get(0, 0), self.steps(phase)
+            self._next[phase] = {number: first + number * steps // sequences for number in range(sequences)}
+
+    def put(self, routing: Sequence[LayerRouting | None], run: Sequence[Rows]) -> None:
+        """Write the next steps of the sequences in a run into the `LayerRouting` of every layer."""
+        parts = [self._take(rows) for rows in run]
+        experts = np.concatenate([experts for experts, _ in parts])
+        weights = np.concatenate([weights for _, weights in parts])
+        tokens = len(experts)
+        guessed = tokens if self.recall is not None and tokens <= GUESSED_ROWS else 0
+        guesses = [self._guesses(one, self.recall) for one in experts[:guessed] if self.recall is not None]
         for place, layer in enumerate(self.layers):
             target = routing[layer]
             assert target is not None
             target.experts[:tokens] = experts[:, place]
             target.weights[:tokens] = weights[:, place]
-        if self.recall is not None and tokens == 1:
-            for layer, guess in zip(self.layers, self._guesses(experts[0], self.recall), strict=True):
-                target = routing[layer]
-                assert target is not None
-                target.guess[0] = guess
+            for row, guess in enumerate(guesses):
+                target.guess[row] = guess[place]
+
+    def _take(self, rows: Rows) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+        """The experts and weights of the next steps of one sequence, `(T, R, K)` each."""
+        sequence = rows.piece.sequence
+        phase = PROMPT if sequence.turn.phase == PROMPT else DECODE
+        first = self._next[phase].get(sequence.row, 0)
+        self._next[phase][sequence.row] = first + rows.count
+        steps = self._places(phase, first, rows.count)
+        return self._experts[phase][steps], self._weights[phase][steps]
 
     def taken(self, phase: int) -> int:
-        """The number of steps of a phase that `put` has written so far."""
-        return self._taken[phase]
+        """The number of steps of a phase that the first sequence has taken so far."""
+        return self._next[phase].get(0, 0)
 
     def keys(self, phase: int, first: int, tokens: int) -> npt.NDArray[np.int64]:
         """The experts of `tokens` steps from `first` on, as `layer * experts + expert`, `(tokens, R, K)`."""

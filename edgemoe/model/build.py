@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 from edgemoe.kernels import operations as op
-from edgemoe.model.graph import PLAIN, Builder, BuildOptions, FirstRow, Section, Value
-from edgemoe.model.spec import Block, LayerSpec, ModelSpec
+from edgemoe.model.graph import GUESSED_ROWS, PLAIN, Builder, BuildOptions, Section, Value
+from edgemoe.model.spec import Block, LayerSpec, ModelSpec, Residual
 
 HEAD_ROWS = 8
 """Positions whose logits are computed in one run."""
@@ -83,7 +83,7 @@ def build_graph(spec: ModelSpec, options: BuildOptions = PLAIN) -> Graph:
     shared: dict[Hashable, Value] = {value.name: value for value in (*inputs, residual, head_input, logits)}
 
     def builder() -> Builder:
-        return Builder(-1, D, spec.norm_epsilon, spec.residual_scale, cast(Any, residual), options, shared)
+        return Builder(-1, D, spec.norm_epsilon, cast(Any, residual), options, shared)
 
     embed = builder()
     with embed.doing("embedding"):
@@ -96,9 +96,10 @@ def build_graph(spec: ModelSpec, options: BuildOptions = PLAIN) -> Graph:
         following = spec.layers[number + 1] if number + 1 < len(spec.layers) else None
         if guesses and following is not None and following.routed:
             build.guess_next = functools.partial(_guess, number + 1, following)
-        for block in layer.blocks:
-            with build.at(number, block.prefix), build.doing(block.body.norm_part, "attend"):
-                block.body.emit(build, _normed(build, block, build.residual, build.rows("normed", D)))
+        *before, last = layer.groups()
+        for group in (*before, last):
+            build.staged = group is last
+            _add_group(build, number, group, spec.residual_scale)
         layers.append(build.section())
     head = builder()
     with head.doing("head"):
@@ -109,15 +110,54 @@ def build_graph(spec: ModelSpec, options: BuildOptions = PLAIN) -> Graph:
     return Graph(spec, *inputs, residual, head_input, logits, *sections, lasting=tuple(shared.values()))
 
 
+def _add_group(build: Builder, layer: int, blocks: Sequence[Block], scale: float) -> None:
+    """Add a block and those that are parallel to it: all read the stream before any result joins it."""
+    sources: list[op.Floats] = []
+    for block in blocks:
+        with build.at(layer, block.prefix), build.doing(block.body.norm_part, "attend"):
+            if block.input_norm:
+                sources.append(_normed(build, block, build.residual, build.rows("normed", build.hidden_size)))
+            else:
+                sources.append(sources[-1] if block.parallel else build.residual)
+    for block, source in zip(blocks, sources, strict=True):
+        with build.at(layer, block.prefix), build.doing(block.body.norm_part, "attend"):
+            joins = block.post_norm or block.residual is not None
+            build.result = build.rows("result", build.hidden_size) if joins else None
+            build.result_scale = 1.0 if joins else scale
+            block.body.emit(build, source)
+            if joins:
+                with build.doing(block.body.norm_part, build.steps[-1].stage):
+                    _join(build, block, source, scale)
+
+
+def _join(build: Builder, block: Block, source: op.Floats, scale: float) -> None:
+    """Let the result of a body join the stream, after the block's post-norm."""
+    size, result = build.hidden_size, cast("op.Floats", build.result)
+    if block.post_norm:
+        build.rms_norm(result, block.name("post_norm"), size, result)
+    form = block.residual or Residual()
+    keep, share, shift = (
+        build.vector(block.name(name), size) if name in form.vectors else None for name in ("keep", "share", "shift")
+    )
+    base = source if form.base == "normed" else build.residual
+    build.add(op.Mix(base, result, scale, keep, share, shift, build.residual))
+
+
 def _normed(build: Builder, block: Block, source: op.Floats, output: op.Floats) -> op.Floats:
     """The input norm of a block."""
-    return build.rms_norm(source, block.body.norm_name, build.hidden_size, output)
+    return build.rms_norm(source, block.name("input_norm"), build.hidden_size, output)
 
 
 def _guess(number: int, layer: LayerSpec, build: Builder) -> None:
-    """Guess the routing of layer `number` from the residual stream as it stands one layer earlier, for one token."""
-    block = next(block for block in layer.blocks if block.body.routed)
-    with build.at(number, block.prefix), build.doing("prefetch", "guess"):
-        first = cast("op.Floats", FirstRow(cast(Value, build.residual)))
-        source = _normed(build, block, first, build.fixed_rows("guessed_input", 1, build.hidden_size))
-        block.body.emit_guess(build, source)
+    """Guess the routing of layer `number` from the residual stream as it stands one layer earlier."""
+    *_, group = layer.groups()
+    routed = next(place for place, block in enumerate(group) if block.body.routed)
+    reads = next(block for block in reversed(group[: routed + 1]) if block.input_norm or not block.parallel)
+    source = build.residual
+    with build.doing("prefetch", "guess"):
+        if reads.input_norm:
+            with build.at(number, reads.prefix):
+                guessed = build.fixed_rows("guessed_input", GUESSED_ROWS, build.hidden_size)
+                source = _normed(build, reads, source, guessed)
+        with build.at(number, group[routed].prefix):
+            group[routed].body.emit_guess(build, source)

@@ -45,6 +45,9 @@ def _misfits(store: Store, spec: ModelSpec) -> Iterator[str]:
                 f"layer {number}: expected experts of (count, model width, width) {_listed(expected)},"
                 f" found {_listed(found)}"
             )
+        if routed and any(layout.has_biases != routed.bias for layout in layouts):
+            wanted, other = ("with", "without") if routed.bias else ("without", "with")
+            yield f"layer {number}: expected experts {wanted} biases, found some {other}"
     tensors = {tensor.name: tensor for tensor in store.manifest.resident}
     for name, shape in _resident_shapes(spec):
         tensor = tensors.pop(name, None)

@@ -59,6 +59,13 @@ beside: the FFNs without routed experts. experts: the routed experts. combine: t
 """
 STAGES: tuple[Stage, ...] = ("attend", "fetch", "guess", "beside", "experts", "combine")
 
+GUESSED_ROWS = 8
+"""The most rows of a run with a guess at the next layer's routing.
+
+Every run has room for so many (`engine/memory.py`), so guesses raise no floor. More rows are worth less: eight that
+choose an eighth of the experts each name two thirds of a layer already, and then its demands keep the disk busy anyway.
+"""
+
 Dimension = Union[int, Literal["T", "C", "S", "P", "N"]]
 Home = Literal["work", "kept", "state", "rope"]
 """Where the memory of a value lies.
@@ -107,17 +114,6 @@ class Weight:
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class FirstRow:
-    """The first row of a value, `(1, *row)`."""
-
-    value: Value
-
-    @property
-    def shape(self) -> tuple[Dimension, ...]:
-        return (1, *self.value.shape[1:])
-
-
 @dataclass(frozen=True)
 class ExpertRecords:
     """The layouts of the records of a layer's experts, or for each expert the number of its own."""
@@ -139,7 +135,7 @@ class Paging:
     layer: int
 
 
-Leaf = Union[Value, FirstRow, Weight, ExpertRecords, Arena, Paging]
+Leaf = Union[Value, Weight, ExpertRecords, Arena, Paging]
 """A stand-in for an array, or for another object of the engine, in a symbolic operation."""
 
 
@@ -149,8 +145,8 @@ class RoutingValues:
 
     experts: op.Integers  # (T, K)
     weights: op.Floats  # (T, K)
-    guess: op.Integers  # (1, K)
-    guess_weights: op.Floats  # (1, K)
+    guess: op.Integers  # (GUESSED_ROWS, K)
+    guess_weights: op.Floats  # (GUESSED_ROWS, K)
     slots: op.Integers  # (E,)
 
 
@@ -218,8 +214,8 @@ class Builder:
     layer: int
     hidden_size: int
     epsilon: float
-    residual_scale: float
     residual: op.Floats
+    """The residual stream `(T, D)`."""
     options: BuildOptions
     shared: dict[Hashable, Value]
     """The values that outlive a section, by what tells them apart."""
@@ -229,6 +225,12 @@ class Builder:
     stage: Stage = "attend"
     guess_next: Callable[[Builder], None] | None = None
     """Adds the guess at the next layer's routing; None where that layer has none."""
+    result: op.Floats | None = None
+    """Receives the result of a body `(T, D)`; None where the body adds it to the stream."""
+    result_scale: float = 1.0
+    """Factor of what is added to the stream."""
+    staged: bool = True
+    """Whether blocks may put their work into stages after `attend`: only the last of a layer do."""
     routing: RoutingValues | None = None
     steps: list[Step] = field(default_factory=list)
     _born: dict[Value, int] = field(default_factory=dict)
@@ -237,7 +239,9 @@ class Builder:
     def doing(self, part: Part, stage: Stage | None = None) -> Iterator[None]:
         """Everything added within belongs to this part of the work, and to this stage if one is given."""
         before = self.part, self.stage
-        self.part, self.stage = part, stage or self.stage
+        self.part = part
+        if stage is not None:
+            self.stage = stage if self.staged else "attend"
         yield
         self.part, self.stage = before
 
@@ -272,31 +276,31 @@ class Builder:
 
     def kept(self, name: str, *shape: Dimension, dtype: Literal["f32", "i32"] = "f32") -> Any:
         """A value with memory of its own, which the engine reads or writes between runs."""
-        return self._shared(Value(f"layers.{self.layer}.{name}", shape, dtype, "kept"))
+        return self._shared(Value(self.prefix + name, shape, dtype, "kept"))
 
     def state(self, name: str, *shape: Dimension) -> op.Cache:
         """A value that a sequence keeps of its tokens in this layer, in pages, in the format of keys and values."""
-        return cast("op.Cache", self._shared(Value(f"layers.{self.layer}.{name}", shape, "kv", "state")))
+        return cast("op.Cache", self._shared(Value(self.prefix + name, shape, "kv", "state")))
 
     def fixed_state(self, name: str, *row: int, undo: int = 0) -> op.Floats:
         """A value that a sequence keeps in this layer whatever the number of its tokens, `(S, *row)` (`Value.undo`).
 
         Its operation takes it to be empty where a token at position 0 comes, whatever it holds.
         """
-        value = Value(f"layers.{self.layer}.{name}", ("S", *row), "f32", "state", undo=undo)
+        value = Value(self.prefix + name, ("S", *row), "f32", "state", undo=undo)
         return cast("op.Floats", self._shared(value))
 
     def places(self) -> tuple[op.Integers, op.Integers, op.Integers]:
         """The position and sequence of each row `(T,)`, and the pages of each sequence `(S, P)`."""
         return tuple(self.shared[name] for name in PLACES)  # type: ignore[return-value]
 
-    def experts(self, source: op.Floats, routing: RoutingValues, output: op.Floats) -> None:
+    def experts(self, source: op.Floats, routing: RoutingValues, activation: op.Activation, output: op.Floats) -> None:
         """Run the routed experts on rows of `source`, each in the slot that holds its record."""
         layouts: Any = ExpertRecords(self.layer, "layouts")
         layout_of: Any = ExpertRecords(self.layer, "layout_of")
         arena: Any = Arena()
         chosen, slots = routing.experts, routing.slots
-        self.add(op.Experts(source, chosen, slots, arena, layouts, layout_of, output, self.paging()))
+        self.add(op.Experts(source, chosen, slots, arena, layouts, layout_of, output, self.paging(), activation))
 
     def paging(self) -> Any:
         """The pager, for operations that ask it for experts of this layer."""
@@ -330,17 +334,51 @@ class Builder:
         self.add(op.Linear(source, (op.LinearPart(self.matrix(name, rows, columns), added, output),)))
         return output
 
-    def gated_ffn(self, source: op.Floats, name: str, intermediate_size: int) -> op.Floats:
-        """Compute `down (silu(gate x) * (up x))`; returns its output."""
-        output = self.rows(name, self.hidden_size)
-        gate_up = self.matrix(f"{name}.gate_up", 2 * PANEL_ROWS * panel_count(intermediate_size), self.hidden_size)
-        down = self.matrix(f"{name}.down", self.hidden_size, intermediate_size)
-        self.add(op.GatedFfn(source, gate_up, down, output))
+    def gated_ffn(
+        self, source: op.Floats, name: str, intermediate_size: int, activation: op.Activation, bias: bool
+    ) -> op.Floats:
+        """Compute `down (activation(gate x, up x))`, each product plus its bias if it has one; returns its output."""
+        F, D = intermediate_size, self.hidden_size
+        output = self.rows(name, D)
+        gate_up = self.matrix(f"{name}.gate_up", 2 * PANEL_ROWS * panel_count(F), D)
+        down = self.matrix(f"{name}.down", D, F)
+        biases = None
+        if bias:
+            vectors = (self.vector(f"{name}.{part}_bias", size) for part, size in (("gate", F), ("up", F), ("down", D)))
+            biases = op.FfnBiases(*vectors)
+        self.add(op.GatedFfn(source, gate_up, down, output, activation, biases))
         return output
 
+    def deliver(self, source: op.Floats, name: str, bias: bool = False) -> None:
+        """Multiply rows by the last matrix of a body: the product is its result."""
+        added = self.vector(f"{name}_bias", self.hidden_size) if bias else None
+        target, adds = self._target()
+        part = op.LinearPart(self.matrix(name, self.hidden_size, row_size(source)), added, target)
+        self.add(op.Linear(source, (part,), scale=self.result_scale, accumulate=adds))
+
+    def deliver_sum(
+        self,
+        routed: op.Floats | None,
+        weights: op.Floats | None,
+        shared: op.Floats | None,
+        shared_gate: op.Floats | None = None,
+    ) -> None:
+        """Sum the outputs of experts, and of an FFN that every token uses: the sum is the result of a body."""
+        target, adds = self._target()
+        self.add(op.Combine(target, self.result_scale, routed, weights, shared, shared_gate, adds))
+
     def section(self) -> Section:
-        """All that was added."""
-        return Section(tuple(self.steps), self._born, self.routing)
+        """All that was added, stage after stage: parallel blocks take turns at each of them."""
+        steps, born = tuple(sorted(self.steps, key=lambda step: STAGES.index(step.stage))), self._born
+        if steps != tuple(self.steps):
+            uses = ((value, number) for number, step in enumerate(steps) for value in values_of(step.operation))
+            first_uses = dict(reversed(list(uses)))
+            born = {value: first_uses.get(value, 0) for value in self._born}
+        return Section(steps, born, self.routing)
+
+    def _target(self) -> tuple[op.Floats, bool]:
+        """The value that receives the result of a body, and whether the result is added to it."""
+        return (self.residual, True) if self.result is None else (self.result, False)
 
     def _shared(self, value: Value) -> Value:
         return self.shared.setdefault(value.name, value)
@@ -361,8 +399,8 @@ def row_size(value: Any) -> int:
 def values_of(operation: Any) -> Iterator[Value]:
     """Every value that an operation names."""
     for part in leaves_of(operation):
-        if isinstance(part, (Value, FirstRow)):
-            yield part if isinstance(part, Value) else part.value
+        if isinstance(part, Value):
+            yield part
 
 
 def weights_of(operation: Any) -> Iterator[Weight]:
@@ -389,13 +427,15 @@ def bound(operation: Any, array_of: Callable[[Leaf], Any]) -> Any:
             return array_of(item)
         if isinstance(item, tuple):
             return tuple(map(replaced, item))
-        return bound(item, array_of) if type(item) is op.LinearPart else item
+        return bound(item, array_of) if type(item) in _PARTS else item
 
     names = _field_names(type(operation))  # type: ignore[arg-type]  # a class is hashable
     return type(operation)(**{name: replaced(getattr(operation, name)) for name in names})
 
 
-_LEAVES = frozenset({Value, FirstRow, Weight, ExpertRecords, Arena, Paging})
+_LEAVES = frozenset({Value, Weight, ExpertRecords, Arena, Paging})
+_PARTS = frozenset({op.LinearPart, op.FfnBiases})
+"""The structs within operations that have leaves."""
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from typing import Any
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.definition import Role, definition_of
 from edgemoe.model.build import Graph
-from edgemoe.model.graph import FirstRow, Section, Step, Value, Weight
+from edgemoe.model.graph import Section, Step, Value, Weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,19 +59,23 @@ def _named(value: Any) -> Iterator[tuple[str, Role]]:
         if isinstance(member, tuple):
             for part in member:
                 yield from _named(part)
-        elif isinstance(member, (Value, FirstRow, Weight)):
+        elif field.struct is not None and isinstance(member, field.struct):
+            yield from _named(member)
+        elif isinstance(member, (Value, Weight)):
             yield _name(member), field.role
 
 
-def _arguments(operation: op.Operation) -> Iterator[str]:
-    """Yield what an operation reads, and those of its settings that are not the usual ones."""
+def _arguments(operation: Any) -> Iterator[str]:
+    """Yield what an operation, or a struct within it, reads, and those of its settings that are not the usual ones."""
     told = {role.adds_if for _, role in _named(operation)}
     for field in definition_of(type(operation)).fields:
         value = getattr(operation, field.name)
         if isinstance(value, tuple):
             for part in value:
                 yield " + ".join(name for name, role in _named(part) if role.reads)
-        elif isinstance(value, (Value, FirstRow, Weight)):
+        elif field.struct is not None and isinstance(value, field.struct):
+            yield from _arguments(value)
+        elif isinstance(value, (Value, Weight)):
             if field.role.reads and not field.role.adds:
                 yield _name(value)
         elif isinstance(value, str):
@@ -82,8 +86,6 @@ def _arguments(operation: op.Operation) -> Iterator[str]:
 
 
 def _name(leaf: Any) -> str:
-    if isinstance(leaf, FirstRow):
-        return f"first row of {_name(leaf.value)}"
     shape = ", ".join(map(str, leaf.shape))
     own = leaf.name.split(".", 2)[2] if leaf.name.startswith("layers.") else leaf.name
     return f"{own} [{shape}]" if isinstance(leaf, Weight) else f"{own} ({shape})"

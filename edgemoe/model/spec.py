@@ -6,12 +6,34 @@ A family (`edgemoe/architectures`) makes a `ModelSpec` from a checkpoint's confi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from edgemoe.model.blocks import BODIES, Body, RoutedExperts
 from edgemoe.model.plain import from_plain, to_plain
+
+
+@dataclass(frozen=True)
+class Residual:
+    """How the result of a block joins the stream, where it is not just added (`kernels.operations.Mix`).
+
+    Each flag says whether the layer has a vector of that name, with an element for each channel.
+    """
+
+    base: Literal["stream", "normed"] = "stream"
+    """What the result is added to: the stream, or the normalised stream that the block reads (MiniMax-01)."""
+    keep: bool = False
+    """Factors of the base."""
+    share: bool = False
+    """Factors of the result."""
+    shift: bool = False
+    """Numbers that are added."""
+
+    @property
+    def vectors(self) -> tuple[str, ...]:
+        """The names of its vectors."""
+        return tuple(name for name in ("keep", "share", "shift") if getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -23,10 +45,25 @@ class Block:
     body: Body
     prefix: str = ""
     """Precedes the names of its tensors within the layer, where a layer has two blocks of one kind."""
+    input_norm: bool = True
+    post_norm: bool = False
+    """Whether the result is normalised before it joins the stream: with an input norm a sandwich (Ding et al. 2021)."""
+    parallel: bool = False
+    """Whether it reads the stream as the block before it does; without an input norm of its own, that block's rows."""
+    residual: Residual | None = None
+    """How the result joins the stream; None: it is added, times the model's `residual_scale`."""
+
+    def name(self, what: str) -> str:
+        """The name of a norm or vector of the block, within the layer and without the prefix."""
+        stem = self.body.norm_name
+        return {"input_norm": stem, "post_norm": f"post_{stem}"}.get(what, f"{stem.removesuffix('norm')}{what}")
 
     def dense_tensors(self, hidden_size: int) -> dict[str, tuple[int, ...]]:
-        """Its dense tensors within the layer: the input norm, then those of the body."""
-        shapes = {self.body.norm_name: (hidden_size,), **self.body.tensors(hidden_size)}
+        """Its dense tensors within the layer: the input norm, those of the body, the post-norm, the residual's."""
+        vector = (hidden_size,)
+        before = {self.name("input_norm"): vector} if self.input_norm else {}
+        after = ("post_norm",) * self.post_norm + (self.residual.vectors if self.residual else ())
+        shapes = before | dict(self.body.tensors(hidden_size)) | {self.name(what): vector for what in after}
         return {self.prefix + name: shape for name, shape in shapes.items()}
 
     def expert_tensors(self, hidden_size: int) -> dict[str, tuple[int, ...]]:
@@ -38,7 +75,7 @@ class Block:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """A layer is a tuple of blocks, which run one after another."""
+    """A layer is a tuple of blocks, which run one after another, except those that are parallel."""
 
     blocks: tuple[Block, ...]
 
@@ -51,6 +88,12 @@ class LayerSpec:
     def routed(self) -> RoutedExperts | None:
         """The layer's routed experts; None for a layer without any."""
         return next((block.body.routed for block in self.blocks if block.body.routed is not None), None)
+
+    def groups(self) -> Iterator[tuple[Block, ...]]:
+        """The blocks in groups that read the same stream: a block, and those after it that are parallel to it."""
+        starts = [number for number, block in enumerate(self.blocks) if not block.parallel]
+        for start, end in zip(starts, [*starts[1:], len(self.blocks)], strict=True):
+            yield self.blocks[start:end]
 
     def with_top_k(self, top_k: int) -> LayerSpec:
         """The same layer with another number of experts for each token, if it has routed experts."""
@@ -68,9 +111,19 @@ class LayerSpec:
             raise ValueError("no blocks")
         if sum(block.body.routed is not None for block in self.blocks) > 1:
             raise ValueError("two blocks with routed experts")
-        names = [block.prefix + block.body.norm_name for block in self.blocks]
+        names = [name for block in self.blocks for name in block.dense_tensors(1)]
         if len(set(names)) < len(names):
             raise ValueError("two blocks whose tensors have the same names")
+        if self.blocks[0].parallel:
+            raise ValueError("the first block is parallel to none")
+        *before, last = self.groups()
+        if any(len(group) > 1 and not group[0].input_norm for group in (*before, last)):
+            raise ValueError("blocks that are parallel to one without an input norm")
+        if any(block.body.routed for group in before for block in group):
+            raise ValueError("a block after the one with routed experts that is not parallel to it")
+        for block in self.blocks:
+            if block.residual and block.residual.base == "normed" and not (block.input_norm or block.parallel):
+                raise ValueError("a residual of normalised rows without an input norm")
 
 
 @dataclass(frozen=True)

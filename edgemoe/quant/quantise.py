@@ -1,6 +1,8 @@
 """Quantisers: convert float32 weights to `Blocks` of any format, with scales of least squared error.
 
-The error of a scale is measured after rounding it to float16, as it is stored. Memory: the result, and a few megabytes.
+The error of a scale is measured after rounding it to float16, as it is stored. m4 has the scale that the OCP
+Microscaling Formats specification 1.0 gives (section 6.3), as every maker of MXFP4 files uses: no search.
+Memory: the result, and a few megabytes.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.errors import EdgemoeError
-from edgemoe.kernels.formats import GROUP_COLUMNS, Blocks, Format, group_count
+from edgemoe.kernels.formats import E8M0_ONE, GROUP_COLUMNS, Blocks, Format, Scales, group_count
 
 Floats = npt.NDArray[np.float32]
 Halves = npt.NDArray[np.float16]
@@ -45,7 +47,8 @@ def quantise(values: Floats, fmt: Format) -> Blocks:
     """Quantise weights `(rows, columns)` to blocks of `fmt`.
 
     q8 maps each group's largest magnitude to 127; q4 and q4m search the scale (and minimum) of least squared
-    error. Raises EdgemoeError for weights that are not finite, or outside the range of the format.
+    error; m4 follows the OCP rule (`_shared_exponents`). Raises EdgemoeError for weights that are not finite, or
+    outside the range of the format.
     """
     _check_finite(values)
     if fmt.name == "f32":
@@ -58,8 +61,9 @@ def quantise(values: Floats, fmt: Format) -> Blocks:
             _check_range(halves[chunk], values[chunk], fmt)
         return Blocks(fmt, halves)
     integers = np.empty(values.shape, np.int8 if fmt.name == "q8" else np.uint8)
-    scales = np.zeros((rows, group_count(columns)), np.float16)
-    minimums = np.zeros_like(scales) if fmt.has_minimums else None
+    shape = (rows, group_count(columns))
+    scales: Scales = np.zeros(shape, np.uint8) if fmt.name == "m4" else np.zeros(shape, np.float16)
+    minimums = np.zeros(shape, np.float16) if fmt.has_minimums else None
     whole = columns // GROUP_COLUMNS
     # Whole groups first, then the shorter group at the end of each row, if the row has one.
     for groups, width in ((slice(0, whole), GROUP_COLUMNS), (slice(whole, whole + 1), columns % GROUP_COLUMNS)):
@@ -67,6 +71,9 @@ def quantise(values: Floats, fmt: Format) -> Blocks:
             continue
         for chunk in _row_chunks(values):
             part = np.ascontiguousarray(values[chunk], np.float32)
+            if fmt.name == "m4":
+                scales[chunk, groups] = _quantise_m4_groups(part, groups, width, integers[chunk])
+                continue
             found = _quantise_groups(part, groups, width, fmt, integers[chunk])
             scales[chunk, groups] = found[0]
             if minimums is not None:
@@ -149,6 +156,32 @@ def _quantise_groups(
     for chosen in (scales[taken], minimums[taken]):
         _check_range(chosen, extreme, fmt)
     return scales[taken].reshape(shape), minimums[taken].reshape(shape)
+
+
+def _quantise_m4_groups(
+    values: Floats, groups: slice, width: int, codes: npt.NDArray[np.integer]
+) -> npt.NDArray[np.uint8]:
+    """Fill `codes` for some groups of every row; returns their e8m0 scales `(rows, groups)`."""
+    from edgemoe.quant import search
+
+    count, column = groups.stop - groups.start, groups.start * GROUP_COLUMNS
+    lowest, highest = (np.empty(len(values) * count, np.float32) for _ in range(2))
+    search.bounds(values, column, width, count, lowest, highest)
+    exponents = _shared_exponents(np.maximum(highest, -lowest))
+    inverses = np.ldexp(np.float32(1), E8M0_ONE - exponents.astype(np.int32)).astype(np.float32)
+    search.round_to_e2m1(values, column, width, count, inverses, codes)
+    return exponents.reshape(len(values), count)
+
+
+def _shared_exponents(largest: Floats) -> npt.NDArray[np.uint8]:
+    """Return the e8m0 scale of groups by their largest magnitudes.
+
+    The scale is the power of two that brings the largest magnitude's exponent to the largest of e2m1, which is 2
+    (magnitudes from 4 to below 8; those above 6 become 6). A group of zeros has the scale 1.
+    """
+    exponents = np.frexp(largest)[1] - 1
+    scales = np.maximum(exponents - 2 + E8M0_ONE, 0)
+    return np.where(largest > 0, scales, E8M0_ONE).astype(np.uint8)
 
 
 def _round_up_denormals(scales: Floats) -> Floats:

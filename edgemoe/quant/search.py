@@ -213,6 +213,28 @@ def search_affine(
 
 
 @jit
+def round_to_e2m1(
+    values: Floats, column: int, width: int, groups: int, inverses: Floats, codes: npt.NDArray[np.integer]
+) -> None:
+    """Round each group, times the inverse of its scale, to the nearest e2m1 numbers: half to even, above 6 to 6.
+
+    Even is a mantissa of zero: 0, 1, 2, 4. A negative weight that rounds to zero has the code 0, not minus zero's.
+    Shapes: as in `search_symmetric`; inverses `(rows * groups,)`, codes as values.
+    """
+    for group in range(len(inverses)):
+        row, start, inverse = group // groups, column + group % groups * GROUP_COLUMNS, inverses[group]
+        x, n = values[row, start : start + width], codes[row, start : start + width]
+        for c in range(width):
+            scaled = x[c] * inverse
+            size = abs(scaled)
+            code = np.uint8(size > np.float32(0.25)) + np.uint8(size >= np.float32(0.75))
+            code += np.uint8(size > np.float32(1.25)) + np.uint8(size >= np.float32(1.75))
+            code += np.uint8(size > np.float32(2.5)) + np.uint8(size >= np.float32(3.5))
+            code += np.uint8(size > np.float32(5))
+            n[c] = code + 8 if scaled < np.float32(-0.25) else code
+
+
+@jit
 def choose_and_round(
     values: Floats,
     column: int,

@@ -76,8 +76,8 @@ class Model:
     """An engine with its tokenizer and chat template. Close it, or use it in a `with`.
 
     A store without a tokenizer has ids only: `logits` and `generate` work, and what needs text raises StoreError.
-    It holds one sequence: `logits`, `generate` and chats share its KV cache, and each computes again what
-    another has replaced. Not to be used from several threads at once.
+    `logits`, `generate` and chats share the engine's own sequence, and each computes again what another has replaced.
+    `engine.sequences` opens others, where the options have room for them. Not to be used from several threads at once.
     """
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer, folder: Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 from typing import TYPE_CHECKING
 
 from edgemoe.errors import UsageError
@@ -34,7 +34,8 @@ class Twins:
         self.texts = tuple(sorted((token.content for token in self._special.values()), key=len, reverse=True))
         """The names of the special tokens, the longest first: of several that begin at one place it is the one."""
         # The first character of a name is its own, so that no name is a part of another.
-        tail = "".join(chr(PRIVATE_PLANE + secrets.randbelow(0x8000)) for _ in range(NAME_CHARACTERS))
+        drawn = (int.from_bytes(os.urandom(2), "big") % 0x8000 for _ in range(NAME_CHARACTERS))
+        tail = "".join(chr(PRIVATE_PLANE + number) for number in drawn)
         self._names = {text: chr(PRIVATE_PLANE + 0x8000 + place) + tail for place, text in enumerate(self.texts)}
         tokenizer.add_tokens(
             [

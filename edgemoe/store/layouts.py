@@ -11,11 +11,11 @@ table, apart from the layout, because a landing that decodes will store fewer by
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from edgemoe.io.pages import PAGE_BYTES, round_up
-from edgemoe.kernels.formats import Format
+from edgemoe.kernels.formats import FORMATS, Format
 from edgemoe.kernels.operations import ExpertLayout
 
 MATRIX_ALIGNMENT_BYTES = 64
@@ -26,10 +26,13 @@ LANDINGS: tuple[str, ...] = get_args(Landing)
 SECTIONS = ("gate_up", "down")
 """The sections of every layout: gate and up, interleaved panel by panel, and down."""
 
+BIASES = "biases"
+"""The section that a layout has beside them if its experts have biases (`ExpertLayout.bias_offsets`), in f32."""
+
 
 @dataclass(frozen=True)
 class Section:
-    """A matrix of a record: its name, its weight format, and its offset within the record in bytes."""
+    """A matrix or the biases of a record: name, weight format, and offset within the record in bytes."""
 
     name: str
     format: Format
@@ -50,19 +53,28 @@ class RecordLayout:
     @functools.cached_property
     def matrices(self) -> ExpertLayout:
         """The same layout in the terms of kernels."""
-        gate_up, down = (self._section(name) for name in SECTIONS)
-        return ExpertLayout(self.hidden_size, self.intermediate_size, gate_up.format, down.format, down.offset)
+        places = {section.name: section for section in self.sections}
+        gate_up, down, biases = places["gate_up"], places["down"], places.get(BIASES)
+        offset = biases.offset if biases else 0
+        return ExpertLayout(self.hidden_size, self.intermediate_size, gate_up.format, down.format, down.offset, offset)
 
     @property
-    def matrix_bytes(self) -> int:
-        """Bytes of all matrices, without padding: what kernels read of a record."""
+    def has_biases(self) -> bool:
+        return any(section.name == BIASES for section in self.sections)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all matrices and biases, without padding: what kernels read of a record."""
         return sum(self._bytes_of(section) for section in self.sections)
 
     def fault(self) -> str | None:
         """Describe the first fault of a layout from a file; None if kernels can use records of this layout."""
         names = tuple(section.name for section in self.sections)
-        if sorted(names) != sorted(SECTIONS):
-            return f"expected the sections {', '.join(SECTIONS)}, found {', '.join(names)[:80] or 'none'}."
+        if sorted(names) not in (sorted(SECTIONS), sorted((*SECTIONS, BIASES))):
+            return (
+                f"expected the sections {', '.join(SECTIONS)}, with or without {BIASES},"
+                f" found {', '.join(names)[:80] or 'none'}."
+            )
         if self.slot_bytes % PAGE_BYTES:
             return f"expected a length that is a multiple of {PAGE_BYTES}, found {self.slot_bytes}."
         end, before = 0, ""
@@ -70,6 +82,8 @@ class RecordLayout:
             if section.offset % MATRIX_ALIGNMENT_BYTES or (section.name == SECTIONS[0] and section.offset):
                 place = "byte 0" if section.name == SECTIONS[0] else f"a multiple of {MATRIX_ALIGNMENT_BYTES} bytes"
                 return f"section {section.name}: expected at {place}, found at byte {section.offset}."
+            if section.name == BIASES and section.format.name != "f32":
+                return f"section {section.name}: expected the format f32, found {section.format.name}."
             if section.offset < end:
                 return f"section {section.name} begins at byte {section.offset}, within {before}, which ends at {end}."
             end, before = section.offset + self._bytes_of(section), section.name
@@ -77,20 +91,21 @@ class RecordLayout:
                 return f"section {section.name} ends at byte {end}, beyond the record's {self.slot_bytes} bytes."
         return None
 
-    def _section(self, name: str) -> Section:
-        return next(section for section in self.sections if section.name == name)
-
     def _bytes_of(self, section: Section) -> int:
-        matrices = self.matrices
-        return matrices.gate_up_bytes if section.name == SECTIONS[0] else matrices.down_bytes
+        own, biases = self.matrices, self.matrices.bias_offsets()
+        sizes = {"gate_up": own.gate_up_bytes, "down": own.down_bytes, BIASES: biases["end"] - biases["gate"]}
+        return sizes[section.name]
 
 
 @functools.cache
 def packed_layout(
-    hidden_size: int, intermediate_size: int, gate_up_format: Format, down_format: Format
+    hidden_size: int, intermediate_size: int, gate_up_format: Format, down_format: Format, bias: bool = False
 ) -> RecordLayout:
-    """The layout that conversion writes: gate and up, directly followed by down, padded to whole pages."""
+    """The layout that conversion writes: gate and up, directly followed by down, then biases, padded to whole pages."""
     matrices = ExpertLayout(hidden_size, intermediate_size, gate_up_format, down_format, 0)
-    down = Section("down", down_format, matrices.gate_up_bytes)
-    slot_bytes = round_up(down.offset + matrices.down_bytes, PAGE_BYTES)
-    return RecordLayout(hidden_size, intermediate_size, (Section("gate_up", gate_up_format, 0), down), slot_bytes)
+    sections = [Section("gate_up", gate_up_format, 0), Section("down", down_format, matrices.gate_up_bytes)]
+    end = matrices.gate_up_bytes + matrices.down_bytes
+    if bias:
+        sections.append(Section(BIASES, FORMATS["f32"], end))
+        end = replace(matrices, biases_offset=end).bias_offsets()["end"]
+    return RecordLayout(hidden_size, intermediate_size, tuple(sections), round_up(end, PAGE_BYTES))

@@ -124,7 +124,7 @@ class Manifest:
     def mean_expert_bytes(self, layer: int) -> int:
         """Bytes of weights that kernels read of an expert of a layer, on average; 0 for a dense layer."""
         counts: list[int] = np.bincount(self.records.layout[self.records.rows(layer)]).tolist()
-        total = sum(n * layout.matrix_bytes for n, layout in zip(counts, self.layouts, strict=False))
+        total = sum(n * layout.weight_bytes for n, layout in zip(counts, self.layouts, strict=False))
         return total // max(1, sum(counts))
 
     def to_bytes(self) -> bytes:

@@ -80,7 +80,7 @@ static double seconds(em_pool *pool, job *j, int64_t panels) {
 
 static void measure(em_pool *pool, const em_kernels *kernels, uint8_t *memory, int32_t format, int32_t columns,
                     int32_t count) {
-    static const char *const names[] = {"f32", "f16", "q8", "q4", "q4m"};
+    static const char *const names[] = {"f32", "f16", "q8", "q4", "q4m", "m4"};
     const int32_t groups = em_group_count(columns);
     float *floats = malloc((size_t)ROWS_MAX * columns * sizeof *floats);
     int8_t *values = aligned_alloc(64, (size_t)ROWS_MAX * groups * EM_GROUP_COLUMNS);
@@ -130,11 +130,11 @@ int main(int argc, char **argv) {
     madvise(memory, MATRIX_BYTES, MADV_HUGEPAGE);
 #endif
     memset(memory, 0x35, MATRIX_BYTES); /* as a float16 it is 0.33 */
-    const int32_t formats[] = {EM_Q4, EM_Q4M, EM_Q8, EM_F16}, columns[] = {576, 1024, 2048, 4096};
+    const int32_t formats[] = {EM_Q4, EM_Q4M, EM_M4, EM_Q8, EM_F16}, columns[] = {576, 1024, 2048, 4096};
     const int32_t counts[] = {1, 4, 16, 32};
     printf("%s, %d threads\n", isa, em_pool_threads(pool));
     for (size_t n = 0; n < 4; n++) {
-        for (size_t f = 0; f < 4; f++) {
+        for (size_t f = 0; f < sizeof formats / sizeof *formats; f++) {
             for (size_t c = 0; c < (n == 0 ? 4 : 1); c++) {
                 measure(pool, kernels, memory, formats[f], columns[n == 0 ? c : 2], counts[n]);
             }

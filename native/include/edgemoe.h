@@ -20,7 +20,7 @@ extern "C" {
 #define EM_API __attribute__((visibility("default")))
 
 /* Incremented with every change to this header that a caller must adapt to. */
-#define EM_ABI_VERSION 12
+#define EM_ABI_VERSION 13
 
 typedef enum em_status {
     EM_OK = 0,
@@ -289,6 +289,8 @@ typedef struct em_pager_setup {
     int32_t reserved;
 } em_pager_setup;
 
+/* The most bytes that em_pager_create allocates for these sizes, whatever the policy. */
+EM_API uint64_t em_pager_bytes(int32_t slot_count, int32_t layers, int32_t experts);
 EM_API int32_t em_pager_create(const em_pager_setup *setup, em_pager **pager);
 /* The reads under way must have ended, or the reader be destroyed, before the arena goes. */
 EM_API void em_pager_destroy(em_pager *pager);
@@ -310,7 +312,7 @@ EM_API void em_pager_end(em_pager *pager);
  * its expert absent. Returns its status, or EM_OK where all reads of the wave are in order. */
 EM_API int32_t em_pager_blame(em_pager *pager);
 
-/* Begins to read experts that a layer will probably use; demands go first. */
+/* Begins to read experts that a layer will probably use, each once however often it is named; demands go first. */
 EM_API int32_t em_pager_prefetch(em_pager *pager, int32_t layer, const int32_t *experts, int32_t count);
 /* Begins to read experts, the hottest first, into free slots. They give these up to all others, the coldest first, and
  * do not count as prefetches. Keys that are present or named twice are passed over. */

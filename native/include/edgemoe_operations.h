@@ -5,13 +5,16 @@
 #define EDGEMOE_OPERATIONS_DEFINED_H
 
 /* Formats of weights (edgemoe/kernels/formats.py); the first three are those of a KV cache too. */
-typedef enum em_format { EM_F32 = 0, EM_F16 = 1, EM_Q8 = 2, EM_Q4 = 3, EM_Q4M = 4, EM_FORMAT_COUNT = 5 } em_format;
+typedef enum em_format { EM_F32 = 0, EM_F16 = 1, EM_Q8 = 2, EM_Q4 = 3, EM_Q4M = 4, EM_M4 = 5, EM_FORMAT_COUNT = 6 } em_format;
 
 /* Positions in a page of the KV cache. */
 enum { EM_PAGE_TOKENS = 64 };
 
 /* em_route.score */
-enum { EM_SCORE_SOFTMAX = 0, EM_SCORE_SIGMOID = 1 };
+enum { EM_SCORE_SOFTMAX = 0, EM_SCORE_SIGMOID = 1, EM_SCORE_COUNT = 2 };
+
+/* em_activation.function */
+enum { EM_FUNCTION_SILU = 0, EM_FUNCTION_CLAMPED_SILU = 1, EM_FUNCTION_COUNT = 2 };
 
 /* output[t] = scale * matrix[ids[t]]. */
 typedef struct em_embed {
@@ -134,12 +137,29 @@ typedef struct em_route {
     int32_t top_k;            /* K */
 } em_route;
 
-/* output = down (silu(gate input) * (up input)). */
+/* What a gated FFN makes of gate's number g and up's number u, which the product with down then takes. */
+typedef struct em_activation {
+    int32_t function; /* EM_FUNCTION_... */
+    float alpha;
+    float limit;      /* or 0 */
+    float offset;     /* or 0 */
+} em_activation;
+
+/* The vectors that are added to the products of a gated FFN: to those of gate and up before the activation. */
+typedef struct em_ffn_biases {
+    const float *gate; /* (F,) */
+    const float *up;   /* (F,) */
+    const float *down; /* (D,) */
+} em_ffn_biases;
+
+/* output = down (activation(gate input, up input)), each product plus its bias if there are biases. */
 typedef struct em_gated_ffn {
     const float *input;        /* (T, D) */
     em_matrix gate_up;         /* (2*up16(F), D) */
     em_matrix down;            /* (D, F) */
     float *output;             /* (T, D) */
+    em_activation activation;
+    em_ffn_biases biases;      /* all zeros if there are none */
     int32_t hidden_size;       /* D */
     int32_t intermediate_size; /* F */
 } em_gated_ffn;
@@ -159,20 +179,21 @@ typedef struct em_fetch {
     int32_t top_k;          /* K */
 } em_fetch;
 
-/* Begins to read the experts that a guess at a later layer's routing names, behind all that are asked for. */
+/* Begins to read the experts that guesses at a later layer's routing name, behind all that are asked for. */
 typedef struct em_prefetch {
-    const int32_t *experts; /* (1, K) */
+    const int32_t *experts; /* (T, K) */
     em_paged paged;         /* all zeros if there are none */
     int32_t top_k;          /* K */
 } em_prefetch;
 
-/* Where an expert's matrices lie in its record: gate_up at 0, down at down_offset. */
+/* Where an expert's matrices lie in its record: gate_up at 0, down at down_offset; biases if there are any. */
 typedef struct em_expert_layout {
     int32_t hidden_size;       /* D */
     int32_t intermediate_size; /* F */
     int32_t gate_up_format;
     int32_t down_format;
     int64_t down_offset;
+    int64_t biases_offset;
 } em_expert_layout;
 
 /* output[t, k] = expert experts[t, k] (input[t]) for experts whose slots[e] >= 0. */
@@ -186,6 +207,7 @@ typedef struct em_experts {
     const uint8_t *layout_of;     /* (E,) */
     float *output;                /* (T, K, D) */
     em_paged paged;               /* all zeros if there are none */
+    em_activation activation;
     int32_t hidden_size;          /* D */
     int32_t top_k;                /* K */
     int32_t num_experts;          /* E */
@@ -193,17 +215,30 @@ typedef struct em_experts {
     int32_t slot_bytes;           /* B */
 } em_experts;
 
-/* residual[t] += scale * (sum_k weights[t, k] * routed[t, k] + sigmoid(shared_gate[t]) * shared[t]). */
+/* output[t] += scale * (sum_k weights[t, k] * routed[t, k] + sigmoid(shared_gate[t]) * shared[t]). */
 typedef struct em_combine {
-    float *residual;          /* (T, D) */
+    float *output;            /* (T, D) */
     float scale;
     const float *routed;      /* (T, K, D), or NULL */
     const float *weights;     /* (T, K), or NULL */
     const float *shared;      /* (T, D), or NULL */
     const float *shared_gate; /* (T, 1), or NULL */
+    int32_t accumulate;
     int32_t hidden_size;      /* D */
     int32_t top_k;            /* K */
 } em_combine;
+
+/* output[t] = keep * base[t] + share * (scale * result[t]) + shift: the result of a block joins the stream. */
+typedef struct em_mix {
+    const float *base;   /* (T, D) */
+    const float *result; /* (T, D) */
+    float scale;
+    const float *keep;   /* (D,), or NULL */
+    const float *share;  /* (D,), or NULL */
+    const float *shift;  /* (D,), or NULL */
+    float *output;       /* (T, D) */
+    int32_t hidden_size; /* D */
+} em_mix;
 
 /* X(kind, name) for each operation, in the order of em_kind. */
 #define EM_OPERATIONS(X) \
@@ -219,7 +254,8 @@ typedef struct em_combine {
     X(FETCH, fetch) \
     X(PREFETCH, prefetch) \
     X(EXPERTS, experts) \
-    X(COMBINE, combine)
+    X(COMBINE, combine) \
+    X(MIX, mix)
 
 /* STRUCT(type) for each struct of the interface, and FIELD(type, field) for each of its fields. */
 #define EM_LAYOUT(STRUCT, FIELD) \
@@ -256,23 +292,29 @@ typedef struct em_combine {
         FIELD(em_route, weights) FIELD(em_route, slots) FIELD(em_route, bonus) FIELD(em_route, score) \
         FIELD(em_route, choice_bias) FIELD(em_route, groups) FIELD(em_route, kept_groups) \
         FIELD(em_route, epsilon) FIELD(em_route, scale) FIELD(em_route, num_experts) FIELD(em_route, top_k) \
+    STRUCT(em_activation) FIELD(em_activation, function) FIELD(em_activation, alpha) \
+        FIELD(em_activation, limit) FIELD(em_activation, offset) \
+    STRUCT(em_ffn_biases) FIELD(em_ffn_biases, gate) FIELD(em_ffn_biases, up) FIELD(em_ffn_biases, down) \
     STRUCT(em_gated_ffn) FIELD(em_gated_ffn, input) FIELD(em_gated_ffn, gate_up) FIELD(em_gated_ffn, down) \
-        FIELD(em_gated_ffn, output) FIELD(em_gated_ffn, hidden_size) FIELD(em_gated_ffn, intermediate_size) \
+        FIELD(em_gated_ffn, output) FIELD(em_gated_ffn, activation) FIELD(em_gated_ffn, biases) \
+        FIELD(em_gated_ffn, hidden_size) FIELD(em_gated_ffn, intermediate_size) \
     STRUCT(em_paged) FIELD(em_paged, pager) FIELD(em_paged, layer) \
     STRUCT(em_fetch) FIELD(em_fetch, experts) FIELD(em_fetch, weights) FIELD(em_fetch, drop_cold) \
         FIELD(em_fetch, paged) FIELD(em_fetch, top_k) \
     STRUCT(em_prefetch) FIELD(em_prefetch, experts) FIELD(em_prefetch, paged) FIELD(em_prefetch, top_k) \
     STRUCT(em_expert_layout) FIELD(em_expert_layout, hidden_size) FIELD(em_expert_layout, intermediate_size) \
         FIELD(em_expert_layout, gate_up_format) FIELD(em_expert_layout, down_format) \
-        FIELD(em_expert_layout, down_offset) \
+        FIELD(em_expert_layout, down_offset) FIELD(em_expert_layout, biases_offset) \
     STRUCT(em_experts) FIELD(em_experts, input) FIELD(em_experts, experts) FIELD(em_experts, slots) \
         FIELD(em_experts, arena) FIELD(em_experts, layouts) FIELD(em_experts, layouts_count) \
         FIELD(em_experts, layout_of) FIELD(em_experts, output) FIELD(em_experts, paged) \
-        FIELD(em_experts, hidden_size) FIELD(em_experts, top_k) FIELD(em_experts, num_experts) \
-        FIELD(em_experts, slot_count) FIELD(em_experts, slot_bytes) \
-    STRUCT(em_combine) FIELD(em_combine, residual) FIELD(em_combine, scale) FIELD(em_combine, routed) \
+        FIELD(em_experts, activation) FIELD(em_experts, hidden_size) FIELD(em_experts, top_k) \
+        FIELD(em_experts, num_experts) FIELD(em_experts, slot_count) FIELD(em_experts, slot_bytes) \
+    STRUCT(em_combine) FIELD(em_combine, output) FIELD(em_combine, scale) FIELD(em_combine, routed) \
         FIELD(em_combine, weights) FIELD(em_combine, shared) FIELD(em_combine, shared_gate) \
-        FIELD(em_combine, hidden_size) FIELD(em_combine, top_k) \
+        FIELD(em_combine, accumulate) FIELD(em_combine, hidden_size) FIELD(em_combine, top_k) \
+    STRUCT(em_mix) FIELD(em_mix, base) FIELD(em_mix, result) FIELD(em_mix, scale) FIELD(em_mix, keep) \
+        FIELD(em_mix, share) FIELD(em_mix, shift) FIELD(em_mix, output) FIELD(em_mix, hidden_size) \
     STRUCT(em_operation) FIELD(em_operation, kind) FIELD(em_operation, reserved) FIELD(em_operation, as) \
     STRUCT(em_scratch) FIELD(em_scratch, data) FIELD(em_scratch, bytes) \
     STRUCT(em_program_times) FIELD(em_program_times, operations) FIELD(em_program_times, elapsed_ns) \

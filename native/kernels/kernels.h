@@ -5,6 +5,7 @@
  *   product with quantised weights, per row and token, over the groups of 32 columns in order:
  *       sum = fma((float)integer_dot, weight_scale * input_scale, sum)
  *       q4m then: sum = fma(weight_minimum, input_scale * (float)sum_of_input, sum)
+ *       m4: the integers of weights are doubled e2m1 values, and weight_scale is 2^(e - 128)
  *     (integer dots are exact: at most 32 * 128 * 127 < 2^24)
  *   product with f16 or f32 weights, over the columns in order:
  *       sum = fma(weight, input, sum)
@@ -34,7 +35,7 @@ typedef struct em_group {
     float scale;
     float scaled_sum; /* scale * sum of the 32 integers, for q4m */
     /* Where integer dots begin, to end as those with signed weights. */
-    int32_t q4_start; /* -8 * sum: nibbles stand for nibble - 8 */
+    int32_t q4_start; /* -8 * sum: nibbles stand for nibble - 8; em_m4_start follows from it */
     int32_t q8_start; /* -128 * sum: for kernels that take bytes as byte + 128 */
 } em_group;
 
@@ -77,6 +78,13 @@ typedef void em_scores_kernel(const em_attending *rows, int32_t row_count, em_ca
 typedef void em_mix_kernel(const em_attending *rows, int32_t row_count, em_cached values, int32_t count,
                            int32_t width);
 
+/* output = what activation makes of gate and up. Both functions are the same in every instruction set, step by step:
+ *   silu:          gate / (1 + exp(-gate)) * up
+ *   clamped_silu:  g / (1 + exp(-(alpha * g))) * (u + offset), where g = min(gate, limit), u = max(min(up, limit), -limit)
+ * A NaN stays one. */
+typedef void em_activation_kernel(const em_activation *activation, const float *gate, const float *up, float *output,
+                                  int32_t count);
+
 struct em_kernels {
     const char *isa;
 
@@ -90,8 +98,7 @@ struct em_kernels {
     float (*sum_squares)(const float *input, int32_t count);
     /* values = exp(values - shift); returns their lane sum. */
     float (*exponentials)(float *values, int32_t count, float shift);
-    /* output = gate / (1 + exp(-gate)) * up */
-    void (*gate)(const float *gate, const float *up, float *output, int32_t count);
+    em_activation_kernel *activate[EM_FUNCTION_COUNT];
     /* To float16, rounding half to even. */
     void (*to_half)(const float *input, uint16_t *output, int32_t count);
     /* To groups of 32 int8 with a float16 scale each, as reference.quantise_cache_rows does. */
@@ -108,13 +115,14 @@ struct em_kernels {
 };
 
 #define EM_DECLARE_MATMUL(isa) \
-    em_panels_kernel em_panels_f32_##isa, em_panels_f16_##isa, em_panels_q8_##isa, em_panels_q4_##isa, em_panels_q4m_##isa
+    em_panels_kernel em_panels_f32_##isa, em_panels_f16_##isa, em_panels_q8_##isa, em_panels_q4_##isa, \
+        em_panels_q4m_##isa, em_panels_m4_##isa
 
 #define EM_DECLARE_VECTORS(isa)                                                                                       \
     void em_quantise_##isa(const float *input, int32_t columns, int8_t *values, em_group *groups);                    \
     float em_sum_squares_##isa(const float *input, int32_t count);                                                    \
     float em_exponentials_##isa(float *values, int32_t count, float shift);                                           \
-    void em_gate_##isa(const float *gate, const float *up, float *output, int32_t count);                             \
+    em_activation_kernel em_silu_##isa, em_clamped_silu_##isa;                                                        \
     void em_to_half_##isa(const float *input, uint16_t *output, int32_t count);                                       \
     void em_to_q8_##isa(const float *input, int8_t *values, uint16_t *scales, int32_t count);                         \
     em_scores_kernel em_scores_f32_##isa, em_scores_f16_##isa, em_scores_q8_##isa;                                    \
@@ -140,13 +148,22 @@ static inline int em_is_quantised(int32_t format) { return format >= EM_Q8; }
 
 /* Bytes of the payload of one panel's group. */
 static inline size_t em_payload_bytes(int32_t format) {
-    static const uint16_t bytes[EM_FORMAT_COUNT] = {2048, 1024, 512, 256, 256};
+    static const uint16_t bytes[EM_FORMAT_COUNT] = {2048, 1024, 512, 256, 256, 256};
     return bytes[format];
 }
 
+/* Bytes of the scales of one panel's group: 16 of float16 or, of m4, of e8m0. */
+static inline size_t em_scales_bytes(int32_t format) {
+    static const uint8_t bytes[EM_FORMAT_COUNT] = {0, 0, 32, 32, 32, 16};
+    return bytes[format];
+}
+
+/* Bytes of the minimums of one panel's group: 16 of float16. */
+static inline size_t em_minimums_bytes(int32_t format) { return format == EM_Q4M ? 32 : 0; }
+
 static inline size_t em_panel_bytes(int32_t format, int32_t columns) {
-    static const uint8_t scale_bytes[EM_FORMAT_COUNT] = {0, 0, 32, 32, 64};
-    const size_t used = (size_t)em_group_count(columns) * (em_payload_bytes(format) + scale_bytes[format]);
+    const size_t group_bytes = em_payload_bytes(format) + em_scales_bytes(format) + em_minimums_bytes(format);
+    const size_t used = (size_t)em_group_count(columns) * group_bytes;
     return (used + EM_PANEL_ALIGNMENT - 1) / EM_PANEL_ALIGNMENT * EM_PANEL_ALIGNMENT;
 }
 
@@ -154,6 +171,24 @@ static inline size_t em_panel_bytes(int32_t format, int32_t columns) {
 static inline const uint8_t *em_panel(const em_matrix *matrix, int32_t panel, int32_t format) {
     return matrix->data + (size_t)panel * em_panel_bytes(format, matrix->columns);
 }
+
+/* ---- the numbers of m4 (formats.py) ------------------------------------------------------------------ */
+
+/* Doubled e2m1 values by code, as signed bytes, and as unsigned ones with 12 added. */
+#define EM_M4_SIGNED 0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12
+#define EM_M4_UNSIGNED 12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0
+
+/* Where integer dots with unsigned values begin: -12 * the sum of the activations. */
+static inline int32_t em_m4_start(const em_group *group) { return group->q4_start + group->q4_start / 2; }
+
+/* The bits of the float32 2^(e - 128), for a scale's byte e: the exponent of a normal number lies from bit 23 on; of the
+ * two scales below normal numbers, 2^-128 is bit 21 and 2^-127 bit 22. (255 is NaN, and in no store.) */
+static inline int32_t em_m4_scale_bits(int32_t e) {
+    const int32_t normal = (e - 1) * (1 << 23), below_normal = (e + 1) * (1 << 21);
+    return normal > below_normal ? normal : below_normal;
+}
+
+/* ---- sums -------------------------------------------------------------------------------------------- */
 
 /* The end of a lane sum. */
 static inline float em_fold_lanes(const float lanes[EM_LANES]) {

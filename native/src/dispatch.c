@@ -12,11 +12,13 @@
                    [EM_F16] = em_panels_f16_##matmul,                                                          \
                    [EM_Q8] = em_panels_q8_##matmul,                                                            \
                    [EM_Q4] = em_panels_q4_##matmul,                                                            \
-                   [EM_Q4M] = em_panels_q4m_##matmul},                                                         \
+                   [EM_Q4M] = em_panels_q4m_##matmul,                                                          \
+                   [EM_M4] = em_panels_m4_##matmul},                                                           \
         .quantise = em_quantise_##vectors,                                                                     \
         .sum_squares = em_sum_squares_##vectors,                                                               \
         .exponentials = em_exponentials_##vectors,                                                             \
-        .gate = em_gate_##vectors,                                                                             \
+        .activate = {[EM_FUNCTION_SILU] = em_silu_##vectors,                                                   \
+                     [EM_FUNCTION_CLAMPED_SILU] = em_clamped_silu_##vectors},                                  \
         .to_half = em_to_half_##vectors,                                                                       \
         .to_q8 = em_to_q8_##vectors,                                                                           \
         .scores = {[EM_F32] = em_scores_f32_##vectors,                                                         \

@@ -3,6 +3,7 @@
 #define EDGEMOE_OPERATIONS_H
 
 #include "../kernels/kernels.h"
+#include "layout.h"
 #include "pool.h"
 
 typedef struct em_run {
@@ -12,18 +13,6 @@ typedef struct em_run {
     int32_t tokens;
     uint64_t *disk_ns; /* grows by what an operation waits for records; NULL: nobody asks */
 } em_run;
-
-/* Lays arrays out in scratch memory, 64-byte aligned. With `base` NULL it only counts. */
-typedef struct em_layout {
-    uint8_t *base;
-    size_t bytes;
-} em_layout;
-
-static inline void *em_lay_out(em_layout *layout, size_t bytes) {
-    void *place = layout->base ? layout->base + layout->bytes : NULL;
-    layout->bytes += (bytes + 63) / 64 * 64;
-    return place;
-}
 
 /* What each operation has in src/operations: a run, which returns a status, and the bytes of scratch that a run of `tokens`
  * tokens needs. Those are computed before there are any buffers, from sizes alone. */

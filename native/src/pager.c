@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "clock.h"
+#include "layout.h"
 #include "policy.h"
 
 enum { NONE = -1 };
@@ -46,6 +47,7 @@ typedef struct use {
 
 struct em_pager {
     em_pager_setup setup;
+    void *memory; /* of all its arrays */
     em_policy policy;
     slot_state *states; /* (slots) */
     uint8_t *pinned;    /* (slots) */
@@ -597,25 +599,28 @@ int32_t em_pager_note(em_pager *p, uint8_t *noted) {
 
 int32_t em_pager_prefetch(em_pager *p, int32_t layer, const int32_t *experts, int32_t count) {
     if (!p || !experts) return EM_BAD_ARGUMENT;
-    int32_t status = mark(p, p->held, layer, experts, count);
-    if (status != EM_OK) return status;
-    memcpy(p->guessed, p->held, (size_t)p->setup.experts);
+    if (!has_layer(p, layer) || count < 0) return EM_BAD_EXPERT;
+    for (int32_t i = 0; i < count; i++) {
+        if (!has_expert(p, layer, experts[i])) return EM_BAD_EXPERT;
+    }
+    memset(p->guessed, 0, (size_t)p->setup.experts);
     p->guessed_layer = layer;
     /* Those that are present are pinned meanwhile, so that one guess does not push out another. */
     const int32_t *row = p->setup.slots + (size_t)layer * (size_t)p->setup.experts;
     int32_t absent_count = 0;
     for (int32_t i = 0; i < count; i++) {
-        const int32_t slot = row[experts[i]];
+        const int32_t expert = experts[i], slot = row[expert];
+        if (p->guessed[expert]) continue; /* by an earlier row */
+        p->guessed[expert] = 1;
+        p->held[expert] = slot == NONE || !p->pinned[slot];
         if (slot == NONE) {
-            p->guesses[absent_count++] = experts[i];
-        } else if (p->pinned[slot]) {
-            p->held[experts[i]] = 0;
+            p->guesses[absent_count++] = expert;
         } else {
             p->pinned[slot] = 1;
         }
     }
     int32_t begun;
-    status = read_absent(p, layer, p->guesses, absent_count, true, false, &begun);
+    const int32_t status = read_absent(p, layer, p->guesses, absent_count, true, false, &begun);
     for (int32_t i = 0; i < count; i++) {
         const int32_t slot = row[experts[i]];
         if (slot != NONE && p->held[experts[i]]) p->pinned[slot] = 0;
@@ -690,27 +695,32 @@ static bool in_order(const em_pager_setup *s) {
     return true;
 }
 
-/* Whether there is memory for all arrays. */
-static bool allocate_arrays(em_pager *p) {
+/* Lays all arrays of a pager out. */
+static void lay_out_arrays(em_pager *p, em_layout *layout) {
     const size_t slots = (size_t)p->setup.slot_count, experts = (size_t)p->setup.experts;
     const size_t most = slots > experts ? slots : experts; /* reads of one submission: of a layer, or a warm start */
-    p->states = calloc(slots, sizeof *p->states);
-    p->pinned = calloc(slots, sizeof *p->pinned);
-    p->free_slots = malloc(slots * sizeof *p->free_slots);
-    p->use.begun = malloc(experts * sizeof *p->use.begun);
-    p->use.absent = malloc(experts * sizeof *p->use.absent);
-    p->wanted = calloc(experts, sizeof *p->wanted);
-    p->asked = malloc(experts * sizeof *p->asked);
-    p->held = calloc(experts, sizeof *p->held);
-    p->guessed = calloc(experts, sizeof *p->guessed);
-    p->guesses = malloc(experts * sizeof *p->guesses);
-    p->reads = malloc(most * sizeof *p->reads);
-    p->new_keys = malloc(most * sizeof *p->new_keys);
-    p->new_slots = malloc(most * sizeof *p->new_slots);
-    p->new_tickets = malloc(most * sizeof *p->new_tickets);
-    return p->states && p->pinned && p->free_slots && p->use.begun && p->use.absent && p->wanted && p->asked &&
-           p->held && p->guessed && p->guesses && p->reads && p->new_keys && p->new_slots && p->new_tickets &&
-           em_policy_init(&p->policy, &p->setup.policy, p->setup.slot_count, p->setup.layers * p->setup.experts);
+    p->states = em_lay_out(layout, slots * sizeof *p->states);
+    p->pinned = em_lay_out(layout, slots * sizeof *p->pinned);
+    p->free_slots = em_lay_out(layout, slots * sizeof *p->free_slots);
+    p->use.begun = em_lay_out(layout, experts * sizeof *p->use.begun);
+    p->use.absent = em_lay_out(layout, experts * sizeof *p->use.absent);
+    p->wanted = em_lay_out(layout, experts * sizeof *p->wanted);
+    p->asked = em_lay_out(layout, experts * sizeof *p->asked);
+    p->held = em_lay_out(layout, experts * sizeof *p->held);
+    p->guessed = em_lay_out(layout, experts * sizeof *p->guessed);
+    p->guesses = em_lay_out(layout, experts * sizeof *p->guesses);
+    p->reads = em_lay_out(layout, most * sizeof *p->reads);
+    p->new_keys = em_lay_out(layout, most * sizeof *p->new_keys);
+    p->new_slots = em_lay_out(layout, most * sizeof *p->new_slots);
+    p->new_tickets = em_lay_out(layout, most * sizeof *p->new_tickets);
+    em_policy_init(&p->policy, &p->setup.policy, p->setup.slot_count, p->setup.layers * p->setup.experts, layout);
+}
+
+uint64_t em_pager_bytes(int32_t slot_count, int32_t layers, int32_t experts) {
+    em_pager p = {.setup = {.policy = {.kind = EM_LRUF}, .slot_count = slot_count, .layers = layers, .experts = experts}};
+    em_layout layout = {0};
+    lay_out_arrays(&p, &layout);
+    return sizeof p + layout.bytes;
 }
 
 int32_t em_pager_create(const em_pager_setup *setup, em_pager **result) {
@@ -718,10 +728,14 @@ int32_t em_pager_create(const em_pager_setup *setup, em_pager **result) {
     em_pager *p = calloc(1, sizeof *p);
     if (!p) return EM_NO_MEMORY;
     p->setup = *setup;
-    if (!allocate_arrays(p)) {
-        em_pager_destroy(p);
+    em_layout layout = {0};
+    lay_out_arrays(p, &layout);
+    layout = (em_layout){.base = p->memory = calloc(1, layout.bytes)};
+    if (!p->memory) {
+        free(p);
         return EM_NO_MEMORY;
     }
+    lay_out_arrays(p, &layout);
     p->guessed_layer = NONE;
     for (int name = 0; name < LINES; name++) p->lines[name] = (line){NONE, NONE};
     for (int32_t slot = 0; slot < setup->slot_count; slot++) {
@@ -745,9 +759,6 @@ int32_t em_pager_create(const em_pager_setup *setup, em_pager **result) {
 
 void em_pager_destroy(em_pager *p) {
     if (!p) return;
-    void *arrays[] = {p->states, p->pinned,  p->free_slots, p->use.begun, p->use.absent, p->wanted,    p->asked,
-                      p->held,   p->guessed, p->guesses,    p->reads,     p->new_keys,   p->new_slots, p->new_tickets};
-    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
-    em_policy_free(&p->policy);
+    free(p->memory);
     free(p);
 }

@@ -2,7 +2,6 @@
 #include "policy.h"
 
 #include <math.h>
-#include <stdlib.h>
 
 static bool has_history(int32_t kind) { return kind == EM_LFU || kind == EM_LRUF; }
 
@@ -11,20 +10,14 @@ bool em_policy_known(const em_policy_settings *settings) {
     return !has_history(settings->kind) || (settings->rate > 0 && isfinite(settings->rate) && settings->weight >= 0);
 }
 
-bool em_policy_init(em_policy *policy, const em_policy_settings *settings, int32_t slots, int32_t keys) {
+void em_policy_init(em_policy *policy, const em_policy_settings *settings, int32_t slots, int32_t keys,
+                    em_layout *layout) {
     *policy = (em_policy){.settings = *settings};
-    policy->scores = calloc((size_t)slots, sizeof *policy->scores);
-    if (!policy->scores) return false;
-    if (!has_history(settings->kind)) return true;
-    policy->history = malloc((size_t)keys * sizeof *policy->history);
-    if (!policy->history) return false;
-    for (int32_t key = 0; key < keys; key++) policy->history[key] = -INFINITY;
-    return true;
-}
-
-void em_policy_free(em_policy *policy) {
-    free(policy->scores);
-    free(policy->history);
+    policy->scores = em_lay_out(layout, (size_t)slots * sizeof *policy->scores);
+    for (int32_t slot = 0; policy->scores && slot < slots; slot++) policy->scores[slot] = 0;
+    if (!has_history(settings->kind)) return;
+    policy->history = em_lay_out(layout, (size_t)keys * sizeof *policy->history);
+    for (int32_t key = 0; policy->history && key < keys; key++) policy->history[key] = -INFINITY;
 }
 
 /* The logarithm of a key's decayed count of uses, this one included: 0 for the first. */

@@ -8,6 +8,7 @@
 #include <stdbool.h>
 
 #include "edgemoe.h"
+#include "layout.h"
 
 typedef struct em_policy {
     em_policy_settings settings;
@@ -18,9 +19,9 @@ typedef struct em_policy {
 
 /* Whether the settings are those of a policy. */
 bool em_policy_known(const em_policy_settings *settings);
-/* Whether there is memory for it. */
-bool em_policy_init(em_policy *policy, const em_policy_settings *settings, int32_t slots, int32_t keys);
-void em_policy_free(em_policy *policy);
+/* Lays a policy out and, where the layout has memory, begins it. */
+void em_policy_init(em_policy *policy, const em_policy_settings *settings, int32_t slots, int32_t keys,
+                    em_layout *layout);
 
 /* Notes that the expert `key` in `slot` is used, whether it was there or has just been given the slot. */
 void em_policy_use(em_policy *policy, int32_t key, int32_t slot);

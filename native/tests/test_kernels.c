@@ -29,6 +29,11 @@ static uint8_t *random_panel(int32_t format, int32_t columns) {
     for (size_t i = 0; i < bytes; i++) panel[i] = (uint8_t)random_bits();
     if (format == EM_F32) {
         for (size_t i = 0; i < payload / 4; i++) ((float *)(void *)panel)[i] = random_float();
+    } else if (format == EM_M4) {
+        /* Scales about 1, and the two below float32's normal numbers. */
+        for (size_t i = 0; i < numbers; i++) {
+            panel[payload + i] = (uint8_t)(i % 17 == 3 ? i % 2 : 100 + random_bits() % 56);
+        }
     } else {
         const size_t first = format == EM_F16 ? 0 : payload;
         const size_t count = format == EM_F16 ? payload / 2 : numbers * (format == EM_Q4M ? 2 : 1);
@@ -49,10 +54,14 @@ static double weight_at(const uint8_t *panel, int32_t format, int32_t columns, i
     if (format == EM_F16) return half_at(panel, (size_t)column * 16 + r);
     const size_t payload = format == EM_Q8 ? 512 : 256;
     const uint8_t *scales = panel + groups * payload, *minimums = scales + groups * 32;
-    const double scale = half_at(scales, g * 16 + r);
-    if (format == EM_Q8) return scale * (int8_t)panel[g * 512 + c / 4 * 64 + r * 4 + c % 4];
     const uint8_t byte = panel[g * 256 + c % 16 / 4 * 64 + r * 4 + c % 4];
     const int nibble = c < 16 ? byte & 15 : byte >> 4;
+    if (format == EM_M4) {
+        static const double sizes[8] = {0, 0.5, 1, 1.5, 2, 3, 4, 6};
+        return ldexp(nibble & 8 ? -sizes[nibble & 7] : sizes[nibble], scales[g * 16 + r] - 127);
+    }
+    const double scale = half_at(scales, g * 16 + r);
+    if (format == EM_Q8) return scale * (int8_t)panel[g * 512 + c / 4 * 64 + r * 4 + c % 4];
     return format == EM_Q4 ? scale * (nibble - 8) : scale * nibble + half_at(minimums, g * 16 + r);
 }
 
@@ -115,6 +124,33 @@ static void test_panels(int32_t format, int32_t columns, int32_t count) {
     free(floats);
     free(values);
     free(group_array);
+}
+
+/* Weights with each code and each scale, times one activation of 1: what remains is the weight itself. */
+static void test_m4_numbers(void) {
+    static uint8_t panel[320];
+    const int32_t row = 0;
+    CHECK(em_panel_bytes(EM_M4, EM_GROUP_COLUMNS) == sizeof panel);
+    for (int32_t e = 0; e < 255; e++) {
+        const int32_t column = e % 2 ? 5 : 21; /* a low nibble, or a high one */
+        int8_t values[EM_GROUP_COLUMNS] = {0};
+        values[column] = 1;
+        for (int code = 0; code < 16; code++) {
+            /* The product is a float32 whatever the weight: no digit is lost. */
+            const em_group group = {.scale = e < 128 ? 0x1p20f : 0x1p-20f, .q4_start = -8, .q8_start = -128};
+            const em_activations x = {NULL, values, &group, EM_GROUP_COLUMNS, 1};
+            const em_matrix matrix = {panel, EM_M4, EM_PANEL_ROWS, EM_GROUP_COLUMNS};
+            memset(panel, code * 17, sizeof panel);
+            memset(panel + 256, e, 16);
+            for (int32_t s = 0; s < set_count; s++) {
+                float out[EM_PANEL_ROWS];
+                sets[s]->panels[EM_M4](&matrix, 0, 1, &x, &row, 1, out, 0);
+                for (int r = 0; r < EM_PANEL_ROWS; r++) {
+                    CHECK((double)out[r] == weight_at(panel, EM_M4, EM_GROUP_COLUMNS, r, column) * (double)group.scale);
+                }
+            }
+        }
+    }
 }
 
 static void test_quantise(const float *input, int32_t columns) {
@@ -180,6 +216,23 @@ static void test_quantise_extremes(void) {
     test_quantise(ties, 32);
 }
 
+static void compare_activations(const em_activation *activation, const float *gate, const float *up,
+                                float results[2][300], int32_t count) {
+    for (int32_t s = 0; s < set_count; s++) {
+        const int to = s > 0;
+        sets[s]->activate[activation->function](activation, gate, up, results[to], count);
+        for (int32_t i = 0; i < count; i++) {
+            /* The bits of a NaN are the processor's business. */
+            if (isnan(results[to][i]) && isnan(results[0][i])) results[to][i] = results[0][i];
+        }
+        CHECK(memcmp(results[to], results[0], (size_t)count * sizeof *gate) == 0);
+    }
+    for (int32_t i = 0; i < count; i++) {
+        if (isnan(results[0][i])) results[0][i] = NAN;
+    }
+    add_to_digest(results[0], (size_t)count * sizeof *gate);
+}
+
 static void test_elementwise(int32_t count) {
     float *a = random_floats(count + 1), *b = random_floats(count + 1);
     for (int32_t i = 0; i < count; i++) a[i] *= 100;
@@ -202,17 +255,25 @@ static void test_elementwise(int32_t count) {
         CHECK(fabs(results[0][i] - exp((double)(b[i] - 0.5f))) <= 3e-7 * results[0][i]);
     }
     CHECK(fabs(sums[0][0] - squares) <= 1e-5 * squares && fabs(sums[0][1] - total) <= 1e-5 * total);
-    for (int32_t s = 0; s < set_count; s++) {
-        const int to = s > 0;
-        sets[s]->gate(a, b, results[to], count);
-        CHECK(memcmp(results[to], results[0], (size_t)count * sizeof *b) == 0);
-    }
-    add_to_digest(results[0], (size_t)count * sizeof *b);
+    const em_activation silu = {.function = EM_FUNCTION_SILU};
+    compare_activations(&silu, a, b, results, count);
     for (int32_t i = 0; i < count; i++) {
         const double gated = a[i] / (1 + exp(-(double)a[i])) * b[i];
         /* exp() of a float overflows at 88.7, where the quotient is still 2.6e-37. */
         CHECK(fabs(results[0][i] - gated) <= 1e-6 * fabs(gated) + 3e-37 * fabs(b[i]) + 1e-44);
     }
+    const em_activation clamped = {
+        .function = EM_FUNCTION_CLAMPED_SILU, .alpha = 1.702f, .limit = 0.75f, .offset = 1};
+    compare_activations(&clamped, a, b, results, count);
+    for (int32_t i = 0; i < count; i++) {
+        const double g = fmin(a[i], 0.75), u = fmax(fmin(b[i], 0.75), -0.75);
+        const double gated = g / (1 + exp(-(double)1.702f * g)) * (u + 1);
+        CHECK(fabs(results[0][i] - gated) <= 1e-6 * fabs(gated) + fabs(g) * 2e-7 + 1e-36);
+    }
+    const float strange[] = {NAN, INFINITY, -INFINITY, 0.0f, -0.0f, 3e38f, -3e38f};
+    for (int32_t i = 0; i < count; i++) a[i] = strange[i % 7], b[i] = strange[i / 7 % 7];
+    compare_activations(&clamped, a, b, results, count);
+    for (int32_t i = 0; i < count; i++) CHECK(isnan(results[0][i]) || (!isnan(a[i]) && !isnan(b[i])));
     free(a);
     free(b);
 }
@@ -261,6 +322,7 @@ int main(int argc, char **argv) {
         }
         test_panels(format, 640, 1); /* more groups than prefetches go ahead */
     }
+    test_m4_numbers();
     print_digest("products");
     for (size_t c = 0; c < sizeof columns / sizeof *columns; c++) {
         float *input = random_floats(columns[c]);

@@ -31,11 +31,12 @@ static em_matrix random_matrix(int32_t format, int32_t rows, int32_t columns) {
     const size_t bytes = em_panel_count(rows) * em_panel_bytes(format, columns);
     uint8_t *data = allocate(bytes);
     for (size_t i = 0; i < bytes; i += 2) {
-        /* As scales and f16 weights small numbers, as f32 weights too, as nibbles anything. */
+        /* As scales and f16 weights small numbers, as f32 and m4 weights too, as nibbles anything. */
         const uint16_t half = em_float_to_half(random_float() / 8);
         memcpy(data + i, &half, sizeof half);
     }
     for (size_t i = 0; format == EM_F32 && i < bytes / 4; i++) ((float *)(void *)data)[i] = random_float() / 8;
+    for (size_t i = 0; format == EM_M4 && i < bytes; i++) data[i] = (uint8_t)(118 + random_bits() % 8);
     return (em_matrix){data, format, rows, columns};
 }
 
@@ -135,12 +136,20 @@ static void add_moe(model *m) {
         .logits = *m->logits, .experts = *m->chosen, .weights = *m->weights, .num_experts = EXPERTS, .top_k = USED,
         .renormalise = 1, .groups = 1, .kept_groups = 1, .scale = 1};
     em_gated_ffn *shared = &add(m, EM_GATED_FFN)->as.gated_ffn;
-    *shared = (em_gated_ffn){.input = *m->hidden, .output = *m->shared};
+    const em_activation clamped = {.function = EM_FUNCTION_CLAMPED_SILU, .alpha = 1.702f, .limit = 0.5f, .offset = 1};
+    *shared = (em_gated_ffn){.input = *m->hidden, .output = *m->shared, .activation = clamped};
+    shared->biases = (em_ffn_biases){m->bias, m->bias + 1, m->bias}; /* of 40, 40 and 72 numbers */
     shared->gate_up = owned_matrix(m, EM_Q8, 2 * 48, WIDTH);
     shared->down = owned_matrix(m, EM_F16, WIDTH, FFN);
     const int64_t gate_up_bytes = 2 * em_panel_count(FFN) * (int64_t)em_panel_bytes(EM_Q4, WIDTH);
     const int64_t down_bytes = em_panel_count(WIDTH) * (int64_t)em_panel_bytes(EM_Q8, FFN);
-    const em_matrix arena = owned_matrix(m, EM_Q8, 16 * SLOTS * (int32_t)((gate_up_bytes + down_bytes) / 544 + 1), 32);
+    const int64_t biases_offset = gate_up_bytes + down_bytes, bias_count = 48 + 48 + 80;
+    const int64_t slot_bytes = biases_offset + bias_count * (int64_t)sizeof(float);
+    const em_matrix arena = owned_matrix(m, EM_Q8, 16 * SLOTS * (int32_t)(slot_bytes / 544 + 1), 32);
+    for (int64_t i = 0; i < SLOTS * bias_count; i++) {
+        uint8_t *place = (uint8_t *)(uintptr_t)arena.data + i / bias_count * slot_bytes + biases_offset;
+        ((float *)(void *)place)[i % bias_count] = random_float();
+    }
     add(m, EM_EXPERTS)->as.experts = (em_experts){
         .input = *m->hidden,
         .experts = *m->chosen,
@@ -151,10 +160,12 @@ static void add_moe(model *m) {
                      .intermediate_size = FFN,
                      .gate_up_format = EM_Q4,
                      .down_format = EM_Q8,
-                     .down_offset = gate_up_bytes}},
+                     .down_offset = gate_up_bytes,
+                     .biases_offset = biases_offset}},
         .layouts_count = 1,
         .layout_of = m->layout_of,
-        .slot_bytes = (int32_t)(gate_up_bytes + down_bytes),
+        .slot_bytes = (int32_t)slot_bytes,
+        .activation = clamped,
         .slot_count = SLOTS,
         .num_experts = EXPERTS,
         .hidden_size = WIDTH,
@@ -162,8 +173,13 @@ static void add_moe(model *m) {
     };
     add(m, EM_COMBINE)->as.combine =
         (em_combine){
-        .residual = *m->hidden, .routed = **m->routed, .weights = *m->weights, .shared = *m->shared,
-        .shared_gate = *m->shared_gate, .top_k = USED, .hidden_size = WIDTH, .scale = 0.7f};
+        .output = *m->hidden, .routed = **m->routed, .weights = *m->weights, .shared = *m->shared,
+        .shared_gate = *m->shared_gate, .top_k = USED, .hidden_size = WIDTH, .scale = 0.7f,
+        .accumulate = 1};
+    add(m, EM_MIX)->as.mix =
+        (em_mix){
+        .base = *m->hidden, .result = *m->shared, .keep = m->norm, .share = m->bias, .shift = m->norm, .output = *m->hidden,
+        .hidden_size = WIDTH, .scale = 0.3f};
 }
 
 static model *make_model_with(int32_t cache_format) {
@@ -181,7 +197,7 @@ static model *make_model_with(int32_t cache_format) {
         m->sine[i / (HEAD_WIDTH / 2)][i % (HEAD_WIDTH / 2)] = random_float();
     }
     add(m, EM_EMBED)->as.embed = (em_embed){
-        .ids = m->ids, .output = *m->hidden, .matrix = owned_matrix(m, EM_Q4M, VOCABULARY, WIDTH), .scale = 2.0f};
+        .ids = m->ids, .output = *m->hidden, .matrix = owned_matrix(m, EM_M4, VOCABULARY, WIDTH), .scale = 2.0f};
     add_attention(m, cache_format);
     add_convolution(m);
     add_moe(m);

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from edgemoe.architectures import checkpoint_shapes, model_spec, resolve
+from edgemoe.architectures import checkpoint_shapes, mixtral, model_spec, resolve
+from edgemoe.architectures.table import checkpoint_shapes as table_shapes
+from edgemoe.architectures.table import layer_rows, resolve_tensors
 from edgemoe.errors import SourceError
 from tests.support.checkpoints import SMALL_MIXTRAL
 
@@ -103,3 +105,30 @@ def test_a_config_of_quantised_weights_says_with_what(key: str, value: Any, word
         model_spec(SMALL_MIXTRAL | {key: value})
     assert key in caught.value.message
     assert words in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]},
+        {"quant_method": "compressed-tensors", "format": "mxfp4-pack-quantized", "ignore": ["lm_head"]},
+    ],
+)
+def test_a_config_of_mxfp4_weights_is_that_of_the_model(value: dict[str, Any]) -> None:
+    assert model_spec(SMALL_MIXTRAL | {"quantization_config": value}) == model_spec(SMALL_MIXTRAL)
+
+
+def test_quantised_tensors_that_a_family_lists_are_located_and_no_others() -> None:
+    """As those of gpt-oss, whose pairs of codes and scales a source joins under the name of the codes."""
+    names = "experts.{expert}.gate experts.{expert}.up"
+    table = tuple(row for row in mixtral.TENSORS if "{expert}" not in row.internal[0]) + layer_rows(
+        (names, "mlp.experts.gate_up_proj_blocks", ("experts", "2*expert_width", "model")),
+        ("experts.{expert}.down", "mlp.experts.down_proj_blocks", ("experts", "model", "expert_width")),
+    )
+    spec = model_spec(SMALL_MIXTRAL)
+    shapes = table_shapes(spec, table, stacked=True)
+    found = resolve_tensors(spec, table, shapes)
+    assert found["layers.1.experts.2.down"].tensor == "model.layers.1.mlp.experts.down_proj_blocks"
+    for other in ("model.layers.0.mlp.experts.down_proj_scales", "model.layers.x.mlp.experts.down_proj_blocks"):
+        with pytest.raises(SourceError, match=rf"{other}: expected unquantised weights.*MXFP4"):
+            resolve_tensors(spec, table, shapes | {other: (4,)})

@@ -22,6 +22,7 @@ from edgemoe.store.reader import Store
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
 from tests.support.engines import engine_with_slots
 from tests.support.hub_server import Repository, hub_server
+from tests.support.mxfp4_checkpoints import write_packed_checkpoint
 from tests.support.pairs import default_pairs
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -123,6 +124,18 @@ def test_an_index_without_its_shards_is_enough(tmp_path: Path) -> None:
         forecast = forecast_store(str(folder))
         assert forecast.known_from == "config.json and the index of its shards"
         same(forecast.store, made)
+
+
+@pytest.mark.parametrize(("removed", "known_from"), [("model-2", "the index of its shards"), ("model", "alone")])
+def test_mxfp4_is_known_without_the_weights(tmp_path: Path, removed: str, known_from: str) -> None:
+    config = dict(SMALL_MIXTRAL, intermediate_size=96)
+    write_packed_checkpoint(tmp_path / "model", config, lambda name: ".experts." in name, apart=True)
+    made = Store.open(convert_checkpoint(str(tmp_path / "model"), tmp_path / "store"))
+    for path in (tmp_path / "model").glob(f"{removed}*"):
+        path.unlink()
+    forecast = forecast_store(str(tmp_path / "model"))
+    assert forecast.known_from.endswith(known_from)
+    same(forecast.store, made)
 
 
 def test_names_that_the_model_does_not_have_are_refused(tmp_path: Path) -> None:

@@ -229,7 +229,7 @@ def test_a_destination_that_is_something_else_is_refused(checkpoint: Path, tmp_p
 
 
 def test_unknown_formats_are_refused(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="`experts`: expected one of f32, f16, q8, q4, q4m, found 'q5'"):
+    with pytest.raises(UsageError, match="`experts`: expected one of f32, f16, q8, q4, q4m, m4, found 'q5'"):
         convert_checkpoint(str(checkpoint), tmp_path / "store", experts="q5")
 
 
@@ -388,7 +388,7 @@ def _assert_weights(store: Store, source: QuantisedSource) -> None:
         assert np.array_equal(found[name], wanted[place.row_start : place.row_stop]), name
 
 
-@pytest.mark.parametrize(("dtype", "fmt"), [("Q4_0", "q4"), ("Q4_1", "q4m"), ("Q8_0", "q8")])
+@pytest.mark.parametrize(("dtype", "fmt"), [("Q4_0", "q4"), ("Q4_1", "q4m"), ("Q8_0", "q8"), ("MXFP4", "m4")])
 def test_quantised_blocks_carry_over_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, fmt: str
 ) -> None:
@@ -402,15 +402,18 @@ def test_quantised_blocks_carry_over_exactly(
     assert statistics["router"]["formats"] == ["f32"]
 
 
-@pytest.mark.parametrize(("first", "second", "fmt"), [("Q4_0", "Q4_1", "q4m"), ("Q4_0", "Q8_0", "q8")])
+@pytest.mark.parametrize(
+    ("first", "second", "fmt", "own"),
+    [("Q4_0", "Q4_1", "q4m", "q4"), ("Q4_0", "Q8_0", "q8", "q4"), ("MXFP4", "Q4_0", "q8", "m4")],
+)
 def test_gate_and_up_of_two_dtypes_carry_over_exactly_into_the_wider(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, second: str, fmt: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, second: str, fmt: str, own: str
 ) -> None:
     source = QuantisedSource(lambda name: second if ".w3." in name else first)
     store = _convert(source, tmp_path, monkeypatch)
     _assert_weights(store, source)
     layout = store.layouts_of_layers[0][0].matrices
-    assert (layout.gate_up_format.name, layout.down_format.name) == (fmt, "q4")
+    assert (layout.gate_up_format.name, layout.down_format.name) == (fmt, own)
 
 
 def test_experts_of_one_layer_keep_their_own_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -440,6 +443,30 @@ def test_scales_that_are_not_finite_are_refused_by_name(tmp_path: Path, monkeypa
     source.blocks[name].scales[7, 1] = np.inf
     with pytest.raises(SourceError, match=r"experts\.3\.w1\.weight: expected finite numbers, found inf"):
         _convert(source, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("scale", "match"), [(255, r"scales that are numbers, found NaN \(the e8m0 byte 255\)"), (254, "found -?inf")]
+)
+@pytest.mark.parametrize("experts", [None, "m4", "q8"])
+def test_m4_weights_that_are_no_float32_are_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: int, match: str, experts: str | None
+) -> None:
+    source = QuantisedSource(lambda name: "MXFP4")
+    blocks = source.blocks["model.layers.0.block_sparse_moe.experts.3.w1.weight"]
+    blocks.scales[7, 1] = scale
+    blocks.values[7, 40] = 7
+    with pytest.raises(SourceError, match=rf"experts\.3\.w1\.weight: expected .*{match}"):
+        _convert(source, tmp_path, monkeypatch, experts=experts)
+
+
+@pytest.mark.parametrize("experts", ["f32", "f16", "q8"])
+def test_m4_is_exact_in_every_wider_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, experts: str) -> None:
+    source = QuantisedSource(lambda name: "MXFP4")
+    store = _convert(source, tmp_path, monkeypatch, experts=experts)
+    _assert_weights(store, source)
+    assert store.manifest.quantisation["experts"]["formats"] == [experts]
+    assert store.manifest.quantisation["experts"]["relative_error"] == 0
 
 
 @pytest.mark.parametrize("name", ["~/models/tiny", "~nobody-of-this-name/tiny", "~"])

@@ -33,7 +33,7 @@ IDS = np.concatenate([np.random.default_rng(3).integers(0, VOCABULARY, 70), [0, 
 NAMED = r"^The embedding of tokens \d+ to \d+: "
 
 
-@pytest.fixture(scope="module", params=["f32", "f16", "q8", "q4", "q4m"])
+@pytest.fixture(scope="module", params=["f32", "f16", "q8", "q4", "q4m", "m4"])
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return convert(tmp_path_factory.mktemp("rows"), request.param)
 

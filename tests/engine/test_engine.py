@@ -262,7 +262,7 @@ def test_an_error_meanwhile_is_passed_on_and_leaves_nothing_open(store: Path) ->
         assert sorted(Path("/proc/self/fd").iterdir()) == before
 
 
-@pytest.mark.parametrize("place", ["ExpertFiles", "token_traffic", "cache_folder"])
+@pytest.mark.parametrize("place", ["ExpertFiles", "Stepper", "cache_folder"])
 def test_an_engine_that_cannot_be_made_leaves_nothing_open(
     store: Path, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,10 +11,18 @@ from hypothesis import strategies as st
 
 from edgemoe.engine import memory
 from edgemoe.engine.decoder import Decoder
-from edgemoe.engine.memory import ModelSizes, has_ample_room, kv_cache_bytes, plan_memory, workspace_bytes
+from edgemoe.engine.memory import (
+    POSITION_OBJECT_BYTES,
+    ModelSizes,
+    has_ample_room,
+    kv_cache_bytes,
+    plan_memory,
+    workspace_bytes,
+)
 from edgemoe.engine.scratch import WeightFormats, step_scratch_bytes
-from edgemoe.engine.workspace import Workspace, kept_bytes, work_bytes
+from edgemoe.engine.workspace import Workspace, kept_bytes, rope_bytes, work_bytes
 from edgemoe.errors import BudgetError, UsageError
+from edgemoe.experts.opening import cache_bytes
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.formats import FORMATS, Matrix
 from edgemoe.kernels.operations import Operation, Program
@@ -322,6 +330,31 @@ def test_what_is_planned_holds_what_is_allocated(name: str, chunk_tokens: int, c
         graph, chunk_tokens, context_length
     ) + kv_cache_bytes(graph, context_length, "q8")
     backend.close()
+
+
+def test_tables_about_slots_are_planned_and_none_where_all_experts_are_resident() -> None:
+    slots = SIZES.total_experts // 2
+    whole = plan_memory(GRAPH, SIZES, BACKEND, "1TiB")
+    assert whole.cache_table_bytes == 0
+    part = plan_memory(GRAPH, SIZES, BACKEND, whole.planned_bytes - slots * SIZES.slot_bytes)
+    assert part.cache_table_bytes == cache_bytes(part.slots, 12, 16, BACKEND) > 0
+    assert part.planned_bytes <= part.budget_bytes < part.planned_bytes + SIZES.slot_bytes
+    # many small experts: what is known about them takes megabytes, and the floor says so
+    many = dataclasses.replace(SIZES, slot_bytes=4096, total_experts=1 << 20)
+    least = plan_memory(GRAPH, many, BACKEND, "floor")
+    assert least.planned_bytes <= least.floor_bytes
+    more = plan_memory(GRAPH, many, BACKEND, least.floor_bytes + 64 * MIB)
+    assert more.slots * 4096 < 64 * MIB - more.slots * 200
+    assert more.planned_bytes <= more.budget_bytes
+
+
+@pytest.mark.parametrize("sequences", [2, 8])
+def test_each_sequence_costs_its_positions_and_its_logits(sequences: int) -> None:
+    several = dataclasses.replace(SIZES, sequences=sequences)
+    one, more = (plan_memory(GRAPH, sizes, BACKEND, "1TiB", 512, interpreter=0) for sizes in (SIZES, several))
+    assert more.kv_cache_bytes == sequences * one.kv_cache_bytes - (sequences - 1) * rope_bytes(GRAPH, 512)
+    others = more.workspace_bytes - one.workspace_bytes
+    assert others > (sequences - 1) * (2 * 4 * SPEC.vocab_size + 512 * POSITION_OBJECT_BYTES)
 
 
 @pytest.mark.parametrize("kv_format", ["f16", "q8"])

@@ -55,8 +55,8 @@ with open_engine(model, options) as engine:
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what is where")]
 
 
-def run(model: Path, ram: str, prefetch: str = "auto") -> dict[str, Any]:
-    command = [sys.executable, "-c", RUN, str(model), ram, prefetch]
+def run(model: Path, ram: str, prefetch: str = "auto", program: str = RUN) -> dict[str, Any]:
+    command = [sys.executable, "-c", program, str(model), ram, prefetch]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))
@@ -76,6 +76,73 @@ def test_peak_memory_is_within_the_budget_from_floor_to_resident() -> None:
         assert found["swapped_kib"] == 0
         assert found["tokens"] == least["tokens"]
     # what all experts take is held to the plan, since the budget was far above it
+    assert most["peak_rss_bytes"] <= most["planned_bytes"]
+
+
+TOGETHER = """
+import json, sys
+import numpy as np
+from edgemoe.engine.opening import open_engine
+from edgemoe.engine.options import EngineOptions
+from edgemoe.process import peak_rss_bytes
+
+model, ram, prefetch = sys.argv[1], sys.argv[2], sys.argv[3]
+options = EngineOptions(int(ram) if ram.isdigit() else ram, 2, 256, prefetch=prefetch, sequences=8)
+with open_engine(model, options) as engine:
+    random = np.random.default_rng(0)
+    texts = random.integers(0, engine.spec.vocab_size, (10, 214)).tolist()
+    found = 0
+
+    def begin(ids):
+        global found
+        sequence = engine.sequences.open(ids)
+        found += sequence.position
+        logits = engine.step({sequence: ids[sequence.position:]})
+        sequence.turn.begin_decoding()
+        return sequence, logits[sequence]
+
+    for text in texts[:4]:  # their prefixes are kept
+        engine.sequences.close(begin(text)[0])
+    running = dict(begin(text) for text in [*texts[1:4], *texts[6:10]])
+    own, logits = engine.sequence, engine.forward(texts[5])
+    own.turn.begin_decoding()
+    running[own] = logits
+    tokens = []
+    for _ in range(40):
+        batch = {sequence: [int(logits.argmax())] for sequence, logits in running.items()}
+        tokens.append([ids[0] for ids in batch.values()])
+        running = engine.step(batch)
+    every = engine.step({sequence: [1, 2] for sequence in running}, all_logits=True)
+    tokens.append([int(logits[-1].argmax()) for logits in every.values()])
+    print(json.dumps({
+        "tokens": tokens,
+        "found": found,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "budget_bytes": engine.memory.budget_bytes,
+        "planned_bytes": engine.memory.planned_bytes,
+        "slots": engine.memory.slots,
+        "total_experts": engine.memory.total_experts,
+        "misses": engine.statistics.expert_misses,
+        "prefetched": engine.statistics.cache.prefetched_reads,
+    }))
+"""
+"""Eight sequences fill every page of the KV cache, three of them from kept prefixes."""
+
+
+@pytest.mark.timeout(900)
+def test_peak_memory_of_eight_sequences_with_kept_prefixes_is_within_the_budget() -> None:
+    model = find_model()
+    least, most = run(model, "floor", program=TOGETHER), run(model, "1TiB", program=TOGETHER)
+    assert most["slots"] == most["total_experts"]
+    assert least["slots"] < least["total_experts"]
+    first, last = least["budget_bytes"], most["planned_bytes"]
+    between = [run(model, str(first + (last - first) * part // 6), "on", TOGETHER) for part in range(1, 6)]
+    assert any(found["prefetched"] for found in between)
+    for found in (least, *between, most):
+        print(f"{found['slots']} slots: {found['peak_rss_bytes'] >> 20} of {found['budget_bytes'] >> 20} MiB")
+        assert found["peak_rss_bytes"] <= found["budget_bytes"], found
+        assert found["tokens"] == least["tokens"]
+        assert found["found"] == 3 * 192  # three full pages of each prompt that was run before
     assert most["peak_rss_bytes"] <= most["planned_bytes"]
 
 

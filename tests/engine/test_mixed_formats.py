@@ -31,8 +31,8 @@ def store_of(folder: Path, dtype_of_expert: Callable[[int, int, str], str], **op
 
 
 def mixed(layer: int, expert: int, matrix: str) -> str:
-    """Four of the nine combinations of three formats in a layer, and others in the next."""
-    return ["Q4_0", "Q8_0", "Q4_1"][(layer + expert + (expert // 2 if matrix == "w2" else 0)) % 3]
+    """Four of the sixteen combinations of four formats in a layer, and others in the next."""
+    return ["Q4_0", "Q8_0", "Q4_1", "MXFP4"][(layer + expert + (expert // 2 if matrix == "w2" else 0)) % 4]
 
 
 def logits(store: Store, slots: int, threads: int = 1, together: int = len(IDS), **options: str) -> np.ndarray:

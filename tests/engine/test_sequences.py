@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edgemoe.conversion.pipeline import convert_checkpoint
+from edgemoe.engine.memory import POSITION_OBJECT_BYTES
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
 from edgemoe.engine.pages import PagePool, prefix_hash
@@ -120,6 +122,21 @@ def test_pages_are_neither_lost_nor_given_twice() -> None:
             else:
                 pool.name(page, hashes[random.integers(4)])
         assert pool.available == 8 - len(set(used))
+
+
+def test_the_plan_has_room_for_the_objects_of_every_position() -> None:
+    rows, pages = 8, 16
+    tracemalloc.start()
+    sequences, _ = of_pages(rows, pages)
+    before = tracemalloc.get_traced_memory()[0]
+    tokens = np.random.default_rng(2).integers(1000, 2**31 - 1, (rows, pages * PAGE_TOKENS))  # no small integers
+    for ids in tokens:
+        one = sequences.open()
+        one.reserve(len(ids))
+        one.extend(ids)
+    taken = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert 0 < taken <= tokens.size * POSITION_OBJECT_BYTES
 
 
 @pytest.mark.parametrize("ids", [[1.5, 2.0], [[1, 2]], [-1], [CONFIG["vocab_size"]], []])

@@ -1,57 +1,56 @@
-"""The places of records, as the pager in C takes them, are those of the store."""
+"""The bytes that a cache takes besides its slots, as the memory plan counts them before there is one."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import tracemalloc
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
-from edgemoe.conversion.pipeline import convert_checkpoint
-from edgemoe.experts.opening import record_table
-from edgemoe.io.reads import ExpertFiles
-from edgemoe.store.reader import Store
-from tests.support.checkpoints import write_checkpoint
-from tests.support.stores import version_1
+from edgemoe.experts.cache import ExpertCache
+from edgemoe.experts.opening import cache_bytes
+from edgemoe.experts.policy import make_policy, policy_numbers
+from edgemoe.kernels.native.library import load_library
+from edgemoe.kernels.native.pager import NativePager
+from edgemoe.kernels.native.reader import NativeReader
+from edgemoe.kernels.paging import RECORD
+from tests.support.paired_caches import FakeFiles, FakeTable
+from tests.support.slow_reader import SteppedReader
 
-CONFIG = {
-    "model_type": "qwen2_moe",
-    "hidden_size": 32,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "num_experts": 6,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 16,
-    "shared_expert_intermediate_size": 16,
-    "intermediate_size": 48,
-    "mlp_only_layers": [0, 2],
-    "vocab_size": 50,
-    "max_position_embeddings": 64,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1e4,
-}
-"""Dense layers before and between those with experts."""
+LAYERS, EXPERTS = 12, 64
 
 
-@pytest.mark.parametrize("fast_checksums", [True, False])
-def test_the_pager_has_the_places_of_the_store(tmp_path: Path, fast_checksums: bool) -> None:
-    write_checkpoint(tmp_path / "checkpoint", CONFIG)
-    store = Store.open(convert_checkpoint(str(tmp_path / "checkpoint"), tmp_path / "store"))
-    if not fast_checksums:
-        store = version_1(store.path, fast_checksums=False)
-    files = ExpertFiles(store.expert_paths)
-    try:
-        places = record_table(store, files)
-        assert places.shape == (4, 6)
-        for layer in range(4):
-            for expert in range(6):
-                found = places[layer, expert]
-                if layer in (0, 2):
-                    assert found["length"] == 0
-                    continue
-                record = store.record(layer, expert)
-                crc = -1 if record.crc32c is None else record.crc32c
-                assert (crc >= 0) == fast_checksums
-                assert found.item() == (record.offset, record.length, crc, files.descriptor(record.path), 0)
-    finally:
-        files.close()
+@pytest.mark.parametrize("slots", [3, 200, 700])
+def test_the_pager_in_c_has_the_arrays_that_were_planned(slots: int) -> None:
+    reader = NativeReader(1, 64, 4096)
+    records = np.zeros((LAYERS, EXPERTS), RECORD)
+    arena = np.zeros((slots, 64), np.uint8)
+    pager = NativePager(arena, records, reader, policy_numbers("lruf", slots), 60)
+    arrays = (pager.residency, pager.loaded_when_asked, pager.tickets, records)
+    in_c = load_library().em_pager_bytes(slots, LAYERS, EXPERTS)
+    assert in_c >= LAYERS * EXPERTS * 8 + slots * 24  # its policy's history, and what it knows of a slot
+    planned = cache_bytes(slots, LAYERS, EXPERTS, SimpleNamespace(name="native"))  # type: ignore[arg-type]
+    assert planned == sum(array.nbytes for array in arrays) + in_c
+    reader.close()
+
+
+@pytest.mark.parametrize("slots", [200, 700])
+def test_the_cache_in_python_takes_no_more_than_was_planned(slots: int) -> None:
+    arena = np.zeros((slots, 64), np.uint8)
+    reader: Any = SteppedReader(arena, np.zeros(LAYERS * EXPERTS * 64, np.uint8), set())
+    reader.ends_all = True
+    tracemalloc.start(8)
+    policy = make_policy("lruf", slots, LAYERS * EXPERTS)
+    cache = ExpertCache(arena, [EXPERTS] * LAYERS, FakeTable(EXPERTS, 64), FakeFiles(), reader, policy)
+    cache.warm([(layer, expert) for expert in range(EXPERTS) for layer in range(LAYERS)])
+    for layer in range(LAYERS):
+        cache.prefetch(layer, range(20))
+    of_cache = tracemalloc.Filter(True, "*/edgemoe/experts/*", all_frames=True)
+    of_fakes = tracemalloc.Filter(False, "*/tests/support/*", all_frames=True)
+    traces = tracemalloc.take_snapshot().filter_traces([of_cache, of_fakes]).traces
+    taken = sum(trace.size for trace in traces)
+    tracemalloc.stop()
+    assert taken > slots * 100
+    assert taken <= cache_bytes(slots, LAYERS, EXPERTS, SimpleNamespace(name="jit"))  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from edgemoe.kernels import reference
 from edgemoe.kernels.formats import FORMATS, Blocks, Matrix, group_count, pack, panel_count
-from edgemoe.kernels.operations import PAGE_TOKENS, Cache, Integers, QuantisedCache
+from edgemoe.kernels.operations import PAGE_TOKENS, SILU, Activation, Cache, FfnBiases, Integers, QuantisedCache
 from tests.support.examples import examples
 from tests.support.matrices import interleave_panels
 
@@ -72,6 +72,8 @@ def random_blocks(format_name: str, rows: int, columns: int, random: np.random.G
         values = random.integers(-128, 128, shape).astype(np.int8)
     else:
         values = random.integers(0, 16, shape).astype(np.uint8)
+    if format_name == "m4":
+        return Blocks(fmt, values, random.integers(120, 126, groups).astype(np.uint8))
     scales = (random.standard_normal(groups) / 10).astype(np.float16)
     minimums = random.standard_normal(groups).astype(np.float16) if fmt.has_minimums else None
     return Blocks(fmt, values, scales, minimums)
@@ -91,6 +93,18 @@ def random_ffn(
     both = aligned_copy(interleave_panels(gate.data, up.data, panels))
     gate_up = Matrix(both, gate.format, 32 * panels, hidden_size)
     return gate_up, random_matrix(format_name, hidden_size, intermediate_size, random)
+
+
+def random_biases(hidden_size: int, intermediate_size: int, random: np.random.Generator) -> FfnBiases:
+    """Biases of an FFN."""
+    sizes = (intermediate_size, intermediate_size, hidden_size)
+    return FfnBiases(*(numbers("normal", (size,), random) for size in sizes))
+
+
+CLAMPED = Activation("clamped_silu", 1.702, 0.7, 1.0)
+"""That of gpt-oss, with a limit that the numbers of these tests often exceed."""
+
+activations = st.sampled_from([SILU, CLAMPED, Activation("clamped_silu", 1.0, 10.0)])
 
 
 class Places(NamedTuple):

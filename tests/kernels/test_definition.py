@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from edgemoe.errors import KernelError
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.definition import (
-    NO_LIMIT,
     Extent,
     Misfit,
     buffer,
@@ -88,13 +87,15 @@ def test_a_layer_is_measured_with_and_without_memory() -> None:
         "Route": {"E": EXPERTS, "K": PER_TOKEN, "groups": 1, "kept_groups": 1},
         "GatedFfn": {"D": WIDTH, "F": FFN_WIDTH},
         "Combine": {"D": WIDTH, "K": PER_TOKEN},
+        "Mix": {"D": WIDTH},
     }
     seen = set()
-    asked = [op.Fetch(layer.chosen, layer.weights, 0.5), op.Prefetch(layer.chosen[:1])]
-    for operation in [*layer.operations, *asked]:
+    asked = [op.Fetch(layer.chosen, layer.weights, 0.5), op.Prefetch(layer.chosen)]
+    mix = op.Mix(layer.residual, layer.residual, 0.5, None, None, None, layer.residual)
+    for operation in [*layer.operations, *asked, mix]:
         sizes, without = operation.measure(), planned(operation).measure()
         assert sizes == without
-        assert sizes.rows == (NO_LIMIT if isinstance(operation, op.Prefetch) else 40)
+        assert sizes.rows == 40
         name = type(operation).__name__
         seen.add(name)
         if name in expected and sizes.letters.get("heads") != 4:
@@ -171,6 +172,30 @@ def faults() -> list[tuple[op.Operation, str, str]]:
         (op.GatedFfn(query, replace(gate_up, rows=32), down, query.copy()), "gate_up", "shape (64, 40)"),
         (op.GatedFfn(query, gate_up, replace(down, rows=39), query.copy()), "down", "shape (40, F)"),
         (op.GatedFfn(query, None, down, query.copy()), "gate_up", "a matrix, found NoneType"),  # type: ignore[arg-type]
+        (op.GatedFfn(query, gate_up, down, query.copy(), op.Activation("clamped_silu")), "activation.limit", "a limit"),
+        (
+            op.GatedFfn(query, gate_up, down, query.copy(), op.Activation(alpha=2.0)),
+            "activation.function",
+            "found silu",
+        ),
+        (replace(experts, activation=op.Activation(limit=7.0)), "activation.limit", "no limit for silu"),
+        (
+            replace(experts, activation=op.Activation("relu")),  # type: ignore[arg-type]
+            "activation.function",
+            "silu or clamped_silu, found relu",
+        ),
+        (
+            replace(experts, activation=op.Activation("clamped_silu", limit=-1.0)),
+            "activation.limit",
+            "a number above 0",
+        ),
+        (
+            op.GatedFfn(query, gate_up, down, query.copy(), biases=op.FfnBiases(floats(24), floats(23), floats(40))),
+            "biases.up",
+            "shape (24,), found shape (23,)",
+        ),
+        (with_layout(biases_offset=64), "layouts[1].biases_offset", "0, or a multiple of 64, at least"),
+        (with_layout(biases_offset=arena.shape[1]), "arena", "slots of at least"),
         (with_layout(hidden_size=39), "layouts[1].hidden_size", "expected 40, found 39"),
         (with_layout(intermediate_size=40), "layouts[1].intermediate_size", "expected 24, found 40"),
         (with_layout(down_offset=4), "layouts[1].down_offset", "a multiple of 64"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -27,7 +29,7 @@ from tests.kernels.builders import (
     seeds,
 )
 
-BITS = {"f32": 32, "f16": 16, "q8": 8.5, "q4": 4.5, "q4m": 5}
+BITS = {"f32": 32, "f16": 16, "q8": 8.5, "q4": 4.5, "q4m": 5, "m4": 4.25}
 
 
 def packed_slowly(blocks: Blocks) -> bytes:
@@ -39,7 +41,7 @@ def packed_slowly(blocks: Blocks) -> bytes:
     for panel in range(panel_count(rows)):
         body = bytearray()
         for g in range(groups):
-            payload = bytearray({"f32": 2048, "f16": 1024, "q8": 512, "q4": 256, "q4m": 256}[name])
+            payload = bytearray({"f32": 2048, "f16": 1024, "q8": 512, "q4": 256, "q4m": 256, "m4": 256}[name])
             for r in range(16):
                 for c in range(32):
                     row, column = panel * 16 + r, g * 32 + c
@@ -59,7 +61,8 @@ def packed_slowly(blocks: Blocks) -> bytes:
             if per_group is not None:
                 for g in range(groups):
                     for row in range(panel * 16, panel * 16 + 16):
-                        body += per_group[row, g].tobytes() if row < rows else bytes(2)
+                        missing = b"\x7f" if name == "m4" else bytes(2)
+                        body += per_group[row, g].tobytes() if row < rows else missing
         whole += body + bytes(-len(body) % 64)
     return bytes(whole)
 
@@ -114,13 +117,38 @@ def test_dequantised_weights_are_scale_times_value_plus_minimum(
     assert weights.dtype == np.float32
     row, column = rows - 1, columns - 1
     expected = np.float32(blocks.values[row, column])
-    if blocks.scales is not None:
+    if format_name == "m4":
+        assert blocks.scales is not None
+        expected = np.float32(e2m1(int(expected)) * 2.0 ** (int(blocks.scales[row, column // 32]) - 127))
+    elif blocks.scales is not None:
         if format_name == "q4":
             expected -= np.float32(8)
         expected *= np.float32(blocks.scales[row, column // 32])
         if blocks.minimums is not None:
             expected += np.float32(blocks.minimums[row, column // 32])
     assert weights[row, column] == expected
+
+
+def e2m1(code: int) -> float:
+    """The number that a code stands for by the OCP MX specification: sign, exponent with the bias 1, mantissa."""
+    sign, exponent, mantissa = -1 if code & 8 else 1, code >> 1 & 3, code & 1
+    return sign * (mantissa / 2 if exponent == 0 else 2.0 ** (exponent - 1) * (1 + mantissa / 2))
+
+
+def test_m4_means_every_code_and_every_scale_exactly() -> None:
+    fmt = FORMATS["m4"]
+    values = np.tile(np.arange(16, dtype=np.uint8), (256, 2))
+    weights = dequantise(Blocks(fmt, values, np.arange(256, dtype=np.uint8)[:, None]))
+    assert np.isnan(weights[255]).all()
+    for e in range(255):
+        for code in range(16):
+            exact = math.ldexp(e2m1(code), e - 127)
+            if abs(exact) < 2.0**128:
+                assert float(weights[e, code]) == exact
+                assert float(weights[e, 16 + code]) == exact
+            else:
+                assert e >= 253
+                assert weights[e, code] == math.copysign(math.inf, exact)
 
 
 @pytest.mark.parametrize("format_name", FORMAT_NAMES)
@@ -132,14 +160,17 @@ def test_bits_per_weight(format_name: str) -> None:
 
 # ---- GGUF's blocks: little-endian structs of 32 weights, (scale, [minimum,] quants); nibbles split as 0-15 | 16-31.
 
-GGUF_BYTES = {"q8": 34, "q4": 18, "q4m": 20}
-GGUF_NAMES = {"q8": "Q8_0", "q4": "Q4_0", "q4m": "Q4_1"}
+GGUF_BYTES = {"q8": 34, "q4": 18, "q4m": 20, "m4": 17}
+GGUF_NAMES = {"q8": "Q8_0", "q4": "Q4_0", "q4m": "Q4_1", "m4": "MXFP4"}
 
 
 def blocks_of_gguf(data: np.ndarray, fmt: Format) -> Blocks:
     """Blocks from GGUF rows `(rows, groups * block bytes)`: numbers moved, none changed."""
     rows = len(data)
     parts = data.reshape(rows, -1, GGUF_BYTES[fmt.name])
+    if fmt.name == "m4":
+        values = np.concatenate([parts[:, :, 1:] & 15, parts[:, :, 1:] >> 4], axis=2).reshape(rows, -1)
+        return Blocks(fmt, values, parts[:, :, 0])
     scales = np.ascontiguousarray(parts[:, :, :2]).view(np.float16)[:, :, 0]
     if fmt.name == "q8":
         values = np.ascontiguousarray(parts[:, :, 2:]).view(np.int8)
@@ -150,7 +181,7 @@ def blocks_of_gguf(data: np.ndarray, fmt: Format) -> Blocks:
     return Blocks(fmt, values, scales, minimums)
 
 
-@pytest.mark.parametrize("format_name", ["q8", "q4", "q4m"])
+@pytest.mark.parametrize("format_name", GGUF_NAMES)
 @few_examples
 @given(rows=st.integers(1, 20), groups=st.integers(1, 4), seed=seeds)
 def test_gguf_blocks_carry_over_bit_for_bit(format_name: str, rows: int, groups: int, seed: int) -> None:

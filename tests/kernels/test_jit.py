@@ -168,6 +168,11 @@ def test_every_half_becomes_the_float_it_is() -> None:
     assert np.array_equal(found[~nan].view(np.uint32), expected[~nan].view(np.uint32))
 
 
+def test_every_scale_of_m4_is_halved_to_the_float_it_is() -> None:
+    found = np.array([jit_numbers.halved_scale(np.uint8(e)) for e in range(255)], np.float64)
+    assert np.array_equal(found, 2.0 ** (np.arange(255) - 128.0))
+
+
 @jit
 def _convert_back(floats: np.ndarray, bits: np.ndarray) -> None:
     for i in range(len(floats)):

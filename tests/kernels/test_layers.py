@@ -413,3 +413,30 @@ def test_combine(
         terms += scale * np.abs(shared.astype(np.float64))
     bound = tolerance.combine(terms, per_token + 1)
     tolerance.assert_within(residual, (before + scale * added).astype(np.float32), bound)
+    alone = np.full((tokens, width), np.nan, np.float32)
+    backend.program([op.Combine(alone, float(scale), routed, weights, shared, gate, accumulate=False)]).run(tokens)
+    tolerance.assert_within(alone, (scale * added).astype(np.float32), bound)
+
+
+@few_examples
+@given(
+    st.integers(1, 100),
+    token_counts,
+    moderate_kinds,
+    st.tuples(*[st.booleans()] * 3),
+    st.sampled_from(["base", "apart"]),
+    seeds,
+)
+def test_mix(
+    backend: Backend, width: int, tokens: int, kind: str, present: tuple[bool, ...], target: str, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    base, result = numbers("normal", (tokens, width), random), numbers(kind, (tokens, width), random)
+    keep, share, shift = (numbers("normal", (width,), random) if given else None for given in present)
+    expected = reference.mix(base, result, 0.7, keep, share, shift)
+    terms = np.abs(base.astype(np.float64)) * (1.0 if keep is None else np.abs(keep))
+    terms += 0.7 * np.abs(result.astype(np.float64)) * (1.0 if share is None else np.abs(share))
+    terms += 0.0 if shift is None else np.abs(shift)
+    output = base if target == "base" else np.full_like(base, np.nan)
+    backend.program([op.Mix(base, result, 0.7, keep, share, shift, output)]).run(tokens)
+    tolerance.assert_within(output, expected, tolerance.combine(terms, 3))

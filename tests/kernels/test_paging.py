@@ -113,7 +113,7 @@ def paged(setting: Setting, backend: Backend, cache: Cache, arena: np.ndarray, d
     experts = [aligned((TOKENS, USED), np.int32) for _ in range(LAYERS)]
     weights = [aligned((TOKENS, USED), np.float32) for _ in range(LAYERS)]
     outputs = [aligned((TOKENS, USED, WIDTH), np.float32) for _ in range(LAYERS)]
-    guess = aligned((1, USED), np.int32)
+    guess = aligned((TOKENS, USED), np.int32)
     operations: list[op.Operation] = []
     for layer in range(LAYERS):
         here = op.Paged(cache, layer)
@@ -144,7 +144,7 @@ def test_records_may_land_while_experts_run(any_backend: Backend, setting: Setti
         cache.phase = phase
         for layer in range(LAYERS):
             whole.experts[layer][:tokens] = draw(random, tokens)
-        whole.guess[0] = whole.experts[1][0]
+        whole.guess[:tokens] = whole.experts[1][:tokens]
         whole.program.run(tokens)
         for layer in range(LAYERS):
             expected = setting.resident(any_backend, layer, aligned_copy(whole.experts[layer][:tokens]))
@@ -177,11 +177,10 @@ def test_kernels_in_c_and_in_python_leave_the_same_experts_in_the_same_slots(
         tokens, phase = (TOKENS, PROMPT) if step % 9 == 0 else (1 + step % 2, DECODE)
         chosen = [draw(random, tokens) for _ in range(LAYERS)]
         weights = [random.random((tokens, USED)).astype(np.float32) for _ in range(LAYERS)]
-        guess = np.where(random.random(USED) < 0.7, chosen[1][0], draw(random, 1)[0])
-        guess = guess if len(set(guess)) == USED else chosen[1][0]
+        guess = np.where(random.random((tokens, USED)) < 0.7, chosen[1], draw(random, tokens))  # rows name some twice
         for one, cache in zip(both, caches, strict=True):
             cache.phase = phase
-            one.guess[0] = guess
+            one.guess[:tokens] = guess
             for layer in range(LAYERS):
                 one.experts[layer][:tokens], one.weights[layer][:tokens] = chosen[layer], weights[layer]
             one.program.run(tokens)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Union
+
 import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import reference
-from edgemoe.kernels.formats import FORMATS
+from edgemoe.kernels.formats import FORMATS, Blocks, Matrix, pack
 from edgemoe.kernels.operations import Backend
 from tests.kernels import tolerance
 from tests.kernels.builders import (
+    CLAMPED,
+    activations,
     aligned,
     aligned_copy,
     column_counts,
@@ -19,6 +24,7 @@ from tests.kernels.builders import (
     format_names,
     kinds,
     numbers,
+    random_biases,
     random_ffn,
     random_matrix,
     row_counts,
@@ -92,18 +98,46 @@ def test_embed(backend: Backend, format_name: str, rows: int, columns: int, toke
 
 
 @few_examples
-@given(format_names, column_counts, column_counts, token_counts, ffn_kinds, seeds)
-@example("q4", 32, 1, 39, "spike", 21587)  # a hidden value that only rounding brings, times a weight of zero
+@given(format_names, column_counts, column_counts, token_counts, ffn_kinds, activations, st.booleans(), seeds)
+@example("q4", 32, 1, 39, "spike", op.SILU, False, 21587)  # a hidden value of rounding alone, times a weight of zero
 def test_gated_ffn(
-    backend: Backend, format_name: str, width: int, intermediate_size: int, tokens: int, kind: str, seed: int
+    backend: Backend,
+    format_name: str,
+    width: int,
+    intermediate_size: int,
+    tokens: int,
+    kind: str,
+    activation: op.Activation,
+    biased: bool,
+    seed: int,
 ) -> None:
     random = np.random.default_rng(seed)
     gate_up, down = random_ffn(format_name, width, intermediate_size, random)
     values = numbers(kind, (tokens, width), random)
+    biases = random_biases(width, intermediate_size, random) if biased else None
     output = aligned((tokens, width), np.float32)
-    backend.program([op.GatedFfn(values, gate_up, down, output)]).run(tokens)
-    expected = reference.gated_ffn(values, gate_up, down)
-    tolerance.assert_within(output, expected, tolerance.gated_ffn(values, gate_up, down))
+    backend.program([op.GatedFfn(values, gate_up, down, output, activation, biases)]).run(tokens)
+    ffn = gate_up, down, biases, activation
+    tolerance.assert_within(output, reference.gated_ffn(values, *ffn), tolerance.gated_ffn(values, *ffn))
+
+
+def test_a_clamped_activation_by_its_formula(any_backend: Backend) -> None:
+    """Gate and up are the inputs themselves plus biases, and down adds them up: every number by hand."""
+    one = np.ones((1, 1), np.float32)
+    both = np.zeros((32, 1), np.float32)
+    both[0], both[16] = 1, 1
+    gate_up, down = (
+        Matrix(aligned_copy(pack(Blocks(FORMATS["f32"], x))), FORMATS["f32"], *x.shape) for x in (both, one)
+    )
+    biases = op.FfnBiases(*(aligned_copy(np.array([x], np.float32)) for x in (0.5, -1.0, 3.0)))
+    values = aligned_copy(np.array([[0.0], [1.5], [9.0], [-9.0]], np.float32))
+    output = aligned((4, 1), np.float32)
+    activation = op.Activation("clamped_silu", 1.702, 7.0, 1.0)
+    any_backend.program([op.GatedFfn(values, gate_up, down, output, activation, biases)]).run(4)
+    # gate and up: (0.5, -1), (2, 0.5), (9.5, 8) held to (7, 7), (-8.5, -10) held to (-8.5, -7)
+    pairs = [(0.5, -1.0), (2.0, 0.5), (7.0, 7.0), (-8.5, -7.0)]
+    expected = [3 + g / (1 + np.exp(-1.702 * g)) * (u + 1) for g, u in pairs]
+    np.testing.assert_allclose(output[:, 0], expected, rtol=1e-6)
 
 
 @few_examples
@@ -114,6 +148,8 @@ def test_gated_ffn(
     st.integers(1, 9),
     st.integers(1, 4),
     token_counts,
+    activations,
+    st.booleans(),
     seeds,
 )
 def test_experts(
@@ -124,11 +160,15 @@ def test_experts(
     expert_count: int,
     per_token: int,
     tokens: int,
+    activation: op.Activation,
+    biased: bool,
     seed: int,
 ) -> None:
     random = np.random.default_rng(seed)
     per_token = min(per_token, expert_count)
-    ffns = [random_ffn(format_name, width, intermediate_size, random) for _ in range(expert_count)]
+    ffns: list[Ffn] = [random_ffn(format_name, width, intermediate_size, random) for _ in range(expert_count)]
+    if biased:  # all but the last
+        ffns[:-1] = [(*matrices, random_biases(width, intermediate_size, random)) for matrices in ffns[:-1]]
     slots = aligned_copy(random.permutation(expert_count).astype(np.int32))
     slots[random.random(expert_count) < 0.3] = -1
     arena, layouts = pack_experts(ffns, slots)
@@ -136,29 +176,45 @@ def test_experts(
     values = numbers("normal", (tokens, width), random)
     output = aligned((tokens, per_token, width), np.float32)
     output[...] = 7
-    operation = op.Experts(values, aligned_copy(chosen), slots, arena, *layouts, output)
+    operation = op.Experts(values, aligned_copy(chosen), slots, arena, *layouts, output, None, activation)
     backend.program([operation]).run(tokens)
     for t in range(tokens):
         for k, expert in enumerate(chosen[t]):
             if slots[expert] < 0:
                 assert (output[t, k] == 7).all()
             else:
-                gate_up, down = ffns[expert]
+                gate_up, down, *biases = ffns[expert]
                 row = values[t : t + 1]
-                bound = tolerance.gated_ffn(row, gate_up, down)
-                tolerance.assert_within(output[t, k : k + 1], reference.gated_ffn(row, gate_up, down), bound)
+                ffn = gate_up, down, biases[0] if biases else None, activation
+                bound = tolerance.gated_ffn(row, *ffn)
+                tolerance.assert_within(output[t, k : k + 1], reference.gated_ffn(row, *ffn), bound)
 
 
-def pack_experts(ffns: list, slots: np.ndarray) -> tuple[np.ndarray, op.RecordLayouts]:
-    """An arena of 4096-byte aligned slots that holds each expert where `slots` says, and the layouts of the experts."""
-    of_each = [op.ExpertLayout(d.rows, d.columns, g.format, d.format, len(g.data)) for g, d in ffns]
+Ffn = Union[tuple[Matrix, Matrix], tuple[Matrix, Matrix, op.FfnBiases]]
+
+
+def pack_experts(ffns: Sequence[Ffn], slots: np.ndarray) -> tuple[np.ndarray, op.RecordLayouts]:
+    """An arena of 4096-byte aligned slots that holds each expert where `slots` says, and the layouts of the experts.
+
+    What no vector of biases fills is not a number: kernels must not use it.
+    """
+    of_each = [
+        op.ExpertLayout(d.rows, d.columns, g.format, d.format, len(g.data), (len(g.data) + len(d.data)) * bool(biases))
+        for g, d, *biases in ffns
+    ]
     layouts = tuple(dict.fromkeys(of_each))
-    longest = max(len(gate_up.data) + len(down.data) for gate_up, down in ffns)
+    longest = max(
+        len(g.data) + len(d.data) + layout.bias_bytes for (g, d, *_), layout in zip(ffns, of_each, strict=True)
+    )
     arena = aligned((max(1, int(slots.max()) + 1), -(-longest // 4096) * 4096), np.uint8, 4096)
-    for (gate_up, down), slot in zip(ffns, slots, strict=True):
+    for (gate_up, down, *biases), layout, slot in zip(ffns, of_each, slots, strict=True):
         if slot >= 0:
-            record = np.concatenate([gate_up.data, down.data])
+            record = np.concatenate([gate_up.data, down.data, np.full(layout.bias_bytes, 255, np.uint8)])
             arena[slot, : len(record)] = record
+            _, _, places = layout.weights(arena[slot])
+            if biases:
+                for part in ("gate", "up", "down"):
+                    getattr(places, part)[:] = getattr(biases[0], part)
     return arena, op.RecordLayouts(layouts, np.array([layouts.index(layout) for layout in of_each], np.uint8))
 
 
@@ -207,21 +263,23 @@ def test_experts_of_one_layer_may_differ_in_formats(
             random_ffn(gate_up, width, intermediate_size, random)[0],
             random_matrix(down, width, intermediate_size, random),
         )
-        for gate_up, down in [(names[n % 5], names[(n + seed) % 5]) for n in range(5)] + [("q4", "q8"), ("f16", "q4")]
+        for gate_up, down in [(names[n], names[(n + seed) % 6]) for n in range(6)] + [("q4", "q8"), ("f16", "q4")]
     ]
+    biases = [random_biases(width, intermediate_size, random) if n % 2 else None for n in range(len(ffns))]
     slots = aligned_copy(random.permutation(len(ffns)).astype(np.int32))
-    arena, layouts = pack_experts(ffns, slots)
+    packed = [(*ffn, own) if own else ffn for ffn, own in zip(ffns, biases, strict=True)]
+    arena, layouts = pack_experts(packed, slots)
     assert len(layouts.layouts) >= 5
     chosen = aligned_copy(np.array([random.permutation(len(ffns))[:per_token] for _ in range(tokens)], np.int32))
     values = numbers("normal", (tokens, width), random)
     together = aligned((tokens, per_token, width), np.float32)
-    backend.program([op.Experts(values, chosen, slots, arena, *layouts, together)]).run(tokens)
-    for expert, (gate_up, down) in enumerate(ffns):
+    backend.program([op.Experts(values, chosen, slots, arena, *layouts, together, None, CLAMPED)]).run(tokens)
+    for expert, ffn in enumerate(ffns):
         rows, ranks = np.nonzero(chosen == expert)
         if len(rows):
             alone = aligned((len(rows), width), np.float32)
             own = aligned_copy(values[rows])
-            backend.program([op.GatedFfn(own, gate_up, down, alone)]).run(len(rows))
+            backend.program([op.GatedFfn(own, *ffn, alone, CLAMPED, biases[expert])]).run(len(rows))
             assert np.array_equal(together[rows, ranks], alone)
-            bound = tolerance.gated_ffn(own, gate_up, down)
-            tolerance.assert_within(alone, reference.gated_ffn(own, gate_up, down), bound)
+            bound = tolerance.gated_ffn(own, *ffn, biases[expert], CLAMPED)
+            tolerance.assert_within(alone, reference.gated_ffn(own, *ffn, biases[expert], CLAMPED), bound)

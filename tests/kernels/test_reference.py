@@ -192,6 +192,13 @@ def test_route_prefers_what_is_in_memory_but_keeps_the_best_and_the_weights_of_t
     assert weights[0, 0] == pytest.approx(np.exp(6.0) / np.exp(logits[0].astype(np.float64)).sum(), rel=1e-6)
 
 
+def test_mix_keeps_shares_and_shifts() -> None:
+    base, result = np.float32([[1, 2]]), np.float32([[10, 20]])
+    keep, share, shift = np.float32([2, 3]), np.float32([0.5, 1]), np.float32([0.25, -1])
+    assert reference.mix(base, result, 1.0, None, None, None).tolist() == [[11, 22]]
+    assert reference.mix(base, result, 0.5, keep, share, shift).tolist() == [[4.75, 15]]
+
+
 def test_combine_weighs_the_routed_and_gates_the_shared() -> None:
     routed = np.array([[[1.0, 2.0], [10.0, 20.0]]], np.float32)
     weights, shared = np.array([[0.75, 0.25]], np.float32), np.array([[100.0, 200.0]], np.float32)

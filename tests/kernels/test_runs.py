@@ -13,6 +13,7 @@ from edgemoe.errors import KernelError
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.operations import PAGE_TOKENS, Backend
 from tests.kernels.builders import (
+    CLAMPED,
     FORMAT_NAMES,
     aligned,
     aligned_copy,
@@ -22,17 +23,18 @@ from tests.kernels.builders import (
     format_names,
     numbers,
     places,
+    random_biases,
     random_ffn,
     random_matrix,
     seeds,
 )
 from tests.kernels.conftest import BACKENDS, make_backend
-from tests.kernels.test_products import pack_experts
+from tests.kernels.test_products import Ffn, pack_experts
 
 VOCABULARY, WIDTH, HEADS, KV_HEADS, HEAD_WIDTH, EXPERTS, PER_TOKEN, FFN_WIDTH = 50, 72, 4, 2, 24, 5, 2, 40
 CONTEXT, PAGES = 80, 2
 IN_ORDER = np.arange(PAGES)
-CACHE_FORMAT = {"f32": "f32", "f16": "f16", "q8": "q8", "q4": "f16", "q4m": "q8"}
+CACHE_FORMAT = {"f32": "f32", "f16": "f16", "q8": "q8", "q4": "f16", "q4m": "q8", "m4": "f16"}
 """Which format of cache goes with weights of a format, so that every one has its turn."""
 
 
@@ -44,7 +46,8 @@ class TinyLayer:
     ) -> None:
         """`pages` numbers the pages of all sequences.
 
-        The seed chooses a window, sinks and biases, and the length of the convolution with that of its ring.
+        The seed chooses a window, whether heads have sinks, the activation and biases of FFNs, and the length of the
+        convolution with that of its ring.
         """
         random = np.random.default_rng(seed)
         query_width, kv_width = HEADS * HEAD_WIDTH, KV_HEADS * HEAD_WIDTH
@@ -72,7 +75,14 @@ class TinyLayer:
         cache_shape = (table.max() + 1, KV_HEADS, PAGE_TOKENS, HEAD_WIDTH)
         self.caches = [empty_cache(CACHE_FORMAT[format_name], cache_shape) for _ in range(2)]
         slots = aligned_copy(np.arange(EXPERTS, dtype=np.int32))
-        arena, layouts = pack_experts([random_ffn(format_name, WIDTH, FFN_WIDTH, random) for _ in slots], slots)
+
+        def ffn() -> Ffn:
+            matrices = random_ffn(format_name, WIDTH, FFN_WIDTH, random)
+            return (*matrices, random_biases(WIDTH, FFN_WIDTH, random)) if seed // 2 % 2 else matrices
+
+        arena, layouts = pack_experts([ffn() for _ in slots], slots)
+        activation = CLAMPED if seed // 4 % 2 else op.SILU
+        gate_up, down, *biases = ffn()
         angles = random.random((CONTEXT, HEAD_WIDTH // 2)) * 7
         tables = [aligned_copy(table(angles).astype(np.float32)) for table in (np.cos, np.sin)]
         sinks = numbers("normal", (HEADS,), random) if seed % 2 else None
@@ -95,8 +105,8 @@ class TinyLayer:
             norm(self.residual, normed),
             op.Linear(normed, (part(EXPERTS, logits),)),
             op.Route(logits, True, self.chosen, self.weights),
-            op.GatedFfn(normed, *random_ffn(format_name, WIDTH, FFN_WIDTH, random), shared),
-            op.Experts(normed, self.chosen, slots, arena, *layouts, routed),
+            op.GatedFfn(normed, gate_up, down, shared, activation, *biases),
+            op.Experts(normed, self.chosen, slots, arena, *layouts, routed, None, activation),
             op.Combine(self.residual, 0.7, routed, self.weights, shared, None),
         ]
 
@@ -136,8 +146,8 @@ def test_cuts_change_no_bit(
 @pytest.mark.parametrize("format_name", FORMAT_NAMES)
 def test_token_by_token_changes_no_bit(any_backend: Backend, format_name: str) -> None:
     tokens = np.arange(19, dtype=np.int32)
-    whole = run_layer(any_backend, format_name, 3, tokens, [])
-    assert_same_bits(run_layer(any_backend, format_name, 3, tokens, list(range(1, 19))), whole)
+    whole = run_layer(any_backend, format_name, 7, tokens, [])  # with sinks, biases and a clamped activation
+    assert_same_bits(run_layer(any_backend, format_name, 7, tokens, list(range(1, 19))), whole)
 
 
 @pytest.mark.parametrize("tokens", [0, -1, 9])

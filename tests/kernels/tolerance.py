@@ -5,7 +5,7 @@ every product and every addition rounds by at most `UNIT` of its result, and a s
 by at most `n * UNIT` of the sum of its terms' magnitudes. A bound is an array of the result's shape.
 
 - f32 and f16 weights are exact in float32; a product rounds once per column.
-- q8, q4 and q4m: activations are the reference's int8, bit for bit; products within a group are integers, and
+- q8, q4, q4m and m4: activations are the reference's int8, bit for bit; products within a group are integers, and
   exact; only the groups' results are rounded. A zero point or minimum may be taken out of the sum, so its terms
   count on their own.
 - An FFN's hidden values become int8: one that lies nearer to a rounding boundary than its own error may go the
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.kernels.formats import GROUP_COLUMNS, PANEL_ROWS, Matrix, dequantise, group_count, unpack
+from edgemoe.kernels.operations import SILU, Activation, FfnBiases
 from edgemoe.kernels.reference import matmul, quantise_activations
 
 UNIT = 2.0**-24
@@ -64,6 +65,8 @@ def _weight_terms(matrix: Matrix) -> Doubles:
     blocks = unpack(matrix.data, matrix.format, matrix.rows, matrix.columns)
     if blocks.scales is None:
         return np.abs(blocks.values.astype(np.float64))
+    if matrix.format.name == "m4":
+        return np.abs(dequantise(blocks).astype(np.float64))
     zero_point = 8 if matrix.format.name == "q4" else 0
     spread = np.repeat(np.abs(blocks.scales.astype(np.float64)), GROUP_COLUMNS, axis=1)[:, : matrix.columns]
     terms = spread * (np.abs(blocks.values.astype(np.float64)) + zero_point)
@@ -85,17 +88,26 @@ def linear(
     return result if before is None else result + UNIT * np.abs(before.astype(np.float64))
 
 
-def gated_ffn(values: npt.NDArray[np.float32], gate_up: Matrix, down: Matrix) -> Doubles:
+def gated_ffn(
+    values: npt.NDArray[np.float32],
+    gate_up: Matrix,
+    down: Matrix,
+    biases: FfnBiases | None = None,
+    activation: Activation = SILU,
+) -> Doubles:
     """Bound of `gated_ffn`: `(T, D)`."""
-    hidden, slack = _hidden(values, gate_up, down.columns)
+    hidden, slack = _hidden(values, gate_up, down.columns, biases, activation)
     weights = np.abs(dequantise(unpack(down.data, down.format, down.rows, down.columns)).astype(np.float64))
     if down.format.quantised:
         slack = _requantised(hidden, slack)
     # What the slack brings is rounded too, by a weight of zero as well, whose zero point is taken out of the sum.
-    return product(hidden, down) * 2 + slack @ weights.T + _rounding(slack, down)
+    bound = product(hidden, down) * 2 + slack @ weights.T + _rounding(slack, down)
+    return bound if biases is None else linear(bound, matmul(hidden, down), biases.down, 1.0, None)
 
 
-def _hidden(values: npt.NDArray[np.float32], gate_up: Matrix, width: int) -> tuple[npt.NDArray[np.float32], Doubles]:
+def _hidden(
+    values: npt.NDArray[np.float32], gate_up: Matrix, width: int, biases: FfnBiases | None, activation: Activation
+) -> tuple[npt.NDArray[np.float32], Doubles]:
     """The hidden values `(T, F)` of an FFN, and their bound."""
 
     def halves(both: npt.NDArray[np.floating]) -> list[Doubles]:
@@ -104,8 +116,15 @@ def _hidden(values: npt.NDArray[np.float32], gate_up: Matrix, width: int) -> tup
 
     gate, up = halves(matmul(values, gate_up))
     gate_slack, up_slack = halves(product(values, gate_up))
+    if biases is not None:
+        gate, up = gate + biases.gate, up + biases.up
+        gate_slack, up_slack = gate_slack + UNIT * np.abs(gate), up_slack + UNIT * np.abs(up)
+    if activation.limit is not None:  # what is clamped is no further apart than before
+        gate, up = np.minimum(gate, activation.limit), np.clip(up, -activation.limit, activation.limit)
+    up = up + (activation.offset or 0)
+    up_slack = up_slack + UNIT * np.abs(up)
     with np.errstate(over="ignore"):
-        silu = gate / (1 + np.exp(-gate))
+        silu = gate / (1 + np.exp(-activation.alpha * gate))
     # The slope of silu is at most 1.1; exp's argument is rounded, which its slope turns into |gate| units.
     silu_slack = 1.1 * (gate_slack + UNIT * np.abs(gate)) + np.abs(silu) * (EXPONENTIAL + 4 * UNIT)
     hidden = silu * up

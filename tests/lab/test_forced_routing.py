@@ -191,6 +191,39 @@ def test_guesses_differ_where_few_experts_are_left_to_guess_wrong(store: Path) -
                 assert len(set(routing.guess[0].tolist())) == 6
 
 
+@pytest.mark.parametrize("slots", [6, EXPERTS])
+def test_sequences_that_decode_together_take_parts_of_the_trace(store: Path, slots: int) -> None:
+    forced = ForcedRouting(made_up_trace(SHAPE, tokens=15, prompt_tokens=3), recall=1.0)
+    with engine_with_slots(store, slots, routing=forced, prefetch="on", sequences=3) as engine:
+        for already in (0, 2):
+            forced.spread(3)
+            sequences = [engine.sequence, engine.sequences.open(), engine.sequences.open()]
+            for sequence in sequences:
+                sequence.turn.begin_decoding()
+            for step in range(2):
+                engine.step({sequence: [step] for sequence in sequences})
+                for number in range(3):
+                    expected = forced.keys(DECODE, already + step + 4 * number, 1)[0]
+                    for layer, routing in enumerate(engine.routing):
+                        assert routing is not None
+                        np.testing.assert_array_equal(routing.experts[number] + 8 * layer, expected[layer])
+                        np.testing.assert_array_equal(np.sort(routing.guess[number]), np.sort(routing.experts[number]))
+            for sequence in reversed(sequences[1:]):
+                engine.sequences.close(sequence)
+        cache = engine.statistics.cache
+    assert forced.taken(DECODE) == 4
+    assert cache.guessed_uses == cache.guessable_uses
+    assert (cache.prefetched_reads > 0) == (slots < EXPERTS)
+
+
+def test_a_recording_of_several_sequences_is_refused(store: Path, tmp_path: Path) -> None:
+    with engine_with_slots(store, EXPERTS, sequences=2) as engine, recording(engine, tmp_path / "t"):
+        other = engine.sequences.open()
+        with pytest.raises(UsageError, match="holds one sequence"):
+            engine.step({engine.sequence: [1], other: [2]})
+        engine.step({other: [2]})
+
+
 def test_a_recall_that_is_none_is_refused() -> None:
     for wrong in (-0.1, 1.1, float("nan")):
         with pytest.raises(UsageError, match="`recall`: expected 0 to 100 %"):

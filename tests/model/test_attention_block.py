@@ -37,29 +37,28 @@ def rms(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return values / np.sqrt(np.square(values).mean(axis=-1, keepdims=True) + 1e-5) * weight
 
 
-def formula(block: Attention, w: dict[str, np.ndarray], stream: np.ndarray) -> np.ndarray:
-    """Compute what the block adds to the residual stream, token by token and head by head."""
+def formula(block: Attention, w: dict[str, np.ndarray], normed: np.ndarray) -> np.ndarray:
+    """Compute the body's result from the rows that it reads, token by token and head by head."""
 
     def projected(name: str, heads: int) -> np.ndarray:
         product = normed @ w[name].T + w.get(f"{name}_bias", 0)
-        return product.reshape(len(stream), heads, -1)
+        return product.reshape(len(normed), heads, -1)
 
-    normed = rms(stream, w["attention_norm"])
     query, key, value = projected("query", H), projected("key", G), projected("value", G)
     if block.qk_norm == "head":
         query, key = rms(query, w["query_norm"]), rms(key, w["key_norm"])
     half = block.rope.rotated // 2
-    cosine, sine = (table.astype(float)[:, None] for table in rope_tables(block.rope, len(stream)))
+    cosine, sine = (table.astype(float)[:, None] for table in rope_tables(block.rope, len(normed)))
     for rows in (query, key):
         a, b = rows[..., :half].copy(), rows[..., half : 2 * half].copy()
         rows[..., :half], rows[..., half : 2 * half] = a * cosine - b * sine, b * cosine + a * sine
-    attended = np.zeros((len(stream), H, value.shape[2]))
-    for t, head in np.ndindex(len(stream), H):
+    attended = np.zeros((len(normed), H, value.shape[2]))
+    for t, head in np.ndindex(len(normed), H):
         seen = range(max(0, t + 1 - block.window) if block.window else 0, t + 1)
         weights = np.exp([block.scale * (query[t, head] @ key[j, head // (H // G)]) for j in seen])
         total = weights.sum() + (np.exp(w["sinks"][head]) if block.sinks else 0)
         attended[t, head] = sum(x * value[j, head // (H // G)] for x, j in zip(weights, seen, strict=True)) / total
-    return attended.reshape(len(stream), -1) @ w["output"].T + w.get("output_bias", 0)
+    return attended.reshape(len(normed), -1) @ w["output"].T + w.get("output_bias", 0)
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -67,6 +66,13 @@ def test_the_block_is_its_formula(name: str) -> None:
     block, random = BLOCKS[name], np.random.default_rng(3)
     spec = spec_of(block)
     assert ModelSpec.from_json(spec.to_json()) == spec
+    stream, after, own = run(spec, random)
+    expected = stream + formula(block, own, rms(stream, own["attention_norm"]))
+    np.testing.assert_allclose(after, expected, rtol=0, atol=2e-5)
+
+
+def run(spec: ModelSpec, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Run a layer of attention blocks with random weights; the stream before and after it, and the weights."""
     arrays = {key: random.standard_normal(shape).astype(np.float32) / 3 for key, shape in spec.dense_tensors().items()}
     f32 = FORMATS["f32"]
     weights: dict[str, Any] = {
@@ -79,14 +85,14 @@ def test_the_block_is_its_formula(name: str) -> None:
     decoder = Decoder(graph, weights, space, np.zeros((0, 64), np.uint8), [None])
     program = ReferenceBackend().program(decoder.layers[0].attend)
     stream = random.standard_normal((TOKENS, D)).astype(np.float32)
-    found = []
+    after = np.empty_like(stream)
     for start, end in ((0, 50), (50, 51), (51, TOKENS)):
         rows = slice(end - start)
         space.residual[rows], space.positions[rows] = stream[start:end], np.arange(start, end)
         program.run(end - start)
-        found.append(space.residual[rows] - stream[start:end])
+        after[start:end] = space.residual[rows]
     own = {key.removeprefix("layers.0."): array.astype(float) for key, array in arrays.items()}
-    np.testing.assert_allclose(np.concatenate(found), formula(block, own, stream.astype(float)), rtol=0, atol=2e-5)
+    return stream.astype(float), after, own
 
 
 def test_older_stores_have_none_of_it() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from edgemoe.architectures import model_spec
+from edgemoe.kernels.operations import Activation
 from edgemoe.model.blocks import Attention, GatedFfn, Moe, RouterSpec, SharedExpert, ShortConv
 from edgemoe.model.first_form import current_form
 from edgemoe.model.rope import RopeSpec
@@ -84,6 +86,12 @@ def routed(normalise: bool, top_k: int = 2, **options: Any) -> LayerSpec:
         (LayerSpec.of(Attention(4, 3, 16, 0.25, RopeSpec(1e4, 16))), "4 query heads and 3 key heads"),
         (LayerSpec.of(Attention(4, 2, 16, 0.25, RopeSpec(1e4, 18))), "18 of 16 channels"),
         (LayerSpec.of(ShortConv(1)), "a convolution over 1 token"),
+        (LayerSpec.of(GatedFfn(8, Activation(limit=7.0))), "activation: limit: expected no limit for silu, found 7"),
+        (LayerSpec.of(replace(MOE, activation=Activation("clamped_silu"))), "activation: limit: expected a limit"),
+        (
+            LayerSpec.of(replace(MOE, shared=SharedExpert(8, activation=Activation(alpha=2.0)))),
+            "activation: function: expected clamped_silu, found silu",
+        ),
         (routed(True, groups=3), "router: groups: expected equal runs of at least 2 of 8 experts, found 3"),
         (routed(True, groups=8), "router: groups: expected equal runs of at least 2 of 8 experts, found 8"),
         (routed(True, groups=2, kept_groups=3), "router: kept_groups: expected at most 2, found 3"),
@@ -108,6 +116,19 @@ def test_every_setting_of_a_router_survives_json() -> None:
     plain["layers"][0]["blocks"][0]["body"]["router"]["score"] = "tanh"
     with pytest.raises(ValueError, match=r"router\.score is 'tanh'"):
         ModelSpec.from_json(plain)
+
+
+def test_activations_and_biases_survive_json_and_name_their_tensors() -> None:
+    clamped = Activation("clamped_silu", 1.702, 7.0, 1.0)
+    shared = SharedExpert(24, activation=Activation("clamped_silu", limit=10.0), bias=True)
+    moe = Moe(8, 2, 48, RouterSpec(True), shared, clamped, bias=True)
+    layers = (LayerSpec.of(ATTENTION, GatedFfn(80, clamped, bias=True)), LayerSpec.of(ATTENTION, moe))
+    spec = ModelSpec("test", 101, 64, layers, 1e-5, 256, False)
+    assert ModelSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    names = spec.tensors()
+    for prefix, width in (("layers.0.ffn", 80), ("layers.1.shared", 24), ("layers.1.experts.7", 48)):
+        assert names[f"{prefix}.gate_bias"] == names[f"{prefix}.up_bias"] == (width,)
+        assert names[f"{prefix}.down_bias"] == (64,)
 
 
 def test_a_layer_may_have_any_blocks() -> None:

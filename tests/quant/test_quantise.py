@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tracemalloc
 
 import numpy as np
@@ -16,11 +17,12 @@ from edgemoe.quant.quantise import quantise
 from tests.support.examples import examples
 from tests.support.matrices import quantisation_error
 
-Q8, Q4, Q4M, F16, F32 = (FORMATS[name] for name in ("q8", "q4", "q4m", "f16", "f32"))
+Q8, Q4, Q4M, M4, F16, F32 = (FORMATS[name] for name in ("q8", "q4", "q4m", "m4", "f16", "f32"))
 KINDS = ("normal", "heavy", "uniform", "offset", "sparse", "equal", "two", "tiny", "mixed")
 
 few_examples = settings(max_examples=examples(25), deadline=None)
-quantised = st.sampled_from(["q8", "q4", "q4m"])
+searched = st.sampled_from(["q8", "q4", "q4m"])
+quantised = st.sampled_from(["q8", "q4", "q4m", "m4"])
 kinds = st.sampled_from(KINDS)
 seeds = st.integers(0, 2**32 - 1)
 columns = st.one_of(st.sampled_from([1, 31, 32, 33, 64]), st.integers(1, 150))
@@ -77,7 +79,7 @@ def plainly_rounded(values: np.ndarray, name: str) -> list[np.ndarray]:
 
 
 @few_examples
-@given(quantised, kinds, st.integers(1, 20), columns, seeds)
+@given(searched, kinds, st.integers(1, 20), columns, seeds)
 def test_no_group_is_worse_than_plain_rounding(name: str, kind: str, rows: int, count: int, seed: int) -> None:
     values = weights(kind, (rows, count), seed)
     found = group_errors(values, dequantise(quantise(values, FORMATS[name])))
@@ -99,7 +101,7 @@ def test_blocks_are_well_formed(name: str, kind: str, rows: int, count: int, see
     assert blocks.values.max() <= high
     assert blocks.scales is not None
     assert blocks.scales.shape == (rows, group_count(count))
-    assert blocks.scales.dtype == np.float16
+    assert blocks.scales.dtype == (np.uint8 if name == "m4" else np.float16)
     assert (blocks.minimums is not None) == (name == "q4m")
     kept = unpack(pack(blocks), fmt, rows, count)
     assert np.array_equal(dequantise(kept), dequantise(blocks))
@@ -166,6 +168,66 @@ def test_what_q4m_can_hold_comes_back_almost_exactly(rows: int, groups: int, see
     values = dequantise(Blocks(Q4M, integers, scales, minimums))
     # Where no weight has the integer 0, the minimum becomes another, which float16 rounds.
     assert quantisation_error(values, quantise(values, Q4M)) < 2.0**-10
+
+
+E2M1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+
+
+def rounded_to_m4(group: np.ndarray) -> tuple[int, list[float]]:
+    """One group by the OCP MX specification 1.0, section 6.3, in Python's numbers: e8m0 byte, weights."""
+    largest = max(abs(float(x)) for x in group)
+    if largest == 0:
+        return 127, [0.0] * len(group)
+    shared = max(math.floor(math.log2(largest)) - 2, -127)
+    restored = []
+    for x in group:
+        size = abs(float(x)) / 2.0**shared
+        distances = [abs(size - number) for number in E2M1]
+        nearest = [n for n in range(8) if distances[n] == min(distances)]
+        chosen = next(n for n in nearest if len(nearest) == 1 or n % 2 == 0)
+        restored.append(math.copysign(E2M1[chosen] * 2.0**shared, float(x)))
+    return shared + 127, restored
+
+
+@few_examples
+@given(st.one_of(kinds, st.sampled_from(["ties", "denormal", "huge"])), st.integers(1, 6), columns, seeds)
+def test_m4_is_rounded_as_the_specification_says(kind: str, rows: int, count: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    if kind in KINDS:
+        values = weights(kind, (rows, count), seed)
+    else:
+        quarters = random.integers(-31, 32, (rows, count)) / 4  # every number of e2m1, and half way between them
+        values = (quarters * {"ties": 1, "denormal": 2.0**-130, "huge": 2.0**124}[kind]).astype(np.float32)
+    blocks = quantise(values, M4)
+    assert blocks.scales is not None
+    restored = dequantise(blocks)
+    for row in range(rows):
+        for g, start in enumerate(range(0, count, 32)):
+            scale, expected = rounded_to_m4(values[row, start : start + 32])
+            assert blocks.scales[row, g] == scale
+            assert restored[row, start : start + 32].tolist() == expected
+
+
+@few_examples
+@given(st.integers(1, 10), columns, st.integers(3, 252), seeds)
+def test_what_m4_holds_comes_back_to_the_bit(rows: int, count: int, exponent: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    codes = random.integers(0, 16, (rows, count)).astype(np.uint8)
+    codes[codes == 8] = 0  # minus zero
+    codes[:, ::32] = random.integers(6, 8, codes[:, ::32].shape)  # each group uses the format's largest exponent
+    scales = np.clip(random.integers(-2, 3, (rows, group_count(count))) + exponent, 0, 252).astype(np.uint8)
+    blocks = quantise(dequantise(Blocks(M4, codes, scales)), M4)
+    assert blocks.scales is not None
+    assert np.array_equal(blocks.values, codes)
+    assert np.array_equal(blocks.scales, scales)
+
+
+def test_m4_has_room_for_every_float32() -> None:
+    values = np.zeros((2, 32), np.float32)
+    values[0, 3], values[1, 5] = np.finfo(np.float32).max, np.nextafter(np.float32(0), np.float32(1))
+    restored = dequantise(quantise(values, M4))
+    assert restored[0, 3] == 6 * 2.0**125
+    assert (restored[1] == 0).all()  # 2**-149: half of the smallest weight is 2**-129
 
 
 @few_examples

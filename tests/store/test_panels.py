@@ -29,7 +29,7 @@ def embedding(store: Store) -> Panels:
     return Panels(store.resident_path, store.embedding)
 
 
-@pytest.mark.parametrize("dense", ["f32", "f16", "q8", "q4", "q4m"])
+@pytest.mark.parametrize("dense", ["f32", "f16", "q8", "q4", "q4m", "m4"])
 def test_a_panel_lies_within_its_pages(tmp_path: Path, dense: str) -> None:
     store = small_store(tmp_path, dense=dense)
     content, panels = store.resident_path.read_bytes(), embedding(store)

@@ -103,5 +103,5 @@ def test_a_record_holds_its_matrices_and_less_than_a_page_more(width: int) -> No
     layout = packed_layout(70, width, Q4, Q8)
     used = layout.matrices.down_offset + Q8.matrix_bytes(70, width)
     assert used <= layout.slot_bytes < used + 4096
-    assert used == layout.matrix_bytes
+    assert used == layout.weight_bytes
     assert layout.fault() is None

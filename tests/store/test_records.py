@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import shutil
 import time
@@ -176,6 +177,10 @@ def _sections(data: dict[str, Any]) -> list[dict[str, Any]]:
     return sections
 
 
+def _biases(offset: int, format_name: str = "f32") -> dict[str, Any]:
+    return {"name": "biases", "format": format_name, "offset": offset}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -200,9 +205,13 @@ def _sections(data: dict[str, Any]) -> list[dict[str, Any]]:
         (lambda d: _sections(d)[1].update(offset=8001), "section down: expected at a multiple of 64 bytes, found at"),
         (lambda d: _sections(d)[0].update(offset=64), "section gate_up: expected at byte 0, found at byte 64"),
         (lambda d: _sections(d)[0].update(format="q5"), "is an unknown format 'q5'"),
-        (lambda d: _sections(d)[0].update(name="up"), "expected the sections gate_up, down, found up, down"),
-        (lambda d: _sections(d).append(_sections(d)[0]), "expected the sections gate_up, down, found gate_up, down, g"),
-        (lambda d: _sections(d).clear(), "expected the sections gate_up, down, found none"),
+        (lambda d: _sections(d)[0].update(name="up"), "sections gate_up, down, with or without biases, found up, down"),
+        (lambda d: _sections(d).append(_sections(d)[0]), "with or without biases, found gate_up, down, g"),
+        (lambda d: _sections(d).clear(), "with or without biases, found none"),
+        (lambda d: _sections(d).append(_biases(0)), "section biases begins at byte 0, within gate_up"),
+        (lambda d: _sections(d).append(_biases(64)), "section down begins at byte|section biases begins at byte 64"),
+        (lambda d: _sections(d).append(_biases(1 << 20)), "section biases ends at byte .*, beyond the record's"),
+        (lambda d: _sections(d).append(_biases(1 << 20, "f16")), "section biases: expected the format f32, found f16"),
     ],
 )
 def test_wrong_counts_and_layouts_are_refused(folder: Path, change: Callable[[Any], object], message: str) -> None:
@@ -217,6 +226,24 @@ def test_layouts_of_other_widths_than_the_model_s_are_refused(folder: Path) -> N
         store_spec(Store.open(folder))
 
 
+def test_biases_of_experts_that_the_model_does_not_have_are_refused(folder: Path) -> None:
+    """The record has room for them behind its matrices."""
+    layout = json.loads((folder / MANIFEST_NAME).read_text())["experts"]["layouts"][0]
+    offset = layout["slot_bytes"] - 4 * (80 + 80 + 64)
+    edit_manifest(folder, lambda data: _sections(data).append(_biases(offset)))
+    with pytest.raises(StoreError, match=r"layer 0: expected experts without biases, found some with"):
+        store_spec(Store.open(folder))
+
+
+def test_a_layout_with_biases_survives_the_manifest(tmp_path: Path) -> None:
+    plain, biased = (packed_layout(64, 40, FORMATS["q4"], FORMATS["q8"], bias) for bias in (False, True))
+    store = _written(tmp_path, [[plain, biased, biased]])
+    assert store.layouts_of_layers == ((plain, biased),)
+    assert biased.matrices == replace(plain.matrices, biases_offset=plain.weight_bytes)
+    assert biased.weight_bytes - plain.weight_bytes == 4 * (48 + 48 + 64)
+    assert store.manifest.mean_expert_bytes(0) == (plain.weight_bytes + 2 * biased.weight_bytes) // 3
+
+
 def test_a_layer_of_unlike_records_has_several_layouts(tmp_path: Path) -> None:
     q4, q8 = (packed_layout(64, 40, FORMATS[name], FORMATS["q8"]) for name in ("q4", "q8"))
     store = _written(tmp_path, [[q4, q8, q8, q4], [q8]])
@@ -224,7 +251,7 @@ def test_a_layer_of_unlike_records_has_several_layouts(tmp_path: Path) -> None:
     assert store.layouts_of_layers == ((q4, q8), (q8,))
     assert store.record_bytes == q8.slot_bytes
     assert [store.record(0, expert).length for expert in range(4)] == [layout.slot_bytes for layout in (q4, q8, q8, q4)]
-    assert store.manifest.mean_expert_bytes(0) == (q4.matrix_bytes + q8.matrix_bytes) // 2
+    assert store.manifest.mean_expert_bytes(0) == (q4.weight_bytes + q8.weight_bytes) // 2
     assert store.manifest.records.mean_bytes(0) == (q4.slot_bytes + q8.slot_bytes) // 2
     first, second = store.record_layouts
     assert first is not None

@@ -29,7 +29,7 @@ class QuantisedSource:
         for name, shape in checkpoint_shapes(self.config).items():
             dtype = "F32" if len(shape) == 1 else dtype_of(name)
             values = generator.standard_normal(shape, np.float32)
-            formats = {"Q4_0": "q4", "Q4_1": "q4m", "Q8_0": "q8"}
+            formats = {"Q4_0": "q4", "Q4_1": "q4m", "Q8_0": "q8", "MXFP4": "m4"}
             self.blocks[name] = quantise(values, FORMATS[formats[dtype]]) if dtype != "F32" else values
             self._infos[name] = TensorInfo(shape, dtype, "all")
 

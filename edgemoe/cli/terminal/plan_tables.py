@@ -61,7 +61,7 @@ def _budget_rows(forecast: BudgetForecast) -> Rows:
         size = format_size(memory.fixed_state_bytes)
         rows.append(("fixed state", f"{size}, with {memory.snapshots} snapshots to go back to"))
     if memory.total_experts:
-        size = format_size(memory.slots * memory.slot_bytes)
+        size = format_size(memory.experts_bytes)
         rows.append(("experts", f"{size}: {_slots(forecast)}"))
     return rows
 

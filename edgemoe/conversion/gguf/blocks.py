@@ -1,8 +1,8 @@
 """Decodes rows of a GGUF tensor from bytes to numbers, and encodes them.
 
-F32, F16 and BF16 rows are plain numbers. A quantised row is a sequence of blocks of 32 columns: a float16 scale, for
-Q4_1 a float16 minimum, then the values. In each byte of 4-bit values the low nibble belongs to a column in the first
-half of the block, the high nibble to the corresponding column in the second half.
+F32, F16 and BF16 rows are plain numbers. A quantised row is a sequence of blocks of 32 columns: a float16 scale (for
+MXFP4 one byte of e8m0), for Q4_1 a float16 minimum, then the values. In each byte of 4-bit values the low nibble
+belongs to a column in the first half of the block, the high nibble to the corresponding column in the second half.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def decode_rows(data: npt.NDArray[np.uint8], type_name: str) -> Rows:
     if type_name == "BF16":
         return (data.view("<u2").astype(np.uint32) << 16).view(np.float32)
     format_ = FORMATS[BLOCK_FORMATS[type_name]]
-    halves = 2 if format_.has_minimums else 1
-    block_bytes = 2 * halves + (GROUP_COLUMNS if format_.name == "q8" else GROUP_COLUMNS // 2)
+    head_bytes = format_.scale_bytes * (2 if format_.has_minimums else 1)
+    block_bytes = head_bytes + (GROUP_COLUMNS if format_.name == "q8" else GROUP_COLUMNS // 2)
     rows = data.shape[0]
     blocks = data.reshape(rows, -1, block_bytes)
-    numbers = np.ascontiguousarray(blocks[:, :, : 2 * halves]).view("<f2")
-    payload = blocks[:, :, 2 * halves :]
+    numbers = np.ascontiguousarray(blocks[:, :, :head_bytes]).view("<f2" if format_.scale_bytes == 2 else np.uint8)
+    payload = blocks[:, :, head_bytes:]
     if format_.name == "q8":
         values: npt.NDArray[np.generic] = payload.view(np.int8).reshape(rows, -1)
     else:
@@ -57,14 +57,5 @@ def encode_rows(blocks: Blocks) -> npt.NDArray[np.uint8]:
     if blocks.format.name != "q8":
         payload = values[:, :, : GROUP_COLUMNS // 2] | (values[:, :, GROUP_COLUMNS // 2 :] << 4)
     numbers = [numbers for numbers in (blocks.scales, blocks.minimums) if numbers is not None]
-    heads = np.stack(numbers, axis=2).astype("<f2", copy=False).view(np.uint8)
+    heads = np.stack(numbers, axis=2).view(np.uint8)
     return np.concatenate([heads, payload], axis=2).reshape(rows, -1)
-
-
-def take_rows(rows: Rows, order: npt.NDArray[np.int64]) -> Rows:
-    """Select rows by the indices in `order`, in that order."""
-    if not isinstance(rows, Blocks):
-        return rows[order]
-    scales = None if rows.scales is None else rows.scales[order]
-    minimums = None if rows.minimums is None else rows.minimums[order]
-    return Blocks(rows.format, rows.values[order], scales, minimums)

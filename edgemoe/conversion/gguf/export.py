@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from edgemoe.architectures import model_spec
 from edgemoe.conversion.formats import expert_of
-from edgemoe.conversion.gguf.blocks import TYPE_NAMES, encode_rows, take_rows
+from edgemoe.conversion.gguf.blocks import TYPE_NAMES, encode_rows
 from edgemoe.conversion.gguf.metadata import (
     ARCHITECTURES,
     INTERLEAVED,
@@ -42,7 +42,7 @@ from edgemoe.conversion.gguf.package import (
 from edgemoe.conversion.gguf.source import GgufSource
 from edgemoe.conversion.gguf.vocabulary import write_no_tokenizer, write_vocabulary
 from edgemoe.conversion.places import Place, tensor_places
-from edgemoe.conversion.source import Rows
+from edgemoe.conversion.source import Rows, take_rows
 from edgemoe.errors import SourceError, StoreError, UsageError
 from edgemoe.kernels.formats import FORMATS, GROUP_COLUMNS, PANEL_ROWS, Blocks, panel_count, unpack
 from edgemoe.model.description import store_spec
@@ -97,6 +97,7 @@ _FILE_TYPES = {
     "q8": LlamaFileType.MOSTLY_Q8_0,
     "q4": LlamaFileType.MOSTLY_Q4_0,
     "q4m": LlamaFileType.MOSTLY_Q4_1,
+    "m4": LlamaFileType.MOSTLY_MXFP4_MOE,
 }
 
 

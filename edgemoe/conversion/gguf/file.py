@@ -22,7 +22,7 @@ from edgemoe.conversion.folder_contents import refuse_lfs_pointer
 from edgemoe.conversion.gguf.package import GGML_QUANT_SIZES, GGUF_MAGIC, GGMLQuantizationType, GGUFValueType
 from edgemoe.errors import SourceError
 
-SUPPORTED_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1")
+SUPPORTED_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "MXFP4")
 
 _VERSIONS = (2, 3)
 _DEFAULT_ALIGNMENT_BYTES = 32

@@ -1,6 +1,7 @@
 """Reads a GGUF file, or the first part of a split one, as a source.
 
-Blocks of Q8_0, Q4_0 and Q4_1 equal those of our formats and are passed on unchanged; F32, F16 and BF16 become float32.
+Blocks of Q8_0, Q4_0, Q4_1 and MXFP4 equal those of our formats and are passed on unchanged; F32, F16 and BF16 become
+float32.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.conversion.gguf.blocks import decode_rows, take_rows
+from edgemoe.conversion.gguf.blocks import decode_rows
 from edgemoe.conversion.gguf.config import Metadata, checkpoint_config
 from edgemoe.conversion.gguf.file import CHECK_THE_FILE, GgufFile, GgufTensor, read_gguf
 from edgemoe.conversion.gguf.names import FAMILIES, TensorView, checkpoint_tensors, halves_order
 from edgemoe.conversion.gguf.tokenizer import notices, side_files
 from edgemoe.conversion.sampling import sample_sha256
-from edgemoe.conversion.source import BLOCK_FORMATS, Rows, TensorInfo
+from edgemoe.conversion.source import BLOCK_FORMATS, Rows, TensorInfo, take_rows
 from edgemoe.errors import SourceError
 from edgemoe.kernels.formats import Blocks, dequantise
 

@@ -17,7 +17,18 @@ from edgemoe.kernels.formats import (
     panel_count,
 )
 from edgemoe.kernels.jit import layers, products
-from edgemoe.kernels.operations import PAGE_TOKENS, Cache, Floats, Integers, Operation, QuantisedCache, Score
+from edgemoe.kernels.operations import (
+    PAGE_TOKENS,
+    SILU,
+    Activation,
+    Cache,
+    FfnBiases,
+    Floats,
+    Integers,
+    Operation,
+    QuantisedCache,
+    Score,
+)
 from edgemoe.kernels.reference import REFERENCE
 from edgemoe.kernels.stepwise import MEANINGS, StepwiseBackend
 
@@ -197,11 +208,29 @@ class JitBackend(StepwiseBackend):
             weights *= np.float32(scale)
         return experts, weights
 
-    def gated_ffn(self, values: Floats, gate_up: Matrix, down: Matrix) -> Floats:
-        """`down (silu(gate x) * (up x))`, `(T, D)` to `(T, D)`."""
+    def gated_ffn(
+        self,
+        values: Floats,
+        gate_up: Matrix,
+        down: Matrix,
+        biases: FfnBiases | None = None,
+        activation: Activation = SILU,
+    ) -> Floats:
+        """`down (activation(gate x, up x))`, each product plus its bias: `(T, D)` to `(T, D)`."""
         hidden = np.empty((len(values), down.columns), np.float32)
-        layers.gate(self.matmul(values, gate_up), hidden)
-        return self.matmul(hidden, down)
+        products = self.matmul(values, gate_up)
+        if biases is not None:
+            layers.add_gate_up_biases(products, biases.gate, biases.up)
+        if activation.function == "silu":
+            layers.gate(products, hidden)
+        else:
+            assert activation.limit is not None
+            alpha, limit, offset = (np.float32(n) for n in (activation.alpha, activation.limit, activation.offset or 0))
+            layers.clamped_gate(products, alpha, limit, offset, hidden)
+        output = self.matmul(hidden, down)
+        if biases is not None:
+            output += biases.down
+        return output
 
     def combine(
         self, routed: Floats | None, weights: Floats | None, shared: Floats | None, shared_gate: Floats | None
@@ -215,6 +244,20 @@ class JitBackend(StepwiseBackend):
         if shared is not None:
             layers.add_shared(shared, shared_gate, total)
         return total
+
+    def mix(
+        self,
+        base: Floats,
+        result: Floats,
+        scale: float,
+        keep: Floats | None,
+        share: Floats | None,
+        shift: Floats | None,
+    ) -> Floats:
+        """The stream after a block: base and result `(T, D)`, factors and shift `(D,)`."""
+        output = np.empty(base.shape, np.float32)
+        layers.mix(base, result, np.float32(scale), keep, share, shift, output)
+        return output
 
 
 def _cached_floats(
@@ -235,9 +278,9 @@ def _cached_floats(
         layers.float_caches(key_cache, value_cache, pages, head, keys, values)
 
 
-def _shape(fmt: Format) -> tuple[int, float, bool]:
-    """Return the parameters of a quantised format for the kernels: bits, zero point, whether it has minimums."""
-    return 8 if fmt.name == "q8" else 4, 8.0 if fmt.name == "q4" else 0.0, fmt.has_minimums
+def _shape(fmt: Format) -> tuple[int, float, bool, bool]:
+    """Return a quantised format's parameters for the kernels: bits, zero point, has minimums, is microscaled (m4)."""
+    return 8 if fmt.name == "q8" else 4, 8.0 if fmt.name == "q4" else 0.0, fmt.has_minimums, fmt.name == "m4"
 
 
 def _quantised_product(values: Floats, matrix: Matrix, output: Floats) -> _Panels:
@@ -246,7 +289,8 @@ def _quantised_product(values: Floats, matrix: Matrix, output: Floats) -> _Panel
     scales, sums = np.empty((2, tokens, groups), np.float32)
     products.quantise_activations(values, integers, scales, sums)
     data = matrix.data.reshape(panel_count(matrix.rows), -1)
-    inputs = (integers, scales, sums, data.view(np.uint32), data.view(np.uint16), *_shape(matrix.format))
+    views = (data.view(np.uint32), data.view(np.uint16), data)
+    inputs = (integers, scales, sums, *views, *_shape(matrix.format))
     return lambda first, last: products.quantised_product(*inputs, first, last, output)
 
 

@@ -378,6 +378,30 @@ def gate(gate_up: Floats, hidden: Floats) -> None:
 
 
 @jit
+def clamped_gate(gate_up: Floats, alpha: np.float32, limit: np.float32, offset: np.float32, hidden: Floats) -> None:
+    """As `gate`, of `clamped_silu`: see `operations.Activation`."""
+    tokens, width = hidden.shape
+    for t in range(tokens):
+        for column in range(width):
+            at = column // PANEL_ROWS * (2 * PANEL_ROWS) + column % PANEL_ROWS
+            g, u = gate_up[t, at], gate_up[t, at + PANEL_ROWS]
+            g = limit if limit < g else g  # a NaN stays one
+            u = limit if limit < u else u
+            u = -limit if u < -limit else u
+            hidden[t, column] = g / (_ONE + np.float32(math.exp(-(alpha * g)))) * (u + offset)
+
+
+@jit
+def add_gate_up_biases(gate_up: Floats, gate: Floats, up: Floats) -> None:
+    """Adds the biases `(F,)` of gate and up to a `gate_up` product `(T, 2 * F rounded up to 16)`, in place."""
+    for t in range(len(gate_up)):
+        for column in range(len(gate)):
+            at = column // PANEL_ROWS * (2 * PANEL_ROWS) + column % PANEL_ROWS
+            gate_up[t, at] += gate[column]
+            gate_up[t, at + PANEL_ROWS] += up[column]
+
+
+@jit
 def add_routed(routed: Floats, weights: Floats, total: Floats) -> None:
     """Adds the weighted outputs `(T, K, D)` of each token's experts, in router order, to `(T, D)`."""
     tokens, count, width = routed.shape
@@ -396,3 +420,24 @@ def add_shared(shared: Floats, shared_gate: Floats | None, total: Floats) -> Non
             factor = _ONE / (_ONE + np.float32(math.exp(-shared_gate[t, 0])))
         for c in range(shared.shape[1]):
             total[t, c] += factor * shared[t, c]
+
+
+@jit
+def mix(
+    base: Floats,
+    result: Floats,
+    scale: np.float32,
+    keep: Floats | None,
+    share: Floats | None,
+    shift: Floats | None,
+    output: Floats,
+) -> None:
+    """The stream after a block: base, result and output `(T, D)`, factors and shift `(D,)`."""
+    for t in range(len(base)):
+        for c in range(base.shape[1]):
+            kept = base[t, c] if keep is None else keep[c] * base[t, c]
+            added = scale * result[t, c]
+            if share is not None:
+                added *= share[c]
+            total = kept + added
+            output[t, c] = total if shift is None else total + shift[c]

@@ -1,4 +1,4 @@
-"""float16 conversions for Numba, which has no float16 arithmetic: a half is passed as its 16 bits."""
+"""Conversions for Numba: float16, for which it has no arithmetic (a half is passed as its 16 bits), and e8m0 scales."""
 
 from __future__ import annotations
 
@@ -9,6 +9,17 @@ from edgemoe.kernels.jit.compile import jit
 _TWO_TO_112 = np.float32(2.0**112)
 _HALF = np.float32(0.5)
 _INFINITY = np.uint32(0x7F800000)
+
+
+@jit
+def halved_scale(e: np.uint8) -> np.float32:
+    """Return `2**(e - 128)`: half of the e8m0 scale of that byte, by which doubled integers are multiplied.
+
+    The exponent of a normal float32 begins at bit 23; of the two scales below, 2**-128 is bit 21 and 2**-127 bit 22.
+    """
+    normal = np.int32((np.int32(e) - 1) << 23)
+    below_normal = np.int32((np.int32(e) + 1) << 21)
+    return np.int32(max(normal, below_normal)).view(np.float32)
 
 
 @jit

@@ -12,11 +12,12 @@ import numpy.typing as npt
 
 from edgemoe.kernels.formats import GROUP_COLUMNS, PANEL_ROWS
 from edgemoe.kernels.jit.compile import jit
-from edgemoe.kernels.jit.numbers import half_to_float
+from edgemoe.kernels.jit.numbers import half_to_float, halved_scale
 from edgemoe.kernels.operations import Floats, Integers
 
 Words = npt.NDArray[np.uint32]
 Halves = npt.NDArray[np.uint16]
+Bytes = npt.NDArray[np.uint8]
 
 _ZERO = np.float32(0)
 _LARGEST = np.float32(127)
@@ -57,6 +58,12 @@ def _to_floats(halves: Halves, floats: Floats) -> None:
 
 
 @jit
+def _scales_to_floats(scales: Bytes, floats: Floats) -> None:
+    for i in range(len(scales)):
+        floats[i] = halved_scale(scales[i])
+
+
+@jit
 def _q8_dot(words: Words, x: Integers, dots: Integers) -> None:
     """`dots[r]` = the sum over a group's columns of weight times activation; a word is 4 columns of a row."""
     for r in range(PANEL_ROWS):
@@ -85,22 +92,48 @@ def _q4_dot(words: Words, x: Integers, dots: Integers) -> None:
 
 
 @jit
+def _doubled(code: np.int32) -> np.int32:
+    """Look up `formats.E2M1_DOUBLED` by comparisons, which vectorise."""
+    size = np.int32(code & np.int32(7))
+    value = np.int32(size + np.int32(size > 4) + np.int32(size > 5) + np.int32(3) * np.int32(size > 6))
+    return np.int32(-value) if code > 7 else value
+
+
+@jit
+def _m4_dot(words: Words, x: Integers, dots: Integers) -> None:
+    """Same as `_q4_dot`, with the doubled values of e2m1 codes."""
+    for r in range(PANEL_ROWS):
+        total = np.int32(0)
+        for quad in range(4):
+            word = words[quad * PANEL_ROWS + r]
+            for k in range(4):
+                low = np.int32((word >> np.uint32(8 * k)) & np.uint32(15))
+                high = np.int32((word >> np.uint32(8 * k + 4)) & np.uint32(15))
+                total = np.int32(total + _doubled(low) * x[quad * 4 + k])
+                total = np.int32(total + _doubled(high) * x[16 + quad * 4 + k])
+        dots[r] = total
+
+
+@jit
 def quantised_product(
     integers: Integers,
     scales: Floats,
     sums: Floats,
     words: Words,
     halves: Halves,
+    payload: Bytes,
     bits: int,
     zero_point: float,
     has_minimums: bool,
+    microscaled: bool,
     first: int,
     last: int,
     output: Floats,
 ) -> None:
-    """`(T, columns)` quantised activations times panels of a q8 (`bits` 8), q4 or q4m matrix (4) to `(T, rows)`.
+    """`(T, columns)` quantised activations times panels of a q8 (`bits` 8), q4, q4m or m4 matrix (4) to `(T, rows)`.
 
-    `words` and `halves` are two views of the matrix, `(panels, panel bytes / 4)` and `(panels, panel bytes / 2)`.
+    `words`, `halves` and `payload` are views of the matrix, `(panels, panel bytes / 4)`, `(panels, panel bytes / 2)`
+    and `(panels, panel bytes)`; `microscaled` is true for m4.
     """
     tokens, groups = scales.shape
     rows = output.shape[1]
@@ -111,10 +144,13 @@ def quantised_product(
     dots = np.empty(PANEL_ROWS, np.int32)
     totals = np.empty(PANEL_ROWS, np.float32)
     for panel in range(first, last):
-        payload = groups * group_words * 2
-        _to_floats(halves[panel, payload : payload + per_group], factors.reshape(-1))
+        scales_at = groups * group_words * 2
+        if microscaled:
+            _scales_to_floats(payload[panel, 2 * scales_at : 2 * scales_at + per_group], factors.reshape(-1))
+        else:
+            _to_floats(halves[panel, scales_at : scales_at + per_group], factors.reshape(-1))
         if has_minimums:
-            section = halves[panel, payload + per_group : payload + 2 * per_group]
+            section = halves[panel, scales_at + per_group : scales_at + 2 * per_group]
             _to_floats(section, offsets.reshape(-1))
         else:
             for g in range(groups):
@@ -130,6 +166,8 @@ def quantised_product(
                 x = integers[t, g * GROUP_COLUMNS : (g + 1) * GROUP_COLUMNS]
                 if bits == 8:
                     _q8_dot(group, x, dots)
+                elif microscaled:
+                    _m4_dot(group, x, dots)
                 else:
                     _q4_dot(group, x, dots)
                 scale, total = scales[t, g], sums[t, g]
@@ -181,16 +219,17 @@ def f16_product(values: Floats, halves: Halves, first: int, last: int, output: F
 @jit
 def embed_quantised(
     ids: Integers,
-    payload: npt.NDArray[np.uint8],
+    payload: Bytes,
     halves: Halves,
     groups: int,
     bits: int,
     zero_point: float,
     has_minimums: bool,
+    microscaled: bool,
     factor: float,
     output: Floats,
 ) -> None:
-    """Rows `ids` of a q8, q4 or q4m matrix, times `factor`; `payload` is the matrix `(panels, panel bytes)`."""
+    """Rows `ids` of a q8, q4, q4m or m4 matrix, times `factor`; `payload` is the matrix `(panels, panel bytes)`."""
     for t in range(len(ids)):
         panel, r = ids[t] // PANEL_ROWS, ids[t] % PANEL_ROWS
         per_group = groups * PANEL_ROWS
@@ -201,11 +240,13 @@ def embed_quantised(
             byte = payload[panel, g * PANEL_ROWS * bits * 4 + within // 4 * 64 + r * 4 + within % 4]
             if bits == 8:
                 value = np.float32(np.int8(byte))
-            elif column < 16:
-                value = np.float32(byte & 15) - np.float32(zero_point)
             else:
-                value = np.float32(byte >> 4) - np.float32(zero_point)
-            weight = value * half_to_float(halves[panel, scales_at + g * PANEL_ROWS + r])
+                nibble = np.int32(byte & 15) if column < 16 else np.int32(byte >> 4)
+                value = np.float32(_doubled(nibble)) if microscaled else np.float32(nibble) - np.float32(zero_point)
+            if microscaled:
+                weight = value * halved_scale(payload[panel, 2 * scales_at + g * PANEL_ROWS + r])
+            else:
+                weight = value * half_to_float(halves[panel, scales_at + g * PANEL_ROWS + r])
             if has_minimums:
                 weight += half_to_float(halves[panel, scales_at + per_group + g * PANEL_ROWS + r])
             output[t, c] = weight * np.float32(factor)

@@ -56,6 +56,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "em_reader_cancel": (c_int32, [c_void_p, c_int64]),
     "em_reader_release": (c_int32, [c_void_p, c_int64]),
     "em_reader_source": (None, [c_void_p, POINTER(st.SourceStruct)]),
+    "em_pager_bytes": (c_uint64, [c_int32, c_int32, c_int32]),
     "em_pager_create": (c_int32, [POINTER(st.PagerSetupStruct), POINTER(c_void_p)]),
     "em_pager_destroy": (None, [c_void_p]),
     "em_pager_request": (c_int32, [c_void_p, c_int32, c_void_p, c_int32, c_int32]),

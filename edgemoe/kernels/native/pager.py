@@ -44,7 +44,7 @@ class NativePager:
 
         Raises KernelError for records that do not fit a slot, or a policy that only a replay has.
         """
-        layers, experts = records.shape
+        layers, experts = records.shape  # `planned_bytes` counts every array here
         self.statistics = CacheStatistics()
         self.residency = np.full((layers, experts), -1, np.int32)
         """The slot of each expert, -1 if it is absent, `(L, E)`. Only the pager writes it."""
@@ -87,6 +87,14 @@ class NativePager:
             )
         self._address = pager.value
         self._destroy = weakref.finalize(self, self._library.em_pager_destroy, pager.value)
+
+    @staticmethod
+    def planned_bytes(slots: int, layers: int, experts: int) -> int:
+        """The bytes of a pager and of its table of records, besides the arena."""
+        of_expert = np.dtype(np.int32).itemsize + np.dtype(np.bool_).itemsize + RECORD.itemsize
+        of_slot = np.dtype(np.int64).itemsize
+        in_c: int = load_library().em_pager_bytes(slots, layers, experts)
+        return layers * experts * of_expert + slots * of_slot + in_c
 
     @property
     def address(self) -> int | None:

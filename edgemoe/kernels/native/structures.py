@@ -18,7 +18,7 @@ from edgemoe.kernels import operations as op
 from edgemoe.kernels.definition import Definition, Field, definition_of
 from edgemoe.kernels.paging import RECORD
 
-ABI_VERSION = 12
+ABI_VERSION = 13
 
 LETTERS = {
     "B": "slot_bytes",

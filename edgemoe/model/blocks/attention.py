@@ -107,9 +107,7 @@ class Attention:
         attended = build.rows("attended", H * Wv)
         sinks = build.vector("sinks", H) if self.sinks else None
         build.add(op.Attention(query, *places, keys, values, self.scale, attended, self.window, sinks))
-        bias = build.vector("output_bias", build.hidden_size) if self.output_bias else None
-        output = op.LinearPart(build.matrix("output", build.hidden_size, H * Wv), bias, build.residual)
-        build.add(op.Linear(attended, (output,), scale=build.residual_scale, accumulate=True))
+        build.deliver(attended, "output", self.output_bias)
 
     def emit_guess(self, build: Builder, source: op.Floats) -> None:
         raise AssertionError("attention has no routing to guess")

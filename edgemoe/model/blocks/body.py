@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from edgemoe.kernels.operations import Floats
+from edgemoe.kernels import operations as op
+from edgemoe.kernels.definition import Misfit
 from edgemoe.model.graph import Builder, Part
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -19,22 +20,35 @@ class RoutedExperts:
     num_experts: int
     top_k: int
     intermediate_size: int
+    bias: bool = False
+    """Whether gate, up and down of each expert have biases."""
 
     def tensors(self, hidden_size: int) -> Shapes:
         """The names of all experts' tensors within a layer, with their shapes."""
         shapes: dict[str, tuple[int, ...]] = {}
         for expert in range(self.num_experts):
-            shapes |= gated_ffn_tensors(f"experts.{expert}", self.intermediate_size, hidden_size)
+            shapes |= gated_ffn_tensors(f"experts.{expert}", self.intermediate_size, hidden_size, self.bias)
         return shapes
 
 
-def gated_ffn_tensors(name: str, intermediate_size: int, hidden_size: int) -> Shapes:
-    """The three matrices of a gated FFN."""
-    return {
+def gated_ffn_tensors(name: str, intermediate_size: int, hidden_size: int, bias: bool = False) -> Shapes:
+    """The three matrices of a gated FFN, and their biases if it has some."""
+    shapes: dict[str, tuple[int, ...]] = {
         f"{name}.gate": (intermediate_size, hidden_size),
         f"{name}.up": (intermediate_size, hidden_size),
         f"{name}.down": (hidden_size, intermediate_size),
     }
+    if bias:
+        shapes |= {f"{matrix}_bias": shape[:1] for matrix, shape in list(shapes.items())}
+    return shapes
+
+
+def check_activation(activation: op.Activation) -> None:
+    """Raise ValueError for an activation whose numbers contradict its function."""
+    try:
+        activation.check()
+    except Misfit as misfit:
+        raise ValueError(f"activation: {misfit.field}: expected {misfit.expected}, found {misfit.found}") from None
 
 
 class Body(Protocol):
@@ -43,9 +57,9 @@ class Body(Protocol):
     kind: ClassVar[str]
     """The name of the kind in stores."""
     norm_name: ClassVar[str]
-    """The name of the block's input norm among the layer's tensors."""
+    """The name of the block's input norm among the layer's tensors; the block's other vectors are named after it."""
     norm_part: ClassVar[Part]
-    """The part of the work to which the input norm belongs."""
+    """The part of the work to which the block's norms belong."""
 
     @property
     def routed(self) -> RoutedExperts | None:
@@ -58,7 +72,7 @@ class Body(Protocol):
         """The names of its dense tensors within a layer, with their shapes; those of `routed` are not among them.
 
         Matrices are `(rows, columns)` = (output, input). `X.gate`, `X.up` and `X.down` are the matrices of a gated FFN;
-        the store keeps gate and up as one matrix, `X.gate_up`.
+        the store keeps gate and up as one matrix, `X.gate_up`. The bias of a matrix `X` is `X_bias`.
         """
 
     def sizes(self) -> Mapping[str, int]:
@@ -67,8 +81,11 @@ class Body(Protocol):
     def with_top_k(self, top_k: int) -> Body:
         """The same body with another number of experts for each token; a body without routed experts is unchanged."""
 
-    def emit(self, build: Builder, source: Floats) -> None:
-        """Add the operations that read the normalised stream `source` `(T, D)` and add to the residual stream."""
+    def emit(self, build: Builder, source: op.Floats) -> None:
+        """Add the operations that read the normalised stream `source` `(T, D)`.
 
-    def emit_guess(self, build: Builder, source: Floats) -> None:
-        """Add the operations that guess this body's routing from one row `(1, D)` of an earlier layer's stream."""
+        The last of them is `Builder.deliver` or `Builder.deliver_sum`, which know where the result goes.
+        """
+
+    def emit_guess(self, build: Builder, source: op.Floats) -> None:
+        """Add the operations that guess this body's routing from rows of an earlier layer's stream."""

@@ -1,4 +1,4 @@
-"""A dense feed-forward network with a gate: SwiGLU (Shazeer 2020)."""
+"""A dense feed-forward network with a gate, such as SwiGLU (Shazeer 2020)."""
 
 from __future__ import annotations
 
@@ -7,29 +7,32 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from edgemoe.kernels import operations as op
-from edgemoe.model.blocks.body import RoutedExperts, Shapes, gated_ffn_tensors
+from edgemoe.model.blocks.body import RoutedExperts, Shapes, check_activation, gated_ffn_tensors
 from edgemoe.model.graph import Builder, Part
 
 
 @dataclass(frozen=True)
 class GatedFfn:
-    """`down (silu(gate x) * (up x))`, for every token."""
+    """`down (activation(gate x, up x))`, for every token."""
 
     kind: ClassVar[str] = "gated_ffn"
     norm_name: ClassVar[str] = "ffn_norm"
     norm_part: ClassVar[Part] = "dense_ffn"
 
     intermediate_size: int
+    activation: op.Activation = op.SILU
+    bias: bool = False
+    """Whether gate, up and down have biases."""
 
     @property
     def routed(self) -> RoutedExperts | None:
         return None
 
     def check(self) -> None:
-        """Nothing can contradict a single size."""
+        check_activation(self.activation)
 
     def tensors(self, hidden_size: int) -> Shapes:
-        return gated_ffn_tensors("ffn", self.intermediate_size, hidden_size)
+        return gated_ffn_tensors("ffn", self.intermediate_size, hidden_size, self.bias)
 
     def sizes(self) -> Mapping[str, int]:
         return {"ffn_width": self.intermediate_size}
@@ -39,9 +42,9 @@ class GatedFfn:
 
     def emit(self, build: Builder, source: op.Floats) -> None:
         with build.doing("dense_ffn", "beside"):
-            output = build.gated_ffn(source, "ffn", self.intermediate_size)
+            output = build.gated_ffn(source, "ffn", self.intermediate_size, self.activation, self.bias)
         with build.doing("combine", "combine"):
-            build.add(op.Combine(build.residual, build.residual_scale, None, None, output, None))
+            build.deliver_sum(None, None, output)
 
     def emit_guess(self, build: Builder, source: op.Floats) -> None:
         raise AssertionError("a dense FFN has no routing to guess")

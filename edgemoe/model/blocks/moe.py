@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from edgemoe.kernels import operations as op
-from edgemoe.model.blocks.body import RoutedExperts, Shapes, gated_ffn_tensors
+from edgemoe.model.blocks.body import RoutedExperts, Shapes, check_activation, gated_ffn_tensors
 from edgemoe.model.blocks.routers import RouterSpec
-from edgemoe.model.graph import Builder, Part, RoutingValues
+from edgemoe.model.graph import GUESSED_ROWS, Builder, Part, RoutingValues
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,9 @@ class SharedExpert:
     intermediate_size: int
     gate: bool = False
     """Whether its output is multiplied by `sigmoid(w x)` (Qwen2-MoE)."""
+    activation: op.Activation = op.SILU
+    bias: bool = False
+    """Whether its gate, up and down have biases."""
 
 
 @dataclass(frozen=True)
@@ -38,18 +41,24 @@ class Moe:
     intermediate_size: int
     router: RouterSpec
     shared: SharedExpert | None = None
+    activation: op.Activation = op.SILU
+    bias: bool = False
+    """Whether gate, up and down of each routed expert have biases."""
 
     @property
     def routed(self) -> RoutedExperts | None:
-        return RoutedExperts(self.num_experts, self.top_k, self.intermediate_size)
+        return RoutedExperts(self.num_experts, self.top_k, self.intermediate_size, self.bias)
 
     def check(self) -> None:
         self.router.check(self.num_experts, self.top_k)
+        check_activation(self.activation)
+        if self.shared is not None:
+            check_activation(self.shared.activation)
 
     def tensors(self, hidden_size: int) -> Shapes:
         shapes = dict(self.router.tensors(self.num_experts, hidden_size))
         if self.shared is not None:
-            shapes |= gated_ffn_tensors("shared", self.shared.intermediate_size, hidden_size)
+            shapes |= gated_ffn_tensors("shared", self.shared.intermediate_size, hidden_size, self.shared.bias)
             if self.shared.gate:
                 shapes["shared_gate"] = (1, hidden_size)
         return shapes
@@ -82,22 +91,23 @@ class Moe:
         shared = gate = None
         if self.shared is not None:
             with build.doing("shared_expert", "beside"):
-                shared = build.gated_ffn(source, "shared", self.shared.intermediate_size)
-                if self.shared.gate:
+                own = self.shared
+                shared = build.gated_ffn(source, "shared", own.intermediate_size, own.activation, own.bias)
+                if own.gate:
                     gate = build.linear(source, "shared_gate", build.rows("shared_gate", 1))
         with build.doing("experts", "experts"):
             routed = build.rows("routed", K, D)
-            build.experts(source, routing, routed)
+            build.experts(source, routing, self.activation, routed)
         with build.doing("combine", "combine"):
-            build.add(op.Combine(build.residual, build.residual_scale, routed, routing.weights, shared, gate))
+            build.deliver_sum(routed, routing.weights, shared, gate)
 
     def emit_guess(self, build: Builder, source: op.Floats) -> None:
         guessed = self._routing(build)
         experts, weights = guessed.guess, guessed.guess_weights
         if build.options.forced_routing:
-            experts = build.row_numbers("guessed_experts", self.top_k, rows=1)
-            weights = build.fixed_rows("guessed_weights", 1, self.top_k)
-        logits = build.fixed_rows("guessed_logits", 1, self.num_experts)
+            experts = build.row_numbers("guessed_experts", self.top_k, rows=GUESSED_ROWS)
+            weights = build.fixed_rows("guessed_weights", GUESSED_ROWS, self.top_k)
+        logits = build.fixed_rows("guessed_logits", GUESSED_ROWS, self.num_experts)
         self.router.emit(build, source, logits, experts, weights)
         build.add(op.Prefetch(guessed.guess, build.paging()))
 
@@ -106,7 +116,7 @@ class Moe:
         return RoutingValues(
             experts=build.kept("experts", "T", K, dtype="i32"),
             weights=build.kept("weights", "T", K),
-            guess=build.kept("guess", 1, K, dtype="i32"),
-            guess_weights=build.kept("guess_weights", 1, K),
+            guess=build.kept("guess", GUESSED_ROWS, K, dtype="i32"),
+            guess_weights=build.kept("guess_weights", GUESSED_ROWS, K),
             slots=build.kept("slots", E, dtype="i32"),
         )

@@ -61,9 +61,7 @@ class ShortConv:
         inputs = build.fixed_state("inputs", self.length - 1 + undo, D, undo=undo)
         convolved = build.rows("convolved", D)
         build.add(op.ShortConv(gates, taps, bias, positions, sequences, inputs, convolved))
-        added = build.vector("conv_out_bias", D) if self.bias else None
-        out = op.LinearPart(build.matrix("conv_out", D, D), added, build.residual)
-        build.add(op.Linear(convolved, (out,), scale=build.residual_scale, accumulate=True))
+        build.deliver(convolved, "conv_out", self.bias)
 
     def emit_guess(self, build: Builder, source: op.Floats) -> None:
         raise AssertionError("a convolution has no routing to guess")

@@ -1,8 +1,7 @@
 /* Sums, exponentials and conversions along a vector with AVX2, FMA and F16C; the same bits as generic.c. */
 #include <immintrin.h>
 
-#include "../exponential.h"
-#include "../kernels.h"
+#include "activation.h"
 
 /* em_exp, eight at a time. */
 static inline __m256 exponential(__m256 x) {
@@ -58,15 +57,32 @@ float em_exponentials_avx2(float *values, int32_t count, float shift) {
     return em_fold_lanes(lanes);
 }
 
-void em_gate_avx2(const float *gate, const float *up, float *output, int32_t count) {
+void em_silu_avx2(const em_activation *a, const float *gate, const float *up, float *output, int32_t count) {
     const __m256 one = _mm256_set1_ps(1.0f), sign = _mm256_set1_ps(-0.0f);
     int32_t i = 0;
+    (void)a;
     for (; i + EM_LANES <= count; i += EM_LANES) {
         const __m256 g = _mm256_loadu_ps(gate + i);
         const __m256 silu = _mm256_div_ps(g, _mm256_add_ps(one, exponential(_mm256_xor_ps(g, sign))));
         _mm256_storeu_ps(output + i, _mm256_mul_ps(silu, _mm256_loadu_ps(up + i)));
     }
-    for (; i < count; i++) output[i] = gate[i] / (1.0f + em_exp(-gate[i])) * up[i];
+    for (; i < count; i++) output[i] = em_silu(gate[i], up[i]);
+}
+
+void em_clamped_silu_avx2(const em_activation *a, const float *gate, const float *up, float *output, int32_t count) {
+    const __m256 one = _mm256_set1_ps(1.0f), sign = _mm256_set1_ps(-0.0f);
+    const __m256 alpha = _mm256_set1_ps(a->alpha), offset = _mm256_set1_ps(a->offset);
+    const __m256 most = _mm256_set1_ps(a->limit), least = _mm256_set1_ps(-a->limit);
+    int32_t i = 0;
+    for (; i + EM_LANES <= count; i += EM_LANES) {
+        /* With a NaN, minimum and maximum give their second operand. */
+        const __m256 g = _mm256_min_ps(most, _mm256_loadu_ps(gate + i));
+        const __m256 u = _mm256_max_ps(least, _mm256_min_ps(most, _mm256_loadu_ps(up + i)));
+        const __m256 power = exponential(_mm256_xor_ps(_mm256_mul_ps(alpha, g), sign));
+        const __m256 gated = _mm256_div_ps(g, _mm256_add_ps(one, power));
+        _mm256_storeu_ps(output + i, _mm256_mul_ps(gated, _mm256_add_ps(u, offset)));
+    }
+    for (; i < count; i++) output[i] = em_clamped_silu(a, gate[i], up[i]);
 }
 
 void em_to_half_avx2(const float *input, uint16_t *output, int32_t count) {

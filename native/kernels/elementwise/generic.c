@@ -1,8 +1,7 @@
 /* Sums, exponentials and conversions along a vector, in plain C. */
 #include <math.h>
 
-#include "../exponential.h"
-#include "../kernels.h"
+#include "activation.h"
 
 float em_sum_squares_generic(const float *input, int32_t count) {
     float lanes[EM_LANES] = {0};
@@ -19,8 +18,13 @@ float em_exponentials_generic(float *values, int32_t count, float shift) {
     return em_fold_lanes(lanes);
 }
 
-void em_gate_generic(const float *gate, const float *up, float *output, int32_t count) {
-    for (int32_t i = 0; i < count; i++) output[i] = gate[i] / (1.0f + em_exp(-gate[i])) * up[i];
+void em_silu_generic(const em_activation *a, const float *gate, const float *up, float *output, int32_t count) {
+    (void)a;
+    for (int32_t i = 0; i < count; i++) output[i] = em_silu(gate[i], up[i]);
+}
+
+void em_clamped_silu_generic(const em_activation *a, const float *gate, const float *up, float *output, int32_t count) {
+    for (int32_t i = 0; i < count; i++) output[i] = em_clamped_silu(a, gate[i], up[i]);
 }
 
 void em_to_half_generic(const float *input, uint16_t *output, int32_t count) {

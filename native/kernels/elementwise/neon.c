@@ -1,7 +1,7 @@
 /* Sums, exponentials and conversions along a vector with NEON; the same bits as generic.c. No speed was measured on any
  * processor. */
-#include "../exponential.h"
 #include "../neon.h"
+#include "activation.h"
 
 /* em_exp, four at a time. */
 INLINE float32x4_t exponential(float32x4_t x) {
@@ -59,14 +59,28 @@ float em_exponentials_neon(float *values, int32_t count, float shift) {
     return em_fold_lanes(lanes);
 }
 
-void em_gate_neon(const float *gate, const float *up, float *output, int32_t count) {
+void em_silu_neon(const em_activation *a, const float *gate, const float *up, float *output, int32_t count) {
     int32_t i = 0;
+    (void)a;
     for (; i + 4 <= count; i += 4) {
         const float32x4_t g = vld1q_f32(gate + i);
         const float32x4_t silu = vdivq_f32(g, vaddq_f32(vdupq_n_f32(1), exponential(vnegq_f32(g))));
         vst1q_f32(output + i, vmulq_f32(silu, vld1q_f32(up + i)));
     }
-    for (; i < count; i++) output[i] = gate[i] / (1.0f + em_exp(-gate[i])) * up[i];
+    for (; i < count; i++) output[i] = em_silu(gate[i], up[i]);
+}
+
+void em_clamped_silu_neon(const em_activation *a, const float *gate, const float *up, float *output, int32_t count) {
+    const float32x4_t most = vdupq_n_f32(a->limit), least = vdupq_n_f32(-a->limit);
+    int32_t i = 0;
+    for (; i + 4 <= count; i += 4) {
+        const float32x4_t g = vminq_f32(most, vld1q_f32(gate + i)); /* a NaN stays one */
+        const float32x4_t u = vmaxq_f32(least, vminq_f32(most, vld1q_f32(up + i)));
+        const float32x4_t power = exponential(vnegq_f32(vmulq_f32(vdupq_n_f32(a->alpha), g)));
+        const float32x4_t gated = vdivq_f32(g, vaddq_f32(vdupq_n_f32(1), power));
+        vst1q_f32(output + i, vmulq_f32(gated, vaddq_f32(u, vdupq_n_f32(a->offset))));
+    }
+    for (; i < count; i++) output[i] = em_clamped_silu(a, gate[i], up[i]);
 }
 
 void em_to_half_neon(const float *input, uint16_t *output, int32_t count) {

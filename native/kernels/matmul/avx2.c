@@ -2,6 +2,8 @@
  *
  *   q4, q4m  vpmaddubsw(nibbles, x): two products of at most 15 * 127 in an int16; the 8 quads of a group add up to
  *            at most 8 * 2 * 15 * 127 = 30480 < 32767 there, so one vpmaddwd with ones widens the whole group.
+ *   m4       the same with values + 12, unsigned bytes of at most 24, and sums that start at -12 * sum(x); 8 quads would
+ *            be 48768, so each half of a group is widened by itself.
  *   q8       vpmaddubsw takes one unsigned side: |w| and x * sign(w). |-128| is 128 as unsigned, and
  *            2 * 128 * 127 = 32512 still fits; two of those do not, so each quad is widened by itself.
  *
@@ -15,11 +17,24 @@ INLINE __m256i widen(__m256i pairs) { return _mm256_madd_epi16(pairs, _mm256_set
 
 /* The weights of 8 rows x 32 columns, one vector per quad of columns. */
 INLINE void unpack(const uint8_t *payload, int format, __m256i weights[QUADS]) {
+    if (format == EM_M4) {
+        unpack_m4(payload, weights);
+        return;
+    }
     if (format != EM_Q8) {
         unpack_nibbles(payload, weights);
         return;
     }
     for (int quad = 0; quad < QUADS; quad++) weights[quad] = load_quad(payload, quad);
+}
+
+/* The products of some quads of unsigned weights, added up in an int16 before they are widened. */
+INLINE __m256i add_quads(const __m256i weights[QUADS], const int8_t *x, int first, int stop) {
+    __m256i pairs = _mm256_maddubs_epi16(weights[first], broadcast_quad(x, first));
+    for (int quad = first + 1; quad < stop; quad++) {
+        pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(weights[quad], broadcast_quad(x, quad)));
+    }
+    return widen(pairs);
 }
 
 INLINE __m256i dot_group(const __m256i weights[QUADS], const int8_t *x, const em_group *group, int format) {
@@ -32,12 +47,12 @@ INLINE __m256i dot_group(const __m256i weights[QUADS], const int8_t *x, const em
         }
         return sum;
     }
-    __m256i pairs = _mm256_maddubs_epi16(weights[0], broadcast_quad(x, 0));
-    for (int quad = 1; quad < QUADS; quad++) {
-        pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(weights[quad], broadcast_quad(x, quad)));
+    if (format == EM_M4) {
+        const __m256i sum = _mm256_add_epi32(_mm256_set1_epi32(em_m4_start(group)), add_quads(weights, x, 0, QUADS / 2));
+        return _mm256_add_epi32(sum, add_quads(weights, x, QUADS / 2, QUADS));
     }
-    if (format == EM_Q4M) return widen(pairs);
-    return _mm256_add_epi32(widen(pairs), _mm256_set1_epi32(group->q4_start));
+    const __m256i sum = add_quads(weights, x, 0, QUADS);
+    return format == EM_Q4M ? sum : _mm256_add_epi32(sum, _mm256_set1_epi32(group->q4_start));
 }
 
 #include "vectors256.h"
@@ -47,3 +62,4 @@ DEFINE_PANELS(em_panels_f16_avx2, EM_F16, float_panel)
 DEFINE_PANELS(em_panels_q8_avx2, EM_Q8, quantised_panel)
 DEFINE_PANELS(em_panels_q4_avx2, EM_Q4, quantised_panel)
 DEFINE_PANELS(em_panels_q4m_avx2, EM_Q4M, quantised_panel)
+DEFINE_PANELS(em_panels_m4_avx2, EM_M4, quantised_panel)

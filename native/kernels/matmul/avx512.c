@@ -6,6 +6,7 @@
  *
  *   q4    nibbles are unsigned already; the sums start at -8 * sum(x), which is what the nibbles' zero point takes off
  *   q4m   the same from 0; the minimum has its own share of the group's sum
+ *   m4    one shuffle looks up 64 values + 12, which are unsigned; the sums start at -12 * sum(x)
  *   q8    w ^ 0x80 is w + 128 as unsigned; the sums start at -128 * sum(x)
  *
  * With one activation row the panels are one stream of bytes, and prefetches run ahead of it. With several, a group's
@@ -25,7 +26,6 @@ enum {
     ROWS_TOGETHER = 32,
     PANELS_TOGETHER = 2,
     FLOAT_ROWS_TOGETHER = 8,
-    SECTION_ROW_BYTES = 2 * EM_PANEL_ROWS, /* scales or minimums of a group */
     /* Prefetches go this far ahead: somewhat more than memory delivers to a core in the time of one miss. */
     GROUPS_AHEAD = 16,
     FLOAT_BYTES_AHEAD = 4096,
@@ -46,6 +46,15 @@ INLINE __m512 load_halves(const uint8_t *at) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)at));
 }
 
+/* The scales of 16 rows: float16 or, of m4, e8m0 (em_m4_scale_bits). */
+INLINE __m512 load_scales(const uint8_t *at, int format) {
+    if (format != EM_M4) return load_halves(at);
+    const __m512i e = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)at));
+    const __m512i normal = _mm512_slli_epi32(_mm512_sub_epi32(e, _mm512_set1_epi32(1)), 23);
+    const __m512i below_normal = _mm512_slli_epi32(_mm512_add_epi32(e, _mm512_set1_epi32(1)), 21);
+    return _mm512_castsi512_ps(_mm512_max_epi32(normal, below_normal));
+}
+
 /* The weights of 16 rows x 32 columns as unsigned bytes, one vector per quad of columns. */
 INLINE void unpack(const uint8_t *payload, int format, __m512i weights[QUADS]) {
     if (format == EM_Q8) {
@@ -61,12 +70,17 @@ INLINE void unpack(const uint8_t *payload, int format, __m512i weights[QUADS]) {
         weights[quad] = _mm512_and_si512(bytes, low_nibbles);
         weights[quad + QUADS / 2] = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), low_nibbles);
     }
+    if (format != EM_M4) return;
+    const __m512i values = _mm512_broadcast_i32x4(_mm_setr_epi8(EM_M4_UNSIGNED));
+    for (int quad = 0; quad < QUADS; quad++) weights[quad] = _mm512_shuffle_epi8(values, weights[quad]);
 }
 
 /* Where the integer sums of a group begin, so that they end as the dots with the signed weights. */
 INLINE __m512i first_sums(const em_group *group, int format) {
-    if (format == EM_Q4M) return _mm512_setzero_si512();
-    return _mm512_set1_epi32(format == EM_Q8 ? group->q8_start : group->q4_start);
+    if (format == EM_Q8) return _mm512_set1_epi32(group->q8_start);
+    if (format == EM_Q4) return _mm512_set1_epi32(group->q4_start);
+    if (format == EM_M4) return _mm512_set1_epi32(em_m4_start(group));
+    return _mm512_setzero_si512();
 }
 
 /* `sum` and one group's share. */
@@ -80,21 +94,21 @@ INLINE __m512 add_group(__m512 sum, __m512i dots, const em_group *group, __m512 
 
 /* One activation row times one panel, with prefetches ahead in the stream of panels. */
 INLINE void quantised_row(const uint8_t *panel, const em_activations *x, int32_t row, float *out, int format) {
-    const size_t payload_bytes = format == EM_Q8 ? 512 : 256, panel_bytes = em_panel_bytes(format, x->columns);
+    const size_t payload_bytes = em_payload_bytes(format), scales_bytes = em_scales_bytes(format);
+    const size_t panel_bytes = em_panel_bytes(format, x->columns);
     const int32_t group_count = x->group_count;
     const uint8_t *scales = panel + (size_t)group_count * payload_bytes;
-    const uint8_t *minimums = scales + (size_t)group_count * SECTION_ROW_BYTES;
+    const uint8_t *minimums = scales + (size_t)group_count * scales_bytes;
     const em_group *groups = x->groups + (size_t)row * group_count;
     const int8_t *values = x->values + (size_t)row * group_count * EM_GROUP_COLUMNS;
-    em_lookahead next = em_look_ahead(panel, group_count, payload_bytes, panel_bytes, GROUPS_AHEAD);
+    em_lookahead next = em_look_ahead(panel, group_count, format, panel_bytes, GROUPS_AHEAD);
     __m512 sum = _mm512_setzero_ps();
     for (int32_t g = 0; g < group_count; g++) {
-        em_prefetch_group(&next, group_count, payload_bytes, panel_bytes, format == EM_Q4M);
+        em_prefetch_group(&next, group_count, format, panel_bytes);
         __m512i weights[QUADS];
         unpack(panel + (size_t)g * payload_bytes, format, weights);
-        const __m512 weight_scale = load_halves(scales + (size_t)g * SECTION_ROW_BYTES);
-        const __m512 minimum =
-            format == EM_Q4M ? load_halves(minimums + (size_t)g * SECTION_ROW_BYTES) : _mm512_setzero_ps();
+        const __m512 weight_scale = load_scales(scales + (size_t)g * scales_bytes, format);
+        const __m512 minimum = format == EM_Q4M ? load_halves(minimums + (size_t)g * scales_bytes) : _mm512_setzero_ps();
         __m512i dots = first_sums(groups + g, format);
         for (int quad = 0; quad < QUADS; quad++) {
             const int8_t *x_quad = values + (size_t)g * EM_GROUP_COLUMNS + 4 * quad;
@@ -108,16 +122,17 @@ INLINE void quantised_row(const uint8_t *panel, const em_activations *x, int32_t
 /* `count` activation rows, at most ROWS_TOGETHER, times `panel_count` panels, one or two. */
 INLINE void quantised_rows(const uint8_t *panels, int panel_count, const em_activations *x, const int32_t *rows,
                            int32_t count, float *out, size_t out_stride, int format) {
-    const size_t payload_bytes = format == EM_Q8 ? 512 : 256, panel_bytes = em_panel_bytes(format, x->columns);
+    const size_t payload_bytes = em_payload_bytes(format), scales_bytes = em_scales_bytes(format);
+    const size_t panel_bytes = em_panel_bytes(format, x->columns);
     const int32_t group_count = x->group_count;
     const size_t scales_at = (size_t)group_count * payload_bytes;
-    const size_t minimums_at = scales_at + (size_t)group_count * SECTION_ROW_BYTES;
+    const size_t minimums_at = scales_at + (size_t)group_count * scales_bytes;
     const em_group *groups[ROWS_TOGETHER] = {0};
     const int8_t *values[ROWS_TOGETHER] = {0};
     em_lookahead next[PANELS_TOGETHER];
     for (int p = 0; p < panel_count; p++) {
         const uint8_t *panel = panels + (size_t)p * panel_bytes;
-        next[p] = em_look_ahead(panel, group_count, payload_bytes, panel_bytes, GROUPS_AHEAD);
+        next[p] = em_look_ahead(panel, group_count, format, panel_bytes, GROUPS_AHEAD);
     }
     for (int32_t i = 0; i < count; i++) {
         groups[i] = x->groups + (size_t)rows[i] * group_count;
@@ -131,10 +146,10 @@ INLINE void quantised_rows(const uint8_t *panels, int panel_count, const em_acti
         __m512 weight_scales[PANELS_TOGETHER], minimums[PANELS_TOGETHER];
         for (int p = 0; p < panel_count; p++) {
             const uint8_t *panel = panels + (size_t)p * panel_bytes;
-            const size_t numbers = (size_t)g * SECTION_ROW_BYTES;
-            em_prefetch_group(&next[p], group_count, payload_bytes, panel_bytes, format == EM_Q4M);
+            const size_t numbers = (size_t)g * scales_bytes;
+            em_prefetch_group(&next[p], group_count, format, panel_bytes);
             unpack(panel + (size_t)g * payload_bytes, format, weights[p]);
-            weight_scales[p] = load_halves(panel + scales_at + numbers);
+            weight_scales[p] = load_scales(panel + scales_at + numbers, format);
             minimums[p] = format == EM_Q4M ? load_halves(panel + minimums_at + numbers) : _mm512_setzero_ps();
         }
         for (int32_t i = 0; i < count; i++) {
@@ -238,3 +253,4 @@ DEFINE_PANELS(em_panels_f16_avx512, EM_F16, float_panels)
 DEFINE_PANELS(em_panels_q8_avx512, EM_Q8, quantised_panels)
 DEFINE_PANELS(em_panels_q4_avx512, EM_Q4, quantised_panels)
 DEFINE_PANELS(em_panels_q4m_avx512, EM_Q4M, quantised_panels)
+DEFINE_PANELS(em_panels_m4_avx512, EM_M4, quantised_panels)

@@ -3,6 +3,7 @@
  *
  *   q4    nibbles are unsigned already; the sums start at -8 * sum(x), which is what the nibbles' zero point takes off
  *   q4m   the same from 0; the minimum has its own share of the group's sum
+ *   m4    values + 12 are unsigned; the sums start at -12 * sum(x)
  *   q8    w ^ 0x80 is w + 128 as unsigned; the sums start at -128 * sum(x) */
 #include <immintrin.h>
 
@@ -10,6 +11,10 @@
 
 /* The weights of 8 rows x 32 columns as unsigned bytes, one vector per quad of columns. */
 INLINE void unpack(const uint8_t *payload, int format, __m256i weights[QUADS]) {
+    if (format == EM_M4) {
+        unpack_m4(payload, weights);
+        return;
+    }
     if (format != EM_Q8) {
         unpack_nibbles(payload, weights);
         return;
@@ -20,7 +25,9 @@ INLINE void unpack(const uint8_t *payload, int format, __m256i weights[QUADS]) {
 
 INLINE __m256i dot_group(const __m256i weights[QUADS], const int8_t *x, const em_group *group, int format) {
     __m256i sums = _mm256_setzero_si256();
-    if (format != EM_Q4M) sums = _mm256_set1_epi32(format == EM_Q8 ? group->q8_start : group->q4_start);
+    if (format == EM_Q8) sums = _mm256_set1_epi32(group->q8_start);
+    if (format == EM_Q4) sums = _mm256_set1_epi32(group->q4_start);
+    if (format == EM_M4) sums = _mm256_set1_epi32(em_m4_start(group));
     for (int quad = 0; quad < QUADS; quad++) {
         sums = _mm256_dpbusd_avx_epi32(sums, weights[quad], broadcast_quad(x, quad));
     }
@@ -34,3 +41,4 @@ DEFINE_PANELS(em_panels_f16_avxvnni, EM_F16, float_panel)
 DEFINE_PANELS(em_panels_q8_avxvnni, EM_Q8, quantised_panel)
 DEFINE_PANELS(em_panels_q4_avxvnni, EM_Q4, quantised_panel)
 DEFINE_PANELS(em_panels_q4m_avxvnni, EM_Q4M, quantised_panel)
+DEFINE_PANELS(em_panels_m4_avxvnni, EM_M4, quantised_panel)

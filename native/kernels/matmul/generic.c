@@ -56,6 +56,30 @@ static void dot_group_q4(const uint8_t *payload, const int8_t *x, int32_t *dots)
     fold_quads(wide, dots);
 }
 
+/* The value of an e2m1 code, doubled: EM_M4_SIGNED by comparisons, which compilers turn into vectors. */
+static inline int16_t doubled(int code) {
+    const int size = code & 7;
+    const int value = size + (size > 4) + (size > 5) + 3 * (size > 6);
+    return (int16_t)(code & 8 ? -value : value);
+}
+
+/* Eight products of at most 12 * 127 fit in an int16. */
+static void dot_group_m4(const uint8_t *payload, const int8_t *x, int32_t *dots) {
+    int16_t products[QUAD_BYTES] = {0};
+    for (int quad = 0; quad < QUADS_PER_GROUP / 2; quad++) {
+        const uint8_t *bytes = payload + quad * QUAD_BYTES;
+        int16_t x_low[QUAD_BYTES], x_high[QUAD_BYTES];
+        repeat_quad(x + quad * QUAD, x_low);
+        repeat_quad(x + (quad + QUADS_PER_GROUP / 2) * QUAD, x_high);
+        for (int i = 0; i < QUAD_BYTES; i++) {
+            products[i] = (int16_t)(products[i] + doubled(bytes[i] & 15) * x_low[i] + doubled(bytes[i] >> 4) * x_high[i]);
+        }
+    }
+    int32_t wide[QUAD_BYTES];
+    for (int i = 0; i < QUAD_BYTES; i++) wide[i] = products[i];
+    fold_quads(wide, dots);
+}
+
 /* 16 numbers of float16 or, for f32 weights, of float32. */
 static inline void load_numbers(const uint8_t *at, int32_t format, float *numbers) {
     if (format == EM_F32) {
@@ -67,11 +91,19 @@ static inline void load_numbers(const uint8_t *at, int32_t format, float *number
     for (int i = 0; i < EM_PANEL_ROWS; i++) numbers[i] = em_half_to_float(halves[i]);
 }
 
+static inline void load_scales(const uint8_t *at, int32_t format, float *scales) {
+    if (format != EM_M4) {
+        load_numbers(at, EM_F16, scales);
+        return;
+    }
+    for (int i = 0; i < EM_PANEL_ROWS; i++) scales[i] = em_from_bits((uint32_t)em_m4_scale_bits(at[i]));
+}
+
 static inline void quantised_product(const uint8_t *panel, const em_activations *x, int32_t row, int32_t format,
                                      float *sums) {
-    const size_t payload_bytes = em_payload_bytes(format), section_row_bytes = 2 * EM_PANEL_ROWS;
+    const size_t payload_bytes = em_payload_bytes(format), scales_bytes = em_scales_bytes(format);
     const uint8_t *scale_section = panel + (size_t)x->group_count * payload_bytes;
-    const uint8_t *minimum_section = scale_section + (size_t)x->group_count * section_row_bytes;
+    const uint8_t *minimum_section = scale_section + (size_t)x->group_count * scales_bytes;
     const em_group *groups = x->groups + (size_t)row * x->group_count;
     const int8_t *values = x->values + (size_t)row * x->group_count * EM_GROUP_COLUMNS;
     memset(sums, 0, EM_PANEL_ROWS * sizeof *sums);
@@ -80,9 +112,10 @@ static inline void quantised_product(const uint8_t *panel, const em_activations 
         const int32_t start = format == EM_Q4 ? groups[g].q4_start : 0;
         int32_t dots[EM_PANEL_ROWS];
         float scales[EM_PANEL_ROWS], minimums[EM_PANEL_ROWS];
-        (format == EM_Q8 ? dot_group_q8 : dot_group_q4)(payload, values + (size_t)g * EM_GROUP_COLUMNS, dots);
-        load_numbers(scale_section + (size_t)g * section_row_bytes, EM_F16, scales);
-        if (format == EM_Q4M) load_numbers(minimum_section + (size_t)g * section_row_bytes, EM_F16, minimums);
+        const int8_t *x_group = values + (size_t)g * EM_GROUP_COLUMNS;
+        (format == EM_Q8 ? dot_group_q8 : format == EM_M4 ? dot_group_m4 : dot_group_q4)(payload, x_group, dots);
+        load_scales(scale_section + (size_t)g * scales_bytes, format, scales);
+        if (format == EM_Q4M) load_numbers(minimum_section + (size_t)g * scales_bytes, EM_F16, minimums);
         for (int i = 0; i < EM_PANEL_ROWS; i++) {
             sums[i] = fmaf((float)(dots[i] + start), scales[i] * groups[g].scale, sums[i]);
             if (format == EM_Q4M) sums[i] = fmaf(minimums[i], groups[g].scaled_sum, sums[i]);
@@ -118,3 +151,4 @@ DEFINE_PANELS(em_panels_f16_generic, EM_F16, float_product)
 DEFINE_PANELS(em_panels_q8_generic, EM_Q8, quantised_product)
 DEFINE_PANELS(em_panels_q4_generic, EM_Q4, quantised_product)
 DEFINE_PANELS(em_panels_q4m_generic, EM_Q4M, quantised_product)
+DEFINE_PANELS(em_panels_m4_generic, EM_M4, quantised_product)

@@ -6,6 +6,7 @@
  *
  *   q4    nibbles are 0 to 15, good int8 as they are; the sums start at -8 * sum(x), which takes off their zero point
  *   q4m   the same from 0; the minimum has its own share of the group's sum
+ *   m4    one table lookup makes 16 codes the int8 that they stand for
  *   q8    int8 already, -128 too
  *
  * With one activation row the four quarters are four chains of sums that know nothing of each other, and prefetches run
@@ -31,7 +32,6 @@ enum {
     ROWS_TOGETHER = 16,
     FLOAT_ROWS_TOGETHER = 4,
     FLOAT_PANELS_TOGETHER = 2,
-    SECTION_ROW_BYTES = 2 * EM_PANEL_ROWS, /* scales or minimums of a group */
     /* Prefetches go this far ahead: somewhat more than memory delivers to a core in the time of one miss. */
     GROUPS_AHEAD = 16,
     FLOAT_BYTES_AHEAD = 4096,
@@ -48,6 +48,12 @@ INLINE void unpack(const uint8_t *payload, int quarter, int format, int8x16_t we
         const uint8x16_t bytes = vld1q_u8(at + quad * QUAD_BYTES);
         weights[quad] = vreinterpretq_s8_u8(vandq_u8(bytes, vdupq_n_u8(15)));
         weights[quad + QUADS / 2] = vreinterpretq_s8_u8(vshrq_n_u8(bytes, 4));
+    }
+    if (format != EM_M4) return;
+    static const int8_t table[16] = {EM_M4_SIGNED};
+    const int8x16_t values = vld1q_s8(table);
+    for (int quad = 0; quad < QUADS; quad++) {
+        weights[quad] = vqtbl1q_s8(values, vreinterpretq_u8_s8(weights[quad]));
     }
 }
 
@@ -87,12 +93,24 @@ typedef struct row_numbers {
     float32x4_t minimums;
 } row_numbers;
 
+/* The scales of 4 rows: float16 or, of m4, e8m0 (em_m4_scale_bits). */
+INLINE float32x4_t load_scales(const uint8_t *at, int format) {
+    if (format != EM_M4) return em_load_four_halves(at);
+    uint32_t four;
+    memcpy(&four, at, sizeof four);
+    const uint16x8_t wide = vmovl_u8(vcreate_u8(four));
+    const int32x4_t e = vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(wide)));
+    const int32x4_t normal = vshlq_n_s32(vsubq_s32(e, vdupq_n_s32(1)), 23);
+    const int32x4_t below_normal = vshlq_n_s32(vaddq_s32(e, vdupq_n_s32(1)), 21);
+    return vreinterpretq_f32_s32(vmaxq_s32(normal, below_normal));
+}
+
 INLINE row_numbers load_numbers(const uint8_t *panel, int32_t group_count, int32_t g, int quarter, int format) {
-    const size_t payload_bytes = format == EM_Q8 ? 512 : 256;
-    const uint8_t *at = panel + (size_t)group_count * payload_bytes + (size_t)g * SECTION_ROW_BYTES +
-                        (size_t)quarter * (SECTION_ROW_BYTES / QUARTERS);
-    row_numbers numbers = {em_load_four_halves(at), vdupq_n_f32(0)};
-    if (format == EM_Q4M) numbers.minimums = em_load_four_halves(at + (size_t)group_count * SECTION_ROW_BYTES);
+    const size_t scales_bytes = em_scales_bytes(format);
+    const uint8_t *at = panel + (size_t)group_count * em_payload_bytes(format) + (size_t)g * scales_bytes +
+                        (size_t)quarter * (scales_bytes / QUARTERS);
+    row_numbers numbers = {load_scales(at, format), vdupq_n_f32(0)};
+    if (format == EM_Q4M) numbers.minimums = em_load_four_halves(at + (size_t)group_count * scales_bytes);
     return numbers;
 }
 
@@ -104,15 +122,15 @@ INLINE float32x4_t add_group(float32x4_t sum, int32x4_t dots, group_input in, ro
 
 /* One activation row times one panel, with prefetches ahead in the stream of panels. */
 INLINE void quantised_row(const uint8_t *panel, const em_activations *x, int32_t row, float *out, int format) {
-    const size_t payload_bytes = format == EM_Q8 ? 512 : 256, panel_bytes = em_panel_bytes(format, x->columns);
+    const size_t payload_bytes = em_payload_bytes(format), panel_bytes = em_panel_bytes(format, x->columns);
     const int32_t group_count = x->group_count;
     const em_group *groups = x->groups + (size_t)row * group_count;
     const int8_t *values = x->values + (size_t)row * group_count * EM_GROUP_COLUMNS;
-    em_lookahead next = em_look_ahead(panel, group_count, payload_bytes, panel_bytes, GROUPS_AHEAD);
+    em_lookahead next = em_look_ahead(panel, group_count, format, panel_bytes, GROUPS_AHEAD);
     float32x4_t sums[QUARTERS];
     for (int quarter = 0; quarter < QUARTERS; quarter++) sums[quarter] = vdupq_n_f32(0);
     for (int32_t g = 0; g < group_count; g++) {
-        em_prefetch_group(&next, group_count, payload_bytes, panel_bytes, format == EM_Q4M);
+        em_prefetch_group(&next, group_count, format, panel_bytes);
         const group_input in = load_input(values + (size_t)g * EM_GROUP_COLUMNS, groups + g, format);
         for (int quarter = 0; quarter < QUARTERS; quarter++) {
             int8x16_t weights[QUADS];
@@ -128,7 +146,7 @@ INLINE void quantised_row(const uint8_t *panel, const em_activations *x, int32_t
 /* `count` activation rows times one group of QUARTERS_TOGETHER quarters, added to the sums in `out`. */
 INLINE void add_group_of_rows(const uint8_t *panel, const em_activations *x, int32_t g, int first_quarter,
                               const int32_t *rows, int32_t count, float *out, size_t out_stride, int format) {
-    const size_t payload_bytes = format == EM_Q8 ? 512 : 256;
+    const size_t payload_bytes = em_payload_bytes(format);
     const int32_t group_count = x->group_count;
     /* Kept apart from `x`, which for all that the compiler knows the stores below might change. */
     const em_group *groups = x->groups + g;
@@ -153,11 +171,11 @@ INLINE void add_group_of_rows(const uint8_t *panel, const em_activations *x, int
 /* `count` activation rows, at most ROWS_TOGETHER, times one panel. */
 INLINE void quantised_rows(const uint8_t *panel, const em_activations *x, const int32_t *rows, int32_t count,
                            float *out, size_t out_stride, int format) {
-    const size_t payload_bytes = format == EM_Q8 ? 512 : 256, panel_bytes = em_panel_bytes(format, x->columns);
-    em_lookahead next = em_look_ahead(panel, x->group_count, payload_bytes, panel_bytes, GROUPS_AHEAD);
+    const size_t panel_bytes = em_panel_bytes(format, x->columns);
+    em_lookahead next = em_look_ahead(panel, x->group_count, format, panel_bytes, GROUPS_AHEAD);
     for (int32_t row = 0; row < count; row++) memset(out + (size_t)row * out_stride, 0, EM_PANEL_ROWS * sizeof *out);
     for (int32_t g = 0; g < x->group_count; g++) {
-        em_prefetch_group(&next, x->group_count, payload_bytes, panel_bytes, format == EM_Q4M);
+        em_prefetch_group(&next, x->group_count, format, panel_bytes);
         for (int quarter = 0; quarter < QUARTERS; quarter += QUARTERS_TOGETHER) {
             add_group_of_rows(panel, x, g, quarter, rows, count, out, out_stride, format);
         }
@@ -259,3 +277,4 @@ DEFINE_PANELS(em_panels_f16_neon, EM_F16, float_panels)
 DEFINE_PANELS(em_panels_q8_neon, EM_Q8, quantised_panels)
 DEFINE_PANELS(em_panels_q4_neon, EM_Q4, quantised_panels)
 DEFINE_PANELS(em_panels_q4m_neon, EM_Q4M, quantised_panels)
+DEFINE_PANELS(em_panels_m4_neon, EM_M4, quantised_panels)

@@ -34,4 +34,11 @@ INLINE void unpack_nibbles(const uint8_t *payload, __m256i weights[QUADS]) {
     }
 }
 
+/* The values of m4 as unsigned bytes: one shuffle looks up 32 of them. */
+INLINE void unpack_m4(const uint8_t *payload, __m256i weights[QUADS]) {
+    const __m256i values = _mm256_broadcastsi128_si256(_mm_setr_epi8(EM_M4_UNSIGNED));
+    unpack_nibbles(payload, weights);
+    for (int quad = 0; quad < QUADS; quad++) weights[quad] = _mm256_shuffle_epi8(values, weights[quad]);
+}
+
 #endif

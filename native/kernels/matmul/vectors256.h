@@ -20,7 +20,6 @@ enum {
     HALF_ROWS = 8,
     ROWS_TOGETHER = 32,
     FLOAT_ROWS_TOGETHER = 4,
-    SECTION_ROW_BYTES = 2 * EM_PANEL_ROWS, /* scales or minimums of a group */
     /* Prefetches go this many groups ahead: somewhat more than memory delivers to a core in the time of one miss. */
     GROUPS_AHEAD = 16,
     FLOAT_BYTES_AHEAD = 4096,
@@ -28,6 +27,15 @@ enum {
 
 INLINE __m256 load_halves(const uint8_t *at) {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)at));
+}
+
+/* The scales of 8 rows: float16 or, of m4, e8m0 (em_m4_scale_bits). */
+INLINE __m256 load_scales(const uint8_t *at, int format) {
+    if (format != EM_M4) return load_halves(at);
+    const __m256i e = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)at));
+    const __m256i normal = _mm256_slli_epi32(_mm256_sub_epi32(e, _mm256_set1_epi32(1)), 23);
+    const __m256i below_normal = _mm256_slli_epi32(_mm256_add_epi32(e, _mm256_set1_epi32(1)), 21);
+    return _mm256_castsi256_ps(_mm256_max_epi32(normal, below_normal));
 }
 
 /* `sum` and one group's share. */
@@ -47,32 +55,32 @@ typedef struct group_place {
 } group_place;
 
 INLINE group_place place_of(const uint8_t *panel, int32_t group_count, int32_t g, int half, int format) {
-    const size_t payload_bytes = format == EM_Q8 ? 512 : 256;
-    const size_t numbers = (size_t)g * SECTION_ROW_BYTES + (size_t)half * (SECTION_ROW_BYTES / 2);
+    const size_t payload_bytes = em_payload_bytes(format), scales_bytes = em_scales_bytes(format);
+    const size_t numbers = (size_t)g * scales_bytes + (size_t)half * (scales_bytes / 2);
     const uint8_t *scales = panel + (size_t)group_count * payload_bytes;
     return (group_place){
         .payload = panel + (size_t)g * payload_bytes + (size_t)half * (QUAD_BYTES / 2),
         .scales = scales + numbers,
-        .minimums = scales + (size_t)group_count * SECTION_ROW_BYTES + numbers,
+        .minimums = scales + (size_t)group_count * scales_bytes + numbers, /* of q4m: as large as scales */
     };
 }
 
 INLINE void quantised_row(const uint8_t *panel, const em_activations *x, int32_t row, float *out, int format) {
-    const size_t payload_bytes = format == EM_Q8 ? 512 : 256, panel_bytes = em_panel_bytes(format, x->columns);
+    const size_t panel_bytes = em_panel_bytes(format, x->columns);
     const int32_t group_count = x->group_count;
     const em_group *groups = x->groups + (size_t)row * group_count;
     const int8_t *values = x->values + (size_t)row * group_count * EM_GROUP_COLUMNS;
-    em_lookahead next = em_look_ahead(panel, group_count, payload_bytes, panel_bytes, GROUPS_AHEAD);
+    em_lookahead next = em_look_ahead(panel, group_count, format, panel_bytes, GROUPS_AHEAD);
     __m256 sums[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
     for (int32_t g = 0; g < group_count; g++) {
-        em_prefetch_group(&next, group_count, payload_bytes, panel_bytes, format == EM_Q4M);
+        em_prefetch_group(&next, group_count, format, panel_bytes);
         for (int half = 0; half < 2; half++) {
             const group_place at = place_of(panel, group_count, g, half, format);
             __m256i weights[QUADS];
             unpack(at.payload, format, weights);
             const __m256i dots = dot_group(weights, values + (size_t)g * EM_GROUP_COLUMNS, groups + g, format);
             const __m256 minimum = format == EM_Q4M ? load_halves(at.minimums) : _mm256_setzero_ps();
-            sums[half] = add_group(sums[half], dots, groups + g, load_halves(at.scales), minimum, format);
+            sums[half] = add_group(sums[half], dots, groups + g, load_scales(at.scales, format), minimum, format);
         }
     }
     for (int half = 0; half < 2; half++) _mm256_storeu_ps(out + half * HALF_ROWS, sums[half]);
@@ -81,9 +89,9 @@ INLINE void quantised_row(const uint8_t *panel, const em_activations *x, int32_t
 /* `count` activation rows, at most ROWS_TOGETHER, times one half of a panel. */
 INLINE void quantised_rows(const uint8_t *panel, int half, const em_activations *x, const int32_t *rows, int32_t count,
                            float *out, size_t out_stride, int format) {
-    const size_t payload_bytes = format == EM_Q8 ? 512 : 256, panel_bytes = em_panel_bytes(format, x->columns);
+    const size_t panel_bytes = em_panel_bytes(format, x->columns);
     const int32_t group_count = x->group_count;
-    em_lookahead next = em_look_ahead(panel, group_count, payload_bytes, panel_bytes, GROUPS_AHEAD);
+    em_lookahead next = em_look_ahead(panel, group_count, format, panel_bytes, GROUPS_AHEAD);
     const em_group *groups[ROWS_TOGETHER] = {0};
     const int8_t *values[ROWS_TOGETHER] = {0};
     for (int32_t i = 0; i < count; i++) {
@@ -92,11 +100,11 @@ INLINE void quantised_rows(const uint8_t *panel, int half, const em_activations 
         _mm256_storeu_ps(out + (size_t)i * out_stride, _mm256_setzero_ps());
     }
     for (int32_t g = 0; g < group_count; g++) {
-        if (half == 0) em_prefetch_group(&next, group_count, payload_bytes, panel_bytes, format == EM_Q4M);
+        if (half == 0) em_prefetch_group(&next, group_count, format, panel_bytes);
         const group_place at = place_of(panel, group_count, g, half, format);
         __m256i weights[QUADS];
         unpack(at.payload, format, weights);
-        const __m256 weight_scale = load_halves(at.scales);
+        const __m256 weight_scale = load_scales(at.scales, format);
         const __m256 minimum = format == EM_Q4M ? load_halves(at.minimums) : _mm256_setzero_ps();
         for (int32_t i = 0; i < count; i++) {
             const em_group *group = groups[i] + g;

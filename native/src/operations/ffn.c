@@ -4,9 +4,9 @@
  * are read once per run for all its tokens. The work has two halves, each one parallel loop over all FFNs at once,
  * so that a token's few small experts still occupy every thread:
  *
- *   up    item = 32 hidden columns of one FFN (two gate and two up panels): products, silu(gate) * up, and the
- *         quantisation of that group, whose 32 columns are complete;
- *   down  item = one panel of 16 output rows of one FFN.
+ *   up    item = 32 hidden columns of one FFN (two gate and two up panels): products, plus biases, the activation,
+ *         and the quantisation of that group, whose 32 columns are complete;
+ *   down  item = one panel of 16 output rows of one FFN, plus biases.
  *
  * Experts whose records are still being read are computed as their reads end; all whose reads have ended by then are
  * computed together. */
@@ -26,6 +26,7 @@ enum {
 typedef struct ffn {
     em_matrix gate_up;
     em_matrix down;
+    em_ffn_biases biases; /* NULL if there are none */
     int32_t first; /* number of its first pair */
     int32_t count;
 } ffn;
@@ -58,6 +59,7 @@ typedef struct ffn_task {
     ffn_memory memory;
     em_activations input;
     em_activations hidden; /* one row for each pair */
+    em_activation activation;
     float *output;         /* (output rows, D) */
 } ffn_task;
 
@@ -90,15 +92,24 @@ static void each_ffn(const ffn_task *task, int64_t begin, int64_t end, int32_t p
 
 /* ---- up ------------------------------------------------------------------------------------------------- */
 
+static void add_bias(float *products, const float *bias, int32_t count) {
+    for (int32_t i = 0; i < count; i++) products[i] += bias[i];
+}
+
 /* Turns the products of one pair with the gate and up panels of one group into the pair's hidden columns. */
-static void finish_group(const ffn_task *task, const ffn *f, int32_t group, int32_t pair, const float *products) {
+static void finish_group(const ffn_task *task, const ffn *f, int32_t group, int32_t pair, float *products) {
     const em_kernels *kernels = task->run->kernels;
     const int32_t start = group * EM_GROUP_COLUMNS, left = task->sizes.intermediate_size - start;
     const int32_t columns = left < EM_GROUP_COLUMNS ? left : EM_GROUP_COLUMNS;
     float hidden[EM_GROUP_COLUMNS];
     for (int32_t column = 0; column < columns; column += EM_PANEL_ROWS) {
-        const float *gate = products + 2 * column, *up = gate + EM_PANEL_ROWS;
-        kernels->gate(gate, up, hidden + column, EM_PANEL_ROWS);
+        float *gate = products + 2 * column, *up = gate + EM_PANEL_ROWS;
+        if (f->biases.gate) {
+            const int32_t rows = columns - column < EM_PANEL_ROWS ? columns - column : EM_PANEL_ROWS;
+            add_bias(gate, f->biases.gate + start + column, rows);
+            add_bias(up, f->biases.up + start + column, rows);
+        }
+        kernels->activate[task->activation.function](&task->activation, gate, up, hidden + column, EM_PANEL_ROWS);
     }
     if (em_is_quantised(f->down.format)) {
         const size_t at = (size_t)pair * task->hidden.group_count + group;
@@ -127,7 +138,7 @@ static void go_up_groups(const ffn_task *task, const ffn *f, int32_t begin, int3
                                                           task->memory.input_rows + pair, count, products,
                                                           (size_t)panels * EM_PANEL_ROWS);
             for (int32_t i = 0; i < count; i++) {
-                const float *row = products + (size_t)i * panels * EM_PANEL_ROWS;
+                float *row = products + (size_t)i * panels * EM_PANEL_ROWS;
                 for (int32_t g = first; g < last; g++) {
                     finish_group(task, f, g, pair + i, row + (size_t)(g - first) * 2 * EM_GROUP_COLUMNS);
                 }
@@ -165,6 +176,7 @@ static void go_down_panels(const ffn_task *task, const ffn *f, int32_t begin, in
                 const size_t output_row = task->memory.output_rows[pair + i];
                 float *output = task->output + output_row * sizes.hidden_size + row;
                 memcpy(output, products + (size_t)i * width, (size_t)height * sizeof *output);
+                if (f->biases.down) add_bias(output, f->biases.down + row, height);
             }
         }
     }
@@ -194,10 +206,10 @@ static void quantise_input(const em_run *run, ffn_sizes sizes, ffn_memory memory
 }
 
 /* Runs the FFNs of `memory` over `pairs` pairs; their rows must be filled in and their input quantised. */
-static void run_ffns(const em_run *run, ffn_sizes sizes, ffn_memory memory, const float *input, float *output,
-                     int32_t ffn_count, int32_t pairs) {
+static void run_ffns(const em_run *run, ffn_sizes sizes, ffn_memory memory, em_activation activation,
+                     const float *input, float *output, int32_t ffn_count, int32_t pairs) {
     if (ffn_count == 0) return;
-    ffn_task task = {.run = run, .sizes = sizes, .memory = memory, .output = output};
+    ffn_task task = {.run = run, .sizes = sizes, .memory = memory, .activation = activation, .output = output};
     task.input = (em_activations){input, memory.input.values, memory.input.groups, sizes.hidden_size,
                                   em_group_count(sizes.hidden_size)};
     task.hidden = (em_activations){memory.float_hidden, memory.hidden.values, memory.hidden.groups, sizes.intermediate_size,
@@ -239,9 +251,9 @@ int32_t em_run_gated_ffn(const em_gated_ffn *f, const em_run *run) {
     const ffn_memory memory = lay_out(&layout, sizes_of_gated_ffn(f), run->tokens, run->tokens, 1);
     for (int32_t t = 0; t < run->tokens; t++) memory.input_rows[t] = memory.output_rows[t] = t;
     memset(memory.wanted, 1, (size_t)run->tokens);
-    memory.ffns[0] = (ffn){f->gate_up, f->down, 0, run->tokens};
+    memory.ffns[0] = (ffn){f->gate_up, f->down, f->biases, 0, run->tokens};
     quantise_input(run, sizes_of_gated_ffn(f), memory, f->input);
-    run_ffns(run, sizes_of_gated_ffn(f), memory, f->input, f->output, 1, run->tokens);
+    run_ffns(run, sizes_of_gated_ffn(f), memory, f->activation, f->input, f->output, 1, run->tokens);
     return EM_OK;
 }
 
@@ -268,13 +280,22 @@ static ffn_sizes sizes_of_experts(const em_experts *e) {
     return sizes;
 }
 
-/* The matrices of an expert, where its layout says that they lie in its slot. */
+/* The biases of an expert, one vector after the other, each filled up to whole panels. */
+static em_ffn_biases biases_of(const em_expert_layout *layout, const uint8_t *record) {
+    if (layout->biases_offset == 0) return (em_ffn_biases){NULL, NULL, NULL};
+    const float *gate = (const float *)(const void *)(record + layout->biases_offset);
+    const size_t padded = (size_t)EM_PANEL_ROWS * em_panel_count(layout->intermediate_size);
+    return (em_ffn_biases){gate, gate + padded, gate + 2 * padded};
+}
+
+/* The matrices and biases of an expert, where its layout says that they lie in its slot. */
 static ffn ffn_of(const em_experts *e, int32_t expert, int32_t first, int32_t count) {
     const em_expert_layout *layout = &e->layouts[e->layout_of[expert]];
     const uint8_t *record = e->arena + (size_t)e->slots[expert] * (size_t)e->slot_bytes;
     const int32_t gate_up_rows = 2 * EM_PANEL_ROWS * em_panel_count(layout->intermediate_size);
     return (ffn){.gate_up = {record, layout->gate_up_format, gate_up_rows, layout->hidden_size},
                  .down = {record + layout->down_offset, layout->down_format, layout->hidden_size, layout->intermediate_size},
+                 .biases = biases_of(layout, record),
                  .first = first,
                  .count = count};
 }
@@ -332,7 +353,7 @@ static int32_t group_pairs(const em_experts *e, int32_t tokens, ffn_memory memor
 static void run_ready(const em_experts *e, const em_run *run, ffn_memory memory) {
     const int32_t ffn_count = group_pairs(e, run->tokens, memory);
     const int32_t pairs = ffn_count ? memory.ffns[ffn_count - 1].first + memory.ffns[ffn_count - 1].count : 0;
-    run_ffns(run, sizes_of_experts(e), memory, e->input, e->output, ffn_count, pairs);
+    run_ffns(run, sizes_of_experts(e), memory, e->activation, e->input, e->output, ffn_count, pairs);
     for (int32_t i = 0; i < e->num_experts; i++) {
         if (memory.states[i] == READY) memory.states[i] = NOTHING;
     }

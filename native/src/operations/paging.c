@@ -21,7 +21,7 @@ int32_t em_run_prefetch(const em_prefetch *f, const em_run *run) {
     em_pager *pager = f->paged.pager;
     if (!pager) return EM_OK;
     const uint64_t waited_ns = em_pager_waited_ns(pager);
-    const int32_t status = em_pager_prefetch(pager, (int32_t)f->paged.layer, f->experts, f->top_k);
+    const int32_t status = em_pager_prefetch(pager, (int32_t)f->paged.layer, f->experts, run->tokens * f->top_k);
     if (run->disk_ns) *run->disk_ns += em_pager_waited_ns(pager) - waited_ns;
     return status;
 }

@@ -1,4 +1,4 @@
-/* The operations that work row by row: embed, norm, rope, storing of keys and values, combine. */
+/* The operations that work row by row: embed, norm, rope, storing of keys and values, combine, mix. */
 #include "../operations.h"
 
 #include <math.h>
@@ -44,13 +44,18 @@ static float weight_at(const uint8_t *panel, int32_t format, int32_t group_count
     const int32_t c = column % EM_GROUP_COLUMNS;
     const uint8_t *payload = panel + group * payload_bytes;
     const uint8_t *scales = panel + (size_t)group_count * payload_bytes;
-    const float scale = half_at(scales, group * EM_PANEL_ROWS + row);
-    if (format == EM_Q8) return (float)(int8_t)payload[c / 4 * 64 + row * 4 + c % 4] * scale;
+    const size_t number = group * EM_PANEL_ROWS + row;
     const uint8_t pair = payload[c % 16 / 4 * 64 + row * 4 + c % 4];
     const int32_t nibble = c < 16 ? pair & 15 : pair >> 4;
+    if (format == EM_M4) {
+        static const int8_t doubled[16] = {EM_M4_SIGNED};
+        return (float)doubled[nibble] * em_from_bits((uint32_t)em_m4_scale_bits(scales[number]));
+    }
+    const float scale = half_at(scales, number);
+    if (format == EM_Q8) return (float)(int8_t)payload[c / 4 * 64 + row * 4 + c % 4] * scale;
     if (format == EM_Q4) return (float)(nibble - 8) * scale;
     const uint8_t *minimums = scales + (size_t)group_count * EM_PANEL_ROWS * 2;
-    return (float)nibble * scale + half_at(minimums, group * EM_PANEL_ROWS + row);
+    return (float)nibble * scale + half_at(minimums, number);
 }
 
 static void embed_rows(void *context, int64_t begin, int64_t end, int32_t thread) {
@@ -189,8 +194,11 @@ static void combine_columns(const em_combine *c, int64_t token, int32_t start, i
         const float *shared = c->shared + token * c->hidden_size + start;
         for (int32_t i = 0; i < count; i++) sums[i] += gate * shared[i];
     }
-    float *residual = c->residual + token * c->hidden_size + start;
-    for (int32_t i = 0; i < count; i++) residual[i] += c->scale * sums[i];
+    float *output = c->output + token * c->hidden_size + start;
+    for (int32_t i = 0; i < count; i++) {
+        const float sum = c->scale * sums[i];
+        output[i] = c->accumulate ? output[i] + sum : sum;
+    }
 }
 
 static void combine_rows(void *context, int64_t begin, int64_t end, int32_t thread) {
@@ -208,4 +216,28 @@ EM_NO_SCRATCH(combine)
 
 int32_t em_run_combine(const em_combine *combine, const em_run *run) {
     return run_rows(combine, run, combine_rows, run->tokens, (int64_t)combine->hidden_size * (combine->top_k + 1));
+}
+
+/* ---- mix ---------------------------------------------------------------------------------------------- */
+
+static void mix_rows(void *context, int64_t begin, int64_t end, int32_t thread) {
+    const em_mix *m = ((const rows_task *)context)->operation;
+    const int32_t width = m->hidden_size;
+    (void)thread;
+    for (int64_t token = begin; token < end; token++) {
+        const float *base = m->base + token * width, *result = m->result + token * width;
+        float *output = m->output + token * width;
+        for (int32_t i = 0; i < width; i++) {
+            const float kept = m->keep ? m->keep[i] * base[i] : base[i];
+            const float scaled = m->scale * result[i];
+            const float sum = kept + (m->share ? m->share[i] * scaled : scaled);
+            output[i] = m->shift ? sum + m->shift[i] : sum;
+        }
+    }
+}
+
+EM_NO_SCRATCH(mix)
+
+int32_t em_run_mix(const em_mix *mix, const em_run *run) {
+    return run_rows(mix, run, mix_rows, run->tokens, mix->hidden_size);
 }

@@ -84,7 +84,7 @@ def test_names_shapes_and_row_orders_are_those_that_converters_write(name: str, 
 def test_the_store_comes_back_from_the_file_to_the_bit(name: str, tmp_path: Path) -> None:
     formats = list(FORMATS)
     number = list(EXPRESSIBLE).index(name)
-    options = {"experts": formats[number % 5], "dense": formats[(number * 2 + 1) % 5]}
+    options = {"experts": formats[number % 6], "dense": formats[(number * 2 + 1) % 6]}
     store = make_store(tmp_path, EXPRESSIBLE[name], **options)
     path = export_gguf(store, tmp_path / "m.gguf", name="x")
     back = Store.open(convert_checkpoint(str(path), tmp_path / "back", **options))
@@ -92,9 +92,9 @@ def test_the_store_comes_back_from_the_file_to_the_bit(name: str, tmp_path: Path
     assert weights_files(back.path) == weights_files(store.path)
 
 
-@pytest.mark.parametrize("dense", ["q4", "q4m", "q8"])
+@pytest.mark.parametrize("dense", ["q4", "q4m", "q8", "m4"])
 def test_blocks_are_what_the_formats_own_package_reads(dense: str, tmp_path: Path) -> None:
-    experts = {"q4": "q4m", "q4m": "q8", "q8": "q4"}[dense]
+    experts = {"q4": "q4m", "q4m": "q8", "q8": "m4", "m4": "q4"}[dense]
     store = make_store(tmp_path, CONFIGS["qwen2_moe"], experts, dense)
     reader = gguf.GGUFReader(export_gguf(store, tmp_path / "m.gguf", name="x"))
     found = {tensor.name: gguf.dequantize(tensor.data, tensor.tensor_type) for tensor in reader.tensors}

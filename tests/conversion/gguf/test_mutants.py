@@ -61,7 +61,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """About 2 kB of header over 9 kB of weights of all types that are read: no mutation is far from what matters."""
     folder = tmp_path_factory.mktemp("whole")
     write_checkpoint(folder / "checkpoint", CONFIG, dtype="F32")
-    kinds = {"_exps": "Q4_0", "attn_q.w": "Q8_0", "attn_k.w": "Q4_1", "attn_v": "F16", "attn_o": "BF16", ".": "F32"}
+    kinds = {"down_exps": "MXFP4", "_exps": "Q4_0", "attn_q.w": "Q8_0", "attn_k.w": "Q4_1", "attn_v": "F16"}
+    kinds |= {"attn_o": "BF16", ".": "F32"}
     path = write_gguf(
         folder / "m.gguf", CONFIG, read_tensors(folder / "checkpoint"), kinds=kinds, tokenizer=TOKENIZER, merged=True
     )

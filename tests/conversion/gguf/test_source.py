@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from edgemoe.architectures import model_spec, resolve
 from edgemoe.conversion.forecast import forecast_store
+from edgemoe.conversion.gguf.export import export_gguf
 from edgemoe.conversion.gguf.file import read_gguf
 from edgemoe.conversion.gguf.source import GgufSource
 from edgemoe.conversion.opening import open_source
@@ -157,7 +158,7 @@ def test_the_model_is_that_of_the_checkpoint(
 MERGEABLE = [name for name in CONFIGS if not name.startswith("llama")]
 
 
-@pytest.mark.parametrize(("name", "kind"), default_pairs(MERGEABLE, ["F32", "F16", "Q8_0", "Q4_0", "Q4_1"]))
+@pytest.mark.parametrize(("name", "kind"), default_pairs(MERGEABLE, ["F32", "F16", "Q8_0", "Q4_0", "Q4_1", "MXFP4"]))
 def test_gate_and_up_in_one_tensor_are_those_in_two(
     name: str, kind: str, checkpoints: dict[str, Checkpoint], tmp_path: Path
 ) -> None:
@@ -231,7 +232,7 @@ def test_half_precision_is_read_as_float32(
         np.testing.assert_array_equal(found[tensor], expected, err_msg=tensor)
 
 
-@pytest.mark.parametrize(("name", "kind"), default_pairs([*CONFIGS], ["Q8_0", "Q4_0", "Q4_1"]))
+@pytest.mark.parametrize(("name", "kind"), default_pairs([*CONFIGS], ["Q8_0", "Q4_0", "Q4_1", "MXFP4"]))
 def test_blocks_carry_over_to_the_bit(name: str, kind: str, checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
     """Also those of query and key, whose rows come in another order, and of rows in the middle of a head."""
     checkpoint = checkpoints[name]
@@ -336,13 +337,37 @@ def test_the_fingerprint_is_that_of_the_contents(checkpoints: dict[str, Checkpoi
 @pytest.mark.parametrize("name", ["llama", "mixtral", "granitemoeshared", "qwen2_moe"])
 def test_a_store_holds_the_blocks_of_the_file(name: str, checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
     checkpoint = checkpoints[name]
-    kinds = {"_exps": "Q4_0", "ffn_gate_inp": "F32", "attn_v|token_embd": "Q8_0", ".": "Q4_1"}
+    kinds = {"_exps": "Q4_0", "ffn_gate_inp": "F32", "attn_v|token_embd": "Q8_0", "attn_o": "MXFP4", ".": "Q4_1"}
     path = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors, kinds=kinds)
     store = Store.open(convert_checkpoint(str(path), tmp_path / "store"))
     found = store_weights(store)
     for tensor, rows in model_rows(GgufSource(path)).items():
         values = dequantise(rows) if isinstance(rows, Blocks) else rows
         np.testing.assert_array_equal(found[tensor], values.reshape(found[tensor].shape), err_msg=tensor)
+
+
+def test_every_mxfp4_block_goes_into_a_store_and_back_into_a_file_to_the_bit(
+    checkpoints: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    """Experts and dense matrices, with every code, minus zero too, and every scale that a weight may have."""
+    checkpoint = checkpoints["mixtral"]
+    kinds = {"ffn_gate_inp": "F32", ".": "MXFP4"}
+    path = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors, kinds=kinds)
+    rewritten = bytearray(path.read_bytes())
+    generator = np.random.default_rng(11)
+    for tensor in gguf.GGUFReader(path).tensors:
+        if tensor.tensor_type == gguf.GGMLQuantizationType.MXFP4:
+            blocks = generator.integers(0, 256, (tensor.n_elements // 32, 17), np.uint8)
+            blocks[:, 0] = generator.integers(0, 253, len(blocks))
+            rewritten[tensor.data_offset : tensor.data_offset + tensor.n_bytes] = blocks.tobytes()
+    path.write_bytes(rewritten)
+    store = Store.open(convert_checkpoint(str(path), tmp_path / "store"))
+    assert {store.dense_format, *store.manifest.quantisation["experts"]["formats"]} == {"m4"}
+    assert store.manifest.quantisation["experts"]["relative_error"] == 0
+    back = export_gguf(store, tmp_path / "back.gguf", name="x")
+    wanted = {tensor.name: (tensor.tensor_type, tensor.data.tobytes()) for tensor in gguf.GGUFReader(path).tensors}
+    found = {tensor.name: (tensor.tensor_type, tensor.data.tobytes()) for tensor in gguf.GGUFReader(back).tensors}
+    assert found == wanted
 
 
 def test_a_store_of_floats_is_that_of_the_checkpoint(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
@@ -528,7 +553,7 @@ def test_an_architecture_that_is_not_ours(tmp_path: Path) -> None:
 def test_a_tensor_type_that_is_not_supported_is_named(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
     checkpoint = checkpoints["llama"]
     path = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors, kinds={"ffn_down": "Q5_1"})
-    with pytest.raises(SourceError, match=r"blk\.\d\.ffn_down\.weight: .*Q8_0, Q4_0, Q4_1, found Q5_1"):
+    with pytest.raises(SourceError, match=r"blk\.\d\.ffn_down\.weight: .*Q8_0, Q4_0, Q4_1, MXFP4, found Q5_1"):
         GgufSource(path)
 
 

@@ -1,0 +1,147 @@
+"""Sequences that decode together, compared with one alone: weights and experts are read once for all of them.
+
+One engine with room for all sequences runs each number of them in turn, round by round, so that all have the same slots
+and the same machine. Prompts and tokens are random, or routing is a trace's, of which each sequence takes another part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgemoe.bench.benchmark import COMMAND
+from edgemoe.bench.measure import Progress, Settings
+from edgemoe.bench.protocol import Worker
+from edgemoe.bench.spread import Spread
+from edgemoe.engine.memory import LEAST_CONTEXT_TOKENS
+from edgemoe.engine.options import MOST_SEQUENCES, EngineOptions
+from edgemoe.errors import UsageError
+from edgemoe.kernels.select import KernelChoice
+from edgemoe.model.description import store_spec
+from edgemoe.session.default_model import model_name
+from edgemoe.store.reader import Store
+
+SETTLE_STEPS = 8
+"""Steps of all sequences after their prompts that are not counted: the cache still holds what another number used."""
+
+
+@dataclass(frozen=True)
+class TogetherReport:
+    """A number of sequences that decode together."""
+
+    sequences: int
+    tokens_per_s: Spread
+    """Of all sequences together."""
+    of_one: Spread
+    """`tokens_per_s` over that of one sequence alone, round by round."""
+    hit_rate: float
+    """Share of the experts that a step used which were in memory; 1 where all are."""
+    disk_bytes_per_token: float
+
+
+@dataclass(frozen=True)
+class SequencesReport:
+    """Results of a measurement of sequences that decode together."""
+
+    model: str
+    kernels: Mapping[str, Any]
+    memory: Mapping[str, Any]
+    prompt_tokens: int
+    decode_tokens: int
+    repeats: int
+    routing: str | None
+    """The trace that routing came from; None for the model's routers."""
+    recall: float | None
+    one: TogetherReport
+    together: Sequence[TogetherReport]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class SequencesMeasurement:
+    """Measures one model. Raises UsageError for numbers that are out of range."""
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Settings,
+        kernels: KernelChoice,
+        options: EngineOptions,
+        counts: Sequence[int],
+        progress: Progress = lambda doing, done, total: None,
+        routing: Path | None = None,
+        recall: float | None = None,
+    ) -> None:
+        """`counts` are the numbers of sequences; `routing` and `recall` are as in `Benchmark`."""
+        if not counts or any(not 2 <= count <= MOST_SEQUENCES for count in counts):
+            found = ", ".join(map(str, counts)) or "none"
+            raise UsageError(f"sequences: expected numbers of 2 to {MOST_SEQUENCES}, found {found}.")
+        spec = store_spec(Store.open(folder))
+        needed = settings.prompt_tokens + SETTLE_STEPS + settings.decode_tokens
+        room = settings.room_tokens or spec.max_positions
+        if needed > room:
+            raise UsageError(
+                f"Each sequence would have {needed} tokens, {SETTLE_STEPS} of them not counted:"
+                f" expected at most {room}.",
+                "Give smaller `prompt_tokens` or `decode_tokens`, or a longer context where the model has one.",
+            )
+        context = settings.room_tokens or min(spec.max_positions, max(LEAST_CONTEXT_TOKENS, needed))
+        self._folder = folder
+        self._settings = settings
+        self._options = replace(options, threads=kernels.threads, context_length=context, sequences=max(counts))
+        self._counts = (1, *counts)
+        self._progress = progress
+        self._routing = routing
+        self._recall = recall
+        self._vocabulary = spec.vocab_size
+        self._random = np.random.default_rng(settings.seed)
+
+    def run(self) -> SequencesReport:
+        """Raises what the engine raises, and EdgemoeError where a worker dies."""
+        repeats = self._settings.repeats
+        answers: dict[int, list[dict[str, Any]]] = {count: [] for count in self._counts}
+        with Worker("edgemoe", COMMAND) as worker:
+            routing = None if self._routing is None else str(self._routing)
+            options = self._options.to_json()
+            about = worker.ask("open", model=str(self._folder), options=options, routing=routing, recall=self._recall)
+            for number in range(1 + repeats):  # the first warms up
+                self._progress("warming up" if number == 0 else f"round {number} of {repeats}", number, 1 + repeats)
+                for count, found in answers.items():
+                    found.append(self._decode(worker, count))
+        rates = {count: self._rate(count, found[1:]) for count, found in answers.items()}
+        reports = [self._report(count, rates[count], rates[1], answers[count][1:]) for count in self._counts]
+        return SequencesReport(
+            model_name(self._folder),
+            about["kernels"],
+            about["memory"],
+            self._settings.prompt_tokens,
+            self._settings.decode_tokens,
+            repeats,
+            routing,
+            self._recall,
+            reports[0],
+            reports[1:],
+        )
+
+    def _decode(self, worker: Worker, count: int) -> dict[str, Any]:
+        settings = self._settings
+        prompts = self._random.integers(0, self._vocabulary, (count, settings.prompt_tokens))
+        continuations = self._random.integers(0, self._vocabulary, (count, SETTLE_STEPS + settings.decode_tokens))
+        return worker.ask(
+            "run_together", prompts=prompts.tolist(), continuations=continuations.tolist(), settle=SETTLE_STEPS
+        )
+
+    def _rate(self, count: int, answers: Sequence[Mapping[str, Any]]) -> Spread:
+        return Spread.of(count * self._settings.decode_tokens / answer["continuation_s"] for answer in answers)
+
+    def _report(self, count: int, rate: Spread, one: Spread, answers: Sequence[Mapping[str, Any]]) -> TogetherReport:
+        hits, misses, read = (
+            sum(answer[name] for answer in answers) for name in ("expert_hits", "expert_misses", "disk_bytes")
+        )
+        tokens = count * self._settings.decode_tokens * len(answers)
+        return TogetherReport(count, rate, rate.over(one), hits / (hits + misses or 1), read / tokens)
