@@ -9,10 +9,9 @@ from dataclasses import replace
 from edgemoe.architectures.config import LARGEST_LAYERS, LARGEST_WIDTH, ConfigReader
 from edgemoe.architectures.frame import read_attention, read_experts, read_frame, read_layers
 from edgemoe.architectures.table import layer_rows, rows
+from edgemoe.kernels.operations import MOST_TAPS
 from edgemoe.model.blocks import GatedFfn, RouterSpec, ShortConv
 from edgemoe.model.spec import ModelSpec
-
-LARGEST_TAPS = 64
 
 TENSORS = rows(
     ("embedding", "model.embed_tokens.weight", ("vocabulary", "model")),
@@ -67,7 +66,7 @@ def read(reader: ConfigReader) -> ModelSpec:
     moe = read_experts(reader, width_key="moe_intermediate_size", router=router)
     dense = GatedFfn(reader.integer("intermediate_size", maximum=LARGEST_WIDTH))
     leading = reader.integer("num_dense_layers", minimum=0, maximum=LARGEST_LAYERS, default=2)
-    length = reader.integer("conv_L_cache", minimum=2, maximum=LARGEST_TAPS, default=3)
+    length = reader.integer("conv_L_cache", minimum=2, maximum=MOST_TAPS, default=3)
     convolution = ShortConv(length, reader.flag("conv_bias", False))
     layers = read_layers(reader, attention, moe, dense, lambda reader, count: range(leading), {"conv": convolution})
     return replace(frame, layers=layers)

@@ -300,8 +300,8 @@ class Engine:
 
         Weights and experts that several sequences use are read once for all of them. The result of each sequence is
         the same to the bit as that of `forward` on it alone. Raises UsageError for a sequence that is closed or of
-        another model, for tokens as `forward`, for more than one sequence while routing is recorded, and for tokens that
-        would have to be run again with forced routing; ReadError. After an error no sequence has changed.
+        another model, for tokens as `forward`, for more than one sequence while routing is recorded, and where forced
+        routing would be needed again; ReadError. After an error no sequence has changed.
         """
         began_ns = time.perf_counter_ns()
         if not batch:
@@ -346,9 +346,9 @@ class Engine:
             for piece in pieces:
                 piece.sequence.reserve(len(piece.token_ids))
                 reserved.append(piece)
-            behind = [piece.sequence for piece in pieces if piece.sequence.behind]
-            if behind:
-                self._catch_up(behind)
+            for piece in pieces:
+                if piece.sequence.behind:
+                    self._catch_up(piece.sequence)
             phase = phase_of(pieces)
             for run in cut(pieces, self.memory.chunk_tokens):
                 self._run_rows(run, phase)
@@ -360,14 +360,16 @@ class Engine:
         for piece in pieces:
             piece.sequence.extend(piece.token_ids)
 
-    def _catch_up(self, sequences: list[TokenSequence]) -> None:
-        """Run again the tokens that sequences are behind. They belong to no turn, and are not recorded."""
-        none = np.empty((0, self.spec.vocab_size), np.float32)
-        pieces = [Piece(one, np.array(one.ids[one.resumes_at :], np.int64), none) for one in sequences]
-        for run in cut(pieces, self.memory.chunk_tokens):
+    def _catch_up(self, sequence: TokenSequence) -> None:
+        """Run again the tokens that a sequence is behind. They belong to no turn, and are not recorded.
+
+        No other sequence takes part: two that share a page must not write to it in one run, not even the same bits.
+        """
+        ids = np.array(sequence.ids[sequence.resumes_at :], np.int64)
+        again = Piece(sequence, ids, np.empty((0, self.spec.vocab_size), np.float32))
+        for run in cut([again], self.memory.chunk_tokens):
             self._run_rows(run, PROMPT)
-        for sequence in sequences:
-            sequence.catch_up()
+        sequence.catch_up()
 
     def _check_room(self, piece: Piece) -> None:
         """Raise UsageError for a piece that cannot be run, before anything has changed."""

@@ -271,6 +271,10 @@ class Attention(Operation):
         return sum(cache.nbytes // (cache.shape[0] * PAGE_TOKENS) for cache in caches)
 
 
+MOST_TAPS = 64
+"""The most tokens that a short convolution runs over."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class ShortConv(Operation):
     """A gated causal convolution over the last `length` tokens of a sequence, each channel by itself.
@@ -294,6 +298,7 @@ class ShortConv(Operation):
 
     def check(self, sizes: Sizes) -> None:
         least = sizes.letters["length"] - 1
+        require(least < MOST_TAPS, "taps", f"at most {MOST_TAPS} of each channel", sizes.letters["length"])
         require(sizes.letters["ring"] >= least, "inputs", f"a ring of at least {least}", sizes.letters["ring"])
 
 

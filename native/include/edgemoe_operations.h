@@ -10,6 +10,9 @@ typedef enum em_format { EM_F32 = 0, EM_F16 = 1, EM_Q8 = 2, EM_Q4 = 3, EM_Q4M = 
 /* Positions in a page of the KV cache. */
 enum { EM_PAGE_TOKENS = 64 };
 
+/* The most tokens that a short convolution runs over. */
+enum { EM_MOST_TAPS = 64 };
+
 /* em_route.score */
 enum { EM_SCORE_SOFTMAX = 0, EM_SCORE_SIGMOID = 1, EM_SCORE_COUNT = 2 };
 

@@ -87,7 +87,7 @@ class TinyLayer:
         tables = [aligned_copy(table(angles).astype(np.float32)) for table in (np.cos, np.sin)]
         sinks = numbers("normal", (HEADS,), random) if seed % 2 else None
         gates, convolved, length = buffer(3 * WIDTH), buffer(WIDTH), 2 + seed % 3
-        taps, biases = numbers("normal", (WIDTH * length,), random), numbers("normal", (WIDTH,), random)
+        taps, added = numbers("normal", (WIDTH * length,), random), numbers("normal", (WIDTH,), random)
         self.ring = aligned((sequences, length - 1 + seed % 2 * 5, WIDTH), np.float32)
         self.ring.fill(np.nan)  # what is there before the first tokens is never read
         self.operations: list[op.Operation] = [
@@ -100,7 +100,7 @@ class TinyLayer:
             op.Attention(query, *self.places, *self.caches, 0.2, mixed, (0, 5, 40)[seed % 3], sinks),
             op.Linear(mixed, (op.LinearPart(matrix(WIDTH, query_width), None, self.residual),), 0.5, True),
             op.Linear(normed, (part(3 * WIDTH, gates),)),
-            op.ShortConv(gates, taps, biases if seed % 2 else None, *self.places[:2], self.ring, convolved),
+            op.ShortConv(gates, taps, added if seed % 2 else None, *self.places[:2], self.ring, convolved),
             op.Linear(convolved, (part(WIDTH, self.residual),), 0.5, True),
             norm(self.residual, normed),
             op.Linear(normed, (part(EXPERTS, logits),)),

@@ -85,7 +85,8 @@ def routed(normalise: bool, top_k: int = 2, **options: Any) -> LayerSpec:
         (LayerSpec.of(GatedFfn(8), GatedFfn(8)), "tensors have the same names"),
         (LayerSpec.of(Attention(4, 3, 16, 0.25, RopeSpec(1e4, 16))), "4 query heads and 3 key heads"),
         (LayerSpec.of(Attention(4, 2, 16, 0.25, RopeSpec(1e4, 18))), "18 of 16 channels"),
-        (LayerSpec.of(ShortConv(1)), "a convolution over 1 token"),
+        (LayerSpec.of(ShortConv(1)), "a convolution over 1 tokens: expected 2 to 64"),
+        (LayerSpec.of(ShortConv(65)), "a convolution over 65 tokens: expected 2 to 64"),
         (LayerSpec.of(GatedFfn(8, Activation(limit=7.0))), "activation: limit: expected no limit for silu, found 7"),
         (LayerSpec.of(replace(MOE, activation=Activation("clamped_silu"))), "activation: limit: expected a limit"),
         (

@@ -32,8 +32,8 @@ class ShortConv:
         return None
 
     def check(self) -> None:
-        if self.length < 2:
-            raise ValueError(f"a convolution over {self.length} token")
+        if not 2 <= self.length <= op.MOST_TAPS:
+            raise ValueError(f"a convolution over {self.length} tokens: expected 2 to {op.MOST_TAPS}")
 
     def tensors(self, hidden_size: int) -> Shapes:
         D = hidden_size
