@@ -11,7 +11,9 @@ from types import MappingProxyType, ModuleType
 from typing import Any
 
 from edgemoe.architectures import (
+    flex_olmo,
     glm4_moe,
+    gpt_oss,
     granitemoe,
     granitemoeshared,
     lfm2_moe,
@@ -43,7 +45,9 @@ __all__ = [
 ]
 
 FAMILIES: dict[str, ModuleType] = {
+    "flex_olmo": flex_olmo,
     "glm4_moe": glm4_moe,
+    "gpt_oss": gpt_oss,
     "granitemoe": granitemoe,
     "granitemoeshared": granitemoeshared,
     "lfm2_moe": lfm2_moe,

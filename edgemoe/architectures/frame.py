@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal
 
@@ -21,15 +21,18 @@ def read_frame(
     epsilon_key: str = "rms_norm_eps",
     tied: bool = False,
     layer_types: Collection[str] = ("full_attention",),
+    windows: bool = False,
 ) -> ModelSpec:
     """A `ModelSpec` without its layers. Raises SourceError.
 
     `tied` says whether the embedding is the head unless the config does; `layer_types`: what the config's list of that
-    name may hold.
+    name may hold. With `windows` the family reads the windows of its layers itself (`read_windows`); else they are
+    refused.
     """
     reader.require("hidden_act", "silu", "swish", default="silu")
     max_positions = reader.integer("max_position_embeddings", maximum=limits.LARGEST_POSITIONS)
-    _refuse_sliding_window(reader, max_positions, layer_types)
+    if not windows:
+        _refuse_sliding_window(reader, max_positions, layer_types)
     return ModelSpec(
         family=family,
         vocab_size=reader.integer("vocab_size", maximum=limits.LARGEST_VOCABULARY),
@@ -53,6 +56,25 @@ def _refuse_sliding_window(reader: ConfigReader, max_positions: int, layer_types
         return
     if isinstance(window, bool) or not isinstance(window, int) or window < max_positions:
         raise unsupported("sliding_window", window, f"attention over the whole context of {max_positions}")
+
+
+def read_windows(reader: ConfigReader, count: int, default_types: Sequence[str]) -> tuple[int, ...]:
+    """The window of each of `count` layers, 0 without one: by `layer_types`, or by `default_types` in turn.
+
+    Raises SourceError for an unknown type, or where `sliding_window` is missing though a layer has one.
+    """
+    listed = reader.sequence("layer_types")
+    types = listed or [default_types[number % len(default_types)] for number in range(count)]
+    for kind in types:
+        if kind not in ("sliding_attention", "full_attention"):
+            raise unsupported("layer_types", kind, '"sliding_attention" and "full_attention"')
+    if len(types) != count:
+        raise SourceError(f"config.json: layer_types lists {len(types)} layers; expected {count}.", DAMAGED)
+    if "sliding_attention" not in types:
+        reader.value("sliding_window")
+        return (0,) * count
+    window = reader.integer("sliding_window", maximum=limits.LARGEST_POSITIONS)
+    return tuple(window if kind == "sliding_attention" else 0 for kind in types)
 
 
 def read_attention(

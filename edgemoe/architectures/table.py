@@ -24,28 +24,50 @@ MISMATCH = "config.json and the weights do not belong together, or a shard is mi
 class Row:
     """One line of a family's table.
 
-    `internal`: the names in the `ModelSpec`; several share the source's rows evenly, in order (gate, then up).
+    `internal`: the names in the `ModelSpec`; several share the source's rows evenly, in order (gate, then up) or, where
+    these are `interleaved`, in turn (gate, up, gate, ...).
     `source`: the name in the checkpoint. If only `internal` has `{expert}`, the source stacks the experts; any other
     source of three dimensions is a vector, its elements in order.
     `shape`: the source's shape in symbols (`2*expert_width` for a product).
+    `transposed`: whether the source has a matrix as (input, output), so that its last dimension is that of rows.
     """
 
     internal: tuple[str, ...]
     source: str
     shape: tuple[str, ...]
+    interleaved: bool = False
+    transposed: bool = False
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the source has all experts of a layer in one tensor."""
+        return "{expert}" in self.internal[0] and "{expert}" not in self.source
+
+    @property
+    def row_symbol(self) -> str:
+        """The symbol of the dimension that is cut into rows."""
+        return self.shape[-1] if self.transposed else self.shape[1 if self.stacked else 0]
 
 
 @dataclass(frozen=True)
 class SourceSlice:
     """Where a tensor lies in the checkpoint: rows `row_start` to `row_stop` of `tensor`, or of `tensor[index]`.
 
-    The rows of a vector are its elements, as are those of a tensor of three dimensions without an `index`.
+    Of each `row_step` of these it takes the first. Of a `transposed` matrix they are columns. The rows of a vector are
+    its elements, as are those of a tensor of three dimensions without an `index`.
     """
 
     tensor: str
     index: int | None
     row_start: int
     row_stop: int
+    row_step: int = 1
+    transposed: bool = False
+
+    @property
+    def rows(self) -> int:
+        """The number of rows that it takes."""
+        return len(range(self.row_start, self.row_stop, self.row_step))
 
 
 def rows(*lines: tuple[str, str, tuple[str, ...]], internal: str = "", source: str = "") -> tuple[Row, ...]:
@@ -174,7 +196,7 @@ def checkpoint_shapes(spec: ModelSpec, table: tuple[Row, ...], stacked: bool) ->
     wanted = spec.tensors().keys()
     shapes: dict[str, tuple[int, ...]] = {}
     seen: set[str] = set()
-    for row in sorted(table, key=lambda row: (len(row.shape) == 3) != stacked):
+    for row in sorted(table, key=lambda row: row.stacked != stacked):
         for source, slices, sizes in _expand(row, spec):
             if slices and slices.keys() <= wanted and seen.isdisjoint(slices):
                 seen.update(slices)
@@ -223,17 +245,16 @@ def tied_head(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> SourceS
 def _expand(row: Row, spec: ModelSpec) -> Iterator[tuple[str, dict[str, SourceSlice], dict[str, int]]]:
     """Yield each source tensor that a row covers, with the slices it holds and the sizes of its layer."""
     per_layer = "{layer}" in row.source
-    stacked = "{expert}" in row.internal[0] and "{expert}" not in row.source
     cached: tuple[LayerSpec | None, dict[str, int]] = (None, _sizes(spec, None))
     for number, layer in enumerate(spec.layers if per_layer else (None,)):
         if layer is not cached[0]:
             cached = (layer, _sizes(spec, layer))
         sizes = cached[1]
         experts: Iterable[int] = range(sizes.get("experts", 0)) if "{expert}" in row.internal[0] else (0,)
-        part_rows = _size(row.shape[1 if stacked else 0], sizes) // len(row.internal)
-        if len(row.shape) == 3 and not stacked:
+        part_rows = _size(row.row_symbol, sizes) // len(row.internal)
+        if len(row.shape) == 3 and not row.stacked:
             part_rows = math.prod(_size(symbol, sizes) for symbol in row.shape)
-        if stacked:
+        if row.stacked:
             slices: dict[str, SourceSlice] = {}
             source = row.source.format(layer=number)
             for expert in experts:
@@ -248,10 +269,14 @@ def _expand(row: Row, spec: ModelSpec) -> Iterator[tuple[str, dict[str, SourceSl
 def _slices(
     row: Row, source: str, layer: int, expert: int, index: int | None, part_rows: int
 ) -> dict[str, SourceSlice]:
-    return {
-        name.format(layer=layer, expert=expert): SourceSlice(source, index, part * part_rows, (part + 1) * part_rows)
-        for part, name in enumerate(row.internal)
-    }
+    parts, slices = len(row.internal), {}
+    for part, name in enumerate(row.internal):
+        if row.interleaved:
+            where = SourceSlice(source, index, part, parts * part_rows, parts, row.transposed)
+        else:
+            where = SourceSlice(source, index, part * part_rows, (part + 1) * part_rows, 1, row.transposed)
+        slices[name.format(layer=layer, expert=expert)] = where
+    return slices
 
 
 def _sizes(spec: ModelSpec, layer: LayerSpec | None) -> dict[str, int]:

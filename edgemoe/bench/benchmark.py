@@ -193,7 +193,7 @@ class Benchmark:
                 usage.get(name),
             )
         ours, theirs = engines[EDGEMOE], engines[self.peer.name] if self.peer else None
-        traffic = TokenTraffic(about[EDGEMOE]["weight_bytes"], about[EDGEMOE]["kv_bytes_per_position"])
+        traffic = TokenTraffic(about[EDGEMOE]["weight_bytes"], about[EDGEMOE]["kv_bytes"])
         position = settings.mean_decode_position
         timed = [(one.decode[WITH_LEDGER], one.prefill[WITH_LEDGER]) for one in measured.rounds]
         decodes = [one.decode[EDGEMOE] for one in measured.rounds]

@@ -68,7 +68,7 @@ class EdgemoeWorker:
             },
             "lossy": self.engine.lossy.to_json(),
             "weight_bytes": traffic.weight_bytes,
-            "kv_bytes_per_position": traffic.kv_bytes_per_position,
+            "kv_bytes": traffic.kv_bytes,
         }
 
     def run(self, prompt: Sequence[int], continuation: Sequence[int], ledger: bool = False) -> dict[str, Any]:

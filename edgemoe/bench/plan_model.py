@@ -113,6 +113,9 @@ class ModelPlan:
             "position": POSITION,
             "bytes_per_token": work.bytes_per_token,
             "kv_bytes_per_position": self.planner.traffic.kv_bytes_per_position,
+            "kv_windows": [
+                {"window": window or None, "bytes_per_position": size} for window, size in self.planner.traffic.kv_bytes
+            ],
             "routed_experts_per_token": work.routed,
             "routing": self.assumption.basis,
             "memory_rate": asdict(self.memory_rate),

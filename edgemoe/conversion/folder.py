@@ -30,7 +30,7 @@ from edgemoe.conversion.folder_contents import (
 )
 from edgemoe.conversion.mxfp4 import join_pairs, read_pair
 from edgemoe.conversion.sampling import sample_sha256
-from edgemoe.conversion.source import Rows, TensorInfo, float_dtype
+from edgemoe.conversion.source import Rows, TensorInfo, column_spans, float_dtype
 from edgemoe.errors import SourceError
 from edgemoe.store.headers import HeaderTensor, parse_json, read_header
 from edgemoe.store.side_files import SIDE_FILES
@@ -188,6 +188,13 @@ class FolderSource:
         self._read(info.shard, place.offset + first * dtype.itemsize, memoryview(raw.data).cast("B"))
         values = to_float32(raw)
         return values.reshape(-1, columns) if len(shape) == 2 else values
+
+    def read_columns(self, tensor: str, index: int | None, start: int, stop: int) -> npt.NDArray[np.float32]:
+        info, place = self._tensors[tensor], self._places[tensor]
+        raw, spans = column_spans(info, float_dtype(tensor, info), index, start, stop)
+        for offset, into in spans:
+            self._read(info.shard, place.offset + offset, into)
+        return to_float32(raw).T
 
     def _read_bytes(self, tensor: str, start: int, count: int) -> npt.NDArray[np.uint8]:
         raw = np.empty(count, np.uint8)

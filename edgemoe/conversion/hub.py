@@ -40,7 +40,7 @@ from edgemoe.conversion.folder_contents import (
 from edgemoe.conversion.hub_errors import AGAIN, FAILURES, explained, http_status, may_pass
 from edgemoe.conversion.mxfp4 import join_pairs, read_pair
 from edgemoe.conversion.progress import Download, DownloadCallback
-from edgemoe.conversion.source import Rows, TensorInfo, float_dtype
+from edgemoe.conversion.source import Rows, TensorInfo, column_spans, float_dtype
 from edgemoe.errors import SourceError
 from edgemoe.paths import CACHE_VARIABLE, cache_folder
 from edgemoe.store.headers import HeaderTensor, read_header
@@ -150,6 +150,18 @@ class HubSource:
             raise SourceError(f"{path}: {tensor}: expected {count} numbers, found {raw.size}.", AGAIN)
         values = to_float32(raw)
         return values.reshape(-1, columns) if len(shape) == 2 else values
+
+    def read_columns(self, tensor: str, index: int | None, start: int, stop: int) -> npt.NDArray[np.float32]:
+        info = self._tensors[tensor]
+        path, header = self._fetch_shard(info.shard)
+        raw, spans = column_spans(info, float_dtype(tensor, info), index, start, stop)
+        with explained(self._repository), path.open("rb") as file:
+            for offset, into in spans:
+                file.seek(header[tensor].offset + offset)
+                found = file.readinto(into)
+                if found != len(into):
+                    raise SourceError(f"{path}: {tensor}: expected {len(into)} bytes, found {found}.", AGAIN)
+        return to_float32(raw).T
 
     def _read_bytes(self, tensor: str, start: int, count: int) -> npt.NDArray[np.uint8]:
         path, header = self._fetch_shard(self._listed[tensor].shard)

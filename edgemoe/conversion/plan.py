@@ -135,7 +135,8 @@ def _check(piece: Piece, info: TensorInfo) -> None:
         float_dtype(piece.source.tensor, info)
     shape = info.shape if piece.source.index is None else info.shape[1:]
     dimensions = (1, 3) if piece.place.format is None else (2,)
-    fits = piece.source.row_stop - piece.source.row_start == piece.place.rows and len(shape) in dimensions
+    shape = shape[::-1] if piece.source.transposed else shape
+    fits = piece.source.rows == piece.place.rows and len(shape) in dimensions
     if not fits or (len(shape) == 2 and shape[1] != piece.place.columns):
         raise SourceError(
             f"{piece.source.tensor}: expected {piece.place.rows} rows of {piece.place.columns} for {piece.name},"

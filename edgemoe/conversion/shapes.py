@@ -117,6 +117,34 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "use_expert_bias": True,
             "vocab_size": 65536,
         },
+        "gpt-oss-20b": {
+            "model_type": "gpt_oss",
+            "attention_bias": True,
+            "head_dim": 64,
+            "hidden_act": "silu",
+            "hidden_size": 2880,
+            "intermediate_size": 2880,
+            "max_position_embeddings": 131072,
+            "num_attention_heads": 64,
+            "num_experts_per_tok": 4,
+            "num_hidden_layers": 24,
+            "num_key_value_heads": 8,
+            "num_local_experts": 32,
+            "rms_norm_eps": 1e-05,
+            "rope_scaling": {
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "factor": 32.0,
+                "original_max_position_embeddings": 4096,
+                "rope_type": "yarn",
+                "truncate": False,
+            },
+            "rope_theta": 150000.0,
+            "sliding_window": 128,
+            "swiglu_limit": 7.0,
+            "tie_word_embeddings": False,
+            "vocab_size": 201088,
+        },
         "mixtral-8x7b": {
             "model_type": "mixtral",
             "hidden_act": "silu",
@@ -157,4 +185,4 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     }
 )
 """By name. Published: allenai/OLMoE-1B-7B-0924, Qwen/Qwen3-30B-A3B, zai-org/GLM-4.5-Air, LiquidAI/LFM2-8B-A1B,
-mistralai/Mixtral-8x7B-v0.1 and ibm-granite/granite-3.0-3b-a800m-instruct."""
+openai/gpt-oss-20b, mistralai/Mixtral-8x7B-v0.1 and ibm-granite/granite-3.0-3b-a800m-instruct."""

@@ -7,7 +7,7 @@ slice of which of them is which tensor of the model. The pipeline goes through t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Union
@@ -15,6 +15,7 @@ from typing import Any, Protocol, Union
 import numpy as np
 import numpy.typing as npt
 
+from edgemoe.architectures import SourceSlice
 from edgemoe.errors import SourceError
 from edgemoe.kernels.formats import Blocks
 
@@ -56,6 +57,34 @@ def float_dtype(tensor: str, info: TensorInfo) -> np.dtype[Any]:
     return np.dtype(FLOAT_DTYPES[info.dtype])
 
 
+def column_spans(
+    info: TensorInfo, dtype: np.dtype[Any], index: int | None, start: int, stop: int
+) -> tuple[npt.NDArray[Any], Iterator[tuple[int, memoryview]]]:
+    """Memory for columns of a matrix of floats, `(rows, columns)`, and for each row its place to read.
+
+    A place is an offset from the beginning of the tensor in bytes, and the memory that what lies there goes to.
+    """
+    rows, columns = info.shape[-2:]
+    first = (index or 0) * rows * columns + start
+    raw = np.empty((rows, stop - start), dtype)
+    spans = (((first + row * columns) * dtype.itemsize, memoryview(raw[row].data).cast("B")) for row in range(rows))
+    return raw, spans
+
+
+def read_slice(source: Source, where: SourceSlice, start: int, stop: int) -> Rows:
+    """Read rows `start` to `stop` of a tensor of the model, as the table of its family locates it. Raises SourceError.
+
+    Rows that lie between those of another tensor are read with them and left out.
+    """
+    first, last = where.row_start + start * where.row_step, where.row_start + (stop - 1) * where.row_step + 1
+    rows: Rows
+    if where.transposed:
+        rows = source.read_columns(where.tensor, where.index, first, last)
+    else:
+        rows = source.read_rows(where.tensor, where.index, first, last)
+    return rows if where.row_step == 1 else take_rows(rows, slice(None, None, where.row_step))
+
+
 class Source(Protocol):
     """A checkpoint that can be read a few rows at a time. Every method raises SourceError."""
 
@@ -87,6 +116,12 @@ class Source(Protocol):
         `(experts, rows, columns)` it is the same within expert `index`; of `(elements,)`, or of three dimensions
         without an `index`, it is those elements.
         Needs memory in proportion to the rows asked for, not to the tensor; fetches the shard where it must.
+        """
+
+    def read_columns(self, tensor: str, index: int | None, start: int, stop: int) -> npt.NDArray[np.float32]:
+        """Columns `start` to `stop` of a matrix of floats, or of matrix `index` of several: `(stop - start, rows)`.
+
+        Only for tensors that a family's table has as transposed. Memory as for `read_rows`.
         """
 
     def release(self, shard: str) -> None:

@@ -11,7 +11,7 @@ Tokens must be routed as differently as those of a trained model, or a benchmark
   into the residual stream are divided by the root of their number (as in GPT-2). Attention averages over tokens, so
   what it adds is alike for all of them; unchecked, 48 layers leave half of the experts without any token.
 - Any other matrix has the variance 1 / columns, and hands on what it is given at about its size. Norms are 1,
-  biases 0.
+  biases and sinks 0.
 
 To measure decoding, give such a model tokens: what it generates may go in circles, and where the head is the
 embedding it repeats one token, since nothing answers a token's own row better than itself.
@@ -110,7 +110,7 @@ class SyntheticSource:
     def read_rows(self, tensor: str, index: int | None, row_start: int, row_stop: int) -> Rows:
         info = self._tensors[tensor]
         if len(info.shape) == 1:
-            return np.full(row_stop - row_start, 0.0 if tensor.endswith("bias") else 1.0, np.float32)
+            return np.full(row_stop - row_start, 0.0 if tensor.endswith(("bias", "sinks")) else 1.0, np.float32)
         if len(info.shape) == 3 and index is None:  # the taps of convolutions, whose elements are rows
             return _draw_floats(f"{self._seed} {tensor}", slice(row_start, row_stop), 1, self._deviations[tensor])[:, 0]
         rows, columns = slice(row_start, row_stop), info.shape[-1]
@@ -119,6 +119,9 @@ class SyntheticSource:
         if info.dtype not in BLOCK_FORMATS:
             return _draw_floats(key, rows, columns, deviation)
         return _draw_blocks(key, rows, columns, deviation, FORMATS[BLOCK_FORMATS[info.dtype]])
+
+    def read_columns(self, tensor: str, index: int | None, start: int, stop: int) -> npt.NDArray[np.float32]:
+        raise AssertionError("random matrices are never transposed")
 
     def release(self, shard: str) -> None:
         """Nothing to delete."""

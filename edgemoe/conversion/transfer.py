@@ -22,7 +22,7 @@ from edgemoe.conversion.encoding import Encoded, encode
 from edgemoe.conversion.journal import Journal
 from edgemoe.conversion.plan import Piece, Plan
 from edgemoe.conversion.progress import Callback, ProgressMeter
-from edgemoe.conversion.source import Source
+from edgemoe.conversion.source import Source, read_slice
 from edgemoe.errors import SourceError
 from edgemoe.kernels.formats import PANEL_ROWS
 from edgemoe.store.manifest import Checksums, Manifest
@@ -79,9 +79,7 @@ class Transfer:
             for piece, start, stop in _steps(pieces):
                 if len(window) > ENCODER_THREADS:
                     self._write(shard, *window.popleft())
-                first = piece.source.row_start + start
-                last = piece.source.row_start + stop
-                rows = self._source.read_rows(piece.source.tensor, piece.source.index, first, last)
+                rows = read_slice(self._source, piece.source, start, stop)
                 window.append((piece, start, stop, pool.submit(encode, rows, piece.place.format, piece.source.tensor)))
             while window:
                 self._write(shard, *window.popleft())

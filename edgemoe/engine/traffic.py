@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
-from edgemoe.engine.workspace import KvFormat, bytes_needed, state_bytes
+from edgemoe.engine.workspace import KvFormat, bytes_needed, bytes_of
 from edgemoe.kernels import operations as op
 from edgemoe.model.build import Graph
-from edgemoe.model.graph import Part, values_of, weights_of
+from edgemoe.model.graph import Part, Value, values_of, weights_of
 from edgemoe.store.manifest import Manifest
 
 
 @dataclass(frozen=True)
 class TokenTraffic:
-    """Bytes that one token reads: every weight it needs once, and the keys and values of all positions up to its own.
+    """Bytes that one token reads: every weight it needs once, and the keys and values of the positions that it sees.
 
     Weights are those of all layers and the head, scales included, of the experts that the router chooses, and one row
     of the embedding; the fixed state of a sequence, which every token needs alike, is counted with them. Activations
@@ -22,22 +23,36 @@ class TokenTraffic:
     """
 
     weight_bytes: Mapping[Part, int]
-    kv_bytes_per_position: int
+    kv_bytes: Sequence[tuple[int, int]]
+    """Windows of layers, 0 for none, each once, with the bytes of one position in all layers of that window."""
+
+    @property
+    def kv_bytes_per_position(self) -> int:
+        """Bytes of one position that every layer sees."""
+        return sum(size for _, size in self.kv_bytes)
 
     def at(self, position: float) -> float:
-        """Bytes of the token at a position (a mean position gives the bytes of the mean token)."""
-        return sum(self.weight_bytes.values()) + self.kv_bytes_per_position * (position + 1)
+        """Bytes of the token at a position.
+
+        A mean position gives the bytes of the mean token, unless a window ends between the positions that it is of.
+        """
+        return sum(self.weight_bytes.values()) + self._cached(position)
 
     def of_part(self, part: Part, position: float) -> float:
         """Bytes of one part of the token's work."""
-        cached = self.kv_bytes_per_position * (position + 1) if part == "attention" else 0
-        return self.weight_bytes.get(part, 0) + cached
+        return self.weight_bytes.get(part, 0) + (self._cached(position) if part == "attention" else 0)
+
+    def _cached(self, position: float) -> float:
+        """Bytes of keys and values that the token at a position reads, its own included."""
+        seen = position + 1
+        return sum(size * (min(window, seen) if window else seen) for window, size in self.kv_bytes)
 
 
 def token_traffic(graph: Graph, manifest: Manifest, kv_format: KvFormat) -> TokenTraffic:
     """The traffic of a token: that of the graph's operations, with the sizes of a store's tensors (written or not)."""
     sizes = {tensor.name: tensor.bytes for tensor in manifest.resident}
     weight_bytes: dict[Part, int] = {}
+    kv_bytes: dict[int, int] = {}
     for section in graph.sections():
         for step in section.steps:
             if step.stage == "guess":
@@ -48,7 +63,16 @@ def token_traffic(graph: Graph, manifest: Manifest, kv_format: KvFormat) -> Toke
             fixed = {value for value in values_of(step.operation) if value.undo is not None}
             size += sum(map(bytes_needed, fixed))
             weight_bytes[step.part] = weight_bytes.get(step.part, 0) + size
+            if isinstance(step.operation, op.Attention):
+                window, page = step.operation.window, sum(_page_bytes(step.operation, kv_format))
+                kv_bytes[window] = kv_bytes.get(window, 0) + page // op.PAGE_TOKENS
     for number, routed in graph.spec.routed.items():
         size = routed.top_k * manifest.mean_expert_bytes(number)
         weight_bytes["experts"] = weight_bytes.get("experts", 0) + size
-    return TokenTraffic(weight_bytes, state_bytes(graph, op.PAGE_TOKENS, kv_format) // op.PAGE_TOKENS)
+    return TokenTraffic(weight_bytes, sorted(kv_bytes.items()))
+
+
+def _page_bytes(attention: op.Attention, kv_format: KvFormat) -> Iterator[int]:
+    """Bytes of a page of keys and of one of values."""
+    for cache in (attention.key_cache, attention.value_cache):
+        yield bytes_of(cast("Value", cache), 1, op.PAGE_TOKENS, kv_format)

@@ -12,6 +12,7 @@ from edgemoe.engine.ledger import TimeLedger
 from edgemoe.errors import UsageError
 from edgemoe.model.sampling import SamplingOptions
 from edgemoe.process import peak_rss_bytes
+from edgemoe.session.channels import ChannelTexts, texts_of
 from edgemoe.session.held_tokens import HeldTokens
 from edgemoe.session.sampler import Sampler
 from edgemoe.session.stop_texts import StopTexts
@@ -94,6 +95,14 @@ class Generation:
         self._sampler = Sampler(options, self.prompt_ids, self._stop_ids)
         self._max_tokens = sys.maxsize if max_tokens is None else max_tokens
         self._stopped = False
+        self._texts: Detokeniser | ChannelTexts | None = None
+
+    @property
+    def answer(self) -> str:
+        """The part of `text` that is said to the person: all of it, or what stands in the final channel."""
+        if isinstance(self._texts, ChannelTexts):
+            return "" if self._texts.final_start is None else self.text[self._texts.final_start :]
+        return self.text
 
     def stop(self) -> None:
         """End after the token (or the prompt's chunk) being computed, with finish_reason `interrupted`."""
@@ -112,7 +121,7 @@ class Generation:
             logits = self._held.forward(chunk)
         prefilled = self._counters()
         self._held.engine.turn.begin_decoding()
-        detokeniser = Detokeniser(self._tokenizer, self.prompt_ids)
+        detokeniser = self._texts = texts_of(self._tokenizer, self.prompt_ids)
         while self.finish_reason is None:
             if self._stopped or logits is None:
                 self.finish_reason = "interrupted"

@@ -15,7 +15,7 @@ from edgemoe.errors import EdgemoeError, StoreError, UsageError
 from edgemoe.model.sampling import end_ids
 from edgemoe.process import no_threads
 from edgemoe.session.model_files import MEND, read_json_object, read_text
-from edgemoe.session.special_tokens import read_special_tokens
+from edgemoe.session.special_tokens import ChannelMarkers, read_special_tokens
 from edgemoe.session.twins import Twins
 from edgemoe.store.tokenizer_config import CONFIG_NAME
 from edgemoe.store.tokenizer_file import library_tokenizer
@@ -72,6 +72,11 @@ class Tokenizer:
     def _special_ids(self) -> frozenset[int]:
         added = self.require().get_added_tokens_decoder()
         return frozenset(token for token, description in added.items() if description.special)
+
+    @cached_property
+    def channel_markers(self) -> ChannelMarkers | None:
+        """The special tokens around messages with channels; None for a model without any."""
+        return ChannelMarkers.of(self._tokenizer)
 
     @cached_property
     def _byte_fallback(self) -> bool:
@@ -283,7 +288,7 @@ class Detokeniser:
 
 
 def stop_ids(folder: Path, tokenizer: tokenizers.Tokenizer | None) -> frozenset[int]:
-    """The ids that end an answer: all that generation_config.json, config.json and the tokenizer name.
+    """The ids that end an answer: all that generation_config.json, config.json and the tokenizer name, and channels do.
 
     Raises StoreError where a file names something else than ids.
     """
@@ -298,7 +303,8 @@ def stop_ids(folder: Path, tokenizer: tokenizers.Tokenizer | None) -> frozenset[
     if eos is not None and tokenizer is not None:
         token = tokenizer.token_to_id(eos)
         ids |= set() if token is None else {token}
-    return frozenset(ids)
+    markers = ChannelMarkers.of(tokenizer)
+    return frozenset(ids if markers is None else ids | {markers.stop, markers.call})
 
 
 def _unread_ends(

@@ -18,6 +18,7 @@ from edgemoe.kernels.reference import ReferenceBackend
 from edgemoe.model.blocks import RoutedExperts
 from edgemoe.model.build import HEAD_ROWS, build_graph
 from edgemoe.model.spec import ModelSpec
+from edgemoe.store.layouts import packed_layout
 from tests.support.matrices import interleave_panels
 
 Tensors = dict[str, np.ndarray]
@@ -42,7 +43,8 @@ def take_slice(tensors: Tensors, where: SourceSlice) -> np.ndarray:
     tensor = tensors[where.tensor]
     whole = tensor if where.index is None else tensor[where.index]
     whole = whole.reshape(-1) if whole.ndim == 3 else whole
-    return whole[where.row_start : where.row_stop]
+    rows = whole.T if where.transposed else whole
+    return np.ascontiguousarray(rows[where.row_start : where.row_stop : where.row_step])
 
 
 class Reference:
@@ -86,8 +88,7 @@ class Reference:
         if routed is None:
             return None
         width, hidden_size = routed.intermediate_size, self.spec.hidden_size
-        gate_up_bytes = F32.matrix_bytes(2 * PANEL_ROWS * panel_count(width), hidden_size)
-        layout = op.ExpertLayout(hidden_size, width, F32, F32, gate_up_bytes)
+        layout = packed_layout(hidden_size, width, F32, F32, routed.bias).matrices
         return op.RecordLayouts((layout,), np.zeros(routed.num_experts, np.uint8))
 
     def _experts(
@@ -102,7 +103,13 @@ class Reference:
             for expert in range(layer.routed.num_experts):
                 prefix = f"layers.{number}.experts.{expert}"
                 gate_up, down = _gate_up(weights, prefix), _matrix(weights[prefix + ".down"])
-                records.append(np.concatenate([gate_up.data, down.data]))
+                record = [gate_up.data, down.data]
+                for part in ("gate", "up", "down") if layer.routed.bias else ():
+                    vector = weights[f"{prefix}.{part}_bias"]
+                    padded = np.zeros(PANEL_ROWS * panel_count(len(vector)), np.float32)
+                    padded[: len(vector)] = vector
+                    record.append(padded.view(np.uint8))
+                records.append(np.concatenate(record))
         size = max((len(record) for record in records), default=0)
         arena = np.zeros((len(records), size), np.uint8)
         for slot, record in enumerate(records):

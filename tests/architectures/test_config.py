@@ -14,12 +14,15 @@ from hypothesis import strategies as st
 from edgemoe.architectures import FAMILIES, model_spec
 from edgemoe.architectures.config import FIXED, HARMLESS
 from edgemoe.errors import SourceError
+from edgemoe.kernels.operations import Activation
 from edgemoe.model.blocks import Attention, GatedFfn, Moe, RouterSpec, SharedExpert, ShortConv
 from edgemoe.model.rope import RopeSpec, rope_frequencies, rope_tables
 from edgemoe.model.spec import LayerSpec, ModelSpec
 from tests.architectures.published import (
     ALL_FAMILIES,
+    FLEX_OLMO_7X7B,
     GLM_45_AIR,
+    GPT_OSS_20B,
     GRANITE_1B_A400M,
     GRANITE_SHARED,
     LFM2_8B_A1B,
@@ -93,6 +96,12 @@ def test_qwen3_moe_norms_each_head():
     assert attention(model_spec(QWEN3_30B_A3B | {"attention_bias": True}).layers[0]).output_bias
 
 
+def test_flex_olmo_norms_results_alone():
+    layer = model_spec(FLEX_OLMO_7X7B).layers[0]
+    assert attention(layer).qk_norm == "full"
+    assert [(block.input_norm, block.post_norm) for block in layer.blocks] == [(False, True)] * 2
+
+
 def test_olmoe_norms_the_whole_projection():
     assert attention(model_spec(OLMOE_1B_7B).layers[0]).qk_norm == "full"
 
@@ -148,6 +157,45 @@ def test_glm4_moe_is_read_under_the_names_of_transformers_4_and_5():
     }
     assert model_spec(new) == model_spec(GLM_45_AIR)
     assert model_spec(without(GLM_45_AIR, "partial_rotary_factor")) == model_spec(GLM_45_AIR)
+
+
+def test_gpt_oss():
+    spec = model_spec(GPT_OSS_20B)
+    first, second = spec.layers[:2]
+    assert spec.layers == (first, second) * 12
+    assert (attention(first).window, attention(second).window) == (128, 0)
+    assert attention(first) == replace(attention(second), window=128)
+    heads = attention(first)
+    assert (heads.head_dim, heads.sinks, heads.qkv_bias, heads.output_bias) == (64, True, True, True)
+    assert (heads.rope.scaling, heads.rope.parameters["truncate"]) == ("yarn", 0)
+    assert heads.rope.parameters["attention_factor"] == pytest.approx(0.1 * np.log(32) + 1)
+    activation = Activation("clamped_silu", alpha=1.702, limit=7.0, offset=1.0)
+    router = RouterSpec(normalise=True, logit_bias=True)
+    assert ffn(first) == Moe(32, 4, 2880, router, activation=activation, bias=True)
+    assert model_spec(without(GPT_OSS_20B, "layer_types", "swiglu_limit", "initial_context_length")) == spec
+    assert model_spec(GPT_OSS_20B | {"layer_types": ["full_attention"] * 24, "sliding_window": None})
+    assert attention(model_spec(GPT_OSS_20B | {"attention_bias": False}).layers[0]).output_bias is False
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"head_dim": None}, "head_dim is missing"),
+        ({"num_key_value_heads": None}, "num_key_value_heads is missing"),
+        ({"rope_scaling": None}, "rope_parameters is missing"),
+        ({"sliding_window": None}, "sliding_window is missing"),
+        ({"sliding_window": 0}, "sliding_window is 0"),
+        ({"layer_types": ["full_attention"] * 23}, "layer_types lists 23 layers; expected 24"),
+        ({"layer_types": ["chunked_attention"] * 24}, 'layer_types is "chunked_attention"'),
+        ({"experts_per_token": 8}, "num_experts_per_tok is 4 and experts_per_token is 8"),
+        ({"initial_context_length": 8192}, "initial_context_length is 8192, but original_max_position_embeddings 4096"),
+        ({"swiglu_limit": 0}, "swiglu_limit is 0"),
+        ({"swiglu_alpha": -1}, "swiglu_alpha is -1"),
+        ({"num_experts_per_tok": 40, "experts_per_token": 40}, "at most the number of experts, 32"),
+    ],
+)
+def test_gpt_oss_that_cannot_be_run_is_refused(changes, words):
+    assert words in refusal(GPT_OSS_20B | changes)
 
 
 @pytest.mark.parametrize(
@@ -237,6 +285,8 @@ def test_null_means_absent(config):
     optional = ["attention_bias", "tie_word_embeddings", "rope_scaling", "rope_theta", "hidden_act"]
     if config["hidden_size"] % config["num_attention_heads"] == 0:
         optional.append("head_dim")
+    if config["model_type"] == "gpt_oss":  # its files always have both
+        optional = [name for name in optional if name not in ("head_dim", "rope_scaling")]
     assert model_spec(config | dict.fromkeys(optional)) == model_spec(without(config, *optional))
 
 

@@ -10,7 +10,7 @@ import pytest
 from edgemoe.architectures import FAMILIES
 from edgemoe.model.rope import rope_tables
 from tests.architectures.harness import Reference, load_checkpoint, relative_error
-from tests.golden.cases import CASES, ROPE_CASES, ROPE_POSITIONS
+from tests.golden.cases import CASES, ROPE_CASES, ROPE_POSITIONS, YARN
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 TOLERANCE = 1e-4
@@ -66,6 +66,35 @@ def test_each_number_of_a_router_shows(change):
     if not change:
         tensors = {n: v * 0 if n.endswith("e_score_correction_bias") else v for n, v in tensors.items()}
     model = Reference(config | change, tensors)
+    assert relative_error(model.logits(golden["ids"], golden["positions"]), golden["logits"]) > 10 * TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sliding_window": 36},
+        {"sliding_window": 38},
+        {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]},
+        {"swiglu_limit": 0.7},
+        {"swiglu_alpha": 1.4},
+        {"rope_parameters": YARN | {"rope_theta": 150_000.0}},
+        "self_attn.sinks",
+        "mlp.router.bias",
+        "mlp.experts.gate_up_proj_bias",
+        "mlp.experts.down_proj_bias",
+        "self_attn.o_proj.bias",
+    ],
+    ids=str,
+)
+def test_each_part_of_gpt_oss_shows(change):
+    """Every number of its config, and every vector, which a name stands for, changes the logits."""
+    golden = np.load(GOLDEN / "gpt_oss" / "golden.npz")
+    config, tensors = load_checkpoint(GOLDEN / "gpt_oss")
+    if isinstance(change, str):
+        tensors = {name: values * 0.5 if name.endswith(change) else values for name, values in tensors.items()}
+    else:
+        config = config | change
+    model = Reference(config, tensors)
     assert relative_error(model.logits(golden["ids"], golden["positions"]), golden["logits"]) > 10 * TOLERANCE
 
 

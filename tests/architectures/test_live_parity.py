@@ -23,7 +23,7 @@ pytestmark = pytest.mark.oracle
 TOLERANCE = 1e-4
 GRANITE = ("granitemoe", "granitemoeshared")
 QWEN = ("qwen2_moe", "qwen3_moe")
-HEADS_FILL_THE_MODEL = ("olmoe", "qwen2_moe")
+HEADS_FILL_THE_MODEL = ("flex_olmo", "olmoe", "qwen2_moe")
 """Families whose head width is always the model's width over the number of heads."""
 
 
@@ -73,6 +73,15 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
         config |= {"hidden_size": heads * head_width, "moe_intermediate_size": number(1, 40)}
     elif not llama:
         config |= draw(experts(model_type))
+    if model_type == "gpt_oss":
+        types = st.sampled_from(["sliding_attention", "full_attention"])
+        layers = config["num_hidden_layers"]
+        config |= {
+            "sliding_window": number(1, 80),
+            "layer_types": draw(st.lists(types, min_size=layers, max_size=layers)),
+            "swiglu_limit": draw(st.sampled_from([0.3, 1.0, 7.0])),
+            "swiglu_alpha": draw(st.sampled_from([1.0, 1.702])),
+        }
     if model_type in GRANITE:
         config |= {
             "embedding_multiplier": draw(st.sampled_from([1.0, 12.0])),
@@ -100,7 +109,7 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
 def experts(draw: st.DrawFn, model_type: str) -> dict[str, Any]:
     count = draw(st.integers(1, 12) | st.integers(65, 80))
     keys = {"num_experts_per_tok": draw(st.integers(1, min(count, 8)))}
-    if model_type in (*QWEN, "olmoe", "lfm2_moe"):
+    if model_type in (*QWEN, "olmoe", "flex_olmo", "lfm2_moe"):
         return {**keys, "num_experts": count, "norm_topk_prob": draw(st.booleans())}
     return {**keys, "num_local_experts": count}
 

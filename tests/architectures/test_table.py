@@ -37,15 +37,18 @@ def test_every_element_of_a_checkpoint_is_used_exactly_once(name):
     places = resolve(config, shapes)
     wanted = model_spec(config).tensors()
     assert list(places) == list(wanted)
-    assert {n: places[n].row_stop - places[n].row_start for n in places} == {n: shape[0] for n, shape in wanted.items()}
+    assert {name: place.rows for name, place in places.items()} == {name: shape[0] for name, shape in wanted.items()}
     taken = [
-        (place.tensor, place.index, row) for place in places.values() for row in range(place.row_start, place.row_stop)
+        (place.tensor, place.index, row)
+        for place in places.values()
+        for row in range(place.row_start, place.row_stop, place.row_step)
     ]
     assert len(taken) == len(set(taken))
-    held = sum(
-        math.prod(shape) if name.endswith("conv.conv.weight") else math.prod(shape[:-1] or shape)
-        for name, shape in shapes.items()
-    )
+    held = 0
+    for tensor, shape in shapes.items():
+        one = next(place for place in places.values() if place.tensor == tensor)
+        experts, own = (1, shape) if one.index is None else (shape[0], shape[1:])
+        held += experts * (math.prod(own) if len(own) == 3 else own[-1 if one.transposed else 0])
     assert len(taken) == held
 
 
@@ -75,6 +78,18 @@ def test_where_the_halves_of_a_fused_tensor_lie():
     shared = "model.layers.0.shared_mlp.input_linear.weight"
     assert places["layers.0.shared.up"] == SourceSlice(shared, None, 15, 30)
     assert places["final_norm"] == SourceSlice("model.norm.weight", None, 0, 34)
+
+
+def test_where_the_columns_of_a_transposed_tensor_lie():
+    places = resolve(*checkpoint("gpt_oss"))
+    source = "model.layers.1.mlp.experts.gate_up_proj"
+    assert places["layers.1.experts.2.gate"] == SourceSlice(source, 2, 0, 40, 2, transposed=True)
+    assert places["layers.1.experts.2.up"] == SourceSlice(source, 2, 1, 40, 2, transposed=True)
+    assert places["layers.1.experts.2.up_bias"] == SourceSlice(f"{source}_bias", 2, 1, 40, 2)
+    down = "model.layers.1.mlp.experts.down_proj"
+    assert places["layers.1.experts.5.down"] == SourceSlice(down, 5, 0, 32, transposed=True)
+    assert places["layers.1.experts.5.down_bias"] == SourceSlice(f"{down}_bias", 5, 0, 32)
+    assert places["layers.0.sinks"] == SourceSlice("model.layers.0.self_attn.sinks", None, 0, 4)
 
 
 def test_the_names_of_mixtral():

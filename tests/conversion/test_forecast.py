@@ -109,9 +109,11 @@ def weight_bytes(operation: op.Operation) -> int:
         return operation.taps.nbytes + (0 if operation.bias is None else operation.bias.nbytes)
     if isinstance(operation, op.GatedFfn):
         return operation.gate_up.data.nbytes + operation.down.data.nbytes
+    if isinstance(operation, op.Attention):
+        return 0 if operation.sinks is None else operation.sinks.nbytes
     if isinstance(operation, op.Experts):
         (layout,) = operation.layouts
-        return operation.experts.shape[1] * (layout.gate_up_bytes + layout.down_bytes)
+        return operation.experts.shape[1] * (layout.gate_up_bytes + layout.down_bytes + layout.bias_bytes)
     return 0
 
 

@@ -22,6 +22,7 @@ from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.conversion.progress import Download
 from edgemoe.errors import SourceError
 from edgemoe.store.reader import Store
+from tests.conversion.test_gpt_oss import CONFIG as GPT_OSS
 from tests.support.checkpoints import SMALL_MIXTRAL, read_tensors, write_checkpoint
 from tests.support.hub_server import COMMIT, Fault, HubServer, Repository, hub_server
 
@@ -109,6 +110,15 @@ def test_rows_of_stacked_experts(connect: Callable[..., HubSource], server: HubS
     name = "model.layers.1.mlp.experts.down_proj"
     expected = read_tensors(tmp_path / "stacked")[name]
     np.testing.assert_array_equal(np.asarray(source.read_rows(name, 2, 5, 9)), expected[2, 5:9])
+
+
+def test_columns_of_transposed_experts(connect: Callable[..., HubSource], server: HubServer, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "transposed", GPT_OSS, stacked=True)
+    server.models[MODEL] = Repository({path.name: path.read_bytes() for path in (tmp_path / "transposed").iterdir()})
+    source = connect()
+    name = "model.layers.1.mlp.experts.gate_up_proj"
+    expected = read_tensors(tmp_path / "transposed")[name]
+    np.testing.assert_array_equal(source.read_columns(name, 2, 5, 9), expected[2, :, 5:9].T)
 
 
 def test_nothing_is_downloaded_before_it_is_read_and_only_what_is_needed(

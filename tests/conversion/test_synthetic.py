@@ -138,7 +138,14 @@ def test_tokens_are_routed_to_all_experts_about_evenly(tiny: Path) -> None:
         "qwen3-30b-a3b",  # the deepest of them
         *(
             pytest.param(shape, marks=pytest.mark.slow)
-            for shape in ("olmoe-1b-7b", "glm-4.5-air", "lfm2-8b-a1b", "mixtral-8x7b", "granite-3b-a800m")
+            for shape in (
+                "olmoe-1b-7b",
+                "glm-4.5-air",
+                "lfm2-8b-a1b",
+                "gpt-oss-20b",
+                "mixtral-8x7b",
+                "granite-3b-a800m",
+            )
         ),
     ],
 )

@@ -30,8 +30,6 @@ VOCABULARY = 12
 SEQUENCES = 8
 LONGEST = 200
 ISAS = available_isas()
-FAMILIES = {"granitemoeshared": CONFIG, "lfm2_moe": SMALL_LFM2}
-"""Both have `EXPERTS` experts."""
 
 
 class InjectedError(Exception):
@@ -130,6 +128,21 @@ class Company:
             new = expected[len(sequence.ids) - len(batch[sequence]) :] if every else expected[-1]
             assert (found == new).all()
             self.compared += 1
+
+
+GRANITE = ("shared_intermediate_size", "logits_scaling")
+WINDOWED = {key: value for key, value in CONFIG.items() if key not in GRANITE and not key.endswith("multiplier")} | {
+    "model_type": "gpt_oss",
+    "head_dim": 24,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "rope_parameters": {"rope_type": "default"},
+    "sliding_window": 37,
+    "swiglu_limit": 0.5,
+}
+"""Windows, sinks, biases of everything and a clamped activation."""
+
+FAMILIES = {"plain": CONFIG, "windowed": WINDOWED, "convolutions": SMALL_LFM2}
+"""Each has `EXPERTS` experts."""
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -7,7 +7,8 @@ import pytest
 
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.store.reader import Store
-from tests.engine.test_engine import CONFIG
+from tests.engine.test_engine import CONFIG, EXPERTS
+from tests.engine.test_invariants import WINDOWED
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
 from tests.support.engines import engine_with_slots
 
@@ -23,6 +24,22 @@ DENSE = {
     "rms_norm_eps": 1e-5,
     "rope_theta": 1e4,
 }
+
+
+def test_a_window_bounds_the_positions_that_a_token_reads(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "source", WINDOWED)
+    store = Store.open(convert_checkpoint(str(tmp_path / "source"), tmp_path / "store", experts="q4", dense="q8"))
+    with engine_with_slots(store.path, EXPERTS) as engine:
+        traffic = engine.traffic
+    layer = 2 * 2 * 24 * 2  # keys and values of two heads, in float16
+    assert traffic.kv_bytes == [(0, 2 * layer), (37, 2 * layer)]
+    assert traffic.kv_bytes_per_position == 4 * layer
+    assert traffic.at(36) - traffic.at(0) == 36 * 4 * layer
+    assert traffic.at(37) - traffic.at(36) == traffic.at(200) - traffic.at(199) == 2 * layer
+    biases = 4 * (48 + 48 + 96)
+    layout = store.layouts_of_layers[0][0]
+    assert layout.weight_bytes == layout.matrices.gate_up_bytes + layout.matrices.down_bytes + biases
+    assert traffic.weight_bytes["experts"] == 4 * 3 * layout.weight_bytes
 
 
 @pytest.mark.parametrize("config", [CONFIG, SMALL_MIXTRAL, DENSE])

@@ -172,6 +172,12 @@ CASES: dict[str, Case] = {
         ),
         layout="fused",
     ),
+    # Norms after attention and experts, none before.
+    "flex_olmo": Case(
+        "flex_olmo",
+        17,
+        _common(40, 3, 4, 2, intermediate_size=18, num_experts=7, num_experts_per_tok=3, norm_topk_prob=True),
+    ),
     # A leading dense layer, four groups of which two are kept, norms of heads, biases, a quarter of each head rotated.
     "glm4_moe": Case(
         "glm4_moe",
@@ -261,6 +267,48 @@ CASES: dict[str, Case] = {
             rope_parameters=LLAMA3,
         ),
         layout="fused",
+        legacy=True,
+    ),
+    # A window that is odd and shorter than the text in every second layer, sinks, biases, and a limit that bites.
+    "gpt_oss": Case(
+        "gpt_oss",
+        16,
+        _common(
+            32,
+            3,
+            4,
+            2,
+            head_dim=12,
+            intermediate_size=20,
+            num_local_experts=6,
+            num_experts_per_tok=3,
+            sliding_window=37,
+            swiglu_limit=0.75,
+            swiglu_alpha=1.3,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+            rope_parameters=YARN | {"rope_theta": 150_000.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False},
+        ),
+    ),
+    # Windows of all layers but the first, as wide as a page, no biases of attention, an odd width of experts.
+    "gpt_oss_legacy": Case(
+        "gpt_oss",
+        15,
+        _common(
+            40,
+            2,
+            3,
+            3,
+            head_dim=8,
+            intermediate_size=17,
+            num_local_experts=5,
+            num_experts_per_tok=2,
+            sliding_window=64,
+            attention_bias=False,
+            tie_word_embeddings=True,
+            vocab_size=101,
+            layer_types=["full_attention", "sliding_attention"],
+            rope_parameters=LINEAR,
+        ),
         legacy=True,
     ),
     "granitemoe": Case(

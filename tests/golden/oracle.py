@@ -14,7 +14,9 @@ from safetensors.torch import save_file
 from tests.golden.cases import Case
 
 _CLASSES = {
+    "flex_olmo": "FlexOlmo",
     "glm4_moe": "Glm4Moe",
+    "gpt_oss": "GptOss",
     "granitemoe": "GraniteMoe",
     "granitemoeshared": "GraniteMoeShared",
     "lfm2_moe": "Lfm2Moe",
@@ -44,6 +46,8 @@ def make_model(case: Case) -> Any:
             values = torch.randn(parameter.shape, generator=random)
             if "norm" in parameter_name:
                 values = 1 + 0.2 * values
+            elif parameter_name.endswith("sinks"):
+                values = 2 * values  # as large as scores are
             elif parameter_name.endswith("bias"):
                 values = 0.3 * values
             elif "embed" in parameter_name:
@@ -52,7 +56,8 @@ def make_model(case: Case) -> Any:
             else:
                 routers = ("router", "mlp.gate.", "feed_forward.gate.")
                 spread = 2.0 if any(name in parameter_name for name in routers) else 1.0
-                values = values * spread / parameter.shape[-1] ** 0.5
+                transposed = case.model_type == "gpt_oss" and "experts" in parameter_name
+                values = values * spread / parameter.shape[-2 if transposed else -1] ** 0.5
             parameter.copy_(values.bfloat16().float())
         for buffer_name, buffer in model.named_buffers():
             if buffer_name.endswith(("e_score_correction_bias", "expert_bias")):
@@ -126,9 +131,10 @@ def _legacy(config: dict[str, Any]) -> dict[str, Any]:
     kind = scaling.pop("rope_type")
     if "partial_rotary_factor" in scaling:
         config["partial_rotary_factor"] = scaling.pop("partial_rotary_factor")
-    config["rope_scaling"] = None if kind == "default" else {"type": kind, **scaling}
+    plain = kind == "default" and config["model_type"] != "gpt_oss"  # whose classes take null for YaRN
+    config["rope_scaling"] = None if plain else {"type": kind, **scaling}
     config["torch_dtype"] = config.pop("dtype")
-    if config["model_type"] != "lfm2_moe":  # whose layers are of two kinds in older files too
+    if config["model_type"] not in ("gpt_oss", "lfm2_moe"):  # whose layers are of two kinds in older files too
         config.pop("layer_types", None)
     if "num_local_experts" in config and config["model_type"] == "qwen3_moe":
         config["num_experts"] = config.pop("num_local_experts")

@@ -21,6 +21,7 @@ ARCHITECTURES = {
     "mixtral": gguf.MODEL_ARCH.LLAMA,
     "glm4_moe": gguf.MODEL_ARCH.GLM4_MOE,
     "lfm2_moe": gguf.MODEL_ARCH.LFM2MOE,
+    "gpt_oss": gguf.MODEL_ARCH.GPT_OSS,
     "granitemoe": gguf.MODEL_ARCH.GRANITE_MOE,
     "granitemoeshared": gguf.MODEL_ARCH.GRANITE_MOE,
     "olmoe": gguf.MODEL_ARCH.OLMOE,
@@ -28,7 +29,7 @@ ARCHITECTURES = {
     "qwen3_moe": gguf.MODEL_ARCH.QWEN3MOE,
 }
 INTERLEAVED = {"llama", "mixtral", "granitemoe", "granitemoeshared"}
-_EXPERT = re.compile(r"(model\.layers\.(\d+)\..*experts)\.(\d+)\.(\w+)\.weight")
+_EXPERT = re.compile(r"(model\.layers\.(\d+)\..*experts)\.(\d+)\.(\w+)\.(weight|bias)")
 _MATRICES = {"w1": "gate", "w3": "up", "w2": "down", "gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
 
 
@@ -49,10 +50,10 @@ def gguf_tensors(config: Mapping[str, Any], tensors: Tensors, *, stacked: bool =
             values = values.reshape(-1, *values.shape[3:])
         if match := _EXPERT.fullmatch(name):
             if stacked:
-                stack = experts.setdefault(f"blk.{match[2]}.ffn_{_MATRICES[match[4]]}_exps.weight", {})
+                stack = experts.setdefault(f"blk.{match[2]}.ffn_{_MATRICES[match[4]]}_exps.{match[5]}", {})
                 stack[int(match[3])] = values
             else:
-                out[f"blk.{match[2]}.ffn_{_MATRICES[match[4]]}.{match[3]}.weight"] = values
+                out[f"blk.{match[2]}.ffn_{_MATRICES[match[4]]}.{match[3]}.{match[5]}"] = values
         elif "input_linear" in name:
             kind = "shexp" if "shared" in name else "exps"
             gate, up = np.split(values, 2, axis=-2)
@@ -63,6 +64,8 @@ def gguf_tensors(config: Mapping[str, Any], tensors: Tensors, *, stacked: bool =
             out[f"blk.{layer}.shortconv.conv.weight"] = values[:, 0]
         elif name.endswith(("e_score_correction_bias", "expert_bias")):
             out[f"blk.{layer}.exp_probs_b.bias"] = values
+        elif name.endswith("sinks"):
+            out[f"blk.{layer}.attn_sinks.weight"] = values
         elif "shared_expert_gate" in name:
             out[f"blk.{layer}.ffn_gate_inp_shexp.weight"] = values[0]
         else:
@@ -103,7 +106,8 @@ def write_gguf(
         _add(writer, key, value)
     for name, array in named.items():
         kind = next((kind for pattern, kind in (kinds or {}).items() if re.search(pattern, name)), "F32")
-        kind = "F32" if array.ndim == 1 or name.endswith("shortconv.conv.weight") else kind
+        plain = array.ndim == 1 or name.endswith(("bias", "shortconv.conv.weight"))
+        kind = "F32" if plain else kind
         type_ = gguf.GGMLQuantizationType[kind]
         data = np.ascontiguousarray(array.astype(np.float32))
         if kind == "F16":
@@ -139,9 +143,9 @@ def _metadata(config: Mapping[str, Any]) -> dict[str, Any]:
         "feed_forward_length": config["intermediate_size"],
         "attention.head_count": heads,
         "attention.head_count_kv": [
-            config["num_key_value_heads"] if kind == "full_attention" else 0 for kind in config["layer_types"]
+            0 if kind == "conv" else config["num_key_value_heads"] for kind in config["layer_types"]
         ]
-        if "layer_types" in config
+        if "conv_L_cache" in config
         else config["num_key_value_heads"],
         "attention.key_length": head_width,
         "attention.value_length": head_width,
@@ -159,6 +163,7 @@ def _metadata(config: Mapping[str, Any]) -> dict[str, Any]:
         "shortconv.l_cache": config.get("conv_L_cache"),
         "expert_used_count": config.get("num_experts_per_tok"),
         "expert_feed_forward_length": config.get("moe_intermediate_size"),
+        "attention.sliding_window": config.get("sliding_window"),
         "expert_shared_feed_forward_length": config.get(
             "shared_intermediate_size", config.get("shared_expert_intermediate_size")
         ),
@@ -167,6 +172,13 @@ def _metadata(config: Mapping[str, Any]) -> dict[str, Any]:
         "residual_scale": config.get("residual_multiplier"),
         "logit_scale": config.get("logits_scaling"),
     }
+    scaling = config.get("rope_scaling") or {}
+    if scaling.get("rope_type") == "yarn":
+        values |= {
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": scaling["factor"],
+            "rope.scaling.original_context_length": scaling["original_max_position_embeddings"],
+        }
     return {key: value for key, value in values.items() if value is not None}
 
 

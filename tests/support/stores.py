@@ -132,6 +132,9 @@ def store_weights(store: Store) -> dict[str, np.ndarray[Any, Any]]:
             file.seek(record.offset)
             data = np.frombuffer(file.read(record.length), np.uint8)
         layout = store.manifest.layouts[record.layout].matrices
+        _, _, biases = layout.weights(data)
+        for part in ("gate", "up", "down") if biases is not None else ():
+            weights[f"{record.name}.{part}_bias"] = getattr(biases, part)
         rows = 2 * panel_count(layout.intermediate_size) * PANEL_ROWS
         matrices[f"{record.name}.gate_up"] = _cut(data, layout.gate_up_format, rows, layout.hidden_size)
         down = data[layout.down_offset :]

@@ -68,9 +68,12 @@ def _budget_rows(forecast: BudgetForecast) -> Rows:
 
 def _speed_rows(planned: ModelPlan) -> Rows:
     forecast, work = planned.forecast, planned.planner.work
-    kv_bytes = planned.planner.traffic.kv_bytes_per_position
+    earlier = ", ".join(
+        f"plus {size / 1e3:.1f} kB for each {f'of the last {window} tokens' if window else 'earlier token'}"
+        for window, size in planned.planner.traffic.kv_bytes
+    )
     rows = [
-        ("from memory", f"{work.bytes_per_token / 1e6:.1f} MB, plus {kv_bytes / 1e3:.1f} kB for each earlier token"),
+        ("from memory", f"{work.bytes_per_token / 1e6:.1f} MB, {earlier}"),
         ("memory's rate", f"{planned.memory_rate.bytes_per_s / 1e9:.2f} GB/s, {planned.memory_rate.basis}"),
         ("memory's limit", f"{forecast.limits.memory:.1f} tokens/s"),
     ]

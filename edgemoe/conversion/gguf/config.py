@@ -184,6 +184,8 @@ def checkpoint_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> 
         config["partial_rotary_factor"] = _partial(rotated, head_dim)
     scaling = _rope_scaling(metadata, rotated, config["rope_theta"], tensors.get(ROPE_FACTORS))
     window = metadata.value("attention.sliding_window", 0)
+    if metadata.architecture == "gpt-oss":
+        scaling = scaling or {"rope_type": "default"}  # its configs always say
     config |= {"rope_scaling": scaling} if scaling else {}
     config |= {"sliding_window": window} if window else {}
     config |= _family_config(metadata, tensors, head_dim)
@@ -209,6 +211,8 @@ def _family_config(metadata: Metadata, tensors: Mapping[str, GgufTensor], head_d
         return used | {"n_routed_experts": experts, "attention_bias": has_bias} | _glm_config(metadata, tensors)
     if metadata.architecture == "lfm2moe":
         return used | {"num_experts": experts} | _lfm2_config(metadata, tensors)
+    if metadata.architecture == "gpt-oss":
+        return used | {"num_local_experts": experts, "attention_bias": has_bias} | _gpt_oss_config(metadata)
     if metadata.architecture == "granitemoe":
         return used | {"num_local_experts": experts} | _granite_config(metadata, tensors, head_dim, has_bias)
     renormalises = metadata.architecture == "qwen3moe"
@@ -266,6 +270,23 @@ def _lfm2_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> dict[
     }
 
 
+def _gpt_oss_config(metadata: Metadata) -> dict[str, Any]:
+    """The keys of gpt-oss. Every second layer has the window, from the first on: llama.cpp, src/models/openai-moe.cpp.
+
+    The limit and the factor of the activation are not in the file: llama.cpp has those of the published models.
+    """
+    layers = metadata.count("block_count")
+    width, expert_width = metadata.count("feed_forward_length"), metadata.value("expert_feed_forward_length")
+    if expert_width not in (None, width):
+        raise metadata.wrong("feed_forward_length", f"the width of an expert, {expert_width!r:.20}", width)
+    return {
+        "layer_types": ["full_attention" if number % 2 else "sliding_attention" for number in range(layers)],
+        "sliding_window": metadata.count("attention.sliding_window"),
+        "swiglu_alpha": 1.702,
+        "swiglu_limit": 7.0,
+    }
+
+
 def _partial(rotated: int, head_dim: int) -> float:
     """The factor of which the whole part of `factor * head_dim` is `rotated`."""
     factor = rotated / head_dim
@@ -312,7 +333,9 @@ def _rope_scaling(metadata: Metadata, rotated: int, theta: Any, factors: GgufTen
             for name in ("beta_fast", "beta_slow")
             if (value := metadata.value(f"rope.scaling.yarn_{name}")) is not None
         }
-        return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original, **betas}
+        # Files do not say whether the ends of the ramp are rounded; those of gpt-oss never are.
+        rounded = {"truncate": False} if metadata.architecture == "gpt-oss" else {}
+        return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original, **betas, **rounded}
     if kind != "none":
         raise metadata.wrong("rope.scaling.type", "none, linear or yarn", kind)
     if factors is None:

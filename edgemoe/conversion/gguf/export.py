@@ -27,6 +27,7 @@ from edgemoe.conversion.gguf.metadata import (
     attention_and_ffn,
     check_expressible,
     frequency_divisors,
+    remarks,
     write_metadata,
 )
 from edgemoe.conversion.gguf.names import pairs_order
@@ -70,6 +71,7 @@ _NAMES = {
     "conv_taps": MODEL_TENSOR.SHORTCONV_CONV,
     "conv_out": MODEL_TENSOR.SHORTCONV_OUTPROJ,
     "ffn_norm": MODEL_TENSOR.FFN_NORM,
+    "sinks": MODEL_TENSOR.ATTN_SINKS,
     "router": MODEL_TENSOR.FFN_GATE_INP,
     "router_choice": MODEL_TENSOR.FFN_EXP_PROBS_B,
     "experts.gate": MODEL_TENSOR.FFN_GATE_EXP,
@@ -85,9 +87,8 @@ _NAMES = {
 }
 """GGUF names by the names within our model or layer; a bias is named like its matrix."""
 
-_OTHER_NAMES = {
-    "glm4moe": {"ffn_norm": MODEL_TENSOR.ATTN_POST_NORM},
-    "lfm2moe": {"final_norm": MODEL_TENSOR.TOKEN_EMBD_NORM},
+_OTHER_NAMES = {name: {"ffn_norm": MODEL_TENSOR.ATTN_POST_NORM} for name in ("glm4moe", "gpt-oss")} | {
+    "lfm2moe": {"final_norm": MODEL_TENSOR.TOKEN_EMBD_NORM}
 }
 """Where an architecture has names of its own."""
 
@@ -110,6 +111,8 @@ class _Tensor:
 
     type: GGMLQuantizationType
     dimensions: int
+    """Of one of the places; all experts of a layer together have one more."""
+    stacked: bool
     head_dim: int | None
     rows: int = 0
     """Rows of a matrix in the file whose elements are a vector of the store; 0: it is none."""
@@ -120,9 +123,8 @@ class _Tensor:
         place = self.places[0]
         if self.rows:
             return (self.rows, place.rows // self.rows)
-        if self.dimensions == 1:
-            return (place.rows * place.columns,)
-        return (len(self.places), place.rows, place.columns)[-self.dimensions :]
+        own = (place.rows * place.columns,) if self.dimensions == 1 else (place.rows, place.columns)
+        return (len(self.places), *own) if self.stacked else own
 
     @property
     def bytes(self) -> int:
@@ -176,7 +178,7 @@ def export_gguf(
                 _write_header(writer, tensors, divisors)
             _write_divisors(partial, divisors)
             if notice is not None:
-                for text in _troubles_on_the_way_back(partial, spec, tensors):
+                for text in (*remarks(spec), *_troubles_on_the_way_back(partial, spec, tensors)):
                     notice(text)
             _write_weights(partial, store, tensors, progress)
             partial.rename(path)
@@ -203,7 +205,7 @@ def _tensors(store: Store, spec: ModelSpec) -> dict[str, _Tensor]:
     for name, place in tensor_places(store.manifest, shapes).items():
         layer, _, own = name.removeprefix("layers.").partition(".") if name.startswith("layers.") else ("", "", name)
         expert = expert_of(name)
-        stem = f"experts.{expert[2]}" if expert else own.removesuffix("_bias")
+        stem = (f"experts.{expert[2]}" if expert else own).removesuffix("_bias")
         suffix = "bias" if own.endswith("_bias") else "weight"
         if place.format and place.format.quantised and place.columns % GROUP_COLUMNS:
             raise StoreError(
@@ -213,10 +215,10 @@ def _tensors(store: Store, spec: ModelSpec) -> dict[str, _Tensor]:
             )
         target = f"{TENSOR_NAMES[names[stem]].format(bid=layer)}.{suffix}"
         kind = GGMLQuantizationType[TYPE_NAMES[place.format.name] if place.format else "F32"]
-        dimensions = 3 if expert else 1 if stem == "shared_gate" else len(shapes[name])
+        dimensions = 1 if stem == "shared_gate" else len(shapes[name])
         rotated = head_dim if stem in ("query", "key") else None
         rows = spec.hidden_size if stem == "conv_taps" else 0
-        tensor = tensors.setdefault(target, _Tensor(kind, dimensions, rotated, rows))
+        tensor = tensors.setdefault(target, _Tensor(kind, dimensions, expert is not None, rotated, rows))
         if tensor.type != kind:
             raise StoreError(
                 f"{name}: expected the format of the layer's other experts, as a GGUF holds them in one tensor;"

@@ -16,9 +16,10 @@ import numpy.typing as npt
 from edgemoe.conversion.gguf.names import FAMILIES
 from edgemoe.conversion.gguf.package import ExpertGatingFuncType, GGUFWriter, RopeScalingType
 from edgemoe.errors import StoreError
+from edgemoe.kernels.operations import SILU, Activation
 from edgemoe.model.blocks import Attention, Body, GatedFfn, Moe, RouterSpec, ShortConv
 from edgemoe.model.rope import RopeSpec, rope_frequencies
-from edgemoe.model.spec import ModelSpec
+from edgemoe.model.spec import LayerSpec, ModelSpec
 
 ARCHITECTURES = {family.model_type: name.partition(" ")[0] for name, family in FAMILIES.items()} | {
     "granitemoeshared": "granitemoe"
@@ -38,14 +39,18 @@ _SIGMOID_ROUTER = RouterSpec(normalise=True, score="sigmoid", choice_bias=True)
 _NORMALISED_SIGMOID = frozenset({"lfm2moe"})
 """Architectures with such a router whose weights are normalised and not scaled, and without a shared expert."""
 
-_RENORMALISE = frozenset({"llama", "granitemoe", "qwen3moe"})
+_RENORMALISE = frozenset({"llama", "gpt-oss", "granitemoe", "qwen3moe"})
 """Architectures that normalise the weights of a token's experts to sum to one; the others do not."""
 
-_QKV_BIAS = frozenset({"llama", "glm4moe", "granitemoe", "qwen2moe"})
-_OUTPUT_BIAS = frozenset({"llama", "granitemoe"})
+_QKV_BIAS = frozenset({"llama", "glm4moe", "gpt-oss", "granitemoe", "qwen2moe"})
+_OUTPUT_BIAS = frozenset({"llama", "gpt-oss", "granitemoe"})
+_GPT_OSS = "gpt-oss"
+_CLAMPED = Activation("clamped_silu", alpha=1.702, limit=7.0, offset=1.0)
+"""The one architecture with windows, sinks, biases of experts and of the router, and this activation: it always has
+them, with windows in every second layer, from the first on."""
 _SCALED = frozenset({"granitemoe"})
 """Architectures with multipliers on embedding, attention, residual and logits."""
-_NEVER_TIED = frozenset({"olmoe", "qwen2moe"})
+_NEVER_TIED = frozenset({"gpt-oss", "olmoe", "qwen2moe"})
 _NO_HEAD_WIDTH = frozenset({"olmoe", "qwen2moe"})
 """Architectures without a key for the head width: all heads together must be as wide as the model."""
 
@@ -67,6 +72,8 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
     if not any(isinstance(mixer, Attention) for mixer in mixers(spec)):
         yield "models without attention"
         return
+    yield from _window_problems(architecture, spec)
+    spec = replace(spec, layers=tuple(map(_without_window, spec.layers)))
     leading, (attention, ffn) = leading_dense_layers(spec), attention_and_ffn(spec)
     ffns = [layer.blocks[1].body for layer in spec.layers]
     alike = [mixer for mixer in mixers(spec) if isinstance(mixer, Attention)], ffns[:leading], ffns[leading:]
@@ -77,16 +84,15 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
         yield f"models with{'out' * (not convolutions)} convolutions"
     if any(convolution.bias for convolution in convolutions):
         yield "biases on convolutions"
+    yield from _attention_problems(architecture, attention)
+    for body in {id(layer): layer.blocks[-1].body for layer in spec.layers}.values():
+        yield from _ffn_problems(architecture, body)
     if isinstance(ffn, GatedFfn) and spec.family != "llama":
         yield "dense layers"
     if isinstance(ffn, Moe):
         yield from _moe_problems(architecture, ffn)
     if attention.rope.rotated != attention.head_dim and not _FAMILY[architecture].partial_rotation:
         yield "rotation of a part of each head"
-    if attention.qkv_bias and architecture not in _QKV_BIAS:
-        yield "biases on query, key and value"
-    if attention.output_bias and architecture not in _OUTPUT_BIAS:
-        yield "bias on the attention's output"
     multipliers = (spec.embedding_scale, spec.residual_scale, spec.logit_scale)
     if architecture not in _SCALED and (any(m != 1 for m in multipliers) or not _plain_scale(attention)):
         yield "multipliers on embedding, attention, residual or logits"
@@ -96,8 +102,57 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
         yield "heads that are not together as wide as the model"
     if architecture == "olmoe" and attention.kv_heads != attention.heads:
         yield "grouped-query attention"
-    if attention.rope.scaling == "yarn" and not _plain_yarn(attention.rope):
+    if attention.rope.scaling == "yarn" and not _plain_yarn(attention.rope, truncated=architecture != _GPT_OSS):
         yield "YaRN with unusual parameters (usual: 32, 1, the attention factor from the scaling factor)"
+
+
+def _window_problems(architecture: str, spec: ModelSpec) -> Iterator[str]:
+    windows = [body.window for layer in spec.layers for body in _bodies(layer) if isinstance(body, Attention)]
+    if architecture != _GPT_OSS:
+        if any(windows):
+            yield "attention within a window"
+    elif not windows[0] or windows != [windows[0] * (number % 2 == 0) for number in range(len(windows))]:
+        yield "windows but one for every second layer, from the first on"
+
+
+def _attention_problems(architecture: str, attention: Attention) -> Iterator[str]:
+    if attention.qkv_bias and architecture not in _QKV_BIAS:
+        yield "biases on query, key and value"
+    if attention.output_bias and architecture not in _OUTPUT_BIAS:
+        yield "bias on the attention's output"
+    if attention.sinks and architecture != _GPT_OSS:
+        yield "sinks of attention"
+    if attention.value_dim not in (None, attention.head_dim):
+        yield "values of another width than keys"
+    if architecture == _GPT_OSS:
+        if not attention.qkv_bias or not attention.output_bias:
+            yield "attention without biases"
+        if not attention.sinks:
+            yield "attention without sinks"
+
+
+def _ffn_problems(architecture: str, body: Body) -> Iterator[str]:
+    own = [body] if isinstance(body, (GatedFfn, Moe)) else []
+    for ffn in [*own, *(one.shared for one in own if isinstance(one, Moe) and one.shared)]:
+        wanted = _CLAMPED if architecture == _GPT_OSS else SILU
+        if ffn.activation != wanted:
+            numbers = f" of {wanted.alpha:g} and limit {wanted.limit:g}" if wanted.limit else ""
+            yield f"activation but {wanted.function}{numbers}"
+        if ffn.bias != (architecture == _GPT_OSS):
+            yield "biases in FFNs" if ffn.bias else "FFNs without biases"
+
+
+def _without_window(layer: LayerSpec) -> LayerSpec:
+    """The same layer with attention to all earlier tokens."""
+    blocks = (
+        replace(block, body=replace(block.body, window=0)) if isinstance(block.body, Attention) else block
+        for block in layer.blocks
+    )
+    return LayerSpec(tuple(blocks))
+
+
+def _bodies(layer: LayerSpec) -> Iterator[Body]:
+    return (block.body for block in layer.blocks)
 
 
 def _moe_problems(architecture: str, ffn: Moe) -> Iterator[str]:
@@ -114,8 +169,8 @@ def _moe_problems(architecture: str, ffn: Moe) -> Iterator[str]:
             yield "groups of experts that are all kept"
         if ffn.shared is None or ffn.shared.gate or ffn.shared.intermediate_size % ffn.intermediate_size:
             yield "shared experts but ungated ones of the width of the routed experts"
-    elif replace(router, normalise=True) != RouterSpec(normalise=True):
-        yield "routers but by softmax of the logits"
+    elif replace(router, normalise=True) != RouterSpec(normalise=True, logit_bias=architecture == _GPT_OSS):
+        yield f"routers but by softmax of the logits{', which have biases' * (architecture == _GPT_OSS)}"
     elif router.normalise != (architecture in _RENORMALISE):
         yield f"experts whose weights are {'' if router.normalise else 'not '}renormalised"
 
@@ -124,10 +179,10 @@ def _plain_scale(attention: Attention) -> bool:
     return math.isclose(attention.scale, attention.head_dim**-0.5, rel_tol=1e-6)
 
 
-def _plain_yarn(rope: RopeSpec) -> bool:
+def _plain_yarn(rope: RopeSpec, truncated: bool) -> bool:
     p = rope.parameters
     usual_gain = 0.1 * math.log(p["factor"]) + 1 if p["factor"] > 1 else 1.0
-    usual = (p["beta_fast"], p["beta_slow"], p["truncate"]) == (32, 1, 1)
+    usual = (p["beta_fast"], p["beta_slow"], p["truncate"]) == (32, 1, truncated)
     return usual and math.isclose(p["attention_factor"], usual_gain, rel_tol=1e-6)
 
 
@@ -152,6 +207,8 @@ def write_metadata(writer: GGUFWriter, spec: ModelSpec) -> None:
     writer.add_key_length(attention.head_dim)
     writer.add_value_length(attention.head_dim)
     writer.add_layer_norm_rms_eps(spec.norm_epsilon)
+    if attention.window:
+        writer.add_sliding_window(attention.window)
     if isinstance(ffn, Moe):
         dense = spec.layers[0].blocks[1].body if leading else None
         _write_experts(writer, ARCHITECTURES[spec.family], ffn, dense)
@@ -176,6 +233,8 @@ def _write_experts(writer: GGUFWriter, architecture: str, ffn: Moe, dense: Body 
         writer.add_expert_feed_forward_length(ffn.intermediate_size)
     else:
         writer.add_feed_forward_length(ffn.intermediate_size)
+        if architecture == _GPT_OSS:
+            writer.add_expert_feed_forward_length(ffn.intermediate_size)
     if architecture in _NORMALISED_SIGMOID:
         writer.add_expert_gating_func(ExpertGatingFuncType.SIGMOID)
     elif architecture in _SIGMOID and ffn.shared is not None:
@@ -203,6 +262,15 @@ def _write_rope(writer: GGUFWriter, rope: RopeSpec) -> None:
         writer.add_rope_scaling_orig_ctx_len(round(rope.parameters["original_max_position_embeddings"]))
 
 
+def remarks(spec: ModelSpec) -> Iterator[str]:
+    """Yield what llama.cpp computes a little differently, though no key of the file could say it."""
+    if attention_and_ffn(spec)[0].rope.parameters.get("truncate") == 0:
+        yield (
+            "llama.cpp rounds the ends of YaRN's ramp to whole pairs, which this model does not: positions differ a"
+            " little there, as in every GGUF of it."
+        )
+
+
 def frequency_divisors(spec: ModelSpec) -> npt.NDArray[np.float32] | None:
     """Divisor of each pair's frequency, `(rotated // 2,)`: the form of the llama3 rule in a GGUF."""
     rope = attention_and_ffn(spec)[0].rope
@@ -224,7 +292,7 @@ def mixers(spec: ModelSpec) -> list[Body]:
 
 
 def attention_and_ffn(spec: ModelSpec) -> tuple[Attention, GatedFfn | Moe]:
-    """The attention of the layers that have it, and the FFN of the last layer."""
+    """The attention of the first layer that has some, and the FFN of the last layer."""
     attention = next(mixer for mixer in mixers(spec) if isinstance(mixer, Attention))
     _, ffn = (block.body for block in spec.layers[-1].blocks)
     assert isinstance(ffn, (GatedFfn, Moe))

@@ -87,6 +87,13 @@ FAMILIES: dict[str, Family] = {
         leading_dense=True,
         matrices=_SPLIT,
     ),
+    "gpt-oss": Family(
+        "gpt_oss",
+        False,
+        "mlp.router.weight",
+        "mlp.experts.{expert}.{matrix}.weight",
+        matrices=_SPLIT,
+    ),
     "granitemoe": Family(
         "granitemoe",
         True,
@@ -132,6 +139,7 @@ _LAYER_NAMES = {
     "ffn_down.weight": "mlp.down_proj.weight",
     "ffn_gate_inp_shexp.weight": "mlp.shared_expert_gate.weight",
     "exp_probs_b.bias": "mlp.gate.e_score_correction_bias",
+    "attn_sinks.weight": "self_attn.sinks",
     **{f"nextn.{name}.weight": f"{name}.weight" for name in ("eh_proj", "enorm", "hnorm", "embed_tokens")},
     **{f"nextn.shared_head_{name}.weight": f"shared_head.{name}.weight" for name in ("head", "norm")},
 }
@@ -142,7 +150,7 @@ _ROTATED_NAMES = {
     "attn_k.bias": "self_attn.k_proj.bias",
 }
 _LAYER = re.compile(r"blk\.(\d{1,6})\.(.+)")
-_MATRIX = re.compile(r"ffn_(gate|up|down)(_exps|_shexp|\.\d{1,6})\.weight")
+_MATRIX = re.compile(r"ffn_(gate|up|down)(_exps|_shexp|\.\d{1,6})\.(weight|bias)")
 MERGED_GATE_UP = "ffn_gate_up_exps.weight"
 """Gate and up of all experts of a layer in one tensor; within each expert the rows of gate come first.
 
@@ -153,7 +161,7 @@ _MAX_EXPERTS = 1 << 16
 
 @dataclass(frozen=True)
 class TensorView:
-    """A tensor of the checkpoint, composed of rows of tensors of the file.
+    """A tensor of the checkpoint, composed of rows of tensors of the file. A vector may be one row of a matrix there.
 
     `parts` have the same shape and are concatenated along the rows (within each expert if they have three
     dimensions). With `expert`, the view is that one expert of its stacked parts. With `head_dim`, the rows of each
@@ -198,14 +206,17 @@ def _views(
         return {} if name == ROPE_FACTORS else {top_names.get(name, name): TensorView((tensor,), tensor.shape)}
     prefix, own = f"model.layers.{layer[1]}.", layer[2]
     if (matrix := _MATRIX.fullmatch(own)) and family.matrices:
+        if matrix[3] == "bias":
+            return _bias_views(family, prefix, tensor, matrix[1], matrix[2])
         return _expert_views(family, prefix, tensor, matrix[1], matrix[2], tensors)
     if own == MERGED_GATE_UP and family.matrices:
         return _merged_views(family, prefix, tensor)
     if own in _ROTATED_NAMES:
         rotated = head_dim if family.interleaved_rotation else None
         return {prefix + _ROTATED_NAMES[own]: _checked_heads(TensorView((tensor,), tensor.shape, head_dim=rotated))}
-    if own == "ffn_gate_inp.weight" and family.router:
-        return {prefix + family.router: TensorView((tensor,), tensor.shape)}
+    if own in ("ffn_gate_inp.weight", "ffn_gate_inp.bias") and family.router:
+        router = family.router if own.endswith("weight") else _bias_of(family.router)
+        return {prefix + router: TensorView((tensor,), tensor.shape)}
     if own == TAPS and family.convolutions and len(tensor.shape) == 2:
         shape = tensor.shape[0], 1, tensor.shape[1]
         return {prefix + "conv.conv.weight": TensorView((tensor,), shape, elements=True)}
@@ -249,6 +260,26 @@ def _expert_views(
             for number in range(tensor.shape[0])
         }
     return {name.format(expert=kind[1:]): TensorView((tensor,), tensor.shape)}
+
+
+def _bias_views(family: Family, prefix: str, tensor: GgufTensor, matrix: str, kind: str) -> dict[str, TensorView]:
+    """The views on the biases of all experts (E, F), or of one (F), which are named like the matrices."""
+    stacked = kind == "_exps"
+    fits = len(tensor.shape) == 1 + stacked and (not stacked or tensor.shape[0] <= _MAX_EXPERTS)
+    if kind == "_shexp" or not fits or "{expert}" not in family.expert:
+        return {tensor.name: TensorView((tensor,), tensor.shape)}  # left over, as any tensor without a place
+    name = prefix + _bias_of(family.expert.replace("{matrix}", family.matrices[matrix]))
+    if not stacked:
+        return {name.format(expert=kind[1:]): TensorView((tensor,), tensor.shape)}
+    return {
+        name.format(expert=number): TensorView((tensor,), tensor.shape[1:], expert=number)
+        for number in range(tensor.shape[0])
+    }
+
+
+def _bias_of(weight: str) -> str:
+    """The name of the bias beside a weight."""
+    return weight.removesuffix("weight") + "bias"
 
 
 def _merged_views(family: Family, prefix: str, tensor: GgufTensor) -> dict[str, TensorView]:

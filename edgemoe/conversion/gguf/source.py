@@ -85,7 +85,7 @@ class GgufSource:
         rows = view.shape[-2] if len(view.shape) > 1 else view.shape[0]
         assert 0 <= row_start < row_stop <= rows
         assert (index is not None) == (len(view.shape) == 3)
-        if len(view.parts[0].shape) == 1:
+        if 1 in (len(view.parts[0].shape), len(view.shape)):
             return _vector_rows(view, row_start, row_stop)
         if view.head_dim is None:
             return _plain_rows(view, index, row_start, row_stop)
@@ -94,6 +94,9 @@ class GgufSource:
         last = min(rows, -(-row_stop // view.head_dim) * view.head_dim)
         order = halves_order(row_start, row_stop, view.head_dim) - first
         return take_rows(_plain_rows(view, index, first, last), order)
+
+    def read_columns(self, tensor: str, index: int | None, start: int, stop: int) -> npt.NDArray[np.float32]:
+        raise AssertionError("no tensor of a GGUF is transposed")
 
     def release(self, shard: str) -> None:
         """Nothing to delete: the file is the user's."""
@@ -146,7 +149,7 @@ def _read_files(path: Path) -> list[GgufFile]:
 def _dtype(view: TensorView) -> str:
     """The type of the parts; F32 if the types differ or a vector is quantised, as these are decoded."""
     names = {part.type_name for part in view.parts}
-    vector = view.elements or len(view.parts[0].shape) == 1
+    vector = view.elements or 1 in (len(view.parts[0].shape), len(view.shape))
     if len(names) > 1 or (vector and not names.isdisjoint(BLOCK_FORMATS)):
         return "F32"
     return next(iter(names))
@@ -154,7 +157,8 @@ def _dtype(view: TensorView) -> str:
 
 def _vector_rows(view: TensorView, start: int, stop: int) -> npt.NDArray[np.float32]:
     """Read elements of a vector, or the single row of a matrix that the file stores as a vector."""
-    values = _as_floats(decode_rows(view.parts[0].read(0, 1), view.parts[0].type_name))
+    row = view.expert or 0
+    values = _as_floats(decode_rows(view.parts[0].read(row, row + 1), view.parts[0].type_name))
     if len(view.shape) == 2:
         return values[start:stop]
     order = np.arange(start, stop) if view.head_dim is None else halves_order(start, stop, view.head_dim)

@@ -70,6 +70,7 @@ class Attention:
 
     def sizes(self) -> Mapping[str, int]:
         return {
+            "heads": self.heads,
             "query": self.heads * self.head_dim,
             "key_value": self.kv_heads * self.head_dim,
             "head_dim": self.head_dim,

@@ -8,9 +8,9 @@
  * those columns are broadcast to every row (vpbroadcastd from memory, a load port only).
  *
  * With one activation row the panel is read once, both halves of its 16 rows together, and prefetches run ahead of it.
- * With several, the weights of 8 rows are unpacked once for up to ROWS_TOGETHER rows, and the second half comes from the
- * first-level cache. The sums lie in memory then: a load and a store beside some twenty vector instructions cost
- * nothing, and any number of rows is as good as any other. */
+ * With several, the weights of 8 rows are unpacked once for up to ROWS_TOGETHER rows, one half of each group after the
+ * other, so that memory delivers the next groups all the while. The sums lie in memory then: a load and a store beside
+ * some twenty vector instructions cost nothing, and any number of rows is as good as any other. */
 #ifndef EDGEMOE_VECTORS256_H
 #define EDGEMOE_VECTORS256_H
 
@@ -86,8 +86,8 @@ INLINE void quantised_row(const uint8_t *panel, const em_activations *x, int32_t
     for (int half = 0; half < 2; half++) _mm256_storeu_ps(out + half * HALF_ROWS, sums[half]);
 }
 
-/* `count` activation rows, at most ROWS_TOGETHER, times one half of a panel. */
-INLINE void quantised_rows(const uint8_t *panel, int half, const em_activations *x, const int32_t *rows, int32_t count,
+/* `count` activation rows, at most ROWS_TOGETHER, times a panel. */
+INLINE void quantised_rows(const uint8_t *panel, const em_activations *x, const int32_t *rows, int32_t count,
                            float *out, size_t out_stride, int format) {
     const size_t panel_bytes = em_panel_bytes(format, x->columns);
     const int32_t group_count = x->group_count;
@@ -97,20 +97,24 @@ INLINE void quantised_rows(const uint8_t *panel, int half, const em_activations 
     for (int32_t i = 0; i < count; i++) {
         groups[i] = x->groups + (size_t)rows[i] * group_count;
         values[i] = x->values + (size_t)rows[i] * group_count * EM_GROUP_COLUMNS;
-        _mm256_storeu_ps(out + (size_t)i * out_stride, _mm256_setzero_ps());
+        for (int half = 0; half < 2; half++) {
+            _mm256_storeu_ps(out + (size_t)i * out_stride + half * HALF_ROWS, _mm256_setzero_ps());
+        }
     }
     for (int32_t g = 0; g < group_count; g++) {
-        if (half == 0) em_prefetch_group(&next, group_count, format, panel_bytes);
-        const group_place at = place_of(panel, group_count, g, half, format);
-        __m256i weights[QUADS];
-        unpack(at.payload, format, weights);
-        const __m256 weight_scale = load_scales(at.scales, format);
-        const __m256 minimum = format == EM_Q4M ? load_halves(at.minimums) : _mm256_setzero_ps();
-        for (int32_t i = 0; i < count; i++) {
-            const em_group *group = groups[i] + g;
-            float *sum = out + (size_t)i * out_stride;
-            const __m256i dots = dot_group(weights, values[i] + (size_t)g * EM_GROUP_COLUMNS, group, format);
-            _mm256_storeu_ps(sum, add_group(_mm256_loadu_ps(sum), dots, group, weight_scale, minimum, format));
+        em_prefetch_group(&next, group_count, format, panel_bytes);
+        for (int half = 0; half < 2; half++) {
+            const group_place at = place_of(panel, group_count, g, half, format);
+            __m256i weights[QUADS];
+            unpack(at.payload, format, weights);
+            const __m256 weight_scale = load_scales(at.scales, format);
+            const __m256 minimum = format == EM_Q4M ? load_halves(at.minimums) : _mm256_setzero_ps();
+            for (int32_t i = 0; i < count; i++) {
+                const em_group *group = groups[i] + g;
+                float *sum = out + (size_t)i * out_stride + half * HALF_ROWS;
+                const __m256i dots = dot_group(weights, values[i] + (size_t)g * EM_GROUP_COLUMNS, group, format);
+                _mm256_storeu_ps(sum, add_group(_mm256_loadu_ps(sum), dots, group, weight_scale, minimum, format));
+            }
         }
     }
 }
@@ -123,9 +127,7 @@ INLINE void quantised_panel(const uint8_t *panel, const em_activations *x, const
     }
     for (; count > 0; count -= ROWS_TOGETHER, rows += ROWS_TOGETHER, out += ROWS_TOGETHER * out_stride) {
         const int32_t now = count < ROWS_TOGETHER ? count : ROWS_TOGETHER;
-        for (int half = 0; half < 2; half++) {
-            quantised_rows(panel, half, x, rows, now, out + half * HALF_ROWS, out_stride, format);
-        }
+        quantised_rows(panel, x, rows, now, out, out_stride, format);
     }
 }
 

@@ -24,7 +24,8 @@ from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.conversion.synthetic import synthesise
 from edgemoe.errors import StoreError, UsageError
 from edgemoe.kernels.formats import FORMATS
-from edgemoe.model.blocks import Attention, Moe
+from edgemoe.kernels.operations import Activation
+from edgemoe.model.blocks import Attention, Moe, RouterSpec, SharedExpert
 from edgemoe.model.spec import Block, LayerSpec
 from edgemoe.store.reader import Store
 from tests.conversion.gguf.test_source import CONFIGS
@@ -196,6 +197,68 @@ def test_routers_that_an_architecture_does_not_have_are_refused(name: str, chang
     layers = tuple(altered if layer == last else layer for layer in spec.layers)
     with pytest.raises(StoreError, match=what):
         check_expressible(replace(spec, layers=layers))
+
+
+CLAMPED = Activation("clamped_silu", 1.702, 7.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "attention", "moe", "what"),
+    [
+        ("qwen3_moe", {"window": 64}, {}, "qwen3moe has no attention within a window"),
+        ("qwen3_moe", {"sinks": True}, {}, "sinks of attention"),
+        ("qwen3_moe", {"value_dim": 16}, {}, "values of another width than keys"),
+        ("gpt_oss", {"value_dim": 16}, {}, "values of another width than keys"),
+        ("qwen3_moe", {}, {"activation": CLAMPED}, "activation but silu"),
+        ("mixtral", {}, {"bias": True}, "biases in FFNs"),
+        ("glm4_moe", {}, {"shared": SharedExpert(64, bias=True)}, "biases in FFNs"),
+        ("glm4_moe", {}, {"shared": SharedExpert(64, activation=CLAMPED)}, "activation but silu"),
+        ("gpt_oss", {"sinks": False}, {}, "gpt-oss has no attention without sinks"),
+        ("gpt_oss", {"qkv_bias": False}, {}, "attention without biases"),
+        ("gpt_oss", {"output_bias": False}, {}, "attention without biases"),
+        ("gpt_oss", {"window": 0}, {}, "windows but one for every second layer"),
+        ("gpt_oss", {"window": 37}, {}, "windows but one for every second layer"),
+        ("gpt_oss", {}, {"bias": False}, "FFNs without biases"),
+        (
+            "gpt_oss",
+            {},
+            {"activation": replace(CLAMPED, limit=5.0)},
+            "activation but clamped_silu of 1.702 and limit 7",
+        ),
+        ("gpt_oss", {}, {"activation": Activation()}, "activation but clamped_silu of 1.702 and limit 7"),
+    ],
+)
+def test_attention_and_experts_that_an_architecture_does_not_have_are_refused(
+    name: str, attention: dict[str, Any], moe: dict[str, Any], what: str
+) -> None:
+    spec = model_spec(EXPRESSIBLE[name])
+    check_expressible(spec)
+
+    def altered(layer: LayerSpec) -> LayerSpec:
+        first, last = layer.blocks
+        changed = replace(first, body=replace(first.body, **attention))
+        return LayerSpec((changed, replace(last, body=replace(last.body, **moe)) if layer.routed else last))
+
+    with pytest.raises(StoreError, match=what):
+        check_expressible(replace(spec, layers=tuple(map(altered, spec.layers))))
+
+
+def test_a_router_of_gpt_oss_has_biases() -> None:
+    spec = model_spec(EXPRESSIBLE["gpt_oss"])
+    attention, moe = spec.layers[1].blocks
+    other = LayerSpec((attention, replace(moe, body=replace(moe.body, router=RouterSpec(True)))))
+    with pytest.raises(StoreError, match="layers of several kinds"):
+        check_expressible(replace(spec, layers=(spec.layers[0], other, spec.layers[2])))
+    sliding = LayerSpec((spec.layers[0].blocks[0], other.blocks[1]))
+    with pytest.raises(StoreError, match="routers but by softmax of the logits, which have biases"):
+        check_expressible(replace(spec, layers=(sliding, other, sliding)))
+
+
+def test_a_difference_that_no_key_could_say_is_told(tmp_path: Path) -> None:
+    told: list[str] = []
+    export_gguf(make_store(tmp_path, CONFIGS["gpt_oss"]), tmp_path / "m.gguf", name="x", notice=told.append)
+    assert len(told) == 1
+    assert "rounds the ends of YaRN's ramp" in told[0]
 
 
 def test_layers_of_glm_are_dense_at_the_beginning_only() -> None:

@@ -77,6 +77,19 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "topk_group": 2,
         "use_qk_norm": True,
     },
+    "gpt_oss": {
+        "model_type": "gpt_oss",
+        "num_hidden_layers": 3,
+        "head_dim": 24,
+        "sliding_window": 37,
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 128,
+            "truncate": False,
+        },
+        **_LOCAL_EXPERTS,
+    },
     "granitemoe": {"model_type": "granitemoe", "tie_word_embeddings": True, **_GRANITE},
     "granitemoeshared": {"model_type": "granitemoeshared", "shared_intermediate_size": 160, **_GRANITE},
     "lfm2_moe": {
