@@ -23,5 +23,7 @@ def check_ids(token_ids: TokenIds, vocab_size: int) -> npt.NDArray[np.int64]:
         raise UsageError(f"Token ids: expected a list of integers, found {found}.", "Give one sequence's ids.")
     if ids.min() < 0 or ids.max() >= vocab_size:
         wrong = ids[(ids < 0) | (ids >= vocab_size)][0]
-        raise UsageError(f"Token id {wrong} is outside the vocabulary of {vocab_size}.")
+        raise UsageError(
+            f"Token id {wrong} is outside the vocabulary of {vocab_size}.", "Use the tokenizer that belongs to the model."
+        )
     return ids.astype(np.int64)
