@@ -72,7 +72,7 @@ def check_expressible(spec: ModelSpec) -> None:
 def _problems(spec: ModelSpec) -> Iterator[str]:
     architecture = ARCHITECTURES[spec.family]
     if not all(map(_has_two_plain_blocks, spec.layers)):
-        yield "layers but of attention or a convolution, then an FFN, each with a norm before it and added to the stream"
+        yield "layers but of attention or a convolution, then an FFN, each normed before and added to the stream"
         return
     if not any(isinstance(mixer, Attention) for mixer in mixers(spec)):
         yield "models without attention"
@@ -150,7 +150,9 @@ def _ffn_problems(architecture: str, body: Body) -> Iterator[str]:
 def _has_two_plain_blocks(layer: LayerSpec) -> bool:
     """Whether a layer mixes tokens, then has an FFN, without norms after blocks, parallel ones or other residuals."""
     bodies = tuple(_bodies(layer))
-    kinds = len(bodies) == 2 and isinstance(bodies[0], (Attention, ShortConv)) and isinstance(bodies[1], (GatedFfn, Moe))
+    kinds = (
+        len(bodies) == 2 and isinstance(bodies[0], (Attention, ShortConv)) and isinstance(bodies[1], (GatedFfn, Moe))
+    )
     return kinds and layer == LayerSpec.of(*bodies)
 
 
