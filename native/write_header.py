@@ -58,6 +58,9 @@ def _enumeration() -> list[str]:
         "",
         "/* Positions in a page of the KV cache. */",
         f"enum {{ EM_PAGE_TOKENS = {op.PAGE_TOKENS} }};",
+        "",
+        "/* The most tokens that a short convolution runs over. */",
+        f"enum {{ EM_MOST_TAPS = {op.MOST_TAPS} }};",
     ]
 
 

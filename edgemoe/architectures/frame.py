@@ -2,45 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal
 
 from edgemoe.architectures import config as limits
 from edgemoe.architectures.config import DAMAGED, ConfigReader, unsupported
 from edgemoe.architectures.positions import read_rope
 from edgemoe.errors import SourceError
-from edgemoe.model.blocks import Attention, GatedFfn, Moe, RouterSpec, SharedExpert
+from edgemoe.model.blocks import Attention, Body, GatedFfn, Moe, RouterSpec, SharedExpert
 from edgemoe.model.spec import LayerSpec, ModelSpec
 
 
-def read_frame(reader: ConfigReader, family: str, *, windows: bool = False) -> ModelSpec:
+def read_frame(
+    reader: ConfigReader,
+    family: str,
+    *,
+    epsilon_key: str = "rms_norm_eps",
+    tied: bool = False,
+    layer_types: Collection[str] = ("full_attention",),
+    windows: bool = False,
+) -> ModelSpec:
     """A `ModelSpec` without its layers. Raises SourceError.
 
-    With `windows` the family reads the windows of its layers itself (`read_windows`); else they are refused.
+    `tied` says whether the embedding is the head unless the config does; `layer_types`: what the config's list of that
+    name may hold. With `windows` the family reads the windows of its layers itself (`read_windows`); else they are
+    refused.
     """
     reader.require("hidden_act", "silu", "swish", default="silu")
     max_positions = reader.integer("max_position_embeddings", maximum=limits.LARGEST_POSITIONS)
     if not windows:
-        _refuse_sliding_window(reader, max_positions)
+        _refuse_sliding_window(reader, max_positions, layer_types)
     return ModelSpec(
         family=family,
         vocab_size=reader.integer("vocab_size", maximum=limits.LARGEST_VOCABULARY),
         hidden_size=reader.integer("hidden_size", maximum=limits.LARGEST_WIDTH),
         layers=(),
-        norm_epsilon=reader.number("rms_norm_eps", maximum=1.0),
+        norm_epsilon=reader.number(epsilon_key, maximum=1.0),
         max_positions=max_positions,
-        tied_embeddings=reader.flag("tie_word_embeddings", False),
+        tied_embeddings=reader.flag("tie_word_embeddings", tied),
     )
 
 
-def _refuse_sliding_window(reader: ConfigReader, max_positions: int) -> None:
+def _refuse_sliding_window(reader: ConfigReader, max_positions: int, layer_types: Collection[str]) -> None:
     """Refuse a window shorter than the context; one that is off, or at least as long as the context, has no effect."""
     window = reader.value("sliding_window")
     reader.value("max_window_layers")  # selects the layers that a window would apply to
     switched_off = not reader.flag("use_sliding_window", window is not None)
     for kind in reader.sequence("layer_types"):
-        if kind != "full_attention":
-            raise unsupported("layer_types", kind, '"full_attention"')
+        if kind not in layer_types:
+            raise unsupported("layer_types", kind, " or ".join(f'"{name}"' for name in layer_types))
     if window is None or switched_off:
         return
     if isinstance(window, bool) or not isinstance(window, int) or window < max_positions:
@@ -162,8 +173,11 @@ def read_layers(
     ffn: Moe | GatedFfn,
     dense: GatedFfn | None = None,
     dense_layers: Callable[[ConfigReader, int], Collection[int]] = lambda reader, count: (),
+    others: Mapping[str, Body] = MappingProxyType({}),
 ) -> tuple[LayerSpec, ...]:
-    """The layers, all alike but those that `dense_layers` names, which have `dense` in the place of `ffn`."""
+    """The layers, all alike but those that `dense_layers` names, which have `dense` in the place of `ffn`, and those of
+    `layer_types` that `others` has a body for, in the place of attention.
+    """
     count = reader.integer("num_hidden_layers", maximum=limits.LARGEST_LAYERS)
     if ffn.routed is not None and count * ffn.routed.num_experts > limits.LARGEST_TOTAL_EXPERTS:
         raise SourceError(
@@ -174,11 +188,13 @@ def read_layers(
     layer_types = reader.sequence("layer_types")
     if layer_types and len(layer_types) != count:
         raise SourceError(f"config.json: layer_types lists {len(layer_types)} layers; expected {count}.", DAMAGED)
-    sparse_layer = LayerSpec.of(attention, ffn)
-    if dense is None:
-        return (sparse_layer,) * count
-    dense_layer, dense_at = LayerSpec.of(attention, dense), dense_layers(reader, count)
-    return tuple(dense_layer if number in dense_at else sparse_layer for number in range(count))
+    if others and not layer_types:
+        raise SourceError(f"config.json: layer_types is missing; expected the kinds of {count} layers.", DAMAGED)
+    mixers = [others.get(kind, attention) for kind in layer_types] or [attention] * count
+    dense_at = () if dense is None else dense_layers(reader, count)
+    ffns: list[Body] = [dense if dense is not None and number in dense_at else ffn for number in range(count)]
+    made = {pair: LayerSpec.of(*pair) for pair in zip(mixers, ffns, strict=True)}  # equal layers are one object
+    return tuple(made[pair] for pair in zip(mixers, ffns, strict=True))
 
 
 def leading_dense_layers(reader: ConfigReader, count: int) -> Collection[int]:

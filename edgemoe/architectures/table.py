@@ -7,6 +7,7 @@ the table gives, and no other tensor except those that `HARMLESS_TENSORS` matche
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ class Row:
 
     `internal`: the names in the `ModelSpec`; several share the source's rows evenly, in order (gate, then up) or, where
     these are `interleaved`, in turn (gate, up, gate, ...).
-    `source`: the name in the checkpoint. If only `internal` has `{expert}`, the source stacks the experts.
+    `source`: the name in the checkpoint. If only `internal` has `{expert}`, the source stacks the experts; any other
+    source of three dimensions is a vector, its elements in order.
     `shape`: the source's shape in symbols (`2*expert_width` for a product).
     `transposed`: whether the source has a matrix as (input, output), so that its last dimension is that of rows.
     """
@@ -52,7 +54,7 @@ class SourceSlice:
     """Where a tensor lies in the checkpoint: rows `row_start` to `row_stop` of `tensor`, or of `tensor[index]`.
 
     Of each `row_step` of these it takes the first. Of a `transposed` matrix they are columns. The rows of a vector are
-    its elements.
+    its elements, as are those of a tensor of three dimensions without an `index`.
     """
 
     tensor: str
@@ -250,6 +252,8 @@ def _expand(row: Row, spec: ModelSpec) -> Iterator[tuple[str, dict[str, SourceSl
         sizes = cached[1]
         experts: Iterable[int] = range(sizes.get("experts", 0)) if "{expert}" in row.internal[0] else (0,)
         part_rows = _size(row.row_symbol, sizes) // len(row.internal)
+        if len(row.shape) == 3 and not row.stacked:
+            part_rows = math.prod(_size(symbol, sizes) for symbol in row.shape)
         if row.stacked:
             slices: dict[str, SourceSlice] = {}
             source = row.source.format(layer=number)

@@ -162,6 +162,8 @@ def show_statistics(repl: Conversation, argument: str) -> None:
         ("  dense weights", format_size(memory.resident_bytes)
          + ("" if memory.embedding_resident else ", the embedding read from disk")),
         ("  KV cache", f"{format_size(memory.kv_cache_bytes)} ({memory.kv_format})"),
+        *([("  fixed state", f"{format_size(memory.fixed_state_bytes)} ({memory.snapshots} snapshots)")]
+          if memory.fixed_state_bytes else []),
         ("  workspace", format_size(memory.workspace_bytes)),
         ("  expert slots", f"{format_size(memory.experts_bytes)}"
          f" ({memory.slots} slots for {memory.total_experts} experts)"),

@@ -9,7 +9,16 @@ import numpy.typing as npt
 
 from edgemoe.conversion.source import Rows
 from edgemoe.errors import EdgemoeError, SourceError
-from edgemoe.kernels.formats import E2M1_DOUBLED, E8M0_HALVED, E8M0_NAN, Blocks, Format, dequantise, pack
+from edgemoe.kernels.formats import (
+    E2M1_DOUBLED,
+    E8M0_HALVED,
+    E8M0_NAN,
+    GROUP_COLUMNS,
+    Blocks,
+    Format,
+    dequantise,
+    pack,
+)
 from edgemoe.quant.quantise import quantise
 
 _DAMAGED = "Was the checkpoint damaged? Download it again."
@@ -69,11 +78,20 @@ def _carry(blocks: Blocks, fmt: Format) -> Blocks | None:
             minimums = blocks.scales * np.float16(-8)
         return Blocks(fmt, blocks.values, blocks.scales, minimums) if np.isfinite(minimums).all() else None
     if source == "m4" and fmt.name == "q8":
-        wanted = E8M0_HALVED[blocks.scales]
-        with np.errstate(over="ignore"):
-            scales = wanted.astype(np.float16)
-        return Blocks(fmt, E2M1_DOUBLED[blocks.values], scales) if np.array_equal(scales, wanted) else None
+        return _m4_as_q8(blocks, fmt)
     return None
+
+
+def _m4_as_q8(blocks: Blocks, fmt: Format) -> Blocks | None:
+    """Convert m4 to q8 exactly; None if a scale is beyond float16. The scale of a group of zeros may be any."""
+    values, wanted = E2M1_DOUBLED[blocks.values], E8M0_HALVED[blocks.scales]
+    with np.errstate(over="ignore"):
+        scales = wanted.astype(np.float16)
+    starts = np.arange(0, values.shape[1], GROUP_COLUMNS)
+    zeros = ~np.logical_or.reduceat(values != 0, starts, axis=1)
+    if not (zeros | (scales == wanted)).all():
+        return None
+    return Blocks(fmt, values, np.where(zeros, np.float16(0), scales))
 
 
 def _check_blocks(blocks: Blocks, tensor: str) -> None:

@@ -16,7 +16,11 @@ _EXACT = ("router", "shared_gate")
 """Small matrices whose outputs decide the routing or the gating; they stay float32."""
 
 _EXPERT = re.compile(r"layers\.(\d+)\.experts\.(\d+)\.((?:gate|up|down)(?:_bias)?)")
-_CLASSES = {"query": "attention", "key": "attention", "value": "attention", "output": "attention", "ffn": "ffn"}
+_CLASSES = {
+    **dict.fromkeys(("query", "key", "value", "output"), "attention"),
+    **dict.fromkeys(("conv_in", "conv_out"), "convolution"),
+    "ffn": "ffn",
+}
 
 
 def check_format(parameter: str, value: str | None) -> None:

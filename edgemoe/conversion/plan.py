@@ -134,9 +134,9 @@ def _check(piece: Piece, info: TensorInfo) -> None:
     if info.dtype not in BLOCK_FORMATS:
         float_dtype(piece.source.tensor, info)
     shape = info.shape if piece.source.index is None else info.shape[1:]
-    expected_dimensions = 1 if piece.place.format is None else 2
+    dimensions = (1, 3) if piece.place.format is None else (2,)
     shape = shape[::-1] if piece.source.transposed else shape
-    fits = piece.source.rows == piece.place.rows and len(shape) == expected_dimensions
+    fits = piece.source.rows == piece.place.rows and len(shape) in dimensions
     if not fits or (len(shape) == 2 and shape[1] != piece.place.columns):
         raise SourceError(
             f"{piece.source.tensor}: expected {piece.place.rows} rows of {piece.place.columns} for {piece.name},"

@@ -94,6 +94,29 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "use_qk_norm": False,
             "vocab_size": 151552,
         },
+        "lfm2-8b-a1b": {
+            "model_type": "lfm2_moe",
+            "conv_L_cache": 3,
+            "conv_bias": False,
+            "hidden_size": 2048,
+            "intermediate_size": 7168,
+            "layer_types": ["full_attention" if layer in (2, 6, 10, 14, 18, 21) else "conv" for layer in range(24)],
+            "max_position_embeddings": 128000,
+            "moe_intermediate_size": 1792,
+            "norm_eps": 1e-05,
+            "norm_topk_prob": True,
+            "num_attention_heads": 32,
+            "num_dense_layers": 2,
+            "num_experts": 32,
+            "num_experts_per_tok": 4,
+            "num_hidden_layers": 24,
+            "num_key_value_heads": 8,
+            "rope_theta": 1000000.0,
+            "routed_scaling_factor": 1.0,
+            "tie_word_embeddings": True,
+            "use_expert_bias": True,
+            "vocab_size": 65536,
+        },
         "gpt-oss-20b": {
             "model_type": "gpt_oss",
             "attention_bias": True,
@@ -161,5 +184,5 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         },
     }
 )
-"""By name. Published: allenai/OLMoE-1B-7B-0924, Qwen/Qwen3-30B-A3B, zai-org/GLM-4.5-Air, openai/gpt-oss-20b,
-mistralai/Mixtral-8x7B-v0.1 and ibm-granite/granite-3.0-3b-a800m-instruct."""
+"""By name. Published: allenai/OLMoE-1B-7B-0924, Qwen/Qwen3-30B-A3B, zai-org/GLM-4.5-Air, LiquidAI/LFM2-8B-A1B,
+openai/gpt-oss-20b, mistralai/Mixtral-8x7B-v0.1 and ibm-granite/granite-3.0-3b-a800m-instruct."""

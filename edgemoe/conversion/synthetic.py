@@ -111,6 +111,8 @@ class SyntheticSource:
         info = self._tensors[tensor]
         if len(info.shape) == 1:
             return np.full(row_stop - row_start, 0.0 if tensor.endswith(("bias", "sinks")) else 1.0, np.float32)
+        if len(info.shape) == 3 and index is None:  # the taps of convolutions, whose elements are rows
+            return _draw_floats(f"{self._seed} {tensor}", slice(row_start, row_stop), 1, self._deviations[tensor])[:, 0]
         rows, columns = slice(row_start, row_stop), info.shape[-1]
         key = f"{self._seed} {tensor} {index}"
         deviation = self._deviations[tensor]
@@ -141,7 +143,7 @@ def _deviation(spec: ModelSpec, name: str, columns: int) -> float:
     """The standard deviation of a matrix's weights; see the module's docstring."""
     if name == "embedding":
         return 1 / spec.embedding_scale
-    if name.endswith((".output", ".down")):
+    if name.endswith((".output", ".conv_out", ".down")):
         return 1 / (spec.residual_scale * math.sqrt(2 * len(spec.layers) * columns))
     return 1 / math.sqrt(columns)
 

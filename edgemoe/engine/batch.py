@@ -18,12 +18,12 @@ from edgemoe.kernels.operations import Floats
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """Tokens that one sequence appends."""
+    """Tokens that one sequence appends, or runs again."""
 
     sequence: TokenSequence
     token_ids: npt.NDArray[np.int64]
     logits: Floats
-    """Where the logits go: `(1, V)`, after the last token, or `(T, V)`, after each."""
+    """Where the logits go: `(1, V)`, after the last token, or `(T, V)`, after each, or `(0, V)`: nowhere."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,31 +34,42 @@ class Rows:
     row: int
     first: int
     count: int
+    keeps_state: bool
+    """Whether the sequence takes a snapshot of its fixed state after these rows."""
+
+    @property
+    def end(self) -> int:
+        """How many tokens of the piece have been run with these rows."""
+        return self.first + self.count
 
     @property
     def token_ids(self) -> npt.NDArray[np.int64]:
-        return self.piece.token_ids[self.first : self.first + self.count]
+        return self.piece.token_ids[self.first : self.end]
 
     def wanted(self) -> tuple[range, Floats]:
         """The rows whose logits are wanted, and where these go."""
-        piece, end = self.piece, self.first + self.count
+        piece = self.piece
         if len(piece.logits) == len(piece.token_ids):
-            return range(self.row, self.row + self.count), piece.logits[self.first : end]
-        last = end == len(piece.token_ids)
-        return range(self.row + self.count - last, self.row + self.count), piece.logits[: int(last)]
+            return range(self.row, self.row + self.count), piece.logits[self.first : self.end]
+        last = len(piece.logits) if self.end == len(piece.token_ids) else 0
+        return range(self.row + self.count - last, self.row + self.count), piece.logits[:last]
 
 
 def cut(pieces: Sequence[Piece], most_rows: int) -> Iterator[list[Rows]]:
-    """Cut the tokens of all pieces, in order, into runs of at most `most_rows` rows."""
+    """Cut the tokens of all pieces, in order, into runs of at most `most_rows` rows.
+
+    A run ends too where a sequence has to take a snapshot in the middle of its tokens.
+    """
     run: list[Rows] = []
     row = 0
     for piece in pieces:
-        first = 0
+        first, stop = 0, piece.sequence.stop_within(len(piece.token_ids))
         while first < len(piece.token_ids):
-            count = min(len(piece.token_ids) - first, most_rows - row)
-            run.append(Rows(piece, row, first, count))
+            end = stop if first < stop else len(piece.token_ids)
+            count = min(end - first, most_rows - row)
+            run.append(Rows(piece, row, first, count, first + count == stop))
             first, row = first + count, row + count
-            if row == most_rows:
+            if row == most_rows or first == stop:
                 yield run
                 run, row = [], 0
     if run:

@@ -3,10 +3,12 @@
 Letters: `T` tokens, `V` vocabulary, `L` layers, `E` experts (of the layer that has most).
 
 Invariants:
-- `forward` appends to the KV cache; `rewind` forgets all positions from a given one on. No other state that lasts
-  between calls can change an answer. Nor can the budget, the expert cache, threads, or how ids are grouped in calls.
-  (Lossy settings, off by default, let the cache's contents change answers, and so the budget and how ids are grouped.)
-- A forward that fails leaves `position` unchanged; keys and values that it wrote past that position are never read.
+- `forward` appends to the state of a sequence; `rewind` forgets all positions from a given one on. No other state that
+  lasts between calls can change an answer. Nor can the budget, the expert cache, threads, or how ids are grouped in
+  calls. (Lossy settings, off by default, let the cache's contents change answers, and so the budget and how ids are
+  grouped.)
+- A forward that fails leaves `position` unchanged; keys and values that it wrote past that position are never read, and
+  fixed state that it changed is computed anew.
 """
 
 from __future__ import annotations
@@ -23,10 +25,11 @@ import numpy.typing as npt
 
 from edgemoe.engine.batch import Piece, Rows, cut, phase_of
 from edgemoe.engine.decoder import Decoder, LayerRouting
+from edgemoe.engine.fixed_state import FixedState
 from edgemoe.engine.ledger import Programs, TimeLedger
 from edgemoe.engine.memory import MemoryPlan
 from edgemoe.engine.options import EngineOptions
-from edgemoe.engine.phase import Turn
+from edgemoe.engine.phase import PROMPT, Turn
 from edgemoe.engine.sequence import Sequence as TokenSequence
 from edgemoe.engine.sequence import Sequences
 from edgemoe.engine.stepper import Stepper
@@ -131,7 +134,9 @@ class Engine:
         )
         keeps_prefixes = routing is None and not self.lossy.depends_on_cache
         state = [space.array(value) for value in graph.state]
-        self.sequences = Sequences(space.pages, state, spec.vocab_size, keeps_prefixes)
+        fixed = [(space.array(value), value.undo or 0) for value in graph.fixed_state]
+        fixed_state = FixedState(fixed, memory.snapshots) if fixed else None
+        self.sequences = Sequences(space.pages, state, spec.vocab_size, keeps_prefixes, fixed_state)
         """Opens, forks and closes sequences, whose tokens `step` runs together."""
         self.sequence = self.sequences.open()
         """The sequence of `forward`, `rewind` and `position`."""
@@ -295,8 +300,8 @@ class Engine:
 
         Weights and experts that several sequences use are read once for all of them. The result of each sequence is
         the same to the bit as that of `forward` on it alone. Raises UsageError for a sequence that is closed or of
-        another model, for tokens as `forward`, and for more than one sequence while routing is recorded; ReadError.
-        After an error no sequence has changed.
+        another model, for tokens as `forward`, for more than one sequence while routing is recorded, and where forced
+        routing would be needed again; ReadError. After an error no sequence has changed.
         """
         began_ns = time.perf_counter_ns()
         if not batch:
@@ -325,7 +330,11 @@ class Engine:
         return self.sequence.turn
 
     def rewind(self, position: int) -> None:
-        """Forget everything from `position` on. Raises UsageError for a position past the current one."""
+        """Forget everything from `position` on. Raises UsageError for a position past the current one.
+
+        A model with fixed state (`fixed_state.py`) may have to run some tokens before that position again: the next
+        `forward` does that first. The result is the same to the bit.
+        """
         self.sequence.rewind(position)
 
     def _run(self, pieces: list[Piece]) -> None:
@@ -337,17 +346,33 @@ class Engine:
             for piece in pieces:
                 piece.sequence.reserve(len(piece.token_ids))
                 reserved.append(piece)
+            for piece in pieces:
+                if piece.sequence.behind:
+                    self._catch_up(piece.sequence)
             phase = phase_of(pieces)
             for run in cut(pieces, self.memory.chunk_tokens):
                 self._run_rows(run, phase)
+                self._note_run(run)
         except BaseException:
             for piece in reserved:
-                piece.sequence.release_reserved()
+                piece.sequence.give_up(len(piece.token_ids) if len(reserved) == len(pieces) else 0)
             raise
         for piece in pieces:
             piece.sequence.extend(piece.token_ids)
 
+    def _catch_up(self, sequence: TokenSequence) -> None:
+        """Run again the tokens that a sequence is behind. They belong to no turn, and are not recorded.
+
+        No other sequence takes part: two that share a page must not write to it in one run, not even the same bits.
+        """
+        ids = np.array(sequence.ids[sequence.resumes_at :], np.int64)
+        again = Piece(sequence, ids, np.empty((0, self.spec.vocab_size), np.float32))
+        for run in cut([again], self.memory.chunk_tokens):
+            self._run_rows(run, PROMPT)
+        sequence.catch_up()
+
     def _check_room(self, piece: Piece) -> None:
+        """Raise UsageError for a piece that cannot be run, before anything has changed."""
         self.sequences.check(piece.sequence)
         if len(piece.token_ids) > self.context_length - piece.sequence.position:
             raise UsageError(
@@ -355,12 +380,17 @@ class Engine:
                 f" {self.context_length} tokens.",
                 "Shorten the prompt, or give more memory (`ram`) for a longer context.",
             )
+        if piece.sequence.behind and self._forced is not None:
+            raise UsageError(
+                f"This model would have to run {piece.sequence.behind} tokens again; their forced routing is used up.",
+                "Rewind to position 0.",
+            )
 
     def _run_rows(self, run: list[Rows], phase: int) -> None:
         space = self._space
         tokens = run[-1].row + run[-1].count
         for rows in run:
-            here, start = slice(rows.row, rows.row + rows.count), rows.piece.sequence.position + rows.first
+            here, start = slice(rows.row, rows.row + rows.count), rows.piece.sequence.resumes_at + rows.first
             space.ids[here] = rows.token_ids
             space.positions[here] = np.arange(start, start + rows.count)
             space.sequences[here] = rows.piece.sequence.row
@@ -372,11 +402,17 @@ class Engine:
         self._stepper.step(tokens, phase)
         self._count(tokens)
         for rows in run:
+            if rows.keeps_state:
+                rows.piece.sequence.keep_state(rows.piece.token_ids[: rows.end])
+        self._logits([rows.wanted() for rows in run])
+
+    def _note_run(self, run: list[Rows]) -> None:
+        """Note a run of new tokens in the turns of its sequences, and give its routing to the recorder."""
+        for rows in run:
             turn = rows.piece.sequence.turn
             if self._recorder is not None:
                 self._recorder.step(turn, rows.count)
             turn.step += rows.count
-        self._logits([rows.wanted() for rows in run])
 
     def resident_experts(self) -> npt.NDArray[np.bool_]:
         """Which experts are in RAM now, `(L, E)`."""

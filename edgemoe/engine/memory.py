@@ -1,7 +1,8 @@
 """The memory budget: what a model needs at least, and how a budget is shared out.
 
 Everything counts: the interpreter with its libraries (measured), the weights that every token needs,
-activations and kernel scratch, the KV cache, and the expert slots with the tables about them, which take the rest.
+activations and kernel scratch, the KV cache, fixed state with its snapshots where a model has some, and the expert
+slots with the tables about them, which take the rest.
 """
 
 from __future__ import annotations
@@ -9,7 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from edgemoe.engine.scratch import WeightFormats, step_scratch_bytes
-from edgemoe.engine.workspace import KvFormat, kept_bytes, rope_bytes, state_bytes, work_bytes
+from edgemoe.engine.workspace import (
+    KvFormat,
+    fixed_row_bytes,
+    kept_bytes,
+    page_count,
+    rope_bytes,
+    snapshot_bytes,
+    state_bytes,
+    work_bytes,
+)
 from edgemoe.errors import BudgetError, UsageError
 from edgemoe.experts.opening import cache_bytes
 from edgemoe.kernels.operations import Backend
@@ -29,6 +39,10 @@ POSITION_OBJECT_BYTES = 64
 """Room for the Python objects that describe a position: its token's id, and its share of a page's hash and places."""
 AUTO_SHARE = 0.85
 """Share of the memory now available that `auto` takes."""
+SNAPSHOT_SHARE = 1 / 8
+"""Share of the KV cache's bytes that all snapshots may take; each sequence has `LEAST_SNAPSHOTS` anyway."""
+LEAST_SNAPSHOTS = 2
+"""Snapshots for each sequence at least: one at the end of its prompt, and one in the answer."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +81,9 @@ class MemoryPlan:
     """Whether the embedding is in RAM; if not, tokens' rows are read on demand, and `resident_bytes` is without it."""
     cache_table_bytes: int = 0
     """Bytes of the tables that say which expert is in which slot; 0 where all experts are resident."""
+    fixed_state_bytes: int = 0
+    """Bytes that sequences keep whatever the number of their tokens, snapshots included."""
+    snapshots: int = 0
 
     @property
     def all_resident(self) -> bool:
@@ -90,6 +107,7 @@ class MemoryPlan:
             + self.resident_bytes
             + self.workspace_bytes
             + self.kv_cache_bytes
+            + self.fixed_state_bytes
             + self.experts_bytes
         )
 
@@ -179,7 +197,8 @@ class _Needs:
     ) -> _Needs:
         least_context = context_length or min(LEAST_CONTEXT_TOKENS, graph.spec.max_positions)
         least_workspace_bytes = workspace_bytes(graph, sizes, backend, CHUNK_TOKENS[-1], least_context)
-        least_kv_bytes = kv_cache_bytes(graph, least_context, sizes.kv_format, sizes.sequences)
+        least_state_bytes = kv_cache_bytes(graph, least_context, sizes.kv_format, sizes.sequences)
+        least_state_bytes += fixed_state_bytes(graph, least_context, sizes.kv_format, sizes.sequences)
         least_slots = min(sizes.total_experts, 2 * graph.spec.most_top_k)
         least_experts_bytes = least_slots * sizes.slot_bytes + _table_bytes(graph, sizes, backend, least_slots)
         resident_bytes = _resident_bytes(sizes, embedding_resident)
@@ -194,7 +213,7 @@ class _Needs:
             least_workspace_bytes,
             least_slots,
             least_experts_bytes,
-            interpreter + resident_bytes + least_workspace_bytes + least_kv_bytes + least_experts_bytes,
+            interpreter + resident_bytes + least_workspace_bytes + least_state_bytes + least_experts_bytes,
         )
 
 
@@ -264,6 +283,7 @@ def _share_out(least: _Needs, budget_bytes: int) -> MemoryPlan:
     while context < most_context:
         wider = min(2 * context, most_context)
         cost = kv_cache_bytes(graph, wider, sizes.kv_format, sizes.sequences)
+        cost += fixed_state_bytes(graph, wider, sizes.kv_format, sizes.sequences)
         cost += workspace_bytes(graph, sizes, backend, chunk, wider)
         spare = budget_bytes - fixed_bytes - cost
         crowds_experts = cost > (budget_bytes - fixed_bytes) // 5 or spare < least.least_experts_bytes
@@ -272,7 +292,8 @@ def _share_out(least: _Needs, budget_bytes: int) -> MemoryPlan:
         context = wider
     workspace = workspace_bytes(graph, sizes, backend, chunk, context)
     kv_cache = kv_cache_bytes(graph, context, sizes.kv_format, sizes.sequences)
-    slots = _most_slots(least, budget_bytes - fixed_bytes - workspace - kv_cache)
+    fixed_state = fixed_state_bytes(graph, context, sizes.kv_format, sizes.sequences)
+    slots = _most_slots(least, budget_bytes - fixed_bytes - workspace - kv_cache - fixed_state)
     return MemoryPlan(
         budget_bytes,
         floor_bytes,
@@ -289,6 +310,8 @@ def _share_out(least: _Needs, budget_bytes: int) -> MemoryPlan:
         sizes.sequences,
         least.embedding_resident,
         _table_bytes(graph, sizes, backend, slots),
+        fixed_state,
+        snapshot_count(graph, context, sizes.kv_format, sizes.sequences),
     )
 
 
@@ -358,6 +381,21 @@ def _limit_told(limit: Limit) -> str:
 def kv_cache_bytes(graph: Graph, context_length: int, kv_format: KvFormat, sequences: int = 1) -> int:
     """Bytes of keys and values of every layer and sequence, and of the tables of rotary positions."""
     return state_bytes(graph, context_length, kv_format, sequences) + rope_bytes(graph, context_length)
+
+
+def snapshot_count(graph: Graph, context_length: int, kv_format: KvFormat, sequences: int = 1) -> int:
+    """How many snapshots of fixed state are kept: at most one for each page, and no more than their bytes are worth."""
+    one = snapshot_bytes(graph)
+    if not one:
+        return 0
+    worth = int(state_bytes(graph, context_length, kv_format, sequences) * SNAPSHOT_SHARE) // one
+    return max(LEAST_SNAPSHOTS * sequences, min(worth, page_count(context_length) * sequences))
+
+
+def fixed_state_bytes(graph: Graph, context_length: int, kv_format: KvFormat, sequences: int = 1) -> int:
+    """Bytes of the fixed state of every sequence, and of its snapshots."""
+    snapshots = snapshot_count(graph, context_length, kv_format, sequences)
+    return sequences * fixed_row_bytes(graph) + snapshots * snapshot_bytes(graph)
 
 
 def workspace_bytes(graph: Graph, sizes: ModelSizes, backend: Backend, chunk_tokens: int, context_length: int) -> int:

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from edgemoe.engine.workspace import KvFormat, bytes_of
+from edgemoe.engine.workspace import KvFormat, bytes_needed, bytes_of
 from edgemoe.kernels import operations as op
 from edgemoe.model.build import Graph
-from edgemoe.model.graph import Part, Value, weights_of
+from edgemoe.model.graph import Part, Value, values_of, weights_of
 from edgemoe.store.manifest import Manifest
 
 
@@ -18,7 +18,8 @@ class TokenTraffic:
     """Bytes that one token reads: every weight it needs once, and the keys and values of the positions that it sees.
 
     Weights are those of all layers and the head, scales included, of the experts that the router chooses, and one row
-    of the embedding. Activations stay in the processor's caches and are not counted, nor is prefetch.
+    of the embedding; the fixed state of a sequence, which every token needs alike, is counted with them. Activations
+    stay in the processor's caches and are not counted, nor is prefetch.
     """
 
     weight_bytes: Mapping[Part, int]
@@ -59,6 +60,8 @@ def token_traffic(graph: Graph, manifest: Manifest, kv_format: KvFormat) -> Toke
             size = sum(sizes[weight.name] for weight in weights_of(step.operation))
             if isinstance(step.operation, op.Embed):
                 size //= graph.spec.vocab_size
+            fixed = {value for value in values_of(step.operation) if value.undo is not None}
+            size += sum(map(bytes_needed, fixed))
             weight_bytes[step.part] = weight_bytes.get(step.part, 0) + size
             if isinstance(step.operation, op.Attention):
                 window, page = step.operation.window, sum(_page_bytes(step.operation, kv_format))

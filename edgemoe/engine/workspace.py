@@ -65,8 +65,26 @@ def kept_bytes(graph: Graph, tokens: int, context_length: int, sequences: int = 
 
 @functools.lru_cache(maxsize=64)
 def state_bytes(graph: Graph, context_length: int, kv_format: KvFormat, sequences: int = 1) -> int:
-    """Bytes of what sequences keep of their tokens, in all layers: whole pages."""
+    """Bytes of what sequences keep of their tokens in pages, in all layers: whole pages."""
     return sum(bytes_of(value, 0, context_length, kv_format, sequences) for value in graph.state)
+
+
+@functools.lru_cache(maxsize=64)
+def fixed_row_bytes(graph: Graph) -> int:
+    """Bytes of the fixed state of one sequence, in all layers."""
+    return sum(bytes_of(value, 0, 0, "f32") for value in graph.fixed_state)
+
+
+@functools.lru_cache(maxsize=64)
+def snapshot_bytes(graph: Graph) -> int:
+    """Bytes of one snapshot of the fixed state of a sequence (`fixed_state.py`)."""
+    return sum(map(bytes_needed, graph.fixed_state))
+
+
+def bytes_needed(value: Value) -> int:
+    """Bytes of the fixed state of one sequence in one layer that its next token needs."""
+    extent, needed = value.shape[1], value.needed
+    return bytes_of(value, 0, 0, "f32") * needed // int(extent)
 
 
 def rope_bytes(graph: Graph, context_length: int) -> int:

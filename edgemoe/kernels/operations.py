@@ -271,6 +271,37 @@ class Attention(Operation):
         return sum(cache.nbytes // (cache.shape[0] * PAGE_TOKENS) for cache in caches)
 
 
+MOST_TAPS = 64
+"""The most tokens that a short convolution runs over."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ShortConv(Operation):
+    """A gated causal convolution over the last `length` tokens of a sequence, each channel by itself.
+
+    A row of `gates` holds `B`, `C` and `x`, the thirds of a projection. With `u = B * x`, each rounded to float32,
+    `output[t] = C[t] * (bias + taps[:, 0] * u[t - length + 1] + ... + taps[:, length - 1] * u[t])`, where `t` counts
+    positions of the row's sequence, and `u` before position 0 is zero. The sum runs in this order.
+
+    `inputs` holds `u` of earlier runs: that of position `p` at `p % ring`. It takes in that of every row. Rows that
+    continue a sequence may be split by others, but come in the order of their positions.
+    Source: LFM2 (Liquid AI 2025, arXiv 2511.23404).
+    """
+
+    gates: Annotated[Floats, rows("3*D")]
+    taps: Annotated[Floats, weight("D*length")]  # (D, length)
+    bias: Annotated[Floats | None, weight("D")]
+    positions: Annotated[Integers, rows()]
+    sequences: Annotated[Integers, rows()]  # rows of `inputs`
+    inputs: Annotated[Floats, buffer("S", "ring", "D"), IN_PLACE]
+    output: Annotated[Floats, rows("D"), output(apart_from="gates")]
+
+    def check(self, sizes: Sizes) -> None:
+        least = sizes.letters["length"] - 1
+        require(least < MOST_TAPS, "taps", f"at most {MOST_TAPS} of each channel", sizes.letters["length"])
+        require(sizes.letters["ring"] >= least, "inputs", f"a ring of at least {least}", sizes.letters["ring"])
+
+
 Score = Literal["softmax", "sigmoid"]
 """How a logit becomes the share of an expert: by all logits of the token, or by itself."""
 
@@ -626,6 +657,7 @@ NATIVE_OPERATIONS: tuple[type[Operation], ...] = (
     Rope,
     StoreKv,
     Attention,
+    ShortConv,
     Route,
     GatedFfn,
     Fetch,

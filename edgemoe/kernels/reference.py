@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from edgemoe.errors import KernelError
 from edgemoe.kernels import operations as op
-from edgemoe.kernels.definition import HINT, Sizes
+from edgemoe.kernels.definition import HINT, LARGEST_EXTENT, Sizes
 from edgemoe.kernels.formats import (
     GROUP_COLUMNS,
     PANEL_ROWS,
@@ -285,6 +285,40 @@ def _attention(kernels: Any, o: op.Attention, tokens: int) -> None:
     o.output[:tokens] = seen.reshape(tokens, -1)
 
 
+def short_conv(gates: Floats, taps: Floats, bias: Floats | None, earlier: Floats) -> tuple[Floats, Floats]:
+    """Convolve neighbouring rows of one sequence: gates `(T, 3D)`, taps `(D, length)`; output and `u`, `(T, D)`.
+
+    `earlier` is `u` of the `length - 1` positions before the first row.
+    """
+    before, between, values = np.split(gates, 3, axis=1)
+    added = before * values
+    inputs = np.concatenate([earlier, added]).astype(np.float64)
+    sums = np.zeros(added.shape) if bias is None else np.tile(bias.astype(np.float64), (len(added), 1))
+    for tap in range(taps.shape[1]):
+        sums += taps[:, tap] * inputs[tap : tap + len(added)]
+    return _single(between * sums), added
+
+
+def _short_conv_scratch(kernels: StepwiseBackend, o: op.ShortConv, sizes: Sizes) -> int:
+    return kernels.element_scratch_bytes * (sizes.rows + sizes.letters["length"]) * 3 * sizes.letters["D"]
+
+
+@means(op.ShortConv, "short_conv", _short_conv_scratch)
+def _short_conv(kernels: Any, o: op.ShortConv, tokens: int) -> None:
+    positions, sequences = o.positions[:tokens], o.sequences[:tokens]
+    _check_each("sequence", sequences, len(o.inputs))
+    _check_each("position", positions, LARGEST_EXTENT)
+    taps, ring = o.taps.reshape(o.output.shape[1], -1), o.inputs.shape[1]
+    breaks = np.flatnonzero((np.diff(positions) != 1) | (np.diff(sequences) != 0)) + 1
+    for rows in np.split(np.arange(tokens), breaks):
+        inputs, first = o.inputs[sequences[rows[0]]], int(positions[rows[0]])
+        before = np.arange(first - taps.shape[1] + 1, first)
+        earlier = np.where(before[:, None] >= 0, inputs[before % ring], np.float32(0))
+        o.output[rows], added = kernels.short_conv(o.gates[rows], taps, o.bias, earlier)
+        kept = slice(-min(len(rows), ring), None)
+        inputs[positions[rows[kept]] % ring] = added[kept]
+
+
 def softmax(values: Doubles) -> Doubles:
     """Softmax over the last axis."""
     exponentials = np.exp(values - values.max(axis=-1, keepdims=True))
@@ -515,6 +549,7 @@ class ReferenceBackend(StepwiseBackend):
     rope = staticmethod(rope)
     quantise_cache_rows = staticmethod(quantise_cache_rows)
     attention = staticmethod(attention)
+    short_conv = staticmethod(short_conv)
     route = staticmethod(route)
     gated_ffn = staticmethod(gated_ffn)
     combine = staticmethod(combine)

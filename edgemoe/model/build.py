@@ -37,8 +37,13 @@ class Graph:
 
     @property
     def state(self) -> list[Value]:
-        """The values that sequences keep of their tokens, in all layers."""
-        return [value for value in self.lasting if value.home == "state"]
+        """The values that sequences keep of their tokens in pages, in all layers."""
+        return [value for value in self.lasting if value.home == "state" and value.undo is None]
+
+    @property
+    def fixed_state(self) -> list[Value]:
+        """The values that sequences keep whatever the number of their tokens, in all layers."""
+        return [value for value in self.lasting if value.home == "state" and value.undo is not None]
 
     def kinds(self) -> Iterator[tuple[Section, Hashable]]:
         """All sections in the order in which a run goes through them; equal kinds have values of equal sizes."""

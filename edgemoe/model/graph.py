@@ -9,8 +9,8 @@ An operation in the graph is an object of the same class as a bound one (`kernel
 `Weight` in the place of each array. So blocks read like the mathematics of their papers, and there is one definition of
 each operation.
 
-Letters in shapes: `T` rows of a run (one for each token), `C` positions of the context; of the KV cache `N` pages, `S`
-sequences and `P` pages of each sequence; numbers are sizes.
+Letters in shapes: `T` rows of a run (one for each token), `C` positions of the context, `S` sequences; of the KV cache
+`N` pages and `P` pages of each sequence; numbers are sizes.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from edgemoe.model.rope import RopeSpec
 Part = Literal[
     "embedding",
     "attention",
+    "mixer",
     "router",
     "experts",
     "shared_expert",
@@ -44,8 +45,9 @@ Part = Literal[
 ]
 """The parts of a token's time, in the order of reports.
 
-attention: with its norms, projections, positions and KV cache. router: with the norm before the FFN. prefetch: the
-guess at the next layer's routing. text: from token ids to pieces of text.
+attention: with its norms, projections, positions and KV cache. mixer: whatever else mixes tokens, such as a
+convolution, with its norm and projections. router: with the norm before the FFN. prefetch: the guess at the next
+layer's routing. text: from token ids to pieces of text.
 """
 
 Stage = Literal["attend", "fetch", "guess", "beside", "experts", "combine"]
@@ -84,6 +86,20 @@ class Value:
     home: Home = "work"
     rope: RopeSpec | None = None
     """The rule whose cosines or sines it holds."""
+    undo: int | None = None
+    """How many of its latest tokens fixed state, which has a row for each sequence, can take back by itself.
+
+    Above 0 the second extent is a ring that has `undo` places more than the next token needs: what a token at position
+    `p` adds lies at `p % extent`. None: state in pages, in which every position has a place of its own.
+    """
+
+    @property
+    def needed(self) -> int:
+        """How much of the second extent of fixed state the next token needs; a snapshot keeps that and no more."""
+        extent = self.shape[1]
+        assert isinstance(extent, int)
+        assert self.undo is not None
+        return extent - self.undo
 
 
 PLACES = ("positions", "sequences", "pages")
@@ -178,6 +194,11 @@ class BuildOptions:
     """The bonus of experts in RAM, as a share of each token's range of router logits; 0: off."""
     drop_cold: float = 0.0
     """The share of a token's weights below which absent experts are left out; 0: off."""
+    undo_tokens: int = op.PAGE_TOKENS
+    """How many of its latest tokens a sequence can take back without a snapshot, where fixed state has a ring for it.
+
+    A page of tokens: then the last page that a run fills can have its snapshot after the run, which need not be cut.
+    """
 
 
 PLAIN = BuildOptions()
@@ -258,8 +279,16 @@ class Builder:
         return self._shared(Value(self.prefix + name, shape, dtype, "kept"))
 
     def state(self, name: str, *shape: Dimension) -> op.Cache:
-        """A value that a sequence keeps of its tokens in this layer, in the format of keys and values."""
+        """A value that a sequence keeps of its tokens in this layer, in pages, in the format of keys and values."""
         return cast("op.Cache", self._shared(Value(self.prefix + name, shape, "kv", "state")))
+
+    def fixed_state(self, name: str, *row: int, undo: int = 0) -> op.Floats:
+        """A value that a sequence keeps in this layer whatever the number of its tokens, `(S, *row)` (`Value.undo`).
+
+        Its operation takes it to be empty where a token at position 0 comes, whatever it holds.
+        """
+        value = Value(self.prefix + name, ("S", *row), "f32", "state", undo=undo)
+        return cast("op.Floats", self._shared(value))
 
     def places(self) -> tuple[op.Integers, op.Integers, op.Integers]:
         """The position and sequence of each row `(T,)`, and the pages of each sequence `(S, P)`."""

@@ -1,8 +1,7 @@
 """Quantisers: convert float32 weights to `Blocks` of any format, with scales of least squared error.
 
 The error of a scale is measured after rounding it to float16, as it is stored. m4 has the scale that the OCP
-Microscaling Formats specification 1.0 gives (section 6.3), as every maker of MXFP4 files uses: no search.
-Memory: the result, and a few megabytes.
+Microscaling Formats specification 1.0 gives (section 6.3), without a search. Memory: the result, and a few megabytes.
 """
 
 from __future__ import annotations

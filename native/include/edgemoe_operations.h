@@ -10,6 +10,9 @@ typedef enum em_format { EM_F32 = 0, EM_F16 = 1, EM_Q8 = 2, EM_Q4 = 3, EM_Q4M = 
 /* Positions in a page of the KV cache. */
 enum { EM_PAGE_TOKENS = 64 };
 
+/* The most tokens that a short convolution runs over. */
+enum { EM_MOST_TAPS = 64 };
+
 /* em_route.score */
 enum { EM_SCORE_SOFTMAX = 0, EM_SCORE_SIGMOID = 1, EM_SCORE_COUNT = 2 };
 
@@ -103,6 +106,21 @@ typedef struct em_attention {
     int32_t heads;            /* H */
     int32_t value_dim;        /* Wv */
 } em_attention;
+
+/* A gated causal convolution over the last length tokens of a sequence, each channel by itself. */
+typedef struct em_short_conv {
+    const float *gates;       /* (T, 3*D) */
+    const float *taps;        /* (D*length,) */
+    const float *bias;        /* (D,), or NULL */
+    const int32_t *positions; /* (T,) */
+    const int32_t *sequences; /* (T,) */
+    float *inputs;            /* (S, ring, D) */
+    float *output;            /* (T, D) */
+    int32_t hidden_size;      /* D */
+    int32_t length;           /* length */
+    int32_t sequence_count;   /* S */
+    int32_t ring;             /* ring */
+} em_short_conv;
 
 /* The K experts of largest choice score (the lower number on a tie), in falling order, and their weights. */
 typedef struct em_route {
@@ -233,6 +251,7 @@ typedef struct em_mix {
     X(ROPE, rope) \
     X(STORE_KV, store_kv) \
     X(ATTENTION, attention) \
+    X(SHORT_CONV, short_conv) \
     X(ROUTE, route) \
     X(GATED_FFN, gated_ffn) \
     X(FETCH, fetch) \
@@ -268,6 +287,10 @@ typedef struct em_mix {
         FIELD(em_attention, window) FIELD(em_attention, sinks) FIELD(em_attention, sequence_count) \
         FIELD(em_attention, table_pages) FIELD(em_attention, page_count) FIELD(em_attention, kv_heads) \
         FIELD(em_attention, head_dim) FIELD(em_attention, heads) FIELD(em_attention, value_dim) \
+    STRUCT(em_short_conv) FIELD(em_short_conv, gates) FIELD(em_short_conv, taps) FIELD(em_short_conv, bias) \
+        FIELD(em_short_conv, positions) FIELD(em_short_conv, sequences) FIELD(em_short_conv, inputs) \
+        FIELD(em_short_conv, output) FIELD(em_short_conv, hidden_size) FIELD(em_short_conv, length) \
+        FIELD(em_short_conv, sequence_count) FIELD(em_short_conv, ring) \
     STRUCT(em_route) FIELD(em_route, logits) FIELD(em_route, renormalise) FIELD(em_route, experts) \
         FIELD(em_route, weights) FIELD(em_route, slots) FIELD(em_route, bonus) FIELD(em_route, score) \
         FIELD(em_route, choice_bias) FIELD(em_route, groups) FIELD(em_route, kept_groups) \

@@ -22,7 +22,9 @@ enum {
     USED = 2,
     FFN = 40,
     SLOTS = 4,
-    OPERATIONS = 16, /* of which one begins to read experts */
+    TAPS = 3,
+    RING = 4,
+    OPERATIONS = 18, /* of which one begins to read experts */
 };
 
 static em_matrix random_matrix(int32_t format, int32_t rows, int32_t columns) {
@@ -49,6 +51,7 @@ typedef struct model {
     float value[TOKENS][GROUPS * HEAD_WIDTH], attended[TOKENS][WIDTH], logits[TOKENS][EXPERTS];
     int32_t chosen[TOKENS][USED];
     float weights[TOKENS][USED], routed[TOKENS][USED][WIDTH], shared[TOKENS][WIDTH], shared_gate[TOKENS][1];
+    float gates[TOKENS][3 * WIDTH], taps[WIDTH][TAPS], ring[1][RING][WIDTH], convolved[TOKENS][WIDTH];
     float norm[WIDTH], bias[WIDTH], cosine[CONTEXT][HEAD_WIDTH / 2], sine[CONTEXT][HEAD_WIDTH / 2];
     float caches[2][PAGES][GROUPS][EM_PAGE_TOKENS][HEAD_WIDTH]; /* large enough for every format */
     uint16_t cache_scales[2][PAGES][GROUPS][EM_PAGE_TOKENS][1];
@@ -109,6 +112,19 @@ static void add_attention(model *m, int32_t cache_format) {
     em_linear *output = &add(m, EM_LINEAR)->as.linear;
     *output = (em_linear){.input = *m->attended, .parts_count = 1, .scale = 0.5f, .accumulate = 1};
     output->parts[0] = part_of(owned_matrix(m, EM_Q4, WIDTH, WIDTH), NULL, *m->hidden);
+}
+
+static void add_convolution(model *m) {
+    em_linear *in = &add(m, EM_LINEAR)->as.linear;
+    *in = (em_linear){.input = *m->normed, .parts_count = 1, .scale = 1};
+    in->parts[0] = part_of(owned_matrix(m, EM_Q8, 3 * WIDTH, WIDTH), NULL, *m->gates);
+    add(m, EM_SHORT_CONV)->as.short_conv = (em_short_conv){
+        .gates = *m->gates, .taps = *m->taps, .bias = m->bias, .positions = m->positions, .sequences = m->sequences,
+        .inputs = **m->ring, .output = *m->convolved, .hidden_size = WIDTH, .length = TAPS, .sequence_count = 1,
+        .ring = RING};
+    em_linear *out = &add(m, EM_LINEAR)->as.linear;
+    *out = (em_linear){.input = *m->convolved, .parts_count = 1, .scale = 0.5f, .accumulate = 1};
+    out->parts[0] = part_of(owned_matrix(m, EM_Q4, WIDTH, WIDTH), NULL, *m->hidden);
 }
 
 static void add_moe(model *m) {
@@ -174,6 +190,7 @@ static model *make_model_with(int32_t cache_format) {
     for (int i = 0; i < PAGES; i++) m->pages[0][i] = PAGES - 1 - i;
     for (int i = 0; i < EXPERTS; i++) m->slots[i] = i < SLOTS ? SLOTS - 1 - i : -1;
     for (int i = 0; i < WIDTH; i++) m->norm[i] = m->bias[i] = random_float();
+    for (int i = 0; i < WIDTH * TAPS; i++) m->taps[i / TAPS][i % TAPS] = random_float();
     for (int i = 0; i < CONTEXT * HEAD_WIDTH / 2; i++) {
         /* Not cosf and sinf, which no two C libraries compute alike. */
         m->cosine[i / (HEAD_WIDTH / 2)][i % (HEAD_WIDTH / 2)] = random_float();
@@ -182,6 +199,7 @@ static model *make_model_with(int32_t cache_format) {
     add(m, EM_EMBED)->as.embed = (em_embed){
         .ids = m->ids, .output = *m->hidden, .matrix = owned_matrix(m, EM_M4, VOCABULARY, WIDTH), .scale = 2.0f};
     add_attention(m, cache_format);
+    add_convolution(m);
     add_moe(m);
     return m;
 }

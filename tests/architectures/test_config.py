@@ -15,7 +15,7 @@ from edgemoe.architectures import FAMILIES, model_spec
 from edgemoe.architectures.config import FIXED, HARMLESS
 from edgemoe.errors import SourceError
 from edgemoe.kernels.operations import Activation
-from edgemoe.model.blocks import Attention, GatedFfn, Moe, RouterSpec, SharedExpert
+from edgemoe.model.blocks import Attention, GatedFfn, Moe, RouterSpec, SharedExpert, ShortConv
 from edgemoe.model.rope import RopeSpec, rope_frequencies, rope_tables
 from edgemoe.model.spec import LayerSpec, ModelSpec
 from tests.architectures.published import (
@@ -25,6 +25,7 @@ from tests.architectures.published import (
     GPT_OSS_20B,
     GRANITE_1B_A400M,
     GRANITE_SHARED,
+    LFM2_8B_A1B,
     LLAMA_31_8B,
     MIXTRAL_8X7B,
     OLMOE_1B_7B,
@@ -213,6 +214,48 @@ def test_gpt_oss_that_cannot_be_run_is_refused(changes, words):
 )
 def test_glm4_moe_that_cannot_be_run_is_refused(changes, words):
     assert words in refusal(GLM_45_AIR | changes)
+
+
+def test_lfm2_moe():
+    spec = model_spec(LFM2_8B_A1B)
+    mixers = [layer.blocks[0].body for layer in spec.layers]
+    assert {n for n, mixer in enumerate(mixers) if isinstance(mixer, Attention)} == {2, 6, 10, 14, 18, 21}
+    assert {mixer for mixer in mixers if not isinstance(mixer, Attention)} == {ShortConv(3)}
+    assert (mixers[2].qk_norm, mixers[2].rope, mixers[2].head_dim) == ("head", RopeSpec(1e6, 64), 64)
+    assert [ffn(layer) for layer in spec.layers[:2]] == [GatedFfn(7168)] * 2
+    router = RouterSpec(True, score="sigmoid", choice_bias=True, epsilon=1e-6)
+    assert {ffn(layer) for layer in spec.layers[2:]} == {Moe(32, 4, 1792, router)}
+    assert (spec.norm_epsilon, spec.tied_embeddings) == (1e-5, True)
+    other = model_spec(
+        LFM2_8B_A1B
+        | {
+            "conv_bias": True,
+            "conv_L_cache": 4,
+            "use_expert_bias": False,
+            "norm_topk_prob": False,
+            "routed_scaling_factor": 2.0,
+            "num_dense_layers": 0,
+            "tie_embedding": False,
+        }
+    )
+    assert other.layers[0].blocks[0].body == ShortConv(4, bias=True)
+    assert ffn(other.layers[0]).router == RouterSpec(False, score="sigmoid", scale=2.0)
+    assert not other.tied_embeddings
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"layer_types": None}, "layer_types is missing; expected the kinds of 24 layers"),
+        ({"layer_types": ["conv"] * 23}, "layer_types lists 23 layers; expected 24"),
+        ({"layer_types": ["mamba"] * 24}, 'edgemoe implements "conv" or "full_attention" only'),
+        ({"conv_L_cache": 1}, "conv_L_cache is 1; expected a whole number from 2 to 64"),
+        ({"num_dense_layers": -1}, "num_dense_layers is -1"),
+        ({"norm_eps": None}, "norm_eps is missing"),
+    ],
+)
+def test_lfm2_moe_that_cannot_be_run_is_refused(changes, words):
+    assert words in refusal(LFM2_8B_A1B | changes)
 
 
 @pytest.mark.parametrize(
@@ -549,7 +592,8 @@ def test_any_config_is_a_model_or_one_clear_error(config, changes, removed):
         assert 0 < len(result.message) < 400
         return
     assert ModelSpec.from_json(result.to_json()) == result
-    assert all(attention(layer).heads % attention(layer).kv_heads == 0 for layer in result.layers)
-    spec = attention(result.layers[0]).rope
-    cosine, _ = rope_tables(replace(spec, rotated=min(spec.rotated, 256)), 3)
-    assert np.isfinite(cosine).all()
+    mixers = {layer.blocks[0].body for layer in result.layers}
+    for mixer in (mixer for mixer in mixers if isinstance(mixer, Attention)):
+        assert mixer.heads % mixer.kv_heads == 0
+        cosine, _ = rope_tables(replace(mixer.rope, rotated=min(mixer.rope.rotated, 256)), 3)
+        assert np.isfinite(cosine).all()

@@ -67,6 +67,10 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
             "use_qk_norm": draw(st.booleans()),
             "rope_parameters": config["rope_parameters"] | {"partial_rotary_factor": draw(partial_factors(head_width))},
         }
+    elif model_type == "lfm2_moe":
+        del config["head_dim"], config["rms_norm_eps"]
+        config |= draw(experts(model_type)) | draw(convolutions(config["num_hidden_layers"]))
+        config |= {"hidden_size": heads * head_width, "moe_intermediate_size": number(1, 40)}
     elif not llama:
         config |= draw(experts(model_type))
     if model_type == "gpt_oss":
@@ -95,7 +99,7 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
         }
     if model_type == "qwen2_moe":
         config |= {"shared_expert_intermediate_size": number(1, 50), "qkv_bias": draw(st.booleans())}
-    elif model_type != "mixtral":
+    elif model_type not in ("mixtral", "lfm2_moe"):
         config["attention_bias"] = draw(st.booleans())
     layout = draw(st.sampled_from(["files", "fused"]))
     return Case(model_type, number(0, 1 << 30), config, layout, legacy=draw(st.booleans()))
@@ -105,9 +109,24 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
 def experts(draw: st.DrawFn, model_type: str) -> dict[str, Any]:
     count = draw(st.integers(1, 12) | st.integers(65, 80))
     keys = {"num_experts_per_tok": draw(st.integers(1, min(count, 8)))}
-    if model_type in (*QWEN, "olmoe", "flex_olmo"):
+    if model_type in (*QWEN, "olmoe", "flex_olmo", "lfm2_moe"):
         return {**keys, "num_experts": count, "norm_topk_prob": draw(st.booleans())}
     return {**keys, "num_local_experts": count}
+
+
+@st.composite
+def convolutions(draw: st.DrawFn, layers: int) -> dict[str, Any]:
+    kinds = st.sampled_from(["conv", "full_attention"])
+    return {
+        # The reference cannot run a model without any attention.
+        "layer_types": draw(st.lists(kinds, min_size=layers, max_size=layers).filter(lambda x: "full_attention" in x)),
+        "num_dense_layers": draw(st.integers(0, layers)),
+        "conv_bias": draw(st.booleans()),
+        "conv_L_cache": draw(st.integers(2, 6)),
+        "use_expert_bias": draw(st.booleans()),
+        "routed_scaling_factor": draw(st.sampled_from([1.0, 2.5])),
+        "norm_eps": draw(st.sampled_from([1e-6, 1e-5, 1e-2])),
+    }
 
 
 @st.composite

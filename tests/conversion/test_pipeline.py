@@ -463,10 +463,20 @@ def test_m4_weights_that_are_no_float32_are_refused_by_name(
 @pytest.mark.parametrize("experts", ["f32", "f16", "q8"])
 def test_m4_is_exact_in_every_wider_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, experts: str) -> None:
     source = QuantisedSource(lambda name: "MXFP4")
+    blocks = source.blocks["model.layers.1.block_sparse_moe.experts.0.w1.weight"]
+    blocks.values[5, 32:64] = 0
+    blocks.scales[5, 1] = 0  # as converters write groups of zeros: no float16, as a scale
     store = _convert(source, tmp_path, monkeypatch, experts=experts)
     _assert_weights(store, source)
     assert store.manifest.quantisation["experts"]["formats"] == [experts]
     assert store.manifest.quantisation["experts"]["relative_error"] == 0
+
+
+def test_m4_with_a_scale_beyond_float16_is_rounded_to_q8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = QuantisedSource(lambda name: "MXFP4")
+    source.blocks["model.layers.1.block_sparse_moe.experts.0.w1.weight"].scales[5, 1] = 127 - 40
+    store = _convert(source, tmp_path, monkeypatch, experts="q8")
+    assert 0 < store.manifest.quantisation["experts"]["relative_error"] < 0.01
 
 
 @pytest.mark.parametrize("name", ["~/models/tiny", "~nobody-of-this-name/tiny", "~"])

@@ -45,6 +45,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("olmoe-1b-7b", published.OLMOE_1B_7B),
         ("qwen3-30b-a3b", published.QWEN3_30B_A3B),
         ("glm-4.5-air", published.GLM_45_AIR),
+        ("lfm2-8b-a1b", published.LFM2_8B_A1B),
         ("mixtral-8x7b", published.MIXTRAL_8X7B),
         ("granite-3b-a800m", published.GRANITE_3B_A800M),
     ],
@@ -137,7 +138,14 @@ def test_tokens_are_routed_to_all_experts_about_evenly(tiny: Path) -> None:
         "qwen3-30b-a3b",  # the deepest of them
         *(
             pytest.param(shape, marks=pytest.mark.slow)
-            for shape in ("olmoe-1b-7b", "glm-4.5-air", "gpt-oss-20b", "mixtral-8x7b", "granite-3b-a800m")
+            for shape in (
+                "olmoe-1b-7b",
+                "glm-4.5-air",
+                "lfm2-8b-a1b",
+                "gpt-oss-20b",
+                "mixtral-8x7b",
+                "granite-3b-a800m",
+            )
         ),
     ],
 )

@@ -1,12 +1,14 @@
 """The promise of the house: a token's bits depend on weights, text and settings, and on nothing else.
 
-Random programs of sequences (appending in any company and any cuts, rewinding, forking, closing, kept prefixes) run
-under every budget, thread count, instruction set and format of keys and values. Every logit is compared with `==` to
-that of the same tokens run alone, in one call, on one thread, with all experts in RAM.
+Random programs of sequences (appending in any company and any cuts, rewinding, forking, closing, kept prefixes, runs
+that fail) run under every budget, thread count, instruction set and format of keys and values, with attention alone and
+with convolutions, whose state cannot be cut anywhere. Every logit is compared with `==` to that of the same tokens run
+alone, in one call, on one thread, with all experts in RAM.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,11 @@ import pytest
 
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine.engine import Engine
+from edgemoe.engine.phase import Turn
 from edgemoe.kernels.native.library import available_isas
+from edgemoe.kernels.operations import PAGE_TOKENS
 from tests.engine.test_engine import CONFIG, EXPERTS
-from tests.support.checkpoints import write_checkpoint
+from tests.support.checkpoints import SMALL_LFM2, write_checkpoint
 from tests.support.engines import engine_with_slots
 
 VOCABULARY = 12
@@ -26,6 +30,22 @@ VOCABULARY = 12
 SEQUENCES = 8
 LONGEST = 200
 ISAS = available_isas()
+
+
+class InjectedError(Exception):
+    """Ends a run in the middle."""
+
+
+class FailingObserver:
+    """Lets the run that it observes fail."""
+
+    def __init__(self, runs: int) -> None:
+        self._left = runs
+
+    def step(self, turn: Turn, tokens: int) -> None:
+        self._left -= 1
+        if not self._left:
+            raise InjectedError
 
 
 class Alone:
@@ -60,7 +80,7 @@ class Company:
     def step(self) -> None:
         """Do one thing at random, and compare what it gives."""
         random, sequences = self._random, self._engine.sequences
-        action = random.integers(10)
+        action = random.integers(11)
         one = self._open[random.integers(len(self._open))]
         if action == 0 and len(self._open) < SEQUENCES:
             known = self._open[random.integers(len(self._open))].ids
@@ -75,6 +95,14 @@ class Company:
             self._open.remove(one)
         elif action == 3:
             one.rewind(int(random.integers(one.position + 1)))
+        elif action == 4:
+            before = list(one.ids)
+            self._engine.recorder = FailingObserver(int(random.integers(1, 3)))
+            with contextlib.suppress(InjectedError):
+                self._engine.step({one: self._tokens(random.integers(1, LONGEST - one.position + 1))})
+                one.rewind(len(before))  # all was done before it would have failed
+            self._engine.recorder = None
+            assert one.ids == before
         else:
             some = random.permutation(len(self._open))[: random.integers(1, len(self._open) + 1)]
             decoding = random.integers(2)
@@ -113,11 +141,14 @@ WINDOWED = {key: value for key, value in CONFIG.items() if key not in GRANITE an
 }
 """Windows, sinks, biases of everything and a clamped activation."""
 
+FAMILIES = {"plain": CONFIG, "windowed": WINDOWED, "convolutions": SMALL_LFM2}
+"""Each has `EXPERTS` experts."""
 
-@pytest.fixture(scope="module", params=[CONFIG, WINDOWED], ids=["plain", "windowed"])
-def store(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("invariants")
-    write_checkpoint(folder / "source", request.param)
+    write_checkpoint(folder / "source", FAMILIES[request.param])
     return convert_checkpoint(str(folder / "source"), folder / "store", experts="q4", dense="q8")
 
 
@@ -130,8 +161,10 @@ def alone(store: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Alone, 
 
 def work(store: Path, alone: tuple[Alone, str], slots: int, threads: int, steps: int, seeds: range) -> int:
     """Run random programs of sequences; returns how many results were compared."""
-    compared = 0
-    with engine_with_slots(store, slots, threads, alone[1], sequences=SEQUENCES, context_length=256) as engine:
+    compared, undo_tokens = 0, (0, 4, PAGE_TOKENS)[seeds.start % 3]
+    with engine_with_slots(
+        store, slots, threads, alone[1], sequences=SEQUENCES, context_length=256, undo_tokens=undo_tokens
+    ) as engine:
         for seed in seeds:
             company = Company(engine, alone[0], seed)
             for _ in range(steps):
@@ -145,7 +178,7 @@ def work(store: Path, alone: tuple[Alone, str], slots: int, threads: int, steps:
 def test_company_cuts_rewinds_forks_and_prefixes_change_no_bit(
     store: Path, alone: tuple[Alone, str], slots: int, threads: int
 ) -> None:
-    assert work(store, alone, slots, threads, 40, range(1)) > 20
+    assert work(store, alone, slots, threads, 40, range(threads, threads + 1)) > 20
 
 
 @pytest.mark.slow
@@ -154,7 +187,7 @@ def test_company_cuts_rewinds_forks_and_prefixes_change_no_bit(
 def test_ten_thousand_combinations(
     store: Path, alone: tuple[Alone, str], slots: int, threads: int, isa: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two models, two formats of keys and values, six budgets and thread counts, each instruction set: 425 of each."""
+    """Three models, two formats of keys and values, six budgets and thread counts, each instruction set: 425 of each."""
     monkeypatch.setenv("EDGEMOE_ISA", isa)
     seed, compared = 100, 0
     while compared < 425:

@@ -19,6 +19,7 @@ _CLASSES = {
     "gpt_oss": "GptOss",
     "granitemoe": "GraniteMoe",
     "granitemoeshared": "GraniteMoeShared",
+    "lfm2_moe": "Lfm2Moe",
     "llama": "Llama",
     "mixtral": "Mixtral",
     "olmoe": "Olmoe",
@@ -53,12 +54,13 @@ def make_model(case: Case) -> Any:
                 # A tied head would mostly say the last token again, and hide what the layers add.
                 values = 0.25 * values if config.tie_word_embeddings else values
             else:
-                spread = 2.0 if "router" in parameter_name or "mlp.gate." in parameter_name else 1.0
+                routers = ("router", "mlp.gate.", "feed_forward.gate.")
+                spread = 2.0 if any(name in parameter_name for name in routers) else 1.0
                 transposed = case.model_type == "gpt_oss" and "experts" in parameter_name
                 values = values * spread / parameter.shape[-2 if transposed else -1] ** 0.5
             parameter.copy_(values.bfloat16().float())
         for buffer_name, buffer in model.named_buffers():
-            if buffer_name.endswith("e_score_correction_bias"):
+            if buffer_name.endswith(("e_score_correction_bias", "expert_bias")):
                 buffer.copy_((0.3 * torch.randn(buffer.shape, generator=random)).bfloat16().float())
     return model
 
@@ -86,6 +88,8 @@ def run(model: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             add_margin(sums, module.topk_group)
             kept = sums >= sums.sort(dim=-1, descending=True).values[:, module.topk_group - 1, None]
             scores = groups.masked_fill(~kept[:, :, None], -torch.inf).flatten(1)
+        elif hasattr(module, "use_expert_bias"):
+            scores = scores.sigmoid() + (inputs[1] if module.use_expert_bias else 0)
         add_margin(scores, module.top_k)
 
     hooks = [m.register_forward_hook(watch) for m in model.modules() if type(m).__name__.endswith("TopKRouter")]
@@ -130,7 +134,7 @@ def _legacy(config: dict[str, Any]) -> dict[str, Any]:
     plain = kind == "default" and config["model_type"] != "gpt_oss"  # whose classes take null for YaRN
     config["rope_scaling"] = None if plain else {"type": kind, **scaling}
     config["torch_dtype"] = config.pop("dtype")
-    if config["model_type"] != "gpt_oss":
+    if config["model_type"] not in ("gpt_oss", "lfm2_moe"):  # whose layers are of two kinds in older files too
         config.pop("layer_types", None)
     if "num_local_experts" in config and config["model_type"] == "qwen3_moe":
         config["num_experts"] = config.pop("num_local_experts")

@@ -46,7 +46,8 @@ class TinyLayer:
     ) -> None:
         """`pages` numbers the pages of all sequences.
 
-        The seed chooses a window, whether heads have sinks, and the activation and biases of FFNs.
+        The seed chooses a window, whether heads have sinks, the activation and biases of FFNs, and the length of the
+        convolution with that of its ring.
         """
         random = np.random.default_rng(seed)
         query_width, kv_width = HEADS * HEAD_WIDTH, KV_HEADS * HEAD_WIDTH
@@ -85,6 +86,10 @@ class TinyLayer:
         angles = random.random((CONTEXT, HEAD_WIDTH // 2)) * 7
         tables = [aligned_copy(table(angles).astype(np.float32)) for table in (np.cos, np.sin)]
         sinks = numbers("normal", (HEADS,), random) if seed % 2 else None
+        gates, convolved, length = buffer(3 * WIDTH), buffer(WIDTH), 2 + seed % 3
+        taps, added = numbers("normal", (WIDTH * length,), random), numbers("normal", (WIDTH,), random)
+        self.ring = aligned((sequences, length - 1 + seed % 2 * 5, WIDTH), np.float32)
+        self.ring.fill(np.nan)  # what is there before the first tokens is never read
         self.operations: list[op.Operation] = [
             op.Embed(self.ids, matrix(VOCABULARY, WIDTH), 1.3, self.residual),
             norm(self.residual, normed),
@@ -94,6 +99,9 @@ class TinyLayer:
             op.StoreKv(keys, values, *self.places, *self.caches),
             op.Attention(query, *self.places, *self.caches, 0.2, mixed, (0, 5, 40)[seed % 3], sinks),
             op.Linear(mixed, (op.LinearPart(matrix(WIDTH, query_width), None, self.residual),), 0.5, True),
+            op.Linear(normed, (part(3 * WIDTH, gates),)),
+            op.ShortConv(gates, taps, added if seed % 2 else None, *self.places[:2], self.ring, convolved),
+            op.Linear(convolved, (part(WIDTH, self.residual),), 0.5, True),
             norm(self.residual, normed),
             op.Linear(normed, (part(EXPERTS, logits),)),
             op.Route(logits, True, self.chosen, self.weights),
@@ -168,15 +176,18 @@ PLACE_FAULTS = {
 }
 
 
-@pytest.mark.parametrize("kind", [op.StoreKv, op.Attention])
-@pytest.mark.parametrize("fault", PLACE_FAULTS)
+@pytest.mark.parametrize(
+    ("kind", "fault"),
+    [(kind, fault) for kind in (op.StoreKv, op.Attention) for fault in PLACE_FAULTS]
+    + [(op.ShortConv, fault) for fault in PLACE_FAULTS if "page" not in fault and "position beyond" not in fault],
+)
 def test_rows_without_a_place_are_refused(any_backend: Backend, fault: str, kind: type) -> None:
     """And nothing is written, not even for the rows before."""
     layer = TinyLayer("f16", 8, 0)
     layer.places.positions[:] = np.arange(60, 68)
     operation = next(o for o in layer.operations if isinstance(o, kind))
     program = any_backend.program([operation])
-    written = [operation.output] if isinstance(operation, op.Attention) else layer.caches
+    written = {op.StoreKv: layer.caches, op.ShortConv: [layer.ring]}.get(kind) or [operation.output]
     for array in written:
         array[:] = 7
     name, index, wrong = PLACE_FAULTS[fault]
@@ -250,11 +261,13 @@ def test_shared_pages_change_no_bit(any_backend: Backend) -> None:
     layer = TinyLayer("q8", CONTEXT, 5, sequences=2, pages=np.array([3, 1, 3, 0]))
     program = any_backend.program(layer.operations)
     layer.ids[:] = first
-    program.run(CONTEXT)
+    program.run(PAGE_TOKENS)
+    layer.ring[1] = layer.ring[0]
     tail = np.arange(PAGE_TOKENS, CONTEXT)
-    layer.ids[: len(tail)], layer.places.positions[: len(tail)] = second[tail], tail
-    layer.places.sequences[: len(tail)] = 1
-    program.run(len(tail))
+    layer.places.positions[: len(tail)] = tail
+    for sequence, ids in enumerate((first, second)):
+        layer.ids[: len(tail)], layer.places.sequences[: len(tail)] = ids[tail], sequence
+        program.run(len(tail))
     alone = run_layer(any_backend, "q8", 5, second, [])
     assert layer.residual[: len(tail)].tobytes() == alone["residual"][tail].tobytes()
 

@@ -10,7 +10,7 @@ import pytest
 
 from edgemoe.architectures import model_spec
 from edgemoe.kernels.operations import Activation
-from edgemoe.model.blocks import Attention, GatedFfn, Moe, RouterSpec, SharedExpert
+from edgemoe.model.blocks import Attention, GatedFfn, Moe, RouterSpec, SharedExpert, ShortConv
 from edgemoe.model.first_form import current_form
 from edgemoe.model.rope import RopeSpec
 from edgemoe.model.spec import Block, LayerSpec, ModelSpec
@@ -85,6 +85,8 @@ def routed(normalise: bool, top_k: int = 2, **options: Any) -> LayerSpec:
         (LayerSpec.of(GatedFfn(8), GatedFfn(8)), "tensors have the same names"),
         (LayerSpec.of(Attention(4, 3, 16, 0.25, RopeSpec(1e4, 16))), "4 query heads and 3 key heads"),
         (LayerSpec.of(Attention(4, 2, 16, 0.25, RopeSpec(1e4, 18))), "18 of 16 channels"),
+        (LayerSpec.of(ShortConv(1)), "a convolution over 1 tokens: expected 2 to 64"),
+        (LayerSpec.of(ShortConv(65)), "a convolution over 65 tokens: expected 2 to 64"),
         (LayerSpec.of(GatedFfn(8, Activation(limit=7.0))), "activation: limit: expected no limit for silu, found 7"),
         (LayerSpec.of(replace(MOE, activation=Activation("clamped_silu"))), "activation: limit: expected a limit"),
         (
@@ -131,10 +133,13 @@ def test_activations_and_biases_survive_json_and_name_their_tensors() -> None:
 
 
 def test_a_layer_may_have_any_blocks() -> None:
-    layer = LayerSpec((Block(ATTENTION), Block(GatedFfn(80)), Block(ATTENTION, "second."), Block(MOE, "moe.")))
+    layer = LayerSpec(
+        (Block(ATTENTION), Block(GatedFfn(80)), Block(ATTENTION, "second."), Block(ShortConv(3)), Block(MOE, "moe."))
+    )
     spec = ModelSpec("test", 101, 64, (layer,), 1e-5, 256, False)
     assert ModelSpec.from_json(spec.to_json()) == spec
     names = spec.tensors()
     assert names["layers.0.second.query"] == names["layers.0.query"] == (64, 64)
     assert "layers.0.moe.experts.7.down" in names
+    assert names["layers.0.conv_taps"] == (3 * 64,)
     assert spec.routed[0].num_experts == 8

@@ -30,6 +30,26 @@ SMALL_MIXTRAL: dict[str, Any] = {
 }
 """Two layers; the FFN width and the vocabulary fill neither their last panel nor their last group."""
 
+SMALL_LFM2: dict[str, Any] = {
+    "model_type": "lfm2_moe",
+    "hidden_size": 72,
+    "intermediate_size": 56,
+    "moe_intermediate_size": 40,
+    "num_hidden_layers": 5,
+    "layer_types": ["conv", "full_attention", "conv", "full_attention", "conv"],
+    "num_dense_layers": 1,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "num_experts": 10,
+    "num_experts_per_tok": 3,
+    "conv_L_cache": 3,
+    "vocab_size": 193,
+    "max_position_embeddings": 512,
+    "norm_eps": 1e-5,
+    "rope_theta": 1e6,
+}
+"""Four layers of 10 experts, and a dense one before them; three layers have a convolution in the place of attention."""
+
 ELEMENT_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
 _ROWS_AT_ONCE = 1 << 20
 

@@ -18,7 +18,9 @@ from edgemoe.engine.options import EngineOptions
 from edgemoe.io.reads import RecordReader, ThreadedReader
 from edgemoe.kernels.select import KERNELS_VARIABLE, select_backend
 from edgemoe.lab.forced_routing import ForcedRouting
+from edgemoe.model.build import Graph, build_graph
 from edgemoe.model.description import store_spec
+from edgemoe.model.graph import BuildOptions
 from edgemoe.store.reader import Store
 
 
@@ -43,9 +45,10 @@ def engine_with_slots(
     embedding_resident: bool = True,
     sequences: int = 1,
     context_length: int | None = None,
+    undo_tokens: int | None = None,
     **options: bool | str,
 ) -> Engine:
-    """An engine whose cache has just so many slots.
+    """An engine whose cache has just so many slots, and whose fixed state can take back just so many tokens by itself.
 
     A budget in bytes is too coarse for that here: what the interpreter holds is measured, and test runs vary in it.
     """
@@ -53,7 +56,15 @@ def engine_with_slots(
     spec = lossy.applied_to(store_spec(store) if routing is None else routing.apply_to(store_spec(store)))
     backend = select_backend(threads)
     sizes = model_sizes(store, spec, kv, sequences)
-    plan = plan_memory(graph_of(spec, lossy, routing), sizes, backend, "auto", context_length)
+
+    def graph(effective: LossySettings) -> Graph:
+        if undo_tokens is None:
+            return graph_of(spec, effective, routing)
+        assert routing is None
+        assert not lossy.on
+        return build_graph(spec, BuildOptions(undo_tokens=undo_tokens))
+
+    plan = plan_memory(graph(lossy), sizes, backend, "auto", context_length)
     plan = dataclasses.replace(plan, slots=slots, embedding_resident=embedding_resident)
-    graph = graph_of(spec, lossy.effective(plan.all_resident), routing)
-    return Engine(store, graph, plan, backend, EngineOptions(lossy=lossy, **options), routing)  # type: ignore[arg-type]
+    effective = lossy.effective(plan.all_resident)
+    return Engine(store, graph(effective), plan, backend, EngineOptions(lossy=lossy, **options), routing)  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ ARCHITECTURES = {
     "llama": gguf.MODEL_ARCH.LLAMA,
     "mixtral": gguf.MODEL_ARCH.LLAMA,
     "glm4_moe": gguf.MODEL_ARCH.GLM4_MOE,
+    "lfm2_moe": gguf.MODEL_ARCH.LFM2MOE,
     "gpt_oss": gguf.MODEL_ARCH.GPT_OSS,
     "granitemoe": gguf.MODEL_ARCH.GRANITE_MOE,
     "granitemoeshared": gguf.MODEL_ARCH.GRANITE_MOE,
@@ -59,7 +60,9 @@ def gguf_tensors(config: Mapping[str, Any], tensors: Tensors, *, stacked: bool =
             out[f"blk.{layer}.ffn_gate_{kind}.weight"], out[f"blk.{layer}.ffn_up_{kind}.weight"] = gate, up
         elif "output_linear" in name:
             out[f"blk.{layer}.ffn_down_{'shexp' if 'shared' in name else 'exps'}.weight"] = values
-        elif name.endswith("e_score_correction_bias"):
+        elif name.endswith("conv.conv.weight"):
+            out[f"blk.{layer}.shortconv.conv.weight"] = values[:, 0]
+        elif name.endswith(("e_score_correction_bias", "expert_bias")):
             out[f"blk.{layer}.exp_probs_b.bias"] = values
         elif name.endswith("sinks"):
             out[f"blk.{layer}.attn_sinks.weight"] = values
@@ -103,7 +106,8 @@ def write_gguf(
         _add(writer, key, value)
     for name, array in named.items():
         kind = next((kind for pattern, kind in (kinds or {}).items() if re.search(pattern, name)), "F32")
-        kind = kind if array.ndim > 1 and not name.endswith("bias") else "F32"
+        plain = array.ndim == 1 or name.endswith(("bias", "shortconv.conv.weight"))
+        kind = "F32" if plain else kind
         type_ = gguf.GGMLQuantizationType[kind]
         data = np.ascontiguousarray(array.astype(np.float32))
         if kind == "F16":
@@ -138,10 +142,14 @@ def _metadata(config: Mapping[str, Any]) -> dict[str, Any]:
         "embedding_length": width,
         "feed_forward_length": config["intermediate_size"],
         "attention.head_count": heads,
-        "attention.head_count_kv": config["num_key_value_heads"],
+        "attention.head_count_kv": [
+            0 if kind == "conv" else config["num_key_value_heads"] for kind in config["layer_types"]
+        ]
+        if "conv_L_cache" in config
+        else config["num_key_value_heads"],
         "attention.key_length": head_width,
         "attention.value_length": head_width,
-        "attention.layer_norm_rms_epsilon": float(config["rms_norm_eps"]),
+        "attention.layer_norm_rms_epsilon": float(config.get("norm_eps") or config["rms_norm_eps"]),
         "rope.freq_base": float(config["rope_theta"]),
         "rope.dimension_count": int(head_width * config.get("partial_rotary_factor", 1)),
         "vocab_size": config["vocab_size"],
@@ -150,7 +158,9 @@ def _metadata(config: Mapping[str, Any]) -> dict[str, Any]:
         "expert_group_count": config.get("n_group"),
         "expert_group_used_count": config.get("topk_group"),
         "expert_weights_scale": config.get("routed_scaling_factor"),
-        "leading_dense_block_count": config.get("first_k_dense_replace"),
+        "expert_gating_func": 2 if config["model_type"] == "lfm2_moe" else None,
+        "leading_dense_block_count": config.get("first_k_dense_replace", config.get("num_dense_layers")),
+        "shortconv.l_cache": config.get("conv_L_cache"),
         "expert_used_count": config.get("num_experts_per_tok"),
         "expert_feed_forward_length": config.get("moe_intermediate_size"),
         "attention.sliding_window": config.get("sliding_window"),

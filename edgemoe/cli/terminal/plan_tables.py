@@ -57,6 +57,9 @@ def _budget_rows(forecast: BudgetForecast) -> Rows:
             f"{format_size(memory.kv_cache_bytes)}, {memory.kv_format}, {memory.context_length} tokens",
         ),
     ]
+    if memory.fixed_state_bytes:
+        size = format_size(memory.fixed_state_bytes)
+        rows.append(("fixed state", f"{size}, with {memory.snapshots} snapshots to go back to"))
     if memory.total_experts:
         size = format_size(memory.experts_bytes)
         rows.append(("experts", f"{size}: {_slots(forecast)}"))

@@ -72,6 +72,10 @@ _KEYS = {
     "topk_group": "expert_group_used_count",
     "routed_scaling_factor": "expert_weights_scale",
     "first_k_dense_replace": "leading_dense_block_count",
+    "num_dense_layers": "leading_dense_block_count",
+    "layer_types": "attention.head_count_kv",
+    "conv_L_cache": "shortconv.l_cache",
+    "norm_eps": "attention.layer_norm_rms_epsilon",
     "partial_rotary_factor": "rope.dimension_count",
     "num_experts_per_tok": "expert_used_count",
     "moe_intermediate_size": "expert_feed_forward_length",
@@ -168,7 +172,7 @@ def checkpoint_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> 
         "intermediate_size": metadata.count("feed_forward_length"),
         "num_hidden_layers": layers - further,
         "num_attention_heads": heads,
-        "num_key_value_heads": metadata.count("attention.head_count_kv", heads),
+        "num_key_value_heads": heads if family.convolutions else metadata.count("attention.head_count_kv", heads),
         "head_dim": head_dim,
         "hidden_act": "silu",
         "max_position_embeddings": metadata.count("context_length"),
@@ -205,6 +209,8 @@ def _family_config(metadata: Metadata, tensors: Mapping[str, GgufTensor], head_d
         return used | {"num_local_experts": experts}
     if metadata.architecture == "glm4moe":
         return used | {"n_routed_experts": experts, "attention_bias": has_bias} | _glm_config(metadata, tensors)
+    if metadata.architecture == "lfm2moe":
+        return used | {"num_experts": experts} | _lfm2_config(metadata, tensors)
     if metadata.architecture == "gpt-oss":
         return used | {"num_local_experts": experts, "attention_bias": has_bias} | _gpt_oss_config(metadata)
     if metadata.architecture == "granitemoe":
@@ -238,6 +244,29 @@ def _glm_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> dict[s
         "routed_scaling_factor": metadata.value("expert_weights_scale") or 1.0,
         "first_k_dense_replace": metadata.count("leading_dense_block_count", 0, minimum=0),
         "use_qk_norm": "blk.0.attn_q_norm.weight" in tensors,
+    }
+
+
+def _lfm2_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> dict[str, Any]:
+    """The keys of LFM2-MoE. Layers without key heads are convolutions; llama.cpp always normalises weights."""
+    layers, dense = metadata.count("block_count"), metadata.count("leading_dense_block_count", 0, minimum=0)
+    found = metadata.value("attention.head_count_kv")
+    kv_heads = [found] * layers if isinstance(found, int) else found
+    if not isinstance(kv_heads, list) or len(kv_heads) != layers or len({*kv_heads} - {0}) != 1:
+        raise metadata.wrong("attention.head_count_kv", f"one number of heads, or 0, for {layers} layers", found)
+    if metadata.value("expert_gating_func") != _SIGMOID:
+        raise metadata.wrong("expert_gating_func", f"{_SIGMOID} (sigmoid)", metadata.value("expert_gating_func"))
+    if metadata.value("expert_weights_norm", True) is not True:
+        raise metadata.wrong("expert_weights_norm", "true, or no such key", False)
+    return {
+        "rms_norm_eps": None,
+        "norm_eps": metadata.value("attention.layer_norm_rms_epsilon"),
+        "num_key_value_heads": max(kv_heads),
+        "layer_types": ["full_attention" if count else "conv" for count in kv_heads],
+        "moe_intermediate_size": _expert_width(metadata, tensors, "expert_feed_forward_length", "exps"),
+        "num_dense_layers": dense,
+        "use_expert_bias": any(name.endswith(".exp_probs_b.bias") for name in tensors),
+        "conv_L_cache": metadata.count("shortconv.l_cache"),
     }
 
 

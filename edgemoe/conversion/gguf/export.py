@@ -66,6 +66,10 @@ _NAMES = {
     "output": MODEL_TENSOR.ATTN_OUT,
     "query_norm": MODEL_TENSOR.ATTN_Q_NORM,
     "key_norm": MODEL_TENSOR.ATTN_K_NORM,
+    "conv_norm": MODEL_TENSOR.ATTN_NORM,
+    "conv_in": MODEL_TENSOR.SHORTCONV_INPROJ,
+    "conv_taps": MODEL_TENSOR.SHORTCONV_CONV,
+    "conv_out": MODEL_TENSOR.SHORTCONV_OUTPROJ,
     "ffn_norm": MODEL_TENSOR.FFN_NORM,
     "sinks": MODEL_TENSOR.ATTN_SINKS,
     "router": MODEL_TENSOR.FFN_GATE_INP,
@@ -83,7 +87,9 @@ _NAMES = {
 }
 """GGUF names by the names within our model or layer; a bias is named like its matrix."""
 
-_OTHER_NAMES = {name: {"ffn_norm": MODEL_TENSOR.ATTN_POST_NORM} for name in ("glm4moe", "gpt-oss")}
+_OTHER_NAMES = {name: {"ffn_norm": MODEL_TENSOR.ATTN_POST_NORM} for name in ("glm4moe", "gpt-oss")} | {
+    "lfm2moe": {"final_norm": MODEL_TENSOR.TOKEN_EMBD_NORM}
+}
 """Where an architecture has names of its own."""
 
 _FILE_TYPES = {
@@ -108,11 +114,15 @@ class _Tensor:
     """Their number at one of the places; all experts of a layer together have one more."""
     stacked: bool
     head_dim: int | None
+    rows: int = 0
+    """Rows of a matrix in the file whose elements are a vector of the store; 0: it is none."""
     places: list[Place] = field(default_factory=list)
 
     @property
     def shape(self) -> tuple[int, ...]:
         place = self.places[0]
+        if self.rows:
+            return (self.rows, place.rows // self.rows)
         own = (place.rows * place.columns,) if self.dimensions == 1 else (place.rows, place.columns)
         return (len(self.places), *own) if self.stacked else own
 
@@ -207,7 +217,8 @@ def _tensors(store: Store, spec: ModelSpec) -> dict[str, _Tensor]:
         kind = GGMLQuantizationType[TYPE_NAMES[place.format.name] if place.format else "F32"]
         dimensions = 1 if stem == "shared_gate" else len(shapes[name])
         rotated = head_dim if stem in ("query", "key") else None
-        tensor = tensors.setdefault(target, _Tensor(kind, dimensions, expert is not None, rotated))
+        rows = spec.hidden_size if stem == "conv_taps" else 0
+        tensor = tensors.setdefault(target, _Tensor(kind, dimensions, expert is not None, rotated, rows))
         if tensor.type != kind:
             raise StoreError(
                 f"{name}: expected the format of the layer's other experts, as a GGUF holds them in one tensor;"

@@ -17,7 +17,7 @@ from edgemoe.conversion.gguf.names import FAMILIES
 from edgemoe.conversion.gguf.package import ExpertGatingFuncType, GGUFWriter, RopeScalingType
 from edgemoe.errors import StoreError
 from edgemoe.kernels.operations import SILU, Activation
-from edgemoe.model.blocks import Attention, Body, GatedFfn, Moe, RouterSpec
+from edgemoe.model.blocks import Attention, Body, GatedFfn, Moe, RouterSpec, ShortConv
 from edgemoe.model.rope import RopeSpec, rope_frequencies
 from edgemoe.model.spec import LayerSpec, ModelSpec
 
@@ -35,6 +35,9 @@ _FAMILY = {name.partition(" ")[0]: family for name, family in FAMILIES.items()}
 _SIGMOID = frozenset({"glm4moe"})
 _SIGMOID_ROUTER = RouterSpec(normalise=True, score="sigmoid", choice_bias=True)
 """Architectures whose experts are weighed by sigmoids and chosen with a bias, and their router but for its numbers."""
+
+_NORMALISED_SIGMOID = frozenset({"lfm2moe"})
+"""Architectures with such a router whose weights are normalised and not scaled, and without a shared expert."""
 
 _RENORMALISE = frozenset({"llama", "gpt-oss", "granitemoe", "qwen3moe"})
 """Architectures that normalise the weights of a token's experts to sum to one; the others do not."""
@@ -66,13 +69,21 @@ def check_expressible(spec: ModelSpec) -> None:
 
 def _problems(spec: ModelSpec) -> Iterator[str]:
     architecture = ARCHITECTURES[spec.family]
+    if not any(isinstance(mixer, Attention) for mixer in mixers(spec)):
+        yield "models without attention"
+        return
     yield from _window_problems(architecture, spec)
     spec = replace(spec, layers=tuple(map(_without_window, spec.layers)))
-    leading, attention = leading_dense_layers(spec), attention_and_ffn(spec)[0]
-    alike = spec.layers[:leading], spec.layers[leading:]
-    if any(layer != layers[0] for layers in alike for layer in layers) or (leading and attention != _body(spec, 0)):
+    leading, (attention, ffn) = leading_dense_layers(spec), attention_and_ffn(spec)
+    ffns = [layer.blocks[1].body for layer in spec.layers]
+    alike = [mixer for mixer in mixers(spec) if isinstance(mixer, Attention)], ffns[:leading], ffns[leading:]
+    convolutions = {mixer for mixer in mixers(spec) if isinstance(mixer, ShortConv)}
+    if any(body != bodies[0] for bodies in alike for body in bodies) or len(convolutions) > 1:
         yield "layers of several kinds"
-    _, ffn = attention_and_ffn(spec)
+    if bool(convolutions) != _FAMILY[architecture].convolutions:
+        yield f"models with{'out' * (not convolutions)} convolutions"
+    if any(convolution.bias for convolution in convolutions):
+        yield "biases on convolutions"
     yield from _attention_problems(architecture, attention)
     for body in dict.fromkeys(layer.blocks[-1].body for layer in spec.layers):
         yield from _ffn_problems(architecture, body)
@@ -146,7 +157,12 @@ def _bodies(layer: LayerSpec) -> Iterator[Body]:
 
 def _moe_problems(architecture: str, ffn: Moe) -> Iterator[str]:
     router = ffn.router
-    if architecture in _SIGMOID:
+    if architecture in _NORMALISED_SIGMOID:
+        if replace(router, epsilon=0.0) != _SIGMOID_ROUTER:
+            yield "routers but by sigmoid with a bias for the choice, normalised and not scaled"
+        if ffn.shared is not None:
+            yield "shared experts"
+    elif architecture in _SIGMOID:
         if replace(router, normalise=True, groups=1, kept_groups=1, epsilon=0.0, scale=1.0) != _SIGMOID_ROUTER:
             yield "routers but by sigmoid with a bias for the choice"
         if router.groups > 1 and router.kept_groups == router.groups:
@@ -173,22 +189,28 @@ def _plain_yarn(rope: RopeSpec, truncated: bool) -> bool:
 def write_metadata(writer: GGUFWriter, spec: ModelSpec) -> None:
     """Write all keys of the model itself. The spec must have passed `check_expressible`."""
     attention, ffn = attention_and_ffn(spec)
+    convolution = next((mixer for mixer in mixers(spec) if isinstance(mixer, ShortConv)), None)
+    leading = leading_dense_layers(spec)
     writer.add_block_count(len(spec.layers))
-    if leading := leading_dense_layers(spec):
+    if leading or convolution:
         writer.add_leading_dense_block_count(leading)
     writer.add_context_length(spec.max_positions)
     writer.add_embedding_length(spec.hidden_size)
     writer.add_vocab_size(spec.vocab_size)
     writer.add_head_count(attention.heads)
-    writer.add_head_count_kv(attention.kv_heads)
+    if convolution is None:
+        writer.add_head_count_kv(attention.kv_heads)
+    else:
+        of_layers = (mixer.kv_heads if isinstance(mixer, Attention) else 0 for mixer in mixers(spec))
+        writer.add_head_count_kv(list(of_layers))
+        writer.add_shortconv_l_cache(convolution.length)
     writer.add_key_length(attention.head_dim)
     writer.add_value_length(attention.head_dim)
     writer.add_layer_norm_rms_eps(spec.norm_epsilon)
-    first = _body(spec, 0)
-    if isinstance(first, Attention) and first.window:
-        writer.add_sliding_window(first.window)
+    if attention.window:
+        writer.add_sliding_window(attention.window)
     if isinstance(ffn, Moe):
-        dense = _body(spec, 1) if leading else None
+        dense = spec.layers[0].blocks[1].body if leading else None
         _write_experts(writer, ARCHITECTURES[spec.family], ffn, dense)
     else:
         writer.add_feed_forward_length(ffn.intermediate_size)
@@ -204,7 +226,7 @@ def write_metadata(writer: GGUFWriter, spec: ModelSpec) -> None:
 def _write_experts(writer: GGUFWriter, architecture: str, ffn: Moe, dense: Body | None) -> None:
     writer.add_expert_count(ffn.num_experts)
     writer.add_expert_used_count(ffn.top_k)
-    if architecture in ("glm4moe", "qwen2moe", "qwen3moe"):
+    if architecture in ("glm4moe", "lfm2moe", "qwen2moe", "qwen3moe"):
         # Width of dense layers; where such a model has none, the total width of one token's experts.
         width = dense.intermediate_size if isinstance(dense, GatedFfn) else ffn.top_k * ffn.intermediate_size
         writer.add_feed_forward_length(width)
@@ -213,7 +235,9 @@ def _write_experts(writer: GGUFWriter, architecture: str, ffn: Moe, dense: Body 
         writer.add_feed_forward_length(ffn.intermediate_size)
         if architecture == _GPT_OSS:
             writer.add_expert_feed_forward_length(ffn.intermediate_size)
-    if architecture in _SIGMOID and ffn.shared is not None:
+    if architecture in _NORMALISED_SIGMOID:
+        writer.add_expert_gating_func(ExpertGatingFuncType.SIGMOID)
+    elif architecture in _SIGMOID and ffn.shared is not None:
         _write_sigmoid_router(writer, ffn.router)
         writer.add_expert_shared_count(ffn.shared.intermediate_size // ffn.intermediate_size)
     elif ffn.shared is not None:
@@ -262,14 +286,14 @@ def leading_dense_layers(spec: ModelSpec) -> int:
     return next((number for number, layer in enumerate(spec.layers) if layer.routed), 0)
 
 
-def _body(spec: ModelSpec, number: int) -> Body:
-    """One of the two bodies of the first layer."""
-    return spec.layers[0].blocks[number].body
+def mixers(spec: ModelSpec) -> list[Body]:
+    """The first of the two bodies that each layer has in every architecture here."""
+    return [layer.blocks[0].body for layer in spec.layers]
 
 
 def attention_and_ffn(spec: ModelSpec) -> tuple[Attention, GatedFfn | Moe]:
-    """The bodies of the last layer, in which every architecture here has attention and then an FFN."""
-    attention, ffn = (block.body for block in spec.layers[-1].blocks)
-    assert isinstance(attention, Attention)
+    """The attention of the first layer that has some, and the FFN of the last layer."""
+    attention = next(mixer for mixer in mixers(spec) if isinstance(mixer, Attention))
+    _, ffn = (block.body for block in spec.layers[-1].blocks)
     assert isinstance(ffn, (GatedFfn, Moe))
     return attention, ffn

@@ -39,11 +39,34 @@ class Family:
     """Whether the file may say that the first layers are dense."""
     matrices: Mapping[str, str] = field(default_factory=dict)
     """Checkpoint names of an expert's matrices: gate, up, down (or gate_up and down)."""
+    own_names: Mapping[str, str] = field(default_factory=dict)
+    """Checkpoint names that are not those of the other architectures, by the name in the model or layer of the file."""
+    convolutions: bool = False
+    """Whether layers without key heads are convolutions."""
 
 
 _SPLIT = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 _FUSED = {"gate_up": "input_linear", "down": "output_linear"}
 _QWEN_ROUTER, _QWEN_EXPERT = "mlp.gate.weight", "mlp.experts.{expert}.{matrix}.weight"
+
+_LFM2_NAMES = {
+    "token_embd_norm.weight": "model.embedding_norm.weight",
+    "output_norm.weight": "model.embedding_norm.weight",
+    "attn_norm.weight": "operator_norm.weight",
+    "ffn_norm.weight": "ffn_norm.weight",
+    "attn_output.weight": "self_attn.out_proj.weight",
+    "attn_q_norm.weight": "self_attn.q_layernorm.weight",
+    "attn_k_norm.weight": "self_attn.k_layernorm.weight",
+    "shortconv.in_proj.weight": "conv.in_proj.weight",
+    "shortconv.out_proj.weight": "conv.out_proj.weight",
+    "ffn_gate.weight": "feed_forward.w1.weight",
+    "ffn_up.weight": "feed_forward.w3.weight",
+    "ffn_down.weight": "feed_forward.w2.weight",
+    "exp_probs_b.bias": "feed_forward.expert_bias",
+}
+"""The norm before the head is called a norm of the embedding in files (`token_embd_norm`), as in checkpoints."""
+TAPS = "shortconv.conv.weight"
+"""The taps of a layer's convolution, a row for each channel; checkpoints have a dimension of one in the middle."""
 
 FAMILIES: dict[str, Family] = {
     "llama": Family("llama", True),
@@ -78,6 +101,16 @@ FAMILIES: dict[str, Family] = {
         "block_sparse_moe.{matrix}.weight",
         "shared_mlp.{matrix}.weight",
         matrices=_FUSED,
+    ),
+    "lfm2moe": Family(
+        "lfm2_moe",
+        False,
+        "feed_forward.gate.weight",
+        "feed_forward.experts.{expert}.{matrix}.weight",
+        leading_dense=True,
+        matrices={"gate": "w1", "up": "w3", "down": "w2"},
+        own_names=_LFM2_NAMES,
+        convolutions=True,
     ),
     "olmoe": Family("olmoe", False, _QWEN_ROUTER, _QWEN_EXPERT, matrices=_SPLIT),
     "qwen2moe": Family(
@@ -132,7 +165,8 @@ class TensorView:
 
     `parts` have the same shape and are concatenated along the rows (within each expert if they have three
     dimensions). With `expert`, the view is that one expert of its stacked parts. With `head_dim`, the rows of each
-    head are reordered from interleaved pairs to two halves. With `first_row`, it begins at that row of the expert.
+    head are reordered from interleaved pairs to two halves. With `first_row`, it begins at that row of the expert. With
+    `elements`, its elements in order are read as those of a vector.
     """
 
     parts: tuple[GgufTensor, ...]
@@ -140,6 +174,7 @@ class TensorView:
     expert: int | None = None
     head_dim: int | None = None
     first_row: int = 0
+    elements: bool = False
 
 
 def checkpoint_tensors(family: Family, head_dim: int, tensors: Mapping[str, GgufTensor]) -> dict[str, TensorView]:
@@ -167,7 +202,8 @@ def _views(
     name = tensor.name
     layer = _LAYER.fullmatch(name)
     if not layer:
-        return {} if name == ROPE_FACTORS else {_TOP_NAMES.get(name, name): TensorView((tensor,), tensor.shape)}
+        top_names = {**_TOP_NAMES, **family.own_names}
+        return {} if name == ROPE_FACTORS else {top_names.get(name, name): TensorView((tensor,), tensor.shape)}
     prefix, own = f"model.layers.{layer[1]}.", layer[2]
     if (matrix := _MATRIX.fullmatch(own)) and family.matrices:
         if matrix[3] == "bias":
@@ -181,6 +217,11 @@ def _views(
     if own in ("ffn_gate_inp.weight", "ffn_gate_inp.bias") and family.router:
         router = family.router if own.endswith("weight") else _bias_of(family.router)
         return {prefix + router: TensorView((tensor,), tensor.shape)}
+    if own == TAPS and family.convolutions and len(tensor.shape) == 2:
+        shape = tensor.shape[0], 1, tensor.shape[1]
+        return {prefix + "conv.conv.weight": TensorView((tensor,), shape, elements=True)}
+    if own in family.own_names:
+        return {prefix + family.own_names[own]: TensorView((tensor,), tensor.shape)}
     if own in _LAYER_NAMES:
         # The file has the shared expert's gate as a vector, checkpoints as a matrix of one row.
         one_row = own == "ffn_gate_inp_shexp.weight" and len(tensor.shape) == 1

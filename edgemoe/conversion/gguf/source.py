@@ -80,6 +80,8 @@ class GgufSource:
         view = self._views.get(tensor)
         if view is None:
             raise SourceError(f"{self.name}: it has no tensor {tensor}.")
+        if view.elements:
+            return _elements(view, row_start, row_stop)
         rows = view.shape[-2] if len(view.shape) > 1 else view.shape[0]
         assert 0 <= row_start < row_stop <= rows
         assert (index is not None) == (len(view.shape) == 3)
@@ -147,7 +149,7 @@ def _read_files(path: Path) -> list[GgufFile]:
 def _dtype(view: TensorView) -> str:
     """The type of the parts; F32 if the types differ or a vector is quantised, as these are decoded."""
     names = {part.type_name for part in view.parts}
-    vector = 1 in (len(view.parts[0].shape), len(view.shape))
+    vector = view.elements or 1 in (len(view.parts[0].shape), len(view.shape))
     if len(names) > 1 or (vector and not names.isdisjoint(BLOCK_FORMATS)):
         return "F32"
     return next(iter(names))
@@ -161,6 +163,14 @@ def _vector_rows(view: TensorView, start: int, stop: int) -> npt.NDArray[np.floa
         return values[start:stop]
     order = np.arange(start, stop) if view.head_dim is None else halves_order(start, stop, view.head_dim)
     return np.take(values[0], order)
+
+
+def _elements(view: TensorView, start: int, stop: int) -> npt.NDArray[np.float32]:
+    """Read elements of a matrix, row after row."""
+    columns = view.parts[0].shape[-1]
+    first = start // columns
+    values = _as_floats(_plain_rows(view, None, first, -(-stop // columns))).reshape(-1)
+    return values[start - first * columns : stop - first * columns]
 
 
 def _plain_rows(view: TensorView, index: int | None, start: int, stop: int) -> Rows:

@@ -67,14 +67,14 @@ _O200K_WORDS = "|".join(
 WORD_RULES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("gpt-2", "olmo"), (_WORDS,)),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r"), (r"\p{N}", _WORDS)),
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "dbrx", "smaug-bpe"), (_LLAMA3_WORDS,)),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "lfm2", "dbrx", "smaug-bpe"), (_LLAMA3_WORDS,)),
     "gpt-4o": (_O200K_WORDS,),
     "qwen2": (_LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}"),),
     "default": (r"[\p{P}\$\+<=>\^~\|]+", _WORDS, r"\p{N}+", r"[0-9][0-9][0-9]"),
 }
 """Patterns applied in sequence, keyed by the name in `tokenizer.ggml.pre`: each match becomes one word."""
 
-_LLAMA3_RULES = frozenset({"llama-bpe", "llama3", "llama-v3"})
+_LLAMA3_RULES = frozenset({"llama-bpe", "llama3", "llama-v3", "lfm2"})
 """Rules whose texts start with BOS."""
 
 WHOLE_WORDS_FIRST = _LLAMA3_RULES | {"gpt-4o"}

@@ -166,6 +166,15 @@ class JitBackend(StepwiseBackend):
         self._share(kv_heads, 2 * heads * width * int((positions + 1).sum()), work)
         return output.reshape(tokens, heads, value_width)
 
+    def short_conv(self, gates: Floats, taps: Floats, bias: Floats | None, earlier: Floats) -> tuple[Floats, Floats]:
+        """Convolve neighbouring rows of one sequence: gates `(T, 3D)`, taps `(D, length)`; output and `u`, `(T, D)`."""
+        width, before = len(taps), len(earlier)
+        inputs = np.empty((before + len(gates), width), np.float32)
+        inputs[:before] = earlier
+        output = np.empty((len(gates), width), np.float32)
+        layers.short_conv(gates, taps, bias, inputs, output)
+        return output, inputs[before:]
+
     def route(
         self,
         logits: Floats,

@@ -225,6 +225,20 @@ def attend(
 
 
 @jit
+def short_conv(gates: Floats, taps: Floats, bias: Floats | None, inputs: Floats, output: Floats) -> None:
+    """Fill in `inputs` behind its first `length - 1` rows, and convolve them; see `reference.short_conv`."""
+    width, length = taps.shape
+    for t in range(len(gates)):
+        added, sums, row = inputs[t + length - 1], output[t], gates[t]
+        for i in range(width):
+            added[i] = row[i] * row[2 * width + i]
+            total = np.float32(0) if bias is None else bias[i]
+            for tap in range(length):
+                total += taps[i, tap] * inputs[t + tap, i]
+            sums[i] = row[width + i] * total
+
+
+@jit
 def _list_largest(values: Floats, left: npt.NDArray[np.bool_], chosen: Integers) -> None:
     """The experts of largest value among those `left` (they no longer are), the lower number on a tie, `(K,)`."""
     for k in range(len(chosen)):

@@ -33,20 +33,24 @@ LETTERS = {
     "N": "rows",
     "P": "table_pages",
     "R": "rotated",
-    "S": "slot_count",
+    "S": "sequence_count",
     "V": "vocab_size",
     "W": "head_dim",
     "Wv": "value_dim",
 }
-"""Names in C of the letters in shapes."""
+"""Names in C of the letters in shapes; one that is a word is its own name."""
 
-_CACHE_LETTERS = {"N": "page_count", "S": "sequence_count"}
-_OWN_LETTERS: dict[type, dict[str, str]] = {op.StoreKv: _CACHE_LETTERS, op.Attention: _CACHE_LETTERS}
+_CACHE_LETTERS = {"N": "page_count"}
+_OWN_LETTERS: dict[type, dict[str, str]] = {
+    op.StoreKv: _CACHE_LETTERS,
+    op.Attention: _CACHE_LETTERS,
+    op.Experts: {"S": "slot_count"},
+}
 
 
 def letter_name(kind: type, letter: str) -> str:
     """Return the name in C of a letter in the shapes of an operation, or of a dataclass within one."""
-    return _OWN_LETTERS.get(kind, LETTERS).get(letter) or LETTERS[letter]
+    return _OWN_LETTERS.get(kind, LETTERS).get(letter) or LETTERS.get(letter, letter)
 
 
 class MatrixStruct(ctypes.Structure):

@@ -154,6 +154,13 @@ def test_progress_grows_to_the_whole(tiny: Store, tmp_path: Path) -> None:
         (CONFIGS["glm4_moe"] | {"n_shared_experts": 0}, "shared experts but ungated ones"),
         (CONFIGS["glm4_moe"] | {"first_k_dense_replace": 3}, "dense layers"),
         (CONFIGS["qwen2_moe"] | {"mlp_only_layers": [0, 1]}, "dense layers"),
+        (CONFIGS["lfm2_moe"] | {"conv_bias": True}, "biases on convolutions"),
+        (CONFIGS["lfm2_moe"] | {"layer_types": ["conv"] * 4}, "models without attention"),
+        (CONFIGS["lfm2_moe"] | {"layer_types": ["full_attention"] * 4}, "models without convolutions"),
+        *(
+            (CONFIGS["lfm2_moe"] | changes, "routers but by sigmoid .* normalised and not scaled")
+            for changes in ({"routed_scaling_factor": 2.0}, {"norm_topk_prob": False}, {"use_expert_bias": False})
+        ),
         (CONFIGS["qwen2_moe"] | {"tie_word_embeddings": True}, "head that is the embedding"),
         (CONFIGS["qwen2_moe"] | {"head_dim": 32}, "heads that are not together as wide as the model"),
         (

@@ -92,6 +92,18 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "granitemoe": {"model_type": "granitemoe", "tie_word_embeddings": True, **_GRANITE},
     "granitemoeshared": {"model_type": "granitemoeshared", "shared_intermediate_size": 160, **_GRANITE},
+    "lfm2_moe": {
+        "model_type": "lfm2_moe",
+        "num_hidden_layers": 4,
+        "rms_norm_eps": None,
+        "norm_eps": 1e-5,
+        "layer_types": ["conv", "full_attention", "full_attention", "conv"],
+        "num_dense_layers": 1,
+        "conv_L_cache": 4,
+        "moe_intermediate_size": 32,
+        "tie_word_embeddings": True,
+        **_EXPERTS,
+    },
     "olmoe": {"model_type": "olmoe", "norm_topk_prob": False, **_EXPERTS},
     "qwen2_moe": {
         "model_type": "qwen2_moe",
@@ -751,3 +763,46 @@ def test_layers_that_predict_further_tokens_are_left_out(checkpoints: dict[str, 
     assert Store.open(store).model == Store.open(plain).model
     (note,) = [note for note in notes if "left out" in note]
     assert note.startswith(f"{4 + len(last)} tensors, such as model.layers.3.")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"attention.head_count_kv": [0, 2, 1, 0]}, "expected one number of heads, or 0, for 4 layers"),
+        ({"attention.head_count_kv": [0, 2, 2]}, "expected one number of heads, or 0, for 4 layers"),
+        ({"attention.head_count_kv": [0, 0, 0, 0]}, "expected one number of heads, or 0, for 4 layers, found 0"),
+        ({"attention.head_count_kv": None}, "expected one number of heads, or 0, for 4 layers, found None"),
+        ({"attention.head_count_kv": [0, 3, 3, 0]}, "expected a multiple of lfm2moe.attention.head_count_kv"),
+        ({"expert_gating_func": 1}, r"expert_gating_func: expected 2 \(sigmoid\), found 1"),
+        ({"expert_gating_func": None}, r"expert_gating_func: expected 2 \(sigmoid\), found None"),
+        ({"expert_weights_norm": False}, "expert_weights_norm: expected true, or no such key, found False"),
+        ({"expert_weights_scale": 2.5}, "expert_weights_scale: expected 0.0 or 1.0, found 2.5"),
+        ({"shortconv.l_cache": 1}, "lfm2moe.shortconv.l_cache is 1; expected a whole number from 2"),
+        ({"shortconv.l_cache": None}, "shortconv.l_cache: expected a whole number above 0, found None"),
+    ],
+)
+def test_convolutions_that_cannot_be_run_are_refused(
+    metadata: dict[str, Any], message: str, checkpoints: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    checkpoint = checkpoints["lfm2_moe"]
+    path = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors, metadata=metadata)
+    with pytest.raises(SourceError, match=message):
+        GgufSource(path)
+
+
+def test_the_norm_before_the_head_may_have_the_name_that_other_architectures_have(
+    checkpoints: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    checkpoint = checkpoints["lfm2_moe"]
+    tensors = {name: values for name, values in checkpoint.tensors.items() if name != "model.embedding_norm.weight"}
+    tensors["output_norm.weight"] = checkpoint.tensors["model.embedding_norm.weight"]
+    path = write_gguf(tmp_path / "m.gguf", checkpoint.config, tensors)
+    found = model_rows(GgufSource(path))
+    np.testing.assert_array_equal(found["final_norm"], tensors["output_norm.weight"])
+
+
+def test_taps_of_another_shape_are_refused(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
+    checkpoint = checkpoints["lfm2_moe"]
+    path = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors, metadata={"shortconv.l_cache": 3})
+    with pytest.raises(SourceError, match=r"conv\.conv\.weight: expected \(model, one, taps\) = \(64, 1, 3\)"):
+        convert_checkpoint(str(path), tmp_path / "store")

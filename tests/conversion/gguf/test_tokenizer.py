@@ -48,6 +48,7 @@ REFERENCES: dict[str, Any] = {
     "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), WHOLE]),
     "starcoder": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), WHOLE]),
     "llama-bpe": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(LLAMA3), "isolated"), BYTES]),
+    "lfm2": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(LLAMA3), "isolated"), BYTES]),
     "dbrx": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(LLAMA3), "isolated"), BYTES]),
     "gpt-4o": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(O200K), "isolated"), BYTES]),
     "qwen2": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(QWEN2), "isolated"), BYTES]),
@@ -58,7 +59,7 @@ REFERENCES: dict[str, Any] = {
 @functools.cache
 def reference(rule: str) -> tokenizers.Tokenizer:
     """A tokenizer of that rule, trained here, with merges across digits that the rule must prevent."""
-    tokenizer = tokenizers.Tokenizer(models.BPE(ignore_merges=rule in ("llama-bpe", "gpt-4o")))
+    tokenizer = tokenizers.Tokenizer(models.BPE(ignore_merges=rule in ("llama-bpe", "lfm2", "gpt-4o")))
     tokenizer.pre_tokenizer = WHOLE
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -280,6 +281,7 @@ def test_an_unusable_sampling_key_is_named(key: str, value: Any, expected: str) 
         ("gpt-2", {"add_bos_token": True}, "0 {}"),
         ("gpt-2", {"add_bos_token": True, "add_eos_token": True}, "0 {} 1"),
         ("llama-bpe", {}, "0 {}"),
+        ("lfm2", {}, "0 {}"),
         ("llama-bpe", {"add_bos_token": False}, "{}"),
     ],
 )

@@ -1,0 +1,110 @@
+/* ShortConv: a gated causal convolution over the last few tokens, each channel by itself.
+ *
+ * Rows that follow one another at neighbouring positions of one sequence are a segment. A segment takes inputs of its own
+ * positions from its rows, and earlier ones from the ring, to which it then adds its own. Threads share out blocks of
+ * channels and go through the rows in order, so no thread reads what another one writes, and a sequence may have several
+ * segments. */
+#include "../operations.h"
+
+enum {
+    BLOCK_CHANNELS = 64,
+    /* A chunk of fewer products than this costs more to hand out than to do. */
+    CHUNK_PRODUCTS = 8192,
+};
+
+typedef struct conv_task {
+    const em_short_conv *operation;
+    int32_t tokens;
+} conv_task;
+
+/* Channels start .. start + count - 1, with their taps in the order in which they are used. */
+typedef struct channels {
+    int32_t start, count;
+    float taps[EM_MOST_TAPS][BLOCK_CHANNELS];
+} channels;
+
+static float *ring_row(const em_short_conv *c, int32_t sequence, int32_t position) {
+    return c->inputs + ((size_t)sequence * c->ring + position % c->ring) * c->hidden_size;
+}
+
+/* The number of rows from `first` on that are one segment. */
+static int32_t segment_rows(const em_short_conv *c, int32_t first, int32_t tokens) {
+    int32_t row = first + 1;
+    while (row < tokens && c->sequences[row] == c->sequences[first] && c->positions[row] == c->positions[row - 1] + 1) {
+        row++;
+    }
+    return row - first;
+}
+
+/* One row of a segment that begins at row `first`. The sum runs over the taps in order, from the bias; inputs before
+ * position 0 are zeros. */
+static void convolve(const em_short_conv *c, const channels *block, int32_t first, int32_t row) {
+    const int32_t start = block->start, count = block->count, width = c->hidden_size;
+    float sums[BLOCK_CHANNELS];
+    for (int32_t i = 0; i < count; i++) sums[i] = c->bias ? c->bias[start + i] : 0.0f;
+    for (int32_t tap = 0; tap < c->length; tap++) {
+        const int32_t back = c->length - 1 - tap, position = c->positions[row] - back;
+        const float *taps = block->taps[tap];
+        if (position < 0) continue;
+        if (row - back >= first) {
+            const float *before = c->gates + (int64_t)(row - back) * 3 * width + start, *value = before + 2 * width;
+            for (int32_t i = 0; i < count; i++) sums[i] += taps[i] * (before[i] * value[i]);
+        } else {
+            const float *earlier = ring_row(c, c->sequences[row], position) + start;
+            for (int32_t i = 0; i < count; i++) sums[i] += taps[i] * earlier[i];
+        }
+    }
+    const float *after = c->gates + ((int64_t)row * 3 + 1) * width + start;
+    float *output = c->output + (int64_t)row * width + start;
+    for (int32_t i = 0; i < count; i++) output[i] = after[i] * sums[i];
+}
+
+/* Adds the input of a row to the ring. */
+static void keep(const em_short_conv *c, const channels *block, int32_t row) {
+    const float *before = c->gates + (int64_t)row * 3 * c->hidden_size + block->start;
+    const float *value = before + 2 * c->hidden_size;
+    float *kept = ring_row(c, c->sequences[row], c->positions[row]) + block->start;
+    for (int32_t i = 0; i < block->count; i++) kept[i] = before[i] * value[i];
+}
+
+static void convolve_block(const em_short_conv *c, const channels *block, int32_t tokens) {
+    for (int32_t first = 0; first < tokens;) {
+        const int32_t end = first + segment_rows(c, first, tokens);
+        for (int32_t row = first; row < end; row++) convolve(c, block, first, row);
+        /* Of a segment longer than the ring only its last rows stay. */
+        for (int32_t row = end - first > c->ring ? end - c->ring : first; row < end; row++) keep(c, block, row);
+        first = end;
+    }
+}
+
+static void convolve_blocks(void *context, int64_t begin, int64_t end, int32_t thread) {
+    const conv_task *task = context;
+    const em_short_conv *c = task->operation;
+    (void)thread;
+    for (int64_t number = begin; number < end; number++) {
+        channels block; /* only the taps that there are, not all that there is room for */
+        block.start = (int32_t)number * BLOCK_CHANNELS;
+        const int32_t left = c->hidden_size - block.start;
+        block.count = left < BLOCK_CHANNELS ? left : BLOCK_CHANNELS;
+        for (int32_t i = 0; i < block.count; i++) {
+            const float *taps = c->taps + (size_t)(block.start + i) * c->length;
+            for (int32_t tap = 0; tap < c->length; tap++) block.taps[tap][i] = taps[tap];
+        }
+        convolve_block(c, &block, task->tokens);
+    }
+}
+
+EM_NO_SCRATCH(short_conv)
+
+int32_t em_run_short_conv(const em_short_conv *conv, const em_run *run) {
+    if (conv->length > EM_MOST_TAPS) return EM_BAD_OPERATION;
+    for (int32_t t = 0; t < run->tokens; t++) {
+        if (conv->sequences[t] < 0 || conv->sequences[t] >= conv->sequence_count) return EM_BAD_POSITION;
+        if (conv->positions[t] < 0) return EM_BAD_POSITION;
+    }
+    conv_task task = {conv, run->tokens};
+    const int64_t blocks = (conv->hidden_size + BLOCK_CHANNELS - 1) / BLOCK_CHANNELS;
+    const int64_t products = (int64_t)run->tokens * conv->length * BLOCK_CHANNELS;
+    em_pool_for(run->pool, blocks, (CHUNK_PRODUCTS + products - 1) / products, convolve_blocks, &task);
+    return EM_OK;
+}

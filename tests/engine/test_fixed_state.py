@@ -1,0 +1,247 @@
+"""Fixed state: sequences that go back through undo, snapshots and tokens that are run again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edgemoe.engine.batch import Piece, Rows, cut
+from edgemoe.engine.fixed_state import FixedState
+from edgemoe.engine.sequence import Sequence, Sequences
+from edgemoe.kernels.operations import PAGE_TOKENS
+
+IDS = np.random.default_rng(0).integers(0, 100, 1000)
+NEEDED = 3
+"""Positions before a token that it needs from the ring."""
+
+
+class Toy:
+    """Sequences without a model: pages of ids, and as fixed state a ring of the last ids and perhaps a running sum."""
+
+    def __init__(
+        self,
+        rows: int,
+        pages: int,
+        undo: int,
+        snapshots: int,
+        chunk: int = 50,
+        recurrent: bool = False,
+        **settings: bool,
+    ) -> None:
+        self.pages = np.zeros((rows * pages, PAGE_TOKENS))
+        self.ring = np.full((rows, NEEDED + undo, 1), -1.0, np.float32)
+        self.sums = np.full((rows, 1), np.nan, np.float32)
+        values = [(self.ring, undo), *([(self.sums, 0)] if recurrent else [])]
+        self.fixed = FixedState(values, snapshots)
+        self.recurrent, self.chunk = recurrent, chunk
+        table = np.zeros((rows, pages), np.int32)
+        keeps_prefixes = settings.get("keeps_prefixes", True)
+        self.sequences = Sequences(table, [self.pages], 100, keeps_prefixes, self.fixed)
+
+    def append(self, sequence: Sequence, ids: np.ndarray, fail_after: int | None = None) -> None:
+        """Run tokens as the engine does; `fail_after` runs the last of them is lost."""
+        sequence.reserve(len(ids))
+        runs = 0
+        for again in (True, False):
+            if again and not sequence.behind:
+                continue
+            rerun = np.array(sequence.ids[sequence.resumes_at :], np.int64)
+            for run in cut([Piece(sequence, rerun if again else ids, np.empty((0, 1), np.float32))], self.chunk):
+                for rows in run:
+                    self._run(rows)
+                runs += 1
+                if runs == fail_after:
+                    sequence.give_up(len(ids))
+                    return
+                for rows in run:
+                    if rows.keeps_state:
+                        sequence.keep_state(rows.piece.token_ids[: rows.end])
+            if again:
+                sequence.catch_up()
+        sequence.extend(ids)
+
+    def _run(self, rows: Rows) -> None:
+        sequence = rows.piece.sequence
+        row, first = sequence.row, sequence.resumes_at + rows.first
+        for position, token in enumerate(rows.token_ids.tolist(), first):
+            before = [self.ring[row, p % len(self.ring[row])] for p in range(max(0, position - NEEDED), position)]
+            held = self._held(sequence, position)
+            assert [int(one[0]) for one in before] == held[max(0, position - NEEDED) :]
+            assert position == 0 or not self.recurrent or self.sums[row] == sum(held)
+            self.ring[row, position % len(self.ring[row])] = token
+            self.sums[row] = (self.sums[row] if position else 0) + token
+            self.pages[sequence._table[position // PAGE_TOKENS], position % PAGE_TOKENS] = token
+
+    def _held(self, sequence: Sequence, end: int) -> list[int]:
+        """The ids of a sequence's pages."""
+        return [int(self.pages[sequence._table[p // PAGE_TOKENS], p % PAGE_TOKENS]) for p in range(end)]
+
+    def check(self, sequence: Sequence) -> None:
+        """The state is that of its tokens: the next one finds what it needs."""
+        assert self._held(sequence, sequence.position) == sequence.ids
+        self.append(sequence, np.array([7]))
+        sequence.rewind(sequence.position - 1)
+
+
+def test_few_tokens_are_taken_back_without_running_any_again() -> None:
+    toy = Toy(1, 8, undo=4, snapshots=4)
+    one = toy.sequences.open()
+    toy.append(one, IDS[:100])
+    one.rewind(96)
+    assert one.behind == 0
+    one.rewind(95)
+    assert one.behind == 95 - 64
+    toy.check(one)
+
+
+def test_the_undone_does_not_add_up_over_several_rewinds() -> None:
+    toy = Toy(1, 8, undo=4, snapshots=4)
+    one = toy.sequences.open()
+    toy.append(one, IDS[:50])
+    one.rewind(47)
+    toy.append(one, IDS[:1])
+    one.rewind(45)
+    assert one.behind == 45
+    toy.check(one)
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_a_run_stops_for_the_snapshot_of_its_last_page(recurrent: bool) -> None:
+    toy = Toy(1, 8, undo=4, snapshots=8, recurrent=recurrent)
+    one = toy.sequences.open()
+    toy.append(one, IDS[:230])
+    assert one.stop_within(10) == 0
+    one.rewind(200)
+    assert one.behind == 8
+    toy.check(one)
+    one.rewind(190)
+    assert one.behind == 190  # pages in the middle of the run have none
+    toy.check(one)
+    one.rewind(130)
+    assert one.behind == 2  # the tokens that were run again left one
+    toy.check(one)
+
+
+def test_a_ring_that_holds_a_page_needs_no_stop() -> None:
+    toy = Toy(1, 8, undo=PAGE_TOKENS, snapshots=8)
+    one = toy.sequences.open()
+    assert one.stop_within(230) == 0
+    toy.append(one, IDS[:230])
+    one.rewind(200)
+    assert one.behind == 0
+    toy.append(one, IDS[:230])
+    one.rewind(210)
+    assert one.behind == 210 - 192
+    toy.check(one)
+
+
+def test_a_prefix_is_adopted_up_to_its_newest_snapshot() -> None:
+    toy = Toy(3, 8, undo=4, snapshots=4)
+    one = toy.sequences.open()
+    toy.append(one, IDS[:150])
+    toy.append(one, IDS[150:300])
+    other = toy.sequences.open(np.concatenate([IDS[:200], IDS[500:600]]))
+    assert other.position == 128  # the page up to 192 is there, without a snapshot
+    toy.check(other)
+    assert toy.sequences.open(np.concatenate([IDS[:120], IDS[500:600]])).position == 0
+
+
+def test_the_snapshot_used_least_recently_makes_way() -> None:
+    toy = Toy(1, 8, undo=PAGE_TOKENS, snapshots=2)
+    one = toy.sequences.open()
+    for first in range(0, 128, 64):
+        toy.append(one, IDS[first : first + 64])
+    one.rewind(0)
+    toy.append(one, IDS[:64])  # finds its snapshot, which is now the latest one used
+    toy.append(one, IDS[200:400])
+    one.rewind(100)
+    assert one.behind == 100 - 64
+    toy.check(one)
+
+
+def test_a_fork_goes_back_by_itself() -> None:
+    toy = Toy(2, 8, undo=4, snapshots=4)
+    one = toy.sequences.open()
+    toy.append(one, IDS[:100])
+    one.rewind(90)
+    other = toy.sequences.fork(one)
+    assert other.behind == one.behind == 26
+    toy.append(other, IDS[300:400])
+    toy.check(one)
+    toy.check(other)
+
+
+def test_a_fork_knows_what_is_lost() -> None:
+    toy = Toy(2, 8, undo=4, snapshots=4)
+    one = toy.sequences.open()
+    toy.append(one, IDS[:60])
+    other = toy.sequences.fork(one)
+    other.rewind(50)
+    assert other.behind == 50
+    toy.check(other)
+
+
+def test_a_snapshot_that_was_lost_during_a_run_is_not_taken_too_late() -> None:
+    toy = Toy(1, 8, undo=4, snapshots=1)
+    one = toy.sequences.open()
+    toy.append(one, IDS[:64])
+    one.reserve(100)
+    one.keep_state(IDS[64:128])  # of a run that stopped there
+    toy.fixed.keep(b"another sequence's", one.row, 64)
+    one.extend(IDS[64:164])
+    one.rewind(140)
+    assert one.behind == 140
+
+
+def test_a_closed_row_leaves_nothing_to_the_next_sequence() -> None:
+    toy = Toy(1, 8, undo=4, snapshots=4)
+    one = toy.sequences.open()
+    toy.append(one, IDS[:100])
+    one.rewind(30)
+    toy.sequences.close(one)
+    other = toy.sequences.open()
+    assert other.behind == 0
+    toy.append(other, IDS[:3])
+    other.rewind(2)
+    assert other.behind == 0
+    toy.check(other)
+
+
+def test_where_bits_do_not_follow_from_tokens_shared_pages_are_not_written_again() -> None:
+    toy = Toy(2, 8, undo=4, snapshots=4, keeps_prefixes=False)
+    one = toy.sequences.open()
+    toy.append(one, IDS[:150])
+    other = toy.sequences.fork(one)
+    one.rewind(100)
+    assert one.behind == 100  # no snapshot is kept
+    toy.check(one)
+    assert not set(one._pages) & set(other._pages)
+    toy.check(other)
+
+
+@pytest.mark.parametrize("undo", [0, 4, PAGE_TOKENS])
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_random_work_with_failures_keeps_the_state_right(undo: int, recurrent: bool) -> None:
+    random = np.random.default_rng(undo)
+    toy = Toy(4, 8, undo, snapshots=3, recurrent=recurrent)
+    opened = [toy.sequences.open()]
+    for _ in range(250):
+        one = opened[random.integers(len(opened))]
+        action = random.integers(8)
+        if action == 0 and len(opened) < 4:
+            opened.append(toy.sequences.open(np.concatenate([IDS[: random.integers(1, 300)], [1]])))
+        elif action == 1 and len(opened) < 4:
+            opened.append(toy.sequences.fork(one))
+        elif action == 2 and len(opened) > 1:
+            toy.sequences.close(one)
+            opened.remove(one)
+        elif action == 3:
+            one.rewind(int(random.integers(one.position + 1)))
+        elif one.position < 350:
+            known = IDS[one.position :] if one.ids == IDS[: one.position].tolist() else IDS
+            before = list(one.ids)
+            fails = int(random.integers(1, 4)) if action == 4 else None
+            toy.append(one, known[: random.integers(1, 150 if action < 7 else 2)], fails)
+            assert fails is None or one.ids[: len(before)] == before
+        for each in opened:
+            toy.check(each)
