@@ -35,7 +35,7 @@ class TogetherReport:
 
     sequences: int
     tokens_per_s: Spread
-    """Of all sequences together."""
+    """The rate of all sequences together."""
     of_one: Spread
     """`tokens_per_s` over that of one sequence alone, round by round."""
     hit_rate: float

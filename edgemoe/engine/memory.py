@@ -80,7 +80,7 @@ class MemoryPlan:
     embedding_resident: bool = True
     """Whether the embedding is in RAM; if not, tokens' rows are read on demand, and `resident_bytes` is without it."""
     cache_table_bytes: int = 0
-    """Of the tables that say which expert is in which slot; 0 where all experts are resident."""
+    """Bytes of the tables that say which expert is in which slot; 0 where all experts are resident."""
     fixed_state_bytes: int = 0
     """Bytes that sequences keep whatever the number of their tokens, snapshots included."""
     snapshots: int = 0

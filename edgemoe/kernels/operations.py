@@ -359,7 +359,7 @@ Function = Literal["silu", "clamped_silu"]
 
 @dataclass(frozen=True)
 class Activation:
-    """What a gated FFN makes of gate's number `g` and up's number `u`, which the product with `down` then takes.
+    """The function of gate's number `g` and up's number `u` whose result a gated FFN multiplies by `down`.
 
     silu: `g * sigmoid(g) * u` (SwiGLU, Shazeer 2020). clamped_silu: `g * sigmoid(alpha * g) * (u + offset)`, after
     `g` was held to at most `limit` and `u` to `-limit .. limit` (gpt-oss). Kernels round every step to float32.

@@ -22,7 +22,7 @@ class Residual:
     """
 
     base: Literal["stream", "normed"] = "stream"
-    """What the result is added to: the stream, or the normalised stream that the block reads (MiniMax-01)."""
+    """The rows that the result is added to: the stream, or the normalised stream that the block reads (MiniMax-01)."""
     keep: bool = False
     """Factors of the base."""
     share: bool = False

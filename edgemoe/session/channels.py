@@ -99,7 +99,7 @@ class ChannelTexts:
         return rest
 
     def _flush_header(self) -> str:
-        """What seemed to be a header, as text."""
+        """The text that seemed to be a header."""
         ids, self._header = self._header or [], None
         if self._given:  # the answer goes on from the prompt without any channel
             self.final_start = self._length

@@ -140,7 +140,7 @@ typedef struct em_route {
     int32_t top_k;            /* K */
 } em_route;
 
-/* What a gated FFN makes of gate's number g and up's number u, which the product with down then takes. */
+/* The function of gate's number g and up's number u whose result a gated FFN multiplies by down. */
 typedef struct em_activation {
     int32_t function; /* EM_FUNCTION_... */
     float alpha;

@@ -102,7 +102,7 @@ def random_biases(hidden_size: int, intermediate_size: int, random: np.random.Ge
 
 
 CLAMPED = Activation("clamped_silu", 1.702, 0.7, 1.0)
-"""That of gpt-oss, with a limit that the numbers of these tests often exceed."""
+"""The activation of gpt-oss, with a limit that the numbers of these tests often exceed."""
 
 activations = st.sampled_from([SILU, CLAMPED, Activation("clamped_silu", 1.0, 10.0)])
 

@@ -111,7 +111,7 @@ class _Tensor:
 
     type: GGMLQuantizationType
     dimensions: int
-    """Of one of the places; all experts of a layer together have one more."""
+    """Their number at one of the places; all experts of a layer together have one more."""
     stacked: bool
     head_dim: int | None
     rows: int = 0
