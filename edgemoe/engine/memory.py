@@ -49,7 +49,7 @@ LEAST_SNAPSHOTS = 2
 class ModelSizes:
     """Sizes of a store that the memory plan needs: in bytes, except the counts."""
 
-    resident_bytes: int
+    dense_bytes: int
     slot_bytes: int
     total_experts: int
     kv_format: KvFormat
@@ -67,7 +67,7 @@ class MemoryPlan:
     budget_bytes: int
     floor_bytes: int
     interpreter_bytes: int
-    resident_bytes: int
+    dense_bytes: int
     workspace_bytes: int
     kv_cache_bytes: int
     slot_bytes: int
@@ -78,7 +78,7 @@ class MemoryPlan:
     kv_format: KvFormat
     sequences: int = 1
     embedding_resident: bool = True
-    """Whether the embedding is in RAM; if not, tokens' rows are read on demand, and `resident_bytes` is without it."""
+    """Whether the embedding is in RAM; if not, tokens' rows are read on demand, and `dense_bytes` is without it."""
     cache_table_bytes: int = 0
     """Bytes of the tables that say which expert is in which slot; 0 where all experts are resident."""
     fixed_state_bytes: int = 0
@@ -104,7 +104,7 @@ class MemoryPlan:
         """The sum of all parts; at most the budget."""
         return (
             self.interpreter_bytes
-            + self.resident_bytes
+            + self.dense_bytes
             + self.workspace_bytes
             + self.kv_cache_bytes
             + self.fixed_state_bytes
@@ -123,12 +123,12 @@ def interpreter_bytes(backend: Backend) -> int:
 
 
 def has_ample_room(ram: str | int | None, sizes: ModelSizes, backend: Backend) -> bool:
-    """Whether a budget, as `plan_memory` takes it, is large enough to read resident weights before planning.
+    """Whether a budget, as `plan_memory` takes it, is large enough to read dense weights before planning.
 
     Budget and machine must both have twice the memory of these weights and the interpreter. Raises UsageError for an
     invalid budget.
     """
-    held_bytes = interpreter_bytes(backend) + sizes.resident_bytes
+    held_bytes = interpreter_bytes(backend) + sizes.dense_bytes
     return min(_budget(ram, floor_bytes=held_bytes), memory_limit().amount) >= 2 * held_bytes
 
 
@@ -201,7 +201,7 @@ class _Needs:
         least_state_bytes += fixed_state_bytes(graph, least_context, sizes.kv_format, sizes.sequences)
         least_slots = min(sizes.total_experts, 2 * graph.spec.most_top_k)
         least_experts_bytes = least_slots * sizes.slot_bytes + _table_bytes(graph, sizes, backend, least_slots)
-        resident_bytes = _resident_bytes(sizes, embedding_resident)
+        dense_bytes = _dense_bytes(sizes, embedding_resident)
         return cls(
             graph,
             sizes,
@@ -213,7 +213,7 @@ class _Needs:
             least_workspace_bytes,
             least_slots,
             least_experts_bytes,
-            interpreter + resident_bytes + least_workspace_bytes + least_state_bytes + least_experts_bytes,
+            interpreter + dense_bytes + least_workspace_bytes + least_state_bytes + least_experts_bytes,
         )
 
 
@@ -226,8 +226,8 @@ def _check_context(graph: Graph, context_length: int | None) -> None:
         )
 
 
-def _resident_bytes(sizes: ModelSizes, embedding_resident: bool) -> int:
-    return sizes.resident_bytes - (0 if embedding_resident else sizes.embedding_bytes)
+def _dense_bytes(sizes: ModelSizes, embedding_resident: bool) -> int:
+    return sizes.dense_bytes - (0 if embedding_resident else sizes.embedding_bytes)
 
 
 def _table_bytes(graph: Graph, sizes: ModelSizes, backend: Backend, slots: int) -> int:
@@ -265,8 +265,8 @@ def _share_out(least: _Needs, budget_bytes: int) -> MemoryPlan:
             f" the budget is {format_size(budget_bytes)}.",
             f"Use `ram={-(-floor_bytes >> 20)}MiB` or more (`ram=floor` takes just what it needs).",
         )
-    resident_bytes = _resident_bytes(sizes, least.embedding_resident)
-    fixed_bytes = interpreter + resident_bytes
+    dense_bytes = _dense_bytes(sizes, least.embedding_resident)
+    fixed_bytes = interpreter + dense_bytes
     chunk, context, most_context = CHUNK_TOKENS[-1], least.least_context, least.most_context
     all_slots_bytes = sizes.total_experts * sizes.slot_bytes
     # The workspace may take a tenth of the budget, but nothing of what the other parts need at least.
@@ -298,7 +298,7 @@ def _share_out(least: _Needs, budget_bytes: int) -> MemoryPlan:
         budget_bytes,
         floor_bytes,
         interpreter,
-        resident_bytes,
+        dense_bytes,
         workspace,
         kv_cache,
         sizes.slot_bytes,

@@ -33,7 +33,7 @@ class WeightFormats:
     """The formats of a store's weights, which its manifest says before any of them is read."""
 
     matrices: Mapping[str, Format]
-    """The format of each resident matrix, by its stored name."""
+    """The format of each dense matrix, by its stored name."""
     layouts: Sequence[RecordLayouts | None]
     """The layouts of each layer's expert records; None for a layer without routed experts."""
     slot_bytes: int
@@ -49,7 +49,7 @@ class WeightFormats:
     @classmethod
     def of(cls, store: Store) -> WeightFormats:
         """The formats of a store, which may be planned only."""
-        matrices = {tensor.name: tensor.format for tensor in store.manifest.resident if tensor.format is not None}
+        matrices = {tensor.name: tensor.format for tensor in store.manifest.dense if tensor.format is not None}
         return cls(matrices, store.record_layouts, store.record_bytes)
 
 

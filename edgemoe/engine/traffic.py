@@ -50,7 +50,7 @@ class TokenTraffic:
 
 def token_traffic(graph: Graph, manifest: Manifest, kv_format: KvFormat) -> TokenTraffic:
     """The traffic of a token: that of the graph's operations, with the sizes of a store's tensors (written or not)."""
-    sizes = {tensor.name: tensor.bytes for tensor in manifest.resident}
+    sizes = {tensor.name: tensor.bytes for tensor in manifest.dense}
     weight_bytes: dict[Part, int] = {}
     kv_bytes: dict[int, int] = {}
     for section in graph.sections():

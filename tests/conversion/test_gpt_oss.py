@@ -171,5 +171,5 @@ def test_a_store_is_forecast_from_the_config_and_the_names(tensors: tuple[Arrays
     by_names = forecast_store(str(folder)).store.manifest
     for manifest in (alone, by_names):
         assert manifest.layouts == made.manifest.layouts
-        assert manifest.resident_file == made.manifest.resident_file
+        assert manifest.dense_file == made.manifest.dense_file
         assert manifest.expert_files == made.manifest.expert_files

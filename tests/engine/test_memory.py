@@ -68,7 +68,7 @@ def weight_formats(graph: Graph, dense: str, experts: str) -> WeightFormats:
 
 
 SIZES = ModelSizes(
-    resident_bytes=80 * MIB,
+    dense_bytes=80 * MIB,
     slot_bytes=900 * 1024,
     total_experts=16 * 12,
     kv_format="f16",
@@ -169,7 +169,7 @@ def test_prompts_are_stopped_soon_where_that_costs_no_reads() -> None:
 
 def test_weights_are_read_before_the_plan_only_in_a_budget_with_ample_room(monkeypatch: pytest.MonkeyPatch) -> None:
     floor = plan_memory(GRAPH, SIZES, BACKEND, "floor")
-    held_bytes = floor.interpreter_bytes + floor.resident_bytes
+    held_bytes = floor.interpreter_bytes + floor.dense_bytes
     assert has_ample_room(3 * held_bytes, SIZES, BACKEND)
     monkeypatch.setattr(memory, "memory_limit", lambda: Limit(2 * held_bytes - (64 << 20), None))
     assert not has_ample_room(3 * held_bytes, SIZES, BACKEND)  # the machine would not have it
@@ -204,20 +204,20 @@ def test_all_resident_where_it_fits_and_a_long_context_then() -> None:
 def test_the_embedding_stays_on_disk_until_all_else_fits_beside_it() -> None:
     floor = plan_memory(GRAPH, UNTIED, BACKEND, "floor")
     assert not floor.embedding_resident
-    assert floor.resident_bytes == 50 * MIB
+    assert floor.dense_bytes == 50 * MIB
     tied = plan_memory(GRAPH, SIZES, BACKEND, "floor")
     assert floor.floor_bytes == pytest.approx(tied.floor_bytes - 30 * MIB, abs=MIB)
     ample = plan_memory(GRAPH, UNTIED, BACKEND, "2GiB")
     assert ample.embedding_resident
     assert ample.all_resident
-    assert ample.resident_bytes == 80 * MIB
+    assert ample.dense_bytes == 80 * MIB
     assert ample.floor_bytes == pytest.approx(floor.floor_bytes, abs=MIB)
     tight = plan_memory(GRAPH, UNTIED, BACKEND, ample.planned_bytes - 10 * MIB)
     assert tight.all_resident
     assert not tight.embedding_resident  # or experts would have no slots
     settled = plan_memory(GRAPH, UNTIED, BACKEND, tight.budget_bytes, embedding_resident=True)
     assert (settled.context_length, settled.slots) < (tight.context_length, tight.slots)
-    assert settled.resident_bytes == 80 * MIB
+    assert settled.dense_bytes == 80 * MIB
 
 
 def test_an_asked_for_context_is_kept_or_refused() -> None:
