@@ -12,6 +12,7 @@ from typing import Any
 
 from edgemoe.architectures.foreign import is_mxfp4, quantised_config
 from edgemoe.errors import SourceError
+from edgemoe.model.plain import SMALLEST_NUMBER
 
 DAMAGED = "Was config.json changed by hand or cut short? Download the checkpoint again."
 UNSUPPORTED = "edgemoe cannot run this checkpoint faithfully; choose a variant of the model without this setting."
@@ -221,15 +222,17 @@ class ConfigReader:
 def checked_number(
     name: str, value: Any, default: float | None = None, *, above: float = 0.0, maximum: float = 1e9
 ) -> float:
-    """A finite number with `above < number <= maximum`. Raises SourceError."""
+    """A finite number with `above < number <= maximum`, and no smaller than a store can hold. Raises SourceError."""
     if value is None and default is not None:
         return default
     if value is None:
         raise SourceError(f"config.json: {name} is missing; expected a number.", DAMAGED)
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     # Compared before it is converted: a whole number may be too large for a float.
-    if not is_number or not above < value <= maximum or not math.isfinite(value):
-        raise _wrong(name, f"a number above {above:g} and at most {maximum:g}", value)
+    fits = is_number and above < value <= maximum and value >= SMALLEST_NUMBER and math.isfinite(value)
+    if not fits:
+        least = f"above {above:g}" if above >= SMALLEST_NUMBER else f"of at least {SMALLEST_NUMBER:g}"
+        raise _wrong(name, f"a number {least} and at most {maximum:g}", value)
     return float(value)
 
 

@@ -37,6 +37,13 @@ def refuse_quantised_tensors(names: Collection[str], expected: Collection[str] =
     patterns = [re.escape(name) for name in expected if _ANY_QUANTISED.search(name)]
     known = re.compile("|".join(re.sub(r"\\\{\w+\\\}", r"\\d+", pattern) for pattern in patterns) or "(?!)")
     suspects = [name for name in names if _ANY_QUANTISED.search(name) and not known.fullmatch(name)]
+    for name in suspects:
+        codes = name.removesuffix("_scales") + "_blocks"
+        if name.endswith("_scales") and codes not in names and known.fullmatch(codes):
+            raise SourceError(
+                f"{codes}: missing; {name} has its scales.",
+                "Was the checkpoint cut short or altered? Download it again.",
+            )
     for method, pattern in _QUANTISED if suspects else ():
         found = sorted(name for name in suspects if re.search(pattern + "$", name))
         if found:

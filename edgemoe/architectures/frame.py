@@ -31,8 +31,11 @@ def read_frame(
     """
     reader.require("hidden_act", "silu", "swish", default="silu")
     max_positions = reader.integer("max_position_embeddings", maximum=limits.LARGEST_POSITIONS)
+    for kind in reader.sequence("layer_types"):
+        if kind not in layer_types:
+            raise unsupported("layer_types", kind, " or ".join(f'"{name}"' for name in layer_types))
     if not windows:
-        _refuse_sliding_window(reader, max_positions, layer_types)
+        _refuse_sliding_window(reader, max_positions)
     return ModelSpec(
         family=family,
         vocab_size=reader.integer("vocab_size", maximum=limits.LARGEST_VOCABULARY),
@@ -44,14 +47,11 @@ def read_frame(
     )
 
 
-def _refuse_sliding_window(reader: ConfigReader, max_positions: int, layer_types: Collection[str]) -> None:
+def _refuse_sliding_window(reader: ConfigReader, max_positions: int) -> None:
     """Refuse a window shorter than the context; one that is off, or at least as long as the context, has no effect."""
     window = reader.value("sliding_window")
     reader.value("max_window_layers")  # selects the layers that a window would apply to
     switched_off = not reader.flag("use_sliding_window", window is not None)
-    for kind in reader.sequence("layer_types"):
-        if kind not in layer_types:
-            raise unsupported("layer_types", kind, " or ".join(f'"{name}"' for name in layer_types))
     if window is None or switched_off:
         return
     if isinstance(window, bool) or not isinstance(window, int) or window < max_positions:
@@ -61,15 +61,10 @@ def _refuse_sliding_window(reader: ConfigReader, max_positions: int, layer_types
 def read_windows(reader: ConfigReader, count: int, default_types: Sequence[str]) -> tuple[int, ...]:
     """The window of each of `count` layers, 0 without one: by `layer_types`, or by `default_types` in turn.
 
-    Raises SourceError for an unknown type, or where `sliding_window` is missing though a layer has one.
+    `read_frame` has checked the types. Raises SourceError where `sliding_window` is missing though a layer has one.
     """
     listed = reader.sequence("layer_types")
     types = listed or [default_types[number % len(default_types)] for number in range(count)]
-    for kind in types:
-        if kind not in ("sliding_attention", "full_attention"):
-            raise unsupported("layer_types", kind, '"sliding_attention" and "full_attention"')
-    if len(types) != count:
-        raise SourceError(f"config.json: layer_types lists {len(types)} layers; expected {count}.", DAMAGED)
     if "sliding_attention" not in types:
         reader.value("sliding_window")
         return (0,) * count
@@ -197,9 +192,14 @@ def read_layers(
     return tuple(made[pair] for pair in zip(mixers, ffns, strict=True))
 
 
-def leading_dense_layers(reader: ConfigReader, count: int) -> Collection[int]:
-    """The dense layers by the key of the DeepSeek and GLM families: as many as it says, from the first on."""
-    return range(reader.integer("first_k_dense_replace", minimum=0, maximum=limits.LARGEST_LAYERS))
+def leading_dense_layers(
+    reader: ConfigReader, count: int, *, key: str = "first_k_dense_replace", default: int | None = None
+) -> Collection[int]:
+    """The dense layers by a key (that of the DeepSeek and GLM families): as many as it says, from the first on."""
+    leading = reader.integer(key, minimum=0, maximum=limits.LARGEST_LAYERS, default=default)
+    if leading > count:
+        raise SourceError(f"config.json: {key} is {leading}; expected at most the number of layers, {count}.", DAMAGED)
+    return range(leading)
 
 
 def listed_dense_layers(reader: ConfigReader, count: int) -> Collection[int]:

@@ -5,9 +5,10 @@ a bias for the choice; the matrices of FFNs are called w1 (gate), w3 (up) and w2
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
-from edgemoe.architectures.config import LARGEST_LAYERS, LARGEST_WIDTH, ConfigReader
-from edgemoe.architectures.frame import read_attention, read_experts, read_frame, read_layers
+from edgemoe.architectures.config import LARGEST_WIDTH, ConfigReader
+from edgemoe.architectures.frame import leading_dense_layers, read_attention, read_experts, read_frame, read_layers
 from edgemoe.architectures.table import layer_rows, rows
 from edgemoe.kernels.operations import MOST_TAPS
 from edgemoe.model.blocks import GatedFfn, RouterSpec, ShortConv
@@ -65,8 +66,8 @@ def read(reader: ConfigReader) -> ModelSpec:
     )
     moe = read_experts(reader, width_key="moe_intermediate_size", router=router)
     dense = GatedFfn(reader.integer("intermediate_size", maximum=LARGEST_WIDTH))
-    leading = reader.integer("num_dense_layers", minimum=0, maximum=LARGEST_LAYERS, default=2)
     length = reader.integer("conv_L_cache", minimum=2, maximum=MOST_TAPS, default=3)
     convolution = ShortConv(length, reader.flag("conv_bias", False))
-    layers = read_layers(reader, attention, moe, dense, lambda reader, count: range(leading), {"conv": convolution})
+    leading = partial(leading_dense_layers, key="num_dense_layers", default=2)
+    layers = read_layers(reader, attention, moe, dense, leading, {"conv": convolution})
     return replace(frame, layers=layers)

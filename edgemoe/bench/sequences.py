@@ -80,7 +80,9 @@ class SequencesMeasurement:
         """`counts` are the numbers of sequences; `routing` and `recall` are as in `Benchmark`."""
         if not counts or any(not 2 <= count <= MOST_SEQUENCES for count in counts):
             found = ", ".join(map(str, counts)) or "none"
-            raise UsageError(f"sequences: expected numbers of 2 to {MOST_SEQUENCES}, found {found}.")
+            raise UsageError(
+                f"`sequences`: expected numbers of 2 to {MOST_SEQUENCES}, found {found}.", "Give numbers such as 2,4,8."
+            )
         spec = store_spec(Store.open(folder))
         needed = settings.prompt_tokens + SETTLE_STEPS + settings.decode_tokens
         room = settings.room_tokens or spec.max_positions

@@ -62,7 +62,9 @@ def list_program(store: Store, layer: int | None = None) -> dict[str, list[Line]
     graph = build_graph(store_spec(store))
     if layer is not None:
         if layer >= len(graph.layers):
-            raise UsageError(f"--layer: expected 0 to {len(graph.layers) - 1}, found {layer}.")
+            raise UsageError(
+                f"--layer: expected 0 to {len(graph.layers) - 1}, found {layer}.", "Leave it out to see all layers."
+            )
         return {f"layer {layer}": list_section(graph.layers[layer])}
     layers = {f"layer {numbers}": list_section(section) for numbers, section in distinct_layers(graph)}
     return {"embedding": list_section(graph.embed), **layers, "head": list_section(graph.head)}

@@ -69,12 +69,17 @@ def pairs_among(names: Iterable[str]) -> Iterator[Pair]:
 
 
 def join_names(names: Iterable[str]) -> dict[str, bool]:
-    """Join pairs by their names alone: the names of the tensors, and whether each is MXFP4."""
+    """Join pairs by their names alone: the names of the tensors, and whether each is MXFP4.
+
+    Raises SourceError for codes of gpt-oss without scales.
+    """
     found = dict.fromkeys(names, False)
     for pair in list(pairs_among(found)):
         if pair.scales in found:
             del found[pair.scales], found[pair.codes]
             found[joined_name(pair.codes)] = True
+        elif pair.codes.endswith("_blocks"):
+            raise _without_scales(pair)
     return found
 
 
@@ -82,13 +87,15 @@ def join_pairs(tensors: Mapping[str, TensorInfo], shards: Sequence[str]) -> Join
     """Join the MXFP4 pairs among the tensors of a checkpoint, whose order is kept.
 
     What only has the names of a pair, such as codes of other formats, is left as it is. Raises SourceError for a pair
-    whose shapes contradict each other.
+    whose shapes contradict each other, and for one of gpt-oss without scales or of another dtype.
     """
     pairs: dict[str, Pair] = {}
     infos: dict[str, TensorInfo] = {}
     needed: dict[str, set[str]] = {}
     for pair in pairs_among(tensors):
         codes, scales = tensors[pair.codes], tensors.get(pair.scales)
+        if pair.codes.endswith("_blocks"):
+            _check_half(pair, codes, scales)
         if codes.dtype != "U8" or scales is None or scales.dtype not in _SCALE_DTYPES:
             continue
         if joined_name(pair.codes) != pair.codes and joined_name(pair.codes) in tensors:
@@ -105,6 +112,21 @@ def join_pairs(tensors: Mapping[str, TensorInfo], shards: Sequence[str]) -> Join
         if name not in hidden
     }
     return Joined(together, pairs, {shard: frozenset(others) for shard, others in needed.items()})
+
+
+def _check_half(pair: Pair, codes: TensorInfo, scales: TensorInfo | None) -> None:
+    """Raise SourceError where codes of gpt-oss have no scales, or one of the two is not of bytes."""
+    if scales is None:
+        if codes.dtype == "U8":
+            raise _without_scales(pair)
+        return
+    for name, dtype, expected in ((pair.codes, codes.dtype, ("U8",)), (pair.scales, scales.dtype, _SCALE_DTYPES)):
+        if dtype not in expected:
+            raise SourceError(f"{name}: expected bytes of MXFP4 ({' or '.join(expected)}), found {dtype}.", _DAMAGED)
+
+
+def _without_scales(pair: Pair) -> SourceError:
+    return SourceError(f"{pair.scales}: missing; {pair.codes} has codes of MXFP4, which need their scales.", _DAMAGED)
 
 
 def _shape(pair: Pair, codes: tuple[int, ...], scales: tuple[int, ...]) -> tuple[int, ...]:

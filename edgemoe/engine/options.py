@@ -50,6 +50,11 @@ class EngineOptions:
             raise UsageError(
                 f"threads: expected 1 or more, found {self.threads}.", "Leave it out to use every physical core."
             )
+        if self.context_length is not None and type(self.context_length) is not int:
+            raise UsageError(
+                f"`context_length`: expected a whole number of tokens, found {self.context_length!r}.",
+                "Leave it out for the longest that the model and the budget allow.",
+            )
         if type(self.sequences) is not int or not 1 <= self.sequences <= MOST_SEQUENCES:
             raise UsageError(
                 f"`sequences`: expected 1 to {MOST_SEQUENCES}, found {self.sequences!r}.", "Leave it out for one."

@@ -159,8 +159,11 @@ class Sequence:
 
         Tokens that are `behind` afterwards are run again, when the next ones are.
         """
-        if not 0 <= position <= len(self.ids):
-            raise UsageError(f"Cannot rewind to position {position}: there are {len(self.ids)} tokens.")
+        if type(position) is bool or not isinstance(position, (int, np.integer)) or not 0 <= position <= len(self.ids):
+            raise UsageError(
+                f"Cannot rewind to position {position}: there are {len(self.ids)} tokens.",
+                f"Give a whole number from 0 to {len(self.ids)}.",
+            )
         if self._fixed is not None:
             stands = self.resumes_at
             self.behind = position - (stands if stands <= position else self._take_back(self._fixed, position))

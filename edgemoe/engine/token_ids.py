@@ -15,7 +15,10 @@ TokenIds = Union[Sequence[int], npt.NDArray[np.integer]]
 
 def check_ids(token_ids: TokenIds, vocab_size: int) -> npt.NDArray[np.int64]:
     """The ids as integers. Raises UsageError for an empty list, another kind of data, or ids outside the vocabulary."""
-    ids = np.asarray(token_ids)
+    try:
+        ids = np.asarray(token_ids)
+    except ValueError:  # lists of unequal lengths
+        raise UsageError("Token ids: expected a list of integers, found nested lists.", "Give one sequence's ids.") from None
     if ids.size == 0:
         raise UsageError("The model was given no tokens.", "Give at least one token id, as a list of integers.")
     if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
@@ -23,5 +26,7 @@ def check_ids(token_ids: TokenIds, vocab_size: int) -> npt.NDArray[np.int64]:
         raise UsageError(f"Token ids: expected a list of integers, found {found}.", "Give one sequence's ids.")
     if ids.min() < 0 or ids.max() >= vocab_size:
         wrong = ids[(ids < 0) | (ids >= vocab_size)][0]
-        raise UsageError(f"Token id {wrong} is outside the vocabulary of {vocab_size}.")
+        raise UsageError(
+            f"Token id {wrong} is outside the vocabulary of {vocab_size}.", "Use the tokenizer that belongs to the model."
+        )
     return ids.astype(np.int64)

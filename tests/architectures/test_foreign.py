@@ -132,3 +132,7 @@ def test_quantised_tensors_that_a_family_lists_are_located_and_no_others() -> No
     for other in ("model.layers.0.mlp.experts.down_proj_scales", "model.layers.x.mlp.experts.down_proj_blocks"):
         with pytest.raises(SourceError, match=rf"{other}: expected unquantised weights.*MXFP4"):
             resolve_tensors(spec, table, shapes | {other: (4,)})
+    codes, scales = (f"model.layers.0.mlp.experts.down_proj_{half}" for half in ("blocks", "scales"))
+    left = {name: shape for name, shape in shapes.items() if name != codes} | {scales: (4, 64, 3)}
+    with pytest.raises(SourceError, match=f"{codes}: missing; {scales} has its scales"):
+        resolve_tensors(spec, table, left)

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from edgemoe.conversion import hub
 from edgemoe.conversion.folder import FolderSource
 from edgemoe.conversion.forecast import forecast_store
-from edgemoe.conversion.mxfp4 import join_pairs
+from edgemoe.conversion.mxfp4 import join_names, join_pairs
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.conversion.source import TensorInfo
 from edgemoe.errors import SourceError
@@ -140,7 +140,7 @@ def test_a_matrix_in_two_forms_is_refused() -> None:
         {"x.weight_packed": info(4, 16, dtype="I32"), "x.weight_scale": info(4, 1, dtype="BF16")},
         {"x.weight_packed": info(4, 16), "x.weight_scale": info(4, 2, dtype="F8_E4M3")},
         {"x.weight_packed": info(4, 16)},
-        {"x_blocks": info(4, 1, 16)},
+        {"x_blocks": info(4, 1, 16, dtype="F32")},
         {"x_scales": info(4, 1)},
     ],
 )
@@ -148,6 +148,30 @@ def test_what_is_no_pair_is_left_as_it_is(tensors: dict[str, TensorInfo]) -> Non
     joined = join_pairs(tensors, ["a"])
     assert dict(joined.tensors) == tensors
     assert not joined.pairs
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({"x_blocks": info(4, 1, 16)}, "x_scales: missing; x_blocks has codes of MXFP4"),
+        (
+            {"x_blocks": info(4, 1, 16), "x_scales": info(4, 1, dtype="F32")},
+            "x_scales: expected bytes of MXFP4 .U8 or F8_E8M0., found F32",
+        ),
+        (
+            {"x_blocks": info(4, 1, 16, dtype="I8"), "x_scales": info(4, 1)},
+            "x_blocks: expected bytes of MXFP4 .U8., found I8",
+        ),
+    ],
+)
+def test_half_a_pair_of_gpt_oss_is_refused(tensors: dict[str, TensorInfo], words: str) -> None:
+    with pytest.raises(SourceError, match=words):
+        join_pairs(tensors, ["a"])
+
+
+def test_codes_without_scales_are_refused_by_their_names_alone() -> None:
+    with pytest.raises(SourceError, match="x_scales: missing"):
+        join_names(["x_blocks", "y_blocks", "y_scales"])
 
 
 def test_a_pair_lies_in_the_later_of_its_shards_and_the_order_is_kept() -> None:

@@ -157,6 +157,7 @@ def test_expert_uses_and_residency(store: Path) -> None:
     [
         ([], "no tokens"),
         ([[1, 2]], r"expected a list of integers, found int64 of shape \(1, 2\)"),
+        ([[1], [1, 2]], "expected a list of integers, found nested lists"),
         ([0.5], "found float64"),
         ([True], "found bool"),
         ("ab", "found <U2"),
@@ -177,9 +178,11 @@ def test_bad_ids_are_refused_and_change_nothing(store: Path, expected, ids, mess
 def test_rewinding_beyond_what_there_is(store: Path) -> None:
     with engine_with_slots(store, EXPERTS) as engine:
         engine.forward([1, 2, 3])
-        for position in (4, -1):
-            with pytest.raises(UsageError, match="Cannot rewind"):
-                engine.rewind(position)
+        for position in (4, -1, 1.0, True, "1", None):
+            with pytest.raises(UsageError, match="Cannot rewind .*Give a whole number from 0 to 3"):
+                engine.rewind(position)  # type: ignore[arg-type]
+        engine.rewind(np.int64(2))  # type: ignore[arg-type]
+        assert engine.position == 2
 
 
 class BreakingReader:

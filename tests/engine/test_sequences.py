@@ -187,6 +187,12 @@ def test_numbers_of_sequences_out_of_range_are_refused(sequences: object) -> Non
         EngineOptions(sequences=sequences)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("context_length", [64.0, "64", True])
+def test_context_lengths_that_are_no_whole_numbers_are_refused(context_length: object) -> None:
+    with pytest.raises(UsageError, match="`context_length`: expected a whole number of tokens"):
+        EngineOptions(context_length=context_length)  # type: ignore[arg-type]
+
+
 def test_the_plan_counts_every_sequence(store: Path) -> None:
     plans = []
     for sequences in (1, 8):

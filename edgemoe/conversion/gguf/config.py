@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from edgemoe.architectures import model_spec
-from edgemoe.architectures.config import UNSUPPORTED
+from edgemoe.architectures.config import LARGEST_LAYERS, UNSUPPORTED
 from edgemoe.conversion.gguf.file import GgufTensor
 from edgemoe.conversion.gguf.names import FAMILIES, MERGED_GATE_UP, ROPE_FACTORS, TAKE_ANOTHER
 from edgemoe.errors import SourceError
@@ -162,6 +162,8 @@ def checkpoint_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> 
             raise metadata.wrong(key, f"{head_dim}, the width of a head", found)
     further = metadata.count("nextn_predict_layers", 0, minimum=0)
     layers = metadata.count("block_count")
+    if layers > LARGEST_LAYERS:  # before anything is listed layer by layer
+        raise metadata.wrong("block_count", f"at most {LARGEST_LAYERS}", layers)
     if further >= layers:
         raise metadata.wrong("nextn_predict_layers", f"fewer than all {layers} layers", further)
     embedding = tensors.get("token_embd.weight")
@@ -252,7 +254,8 @@ def _lfm2_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> dict[
     layers, dense = metadata.count("block_count"), metadata.count("leading_dense_block_count", 0, minimum=0)
     found = metadata.value("attention.head_count_kv")
     kv_heads = [found] * layers if isinstance(found, int) else found
-    if not isinstance(kv_heads, list) or len(kv_heads) != layers or len({*kv_heads} - {0}) != 1:
+    listed = isinstance(kv_heads, list) and len(kv_heads) == layers and all(type(count) is int for count in kv_heads)
+    if not listed or len({*kv_heads} - {0}) != 1:
         raise metadata.wrong("attention.head_count_kv", f"one number of heads, or 0, for {layers} layers", found)
     if metadata.value("expert_gating_func") != _SIGMOID:
         raise metadata.wrong("expert_gating_func", f"{_SIGMOID} (sigmoid)", metadata.value("expert_gating_func"))

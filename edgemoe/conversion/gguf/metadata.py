@@ -57,18 +57,23 @@ _NO_HEAD_WIDTH = frozenset({"olmoe", "qwen2moe"})
 
 def check_expressible(spec: ModelSpec) -> None:
     """Raises StoreError if llama.cpp would compute something else, or cannot load the model at all."""
+    way_out = "Use the store with edgemoe; no GGUF of this model is possible."
     if spec.family not in ARCHITECTURES:
-        raise StoreError(f"this model cannot be a GGUF: expected a family of edgemoe, found {spec.family}.")
+        families = ", ".join(sorted(ARCHITECTURES))
+        raise StoreError(
+            f"this model cannot be a GGUF: expected a family of {families}, found {spec.family[:80]}.", way_out
+        )
     problem = next(_problems(spec), None)
     if problem:
-        raise StoreError(
-            f"this model cannot be a GGUF: llama.cpp's {ARCHITECTURES[spec.family]} has no {problem}.",
-            "Use the store with edgemoe; no GGUF of this model is possible.",
-        )
+        architecture = ARCHITECTURES[spec.family]
+        raise StoreError(f"this model cannot be a GGUF: llama.cpp's {architecture} has no {problem}.", way_out)
 
 
 def _problems(spec: ModelSpec) -> Iterator[str]:
     architecture = ARCHITECTURES[spec.family]
+    if not all(map(_has_two_plain_blocks, spec.layers)):
+        yield "layers but of attention or a convolution, then an FFN, each with a norm before it and added to the stream"
+        return
     if not any(isinstance(mixer, Attention) for mixer in mixers(spec)):
         yield "models without attention"
         return
@@ -140,6 +145,13 @@ def _ffn_problems(architecture: str, body: Body) -> Iterator[str]:
             yield f"activation but {wanted.function}{numbers}"
         if ffn.bias != (architecture == _GPT_OSS):
             yield "biases in FFNs" if ffn.bias else "FFNs without biases"
+
+
+def _has_two_plain_blocks(layer: LayerSpec) -> bool:
+    """Whether a layer mixes tokens, then has an FFN, without norms after blocks, parallel ones or other residuals."""
+    bodies = tuple(_bodies(layer))
+    kinds = len(bodies) == 2 and isinstance(bodies[0], (Attention, ShortConv)) and isinstance(bodies[1], (GatedFfn, Moe))
+    return kinds and layer == LayerSpec.of(*bodies)
 
 
 def _without_window(layer: LayerSpec) -> LayerSpec:

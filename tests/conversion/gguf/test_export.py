@@ -26,7 +26,7 @@ from edgemoe.errors import StoreError, UsageError
 from edgemoe.kernels.formats import FORMATS
 from edgemoe.kernels.operations import Activation
 from edgemoe.model.blocks import Attention, Moe, RouterSpec, SharedExpert
-from edgemoe.model.spec import Block, LayerSpec
+from edgemoe.model.spec import Block, LayerSpec, Residual
 from edgemoe.store.reader import Store
 from tests.conversion.gguf.test_source import CONFIGS
 from tests.support.checkpoints import read_tensors, write_checkpoint
@@ -243,6 +243,33 @@ def test_attention_and_experts_that_an_architecture_does_not_have_are_refused(
         check_expressible(replace(spec, layers=tuple(map(altered, spec.layers))))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"parallel": True},
+        {"post_norm": True},
+        {"input_norm": False},
+        {"prefix": "second."},
+        {"residual": Residual("normed")},
+        {"residual": Residual(keep=True)},
+    ],
+)
+def test_blocks_that_join_the_stream_in_other_ways_are_refused(changes: dict[str, Any]) -> None:
+    spec = model_spec(EXPRESSIBLE["qwen3_moe"])
+    attention, moe = spec.layers[0].blocks
+    layer = LayerSpec((attention, replace(moe, **changes)))
+    with pytest.raises(StoreError, match="qwen3moe has no layers but of attention or a convolution, then an FFN"):
+        check_expressible(replace(spec, layers=(layer,)))
+
+
+@pytest.mark.parametrize("bodies", [(), (0,), (1,), (1, 0), (0, 0), (0, 1, 1)])
+def test_layers_of_other_blocks_are_refused(bodies: tuple[int, ...]) -> None:
+    spec = model_spec(EXPRESSIBLE["qwen3_moe"])
+    layer = LayerSpec(tuple(spec.layers[0].blocks[number] for number in bodies))
+    with pytest.raises(StoreError, match="has no layers but of attention or a convolution, then an FFN"):
+        check_expressible(replace(spec, layers=(layer,)))
+
+
 def test_a_router_of_gpt_oss_has_biases() -> None:
     spec = model_spec(EXPRESSIBLE["gpt_oss"])
     attention, moe = spec.layers[1].blocks
@@ -388,5 +415,5 @@ def test_a_store_cut_short_meanwhile_is_told(tmp_path: Path) -> None:
 
 def test_a_manifest_of_a_family_that_nobody_knows_is_refused(tiny: Store, tmp_path: Path) -> None:
     other = Store(tiny.path, tiny.manifest.__class__(**{**vars(tiny.manifest), "model": {**tiny.model, "family": "x"}}))
-    with pytest.raises(StoreError, match="expected a family of edgemoe, found x"):
+    with pytest.raises(StoreError, match=r"expected a family of .*qwen3_moe, found x\. Use the store"):
         export_gguf(other, tmp_path / "m.gguf", name="x")
