@@ -22,7 +22,7 @@ from edgemoe.engine.workspace import (
 )
 from edgemoe.errors import BudgetError, UsageError
 from edgemoe.experts.opening import cache_bytes
-from edgemoe.kernels.operations import Backend
+from edgemoe.kernels.backend import Backend
 from edgemoe.model.build import Graph
 from edgemoe.process import Limit, available_bytes, memory_limit, rss_bytes
 from edgemoe.sizes import format_size, parse_size

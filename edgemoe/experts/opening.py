@@ -10,7 +10,7 @@ import numpy.typing as npt
 from edgemoe.experts.cache import READ_TIMEOUT_SECONDS, Cache, ExpertCache
 from edgemoe.experts.policy import make_policy, policy_numbers
 from edgemoe.io.reads import ExpertFiles, RecordReader
-from edgemoe.kernels.operations import Backend
+from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.paging import RECORD, Records
 from edgemoe.store.reader import Store
 
