@@ -14,6 +14,9 @@ from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.paging import RECORD, Records
 from edgemoe.store.reader import Store
 
+PYTHON_SLOT_BYTES, PYTHON_EXPERT_BYTES = 320, 16
+"""Bytes of the objects and arrays that `ExpertCache` and a policy have at most for a slot and for an expert."""
+
 
 def open_cache(
     arena: npt.NDArray[np.uint8],
@@ -38,10 +41,6 @@ def open_cache(
     experts = max(experts_per_layer)
     order = make_policy(policy, len(arena), len(experts_per_layer) * experts)
     return ExpertCache(arena, experts_per_layer, store, files, reader, order)
-
-
-PYTHON_SLOT_BYTES, PYTHON_EXPERT_BYTES = 320, 16
-"""Bytes of the objects and arrays that `ExpertCache` and a policy have at most for a slot and for an expert."""
 
 
 def cache_bytes(slots: int, layers: int, experts: int, backend: Backend) -> int:

@@ -15,9 +15,9 @@ Invariants:
 - Buffers are C-contiguous; activations are float32. A run touches only the first `T` rows of each.
 - The token in row `t` stands at position `positions[t]` of sequence `sequences[t]`, whose pages `pages[sequences[t]]`
   lists. The rows of a run belong to any sequences, in any order. The caller fills these three before each run.
-- Each token's result depends on other rows of the same run only through the KV cache of its own sequence, so neither
-  the way a prompt is cut into runs, nor the company of other sequences, nor the number of threads changes a single
-  bit of an answer.
+- Each token's result depends on other rows of the same run only through the state of its own sequence (its pages of
+  the KV cache, and its row of what `ShortConv` keeps), so neither the way a prompt is cut into runs, nor the company of
+  other sequences, nor the number of threads changes a single bit of an answer.
 """
 
 # Annotations are evaluated here, not left as text, so that the marks in them can be read quickly.
@@ -280,8 +280,9 @@ class ShortConv(Operation):
     `output[t] = C[t] * (bias + taps[:, 0] * u[t - length + 1] + ... + taps[:, length - 1] * u[t])`, where `t` counts
     positions of the row's sequence, and `u` before position 0 is zero. The sum runs in this order.
 
-    `inputs` holds `u` of earlier runs: that of position `p` at `p % ring`. It takes in that of every row. Rows that
-    continue a sequence may be split by others, but come in the order of their positions.
+    `inputs` is a ring for each sequence that holds `u` of earlier runs: that of position `p` lies at `p % ring`. The
+    operation puts `u` of all its rows there too. Rows of one sequence come in the order of their positions, and may
+    have rows of others between them.
     Source: LFM2 (Liquid AI 2025, arXiv 2511.23404).
     """
 
