@@ -68,7 +68,7 @@ TENSORS = (
 def read(reader: ConfigReader) -> ModelSpec:
     """The model that a config describes. Raises SourceError."""
     frame = read_frame(reader, "gpt_oss", layer_types=("sliding_attention", "full_attention"), windows=True)
-    for name in ("head_dim", "num_key_value_heads"):  # whose defaults differ between programs
+    for name in ("head_dim", "num_key_value_heads"):  # their defaults differ between programs
         reader.integer(name, maximum=LARGEST_POSITIONS)
     if reader.value("rope_scaling") is None and reader.value("rope_parameters") is None:
         raise SourceError("config.json: rope_parameters is missing; expected an object.", DAMAGED)

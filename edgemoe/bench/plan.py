@@ -26,7 +26,7 @@ from edgemoe.engine.memory import MemoryPlan, plan_memory
 from edgemoe.engine.opening import model_sizes
 from edgemoe.engine.traffic import token_traffic
 from edgemoe.experts.policy import DEFAULT_POLICY
-from edgemoe.kernels.operations import Backend
+from edgemoe.kernels.backend import Backend
 from edgemoe.model.build import build_graph
 from edgemoe.model.spec import ModelSpec
 from edgemoe.store.manifest import Manifest

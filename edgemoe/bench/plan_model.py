@@ -37,7 +37,7 @@ from edgemoe.bench.rates import (
 from edgemoe.bench.speed import MachineRates
 from edgemoe.engine.memory import interpreter_bytes
 from edgemoe.errors import StoreError, UsageError
-from edgemoe.kernels.operations import Backend
+from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.select import KernelChoice, describe_backend, select_backend
 from edgemoe.model.description import store_spec
 from edgemoe.session.default_model import find_model

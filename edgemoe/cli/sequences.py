@@ -66,14 +66,15 @@ def sequences_rows(report: SequencesReport) -> list[tuple[str, str]]:
             f"{format_size(memory['budget_bytes'])}, {memory['slots']} of {memory['total_experts']} experts in memory",
         ),
         ("decode", f"{tokens}, {taken}"),
-        ("one sequence", _told(report.one)),
+        ("one sequence", _results(report.one)),
     ]
     for one in report.together:
-        rows.append((f"{one.sequences} sequences", _told(one)))
+        rows.append((f"{one.sequences} sequences", _results(one)))
     return rows
 
 
-def _told(report: TogetherReport) -> str:
+def _results(report: TogetherReport) -> str:
+    """The rate, and where experts are streamed the hit rate and the bytes read."""
     from edgemoe.cli.terminal.bench_tables import spread_text
 
     text = f"{spread_text(report.tokens_per_s, '.1f')} tokens/s"

@@ -43,7 +43,8 @@ from edgemoe.experts.loading import ExpertLoading
 from edgemoe.experts.opening import open_cache
 from edgemoe.io.direct import allocate_pages
 from edgemoe.io.reads import ExpertFiles, RecordReader, open_reader
-from edgemoe.kernels.operations import Backend, Floats, Program
+from edgemoe.kernels.backend import Backend, Program
+from edgemoe.kernels.operations import Floats
 from edgemoe.kernels.paging import CacheStatistics
 from edgemoe.model.build import HEAD_ROWS, Graph
 from edgemoe.paths import cache_folder

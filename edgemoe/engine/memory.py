@@ -22,7 +22,7 @@ from edgemoe.engine.workspace import (
 )
 from edgemoe.errors import BudgetError, UsageError
 from edgemoe.experts.opening import cache_bytes
-from edgemoe.kernels.operations import Backend
+from edgemoe.kernels.backend import Backend
 from edgemoe.model.build import Graph
 from edgemoe.process import Limit, available_bytes, memory_limit, rss_bytes
 from edgemoe.sizes import format_size, parse_size
@@ -84,6 +84,7 @@ class MemoryPlan:
     fixed_state_bytes: int = 0
     """Bytes that sequences keep whatever the number of their tokens, snapshots included."""
     snapshots: int = 0
+    """How many snapshots of fixed state there is room for."""
 
     @property
     def all_resident(self) -> bool:
@@ -231,14 +232,14 @@ def _dense_bytes(sizes: ModelSizes, embedding_resident: bool) -> int:
 
 
 def _table_bytes(graph: Graph, sizes: ModelSizes, backend: Backend, slots: int) -> int:
-    """Bytes of the tables of an expert cache of so few slots that it needs them."""
+    """Bytes of the tables of an expert cache; 0 where the slots hold all experts, so that there is no cache."""
     if slots >= sizes.total_experts:
         return 0
     return cache_bytes(slots, len(graph.spec.layers), graph.spec.most_experts, backend)
 
 
 def _most_slots(least: _Needs, left_bytes: int) -> int:
-    """The number of slots that fit, with the tables about them."""
+    """Return the number of slots that fit, with the tables about them, which grow with the number of slots."""
     sizes = least.sizes
     if not sizes.slot_bytes or left_bytes >= sizes.total_experts * sizes.slot_bytes:
         return sizes.total_experts if sizes.slot_bytes else 0
@@ -250,7 +251,7 @@ def _most_slots(least: _Needs, left_bytes: int) -> int:
     most = left_bytes // sizes.slot_bytes
     tables = _table_bytes(least.graph, sizes, least.backend, most)
     slots = max(least.least_slots, (left_bytes - tables) // sizes.slot_bytes)
-    while slots < most and fits(slots + 1):  # tables of more slots than fit were taken off
+    while slots < most and fits(slots + 1):  # the tables taken off are those of `most` slots, which are larger
         slots += 1
     return slots
 
@@ -401,8 +402,8 @@ def fixed_state_bytes(graph: Graph, context_length: int, kv_format: KvFormat, se
 def workspace_bytes(graph: Graph, sizes: ModelSizes, backend: Backend, chunk_tokens: int, context_length: int) -> int:
     """Bytes of activations (`workspace.py`) and of the backend's scratch, for chunks of `chunk_tokens` tokens.
 
-    Beside these, what each sequence has in Python: its positions' objects, and the logits of two steps, since the
-    caller may hold those of one while the next is run.
+    Added to these are the Python objects of each sequence: those of its positions, and the logits of two steps, since
+    the caller may hold those of one while the next is run.
     """
     values = work_bytes(graph, chunk_tokens) + kept_bytes(graph, chunk_tokens, context_length, sizes.sequences)
     scratch = step_scratch_bytes(graph, sizes.formats, backend, chunk_tokens, context_length, sizes.kv_format)

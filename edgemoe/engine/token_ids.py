@@ -18,7 +18,9 @@ def check_ids(token_ids: TokenIds, vocab_size: int) -> npt.NDArray[np.int64]:
     try:
         ids = np.asarray(token_ids)
     except ValueError:  # lists of unequal lengths
-        raise UsageError("Token ids: expected a list of integers, found nested lists.", "Give one sequence's ids.") from None
+        raise UsageError(
+            "Token ids: expected a list of integers, found nested lists.", "Give one sequence's ids."
+        ) from None
     if ids.size == 0:
         raise UsageError("The model was given no tokens.", "Give at least one token id, as a list of integers.")
     if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
@@ -27,6 +29,7 @@ def check_ids(token_ids: TokenIds, vocab_size: int) -> npt.NDArray[np.int64]:
     if ids.min() < 0 or ids.max() >= vocab_size:
         wrong = ids[(ids < 0) | (ids >= vocab_size)][0]
         raise UsageError(
-            f"Token id {wrong} is outside the vocabulary of {vocab_size}.", "Use the tokenizer that belongs to the model."
+            f"Token id {wrong} is outside the vocabulary of {vocab_size}.",
+            "Use the tokenizer that belongs to the model.",
         )
     return ids.astype(np.int64)

@@ -34,7 +34,8 @@ class TokenTraffic:
     def at(self, position: float) -> float:
         """Bytes of the token at a position.
 
-        A mean position gives the bytes of the mean token, unless a window ends between the positions that it is of.
+        The mean of several positions gives the mean of their bytes if each window holds either all of these positions
+        or none, since bytes grow in proportion to the position as far as the window, and no further.
         """
         return sum(self.weight_bytes.values()) + self._cached(position)
 

@@ -18,8 +18,9 @@ from edgemoe.errors import ReadError
 from edgemoe.experts.cache import READ_TIMEOUT_SECONDS
 from edgemoe.io.direct import allocate_pages, open_direct
 from edgemoe.io.reads import open_reader
+from edgemoe.kernels.backend import Program
 from edgemoe.kernels.formats import PANEL_ROWS, Matrix
-from edgemoe.kernels.operations import Floats, Integers, Program
+from edgemoe.kernels.operations import Floats, Integers
 from edgemoe.kernels.reads import RecordRead
 from edgemoe.store.panels import Panels
 from edgemoe.store.reader import Store

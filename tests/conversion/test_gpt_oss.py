@@ -19,6 +19,7 @@ from edgemoe.conversion.source import take_rows
 from edgemoe.errors import SourceError
 from edgemoe.kernels.formats import PANEL_ROWS, Blocks, unpack
 from edgemoe.store.reader import Store
+from tests.support.mxfp4_checkpoints import mxfp4_weights
 from tests.support.stores import store_weights
 
 CONFIG: dict[str, Any] = {
@@ -38,19 +39,12 @@ CONFIG: dict[str, Any] = {
     "vocab_size": 101,
 }
 QUANTISED = CONFIG | {"quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}}
-E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 
 def decoded(codes: np.ndarray[Any, Any], scales: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The numbers of an MXFP4 pair `(..., rows, groups, 16)` and `(..., rows, groups)`, by the formula of the format.
-
-    Minus zero becomes zero.
-    """
-    each = nibbles(codes).reshape(*scales.shape, 32)
-    values = np.where(each & 8, 0 - E2M1[each & 7], E2M1[each & 7])
-    exact = np.ldexp(values, scales.astype(np.int32)[..., None] - 127)
-    return exact.reshape(*scales.shape[:-1], -1).astype(np.float32)
+    """The numbers of a pair of this family, `(..., rows, groups, 16)` and `(..., rows, groups)`."""
+    return mxfp4_weights(codes.reshape(*codes.shape[:-2], -1), scales)
 
 
 def nibbles(codes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -24,8 +24,9 @@ from edgemoe.engine.workspace import Workspace, kept_bytes, rope_bytes, work_byt
 from edgemoe.errors import BudgetError, UsageError
 from edgemoe.experts.opening import cache_bytes
 from edgemoe.kernels import operations as op
+from edgemoe.kernels.backend import Program
 from edgemoe.kernels.formats import FORMATS, Matrix
-from edgemoe.kernels.operations import Operation, Program
+from edgemoe.kernels.operations import Operation
 from edgemoe.model.blocks import Attention, GatedFfn, Moe, RouterSpec, SharedExpert
 from edgemoe.model.build import Graph, build_graph
 from edgemoe.model.graph import BuildOptions, weights_of

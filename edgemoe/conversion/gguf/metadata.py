@@ -45,28 +45,33 @@ _RENORMALISE = frozenset({"llama", "gpt-oss", "granitemoe", "qwen3moe"})
 _QKV_BIAS = frozenset({"llama", "glm4moe", "gpt-oss", "granitemoe", "qwen2moe"})
 _OUTPUT_BIAS = frozenset({"llama", "gpt-oss", "granitemoe"})
 _GPT_OSS = "gpt-oss"
+"""The one architecture with windows, sinks, biases of experts and of the router, and the clamped activation: it always
+has them, with windows in every second layer, from the first on."""
 _CLAMPED = Activation("clamped_silu", alpha=1.702, limit=7.0, offset=1.0)
-"""The one architecture with windows, sinks, biases of experts and of the router, and this activation: it always has
-them, with windows in every second layer, from the first on."""
+"""Its activation; the numbers stand in llama.cpp, not in the file."""
 _SCALED = frozenset({"granitemoe"})
 """Architectures with multipliers on embedding, attention, residual and logits."""
 _NEVER_TIED = frozenset({"gpt-oss", "olmoe", "qwen2moe"})
 _NO_HEAD_WIDTH = frozenset({"olmoe", "qwen2moe"})
 """Architectures without a key for the head width: all heads together must be as wide as the model."""
 
+_NO_GGUF = "Use the store with edgemoe; no GGUF of this model is possible."
+
 
 def check_expressible(spec: ModelSpec) -> None:
     """Raises StoreError if llama.cpp would compute something else, or cannot load the model at all."""
-    way_out = "Use the store with edgemoe; no GGUF of this model is possible."
     if spec.family not in ARCHITECTURES:
-        families = ", ".join(sorted(ARCHITECTURES))
+        known = ", ".join(sorted(ARCHITECTURES))
         raise StoreError(
-            f"this model cannot be a GGUF: expected a family of {families}, found {spec.family[:80]}.", way_out
+            f"this model cannot be a GGUF: expected a family that llama.cpp has, one of {known}; found {spec.family[:80]}.",
+            _NO_GGUF,
         )
     problem = next(_problems(spec), None)
     if problem:
-        architecture = ARCHITECTURES[spec.family]
-        raise StoreError(f"this model cannot be a GGUF: llama.cpp's {architecture} has no {problem}.", way_out)
+        raise StoreError(
+            f"this model cannot be a GGUF: llama.cpp's {ARCHITECTURES[spec.family]} has no {problem}.",
+            _NO_GGUF,
+        )
 
 
 def _problems(spec: ModelSpec) -> Iterator[str]:
@@ -112,7 +117,7 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
 
 
 def _window_problems(architecture: str, spec: ModelSpec) -> Iterator[str]:
-    windows = [body.window for layer in spec.layers for body in _bodies(layer) if isinstance(body, Attention)]
+    windows = [mixer.window for mixer in mixers(spec) if isinstance(mixer, Attention)]
     if architecture != _GPT_OSS:
         if any(windows):
             yield "attention within a window"
@@ -150,7 +155,9 @@ def _ffn_problems(architecture: str, body: Body) -> Iterator[str]:
 def _has_two_plain_blocks(layer: LayerSpec) -> bool:
     """Whether a layer mixes tokens, then has an FFN, without norms after blocks, parallel ones or other residuals."""
     bodies = tuple(_bodies(layer))
-    kinds = len(bodies) == 2 and isinstance(bodies[0], (Attention, ShortConv)) and isinstance(bodies[1], (GatedFfn, Moe))
+    kinds = (
+        len(bodies) == 2 and isinstance(bodies[0], (Attention, ShortConv)) and isinstance(bodies[1], (GatedFfn, Moe))
+    )
     return kinds and layer == LayerSpec.of(*bodies)
 
 
@@ -161,10 +168,6 @@ def _without_window(layer: LayerSpec) -> LayerSpec:
         for block in layer.blocks
     )
     return LayerSpec(tuple(blocks))
-
-
-def _bodies(layer: LayerSpec) -> Iterator[Body]:
-    return (block.body for block in layer.blocks)
 
 
 def _moe_problems(architecture: str, ffn: Moe) -> Iterator[str]:

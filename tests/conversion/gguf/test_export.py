@@ -413,7 +413,9 @@ def test_a_store_cut_short_meanwhile_is_told(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("m.gguf*"))
 
 
-def test_a_manifest_of_a_family_that_nobody_knows_is_refused(tiny: Store, tmp_path: Path) -> None:
-    other = Store(tiny.path, tiny.manifest.__class__(**{**vars(tiny.manifest), "model": {**tiny.model, "family": "x"}}))
-    with pytest.raises(StoreError, match=r"expected a family of .*qwen3_moe, found x\. Use the store"):
+@pytest.mark.parametrize("family", ["x", "flex_olmo"])
+def test_a_family_that_llama_cpp_does_not_have_is_refused(tiny: Store, tmp_path: Path, family: str) -> None:
+    model = {**tiny.model, "family": family}
+    other = Store(tiny.path, tiny.manifest.__class__(**{**vars(tiny.manifest), "model": model}))
+    with pytest.raises(StoreError, match=f"expected a family that llama.cpp has, one of glm4_moe, .*; found {family}"):
         export_gguf(other, tmp_path / "m.gguf", name="x")
