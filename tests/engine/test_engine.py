@@ -179,7 +179,7 @@ def test_rewinding_beyond_what_there_is(store: Path) -> None:
     with engine_with_slots(store, EXPERTS) as engine:
         engine.forward([1, 2, 3])
         for position in (4, -1, 1.0, True, "1", None):
-            with pytest.raises(UsageError, match="Cannot rewind .*Give a whole number from 0 to 3"):
+            with pytest.raises(UsageError, match=r"Cannot rewind .*Give a whole number from 0 to 3"):
                 engine.rewind(position)  # type: ignore[arg-type]
         engine.rewind(np.int64(2))  # type: ignore[arg-type]
         assert engine.position == 2

@@ -63,7 +63,8 @@ def check_expressible(spec: ModelSpec) -> None:
     if spec.family not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
         raise StoreError(
-            f"this model cannot be a GGUF: expected a family that llama.cpp has, one of {known}; found {spec.family[:80]}.",
+            f"this model cannot be a GGUF: expected a family that llama.cpp has, one of {known};"
+            f" found {spec.family[:80]}.",
             _NO_GGUF,
         )
     problem = next(_problems(spec), None)
@@ -77,7 +78,7 @@ def check_expressible(spec: ModelSpec) -> None:
 def _problems(spec: ModelSpec) -> Iterator[str]:
     architecture = ARCHITECTURES[spec.family]
     if not all(map(_has_two_plain_blocks, spec.layers)):
-        yield "layers but of attention or a convolution, then an FFN, each with a norm before it and added to the stream"
+        yield "layers but of attention or a convolution, then an FFN, each with a norm before it and plainly added"
         return
     if not any(isinstance(mixer, Attention) for mixer in mixers(spec)):
         yield "models without attention"
@@ -154,11 +155,10 @@ def _ffn_problems(architecture: str, body: Body) -> Iterator[str]:
 
 def _has_two_plain_blocks(layer: LayerSpec) -> bool:
     """Whether a layer mixes tokens, then has an FFN, without norms after blocks, parallel ones or other residuals."""
-    bodies = tuple(_bodies(layer))
-    kinds = (
-        len(bodies) == 2 and isinstance(bodies[0], (Attention, ShortConv)) and isinstance(bodies[1], (GatedFfn, Moe))
-    )
-    return kinds and layer == LayerSpec.of(*bodies)
+    bodies = tuple(block.body for block in layer.blocks)
+    if layer != LayerSpec.of(*bodies) or len(bodies) != 2:
+        return False
+    return isinstance(bodies[0], (Attention, ShortConv)) and isinstance(bodies[1], (GatedFfn, Moe))
 
 
 def _without_window(layer: LayerSpec) -> LayerSpec:
