@@ -75,7 +75,8 @@ def read(reader: ConfigReader) -> ModelSpec:
     attention = read_attention(
         reader, frame, default_theta=150_000.0, bias_key="attention_bias", bias_default=True, kv_heads_required=True
     )
-    _check_context(reader, attention.rope)
+    if attention.rope is not None:
+        _check_context(reader, attention.rope)
     reader.integer("num_experts_per_tok", "experts_per_token", maximum=LARGEST_EXPERTS)
     moe = replace(
         read_experts(reader, width_key="intermediate_size", router=RouterSpec(normalise=True, logit_bias=True)),

@@ -95,6 +95,10 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
         yield f"models with{'out' * (not convolutions)} convolutions"
     if any(convolution.bias for convolution in convolutions):
         yield "biases on convolutions"
+    rope = attention.rope
+    if rope is None:
+        yield "attention without rotary positions"
+        return
     yield from _attention_problems(architecture, attention)
     for body in dict.fromkeys(layer.blocks[-1].body for layer in spec.layers):
         yield from _ffn_problems(architecture, body)
@@ -102,7 +106,7 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
         yield "dense layers"
     if isinstance(ffn, Moe):
         yield from _moe_problems(architecture, ffn)
-    if attention.rope.rotated != attention.head_dim and not _FAMILY[architecture].partial_rotation:
+    if rope.rotated != attention.head_dim and not _FAMILY[architecture].partial_rotation:
         yield "rotation of a part of each head"
     multipliers = (spec.embedding_scale, spec.residual_scale, spec.logit_scale)
     if architecture not in _SCALED and (any(m != 1 for m in multipliers) or not _plain_scale(attention)):
@@ -113,7 +117,7 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
         yield "heads that are not together as wide as the model"
     if architecture == "olmoe" and attention.kv_heads != attention.heads:
         yield "grouped-query attention"
-    if attention.rope.scaling == "yarn" and not _plain_yarn(attention.rope, truncated=architecture != _GPT_OSS):
+    if rope.scaling == "yarn" and not _plain_yarn(rope, truncated=architecture != _GPT_OSS):
         yield "YaRN with unusual parameters (usual: 32, 1, the attention factor from the scaling factor)"
 
 
@@ -235,7 +239,7 @@ def write_metadata(writer: GGUFWriter, spec: ModelSpec) -> None:
         writer.add_logit_scale(1 / spec.logit_scale)  # llama.cpp divides by it
         if not _plain_scale(attention):
             writer.add_attention_scale(attention.scale)
-    _write_rope(writer, attention.rope)
+    _write_rope(writer, _rope(spec))
 
 
 def _write_experts(writer: GGUFWriter, architecture: str, ffn: Moe, dense: Body | None) -> None:
@@ -277,9 +281,16 @@ def _write_rope(writer: GGUFWriter, rope: RopeSpec) -> None:
         writer.add_rope_scaling_orig_ctx_len(round(rope.parameters["original_max_position_embeddings"]))
 
 
+def _rope(spec: ModelSpec) -> RopeSpec:
+    """The rotary positions of a model that a GGUF can hold: they are those of all its attention."""
+    rope = attention_and_ffn(spec)[0].rope
+    assert rope is not None  # `check_expressible` has seen to it
+    return rope
+
+
 def remarks(spec: ModelSpec) -> Iterator[str]:
     """Yield what llama.cpp computes a little differently, though no key of the file could say it."""
-    if attention_and_ffn(spec)[0].rope.parameters.get("truncate") == 0:
+    if _rope(spec).parameters.get("truncate") == 0:
         yield (
             "llama.cpp rounds the ends of YaRN's ramp to whole pairs, which this model does not: positions differ a"
             " little there, as in every GGUF of it."
@@ -288,7 +299,7 @@ def remarks(spec: ModelSpec) -> Iterator[str]:
 
 def frequency_divisors(spec: ModelSpec) -> npt.NDArray[np.float32] | None:
     """Divisor of each pair's frequency, `(rotated // 2,)`: the form of the llama3 rule in a GGUF."""
-    rope = attention_and_ffn(spec)[0].rope
+    rope = _rope(spec)
     if rope.scaling != "llama3":
         return None
     return rope_frequencies(RopeSpec(rope.theta, rope.rotated)) / rope_frequencies(rope)

@@ -213,6 +213,7 @@ CLAMPED = Activation("clamped_silu", 1.702, 7.0, 1.0)
         ("mixtral", {}, {"bias": True}, "biases in FFNs"),
         ("glm4_moe", {}, {"shared": SharedExpert(64, bias=True)}, "biases in FFNs"),
         ("glm4_moe", {}, {"shared": SharedExpert(64, activation=CLAMPED)}, "activation but silu"),
+        ("qwen3_moe", {"rope": None}, {}, "qwen3moe has no attention without rotary positions"),
         ("gpt_oss", {"sinks": False}, {}, "gpt-oss has no attention without sinks"),
         ("gpt_oss", {"qkv_bias": False}, {}, "attention without biases"),
         ("gpt_oss", {"output_bias": False}, {}, "attention without biases"),
