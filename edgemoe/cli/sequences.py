@@ -79,7 +79,7 @@ def _results(report: TogetherReport) -> str:
 
     text = f"{spread_text(report.tokens_per_s, '.1f')} tokens/s"
     if report.sequences > 1:
-        text += f" in all, {spread_text(report.of_one)} times one"
+        text += f" in all, {spread_text(report.against_one)} times one"
     if report.hit_rate < 1:
         text += (
             f"; {report.hit_rate:.1%} of experts hit, {format_size(report.disk_bytes_per_token)} per token from disk"

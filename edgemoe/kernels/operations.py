@@ -351,7 +351,7 @@ class Route(Operation):
         require(not self.epsilon or self.score == "sigmoid", "epsilon", "0 for softmax", self.epsilon)
 
 
-Function = Literal["silu", "clamped_silu"]
+ActivationFunction = Literal["silu", "clamped_silu"]
 """The functions between the two products of a gated FFN: see `Activation`."""
 
 
@@ -363,7 +363,7 @@ class Activation:
     `g` was held to at most `limit` and `u` to `-limit .. limit` (gpt-oss). Kernels round every step to float32.
     """
 
-    function: Function = "silu"
+    function: ActivationFunction = "silu"
     alpha: float = 1.0
     limit: float | None = None
     offset: float | None = None  # none: 0
