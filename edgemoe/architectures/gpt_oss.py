@@ -68,14 +68,15 @@ TENSORS = (
 def read(reader: ConfigReader) -> ModelSpec:
     """The model that a config describes. Raises SourceError."""
     frame = read_frame(reader, "gpt_oss", layer_types=("sliding_attention", "full_attention"), windows=True)
-    for name in ("head_dim", "num_key_value_heads"):  # whose defaults differ between programs
+    for name in ("head_dim", "num_key_value_heads"):  # their defaults differ between programs
         reader.integer(name, maximum=LARGEST_POSITIONS)
     if reader.value("rope_scaling") is None and reader.value("rope_parameters") is None:
         raise SourceError("config.json: rope_parameters is missing; expected an object.", DAMAGED)
     attention = read_attention(
         reader, frame, default_theta=150_000.0, bias_key="attention_bias", bias_default=True, kv_heads_required=True
     )
-    _check_context(reader, attention.rope)
+    if attention.rope is not None:
+        _check_context(reader, attention.rope)
     reader.integer("num_experts_per_tok", "experts_per_token", maximum=LARGEST_EXPERTS)
     moe = replace(
         read_experts(reader, width_key="intermediate_size", router=RouterSpec(normalise=True, logit_bias=True)),

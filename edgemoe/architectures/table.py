@@ -53,8 +53,9 @@ class Row:
 class SourceSlice:
     """Where a tensor lies in the checkpoint: rows `row_start` to `row_stop` of `tensor`, or of `tensor[index]`.
 
-    Of each `row_step` of these it takes the first. Of a `transposed` matrix they are columns. The rows of a vector are
-    its elements, as are those of a tensor of three dimensions without an `index`.
+    With a `row_step` above 1 it takes every `row_step`-th of them only, from the first on. If the matrix is
+    `transposed`, its columns are counted in place of rows. The rows of a vector, and of a tensor of three dimensions
+    without an `index`, are its elements.
     """
 
     tensor: str

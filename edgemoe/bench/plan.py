@@ -26,7 +26,7 @@ from edgemoe.engine.memory import MemoryPlan, plan_memory
 from edgemoe.engine.opening import model_sizes
 from edgemoe.engine.traffic import token_traffic
 from edgemoe.experts.policy import DEFAULT_POLICY
-from edgemoe.kernels.operations import Backend
+from edgemoe.kernels.backend import Backend
 from edgemoe.model.build import build_graph
 from edgemoe.model.spec import ModelSpec
 from edgemoe.store.manifest import Manifest
@@ -178,11 +178,11 @@ def expected_speed(
     return hits, SpeedEstimate(low.low, likely.likely, high.high)
 
 
-def resident_parts(manifest: Manifest) -> dict[str, tuple[str, int]]:
+def dense_parts(manifest: Manifest) -> dict[str, tuple[str, int]]:
     """Parts of the model that are always in memory: for each class its formats and bytes."""
     formats: dict[str, set[str]] = {}
     sizes: dict[str, int] = {}
-    for tensor in manifest.resident:
+    for tensor in manifest.dense:
         shape = (tensor.rows,) if tensor.format is None else (tensor.rows, tensor.columns)
         kind = class_of(tensor.name, shape)
         formats.setdefault(kind, set()).add(tensor.format.name if tensor.format else "f32")

@@ -22,8 +22,8 @@ from edgemoe.bench.plan import (
     assume_traced,
     assume_trained,
     assume_uniform,
+    dense_parts,
     forecast_budget,
-    resident_parts,
 )
 from edgemoe.bench.rates import (
     PROBE_BYTES,
@@ -37,7 +37,7 @@ from edgemoe.bench.rates import (
 from edgemoe.bench.speed import MachineRates
 from edgemoe.engine.memory import interpreter_bytes
 from edgemoe.errors import StoreError, UsageError
-from edgemoe.kernels.operations import Backend
+from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.select import KernelChoice, describe_backend, select_backend
 from edgemoe.model.description import store_spec
 from edgemoe.session.default_model import find_model
@@ -102,14 +102,14 @@ class ModelPlan:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON. Sizes are in bytes, rates in bytes per second."""
         manifest, work = self.source.store.manifest, self.planner.work
-        parts = resident_parts(manifest)
+        parts = dense_parts(manifest)
         return {
             "edgemoe_plan": REPORT_VERSION,
             "source": self.source.name,
             "known_from": self.source.known_from,
             "store_bytes": manifest.total_bytes,
             "record_bytes": self.source.store.record_bytes,
-            "resident_parts": {name: {"formats": formats, "bytes": size} for name, (formats, size) in parts.items()},
+            "dense_parts": {name: {"formats": formats, "bytes": size} for name, (formats, size) in parts.items()},
             "position": POSITION,
             "bytes_per_token": work.bytes_per_token,
             "kv_bytes_per_position": self.planner.traffic.kv_bytes_per_position,

@@ -36,7 +36,7 @@ class TogetherReport:
     sequences: int
     tokens_per_s: Spread
     """The rate of all sequences together."""
-    of_one: Spread
+    against_one: Spread
     """`tokens_per_s` over that of one sequence alone, round by round."""
     hit_rate: float
     """Share of the experts that a step used which were in memory; 1 where all are."""

@@ -44,12 +44,12 @@ class Assumptions:
     """Fraction of the disk's rate for many reads at once that the few reads of one layer reach."""
     layer_s: float
     """Seconds for calls, waking of threads and bookkeeping of each layer while experts are streamed."""
-    resident_layer_s: float
+    dense_layer_s: float
     """The same if all experts are in memory."""
 
 
-LIKELY = Assumptions(memory_share=0.83, disk_share=0.92, layer_s=40e-6, resident_layer_s=15e-6)
-LOW = Assumptions(memory_share=0.65, disk_share=0.75, layer_s=120e-6, resident_layer_s=40e-6)
+LIKELY = Assumptions(memory_share=0.83, disk_share=0.92, layer_s=40e-6, dense_layer_s=15e-6)
+LOW = Assumptions(memory_share=0.65, disk_share=0.75, layer_s=120e-6, dense_layer_s=40e-6)
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def token_seconds(
 ) -> float:
     """The time of a token whose reads run beside its layers' experts."""
     memory = assumed.memory_share * rates.memory_bytes_per_s
-    seconds = work.rest_bytes / memory + work.layers * (assumed.resident_layer_s if all_resident else assumed.layer_s)
+    seconds = work.rest_bytes / memory + work.layers * (assumed.dense_layer_s if all_resident else assumed.layer_s)
     if not work.moe_layers:
         return seconds
     compute, read = work.expert_bytes / memory, work.record_bytes / (assumed.disk_share * rates.disk_bytes_per_s)
@@ -178,7 +178,7 @@ def _apart_seconds(
     """The time of a token that computes nothing while it reads."""
     compute = work.bytes_per_token / (assumed.memory_share * rates.memory_bytes_per_s)
     read = work.missed_bytes(hit_rate) / (assumed.disk_share * rates.disk_bytes_per_s)
-    return compute + read + work.layers * (assumed.resident_layer_s if all_resident else assumed.layer_s)
+    return compute + read + work.layers * (assumed.dense_layer_s if all_resident else assumed.layer_s)
 
 
 def _binomial(count: int, chance: float) -> list[float]:

@@ -44,7 +44,7 @@ def convert(
 ) -> None:
     """Convert a checkpoint into a store. After an interruption the same command resumes.
 
-    Without --experts and --dense, the quantised blocks of a GGUF file are kept bit for bit.
+    Without --experts and --dense, the quantised blocks of a GGUF file and MXFP4 weights are kept bit for bit.
     """
     from edgemoe.cli.terminal.render import ProgressBar
     from edgemoe.cli.terminal.text import printable

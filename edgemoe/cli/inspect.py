@@ -108,7 +108,7 @@ def describe(store: Store) -> dict[str, Any]:
         "files": {file.name: file.bytes for file in manifest.files},
         "total_bytes": manifest.total_bytes,
         "checked_when_read": store.manifest.checked_when_read,
-        "resident_bytes": plan.resident_bytes,
+        "dense_bytes": plan.dense_bytes,
         "floor_bytes": plan.floor_bytes,
         "floor_interpreter_bytes": plan.interpreter_bytes,
         "provenance": dict(manifest.provenance),
@@ -151,7 +151,7 @@ def _show(screen: Screen, description: dict[str, Any]) -> None:
     rows += [(name, format_size(size)) for name, size in description["files"].items()]
     rows += [
         ("on disk", format_size(description["total_bytes"])),
-        ("for every token", format_size(description["resident_bytes"])),
+        ("for every token", format_size(description["dense_bytes"])),
         (
             "floor of memory",
             f"{format_size(description['floor_bytes'])}, of which the interpreter"

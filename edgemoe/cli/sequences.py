@@ -66,19 +66,20 @@ def sequences_rows(report: SequencesReport) -> list[tuple[str, str]]:
             f"{format_size(memory['budget_bytes'])}, {memory['slots']} of {memory['total_experts']} experts in memory",
         ),
         ("decode", f"{tokens}, {taken}"),
-        ("one sequence", _told(report.one)),
+        ("one sequence", _results(report.one)),
     ]
     for one in report.together:
-        rows.append((f"{one.sequences} sequences", _told(one)))
+        rows.append((f"{one.sequences} sequences", _results(one)))
     return rows
 
 
-def _told(report: TogetherReport) -> str:
+def _results(report: TogetherReport) -> str:
+    """The rate, and where experts are streamed the hit rate and the bytes read."""
     from edgemoe.cli.terminal.bench_tables import spread_text
 
     text = f"{spread_text(report.tokens_per_s, '.1f')} tokens/s"
     if report.sequences > 1:
-        text += f" in all, {spread_text(report.of_one)} times one"
+        text += f" in all, {spread_text(report.against_one)} times one"
     if report.hit_rate < 1:
         text += (
             f"; {report.hit_rate:.1%} of experts hit, {format_size(report.disk_bytes_per_token)} per token from disk"

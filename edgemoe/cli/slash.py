@@ -159,7 +159,7 @@ def show_statistics(repl: Conversation, argument: str) -> None:
         ("kernels", f"{engine.backend.name} {engine.backend.isa}, {engine.backend.threads} threads"),
         ("budget", f"{format_size(memory.budget_bytes)} (floor {format_size(memory.floor_bytes)})"),
         ("  interpreter", format_size(memory.interpreter_bytes)),
-        ("  dense weights", format_size(memory.resident_bytes)
+        ("  dense weights", format_size(memory.dense_bytes)
          + ("" if memory.embedding_resident else ", the embedding read from disk")),
         ("  KV cache", f"{format_size(memory.kv_cache_bytes)} ({memory.kv_format})"),
         *([("  fixed state", f"{format_size(memory.fixed_state_bytes)} ({memory.snapshots} snapshots)")]

@@ -33,7 +33,7 @@ class Journal:
         self.errors: dict[int, tuple[float, float]] = {}
         """Sums of squared errors and of squared weights of each finished piece, by its number."""
         self.checksums: dict[str, Checksums] = {}
-        """Checksums of each finished record or resident tensor."""
+        """Checksums of each finished record or dense tensor."""
         self._read()
 
     @classmethod

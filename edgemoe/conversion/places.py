@@ -19,7 +19,7 @@ SLICE_WEIGHTS = 1 << 20
 class Place:
     """A tensor in a file of a store: panels of `format`, or (None) float32 elements.
 
-    `part` is the record or resident tensor that it is part of, the unit of checksums.
+    `part` is the record or dense tensor that it is part of, the unit of checksums.
     """
 
     part: str
@@ -47,8 +47,8 @@ class Place:
 
 
 def part_ranges(manifest: Manifest) -> dict[str, tuple[str, int, int]]:
-    """File, offset and bytes of each part of a store: every resident tensor, and every expert's record."""
-    ranges = {t.name: (manifest.resident_file.name, t.offset, t.bytes) for t in manifest.resident}
+    """File, offset and bytes of each part of a store: every dense tensor, and every expert's record."""
+    ranges = {t.name: (manifest.dense_file.name, t.offset, t.bytes) for t in manifest.dense}
     for record in manifest.records:
         ranges[record.name] = (manifest.expert_files[record.file].name, record.offset, record.length)
     return ranges
@@ -57,7 +57,7 @@ def part_ranges(manifest: Manifest) -> dict[str, tuple[str, int, int]]:
 def tensor_places(manifest: Manifest, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Place]:
     """Locate the tensors of a model; `shapes` are the names and shapes from `ModelSpec.tensors`."""
     ranges = part_ranges(manifest)
-    formats = {tensor.name: tensor.format for tensor in manifest.resident}
+    formats = {tensor.name: tensor.format for tensor in manifest.dense}
     places = {}
     for name, shape in shapes.items():
         expert, last = expert_of(name), name.rpartition(".")[2]

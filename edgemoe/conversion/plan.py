@@ -39,7 +39,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Part:
-    """A record or resident tensor: where it lies, and how many pieces it is made of."""
+    """A record or dense tensor: where it lies, and how many pieces it is made of."""
 
     file: str
     offset: int
@@ -109,12 +109,12 @@ def plan_manifest(
     provenance: Mapping[str, Any],
 ) -> Manifest:
     """Every place in the store of a model whose tensors have these shapes and formats; no checksum yet."""
-    resident: dict[str, tuple[str, Format | None, int, int]] = {}
+    dense: dict[str, tuple[str, Format | None, int, int]] = {}
     for name, shape in shapes.items():
         if expert_of(name) is None:
             stored = stored_name(name)
             rows = shape[0] if stored == name else 2 * panel_count(shape[0]) * PANEL_ROWS
-            resident[stored] = (stored, formats[name], rows, shape[1] if len(shape) == 2 else 1)
+            dense[stored] = (stored, formats[name], rows, shape[1] if len(shape) == 2 else 1)
     experts: list[list[RecordLayout]] = [[] for _ in spec.layers]
     for number, layer in enumerate(spec.layers):
         routed = layer.routed
@@ -126,7 +126,7 @@ def plan_manifest(
             experts[number].append(
                 packed_layout(spec.hidden_size, routed.intermediate_size, gate_up, down, routed.bias)
             )
-    return plan_store(spec.to_json(), list(resident.values()), experts, provenance)
+    return plan_store(spec.to_json(), list(dense.values()), experts, provenance)
 
 
 def _check(piece: Piece, info: TensorInfo) -> None:

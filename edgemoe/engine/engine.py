@@ -43,12 +43,13 @@ from edgemoe.experts.loading import ExpertLoading
 from edgemoe.experts.opening import open_cache
 from edgemoe.io.direct import allocate_pages
 from edgemoe.io.reads import ExpertFiles, RecordReader, open_reader
-from edgemoe.kernels.operations import Backend, Floats, Program
+from edgemoe.kernels.backend import Backend, Program
+from edgemoe.kernels.operations import Floats
 from edgemoe.kernels.paging import CacheStatistics
 from edgemoe.model.build import HEAD_ROWS, Graph
 from edgemoe.paths import cache_folder
+from edgemoe.store.dense import DenseReading
 from edgemoe.store.reader import Store
-from edgemoe.store.resident import ResidentReading
 
 if TYPE_CHECKING:  # hooks.py names this module's types
     from edgemoe.engine.hooks import RoutingObserver, RoutingSource
@@ -105,11 +106,11 @@ class Engine:
         backend: Backend,
         options: EngineOptions,
         routing: RoutingSource | None = None,
-        resident: ResidentReading | None = None,
+        dense: DenseReading | None = None,
     ) -> None:
         """`graph` is the program of the model that runs: the store's, with `routing` and lossy options applied to it.
 
-        `memory` is the plan that follows from the options, and `backend` has their threads. `resident`: the weights
+        `memory` is the plan that follows from the options, and `backend` has their threads. `dense`: the weights
         that every token needs, if the caller has begun to read them already.
         """
         self.store = store
@@ -142,7 +143,7 @@ class Engine:
         """The sequence of `forward`, `rewind` and `position`."""
         self._embedding_rows: EmbeddingRows | None = None
         self._hot_list: HotList | None = None
-        self._loading: list[ResidentReading | ExpertLoading] = [] if resident is None else [resident]
+        self._loading: list[DenseReading | ExpertLoading] = [] if dense is None else [dense]
         self._files: ExpertFiles | None = None
         try:
             files = ExpertFiles(store.expert_paths, options.direct_reads)
@@ -150,9 +151,9 @@ class Engine:
             self.direct_reads = files.direct
             """Whether experts are read past the page cache."""
             arena = _allocate_arena(memory.slots, memory.slot_bytes)
-            if resident is None:
-                resident = store.begin_resident(memory.embedding_resident)
-                self._loading.append(resident)
+            if dense is None:
+                dense = store.begin_dense(memory.embedding_resident)
+                self._loading.append(dense)
             cache = None
             if not memory.all_resident:
                 self._reader = open_reader(arena, READER_THREADS)
@@ -162,7 +163,7 @@ class Engine:
                 self._embedding_rows = EmbeddingRows(store, options.direct_reads)
             decoder = Decoder(
                 graph,
-                resident.tensors,
+                dense.tensors,
                 self._space,
                 arena,
                 store.record_layouts,

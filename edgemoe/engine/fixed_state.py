@@ -1,10 +1,13 @@
 """The fixed state of sequences: what a layer keeps of a sequence whatever the number of its tokens.
 
 Examples are the last inputs of a convolution, and the matrix of a recurrent layer. A sequence has one row of it, which
-every token changes, so that it can go back by few tokens only: as many as all its values can undo. For more there are
-snapshots: a bounded number of copies of the state at ends of pages. A snapshot is named by the hash of all tokens up to
-its place, as a page is, so that every sequence that begins with these tokens finds it. The one that was used least
-recently makes way for a new one.
+every token changes, so that it can go back by few tokens only: as many as all its values can undo. A value that can
+undo is a ring of inputs with `undo` places more than the next token needs: to go back, nothing is copied, since the
+earlier inputs still lie there. A value that every token overwrites can undo 0 tokens.
+
+For more there are snapshots: a bounded number of copies of the state at ends of pages. A snapshot holds what the next
+token needs and no more. It is named by the hash of all tokens up to its place, as a page is, so that every sequence
+that begins with these tokens finds it. The one that was used least recently makes way for a new one.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ class FixedValue(NamedTuple):
     snapshots: Floats  # (snapshots, extent - undo, ...)
 
     def places(self, position: int) -> slice | list[int]:
-        """The places in a row that the token at `position` needs: of a ring, those of the positions before it."""
+        """The places in a row that the token at `position` needs: in a ring, those of the positions before it."""
         extent = self.rows.shape[1]
         return [p % extent for p in range(position - extent + self.undo, position)] if self.undo else slice(None)
 
@@ -47,7 +50,7 @@ class FixedState:
         self._free = list(range(snapshots - 1, -1, -1))
 
     def newest(self, prefixes: Sequence[PrefixHash]) -> int:
-        """After how many pages, which have these hashes, the newest snapshot lies; 0: there is none."""
+        """The number of pages, which have these hashes, before the newest snapshot among them; 0: there is none."""
         return next((n for n in range(len(prefixes), 0, -1) if prefixes[n - 1] in self._slot_of), 0)
 
     def keep(self, prefix: PrefixHash, row: int, position: int) -> None:
@@ -60,9 +63,9 @@ class FixedState:
         self._slot_of[prefix] = slot
 
     def restore(self, prefixes: Sequence[PrefixHash], row: int) -> int:
-        """Let a row be the newest snapshot of a sequence whose pages have these hashes; returns its position.
+        """Copy to a row the newest snapshot of a sequence whose pages have these hashes; returns its position.
 
-        That is 0 where there is no snapshot: at position 0 no state is needed.
+        The position is 0 where there is no snapshot: at position 0 no state is needed.
         """
         pages = self.newest(prefixes)
         if pages:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from edgemoe.kernels import operations as op
+from edgemoe.kernels.backend import Backend, Program
 from edgemoe.model.graph import Part
 
 
@@ -48,13 +49,13 @@ class TimeLedger:
 class Programs:
     """Makes a model's programs, and sums up the time of their operations by part."""
 
-    def __init__(self, backend: op.Backend, part_of: Callable[[op.Operation], Part]) -> None:
+    def __init__(self, backend: Backend, part_of: Callable[[op.Operation], Part]) -> None:
         self._backend = backend
         self._part_of = part_of
-        self._made: list[tuple[op.Program, list[Part]]] = []
+        self._made: list[tuple[Program, list[Part]]] = []
         self._timed = False
 
-    def make(self, operations: Sequence[op.Operation], like: Sequence[op.Operation] | None = None) -> op.Program:
+    def make(self, operations: Sequence[op.Operation], like: Sequence[op.Operation] | None = None) -> Program:
         """Make the program of a list of operations. Raises KernelError as the backend does.
 
         `like`: operations of the same parts of the work, where these are not those of the decoder.

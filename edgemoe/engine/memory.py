@@ -22,7 +22,7 @@ from edgemoe.engine.workspace import (
 )
 from edgemoe.errors import BudgetError, UsageError
 from edgemoe.experts.opening import cache_bytes
-from edgemoe.kernels.operations import Backend
+from edgemoe.kernels.backend import Backend
 from edgemoe.model.build import Graph
 from edgemoe.process import Limit, available_bytes, memory_limit, rss_bytes
 from edgemoe.sizes import format_size, parse_size
@@ -49,7 +49,7 @@ LEAST_SNAPSHOTS = 2
 class ModelSizes:
     """Sizes of a store that the memory plan needs: in bytes, except the counts."""
 
-    resident_bytes: int
+    dense_bytes: int
     slot_bytes: int
     total_experts: int
     kv_format: KvFormat
@@ -67,7 +67,7 @@ class MemoryPlan:
     budget_bytes: int
     floor_bytes: int
     interpreter_bytes: int
-    resident_bytes: int
+    dense_bytes: int
     workspace_bytes: int
     kv_cache_bytes: int
     slot_bytes: int
@@ -78,12 +78,13 @@ class MemoryPlan:
     kv_format: KvFormat
     sequences: int = 1
     embedding_resident: bool = True
-    """Whether the embedding is in RAM; if not, tokens' rows are read on demand, and `resident_bytes` is without it."""
+    """Whether the embedding is in RAM; if not, tokens' rows are read on demand, and `dense_bytes` is without it."""
     cache_table_bytes: int = 0
     """Bytes of the tables that say which expert is in which slot; 0 where all experts are resident."""
     fixed_state_bytes: int = 0
     """Bytes that sequences keep whatever the number of their tokens, snapshots included."""
     snapshots: int = 0
+    """How many snapshots of fixed state there is room for."""
 
     @property
     def all_resident(self) -> bool:
@@ -104,7 +105,7 @@ class MemoryPlan:
         """The sum of all parts; at most the budget."""
         return (
             self.interpreter_bytes
-            + self.resident_bytes
+            + self.dense_bytes
             + self.workspace_bytes
             + self.kv_cache_bytes
             + self.fixed_state_bytes
@@ -123,12 +124,12 @@ def interpreter_bytes(backend: Backend) -> int:
 
 
 def has_ample_room(ram: str | int | None, sizes: ModelSizes, backend: Backend) -> bool:
-    """Whether a budget, as `plan_memory` takes it, is large enough to read resident weights before planning.
+    """Whether a budget, as `plan_memory` takes it, is large enough to read dense weights before planning.
 
     Budget and machine must both have twice the memory of these weights and the interpreter. Raises UsageError for an
     invalid budget.
     """
-    held_bytes = interpreter_bytes(backend) + sizes.resident_bytes
+    held_bytes = interpreter_bytes(backend) + sizes.dense_bytes
     return min(_budget(ram, floor_bytes=held_bytes), memory_limit().amount) >= 2 * held_bytes
 
 
@@ -201,7 +202,7 @@ class _Needs:
         least_state_bytes += fixed_state_bytes(graph, least_context, sizes.kv_format, sizes.sequences)
         least_slots = min(sizes.total_experts, 2 * graph.spec.most_top_k)
         least_experts_bytes = least_slots * sizes.slot_bytes + _table_bytes(graph, sizes, backend, least_slots)
-        resident_bytes = _resident_bytes(sizes, embedding_resident)
+        dense_bytes = _dense_bytes(sizes, embedding_resident)
         return cls(
             graph,
             sizes,
@@ -213,7 +214,7 @@ class _Needs:
             least_workspace_bytes,
             least_slots,
             least_experts_bytes,
-            interpreter + resident_bytes + least_workspace_bytes + least_state_bytes + least_experts_bytes,
+            interpreter + dense_bytes + least_workspace_bytes + least_state_bytes + least_experts_bytes,
         )
 
 
@@ -226,19 +227,19 @@ def _check_context(graph: Graph, context_length: int | None) -> None:
         )
 
 
-def _resident_bytes(sizes: ModelSizes, embedding_resident: bool) -> int:
-    return sizes.resident_bytes - (0 if embedding_resident else sizes.embedding_bytes)
+def _dense_bytes(sizes: ModelSizes, embedding_resident: bool) -> int:
+    return sizes.dense_bytes - (0 if embedding_resident else sizes.embedding_bytes)
 
 
 def _table_bytes(graph: Graph, sizes: ModelSizes, backend: Backend, slots: int) -> int:
-    """Bytes of the tables of an expert cache of so few slots that it needs them."""
+    """Bytes of the tables of an expert cache; 0 where the slots hold all experts, so that there is no cache."""
     if slots >= sizes.total_experts:
         return 0
     return cache_bytes(slots, len(graph.spec.layers), graph.spec.most_experts, backend)
 
 
 def _most_slots(least: _Needs, left_bytes: int) -> int:
-    """The number of slots that fit, with the tables about them."""
+    """Return the number of slots that fit, with the tables about them, which grow with the number of slots."""
     sizes = least.sizes
     if not sizes.slot_bytes or left_bytes >= sizes.total_experts * sizes.slot_bytes:
         return sizes.total_experts if sizes.slot_bytes else 0
@@ -250,7 +251,7 @@ def _most_slots(least: _Needs, left_bytes: int) -> int:
     most = left_bytes // sizes.slot_bytes
     tables = _table_bytes(least.graph, sizes, least.backend, most)
     slots = max(least.least_slots, (left_bytes - tables) // sizes.slot_bytes)
-    while slots < most and fits(slots + 1):  # tables of more slots than fit were taken off
+    while slots < most and fits(slots + 1):  # the tables taken off are those of `most` slots, which are larger
         slots += 1
     return slots
 
@@ -265,8 +266,8 @@ def _share_out(least: _Needs, budget_bytes: int) -> MemoryPlan:
             f" the budget is {format_size(budget_bytes)}.",
             f"Use `ram={-(-floor_bytes >> 20)}MiB` or more (`ram=floor` takes just what it needs).",
         )
-    resident_bytes = _resident_bytes(sizes, least.embedding_resident)
-    fixed_bytes = interpreter + resident_bytes
+    dense_bytes = _dense_bytes(sizes, least.embedding_resident)
+    fixed_bytes = interpreter + dense_bytes
     chunk, context, most_context = CHUNK_TOKENS[-1], least.least_context, least.most_context
     all_slots_bytes = sizes.total_experts * sizes.slot_bytes
     # The workspace may take a tenth of the budget, but nothing of what the other parts need at least.
@@ -298,7 +299,7 @@ def _share_out(least: _Needs, budget_bytes: int) -> MemoryPlan:
         budget_bytes,
         floor_bytes,
         interpreter,
-        resident_bytes,
+        dense_bytes,
         workspace,
         kv_cache,
         sizes.slot_bytes,
@@ -401,8 +402,8 @@ def fixed_state_bytes(graph: Graph, context_length: int, kv_format: KvFormat, se
 def workspace_bytes(graph: Graph, sizes: ModelSizes, backend: Backend, chunk_tokens: int, context_length: int) -> int:
     """Bytes of activations (`workspace.py`) and of the backend's scratch, for chunks of `chunk_tokens` tokens.
 
-    Beside these, what each sequence has in Python: its positions' objects, and the logits of two steps, since the
-    caller may hold those of one while the next is run.
+    Added to these are the Python objects of each sequence: those of its positions, and the logits of two steps, since
+    the caller may hold those of one while the next is run.
     """
     values = work_bytes(graph, chunk_tokens) + kept_bytes(graph, chunk_tokens, context_length, sizes.sequences)
     scratch = step_scratch_bytes(graph, sizes.formats, backend, chunk_tokens, context_length, sizes.kv_format)

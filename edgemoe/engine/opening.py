@@ -54,7 +54,7 @@ def open_engine(
     graph = graph_of(spec, options.lossy, routing)
     sizes = model_sizes(store, spec, options.kv, options.sequences)
     backend = select_backend(options.threads)  # before the plan, which measures the backend's libraries
-    resident = embedding_resident = None
+    dense = embedding_resident = None
     try:
         # Checked before anything large is read; growth of the interpreter can only raise the floor.
         check_floor(graph, sizes, backend, options.context_length)
@@ -64,12 +64,12 @@ def open_engine(
                     not sizes.embedding_bytes
                     or plan_memory(graph, sizes, backend, options.ram, options.context_length).embedding_resident
                 )
-                resident = store.begin_resident(embedding_resident)
+                dense = store.begin_dense(embedding_resident)
             check_side_files(store)
             meanwhile()
-            if resident is not None:
-                resident.wait()  # all its pages are in RAM now, so the plan can tell them from the interpreter's
-        interpreter = interpreter_bytes(backend) - (0 if resident is None else resident.bytes)
+            if dense is not None:
+                dense.wait()  # all its pages are in RAM now, so the plan can tell them from the interpreter's
+        interpreter = interpreter_bytes(backend) - (0 if dense is None else dense.bytes)
         check_floor(graph, sizes, backend, options.context_length, interpreter)
         memory = plan_memory(
             graph, sizes, backend, options.ram, options.context_length, interpreter, embedding_resident
@@ -79,11 +79,11 @@ def open_engine(
         if lossy != options.lossy:
             graph = graph_of(spec, lossy, routing)
     except BaseException:
-        if resident is not None:
-            resident.close()
+        if dense is not None:
+            dense.close()
         backend.close()
         raise
-    return Engine(store, graph, memory, backend, options, routing, resident)
+    return Engine(store, graph, memory, backend, options, routing, dense)
 
 
 def graph_of(spec: ModelSpec, lossy: LossySettings, routing: RoutingSource | None = None) -> Graph:
@@ -103,7 +103,7 @@ def model_sizes(store: Store, spec: ModelSpec, kv: str | None = None, sequences:
     formats = WeightFormats.of(store)
     kv_format = _kv_format(store, kv)
     return ModelSizes(
-        store.resident_bytes(), store.record_bytes, spec.total_experts, kv_format, formats, embedding_bytes, sequences
+        store.dense_bytes(), store.record_bytes, spec.total_experts, kv_format, formats, embedding_bytes, sequences
     )
 
 

@@ -10,8 +10,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from edgemoe.engine.workspace import KvFormat, shape_of
+from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.formats import Format, Matrix, group_count
-from edgemoe.kernels.operations import Backend, Placeholder, QuantisedCache, RecordLayouts
+from edgemoe.kernels.operations import Placeholder, QuantisedCache, RecordLayouts
 from edgemoe.model.build import Graph
 from edgemoe.model.graph import (
     Arena,
@@ -33,7 +34,7 @@ class WeightFormats:
     """The formats of a store's weights, which its manifest says before any of them is read."""
 
     matrices: Mapping[str, Format]
-    """The format of each resident matrix, by its stored name."""
+    """The format of each dense matrix, by its stored name."""
     layouts: Sequence[RecordLayouts | None]
     """The layouts of each layer's expert records; None for a layer without routed experts."""
     slot_bytes: int
@@ -49,7 +50,7 @@ class WeightFormats:
     @classmethod
     def of(cls, store: Store) -> WeightFormats:
         """The formats of a store, which may be planned only."""
-        matrices = {tensor.name: tensor.format for tensor in store.manifest.resident if tensor.format is not None}
+        matrices = {tensor.name: tensor.format for tensor in store.manifest.dense if tensor.format is not None}
         return cls(matrices, store.record_layouts, store.record_bytes)
 
 

@@ -44,7 +44,7 @@ class Sequence:
     ) -> None:
         """`table` is the row of the page table, `(P,)`, whose number is `row`; `fixed`: the fixed state of all rows."""
         self.ids: list[int] = []
-        """The tokens whose keys and values are there."""
+        """Its tokens, whose keys and values are there (fixed state lacks those that are `behind`)."""
         self.turn = Turn()
         self.row = row
         self._pool = pool
@@ -135,9 +135,9 @@ class Sequence:
         self._note_state(self._fixed, before, len(self.ids), self._hashes)
 
     def stop_within(self, tokens: int) -> int:
-        """After how many of the next `tokens` tokens a run has to end for `keep_state` to take a snapshot; 0: none.
+        """The number of the next `tokens` tokens after which a run has to end for a snapshot (`keep_state`); 0: none.
 
-        That is at the end of the last page which they fill, unless the state can be taken back to there afterwards.
+        It ends with the last page that they fill, unless the state can be taken back to that place afterwards.
         """
         end = self.resumes_at + tokens
         place = end // PAGE_TOKENS * PAGE_TOKENS
@@ -178,7 +178,8 @@ class Sequence:
     def give_up(self, tokens: int) -> None:
         """Give back the pages that were reserved for `tokens` tokens, whose run has failed somewhere.
 
-        The run may have changed the fixed state, which then goes back to where it is known; with 0 nothing was run.
+        With 0 nothing was run. Otherwise nobody knows how far the run came: the fixed state is taken to have passed all
+        of its tokens, and goes back from there to a place from which it is known.
         """
         self.release_reserved()
         if self._fixed is not None and tokens:

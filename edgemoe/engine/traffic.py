@@ -34,7 +34,8 @@ class TokenTraffic:
     def at(self, position: float) -> float:
         """Bytes of the token at a position.
 
-        A mean position gives the bytes of the mean token, unless a window ends between the positions that it is of.
+        The mean of several positions gives the mean of their bytes if each window holds either all of these positions
+        or none, since bytes grow in proportion to the position as far as the window, and no further.
         """
         return sum(self.weight_bytes.values()) + self._cached(position)
 
@@ -50,7 +51,7 @@ class TokenTraffic:
 
 def token_traffic(graph: Graph, manifest: Manifest, kv_format: KvFormat) -> TokenTraffic:
     """The traffic of a token: that of the graph's operations, with the sizes of a store's tensors (written or not)."""
-    sizes = {tensor.name: tensor.bytes for tensor in manifest.resident}
+    sizes = {tensor.name: tensor.bytes for tensor in manifest.dense}
     weight_bytes: dict[Part, int] = {}
     kv_bytes: dict[int, int] = {}
     for section in graph.sections():

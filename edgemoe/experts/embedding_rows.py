@@ -18,8 +18,9 @@ from edgemoe.errors import ReadError
 from edgemoe.experts.cache import READ_TIMEOUT_SECONDS
 from edgemoe.io.direct import allocate_pages, open_direct
 from edgemoe.io.reads import open_reader
+from edgemoe.kernels.backend import Program
 from edgemoe.kernels.formats import PANEL_ROWS, Matrix
-from edgemoe.kernels.operations import Floats, Integers, Program
+from edgemoe.kernels.operations import Floats, Integers
 from edgemoe.kernels.reads import RecordRead
 from edgemoe.store.panels import Panels
 from edgemoe.store.reader import Store
@@ -34,12 +35,12 @@ def saved_bytes(store: Store) -> int:
     """Bytes saved by leaving a store's embedding on disk; 0 if it must be in RAM or saves none."""
     if store.embedding is None:
         return 0
-    panels = Panels(store.resident_path, store.embedding)
-    if panels.pages(panels.count - 1)[1] > store.manifest.resident_file.bytes:  # past the file's end
+    panels = Panels(store.dense_path, store.embedding)
+    if panels.pages(panels.count - 1)[1] > store.manifest.dense_file.bytes:  # past the file's end
         return 0
     row_bytes = 2 * panels.most_read_bytes + 4 * panels.tensor.columns
     held_bytes = BATCH_TOKENS * row_bytes + CHECKSUM_BYTES * panels.count
-    return max(0, store.resident_bytes() - store.resident_bytes(embedding=False) - held_bytes)
+    return max(0, store.dense_bytes() - store.dense_bytes(embedding=False) - held_bytes)
 
 
 class EmbeddingRows:
@@ -51,7 +52,7 @@ class EmbeddingRows:
         Raises StoreError where it cannot be read, or differs from its checksum; BudgetError.
         """
         assert store.embedding is not None
-        self._panels = panels = Panels(store.resident_path, store.embedding)
+        self._panels = panels = Panels(store.dense_path, store.embedding)
         self._checksums = panels.checksums(direct)
         self.wait_ns = 0
         """Time for which it has waited for rows."""

@@ -10,9 +10,12 @@ import numpy.typing as npt
 from edgemoe.experts.cache import READ_TIMEOUT_SECONDS, Cache, ExpertCache
 from edgemoe.experts.policy import make_policy, policy_numbers
 from edgemoe.io.reads import ExpertFiles, RecordReader
-from edgemoe.kernels.operations import Backend
+from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.paging import RECORD, Records
 from edgemoe.store.reader import Store
+
+PYTHON_SLOT_BYTES, PYTHON_EXPERT_BYTES = 320, 16
+"""Bytes of the objects and arrays that `ExpertCache` and a policy have at most for a slot and for an expert."""
 
 
 def open_cache(
@@ -38,10 +41,6 @@ def open_cache(
     experts = max(experts_per_layer)
     order = make_policy(policy, len(arena), len(experts_per_layer) * experts)
     return ExpertCache(arena, experts_per_layer, store, files, reader, order)
-
-
-PYTHON_SLOT_BYTES, PYTHON_EXPERT_BYTES = 320, 16
-"""Bytes of the objects and arrays that `ExpertCache` and a policy have at most for a slot and for an expert."""
 
 
 def cache_bytes(slots: int, layers: int, experts: int, backend: Backend) -> int:

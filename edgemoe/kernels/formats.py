@@ -26,7 +26,8 @@ m4 is MXFP4 of the OCP Microscaling Formats specification (MX) 1.0: an element o
 exponent and one of mantissa (0, 0.5, 1, 1.5, 2, 3, 4, 6), a scale is a power of two. Products want integers, so the
 values are kept doubled and the scale halved: a weight is `value * 2**(e - 128)`, where `e` is the scale's byte.
 `e` = 0 makes a scale below float32's normal numbers, exact all the same. `e` = 255 means NaN in MX: no store holds it,
-as conversion refuses it. Code 8 is minus zero: its bits are kept, its value is 0.
+as conversion refuses it. Code 8 is minus zero: its bits are kept, its value is 0. MXFP4 blocks of GGUF and safetensors
+carry over bit for bit.
 """
 
 from __future__ import annotations

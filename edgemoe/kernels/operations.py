@@ -1,9 +1,7 @@
-"""The operations that make up a decoder, and the interface of a kernel backend.
+"""The operations that make up a decoder.
 
-A decoder describes its work once, as a list of operations bound to their buffers. A backend turns
-such a list into a `Program`; after that a step of the model is `program.run(tokens)`, which
-for the native backend is one call into C for the whole list. `reference.py` defines the result of each
-operation, and every other backend is tested against it.
+A decoder describes its work once, as a list of operations bound to their buffers, which a backend (`backend.py`) turns
+into a program. `reference.py` defines the result of each operation, and every other backend is tested against it.
 
 An operation is defined here once: the marks of its fields (`definition.py`) give the symbolic shapes to which every
 backend holds its buffers, and from which the structs of the C library and their filling are made.
@@ -17,9 +15,9 @@ Invariants:
 - Buffers are C-contiguous; activations are float32. A run touches only the first `T` rows of each.
 - The token in row `t` stands at position `positions[t]` of sequence `sequences[t]`, whose pages `pages[sequences[t]]`
   lists. The rows of a run belong to any sequences, in any order. The caller fills these three before each run.
-- Each token's result depends on other rows of the same run only through the KV cache of its own sequence, so neither
-  the way a prompt is cut into runs, nor the company of other sequences, nor the number of threads changes a single
-  bit of an answer.
+- Each token's result depends on other rows of the same run only through the state of its own sequence (its pages of
+  the KV cache, and its row of what `ShortConv` keeps), so neither the way a prompt is cut into runs, nor the company of
+  other sequences, nor the number of threads changes a single bit of an answer.
 """
 
 # Annotations are evaluated here, not left as text, so that the marks in them can be read quickly.
@@ -61,7 +59,6 @@ from edgemoe.kernels.formats import PANEL_ROWS, Format, Matrix, panel_count
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int32]
 Bytes = npt.NDArray[np.uint8]
-Nanoseconds = npt.NDArray[np.int64]
 
 
 PAGE_TOKENS = 64
@@ -283,8 +280,9 @@ class ShortConv(Operation):
     `output[t] = C[t] * (bias + taps[:, 0] * u[t - length + 1] + ... + taps[:, length - 1] * u[t])`, where `t` counts
     positions of the row's sequence, and `u` before position 0 is zero. The sum runs in this order.
 
-    `inputs` holds `u` of earlier runs: that of position `p` at `p % ring`. It takes in that of every row. Rows that
-    continue a sequence may be split by others, but come in the order of their positions.
+    `inputs` is a ring for each sequence that holds `u` of earlier runs: that of position `p` lies at `p % ring`. The
+    operation puts `u` of all its rows there too. Rows of one sequence come in the order of their positions, and may
+    have rows of others between them.
     Source: LFM2 (Liquid AI 2025, arXiv 2511.23404).
     """
 
@@ -353,7 +351,7 @@ class Route(Operation):
         require(not self.epsilon or self.score == "sigmoid", "epsilon", "0 for softmax", self.epsilon)
 
 
-Function = Literal["silu", "clamped_silu"]
+ActivationFunction = Literal["silu", "clamped_silu"]
 """The functions between the two products of a gated FFN: see `Activation`."""
 
 
@@ -365,7 +363,7 @@ class Activation:
     `g` was held to at most `limit` and `u` to `-limit .. limit` (gpt-oss). Kernels round every step to float32.
     """
 
-    function: Function = "silu"
+    function: ActivationFunction = "silu"
     alpha: float = 1.0
     limit: float | None = None
     offset: float | None = None  # none: 0
@@ -667,56 +665,3 @@ NATIVE_OPERATIONS: tuple[type[Operation], ...] = (
     Mix,
 )
 """The operations that the C library has, in the order of its enumeration. `native/write_header` writes its structs."""
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class ProgramTimes:
-    """Time spent in the runs of a program since timing was switched on."""
-
-    elapsed_ns: int
-    """Total of whole runs, measured by the backend: slightly more than the sum over operations."""
-    operations_ns: Nanoseconds  # (operations,)
-    waited_ns: Nanoseconds  # (operations,)
-    """The part of `operations_ns` spent waking worker threads and waiting for them; 0 if it cannot be measured."""
-    disk_ns: Nanoseconds  # (operations,)
-    """The part of `operations_ns` spent blocked on expert reads."""
-
-
-class Program(Protocol):
-    """A list of operations, bound to buffers and ready to run."""
-
-    def run(self, tokens: int) -> None:
-        """Run every operation in order for the first `tokens` rows of the buffers."""
-
-    def time_runs(self, on: bool) -> None:
-        """Start timing each operation of every run, from zero; or stop timing."""
-
-    def times(self) -> ProgramTimes:
-        """Return the times of all runs since `time_runs(True)`."""
-
-
-class Backend(Protocol):
-    """One implementation of all operations."""
-
-    name: str
-    """`reference`, `jit` or `native`."""
-    isa: str
-    """The instruction set in use, such as `avx2`; `-` where it does not apply."""
-    threads: int
-    growth_bytes: int
-    """Memory that the backend will still allocate besides buffers and scratch, such as that of a compiler."""
-    scratch_grows_with_context: bool
-    """Whether `scratch_bytes` depends on the number of pages of a sequence."""
-
-    @property
-    def fallbacks(self) -> tuple[str, ...]:
-        """The kinds of operations that it has no kernel for, and runs as the reference does."""
-
-    def program(self, operations: Sequence[Operation]) -> Program:
-        """Check and bind a list of operations. Raises KernelError for an operation that the backend cannot run."""
-
-    def scratch_bytes(self, operations: Sequence[Operation]) -> int:
-        """Bytes that `program` will allocate for these operations besides their buffers, which may be placeholders."""
-
-    def close(self) -> None:
-        """Stop the threads and free what the backend holds."""

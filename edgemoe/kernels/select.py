@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 
 from edgemoe.errors import KernelError, UsageError
-from edgemoe.kernels.operations import Backend
+from edgemoe.kernels.backend import Backend
 from edgemoe.process import physical_cores, processor_quota, usable_processors
 
 KERNELS_VARIABLE = "EDGEMOE_KERNELS"

@@ -15,6 +15,7 @@ import numpy as np
 
 from edgemoe.errors import KernelError
 from edgemoe.kernels import operations as op
+from edgemoe.kernels.backend import ProgramTimes
 from edgemoe.kernels.definition import HINT, NO_LIMIT, Misfit, Sizes, refusal, unknown
 from edgemoe.kernels.formats import GROUP_COLUMNS, PANEL_ROWS, group_count, panel_count
 
@@ -180,10 +181,10 @@ class StepwiseProgram:
         self._operations_ns[:] = 0
         self._disk_ns[:] = 0
 
-    def times(self) -> op.ProgramTimes:
+    def times(self) -> ProgramTimes:
         """Return the times. `waited_ns` is 0: a Python kernel does not report how long it waits for its threads."""
         waited_ns = np.zeros_like(self._operations_ns)
-        return op.ProgramTimes(self._elapsed_ns, self._operations_ns.copy(), waited_ns, self._disk_ns.copy())
+        return ProgramTimes(self._elapsed_ns, self._operations_ns.copy(), waited_ns, self._disk_ns.copy())
 
     def _run_timed(self, tokens: int) -> None:
         start = before = time.perf_counter_ns()

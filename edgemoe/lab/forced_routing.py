@@ -92,9 +92,10 @@ class ForcedRouting:
         return spec.with_top_k(self.experts_used)
 
     def spread(self, sequences: int) -> None:
-        """Let the first sequence of each phase go on where it stands, and as many in all begin at equal distances.
+        """Spread the next steps of `sequences` sequences over each phase at equal distances.
 
-        Sequences are numbered by their rows in the page table. Without this, each begins with the first step.
+        The first sequence goes on where it stands. Sequences are numbered by their rows in the page table. Without this
+        call each of them begins with the first step.
         """
         for phase, following in self._next.items():
             first, steps = following.get(0, 0), self.steps(phase)

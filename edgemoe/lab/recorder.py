@@ -192,7 +192,7 @@ def trace_shape(store: Store, spec: ModelSpec, model: str | None = None) -> Trac
     if not spec.routed:
         raise UsageError("this model has no routed experts.", "There is no routing to record.")
     dense = [0] * len(spec.layers)
-    for tensor in store.manifest.resident:
+    for tensor in store.manifest.dense:
         room, _, rest = tensor.name.partition(".")
         if room == "layers":
             dense[int(rest.partition(".")[0])] += tensor.bytes

@@ -121,6 +121,8 @@ def _add_group(build: Builder, layer: int, blocks: Sequence[Block], scale: float
                 sources.append(sources[-1] if block.parallel else build.residual)
     for block, source in zip(blocks, sources, strict=True):
         with build.at(layer, block.prefix), build.doing(block.body.norm_part, "attend"):
+            # A body adds its result to the stream itself, unless something happens to the result before: then the body
+            # writes it to rows of its own, and `_join` brings it into the stream.
             joins = block.post_norm or block.residual is not None
             build.result = build.rows("result", build.hidden_size) if joins else None
             build.result_scale = 1.0 if joins else scale
@@ -152,6 +154,7 @@ def _guess(number: int, layer: LayerSpec, build: Builder) -> None:
     """Guess the routing of layer `number` from the residual stream as it stands one layer earlier."""
     *_, group = layer.groups()
     routed = next(place for place, block in enumerate(group) if block.body.routed)
+    # The router reads the rows of the latest block up to its own that has an input norm, or of the group's first block.
     reads = next(block for block in reversed(group[: routed + 1]) if block.input_norm or not block.parallel)
     source = build.residual
     with build.doing("prefetch", "guess"):

@@ -48,8 +48,8 @@ def _misfits(store: Store, spec: ModelSpec) -> Iterator[str]:
         if routed and any(layout.has_biases != routed.bias for layout in layouts):
             wanted, other = ("with", "without") if routed.bias else ("without", "with")
             yield f"layer {number}: expected experts {wanted} biases, found some {other}"
-    tensors = {tensor.name: tensor for tensor in store.manifest.resident}
-    for name, shape in _resident_shapes(spec):
+    tensors = {tensor.name: tensor for tensor in store.manifest.dense}
+    for name, shape in _dense_shapes(spec):
         tensor = tensors.pop(name, None)
         matrix = len(shape) == 2
         if tensor is None:
@@ -64,8 +64,8 @@ def _listed(sizes: set[tuple[int, int, int]]) -> str:
     return " and ".join(map(str, sorted(sizes))) or "none"
 
 
-def _resident_shapes(spec: ModelSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of the resident file's tensors, where gate and up are one matrix, panel by panel."""
+def _dense_shapes(spec: ModelSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the dense file's tensors, where gate and up are one matrix, panel by panel."""
     for name, shape in spec.dense_tensors().items():
         if name.endswith(".up"):
             continue

@@ -62,8 +62,9 @@ STAGES: tuple[Stage, ...] = ("attend", "fetch", "guess", "beside", "experts", "c
 GUESSED_ROWS = 8
 """The most rows of a run with a guess at the next layer's routing.
 
-Every run has room for so many (`engine/memory.py`), so guesses raise no floor. More rows are worth less: eight that
-choose an eighth of the experts each name two thirds of a layer already, and then its demands keep the disk busy anyway.
+Every run has room for this number of rows (`engine/memory.py`), so guesses raise no floor. More rows are worth less:
+eight that choose an eighth of the experts each name two thirds of a layer already, and then its demands keep the disk
+busy anyway.
 """
 
 Dimension = Union[int, Literal["T", "C", "S", "P", "N"]]
@@ -370,7 +371,7 @@ class Builder:
     def section(self) -> Section:
         """All that was added, stage after stage: parallel blocks take turns at each of them."""
         steps, born = tuple(sorted(self.steps, key=lambda step: STAGES.index(step.stage))), self._born
-        if steps != tuple(self.steps):
+        if steps != tuple(self.steps):  # a value is born at its first use, which may have moved
             uses = ((value, number) for number, step in enumerate(steps) for value in values_of(step.operation))
             first_uses = dict(reversed(list(uses)))
             born = {value: first_uses.get(value, 0) for value in self._born}

@@ -22,7 +22,7 @@ _ROLE = "assistant"
 
 
 def texts_of(tokenizer: Tokenizer, before: Sequence[int]) -> Detokeniser | ChannelTexts:
-    """The way from an answer's ids to text for a tokenizer with or without channels. `before`: the prompt's ids."""
+    """Make the object that turns an answer's ids into text, with or without channels. `before`: the prompt's ids."""
     markers = tokenizer.channel_markers
     return Detokeniser(tokenizer, before) if markers is None else ChannelTexts(tokenizer, markers, before)
 
@@ -74,7 +74,7 @@ class ChannelTexts:
         return held + self._said(self._body.finish())
 
     def _read_header(self) -> str:
-        """The text of the header so far; the role of the answer itself is none."""
+        """The text of the header so far, without the role `assistant`, which every answer has."""
         text = self._tokenizer.decode(self._header or []).strip()
         return " ".join(filter(None, (self._role, "" if text == _ROLE else text)))
 

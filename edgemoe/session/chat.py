@@ -6,7 +6,7 @@ from the turn before are kept, so only the new ones are computed.
 When the context is full the oldest turns are forgotten (the system message stays) until the conversation
 fills at most half of the context, so that it does not happen again at once. Forgotten turns are still
 saved by `save`. An answer that was stopped stays in the conversation as far as it went; a message whose
-answer had not begun is removed. Of a model that thinks in a channel of its own only the answer stays.
+answer had not begun is removed. A model's thoughts in a channel of their own do not stay, only the answer does.
 """
 
 from __future__ import annotations

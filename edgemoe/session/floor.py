@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from edgemoe.engine.memory import MemoryPlan, ModelSizes, plan_memory
 from edgemoe.engine.opening import model_sizes
 from edgemoe.errors import StoreError
-from edgemoe.kernels.operations import Backend
+from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.select import select_backend
 from edgemoe.model.build import Graph, build_graph
 from edgemoe.model.description import store_spec

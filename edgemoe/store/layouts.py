@@ -93,6 +93,7 @@ class RecordLayout:
 
     def _bytes_of(self, section: Section) -> int:
         own, biases = self.matrices, self.matrices.bias_offsets()
+        # `bias_bytes` would be 0 for biases that a damaged file has at byte 0, and hide that they overlap.
         sizes = {"gate_up": own.gate_up_bytes, "down": own.down_bytes, BIASES: biases["end"] - biases["gate"]}
         return sizes[section.name]
 

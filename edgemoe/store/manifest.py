@@ -20,7 +20,7 @@ from edgemoe.store.layouts import RecordLayout
 from edgemoe.store.records import RECORDS_NAME, RecordTable
 
 MANIFEST_NAME = "edgemoe.json"
-RESIDENT_NAME = "resident.safetensors"
+DENSE_NAME = "resident.safetensors"
 STORE_VERSION = 2
 """The version that this build writes. It also reads version 1, which listed records in the manifest itself."""
 
@@ -42,8 +42,8 @@ class Checksums:
 
 
 @dataclass(frozen=True)
-class ResidentTensor:
-    """A tensor of the resident file: a matrix in kernel layout, or (`format` None) a plain float32 vector of `rows`."""
+class DenseTensor:
+    """A tensor of the dense file: a matrix in kernel layout, or (`format` None) a plain float32 vector of `rows`."""
 
     name: str
     format: Format | None
@@ -74,8 +74,8 @@ class Manifest:
 
     model: Mapping[str, Any]
     """The ModelSpec as JSON, which the store does not interpret."""
-    resident_file: FileEntry
-    resident: tuple[ResidentTensor, ...]
+    dense_file: FileEntry
+    dense: tuple[DenseTensor, ...]
     expert_files: tuple[FileEntry, ...]
     layouts: tuple[RecordLayout, ...]
     records: RecordTable
@@ -90,7 +90,7 @@ class Manifest:
     @property
     def files(self) -> tuple[FileEntry, ...]:
         return (
-            self.resident_file,
+            self.dense_file,
             *self.expert_files,
             *([self.record_file] if self.record_file else []),
             *(FileEntry(f.name, f.bytes) for f in self.side_files),
@@ -99,7 +99,7 @@ class Manifest:
     @property
     def checked_when_read(self) -> bool:
         """Whether every tensor and record has a CRC-32C, which is fast enough for every read."""
-        return self.records.crc32c is not None and all(tensor.crc32c is not None for tensor in self.resident)
+        return self.records.crc32c is not None and all(tensor.crc32c is not None for tensor in self.dense)
 
     @property
     def is_current(self) -> bool:
@@ -110,9 +110,9 @@ class Manifest:
     def total_bytes(self) -> int:
         return sum(file.bytes for file in self.files)
 
-    def resident_header(self) -> bytes:
-        """The safetensors header that the resident file must begin with."""
-        return resident_header(self.resident)
+    def dense_header(self) -> bytes:
+        """The safetensors header that the dense file must begin with."""
+        return dense_header(self.dense)
 
     def expert_headers(self) -> list[bytes]:
         """The safetensors header that each expert file must begin with."""
@@ -137,9 +137,9 @@ class Manifest:
             "provenance": self.provenance,
             "side_files": _side_files_to_json(self.side_files),
             "resident": {
-                "name": self.resident_file.name,
-                "bytes": self.resident_file.bytes,
-                "tensors": [_tensor_to_json(tensor) for tensor in self.resident],
+                "name": self.dense_file.name,
+                "bytes": self.dense_file.bytes,
+                "tensors": [_tensor_to_json(tensor) for tensor in self.dense],
             },
             "experts": {
                 "files": [{"name": f.name, "bytes": f.bytes} for f in self.expert_files],
@@ -157,8 +157,8 @@ class Manifest:
         return {"name": self.record_file.name, "bytes": self.record_file.bytes, "sha256": sha256}
 
 
-def resident_header(tensors: Iterable[ResidentTensor]) -> bytes:
-    """The safetensors header of a file of resident tensors."""
+def dense_header(tensors: Iterable[DenseTensor]) -> bytes:
+    """The safetensors header of a file of dense tensors."""
     return build_header(
         (t.name, "F32", (t.rows,), t.bytes) if t.format is None else (t.name, "U8", (t.bytes,), t.bytes)
         for t in tensors
@@ -193,7 +193,7 @@ def manifest_checksum(data: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _tensor_to_json(tensor: ResidentTensor) -> dict[str, Any]:
+def _tensor_to_json(tensor: DenseTensor) -> dict[str, Any]:
     shape = [tensor.rows] if tensor.format is None else [tensor.rows, tensor.columns]
     return {
         "name": tensor.name,

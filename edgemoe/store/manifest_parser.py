@@ -21,9 +21,9 @@ from edgemoe.store.layouts import LANDINGS, Landing, RecordLayout, Section
 from edgemoe.store.manifest import (
     MANIFEST_NAME,
     STORE_VERSION,
+    DenseTensor,
     FileEntry,
     Manifest,
-    ResidentTensor,
     SideFile,
     manifest_checksum,
 )
@@ -79,7 +79,7 @@ class _Parser:
             )
 
     def manifest(self) -> Manifest:
-        resident = self._table(self._data.get("resident"), "resident")
+        dense = self._table(self._data.get("resident"), "resident")
         experts = self._table(self._data.get("experts"), "experts")
         expert_files = tuple(self._each(experts, "files", self._file))
         if self._version == 1:
@@ -89,8 +89,8 @@ class _Parser:
             layouts, records, record_file = self._records_of_table(experts)
         manifest = Manifest(
             model=self._table(self._data.get("model"), "model"),
-            resident_file=self._file(resident, "resident"),
-            resident=tuple(self._each(resident, "tensors", self._tensor)),
+            dense_file=self._file(dense, "resident"),
+            dense=tuple(self._each(dense, "tensors", self._tensor)),
             expert_files=expert_files,
             layouts=layouts,
             records=records,
@@ -101,7 +101,7 @@ class _Parser:
             version=self._version,
         )
         self._check_names(manifest)
-        self._check_resident(manifest)
+        self._check_dense(manifest)
         fault = records.fault(layouts, [file.bytes for file in expert_files])
         if fault is not None:
             raise StoreError(f"{record_file.name if record_file else MANIFEST_NAME}: {fault}", DAMAGED_HINT)
@@ -113,8 +113,8 @@ class _Parser:
             names.append(RECORDS_NAME)  # a migration will write it
         if len(set(names)) != len(names):
             self._fail("a file", "is named twice.")
-        tensors = {tensor.name for tensor in manifest.resident}
-        if len(tensors) != len(manifest.resident):
+        tensors = {tensor.name for tensor in manifest.dense}
+        if len(tensors) != len(manifest.dense):
             self._fail("resident", "names a tensor twice.")
         layers = manifest.model.get("layers")
         found = manifest.records.layers
@@ -122,16 +122,16 @@ class _Parser:
             expected = len(layers) if isinstance(layers, list) else "a list of layers in the model"
             self._fail("experts", f"expected an entry for each layer of the model ({expected}), found {found}.")
 
-    def _check_resident(self, manifest: Manifest) -> None:
-        position = len(manifest.resident_header())
+    def _check_dense(self, manifest: Manifest) -> None:
+        position = len(manifest.dense_header())
         vectors_began = False
-        for tensor in manifest.resident:
+        for tensor in manifest.dense:
             vectors_began |= tensor.format is None
             if tensor.offset != position or (vectors_began and tensor.format is not None):
-                self._fail(f"resident tensor {_shown(tensor.name)}", f"expected at byte {position}.")
+                self._fail(f"dense tensor {_shown(tensor.name)}", f"expected at byte {position}.")
             position += tensor.bytes
-        if position != manifest.resident_file.bytes:
-            self._fail("resident.bytes", f"expected {position}, found {manifest.resident_file.bytes}.")
+        if position != manifest.dense_file.bytes:
+            self._fail("resident.bytes", f"expected {position}, found {manifest.dense_file.bytes}.")
 
     def _quantisation(self) -> dict[str, Any]:
         parts = self._table(self._data.get("quantisation"), "quantisation")
@@ -148,7 +148,7 @@ class _Parser:
                     self._fail(f"{where}.{key}", f"expected a number, found {_shown(part.get(key))}.")
         return parts
 
-    def _tensor(self, data: object, where: str) -> ResidentTensor:
+    def _tensor(self, data: object, where: str) -> DenseTensor:
         table = self._table(data, where)
         name, kind = self._text(table, "name", where), self._text(table, "format", where)
         shape = table.get("shape")
@@ -158,7 +158,7 @@ class _Parser:
         if not isinstance(shape, list) or len(shape) != expected:
             self._fail(where, f"expected {expected} dimensions, found {_shown(shape)}.")
         sizes = [self._whole(size, f"{where}.shape", 1, MAX_DIMENSION) for size in shape]
-        return ResidentTensor(
+        return DenseTensor(
             name,
             FORMATS.get(kind),
             sizes[0],

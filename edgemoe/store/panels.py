@@ -15,17 +15,17 @@ from edgemoe.io.checksum import crc32c
 from edgemoe.io.direct import PageReadError, allocate_pages
 from edgemoe.io.pages import PAGE_BYTES, round_up
 from edgemoe.kernels.formats import panel_count
-from edgemoe.store.manifest import ResidentTensor
-from edgemoe.store.resident import not_as_written, not_read, unreadable
+from edgemoe.store.dense import not_as_written, not_read, unreadable
+from edgemoe.store.manifest import DenseTensor
 
 PIECE_PANELS = 64
 """Panels read at a time for checksums: a panel is a multiple of 64 bytes, so that 64 panels are whole pages."""
 
 
 class Panels:
-    """The panels of one resident matrix that begins at a page."""
+    """The panels of one dense matrix that begins at a page."""
 
-    def __init__(self, path: Path, tensor: ResidentTensor) -> None:
+    def __init__(self, path: Path, tensor: DenseTensor) -> None:
         assert tensor.format is not None
         assert tensor.offset % PAGE_BYTES == 0
         self.path = path

@@ -13,11 +13,11 @@ from edgemoe.kernels.formats import Format
 from edgemoe.store.headers import MAX_HEADER_BYTES
 from edgemoe.store.layouts import RecordLayout
 from edgemoe.store.manifest import (
-    RESIDENT_NAME,
+    DENSE_NAME,
+    DenseTensor,
     FileEntry,
     Manifest,
-    ResidentTensor,
-    resident_header,
+    dense_header,
     with_record_file,
 )
 from edgemoe.store.records import RecordTable, first_rows
@@ -32,23 +32,23 @@ _HEADER_ENTRY_BYTES = 128
 
 def plan_store(
     model: Mapping[str, Any],
-    resident: Sequence[tuple[str, Format | None, int, int]],
+    dense: Sequence[tuple[str, Format | None, int, int]],
     experts: Sequence[Sequence[RecordLayout]],
     provenance: Mapping[str, Any] | None = None,
     file_limit_bytes: int | None = None,
 ) -> Manifest:
     """Make a manifest with all places and no checksums.
 
-    `resident` gives (name, format, rows, columns) of each tensor; format None is a float32 vector of `rows`.
+    `dense` gives (name, format, rows, columns) of each tensor; format None is a float32 vector of `rows`.
     Matrices go before vectors. `experts` gives the layout of each expert's record, layer by layer; a dense layer has
     none. Records go layer by layer into files of at most `file_limit_bytes`.
     """
-    tensors = _place_resident(model, resident)
+    tensors = _place_dense(model, dense)
     every = [layout for layer in experts for layout in layer]
     layouts = {layout: number for number, layout in enumerate(dict.fromkeys(every))}
-    resident_file = FileEntry(RESIDENT_NAME, tensors[-1].offset + tensors[-1].bytes)
+    dense_file = FileEntry(DENSE_NAME, tensors[-1].offset + tensors[-1].bytes)
     if file_limit_bytes is None:
-        total = resident_file.bytes + sum(layout.slot_bytes for layout in every)
+        total = dense_file.bytes + sum(layout.slot_bytes for layout in every)
         file_limit_bytes = SMALL_FILE_BYTES if total < SMALL_STORE_BYTES else LARGE_FILE_BYTES
     files = _share_out([layout.slot_bytes for layout in every], file_limit_bytes)
     records = RecordTable(
@@ -61,18 +61,18 @@ def plan_store(
         crc32c=np.zeros(len(every), np.uint32),
     )
     nameless = (FileEntry("", 0),) * (files[-1] + 1 if files else 0)
-    plan = Manifest(model, resident_file, tensors, nameless, tuple(layouts), records, provenance=dict(provenance or {}))
+    plan = Manifest(model, dense_file, tensors, nameless, tuple(layouts), records, provenance=dict(provenance or {}))
     return with_record_file(_place_records(plan))
 
 
-def _place_resident(
-    model: Mapping[str, Any], resident: Sequence[tuple[str, Format | None, int, int]]
-) -> tuple[ResidentTensor, ...]:
-    ordered = sorted(resident, key=lambda entry: entry[1] is None)
-    tensors = tuple(ResidentTensor(name, fmt, rows, columns, 0) for name, fmt, rows, columns in ordered)
-    header = resident_header(tensors)
+def _place_dense(
+    model: Mapping[str, Any], dense: Sequence[tuple[str, Format | None, int, int]]
+) -> tuple[DenseTensor, ...]:
+    ordered = sorted(dense, key=lambda entry: entry[1] is None)
+    tensors = tuple(DenseTensor(name, fmt, rows, columns, 0) for name, fmt, rows, columns in ordered)
+    header = dense_header(tensors)
     if len(header) > MAX_HEADER_BYTES:
-        raise StoreError(f"{len(tensors)} resident tensors: more than a safetensors header can hold.")
+        raise StoreError(f"{len(tensors)} dense tensors: more than a safetensors header can hold.")
     position = len(header)
     placed = []
     for tensor in tensors:

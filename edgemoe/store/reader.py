@@ -1,4 +1,4 @@
-"""A store, opened for use: its manifest, its resident tensors in memory, and the place of each expert."""
+"""A store, opened for use: its manifest, its dense tensors in memory, and the place of each expert."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import numpy as np
 from edgemoe.errors import StoreError
 from edgemoe.io.pages import PAGE_BYTES, round_up
 from edgemoe.kernels.operations import MOST_LAYOUTS, RecordLayouts
+from edgemoe.store.dense import DenseReading, DenseValue, unreadable
 from edgemoe.store.first_bytes import LFS_FOUND, LFS_WAY_OUT, is_lfs_pointer
 from edgemoe.store.layouts import MATRIX_ALIGNMENT_BYTES, RecordLayout
-from edgemoe.store.manifest import MANIFEST_NAME, FileEntry, Manifest, ResidentTensor
+from edgemoe.store.manifest import MANIFEST_NAME, DenseTensor, FileEntry, Manifest
 from edgemoe.store.manifest_parser import DAMAGED_HINT, parse_manifest
 from edgemoe.store.records import record_name
-from edgemoe.store.resident import ResidentReading, ResidentValue, unreadable
 
 MAX_MANIFEST_BYTES = 1 << 28
 
@@ -64,7 +64,7 @@ class Store:
 
     def check_sizes(self) -> None:
         """Raise StoreError where a file of weights is missing or of a wrong length, naming the first loss."""
-        for entry in (self.manifest.resident_file, *self.manifest.expert_files):
+        for entry in (self.manifest.dense_file, *self.manifest.expert_files):
             self._check_size(entry.name, entry.bytes)
 
     def _check_size(self, name: str, expected: int) -> None:
@@ -81,7 +81,7 @@ class Store:
             for record in self.manifest.records:
                 if record.file == number and record.offset + record.length > size:
                     return f"; the first expert lost is layer {record.layer}, expert {record.expert}"
-        for tensor in self.manifest.resident if name == self.manifest.resident_file.name else ():
+        for tensor in self.manifest.dense if name == self.manifest.dense_file.name else ():
             if tensor.offset + tensor.bytes > size:
                 return f"; the first tensor lost is {tensor.name}"
         return ""
@@ -92,51 +92,51 @@ class Store:
         return dict(self.manifest.model)
 
     @cached_property
-    def embedding(self) -> ResidentTensor | None:
+    def embedding(self) -> DenseTensor | None:
         """The embedding, if it can be left on disk: it must be the first tensor, and begin at a page."""
-        first = next(iter(self.manifest.resident), None)
+        first = next(iter(self.manifest.dense), None)
         if first is None or first.name != "embedding" or first.format is None or first.offset % PAGE_BYTES:
             return None
         return first
 
-    def resident_bytes(self, embedding: bool = True) -> int:
-        """Bytes that `begin_resident` allocates."""
-        tensors = self._resident_tensors(embedding)
+    def dense_bytes(self, embedding: bool = True) -> int:
+        """Bytes that `begin_dense` allocates."""
+        tensors = self._dense_tensors(embedding)
         vectors = sum(round_up(tensor.bytes, MATRIX_ALIGNMENT_BYTES) for tensor in tensors if tensor.format is None)
-        span = self.manifest.resident_file.bytes - _first_page(tensors)
+        span = self.manifest.dense_file.bytes - _first_page(tensors)
         return (round_up(span, PAGE_BYTES) if tensors else 0) + round_up(vectors, PAGE_BYTES)
 
-    def load_resident(self) -> dict[str, ResidentValue]:
-        """Every resident tensor by its name, in one block of anonymous memory that lives as long as any of them.
+    def load_dense(self) -> dict[str, DenseValue]:
+        """Every dense tensor by its name, in one block of anonymous memory that lives as long as any of them.
 
         Matrices are in kernel layout, vectors float32 `(elements,)`; each begins at a multiple of 64 bytes.
         Raises StoreError where the file cannot be read, or a tensor differs from its checksum.
         """
-        reading = self.begin_resident()
+        reading = self.begin_dense()
         reading.wait()
         return reading.tensors
 
-    def begin_resident(self, embedding: bool = True) -> ResidentReading:
-        """Begin to read the tensors of `load_resident`, with or, where it can be left on disk, without the embedding.
+    def begin_dense(self, embedding: bool = True) -> DenseReading:
+        """Begin to read the tensors of `load_dense`, with or, where it can be left on disk, without the embedding.
 
         Raises BudgetError, and StoreError where the file cannot be opened.
         """
-        tensors = self._resident_tensors(embedding)
-        return ResidentReading(self.resident_path, _first_page(tensors), tensors, self.resident_bytes(embedding))
+        tensors = self._dense_tensors(embedding)
+        return DenseReading(self.dense_path, _first_page(tensors), tensors, self.dense_bytes(embedding))
 
     @property
-    def resident_path(self) -> Path:
-        """The path of the file of resident tensors."""
-        return self.path / self.manifest.resident_file.name
+    def dense_path(self) -> Path:
+        """The path of the file of dense tensors."""
+        return self.path / self.manifest.dense_file.name
 
-    def _resident_tensors(self, embedding: bool) -> Sequence[ResidentTensor]:
-        tensors = self.manifest.resident
+    def _dense_tensors(self, embedding: bool) -> Sequence[DenseTensor]:
+        tensors = self.manifest.dense
         return tensors if embedding or self.embedding is None else tensors[1:]
 
     @property
     def dense_format(self) -> str:
         """The format of the embedding, and so of a store's dense part unless that has mixed formats."""
-        for tensor in self.manifest.resident:
+        for tensor in self.manifest.dense:
             if tensor.name == "embedding" and tensor.format is not None:
                 return tensor.format.name
         raise StoreError(f"{self.path}: the store has no embedding.", DAMAGED_HINT)
@@ -193,7 +193,7 @@ class Store:
         )
 
 
-def _first_page(tensors: Sequence[ResidentTensor]) -> int:
+def _first_page(tensors: Sequence[DenseTensor]) -> int:
     """The offset of the page in which the first tensor begins."""
     return min((tensor.offset for tensor in tensors), default=0) // PAGE_BYTES * PAGE_BYTES
 

@@ -98,8 +98,8 @@ def _verify(store: Store, progress: Progress | None) -> tuple[list[Problem], dic
 
 def _header_problems(store: Store) -> Iterator[Problem]:
     manifest = store.manifest
-    headers = [manifest.resident_header(), *manifest.expert_headers()]
-    for entry, header in zip((manifest.resident_file, *manifest.expert_files), headers, strict=True):
+    headers = [manifest.dense_header(), *manifest.expert_headers()]
+    for entry, header in zip((manifest.dense_file, *manifest.expert_files), headers, strict=True):
         try:
             with (store.path / entry.name).open("rb") as file:
                 found = file.read(len(header))
@@ -112,8 +112,8 @@ def _header_problems(store: Store) -> Iterator[Problem]:
 
 def _parts(store: Store) -> Iterator[_Part]:
     manifest = store.manifest
-    for tensor in manifest.resident:
-        file = manifest.resident_file.name
+    for tensor in manifest.dense:
+        file = manifest.dense_file.name
         yield _Part(file, tensor.name, tensor.offset, tensor.bytes, tensor.sha256, tensor.crc32c)
     records = manifest.records
     for row, record in enumerate(records):

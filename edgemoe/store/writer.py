@@ -33,9 +33,9 @@ class StoreWriter:
         self._descriptors: dict[str, int] = {}
         self._unsynced: set[str] = set()
         folder.mkdir(parents=True, exist_ok=True)
-        headers = [plan.resident_header(), *plan.expert_headers()]
+        headers = [plan.dense_header(), *plan.expert_headers()]
         try:
-            for entry, header in zip((plan.resident_file, *plan.expert_files), headers, strict=True):
+            for entry, header in zip((plan.dense_file, *plan.expert_files), headers, strict=True):
                 self._create(entry, header)
         except BaseException:
             self.close()
@@ -122,15 +122,15 @@ def write_durably(path: Path, content: bytes) -> None:
 
 
 def with_checksums(plan: Manifest, checksums: Mapping[str, Checksums]) -> Manifest:
-    """The manifest with the checksums of each resident tensor and record, given by their names."""
+    """The manifest with the checksums of each dense tensor and record, given by their names."""
     found = [checksums[record.name] for record in plan.records]
     records = replace(
         plan.records,
         sha256=np.frombuffer(bytes.fromhex("".join(one.sha256 for one in found)), np.uint8).reshape(-1, 32),
         crc32c=np.array([one.crc32c for one in found], np.uint32),
     )
-    resident = tuple(replace(tensor, **asdict(checksums[tensor.name])) for tensor in plan.resident)
-    return replace(plan, resident=resident, records=records)
+    dense = tuple(replace(tensor, **asdict(checksums[tensor.name])) for tensor in plan.dense)
+    return replace(plan, dense=dense, records=records)
 
 
 def hash_range(descriptor: int, offset: int, size: int) -> Checksums:

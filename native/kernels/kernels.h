@@ -178,11 +178,13 @@ static inline const uint8_t *em_panel(const em_matrix *matrix, int32_t panel, in
 #define EM_M4_SIGNED 0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12
 #define EM_M4_UNSIGNED 12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0
 
-/* Where integer dots with unsigned values begin: -12 * the sum of the activations. */
+/* Where integer dots with unsigned values begin: -12 * the sum of the activations, which is 1.5 times q4_start, exactly:
+ * that is a multiple of 8. */
 static inline int32_t em_m4_start(const em_group *group) { return group->q4_start + group->q4_start / 2; }
 
 /* The bits of the float32 2^(e - 128), for a scale's byte e: the exponent of a normal number lies from bit 23 on; of the
- * two scales below normal numbers, 2^-128 is bit 21 and 2^-127 bit 22. (255 is NaN, and in no store.) */
+ * two scales below normal numbers, 2^-128 is bit 21 and 2^-127 bit 22. For e of 0 and 1 the second expression is the
+ * larger one, from 2 on the first, so the maximum needs no branch. (255 is NaN, and in no store.) */
 static inline int32_t em_m4_scale_bits(int32_t e) {
     const int32_t normal = (e - 1) * (1 << 23), below_normal = (e + 1) * (1 << 21);
     return normal > below_normal ? normal : below_normal;

@@ -1,4 +1,4 @@
-/* The slots of the pager: the lines in which they stand, the reads into them, and who leaves for another. */
+/* The slots of the pager: the lines in which they stand, the reads into them, and the choice of an expert that leaves. */
 #include "clock.h"
 #include "pager_state.h"
 

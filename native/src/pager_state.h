@@ -1,4 +1,4 @@
-/* What the files of the pager share: its state, and what they do with slots. pager.c says what it all means. */
+/* The state of the pager and its work on slots, which its files share. pager.c says what it all means. */
 #ifndef EDGEMOE_PAGER_STATE_H
 #define EDGEMOE_PAGER_STATE_H
 
@@ -14,7 +14,7 @@ typedef struct line {
     int32_t first, last;
 } line;
 
-/* What the pager knows of a slot besides its ticket and its pin. */
+/* All that the pager knows of a slot besides its ticket and its pin. */
 typedef struct slot_state {
     int32_t key; /* of the expert in it, or NONE */
     int32_t previous, next; /* in its line */

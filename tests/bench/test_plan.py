@@ -17,8 +17,8 @@ from edgemoe.bench.plan import (
     Planner,
     assume_trained,
     assume_uniform,
+    dense_parts,
     forecast_budget,
-    resident_parts,
 )
 from edgemoe.bench.plan_model import PlanOptions, find_source, plan_model
 from edgemoe.bench.speed import MachineRates
@@ -218,10 +218,10 @@ def test_sources(store: Path, checkpoint: Path) -> None:
 
 
 def test_parts_are_all_that_is_resident(wide: Store) -> None:
-    parts = resident_parts(wide.manifest)
+    parts = dense_parts(wide.manifest)
     assert parts["attention"][0] == "q8"
     assert parts["router"][0] == parts["vectors"][0] == "f32"
-    assert sum(size for _, size in parts.values()) == sum(tensor.bytes for tensor in wide.manifest.resident)
+    assert sum(size for _, size in parts.values()) == sum(tensor.bytes for tensor in wide.manifest.dense)
 
 
 def test_json_has_all_of_it(checkpoint: Path) -> None:

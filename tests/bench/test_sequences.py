@@ -29,11 +29,11 @@ def measured(store: Path, ram: str | None = None, routing: Path | None = None) -
 
 def test_a_measurement(store_without_text: Path) -> None:
     report = measured(store_without_text)
-    assert report.one.of_one.samples == [1.0, 1.0]
+    assert report.one.against_one.samples == [1.0, 1.0]
     assert [one.sequences for one in report.together] == [2, 3]
     for one in report.together:
         for together, alone, ratio in zip(
-            one.tokens_per_s.samples, report.one.tokens_per_s.samples, one.of_one.samples, strict=True
+            one.tokens_per_s.samples, report.one.tokens_per_s.samples, one.against_one.samples, strict=True
         ):
             assert ratio == pytest.approx(together / alone)
         assert (one.hit_rate, one.disk_bytes_per_token) == (1.0, 0.0)

@@ -30,7 +30,7 @@ WORK = TokenWork(
     rest_bytes=100.0,
 )
 RATES = MachineRates(memory_bytes_per_s=10.0, disk_bytes_per_s=4.0)
-IDEAL = Assumptions(memory_share=1.0, disk_share=1.0, layer_s=0.0, resident_layer_s=0.0)
+IDEAL = Assumptions(memory_share=1.0, disk_share=1.0, layer_s=0.0, dense_layer_s=0.0)
 
 works = st.builds(
     TokenWork,
@@ -79,7 +79,7 @@ def test_reads_hide_behind_experts_that_take_longer() -> None:
 
 
 def test_layers_cost_a_fixed_time_that_streaming_makes_longer() -> None:
-    assumed = dataclasses.replace(IDEAL, layer_s=3.0, resident_layer_s=0.5)
+    assumed = dataclasses.replace(IDEAL, layer_s=3.0, dense_layer_s=0.5)
     assert token_seconds(WORK, 1.0, RATES, assumed) == pytest.approx(14 + 6)
     assert token_seconds(WORK, 1.0, RATES, assumed, all_resident=True) == pytest.approx(14 + 1)
 

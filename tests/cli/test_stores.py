@@ -76,7 +76,7 @@ def test_inspect_shows_parts_sizes_experts_and_floor(store: Path, capsys: Captur
     assert (data["experts"]["layers"], data["experts"]["per_layer"], data["experts"]["total"]) == (2, 8, 16)
     assert data["parts"]["experts"]["formats"] == ["q8"]
     assert data["total_bytes"] == sum(path.stat().st_size for path in store.iterdir() if path.name != "edgemoe.json")
-    assert data["floor_bytes"] > data["resident_bytes"]
+    assert data["floor_bytes"] > data["dense_bytes"]
     assert run_command(["inspect", str(store)]) == 0
     assert "16: 8 in each of 2 layers, 2 per token" in capsys.readouterr().out
 

@@ -25,7 +25,7 @@ def test_a_store_of_random_weights_is_told_inspected_and_verified(store: Path, c
     assert data["experts"]["total"] == 64
     assert data["parts"]["attention"]["formats"] == ["q4"]
     assert data["provenance"]["source"] == "random weights of tiny, seed 0"
-    assert data["floor_bytes"] > data["resident_bytes"]
+    assert data["floor_bytes"] > data["dense_bytes"]
     assert run_command(["verify", str(store)]) == 0
 
 

@@ -19,6 +19,7 @@ from edgemoe.conversion.source import take_rows
 from edgemoe.errors import SourceError
 from edgemoe.kernels.formats import PANEL_ROWS, Blocks, unpack
 from edgemoe.store.reader import Store
+from tests.support.mxfp4_checkpoints import mxfp4_weights
 from tests.support.stores import store_weights
 
 CONFIG: dict[str, Any] = {
@@ -38,19 +39,12 @@ CONFIG: dict[str, Any] = {
     "vocab_size": 101,
 }
 QUANTISED = CONFIG | {"quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}}
-E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 
 def decoded(codes: np.ndarray[Any, Any], scales: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The numbers of an MXFP4 pair `(..., rows, groups, 16)` and `(..., rows, groups)`, by the formula of the format.
-
-    Minus zero becomes zero.
-    """
-    each = nibbles(codes).reshape(*scales.shape, 32)
-    values = np.where(each & 8, 0 - E2M1[each & 7], E2M1[each & 7])
-    exact = np.ldexp(values, scales.astype(np.int32)[..., None] - 127)
-    return exact.reshape(*scales.shape[:-1], -1).astype(np.float32)
+    """The numbers of a pair of this family, `(..., rows, groups, 16)` and `(..., rows, groups)`."""
+    return mxfp4_weights(codes.reshape(*codes.shape[:-2], -1), scales)
 
 
 def nibbles(codes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -171,5 +165,5 @@ def test_a_store_is_forecast_from_the_config_and_the_names(tensors: tuple[Arrays
     by_names = forecast_store(str(folder)).store.manifest
     for manifest in (alone, by_names):
         assert manifest.layouts == made.manifest.layouts
-        assert manifest.resident_file == made.manifest.resident_file
+        assert manifest.dense_file == made.manifest.dense_file
         assert manifest.expert_files == made.manifest.expert_files

@@ -70,7 +70,7 @@ def test_a_packed_checkpoint_is_exact_in_wider_formats(tmp_path: Path, experts: 
 def test_codes_of_a_store_are_those_of_the_checkpoint_minus_zero_too(tmp_path: Path) -> None:
     write_packed_checkpoint(tmp_path / "model", CONFIG, is_packed)
     store = Store.open(convert_checkpoint(str(tmp_path / "model"), tmp_path / "store"))
-    query = store.load_resident()["layers.1.query"]
+    query = store.load_dense()["layers.1.query"]
     source = FolderSource(tmp_path / "model")
     blocks = source.read_rows("model.layers.1.self_attn.q_proj.weight", None, 0, query.rows)
     assert isinstance(blocks, Blocks)

@@ -102,20 +102,20 @@ def test_a_budget_for_everything_has_the_embedding_in_memory(store: Path) -> Non
         floor = engine.memory
     with open_engine(store, EngineOptions(ram="2GiB", threads=1), meanwhile=lambda: None) as engine:
         assert engine.memory.embedding_resident
-        assert engine.memory.resident_bytes - floor.resident_bytes == saved_bytes(Store.open(store))
+        assert engine.memory.dense_bytes - floor.dense_bytes == saved_bytes(Store.open(store))
 
 
 def test_a_damaged_embedding_is_told_as_it_is_opened(store: Path) -> None:
     place = Store.open(store).embedding
     assert place is not None
-    flip_bit(Store.open(store).resident_path, place.offset + place.bytes // 2)
+    flip_bit(Store.open(store).dense_path, place.offset + place.bytes // 2)
     with pytest.raises(StoreError, match="embedding at byte 4096 is not what was written"):
         engine_with_slots(store, SLOTS, embedding_resident=False)
 
 
 @pytest.mark.parametrize("fault", ["flipped", "cut short", "failing"])
 def test_a_fault_is_told_and_the_answer_right_once_it_is_gone(store: Path, reader: str, fault: str) -> None:
-    path = Store.open(store).resident_path
+    path = Store.open(store).dense_path
     content = path.read_bytes()
     place = Panels(path, Store.open(store).embedding)  # type: ignore[arg-type]
     with engine_with_slots(store, SLOTS, embedding_resident=False) as engine:

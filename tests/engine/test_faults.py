@@ -253,7 +253,7 @@ def test_a_machine_below_the_floor_is_told_before_anything_large_is_read(
     def read(*arguments: object) -> None:
         raise AssertionError("something was read")
 
-    monkeypatch.setattr(Store, "begin_resident", read)
+    monkeypatch.setattr(Store, "begin_dense", read)
     group = ControlGroup(Path("/groups/a"), 2)
     monkeypatch.setattr(memory_module, "memory_limit", lambda: Limit(1 << 20, group))
     expected = r"needs at least [\d.]+ MiB of memory; its control group /groups/a may have 1\.0 MiB in all\. Raise"
@@ -263,7 +263,7 @@ def test_a_machine_below_the_floor_is_told_before_anything_large_is_read(
 
 
 def test_a_resident_file_that_was_altered(store: Path) -> None:
-    tensor = Store.open(store).manifest.resident[0]
+    tensor = Store.open(store).manifest.dense[0]
     flip_bit(store / "resident.safetensors", tensor.offset + 5)
     with pytest.raises(StoreError, match=f"{tensor.name} at byte {tensor.offset} is not what was written"):
         open_engine(store, EngineOptions("floor"))

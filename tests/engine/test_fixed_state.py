@@ -39,7 +39,7 @@ class Toy:
         self.sequences = Sequences(table, [self.pages], 100, keeps_prefixes, self.fixed)
 
     def append(self, sequence: Sequence, ids: np.ndarray, fail_after: int | None = None) -> None:
-        """Run tokens as the engine does; `fail_after` runs the last of them is lost."""
+        """Run tokens as the engine does; the run with the number `fail_after` fails when it has changed the state."""
         sequence.reserve(len(ids))
         runs = 0
         for again in (True, False):

@@ -20,6 +20,7 @@ from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import UsageError
 from edgemoe.experts.cache import droppable
 from edgemoe.kernels import operations as op
+from edgemoe.kernels.backend import Backend
 from tests.engine.test_engine import CONFIG
 from tests.support.checkpoints import make_routers_decided, write_checkpoint
 from tests.support.engines import engine_with_slots
@@ -72,7 +73,7 @@ def exact(store: Path) -> np.ndarray:
 class Simulation:
     """The settings in NumPy, around the operations of a resident decoder; its cache is a list in order of use."""
 
-    def __init__(self, decoder: Decoder, backend: op.Backend, slots: int, lossy: LossySettings) -> None:
+    def __init__(self, decoder: Decoder, backend: Backend, slots: int, lossy: LossySettings) -> None:
         self.decoder, self.slots, self.lossy = decoder, slots, lossy
         self.order: OrderedDict[tuple[int, int], None] = OrderedDict()
         self.hits = self.misses = self.dropped = 0

@@ -24,8 +24,9 @@ from edgemoe.engine.workspace import Workspace, kept_bytes, rope_bytes, work_byt
 from edgemoe.errors import BudgetError, UsageError
 from edgemoe.experts.opening import cache_bytes
 from edgemoe.kernels import operations as op
+from edgemoe.kernels.backend import Program
 from edgemoe.kernels.formats import FORMATS, Matrix
-from edgemoe.kernels.operations import Operation, Program
+from edgemoe.kernels.operations import Operation
 from edgemoe.model.blocks import Attention, GatedFfn, Moe, RouterSpec, SharedExpert
 from edgemoe.model.build import Graph, build_graph
 from edgemoe.model.graph import BuildOptions, weights_of
@@ -68,7 +69,7 @@ def weight_formats(graph: Graph, dense: str, experts: str) -> WeightFormats:
 
 
 SIZES = ModelSizes(
-    resident_bytes=80 * MIB,
+    dense_bytes=80 * MIB,
     slot_bytes=900 * 1024,
     total_experts=16 * 12,
     kv_format="f16",
@@ -139,7 +140,9 @@ def test_parts_fill_but_never_exceed_the_budget(extra: int, sizes: ModelSizes) -
     plan = plan_memory(GRAPH, sizes, BACKEND, floor + extra + 4 * MIB)
     assert plan.planned_bytes <= plan.budget_bytes
     assert plan.slots >= 4  # two tokens' worth of a layer
-    assert plan.all_resident or plan.budget_bytes - plan.planned_bytes < plan.slot_bytes
+    layers, experts = len(GRAPH.spec.layers), GRAPH.spec.most_experts
+    with_one_more = (plan.slots + 1) * plan.slot_bytes + cache_bytes(plan.slots + 1, layers, experts, BACKEND)
+    assert plan.all_resident or plan.planned_bytes - plan.experts_bytes + with_one_more > plan.budget_bytes
     assert plan.context_length >= 512
 
 
@@ -167,7 +170,7 @@ def test_prompts_are_stopped_soon_where_that_costs_no_reads() -> None:
 
 def test_weights_are_read_before_the_plan_only_in_a_budget_with_ample_room(monkeypatch: pytest.MonkeyPatch) -> None:
     floor = plan_memory(GRAPH, SIZES, BACKEND, "floor")
-    held_bytes = floor.interpreter_bytes + floor.resident_bytes
+    held_bytes = floor.interpreter_bytes + floor.dense_bytes
     assert has_ample_room(3 * held_bytes, SIZES, BACKEND)
     monkeypatch.setattr(memory, "memory_limit", lambda: Limit(2 * held_bytes - (64 << 20), None))
     assert not has_ample_room(3 * held_bytes, SIZES, BACKEND)  # the machine would not have it
@@ -202,20 +205,20 @@ def test_all_resident_where_it_fits_and_a_long_context_then() -> None:
 def test_the_embedding_stays_on_disk_until_all_else_fits_beside_it() -> None:
     floor = plan_memory(GRAPH, UNTIED, BACKEND, "floor")
     assert not floor.embedding_resident
-    assert floor.resident_bytes == 50 * MIB
+    assert floor.dense_bytes == 50 * MIB
     tied = plan_memory(GRAPH, SIZES, BACKEND, "floor")
     assert floor.floor_bytes == pytest.approx(tied.floor_bytes - 30 * MIB, abs=MIB)
     ample = plan_memory(GRAPH, UNTIED, BACKEND, "2GiB")
     assert ample.embedding_resident
     assert ample.all_resident
-    assert ample.resident_bytes == 80 * MIB
+    assert ample.dense_bytes == 80 * MIB
     assert ample.floor_bytes == pytest.approx(floor.floor_bytes, abs=MIB)
     tight = plan_memory(GRAPH, UNTIED, BACKEND, ample.planned_bytes - 10 * MIB)
     assert tight.all_resident
     assert not tight.embedding_resident  # or experts would have no slots
     settled = plan_memory(GRAPH, UNTIED, BACKEND, tight.budget_bytes, embedding_resident=True)
     assert (settled.context_length, settled.slots) < (tight.context_length, tight.slots)
-    assert settled.resident_bytes == 80 * MIB
+    assert settled.dense_bytes == 80 * MIB
 
 
 def test_an_asked_for_context_is_kept_or_refused() -> None:

@@ -50,8 +50,8 @@ def test_a_token_reads_every_weight_but_the_embedding_and_the_experts_not_chosen
     store = Store.open(convert_checkpoint(str(tmp_path / "source"), tmp_path / "store", experts="q4", dense="q8"))
     with engine_with_slots(store.path, config.get("num_local_experts", 0) * config["num_hidden_layers"]) as engine:
         traffic = engine.traffic
-    expected = sum(tensor.bytes for tensor in store.manifest.resident)
-    embedding = next(tensor for tensor in store.manifest.resident if tensor.name == "embedding")
+    expected = sum(tensor.bytes for tensor in store.manifest.dense)
+    embedding = next(tensor for tensor in store.manifest.dense if tensor.name == "embedding")
     if not config.get("tie_word_embeddings"):
         expected -= embedding.bytes
     expected += embedding.bytes // embedding.rows

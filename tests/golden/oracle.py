@@ -131,10 +131,10 @@ def _legacy(config: dict[str, Any]) -> dict[str, Any]:
     kind = scaling.pop("rope_type")
     if "partial_rotary_factor" in scaling:
         config["partial_rotary_factor"] = scaling.pop("partial_rotary_factor")
-    plain = kind == "default" and config["model_type"] != "gpt_oss"  # whose classes take null for YaRN
+    plain = kind == "default" and config["model_type"] != "gpt_oss"  # its classes take null for YaRN
     config["rope_scaling"] = None if plain else {"type": kind, **scaling}
     config["torch_dtype"] = config.pop("dtype")
-    if config["model_type"] not in ("gpt_oss", "lfm2_moe"):  # whose layers are of two kinds in older files too
+    if config["model_type"] not in ("gpt_oss", "lfm2_moe"):  # their layers are of two kinds in older files too
         config.pop("layer_types", None)
     if "num_local_experts" in config and config["model_type"] == "qwen3_moe":
         config["num_experts"] = config.pop("num_local_experts")

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.native.library import available_isas
-from edgemoe.kernels.operations import Backend
 
 _ISAS = available_isas()
 BACKENDS = ("jit", "jit 3 threads", *(f"native {isa}" for isa in _ISAS), f"native {_ISAS[0]} 3 threads")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from edgemoe.errors import KernelError
 from edgemoe.kernels import operations as op
+from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.definition import (
     Extent,
     Misfit,
@@ -23,7 +24,6 @@ from edgemoe.kernels.definition import (
     up_to,
 )
 from edgemoe.kernels.formats import FORMATS, Matrix
-from edgemoe.kernels.operations import Backend
 from tests.kernels.builders import aligned, empty_cache, places, random_ffn, random_matrix
 from tests.kernels.planned import planned
 from tests.kernels.test_products import pack_experts

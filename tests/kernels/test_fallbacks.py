@@ -11,9 +11,9 @@ import pytest
 
 from edgemoe.errors import KernelError
 from edgemoe.kernels import operations as op
+from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.definition import OUTPUT, rows
 from edgemoe.kernels.native.backend import NativeBackend, NativeProgram
-from edgemoe.kernels.operations import Backend
 from edgemoe.kernels.stepwise import MEANINGS, means
 from tests.kernels.builders import aligned, numbers
 from tests.kernels.planned import planned

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import reference
-from edgemoe.kernels.operations import PAGE_TOKENS, Backend
+from edgemoe.kernels.backend import Backend
+from edgemoe.kernels.operations import PAGE_TOKENS
 from tests.kernels import tolerance
 from tests.kernels.builders import (
     CACHE_FORMATS,

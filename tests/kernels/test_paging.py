@@ -18,10 +18,11 @@ from edgemoe.experts.cache import ExpertCache
 from edgemoe.experts.policy import make_policy, policy_numbers
 from edgemoe.io.reads import ThreadedReader
 from edgemoe.kernels import operations as op
+from edgemoe.kernels.backend import Backend, Program
 from edgemoe.kernels.native.backend import NativeBackend
 from edgemoe.kernels.native.pager import NativePager
 from edgemoe.kernels.native.reader import NativeReader
-from edgemoe.kernels.operations import DECODE, PROMPT, Backend
+from edgemoe.kernels.operations import DECODE, PROMPT
 from edgemoe.kernels.paging import RECORD
 from edgemoe.kernels.reference import ReferenceBackend
 from tests.kernels.builders import aligned, aligned_copy, numbers, random_ffn
@@ -102,7 +103,7 @@ class Paged:
     """A program of the operations that ask a cache, over both layers, and its buffers."""
 
     cache: Cache
-    program: op.Program
+    program: Program
     experts: list[np.ndarray]
     weights: list[np.ndarray]
     outputs: list[np.ndarray]

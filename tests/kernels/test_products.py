@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import reference
+from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.formats import FORMATS, Blocks, Matrix, pack
-from edgemoe.kernels.operations import Backend
 from tests.kernels import tolerance
 from tests.kernels.builders import (
     CLAMPED,

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from edgemoe.errors import KernelError
 from edgemoe.kernels import operations as op
-from edgemoe.kernels.operations import PAGE_TOKENS, Backend
+from edgemoe.kernels.backend import Backend
+from edgemoe.kernels.operations import PAGE_TOKENS
 from tests.kernels.builders import (
     CLAMPED,
     FORMAT_NAMES,

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from edgemoe.errors import KernelError
 from edgemoe.kernels import operations as op
+from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.native.library import available_isas
-from edgemoe.kernels.operations import Backend
 from tests.kernels import tolerance
 from tests.kernels.builders import aligned, aligned_copy, few_examples, numbers, places, seeds
 from tests.kernels.conftest import make_backend

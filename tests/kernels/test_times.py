@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgemoe.kernels.operations import Backend
+from edgemoe.kernels.backend import Backend
 from tests.kernels.conftest import make_backend
 from tests.kernels.test_runs import TinyLayer
 

@@ -204,7 +204,7 @@ def test_the_shape_that_a_trace_tells(store: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     record_bytes = engine.store.record_bytes
     assert shape.expert_bytes == (record_bytes, 0, record_bytes, record_bytes)
-    in_layers = sum(tensor.bytes for tensor in engine.store.manifest.resident if tensor.name.startswith("layers."))
+    in_layers = sum(tensor.bytes for tensor in engine.store.manifest.dense if tensor.name.startswith("layers."))
     assert sum(shape.dense_bytes) == in_layers
     assert shape.dense_bytes[1] > shape.dense_bytes[0] == shape.dense_bytes[2] > 0  # the dense layer's FFN
 

@@ -24,6 +24,7 @@ BLOCKS = {
     "a window of one": Attention(H, G, W, 0.3, RopeSpec(1e4, W), window=1),
     "sinks": Attention(H, G, W, 0.3, RopeSpec(1e4, W), sinks=True),
     "values of another width": Attention(H, G, W, 0.3, RopeSpec(1e4, W), value_dim=40, qkv_bias=True),
+    "no rotation": Attention(H, G, W, 0.3, None, window=9),
     "partial rotation": Attention(H, G, W, 0.3, RopeSpec(1e4, 6)),
     "all": Attention(H, G, W, 0.3, RopeSpec(1e4, 8), True, True, "head", window=70, sinks=True, value_dim=8),
 }
@@ -47,9 +48,9 @@ def formula(block: Attention, w: dict[str, np.ndarray], normed: np.ndarray) -> n
     query, key, value = projected("query", H), projected("key", G), projected("value", G)
     if block.qk_norm == "head":
         query, key = rms(query, w["query_norm"]), rms(key, w["key_norm"])
-    half = block.rope.rotated // 2
-    cosine, sine = (table.astype(float)[:, None] for table in rope_tables(block.rope, len(normed)))
-    for rows in (query, key):
+    for rows in (query, key) if block.rope else ():
+        half = block.rope.rotated // 2
+        cosine, sine = (table.astype(float)[:, None] for table in rope_tables(block.rope, len(normed)))
         a, b = rows[..., :half].copy(), rows[..., half : 2 * half].copy()
         rows[..., :half], rows[..., half : 2 * half] = a * cosine - b * sine, b * cosine + a * sine
     attended = np.zeros((len(normed), H, value.shape[2]))

@@ -91,7 +91,7 @@ def read(text: str, prompt: str = PROMPT) -> tuple[str, str | None]:
             "one\n\ntwo",
             "one\n\ntwo",
         ),
-        # What never becomes a message is not lost.
+        # Text that never becomes a message is not lost.
         ("plain text", "plain text", "plain text"),
         ("<|channel|>analysis", "analysis", None),
         ("<|channel|>final<|message|>", "", ""),

@@ -26,14 +26,14 @@ def store(tmp_path: Path) -> Store:
 
 def embedding(store: Store) -> Panels:
     assert store.embedding is not None
-    return Panels(store.resident_path, store.embedding)
+    return Panels(store.dense_path, store.embedding)
 
 
 @pytest.mark.parametrize("dense", ["f32", "f16", "q8", "q4", "q4m", "m4"])
 def test_a_panel_lies_within_its_pages(tmp_path: Path, dense: str) -> None:
     store = small_store(tmp_path, dense=dense)
-    content, panels = store.resident_path.read_bytes(), embedding(store)
-    data = store.load_resident()["embedding"].data  # type: ignore[union-attr]
+    content, panels = store.dense_path.read_bytes(), embedding(store)
+    data = store.load_dense()["embedding"].data  # type: ignore[union-attr]
     for panel in range(panels.count):
         first, end = panels.pages(panel)
         assert first % 4096 == end % 4096 == 0
@@ -43,7 +43,7 @@ def test_a_panel_lies_within_its_pages(tmp_path: Path, dense: str) -> None:
 
 
 def test_checksums_are_those_of_the_pages(store: Store) -> None:
-    content, panels = store.resident_path.read_bytes(), embedding(store)
+    content, panels = store.dense_path.read_bytes(), embedding(store)
     found = panels.checksums(direct=True)
     assert len(found) == panels.count == -(-VOCABULARY // 16)
     for panel, checksum in enumerate(found):
@@ -53,23 +53,23 @@ def test_checksums_are_those_of_the_pages(store: Store) -> None:
 
 def test_a_matrix_that_is_not_what_was_written(store: Store) -> None:
     panels = embedding(store)
-    flip_bit(store.resident_path, panels.tensor.offset + panels.tensor.bytes - 1)
+    flip_bit(store.dense_path, panels.tensor.offset + panels.tensor.bytes - 1)
     with pytest.raises(StoreError, match="embedding at byte 4096 is not what was written"):
         panels.checksums(direct=True)
 
 
 def test_without_fast_checksums_nothing_is_held_against_it(store: Store) -> None:
     panels = embedding(version_1(store.path, fast_checksums=False))
-    flip_bit(store.resident_path, panels.tensor.offset)
+    flip_bit(store.dense_path, panels.tensor.offset)
     assert len(panels.checksums(direct=True)) == panels.count
 
 
 def test_a_file_that_ends_early_or_is_gone(store: Store) -> None:
     panels = embedding(store)
-    whole = store.resident_path.read_bytes()
-    store.resident_path.write_bytes(whole[: panels.tensor.offset + 100])
+    whole = store.dense_path.read_bytes()
+    store.dense_path.write_bytes(whole[: panels.tensor.offset + 100])
     with pytest.raises(StoreError, match="ends at byte"):
         panels.checksums(direct=True)
-    store.resident_path.unlink()
+    store.dense_path.unlink()
     with pytest.raises(StoreError, match="cannot be read"):
         panels.checksums(direct=True)

@@ -27,11 +27,11 @@ def _plan(experts: list[list[RecordLayout]], **options: Any) -> Manifest:
 
 def test_matrices_come_before_vectors_and_begin_at_64_bytes_of_the_data() -> None:
     manifest = _plan([[]])
-    assert [tensor.name for tensor in manifest.resident] == ["embedding", "final_norm"]
-    start = manifest.resident[0].offset
+    assert [tensor.name for tensor in manifest.dense] == ["embedding", "final_norm"]
+    start = manifest.dense[0].offset
     assert start % 4096 == 0
-    assert all((tensor.offset - start) % 64 == 0 for tensor in manifest.resident if tensor.format)
-    assert manifest.resident_file.bytes == manifest.resident[1].offset + 160
+    assert all((tensor.offset - start) % 64 == 0 for tensor in manifest.dense if tensor.format)
+    assert manifest.dense_file.bytes == manifest.dense[1].offset + 160
     assert manifest.expert_files == ()
 
 
@@ -86,7 +86,7 @@ def test_any_plan_is_a_manifest_without_gaps(experts: list[list[RecordLayout]], 
         ends[record.file] += record.length
     assert ends == [file.bytes for file in manifest.expert_files]
     assert all(file.bytes <= limit or _records_in(manifest, n) == 1 for n, file in enumerate(manifest.expert_files))
-    names = {tensor.name for tensor in manifest.resident} | {record.name for record in records}
+    names = {tensor.name for tensor in manifest.dense} | {record.name for record in records}
     finished = with_checksums(manifest, dict.fromkeys(names, Checksums("0" * 64, crc)))
     assert finished.checked_when_read
     assert not manifest.checked_when_read

@@ -67,7 +67,7 @@ def test_every_binary_file_is_valid_safetensors(made: Store) -> None:
 
 
 def test_resident_tensors_are_aligned_and_equal_to_the_file(made: Store) -> None:
-    tensors = made.load_resident()
+    tensors = made.load_dense()
     with safetensors.safe_open(made.path / "resident.safetensors", "np") as file:
         assert set(file.keys()) == set(tensors)
         for name, tensor in tensors.items():
@@ -82,15 +82,15 @@ def test_resident_tensors_are_aligned_and_equal_to_the_file(made: Store) -> None
 def test_the_arena_has_the_size_that_was_told(made: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     allocate = direct.allocate_pages
-    monkeypatch.setattr("edgemoe.store.resident.allocate_pages", lambda size: asked.append(size) or allocate(size))
-    made.load_resident()
-    assert asked == [made.resident_bytes()]
+    monkeypatch.setattr("edgemoe.store.dense.allocate_pages", lambda size: asked.append(size) or allocate(size))
+    made.load_dense()
+    assert asked == [made.dense_bytes()]
 
 
 def test_loading_without_direct_io_gives_the_same(made: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = made.load_resident()
+    expected = made.load_dense()
     monkeypatch.delattr(os, "O_DIRECT")
-    found = made.load_resident()
+    found = made.load_dense()
     for name, tensor in expected.items():
         other = found[name]
         if isinstance(tensor, Matrix):
@@ -178,15 +178,15 @@ def test_of_others_files_nothing_is_asked(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_resident_tensor_that_was_altered_is_named(store: Store) -> None:
-    store.load_resident()
-    tensor = next(tensor for tensor in store.manifest.resident if tensor.name == "layers.1.router")
+    store.load_dense()
+    tensor = next(tensor for tensor in store.manifest.dense if tensor.name == "layers.1.router")
     flip_bit(store.path / "resident.safetensors", tensor.offset + tensor.bytes - 1, 7)
     with pytest.raises(StoreError, match=r"layers\.1\.router at byte \d+ is not what was written"):
-        store.load_resident()
+        store.load_dense()
 
 
 def test_a_store_without_fast_checksums_loads(store: Store) -> None:
-    expected, found = store.load_resident(), version_1(store.path, fast_checksums=False).load_resident()
+    expected, found = store.load_dense(), version_1(store.path, fast_checksums=False).load_dense()
     assert expected.keys() == found.keys()
 
 
@@ -214,10 +214,10 @@ def test_a_resident_file_that_was_cut_short_is_named(store: Store) -> None:
     path = store.path / "resident.safetensors"
     os.truncate(path, 5000)
     with pytest.raises(StoreError, match=r"resident\.safetensors: ends at byte 5000"):
-        store.load_resident()
+        store.load_dense()
     path.unlink()
     with pytest.raises(StoreError, match=r"resident\.safetensors: cannot be read \(No such file"):
-        store.load_resident()
+        store.load_dense()
 
 
 def test_records_lie_at_pages(made: Store) -> None:
@@ -399,7 +399,7 @@ def _open_and_use(made: Store, text: bytes) -> None:
         return
     # What opens is loaded without any other error, and every record lies in its file.
     assert isinstance(manifest, Manifest)
-    store.load_resident()
+    store.load_dense()
     for layer, expert, *_ in manifest.records:
         record = store.record(layer, expert)
         assert record.offset + record.length <= record.path.stat().st_size

@@ -360,7 +360,7 @@ def _written(folder: Path, experts: list[list[RecordLayout]]) -> Store:
     """A store of zeros with these records, whose checksums hold."""
     plan = _planned(experts)
     with StoreWriter(folder, plan) as writer:
-        ranges = [(t.name, plan.resident_file.name, t.offset, t.bytes) for t in plan.resident]
+        ranges = [(t.name, plan.dense_file.name, t.offset, t.bytes) for t in plan.dense]
         ranges += [(r.name, plan.expert_files[r.file].name, r.offset, r.length) for r in plan.records]
         found = {name: writer.checksums(*place) for name, *place in ranges}
         writer.finish(with_checksums(plan, found), {})
@@ -384,9 +384,9 @@ def _large_store(folder: Path, layers: int, experts: int) -> Path:
         crc32c=np.arange(count, dtype=np.uint32),
     )
     manifest = with_record_file(replace(small, model={"layers": [{}] * layers}, expert_files=(file,), records=records))
-    manifest = replace(manifest, resident=tuple(replace(t, sha256="0" * 64, crc32c=0) for t in manifest.resident))
+    manifest = replace(manifest, resident=tuple(replace(t, sha256="0" * 64, crc32c=0) for t in manifest.dense))
     folder.mkdir()
-    for entry in (manifest.resident_file, file):
+    for entry in (manifest.dense_file, file):
         (folder / entry.name).touch()
         os.truncate(folder / entry.name, entry.bytes)
     (folder / RECORDS_NAME).write_bytes(records.to_bytes())

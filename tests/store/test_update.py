@@ -55,7 +55,7 @@ def test_files_are_added_changed_removed_and_restored(store: Store) -> None:
     assert verify_store(opened) == []
     assert side_files(opened) == {"config.json": config, "chat_template.jinja": b"{{ x }}"}
     assert opened.manifest.provenance == {**store.manifest.provenance, "side_files": ORIGIN}
-    assert opened.manifest.resident == store.manifest.resident
+    assert opened.manifest.dense == store.manifest.dense
     assert replaced(opened, {"config.json": b"{}", "chat_template.jinja": b"{{ x }}"}) == [
         SideChange("config.json", "changed", 2)
     ]

@@ -48,7 +48,7 @@ def engine_with_slots(
     undo_tokens: int | None = None,
     **options: bool | str,
 ) -> Engine:
-    """An engine whose cache has just so many slots, and whose fixed state can take back just so many tokens by itself.
+    """An engine with `slots` slots in its cache, whose fixed state can take back `undo_tokens` tokens by itself.
 
     A budget in bytes is too coarse for that here: what the interpreter holds is measured, and test runs vary in it.
     """

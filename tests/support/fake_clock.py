@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgemoe.kernels import operations as op
+from edgemoe.kernels.backend import ProgramTimes
 
 WAITED_NS = 3
 """The part of each operation's time in which it waits for other threads."""
@@ -54,10 +55,10 @@ class ClockedProgram:
     def time_runs(self, on: bool) -> None:
         self._timed, self._timed_runs = on, 0
 
-    def times(self) -> op.ProgramTimes:
+    def times(self) -> ProgramTimes:
         operations_ns = self._costs * self._timed_runs
         waited_ns, disk_ns = (np.full_like(operations_ns, ns * self._timed_runs) for ns in (WAITED_NS, DISK_NS))
-        return op.ProgramTimes(int(operations_ns.sum()), operations_ns, waited_ns, disk_ns)
+        return ProgramTimes(int(operations_ns.sum()), operations_ns, waited_ns, disk_ns)
 
 
 class ClockedBackend:

@@ -39,10 +39,10 @@ class FakeEngine:
         self.expert_uses = np.zeros((LAYERS, EXPERTS), np.int64)
         self.backend: Any = SimpleNamespace(name="fake", isa="-", threads=1)
         self.memory: Any = SimpleNamespace(
-            budget_bytes=100 << 20, floor_bytes=50 << 20, interpreter_bytes=20 << 20, resident_bytes=30 << 20,
+            budget_bytes=100 << 20, floor_bytes=50 << 20, interpreter_bytes=20 << 20, dense_bytes=30 << 20,
             workspace_bytes=1 << 20, kv_cache_bytes=2 << 20, slot_bytes=4096, slots=16, total_experts=32,
             context_length=context_length, prompt_chunk_tokens=128, kv_format="f16", all_resident=False,
-            experts_bytes=16 * 4096, planned_bytes=60 << 20, embedding_resident=True,
+            experts_bytes=16 * 4096, planned_bytes=60 << 20, embedding_resident=True, fixed_state_bytes=0,
         )  # fmt: skip
         self.calls: list[list[int]] = []
         self.closed = False

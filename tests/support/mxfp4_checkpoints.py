@@ -17,7 +17,10 @@ E2M1 = (0, 0.5, 1, 1.5, 2, 3, 4, 6)
 
 
 def mxfp4_weights(codes: npt.NDArray[np.uint8], scales: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Weights `(..., columns)` of bytes `(..., columns / 2)` and `(..., columns / 32)`, by the specification."""
+    """Weights `(..., columns)` of bytes `(..., columns / 2)` and `(..., columns / 32)`, by the specification.
+
+    Minus zero becomes zero.
+    """
     numbers = np.array([*E2M1, *(-number for number in E2M1)])
     pairs = numbers[np.stack([codes % 16, codes // 16], axis=-1)]
     blocks = pairs.reshape(*scales.shape, 32) * 2.0 ** (scales[..., None].astype(float) - 127)

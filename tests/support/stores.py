@@ -122,7 +122,7 @@ def store_weights(store: Store) -> dict[str, np.ndarray[Any, Any]]:
     shapes = ModelSpec.from_json(store.model).tensors()
     matrices: dict[str, Matrix] = {}
     weights: dict[str, np.ndarray[Any, Any]] = {}
-    for name, value in store.load_resident().items():
+    for name, value in store.load_dense().items():
         if isinstance(value, Matrix):
             matrices[name] = value
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgemoe.bench.hit_rates import HitRates
-from edgemoe.bench.plan import POSITION, BudgetForecast, resident_parts
+from edgemoe.bench.plan import POSITION, BudgetForecast, dense_parts
 from edgemoe.bench.plan_model import ModelPlan
 from edgemoe.bench.speed import SpeedEstimate
 from edgemoe.sizes import format_size
@@ -28,7 +28,7 @@ def _model_rows(planned: ModelPlan) -> Rows:
     memory, work = planned.forecast.memory, planned.planner.work
     rows = [("source", f"{source.name}, known from {source.known_from}")]
     rows.append(("on disk", f"{format_size(store.manifest.total_bytes)} as a store"))
-    for name, (formats, size) in resident_parts(store.manifest).items():
+    for name, (formats, size) in dense_parts(store.manifest).items():
         by_rows = name == "embedding" and not memory.embedding_resident
         where = "on disk, read row by row" if by_rows else "in memory"
         rows.append((f"{where}: {name}", f"{format_size(size)}, {formats}"))
@@ -47,7 +47,7 @@ def _budget_rows(forecast: BudgetForecast) -> Rows:
             "interpreter",
             f"{format_size(memory.interpreter_bytes)} (measured in this process; a run may need more or less)",
         ),
-        ("dense weights", format_size(memory.resident_bytes)),
+        ("dense weights", format_size(memory.dense_bytes)),
         (
             "workspace",
             f"{format_size(memory.workspace_bytes)}, prompts in chunks of {memory.prompt_chunk_tokens} tokens",

@@ -111,11 +111,11 @@ class _Tensor:
 
     type: GGMLQuantizationType
     dimensions: int
-    """Their number at one of the places; all experts of a layer together have one more."""
+    """Number of dimensions of the tensor at one of its places; a `stacked` one has one more, for the experts."""
     stacked: bool
     head_dim: int | None
     rows: int = 0
-    """Rows of a matrix in the file whose elements are a vector of the store; 0: it is none."""
+    """Rows of the matrix that a vector of the store becomes in the file (taps of convolutions); 0: it stays one."""
     places: list[Place] = field(default_factory=list)
 
     @property

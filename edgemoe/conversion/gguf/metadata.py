@@ -52,34 +52,40 @@ _QK_NORM_WORDS = {
     "full": "norms of whole queries and keys",
 }
 _GPT_OSS = "gpt-oss"
+"""The one architecture with windows, sinks, biases of experts and of the router, and the clamped activation: it always
+has them, with windows in every second layer, from the first on."""
 _CLAMPED = Activation("clamped_silu", alpha=1.702, limit=7.0, offset=1.0)
-"""The one architecture with windows, sinks, biases of experts and of the router, and this activation: it always has
-them, with windows in every second layer, from the first on."""
+"""Its activation; the numbers stand in llama.cpp, not in the file."""
 _SCALED = frozenset({"granitemoe"})
 """Architectures with multipliers on embedding, attention, residual and logits."""
 _NEVER_TIED = frozenset({"gpt-oss", "olmoe", "qwen2moe"})
 _NO_HEAD_WIDTH = frozenset({"olmoe", "qwen2moe"})
 """Architectures without a key for the head width: all heads together must be as wide as the model."""
 
+_NO_GGUF = "Use the store with edgemoe; no GGUF of this model is possible."
+
 
 def check_expressible(spec: ModelSpec) -> None:
     """Raises StoreError if llama.cpp would compute something else, or cannot load the model at all."""
-    way_out = "Use the store with edgemoe; no GGUF of this model is possible."
     if spec.family not in ARCHITECTURES:
-        families = ", ".join(sorted(ARCHITECTURES))
+        known = ", ".join(sorted(ARCHITECTURES))
         raise StoreError(
-            f"this model cannot be a GGUF: expected a family of {families}, found {spec.family[:80]}.", way_out
+            f"this model cannot be a GGUF: expected a family that llama.cpp has, one of {known};"
+            f" found {spec.family[:80]}.",
+            _NO_GGUF,
         )
     problem = next(_problems(spec), None)
     if problem:
-        architecture = ARCHITECTURES[spec.family]
-        raise StoreError(f"this model cannot be a GGUF: llama.cpp's {architecture} has no {problem}.", way_out)
+        raise StoreError(
+            f"this model cannot be a GGUF: llama.cpp's {ARCHITECTURES[spec.family]} has no {problem}.",
+            _NO_GGUF,
+        )
 
 
 def _problems(spec: ModelSpec) -> Iterator[str]:
     architecture = ARCHITECTURES[spec.family]
     if not all(map(_has_two_plain_blocks, spec.layers)):
-        yield "layers but of attention or a convolution, then an FFN, each normed before and added to the stream"
+        yield "layers but of attention or a convolution, then an FFN, each with a norm before it and plainly added"
         return
     if not any(isinstance(mixer, Attention) for mixer in mixers(spec)):
         yield "models without attention"
@@ -96,6 +102,10 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
         yield f"models with{'out' * (not convolutions)} convolutions"
     if any(convolution.bias for convolution in convolutions):
         yield "biases on convolutions"
+    rope = attention.rope
+    if rope is None:
+        yield "attention without rotary positions"
+        return
     yield from _attention_problems(architecture, attention)
     for body in dict.fromkeys(layer.blocks[-1].body for layer in spec.layers):
         yield from _ffn_problems(architecture, body)
@@ -103,7 +113,7 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
         yield "dense layers"
     if isinstance(ffn, Moe):
         yield from _moe_problems(architecture, ffn)
-    if attention.rope.rotated != attention.head_dim and not _FAMILY[architecture].partial_rotation:
+    if rope.rotated != attention.head_dim and not _FAMILY[architecture].partial_rotation:
         yield "rotation of a part of each head"
     multipliers = (spec.embedding_scale, spec.residual_scale, spec.logit_scale)
     if architecture not in _SCALED and (any(m != 1 for m in multipliers) or not _plain_scale(attention)):
@@ -114,12 +124,12 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
         yield "heads that are not together as wide as the model"
     if architecture == "olmoe" and attention.kv_heads != attention.heads:
         yield "grouped-query attention"
-    if attention.rope.scaling == "yarn" and not _plain_yarn(attention.rope, truncated=architecture != _GPT_OSS):
+    if rope.scaling == "yarn" and not _plain_yarn(rope, truncated=architecture != _GPT_OSS):
         yield "YaRN with unusual parameters (usual: 32, 1, the attention factor from the scaling factor)"
 
 
 def _window_problems(architecture: str, spec: ModelSpec) -> Iterator[str]:
-    windows = [body.window for layer in spec.layers for body in _bodies(layer) if isinstance(body, Attention)]
+    windows = [mixer.window for mixer in mixers(spec) if isinstance(mixer, Attention)]
     if architecture != _GPT_OSS:
         if any(windows):
             yield "attention within a window"
@@ -158,11 +168,10 @@ def _ffn_problems(architecture: str, body: Body) -> Iterator[str]:
 
 def _has_two_plain_blocks(layer: LayerSpec) -> bool:
     """Whether a layer mixes tokens, then has an FFN, without norms after blocks, parallel ones or other residuals."""
-    bodies = tuple(_bodies(layer))
-    kinds = (
-        len(bodies) == 2 and isinstance(bodies[0], (Attention, ShortConv)) and isinstance(bodies[1], (GatedFfn, Moe))
-    )
-    return kinds and layer == LayerSpec.of(*bodies)
+    bodies = tuple(block.body for block in layer.blocks)
+    if layer != LayerSpec.of(*bodies) or len(bodies) != 2:
+        return False
+    return isinstance(bodies[0], (Attention, ShortConv)) and isinstance(bodies[1], (GatedFfn, Moe))
 
 
 def _without_window(layer: LayerSpec) -> LayerSpec:
@@ -172,10 +181,6 @@ def _without_window(layer: LayerSpec) -> LayerSpec:
         for block in layer.blocks
     )
     return LayerSpec(tuple(blocks))
-
-
-def _bodies(layer: LayerSpec) -> Iterator[Body]:
-    return (block.body for block in layer.blocks)
 
 
 def _moe_problems(architecture: str, ffn: Moe) -> Iterator[str]:
@@ -243,7 +248,7 @@ def write_metadata(writer: GGUFWriter, spec: ModelSpec) -> None:
         writer.add_logit_scale(1 / spec.logit_scale)  # llama.cpp divides by it
         if not _plain_scale(attention):
             writer.add_attention_scale(attention.scale)
-    _write_rope(writer, attention.rope)
+    _write_rope(writer, _rope(spec))
 
 
 def _write_experts(writer: GGUFWriter, architecture: str, ffn: Moe, dense: Body | None) -> None:
@@ -285,9 +290,16 @@ def _write_rope(writer: GGUFWriter, rope: RopeSpec) -> None:
         writer.add_rope_scaling_orig_ctx_len(round(rope.parameters["original_max_position_embeddings"]))
 
 
+def _rope(spec: ModelSpec) -> RopeSpec:
+    """The rotary positions of a model that a GGUF can hold: they are those of all its attention."""
+    rope = attention_and_ffn(spec)[0].rope
+    assert rope is not None  # `check_expressible` has seen to it
+    return rope
+
+
 def remarks(spec: ModelSpec) -> Iterator[str]:
     """Yield what llama.cpp computes a little differently, though no key of the file could say it."""
-    if attention_and_ffn(spec)[0].rope.parameters.get("truncate") == 0:
+    if _rope(spec).parameters.get("truncate") == 0:
         yield (
             "llama.cpp rounds the ends of YaRN's ramp to whole pairs, which this model does not: positions differ a"
             " little there, as in every GGUF of it."
@@ -296,7 +308,7 @@ def remarks(spec: ModelSpec) -> Iterator[str]:
 
 def frequency_divisors(spec: ModelSpec) -> npt.NDArray[np.float32] | None:
     """Divisor of each pair's frequency, `(rotated // 2,)`: the form of the llama3 rule in a GGUF."""
-    rope = attention_and_ffn(spec)[0].rope
+    rope = _rope(spec)
     if rope.scaling != "llama3":
         return None
     return rope_frequencies(RopeSpec(rope.theta, rope.rotated)) / rope_frequencies(rope)

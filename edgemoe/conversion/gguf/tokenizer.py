@@ -81,7 +81,7 @@ WHOLE_WORDS_FIRST = _LLAMA3_RULES | {"gpt-4o"}
 """Rules under which a word in the vocabulary becomes that token, ignoring the merges, as in tiktoken."""
 
 EITHER_WAY = frozenset({"gpt-4o"})
-"""Rules among these whose merges lead to every word in the vocabulary, so that it may come by either way."""
+"""Rules among these whose merges build every word of the vocabulary: whole or merged, a word gives the same token."""
 
 COMPOSED = frozenset({"qwen2", "olmo"})
 """Rules whose tokenizers first normalise to NFC, which the metadata cannot express."""

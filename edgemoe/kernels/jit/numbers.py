@@ -16,6 +16,7 @@ def halved_scale(e: np.uint8) -> np.float32:
     """Return `2**(e - 128)`: half of the e8m0 scale of that byte, by which doubled integers are multiplied.
 
     The exponent of a normal float32 begins at bit 23; of the two scales below, 2**-128 is bit 21 and 2**-127 bit 22.
+    For `e` of 0 and 1 the second expression is the larger one, from 2 on the first.
     """
     normal = np.int32((np.int32(e) - 1) << 23)
     below_normal = np.int32((np.int32(e) + 1) << 21)

@@ -10,6 +10,7 @@ import numpy as np
 
 from edgemoe.errors import EdgemoeError, KernelError, ReadError
 from edgemoe.kernels import operations as op
+from edgemoe.kernels.backend import Program, ProgramTimes
 from edgemoe.kernels.native import structures as st
 from edgemoe.kernels.native.binding import BoundOperations, has_kernel
 from edgemoe.kernels.native.library import Status, available_isas, load_library, status_text
@@ -60,7 +61,7 @@ class NativeBackend:
 
         return segments.fallbacks()
 
-    def program(self, operations: Sequence[op.Operation]) -> op.Program:
+    def program(self, operations: Sequence[op.Operation]) -> Program:
         """Check and bind operations. Raises KernelError that names the operation and the buffer."""
         self._check_open()
         if all(has_kernel(type(operation)) for operation in operations):
@@ -165,8 +166,8 @@ class NativeProgram:
         self._operation_times[:] = 0
         self._struct.times = ctypes.addressof(self._times) if on else None
 
-    def times(self) -> op.ProgramTimes:
-        return op.ProgramTimes(self._times.elapsed_ns, *self._operation_times.astype(np.int64).T)
+    def times(self) -> ProgramTimes:
+        return ProgramTimes(self._times.elapsed_ns, *self._operation_times.astype(np.int64).T)
 
     def _failure(self, status: int, tokens: int) -> EdgemoeError:
         failed = self._struct.failed_operation

@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from edgemoe.kernels import operations as op
+from edgemoe.kernels.backend import Program, ProgramTimes
 from edgemoe.kernels.native.binding import has_kernel
 from edgemoe.kernels.reference import REFERENCE
 from edgemoe.kernels.stepwise import MEANINGS, RunBounds, StepwiseProgram, measured_operation
 
-Bind = Callable[[Sequence[op.Operation], int], op.Program]
+Bind = Callable[[Sequence[op.Operation], int], Program]
 """Makes a program in C of operations, the first of which has that number in the whole list."""
 
 
@@ -27,7 +28,7 @@ class SegmentedProgram:
     def __init__(self, operations: Sequence[op.Operation], bind: Bind) -> None:
         """Raises KernelError for an operation that is not as defined, or that no backend knows."""
         self._bounds = RunBounds.of([measured_operation(number, o) for number, o in enumerate(operations)])
-        self._programs: list[op.Program] = []
+        self._programs: list[Program] = []
         first = 0
         for native, group in itertools.groupby(operations, key=lambda operation: has_kernel(type(operation))):
             segment = list(group)
@@ -45,10 +46,10 @@ class SegmentedProgram:
         for program in self._programs:
             program.time_runs(on)
 
-    def times(self) -> op.ProgramTimes:
+    def times(self) -> ProgramTimes:
         """Return the times of all segments, put together."""
         parts = [program.times() for program in self._programs]
-        return op.ProgramTimes(
+        return ProgramTimes(
             sum(part.elapsed_ns for part in parts),
             np.concatenate([part.operations_ns for part in parts]),
             np.concatenate([part.waited_ns for part in parts]),

@@ -25,7 +25,8 @@ class Attention:
     kv_heads: int
     head_dim: int
     scale: float
-    rope: RopeSpec
+    rope: RopeSpec | None
+    """Rotary positions; None: a token's position changes nothing but what it sees (NoPE, Kazemnejad et al. 2023)."""
     qkv_bias: bool = False
     output_bias: bool = False
     qk_norm: Literal["none", "head", "full"] = "none"
@@ -43,7 +44,8 @@ class Attention:
     def check(self) -> None:
         if self.head_dim % 2 or self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} query heads and {self.kv_heads} key heads of width {self.head_dim}")
-        self.rope.check(self.head_dim)
+        if self.rope is not None:
+            self.rope.check(self.head_dim)
 
     def tensors(self, hidden_size: int) -> Shapes:
         query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
@@ -99,9 +101,10 @@ class Attention:
             build.rms_norm(query, "query_norm", H * W, query)
             build.rms_norm(key, "key_norm", G * W, key)
         places = build.places()
-        cosine, sine = build.rope_tables(self.rope)
-        build.add(op.Rope(query, H, places[0], cosine, sine))
-        build.add(op.Rope(key, G, places[0], cosine, sine))
+        if self.rope is not None:
+            cosine, sine = build.rope_tables(self.rope)
+            build.add(op.Rope(query, H, places[0], cosine, sine))
+            build.add(op.Rope(key, G, places[0], cosine, sine))
         keys = build.state("keys", "N", G, op.PAGE_TOKENS, W)
         values = build.state("values", "N", G, op.PAGE_TOKENS, Wv)
         build.add(op.StoreKv(key, value, *places, keys, values))

@@ -71,7 +71,7 @@ static void convolve_block(const em_short_conv *c, const channels *block, int32_
     for (int32_t first = 0; first < tokens;) {
         const int32_t end = first + segment_rows(c, first, tokens);
         for (int32_t row = first; row < end; row++) convolve(c, block, first, row);
-        /* Of a segment longer than the ring only its last rows stay. */
+        /* The ring holds the last rows only of a segment that is longer than it. */
         for (int32_t row = end - first > c->ring ? end - c->ring : first; row < end; row++) keep(c, block, row);
         first = end;
     }

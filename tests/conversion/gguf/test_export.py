@@ -216,6 +216,7 @@ CLAMPED = Activation("clamped_silu", 1.702, 7.0, 1.0)
         ("qwen3_moe", {"qk_norm": "none"}, {}, "qwen3moe has no attention without norms of queries and keys"),
         ("glm4_moe", {"qk_norm": "full"}, {}, "glm4moe has no norms of whole queries and keys"),
         ("mixtral", {"qk_norm": "head"}, {}, "llama has no norms of each head's queries and keys"),
+        ("qwen3_moe", {"rope": None}, {}, "qwen3moe has no attention without rotary positions"),
         ("gpt_oss", {"sinks": False}, {}, "gpt-oss has no attention without sinks"),
         ("gpt_oss", {"qkv_bias": False}, {}, "attention without biases"),
         ("gpt_oss", {"output_bias": False}, {}, "attention without biases"),
@@ -416,7 +417,9 @@ def test_a_store_cut_short_meanwhile_is_told(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("m.gguf*"))
 
 
-def test_a_manifest_of_a_family_that_nobody_knows_is_refused(tiny: Store, tmp_path: Path) -> None:
-    other = Store(tiny.path, tiny.manifest.__class__(**{**vars(tiny.manifest), "model": {**tiny.model, "family": "x"}}))
-    with pytest.raises(StoreError, match=r"expected a family of .*qwen3_moe, found x\. Use the store"):
+@pytest.mark.parametrize("family", ["x", "flex_olmo"])
+def test_a_family_that_llama_cpp_does_not_have_is_refused(tiny: Store, tmp_path: Path, family: str) -> None:
+    model = {**tiny.model, "family": family}
+    other = Store(tiny.path, tiny.manifest.__class__(**{**vars(tiny.manifest), "model": model}))
+    with pytest.raises(StoreError, match=f"expected a family that llama.cpp has, one of glm4_moe, .*; found {family}"):
         export_gguf(other, tmp_path / "m.gguf", name="x")

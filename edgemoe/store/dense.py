@@ -1,4 +1,4 @@
-"""Reads the weights that every token needs from the resident file into memory."""
+"""Reads the weights that every token needs from the dense file into memory."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from edgemoe.io.direct import PageReadError, allocate_pages
 from edgemoe.io.pages import PAGE_BYTES, round_up
 from edgemoe.kernels.formats import Matrix
 from edgemoe.store.layouts import MATRIX_ALIGNMENT_BYTES
-from edgemoe.store.manifest import ResidentTensor
+from edgemoe.store.manifest import DenseTensor
 from edgemoe.store.manifest_parser import DAMAGED_HINT
 
-ResidentValue = Union[Matrix, npt.NDArray[np.float32]]
+DenseValue = Union[Matrix, npt.NDArray[np.float32]]
 
 
-class ResidentReading:
-    """Reads resident tensors into one block of memory, which lives as long as any of them.
+class DenseReading:
+    """Reads dense tensors into one block of memory, which lives as long as any of them.
 
     The views in `tensors` are valid when `wait` has returned. Matrices are in kernel layout, vectors float32
     `(elements,)`; each begins at a multiple of 64 bytes.
     """
 
-    def __init__(self, path: Path, start: int, tensors: Sequence[ResidentTensor], memory_bytes: int) -> None:
+    def __init__(self, path: Path, start: int, tensors: Sequence[DenseTensor], memory_bytes: int) -> None:
         """Begins to read. The first tensor lies in the page that begins at `start`.
 
         Raises BudgetError, and StoreError where the file cannot be opened.
         """
-        self.tensors: dict[str, ResidentValue] = {}
+        self.tensors: dict[str, DenseValue] = {}
         self.bytes = memory_bytes
         self._path = path
         self._tensors = tensors
@@ -80,7 +80,7 @@ class ResidentReading:
         self._reading.close()
 
 
-def not_as_written(path: Path, tensor: ResidentTensor) -> StoreError:
+def not_as_written(path: Path, tensor: DenseTensor) -> StoreError:
     """The error for a tensor that differs from its checksum."""
     return StoreError(
         f"{path}: {tensor.name} at byte {tensor.offset} is not what was written (its checksum differs).",

@@ -1,0 +1,71 @@
+"""The interface of a kernel backend.
+
+A backend turns a list of operations (`operations.py`) into a `Program`; after that a step of the model is
+`program.run(tokens)`, which for the native backend is one call into C for the whole list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edgemoe.kernels.operations import Operation
+
+Nanoseconds = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ProgramTimes:
+    """Time spent in the runs of a program since timing was switched on."""
+
+    elapsed_ns: int
+    """Total of whole runs, measured by the backend: slightly more than the sum over operations."""
+    operations_ns: Nanoseconds  # (operations,)
+    waited_ns: Nanoseconds  # (operations,)
+    """The part of `operations_ns` spent waking worker threads and waiting for them; 0 if it cannot be measured."""
+    disk_ns: Nanoseconds  # (operations,)
+    """The part of `operations_ns` spent blocked on expert reads."""
+
+
+class Program(Protocol):
+    """A list of operations, bound to buffers and ready to run."""
+
+    def run(self, tokens: int) -> None:
+        """Run every operation in order for the first `tokens` rows of the buffers."""
+
+    def time_runs(self, on: bool) -> None:
+        """Start timing each operation of every run, from zero; or stop timing."""
+
+    def times(self) -> ProgramTimes:
+        """Return the times of all runs since `time_runs(True)`."""
+
+
+class Backend(Protocol):
+    """One implementation of all operations."""
+
+    name: str
+    """`reference`, `jit` or `native`."""
+    isa: str
+    """The instruction set in use, such as `avx2`; `-` where it does not apply."""
+    threads: int
+    growth_bytes: int
+    """Memory that the backend will still allocate besides buffers and scratch, such as that of a compiler."""
+    scratch_grows_with_context: bool
+    """Whether `scratch_bytes` depends on the number of pages of a sequence."""
+
+    @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """The kinds of operations that it has no kernel for, and runs as the reference does."""
+
+    def program(self, operations: Sequence[Operation]) -> Program:
+        """Check and bind a list of operations. Raises KernelError for an operation that the backend cannot run."""
+
+    def scratch_bytes(self, operations: Sequence[Operation]) -> int:
+        """Bytes that `program` will allocate for these operations besides their buffers, which may be placeholders."""
+
+    def close(self) -> None:
+        """Stop the threads and free what the backend holds."""
