@@ -21,7 +21,7 @@ from typing import Any, TypedDict
 from edgemoe.errors import EdgemoeError, StoreError, UsageError
 from edgemoe.model.sampling import SamplingOptions
 from edgemoe.session.conversation import ConversationEncoder
-from edgemoe.session.generate import Generation, check_prompt_length, check_text_fits
+from edgemoe.session.generate import Generation, check_max_tokens, check_prompt_length, check_text_fits
 from edgemoe.session.held_tokens import HeldTokens
 from edgemoe.session.model_files import read_json_object
 from edgemoe.session.template import ChatTemplate
@@ -93,7 +93,9 @@ class ChatSession:
         self._encoder = ConversationEncoder(tokenizer, template, template_variables, literal)
 
     def send(self, text: str) -> Answer:
-        """The answer to a message. Raises UsageError for one that is empty or does not fit the context."""
+        """The answer to a message. Raises UsageError for one that is no text, empty or does not fit the context."""
+        if not isinstance(text, str):
+            raise UsageError(f"the message: expected text, found {str(text)[:80]}.", "Give a string.")
         if not text.strip():
             raise UsageError("the message is empty: expected some text.", "Write something to answer.")
         return self._answer(list(self.messages), text)
@@ -172,6 +174,7 @@ class ChatSession:
         return self._held.engine.context_length
 
     def _answer(self, before: list[ChatMessage], text: str) -> Answer:
+        check_max_tokens(self.max_tokens)
         check_text_fits(text, self._tokenizer, self.context_length)
         prompt_ids, forgotten = self._fit(before, text)
         generation = Generation(self._held, self._tokenizer, prompt_ids, self.options, self.max_tokens)

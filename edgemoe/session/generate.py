@@ -78,8 +78,7 @@ class Generation:
 
         Raises StoreError for stop texts where the model has no tokenizer.
         """
-        if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
-            raise UsageError(f"`max_tokens`: expected 1 or more, found {max_tokens}.", "Leave it out for no limit.")
+        check_max_tokens(max_tokens)
         check_token_ids(prompt_ids, tokenizer.vocabulary)
         check_prompt_length(len(prompt_ids), held.engine.context_length)
         self.prompt_ids = list(prompt_ids)
@@ -193,6 +192,12 @@ def _special_ids(texts: Sequence[str], tokenizer: Tokenizer) -> frozenset[int]:
         if len(ids) == 1 and not tokenizer.decode(ids):
             found.add(ids[0])
     return frozenset(found)
+
+
+def check_max_tokens(max_tokens: int | None) -> None:
+    """Raise UsageError for a limit of an answer that is no whole number above 0."""
+    if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
+        raise UsageError(f"`max_tokens`: expected 1 or more, found {max_tokens!r}.", "Leave it out for no limit.")
 
 
 def check_prompt_length(tokens: int, context_length: int) -> None:

@@ -107,6 +107,18 @@ def test_the_fewest_turns_are_forgotten_that_leave_half_a_context(make_model: Ma
     assert chat.forgotten_turns == next(out for out, size in enumerate(sizes) if size <= 200) > 2
 
 
+def test_a_message_or_a_limit_of_another_type_is_refused(make_model: MakeModel) -> None:
+    model = make_model("Hello!")
+    for message in (None, 5, b"Hi"):
+        with pytest.raises(UsageError, match="the message: expected text, found"):
+            model.chat().send(message)  # type: ignore[arg-type]
+    for limit in ("3", 2.0, True, 0):
+        chat = model.chat(max_tokens=limit)  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match="`max_tokens`: expected 1 or more, found"):
+            chat.send("Hi")
+        assert not chat.messages
+
+
 def test_a_message_that_cannot_fit_is_refused_and_changes_nothing(make_model: MakeModel) -> None:
     chat = make_model("Hello!", context_length=100).chat()
     read(chat.send("Hi"))

@@ -44,6 +44,13 @@ _RENORMALISE = frozenset({"llama", "gpt-oss", "granitemoe", "qwen3moe"})
 
 _QKV_BIAS = frozenset({"llama", "glm4moe", "gpt-oss", "granitemoe", "qwen2moe"})
 _OUTPUT_BIAS = frozenset({"llama", "gpt-oss", "granitemoe"})
+_QK_NORM = {"glm4moe": ("none", "head"), "lfm2moe": ("head",), "olmoe": ("full",), "qwen3moe": ("head",)}
+"""The norms of queries and keys (`Attention.qk_norm`) of the architectures that have some."""
+_QK_NORM_WORDS = {
+    "none": "attention without norms of queries and keys",
+    "head": "norms of each head's queries and keys",
+    "full": "norms of whole queries and keys",
+}
 _GPT_OSS = "gpt-oss"
 """The one architecture with windows, sinks, biases of experts and of the router, and the clamped activation: it always
 has them, with windows in every second layer, from the first on."""
@@ -135,6 +142,8 @@ def _attention_problems(architecture: str, attention: Attention) -> Iterator[str
         yield "biases on query, key and value"
     if attention.output_bias and architecture not in _OUTPUT_BIAS:
         yield "bias on the attention's output"
+    if attention.qk_norm not in _QK_NORM.get(architecture, ("none",)):
+        yield _QK_NORM_WORDS[attention.qk_norm]
     if attention.sinks and architecture != _GPT_OSS:
         yield "sinks of attention"
     if attention.value_dim not in (None, attention.head_dim):
