@@ -9,6 +9,7 @@ from edgemoe.engine.batch import Piece, Rows, cut
 from edgemoe.engine.fixed_state import FixedState
 from edgemoe.engine.sequence import Sequence, Sequences
 from edgemoe.kernels.operations import PAGE_TOKENS
+from tests.support.examples import examples
 
 IDS = np.random.default_rng(0).integers(0, 100, 1000)
 NEEDED = 3
@@ -225,7 +226,7 @@ def test_random_work_with_failures_keeps_the_state_right(undo: int, recurrent: b
     random = np.random.default_rng(undo)
     toy = Toy(4, 8, undo, snapshots=3, recurrent=recurrent)
     opened = [toy.sequences.open()]
-    for _ in range(250):
+    for _ in range(examples(250)):
         one = opened[random.integers(len(opened))]
         action = random.integers(8)
         if action == 0 and len(opened) < 4:

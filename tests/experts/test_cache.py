@@ -110,7 +110,7 @@ class CacheMachine(RuleBasedStateMachine):
 
 
 TestCacheMachine = CacheMachine.TestCase
-TestCacheMachine.settings = settings(max_examples=examples(250), stateful_step_count=25, deadline=None)
+TestCacheMachine.settings = settings(max_examples=examples(120), stateful_step_count=25, deadline=None)
 
 
 def run(cache: ExpertCache, layer: int, *experts: int) -> None:
