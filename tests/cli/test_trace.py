@@ -198,8 +198,8 @@ def test_a_benchmark_is_recorded_and_its_routing_taken_again(edgemoe: Command, s
     assert done.errors.splitlines()[-1].startswith("trace: 60 tokens; ")
     again = edgemoe("bench", store, *sizes, "--routing", tmp_path / "t", "--json", tmp_path / "j")
     assert again.code == 0
-    assert f"routing: {tmp_path / 't'}, recorded of tiny-moe; 2 experts for each token" in again.output
-    assert "steps: 6 measured, 6 different ones of 24 recorded" in again.output
+    assert f"routing: {tmp_path / 't'}, recorded from tiny-moe; 2 experts per token" in again.output
+    assert "steps: 6 measured, 6 distinct, of 24 recorded" in again.output
     assert json.loads((tmp_path / "j").read_text())["routing"]["top_k"] == 2
     refused = edgemoe("bench", store, "--routing", tmp_path / "t", "--against", "llama.cpp")
     assert refused.code == 2
