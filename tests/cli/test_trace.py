@@ -203,7 +203,7 @@ def test_a_benchmark_is_recorded_and_its_routing_taken_again(edgemoe: Command, s
     assert json.loads((tmp_path / "j").read_text())["routing"]["top_k"] == 2
     refused = edgemoe("bench", store, "--routing", tmp_path / "t", "--against", "llama.cpp")
     assert refused.code == 2
-    assert "--routing cannot be forced" in refused.errors
+    assert "--routing works with edgemoe only" in refused.errors
 
 
 @pytest.mark.parametrize(
