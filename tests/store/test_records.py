@@ -384,7 +384,7 @@ def _large_store(folder: Path, layers: int, experts: int) -> Path:
         crc32c=np.arange(count, dtype=np.uint32),
     )
     manifest = with_record_file(replace(small, model={"layers": [{}] * layers}, expert_files=(file,), records=records))
-    manifest = replace(manifest, resident=tuple(replace(t, sha256="0" * 64, crc32c=0) for t in manifest.dense))
+    manifest = replace(manifest, dense=tuple(replace(t, sha256="0" * 64, crc32c=0) for t in manifest.dense))
     folder.mkdir()
     for entry in (manifest.dense_file, file):
         (folder / entry.name).touch()
