@@ -89,7 +89,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     if request.param == "tiny":
         four_bits = synthesise("tiny", folder / "four-bits", dense="q4")
         with edgemoe.load(four_bits) as loaded:
-            token_ids = np.random.default_rng(5).integers(0, loaded.spec.vocabulary, POSITIONS).tolist()
+            token_ids = np.random.default_rng(5).integers(0, loaded.spec.vocab_size, POSITIONS).tolist()
     else:
         four_bits = folder / "four-bits"
         four_bits.symlink_to(find_model())
