@@ -125,20 +125,21 @@ static void finish_group(const ffn_task *task, const ffn *f, int32_t group, int3
 static void go_up_groups(const ffn_task *task, const ffn *f, int32_t begin, int32_t end) {
     const int32_t panel_count = 2 * em_panel_count(task->sizes.intermediate_size);
     const int32_t rows_at_once = f->count < EM_ROWS_AT_ONCE ? f->count : EM_ROWS_AT_ONCE;
-    const int32_t groups_at_once = EM_PRODUCTS_AT_ONCE / (2 * EM_GROUP_COLUMNS) / rows_at_once;
+    const int32_t groups_at_once = em_panels_at_once(rows_at_once) / PANELS_PER_GROUP;
     for (int32_t first = begin; first < end; first += groups_at_once) {
         const int32_t last = end - first < groups_at_once ? end : first + groups_at_once;
         const int32_t panel = first * PANELS_PER_GROUP;
         const int32_t panels = (last * PANELS_PER_GROUP < panel_count ? last * PANELS_PER_GROUP : panel_count) - panel;
+        const size_t stride = em_products_stride(panels);
         for (int32_t done = 0; done < f->count; done += EM_ROWS_AT_ONCE) {
             const int32_t left = f->count - done, pair = f->first + done;
             const int32_t count = left < EM_ROWS_AT_ONCE ? left : EM_ROWS_AT_ONCE;
             float products[EM_PRODUCTS_AT_ONCE];
             task->run->kernels->panels[f->gate_up.format](&f->gate_up, panel, panels, &task->input,
                                                           task->memory.input_rows + pair, count, products,
-                                                          (size_t)panels * EM_PANEL_ROWS);
+                                                          stride);
             for (int32_t i = 0; i < count; i++) {
-                float *row = products + (size_t)i * panels * EM_PANEL_ROWS;
+                float *row = products + (size_t)i * stride;
                 for (int32_t g = first; g < last; g++) {
                     finish_group(task, f, g, pair + i, row + (size_t)(g - first) * 2 * EM_GROUP_COLUMNS);
                 }
@@ -159,11 +160,12 @@ static void go_up(void *context, int64_t begin, int64_t end, int32_t thread) {
 static void go_down_panels(const ffn_task *task, const ffn *f, int32_t begin, int32_t end) {
     const ffn_sizes sizes = task->sizes;
     const int32_t rows_at_once = f->count < EM_ROWS_AT_ONCE ? f->count : EM_ROWS_AT_ONCE;
-    const int32_t panels_at_once = EM_PRODUCTS_AT_ONCE / EM_PANEL_ROWS / rows_at_once;
+    const int32_t panels_at_once = em_panels_at_once(rows_at_once);
     for (int32_t panel = begin; panel < end; panel += panels_at_once) {
         const int32_t panels = end - panel < panels_at_once ? end - panel : panels_at_once;
         const int32_t row = panel * EM_PANEL_ROWS, width = panels * EM_PANEL_ROWS;
         const int32_t height = sizes.hidden_size - row < width ? sizes.hidden_size - row : width;
+        const size_t stride = em_products_stride(panels);
         for (int32_t done = 0; done < f->count; done += EM_ROWS_AT_ONCE) {
             const int32_t left = f->count - done, pair = f->first + done;
             const int32_t count = left < EM_ROWS_AT_ONCE ? left : EM_ROWS_AT_ONCE;
@@ -171,11 +173,11 @@ static void go_down_panels(const ffn_task *task, const ffn *f, int32_t begin, in
             int32_t rows[EM_ROWS_AT_ONCE];
             for (int32_t i = 0; i < count; i++) rows[i] = pair + i;
             task->run->kernels->panels[f->down.format](&f->down, panel, panels, &task->hidden, rows, count, products,
-                                                       (size_t)width);
+                                                       stride);
             for (int32_t i = 0; i < count; i++) {
                 const size_t output_row = task->memory.output_rows[pair + i];
                 float *output = task->output + output_row * sizes.hidden_size + row;
-                memcpy(output, products + (size_t)i * width, (size_t)height * sizeof *output);
+                memcpy(output, products + (size_t)i * stride, (size_t)height * sizeof *output);
                 if (f->biases.down) add_bias(output, f->biases.down + row, height);
             }
         }
