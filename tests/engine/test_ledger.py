@@ -13,6 +13,7 @@ import pytest
 import edgemoe
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine.engine import Engine
+from edgemoe.engine.expert_uses import ExpertUses
 from edgemoe.engine.ledger import TimeLedger
 from edgemoe.engine.memory import plan_memory
 from edgemoe.engine.opening import model_sizes, open_engine
@@ -52,7 +53,7 @@ def open_clocked(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     """Opens an engine with so many slots, all of whose time is that of the clock."""
     clock, opened = Clock(), []
 
-    def count(engine: Engine, tokens: int) -> None:
+    def count(uses: ExpertUses, tokens: int) -> None:
         clock.now_ns += GLUE_NS
 
     def open_with(slots: int) -> tuple[Engine, Clock]:
@@ -68,7 +69,7 @@ def open_clocked(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         return opened[-1], clock
 
     monkeypatch.setattr("edgemoe.engine.engine.time", clock)
-    monkeypatch.setattr(Engine, "_count", count)
+    monkeypatch.setattr(ExpertUses, "add", count)
     yield open_with
     for engine in opened:
         engine.close()
@@ -142,7 +143,7 @@ def test_a_forward_that_fails_is_time_too(open_clocked: OpenClocked, monkeypatch
         raise UsageError("no")
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "_count", fail)
+        patch.setattr(ExpertUses, "add", fail)
         with pytest.raises(UsageError):
             engine.forward([1])
     assert engine.ledger is not None
