@@ -28,8 +28,8 @@ import numpy.typing as npt
 from edgemoe.errors import KernelError, ReadError
 from edgemoe.experts.policy import Policy, is_scan
 from edgemoe.io.reads import ExpertFiles, RecordReader
-from edgemoe.kernels.operations import PROMPT, Floats, Integers
-from edgemoe.kernels.paging import MOST_WARM_READS, CacheStatistics
+from edgemoe.kernels.operations import Floats, Integers
+from edgemoe.kernels.paging import MOST_WARM_READS, PROMPT, CacheStatistics
 from edgemoe.kernels.reads import RecordRead
 
 READ_TIMEOUT_SECONDS = 60.0
@@ -57,7 +57,7 @@ class RecordTable(Protocol):
 class Cache(Protocol):
     """The expert cache as the engine uses it: an `ExpertCache`, or the pager in C (`NativePager`), with its meaning.
 
-    Operations ask either of them themselves (`kernels/operations.py`: `Fetch`, `Experts`, `Prefetch`).
+    Operations ask either of them themselves (`kernels/expert_operations.py`: `Fetch`, `Experts`, `Prefetch`).
     """
 
     statistics: CacheStatistics

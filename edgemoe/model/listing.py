@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from edgemoe.kernels import operations as op
-from edgemoe.kernels.definition import Role, definition_of
+from edgemoe.kernels.definition import definition_of
+from edgemoe.kernels.marks import Role
 from edgemoe.model.build import Graph
 from edgemoe.model.graph import Section, Step, Value, Weight
 

@@ -1,6 +1,6 @@
 /* Whole programs: every operation over threads and cuts of a prompt to the bit, and what a run refuses.
  *
- * That an operation means what it should is held in Python, against reference.py; here the sanitizers watch. */
+ * That an operation means what it should is held in Python, against the reference; here the sanitizers watch. */
 #include <math.h>
 #include <string.h>
 #include <unistd.h>

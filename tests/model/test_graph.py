@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from edgemoe.architectures import model_spec
+from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.model.blocks import GatedFfn, Moe, RouterSpec
 from edgemoe.model.build import build_graph
@@ -18,9 +19,9 @@ from tests.architectures.published import GLM_45_AIR, MIXTRAL_8X7B
 SETTINGS = ("renormalise", "score", "groups", "kept_groups", "epsilon", "scale")
 
 
-def routes(section: Section) -> dict[str, op.Route]:
+def routes(section: Section) -> dict[str, ex.Route]:
     """The routes of a layer, by their stage."""
-    return {step.stage: step.operation for step in section.steps if isinstance(step.operation, op.Route)}
+    return {step.stage: step.operation for step in section.steps if isinstance(step.operation, ex.Route)}
 
 
 def named(weight: object) -> str | None:
