@@ -1,4 +1,4 @@
-"""What the references of several families share: functions in float64, and a check of a run's numbers."""
+"""Functions in float64, and the check of numbers of a run, which the references of several families share."""
 
 from __future__ import annotations
 
