@@ -104,7 +104,7 @@ class Slots:
         for key, slot in zip(keys, slots, strict=True):
             self.prefetched[slot] = prefetched
             if scan:
-                self._policy.use_in_passing(slot)
+                self._policy.scan(slot)
             else:
                 self._policy.use(key, slot)
         if prefetched:
