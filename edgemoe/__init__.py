@@ -43,7 +43,7 @@ def load(
     `ram` is in bytes, or text such as `6GiB`, `floor` or `auto` (None); `threads` defaults to the physical cores.
     `kv` is how keys and values are kept: `f16` (None), or `q8` in half the memory, which changes answers a little.
     Where not all experts fit, `policy` says which one leaves for another (`lru`, `lfu`, `lruf`), and `prefetch`
-    whether experts are read ahead on a guess (`on`, `off`, or `auto`, by trial); `warm_start` reads in those that were
+    whether experts are prefetched on a guess (`on`, `off`, or `auto`, by trial); `warm_start` reads in those that were
     in RAM as the model was last closed (noted in the user's cache). `sequences` is how many may be open at a time, each
     with its own context, the model's own sequence among them: `model.engine.sequences` opens more, and
     `model.engine.step` runs several together. None of these changes an answer.

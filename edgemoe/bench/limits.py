@@ -21,7 +21,7 @@ class LimitReport:
     """Decoding against the lower of the two limits.
 
     Missed bytes are those of experts that a token asked for and that were not in memory. Useless reads of wrong guesses
-    are not counted; useful reads ahead are, since the disk had to deliver those bytes all the same.
+    are not counted; useful prefetches are, since the disk had to deliver those bytes all the same.
     """
 
     disk_bytes_per_s: Spread

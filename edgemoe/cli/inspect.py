@@ -26,7 +26,9 @@ def inspect(
     program: Annotated[
         bool, typer.Option("--program", help="Print the operations of a token, layer by layer, with shapes.")
     ] = False,
-    layer: Annotated[int | None, typer.Option("--layer", help="With --program: only this layer.", min=0)] = None,
+    layer: Annotated[
+        int | None, typer.Option("--layer", metavar="N", help="With --program: only this layer, from 0 on.")
+    ] = None,
     debug: shared.DebugOption = False,
 ) -> None:
     """Show a store's parts: formats, bits per weight, sizes, experts, and the smallest memory budget."""
@@ -57,16 +59,16 @@ def list_program(store: Store, layer: int | None = None) -> dict[str, list[Line]
     """
     from edgemoe.model.build import build_graph
     from edgemoe.model.description import store_spec
-    from edgemoe.model.listing import distinct_layers, list_section
+    from edgemoe.model.listing import distinct_layers, list_layer, list_section
 
     graph = build_graph(store_spec(store))
     if layer is not None:
-        if layer >= len(graph.layers):
+        if not 0 <= layer < len(graph.layers):
             raise UsageError(
                 f"--layer: expected 0 to {len(graph.layers) - 1}, found {layer}.", "Leave it out to see all layers."
             )
-        return {f"layer {layer}": list_section(graph.layers[layer])}
-    layers = {f"layer {numbers}": list_section(section) for numbers, section in distinct_layers(graph)}
+        return {f"layer {layer}": list_layer(graph, layer)}
+    layers = {f"layer {numbers}": list_layer(graph, first) for numbers, first in distinct_layers(graph)}
     return {"embedding": list_section(graph.embed), **layers, "head": list_section(graph.head)}
 
 

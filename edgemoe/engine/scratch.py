@@ -11,8 +11,9 @@ import numpy as np
 
 from edgemoe.engine.workspace import KvFormat, shape_of
 from edgemoe.kernels.backend import Backend
+from edgemoe.kernels.expert_operations import RecordLayouts
 from edgemoe.kernels.formats import Format, Matrix, group_count
-from edgemoe.kernels.operations import Placeholder, QuantisedCache, RecordLayouts
+from edgemoe.kernels.operations import Placeholder, QuantisedCache
 from edgemoe.model.build import Graph
 from edgemoe.model.graph import (
     Arena,

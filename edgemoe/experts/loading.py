@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.errors import ReadError
-from edgemoe.experts.cache import Record, RecordTable
+from edgemoe.experts.slots import Record, RecordTable
 from edgemoe.io.bulk import BulkRead, Span, SpanAlteredError
 from edgemoe.io.direct import PageReadError
 from edgemoe.kernels.reads import NOT_AS_WRITTEN

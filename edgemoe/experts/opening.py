@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.experts.cache import READ_TIMEOUT_SECONDS, Cache, ExpertCache
+from edgemoe.experts.cache import Cache, ExpertCache
 from edgemoe.experts.policy import make_policy, policy_numbers
+from edgemoe.experts.slots import READ_TIMEOUT_SECONDS
 from edgemoe.io.reads import ExpertFiles, RecordReader
 from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.paging import RECORD, Records

@@ -22,6 +22,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Union, cast
 
+from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.formats import PANEL_ROWS, Matrix, panel_count
 from edgemoe.model.rope import RopeSpec
@@ -301,7 +302,7 @@ class Builder:
         layout_of: Any = ExpertRecords(self.layer, "layout_of")
         arena: Any = Arena()
         chosen, slots = routing.experts, routing.slots
-        self.add(op.Experts(source, chosen, slots, arena, layouts, layout_of, output, self.paging(), activation))
+        self.add(ex.Experts(source, chosen, slots, arena, layouts, layout_of, output, self.paging(), activation))
 
     def paging(self) -> Any:
         """The pager, for operations that ask it for experts of this layer."""
@@ -366,7 +367,7 @@ class Builder:
     ) -> None:
         """Sum the outputs of experts, and of an FFN that every token uses: the sum is the result of a body."""
         target, adds = self._target()
-        self.add(op.Combine(target, self.result_scale, routed, weights, shared, shared_gate, adds))
+        self.add(ex.Combine(target, self.result_scale, routed, weights, shared, shared_gate, adds))
 
     def section(self) -> Section:
         """All that was added, stage after stage: parallel blocks take turns at each of them."""

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from edgemoe.io.pages import PAGE_BYTES, round_up
+from edgemoe.kernels.expert_operations import ExpertLayout
 from edgemoe.kernels.formats import FORMATS, Format
-from edgemoe.kernels.operations import ExpertLayout
 
 MATRIX_ALIGNMENT_BYTES = 64
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from edgemoe.errors import StoreError
 from edgemoe.io.pages import PAGE_BYTES, round_up
-from edgemoe.kernels.operations import MOST_LAYOUTS, RecordLayouts
+from edgemoe.kernels.expert_operations import MOST_LAYOUTS, RecordLayouts
 from edgemoe.store.dense import DenseReading, DenseValue, unreadable
 from edgemoe.store.first_bytes import LFS_FOUND, LFS_WAY_OUT, is_lfs_pointer
 from edgemoe.store.layouts import MATRIX_ALIGNMENT_BYTES, RecordLayout

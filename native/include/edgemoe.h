@@ -1,6 +1,7 @@
 /* edgemoe's native library: the operations of a decoder, a thread pool, and reader threads for experts.
  *
- * Every operation is defined in edgemoe/kernels/operations.py and reference.py, the bytes of a matrix in formats.py.
+ * edgemoe/kernels/operations.py and expert_operations.py define every operation, edgemoe/kernels/reference says what it
+ * computes, and edgemoe/kernels/formats.py the bytes of a matrix.
  * edgemoe_operations.h has the structs of operations, written from those definitions. All arrays are C-contiguous.
  *
  * Results are the same to the bit for any number of threads, any instruction set, any way of cutting a prompt into

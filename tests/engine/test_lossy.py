@@ -19,7 +19,7 @@ from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import UsageError
 from edgemoe.experts.cache import droppable
-from edgemoe.kernels import operations as op
+from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels.backend import Backend
 from tests.engine.test_engine import CONFIG
 from tests.support.checkpoints import make_routers_decided, write_checkpoint
@@ -81,7 +81,7 @@ class Simulation:
         self.parts = []
         for layer in decoder.layers:
             route = layer.attend[-1]
-            assert isinstance(route, op.Route)
+            assert isinstance(route, ex.Route)
             before, after = layer.attend[:-1], layer.beside + layer.experts
             self.parts.append((backend.program(before), route, backend.program(after), backend.program(layer.combine)))
 

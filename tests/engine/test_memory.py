@@ -23,6 +23,7 @@ from edgemoe.engine.scratch import WeightFormats, step_scratch_bytes
 from edgemoe.engine.workspace import Workspace, kept_bytes, rope_bytes, work_bytes
 from edgemoe.errors import BudgetError, UsageError
 from edgemoe.experts.opening import cache_bytes
+from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.backend import Program
 from edgemoe.kernels.formats import FORMATS, Matrix
@@ -56,14 +57,14 @@ def weight_formats(graph: Graph, dense: str, experts: str) -> WeightFormats:
     steps = (step for section in graph.sections() for step in section.steps)
     names = {weight.name for step in steps for weight in weights_of(step.operation) if len(weight.shape) == 2}
     fmt, spec = FORMATS[experts], graph.spec
-    layouts: list[op.RecordLayouts | None] = []
+    layouts: list[ex.RecordLayouts | None] = []
     slot_bytes = 0
     for routed in (layer.routed for layer in spec.layers):
         if routed is None:
             layouts.append(None)
             continue
         layout = packed_layout(spec.hidden_size, routed.intermediate_size, fmt, fmt)
-        layouts.append(op.RecordLayouts((layout.matrices,), np.zeros(routed.num_experts, np.uint8)))
+        layouts.append(ex.RecordLayouts((layout.matrices,), np.zeros(routed.num_experts, np.uint8)))
         slot_bytes = max(slot_bytes, layout.slot_bytes)
     return WeightFormats(dict.fromkeys(names, FORMATS[dense]), layouts, slot_bytes)
 

@@ -10,9 +10,9 @@ import numpy.typing as npt
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from edgemoe.kernels import reference
 from edgemoe.kernels.formats import FORMATS, Blocks, Matrix, group_count, pack, panel_count
 from edgemoe.kernels.operations import PAGE_TOKENS, SILU, Activation, Cache, FfnBiases, Integers, QuantisedCache
+from edgemoe.kernels.reference.backend import REFERENCE
 from tests.support.examples import examples
 from tests.support.matrices import interleave_panels
 
@@ -133,7 +133,7 @@ def empty_cache(format_name: str, shape: tuple[int, ...]) -> Cache:
 def fill_cache(cache: Cache, elements: npt.NDArray[np.floating]) -> None:
     """Puts elements `(N, G, 64, W)` in a cache, rounded as its format has it."""
     if isinstance(cache, QuantisedCache):
-        cache.values[...], cache.scales[...] = reference.quantise_cache_rows(elements.astype(np.float32))
+        cache.values[...], cache.scales[...] = REFERENCE.quantise_cache_rows(elements.astype(np.float32))
     else:
         cache[...] = elements
 

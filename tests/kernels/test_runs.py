@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgemoe.errors import KernelError
+from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.operations import PAGE_TOKENS
@@ -105,10 +106,10 @@ class TinyLayer:
             op.Linear(convolved, (part(WIDTH, self.residual),), 0.5, True),
             norm(self.residual, normed),
             op.Linear(normed, (part(EXPERTS, logits),)),
-            op.Route(logits, True, self.chosen, self.weights),
+            ex.Route(logits, True, self.chosen, self.weights),
             op.GatedFfn(normed, gate_up, down, shared, activation, *biases),
-            op.Experts(normed, self.chosen, slots, arena, *layouts, routed, None, activation),
-            op.Combine(self.residual, 0.7, routed, self.weights, shared, None),
+            ex.Experts(normed, self.chosen, slots, arena, *layouts, routed, None, activation),
+            ex.Combine(self.residual, 0.7, routed, self.weights, shared, None),
         ]
 
 

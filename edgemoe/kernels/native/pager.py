@@ -16,8 +16,7 @@ import numpy.typing as npt
 from edgemoe.errors import KernelError, ReadError
 from edgemoe.kernels.native import structures as st
 from edgemoe.kernels.native.library import Status, load_library, status_text
-from edgemoe.kernels.operations import PROMPT
-from edgemoe.kernels.paging import MOST_WARM_READS, RECORD, CacheStatistics, Records
+from edgemoe.kernels.paging import MOST_WARM_READS, PROMPT, RECORD, CacheStatistics, Records
 
 
 class Source(Protocol):

@@ -1,6 +1,6 @@
 """The structs of the C interface.
 
-Those of operations are made from their definitions (`kernels/operations.py`), and `native/write_header` writes their C
+Those of operations are made from their definitions (`kernels/definition.py`), and `native/write_header` writes their C
 declarations from the same; the others mirror `native/include/edgemoe.h` by hand. When the library is loaded, every
 field's place is compared with the one that the C compiler gave it.
 
@@ -10,10 +10,14 @@ In a struct of an operation stand its fields in order, and then the letters that
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable
+import itertools
+import operator
+from collections.abc import Iterable, Iterator
 from ctypes import c_double, c_float, c_int32, c_int64, c_uint64, c_void_p
+from types import ModuleType
 from typing import Any, NamedTuple
 
+from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.definition import Definition, Field, definition_of
 from edgemoe.kernels.paging import RECORD
@@ -44,7 +48,7 @@ _CACHE_LETTERS = {"N": "page_count"}
 _OWN_LETTERS: dict[type, dict[str, str]] = {
     op.StoreKv: _CACHE_LETTERS,
     op.Attention: _CACHE_LETTERS,
-    op.Experts: {"S": "slot_count"},
+    ex.Experts: {"S": "slot_count"},
 }
 
 
@@ -122,8 +126,18 @@ def _make(kind: type, definition: Definition) -> type[ctypes.Structure]:
     return struct
 
 
+def _kinds(*modules: ModuleType) -> Iterator[tuple[int, type[op.Operation]]]:
+    """Yield the operations of modules that have a kernel in C, with their codes."""
+    for kind in itertools.chain.from_iterable(vars(module).values() for module in modules):
+        if isinstance(kind, type) and issubclass(kind, op.Operation) and kind.code is not None:
+            yield kind.code, kind
+
+
+NATIVE_OPERATIONS = tuple(kind for _, kind in sorted(_kinds(op, ex), key=operator.itemgetter(0)))
+"""The operations that the C library has, in the order of `em_kind`."""
+
 OPERATION_STRUCTS: dict[type[op.Operation], type[ctypes.Structure]] = {
-    kind: _make(kind, definition_of(kind)) for kind in op.NATIVE_OPERATIONS
+    kind: _make(kind, definition_of(kind)) for kind in NATIVE_OPERATIONS
 }
 """The structs of operations, in the order of `em_kind`."""
 
