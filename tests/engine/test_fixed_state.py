@@ -75,7 +75,8 @@ class Toy:
 
     def _held(self, sequence: Sequence, end: int) -> list[int]:
         """The ids of a sequence's pages."""
-        return [int(self.pages[sequence._table[p // PAGE_TOKENS], p % PAGE_TOKENS]) for p in range(end)]
+        pages = self.pages[sequence._table[: -(-end // PAGE_TOKENS)]]
+        return list(map(int, pages.reshape(-1)[:end].tolist()))
 
     def check(self, sequence: Sequence) -> None:
         """The state is that of its tokens: the next one finds what it needs."""

@@ -178,7 +178,7 @@ def work(store: Path, alone: tuple[Alone, str], slots: int, threads: int, steps:
 def test_company_cuts_rewinds_forks_and_prefixes_change_no_bit(
     store: Path, alone: tuple[Alone, str], slots: int, threads: int
 ) -> None:
-    assert work(store, alone, slots, threads, 40, range(threads, threads + 1)) > 20
+    assert work(store, alone, slots, threads, 20, range(threads, threads + 1)) > 10
 
 
 @pytest.mark.slow
