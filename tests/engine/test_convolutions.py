@@ -154,7 +154,7 @@ def test_the_plan_counts_rows_and_snapshots(store: Path) -> None:
     for sequences in (1, 4):
         with open_engine(store, EngineOptions(threads=1, context_length=256, sequences=sequences)) as engine:
             plan = engine.memory
-            values = engine.sequences._fixed._values
+            values = engine.sequences._snapshots.fixed._values
             assert sum(value.rows.nbytes + value.snapshots.nbytes for value in values) == plan.fixed_state_bytes
             assert plan.fixed_state_bytes == ROW * (sequences * (2 + PAGE_TOKENS) + 2 * plan.snapshots)
             assert plan.planned_bytes <= plan.budget_bytes

@@ -326,12 +326,12 @@ def test_what_is_planned_holds_what_is_allocated(name: str, chunk_tokens: int, c
         scratch = max(backend.scratch_bytes(operations) for operations in programs if operations)
         sizes = dataclasses.replace(SIZES, formats=formats, kv_format="q8")
         planned = workspace_bytes(graph, sizes, backend, chunk_tokens, context_length) + kv_cache_bytes(
-            graph, context_length, "q8"
+            graph, chunk_tokens, context_length, "q8"
         )
         assert workspace.nbytes + scratch <= planned, (dense, experts)
     assert workspace.nbytes == work_bytes(graph, chunk_tokens) + kept_bytes(
         graph, chunk_tokens, context_length
-    ) + kv_cache_bytes(graph, context_length, "q8")
+    ) + kv_cache_bytes(graph, chunk_tokens, context_length, "q8")
     backend.close()
 
 
