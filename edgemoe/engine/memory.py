@@ -211,9 +211,7 @@ class _Needs:
     ) -> _Needs:
         least_context = context_length or min(LEAST_CONTEXT_TOKENS, graph.spec.max_positions)
         least_workspace_bytes = workspace_bytes(graph, sizes, backend, CHUNK_TOKENS[-1], least_context)
-        least_state_bytes = kv_cache_bytes(
-            graph, CHUNK_TOKENS[-1], least_context, sizes.kv_format, sizes.sequences
-        )
+        least_state_bytes = kv_cache_bytes(graph, CHUNK_TOKENS[-1], least_context, sizes.kv_format, sizes.sequences)
         least_state_bytes += fixed_state_bytes(graph, least_context, sizes.kv_format, sizes.sequences)
         least_slots = min(sizes.total_experts, 2 * graph.spec.most_top_k)
         least_experts_bytes = least_slots * sizes.slot_bytes + _table_bytes(graph, sizes, backend, least_slots)

@@ -6,10 +6,10 @@ next token after its place needs of both: the pages that the windows show there,
 copy of the fixed state. Places are ends of pages. A snapshot is named by the hash of all tokens up to its place, as a
 page is, so that every sequence that begins with these tokens finds it.
 
-Snapshots are bounded by the pages and by the copies that the memory plan has room for. The one that is worth least makes
-way. Without a snapshot the tokens from the one before it in the text would have to be run again: these it saves. It is
-worth `WORTH` times their number, less the tokens that were run since its last use (as in GreedyDual, Young 1994). So the
-longer ago a text was run, the further apart are its snapshots.
+The memory plan bounds the pages and the copies that there are for snapshots. Where there is no room for another, the one
+that is worth least makes way. Without a snapshot the tokens from the one before it in the text would have to be run
+again: these it saves. It is worth `WORTH` times their number, less the tokens that were run since its last use (as in
+GreedyDual, Young 1994). So the longer ago a text was run, the further apart are its snapshots.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from edgemoe.engine.pages import HeldPages, PageGroup, PagePool, PrefixHash
 from edgemoe.kernels.operations import PAGE_TOKENS
 
 WORTH = 8
-"""How many tokens a snapshot outlives for each that it saves: to go back by `n` tokens costs about `n / WORTH` again."""
+"""How many tokens a snapshot outlives for each that it saves: to go back by `n` tokens runs about `n / WORTH` again."""
 
 
 @dataclass(eq=False)

@@ -189,7 +189,8 @@ def work(family: Family, alone: tuple[Alone, str], slots: int, threads: int, ste
     """Run random programs of sequences; returns how many results were compared."""
     compared, undo_tokens = 0, (0, 4, PAGE_TOKENS)[seeds.start % 3]
     chunk_tokens = (48, 256)[seeds.start // 3 % 2]
-    sizes = {"undo_tokens": undo_tokens, "chunk_tokens": chunk_tokens, "context_length": 2048 if family.windows else 256}
+    context_length = 2048 if family.windows else 256
+    sizes = {"undo_tokens": undo_tokens, "chunk_tokens": chunk_tokens, "context_length": context_length}
     with engine_with_slots(
         family.store, slots, threads, alone[1], sequences=SEQUENCES, windows=family.windows, **sizes
     ) as engine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from pathlib import Path
 
@@ -140,7 +141,7 @@ def test_the_further_back_the_further_apart_are_snapshots() -> None:
     pages = pool_pages(Window(128, 64), 512, 400 * 64)
     assert pages < 100
     found = [0, *places(one), one.position]
-    for place, following in zip(found, found[1:], strict=False):
+    for place, following in itertools.pairwise(found):
         assert following - place <= 300 + (20_000 - place) / 4
 
 
@@ -315,9 +316,7 @@ def test_a_page_that_a_window_needs_and_has_not_is_an_error(store: Path) -> None
 
 
 @pytest.mark.parametrize(("position", "behind"), [(640, 0), (600, 88), (300, 44), (40, 40), (0, 0)])
-def test_what_the_windows_have_lost_is_run_again(
-    store: Path, expected: np.ndarray, position: int, behind: int
-) -> None:
+def test_what_the_windows_have_lost_is_run_again(store: Path, expected: np.ndarray, position: int, behind: int) -> None:
     with engine_with_slots(store, EXPERTS, context_length=2048, chunk_tokens=64, windows=WINDOWS) as engine:
         engine.forward(TEXT)
         engine.rewind(position)
