@@ -6,8 +6,8 @@ next token after its place needs of both: the pages that the windows show there,
 copy of the fixed state. Places are ends of pages. A snapshot is named by the hash of all tokens up to its place, as a
 page is, so that every sequence that begins with these tokens finds it.
 
-The memory plan bounds the pages and the copies that there are for snapshots. Where there is no room for another, the one
-that is worth least makes way. Without a snapshot the tokens from the one before it in the text would have to be run
+The memory plan bounds the pages and the copies that there are for snapshots. Where there is no room for another, that
+which is worth least makes way. Without a snapshot the tokens from the one before it in the text would have to be run
 again: these it saves. It is worth `WORTH` times their number, less the tokens that were run since its last use (as in
 GreedyDual, Young 1994). So the longer ago a text was run, the further apart are its snapshots.
 """
