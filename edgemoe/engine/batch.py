@@ -16,7 +16,7 @@ from edgemoe.engine.sequence import Sequence as TokenSequence
 from edgemoe.kernels.operations import Floats
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Piece:
     """Tokens that one sequence appends, or runs again."""
 
@@ -26,7 +26,7 @@ class Piece:
     """Where the logits go: `(1, V)`, after the last token, or `(T, V)`, after each, or `(0, V)`: nowhere."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Rows:
     """Consecutive rows of a run that belong to one piece: its tokens `first` to `first + count`."""
 

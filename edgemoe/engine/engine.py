@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from edgemoe.engine.batch import Piece, Rows, cut, phase_of
 from edgemoe.engine.decoder import Decoder, LayerRouting
+from edgemoe.engine.expert_uses import ExpertUses
 from edgemoe.engine.fixed_state import FixedState
 from edgemoe.engine.ledger import Programs, TimeLedger
 from edgemoe.engine.memory import MemoryPlan
@@ -133,6 +134,7 @@ class Engine:
         self._space = space = Workspace(
             graph, memory.chunk_tokens, memory.context_length, memory.kv_format, memory.sequences
         )
+        choices = space.side_by_side([layer.routing.experts for layer in graph.layers if layer.routing is not None])
         keeps_prefixes = routing is None and not self.lossy.depends_on_cache
         fixed = [(space.array(value), value.undo or 0) for value in graph.fixed_state]
         fixed_state = FixedState(fixed, memory.snapshots) if fixed else None
@@ -182,10 +184,8 @@ class Engine:
             self._loading.clear()
             self.routing: Sequence[LayerRouting | None] = decoder.routing
             """The routers' output for the tokens of the latest step, layer by layer; None for a dense layer."""
-            self.expert_uses: npt.NDArray[np.int64] = np.zeros((len(spec.layers), spec.most_experts), np.int64)
-            routed = [(layer, routing) for layer, routing in enumerate(self.routing) if routing is not None]
-            self._choices = [routing.experts[0] for _, routing in routed]
-            self._choice_layers = np.repeat([layer for layer, _ in routed], [len(chosen) for chosen in self._choices])
+            by_layer = {layer: routing.experts for layer, routing in enumerate(self.routing) if routing is not None}
+            self._uses = ExpertUses(choices, by_layer, (len(spec.layers), spec.most_experts))
             if options.warm_start and cache is not None:
                 self._warm(cache)
         except BaseException:
@@ -223,6 +223,11 @@ class Engine:
     @property
     def statistics(self) -> EngineStatistics:
         return EngineStatistics(self._tokens, self._stepper.statistics)
+
+    @property
+    def expert_uses(self) -> npt.NDArray[np.int64]:
+        """The number of tokens for which each expert was chosen, `(L, E)`, since the engine was opened."""
+        return self._uses.counts
 
     @property
     def recorder(self) -> RoutingObserver | None:
@@ -400,7 +405,8 @@ class Engine:
         if self._forced is not None:
             self._forced.put(self.routing, run)
         self._stepper.step(tokens, phase)
-        self._count(tokens)
+        self._tokens += tokens
+        self._uses.add(tokens)
         self._logits([rows.wanted() for rows in run])
         for rows in run:
             rows.piece.sequence.end_run(rows.token_ids)
@@ -463,16 +469,6 @@ class Engine:
             self._head.run(len(part))
             for number, (_, output) in enumerate(part):
                 output[:] = space.logits[number]
-
-    def _count(self, tokens: int) -> None:
-        self._tokens += tokens
-        if tokens == 1 and self._choices:  # a token uses an expert once; a loop over layers would show in decode
-            self.expert_uses[self._choice_layers, np.concatenate(self._choices)] += 1
-            return
-        for layer, routing in enumerate(self.routing):
-            if routing is not None:
-                used = np.bincount(routing.experts[:tokens].reshape(-1), minlength=len(routing.slots))
-                self.expert_uses[layer, : len(used)] += used
 
 
 def _allocate_arena(slots: int, slot_bytes: int) -> npt.NDArray[np.uint8]:

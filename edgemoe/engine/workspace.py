@@ -8,8 +8,9 @@ outlive a layer.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -181,6 +182,16 @@ class Workspace:
                 groups[window] = PageGroup(self.array(tables[window]), pool_pages(window, *sizes), window)
             groups[window].arrays.append(self.array(value))
         return list(groups.values())
+
+    def side_by_side(self, values: Sequence[Any]) -> Integers:
+        """Let the arrays of these values of integers, which have not been asked for yet, lie in one; returns it."""
+        shapes = [shape_of(cast(Value, value), self._tokens, self._context_length, self._sequences) for value in values]
+        ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
+        memory = np.zeros(ends[-1] if ends else 0, np.int32)
+        for value, shape, end in zip(values, shapes, ends, strict=True):
+            assert value not in self._arrays
+            self._arrays[value] = memory[end - math.prod(shape) : end].reshape(shape)
+        return memory
 
     def release(self) -> None:
         """Forget the arrays, which are freed when nothing else holds them. None can be asked for afterwards."""
