@@ -68,7 +68,7 @@ class WindowPlan:
     window: int
     kept_bytes: int
     whole_bytes: int
-    """What the whole context would take."""
+    """The bytes that the whole context would take."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ WORTH = 8
 
 @dataclass(eq=False)
 class Snapshot:
-    """What a sequence needs to go on from one place."""
+    """The state that a sequence needs to go on from one place, as far as it cannot be cut."""
 
     pages: list[list[int]]
     """For each group of layers with a window, the pages that the next token sees."""

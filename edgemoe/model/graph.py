@@ -104,7 +104,7 @@ class Value:
     `p` adds lies at `p % extent`. None: state in pages, in which every position has a place of its own.
     """
     window: Window | None = None
-    """Of pages, and of a table of pages: the window of their layers; None where these see the whole context."""
+    """The window of the layers that have these pages, or this table of pages; None: they see the whole context."""
 
     @property
     def needed(self) -> int:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from edgemoe.conversion.pipeline import convert_checkpoint
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
 
@@ -85,6 +87,7 @@ print(peak_rss_bytes(), engine.memory.budget_bytes, engine.memory.windows[0].who
 """
 
 
+@pytest.mark.slow
 def test_a_text_much_longer_than_the_windows_stays_within_the_floor(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "checkpoint", WINDOWS_ALONE)
     store = convert_checkpoint(str(tmp_path / "checkpoint"), tmp_path / "store")

@@ -53,7 +53,7 @@ class Family(NamedTuple):
 
     store: Path
     windows: tuple[int, ...]
-    """Those of its layers with attention, in turn."""
+    """The windows of its layers with attention, in turn."""
 
 
 class Alone:

@@ -1,6 +1,7 @@
 """The memory plan: what sizes mean, that the parts never exceed the budget, and what is refused."""
 
 import dataclasses
+import itertools
 import mmap
 from collections.abc import Sequence
 
@@ -260,9 +261,15 @@ def test_scratch_that_grows_with_the_context_counts() -> None:
     assert (careful.context_length, careful.slots) < (modest.context_length, modest.slots)
 
 
-def model_of(vocab_size: int, width: int, heads: tuple[int, int, int], *ffns: Moe | GatedFfn) -> ModelSpec:
-    attention = Attention(*heads, scale=0.1, rope=RopeSpec(10_000.0, heads[2]))
-    layers = tuple(LayerSpec.of(attention, ffn) for ffn in ffns)
+def model_of(
+    vocab_size: int, width: int, heads: tuple[int, int, int], *ffns: Moe | GatedFfn, windows: tuple[int, ...] = (0,)
+) -> ModelSpec:
+    """A model whose layers have these FFNs, and windows in turn."""
+    attentions = (
+        Attention(*heads, scale=0.1, rope=RopeSpec(10_000.0, heads[2]), window=window)
+        for window in itertools.cycle(windows)
+    )
+    layers = tuple(LayerSpec.of(attention, ffn) for attention, ffn in zip(attentions, ffns, strict=False))
     return dataclasses.replace(
         SPEC, vocab_size=vocab_size, hidden_size=width, layers=layers, tied_embeddings=False, max_positions=1 << 17
     )
@@ -278,6 +285,7 @@ MODELS = {
     "granite-3b-a800m": model_of(
         49_155, 1536, (24, 8, 64), *[Moe(40, 8, 512, RouterSpec(True), SharedExpert(1024))] * 2
     ),
+    "gpt-oss-20b": model_of(201_088, 2880, (64, 8, 64), *[Moe(32, 4, 2880, RouterSpec(True))] * 3, windows=(128, 0)),
     "llama-8b": model_of(128_256, 4096, (32, 8, 128), GatedFfn(14_336)),
     "many narrow experts beside a wide layer": model_of(
         1000, 2048, (4, 4, 64), Moe(512, 32, 8, RouterSpec(False)), GatedFfn(100_000)
@@ -370,3 +378,29 @@ def test_only_backends_that_say_so_need_more_scratch_for_a_longer_context(kv_for
         sizes = [step_scratch_bytes(graph, formats, backend, 16, length, kv_format) for length in (64, 1 << 15)]
         assert (sizes[1] > sizes[0]) == grows
         backend.close()
+
+
+def test_a_window_costs_no_more_the_longer_the_context() -> None:
+    graph = build_graph(MODELS["gpt-oss-20b"])
+    formats = weight_formats(graph, "q8", "q4")
+    sizes = dataclasses.replace(SIZES, formats=formats, total_experts=0, slot_bytes=0)
+    lengths = (1 << 15, 1 << 17)
+    plans = [plan_memory(graph, sizes, BACKEND, "1TiB", length, interpreter=0) for length in lengths]
+    (short,), (long,) = (plan.windows for plan in plans)
+    assert short.kept_bytes == long.kept_bytes
+    position_bytes = 2 * 8 * 64 * 2  # keys and values of a layer in float16
+    assert [one.whole_bytes for one in (short, long)] == [2 * length * position_bytes for length in lengths]
+    tables = [rope_bytes(graph, length) for length in lengths]
+    for plan, length, table in zip(plans, lengths, tables, strict=True):
+        assert plan.kv_cache_bytes == length * position_bytes + short.kept_bytes + table
+
+
+def test_larger_chunks_do_not_crowd_the_budget_through_the_pages_of_windows() -> None:
+    spec = model_of(1000, 64, (64, 64, 128), *[GatedFfn(64)] * 40, windows=(64,))
+    graph = build_graph(spec)
+    sizes = dataclasses.replace(SIZES, formats=weight_formats(graph, "q8", "q4"), total_experts=0, slot_bytes=0)
+    floor = plan_memory(graph, sizes, BACKEND, "floor", 1 << 15).floor_bytes
+    for more in range(0, 3000 * MIB, 150 * MIB):
+        plan = plan_memory(graph, sizes, BACKEND, floor + more, 1 << 15)
+        assert plan.planned_bytes <= plan.budget_bytes
+    assert plan.chunk_tokens > 8

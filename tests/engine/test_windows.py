@@ -116,6 +116,34 @@ def test_a_fork_gives_back_only_its_own_share() -> None:
     toy.check(other)
 
 
+def test_sequences_that_part_within_a_page_write_to_pages_of_their_own() -> None:
+    toy = Toy(3, 32, undo=4, windows=[100, 64])
+    one = toy.sequences.open()
+    toy.append(one, IDS[:300])
+    one.rewind(296)
+    others = [one, toy.sequences.fork(one), toy.sequences.fork(one)]
+    for first in range(1000, 1100, 10):
+        toy.step({each: IDS[first + 300 * number :][:10] for number, each in enumerate(others)})
+    for each in others:
+        toy.check(each)
+
+
+def test_a_snapshot_keeps_its_page_from_a_sequence_that_goes_back_into_it() -> None:
+    toy = Toy(2, 32, undo=64, windows=[100])
+    one = toy.sequences.open()
+    toy.append(one, IDS[:256])
+    one.rewind(240)
+    toy.append(one, IDS[1000:1020])
+    other = toy.sequences.open(IDS[:300])
+    assert other.position == 192  # the whole context's page up to 256 was written to
+    toy.append(other, IDS[192:260])
+    toy.sequences.close(other)
+    again = toy.sequences.open(IDS[:300])
+    assert again.position == 256
+    toy.append(again, IDS[256:300])
+    toy.check(again)
+
+
 def test_generated_tokens_leave_snapshots_a_window_apart_and_prompts_one_at_their_end() -> None:
     toy = Toy(1, 64, undo=64, chunk=512, windows=[256])
     one = toy.sequences.open()
@@ -202,12 +230,13 @@ class PoolMachine(RuleBasedStateMachine):
         counts=st.lists(st.integers(0, 260), min_size=3, max_size=3),
         fails=st.sampled_from([None, None, None, 1, 2, 3]),
         decoding=st.booleans(),
+        texts=st.lists(st.integers(0, 2), min_size=3, max_size=3),
     )
-    def step(self, counts: list[int], fails: int | None, decoding: bool) -> None:
+    def step(self, counts: list[int], fails: int | None, decoding: bool, texts: list[int]) -> None:
         batch = {}
-        for one, count in zip(self.open, counts, strict=False):
-            known = one.ids == IDS[: one.position].tolist()
-            ids = IDS[one.position if known else 2000 :][: min(count, 12 * PAGE_TOKENS - one.position - 1)]
+        for one, count, text in zip(self.open, counts, texts, strict=False):
+            first = 700 * text + one.position  # so that sequences often agree, and often part
+            ids = IDS[first:][: min(count, 12 * PAGE_TOKENS - one.position - 1)]
             if len(ids):
                 one.turn.phase = int(decoding)
                 batch[one] = ids
