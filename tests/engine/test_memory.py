@@ -37,6 +37,7 @@ from edgemoe.process import Limit
 from edgemoe.sizes import format_size, parse_size
 from edgemoe.store.layouts import packed_layout
 from tests.kernels.conftest import make_backend
+from tests.support.engines import with_windows
 
 MIB = 1 << 20
 ATTENTION = Attention(heads=8, kv_heads=2, head_dim=64, scale=0.125, rope=RopeSpec(10_000.0, 64))
@@ -50,6 +51,7 @@ SPEC = ModelSpec(
     tied_embeddings=True,
 )
 GRAPH = build_graph(SPEC)
+GRAPHS = st.sampled_from([GRAPH, build_graph(with_windows(SPEC, (64, 0)))])
 
 
 def weight_formats(graph: Graph, dense: str, experts: str) -> WeightFormats:
@@ -135,25 +137,25 @@ def test_sizes_for_people(size: int, text: str) -> None:
     assert format_size(size) == text
 
 
-@given(extra=st.integers(0, 3 << 30), sizes=st.sampled_from([SIZES, UNTIED]))
-def test_parts_fill_but_never_exceed_the_budget(extra: int, sizes: ModelSizes) -> None:
-    floor = plan_memory(GRAPH, sizes, BACKEND, "floor").floor_bytes
-    plan = plan_memory(GRAPH, sizes, BACKEND, floor + extra + 4 * MIB)
+@given(extra=st.integers(0, 3 << 30), sizes=st.sampled_from([SIZES, UNTIED]), graph=GRAPHS)
+def test_parts_fill_but_never_exceed_the_budget(extra: int, sizes: ModelSizes, graph: Graph) -> None:
+    floor = plan_memory(graph, sizes, BACKEND, "floor").floor_bytes
+    plan = plan_memory(graph, sizes, BACKEND, floor + extra + 4 * MIB)
     assert plan.planned_bytes <= plan.budget_bytes
     assert plan.slots >= 4  # two tokens' worth of a layer
-    layers, experts = len(GRAPH.spec.layers), GRAPH.spec.most_experts
+    layers, experts = len(graph.spec.layers), graph.spec.most_experts
     with_one_more = (plan.slots + 1) * plan.slot_bytes + cache_bytes(plan.slots + 1, layers, experts, BACKEND)
     assert plan.all_resident or plan.planned_bytes - plan.experts_bytes + with_one_more > plan.budget_bytes
     assert plan.context_length >= 512
 
 
-@given(st.integers(0, 1 << 30), st.integers(0, 1 << 30), st.sampled_from([SIZES, UNTIED]))
-def test_more_memory_never_means_less(first: int, second: int, sizes: ModelSizes) -> None:
+@given(st.integers(0, 1 << 30), st.integers(0, 1 << 30), st.sampled_from([SIZES, UNTIED]), GRAPHS)
+def test_more_memory_never_means_less(first: int, second: int, sizes: ModelSizes, graph: Graph) -> None:
     assume(first < second)
-    floor = plan_memory(GRAPH, sizes, BACKEND, "floor").floor_bytes + 8 * MIB
+    floor = plan_memory(graph, sizes, BACKEND, "floor").floor_bytes + 8 * MIB
     smaller, larger = (
-        plan_memory(GRAPH, sizes, BACKEND, floor + first),
-        plan_memory(GRAPH, sizes, BACKEND, floor + second),
+        plan_memory(graph, sizes, BACKEND, floor + first),
+        plan_memory(graph, sizes, BACKEND, floor + second),
     )
     assert smaller.embedding_resident <= larger.embedding_resident
     assert smaller.context_length <= larger.context_length
