@@ -10,7 +10,7 @@ full page of the whole context is found again by the hash of all tokens up to it
 used it was closed, until its memory is needed: that is the prefix cache. Pages of windows are found by snapshots
 (`snapshots.py`).
 
-Invariants: a page is free, or kept for its hash alone, or used by as many sequences as its count says. A used page is
+Invariants: a page is free, or kept for its hash alone, or used by as many sequences and snapshots as its count says. A used page is
 never given out, and a kept one only when no free page is left, the one that was released first before the others.
 """
 
@@ -28,13 +28,16 @@ from edgemoe.errors import UsageError
 from edgemoe.kernels.operations import PAGE_TOKENS, Cache, Integers, QuantisedCache
 from edgemoe.model.graph import Window
 
+PREFIX_HASH_BYTES = 16
 PrefixHash = bytes
 """The digest of all tokens up to the end of a page; a pool is one engine's, so model and format are the same."""
 
 
 def prefix_hash(before: PrefixHash, token_ids: Sequence[int] | npt.NDArray[np.integer]) -> PrefixHash:
     """The hash of a prefix that ends with a page of these tokens, from the hash of what comes before the page."""
-    return hashlib.blake2b(np.asarray(token_ids, np.int32).tobytes(), digest_size=16, key=before).digest()
+    return hashlib.blake2b(
+        np.asarray(token_ids, np.int32).tobytes(), digest_size=PREFIX_HASH_BYTES, key=before
+    ).digest()
 
 
 class PagePool:
@@ -54,7 +57,7 @@ class PagePool:
         return len(self._free) + len(self._kept)
 
     def take(self) -> int:
-        """Take a page for one sequence; its contents are undefined. Raises UsageError where all are in use."""
+        """Take a page for one user; its contents are undefined. Raises UsageError where all are in use."""
         if self._free:
             page = self._free.pop()
         elif self._kept:
@@ -69,16 +72,16 @@ class PagePool:
         return page
 
     def share(self, page: int) -> None:
-        """Count one more sequence that uses a page."""
+        """Count one more user of a page."""
         self._kept.pop(page, None)
         self._uses[page] += 1
 
     def is_shared(self, page: int) -> bool:
-        """Whether more than one sequence uses the page, so that none of them may write to it."""
+        """Whether the page has more than one user, so that none of them may write to it."""
         return self._uses[page] > 1
 
     def release(self, page: int) -> None:
-        """Count one sequence less. A page without sequences is kept if it has a hash, else free."""
+        """Count one user less. A page without users is kept if it has a hash, else free."""
         self._uses[page] -= 1
         if self._uses[page]:
             return

@@ -16,13 +16,14 @@ the first position that is seen by the token at the position to which the sequen
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence as ListOf
 
 import numpy as np
 import numpy.typing as npt
 
 from edgemoe.engine.fixed_state import FixedState
-from edgemoe.engine.pages import HeldPages, PageGroup, PrefixHash, prefix_hash
+from edgemoe.engine.pages import PREFIX_HASH_BYTES, HeldPages, PageGroup, PrefixHash, prefix_hash
 from edgemoe.engine.phase import Turn
 from edgemoe.engine.snapshots import Snapshots
 from edgemoe.engine.token_ids import TokenIds, check_ids
@@ -135,9 +136,9 @@ class Sequence:
             self.behind -= len(token_ids)
         else:
             self.ids.extend(token_ids.tolist())
-            if self._keeps_prefixes:
-                for number in range(len(self._hashes), len(self.ids) // PAGE_TOKENS):
-                    self._hashes.append(self._hash_of(number))
+            for number in range(len(self._hashes), len(self.ids) // PAGE_TOKENS):
+                self._hashes.append(self._hash_of(number))
+                if self._keeps_prefixes:
                     self.whole.pool.name(self.whole.pages[number], self._hashes[-1])
         if self._snapshots is not None:
             self._note_state(self._snapshots, len(token_ids))
@@ -147,7 +148,7 @@ class Sequence:
 
         It ends with the last page that they fill, unless the state can be taken back to that place afterwards.
         """
-        if self._snapshots is None or self._snapshots.fixed is None or not self._keeps_prefixes:
+        if self._snapshots is None or self._snapshots.fixed is None:
             return 0
         end = self.resumes_at + tokens
         place = end // PAGE_TOKENS * PAGE_TOKENS
@@ -225,13 +226,18 @@ class Sequence:
         pages = end // PAGE_TOKENS
         place = pages * PAGE_TOKENS
         lost = snapshots.fixed is not None and place < self._lost_before
-        if self._keeps_prefixes and end - tokens < place and not lost:
+        if end - tokens < place and not lost:
             snapshots.keep(self._hashes[:pages], self.row, self.windowed, self.turn.phase)
         for held in self.windowed:
             held.release_before(held.group.first_needed(self._lost_before))
 
     def _hash_of(self, number: int) -> PrefixHash:
-        """The hash of the tokens up to the end of a page, from that of the page before it."""
+        """The hash of the tokens up to the end of a page, from that of the page before it.
+
+        Where bits do not follow from tokens alone it is a name that only this sequence and its forks know.
+        """
+        if not self._keeps_prefixes:
+            return os.urandom(PREFIX_HASH_BYTES)
         part = self.ids[number * PAGE_TOKENS : (number + 1) * PAGE_TOKENS]
         return prefix_hash(self._hashes[number - 1] if number else b"", part)
 

@@ -4,7 +4,8 @@ Pages of the whole context are kept for every position. Layers with a window giv
 (`fixed_state.py`) changes with every token; so a sequence goes back by few tokens on its own. A snapshot holds what the
 next token after its place needs of both: the pages that the windows show there, which it shares with sequences, and a
 copy of the fixed state. Places are ends of pages. A snapshot is named by the hash of all tokens up to its place, as a
-page is, so that every sequence that begins with these tokens finds it.
+page is, so that every sequence that begins with these tokens finds it; where bits do not follow from tokens alone, only
+the sequence that took it and its forks do.
 
 The memory plan bounds the pages and the copies that there are for snapshots. Where there is no room for another, that
 which is worth least makes way. Without a snapshot the tokens from the one before it in the text would have to be run
@@ -60,9 +61,9 @@ class Snapshots:
     def newest(self, prefixes: Sequence[PrefixHash], pages: int) -> int:
         """The number of pages before the newest snapshot of a text, of which the first `pages` count; 0: there is none.
 
-        The pages have these hashes; there are none where bits do not follow from tokens alone.
+        The pages have these hashes.
         """
-        return next((n for n in range(min(pages, len(prefixes)), 0, -1) if prefixes[n - 1] in self._kept), 0)
+        return next((n for n in range(pages, 0, -1) if prefixes[n - 1] in self._kept), 0)
 
     def keep(self, prefixes: Sequence[PrefixHash], row: int, held: Sequence[HeldPages], phase: int) -> None:
         """Take a snapshot at the end of pages with these hashes, which the sequence of a row has just filled.

@@ -140,7 +140,7 @@ def test_where_bits_do_not_follow_from_tokens_shared_pages_are_not_written_again
     toy.append(one, IDS[:150])
     other = toy.sequences.fork(one)
     one.rewind(100)
-    assert one.behind == 100  # no snapshot is kept
+    assert one.behind == 100  # the snapshot lies at 128
     toy.check(one)
     assert not set(one.whole.pages) & set(other.whole.pages)
     toy.check(other)

@@ -173,16 +173,18 @@ def test_the_further_back_the_further_apart_are_snapshots() -> None:
         assert following - place <= 300 + (20_000 - place) / 4
 
 
-def test_without_kept_prefixes_all_tokens_are_run_again() -> None:
-    toy = Toy(2, 32, undo=4, windows=[70], keeps_prefixes=False)
+def test_where_bits_do_not_follow_from_tokens_a_sequence_goes_back_to_its_own_snapshots() -> None:
+    toy = Toy(3, 32, undo=4, windows=[70], keeps_prefixes=False)
     one = toy.sequences.open()
     toy.append(one, IDS[:300])
+    assert toy.sequences.open(IDS[:300]).position == 0
     other = toy.sequences.fork(one)
     one.rewind(200)
-    assert one.behind == 200
+    assert one.behind == 200 - 192
     toy.check(one)
-    assert not set(one.whole.pages) & set(other.whole.pages)
-    assert not set(one.windowed[0].pages) & set(other.windowed[0].pages)
+    assert one.whole.pages[:3] == other.whole.pages[:3]
+    assert not set(one.whole.pages[3:]) & set(other.whole.pages)
+    assert one.windowed[0].pages[-1] not in other.windowed[0].pages
     toy.check(other)
 
 
