@@ -10,8 +10,9 @@ full page of the whole context is found again by the hash of all tokens up to it
 used it was closed, until its memory is needed: that is the prefix cache. Pages of windows are found by snapshots
 (`snapshots.py`).
 
-Invariants: a page is free, or kept for its hash alone, or used by as many sequences and snapshots as its count says. A used page is
-never given out, and a kept one only when no free page is left, the one that was released first before the others.
+Invariants: a page is free, or kept for its hash alone, or used by as many sequences and snapshots as its count says. A
+used page is never given out, and a kept one only when no free page is left, the one that was released first before the
+others.
 """
 
 from __future__ import annotations
