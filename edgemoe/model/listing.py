@@ -98,6 +98,7 @@ def _arguments(operation: Any, records: Sequence[Weight]) -> Iterator[str]:
 
 
 def _name(leaf: Any) -> str:
-    shape = ", ".join(map(str, leaf.shape))
+    window = getattr(leaf, "window", None)
+    shape = ", ".join(f"N_{window.size}" if size == "N" and window else str(size) for size in leaf.shape)
     own = leaf.name.split(".", 2)[2] if leaf.name.startswith("layers.") else leaf.name
     return f"{own} [{shape}]" if isinstance(leaf, Weight) else f"{own} ({shape})"

@@ -59,7 +59,8 @@ class Reference:
         arena, slots = self._experts(weights, layouts)
         graph = build_graph(self.spec)
         self._space = Workspace(graph, CHUNK_TOKENS, context_length, "f32")
-        self._space.pages[0] = np.arange(self._space.pages.shape[1])
+        for group in self._space.page_groups(graph):
+            group.table[0] = np.arange(group.table.shape[1]) % group.pages  # a ring, in which nothing is released
         decoder = Decoder(graph, _resident(self.spec, weights), self._space, arena, layouts)
         for routing, layer_slots in zip(decoder.routing, slots, strict=True):
             if routing is not None:

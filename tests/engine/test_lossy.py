@@ -160,7 +160,7 @@ def test_the_effect_is_that_of_a_simulation(
             resident._space.positions[: len(ids)] = sequence.position + np.arange(len(ids))
             sequence.reserve(len(ids))
             simulation.step(len(ids))
-            sequence.extend(ids)
+            sequence.end_run(ids)
             logits = np.empty((1, 193), np.float32)
             resident._logits([(range(len(ids) - 1, len(ids)), logits)])
             expected.append(logits[0])

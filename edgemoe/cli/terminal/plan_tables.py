@@ -57,6 +57,9 @@ def _budget_rows(forecast: BudgetForecast) -> Rows:
             f"{format_size(memory.kv_cache_bytes)}, {memory.kv_format}, {memory.context_length} tokens",
         ),
     ]
+    for plan in memory.windows:
+        kept, whole = format_size(plan.kept_bytes), format_size(plan.whole_bytes)
+        rows.append((f"of that, windows of {plan.window}", f"{kept}; their whole context would take {whole}"))
     if memory.fixed_state_bytes:
         size = format_size(memory.fixed_state_bytes)
         rows.append(("fixed state", f"{size}, with {memory.snapshots} snapshots to go back to"))
