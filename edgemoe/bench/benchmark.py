@@ -197,8 +197,8 @@ class Benchmark:
         position = settings.mean_decode_position
         timed = [(one.decode[WITH_LEDGER], one.prefill[WITH_LEDGER]) for one in measured.rounds]
         decodes = [one.decode[EDGEMOE] for one in measured.rounds]
-        slot_bytes = about[EDGEMOE]["memory"]["slot_bytes"]
-        limits = limit_report(measured, EDGEMOE, traffic.at(position), settings.decode_tokens, slot_bytes)
+        record_bytes = self.store.record_bytes
+        limits = limit_report(measured, EDGEMOE, traffic.at(position), settings.decode_tokens, record_bytes)
         experts = reports.experts_report(decodes, self.spec, settings.decode_tokens)
         return Report(
             edgemoe_bench=reports.REPORT_VERSION,

@@ -15,9 +15,9 @@ import numpy as np
 
 from edgemoe.bench.machine import describe_machine
 from edgemoe.bench.rates import measure_store_disk
-from edgemoe.engine.engine import READER_THREADS
 from edgemoe.engine.memory import check_floor, plan_memory
 from edgemoe.errors import EdgemoeError, KernelError, MachineError, StoreError
+from edgemoe.experts.opening import READER_THREADS
 from edgemoe.io.direct import describe_reads, grants_direct
 from edgemoe.io.reads import ExpertFiles, open_reader
 from edgemoe.kernels.native.library import load_library

@@ -103,6 +103,7 @@ def describe(store: Store) -> dict[str, Any]:
             "shared_width": max(shared, default=0),
             "total": plan.total_experts,
             "record_bytes": store.record_bytes,
+            "slot_bytes": store.slot_bytes,
         },
         "parts": dict(manifest.quantisation),
         "files": {file.name: file.bytes for file in manifest.files},
@@ -129,12 +130,14 @@ def _show(screen: Screen, description: dict[str, Any]) -> None:
         ("longest context", f"{description['max_positions']:,} tokens"),
     ]
     if experts["total"]:
+        same = experts["slot_bytes"] == experts["record_bytes"]
+        in_memory = "" if same else f" ({format_size(experts['slot_bytes'])} in memory)"
         rows.append(
             (
                 "experts",
                 f"{experts['total']}: {experts['per_layer']} in each of {experts['layers']} layers,"
                 f" {experts['per_token']} per token, width {experts['width']},"
-                f" {format_size(experts['record_bytes'])} each",
+                f" {format_size(experts['record_bytes'])} each{in_memory}",
             )
         )
         if experts["shared_width"]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from edgemoe.conversion.source import BLOCK_FORMATS
 from edgemoe.errors import UsageError
+from edgemoe.kernels.file_rows import BLOCK_FORMATS
 from edgemoe.kernels.formats import FORMATS, Format
 
 DEFAULT_EXPERTS = "q4"

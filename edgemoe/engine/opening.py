@@ -103,7 +103,15 @@ def model_sizes(store: Store, spec: ModelSpec, kv: str | None = None, sequences:
     formats = WeightFormats.of(store)
     kv_format = _kv_format(store, kv)
     return ModelSizes(
-        store.dense_bytes(), store.record_bytes, spec.total_experts, kv_format, formats, embedding_bytes, sequences
+        store.dense_bytes(),
+        store.slot_bytes,
+        spec.total_experts,
+        kv_format,
+        formats,
+        embedding_bytes,
+        sequences,
+        store.staging_bytes,
+        max((len(layout.parts) for layout in store.manifest.layouts), default=0),
     )
 
 

@@ -5,9 +5,9 @@ layer's, `Experts` for the records as they land. Kernels in C ask the pager in C
 every decision as this file does: it is the meaning of both.
 
 Letters: `L` layers, `E` experts of the layer that has most. An expert's key is `layer * E + expert`. A slot holds one
-expert's record exactly as it lies on disk; kernels compute on it in place. An expert is absent, loading (a read into
-its slot is under way: the slot has a ticket) or loaded. An expert is pinned while kernels may be computing on it, or
-waiting for it.
+expert's record as it landed (`kernels/landing.py`); kernels compute on it in place. An expert is absent, loading (a
+read into its slot is under way: the slot has a ticket) or loaded. An expert is pinned while kernels may be computing on
+it, or waiting for it.
 
 Invariants:
 - There are never more slots than the arena was made with; nothing is allocated after construction.
@@ -18,7 +18,7 @@ Invariants:
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -28,6 +28,7 @@ import numpy.typing as npt
 from edgemoe.errors import KernelError, ReadError
 from edgemoe.experts.policy import Policy, is_scan
 from edgemoe.io.reads import ExpertFiles, RecordReader
+from edgemoe.kernels.landing import PLACE, Parts
 from edgemoe.kernels.operations import PROMPT, Floats, Integers
 from edgemoe.kernels.paging import MOST_WARM_READS, CacheStatistics
 from edgemoe.kernels.reads import RecordRead
@@ -46,6 +47,21 @@ class Record(Protocol):
     def length(self) -> int: ...
     @property
     def crc32c(self) -> int | None: ...
+    @property
+    def parts(self) -> Parts | None: ...
+    @property
+    def places(self) -> Sequence[PartPlace]: ...
+
+
+class PartPlace(Protocol):
+    """Where a part of a record lies (a store's `PartPlace`)."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def modified_ns(self) -> int: ...
 
 
 class RecordTable(Protocol):
@@ -407,9 +423,7 @@ class ExpertCache:
 
     def _record_read(self, key: int, slot: int) -> RecordRead:
         record = self._table.record(*divmod(key, self._experts))
-        address = self._base_address + slot * self._slot_bytes
-        descriptor = self._files.descriptor(record.path)
-        return RecordRead(descriptor, record.offset, record.length, address, record.crc32c)
+        return record_read(record, self._base_address + slot * self._slot_bytes, self._files.descriptor)
 
     def _slot(self, key: int) -> int | None:
         slot = int(self._slot_of[key])
@@ -499,6 +513,14 @@ class _Fetched(NamedTuple):
     left_out: Sequence[int]
     waves: Generator[dict[int, int], None, None]
     first: dict[int, int] | None
+
+
+def record_read(record: Record, address: int, descriptor: Callable[[Path], int]) -> RecordRead:
+    """The request for a record, which lands at an address; `descriptor` is that of an open file."""
+    if record.parts is None:
+        return RecordRead(descriptor(record.path), record.offset, record.length, address, record.crc32c)
+    rows = [(place.offset, place.modified_ns, descriptor(place.path), 0) for place in record.places]
+    return RecordRead(-1, 0, record.length, address, record.crc32c, record.parts, np.array(rows, PLACE))
 
 
 def droppable(experts: Integers, weights: Floats, cold: Sequence[int], threshold: float) -> list[int]:

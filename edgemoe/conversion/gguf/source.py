@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.conversion.gguf.blocks import decode_rows
 from edgemoe.conversion.gguf.config import Metadata, checkpoint_config
 from edgemoe.conversion.gguf.file import CHECK_THE_FILE, GgufFile, GgufTensor, read_gguf
 from edgemoe.conversion.gguf.names import FAMILIES, TensorView, checkpoint_tensors, halves_order
 from edgemoe.conversion.gguf.tokenizer import notices, side_files
 from edgemoe.conversion.sampling import sample_sha256
-from edgemoe.conversion.source import BLOCK_FORMATS, Rows, TensorInfo, take_rows
+from edgemoe.conversion.source import TensorInfo, take_rows
 from edgemoe.errors import SourceError
+from edgemoe.kernels.file_rows import BLOCK_FORMATS, Rows, decode_rows
 from edgemoe.kernels.formats import Blocks, dequantise
 
 _SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
