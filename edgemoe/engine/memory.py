@@ -59,7 +59,7 @@ class ModelSizes:
     sequences: int = 1
     """How many sequences may be open at a time, each with a context of its own."""
     staging_bytes: int = 0
-    """Of the buffer from which a reader thread lands records in parts; 0 where records land as they are."""
+    """Bytes of the buffer from which a reader thread lands records in parts; 0 where records land as they are."""
     record_parts: int = 0
     """How many parts a record has at most; 0 where records land as they are."""
 
