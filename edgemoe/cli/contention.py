@@ -21,11 +21,11 @@ def measure_contention(
     from edgemoe.cli.terminal.render import ProgressBar
     from edgemoe.cli.terminal.screen import open_screen
     from edgemoe.kernels.select import describe_backend
-    from edgemoe.session.default_model import find_model
+    from edgemoe.session.stores import find_runnable
 
     with ProgressBar("measuring", still=True) as bar:
         report = ContentionMeasurement(
-            find_model(model),
+            find_runnable(model),
             settings,
             describe_backend(options.threads),
             options,

@@ -26,11 +26,11 @@ def measure_sequences(
     from edgemoe.cli.terminal.render import ProgressBar
     from edgemoe.cli.terminal.screen import open_screen
     from edgemoe.kernels.select import describe_backend
-    from edgemoe.session.default_model import find_model
+    from edgemoe.session.stores import find_runnable
 
     with ProgressBar("measuring", still=True) as bar:
         report = SequencesMeasurement(
-            find_model(model),
+            find_runnable(model),
             settings,
             describe_backend(options.threads),
             options,

@@ -70,8 +70,8 @@ def synthesise(
     the destination are treated as by `convert_checkpoint`. Raises UsageError or StoreError.
     """
     experts, dense = experts or DEFAULT_EXPERTS, dense or DEFAULT_DENSE
-    check_format("experts", experts)
-    check_format("dense", dense)
+    check_format("experts", experts, keep=False)
+    check_format("dense", dense, keep=False)
     source = SyntheticSource(shape, seed, experts, dense)
     return convert_source(
         lambda downloads: source, destination, experts=experts, dense=dense, force=force, progress=progress

@@ -48,7 +48,7 @@ from edgemoe.kernels.operations import Floats
 from edgemoe.kernels.paging import CacheStatistics
 from edgemoe.model.build import HEAD_ROWS, Graph
 from edgemoe.paths import cache_folder
-from edgemoe.store.dense import DenseReading
+from edgemoe.store.dense import DenseWeights
 from edgemoe.store.reader import Store
 
 if TYPE_CHECKING:  # hooks.py names this module's types
@@ -104,7 +104,7 @@ class Engine:
         backend: Backend,
         options: EngineOptions,
         routing: RoutingSource | None = None,
-        dense: DenseReading | None = None,
+        dense: DenseWeights | None = None,
     ) -> None:
         """`graph` is the program of the model that runs: the store's, with `routing` and lossy options applied to it.
 
@@ -141,7 +141,7 @@ class Engine:
         """The sequence of `forward`, `rewind` and `position`."""
         self._embedding_rows: EmbeddingRows | None = None
         self._hot_list: HotList | None = None
-        self._loading: list[DenseReading | ExpertLoading | LandedLoading] = [] if dense is None else [dense]
+        self._loading: list[DenseWeights | ExpertLoading | LandedLoading] = [] if dense is None else [dense]
         self._files: ExpertFiles | None = None
         try:
             files = ExpertFiles(store.expert_paths, options.direct_reads)

@@ -15,7 +15,7 @@ from edgemoe.errors import StoreError
 from edgemoe.io.pages import PAGE_BYTES, round_up
 from edgemoe.kernels.landing import Parts, staging_bytes
 from edgemoe.kernels.operations import MOST_LAYOUTS, RecordLayouts
-from edgemoe.store.dense import DenseReading, DenseValue, unreadable
+from edgemoe.store.dense import DenseReading, DenseValue, DenseWeights, unreadable
 from edgemoe.store.first_bytes import LFS_FOUND, LFS_WAY_OUT, is_lfs_pointer
 from edgemoe.store.layouts import MATRIX_ALIGNMENT_BYTES, RecordLayout
 from edgemoe.store.manifest import MANIFEST_NAME, DenseTensor, FileEntry, Manifest
@@ -68,6 +68,16 @@ class Store:
         store = cls(folder, parse_manifest(text, partial(_read_table, folder)), text)
         store.check_sizes()
         return store
+
+    @property
+    def folder(self) -> Path:
+        """The folder in which the files of weights lie."""
+        return self.path
+
+    @property
+    def text_folder(self) -> Path:
+        """The folder in which the side files lie."""
+        return self.path
 
     @cached_property
     def digest(self) -> str:
@@ -130,7 +140,7 @@ class Store:
         reading.wait()
         return reading.tensors
 
-    def begin_dense(self, embedding: bool = True) -> DenseReading:
+    def begin_dense(self, embedding: bool = True) -> DenseWeights:
         """Begin to read the tensors of `load_dense`, with or, where it can be left on disk, without the embedding.
 
         Raises BudgetError, and StoreError where the file cannot be opened.
@@ -201,7 +211,7 @@ class Store:
     @cached_property
     def expert_paths(self) -> tuple[Path, ...]:
         """The paths of the expert files, in the order of their numbers."""
-        return tuple(self.path / file.name for file in self.manifest.expert_files)
+        return tuple(self.folder / file.name for file in self.manifest.expert_files)
 
     def record(self, layer: int, expert: int) -> ExpertRecord:
         """The place of an expert. Raises StoreError for an unknown layer or expert."""

@@ -36,7 +36,7 @@ def use_portable_reader(
 
 
 def engine_with_slots(
-    store_path: Path,
+    store: Path | Store,
     slots: int,
     threads: int | None = 1,
     kv: str | None = None,
@@ -52,7 +52,7 @@ def engine_with_slots(
 
     A budget in bytes is too coarse for that here: what the interpreter holds is measured, and test runs vary in it.
     """
-    store = Store.open(store_path)
+    store = Store.open(store) if isinstance(store, Path) else store
     spec = lossy.applied_to(store_spec(store) if routing is None else routing.apply_to(store_spec(store)))
     backend = select_backend(threads)
     sizes = model_sizes(store, spec, kv, sequences)
