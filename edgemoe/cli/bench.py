@@ -194,12 +194,12 @@ def bench(
     from edgemoe.cli.terminal.render import ProgressBar
     from edgemoe.cli.terminal.screen import open_screen
     from edgemoe.kernels.select import describe_backend
-    from edgemoe.session.default_model import find_model
+    from edgemoe.session.stores import find_runnable
     from edgemoe.sizes import parse_size
 
     settings = Settings(prompt, decode, prefill, repeats, peer_decode_tokens=peer_decode, room_tokens=context)
     limit_bytes = None if limit is None else parse_size(limit)
-    kernels, folder = describe_backend(threads), find_model(model)
+    kernels, folder = describe_backend(threads), find_runnable(model)
     if against is not None:
         check_peer(against, gguf)
     with ExitStack() as stack, ProgressBar("measuring", still=True) as bar:

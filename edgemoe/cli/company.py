@@ -61,14 +61,14 @@ def _measure(
     from edgemoe.cli.terminal.render import ProgressBar
     from edgemoe.cli.terminal.screen import open_screen
     from edgemoe.kernels.select import describe_backend
-    from edgemoe.session.default_model import find_model
+    from edgemoe.session.stores import find_runnable
 
     with ProgressBar("measuring", still=True) as bar:
 
         def progress(doing: str, done: int, total: int) -> None:
             bar.update(doing, done, total, "")
 
-        report = make(find_model(model), describe_backend(options.threads), progress).run()
+        report = make(find_runnable(model), describe_backend(options.threads), progress).run()
     title, rows = table(report)
     open_screen().table(rows, title)
     return report

@@ -31,11 +31,10 @@ def inspect(
     ] = None,
     debug: shared.DebugOption = False,
 ) -> None:
-    """Show a store's parts: formats, bits per weight, sizes, experts, and the smallest memory budget."""
-    from edgemoe.session.default_model import find_model
-    from edgemoe.store.reader import Store
+    """Show the parts of a store or GGUF file: formats, bits per weight, sizes, experts, and the smallest budget."""
+    from edgemoe.session.stores import open_store
 
-    opened = Store.open(find_model(store))
+    opened = open_store(store)
     if program:
         sections = list_program(opened, layer)
         if as_json:
@@ -105,11 +104,13 @@ def describe(store: Store) -> dict[str, Any]:
             "shared_width": max(shared, default=0),
             "total": plan.total_experts,
             "record_bytes": store.record_bytes,
+            "slot_bytes": store.slot_bytes,
         },
         "parts": dict(manifest.quantisation),
         "files": {file.name: file.bytes for file in manifest.files},
         "total_bytes": manifest.total_bytes,
         "checked_when_read": store.manifest.checked_when_read,
+        "as_it_is": store.manifest.records.places is not None,
         "dense_bytes": plan.dense_bytes,
         "floor_bytes": plan.floor_bytes,
         "floor_interpreter_bytes": plan.interpreter_bytes,
@@ -118,7 +119,7 @@ def describe(store: Store) -> dict[str, Any]:
 
 
 def _show(screen: Screen, description: dict[str, Any]) -> None:
-    from edgemoe.cli.info import when_checked
+    from edgemoe.cli.info import NO_CHECKSUMS, when_checked
     from edgemoe.sizes import format_size
 
     experts = description["experts"]
@@ -131,12 +132,14 @@ def _show(screen: Screen, description: dict[str, Any]) -> None:
         ("longest context", f"{description['max_positions']:,} tokens"),
     ]
     if experts["total"]:
+        same = experts["slot_bytes"] == experts["record_bytes"]
+        in_memory = "" if same else f" ({format_size(experts['slot_bytes'])} in memory)"
         rows.append(
             (
                 "experts",
                 f"{experts['total']}: {experts['per_layer']} in each of {experts['layers']} layers,"
                 f" {experts['per_token']} per token, width {experts['width']},"
-                f" {format_size(experts['record_bytes'])} each",
+                f" {format_size(experts['record_bytes'])} each{in_memory}",
             )
         )
         if experts["shared_width"]:
@@ -146,8 +149,8 @@ def _show(screen: Screen, description: dict[str, Any]) -> None:
             (
                 f"part {name}",
                 f"{', '.join(part['formats'])}: {part['parameters'] / 1e6:,.1f} million in"
-                f" {format_size(part['bytes'])}, {part['bits_per_weight']:.2f} bits per weight,"
-                f" relative error {part['relative_error']:.4f}",
+                f" {format_size(part['bytes'])}, {part['bits_per_weight']:.2f} bits per weight"
+                + (f", relative error {part['relative_error']:.4f}" if "relative_error" in part else ""),
             )
         )
     rows += [(name, format_size(size)) for name, size in description["files"].items()]
@@ -159,7 +162,7 @@ def _show(screen: Screen, description: dict[str, Any]) -> None:
             f"{format_size(description['floor_bytes'])}, of which the interpreter"
             f" {format_size(description['floor_interpreter_bytes'])}",
         ),
-        ("checksums", when_checked(description["checked_when_read"])),
+        ("checksums", NO_CHECKSUMS if description["as_it_is"] else when_checked(description["checked_when_read"])),
         ("made from", f"{description['provenance'].get('source', '?')}"),
     ]
     taken = description["provenance"].get("side_files")

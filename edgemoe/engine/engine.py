@@ -40,8 +40,8 @@ from edgemoe.errors import UsageError
 from edgemoe.experts.cache import Cache
 from edgemoe.experts.embedding_rows import EmbeddingRows
 from edgemoe.experts.hot_list import HotList
-from edgemoe.experts.loading import ExpertLoading
-from edgemoe.experts.opening import open_cache
+from edgemoe.experts.loading import ExpertLoading, LandedLoading, load_experts
+from edgemoe.experts.opening import READER_THREADS, open_cache
 from edgemoe.io.direct import allocate_pages
 from edgemoe.io.reads import ExpertFiles, RecordReader, open_reader
 from edgemoe.kernels.backend import Backend, Program
@@ -49,14 +49,12 @@ from edgemoe.kernels.operations import Floats
 from edgemoe.kernels.paging import CacheStatistics
 from edgemoe.model.build import HEAD_ROWS, Graph
 from edgemoe.paths import cache_folder
-from edgemoe.store.dense import DenseReading
+from edgemoe.store.dense import DenseWeights
 from edgemoe.store.reader import Store
 
 if TYPE_CHECKING:  # hooks.py names this module's types
     from edgemoe.engine.hooks import RoutingObserver, RoutingSource
     from edgemoe.engine.traffic import TokenTraffic
-
-READER_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ class Engine:
         backend: Backend,
         options: EngineOptions,
         routing: RoutingSource | None = None,
-        dense: DenseReading | None = None,
+        dense: DenseWeights | None = None,
     ) -> None:
         """`graph` is the program of the model that runs: the store's, with `routing` and lossy options applied to it.
 
@@ -144,7 +142,7 @@ class Engine:
         """The sequence of `forward`, `rewind` and `position`."""
         self._embedding_rows: EmbeddingRows | None = None
         self._hot_list: HotList | None = None
-        self._loading: list[DenseReading | ExpertLoading] = [] if dense is None else [dense]
+        self._loading: list[DenseWeights | ExpertLoading | LandedLoading] = [] if dense is None else [dense]
         self._files: ExpertFiles | None = None
         try:
             files = ExpertFiles(store.expert_paths, options.direct_reads)
@@ -157,7 +155,7 @@ class Engine:
                 self._loading.append(dense)
             cache = None
             if not memory.all_resident:
-                self._reader = open_reader(arena, READER_THREADS)
+                self._reader = open_reader(arena, READER_THREADS, staging_bytes=store.staging_bytes)
                 experts_per_layer = [layer.routed.num_experts if layer.routed else 0 for layer in spec.layers]
                 cache = open_cache(arena, experts_per_layer, store, files, self._reader, options.policy, backend)
             if not memory.embedding_resident:
@@ -172,7 +170,7 @@ class Engine:
                 embedding_rows=self._embedding_rows,
             )
             if cache is None:
-                self._loading.append(ExpertLoading(arena, decoder.slot_tables(), store, files.direct))
+                self._loading.append(load_experts(arena, decoder.slot_tables(), store, files.direct))
             self._programs = Programs(backend, decoder.part_of)
             mode = options.prefetch if routing is None or routing.recall is not None else "off"
             self._stepper = Stepper(decoder, self._programs, cache, mode)

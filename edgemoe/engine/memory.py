@@ -25,7 +25,7 @@ from edgemoe.engine.workspace import (
     work_bytes,
 )
 from edgemoe.errors import BudgetError, UsageError
-from edgemoe.experts.opening import cache_bytes
+from edgemoe.experts.opening import READER_THREADS, cache_bytes, thread_staging_bytes
 from edgemoe.kernels.backend import Backend
 from edgemoe.model.build import Graph
 from edgemoe.model.graph import Window
@@ -59,6 +59,10 @@ class ModelSizes:
     """Resident bytes saved where the embedding stays on disk; 0 if it cannot."""
     sequences: int = 1
     """How many sequences may be open at a time, each with a context of its own."""
+    staging_bytes: int = 0
+    """Bytes of the buffer from which a reader thread lands records in parts; 0 where records land as they are."""
+    record_parts: int = 0
+    """How many parts a record has at most; 0 where records land as they are."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,8 @@ class MemoryPlan:
     """How many snapshots of fixed state there is room for."""
     windows: tuple[WindowPlan, ...] = ()
     """Layers that keep less than the whole context, by window; their bytes are part of `kv_cache_bytes`."""
+    staging_bytes: int = 0
+    """Bytes of the buffers from which all reader threads land records in parts."""
 
     @property
     def all_resident(self) -> bool:
@@ -127,8 +133,8 @@ class MemoryPlan:
 
     @property
     def experts_bytes(self) -> int:
-        """Bytes of the expert slots and of the tables about them."""
-        return self.slot_bytes * self.slots + self.cache_table_bytes
+        """Bytes of the expert slots, of the tables about them, and of the buffers from which records land."""
+        return self.slot_bytes * self.slots + self.cache_table_bytes + self.staging_bytes
 
 
 def interpreter_bytes(backend: Backend) -> int:
@@ -215,6 +221,7 @@ class _Needs:
         least_state_bytes += fixed_state_bytes(graph, least_context, sizes.kv_format, sizes.sequences)
         least_slots = min(sizes.total_experts, 2 * graph.spec.most_top_k)
         least_experts_bytes = least_slots * sizes.slot_bytes + _table_bytes(graph, sizes, backend, least_slots)
+        least_experts_bytes += _staging_bytes(sizes, backend)
         dense_bytes = _dense_bytes(sizes, embedding_resident)
         return cls(
             graph,
@@ -248,7 +255,12 @@ def _table_bytes(graph: Graph, sizes: ModelSizes, backend: Backend, slots: int) 
     """Bytes of the tables of an expert cache; 0 where the slots hold all experts, so that there is no cache."""
     if slots >= sizes.total_experts:
         return 0
-    return cache_bytes(slots, len(graph.spec.layers), graph.spec.most_experts, backend)
+    return cache_bytes(slots, len(graph.spec.layers), graph.spec.most_experts, backend, sizes.record_parts)
+
+
+def _staging_bytes(sizes: ModelSizes, backend: Backend) -> int:
+    """Bytes of the buffers from which all reader threads land records in parts."""
+    return READER_THREADS * thread_staging_bytes(sizes.staging_bytes, backend)
 
 
 def _most_slots(least: _Needs, left_bytes: int) -> int:
@@ -282,7 +294,7 @@ def _share_out(least: _Needs, budget_bytes: int) -> MemoryPlan:
     dense_bytes = _dense_bytes(sizes, least.embedding_resident)
     fixed_bytes = interpreter + dense_bytes
     chunk, context, most_context = CHUNK_TOKENS[-1], least.least_context, least.most_context
-    all_slots_bytes = sizes.total_experts * sizes.slot_bytes
+    all_slots_bytes = sizes.total_experts * sizes.slot_bytes + _staging_bytes(sizes, backend)
 
     def least_state_bytes(chunk_tokens: int) -> int:
         return state_bytes(graph, chunk_tokens, least.least_context, sizes.kv_format, sizes.sequences)
@@ -314,7 +326,8 @@ def _share_out(least: _Needs, budget_bytes: int) -> MemoryPlan:
     workspace = workspace_bytes(graph, sizes, backend, chunk, context)
     kv_cache = kv_cache_bytes(graph, chunk, context, sizes.kv_format, sizes.sequences)
     fixed_state = fixed_state_bytes(graph, context, sizes.kv_format, sizes.sequences)
-    slots = _most_slots(least, budget_bytes - fixed_bytes - workspace - kv_cache - fixed_state)
+    staging = _staging_bytes(sizes, backend)
+    slots = _most_slots(least, budget_bytes - fixed_bytes - workspace - kv_cache - fixed_state - staging)
     return MemoryPlan(
         budget_bytes,
         floor_bytes,
@@ -334,6 +347,7 @@ def _share_out(least: _Needs, budget_bytes: int) -> MemoryPlan:
         fixed_state,
         snapshot_count(graph, context, sizes.kv_format, sizes.sequences),
         window_plans(graph, chunk, context, sizes.kv_format, sizes.sequences),
+        staging,
     )
 
 

@@ -52,7 +52,7 @@ class WeightFormats:
     def of(cls, store: Store) -> WeightFormats:
         """The formats of a store, which may be planned only."""
         matrices = {tensor.name: tensor.format for tensor in store.manifest.dense if tensor.format is not None}
-        return cls(matrices, store.record_layouts, store.record_bytes)
+        return cls(matrices, store.record_layouts, store.slot_bytes)
 
 
 def step_scratch_bytes(

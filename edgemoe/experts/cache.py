@@ -5,9 +5,9 @@ layer's, `Experts` for the records as they land. Kernels in C ask the pager in C
 every decision as this file does: it is the meaning of both.
 
 Letters: `L` layers, `E` experts of the layer that has most. An expert's key is `layer * E + expert`. A slot holds one
-expert's record exactly as it lies on disk; kernels compute on it in place. An expert is absent, loading (a read into
-its slot is under way: the slot has a ticket) or loaded. An expert is pinned while kernels may be computing on it, or
-waiting for it.
+expert's record as it landed (`kernels/landing.py`); kernels compute on it in place. An expert is absent, loading (a
+read into its slot is under way: the slot has a ticket) or loaded. An expert is pinned while kernels may be computing on
+it, or waiting for it.
 
 Invariants:
 - There are never more slots than the arena was made with; nothing is allocated after construction.

@@ -6,7 +6,7 @@ Letters, keys and states as in `cache.py`. The same part of the pager in C is `n
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from edgemoe.errors import ReadError
 from edgemoe.experts.policy import Policy
 from edgemoe.io.reads import ExpertFiles, RecordReader
+from edgemoe.kernels.landing import PLACE, Parts
 from edgemoe.kernels.paging import MOST_WARM_READS, CacheStatistics
 from edgemoe.kernels.reads import RecordRead
 
@@ -33,6 +34,21 @@ class Record(Protocol):
     def length(self) -> int: ...
     @property
     def crc32c(self) -> int | None: ...
+    @property
+    def parts(self) -> Parts | None: ...
+    @property
+    def places(self) -> Sequence[PartPlace]: ...
+
+
+class PartPlace(Protocol):
+    """Where a part of a record lies (a store's `PartPlace`)."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def modified_ns(self) -> int: ...
 
 
 class RecordTable(Protocol):
@@ -269,9 +285,7 @@ class Slots:
 
     def _record_read(self, key: int, slot: int) -> RecordRead:
         record = self._table.record(*divmod(key, self._experts))
-        address = self._base_address + slot * self._slot_bytes
-        descriptor = self._files.descriptor(record.path)
-        return RecordRead(descriptor, record.offset, record.length, address, record.crc32c)
+        return record_read(record, self._base_address + slot * self._slot_bytes, self._files.descriptor)
 
     def _give_back(self, slots: list[int]) -> None:
         """Return slots that were taken but are not being read into."""
@@ -305,3 +319,11 @@ class Slots:
             self.settle(slot)
         else:
             self.loading[slot] = None
+
+
+def record_read(record: Record, address: int, descriptor: Callable[[Path], int]) -> RecordRead:
+    """The request for a record, which lands at an address; `descriptor` is that of an open file."""
+    if record.parts is None:
+        return RecordRead(descriptor(record.path), record.offset, record.length, address, record.crc32c)
+    rows = [(place.offset, place.modified_ns, descriptor(place.path), 0) for place in record.places]
+    return RecordRead(-1, 0, record.length, address, record.crc32c, record.parts, np.array(rows, PLACE))

@@ -14,9 +14,20 @@ import numpy.typing as npt
 from edgemoe.kernels.operations import Floats, Integers
 
 RECORD = np.dtype(
-    [("offset", np.int64), ("length", np.int64), ("crc32c", np.int64), ("descriptor", np.int32), ("reserved", np.int32)]
+    [
+        ("offset", np.int64),
+        ("length", np.int64),
+        ("crc32c", np.int64),
+        ("descriptor", np.int32),
+        ("part_count", np.int32),
+        ("parts", np.int64),
+        ("places", np.int64),
+    ]
 )
-"""Where an expert's record lies: bytes in an open file, and their expected checksum, negative where it is not known."""
+"""Where an expert's record lies: bytes in an open file, and their expected checksum, negative where it is not known.
+
+A record in parts has the addresses of arrays of `PART` and `PLACE` (`kernels/landing.py`) instead.
+"""
 
 Records = npt.NDArray[np.void]
 """The place of every expert's record, `(L, E)` of `RECORD`. An expert that a layer lacks has `length` 0."""

@@ -65,7 +65,7 @@ static paged_model *make_paged(int32_t slot_count, int32_t threads, int64_t time
                             .slot_count = slot_count,
                             .layers = 1,
                             .experts = EXPERTS};
-    CHECK_STATUS(EM_OK, em_reader_create(threads, SLOTS, 512, &p->reader));
+    CHECK_STATUS(EM_OK, em_reader_create(threads, SLOTS, 512, 0, &p->reader));
     em_reader_source(p->reader, &setup.source);
     CHECK_STATUS(EM_OK, em_pager_create(&setup, &p->pager));
     /* The fetch comes where the routing is known: the operations from there on move up by one. */

@@ -54,7 +54,7 @@ def with_windows(spec: ModelSpec, windows: Sequence[int]) -> ModelSpec:
 
 
 def engine_with_slots(
-    store_path: Path,
+    store: Path | Store,
     slots: int,
     threads: int | None = 1,
     kv: str | None = None,
@@ -74,7 +74,7 @@ def engine_with_slots(
 
     A budget in bytes is too coarse for that here: what the interpreter holds is measured, and test runs vary in it.
     """
-    store = Store.open(store_path)
+    store = Store.open(store) if isinstance(store, Path) else store
     spec = lossy.applied_to(store_spec(store) if routing is None else routing.apply_to(store_spec(store)))
     if windows:
         spec = with_windows(spec, windows)

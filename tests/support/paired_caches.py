@@ -26,6 +26,8 @@ class FakeRecord(NamedTuple):
     offset: int
     length: int
     crc32c: int | None
+    parts: None = None
+    places: tuple[()] = ()
 
 
 class FakeTable:

@@ -17,12 +17,15 @@ from ctypes import c_double, c_float, c_int32, c_int64, c_uint64, c_void_p
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.definition import Definition, Field, definition_of
+from edgemoe.kernels.landing import PART, PLACE
 from edgemoe.kernels.paging import RECORD
 
-ABI_VERSION = 13
+ABI_VERSION = 14
 
 LETTERS = {
     "B": "slot_bytes",
@@ -192,7 +195,9 @@ class ReadStruct(ctypes.Structure):
         ("destination", c_void_p),
         ("crc32c", c_int64),
         ("descriptor", c_int32),
-        ("reserved", c_int32),
+        ("part_count", c_int32),
+        ("parts", c_void_p),
+        ("places", c_void_p),
     ]
 
 
@@ -235,10 +240,27 @@ class PolicySettingsStruct(ctypes.Structure):
     ]
 
 
+def _fields_of(dtype: np.dtype[np.void]) -> list[tuple[str, type[Any]]]:
+    """Return the fields of a struct whose elements arrays of NumPy hold."""
+    return [(name, {4: c_int32, 8: c_int64}[dtype[name].itemsize]) for name in dtype.names or ()]
+
+
+class PartStruct(ctypes.Structure):
+    """`em_part`"""
+
+    _fields_ = _fields_of(PART)
+
+
+class PlaceStruct(ctypes.Structure):
+    """`em_place`"""
+
+    _fields_ = _fields_of(PLACE)
+
+
 class RecordStruct(ctypes.Structure):
     """`em_record`, an element of a table of records."""
 
-    _fields_ = [(name, {4: c_int32, 8: c_int64}[RECORD[name].itemsize]) for name in RECORD.names or ()]
+    _fields_ = _fields_of(RECORD)
 
 
 class PagerCountersStruct(ctypes.Structure):
@@ -303,6 +325,8 @@ STRUCTS: tuple[type[ctypes.Structure], ...] = (
     ScratchStruct,
     ProgramTimesStruct,
     ProgramStruct,
+    PartStruct,
+    PlaceStruct,
     ReadStruct,
     ReadCountersStruct,
     SourceStruct,
