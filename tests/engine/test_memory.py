@@ -402,8 +402,8 @@ def test_larger_chunks_do_not_crowd_the_budget_through_the_pages_of_windows() ->
     spec = model_of(1000, 64, (64, 64, 128), *[GatedFfn(64)] * 40, windows=(64,))
     graph = build_graph(spec)
     sizes = dataclasses.replace(SIZES, formats=weight_formats(graph, "q8", "q4"), total_experts=0, slot_bytes=0)
-    floor = plan_memory(graph, sizes, BACKEND, "floor", 1 << 15).floor_bytes
+    floor = plan_memory(graph, sizes, BACKEND, "floor", 1 << 15, interpreter=0).floor_bytes
     for more in range(0, 3000 * MIB, 150 * MIB):
-        plan = plan_memory(graph, sizes, BACKEND, floor + more, 1 << 15)
+        plan = plan_memory(graph, sizes, BACKEND, floor + more, 1 << 15, interpreter=0)
         assert plan.planned_bytes <= plan.budget_bytes
     assert plan.chunk_tokens > 8
