@@ -14,7 +14,7 @@ chat: $(VENV)/.installed
 	@$(BIN)/edgemoe chat
 
 test: $(VENV)/.installed-test
-	@$(BIN)/python -m pytest -n 2
+	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .

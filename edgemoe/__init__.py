@@ -38,19 +38,19 @@ def load(
     drop_cold: float = 0.0,
     experts_per_token: int | None = None,
 ) -> Model:
-    """Open a store (None: the bundled model) within a memory budget; use the result in a `with` block.
+    """Open a store or a GGUF file (None: the bundled model) within a memory budget; use the result in a `with` block.
 
     `ram` is in bytes, or text such as `6GiB`, `floor` or `auto` (None); `threads` defaults to the physical cores.
     `kv` is how keys and values are kept: `f16` (None), or `q8` in half the memory, which changes answers a little.
     Where not all experts fit, `policy` says which one leaves for another (`lru`, `lfu`, `lruf`), and `prefetch`
-    whether experts are read ahead on a guess (`on`, `off`, or `auto`, by trial); `warm_start` reads in those that were
+    whether experts are prefetched on a guess (`on`, `off`, or `auto`, by trial); `warm_start` reads in those that were
     in RAM as the model was last closed (noted in the user's cache). `sequences` is how many may be open at a time, each
     with its own context, the model's own sequence among them: `model.engine.sequences` opens more, and
     `model.engine.step` runs several together. None of these changes an answer.
     The other settings are lossy and off by default (docs/performance.md has measurements): `cache_aware_routing`
     (0 to 1) prefers experts that are in memory, `drop_cold` (0 to 1) skips those that are not in memory and whose share
     of a token is below it, `experts_per_token` is a smaller number of experts for each token.
-    Raises StoreError, BudgetError and UsageError (`edgemoe.errors`).
+    Raises StoreError, SourceError, BudgetError and UsageError (`edgemoe.errors`).
     """
     from edgemoe.engine.lossy import LossySettings
     from edgemoe.engine.options import EngineOptions
@@ -75,9 +75,10 @@ def convert(
 ) -> Path:
     """Convert a checkpoint (a folder, a hub id or a GGUF file) into a store; returns the store's path.
 
-    `experts` and `dense` name formats: q4, q4m, m4, q8, f16 or f32; left out, blocks that the source has quantised
-    carry over exactly, other experts become q4 and other weights q8. `notice` gets, before the weights are read,
-    paragraphs about what the checkpoint lacks. Raises SourceError, StoreError and UsageError.
+    `experts` and `dense` name formats: q4, q4m, m4, q8, f16 or f32, or `keep` for the smallest exact one; left out,
+    blocks that the source has quantised carry over exactly, other experts become q4 and other weights q8. `notice`
+    gets, before the weights are read, paragraphs about what the checkpoint lacks.
+    Raises SourceError, StoreError and UsageError.
     """
     from edgemoe.conversion.pipeline import convert_checkpoint
     from edgemoe.session.text_faults import text_faults

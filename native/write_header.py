@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from edgemoe.kernels import operations as op
-from edgemoe.kernels.definition import SHAPED, Field
+from edgemoe.kernels.definition import Field
 from edgemoe.kernels.formats import FORMATS
+from edgemoe.kernels.marks import SHAPED
 from edgemoe.kernels.native import structures as st
 
 HEADER = Path(__file__).parent / "include" / "edgemoe_operations.h"
@@ -47,7 +48,7 @@ def header_text() -> str:
 
 
 def _operation_names() -> list[str]:
-    return [st.snake_case(kind.__name__) for kind in op.NATIVE_OPERATIONS]
+    return [st.snake_case(kind.__name__) for kind in st.NATIVE_OPERATIONS]
 
 
 def _enumeration() -> list[str]:

@@ -80,7 +80,7 @@ def test_it_answers_in_a_sentence() -> None:
 
 
 def test_budgets_change_no_bit() -> None:
-    check_budgets(PROMPTS[:1], 12)
+    check_budgets(PROMPTS[:1], 4)
 
 
 @pytest.mark.slow

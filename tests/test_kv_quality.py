@@ -80,6 +80,7 @@ def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     return result
 
 
+@pytest.mark.slow
 def test_8_bits_cost_the_bundled_model_little() -> None:
     found = compare(find_model(None), ("f16", "q8"), 80)
     print("\nbundled model, q8 against f16:", found)

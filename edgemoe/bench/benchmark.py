@@ -36,9 +36,9 @@ from edgemoe.lab.forced_routing import ForcedRouting
 from edgemoe.lab.trace import read_trace
 from edgemoe.model.description import store_spec
 from edgemoe.model.spec import ModelSpec
+from edgemoe.session.stores import open_store
 from edgemoe.session.tokenizer import has_tokenizer, load_library_tokenizer
 from edgemoe.sizes import format_size, parse_size
-from edgemoe.store.reader import Store
 
 COMMAND = [sys.executable, "-m", "edgemoe.bench.edgemoe_worker"]
 
@@ -71,7 +71,7 @@ class Benchmark:
         self.options = options
         self.peer = peer
         self.limit_bytes = limit_bytes
-        self.store = Store.open(model)
+        self.store = open_store(model)
         self.routing = ForcedRouting(read_trace(routing), str(routing), recall) if routing is not None else None
         self.trace = trace
         self._stored: ModelSpec = options.lossy.applied_to(store_spec(self.store))
@@ -110,7 +110,7 @@ class Benchmark:
             return
         for number, name in enumerate([EDGEMOE, *([self.peer.name] if self.peer else [])]):
             self._groups[name] = stack.enter_context(MemoryGroup(str(number), self.limit_bytes))
-        drop_from_cache(self.model / file.name for file in self.store.manifest.files)
+        drop_from_cache(self.store.folder / file.name for file in self.store.manifest.files)
         if self.peer is not None:
             drop_from_cache([Path(self.peer.options["gguf"])])
 
@@ -197,8 +197,8 @@ class Benchmark:
         position = settings.mean_decode_position
         timed = [(one.decode[WITH_LEDGER], one.prefill[WITH_LEDGER]) for one in measured.rounds]
         decodes = [one.decode[EDGEMOE] for one in measured.rounds]
-        slot_bytes = about[EDGEMOE]["memory"]["slot_bytes"]
-        limits = limit_report(measured, EDGEMOE, traffic.at(position), settings.decode_tokens, slot_bytes)
+        record_bytes = self.store.record_bytes
+        limits = limit_report(measured, EDGEMOE, traffic.at(position), settings.decode_tokens, record_bytes)
         experts = reports.experts_report(decodes, self.spec, settings.decode_tokens)
         return Report(
             edgemoe_bench=reports.REPORT_VERSION,

@@ -15,9 +15,9 @@ import numpy as np
 
 from edgemoe.bench.machine import describe_machine
 from edgemoe.bench.rates import measure_store_disk
-from edgemoe.engine.engine import READER_THREADS
 from edgemoe.engine.memory import check_floor, plan_memory
 from edgemoe.errors import EdgemoeError, KernelError, MachineError, StoreError
+from edgemoe.experts.opening import READER_THREADS
 from edgemoe.io.direct import describe_reads, grants_direct
 from edgemoe.io.reads import ExpertFiles, open_reader
 from edgemoe.kernels.native.library import load_library
@@ -33,8 +33,8 @@ from edgemoe.process import (
     usable_processors,
     user_thread_limit,
 )
-from edgemoe.session.default_model import find_model
 from edgemoe.session.floor import held_as_in_a_run
+from edgemoe.session.stores import open_store
 from edgemoe.sizes import format_size
 from edgemoe.store.reader import Store
 
@@ -111,7 +111,7 @@ def _threads(choice: KernelChoice) -> dict[str, Any]:
 def _model(model: str | os.PathLike[str] | None, measure: bool) -> dict[str, Any]:
     """A model, its disk, how its experts are read, and its share of the memory; or why it cannot be opened."""
     try:
-        store = Store.open(find_model(model))
+        store = open_store(model)
     except StoreError as error:
         if model is not None:
             raise
@@ -120,11 +120,12 @@ def _model(model: str | os.PathLike[str] | None, measure: bool) -> dict[str, Any
     found = {
         "path": str(store.path),
         "bytes": store.manifest.total_bytes,
-        "disk_free_bytes": shutil.disk_usage(store.path).free,
+        "disk_free_bytes": shutil.disk_usage(store.folder).free,
         "direct_reads": direct,
         "reads": describe_reads(direct),
         "disk_bytes_per_s": None,
         "checked_when_read": store.manifest.checked_when_read,
+        "as_it_is": store.manifest.records.places is not None,
         **_plan(store),
     }
     if measure and found["total_experts"]:
@@ -156,7 +157,7 @@ def _plan(store: Store) -> dict[str, Any]:
 
 
 def _reads_directly(store: Store) -> bool:
-    files = ExpertFiles(store.path / file.name for file in store.manifest.expert_files)
+    files = ExpertFiles(store.expert_paths)
     files.close()
     return files.direct
 

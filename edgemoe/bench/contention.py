@@ -30,7 +30,7 @@ from edgemoe.kernels.select import KernelChoice
 from edgemoe.model.description import store_spec
 from edgemoe.process import usable_processors
 from edgemoe.session.default_model import model_name
-from edgemoe.store.reader import Store
+from edgemoe.session.stores import open_store
 
 BUSY_MAX = 64
 RUN_SECONDS = 2.0
@@ -136,7 +136,7 @@ class ContentionMeasurement:
         self._options = replace(options, threads=kernels.threads, context_length=settings.room_tokens)
         self._busy_counts = tuple(busy_counts)
         self._progress = progress
-        self._vocabulary = store_spec(Store.open(folder)).vocab_size
+        self._vocabulary = store_spec(open_store(folder)).vocab_size
         self._random = np.random.default_rng(settings.seed)
 
     def run(self) -> ContentionReport:

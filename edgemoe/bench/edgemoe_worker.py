@@ -21,6 +21,7 @@ from edgemoe.lab.recorder import RoutingRecorder, recording
 from edgemoe.lab.trace import read_trace
 from edgemoe.process import major_faults, peak_rss_bytes
 from edgemoe.session.default_model import model_name
+from edgemoe.session.stores import open_store
 
 
 class EdgemoeWorker:
@@ -48,7 +49,7 @@ class EdgemoeWorker:
         the given recall; `trace` is a trace to be written.
         """
         self.forced = ForcedRouting(read_trace(routing), routing, recall) if routing is not None else None
-        self.engine = open_engine(model, EngineOptions.from_json(options), routing=self.forced)
+        self.engine = open_engine(open_store(model), EngineOptions.from_json(options), routing=self.forced)
         if trace is not None:
             name = model_name(Path(model))
             self.recorder = self._recording.enter_context(recording(self.engine, trace, model=name))

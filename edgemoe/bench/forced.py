@@ -30,7 +30,7 @@ class Accesses:
     """Whether another layer or token begins with this access."""
     run: npt.NDArray[np.int64]
     """The run's number, for accesses of its continuation; -1 for those of prompts."""
-    in_passing: npt.NDArray[np.bool_]
+    scans: npt.NDArray[np.bool_]
     """Accesses inserted as scans: those of prompts that use more experts than the cache can hold."""
 
 
@@ -53,7 +53,7 @@ class RoutingReport:
     distinct_steps: int
     """Different decode steps of the trace among them: after its last step comes its first again."""
     recall: float | None
-    """Recall of the made-up guesses; None if nothing was read ahead."""
+    """Recall of the made-up guesses; None if nothing was prefetched."""
     hit_rate: float | None
     """The engine's cache hit rate over the measured steps; None if no expert was asked for. An expert that was read
     ahead, in time or not, does not count as a hit here."""
@@ -112,7 +112,7 @@ def routing_report(
             asked.keys,
             asked.begins,
             at_once=True,
-            in_passing=asked.in_passing,
+            scans=asked.scans,
         ).hits
         numbers = [all_runs.index(run) for run in measured]
         replayed = float(hits[np.isin(asked.run, numbers)].mean())
@@ -135,7 +135,7 @@ def routing_report(
 
 
 def _kept_rate(answers: Sequence[Mapping[str, Any]]) -> float | None:
-    """Share of all uses whose expert was in memory and had not been read ahead for that use."""
+    """Share of all uses whose expert was in memory and had not been prefetched for that use."""
 
     def total(name: str) -> int:
         return sum(answer[name] for answer in answers)

@@ -21,7 +21,7 @@ class LimitReport:
     """Decoding against the lower of the two limits.
 
     Missed bytes are those of experts that a token asked for and that were not in memory. Useless reads of wrong guesses
-    are not counted; useful reads ahead are, since the disk had to deliver those bytes all the same.
+    are not counted; useful prefetches are, since the disk had to deliver those bytes all the same.
     """
 
     disk_bytes_per_s: Spread
@@ -65,7 +65,7 @@ class ForecastReport:
 
 
 def limit_report(
-    measured: Measured, name: str, bytes_per_token: float, decode_tokens: int, slot_bytes: int
+    measured: Measured, name: str, bytes_per_token: float, decode_tokens: int, record_bytes: int
 ) -> LimitReport | None:
     """The limits of a contestant's decoding, round by round; None where the disk's rate was not measured."""
     rounds = [one for one in measured.rounds if one.disk_rate is not None]
@@ -73,7 +73,7 @@ def limit_report(
         return None
     disk_rates = [one.disk_rate for one in rounds if one.disk_rate is not None]
     reached = [decode_tokens / one.decode[name]["continuation_s"] for one in rounds]
-    missed = [missed_bytes(one.decode[name], slot_bytes) / decode_tokens for one in rounds]
+    missed = [missed_bytes(one.decode[name], record_bytes) / decode_tokens for one in rounds]
     disk = [rate.bytes_per_s / size if size else None for rate, size in zip(disk_rates, missed, strict=True)]
     memory = [_memory_limit(one, bytes_per_token) for one in rounds]
     lower = [
@@ -91,10 +91,10 @@ def limit_report(
     )
 
 
-def missed_bytes(answer: Mapping[str, Any], slot_bytes: int) -> float:
-    """Bytes of experts that had to come from the disk for the tokens of a run."""
+def missed_bytes(answer: Mapping[str, Any], record_bytes: int) -> float:
+    """Bytes of experts, of `record_bytes` on the disk each, that had to come from there for the tokens of a run."""
     in_vain = answer["prefetched_reads"] - answer["useful_prefetches"]
-    return max(0.0, float(answer["disk_bytes"] - max(0, in_vain) * slot_bytes))
+    return max(0.0, float(answer["disk_bytes"] - max(0, in_vain) * record_bytes))
 
 
 def guess_report(answers: Sequence[Mapping[str, Any]], decode_tokens: int) -> GuessReport:

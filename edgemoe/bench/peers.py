@@ -53,7 +53,9 @@ def check_peer(name: str, gguf: Path | None) -> None:
 
 @contextmanager
 def open_peer(model: Path, gguf: Path | None, threads: int, context_tokens: int, mmap: bool) -> Iterator[Peer]:
-    """Describe llama.cpp with the given GGUF, or with a temporary one made from the store. A context manager."""
+    """Describe llama.cpp with the given GGUF, the model's own, or a temporary one made from the store, for a while."""
+    if gguf is None and model.is_file():
+        gguf = model
     with tempfile.TemporaryDirectory(prefix="edgemoe-bench-") as folder:
         if gguf is None:
             from edgemoe.conversion.gguf.export import export_gguf

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,12 +37,14 @@ from edgemoe.bench.rates import (
 )
 from edgemoe.bench.speed import MachineRates
 from edgemoe.engine.memory import interpreter_bytes
-from edgemoe.errors import StoreError, UsageError
+from edgemoe.errors import SourceError, StoreError, UsageError
 from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.select import KernelChoice, describe_backend, select_backend
 from edgemoe.model.description import store_spec
 from edgemoe.session.default_model import find_model
+from edgemoe.session.stores import open_store
 from edgemoe.session.tokenizer import has_tokenizer, load_library_tokenizer
+from edgemoe.store.first_bytes import is_gguf
 from edgemoe.store.reader import Store
 
 REPORT_VERSION = 1
@@ -137,6 +140,8 @@ def plan_model(source: str | None, options: PlanOptions) -> ModelPlan:
     try:
         interpreter = _interpreter_with_text(source, backend)
         found = find_source(source, options.experts, options.dense)
+        if found.store.manifest.records.places is not None:  # a run holds what opening the file took, too
+            interpreter = _interpreter_with_text(str(found.store.text_folder), backend)
         planner = Planner(
             found.store,
             store_spec(found.store),
@@ -162,11 +167,16 @@ def plan_model(source: str | None, options: PlanOptions) -> ModelPlan:
 
 
 def find_source(source: str | None, experts: str | None = None, dense: str | None = None) -> PlanSource:
-    """The model that a text names: a store (None: the bundled one), or what `forecast_store` takes.
+    """The model that a text names: a store (None: the bundled one), a GGUF file, or what `forecast_store` takes.
 
-    Raises UsageError for formats of a store, else as `Store.open` and `forecast_store`.
+    A GGUF file is planned as it is opened, unless formats are given or it has to be converted. Raises UsageError for
+    formats of a store, else as `Store.open` and `forecast_store`.
     """
     folder = _store_folder(source)
+    as_it_is = None if folder is not None or (experts, dense) != (None, None) else _file_as_it_is(source or "")
+    if as_it_is is not None:
+        known_from = "the file, opened as it is"
+        return PlanSource(str(as_it_is.path), known_from, as_it_is, has_tokenizer(as_it_is.text_folder))
     if folder is None:
         from edgemoe.conversion.forecast import forecast_store
 
@@ -178,8 +188,16 @@ def find_source(source: str | None, experts: str | None = None, dense: str | Non
             f"`experts` and `dense` choose formats for a checkpoint; {folder} is a store, whose formats are fixed.",
             "Leave them out, or give the checkpoint that it was made from.",
         )
-    store = Store.open(folder)
-    return PlanSource(str(folder), "the store", store, has_tokenizer(folder))
+    return PlanSource(str(folder), "the store", Store.open(folder), has_tokenizer(folder))
+
+
+def _file_as_it_is(source: str) -> Store | None:
+    """The GGUF file that a text names, if it can be opened as it is; else a conversion is planned."""
+    if not is_gguf(Path(os.path.expanduser(source))):  # noqa: PTH111 (it leaves an unknown ~user as it is)
+        return None
+    with contextlib.suppress(SourceError):
+        return open_store(source)
+    return None
 
 
 def _store_folder(source: str | None) -> Path | None:

@@ -33,8 +33,8 @@ from edgemoe.errors import UsageError
 from edgemoe.kernels.select import KernelChoice
 from edgemoe.model.description import store_spec
 from edgemoe.session.quality import Quality
+from edgemoe.session.stores import open_store
 from edgemoe.session.tokenizer import Tokenizer
-from edgemoe.store.reader import Store
 
 COMMAND = [sys.executable, "-m", "edgemoe.bench.quality_worker"]
 REPORT_VERSION = 1
@@ -133,7 +133,7 @@ class QualityMeasurement:
         self.kernels = kernels
         self.options = replace(options, threads=kernels.threads)
         self.tokens = tokens
-        self.store = Store.open(model)
+        self.store = open_store(model)
         self.spec = store_spec(self.store)
         settings.applied_to(self.spec)
         self._progress = progress

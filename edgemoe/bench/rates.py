@@ -134,9 +134,20 @@ class DiskRates:
 
 
 def store_places(store: Store) -> list[ReadPlace]:
-    """Places of all expert records of a store."""
-    paths = store.expert_paths
-    return [ReadPlace(paths[record.file], record.offset, record.length) for record in store.manifest.records]
+    """Places of all expert records of a store, or of the whole pages around each part of one."""
+    paths, records = store.expert_paths, store.manifest.records
+    if records.places is None:
+        return [ReadPlace(paths[record.file], record.offset, record.length) for record in records]
+    places = records.places
+    sizes = np.concatenate([store.manifest.layouts[number].parts["bytes"] for number in records.layout])
+    found = []
+    for file, offset, size in zip(places.file.tolist(), places.offset.tolist(), sizes.tolist(), strict=True):
+        first = offset // PAGE_BYTES * PAGE_BYTES
+        last = min(
+            round_up(offset + size, PAGE_BYTES), store.manifest.expert_files[file].bytes // PAGE_BYTES * PAGE_BYTES
+        )
+        found.append(ReadPlace(paths[file], first, last - first))
+    return [place for place in found if place.length > 0]
 
 
 def file_places(paths: Iterable[Path], record_bytes: int) -> list[ReadPlace]:

@@ -23,7 +23,7 @@ from edgemoe.errors import UsageError
 from edgemoe.kernels.select import KernelChoice
 from edgemoe.model.description import store_spec
 from edgemoe.session.default_model import model_name
-from edgemoe.store.reader import Store
+from edgemoe.session.stores import open_store
 
 SETTLE_STEPS = 8
 """Steps of all sequences after their prompts that are not counted: the cache still holds what another number used."""
@@ -83,7 +83,7 @@ class SequencesMeasurement:
             raise UsageError(
                 f"`sequences`: expected numbers of 2 to {MOST_SEQUENCES}, found {found}.", "Give numbers such as 2,4,8."
             )
-        spec = store_spec(Store.open(folder))
+        spec = store_spec(open_store(folder))
         needed = settings.prompt_tokens + SETTLE_STEPS + settings.decode_tokens
         room = settings.room_tokens or spec.max_positions
         if needed > room:

@@ -10,14 +10,17 @@ import typer
 
 from edgemoe.cli import options as shared
 from edgemoe.cli.json_text import write_json
+from edgemoe.cli.parameters import flag
 from edgemoe.cli.tracing import TraceOption, report_failure, report_summary
 from edgemoe.errors import UsageError
 
 if TYPE_CHECKING:
+    from edgemoe.bench.measure import Settings
     from edgemoe.bench.report import Report
 
 
 def bench(
+    ctx: typer.Context,
     model: shared.ModelArgument = None,
     prompt: Annotated[
         int, typer.Option("--prompt", metavar="N", help="Length of the prompt before decoding is measured.")
@@ -137,32 +140,21 @@ def bench(
     from edgemoe.engine.lossy import LossySettings
     from edgemoe.engine.options import EngineOptions
 
+    _refuse_unused(ctx)
     lossy = LossySettings(cache_aware_routing, drop_cold, experts_per_token)
     options = EngineOptions(ram, threads, policy=policy, prefetch=prefetch, lossy=lossy)
     if quality:
-        if any(given is not None for given in (against, plot, routing, trace, limit, beside, sequences)):
-            raise UsageError(
-                "--quality excludes --against, --plot, --routing, --trace, --limit, --beside and --sequences.",
-                "Leave them out.",
-            )
         from edgemoe.cli.quality import measure_quality
 
         write = shared.file_writer(json_file, write_json)
         write(measure_quality(model, options, text, tokens))
         return
     if beside is not None:
-        if any(given is not None for given in (against, plot, routing, trace, limit, sequences)) or lossy.on:
-            raise UsageError(
-                "--beside excludes --against, --plot, --routing, --trace, --limit, --sequences and lossy options.",
-                "Leave them out.",
-            )
-        from edgemoe.bench.measure import Settings
-        from edgemoe.cli.contention import measure_contention
+        from edgemoe.cli.company import measure_contention
 
         counts = shared.parse_counts("--beside", beside, "processes, such as 1,2,4")
         write = shared.file_writer(json_file, write_json)
-        settings = Settings(prompt, decode, prefill, repeats, room_tokens=context)
-        write(measure_contention(model, counts, settings, options))
+        write(measure_contention(model, options, _company_settings(prompt, decode, repeats, context), counts))
         return
     if text is not None or tokens is not None:
         raise UsageError("--text and --tokens are for --quality.", "Give --quality too, with a lossy option.")
@@ -181,16 +173,14 @@ def bench(
         )
     if routing is not None and lossy.on:
         raise UsageError("--routing excludes lossy options, which would change the routing.", "Leave one of them out.")
+    share = None if recall is None else recall / 100
     if sequences is not None:
-        if any(given is not None for given in (against, plot, trace, limit)):
-            raise UsageError("--sequences excludes --against, --plot, --trace and --limit.", "Leave them out.")
-        from edgemoe.bench.measure import Settings
-        from edgemoe.cli.sequences import measure_sequences
+        from edgemoe.cli.company import measure_sequences
 
         counts = shared.parse_counts("--sequences", sequences, "sequences, such as 2,4,8")
         write = shared.file_writer(json_file, write_json)
-        settings = Settings(prompt, decode, prefill, repeats, room_tokens=context)
-        write(measure_sequences(model, counts, settings, options, routing, None if recall is None else recall / 100))
+        settings = _company_settings(prompt, decode, repeats, context)
+        write(measure_sequences(model, options, settings, counts, routing, share))
         return
     write_figures, write_plot = shared.file_writer(json_file, write_json), _plotter(plot)
 
@@ -204,12 +194,12 @@ def bench(
     from edgemoe.cli.terminal.render import ProgressBar
     from edgemoe.cli.terminal.screen import open_screen
     from edgemoe.kernels.select import describe_backend
-    from edgemoe.session.default_model import find_model
+    from edgemoe.session.stores import find_runnable
     from edgemoe.sizes import parse_size
 
     settings = Settings(prompt, decode, prefill, repeats, peer_decode_tokens=peer_decode, room_tokens=context)
     limit_bytes = None if limit is None else parse_size(limit)
-    kernels, folder = describe_backend(threads), find_model(model)
+    kernels, folder = describe_backend(threads), find_runnable(model)
     if against is not None:
         check_peer(against, gguf)
     with ExitStack() as stack, ProgressBar("measuring", still=True) as bar:
@@ -226,7 +216,7 @@ def bench(
             lambda doing, done, total: bar.update(doing, done, total, ""),
             limit_bytes,
             routing,
-            None if recall is None else recall / 100,
+            share,
             trace.path if trace is not None else None,
         )
         report = benchmark.run()
@@ -240,6 +230,36 @@ def bench(
         if report.trace["failure"]:
             report_failure(report.trace["failure"])
         report_summary(report.trace)
+
+
+UNUSED = {
+    "quality": "prompt decode prefill repeats context against gguf mmap peer_decode routing recall trace limit plot"
+    " beside sequences",
+    "beside": "prefill against gguf mmap peer_decode routing recall trace limit plot text tokens cache_aware_routing"
+    " drop_cold experts_per_token sequences",
+    "sequences": "prefill against gguf mmap peer_decode trace limit plot text tokens",
+}
+"""The options that another measurement than the usual one has no use for."""
+
+
+def _refuse_unused(ctx: typer.Context) -> None:
+    """Raise UsageError where an option was given that the measurement that was asked for has no use for."""
+    given = {
+        name
+        for name in ctx.params
+        if (source := ctx.get_parameter_source(name)) is not None and source.name == "COMMANDLINE"
+    }
+    for other, unused in UNUSED.items():
+        refused = [flag(name) for name in unused.split() if name in given]
+        if other in given and refused:
+            raise UsageError(f"{flag(other)} excludes {' and '.join(refused)}.", "Leave one or the other out.")
+
+
+def _company_settings(prompt: int, decode: int, repeats: int, context: int | None) -> Settings:
+    """Return the settings of a measurement that decodes after prompts and measures no prefill."""
+    from edgemoe.bench.measure import Settings
+
+    return Settings(prompt, decode, prompt, repeats, room_tokens=context)
 
 
 def _plotter(path: Path | None) -> Callable[[Report], None]:

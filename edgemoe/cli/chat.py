@@ -99,13 +99,13 @@ def chat(
         effective = opened.engine.lossy
         repl = Repl(opened, session, screen, interactive)
         if not interactive:
-            report_lossy(opened.folder, asked, effective, model, ram)
+            report_lossy(opened.path, asked, effective, model, ram)
             print_remarks(model_remarks(opened))
             repl.run(read)
             return
         from edgemoe.cli.kept_chat import kept_if_ended, take_kept
 
-        lossy = f"\n{lossy_line(opened.folder, asked, effective, model, ram)}" if asked.on else ""
+        lossy = f"\n{lossy_line(opened.path, asked, effective, model, ram)}" if asked.on else ""
         screen.note(greeting(opened) + lossy)
         for remark in model_remarks(opened):
             screen.note(remark)
@@ -129,7 +129,7 @@ def greeting(model: Model) -> str:
         experts = f"{memory.slots} of {memory.total_experts} experts in memory at a time"
     keys = " · keys and values in 8 bits" if memory.kv_format == "q8" else ""
     return (
-        f"{model_name(model.folder)} · {experts} · budget {format_size(memory.budget_bytes)}"
+        f"{model_name(model.path)} · {experts} · budget {format_size(memory.budget_bytes)}"
         f" · {engine.backend.name} {engine.backend.isa}, {engine.backend.threads} threads{keys}\n"
         "/help for commands, Ctrl-D to quit"
     )

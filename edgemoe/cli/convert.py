@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 LEAST_SECONDS_FOR_RATE = 0.5
 FORMATS_HELP = "q4, q4m, m4, q8, f16 or f32"
+KEEP_HELP = "; keep: the smallest that is exact"
 
 
 def convert(
@@ -26,7 +27,10 @@ def convert(
     experts: Annotated[
         str | None,
         typer.Option(
-            "--experts", metavar="FORMAT", help=f"Weight format of the experts: {FORMATS_HELP}.", show_default="q4"
+            "--experts",
+            metavar="FORMAT",
+            help=f"Weight format of the experts: {FORMATS_HELP}{KEEP_HELP}.",
+            show_default="q4",
         ),
     ] = None,
     dense: Annotated[

@@ -32,6 +32,9 @@ def info(
     screen.table(limits, "limits")
 
 
+NO_CHECKSUMS = "none in a GGUF file; types, sizes, finite numbers and the time of its last change are checked"
+
+
 def when_checked(checked_when_read: bool) -> str:
     """Say when a store's bytes are compared with its checksums."""
     return (
@@ -79,7 +82,7 @@ def _model_rows(model: dict[str, Any], bundled: bool) -> list[tuple[str, str]]:
             "its disk",
             f"{format_size(model['disk_free_bytes'])} free; experts are read {model['reads']}{measured}",
         ),
-        ("its checksums", when_checked(model["checked_when_read"])),
+        ("its checksums", NO_CHECKSUMS if model["as_it_is"] else when_checked(model["checked_when_read"])),
     ]
     if model["floor_bytes"] is not None:
         rows.append(("its smallest budget", format_size(model["floor_bytes"])))

@@ -26,14 +26,15 @@ def inspect(
     program: Annotated[
         bool, typer.Option("--program", help="Print the operations of a token, layer by layer, with shapes.")
     ] = False,
-    layer: Annotated[int | None, typer.Option("--layer", help="With --program: only this layer.", min=0)] = None,
+    layer: Annotated[
+        int | None, typer.Option("--layer", metavar="N", help="With --program: only this layer, from 0 on.")
+    ] = None,
     debug: shared.DebugOption = False,
 ) -> None:
-    """Show a store's parts: formats, bits per weight, sizes, experts, and the smallest memory budget."""
-    from edgemoe.session.default_model import find_model
-    from edgemoe.store.reader import Store
+    """Show the parts of a store or GGUF file: formats, bits per weight, sizes, experts, and the smallest budget."""
+    from edgemoe.session.stores import open_store
 
-    opened = Store.open(find_model(store))
+    opened = open_store(store)
     if program:
         sections = list_program(opened, layer)
         if as_json:
@@ -57,16 +58,16 @@ def list_program(store: Store, layer: int | None = None) -> dict[str, list[Line]
     """
     from edgemoe.model.build import build_graph
     from edgemoe.model.description import store_spec
-    from edgemoe.model.listing import distinct_layers, list_section
+    from edgemoe.model.listing import distinct_layers, list_layer, list_section
 
     graph = build_graph(store_spec(store))
     if layer is not None:
-        if layer >= len(graph.layers):
+        if not 0 <= layer < len(graph.layers):
             raise UsageError(
                 f"--layer: expected 0 to {len(graph.layers) - 1}, found {layer}.", "Leave it out to see all layers."
             )
-        return {f"layer {layer}": list_section(graph.layers[layer])}
-    layers = {f"layer {numbers}": list_section(section) for numbers, section in distinct_layers(graph)}
+        return {f"layer {layer}": list_layer(graph, layer)}
+    layers = {f"layer {numbers}": list_layer(graph, first) for numbers, first in distinct_layers(graph)}
     return {"embedding": list_section(graph.embed), **layers, "head": list_section(graph.head)}
 
 
@@ -103,11 +104,13 @@ def describe(store: Store) -> dict[str, Any]:
             "shared_width": max(shared, default=0),
             "total": plan.total_experts,
             "record_bytes": store.record_bytes,
+            "slot_bytes": store.slot_bytes,
         },
         "parts": dict(manifest.quantisation),
         "files": {file.name: file.bytes for file in manifest.files},
         "total_bytes": manifest.total_bytes,
         "checked_when_read": store.manifest.checked_when_read,
+        "as_it_is": store.manifest.records.places is not None,
         "dense_bytes": plan.dense_bytes,
         "floor_bytes": plan.floor_bytes,
         "floor_interpreter_bytes": plan.interpreter_bytes,
@@ -116,7 +119,7 @@ def describe(store: Store) -> dict[str, Any]:
 
 
 def _show(screen: Screen, description: dict[str, Any]) -> None:
-    from edgemoe.cli.info import when_checked
+    from edgemoe.cli.info import NO_CHECKSUMS, when_checked
     from edgemoe.sizes import format_size
 
     experts = description["experts"]
@@ -129,12 +132,14 @@ def _show(screen: Screen, description: dict[str, Any]) -> None:
         ("longest context", f"{description['max_positions']:,} tokens"),
     ]
     if experts["total"]:
+        same = experts["slot_bytes"] == experts["record_bytes"]
+        in_memory = "" if same else f" ({format_size(experts['slot_bytes'])} in memory)"
         rows.append(
             (
                 "experts",
                 f"{experts['total']}: {experts['per_layer']} in each of {experts['layers']} layers,"
                 f" {experts['per_token']} per token, width {experts['width']},"
-                f" {format_size(experts['record_bytes'])} each",
+                f" {format_size(experts['record_bytes'])} each{in_memory}",
             )
         )
         if experts["shared_width"]:
@@ -144,8 +149,8 @@ def _show(screen: Screen, description: dict[str, Any]) -> None:
             (
                 f"part {name}",
                 f"{', '.join(part['formats'])}: {part['parameters'] / 1e6:,.1f} million in"
-                f" {format_size(part['bytes'])}, {part['bits_per_weight']:.2f} bits per weight,"
-                f" relative error {part['relative_error']:.4f}",
+                f" {format_size(part['bytes'])}, {part['bits_per_weight']:.2f} bits per weight"
+                + (f", relative error {part['relative_error']:.4f}" if "relative_error" in part else ""),
             )
         )
     rows += [(name, format_size(size)) for name, size in description["files"].items()]
@@ -157,7 +162,7 @@ def _show(screen: Screen, description: dict[str, Any]) -> None:
             f"{format_size(description['floor_bytes'])}, of which the interpreter"
             f" {format_size(description['floor_interpreter_bytes'])}",
         ),
-        ("checksums", when_checked(description["checked_when_read"])),
+        ("checksums", NO_CHECKSUMS if description["as_it_is"] else when_checked(description["checked_when_read"])),
         ("made from", f"{description['provenance'].get('source', '?')}"),
     ]
     taken = description["provenance"].get("side_files")

@@ -57,7 +57,7 @@ def lossy_json(model: Model, asked: LossySettings, ram: str | None) -> dict[str,
     from edgemoe.session.quality import find_quality
 
     effective = model.engine.lossy
-    quality = find_quality(model.folder, effective, ram) if effective.on else None
+    quality = find_quality(model.path, effective, ram) if effective.on else None
     return {
         "lossy": {
             "asked": asked.to_json(),

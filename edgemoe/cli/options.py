@@ -43,7 +43,9 @@ def _stop(texts: list[str] | None) -> list[str] | None:
 
 ModelArgument = Annotated[
     str | None,
-    typer.Argument(metavar="MODEL", help="Folder of a store, or name of a model. Default: the bundled model."),
+    typer.Argument(
+        metavar="MODEL", help="Folder of a store, GGUF file, or name of a model. Default: the bundled model."
+    ),
 ]
 RamOption = Annotated[
     str | None,

@@ -31,11 +31,12 @@ def measure_quality(
     from edgemoe.cli.terminal.screen import open_screen
     from edgemoe.engine.lossy import LossySettings
     from edgemoe.kernels.select import describe_backend
-    from edgemoe.session.default_model import find_model
     from edgemoe.session.quality import keep_quality, quality_path
+    from edgemoe.session.stores import find_runnable, open_store
 
-    folder = find_model(model)
-    text, name = _read_text(folder, text_file)
+    folder = find_runnable(model)
+    file = None if folder.is_dir() else open_store(folder)  # whose text goes with it
+    text, name = _read_text(folder if file is None else file.text_folder, text_file)
     with ProgressBar("measuring", still=True) as bar:
         measurement = QualityMeasurement(
             folder,

@@ -100,11 +100,14 @@ class Repl:
         if generation.finish_reason == "interrupted":
             self.screen.note(
                 "stopped; the text so far is kept"
-                if generation.text
+                if answer.joined
                 else "stopped before the answer began; the message is removed"
             )
-        elif remark := cut_remark(generation.finish_reason, len(generation.token_ids), " or /set max_tokens N"):
-            self.screen.remark(remark)
+        else:
+            if remark := cut_remark(generation.finish_reason, len(generation.token_ids), " or /set max_tokens N"):
+                self.screen.remark(remark)
+            if not answer.joined:
+                self.screen.remark("the model ended without an answer to you; the message is removed")
         if generation.statistics:
             line = statistics_line(generation.statistics, len(generation.token_ids), self.model.engine.memory)
             self.screen.note(line)

@@ -87,7 +87,7 @@ def run(
         options = EngineOptions(ram, threads, context, kv, policy, prefetch, not no_warm_start, lossy=asked)
         opening = load(model, options)
     with opening as opened, report_compilation(opened), traced(opened.engine, trace):
-        report_lossy(opened.folder, asked, opened.engine.lossy, model, ram)
+        report_lossy(opened.path, asked, opened.engine.lossy, model, ram)
         sampling = shared.sampling_options(
             opened, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed,
             repetition_penalty=repeat_penalty, presence_penalty=presence_penalty,

@@ -34,7 +34,9 @@ def synth(
     ] = None,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Discard an unfinished store of another shape, seed or options; replace FILE."),
+        typer.Option(
+            "--force", help="Discard an unfinished store of another shape, seed or options, and replace FILE."
+        ),
     ] = False,
     debug: shared.DebugOption = False,
 ) -> None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.conversion.source import Rows
 from edgemoe.errors import EdgemoeError, SourceError
+from edgemoe.kernels.file_rows import Rows
 from edgemoe.kernels.formats import (
     E2M1_DOUBLED,
     E8M0_HALVED,

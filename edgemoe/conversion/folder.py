@@ -30,8 +30,9 @@ from edgemoe.conversion.folder_contents import (
 )
 from edgemoe.conversion.mxfp4 import join_pairs, read_pair
 from edgemoe.conversion.sampling import sample_sha256
-from edgemoe.conversion.source import Rows, TensorInfo, column_spans, float_dtype
+from edgemoe.conversion.source import TensorInfo, column_spans, float_dtype
 from edgemoe.errors import SourceError
+from edgemoe.kernels.file_rows import Rows
 from edgemoe.store.headers import HeaderTensor, parse_json, read_header
 from edgemoe.store.side_files import SIDE_FILES
 

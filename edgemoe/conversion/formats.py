@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from edgemoe.conversion.source import BLOCK_FORMATS
 from edgemoe.errors import UsageError
+from edgemoe.kernels.file_rows import BLOCK_FORMATS
 from edgemoe.kernels.formats import FORMATS, Format
 
 DEFAULT_EXPERTS = "q4"
 DEFAULT_DENSE = "q8"
+KEEP = "keep"
+"""In place of a format: each matrix gets the smallest one that holds its weights exactly."""
 
 _EXACT = ("router", "shared_gate")
 """Small matrices whose outputs decide the routing or the gating; they stay float32."""
@@ -23,10 +25,11 @@ _CLASSES = {
 }
 
 
-def check_format(parameter: str, value: str | None) -> None:
-    """Raises UsageError, naming the parameter, for an unknown format."""
-    if value is not None and value not in FORMATS:
-        raise UsageError(f"`{parameter}`: expected one of {', '.join(FORMATS)}, found {value!r}.")
+def check_format(parameter: str, value: str | None, keep: bool = True) -> None:
+    """Raises UsageError, naming the parameter, for an unknown format; `keep`: whether `KEEP` is one."""
+    names = (*FORMATS, KEEP) if keep else tuple(FORMATS)
+    if value is not None and value not in names:
+        raise UsageError(f"`{parameter}`: expected one of {', '.join(names)}, found {value!r}.")
 
 
 def expert_of(name: str) -> tuple[int, int, str] | None:
@@ -70,7 +73,10 @@ def choose_formats(
             groups.setdefault(stored_name(name), []).append(name)
     for names in groups.values():
         option, default = (experts, DEFAULT_EXPERTS) if expert_of(names[0]) else (dense, DEFAULT_DENSE)
-        carried = _carried({dtypes[name] for name in names})
+        of_names = {dtypes[name] for name in names}
+        carried = _carried(of_names)
+        if option == KEEP:
+            option = carried or ("f16" if of_names == {"F16"} else "f32")
         formats |= dict.fromkeys(names, FORMATS[option or carried or default])
     return formats
 

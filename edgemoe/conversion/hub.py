@@ -40,8 +40,9 @@ from edgemoe.conversion.folder_contents import (
 from edgemoe.conversion.hub_errors import AGAIN, FAILURES, explained, http_status, may_pass
 from edgemoe.conversion.mxfp4 import join_pairs, read_pair
 from edgemoe.conversion.progress import Download, DownloadCallback
-from edgemoe.conversion.source import Rows, TensorInfo, column_spans, float_dtype
+from edgemoe.conversion.source import TensorInfo, column_spans, float_dtype
 from edgemoe.errors import SourceError
+from edgemoe.kernels.file_rows import Rows
 from edgemoe.paths import CACHE_VARIABLE, cache_folder
 from edgemoe.store.headers import HeaderTensor, read_header
 from edgemoe.store.side_files import SIDE_FILES

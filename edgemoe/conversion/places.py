@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from edgemoe.conversion.formats import expert_of, stored_name
+from edgemoe.kernels.expert_operations import ExpertLayout
 from edgemoe.kernels.formats import PANEL_ROWS, Format
-from edgemoe.kernels.operations import ExpertLayout
 from edgemoe.store.manifest import Manifest
 from edgemoe.store.records import record_name
 

@@ -14,8 +14,9 @@ from typing import Any
 from edgemoe.architectures import SourceSlice, model_spec, resolve, tied_head
 from edgemoe.conversion.formats import choose_formats, class_of, expert_of, stored_name
 from edgemoe.conversion.places import Place, part_ranges, tensor_places
-from edgemoe.conversion.source import BLOCK_FORMATS, Source, TensorInfo, float_dtype
+from edgemoe.conversion.source import Source, TensorInfo, float_dtype
 from edgemoe.errors import SourceError
+from edgemoe.kernels.file_rows import BLOCK_FORMATS
 from edgemoe.kernels.formats import PANEL_ROWS, Format, panel_count
 from edgemoe.model.spec import ModelSpec
 from edgemoe.store.layouts import RecordLayout, packed_layout

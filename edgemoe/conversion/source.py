@@ -10,22 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Union
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from edgemoe.architectures import SourceSlice
 from edgemoe.errors import SourceError
+from edgemoe.kernels.file_rows import Rows
 from edgemoe.kernels.formats import Blocks
-
-Rows = Union[npt.NDArray[np.float32], Blocks]
 
 FLOAT_DTYPES: dict[str, npt.DTypeLike] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 """The dtypes of a safetensors file that are read, and what NumPy reads them as."""
-
-BLOCK_FORMATS = {"Q8_0": "q8", "Q4_0": "q4", "Q4_1": "q4m", "MXFP4": "m4"}
-"""Quantised dtypes whose blocks are ours bit for bit: a source gives them as `Blocks` of this format."""
 
 
 @dataclass(frozen=True)

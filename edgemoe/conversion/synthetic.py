@@ -39,8 +39,9 @@ from edgemoe.conversion.formats import DEFAULT_DENSE, DEFAULT_EXPERTS, check_for
 from edgemoe.conversion.pipeline import convert_source
 from edgemoe.conversion.progress import Callback
 from edgemoe.conversion.shapes import SHAPES
-from edgemoe.conversion.source import BLOCK_FORMATS, Rows, TensorInfo
+from edgemoe.conversion.source import TensorInfo
 from edgemoe.errors import UsageError
+from edgemoe.kernels.file_rows import BLOCK_FORMATS, Rows
 from edgemoe.kernels.formats import E2M1_DOUBLED, E8M0_ONE, FORMATS, Blocks, Format, group_count
 from edgemoe.model.spec import ModelSpec
 
@@ -69,8 +70,8 @@ def synthesise(
     the destination are treated as by `convert_checkpoint`. Raises UsageError or StoreError.
     """
     experts, dense = experts or DEFAULT_EXPERTS, dense or DEFAULT_DENSE
-    check_format("experts", experts)
-    check_format("dense", dense)
+    check_format("experts", experts, keep=False)
+    check_format("dense", dense, keep=False)
     source = SyntheticSource(shape, seed, experts, dense)
     return convert_source(
         lambda downloads: source, destination, experts=experts, dense=dense, force=force, progress=progress

@@ -8,7 +8,6 @@ journal every `CHECKPOINT_BYTES`, and before a shard is released.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections import deque
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from edgemoe.conversion.journal import Journal
 from edgemoe.conversion.plan import Piece, Plan
 from edgemoe.conversion.progress import Callback, ProgressMeter
 from edgemoe.conversion.source import Source, read_slice
+from edgemoe.conversion.statistics import statistics_of
 from edgemoe.errors import SourceError
 from edgemoe.kernels.formats import PANEL_ROWS
 from edgemoe.store.manifest import Checksums, Manifest
@@ -148,29 +148,7 @@ class Transfer:
     def manifest(self) -> Manifest:
         """The manifest of the finished store, with checksums and statistics."""
         manifest = with_checksums(self._plan.manifest, self._journal.checksums)
-        return replace(manifest, quantisation=self._statistics())
-
-    def _statistics(self) -> dict[str, Any]:
-        """Statistics of each class of tensors: formats, parameters, bytes, bits per weight, relative error."""
-        classes: dict[str, list[Piece]] = {}
-        for piece in self._plan.pieces:
-            if not piece.repeats:
-                classes.setdefault(piece.kind, []).append(piece)
-        return {kind: self._statistics_of(pieces) for kind, pieces in sorted(classes.items())}
-
-    def _statistics_of(self, pieces: list[Piece]) -> dict[str, Any]:
-        parameters = sum(piece.place.rows * piece.place.columns for piece in pieces)
-        stored_bytes = sum(piece.place.stored_bytes for piece in pieces)
-        sums = [self._journal.errors[piece.number] for piece in pieces]
-        error, weight = math.fsum(e for e, _ in sums), math.fsum(w for _, w in sums)
-        relative_error = math.sqrt(error / weight) if weight else 0.0
-        return {
-            "formats": sorted({piece.place.format.name if piece.place.format else "f32" for piece in pieces}),
-            "parameters": parameters,
-            "bytes": stored_bytes,
-            "bits_per_weight": round(8 * stored_bytes / parameters, 4),
-            "relative_error": float(f"{relative_error:.4g}"),
-        }
+        return replace(manifest, quantisation=statistics_of(self._plan.pieces, self._journal.errors))
 
 
 def _panel_offset(piece: Piece, row: int) -> int:

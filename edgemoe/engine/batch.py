@@ -34,8 +34,6 @@ class Rows:
     row: int
     first: int
     count: int
-    keeps_state: bool
-    """Whether the sequence takes a snapshot of its fixed state after these rows."""
 
     @property
     def end(self) -> int:
@@ -67,7 +65,7 @@ def cut(pieces: Sequence[Piece], most_rows: int) -> Iterator[list[Rows]]:
         while first < len(piece.token_ids):
             end = stop if first < stop else len(piece.token_ids)
             count = min(end - first, most_rows - row)
-            run.append(Rows(piece, row, first, count, first + count == stop))
+            run.append(Rows(piece, row, first, count))
             first, row = first + count, row + count
             if row == most_rows or first == stop:
                 yield run

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from edgemoe.engine.workspace import Workspace
 from edgemoe.experts.cache import Cache
 from edgemoe.experts.embedding_rows import EmbeddingRows
+from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.formats import Matrix
 from edgemoe.model.build import Graph
@@ -69,7 +70,7 @@ class Decoder:
         weights: Weights,
         workspace: Workspace,
         arena: npt.NDArray[np.uint8],
-        record_layouts: Sequence[op.RecordLayouts | None],
+        record_layouts: Sequence[ex.RecordLayouts | None],
         cache: Cache | None = None,
         embedding_rows: EmbeddingRows | None = None,
     ) -> None:
@@ -164,6 +165,6 @@ class Decoder:
         if isinstance(leaf, Arena):
             return self._arena
         if isinstance(leaf, Paging):
-            return None if self._cache is None else op.Paged(self._cache, leaf.layer)
+            return None if self._cache is None else ex.Paged(self._cache, leaf.layer)
         slots = self._slot_tables.get(leaf)
         return self._space.array(leaf) if slots is None else slots

@@ -40,8 +40,8 @@ from edgemoe.errors import UsageError
 from edgemoe.experts.cache import Cache
 from edgemoe.experts.embedding_rows import EmbeddingRows
 from edgemoe.experts.hot_list import HotList
-from edgemoe.experts.loading import ExpertLoading
-from edgemoe.experts.opening import open_cache
+from edgemoe.experts.loading import ExpertLoading, LandedLoading, load_experts
+from edgemoe.experts.opening import READER_THREADS, open_cache
 from edgemoe.io.direct import allocate_pages
 from edgemoe.io.reads import ExpertFiles, RecordReader, open_reader
 from edgemoe.kernels.backend import Backend, Program
@@ -49,14 +49,12 @@ from edgemoe.kernels.operations import Floats
 from edgemoe.kernels.paging import CacheStatistics
 from edgemoe.model.build import HEAD_ROWS, Graph
 from edgemoe.paths import cache_folder
-from edgemoe.store.dense import DenseReading
+from edgemoe.store.dense import DenseWeights
 from edgemoe.store.reader import Store
 
 if TYPE_CHECKING:  # hooks.py names this module's types
     from edgemoe.engine.hooks import RoutingObserver, RoutingSource
     from edgemoe.engine.traffic import TokenTraffic
-
-READER_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ class Engine:
         backend: Backend,
         options: EngineOptions,
         routing: RoutingSource | None = None,
-        dense: DenseReading | None = None,
+        dense: DenseWeights | None = None,
     ) -> None:
         """`graph` is the program of the model that runs: the store's, with `routing` and lossy options applied to it.
 
@@ -136,16 +134,15 @@ class Engine:
         )
         choices = space.side_by_side([layer.routing.experts for layer in graph.layers if layer.routing is not None])
         keeps_prefixes = routing is None and not self.lossy.depends_on_cache
-        state = [space.array(value) for value in graph.state]
         fixed = [(space.array(value), value.undo or 0) for value in graph.fixed_state]
         fixed_state = FixedState(fixed, memory.snapshots) if fixed else None
-        self.sequences = Sequences(space.pages, state, spec.vocab_size, keeps_prefixes, fixed_state)
+        self.sequences = Sequences(space.page_groups(graph), spec.vocab_size, keeps_prefixes, fixed_state)
         """Opens, forks and closes sequences, whose tokens `step` runs together."""
         self.sequence = self.sequences.open()
         """The sequence of `forward`, `rewind` and `position`."""
         self._embedding_rows: EmbeddingRows | None = None
         self._hot_list: HotList | None = None
-        self._loading: list[DenseReading | ExpertLoading] = [] if dense is None else [dense]
+        self._loading: list[DenseWeights | ExpertLoading | LandedLoading] = [] if dense is None else [dense]
         self._files: ExpertFiles | None = None
         try:
             files = ExpertFiles(store.expert_paths, options.direct_reads)
@@ -158,7 +155,7 @@ class Engine:
                 self._loading.append(dense)
             cache = None
             if not memory.all_resident:
-                self._reader = open_reader(arena, READER_THREADS)
+                self._reader = open_reader(arena, READER_THREADS, staging_bytes=store.staging_bytes)
                 experts_per_layer = [layer.routed.num_experts if layer.routed else 0 for layer in spec.layers]
                 cache = open_cache(arena, experts_per_layer, store, files, self._reader, options.policy, backend)
             if not memory.embedding_resident:
@@ -173,7 +170,7 @@ class Engine:
                 embedding_rows=self._embedding_rows,
             )
             if cache is None:
-                self._loading.append(ExpertLoading(arena, decoder.slot_tables(), store, files.direct))
+                self._loading.append(load_experts(arena, decoder.slot_tables(), store, files.direct))
             self._programs = Programs(backend, decoder.part_of)
             mode = options.prefetch if routing is None or routing.recall is not None else "off"
             self._stepper = Stepper(decoder, self._programs, cache, mode)
@@ -338,20 +335,20 @@ class Engine:
     def rewind(self, position: int) -> None:
         """Forget everything from `position` on. Raises UsageError for a position past the current one.
 
-        A model with fixed state (`fixed_state.py`) may have to run some tokens before that position again: the next
-        `forward` does that first. The result is the same to the bit.
+        A model with windows or fixed state may have to run some tokens before that position again (`snapshots.py`): the
+        next `forward` does that first. The result is the same to the bit.
         """
         self.sequence.rewind(position)
 
     def _run(self, pieces: list[Piece]) -> None:
-        """Run all tokens of the pieces, and append them to their sequences once that has succeeded."""
+        """Run all tokens of the pieces, and append them to their sequences; after an error none of them."""
         for piece in pieces:
             self._check_room(piece)
-        reserved: list[Piece] = []
+        begun: list[tuple[TokenSequence, int]] = []
         try:
             for piece in pieces:
                 piece.sequence.reserve(len(piece.token_ids))
-                reserved.append(piece)
+                begun.append((piece.sequence, piece.sequence.position))
             for piece in pieces:
                 if piece.sequence.behind:
                     self._catch_up(piece.sequence)
@@ -360,11 +357,9 @@ class Engine:
                 self._run_rows(run, phase)
                 self._note_run(run)
         except BaseException:
-            for piece in reserved:
-                piece.sequence.give_up(len(piece.token_ids) if len(reserved) == len(pieces) else 0)
+            for sequence, position in begun:
+                sequence.give_up(position)
             raise
-        for piece in pieces:
-            piece.sequence.extend(piece.token_ids)
 
     def _catch_up(self, sequence: TokenSequence) -> None:
         """Run again the tokens that a sequence is behind. They belong to no turn, and are not recorded.
@@ -375,7 +370,6 @@ class Engine:
         again = Piece(sequence, ids, np.empty((0, self.spec.vocab_size), np.float32))
         for run in cut([again], self.memory.chunk_tokens):
             self._run_rows(run, PROMPT)
-        sequence.catch_up()
 
     def _check_room(self, piece: Piece) -> None:
         """Raise UsageError for a piece that cannot be run, before anything has changed."""
@@ -395,8 +389,11 @@ class Engine:
     def _run_rows(self, run: list[Rows], phase: int) -> None:
         space = self._space
         tokens = run[-1].row + run[-1].count
+        if self.sequences.forget:
+            for rows in run:
+                rows.piece.sequence.begin_run(rows.count)
         for rows in run:
-            here, start = slice(rows.row, rows.row + rows.count), rows.piece.sequence.resumes_at + rows.first
+            here, start = slice(rows.row, rows.row + rows.count), rows.piece.sequence.resumes_at
             space.ids[here] = rows.token_ids
             space.positions[here] = np.arange(start, start + rows.count)
             space.sequences[here] = rows.piece.sequence.row
@@ -408,10 +405,9 @@ class Engine:
         self._stepper.step(tokens, phase)
         self._tokens += tokens
         self._uses.add(tokens)
-        for rows in run:
-            if rows.keeps_state:
-                rows.piece.sequence.keep_state(rows.piece.token_ids[: rows.end])
         self._logits([rows.wanted() for rows in run])
+        for rows in run:
+            rows.piece.sequence.end_run(rows.token_ids)
 
     def _note_run(self, run: list[Rows]) -> None:
         """Note a run of new tokens in the turns of its sequences, and give its routing to the recorder."""

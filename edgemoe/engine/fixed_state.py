@@ -5,21 +5,17 @@ every token changes, so that it can go back by few tokens only: as many as all i
 undo is a ring of inputs with `undo` places more than the next token needs: to go back, nothing is copied, since the
 earlier inputs still lie there. A value that every token overwrites can undo 0 tokens.
 
-For more there are snapshots: a bounded number of copies of the state at ends of pages. A snapshot holds what the next
-token needs and no more. It is named by the hash of all tokens up to its place, as a page is, so that every sequence
-that begins with these tokens finds it. The one that was used least recently makes way for a new one.
+For more there are copies in snapshots (`snapshots.py`): of what the next token needs and no more.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from edgemoe.engine.pages import PrefixHash
-from edgemoe.kernels.operations import PAGE_TOKENS, Floats
+from edgemoe.kernels.operations import Floats
 
 
 class FixedValue(NamedTuple):
@@ -36,7 +32,7 @@ class FixedValue(NamedTuple):
 
 
 class FixedState:
-    """The fixed state of all sequences of one engine, by rows, and its snapshots."""
+    """The fixed state of all sequences of one engine, by rows, and room for copies of it."""
 
     def __init__(self, values: Sequence[tuple[Floats, int]], snapshots: int) -> None:
         """`values`: of each value its array `(S, extent, ...)`, and how many tokens it can take back (`Value.undo`)."""
@@ -46,34 +42,18 @@ class FixedState:
         ]
         self.undo = min(value.undo for value in self._values)
         """How many of its latest tokens a sequence can take back without a snapshot."""
-        self._slot_of: OrderedDict[PrefixHash, int] = OrderedDict()  # the least recently used first
-        self._free = list(range(snapshots - 1, -1, -1))
+        self.snapshots = snapshots
+        """How many copies there is room for."""
 
-    def newest(self, prefixes: Sequence[PrefixHash]) -> int:
-        """The number of pages, which have these hashes, before the newest snapshot among them; 0: there is none."""
-        return next((n for n in range(len(prefixes), 0, -1) if prefixes[n - 1] in self._slot_of), 0)
+    def save(self, slot: int, row: int, position: int) -> None:
+        """Copy a row, whose sequence stands at `position` or at most `undo` tokens further, to a slot for copies."""
+        for value in self._values:
+            value.snapshots[slot] = value.rows[row, value.places(position)]
 
-    def keep(self, prefix: PrefixHash, row: int, position: int) -> None:
-        """Take a snapshot of a row, whose sequence stands at `position` or at most `undo` tokens further."""
-        slot = self._slot_of.pop(prefix, None)
-        if slot is None:
-            slot = self._free.pop() if self._free else self._slot_of.popitem(last=False)[1]
-            for value in self._values:
-                value.snapshots[slot] = value.rows[row, value.places(position)]
-        self._slot_of[prefix] = slot
-
-    def restore(self, prefixes: Sequence[PrefixHash], row: int) -> int:
-        """Copy to a row the newest snapshot of a sequence whose pages have these hashes; returns its position.
-
-        The position is 0 where there is no snapshot: at position 0 no state is needed.
-        """
-        pages = self.newest(prefixes)
-        if pages:
-            self._slot_of.move_to_end(prefixes[pages - 1])
-            slot = self._slot_of[prefixes[pages - 1]]
-            for value in self._values:
-                value.rows[row, value.places(pages * PAGE_TOKENS)] = value.snapshots[slot]
-        return pages * PAGE_TOKENS
+    def load(self, slot: int, row: int, position: int) -> None:
+        """Copy back to a row what was saved at a position."""
+        for value in self._values:
+            value.rows[row, value.places(position)] = value.snapshots[slot]
 
     def copy(self, source: int, destination: int) -> None:
         """Copy one row to another."""

@@ -11,7 +11,11 @@ from dataclasses import dataclass, replace
 
 from edgemoe.engine.scratch import WeightFormats, step_scratch_bytes
 from edgemoe.engine.workspace import (
+    LEAST_SNAPSHOTS,
+    SNAPSHOT_SHARE,
     KvFormat,
+    bounding_window,
+    bytes_of,
     fixed_row_bytes,
     kept_bytes,
     page_count,
@@ -21,9 +25,10 @@ from edgemoe.engine.workspace import (
     work_bytes,
 )
 from edgemoe.errors import BudgetError, UsageError
-from edgemoe.experts.opening import cache_bytes
+from edgemoe.experts.opening import READER_THREADS, cache_bytes, thread_staging_bytes
 from edgemoe.kernels.backend import Backend
 from edgemoe.model.build import Graph
+from edgemoe.model.graph import Window
 from edgemoe.process import Limit, available_bytes, memory_limit, rss_bytes
 from edgemoe.sizes import format_size, parse_size
 
@@ -39,10 +44,6 @@ POSITION_OBJECT_BYTES = 64
 """Room for the Python objects that describe a position: its token's id, and its share of a page's hash and places."""
 AUTO_SHARE = 0.85
 """Share of the memory now available that `auto` takes."""
-SNAPSHOT_SHARE = 1 / 8
-"""Share of the KV cache's bytes that all snapshots may take; each sequence has `LEAST_SNAPSHOTS` anyway."""
-LEAST_SNAPSHOTS = 2
-"""Snapshots for each sequence at least: one at the end of its prompt, and one in the answer."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,20 @@ class ModelSizes:
     """Resident bytes saved where the embedding stays on disk; 0 if it cannot."""
     sequences: int = 1
     """How many sequences may be open at a time, each with a context of its own."""
+    staging_bytes: int = 0
+    """Bytes of the buffer from which a reader thread lands records in parts; 0 where records land as they are."""
+    record_parts: int = 0
+    """How many parts a record has at most; 0 where records land as they are."""
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """The keys and values of all layers with one window."""
+
+    window: int
+    kept_bytes: int
+    whole_bytes: int
+    """The bytes that the whole context would take."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +100,10 @@ class MemoryPlan:
     """Bytes that sequences keep whatever the number of their tokens, snapshots included."""
     snapshots: int = 0
     """How many snapshots of fixed state there is room for."""
+    windows: tuple[WindowPlan, ...] = ()
+    """Layers that keep less than the whole context, by window; their bytes are part of `kv_cache_bytes`."""
+    staging_bytes: int = 0
+    """Bytes of the buffers from which all reader threads land records in parts."""
 
     @property
     def all_resident(self) -> bool:
@@ -114,8 +133,8 @@ class MemoryPlan:
 
     @property
     def experts_bytes(self) -> int:
-        """Bytes of the expert slots and of the tables about them."""
-        return self.slot_bytes * self.slots + self.cache_table_bytes
+        """Bytes of the expert slots, of the tables about them, and of the buffers from which records land."""
+        return self.slot_bytes * self.slots + self.cache_table_bytes + self.staging_bytes
 
 
 def interpreter_bytes(backend: Backend) -> int:
@@ -198,10 +217,11 @@ class _Needs:
     ) -> _Needs:
         least_context = context_length or min(LEAST_CONTEXT_TOKENS, graph.spec.max_positions)
         least_workspace_bytes = workspace_bytes(graph, sizes, backend, CHUNK_TOKENS[-1], least_context)
-        least_state_bytes = kv_cache_bytes(graph, least_context, sizes.kv_format, sizes.sequences)
+        least_state_bytes = kv_cache_bytes(graph, CHUNK_TOKENS[-1], least_context, sizes.kv_format, sizes.sequences)
         least_state_bytes += fixed_state_bytes(graph, least_context, sizes.kv_format, sizes.sequences)
         least_slots = min(sizes.total_experts, 2 * graph.spec.most_top_k)
         least_experts_bytes = least_slots * sizes.slot_bytes + _table_bytes(graph, sizes, backend, least_slots)
+        least_experts_bytes += _staging_bytes(sizes, backend)
         dense_bytes = _dense_bytes(sizes, embedding_resident)
         return cls(
             graph,
@@ -235,7 +255,12 @@ def _table_bytes(graph: Graph, sizes: ModelSizes, backend: Backend, slots: int) 
     """Bytes of the tables of an expert cache; 0 where the slots hold all experts, so that there is no cache."""
     if slots >= sizes.total_experts:
         return 0
-    return cache_bytes(slots, len(graph.spec.layers), graph.spec.most_experts, backend)
+    return cache_bytes(slots, len(graph.spec.layers), graph.spec.most_experts, backend, sizes.record_parts)
+
+
+def _staging_bytes(sizes: ModelSizes, backend: Backend) -> int:
+    """Bytes of the buffers from which all reader threads land records in parts."""
+    return READER_THREADS * thread_staging_bytes(sizes.staging_bytes, backend)
 
 
 def _most_slots(least: _Needs, left_bytes: int) -> int:
@@ -269,8 +294,13 @@ def _share_out(least: _Needs, budget_bytes: int) -> MemoryPlan:
     dense_bytes = _dense_bytes(sizes, least.embedding_resident)
     fixed_bytes = interpreter + dense_bytes
     chunk, context, most_context = CHUNK_TOKENS[-1], least.least_context, least.most_context
-    all_slots_bytes = sizes.total_experts * sizes.slot_bytes
-    # The workspace may take a tenth of the budget, but nothing of what the other parts need at least.
+    all_slots_bytes = sizes.total_experts * sizes.slot_bytes + _staging_bytes(sizes, backend)
+
+    def least_state_bytes(chunk_tokens: int) -> int:
+        return state_bytes(graph, chunk_tokens, least.least_context, sizes.kv_format, sizes.sequences)
+
+    # The workspace may take a tenth of the budget, but nothing of what the other parts need at least. With it count the
+    # pages of windows that larger chunks need.
     spare_bytes = budget_bytes - floor_bytes
     most_workspace_bytes = min((budget_bytes - fixed_bytes) // 10, least.least_workspace_bytes + spare_bytes)
     for candidate in CHUNK_TOKENS:
@@ -278,12 +308,14 @@ def _share_out(least: _Needs, budget_bytes: int) -> MemoryPlan:
             continue
         if work_bytes(graph, candidate) > most_workspace_bytes:  # a bound that is quicker to have
             continue
-        if workspace_bytes(graph, sizes, backend, candidate, least.least_context) <= most_workspace_bytes:
+        needed = workspace_bytes(graph, sizes, backend, candidate, least.least_context)
+        needed += least_state_bytes(candidate) - least_state_bytes(chunk)
+        if needed <= most_workspace_bytes:
             chunk = candidate
             break
     while context < most_context:
         wider = min(2 * context, most_context)
-        cost = kv_cache_bytes(graph, wider, sizes.kv_format, sizes.sequences)
+        cost = kv_cache_bytes(graph, chunk, wider, sizes.kv_format, sizes.sequences)
         cost += fixed_state_bytes(graph, wider, sizes.kv_format, sizes.sequences)
         cost += workspace_bytes(graph, sizes, backend, chunk, wider)
         spare = budget_bytes - fixed_bytes - cost
@@ -292,9 +324,10 @@ def _share_out(least: _Needs, budget_bytes: int) -> MemoryPlan:
             break
         context = wider
     workspace = workspace_bytes(graph, sizes, backend, chunk, context)
-    kv_cache = kv_cache_bytes(graph, context, sizes.kv_format, sizes.sequences)
+    kv_cache = kv_cache_bytes(graph, chunk, context, sizes.kv_format, sizes.sequences)
     fixed_state = fixed_state_bytes(graph, context, sizes.kv_format, sizes.sequences)
-    slots = _most_slots(least, budget_bytes - fixed_bytes - workspace - kv_cache - fixed_state)
+    staging = _staging_bytes(sizes, backend)
+    slots = _most_slots(least, budget_bytes - fixed_bytes - workspace - kv_cache - fixed_state - staging)
     return MemoryPlan(
         budget_bytes,
         floor_bytes,
@@ -313,6 +346,8 @@ def _share_out(least: _Needs, budget_bytes: int) -> MemoryPlan:
         _table_bytes(graph, sizes, backend, slots),
         fixed_state,
         snapshot_count(graph, context, sizes.kv_format, sizes.sequences),
+        window_plans(graph, chunk, context, sizes.kv_format, sizes.sequences),
+        staging,
     )
 
 
@@ -379,9 +414,28 @@ def _limit_told(limit: Limit) -> str:
     return f"its control group {limit.group.folder} may have {size} in all"
 
 
-def kv_cache_bytes(graph: Graph, context_length: int, kv_format: KvFormat, sequences: int = 1) -> int:
+def kv_cache_bytes(
+    graph: Graph, chunk_tokens: int, context_length: int, kv_format: KvFormat, sequences: int = 1
+) -> int:
     """Bytes of keys and values of every layer and sequence, and of the tables of rotary positions."""
-    return state_bytes(graph, context_length, kv_format, sequences) + rope_bytes(graph, context_length)
+    return state_bytes(graph, chunk_tokens, context_length, kv_format, sequences) + rope_bytes(graph, context_length)
+
+
+def window_plans(
+    graph: Graph, chunk_tokens: int, context_length: int, kv_format: KvFormat, sequences: int = 1
+) -> tuple[WindowPlan, ...]:
+    """Windows whose layers keep less than the whole context, each with what its layers keep."""
+    sizes = chunk_tokens, context_length, kv_format, sequences
+    plans: dict[Window, WindowPlan] = {}
+    for value in graph.state:
+        window = bounding_window(value.window, chunk_tokens, context_length, sequences)
+        if window is not None:
+            known = plans.get(window) or WindowPlan(window.size, 0, 0)
+            whole_bytes = bytes_of(replace(value, window=None), *sizes)
+            plans[window] = WindowPlan(
+                window.size, known.kept_bytes + bytes_of(value, *sizes), known.whole_bytes + whole_bytes
+            )
+    return tuple(plans.values())
 
 
 def snapshot_count(graph: Graph, context_length: int, kv_format: KvFormat, sequences: int = 1) -> int:
@@ -389,7 +443,7 @@ def snapshot_count(graph: Graph, context_length: int, kv_format: KvFormat, seque
     one = snapshot_bytes(graph)
     if not one:
         return 0
-    worth = int(state_bytes(graph, context_length, kv_format, sequences) * SNAPSHOT_SHARE) // one
+    worth = int(state_bytes(graph, 0, context_length, kv_format, sequences) * SNAPSHOT_SHARE) // one
     return max(LEAST_SNAPSHOTS * sequences, min(worth, page_count(context_length) * sequences))
 
 

@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 
 
 def open_engine(
-    path: str | os.PathLike[str],
+    model: str | os.PathLike[str] | Store,
     options: EngineOptions = DEFAULTS,
     *,
     routing: RoutingSource | None = None,
     meanwhile: Callable[[], None] | None = None,
 ) -> Engine:
-    """Open a store and make it ready to run within a memory budget.
+    """Open a store, or take an open one, and make it ready to run within a memory budget.
 
     `routing`, if given, replaces the routers: it supplies experts, their number per token and their weights, and
     guesses if it has any. `meanwhile` is called while weights are read, where the budget has ample room; the plan
@@ -49,7 +49,7 @@ def open_engine(
     """
     if routing is not None and options.lossy.on:
         raise UsageError("Forced routing leaves lossy settings nothing to decide.", "Leave one of them out.")
-    store = Store.open(Path(path))
+    store = model if isinstance(model, Store) else Store.open(Path(model))
     spec = options.lossy.applied_to(store_spec(store) if routing is None else routing.apply_to(store_spec(store)))
     graph = graph_of(spec, options.lossy, routing)
     sizes = model_sizes(store, spec, options.kv, options.sequences)
@@ -103,7 +103,15 @@ def model_sizes(store: Store, spec: ModelSpec, kv: str | None = None, sequences:
     formats = WeightFormats.of(store)
     kv_format = _kv_format(store, kv)
     return ModelSizes(
-        store.dense_bytes(), store.record_bytes, spec.total_experts, kv_format, formats, embedding_bytes, sequences
+        store.dense_bytes(),
+        store.slot_bytes,
+        spec.total_experts,
+        kv_format,
+        formats,
+        embedding_bytes,
+        sequences,
+        store.staging_bytes,
+        max((len(layout.parts) for layout in store.manifest.layouts), default=0),
     )
 
 

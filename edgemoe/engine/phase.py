@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgemoe.kernels import operations as op
+from edgemoe.kernels import paging
 
-PROMPT, DECODE, VERIFY = op.PROMPT, op.DECODE, op.VERIFY
+PROMPT, DECODE, VERIFY = paging.PROMPT, paging.DECODE, paging.VERIFY
 """Phases: tokens of a prompt, generated ones, and guessed ones that are verified."""
 
 

@@ -11,8 +11,9 @@ import numpy as np
 
 from edgemoe.engine.workspace import KvFormat, shape_of
 from edgemoe.kernels.backend import Backend
+from edgemoe.kernels.expert_operations import RecordLayouts
 from edgemoe.kernels.formats import Format, Matrix, group_count
-from edgemoe.kernels.operations import Placeholder, QuantisedCache, RecordLayouts
+from edgemoe.kernels.operations import Placeholder, QuantisedCache
 from edgemoe.model.build import Graph
 from edgemoe.model.graph import (
     Arena,
@@ -51,7 +52,7 @@ class WeightFormats:
     def of(cls, store: Store) -> WeightFormats:
         """The formats of a store, which may be planned only."""
         matrices = {tensor.name: tensor.format for tensor in store.manifest.dense if tensor.format is not None}
-        return cls(matrices, store.record_layouts, store.record_bytes)
+        return cls(matrices, store.record_layouts, store.slot_bytes)
 
 
 def step_scratch_bytes(

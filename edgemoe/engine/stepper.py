@@ -20,6 +20,7 @@ from edgemoe.engine.ledger import Programs
 from edgemoe.engine.phase import DECODE, PROMPT
 from edgemoe.experts.cache import Cache
 from edgemoe.experts.prefetch import PrefetchTrial
+from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.paging import CacheStatistics
 from edgemoe.model.graph import GUESSED_ROWS
@@ -84,6 +85,6 @@ class Stepper:
 
 def _without_bonus(operation: op.Operation) -> op.Operation:
     """The operation as prompts run it: routing without the bonus of experts in RAM."""
-    if isinstance(operation, op.Route) and operation.slots is not None:
+    if isinstance(operation, ex.Route) and operation.slots is not None:
         return dataclasses.replace(operation, slots=None, bonus=0.0)
     return operation

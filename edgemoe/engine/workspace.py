@@ -16,16 +16,23 @@ from typing import Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
+from edgemoe.engine.pages import PageGroup
 from edgemoe.kernels.formats import group_count
 from edgemoe.kernels.operations import PAGE_TOKENS, Cache, Floats, Integers, QuantisedCache
 from edgemoe.model.build import Graph
-from edgemoe.model.graph import Section, Value
+from edgemoe.model.graph import Section, Value, Window
 from edgemoe.model.rope import RopeSpec, rope_tables
 
 KvFormat = Literal["f32", "f16", "q8"]
 """The format of keys and values: float32, float16, or int8 in groups of 32 with a float16 scale each."""
 
 ALIGNMENT_BYTES = 64
+SNAPSHOT_SHARE = 1 / 8
+"""Share of the KV cache that all snapshots may take (`snapshots.py`); each sequence has `LEAST_SNAPSHOTS` anyway."""
+LEAST_SNAPSHOTS = 2
+"""Snapshots for each sequence at least: one at the end of its prompt, and one in the answer."""
+MOST_SNAPSHOTS = 32
+"""Snapshots for each sequence whose pages the pool of a window has room for at most."""
 
 
 def page_count(context_length: int) -> int:
@@ -33,10 +40,33 @@ def page_count(context_length: int) -> int:
     return -(-context_length // PAGE_TOKENS)
 
 
+def pool_pages(window: Window | None, tokens: int, context_length: int, sequences: int = 1) -> int:
+    """The pages of a pool: those of every sequence's whole context or, with a window, no more than it needs.
+
+    That is what sequences hold at most while a run of `tokens` tokens goes on, and what some snapshots hold. A sequence
+    holds all pages with positions that its next token sees, or would see if it were taken back by `undo` tokens.
+    """
+    pages = page_count(context_length)
+    if window is None:
+        return sequences * pages
+    before = window.size - 1 + window.undo
+    held = sequences + (sequences * (before + PAGE_TOKENS - 2) + tokens) // PAGE_TOKENS
+    of_one = page_count(window.size - 1)
+    of_snapshots = max(LEAST_SNAPSHOTS * of_one, min(MOST_SNAPSHOTS * of_one, int(pages * SNAPSHOT_SHARE)))
+    return min(sequences * pages, held + sequences * of_snapshots)
+
+
+def bounding_window(window: Window | None, tokens: int, context_length: int, sequences: int = 1) -> Window | None:
+    """The window, if it lets a pool have fewer pages than the whole context takes; else None."""
+    size = pool_pages(window, tokens, context_length, sequences)
+    return None if size == sequences * page_count(context_length) else window
+
+
 def shape_of(value: Value, tokens: int, context_length: int, sequences: int = 1) -> tuple[int, ...]:
     """The shape of a value for runs of up to `tokens` tokens of sequences of up to `context_length` positions."""
-    pages = page_count(context_length)
-    sizes = {"T": tokens, "C": context_length, "S": sequences, "P": pages, "N": sequences * pages}
+    sizes = {"T": tokens, "C": context_length, "S": sequences, "P": page_count(context_length)}
+    if value.home == "state" and value.undo is None:
+        sizes["N"] = pool_pages(value.window, tokens, context_length, sequences)
     return tuple(size if isinstance(size, int) else sizes[size] for size in value.shape)
 
 
@@ -65,9 +95,9 @@ def kept_bytes(graph: Graph, tokens: int, context_length: int, sequences: int = 
 
 
 @functools.lru_cache(maxsize=64)
-def state_bytes(graph: Graph, context_length: int, kv_format: KvFormat, sequences: int = 1) -> int:
+def state_bytes(graph: Graph, tokens: int, context_length: int, kv_format: KvFormat, sequences: int = 1) -> int:
     """Bytes of what sequences keep of their tokens in pages, in all layers: whole pages."""
-    return sum(bytes_of(value, 0, context_length, kv_format, sequences) for value in graph.state)
+    return sum(bytes_of(value, tokens, context_length, kv_format, sequences) for value in graph.state)
 
 
 @functools.lru_cache(maxsize=64)
@@ -138,6 +168,21 @@ class Workspace:
             array = self._arrays[value] = self._make(cast(Value, value))
         return array
 
+    def page_groups(self, graph: Graph) -> list[PageGroup]:
+        """The layers' pages by the window for which they are kept: the whole context first, though no layer may see it.
+
+        A window that bounds nothing, in a context that is hardly longer, has no pages of its own.
+        """
+        sizes = self._tokens, self._context_length, self._sequences
+        groups: dict[Window | None, PageGroup] = {None: PageGroup(self.pages, pool_pages(None, *sizes))}
+        tables = {value.window: value for value in graph.tables}
+        for value in graph.state:
+            window = bounding_window(value.window, *sizes)
+            if window not in groups:
+                groups[window] = PageGroup(self.array(tables[window]), pool_pages(window, *sizes), window)
+            groups[window].arrays.append(self.array(value))
+        return list(groups.values())
+
     def side_by_side(self, values: Sequence[Any]) -> Integers:
         """Let the arrays of these values of integers, which have not been asked for yet, lie in one; returns it."""
         shapes = [shape_of(cast(Value, value), self._tokens, self._context_length, self._sequences) for value in values]
@@ -162,9 +207,12 @@ class Workspace:
     def _make(self, value: Value) -> Any:
         if value.rope is not None:
             return self._rope(value.rope)[("cosine", "sine").index(value.name)]
-        shape = shape_of(value, self._tokens, self._context_length, self._sequences)
+        sizes = self._tokens, self._context_length, self._sequences
+        shape = shape_of(value, *sizes)
         if value.dtype == "kv":
             return _empty_cache(shape, self._kv_format)
+        if value.window is not None and bounding_window(value.window, *sizes) is None:
+            return self.pages
         return np.zeros(shape, np.int32 if value.dtype == "i32" else np.float32)
 
     def _make_rope_tables(self, rope: RopeSpec) -> tuple[Floats, Floats]:

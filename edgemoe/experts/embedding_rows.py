@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.errors import ReadError
-from edgemoe.experts.cache import READ_TIMEOUT_SECONDS
+from edgemoe.experts.slots import READ_TIMEOUT_SECONDS
 from edgemoe.io.direct import allocate_pages, open_direct
 from edgemoe.io.reads import open_reader
 from edgemoe.kernels.backend import Program

@@ -91,7 +91,7 @@ def use_belady(state: PolicyState, key: int, slot: int) -> None:
     state.scores[slot] = -state.next_uses[t]
 
 
-def use_in_passing(state: PolicyState, slot: int) -> None:
+def use_scan(state: PolicyState, slot: int) -> None:
     """Scan insertion: the expert that was read into `slot` leaves first; among several, the newest.
 
     So a scan over more experts than the cache holds passes through few slots, and the experts that were there stay.
@@ -130,7 +130,7 @@ class Policy(Protocol):
     def use(self, key: int, slot: int) -> None:
         """Called when the expert `key` in `slot` is used, whether it was there or has just been given the slot."""
 
-    def use_in_passing(self, slot: int) -> None:
+    def scan(self, slot: int) -> None:
         """Called when a slot is given an expert by a scan: that expert should leave before others."""
 
     def victim(self, may_leave: Mask) -> int:
@@ -148,8 +148,8 @@ class ScorePolicy:
     def use(self, key: int, slot: int) -> None:
         self._use(self._state, key, slot)
 
-    def use_in_passing(self, slot: int) -> None:
-        use_in_passing(self._state, slot)
+    def scan(self, slot: int) -> None:
+        use_scan(self._state, slot)
 
     def victim(self, may_leave: Mask) -> int:
         return pick_victim(self._state.scores, may_leave)

@@ -2,11 +2,13 @@
 
 A record's start and length and a slot's address are multiples of 4096, so a direct read (O_DIRECT) goes
 from the disk into the slot without passing through the page cache. Where a file system refuses direct
-reads plain ones are used, and `ExpertFiles.direct` says so.
+reads plain ones are used, and `ExpertFiles.direct` says so. A record in parts (`kernels/landing.py`) lies anywhere
+in its files: the whole pages around each part are read into a staging buffer, from which it lands in the slot.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections import deque
@@ -18,9 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.errors import KernelError, ReadError
-from edgemoe.io.checksum import as_written
-from edgemoe.io.direct import open_direct
-from edgemoe.kernels.reads import NOT_AS_WRITTEN, RecordRead
+from edgemoe.io.checksum import as_written, crc32c
+from edgemoe.io.direct import allocate_pages, open_direct
+from edgemoe.io.pages import PAGE_BYTES, round_up
+from edgemoe.kernels.landing import land, steps
+from edgemoe.kernels.reads import CHANGED_FILE, NOT_AS_WRITTEN, NOT_FINITE, RecordRead
 from edgemoe.process import no_threads, start_threads, thread_limit
 
 
@@ -85,12 +89,16 @@ class RecordReader(Protocol):
 
 
 def open_reader(
-    arena: npt.NDArray[np.uint8], threads: int, capacity: int = 4096, piece_bytes: int = 1 << 20
+    arena: npt.NDArray[np.uint8],
+    threads: int,
+    capacity: int = 4096,
+    piece_bytes: int = 1 << 20,
+    staging_bytes: int = 0,
 ) -> RecordReader:
     """The native reader, or the portable one where the native library is not available.
 
     The native one has room for `capacity` requests that are not released, and its threads share out a request in
-    pieces of `piece_bytes`.
+    pieces of `piece_bytes`. Records in parts need `staging_bytes` for each thread.
 
     Raises MachineError where the system starts no thread for it. Where few threads are left it takes half of them, so
     that the rest of the program can start some too.
@@ -101,15 +109,16 @@ def open_reader(
     try:
         from edgemoe.kernels.native.reader import NativeReader
 
-        return NativeReader(threads, capacity, piece_bytes)
+        return NativeReader(threads, capacity, piece_bytes, staging_bytes)
     except KernelError:
-        return ThreadedReader(arena, threads)
+        return ThreadedReader(arena, threads, staging_bytes)
 
 
 class _Read:
-    def __init__(self, asked: RecordRead, destination: memoryview) -> None:
+    def __init__(self, asked: RecordRead, destination: memoryview, staging_bytes: int = 0) -> None:
         self.asked = asked
         self.destination = destination
+        self.staging_bytes = staging_bytes
         self.failure: str | None = None
         self.ended = threading.Event()
 
@@ -120,7 +129,8 @@ class ThreadedReader:
     Destinations must lie within `arena`, the uint8 array given here.
     """
 
-    def __init__(self, arena: npt.NDArray[np.uint8], threads: int) -> None:
+    def __init__(self, arena: npt.NDArray[np.uint8], threads: int, staging_bytes: int = 0) -> None:
+        self._staging_bytes = staging_bytes
         self._bytes = arena.reshape(-1).data
         self._base_address = arena.ctypes.data
         self._reads: dict[int, _Read] = {}
@@ -138,7 +148,8 @@ class ThreadedReader:
             self._next_ticket += len(reads)
             for ticket, asked in zip(tickets, reads, strict=True):
                 start = asked.address - self._base_address
-                self._reads[ticket] = _Read(asked, self._bytes[start : start + asked.length])
+                end = start + asked.length if asked.parts is None else None  # parts end where the slot does, or before
+                self._reads[ticket] = _Read(asked, self._bytes[start:end], self._staging_bytes)
             self._queues[0 if demand else 1].extend(tickets)
             self._change.notify(len(reads))
         return tickets
@@ -150,7 +161,7 @@ class ThreadedReader:
         read = self._reads[ticket]
         if not read.ended.wait(timeout_seconds):
             raise ReadError(
-                f"A read of {len(read.destination)} bytes did not end within {timeout_seconds} s.",
+                f"A read of {read.asked.length} bytes did not end within {timeout_seconds} s.",
                 "The disk may be failing or far away; copy the store to a local disk.",
             )
         if read.failure is not None:
@@ -201,6 +212,8 @@ class ThreadedReader:
 
 def _fill(read: _Read) -> str | None:
     """Read one whole record; returns the reason of a failure, or None."""
+    if read.asked.parts is not None:
+        return _land(read)
     asked, filled, wanted = read.asked, 0, len(read.destination)
     try:
         while filled < wanted:
@@ -213,3 +226,48 @@ def _fill(read: _Read) -> str | None:
     except OSError as error:
         return f"A read of {wanted} bytes at offset {asked.offset} failed: {error.strerror}."
     return None if as_written(read.destination, asked.crc32c) else NOT_AS_WRITTEN[0]
+
+
+def _land(read: _Read) -> str | None:
+    """Read and land the parts of one record, as the reader in C does; returns the reason of a failure, or None."""
+    asked, slot = read.asked, np.frombuffer(read.destination, np.uint8)
+    assert asked.parts is not None
+    assert asked.places is not None
+    staging = memoryview(allocate_pages(read.staging_bytes))
+    done = crc = 0
+    for part, place in zip(asked.parts, asked.places, strict=True):
+        for begin, size in steps(part, read.staging_bytes):
+            offset = int(place["offset"]) + begin
+            skipped = offset % PAGE_BYTES
+            try:
+                found = _read_pages(int(place["descriptor"]), offset - skipped, staging, skipped + size) - skipped
+                modified_ns = os.fstat(int(place["descriptor"])).st_mtime_ns
+            except OSError as error:
+                return f"A read of {size} bytes at offset {offset} failed: {error.strerror}."
+            if found < size:
+                return f"The file ended after {done + max(0, found)} of {asked.length} bytes: it was cut short."
+            if place["modified_ns"] not in (-1, modified_ns):
+                return CHANGED_FILE[0]
+            data = np.frombuffer(staging, np.uint8)[skipped : skipped + size]
+            if asked.crc32c is not None:
+                crc = crc32c(data, crc)
+            if not land(part, begin, data, slot):
+                return NOT_FINITE[0]
+            done += size
+    return None if asked.crc32c in (None, crc) else NOT_AS_WRITTEN[0]
+
+
+def _read_pages(descriptor: int, offset: int, into: memoryview, least: int) -> int:
+    """Read whole pages that hold `least` bytes from `offset` on; returns how many bytes of them there were."""
+    most, filled = round_up(least, PAGE_BYTES), 0
+    while filled < least:
+        try:
+            count = os.preadv(descriptor, [into[filled:most]], offset + filled)
+        except OSError as error:
+            if error.errno == errno.EINVAL and filled:  # a direct read that goes on at an unaligned end of the file
+                break
+            raise
+        if not count:
+            break
+        filled += count
+    return filled

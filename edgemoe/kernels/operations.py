@@ -1,10 +1,11 @@
-"""The operations that make up a decoder.
+"""The operations that make up a decoder, but those of its experts (`expert_operations.py`).
 
 A decoder describes its work once, as a list of operations bound to their buffers, which a backend (`backend.py`) turns
-into a program. `reference.py` defines the result of each operation, and every other backend is tested against it.
+into a program. `reference` defines the result of each operation, and every other backend is tested against it.
 
-An operation is defined here once: the marks of its fields (`definition.py`) give the symbolic shapes to which every
-backend holds its buffers, and from which the structs of the C library and their filling are made.
+An operation is defined once: the marks of its fields (`marks.py`) give the symbolic shapes to which every
+backend holds its buffers, and from which the structs of the C library and their filling are made. An operation that
+has a kernel in C has a `code`.
 
 Letters: `T` tokens of this run (at most the buffers' first extent), `D` hidden size, `H` query heads, `G` key/value
 heads, `W` width of a head (`Wv` of its values), `R` rotated channels of a head, `E` experts, `K` experts used per
@@ -23,38 +24,37 @@ Invariants:
 # Annotations are evaluated here, not left as text, so that the marks in them can be read quickly.
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol, Union
+from typing import Annotated, Any, ClassVar, Literal, Union
 
 import numpy as np
 import numpy.typing as npt
 
 from edgemoe.kernels.definition import (
-    IN_PLACE,
     LARGEST_EXTENT,
-    NUMBER,
-    OFFSET,
-    OUTPUT,
-    PAGER,
-    SHAPED,
     Definition,
     Field,
     Misfit,
     Sizes,
+    definition_of,
+    measure,
+    require,
+)
+from edgemoe.kernels.formats import Matrix
+from edgemoe.kernels.marks import (
+    IN_PLACE,
+    NUMBER,
+    OUTPUT,
+    SHAPED,
     buffer,
     cache,
-    definition_of,
     matrix,
-    measure,
     output,
-    require,
     rows,
-    size,
     up_to,
     weight,
 )
-from edgemoe.kernels.formats import PANEL_ROWS, Format, Matrix, panel_count
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int32]
@@ -84,7 +84,7 @@ class Placeholder:
 class QuantisedCache:
     """Keys or values in 8 bits: element `[..., i]` is `values[..., i] * scales[..., i // 32]`, a float32 exactly.
 
-    `reference.quantise_cache_rows` makes the values and scales.
+    `quantise_cache_rows` of the reference makes the values and scales.
     """
 
     values: npt.NDArray[np.int8]  # (N, G, 64, W)
@@ -111,6 +111,12 @@ Cache = Union[npt.NDArray[np.floating], QuantisedCache]
 
 class Operation:
     """Base of all operations, which are frozen dataclasses."""
+
+    code: ClassVar[int | None] = None
+    """Its number in the C library's enumeration; None where the library has no kernel for it."""
+
+    def __init_subclass__(cls, code: int | None = None) -> None:
+        cls.code = code
 
     def measure(self) -> Sizes:
         """Find the numbers behind the letters of its shapes, which need no memory behind them. Raises Misfit."""
@@ -150,7 +156,7 @@ def largest_rows(operation: Operation) -> int:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Embed(Operation):
+class Embed(Operation, code=0):
     """`output[t] = scale * matrix[ids[t]]`."""
 
     ids: Annotated[Integers, rows()]
@@ -163,7 +169,7 @@ class Embed(Operation):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class RmsNorm(Operation):
+class RmsNorm(Operation, code=1):
     """`output = input / rms(input) * weight`, over each of `heads` runs of the row; may be in place."""
 
     input: Annotated[Floats, rows("heads*W")]
@@ -183,7 +189,7 @@ class LinearPart:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Linear(Operation):
+class Linear(Operation, code=2):
     """For each part `output = scale * (matrix input + bias)`, or `output += ...` if `accumulate`."""
 
     input: Annotated[Floats, rows("M")]
@@ -193,7 +199,7 @@ class Linear(Operation):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Rope(Operation):
+class Rope(Operation, code=3):
     """Rotates each head in place: `(a, b) -> (a cos - b sin, b cos + a sin)`.
 
     `a` and `b` are the halves of its first `R` channels; the other `W - R` stay as they are.
@@ -219,7 +225,7 @@ def _check_one_format(keys: Cache, values: Cache) -> None:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class StoreKv(Operation):
+class StoreKv(Operation, code=4):
     """Writes the keys and values of each row's token to the page of its position.
 
     No two rows of a run may have the same page and the same place in it.
@@ -238,7 +244,7 @@ class StoreKv(Operation):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Attention(Operation):
+class Attention(Operation, code=5):
     """Causal attention over the cache: row `t` sees positions `0 .. positions[t]` of its sequence.
 
     With a `window` it sees the last `window` of these, its own position included. A head's sink is one more logit of
@@ -273,7 +279,7 @@ MOST_TAPS = 64
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ShortConv(Operation):
+class ShortConv(Operation, code=6):
     """A gated causal convolution over the last `length` tokens of a sequence, each channel by itself.
 
     A row of `gates` holds `B`, `C` and `x`, the thirds of a projection. With `u = B * x`, each rounded to float32,
@@ -298,57 +304,6 @@ class ShortConv(Operation):
         least = sizes.letters["length"] - 1
         require(least < MOST_TAPS, "taps", f"at most {MOST_TAPS} of each channel", sizes.letters["length"])
         require(sizes.letters["ring"] >= least, "inputs", f"a ring of at least {least}", sizes.letters["ring"])
-
-
-Score = Literal["softmax", "sigmoid"]
-"""How a logit becomes the share of an expert: by all logits of the token, or by itself."""
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Route(Operation):
-    """The `K` experts of largest choice score (the lower number on a tie), in falling order, and their weights.
-
-    An expert's choice score is its logit; with `choice_bias`, or of `sigmoid`, it is `score + choice_bias` in float32.
-    Of several `groups`, equal runs of experts, the `kept_groups` of largest sum of their two largest choice scores are
-    kept (the lower number on a tie), and experts of the others are not chosen.
-
-    Weights are the scores of the chosen experts, without `choice_bias`. With `renormalise` they are divided by
-    their sum plus `epsilon` (of softmax without `epsilon`: softmax over the chosen `K`). Last they are multiplied by
-    `scale`.
-
-    With `slots` the expert of largest choice score is still chosen, and the other `K - 1` by largest raised score (on
-    a tie by larger choice score, then the lower number). It is `choice score + bonus * (largest - smallest)` of experts
-    that have a slot, else the choice score; the range is that of the choice scores in kept groups. It is computed in
-    float32, without the bonus for a token whose range is not finite. Groups are kept, and the chosen experts listed and
-    weighted, as without the bonus.
-    Source of the idea: cache-conditional experts (Skliar et al. 2024, arXiv 2412.00099). Of sigmoid scores with a bias
-    for the choice alone, and of groups: DeepSeek-V3 (2024, arXiv 2412.19437).
-    """
-
-    logits: Annotated[Floats, rows("E")]
-    renormalise: bool
-    experts: Annotated[Integers, rows("K"), OUTPUT]
-    weights: Annotated[Floats, rows("K"), OUTPUT]
-    slots: Annotated[Integers | None, buffer("E")] = None  # slot of each expert, or -1; a pager changes it between runs
-    bonus: float = 0.0  # 0 to 1
-    score: Score = "softmax"
-    choice_bias: Annotated[Floats | None, weight("E")] = None
-    groups: int = 1
-    kept_groups: int = 1
-    epsilon: float = 0.0
-    scale: float = 1.0
-
-    def check(self, sizes: Sizes) -> None:
-        used, experts = sizes.letters["K"], sizes.letters["E"]
-        require(0 <= self.bonus <= 1, "bonus", "0 to 1", self.bonus)
-        require(self.kept_groups <= self.groups, "kept_groups", f"at most {self.groups}", self.kept_groups)
-        if self.groups > 1:
-            grouped = experts % self.groups == 0 and experts // self.groups > 1
-            require(grouped, "groups", f"equal runs of at least 2 of {experts} experts", self.groups)
-        most = experts // self.groups * self.kept_groups
-        if used > most:
-            raise Misfit("experts", f"at most {most} per token", used)
-        require(not self.epsilon or self.score == "sigmoid", "epsilon", "0 for softmax", self.epsilon)
 
 
 ActivationFunction = Literal["silu", "clamped_silu"]
@@ -392,7 +347,7 @@ class FfnBiases:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class GatedFfn(Operation):
+class GatedFfn(Operation, code=8):
     """`output = down (activation(gate input, up input))`, each product plus its bias if there are biases."""
 
     input: Annotated[Floats, rows("D")]
@@ -403,237 +358,19 @@ class GatedFfn(Operation):
     biases: FfnBiases | None = None
 
     def check(self, sizes: Sizes) -> None:
-        _check_activation(self.activation)
+        check_activation(self.activation)
 
 
-def _check_activation(activation: Activation) -> None:
+def check_activation(activation: Activation) -> None:
+    """Check the activation of an operation. Raises Misfit."""
     try:
         activation.check()
     except Misfit as misfit:
         raise misfit.within("activation") from None
 
 
-MOST_LAYOUTS = 16
-"""The most layouts that the records of one layer may have."""
-
-
-@dataclass(frozen=True)
-class ExpertLayout:
-    """Where an expert's matrices lie in its record: `gate_up` at 0, `down` at `down_offset`; biases if there are any.
-
-    Biases are float32 vectors, of gate, of up and of down, each filled up to a multiple of 64 bytes.
-    """
-
-    hidden_size: Annotated[int, size("D")]
-    intermediate_size: Annotated[int, size("F")]
-    gate_up_format: Format
-    down_format: Format
-    down_offset: Annotated[int, OFFSET]  # bytes, a multiple of 64
-    biases_offset: Annotated[int, OFFSET] = 0  # bytes, a multiple of 64; 0: no biases
-
-    @property
-    def gate_up_rows(self) -> int:
-        """Rows of `gate_up`: gate's and up's, each rounded up to whole panels."""
-        return 2 * PANEL_ROWS * panel_count(self.intermediate_size)
-
-    @property
-    def gate_up_bytes(self) -> int:
-        return self.gate_up_format.matrix_bytes(self.gate_up_rows, self.hidden_size)
-
-    @property
-    def down_bytes(self) -> int:
-        return self.down_format.matrix_bytes(self.hidden_size, self.intermediate_size)
-
-    def bias_offsets(self) -> dict[str, int]:
-        """The place in the record of the biases of gate, up and down, in bytes, and of the `end` behind them."""
-        up = self.biases_offset + _vector_bytes(self.intermediate_size)
-        down = up + _vector_bytes(self.intermediate_size)
-        return {"gate": self.biases_offset, "up": up, "down": down, "end": down + _vector_bytes(self.hidden_size)}
-
-    @property
-    def bias_bytes(self) -> int:
-        return self.bias_offsets()["end"] - self.biases_offset if self.biases_offset else 0
-
-    def weights(self, record: Bytes) -> tuple[Matrix, Matrix, FfnBiases | None]:
-        """Return the `gate_up` and `down` matrices and the biases of an expert's record, as views."""
-        down = record[self.down_offset : self.down_offset + self.down_bytes]
-        biases = None
-        if self.biases_offset:
-            starts, F = self.bias_offsets(), self.intermediate_size
-            lengths = {"gate": F, "up": F, "down": self.hidden_size}
-            views = {name: record[starts[name] :][: 4 * n].view(np.float32) for name, n in lengths.items()}
-            biases = FfnBiases(**views)
-        return (
-            Matrix(record[: self.gate_up_bytes], self.gate_up_format, self.gate_up_rows, self.hidden_size),
-            Matrix(down, self.down_format, self.hidden_size, self.intermediate_size),
-            biases,
-        )
-
-
-def _vector_bytes(elements: int) -> int:
-    """Bytes of a float32 vector within a record, filled up to a multiple of 64: 16 elements, as in a panel."""
-    return 4 * PANEL_ROWS * panel_count(elements)
-
-
-@dataclass(frozen=True, eq=False)
-class RecordLayouts:
-    """The layouts of the records of one layer's experts, which may differ in formats."""
-
-    layouts: tuple[ExpertLayout, ...]
-    layout_of: Bytes
-    """For each expert the number of its layout, `(E,)`."""
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, RecordLayouts):
-            return NotImplemented
-        return self.layouts == other.layouts and np.array_equal(self.layout_of, other.layout_of)
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __iter__(self) -> Iterator[Any]:
-        """Yield the two arguments of `Experts`."""
-        return iter((self.layouts, self.layout_of))
-
-
-PROMPT, DECODE, VERIFY = 0, 1, 2
-"""Phases: tokens of a prompt, generated ones, and guessed ones that are verified."""
-
-
-class Pager(Protocol):
-    """The expert cache as a kernel in Python asks it (`ExpertCache`); kernels in C ask the pager in C."""
-
-    wait_ns: int
-    """Time for which it has waited for reads so far."""
-
-    def fetch(self, layer: int, experts: Integers, weights: Floats | None, drop_cold: float) -> None:
-        """Begin a use of the experts that tokens are routed to, `(T, K)`: see `Fetch`."""
-
-    def landings(self, layer: int) -> Generator[tuple[int, int], None, None]:
-        """Yield each expert of the use with its slot, once its record is there. Raises ReadError naming the expert."""
-
-    def left_out(self, layer: int) -> Sequence[int]:
-        """The experts that the use leaves out."""
-
-    def prefetch(self, layer: int, experts: Sequence[int]) -> None:
-        """Begin to read experts that a layer will probably use; demand reads go first."""
-
-
 @dataclass(frozen=True, eq=False, repr=False)
-class Paged:
-    """Where an operation asks for the experts of a layer: not all are in the arena."""
-
-    pager: Annotated[Any, PAGER]
-    layer: Annotated[int, NUMBER]
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Fetch(Operation):
-    """Begins to read the absent experts that a layer's tokens are routed to, as far as slots are available.
-
-    Everything up to the layer's `Experts` is computed meanwhile. With `weights` and `drop_cold` above 0, absent experts
-    whose share of the weights is below `drop_cold`, a float32, for every token that uses them are left out: they are
-    not read, and their weights become 0. A token's weights are summed in float64, in the router's order; a weight that
-    is not a number keeps its expert. Without `paged`, where all experts are in the arena, there is nothing to do.
-    """
-
-    experts: Annotated[Integers, rows("K")]
-    weights: Annotated[Floats | None, rows("K"), IN_PLACE]
-    drop_cold: float
-    paged: Paged | None = None
-
-    def check(self, sizes: Sizes) -> None:
-        require(0 <= self.drop_cold <= 1, "drop_cold", "0 to 1", self.drop_cold)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Prefetch(Operation):
-    """Begins to read the experts that guesses at a later layer's routing name, behind all that are asked for.
-
-    Experts that several tokens' guesses name are read once; the first token's come first.
-    """
-
-    experts: Annotated[Integers, rows("K")]
-    paged: Paged | None = None
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Experts(Operation):
-    """`output[t, k] = expert experts[t, k] (input[t])` for experts whose `slots[e] >= 0`.
-
-    Output rows of other experts are left unchanged. Each token's results go to rows of their own, so the order in which
-    experts arrive does not affect the result. With `paged`, a `Fetch` of the same experts has come before; experts
-    whose records are in the arena are computed first, the others as their records land, and where slots are too few
-    for all they take turns. `slots` is then the pager's own table, and the rows of experts that were left out become
-    zeros. A run raises ReadError naming layer and expert if a read fails or takes too long.
-    """
-
-    input: Annotated[Floats, rows("D")]
-    experts: Annotated[Integers, rows("K")]
-    slots: Annotated[Integers, buffer("E")]  # index of the expert's record in the arena, or -1
-    arena: Annotated[Bytes, buffer("S", "B", aligned=True)]
-    layouts: Annotated[tuple[ExpertLayout, ...], up_to(MOST_LAYOUTS)]  # of records of this layer, which may differ
-    layout_of: Annotated[Bytes, buffer("E")]  # number of the layout of the expert's record
-    output: Annotated[Floats, rows("K", "D"), output(apart_from="input")]
-    paged: Paged | None = None
-    activation: Activation = SILU
-
-    def check(self, sizes: Sizes) -> None:
-        _check_activation(self.activation)
-        slot_bytes, intermediate_size = sizes.letters["B"], self.layouts[0].intermediate_size
-        for number, layout in enumerate(self.layouts):
-            least, offset = layout.gate_up_bytes, layout.down_offset
-            end = offset + layout.down_bytes
-            if layout.intermediate_size != intermediate_size:
-                raise Misfit(f"layouts[{number}].intermediate_size", intermediate_size, layout.intermediate_size)
-            if offset < least or offset % 64:
-                raise Misfit(f"layouts[{number}].down_offset", f"a multiple of 64, at least {least}", offset)
-            if layout.biases_offset:
-                if layout.biases_offset < end or layout.biases_offset % 64:
-                    expected = f"0, or a multiple of 64, at least {end}"
-                    raise Misfit(f"layouts[{number}].biases_offset", expected, layout.biases_offset)
-                end = layout.bias_offsets()["end"]
-            if (end > slot_bytes and sizes.letters["S"]) or slot_bytes % 64:
-                raise Misfit("arena", f"slots of at least {end} bytes, a multiple of 64", slot_bytes)
-
-    def weight_bytes(self) -> int:
-        """Return the bytes of the experts of one token: on average, where their layouts differ."""
-        counts: list[int] = np.bincount(self.layout_of, minlength=len(self.layouts)).tolist()
-        sizes = (x.gate_up_bytes + x.down_bytes + x.bias_bytes for x in self.layouts)
-        total = sum(count * size for count, size in zip(counts, sizes, strict=True))
-        top_k: int = self.experts.shape[1]
-        return top_k * (total // len(self.layout_of))
-
-    def weights(self, expert: int, slot: int) -> tuple[Matrix, Matrix, FfnBiases | None]:
-        """Return `gate_up`, `down` and biases of an expert whose record is in a slot, as views of it."""
-        return self.layouts[int(self.layout_of[expert])].weights(self.arena[slot])
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Combine(Operation):
-    """`output[t] += scale * (sum_k weights[t, k] * routed[t, k] + sigmoid(shared_gate[t]) * shared[t])`.
-
-    The sum runs in router order. `routed` or `shared` may be None, not both; that term is then absent. Without
-    `shared_gate` the factor of `shared` is 1. Without `accumulate` it is `output[t] = ...`.
-    """
-
-    output: Annotated[Floats, rows("D"), output(adds_if="accumulate")]
-    scale: float
-    routed: Annotated[Floats | None, rows("K", "D")]
-    weights: Annotated[Floats | None, rows("K")]
-    shared: Annotated[Floats | None, rows("D")]
-    shared_gate: Annotated[Floats | None, rows("1")]
-    accumulate: bool = True
-
-    def check(self, sizes: Sizes) -> None:
-        some = self.routed is not None or self.shared is not None
-        require(some, "routed", "a routed or a shared term", "neither")
-        paired = (self.routed is None) == (self.weights is None)
-        require(paired, "weights", "routed and weights together", "one without the other")
-        require(self.shared_gate is None or self.shared is not None, "shared_gate", "a shared term", "none")
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Mix(Operation):
+class Mix(Operation, code=13):
     """`output[t] = keep * base[t] + share * (scale * result[t]) + shift`: the result of a block joins the stream.
 
     `keep`, `share` and `shift` have an element for each channel; without them the factors are 1, and nothing is added.
@@ -646,22 +383,3 @@ class Mix(Operation):
     share: Annotated[Floats | None, weight("D")]
     shift: Annotated[Floats | None, weight("D")]
     output: Annotated[Floats, rows("D"), output(apart_from="base", may_replace=True)]
-
-
-NATIVE_OPERATIONS: tuple[type[Operation], ...] = (
-    Embed,
-    RmsNorm,
-    Linear,
-    Rope,
-    StoreKv,
-    Attention,
-    ShortConv,
-    Route,
-    GatedFfn,
-    Fetch,
-    Prefetch,
-    Experts,
-    Combine,
-    Mix,
-)
-"""The operations that the C library has, in the order of its enumeration. `native/write_header` writes its structs."""

@@ -1,17 +1,33 @@
-"""The parts that pagers share, whether they run in Python (`ExpertCache`) or in C: counters and the table of records.
+"""The parts that pagers share, whether they run in Python (`ExpertCache`) or in C: phases, counters, records.
 
 Letters: `L` layers, `E` experts of the layer that has most.
 """
 
 from __future__ import annotations
 
+from collections.abc import Generator, Sequence
+from typing import Protocol
+
 import numpy as np
 import numpy.typing as npt
 
+from edgemoe.kernels.operations import Floats, Integers
+
 RECORD = np.dtype(
-    [("offset", np.int64), ("length", np.int64), ("crc32c", np.int64), ("descriptor", np.int32), ("reserved", np.int32)]
+    [
+        ("offset", np.int64),
+        ("length", np.int64),
+        ("crc32c", np.int64),
+        ("descriptor", np.int32),
+        ("part_count", np.int32),
+        ("parts", np.int64),
+        ("places", np.int64),
+    ]
 )
-"""Where an expert's record lies: bytes in an open file, and their expected checksum, negative where it is not known."""
+"""Where an expert's record lies: bytes in an open file, and their expected checksum, negative where it is not known.
+
+A record in parts has the addresses of arrays of `PART` and `PLACE` (`kernels/landing.py`) instead.
+"""
 
 Records = npt.NDArray[np.void]
 """The place of every expert's record, `(L, E)` of `RECORD`. An expert that a layer lacks has `length` 0."""
@@ -19,6 +35,29 @@ Records = npt.NDArray[np.void]
 
 MOST_WARM_READS = 2048
 """The most reads of a warm start; the reader has room for more requests than these."""
+
+
+PROMPT, DECODE, VERIFY = 0, 1, 2
+"""Phases: tokens of a prompt, generated ones, and guessed ones that are verified."""
+
+
+class Pager(Protocol):
+    """The expert cache as a kernel in Python asks it (`ExpertCache`); kernels in C ask the pager in C."""
+
+    wait_ns: int
+    """Time for which it has waited for reads so far."""
+
+    def fetch(self, layer: int, experts: Integers, weights: Floats | None, drop_cold: float) -> None:
+        """Begin a use of the experts that tokens are routed to, `(T, K)`: see `expert_operations.Fetch`."""
+
+    def landings(self, layer: int) -> Generator[tuple[int, int], None, None]:
+        """Yield each expert of the use with its slot, once its record is there. Raises ReadError naming the expert."""
+
+    def left_out(self, layer: int) -> Sequence[int]:
+        """The experts that the use leaves out."""
+
+    def prefetch(self, layer: int, experts: Sequence[int]) -> None:
+        """Begin to read experts that a layer will probably use; demand reads go first."""
 
 
 class _Count:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from edgemoe.kernels.landing import Parts, Places
+
 NOT_AS_WRITTEN = (
     "what was read is not what was written: its checksum differs.",
     "Is the store being replaced, or the disk failing? edgemoe verify lists what is damaged; copy the store again.",
@@ -11,8 +13,23 @@ NOT_AS_WRITTEN = (
 """Message and hint of the error; the caller adds where the damage is."""
 
 
+NOT_FINITE = (
+    "a weight or scale in it is infinite or not a number.",
+    "Was the file damaged, or made by a faulty program? Download it again, or take another one.",
+)
+CHANGED_FILE = (
+    "its file was changed while it was open.",
+    "Close the model, and open it again when nothing writes to the file.",
+)
+"""Messages and hints of records that lie in parts."""
+
+
 class RecordRead(NamedTuple):
-    """The bytes of a record in an open file, and the address in memory where they go."""
+    """The bytes of a record in an open file, and the address in memory where they go.
+
+    Or, with `parts`, the slot in which they land, each from its place; `length` is the sum of their bytes, and the
+    arrays stay valid as long as the memory.
+    """
 
     descriptor: int
     offset: int
@@ -20,3 +37,5 @@ class RecordRead(NamedTuple):
     address: int
     crc32c: int | None = None
     """Expected CRC-32C of the bytes, which the reader checks; None: not known, not checked."""
+    parts: Parts | None = None
+    places: Places | None = None

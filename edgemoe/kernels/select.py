@@ -46,7 +46,7 @@ def select_backend(threads: int | None = None) -> Backend:
         from edgemoe.kernels.jit.backend import JitBackend
 
         return JitBackend(choice.threads)
-    from edgemoe.kernels.reference import ReferenceBackend
+    from edgemoe.kernels.reference.backend import ReferenceBackend
 
     return ReferenceBackend()
 

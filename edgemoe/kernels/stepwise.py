@@ -1,6 +1,6 @@
 """Runs a list of operations one by one in Python, for the backends whose kernels are Python functions.
 
-`reference.py` registers here what operations mean: one step for each kind, which calls a function of a backend on the
+`reference` registers here what operations mean: one step for each kind, which calls a function of a backend on the
 operation's arrays. A backend that has no such function of its own runs the reference's.
 """
 
@@ -43,7 +43,7 @@ class Meaning(NamedTuple):
 
 
 MEANINGS: dict[type[op.Operation], Meaning] = {}
-"""Every kind of operation that there is. `reference.py` fills it."""
+"""Every kind of operation that there is. `reference` fills it."""
 
 
 def means(

@@ -34,7 +34,7 @@ _use_lru = jit(policies.use_lru)
 _use_lfu = jit(policies.use_lfu)
 _use_lruf = jit(policies.use_lruf)
 _use_belady = jit(policies.use_belady)
-_use_in_passing = jit(policies.use_in_passing)
+_use_scan = jit(policies.use_scan)
 _pick_victim = jit(policies.pick_victim)
 _NUMBERS: dict[policies.Use, int] = {
     use: number for number, use in enumerate((policies.use_lru, policies.use_lfu, policies.use_lruf))
@@ -60,7 +60,7 @@ def _replay(
     state: PolicyState,
     keys: Keys,
     begins: Mask,
-    in_passing: Mask,
+    scans: Mask,
     pins: bool,
     at_once: bool,
     slot_of: npt.NDArray[np.int32],
@@ -83,7 +83,7 @@ def _replay(
                 slot = int(slot_of[keys[ahead]])
                 if slot >= 0:
                     hits[ahead] = True
-                    if not in_passing[ahead]:
+                    if not scans[ahead]:
                         _use(number, state, keys[ahead], slot)
                     may_leave[slot] = False
                     pinned[pinned_count] = slot
@@ -106,10 +106,10 @@ def _replay(
                 slot_of[key_of[slot]] = -1
             key_of[slot] = key
             slot_of[key] = slot
-        if not in_passing[place]:
+        if not scans[place]:
             _use(number, state, key, slot)
         elif not hits[place]:
-            _use_in_passing(state, slot)
+            _use_scan(state, slot)
         if pins and may_leave[slot]:
             may_leave[slot] = False
             pinned[pinned_count] = slot
@@ -138,27 +138,27 @@ def simulate(
     begins: Mask,
     keep_victims: bool = False,
     at_once: bool = False,
-    in_passing: Mask | None = None,
+    scans: Mask | None = None,
 ) -> Simulation:
     """Replay accesses to `keys` different keys over a policy with a number of slots (1 or more).
 
     `begins` says for each access whether another token or layer begins with it. Shapes: both `(A,)`. With `at_once` the
     accesses up to the next beginning, all of different keys, are requested together, as the engine does: those in
-    memory are used first. This matters where there are hardly more slots than a token uses. `in_passing`, `(A,)`:
-    marks accesses such as an engine makes for prompts that a cache cannot hold (`policy.use_in_passing`). Raises
+    memory are used first. This matters where there are hardly more slots than a token uses. `scans`, `(A,)`:
+    marks accesses such as an engine makes for prompts that a cache cannot hold (`policy.use_scan`). Raises
     UsageError for an unknown policy, or for `belady`, which depends on the order of uses, with either option.
     """
     kind, settings = parse_policy(policy)
-    if (at_once or in_passing is not None) and kind is KINDS[BELADY]:
+    if (at_once or scans is not None) and kind is KINDS[BELADY]:
         raise UsageError(f"{BELADY} replays one access after the other.", "Take another policy.")
     state = make_state(kind, settings, slots, keys, next_uses(accesses) if kind is KINDS[BELADY] else None)
     slot_of, key_of = np.full(keys, -1, np.int32), np.full(slots, -1, np.int64)
     hits = np.zeros(len(accesses), np.bool_)
     victims = np.full(len(accesses) if keep_victims else 0, -1, np.int32)
     number = _NUMBERS.get(kind.use, len(_NUMBERS))
-    passing = np.zeros(len(accesses), np.bool_) if in_passing is None else in_passing
+    scanned = np.zeros(len(accesses), np.bool_) if scans is None else scans
     pins = kind is not KINDS[BELADY]
-    _replay(number, state, accesses, begins, passing, pins, at_once, slot_of, key_of, hits, victims)
+    _replay(number, state, accesses, begins, scanned, pins, at_once, slot_of, key_of, hits, victims)
     return Simulation(hits, slot_of >= 0, victims)
 
 

@@ -41,6 +41,11 @@ class Graph:
         return [value for value in self.lasting if value.home == "state" and value.undo is None]
 
     @property
+    def tables(self) -> list[Value]:
+        """The tables of pages: that of layers which see the whole context, and one for each window."""
+        return [value for value in self.lasting if value.shape == ("S", "P")]
+
+    @property
     def fixed_state(self) -> list[Value]:
         """The values that sequences keep whatever the number of their tokens, in all layers."""
         return [value for value in self.lasting if value.home == "state" and value.undo is not None]

@@ -10,7 +10,7 @@ An operation in the graph is an object of the same class as a bound one (`kernel
 each operation.
 
 Letters in shapes: `T` rows of a run (one for each token), `C` positions of the context, `S` sequences; of the KV cache
-`N` pages and `P` pages of each sequence; numbers are sizes.
+`N` pages (fewer for layers with a window) and `P` pages of each sequence; numbers are sizes.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Union, cast
 
+from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.formats import PANEL_ROWS, Matrix, panel_count
 from edgemoe.model.rope import RopeSpec
@@ -76,6 +77,16 @@ a sequence keeps of its tokens, of every layer. rope: tables of rotary positions
 """
 
 
+@dataclass(frozen=True)
+class Window:
+    """How far back the pages of a layer with a window are needed."""
+
+    size: int
+    """How many tokens a token sees, itself included."""
+    undo: int
+    """How many of its latest tokens a sequence can take back, so that the pages which these see are kept too."""
+
+
 @dataclass(frozen=True, eq=False)
 class Value:
     """A named array that does not exist yet."""
@@ -93,6 +104,8 @@ class Value:
     Above 0 the second extent is a ring that has `undo` places more than the next token needs: what a token at position
     `p` adds lies at `p % extent`. None: state in pages, in which every position has a place of its own.
     """
+    window: Window | None = None
+    """The window of the layers that have these pages, or this table of pages; None: they see the whole context."""
 
     @property
     def needed(self) -> int:
@@ -101,10 +114,6 @@ class Value:
         assert isinstance(extent, int)
         assert self.undo is not None
         return extent - self.undo
-
-
-PLACES = ("positions", "sequences", "pages")
-"""The names of the values that say where each row of a run stands (`kernels/operations.py`)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,7 +205,7 @@ class BuildOptions:
     drop_cold: float = 0.0
     """The share of a token's weights below which absent experts are left out; 0: off."""
     undo_tokens: int = op.PAGE_TOKENS
-    """How many of its latest tokens a sequence can take back without a snapshot, where fixed state has a ring for it.
+    """How many of its latest tokens a sequence can take back without a snapshot, where its state can: windows, rings.
 
     A page of tokens: then the last page that a run fills can have its snapshot after the run, which need not be cut.
     """
@@ -279,9 +288,13 @@ class Builder:
         """A value with memory of its own, which the engine reads or writes between runs."""
         return self._shared(Value(self.prefix + name, shape, dtype, "kept"))
 
-    def state(self, name: str, *shape: Dimension) -> op.Cache:
-        """A value that a sequence keeps of its tokens in this layer, in pages, in the format of keys and values."""
-        return cast("op.Cache", self._shared(Value(self.prefix + name, shape, "kv", "state")))
+    def state(self, name: str, *shape: Dimension, window: int = 0) -> op.Cache:
+        """A value that a sequence keeps of its tokens in this layer, in pages, in the format of keys and values.
+
+        With a window only the last tokens' pages are kept; their table is that which `pages` gives for the window.
+        """
+        value = Value(self.prefix + name, shape, "kv", "state", window=self._window(window))
+        return cast("op.Cache", self._shared(value))
 
     def fixed_state(self, name: str, *row: int, undo: int = 0) -> op.Floats:
         """A value that a sequence keeps in this layer whatever the number of its tokens, `(S, *row)` (`Value.undo`).
@@ -291,9 +304,15 @@ class Builder:
         value = Value(self.prefix + name, ("S", *row), "f32", "state", undo=undo)
         return cast("op.Floats", self._shared(value))
 
-    def places(self) -> tuple[op.Integers, op.Integers, op.Integers]:
-        """The position and sequence of each row `(T,)`, and the pages of each sequence `(S, P)`."""
-        return tuple(self.shared[name] for name in PLACES)  # type: ignore[return-value]
+    def places(self) -> tuple[op.Integers, op.Integers]:
+        """The position and the sequence of each row, `(T,)` each."""
+        return cast("op.Integers", self.shared["positions"]), cast("op.Integers", self.shared["sequences"])
+
+    def pages(self, window: int = 0) -> op.Integers:
+        """The pages of each sequence `(S, P)` in layers with this window; 0: in those that see the whole context."""
+        name = f"pages_{window}" if window else "pages"
+        value = Value(name, ("S", "P"), "i32", "kept", window=self._window(window))
+        return cast("op.Integers", self._shared(value))
 
     def experts(self, source: op.Floats, routing: RoutingValues, activation: op.Activation, output: op.Floats) -> None:
         """Run the routed experts on rows of `source`, each in the slot that holds its record."""
@@ -301,7 +320,7 @@ class Builder:
         layout_of: Any = ExpertRecords(self.layer, "layout_of")
         arena: Any = Arena()
         chosen, slots = routing.experts, routing.slots
-        self.add(op.Experts(source, chosen, slots, arena, layouts, layout_of, output, self.paging(), activation))
+        self.add(ex.Experts(source, chosen, slots, arena, layouts, layout_of, output, self.paging(), activation))
 
     def paging(self) -> Any:
         """The pager, for operations that ask it for experts of this layer."""
@@ -366,7 +385,7 @@ class Builder:
     ) -> None:
         """Sum the outputs of experts, and of an FFN that every token uses: the sum is the result of a body."""
         target, adds = self._target()
-        self.add(op.Combine(target, self.result_scale, routed, weights, shared, shared_gate, adds))
+        self.add(ex.Combine(target, self.result_scale, routed, weights, shared, shared_gate, adds))
 
     def section(self) -> Section:
         """All that was added, stage after stage: parallel blocks take turns at each of them."""
@@ -380,6 +399,9 @@ class Builder:
     def _target(self) -> tuple[op.Floats, bool]:
         """The value that receives the result of a body, and whether the result is added to it."""
         return (self.residual, True) if self.result is None else (self.result, False)
+
+    def _window(self, size: int) -> Window | None:
+        return Window(size, self.options.undo_tokens) if size else None
 
     def _shared(self, value: Value) -> Value:
         return self.shared.setdefault(value.name, value)

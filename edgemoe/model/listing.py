@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from edgemoe.kernels import operations as op
-from edgemoe.kernels.definition import Role, definition_of
+from edgemoe.kernels.definition import definition_of
+from edgemoe.kernels.marks import Role
 from edgemoe.model.build import Graph
-from edgemoe.model.graph import Section, Step, Value, Weight
+from edgemoe.model.graph import ExpertRecords, Section, Step, Value, Weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,13 +22,20 @@ class Line:
     text: str
 
 
-def list_section(section: Section) -> list[Line]:
-    """The operations of a layer, of the embedding or of the head, in the order in which they run."""
-    return [Line(step.stage, step.part, _text(step)) for step in section.steps]
+def list_section(section: Section, records: Sequence[Weight] = ()) -> list[Line]:
+    """The operations of a section, in the order in which they run; `records` are the weights in expert records."""
+    return [Line(step.stage, step.part, _text(step, records)) for step in section.steps]
 
 
-def distinct_layers(graph: Graph) -> list[tuple[str, Section]]:
-    """One section for each run of layers of one kind, with the numbers of these layers (`3` or `1-47`)."""
+def list_layer(graph: Graph, number: int) -> list[Line]:
+    """The operations of a layer."""
+    routed = graph.spec.layers[number].routed
+    tensors = {} if routed is None else routed.stacked(graph.spec.hidden_size)
+    return list_section(graph.layers[number], [Weight(name, shape) for name, shape in tensors.items()])
+
+
+def distinct_layers(graph: Graph) -> list[tuple[str, int]]:
+    """The first of each run of layers of one kind, with the numbers of these layers (`3` or `1-47`)."""
     runs: list[list[int]] = []
     for number, layer in enumerate(graph.spec.layers):
         if runs and graph.spec.layers[runs[-1][-1]] == layer:
@@ -35,13 +43,14 @@ def distinct_layers(graph: Graph) -> list[tuple[str, Section]]:
         else:
             runs.append([number])
     names = (str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
-    return [(name, graph.layers[run[0]]) for name, run in zip(names, runs, strict=True)]
+    return [(name, run[0]) for name, run in zip(names, runs, strict=True)]
 
 
-def _text(step: Step) -> str:
+def _text(step: Step, records: Sequence[Weight]) -> str:
+    """Write an operation as an equation."""
     named = list(_named(step.operation))
     written = [name for name, role in named if role.writes]
-    call = f"{type(step.operation).__name__}({', '.join(_arguments(step.operation))})"
+    call = f"{type(step.operation).__name__}({', '.join(_arguments(step.operation, records))})"
     if not written:
         return call
     sign = "+=" if any(_adds(step.operation, role) for _, role in named) else "="
@@ -65,7 +74,7 @@ def _named(value: Any) -> Iterator[tuple[str, Role]]:
             yield _name(member), field.role
 
 
-def _arguments(operation: Any) -> Iterator[str]:
+def _arguments(operation: Any, records: Sequence[Weight]) -> Iterator[str]:
     """Yield what an operation, or a struct within it, reads, and those of its settings that are not the usual ones."""
     told = {role.adds_if for _, role in _named(operation)}
     for field in definition_of(type(operation)).fields:
@@ -74,7 +83,10 @@ def _arguments(operation: Any) -> Iterator[str]:
             for part in value:
                 yield " + ".join(name for name, role in _named(part) if role.reads)
         elif field.struct is not None and isinstance(value, field.struct):
-            yield from _arguments(value)
+            yield from _arguments(value, records)
+        elif isinstance(value, ExpertRecords):
+            if value.field == "layouts":
+                yield from map(_name, records)
         elif isinstance(value, (Value, Weight)):
             if field.role.reads and not field.role.adds:
                 yield _name(value)
@@ -86,6 +98,7 @@ def _arguments(operation: Any) -> Iterator[str]:
 
 
 def _name(leaf: Any) -> str:
-    shape = ", ".join(map(str, leaf.shape))
+    window = getattr(leaf, "window", None)
+    shape = ", ".join(f"N_{window.size}" if size == "N" and window else str(size) for size in leaf.shape)
     own = leaf.name.split(".", 2)[2] if leaf.name.startswith("layers.") else leaf.name
     return f"{own} [{shape}]" if isinstance(leaf, Weight) else f"{own} ({shape})"

@@ -6,7 +6,8 @@ from the turn before are kept, so only the new ones are computed.
 When the context is full the oldest turns are forgotten (the system message stays) until the conversation
 fills at most half of the context, so that it does not happen again at once. Forgotten turns are still
 saved by `save`. An answer that was stopped stays in the conversation as far as it went; a message whose
-answer had not begun is removed. A model's thoughts in a channel of their own do not stay, only the answer does.
+answer had not begun is removed. A model's thoughts in a channel of their own do not stay, only the answer does: where
+there is none (the model called a tool, or was cut short in its thoughts), the message is removed too.
 """
 
 from __future__ import annotations
@@ -49,22 +50,30 @@ class Answer:
         self._before = before
         self._user_text = text
         self._forgotten = forgotten
+        self._joined = False
 
     def stop(self) -> None:
         """End after the token being computed; what was said so far stays."""
         self.generation.stop()
 
+    @property
+    def joined(self) -> bool:
+        """Whether message and answer have joined the conversation: not where nothing was said to the person."""
+        return self._joined
+
     def __iter__(self) -> Generator[str, None, None]:
         try:
             yield from self.generation
         finally:
-            if self.generation.text or self.generation.finish_reason not in (None, "interrupted"):
+            answer = self.generation.answer
+            if answer is not None and (answer or self.generation.finish_reason not in (None, "interrupted")):
                 self._chat.messages = [
                     *self._before,
                     ChatMessage(role="user", content=self._user_text),
-                    ChatMessage(role="assistant", content=self.generation.answer),
+                    ChatMessage(role="assistant", content=answer),
                 ]
                 self._chat.forgotten_turns = self._forgotten
+                self._joined = True
 
 
 class ChatSession:

@@ -59,8 +59,10 @@ def find_model(path: str | os.PathLike[str] | None = None) -> Path:
 
 
 def model_name(folder: Path) -> str:
-    """The name of a store: that of its folder, or of the model's folder that contains it."""
+    """The name of a store: that of its folder, or of the model's folder that contains it; of a GGUF file its own."""
     resolved = folder.resolve()
+    if resolved.suffix.lower() == ".gguf":
+        return resolved.stem
     return resolved.parent.name if resolved.name == STORE_FOLDER else resolved.name
 
 

@@ -25,9 +25,9 @@ def held_as_in_a_run(store: Store) -> Iterator[tuple[Graph, ModelSizes, Backend]
     """
     spec = store_spec(store)
     tokenizer = None
-    if has_tokenizer(store.path):
+    if has_tokenizer(store.text_folder):
         with contextlib.suppress(StoreError):  # a store whose tokenizer is damaged has a floor too
-            tokenizer = load_library_tokenizer(store.path)
+            tokenizer = load_library_tokenizer(store.text_folder)
     backend = select_backend()
     try:
         yield build_graph(spec), model_sizes(store, spec), backend

@@ -97,10 +97,13 @@ class Generation:
         self._texts: Detokeniser | ChannelTexts | None = None
 
     @property
-    def answer(self) -> str:
-        """The part of `text` that is said to the person: all of it, or what stands in the final channel."""
+    def answer(self) -> str | None:
+        """The part of `text` that is said to the person: all of it, or what stands in the final channel.
+
+        None where that channel has not begun: all so far are thoughts, or the call of a tool.
+        """
         if isinstance(self._texts, ChannelTexts):
-            return "" if self._texts.final_start is None else self.text[self._texts.final_start :]
+            return None if self._texts.final_start is None else self.text[self._texts.final_start :]
         return self.text
 
     def stop(self) -> None:

@@ -80,10 +80,12 @@ class Model:
     `engine.sequences` opens others, where the options have room for them. Not to be used from several threads at once.
     """
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, folder: Path) -> None:
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, folder: Path, path: Path | None = None) -> None:
+        """`folder` has the text files; `path` is the store's or the GGUF file's, where that is not the same."""
         self.engine = engine
         self.tokenizer = tokenizer
         self.folder = folder
+        self.path = path or folder
         self.held = HeldTokens(engine)
 
     def __enter__(self) -> Model:
@@ -254,16 +256,18 @@ def finished(generation: Generation) -> GenerationResult:
 
 
 def load(path: str | os.PathLike[str] | None = None, options: EngineOptions | None = None) -> Model:
-    """Open a store, or the bundled model where no path is given; without options as `edgemoe.load` does.
+    """Open a store or a GGUF file, or the bundled model where no path is given; by default as `edgemoe.load` does.
 
-    Raises StoreError, BudgetError or UsageError.
+    Raises StoreError, SourceError, BudgetError or UsageError.
     """
     from edgemoe.engine.opening import open_engine
     from edgemoe.engine.options import EngineOptions
-    from edgemoe.session.default_model import find_model
+    from edgemoe.session.stores import find_runnable, open_store
 
     options = options or EngineOptions(warm_start=True)
-    folder = find_model(path)
+    found = find_runnable(path)
+    file = None if found.is_dir() else open_store(found)
+    folder = found if file is None else file.text_folder
     library_tokenizer: tokenizers.Tokenizer | None = None
 
     def load_tokenizer() -> None:
@@ -272,9 +276,9 @@ def load(path: str | os.PathLike[str] | None = None, options: EngineOptions | No
             library_tokenizer = load_library_tokenizer(folder)
 
     # Parsing it takes as long as reading weights. The memory plan, which measures the interpreter, is made after it.
-    engine = open_engine(folder, options, meanwhile=load_tokenizer)
+    engine = open_engine(file or folder, options, meanwhile=load_tokenizer)
     try:
-        return Model(engine, Tokenizer.around(library_tokenizer, folder, engine.spec.vocab_size), folder)
+        return Model(engine, Tokenizer.around(library_tokenizer, folder, engine.spec.vocab_size), folder, found)
     except BaseException:
         engine.close()
         raise

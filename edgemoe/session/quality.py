@@ -69,7 +69,12 @@ class Quality:
 
 def quality_key(folder: Path, settings: LossySettings, ram: str | int | None) -> str:
     """The key under which a measurement is kept. Raises OSError if the store's manifest cannot be read."""
-    digest = hashlib.sha256((folder / "edgemoe.json").read_bytes()).hexdigest()[:32]
+    if folder.is_file():  # a GGUF file
+        status = folder.stat()
+        identity = f"{folder.resolve()} {status.st_size} {status.st_mtime_ns}".encode()
+    else:
+        identity = (folder / "edgemoe.json").read_bytes()
+    digest = hashlib.sha256(identity).hexdigest()[:32]
     return f"{digest} ram={_budget_name(ram)} {settings.describe()}"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Union
+from typing import Protocol, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,16 @@ from edgemoe.store.manifest import DenseTensor
 from edgemoe.store.manifest_parser import DAMAGED_HINT
 
 DenseValue = Union[Matrix, npt.NDArray[np.float32]]
+
+
+class DenseWeights(Protocol):
+    """Weights that every token needs, on their way into memory; `tensors` are valid when `wait` has returned."""
+
+    tensors: dict[str, DenseValue]
+    bytes: int
+
+    def wait(self) -> None: ...
+    def close(self) -> None: ...
 
 
 class DenseReading:

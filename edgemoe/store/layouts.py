@@ -4,24 +4,28 @@ A store has a short list of layouts, and every record names one of them by its n
 differ in formats and lengths. A layout describes a record as it stands in memory, in a slot of the expert cache.
 
 *Landing* says how the bytes of the file become the bytes of the slot. Records that land `as is` are used exactly as
-they lie in the file, so their stored length is the layout's `slot_bytes`. The stored length is a column of the record
-table, apart from the layout, because a landing that decodes will store fewer bytes, and as many as each record needs.
+they lie in the file, so their stored length is the layout's `slot_bytes`; those of every store on disk do. Records of a
+GGUF file that is opened as it is land `in parts`: the layout says of which type gate, up, down and the biases are in
+the file, each of which has a place of its own there, and a reader thread brings them into the sections
+(`kernels/landing.py`). So bytes in the file and bytes in a slot are two figures.
 """
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+
+import numpy as np
 
 from edgemoe.io.pages import PAGE_BYTES, round_up
+from edgemoe.kernels.expert_operations import ExpertLayout
 from edgemoe.kernels.formats import FORMATS, Format
-from edgemoe.kernels.operations import ExpertLayout
+from edgemoe.kernels.landing import PART, Parts, part_of_matrix, part_of_vector
 
 MATRIX_ALIGNMENT_BYTES = 64
 
-Landing = Literal["as is"]
-LANDINGS: tuple[str, ...] = get_args(Landing)
+AS_IS, IN_PARTS = "as is", "in parts"
+"""The landings. A store on disk has records that land as they are, and no others."""
 
 SECTIONS = ("gate_up", "down")
 """The sections of every layout: gate and up, interleaved panel by panel, and down."""
@@ -48,7 +52,34 @@ class RecordLayout:
     sections: tuple[Section, ...]
     slot_bytes: int
     """Bytes that a record takes in memory, a multiple of 4096."""
-    landing: Landing = "as is"
+    row_types: tuple[tuple[str, str], ...] = ()
+    """For a record in parts: the name (`gate`, `up`, `down`, `gate_bias` ...) of each, and its type in the file."""
+
+    @property
+    def landing(self) -> str:
+        return IN_PARTS if self.row_types else AS_IS
+
+    @functools.cached_property
+    def parts(self) -> Parts:
+        """How each part lands, in the order of `row_types`; none for a record that lands as it is."""
+        return np.concatenate([np.zeros(0, PART), *(self._part(name, kind) for name, kind in self.row_types)])
+
+    def _part(self, name: str, row_type: str) -> Parts:
+        own, F, D = self.matrices, self.intermediate_size, self.hidden_size
+        if name.endswith("_bias"):
+            matrix = name.removesuffix("_bias")
+            return part_of_vector(row_type, D if matrix == "down" else F, own.bias_offsets()[matrix])
+        if name == "down":
+            fmt, offset = own.down_format, own.down_offset
+            return part_of_matrix(row_type, fmt.name, D, F, offset, fmt.panel_bytes(F))
+        panel_bytes = own.gate_up_format.panel_bytes(D)
+        place = panel_bytes if name == "up" else 0
+        return part_of_matrix(row_type, own.gate_up_format.name, F, D, place, 2 * panel_bytes)
+
+    @functools.cached_property
+    def stored_bytes(self) -> int:
+        """Bytes that a record takes in its files."""
+        return int(self.parts["bytes"].sum()) if self.row_types else self.slot_bytes
 
     @functools.cached_property
     def matrices(self) -> ExpertLayout:

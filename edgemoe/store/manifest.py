@@ -89,9 +89,12 @@ class Manifest:
 
     @property
     def files(self) -> tuple[FileEntry, ...]:
+        """All files; of a GGUF file that is opened as it is those alone, as its text lies in them too."""
+        files = (self.dense_file, *self.expert_files)
+        if self.records.places is not None:
+            return tuple(dict.fromkeys(files))
         return (
-            self.dense_file,
-            *self.expert_files,
+            *files,
             *([self.record_file] if self.record_file else []),
             *(FileEntry(f.name, f.bytes) for f in self.side_files),
         )

@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
 from edgemoe.errors import StoreError
 from edgemoe.kernels.formats import FORMATS, Format
 from edgemoe.store.headers import parse_json
-from edgemoe.store.layouts import LANDINGS, Landing, RecordLayout, Section
+from edgemoe.store.layouts import AS_IS, RecordLayout, Section
 from edgemoe.store.manifest import (
     MANIFEST_NAME,
     STORE_VERSION,
@@ -199,14 +199,13 @@ class _Parser:
     def _layout(self, data: object, where: str) -> RecordLayout:
         table = self._table(data, where)
         landing = self._text(table, "landing", where)
-        if landing not in LANDINGS:
-            self._fail(f"{where}.landing", f"expected {' or '.join(map(repr, LANDINGS))}, found {_shown(landing)}.")
+        if landing != AS_IS:
+            self._fail(f"{where}.landing", f"expected {AS_IS!r}, found {_shown(landing)}.")
         layout = RecordLayout(
             self._whole(table.get("hidden_size"), f"{where}.hidden_size", 1, MAX_DIMENSION),
             self._whole(table.get("intermediate_size"), f"{where}.intermediate_size", 1, MAX_DIMENSION),
             tuple(self._each(table, "sections", self._section)),
             self._whole(table.get("slot_bytes"), f"{where}.slot_bytes", 1, MAX_FILE_BYTES),
-            cast("Landing", landing),
         )
         return self._sound(layout, where)
 

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from edgemoe.errors import StoreError
 from edgemoe.io.pages import PAGE_BYTES, round_up
-from edgemoe.kernels.operations import MOST_LAYOUTS, RecordLayouts
-from edgemoe.store.dense import DenseReading, DenseValue, unreadable
+from edgemoe.kernels.expert_operations import MOST_LAYOUTS, RecordLayouts
+from edgemoe.kernels.landing import Parts, staging_bytes
+from edgemoe.store.dense import DenseReading, DenseValue, DenseWeights, unreadable
 from edgemoe.store.first_bytes import LFS_FOUND, LFS_WAY_OUT, is_lfs_pointer
 from edgemoe.store.layouts import MATRIX_ALIGNMENT_BYTES, RecordLayout
 from edgemoe.store.manifest import MANIFEST_NAME, DenseTensor, FileEntry, Manifest
@@ -24,14 +25,27 @@ from edgemoe.store.records import record_name
 MAX_MANIFEST_BYTES = 1 << 28
 
 
+class PartPlace(NamedTuple):
+    """The place of a part of a record."""
+
+    path: Path
+    offset: int
+    modified_ns: int
+    """The time of the file's last modification; -1 where it is not compared."""
+
+
 @dataclass(frozen=True)
 class ExpertRecord:
-    """The place of one expert's bytes: offset and length are multiples of 4096."""
+    """The place of one expert's bytes: offset and length are multiples of 4096, unless it lies in parts."""
 
     path: Path
     offset: int
     length: int
     crc32c: int | None
+    parts: Parts | None = None
+    """How the parts land; None for a record that lands as it is."""
+    places: tuple[PartPlace, ...] = ()
+    """Where each part lies."""
 
 
 class Store:
@@ -54,6 +68,16 @@ class Store:
         store = cls(folder, parse_manifest(text, partial(_read_table, folder)), text)
         store.check_sizes()
         return store
+
+    @property
+    def folder(self) -> Path:
+        """The folder in which the files of weights lie."""
+        return self.path
+
+    @property
+    def text_folder(self) -> Path:
+        """The folder in which the side files lie."""
+        return self.path
 
     @cached_property
     def digest(self) -> str:
@@ -116,7 +140,7 @@ class Store:
         reading.wait()
         return reading.tensors
 
-    def begin_dense(self, embedding: bool = True) -> DenseReading:
+    def begin_dense(self, embedding: bool = True) -> DenseWeights:
         """Begin to read the tensors of `load_dense`, with or, where it can be left on disk, without the embedding.
 
         Raises BudgetError, and StoreError where the file cannot be opened.
@@ -170,14 +194,24 @@ class Store:
         return tuple(tuple(layouts[number] for number in records.layouts_of(layer)) for layer in range(records.layers))
 
     @cached_property
-    def record_bytes(self) -> int:
+    def slot_bytes(self) -> int:
         """Bytes of the largest expert record in memory: the size of a cache slot. 0 without experts."""
         return max((layout.slot_bytes for layouts in self.layouts_of_layers for layout in layouts), default=0)
 
     @cached_property
+    def record_bytes(self) -> int:
+        """Bytes of the largest expert record in its files. 0 without experts."""
+        return max((layout.stored_bytes for layouts in self.layouts_of_layers for layout in layouts), default=0)
+
+    @cached_property
+    def staging_bytes(self) -> int:
+        """Bytes of the buffer that each reader thread needs for records in parts; 0 where all land as they are."""
+        return max((staging_bytes(layout.parts) for layout in self.manifest.layouts), default=0)
+
+    @cached_property
     def expert_paths(self) -> tuple[Path, ...]:
         """The paths of the expert files, in the order of their numbers."""
-        return tuple(self.path / file.name for file in self.manifest.expert_files)
+        return tuple(self.folder / file.name for file in self.manifest.expert_files)
 
     def record(self, layer: int, expert: int) -> ExpertRecord:
         """The place of an expert. Raises StoreError for an unknown layer or expert."""
@@ -190,7 +224,25 @@ class Store:
             int(records.offset[row]),
             int(records.length[row]),
             None if records.crc32c is None else int(records.crc32c[row]),
+            *self._parts(row),
         )
+
+    def _parts(self, row: int) -> tuple[Parts | None, tuple[PartPlace, ...]]:
+        """How the parts of a record land, and their places."""
+        records, places = self.manifest.records, self.manifest.records.places
+        if places is None:
+            return None, ()
+        numbers = range(places.first[row], places.first[row + 1])
+        found = (
+            PartPlace(self.expert_paths[file], int(places.offset[number]), self.modified_ns(file))
+            for number in numbers
+            for file in (int(places.file[number]),)
+        )
+        return self.manifest.layouts[records.layout[row]].parts, tuple(found)
+
+    def modified_ns(self, file: int) -> int:
+        """The time at which an expert file must have been modified last; -1 where checksums say more."""
+        return -1
 
 
 def _first_page(tensors: Sequence[DenseTensor]) -> int:

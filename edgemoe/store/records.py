@@ -40,6 +40,18 @@ MAX_HEADER_BYTES = 4096
 """The most bytes that the header of a table's file takes."""
 
 
+@dataclass(frozen=True, eq=False)
+class PartPlaces:
+    """Where the parts of all records lie, `M` in all, in the order of rows and of each layout's parts."""
+
+    first: npt.NDArray[np.int64]
+    """Number of each record's first part `(N + 1,)`; the last element is `M`."""
+    file: npt.NDArray[np.int32]
+    """Number of the expert file that holds the part `(M,)`."""
+    offset: npt.NDArray[np.int64]
+    """Byte of the file at which the part begins `(M,)`."""
+
+
 class Record(NamedTuple):
     """One row of a record table, for work that visits all records."""
 
@@ -72,7 +84,9 @@ class RecordTable:
     sha256: npt.NDArray[np.uint8]
     """`(N, 32)`."""
     crc32c: npt.NDArray[np.uint32] | None
-    """`(N,)`; None in stores made before CRC-32C was recorded."""
+    """`(N,)`; None in stores made before CRC-32C was recorded, and for a GGUF file."""
+    places: PartPlaces | None = None
+    """For records that lie in parts, whose `file` and `offset` are those of the first part."""
 
     def __post_init__(self) -> None:
         for array in (self.first, self.file, self.offset, self.length, self.layout, self.sha256, self.crc32c):
@@ -206,7 +220,8 @@ def parse_records(data: bytes, counts: Sequence[int]) -> RecordTable:
             raise ValueError(
                 f"expected the column {name} as {kind.__name__} {shape}, found {column.dtype} {column.shape}"
             )
-    return RecordTable(first=first, **found)
+    columns: dict[str, Any] = dict(found)
+    return RecordTable(first=first, **columns)
 
 
 def _same(one: npt.NDArray[Any] | None, other: npt.NDArray[Any] | None) -> bool:

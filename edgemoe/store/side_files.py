@@ -45,12 +45,12 @@ class SideFault:
 def side_faults(store: Store) -> Iterator[SideFault]:
     """The side files that differ from the manifest. Reads all side files."""
     for entry in store.manifest.side_files:
-        message = side_file_fault(store.path / entry.name, entry)
+        message = side_file_fault(store.text_folder / entry.name, entry)
         if message is not None:
             yield SideFault(entry.name, message)
     listed = {entry.name for entry in store.manifest.side_files}
     for name in SIDE_FILES:
-        if name not in listed and os.path.lexists(store.path / name):
+        if name not in listed and os.path.lexists(store.text_folder / name):
             yield SideFault(name, "is not in the manifest, and would decide what the model reads or writes.", True)
 
 

@@ -1,6 +1,7 @@
 /* edgemoe's native library: the operations of a decoder, a thread pool, and reader threads for experts.
  *
- * Every operation is defined in edgemoe/kernels/operations.py and reference.py, the bytes of a matrix in formats.py.
+ * edgemoe/kernels/operations.py and expert_operations.py define every operation, edgemoe/kernels/reference says what it
+ * computes, and edgemoe/kernels/formats.py the bytes of a matrix.
  * edgemoe_operations.h has the structs of operations, written from those definitions. All arrays are C-contiguous.
  *
  * Results are the same to the bit for any number of threads, any instruction set, any way of cutting a prompt into
@@ -20,7 +21,7 @@ extern "C" {
 #define EM_API __attribute__((visibility("default")))
 
 /* Incremented with every change to this header that a caller must adapt to. */
-#define EM_ABI_VERSION 13
+#define EM_ABI_VERSION 14
 
 typedef enum em_status {
     EM_OK = 0,
@@ -41,6 +42,8 @@ typedef enum em_status {
     EM_FULL = 15,          /* no free request in the reader */
     EM_BAD_TICKET = 16,    /* a ticket that was never issued, or that was released */
     EM_BAD_CHECKSUM = 17,  /* the bytes read do not have the expected checksum */
+    EM_NOT_FINITE = 18,    /* a weight or scale that landed is infinite or not a number */
+    EM_CHANGED_FILE = 19,  /* the file was written to since its places were taken */
 } em_status;
 
 EM_API int32_t em_abi_version(void);
@@ -169,20 +172,66 @@ typedef struct em_read_counters {
 /* Starts `threads` reader threads for up to `capacity` requests that are not yet released. A request is read in pieces
  * of `piece_bytes` (a multiple of the alignment of direct I/O), by all reader threads that are free, so that the first
  * request in the queue ends first. With more than one thread, at most all but one read prefetches at a time, so that a
- * demand finds a free thread. If the system starts fewer threads, the reader runs with those; EM_NO_THREADS if none. */
-EM_API int32_t em_reader_create(int32_t threads, int32_t capacity, int64_t piece_bytes, em_reader **reader);
+ * demand finds a free thread. If the system starts fewer threads, the reader runs with those; EM_NO_THREADS if none.
+ * Each thread has `staging_bytes` of memory, a multiple of 4096, for records in parts: 0 where there will be none. */
+EM_API int32_t em_reader_create(int32_t threads, int32_t capacity, int64_t piece_bytes, int64_t staging_bytes,
+                                em_reader **reader);
 /* Drops queued requests, waits for reads under way, joins the threads. */
 EM_API void em_reader_destroy(em_reader *reader);
 
+/* Types of numbers in files, as GGUF has them: rows of floats, or of blocks of 32 columns. */
+typedef enum em_rows {
+    EM_ROWS_F32 = 0,
+    EM_ROWS_F16 = 1,
+    EM_ROWS_BF16 = 2,
+    EM_ROWS_Q8_0 = 3,
+    EM_ROWS_Q4_0 = 4,
+    EM_ROWS_Q4_1 = 5,
+    EM_ROWS_MXFP4 = 6,
+    EM_ROWS_COUNT = 7
+} em_rows;
+
+/* What the bytes of a part become: a vector of float32, filled up with zeros to a multiple of 16 elements; or the panels
+ * of a matrix. */
+typedef enum em_landing { EM_VECTOR = 0, EM_PANELS = 1 } em_landing;
+
+/* A part of a record whose bytes in the file are not those that kernels read: the reader thread that has read them
+ * brings them into the slot. All weights are kept exactly. */
+typedef struct em_part {
+    int64_t bytes;        /* in the file */
+    int64_t place;        /* the first byte in the slot, a multiple of 64 */
+    int64_t panel_stride; /* EM_PANELS: bytes from one panel to the next */
+    int32_t landing;      /* em_landing */
+    int32_t type;         /* em_rows */
+    int32_t format;       /* em_format in the slot: the twin of the type; EM_F32 for a vector */
+    int32_t rows;         /* or elements */
+    int32_t columns;      /* 1 for a vector */
+    int32_t reserved;
+} em_part;
+
+/* Where a part lies: any offset of an open file, whose time of modification must be `modified_ns` unless it is negative. */
+typedef struct em_place {
+    int64_t offset;
+    int64_t modified_ns;
+    int32_t descriptor;
+    int32_t reserved;
+} em_place;
+
 /* One request: read `length` bytes at `offset` into `destination`, which must stay valid until the request is done or
- * cancelled. The descriptor may be opened with O_DIRECT if offset, length and destination are aligned for it. */
+ * cancelled. The descriptor may be opened with O_DIRECT if offset, length and destination are aligned for it.
+ *
+ * Or, with a `part_count`, read so many parts, each from its place, and land them in the slot at `destination`, which must
+ * have room for them; `length` is the sum of their bytes, and nothing needs to be aligned in a file. The arrays stay valid
+ * as long as the destination. */
 typedef struct em_read {
     int64_t offset;
     int64_t length;
     void *destination;
-    int64_t crc32c; /* expected checksum of the bytes; negative: not known, not checked */
+    int64_t crc32c; /* expected checksum of the bytes in the file; negative: not known, not checked */
     int32_t descriptor;
-    int32_t reserved;
+    int32_t part_count;
+    const em_part *parts;
+    const em_place *places;
 } em_read;
 
 /* Queue `count` reads at once, and write the ticket of each. If one is invalid, or there is no room for all (EM_FULL),
@@ -190,8 +239,8 @@ typedef struct em_read {
 EM_API int32_t em_reader_submit(em_reader *reader, const em_read *reads, int32_t count, int32_t demand,
                                 int64_t *tickets);
 /* Wait for the end of a read, at most `timeout_us` (negative: no limit). EM_OK, EM_TIMEOUT, EM_CANCELLED,
- * EM_READ_FAILED (`*detail` = errno), EM_SHORT_READ (`*detail` = bytes that were there) or EM_BAD_CHECKSUM (`*detail` =
- * the checksum that was found). */
+ * EM_READ_FAILED (`*detail` = errno), EM_SHORT_READ (`*detail` = bytes that were there), EM_BAD_CHECKSUM (`*detail` =
+ * the checksum that was found), EM_NOT_FINITE or EM_CHANGED_FILE. */
 EM_API int32_t em_reader_wait(em_reader *reader, int64_t ticket, int64_t timeout_us, int64_t *detail);
 /* Wait until one of `count` reads has succeeded, failed or been cancelled, at most `timeout_us` (negative: no limit).
  * EM_OK, EM_TIMEOUT, or EM_BAD_TICKET if one of the tickets is invalid. */
@@ -208,8 +257,8 @@ EM_API int32_t em_reader_counters(em_reader *reader, em_read_counters *counters)
 
 /* ---- the pager: which experts are in memory ------------------------------------------------------------ */
 
-/* An expert's key is `layer * experts + expert`. A slot of the arena holds one expert's record exactly as it lies on
- * disk. edgemoe/experts/cache.py says what the pager means: it takes the same decisions, victim by victim.
+/* An expert's key is `layer * experts + expert`. A slot of the arena holds one expert's record as kernels read it.
+ * edgemoe/experts/cache.py says what the pager means: it takes the same decisions, victim by victim.
  *
  * The operations Fetch, Experts and Prefetch ask it themselves. No function here locks: one thread at a time uses a pager,
  * that which runs the programs. */
@@ -238,13 +287,16 @@ typedef struct em_policy_settings {
     int32_t reserved;
 } em_policy_settings;
 
-/* Where an expert's record lies. A layer has no experts beyond its own number: their `length` is 0. */
+/* Where an expert's record lies, and how it lands, as in em_read. A layer has no experts beyond its own number: their
+ * `length` is 0. */
 typedef struct em_record {
     int64_t offset;
     int64_t length;
-    int64_t crc32c; /* as in em_read */
+    int64_t crc32c;
     int32_t descriptor;
-    int32_t reserved;
+    int32_t part_count;
+    const em_part *parts;
+    const em_place *places;
 } em_record;
 
 /* Counts since the pager was made; `CacheStatistics` in cache.py, of the same order, explains each. */

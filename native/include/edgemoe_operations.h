@@ -325,8 +325,14 @@ typedef struct em_mix {
         FIELD(em_program, scratch) FIELD(em_program, times) FIELD(em_program, scratch_bytes) \
         FIELD(em_program, operation_count) FIELD(em_program, tokens_max) FIELD(em_program, failed_operation) \
         FIELD(em_program, reserved) \
+    STRUCT(em_part) FIELD(em_part, bytes) FIELD(em_part, place) FIELD(em_part, panel_stride) \
+        FIELD(em_part, landing) FIELD(em_part, type) FIELD(em_part, format) FIELD(em_part, rows) \
+        FIELD(em_part, columns) FIELD(em_part, reserved) \
+    STRUCT(em_place) FIELD(em_place, offset) FIELD(em_place, modified_ns) FIELD(em_place, descriptor) \
+        FIELD(em_place, reserved) \
     STRUCT(em_read) FIELD(em_read, offset) FIELD(em_read, length) FIELD(em_read, destination) \
-        FIELD(em_read, crc32c) FIELD(em_read, descriptor) FIELD(em_read, reserved) \
+        FIELD(em_read, crc32c) FIELD(em_read, descriptor) FIELD(em_read, part_count) FIELD(em_read, parts) \
+        FIELD(em_read, places) \
     STRUCT(em_read_counters) FIELD(em_read_counters, bytes_read) FIELD(em_read_counters, read_ns) \
         FIELD(em_read_counters, queue_wait_ns) FIELD(em_read_counters, reads) FIELD(em_read_counters, failed) \
         FIELD(em_read_counters, cancelled) \
@@ -336,7 +342,8 @@ typedef struct em_mix {
     STRUCT(em_policy_settings) FIELD(em_policy_settings, rate) FIELD(em_policy_settings, weight) \
         FIELD(em_policy_settings, kind) FIELD(em_policy_settings, reserved) \
     STRUCT(em_record) FIELD(em_record, offset) FIELD(em_record, length) FIELD(em_record, crc32c) \
-        FIELD(em_record, descriptor) FIELD(em_record, reserved) \
+        FIELD(em_record, descriptor) FIELD(em_record, part_count) FIELD(em_record, parts) \
+        FIELD(em_record, places) \
     STRUCT(em_pager_counters) FIELD(em_pager_counters, hits) FIELD(em_pager_counters, misses) \
         FIELD(em_pager_counters, late_prefetches) FIELD(em_pager_counters, demand_bytes) \
         FIELD(em_pager_counters, prefetched_bytes) FIELD(em_pager_counters, prefetched_reads) \

@@ -47,6 +47,8 @@ const char *em_status_text(int32_t status) {
     case EM_FULL: return "too many requests are open";
     case EM_BAD_TICKET: return "no such request";
     case EM_BAD_CHECKSUM: return "what was read is not what was written";
+    case EM_NOT_FINITE: return "a weight or scale is not a finite number";
+    case EM_CHANGED_FILE: return "the file was changed while it was open";
     default: return "unknown status";
     }
 }

@@ -42,7 +42,18 @@ em_quantised em_lay_out_quantised(em_layout *layout, int32_t rows, int32_t colum
 void em_quantise_rows(const em_run *run, const float *input, int32_t rows, int32_t columns, const uint8_t *wanted,
                       em_quantised quantised);
 
-/* Activation rows, and products of rows and panels, that a task holds at a time: they bound its arrays on the stack. */
-enum { EM_ROWS_AT_ONCE = 32, EM_PRODUCTS_AT_ONCE = EM_ROWS_AT_ONCE * 4 * EM_PANEL_ROWS };
+/* Activation rows, panels, and products of rows and panels that a task holds at a time: they bound its arrays on the
+ * stack. A kernel copies its activation rows once for all panels of a call, so that more panels are better. */
+enum { EM_ROWS_AT_ONCE = 32, EM_PANELS_AT_ONCE = 127, EM_PRODUCTS_AT_ONCE = EM_ROWS_AT_ONCE * 17 * EM_PANEL_ROWS };
+
+/* Floats from the products of one activation row to those of the next: an odd number of cache lines, since rows that
+ * lie a power of two apart share few lines of the first-level cache. */
+static inline size_t em_products_stride(int32_t panels) { return (size_t)(panels | 1) * EM_PANEL_ROWS; }
+
+/* The most panels whose products with `rows` activation rows, at most EM_ROWS_AT_ONCE, a task has room for. */
+static inline int32_t em_panels_at_once(int32_t rows) {
+    const int32_t fit = EM_PRODUCTS_AT_ONCE / EM_PANEL_ROWS / rows, odd = fit % 2 ? fit : fit - 1;
+    return odd < EM_PANELS_AT_ONCE ? odd : EM_PANELS_AT_ONCE;
+}
 
 #endif

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "landing.h"
 #include "layout.h"
 #include "pager_state.h"
 
@@ -144,9 +145,18 @@ static bool is_whole(const em_source *s) {
     return s->submit && s->wait && s->wait_any && s->done && s->promote && s->cancel && s->release;
 }
 
+static bool parts_fit(const em_record *record, int64_t slot_bytes) {
+    if (!record->parts || !record->places) return false;
+    for (int32_t i = 0; i < record->part_count; i++) {
+        if (!em_part_is_sound(&record->parts[i]) || em_part_end(&record->parts[i]) > slot_bytes) return false;
+    }
+    return true;
+}
+
 static bool fits(const em_record *record, int64_t slot_bytes) {
     if (record->length == 0) return true;
-    return record->length > 0 && record->length <= slot_bytes && record->offset >= 0 && record->crc32c <= UINT32_MAX;
+    if (record->length < 0 || record->offset < 0 || record->crc32c > UINT32_MAX || record->part_count < 0) return false;
+    return record->part_count ? parts_fit(record, slot_bytes) : record->length <= slot_bytes;
 }
 
 static bool in_order(const em_pager_setup *s) {

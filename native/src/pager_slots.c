@@ -136,7 +136,10 @@ int32_t em_slots_submit(em_pager *p, int32_t count, bool demand, int64_t *bytes)
                                 .length = record->length,
                                 .destination = setup->arena + (size_t)p->new_slots[i] * (size_t)setup->slot_bytes,
                                 .crc32c = record->crc32c,
-                                .descriptor = record->descriptor};
+                                .descriptor = record->descriptor,
+                                .part_count = record->part_count,
+                                .parts = record->parts,
+                                .places = record->places};
     }
     const int32_t status = setup->source.submit(setup->source.context, p->reads, count, demand, p->new_tickets);
     if (status != EM_OK) {

@@ -1,4 +1,5 @@
-/* Threads that read expert records from files: demands first, then prefetches.
+/* Threads that read expert records from files: demands first, then prefetches. They bring records that lie in parts into
+ * the layout that kernels read, from a buffer that each thread has for that.
  *
  * Each reader thread takes the next piece of the first request. So all threads together finish one record early,
  * instead of several records late, and a demand waits only for the pieces of a prefetch that are being read, never
@@ -11,10 +12,12 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "../kernels/kernels.h"
 #include "clock.h"
+#include "landing.h"
 #include "requests.h"
 
 enum {
@@ -24,6 +27,7 @@ enum {
 
 /* The longest piece, and so the longest read call; systems cut longer ones short. */
 #define PIECE_BYTES_MAX ((int64_t)1 << 30)
+#define STAGING_BYTES_MAX ((int64_t)1 << 30)
 
 struct em_reader {
     pthread_mutex_t mutex;
@@ -34,6 +38,8 @@ struct em_reader {
     bool stopping;
     em_read_counters counters;
     pid_t process;
+    uint8_t *staging; /* (threads, staging_bytes), each beginning at a page; NULL where no record has parts */
+    int32_t staged;   /* threads that have taken their share of it */
     int32_t started;
     pthread_t threads[READER_THREADS_MAX];
 };
@@ -47,12 +53,11 @@ static void finish(em_reader *reader, request *r, int32_t status, int64_t detail
 
 /* ---- reading --------------------------------------------------------------------------------------------- */
 
-/* Reads one piece. `*detail` becomes the number of bytes read, or errno. */
-static int32_t read_whole(const piece *p, int64_t *detail) {
+/* Reads `least` bytes or more, at most `most`. `*detail` becomes the number of bytes read, or errno. */
+static int32_t read_bytes(int32_t descriptor, int64_t offset, uint8_t *to, int64_t least, int64_t most, int64_t *detail) {
     int64_t done = 0;
-    while (done < p->length) {
-        const size_t left = (size_t)(p->length - done);
-        const ssize_t got = pread(p->descriptor, p->destination + done, left, (off_t)(p->offset + done));
+    while (done < least) {
+        const ssize_t got = pread(descriptor, to + done, (size_t)(most - done), (off_t)(offset + done));
         if (got > 0) {
             done += got;
         } else if (got < 0 && errno == EINTR) {
@@ -72,9 +77,46 @@ static int32_t read_whole(const piece *p, int64_t *detail) {
 
 /* A piece's share of the record's checksum: the record's checksum is the xor of all shares, and a share is the checksum
  * of the piece carried past the bytes behind it. Computed while the piece is in the cache of the core that read it. */
-static uint32_t checksum_share(const em_kernels *kernels, const piece *p) {
-    const uint32_t crc = em_crc32c(kernels, 0, p->destination, (uint64_t)p->length);
+static uint32_t checksum_share(const em_kernels *kernels, const piece *p, const uint8_t *data) {
+    if (p->behind < 0) return 0;
+    const uint32_t crc = em_crc32c(kernels, 0, data, (uint64_t)p->length);
     return em_crc32c_combine(crc, 0, (uint64_t)p->behind);
+}
+
+/* Whether a file was written to since its time of modification was taken. */
+static bool has_changed(int32_t descriptor, int64_t modified_ns) {
+    struct stat status;
+    if (modified_ns < 0 || fstat(descriptor, &status) != 0) return false;
+#ifdef __APPLE__
+    const struct timespec at = status.st_mtimespec;
+#else
+    const struct timespec at = status.st_mtim;
+#endif
+    return (int64_t)at.tv_sec * 1000000000 + at.tv_nsec != modified_ns;
+}
+
+/* Reads a piece of a part into the thread's staging buffer, with the whole pages around it, as direct reads need, and
+ * lands it. */
+static int32_t read_and_land(const em_reader *reader, const piece *p, uint8_t *staging, uint32_t *share, int64_t *detail) {
+    const int64_t skipped = p->offset % EM_PAGE_BYTES, needed = skipped + p->length;
+    const int64_t whole = (needed + EM_PAGE_BYTES - 1) / EM_PAGE_BYTES * EM_PAGE_BYTES;
+    const int32_t status = read_bytes(p->descriptor, p->offset - skipped, staging, needed, whole, detail);
+    if (status == EM_SHORT_READ) *detail = *detail > skipped ? *detail - skipped : 0;
+    if (status != EM_OK) return status;
+    *detail = p->length;
+    /* Asked after the read: what was written before it ended shows in the time. */
+    if (has_changed(p->descriptor, p->modified_ns)) return EM_CHANGED_FILE;
+    *share = checksum_share(reader->kernels, p, staging + skipped);
+    return em_part_land(p->part, p->part_begin, p->length, staging + skipped, p->destination) ? EM_OK : EM_NOT_FINITE;
+}
+
+/* Reads one piece to where it belongs. `*detail` becomes the number of bytes read, or errno. */
+static int32_t read_piece(const em_reader *reader, const piece *p, uint8_t *staging, uint32_t *share, int64_t *detail) {
+    *share = 0;
+    if (p->part) return read_and_land(reader, p, staging, share, detail);
+    const int32_t status = read_bytes(p->descriptor, p->offset, p->destination, p->length, p->length, detail);
+    if (status == EM_OK) *share = checksum_share(reader->kernels, p, p->destination);
+    return status;
 }
 
 /* Wakes one reader thread if there is something to read; with the mutex held. Each thread wakes the next before it
@@ -84,7 +126,7 @@ static void wake_one(em_reader *reader) {
 }
 
 /* Reads a piece of request `place`; the mutex is held at the call and at the return, but not while reading. */
-static void serve(em_reader *reader, int32_t place) {
+static void serve(em_reader *reader, int32_t place, uint8_t *staging) {
     em_requests *requests = &reader->requests;
     request *r = &requests->places[place];
     const bool prefetch = r->priority == PREFETCH, begins = r->given_out == 0;
@@ -96,9 +138,9 @@ static void serve(em_reader *reader, int32_t place) {
 
     const uint64_t begin = em_now_ns();
     int64_t detail;
-    const int32_t status = read_whole(&next, &detail);
+    uint32_t share;
+    const int32_t status = read_piece(reader, &next, staging, &share, &detail);
     const uint64_t end = em_now_ns();
-    const uint32_t share = status == EM_OK && next.behind >= 0 ? checksum_share(reader->kernels, &next) : 0;
 
     pthread_mutex_lock(&reader->mutex);
     requests->prefetches_running -= prefetch;
@@ -123,12 +165,14 @@ static void serve(em_reader *reader, int32_t place) {
 static void *read_requests(void *argument) {
     em_reader *reader = argument;
     pthread_mutex_lock(&reader->mutex);
+    uint8_t *staging = reader->staging;
+    if (staging) staging += reader->staged++ * reader->requests.staging_bytes;
     while (!reader->stopping) {
         const int32_t place = em_requests_choose(&reader->requests);
         if (place == NOWHERE) {
             pthread_cond_wait(&reader->work, &reader->mutex);
         } else {
-            serve(reader, place);
+            serve(reader, place, staging);
         }
     }
     pthread_mutex_unlock(&reader->mutex);
@@ -145,15 +189,29 @@ static int32_t enter(em_reader *reader) {
     return EM_OK;
 }
 
-static bool in_order(const em_read *r) {
+/* Whether a record's parts can be read and landed one by one. */
+static bool parts_in_order(const em_requests *requests, const em_read *r) {
+    if (!r->parts || !r->places) return false;
+    int64_t bytes = 0;
+    for (int32_t i = 0; i < r->part_count; i++) {
+        const em_part *part = &r->parts[i];
+        const int64_t offset = r->places[i].offset;
+        if (!em_part_is_sound(part) || em_part_step(part, requests->staging_bytes) == 0) return false;
+        if (offset < 0 || offset > INT64_MAX - part->bytes - EM_PAGE_BYTES) return false;
+        bytes += part->bytes;
+    }
+    return bytes == r->length;
+}
+
+static bool in_order(const em_requests *requests, const em_read *r) {
     return r->offset >= 0 && r->length >= 1 && r->offset <= INT64_MAX - r->length && r->destination &&
-           r->crc32c <= UINT32_MAX;
+           r->crc32c <= UINT32_MAX && (r->part_count == 0 || (r->part_count > 0 && parts_in_order(requests, r)));
 }
 
 int32_t em_reader_submit(em_reader *reader, const em_read *reads, int32_t count, int32_t demand, int64_t *tickets) {
-    if (!reads || count < 1 || !tickets) return EM_BAD_ARGUMENT;
+    if (!reader || !reads || count < 1 || !tickets) return EM_BAD_ARGUMENT;
     for (int32_t i = 0; i < count; i++) {
-        if (!in_order(&reads[i])) return EM_BAD_ARGUMENT;
+        if (!in_order(&reader->requests, &reads[i])) return EM_BAD_ARGUMENT;
     }
     int32_t status = enter(reader);
     if (status != EM_OK) return status;
@@ -323,9 +381,9 @@ int32_t em_reader_counters(em_reader *reader, em_read_counters *counters) {
 /* ---- beginning and end ----------------------------------------------------------------------------------- */
 
 /* Returns a reader that has no threads yet, or NULL if memory is short. */
-static em_reader *create_idle(int32_t capacity, int64_t piece_bytes, int32_t prefetches_max) {
+static em_reader *create_idle(int32_t capacity, int64_t piece_bytes, int64_t staging_bytes, int32_t prefetches_max) {
     em_reader *reader = calloc(1, sizeof *reader);
-    if (!reader || !em_requests_init(&reader->requests, capacity, piece_bytes, prefetches_max) ||
+    if (!reader || !em_requests_init(&reader->requests, capacity, piece_bytes, staging_bytes, prefetches_max) ||
         pthread_mutex_init(&reader->mutex, NULL) != 0 || pthread_cond_init(&reader->work, NULL) != 0 ||
         init_waitable(&reader->over) != 0) {
         if (reader) em_requests_free(&reader->requests);
@@ -350,13 +408,21 @@ static bool start_threads(em_reader *reader, int32_t threads) {
     return reader->started > 0;
 }
 
-int32_t em_reader_create(int32_t threads, int32_t capacity, int64_t piece_bytes, em_reader **result) {
+int32_t em_reader_create(int32_t threads, int32_t capacity, int64_t piece_bytes, int64_t staging_bytes,
+                         em_reader **result) {
     if (!result || threads < 1 || threads > READER_THREADS_MAX || capacity < 1 || capacity > CAPACITY_MAX ||
-        piece_bytes < 1 || piece_bytes > PIECE_BYTES_MAX) {
+        piece_bytes < 1 || piece_bytes > PIECE_BYTES_MAX || staging_bytes < 0 || staging_bytes > STAGING_BYTES_MAX ||
+        staging_bytes % EM_PAGE_BYTES) {
         return EM_BAD_ARGUMENT;
     }
-    em_reader *reader = create_idle(capacity, piece_bytes, threads > 1 ? threads - 1 : 1);
+    em_reader *reader = create_idle(capacity, piece_bytes, staging_bytes, threads > 1 ? threads - 1 : 1);
     if (!reader) return EM_NO_MEMORY;
+    void *staging = NULL;
+    if (staging_bytes && posix_memalign(&staging, EM_PAGE_BYTES, (size_t)threads * (size_t)staging_bytes) != 0) {
+        em_reader_destroy(reader);
+        return EM_NO_MEMORY;
+    }
+    reader->staging = staging;
     if (!start_threads(reader, threads)) {
         em_reader_destroy(reader);
         return EM_NO_THREADS;
@@ -390,5 +456,6 @@ void em_reader_destroy(em_reader *reader) {
     pthread_cond_destroy(&reader->work);
     pthread_mutex_destroy(&reader->mutex);
     em_requests_free(&reader->requests);
+    free(reader->staging);
     free(reader);
 }

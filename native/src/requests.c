@@ -5,8 +5,14 @@
 
 #include <stdlib.h>
 
-bool em_requests_init(em_requests *requests, int32_t capacity, int64_t piece_bytes, int32_t prefetches_max) {
-    *requests = (em_requests){.piece_bytes = piece_bytes, .capacity = capacity, .prefetches_max = prefetches_max};
+#include "landing.h"
+
+bool em_requests_init(em_requests *requests, int32_t capacity, int64_t piece_bytes, int64_t staging_bytes,
+                      int32_t prefetches_max) {
+    *requests = (em_requests){.piece_bytes = piece_bytes,
+                              .staging_bytes = staging_bytes,
+                              .capacity = capacity,
+                              .prefetches_max = prefetches_max};
     requests->places = calloc((size_t)capacity, sizeof *requests->places);
     if (!requests->places) return false;
     for (int32_t i = 0; i < capacity; i++) requests->places[i].next = i + 1 < capacity ? i + 1 : NOWHERE;
@@ -67,27 +73,51 @@ void em_requests_withdraw(em_requests *requests, request *r) {
 
 /* ---- pieces ---------------------------------------------------------------------------------------------- */
 
+/* The next piece of a record that lands as it is. */
+static piece next_as_is(const em_requests *requests, const request *r) {
+    const int64_t left = r->length - r->given_out;
+    return (piece){.descriptor = r->descriptor,
+                   .offset = r->offset + r->given_out,
+                   .length = left < requests->piece_bytes ? left : requests->piece_bytes,
+                   .destination = r->destination + r->given_out};
+}
+
+/* The next piece of a record in parts, of the part that comes next: as much as lands in one go. */
+static piece next_of_part(const em_requests *requests, request *r) {
+    const em_part *part = r->parts;
+    const int64_t begin = r->given_out - r->part_begin, left = part->bytes - begin;
+    const int64_t step = em_part_step(part, requests->staging_bytes);
+    const piece next = {.descriptor = r->part_places->descriptor,
+                        .offset = r->part_places->offset + begin,
+                        .length = left < step ? left : step,
+                        .destination = r->destination,
+                        .part = part,
+                        .part_begin = begin,
+                        .modified_ns = r->part_places->modified_ns};
+    if (next.length == left) {
+        r->part_begin += part->bytes;
+        r->parts++;
+        r->part_places++;
+    }
+    return next;
+}
+
 piece em_requests_give_out(em_requests *requests, int32_t place) {
     request *r = &requests->places[place];
-    const int64_t left = r->length - r->given_out;
-    const int64_t length = left < requests->piece_bytes ? left : requests->piece_bytes;
-    const piece next = {.descriptor = r->descriptor,
-                        .offset = r->offset + r->given_out,
-                        .length = length,
-                        .destination = r->destination + r->given_out,
-                        .behind = r->checked ? left - length : -1};
-    r->given_out += length;
+    piece next = r->parts ? next_of_part(requests, r) : next_as_is(requests, r);
+    next.at = r->given_out;
+    r->given_out += next.length;
+    next.behind = r->checked ? r->length - r->given_out : -1;
     r->pieces_running++;
     if (r->given_out == r->length) em_requests_withdraw(requests, r);
     return next;
 }
 
 void em_requests_note_failure(em_requests *requests, request *r, const piece *failed, int32_t status, int64_t detail) {
-    const int64_t at = failed->offset - r->offset;
-    if (r->status == EM_OK || at < r->failed_at) {
+    if (r->status == EM_OK || failed->at < r->failed_at) {
         r->status = status;
-        r->failed_at = at;
-        r->detail = status == EM_SHORT_READ ? at + detail : detail;
+        r->failed_at = failed->at;
+        r->detail = status == EM_SHORT_READ ? failed->at + detail : detail;
     }
     if (r->state == QUEUED) em_requests_withdraw(requests, r); /* the rest need not be read */
 }
@@ -122,6 +152,8 @@ int64_t em_requests_put(em_requests *requests, const em_read *read, priority p, 
                    .destination = read->destination,
                    .checked = read->crc32c >= 0,
                    .expected = (uint32_t)read->crc32c,
+                   .parts = read->part_count > 0 ? read->parts : NULL,
+                   .part_places = read->places,
                    .submitted_ns = now_ns,
                    .uses = (r->uses + 1) & INT32_MAX};
     enqueue(requests, place);

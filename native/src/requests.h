@@ -27,7 +27,10 @@ typedef struct request {
     int64_t offset;
     int64_t length;
     int64_t given_out;  /* bytes of it, from the beginning */
-    int64_t failed_at;  /* of the piece that `status` is of */
+    int64_t failed_at;  /* of the piece that `status` is of, from the beginning */
+    const em_part *parts; /* NULL: it lands as it is */
+    const em_place *part_places;
+    int64_t part_begin; /* of the part that comes next, from the beginning */
     bool checked;
     uint32_t expected;  /* CRC-32C of the whole, of a checked one */
     uint32_t found;     /* sum of what the pieces add to that of the whole */
@@ -47,6 +50,7 @@ typedef struct em_requests {
     queue queues[PRIORITIES];
     request *places;
     int64_t piece_bytes;
+    int64_t staging_bytes; /* of each thread: what parts land from */
     int32_t capacity;
     int32_t free_list;
     int32_t prefetches_running; /* pieces */
@@ -58,12 +62,17 @@ typedef struct piece {
     int32_t descriptor;
     int64_t offset; /* in the file */
     int64_t length;
-    uint8_t *destination;
+    uint8_t *destination; /* where its bytes go or, of a part, the slot */
+    int64_t at;     /* bytes of the request before it */
     int64_t behind; /* bytes of the request that follow it; negative where no checksum is asked for */
+    const em_part *part; /* that it is of; NULL: it lands as it is */
+    int64_t part_begin;  /* bytes of the part before it */
+    int64_t modified_ns; /* as in em_place */
 } piece;
 
 /* Whether there is memory for so many places. */
-bool em_requests_init(em_requests *requests, int32_t capacity, int64_t piece_bytes, int32_t prefetches_max);
+bool em_requests_init(em_requests *requests, int32_t capacity, int64_t piece_bytes, int64_t staging_bytes,
+                      int32_t prefetches_max);
 void em_requests_free(em_requests *requests);
 
 bool em_requests_have_room(const em_requests *requests, int32_t count);

@@ -359,7 +359,7 @@ static void test_real_reads(void) {
     unlink(path);
     CHECK(write(file, disk, sizeof disk) == sizeof disk);
     em_reader *reader;
-    CHECK_STATUS(EM_OK, em_reader_create(3, SLOTS_MAX, 32, &reader));
+    CHECK_STATUS(EM_OK, em_reader_create(3, SLOTS_MAX, 32, 0, &reader));
     paged *p = make(6, (em_policy_settings){.kind = EM_LRUF, .rate = 0.05, .weight = 10});
     em_pager_destroy(p->pager);
     for (int key = 0; key < KEYS; key++) {

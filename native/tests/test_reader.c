@@ -45,13 +45,13 @@ static int open_content(void) {
 
 static em_reader *create(int32_t threads, int32_t capacity) {
     em_reader *reader;
-    CHECK_STATUS(EM_OK, em_reader_create(threads, capacity, PIECE_BYTES, &reader));
+    CHECK_STATUS(EM_OK, em_reader_create(threads, capacity, PIECE_BYTES, 0, &reader));
     return reader;
 }
 
 static int32_t try_to_submit(em_reader *reader, int descriptor, int64_t offset, int64_t length, void *to, int demand,
                              int64_t crc32c, int64_t *ticket) {
-    const em_read read = {offset, length, to, crc32c, descriptor, 0};
+    const em_read read = {.offset = offset, .length = length, .destination = to, .crc32c = crc32c, .descriptor = descriptor};
     return em_reader_submit(reader, &read, 1, demand, ticket);
 }
 
@@ -96,7 +96,7 @@ static void test_checksums(int descriptor) {
     const int64_t pieces[] = {7, 512, 4096, BYTES - 1, BYTES, BYTES + 1};
     for (size_t p = 0; p < sizeof pieces / sizeof pieces[0]; p++) {
         em_reader *reader;
-        CHECK_STATUS(EM_OK, em_reader_create(1 + (int32_t)p % 4, READS, pieces[p], &reader));
+        CHECK_STATUS(EM_OK, em_reader_create(1 + (int32_t)p % 4, READS, pieces[p], 0, &reader));
         int64_t tickets[READS], detail;
         uint32_t right[READS];
         for (int i = 0; i < READS; i++) {
@@ -124,12 +124,15 @@ static void test_checksums(int descriptor) {
 /* Several reads at once: in their order, and none of them where one is wrong or there is no room for all. */
 static void test_reads_together(int descriptor) {
     enum { READS = 5 };
-    em_reader *reader = create_idle(READS, PIECE_BYTES, 1);
+    em_reader *reader = create_idle(READS, PIECE_BYTES, 0, 1);
     CHECK(reader);
     uint8_t to[READS + 1][64];
     em_read reads[READS + 1];
     int64_t tickets[READS + 1];
-    for (int i = 0; i <= READS; i++) reads[i] = (em_read){(READS - i) * 64, 64, to[i], -1, descriptor, 0};
+    for (int i = 0; i <= READS; i++) {
+        reads[i] = (em_read){
+            .offset = (READS - i) * 64, .length = 64, .destination = to[i], .crc32c = -1, .descriptor = descriptor};
+    }
     CHECK_STATUS(EM_FULL, em_reader_submit(reader, reads, READS + 1, 1, tickets));
     reads[READS - 1].length = 0;
     CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_submit(reader, reads, READS, 1, tickets));
@@ -188,7 +191,7 @@ static void test_failures(int descriptor) {
 
 /* Requests queued before any thread runs, so that their order is sure. All read into one place: the last one shows. */
 static void test_order(int descriptor) {
-    em_reader *reader = create_idle(8, PIECE_BYTES, 1);
+    em_reader *reader = create_idle(8, PIECE_BYTES, 0, 1);
     CHECK(reader);
     uint8_t to[64];
     int64_t tickets[5];
@@ -214,7 +217,7 @@ static void test_order(int descriptor) {
 
 /* Pieces are given out in order, the first request's first; a failure keeps the rest from being read. */
 static void test_pieces(int descriptor) {
-    em_reader *reader = create_idle(4, PIECE_BYTES, 2);
+    em_reader *reader = create_idle(4, PIECE_BYTES, 0, 2);
     CHECK(reader);
     static uint8_t to[2][3 * PIECE_BYTES];
     const int64_t demand = submit(reader, descriptor, 0, 2 * PIECE_BYTES + 1, to[0], 1);
@@ -230,7 +233,7 @@ static void test_pieces(int descriptor) {
     reader->requests.places[0].pieces_running = 1;
     em_requests_note_failure(&reader->requests, &reader->requests.places[0], &second, EM_SHORT_READ, 10);
     CHECK(reader->requests.places[0].status == EM_SHORT_READ && reader->requests.places[0].detail == PIECE_BYTES + 10);
-    const piece first = {.offset = 0};
+    const piece first = {.at = 0};
     em_requests_note_failure(&reader->requests, &reader->requests.places[0], &first, EM_READ_FAILED, EIO);
     CHECK(reader->requests.places[0].status == EM_READ_FAILED && reader->requests.places[0].detail == EIO);
     em_requests_note_failure(&reader->requests, &reader->requests.places[0], &second, EM_SHORT_READ, 10);
@@ -255,7 +258,7 @@ static void test_pieces(int descriptor) {
 
 /* Prefetches leave one of several threads to demands. */
 static void test_predictions_limit(int descriptor) {
-    em_reader *reader = create_idle(4, PIECE_BYTES, 1);
+    em_reader *reader = create_idle(4, PIECE_BYTES, 0, 1);
     CHECK(reader);
     uint8_t to[64];
     submit(reader, descriptor, 0, 64, to, 0);
@@ -269,7 +272,7 @@ static void test_predictions_limit(int descriptor) {
 }
 
 static void test_cancel(int descriptor) {
-    em_reader *reader = create_idle(4, PIECE_BYTES, 1);
+    em_reader *reader = create_idle(4, PIECE_BYTES, 0, 1);
     CHECK(reader);
     uint8_t to[3][64] = {{0}};
     int64_t tickets[3];
@@ -300,11 +303,11 @@ static void test_destroy(int descriptor) {
     }
     em_reader_destroy(NULL);
     em_reader *none = NULL;
-    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_create(0, 1, 1, &none));
-    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_create(1, 0, 1, &none));
-    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_create(READER_THREADS_MAX + 1, 1, 1, &none));
-    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_create(1, 1, 0, &none));
-    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_create(1, 1, PIECE_BYTES_MAX + 1, &none));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_create(0, 1, 1, 0, &none));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_create(1, 0, 1, 0, &none));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_create(READER_THREADS_MAX + 1, 1, 1, 0, &none));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_create(1, 1, 0, 0, &none));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_create(1, 1, PIECE_BYTES_MAX + 1, 0, &none));
     CHECK_STATUS(EM_BAD_ARGUMENT, em_reader_counters(NULL, NULL));
     CHECK(none == NULL);
 }
@@ -324,7 +327,7 @@ static void test_few_threads(int descriptor) {
     }
     startable = 0;
     em_reader *none = NULL;
-    CHECK_STATUS(EM_NO_THREADS, em_reader_create(8, 1, PIECE_BYTES, &none));
+    CHECK_STATUS(EM_NO_THREADS, em_reader_create(8, 1, PIECE_BYTES, 0, &none));
     CHECK(none == NULL);
     startable = INT32_MAX;
 }

@@ -12,9 +12,9 @@ import safetensors
 from edgemoe.architectures import SourceSlice, model_spec, resolve
 from edgemoe.engine.decoder import Decoder
 from edgemoe.engine.workspace import Workspace
-from edgemoe.kernels import operations as op
+from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels.formats import FORMATS, PANEL_ROWS, Blocks, Matrix, pack, panel_count
-from edgemoe.kernels.reference import ReferenceBackend
+from edgemoe.kernels.reference.backend import ReferenceBackend
 from edgemoe.model.blocks import RoutedExperts
 from edgemoe.model.build import HEAD_ROWS, build_graph
 from edgemoe.model.spec import ModelSpec
@@ -59,7 +59,8 @@ class Reference:
         arena, slots = self._experts(weights, layouts)
         graph = build_graph(self.spec)
         self._space = Workspace(graph, CHUNK_TOKENS, context_length, "f32")
-        self._space.pages[0] = np.arange(self._space.pages.shape[1])
+        for group in self._space.page_groups(graph):
+            group.table[0] = np.arange(group.table.shape[1]) % group.pages  # a ring, in which nothing is released
         decoder = Decoder(graph, _resident(self.spec, weights), self._space, arena, layouts)
         for routing, layer_slots in zip(decoder.routing, slots, strict=True):
             if routing is not None:
@@ -84,15 +85,15 @@ class Reference:
                 rows.append(self._space.logits[: len(some)].copy())
         return np.concatenate(rows)
 
-    def _layouts(self, routed: RoutedExperts | None) -> op.RecordLayouts | None:
+    def _layouts(self, routed: RoutedExperts | None) -> ex.RecordLayouts | None:
         if routed is None:
             return None
         width, hidden_size = routed.intermediate_size, self.spec.hidden_size
         layout = packed_layout(hidden_size, width, F32, F32, routed.bias).matrices
-        return op.RecordLayouts((layout,), np.zeros(routed.num_experts, np.uint8))
+        return ex.RecordLayouts((layout,), np.zeros(routed.num_experts, np.uint8))
 
     def _experts(
-        self, weights: Tensors, layouts: list[op.RecordLayouts | None]
+        self, weights: Tensors, layouts: list[ex.RecordLayouts | None]
     ) -> tuple[np.ndarray, list[range | None]]:
         records, slots = [], []
         for number, (layer, layout) in enumerate(zip(self.spec.layers, layouts, strict=True)):

@@ -90,6 +90,7 @@ def test_a_model_without_text_is_measured_at_the_floor(store_without_text: Path)
     check_sums(report)
 
 
+@pytest.mark.slow
 def test_a_model_that_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgemoe.bench.benchmark.has_tokenizer", lambda folder: False)  # no start-up, to be quick
     report = Benchmark(

@@ -12,7 +12,7 @@ import pytest
 from edgemoe.bench import contention
 from edgemoe.bench.contention import BusyProcesses, ContentionMeasurement, ContentionReport, fair_share
 from edgemoe.bench.measure import Settings
-from edgemoe.cli.contention import contention_rows
+from edgemoe.cli.company import contention_table
 from edgemoe.cli.main import run_command
 from edgemoe.engine.options import EngineOptions
 from edgemoe.kernels.select import describe_backend
@@ -65,7 +65,7 @@ def test_a_measurement(report: ContentionReport) -> None:
     ):
         assert of_fair == pytest.approx(beside / (alone * company.share_processors))
     assert json.loads(json.dumps(report.to_json()))["company"][0]["busy"] == 1
-    names = [name for name, _ in contention_rows(report)]
+    names = [name for name, _ in contention_table(report)[1]]
     assert names == ["one thread alone", "all threads alone", "beside 1 busy process"]
 
 
@@ -77,6 +77,11 @@ def test_numbers_out_of_range(
     assert "expected numbers of 1 to 64" in capsys.readouterr().err
 
 
-def test_not_with_other_measurements(store_without_text: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_command(["bench", str(store_without_text), "--beside", "1", "--limit", "1GiB"]) == 2
-    assert "--beside excludes" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "unused", [["--limit", "1GiB"], ["--prefill", "256"], ["--drop-cold", "0.1"], ["--text", "story.txt"]]
+)
+def test_what_it_has_no_use_for_is_refused(
+    unused: list[str], store_without_text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["bench", str(store_without_text), "--beside", "1", *unused]) == 2
+    assert f"--beside excludes {unused[0]}." in capsys.readouterr().err

@@ -48,7 +48,7 @@ def routing_trace(used: int = 3, prompt_tokens: int = 9, decode_tokens: int = 50
 
 def replay(asked: Accesses, slots: int, keys: int) -> np.ndarray:
     """Which of some accesses hit."""
-    return simulate("lru", slots, keys, asked.keys, asked.begins, at_once=True, in_passing=asked.in_passing).hits
+    return simulate("lru", slots, keys, asked.keys, asked.begins, at_once=True, scans=asked.scans).hits
 
 
 @pytest.mark.parametrize("slots", [9, 20, 40])
@@ -72,8 +72,8 @@ def test_accesses_are_those_of_an_engine_and_a_replay_of_them_hits_as_often(
     done = read_trace(tmp_path / "t")
     asked = accesses(forced, runs, 8, slots)
     assert len(asked.keys) == hits + misses
-    assert asked.in_passing.any() == (slots < 40)
-    assert not asked.in_passing[asked.run >= 0].any()
+    assert asked.scans.any() == (slots < 40)
+    assert not asked.scans[asked.run >= 0].any()
     decoded = done.phase == DECODE
     np.testing.assert_array_equal(asked.keys[asked.run >= 0], done.keys[decoded])
     np.testing.assert_array_equal(asked.run[asked.run >= 0], done.turn[decoded])

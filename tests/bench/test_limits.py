@@ -46,7 +46,7 @@ def test_the_lower_limit_of_each_round_is_the_one_that_counts() -> None:
             (answer(2.0, 4000), 2000.0, 1000.0),  # 400 bytes a token: 5/s; memory 10/s; reached 5/s
             (answer(4.0, 1000), 2000.0, 1000.0),  # 100 bytes a token: 20/s; memory binds with 10/s; reached 2.5/s
         ),
-        "one", bytes_per_token=100.0, decode_tokens=10, slot_bytes=100,
+        "one", bytes_per_token=100.0, decode_tokens=10, record_bytes=100,
     )  # fmt: skip
     assert report is not None
     assert report.missed_bytes_per_token.samples == [400.0, 100.0]

@@ -9,9 +9,9 @@ import pytest
 
 from edgemoe.bench.measure import Settings
 from edgemoe.bench.sequences import SequencesMeasurement, SequencesReport
+from edgemoe.cli.company import sequences_table
 from edgemoe.cli.main import run_command
 from edgemoe.cli.options import parse_counts
-from edgemoe.cli.sequences import sequences_rows, sequences_title
 from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import UsageError
 from edgemoe.kernels.select import describe_backend
@@ -38,9 +38,10 @@ def test_a_measurement(store_without_text: Path) -> None:
             assert ratio == pytest.approx(together / alone)
         assert (one.hit_rate, one.disk_bytes_per_token) == (1.0, 0.0)
     assert json.loads(json.dumps(report.to_json()))["together"][1]["sequences"] == 3
-    names = [name for name, _ in sequences_rows(report)]
+    title, rows = sequences_table(report)
+    names = [name for name, _ in rows]
     assert names == ["kernels", "budget", "decode", "one sequence", "2 sequences", "3 sequences"]
-    assert sequences_title(report) == "no-text, sequences that decode together: 2 rounds, medians (least to most)"
+    assert title == "no-text, sequences that decode together: 2 rounds, medians (least to most)"
 
 
 def test_sequences_that_are_streamed_on_the_routing_of_a_trace(store_without_text: Path, tmp_path: Path) -> None:
@@ -51,7 +52,7 @@ def test_sequences_that_are_streamed_on_the_routing_of_a_trace(store_without_tex
     for one in (report.one, *report.together):
         assert 0 < one.hit_rate < 1
         assert one.disk_bytes_per_token > 0
-    rows = dict(sequences_rows(report))
+    rows = dict(sequences_table(report)[1])
     assert "another part for each sequence; no prefetch" in rows["decode"]
     assert "of experts hit" in rows["2 sequences"]
 
@@ -69,7 +70,8 @@ def test_numbers_are_checked(store_without_text: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--limit", "1GiB"], "--sequences excludes"),
+        (["--limit", "1GiB"], "--sequences excludes --limit."),
+        (["--prefill", "256", "--mmap"], "--sequences excludes --prefill and --mmap."),
         (["--beside", "1"], "--beside excludes"),
         (["--quality"], "--quality excludes"),
         (["--decode", "4000"], "Each sequence would have 4040 tokens"),

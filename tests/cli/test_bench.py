@@ -1,5 +1,6 @@
 """`edgemoe bench`: what it shows, writes and refuses."""
 
+import inspect
 import io
 import json
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from edgemoe.bench.benchmark import Benchmark
 from edgemoe.bench.report import Report
+from edgemoe.cli.bench import UNUSED, bench
 from edgemoe.cli.main import run_command
 from edgemoe.cli.terminal.bench_tables import report_tables
 from edgemoe.cli.terminal.render import ProgressBar
@@ -34,6 +36,12 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Benchmark]]:
     monkeypatch.syspath_prepend(str(FAKE_LLAMA_CPP))
     yield benchmarks
     sys.modules.pop("llama_cpp", None)
+
+
+def test_options_that_a_measurement_has_no_use_for_exist() -> None:
+    options = inspect.signature(bench).parameters
+    for other, unused in UNUSED.items():
+        assert {other, *unused.split()} <= set(options)
 
 
 def test_tables_say_what_was_found() -> None:

@@ -30,7 +30,7 @@ def end_of(child: Any) -> tuple[int, str]:
     return child.exitstatus, said
 
 
-@pytest.mark.parametrize("number", CODES)
+@pytest.mark.parametrize("number", EITHER)
 def test_run_ends_with_the_signal_s_code_and_says_nothing(number: signal.Signals, folder: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
         [*FAKE_COMMAND, "run", str(folder), "-p", "Hi"],
@@ -121,7 +121,7 @@ def test_the_terminal_is_as_it_was(folder: Path, tmp_path: Path) -> None:
     shell.close(force=True)
 
 
-@pytest.mark.parametrize("in_answer", [True, False])
+@pytest.mark.parametrize("in_answer", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_closed_terminal_ends_it(start: Start, tmp_path: Path, in_answer: bool) -> None:
     child = start(**LONG)
     child.send("Go on\r")

@@ -15,6 +15,7 @@ from edgemoe.engine.decoder import Decoder
 from edgemoe.engine.opening import model_sizes
 from edgemoe.engine.traffic import token_traffic
 from edgemoe.errors import EdgemoeError, SourceError, UsageError
+from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.model.build import build_graph
 from edgemoe.model.description import store_spec
@@ -103,7 +104,7 @@ def weight_bytes(operation: op.Operation) -> int:
         return operation.weight.nbytes
     if isinstance(operation, op.Linear):
         return sum(part.matrix.data.nbytes + (0 if part.bias is None else part.bias.nbytes) for part in operation.parts)
-    if isinstance(operation, op.Route):
+    if isinstance(operation, ex.Route):
         return 0 if operation.choice_bias is None else operation.choice_bias.nbytes
     if isinstance(operation, op.ShortConv):
         return operation.taps.nbytes + (0 if operation.bias is None else operation.bias.nbytes)
@@ -111,7 +112,7 @@ def weight_bytes(operation: op.Operation) -> int:
         return operation.gate_up.data.nbytes + operation.down.data.nbytes
     if isinstance(operation, op.Attention):
         return 0 if operation.sinks is None else operation.sinks.nbytes
-    if isinstance(operation, op.Experts):
+    if isinstance(operation, ex.Experts):
         (layout,) = operation.layouts
         return operation.experts.shape[1] * (layout.gate_up_bytes + layout.down_bytes + layout.bias_bytes)
     return 0

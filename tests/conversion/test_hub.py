@@ -531,22 +531,20 @@ def test_a_model_without_a_tokenizer_json_is_told(connect: Callable[..., HubSour
     assert "has tokenizer.model but no tokenizer.json" in notice
 
 
-def test_offline_by_choice_with_the_model_in_the_cache(
+def test_offline_by_choice_a_model_in_the_cache_is_found_and_another_refused(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    absent = "maker/absent"
     fill_cache(tmp_path, checkpoint)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    program = "import sys; from edgemoe.conversion.opening import open_source; print(open_source(sys.argv[1]).name)"
-    result = subprocess.run([sys.executable, "-c", program, MODEL], capture_output=True, text=True, check=True)
+    program = (
+        "import sys; from edgemoe.conversion.opening import open_source\n"
+        "for name in sys.argv[1:]: print(open_source(name).name)"
+    )
+    result = subprocess.run([sys.executable, "-c", program, MODEL, absent], capture_output=True, text=True, check=False)
     assert result.stdout == f"{MODEL}@{COMMIT}\n"
-
-
-def test_offline_by_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    program = "import sys; from edgemoe.conversion.opening import open_source; open_source(sys.argv[1])"
-    result = subprocess.run([sys.executable, "-c", program, MODEL], capture_output=True, text=True, check=False)
-    assert "SourceError: maker/tiny: HF_HUB_OFFLINE is set" in result.stderr
+    assert f"SourceError: {absent}: HF_HUB_OFFLINE is set" in result.stderr
 
 
 def test_a_full_disk(connect: Callable[..., HubSource], model: Repository, monkeypatch: pytest.MonkeyPatch) -> None:

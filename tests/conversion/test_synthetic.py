@@ -15,9 +15,9 @@ import pytest
 import edgemoe
 from edgemoe.architectures import model_spec
 from edgemoe.conversion.shapes import SHAPES
-from edgemoe.conversion.source import Rows
 from edgemoe.conversion.synthetic import SyntheticSource, synthesise
 from edgemoe.errors import StoreError, UsageError
+from edgemoe.kernels.file_rows import Rows
 from edgemoe.kernels.formats import FORMATS, Blocks, dequantise
 from edgemoe.store.reader import Store
 from edgemoe.store.verification import verify_store

@@ -141,20 +141,22 @@ def test_forced_routing_cannot_be_had_again(store: Path) -> None:
         engine.forward(IDS[:1])
 
 
-def test_where_answers_depend_on_the_cache_all_tokens_are_run_again(store: Path) -> None:
-    with engine_with_slots(store, SLOTS, lossy=LossySettings(drop_cold=0.2)) as engine:
-        engine.forward(IDS[:200])
+def test_where_answers_depend_on_the_cache_a_sequence_has_its_own_snapshots_and_no_prefix(store: Path) -> None:
+    with engine_with_slots(store, SLOTS, lossy=LossySettings(drop_cold=0.2), sequences=2, context_length=512) as engine:
+        for first in (0, 70):
+            engine.forward(IDS[first : first + 70 + first])
         engine.rewind(100)
-        assert engine.sequence.behind == 100
+        assert engine.sequence.behind == 100 - 64
         engine.forward(IDS[100:120])
         assert (engine.sequence.behind, engine.position) == (0, 120)
+        assert engine.sequences.open(IDS[:200]).position == 0
 
 
 def test_the_plan_counts_rows_and_snapshots(store: Path) -> None:
     for sequences in (1, 4):
         with open_engine(store, EngineOptions(threads=1, context_length=256, sequences=sequences)) as engine:
             plan = engine.memory
-            values = engine.sequences._fixed._values
+            values = engine.sequences._snapshots.fixed._values
             assert sum(value.rows.nbytes + value.snapshots.nbytes for value in values) == plan.fixed_state_bytes
             assert plan.fixed_state_bytes == ROW * (sequences * (2 + PAGE_TOKENS) + 2 * plan.snapshots)
             assert plan.planned_bytes <= plan.budget_bytes

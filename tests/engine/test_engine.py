@@ -190,8 +190,8 @@ class BreakingReader:
 
     problem: BaseException | None = None
 
-    def __init__(self, arena: np.ndarray, threads: int) -> None:
-        self._reader = reads.ThreadedReader(arena, threads)
+    def __init__(self, arena: np.ndarray, threads: int, staging_bytes: int = 0) -> None:
+        self._reader = reads.ThreadedReader(arena, threads, staging_bytes)
 
     def wait(self, ticket: int, timeout_seconds: float | None = None) -> None:
         self._reader.wait(ticket, timeout_seconds)

@@ -23,8 +23,8 @@ from edgemoe.engine.engine import Engine
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import BudgetError, ReadError, StoreError, UsageError
-from edgemoe.experts import cache as cache_module
 from edgemoe.experts import opening
+from edgemoe.experts import slots as slots_module
 from edgemoe.io import reads
 from edgemoe.io.direct import allocate_pages
 from edgemoe.kernels.native.reader import NativeReader
@@ -198,7 +198,7 @@ def test_reads_that_stall(
         engine.rewind(0)
         stall.on = True
         with monkeypatch.context() as impatient:
-            impatient.setattr(cache_module, "READ_TIMEOUT_SECONDS", 0.2)
+            impatient.setattr(slots_module, "READ_TIMEOUT_SECONDS", 0.2)
             with pytest.raises(ReadError, match=NAMED + ".*did not end within"):
                 answer(engine, 25)
         stall.on = False

@@ -2,8 +2,8 @@
 
 Random programs of sequences (appending in any company and any cuts, rewinding, forking, closing, kept prefixes, runs
 that fail) run under every budget, thread count, instruction set and format of keys and values, with attention alone and
-with convolutions, whose state cannot be cut anywhere. Every logit is compared with `==` to that of the same tokens run
-alone, in one call, on one thread, with all experts in RAM.
+with state that cannot be cut anywhere: windows, whose pages are given back, and convolutions. Every logit is compared
+with `==` to that of the same tokens run alone, in one call, on one thread, with all experts in RAM and every page kept.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -48,11 +48,22 @@ class FailingObserver:
             raise InjectedError
 
 
+class Family(NamedTuple):
+    """A model with `EXPERTS` experts."""
+
+    store: Path
+    windows: tuple[int, ...]
+    """The windows of its layers with attention, in turn."""
+
+
 class Alone:
     """Logits of token sequences that are run alone, in one call, on one thread, with all experts in RAM."""
 
-    def __init__(self, store: Path, kv: str) -> None:
-        self._engine = engine_with_slots(store, EXPERTS, kv=kv)
+    def __init__(self, family: Family, kv: str) -> None:
+        self._engine = engine_with_slots(
+            family.store, EXPERTS, kv=kv, windows=family.windows, context_length=256, chunk_tokens=256
+        )
+        assert not self._engine.sequence.windowed  # in a context that is so short no page is given back
         self._known: dict[tuple[int, ...], np.ndarray] = {}
 
     def logits(self, ids: list[int]) -> np.ndarray:
@@ -135,36 +146,55 @@ WINDOWED = {key: value for key, value in CONFIG.items() if key not in GRANITE an
     "model_type": "gpt_oss",
     "head_dim": 24,
     "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "max_position_embeddings": 4096,
     "rope_parameters": {"rope_type": "default"},
     "sliding_window": 37,
     "swiglu_limit": 0.5,
 }
 """Windows, sinks, biases of everything and a clamped activation."""
 
-FAMILIES = {"plain": CONFIG, "windowed": WINDOWED, "convolutions": SMALL_LFM2}
-"""Each has `EXPERTS` experts."""
+LONG_LFM2 = SMALL_LFM2 | {"max_position_embeddings": 4096}
+FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    "plain": (CONFIG, ()),
+    "windowed": (WINDOWED, (64, 0, 100, 65)),
+    "convolutions": (SMALL_LFM2, ()),
+    "windows alone": (WINDOWED, (37, 70)),
+    "windows and convolutions": (LONG_LFM2, (65,)),
+}
+"""Configurations, and the windows of their layers with attention, in turn; none: as configured."""
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+SLOW = {"windows alone"}
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in FAMILIES]
+)
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
     folder = tmp_path_factory.mktemp("invariants")
-    write_checkpoint(folder / "source", FAMILIES[request.param])
-    return convert_checkpoint(str(folder / "source"), folder / "store", experts="q4", dense="q8")
+    config, windows = FAMILIES[request.param]
+    write_checkpoint(folder / "source", config)
+    store = convert_checkpoint(str(folder / "source"), folder / "store", experts="q4", dense="q8")
+    return Family(store, windows)
 
 
 @pytest.fixture(scope="module", params=["f16", "q8"])
-def alone(store: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Alone, str]]:
-    reference = Alone(store, request.param)
+def alone(family: Family, request: pytest.FixtureRequest) -> Iterator[tuple[Alone, str]]:
+    reference = Alone(family, request.param)
     yield reference, request.param
     reference.close()
 
 
-def work(store: Path, alone: tuple[Alone, str], slots: int, threads: int, steps: int, seeds: range) -> int:
+def work(family: Family, alone: tuple[Alone, str], slots: int, threads: int, steps: int, seeds: range) -> int:
     """Run random programs of sequences; returns how many results were compared."""
     compared, undo_tokens = 0, (0, 4, PAGE_TOKENS)[seeds.start % 3]
+    chunk_tokens = (48, 256)[seeds.start // 3 % 2]
+    context_length = 2048 if family.windows else 256
+    sizes = {"undo_tokens": undo_tokens, "chunk_tokens": chunk_tokens, "context_length": context_length}
     with engine_with_slots(
-        store, slots, threads, alone[1], sequences=SEQUENCES, context_length=256, undo_tokens=undo_tokens
+        family.store, slots, threads, alone[1], sequences=SEQUENCES, windows=family.windows, **sizes
     ) as engine:
+        assert len(engine.sequence.windowed) == len({*family.windows} - {0})
         for seed in seeds:
             company = Company(engine, alone[0], seed)
             for _ in range(steps):
@@ -176,20 +206,20 @@ def work(store: Path, alone: tuple[Alone, str], slots: int, threads: int, steps:
 
 @pytest.mark.parametrize(("slots", "threads"), [(EXPERTS, 3), (6, 1), (1, 2)])
 def test_company_cuts_rewinds_forks_and_prefixes_change_no_bit(
-    store: Path, alone: tuple[Alone, str], slots: int, threads: int
+    family: Family, alone: tuple[Alone, str], slots: int, threads: int
 ) -> None:
-    assert work(store, alone, slots, threads, 40, range(threads, threads + 1)) > 20
+    assert work(family, alone, slots, threads, 20, range(threads, threads + 1)) > 10
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(("slots", "threads"), [(EXPERTS, 1), (EXPERTS, 3), (17, 2), (6, 1), (6, 3), (1, 2)])
 def test_ten_thousand_combinations(
-    store: Path, alone: tuple[Alone, str], slots: int, threads: int, isa: str, monkeypatch: pytest.MonkeyPatch
+    family: Family, alone: tuple[Alone, str], slots: int, threads: int, isa: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three models, two KV formats, six budgets and thread counts, each instruction set: 425 of each."""
+    """Five models, two KV formats, six budgets and thread counts, each instruction set: 425 of each."""
     monkeypatch.setenv("EDGEMOE_ISA", isa)
     seed, compared = 100, 0
     while compared < 425:
-        compared += work(store, alone, slots, threads, 150, range(seed, seed + 1))
+        compared += work(family, alone, slots, threads, 150, range(seed, seed + 1))
         seed += 1

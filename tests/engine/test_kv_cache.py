@@ -48,10 +48,10 @@ def test_it_takes_what_is_planned(name: str, kv_format: KvFormat) -> None:
     for value in graph.lasting:
         workspace.array(value)
     allocated = workspace.nbytes - work_bytes(graph, 8) - kept_bytes(graph, 8, 600)
-    assert allocated == kv_cache_bytes(graph, 600, kv_format)
+    assert allocated == kv_cache_bytes(graph, 8, 600, kv_format)
     if kv_format == "q8":
         tables = rope_bytes(graph, 600)
-        assert allocated - tables == (kv_cache_bytes(graph, 600, "f16") - tables) * 34 // 64
+        assert allocated - tables == (kv_cache_bytes(graph, 8, 600, "f16") - tables) * 34 // 64
 
 
 @pytest.mark.parametrize("slots", [1, 6, EXPERTS - 1])

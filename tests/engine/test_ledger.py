@@ -13,11 +13,13 @@ import pytest
 import edgemoe
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine.engine import Engine
+from edgemoe.engine.expert_uses import ExpertUses
 from edgemoe.engine.ledger import TimeLedger
 from edgemoe.engine.memory import plan_memory
 from edgemoe.engine.opening import model_sizes, open_engine
 from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import UsageError
+from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.model.build import build_graph
 from edgemoe.model.description import store_spec
@@ -52,7 +54,7 @@ def open_clocked(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     """Opens an engine with so many slots, all of whose time is that of the clock."""
     clock, opened = Clock(), []
 
-    def count(engine: Engine, tokens: int) -> None:
+    def count(uses: ExpertUses, tokens: int) -> None:
         clock.now_ns += GLUE_NS
 
     def open_with(slots: int) -> tuple[Engine, Clock]:
@@ -68,7 +70,7 @@ def open_clocked(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         return opened[-1], clock
 
     monkeypatch.setattr("edgemoe.engine.engine.time", clock)
-    monkeypatch.setattr(Engine, "_count", count)
+    monkeypatch.setattr(ExpertUses, "add", count)
     yield open_with
     for engine in opened:
         engine.close()
@@ -77,19 +79,19 @@ def open_clocked(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 def expected_ns(tokens: int, streamed: bool) -> dict[str, int]:
     """By hand: what the operations of each part cost for so many tokens, one by one, and how many they are."""
     attention = [NORM, LINEAR, 2 * COST_NS[op.Rope], COST_NS[op.StoreKv], COST_NS[op.Attention], LINEAR]
-    router = [NORM, LINEAR, COST_NS[op.Route]]
+    router = [NORM, LINEAR, COST_NS[ex.Route]]
     costs = {
         "embedding": (COST_NS[op.Embed], 1),
         "attention": (LAYERS * sum(attention), LAYERS * 7),
         "router": (LAYERS * sum(router), LAYERS * 3),
-        "experts": (LAYERS * COST_NS[op.Experts], LAYERS),
+        "experts": (LAYERS * COST_NS[ex.Experts], LAYERS),
         "shared_expert": (LAYERS * COST_NS[op.GatedFfn], LAYERS),
-        "combine": (LAYERS * COST_NS[op.Combine], LAYERS),
+        "combine": (LAYERS * COST_NS[ex.Combine], LAYERS),
         "head": (NORM + LINEAR, 2),
     }
     if streamed:
-        costs["experts"] = (LAYERS * (COST_NS[op.Fetch] + COST_NS[op.Experts]), LAYERS * 2)
-        costs["prefetch"] = ((LAYERS - 1) * (sum(router) + COST_NS[op.Prefetch]), (LAYERS - 1) * 4)
+        costs["experts"] = (LAYERS * (COST_NS[ex.Fetch] + COST_NS[ex.Experts]), LAYERS * 2)
+        costs["prefetch"] = ((LAYERS - 1) * (sum(router) + COST_NS[ex.Prefetch]), (LAYERS - 1) * 4)
     operations = sum(count for _, count in costs.values())
     parts = {part: tokens * (cost - (WAITED_NS + DISK_NS) * count) for part, (cost, count) in costs.items()}
     waited = {"synchronisation": tokens * WAITED_NS * operations, "disk_wait": tokens * DISK_NS * operations}
@@ -142,7 +144,7 @@ def test_a_forward_that_fails_is_time_too(open_clocked: OpenClocked, monkeypatch
         raise UsageError("no")
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "_count", fail)
+        patch.setattr(ExpertUses, "add", fail)
         with pytest.raises(UsageError):
             engine.forward([1])
     assert engine.ledger is not None

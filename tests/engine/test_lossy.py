@@ -19,7 +19,7 @@ from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import UsageError
 from edgemoe.experts.cache import droppable
-from edgemoe.kernels import operations as op
+from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels.backend import Backend
 from tests.engine.test_engine import CONFIG
 from tests.support.checkpoints import make_routers_decided, write_checkpoint
@@ -81,7 +81,7 @@ class Simulation:
         self.parts = []
         for layer in decoder.layers:
             route = layer.attend[-1]
-            assert isinstance(route, op.Route)
+            assert isinstance(route, ex.Route)
             before, after = layer.attend[:-1], layer.beside + layer.experts
             self.parts.append((backend.program(before), route, backend.program(after), backend.program(layer.combine)))
 
@@ -160,7 +160,7 @@ def test_the_effect_is_that_of_a_simulation(
             resident._space.positions[: len(ids)] = sequence.position + np.arange(len(ids))
             sequence.reserve(len(ids))
             simulation.step(len(ids))
-            sequence.extend(ids)
+            sequence.end_run(ids)
             logits = np.empty((1, 193), np.float32)
             resident._logits([(range(len(ids) - 1, len(ids)), logits)])
             expected.append(logits[0])

@@ -1,6 +1,7 @@
 """The memory plan: what sizes mean, that the parts never exceed the budget, and what is refused."""
 
 import dataclasses
+import itertools
 import mmap
 from collections.abc import Sequence
 
@@ -23,6 +24,7 @@ from edgemoe.engine.scratch import WeightFormats, step_scratch_bytes
 from edgemoe.engine.workspace import Workspace, kept_bytes, rope_bytes, work_bytes
 from edgemoe.errors import BudgetError, UsageError
 from edgemoe.experts.opening import cache_bytes
+from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.backend import Program
 from edgemoe.kernels.formats import FORMATS, Matrix
@@ -36,6 +38,7 @@ from edgemoe.process import Limit
 from edgemoe.sizes import format_size, parse_size
 from edgemoe.store.layouts import packed_layout
 from tests.kernels.conftest import make_backend
+from tests.support.engines import with_windows
 
 MIB = 1 << 20
 ATTENTION = Attention(heads=8, kv_heads=2, head_dim=64, scale=0.125, rope=RopeSpec(10_000.0, 64))
@@ -49,6 +52,7 @@ SPEC = ModelSpec(
     tied_embeddings=True,
 )
 GRAPH = build_graph(SPEC)
+GRAPHS = st.sampled_from([GRAPH, build_graph(with_windows(SPEC, (64, 0)))])
 
 
 def weight_formats(graph: Graph, dense: str, experts: str) -> WeightFormats:
@@ -56,14 +60,14 @@ def weight_formats(graph: Graph, dense: str, experts: str) -> WeightFormats:
     steps = (step for section in graph.sections() for step in section.steps)
     names = {weight.name for step in steps for weight in weights_of(step.operation) if len(weight.shape) == 2}
     fmt, spec = FORMATS[experts], graph.spec
-    layouts: list[op.RecordLayouts | None] = []
+    layouts: list[ex.RecordLayouts | None] = []
     slot_bytes = 0
     for routed in (layer.routed for layer in spec.layers):
         if routed is None:
             layouts.append(None)
             continue
         layout = packed_layout(spec.hidden_size, routed.intermediate_size, fmt, fmt)
-        layouts.append(op.RecordLayouts((layout.matrices,), np.zeros(routed.num_experts, np.uint8)))
+        layouts.append(ex.RecordLayouts((layout.matrices,), np.zeros(routed.num_experts, np.uint8)))
         slot_bytes = max(slot_bytes, layout.slot_bytes)
     return WeightFormats(dict.fromkeys(names, FORMATS[dense]), layouts, slot_bytes)
 
@@ -134,25 +138,25 @@ def test_sizes_for_people(size: int, text: str) -> None:
     assert format_size(size) == text
 
 
-@given(extra=st.integers(0, 3 << 30), sizes=st.sampled_from([SIZES, UNTIED]))
-def test_parts_fill_but_never_exceed_the_budget(extra: int, sizes: ModelSizes) -> None:
-    floor = plan_memory(GRAPH, sizes, BACKEND, "floor").floor_bytes
-    plan = plan_memory(GRAPH, sizes, BACKEND, floor + extra + 4 * MIB)
+@given(extra=st.integers(0, 3 << 30), sizes=st.sampled_from([SIZES, UNTIED]), graph=GRAPHS)
+def test_parts_fill_but_never_exceed_the_budget(extra: int, sizes: ModelSizes, graph: Graph) -> None:
+    floor = plan_memory(graph, sizes, BACKEND, "floor").floor_bytes
+    plan = plan_memory(graph, sizes, BACKEND, floor + extra + 4 * MIB)
     assert plan.planned_bytes <= plan.budget_bytes
     assert plan.slots >= 4  # two tokens' worth of a layer
-    layers, experts = len(GRAPH.spec.layers), GRAPH.spec.most_experts
+    layers, experts = len(graph.spec.layers), graph.spec.most_experts
     with_one_more = (plan.slots + 1) * plan.slot_bytes + cache_bytes(plan.slots + 1, layers, experts, BACKEND)
     assert plan.all_resident or plan.planned_bytes - plan.experts_bytes + with_one_more > plan.budget_bytes
     assert plan.context_length >= 512
 
 
-@given(st.integers(0, 1 << 30), st.integers(0, 1 << 30), st.sampled_from([SIZES, UNTIED]))
-def test_more_memory_never_means_less(first: int, second: int, sizes: ModelSizes) -> None:
+@given(st.integers(0, 1 << 30), st.integers(0, 1 << 30), st.sampled_from([SIZES, UNTIED]), GRAPHS)
+def test_more_memory_never_means_less(first: int, second: int, sizes: ModelSizes, graph: Graph) -> None:
     assume(first < second)
-    floor = plan_memory(GRAPH, sizes, BACKEND, "floor").floor_bytes + 8 * MIB
+    floor = plan_memory(graph, sizes, BACKEND, "floor").floor_bytes + 8 * MIB
     smaller, larger = (
-        plan_memory(GRAPH, sizes, BACKEND, floor + first),
-        plan_memory(GRAPH, sizes, BACKEND, floor + second),
+        plan_memory(graph, sizes, BACKEND, floor + first),
+        plan_memory(graph, sizes, BACKEND, floor + second),
     )
     assert smaller.embedding_resident <= larger.embedding_resident
     assert smaller.context_length <= larger.context_length
@@ -260,9 +264,15 @@ def test_scratch_that_grows_with_the_context_counts() -> None:
     assert (careful.context_length, careful.slots) < (modest.context_length, modest.slots)
 
 
-def model_of(vocab_size: int, width: int, heads: tuple[int, int, int], *ffns: Moe | GatedFfn) -> ModelSpec:
-    attention = Attention(*heads, scale=0.1, rope=RopeSpec(10_000.0, heads[2]))
-    layers = tuple(LayerSpec.of(attention, ffn) for ffn in ffns)
+def model_of(
+    vocab_size: int, width: int, heads: tuple[int, int, int], *ffns: Moe | GatedFfn, windows: tuple[int, ...] = (0,)
+) -> ModelSpec:
+    """A model whose layers have these FFNs, and windows in turn."""
+    attentions = (
+        Attention(*heads, scale=0.1, rope=RopeSpec(10_000.0, heads[2]), window=window)
+        for window in itertools.cycle(windows)
+    )
+    layers = tuple(LayerSpec.of(attention, ffn) for attention, ffn in zip(attentions, ffns, strict=False))
     return dataclasses.replace(
         SPEC, vocab_size=vocab_size, hidden_size=width, layers=layers, tied_embeddings=False, max_positions=1 << 17
     )
@@ -278,6 +288,7 @@ MODELS = {
     "granite-3b-a800m": model_of(
         49_155, 1536, (24, 8, 64), *[Moe(40, 8, 512, RouterSpec(True), SharedExpert(1024))] * 2
     ),
+    "gpt-oss-20b": model_of(201_088, 2880, (64, 8, 64), *[Moe(32, 4, 2880, RouterSpec(True))] * 3, windows=(128, 0)),
     "llama-8b": model_of(128_256, 4096, (32, 8, 128), GatedFfn(14_336)),
     "many narrow experts beside a wide layer": model_of(
         1000, 2048, (4, 4, 64), Moe(512, 32, 8, RouterSpec(False)), GatedFfn(100_000)
@@ -326,12 +337,12 @@ def test_what_is_planned_holds_what_is_allocated(name: str, chunk_tokens: int, c
         scratch = max(backend.scratch_bytes(operations) for operations in programs if operations)
         sizes = dataclasses.replace(SIZES, formats=formats, kv_format="q8")
         planned = workspace_bytes(graph, sizes, backend, chunk_tokens, context_length) + kv_cache_bytes(
-            graph, context_length, "q8"
+            graph, chunk_tokens, context_length, "q8"
         )
         assert workspace.nbytes + scratch <= planned, (dense, experts)
     assert workspace.nbytes == work_bytes(graph, chunk_tokens) + kept_bytes(
         graph, chunk_tokens, context_length
-    ) + kv_cache_bytes(graph, context_length, "q8")
+    ) + kv_cache_bytes(graph, chunk_tokens, context_length, "q8")
     backend.close()
 
 
@@ -370,3 +381,29 @@ def test_only_backends_that_say_so_need_more_scratch_for_a_longer_context(kv_for
         sizes = [step_scratch_bytes(graph, formats, backend, 16, length, kv_format) for length in (64, 1 << 15)]
         assert (sizes[1] > sizes[0]) == grows
         backend.close()
+
+
+def test_a_window_costs_no_more_the_longer_the_context() -> None:
+    graph = build_graph(MODELS["gpt-oss-20b"])
+    formats = weight_formats(graph, "q8", "q4")
+    sizes = dataclasses.replace(SIZES, formats=formats, total_experts=0, slot_bytes=0)
+    lengths = (1 << 15, 1 << 17)
+    plans = [plan_memory(graph, sizes, BACKEND, "1TiB", length, interpreter=0) for length in lengths]
+    (short,), (long,) = (plan.windows for plan in plans)
+    assert short.kept_bytes == long.kept_bytes
+    position_bytes = 2 * 8 * 64 * 2  # keys and values of a layer in float16
+    assert [one.whole_bytes for one in (short, long)] == [2 * length * position_bytes for length in lengths]
+    tables = [rope_bytes(graph, length) for length in lengths]
+    for plan, length, table in zip(plans, lengths, tables, strict=True):
+        assert plan.kv_cache_bytes == length * position_bytes + short.kept_bytes + table
+
+
+def test_larger_chunks_do_not_crowd_the_budget_through_the_pages_of_windows() -> None:
+    spec = model_of(1000, 64, (64, 64, 128), *[GatedFfn(64)] * 40, windows=(64,))
+    graph = build_graph(spec)
+    sizes = dataclasses.replace(SIZES, formats=weight_formats(graph, "q8", "q4"), total_experts=0, slot_bytes=0)
+    floor = plan_memory(graph, sizes, BACKEND, "floor", 1 << 15, interpreter=0).floor_bytes
+    for more in range(0, 3000 * MIB, 150 * MIB):
+        plan = plan_memory(graph, sizes, BACKEND, floor + more, 1 << 15, interpreter=0)
+        assert plan.planned_bytes <= plan.budget_bytes
+    assert plan.chunk_tokens > 8

@@ -12,7 +12,7 @@ from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine.memory import POSITION_OBJECT_BYTES
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
-from edgemoe.engine.pages import PagePool, prefix_hash
+from edgemoe.engine.pages import PageGroup, PagePool, prefix_hash
 from edgemoe.engine.sequence import Sequences
 from edgemoe.errors import UsageError
 from edgemoe.kernels.operations import PAGE_TOKENS
@@ -32,19 +32,20 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def of_pages(rows: int, pages: int) -> tuple[Sequences, np.ndarray]:
     """Sequences without a model, whose state is one number for each position."""
     state = np.zeros((rows * pages, PAGE_TOKENS))
-    return Sequences(np.zeros((rows, pages), np.int32), [state], CONFIG["vocab_size"], keeps_prefixes=True), state
+    group = PageGroup(np.zeros((rows, pages), np.int32), rows * pages, arrays=[state])
+    return Sequences([group], CONFIG["vocab_size"], keeps_prefixes=True), state
 
 
 def append(sequence, state: np.ndarray, ids: np.ndarray) -> None:
     """Write the ids as the state of their positions, as a run would."""
     sequence.reserve(len(ids))
     for position, token in enumerate(ids.tolist(), sequence.position):
-        state[sequence._table[position // PAGE_TOKENS], position % PAGE_TOKENS] = token
-    sequence.extend(ids)
+        state[sequence.whole.pages[position // PAGE_TOKENS], position % PAGE_TOKENS] = token
+    sequence.end_run(ids)
 
 
 def contents(sequence, state: np.ndarray) -> list[int]:
-    places = [(sequence._table[p // PAGE_TOKENS], p % PAGE_TOKENS) for p in range(sequence.position)]
+    places = [(sequence.whole.pages[p // PAGE_TOKENS], p % PAGE_TOKENS) for p in range(sequence.position)]
     return [int(state[place]) for place in places]
 
 
@@ -70,11 +71,11 @@ def test_a_fork_shares_pages_until_one_of_both_goes_on() -> None:
     first = sequences.open()
     append(first, state, IDS[:100])
     second = sequences.fork(first)
-    assert (first._table[:2] == second._table[:2]).all()
+    assert first.whole.pages == second.whole.pages
     append(second, state, IDS[200:300])
     append(first, state, IDS[100:140])
-    assert first._table[0] == second._table[0]
-    assert first._table[1] != second._table[1]
+    assert first.whole.pages[0] == second.whole.pages[0]
+    assert first.whole.pages[1] != second.whole.pages[1]
     assert contents(first, state) == IDS[:140].tolist()
     assert contents(second, state) == [*IDS[:100], *IDS[200:300]]
 
@@ -133,7 +134,7 @@ def test_the_plan_has_room_for_the_objects_of_every_position() -> None:
     for ids in tokens:
         one = sequences.open()
         one.reserve(len(ids))
-        one.extend(ids)
+        one.end_run(ids)
     taken = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
     assert 0 < taken <= tokens.size * POSITION_OBJECT_BYTES

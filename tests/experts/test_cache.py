@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from edgemoe.errors import KernelError, ReadError
 from edgemoe.experts.cache import ExpertCache
 from edgemoe.experts.policy import POLICIES, make_policy
-from edgemoe.kernels.operations import DECODE, PROMPT
+from edgemoe.kernels.paging import DECODE, PROMPT
 from tests.support.examples import examples
 from tests.support.paired_caches import FakeFiles, FakeTable, PairedCaches, await_wave
 from tests.support.slow_reader import SteppedReader

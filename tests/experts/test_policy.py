@@ -28,7 +28,7 @@ KEYS = 12
 NAMES = ("lru", "lfu", "lfu:0.25", "lfu:50", "lruf", "lruf:1:20", "lruf:4:0.5", BELADY)
 
 accesses_and_begins = st.lists(st.tuples(st.integers(0, KEYS - 1), st.booleans()), min_size=1, max_size=120)
-accesses_some_in_passing = st.lists(
+accesses_with_scans = st.lists(
     st.tuples(st.integers(0, KEYS - 1), st.booleans(), st.booleans()), min_size=1, max_size=120
 )
 
@@ -41,7 +41,7 @@ class InterpretedCache:
         self.key_of: list[int | None] = [None] * slots
         self.may_leave = np.ones(slots, np.bool_)
 
-    def access(self, key: int, begins: bool, in_passing: bool = False) -> tuple[bool, int]:
+    def access(self, key: int, begins: bool, scan: bool = False) -> tuple[bool, int]:
         """Whether it was a hit, and the slot whose expert left, or -1."""
         if begins:
             self.may_leave[:] = True
@@ -57,10 +57,10 @@ class InterpretedCache:
                 self.may_leave[:] = True
                 victim = slot = self.policy.victim(self.may_leave)
         self.key_of[slot] = key
-        if not in_passing:
+        if not scan:
             self.policy.use(key, slot)
         elif not hit:
-            self.policy.use_in_passing(slot)
+            self.policy.scan(slot)
         self.may_leave[slot] = not self.pins
         return hit, victim
 
@@ -72,7 +72,7 @@ def interpreted(name: str, slots: int, keys: Sequence[int]) -> ScorePolicy:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@given(accesses=accesses_some_in_passing, slots=st.integers(1, KEYS + 1))
+@given(accesses=accesses_with_scans, slots=st.integers(1, KEYS + 1))
 @settings(deadline=None)  # the first call compiles
 def test_compiled_and_interpreted_policies_take_the_same_decisions(
     name: str, accesses: list[tuple[int, bool, bool]], slots: int
@@ -81,7 +81,7 @@ def test_compiled_and_interpreted_policies_take_the_same_decisions(
     passing &= name != BELADY  # which counts on the order of uses
     cache = InterpretedCache(interpreted(name, slots, keys), slots, pins=name != BELADY)
     expected = [cache.access(*access) for access in zip(keys.tolist(), begins, passing, strict=True)]
-    done = simulate(name, slots, KEYS, keys, begins, keep_victims=True, in_passing=None if name == BELADY else passing)
+    done = simulate(name, slots, KEYS, keys, begins, keep_victims=True, scans=None if name == BELADY else passing)
     assert done.hits.tolist() == [hit for hit, _ in expected]
     assert done.victims.tolist() == [victim for _, victim in expected]
     assert set(np.flatnonzero(done.resident)) == {key for key in cache.key_of if key is not None}
@@ -187,7 +187,7 @@ def test_what_passes_through_takes_few_slots(name: str) -> None:
     keys = np.tile(np.arange(24), 5)
     begins = keys % 4 == 0
     passing = np.ones(len(keys), np.bool_)
-    hits = simulate(name, 12, 24, keys, begins, at_once=True, in_passing=passing).hits.reshape(5, 24).sum(axis=1)
+    hits = simulate(name, 12, 24, keys, begins, at_once=True, scans=passing).hits.reshape(5, 24).sum(axis=1)
     assert hits[0] == 0
     assert (hits[1:] >= 8).all()  # all but the slots that one layer takes
     assert not simulate("lru", 12, 24, keys, begins, at_once=True).hits.any()

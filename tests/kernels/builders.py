@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,9 +11,9 @@ import numpy.typing as npt
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from edgemoe.kernels import reference
 from edgemoe.kernels.formats import FORMATS, Blocks, Matrix, group_count, pack, panel_count
 from edgemoe.kernels.operations import PAGE_TOKENS, SILU, Activation, Cache, FfnBiases, Integers, QuantisedCache
+from edgemoe.kernels.reference.backend import REFERENCE
 from tests.support.examples import examples
 from tests.support.matrices import interleave_panels
 
@@ -29,7 +30,7 @@ KINDS = ("normal", "zeros", "denormal", "threshold", "huge", "equal", "spike", "
 
 def aligned(shape: Sequence[int], dtype: npt.DTypeLike, alignment: int = 64) -> npt.NDArray[np.generic]:
     """Zeros in memory aligned to `alignment` bytes."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    size = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.zeros(size + alignment, np.uint8)
     start = -memory.ctypes.data % alignment
     return memory[start : start + size].view(dtype).reshape(shape)
@@ -49,15 +50,15 @@ def numbers(kind: str, shape: Sequence[int], random: np.random.Generator) -> npt
     """
     normal = random.standard_normal(shape)
     values = {
-        "normal": normal,
-        "zeros": np.zeros(shape),
-        "denormal": normal * 1e-41,
-        "threshold": normal * 1e-35,
-        "huge": normal * 1e30,
-        "equal": np.full(shape, 0.37),
-        "spike": np.where(random.random(shape) < 0.02, 1e4, normal * 1e-3),
-        "halves": np.where(random.random(shape) < 0.1, 63.5, random.integers(-127, 128, shape) / 2),
-    }[kind]
+        "normal": lambda: normal,
+        "zeros": lambda: np.zeros(shape),
+        "denormal": lambda: normal * 1e-41,
+        "threshold": lambda: normal * 1e-35,
+        "huge": lambda: normal * 1e30,
+        "equal": lambda: np.full(shape, 0.37),
+        "spike": lambda: np.where(random.random(shape) < 0.02, 1e4, normal * 1e-3),
+        "halves": lambda: np.where(random.random(shape) < 0.1, 63.5, random.integers(-127, 128, shape) / 2),
+    }[kind]()
     return aligned_copy(values.astype(np.float32))
 
 
@@ -133,7 +134,7 @@ def empty_cache(format_name: str, shape: tuple[int, ...]) -> Cache:
 def fill_cache(cache: Cache, elements: npt.NDArray[np.floating]) -> None:
     """Puts elements `(N, G, 64, W)` in a cache, rounded as its format has it."""
     if isinstance(cache, QuantisedCache):
-        cache.values[...], cache.scales[...] = reference.quantise_cache_rows(elements.astype(np.float32))
+        cache.values[...], cache.scales[...] = REFERENCE.quantise_cache_rows(elements.astype(np.float32))
     else:
         cache[...] = elements
 

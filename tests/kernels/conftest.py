@@ -18,7 +18,7 @@ def make_backend(name: str) -> Backend:
     """The backend of that name."""
     threads = 3 if name.endswith("3 threads") else 1
     if name == "reference":
-        from edgemoe.kernels.reference import ReferenceBackend
+        from edgemoe.kernels.reference.backend import ReferenceBackend
 
         return ReferenceBackend()
     if name.startswith("jit"):

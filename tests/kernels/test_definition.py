@@ -11,19 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgemoe.errors import KernelError
+from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.backend import Backend
-from edgemoe.kernels.definition import (
-    Extent,
-    Misfit,
-    buffer,
-    definition_of,
-    measure,
-    rows,
-    size,
-    up_to,
-)
+from edgemoe.kernels.definition import Extent, Misfit, definition_of, measure
 from edgemoe.kernels.formats import FORMATS, Matrix
+from edgemoe.kernels.marks import buffer, rows, size, up_to
+from edgemoe.kernels.native.structures import NATIVE_OPERATIONS
 from tests.kernels.builders import aligned, empty_cache, places, random_ffn, random_matrix
 from tests.kernels.planned import planned
 from tests.kernels.test_products import pack_experts
@@ -90,7 +84,7 @@ def test_a_layer_is_measured_with_and_without_memory() -> None:
         "Mix": {"D": WIDTH},
     }
     seen = set()
-    asked = [op.Fetch(layer.chosen, layer.weights, 0.5), op.Prefetch(layer.chosen)]
+    asked = [ex.Fetch(layer.chosen, layer.weights, 0.5), ex.Prefetch(layer.chosen)]
     mix = op.Mix(layer.residual, layer.residual, 0.5, None, None, None, layer.residual)
     for operation in [*layer.operations, *asked, mix]:
         sizes, without = operation.measure(), planned(operation).measure()
@@ -100,7 +94,7 @@ def test_a_layer_is_measured_with_and_without_memory() -> None:
         seen.add(name)
         if name in expected and sizes.letters.get("heads") != 4:
             assert sizes.letters == expected[name]
-    assert seen == {kind.__name__ for kind in op.NATIVE_OPERATIONS}
+    assert seen == {kind.__name__ for kind in NATIVE_OPERATIONS}
 
 
 def test_each_part_of_a_linear_layer_has_its_own_rows() -> None:
@@ -120,14 +114,14 @@ def faults() -> list[tuple[op.Operation, str, str]]:
     slots = np.arange(2, dtype=np.int32)
     arena, layouts = pack_experts([random_ffn("q4", 40, 24, random) for _ in slots], slots)
     chosen = np.zeros((TOKENS, 1), np.int32)
-    experts = op.Experts(query, chosen, slots, arena, *layouts, floats(TOKENS, 1, 40))
+    experts = ex.Experts(query, chosen, slots, arena, *layouts, floats(TOKENS, 1, 40))
     (layout,) = layouts.layouts
 
-    def with_layout(**changes: int) -> op.Experts:
+    def with_layout(**changes: int) -> ex.Experts:
         return replace(experts, layouts=(layout, replace(layout, **changes)))
 
     matrix = random_matrix("f32", 6, 40, random)
-    route = op.Route(floats(TOKENS, 6), True, np.zeros((TOKENS, 3), np.int32), floats(TOKENS, 3))
+    route = ex.Route(floats(TOKENS, 6), True, np.zeros((TOKENS, 3), np.int32), floats(TOKENS, 3))
     return [
         (op.Embed(slots, matrix, 1.0, floats(2, 41)), "output", "shape (T, 40), found shape (2, 41)"),
         (op.Embed(chosen, matrix, 1.0, query), "ids", "shape (T,), found shape (3, 1)"),
@@ -161,7 +155,7 @@ def faults() -> list[tuple[op.Operation, str, str]]:
             "value_cache",
             "found int8",
         ),
-        (op.Route(floats(TOKENS, 3), True, chosen, floats(TOKENS, 2)), "weights", "shape (T, 1)"),
+        (ex.Route(floats(TOKENS, 3), True, chosen, floats(TOKENS, 2)), "weights", "shape (T, 1)"),
         (replace(route, score="tanh"), "score", "softmax or sigmoid, found tanh"),  # type: ignore[arg-type]
         (replace(route, choice_bias=floats(5)), "choice_bias", "shape (6,), found shape (5,)"),
         (replace(route, groups=4), "groups", "equal runs of at least 2 of 6 experts, found 4"),
@@ -203,7 +197,7 @@ def faults() -> list[tuple[op.Operation, str, str]]:
         (replace(experts, layouts=()), "layouts", "1 to 16, found 0"),
         (replace(experts, layouts=layouts.layouts * 17), "layouts", "1 to 16, found 17"),
         (replace(experts, layout_of=layouts.layout_of[1:]), "layout_of", "shape"),
-        (op.Combine(query, 1.0, floats(TOKENS, 2, 40), floats(TOKENS, 3), None, None), "weights", "shape (T, 2)"),
+        (ex.Combine(query, 1.0, floats(TOKENS, 2, 40), floats(TOKENS, 3), None, None), "weights", "shape (T, 2)"),
         (op.Linear(query, (op.LinearPart(matrix, floats(5), floats(3, 6)),)), "parts[0].bias", "shape (6,)"),
         (op.Linear(query, ()), "parts", "1 to 4, found 0"),
     ]
@@ -240,7 +234,7 @@ def test_bytes_that_a_token_reads() -> None:
     embed, linear, experts = by_name["Embed"], layer.operations[2], by_name["Experts"]
     assert isinstance(embed, op.Embed)
     assert isinstance(linear, op.Linear)
-    assert isinstance(experts, op.Experts)
+    assert isinstance(experts, ex.Experts)
     assert embed.weight_bytes() == embed.matrix.data.nbytes // embed.matrix.rows
     in_parts = sum(part.matrix.data.nbytes + part.bias.nbytes for part in linear.parts if part.bias is not None)
     assert linear.weight_bytes() == in_parts

@@ -12,7 +12,7 @@ import pytest
 from edgemoe.errors import KernelError
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.backend import Backend
-from edgemoe.kernels.definition import OUTPUT, rows
+from edgemoe.kernels.marks import OUTPUT, rows
 from edgemoe.kernels.native.backend import NativeBackend, NativeProgram
 from edgemoe.kernels.stepwise import MEANINGS, means
 from tests.kernels.builders import aligned, numbers

@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given
 
 from edgemoe.errors import KernelError
-from edgemoe.kernels import reference
 from edgemoe.kernels.formats import GROUP_COLUMNS, group_count
 from edgemoe.kernels.jit import JitBackend, products
 from edgemoe.kernels.jit import numbers as jit_numbers
 from edgemoe.kernels.jit.compile import jit, report_compilation
+from edgemoe.kernels.reference.products import quantise_activations
 from tests.kernels.builders import column_counts, few_examples, kinds, numbers, random_matrix, seeds, token_counts
 from tests.support.homes import without_home
 
@@ -200,7 +200,7 @@ def test_activations_become_the_reference_s_int8(columns: int, tokens: int, kind
     integers = np.full((tokens, groups * GROUP_COLUMNS), 99, np.int32)
     scales, sums = np.empty((2, tokens, groups), np.float32)
     products.quantise_activations(values, integers, scales, sums)
-    expected_integers, expected_scales = reference.quantise_activations(values)
+    expected_integers, expected_scales = quantise_activations(values)
     assert np.array_equal(integers.reshape(expected_integers.shape), expected_integers)
     assert np.array_equal(scales, expected_scales)
     assert np.array_equal(sums, expected_scales * expected_integers.sum(axis=2).astype(np.float32))

@@ -10,10 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
-from edgemoe.kernels import reference
 from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.operations import PAGE_TOKENS
+from edgemoe.kernels.reference.attention import cache_elements
+from edgemoe.kernels.reference.backend import REFERENCE
+from edgemoe.kernels.reference.experts import choice_scores
 from tests.kernels import tolerance
 from tests.kernels.builders import (
     CACHE_FORMATS,
@@ -60,7 +63,7 @@ def test_rms_norm(backend: Backend, heads: int, width: int, tokens: int, kind: s
     random = np.random.default_rng(seed)
     values = numbers(kind, (tokens, heads * width), random)
     weight = numbers("normal", (width,), random)
-    expected = reference.rms_norm(values.reshape(tokens, heads, width), weight, 1e-5).reshape(tokens, -1)
+    expected = REFERENCE.rms_norm(values.reshape(tokens, heads, width), weight, 1e-5).reshape(tokens, -1)
     output = values if in_place else aligned(values.shape, np.float32)
     backend.program([op.RmsNorm(values, weight, 1e-5, output, heads)]).run(tokens)
     tolerance.assert_within(output, expected, tolerance.rms_norm(expected, width))
@@ -77,7 +80,7 @@ def test_rope(backend: Backend, heads: int, width: int, tokens: int, whole: bool
     angles = random.random((60, half)) * 7
     cosine, sine = (aligned_copy(table(angles).astype(np.float32)) for table in (np.cos, np.sin))
     backend.program([op.Rope(values, heads, positions, cosine, sine)]).run(tokens)
-    expected = reference.rope(before, cosine[positions], sine[positions])
+    expected = REFERENCE.rope(before, cosine[positions], sine[positions])
     after = values.reshape(before.shape)
     bound = tolerance.rope(before[:, :, : 2 * half], cosine[positions], sine[positions])
     tolerance.assert_within(after[:, :, : 2 * half], expected[:, :, : 2 * half], bound)
@@ -102,7 +105,7 @@ def test_store_kv(
     for rows, cache in zip((keys, values), caches, strict=True):
         heads = rows.reshape(tokens, kv_heads, width)
         dtype = CACHE_FORMATS[format_name]
-        stored = reference.quantise_cache_rows(heads) if dtype is None else [heads.astype(dtype)]
+        stored = REFERENCE.quantise_cache_rows(heads) if dtype is None else [heads.astype(dtype)]
         for array, here in zip(cache_arrays(cache), stored, strict=True):
             expected = np.full(array.shape, 7, array.dtype)
             for t in range(tokens):
@@ -122,7 +125,7 @@ def test_a_group_that_8_bits_cannot_hold_is_not_a_number(backend: Backend, bad: 
     where = places(2)
     attention = op.Attention(keys, *where, *caches, 1.0, output)
     backend.program([op.StoreKv(keys, values, *where, *caches), attention]).run(2)
-    for stored, cached in zip(reference.quantise_cache_rows(values), cache_arrays(caches[1]), strict=True):
+    for stored, cached in zip(REFERENCE.quantise_cache_rows(values), cache_arrays(caches[1]), strict=True):
         assert cached[0, 0, :2].tobytes() == stored.tobytes()
     lost = np.zeros((2, width), np.bool_)
     lost[:, (width - 5) // 32 * 32 :][:32] = True
@@ -177,14 +180,14 @@ def test_attention(
     sinks = numbers("normal", (kv_heads * group,), random) * np.float32(4) if has_sinks else None
     backend.program([op.Attention(query, *where, *caches, scale, output, window, sinks)]).run(tokens)
     heads = query.reshape(tokens, kv_heads * group, width)
-    expected = reference.attention(heads, *where, *caches, scale, window, sinks)
+    expected = REFERENCE.attention(heads, *where, *caches, scale, window, sinks)
     for t in range(tokens):
         last = int(where.positions[t])
         first = max(0, last - window + 1) if window else 0
         begin = first // PAGE_TOKENS
         held = where.pages[where.sequences[t], begin : last // PAGE_TOKENS + 1]
         here = slice(first - begin * PAGE_TOKENS, last + 1 - begin * PAGE_TOKENS)
-        elements = [reference.cache_elements(cache, held)[:, here] for cache in caches]
+        elements = [cache_elements(cache, held)[:, here] for cache in caches]
         bound = tolerance.attention(heads[t], *elements, scale, sinks)
         tolerance.assert_within(output.reshape(expected.shape)[t], expected[t], bound)
 
@@ -202,8 +205,8 @@ def test_route(
         logits[logits == 0] = random.choice(np.array([0.0, -0.0], np.float32), (logits == 0).sum())
     logits = aligned_copy(logits)
     chosen, weights = aligned((tokens, count), np.int32), aligned((tokens, count), np.float32)
-    backend.program([op.Route(logits, renormalise, chosen, weights)]).run(tokens)
-    expected_experts, expected_weights = reference.route(logits, count, renormalise)
+    backend.program([ex.Route(logits, renormalise, chosen, weights)]).run(tokens)
+    expected_experts, expected_weights = REFERENCE.route(logits, count, renormalise)
     assert np.array_equal(chosen, expected_experts)
     tolerance.assert_within(weights, expected_weights, tolerance.route(expected_weights, experts))
 
@@ -219,9 +222,9 @@ def test_route_with_a_bonus(
     logits = aligned_copy(np.round(logits / 2) if ties else logits)
     slots = aligned_copy(random.integers(-2, 3, experts).astype(np.int32))
     chosen, weights = aligned((tokens, count), np.int32), aligned((tokens, count), np.float32)
-    backend.program([op.Route(logits, renormalise, chosen, weights, slots, bonus)]).run(tokens)
+    backend.program([ex.Route(logits, renormalise, chosen, weights, slots, bonus)]).run(tokens)
     in_memory = (slots >= 0).astype(np.int32)
-    expected_experts, expected_weights = reference.route(logits, count, renormalise, in_memory, bonus)
+    expected_experts, expected_weights = REFERENCE.route(logits, count, renormalise, in_memory, bonus)
     assert np.array_equal(chosen, expected_experts)
     tolerance.assert_within(weights, expected_weights, tolerance.route(expected_weights, experts))
 
@@ -241,14 +244,14 @@ def test_a_bonus_for_none_for_all_or_of_nothing_changes_no_bit(
     outcomes = []
     for with_bonus in ((), (slots, 0.0 if case == "0" else 0.9)):
         chosen, weights = aligned((tokens, count), np.int32), aligned((tokens, count), np.float32)
-        any_backend.program([op.Route(logits, renormalise, chosen, weights, *with_bonus)]).run(tokens)
+        any_backend.program([ex.Route(logits, renormalise, chosen, weights, *with_bonus)]).run(tokens)
         outcomes.append(chosen.tobytes() + weights.tobytes())
     assert outcomes[0] == outcomes[1]
 
 
 @st.composite
 def rules(draw: st.DrawFn) -> dict[str, Any]:
-    """A router other than softmax of logits alone: the number of experts and the settings of `op.Route`."""
+    """A router other than softmax of logits alone: the number of experts and the settings of `ex.Route`."""
     groups = draw(st.integers(1, 8))
     kept_groups = draw(st.integers(1, groups))
     size = draw(st.integers(2 if groups > 1 else 1, 12 if groups > 1 else 130))
@@ -284,9 +287,9 @@ def test_route_by_scores_and_groups(
     slots = None if bonus is None else aligned_copy(random.integers(-1, 2, experts).astype(np.int32))
     rule |= {"choice_bias": choice_bias, "bonus": bonus or 0.0}
     chosen, weights = aligned((tokens, count), np.int32), aligned((tokens, count), np.float32)
-    backend.program([op.Route(logits, experts=chosen, weights=weights, slots=slots, **rule)]).run(tokens)
+    backend.program([ex.Route(logits, experts=chosen, weights=weights, slots=slots, **rule)]).run(tokens)
     in_memory = None if slots is None else (slots >= 0).astype(np.int32)
-    expected_experts, expected_weights = reference.route(logits, count, in_memory=in_memory, **rule)
+    expected_experts, expected_weights = REFERENCE.route(logits, count, in_memory=in_memory, **rule)
     clear = clear_choices(logits, rule["score"], choice_bias, rule["groups"], rule["kept_groups"], bonus)
     assert clear.mean() > 0.3 or tokens < 9
     np.testing.assert_array_equal(chosen[clear], expected_experts[clear])
@@ -296,18 +299,18 @@ def test_route_by_scores_and_groups(
 
 def clear_choices(
     logits: op.Floats,
-    score: op.Score,
+    score: ex.Score,
     choice_bias: op.Floats | None,
     groups: int,
     kept_groups: int,
     bonus: float | None,
 ) -> npt.NDArray[np.bool_]:
     """Whether a token's choice hangs on no rounding: scores, and the sums of groups, are far apart or equal."""
-    scores = reference.choice_scores(logits, score, choice_bias)
+    scores = choice_scores(logits, score, choice_bias)
     best = -np.sort(-scores.reshape(len(scores), groups, -1), axis=2)
     clear = _apart(scores) & _apart(best[:, :, :2].sum(axis=2))
     if bonus:
-        kept = reference.choice_scores(logits, score, choice_bias, groups, kept_groups)
+        kept = choice_scores(logits, score, choice_bias, groups, kept_groups)
         reach = kept.max(axis=1) - np.where(np.isfinite(kept), kept, np.inf).min(axis=1)
         clear &= _apart(np.concatenate([kept, kept + np.float32(bonus) * reach[:, None]], axis=1))
     return clear
@@ -336,7 +339,7 @@ def test_routes_are_the_same_bits_on_every_instruction_set(
         if name.startswith("native"):
             backend = make_backend(name)
             chosen, weights = aligned((tokens, count), np.int32), aligned((tokens, count), np.float32)
-            route = op.Route(logits, experts=chosen, weights=weights, bonus=bonus or 0.0, **rule)
+            route = ex.Route(logits, experts=chosen, weights=weights, bonus=bonus or 0.0, **rule)
             backend.program([route]).run(tokens)
             results.add(chosen.tobytes() + weights.tobytes())
             backend.close()
@@ -352,7 +355,7 @@ def test_a_choice_bias_chooses_and_does_not_weigh(any_backend: Backend, bonus: f
     chosen, weights = aligned((1, 3), np.int32), aligned((1, 3), np.float32)
     slots = None if bonus is None else aligned_copy(np.array([-1, -1, -1, 0, 1, 2, 3, 4], np.int32))
     options: dict[str, Any] = {"score": "sigmoid", "choice_bias": choice_bias, "groups": 4, "kept_groups": 2}
-    route = op.Route(logits, True, chosen, weights, slots, bonus or 0.0, scale=2.0, epsilon=0.25, **options)
+    route = ex.Route(logits, True, chosen, weights, slots, bonus or 0.0, scale=2.0, epsilon=0.25, **options)
     any_backend.program([route]).run(1)
     if bonus is None:
         assert chosen.tolist() == [[0, 1, 2]]  # ties by the lower number
@@ -366,7 +369,7 @@ def test_a_choice_bias_chooses_and_does_not_weigh(any_backend: Backend, bonus: f
 def test_sigmoids_at_the_edges(any_backend: Backend, epsilon: float) -> None:
     logits = aligned_copy(np.array([[-200, 30, 88, 3e38, -3e38], [-200, -210, -3e38, -190, -200]], np.float32))
     chosen, weights = aligned((2, 3), np.int32), aligned((2, 3), np.float32)
-    any_backend.program([op.Route(logits, True, chosen, weights, score="sigmoid", epsilon=epsilon)]).run(2)
+    any_backend.program([ex.Route(logits, True, chosen, weights, score="sigmoid", epsilon=epsilon)]).run(2)
     assert chosen[0].tolist() == [1, 2, 3]  # all exactly 1
     np.testing.assert_allclose(weights[0], 1 / 3, rtol=1e-6)
     assert sorted(set(chosen[1].tolist())) == sorted(chosen[1].tolist())
@@ -378,8 +381,8 @@ def test_sigmoids_at_the_edges(any_backend: Backend, epsilon: float) -> None:
 def test_route_at_the_edges(backend: Backend, logits: list[float]) -> None:
     rows = aligned_copy(np.array([logits], np.float32))
     chosen, weights = aligned((1, 3), np.int32), aligned((1, 3), np.float32)
-    backend.program([op.Route(rows, True, chosen, weights)]).run(1)
-    expected_experts, expected_weights = reference.route(rows, 3, True)
+    backend.program([ex.Route(rows, True, chosen, weights)]).run(1)
+    expected_experts, expected_weights = REFERENCE.route(rows, 3, True)
     assert np.array_equal(chosen, expected_experts)
     tolerance.assert_within(weights, expected_weights, tolerance.route(expected_weights, 4))
 
@@ -405,8 +408,8 @@ def test_combine(
     weights = numbers("normal", (tokens, per_token), random) if per_token else None
     shared = numbers(kind, (tokens, width), random) if shared_kind != "none" else None
     gate = aligned_copy(numbers("normal", (tokens, 1), random) * 50) if shared_kind == "gated" else None
-    backend.program([op.Combine(residual, float(scale), routed, weights, shared, gate)]).run(tokens)
-    added = reference.combine(routed, weights, shared, gate).astype(np.float64)
+    backend.program([ex.Combine(residual, float(scale), routed, weights, shared, gate)]).run(tokens)
+    added = REFERENCE.combine(routed, weights, shared, gate).astype(np.float64)
     terms = np.abs(before.astype(np.float64))
     if routed is not None and weights is not None:
         terms += scale * (np.abs(weights)[:, :, None] * np.abs(routed.astype(np.float64))).sum(axis=1)
@@ -415,7 +418,7 @@ def test_combine(
     bound = tolerance.combine(terms, per_token + 1)
     tolerance.assert_within(residual, (before + scale * added).astype(np.float32), bound)
     alone = np.full((tokens, width), np.nan, np.float32)
-    backend.program([op.Combine(alone, float(scale), routed, weights, shared, gate, accumulate=False)]).run(tokens)
+    backend.program([ex.Combine(alone, float(scale), routed, weights, shared, gate, accumulate=False)]).run(tokens)
     tolerance.assert_within(alone, (scale * added).astype(np.float32), bound)
 
 
@@ -434,7 +437,7 @@ def test_mix(
     random = np.random.default_rng(seed)
     base, result = numbers("normal", (tokens, width), random), numbers(kind, (tokens, width), random)
     keep, share, shift = (numbers("normal", (width,), random) if given else None for given in present)
-    expected = reference.mix(base, result, 0.7, keep, share, shift)
+    expected = REFERENCE.mix(base, result, 0.7, keep, share, shift)
     terms = np.abs(base.astype(np.float64)) * (1.0 if keep is None else np.abs(keep))
     terms += 0.7 * np.abs(result.astype(np.float64)) * (1.0 if share is None else np.abs(share))
     terms += 0.0 if shift is None else np.abs(shift)

@@ -17,14 +17,14 @@ from edgemoe.errors import KernelError, ReadError
 from edgemoe.experts.cache import ExpertCache
 from edgemoe.experts.policy import make_policy, policy_numbers
 from edgemoe.io.reads import ThreadedReader
+from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.backend import Backend, Program
 from edgemoe.kernels.native.backend import NativeBackend
 from edgemoe.kernels.native.pager import NativePager
 from edgemoe.kernels.native.reader import NativeReader
-from edgemoe.kernels.operations import DECODE, PROMPT
-from edgemoe.kernels.paging import RECORD
-from edgemoe.kernels.reference import ReferenceBackend
+from edgemoe.kernels.paging import DECODE, PROMPT, RECORD
+from edgemoe.kernels.reference.backend import ReferenceBackend
 from tests.kernels.builders import aligned, aligned_copy, numbers, random_ffn
 from tests.kernels.test_products import pack_experts
 from tests.support.paired_caches import FakeFiles, FakeTable, SteppedSource
@@ -37,14 +37,14 @@ WIDTH, FFN_WIDTH, LAYERS, EXPERTS, USED, TOKENS = 40, 24, 2, 8, 3, 5
 class Setting:
     """The experts of two layers, on disk, and an input."""
 
-    layouts: op.RecordLayouts  # of all of them, layer by layer
+    layouts: ex.RecordLayouts  # of all of them, layer by layer
     disk: np.ndarray  # (layers * experts, record bytes)
     file: int
     values: np.ndarray
 
-    def layouts_of(self, layer: int) -> op.RecordLayouts:
+    def layouts_of(self, layer: int) -> ex.RecordLayouts:
         """The layouts of the experts of a layer, which have formats of their own."""
-        return op.RecordLayouts(
+        return ex.RecordLayouts(
             self.layouts.layouts, self.layouts.layout_of[layer * EXPERTS : (layer + 1) * EXPERTS].copy()
         )
 
@@ -52,7 +52,7 @@ class Setting:
         """The output of experts that are all in RAM."""
         arena = aligned_copy(self.disk[layer * EXPERTS : (layer + 1) * EXPERTS])
         slots, output = aligned_copy(np.arange(EXPERTS, dtype=np.int32)), aligned((TOKENS, USED, WIDTH), np.float32)
-        operation = op.Experts(self.values, chosen, slots, arena, *self.layouts_of(layer), output)
+        operation = ex.Experts(self.values, chosen, slots, arena, *self.layouts_of(layer), output)
         backend.program([operation]).run(len(chosen))
         return output
 
@@ -117,13 +117,13 @@ def paged(setting: Setting, backend: Backend, cache: Cache, arena: np.ndarray, d
     guess = aligned((TOKENS, USED), np.int32)
     operations: list[op.Operation] = []
     for layer in range(LAYERS):
-        here = op.Paged(cache, layer)
+        here = ex.Paged(cache, layer)
         slots = cache.residency[layer]
         weighed = weights[layer] if drop_cold else None
         operations += [
-            op.Fetch(experts[layer], weighed, drop_cold, here),
-            *([op.Prefetch(guess, op.Paged(cache, layer + 1))] if layer + 1 < LAYERS else []),
-            op.Experts(setting.values, experts[layer], slots, arena, *setting.layouts_of(layer), outputs[layer], here),
+            ex.Fetch(experts[layer], weighed, drop_cold, here),
+            *([ex.Prefetch(guess, ex.Paged(cache, layer + 1))] if layer + 1 < LAYERS else []),
+            ex.Experts(setting.values, experts[layer], slots, arena, *setting.layouts_of(layer), outputs[layer], here),
         ]
     return Paged(cache, backend.program(operations), experts, weights, outputs, guess)
 
@@ -231,8 +231,8 @@ def test_experts_that_were_not_fetched_are_refused(any_backend: Backend, setting
     cache = (native_cache if native else python_cache)(setting, arena, reader)
     output, chosen = aligned((TOKENS, USED, WIDTH), np.float32), aligned((TOKENS, USED), np.int32)
     chosen[0] = [0, 1, 2]
-    layer = op.Paged(cache, 1)
-    experts = op.Experts(setting.values, chosen, cache.residency[1], arena, *setting.layouts_of(1), output, layer)
+    layer = ex.Paged(cache, 1)
+    experts = ex.Experts(setting.values, chosen, cache.residency[1], arena, *setting.layouts_of(1), output, layer)
     with pytest.raises(KernelError):
         any_backend.program([experts]).run(1)
     reader.close()

@@ -9,10 +9,11 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
-from edgemoe.kernels import reference
 from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.formats import FORMATS, Blocks, Matrix, pack
+from edgemoe.kernels.reference.backend import REFERENCE
 from tests.kernels import tolerance
 from tests.kernels.builders import (
     CLAMPED,
@@ -43,7 +44,7 @@ def test_linear(backend: Backend, format_name: str, rows: int, columns: int, tok
     values = numbers(kind, (tokens, columns), random)
     output = aligned((tokens, rows), np.float32)
     backend.program([op.Linear(values, (op.LinearPart(matrix, None, output),))]).run(tokens)
-    tolerance.assert_within(output, reference.matmul(values, matrix), tolerance.product(values, matrix))
+    tolerance.assert_within(output, REFERENCE.matmul(values, matrix), tolerance.product(values, matrix))
 
 
 @few_examples
@@ -62,7 +63,7 @@ def test_linear_parts_bias_scale_and_accumulation(
         parts.append(op.LinearPart(matrix, bias, aligned_copy(before[-1])))
     backend.program([op.Linear(values, tuple(parts), float(scale), accumulate)]).run(tokens)
     for part, old in zip(parts, before, strict=True):
-        product = reference.matmul(values, part.matrix)
+        product = REFERENCE.matmul(values, part.matrix)
         bound = tolerance.linear(
             tolerance.product(values, part.matrix), product, part.bias, float(scale), old if accumulate else None
         )
@@ -93,7 +94,7 @@ def test_embed(backend: Backend, format_name: str, rows: int, columns: int, toke
     ids = aligned_copy(random.integers(0, rows, tokens).astype(np.int32))
     output = aligned((tokens, columns), np.float32)
     backend.program([op.Embed(ids, matrix, 1.7, output)]).run(tokens)
-    expected = reference.embed(ids, matrix, 1.7)
+    expected = REFERENCE.embed(ids, matrix, 1.7)
     tolerance.assert_within(output, expected, 3 * tolerance.UNIT * np.abs(expected.astype(np.float64)))
 
 
@@ -118,7 +119,7 @@ def test_gated_ffn(
     output = aligned((tokens, width), np.float32)
     backend.program([op.GatedFfn(values, gate_up, down, output, activation, biases)]).run(tokens)
     ffn = gate_up, down, biases, activation
-    tolerance.assert_within(output, reference.gated_ffn(values, *ffn), tolerance.gated_ffn(values, *ffn))
+    tolerance.assert_within(output, REFERENCE.gated_ffn(values, *ffn), tolerance.gated_ffn(values, *ffn))
 
 
 def test_a_clamped_activation_by_its_formula(any_backend: Backend) -> None:
@@ -176,7 +177,7 @@ def test_experts(
     values = numbers("normal", (tokens, width), random)
     output = aligned((tokens, per_token, width), np.float32)
     output[...] = 7
-    operation = op.Experts(values, aligned_copy(chosen), slots, arena, *layouts, output, None, activation)
+    operation = ex.Experts(values, aligned_copy(chosen), slots, arena, *layouts, output, None, activation)
     backend.program([operation]).run(tokens)
     for t in range(tokens):
         for k, expert in enumerate(chosen[t]):
@@ -187,19 +188,19 @@ def test_experts(
                 row = values[t : t + 1]
                 ffn = gate_up, down, biases[0] if biases else None, activation
                 bound = tolerance.gated_ffn(row, *ffn)
-                tolerance.assert_within(output[t, k : k + 1], reference.gated_ffn(row, *ffn), bound)
+                tolerance.assert_within(output[t, k : k + 1], REFERENCE.gated_ffn(row, *ffn), bound)
 
 
 Ffn = Union[tuple[Matrix, Matrix], tuple[Matrix, Matrix, op.FfnBiases]]
 
 
-def pack_experts(ffns: Sequence[Ffn], slots: np.ndarray) -> tuple[np.ndarray, op.RecordLayouts]:
+def pack_experts(ffns: Sequence[Ffn], slots: np.ndarray) -> tuple[np.ndarray, ex.RecordLayouts]:
     """An arena of 4096-byte aligned slots that holds each expert where `slots` says, and the layouts of the experts.
 
     What no vector of biases fills is not a number: kernels must not use it.
     """
     of_each = [
-        op.ExpertLayout(d.rows, d.columns, g.format, d.format, len(g.data), (len(g.data) + len(d.data)) * bool(biases))
+        ex.ExpertLayout(d.rows, d.columns, g.format, d.format, len(g.data), (len(g.data) + len(d.data)) * bool(biases))
         for g, d, *biases in ffns
     ]
     layouts = tuple(dict.fromkeys(of_each))
@@ -215,7 +216,7 @@ def pack_experts(ffns: Sequence[Ffn], slots: np.ndarray) -> tuple[np.ndarray, op
             if biases:
                 for part in ("gate", "up", "down"):
                     getattr(places, part)[:] = getattr(biases[0], part)
-    return arena, op.RecordLayouts(layouts, np.array([layouts.index(layout) for layout in of_each], np.uint8))
+    return arena, ex.RecordLayouts(layouts, np.array([layouts.index(layout) for layout in of_each], np.uint8))
 
 
 def test_experts_take_slots_as_they_are_at_each_run(backend: Backend) -> None:
@@ -226,7 +227,7 @@ def test_experts_take_slots_as_they_are_at_each_run(backend: Backend) -> None:
     values = numbers("normal", (1, 40), random)
     output = aligned((1, 2, 40), np.float32)
     experts = aligned_copy(np.array([[0, 1]], np.int32))
-    program = backend.program([op.Experts(values, experts, slots, arena, *layouts, output)])
+    program = backend.program([ex.Experts(values, experts, slots, arena, *layouts, output)])
     program.run(1)
     first = output.copy()
     slots[:] = [1, -1]
@@ -245,8 +246,8 @@ def test_experts_may_mix_formats(backend: Backend) -> None:
     values = numbers("normal", (2, 40), random)
     output = aligned((2, 1, 40), np.float32)
     experts = aligned((2, 1), np.int32)
-    backend.program([op.Experts(values, experts, slots, arena, *layouts, output)]).run(2)
-    expected = reference.gated_ffn(values, gate_up, down)
+    backend.program([ex.Experts(values, experts, slots, arena, *layouts, output)]).run(2)
+    expected = REFERENCE.gated_ffn(values, gate_up, down)
     tolerance.assert_within(output[:, 0], expected, tolerance.gated_ffn(values, gate_up, down))
 
 
@@ -273,7 +274,7 @@ def test_experts_of_one_layer_may_differ_in_formats(
     chosen = aligned_copy(np.array([random.permutation(len(ffns))[:per_token] for _ in range(tokens)], np.int32))
     values = numbers("normal", (tokens, width), random)
     together = aligned((tokens, per_token, width), np.float32)
-    backend.program([op.Experts(values, chosen, slots, arena, *layouts, together, None, CLAMPED)]).run(tokens)
+    backend.program([ex.Experts(values, chosen, slots, arena, *layouts, together, None, CLAMPED)]).run(tokens)
     for expert, ffn in enumerate(ffns):
         rows, ranks = np.nonzero(chosen == expert)
         if len(rows):
@@ -282,4 +283,4 @@ def test_experts_of_one_layer_may_differ_in_formats(
             backend.program([op.GatedFfn(own, *ffn, alone, CLAMPED, biases[expert])]).run(len(rows))
             assert np.array_equal(together[rows, ranks], alone)
             bound = tolerance.gated_ffn(own, *ffn, biases[expert], CLAMPED)
-            tolerance.assert_within(alone, reference.gated_ffn(own, *ffn, biases[expert], CLAMPED), bound)
+            tolerance.assert_within(alone, REFERENCE.gated_ffn(own, *ffn, biases[expert], CLAMPED), bound)

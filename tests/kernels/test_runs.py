@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgemoe.errors import KernelError
+from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
-from edgemoe.kernels.backend import Backend
+from edgemoe.kernels.backend import Backend, Program
 from edgemoe.kernels.operations import PAGE_TOKENS
 from tests.kernels.builders import (
     CLAMPED,
@@ -105,17 +106,21 @@ class TinyLayer:
             op.Linear(convolved, (part(WIDTH, self.residual),), 0.5, True),
             norm(self.residual, normed),
             op.Linear(normed, (part(EXPERTS, logits),)),
-            op.Route(logits, True, self.chosen, self.weights),
+            ex.Route(logits, True, self.chosen, self.weights),
             op.GatedFfn(normed, gate_up, down, shared, activation, *biases),
-            op.Experts(normed, self.chosen, slots, arena, *layouts, routed, None, activation),
-            op.Combine(self.residual, 0.7, routed, self.weights, shared, None),
+            ex.Experts(normed, self.chosen, slots, arena, *layouts, routed, None, activation),
+            ex.Combine(self.residual, 0.7, routed, self.weights, shared, None),
         ]
 
 
 def run_layer(backend: Backend, format_name: str, seed: int, ids: np.ndarray, cuts: list[int]) -> dict[str, np.ndarray]:
-    """All that a layer leaves for `ids`, run in pieces that end at `cuts`."""
+    """All that a new layer leaves for `ids`, run in pieces that end at `cuts`."""
     layer = TinyLayer(format_name, len(ids), seed)
-    program = backend.program(layer.operations)
+    return run_tokens(layer, backend.program(layer.operations), ids, cuts)
+
+
+def run_tokens(layer: TinyLayer, program: Program, ids: np.ndarray, cuts: list[int]) -> dict[str, np.ndarray]:
+    """All that a layer leaves for `ids`, from position 0 on, run in pieces that end at `cuts`."""
     results: dict[str, list[np.ndarray]] = {"residual": [], "chosen": [], "weights": []}
     for start, end in zip([0, *cuts], [*cuts, len(ids)], strict=True):
         layer.ids[: end - start] = ids[start:end]
@@ -248,9 +253,10 @@ def test_company_changes_no_bit(any_backend: Backend, format_name: str, count: i
     """Rows of several sequences in one run, in scattered pages, have the bits of each sequence alone."""
     random = np.random.default_rng(seed)
     company = Company(random, format_name, count, seed)
+    layer = TinyLayer(format_name, CONTEXT, seed)  # one for all, since it takes longer to make than to run
+    program = any_backend.program(layer.operations)
     for ids, together in zip(company.ids, company.run(any_backend, random), strict=True):
-        alone = run_layer(any_backend, format_name, seed, ids, [])
-        assert_same_bits(together, alone)
+        assert_same_bits(together, run_tokens(layer, program, ids, []))
 
 
 def test_shared_pages_change_no_bit(any_backend: Backend) -> None:

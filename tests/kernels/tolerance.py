@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from edgemoe.kernels.formats import GROUP_COLUMNS, PANEL_ROWS, Matrix, dequantise, group_count, unpack
 from edgemoe.kernels.operations import SILU, Activation, FfnBiases
-from edgemoe.kernels.reference import matmul, quantise_activations
+from edgemoe.kernels.reference.products import matmul, quantise_activations
 
 UNIT = 2.0**-24
 EXPONENTIAL = 8 * UNIT

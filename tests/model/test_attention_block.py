@@ -10,7 +10,7 @@ import pytest
 from edgemoe.engine.decoder import Decoder
 from edgemoe.engine.workspace import Workspace
 from edgemoe.kernels.formats import FORMATS, Blocks, Matrix, pack
-from edgemoe.kernels.reference import ReferenceBackend
+from edgemoe.kernels.reference.backend import ReferenceBackend
 from edgemoe.model.blocks import Attention
 from edgemoe.model.build import build_graph
 from edgemoe.model.rope import RopeSpec, rope_tables

@@ -7,20 +7,21 @@ from dataclasses import replace
 import pytest
 
 from edgemoe.architectures import model_spec
+from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.model.blocks import GatedFfn, Moe, RouterSpec
 from edgemoe.model.build import build_graph
 from edgemoe.model.graph import BuildOptions, Section, Weight
-from edgemoe.model.listing import list_section
+from edgemoe.model.listing import list_layer
 from edgemoe.model.spec import LayerSpec, ModelSpec
 from tests.architectures.published import GLM_45_AIR, MIXTRAL_8X7B
 
 SETTINGS = ("renormalise", "score", "groups", "kept_groups", "epsilon", "scale")
 
 
-def routes(section: Section) -> dict[str, op.Route]:
+def routes(section: Section) -> dict[str, ex.Route]:
     """The routes of a layer, by their stage."""
-    return {step.stage: step.operation for step in section.steps if isinstance(step.operation, op.Route)}
+    return {step.stage: step.operation for step in section.steps if isinstance(step.operation, ex.Route)}
 
 
 def named(weight: object) -> str | None:
@@ -54,7 +55,7 @@ def test_activations_and_biases_are_listed() -> None:
     clamped = op.Activation("clamped_silu", 1.702, 7.0, 1.0)
     layers = (LayerSpec.of(GatedFfn(80, clamped, bias=True)), LayerSpec.of(Moe(4, 2, 48, RouterSpec(True), bias=True)))
     graph = build_graph(ModelSpec("test", 101, 64, layers, 1e-5, 256, False))
-    dense, routed = ([line.text for line in list_section(layer)] for layer in graph.layers)
+    dense, routed = ([line.text for line in list_layer(graph, layer)] for layer in (0, 1))
     (ffn,) = (text for text in dense if "GatedFfn" in text)
     assert ffn.startswith(
         "ffn (T, 64) = GatedFfn(normed (T, 64), ffn.gate_up [160, 64], ffn.down [64, 80], clamped_silu"
@@ -62,3 +63,7 @@ def test_activations_and_biases_are_listed() -> None:
     assert ffn.endswith("alpha 1.702, limit 7, offset 1, ffn.gate_bias [80], ffn.up_bias [80], ffn.down_bias [64])")
     (experts,) = (text for text in routed if "Experts" in text)
     assert "silu" not in experts  # the usual one is not named
+    assert experts.endswith(
+        "experts.gate [4, 48, 64], experts.up [4, 48, 64], experts.down [4, 64, 48],"
+        " experts.gate_bias [4, 48], experts.up_bias [4, 48], experts.down_bias [4, 64])"
+    )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from edgemoe.architectures import model_spec
+from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.model.blocks import Attention, GatedFfn
 from edgemoe.model.build import build_graph
@@ -92,7 +93,7 @@ def test_parallel_ffns_take_turns_at_each_stage() -> None:
     stages = [step.stage for step in layer.steps]
     assert stages == sorted(stages, key=STAGES.index)
     kinds = [type(step.operation) for step in layer.steps]
-    assert kinds.index(op.Fetch) < kinds.index(op.GatedFfn) < kinds.index(op.Experts)
+    assert kinds.index(ex.Fetch) < kinds.index(op.GatedFfn) < kinds.index(ex.Experts)
     for value, (first, last) in layer.lives().items():
         uses = [number for number, step in enumerate(layer.steps) if value in set(values_of(step.operation))]
         assert (first, last) == (uses[0], uses[-1])

@@ -175,17 +175,39 @@ def test_a_chat_shows_thoughts_and_keeps_the_answer() -> None:
     assert "Reasoning: medium" in seen
 
 
-def test_a_chat_stops_at_the_call_of_a_tool_and_when_it_is_told_to() -> None:
-    chat = chat_saying("<|channel|>commentary to=functions.f <|constrain|>json<|message|>{}<|call|>")
-    assert chat.ask("Hi") == "[commentary to=functions.f json]\n{}"
-    assert chat.messages[-1] == {"role": "assistant", "content": ""}
-    chat = chat_saying("<|channel|>analysis<|message|>Hm<|end|><|start|>assistant<|channel|>final<|message|>Hello!")
+THOUGHT = "<|channel|>analysis<|message|>Hm<|end|><|start|>assistant"
+
+
+@pytest.mark.parametrize("said", ["", THOUGHT])
+def test_a_message_that_a_tool_is_called_for_leaves_no_empty_answer(said: str) -> None:
+    chat = chat_saying(said + "<|channel|>commentary to=functions.f <|constrain|>json<|message|>{}<|call|>")
     answer = chat.send("Hi")
-    for piece in answer:
-        if piece.endswith("H"):
-            continue
-        answer.stop()
-    assert chat.messages[-1]["content"] == answer.generation.answer == ""
+    assert "".join(answer).endswith("[commentary to=functions.f json]\n{}")
+    assert answer.generation.finish_reason == "stop"
+    assert answer.generation.answer is None
+    assert not answer.joined
+    assert chat.messages == []
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+def test_a_chat_that_is_stopped_keeps_what_was_said_to_the_person(thinking: bool) -> None:
+    chat = chat_saying(THOUGHT + "<|channel|>final<|message|>Hello!")
+    answer = chat.send("Hi")
+    for _ in answer:
+        if thinking or answer.generation.answer:
+            answer.stop()
+    assert answer.generation.finish_reason == "interrupted"
+    assert answer.generation.text.startswith("[analysis]")
+    assert answer.joined != thinking
+    said = answer.generation.answer
+    assert said is None if thinking else said and "Hello!".startswith(said)
+    assert [message["content"] for message in chat.messages] == ([] if thinking else ["Hi", said])
+
+
+def test_an_empty_answer_is_one() -> None:
+    chat = chat_saying("<|channel|>final<|message|><|return|>")
+    assert chat.ask("Hi") == ""
+    assert [message["content"] for message in chat.messages] == ["Hi", ""]
 
 
 def test_a_stop_text_cuts_the_answer_too() -> None:

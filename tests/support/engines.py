@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from edgemoe.engine.options import EngineOptions
 from edgemoe.io.reads import RecordReader, ThreadedReader
 from edgemoe.kernels.select import KERNELS_VARIABLE, select_backend
 from edgemoe.lab.forced_routing import ForcedRouting
+from edgemoe.model.blocks import Attention
 from edgemoe.model.build import Graph, build_graph
 from edgemoe.model.description import store_spec
 from edgemoe.model.graph import BuildOptions
+from edgemoe.model.spec import ModelSpec
 from edgemoe.store.reader import Store
 
 
@@ -35,8 +38,23 @@ def use_portable_reader(
     monkeypatch.setattr(engine_module, "open_reader", make)
 
 
+def with_windows(spec: ModelSpec, windows: Sequence[int]) -> ModelSpec:
+    """The model with other windows, which its weights do not depend on: each layer with attention takes the next."""
+    turn = itertools.cycle(windows)
+    layers = []
+    for layer in spec.layers:
+        blocks = tuple(
+            dataclasses.replace(block, body=dataclasses.replace(block.body, window=next(turn)))
+            if isinstance(block.body, Attention)
+            else block
+            for block in layer.blocks
+        )
+        layers.append(dataclasses.replace(layer, blocks=blocks))
+    return dataclasses.replace(spec, layers=tuple(layers))
+
+
 def engine_with_slots(
-    store_path: Path,
+    store: Path | Store,
     slots: int,
     threads: int | None = 1,
     kv: str | None = None,
@@ -46,14 +64,20 @@ def engine_with_slots(
     sequences: int = 1,
     context_length: int | None = None,
     undo_tokens: int | None = None,
+    chunk_tokens: int | None = None,
+    windows: Sequence[int] = (),
     **options: bool | str,
 ) -> Engine:
-    """An engine with `slots` slots in its cache, whose fixed state can take back `undo_tokens` tokens by itself.
+    """An engine with `slots` slots in its cache, whose sequences can take back `undo_tokens` tokens by themselves.
+
+    `windows` are those of the layers with attention, in turn, in place of their own.
 
     A budget in bytes is too coarse for that here: what the interpreter holds is measured, and test runs vary in it.
     """
-    store = Store.open(store_path)
+    store = Store.open(store) if isinstance(store, Path) else store
     spec = lossy.applied_to(store_spec(store) if routing is None else routing.apply_to(store_spec(store)))
+    if windows:
+        spec = with_windows(spec, windows)
     backend = select_backend(threads)
     sizes = model_sizes(store, spec, kv, sequences)
 
@@ -66,5 +90,7 @@ def engine_with_slots(
 
     plan = plan_memory(graph(lossy), sizes, backend, "auto", context_length)
     plan = dataclasses.replace(plan, slots=slots, embedding_resident=embedding_resident)
+    if chunk_tokens is not None:
+        plan = dataclasses.replace(plan, chunk_tokens=chunk_tokens)
     effective = lossy.effective(plan.all_resident)
     return Engine(store, graph(effective), plan, backend, EngineOptions(lossy=lossy, **options), routing)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.backend import ProgramTimes
 
@@ -20,12 +21,12 @@ COST_NS: dict[type, int] = {
     op.Rope: 300,
     op.StoreKv: 500,
     op.Attention: 60_000,
-    op.Route: 7_000,
+    ex.Route: 7_000,
     op.GatedFfn: 100_000,
-    op.Fetch: 700,
-    op.Prefetch: 900,
-    op.Experts: 900_000,
-    op.Combine: 11_000,
+    ex.Fetch: 700,
+    ex.Prefetch: 900,
+    ex.Experts: 900_000,
+    ex.Combine: 11_000,
 }
 
 

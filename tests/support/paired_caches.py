@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgemoe.errors import ReadError
-from edgemoe.experts.cache import READ_TIMEOUT_SECONDS, ExpertCache
+from edgemoe.experts.cache import ExpertCache
 from edgemoe.experts.policy import make_policy, policy_numbers
+from edgemoe.experts.slots import READ_TIMEOUT_SECONDS
 from edgemoe.kernels.native import structures as st
 from edgemoe.kernels.native.library import Status, load_library
 from edgemoe.kernels.native.pager import NativePager
@@ -25,6 +26,8 @@ class FakeRecord(NamedTuple):
     offset: int
     length: int
     crc32c: int | None
+    parts: None = None
+    places: tuple[()] = ()
 
 
 class FakeTable:

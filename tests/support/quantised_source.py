@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from edgemoe.architectures import checkpoint_shapes
-from edgemoe.conversion.source import Rows, TensorInfo
+from edgemoe.conversion.source import TensorInfo
+from edgemoe.kernels.file_rows import Rows
 from edgemoe.kernels.formats import FORMATS, Blocks
 from edgemoe.quant.quantise import quantise
 from tests.support.checkpoints import SMALL_MIXTRAL

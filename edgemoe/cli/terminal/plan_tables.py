@@ -27,7 +27,8 @@ def _model_rows(planned: ModelPlan) -> Rows:
     source, store = planned.source, planned.source.store
     memory, work = planned.forecast.memory, planned.planner.work
     rows = [("source", f"{source.name}, known from {source.known_from}")]
-    rows.append(("on disk", f"{format_size(store.manifest.total_bytes)} as a store"))
+    as_what = "as a store" if store.manifest.records.places is None else "in the file"
+    rows.append(("on disk", f"{format_size(store.manifest.total_bytes)} {as_what}"))
     for name, (formats, size) in dense_parts(store.manifest).items():
         by_rows = name == "embedding" and not memory.embedding_resident
         where = "on disk, read row by row" if by_rows else "in memory"
@@ -57,6 +58,9 @@ def _budget_rows(forecast: BudgetForecast) -> Rows:
             f"{format_size(memory.kv_cache_bytes)}, {memory.kv_format}, {memory.context_length} tokens",
         ),
     ]
+    for plan in memory.windows:
+        kept, whole = format_size(plan.kept_bytes), format_size(plan.whole_bytes)
+        rows.append((f"of that, windows of {plan.window}", f"{kept}; their whole context would take {whole}"))
     if memory.fixed_state_bytes:
         size = format_size(memory.fixed_state_bytes)
         rows.append(("fixed state", f"{size}, with {memory.snapshots} snapshots to go back to"))

@@ -20,7 +20,6 @@ import numpy.typing as npt
 
 from edgemoe.architectures import model_spec
 from edgemoe.conversion.formats import expert_of
-from edgemoe.conversion.gguf.blocks import TYPE_NAMES, encode_rows
 from edgemoe.conversion.gguf.metadata import (
     ARCHITECTURES,
     INTERLEAVED,
@@ -43,8 +42,9 @@ from edgemoe.conversion.gguf.package import (
 from edgemoe.conversion.gguf.source import GgufSource
 from edgemoe.conversion.gguf.vocabulary import write_no_tokenizer, write_vocabulary
 from edgemoe.conversion.places import Place, tensor_places
-from edgemoe.conversion.source import Rows, take_rows
+from edgemoe.conversion.source import take_rows
 from edgemoe.errors import SourceError, StoreError, UsageError
+from edgemoe.kernels.file_rows import TYPE_NAMES, Rows, encode_rows
 from edgemoe.kernels.formats import FORMATS, GROUP_COLUMNS, PANEL_ROWS, Blocks, panel_count, unpack
 from edgemoe.model.description import store_spec
 from edgemoe.model.spec import ModelSpec

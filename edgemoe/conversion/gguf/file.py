@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,19 @@ class GgufFile:
     """Values by key: int, float, bool, str, or a list of them."""
     tensors: dict[str, GgufTensor]
     header_sha256: str
+    bytes: int
+    modified_ns: int
+    """The time of the file's last modification, when the header was read."""
+
+    def change(self) -> str | None:
+        """The change of the file since its header was read, as the rest of a sentence; None where there is none."""
+        try:
+            status = self.path.stat()
+        except OSError as error:
+            return f"it can no longer be read ({error.strerror or error})"
+        if status.st_size != self.bytes:
+            return f"its size changed from {self.bytes} to {status.st_size} bytes"
+        return None if status.st_mtime_ns == self.modified_ns else "it was modified"
 
 
 def read_gguf(path: Path) -> GgufFile:
@@ -101,7 +115,8 @@ def read_gguf(path: Path) -> GgufFile:
     refuse_lfs_pointer(path)
     try:
         with path.open("rb") as file:
-            return _Header(path, file, path.stat().st_size).parse()
+            status = os.fstat(file.fileno())
+            return _Header(path, file, status.st_size, status.st_mtime_ns).parse()
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror or error}.", CHECK_THE_FILE) from error
 
@@ -109,8 +124,8 @@ def read_gguf(path: Path) -> GgufFile:
 class _Header:
     """One pass over a header. All bytes are read through `_take`, which never reads beyond the end of the file."""
 
-    def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
-        self._path, self._file, self._size = path, file, size
+    def __init__(self, path: Path, file: BinaryIO, size: int, modified_ns: int) -> None:
+        self._path, self._file, self._size, self._modified_ns = path, file, size, modified_ns
         self._position = 0
         self._digest = hashlib.sha256()
 
@@ -144,7 +159,7 @@ class _Header:
             if tensor.name in tensors:
                 raise self._damaged(f"the tensor {tensor.name!r} occurs twice")
             tensors[tensor.name] = tensor
-        return GgufFile(self._path, metadata, tensors, self._digest.hexdigest())
+        return GgufFile(self._path, metadata, tensors, self._digest.hexdigest(), self._size, self._modified_ns)
 
     def _damaged(self, what: str) -> SourceError:
         return SourceError(f"{self._path}: {what}.", _DAMAGED)

@@ -59,7 +59,7 @@ _CLAMPED = Activation("clamped_silu", alpha=1.702, limit=7.0, offset=1.0)
 _SCALED = frozenset({"granitemoe"})
 """Architectures with multipliers on embedding, attention, residual and logits."""
 _NEVER_TIED = frozenset({"gpt-oss", "olmoe", "qwen2moe"})
-_NO_HEAD_WIDTH = frozenset({"olmoe", "qwen2moe"})
+_NO_HEAD_DIM = frozenset({"olmoe", "qwen2moe"})
 """Architectures without a key for the head width: all heads together must be as wide as the model."""
 
 _NO_GGUF = "Use the store with edgemoe; no GGUF of this model is possible."
@@ -120,7 +120,7 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
         yield "multipliers on embedding, attention, residual or logits"
     if architecture in _NEVER_TIED and spec.tied_embeddings:
         yield "head that is the embedding"
-    if architecture in _NO_HEAD_WIDTH and attention.heads * attention.head_dim != spec.hidden_size:
+    if architecture in _NO_HEAD_DIM and attention.heads * attention.head_dim != spec.hidden_size:
         yield "heads that are not together as wide as the model"
     if architecture == "olmoe" and attention.kv_heads != attention.heads:
         yield "grouped-query attention"

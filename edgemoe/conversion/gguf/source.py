@@ -9,33 +9,45 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.conversion.gguf.blocks import decode_rows
+from edgemoe.architectures import SourceSlice
 from edgemoe.conversion.gguf.config import Metadata, checkpoint_config
 from edgemoe.conversion.gguf.file import CHECK_THE_FILE, GgufFile, GgufTensor, read_gguf
 from edgemoe.conversion.gguf.names import FAMILIES, TensorView, checkpoint_tensors, halves_order
 from edgemoe.conversion.gguf.tokenizer import notices, side_files
 from edgemoe.conversion.sampling import sample_sha256
-from edgemoe.conversion.source import BLOCK_FORMATS, Rows, TensorInfo, take_rows
+from edgemoe.conversion.source import TensorInfo, take_rows
 from edgemoe.errors import SourceError
+from edgemoe.kernels.file_rows import BLOCK_FORMATS, Rows, decode_rows
 from edgemoe.kernels.formats import Blocks, dequantise
 
 _SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
+
+
+class FilePart(NamedTuple):
+    """Rows of a matrix, or elements of a vector, that follow one another in a file as the model has them."""
+
+    tensor: str
+    type_name: str
+    path: Path
+    offset: int
+    bytes: int
 
 
 class GgufSource:
     """A GGUF model as a checkpoint of its family (see `Source`). Opening it reads headers, not weights."""
 
     def __init__(self, path: Path) -> None:
-        self._files = _read_files(path)
-        first = self._files[0]
+        self.files = _read_files(path)
+        first = self.files[0]
         tensors: dict[str, GgufTensor] = {}
-        for file in self._files:
+        for file in self.files:
             twice = tensors.keys() & file.tensors.keys()
             if twice:
                 raise SourceError(
@@ -52,12 +64,12 @@ class GgufSource:
 
     @property
     def name(self) -> str:
-        return self._files[0].path.name
+        return self.files[0].path.name
 
     @property
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
-        for file in self._files:
+        for file in self.files:
             try:
                 digest.update((file.header_sha256 + sample_sha256(file.path)).encode())
             except OSError as error:
@@ -74,7 +86,7 @@ class GgufSource:
         }
 
     def shards(self) -> Sequence[str]:
-        return [file.path.name for file in self._files]
+        return [file.path.name for file in self.files]
 
     def read_rows(self, tensor: str, index: int | None, row_start: int, row_stop: int) -> Rows:
         view = self._views.get(tensor)
@@ -94,6 +106,33 @@ class GgufSource:
         last = min(rows, -(-row_stop // view.head_dim) * view.head_dim)
         order = halves_order(row_start, row_stop, view.head_dim) - first
         return take_rows(_plain_rows(view, index, first, last), order)
+
+    def file_part(self, where: SourceSlice) -> FilePart | None:
+        """Where a slice lies in one piece, as it is; None if its rows lie apart or in another order."""
+        view = self._views.get(where.tensor)
+        if view is None or view.elements or view.head_dim is not None or where.row_step != 1 or where.transposed:
+            return None
+        part_rows = view.parts[0].shape[-2] if len(view.parts[0].shape) > 1 else 1
+        if len(view.shape) == 1:  # elements of a vector, which may be one row of a matrix
+            part, first = view.parts[0], (view.expert or 0) * view.parts[0].row_bytes
+            size = part.row_bytes // part.shape[-1]
+            if part.type_name in BLOCK_FORMATS:
+                return None
+            return FilePart(
+                part.name, part.type_name, part.path, part.offset + first + where.row_start * size, where.rows * size
+            )
+        number = where.row_start // part_rows
+        if (where.row_stop - 1) // part_rows != number:
+            return None
+        part, expert = view.parts[number], where.index if where.index is not None else view.expert or 0
+        row = expert * part_rows + view.first_row + where.row_start - number * part_rows
+        offset = part.offset + row * part.row_bytes
+        return FilePart(part.name, part.type_name, part.path, offset, where.rows * part.row_bytes)
+
+    def forget_text(self) -> None:
+        """Give back the memory of metadata and side files, which nobody will ask for again."""
+        self.files = [replace(file, metadata={}) for file in self.files]
+        self._side_files = {}
 
     def read_columns(self, tensor: str, index: int | None, start: int, stop: int) -> npt.NDArray[np.float32]:
         raise AssertionError("no tensor of a GGUF is transposed")

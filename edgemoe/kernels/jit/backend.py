@@ -1,4 +1,4 @@
-"""The `jit` backend: the operations of `reference.py`, compiled by Numba, which read packed matrices in place."""
+"""The `jit` backend: the operations of `reference`, compiled by Numba, which read packed matrices in place."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
+from edgemoe.kernels.expert_operations import Score
 from edgemoe.kernels.formats import (
     GROUP_COLUMNS,
     PANEL_ROWS,
@@ -16,7 +17,7 @@ from edgemoe.kernels.formats import (
     group_count,
     panel_count,
 )
-from edgemoe.kernels.jit import layers, products
+from edgemoe.kernels.jit import attention, experts, layers, products
 from edgemoe.kernels.operations import (
     PAGE_TOKENS,
     SILU,
@@ -27,9 +28,8 @@ from edgemoe.kernels.operations import (
     Integers,
     Operation,
     QuantisedCache,
-    Score,
 )
-from edgemoe.kernels.reference import REFERENCE
+from edgemoe.kernels.reference.backend import REFERENCE
 from edgemoe.kernels.stepwise import MEANINGS, StepwiseBackend
 
 _WORTH_A_THREAD = 1 << 20
@@ -80,7 +80,7 @@ class JitBackend(StepwiseBackend):
 
     def attention_scratch_bytes(self, tokens: int, heads: int, kv_heads: int, width: int, context_length: int) -> int:
         """Bytes of temporaries of one `attention` at the end of the context, its result included."""
-        head = (2 * width + layers.WIDTH_AT_ONCE) * (context_length + PAGE_TOKENS) * 4
+        head = (2 * width + attention.WIDTH_AT_ONCE) * (context_length + PAGE_TOKENS) * 4
         return tokens * heads * width * 4 + min(self.threads, kv_heads) * head
 
     def matmul(self, values: Floats, matrix: Matrix) -> Floats:
@@ -122,7 +122,7 @@ class JitBackend(StepwiseBackend):
         """Quantise keys or values `(T, G, W)` for a `QuantisedCache`: values `(T, G, W)`, scales `(T, G, groups)`."""
         values = np.empty(rows.shape, np.int8)
         scales = np.empty((*rows.shape[:2], group_count(rows.shape[2])), np.float16)
-        layers.quantise_cache_rows(rows, values, scales.view(np.uint16))
+        attention.quantise_cache_rows(rows, values, scales.view(np.uint16))
         return values, scales
 
     def attention(
@@ -150,8 +150,10 @@ class JitBackend(StepwiseBackend):
         longest = max(end - first for first, end in zip(first_pages, end_pages, strict=True)) * PAGE_TOKENS
 
         def work(first: int, last: int) -> None:
-            padded_width = -(-width // layers.WIDTH_AT_ONCE) * layers.WIDTH_AT_ONCE
-            keys = np.zeros((longest // layers.POSITIONS_AT_ONCE, padded_width, layers.POSITIONS_AT_ONCE), np.float32)
+            padded_width = -(-width // attention.WIDTH_AT_ONCE) * attention.WIDTH_AT_ONCE
+            keys = np.zeros(
+                (longest // attention.POSITIONS_AT_ONCE, padded_width, attention.POSITIONS_AT_ONCE), np.float32
+            )
             values = np.empty((longest, value_width), np.float32)
             scores = np.empty(longest, np.float32)
             for rows, first_page, end_page in zip(together, first_pages, end_pages, strict=True):
@@ -159,7 +161,7 @@ class JitBackend(StepwiseBackend):
                 begin, length = first_page * PAGE_TOKENS, len(held) * PAGE_TOKENS
                 for g in range(first, last):
                     _cached_floats(key_cache, value_cache, held, g, keys, values[:length])
-                    layers.attend(
+                    attention.attend(
                         queries, rows, positions, g, keys, values, begin, scale, window, own_sinks, scores, output
                     )
 
@@ -190,23 +192,23 @@ class JitBackend(StepwiseBackend):
         scale: float = 1.0,
     ) -> tuple[Integers, Floats]:
         """Experts `(T, K)` of largest choice score, the lower number on a tie, and their weights `(T, K)`."""
-        experts = np.empty((len(logits), count), np.int32)
+        chosen = np.empty((len(logits), count), np.int32)
         weights = np.empty((len(logits), count), np.float32)
         choices, sigmoid = logits, score == "sigmoid"
         if sigmoid or choice_bias is not None or groups > 1:
             choices = np.empty_like(logits)
-            layers.choice_scores(logits, sigmoid, choice_bias, groups, kept_groups, choices)
+            experts.choice_scores(logits, sigmoid, choice_bias, groups, kept_groups, choices)
         if in_memory is None:
-            layers.choose(choices, experts)
+            experts.choose(choices, chosen)
         else:
-            layers.choose_with_bonus(choices, in_memory, np.float32(bonus), groups, experts)
+            experts.choose_with_bonus(choices, in_memory, np.float32(bonus), groups, chosen)
         if sigmoid:
-            layers.weigh_by_sigmoid(logits, renormalise, epsilon, experts, weights)
+            experts.weigh_by_sigmoid(logits, renormalise, epsilon, chosen, weights)
         else:
-            layers.weigh_by_softmax(logits, renormalise, experts, weights)
+            experts.weigh_by_softmax(logits, renormalise, chosen, weights)
         if scale != 1:
             weights *= np.float32(scale)
-        return experts, weights
+        return chosen, weights
 
     def gated_ffn(
         self,
@@ -240,9 +242,9 @@ class JitBackend(StepwiseBackend):
         assert some is not None
         total = np.zeros(some.shape, np.float32)
         if routed is not None and weights is not None:
-            layers.add_routed(routed, weights, total)
+            experts.add_routed(routed, weights, total)
         if shared is not None:
-            layers.add_shared(shared, shared_gate, total)
+            experts.add_shared(shared, shared_gate, total)
         return total
 
     def mix(
@@ -263,19 +265,19 @@ class JitBackend(StepwiseBackend):
 def _cached_floats(
     key_cache: Cache, value_cache: Cache, pages: Integers, head: int, keys: Floats, values: Floats
 ) -> None:
-    """Convert pages of a key/value head to the layouts that `layers.attend` reads."""
+    """Convert pages of a key/value head to the layouts that `attention.attend` reads."""
     if isinstance(key_cache, QuantisedCache) or isinstance(value_cache, QuantisedCache):
         assert isinstance(key_cache, QuantisedCache)
         assert isinstance(value_cache, QuantisedCache)
         key_scales, value_scales = key_cache.scales.view(np.uint16), value_cache.scales.view(np.uint16)
-        layers.quantised_caches_to_float(
+        attention.quantised_caches_to_float(
             key_cache.values, key_scales, value_cache.values, value_scales, pages, head, keys, values
         )
     elif key_cache.dtype == np.float16:
         key_bits, value_bits = key_cache.view(np.uint16), value_cache.view(np.uint16)
-        layers.half_caches_to_float(key_bits, value_bits, pages, head, keys, values)
+        attention.half_caches_to_float(key_bits, value_bits, pages, head, keys, values)
     else:
-        layers.float_caches(key_cache, value_cache, pages, head, keys, values)
+        attention.float_caches(key_cache, value_cache, pages, head, keys, values)
 
 
 def _shape(fmt: Format) -> tuple[int, float, bool, bool]:

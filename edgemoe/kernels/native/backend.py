@@ -85,7 +85,7 @@ class NativeBackend:
         size = _scratch_bytes(BoundOperations(native, planned=True)) + _SCRATCH_ALIGNMENT_BYTES
         if len(native) == len(operations):
             return size
-        from edgemoe.kernels.reference import REFERENCE
+        from edgemoe.kernels.reference.backend import REFERENCE
 
         return size + REFERENCE.scratch_bytes([o for o in operations if not has_kernel(type(o))])
 

@@ -44,7 +44,7 @@ class _Plan:
 
 _KINDS = {
     kind: (number, st.snake_case(kind.__name__), _Plan(kind, definition_of(kind)))
-    for number, kind in enumerate(op.NATIVE_OPERATIONS)
+    for number, kind in enumerate(st.NATIVE_OPERATIONS)
 }
 """Number of each operation in `em_kind`, the name of its member of the union, and how to fill that."""
 

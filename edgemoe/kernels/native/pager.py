@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.errors import KernelError, ReadError
+from edgemoe.kernels.landing import PLACE
 from edgemoe.kernels.native import structures as st
 from edgemoe.kernels.native.library import Status, load_library, status_text
-from edgemoe.kernels.operations import PROMPT
-from edgemoe.kernels.paging import MOST_WARM_READS, RECORD, CacheStatistics, Records
+from edgemoe.kernels.paging import MOST_WARM_READS, PROMPT, RECORD, CacheStatistics, Records
 
 
 class Source(Protocol):
@@ -39,8 +39,9 @@ class NativePager:
         reader: Source,
         policy: tuple[int, float, float],
         timeout_seconds: float,
+        pointed_to: object = None,
     ) -> None:
-        """`arena` is `(slots, slot bytes)`; `policy` is that of `policy_numbers`.
+        """`arena` is `(slots, slot bytes)`; `policy` is that of `policy_numbers`; `pointed_to` by records in parts.
 
         Raises KernelError for records that do not fit a slot, or a policy that only a replay has.
         """
@@ -54,7 +55,7 @@ class NativePager:
         """Whether each expert of the latest fetch of its layer was in RAM then, `(L, E)`; kept while asked for."""
         self._phase = PROMPT
         self._notes_residency = False
-        self._kept = (arena, records)  # C points to them
+        self._kept = (arena, records, pointed_to)  # C points to them
         self._reader = reader
         self._timeout_seconds = timeout_seconds
         self._failure = st.ReadFailureStruct()
@@ -89,9 +90,9 @@ class NativePager:
         self._destroy = weakref.finalize(self, self._library.em_pager_destroy, pager.value)
 
     @staticmethod
-    def planned_bytes(slots: int, layers: int, experts: int) -> int:
-        """The bytes of a pager and of its table of records, besides the arena."""
-        of_expert = np.dtype(np.int32).itemsize + np.dtype(np.bool_).itemsize + RECORD.itemsize
+    def planned_bytes(slots: int, layers: int, experts: int, parts: int = 0) -> int:
+        """The bytes of a pager and of its table of records, besides the arena; a record lies in so many parts."""
+        of_expert = np.dtype(np.int32).itemsize + np.dtype(np.bool_).itemsize + RECORD.itemsize + parts * PLACE.itemsize
         of_slot = np.dtype(np.int64).itemsize
         in_c: int = load_library().em_pager_bytes(slots, layers, experts)
         return layers * experts * of_expert + slots * of_slot + in_c

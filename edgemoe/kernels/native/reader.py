@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from edgemoe.errors import ReadError
 from edgemoe.kernels.native import structures as st
 from edgemoe.kernels.native.library import Status, load_library, status_text
-from edgemoe.kernels.reads import NOT_AS_WRITTEN, RecordRead
+from edgemoe.kernels.reads import CHANGED_FILE, NOT_AS_WRITTEN, NOT_FINITE, RecordRead
 from edgemoe.process import no_threads
 
 PIECE_BYTES = 1 << 20
@@ -23,13 +23,16 @@ class NativeReader:
     A request is read in pieces, by all threads that are free. With more than one thread, at most all but one read
     prefetches at a time, so that a demand finds a free thread. A descriptor may be opened with O_DIRECT if offsets,
     lengths and addresses are aligned for it. The caller keeps the destination alive until the request is done or
-    cancelled, and releases every ticket.
+    cancelled, and releases every ticket. Each thread has a buffer of `staging_bytes` for records in parts
+    (`kernels/landing.py`), which lie anywhere in their files.
     """
 
-    def __init__(self, threads: int = 2, capacity: int = 4096, piece_bytes: int = PIECE_BYTES) -> None:
+    def __init__(
+        self, threads: int = 2, capacity: int = 4096, piece_bytes: int = PIECE_BYTES, staging_bytes: int = 0
+    ) -> None:
         library = load_library()
         reader = ctypes.c_void_p()
-        status = library.em_reader_create(threads, capacity, piece_bytes, ctypes.byref(reader))
+        status = library.em_reader_create(threads, capacity, piece_bytes, staging_bytes, ctypes.byref(reader))
         if status == Status.NO_THREADS:
             raise no_threads("Not one thread can be had to read experts")
         if status != Status.OK:
@@ -51,9 +54,7 @@ class NativeReader:
         """Queue reads in one call and return their tickets. If one is refused, queues none and raises ReadError."""
         count = len(reads)
         tickets = (ctypes.c_int64 * count)()
-        structs = (st.ReadStruct * count)(
-            *[st.ReadStruct(r.offset, r.length, r.address, _expected(r), r.descriptor) for r in reads]
-        )
+        structs = (st.ReadStruct * count)(*map(_struct, reads))
         status = self._library.em_reader_submit(self._address, structs, count, demand, tickets)
         if status:
             asked = ", ".join(f"{r.length} bytes at {r.offset}" for r in reads)
@@ -86,6 +87,10 @@ class NativeReader:
             )
         if status == Status.BAD_CHECKSUM:
             return ReadError(*NOT_AS_WRITTEN)
+        if status == Status.NOT_FINITE:
+            return ReadError(*NOT_FINITE)
+        if status == Status.CHANGED_FILE:
+            return ReadError(*CHANGED_FILE)
         return self._failure(status, "a read")
 
     def source(self) -> st.SourceStruct:
@@ -142,5 +147,9 @@ class NativeReader:
         return ReadError(f"The reader refused {what}: {status_text(status)}.")
 
 
-def _expected(read: RecordRead) -> int:
-    return -1 if read.crc32c is None else read.crc32c
+def _struct(read: RecordRead) -> st.ReadStruct:
+    expected = -1 if read.crc32c is None else read.crc32c
+    if read.parts is None or read.places is None:
+        return st.ReadStruct(read.offset, read.length, read.address, expected, read.descriptor)
+    parts, places = read.parts.ctypes.data, read.places.ctypes.data
+    return st.ReadStruct(0, read.length, read.address, expected, -1, len(read.parts), parts, places)

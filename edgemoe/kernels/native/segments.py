@@ -10,7 +10,7 @@ import numpy as np
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.backend import Program, ProgramTimes
 from edgemoe.kernels.native.binding import has_kernel
-from edgemoe.kernels.reference import REFERENCE
+from edgemoe.kernels.reference.backend import REFERENCE
 from edgemoe.kernels.stepwise import MEANINGS, RunBounds, StepwiseProgram, measured_operation
 
 Bind = Callable[[Sequence[op.Operation], int], Program]

@@ -1,6 +1,6 @@
 """The structs of the C interface.
 
-Those of operations are made from their definitions (`kernels/operations.py`), and `native/write_header` writes their C
+Those of operations are made from their definitions (`kernels/definition.py`), and `native/write_header` writes their C
 declarations from the same; the others mirror `native/include/edgemoe.h` by hand. When the library is loaded, every
 field's place is compared with the one that the C compiler gave it.
 
@@ -10,15 +10,22 @@ In a struct of an operation stand its fields in order, and then the letters that
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable
+import itertools
+import operator
+from collections.abc import Iterable, Iterator
 from ctypes import c_double, c_float, c_int32, c_int64, c_uint64, c_void_p
+from types import ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.definition import Definition, Field, definition_of
+from edgemoe.kernels.landing import PART, PLACE
 from edgemoe.kernels.paging import RECORD
 
-ABI_VERSION = 13
+ABI_VERSION = 14
 
 LETTERS = {
     "B": "slot_bytes",
@@ -44,7 +51,7 @@ _CACHE_LETTERS = {"N": "page_count"}
 _OWN_LETTERS: dict[type, dict[str, str]] = {
     op.StoreKv: _CACHE_LETTERS,
     op.Attention: _CACHE_LETTERS,
-    op.Experts: {"S": "slot_count"},
+    ex.Experts: {"S": "slot_count"},
 }
 
 
@@ -122,8 +129,18 @@ def _make(kind: type, definition: Definition) -> type[ctypes.Structure]:
     return struct
 
 
+def _kinds(*modules: ModuleType) -> Iterator[tuple[int, type[op.Operation]]]:
+    """Yield the operations of modules that have a kernel in C, with their codes."""
+    for kind in itertools.chain.from_iterable(vars(module).values() for module in modules):
+        if isinstance(kind, type) and issubclass(kind, op.Operation) and kind.code is not None:
+            yield kind.code, kind
+
+
+NATIVE_OPERATIONS = tuple(kind for _, kind in sorted(_kinds(op, ex), key=operator.itemgetter(0)))
+"""The operations that the C library has, in the order of `em_kind`."""
+
 OPERATION_STRUCTS: dict[type[op.Operation], type[ctypes.Structure]] = {
-    kind: _make(kind, definition_of(kind)) for kind in op.NATIVE_OPERATIONS
+    kind: _make(kind, definition_of(kind)) for kind in NATIVE_OPERATIONS
 }
 """The structs of operations, in the order of `em_kind`."""
 
@@ -178,7 +195,9 @@ class ReadStruct(ctypes.Structure):
         ("destination", c_void_p),
         ("crc32c", c_int64),
         ("descriptor", c_int32),
-        ("reserved", c_int32),
+        ("part_count", c_int32),
+        ("parts", c_void_p),
+        ("places", c_void_p),
     ]
 
 
@@ -221,10 +240,27 @@ class PolicySettingsStruct(ctypes.Structure):
     ]
 
 
+def _fields_of(dtype: np.dtype[np.void]) -> list[tuple[str, type[Any]]]:
+    """Return the fields of a struct whose elements arrays of NumPy hold."""
+    return [(name, {4: c_int32, 8: c_int64}[dtype[name].itemsize]) for name in dtype.names or ()]
+
+
+class PartStruct(ctypes.Structure):
+    """`em_part`"""
+
+    _fields_ = _fields_of(PART)
+
+
+class PlaceStruct(ctypes.Structure):
+    """`em_place`"""
+
+    _fields_ = _fields_of(PLACE)
+
+
 class RecordStruct(ctypes.Structure):
     """`em_record`, an element of a table of records."""
 
-    _fields_ = [(name, {4: c_int32, 8: c_int64}[RECORD[name].itemsize]) for name in RECORD.names or ()]
+    _fields_ = _fields_of(RECORD)
 
 
 class PagerCountersStruct(ctypes.Structure):
@@ -289,6 +325,8 @@ STRUCTS: tuple[type[ctypes.Structure], ...] = (
     ScratchStruct,
     ProgramTimesStruct,
     ProgramStruct,
+    PartStruct,
+    PlaceStruct,
     ReadStruct,
     ReadCountersStruct,
     SourceStruct,

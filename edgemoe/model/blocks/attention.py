@@ -100,17 +100,17 @@ class Attention:
         elif self.qk_norm == "full":
             build.rms_norm(query, "query_norm", H * W, query)
             build.rms_norm(key, "key_norm", G * W, key)
-        places = build.places()
+        places, pages = build.places(), build.pages(self.window)
         if self.rope is not None:
             cosine, sine = build.rope_tables(self.rope)
             build.add(op.Rope(query, H, places[0], cosine, sine))
             build.add(op.Rope(key, G, places[0], cosine, sine))
-        keys = build.state("keys", "N", G, op.PAGE_TOKENS, W)
-        values = build.state("values", "N", G, op.PAGE_TOKENS, Wv)
-        build.add(op.StoreKv(key, value, *places, keys, values))
+        keys = build.state("keys", "N", G, op.PAGE_TOKENS, W, window=self.window)
+        values = build.state("values", "N", G, op.PAGE_TOKENS, Wv, window=self.window)
+        build.add(op.StoreKv(key, value, *places, pages, keys, values))
         attended = build.rows("attended", H * Wv)
         sinks = build.vector("sinks", H) if self.sinks else None
-        build.add(op.Attention(query, *places, keys, values, self.scale, attended, self.window, sinks))
+        build.add(op.Attention(query, *places, pages, keys, values, self.scale, attended, self.window, sinks))
         build.deliver(attended, "output", self.output_bias)
 
     def emit_guess(self, build: Builder, source: op.Floats) -> None:

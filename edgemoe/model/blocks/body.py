@@ -30,6 +30,11 @@ class RoutedExperts:
             shapes |= gated_ffn_tensors(f"experts.{expert}", self.intermediate_size, hidden_size, self.bias)
         return shapes
 
+    def stacked(self, hidden_size: int) -> Shapes:
+        """The same tensors with all experts in one, `(num_experts, rows, columns)`, as a paper names them."""
+        shapes = gated_ffn_tensors("experts", self.intermediate_size, hidden_size, self.bias)
+        return {name: (self.num_experts, *shape) for name, shape in shapes.items()}
+
 
 def gated_ffn_tensors(name: str, intermediate_size: int, hidden_size: int, bias: bool = False) -> Shapes:
     """The three matrices of a gated FFN, and their biases if it has some."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.model.blocks.body import RoutedExperts, Shapes, check_activation, gated_ffn_tensors
 from edgemoe.model.blocks.routers import RouterSpec
@@ -86,7 +87,7 @@ class Moe:
         with build.doing("experts", "fetch"):
             drop_cold = build.options.drop_cold
             weighed = routing.weights if drop_cold > 0 else None
-            build.add(op.Fetch(routing.experts, weighed, drop_cold, build.paging()))
+            build.add(ex.Fetch(routing.experts, weighed, drop_cold, build.paging()))
         build.guess_next_routing()
         shared = gate = None
         if self.shared is not None:
@@ -109,7 +110,7 @@ class Moe:
             weights = build.fixed_rows("guessed_weights", GUESSED_ROWS, self.top_k)
         logits = build.fixed_rows("guessed_logits", GUESSED_ROWS, self.num_experts)
         self.router.emit(build, source, logits, experts, weights)
-        build.add(op.Prefetch(guessed.guess, build.paging()))
+        build.add(ex.Prefetch(guessed.guess, build.paging()))
 
     def _routing(self, build: Builder) -> RoutingValues:
         E, K = self.num_experts, self.top_k

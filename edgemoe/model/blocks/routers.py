@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.definition import Misfit
 from edgemoe.model.blocks.body import Shapes
@@ -14,11 +15,11 @@ from edgemoe.model.plain import ZERO_ALLOWED
 
 @dataclass(frozen=True)
 class RouterSpec:
-    """A matrix gives each expert a logit; the rest follows `op.Route`, where each number has its meaning."""
+    """A matrix gives each expert a logit; the rest follows `ex.Route`, where each number has its meaning."""
 
     normalise: bool
     """Whether the weights of the chosen experts are divided by their sum plus `epsilon`."""
-    score: op.Score = "softmax"
+    score: ex.Score = "softmax"
     choice_bias: bool = False
     """Whether each expert has a bias that counts for the choice but not for the weight (DeepSeek-V3)."""
     logit_bias: bool = False
@@ -66,8 +67,8 @@ class RouterSpec:
 
     def _route(
         self, logits: Any, experts: Any, weights: Any, choice_bias: Any, slots: Any = None, bonus: float = 0.0
-    ) -> op.Route:
-        return op.Route(
+    ) -> ex.Route:
+        return ex.Route(
             logits,
             self.normalise,
             experts,

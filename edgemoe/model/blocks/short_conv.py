@@ -57,7 +57,7 @@ class ShortConv:
         gates = build.linear(source, "conv_in", build.rows("gates", 3 * D), bias=self.bias)
         taps = build.vector("conv_taps", D * self.length)
         bias = build.vector("conv_taps_bias", D) if self.bias else None
-        positions, sequences, _ = build.places()
+        positions, sequences = build.places()
         inputs = build.fixed_state("inputs", self.length - 1 + undo, D, undo=undo)
         convolved = build.rows("convolved", D)
         build.add(op.ShortConv(gates, taps, bias, positions, sequences, inputs, convolved))

@@ -101,10 +101,10 @@ INLINE void quantised_row(const uint8_t *panel, const em_activations *x, int32_t
     const uint8_t *minimums = scales + (size_t)group_count * scales_bytes;
     const em_group *groups = x->groups + (size_t)row * group_count;
     const int8_t *values = x->values + (size_t)row * group_count * EM_GROUP_COLUMNS;
-    em_lookahead next = em_look_ahead(panel, group_count, format, panel_bytes, GROUPS_AHEAD);
+    em_lookahead next = em_look_ahead(panel, group_count, 0, group_count, format, panel_bytes, GROUPS_AHEAD);
     __m512 sum = _mm512_setzero_ps();
     for (int32_t g = 0; g < group_count; g++) {
-        em_prefetch_group(&next, group_count, format, panel_bytes);
+        em_prefetch_group(&next, group_count, group_count, format, panel_bytes);
         __m512i weights[QUADS];
         unpack(panel + (size_t)g * payload_bytes, format, weights);
         const __m512 weight_scale = load_scales(scales + (size_t)g * scales_bytes, format);
@@ -132,7 +132,7 @@ INLINE void quantised_rows(const uint8_t *panels, int panel_count, const em_acti
     em_lookahead next[PANELS_TOGETHER];
     for (int p = 0; p < panel_count; p++) {
         const uint8_t *panel = panels + (size_t)p * panel_bytes;
-        next[p] = em_look_ahead(panel, group_count, format, panel_bytes, GROUPS_AHEAD);
+        next[p] = em_look_ahead(panel, group_count, 0, group_count, format, panel_bytes, GROUPS_AHEAD);
     }
     for (int32_t i = 0; i < count; i++) {
         groups[i] = x->groups + (size_t)rows[i] * group_count;
@@ -147,7 +147,7 @@ INLINE void quantised_rows(const uint8_t *panels, int panel_count, const em_acti
         for (int p = 0; p < panel_count; p++) {
             const uint8_t *panel = panels + (size_t)p * panel_bytes;
             const size_t numbers = (size_t)g * scales_bytes;
-            em_prefetch_group(&next[p], group_count, format, panel_bytes);
+            em_prefetch_group(&next[p], group_count, group_count, format, panel_bytes);
             unpack(panel + (size_t)g * payload_bytes, format, weights[p]);
             weight_scales[p] = load_scales(panel + scales_at + numbers, format);
             minimums[p] = format == EM_Q4M ? load_halves(panel + minimums_at + numbers) : _mm512_setzero_ps();

@@ -9,36 +9,45 @@
 
 #include "quads256.h"
 
-/* The weights of 8 rows x 32 columns as unsigned bytes, one vector per quad of columns. */
-INLINE void unpack(const uint8_t *payload, int format, __m256i weights[QUADS]) {
+/* The weights of 8 rows x 16 columns as unsigned bytes, one vector per quad of columns, from quad `first` (0 or 4) on. */
+INLINE void unpack(const uint8_t *payload, int format, int first, __m256i weights[QUADS_TOGETHER]) {
     if (format == EM_M4) {
-        unpack_m4(payload, weights);
+        unpack_m4(payload, first, weights);
         return;
     }
     if (format != EM_Q8) {
-        unpack_nibbles(payload, weights);
+        unpack_nibbles(payload, first, weights);
         return;
     }
     const __m256i sign = _mm256_set1_epi8((char)0x80);
-    for (int quad = 0; quad < QUADS; quad++) weights[quad] = _mm256_xor_si256(load_quad(payload, quad), sign);
+    for (int quad = 0; quad < QUADS_TOGETHER; quad++) {
+        weights[quad] = _mm256_xor_si256(load_quad(payload, first + quad), sign);
+    }
 }
 
-INLINE __m256i dot_group(const __m256i weights[QUADS], const int8_t *x, const em_group *group, int format) {
+INLINE __m256i end_dots(__m256i begun, const __m256i weights[QUADS_TOGETHER], const int8_t *x, const em_group *group,
+                        int format) {
+    (void)group, (void)format;
+    for (int quad = 0; quad < QUADS_TOGETHER; quad++) {
+        begun = _mm256_dpbusd_avx_epi32(begun, weights[quad], broadcast_quad(x, quad));
+    }
+    return begun;
+}
+
+/* The first half of a group's dots. */
+INLINE __m256i begin_dots(const __m256i weights[QUADS_TOGETHER], const int8_t *x, const em_group *group, int format) {
     __m256i sums = _mm256_setzero_si256();
     if (format == EM_Q8) sums = _mm256_set1_epi32(group->q8_start);
     if (format == EM_Q4) sums = _mm256_set1_epi32(group->q4_start);
     if (format == EM_M4) sums = _mm256_set1_epi32(em_m4_start(group));
-    for (int quad = 0; quad < QUADS; quad++) {
-        sums = _mm256_dpbusd_avx_epi32(sums, weights[quad], broadcast_quad(x, quad));
-    }
-    return sums;
+    return end_dots(sums, weights, x, group, format);
 }
 
 #include "vectors256.h"
 
-DEFINE_PANELS(em_panels_f32_avxvnni, EM_F32, float_panel)
-DEFINE_PANELS(em_panels_f16_avxvnni, EM_F16, float_panel)
-DEFINE_PANELS(em_panels_q8_avxvnni, EM_Q8, quantised_panel)
-DEFINE_PANELS(em_panels_q4_avxvnni, EM_Q4, quantised_panel)
-DEFINE_PANELS(em_panels_q4m_avxvnni, EM_Q4M, quantised_panel)
-DEFINE_PANELS(em_panels_m4_avxvnni, EM_M4, quantised_panel)
+DEFINE_PANELS(em_panels_f32_avxvnni, EM_F32, float_panels)
+DEFINE_PANELS(em_panels_f16_avxvnni, EM_F16, float_panels)
+DEFINE_PANELS(em_panels_q8_avxvnni, EM_Q8, quantised_panels)
+DEFINE_PANELS(em_panels_q4_avxvnni, EM_Q4, quantised_panels)
+DEFINE_PANELS(em_panels_q4m_avxvnni, EM_Q4M, quantised_panels)
+DEFINE_PANELS(em_panels_m4_avxvnni, EM_M4, quantised_panels)

@@ -1,6 +1,7 @@
 /* Where the next prefetch of a panel's groups goes. Payloads, scales and minimums are streams of their own, and after
- * the last group they go on in the next panel, which the processor's own prefetcher would have to find out anew each time. (Behind
- * the last panel of all a prefetch does nothing.) The format is known when this is compiled. */
+ * the last group that is read of a panel (its `span` groups from `first` on) they go on in the next panel, which the
+ * processor's own prefetcher would have to find out anew each time. (Behind the last panel of all a prefetch does nothing.) The format
+ * is known when this is compiled. */
 #ifndef EDGEMOE_LOOKAHEAD_H
 #define EDGEMOE_LOOKAHEAD_H
 
@@ -12,21 +13,22 @@ typedef struct em_lookahead {
     int32_t left; /* groups before the streams go on in the next panel */
 } em_lookahead;
 
-static inline em_lookahead em_look_ahead(const uint8_t *panel, int32_t group_count, int format, size_t panel_bytes,
-                                         int32_t groups_ahead) {
+static inline em_lookahead em_look_ahead(const uint8_t *panel, int32_t group_count, int32_t first, int32_t span,
+                                         int format, size_t panel_bytes, int32_t groups_ahead) {
     const size_t payload_bytes = em_payload_bytes(format);
-    const int32_t ahead = groups_ahead < group_count ? groups_ahead : group_count;
-    if (ahead == group_count) panel += panel_bytes;
-    const int32_t in_panel = ahead % group_count;
+    const int32_t ahead = groups_ahead < span ? groups_ahead : span;
+    if (ahead == span) panel += panel_bytes;
+    const int32_t in_span = ahead % span, in_panel = first + in_span;
     const uint8_t *scales = panel + (size_t)group_count * payload_bytes;
     return (em_lookahead){
         .payload = panel + (size_t)in_panel * payload_bytes,
         .scales = scales + (size_t)in_panel * em_scales_bytes(format),
-        .left = group_count - in_panel,
+        .left = span - in_span,
     };
 }
 
-static inline void em_prefetch_group(em_lookahead *next, int32_t group_count, int format, size_t panel_bytes) {
+static inline void em_prefetch_group(em_lookahead *next, int32_t group_count, int32_t span, int format,
+                                     size_t panel_bytes) {
     const size_t payload_bytes = em_payload_bytes(format), scales_bytes = em_scales_bytes(format);
     for (size_t line = 0; line < payload_bytes; line += 64) __builtin_prefetch(next->payload + line);
     __builtin_prefetch(next->scales);
@@ -34,9 +36,9 @@ static inline void em_prefetch_group(em_lookahead *next, int32_t group_count, in
     next->payload += payload_bytes;
     next->scales += scales_bytes;
     if (--next->left == 0) {
-        next->payload += panel_bytes - (size_t)group_count * payload_bytes;
-        next->scales += panel_bytes - (size_t)group_count * scales_bytes;
-        next->left = group_count;
+        next->payload += panel_bytes - (size_t)span * payload_bytes;
+        next->scales += panel_bytes - (size_t)span * scales_bytes;
+        next->left = span;
     }
 }
 

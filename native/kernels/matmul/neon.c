@@ -126,11 +126,11 @@ INLINE void quantised_row(const uint8_t *panel, const em_activations *x, int32_t
     const int32_t group_count = x->group_count;
     const em_group *groups = x->groups + (size_t)row * group_count;
     const int8_t *values = x->values + (size_t)row * group_count * EM_GROUP_COLUMNS;
-    em_lookahead next = em_look_ahead(panel, group_count, format, panel_bytes, GROUPS_AHEAD);
+    em_lookahead next = em_look_ahead(panel, group_count, 0, group_count, format, panel_bytes, GROUPS_AHEAD);
     float32x4_t sums[QUARTERS];
     for (int quarter = 0; quarter < QUARTERS; quarter++) sums[quarter] = vdupq_n_f32(0);
     for (int32_t g = 0; g < group_count; g++) {
-        em_prefetch_group(&next, group_count, format, panel_bytes);
+        em_prefetch_group(&next, group_count, group_count, format, panel_bytes);
         const group_input in = load_input(values + (size_t)g * EM_GROUP_COLUMNS, groups + g, format);
         for (int quarter = 0; quarter < QUARTERS; quarter++) {
             int8x16_t weights[QUADS];
@@ -172,10 +172,10 @@ INLINE void add_group_of_rows(const uint8_t *panel, const em_activations *x, int
 INLINE void quantised_rows(const uint8_t *panel, const em_activations *x, const int32_t *rows, int32_t count,
                            float *out, size_t out_stride, int format) {
     const size_t panel_bytes = em_panel_bytes(format, x->columns);
-    em_lookahead next = em_look_ahead(panel, x->group_count, format, panel_bytes, GROUPS_AHEAD);
+    em_lookahead next = em_look_ahead(panel, x->group_count, 0, x->group_count, format, panel_bytes, GROUPS_AHEAD);
     for (int32_t row = 0; row < count; row++) memset(out + (size_t)row * out_stride, 0, EM_PANEL_ROWS * sizeof *out);
     for (int32_t g = 0; g < x->group_count; g++) {
-        em_prefetch_group(&next, x->group_count, format, panel_bytes);
+        em_prefetch_group(&next, x->group_count, x->group_count, format, panel_bytes);
         for (int quarter = 0; quarter < QUARTERS; quarter += QUARTERS_TOGETHER) {
             add_group_of_rows(panel, x, g, quarter, rows, count, out, out_stride, format);
         }

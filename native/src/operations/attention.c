@@ -3,10 +3,14 @@
  * A block is a page of the cache: its positions begin at a multiple of 64, and a row's last block ends with its own
  * position. So a row's result depends neither on how tokens are cut into runs nor on the other rows of its run.
  *
- * Consecutive rows of one sequence form a tile of up to 8, which reads each block once for all of them, and converts
- * it once. A tile ends before a position that is a multiple of 8, so all its rows end in the same block. Threads share
- * out pairs of a tile and a key/value head, those of one head one after the other, so that its blocks stay in a cache.
- * Where there are too few of these for all threads, the query heads of a key/value head are shared out too.
+ * Consecutive rows of one sequence form a tile, which reads each block once for all of them, and converts it once: of
+ * up to 32 rows, or fewer, down to 8, where several query heads share a key/value head. A tile ends before a position
+ * that is a multiple of that, so all its rows end in the same block. Threads share out pairs of a tile and a key/value
+ * head, those of one head one after the other, so that its blocks stay in a cache. Where there are too few of these for
+ * all threads, the query heads of a key/value head are shared out too.
+ *
+ * A tile's queries and outputs are copied together: one head's rows lie a power of two apart in most models, on a few
+ * lines of the first-level cache, and would drive each other out between two blocks.
  *
  * A single row's time is that of reading the keys and values from memory. A page holds the blocks of all heads one after
  * the other, so such a row goes through several heads together, page by page, and reads longer runs of memory. */
@@ -17,7 +21,11 @@
 
 #include "../../kernels/exponential.h"
 
-enum { TILE_ROWS = 8 };
+enum {
+    TILE_ROWS_MAX = EM_ROWS_AT_ONCE,
+    TILE_ROWS_MIN = 8,
+    COPIED_WIDTH_MAX = 256, /* of queries and outputs: two arrays of 32 KiB on the stack */
+};
 
 typedef struct attention_task {
     const em_attention *attention;
@@ -90,6 +98,19 @@ static void mix_parts(const attention_task *task, em_attending *rows, int32_t ro
     }
 }
 
+/* The largest of `largest` and `count` numbers, of which none that is NaN counts: any order finds the same. */
+static float largest_of(float largest, const float *numbers, int32_t count) {
+    float lanes[EM_LANES];
+    for (int l = 0; l < EM_LANES; l++) lanes[l] = largest;
+    int32_t i = 0;
+    for (; i + EM_LANES <= count; i += EM_LANES) {
+        for (int l = 0; l < EM_LANES; l++) lanes[l] = numbers[i + l] > lanes[l] ? numbers[i + l] : lanes[l];
+    }
+    for (; i < count; i++) lanes[0] = numbers[i] > lanes[0] ? numbers[i] : lanes[0];
+    for (int l = 0; l < EM_LANES; l++) largest = lanes[l] > largest ? lanes[l] : largest;
+    return largest;
+}
+
 /* The block that begins at position `start`, whose first key is row `cache_row` of the cache's (N * G * 64) rows. */
 static void attend_block(const attention_task *task, query_state *states, int32_t state_count, int32_t start,
                          size_t cache_row) {
@@ -116,8 +137,7 @@ static void attend_block(const attention_task *task, query_state *states, int32_
     kernels->scores[a->key_cache.format](rows, row_count, keys, most - least, a->head_dim, a->scale);
     for (int32_t r = 0; r < row_count; r++) {
         query_state *state = own[r];
-        float largest = state->largest;
-        for (int32_t i = from[r]; i < to[r]; i++) largest = weights[r][i] > largest ? weights[r][i] : largest;
+        const float largest = largest_of(state->largest, weights[r] + from[r], to[r] - from[r]);
         rows[r].factor = state->sum > 0 ? em_exp(state->largest - largest) : 0.0f;
         rows[r].weights = weights[r];
         const float added = kernels->exponentials(weights[r] + from[r], to[r] - from[r], largest);
@@ -131,17 +151,24 @@ static void attend_block(const attention_task *task, query_state *states, int32_
 static void attend(const attention_task *task, int32_t tile, int32_t first, int32_t count) {
     const em_attention *a = task->attention;
     const int32_t begin = task->tiles[tile], end = task->tiles[tile + 1];
+    const int copied = end - begin > 1 && a->head_dim <= COPIED_WIDTH_MAX && a->value_dim <= COPIED_WIDTH_MAX;
+    float queries[EM_ROWS_AT_ONCE * COPIED_WIDTH_MAX], outputs[EM_ROWS_AT_ONCE * COPIED_WIDTH_MAX];
     query_state states[EM_ROWS_AT_ONCE];
     int32_t state_count = 0;
     for (int32_t head = first; head < first + count; head++) {
         for (int32_t row = begin; row < end; row++) {
             const size_t at = (size_t)row * a->heads + head;
+            const float *query = a->query + at * a->head_dim;
+            float *output = a->output + at * a->value_dim;
+            if (copied) {
+                query = memcpy(queries + (size_t)state_count * a->head_dim, query, (size_t)a->head_dim * sizeof *query);
+                output = outputs + (size_t)state_count * a->value_dim;
+            }
             query_state *state = &states[state_count++];
-            *state = (query_state){a->query + at * a->head_dim, a->output + at * a->value_dim, -INFINITY, 0,
-                                   first_seen(a, row), a->positions[row] + 1};
+            *state = (query_state){query, output, -INFINITY, 0, first_seen(a, row), a->positions[row] + 1};
             /* A sink is a key before all others, of which nothing is mixed in. */
             if (a->sinks) state->largest = a->sinks[head], state->sum = 1;
-            memset(state->output, 0, (size_t)a->value_dim * sizeof *state->output);
+            memset(output, 0, (size_t)a->value_dim * sizeof *output);
         }
     }
     const int32_t *pages = a->pages + (size_t)a->sequences[begin] * a->table_pages;
@@ -153,8 +180,12 @@ static void attend(const attention_task *task, int32_t tile, int32_t first, int3
             attend_block(task, states + s, together, block * EM_PAGE_TOKENS, cache_row);
         }
     }
-    for (int32_t s = 0; s < state_count; s++) {
-        for (int32_t i = 0; i < a->value_dim; i++) states[s].output[i] /= states[s].sum;
+    const query_state *state = states;
+    for (int32_t head = first; head < first + count; head++) {
+        for (int32_t row = begin; row < end; row++, state++) {
+            float *output = a->output + ((size_t)row * a->heads + head) * a->value_dim;
+            for (int32_t i = 0; i < a->value_dim; i++) output[i] = state->output[i] / state->sum;
+        }
     }
 }
 
@@ -189,11 +220,11 @@ static int32_t check(const em_attention *a, int32_t tokens) {
 }
 
 /* Cuts the rows into tiles, and returns their number. */
-static int32_t cut_into_tiles(const em_attention *a, int32_t tokens, int32_t *tiles) {
+static int32_t cut_into_tiles(const em_attention *a, int32_t tokens, int32_t tile_rows, int32_t *tiles) {
     int32_t count = 0;
     for (int32_t t = 0; t < tokens; t++) {
         const int goes_on = t > 0 && a->sequences[t] == a->sequences[t - 1] &&
-                            a->positions[t] == a->positions[t - 1] + 1 && a->positions[t] % TILE_ROWS != 0;
+                            a->positions[t] == a->positions[t - 1] + 1 && a->positions[t] % tile_rows != 0;
         if (!goes_on) tiles[count++] = t;
     }
     tiles[count] = tokens;
@@ -230,7 +261,11 @@ int32_t em_run_attention(const em_attention *attention, const em_run *run) {
     const int32_t status = check(attention, run->tokens);
     if (status != EM_OK) return status;
     int32_t *tiles = (int32_t *)(void *)run->scratch;
-    const int32_t tile_count = cut_into_tiles(attention, run->tokens, tiles);
+    int32_t tile_rows = TILE_ROWS_MAX;
+    while (tile_rows > TILE_ROWS_MIN && tile_rows * (attention->heads / attention->kv_heads) > EM_ROWS_AT_ONCE) {
+        tile_rows /= 2;
+    }
+    const int32_t tile_count = cut_into_tiles(attention, run->tokens, tile_rows, tiles);
     attention_task task = {.attention = attention, .run = run, .tiles = tiles, .tile_count = tile_count};
     int32_t most_rows = 0;
     int64_t seen = 0;

@@ -31,7 +31,7 @@ static void finish(const linear_task *task, const em_linear_part *part, int32_t 
     const int32_t rows = part->matrix.rows, row = panel * EM_PANEL_ROWS;
     const int32_t width = panels * EM_PANEL_ROWS, height = rows - row < width ? rows - row : width;
     const float scale = task->linear->scale;
-    for (int32_t t = 0; t < count; t++, products += width) {
+    for (int32_t t = 0; t < count; t++, products += em_products_stride(panels)) {
         float *output = part->output + (size_t)(first + t) * rows + row;
         for (int32_t i = 0; i < height; i++) {
             const float with_bias = part->bias ? products[i] + part->bias[row + i] : products[i];
@@ -44,7 +44,7 @@ static void finish(const linear_task *task, const em_linear_part *part, int32_t 
 static void multiply_panels(const linear_task *task, const em_linear_part *part, int32_t begin, int32_t end) {
     const em_matrix *matrix = &part->matrix;
     const int32_t rows_at_once = task->run->tokens < EM_ROWS_AT_ONCE ? task->run->tokens : EM_ROWS_AT_ONCE;
-    const int32_t panels_at_once = EM_PRODUCTS_AT_ONCE / EM_PANEL_ROWS / rows_at_once;
+    const int32_t panels_at_once = em_panels_at_once(rows_at_once);
     for (int32_t panel = begin; panel < end; panel += panels_at_once) {
         const int32_t panels = end - panel < panels_at_once ? end - panel : panels_at_once;
         for (int32_t first = 0; first < task->run->tokens; first += EM_ROWS_AT_ONCE) {
@@ -54,7 +54,7 @@ static void multiply_panels(const linear_task *task, const em_linear_part *part,
             int32_t rows[EM_ROWS_AT_ONCE];
             for (int32_t i = 0; i < count; i++) rows[i] = first + i;
             task->run->kernels->panels[matrix->format](matrix, panel, panels, &task->input, rows, count, products,
-                                                       (size_t)panels * EM_PANEL_ROWS);
+                                                       em_products_stride(panels));
             finish(task, part, panel, panels, first, count, products);
         }
     }

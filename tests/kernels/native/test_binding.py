@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from edgemoe.errors import KernelError
+from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.formats import FORMATS, Matrix
 from edgemoe.kernels.native import library, structures
@@ -111,7 +112,7 @@ def test_faulty_experts_are_named(backend: NativeBackend, random: np.random.Gene
     chosen = np.zeros((TOKENS, 1), np.int32)
     (layout,) = layouts.layouts
     layout_of = layouts.layout_of.copy()
-    good = op.Experts(floats(TOKENS, WIDTH), chosen, slots, arena, layouts.layouts, layout_of, floats(TOKENS, 1, WIDTH))
+    good = ex.Experts(floats(TOKENS, WIDTH), chosen, slots, arena, layouts.layouts, layout_of, floats(TOKENS, 1, WIDTH))
     program = backend.program([good])
     program.run(TOKENS)
     faults = {
@@ -145,7 +146,7 @@ def test_an_arena_without_slots_is_fine(backend: NativeBackend, random: np.rando
     output = floats(TOKENS, 1, WIDTH)
     output[:] = 3
     chosen, slots = np.zeros((TOKENS, 1), np.int32), np.full(1, -1, np.int32)
-    backend.program([op.Experts(floats(TOKENS, WIDTH), chosen, slots, empty, *layouts, output)]).run(TOKENS)
+    backend.program([ex.Experts(floats(TOKENS, WIDTH), chosen, slots, empty, *layouts, output)]).run(TOKENS)
     assert (output == 3).all()
 
 
@@ -173,9 +174,9 @@ def test_faulty_combine_and_route_are_named(backend: NativeBackend) -> None:
     routed, weights = floats(TOKENS, 2, WIDTH), floats(TOKENS, 2)
     for parts in ((None, None, None, None), (routed, None, None, None), (routed, weights, None, floats(TOKENS, 1))):
         with pytest.raises(KernelError, match=r"operation 0 \(Combine\)"):
-            backend.program([op.Combine(residual, 1.0, *parts)])
+            backend.program([ex.Combine(residual, 1.0, *parts)])
     with pytest.raises(KernelError, match="at most 3 per token"):
-        backend.program([op.Route(floats(TOKENS, 3), True, np.zeros((TOKENS, 4), np.int32), floats(TOKENS, 4))])
+        backend.program([ex.Route(floats(TOKENS, 3), True, np.zeros((TOKENS, 4), np.int32), floats(TOKENS, 4))])
     chosen = np.zeros((TOKENS, 2), np.int32)
     for table, bonus, message in (
         (np.zeros(4, np.int32), 0.5, r"slots: expected shape \(3,\)"),
@@ -184,7 +185,7 @@ def test_faulty_combine_and_route_are_named(backend: NativeBackend) -> None:
         (np.zeros(3, np.int32), float("nan"), "bonus: expected 0 to 1"),
     ):
         with pytest.raises(KernelError, match=message):
-            backend.program([op.Route(floats(TOKENS, 3), True, chosen, floats(TOKENS, 2), table, bonus)])
+            backend.program([ex.Route(floats(TOKENS, 3), True, chosen, floats(TOKENS, 2), table, bonus)])
 
 
 def test_runs_outside_their_buffers_are_refused(backend: NativeBackend, random: np.random.Generator) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 import edgemoe
 from edgemoe.errors import KernelError
-from edgemoe.kernels import operations as op
+from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels.native import library, structures
 from edgemoe.kernels.paging import RECORD, CacheStatistics
 
@@ -26,12 +26,14 @@ def test_the_committed_header_is_that_of_the_definitions() -> None:
 def test_every_operation_has_its_struct_and_its_place_in_the_enumeration() -> None:
     names = [name for name, *_ in structures.OperationUnion._fields_]
     assert names[:2] == ["embed", "rms_norm"]
-    assert len(names) == len(op.NATIVE_OPERATIONS)
-    assert tuple(structures.OPERATION_STRUCTS) == op.NATIVE_OPERATIONS
+    codes = [kind.code for kind in structures.NATIVE_OPERATIONS]
+    assert codes == list(range(len(codes))), "each operation has a code of its own, and none is left out"
+    assert len(names) == len(structures.NATIVE_OPERATIONS)
+    assert tuple(structures.OPERATION_STRUCTS) == structures.NATIVE_OPERATIONS
 
 
 def test_two_fields_in_each_others_place_are_found() -> None:
-    route = structures.OPERATION_STRUCTS[op.Route]
+    route = structures.OPERATION_STRUCTS[ex.Route]
     fields = dict(route._fields_)
     order = ["top_k" if name == "num_experts" else "num_experts" if name == "top_k" else name for name in fields]
     swapped = type("RouteStruct", (ctypes.Structure,), {"_fields_": [(name, fields[name]) for name in order]})

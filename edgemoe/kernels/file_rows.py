@@ -1,4 +1,4 @@
-"""Decodes rows of a GGUF tensor from bytes to numbers, and encodes them.
+"""Rows of a matrix as GGUF files have them: decodes them from bytes to numbers, and encodes them.
 
 F32, F16 and BF16 rows are plain numbers. A quantised row is a sequence of blocks of 32 columns: a float16 scale (for
 MXFP4 one byte of e8m0), for Q4_1 a float16 minimum, then the values. In each byte of 4-bit values the low nibble
@@ -7,13 +7,17 @@ belongs to a column in the first half of the block, the high nibble to the corre
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Union
 
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.conversion.source import BLOCK_FORMATS, Rows
 from edgemoe.kernels.formats import FORMATS, GROUP_COLUMNS, Blocks
+
+Rows = Union[npt.NDArray[np.float32], Blocks]
+
+BLOCK_FORMATS = {"Q8_0": "q8", "Q4_0": "q4", "Q4_1": "q4m", "MXFP4": "m4"}
+"""Types whose blocks are ours bit for bit, with their format: a source gives them as `Blocks`."""
 
 TYPE_NAMES = {"f32": "F32", "f16": "F16", **{name: dtype for dtype, name in BLOCK_FORMATS.items()}}
 """The GGUF tensor type that holds the weights of each store format bit for bit."""

@@ -1,0 +1,134 @@
+"""`edgemoe bench --sequences` and `--beside`: decoding in company of other sequences, or of busy processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from edgemoe.sizes import format_size
+
+if TYPE_CHECKING:
+    from edgemoe.bench.contention import ContentionReport
+    from edgemoe.bench.measure import Progress, Settings
+    from edgemoe.bench.sequences import SequencesReport, TogetherReport
+    from edgemoe.engine.options import EngineOptions
+    from edgemoe.kernels.select import KernelChoice
+
+Report = TypeVar("Report", covariant=True)
+Table = tuple[str, list[tuple[str, str]]]
+
+
+class _Measurement(Protocol[Report]):
+    def run(self) -> Report: ...
+
+
+def measure_sequences(
+    model: str | None,
+    options: EngineOptions,
+    settings: Settings,
+    counts: Sequence[int],
+    routing: Path | None,
+    recall: float | None,
+) -> SequencesReport:
+    """Measure and show. Raises what `SequencesMeasurement` raises."""
+    from edgemoe.bench.sequences import SequencesMeasurement
+
+    def make(folder: Path, kernels: KernelChoice, progress: Progress) -> SequencesMeasurement:
+        return SequencesMeasurement(folder, settings, kernels, options, counts, progress, routing, recall)
+
+    return _measure(model, options, make, sequences_table)
+
+
+def measure_contention(
+    model: str | None, options: EngineOptions, settings: Settings, busy_counts: Sequence[int]
+) -> ContentionReport:
+    """Measure and show. Raises what `ContentionMeasurement` raises."""
+    from edgemoe.bench.contention import ContentionMeasurement
+
+    def make(folder: Path, kernels: KernelChoice, progress: Progress) -> ContentionMeasurement:
+        return ContentionMeasurement(folder, settings, kernels, options, busy_counts, progress)
+
+    return _measure(model, options, make, contention_table)
+
+
+def _measure(
+    model: str | None,
+    options: EngineOptions,
+    make: Callable[[Path, KernelChoice, Progress], _Measurement[Report]],
+    table: Callable[[Report], Table],
+) -> Report:
+    from edgemoe.cli.terminal.render import ProgressBar
+    from edgemoe.cli.terminal.screen import open_screen
+    from edgemoe.kernels.select import describe_backend
+    from edgemoe.session.stores import find_runnable
+
+    with ProgressBar("measuring", still=True) as bar:
+
+        def progress(doing: str, done: int, total: int) -> None:
+            bar.update(doing, done, total, "")
+
+        report = make(find_runnable(model), describe_backend(options.threads), progress).run()
+    title, rows = table(report)
+    open_screen().table(rows, title)
+    return report
+
+
+def sequences_table(report: SequencesReport) -> Table:
+    """The table's title and its rows: the setting, then one for each number of sequences."""
+    from edgemoe.cli.terminal.text import printable
+
+    kernels, memory = report.kernels, report.memory
+    tokens = f"{report.decode_tokens} tokens each after prompts of {report.prompt_tokens}"
+    taken = "random tokens"
+    if report.routing is not None:
+        ahead = "no prefetch" if report.recall is None else f"simulated prefetch, recall {report.recall:.0%}"
+        taken = f"routing of {printable(report.routing)}, another part for each sequence; {ahead}"
+    rows = [
+        ("kernels", f"{kernels['backend']} {kernels['isa']}, {kernels['threads']} threads"),
+        (
+            "budget",
+            f"{format_size(memory['budget_bytes'])}, {memory['slots']} of {memory['total_experts']} experts in memory",
+        ),
+        ("decode", f"{tokens}, {taken}"),
+        ("one sequence", _together(report.one)),
+    ]
+    rows += [(f"{one.sequences} sequences", _together(one)) for one in report.together]
+    rounds = "1 round" if report.repeats == 1 else f"{report.repeats} rounds"
+    return f"{report.model}, sequences that decode together: {rounds}, medians (least to most)", rows
+
+
+def _together(report: TogetherReport) -> str:
+    """The rate, and where experts are streamed the hit rate and the bytes read."""
+    from edgemoe.cli.terminal.bench_tables import spread_text
+
+    text = f"{spread_text(report.tokens_per_s, '.1f')} tokens/s"
+    if report.sequences > 1:
+        text += f" in all, {spread_text(report.against_one)} times one"
+    if report.hit_rate < 1:
+        text += (
+            f"; {report.hit_rate:.1%} of experts hit, {format_size(report.disk_bytes_per_token)} per token from disk"
+        )
+    return text
+
+
+def contention_table(report: ContentionReport) -> Table:
+    """The table's title and its rows: the speed alone, then one for each number of busy processes."""
+    from edgemoe.cli.terminal.bench_tables import spread_text
+
+    rows = [
+        ("one thread alone", f"{spread_text(report.one_thread_alone, '.1f')} tokens/s"),
+        ("all threads alone", f"{spread_text(report.alone, '.1f')} tokens/s"),
+    ]
+    for company in report.company:
+        processes = "process" if company.busy == 1 else "processes"
+        rows.append(
+            (
+                f"beside {company.busy} busy {processes}",
+                f"{spread_text(company.tokens_per_s, '.1f')} tokens/s,"
+                f" {spread_text(company.of_fair_share, '.2f')} of what one thread alone would give on a fair share of"
+                f" {company.share_processors:.2f} processors",
+            )
+        )
+    title = f"{report.model}, {report.threads} threads on {report.processors} processors: medians (least to most)"
+    return title, rows

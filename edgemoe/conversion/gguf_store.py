@@ -1,0 +1,277 @@
+"""A GGUF file opened as a store, without a copy: `edgemoe run FILE.gguf`.
+
+Experts are read where they lie in the file, a few at a time, and land in their slots as they are read
+(`kernels/landing.py`); no weight changes. What every token needs is converted when the model is opened, as `edgemoe
+convert` would, and so are the config, the tokenizer and the chat template, from the metadata. The store that a
+conversion with `experts="keep"` makes computes the same bits.
+
+A GGUF file has no checksums. What is checked instead: that every tensor lies in the file, by its type and sizes; that
+the file is not modified while it is open; that scales and weights are finite as they are read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from edgemoe.architectures import SourceSlice
+from edgemoe.conversion.encoding import encode
+from edgemoe.conversion.formats import KEEP, expert_of
+from edgemoe.conversion.gguf.source import FilePart, GgufSource
+from edgemoe.conversion.plan import Piece, Plan, plan_conversion
+from edgemoe.conversion.side_files import side_files_of
+from edgemoe.conversion.source import read_slice
+from edgemoe.conversion.statistics import statistics_of
+from edgemoe.errors import SourceError, StoreError
+from edgemoe.io.direct import allocate_pages
+from edgemoe.io.pages import PAGE_BYTES, round_up
+from edgemoe.kernels.formats import PANEL_ROWS, Matrix
+from edgemoe.kernels.landing import ROW_TYPES, TWINS
+from edgemoe.process import start_threads
+from edgemoe.store.dense import DenseValue
+from edgemoe.store.layouts import MATRIX_ALIGNMENT_BYTES, RecordLayout
+from edgemoe.store.manifest import DenseTensor, FileEntry, Manifest
+from edgemoe.store.reader import Store
+from edgemoe.store.records import PartPlaces
+from edgemoe.store.writer import side_file_entries
+
+SLICE_WEIGHTS = 1 << 18
+"""Weights that are converted at once: fewer than by a conversion, since the memory budget holds here too."""
+THREADS = 1
+"""Threads that convert, beside the one that waits for them."""
+PARTS = ("gate", "up", "down", "gate_bias", "up_bias", "down_bias")
+
+
+class GgufStore(Store):
+    """A GGUF file, or the first part of a split one, as a store. Nothing is written but small files of its text."""
+
+    def __init__(self, path: Path, source: GgufSource, plan: Plan, side_files: Mapping[str, bytes]) -> None:
+        super().__init__(path, _manifest(source, plan, side_files))
+        self._source = source
+        self._dense = [piece for piece in plan.pieces if expert_of(piece.name) is None and not piece.repeats]
+        try:
+            self._text_folder = Path(tempfile.mkdtemp(prefix="edgemoe-gguf-"))
+            weakref.finalize(self, shutil.rmtree, self._text_folder, ignore_errors=True)
+            for name, content in side_files.items():
+                (self._text_folder / name).write_bytes(content)
+        except OSError as error:
+            raise StoreError(
+                f"{path}: its tokenizer cannot be written to a temporary folder ({error.strerror or error}).",
+                "Free some space there, or name another folder in TMPDIR.",
+            ) from error
+
+    @classmethod
+    def open_file(cls, path: Path) -> GgufStore:
+        """Open a file. Raises SourceError where it is damaged, or of a model or type that cannot be used as it is."""
+        source = GgufSource(path)
+        plan = plan_conversion(source, KEEP, None, {"source": source.name})
+        store = cls(path, source, plan, side_files_of(source))
+        source.forget_text()
+        return store
+
+    @property
+    def folder(self) -> Path:
+        return self.path.parent
+
+    @cached_property
+    def digest(self) -> str:
+        digest = hashlib.sha256()
+        for file in self._source.files:
+            digest.update(f"{file.header_sha256} {file.bytes} {file.modified_ns} ".encode())
+        return digest.hexdigest()
+
+    @property
+    def text_folder(self) -> Path:
+        return self._text_folder
+
+    @cached_property
+    def embedding(self) -> DenseTensor | None:
+        return None  # it has to be converted, so it cannot be left on disk
+
+    def dense_bytes(self, embedding: bool = True) -> int:
+        return round_up(sum(_room(tensor) for tensor in self.manifest.dense), PAGE_BYTES)
+
+    def begin_dense(self, embedding: bool = True) -> GgufDenseReading:
+        self.check_unchanged()
+        tensors = self.manifest.dense
+        return GgufDenseReading(self._source, tensors, self._dense, self.dense_bytes(), self.check_unchanged)
+
+    def modified_ns(self, file: int) -> int:
+        return self._source.files[file].modified_ns
+
+    def check_unchanged(self) -> None:
+        """Raise StoreError for a file that was modified or cut short since its header was read."""
+        for file in self._source.files:
+            fault = file.change()
+            if fault is not None:
+                raise StoreError(
+                    f"{file.path}: {fault} while it was open.", "Open it again when nothing writes to the file."
+                )
+
+
+class GgufDenseReading:
+    """Converts the weights that every token needs into one block of memory, in the background.
+
+    The views in `tensors` are valid when `wait` has returned. Matrices are in kernel layout, vectors float32.
+    """
+
+    def __init__(
+        self,
+        source: GgufSource,
+        tensors: Sequence[DenseTensor],
+        pieces: Sequence[Piece],
+        memory_bytes: int,
+        check: Callable[[], None],
+    ) -> None:
+        """Begins to convert the pieces of these tensors. `check` raises an error if the file has changed.
+
+        Raises BudgetError.
+        """
+        self.bytes = memory_bytes
+        self.tensors: dict[str, DenseValue] = {}
+        self._source, self._check = source, check
+        self._memory = np.frombuffer(allocate_pages(memory_bytes), np.uint8)
+        begins: dict[str, int] = {}
+        at = 0
+        for tensor in tensors:
+            data = self._memory[at : at + tensor.bytes]
+            begins[tensor.name] = at - tensor.offset
+            self.tensors[tensor.name] = (
+                data.view(np.float32)
+                if tensor.format is None
+                else Matrix(data, tensor.format, tensor.rows, tensor.columns)
+            )
+            at += _room(tensor)
+        self._left = deque(
+            (piece, begins[piece.place.part] + piece.place.offset, start, stop)
+            for piece in pieces
+            for start, stop in _slices(piece)
+        )
+        self._failure: BaseException | None = None
+        self._threads = start_threads(THREADS, self._work)
+
+    def _work(self) -> None:
+        """Convert what is left, until there is nothing more or something failed."""
+        while self._failure is None:
+            try:
+                piece, place, start, stop = self._left.popleft()
+            except IndexError:
+                return
+            try:
+                self._convert(piece, place, start, stop)
+            except BaseException as error:
+                self._failure = error
+
+    def _convert(self, piece: Piece, place: int, start: int, stop: int) -> None:
+        """Convert rows of a tensor whose first panel, or element, begins at `place`."""
+        rows = read_slice(self._source, piece.source, start, stop)
+        data = encode(rows, piece.place.format, piece.source.tensor).data
+        if piece.place.format is None:
+            self._memory[place + 4 * start : place + 4 * start + len(data)] = data
+            return
+        size, stride = piece.place.panel_bytes, piece.place.panel_stride
+        for number, panel in enumerate(data.reshape(-1, size), start // PANEL_ROWS):
+            self._memory[place + number * stride : place + number * stride + size] = panel
+
+    def wait(self) -> None:
+        """Return when every tensor is in its place. Raises SourceError, or StoreError where the file has changed."""
+        self._work()
+        self._join()
+        if self._failure is not None:
+            raise self._failure
+        self._check()
+
+    def close(self) -> None:
+        """Stop converting, if it has not ended."""
+        self._left.clear()
+        self._join()
+
+    def _join(self) -> None:
+        for thread in self._threads:
+            thread.join()
+        self._threads = []
+
+
+def _room(tensor: DenseTensor) -> int:
+    """Bytes of a tensor's place in memory."""
+    return round_up(tensor.bytes, MATRIX_ALIGNMENT_BYTES)
+
+
+def _slices(piece: Piece) -> Iterator[tuple[int, int]]:
+    """Yield row ranges of about `SLICE_WEIGHTS` weights, in whole panels."""
+    step = max(PANEL_ROWS, SLICE_WEIGHTS // piece.place.columns // PANEL_ROWS * PANEL_ROWS)
+    for start in range(0, piece.place.rows, step):
+        yield start, min(start + step, piece.place.rows)
+
+
+# ---- records -----------------------------------------------------------------------------------------------------
+
+
+def _manifest(source: GgufSource, plan: Plan, side_files: Mapping[str, bytes]) -> Manifest:
+    """The manifest of the file as a store: dense weights as they will be converted, records where they lie.
+
+    Raises SourceError for experts that do not land as they are.
+    """
+    planned = plan.manifest
+    files = tuple(FileEntry(file.path.name, file.bytes) for file in source.files)
+    numbers = {file.path: number for number, file in enumerate(source.files)}
+    slices = {piece.name: piece.source for piece in plan.pieces if expert_of(piece.name)}
+    layouts: dict[RecordLayout, int] = {}
+    of_record: list[int] = []
+    first, lengths = [0], []
+    file_of: list[int] = []
+    offset_of: list[int] = []
+    for record in planned.records:
+        layout = planned.layouts[record.layout]
+        names = [name for name in PARTS if f"{record.name}.{name}" in slices]
+        found = [
+            _part(source, slices[f"{record.name}.{name}"], f"{record.name}.{name}", layout, name) for name in names
+        ]
+        landing = replace(layout, row_types=tuple((n, part.type_name) for n, part in zip(names, found, strict=True)))
+        of_record.append(layouts.setdefault(landing, len(layouts)))
+        file_of += [numbers[part.path] for part in found]
+        offset_of += [part.offset for part in found]
+        lengths.append(sum(part.bytes for part in found))
+        first.append(len(file_of))
+    file, offset, firsts = np.array(file_of, np.int32), np.array(offset_of, np.int64), np.array(first, np.int64)
+    records = replace(
+        planned.records,
+        file=file[firsts[:-1]],
+        offset=offset[firsts[:-1]],
+        length=np.array(lengths, np.int64),
+        layout=np.array(of_record, np.int32),
+        crc32c=None,
+        places=PartPlaces(firsts, file, offset),
+    )
+    return replace(
+        planned,
+        dense_file=files[0],
+        expert_files=files,
+        layouts=tuple(layouts),
+        records=records,
+        record_file=None,
+        side_files=side_file_entries(side_files),
+        quantisation=statistics_of(plan.pieces, None),
+    )
+
+
+def _part(source: GgufSource, where: SourceSlice, tensor: str, layout: RecordLayout, name: str) -> FilePart:
+    """The place of one matrix or bias of an expert. Raises SourceError if it does not land as it is."""
+    part, own = source.file_part(where), layout.matrices
+    fmt = "f32" if name.endswith("_bias") else (own.down_format if name == "down" else own.gate_up_format).name
+    if part is not None and part.type_name in ROW_TYPES and fmt in TWINS[part.type_name]:
+        return part
+    found = "rows that lie apart" if part is None else f"{part.type_name}, which would become {fmt}"
+    raise SourceError(
+        f"{source.name}: {where.tensor}: expected experts that can be used as they are, found {found} ({tensor}).",
+        f"Convert the file once: edgemoe convert {source.files[0].path} DEST.",
+    )

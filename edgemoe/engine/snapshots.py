@@ -1,0 +1,145 @@
+"""Snapshots: places in a text to which sequences can go back, though some of their state cannot be cut anywhere.
+
+Pages of the whole context are kept for every position. Layers with a window give their pages back, and fixed state
+(`fixed_state.py`) changes with every token; so a sequence goes back by few tokens on its own. A snapshot holds what the
+next token after its place needs of both: the pages that the windows show there, which it shares with sequences, and a
+copy of the fixed state. Places are ends of pages. A snapshot is named by the hash of all tokens up to its place, as a
+page is, so that every sequence that begins with these tokens finds it; where bits do not follow from tokens alone, only
+the sequence that took it and its forks do.
+
+The memory plan bounds the pages and the copies that there are for snapshots. Where there is no room for another, that
+which is worth least makes way. Without a snapshot the tokens from the one before it in the text would have to be run
+again: these it saves. It is worth `WORTH` times their number, less the tokens that were run since its last use (as in
+GreedyDual, Young 1994). So the longer ago a text was run, the further apart are its snapshots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgemoe.engine.fixed_state import FixedState
+from edgemoe.engine.pages import HeldPages, PageGroup, PagePool, PrefixHash
+from edgemoe.kernels.operations import PAGE_TOKENS
+
+WORTH = 8
+"""How many tokens a snapshot outlives for each that it saves: to go back by `n` tokens runs about `n / WORTH` again."""
+
+
+@dataclass(eq=False)
+class Snapshot:
+    """The state that a sequence needs to go on from one place, as far as it cannot be cut."""
+
+    pages: list[list[int]]
+    """For each group of layers with a window, the pages that the next token sees."""
+    slot: int
+    """The number of the copy of the fixed state."""
+    before: PrefixHash | None
+    """The snapshot before it in the text; None if there was none."""
+    saves: int
+    """How many tokens lie between that snapshot, or the beginning of the text, and this one."""
+    phase: int
+    used: int
+    """When it was last used, on the clock of `Snapshots`."""
+
+
+class Snapshots:
+    """The snapshots of all sequences of one engine."""
+
+    def __init__(self, windowed: Sequence[PageGroup], fixed: FixedState | None) -> None:
+        """`windowed`: the groups of layers with windows; `fixed`: the fixed state, where the model has some."""
+        self.fixed = fixed
+        undo = [] if fixed is None else [fixed.undo]
+        self.undo = min([*undo, *(group.window.undo for group in windowed if group.window is not None)])
+        """How many of its latest tokens a sequence can take back without a snapshot."""
+        self._windowed = windowed
+        self._widest = max((group.window.size for group in windowed if group.window is not None), default=0)
+        self._free = list(range((0 if fixed is None else fixed.snapshots) - 1, -1, -1))
+        self._kept: dict[PrefixHash, Snapshot] = {}
+        self._clock = 0  # tokens between all places and those before them: about the tokens that were run
+
+    def newest(self, prefixes: Sequence[PrefixHash], pages: int) -> int:
+        """The number of pages before the newest snapshot of a text, of which the first `pages` count; 0: there is none.
+
+        The pages have these hashes.
+        """
+        return next((n for n in range(pages, 0, -1) if prefixes[n - 1] in self._kept), 0)
+
+    def keep(self, prefixes: Sequence[PrefixHash], row: int, held: Sequence[HeldPages], phase: int) -> None:
+        """Take a snapshot at the end of pages with these hashes, which the sequence of a row has just filled.
+
+        The sequence may have gone on since, if its fixed state can be taken back. It holds the pages `held` of each
+        window. Where windows of neighbouring places would overlap, the later one replaces the earlier one of the same
+        phase, so that many tokens that are generated one by one leave no more than a window's pages for each window.
+        """
+        prefix, end = prefixes[-1], len(prefixes) * PAGE_TOKENS
+        if prefix in self._kept:
+            self._use(prefix)
+            return
+        earlier = self.newest(prefixes, len(prefixes) - 1)
+        self._clock += end - earlier * PAGE_TOKENS
+        if earlier:
+            last = self._kept[prefixes[earlier - 1]]
+            if last.phase == phase and end - earlier * PAGE_TOKENS + last.saves <= self._widest:
+                self._drop(prefixes[earlier - 1])
+        slot = -1
+        if self.fixed is not None:
+            if not self._free:
+                self._drop_least()
+            slot = self._free.pop()
+            self.fixed.save(slot, row, end)
+        earlier = self.newest(prefixes, earlier)
+        before, saves = prefixes[earlier - 1] if earlier else None, end - earlier * PAGE_TOKENS
+        pages = [one.between(one.group.first_needed(end), len(prefixes)) for one in held]
+        for group, shared in zip(self._windowed, pages, strict=True):
+            for page in shared:
+                group.pool.share(page)
+        self._kept[prefix] = Snapshot(pages, slot, before, saves, phase, self._clock)
+
+    def restore(self, prefixes: Sequence[PrefixHash], pages: int, row: int, held: Sequence[HeldPages]) -> int:
+        """Take a sequence's state to the newest snapshot of its text, as `newest` finds it; returns its position.
+
+        The position is 0 where there is no snapshot: at position 0 no state is needed.
+        """
+        end = self.newest(prefixes, pages)
+        if not end:
+            for one in held:
+                one.share(0, ())
+            return 0
+        snapshot = self._use(prefixes[end - 1])
+        position = end * PAGE_TOKENS
+        if self.fixed is not None:
+            self.fixed.load(snapshot.slot, row, position)
+        for one, shared in zip(held, snapshot.pages, strict=True):
+            one.share(end - len(shared), shared)
+        return position
+
+    def make_room(self, pool: PagePool) -> None:
+        """Drop snapshots until the pool of a window has a page to give, or no snapshot is left."""
+        while not pool.available and self._kept:
+            self._drop_least()
+
+    def release(self) -> None:
+        """Forget all arrays, when the engine is closed."""
+        if self.fixed is not None:
+            self.fixed.release()
+
+    def _use(self, prefix: PrefixHash) -> Snapshot:
+        snapshot = self._kept[prefix] = self._kept.pop(prefix)  # of equals the one used last stays
+        snapshot.used = self._clock
+        return snapshot
+
+    def _drop_least(self) -> None:
+        """Drop the snapshot that is worth least."""
+        self._drop(min(self._kept, key=lambda prefix: self._kept[prefix].used + WORTH * self._kept[prefix].saves))
+
+    def _drop(self, prefix: PrefixHash) -> None:
+        gone = self._kept.pop(prefix)
+        for other in self._kept.values():
+            if other.before == prefix:
+                other.before, other.saves = gone.before, other.saves + gone.saves
+        if self.fixed is not None:
+            self._free.append(gone.slot)
+        for group, pages in zip(self._windowed, gone.pages, strict=True):
+            for page in pages:
+                group.pool.release(page)

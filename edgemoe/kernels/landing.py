@@ -1,0 +1,159 @@
+"""Landing: how the parts of an expert's record, as a file has them, become the bytes that kernels read.
+
+A record that edgemoe wrote lands as it is. One of a GGUF file lies in parts: gate, up and down (and their biases) are
+three places of it, and each is rows of floats or blocks (`file_rows.py`). The thread that reads a part also lands it:
+in C (`native/src/landing.c`), or here, which says what that means. All weights are kept exactly.
+
+A part lands in steps of whole panels, from a staging buffer that each reader thread has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from edgemoe.kernels.file_rows import BLOCK_FORMATS, decode_rows
+from edgemoe.kernels.formats import (
+    FORMATS,
+    PANEL_ROWS,
+    Blocks,
+    dequantise,
+    pack,
+    panel_count,
+)
+
+RowType = Literal["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "MXFP4"]
+ROW_TYPES: tuple[str, ...] = get_args(RowType)
+"""The types of rows that land, by their numbers in C (`em_rows`)."""
+
+TWINS: dict[str, tuple[str, ...]] = {
+    "F32": ("f32",),
+    "F16": ("f16", "f32"),
+    "BF16": ("f32",),
+    **{name: (fmt,) for name, fmt in BLOCK_FORMATS.items()},
+}
+"""The formats that hold all weights of each type exactly, and that it lands in; the smallest first."""
+
+VECTOR, PANELS = 0, 1
+"""`em_landing`: a vector becomes float32, filled up to a multiple of 16 elements; a matrix becomes panels."""
+
+PAGE_BYTES = 4096
+STAGING_BYTES = 256 << 10
+"""The most bytes of a part that a thread lands in one go, unless a panel has more: they stay in its cache."""
+
+PART = np.dtype(
+    [
+        ("bytes", np.int64),
+        ("place", np.int64),
+        ("panel_stride", np.int64),
+        ("landing", np.int32),
+        ("type", np.int32),
+        ("format", np.int32),
+        ("rows", np.int32),
+        ("columns", np.int32),
+        ("reserved", np.int32),
+    ]
+)
+"""`em_part`: a part's bytes in the file, and its place, sizes and format in the slot."""
+
+PLACE = np.dtype([("offset", np.int64), ("modified_ns", np.int64), ("descriptor", np.int32), ("reserved", np.int32)])
+"""`em_place`: where a part lies, in an open file whose time of modification is known; negative: it is not compared."""
+
+Parts = npt.NDArray[np.void]
+Places = npt.NDArray[np.void]
+_FORMAT_NAMES = {fmt.code: fmt.name for fmt in FORMATS.values()}
+
+
+class Step(NamedTuple):
+    """The bytes of a part that land in one go: where they begin in it, and their number."""
+
+    begin: int
+    bytes: int
+
+
+def row_bytes(row_type: str, columns: int) -> int:
+    """Bytes of a row of a type in a file. Raises ValueError for a number of columns that the type cannot have."""
+    if row_type not in BLOCK_FORMATS:
+        return columns * {"F32": 4, "F16": 2, "BF16": 2}[row_type]
+    if columns % 32:
+        raise ValueError(f"rows of {columns} columns in blocks of 32")
+    return columns // 32 * {"Q8_0": 34, "Q4_0": 18, "Q4_1": 20, "MXFP4": 17}[row_type]
+
+
+def part_of_matrix(
+    row_type: str, fmt: str, rows: int, columns: int, place: int, panel_stride: int
+) -> npt.NDArray[np.void]:
+    """The element of `PART` for a matrix of rows that becomes panels of a format with that type's weights."""
+    assert fmt in TWINS[row_type]
+    size = rows * row_bytes(row_type, columns)
+    fields = (size, place, panel_stride, PANELS, ROW_TYPES.index(row_type), FORMATS[fmt].code, rows, columns, 0)
+    return np.array([fields], PART)
+
+
+def part_of_vector(row_type: str, elements: int, place: int) -> npt.NDArray[np.void]:
+    """The element of `PART` for a vector of floats."""
+    size = row_bytes(row_type, elements)
+    return np.array([(size, place, 0, VECTOR, ROW_TYPES.index(row_type), FORMATS["f32"].code, elements, 1, 0)], PART)
+
+
+def staging_bytes(parts: Parts) -> int:
+    """Bytes of the buffer that each reader thread needs to land these parts; 0 for none."""
+    units = [_unit_bytes(part) for part in parts]
+    if not units:
+        return 0
+    room = max(STAGING_BYTES, *units)
+    return -(-room // PAGE_BYTES) * PAGE_BYTES + 2 * PAGE_BYTES  # with the rest of the pages at both ends
+
+
+def steps(part: np.void, room: int) -> Iterator[Step]:
+    """Yield the steps in which a part lands from a staging buffer of `room` bytes."""
+    unit, size = _unit_bytes(part), int(part["bytes"])
+    step = max(1, (room - 2 * PAGE_BYTES) // unit) * unit
+    for begin in range(0, size, step):
+        yield Step(begin, min(step, size - begin))
+
+
+def land(part: np.void, begin: int, data: npt.NDArray[np.uint8], slot: npt.NDArray[np.uint8]) -> bool:
+    """Land the bytes of one step of a part, which begin at its byte `begin`, in a slot.
+
+    Returns whether all its weights are finite.
+    """
+    row_type, fmt = ROW_TYPES[part["type"]], FORMATS[_FORMAT_NAMES[int(part["format"])]]
+    place, unit = int(part["place"]), _unit_bytes(part)
+    number = begin // unit  # of the first panel, or of the first 16 elements
+    if part["landing"] == VECTOR:
+        values = decode_rows(data.reshape(1, -1), row_type)
+        assert not isinstance(values, Blocks)
+        padded = np.zeros(panel_count(values.size) * PANEL_ROWS, np.float32)
+        padded[: values.size] = values[0]
+        first = place + 4 * PANEL_ROWS * number
+        slot[first : first + padded.nbytes] = padded.view(np.uint8)
+        return bool(np.isfinite(values).all())
+    rows = decode_rows(data.reshape(-1, row_bytes(row_type, int(part["columns"]))), row_type)
+    if isinstance(rows, Blocks):
+        blocks, finite = rows, _finite_blocks(rows)
+    else:
+        finite = bool(np.isfinite(rows).all())
+        with np.errstate(invalid="ignore"):
+            blocks = Blocks(fmt, rows.astype(np.float16) if fmt.name == "f16" else rows)
+    panel_bytes, stride = fmt.panel_bytes(int(part["columns"])), int(part["panel_stride"])
+    for offset, panel in enumerate(pack(blocks).reshape(-1, panel_bytes)):
+        first = place + (number + offset) * stride
+        slot[first : first + panel_bytes] = panel
+    return finite
+
+
+def _unit_bytes(part: np.void) -> int:
+    """Bytes of what lands by itself: the rows of a panel, or 16 elements of a vector."""
+    columns = int(part["columns"])
+    return PANEL_ROWS * row_bytes(ROW_TYPES[part["type"]], columns)
+
+
+def _finite_blocks(blocks: Blocks) -> bool:
+    """Whether all scales and minimums are finite or, of m4, all weights: its largest scales exceed float32."""
+    if blocks.format.name == "m4":
+        return bool(np.isfinite(dequantise(blocks)).all())
+    return all(numbers is None or np.isfinite(numbers).all() for numbers in (blocks.scales, blocks.minimums))

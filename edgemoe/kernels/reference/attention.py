@@ -1,0 +1,136 @@
+"""The reference of the operations on the KV cache: keys and values enter it, and attention reads them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgemoe.kernels import operations as op
+from edgemoe.kernels.definition import Sizes
+from edgemoe.kernels.formats import GROUP_COLUMNS, group_count
+from edgemoe.kernels.operations import PAGE_TOKENS, Cache, Floats, Integers, QuantisedCache
+from edgemoe.kernels.reference.common import Doubles, check_each, single, softmax
+from edgemoe.kernels.stepwise import StepwiseBackend, means
+
+
+def quantise_cache_rows(rows: Floats) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float16]]:
+    """Quantise keys or values for a `QuantisedCache`: `(..., W)` to int8 `(..., W)`, scales `(..., groups of 32)`.
+
+    In float32: scale = largest magnitude / 127, rounded to float16; value = round half to even of x * (1 / scale),
+    at most 127 in magnitude. A group whose scale float16 cannot represent (numbers beyond 8.3 million, or not finite)
+    becomes zeros with a NaN scale; a group whose scale rounds to zero becomes zeros.
+    """
+    columns = rows.shape[-1]
+    groups = group_count(columns)
+    grouped = np.zeros((*rows.shape[:-1], groups * GROUP_COLUMNS), np.float32)
+    grouped[..., :columns] = rows
+    grouped = grouped.reshape(*rows.shape[:-1], groups, GROUP_COLUMNS)
+    with np.errstate(over="ignore"):
+        scales = (np.abs(grouped).max(axis=-1) / np.float32(127)).astype(np.float16)
+    finite = np.isfinite(scales)
+    scales[~finite] = np.nan
+    grouped[~finite] = 0
+    inverse = np.zeros(scales.shape, np.float32)
+    np.divide(np.float32(1), scales.astype(np.float32), out=inverse, where=finite & (scales > 0))
+    values = np.clip(np.rint(grouped * inverse[..., None]), -127, 127)
+    return values.astype(np.int8).reshape(*rows.shape[:-1], -1)[..., :columns], scales
+
+
+def _store_scratch(kernels: StepwiseBackend, o: op.StoreKv, sizes: Sizes) -> int:
+    return kernels.store_scratch_bytes(sizes.rows, sizes.letters["G"], max(sizes.letters["W"], sizes.letters["Wv"]))
+
+
+@means(op.StoreKv, "quantise_cache_rows", _store_scratch)
+def _store_kv(kernels: Any, o: op.StoreKv, tokens: int) -> None:
+    positions, sequences = o.positions[:tokens], o.sequences[:tokens]
+    _check_pages(positions, sequences, o.pages, o.key_cache.shape[0], window=1)
+    pages, places = o.pages[sequences, positions // PAGE_TOKENS], positions % PAGE_TOKENS
+    for source, cache in ((o.keys, o.key_cache), (o.values, o.value_cache)):
+        rows = source[:tokens].reshape(tokens, cache.shape[1], cache.shape[3])
+        if isinstance(cache, QuantisedCache):
+            cache.values[pages, :, places], cache.scales[pages, :, places] = kernels.quantise_cache_rows(rows)
+        else:
+            cache[pages, :, places] = rows
+
+
+def _first_seen(position: int, window: int) -> int:
+    """The first position that the token at a position sees; a window of 0 is none."""
+    return max(0, position - window + 1) if window else 0
+
+
+def _check_pages(positions: Integers, sequences: Integers, pages: Integers, page_count: int, window: int) -> None:
+    """Raise KernelError unless each row's sequence and position exist, and the pages of the positions that it sees."""
+    check_each("sequence", sequences, len(pages))
+    check_each("position", positions, pages.shape[1] * PAGE_TOKENS)
+    for sequence, position in zip(sequences.tolist(), positions.tolist(), strict=True):
+        first, last = _first_seen(position, window) // PAGE_TOKENS, position // PAGE_TOKENS
+        check_each("page", pages[sequence, first : last + 1], page_count)
+
+
+def cache_elements(cache: Cache, pages: Integers) -> Doubles:
+    """Return the elements of some pages, one after the other: `(G, 64 * pages, W)`."""
+    _, kv_heads, _, width = cache.shape
+    elements = np.empty((kv_heads, len(pages) * PAGE_TOKENS, width), np.float64)
+    for block, page in enumerate(pages.tolist()):
+        here = elements[:, block * PAGE_TOKENS : (block + 1) * PAGE_TOKENS]
+        if isinstance(cache, QuantisedCache):
+            here[:] = np.repeat(cache.scales[page].astype(np.float64), GROUP_COLUMNS, axis=2)[:, :, :width]
+            here *= cache.values[page]
+        else:
+            here[:] = cache[page]
+    return elements
+
+
+def attention(
+    query: Floats,
+    positions: Integers,
+    sequences: Integers,
+    pages: Integers,
+    key_cache: Cache,
+    value_cache: Cache,
+    scale: float,
+    window: int = 0,
+    sinks: Floats | None = None,
+) -> Floats:
+    """Causal grouped-query attention: query `(T, H, W)`, caches `(N, G, 64, W)` and `(N, G, 64, Wv)`; `(T, H, Wv)`.
+
+    Query head `h` reads key/value head `h // (H / G)`. A sink is the logit of a key whose value is zero (Xiao et al.
+    2023, arXiv 2309.17453; as gpt-oss has it, learnt for each head).
+    """
+    tokens, heads, width = query.shape
+    kv_heads, value_width = key_cache.shape[1], value_cache.shape[3]
+    grouped = query.astype(np.float64).reshape(tokens, kv_heads, heads // kv_heads, width)
+    output = np.empty((tokens, kv_heads, heads // kv_heads, value_width), np.float64)
+    for sequence in np.unique(sequences):
+        rows = np.flatnonzero(sequences == sequence)
+        begin = _first_seen(int(positions[rows].min()), window) // PAGE_TOKENS
+        held = pages[sequence, begin : positions[rows].max() // PAGE_TOKENS + 1]
+        keys, values = (cache_elements(cache, held) for cache in (key_cache, value_cache))
+        for t in rows:
+            first = _first_seen(int(positions[t]), window)
+            seen = slice(first - begin * PAGE_TOKENS, int(positions[t]) + 1 - begin * PAGE_TOKENS)
+            scores = grouped[t] @ keys[:, seen].transpose(0, 2, 1) * scale
+            if sinks is not None:
+                own = sinks.astype(np.float64).reshape(kv_heads, -1, 1)
+                scores = np.concatenate([scores, own], axis=2)
+            output[t] = softmax(scores)[:, :, : seen.stop - seen.start] @ values[:, seen]
+        del keys, values  # before those of the next sequence
+    return single(output.reshape(tokens, heads, value_width))
+
+
+def _attention_scratch(kernels: StepwiseBackend, o: op.Attention, sizes: Sizes) -> int:
+    heads, kv_heads, pages = (sizes.letters[letter] for letter in "HGP")
+    width = max(sizes.letters["W"], sizes.letters["Wv"])
+    return kernels.attention_scratch_bytes(sizes.rows, heads, kv_heads, width, pages * PAGE_TOKENS)
+
+
+@means(op.Attention, "attention", _attention_scratch)
+def _attention(kernels: Any, o: op.Attention, tokens: int) -> None:
+    positions, sequences = o.positions[:tokens], o.sequences[:tokens]
+    _check_pages(positions, sequences, o.pages, o.key_cache.shape[0], o.window)
+    heads = o.query[:tokens].reshape(tokens, -1, o.key_cache.shape[3])
+    where = (positions, sequences, o.pages)
+    seen = kernels.attention(heads, *where, o.key_cache, o.value_cache, o.scale, o.window, o.sinks)
+    o.output[:tokens] = seen.reshape(tokens, -1)

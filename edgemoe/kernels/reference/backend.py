@@ -1,0 +1,48 @@
+"""The reference as a backend, which runs whatever another backend has no function for."""
+
+from __future__ import annotations
+
+from edgemoe.kernels import operations as op
+from edgemoe.kernels.formats import GROUP_COLUMNS, PANEL_ROWS, group_count
+from edgemoe.kernels.operations import PAGE_TOKENS
+from edgemoe.kernels.reference.attention import attention, quantise_cache_rows
+from edgemoe.kernels.reference.experts import combine, route
+from edgemoe.kernels.reference.layers import mix, rms_norm, rope, short_conv
+from edgemoe.kernels.reference.products import PANELS_AT_ONCE, embed, gated_ffn, matmul
+from edgemoe.kernels.stepwise import StepwiseBackend
+
+
+class ReferenceBackend(StepwiseBackend):
+    """The reference as a backend: slow, and correct by definition."""
+
+    name = "reference"
+    element_scratch_bytes = 40  # five float64 arrays
+    matmul = staticmethod(matmul)
+    embed = staticmethod(embed)
+    rms_norm = staticmethod(rms_norm)
+    rope = staticmethod(rope)
+    quantise_cache_rows = staticmethod(quantise_cache_rows)
+    attention = staticmethod(attention)
+    short_conv = staticmethod(short_conv)
+    route = staticmethod(route)
+    gated_ffn = staticmethod(gated_ffn)
+    combine = staticmethod(combine)
+    mix = staticmethod(mix)
+
+    def kernels_for(self, kind: type[op.Operation]) -> StepwiseBackend:
+        return self
+
+    def product_scratch_bytes(self, tokens: int, rows: int, columns: int) -> int:
+        """Temporaries of one `matmul`, its result included."""
+        unpacked = min(rows, PANELS_AT_ONCE * PANEL_ROWS) * (columns + GROUP_COLUMNS) * 24
+        return unpacked + tokens * (rows * 16 + columns * 32)
+
+    def attention_scratch_bytes(self, tokens: int, heads: int, kv_heads: int, width: int, context_length: int) -> int:
+        """Temporaries of one `attention` at the end of the context, its result included."""
+        caches = 2 * 8 * kv_heads * (context_length + PAGE_TOKENS) * group_count(width) * GROUP_COLUMNS
+        scores = 4 * 8 * heads * context_length
+        return caches + scores + 5 * 8 * tokens * heads * width
+
+
+REFERENCE = ReferenceBackend()
+"""The one that runs what another backend has no function for."""

@@ -1,0 +1,170 @@
+"""The reference of the operations of `expert_operations.py`: routing, experts, the sum of their results."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from edgemoe.kernels import expert_operations as ex
+from edgemoe.kernels.definition import Sizes
+from edgemoe.kernels.operations import Floats, Integers
+from edgemoe.kernels.paging import Pager
+from edgemoe.kernels.reference.common import Doubles, sigmoid, single, softmax
+from edgemoe.kernels.stepwise import StepwiseBackend, means
+
+
+def route(
+    logits: Floats,
+    count: int,
+    renormalise: bool,
+    in_memory: Integers | None = None,
+    bonus: float = 0.0,
+    score: ex.Score = "softmax",
+    choice_bias: Floats | None = None,
+    groups: int = 1,
+    kept_groups: int = 1,
+    epsilon: float = 0.0,
+    scale: float = 1.0,
+) -> tuple[Integers, Floats]:
+    """Experts `(T, K)` of largest choice score, the lower number on a tie, and their weights `(T, K)`: see `ex.Route`.
+
+    With `in_memory` `(E,)` all but the first are chosen with a bonus for experts that are in memory.
+    """
+    choices = choice_scores(logits, score, choice_bias, groups, kept_groups)
+    chosen = np.argsort(-choices, axis=1, kind="stable")
+    if in_memory is not None:
+        raised = np.take_along_axis(_raised_scores(choices, in_memory, bonus, groups), chosen, axis=1)
+        raised[:, 0] = np.inf
+        # `chosen` is in order of scores; a stable sort keeps those that were raised to the same in that order
+        ranks = np.sort(np.argsort(-raised, axis=1, kind="stable")[:, :count], axis=1)
+        chosen = np.take_along_axis(chosen, ranks, axis=1)
+    chosen = chosen[:, :count]
+    exact = logits.astype(np.float64)
+    if score == "sigmoid":
+        weights = sigmoid(np.take_along_axis(exact, chosen, axis=1))
+        if renormalise:
+            with np.errstate(invalid="ignore"):  # 0 / 0 without an epsilon
+                weights /= weights.sum(axis=1, keepdims=True) + np.float32(epsilon)
+    elif renormalise:
+        weights = softmax(np.take_along_axis(exact, chosen, axis=1))
+    else:
+        weights = np.take_along_axis(softmax(exact), chosen, axis=1)
+    return chosen.astype(np.int32), single(weights * np.float32(scale))
+
+
+def choice_scores(
+    logits: Floats, score: ex.Score, choice_bias: Floats | None, groups: int = 1, kept_groups: int = 1
+) -> Floats:
+    """The scores `(T, E)` by which experts are chosen; -infinity for those of groups that are not kept."""
+    choices = logits
+    if score == "sigmoid" or choice_bias is not None:
+        exact = logits.astype(np.float64)
+        choices = single(sigmoid(exact) if score == "sigmoid" else softmax(exact))
+    if choice_bias is not None:
+        choices = choices + choice_bias
+    if groups == 1:
+        return choices
+    grouped = choices.reshape(len(choices), groups, -1)
+    best = -np.sort(-grouped, axis=2)
+    order = np.argsort(-(best[:, :, 0] + best[:, :, 1]), axis=1, kind="stable")
+    kept = np.full(grouped.shape, -np.inf, np.float32)
+    for group in order[:, :kept_groups].T:
+        kept[np.arange(len(kept)), group] = grouped[np.arange(len(kept)), group]
+    return kept.reshape(choices.shape)
+
+
+def _raised_scores(choices: Floats, in_memory: Integers, bonus: float, groups: int) -> Floats:
+    """Choice scores `(T, E)` with the bonus of experts that are in memory, every step in float32."""
+    smallest = choices if groups == 1 else np.where(choices == -np.inf, np.float32(np.inf), choices)
+    with np.errstate(over="ignore", invalid="ignore"):
+        reach = choices.max(axis=1, keepdims=True) - smallest.min(axis=1, keepdims=True)
+        reach[~np.isfinite(reach)] = 0
+        return np.where(in_memory != 0, choices + np.float32(bonus) * reach, choices)
+
+
+@means(ex.Route, "route")
+def _route(kernels: Any, o: ex.Route, tokens: int) -> None:
+    in_memory = None if o.slots is None else (o.slots >= 0).astype(np.int32)
+    choice = o.score, o.choice_bias, o.groups, o.kept_groups
+    chosen = kernels.route(
+        o.logits[:tokens], o.experts.shape[1], o.renormalise, in_memory, o.bonus, *choice, o.epsilon, o.scale
+    )
+    o.experts[:tokens], o.weights[:tokens] = chosen
+
+
+def _experts_scratch(kernels: StepwiseBackend, o: ex.Experts, sizes: Sizes) -> int:
+    used, width = (sizes.letters[letter] for letter in "KD")
+    return kernels.experts_scratch_bytes(sizes.rows, used, width, o.layouts[0].intermediate_size)
+
+
+@means(ex.Fetch, None)
+def _fetch(kernels: Any, o: ex.Fetch, tokens: int) -> int:
+    if o.paged is None:
+        return 0
+    pager: Pager = o.paged.pager
+    waited_ns = pager.wait_ns
+    pager.fetch(o.paged.layer, o.experts[:tokens], None if o.weights is None else o.weights[:tokens], o.drop_cold)
+    return pager.wait_ns - waited_ns
+
+
+@means(ex.Prefetch, None)
+def _prefetch(kernels: Any, o: ex.Prefetch, tokens: int) -> int:
+    if o.paged is None:
+        return 0
+    pager: Pager = o.paged.pager
+    waited_ns = pager.wait_ns
+    pager.prefetch(o.paged.layer, list(dict.fromkeys(o.experts[:tokens].reshape(-1).tolist())))
+    return pager.wait_ns - waited_ns
+
+
+@means(ex.Experts, "gated_ffn", _experts_scratch)
+def _experts(kernels: Any, o: ex.Experts, tokens: int) -> int:
+    chosen = o.experts[:tokens]
+    if o.paged is None:
+        here = ((int(expert), int(o.slots[expert])) for expert in np.unique(chosen) if o.slots[expert] >= 0)
+        _run_experts(kernels, o, chosen, here)
+        return 0
+    pager: Pager = o.paged.pager
+    waited_ns = pager.wait_ns
+    o.output[:tokens][np.isin(chosen, pager.left_out(o.paged.layer))] = 0
+    with contextlib.closing(pager.landings(o.paged.layer)) as landings:  # so that a run that fails ends the use
+        _run_experts(kernels, o, chosen, landings)
+    return pager.wait_ns - waited_ns
+
+
+def _run_experts(kernels: Any, o: ex.Experts, chosen: Integers, experts: Iterable[tuple[int, int]]) -> None:
+    """Compute experts, each in its slot, for the tokens that chose them."""
+    for expert, slot in experts:
+        rows, ranks = np.nonzero(chosen == expert)
+        o.output[rows, ranks] = kernels.gated_ffn(o.input[rows], *o.weights(expert, slot), o.activation)
+
+
+def combine(routed: Floats | None, weights: Floats | None, shared: Floats | None, shared_gate: Floats | None) -> Floats:
+    """The output of an MoE block: routed `(T, K, D)`, weights `(T, K)`, shared `(T, D)`, gate `(T, 1)`."""
+    total: Doubles | None = None
+    if routed is not None and weights is not None:
+        exact = weights.astype(np.float64)
+        for k in range(routed.shape[1]):
+            term = exact[:, k, None] * routed[:, k]
+            total = term if total is None else total + term
+    if shared is not None:
+        gate = 1.0 if shared_gate is None else sigmoid(shared_gate.astype(np.float64))
+        term = gate * shared.astype(np.float64)
+        total = term if total is None else total + term
+    assert total is not None  # `Combine` has one of the terms at least
+    return single(total)
+
+
+@means(ex.Combine, "combine", lambda kernels, o, sizes: kernels.element_scratch_bytes * math.prod(o.output.shape))
+def _combine(kernels: Any, o: ex.Combine, tokens: int) -> None:
+    parts = (o.routed, o.weights, o.shared, o.shared_gate)
+    total = kernels.combine(*(None if part is None else part[:tokens] for part in parts))
+    total *= np.float32(o.scale)
+    if o.accumulate:
+        o.output[:tokens] += total
+    else:
+        o.output[:tokens] = total

@@ -1,0 +1,142 @@
+"""The reference of the operations that multiply by a packed matrix, or look up its rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgemoe.kernels import operations as op
+from edgemoe.kernels.definition import Sizes
+from edgemoe.kernels.formats import (
+    GROUP_COLUMNS,
+    PANEL_ROWS,
+    Matrix,
+    dequantise,
+    group_count,
+    panel_count,
+    unpack,
+)
+from edgemoe.kernels.operations import Floats, Integers
+from edgemoe.kernels.reference.common import Doubles, sigmoid, single
+from edgemoe.kernels.stepwise import StepwiseBackend, means
+
+SMALLEST_ACTIVATION = np.float32(1e-35)
+"""A group of activations whose largest magnitude lies below this is all zeros, scale included.
+
+It keeps 127 / magnitude finite, and the scale out of float32's denormals.
+"""
+
+PANELS_AT_ONCE = 64
+"""Panels of a matrix that are unpacked at a time, to bound memory."""
+
+
+def quantise_activations(values: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
+    """Round each group of 32 activations to int8: `(T, columns)` to `(T, groups, 32)`, scales `(T, groups)`.
+
+    In float32: scale = largest magnitude / 127; value = round half to even of x * (127 / largest magnitude).
+    A group whose largest magnitude is below `SMALLEST_ACTIVATION` becomes zeros.
+    """
+    tokens, columns = values.shape
+    groups = group_count(columns)
+    padded = np.zeros((tokens, groups * GROUP_COLUMNS), np.float32)
+    padded[:, :columns] = values
+    grouped = padded.reshape(tokens, groups, GROUP_COLUMNS)
+    largest = np.abs(grouped).max(axis=2)
+    largest[largest < SMALLEST_ACTIVATION] = 0
+    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
+    return np.rint(grouped * inverse[:, :, None]).astype(np.int8), largest / np.float32(127)
+
+
+def matmul(values: Floats, matrix: Matrix) -> Floats:
+    """`(T, columns)` times the transpose of `(rows, columns)`: `(T, rows)`.
+
+    For quantised weights, activations are first rounded by `quantise_activations`.
+    """
+    inputs: Doubles = values.astype(np.float64)
+    if matrix.format.quantised:
+        integers, scales = quantise_activations(values)
+        grouped = integers * scales.astype(np.float64)[:, :, None]
+        inputs = grouped.reshape(len(values), -1)[:, : matrix.columns]
+    panel_bytes = matrix.format.panel_bytes(matrix.columns)
+    products = np.empty((len(values), matrix.rows), np.float64)
+    for first in range(0, panel_count(matrix.rows), PANELS_AT_ONCE):
+        rows = slice(first * PANEL_ROWS, min(matrix.rows, (first + PANELS_AT_ONCE) * PANEL_ROWS))
+        packed = matrix.data[first * panel_bytes : (first + PANELS_AT_ONCE) * panel_bytes]
+        blocks = unpack(packed, matrix.format, rows.stop - rows.start, matrix.columns)
+        # A stack of matrix-vector products: in one matrix product a token's rounding depends on the number of tokens.
+        products[:, rows] = np.matmul(dequantise(blocks).astype(np.float64), inputs[:, :, None])[:, :, 0]
+    return single(products)
+
+
+def _linear_scratch(kernels: StepwiseBackend, o: op.Linear, sizes: Sizes) -> int:
+    matrices = (part.matrix for part in o.parts)
+    return max(kernels.product_scratch_bytes(sizes.rows, matrix.rows, matrix.columns) for matrix in matrices)
+
+
+@means(op.Linear, "matmul", _linear_scratch)
+def _linear(kernels: Any, o: op.Linear, tokens: int) -> None:
+    for part in o.parts:
+        product = kernels.matmul(o.input[:tokens], part.matrix)
+        if part.bias is not None:
+            product += part.bias
+        product *= np.float32(o.scale)
+        if o.accumulate:
+            part.output[:tokens] += product
+        else:
+            part.output[:tokens] = product
+
+
+def embed(ids: Integers, matrix: Matrix, scale: float) -> Floats:
+    """Look up rows of the embedding: `(T,)` to `(T, D)`."""
+    panel_bytes = matrix.format.panel_bytes(matrix.columns)
+    panels = matrix.data.reshape(panel_count(matrix.rows), panel_bytes)
+    rows = [
+        dequantise(unpack(panels[i // PANEL_ROWS], matrix.format, PANEL_ROWS, matrix.columns))[i % PANEL_ROWS]
+        for i in ids.tolist()
+    ]
+    return np.stack(rows) * np.float32(scale)
+
+
+@means(op.Embed, "embed")
+def _embed(kernels: Any, o: op.Embed, tokens: int) -> None:
+    o.output[:tokens] = kernels.embed(o.ids[:tokens], o.matrix, o.scale)
+
+
+def gated_ffn(
+    values: Floats,
+    gate_up: Matrix,
+    down: Matrix,
+    biases: op.FfnBiases | None = None,
+    activation: op.Activation = op.SILU,
+) -> Floats:
+    """`down (activation(gate x, up x))`, each product plus its bias: `(T, D)` to `(T, D)`.
+
+    Gate, up and hidden values are rounded to float32, since the next product quantises from float32; a bias is added
+    to the rounded product, in float32.
+    """
+    both = matmul(values, gate_up).reshape(len(values), -1, 2, PANEL_ROWS)
+    gate, up = (both[:, :, half].reshape(len(values), -1)[:, : down.columns] for half in (0, 1))
+    if biases is not None:
+        gate, up = gate + biases.gate, up + biases.up
+    output = matmul(activate(gate, up, activation), down)
+    return output if biases is None else output + biases.down
+
+
+def activate(gate: Floats, up: Floats, activation: op.Activation) -> Floats:
+    """The hidden values `(T, F)` of an FFN, from its two products: see `op.Activation`."""
+    g, u = gate.astype(np.float64), up.astype(np.float64)
+    if activation.limit is not None:
+        limit = float(np.float32(activation.limit))
+        g, u = np.minimum(g, limit), np.clip(u, -limit, limit)
+    return single(g * sigmoid(float(np.float32(activation.alpha)) * g) * (u + np.float32(activation.offset or 0)))
+
+
+def _gated_ffn_scratch(kernels: StepwiseBackend, o: op.GatedFfn, sizes: Sizes) -> int:
+    return kernels.ffn_scratch_bytes(sizes.rows, sizes.letters["D"], sizes.letters["F"])
+
+
+@means(op.GatedFfn, "gated_ffn", _gated_ffn_scratch)
+def _gated_ffn(kernels: Any, o: op.GatedFfn, tokens: int) -> None:
+    o.output[:tokens] = kernels.gated_ffn(o.input[:tokens], o.gate_up, o.down, o.biases, o.activation)

@@ -1,0 +1,201 @@
+/* The routed experts of a layer (Experts): gated FFNs, grouped by expert, whose records lie in slots of the arena.
+ *
+ * Experts whose records are still being read are computed as their reads end; all whose reads have ended by then are
+ * computed together. */
+#include <stdbool.h>
+#include <string.h>
+
+#include "../pager.h"
+#include "ffn.h"
+
+/* The work left for an expert in a run, or in a wave of it. */
+typedef enum expert_state {
+    NOTHING = 0, /* none: not routed to, not in the arena, of another wave, or done */
+    AWAITED = 1, /* all of it, once the pending read of its record ends */
+    READY = 2    /* all of it; its record is in the arena */
+} expert_state;
+
+/* Experts that have slots at the same time. */
+typedef struct expert_wave {
+    const int32_t *experts;
+    int32_t count;
+} expert_wave;
+
+static ffn_sizes sizes_of_experts(const em_experts *e) {
+    ffn_sizes sizes = {.hidden_size = e->hidden_size, .intermediate_size = e->layouts[0].intermediate_size};
+    for (int32_t i = 0; i < e->layouts_count; i++) {
+        em_ffn_add_formats(&sizes, e->layouts[i].gate_up_format, e->layouts[i].down_format);
+    }
+    return sizes;
+}
+
+/* The biases of an expert, one vector after the other, each filled up to whole panels. */
+static em_ffn_biases biases_of(const em_expert_layout *layout, const uint8_t *record) {
+    if (layout->biases_offset == 0) return (em_ffn_biases){NULL, NULL, NULL};
+    const float *gate = (const float *)(const void *)(record + layout->biases_offset);
+    const size_t padded = (size_t)EM_PANEL_ROWS * em_panel_count(layout->intermediate_size);
+    return (em_ffn_biases){gate, gate + padded, gate + 2 * padded};
+}
+
+/* The matrices and biases of an expert, where its layout says that they lie in its slot. */
+static ffn ffn_of(const em_experts *e, int32_t expert, int32_t first, int32_t count) {
+    const em_expert_layout *layout = &e->layouts[e->layout_of[expert]];
+    const uint8_t *record = e->arena + (size_t)e->slots[expert] * (size_t)e->slot_bytes;
+    const int32_t gate_up_rows = 2 * EM_PANEL_ROWS * em_panel_count(layout->intermediate_size);
+    return (ffn){.gate_up = {record, layout->gate_up_format, gate_up_rows, layout->hidden_size},
+                 .down = {record + layout->down_offset, layout->down_format, layout->hidden_size, layout->intermediate_size},
+                 .biases = biases_of(layout, record),
+                 .first = first,
+                 .count = count};
+}
+
+size_t em_experts_scratch_bytes(const em_experts *e, int32_t tokens) {
+    em_layout layout = {0};
+    em_ffn_lay_out(&layout, sizes_of_experts(e), tokens, tokens * e->top_k, e->num_experts);
+    return layout.bytes;
+}
+
+static int32_t check_experts(const em_experts *e, int32_t choices) {
+    for (int32_t i = 0; i < choices; i++) {
+        const int32_t expert = e->experts[i];
+        if (expert < 0 || expert >= e->num_experts || e->slots[expert] >= e->slot_count) return EM_BAD_EXPERT;
+        if (e->layout_of[expert] >= e->layouts_count) return EM_BAD_EXPERT;
+    }
+    return EM_OK;
+}
+
+/* Sets the state of every expert, and which input rows are wanted, at the beginning of a run without a pager. */
+static void begin_states(const em_experts *e, int32_t tokens, ffn_memory memory) {
+    memset(memory.states, NOTHING, (size_t)e->num_experts);
+    memset(memory.wanted, 0, (size_t)tokens);
+    for (int32_t i = 0; i < tokens * e->top_k; i++) {
+        const int32_t expert = e->experts[i];
+        if (e->slots[expert] < 0) continue;
+        memory.wanted[i / e->top_k] = 1;
+        memory.states[expert] = READY;
+    }
+}
+
+/* Sorts the (token, rank) pairs of the experts that are ready by expert; returns how many experts there are. */
+static int32_t group_pairs(const em_experts *e, int32_t tokens, ffn_memory memory) {
+    const int32_t choices = tokens * e->top_k;
+    memset(memory.starts, 0, ((size_t)e->num_experts + 1) * sizeof *memory.starts);
+    for (int32_t i = 0; i < choices; i++) memory.starts[e->experts[i] + 1] += memory.states[e->experts[i]] == READY;
+    int32_t ffn_count = 0;
+    for (int32_t expert = 0; expert < e->num_experts; expert++) {
+        const int32_t count = memory.starts[expert + 1];
+        memory.starts[expert + 1] += memory.starts[expert];
+        if (count == 0) continue;
+        memory.ffns[ffn_count++] = ffn_of(e, expert, memory.starts[expert], count);
+    }
+    for (int32_t i = 0; i < choices; i++) {
+        const int32_t expert = e->experts[i];
+        if (memory.states[expert] != READY) continue;
+        const int32_t pair = memory.starts[expert]++;
+        memory.input_rows[pair] = i / e->top_k;
+        memory.output_rows[pair] = i;
+    }
+    return ffn_count;
+}
+
+/* Computes the experts that are ready. */
+static void run_ready(const em_experts *e, const em_run *run, ffn_memory memory) {
+    const int32_t ffn_count = group_pairs(e, run->tokens, memory);
+    const int32_t pairs = ffn_count ? memory.ffns[ffn_count - 1].first + memory.ffns[ffn_count - 1].count : 0;
+    em_ffn_run(run, sizes_of_experts(e), memory, e->activation, e->input, e->output, ffn_count, pairs);
+    for (int32_t i = 0; i < e->num_experts; i++) {
+        if (memory.states[i] == READY) memory.states[i] = NOTHING;
+    }
+}
+
+/* Marks awaited experts of a wave whose reads have ended as ready. `*ready` becomes their number, `*awaited` the number of
+ * those still awaited. Stops at the first read that failed and returns its status. */
+static int32_t take_arrivals(const em_experts *e, expert_wave wave, ffn_memory memory, int32_t *awaited,
+                             int32_t *ready) {
+    *awaited = *ready = 0;
+    for (int32_t i = 0; i < wave.count; i++) {
+        const int32_t expert = wave.experts[i];
+        if (memory.states[expert] != AWAITED) continue;
+        bool landed;
+        const int32_t status = em_pager_land(e->paged.pager, expert, &landed);
+        if (status != EM_OK) return status;
+        if (landed) memory.states[expert] = READY;
+        ++*(landed ? ready : awaited);
+    }
+    return EM_OK;
+}
+
+/* Waits until the record of an awaited expert lands. */
+static int32_t await_arrival(const em_experts *e, expert_wave wave, ffn_memory memory) {
+    enum { EXPERTS_AT_ONCE = 256 };
+    int32_t awaited[EXPERTS_AT_ONCE], count = 0;
+    for (int32_t i = 0; i < wave.count && count < EXPERTS_AT_ONCE; i++) {
+        if (memory.states[wave.experts[i]] == AWAITED) awaited[count++] = wave.experts[i];
+    }
+    return em_pager_await(e->paged.pager, awaited, count);
+}
+
+/* Computes the experts of a wave: those whose records are there, then the others as they land. */
+static int32_t run_wave(const em_experts *e, const em_run *run, expert_wave wave, ffn_memory memory) {
+    memset(memory.states, NOTHING, (size_t)e->num_experts);
+    for (int32_t i = 0; i < wave.count; i++) memory.states[wave.experts[i]] = AWAITED;
+    int32_t awaited, ready;
+    int32_t status = take_arrivals(e, wave, memory, &awaited, &ready);
+    while (status == EM_OK) {
+        run_ready(e, run, memory);
+        if (awaited == 0) break;
+        status = take_arrivals(e, wave, memory, &awaited, &ready);
+        if (status == EM_OK && ready == 0) {
+            status = await_arrival(e, wave, memory);
+            if (status == EM_OK) status = take_arrivals(e, wave, memory, &awaited, &ready);
+        }
+    }
+    return status;
+}
+
+/* Writes zeros to the rows of experts that were left out: their weights are 0, and 0 times what an earlier layer left there
+ * might not be. */
+static int32_t clear_left_out(const em_experts *e, int32_t choices, const uint8_t *wanted) {
+    for (int32_t i = 0; i < choices; i++) {
+        const uint8_t wish = wanted[e->experts[i]];
+        if (wish == EM_NOT_WANTED) return EM_BAD_EXPERT; /* it was not fetched */
+        if (wish == EM_LEFT_OUT) memset(e->output + (size_t)i * e->hidden_size, 0, e->hidden_size * sizeof(float));
+    }
+    return EM_OK;
+}
+
+/* Computes the experts that were fetched, in waves where slots are too few for all. */
+static int32_t run_paged(const em_experts *e, const em_run *run, ffn_memory memory) {
+    em_pager *pager = e->paged.pager;
+    memset(memory.wanted, 1, (size_t)run->tokens);
+    em_ffn_quantise_input(run, sizes_of_experts(e), memory, e->input);
+    expert_wave wave;
+    int32_t status = clear_left_out(e, run->tokens * e->top_k, em_pager_wanted(pager));
+    while (status == EM_OK) {
+        status = em_pager_next(pager, (int32_t)e->paged.layer, &wave.experts, &wave.count);
+        if (status != EM_OK || wave.count == 0) break;
+        status = run_wave(e, run, wave, memory);
+        if (status == EM_OK) continue;
+        const int32_t blamed = em_pager_blame(pager);
+        status = blamed == EM_OK ? status : blamed;
+    }
+    em_pager_end(pager);
+    return status;
+}
+
+int32_t em_run_experts(const em_experts *e, const em_run *run) {
+    if (check_experts(e, run->tokens * e->top_k) != EM_OK) return EM_BAD_EXPERT;
+    em_layout layout = {.base = run->scratch};
+    const ffn_sizes sizes = sizes_of_experts(e);
+    const ffn_memory memory = em_ffn_lay_out(&layout, sizes, run->tokens, run->tokens * e->top_k, e->num_experts);
+    if (!e->paged.pager) {
+        begin_states(e, run->tokens, memory);
+        em_ffn_quantise_input(run, sizes, memory, e->input);
+        run_ready(e, run, memory);
+        return EM_OK;
+    }
+    const uint64_t waited_ns = em_pager_waited_ns(e->paged.pager);
+    const int32_t status = run_paged(e, run, memory);
+    if (run->disk_ns) *run->disk_ns += em_pager_waited_ns(e->paged.pager) - waited_ns;
+    return status;
+}

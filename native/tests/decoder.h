@@ -1,0 +1,240 @@
+/* A small decoder: every operation once, with all buffers, for the tests that run whole programs. */
+#ifndef EDGEMOE_DECODER_H
+#define EDGEMOE_DECODER_H
+
+#include <string.h>
+
+#include "check.h"
+#include "kernels/half.h"
+#include "kernels/kernels.h"
+
+enum {
+    TOKENS = 75, /* more than one tile of rows and block of keys, and not a whole number of them */
+    VOCABULARY = 50,
+    WIDTH = 72,
+    HEADS = 4,
+    GROUPS = 2,
+    HEAD_WIDTH = 18,
+    PAGES = 2,
+    CONTEXT = 90, /* less than what the pages hold */
+    EXPERTS = 5,
+    USED = 2,
+    FFN = 40,
+    SLOTS = 4,
+    TAPS = 3,
+    RING = 4,
+    OPERATIONS = 18, /* of which one begins to read experts */
+};
+
+static inline em_matrix random_matrix(int32_t format, int32_t rows, int32_t columns) {
+    const size_t bytes = em_panel_count(rows) * em_panel_bytes(format, columns);
+    uint8_t *data = allocate(bytes);
+    for (size_t i = 0; i < bytes; i += 2) {
+        /* As scales and f16 weights small numbers, as f32 and m4 weights too, as nibbles anything. */
+        const uint16_t half = em_float_to_half(random_float() / 8);
+        memcpy(data + i, &half, sizeof half);
+    }
+    for (size_t i = 0; format == EM_F32 && i < bytes / 4; i++) ((float *)(void *)data)[i] = random_float() / 8;
+    for (size_t i = 0; format == EM_M4 && i < bytes; i++) data[i] = (uint8_t)(118 + random_bits() % 8);
+    return (em_matrix){data, format, rows, columns};
+}
+
+/* A small decoder's worth of operations and all its buffers. */
+typedef struct model {
+    em_operation operations[OPERATIONS];
+    int32_t count;
+    int32_t ids[TOKENS], positions[TOKENS], sequences[TOKENS], pages[1][PAGES];
+    int32_t slots[EXPERTS];
+    uint8_t layout_of[EXPERTS]; /* all the first */
+    float hidden[TOKENS][WIDTH], normed[TOKENS][WIDTH], query[TOKENS][WIDTH], key[TOKENS][GROUPS * HEAD_WIDTH];
+    float value[TOKENS][GROUPS * HEAD_WIDTH], attended[TOKENS][WIDTH], logits[TOKENS][EXPERTS];
+    int32_t chosen[TOKENS][USED];
+    float weights[TOKENS][USED], routed[TOKENS][USED][WIDTH], shared[TOKENS][WIDTH], shared_gate[TOKENS][1];
+    float gates[TOKENS][3 * WIDTH], taps[WIDTH][TAPS], ring[1][RING][WIDTH], convolved[TOKENS][WIDTH];
+    float norm[WIDTH], bias[WIDTH], cosine[CONTEXT][HEAD_WIDTH / 2], sine[CONTEXT][HEAD_WIDTH / 2];
+    float caches[2][PAGES][GROUPS][EM_PAGE_TOKENS][HEAD_WIDTH]; /* large enough for every format */
+    uint16_t cache_scales[2][PAGES][GROUPS][EM_PAGE_TOKENS][1];
+    void *owned[OPERATIONS];
+    int32_t owned_count;
+} model;
+
+static inline em_operation *add(model *m, em_kind kind) {
+    CHECK(m->count < OPERATIONS);
+    m->operations[m->count].kind = kind;
+    return &m->operations[m->count++];
+}
+
+static inline em_matrix owned_matrix(model *m, int32_t format, int32_t rows, int32_t columns) {
+    const em_matrix matrix = random_matrix(format, rows, columns);
+    CHECK(m->owned_count < OPERATIONS);
+    m->owned[m->owned_count++] = (void *)(uintptr_t)matrix.data;
+    return matrix;
+}
+
+static inline em_linear_part part_of(em_matrix matrix, const float *bias, float *output) {
+    return (em_linear_part){.matrix = matrix, .bias = bias, .output = output};
+}
+
+static inline em_rope rope_of(model *m, float *values, int32_t heads) {
+    return (em_rope){.values = values,
+                     .heads = heads,
+                     .positions = m->positions,
+                     .cosine = *m->cosine,
+                     .sine = *m->sine,
+                     .head_dim = HEAD_WIDTH,
+                     .rotated = HEAD_WIDTH,
+                     .context = CONTEXT};
+}
+
+static inline void add_attention(model *m, int32_t cache_format) {
+    add(m, EM_RMS_NORM)->as.rms_norm = (em_rms_norm){
+        .input = *m->hidden, .weight = m->norm, .output = *m->normed, .epsilon = 1e-5f, .heads = 1, .head_dim = WIDTH};
+    em_linear *qkv = &add(m, EM_LINEAR)->as.linear;
+    *qkv = (em_linear){.input = *m->normed, .parts_count = 3, .scale = 1};
+    qkv->parts[0] = part_of(owned_matrix(m, EM_Q4M, WIDTH, WIDTH), m->bias, *m->query);
+    qkv->parts[1] = part_of(owned_matrix(m, EM_F16, GROUPS * HEAD_WIDTH, WIDTH), NULL, *m->key);
+    qkv->parts[2] = part_of(owned_matrix(m, EM_Q8, GROUPS * HEAD_WIDTH, WIDTH), NULL, *m->value);
+    add(m, EM_ROPE)->as.rope = rope_of(m, *m->query, HEADS);
+    add(m, EM_ROPE)->as.rope = rope_of(m, *m->key, GROUPS);
+    const em_cache keys = {m->caches[0], ***m->cache_scales[0], cache_format};
+    const em_cache values = {m->caches[1], ***m->cache_scales[1], cache_format};
+    add(m, EM_STORE_KV)->as.store_kv =
+        (em_store_kv){
+        .keys = *m->key, .values = *m->value, .positions = m->positions, .sequences = m->sequences, .pages = *m->pages,
+        .key_cache = keys, .value_cache = values, .sequence_count = 1, .table_pages = PAGES, .page_count = PAGES,
+        .kv_heads = GROUPS, .head_dim = HEAD_WIDTH, .value_dim = HEAD_WIDTH};
+    add(m, EM_ATTENTION)->as.attention = (em_attention){
+        .query = *m->query, .positions = m->positions, .sequences = m->sequences, .pages = *m->pages, .key_cache = keys,
+        .value_cache = values, .scale = 0.2f, .output = *m->attended, .sequence_count = 1, .table_pages = PAGES,
+        .page_count = PAGES, .kv_heads = GROUPS, .head_dim = HEAD_WIDTH, .heads = HEADS,
+        .value_dim = HEAD_WIDTH};
+    em_linear *output = &add(m, EM_LINEAR)->as.linear;
+    *output = (em_linear){.input = *m->attended, .parts_count = 1, .scale = 0.5f, .accumulate = 1};
+    output->parts[0] = part_of(owned_matrix(m, EM_Q4, WIDTH, WIDTH), NULL, *m->hidden);
+}
+
+static inline void add_convolution(model *m) {
+    em_linear *in = &add(m, EM_LINEAR)->as.linear;
+    *in = (em_linear){.input = *m->normed, .parts_count = 1, .scale = 1};
+    in->parts[0] = part_of(owned_matrix(m, EM_Q8, 3 * WIDTH, WIDTH), NULL, *m->gates);
+    add(m, EM_SHORT_CONV)->as.short_conv = (em_short_conv){
+        .gates = *m->gates, .taps = *m->taps, .bias = m->bias, .positions = m->positions, .sequences = m->sequences,
+        .inputs = **m->ring, .output = *m->convolved, .hidden_size = WIDTH, .length = TAPS, .sequence_count = 1,
+        .ring = RING};
+    em_linear *out = &add(m, EM_LINEAR)->as.linear;
+    *out = (em_linear){.input = *m->convolved, .parts_count = 1, .scale = 0.5f, .accumulate = 1};
+    out->parts[0] = part_of(owned_matrix(m, EM_Q4, WIDTH, WIDTH), NULL, *m->hidden);
+}
+
+static inline void add_moe(model *m) {
+    em_linear *router = &add(m, EM_LINEAR)->as.linear;
+    *router = (em_linear){.input = *m->hidden, .parts_count = 2, .scale = 1};
+    router->parts[0] = part_of(owned_matrix(m, EM_F32, EXPERTS, WIDTH), NULL, *m->logits);
+    router->parts[1] = part_of(owned_matrix(m, EM_F32, 1, WIDTH), NULL, *m->shared_gate);
+    add(m, EM_ROUTE)->as.route = (em_route){
+        .logits = *m->logits, .experts = *m->chosen, .weights = *m->weights, .num_experts = EXPERTS, .top_k = USED,
+        .renormalise = 1, .groups = 1, .kept_groups = 1, .scale = 1};
+    em_gated_ffn *shared = &add(m, EM_GATED_FFN)->as.gated_ffn;
+    const em_activation clamped = {.function = EM_FUNCTION_CLAMPED_SILU, .alpha = 1.702f, .limit = 0.5f, .offset = 1};
+    *shared = (em_gated_ffn){.input = *m->hidden, .output = *m->shared, .activation = clamped};
+    shared->biases = (em_ffn_biases){m->bias, m->bias + 1, m->bias}; /* of 40, 40 and 72 numbers */
+    shared->gate_up = owned_matrix(m, EM_Q8, 2 * 48, WIDTH);
+    shared->down = owned_matrix(m, EM_F16, WIDTH, FFN);
+    const int64_t gate_up_bytes = 2 * em_panel_count(FFN) * (int64_t)em_panel_bytes(EM_Q4, WIDTH);
+    const int64_t down_bytes = em_panel_count(WIDTH) * (int64_t)em_panel_bytes(EM_Q8, FFN);
+    const int64_t biases_offset = gate_up_bytes + down_bytes, bias_count = 48 + 48 + 80;
+    const int64_t slot_bytes = biases_offset + bias_count * (int64_t)sizeof(float);
+    const em_matrix arena = owned_matrix(m, EM_Q8, 16 * SLOTS * (int32_t)(slot_bytes / 544 + 1), 32);
+    for (int64_t i = 0; i < SLOTS * bias_count; i++) {
+        uint8_t *place = (uint8_t *)(uintptr_t)arena.data + i / bias_count * slot_bytes + biases_offset;
+        ((float *)(void *)place)[i % bias_count] = random_float();
+    }
+    add(m, EM_EXPERTS)->as.experts = (em_experts){
+        .input = *m->hidden,
+        .experts = *m->chosen,
+        .slots = m->slots,
+        .arena = arena.data,
+        .output = **m->routed,
+        .layouts = {{.hidden_size = WIDTH,
+                     .intermediate_size = FFN,
+                     .gate_up_format = EM_Q4,
+                     .down_format = EM_Q8,
+                     .down_offset = gate_up_bytes,
+                     .biases_offset = biases_offset}},
+        .layouts_count = 1,
+        .layout_of = m->layout_of,
+        .slot_bytes = (int32_t)slot_bytes,
+        .activation = clamped,
+        .slot_count = SLOTS,
+        .num_experts = EXPERTS,
+        .hidden_size = WIDTH,
+        .top_k = USED,
+    };
+    add(m, EM_COMBINE)->as.combine =
+        (em_combine){
+        .output = *m->hidden, .routed = **m->routed, .weights = *m->weights, .shared = *m->shared,
+        .shared_gate = *m->shared_gate, .top_k = USED, .hidden_size = WIDTH, .scale = 0.7f,
+        .accumulate = 1};
+    add(m, EM_MIX)->as.mix =
+        (em_mix){
+        .base = *m->hidden, .result = *m->shared, .keep = m->norm, .share = m->bias, .shift = m->norm, .output = *m->hidden,
+        .hidden_size = WIDTH, .scale = 0.3f};
+}
+
+static inline model *make_model_with(int32_t cache_format) {
+    random_state = 88172645u;
+    model *m = calloc(1, sizeof *m);
+    CHECK(m);
+    for (int i = 0; i < TOKENS; i++) m->ids[i] = (int32_t)(random_bits() % VOCABULARY);
+    for (int i = 0; i < PAGES; i++) m->pages[0][i] = PAGES - 1 - i;
+    for (int i = 0; i < EXPERTS; i++) m->slots[i] = i < SLOTS ? SLOTS - 1 - i : -1;
+    for (int i = 0; i < WIDTH; i++) m->norm[i] = m->bias[i] = random_float();
+    for (int i = 0; i < WIDTH * TAPS; i++) m->taps[i / TAPS][i % TAPS] = random_float();
+    for (int i = 0; i < CONTEXT * HEAD_WIDTH / 2; i++) {
+        /* Not cosf and sinf, which no two C libraries compute alike. */
+        m->cosine[i / (HEAD_WIDTH / 2)][i % (HEAD_WIDTH / 2)] = random_float();
+        m->sine[i / (HEAD_WIDTH / 2)][i % (HEAD_WIDTH / 2)] = random_float();
+    }
+    add(m, EM_EMBED)->as.embed = (em_embed){
+        .ids = m->ids, .output = *m->hidden, .matrix = owned_matrix(m, EM_M4, VOCABULARY, WIDTH), .scale = 2.0f};
+    add_attention(m, cache_format);
+    add_convolution(m);
+    add_moe(m);
+    return m;
+}
+
+static inline model *make_model(void) { return make_model_with(EM_F16); }
+
+static inline void free_model(model *m) {
+    for (int32_t i = 0; i < m->owned_count; i++) free(m->owned[i]);
+    free(m);
+}
+
+static inline em_program program_of(const char *isa, em_pool *pool, const em_operation *operations, int32_t count,
+                                    int32_t tokens_max, const em_scratch *scratch) {
+    return (em_program){.kernels = em_kernels_for(isa),
+                        .pool = pool,
+                        .operations = operations,
+                        .scratch = scratch,
+                        .scratch_bytes = em_program_scratch_bytes(operations, count, tokens_max),
+                        .operation_count = count,
+                        .tokens_max = tokens_max,
+                        .failed_operation = -1};
+}
+
+/* The first `tokens` tokens, from `position` on, on `threads` threads. */
+static inline int32_t run(model *m, const char *isa, int32_t threads, int32_t tokens, int32_t position) {
+    em_pool *pool;
+    for (int32_t t = 0; t < tokens; t++) m->positions[t] = position + t;
+    CHECK_STATUS(EM_OK, em_pool_create(threads, 20, &pool));
+    const uint64_t bytes = em_program_scratch_bytes(m->operations, m->count, TOKENS);
+    const em_scratch scratch = {allocate(bytes), bytes};
+    em_program program = program_of(isa, pool, m->operations, m->count, TOKENS, &scratch);
+    const int32_t status = em_program_run(&program, tokens);
+    CHECK((status == EM_OK) == (program.failed_operation == -1));
+    free(scratch.data);
+    em_pool_destroy(pool);
+    return status;
+}
+
+#endif

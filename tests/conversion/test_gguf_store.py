@@ -1,0 +1,152 @@
+"""A GGUF file opened as it is: the bits of the store that conversion makes of it, with its blocks kept.
+
+Under every budget, from several files, for every type; and what is refused, or noticed while it is open.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import edgemoe
+from edgemoe.conversion.gguf_store import GgufStore
+from edgemoe.conversion.pipeline import convert_checkpoint
+from edgemoe.engine.opening import open_engine
+from edgemoe.errors import ReadError, SourceError, StoreError
+from edgemoe.experts.loading import load_experts
+from edgemoe.kernels.formats import Matrix
+from edgemoe.kernels.landing import ROW_TYPES
+from edgemoe.session.stores import open_store
+from edgemoe.store.reader import Store
+from tests.conversion.gguf.test_source import CONFIGS
+from tests.support.checkpoints import read_tensors, write_checkpoint
+from tests.support.engines import engine_with_slots, use_portable_reader
+from tests.support.gguf_files import write_gguf
+
+IDS = [7, 3, 99, 12, 5, 64, 1, 2, 88, 41, 17]
+ROUTED = [name for name in CONFIGS if not name.startswith("llama")]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for name in ROUTED:
+        write_checkpoint(folder / name, CONFIGS[name], dtype="F32")
+    return folder
+
+
+def file_of(checkpoints: Path, folder: Path, name: str, kinds: dict[str, str], **options: Any) -> Path:
+    return write_gguf(folder / "m.gguf", CONFIGS[name], read_tensors(checkpoints / name), kinds=kinds, **options)
+
+
+def logits(store: Store, slots: int, threads: int = 1, together: int = len(IDS)) -> np.ndarray:
+    found = []
+    with engine_with_slots(store, slots, threads, warm_start=False) as engine:
+        for start in range(0, len(IDS), together):
+            found.append(engine.forward(IDS[start : start + together], all_logits=True))
+    return np.concatenate(found)
+
+
+def landed(store: Store) -> list[np.ndarray]:
+    """The weights of each record, as they stand in the slot of a model with all experts in memory."""
+    records = store.manifest.records
+    arena = np.zeros((len(records), store.slot_bytes), np.uint8)
+    counts = [records.count(layer) for layer in range(records.layers)]
+    loading = load_experts(arena, [np.zeros(count, np.int32) if count else None for count in counts], store)
+    loading.wait()
+    ends = [store.manifest.layouts[number] for number in records.layout]
+    return [slot[: layout.weight_bytes] for slot, layout in zip(arena, ends, strict=True)]
+
+
+PAIRS = [
+    *((name, kind) for name in ("mixtral", "gpt_oss") for kind in ROW_TYPES),
+    *((name, "Q4_0") for name in ROUTED if name not in ("mixtral", "gpt_oss")),
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), PAIRS)
+def test_the_bits_are_those_of_the_converted_store(name: str, kind: str, checkpoints: Path, tmp_path: Path) -> None:
+    kinds = {"ffn_down_exps": "Q8_0", "_exps": kind, "ffn_gate_inp": "F32", "attn_v": "F16", ".": "Q8_0"}
+    path = file_of(checkpoints, tmp_path, name, kinds)
+    opened = open_store(path)
+    stored = Store.open(convert_checkpoint(str(path), tmp_path / "store", experts="keep"))
+    assert isinstance(opened, GgufStore)
+    assert opened.model == stored.model
+    assert [layout.matrices for layout in opened.manifest.layouts] == [x.matrices for x in stored.manifest.layouts]
+    dense = opened.begin_dense()
+    dense.wait()
+    for tensor, value in stored.load_dense().items():
+        other = dense.tensors[tensor]
+        assert isinstance(value, Matrix) == isinstance(other, Matrix)
+        np.testing.assert_array_equal(getattr(other, "data", other), getattr(value, "data", value), err_msg=tensor)
+    for one, other in zip(landed(opened), landed(stored), strict=True):
+        np.testing.assert_array_equal(one, other)
+    expected = logits(stored, len(stored.manifest.records))
+    assert np.isfinite(expected).all()
+    for slots, threads, together in ((len(stored.manifest.records), 2, 4), (6, 2, 11), (6, 1, 1)):
+        np.testing.assert_array_equal(logits(opened, slots, threads, together), expected)
+    assert opened.record_bytes == sum(opened.manifest.layouts[0].parts["bytes"])
+
+
+def test_a_dense_model(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "llama", CONFIGS["llama"], dtype="F32")
+    path = file_of(tmp_path, tmp_path, "llama", {".": "F16"})
+    stored = Store.open(convert_checkpoint(str(path), tmp_path / "store"))
+    np.testing.assert_array_equal(logits(open_store(path), 0), logits(stored, 0))
+
+
+def test_several_files_and_merged_tensors(checkpoints: Path, tmp_path: Path) -> None:
+    for number, options in enumerate(({"files": 3}, {"merged": True}, {"stacked": False})):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        path = file_of(checkpoints, folder, "qwen3_moe", {"_exps|ffn_(gate|up|down)\\.": "Q4_0", ".": "F32"}, **options)
+        stored = Store.open(convert_checkpoint(str(path), folder / "store", experts="keep"))
+        np.testing.assert_array_equal(logits(open_store(path), 5), logits(stored, 5))
+        assert len(open_store(path).manifest.files) == options.get("files", 1)
+
+
+def test_without_kernels_in_c(checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = file_of(checkpoints, tmp_path, "gpt_oss", {"_exps.weight": "MXFP4", ".": "Q8_0"})
+    stored = Store.open(convert_checkpoint(str(path), tmp_path / "store", experts="keep"))
+    use_portable_reader(monkeypatch)
+    np.testing.assert_array_equal(logits(open_store(path), 5), logits(stored, 5))
+
+
+def test_a_model_has_its_text(checkpoints: Path, tmp_path: Path) -> None:
+    path = file_of(checkpoints, tmp_path, "mixtral", {"_exps": "Q4_0", ".": "Q8_0"})
+    (tmp_path / "tokenizer.json").write_text("{}")  # of another model that lies in the same folder
+    stored = convert_checkpoint(str(path), tmp_path / "store", experts="keep")
+    with edgemoe.load(path, warm_start=False) as opened, edgemoe.load(stored, warm_start=False) as expected:
+        ids = opened.encode("Hello")
+        assert ids == expected.encode("Hello")
+        assert opened.generate(ids, 5).token_ids == expected.generate(ids, 5).token_ids
+        assert opened.path == path
+        memory = opened.engine.memory
+        assert memory.staging_bytes > 0
+        assert memory.planned_bytes <= memory.budget_bytes
+        assert opened.folder.is_dir()
+
+
+def test_experts_that_cannot_be_used_as_they_are(checkpoints: Path, tmp_path: Path) -> None:
+    path = file_of(checkpoints, tmp_path, "mixtral", {"ffn_gate_exps": "Q4_0", "_exps": "Q8_0", ".": "F32"})
+    with pytest.raises(SourceError, match=r"expected experts .* found Q4_0, which would become q8") as caught:
+        open_store(path)
+    assert caught.value.hint == f"Convert the file once: edgemoe convert {path} DEST."
+
+
+def test_a_file_that_changes_while_it_is_open(checkpoints: Path, tmp_path: Path) -> None:
+    path = file_of(checkpoints, tmp_path, "mixtral", {"_exps": "Q4_0", ".": "Q8_0"})
+    with engine_with_slots(open_store(path), 4, warm_start=False) as engine:
+        os.utime(path, ns=(0, 10**18))
+        with pytest.raises(ReadError, match=r"Layer 0, expert \d+: its file was changed while it was open"):
+            engine.forward(IDS)
+    opened = open_store(path)
+    os.truncate(path, path.stat().st_size - 1)
+    with pytest.raises(StoreError, match=r"m\.gguf: its size changed from \d+ to \d+ bytes while it was open"):
+        open_engine(opened)
+    with pytest.raises(SourceError, match=r"the file ends at"):
+        open_store(path)

@@ -1,0 +1,218 @@
+"""Parts of records land as conversion would have written them: every type, odd sizes, both readers, any threads.
+
+That includes what goes wrong: a file that ends early or changes, and numbers that are not finite.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgemoe.conversion.encoding import encode
+from edgemoe.errors import ReadError
+from edgemoe.io.checksum import crc32c
+from edgemoe.io.reads import RecordReader, ThreadedReader
+from edgemoe.kernels.file_rows import TYPE_NAMES, decode_rows, encode_rows
+from edgemoe.kernels.formats import FORMATS, PANEL_ROWS, Blocks, panel_count
+from edgemoe.kernels.landing import (
+    PLACE,
+    TWINS,
+    land,
+    part_of_matrix,
+    part_of_vector,
+    row_bytes,
+    staging_bytes,
+    steps,
+)
+from edgemoe.kernels.native.reader import NativeReader
+from edgemoe.kernels.reads import RecordRead
+from tests.support.examples import examples
+
+PAIRS = [(row_type, fmt) for row_type, formats in TWINS.items() for fmt in formats]
+SLOT_BYTES = 1 << 20
+PAGE = 4096
+
+MakeReader = Callable[[np.ndarray, int, int], RecordReader]
+READERS: dict[str, MakeReader] = {
+    "native": lambda arena, threads, staging: NativeReader(threads, 16, PAGE, staging),
+    "python": ThreadedReader,
+}
+
+
+def rows_of(row_type: str, rows: int, columns: int, random: np.random.Generator) -> np.ndarray:
+    """Rows of a file, of random finite numbers, as bytes."""
+    if row_type in ("F32", "F16", "BF16"):
+        values = random.normal(0, 3, (rows, columns)).astype(np.float32)
+        if row_type == "BF16":
+            return (values.view(np.uint32) >> 16).astype("<u2").view(np.uint8).reshape(rows, -1)
+        return values.astype("<f4" if row_type == "F32" else "<f2").view(np.uint8).reshape(rows, -1)
+    fmt = next(FORMATS[name] for name, other in TYPE_NAMES.items() if other == row_type)
+    integers = random.integers(-128, 128, (rows, columns)).astype(np.int8)
+    nibbles = random.integers(0, 16, (rows, columns)).astype(np.uint8)
+    groups = (rows, columns // 32)
+    scales = random.integers(0, 253, groups).astype(np.uint8) if fmt.name == "m4" else random.normal(0, 1, groups)
+    minimums = random.normal(0, 1, groups).astype(np.float16) if fmt.has_minimums else None
+    exact = scales if fmt.name == "m4" else scales.astype(np.float16)
+    return encode_rows(Blocks(fmt, integers if fmt.name == "q8" else nibbles, exact, minimums))
+
+
+def written(row_type: str, fmt: str, data: np.ndarray) -> np.ndarray:
+    """The panels that conversion writes for these rows, `(panels, panel bytes)`."""
+    encoded = encode(decode_rows(data, row_type), FORMATS[fmt], "a tensor").data
+    return encoded.reshape(panel_count(len(data)), -1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("landing")
+
+
+def place_at(descriptor: int, offset: int, modified_ns: int = -1) -> tuple[int, int, int, int]:
+    return offset, modified_ns, descriptor, 0
+
+
+def read_parts(
+    reader: RecordReader, slot: np.ndarray, parts: np.ndarray, places: np.ndarray, crc: int | None = None
+) -> None:
+    read = RecordRead(-1, 0, int(parts["bytes"].sum()), slot.ctypes.data, crc, parts, places)
+    [ticket] = reader.submit([read], demand=True)
+    try:
+        reader.wait(ticket, 60)
+    finally:
+        reader.release(ticket)
+
+
+@pytest.mark.parametrize("name", READERS)
+@settings(max_examples=examples(25), deadline=None)
+@given(
+    pair=st.sampled_from(PAIRS),
+    rows=st.integers(1, 70),
+    groups=st.integers(1, 4),
+    odd=st.integers(0, 31),
+    offsets=st.tuples(st.integers(0, 2 * PAGE), st.integers(0, 2 * PAGE), st.integers(0, 2 * PAGE)),
+    threads=st.integers(1, 4),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_parts_land_as_conversion_writes_them(
+    folder: Path,
+    name: str,
+    pair: tuple[str, str],
+    rows: int,
+    groups: int,
+    odd: int,
+    offsets: tuple[int, int, int],
+    threads: int,
+    seed: int,
+) -> None:
+    row_type, fmt = pair
+    random = np.random.default_rng(seed)
+    columns = 32 * groups - (odd if row_type in ("F32", "F16", "BF16") else 0)
+    gate, up = (rows_of(row_type, rows, columns, random) for _ in range(2))
+    bias = rows_of("BF16", 1, rows, random)
+    content, starts = bytearray(), []
+    for data, gap in zip((gate, up, bias), offsets, strict=True):
+        content += random.bytes(gap)
+        starts.append(len(content))
+        content += data.tobytes()
+    path = folder / name
+    path.write_bytes(content)
+    descriptor = os.open(path, os.O_RDONLY)
+    panel_bytes = FORMATS[fmt].panel_bytes(columns)
+    bias_at = 2 * panel_count(rows) * panel_bytes
+    parts = np.concatenate(
+        [
+            part_of_matrix(row_type, fmt, rows, columns, 0, 2 * panel_bytes),
+            part_of_matrix(row_type, fmt, rows, columns, panel_bytes, 2 * panel_bytes),
+            part_of_vector("BF16", rows, bias_at),
+        ]
+    )
+    places = np.array([place_at(descriptor, start, path.stat().st_mtime_ns) for start in starts], PLACE)
+    slot = np.full(SLOT_BYTES, 0xA5, np.uint8)
+    room = max(3 * PAGE, 2 * PAGE + -(-PANEL_ROWS * row_bytes(row_type, columns) // PAGE) * PAGE)
+    reader = READERS[name](slot, threads, room)
+    try:
+        crc = crc32c(b"".join(data.tobytes() for data in (gate, up, bias)))
+        read_parts(reader, slot, parts, places, crc)
+        with pytest.raises(ReadError, match="not what was written"):
+            read_parts(reader, slot, parts, places, crc ^ 1)
+    finally:
+        reader.close()
+        os.close(descriptor)
+    expected = np.full(SLOT_BYTES, 0xA5, np.uint8)
+    panels = expected[:bias_at].reshape(-1, 2, panel_bytes)
+    panels[:, 0], panels[:, 1] = written(row_type, fmt, gate), written(row_type, fmt, up)
+    padded = np.zeros(PANEL_ROWS * panel_count(rows), np.float32)
+    padded[:rows] = encode(decode_rows(bias, "BF16"), None, "a bias").data.view(np.float32)
+    expected[bias_at : bias_at + padded.nbytes] = padded.view(np.uint8)
+    np.testing.assert_array_equal(slot, expected)
+
+
+def test_a_part_lands_in_steps_of_whole_panels() -> None:
+    part = part_of_matrix("Q4_0", "q4", 100, 64, 0, FORMATS["q4"].panel_bytes(64))[0]
+    found = list(steps(part, 2 * PAGE + 2 * 16 * 36 + 5))
+    assert [step.begin for step in found] == [0, 1152, 2304, 3456]
+    assert sum(step.bytes for step in found) == 3600 == part["bytes"]
+    assert staging_bytes(np.array([part])) == (256 << 10) + 2 * PAGE
+    wide = part_of_matrix("F32", "f32", 16, 1 << 15, 0, FORMATS["f32"].panel_bytes(1 << 15))
+    assert staging_bytes(wide) == (2 << 20) + 2 * PAGE  # the rows of one panel
+    assert staging_bytes(wide[:0]) == 0
+
+
+@pytest.fixture
+def q4(tmp_path: Path) -> Iterator[tuple[Path, int, np.ndarray]]:
+    """A file of rows of Q4_0, open; and the part that they are."""
+    data = rows_of("Q4_0", 40, 64, np.random.default_rng(1))
+    path = tmp_path / "rows"
+    path.write_bytes(b"..." + data.tobytes())
+    descriptor = os.open(path, os.O_RDONLY)
+    yield path, descriptor, part_of_matrix("Q4_0", "q4", 40, 64, 0, FORMATS["q4"].panel_bytes(64))
+    os.close(descriptor)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_file_that_ends_early_or_changes(name: str, q4: tuple[Path, int, np.ndarray]) -> None:
+    path, descriptor, parts = q4
+    slot = np.zeros(SLOT_BYTES, np.uint8)
+    reader = READERS[name](slot, 2, 3 * PAGE)
+    places = np.array([place_at(descriptor, 3, path.stat().st_mtime_ns)], PLACE)
+    read_parts(reader, slot, parts, places)
+    os.utime(path, ns=(0, 10**18))
+    with pytest.raises(ReadError, match="its file was changed while it was open"):
+        read_parts(reader, slot, parts, places)
+    os.truncate(path, 500)
+    with pytest.raises(ReadError, match="497"):
+        read_parts(reader, slot, parts, np.array([place_at(descriptor, 3)], PLACE))
+    with pytest.raises(ReadError, match=r"Bad file descriptor"):
+        read_parts(reader, slot, parts, np.array([place_at(-1, 3)], PLACE))
+    reader.close()
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize(("row_type", "number"), [("Q4_0", "half"), ("MXFP4", "e8m0"), ("BF16", "bf16")])
+def test_numbers_that_are_not_finite(name: str, row_type: str, number: str, tmp_path: Path) -> None:
+    data = rows_of(row_type, 20, 64, np.random.default_rng(2))
+    data[17, :2] = {"half": [0, 0x7C], "e8m0": [255, 0], "bf16": [0x80, 0xFF]}[number]
+    (tmp_path / "rows").write_bytes(data.tobytes())
+    fmt = TWINS[row_type][0]
+    parts = part_of_matrix(row_type, fmt, 20, 64, 0, FORMATS[fmt].panel_bytes(64))
+    descriptor, slot = os.open(tmp_path / "rows", os.O_RDONLY), np.zeros(SLOT_BYTES, np.uint8)
+    reader = READERS[name](slot, 1, 3 * PAGE)
+    with pytest.raises(ReadError, match="infinite or not a number"):
+        read_parts(reader, slot, parts, np.array([place_at(descriptor, 0)], PLACE))
+    reader.close()
+    os.close(descriptor)
+
+
+def test_weights_of_mxfp4_beyond_float32_are_not_finite() -> None:
+    part = part_of_matrix("MXFP4", "m4", 1, 32, 0, FORMATS["m4"].panel_bytes(32))[0]
+    slot = np.zeros(SLOT_BYTES, np.uint8)
+    block = np.zeros(17, np.uint8)
+    for scale, code, finite in ((253, 5, True), (253, 6, False), (254, 3, True), (254, 4, False), (252, 7, True)):
+        block[0], block[5] = scale, code << 4
+        assert land(part, 0, block, slot) == finite
