@@ -321,6 +321,9 @@ int main(int argc, char **argv) {
             for (size_t n = 0; n < sizeof counts / sizeof *counts; n++) test_panels(format, columns[c], counts[n]);
         }
         test_panels(format, 640, 1); /* more groups than prefetches go ahead */
+        /* More groups than kernels take at a time, alone, and with more rows than they take at a time. */
+        test_panels(format, 1057, 1);
+        test_panels(format, 1057, 37);
     }
     test_m4_numbers();
     print_digest("products");
