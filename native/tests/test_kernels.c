@@ -321,6 +321,8 @@ int main(int argc, char **argv) {
             for (size_t n = 0; n < sizeof counts / sizeof *counts; n++) test_panels(format, columns[c], counts[n]);
         }
         test_panels(format, 640, 1); /* more groups than prefetches go ahead */
+    }
+    for (int32_t format = 0; format < EM_FORMAT_COUNT; format++) {
         /* More groups than kernels take at a time, alone, and with more rows than they take at a time. */
         test_panels(format, 1057, 1);
         test_panels(format, 1057, 37);
