@@ -278,7 +278,8 @@ def _part(source: GgufSource, where: SourceSlice, tensor: str, layout: RecordLay
     if part is not None and part.type_name in ROW_TYPES and fmt in TWINS[part.type_name]:
         return part
     found = "rows that lie apart" if part is None else f"{part.type_name}, which would become {fmt}"
+    path = source.files[0].path
     raise SourceError(
-        f"{source.name}: {where.tensor}: expected experts that can be used as they are, found {found} ({tensor}).",
-        f"Convert the file once: edgemoe convert {source.files[0].path} DEST.",
+        f"{path}: {where.tensor}: expected experts that can be used as they are, found {found} ({tensor}).",
+        f"Convert the file once: edgemoe convert {path} DEST.",
     )
