@@ -178,10 +178,10 @@ def stall(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stall]:
     made = Stall(go_on=threading.Event())
     fill = reads._fill
 
-    def slow_fill(read: reads._Read) -> str | None:
+    def slow_fill(read: reads._Read, staging: memoryview) -> reads.Failure | None:
         if made.on:
             made.go_on.wait()
-        return fill(read)
+        return fill(read, staging)
 
     use_portable_reader(monkeypatch)
     monkeypatch.setattr(reads, "_fill", slow_fill)
