@@ -1,4 +1,4 @@
-"""What a person names as a model that is to be run: GGUF files with any name, and names that are no such file."""
+"""Models that a person names to be run: GGUF files with any name, and names that are no such file."""
 
 from __future__ import annotations
 
