@@ -17,7 +17,7 @@ from edgemoe.architectures.foreign import instead_of, refuse_quantised_tensors
 from edgemoe.errors import SourceError
 from edgemoe.model.spec import LayerSpec, ModelSpec
 
-MISMATCH = "config.json and the weights do not belong together, or a shard is missing. Download the checkpoint again."
+MISMATCH = "The config and the weights do not belong together, or a file is missing. Download the model again."
 
 
 @dataclass(frozen=True)
@@ -178,13 +178,13 @@ def resolve_tensors(
         if instead is not None:
             raise SourceError(f"{first}: missing{more}; {instead[0]}.", instead[1])
         raise SourceError(
-            f"{first}: missing{more}; config.json asks for {len(wanted)} tensors, found {len(found)}.", MISMATCH
+            f"{first}: missing{more}; its config asks for {len(wanted)} tensors, found {len(found)}.", MISMATCH
         )
     left = sorted(shapes.keys() - used - unused_tensors(spec, shapes).keys())
     if left:
         more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
         raise SourceError(
-            f"{left[0]}: not expected{more}; {spec.family} with this config.json has no such tensor.", MISMATCH
+            f"{left[0]}: not expected{more}; {spec.family} with this config has no such tensor.", MISMATCH
         )
     return {name: found[name] for name in wanted}
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from edgemoe.bench.machine import describe_machine
 from edgemoe.bench.rates import measure_store_disk
-from edgemoe.engine.memory import check_floor, plan_memory
+from edgemoe.engine.budget import check_floor
+from edgemoe.engine.memory import least_bytes, plan_memory
 from edgemoe.errors import EdgemoeError, KernelError, MachineError, StoreError
 from edgemoe.experts.opening import READER_THREADS
 from edgemoe.io.direct import describe_reads, grants_direct
@@ -142,7 +143,7 @@ def _plan(store: Store) -> dict[str, Any]:
         with held_as_in_a_run(store) as (graph, sizes, backend):
             facts["floor_bytes"] = plan_memory(graph, sizes, backend, "floor").floor_bytes
             facts["total_experts"] = sizes.total_experts
-            check_floor(graph, sizes, backend)
+            check_floor(least_bytes(graph, sizes, backend))
             plan = plan_memory(graph, sizes, backend, "auto")
     except EdgemoeError as error:
         return {**facts, "problem": str(error)}

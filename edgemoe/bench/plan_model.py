@@ -44,7 +44,7 @@ from edgemoe.model.description import store_spec
 from edgemoe.session.default_model import find_model
 from edgemoe.session.stores import open_store
 from edgemoe.session.tokenizer import has_tokenizer, load_library_tokenizer
-from edgemoe.store.first_bytes import is_gguf
+from edgemoe.store.first_bytes import is_gguf_file
 from edgemoe.store.reader import Store
 
 REPORT_VERSION = 1
@@ -193,7 +193,7 @@ def find_source(source: str | None, experts: str | None = None, dense: str | Non
 
 def _file_as_it_is(source: str) -> Store | None:
     """The GGUF file that a text names, if it can be opened as it is; else a conversion is planned."""
-    if not is_gguf(Path(os.path.expanduser(source))):  # noqa: PTH111 (it leaves an unknown ~user as it is)
+    if not is_gguf_file(Path(os.path.expanduser(source))):  # noqa: PTH111 (it leaves an unknown ~user as it is)
         return None
     with contextlib.suppress(SourceError):
         return open_store(source)

@@ -25,8 +25,8 @@ import numpy as np
 from edgemoe.bench.roofline import BUFFER_BYTES, PASSES, ReadRate, ReadRates, allocate_buffer
 from edgemoe.errors import UsageError
 from edgemoe.io.direct import allocate_pages
-from edgemoe.io.pages import PAGE_BYTES, round_up
 from edgemoe.io.reads import ExpertFiles, open_reader
+from edgemoe.kernels.pages import PAGE_BYTES, round_up
 from edgemoe.kernels.reads import RecordRead
 from edgemoe.kernels.select import KernelChoice
 from edgemoe.store.reader import Store

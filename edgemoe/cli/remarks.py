@@ -23,7 +23,7 @@ def cut_remark(finish_reason: str | None, tokens: int, other_way: str = "") -> s
 
 def model_remarks(model: Model, raw_ids: Sequence[int] = ()) -> list[str]:
     """Lines about the model's settings and tokenizer, and about the ids of a raw prompt, that the user should know."""
-    remarks = []
+    remarks = list(model.engine.store.notices)
     if left_out := model.generation_defaults.not_honoured:
         settings = ", ".join(f"{name} ({_shortened(str(value))})" for name, value in left_out.items())
         remarks.append(f"edgemoe does not implement these settings of the model's generation_config.json: {settings}")

@@ -33,9 +33,9 @@ from edgemoe.conversion.source import read_slice
 from edgemoe.conversion.statistics import statistics_of
 from edgemoe.errors import SourceError, StoreError
 from edgemoe.io.direct import allocate_pages
-from edgemoe.io.pages import PAGE_BYTES, round_up
 from edgemoe.kernels.formats import PANEL_ROWS, Matrix
-from edgemoe.kernels.landing import ROW_TYPES, TWINS
+from edgemoe.kernels.landing import ROW_TYPES, TWINS, time_mark
+from edgemoe.kernels.pages import PAGE_BYTES, round_up
 from edgemoe.process import start_threads
 from edgemoe.store.dense import DenseValue
 from edgemoe.store.layouts import MATRIX_ALIGNMENT_BYTES, RecordLayout
@@ -73,7 +73,10 @@ class GgufStore(Store):
     def open_file(cls, path: Path) -> GgufStore:
         """Open a file. Raises SourceError where it is damaged, or of a model or type that cannot be used as it is."""
         source = GgufSource(path)
-        plan = plan_conversion(source, KEEP, None, {"source": source.name})
+        try:
+            plan = plan_conversion(source, KEEP, None, {"source": source.name})
+        except SourceError as error:  # about a tensor, of which a checkpoint has one, and a folder many files
+            raise SourceError(f"{path}: {error.message}", error.hint) from error
         store = cls(path, source, plan, side_files_of(source))
         source.forget_text()
         return store
@@ -93,6 +96,10 @@ class GgufStore(Store):
     def text_folder(self) -> Path:
         return self._text_folder
 
+    @property
+    def notices(self) -> Sequence[str]:
+        return self._source.notices()
+
     @cached_property
     def embedding(self) -> DenseTensor | None:
         return None  # it has to be converted, so it cannot be left on disk
@@ -106,7 +113,7 @@ class GgufStore(Store):
         return GgufDenseReading(self._source, tensors, self._dense, self.dense_bytes(), self.check_unchanged)
 
     def modified_ns(self, file: int) -> int:
-        return self._source.files[file].modified_ns
+        return time_mark(self._source.files[file].modified_ns)
 
     def check_unchanged(self) -> None:
         """Raise StoreError for a file that was modified or cut short since its header was read."""
@@ -174,7 +181,7 @@ class GgufDenseReading:
     def _convert(self, piece: Piece, place: int, start: int, stop: int) -> None:
         """Convert rows of a tensor whose first panel, or element, begins at `place`."""
         rows = read_slice(self._source, piece.source, start, stop)
-        data = encode(rows, piece.place.format, piece.source.tensor).data
+        data = encode(rows, piece.place.format, f"{self._source.files[0].path}: {piece.source.tensor}").data
         if piece.place.format is None:
             self._memory[place + 4 * start : place + 4 * start + len(data)] = data
             return
@@ -271,7 +278,8 @@ def _part(source: GgufSource, where: SourceSlice, tensor: str, layout: RecordLay
     if part is not None and part.type_name in ROW_TYPES and fmt in TWINS[part.type_name]:
         return part
     found = "rows that lie apart" if part is None else f"{part.type_name}, which would become {fmt}"
+    path = source.files[0].path
     raise SourceError(
-        f"{source.name}: {where.tensor}: expected experts that can be used as they are, found {found} ({tensor}).",
-        f"Convert the file once: edgemoe convert {source.files[0].path} DEST.",
+        f"{path}: {where.tensor}: expected experts that can be used as they are, found {found} ({tensor}).",
+        f"Convert the file once: edgemoe convert {path} DEST.",
     )

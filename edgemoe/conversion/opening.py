@@ -9,7 +9,7 @@ from pathlib import Path
 from edgemoe.conversion.progress import DownloadCallback
 from edgemoe.conversion.source import Source
 from edgemoe.errors import SourceError
-from edgemoe.store.first_bytes import is_gguf
+from edgemoe.store.first_bytes import is_gguf_file
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 """`owner/name[@revision]` on the Hugging Face hub."""
@@ -36,14 +36,13 @@ def open_source(
         from edgemoe.conversion.folder import FolderSource
 
         return FolderSource(path)
-    named_gguf = path.suffix.lower() == ".gguf"
-    if (named_gguf and os.path.isfile(path)) or is_gguf(path):  # noqa: PTH113
+    if is_gguf_file(path):
         from edgemoe.conversion.gguf.source import GgufSource
 
         return GgufSource(path)
     if text and os.path.lexists(path):
         raise _not_a_source(text, path)
-    if HUB_ID.fullmatch(text) and not named_gguf:
+    if HUB_ID.fullmatch(text) and path.suffix.lower() != ".gguf":
         from edgemoe.conversion.hub_cache import open_hub
 
         return open_hub(text, downloads=downloads, keep=keep, downloading=downloading, side_files=side_files)

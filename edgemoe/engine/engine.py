@@ -389,7 +389,7 @@ class Engine:
     def _run_rows(self, run: list[Rows], phase: int) -> None:
         space = self._space
         tokens = run[-1].row + run[-1].count
-        if self.sequences.forget:
+        if self.sequences.forgetful:
             for rows in run:
                 rows.piece.sequence.begin_run(rows.count)
         for rows in run:

@@ -1,4 +1,4 @@
-"""The memory budget: what a model needs at least, and how a budget is shared out.
+"""The memory plan: what a model needs at least, and how a budget (`budget.py`) is shared out.
 
 Everything counts: the interpreter with its libraries (measured), the weights that every token needs,
 activations and kernel scratch, the KV cache, fixed state with its snapshots where a model has some, and the expert
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from edgemoe.engine.budget import budget_of
 from edgemoe.engine.scratch import WeightFormats, step_scratch_bytes
 from edgemoe.engine.workspace import (
     LEAST_SNAPSHOTS,
@@ -29,8 +30,8 @@ from edgemoe.experts.opening import READER_THREADS, cache_bytes, thread_staging_
 from edgemoe.kernels.backend import Backend
 from edgemoe.model.build import Graph
 from edgemoe.model.graph import Window
-from edgemoe.process import Limit, available_bytes, memory_limit, rss_bytes
-from edgemoe.sizes import format_size, parse_size
+from edgemoe.process import rss_bytes
+from edgemoe.sizes import format_size
 
 INTERPRETER_GROWTH_BYTES = 32 << 20
 """Room for modules and objects that the interpreter still loads after the budget was shared out."""
@@ -42,8 +43,6 @@ OBJECTS_BYTES = 1 << 20
 """Room for the Python objects that describe a step: operations, views, programs."""
 POSITION_OBJECT_BYTES = 64
 """Room for the Python objects that describe a position: its token's id, and its share of a page's hash and places."""
-AUTO_SHARE = 0.85
-"""Share of the memory now available that `auto` takes."""
 
 
 @dataclass(frozen=True)
@@ -142,16 +141,6 @@ def interpreter_bytes(backend: Backend) -> int:
     return rss_bytes() + INTERPRETER_GROWTH_BYTES + backend.growth_bytes
 
 
-def has_ample_room(ram: str | int | None, sizes: ModelSizes, backend: Backend) -> bool:
-    """Whether a budget, as `plan_memory` takes it, is large enough to read dense weights before planning.
-
-    Budget and machine must both have twice the memory of these weights and the interpreter. Raises UsageError for an
-    invalid budget.
-    """
-    held_bytes = interpreter_bytes(backend) + sizes.dense_bytes
-    return min(_budget(ram, floor_bytes=held_bytes), memory_limit().amount) >= 2 * held_bytes
-
-
 def plan_memory(
     graph: Graph,
     sizes: ModelSizes,
@@ -176,9 +165,9 @@ def plan_memory(
         embedding_resident = True
     if embedding_resident is not None:
         least = _Needs.of(graph, sizes, backend, context_length, interpreter, embedding_resident)
-        return _share_out(least, _budget(ram, least.floor_bytes))
+        return _share_out(least, budget_of(ram, least.floor_bytes))
     least = _Needs.of(graph, sizes, backend, context_length, interpreter, embedding_resident=False)
-    budget_bytes = _budget(ram, least.floor_bytes)
+    budget_bytes = budget_of(ram, least.floor_bytes)
     without = _share_out(least, budget_bytes)
     least_with = _Needs.of(graph, sizes, backend, context_length, interpreter, embedding_resident=True)
     if budget_bytes < least_with.floor_bytes:
@@ -186,6 +175,24 @@ def plan_memory(
     whole = _share_out(least_with, budget_bytes)
     costs_nothing = (whole.context_length, whole.chunk_tokens) == (without.context_length, without.chunk_tokens)
     return replace(whole, floor_bytes=least.floor_bytes) if whole.all_resident and costs_nothing else without
+
+
+def least_bytes(
+    graph: Graph,
+    sizes: ModelSizes,
+    backend: Backend,
+    context_length: int | None = None,
+    interpreter: int | None = None,
+) -> int:
+    """The smallest budget that a model needs, which is the floor of `plan_memory` with these arguments.
+
+    Raises UsageError for a context that the model does not have.
+    """
+    _check_context(graph, context_length)
+    if interpreter is None:
+        interpreter = interpreter_bytes(backend)
+    embedding_resident = not sizes.embedding_bytes
+    return _Needs.of(graph, sizes, backend, context_length, interpreter, embedding_resident).floor_bytes
 
 
 @dataclass(frozen=True)
@@ -349,69 +356,6 @@ def _share_out(least: _Needs, budget_bytes: int) -> MemoryPlan:
         window_plans(graph, chunk, context, sizes.kv_format, sizes.sequences),
         staging,
     )
-
-
-def _budget(ram: str | int | None, floor_bytes: int) -> int:
-    if ram is not None and not isinstance(ram, (int, str)):
-        raise UsageError(f"ram={ram!r}: expected bytes as an integer, or text such as '6GiB'.")
-    if isinstance(ram, int):
-        budget_bytes = ram
-    elif ram is None or ram.strip().lower() == "auto":
-        budget_bytes = max(int(available_bytes() * AUTO_SHARE), min(floor_bytes, available_bytes()))
-    elif ram.strip().lower() == "floor":
-        budget_bytes = floor_bytes
-    else:
-        budget_bytes = parse_size(ram)
-    if budget_bytes <= 0:
-        raise UsageError(f"A memory budget of {ram} cannot be met.", "Give a size such as 512MiB, or floor, or auto.")
-    return budget_bytes
-
-
-def check_machine(plan: MemoryPlan) -> None:
-    """Raise BudgetError for a plan that takes more than the machine has, whose memory would be swapped out.
-
-    Where a control group sets the lower limit, the system would end the process.
-    """
-    limit = memory_limit()
-    if plan.planned_bytes > limit.amount:
-        raise BudgetError(
-            f"Of a budget of {format_size(plan.budget_bytes)} this model would take {format_size(plan.planned_bytes)};"
-            f" {_limit_told(limit)}.",
-            "Choose a smaller budget (ram), or leave it out to use what is free.",
-        )
-
-
-def check_floor(
-    graph: Graph,
-    sizes: ModelSizes,
-    backend: Backend,
-    context_length: int | None = None,
-    interpreter: int | None = None,
-) -> None:
-    """Raise BudgetError where the least that a model needs is more than the machine has, whatever the budget.
-
-    The arguments are as in `plan_memory`, whose error would suggest a floor that this machine cannot meet.
-    """
-    limit = memory_limit()
-    _check_context(graph, context_length)
-    if interpreter is None:
-        interpreter = interpreter_bytes(backend)
-    needs = _Needs.of(graph, sizes, backend, context_length, interpreter, embedding_resident=not sizes.embedding_bytes)
-    floor_bytes = needs.floor_bytes
-    if floor_bytes > limit.amount:
-        raise BudgetError(
-            f"This model needs at least {format_size(floor_bytes)} of memory; {_limit_told(limit)}.",
-            "Use a smaller model, or a machine with more memory."
-            if limit.group is None
-            else "Raise that limit (a container has an option for it), or use a smaller model.",
-        )
-
-
-def _limit_told(limit: Limit) -> str:
-    size = format_size(limit.amount)
-    if limit.group is None:
-        return f"this machine has {size} in all"
-    return f"its control group {limit.group.folder} may have {size} in all"
 
 
 def kv_cache_bytes(

@@ -7,16 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgemoe.engine.budget import check_floor, check_machine, has_ample_room
 from edgemoe.engine.engine import Engine
 from edgemoe.engine.lossy import LossySettings
-from edgemoe.engine.memory import (
-    ModelSizes,
-    check_floor,
-    check_machine,
-    has_ample_room,
-    interpreter_bytes,
-    plan_memory,
-)
+from edgemoe.engine.memory import ModelSizes, interpreter_bytes, least_bytes, plan_memory
 from edgemoe.engine.options import DEFAULTS, EngineOptions
 from edgemoe.engine.scratch import WeightFormats
 from edgemoe.engine.workspace import KvFormat
@@ -57,9 +51,9 @@ def open_engine(
     dense = embedding_resident = None
     try:
         # Checked before anything large is read; growth of the interpreter can only raise the floor.
-        check_floor(graph, sizes, backend, options.context_length)
+        check_floor(least_bytes(graph, sizes, backend, options.context_length))
         if meanwhile is not None:
-            if has_ample_room(options.ram, sizes, backend):
+            if has_ample_room(options.ram, interpreter_bytes(backend) + sizes.dense_bytes):
                 embedding_resident = (
                     not sizes.embedding_bytes
                     or plan_memory(graph, sizes, backend, options.ram, options.context_length).embedding_resident
@@ -70,11 +64,11 @@ def open_engine(
             if dense is not None:
                 dense.wait()  # all its pages are in RAM now, so the plan can tell them from the interpreter's
         interpreter = interpreter_bytes(backend) - (0 if dense is None else dense.bytes)
-        check_floor(graph, sizes, backend, options.context_length, interpreter)
+        check_floor(least_bytes(graph, sizes, backend, options.context_length, interpreter))
         memory = plan_memory(
             graph, sizes, backend, options.ram, options.context_length, interpreter, embedding_resident
         )
-        check_machine(memory)
+        check_machine(memory.planned_bytes, memory.budget_bytes)
         lossy = options.lossy.effective(memory.all_resident)
         if lossy != options.lossy:
             graph = graph_of(spec, lossy, routing)

@@ -264,7 +264,7 @@ class Sequences:
         self._free_rows = list(range(self.most - 1, -1, -1))
 
     @property
-    def forget(self) -> bool:
+    def forgetful(self) -> bool:
         """Whether sequences have state that cannot be cut anywhere, so that each run must be announced to them."""
         return self._snapshots is not None
 

@@ -54,7 +54,9 @@ class Snapshots:
         """How many of its latest tokens a sequence can take back without a snapshot."""
         self._windowed = windowed
         self._widest = max((group.window.size for group in windowed if group.window is not None), default=0)
-        self._free = list(range((0 if fixed is None else fixed.snapshots) - 1, -1, -1))
+        self._most = sum(group.pages for group in windowed) if fixed is None else fixed.snapshots
+        """How many snapshots there may be."""
+        self._free = [] if fixed is None else list(range(self._most - 1, -1, -1))
         self._kept: dict[PrefixHash, Snapshot] = {}
         self._clock = 0  # tokens between all places and those before them: about the tokens that were run
 
@@ -82,10 +84,11 @@ class Snapshots:
             last = self._kept[prefixes[earlier - 1]]
             if last.phase == phase and end - earlier * PAGE_TOKENS + last.saves <= self._widest:
                 self._drop(prefixes[earlier - 1])
+        # Pools do not bound the snapshots of windows of one token, which hold no pages.
+        if len(self._kept) == self._most:
+            self._drop_least()
         slot = -1
         if self.fixed is not None:
-            if not self._free:
-                self._drop_least()
             slot = self._free.pop()
             self.fixed.save(slot, row, end)
         earlier = self.newest(prefixes, earlier)

@@ -14,7 +14,7 @@ from edgemoe.experts.slots import READ_TIMEOUT_SECONDS, Record, RecordTable, rec
 from edgemoe.io.bulk import THREADS, BulkRead, Span, SpanAlteredError
 from edgemoe.io.direct import PageFile, PageReadError
 from edgemoe.io.reads import RecordReader, open_reader
-from edgemoe.kernels.reads import NOT_AS_WRITTEN, RecordRead
+from edgemoe.kernels.reads import CHECK_THE_FILE, NOT_AS_WRITTEN, RecordRead
 from edgemoe.store.reader import Store
 
 LANDING_AT_ONCE = 64
@@ -65,7 +65,7 @@ def _place(
 def _not_opened(problem: OSError) -> ReadError:
     return ReadError(
         f"{problem.filename}: cannot be opened for reading ({problem.strerror}).",
-        "Check that the store is whole with: edgemoe verify",
+        CHECK_THE_FILE,
     )
 
 
@@ -99,8 +99,8 @@ class ExpertLoading:
             self._reading.wait()
         except PageReadError as problem:
             reason = problem.reason or f"{problem.path.name} ends at byte {problem.offset}"
-            hint = "Check the disk, and the store with: edgemoe verify"
-            raise self._at(problem.path, problem.offset).error(f"it could not be read: {reason}.", hint) from problem
+            named = self._at(problem.path, problem.offset).error(f"it could not be read: {reason}.", CHECK_THE_FILE)
+            raise named from problem
         except SpanAlteredError as problem:
             raise self._at(problem.path, problem.offset).error(*NOT_AS_WRITTEN) from problem
         self._reading.close()
@@ -181,7 +181,7 @@ class LandedLoading:
                 if not self._reader.done(ticket):
                     self._abandon()
                 self.close()
-                raise placed.error(error.message, error.hint or "Check the disk.") from error
+                raise placed.error(error.message, error.hint or CHECK_THE_FILE) from error
             self._reader.release(ticket)
             del self._reading[ticket]
             self._forget(placed, read)

@@ -22,8 +22,8 @@ import numpy.typing as npt
 from edgemoe.errors import MachineError, ReadError
 from edgemoe.io.checksum import as_written, combined_crc32c
 from edgemoe.io.direct import PageFile, PageReadError
-from edgemoe.io.pages import PAGE_BYTES, round_up
 from edgemoe.io.reads import RecordReader, open_reader
+from edgemoe.kernels.pages import PAGE_BYTES, round_up
 from edgemoe.kernels.reads import RecordRead
 
 THREADS = 2

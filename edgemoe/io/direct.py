@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from edgemoe.errors import BudgetError
-from edgemoe.io.pages import PAGE_BYTES, round_up
 from edgemoe.kernels.native.page_cache import cached_bytes, can_probe_page_cache
+from edgemoe.kernels.pages import PAGE_BYTES, round_up
 
 
 def allocate_pages(size: int) -> mmap.mmap:

@@ -22,9 +22,16 @@ import numpy.typing as npt
 from edgemoe.errors import KernelError, ReadError
 from edgemoe.io.checksum import as_written, crc32c
 from edgemoe.io.direct import allocate_pages, open_direct
-from edgemoe.io.pages import PAGE_BYTES, round_up
-from edgemoe.kernels.landing import land, steps
-from edgemoe.kernels.reads import CHANGED_FILE, NOT_AS_WRITTEN, NOT_FINITE, RecordRead
+from edgemoe.kernels.landing import land, steps, time_mark
+from edgemoe.kernels.pages import PAGE_BYTES, round_up
+from edgemoe.kernels.reads import (
+    CHANGED_FILE,
+    CHECK_THE_FILE,
+    MAKE_ANEW,
+    NOT_AS_WRITTEN,
+    NOT_FINITE,
+    RecordRead,
+)
 from edgemoe.process import no_threads, start_threads, thread_limit
 
 
@@ -42,7 +49,7 @@ class ExpertFiles:
             self.close()
             raise ReadError(
                 f"{error.filename}: cannot be opened for reading ({error.strerror}).",
-                "Check that the store is whole with: edgemoe verify",
+                CHECK_THE_FILE,
             ) from error
 
     def descriptor(self, path: Path) -> int:
@@ -114,12 +121,16 @@ def open_reader(
         return ThreadedReader(arena, threads, staging_bytes)
 
 
+Failure = tuple[str, str]
+"""Why a read failed, and the way out."""
+_CANCELLED: Failure = ("The read was cancelled.", "")
+
+
 class _Read:
-    def __init__(self, asked: RecordRead, destination: memoryview, staging_bytes: int = 0) -> None:
+    def __init__(self, asked: RecordRead, destination: memoryview) -> None:
         self.asked = asked
         self.destination = destination
-        self.staging_bytes = staging_bytes
-        self.failure: str | None = None
+        self.failure: Failure | None = None
         self.ended = threading.Event()
 
 
@@ -130,7 +141,8 @@ class ThreadedReader:
     """
 
     def __init__(self, arena: npt.NDArray[np.uint8], threads: int, staging_bytes: int = 0) -> None:
-        self._staging_bytes = staging_bytes
+        """Raises MachineError where the system starts no thread, and BudgetError where it has no staging buffers."""
+        self._staging = [allocate_pages(staging_bytes) for _ in range(threads)] if staging_bytes else []
         self._bytes = arena.reshape(-1).data
         self._base_address = arena.ctypes.data
         self._reads: dict[int, _Read] = {}
@@ -149,7 +161,7 @@ class ThreadedReader:
             for ticket, asked in zip(tickets, reads, strict=True):
                 start = asked.address - self._base_address
                 end = start + asked.length if asked.parts is None else None  # parts end where the slot does, or before
-                self._reads[ticket] = _Read(asked, self._bytes[start:end], self._staging_bytes)
+                self._reads[ticket] = _Read(asked, self._bytes[start:end])
             self._queues[0 if demand else 1].extend(tickets)
             self._change.notify(len(reads))
         return tickets
@@ -165,7 +177,7 @@ class ThreadedReader:
                 "The disk may be failing or far away; copy the store to a local disk.",
             )
         if read.failure is not None:
-            raise ReadError(read.failure, "Check the disk, and the store with: edgemoe verify")
+            raise ReadError(*read.failure)
 
     def promote(self, ticket: int) -> None:
         with self._change:
@@ -179,7 +191,7 @@ class ThreadedReader:
                 if ticket in queue:
                     queue.remove(ticket)
                     read = self._reads[ticket]
-                    read.failure = "The read was cancelled."
+                    read.failure = _CANCELLED
                     read.ended.set()
                     return True
         return False
@@ -200,61 +212,65 @@ class ThreadedReader:
             self._change.notify_all()
 
     def _work(self) -> None:
+        staging = memoryview(self._staging.pop() if self._staging else b"")
         while True:
             with self._change:
                 self._change.wait_for(lambda: self._closing or any(self._queues))
                 if self._closing:
                     return
                 read = self._reads[(self._queues[0] or self._queues[1]).popleft()]
-            read.failure = _fill(read)
+            read.failure = _fill(read, staging)
             read.ended.set()
 
 
-def _fill(read: _Read) -> str | None:
-    """Read one whole record; returns the reason of a failure, or None."""
+def _fill(read: _Read, staging: memoryview) -> Failure | None:
+    """Read one whole record; returns why that failed, or None."""
     if read.asked.parts is not None:
-        return _land(read)
+        return _land(read, staging)
     asked, filled, wanted = read.asked, 0, len(read.destination)
     try:
         while filled < wanted:
             count = os.preadv(asked.descriptor, [read.destination[filled:]], asked.offset + filled)
             if count == 0:
                 return (
-                    f"A read at offset {asked.offset} ended after {filled} of {wanted} bytes: the file was cut short."
+                    f"A read at offset {asked.offset} ended after {filled} of {wanted} bytes.",
+                    MAKE_ANEW,
                 )
             filled += count
     except OSError as error:
-        return f"A read of {wanted} bytes at offset {asked.offset} failed: {error.strerror}."
-    return None if as_written(read.destination, asked.crc32c) else NOT_AS_WRITTEN[0]
+        return f"A read of {wanted} bytes at offset {asked.offset} failed: {error.strerror}.", CHECK_THE_FILE
+    return None if as_written(read.destination, asked.crc32c) else NOT_AS_WRITTEN
 
 
-def _land(read: _Read) -> str | None:
-    """Read and land the parts of one record, as the reader in C does; returns the reason of a failure, or None."""
+def _land(read: _Read, staging: memoryview) -> Failure | None:
+    """Read and land the parts of one record, as the reader in C does; returns why that failed, or None."""
     asked, slot = read.asked, np.frombuffer(read.destination, np.uint8)
     assert asked.parts is not None
     assert asked.places is not None
-    staging = memoryview(allocate_pages(read.staging_bytes))
     done = crc = 0
     for part, place in zip(asked.parts, asked.places, strict=True):
-        for begin, size in steps(part, read.staging_bytes):
+        for begin, size in steps(part, len(staging)):
             offset = int(place["offset"]) + begin
             skipped = offset % PAGE_BYTES
             try:
                 found = _read_pages(int(place["descriptor"]), offset - skipped, staging, skipped + size) - skipped
-                modified_ns = os.fstat(int(place["descriptor"])).st_mtime_ns
+                modified = time_mark(os.fstat(int(place["descriptor"])).st_mtime_ns)
             except OSError as error:
-                return f"A read of {size} bytes at offset {offset} failed: {error.strerror}."
+                return f"A read of {size} bytes at offset {offset} failed: {error.strerror}.", CHECK_THE_FILE
             if found < size:
-                return f"The file ended after {done + max(0, found)} of {asked.length} bytes: it was cut short."
-            if place["modified_ns"] not in (-1, modified_ns):
-                return CHANGED_FILE[0]
+                return (
+                    f"The file ended after {done + max(0, found)} of an expert's {asked.length} bytes.",
+                    MAKE_ANEW,
+                )
+            if place["modified_ns"] not in (-1, modified):
+                return CHANGED_FILE
             data = np.frombuffer(staging, np.uint8)[skipped : skipped + size]
             if asked.crc32c is not None:
                 crc = crc32c(data, crc)
             if not land(part, begin, data, slot):
-                return NOT_FINITE[0]
+                return NOT_FINITE
             done += size
-    return None if asked.crc32c in (None, crc) else NOT_AS_WRITTEN[0]
+    return None if asked.crc32c in (None, crc) else NOT_AS_WRITTEN
 
 
 def _read_pages(descriptor: int, offset: int, into: memoryview, least: int) -> int:

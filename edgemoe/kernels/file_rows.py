@@ -12,15 +12,27 @@ from typing import Any, Union
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.kernels.formats import FORMATS, GROUP_COLUMNS, Blocks
+from edgemoe.kernels.formats import FORMATS, GROUP_COLUMNS, Blocks, Format
 
 Rows = Union[npt.NDArray[np.float32], Blocks]
 
 BLOCK_FORMATS = {"Q8_0": "q8", "Q4_0": "q4", "Q4_1": "q4m", "MXFP4": "m4"}
 """Types whose blocks are ours bit for bit, with their format: a source gives them as `Blocks`."""
 
+_FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+
 TYPE_NAMES = {"f32": "F32", "f16": "F16", **{name: dtype for dtype, name in BLOCK_FORMATS.items()}}
 """The GGUF tensor type that holds the weights of each store format bit for bit."""
+
+
+def row_bytes(type_name: str, columns: int) -> int:
+    """Bytes of a row. Raises ValueError for a number of columns that the type cannot have."""
+    if type_name in _FLOAT_BYTES:
+        return columns * _FLOAT_BYTES[type_name]
+    if columns % GROUP_COLUMNS:
+        raise ValueError(f"rows of {columns} columns in blocks of {GROUP_COLUMNS}")
+    head_bytes, payload_bytes = _block_sizes(FORMATS[BLOCK_FORMATS[type_name]])
+    return columns // GROUP_COLUMNS * (head_bytes + payload_bytes)
 
 
 def decode_rows(data: npt.NDArray[np.uint8], type_name: str) -> Rows:
@@ -32,10 +44,9 @@ def decode_rows(data: npt.NDArray[np.uint8], type_name: str) -> Rows:
     if type_name == "BF16":
         return (data.view("<u2").astype(np.uint32) << 16).view(np.float32)
     format_ = FORMATS[BLOCK_FORMATS[type_name]]
-    head_bytes = format_.scale_bytes * (2 if format_.has_minimums else 1)
-    block_bytes = head_bytes + (GROUP_COLUMNS if format_.name == "q8" else GROUP_COLUMNS // 2)
+    head_bytes, payload_bytes = _block_sizes(format_)
     rows = data.shape[0]
-    blocks = data.reshape(rows, -1, block_bytes)
+    blocks = data.reshape(rows, -1, head_bytes + payload_bytes)
     numbers = np.ascontiguousarray(blocks[:, :, :head_bytes]).view("<f2" if format_.scale_bytes == 2 else np.uint8)
     payload = blocks[:, :, head_bytes:]
     if format_.name == "q8":
@@ -63,3 +74,8 @@ def encode_rows(blocks: Blocks) -> npt.NDArray[np.uint8]:
     numbers = [numbers for numbers in (blocks.scales, blocks.minimums) if numbers is not None]
     heads = np.stack(numbers, axis=2).view(np.uint8)
     return np.concatenate([heads, payload], axis=2).reshape(rows, -1)
+
+
+def _block_sizes(fmt: Format) -> tuple[int, int]:
+    """Bytes of a block before its values, and of its values."""
+    return fmt.scale_bytes * (2 if fmt.has_minimums else 1), GROUP_COLUMNS if fmt.name == "q8" else GROUP_COLUMNS // 2

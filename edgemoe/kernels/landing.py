@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.kernels.file_rows import BLOCK_FORMATS, decode_rows
+from edgemoe.kernels.file_rows import BLOCK_FORMATS, decode_rows, row_bytes
 from edgemoe.kernels.formats import (
     FORMATS,
     PANEL_ROWS,
@@ -24,6 +24,7 @@ from edgemoe.kernels.formats import (
     pack,
     panel_count,
 )
+from edgemoe.kernels.pages import PAGE_BYTES, round_up
 
 RowType = Literal["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "MXFP4"]
 ROW_TYPES: tuple[str, ...] = get_args(RowType)
@@ -40,7 +41,6 @@ TWINS: dict[str, tuple[str, ...]] = {
 VECTOR, PANELS = 0, 1
 """`em_landing`: a vector becomes float32, filled up to a multiple of 16 elements; a matrix becomes panels."""
 
-PAGE_BYTES = 4096
 STAGING_BYTES = 256 << 10
 """The most bytes of a part that a thread lands in one go, unless a panel has more: they stay in its cache."""
 
@@ -60,11 +60,17 @@ PART = np.dtype(
 """`em_part`: a part's bytes in the file, and its place, sizes and format in the slot."""
 
 PLACE = np.dtype([("offset", np.int64), ("modified_ns", np.int64), ("descriptor", np.int32), ("reserved", np.int32)])
-"""`em_place`: where a part lies, in an open file whose time of modification is known; negative: it is not compared."""
+"""`em_place`: where a part lies, in an open file whose time of modification has a mark (`time_mark`) that is compared,
+unless it is negative."""
 
 Parts = npt.NDArray[np.void]
 Places = npt.NDArray[np.void]
 _FORMAT_NAMES = {fmt.code: fmt.name for fmt in FORMATS.values()}
+
+
+def time_mark(modified_ns: int) -> int:
+    """The low 63 bits of a time of modification, as `PLACE` has it: times before 1970 and beyond int64 exist too."""
+    return modified_ns & (1 << 63) - 1
 
 
 class Step(NamedTuple):
@@ -72,15 +78,6 @@ class Step(NamedTuple):
 
     begin: int
     bytes: int
-
-
-def row_bytes(row_type: str, columns: int) -> int:
-    """Bytes of a row of a type in a file. Raises ValueError for a number of columns that the type cannot have."""
-    if row_type not in BLOCK_FORMATS:
-        return columns * {"F32": 4, "F16": 2, "BF16": 2}[row_type]
-    if columns % 32:
-        raise ValueError(f"rows of {columns} columns in blocks of 32")
-    return columns // 32 * {"Q8_0": 34, "Q4_0": 18, "Q4_1": 20, "MXFP4": 17}[row_type]
 
 
 def part_of_matrix(
@@ -105,7 +102,7 @@ def staging_bytes(parts: Parts) -> int:
     if not units:
         return 0
     room = max(STAGING_BYTES, *units)
-    return -(-room // PAGE_BYTES) * PAGE_BYTES + 2 * PAGE_BYTES  # with the rest of the pages at both ends
+    return round_up(room, PAGE_BYTES) + 2 * PAGE_BYTES  # with the rest of the pages at both ends
 
 
 def steps(part: np.void, room: int) -> Iterator[Step]:

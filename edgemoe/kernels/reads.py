@@ -12,7 +12,9 @@ NOT_AS_WRITTEN = (
 )
 """Message and hint of the error; the caller adds where the damage is."""
 
-
+CHECK_THE_FILE = "Check the disk, and a store with edgemoe verify; download a GGUF file again."
+MAKE_ANEW = "The file was cut short: convert the store again, or download the GGUF file again."
+"""Ways out of reads that fail or end early, of a store's file or a GGUF file."""
 NOT_FINITE = (
     "a weight or scale in it is infinite or not a number.",
     "Was the file damaged, or made by a faulty program? Download it again, or take another one.",
@@ -27,8 +29,7 @@ CHANGED_FILE = (
 class RecordRead(NamedTuple):
     """The bytes of a record in an open file, and the address in memory where they go.
 
-    Or, with `parts`, the slot in which they land, each from its place; `length` is the sum of their bytes, and the
-    arrays stay valid as long as the memory.
+    Or, with `parts`, the slot in which they land, each from its place; `length` is the sum of their bytes.
     """
 
     descriptor: int

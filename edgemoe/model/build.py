@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from edgemoe.kernels import operations as op
-from edgemoe.model.graph import GUESSED_ROWS, PLAIN, Builder, BuildOptions, Section, Value
+from edgemoe.model.builder import Builder
+from edgemoe.model.graph import GUESSED_ROWS, PLAIN, BuildOptions, Section, Value
 from edgemoe.model.spec import Block, LayerSpec, ModelSpec, Residual
 
 HEAD_ROWS = 8

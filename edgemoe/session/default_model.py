@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from edgemoe.errors import StoreError, UsageError
-from edgemoe.store.first_bytes import is_gguf
+from edgemoe.store.first_bytes import is_gguf_file
 
 DEFAULT_MODEL = "smollm2-135m-moe"
 MODELS_VARIABLE = "EDGEMOE_MODELS"
@@ -50,12 +50,13 @@ def find_model(path: str | os.PathLike[str] | None = None) -> Path:
             else "Give the folder of a store; edgemoe convert makes one, edgemoe info names the bundled model.",
         )
     found, source = _describe(folder)
-    raise StoreError(
-        f"{text}: expected a store (a folder with {MANIFEST}), found {found}.",
-        "Give the folder of a store; edgemoe convert makes one."
-        if source is None
-        else f"Convert it first: edgemoe convert {source} DEST.",
-    )
+    if source is None:
+        way_out = "Give the folder of a store; edgemoe convert makes one."
+    elif folder.is_dir() and is_gguf_file(source):
+        way_out = f"Give the file {source} to run it, or convert it first: edgemoe convert {source} DEST."
+    else:
+        way_out = f"Convert it first: edgemoe convert {source} DEST."
+    raise StoreError(f"{text}: expected a store (a folder with {MANIFEST}), found {found}.", way_out)
 
 
 def model_name(folder: Path) -> str:
@@ -84,7 +85,7 @@ def _missing_default() -> Path:
 def _describe(path: Path) -> tuple[str, Path | None]:
     """Names in words what lies there, and how it can be converted."""
     if path.is_file():
-        return ("a GGUF file", path) if path.suffix == ".gguf" or is_gguf(path) else ("something else", None)
+        return ("a GGUF file", path) if is_gguf_file(path) else ("something else", None)
     if (path / "config.json").is_file():
         return "a checkpoint", path
     if (path / "snapshots").is_dir():

@@ -62,10 +62,10 @@ def _check_finite(logits: npt.NDArray[np.float32], kv_format: str) -> None:
     """Raises EdgemoeError for logits that are not finite, with the remedy for this format of keys and values."""
     if math.isfinite(logits.min()) and math.isfinite(logits.max()):
         return
-    way_out = "Its weights are damaged or overflow: check the store with edgemoe verify."
+    way_out = "Its weights are damaged or overflow: check a store with edgemoe verify, or download a GGUF file again."
     if kv_format == "f16":
         way_out = (
             "A key or value may be beyond float16, which ends at 65504: open the model with `kv=q8`. If that does not"
-            " help, its weights are damaged: check the store with edgemoe verify."
+            " help, its weights are damaged: check a store with edgemoe verify, or download a GGUF file again."
         )
     raise EdgemoeError("the model's logits are not all finite numbers.", way_out)

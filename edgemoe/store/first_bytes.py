@@ -18,6 +18,11 @@ def is_gguf(path: Path) -> bool:
     return _begins_with(path, _GGUF_MAGIC)
 
 
+def is_gguf_file(path: Path) -> bool:
+    """Whether a file is GGUF, or is called so: the error about such a file then says what is wrong with it."""
+    return (path.suffix.lower() == ".gguf" and os.path.isfile(path)) or is_gguf(path)  # noqa: PTH113
+
+
 def is_lfs_pointer(path: Path) -> bool:
     """Whether a file is a Git LFS pointer, left by a clone without Git LFS. False where it cannot be read."""
     return _begins_with(path, _LFS_POINTER)

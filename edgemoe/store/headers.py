@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from edgemoe.errors import EdgemoeError
-from edgemoe.io.pages import PAGE_BYTES, round_up
+from edgemoe.kernels.pages import PAGE_BYTES, round_up
 
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors format itself."""

@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from edgemoe.io.pages import PAGE_BYTES, round_up
 from edgemoe.kernels.expert_operations import ExpertLayout
 from edgemoe.kernels.formats import FORMATS, Format
 from edgemoe.kernels.landing import PART, Parts, part_of_matrix, part_of_vector
+from edgemoe.kernels.pages import PAGE_BYTES, round_up
 
 MATRIX_ALIGNMENT_BYTES = 64
 

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from edgemoe.io.bulk import BulkRead, Span
 from edgemoe.io.checksum import crc32c
 from edgemoe.io.direct import PageReadError, allocate_pages
-from edgemoe.io.pages import PAGE_BYTES, round_up
 from edgemoe.kernels.formats import panel_count
+from edgemoe.kernels.pages import PAGE_BYTES, round_up
 from edgemoe.store.dense import not_as_written, not_read, unreadable
 from edgemoe.store.manifest import DenseTensor
 

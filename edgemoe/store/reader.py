@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgemoe.errors import StoreError
-from edgemoe.io.pages import PAGE_BYTES, round_up
 from edgemoe.kernels.expert_operations import MOST_LAYOUTS, RecordLayouts
 from edgemoe.kernels.landing import Parts, staging_bytes
+from edgemoe.kernels.pages import PAGE_BYTES, round_up
 from edgemoe.store.dense import DenseReading, DenseValue, DenseWeights, unreadable
 from edgemoe.store.first_bytes import LFS_FOUND, LFS_WAY_OUT, is_lfs_pointer
 from edgemoe.store.layouts import MATRIX_ALIGNMENT_BYTES, RecordLayout
@@ -78,6 +78,11 @@ class Store:
     def text_folder(self) -> Path:
         """The folder in which the side files lie."""
         return self.path
+
+    @property
+    def notices(self) -> Sequence[str]:
+        """Paragraphs that inform whoever runs the model; a store's were shown when it was made."""
+        return ()
 
     @cached_property
     def digest(self) -> str:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.io.pages import PAGE_BYTES
+from edgemoe.kernels.pages import PAGE_BYTES
 from edgemoe.store.layouts import RecordLayout
 
 RECORDS_NAME = "records.safetensors"

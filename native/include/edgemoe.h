@@ -209,7 +209,8 @@ typedef struct em_part {
     int32_t reserved;
 } em_part;
 
-/* Where a part lies: any offset of an open file, whose time of modification must be `modified_ns` unless it is negative. */
+/* Where a part lies: any offset of an open file. The low 63 bits of its time of modification must be `modified_ns`, unless
+ * that is negative. */
 typedef struct em_place {
     int64_t offset;
     int64_t modified_ns;

@@ -49,8 +49,14 @@ static int64_t unit_bytes(const em_part *part) {
     return EM_PANEL_ROWS * (part->landing == EM_PANELS ? row_bytes(part) : types[part->type].block_bytes);
 }
 
+/* The largest sizes of a sound part, far beyond any model's: no sum or product of them overflows. */
+enum { SIDE_MAX = 1 << 28 };
+#define PLACE_MAX ((int64_t)1 << 50)
+#define STRIDE_MAX ((int64_t)1 << 36)
+
 bool em_part_is_sound(const em_part *part) {
-    if (part->type < 0 || part->type >= EM_ROWS_COUNT || part->rows < 1 || part->place < 0 ||
+    if (part->type < 0 || part->type >= EM_ROWS_COUNT || part->rows < 1 || part->rows > SIDE_MAX ||
+        part->columns > SIDE_MAX || part->place < 0 || part->place > PLACE_MAX || part->panel_stride > STRIDE_MAX ||
         part->place % EM_PANEL_ALIGNMENT || part->panel_stride % EM_PANEL_ALIGNMENT) {
         return false;
     }

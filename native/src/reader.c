@@ -83,7 +83,7 @@ static uint32_t checksum_share(const em_kernels *kernels, const piece *p, const 
     return em_crc32c_combine(crc, 0, (uint64_t)p->behind);
 }
 
-/* Whether a file was written to since its time of modification was taken. */
+/* Whether a file was written to since its time of modification was taken, of which em_place has the low 63 bits. */
 static bool has_changed(int32_t descriptor, int64_t modified_ns) {
     struct stat status;
     if (modified_ns < 0 || fstat(descriptor, &status) != 0) return false;
@@ -92,7 +92,8 @@ static bool has_changed(int32_t descriptor, int64_t modified_ns) {
 #else
     const struct timespec at = status.st_mtim;
 #endif
-    return (int64_t)at.tv_sec * 1000000000 + at.tv_nsec != modified_ns;
+    const uint64_t found = (uint64_t)at.tv_sec * 1000000000 + (uint64_t)at.tv_nsec;
+    return (int64_t)(found & INT64_MAX) != modified_ns;
 }
 
 /* Reads a piece of a part into the thread's staging buffer, with the whole pages around it, as direct reads need, and

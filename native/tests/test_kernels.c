@@ -322,6 +322,11 @@ int main(int argc, char **argv) {
         }
         test_panels(format, 640, 1); /* more groups than prefetches go ahead */
     }
+    for (int32_t format = 0; format < EM_FORMAT_COUNT; format++) {
+        /* More groups than kernels take at a time, alone, and with more rows than they take at a time. */
+        test_panels(format, 1057, 1);
+        test_panels(format, 1057, 37);
+    }
     test_m4_numbers();
     print_digest("products");
     for (size_t c = 0; c < sizeof columns / sizeof *columns; c++) {

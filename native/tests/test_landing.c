@@ -251,7 +251,7 @@ static void test_failures(void) {
     place = (em_place){0, -1, file, 0};
     CHECK_STATUS(EM_BAD_ARGUMENT, land(without, &part, &place, 1, -1, &detail));
     CHECK_STATUS(EM_BAD_ARGUMENT, land(reader, NULL, &place, 0, -1, &detail));
-    em_part wrong[12];
+    em_part wrong[14];
     for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) wrong[i] = part;
     wrong[0].type = EM_ROWS_COUNT;
     wrong[1].type = -1;
@@ -265,6 +265,8 @@ static void test_failures(void) {
     wrong[9].landing = 2;
     wrong[10].landing = EM_VECTOR;
     wrong[11].rows = INT32_MAX;
+    wrong[12].panel_stride = INT64_MAX / 64 * 64; /* where its last panel ends is beyond 64 bits */
+    wrong[13].place = INT64_MAX / 64 * 64;
     for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
         CHECK_STATUS(EM_BAD_ARGUMENT, land(reader, &wrong[i], &place, 1, -1, &detail));
     }

@@ -53,7 +53,7 @@ def test_a_model_within_another_is_named() -> None:
 
 def test_a_missing_head_has_nothing_in_its_place() -> None:
     problem = refusal({name: shape for name, shape in SHAPES.items() if name != "lm_head.weight"})
-    assert problem.message.startswith("lm_head.weight: missing; config.json asks for")
+    assert problem.message.startswith("lm_head.weight: missing; its config asks for")
 
 
 def test_an_adapters_tensors_are_named() -> None:

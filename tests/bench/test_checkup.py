@@ -95,7 +95,7 @@ def test_each_limit_is_told_with_the_way_out(patch: Patch, store: Path, name: st
 
 
 def test_a_model_that_does_not_fit_is_told(patch: Patch, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgemoe.engine.memory.memory_limit", lambda: Limit(1 << 20, GROUP))
+    monkeypatch.setattr("edgemoe.engine.budget.memory_limit", lambda: Limit(1 << 20, GROUP))
     found = checkup(store)
     assert "needs at least" in found["model"]["problem"]
     (limit,) = found["limits"]

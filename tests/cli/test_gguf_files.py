@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 
 from edgemoe.cli.main import run_command
+from tests.conversion.gguf.test_source import CONFIGS
+from tests.support.checkpoints import read_tensors, write_checkpoint
+from tests.support.gguf_files import tokenizer_metadata, write_gguf
+from tests.support.small_tokenizer import small_tokenizer
 
 Capture = pytest.CaptureFixture[str]
 
@@ -42,6 +46,27 @@ def test_a_plan_is_of_the_file_as_it_is_unless_formats_are_given(files: tuple[Pa
         plan = json.loads((tmp_path / "plan.json").read_text())
         assert known_from in plan["known_from"]
         assert plan["record_bytes"] > 0
+
+
+def test_a_rule_for_words_that_the_file_lacks_is_told(tmp_path: Path, capsys: Capture) -> None:
+    """As a conversion does: the answers may be worse."""
+    config = CONFIGS["mixtral"]
+    write_checkpoint(tmp_path / "checkpoint", config, dtype="F32")
+    words = {**tokenizer_metadata(small_tokenizer(), "gpt-2"), "tokenizer.ggml.pre": None}
+    kinds = {"_exps": "Q4_0", ".": "Q8_0"}
+    file = write_gguf(tmp_path / "m.gguf", config, read_tensors(tmp_path / "checkpoint"), kinds=kinds, tokenizer=words)
+    assert run_command(["run", str(file), "--raw", "-p", "Hello", "--max-tokens", "1", "--no-warm-start"]) == 0
+    assert "warning: " + str(file) + ": tokenizer.ggml.pre is missing" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_a_missing_tensor_is_told_with_the_file(files: tuple[Path, Path], tmp_path: Path, capsys: Capture) -> None:
+    content = files[1].read_bytes()
+    assert b"output_norm" in content
+    (tmp_path / "x.gguf").write_bytes(content.replace(b"output_norm", b"zutput_norm"))
+    assert run_command(["run", str(tmp_path / "x.gguf"), "--raw", "-p", "Hello"]) == 1
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"error: {tmp_path / 'x.gguf'}: model.norm.weight: missing" in error
+    assert error.endswith("or a file is missing. Download the model again.")
 
 
 @pytest.mark.parametrize("command", ["verify", "update", "export"])

@@ -146,10 +146,10 @@ def test_a_fault_is_told_and_the_answer_right_once_it_is_gone(store: Path, reade
 def test_a_read_that_stalls_is_told_and_never_lands_among_others(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stalled, go_on, fill = threading.Event(), threading.Event(), reads._fill
 
-    def slow_fill(read: reads._Read) -> str | None:
+    def slow_fill(read: reads._Read, staging: memoryview) -> reads.Failure | None:
         if stalled.is_set():
             go_on.wait()
-        return fill(read)
+        return fill(read, staging)
 
     monkeypatch.setattr(embedding_rows, "open_reader", reads.ThreadedReader)
     monkeypatch.setattr(reads, "_fill", slow_fill)

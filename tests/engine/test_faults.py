@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from edgemoe.conversion.pipeline import convert_checkpoint
-from edgemoe.engine import memory as memory_module
+from edgemoe.engine import budget
 from edgemoe.engine.engine import Engine
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
@@ -178,10 +178,10 @@ def stall(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stall]:
     made = Stall(go_on=threading.Event())
     fill = reads._fill
 
-    def slow_fill(read: reads._Read) -> str | None:
+    def slow_fill(read: reads._Read, staging: memoryview) -> reads.Failure | None:
         if made.on:
             made.go_on.wait()
-        return fill(read)
+        return fill(read, staging)
 
     use_portable_reader(monkeypatch)
     monkeypatch.setattr(reads, "_fill", slow_fill)
@@ -241,7 +241,7 @@ def test_a_budget_below_the_floor(store: Path) -> None:
 def test_a_budget_above_the_machine(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_engine(store, EngineOptions("1000TiB")) as engine:  # of which this model takes little
         planned, floor = engine.memory.planned_bytes, engine.memory.floor_bytes
-    monkeypatch.setattr(memory_module, "memory_limit", lambda: Limit((planned + floor) // 2, None))
+    monkeypatch.setattr(budget, "memory_limit", lambda: Limit((planned + floor) // 2, None))
     with pytest.raises(BudgetError, match=r"would take [\d.]+ MiB; this machine has [\d.]+ MiB in all"):
         open_engine(store, EngineOptions("1000TiB"))
 
@@ -255,7 +255,7 @@ def test_a_machine_below_the_floor_is_told_before_anything_large_is_read(
 
     monkeypatch.setattr(Store, "begin_dense", read)
     group = ControlGroup(Path("/groups/a"), 2)
-    monkeypatch.setattr(memory_module, "memory_limit", lambda: Limit(1 << 20, group))
+    monkeypatch.setattr(budget, "memory_limit", lambda: Limit(1 << 20, group))
     expected = r"needs at least [\d.]+ MiB of memory; its control group /groups/a may have 1\.0 MiB in all\. Raise"
     with pytest.raises(BudgetError) as refused:
         open_engine(store, EngineOptions(ram), meanwhile=lambda: read())

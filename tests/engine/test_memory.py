@@ -10,12 +10,12 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from edgemoe.engine import memory
+from edgemoe.engine import budget
+from edgemoe.engine.budget import has_ample_room
 from edgemoe.engine.decoder import Decoder
 from edgemoe.engine.memory import (
     POSITION_OBJECT_BYTES,
     ModelSizes,
-    has_ample_room,
     kv_cache_bytes,
     plan_memory,
     workspace_bytes,
@@ -175,14 +175,14 @@ def test_prompts_are_stopped_soon_where_that_costs_no_reads() -> None:
 def test_weights_are_read_before_the_plan_only_in_a_budget_with_ample_room(monkeypatch: pytest.MonkeyPatch) -> None:
     floor = plan_memory(GRAPH, SIZES, BACKEND, "floor")
     held_bytes = floor.interpreter_bytes + floor.dense_bytes
-    assert has_ample_room(3 * held_bytes, SIZES, BACKEND)
-    monkeypatch.setattr(memory, "memory_limit", lambda: Limit(2 * held_bytes - (64 << 20), None))
-    assert not has_ample_room(3 * held_bytes, SIZES, BACKEND)  # the machine would not have it
+    assert has_ample_room(3 * held_bytes, held_bytes)
+    monkeypatch.setattr(budget, "memory_limit", lambda: Limit(2 * held_bytes - (64 << 20), None))
+    assert not has_ample_room(3 * held_bytes, held_bytes)  # the machine would not have it
     monkeypatch.undo()
-    assert not has_ample_room(held_bytes, SIZES, BACKEND)
-    assert not has_ample_room("floor", SIZES, BACKEND)
+    assert not has_ample_room(held_bytes, held_bytes)
+    assert not has_ample_room("floor", held_bytes)
     with pytest.raises(UsageError, match="is not a size"):
-        has_ample_room("plenty", SIZES, BACKEND)
+        has_ample_room("plenty", held_bytes)
 
 
 def test_below_the_floor_is_refused_with_the_floor() -> None:

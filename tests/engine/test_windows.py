@@ -173,6 +173,18 @@ def test_the_further_back_the_further_apart_are_snapshots() -> None:
         assert following - place <= 300 + (20_000 - place) / 4
 
 
+@pytest.mark.parametrize("windows", [[1], [1, 1], [2], [1, 64]])
+def test_windows_of_any_size_have_a_bounded_number_of_snapshots(windows: list[int]) -> None:
+    toy = Toy(1, 10, undo=0, chunk=512, windows=windows)
+    one = toy.sequences.open()
+    most = max(group.pages for group in toy.groups[1:])
+    for number in range(2 * most):
+        one.rewind(0)
+        toy.append(one, (IDS[:129] + number) % 100)
+        assert 0 < len(toy.sequences._snapshots._kept) <= len(windows) * most
+    toy.check(one)
+
+
 def test_where_bits_do_not_follow_from_tokens_a_sequence_goes_back_to_its_own_snapshots() -> None:
     toy = Toy(3, 32, undo=4, windows=[70], keeps_prefixes=False)
     one = toy.sequences.open()

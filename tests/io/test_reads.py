@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgemoe.errors import KernelError, MachineError, ReadError
+from edgemoe.errors import BudgetError, KernelError, MachineError, ReadError
 from edgemoe.io import reads
 from edgemoe.io.checksum import crc32c
 from edgemoe.io.reads import ExpertFiles, ThreadedReader, open_reader
@@ -71,6 +71,12 @@ def test_readers_leave_threads_for_others(left: int | None, threads: int, monkey
     monkeypatch.setattr("edgemoe.kernels.native.reader.NativeReader", lambda count, *rest: asked.append(count))
     open_reader(page_aligned(1), 8)
     assert asked == [threads]
+
+
+def test_a_reader_without_memory_for_staging_is_refused_at_once() -> None:
+    """Found at the first read instead, the thread would end, and whoever waits for it would wait in vain."""
+    with pytest.raises(BudgetError, match="bytes of memory cannot be had"):
+        ThreadedReader(page_aligned(1), 1, staging_bytes=1 << 62)
 
 
 def test_a_short_file_and_a_dead_descriptor_are_told(record_file: tuple[Path, np.ndarray]) -> None:

@@ -6,6 +6,7 @@ That includes what goes wrong: a file that ends early or changes, and numbers th
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from edgemoe.conversion.encoding import encode
 from edgemoe.errors import ReadError
 from edgemoe.io.checksum import crc32c
 from edgemoe.io.reads import RecordReader, ThreadedReader
-from edgemoe.kernels.file_rows import TYPE_NAMES, decode_rows, encode_rows
+from edgemoe.kernels.file_rows import TYPE_NAMES, decode_rows, encode_rows, row_bytes
 from edgemoe.kernels.formats import FORMATS, PANEL_ROWS, Blocks, panel_count
 from edgemoe.kernels.landing import (
     PLACE,
@@ -26,13 +27,14 @@ from edgemoe.kernels.landing import (
     land,
     part_of_matrix,
     part_of_vector,
-    row_bytes,
     staging_bytes,
     steps,
+    time_mark,
 )
 from edgemoe.kernels.native.reader import NativeReader
 from edgemoe.kernels.reads import RecordRead
 from tests.support.examples import examples
+from tests.support.submit_one import submit_one
 
 PAIRS = [(row_type, fmt) for row_type, formats in TWINS.items() for fmt in formats]
 SLOT_BYTES = 1 << 20
@@ -82,6 +84,7 @@ def read_parts(
 ) -> None:
     read = RecordRead(-1, 0, int(parts["bytes"].sum()), slot.ctypes.data, crc, parts, places)
     [ticket] = reader.submit([read], demand=True)
+    del read  # whoever asks may forget what was asked
     try:
         reader.wait(ticket, 60)
     finally:
@@ -194,6 +197,44 @@ def test_a_file_that_ends_early_or_changes(name: str, q4: tuple[Path, int, np.nd
 
 
 @pytest.mark.parametrize("name", READERS)
+def test_a_reader_keeps_the_places_of_parts_until_the_ticket_is_released(
+    name: str, q4: tuple[Path, int, np.ndarray]
+) -> None:
+    _, descriptor, parts = q4
+    slot = np.zeros(SLOT_BYTES, np.uint8)
+    reader = READERS[name](slot, 1, 3 * PAGE)
+    places = np.array([place_at(descriptor, 3)], PLACE)
+    held = weakref.ref(places)
+    length = int(parts["bytes"].sum())
+    [ticket] = reader.submit([RecordRead(-1, 0, length, slot.ctypes.data, None, parts, places)], demand=True)
+    del places
+    assert held() is not None
+    reader.wait(ticket, 60)
+    reader.release(ticket)
+    reader.wait(submit_one(reader, descriptor, 0, PAGE // 4, slot.ctypes.data, True), 60)  # the thread has moved on
+    assert held() is None
+    reader.close()
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("seconds", [-(10**9), 10**10])
+def test_times_before_1970_and_beyond_64_bits_are_compared(
+    name: str, seconds: int, q4: tuple[Path, int, np.ndarray]
+) -> None:
+    path, descriptor, parts = q4
+    os.utime(path, (seconds, seconds))
+    modified_ns = path.stat().st_mtime_ns  # a file system may have a nearer end of time
+    slot = np.zeros(SLOT_BYTES, np.uint8)
+    reader = READERS[name](slot, 1, 3 * PAGE)
+    places = np.array([place_at(descriptor, 3, time_mark(modified_ns))], PLACE)
+    read_parts(reader, slot, parts, places)
+    os.utime(path, ns=(0, modified_ns + 1000 if seconds < 0 else 10**18))
+    with pytest.raises(ReadError, match="its file was changed while it was open"):
+        read_parts(reader, slot, parts, places)
+    reader.close()
+
+
+@pytest.mark.parametrize("name", READERS)
 @pytest.mark.parametrize(("row_type", "number"), [("Q4_0", "half"), ("MXFP4", "e8m0"), ("BF16", "bf16")])
 def test_numbers_that_are_not_finite(name: str, row_type: str, number: str, tmp_path: Path) -> None:
     data = rows_of(row_type, 20, 64, np.random.default_rng(2))
@@ -203,7 +244,7 @@ def test_numbers_that_are_not_finite(name: str, row_type: str, number: str, tmp_
     parts = part_of_matrix(row_type, fmt, 20, 64, 0, FORMATS[fmt].panel_bytes(64))
     descriptor, slot = os.open(tmp_path / "rows", os.O_RDONLY), np.zeros(SLOT_BYTES, np.uint8)
     reader = READERS[name](slot, 1, 3 * PAGE)
-    with pytest.raises(ReadError, match="infinite or not a number"):
+    with pytest.raises(ReadError, match=r"infinite or not a number.* Download it again"):
         read_parts(reader, slot, parts, np.array([place_at(descriptor, 0)], PLACE))
     reader.close()
     os.close(descriptor)

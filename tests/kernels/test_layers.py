@@ -294,7 +294,8 @@ def test_route_by_scores_and_groups(
     assert clear.mean() > 0.3 or tokens < 9
     np.testing.assert_array_equal(chosen[clear], expected_experts[clear])
     bound = 2 * tolerance.route(expected_weights, experts)
-    tolerance.assert_within(weights[clear], expected_weights[clear], bound[clear])
+    if clear.any():  # a few tokens may all hang on a rounding
+        tolerance.assert_within(weights[clear], expected_weights[clear], bound[clear])
 
 
 def clear_choices(

@@ -64,4 +64,5 @@ def test_a_folder_that_holds_a_gguf_is_named_with_the_file_to_convert(tmp_path: 
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     with pytest.raises(StoreError, match=r"expected a store .*, found GGUF: model\.gguf") as error:
         find_model(tmp_path)
-    assert error.value.hint == f"Convert it first: edgemoe convert {tmp_path / 'model.gguf'} DEST."
+    file = tmp_path / "model.gguf"
+    assert error.value.hint == f"Give the file {file} to run it, or convert it first: edgemoe convert {file} DEST."

@@ -37,6 +37,7 @@ class FakeEngine:
         self.statistics = FakeStatistics()
         self.ledger: TimeLedger | None = None
         self.expert_uses = np.zeros((LAYERS, EXPERTS), np.int64)
+        self.store = SimpleNamespace(notices=())
         self.backend: Any = SimpleNamespace(name="fake", isa="-", threads=1)
         self.memory: Any = SimpleNamespace(
             budget_bytes=100 << 20, floor_bytes=50 << 20, interpreter_bytes=20 << 20, dense_bytes=30 << 20,

@@ -71,7 +71,7 @@ class Toy:
         for pieces in batches:
             for run in cut(pieces, self.chunk):
                 for rows in run:
-                    if self.sequences.forget:
+                    if self.sequences.forgetful:
                         rows.piece.sequence.begin_run(rows.count)
                 for rows in run:
                     self._run(rows)

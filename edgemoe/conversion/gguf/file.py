@@ -13,6 +13,7 @@ import hashlib
 import math
 import os
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,8 +23,8 @@ import numpy as np
 from edgemoe.conversion.folder_contents import refuse_lfs_pointer
 from edgemoe.conversion.gguf.package import GGML_QUANT_SIZES, GGUF_MAGIC, GGMLQuantizationType, GGUFValueType
 from edgemoe.errors import SourceError
-
-SUPPORTED_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "MXFP4")
+from edgemoe.kernels.landing import ROW_TYPES
+from edgemoe.kernels.pages import round_up
 
 _VERSIONS = (2, 3)
 _DEFAULT_ALIGNMENT_BYTES = 32
@@ -68,6 +69,11 @@ class GgufTensor:
     def rows(self) -> int:
         """Number of rows, all outer dimensions flattened."""
         return math.prod(self.shape[:-1])
+
+    @property
+    def end(self) -> int:
+        """The first byte of the file behind it."""
+        return self.offset + self.rows * self.row_bytes
 
     def read(self, row_start: int, row_stop: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """Read rows as bytes, `(row_stop - row_start, row_bytes)`. Raises SourceError if the file is too short."""
@@ -152,14 +158,28 @@ class _Header:
         alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT_BYTES)
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
             raise self._damaged(f"general.alignment: expected a power of two, found {alignment}")
-        data_start = -(-self._position // alignment) * alignment
+        data_start = round_up(self._position, alignment)
         tensors: dict[str, GgufTensor] = {}
         for entry in raw:
-            tensor = self._place(*entry, data_start, alignment)
+            tensor = self._place(*entry, data_start)
             if tensor.name in tensors:
                 raise self._damaged(f"the tensor {tensor.name!r} occurs twice")
             tensors[tensor.name] = tensor
+        self._check_neighbours(sorted(tensors.values(), key=lambda tensor: tensor.offset), data_start, alignment)
         return GgufFile(self._path, metadata, tensors, self._digest.hexdigest(), self._size, self._modified_ns)
+
+    def _check_neighbours(self, ordered: Sequence[GgufTensor], data_start: int, alignment: int) -> None:
+        """Raise SourceError where tensors overlap or lie apart: a type or shape is wrong then, or an offset.
+
+        llama.cpp demands the same (ggml/src/gguf.cpp), so every file that it loads passes.
+        """
+        expected, before = data_start, "the header"
+        for tensor in ordered:
+            if tensor.offset != expected:
+                raise self._damaged(
+                    f"{tensor.name}: expected to begin at byte {expected}, where {before} ends, found {tensor.offset}"
+                )
+            expected, before = round_up(tensor.end, alignment), tensor.name
 
     def _damaged(self, what: str) -> SourceError:
         return SourceError(f"{self._path}: {what}.", _DAMAGED)
@@ -227,17 +247,16 @@ class _Header:
         type_code, offset = self._unpack("<IQ")
         return name, tuple(reversed(shape)), type_code, offset
 
-    def _place(
-        self, name: str, shape: tuple[int, ...], type_code: int, offset: int, data_start: int, alignment: int
-    ) -> GgufTensor:
+    def _place(self, name: str, shape: tuple[int, ...], type_code: int, offset: int, data_start: int) -> GgufTensor:
         type_name, block_elements, block_bytes = self._type_sizes(name, type_code)
         if min(shape) < 1 or shape[-1] % block_elements:
             raise self._damaged(f"{name}: the shape {shape} does not fit blocks of {block_elements} ({type_name})")
         row_bytes = shape[-1] // block_elements * block_bytes
         tensor = GgufTensor(name, shape, type_name, self._path, data_start + offset, row_bytes)
-        end = tensor.offset + tensor.rows * row_bytes
-        if offset % alignment or end > self._size:
-            raise self._damaged(f"{name}: expected bytes {tensor.offset} to {end}, the file ends at {self._size}")
+        if tensor.end > self._size:
+            raise self._damaged(
+                f"{name}: expected bytes {tensor.offset} to {tensor.end}, the file ends at {self._size}"
+            )
         return tensor
 
     def _type_sizes(self, name: str, type_code: int) -> tuple[str, int, int]:
@@ -247,9 +266,9 @@ class _Header:
             type_name = f"number {type_code}"
         else:
             type_name = kind.name
-        if type_name not in SUPPORTED_TYPES:
+        if type_name not in ROW_TYPES:
             raise SourceError(
-                f"{self._path}: {name}: expected a tensor type among {', '.join(SUPPORTED_TYPES)}, found {type_name}.",
+                f"{self._path}: {name}: expected a tensor type among {', '.join(ROW_TYPES)}, found {type_name}.",
                 "Use a GGUF of this model in one of those types.",
             )
         return type_name, *GGML_QUANT_SIZES[kind]

@@ -33,7 +33,6 @@ _SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
 class FilePart(NamedTuple):
     """Rows of a matrix, or elements of a vector, that follow one another in a file as the model has them."""
 
-    tensor: str
     type_name: str
     path: Path
     offset: int
@@ -118,16 +117,14 @@ class GgufSource:
             size = part.row_bytes // part.shape[-1]
             if part.type_name in BLOCK_FORMATS:
                 return None
-            return FilePart(
-                part.name, part.type_name, part.path, part.offset + first + where.row_start * size, where.rows * size
-            )
+            return FilePart(part.type_name, part.path, part.offset + first + where.row_start * size, where.rows * size)
         number = where.row_start // part_rows
         if (where.row_stop - 1) // part_rows != number:
             return None
         part, expert = view.parts[number], where.index if where.index is not None else view.expert or 0
         row = expert * part_rows + view.first_row + where.row_start - number * part_rows
         offset = part.offset + row * part.row_bytes
-        return FilePart(part.name, part.type_name, part.path, offset, where.rows * part.row_bytes)
+        return FilePart(part.type_name, part.path, offset, where.rows * part.row_bytes)
 
     def forget_text(self) -> None:
         """Give back the memory of metadata and side files, which nobody will ask for again."""

@@ -10,7 +10,14 @@ from collections.abc import Sequence
 from edgemoe.errors import ReadError
 from edgemoe.kernels.native import structures as st
 from edgemoe.kernels.native.library import Status, load_library, status_text
-from edgemoe.kernels.reads import CHANGED_FILE, NOT_AS_WRITTEN, NOT_FINITE, RecordRead
+from edgemoe.kernels.reads import (
+    CHANGED_FILE,
+    CHECK_THE_FILE,
+    MAKE_ANEW,
+    NOT_AS_WRITTEN,
+    NOT_FINITE,
+    RecordRead,
+)
 from edgemoe.process import no_threads
 
 PIECE_BYTES = 1 << 20
@@ -44,6 +51,8 @@ class NativeReader:
         self._library = library
         self._address: int | None = reader.value
         self._destroy = weakref.finalize(self, library.em_reader_destroy, reader.value)
+        self._in_parts: dict[int, RecordRead] = {}
+        """By ticket, the reads whose arrays the threads look at."""
 
     @property
     def address(self) -> int | None:
@@ -59,6 +68,9 @@ class NativeReader:
         if status:
             asked = ", ".join(f"{r.length} bytes at {r.offset}" for r in reads)
             raise self._failure(status, f"a read of {asked}")
+        self._in_parts.update(
+            (ticket, read) for ticket, read in zip(tickets, reads, strict=True) if read.parts is not None
+        )
         return list(tickets)
 
     def wait(self, ticket: int, timeout_seconds: float | None = None) -> None:
@@ -78,12 +90,12 @@ class NativeReader:
         if status == Status.READ_FAILED:
             return ReadError(
                 f"An expert could not be read: {os.strerror(detail)} (errno {detail}).",
-                "Check the disk, and the store with edgemoe verify.",
+                CHECK_THE_FILE,
             )
         if status == Status.SHORT_READ:
             return ReadError(
                 f"An expert could not be read: the file ended after {detail} bytes of it.",
-                "The store is cut short: convert it again.",
+                MAKE_ANEW,
             )
         if status == Status.BAD_CHECKSUM:
             return ReadError(*NOT_AS_WRITTEN)
@@ -130,11 +142,13 @@ class NativeReader:
         status = self._library.em_reader_release(self._address, ticket)
         if status:
             raise self._failure(status, "a release")
+        self._in_parts.pop(ticket, None)
 
     def close(self) -> None:
         """Drop queued requests, wait for reads under way, and stop the threads."""
         self._address = None
         self._destroy()
+        self._in_parts.clear()
 
     def abandon(self) -> None:
         """Leave the threads and their reads to themselves, as one of them hangs; the reader is never destroyed."""

@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 
 from edgemoe.kernels import operations as op
 from edgemoe.model.blocks.body import RoutedExperts, Shapes
-from edgemoe.model.graph import Builder, Part
+from edgemoe.model.builder import Builder
+from edgemoe.model.graph import Part
 from edgemoe.model.plain import ZERO_ALLOWED
 from edgemoe.model.rope import RopeSpec
 

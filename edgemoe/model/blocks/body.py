@@ -8,7 +8,8 @@ from typing import ClassVar, Protocol
 
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.definition import Misfit
-from edgemoe.model.graph import Builder, Part
+from edgemoe.model.builder import Builder
+from edgemoe.model.graph import Part
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -14,7 +14,8 @@ from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.model.blocks.body import RoutedExperts, Shapes, check_activation, gated_ffn_tensors
 from edgemoe.model.blocks.routers import RouterSpec
-from edgemoe.model.graph import GUESSED_ROWS, Builder, Part, RoutingValues
+from edgemoe.model.builder import Builder
+from edgemoe.model.graph import GUESSED_ROWS, Part, RoutingValues
 
 
 @dataclass(frozen=True)

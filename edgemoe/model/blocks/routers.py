@@ -9,7 +9,7 @@ from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.definition import Misfit
 from edgemoe.model.blocks.body import Shapes
-from edgemoe.model.graph import Builder
+from edgemoe.model.builder import Builder
 from edgemoe.model.plain import ZERO_ALLOWED
 
 

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from edgemoe.kernels import operations as op
 from edgemoe.model.blocks.body import RoutedExperts, Shapes
-from edgemoe.model.graph import Builder, Part
+from edgemoe.model.builder import Builder
+from edgemoe.model.graph import Part
 
 
 @dataclass(frozen=True)

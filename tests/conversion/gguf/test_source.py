@@ -676,6 +676,11 @@ def _key(name: bytes, kind: int) -> bytes:
     return struct.pack("<Q", len(name)) + name + struct.pack("<I", kind)
 
 
+def _floats(name: bytes, count: int, offset: int) -> bytes:
+    """The entry of a vector of F32 in a header."""
+    return _key(name, 1) + struct.pack("<QIQ", count, 0, offset)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -698,7 +703,14 @@ def _key(name: bytes, kind: int) -> bytes:
         (_header(tensor_count=1, body=_key(b"t", 2) + struct.pack("<QQIQ", 1 << 40, 1 << 40, 0, 0)), "the file ends"),
         (_header(tensor_count=1, body=_key(b"t", 1) + struct.pack("<QIQ", 33, 8, 0)), "does not fit blocks of 32"),
         (_header(tensor_count=1, body=_key(b"t", 1) + struct.pack("<QIQ", 0, 0, 0)), "does not fit blocks"),
-        (_header(tensor_count=1, body=_key(b"t", 1) + struct.pack("<QIQ", 1, 0, 7)), "the file ends"),
+        (
+            _header(tensor_count=1, body=_key(b"t", 1) + struct.pack("<QIQ", 1, 0, 7) + bytes(64)),
+            "where the header ends",
+        ),
+        (_header(tensor_count=1, body=_key(b"t", 1) + struct.pack("<QIQ", 1, 0, 2**64 - 32)), "the file ends"),
+        (_header(tensor_count=2, body=_floats(b"t", 16, 0) + _floats(b"u", 16, 32) + bytes(160)), "where t ends"),
+        (_header(tensor_count=2, body=_floats(b"u", 16, 0) + _floats(b"t", 16, 0) + bytes(160)), "where u ends"),
+        (_header(tensor_count=2, body=_floats(b"u", 16, 96) + _floats(b"t", 16, 0) + bytes(256)), "where t ends"),
         (_header(tensor_count=1, body=_key(b"t", 1) + struct.pack("<QIQ", 1, 4242, 0)), "found number 4242"),
         (_header(pair_count=1, body=_key(b"general.alignment", 4) + struct.pack("<I", 48)), "power of two"),
     ],
