@@ -1,4 +1,4 @@
-"""Writes `include/edgemoe_operations.h`: the C side of the operations that `edgemoe/kernels/operations.py` defines.
+"""Writes `include/edgemoe_operations.h`: the C side of the operations that `edgemoe/kernels` defines.
 
 Run `make header` after a change to an operation, and commit the result; a test holds it to the definitions.
 """
@@ -26,7 +26,7 @@ _SCALARS = {"float": "float", "integer": "int32_t", "flag": "int32_t", "choice":
 def header_text() -> str:
     """Return the text of the header."""
     parts = [
-        "/* Written by native/write_header.py from edgemoe/kernels/operations.py: do not edit. edgemoe.h includes it.",
+        "/* Written by native/write_header.py from the operations of edgemoe/kernels: do not edit. edgemoe.h has it.",
         " *",
         " * T is the number of rows of a run; the other letters of shapes are fields of their struct. */",
         "#ifndef EDGEMOE_OPERATIONS_DEFINED_H",

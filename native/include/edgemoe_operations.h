@@ -1,4 +1,4 @@
-/* Written by native/write_header.py from edgemoe/kernels/operations.py: do not edit. edgemoe.h includes it.
+/* Written by native/write_header.py from the operations of edgemoe/kernels: do not edit. edgemoe.h has it.
  *
  * T is the number of rows of a run; the other letters of shapes are fields of their struct. */
 #ifndef EDGEMOE_OPERATIONS_DEFINED_H

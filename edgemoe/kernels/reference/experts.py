@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -105,20 +105,18 @@ def _experts_scratch(kernels: StepwiseBackend, o: ex.Experts, sizes: Sizes) -> i
 def _fetch(kernels: Any, o: ex.Fetch, tokens: int) -> int:
     if o.paged is None:
         return 0
-    pager: Pager = o.paged.pager
-    waited_ns = pager.wait_ns
-    pager.fetch(o.paged.layer, o.experts[:tokens], None if o.weights is None else o.weights[:tokens], o.drop_cold)
-    return pager.wait_ns - waited_ns
+    pager, layer = o.paged.pager, o.paged.layer
+    weights = None if o.weights is None else o.weights[:tokens]
+    return _waited_ns(pager, lambda: pager.fetch(layer, o.experts[:tokens], weights, o.drop_cold))
 
 
 @means(ex.Prefetch, None)
 def _prefetch(kernels: Any, o: ex.Prefetch, tokens: int) -> int:
     if o.paged is None:
         return 0
-    pager: Pager = o.paged.pager
-    waited_ns = pager.wait_ns
-    pager.prefetch(o.paged.layer, list(dict.fromkeys(o.experts[:tokens].reshape(-1).tolist())))
-    return pager.wait_ns - waited_ns
+    pager, layer = o.paged.pager, o.paged.layer
+    wanted = list(dict.fromkeys(o.experts[:tokens].reshape(-1).tolist()))
+    return _waited_ns(pager, lambda: pager.prefetch(layer, wanted))
 
 
 @means(ex.Experts, "gated_ffn", _experts_scratch)
@@ -128,12 +126,17 @@ def _experts(kernels: Any, o: ex.Experts, tokens: int) -> int:
         here = ((int(expert), int(o.slots[expert])) for expert in np.unique(chosen) if o.slots[expert] >= 0)
         _run_experts(kernels, o, chosen, here)
         return 0
-    pager: Pager = o.paged.pager
-    waited_ns = pager.wait_ns
-    o.output[:tokens][np.isin(chosen, pager.left_out(o.paged.layer))] = 0
-    with contextlib.closing(pager.landings(o.paged.layer)) as landings:  # so that a run that fails ends the use
-        _run_experts(kernels, o, chosen, landings)
-    return pager.wait_ns - waited_ns
+    pager, layer = o.paged.pager, o.paged.layer
+    o.output[:tokens][np.isin(chosen, pager.left_out(layer))] = 0
+    with contextlib.closing(pager.landings(layer)) as landings:  # so that a run that fails ends the use
+        return _waited_ns(pager, lambda: _run_experts(kernels, o, chosen, landings))
+
+
+def _waited_ns(pager: Pager, work: Callable[[], None]) -> int:
+    """Do work that asks a pager for experts; returns the nanoseconds for which the pager waited for reads meanwhile."""
+    before_ns = pager.wait_ns
+    work()
+    return pager.wait_ns - before_ns
 
 
 def _run_experts(kernels: Any, o: ex.Experts, chosen: Integers, experts: Iterable[tuple[int, int]]) -> None:
