@@ -274,6 +274,22 @@ class Attention(Operation, code=5):
         return sum(cache.nbytes // (cache.shape[0] * PAGE_TOKENS) for cache in caches)
 
 
+GateFunction = Literal["sigmoid", "softplus"]
+"""What makes a factor of a gate's number `g`: `1 / (1 + exp(-g))` or `log(1 + exp(g))`."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Gate(Operation, code=14):
+    """Multiplies in place: each of the equal `runs` of a row by what `gating` makes of its own number of `gate`.
+
+    With a number for each head of attention's output a run is a head; with one for each channel, a channel.
+    """
+
+    gate: Annotated[Floats, rows("runs")]
+    values: Annotated[Floats, rows("runs*width"), IN_PLACE]
+    gating: GateFunction
+
+
 MOST_TAPS = 64
 """The most tokens that a short convolution runs over."""
 

@@ -19,6 +19,9 @@ enum { EM_SCORE_SOFTMAX = 0, EM_SCORE_SIGMOID = 1, EM_SCORE_COUNT = 2 };
 /* em_activation.function */
 enum { EM_FUNCTION_SILU = 0, EM_FUNCTION_CLAMPED_SILU = 1, EM_FUNCTION_COUNT = 2 };
 
+/* em_gate.gating */
+enum { EM_GATING_SIGMOID = 0, EM_GATING_SOFTPLUS = 1, EM_GATING_COUNT = 2 };
+
 /* output[t] = scale * matrix[ids[t]]. */
 typedef struct em_embed {
     const int32_t *ids;  /* (T,) */
@@ -243,6 +246,15 @@ typedef struct em_mix {
     int32_t hidden_size; /* D */
 } em_mix;
 
+/* Multiplies in place: each of the equal runs of a row by what gating makes of its own number of gate. */
+typedef struct em_gate {
+    const float *gate; /* (T, runs) */
+    float *values;     /* (T, runs*width) */
+    int32_t gating;    /* EM_GATING_... */
+    int32_t runs;      /* runs */
+    int32_t width;     /* width */
+} em_gate;
+
 /* X(kind, name) for each operation, in the order of em_kind. */
 #define EM_OPERATIONS(X) \
     X(EMBED, embed) \
@@ -258,7 +270,8 @@ typedef struct em_mix {
     X(PREFETCH, prefetch) \
     X(EXPERTS, experts) \
     X(COMBINE, combine) \
-    X(MIX, mix)
+    X(MIX, mix) \
+    X(GATE, gate)
 
 /* STRUCT(type) for each struct of the interface, and FIELD(type, field) for each of its fields. */
 #define EM_LAYOUT(STRUCT, FIELD) \
@@ -318,6 +331,8 @@ typedef struct em_mix {
         FIELD(em_combine, accumulate) FIELD(em_combine, hidden_size) FIELD(em_combine, top_k) \
     STRUCT(em_mix) FIELD(em_mix, base) FIELD(em_mix, result) FIELD(em_mix, scale) FIELD(em_mix, keep) \
         FIELD(em_mix, share) FIELD(em_mix, shift) FIELD(em_mix, output) FIELD(em_mix, hidden_size) \
+    STRUCT(em_gate) FIELD(em_gate, gate) FIELD(em_gate, values) FIELD(em_gate, gating) FIELD(em_gate, runs) \
+        FIELD(em_gate, width) \
     STRUCT(em_operation) FIELD(em_operation, kind) FIELD(em_operation, reserved) FIELD(em_operation, as) \
     STRUCT(em_scratch) FIELD(em_scratch, data) FIELD(em_scratch, bytes) \
     STRUCT(em_program_times) FIELD(em_program_times, operations) FIELD(em_program_times, elapsed_ns) \

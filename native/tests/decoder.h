@@ -23,7 +23,7 @@ enum {
     SLOTS = 4,
     TAPS = 3,
     RING = 4,
-    OPERATIONS = 18, /* of which one begins to read experts */
+    OPERATIONS = 20, /* of which one begins to read experts */
 };
 
 static inline em_matrix random_matrix(int32_t format, int32_t rows, int32_t columns) {
@@ -108,6 +108,10 @@ static inline void add_attention(model *m, int32_t cache_format) {
         .value_cache = values, .scale = 0.2f, .output = *m->attended, .sequence_count = 1, .table_pages = PAGES,
         .page_count = PAGES, .kv_heads = GROUPS, .head_dim = HEAD_WIDTH, .heads = HEADS,
         .value_dim = HEAD_WIDTH};
+    add(m, EM_GATE)->as.gate = (em_gate){
+        .gate = *m->query, .values = *m->attended, .gating = EM_GATING_SIGMOID, .runs = WIDTH, .width = 1};
+    add(m, EM_GATE)->as.gate = (em_gate){
+        .gate = *m->key, .values = *m->attended, .gating = EM_GATING_SOFTPLUS, .runs = GROUPS * HEAD_WIDTH, .width = 2};
     em_linear *output = &add(m, EM_LINEAR)->as.linear;
     *output = (em_linear){.input = *m->attended, .parts_count = 1, .scale = 0.5f, .accumulate = 1};
     output->parts[0] = part_of(owned_matrix(m, EM_Q4, WIDTH, WIDTH), NULL, *m->hidden);

@@ -1,4 +1,4 @@
-"""The reference of the operations on rows of activations: norms, rotary positions, convolution, mixing."""
+"""The reference of the operations on rows of activations: norms, rotary positions, gates, convolution, mixing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.definition import LARGEST_EXTENT, Sizes
 from edgemoe.kernels.operations import Floats
-from edgemoe.kernels.reference.common import check_each, single
+from edgemoe.kernels.reference.common import check_each, sigmoid, single
 from edgemoe.kernels.stepwise import StepwiseBackend, means
 
 
@@ -76,6 +76,19 @@ def _short_conv(kernels: Any, o: op.ShortConv, tokens: int) -> None:
         o.output[rows], added = kernels.short_conv(o.gates[rows], taps, o.bias, earlier)
         kept = slice(-min(len(rows), ring), None)
         inputs[positions[rows[kept]] % ring] = added[kept]
+
+
+def gate(values: Floats, numbers: Floats, gating: op.GateFunction) -> Floats:
+    """Values `(T, runs, width)`, each run times the sigmoid or softplus of its own of the numbers `(T, runs)`."""
+    exact = numbers.astype(np.float64)
+    factors = sigmoid(exact) if gating == "sigmoid" else np.logaddexp(0, exact)
+    return single(values * factors[:, :, None])
+
+
+@means(op.Gate, "gate")
+def _gate(kernels: Any, o: op.Gate, tokens: int) -> None:
+    runs = o.values[:tokens].reshape(tokens, o.gate.shape[1], -1)
+    o.values[:tokens] = kernels.gate(runs, o.gate[:tokens], o.gating).reshape(tokens, -1)
 
 
 def mix(
