@@ -24,31 +24,23 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.engine.batch import Piece, Rows, cut, phase_of
-from edgemoe.engine.decoder import Decoder, LayerRouting
+from edgemoe.engine.decoder import LayerRouting
 from edgemoe.engine.expert_uses import ExpertUses
 from edgemoe.engine.fixed_state import FixedState
-from edgemoe.engine.ledger import Programs, TimeLedger
+from edgemoe.engine.ledger import TimeLedger
+from edgemoe.engine.loaded import LoadedModel
 from edgemoe.engine.memory import MemoryPlan
 from edgemoe.engine.options import EngineOptions
 from edgemoe.engine.phase import PROMPT, Turn
 from edgemoe.engine.sequence import Sequence as TokenSequence
 from edgemoe.engine.sequence import Sequences
-from edgemoe.engine.stepper import Stepper
 from edgemoe.engine.token_ids import TokenIds, check_ids
 from edgemoe.engine.workspace import Workspace
 from edgemoe.errors import UsageError
-from edgemoe.experts.cache import Cache
-from edgemoe.experts.embedding_rows import EmbeddingRows
-from edgemoe.experts.hot_list import HotList
-from edgemoe.experts.loading import ExpertLoading, LandedLoading, load_experts
-from edgemoe.experts.opening import READER_THREADS, open_cache
-from edgemoe.io.direct import allocate_pages
-from edgemoe.io.reads import ExpertFiles, RecordReader, open_reader
-from edgemoe.kernels.backend import Backend, Program
+from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.operations import Floats
 from edgemoe.kernels.paging import CacheStatistics
-from edgemoe.model.build import HEAD_ROWS, Graph
-from edgemoe.paths import cache_folder
+from edgemoe.model.build import Graph
 from edgemoe.store.dense import DenseWeights
 from edgemoe.store.reader import Store
 
@@ -83,17 +75,6 @@ class EngineStatistics:
         return self.cache.read_bytes
 
 
-class _Closed:
-    """Replaces the stepper of a closed engine."""
-
-    def __init__(self, statistics: CacheStatistics) -> None:
-        self.statistics = statistics
-        self.notes_residency = False
-
-    def step(self, tokens: int, phase: int) -> None:
-        raise UsageError("The model is closed.", "Open it again.")
-
-
 class Engine:
     """A model ready to run; make one with `open_engine`. A context manager."""
 
@@ -124,11 +105,6 @@ class Engine:
         self._keeps_ledger = False
         self._forward_ns = 0
         self._waited_before_ns = 0
-        self._programs: Programs | None = None
-        self._reader: RecordReader | None = None
-        self._stepper: Stepper | _Closed = _Closed(CacheStatistics())
-        self._head: Program | None = None
-        self._embed: Program | None = None
         self._space = space = Workspace(
             graph, memory.chunk_tokens, memory.context_length, memory.kv_format, memory.sequences
         )
@@ -140,71 +116,25 @@ class Engine:
         """Opens, forks and closes sequences, whose tokens `step` runs together."""
         self.sequence = self.sequences.open()
         """The sequence of `forward`, `rewind` and `position`."""
-        self._embedding_rows: EmbeddingRows | None = None
-        self._hot_list: HotList | None = None
-        self._loading: list[DenseWeights | ExpertLoading | LandedLoading] = [] if dense is None else [dense]
-        self._files: ExpertFiles | None = None
+        self._loaded = LoadedModel(store, backend, space)
+        mode = options.prefetch if routing is None or routing.recall is not None else "off"
         try:
-            files = ExpertFiles(store.expert_paths, options.direct_reads)
-            self._files = files
-            self.direct_reads = files.direct
-            """Whether experts are read past the page cache."""
-            arena = _allocate_arena(memory.slots, memory.slot_bytes)
-            if dense is None:
-                dense = store.begin_dense(memory.embedding_resident)
-                self._loading.append(dense)
-            cache = None
-            if not memory.all_resident:
-                self._reader = open_reader(arena, READER_THREADS, staging_bytes=store.staging_bytes)
-                experts_per_layer = [layer.routed.num_experts if layer.routed else 0 for layer in spec.layers]
-                cache = open_cache(arena, experts_per_layer, store, files, self._reader, options.policy, backend)
-            if not memory.embedding_resident:
-                self._embedding_rows = EmbeddingRows(store, options.direct_reads)
-            decoder = Decoder(
-                graph,
-                dense.tensors,
-                self._space,
-                arena,
-                store.record_layouts,
-                cache,
-                embedding_rows=self._embedding_rows,
-            )
-            if cache is None:
-                self._loading.append(load_experts(arena, decoder.slot_tables(), store, files.direct))
-            self._programs = Programs(backend, decoder.part_of)
-            mode = options.prefetch if routing is None or routing.recall is not None else "off"
-            self._stepper = Stepper(decoder, self._programs, cache, mode)
-            self._head = self._programs.make(decoder.head)
-            if self._embedding_rows is not None:
-                self._embed = self._programs.make(decoder.embed)
-            for loading in self._loading:
-                loading.wait()
-            self._loading.clear()
-            self.routing: Sequence[LayerRouting | None] = decoder.routing
-            """The routers' output for the tokens of the latest step, layer by layer; None for a dense layer."""
+            self._loaded.open(graph, memory, options, mode, dense)
             by_layer = {layer: routing.experts for layer, routing in enumerate(self.routing) if routing is not None}
             self._uses = ExpertUses(choices, by_layer, (len(spec.layers), spec.most_experts))
-            if options.warm_start and cache is not None:
-                self._warm(cache)
         except BaseException:
             self.close()
             raise
 
-    def _warm(self, cache: Cache) -> None:
-        """Read the experts on the last session's hot list, in the background."""
-        folder = cache_folder()
-        if folder is not None:
-            experts = [0 if routing is None else len(routing.slots) for routing in self.routing]
-            self._hot_list = HotList(folder, self.store.digest, experts)
-            cache.warm(self._hot_list.read())
+    @property
+    def routing(self) -> Sequence[LayerRouting | None]:
+        """The routers' output for the tokens of the latest step, layer by layer; None for a dense layer."""
+        return self._loaded.routing
 
-    def _keep_hot_list(self) -> None:
-        """Write the experts in RAM to the hot list, the most used first, if any token was computed."""
-        hot_list, self._hot_list = self._hot_list, None
-        if hot_list is not None and self._tokens:
-            layers, experts = np.nonzero(self.resident_experts())
-            order = np.argsort(-self.expert_uses[layers, experts], kind="stable")
-            hot_list.write([(int(layers[i]), int(experts[i])) for i in order])
+    @property
+    def direct_reads(self) -> bool:
+        """Whether experts are read past the page cache."""
+        return self._loaded.direct_reads
 
     @functools.cached_property
     def traffic(self) -> TokenTraffic:
@@ -220,7 +150,7 @@ class Engine:
 
     @property
     def statistics(self) -> EngineStatistics:
-        return EngineStatistics(self._tokens, self._stepper.statistics)
+        return EngineStatistics(self._tokens, self._loaded.statistics)
 
     @property
     def expert_uses(self) -> npt.NDArray[np.int64]:
@@ -235,32 +165,26 @@ class Engine:
     @recorder.setter
     def recorder(self, recorder: RoutingObserver | None) -> None:
         self._recorder = recorder
-        self._stepper.notes_residency = recorder is not None
+        self._loaded.notes_residency = recorder is not None
 
     def keep_ledger(self, on: bool = True) -> None:
         """Start to account for the time of every `forward`, from zero, or stop.
 
         Raises UsageError where the engine is closed.
         """
-        if self._programs is None:
-            raise UsageError("The model is closed.", "Open it again.")
-        self._programs.time_runs(on)
+        self._loaded.time_runs(on)
         self._forward_ns = 0
-        self._waited_before_ns = self._waited_ns
+        self._waited_before_ns = self._loaded.waited_ns
         self._keeps_ledger = on
-
-    @property
-    def _waited_ns(self) -> int:
-        """Time for which the engine has waited for the disk outside of programs."""
-        return 0 if self._embedding_rows is None else self._embedding_rows.wait_ns
 
     @property
     def ledger(self) -> TimeLedger | None:
         """Where the time of every `forward` since `keep_ledger` went; None where no ledger is kept."""
-        if not self._keeps_ledger or self._programs is None:
+        times = self._loaded.times() if self._keeps_ledger else None
+        if times is None:
             return None
-        programs, programs_ns = self._programs.ledger()
-        waited_ns = self._waited_ns - self._waited_before_ns
+        programs, programs_ns = times
+        waited_ns = self._loaded.waited_ns - self._waited_before_ns
         python_ns = self._forward_ns - programs_ns - waited_ns
         return programs + TimeLedger({"disk_wait": waited_ns, "python": python_ns})
 
@@ -397,15 +321,12 @@ class Engine:
             space.ids[here] = rows.token_ids
             space.positions[here] = np.arange(start, start + rows.count)
             space.sequences[here] = rows.piece.sequence.row
-        if self._embedding_rows is not None:
-            assert self._embed is not None
-            self._embedding_rows.write(space.ids[:tokens].astype(np.int64), self._embed, space.residual)
         if self._forced is not None:
             self._forced.put(self.routing, run)
-        self._stepper.step(tokens, phase)
+        self._loaded.run(tokens, phase)
         self._tokens += tokens
         self._uses.add(tokens)
-        self._logits([rows.wanted() for rows in run])
+        self._loaded.logits([rows.wanted() for rows in run])
         for rows in run:
             rows.piece.sequence.end_run(rows.token_ids)
 
@@ -419,31 +340,17 @@ class Engine:
 
     def resident_experts(self) -> npt.NDArray[np.bool_]:
         """Which experts are in RAM now, `(L, E)`."""
-        if isinstance(self._stepper, _Closed):
-            return np.zeros(self.expert_uses.shape, np.bool_)
-        return self._stepper.resident_experts()
+        return self._loaded.resident_experts(self.expert_uses.shape)
 
     def close(self) -> None:
         """Stop readers and threads, and give the memory back. The engine cannot run afterwards.
 
         Closing twice is harmless.
         """
-        for loading in self._loading:
-            loading.close()
-        self._loading.clear()
-        if self._reader is not None:
-            self._keep_hot_list()
-            self._reader.close()
-            self._reader = None
-        if self._embedding_rows is not None:
-            self._embedding_rows.close()
-            self._embedding_rows = None
-        if self._files is not None:
-            self._files.close()
+        if self._tokens:
+            self._loaded.keep_hot_list(self.expert_uses)
+        self._loaded.close()
         self.backend.close()
-        # The programs hold weights, KV cache and slots, and the caller may keep a closed engine for its figures.
-        self._stepper = _Closed(self._stepper.statistics)
-        self._head = self._embed = self._programs = None
         self.sequences.release()
         self._space.release()
 
@@ -454,23 +361,3 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _logits(self, wanted: list[tuple[range, Floats]]) -> None:
-        """Compute the logits of rows of the residual stream, and write them where they are wanted."""
-        places = [(row, output[number]) for rows, output in wanted for number, row in enumerate(rows)]
-        space = self._space
-        for first in range(0, len(places), HEAD_ROWS):
-            assert self._head is not None
-            part = places[first : first + HEAD_ROWS]
-            for number, (row, _) in enumerate(part):
-                space.head_input[number] = space.residual[row]
-            self._head.run(len(part))
-            for number, (_, output) in enumerate(part):
-                output[:] = space.logits[number]
-
-
-def _allocate_arena(slots: int, slot_bytes: int) -> npt.NDArray[np.uint8]:
-    """Page-aligned memory for the expert slots. Raises BudgetError where the system refuses it."""
-    if slots * slot_bytes == 0:
-        return np.zeros((0, slot_bytes), np.uint8)
-    return np.frombuffer(allocate_pages(slots * slot_bytes), np.uint8).reshape(slots, slot_bytes)

@@ -10,7 +10,7 @@ import pytest
 from edgemoe.conversion.forecast import CONFIG_NAME, forecast_store
 from edgemoe.conversion.hub import HubSource
 from edgemoe.conversion.pipeline import convert_checkpoint
-from edgemoe.engine import engine as engine_module
+from edgemoe.engine import loaded as loaded_module
 from edgemoe.engine.decoder import Decoder
 from edgemoe.engine.opening import model_sizes
 from edgemoe.engine.traffic import token_traffic
@@ -83,7 +83,7 @@ def test_bytes_of_a_token_are_those_of_the_operations_that_run(
             super().__init__(*arguments, **named)
             decoders.append(self)
 
-    monkeypatch.setattr(engine_module, "Decoder", KeptDecoder)
+    monkeypatch.setattr(loaded_module, "Decoder", KeptDecoder)
     for kv in (None, "q8"):
         with engine_with_slots(made.path, store_spec(made).total_experts, kv=kv) as engine:
             traffic, operations = engine.traffic, decoders[-1].whole() + decoders[-1].head

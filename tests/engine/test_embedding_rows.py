@@ -121,7 +121,7 @@ def test_a_fault_is_told_and_the_answer_right_once_it_is_gone(store: Path, reade
     with engine_with_slots(store, SLOTS, embedding_resident=False) as engine:
         expected = logits(engine)
         engine.rewind(3)
-        rows = engine._embedding_rows
+        rows = engine._loaded._embedding_rows
         assert rows is not None
         kept = os.dup(rows._descriptor)
         if fault == "flipped":

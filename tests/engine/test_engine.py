@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from edgemoe.conversion.pipeline import convert_checkpoint
-from edgemoe.engine import engine as engine_module
+from edgemoe.engine import loaded as loaded_module
 from edgemoe.engine.engine import Engine
 from edgemoe.engine.lossy import EXACT, LossySettings
 from edgemoe.engine.opening import open_engine
@@ -272,7 +272,7 @@ def test_an_engine_that_cannot_be_made_leaves_nothing_open(
     def fail(*arguments: object) -> None:
         raise ReadError("lost.")
 
-    monkeypatch.setattr(engine_module, place, fail)
+    monkeypatch.setattr(loaded_module, place, fail)
     before = sorted(Path("/proc/self/fd").iterdir()) if Path("/proc/self/fd").exists() else []
     threads = threading.active_count()
     with pytest.raises(ReadError, match="lost"):
@@ -336,14 +336,14 @@ def test_logits_are_put_where_they_are_wanted(store: Path) -> None:
 def test_closing_gives_the_memory_back(store: Path, slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[weakref.ref[np.ndarray]] = []
 
-    class Decoder(engine_module.Decoder):
+    class Decoder(loaded_module.Decoder):
         def __init__(self, graph, weights, space, arena, *more, **named) -> None:
             matrices = (weight.data for weight in weights.values() if isinstance(weight, Matrix))
             state = (space.array(value) for value in graph.lasting if value.home == "state")
             held.extend(map(weakref.ref, (arena, *state, *matrices)))
             super().__init__(graph, weights, space, arena, *more, **named)
 
-    monkeypatch.setattr(engine_module, "Decoder", Decoder)
+    monkeypatch.setattr(loaded_module, "Decoder", Decoder)
     with engine_with_slots(store, slots) as engine:
         engine.forward(PROMPT)
         assert all(reference() is not None for reference in held)

@@ -47,10 +47,10 @@ def store(made: Path, tmp_path: Path) -> Path:
 
 def let_reads_end(engine: Engine) -> None:
     """So that none that began while the fault was there is met after it was mended."""
-    for ticket in engine._stepper._cache.tickets:
+    for ticket in engine._loaded._stepper._cache.tickets:
         if ticket >= 0:
             with contextlib.suppress(ReadError):
-                engine._reader.wait(int(ticket), 60)
+                engine._loaded._reader.wait(int(ticket), 60)
 
 
 def right_after_all(engine: Engine, expected: list[int]) -> bool:
@@ -95,7 +95,7 @@ def test_without_fast_checksums_a_store_runs_as_before(store: Path, expected: li
 
 def break_descriptor(engine: Engine) -> Callable[[], None]:
     """Reads from the expert files fail from now on; returns what mends them."""
-    descriptors = list(engine._files._descriptors.values())
+    descriptors = list(engine._loaded._files._descriptors.values())
     kept = [os.dup(descriptor) for descriptor in descriptors]
     write_only = os.open(os.devnull, os.O_WRONLY)
     for descriptor in descriptors:
@@ -213,7 +213,7 @@ def test_native_reads_that_stall(store: Path, expected: list[int], monkeypatch: 
     megabytes = allocate_pages(64 << 20)
     place = np.frombuffer(megabytes, np.uint8)
     with engine_with_slots(store, SLOTS) as engine, Path("/dev/zero").open("rb") as zeros:
-        reader = engine._reader
+        reader = engine._loaded._reader
         assert isinstance(reader, NativeReader)
         before = [submit_one(reader, zeros.fileno(), 0, len(place), place.ctypes.data, True) for _ in range(100)]
         tokens: list[int] = []

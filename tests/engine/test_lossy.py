@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgemoe.conversion.pipeline import convert_checkpoint
-from edgemoe.engine import engine as engine_module
+from edgemoe.engine import loaded as loaded_module
 from edgemoe.engine.decoder import Decoder
 from edgemoe.engine.engine import Engine
 from edgemoe.engine.lossy import EXACT, LossySettings
@@ -150,7 +150,7 @@ def test_the_effect_is_that_of_a_simulation(
         got = forward_all(engine)
         statistics = engine.statistics.cache
     assert expected_lossy == lossy
-    monkeypatch.setattr(engine_module, "Decoder", KeptDecoder)
+    monkeypatch.setattr(loaded_module, "Decoder", KeptDecoder)
     with engine_with_slots(store, ALL, lossy=LossySettings(experts_per_token=lossy.experts_per_token)) as resident:
         simulation = Simulation(decoders[0], resident.backend, slots, lossy)
         expected = []
@@ -162,7 +162,7 @@ def test_the_effect_is_that_of_a_simulation(
             simulation.step(len(ids))
             sequence.end_run(ids)
             logits = np.empty((1, 193), np.float32)
-            resident._logits([(range(len(ids) - 1, len(ids)), logits)])
+            resident._loaded.logits([(range(len(ids) - 1, len(ids)), logits)])
             expected.append(logits[0])
     error, effect = np.abs(np.stack(got) - np.stack(expected)).max(), np.abs(np.stack(got) - exact).max()
     assert error < effect / 100

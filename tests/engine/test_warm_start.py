@@ -24,9 +24,9 @@ def lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def landed(engine: Engine) -> np.ndarray:
     """Which experts are in RAM once the reads of the warm start have ended; nobody but those is reading."""
-    for ticket in engine._stepper._cache.tickets:
+    for ticket in engine._loaded._stepper._cache.tickets:
         if ticket >= 0:
-            engine._reader.wait(int(ticket), 60)
+            engine._loaded._reader.wait(int(ticket), 60)
     return engine.resident_experts()
 
 
@@ -41,7 +41,7 @@ def test_what_was_hot_is_there_again_and_the_answer_is_the_same(made: Path, list
         statistics = engine.statistics.cache
         assert statistics.warm_bytes == hot.sum() * engine.store.record_bytes
         assert (statistics.read_bytes, statistics.prefetched_reads, statistics.misses) == (0, 0, 0)
-        listed = engine._hot_list.read()
+        listed = engine._loaded._hot_list.read()
         assert answer(engine, 25) == expected
     by_heat = [uses[key] for key in listed]
     assert by_heat == sorted(by_heat, reverse=True)

@@ -190,7 +190,7 @@ def test_an_error_in_a_step_leaves_a_whole_trace(store: Path, tmp_path: Path, mo
     with engine_with_slots(store, 6) as engine:
         with pytest.raises(KeyboardInterrupt), recording(engine, tmp_path / "t"):  # noqa: PT012 - as it happens
             engine.forward(PROMPT_IDS)
-            monkeypatch.setattr(engine._stepper, "step", interrupted)
+            monkeypatch.setattr(engine._loaded._stepper, "step", interrupted)
             engine.forward([1])
         assert read_trace(tmp_path / "t").tokens == len(PROMPT_IDS)
         assert engine.recorder is None

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from edgemoe.engine import engine as engine_module
+from edgemoe.engine import loaded as loaded_module
 from edgemoe.engine.engine import Engine
 from edgemoe.engine.lossy import EXACT, LossySettings
 from edgemoe.engine.memory import plan_memory
@@ -35,7 +35,7 @@ def use_portable_reader(
     Kernels in C ask the pager in C, which reads with the native reader only; so kernels are Python's too.
     """
     monkeypatch.setenv(KERNELS_VARIABLE, "reference")
-    monkeypatch.setattr(engine_module, "open_reader", make)
+    monkeypatch.setattr(loaded_module, "open_reader", make)
 
 
 def with_windows(spec: ModelSpec, windows: Sequence[int]) -> ModelSpec:

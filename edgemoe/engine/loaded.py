@@ -1,0 +1,209 @@
+"""A model's weights, expert slots and programs: what an engine opens once, runs, and closes once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from edgemoe.engine.decoder import Decoder, LayerRouting
+from edgemoe.engine.ledger import Programs, TimeLedger
+from edgemoe.engine.memory import MemoryPlan
+from edgemoe.engine.options import EngineOptions
+from edgemoe.engine.stepper import Stepper
+from edgemoe.engine.workspace import Workspace
+from edgemoe.errors import UsageError
+from edgemoe.experts.cache import Cache
+from edgemoe.experts.embedding_rows import EmbeddingRows
+from edgemoe.experts.hot_list import HotList
+from edgemoe.experts.loading import ExpertLoading, LandedLoading, load_experts
+from edgemoe.experts.opening import READER_THREADS, open_cache
+from edgemoe.io.direct import allocate_pages
+from edgemoe.io.reads import ExpertFiles, RecordReader, open_reader
+from edgemoe.kernels.backend import Backend, Program
+from edgemoe.kernels.operations import Floats
+from edgemoe.kernels.paging import CacheStatistics
+from edgemoe.model.build import HEAD_ROWS, Graph
+from edgemoe.paths import cache_folder
+from edgemoe.store.dense import DenseWeights
+from edgemoe.store.reader import Store
+
+
+class _Closed:
+    """Replaces the stepper of a closed model."""
+
+    def __init__(self, statistics: CacheStatistics) -> None:
+        self.statistics = statistics
+        self.notes_residency = False
+
+    def step(self, tokens: int, phase: int) -> None:
+        raise UsageError("The model is closed.", "Open it again.")
+
+
+class LoadedModel:
+    """Weights in RAM, experts in slots, and programs that are bound to both and to a workspace.
+
+    Invariant: it can be closed at any time, also while it is being opened.
+    """
+
+    def __init__(self, store: Store, backend: Backend, space: Workspace) -> None:
+        """Has nothing open yet; `open` does."""
+        self._store = store
+        self._backend = backend
+        self._space = space
+        self._programs: Programs | None = None
+        self._reader: RecordReader | None = None
+        self._stepper: Stepper | _Closed = _Closed(CacheStatistics())
+        self._head: Program | None = None
+        self._embed: Program | None = None
+        self._embedding_rows: EmbeddingRows | None = None
+        self._hot_list: HotList | None = None
+        self._loading: list[DenseWeights | ExpertLoading | LandedLoading] = []
+        self._files: ExpertFiles | None = None
+        self.direct_reads = False
+        """Whether experts are read past the page cache."""
+        self.routing: Sequence[LayerRouting | None] = ()
+        """The routers' output for the tokens of the latest step, layer by layer; None for a dense layer."""
+
+    def open(
+        self, graph: Graph, memory: MemoryPlan, options: EngineOptions, prefetch: str, dense: DenseWeights | None
+    ) -> None:
+        """Read all weights that stay in RAM, and make the programs of `graph`.
+
+        `prefetch` is one of `PREFETCH_MODES`. `dense`: the weights that every token needs, if they are being read
+        already. Raises StoreError, ReadError, BudgetError, KernelError; `close` is then still to be called.
+        """
+        store, spec = self._store, graph.spec
+        if dense is not None:
+            self._loading.append(dense)
+        self._files = files = ExpertFiles(store.expert_paths, options.direct_reads)
+        self.direct_reads = files.direct
+        arena = _allocate_arena(memory.slots, memory.slot_bytes)
+        if dense is None:
+            dense = store.begin_dense(memory.embedding_resident)
+            self._loading.append(dense)
+        cache = None
+        if not memory.all_resident:
+            self._reader = open_reader(arena, READER_THREADS, staging_bytes=store.staging_bytes)
+            experts_per_layer = [layer.routed.num_experts if layer.routed else 0 for layer in spec.layers]
+            cache = open_cache(arena, experts_per_layer, store, files, self._reader, options.policy, self._backend)
+        if not memory.embedding_resident:
+            self._embedding_rows = EmbeddingRows(store, options.direct_reads)
+        decoder = Decoder(
+            graph,
+            dense.tensors,
+            self._space,
+            arena,
+            store.record_layouts,
+            cache,
+            embedding_rows=self._embedding_rows,
+        )
+        if cache is None:
+            self._loading.append(load_experts(arena, decoder.slot_tables(), store, files.direct))
+        self._programs = Programs(self._backend, decoder.part_of)
+        self._stepper = Stepper(decoder, self._programs, cache, prefetch)
+        self._head = self._programs.make(decoder.head)
+        if self._embedding_rows is not None:
+            self._embed = self._programs.make(decoder.embed)
+        for loading in self._loading:
+            loading.wait()
+        self._loading.clear()
+        self.routing = decoder.routing
+        if options.warm_start and cache is not None:
+            self._warm(cache)
+
+    def _warm(self, cache: Cache) -> None:
+        """Read the experts on the last session's hot list, in the background."""
+        folder = cache_folder()
+        if folder is not None:
+            experts = [0 if routing is None else len(routing.slots) for routing in self.routing]
+            self._hot_list = HotList(folder, self._store.digest, experts)
+            cache.warm(self._hot_list.read())
+
+    def keep_hot_list(self, uses: npt.NDArray[np.int64]) -> None:
+        """Write the experts in RAM to the hot list, the most used first; `uses` is `(L, E)`. Nothing without a list."""
+        hot_list, self._hot_list = self._hot_list, None
+        if hot_list is not None and uses.any():
+            layers, experts = np.nonzero(self.resident_experts(uses.shape))
+            order = np.argsort(-uses[layers, experts], kind="stable")
+            hot_list.write([(int(layers[i]), int(experts[i])) for i in order])
+
+    @property
+    def statistics(self) -> CacheStatistics:
+        return self._stepper.statistics
+
+    @property
+    def notes_residency(self) -> bool:
+        """Whether `LayerRouting.residency` is kept."""
+        return self._stepper.notes_residency
+
+    @notes_residency.setter
+    def notes_residency(self, on: bool) -> None:
+        self._stepper.notes_residency = on
+
+    def time_runs(self, on: bool) -> None:
+        """Start to time all programs, from zero, or stop. Raises UsageError where the model is closed."""
+        if self._programs is None:
+            raise UsageError("The model is closed.", "Open it again.")
+        self._programs.time_runs(on)
+
+    def times(self) -> tuple[TimeLedger, int] | None:
+        """Programs' time by part, and the nanoseconds of whole runs; None where the model is closed."""
+        return None if self._programs is None else self._programs.ledger()
+
+    @property
+    def waited_ns(self) -> int:
+        """Time for which rows of the embedding were waited for, outside of programs."""
+        return 0 if self._embedding_rows is None else self._embedding_rows.wait_ns
+
+    def run(self, tokens: int, phase: int) -> None:
+        """Run the first `tokens` rows of the workspace through all layers."""
+        space = self._space
+        if self._embedding_rows is not None:
+            assert self._embed is not None
+            self._embedding_rows.write(space.ids[:tokens].astype(np.int64), self._embed, space.residual)
+        self._stepper.step(tokens, phase)
+
+    def logits(self, wanted: list[tuple[range, Floats]]) -> None:
+        """Compute the logits of rows of the residual stream, and write them where they are wanted."""
+        places = [(row, output[number]) for rows, output in wanted for number, row in enumerate(rows)]
+        space = self._space
+        for first in range(0, len(places), HEAD_ROWS):
+            assert self._head is not None
+            part = places[first : first + HEAD_ROWS]
+            for number, (row, _) in enumerate(part):
+                space.head_input[number] = space.residual[row]
+            self._head.run(len(part))
+            for number, (_, output) in enumerate(part):
+                output[:] = space.logits[number]
+
+    def resident_experts(self, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+        """Which experts are in RAM now, `(L, E)`; none, of this shape, where the model is closed."""
+        if isinstance(self._stepper, _Closed):
+            return np.zeros(shape, np.bool_)
+        return self._stepper.resident_experts()
+
+    def close(self) -> None:
+        """Stop reading, close the files, and let go of programs, weights and slots. Closing twice is harmless."""
+        for loading in self._loading:
+            loading.close()
+        self._loading.clear()
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+        if self._embedding_rows is not None:
+            self._embedding_rows.close()
+            self._embedding_rows = None
+        if self._files is not None:
+            self._files.close()
+        # The programs hold weights, KV cache and slots, and somebody may keep a closed engine for its figures.
+        self._stepper = _Closed(self._stepper.statistics)
+        self._head = self._embed = self._programs = None
+
+
+def _allocate_arena(slots: int, slot_bytes: int) -> npt.NDArray[np.uint8]:
+    """Page-aligned memory for the expert slots. Raises BudgetError where the system refuses it."""
+    if slots * slot_bytes == 0:
+        return np.zeros((0, slot_bytes), np.uint8)
+    return np.frombuffer(allocate_pages(slots * slot_bytes), np.uint8).reshape(slots, slot_bytes)
