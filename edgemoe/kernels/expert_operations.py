@@ -51,7 +51,7 @@ class Route(Operation, code=7):
 
     Weights are the scores of the chosen experts, without `choice_bias`. With `renormalise` they are divided by
     their sum plus `epsilon` (of softmax without `epsilon`: softmax over the chosen `K`). Last they are multiplied by
-    `scale`.
+    `scale`, and with `expert_scales` by that of their expert.
 
     With `slots` the expert of largest choice score is still chosen, and the other `K - 1` by largest raised score (on
     a tie by larger choice score, then the lower number). It is `choice score + bonus * (largest - smallest)` of experts
@@ -74,6 +74,7 @@ class Route(Operation, code=7):
     kept_groups: int = 1
     epsilon: float = 0.0
     scale: float = 1.0
+    expert_scales: Annotated[Floats | None, weight("E")] = None
 
     def check(self, sizes: Sizes) -> None:
         used, experts = sizes.letters["K"], sizes.letters["E"]

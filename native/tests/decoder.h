@@ -23,7 +23,7 @@ enum {
     SLOTS = 4,
     TAPS = 3,
     RING = 4,
-    OPERATIONS = 20, /* of which one begins to read experts */
+    OPERATIONS = 22, /* of which one begins to read experts */
 };
 
 static inline em_matrix random_matrix(int32_t format, int32_t rows, int32_t columns) {
@@ -94,6 +94,8 @@ static inline void add_attention(model *m, int32_t cache_format) {
     qkv->parts[0] = part_of(owned_matrix(m, EM_Q4M, WIDTH, WIDTH), m->bias, *m->query);
     qkv->parts[1] = part_of(owned_matrix(m, EM_F16, GROUPS * HEAD_WIDTH, WIDTH), NULL, *m->key);
     qkv->parts[2] = part_of(owned_matrix(m, EM_Q8, GROUPS * HEAD_WIDTH, WIDTH), NULL, *m->value);
+    add(m, EM_RMS_NORM)->as.rms_norm = (em_rms_norm){
+        .input = *m->key, .output = *m->value, .epsilon = 1e-5f, .heads = GROUPS, .head_dim = HEAD_WIDTH};
     add(m, EM_ROPE)->as.rope = rope_of(m, *m->query, HEADS);
     add(m, EM_ROPE)->as.rope = rope_of(m, *m->key, GROUPS);
     const em_cache keys = {m->caches[0], ***m->cache_scales[0], cache_format};
@@ -137,7 +139,7 @@ static inline void add_moe(model *m) {
     router->parts[1] = part_of(owned_matrix(m, EM_F32, 1, WIDTH), NULL, *m->shared_gate);
     add(m, EM_ROUTE)->as.route = (em_route){
         .logits = *m->logits, .experts = *m->chosen, .weights = *m->weights, .num_experts = EXPERTS, .top_k = USED,
-        .renormalise = 1, .groups = 1, .kept_groups = 1, .scale = 1};
+        .renormalise = 1, .groups = 1, .kept_groups = 1, .scale = 1, .expert_scales = m->norm};
     em_gated_ffn *shared = &add(m, EM_GATED_FFN)->as.gated_ffn;
     const em_activation clamped = {.function = EM_FUNCTION_CLAMPED_SILU, .alpha = 1.702f, .limit = 0.5f, .offset = 1};
     *shared = (em_gated_ffn){.input = *m->hidden, .output = *m->shared, .activation = clamped};
@@ -182,7 +184,7 @@ static inline void add_moe(model *m) {
     add(m, EM_MIX)->as.mix =
         (em_mix){
         .base = *m->hidden, .result = *m->shared, .keep = m->norm, .share = m->bias, .shift = m->norm, .output = *m->hidden,
-        .hidden_size = WIDTH, .scale = 0.3f};
+        .hidden_size = WIDTH, .scale = 0.3f, .factor = m->bias};
 }
 
 static inline model *make_model_with(int32_t cache_format) {

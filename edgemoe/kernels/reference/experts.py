@@ -29,6 +29,7 @@ def route(
     kept_groups: int = 1,
     epsilon: float = 0.0,
     scale: float = 1.0,
+    expert_scales: Floats | None = None,
 ) -> tuple[Integers, Floats]:
     """Experts `(T, K)` of largest choice score, the lower number on a tie, and their weights `(T, K)`: see `ex.Route`.
 
@@ -53,7 +54,10 @@ def route(
         weights = softmax(np.take_along_axis(exact, chosen, axis=1))
     else:
         weights = np.take_along_axis(softmax(exact), chosen, axis=1)
-    return chosen.astype(np.int32), single(weights * np.float32(scale))
+    weights = weights * np.float32(scale)
+    if expert_scales is not None:
+        weights = weights * expert_scales[chosen]
+    return chosen.astype(np.int32), single(weights)
 
 
 def choice_scores(
@@ -90,8 +94,9 @@ def _raised_scores(choices: Floats, in_memory: Integers, bonus: float, groups: i
 def _route(kernels: Any, o: ex.Route, tokens: int) -> None:
     in_memory = None if o.slots is None else (o.slots >= 0).astype(np.int32)
     choice = o.score, o.choice_bias, o.groups, o.kept_groups
+    weighing = o.epsilon, o.scale, o.expert_scales
     chosen = kernels.route(
-        o.logits[:tokens], o.experts.shape[1], o.renormalise, in_memory, o.bonus, *choice, o.epsilon, o.scale
+        o.logits[:tokens], o.experts.shape[1], o.renormalise, in_memory, o.bonus, *choice, *weighing
     )
     o.experts[:tokens], o.weights[:tokens] = chosen
 

@@ -29,15 +29,22 @@ class RouterSpec:
     epsilon: float = field(default=0.0, metadata=ZERO_ALLOWED)
     scale: float = 1.0
     """Factor of the weights, after they are normalised."""
+    norm: bool = False
+    """Whether its matrix reads rows under a norm of its own (Gemma 4)."""
+    logit_scale: float = 1.0
+    """Factor of the logits."""
+    expert_scales: bool = False
+    """Whether each expert has a number by which its weight is multiplied last (Gemma 4)."""
 
     def check(self, num_experts: int, top_k: int) -> None:
         """Raise ValueError for settings that contradict one another or the numbers of experts."""
         logits, chosen = op.Placeholder((1, num_experts)), op.Placeholder((1, top_k))
         bias = op.Placeholder((num_experts,)) if self.choice_bias else None
+        scales = op.Placeholder((num_experts,)) if self.expert_scales else None
         if self.epsilon and not self.normalise:
             raise ValueError(f"router: an epsilon of {self.epsilon:g} and no sum that it would be added to")
         try:
-            self._route(logits, chosen, chosen, bias).measure()
+            self._route(logits, chosen, chosen, bias, scales).measure()
         except Misfit as misfit:
             raise ValueError(f"router: {misfit.field}: expected {misfit.expected}, found {misfit.found}") from None
 
@@ -48,6 +55,10 @@ class RouterSpec:
             shapes["router_bias"] = (num_experts,)
         if self.choice_bias:
             shapes["router_choice_bias"] = (num_experts,)
+        if self.norm:
+            shapes["router_norm"] = (hidden_size,)
+        if self.expert_scales:
+            shapes["router_expert_scales"] = (num_experts,)
         return shapes
 
     def emit(
@@ -61,12 +72,23 @@ class RouterSpec:
         bonus: float = 0.0,
     ) -> None:
         """Add the operations from the normalised stream to the choice; `logits` `(T, E)` is a value of the caller."""
-        build.linear(source, "router", logits, bias=self.logit_bias)
+        if self.norm:
+            normed = build.rows_like("router_input", logits, build.hidden_size)
+            source = build.rms_norm(source, "router_norm", build.hidden_size, normed)
+        build.linear(source, "router", logits, bias=self.logit_bias, scale=self.logit_scale)
         bias = build.vector("router_choice_bias", logits.shape[1]) if self.choice_bias else None
-        build.add(self._route(logits, experts, weights, bias, slots, bonus))
+        scales = build.vector("router_expert_scales", logits.shape[1]) if self.expert_scales else None
+        build.add(self._route(logits, experts, weights, bias, scales, slots, bonus))
 
     def _route(
-        self, logits: Any, experts: Any, weights: Any, choice_bias: Any, slots: Any = None, bonus: float = 0.0
+        self,
+        logits: Any,
+        experts: Any,
+        weights: Any,
+        choice_bias: Any,
+        expert_scales: Any,
+        slots: Any = None,
+        bonus: float = 0.0,
     ) -> ex.Route:
         return ex.Route(
             logits,
@@ -81,4 +103,5 @@ class RouterSpec:
             kept_groups=self.kept_groups,
             epsilon=self.epsilon,
             scale=self.scale,
+            expert_scales=expert_scales,
         )

@@ -95,7 +95,11 @@ static void norm_rows(void *context, int64_t begin, int64_t end, int32_t thread)
         float *output = n->output + row * n->head_dim;
         const float mean = task->run->kernels->sum_squares(input, n->head_dim) / (float)n->head_dim;
         const float factor = 1.0f / sqrtf(mean + n->epsilon);
-        for (int32_t i = 0; i < n->head_dim; i++) output[i] = input[i] * factor * n->weight[i];
+        if (n->weight) {
+            for (int32_t i = 0; i < n->head_dim; i++) output[i] = input[i] * factor * n->weight[i];
+        } else {
+            for (int32_t i = 0; i < n->head_dim; i++) output[i] = input[i] * factor;
+        }
     }
 }
 
@@ -278,6 +282,7 @@ static void mix_rows(void *context, int64_t begin, int64_t end, int32_t thread) 
             const float sum = kept + (m->share ? m->share[i] * scaled : scaled);
             output[i] = m->shift ? sum + m->shift[i] : sum;
         }
+        for (int32_t i = 0; m->factor && i < width; i++) output[i] *= *m->factor;
     }
 }
 
