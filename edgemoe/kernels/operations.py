@@ -183,6 +183,19 @@ class RmsNorm(Operation, code=1):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
+class LayerNorm(Operation, code=15):
+    """`output = (input - mean) / sqrt(variance + epsilon) * weight`, over each row; may be in place.
+
+    The variance is the mean of the squares of `input - mean` (Ba, Kiros and Hinton 2016).
+    """
+
+    input: Annotated[Floats, rows("D")]
+    weight: Annotated[Floats, weight("D")]
+    epsilon: float
+    output: Annotated[Floats, rows("D"), output(apart_from="input", may_replace=True)]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class LinearPart:
     """One of the matrices that share an input, with the buffer for its product."""
 
@@ -291,6 +304,17 @@ class Gate(Operation, code=14):
     gate: Annotated[Floats, rows("runs")]
     values: Annotated[Floats, rows("runs*width"), IN_PLACE]
     gating: GateFunction
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SoftCap(Operation, code=16):
+    """Brings numbers within `-limit .. limit` smoothly, in place: `limit * tanh(value / limit)` (Gemma 2, 2024)."""
+
+    values: Annotated[Floats, rows("M"), IN_PLACE]
+    limit: float
+
+    def check(self, sizes: Sizes) -> None:
+        require(0 < self.limit < math.inf, "limit", "a number above 0", self.limit)
 
 
 MOST_TAPS = 64

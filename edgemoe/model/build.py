@@ -89,7 +89,7 @@ def build_graph(spec: ModelSpec, options: BuildOptions = PLAIN) -> Graph:
     shared: dict[Hashable, Value] = {value.name: value for value in (*inputs, residual, head_input, logits)}
 
     def builder() -> Builder:
-        return Builder(-1, D, spec.norm_epsilon, cast(Any, residual), options, shared)
+        return Builder(-1, D, spec.norm_epsilon, cast(Any, residual), options, spec.norm, shared)
 
     embed = builder()
     with embed.doing("embedding"):
@@ -109,9 +109,11 @@ def build_graph(spec: ModelSpec, options: BuildOptions = PLAIN) -> Graph:
         layers.append(build.section())
     head = builder()
     with head.doing("head"):
-        normed = head.rms_norm(cast(Any, head_input), "final_norm", D, head.fixed_rows("head_normed", HEAD_ROWS, D))
+        normed = head.stream_norm(cast(Any, head_input), "final_norm", head.fixed_rows("head_normed", HEAD_ROWS, D))
         matrix = head.matrix("embedding" if spec.tied_embeddings else "head", V, D)
         head.add(op.Linear(normed, (op.LinearPart(matrix, None, cast(Any, logits)),), scale=spec.logit_scale))
+        if spec.logit_cap:
+            head.add(op.SoftCap(cast(Any, logits), spec.logit_cap))
     sections = embed.section(), tuple(layers), head.section()
     return Graph(spec, *inputs, residual, head_input, logits, *sections, lasting=tuple(shared.values()))
 
@@ -141,7 +143,7 @@ def _add_group(build: Builder, layer: int, blocks: Sequence[Block], scale: float
             if joins and block.post_norm:
                 with build.doing(block.body.norm_part, stage):
                     result = cast("op.Floats", build.result)
-                    build.rms_norm(result, block.name("post_norm"), build.hidden_size, result)
+                    build.stream_norm(result, block.name("post_norm"), result)
             if summed and block is not blocks[-1]:
                 waiting.append(cast("op.Floats", build.result))
             elif joins:
@@ -155,7 +157,7 @@ def _join(build: Builder, block: Block, source: op.Floats, scale: float, others:
     for other in others:
         build.add(op.Mix(result, other, 1.0, None, None, None, result))
     if block.sum_norm:
-        build.rms_norm(result, block.name("sum_norm"), size, result)
+        build.stream_norm(result, block.name("sum_norm"), result)
     form = block.residual or Residual()
     vectors = form.vectors(size)
     keep, share, shift, factor = (
@@ -168,7 +170,7 @@ def _join(build: Builder, block: Block, source: op.Floats, scale: float, others:
 
 def _normed(build: Builder, block: Block, source: op.Floats, output: op.Floats) -> op.Floats:
     """The input norm of a block."""
-    return build.rms_norm(source, block.name("input_norm"), build.hidden_size, output)
+    return build.stream_norm(source, block.name("input_norm"), output)
 
 
 def _guess(number: int, layer: LayerSpec, build: Builder) -> None:

@@ -7,11 +7,11 @@ A family (`edgemoe/architectures`) makes a `ModelSpec` from a checkpoint's confi
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from edgemoe.model.blocks import BODIES, Body, RoutedExperts
-from edgemoe.model.plain import from_plain, to_plain
+from edgemoe.model.plain import ZERO_ALLOWED, from_plain, to_plain
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,9 @@ class Residual:
 
 @dataclass(frozen=True)
 class Block:
-    """One step of the residual stream: the stream is normalised (RMSNorm), goes through the body, and the result is
-    added to the stream.
+    """One step of the residual stream: the stream is normalised, goes through the body, and the result is added to it.
+
+    `ModelSpec.norm` says how it is normalised.
     """
 
     body: Body
@@ -149,7 +150,7 @@ def _check_group(group: tuple[Block, ...]) -> None:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A decoder-only language model: layers between an embedding and a head, before which stands an RMSNorm."""
+    """A decoder-only language model: layers between an embedding and a head, before which stands a norm."""
 
     family: str
     vocab_size: int
@@ -162,6 +163,10 @@ class ModelSpec:
     residual_scale: float = 1.0
     logit_scale: float = 1.0
     """Factor on the logits (Granite divides by `logits_scaling`: this is its inverse)."""
+    logit_cap: float = field(default=0.0, metadata=ZERO_ALLOWED)
+    """What logits are brought within, smoothly (`op.SoftCap`), after the factor; 0: they stay as they are."""
+    norm: Literal["rms", "layer"] = "rms"
+    """Norms of the stream, of blocks' results and before the head: RMSNorm, or LayerNorm without biases (Cohere)."""
 
     @property
     def routed(self) -> dict[int, RoutedExperts]:

@@ -29,6 +29,10 @@ class RouterSpec:
     epsilon: float = field(default=0.0, metadata=ZERO_ALLOWED)
     scale: float = 1.0
     """Factor of the weights, after they are normalised."""
+    choose_by: ex.Choice = "score"
+    """Whether experts are chosen by their scores or by their logits, plus the bias for the choice."""
+    logit_cap: float = field(default=0.0, metadata=ZERO_ALLOWED)
+    """What logits are brought within, smoothly (`op.SoftCap`); 0: they stay as they are."""
     norm: bool = False
     """Whether its matrix reads rows under a norm of its own (Gemma 4)."""
     logit_scale: float = 1.0
@@ -76,6 +80,8 @@ class RouterSpec:
             normed = build.rows_like("router_input", logits, build.hidden_size)
             source = build.rms_norm(source, "router_norm", build.hidden_size, normed)
         build.linear(source, "router", logits, bias=self.logit_bias, scale=self.logit_scale)
+        if self.logit_cap:
+            build.add(op.SoftCap(logits, self.logit_cap))
         bias = build.vector("router_choice_bias", logits.shape[1]) if self.choice_bias else None
         scales = build.vector("router_expert_scales", logits.shape[1]) if self.expert_scales else None
         build.add(self._route(logits, experts, weights, bias, scales, slots, bonus))
@@ -103,5 +109,6 @@ class RouterSpec:
             kept_groups=self.kept_groups,
             epsilon=self.epsilon,
             scale=self.scale,
+            choose_by=self.choose_by,
             expert_scales=expert_scales,
         )
