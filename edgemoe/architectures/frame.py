@@ -160,15 +160,16 @@ def read_experts(
     width_key: str,
     router: RouterSpec,
     count_key: str = "num_experts",
+    chosen_key: str = "num_experts_per_tok",
     shared_width: int = 0,
     shared_gate: bool = False,
 ) -> Moe:
     """Routed experts. The count is `count_key` or `num_local_experts` (newer files rename one to the other)."""
     experts = reader.integer(count_key, "num_local_experts", maximum=limits.LARGEST_EXPERTS)
-    chosen = reader.integer("num_experts_per_tok", maximum=limits.LARGEST_EXPERTS)
+    chosen = reader.integer(chosen_key, maximum=limits.LARGEST_EXPERTS)
     if chosen > experts:
         raise SourceError(
-            f"config.json: num_experts_per_tok is {chosen}; expected at most the number of experts, {experts}.", DAMAGED
+            f"config.json: {chosen_key} is {chosen}; expected at most the number of experts, {experts}.", DAMAGED
         )
     try:
         router.check(experts, chosen)

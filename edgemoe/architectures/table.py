@@ -159,6 +159,11 @@ _FURTHER_TOKENS = re.compile(r"(model\.layers\.(\d{1,6})\.)eh_proj\.weight")
 _APART = re.compile(r"(model\.)?mtp\..+")
 """The tensors of such layers where they stand apart from the others."""
 
+VISION = "a vision tower, which edgemoe does not run: it reads text alone"
+_VISION = re.compile(r"(model\.)?(visual|vision_tower|embed_vision)\..+")
+AUDIO = "an audio tower, which edgemoe does not run: it reads text alone"
+_AUDIO = re.compile(r"(model\.)?(audio_tower|embed_audio)\..+")
+
 TIED_HEAD = "a copy of the embedding, which config.json says is the head (tie_word_embeddings)"
 
 
@@ -245,6 +250,10 @@ def unused_tensors(spec: ModelSpec, names: Iterable[str]) -> dict[str, str]:
     for name in names:
         if _APART.fullmatch(name) or (further and name.startswith(further)):
             reasons[name] = FURTHER_TOKENS
+        if _VISION.fullmatch(name):
+            reasons[name] = VISION
+        if _AUDIO.fullmatch(name):
+            reasons[name] = AUDIO
         if name == HEAD and spec.tied_embeddings:
             reasons[name] = TIED_HEAD
         for pattern, reason in HARMLESS_TENSORS:

@@ -17,13 +17,15 @@ from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
 from tests.architectures.harness import Reference, load_checkpoint, relative_error
-from tests.golden.cases import LINEAR, LLAMA3, YARN, YARN_WITH_ALL, Case
+from tests.golden.cases import CASES, LINEAR, LLAMA3, YARN, YARN_WITH_ALL, Case
 
 pytestmark = pytest.mark.oracle
 
 TOLERANCE = 1e-4
 GRANITE = ("granitemoe", "granitemoeshared")
 QWEN = ("qwen2_moe", "qwen3_moe")
+GEMMA = ("gemma4", "gemma4_text")
+VISION = CASES["gemma4"].config["vision_config"]
 HEADS_FILL_THE_MODEL = ("flex_olmo", "olmoe", "qwen2_moe")
 """Families whose head width is always the model's width over the number of heads."""
 
@@ -72,10 +74,17 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
         del config["head_dim"], config["rms_norm_eps"]
         config |= draw(experts(model_type)) | draw(convolutions(config["num_hidden_layers"]))
         config |= {"hidden_size": heads * head_width, "moe_intermediate_size": number(1, 40)}
+    elif model_type in GEMMA:
+        config |= draw(gemma4(config))
+        if model_type == "gemma4":
+            tied = config["tie_word_embeddings"]
+            config = {"text_config": config, "vision_config": VISION, "tie_word_embeddings": tied}
     elif model_type in WINDOWED:
         config |= draw(WINDOWED[model_type](config))
     elif not llama:
         config |= draw(experts(model_type))
+    if model_type in GEMMA:
+        return Case(model_type, number(0, 1 << 30), config, draw(st.sampled_from(["files", "fused"])))
     if model_type == "gpt_oss":
         types = st.sampled_from(["sliding_attention", "full_attention"])
         layers = config["num_hidden_layers"]
@@ -180,6 +189,29 @@ def positions_by_type(config: dict[str, Any], partial: bool = False) -> st.Searc
         rules = st.tuples(rules, factors).map(lambda both: both[0] | {"partial_rotary_factor": both[1]})
     both = st.fixed_dictionaries({"full_attention": rules, "sliding_attention": rules})
     return both.map(lambda parameters: {"rope_parameters": parameters})
+
+
+@st.composite
+def gemma4(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    own = draw(windowed(config))
+    own["top_k_experts"] = own.pop("num_experts_per_tok")
+    width, same = 2 * draw(st.integers(2, 16)), draw(st.booleans())
+    heads = [heads for heads in range(1, 5) if config["num_attention_heads"] % heads == 0]
+    full = {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": draw(partial_factors(width))}
+    return own | {
+        "attention_bias": draw(st.booleans()),
+        "attention_k_eq_v": same,
+        "enable_moe_block": True,
+        "final_logit_softcapping": draw(st.sampled_from([None, 3.0, 30.0])),
+        "global_head_dim": width,
+        "hidden_size_per_layer_input": 0,
+        "num_global_key_value_heads": draw(st.none() | st.sampled_from(heads)),
+        "pad_token_id": 0,
+        "rope_parameters": {
+            "full_attention": full | draw(st.sampled_from([{}, {"factor": 8.0}])),
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    }
 
 
 @st.composite

@@ -23,6 +23,8 @@ _CLASSES = {
     "mellum": "Mellum",
     "mimo_v2_flash": "MiMoV2Flash",
     "flex_olmo": "FlexOlmo",
+    "gemma4": "Gemma4",
+    "gemma4_text": "Gemma4",
     "glm4_moe": "Glm4Moe",
     "gpt_oss": "GptOss",
     "granitemoe": "GraniteMoe",
@@ -34,6 +36,10 @@ _CLASSES = {
     "qwen2_moe": "Qwen2Moe",
     "qwen3_moe": "Qwen3Moe",
 }
+_CONFIG_CLASSES = {"gemma4_text": "Gemma4TextConfig"}
+"""Where it is not `Config` behind the name above."""
+_WRAPPERS = {"gemma4": "ForConditionalGeneration"}
+"""Models for images too, whose text part is the reference; the others are `ForCausalLM`."""
 _LISTED = ("gpt_oss", "lfm2_moe", "afmoe", "exaone_moe", "flint", "granitemoe_swa", "kolibri1")
 """Families whose layers are of two kinds in older files too, which list them."""
 CLEAR_ROUTING = 2e-5
@@ -46,15 +52,17 @@ def make_model(case: Case) -> Any:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     name = _CLASSES[case.model_type]
-    config = getattr(transformers, f"{name}Config")(**json.loads(json.dumps(case.config)))
+    config_class = _CONFIG_CLASSES.get(case.model_type, f"{name}Config")
+    config = getattr(transformers, config_class)(**json.loads(json.dumps(case.config)))
     config._attn_implementation = "eager"
     config._experts_implementation = "eager"
-    model = getattr(transformers, f"{name}ForCausalLM")(config).float().eval()
+    model_class = name + _WRAPPERS.get(case.model_type, "ForCausalLM")
+    model = getattr(transformers, model_class)(config).float().eval()
     random = torch.Generator().manual_seed(case.seed)
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             values = torch.randn(parameter.shape, generator=random)
-            if "norm" in parameter_name:
+            if "norm" in parameter_name or parameter_name.endswith("scale"):
                 values = 1 + 0.2 * values
             elif parameter_name.endswith("sinks"):
                 values = 2 * values  # as large as scores are
@@ -72,11 +80,13 @@ def make_model(case: Case) -> Any:
         for buffer_name, buffer in model.named_buffers():
             if buffer_name.endswith(("e_score_correction_bias", "expert_bias")):
                 buffer.copy_((0.3 * torch.randn(buffer.shape, generator=random)).bfloat16().float())
+            elif buffer_name.endswith("layer_scalar"):
+                buffer.copy_((0.6 + 0.2 * torch.randn(buffer.shape, generator=random)).bfloat16().float())
     return model
 
 
 def prompt(case: Case, tokens: int) -> np.ndarray:
-    return np.random.default_rng(case.seed).integers(0, case.config["vocab_size"], tokens)
+    return np.random.default_rng(case.seed).integers(0, case.text["vocab_size"], tokens)
 
 
 def run(model: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -102,9 +112,9 @@ def run(model: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             add_margin(sums, module.topk_group)
             kept = sums >= sums.sort(dim=-1, descending=True).values[:, module.topk_group - 1, None]
             scores = groups.masked_fill(~kept[:, :, None], -torch.inf).flatten(1)
-        add_margin(scores, module.top_k)
+        add_margin(scores, module.config.top_k_experts if "Gemma" in type(module).__name__ else module.top_k)
 
-    routers = ("topkrouter", "choicerouter")
+    routers = ("topkrouter", "choicerouter", "textrouter")
     hooks = [
         module.register_forward_hook(watch)
         for module in model.modules()
@@ -137,7 +147,7 @@ def save(model: Any, case: Case, folder: Path) -> None:
 
 
 def _is_tied(name: str, case: Case) -> bool:
-    return name == "lm_head.weight" and bool(case.config.get("tie_word_embeddings"))
+    return name == "lm_head.weight" and bool(case.text.get("tie_word_embeddings"))
 
 
 def _legacy(config: dict[str, Any]) -> dict[str, Any]:
