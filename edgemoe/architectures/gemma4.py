@@ -45,8 +45,9 @@ _ROWS = (
         ("experts.{expert}.down", "experts.down_proj", ("experts", "model", "expert_width")),
     )
 )
-TENSORS = tuple(replace(row, source=row.source.replace("model.", "model.language_model.", 1)) for row in _ROWS) + _ROWS
-"""A text model alone has no `language_model` in its names."""
+_INNER_ROWS = tuple(replace(row, source=row.source.replace("model.", "model.language_model.", 1)) for row in _ROWS)
+TENSORS = tuple(dict.fromkeys(_INNER_ROWS + _ROWS))
+"""A text model alone has no `language_model` in its names; the head's name is the same in both."""
 
 
 def read(reader: ConfigReader) -> ModelSpec:

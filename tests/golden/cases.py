@@ -752,7 +752,7 @@ CASES: dict[str, Case] = {
     # The text part of a model for images: key heads that are values too, positions of a quarter of the pairs, a cap.
     "gemma4": Case(
         "gemma4",
-        61,
+        62,
         {
             "text_config": GEMMA4,
             "vision_config": {
@@ -772,7 +772,7 @@ CASES: dict[str, Case] = {
     # A text model alone: values of their own, biases, heads as many in all layers, no cap, a head of its own.
     "gemma4_text": Case(
         "gemma4_text",
-        62,
+        64,
         GEMMA4
         | {
             "attention_bias": True,

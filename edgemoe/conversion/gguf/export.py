@@ -93,9 +93,25 @@ _NAMES = {
 """GGUF names by the names within our model or layer; a bias is named like its matrix."""
 
 _OTHER_NAMES = {name: {"ffn_norm": MODEL_TENSOR.ATTN_POST_NORM} for name in ("glm4moe", "gpt-oss")} | {
-    "lfm2moe": {"final_norm": MODEL_TENSOR.TOKEN_EMBD_NORM}
+    "lfm2moe": {"final_norm": MODEL_TENSOR.TOKEN_EMBD_NORM},
+    "gemma4": {
+        "dense.ffn.gate": MODEL_TENSOR.FFN_GATE,
+        "dense.ffn.up": MODEL_TENSOR.FFN_UP,
+        "dense.ffn.down": MODEL_TENSOR.FFN_DOWN,
+        "dense.ffn_norm": MODEL_TENSOR.FFN_NORM,
+        "dense.post_ffn_norm": MODEL_TENSOR.FFN_POST_NORM_1,
+        "dense.ffn_sum_norm": MODEL_TENSOR.FFN_POST_NORM,
+        "dense.ffn_factor": MODEL_TENSOR.LAYER_OUT_SCALE,
+        "experts_norm": MODEL_TENSOR.FFN_PRE_NORM_2,
+        "post_ffn_norm": MODEL_TENSOR.FFN_POST_NORM_2,
+        "router_norm": MODEL_TENSOR.FFN_GATE_INP,
+        "router_expert_scales": MODEL_TENSOR.FFN_DOWN_EXP,
+    },
 }
 """Where an architecture has names of its own."""
+
+_SCALES = frozenset({"router_norm", "router_expert_scales"})
+"""Vectors that are named after the matrix whose input or output they scale."""
 
 _FILE_TYPES = {
     "f32": LlamaFileType.ALL_F32,
@@ -218,7 +234,7 @@ def _tensors(store: Store, spec: ModelSpec) -> dict[str, _Tensor]:
         layer, _, own = name.removeprefix("layers.").partition(".") if name.startswith("layers.") else ("", "", name)
         expert = expert_of(name)
         stem = (f"experts.{expert[2]}" if expert else own).removesuffix("_bias")
-        suffix = "bias" if own.endswith("_bias") else "weight"
+        suffix = "bias" if own.endswith("_bias") else "scale" if own in _SCALES else "weight"
         if place.format and place.format.quantised and place.columns % GROUP_COLUMNS:
             raise StoreError(
                 f"{name}: expected a multiple of {GROUP_COLUMNS} columns, as blocks of a GGUF need,"
