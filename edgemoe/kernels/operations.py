@@ -358,9 +358,10 @@ class Activation:
     """The function of gate's number `g` and up's number `u` whose result a gated FFN multiplies by `down`.
 
     silu: `g * sigmoid(g) * u` (SwiGLU, Shazeer 2020). clamped_silu: `g * sigmoid(alpha * g) * (u + offset)`, after
-    `g` was held to at most `limit` and `u` to `-limit .. limit` (gpt-oss). gelu_tanh:
-    `g * sigmoid(GELU_LINEAR * g + GELU_CUBIC * g^3) * u`, which is `0.5 g (1 + tanh(sqrt(2 / pi) (g + 0.044715 g^3))) u`
-    (Hendrycks and Gimpel 2016). Kernels round every step to float32.
+    `g` was held to at most `limit` and `u` to `-limit .. limit` (gpt-oss).
+    gelu_tanh: `g * sigmoid(GELU_LINEAR * g + GELU_CUBIC * g^3) * u`, which is
+    `0.5 * g * (1 + tanh(sqrt(2 / pi) * (g + 0.044715 * g^3))) * u` (Hendrycks and Gimpel 2016).
+    Kernels round every step to float32.
     """
 
     function: ActivationFunction = "silu"

@@ -18,7 +18,7 @@ from edgemoe.model.plain import ZERO_ALLOWED, from_plain, to_plain
 class Residual:
     """How the result of a block joins the stream, where it is not just added (`kernels.operations.Mix`).
 
-    Each flag says whether the layer has a vector of that name, with an element for each channel unless it says otherwise.
+    Each flag says whether the layer has a vector of that name, with an element for each channel or as it says.
     """
 
     base: Literal["stream", "normed"] = "stream"
@@ -70,7 +70,9 @@ class Block:
         before = {self.name("input_norm"): vector} if self.input_norm else {}
         after = {what: vector for what in ("post_norm", "sum_norm") if getattr(self, what)}
         after |= self.residual.vectors(hidden_size) if self.residual else {}
-        shapes = before | dict(self.body.tensors(hidden_size)) | {self.name(what): shape for what, shape in after.items()}
+        shapes = (
+            before | dict(self.body.tensors(hidden_size)) | {self.name(what): shape for what, shape in after.items()}
+        )
         return {self.prefix + name: shape for name, shape in shapes.items()}
 
     def expert_tensors(self, hidden_size: int) -> dict[str, tuple[int, ...]]:

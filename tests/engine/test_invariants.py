@@ -222,7 +222,8 @@ GEMMA = PLAIN | {
     "tie_word_embeddings": True,
     "top_k_experts": CONFIG["num_experts_per_tok"],
 }
-del GEMMA["num_experts_per_tok"], GEMMA["num_local_experts"]
+for _name in ("num_experts_per_tok", "num_local_experts", "rope_theta"):
+    GEMMA.pop(_name, None)
 """A dense FFN beside the experts, a router of the stream itself, values from keys, a cap of logits."""
 
 LONG_LFM2 = SMALL_LFM2 | {"max_position_embeddings": 4096}

@@ -12,7 +12,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from edgemoe.kernels.formats import FORMATS, Blocks, Matrix, group_count, pack, panel_count
-from edgemoe.kernels.operations import GELU_TANH, PAGE_TOKENS, SILU, Activation, Cache, FfnBiases, Integers, QuantisedCache
+from edgemoe.kernels.operations import (
+    GELU_TANH,
+    PAGE_TOKENS,
+    SILU,
+    Activation,
+    Cache,
+    FfnBiases,
+    Integers,
+    QuantisedCache,
+)
 from edgemoe.kernels.reference.backend import REFERENCE
 from tests.support.examples import examples
 from tests.support.matrices import interleave_panels

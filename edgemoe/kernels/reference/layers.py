@@ -130,6 +130,4 @@ def mix(
 
 @means(op.Mix, "mix", lambda kernels, o, sizes: kernels.element_scratch_bytes * math.prod(o.output.shape))
 def _mix(kernels: Any, o: op.Mix, tokens: int) -> None:
-    o.output[:tokens] = kernels.mix(
-        o.base[:tokens], o.result[:tokens], o.scale, o.keep, o.share, o.shift, o.factor
-    )
+    o.output[:tokens] = kernels.mix(o.base[:tokens], o.result[:tokens], o.scale, o.keep, o.share, o.shift, o.factor)

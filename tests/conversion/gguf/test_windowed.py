@@ -80,7 +80,11 @@ def test_what_llama_cpp_would_run_otherwise_is_refused(family: str, changes: dic
         ("gemma4", {"gemma4.attention.shared_kv_layers": 2}, "shared_kv_layers: expected 0, found 2"),
         ("gemma4", {"gemma4.attention.head_count_kv": [2, 2, 1, 1]}, "head_count_kv: expected a number for each"),
         ("gemma4", {"gemma4.attention.value_length_swa": 16}, "value_length_swa: expected 32, the width of a head"),
-        ("gemma4", {"gemma4.attention.key_length": 32, "gemma4.attention.value_length": 32}, "dimension_count: expected"),
+        (
+            "gemma4",
+            {"gemma4.attention.key_length": 32, "gemma4.attention.value_length": 32},
+            "dimension_count: expected",
+        ),
         ("laguna", {"laguna.attention.head_count": [4, 6, 6, 0]}, "head_count: expected whole numbers above 0"),
         ("mellum", {"mellum.rope.dimension_count": 16}, "rope.dimension_count: expected 32"),
         ("mimo_v2_flash", {"mimo2.attention.head_count_kv": [1, 2, 4, 4]}, "head_count_kv: expected a number for each"),
