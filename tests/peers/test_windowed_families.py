@@ -19,6 +19,8 @@ from tests.support.windowed_models import SMALL_WINDOWED
 
 pytestmark = pytest.mark.peer
 
+LARGEST_KL = {"gemma4": 1e-5}
+"""Where it is not 1e-6: llama.cpp takes GELU from a table of float16 (`GGML_GELU_FP16` in ggml-cpu/vec.h)."""
 IDS = np.random.default_rng(7).integers(0, 128, 200).tolist()
 
 
@@ -47,4 +49,4 @@ def test_the_same_in_floats(family: str, tmp_path: Path) -> None:
     same_top, divergence = agreement(ours, llama_cpp_logits(gguf, IDS, "F32"))
     assert ours.std() > 0.5
     print(f"{family}: top token equal at {same_top:.1%}, mean KL {divergence:.2g}")
-    assert divergence < 1e-6
+    assert divergence < LARGEST_KL.get(family, 1e-6)
