@@ -12,6 +12,7 @@ from typing import Any
 
 from edgemoe.architectures import (
     afmoe,
+    cohere2_moe,
     exaone_moe,
     flex_olmo,
     flint,
@@ -57,6 +58,7 @@ __all__ = [
 
 FAMILIES: dict[str, ModuleType] = {
     "afmoe": afmoe,
+    "cohere2_moe": cohere2_moe,
     "exaone_moe": exaone_moe,
     "flex_olmo": flex_olmo,
     "flint": flint,

@@ -12,6 +12,7 @@ from edgemoe.architectures.table import layer_rows
 from edgemoe.architectures.windows import WINDOWED
 from edgemoe.errors import SourceError
 from edgemoe.model.blocks import Attention
+from edgemoe.model.rope import RopeSpec
 from edgemoe.model.spec import LayerSpec, ModelSpec
 
 TENSORS = granitemoeshared.TENSORS + layer_rows(("sinks", "self_attn.sinks", ("heads",)))
@@ -33,9 +34,9 @@ def _layer(plain: LayerSpec, window: int, theta: float | None) -> LayerSpec:
     attention, ffn = (block.body for block in plain.blocks)
     assert isinstance(attention, Attention)
     assert attention.rope is not None
-    rope = attention.rope
+    rope: RopeSpec | None = attention.rope
     if theta is not None:
-        rope = replace(rope, theta=theta) if theta else None
+        rope = replace(attention.rope, theta=theta) if theta else None
     return LayerSpec.of(replace(attention, sinks=True, window=window, rope=rope), ffn)
 
 

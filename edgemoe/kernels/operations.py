@@ -218,7 +218,8 @@ class Linear(Operation, code=2):
 class Rope(Operation, code=3):
     """Rotates each head in place: `(a, b) -> (a cos - b sin, b cos + a sin)`.
 
-    `a` and `b` are the halves of its first `R` channels; the other `W - R` stay as they are.
+    `a` and `b` are the halves of its first `R` channels, or with `neighbours` the even and the odd ones; the other
+    `W - R` channels stay as they are.
     """
 
     values: Annotated[Floats, rows("heads*W"), IN_PLACE]
@@ -226,6 +227,7 @@ class Rope(Operation, code=3):
     positions: Annotated[Integers, rows()]
     cosine: Annotated[Floats, buffer("C", "R/2")]  # row = position
     sine: Annotated[Floats, buffer("C", "R/2")]
+    neighbours: bool = False
 
     def check(self, sizes: Sizes) -> None:
         width, rotated = sizes.letters["W"], sizes.letters["R"]

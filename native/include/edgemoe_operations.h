@@ -70,6 +70,7 @@ typedef struct em_rope {
     const int32_t *positions; /* (T,) */
     const float *cosine;      /* (C, R/2) */
     const float *sine;        /* (C, R/2) */
+    int32_t neighbours;
     int32_t head_dim;         /* W */
     int32_t context;          /* C */
     int32_t rotated;          /* R */
@@ -311,8 +312,8 @@ typedef struct em_soft_cap {
     STRUCT(em_linear) FIELD(em_linear, input) FIELD(em_linear, parts) FIELD(em_linear, parts_count) \
         FIELD(em_linear, scale) FIELD(em_linear, accumulate) FIELD(em_linear, columns) \
     STRUCT(em_rope) FIELD(em_rope, values) FIELD(em_rope, heads) FIELD(em_rope, positions) \
-        FIELD(em_rope, cosine) FIELD(em_rope, sine) FIELD(em_rope, head_dim) FIELD(em_rope, context) \
-        FIELD(em_rope, rotated) \
+        FIELD(em_rope, cosine) FIELD(em_rope, sine) FIELD(em_rope, neighbours) FIELD(em_rope, head_dim) \
+        FIELD(em_rope, context) FIELD(em_rope, rotated) \
     STRUCT(em_store_kv) FIELD(em_store_kv, keys) FIELD(em_store_kv, values) FIELD(em_store_kv, positions) \
         FIELD(em_store_kv, sequences) FIELD(em_store_kv, pages) FIELD(em_store_kv, key_cache) \
         FIELD(em_store_kv, value_cache) FIELD(em_store_kv, sequence_count) FIELD(em_store_kv, table_pages) \

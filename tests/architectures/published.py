@@ -744,6 +744,43 @@ GEMMA4_26B_A4B: dict[str, Any] = {
     "vision_config": {"hidden_size": 1152, "model_type": "gemma4_vision", "num_hidden_layers": 27},
 }
 
+COMMAND_A_PLUS: dict[str, Any] = {
+    "architectures": ["Cohere2MoeForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 5,
+    "dtype": "bfloat16",
+    "eos_token_id": 255001,
+    "expert_selection_fn": "sigmoid",
+    "first_k_dense_replace": 0,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 8192,
+    "initializer_range": 0.02,
+    "intermediate_size": 22528,
+    "layer_norm_eps": 1e-05,
+    "layer_types": [*["sliding_attention"] * 3, "full_attention"] * 10,
+    "logit_scale": 0.0625,
+    "max_position_embeddings": 8192,
+    "model_type": "cohere2_moe",
+    "norm_topk_prob": True,
+    "num_attention_heads": 64,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "num_hidden_layers": 40,
+    "num_key_value_heads": 8,
+    "num_shared_experts": 1,
+    "pad_token_id": 0,
+    "rope_theta": 10000.0,
+    "shared_expert_combination_strategy": "average",
+    "sliding_window": 4096,
+    "sliding_window_pattern": 4,
+    "tie_word_embeddings": True,
+    "use_cache": True,
+    "vocab_size": 256000,
+}
+"""Not a published file: the sizes that the family's class in transformers has without one."""
+
 PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
     "Mixtral-8x7B-v0.1": (MIXTRAL_8X7B, 46_702_792_704),
     "Qwen1.5-MoE-A2.7B": (QWEN15_MOE_A27B, 14_315_784_192),
@@ -775,6 +812,7 @@ ALL_FAMILIES: dict[str, dict[str, Any]] = {
         *(c for c, _ in reversed(PUBLISHED.values())),
         GRANITE_SHARED,
         GRANITE_SWA,
+        COMMAND_A_PLUS,
         _GEMMA4_TEXT,
         _GEMMA4_TEXT | {"model_type": "gemma4"},  # as a GGUF's config is: all keys in one object
     ]

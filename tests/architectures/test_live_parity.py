@@ -225,6 +225,24 @@ def afmoe(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
 
 
 @st.composite
+def cohere2_moe(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    own = draw(windowed(config)) | draw(dense_layers(config))
+    del own["moe_intermediate_size"]
+    rms = draw(st.none() | st.sampled_from([1e-6, 1e-2]))
+    return own | {
+        "rms_norm_eps": rms,
+        "layer_norm_eps": draw(st.sampled_from([1e-6, 1e-2])),
+        "num_shared_experts": draw(st.integers(0, 2)),
+        "shared_expert_combination_strategy": draw(st.sampled_from(["average", "sum"])),
+        "expert_selection_fn": draw(st.sampled_from(["softmax", "sigmoid"])),
+        "norm_topk_prob": draw(st.booleans()),
+        "prefix_dense_intermediate_size": draw(st.none() | st.integers(1, 40)),
+        "prefix_dense_sliding_window_pattern": draw(st.integers(1, 2)),
+        "logit_scale": draw(st.sampled_from([0.25, 1.0])),
+    }
+
+
+@st.composite
 def exaone_moe(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
     grouped = draw(grouped_experts())
     renamed = {"n_routed_experts": "num_experts", "n_shared_experts": "num_shared_experts"}
@@ -266,9 +284,10 @@ def mimo_v2_flash(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
 
 @st.composite
 def flint(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
-    layers = st.integers(0, config["num_hidden_layers"] - 1)
+    count = config["num_hidden_layers"]
+    listed = st.lists(st.integers(0, count - 1), max_size=2)
     return draw(windowed(config)) | {
-        "mlp_only_layers": draw(st.none() | st.lists(layers, max_size=2)),
+        "mlp_only_layers": draw(st.none() | listed if count > 1 else listed),  # by default the first two
         "norm_topk_prob": draw(st.booleans()),
         "shared_expert_intermediate_size": draw(st.integers(1, 40)),
     }
@@ -299,6 +318,7 @@ def laguna(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
 
 WINDOWED: dict[str, Callable[[dict[str, Any]], st.SearchStrategy[dict[str, Any]]]] = {
     "afmoe": afmoe,
+    "cohere2_moe": cohere2_moe,
     "exaone_moe": exaone_moe,
     "flint": flint,
     "granitemoe_swa": granitemoe_swa,

@@ -13,6 +13,7 @@ from edgemoe.model.rope import RopeSpec
 from edgemoe.model.spec import LayerSpec
 from tests.architectures import published
 from tests.architectures.published import (
+    COMMAND_A_PLUS,
     FLINT,
     GRANITE_SWA,
     K_EXAONE_236B,
@@ -43,6 +44,27 @@ def test_afmoe_gates_attention_and_norms_around():
     assert spec.embedding_scale == pytest.approx(2048**0.5)
     assert model_spec(without(TRINITY_MINI, "layer_types")) == spec
     assert model_spec(TRINITY_MINI | {"mup_enabled": False}).embedding_scale == 1
+
+
+def test_cohere2_moe_is_parallel():
+    spec = model_spec(COMMAND_A_PLUS)
+    first, fourth = layers_at(COMMAND_A_PLUS, 0, 3)
+    assert (spec.norm, spec.logit_scale, spec.tied_embeddings) == ("layer", 0.0625, True)
+    assert [(block.input_norm, block.parallel) for block in first.blocks] == [(True, False), (False, True)]
+    assert attention(first).rope == RopeSpec(1e4, 128, pairing="neighbours")
+    assert attention(fourth) == replace(attention(first), window=0, rope=None)
+    assert ffn(first) == Moe(8, 2, 22528, RouterSpec(True, score="sigmoid"), SharedExpert(22528), scale=0.5)
+    assert model_spec(without(COMMAND_A_PLUS, "layer_types")) == spec
+    dense = without(COMMAND_A_PLUS, "layer_types") | {"first_k_dense_replace": 1, "prefix_dense_intermediate_size": 96}
+    before, second, fifth = layers_at(dense, 0, 1, 4)
+    assert ffn(before) == GatedFfn(96)
+    assert (attention(before).window, attention(before).rope) == (0, attention(first).rope)
+    assert (attention(second), attention(fifth)) == (attention(first), attention(fourth))
+    other = COMMAND_A_PLUS | {"rms_norm_eps": 1e-5, "shared_expert_combination_strategy": "sum"}
+    assert model_spec(other).norm == "rms"
+    assert ffn(model_spec(other).layers[0]).scale == 1
+    softmax = model_spec(COMMAND_A_PLUS | {"expert_selection_fn": None, "norm_topk_prob": False})
+    assert ffn(softmax.layers[0]).router == RouterSpec(True)
 
 
 def test_exaone_moe_rotates_within_windows():
@@ -176,6 +198,8 @@ def test_laguna_has_heads_and_positions_by_layer():
         ("MIMO_V2_FLASH", {"sliding_window": 100}, "sliding_window is 100, but sliding_window_size 128"),
         ("MIMO_V2_FLASH", {"n_shared_experts": 1}, "n_shared_experts"),
         ("MIMO_V2_FLASH", {"hybrid_layer_pattern": [2] * 48}, "hybrid_layer_pattern lists 48 values; expected 48 of 0"),
+        ("COMMAND_A_PLUS", {"expert_selection_fn": "tanh"}, "expert_selection_fn"),
+        ("COMMAND_A_PLUS", {"shared_expert_combination_strategy": "max"}, "shared_expert_combination_strategy"),
         ("FLINT", {"decoder_sparse_step": 2}, "decoder_sparse_step"),
         ("LAGUNA_XS2", {"gating": False}, "gating is false"),
         ("LAGUNA_XS2", {"moe_apply_router_weight_on_input": True}, "moe_apply_router_weight_on_input"),

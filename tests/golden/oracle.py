@@ -15,6 +15,7 @@ from tests.golden.cases import Case
 
 _CLASSES = {
     "afmoe": "Afmoe",
+    "cohere2_moe": "Cohere2Moe",
     "exaone_moe": "ExaoneMoe",
     "flint": "Flint",
     "granitemoe_swa": "GraniteMoeSWA",
@@ -40,7 +41,7 @@ _CONFIG_CLASSES = {"gemma4_text": "Gemma4TextConfig"}
 """Where it is not `Config` behind the name above."""
 _WRAPPERS = {"gemma4": "ForConditionalGeneration"}
 """Models for images too, whose text part is the reference; the others are `ForCausalLM`."""
-_LISTED = ("gpt_oss", "lfm2_moe", "afmoe", "exaone_moe", "flint", "granitemoe_swa", "kolibri1")
+_LISTED = ("gpt_oss", "lfm2_moe", "afmoe", "cohere2_moe", "exaone_moe", "flint", "granitemoe_swa", "kolibri1")
 """Families whose layers are of two kinds in older files too, which list them."""
 CLEAR_ROUTING = 2e-5
 """A token whose last chosen and first unchosen expert differ by less may be routed either way by rounding."""

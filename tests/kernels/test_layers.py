@@ -72,8 +72,10 @@ def test_rms_norm(
 
 
 @few_examples
-@given(st.integers(1, 6), head_widths, token_counts, st.booleans(), kinds, seeds)
-def test_rope(backend: Backend, heads: int, width: int, tokens: int, whole: bool, kind: str, seed: int) -> None:
+@given(st.integers(1, 6), head_widths, token_counts, st.booleans(), st.booleans(), kinds, seeds)
+def test_rope(
+    backend: Backend, heads: int, width: int, tokens: int, whole: bool, neighbours: bool, kind: str, seed: int
+) -> None:
     random = np.random.default_rng(seed)
     values = numbers(kind, (tokens, heads * width), random)
     before = values.reshape(tokens, heads, width).copy()
@@ -81,11 +83,12 @@ def test_rope(backend: Backend, heads: int, width: int, tokens: int, whole: bool
     half = width // 2 if whole else int(random.integers(1, width // 2 + 1))
     angles = random.random((60, half)) * 7
     cosine, sine = (aligned_copy(table(angles).astype(np.float32)) for table in (np.cos, np.sin))
-    backend.program([op.Rope(values, heads, positions, cosine, sine)]).run(tokens)
-    expected = REFERENCE.rope(before, cosine[positions], sine[positions])
+    backend.program([op.Rope(values, heads, positions, cosine, sine, neighbours)]).run(tokens)
+    expected = REFERENCE.rope(before, cosine[positions], sine[positions], neighbours)
     after = values.reshape(before.shape)
-    bound = tolerance.rope(before[:, :, : 2 * half], cosine[positions], sine[positions])
-    tolerance.assert_within(after[:, :, : 2 * half], expected[:, :, : 2 * half], bound)
+    order = np.arange(2 * half).reshape(half, 2).T.reshape(-1) if neighbours else np.arange(2 * half)
+    bound = tolerance.rope(before[:, :, order], cosine[positions], sine[positions])
+    tolerance.assert_within(after[:, :, order], expected[:, :, order], bound)
     assert after[:, :, 2 * half :].tobytes() == before[:, :, 2 * half :].tobytes()
 
 

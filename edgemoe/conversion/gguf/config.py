@@ -134,7 +134,8 @@ class Metadata:
             return self.count(key, default)
         if not all(isinstance(item, int) and not isinstance(item, bool) and item > 0 for item in value):
             raise self.wrong(key, "whole numbers above 0", value)
-        return max(value)
+        largest: int = max(value)
+        return largest
 
     def wrong(self, key: str, expected: str, found: Any) -> SourceError:
         return SourceError(

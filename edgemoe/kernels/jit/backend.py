@@ -125,10 +125,10 @@ class JitBackend(StepwiseBackend):
         layers.soft_cap(values, np.float32(limit), output)
         return output
 
-    def rope(self, values: Floats, cosine: Floats, sine: Floats) -> Floats:
-        """Rotary positions, halves form: values `(T, heads, W)`, tables `(T, R / 2)`."""
+    def rope(self, values: Floats, cosine: Floats, sine: Floats, neighbours: bool = False) -> Floats:
+        """Rotary positions: values `(T, heads, W)`, tables `(T, R / 2)`."""
         output = np.empty(values.shape, np.float32)
-        layers.rope(values, cosine, sine, output)
+        layers.rope(values, cosine, sine, neighbours, output)
         return output
 
     def quantise_cache_rows(self, rows: Floats) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float16]]:

@@ -145,8 +145,9 @@ class Attention:
         places, pages = build.places(), build.pages(self.window)
         if self.rope is not None:
             cosine, sine = build.rope_tables(self.rope)
-            build.add(op.Rope(query, H, places[0], cosine, sine))
-            build.add(op.Rope(key, G, places[0], cosine, sine))
+            neighbours = self.rope.pairing == "neighbours"
+            build.add(op.Rope(query, H, places[0], cosine, sine, neighbours))
+            build.add(op.Rope(key, G, places[0], cosine, sine, neighbours))
         keys = build.state("keys", "N", G, op.PAGE_TOKENS, W, window=self.window)
         values = build.state("values", "N", G, op.PAGE_TOKENS, Wv, window=self.window)
         build.add(op.StoreKv(key, value, *places, pages, keys, values))
