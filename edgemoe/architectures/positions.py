@@ -117,7 +117,7 @@ def _read_form(
         factor = number("factor")
         return RopeSpec(theta, rotated) if factor == 1 else RopeSpec(theta, rotated, "linear", {"factor": factor})
     if rule == "proportional":
-        return RopeSpec(theta, head_dim, rule, {"factor": number("factor", 1.0), "pairs": rotated // 2})
+        return RopeSpec(theta, head_dim, "proportional", {"factor": number("factor", 1.0), "pairs": rotated // 2})
     original = number("original_max_position_embeddings", float(max_positions))
     if rule == "llama3":
         return RopeSpec(theta, rotated, "llama3", _llama3(form, number, original))

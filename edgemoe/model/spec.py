@@ -68,7 +68,7 @@ class Block:
         """Its dense tensors within the layer: the input norm, those of the body, the norms after it, the residual's."""
         vector = (hidden_size,)
         before = {self.name("input_norm"): vector} if self.input_norm else {}
-        after = {what: vector for what in ("post_norm", "sum_norm") if getattr(self, what)}
+        after: dict[str, tuple[int, ...]] = {what: vector for what in ("post_norm", "sum_norm") if getattr(self, what)}
         after |= self.residual.vectors(hidden_size) if self.residual else {}
         shapes = (
             before | dict(self.body.tensors(hidden_size)) | {self.name(what): shape for what, shape in after.items()}
