@@ -166,7 +166,7 @@ class ModelSpec:
     logit_scale: float = 1.0
     """Factor on the logits (Granite divides by `logits_scaling`: this is its inverse)."""
     logit_cap: float = field(default=0.0, metadata=ZERO_ALLOWED)
-    """The limit within which logits are brought, smoothly (`op.SoftCap`), after the factor; 0: they stay as they are."""
+    """The limit within which logits are brought (`op.SoftCap`), after the factor; 0: they stay as they are."""
     norm: Literal["rms", "layer"] = "rms"
     """Norms of the stream, of blocks' results and before the head: RMSNorm, or LayerNorm without biases (Cohere)."""
 
