@@ -342,10 +342,11 @@ def test_routes_are_the_same_bits_on_every_instruction_set(
 ) -> None:
     random = np.random.default_rng(seed)
     rule = dict(rule)
-    experts, count, biased = (rule.pop(name) for name in ("experts", "count", "biased"))
+    experts, count, biased, scaled = (rule.pop(name) for name in ("experts", "count", "biased", "scaled"))
     logits = aligned_copy(numbers("normal", (tokens, experts), random) * np.float32(3))
     slots = None if bonus is None else aligned_copy(random.integers(-1, 2, experts).astype(np.int32))
     rule |= {"choice_bias": numbers("normal", (experts,), random) if biased else None, "slots": slots}
+    rule["expert_scales"] = numbers("normal", (experts,), random) if scaled else None
     results = set()
     for name in BACKENDS:
         if name.startswith("native"):
