@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,9 @@ F32 = FORMATS["f32"]
 CHUNK_TOKENS = 64
 
 
+@functools.cache
 def load_checkpoint(folder: Path) -> tuple[dict[str, Any], Tensors]:
-    """The config and all tensors of a small checkpoint, as float32."""
+    """The config and all tensors of a small checkpoint, as float32; the same ones each time, which nobody changes."""
     config = json.loads((folder / "config.json").read_text())
     tensors = {}
     for name, entry in safetensors.deserialize((folder / "model.safetensors").read_bytes()):
@@ -37,6 +39,12 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], Tensors]:
             values = np.frombuffer(entry["data"], {"F32": np.float32, "F16": np.float16}[entry["dtype"]])
         tensors[name] = values.astype(np.float32).reshape(entry["shape"])
     return config, tensors
+
+
+@functools.cache
+def load_reference(folder: Path) -> Reference:
+    """A small checkpoint that has been read, the same one each time: its logits depend on no earlier ones."""
+    return Reference(*load_checkpoint(folder))
 
 
 def take_slice(tensors: Tensors, where: SourceSlice) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -55,12 +56,13 @@ def test_every_element_of_a_checkpoint_is_used_exactly_once(name):
 @pytest.mark.parametrize("name", CASES)
 def test_each_tensor_of_a_checkpoint_is_missed_and_held_to_its_shape(name):
     config, shapes = checkpoint(name)
+    alike = Counter(tuple(tensor.split(".")[-2:]) for tensor in shapes)
     for tensor, shape in shapes.items():
         if re.search(r"experts\.([2-9]|\d\d)\.", tensor):  # two experts of a layer say as much as seventy
             continue
         without = {other: s for other, s in shapes.items() if other != tensor}
         # Of a row that only one layer has, nothing says in which layout it should have been.
-        only_one = sum(tensor.split(".")[-2:] == other.split(".")[-2:] for other in shapes) == 1
+        only_one = alike[tuple(tensor.split(".")[-2:])] == 1
         assert f"{tensor}: missing" in refusal(config, without) or only_one
         longer = (shape[0] + 1, *shape[1:])
         message = refusal(config, shapes | {tensor: longer})
