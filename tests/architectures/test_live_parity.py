@@ -82,7 +82,9 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
         }
     elif model_type == "minimax_m2":
         config |= draw(experts(model_type))
-        config["rope_parameters"] |= {"partial_rotary_factor": draw(partial_factors(head_width))}
+        config["rope_parameters"] = config["rope_parameters"] | {
+            "partial_rotary_factor": draw(partial_factors(head_width))
+        }
     elif model_type == "hunyuan_v1_moe":
         layers, count = config["num_hidden_layers"], number(1, 12)
         top_k = st.integers(1, count)
