@@ -160,7 +160,7 @@ def test_golden_models_in_floats(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_plain_models_in_floats(name: str, tmp_path: Path) -> None:
-    """What the golden models leave out, since no GGUF holds all that they vary: models as those that are published."""
+    """Models as those that are published, since no GGUF holds all that the golden models vary."""
     folder = tmp_path / "checkpoint"
     write_checkpoint(folder, PLAIN[name], dtype="F32", side_files={"README.md": b""})
     tensors = {  # norms near 1, and matrices that leave values about as large as they were

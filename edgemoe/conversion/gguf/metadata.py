@@ -42,7 +42,7 @@ _SIGMOID = frozenset({"bailingmoe2", "dots1", "glm4moe", "hy_v3"})
 _SIGMOID_ROUTER = RouterSpec(normalise=True, score="sigmoid", choice_bias=True)
 """Architectures whose experts are weighed by sigmoids and chosen with a bias, and their router but for its numbers."""
 _GROUPED = frozenset({"bailingmoe2", "dots1", "glm4moe"})
-"""Those of them whose experts may be in groups, and whose weights need not be normalised."""
+"""Architectures among them whose experts may be in groups, and whose weights need not be normalised."""
 
 _NORMALISED_SIGMOID = frozenset({"lfm2moe", "minimax-m2"})
 """Architectures with such a router whose weights are normalised and not scaled, and without a shared expert."""
