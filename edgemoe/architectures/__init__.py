@@ -1,7 +1,7 @@
 """Model families: from a checkpoint's `config.json` to a `ModelSpec`, and where each tensor lies.
 
-A family is a module of its own with two names: `read`, which turns a config into a `ModelSpec`, and `TENSORS`,
-its table. Nothing else in the package knows one family from another.
+A family is a module with two names: `read`, which turns a config into a `ModelSpec`, and `TENSORS`, its table.
+Families that differ in little share one. Nothing else in the package knows one family from another.
 """
 
 from __future__ import annotations
@@ -11,13 +11,20 @@ from types import MappingProxyType, ModuleType
 from typing import Any
 
 from edgemoe.architectures import (
+    bailing_moe,
+    deepseek,
+    dots1,
+    ernie4_5_moe,
     flex_olmo,
     glm4_moe,
     gpt_oss,
     granitemoe,
     granitemoeshared,
+    hunyuan_v1_moe,
+    hy_v3,
     lfm2_moe,
     llama,
+    minimax_m2,
     mixtral,
     olmoe,
     qwen2_moe,
@@ -45,17 +52,27 @@ __all__ = [
 ]
 
 FAMILIES: dict[str, ModuleType] = {
+    "bailing_moe": bailing_moe,
+    "bailing_moe_v2": bailing_moe,
+    "deepseek": deepseek,
+    "dots1": dots1,
+    "ernie4_5_moe": ernie4_5_moe,
     "flex_olmo": flex_olmo,
     "glm4_moe": glm4_moe,
     "gpt_oss": gpt_oss,
     "granitemoe": granitemoe,
     "granitemoeshared": granitemoeshared,
+    "hunyuan_v1_moe": hunyuan_v1_moe,
+    "hy_v3": hy_v3,
     "lfm2_moe": lfm2_moe,
     "llama": llama,
+    "minimax_m2": minimax_m2,
     "mixtral": mixtral,
     "olmoe": olmoe,
     "qwen2_moe": qwen2_moe,
     "qwen3_moe": qwen3_moe,
+    "sarvam_moe": bailing_moe,
+    "solar_open": glm4_moe,
 }
 """Family modules, keyed by the `model_type` of their config."""
 

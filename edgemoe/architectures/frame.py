@@ -22,13 +22,17 @@ def read_frame(
     tied: bool = False,
     layer_types: Collection[str] = ("full_attention",),
     windows: bool = False,
+    own_code: str = "",
 ) -> ModelSpec:
     """A `ModelSpec` without its layers. Raises SourceError.
 
     `tied` says whether the embedding is the head unless the config does; `layer_types`: what the config's list of that
     name may hold. With `windows` the family reads the windows of its layers itself (`read_windows`); else they are
-    refused.
+    refused. `own_code` is the class of which published checkpoints bring their own code, whose computation the family
+    has; any other code is refused.
     """
+    if own_code:
+        _check_own_code(reader, own_code)
     reader.require("hidden_act", "silu", "swish", default="silu")
     max_positions = reader.integer("max_position_embeddings", maximum=limits.LARGEST_POSITIONS)
     for kind in reader.sequence("layer_types"):
@@ -45,6 +49,13 @@ def read_frame(
         max_positions=max_positions,
         tied_embeddings=reader.flag("tie_word_embeddings", tied),
     )
+
+
+def _check_own_code(reader: ConfigReader, name: str) -> None:
+    code = reader.value("auto_map")
+    model = code.get("AutoModelForCausalLM", code) if isinstance(code, Mapping) else code
+    if model and not (isinstance(model, str) and model.rpartition(".")[2] == name):
+        raise unsupported("auto_map", model, f"code of {name}")
 
 
 def _refuse_sliding_window(reader: ConfigReader, max_positions: int) -> None:
@@ -84,11 +95,15 @@ def read_attention(
     partial: float | None = None,
     scale: float | None = None,
     qk_norm: Literal["none", "head", "full"] = "none",
+    default_head_dim: int = 0,
+    fixed_alpha: bool = False,
 ) -> Attention:
     """Heads, biases, positions and scale (from the root of the head width unless `scale` is given). Raises SourceError.
 
     `bias_key` is the family's key for biases on query, key and value; without it they are refused. `partial` is the
     part of each head that a family rotates unless the config says otherwise; without it any part but 1 is refused.
+    Without `default_head_dim` a config that does not say how wide heads are means heads together as wide as the model.
+    `fixed_alpha`: see `read_rope`.
     """
     heads = reader.integer("num_attention_heads", maximum=limits.LARGEST_WIDTH)
     kv_heads = reader.integer(
@@ -100,7 +115,7 @@ def read_attention(
             f"{kv_heads}.",
             DAMAGED,
         )
-    head_dim = reader.integer("head_dim", maximum=limits.LARGEST_WIDTH, default=0)
+    head_dim = reader.integer("head_dim", maximum=limits.LARGEST_WIDTH, default=default_head_dim)
     if not head_dim:
         if frame.hidden_size % heads:
             raise SourceError(
@@ -126,7 +141,7 @@ def read_attention(
         kv_heads=kv_heads,
         head_dim=head_dim,
         scale=head_dim**-0.5 if scale is None else scale,
-        rope=read_rope(reader, head_dim, default_theta, frame.max_positions, partial),
+        rope=read_rope(reader, head_dim, default_theta, frame.max_positions, partial, fixed_alpha),
         qkv_bias=bias,
         output_bias=bias and bias_on_output,
         qk_norm=qk_norm,
@@ -139,15 +154,16 @@ def read_experts(
     width_key: str,
     router: RouterSpec,
     count_key: str = "num_experts",
+    top_k_key: str = "num_experts_per_tok",
     shared_width: int = 0,
     shared_gate: bool = False,
 ) -> Moe:
     """Routed experts. The count is `count_key` or `num_local_experts` (newer files rename one to the other)."""
     experts = reader.integer(count_key, "num_local_experts", maximum=limits.LARGEST_EXPERTS)
-    chosen = reader.integer("num_experts_per_tok", maximum=limits.LARGEST_EXPERTS)
+    chosen = reader.integer(top_k_key, maximum=limits.LARGEST_EXPERTS)
     if chosen > experts:
         raise SourceError(
-            f"config.json: num_experts_per_tok is {chosen}; expected at most the number of experts, {experts}.", DAMAGED
+            f"config.json: {top_k_key} is {chosen}; expected at most the number of experts, {experts}.", DAMAGED
         )
     try:
         router.check(experts, chosen)
@@ -160,6 +176,36 @@ def read_experts(
         router=router,
         shared=SharedExpert(shared_width, shared_gate) if shared_width else None,
     )
+
+
+def read_sigmoid_router(reader: ConfigReader, *, normalise: bool = True) -> RouterSpec:
+    """A router by sigmoid with a bias for the choice alone, groups and a scale (DeepSeek-V3). Raises SourceError.
+
+    `normalise` says whether weights are normalised unless the config does.
+    """
+    normalise = reader.flag("norm_topk_prob", normalise)
+    groups = reader.integer("n_group", maximum=limits.LARGEST_EXPERTS, default=1)
+    kept_groups = reader.integer("topk_group", maximum=limits.LARGEST_EXPERTS, default=1)
+    if kept_groups == groups:  # all are kept, as without groups
+        groups = kept_groups = 1
+    for name in ("scoring_func", "score_function"):
+        reader.require(name, "sigmoid", "noaux_tc", default="sigmoid")
+    reader.require("topk_method", "noaux_tc", default="noaux_tc")
+    return RouterSpec(
+        normalise=normalise,
+        score="sigmoid",
+        choice_bias=True,
+        groups=groups,
+        kept_groups=kept_groups,
+        epsilon=1e-20 if normalise else 0.0,
+        scale=reader.number("routed_scaling_factor", 1.0),
+    )
+
+
+def read_shared_width(reader: ConfigReader, count_key: str, default: int = 1) -> int:
+    """The width of the FFN that shared experts are together: their number is `count_key`."""
+    count = reader.integer(count_key, minimum=0, maximum=limits.LARGEST_EXPERTS, default=default)
+    return min(count * reader.integer("moe_intermediate_size", maximum=limits.LARGEST_WIDTH), limits.LARGEST_WIDTH)
 
 
 def read_layers(

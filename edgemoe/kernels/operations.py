@@ -202,7 +202,8 @@ class Linear(Operation, code=2):
 class Rope(Operation, code=3):
     """Rotates each head in place: `(a, b) -> (a cos - b sin, b cos + a sin)`.
 
-    `a` and `b` are the halves of its first `R` channels; the other `W - R` stay as they are.
+    `a` and `b` are the halves of its first `R` channels, or with `neighbours` the even and the odd ones; the other
+    `W - R` channels stay as they are.
     """
 
     values: Annotated[Floats, rows("heads*W"), IN_PLACE]
@@ -210,12 +211,24 @@ class Rope(Operation, code=3):
     positions: Annotated[Integers, rows()]
     cosine: Annotated[Floats, buffer("C", "R/2")]  # row = position
     sine: Annotated[Floats, buffer("C", "R/2")]
+    neighbours: bool = False
 
     def check(self, sizes: Sizes) -> None:
         width, rotated = sizes.letters["W"], sizes.letters["R"]
         require(
             rotated <= width, "cosine", f"at most {width // 2} columns, for heads of {width} channels", rotated // 2
         )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Clip(Operation, code=14):
+    """Holds each number in place to `-limit .. limit`; a NaN stays one."""
+
+    values: Annotated[Floats, rows("M"), IN_PLACE]
+    limit: float
+
+    def check(self, sizes: Sizes) -> None:
+        require(0 < self.limit < math.inf, "limit", "a number above 0", self.limit)
 
 
 def _check_one_format(keys: Cache, values: Cache) -> None:

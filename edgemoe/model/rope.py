@@ -38,6 +38,8 @@ class RopeSpec:
     """How many channels of each head are rotated, from the first one on; the others keep their values."""
     scaling: Literal["none", "linear", "llama3", "yarn"] = "none"
     parameters: Mapping[str, float] = field(default_factory=dict)
+    pairing: Literal["halves", "neighbours"] = "halves"
+    """Which channels are rotated together: those of two halves, or each even one with the odd one after it."""
 
     def __hash__(self) -> int:
         return hash((self.theta, self.rotated, self.scaling, tuple(sorted(self.parameters.items()))))

@@ -64,6 +64,7 @@ typedef struct em_rope {
     const int32_t *positions; /* (T,) */
     const float *cosine;      /* (C, R/2) */
     const float *sine;        /* (C, R/2) */
+    int32_t neighbours;
     int32_t head_dim;         /* W */
     int32_t context;          /* C */
     int32_t rotated;          /* R */
@@ -136,6 +137,7 @@ typedef struct em_route {
     int32_t kept_groups;
     float epsilon;
     float scale;
+    float least_sum;
     int32_t num_experts;      /* E */
     int32_t top_k;            /* K */
 } em_route;
@@ -243,6 +245,13 @@ typedef struct em_mix {
     int32_t hidden_size; /* D */
 } em_mix;
 
+/* Holds each number in place to -limit .. limit; a NaN stays one. */
+typedef struct em_clip {
+    float *values;   /* (T, M) */
+    float limit;
+    int32_t columns; /* M */
+} em_clip;
+
 /* X(kind, name) for each operation, in the order of em_kind. */
 #define EM_OPERATIONS(X) \
     X(EMBED, embed) \
@@ -258,7 +267,8 @@ typedef struct em_mix {
     X(PREFETCH, prefetch) \
     X(EXPERTS, experts) \
     X(COMBINE, combine) \
-    X(MIX, mix)
+    X(MIX, mix) \
+    X(CLIP, clip)
 
 /* STRUCT(type) for each struct of the interface, and FIELD(type, field) for each of its fields. */
 #define EM_LAYOUT(STRUCT, FIELD) \
@@ -274,8 +284,8 @@ typedef struct em_mix {
     STRUCT(em_linear) FIELD(em_linear, input) FIELD(em_linear, parts) FIELD(em_linear, parts_count) \
         FIELD(em_linear, scale) FIELD(em_linear, accumulate) FIELD(em_linear, columns) \
     STRUCT(em_rope) FIELD(em_rope, values) FIELD(em_rope, heads) FIELD(em_rope, positions) \
-        FIELD(em_rope, cosine) FIELD(em_rope, sine) FIELD(em_rope, head_dim) FIELD(em_rope, context) \
-        FIELD(em_rope, rotated) \
+        FIELD(em_rope, cosine) FIELD(em_rope, sine) FIELD(em_rope, neighbours) FIELD(em_rope, head_dim) \
+        FIELD(em_rope, context) FIELD(em_rope, rotated) \
     STRUCT(em_store_kv) FIELD(em_store_kv, keys) FIELD(em_store_kv, values) FIELD(em_store_kv, positions) \
         FIELD(em_store_kv, sequences) FIELD(em_store_kv, pages) FIELD(em_store_kv, key_cache) \
         FIELD(em_store_kv, value_cache) FIELD(em_store_kv, sequence_count) FIELD(em_store_kv, table_pages) \
@@ -294,7 +304,8 @@ typedef struct em_mix {
     STRUCT(em_route) FIELD(em_route, logits) FIELD(em_route, renormalise) FIELD(em_route, experts) \
         FIELD(em_route, weights) FIELD(em_route, slots) FIELD(em_route, bonus) FIELD(em_route, score) \
         FIELD(em_route, choice_bias) FIELD(em_route, groups) FIELD(em_route, kept_groups) \
-        FIELD(em_route, epsilon) FIELD(em_route, scale) FIELD(em_route, num_experts) FIELD(em_route, top_k) \
+        FIELD(em_route, epsilon) FIELD(em_route, scale) FIELD(em_route, least_sum) \
+        FIELD(em_route, num_experts) FIELD(em_route, top_k) \
     STRUCT(em_activation) FIELD(em_activation, function) FIELD(em_activation, alpha) \
         FIELD(em_activation, limit) FIELD(em_activation, offset) \
     STRUCT(em_ffn_biases) FIELD(em_ffn_biases, gate) FIELD(em_ffn_biases, up) FIELD(em_ffn_biases, down) \
@@ -318,6 +329,7 @@ typedef struct em_mix {
         FIELD(em_combine, accumulate) FIELD(em_combine, hidden_size) FIELD(em_combine, top_k) \
     STRUCT(em_mix) FIELD(em_mix, base) FIELD(em_mix, result) FIELD(em_mix, scale) FIELD(em_mix, keep) \
         FIELD(em_mix, share) FIELD(em_mix, shift) FIELD(em_mix, output) FIELD(em_mix, hidden_size) \
+    STRUCT(em_clip) FIELD(em_clip, values) FIELD(em_clip, limit) FIELD(em_clip, columns) \
     STRUCT(em_operation) FIELD(em_operation, kind) FIELD(em_operation, reserved) FIELD(em_operation, as) \
     STRUCT(em_scratch) FIELD(em_scratch, data) FIELD(em_scratch, bytes) \
     STRUCT(em_program_times) FIELD(em_program_times, operations) FIELD(em_program_times, elapsed_ns) \

@@ -50,7 +50,7 @@ def load_reference(folder: Path) -> Reference:
 def take_slice(tensors: Tensors, where: SourceSlice) -> np.ndarray:
     tensor = tensors[where.tensor]
     whole = tensor if where.index is None else tensor[where.index]
-    whole = whole.reshape(-1) if whole.ndim == 3 else whole
+    whole = whole.reshape(-1) if whole.ndim == 3 or where.one_row else whole
     rows = whole.T if where.transposed else whole
     return np.ascontiguousarray(rows[where.row_start : where.row_stop : where.row_step])
 

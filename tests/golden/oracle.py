@@ -1,4 +1,7 @@
-"""Makes random models with transformers, whose logits are the reference. Needs torch and transformers."""
+"""Makes random models with transformers, whose logits are the reference. Needs torch and transformers.
+
+Families without a class there are computed by `published_code.py`, through the same functions.
+"""
 
 from __future__ import annotations
 
@@ -11,27 +14,39 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
+from tests.golden import published_code
 from tests.golden.cases import Case
 
 _CLASSES = {
+    "dots1": "Dots1",
+    "ernie4_5_moe": "Ernie4_5_Moe",
     "flex_olmo": "FlexOlmo",
     "glm4_moe": "Glm4Moe",
     "gpt_oss": "GptOss",
     "granitemoe": "GraniteMoe",
     "granitemoeshared": "GraniteMoeShared",
+    "hunyuan_v1_moe": "HunYuanMoEV1",
+    "hy_v3": "HYV3",
     "lfm2_moe": "Lfm2Moe",
     "llama": "Llama",
+    "minimax_m2": "MiniMaxM2",
     "mixtral": "Mixtral",
     "olmoe": "Olmoe",
     "qwen2_moe": "Qwen2Moe",
     "qwen3_moe": "Qwen3Moe",
+    "sarvam_moe": "SarvamMoE",
+    "solar_open": "SolarOpen",
 }
+_MODELS = {"sarvam_moe": "Glm4MoeForCausalLM"}
+"""The class of the model, where it is not named like that of the config."""
 CLEAR_ROUTING = 2e-5
 """A token whose last chosen and first unchosen expert differ by less may be routed either way by rounding."""
 
 
 def make_model(case: Case) -> Any:
     """A model with random weights that bfloat16 holds exactly, in float32."""
+    if case.model_type in published_code.FAMILIES:
+        return published_code.make_model(case)
     torch.set_num_threads(1)  # the models are too small for more to help
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -39,7 +54,7 @@ def make_model(case: Case) -> Any:
     config = getattr(transformers, f"{name}Config")(**json.loads(json.dumps(case.config)))
     config._attn_implementation = "eager"
     config._experts_implementation = "eager"
-    model = getattr(transformers, f"{name}ForCausalLM")(config).float().eval()
+    model = getattr(transformers, _MODELS.get(case.model_type, f"{name}ForCausalLM"))(config).float().eval()
     random = torch.Generator().manual_seed(case.seed)
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
@@ -48,6 +63,8 @@ def make_model(case: Case) -> Any:
                 values = 1 + 0.2 * values
             elif parameter_name.endswith("sinks"):
                 values = 2 * values  # as large as scores are
+            elif parameter_name.endswith("moe_statics.e_score_correction_bias"):
+                values = 0.1 * values  # about as far apart as shares by softmax are
             elif parameter_name.endswith("bias"):
                 values = 0.3 * values
             elif "embed" in parameter_name:
@@ -71,6 +88,8 @@ def prompt(case: Case, tokens: int) -> np.ndarray:
 
 def run(model: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Logits `(T, V)`, and for each token whether its routing is clear in every layer, `(T,)`."""
+    if isinstance(model, published_code.Model):
+        return published_code.run(model, ids)
     margins = []
 
     def add_margin(scores: torch.Tensor, kept: int) -> None:
@@ -81,7 +100,7 @@ def run(model: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     def watch(module: Any, inputs: Any, output: Any) -> None:
         scores = output[0].float()
-        if hasattr(module, "e_score_correction_bias"):
+        if hasattr(module, "num_group"):
             scores = scores.sigmoid() + module.e_score_correction_bias
             groups = scores.view(len(scores), module.num_group, -1)
             sums = groups.topk(2).values.sum(dim=-1)
@@ -90,9 +109,14 @@ def run(model: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             scores = groups.masked_fill(~kept[:, :, None], -torch.inf).flatten(1)
         elif hasattr(module, "use_expert_bias"):
             scores = scores.sigmoid() + (inputs[1] if module.use_expert_bias else 0)
+        elif hasattr(module, "moe_statics"):
+            scores = scores.softmax(dim=-1) + module.moe_statics.e_score_correction_bias
+        elif len(inputs) > 1:
+            scores = scores.sigmoid() + inputs[1]
         add_margin(scores, module.top_k)
 
-    hooks = [m.register_forward_hook(watch) for m in model.modules() if type(m).__name__.endswith("TopKRouter")]
+    routers = ("topkrouter", "moev1gate")
+    hooks = [m.register_forward_hook(watch) for m in model.modules() if type(m).__name__.lower().endswith(routers)]
     with torch.no_grad():
         logits = model(torch.from_numpy(ids)[None]).logits[0].numpy()
     for hook in hooks:
@@ -105,6 +129,9 @@ def run(model: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def save(model: Any, case: Case, folder: Path) -> None:
     """Write a checkpoint in the case's layout, weights in bfloat16."""
     folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(model, published_code.Model):
+        published_code.save(model, folder)
+        return
     model.save_pretrained(folder)  # float32, for config.json and the names of the files layout
     (folder / "generation_config.json").unlink(missing_ok=True)
     if case.layout == "files":
@@ -134,7 +161,7 @@ def _legacy(config: dict[str, Any]) -> dict[str, Any]:
     plain = kind == "default" and config["model_type"] != "gpt_oss"  # its classes take null for YaRN
     config["rope_scaling"] = None if plain else {"type": kind, **scaling}
     config["torch_dtype"] = config.pop("dtype")
-    if config["model_type"] not in ("gpt_oss", "lfm2_moe"):  # their layers are of two kinds in older files too
+    if config["model_type"] not in ("dots1", "gpt_oss", "lfm2_moe"):  # their layers are of two kinds in older files too
         config.pop("layer_types", None)
     if "num_local_experts" in config and config["model_type"] == "qwen3_moe":
         config["num_experts"] = config.pop("num_local_experts")

@@ -70,8 +70,10 @@ def test_rms_norm(backend: Backend, heads: int, width: int, tokens: int, kind: s
 
 
 @few_examples
-@given(st.integers(1, 6), head_widths, token_counts, st.booleans(), kinds, seeds)
-def test_rope(backend: Backend, heads: int, width: int, tokens: int, whole: bool, kind: str, seed: int) -> None:
+@given(st.integers(1, 6), head_widths, token_counts, st.booleans(), st.booleans(), kinds, seeds)
+def test_rope(
+    backend: Backend, heads: int, width: int, tokens: int, whole: bool, neighbours: bool, kind: str, seed: int
+) -> None:
     random = np.random.default_rng(seed)
     values = numbers(kind, (tokens, heads * width), random)
     before = values.reshape(tokens, heads, width).copy()
@@ -79,12 +81,25 @@ def test_rope(backend: Backend, heads: int, width: int, tokens: int, whole: bool
     half = width // 2 if whole else int(random.integers(1, width // 2 + 1))
     angles = random.random((60, half)) * 7
     cosine, sine = (aligned_copy(table(angles).astype(np.float32)) for table in (np.cos, np.sin))
-    backend.program([op.Rope(values, heads, positions, cosine, sine)]).run(tokens)
-    expected = REFERENCE.rope(before, cosine[positions], sine[positions])
+    backend.program([op.Rope(values, heads, positions, cosine, sine, neighbours)]).run(tokens)
+    expected = REFERENCE.rope(before, cosine[positions], sine[positions], neighbours)
     after = values.reshape(before.shape)
-    bound = tolerance.rope(before[:, :, : 2 * half], cosine[positions], sine[positions])
-    tolerance.assert_within(after[:, :, : 2 * half], expected[:, :, : 2 * half], bound)
+    order = np.arange(2 * half).reshape(half, 2).T.reshape(-1) if neighbours else np.arange(2 * half)
+    bound = tolerance.rope(before[:, :, order], cosine[positions], sine[positions])
+    tolerance.assert_within(after[:, :, order], expected[:, :, order], bound)
     assert after[:, :, 2 * half :].tobytes() == before[:, :, 2 * half :].tobytes()
+
+
+@few_examples
+@given(st.integers(1, 130), token_counts, kinds, st.sampled_from([1e-6, 0.5, 8.0, 1e30]), seeds)
+def test_clip(backend: Backend, width: int, tokens: int, kind: str, limit: float, seed: int) -> None:
+    values = numbers(kind, (tokens, width), np.random.default_rng(seed))
+    edges = np.array([np.nan, np.inf, -np.inf, -0.0, limit, -limit], np.float32)
+    values.reshape(-1)[: len(edges)] = edges[: values.size]
+    expected = REFERENCE.clip(values, limit)
+    backend.program([op.Clip(values, limit)]).run(tokens)
+    assert np.array_equal(np.isnan(values), np.isnan(expected))
+    np.testing.assert_array_equal(values, expected)
 
 
 @few_examples
@@ -255,17 +270,18 @@ def rules(draw: st.DrawFn) -> dict[str, Any]:
     groups = draw(st.integers(1, 8))
     kept_groups = draw(st.integers(1, groups))
     size = draw(st.integers(2 if groups > 1 else 1, 12 if groups > 1 else 130))
-    sigmoid = draw(st.booleans())
+    sigmoid, renormalise = draw(st.booleans()), draw(st.booleans())
     return {
         "experts": groups * size,
         "count": draw(st.integers(1, size * kept_groups)),
-        "renormalise": draw(st.booleans()),
+        "renormalise": renormalise,
         "score": "sigmoid" if sigmoid else "softmax",
         "biased": draw(st.booleans()),
         "groups": groups,
         "kept_groups": kept_groups,
         "epsilon": draw(st.sampled_from([0.0, 1e-20, 0.1])) if sigmoid else 0.0,
         "scale": draw(st.sampled_from([1.0, 2.5, 0.1])),
+        "least_sum": draw(st.sampled_from([0.0, 1e-12, 0.7])) if renormalise and not sigmoid else 0.0,
     }
 
 
@@ -364,6 +380,21 @@ def test_a_choice_bias_chooses_and_does_not_weigh(any_backend: Backend, bonus: f
     else:
         assert chosen.tolist() == [[0, 1, 3]]
         np.testing.assert_allclose(weights, [[4 / 9, 6 / 9, 6 / 9]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("least_sum", "total"), [(0.0, 1.0), (1e-12, 1.0), (0.25, 1.0), (0.5, 0.8)])
+def test_weights_are_divided_by_no_less_than_the_least_sum(
+    any_backend: Backend, least_sum: float, total: float
+) -> None:
+    shares = np.array([[0.5, 0.1, 0.3, 0.1], [0.3, 0.1, 0.5, 0.1]], np.float32)
+    chosen, weights = aligned((2, 2), np.int32), aligned((2, 2), np.float32)
+    choice_bias = aligned_copy(np.array([-1, 0, 0, -1], np.float32))  # shares of 0.4 and 0.6
+    logits = aligned_copy(np.log(shares))
+    route = ex.Route(logits, True, chosen, weights, choice_bias=choice_bias, least_sum=least_sum)
+    any_backend.program([route]).run(2)
+    assert chosen.tolist() == [[2, 1], [2, 1]]
+    assert weights.sum(axis=1) == pytest.approx([total, 1.0], rel=1e-5)
+    assert weights[0] == pytest.approx([0.75 * total, 0.25 * total], rel=1e-5)
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 1e-20])

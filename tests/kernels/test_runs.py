@@ -112,11 +112,12 @@ class TinyLayer:
             op.LinearPart(*own.query, query), op.LinearPart(*own.keys, keys), op.LinearPart(*own.values, values),
         ]  # fmt: skip
         self.operations: list[op.Operation] = [
-            op.Embed(self.ids, own.embedding, 1.3, self.residual),
+op.Embed(self.ids, own.embedding, 1.3, self.residual),
             op.RmsNorm(self.residual, own.first_norm, 1e-5, normed),
             op.Linear(normed, tuple(projections)),
-            op.Rope(query, HEADS, self.places.positions, *own.tables),
-            op.Rope(keys, KV_HEADS, self.places.positions, *own.tables),
+            op.Clip(query, 1.5),
+            op.Rope(query, HEADS, self.places.positions, *own.tables, seed % 2 == 1),
+            op.Rope(keys, KV_HEADS, self.places.positions, *own.tables, seed % 2 == 1),
             op.StoreKv(keys, values, *self.places, *self.caches),
             op.Attention(query, *self.places, *self.caches, 0.2, mixed, (0, 5, 40)[seed % 3], own.sinks),
             op.Linear(mixed, (op.LinearPart(own.mixed, None, self.residual),), 0.5, True),
@@ -232,7 +233,7 @@ def test_an_earlier_page_that_is_missing_is_refused(any_backend: Backend) -> Non
     layer = TinyLayer("f16", 8, 0)
     layer.places.positions[:] = np.arange(64, 72)
     layer.places.pages[0, 0] = -1
-    store, attention = layer.operations[5:7]
+    store, attention = layer.operations[6:8]
     any_backend.program([store]).run(8)
     with pytest.raises(KernelError, match="page"):
         any_backend.program([attention]).run(8)

@@ -112,10 +112,16 @@ class JitBackend(StepwiseBackend):
         layers.rms_norm(values.reshape(-1, width), weight, epsilon, output.reshape(-1, width))
         return output
 
-    def rope(self, values: Floats, cosine: Floats, sine: Floats) -> Floats:
-        """Rotary positions, halves form: values `(T, heads, W)`, tables `(T, R / 2)`."""
+    def rope(self, values: Floats, cosine: Floats, sine: Floats, neighbours: bool = False) -> Floats:
+        """Rotary positions: values `(T, heads, W)`, tables `(T, R / 2)`."""
         output = np.empty(values.shape, np.float32)
-        layers.rope(values, cosine, sine, output)
+        layers.rope(values, cosine, sine, neighbours, output)
+        return output
+
+    def clip(self, values: Floats, limit: float) -> Floats:
+        """Hold each number of `(T, N)` to `-limit .. limit`."""
+        output = np.empty(values.shape, np.float32)
+        layers.clip(values, np.float32(limit), output)
         return output
 
     def quantise_cache_rows(self, rows: Floats) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float16]]:
@@ -190,6 +196,7 @@ class JitBackend(StepwiseBackend):
         kept_groups: int = 1,
         epsilon: float = 0.0,
         scale: float = 1.0,
+        least_sum: float = 0.0,
     ) -> tuple[Integers, Floats]:
         """Experts `(T, K)` of largest choice score, the lower number on a tie, and their weights `(T, K)`."""
         chosen = np.empty((len(logits), count), np.int32)
@@ -205,7 +212,7 @@ class JitBackend(StepwiseBackend):
         if sigmoid:
             experts.weigh_by_sigmoid(logits, renormalise, epsilon, chosen, weights)
         else:
-            experts.weigh_by_softmax(logits, renormalise, chosen, weights)
+            experts.weigh_by_softmax(logits, renormalise, least_sum, chosen, weights)
         if scale != 1:
             weights *= np.float32(scale)
         return chosen, weights

@@ -30,18 +30,28 @@ def rms_norm(values: Floats, weight: Floats, epsilon: float, output: Floats) -> 
 
 
 @jit
-def rope(values: Floats, cosine: Floats, sine: Floats, output: Floats) -> None:
+def rope(values: Floats, cosine: Floats, sine: Floats, neighbours: bool, output: Floats) -> None:
     """Rotary positions: values and output `(T, heads, W)`, tables `(T, R / 2)`; channels from R on stay as they are."""
     tokens, heads, width = values.shape
     half = cosine.shape[1]
     for t in range(tokens):
         for head in range(heads):
             for i in range(half):
-                a, b = values[t, head, i], values[t, head, half + i]
-                output[t, head, i] = a * cosine[t, i] - b * sine[t, i]
-                output[t, head, half + i] = b * cosine[t, i] + a * sine[t, i]
+                first, second = (2 * i, 2 * i + 1) if neighbours else (i, half + i)
+                a, b = values[t, head, first], values[t, head, second]
+                output[t, head, first] = a * cosine[t, i] - b * sine[t, i]
+                output[t, head, second] = b * cosine[t, i] + a * sine[t, i]
             for i in range(2 * half, width):
                 output[t, head, i] = values[t, head, i]
+
+
+@jit
+def clip(values: Floats, limit: np.float32, output: Floats) -> None:
+    """Hold each number of `(T, N)` to `-limit .. limit`; NaNs stay."""
+    for t in range(len(values)):
+        for i in range(values.shape[1]):
+            value = values[t, i]
+            output[t, i] = limit if value > limit else -limit if value < -limit else value
 
 
 @jit

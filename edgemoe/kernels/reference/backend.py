@@ -7,7 +7,7 @@ from edgemoe.kernels.formats import GROUP_COLUMNS, PANEL_ROWS, group_count
 from edgemoe.kernels.operations import PAGE_TOKENS
 from edgemoe.kernels.reference.attention import attention, quantise_cache_rows
 from edgemoe.kernels.reference.experts import combine, route
-from edgemoe.kernels.reference.layers import mix, rms_norm, rope, short_conv
+from edgemoe.kernels.reference.layers import clip, mix, rms_norm, rope, short_conv
 from edgemoe.kernels.reference.products import PANELS_AT_ONCE, embed, gated_ffn, matmul
 from edgemoe.kernels.stepwise import StepwiseBackend
 
@@ -21,6 +21,7 @@ class ReferenceBackend(StepwiseBackend):
     embed = staticmethod(embed)
     rms_norm = staticmethod(rms_norm)
     rope = staticmethod(rope)
+    clip = staticmethod(clip)
     quantise_cache_rows = staticmethod(quantise_cache_rows)
     attention = staticmethod(attention)
     short_conv = staticmethod(short_conv)

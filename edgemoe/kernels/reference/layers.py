@@ -27,13 +27,17 @@ def _rms_norm(kernels: Any, o: op.RmsNorm, tokens: int) -> None:
     o.output[:tokens] = kernels.rms_norm(heads, o.weight, o.epsilon).reshape(tokens, -1)
 
 
-def rope(values: Floats, cosine: Floats, sine: Floats) -> Floats:
-    """Rotary positions (Su et al. 2021), halves form: values `(T, heads, W)`, tables `(T, R / 2)`; R is at most W."""
-    half = cosine.shape[1]
+def rope(values: Floats, cosine: Floats, sine: Floats, neighbours: bool = False) -> Floats:
+    """Rotary positions (Su et al. 2021): values `(T, heads, W)`, tables `(T, R / 2)`; R is at most W."""
+    rotated = 2 * cosine.shape[1]
     exact = values.astype(np.float64)
-    first, second, rest = exact[:, :, :half], exact[:, :, half : 2 * half], exact[:, :, 2 * half :]
+    parts = (slice(0, rotated, 2), slice(1, rotated, 2)) if neighbours else np.split(np.arange(rotated), 2)
+    first, second = (exact[:, :, part] for part in parts)
     cosine, sine = cosine[:, None, :], sine[:, None, :]
-    return single(np.concatenate([first * cosine - second * sine, second * cosine + first * sine, rest], axis=2))
+    turned = exact.copy()
+    turned[:, :, parts[0]] = first * cosine - second * sine
+    turned[:, :, parts[1]] = second * cosine + first * sine
+    return single(turned)
 
 
 @means(op.Rope, "rope")
@@ -41,7 +45,19 @@ def _rope(kernels: Any, o: op.Rope, tokens: int) -> None:
     positions = o.positions[:tokens]
     check_each("position", positions, len(o.cosine))
     heads = o.values[:tokens].reshape(tokens, o.heads, -1)
-    o.values[:tokens] = kernels.rope(heads, o.cosine[positions], o.sine[positions]).reshape(tokens, -1)
+    turned = kernels.rope(heads, o.cosine[positions], o.sine[positions], o.neighbours)
+    o.values[:tokens] = turned.reshape(tokens, -1)
+
+
+def clip(values: Floats, limit: float) -> Floats:
+    """Each number held to `-limit .. limit`; NaNs stay."""
+    held: Floats = np.clip(values, np.float32(-limit), np.float32(limit))
+    return held
+
+
+@means(op.Clip, "clip")
+def _clip(kernels: Any, o: op.Clip, tokens: int) -> None:
+    o.values[:tokens] = kernels.clip(o.values[:tokens], o.limit)
 
 
 def short_conv(gates: Floats, taps: Floats, bias: Floats | None, earlier: Floats) -> tuple[Floats, Floats]:

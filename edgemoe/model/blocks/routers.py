@@ -29,6 +29,8 @@ class RouterSpec:
     epsilon: float = field(default=0.0, metadata=ZERO_ALLOWED)
     scale: float = 1.0
     """Factor of the weights, after they are normalised."""
+    least_sum: float = field(default=0.0, metadata=ZERO_ALLOWED)
+    """The least number that weights by softmax are divided by, in the place of a smaller sum of theirs (ERNIE 4.5)."""
 
     def check(self, num_experts: int, top_k: int) -> None:
         """Raise ValueError for settings that contradict one another or the numbers of experts."""
@@ -81,4 +83,5 @@ class RouterSpec:
             kept_groups=self.kept_groups,
             epsilon=self.epsilon,
             scale=self.scale,
+            least_sum=self.least_sum,
         )

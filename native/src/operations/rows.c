@@ -1,4 +1,4 @@
-/* The operations that work row by row: embed, norm, rope, storing of keys and values, combine, mix. */
+/* The operations that work row by row: embed, norm, rope, clip, storing of keys and values, combine, mix. */
 #include "../operations.h"
 
 #include <math.h>
@@ -114,7 +114,16 @@ static void rope_rows(void *context, int64_t begin, int64_t end, int32_t thread)
     for (int64_t row = begin; row < end; row++) {
         const size_t table_row = (size_t)r->positions[row / r->heads] * half;
         const float *cosine = r->cosine + table_row, *sine = r->sine + table_row;
-        float *first = r->values + row * r->head_dim, *second = first + half;
+        float *first = r->values + row * r->head_dim;
+        if (r->neighbours) {
+            for (int32_t i = 0; i < half; i++) {
+                const float a = first[2 * i], b = first[2 * i + 1];
+                first[2 * i] = a * cosine[i] - b * sine[i];
+                first[2 * i + 1] = b * cosine[i] + a * sine[i];
+            }
+            continue;
+        }
+        float *second = first + half;
         for (int32_t i = 0; i < half; i++) {
             const float a = first[i], b = second[i];
             first[i] = a * cosine[i] - b * sine[i];
@@ -130,6 +139,23 @@ int32_t em_run_rope(const em_rope *rope, const em_run *run) {
         if (rope->positions[t] < 0 || rope->positions[t] >= rope->context) return EM_BAD_POSITION;
     }
     return run_rows(rope, run, rope_rows, (int64_t)run->tokens * rope->heads, rope->head_dim);
+}
+
+/* ---- clip --------------------------------------------------------------------------------------------- */
+
+static void clip_rows(void *context, int64_t begin, int64_t end, int32_t thread) {
+    const em_clip *c = ((const rows_task *)context)->operation;
+    (void)thread;
+    for (int64_t i = begin * c->columns; i < end * c->columns; i++) {
+        const float value = c->values[i];
+        c->values[i] = value > c->limit ? c->limit : value < -c->limit ? -c->limit : value;
+    }
+}
+
+EM_NO_SCRATCH(clip)
+
+int32_t em_run_clip(const em_clip *clip, const em_run *run) {
+    return run_rows(clip, run, clip_rows, run->tokens, clip->columns);
 }
 
 /* ---- keys and values ---------------------------------------------------------------------------------- */
