@@ -112,7 +112,7 @@ class TinyLayer:
             op.LinearPart(*own.query, query), op.LinearPart(*own.keys, keys), op.LinearPart(*own.values, values),
         ]  # fmt: skip
         self.operations: list[op.Operation] = [
-op.Embed(self.ids, own.embedding, 1.3, self.residual),
+            op.Embed(self.ids, own.embedding, 1.3, self.residual),
             op.RmsNorm(self.residual, own.first_norm, 1e-5, normed),
             op.Linear(normed, tuple(projections)),
             op.Clip(query, 1.5),
