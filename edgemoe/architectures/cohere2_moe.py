@@ -4,7 +4,7 @@ positions of neighbouring channels within windows only; ungated shared experts, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from edgemoe.architectures.config import LARGEST_EXPERTS, LARGEST_LAYERS, LARGEST_WIDTH, ConfigReader
@@ -67,7 +67,13 @@ def read(reader: ConfigReader) -> ModelSpec:
         reader.require(name, only)
     for name in _OF_OTHER_PROGRAMS:
         reader.value(name)
-    attention = read_attention(reader, frame, bias_key="attention_bias", default_head_dim=128)
+    parameters = reader.value("rope_parameters")
+    if isinstance(parameters, Mapping) and parameters.get("rope_theta") is not None:
+        reader.value("rope_theta")  # the class of transformers saves its default here, and reads the other
+        theta_key = ""
+    else:
+        theta_key = "rope_theta"
+    attention = read_attention(reader, frame, bias_key="attention_bias", default_head_dim=128, theta_key=theta_key)
     assert attention.rope is not None
     attention = replace(attention, rope=replace(attention.rope, pairing="neighbours"))
     moe = _experts(reader)

@@ -24,12 +24,13 @@ MISMATCH = "The config and the weights do not belong together, or a file is miss
 class Row:
     """One line of a family's table.
 
-    `internal`: the names in the `ModelSpec`; several share the source's rows evenly, in order (gate, then up) or, where
-    these are `interleaved`, in turn (gate, up, gate, ...).
+    `internal`: the names in the `ModelSpec`; several share the source's rows in order, evenly (gate, then up) or as the
+    terms of a sum say, or, where they are `interleaved`, in turn (gate, up, gate, ...).
     `source`: the name in the checkpoint. If only `internal` has `{expert}`, the source stacks the experts; any other
     source of three dimensions is a vector, its elements in order.
-    `shape`: the source's shape in symbols (`2*expert_width` for a product).
+    `shape`: the source's shape in symbols (`2*expert_width` for a product, `query+key_value` for a sum).
     `transposed`: whether the source has a matrix as (input, output), so that its last dimension is that of rows.
+    `one_row`: whether the source has a vector as a matrix of one row.
     """
 
     internal: tuple[str, ...]
@@ -37,6 +38,7 @@ class Row:
     shape: tuple[str, ...]
     interleaved: bool = False
     transposed: bool = False
+    one_row: bool = False
 
     @property
     def stacked(self) -> bool:
@@ -46,7 +48,7 @@ class Row:
     @property
     def row_symbol(self) -> str:
         """The symbol of the dimension that is cut into rows."""
-        return self.shape[-1] if self.transposed else self.shape[1 if self.stacked else 0]
+        return self.shape[-1] if self.transposed or self.one_row else self.shape[1 if self.stacked else 0]
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,8 @@ class SourceSlice:
     """Where a tensor lies in the checkpoint: rows `row_start` to `row_stop` of `tensor`, or of `tensor[index]`.
 
     With a `row_step` above 1 it takes every `row_step`-th of them only, from the first on. If the matrix is
-    `transposed`, its columns are counted in place of rows. The rows of a vector, and of a tensor of three dimensions
-    without an `index`, are its elements.
+    `transposed`, its columns are counted in place of rows. The rows of a vector, of a matrix of `one_row` and of a
+    tensor of three dimensions without an `index` are its elements.
     """
 
     tensor: str
@@ -64,6 +66,7 @@ class SourceSlice:
     row_stop: int
     row_step: int = 1
     transposed: bool = False
+    one_row: bool = False
 
     @property
     def rows(self) -> int:
@@ -156,8 +159,8 @@ HARMLESS_TENSORS: tuple[tuple[str, str], ...] = (
 FURTHER_TOKENS = "a layer that predicts tokens after the next (MTP), which edgemoe does not run"
 _FURTHER_TOKENS = re.compile(r"(model\.layers\.(\d{1,6})\.)eh_proj\.weight")
 """A tensor that only such layers have. They come after the others, and config.json does not count them."""
-_APART = re.compile(r"(model\.)?mtp\..+")
-"""The tensors of such layers where they stand apart from the others."""
+_NAMED_FURTHER_TOKENS = re.compile(r"(model\.)?mtp(_\w+)?\..+")
+"""The tensors of such layers where they have names of their own."""
 
 TIED_HEAD = "a copy of the embedding, which config.json says is the head (tie_word_embeddings)"
 
@@ -243,7 +246,7 @@ def unused_tensors(spec: ModelSpec, names: Iterable[str]) -> dict[str, str]:
     found = filter(None, map(_FURTHER_TOKENS.fullmatch, names))
     further = tuple(match[1] for match in found if int(match[2]) >= len(spec.layers))
     for name in names:
-        if _APART.fullmatch(name) or (further and name.startswith(further)):
+        if (further and name.startswith(further)) or _NAMED_FURTHER_TOKENS.fullmatch(name):
             reasons[name] = FURTHER_TOKENS
         if name == HEAD and spec.tied_embeddings:
             reasons[name] = TIED_HEAD
@@ -273,9 +276,7 @@ def _expand(row: Row, spec: ModelSpec) -> Iterator[tuple[str, dict[str, SourceSl
             cached = (layer, _sizes(spec, layer))
         sizes = cached[1]
         experts: Iterable[int] = range(sizes.get("experts", 0)) if "{expert}" in row.internal[0] else (0,)
-        part_rows = _size(row.row_symbol, sizes) // len(row.internal)
-        if len(row.shape) == 3 and not row.stacked:
-            part_rows = math.prod(_size(symbol, sizes) for symbol in row.shape)
+        part_rows = _part_rows(row, sizes)
         if row.stacked:
             slices: dict[str, SourceSlice] = {}
             source = row.source.format(layer=number)
@@ -288,16 +289,27 @@ def _expand(row: Row, spec: ModelSpec) -> Iterator[tuple[str, dict[str, SourceSl
                 yield source, _slices(row, source, number, expert, None, part_rows), sizes
 
 
+def _part_rows(row: Row, sizes: Mapping[str, int]) -> list[int]:
+    """How many rows each of a row's internal tensors has."""
+    if len(row.shape) == 3 and not row.stacked:
+        return [math.prod(_size(symbol, sizes) for symbol in row.shape)]
+    terms = row.row_symbol.split("+")
+    if len(terms) > 1:
+        return [_size(term, sizes) for term in terms]
+    return [_size(row.row_symbol, sizes) // len(row.internal)] * len(row.internal)
+
+
 def _slices(
-    row: Row, source: str, layer: int, expert: int, index: int | None, part_rows: int
+    row: Row, source: str, layer: int, expert: int, index: int | None, part_rows: list[int]
 ) -> dict[str, SourceSlice]:
-    parts, slices = len(row.internal), {}
-    for part, name in enumerate(row.internal):
+    parts, slices, start = len(row.internal), {}, 0
+    for part, (name, count) in enumerate(zip(row.internal, part_rows, strict=True)):
         if row.interleaved:
-            where = SourceSlice(source, index, part, parts * part_rows, parts, row.transposed)
+            where = SourceSlice(source, index, part, parts * count, parts, row.transposed)
         else:
-            where = SourceSlice(source, index, part * part_rows, (part + 1) * part_rows, 1, row.transposed)
+            where = SourceSlice(source, index, start, start + count, 1, row.transposed, row.one_row)
         slices[name.format(layer=layer, expert=expert)] = where
+        start += count
     return slices
 
 
@@ -311,6 +323,8 @@ def _sizes(spec: ModelSpec, layer: LayerSpec | None) -> dict[str, int]:
 
 def _size(symbol: str, sizes: Mapping[str, int]) -> int:
     """The size of one dimension; 0 if the layer lacks it (a dense layer has no experts)."""
+    if "+" in symbol:
+        return sum(_size(term, sizes) for term in symbol.split("+"))
     factor, _, name = symbol.rpartition("*")
     return int(factor or 1) * sizes.get(name, 0)
 

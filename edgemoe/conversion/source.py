@@ -74,6 +74,10 @@ def read_slice(source: Source, where: SourceSlice, start: int, stop: int) -> Row
     """
     first, last = where.row_start + start * where.row_step, where.row_start + (stop - 1) * where.row_step + 1
     rows: Rows
+    if where.one_row:
+        rows = source.read_rows(where.tensor, where.index, 0, 1)
+        assert not isinstance(rows, Blocks)  # the plan takes no quantised vector
+        return rows[0, first:last]
     if where.transposed:
         rows = source.read_columns(where.tensor, where.index, first, last)
     else:

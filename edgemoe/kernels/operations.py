@@ -180,7 +180,7 @@ class RmsNorm(Operation, code=1):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LayerNorm(Operation, code=15):
+class LayerNorm(Operation, code=16):
     """`output = (input - mean) / sqrt(variance + epsilon) * weight`, over each row; may be in place.
 
     The variance is the mean of the squares of `input - mean` (Ba, Kiros and Hinton 2016).
@@ -231,6 +231,17 @@ class Rope(Operation, code=3):
         require(
             rotated <= width, "cosine", f"at most {width // 2} columns, for heads of {width} channels", rotated // 2
         )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Clip(Operation, code=14):
+    """Holds each number in place to `-limit .. limit`; a NaN stays one."""
+
+    values: Annotated[Floats, rows("M"), IN_PLACE]
+    limit: float
+
+    def check(self, sizes: Sizes) -> None:
+        require(0 < self.limit < math.inf, "limit", "a number above 0", self.limit)
 
 
 def _check_one_format(keys: Cache, values: Cache) -> None:
@@ -294,7 +305,7 @@ GateFunction = Literal["sigmoid", "softplus"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Gate(Operation, code=14):
+class Gate(Operation, code=15):
     """Multiplies in place: each of the equal `runs` of a row by what `gating` makes of its own number of `gate`.
 
     With a number for each head of attention's output a run is a head; with one for each channel, a channel.
@@ -306,7 +317,7 @@ class Gate(Operation, code=14):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SoftCap(Operation, code=16):
+class SoftCap(Operation, code=17):
     """Brings numbers within `-limit .. limit` smoothly, in place: `limit * tanh(value / limit)` (Gemma 2, 2024)."""
 
     values: Annotated[Floats, rows("M"), IN_PLACE]

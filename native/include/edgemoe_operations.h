@@ -143,6 +143,7 @@ typedef struct em_route {
     int32_t kept_groups;
     float epsilon;
     float scale;
+    float least_sum;
     int32_t choose_by;        /* EM_CHOOSE_BY_... */
     int32_t num_experts;      /* E */
     int32_t top_k;            /* K */
@@ -251,6 +252,13 @@ typedef struct em_mix {
     int32_t hidden_size; /* D */
 } em_mix;
 
+/* Holds each number in place to -limit .. limit; a NaN stays one. */
+typedef struct em_clip {
+    float *values;   /* (T, M) */
+    float limit;
+    int32_t columns; /* M */
+} em_clip;
+
 /* Multiplies in place: each of the equal runs of a row by what gating makes of its own number of gate. */
 typedef struct em_gate {
     const float *gate; /* (T, runs) */
@@ -292,6 +300,7 @@ typedef struct em_soft_cap {
     X(EXPERTS, experts) \
     X(COMBINE, combine) \
     X(MIX, mix) \
+    X(CLIP, clip) \
     X(GATE, gate) \
     X(LAYER_NORM, layer_norm) \
     X(SOFT_CAP, soft_cap)
@@ -330,7 +339,7 @@ typedef struct em_soft_cap {
     STRUCT(em_route) FIELD(em_route, logits) FIELD(em_route, renormalise) FIELD(em_route, experts) \
         FIELD(em_route, weights) FIELD(em_route, slots) FIELD(em_route, bonus) FIELD(em_route, score) \
         FIELD(em_route, choice_bias) FIELD(em_route, groups) FIELD(em_route, kept_groups) \
-        FIELD(em_route, epsilon) FIELD(em_route, scale) FIELD(em_route, choose_by) \
+        FIELD(em_route, epsilon) FIELD(em_route, scale) FIELD(em_route, least_sum) FIELD(em_route, choose_by) \
         FIELD(em_route, num_experts) FIELD(em_route, top_k) \
     STRUCT(em_activation) FIELD(em_activation, function) FIELD(em_activation, alpha) \
         FIELD(em_activation, limit) FIELD(em_activation, offset) \
@@ -355,6 +364,7 @@ typedef struct em_soft_cap {
         FIELD(em_combine, accumulate) FIELD(em_combine, hidden_size) FIELD(em_combine, top_k) \
     STRUCT(em_mix) FIELD(em_mix, base) FIELD(em_mix, result) FIELD(em_mix, scale) FIELD(em_mix, keep) \
         FIELD(em_mix, share) FIELD(em_mix, shift) FIELD(em_mix, output) FIELD(em_mix, hidden_size) \
+    STRUCT(em_clip) FIELD(em_clip, values) FIELD(em_clip, limit) FIELD(em_clip, columns) \
     STRUCT(em_gate) FIELD(em_gate, gate) FIELD(em_gate, values) FIELD(em_gate, gating) FIELD(em_gate, runs) \
         FIELD(em_gate, width) \
     STRUCT(em_layer_norm) FIELD(em_layer_norm, input) FIELD(em_layer_norm, weight) \

@@ -23,7 +23,7 @@ enum {
     SLOTS = 4,
     TAPS = 3,
     RING = 4,
-    OPERATIONS = 22, /* of which one begins to read experts */
+    OPERATIONS = 23, /* of which one begins to read experts */
 };
 
 static inline em_matrix random_matrix(int32_t format, int32_t rows, int32_t columns) {
@@ -94,8 +94,11 @@ static inline void add_attention(model *m, int32_t cache_format) {
     qkv->parts[0] = part_of(owned_matrix(m, EM_Q4M, WIDTH, WIDTH), m->bias, *m->query);
     qkv->parts[1] = part_of(owned_matrix(m, EM_F16, GROUPS * HEAD_WIDTH, WIDTH), NULL, *m->key);
     qkv->parts[2] = part_of(owned_matrix(m, EM_Q8, GROUPS * HEAD_WIDTH, WIDTH), NULL, *m->value);
+    add(m, EM_CLIP)->as.clip = (em_clip){.values = *m->query, .limit = 1, .columns = WIDTH};
     add(m, EM_ROPE)->as.rope = rope_of(m, *m->query, HEADS);
-    add(m, EM_ROPE)->as.rope = rope_of(m, *m->key, GROUPS);
+    em_rope *keys_rope = &add(m, EM_ROPE)->as.rope;
+    *keys_rope = rope_of(m, *m->key, GROUPS);
+    keys_rope->neighbours = 1;
     const em_cache keys = {m->caches[0], ***m->cache_scales[0], cache_format};
     const em_cache values = {m->caches[1], ***m->cache_scales[1], cache_format};
     add(m, EM_STORE_KV)->as.store_kv =

@@ -42,7 +42,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], Tensors]:
 def take_slice(tensors: Tensors, where: SourceSlice) -> np.ndarray:
     tensor = tensors[where.tensor]
     whole = tensor if where.index is None else tensor[where.index]
-    whole = whole.reshape(-1) if whole.ndim == 3 else whole
+    whole = whole.reshape(-1) if whole.ndim == 3 or where.one_row else whole
     rows = whole.T if where.transposed else whole
     return np.ascontiguousarray(rows[where.row_start : where.row_stop : where.row_step])
 

@@ -24,8 +24,11 @@ pytestmark = pytest.mark.oracle
 TOLERANCE = 1e-4
 GRANITE = ("granitemoe", "granitemoeshared")
 QWEN = ("qwen2_moe", "qwen3_moe")
-HEADS_FILL_THE_MODEL = ("flex_olmo", "olmoe", "qwen2_moe")
+HEADS_FILL_THE_MODEL = ("deepseek", "ernie4_5_moe", "flex_olmo", "olmoe", "qwen2_moe")
 """Families whose head width is always the model's width over the number of heads."""
+PUBLISHED_CODE = ("bailing_moe", "bailing_moe_v2", "deepseek")
+"""Families that `published_code.py` computes: without scaled positions, and with a head of their own."""
+NO_ATTENTION_BIAS = ("ernie4_5_moe", "exaone_moe", "kolibri1", "lfm2_moe", "minimax_m2", "mixtral", *PUBLISHED_CODE)
 
 
 @st.composite
@@ -61,7 +64,55 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
     }
     if not filled:
         config["head_dim"] = head_width
-    if model_type == "glm4_moe":
+    if model_type in ("dots1", "sarvam_moe", "solar_open"):
+        config |= draw(grouped_experts())
+        if model_type == "solar_open":
+            del config["intermediate_size"]
+        else:
+            config["first_k_dense_replace"] = number(0, config["num_hidden_layers"])
+        if model_type == "dots1":
+            config |= {"sliding_window": number(1, 80), "max_window_layers": number(0, config["num_hidden_layers"])}
+    elif model_type == "hy_v3":
+        kinds = st.sampled_from(["dense", "sparse"])
+        layers = config["num_hidden_layers"]
+        config |= draw(experts(model_type)) | {
+            "mlp_layer_types": draw(st.lists(kinds, min_size=layers, max_size=layers)),
+            "moe_intermediate_size": number(1, 40),
+            "num_shared_experts": number(1, 3),
+            "router_scaling_factor": draw(st.sampled_from([1.0, 2.826])),
+        }
+    elif model_type == "minimax_m2":
+        config |= draw(experts(model_type))
+        config["rope_parameters"] = config["rope_parameters"] | {
+            "partial_rotary_factor": draw(partial_factors(head_width))
+        }
+    elif model_type == "hunyuan_v1_moe":
+        layers, count = config["num_hidden_layers"], number(1, 12)
+        top_k = st.integers(1, count)
+        config |= {
+            "num_experts": count,
+            "moe_topk": draw(top_k | st.lists(top_k, min_size=layers, max_size=layers)),
+        }
+        if head_width > 2 and draw(st.booleans()):
+            config["rope_parameters"] = {"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 50.0, "factor": 1.0}
+    elif model_type == "ernie4_5_moe":
+        count = number(1, 12)
+        config |= {
+            "moe_num_experts": count,
+            "moe_k": number(1, count),
+            "moe_num_shared_experts": number(0, 3),
+            "moe_intermediate_size": number(1, 40),
+            "moe_layer_start_index": number(0, 2),
+            "moe_layer_end_index": number(-1, 2),
+            "moe_layer_interval": number(1, 2),
+            "moe_norm_min": draw(st.sampled_from([1e-12, 0.3])),
+        }
+    elif model_type in PUBLISHED_CODE:
+        for key in ("rope_parameters", "tie_word_embeddings"):
+            del config[key]
+        config |= draw(published_experts(model_type, head_width)) | {"rope_theta": draw(st.sampled_from([1e4, 1e6]))}
+        config["first_k_dense_replace"] = number(0, config["num_hidden_layers"])
+    elif model_type == "glm4_moe":
         config |= draw(grouped_experts())
         config |= {
             "first_k_dense_replace": number(0, config["num_hidden_layers"]),
@@ -102,8 +153,10 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
         }
     if model_type == "qwen2_moe":
         config |= {"shared_expert_intermediate_size": number(1, 50), "qkv_bias": draw(st.booleans())}
-    elif model_type not in ("mixtral", "lfm2_moe", "exaone_moe", "kolibri1"):
+    elif model_type not in NO_ATTENTION_BIAS:
         config["attention_bias"] = draw(st.booleans())
+    if model_type == "olmoe":
+        config["clip_qkv"] = draw(st.sampled_from([None, 0.5]))
     layout = draw(st.sampled_from(["files", "fused"]))
     legacy = draw(st.booleans()) and model_type not in ("laguna", "mellum", "mimo_v2_flash", "granitemoe_swa")
     return Case(model_type, number(0, 1 << 30), config, layout, legacy=legacy)
@@ -113,6 +166,8 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
 def experts(draw: st.DrawFn, model_type: str) -> dict[str, Any]:
     count = draw(st.integers(1, 12) | st.integers(65, 80))
     keys = {"num_experts_per_tok": draw(st.integers(1, min(count, 8)))}
+    if model_type == "hy_v3":
+        return {**keys, "num_experts": count}
     if model_type in (*QWEN, "olmoe", "flex_olmo", "lfm2_moe"):
         return {**keys, "num_experts": count, "norm_topk_prob": draw(st.booleans())}
     return {**keys, "num_local_experts": count}
@@ -296,6 +351,23 @@ WINDOWED: dict[str, Callable[[dict[str, Any]], st.SearchStrategy[dict[str, Any]]
     "mimo_v2_flash": mimo_v2_flash,
 }
 """What a config of each family with windows may say, beyond what all say."""
+
+
+@st.composite
+def published_experts(draw: st.DrawFn, model_type: str, head_width: int) -> dict[str, Any]:
+    keys = draw(grouped_experts())
+    if model_type == "deepseek":
+        for key in ("n_group", "topk_group", "routed_scaling_factor"):
+            del keys[key]
+        return keys | {"moe_layer_freq": draw(st.integers(1, 2)), "attention_bias": draw(st.booleans())}
+    count, shared = keys.pop("n_routed_experts"), keys.pop("n_shared_experts")
+    del keys["norm_topk_prob"]
+    return keys | {
+        "num_experts": count,
+        "num_shared_experts": shared,
+        "use_qkv_bias": draw(st.booleans()),
+        "partial_rotary_factor": draw(partial_factors(head_width)),
+    }
 
 
 def partial_factors(head_width: int) -> st.SearchStrategy[float]:

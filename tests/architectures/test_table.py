@@ -48,7 +48,7 @@ def test_every_element_of_a_checkpoint_is_used_exactly_once(name):
     for tensor, shape in shapes.items():
         one = next(place for place in places.values() if place.tensor == tensor)
         experts, own = (1, shape) if one.index is None else (shape[0], shape[1:])
-        held += experts * (math.prod(own) if len(own) == 3 else own[-1 if one.transposed else 0])
+        held += experts * (math.prod(own) if len(own) == 3 or one.one_row else own[-1 if one.transposed else 0])
     assert len(taken) == held
 
 
@@ -134,6 +134,31 @@ def test_layers_that_predict_further_tokens_are_left_out():
     del own["model.layers.3.eh_proj.weight"]
     assert "model.layers.3.enorm.weight: not expected (and 2 more)" in refusal(config, shapes | own)
     assert "eh_proj.weight: not expected" in refusal(config, shapes | {"model.layers.2.eh_proj.weight": (32, 64)})
+
+
+def test_layers_that_predict_further_tokens_may_have_names_of_their_own():
+    config, shapes = checkpoint("ernie4_5_moe")
+    names = ("mtp_block.0.self_attn.q_proj", "mtp_emb_norm.0", "mtp_hidden_norm.0", "mtp_linear_proj.0", "mtp.norm")
+    own = {f"model.{name}.weight": (32,) for name in names} | {"mtp.fc.weight": (32, 64)}
+    assert resolve(config, shapes | own) == resolve(config, shapes)
+    assert unused_tensors(config, shapes | own) == dict.fromkeys(own, FURTHER_TOKENS)
+    assert "model.mtp: not expected" in refusal(config, shapes | {"model.mtp": (32,)})
+
+
+def test_where_the_unequal_parts_of_a_tensor_lie():
+    places = resolve(*checkpoint("sarvam_moe"))
+    source = "model.layers.1.attention.query_key_value"
+    for kind in ("weight", "bias"):
+        suffix = "_bias" if kind == "bias" else ""
+        assert places[f"layers.1.query{suffix}"] == SourceSlice(f"{source}.{kind}", None, 0, 48)
+        assert places[f"layers.1.key{suffix}"] == SourceSlice(f"{source}.{kind}", None, 48, 64)
+        assert places[f"layers.1.value{suffix}"] == SourceSlice(f"{source}.{kind}", None, 64, 80)
+
+
+def test_where_a_vector_lies_that_is_a_row():
+    places = resolve(*checkpoint("ernie4_5_moe"))
+    source = "model.layers.1.mlp.moe_statics.e_score_correction_bias"
+    assert places["layers.1.router_choice_bias"] == SourceSlice(source, None, 0, 8, one_row=True)
 
 
 def test_a_head_that_is_not_tied_is_needed():

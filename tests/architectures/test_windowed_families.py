@@ -63,6 +63,8 @@ def test_cohere2_moe_is_parallel():
     other = COMMAND_A_PLUS | {"rms_norm_eps": 1e-5, "shared_expert_combination_strategy": "sum"}
     assert model_spec(other).norm == "rms"
     assert ffn(model_spec(other).layers[0]).scale == 1
+    saved = COMMAND_A_PLUS | {"rope_parameters": {"rope_type": "default", "rope_theta": 5e4}}
+    assert attention(model_spec(saved).layers[0]).rope.theta == 5e4
     softmax = model_spec(COMMAND_A_PLUS | {"expert_selection_fn": None, "norm_topk_prob": False})
     assert ffn(softmax.layers[0]).router == RouterSpec(True)
 

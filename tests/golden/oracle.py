@@ -1,4 +1,7 @@
-"""Makes random models with transformers, whose logits are the reference. Needs torch and transformers."""
+"""Makes random models with transformers, whose logits are the reference. Needs torch and transformers.
+
+Families without a class there are computed by `published_code.py`, through the same functions.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
+from tests.golden import published_code
 from tests.golden.cases import Case
 
 _CLASSES = {
@@ -23,26 +27,37 @@ _CLASSES = {
     "laguna": "Laguna",
     "mellum": "Mellum",
     "mimo_v2_flash": "MiMoV2Flash",
+    "dots1": "Dots1",
+    "ernie4_5_moe": "Ernie4_5_Moe",
     "flex_olmo": "FlexOlmo",
     "glm4_moe": "Glm4Moe",
     "gpt_oss": "GptOss",
     "granitemoe": "GraniteMoe",
     "granitemoeshared": "GraniteMoeShared",
+    "hunyuan_v1_moe": "HunYuanMoEV1",
+    "hy_v3": "HYV3",
     "lfm2_moe": "Lfm2Moe",
     "llama": "Llama",
+    "minimax_m2": "MiniMaxM2",
     "mixtral": "Mixtral",
     "olmoe": "Olmoe",
     "qwen2_moe": "Qwen2Moe",
     "qwen3_moe": "Qwen3Moe",
+    "sarvam_moe": "SarvamMoE",
+    "solar_open": "SolarOpen",
 }
-_LISTED = ("gpt_oss", "lfm2_moe", "afmoe", "cohere2_moe", "exaone_moe", "flint", "granitemoe_swa", "kolibri1")
+_LISTED = ("dots1", "gpt_oss", "lfm2_moe", "afmoe", "cohere2_moe", "exaone_moe", "flint", "granitemoe_swa", "kolibri1")
 """Families whose layers are of two kinds in older files too, which list them."""
+_MODELS = {"sarvam_moe": "Glm4MoeForCausalLM"}
+"""The class of the model, where it is not named like that of the config."""
 CLEAR_ROUTING = 2e-5
 """A token whose last chosen and first unchosen expert differ by less may be routed either way by rounding."""
 
 
 def make_model(case: Case) -> Any:
     """A model with random weights that bfloat16 holds exactly, in float32."""
+    if case.model_type in published_code.FAMILIES:
+        return published_code.make_model(case)
     torch.set_num_threads(1)  # the models are too small for more to help
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -50,7 +65,7 @@ def make_model(case: Case) -> Any:
     config = getattr(transformers, f"{name}Config")(**json.loads(json.dumps(case.config)))
     config._attn_implementation = "eager"
     config._experts_implementation = "eager"
-    model = getattr(transformers, f"{name}ForCausalLM")(config).float().eval()
+    model = getattr(transformers, _MODELS.get(case.model_type, f"{name}ForCausalLM"))(config).float().eval()
     random = torch.Generator().manual_seed(case.seed)
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
@@ -59,6 +74,8 @@ def make_model(case: Case) -> Any:
                 values = 1 + 0.2 * values
             elif parameter_name.endswith("sinks"):
                 values = 2 * values  # as large as scores are
+            elif parameter_name.endswith("moe_statics.e_score_correction_bias"):
+                values = 0.1 * values  # about as far apart as shares by softmax are
             elif parameter_name.endswith("bias"):
                 values = 0.3 * values
             elif "embed" in parameter_name:
@@ -82,6 +99,8 @@ def prompt(case: Case, tokens: int) -> np.ndarray:
 
 def run(model: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Logits `(T, V)`, and for each token whether its routing is clear in every layer, `(T,)`."""
+    if isinstance(model, published_code.Model):
+        return published_code.run(model, ids)
     margins = []
 
     def add_margin(scores: torch.Tensor, kept: int) -> None:
@@ -93,7 +112,7 @@ def run(model: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     def watch(module: Any, inputs: Any, output: Any) -> None:
         scores = output[0].float()
         bias = getattr(module, "e_score_correction_bias", None)
-        if hasattr(module, "use_expert_bias") or "Afmoe" in type(module).__name__:
+        if len(inputs) > 1:
             bias = inputs[1] if getattr(module, "use_expert_bias", True) else 0
         if bias is not None:
             scores = (scores if "Kolibri" in type(module).__name__ else scores.sigmoid()) + bias
@@ -103,9 +122,11 @@ def run(model: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             add_margin(sums, module.topk_group)
             kept = sums >= sums.sort(dim=-1, descending=True).values[:, module.topk_group - 1, None]
             scores = groups.masked_fill(~kept[:, :, None], -torch.inf).flatten(1)
+        elif hasattr(module, "moe_statics"):
+            scores = scores.softmax(dim=-1) + module.moe_statics.e_score_correction_bias
         add_margin(scores, module.top_k)
 
-    routers = ("topkrouter", "choicerouter")
+    routers = ("topkrouter", "moev1gate", "choicerouter")
     hooks = [
         module.register_forward_hook(watch)
         for module in model.modules()
@@ -123,6 +144,9 @@ def run(model: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def save(model: Any, case: Case, folder: Path) -> None:
     """Write a checkpoint in the case's layout, weights in bfloat16."""
     folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(model, published_code.Model):
+        published_code.save(model, folder)
+        return
     model.save_pretrained(folder)  # float32, for config.json and the names of the files layout
     (folder / "generation_config.json").unlink(missing_ok=True)
     if case.layout == "files":

@@ -171,6 +171,9 @@ def faults() -> list[tuple[op.Operation, str, str]]:
         (replace(route, groups=3, kept_groups=4), "kept_groups", "at most 3, found 4"),
         (replace(route, groups=3), "experts", "at most 2 per token, found 3"),
         (replace(route, epsilon=1e-20), "epsilon", "0 for softmax"),
+        (replace(route, score="sigmoid", least_sum=0.5), "least_sum", "0 but for softmax that is renormalised"),
+        (replace(route, renormalise=False, least_sum=0.5), "least_sum", "0 but for softmax that is renormalised"),
+        (op.Clip(query, 0.0), "limit", "a number above 0"),
         (op.GatedFfn(query, replace(gate_up, rows=32), down, query.copy()), "gate_up", "shape (64, 40)"),
         (op.GatedFfn(query, gate_up, replace(down, rows=39), query.copy()), "down", "shape (40, F)"),
         (op.GatedFfn(query, None, down, query.copy()), "gate_up", "a matrix, found NoneType"),  # type: ignore[arg-type]

@@ -91,6 +91,18 @@ def test_rope(
 
 
 @few_examples
+@given(st.integers(1, 130), token_counts, kinds, st.sampled_from([1e-6, 0.5, 8.0, 1e30]), seeds)
+def test_clip(backend: Backend, width: int, tokens: int, kind: str, limit: float, seed: int) -> None:
+    values = numbers(kind, (tokens, width), np.random.default_rng(seed))
+    edges = np.array([np.nan, np.inf, -np.inf, -0.0, limit, -limit], np.float32)
+    values.reshape(-1)[: len(edges)] = edges[: values.size]
+    expected = REFERENCE.clip(values, limit)
+    backend.program([op.Clip(values, limit)]).run(tokens)
+    assert np.array_equal(np.isnan(values), np.isnan(expected))
+    np.testing.assert_array_equal(values, expected)
+
+
+@few_examples
 @given(st.integers(1, 4), head_widths, token_counts, st.integers(0, 50), cache_formats, kinds, seeds)
 def test_store_kv(
     backend: Backend, kv_heads: int, width: int, tokens: int, position: int, format_name: str, kind: str, seed: int
@@ -258,11 +270,11 @@ def rules(draw: st.DrawFn) -> dict[str, Any]:
     groups = draw(st.integers(1, 8))
     kept_groups = draw(st.integers(1, groups))
     size = draw(st.integers(2 if groups > 1 else 1, 12 if groups > 1 else 130))
-    sigmoid = draw(st.booleans())
+    sigmoid, renormalise = draw(st.booleans()), draw(st.booleans())
     return {
         "experts": groups * size,
         "count": draw(st.integers(1, size * kept_groups)),
-        "renormalise": draw(st.booleans()),
+        "renormalise": renormalise,
         "score": "sigmoid" if sigmoid else "softmax",
         "biased": draw(st.booleans()),
         "groups": groups,
@@ -270,6 +282,7 @@ def rules(draw: st.DrawFn) -> dict[str, Any]:
         "epsilon": draw(st.sampled_from([0.0, 1e-20, 0.1])) if sigmoid else 0.0,
         "scale": draw(st.sampled_from([1.0, 2.5, 0.1])),
         "choose_by": draw(st.sampled_from(["score", "score", "logit"])),
+        "least_sum": draw(st.sampled_from([0.0, 1e-12, 0.7])) if renormalise and not sigmoid else 0.0,
     }
 
 
@@ -371,6 +384,21 @@ def test_a_choice_bias_chooses_and_does_not_weigh(any_backend: Backend, bonus: f
     else:
         assert chosen.tolist() == [[0, 1, 3]]
         np.testing.assert_allclose(weights, [[4 / 9, 6 / 9, 6 / 9]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("least_sum", "total"), [(0.0, 1.0), (1e-12, 1.0), (0.25, 1.0), (0.5, 0.8)])
+def test_weights_are_divided_by_no_less_than_the_least_sum(
+    any_backend: Backend, least_sum: float, total: float
+) -> None:
+    shares = np.array([[0.5, 0.1, 0.3, 0.1], [0.3, 0.1, 0.5, 0.1]], np.float32)
+    chosen, weights = aligned((2, 2), np.int32), aligned((2, 2), np.float32)
+    choice_bias = aligned_copy(np.array([-1, 0, 0, -1], np.float32))  # shares of 0.4 and 0.6
+    logits = aligned_copy(np.log(shares))
+    route = ex.Route(logits, True, chosen, weights, choice_bias=choice_bias, least_sum=least_sum)
+    any_backend.program([route]).run(2)
+    assert chosen.tolist() == [[2, 1], [2, 1]]
+    assert weights.sum(axis=1) == pytest.approx([total, 1.0], rel=1e-5)
+    assert weights[0] == pytest.approx([0.75 * total, 0.25 * total], rel=1e-5)
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 1e-20])

@@ -96,8 +96,9 @@ class TinyLayer:
             op.Embed(self.ids, matrix(VOCABULARY, WIDTH), 1.3, self.residual),
             norm(self.residual, normed),
             op.Linear(normed, (part(query_width, query), part(kv_width, keys), part(kv_width, values))),
-            op.Rope(query, HEADS, self.places.positions, *tables),
-            op.Rope(keys, KV_HEADS, self.places.positions, *tables),
+            op.Clip(query, 1.5),
+            op.Rope(query, HEADS, self.places.positions, *tables, seed % 2 == 1),
+            op.Rope(keys, KV_HEADS, self.places.positions, *tables, seed % 2 == 1),
             op.StoreKv(keys, values, *self.places, *self.caches),
             op.Attention(query, *self.places, *self.caches, 0.2, mixed, (0, 5, 40)[seed % 3], sinks),
             op.Linear(mixed, (op.LinearPart(matrix(WIDTH, query_width), None, self.residual),), 0.5, True),
@@ -211,7 +212,7 @@ def test_an_earlier_page_that_is_missing_is_refused(any_backend: Backend) -> Non
     layer = TinyLayer("f16", 8, 0)
     layer.places.positions[:] = np.arange(64, 72)
     layer.places.pages[0, 0] = -1
-    store, attention = layer.operations[5:7]
+    store, attention = layer.operations[6:8]
     any_backend.program([store]).run(8)
     with pytest.raises(KernelError, match="page"):
         any_backend.program([attention]).run(8)

@@ -100,6 +100,11 @@ def routed(normalise: bool, top_k: int = 2, **options: Any) -> LayerSpec:
         (routed(True, top_k=9), "router: experts: expected at most 8 per token, found 9"),
         (routed(True, epsilon=1e-20), "router: epsilon: expected 0 for softmax"),
         (routed(False, score="sigmoid", epsilon=1e-20), "an epsilon of 1e-20 and no sum"),
+        (routed(True, score="sigmoid", least_sum=0.5), "router: least_sum: expected 0 but for softmax"),
+        (
+            LayerSpec.of(replace(ATTENTION, norm_after_rope=True, qk_norm="none")),
+            "norms after the rotation, and no norms",
+        ),
     ],
 )
 def test_layers_that_cannot_be_run_are_refused(layer: LayerSpec, message: str) -> None:
@@ -110,12 +115,23 @@ def test_layers_that_cannot_be_run_are_refused(layer: LayerSpec, message: str) -
 
 def test_every_setting_of_a_router_survives_json() -> None:
     layer = routed(True, 2, score="sigmoid", choice_bias=True, groups=4, kept_groups=2, epsilon=1e-20, scale=2.5)
-    spec = ModelSpec("test", 101, 64, (layer,), 1e-5, 256, False)
+    spec = ModelSpec("test", 101, 64, (layer, routed(True, choice_bias=True, least_sum=1e-12)), 1e-5, 256, False)
     assert ModelSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
     assert spec.tensors()["layers.0.router_choice_bias"] == (8,)
     plain = spec.to_json()
     plain["layers"][0]["blocks"][0]["body"]["router"]["score"] = "tanh"
     with pytest.raises(ValueError, match=r"router\.score is 'tanh'"):
+        ModelSpec.from_json(plain)
+
+
+def test_settings_of_attention_survive_json() -> None:
+    rope = RopeSpec(1e4, 16, pairing="neighbours")
+    attention = replace(ATTENTION, rope=rope, qk_norm="head", norm_after_rope=True, clip=8.0)
+    spec = ModelSpec("test", 101, 64, (LayerSpec.of(attention, MOE),), 1e-5, 256, False)
+    assert ModelSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    plain = spec.to_json()
+    plain["layers"][0]["blocks"][0]["body"]["rope"]["pairing"] = "thirds"
+    with pytest.raises(ValueError, match=r"rope\.pairing is 'thirds'"):
         ModelSpec.from_json(plain)
 
 

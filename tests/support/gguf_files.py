@@ -19,7 +19,14 @@ Tensors = Mapping[str, np.ndarray[Any, Any]]
 ARCHITECTURES = {
     "llama": gguf.MODEL_ARCH.LLAMA,
     "mixtral": gguf.MODEL_ARCH.LLAMA,
+    "bailing_moe_v2": gguf.MODEL_ARCH.BAILINGMOE2,
+    "deepseek": gguf.MODEL_ARCH.DEEPSEEK,
+    "dots1": gguf.MODEL_ARCH.DOTS1,
+    "ernie4_5_moe": gguf.MODEL_ARCH.ERNIE4_5_MOE,
     "glm4_moe": gguf.MODEL_ARCH.GLM4_MOE,
+    "hunyuan_v1_moe": gguf.MODEL_ARCH.HUNYUAN_MOE,
+    "hy_v3": gguf.MODEL_ARCH.DOTS1,  # the package does not know it yet; these tensors have the same names
+    "minimax_m2": gguf.MODEL_ARCH.MINIMAXM2,
     "lfm2_moe": gguf.MODEL_ARCH.LFM2MOE,
     "gpt_oss": gguf.MODEL_ARCH.GPT_OSS,
     "granitemoe": gguf.MODEL_ARCH.GRANITE_MOE,
@@ -28,7 +35,11 @@ ARCHITECTURES = {
     "qwen2_moe": gguf.MODEL_ARCH.QWEN2MOE,
     "qwen3_moe": gguf.MODEL_ARCH.QWEN3MOE,
 }
-INTERLEAVED = {"llama", "mixtral", "granitemoe", "granitemoeshared"}
+NAMES = {"hy_v3": "hy_v3"}
+"""Names of architectures that the package does not know."""
+INTERLEAVED = {"deepseek", "llama", "mixtral", "granitemoe", "granitemoeshared"}
+_SIGMOID = 2
+_BIASES = ("e_score_correction_bias", "expert_bias")
 _EXPERT = re.compile(r"(model\.layers\.(\d+)\..*experts)\.(\d+)\.(\w+)\.(weight|bias)")
 _MATRICES = {"w1": "gate", "w3": "up", "w2": "down", "gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
 
@@ -62,8 +73,10 @@ def gguf_tensors(config: Mapping[str, Any], tensors: Tensors, *, stacked: bool =
             out[f"blk.{layer}.ffn_down_{'shexp' if 'shared' in name else 'exps'}.weight"] = values
         elif name.endswith("conv.conv.weight"):
             out[f"blk.{layer}.shortconv.conv.weight"] = values[:, 0]
-        elif name.endswith(("e_score_correction_bias", "expert_bias")):
-            out[f"blk.{layer}.exp_probs_b.bias"] = values
+        elif name.endswith(_BIASES):
+            out[f"blk.{layer}.exp_probs_b{'' if family == 'hy_v3' else '.bias'}"] = values.reshape(-1)
+        elif name.endswith("mlp.router.gate.weight"):
+            out[f"blk.{layer}.ffn_gate_inp.weight"] = values
         elif name.endswith("sinks"):
             out[f"blk.{layer}.attn_sinks.weight"] = values
         elif "shared_expert_gate" in name:
@@ -93,7 +106,7 @@ def write_gguf(
     and up of the experts of a layer are one tensor. Returns the path of the (first) file.
     """
     family = config["model_type"]
-    prefix = gguf.MODEL_ARCH_NAMES[ARCHITECTURES[family]]
+    prefix = NAMES.get(family, gguf.MODEL_ARCH_NAMES[ARCHITECTURES[family]])
     values = {f"{prefix}.{key}": value for key, value in (_metadata(config) | dict(metadata or {})).items()}
     values |= tokenizer_metadata(small_tokenizer(), "gpt-2") if tokenizer is None else dict(tokenizer)
     named = gguf_tensors(config, tensors, stacked=stacked)
@@ -106,7 +119,7 @@ def write_gguf(
         _add(writer, key, value)
     for name, array in named.items():
         kind = next((kind for pattern, kind in (kinds or {}).items() if re.search(pattern, name)), "F32")
-        plain = array.ndim == 1 or name.endswith(("bias", "shortconv.conv.weight"))
+        plain = array.ndim == 1 or name.endswith(("bias", "exp_probs_b", "shortconv.conv.weight"))
         kind = "F32" if plain else kind
         type_ = gguf.GGMLQuantizationType[kind]
         data = np.ascontiguousarray(array.astype(np.float32))
@@ -134,7 +147,12 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
 
 
 def _metadata(config: Mapping[str, Any]) -> dict[str, Any]:
-    heads, width = config["num_attention_heads"], config["hidden_size"]
+    heads, width, family = config["num_attention_heads"], config["hidden_size"], config["model_type"]
+    experts = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+    expert_width = config.get("moe_intermediate_size")
+    if family in ("minimax_m2", "hunyuan_v1_moe"):
+        expert_width = config["intermediate_size"]
+    shared = next((config[key] for key in ("num_shared_experts", "moe_num_shared_experts") if key in config), 0)
     head_width = config.get("head_dim") or width // heads
     values: dict[str, Any] = {
         "block_count": config["num_hidden_layers"],
@@ -153,19 +171,29 @@ def _metadata(config: Mapping[str, Any]) -> dict[str, Any]:
         "rope.freq_base": float(config["rope_theta"]),
         "rope.dimension_count": int(head_width * config.get("partial_rotary_factor", 1)),
         "vocab_size": config["vocab_size"],
-        "expert_count": config.get("num_local_experts", config.get("num_experts", config.get("n_routed_experts"))),
+        "expert_count": next((config[key] for key in experts if key in config), None),
         "expert_shared_count": config.get("n_shared_experts"),
         "expert_group_count": config.get("n_group"),
         "expert_group_used_count": config.get("topk_group"),
-        "expert_weights_scale": config.get("routed_scaling_factor"),
-        "expert_gating_func": 2 if config["model_type"] == "lfm2_moe" else None,
-        "leading_dense_block_count": config.get("first_k_dense_replace", config.get("num_dense_layers")),
+        "expert_weights_scale": config.get("routed_scaling_factor", config.get("router_scaling_factor")),
+        "expert_weights_norm": True if family in ("bailing_moe_v2", "hy_v3") else None,
+        "expert_gating_func": _SIGMOID if family in ("lfm2_moe", "minimax_m2") else None,
+        "leading_dense_block_count": next(
+            (
+                config[key]
+                for key in ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
+                if key in config
+            ),
+            None,
+        ),
+        "interleave_moe_layer_step": config.get("moe_layer_interval"),
         "shortconv.l_cache": config.get("conv_L_cache"),
-        "expert_used_count": config.get("num_experts_per_tok"),
-        "expert_feed_forward_length": config.get("moe_intermediate_size"),
+        "expert_used_count": config.get("num_experts_per_tok", config.get("moe_topk", config.get("moe_k"))),
+        "expert_feed_forward_length": expert_width,
         "attention.sliding_window": config.get("sliding_window"),
         "expert_shared_feed_forward_length": config.get(
-            "shared_intermediate_size", config.get("shared_expert_intermediate_size")
+            "shared_intermediate_size",
+            config.get("shared_expert_intermediate_size", shared * (expert_width or 0) or None),
         ),
         "attention.scale": config.get("attention_multiplier"),
         "embedding_scale": config.get("embedding_multiplier"),

@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -93,9 +93,13 @@ _NAMES = {
 """GGUF names by the names within our model or layer; a bias is named like its matrix."""
 
 _OTHER_NAMES = {name: {"ffn_norm": MODEL_TENSOR.ATTN_POST_NORM} for name in ("glm4moe", "gpt-oss")} | {
-    "lfm2moe": {"final_norm": MODEL_TENSOR.TOKEN_EMBD_NORM}
+    "bailingmoe2": dict.fromkeys(("query", "key", "value"), MODEL_TENSOR.ATTN_QKV),
+    "lfm2moe": {"final_norm": MODEL_TENSOR.TOKEN_EMBD_NORM},
 }
 """Where an architecture has names of its own."""
+
+_WITHOUT_SUFFIX = {("hy_v3", "router_choice_bias")}
+"""Vectors whose names in a file of an architecture do not end in .weight or .bias."""
 
 _FILE_TYPES = {
     "f32": LlamaFileType.ALL_F32,
@@ -109,7 +113,8 @@ _FILE_TYPES = {
 
 @dataclass
 class _Tensor:
-    """A tensor of the file: one tensor of the store, or the same matrix of all experts of a layer, concatenated.
+    """A tensor of the file: a tensor of the store, or several, whose rows follow one another, or the same matrix of
+    all experts of a layer.
 
     With `head_dim` the rows of each head are reordered from two halves to interleaved pairs.
     """
@@ -128,7 +133,8 @@ class _Tensor:
         place = self.places[0]
         if self.rows:
             return (self.rows, place.rows // self.rows)
-        own = (place.rows * place.columns,) if self.dimensions == 1 else (place.rows, place.columns)
+        rows = place.rows if self.stacked else sum(part.rows for part in self.places)
+        own = (rows * place.columns,) if self.dimensions == 1 else (rows, place.columns)
         return (len(self.places), *own) if self.stacked else own
 
     @property
@@ -225,7 +231,9 @@ def _tensors(store: Store, spec: ModelSpec) -> dict[str, _Tensor]:
                 f" found {place.columns}.",
                 "Convert the checkpoint again with this part in f16 or f32.",
             )
-        target = f"{TENSOR_NAMES[names[stem]].format(bid=layer)}.{suffix}"
+        target = TENSOR_NAMES[names[stem]].format(bid=layer)
+        if (architecture, own) not in _WITHOUT_SUFFIX:
+            target += f".{suffix}"
         kind = GGMLQuantizationType[TYPE_NAMES[place.format.name] if place.format else "F32"]
         dimensions = 1 if stem == "shared_gate" else len(shapes[name])
         rotated = head_dim if stem in ("query", "key") else None
@@ -292,7 +300,7 @@ def _troubles_on_the_way_back(partial: Path, spec: ModelSpec, tensors: dict[str,
     try:
         os.truncate(partial, written + room)  # a hole: the reader refuses tensors that lie beyond the end of the file
         back = model_spec(GgufSource(partial).config)
-        if back != spec:
+        if replace(back, family=spec.family) != spec:  # several families may share an architecture
             yield "edgemoe would convert this file to another model: the format cannot hold all of its settings."
     except SourceError as problem:
         reason = problem.message.removeprefix(f"{partial}: ")

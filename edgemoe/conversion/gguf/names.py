@@ -2,9 +2,10 @@
 
 Letters: `D` model width, `F` expert width, `E` experts.
 
-The rows of query and key have one of two orders. For architectures that rotate neighbouring pairs (`llama`,
-`granitemoe`), the file has the two elements of a pair side by side; checkpoints, and so edgemoe, have all
-first elements of a head before all second ones. Only whole rows are moved: the blocks in them are unchanged.
+The rows of query and key have one of two orders. For most architectures that rotate neighbouring pairs (`llama`,
+`granitemoe`, `deepseek`), the file has the two elements of a pair side by side; checkpoints, and so edgemoe, have all
+first elements of a head before all second ones. Only whole rows are moved: the blocks in them are unchanged. The rows
+of `ernie4_5-moe` have the order of the file in checkpoints and in edgemoe too.
 """
 
 from __future__ import annotations
@@ -77,21 +78,73 @@ _SHARED = "mlp.shared_experts.{matrix}.weight"
 TAPS = "shortconv.conv.weight"
 """The taps of a layer's convolution, a row for each channel; checkpoints have a dimension of one in the middle."""
 
+_HUNYUAN_NAMES = {
+    "attn_q_norm.weight": "self_attn.query_layernorm.weight",
+    "attn_k_norm.weight": "self_attn.key_layernorm.weight",
+}
+_LING_NAMES = {
+    "token_embd.weight": "model.word_embeddings.weight",
+    "attn_qkv.weight": "attention.query_key_value.weight",
+    "attn_qkv.bias": "attention.query_key_value.bias",
+    "attn_output.weight": "attention.dense.weight",
+    "attn_q_norm.weight": "attention.query_layernorm.weight",
+    "attn_k_norm.weight": "attention.key_layernorm.weight",
+    "exp_probs_b.bias": "mlp.gate.expert_bias",
+}
+_W123 = {"gate": "w1", "up": "w3", "down": "w2"}
+_SHARED_EXPERTS, _SHARED_MLP = "mlp.shared_experts.{matrix}.weight", "mlp.shared_mlp.{matrix}.weight"
+
 FAMILIES: dict[str, Family] = {
+    "bailingmoe2": Family(
+        "bailing_moe_v2",
+        False,
+        _QWEN_ROUTER,
+        _QWEN_EXPERT,
+        _SHARED_EXPERTS,
+        partial_rotation=True,
+        leading_dense=True,
+        matrices=_SPLIT,
+        own_names=_LING_NAMES,
+    ),
+    "deepseek": Family(
+        "deepseek", True, _QWEN_ROUTER, _QWEN_EXPERT, _SHARED_EXPERTS, leading_dense=True, matrices=_SPLIT
+    ),
+    "dots1": Family("dots1", False, _QWEN_ROUTER, _QWEN_EXPERT, _SHARED_EXPERTS, leading_dense=True, matrices=_SPLIT),
+    "ernie4_5-moe": Family(
+        "ernie4_5_moe", False, _QWEN_ROUTER, _QWEN_EXPERT, _SHARED_EXPERTS, leading_dense=True, matrices=_SPLIT
+    ),
+    "hunyuan-moe": Family(
+        "hunyuan_v1_moe",
+        False,
+        "mlp.gate.wg.weight",
+        _QWEN_EXPERT,
+        _SHARED_MLP,
+        matrices=_SPLIT,
+        own_names=_HUNYUAN_NAMES,
+    ),
+    "hy_v3": Family(
+        "hy_v3",
+        False,
+        "mlp.router.gate.weight",
+        _QWEN_EXPERT,
+        _SHARED_MLP,
+        matrices=_SPLIT,
+        own_names=dict.fromkeys(("exp_probs_b", "exp_probs_b.bias"), "mlp.expert_bias"),
+    ),
     "llama": Family("llama", True),
     "llama with experts": Family(
         "mixtral",
         True,
         "block_sparse_moe.gate.weight",
         "block_sparse_moe.experts.{expert}.{matrix}.weight",
-        matrices={"gate": "w1", "up": "w3", "down": "w2"},
+        matrices=_W123,
     ),
     "glm4moe": Family(
         "glm4_moe",
         False,
         _QWEN_ROUTER,
         _QWEN_EXPERT,
-        "mlp.shared_experts.{matrix}.weight",
+        _SHARED_EXPERTS,
         partial_rotation=True,
         leading_dense=True,
         matrices=_SPLIT,
@@ -117,9 +170,18 @@ FAMILIES: dict[str, Family] = {
         "feed_forward.gate.weight",
         "feed_forward.experts.{expert}.{matrix}.weight",
         leading_dense=True,
-        matrices={"gate": "w1", "up": "w3", "down": "w2"},
+        matrices=_W123,
         own_names=_LFM2_NAMES,
         convolutions=True,
+    ),
+    "minimax-m2": Family(
+        "minimax_m2",
+        False,
+        "block_sparse_moe.gate.weight",
+        "block_sparse_moe.experts.{expert}.{matrix}.weight",
+        partial_rotation=True,
+        matrices=_W123,
+        own_names={"exp_probs_b.bias": "block_sparse_moe.e_score_correction_bias"},
     ),
     "olmoe": Family("olmoe", False, _QWEN_ROUTER, _QWEN_EXPERT, matrices=_SPLIT),
     "qwen2moe": Family(
@@ -181,6 +243,7 @@ _LAYER_NAMES = {
     "ffn_down.weight": "mlp.down_proj.weight",
     "ffn_gate_inp_shexp.weight": "mlp.shared_expert_gate.weight",
     "exp_probs_b.bias": "mlp.gate.e_score_correction_bias",
+    "layer_output_norm.weight": "final_layernorm.weight",
     "attn_sinks.weight": "self_attn.sinks",
     **{f"nextn.{name}.weight": f"{name}.weight" for name in ("eh_proj", "enorm", "hnorm", "embed_tokens")},
     **{f"nextn.shared_head_{name}.weight": f"shared_head.{name}.weight" for name in ("head", "norm")},

@@ -131,6 +131,12 @@ class JitBackend(StepwiseBackend):
         layers.rope(values, cosine, sine, neighbours, output)
         return output
 
+    def clip(self, values: Floats, limit: float) -> Floats:
+        """Hold each number of `(T, N)` to `-limit .. limit`."""
+        output = np.empty(values.shape, np.float32)
+        layers.clip(values, np.float32(limit), output)
+        return output
+
     def quantise_cache_rows(self, rows: Floats) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float16]]:
         """Quantise keys or values `(T, G, W)` for a `QuantisedCache`: values `(T, G, W)`, scales `(T, G, groups)`."""
         values = np.empty(rows.shape, np.int8)
@@ -203,6 +209,7 @@ class JitBackend(StepwiseBackend):
         kept_groups: int = 1,
         epsilon: float = 0.0,
         scale: float = 1.0,
+        least_sum: float = 0.0,
         choose_by: Choice = "score",
     ) -> tuple[Integers, Floats]:
         """Experts `(T, K)` of largest choice score, the lower number on a tie, and their weights `(T, K)`."""
@@ -219,7 +226,7 @@ class JitBackend(StepwiseBackend):
         if sigmoid:
             experts.weigh_by_sigmoid(logits, renormalise, epsilon, chosen, weights)
         else:
-            experts.weigh_by_softmax(logits, renormalise, chosen, weights)
+            experts.weigh_by_softmax(logits, renormalise, least_sum, chosen, weights)
         if scale != 1:
             weights *= np.float32(scale)
         return chosen, weights

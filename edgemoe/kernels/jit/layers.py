@@ -70,6 +70,15 @@ def rope(values: Floats, cosine: Floats, sine: Floats, neighbours: bool, output:
 
 
 @jit
+def clip(values: Floats, limit: np.float32, output: Floats) -> None:
+    """Hold each number of `(T, N)` to `-limit .. limit`; NaNs stay."""
+    for t in range(len(values)):
+        for i in range(values.shape[1]):
+            value = values[t, i]
+            output[t, i] = limit if value > limit else -limit if value < -limit else value
+
+
+@jit
 def short_conv(gates: Floats, taps: Floats, bias: Floats | None, inputs: Floats, output: Floats) -> None:
     """Fill in `inputs` behind its first `length - 1` rows, and convolve them; see `reference.short_conv`."""
     width, length = taps.shape

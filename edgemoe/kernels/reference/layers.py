@@ -61,6 +61,17 @@ def _rope(kernels: Any, o: op.Rope, tokens: int) -> None:
     o.values[:tokens] = turned.reshape(tokens, -1)
 
 
+def clip(values: Floats, limit: float) -> Floats:
+    """Each number held to `-limit .. limit`; NaNs stay."""
+    held: Floats = np.clip(values, np.float32(-limit), np.float32(limit))
+    return held
+
+
+@means(op.Clip, "clip")
+def _clip(kernels: Any, o: op.Clip, tokens: int) -> None:
+    o.values[:tokens] = kernels.clip(o.values[:tokens], o.limit)
+
+
 def short_conv(gates: Floats, taps: Floats, bias: Floats | None, earlier: Floats) -> tuple[Floats, Floats]:
     """Convolve neighbouring rows of one sequence: gates `(T, 3D)`, taps `(D, length)`; output and `u`, `(T, D)`.
 

@@ -1,4 +1,4 @@
-/* The operations that work row by row: embed, norms, rope, storing of keys and values, gate, soft cap,
+/* The operations that work row by row: embed, norms, rope, clip, storing of keys and values, gate, soft cap,
  * combine, mix. */
 #include "../operations.h"
 
@@ -176,6 +176,23 @@ int32_t em_run_rope(const em_rope *rope, const em_run *run) {
         if (rope->positions[t] < 0 || rope->positions[t] >= rope->context) return EM_BAD_POSITION;
     }
     return run_rows(rope, run, rope_rows, (int64_t)run->tokens * rope->heads, rope->head_dim);
+}
+
+/* ---- clip --------------------------------------------------------------------------------------------- */
+
+static void clip_rows(void *context, int64_t begin, int64_t end, int32_t thread) {
+    const em_clip *c = ((const rows_task *)context)->operation;
+    (void)thread;
+    for (int64_t i = begin * c->columns; i < end * c->columns; i++) {
+        const float value = c->values[i];
+        c->values[i] = value > c->limit ? c->limit : value < -c->limit ? -c->limit : value;
+    }
+}
+
+EM_NO_SCRATCH(clip)
+
+int32_t em_run_clip(const em_clip *clip, const em_run *run) {
+    return run_rows(clip, run, clip_rows, run->tokens, clip->columns);
 }
 
 /* ---- keys and values ---------------------------------------------------------------------------------- */
