@@ -100,15 +100,34 @@ FRAME: tuple[Row, ...] = rows(
     ("attention_norm", "input_layernorm.weight", ("model",)),
     ("query", "self_attn.q_proj.weight", ("query", "model")),
     ("key", "self_attn.k_proj.weight", ("key_value", "model")),
-    ("value", "self_attn.v_proj.weight", ("key_value", "model")),
-    ("output", "self_attn.o_proj.weight", ("model", "query")),
+    ("value", "self_attn.v_proj.weight", ("value", "model")),
+    ("output", "self_attn.o_proj.weight", ("model", "attended")),
     ("query_bias", "self_attn.q_proj.bias", ("query",)),
     ("key_bias", "self_attn.k_proj.bias", ("key_value",)),
-    ("value_bias", "self_attn.v_proj.bias", ("key_value",)),
+    ("value_bias", "self_attn.v_proj.bias", ("value",)),
     ("output_bias", "self_attn.o_proj.bias", ("model",)),
     ("ffn_norm", "post_attention_layernorm.weight", ("model",)),
 )
 """The rows that every family has: embedding, head, norms and attention."""
+
+HEAD_NORMS: tuple[Row, ...] = layer_rows(
+    ("query_norm", "self_attn.q_norm.weight", ("head_dim",)),
+    ("key_norm", "self_attn.k_norm.weight", ("head_dim",)),
+)
+"""Norms of each head's queries and keys."""
+
+
+def shared_rows(*names: str) -> tuple[Row, ...]:
+    """Make the rows of a shared expert, under each of the names that checkpoints have for it."""
+    matrices = (
+        ("gate", ("shared_width", "model")),
+        ("up", ("shared_width", "model")),
+        ("down", ("model", "shared_width")),
+    )
+    return layer_rows(
+        *((f"shared.{part}", f"{name}.{part}_proj.weight", shape) for name in names for part, shape in matrices)
+    )
+
 
 DENSE_FFN: tuple[Row, ...] = layer_rows(
     ("ffn.gate", "mlp.gate_proj.weight", ("ffn_width", "model")),

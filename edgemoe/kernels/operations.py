@@ -180,6 +180,19 @@ class RmsNorm(Operation, code=1):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
+class LayerNorm(Operation, code=16):
+    """`output = (input - mean) / sqrt(variance + epsilon) * weight`, over each row; may be in place.
+
+    The variance is the mean of the squares of `input - mean` (Ba, Kiros and Hinton 2016).
+    """
+
+    input: Annotated[Floats, rows("D")]
+    weight: Annotated[Floats, weight("D")]
+    epsilon: float
+    output: Annotated[Floats, rows("D"), output(apart_from="input", may_replace=True)]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class LinearPart:
     """One of the matrices that share an input, with the buffer for its product."""
 
@@ -285,6 +298,33 @@ class Attention(Operation, code=5):
     def position_bytes(self) -> int:
         caches = (self.key_cache, self.value_cache)
         return sum(cache.nbytes // (cache.shape[0] * PAGE_TOKENS) for cache in caches)
+
+
+GateFunction = Literal["sigmoid", "softplus"]
+"""What makes a factor of a gate's number `g`: `1 / (1 + exp(-g))` or `log(1 + exp(g))`."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Gate(Operation, code=15):
+    """Multiplies in place: each of the equal `runs` of a row by what `gating` makes of its own number of `gate`.
+
+    With a number for each head of attention's output a run is a head; with one for each channel, a channel.
+    """
+
+    gate: Annotated[Floats, rows("runs")]
+    values: Annotated[Floats, rows("runs*width"), IN_PLACE]
+    gating: GateFunction
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SoftCap(Operation, code=17):
+    """Brings numbers within `-limit .. limit` smoothly, in place: `limit * tanh(value / limit)` (Gemma 2, 2024)."""
+
+    values: Annotated[Floats, rows("M"), IN_PLACE]
+    limit: float
+
+    def check(self, sizes: Sizes) -> None:
+        require(0 < self.limit < math.inf, "limit", "a number above 0", self.limit)
 
 
 MOST_TAPS = 64

@@ -16,8 +16,14 @@ enum { EM_MOST_TAPS = 64 };
 /* em_route.score */
 enum { EM_SCORE_SOFTMAX = 0, EM_SCORE_SIGMOID = 1, EM_SCORE_COUNT = 2 };
 
+/* em_route.choose_by */
+enum { EM_CHOOSE_BY_SCORE = 0, EM_CHOOSE_BY_LOGIT = 1, EM_CHOOSE_BY_COUNT = 2 };
+
 /* em_activation.function */
 enum { EM_FUNCTION_SILU = 0, EM_FUNCTION_CLAMPED_SILU = 1, EM_FUNCTION_COUNT = 2 };
+
+/* em_gate.gating */
+enum { EM_GATING_SIGMOID = 0, EM_GATING_SOFTPLUS = 1, EM_GATING_COUNT = 2 };
 
 /* output[t] = scale * matrix[ids[t]]. */
 typedef struct em_embed {
@@ -138,6 +144,7 @@ typedef struct em_route {
     float epsilon;
     float scale;
     float least_sum;
+    int32_t choose_by;        /* EM_CHOOSE_BY_... */
     int32_t num_experts;      /* E */
     int32_t top_k;            /* K */
 } em_route;
@@ -252,6 +259,31 @@ typedef struct em_clip {
     int32_t columns; /* M */
 } em_clip;
 
+/* Multiplies in place: each of the equal runs of a row by what gating makes of its own number of gate. */
+typedef struct em_gate {
+    const float *gate; /* (T, runs) */
+    float *values;     /* (T, runs*width) */
+    int32_t gating;    /* EM_GATING_... */
+    int32_t runs;      /* runs */
+    int32_t width;     /* width */
+} em_gate;
+
+/* output = (input - mean) / sqrt(variance + epsilon) * weight, over each row; may be in place. */
+typedef struct em_layer_norm {
+    const float *input;  /* (T, D) */
+    const float *weight; /* (D,) */
+    float epsilon;
+    float *output;       /* (T, D) */
+    int32_t hidden_size; /* D */
+} em_layer_norm;
+
+/* Brings numbers within -limit .. limit smoothly, in place: limit * tanh(value / limit) (Gemma 2, 2024). */
+typedef struct em_soft_cap {
+    float *values;   /* (T, M) */
+    float limit;
+    int32_t columns; /* M */
+} em_soft_cap;
+
 /* X(kind, name) for each operation, in the order of em_kind. */
 #define EM_OPERATIONS(X) \
     X(EMBED, embed) \
@@ -268,7 +300,10 @@ typedef struct em_clip {
     X(EXPERTS, experts) \
     X(COMBINE, combine) \
     X(MIX, mix) \
-    X(CLIP, clip)
+    X(CLIP, clip) \
+    X(GATE, gate) \
+    X(LAYER_NORM, layer_norm) \
+    X(SOFT_CAP, soft_cap)
 
 /* STRUCT(type) for each struct of the interface, and FIELD(type, field) for each of its fields. */
 #define EM_LAYOUT(STRUCT, FIELD) \
@@ -304,7 +339,7 @@ typedef struct em_clip {
     STRUCT(em_route) FIELD(em_route, logits) FIELD(em_route, renormalise) FIELD(em_route, experts) \
         FIELD(em_route, weights) FIELD(em_route, slots) FIELD(em_route, bonus) FIELD(em_route, score) \
         FIELD(em_route, choice_bias) FIELD(em_route, groups) FIELD(em_route, kept_groups) \
-        FIELD(em_route, epsilon) FIELD(em_route, scale) FIELD(em_route, least_sum) \
+        FIELD(em_route, epsilon) FIELD(em_route, scale) FIELD(em_route, least_sum) FIELD(em_route, choose_by) \
         FIELD(em_route, num_experts) FIELD(em_route, top_k) \
     STRUCT(em_activation) FIELD(em_activation, function) FIELD(em_activation, alpha) \
         FIELD(em_activation, limit) FIELD(em_activation, offset) \
@@ -330,6 +365,11 @@ typedef struct em_clip {
     STRUCT(em_mix) FIELD(em_mix, base) FIELD(em_mix, result) FIELD(em_mix, scale) FIELD(em_mix, keep) \
         FIELD(em_mix, share) FIELD(em_mix, shift) FIELD(em_mix, output) FIELD(em_mix, hidden_size) \
     STRUCT(em_clip) FIELD(em_clip, values) FIELD(em_clip, limit) FIELD(em_clip, columns) \
+    STRUCT(em_gate) FIELD(em_gate, gate) FIELD(em_gate, values) FIELD(em_gate, gating) FIELD(em_gate, runs) \
+        FIELD(em_gate, width) \
+    STRUCT(em_layer_norm) FIELD(em_layer_norm, input) FIELD(em_layer_norm, weight) \
+        FIELD(em_layer_norm, epsilon) FIELD(em_layer_norm, output) FIELD(em_layer_norm, hidden_size) \
+    STRUCT(em_soft_cap) FIELD(em_soft_cap, values) FIELD(em_soft_cap, limit) FIELD(em_soft_cap, columns) \
     STRUCT(em_operation) FIELD(em_operation, kind) FIELD(em_operation, reserved) FIELD(em_operation, as) \
     STRUCT(em_scratch) FIELD(em_scratch, data) FIELD(em_scratch, bytes) \
     STRUCT(em_program_times) FIELD(em_program_times, operations) FIELD(em_program_times, elapsed_ns) \

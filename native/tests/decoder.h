@@ -23,7 +23,7 @@ enum {
     SLOTS = 4,
     TAPS = 3,
     RING = 4,
-    OPERATIONS = 19, /* of which one begins to read experts */
+    OPERATIONS = 23, /* of which one begins to read experts */
 };
 
 static inline em_matrix random_matrix(int32_t format, int32_t rows, int32_t columns) {
@@ -111,6 +111,10 @@ static inline void add_attention(model *m, int32_t cache_format) {
         .value_cache = values, .scale = 0.2f, .output = *m->attended, .sequence_count = 1, .table_pages = PAGES,
         .page_count = PAGES, .kv_heads = GROUPS, .head_dim = HEAD_WIDTH, .heads = HEADS,
         .value_dim = HEAD_WIDTH};
+    add(m, EM_GATE)->as.gate = (em_gate){
+        .gate = *m->query, .values = *m->attended, .gating = EM_GATING_SIGMOID, .runs = WIDTH, .width = 1};
+    add(m, EM_GATE)->as.gate = (em_gate){
+        .gate = *m->key, .values = *m->attended, .gating = EM_GATING_SOFTPLUS, .runs = GROUPS * HEAD_WIDTH, .width = 2};
     em_linear *output = &add(m, EM_LINEAR)->as.linear;
     *output = (em_linear){.input = *m->attended, .parts_count = 1, .scale = 0.5f, .accumulate = 1};
     output->parts[0] = part_of(owned_matrix(m, EM_Q4, WIDTH, WIDTH), NULL, *m->hidden);
@@ -134,6 +138,7 @@ static inline void add_moe(model *m) {
     *router = (em_linear){.input = *m->hidden, .parts_count = 2, .scale = 1};
     router->parts[0] = part_of(owned_matrix(m, EM_F32, EXPERTS, WIDTH), NULL, *m->logits);
     router->parts[1] = part_of(owned_matrix(m, EM_F32, 1, WIDTH), NULL, *m->shared_gate);
+    add(m, EM_SOFT_CAP)->as.soft_cap = (em_soft_cap){.values = *m->logits, .limit = 2, .columns = EXPERTS};
     add(m, EM_ROUTE)->as.route = (em_route){
         .logits = *m->logits, .experts = *m->chosen, .weights = *m->weights, .num_experts = EXPERTS, .top_k = USED,
         .renormalise = 1, .groups = 1, .kept_groups = 1, .scale = 1};
@@ -178,6 +183,8 @@ static inline void add_moe(model *m) {
         .output = *m->hidden, .routed = **m->routed, .weights = *m->weights, .shared = *m->shared,
         .shared_gate = *m->shared_gate, .top_k = USED, .hidden_size = WIDTH, .scale = 0.7f,
         .accumulate = 1};
+    add(m, EM_LAYER_NORM)->as.layer_norm = (em_layer_norm){
+        .input = *m->hidden, .weight = m->norm, .output = *m->normed, .epsilon = 1e-5f, .hidden_size = WIDTH};
     add(m, EM_MIX)->as.mix =
         (em_mix){
         .base = *m->hidden, .result = *m->shared, .keep = m->norm, .share = m->bias, .shift = m->norm, .output = *m->hidden,

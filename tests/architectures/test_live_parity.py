@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ HEADS_FILL_THE_MODEL = ("deepseek", "ernie4_5_moe", "flex_olmo", "olmoe", "qwen2
 """Families whose head width is always the model's width over the number of heads."""
 PUBLISHED_CODE = ("bailing_moe", "bailing_moe_v2", "deepseek")
 """Families that `published_code.py` computes: without scaled positions, and with a head of their own."""
-NO_ATTENTION_BIAS = ("ernie4_5_moe", "lfm2_moe", "minimax_m2", "mixtral", *PUBLISHED_CODE)
+NO_ATTENTION_BIAS = ("ernie4_5_moe", "exaone_moe", "kolibri1", "lfm2_moe", "minimax_m2", "mixtral", *PUBLISHED_CODE)
 
 
 @st.composite
@@ -122,6 +123,8 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
         del config["head_dim"], config["rms_norm_eps"]
         config |= draw(experts(model_type)) | draw(convolutions(config["num_hidden_layers"]))
         config |= {"hidden_size": heads * head_width, "moe_intermediate_size": number(1, 40)}
+    elif model_type in WINDOWED:
+        config |= draw(WINDOWED[model_type](config))
     elif not llama:
         config |= draw(experts(model_type))
     if model_type == "gpt_oss":
@@ -133,14 +136,14 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
             "swiglu_limit": draw(st.sampled_from([0.3, 1.0, 7.0])),
             "swiglu_alpha": draw(st.sampled_from([1.0, 1.702])),
         }
-    if model_type in GRANITE:
+    if model_type in (*GRANITE, "granitemoe_swa"):
         config |= {
             "embedding_multiplier": draw(st.sampled_from([1.0, 12.0])),
             "attention_multiplier": draw(st.sampled_from([0.015625, 0.3, 1.0])),
             "residual_multiplier": draw(st.sampled_from([0.22, 1.0])),
             "logits_scaling": draw(st.sampled_from([0.5, 6.0])),
         }
-    if model_type == "granitemoeshared":
+    if model_type in ("granitemoeshared", "granitemoe_swa"):
         config["shared_intermediate_size"] = number(0, 50)
     if model_type in QWEN:
         config |= {
@@ -155,7 +158,8 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
     if model_type == "olmoe":
         config["clip_qkv"] = draw(st.sampled_from([None, 0.5]))
     layout = draw(st.sampled_from(["files", "fused"]))
-    return Case(model_type, number(0, 1 << 30), config, layout, legacy=draw(st.booleans()))
+    legacy = draw(st.booleans()) and model_type not in ("laguna", "mellum", "mimo_v2_flash", "granitemoe_swa")
+    return Case(model_type, number(0, 1 << 30), config, layout, legacy=legacy)
 
 
 @st.composite
@@ -198,6 +202,155 @@ def grouped_experts(draw: st.DrawFn) -> dict[str, Any]:
         "norm_topk_prob": draw(st.booleans()),
         "routed_scaling_factor": draw(st.sampled_from([1.0, 2.5])),
     }
+
+
+def layer_words(layers: int, *words: str) -> st.SearchStrategy[list[str]]:
+    return st.lists(st.sampled_from(words), min_size=layers, max_size=layers)
+
+
+@st.composite
+def windowed(draw: st.DrawFn, config: dict[str, Any], *, count: str = "num_experts") -> dict[str, Any]:
+    """What most families with windows have: layers of two types, an expert width, a number of experts."""
+    experts = draw(st.integers(2, 12) | st.integers(65, 80))
+    return {
+        "sliding_window": draw(st.integers(1, 80)),
+        "layer_types": draw(layer_words(config["num_hidden_layers"], "sliding_attention", "full_attention")),
+        "moe_intermediate_size": draw(st.integers(1, 40)),
+        count: experts,
+        "num_experts_per_tok": draw(st.integers(1, min(experts, 8))),
+    }
+
+
+def dense_layers(config: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
+    words = layer_words(config["num_hidden_layers"], "dense", "sparse")
+    return words.map(lambda types: {"mlp_layer_types": types})
+
+
+def positions_by_type(config: dict[str, Any], partial: bool = False) -> st.SearchStrategy[dict[str, Any]]:
+    """Positions for each type of layer; YaRN with all its parameters but the one that transformers then ignores."""
+    all_but_one = {name: value for name, value in YARN_WITH_ALL.items() if name != "truncate"}
+    rules = st.sampled_from([{"rope_type": "default", "rope_theta": 1e6}, LINEAR, LLAMA3, YARN, all_but_one])
+    if partial:
+        factors = partial_factors(config["head_dim"])
+        rules = st.tuples(rules, factors).map(lambda both: both[0] | {"partial_rotary_factor": both[1]})
+    both = st.fixed_dictionaries({"full_attention": rules, "sliding_attention": rules})
+    return both.map(lambda parameters: {"rope_parameters": parameters})
+
+
+@st.composite
+def afmoe(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    return draw(windowed(config)) | {
+        "num_dense_layers": draw(st.integers(0, config["num_hidden_layers"])),
+        "num_shared_experts": draw(st.integers(1, 3)),
+        "route_scale": draw(st.sampled_from([1.0, 2.5])),
+        "mup_enabled": draw(st.booleans()),
+    }
+
+
+@st.composite
+def cohere2_moe(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    own = draw(windowed(config)) | draw(dense_layers(config))
+    del own["moe_intermediate_size"]
+    rms = draw(st.none() | st.sampled_from([1e-6, 1e-2]))
+    return own | {
+        "rms_norm_eps": rms,
+        "layer_norm_eps": draw(st.sampled_from([1e-6, 1e-2])),
+        "num_shared_experts": draw(st.integers(0, 2)),
+        "shared_expert_combination_strategy": draw(st.sampled_from(["average", "sum"])),
+        "expert_selection_fn": draw(st.sampled_from(["softmax", "sigmoid"])),
+        "norm_topk_prob": draw(st.booleans()),
+        "prefix_dense_intermediate_size": draw(st.none() | st.integers(1, 40)),
+        "prefix_dense_sliding_window_pattern": draw(st.integers(1, 2)),
+        "logit_scale": draw(st.sampled_from([0.25, 1.0])),
+    }
+
+
+@st.composite
+def exaone_moe(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    grouped = draw(grouped_experts())
+    renamed = {"n_routed_experts": "num_experts", "n_shared_experts": "num_shared_experts"}
+    grouped = {renamed.get(name, name): value for name, value in grouped.items()}
+    return draw(windowed(config)) | grouped | draw(dense_layers(config))
+
+
+@st.composite
+def mellum(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    own = draw(windowed(config, count="num_local_experts")) | draw(dense_layers(config))
+    return own | draw(positions_by_type(config)) | {"norm_topk_prob": draw(st.booleans())}
+
+
+@st.composite
+def granitemoe_swa(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    layers = config["num_hidden_layers"]
+    thetas = st.lists(st.sampled_from([0, 1e4, 1e6]), min_size=layers, max_size=layers)
+    own = draw(windowed(config, count="num_local_experts"))
+    del own["moe_intermediate_size"]
+    return own | {"layer_rope_theta": draw(thetas)}
+
+
+@st.composite
+def mimo_v2_flash(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    grouped = draw(grouped_experts())
+    del grouped["n_shared_experts"]
+    own = draw(windowed(config, count="n_routed_experts")) | grouped | draw(dense_layers(config))
+    heads = config["num_attention_heads"] // config["num_key_value_heads"]
+    return (
+        own
+        | draw(positions_by_type(config, partial=True))
+        | {
+            "num_attention_heads": 2 * heads * config["num_key_value_heads"],
+            "v_head_dim": draw(st.integers(1, 30)),
+            "attention_value_scale": draw(st.sampled_from([None, 0.707])),
+        }
+    )
+
+
+@st.composite
+def flint(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    count = config["num_hidden_layers"]
+    listed = st.lists(st.integers(0, count - 1), max_size=2)
+    return draw(windowed(config)) | {
+        "mlp_only_layers": draw(st.none() | listed if count > 1 else listed),  # by default the first two
+        "norm_topk_prob": draw(st.booleans()),
+        "shared_expert_intermediate_size": draw(st.integers(1, 40)),
+    }
+
+
+@st.composite
+def kolibri1(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    del config["intermediate_size"]
+    return draw(windowed(config)) | {
+        "norm_topk_prob": draw(st.booleans()),
+        "shared_expert_intermediate_size": draw(st.integers(1, 40)),
+    }
+
+
+@st.composite
+def laguna(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    layers, kv_heads = config["num_hidden_layers"], config["num_key_value_heads"]
+    heads = st.lists(st.integers(1, 3).map(lambda times: times * kv_heads), min_size=layers, max_size=layers)
+    own = draw(windowed(config)) | draw(dense_layers(config)) | draw(positions_by_type(config, partial=True))
+    return own | {
+        "gating": draw(st.sampled_from([True, "per-head", "per-element"])),
+        "moe_routed_scaling_factor": draw(st.sampled_from([1.0, 2.5])),
+        "moe_router_logit_softcapping": draw(st.sampled_from([0.0, 2.0])),
+        "num_attention_heads_per_layer": draw(st.none() | heads),
+        "shared_expert_intermediate_size": draw(st.integers(1, 40)),
+    }
+
+
+WINDOWED: dict[str, Callable[[dict[str, Any]], st.SearchStrategy[dict[str, Any]]]] = {
+    "afmoe": afmoe,
+    "cohere2_moe": cohere2_moe,
+    "exaone_moe": exaone_moe,
+    "flint": flint,
+    "granitemoe_swa": granitemoe_swa,
+    "kolibri1": kolibri1,
+    "laguna": laguna,
+    "mellum": mellum,
+    "mimo_v2_flash": mimo_v2_flash,
+}
+"""What a config of each family with windows may say, beyond what all say."""
 
 
 @st.composite

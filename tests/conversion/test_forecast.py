@@ -100,7 +100,7 @@ def weight_bytes(operation: op.Operation) -> int:
     """The bytes of the weights that a bound operation reads for one token."""
     if isinstance(operation, op.Embed):
         return operation.matrix.data.nbytes // operation.matrix.rows
-    if isinstance(operation, op.RmsNorm):
+    if isinstance(operation, (op.RmsNorm, op.LayerNorm)):
         return operation.weight.nbytes
     if isinstance(operation, op.Linear):
         return sum(part.matrix.data.nbytes + (0 if part.bias is None else part.bias.nbytes) for part in operation.parts)

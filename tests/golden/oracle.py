@@ -18,6 +18,15 @@ from tests.golden import published_code
 from tests.golden.cases import Case
 
 _CLASSES = {
+    "afmoe": "Afmoe",
+    "cohere2_moe": "Cohere2Moe",
+    "exaone_moe": "ExaoneMoe",
+    "flint": "Flint",
+    "granitemoe_swa": "GraniteMoeSWA",
+    "kolibri1": "Kolibri1",
+    "laguna": "Laguna",
+    "mellum": "Mellum",
+    "mimo_v2_flash": "MiMoV2Flash",
     "dots1": "Dots1",
     "ernie4_5_moe": "Ernie4_5_Moe",
     "flex_olmo": "FlexOlmo",
@@ -37,6 +46,8 @@ _CLASSES = {
     "sarvam_moe": "SarvamMoE",
     "solar_open": "SolarOpen",
 }
+_LISTED = ("dots1", "gpt_oss", "lfm2_moe", "afmoe", "cohere2_moe", "exaone_moe", "flint", "granitemoe_swa", "kolibri1")
+"""Families whose layers are of two kinds in older files too, which list them."""
 _MODELS = {"sarvam_moe": "Glm4MoeForCausalLM"}
 """The class of the model, where it is not named like that of the config."""
 CLEAR_ROUTING = 2e-5
@@ -100,23 +111,27 @@ def run(model: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     def watch(module: Any, inputs: Any, output: Any) -> None:
         scores = output[0].float()
+        bias = getattr(module, "e_score_correction_bias", None)
+        if len(inputs) > 1:
+            bias = inputs[1] if getattr(module, "use_expert_bias", True) else 0
+        if bias is not None:
+            scores = (scores if "Kolibri" in type(module).__name__ else scores.sigmoid()) + bias
         if hasattr(module, "num_group"):
-            scores = scores.sigmoid() + module.e_score_correction_bias
             groups = scores.view(len(scores), module.num_group, -1)
             sums = groups.topk(2).values.sum(dim=-1)
             add_margin(sums, module.topk_group)
             kept = sums >= sums.sort(dim=-1, descending=True).values[:, module.topk_group - 1, None]
             scores = groups.masked_fill(~kept[:, :, None], -torch.inf).flatten(1)
-        elif hasattr(module, "use_expert_bias"):
-            scores = scores.sigmoid() + (inputs[1] if module.use_expert_bias else 0)
         elif hasattr(module, "moe_statics"):
             scores = scores.softmax(dim=-1) + module.moe_statics.e_score_correction_bias
-        elif len(inputs) > 1:
-            scores = scores.sigmoid() + inputs[1]
         add_margin(scores, module.top_k)
 
-    routers = ("topkrouter", "moev1gate")
-    hooks = [m.register_forward_hook(watch) for m in model.modules() if type(m).__name__.lower().endswith(routers)]
+    routers = ("topkrouter", "moev1gate", "choicerouter")
+    hooks = [
+        module.register_forward_hook(watch)
+        for module in model.modules()
+        if type(module).__name__.lower().endswith(routers)
+    ]
     with torch.no_grad():
         logits = model(torch.from_numpy(ids)[None]).logits[0].numpy()
     for hook in hooks:
@@ -161,7 +176,7 @@ def _legacy(config: dict[str, Any]) -> dict[str, Any]:
     plain = kind == "default" and config["model_type"] != "gpt_oss"  # its classes take null for YaRN
     config["rope_scaling"] = None if plain else {"type": kind, **scaling}
     config["torch_dtype"] = config.pop("dtype")
-    if config["model_type"] not in ("dots1", "gpt_oss", "lfm2_moe"):  # their layers are of two kinds in older files too
+    if config["model_type"] not in _LISTED:
         config.pop("layer_types", None)
     if "num_local_experts" in config and config["model_type"] == "qwen3_moe":
         config["num_experts"] = config.pop("num_local_experts")

@@ -23,6 +23,7 @@ from edgemoe.conversion.formats import expert_of
 from edgemoe.conversion.gguf.metadata import (
     ARCHITECTURES,
     INTERLEAVED,
+    NO_GGUF,
     attention_and_ffn,
     check_expressible,
     frequency_divisors,
@@ -41,6 +42,7 @@ from edgemoe.conversion.gguf.package import (
 )
 from edgemoe.conversion.gguf.source import GgufSource
 from edgemoe.conversion.gguf.vocabulary import write_no_tokenizer, write_vocabulary
+from edgemoe.conversion.gguf.windowed import WINDOWED
 from edgemoe.conversion.places import Place, tensor_places
 from edgemoe.conversion.source import take_rows
 from edgemoe.errors import SourceError, StoreError, UsageError
@@ -64,6 +66,9 @@ _NAMES = {
     "key": MODEL_TENSOR.ATTN_K,
     "value": MODEL_TENSOR.ATTN_V,
     "output": MODEL_TENSOR.ATTN_OUT,
+    "output_gate": MODEL_TENSOR.ATTN_GATE,
+    "post_attention_norm": MODEL_TENSOR.ATTN_POST_NORM,
+    "post_ffn_norm": MODEL_TENSOR.FFN_POST_NORM,
     "query_norm": MODEL_TENSOR.ATTN_Q_NORM,
     "key_norm": MODEL_TENSOR.ATTN_K_NORM,
     "conv_norm": MODEL_TENSOR.ATTN_NORM,
@@ -183,8 +188,15 @@ def export_gguf(
                 _write_metadata(writer, store, spec, name, tokenizer)
                 _write_header(writer, tensors, divisors)
             _write_divisors(partial, divisors)
+            troubles = list(_troubles_on_the_way_back(partial, spec, tensors))
+            if troubles and ARCHITECTURES[spec.family] in WINDOWED:
+                raise StoreError(
+                    f"this model cannot be a GGUF: llama.cpp's {ARCHITECTURES[spec.family]} has fixed patterns of"
+                    " layers, positions or weights, which this model does not follow.",
+                    NO_GGUF,
+                )
             if notice is not None:
-                for text in (*remarks(spec), *_troubles_on_the_way_back(partial, spec, tensors)):
+                for text in (*remarks(spec), *troubles):
                     notice(text)
             _write_weights(partial, store, tensors, progress)
             partial.rename(path)

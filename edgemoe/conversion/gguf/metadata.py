@@ -14,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.conversion.gguf.names import FAMILIES
-from edgemoe.conversion.gguf.package import ExpertGatingFuncType, GGUFWriter, RopeScalingType
+from edgemoe.conversion.gguf.package import ExpertGatingFuncType, GGUFWriter
+from edgemoe.conversion.gguf.windowed import WINDOWED
+from edgemoe.conversion.gguf.windowed_metadata import attention_of, write_rope, write_windowed
 from edgemoe.errors import StoreError
 from edgemoe.kernels.operations import SILU, Activation
 from edgemoe.model.blocks import Attention, Body, GatedFfn, Moe, RouterSpec, ShortConv
@@ -99,7 +101,7 @@ _EXPERT_WIDTH = frozenset(
 _EXPERT_WIDTH_TWICE = frozenset({"gpt-oss", "hunyuan-moe", "minimax-m2"})
 """Architectures with both keys for the width of experts."""
 
-_NO_GGUF = "Use the store with edgemoe; no GGUF of this model is possible."
+NO_GGUF = "Use the store with edgemoe; no GGUF of this model is possible."
 
 
 def check_expressible(spec: ModelSpec) -> None:
@@ -109,18 +111,28 @@ def check_expressible(spec: ModelSpec) -> None:
         raise StoreError(
             f"this model cannot be a GGUF: expected a family that llama.cpp has, one of {known};"
             f" found {spec.family[:80]}.",
-            _NO_GGUF,
+            NO_GGUF,
         )
     problem = next(_problems(spec), None)
     if problem:
         raise StoreError(
             f"this model cannot be a GGUF: llama.cpp's {ARCHITECTURES[spec.family]} has no {problem}.",
-            _NO_GGUF,
+            NO_GGUF,
         )
 
 
 def _problems(spec: ModelSpec) -> Iterator[str]:
     architecture = ARCHITECTURES[spec.family]
+    if architecture in WINDOWED:
+        if not spec.routed:
+            yield "models without routed experts"
+        if all(own.rope is None for own in attention_of(spec)):
+            yield "attention without rotary positions"
+        if architecture == "mellum" and len({own.rope.theta for own in attention_of(spec) if own.rope}) > 1:
+            yield "another theta within windows"
+        if any(own.qkv_bias or own.output_bias for own in attention_of(spec)):
+            yield "biases of attention"
+        return
     if not all(map(_has_two_plain_blocks, spec.layers)):
         yield "layers but of attention or a convolution, then an FFN, each with a norm before it and plainly added"
         return
@@ -271,6 +283,9 @@ def _plain_yarn(rope: RopeSpec, truncated: bool) -> bool:
 
 def write_metadata(writer: GGUFWriter, spec: ModelSpec) -> None:
     """Write all keys of the model itself. The spec must have passed `check_expressible`."""
+    if ARCHITECTURES[spec.family] in WINDOWED:
+        write_windowed(writer, ARCHITECTURES[spec.family], spec)
+        return
     attention, ffn = attention_and_ffn(spec)
     convolution = next((mixer for mixer in mixers(spec) if isinstance(mixer, ShortConv)), None)
     architecture, dense = ARCHITECTURES[spec.family], _dense_layers(spec)
@@ -304,7 +319,7 @@ def write_metadata(writer: GGUFWriter, spec: ModelSpec) -> None:
         writer.add_logit_scale(1 / spec.logit_scale)  # llama.cpp divides by it
         if not _plain_scale(attention):
             writer.add_attention_scale(attention.scale)
-    _write_rope(writer, _rope(spec))
+    write_rope(writer, _rope(spec))
 
 
 def _write_experts(writer: GGUFWriter, architecture: str, ffn: Moe, dense: Body | None) -> None:
@@ -347,19 +362,10 @@ def _write_sigmoid_router(writer: GGUFWriter, router: RouterSpec) -> None:
     writer.add_expert_group_used_count(router.kept_groups)
 
 
-def _write_rope(writer: GGUFWriter, rope: RopeSpec) -> None:
-    writer.add_rope_dimension_count(rope.rotated)
-    writer.add_rope_freq_base(rope.theta)
-    if rope.scaling in ("linear", "yarn"):
-        writer.add_rope_scaling_type(RopeScalingType(rope.scaling))
-        writer.add_rope_scaling_factor(rope.parameters["factor"])
-    if rope.scaling == "yarn":
-        writer.add_rope_scaling_orig_ctx_len(round(rope.parameters["original_max_position_embeddings"]))
-
-
 def _rope(spec: ModelSpec) -> RopeSpec:
-    """The rotary positions of a model that a GGUF can hold: they are those of all its attention."""
-    rope = attention_and_ffn(spec)[0].rope
+    """The rotary positions of a model that a GGUF can hold: of all its attention, or of the layers without a window."""
+    ropes = [own for own in attention_of(spec) if own.rope is not None]
+    rope = min(ropes, key=lambda own: own.window > 0).rope
     assert rope is not None  # `check_expressible` has seen to it
     return rope
 

@@ -44,6 +44,8 @@ class Family:
     """Checkpoint names that are not those of the other architectures, by the name in the model or layer of the file."""
     convolutions: bool = False
     """Whether layers without key heads are convolutions."""
+    value_width: bool = False
+    """Whether the file may say that values have another width than keys."""
 
 
 _SPLIT = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
@@ -66,6 +68,13 @@ _LFM2_NAMES = {
     "exp_probs_b.bias": "feed_forward.expert_bias",
 }
 """The norm before the head is called a norm of the embedding in files (`token_embd_norm`), as in checkpoints."""
+_AFMOE_NAMES = {
+    "attn_gate.weight": "self_attn.gate_proj.weight",
+    "ffn_norm.weight": "pre_mlp_layernorm.weight",
+    "post_ffw_norm.weight": "post_mlp_layernorm.weight",
+    "exp_probs_b.bias": "mlp.expert_bias",
+}
+_SHARED = "mlp.shared_experts.{matrix}.weight"
 TAPS = "shortconv.conv.weight"
 """The taps of a layer's convolution, a row for each channel; checkpoints have a dimension of one in the middle."""
 
@@ -179,6 +188,39 @@ FAMILIES: dict[str, Family] = {
         "qwen2_moe", False, _QWEN_ROUTER, _QWEN_EXPERT, "mlp.shared_expert.{matrix}.weight", matrices=_SPLIT
     ),
     "qwen3moe": Family("qwen3_moe", False, _QWEN_ROUTER, _QWEN_EXPERT, matrices=_SPLIT),
+    "afmoe": Family(
+        "afmoe",
+        False,
+        "mlp.router.gate.weight",
+        _QWEN_EXPERT,
+        _SHARED,
+        leading_dense=True,
+        matrices=_SPLIT,
+        own_names=_AFMOE_NAMES,
+    ),
+    "exaone-moe": Family("exaone_moe", False, _QWEN_ROUTER, _QWEN_EXPERT, _SHARED, leading_dense=True, matrices=_SPLIT),
+    "laguna": Family(
+        "laguna",
+        False,
+        _QWEN_ROUTER,
+        _QWEN_EXPERT,
+        _SHARED,
+        partial_rotation=True,
+        leading_dense=True,
+        matrices=_SPLIT,
+        own_names={"attn_gate.weight": "self_attn.g_proj.weight"},
+    ),
+    "mellum": Family("mellum", False, _QWEN_ROUTER, _QWEN_EXPERT, matrices=_SPLIT),
+    "mimo2": Family(
+        "mimo_v2_flash",
+        False,
+        _QWEN_ROUTER,
+        _QWEN_EXPERT,
+        partial_rotation=True,
+        leading_dense=True,
+        matrices=_SPLIT,
+        value_width=True,
+    ),
 }
 
 _TOP_NAMES = {

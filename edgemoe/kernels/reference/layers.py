@@ -1,4 +1,4 @@
-"""The reference of the operations on rows of activations: norms, rotary positions, convolution, mixing."""
+"""The reference of the operations on rows of activations: norms, rotary positions, gates, convolution, mixing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.definition import LARGEST_EXTENT, Sizes
 from edgemoe.kernels.operations import Floats
-from edgemoe.kernels.reference.common import check_each, single
+from edgemoe.kernels.reference.common import check_each, sigmoid, single
 from edgemoe.kernels.stepwise import StepwiseBackend, means
 
 
@@ -25,6 +25,18 @@ def rms_norm(values: Floats, weight: Floats, epsilon: float) -> Floats:
 def _rms_norm(kernels: Any, o: op.RmsNorm, tokens: int) -> None:
     heads = o.input[:tokens].reshape(tokens, o.heads, -1)
     o.output[:tokens] = kernels.rms_norm(heads, o.weight, o.epsilon).reshape(tokens, -1)
+
+
+def layer_norm(values: Floats, weight: Floats, epsilon: float) -> Floats:
+    """Layer norm over the last axis, without a bias (Ba, Kiros and Hinton 2016)."""
+    exact = values.astype(np.float64)
+    centred = exact - exact.mean(axis=-1, keepdims=True)
+    return single(centred / np.sqrt(np.mean(np.square(centred), axis=-1, keepdims=True) + epsilon) * weight)
+
+
+@means(op.LayerNorm, "layer_norm")
+def _layer_norm(kernels: Any, o: op.LayerNorm, tokens: int) -> None:
+    o.output[:tokens] = kernels.layer_norm(o.input[:tokens], o.weight, o.epsilon)
 
 
 def rope(values: Floats, cosine: Floats, sine: Floats, neighbours: bool = False) -> Floats:
@@ -92,6 +104,29 @@ def _short_conv(kernels: Any, o: op.ShortConv, tokens: int) -> None:
         o.output[rows], added = kernels.short_conv(o.gates[rows], taps, o.bias, earlier)
         kept = slice(-min(len(rows), ring), None)
         inputs[positions[rows[kept]] % ring] = added[kept]
+
+
+def gate(values: Floats, numbers: Floats, gating: op.GateFunction) -> Floats:
+    """Values `(T, runs, width)`, each run times the sigmoid or softplus of its own of the numbers `(T, runs)`."""
+    exact = numbers.astype(np.float64)
+    factors = sigmoid(exact) if gating == "sigmoid" else np.logaddexp(0, exact)
+    return single(values * factors[:, :, None])
+
+
+@means(op.Gate, "gate")
+def _gate(kernels: Any, o: op.Gate, tokens: int) -> None:
+    runs = o.values[:tokens].reshape(tokens, o.gate.shape[1], -1)
+    o.values[:tokens] = kernels.gate(runs, o.gate[:tokens], o.gating).reshape(tokens, -1)
+
+
+def soft_cap(values: Floats, limit: float) -> Floats:
+    """The numbers `(T, M)` within the limit: see `op.SoftCap`."""
+    return single(float(np.float32(limit)) * np.tanh(values.astype(np.float64) / float(np.float32(limit))))
+
+
+@means(op.SoftCap, "soft_cap")
+def _soft_cap(kernels: Any, o: op.SoftCap, tokens: int) -> None:
+    o.values[:tokens] = kernels.soft_cap(o.values[:tokens], o.limit)
 
 
 def mix(

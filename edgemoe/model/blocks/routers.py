@@ -31,6 +31,10 @@ class RouterSpec:
     """Factor of the weights, after they are normalised."""
     least_sum: float = field(default=0.0, metadata=ZERO_ALLOWED)
     """The least number that weights by softmax are divided by, in the place of a smaller sum of theirs (ERNIE 4.5)."""
+    choose_by: ex.Choice = "score"
+    """Whether experts are chosen by their scores or by their logits, plus the bias for the choice."""
+    logit_cap: float = field(default=0.0, metadata=ZERO_ALLOWED)
+    """What logits are brought within, smoothly (`op.SoftCap`); 0: they stay as they are."""
 
     def check(self, num_experts: int, top_k: int) -> None:
         """Raise ValueError for settings that contradict one another or the numbers of experts."""
@@ -64,6 +68,8 @@ class RouterSpec:
     ) -> None:
         """Add the operations from the normalised stream to the choice; `logits` `(T, E)` is a value of the caller."""
         build.linear(source, "router", logits, bias=self.logit_bias)
+        if self.logit_cap:
+            build.add(op.SoftCap(logits, self.logit_cap))
         bias = build.vector("router_choice_bias", logits.shape[1]) if self.choice_bias else None
         build.add(self._route(logits, experts, weights, bias, slots, bonus))
 
@@ -84,4 +90,5 @@ class RouterSpec:
             epsilon=self.epsilon,
             scale=self.scale,
             least_sum=self.least_sum,
+            choose_by=self.choose_by,
         )
