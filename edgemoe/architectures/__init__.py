@@ -21,10 +21,12 @@ from edgemoe.architectures import (
     mixtral,
     olmoe,
     qwen2_moe,
+    qwen3_5_moe,
     qwen3_moe,
+    qwen3_next,
 )
 from edgemoe.architectures.config import DAMAGED, ConfigReader, show
-from edgemoe.architectures.table import FURTHER_TOKENS, SourceSlice, resolve_tensors
+from edgemoe.architectures.table import FURTHER_TOKENS, VISION, Change, SourceSlice, resolve_tensors
 from edgemoe.architectures.table import checkpoint_shapes as _checkpoint_shapes
 from edgemoe.architectures.table import possible_shapes as _possible_shapes
 from edgemoe.architectures.table import tied_head as _tied_head
@@ -35,6 +37,8 @@ from edgemoe.model.spec import ModelSpec
 __all__ = [
     "FAMILIES",
     "FURTHER_TOKENS",
+    "VISION",
+    "Change",
     "SourceSlice",
     "checkpoint_shapes",
     "model_spec",
@@ -55,7 +59,10 @@ FAMILIES: dict[str, ModuleType] = {
     "mixtral": mixtral,
     "olmoe": olmoe,
     "qwen2_moe": qwen2_moe,
+    "qwen3_5_moe": qwen3_5_moe,
+    "qwen3_5_moe_text": qwen3_5_moe,
     "qwen3_moe": qwen3_moe,
+    "qwen3_next": qwen3_next,
 }
 """Family modules, keyed by the `model_type` of their config."""
 

@@ -13,6 +13,7 @@ from edgemoe.errors import KernelError
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.backend import Backend, Program
+from edgemoe.kernels.formats import PANEL_ROWS
 from edgemoe.kernels.operations import PAGE_TOKENS
 from tests.kernels.builders import (
     CLAMPED,
@@ -91,7 +92,16 @@ class TinyLayer:
         gates, convolved, length = buffer(3 * WIDTH), buffer(WIDTH), 2 + seed % 3
         taps, added = numbers("normal", (WIDTH * length,), random), numbers("normal", (WIDTH,), random)
         self.ring = aligned((sequences, length - 1 + seed % 2 * 5, WIDTH), np.float32)
-        self.ring.fill(np.nan)  # what is there before the first tokens is never read
+        # With these a delta rule of two heads, whose keys are as wide as a head of attention, and 20 columns of values.
+        channels, columns = 2 * HEAD_WIDTH + 2 * 20, 2 * PANEL_ROWS
+        joined, spread, over = buffer(channels), buffer(channels), buffer(40)
+        strength, decay, self.gate = buffer(2), buffer(2), buffer(40)
+        self.spread_ring = aligned((sequences, 3, channels), np.float32)
+        self.delta_states = aligned((sequences, 2, columns, HEAD_WIDTH), np.float32)
+        kernel = numbers("normal", (channels * 4,), random)
+        rate = -np.abs(numbers("normal", (2,), random))
+        for state in (self.ring, self.spread_ring, self.delta_states):
+            state.fill(np.nan)  # what is there before the first tokens is never read
         self.operations: list[op.Operation] = [
             op.Embed(self.ids, matrix(VOCABULARY, WIDTH), 1.3, self.residual),
             norm(self.residual, normed),
@@ -104,6 +114,14 @@ class TinyLayer:
             op.Linear(normed, (part(3 * WIDTH, gates),)),
             op.ShortConv(gates, taps, added if seed % 2 else None, *self.places[:2], self.ring, convolved),
             op.Linear(convolved, (part(WIDTH, self.residual),), 0.5, True),
+            op.Linear(normed, (part(channels, joined), part(2, strength), part(2, decay), part(40, self.gate))),
+            op.ShortConv(joined, kernel, None, *self.places[:2], self.spread_ring, spread, 1),
+            op.DeltaRule(
+                *(spread, strength, decay, numbers("normal", (2,), random), rate, 1e-6, 1),
+                *(*self.places[:2], self.delta_states, over),
+            ),
+            op.RmsNorm(over, numbers("normal", (20,), random), 1e-5, over, 2, self.gate),
+            op.Linear(over, (op.LinearPart(matrix(WIDTH, 40), None, self.residual),), 0.5, True),
             norm(self.residual, normed),
             op.Linear(normed, (part(EXPERTS, logits),)),
             ex.Route(logits, True, self.chosen, self.weights),
@@ -185,7 +203,12 @@ PLACE_FAULTS = {
 @pytest.mark.parametrize(
     ("kind", "fault"),
     [(kind, fault) for kind in (op.StoreKv, op.Attention) for fault in PLACE_FAULTS]
-    + [(op.ShortConv, fault) for fault in PLACE_FAULTS if "page" not in fault and "position beyond" not in fault],
+    + [
+        (kind, fault)
+        for kind in (op.ShortConv, op.DeltaRule)
+        for fault in PLACE_FAULTS
+        if "page" not in fault and "position beyond" not in fault
+    ],
 )
 def test_rows_without_a_place_are_refused(any_backend: Backend, fault: str, kind: type) -> None:
     """And nothing is written, not even for the rows before."""
@@ -193,7 +216,8 @@ def test_rows_without_a_place_are_refused(any_backend: Backend, fault: str, kind
     layer.places.positions[:] = np.arange(60, 68)
     operation = next(o for o in layer.operations if isinstance(o, kind))
     program = any_backend.program([operation])
-    written = {op.StoreKv: layer.caches, op.ShortConv: [layer.ring]}.get(kind) or [operation.output]
+    states = {op.StoreKv: layer.caches, op.ShortConv: [layer.ring], op.DeltaRule: [layer.delta_states]}
+    written = states.get(kind) or [operation.output]
     for array in written:
         array[:] = 7
     name, index, wrong = PLACE_FAULTS[fault]
@@ -269,7 +293,8 @@ def test_shared_pages_change_no_bit(any_backend: Backend) -> None:
     program = any_backend.program(layer.operations)
     layer.ids[:] = first
     program.run(PAGE_TOKENS)
-    layer.ring[1] = layer.ring[0]
+    for state in (layer.ring, layer.spread_ring, layer.delta_states):
+        state[1] = state[0]
     tail = np.arange(PAGE_TOKENS, CONTEXT)
     layer.places.positions[: len(tail)] = tail
     for sequence, ids in enumerate((first, second)):

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from edgemoe.architectures.qwen3_next import RATE, SUM_SUFFIX
 from edgemoe.conversion.gguf.file import GgufTensor
 from edgemoe.errors import SourceError
 
@@ -43,6 +44,11 @@ class Family:
     """Checkpoint names that are not those of the other architectures, by the name in the model or layer of the file."""
     convolutions: bool = False
     """Whether layers without key heads are convolutions."""
+    taps: tuple[str, str] = ("", "")
+    """The names in the file and in the checkpoint of a convolution's taps, a row for each channel; checkpoints have a
+    dimension of one in the middle."""
+    linear_layers: bool = False
+    """Whether most layers are of Gated DeltaNet."""
 
 
 _SPLIT = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
@@ -65,8 +71,25 @@ _LFM2_NAMES = {
     "exp_probs_b.bias": "feed_forward.expert_bias",
 }
 """The norm before the head is called a norm of the embedding in files (`token_embd_norm`), as in checkpoints."""
-TAPS = "shortconv.conv.weight"
-"""The taps of a layer's convolution, a row for each channel; checkpoints have a dimension of one in the middle."""
+_QWEN_NEXT_NAMES = {
+    "output_norm.weight": "model.norm" + SUM_SUFFIX,
+    "attn_norm.weight": "input_layernorm" + SUM_SUFFIX,
+    "post_attention_norm.weight": "post_attention_layernorm" + SUM_SUFFIX,
+    "attn_q_norm.weight": "self_attn.q_norm" + SUM_SUFFIX,
+    "attn_k_norm.weight": "self_attn.k_norm" + SUM_SUFFIX,
+    "attn_qkv.weight": "linear_attn.in_proj_qkv.weight",
+    "attn_gate.weight": "linear_attn.in_proj_z.weight",
+    "ssm_in.weight": "linear_attn.in_proj_qkvz.weight",
+    "ssm_ba.weight": "linear_attn.in_proj_ba.weight",
+    "ssm_beta.weight": "linear_attn.in_proj_b.weight",
+    "ssm_alpha.weight": "linear_attn.in_proj_a.weight",
+    "ssm_dt.bias": "linear_attn.dt_bias",
+    "ssm_a": RATE,
+    "ssm_norm.weight": "linear_attn.norm.weight",
+    "ssm_out.weight": "linear_attn.out_proj.weight",
+}
+"""`ssm_in` is in older files only. Source: llama.cpp's conversion/qwen.py and src/models/qwen3next.cpp, qwen35moe.cpp."""
+_QWEN_NEXT_TAPS = ("ssm_conv1d.weight", "linear_attn.conv1d.weight")
 
 FAMILIES: dict[str, Family] = {
     "llama": Family("llama", True),
@@ -111,12 +134,37 @@ FAMILIES: dict[str, Family] = {
         matrices={"gate": "w1", "up": "w3", "down": "w2"},
         own_names=_LFM2_NAMES,
         convolutions=True,
+        taps=("shortconv.conv.weight", "conv.conv.weight"),
     ),
     "olmoe": Family("olmoe", False, _QWEN_ROUTER, _QWEN_EXPERT, matrices=_SPLIT),
     "qwen2moe": Family(
         "qwen2_moe", False, _QWEN_ROUTER, _QWEN_EXPERT, "mlp.shared_expert.{matrix}.weight", matrices=_SPLIT
     ),
+    "qwen35moe": Family(
+        "qwen3_5_moe",
+        False,
+        _QWEN_ROUTER,
+        _QWEN_EXPERT,
+        "mlp.shared_expert.{matrix}.weight",
+        partial_rotation=True,
+        matrices=_SPLIT,
+        own_names=_QWEN_NEXT_NAMES,
+        taps=_QWEN_NEXT_TAPS,
+        linear_layers=True,
+    ),
     "qwen3moe": Family("qwen3_moe", False, _QWEN_ROUTER, _QWEN_EXPERT, matrices=_SPLIT),
+    "qwen3next": Family(
+        "qwen3_next",
+        False,
+        _QWEN_ROUTER,
+        _QWEN_EXPERT,
+        "mlp.shared_expert.{matrix}.weight",
+        partial_rotation=True,
+        matrices=_SPLIT,
+        own_names=_QWEN_NEXT_NAMES,
+        taps=_QWEN_NEXT_TAPS,
+        linear_layers=True,
+    ),
 }
 
 _TOP_NAMES = {
@@ -217,9 +265,9 @@ def _views(
     if own in ("ffn_gate_inp.weight", "ffn_gate_inp.bias") and family.router:
         router = family.router if own.endswith("weight") else _bias_of(family.router)
         return {prefix + router: TensorView((tensor,), tensor.shape)}
-    if own == TAPS and family.convolutions and len(tensor.shape) == 2:
+    if own == family.taps[0] and len(tensor.shape) == 2:
         shape = tensor.shape[0], 1, tensor.shape[1]
-        return {prefix + "conv.conv.weight": TensorView((tensor,), shape, elements=True)}
+        return {prefix + family.taps[1]: TensorView((tensor,), shape, elements=True)}
     if own in family.own_names:
         return {prefix + family.own_names[own]: TensorView((tensor,), tensor.shape)}
     if own in _LAYER_NAMES:

@@ -22,7 +22,7 @@ from edgemoe.conversion.gguf.file import CHECK_THE_FILE, GgufFile, GgufTensor, r
 from edgemoe.conversion.gguf.names import FAMILIES, TensorView, checkpoint_tensors, halves_order
 from edgemoe.conversion.gguf.tokenizer import notices, side_files
 from edgemoe.conversion.sampling import sample_sha256
-from edgemoe.conversion.source import TensorInfo, take_rows
+from edgemoe.conversion.source import TensorInfo, join_rows, take_rows
 from edgemoe.errors import SourceError
 from edgemoe.kernels.file_rows import BLOCK_FORMATS, Rows, decode_rows
 from edgemoe.kernels.formats import Blocks, dequantise
@@ -110,6 +110,8 @@ class GgufSource:
         """Where a slice lies in one piece, as it is; None if its rows lie apart or in another order."""
         view = self._views.get(where.tensor)
         if view is None or view.elements or view.head_dim is not None or where.row_step != 1 or where.transposed:
+            return None
+        if where.runs or where.change != "none":
             return None
         part_rows = view.parts[0].shape[-2] if len(view.parts[0].shape) > 1 else 1
         if len(view.shape) == 1:  # elements of a vector, which may be one row of a matrix
@@ -218,26 +220,11 @@ def _plain_rows(view: TensorView, index: int | None, start: int, stop: int) -> R
         first, last = max(start - number * part_rows, 0), min(stop - number * part_rows, part_rows)
         if first < last:
             pieces.append(decode_rows(part.read(base + first, base + last), part.type_name))
-    if len(pieces) == 1:
-        rows = pieces[0]
-    elif _dtype(view) in BLOCK_FORMATS:
-        rows = _concatenate([piece for piece in pieces if isinstance(piece, Blocks)])
-    else:
-        rows = np.concatenate([_as_floats(piece) for piece in pieces])
-    return rows if _dtype(view) in BLOCK_FORMATS else _as_floats(rows)
+    if _dtype(view) not in BLOCK_FORMATS:
+        pieces = [_as_floats(piece) for piece in pieces]
+    return join_rows(pieces)
 
 
 def _as_floats(rows: Rows) -> npt.NDArray[np.float32]:
     return dequantise(rows) if isinstance(rows, Blocks) else rows
 
-
-def _concatenate(pieces: Sequence[Blocks]) -> Blocks:
-    def joined(arrays: Sequence[Any]) -> Any:
-        return None if arrays[0] is None else np.concatenate(arrays)
-
-    return Blocks(
-        pieces[0].format,
-        joined([piece.values for piece in pieces]),
-        joined([piece.scales for piece in pieces]),
-        joined([piece.minimums for piece in pieces]),
-    )

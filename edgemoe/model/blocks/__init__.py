@@ -11,12 +11,26 @@ from types import MappingProxyType
 
 from edgemoe.model.blocks.attention import Attention
 from edgemoe.model.blocks.body import Body, RoutedExperts
+from edgemoe.model.blocks.gated_delta import GatedDelta
 from edgemoe.model.blocks.gated_ffn import GatedFfn
 from edgemoe.model.blocks.moe import Moe, SharedExpert
 from edgemoe.model.blocks.routers import RouterSpec
 from edgemoe.model.blocks.short_conv import ShortConv
 
-__all__ = ["BODIES", "Attention", "Body", "GatedFfn", "Moe", "RoutedExperts", "RouterSpec", "SharedExpert", "ShortConv"]
+__all__ = [
+    "BODIES",
+    "Attention",
+    "Body",
+    "GatedDelta",
+    "GatedFfn",
+    "Moe",
+    "RoutedExperts",
+    "RouterSpec",
+    "SharedExpert",
+    "ShortConv",
+]
 
-BODIES: Mapping[str, type] = MappingProxyType({body.kind: body for body in (Attention, GatedFfn, Moe, ShortConv)})
+BODIES: Mapping[str, type] = MappingProxyType(
+    {body.kind: body for body in (Attention, GatedDelta, GatedFfn, Moe, ShortConv)}
+)
 """Every kind of body by the name that stores give it."""
