@@ -10,19 +10,13 @@ from dataclasses import replace
 
 from edgemoe.architectures import qwen3_next
 from edgemoe.architectures.config import DAMAGED, LARGEST_LAYERS, ConfigReader, show
-from edgemoe.architectures.frame import pair_layers, read_frame
-from edgemoe.architectures.table import Row
+from edgemoe.architectures.frame import read_frame
 from edgemoe.errors import SourceError
 from edgemoe.model.spec import ModelSpec
 
-
-def _under(prefix: str, row: Row) -> Row:
-    return replace(row, source=row.source.replace("model.", prefix, 1)) if row.source.startswith("model.") else row
-
-
-TENSORS = qwen3_next.TENSORS + tuple(
-    _under("model.language_model.", row) for row in qwen3_next.TENSORS if row.source.startswith("model.")
-)
+_ROWS = tuple(row for row in qwen3_next.TENSORS if "in_proj_qkvz" not in row.source and "in_proj_ba" not in row.source)
+TENSORS = tuple(replace(row, source=row.source.replace("model.", "model.language_model.", 1)) for row in _ROWS) + _ROWS
+"""A text model alone has no `language_model` in its names. The head's name, without `model.`, is twice the same."""
 
 
 def read(reader: ConfigReader) -> ModelSpec:
@@ -36,10 +30,8 @@ def read(reader: ConfigReader) -> ModelSpec:
             " expected one value.",
             DAMAGED,
         )
-    moe = qwen3_next.read_moe(text, normalise=True)
-    mixers = qwen3_next.read_mixers(text, frame, moe, 10_000.0)
     _read_left_out(reader, text)
-    return replace(frame, layers=pair_layers(mixers, [moe] * len(mixers)))
+    return replace(frame, layers=qwen3_next.read_linear_layers(text, frame, normalise=True))
 
 
 def _read_left_out(reader: ConfigReader, text: ConfigReader) -> None:

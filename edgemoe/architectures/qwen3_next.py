@@ -1,9 +1,9 @@
 """Qwen3-Next: Gated DeltaNet in most layers and attention with an output gate in the others, norms whose weights are
 distances from 1, a shared expert behind a sigmoid gate, dense layers where the config lists some.
 
-Projections of a DeltaNet layer are fused: rows of query, key, value and gate of one key head follow one another, then those
-of the next. Qwen3.5 has them one by one, as GGUF files of both have all but strength and decay. There vectors have the form
-that the model takes: norms with 1 added, rates in the place of logarithms.
+Projections of a DeltaNet layer are fused: rows of query, key, value and gate of one key head follow one another, then
+those of the next. Qwen3.5 has them one by one, as GGUF files of both have all but strength and decay. There vectors
+have the form that the model takes: norms with 1 added, rates in the place of logarithms.
 """
 
 from __future__ import annotations
@@ -11,17 +11,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from edgemoe.architectures.config import DAMAGED, LARGEST_LAYERS, LARGEST_WIDTH, ConfigReader
-from edgemoe.architectures.frame import (
-    listed_dense_layers,
-    pair_layers,
-    read_attention,
-    read_experts,
-    read_frame,
-    read_layer_count,
-)
+from edgemoe.architectures.frame import listed_dense_layers, read_attention, read_experts, read_frame, read_layers
 from edgemoe.architectures.table import (
     DENSE_FFN,
-    FRAME,
     FUSED_EXPERTS,
     HEAD,
     SEPARATE_EXPERTS,
@@ -30,11 +22,10 @@ from edgemoe.architectures.table import (
     rows,
     shared_rows,
 )
-from edgemoe.architectures.windows import read_layer_types
 from edgemoe.errors import SourceError
 from edgemoe.kernels.operations import MOST_TAPS, WIDEST_KEYS
-from edgemoe.model.blocks import Body, GatedDelta, GatedFfn, Moe, OutputGate, RouterSpec
-from edgemoe.model.spec import ModelSpec
+from edgemoe.model.blocks import GatedDelta, GatedFfn, OutputGate, RouterSpec
+from edgemoe.model.spec import LayerSpec, ModelSpec
 
 _LAYER = "layers.{layer}."
 MIXERS = ("linear_attention", "full_attention")
@@ -47,9 +38,7 @@ def _in_blocks(source: str, shape: tuple[str, ...], *blocks: tuple[str, str]) ->
 
 
 _FUSED = (
-    _in_blocks(
-        "self_attn.q_proj.weight", ("2*query", "model"), ("query", "head_dim"), ("output_gate", "head_dim")
-    ),
+    _in_blocks("self_attn.q_proj.weight", ("2*query", "model"), ("query", "head_dim"), ("output_gate", "head_dim")),
     _in_blocks(
         "linear_attn.in_proj_qkvz.weight",
         ("delta_all", "model"),
@@ -88,10 +77,8 @@ NORMS = {
     "model.layers.{layer}.self_attn.k_norm": (_LAYER + "key_norm",),
 }
 """The norms whose weights are distances from 1, by their names in checkpoints."""
-TILED = "linear_value_heads_tiled"
-"""The key of `GatedDelta.tiled`, which only the configs of GGUF files have."""
 SUM_SUFFIX, RATE = ".weight_plus_one", "linear_attn.rate"
-"""How norms with 1 added, and rates, are called in place of `.weight` and `linear_attn.A_log`; only GGUF files have them."""
+"""Names of norms with 1 added, of rates, in place of `.weight` and `linear_attn.A_log`; only GGUF files have them."""
 
 
 def _norm_rows() -> tuple[Row, ...]:
@@ -124,40 +111,35 @@ TENSORS = (
 def read(reader: ConfigReader) -> ModelSpec:
     """The model that a config describes. Raises SourceError."""
     frame = read_frame(reader, "qwen3_next", layer_types=MIXERS)
-    moe = read_moe(reader, reader.flag("norm_topk_prob", True))
-    mixers = read_mixers(reader, frame, moe, 10_000.0)
     dense = GatedFfn(reader.integer("intermediate_size", maximum=LARGEST_WIDTH, default=5632))
-    dense_at = listed_dense_layers(reader, len(mixers))
-    layers = pair_layers(mixers, [dense if number in dense_at else moe for number in range(len(mixers))])
-    return replace(frame, layers=layers)
+    return replace(frame, layers=read_linear_layers(reader, frame, reader.flag("norm_topk_prob", True), dense))
 
 
-def read_moe(reader: ConfigReader, normalise: bool) -> Moe:
-    """Experts, and the shared one behind its gate. Raises SourceError."""
-    return read_experts(
+def read_linear_layers(
+    reader: ConfigReader, frame: ModelSpec, normalise: bool, dense: GatedFfn | None = None
+) -> tuple[LayerSpec, ...]:
+    """The layers: attention in those that `layer_types` says, or in every `full_attention_interval`-th; `dense` in the
+    place of the experts where the config lists some. Raises SourceError.
+    """
+    attention = replace(
+        read_attention(reader, frame, kv_heads_required=True, partial=0.25, qk_norm="head"),
+        output_gate=OutputGate("channel"),
+    )
+    moe = read_experts(
         reader,
         width_key="moe_intermediate_size",
         router=RouterSpec(normalise=normalise),
         shared_width=reader.integer("shared_expert_intermediate_size", maximum=LARGEST_WIDTH),
         shared_gate=True,
     )
-
-
-def read_mixers(reader: ConfigReader, frame: ModelSpec, moe: Moe, default_theta: float) -> list[Body]:
-    """The mixer of each layer: by `layer_types`, or attention in every `full_attention_interval`-th. Raises SourceError."""
-    attention = replace(
-        read_attention(
-            reader, frame, default_theta=default_theta, kv_heads_required=True, partial=0.25, qk_norm="head"
-        ),
-        output_gate=OutputGate("channel"),
-    )
     reader.require("attn_output_gate", True)
     reader.require("mamba_ssm_dtype", "float32")
-    delta = _read_delta(reader)
     interval = reader.integer("full_attention_interval", maximum=LARGEST_LAYERS, default=4)
-    count = read_layer_count(reader, moe)
-    types = read_layer_types(reader, count, ["linear_attention"] * (interval - 1) + ["full_attention"])
-    return [attention if kind == "full_attention" else delta for kind in types]
+    in_turn = ["linear_attention"] * (interval - 1) + ["full_attention"]
+    others = {"linear_attention": _read_delta(reader)}
+    if dense is None:
+        return read_layers(reader, attention, moe, others=others, default_types=in_turn)
+    return read_layers(reader, attention, moe, dense, listed_dense_layers, others, in_turn)
 
 
 def _read_delta(reader: ConfigReader) -> GatedDelta:
@@ -170,7 +152,6 @@ def _read_delta(reader: ConfigReader) -> GatedDelta:
         key_dim=width("linear_key_head_dim", 128, WIDEST_KEYS),
         value_dim=width("linear_value_head_dim", 128),
         length=reader.integer("linear_conv_kernel_dim", minimum=2, maximum=MOST_TAPS, default=4),
-        tiled=reader.flag(TILED, False),
     )
     if delta.heads % delta.key_heads:
         raise SourceError(

@@ -136,15 +136,34 @@ FRAME: tuple[Row, ...] = rows(
     ("attention_norm", "input_layernorm.weight", ("model",)),
     ("query", "self_attn.q_proj.weight", ("query", "model")),
     ("key", "self_attn.k_proj.weight", ("key_value", "model")),
-    ("value", "self_attn.v_proj.weight", ("key_value", "model")),
-    ("output", "self_attn.o_proj.weight", ("model", "query")),
+    ("value", "self_attn.v_proj.weight", ("value", "model")),
+    ("output", "self_attn.o_proj.weight", ("model", "attended")),
     ("query_bias", "self_attn.q_proj.bias", ("query",)),
     ("key_bias", "self_attn.k_proj.bias", ("key_value",)),
-    ("value_bias", "self_attn.v_proj.bias", ("key_value",)),
+    ("value_bias", "self_attn.v_proj.bias", ("value",)),
     ("output_bias", "self_attn.o_proj.bias", ("model",)),
     ("ffn_norm", "post_attention_layernorm.weight", ("model",)),
 )
 """The rows that every family has: embedding, head, norms and attention."""
+
+HEAD_NORMS: tuple[Row, ...] = layer_rows(
+    ("query_norm", "self_attn.q_norm.weight", ("head_dim",)),
+    ("key_norm", "self_attn.k_norm.weight", ("head_dim",)),
+)
+"""Norms of each head's queries and keys."""
+
+
+def shared_rows(*names: str) -> tuple[Row, ...]:
+    """Make the rows of a shared expert, under each of the names that checkpoints have for it."""
+    matrices = (
+        ("gate", ("shared_width", "model")),
+        ("up", ("shared_width", "model")),
+        ("down", ("model", "shared_width")),
+    )
+    return layer_rows(
+        *((f"shared.{part}", f"{name}.{part}_proj.weight", shape) for name in names for part, shape in matrices)
+    )
+
 
 DENSE_FFN: tuple[Row, ...] = layer_rows(
     ("ffn.gate", "mlp.gate_proj.weight", ("ffn_width", "model")),
@@ -176,6 +195,8 @@ HARMLESS_TENSORS: tuple[tuple[str, str], ...] = (
 FURTHER_TOKENS = "a layer that predicts tokens after the next (MTP), which edgemoe does not run"
 _FURTHER_TOKENS = re.compile(r"(model\.layers\.(\d{1,6})\.)eh_proj\.weight")
 """A tensor that only such layers have. They come after the others, and config.json does not count them."""
+_APART = re.compile(r"(model\.)?mtp\..+")
+"""The tensors of such layers where they stand apart from the others."""
 
 VISION = "a vision tower, which edgemoe does not run: it reads text alone"
 _VISION = re.compile(r"(model\.)?visual\..+")
@@ -264,7 +285,7 @@ def unused_tensors(spec: ModelSpec, names: Iterable[str]) -> dict[str, str]:
     found = filter(None, map(_FURTHER_TOKENS.fullmatch, names))
     further = tuple(match[1] for match in found if int(match[2]) >= len(spec.layers))
     for name in names:
-        if further and name.startswith(further):
+        if _APART.fullmatch(name) or (further and name.startswith(further)):
             reasons[name] = FURTHER_TOKENS
         if _VISION.fullmatch(name):
             reasons[name] = VISION
@@ -336,9 +357,7 @@ def _block_slices(row: Row, source: str, layer: int, sizes: Mapping[str, int]) -
     runs: dict[str, list[Runs]] = {name: [] for name in row.internal}
     for number, (name, _) in enumerate(row.blocks):
         runs[name].append(Runs(sum(lengths[:number]), lengths[number], period, rows // period))
-    return {
-        name.format(layer=layer): SourceSlice(source, None, 0, rows, runs=tuple(own)) for name, own in runs.items()
-    }
+    return {name.format(layer=layer): SourceSlice(source, None, 0, rows, runs=tuple(own)) for name, own in runs.items()}
 
 
 def _sizes(spec: ModelSpec, layer: LayerSpec | None) -> dict[str, int]:

@@ -19,7 +19,7 @@ _EXACT = ("router", "shared_gate")
 
 _EXPERT = re.compile(r"layers\.(\d+)\.experts\.(\d+)\.((?:gate|up|down)(?:_bias)?)")
 _CLASSES = {
-    **dict.fromkeys(("query", "key", "value", "output"), "attention"),
+    **dict.fromkeys(("query", "key", "value", "output_gate", "output"), "attention"),
     **dict.fromkeys(("conv_in", "conv_out"), "convolution"),
     "ffn": "ffn",
 }

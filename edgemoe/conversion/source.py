@@ -18,7 +18,7 @@ import numpy.typing as npt
 from edgemoe.architectures import Change, SourceSlice
 from edgemoe.errors import SourceError
 from edgemoe.kernels.file_rows import Rows
-from edgemoe.kernels.formats import Blocks, dequantise
+from edgemoe.kernels.formats import GROUP_COLUMNS, Blocks, dequantise
 
 FLOAT_DTYPES: dict[str, npt.DTypeLike] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 """The dtypes of a safetensors file that are read, and what NumPy reads them as."""
@@ -41,6 +41,15 @@ def take_rows(rows: Rows, order: npt.NDArray[np.int64] | slice) -> Rows:
     scales = None if rows.scales is None else rows.scales[order]
     minimums = None if rows.minimums is None else rows.minimums[order]
     return Blocks(rows.format, rows.values[order], scales, minimums)
+
+
+def take_columns(rows: Rows, order: npt.NDArray[np.int64]) -> Rows:
+    """Put columns in another order, in which those of a block stay together."""
+    if not isinstance(rows, Blocks):
+        return np.ascontiguousarray(rows[:, order])
+    groups = order[::GROUP_COLUMNS] // GROUP_COLUMNS
+    scales, minimums = (None if part is None else part[:, groups] for part in (rows.scales, rows.minimums))
+    return Blocks(rows.format, np.ascontiguousarray(rows.values[:, order]), scales, minimums)
 
 
 def join_rows(pieces: Sequence[Rows]) -> Rows:

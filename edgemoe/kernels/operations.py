@@ -280,6 +280,22 @@ class Attention(Operation, code=5):
         return sum(cache.nbytes // (cache.shape[0] * PAGE_TOKENS) for cache in caches)
 
 
+GateFunction = Literal["sigmoid", "softplus"]
+"""What makes a factor of a gate's number `g`: `1 / (1 + exp(-g))` or `log(1 + exp(g))`."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Gate(Operation, code=14):
+    """Multiplies in place: each of the equal `runs` of a row by what `gating` makes of its own number of `gate`.
+
+    With a number for each head of attention's output a run is a head; with one for each channel, a channel.
+    """
+
+    gate: Annotated[Floats, rows("runs")]
+    values: Annotated[Floats, rows("runs*width"), IN_PLACE]
+    gating: GateFunction
+
+
 MOST_TAPS = 64
 """The most tokens that a short convolution runs over."""
 
@@ -320,13 +336,13 @@ WIDEST_KEYS = 256
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class DeltaRule(Operation, code=14):
+class DeltaRule(Operation, code=15):
     """The gated delta rule: each head keeps a matrix `S (W, Wv)`, which a token decays and then corrects.
 
     A row of `mixed` holds the queries and the keys of `G` heads of width `W`, and the values `v` of `H` heads of width
-    `Wv`; head `h` has query and key `h // (H / G)` or, if `tiled`, `h % G`. With `q = query / |query| / sqrt(W)`, `k = key / |key|` (whose
-    lengths are `sqrt(sum of squares + epsilon)`) and `decay = exp(rate * softplus(decay_input + decay_bias))`, of a rate
-    below 0:
+    `Wv`; head `h` has query and key `h // (H / G)`. With `q = query / |query| / sqrt(W)`, `k = key / |key|` (whose
+    lengths are `sqrt(sum of squares + epsilon)`) and `decay = exp(rate * softplus(decay_input + decay_bias))`, of a
+    rate below 0:
 
         S = decay * S;  S = S + k (sigmoid(strength) * (v - S^T k))^T;  output = S^T q
 
@@ -347,7 +363,6 @@ class DeltaRule(Operation, code=14):
     sequences: Annotated[Integers, rows()]  # rows of `states`
     states: Annotated[Floats, buffer("S", "H", "up16(Wv)", "W"), IN_PLACE]
     output: Annotated[Floats, rows("H*Wv"), output(apart_from="mixed")]
-    tiled: bool = False
 
     def check(self, sizes: Sizes) -> None:
         G, H, W, Wv = (sizes.letters[name] for name in ("G", "H", "W", "Wv"))

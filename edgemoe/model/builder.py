@@ -185,12 +185,12 @@ class Builder:
         self.add(op.GatedFfn(source, gate_up, down, output, activation, biases))
         return output
 
-    def deliver(self, source: op.Floats, name: str, bias: bool = False) -> None:
-        """Multiply rows by the last matrix of a body: the product is its result."""
+    def deliver(self, source: op.Floats, name: str, bias: bool = False, scale: float = 1.0) -> None:
+        """Multiply rows by the last matrix of a body: the product, plus its bias, times `scale` is its result."""
         added = self.vector(f"{name}_bias", self.hidden_size) if bias else None
         target, adds = self._target()
         part = op.LinearPart(self.matrix(name, self.hidden_size, row_size(source)), added, target)
-        self.add(op.Linear(source, (part,), scale=self.result_scale, accumulate=adds))
+        self.add(op.Linear(source, (part,), scale=scale * self.result_scale, accumulate=adds))
 
     def deliver_sum(
         self,

@@ -22,6 +22,9 @@ enum { EM_SCORE_SOFTMAX = 0, EM_SCORE_SIGMOID = 1, EM_SCORE_COUNT = 2 };
 /* em_activation.function */
 enum { EM_FUNCTION_SILU = 0, EM_FUNCTION_CLAMPED_SILU = 1, EM_FUNCTION_COUNT = 2 };
 
+/* em_gate.gating */
+enum { EM_GATING_SIGMOID = 0, EM_GATING_SOFTPLUS = 1, EM_GATING_COUNT = 2 };
+
 /* output[t] = scale * matrix[ids[t]]. */
 typedef struct em_embed {
     const int32_t *ids;  /* (T,) */
@@ -248,6 +251,15 @@ typedef struct em_mix {
     int32_t hidden_size; /* D */
 } em_mix;
 
+/* Multiplies in place: each of the equal runs of a row by what gating makes of its own number of gate. */
+typedef struct em_gate {
+    const float *gate; /* (T, runs) */
+    float *values;     /* (T, runs*width) */
+    int32_t gating;    /* EM_GATING_... */
+    int32_t runs;      /* runs */
+    int32_t width;     /* width */
+} em_gate;
+
 /* The gated delta rule: each head keeps a matrix S (W, Wv), which a token decays and then corrects. */
 typedef struct em_delta_rule {
     const float *mixed;       /* (T, M) */
@@ -261,7 +273,6 @@ typedef struct em_delta_rule {
     const int32_t *sequences; /* (T,) */
     float *states;            /* (S, H, up16(Wv), W) */
     float *output;            /* (T, H*Wv) */
-    int32_t tiled;
     int32_t columns;          /* M */
     int32_t heads;            /* H */
     int32_t value_dim;        /* Wv */
@@ -285,6 +296,7 @@ typedef struct em_delta_rule {
     X(EXPERTS, experts) \
     X(COMBINE, combine) \
     X(MIX, mix) \
+    X(GATE, gate) \
     X(DELTA_RULE, delta_rule)
 
 /* STRUCT(type) for each struct of the interface, and FIELD(type, field) for each of its fields. */
@@ -346,12 +358,14 @@ typedef struct em_delta_rule {
         FIELD(em_combine, accumulate) FIELD(em_combine, hidden_size) FIELD(em_combine, top_k) \
     STRUCT(em_mix) FIELD(em_mix, base) FIELD(em_mix, result) FIELD(em_mix, scale) FIELD(em_mix, keep) \
         FIELD(em_mix, share) FIELD(em_mix, shift) FIELD(em_mix, output) FIELD(em_mix, hidden_size) \
+    STRUCT(em_gate) FIELD(em_gate, gate) FIELD(em_gate, values) FIELD(em_gate, gating) FIELD(em_gate, runs) \
+        FIELD(em_gate, width) \
     STRUCT(em_delta_rule) FIELD(em_delta_rule, mixed) FIELD(em_delta_rule, strength) \
         FIELD(em_delta_rule, decay_input) FIELD(em_delta_rule, decay_bias) FIELD(em_delta_rule, rate) \
         FIELD(em_delta_rule, epsilon) FIELD(em_delta_rule, key_heads) FIELD(em_delta_rule, positions) \
         FIELD(em_delta_rule, sequences) FIELD(em_delta_rule, states) FIELD(em_delta_rule, output) \
-        FIELD(em_delta_rule, tiled) FIELD(em_delta_rule, columns) FIELD(em_delta_rule, heads) \
-        FIELD(em_delta_rule, value_dim) FIELD(em_delta_rule, sequence_count) FIELD(em_delta_rule, head_dim) \
+        FIELD(em_delta_rule, columns) FIELD(em_delta_rule, heads) FIELD(em_delta_rule, value_dim) \
+        FIELD(em_delta_rule, sequence_count) FIELD(em_delta_rule, head_dim) \
     STRUCT(em_operation) FIELD(em_operation, kind) FIELD(em_operation, reserved) FIELD(em_operation, as) \
     STRUCT(em_scratch) FIELD(em_scratch, data) FIELD(em_scratch, bytes) \
     STRUCT(em_program_times) FIELD(em_program_times, operations) FIELD(em_program_times, elapsed_ns) \

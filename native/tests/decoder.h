@@ -29,7 +29,7 @@ enum {
     DELTA_VALUES = 20, /* more than a panel, and not a whole number of them */
     DELTA_CHANNELS = 2 * DELTA_KEY_HEADS * DELTA_KEYS + DELTA_HEADS * DELTA_VALUES,
     DELTA_OUTPUTS = DELTA_HEADS * DELTA_VALUES,
-    OPERATIONS = 23, /* of which one begins to read experts */
+    OPERATIONS = 25, /* of which one begins to read experts */
 };
 
 static inline em_matrix random_matrix(int32_t format, int32_t rows, int32_t columns) {
@@ -118,6 +118,10 @@ static inline void add_attention(model *m, int32_t cache_format) {
         .value_cache = values, .scale = 0.2f, .output = *m->attended, .sequence_count = 1, .table_pages = PAGES,
         .page_count = PAGES, .kv_heads = GROUPS, .head_dim = HEAD_WIDTH, .heads = HEADS,
         .value_dim = HEAD_WIDTH};
+    add(m, EM_GATE)->as.gate = (em_gate){
+        .gate = *m->query, .values = *m->attended, .gating = EM_GATING_SIGMOID, .runs = WIDTH, .width = 1};
+    add(m, EM_GATE)->as.gate = (em_gate){
+        .gate = *m->key, .values = *m->attended, .gating = EM_GATING_SOFTPLUS, .runs = GROUPS * HEAD_WIDTH, .width = 2};
     em_linear *output = &add(m, EM_LINEAR)->as.linear;
     *output = (em_linear){.input = *m->attended, .parts_count = 1, .scale = 0.5f, .accumulate = 1};
     output->parts[0] = part_of(owned_matrix(m, EM_Q4, WIDTH, WIDTH), NULL, *m->hidden);

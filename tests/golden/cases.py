@@ -32,6 +32,12 @@ class Case:
     layout: Literal["files", "fused"] = "files"
     legacy: bool = False
 
+    @property
+    def text(self) -> dict[str, Any]:
+        """The config of the model of texts, within that of a model for images too."""
+        found: dict[str, Any] = self.config.get("text_config", self.config)
+        return found
+
 
 def _common(model: int, layers: int, heads: int, kv_heads: int, **others: Any) -> dict[str, Any]:
     return {

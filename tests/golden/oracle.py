@@ -83,7 +83,7 @@ def make_model(case: Case) -> Any:
 
 
 def prompt(case: Case, tokens: int) -> np.ndarray:
-    return np.random.default_rng(case.seed).integers(0, case.config["vocab_size"], tokens)
+    return np.random.default_rng(case.seed).integers(0, case.text["vocab_size"], tokens)
 
 
 @contextlib.contextmanager
@@ -158,6 +158,8 @@ def _is_tied(name: str, case: Case) -> bool:
 def _legacy(config: dict[str, Any]) -> dict[str, Any]:
     """The same config with the keys of transformers 4."""
     config = dict(config)
+    if "text_config" in config:
+        return config | {"text_config": _legacy(config["text_config"])}
     scaling = dict(config.pop("rope_parameters"))
     config["rope_theta"] = scaling.pop("rope_theta")
     kind = scaling.pop("rope_type")
@@ -166,7 +168,11 @@ def _legacy(config: dict[str, Any]) -> dict[str, Any]:
     plain = kind == "default" and config["model_type"] != "gpt_oss"  # its classes take null for YaRN
     config["rope_scaling"] = None if plain else {"type": kind, **scaling}
     config["torch_dtype"] = config.pop("dtype")
-    if config["model_type"] not in ("gpt_oss", "lfm2_moe"):  # their layers are of two kinds in older files too
+    if config["model_type"] not in (
+        "gpt_oss",
+        "lfm2_moe",
+        "qwen3_next",
+    ):  # their layers are of two kinds in older files too
         config.pop("layer_types", None)
     if "num_local_experts" in config and config["model_type"] == "qwen3_moe":
         config["num_experts"] = config.pop("num_local_experts")

@@ -82,11 +82,13 @@ def test_a_layer_is_measured_with_and_without_memory() -> None:
         "GatedFfn": {"D": WIDTH, "F": FFN_WIDTH},
         "Combine": {"D": WIDTH, "K": PER_TOKEN},
         "Mix": {"D": WIDTH},
+        "Gate": {"runs": WIDTH, "width": 1},
     }
     seen = set()
     asked = [ex.Fetch(layer.chosen, layer.weights, 0.5), ex.Prefetch(layer.chosen)]
     mix = op.Mix(layer.residual, layer.residual, 0.5, None, None, None, layer.residual)
-    for operation in [*layer.operations, *asked, mix]:
+    gate = op.Gate(layer.residual, layer.residual, "sigmoid")
+    for operation in [*layer.operations, *asked, mix, gate]:
         sizes, without = operation.measure(), planned(operation).measure()
         assert sizes == without
         assert sizes.rows == 40

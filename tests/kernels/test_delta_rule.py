@@ -1,4 +1,4 @@
-"""The gated delta rule: every backend against its formula, and the same bits on all instruction sets and in all cuts."""
+"""The gated delta rule: every backend against its formula; the same bits on all instruction sets and in all cuts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ def delta_rule(
     random: np.random.Generator,
     kind: str = "normal",
     position: int = 0,
-    tiled: bool = False,
 ) -> op.DeltaRule:
     """The operation on rows of the second of two sequences, `(key heads, heads)` and `(W, Wv)` as given."""
     (G, H), (W, Wv) = heads, widths
@@ -49,7 +48,6 @@ def delta_rule(
         sequences,
         aligned_copy(states),
         aligned((tokens, H * Wv), np.float32),
-        tiled,
     )
 
 
@@ -72,7 +70,7 @@ def matrices(o: op.DeltaRule) -> np.ndarray:
 
 
 def by_hand(o: op.DeltaRule) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The formula in float64, one head and row at a time: the output, the last state, and a bound of the output's error.
+    """The formula in float64, a head and row at a time: the output, the last state, and a bound of the output's error.
 
     Neither the decay nor the correction lengthens a column of the state, so that errors of rows add up.
     """
@@ -83,7 +81,7 @@ def by_hand(o: op.DeltaRule) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     output, bound = np.empty((2, tokens, H, Wv))
     states = matrices(o)[1].astype(np.float64) if o.positions[0] else np.zeros((H, W, Wv))
     for h in range(H):
-        g = h % G if o.tiled else h // (H // G)
+        g = h // (H // G)
         S, error = states[h], np.zeros(Wv)
         for t in range(tokens):
             query, key = rows[t, g * W : (g + 1) * W], rows[t, (G + g) * W : (G + g + 1) * W]
@@ -108,7 +106,6 @@ def by_hand(o: op.DeltaRule) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     st.sampled_from([(1, 1), (4, 16), (7, 20), (16, 16), (18, 40), (128, 32), (256, 17)]),
     st.sampled_from([0, 5]),
     KINDS,
-    st.booleans(),
     seeds,
 )
 def test_delta_rule(
@@ -118,11 +115,10 @@ def test_delta_rule(
     widths: tuple[int, int],
     position: int,
     kind: str,
-    tiled: bool,
     seed: int,
 ) -> None:
     random = np.random.default_rng(seed)
-    operation = delta_rule(tokens, heads, widths, random, kind, position, tiled)
+    operation = delta_rule(tokens, heads, widths, random, kind, position)
     expected, states, bound = by_hand(operation)
     other = operation.states[0].copy()
     any_backend.program([operation]).run(tokens)

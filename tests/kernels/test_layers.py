@@ -70,9 +70,7 @@ def test_rms_norm(backend: Backend, heads: int, width: int, tokens: int, kind: s
 
 
 @few_examples
-@given(
-    st.integers(1, 5), st.sampled_from([1, 7, 16, 130, 300]), token_counts, moderate_kinds, st.integers(0, 2), seeds
-)
+@given(st.integers(1, 5), st.sampled_from([1, 7, 16, 130, 300]), token_counts, moderate_kinds, st.integers(0, 2), seeds)
 def test_gated_rms_norm(
     backend: Backend, heads: int, width: int, tokens: int, kind: str, place: int, seed: int
 ) -> None:
@@ -86,7 +84,8 @@ def test_gated_rms_norm(
     expected = (normed * (exact / (1 + np.exp(-exact)))).astype(np.float32).reshape(tokens, -1)
     output = (values, gate, aligned(values.shape, np.float32))[place]
     backend.program([op.RmsNorm(values, weight, 1e-5, output, heads, gate)]).run(tokens)
-    tolerance.assert_within(output, expected, tolerance.rms_norm(expected, width) + 16 * tolerance.UNIT * np.abs(expected))
+    gating = 16 * tolerance.UNIT * np.abs(expected)
+    tolerance.assert_within(output, expected, tolerance.rms_norm(expected, width) + gating)
 
 
 @few_examples
@@ -465,3 +464,34 @@ def test_mix(
     output = base if target == "base" else np.full_like(base, np.nan)
     backend.program([op.Mix(base, result, 0.7, keep, share, shift, output)]).run(tokens)
     tolerance.assert_within(output, expected, tolerance.combine(terms, 3))
+
+
+@few_examples
+@given(
+    st.integers(1, 300),
+    st.integers(1, 24),
+    token_counts,
+    moderate_kinds,
+    st.sampled_from(["sigmoid", "softplus"]),
+    seeds,
+)
+def test_gate(
+    backend: Backend, runs: int, width: int, tokens: int, kind: str, gating: op.GateFunction, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    gate, values = numbers(kind, (tokens, runs), random), numbers("normal", (tokens, runs * width), random)
+    expected = REFERENCE.gate(values.reshape(tokens, runs, width), gate, gating).reshape(tokens, -1)
+    found = values.copy()
+    backend.program([op.Gate(gate, found, gating)]).run(tokens)
+    tolerance.assert_within(found, expected, 2 * tolerance.EXPONENTIAL * np.abs(expected.astype(np.float64)))
+
+
+@pytest.mark.parametrize("gating", ["sigmoid", "softplus"])
+def test_gates_of_extreme_numbers(backend: Backend, gating: op.GateFunction) -> None:
+    """Factors end at their limits, and a number that is none leaves none."""
+    gate = np.array([[-np.inf, -200, -1e-30, 0, 200, np.inf, np.nan]], np.float32)
+    values = np.full_like(gate, 2)
+    backend.program([op.Gate(gate, values, gating)]).run(1)
+    limits = [0, 0, 1, 1, 2, 2] if gating == "sigmoid" else [0, 0, 2 * np.log(2), 2 * np.log(2), 400, np.inf]
+    assert values[0, :-1] == pytest.approx(np.array(limits, np.float32), rel=1e-6, abs=1e-37)
+    assert np.isnan(values[0, -1])

@@ -11,7 +11,7 @@ from edgemoe.engine.decoder import Decoder
 from edgemoe.engine.workspace import Workspace
 from edgemoe.kernels.formats import FORMATS, Blocks, Matrix, pack
 from edgemoe.kernels.reference.backend import ReferenceBackend
-from edgemoe.model.blocks import Attention
+from edgemoe.model.blocks import Attention, OutputGate
 from edgemoe.model.build import build_graph
 from edgemoe.model.rope import RopeSpec, rope_tables
 from edgemoe.model.spec import LayerSpec, ModelSpec
@@ -26,6 +26,8 @@ BLOCKS = {
     "values of another width": Attention(H, G, W, 0.3, RopeSpec(1e4, W), value_dim=40, qkv_bias=True),
     "no rotation": Attention(H, G, W, 0.3, None, window=9),
     "partial rotation": Attention(H, G, W, 0.3, RopeSpec(1e4, 6)),
+    "a gate for each head": Attention(H, G, W, 0.3, None, output_gate=OutputGate("head", "softplus"), value_dim=8),
+    "a gate for each channel": Attention(H, G, W, 0.3, None, output_gate=OutputGate("channel"), output_scale=0.7),
     "all": Attention(H, G, W, 0.3, RopeSpec(1e4, 8), True, True, "head", window=70, sinks=True, value_dim=8),
 }
 
@@ -59,7 +61,10 @@ def formula(block: Attention, w: dict[str, np.ndarray], normed: np.ndarray) -> n
         weights = np.exp([block.scale * (query[t, head] @ key[j, head // (H // G)]) for j in seen])
         total = weights.sum() + (np.exp(w["sinks"][head]) if block.sinks else 0)
         attended[t, head] = sum(x * value[j, head // (H // G)] for x, j in zip(weights, seen, strict=True)) / total
-    return attended.reshape(len(normed), -1) @ w["output"].T + w.get("output_bias", 0)
+    if block.output_gate is not None:
+        gates = projected("output_gate", H)
+        attended *= 1 / (1 + np.exp(-gates)) if block.output_gate.gating == "sigmoid" else np.log1p(np.exp(gates))
+    return block.output_scale * (attended.reshape(len(normed), -1) @ w["output"].T) + w.get("output_bias", 0)
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -99,7 +104,7 @@ def run(spec: ModelSpec, random: np.random.Generator) -> tuple[np.ndarray, np.nd
 def test_older_stores_have_none_of_it() -> None:
     plain = spec_of(FULL).to_json()
     body = plain["layers"][0]["blocks"][0]["body"]
-    for name in ("window", "sinks", "value_dim"):
+    for name in ("window", "sinks", "value_dim", "output_gate", "output_scale"):
         del body[name]
     assert ModelSpec.from_json(plain) == spec_of(FULL)
     body["window"] = -1

@@ -15,7 +15,6 @@ import numpy as np
 
 from edgemoe.architectures import model_spec
 from edgemoe.architectures.config import LARGEST_LAYERS, UNSUPPORTED
-from edgemoe.architectures.qwen3_next import TILED
 from edgemoe.conversion.gguf.file import GgufTensor
 from edgemoe.conversion.gguf.names import FAMILIES, MERGED_GATE_UP, ROPE_FACTORS, TAKE_ANOTHER
 from edgemoe.errors import SourceError
@@ -283,10 +282,7 @@ def _lfm2_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> dict[
 
 
 def _linear_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> dict[str, Any]:
-    """The keys of Qwen3-Next and Qwen3.5. llama.cpp always normalises weights.
-
-    Files of Qwen3.5 have value heads in turn: the first of each key head, then the second of each.
-    """
+    """The keys of Qwen3-Next and Qwen3.5. llama.cpp always normalises weights."""
     layers = metadata.count("block_count") - metadata.count("nextn_predict_layers", 0, minimum=0)
     interval = metadata.count("full_attention_interval", 4)
     linear = metadata.value("attention.recurrent_layers", [(number + 1) % interval > 0 for number in range(layers)])
@@ -299,7 +295,7 @@ def _linear_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> dic
     heads, inner = metadata.count("ssm.time_step_rank"), metadata.count("ssm.inner_size")
     if inner % heads:
         raise metadata.wrong("ssm.inner_size", f"a multiple of {heads}, the number of heads", inner)
-    config = {
+    config: dict[str, Any] = {
         "layer_types": ["linear_attention" if one else "full_attention" for one in linear[:layers]],
         "linear_conv_kernel_dim": metadata.count("ssm.conv_kernel"),
         "linear_key_head_dim": metadata.count("ssm.state_size"),
@@ -311,9 +307,7 @@ def _linear_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> dic
             metadata, tensors, "expert_shared_feed_forward_length", "shexp"
         ),
     }
-    if metadata.architecture == "qwen35moe":
-        config |= {TILED: True, "intermediate_size": None}
-    return config
+    return config | ({"intermediate_size": None} if metadata.architecture == "qwen35moe" else {})
 
 
 def _gpt_oss_config(metadata: Metadata) -> dict[str, Any]:

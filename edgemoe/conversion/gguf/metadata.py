@@ -7,17 +7,18 @@ something else. So such a model is refused here, and the error names the propert
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.conversion.gguf.names import FAMILIES
+from edgemoe.conversion.gguf.names import FAMILIES, Turns, turns_of
 from edgemoe.conversion.gguf.package import ExpertGatingFuncType, GGUFWriter, RopeScalingType
 from edgemoe.errors import StoreError
 from edgemoe.kernels.operations import SILU, Activation
-from edgemoe.model.blocks import Attention, Body, GatedFfn, Moe, RouterSpec, ShortConv
+from edgemoe.model.blocks import Attention, Body, GatedDelta, GatedFfn, Moe, OutputGate, RouterSpec, ShortConv
 from edgemoe.model.rope import RopeSpec, rope_frequencies
 from edgemoe.model.spec import LayerSpec, ModelSpec
 
@@ -39,12 +40,14 @@ _SIGMOID_ROUTER = RouterSpec(normalise=True, score="sigmoid", choice_bias=True)
 _NORMALISED_SIGMOID = frozenset({"lfm2moe"})
 """Architectures with such a router whose weights are normalised and not scaled, and without a shared expert."""
 
-_RENORMALISE = frozenset({"llama", "gpt-oss", "granitemoe", "qwen3moe"})
+_RENORMALISE = frozenset({"llama", "gpt-oss", "granitemoe", "qwen35moe", "qwen3moe", "qwen3next"})
 """Architectures that normalise the weights of a token's experts to sum to one; the others do not."""
 
 _QKV_BIAS = frozenset({"llama", "glm4moe", "gpt-oss", "granitemoe", "qwen2moe"})
 _OUTPUT_BIAS = frozenset({"llama", "gpt-oss", "granitemoe"})
-_QK_NORM = {"glm4moe": ("none", "head"), "lfm2moe": ("head",), "olmoe": ("full",), "qwen3moe": ("head",)}
+_QK_NORM = {"glm4moe": ("none", "head"), "olmoe": ("full",)} | dict.fromkeys(
+    ("lfm2moe", "qwen35moe", "qwen3moe", "qwen3next"), ("head",)
+)
 """The norms of queries and keys (`Attention.qk_norm`) of the architectures that have some."""
 _QK_NORM_WORDS = {
     "none": "attention without norms of queries and keys",
@@ -85,7 +88,10 @@ def check_expressible(spec: ModelSpec) -> None:
 def _problems(spec: ModelSpec) -> Iterator[str]:
     architecture = ARCHITECTURES[spec.family]
     if not all(map(_has_two_plain_blocks, spec.layers)):
-        yield "layers but of attention or a convolution, then an FFN, each with a norm before it and plainly added"
+        yield (
+            "layers but of attention, a convolution or Gated DeltaNet, then an FFN, each with a norm before it and"
+            " plainly added"
+        )
         return
     if not any(isinstance(mixer, Attention) for mixer in mixers(spec)):
         yield "models without attention"
@@ -100,6 +106,7 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
         yield "layers of several kinds"
     if bool(convolutions) != _FAMILY[architecture].convolutions:
         yield f"models with{'out' * (not convolutions)} convolutions"
+    yield from _linear_problems(_FAMILY[architecture].linear_layers, spec, attention)
     if any(convolution.bias for convolution in convolutions):
         yield "biases on convolutions"
     rope = attention.rope
@@ -126,6 +133,34 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
         yield "grouped-query attention"
     if rope.scaling == "yarn" and not _plain_yarn(rope, truncated=architecture != _GPT_OSS):
         yield "YaRN with unusual parameters (usual: 32, 1, the attention factor from the scaling factor)"
+
+
+def _linear_problems(expected: bool, spec: ModelSpec, attention: Attention) -> Iterator[str]:
+    linear = list(dict.fromkeys(mixer for mixer in mixers(spec) if isinstance(mixer, GatedDelta)))
+    if bool(linear) != expected:
+        yield f"models with{'out' * (not linear)} layers of Gated DeltaNet"
+    if attention.output_gate != (OutputGate("channel") if expected else None):
+        yield f"attention with{'out' * (attention.output_gate is None)} a gate of its output, or with another gate"
+    if not linear or not expected:
+        return
+    if len(linear) > 1:
+        yield "layers of several kinds"
+    if linear[0].key_dim != linear[0].value_dim:
+        yield "keys of another width than values in layers of Gated DeltaNet"
+    interval = _attention_interval(spec)
+    if any(isinstance(mixer, Attention) != ((n + 1) % interval == 0) for n, mixer in enumerate(mixers(spec))):
+        yield "attention but in every so-manieth layer"
+    if any(isinstance(ffn, Moe) and not (ffn.shared and ffn.shared.gate) for ffn in _ffns(spec)):
+        yield "models without a gated shared expert"
+
+
+def _attention_interval(spec: ModelSpec) -> int:
+    """The number of the first layer with attention, counted from 1."""
+    return next(n for n, mixer in enumerate(mixers(spec), 1) if isinstance(mixer, Attention))
+
+
+def _ffns(spec: ModelSpec) -> list[Body]:
+    return [layer.blocks[-1].body for layer in spec.layers]
 
 
 def _window_problems(architecture: str, spec: ModelSpec) -> Iterator[str]:
@@ -171,7 +206,7 @@ def _has_two_plain_blocks(layer: LayerSpec) -> bool:
     bodies = tuple(block.body for block in layer.blocks)
     if layer != LayerSpec.of(*bodies) or len(bodies) != 2:
         return False
-    return isinstance(bodies[0], (Attention, ShortConv)) and isinstance(bodies[1], (GatedFfn, Moe))
+    return isinstance(bodies[0], (Attention, GatedDelta, ShortConv)) and isinstance(bodies[1], (GatedFfn, Moe))
 
 
 def _without_window(layer: LayerSpec) -> LayerSpec:
@@ -232,6 +267,9 @@ def write_metadata(writer: GGUFWriter, spec: ModelSpec) -> None:
         of_layers = (mixer.kv_heads if isinstance(mixer, Attention) else 0 for mixer in mixers(spec))
         writer.add_head_count_kv(list(of_layers))
         writer.add_shortconv_l_cache(convolution.length)
+    linear = next((mixer for mixer in mixers(spec) if isinstance(mixer, GatedDelta)), None)
+    if linear is not None:
+        _write_linear(writer, spec, linear)
     writer.add_key_length(attention.head_dim)
     writer.add_value_length(attention.head_dim)
     writer.add_layer_norm_rms_eps(spec.norm_epsilon)
@@ -251,10 +289,23 @@ def write_metadata(writer: GGUFWriter, spec: ModelSpec) -> None:
     _write_rope(writer, _rope(spec))
 
 
+def _write_linear(writer: GGUFWriter, spec: ModelSpec, linear: GatedDelta) -> None:
+    writer.add_ssm_conv_kernel(linear.length)
+    writer.add_ssm_state_size(linear.key_dim)
+    writer.add_ssm_group_count(linear.key_heads)
+    writer.add_ssm_time_step_rank(linear.heads)
+    writer.add_ssm_inner_size(linear.heads * linear.value_dim)
+    writer.add_full_attention_interval(_attention_interval(spec))
+    if _FAMILY[ARCHITECTURES[spec.family]].heads_in_turn:
+        # Pairs of channels by what they rotate by in an image, which the loader insists on; text has one position.
+        pairs = _rope(spec).rotated // 2
+        writer.add_rope_dimension_sections([-(-pairs // 3), -(-(pairs - 1) // 3), pairs // 3, 0])
+
+
 def _write_experts(writer: GGUFWriter, architecture: str, ffn: Moe, dense: Body | None) -> None:
     writer.add_expert_count(ffn.num_experts)
     writer.add_expert_used_count(ffn.top_k)
-    if architecture in ("glm4moe", "lfm2moe", "qwen2moe", "qwen3moe"):
+    if architecture in ("glm4moe", "lfm2moe", "qwen2moe", "qwen35moe", "qwen3moe", "qwen3next"):
         # Width of dense layers; where such a model has none, the total width of one token's experts.
         width = dense.intermediate_size if isinstance(dense, GatedFfn) else ffn.top_k * ffn.intermediate_size
         writer.add_feed_forward_length(width)
@@ -299,6 +350,11 @@ def _rope(spec: ModelSpec) -> RopeSpec:
 
 def remarks(spec: ModelSpec) -> Iterator[str]:
     """Yield what llama.cpp computes a little differently, though no key of the file could say it."""
+    if _FAMILY[ARCHITECTURES[spec.family]].linear_layers:
+        yield (
+            "llama.cpp divides queries and keys of Gated DeltaNet by their lengths, to which the model adds a little"
+            " first: results differ a little where these are short, as in every GGUF of it."
+        )
     if _rope(spec).parameters.get("truncate") == 0:
         yield (
             "llama.cpp rounds the ends of YaRN's ramp to whole pairs, which this model does not: positions differ a"
@@ -332,3 +388,29 @@ def attention_and_ffn(spec: ModelSpec) -> tuple[Attention, GatedFfn | Moe]:
     _, ffn = (block.body for block in spec.layers[-1].blocks)
     assert isinstance(ffn, (GatedFfn, Moe))
     return attention, ffn
+
+
+class LinearOrders(NamedTuple):
+    """How tensors of a layer lie in the file where its architecture has layers of Gated DeltaNet, by their names."""
+
+    blocks: Mapping[str, int]
+    """Rows of each of two tensors that take turns in one tensor of the file."""
+    turns: Mapping[str, Turns]
+    """From the order of the file to that of the store."""
+    channels: Mapping[str, int]
+    """Rows of the matrix that a vector becomes."""
+
+
+def linear_orders(spec: ModelSpec, layer: int) -> LinearOrders:
+    """The orders of a layer's tensors; empty for other architectures."""
+    mixer, family = spec.layers[layer].blocks[0].body, _FAMILY[ARCHITECTURES[spec.family]]
+    if isinstance(mixer, Attention) and mixer.output_gate is not None:
+        return LinearOrders(dict.fromkeys(("query", "output_gate"), mixer.head_dim), {}, {})
+    if not isinstance(mixer, GatedDelta):
+        return LinearOrders({}, {}, {})
+    channels = {"delta_taps": mixer.channels}
+    if not family.heads_in_turn:
+        group = mixer.heads // mixer.key_heads
+        return LinearOrders(dict.fromkeys(("delta_strength", "delta_decay"), group), {}, channels)
+    turns = {name: one.back() for name, one in turns_of(mixer).items()}
+    return LinearOrders({}, turns, channels)

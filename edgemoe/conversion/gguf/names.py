@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,8 @@ import numpy.typing as npt
 from edgemoe.architectures.qwen3_next import RATE, SUM_SUFFIX
 from edgemoe.conversion.gguf.file import GgufTensor
 from edgemoe.errors import SourceError
+from edgemoe.model.blocks import GatedDelta
+from edgemoe.model.spec import ModelSpec
 
 TAKE_ANOTHER = "Use another GGUF of this model, or its original checkpoint."
 ROPE_FACTORS = "rope_freqs.weight"
@@ -49,6 +51,8 @@ class Family:
     dimension of one in the middle."""
     linear_layers: bool = False
     """Whether most layers are of Gated DeltaNet."""
+    heads_in_turn: bool = False
+    """Whether heads of values lie in turn in the file (`Turns`)."""
 
 
 _SPLIT = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
@@ -88,7 +92,7 @@ _QWEN_NEXT_NAMES = {
     "ssm_norm.weight": "linear_attn.norm.weight",
     "ssm_out.weight": "linear_attn.out_proj.weight",
 }
-"""`ssm_in` is in older files only. Source: llama.cpp's conversion/qwen.py and src/models/qwen3next.cpp, qwen35moe.cpp."""
+"""Only older files have `ssm_in`. Source: llama.cpp, conversion/qwen.py, src/models/qwen3next.cpp and qwen35moe.cpp."""
 _QWEN_NEXT_TAPS = ("ssm_conv1d.weight", "linear_attn.conv1d.weight")
 
 FAMILIES: dict[str, Family] = {
@@ -151,6 +155,7 @@ FAMILIES: dict[str, Family] = {
         own_names=_QWEN_NEXT_NAMES,
         taps=_QWEN_NEXT_TAPS,
         linear_layers=True,
+        heads_in_turn=True,
     ),
     "qwen3moe": Family("qwen3_moe", False, _QWEN_ROUTER, _QWEN_EXPERT, matrices=_SPLIT),
     "qwen3next": Family(
@@ -208,13 +213,66 @@ _MAX_EXPERTS = 1 << 16
 
 
 @dataclass(frozen=True)
+class Turns:
+    """Heads of values that lie in turn: the first of each key head, then the second of each, and so on.
+
+    Checkpoints have those of a key head together. Source: llama.cpp's conversion/qwen.py, for Qwen3.5.
+    """
+
+    key_heads: int
+    heads: int
+    first: int
+    """How many rows, or columns, stand before those of the heads."""
+    width: int
+    """Rows or columns of a head."""
+    columns: bool = False
+    """Whether the columns of a matrix are heads of values, not its rows."""
+
+    def places(self, start: int, stop: int) -> npt.NDArray[np.int64]:
+        """For rows or columns of a checkpoint, the corresponding ones of the file."""
+        own = np.arange(start, stop)
+        head, within = np.divmod(own - self.first, self.width)
+        key_head, number = np.divmod(head, self.heads // self.key_heads)
+        return np.where(own < self.first, own, self.first + (number * self.key_heads + key_head) * self.width + within)
+
+    def back(self) -> Turns:
+        """The other way round: from a file to a checkpoint."""
+        return replace(self, key_heads=self.heads // self.key_heads)
+
+
+_OF_LINEAR = {
+    "delta_in": "attn_qkv.weight",
+    "delta_gate": "attn_gate.weight",
+    "delta_strength": "ssm_beta.weight",
+    "delta_decay": "ssm_alpha.weight",
+    "delta_decay_bias": "ssm_dt.bias",
+    "delta_rate": "ssm_a",
+    "delta_taps": "ssm_conv1d.weight",
+    "delta_out": "ssm_out.weight",
+}
+"""The tensors of a linear layer that have heads of values, by their names in the model."""
+
+
+def turns_of(mixer: GatedDelta) -> dict[str, Turns]:
+    """The order of the heads in each tensor of a linear layer that has some, by its name in the model."""
+    before = 2 * mixer.key_heads * mixer.key_dim
+    turns = Turns(mixer.key_heads, mixer.heads, 0, mixer.value_dim)
+    return dict.fromkeys(_OF_LINEAR, replace(turns, width=1)) | {
+        "delta_in": replace(turns, first=before),
+        "delta_gate": turns,
+        "delta_taps": replace(turns, first=before * mixer.length, width=mixer.value_dim * mixer.length),
+        "delta_out": replace(turns, columns=True),
+    }
+
+
+@dataclass(frozen=True)
 class TensorView:
     """A tensor of the checkpoint, composed of rows of tensors of the file. A vector may be one row of a matrix there.
 
     `parts` have the same shape and are concatenated along the rows (within each expert if they have three
     dimensions). With `expert`, the view is that one expert of its stacked parts. With `head_dim`, the rows of each
     head are reordered from interleaved pairs to two halves. With `first_row`, it begins at that row of the expert. With
-    `elements`, its elements in order are read as those of a vector.
+    `elements`, its elements in order are read as those of a vector. With `turns`, heads of values are brought together.
     """
 
     parts: tuple[GgufTensor, ...]
@@ -223,16 +281,25 @@ class TensorView:
     head_dim: int | None = None
     first_row: int = 0
     elements: bool = False
+    turns: Turns | None = None
 
 
-def checkpoint_tensors(family: Family, head_dim: int, tensors: Mapping[str, GgufTensor]) -> dict[str, TensorView]:
+def checkpoint_tensors(
+    family: Family, spec: ModelSpec, head_dim: int, tensors: Mapping[str, GgufTensor]
+) -> dict[str, TensorView]:
     """Every tensor of the file by its checkpoint name; an unknown tensor keeps its GGUF name.
 
     Raises SourceError if two tensors of the file map to the same tensor of the checkpoint.
     """
     views: dict[str, TensorView] = {}
+    bodies = (layer.blocks[0].body for layer in spec.layers if family.heads_in_turn)
+    mixer = next((body for body in bodies if isinstance(body, GatedDelta)), None)
+    turns = {_OF_LINEAR[name]: order for name, order in turns_of(mixer).items()} if mixer else {}
     for name, tensor in tensors.items():
         found = _views(family, head_dim, tensor, tensors)
+        own = turns.get(name.partition(".")[2].partition(".")[2])
+        if own is not None:
+            found = {checkpoint_name: replace(view, turns=own) for checkpoint_name, view in found.items()}
         twice = views.keys() & found.keys()
         if twice:
             other = views[min(twice)].parts[0].name

@@ -25,6 +25,7 @@ from edgemoe.kernels.operations import (
     Cache,
     FfnBiases,
     Floats,
+    GateFunction,
     Integers,
     Operation,
     QuantisedCache,
@@ -265,6 +266,12 @@ class JitBackend(StepwiseBackend):
         if shared is not None:
             experts.add_shared(shared, shared_gate, total)
         return total
+
+    def gate(self, values: Floats, numbers: Floats, gating: GateFunction) -> Floats:
+        """Values `(T, runs, width)`, each run times the sigmoid or softplus of its own of the numbers `(T, runs)`."""
+        output = np.empty(values.shape, np.float32)
+        layers.gate_runs(values, numbers, gating == "softplus", output)
+        return output
 
     def mix(
         self,

@@ -1,4 +1,4 @@
-"""Norms, rotary positions, convolution, activations and mixing, compiled by Numba.
+"""Norms, rotary positions, convolution, activations, gates and mixing, compiled by Numba.
 
 Letters as in `operations.py`, meanings as in `reference`. Each token is computed alone.
 """
@@ -119,6 +119,19 @@ def add_gate_up_biases(gate_up: Floats, gate: Floats, up: Floats) -> None:
             at = column // PANEL_ROWS * (2 * PANEL_ROWS) + column % PANEL_ROWS
             gate_up[t, at] += gate[column]
             gate_up[t, at + PANEL_ROWS] += up[column]
+
+
+@jit
+def gate_runs(values: Floats, numbers: Floats, softplus: bool, output: Floats) -> None:
+    """Values and output `(T, runs, width)`, numbers `(T, runs)`: each run times the sigmoid or softplus of its number."""
+    tokens, runs, width = values.shape
+    for t in range(tokens):
+        for n in range(runs):
+            g = numbers[t, n]
+            power = np.float32(math.exp(-abs(g) if softplus else -g))
+            factor = max(g, np.float32(0)) + np.float32(math.log1p(power)) if softplus else _ONE / (_ONE + power)
+            for i in range(width):
+                output[t, n, i] = values[t, n, i] * factor
 
 
 @jit

@@ -7,7 +7,7 @@ from edgemoe.kernels.formats import GROUP_COLUMNS, PANEL_ROWS, group_count
 from edgemoe.kernels.operations import PAGE_TOKENS
 from edgemoe.kernels.reference.attention import attention, quantise_cache_rows
 from edgemoe.kernels.reference.experts import combine, route
-from edgemoe.kernels.reference.layers import delta_rule, mix, rms_norm, rope, short_conv
+from edgemoe.kernels.reference.layers import delta_rule, gate, mix, rms_norm, rope, short_conv
 from edgemoe.kernels.reference.products import PANELS_AT_ONCE, embed, gated_ffn, matmul
 from edgemoe.kernels.stepwise import StepwiseBackend
 
@@ -23,6 +23,7 @@ class ReferenceBackend(StepwiseBackend):
     rope = staticmethod(rope)
     quantise_cache_rows = staticmethod(quantise_cache_rows)
     attention = staticmethod(attention)
+    gate = staticmethod(gate)
     short_conv = staticmethod(short_conv)
     delta_rule = staticmethod(delta_rule)
     route = staticmethod(route)

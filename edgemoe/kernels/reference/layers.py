@@ -1,4 +1,4 @@
-"""The reference of the operations on rows of activations: norms, rotary positions, convolution, delta rule, mixing."""
+"""The reference of the operations on rows: norms, rotary positions, gates, convolution, delta rule, mixing."""
 
 from __future__ import annotations
 
@@ -87,6 +87,19 @@ def _short_conv(kernels: Any, o: op.ShortConv, tokens: int) -> None:
         inputs[positions[rows[kept]] % ring] = added[kept]
 
 
+def gate(values: Floats, numbers: Floats, gating: op.GateFunction) -> Floats:
+    """Values `(T, runs, width)`, each run times the sigmoid or softplus of its own of the numbers `(T, runs)`."""
+    exact = numbers.astype(np.float64)
+    factors = sigmoid(exact) if gating == "sigmoid" else np.logaddexp(0, exact)
+    return single(values * factors[:, :, None])
+
+
+@means(op.Gate, "gate")
+def _gate(kernels: Any, o: op.Gate, tokens: int) -> None:
+    runs = o.values[:tokens].reshape(tokens, o.gate.shape[1], -1)
+    o.values[:tokens] = kernels.gate(runs, o.gate[:tokens], o.gating).reshape(tokens, -1)
+
+
 def delta_rule(
     query: Floats, key: Floats, value: Floats, decay: Floats, strength: Floats, epsilon: float, state: Floats
 ) -> Floats:
@@ -120,8 +133,7 @@ def _delta_rule(kernels: Any, o: op.DeltaRule, tokens: int) -> None:
     _, H, columns, W = o.states.shape
     G, Wv = o.key_heads, o.output.shape[1] // H
     queries, keys, values = np.split(o.mixed[:tokens], [G * W, 2 * G * W], axis=1)
-    of_head = np.arange(H) % G if o.tiled else np.arange(H) // (H // G)
-    query, key = (heads.reshape(tokens, G, W)[:, of_head] for heads in (queries, keys))
+    query, key = (np.repeat(heads.reshape(tokens, G, W), H // G, axis=1) for heads in (queries, keys))
     value = values.reshape(tokens, H, Wv)
     inputs = o.decay_input[:tokens].astype(np.float64) + o.decay_bias
     decay = single(np.exp(o.rate * np.logaddexp(0, inputs)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from edgemoe.model.blocks.attention import Attention
+from edgemoe.model.blocks.attention import Attention, OutputGate
 from edgemoe.model.blocks.body import Body, RoutedExperts
 from edgemoe.model.blocks.gated_delta import GatedDelta
 from edgemoe.model.blocks.gated_ffn import GatedFfn
@@ -24,6 +24,7 @@ __all__ = [
     "GatedDelta",
     "GatedFfn",
     "Moe",
+    "OutputGate",
     "RoutedExperts",
     "RouterSpec",
     "SharedExpert",

@@ -15,6 +15,15 @@ from edgemoe.model.rope import RopeSpec
 
 
 @dataclass(frozen=True)
+class OutputGate:
+    """A gate of what attention gives: a projection of the block's input, whose numbers become factors."""
+
+    per: Literal["head", "channel"]
+    """Whether a head has one number, or each of its channels."""
+    gating: op.GateFunction = "sigmoid"
+
+
+@dataclass(frozen=True)
 class Attention:
     """Attention over earlier tokens. `qk_norm`: none, over each head (Qwen3), or over the projection (OLMoE)."""
 
@@ -37,6 +46,10 @@ class Attention:
     """Whether each head has a learnt logit that takes a share of its softmax and adds nothing (gpt-oss)."""
     value_dim: int | None = None
     """Width of a head's values, where it is not `head_dim`."""
+    output_gate: OutputGate | None = None
+    """The gate between attention and its last projection (Qiu et al. 2025)."""
+    output_scale: float = 1.0
+    """Factor of the result: in place of one on the values, which are summed linearly (MiMo-V2)."""
 
     @property
     def routed(self) -> RoutedExperts | None:
@@ -47,6 +60,8 @@ class Attention:
             raise ValueError(f"{self.heads} query heads and {self.kv_heads} key heads of width {self.head_dim}")
         if self.rope is not None:
             self.rope.check(self.head_dim)
+        if self.output_bias and self.output_scale != 1:
+            raise ValueError("a factor of the result, which would scale its bias too")
 
     def tensors(self, hidden_size: int) -> Shapes:
         query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
@@ -69,7 +84,15 @@ class Attention:
             }
         if self.sinks:
             shapes["sinks"] = (self.heads,)
+        if self.output_gate is not None:
+            shapes["output_gate"] = (self._gates, hidden_size)
         return shapes
+
+    @property
+    def _gates(self) -> int:
+        """The numbers of the gate of a token."""
+        per_channel = self.output_gate is not None and self.output_gate.per == "channel"
+        return self.heads * (self.value_dim or self.head_dim) if per_channel else self.heads
 
     def sizes(self) -> Mapping[str, int]:
         return {
@@ -77,6 +100,9 @@ class Attention:
             "query": self.heads * self.head_dim,
             "key_value": self.kv_heads * self.head_dim,
             "head_dim": self.head_dim,
+            "value": self.kv_heads * (self.value_dim or self.head_dim),
+            "attended": self.heads * (self.value_dim or self.head_dim),
+            "output_gate": self._gates,
         }
 
     def with_top_k(self, top_k: int) -> Attention:
@@ -86,14 +112,18 @@ class Attention:
         H, G, W, Wv = self.heads, self.kv_heads, self.head_dim, self.value_dim or self.head_dim
         widths = {"query": H * W, "key": G * W, "value": G * Wv}
         query, key, value = (build.rows(name, width) for name, width in widths.items())
-        parts = (
+        parts = [
             op.LinearPart(
                 build.matrix(name, width, build.hidden_size),
                 build.vector(f"{name}_bias", width) if self.qkv_bias else None,
                 output,
             )
             for (name, width), output in zip(widths.items(), (query, key, value), strict=True)
-        )
+        ]
+        gate = None
+        if self.output_gate is not None:
+            gate = build.rows("output_gate", self._gates)
+            parts.append(op.LinearPart(build.matrix("output_gate", self._gates, build.hidden_size), None, gate))
         build.add(op.Linear(source, tuple(parts)))
         if self.qk_norm == "head":
             build.rms_norm(query, "query_norm", W, query, heads=H)
@@ -112,7 +142,9 @@ class Attention:
         attended = build.rows("attended", H * Wv)
         sinks = build.vector("sinks", H) if self.sinks else None
         build.add(op.Attention(query, *places, pages, keys, values, self.scale, attended, self.window, sinks))
-        build.deliver(attended, "output", self.output_bias)
+        if self.output_gate is not None and gate is not None:
+            build.add(op.Gate(gate, attended, self.output_gate.gating))
+        build.deliver(attended, "output", self.output_bias, self.output_scale)
 
     def emit_guess(self, build: Builder, source: op.Floats) -> None:
         raise AssertionError("attention has no routing to guess")

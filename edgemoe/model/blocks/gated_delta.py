@@ -22,8 +22,8 @@ class GatedDelta:
 
     A causal convolution over `length` tokens, each channel by itself, mixes queries, keys and values, which `in` holds
     one after the other: `key_heads` heads of queries and of keys of width `key_dim`, `heads` heads of values of width
-    `value_dim`. `op.DeltaRule` has the rule. A sequence keeps the last inputs of the convolution and a matrix `(key_dim,
-    value_dim)` for each head. Every token overwrites the matrices, so that a sequence goes back by snapshots alone.
+    `value_dim`. `op.DeltaRule` has the rule. A sequence keeps the last inputs of the convolution and for each head a
+    matrix `(key_dim, value_dim)`. Every token overwrites the matrices, so that a sequence goes back by snapshots alone.
     """
 
     kind: ClassVar[str] = "gated_delta"
@@ -35,8 +35,6 @@ class GatedDelta:
     key_dim: int
     value_dim: int
     length: int
-    tiled: bool = False
-    """Whether head `h` has query and key `h % key_heads`, as in GGUF files of Qwen3.5, not `h // (heads / key_heads)`."""
 
     @property
     def routed(self) -> RoutedExperts | None:
@@ -103,19 +101,7 @@ class GatedDelta:
         states = build.fixed_state("states", H, -(-Wv // PANEL_ROWS) * PANEL_ROWS, W)
         output = build.rows("delta_output", H * Wv)
         build.add(
-            op.DeltaRule(
-                mixed,
-                strength,
-                decay,
-                bias,
-                rate,
-                LENGTH_EPSILON,
-                self.key_heads,
-                *places,
-                states,
-                output,
-                tiled=self.tiled,
-            )
+            op.DeltaRule(mixed, strength, decay, bias, rate, LENGTH_EPSILON, self.key_heads, *places, states, output)
         )
         norm = build.vector("delta_head_norm", Wv)
         build.add(op.RmsNorm(output, norm, build.epsilon, output, heads=H, gate=gate))

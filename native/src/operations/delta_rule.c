@@ -34,18 +34,9 @@ typedef struct block {
     float queries[BLOCK_ROWS][EM_WIDEST_KEYS], keys[BLOCK_ROWS][EM_WIDEST_KEYS];
 } block;
 
-/* log(1 + y) for 0 <= y <= 1, as twice the series of artanh(s) for s = y / (2 + y): s is at most 1/3, so the series to the
- * seventeenth power leaves 3e-10 of the sum. */
-static float log_of_one_plus(float y) {
-    const float s = y / (2.0f + y), square = s * s;
-    float sum = 1.0f / 17;
-    for (int32_t power = 15; power > 0; power -= 2) sum = fmaf(sum, square, 1.0f / (float)power);
-    return 2.0f * s * sum;
-}
-
 /* log(1 + exp(x)); a NaN stays one. */
 static float softplus(float x) {
-    return (x > 0.0f ? x : 0.0f) + log_of_one_plus(em_exp(-fabsf(x)));
+    return (x > 0.0f ? x : 0.0f) + em_log_of_one_plus(em_exp(-fabsf(x)));
 }
 
 /* Rows of the block: to unit length, queries then divided by the root of their width. */
@@ -122,10 +113,7 @@ static void update_items(void *context, int64_t begin, int64_t end, int32_t thre
                 if (d->sequences[row] != d->sequences[first] || d->positions[row] != d->positions[row - 1] + 1) break;
             }
             normalise(task, key_head, &rows);
-            for (int32_t h = 0; h < together; h++) {
-                const int32_t head = d->tiled ? h * d->key_heads + key_head : key_head * together + h;
-                update_panels(task, &rows, head, from, to);
-            }
+            for (int32_t h = 0; h < together; h++) update_panels(task, &rows, key_head * together + h, from, to);
         }
     }
 }

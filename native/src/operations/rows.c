@@ -1,7 +1,8 @@
-/* The operations that work row by row: embed, norm, rope, storing of keys and values, combine, mix. */
+/* The operations that work row by row: embed, norm, rope, storing of keys and values, gate, combine, mix. */
 #include "../operations.h"
 
 #include <math.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "../../kernels/exponential.h"
@@ -193,6 +194,50 @@ int32_t em_run_store_kv(const em_store_kv *store, const em_run *run) {
         if (page < 0 || page >= store->page_count) return EM_BAD_POSITION;
     }
     return run_rows(store, run, store_rows, (int64_t)run->tokens * store->kv_heads, store->head_dim);
+}
+
+/* ---- gate --------------------------------------------------------------------------------------------- */
+
+enum { GATES_AT_ONCE = 256 };
+
+/* Turns numbers into factors. The exponentials, which cost most, are those of the instruction set. */
+static void gate_factors(const em_kernels *kernels, int32_t gating, const float *gate, float *factors, int32_t count) {
+    const bool softplus = gating == EM_GATING_SOFTPLUS;
+    for (int32_t i = 0; i < count; i++) factors[i] = softplus ? -fabsf(gate[i]) : -gate[i];
+    kernels->exponentials(factors, count, 0);
+    if (softplus) {
+        for (int32_t i = 0; i < count; i++) {
+            factors[i] = (gate[i] > 0 ? gate[i] : 0) + em_log_of_one_plus(factors[i]);
+        }
+        return;
+    }
+    for (int32_t i = 0; i < count; i++) factors[i] = 1.0f / (1.0f + factors[i]);
+}
+
+static void gate_rows(void *context, int64_t begin, int64_t end, int32_t thread) {
+    const rows_task *task = context;
+    const em_gate *g = task->operation;
+    (void)thread;
+    for (int64_t first = begin * g->runs; first < end * g->runs; first += GATES_AT_ONCE) {
+        float factors[GATES_AT_ONCE];
+        const int64_t left = end * g->runs - first;
+        const int32_t count = left < GATES_AT_ONCE ? (int32_t)left : GATES_AT_ONCE;
+        gate_factors(task->run->kernels, g->gating, g->gate + first, factors, count);
+        float *values = g->values + first * g->width;
+        if (g->width == 1) {
+            for (int32_t i = 0; i < count; i++) values[i] *= factors[i];
+            continue;
+        }
+        for (int32_t i = 0; i < count; i++, values += g->width) {
+            for (int32_t channel = 0; channel < g->width; channel++) values[channel] *= factors[i];
+        }
+    }
+}
+
+EM_NO_SCRATCH(gate)
+
+int32_t em_run_gate(const em_gate *gate, const em_run *run) {
+    return run_rows(gate, run, gate_rows, run->tokens, (int64_t)gate->runs * gate->width);
 }
 
 /* ---- combine ------------------------------------------------------------------------------------------ */
