@@ -11,12 +11,15 @@ from dataclasses import replace
 from edgemoe.architectures import qwen3_next
 from edgemoe.architectures.config import DAMAGED, LARGEST_LAYERS, ConfigReader, show
 from edgemoe.architectures.frame import read_frame
+from edgemoe.architectures.table import HEAD
 from edgemoe.errors import SourceError
 from edgemoe.model.spec import ModelSpec
 
 _ROWS = tuple(row for row in qwen3_next.TENSORS if "in_proj_qkvz" not in row.source and "in_proj_ba" not in row.source)
-TENSORS = tuple(replace(row, source=row.source.replace("model.", "model.language_model.", 1)) for row in _ROWS) + _ROWS
-"""A text model alone has no `language_model` in its names. The head's name, without `model.`, is twice the same."""
+TENSORS = tuple(replace(row, source=row.source.replace("model.", "model.language_model.", 1)) for row in _ROWS) + tuple(
+    row for row in _ROWS if row.source != HEAD
+)
+"""The names of a text model alone have no `language_model`."""
 
 
 def read(reader: ConfigReader) -> ModelSpec:

@@ -49,7 +49,6 @@ def take_slice(tensors: Tensors, where: SourceSlice) -> np.ndarray:
     return np.ascontiguousarray(changed)
 
 
-
 class Reference:
     """A checkpoint that has been read: `logits` of a sequence."""
 

@@ -250,8 +250,8 @@ def _tensors(store: Store, spec: ModelSpec) -> dict[str, _Tensor]:
                 f" order; found {turns.width}.",
                 "Convert the checkpoint again with this part in f16 or f32.",
             )
-        rows = orders.channels.get(stem, spec.hidden_size if stem == "conv_taps" else 0)
-        made = _Tensor(kind, dimensions, expert is not None, rotated, rows, orders.blocks.get(stem, 0), turns)
+        rows = orders.channels.get(own, spec.hidden_size if stem == "conv_taps" else 0)
+        made = _Tensor(kind, dimensions, expert is not None, rotated, rows, orders.blocks.get(own, 0), turns)
         tensor = tensors.setdefault(target, made)
         if tensor.type != kind:
             raise StoreError(

@@ -144,8 +144,8 @@ CONFIGS |= {
         "model_type": "qwen3_next",
         **_LINEAR,
         "linear_num_value_heads": 2,
-        "linear_key_head_dim": 24,
-        "linear_value_head_dim": 24,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
     },
 }
 CONFIGS = {name: _COMMON | config for name, config in CONFIGS.items()}
