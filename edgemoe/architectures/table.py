@@ -26,12 +26,12 @@ Change = Literal["none", "plus_one", "minus_exp"]
 
 
 class Runs(NamedTuple):
-    """Rows in `count` runs of `length`: the first begins at `start`, and each `period` rows after the one before."""
+    """Rows in `repeats` runs of `length`: the first begins at `start`, and each `period` rows after the one before."""
 
     start: int
     length: int
     period: int
-    count: int
+    repeats: int
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class SourceSlice:
     def rows(self) -> int:
         """The number of rows that it takes."""
         if self.runs:
-            return sum(run.length * run.count for run in self.runs)
+            return sum(run.length * run.repeats for run in self.runs)
         return len(range(self.row_start, self.row_stop, self.row_step))
 
     def places(self, start: int, stop: int) -> Iterator[range]:
@@ -103,7 +103,7 @@ class SourceSlice:
             return
         before = 0
         for run in self.runs:
-            for first in range(run.start, run.start + run.period * run.count, run.period):
+            for first in range(run.start, run.start + run.period * run.repeats, run.period):
                 cut = range(first, first + run.length)[max(0, start - before) : max(0, stop - before)]
                 before += run.length
                 if cut:

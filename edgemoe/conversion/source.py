@@ -48,7 +48,8 @@ def take_columns(rows: Rows, order: npt.NDArray[np.int64]) -> Rows:
     if not isinstance(rows, Blocks):
         return np.ascontiguousarray(rows[:, order])
     groups = order[::GROUP_COLUMNS] // GROUP_COLUMNS
-    scales, minimums = (None if part is None else part[:, groups] for part in (rows.scales, rows.minimums))
+    scales = None if rows.scales is None else rows.scales[:, groups]
+    minimums = None if rows.minimums is None else rows.minimums[:, groups]
     return Blocks(rows.format, np.ascontiguousarray(rows.values[:, order]), scales, minimums)
 
 

@@ -158,8 +158,6 @@ def _is_tied(name: str, case: Case) -> bool:
 def _legacy(config: dict[str, Any]) -> dict[str, Any]:
     """The same config with the keys of transformers 4."""
     config = dict(config)
-    if "text_config" in config:
-        return config | {"text_config": _legacy(config["text_config"])}
     scaling = dict(config.pop("rope_parameters"))
     config["rope_theta"] = scaling.pop("rope_theta")
     kind = scaling.pop("rope_type")

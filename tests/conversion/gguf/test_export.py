@@ -166,7 +166,7 @@ def test_progress_grows_to_the_whole(tiny: Store, tmp_path: Path) -> None:
         ),
         (
             CONFIGS["qwen3_next"]
-            | {"layer_types": ["linear_attention", "full_attention", "full_attention"] + ["linear_attention"]},
+            | {"layer_types": ["linear_attention", "full_attention", "full_attention", "linear_attention"]},
             "attention but in every so-manieth layer",
         ),
         (CONFIGS["qwen3_next"] | {"mlp_only_layers": [1]}, "layers of several kinds"),
