@@ -11,13 +11,21 @@ from types import MappingProxyType, ModuleType
 from typing import Any
 
 from edgemoe.architectures import (
+    afmoe,
+    exaone_moe,
     flex_olmo,
+    flint,
     glm4_moe,
     gpt_oss,
     granitemoe,
+    granitemoe_swa,
     granitemoeshared,
+    kolibri1,
+    laguna,
     lfm2_moe,
     llama,
+    mellum,
+    mimo_v2_flash,
     mixtral,
     olmoe,
     qwen2_moe,
@@ -49,13 +57,21 @@ __all__ = [
 ]
 
 FAMILIES: dict[str, ModuleType] = {
+    "afmoe": afmoe,
+    "exaone_moe": exaone_moe,
     "flex_olmo": flex_olmo,
+    "flint": flint,
     "glm4_moe": glm4_moe,
     "gpt_oss": gpt_oss,
     "granitemoe": granitemoe,
+    "granitemoe_swa": granitemoe_swa,
     "granitemoeshared": granitemoeshared,
+    "kolibri1": kolibri1,
+    "laguna": laguna,
     "lfm2_moe": lfm2_moe,
     "llama": llama,
+    "mellum": mellum,
+    "mimo_v2_flash": mimo_v2_flash,
     "mixtral": mixtral,
     "olmoe": olmoe,
     "qwen2_moe": qwen2_moe,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -19,6 +20,7 @@ def read_frame(
     family: str,
     *,
     epsilon_key: str = "rms_norm_eps",
+    default_epsilon: float | None = None,
     tied: bool = False,
     layer_types: Collection[str] = ("full_attention",),
     windows: bool = False,
@@ -26,7 +28,7 @@ def read_frame(
     """A `ModelSpec` without its layers. Raises SourceError.
 
     `tied` says whether the embedding is the head unless the config does; `layer_types`: what the config's list of that
-    name may hold. With `windows` the family reads the windows of its layers itself (`read_windows`); else they are
+    name may hold. With `windows` the family reads the windows of its layers itself (`windows.py`); else they are
     refused.
     """
     reader.require("hidden_act", "silu", "swish", default="silu")
@@ -41,7 +43,7 @@ def read_frame(
         vocab_size=reader.integer("vocab_size", maximum=limits.LARGEST_VOCABULARY),
         hidden_size=reader.integer("hidden_size", maximum=limits.LARGEST_WIDTH),
         layers=(),
-        norm_epsilon=reader.number(epsilon_key, maximum=1.0),
+        norm_epsilon=reader.number(epsilon_key, default_epsilon, maximum=1.0),
         max_positions=max_positions,
         tied_embeddings=reader.flag("tie_word_embeddings", tied),
     )
@@ -58,18 +60,32 @@ def _refuse_sliding_window(reader: ConfigReader, max_positions: int) -> None:
         raise unsupported("sliding_window", window, f"attention over the whole context of {max_positions}")
 
 
-def read_windows(reader: ConfigReader, count: int, default_types: Sequence[str]) -> tuple[int, ...]:
+def read_windows(
+    reader: ConfigReader, count: int, default_types: Sequence[str], default_window: int | None = None
+) -> tuple[int, ...]:
     """The window of each of `count` layers, 0 without one: by `layer_types`, or by `default_types` in turn.
 
     `read_frame` has checked the types. Raises SourceError where `sliding_window` is missing though a layer has one.
     """
+    types = read_layer_types(reader, count, default_types)
+    window = read_window(reader, types, default_window)
+    return tuple(window if kind == "sliding_attention" else 0 for kind in types)
+
+
+def read_layer_types(reader: ConfigReader, count: int, default_types: Sequence[str]) -> Sequence[str]:
+    """The type of each of `count` layers: by `layer_types`, or by `default_types` in turn. Raises SourceError."""
     listed = reader.sequence("layer_types")
-    types = listed or [default_types[number % len(default_types)] for number in range(count)]
+    if listed and len(listed) != count:
+        raise SourceError(f"config.json: layer_types lists {len(listed)} layers; expected {count}.", DAMAGED)
+    return listed or [default_types[number % len(default_types)] for number in range(count)]
+
+
+def read_window(reader: ConfigReader, types: Collection[str], default: int | None = None) -> int:
+    """The window of the layers that have one among layers of these types; 0 without any. Raises SourceError."""
     if "sliding_attention" not in types:
         reader.value("sliding_window")
-        return (0,) * count
-    window = reader.integer("sliding_window", maximum=limits.LARGEST_POSITIONS)
-    return tuple(window if kind == "sliding_attention" else 0 for kind in types)
+        return 0
+    return reader.integer("sliding_window", maximum=limits.LARGEST_POSITIONS, default=default)
 
 
 def read_attention(
@@ -84,11 +100,16 @@ def read_attention(
     partial: float | None = None,
     scale: float | None = None,
     qk_norm: Literal["none", "head", "full"] = "none",
+    default_head_dim: int = 0,
+    layer_type: str = "",
+    theta_key: str = "rope_theta",
 ) -> Attention:
     """Heads, biases, positions and scale (from the root of the head width unless `scale` is given). Raises SourceError.
 
     `bias_key` is the family's key for biases on query, key and value; without it they are refused. `partial` is the
     part of each head that a family rotates unless the config says otherwise; without it any part but 1 is refused.
+    Without `default_head_dim` a config that does not say how wide heads are means heads together as wide as the model.
+    With a `layer_type` the positions are those of this type of layer (`positions.read_rope`).
     """
     heads = reader.integer("num_attention_heads", maximum=limits.LARGEST_WIDTH)
     kv_heads = reader.integer(
@@ -100,7 +121,7 @@ def read_attention(
             f"{kv_heads}.",
             DAMAGED,
         )
-    head_dim = reader.integer("head_dim", maximum=limits.LARGEST_WIDTH, default=0)
+    head_dim = reader.integer("head_dim", maximum=limits.LARGEST_WIDTH, default=default_head_dim)
     if not head_dim:
         if frame.hidden_size % heads:
             raise SourceError(
@@ -126,7 +147,7 @@ def read_attention(
         kv_heads=kv_heads,
         head_dim=head_dim,
         scale=head_dim**-0.5 if scale is None else scale,
-        rope=read_rope(reader, head_dim, default_theta, frame.max_positions, partial),
+        rope=read_rope(reader, head_dim, default_theta, frame.max_positions, partial, layer_type, theta_key),
         qkv_bias=bias,
         output_bias=bias and bias_on_output,
         qk_norm=qk_norm,
@@ -162,6 +183,48 @@ def read_experts(
     )
 
 
+def read_sigmoid_router(reader: ConfigReader, *, normalise: bool = True, scale: float = 1.0) -> RouterSpec:
+    """A router by sigmoid with a bias for the choice alone, groups and a scale (DeepSeek-V3). Raises SourceError.
+
+    `normalise` and `scale` hold unless the config says otherwise.
+    """
+    normalise = reader.flag("norm_topk_prob", normalise)
+    groups = reader.integer("n_group", maximum=limits.LARGEST_EXPERTS, default=1)
+    kept_groups = reader.integer("topk_group", maximum=limits.LARGEST_EXPERTS, default=1)
+    if kept_groups == groups:  # all are kept, as without groups
+        groups = kept_groups = 1
+    for name in ("scoring_func", "score_function"):
+        reader.require(name, "sigmoid", "noaux_tc", default="sigmoid")
+    reader.require("topk_method", "noaux_tc", default="noaux_tc")
+    return RouterSpec(
+        normalise=normalise,
+        score="sigmoid",
+        choice_bias=True,
+        groups=groups,
+        kept_groups=kept_groups,
+        epsilon=1e-20 if normalise else 0.0,
+        scale=reader.number("routed_scaling_factor", scale),
+    )
+
+
+def read_shared_width(reader: ConfigReader, count_key: str, default: int = 1) -> int:
+    """The width of the FFN that shared experts are together: their number is `count_key`."""
+    count = reader.integer(count_key, minimum=0, maximum=limits.LARGEST_EXPERTS, default=default)
+    return min(count * reader.integer("moe_intermediate_size", maximum=limits.LARGEST_WIDTH), limits.LARGEST_WIDTH)
+
+
+def read_layer_count(reader: ConfigReader, ffn: Moe | GatedFfn) -> int:
+    """The number of layers; refused where they have too many experts in all. Raises SourceError."""
+    count = reader.integer("num_hidden_layers", maximum=limits.LARGEST_LAYERS)
+    if ffn.routed is not None and count * ffn.routed.num_experts > limits.LARGEST_TOTAL_EXPERTS:
+        raise SourceError(
+            f"config.json: {count} layers of {ffn.routed.num_experts} experts; expected at most "
+            f"{limits.LARGEST_TOTAL_EXPERTS} experts in all.",
+            DAMAGED,
+        )
+    return count
+
+
 def read_layers(
     reader: ConfigReader,
     attention: Attention,
@@ -175,13 +238,7 @@ def read_layers(
     `layer_types` that `others` has a body for, in the place of attention. A config without `layer_types` means
     `default_types` in turn, if there are some.
     """
-    count = reader.integer("num_hidden_layers", maximum=limits.LARGEST_LAYERS)
-    if ffn.routed is not None and count * ffn.routed.num_experts > limits.LARGEST_TOTAL_EXPERTS:
-        raise SourceError(
-            f"config.json: {count} layers of {ffn.routed.num_experts} experts; expected at most "
-            f"{limits.LARGEST_TOTAL_EXPERTS} experts in all.",
-            DAMAGED,
-        )
+    count = read_layer_count(reader, ffn)
     layer_types = reader.sequence("layer_types")
     if default_types and not layer_types:
         layer_types = [default_types[number % len(default_types)] for number in range(count)]
@@ -192,8 +249,19 @@ def read_layers(
     mixers = [others.get(kind, attention) for kind in layer_types] or [attention] * count
     dense_at = () if dense is None else dense_layers(reader, count)
     ffns: list[Body] = [dense if dense is not None and number in dense_at else ffn for number in range(count)]
-    made = {pair: LayerSpec.of(*pair) for pair in zip(mixers, ffns, strict=True)}  # equal layers are one object
+    return pair_layers(mixers, ffns)
+
+
+def pair_layers(mixers: Sequence[Body], ffns: Sequence[Body]) -> tuple[LayerSpec, ...]:
+    """Layers of a mixer and an FFN each; equal layers are one object."""
+    made = {pair: LayerSpec.of(*pair) for pair in zip(mixers, ffns, strict=True)}
     return tuple(made[pair] for pair in zip(mixers, ffns, strict=True))
+
+
+def normed_around(layers: Sequence[LayerSpec]) -> tuple[LayerSpec, ...]:
+    """The same layers with a norm after each block too, before its result joins the stream."""
+    made = {layer: LayerSpec(tuple(replace(block, post_norm=True) for block in layer.blocks)) for layer in layers}
+    return tuple(made[layer] for layer in layers)
 
 
 def leading_dense_layers(
@@ -204,6 +272,17 @@ def leading_dense_layers(
     if leading > count:
         raise SourceError(f"config.json: {key} is {leading}; expected at most the number of layers, {count}.", DAMAGED)
     return range(leading)
+
+
+def read_ffn_types(reader: ConfigReader, count: int, default_leading: int = 0) -> Collection[int]:
+    """The dense layers by `mlp_layer_types`, a word for each layer; without it the leading ones. Raises SourceError."""
+    types = reader.sequence("mlp_layer_types")
+    if types and len(types) != count:
+        raise SourceError(f"config.json: mlp_layer_types lists {len(types)} layers; expected {count}.", DAMAGED)
+    for kind in types:
+        if kind not in ("dense", "sparse"):
+            raise unsupported("mlp_layer_types", kind, '"dense" or "sparse"')
+    return {number for number, kind in enumerate(types) if kind == "dense"} if types else range(default_leading)
 
 
 def listed_dense_layers(reader: ConfigReader, count: int) -> Collection[int]:

@@ -12,6 +12,7 @@ from edgemoe.architectures.config import DAMAGED, LARGEST_EXPERTS, LARGEST_POSIT
 from edgemoe.architectures.frame import read_attention, read_experts, read_frame, read_layers, read_windows
 from edgemoe.architectures.positions import SMALLEST_NUMBER
 from edgemoe.architectures.table import FRAME, SEPARATE_EXPERTS, Row, layer_rows
+from edgemoe.architectures.windows import WINDOWED
 from edgemoe.errors import SourceError
 from edgemoe.kernels.operations import Activation
 from edgemoe.model.blocks import RouterSpec
@@ -67,7 +68,7 @@ TENSORS = (
 
 def read(reader: ConfigReader) -> ModelSpec:
     """The model that a config describes. Raises SourceError."""
-    frame = read_frame(reader, "gpt_oss", layer_types=("sliding_attention", "full_attention"), windows=True)
+    frame = read_frame(reader, "gpt_oss", layer_types=WINDOWED, windows=True)
     for name in ("head_dim", "num_key_value_heads"):  # their defaults differ between programs
         reader.integer(name, maximum=LARGEST_POSITIONS)
     if reader.value("rope_scaling") is None and reader.value("rope_parameters") is None:
@@ -90,7 +91,7 @@ def read(reader: ConfigReader) -> ModelSpec:
     )
     attention = replace(attention, sinks=True)
     count = len(read_layers(reader, attention, moe))
-    windows = read_windows(reader, count, ("sliding_attention", "full_attention"))
+    windows = read_windows(reader, count, WINDOWED)
     kinds = {window: LayerSpec.of(replace(attention, window=window), moe) for window in set(windows)}
     return replace(frame, layers=tuple(kinds[window] for window in windows))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from edgemoe.architectures.config import LARGEST_WIDTH, ConfigReader
@@ -28,9 +29,18 @@ def read(reader: ConfigReader) -> ModelSpec:
     return read_granite(reader, "granitemoe", shared_width=0)
 
 
-def read_granite(reader: ConfigReader, family: str, shared_width: int) -> ModelSpec:
-    """A Granite model with a shared expert of width `shared_width` (0: no shared expert). Raises SourceError."""
-    frame = read_frame(reader, family)
+def read_granite(
+    reader: ConfigReader,
+    family: str,
+    shared_width: int,
+    layer_types: Collection[str] = ("full_attention",),
+    windows: bool = False,
+) -> ModelSpec:
+    """A Granite model with a shared expert of width `shared_width` (0: no shared expert). Raises SourceError.
+
+    The last two are those of `read_frame`.
+    """
+    frame = read_frame(reader, family, layer_types=layer_types, windows=windows)
     attention = read_attention(
         reader,
         frame,

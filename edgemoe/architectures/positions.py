@@ -13,6 +13,8 @@ from edgemoe.model.rope import RopeSpec
 LARGEST_THETA = 1e12
 SMALLEST_NUMBER = 1e-6
 """Exclusive lower bound of every parameter of a rule, so that no float32 quotient of two of them overflows."""
+LAYER_TYPES = ("full_attention", "sliding_attention")
+"""The types of layers that positions may differ between."""
 _NUMBERS = {
     "default": (),
     "linear": ("factor",),
@@ -34,22 +36,30 @@ _OF_IMAGES = frozenset({"mrope_section", "mrope_interleaved"})
 
 
 def read_rope(
-    reader: ConfigReader, head_dim: int, default_theta: float, max_positions: int, default_partial: float | None = None
+    reader: ConfigReader,
+    head_dim: int,
+    default_theta: float,
+    max_positions: int,
+    default_partial: float | None = None,
+    layer_type: str = "",
+    theta_key: str = "rope_theta",
 ) -> RopeSpec:
     """The rotary positions of heads of width `head_dim`, every parameter filled in. Raises SourceError.
 
     `default_partial` is the part of each head that is rotated, if the file does not say; None: whole heads only.
+    With a `layer_type` the file may have an object for each type of layer, of which this type's is read; without such
+    objects all types have the same positions, but for a theta under a `theta_key` of the type.
     A file may contain both forms, and the two often differ in which parameters they leave to the defaults. Each form is
     read separately, with the keys beside it; both must give the same positions.
     """
-    theta, partial = reader.value("rope_theta"), reader.value("partial_rotary_factor")
+    theta, partial = reader.value(theta_key), reader.value("partial_rotary_factor")
     found = {}
     for name in ("rope_scaling", "rope_parameters"):
         value = reader.value(name)
         if value is not None and not isinstance(value, Mapping):
             raise SourceError(f"config.json: {name} is {show(value)}; expected an object or null.", DAMAGED)
         if value:
-            found[name] = dict(value)
+            found[name] = dict(_of_layer_type(name, value, layer_type))
     specs = {
         name: _read_form(
             name,
@@ -68,6 +78,19 @@ def read_rope(
             DAMAGED,
         )
     return next(iter(specs.values()))
+
+
+def _of_layer_type(form: str, value: Mapping[Any, Any], layer_type: str) -> Mapping[Any, Any]:
+    """The parameters of one type of layer, out of an object for each type or of one for all."""
+    if not layer_type or not any(isinstance(inner, Mapping) for inner in value.values()):
+        return value
+    inner = value.get(layer_type)
+    if not isinstance(inner, Mapping):
+        raise SourceError(f"config.json: {form}.{layer_type} is {show(inner)}; expected an object.", DAMAGED)
+    for name, other in value.items():
+        if name not in LAYER_TYPES and other is not None:
+            raise unsupported(f"{form}.{show(name)}", other, "an object for each type of layer")
+    return inner
 
 
 def _read_form(

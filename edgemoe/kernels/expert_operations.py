@@ -40,12 +40,16 @@ from edgemoe.kernels.operations import (
 Score = Literal["softmax", "sigmoid"]
 """How a logit becomes the share of an expert: by all logits of the token, or by itself."""
 
+Choice = Literal["score", "logit"]
+"""What experts are chosen by: their shares, or their logits."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Route(Operation, code=7):
     """The `K` experts of largest choice score (the lower number on a tie), in falling order, and their weights.
 
-    An expert's choice score is its logit; with `choice_bias`, or of `sigmoid`, it is `score + choice_bias` in float32.
+    An expert's choice score is its logit; with `choice_bias`, or of `sigmoid`, it is `score + choice_bias` in float32;
+    chosen by `logit`, it is `logit + choice_bias` of either.
     Of several `groups`, equal runs of experts, the `kept_groups` of largest sum of their two largest choice scores are
     kept (the lower number on a tie), and experts of the others are not chosen.
 
@@ -74,6 +78,7 @@ class Route(Operation, code=7):
     kept_groups: int = 1
     epsilon: float = 0.0
     scale: float = 1.0
+    choose_by: Choice = "score"
 
     def check(self, sizes: Sizes) -> None:
         used, experts = sizes.letters["K"], sizes.letters["E"]

@@ -186,6 +186,19 @@ class RmsNorm(Operation, code=1):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
+class LayerNorm(Operation, code=15):
+    """`output = (input - mean) / sqrt(variance + epsilon) * weight`, over each row; may be in place.
+
+    The variance is the mean of the squares of `input - mean` (Ba, Kiros and Hinton 2016).
+    """
+
+    input: Annotated[Floats, rows("D")]
+    weight: Annotated[Floats, weight("D")]
+    epsilon: float
+    output: Annotated[Floats, rows("D"), output(apart_from="input", may_replace=True)]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class LinearPart:
     """One of the matrices that share an input, with the buffer for its product."""
 
@@ -296,6 +309,17 @@ class Gate(Operation, code=14):
     gating: GateFunction
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class SoftCap(Operation, code=16):
+    """Brings numbers within `-limit .. limit` smoothly, in place: `limit * tanh(value / limit)` (Gemma 2, 2024)."""
+
+    values: Annotated[Floats, rows("M"), IN_PLACE]
+    limit: float
+
+    def check(self, sizes: Sizes) -> None:
+        require(0 < self.limit < math.inf, "limit", "a number above 0", self.limit)
+
+
 MOST_TAPS = 64
 """The most tokens that a short convolution runs over."""
 
@@ -336,7 +360,7 @@ WIDEST_KEYS = 256
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class DeltaRule(Operation, code=15):
+class DeltaRule(Operation, code=17):
     """The gated delta rule: each head keeps a matrix `S (W, Wv)`, which a token decays and then corrects.
 
     A row of `mixed` holds the queries and the keys of `G` heads of width `W`, and the values `v` of `H` heads of width

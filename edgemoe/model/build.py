@@ -89,7 +89,7 @@ def build_graph(spec: ModelSpec, options: BuildOptions = PLAIN) -> Graph:
     shared: dict[Hashable, Value] = {value.name: value for value in (*inputs, residual, head_input, logits)}
 
     def builder() -> Builder:
-        return Builder(-1, D, spec.norm_epsilon, cast(Any, residual), options, shared)
+        return Builder(-1, D, spec.norm_epsilon, cast(Any, residual), options, spec.norm, shared)
 
     embed = builder()
     with embed.doing("embedding"):
@@ -109,7 +109,7 @@ def build_graph(spec: ModelSpec, options: BuildOptions = PLAIN) -> Graph:
         layers.append(build.section())
     head = builder()
     with head.doing("head"):
-        normed = head.rms_norm(cast(Any, head_input), "final_norm", D, head.fixed_rows("head_normed", HEAD_ROWS, D))
+        normed = head.stream_norm(cast(Any, head_input), "final_norm", head.fixed_rows("head_normed", HEAD_ROWS, D))
         matrix = head.matrix("embedding" if spec.tied_embeddings else "head", V, D)
         head.add(op.Linear(normed, (op.LinearPart(matrix, None, cast(Any, logits)),), scale=spec.logit_scale))
     sections = embed.section(), tuple(layers), head.section()
@@ -142,7 +142,7 @@ def _join(build: Builder, block: Block, source: op.Floats, scale: float) -> None
     """Let the result of a body join the stream, after the block's post-norm."""
     size, result = build.hidden_size, cast("op.Floats", build.result)
     if block.post_norm:
-        build.rms_norm(result, block.name("post_norm"), size, result)
+        build.stream_norm(result, block.name("post_norm"), result)
     form = block.residual or Residual()
     keep, share, shift = (
         build.vector(block.name(name), size) if name in form.vectors else None for name in ("keep", "share", "shift")
@@ -153,7 +153,7 @@ def _join(build: Builder, block: Block, source: op.Floats, scale: float) -> None
 
 def _normed(build: Builder, block: Block, source: op.Floats, output: op.Floats) -> op.Floats:
     """The input norm of a block."""
-    return build.rms_norm(source, block.name("input_norm"), build.hidden_size, output)
+    return build.stream_norm(source, block.name("input_norm"), output)
 
 
 def _guess(number: int, layer: LayerSpec, build: Builder) -> None:

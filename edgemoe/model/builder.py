@@ -43,6 +43,8 @@ class Builder:
     residual: op.Floats
     """The residual stream `(T, D)`."""
     options: BuildOptions
+    norms: Literal["rms", "layer"]
+    """The kind of the norms of the stream."""
     shared: dict[Hashable, Value]
     """The values that outlive a section, by what tells them apart."""
     prefix: str = ""
@@ -163,6 +165,13 @@ class Builder:
         self.add(op.RmsNorm(source, self.vector(name, size), self.epsilon, output, heads))
         return output
 
+    def stream_norm(self, source: op.Floats, name: str, output: op.Floats) -> op.Floats:
+        """Normalise rows as wide as the stream, in the way of the model; returns `output`."""
+        if self.norms == "rms":
+            return self.rms_norm(source, name, self.hidden_size, output)
+        self.add(op.LayerNorm(source, self.vector(name, self.hidden_size), self.epsilon, output))
+        return output
+
     def linear(self, source: op.Floats, name: str, output: op.Floats, bias: bool = False) -> op.Floats:
         """Multiply rows by one matrix, and add a vector if it has a bias; returns `output`."""
         rows, columns = row_size(output), row_size(source)
@@ -198,10 +207,11 @@ class Builder:
         weights: op.Floats | None,
         shared: op.Floats | None,
         shared_gate: op.Floats | None = None,
+        scale: float = 1.0,
     ) -> None:
-        """Sum the outputs of experts, and of an FFN that every token uses: the sum is the result of a body."""
+        """Sum the outputs of experts, and of an FFN that every token uses: `scale` times the sum is a body's result."""
         target, adds = self._target()
-        self.add(ex.Combine(target, self.result_scale, routed, weights, shared, shared_gate, adds))
+        self.add(ex.Combine(target, scale * self.result_scale, routed, weights, shared, shared_gate, adds))
 
     def section(self) -> Section:
         """All that was added, stage after stage: parallel blocks take turns at each of them."""

@@ -38,8 +38,9 @@ class Residual:
 
 @dataclass(frozen=True)
 class Block:
-    """One step of the residual stream: the stream is normalised (RMSNorm), goes through the body, and the result is
-    added to the stream.
+    """One step of the residual stream: the stream is normalised, goes through the body, and the result is added to it.
+
+    `ModelSpec.norm` says how it is normalised.
     """
 
     body: Body
@@ -128,7 +129,7 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A decoder-only language model: layers between an embedding and a head, before which stands an RMSNorm."""
+    """A decoder-only language model: layers between an embedding and a head, before which stands a norm."""
 
     family: str
     vocab_size: int
@@ -141,6 +142,8 @@ class ModelSpec:
     residual_scale: float = 1.0
     logit_scale: float = 1.0
     """Factor on the logits (Granite divides by `logits_scaling`: this is its inverse)."""
+    norm: Literal["rms", "layer"] = "rms"
+    """Norms of the stream, of blocks' results and before the head: RMSNorm, or LayerNorm without biases (Cohere)."""
 
     @property
     def routed(self) -> dict[int, RoutedExperts]:

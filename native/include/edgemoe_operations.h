@@ -19,6 +19,9 @@ enum { EM_WIDEST_KEYS = 256 };
 /* em_route.score */
 enum { EM_SCORE_SOFTMAX = 0, EM_SCORE_SIGMOID = 1, EM_SCORE_COUNT = 2 };
 
+/* em_route.choose_by */
+enum { EM_CHOOSE_BY_SCORE = 0, EM_CHOOSE_BY_LOGIT = 1, EM_CHOOSE_BY_COUNT = 2 };
+
 /* em_activation.function */
 enum { EM_FUNCTION_SILU = 0, EM_FUNCTION_CLAMPED_SILU = 1, EM_FUNCTION_COUNT = 2 };
 
@@ -144,6 +147,7 @@ typedef struct em_route {
     int32_t kept_groups;
     float epsilon;
     float scale;
+    int32_t choose_by;        /* EM_CHOOSE_BY_... */
     int32_t num_experts;      /* E */
     int32_t top_k;            /* K */
 } em_route;
@@ -260,6 +264,22 @@ typedef struct em_gate {
     int32_t width;     /* width */
 } em_gate;
 
+/* output = (input - mean) / sqrt(variance + epsilon) * weight, over each row; may be in place. */
+typedef struct em_layer_norm {
+    const float *input;  /* (T, D) */
+    const float *weight; /* (D,) */
+    float epsilon;
+    float *output;       /* (T, D) */
+    int32_t hidden_size; /* D */
+} em_layer_norm;
+
+/* Brings numbers within -limit .. limit smoothly, in place: limit * tanh(value / limit) (Gemma 2, 2024). */
+typedef struct em_soft_cap {
+    float *values;   /* (T, M) */
+    float limit;
+    int32_t columns; /* M */
+} em_soft_cap;
+
 /* The gated delta rule: each head keeps a matrix S (W, Wv), which a token decays and then corrects. */
 typedef struct em_delta_rule {
     const float *mixed;       /* (T, M) */
@@ -297,6 +317,8 @@ typedef struct em_delta_rule {
     X(COMBINE, combine) \
     X(MIX, mix) \
     X(GATE, gate) \
+    X(LAYER_NORM, layer_norm) \
+    X(SOFT_CAP, soft_cap) \
     X(DELTA_RULE, delta_rule)
 
 /* STRUCT(type) for each struct of the interface, and FIELD(type, field) for each of its fields. */
@@ -334,7 +356,8 @@ typedef struct em_delta_rule {
     STRUCT(em_route) FIELD(em_route, logits) FIELD(em_route, renormalise) FIELD(em_route, experts) \
         FIELD(em_route, weights) FIELD(em_route, slots) FIELD(em_route, bonus) FIELD(em_route, score) \
         FIELD(em_route, choice_bias) FIELD(em_route, groups) FIELD(em_route, kept_groups) \
-        FIELD(em_route, epsilon) FIELD(em_route, scale) FIELD(em_route, num_experts) FIELD(em_route, top_k) \
+        FIELD(em_route, epsilon) FIELD(em_route, scale) FIELD(em_route, choose_by) \
+        FIELD(em_route, num_experts) FIELD(em_route, top_k) \
     STRUCT(em_activation) FIELD(em_activation, function) FIELD(em_activation, alpha) \
         FIELD(em_activation, limit) FIELD(em_activation, offset) \
     STRUCT(em_ffn_biases) FIELD(em_ffn_biases, gate) FIELD(em_ffn_biases, up) FIELD(em_ffn_biases, down) \
@@ -360,6 +383,9 @@ typedef struct em_delta_rule {
         FIELD(em_mix, share) FIELD(em_mix, shift) FIELD(em_mix, output) FIELD(em_mix, hidden_size) \
     STRUCT(em_gate) FIELD(em_gate, gate) FIELD(em_gate, values) FIELD(em_gate, gating) FIELD(em_gate, runs) \
         FIELD(em_gate, width) \
+    STRUCT(em_layer_norm) FIELD(em_layer_norm, input) FIELD(em_layer_norm, weight) \
+        FIELD(em_layer_norm, epsilon) FIELD(em_layer_norm, output) FIELD(em_layer_norm, hidden_size) \
+    STRUCT(em_soft_cap) FIELD(em_soft_cap, values) FIELD(em_soft_cap, limit) FIELD(em_soft_cap, columns) \
     STRUCT(em_delta_rule) FIELD(em_delta_rule, mixed) FIELD(em_delta_rule, strength) \
         FIELD(em_delta_rule, decay_input) FIELD(em_delta_rule, decay_bias) FIELD(em_delta_rule, rate) \
         FIELD(em_delta_rule, epsilon) FIELD(em_delta_rule, key_heads) FIELD(em_delta_rule, positions) \

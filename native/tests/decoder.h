@@ -29,7 +29,7 @@ enum {
     DELTA_VALUES = 20, /* more than a panel, and not a whole number of them */
     DELTA_CHANNELS = 2 * DELTA_KEY_HEADS * DELTA_KEYS + DELTA_HEADS * DELTA_VALUES,
     DELTA_OUTPUTS = DELTA_HEADS * DELTA_VALUES,
-    OPERATIONS = 25, /* of which one begins to read experts */
+    OPERATIONS = 27, /* of which one begins to read experts */
 };
 
 static inline em_matrix random_matrix(int32_t format, int32_t rows, int32_t columns) {
@@ -169,6 +169,7 @@ static inline void add_moe(model *m) {
     *router = (em_linear){.input = *m->hidden, .parts_count = 2, .scale = 1};
     router->parts[0] = part_of(owned_matrix(m, EM_F32, EXPERTS, WIDTH), NULL, *m->logits);
     router->parts[1] = part_of(owned_matrix(m, EM_F32, 1, WIDTH), NULL, *m->shared_gate);
+    add(m, EM_SOFT_CAP)->as.soft_cap = (em_soft_cap){.values = *m->logits, .limit = 2, .columns = EXPERTS};
     add(m, EM_ROUTE)->as.route = (em_route){
         .logits = *m->logits, .experts = *m->chosen, .weights = *m->weights, .num_experts = EXPERTS, .top_k = USED,
         .renormalise = 1, .groups = 1, .kept_groups = 1, .scale = 1};
@@ -213,6 +214,8 @@ static inline void add_moe(model *m) {
         .output = *m->hidden, .routed = **m->routed, .weights = *m->weights, .shared = *m->shared,
         .shared_gate = *m->shared_gate, .top_k = USED, .hidden_size = WIDTH, .scale = 0.7f,
         .accumulate = 1};
+    add(m, EM_LAYER_NORM)->as.layer_norm = (em_layer_norm){
+        .input = *m->hidden, .weight = m->norm, .output = *m->normed, .epsilon = 1e-5f, .hidden_size = WIDTH};
     add(m, EM_MIX)->as.mix =
         (em_mix){
         .base = *m->hidden, .result = *m->shared, .keep = m->norm, .share = m->bias, .shift = m->norm, .output = *m->hidden,

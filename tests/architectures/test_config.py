@@ -652,5 +652,6 @@ def test_any_config_is_a_model_or_one_clear_error(config, changes, removed):
     mixers = {layer.blocks[0].body for layer in result.layers}
     for mixer in (mixer for mixer in mixers if isinstance(mixer, Attention)):
         assert mixer.heads % mixer.kv_heads == 0
-        cosine, _ = rope_tables(replace(mixer.rope, rotated=min(mixer.rope.rotated, 256)), 3)
-        assert np.isfinite(cosine).all()
+        if mixer.rope is not None:
+            cosine, _ = rope_tables(replace(mixer.rope, rotated=min(mixer.rope.rotated, 256)), 3)
+            assert np.isfinite(cosine).all()

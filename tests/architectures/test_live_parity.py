@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ TOLERANCE = 1e-4
 GRANITE = ("granitemoe", "granitemoeshared")
 QWEN = ("qwen2_moe", "qwen3_moe")
 DELTA = ("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next")
+NEWER = ("granitemoe_swa", "laguna", "mellum", "mimo_v2_flash", "qwen3_5_moe", "qwen3_5_moe_text")
+"""Families whose configs are all of the newer form."""
 CHUNKED_TOLERANCE = 1e-3
 """Of logits of recurrent layers that the reference computes in chunks, whose sums have another order."""
 HEADS_FILL_THE_MODEL = ("flex_olmo", "olmoe", "qwen2_moe")
@@ -81,6 +84,8 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
         if model_type == "qwen3_next":
             config |= {"intermediate_size": number(1, 70), "norm_topk_prob": draw(st.booleans())}
             config["mlp_only_layers"] = draw(st.lists(st.integers(0, config["num_hidden_layers"] - 1), max_size=1))
+    elif model_type in WINDOWED:
+        config |= draw(WINDOWED[model_type](config))
     elif not llama:
         config |= draw(experts(model_type))
     if model_type == "gpt_oss":
@@ -92,14 +97,14 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
             "swiglu_limit": draw(st.sampled_from([0.3, 1.0, 7.0])),
             "swiglu_alpha": draw(st.sampled_from([1.0, 1.702])),
         }
-    if model_type in GRANITE:
+    if model_type in (*GRANITE, "granitemoe_swa"):
         config |= {
             "embedding_multiplier": draw(st.sampled_from([1.0, 12.0])),
             "attention_multiplier": draw(st.sampled_from([0.015625, 0.3, 1.0])),
             "residual_multiplier": draw(st.sampled_from([0.22, 1.0])),
             "logits_scaling": draw(st.sampled_from([0.5, 6.0])),
         }
-    if model_type == "granitemoeshared":
+    if model_type in ("granitemoeshared", "granitemoe_swa"):
         config["shared_intermediate_size"] = number(0, 50)
     if model_type in QWEN:
         config |= {
@@ -109,7 +114,7 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
         }
     if model_type == "qwen2_moe":
         config |= {"shared_expert_intermediate_size": number(1, 50), "qkv_bias": draw(st.booleans())}
-    elif model_type not in ("mixtral", "lfm2_moe", *DELTA):
+    elif model_type not in ("mixtral", "lfm2_moe", "exaone_moe", "kolibri1", *DELTA):
         config["attention_bias"] = draw(st.booleans())
     layout = draw(st.sampled_from(["files", "fused"]))
     if model_type == "qwen3_5_moe":
@@ -117,8 +122,8 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
         tower = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 1, "out_hidden_size": 8}
         tied = {"tie_word_embeddings": config["tie_word_embeddings"]}
         config = {"text_config": config, "vision_config": tower} | tied
-    legacy = not model_type.startswith("qwen3_5") and draw(st.booleans())  # its configs are of the newer form
-    return Case(model_type, number(0, 1 << 30), config, layout, legacy)
+    legacy = draw(st.booleans()) and model_type not in NEWER
+    return Case(model_type, number(0, 1 << 30), config, layout, legacy=legacy)
 
 
 @st.composite
@@ -178,6 +183,135 @@ def grouped_experts(draw: st.DrawFn) -> dict[str, Any]:
         "norm_topk_prob": draw(st.booleans()),
         "routed_scaling_factor": draw(st.sampled_from([1.0, 2.5])),
     }
+
+
+def layer_words(layers: int, *words: str) -> st.SearchStrategy[list[str]]:
+    return st.lists(st.sampled_from(words), min_size=layers, max_size=layers)
+
+
+@st.composite
+def windowed(draw: st.DrawFn, config: dict[str, Any], *, count: str = "num_experts") -> dict[str, Any]:
+    """What most families with windows have: layers of two types, an expert width, a number of experts."""
+    experts = draw(st.integers(2, 12) | st.integers(65, 80))
+    return {
+        "sliding_window": draw(st.integers(1, 80)),
+        "layer_types": draw(layer_words(config["num_hidden_layers"], "sliding_attention", "full_attention")),
+        "moe_intermediate_size": draw(st.integers(1, 40)),
+        count: experts,
+        "num_experts_per_tok": draw(st.integers(1, min(experts, 8))),
+    }
+
+
+def dense_layers(config: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
+    words = layer_words(config["num_hidden_layers"], "dense", "sparse")
+    return words.map(lambda types: {"mlp_layer_types": types})
+
+
+def positions_by_type(config: dict[str, Any], partial: bool = False) -> st.SearchStrategy[dict[str, Any]]:
+    """Positions for each type of layer; YaRN with all its parameters but the one that transformers then ignores."""
+    all_but_one = {name: value for name, value in YARN_WITH_ALL.items() if name != "truncate"}
+    rules = st.sampled_from([{"rope_type": "default", "rope_theta": 1e6}, LINEAR, LLAMA3, YARN, all_but_one])
+    if partial:
+        factors = partial_factors(config["head_dim"])
+        rules = st.tuples(rules, factors).map(lambda both: both[0] | {"partial_rotary_factor": both[1]})
+    both = st.fixed_dictionaries({"full_attention": rules, "sliding_attention": rules})
+    return both.map(lambda parameters: {"rope_parameters": parameters})
+
+
+@st.composite
+def afmoe(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    return draw(windowed(config)) | {
+        "num_dense_layers": draw(st.integers(0, config["num_hidden_layers"])),
+        "num_shared_experts": draw(st.integers(1, 3)),
+        "route_scale": draw(st.sampled_from([1.0, 2.5])),
+        "mup_enabled": draw(st.booleans()),
+    }
+
+
+@st.composite
+def exaone_moe(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    grouped = draw(grouped_experts())
+    renamed = {"n_routed_experts": "num_experts", "n_shared_experts": "num_shared_experts"}
+    grouped = {renamed.get(name, name): value for name, value in grouped.items()}
+    return draw(windowed(config)) | grouped | draw(dense_layers(config))
+
+
+@st.composite
+def mellum(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    own = draw(windowed(config, count="num_local_experts")) | draw(dense_layers(config))
+    return own | draw(positions_by_type(config)) | {"norm_topk_prob": draw(st.booleans())}
+
+
+@st.composite
+def granitemoe_swa(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    layers = config["num_hidden_layers"]
+    thetas = st.lists(st.sampled_from([0, 1e4, 1e6]), min_size=layers, max_size=layers)
+    own = draw(windowed(config, count="num_local_experts"))
+    del own["moe_intermediate_size"]
+    return own | {"layer_rope_theta": draw(thetas)}
+
+
+@st.composite
+def mimo_v2_flash(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    grouped = draw(grouped_experts())
+    del grouped["n_shared_experts"]
+    own = draw(windowed(config, count="n_routed_experts")) | grouped | draw(dense_layers(config))
+    heads = config["num_attention_heads"] // config["num_key_value_heads"]
+    return (
+        own
+        | draw(positions_by_type(config, partial=True))
+        | {
+            "num_attention_heads": 2 * heads * config["num_key_value_heads"],
+            "v_head_dim": draw(st.integers(1, 30)),
+            "attention_value_scale": draw(st.sampled_from([None, 0.707])),
+        }
+    )
+
+
+@st.composite
+def flint(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    layers = st.integers(0, config["num_hidden_layers"] - 1)
+    return draw(windowed(config)) | {
+        "mlp_only_layers": draw(st.none() | st.lists(layers, max_size=2)),
+        "norm_topk_prob": draw(st.booleans()),
+        "shared_expert_intermediate_size": draw(st.integers(1, 40)),
+    }
+
+
+@st.composite
+def kolibri1(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    del config["intermediate_size"]
+    return draw(windowed(config)) | {
+        "norm_topk_prob": draw(st.booleans()),
+        "shared_expert_intermediate_size": draw(st.integers(1, 40)),
+    }
+
+
+@st.composite
+def laguna(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    layers, kv_heads = config["num_hidden_layers"], config["num_key_value_heads"]
+    heads = st.lists(st.integers(1, 3).map(lambda times: times * kv_heads), min_size=layers, max_size=layers)
+    own = draw(windowed(config)) | draw(dense_layers(config)) | draw(positions_by_type(config, partial=True))
+    return own | {
+        "gating": draw(st.sampled_from([True, "per-head", "per-element"])),
+        "moe_routed_scaling_factor": draw(st.sampled_from([1.0, 2.5])),
+        "moe_router_logit_softcapping": draw(st.sampled_from([0.0, 2.0])),
+        "num_attention_heads_per_layer": draw(st.none() | heads),
+        "shared_expert_intermediate_size": draw(st.integers(1, 40)),
+    }
+
+
+WINDOWED: dict[str, Callable[[dict[str, Any]], st.SearchStrategy[dict[str, Any]]]] = {
+    "afmoe": afmoe,
+    "exaone_moe": exaone_moe,
+    "flint": flint,
+    "granitemoe_swa": granitemoe_swa,
+    "kolibri1": kolibri1,
+    "laguna": laguna,
+    "mellum": mellum,
+    "mimo_v2_flash": mimo_v2_flash,
+}
+"""What a config of each family with windows may say, beyond what all say."""
 
 
 def partial_factors(head_width: int) -> st.SearchStrategy[float]:

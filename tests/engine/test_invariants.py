@@ -154,6 +154,52 @@ WINDOWED = {key: value for key, value in CONFIG.items() if key not in GRANITE an
 }
 """Windows, sinks, biases of everything and a clamped activation."""
 
+PLAIN = {key: value for key, value in CONFIG.items() if key not in GRANITE and not key.endswith("multiplier")}
+LAGUNA = PLAIN | {
+    "model_type": "laguna",
+    "head_dim": 16,
+    "layer_types": ["full_attention", "sliding_attention"] * 2,
+    "max_position_embeddings": 4096,
+    "mlp_layer_types": ["sparse"] * 4,
+    "moe_intermediate_size": CONFIG["intermediate_size"],
+    "moe_router_logit_softcapping": 2.0,
+    "num_attention_heads": 4,
+    "num_attention_heads_per_layer": [4, 6, 4, 6],
+    "num_experts": CONFIG["num_local_experts"],
+    "num_key_value_heads": 2,
+    "rope_parameters": None,
+    "shared_expert_intermediate_size": 40,
+    "sliding_window": 37,
+}
+"""A gate of attention, capped logits of routers, heads and positions that differ from layer to layer."""
+MIMO = PLAIN | {
+    "model_type": "mimo_v2_flash",
+    "head_dim": 24,
+    "layer_types": ["full_attention", "sliding_attention"] * 2,
+    "max_position_embeddings": 4096,
+    "mlp_layer_types": ["sparse"] * 4,
+    "moe_intermediate_size": CONFIG["intermediate_size"],
+    "n_routed_experts": CONFIG["num_local_experts"],
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "rope_parameters": None,
+    "sliding_window": 37,
+    "v_head_dim": 40,
+}
+"""Values wider than keys, and twice as many key heads within windows."""
+KOLIBRI = {key: value for key, value in PLAIN.items() if key != "intermediate_size"} | {
+    "model_type": "kolibri1",
+    "head_dim": 16,
+    "layer_types": ["full_attention", "sliding_attention"] * 2,
+    "max_position_embeddings": 4096,
+    "moe_intermediate_size": CONFIG["intermediate_size"],
+    "num_experts": CONFIG["num_local_experts"],
+    "rope_parameters": {"rope_type": "default"},
+    "shared_expert_intermediate_size": 40,
+    "sliding_window": 37,
+}
+"""Norms around blocks, layers without positions, a choice by biased logits."""
+
 LONG_LFM2 = SMALL_LFM2 | {"max_position_embeddings": 4096}
 FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "plain": (CONFIG, ()),
@@ -162,11 +208,14 @@ FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "recurrent": (SMALL_QWEN, ()),
     "windows alone": (WINDOWED, (37, 70)),
     "windows and convolutions": (LONG_LFM2, (65,)),
+    "gates and unlike heads": (LAGUNA, (0, 65, 0, 37)),
+    "values of another width": (MIMO, (0, 65, 0, 65)),
+    "norms around": (KOLIBRI, (0, 100, 0, 37)),
 }
 """Configurations, and the windows of their layers with attention, in turn; none: as configured."""
 
 
-SLOW = {"windows alone"}
+SLOW = {"windows alone", "values of another width", "norms around"}
 
 
 @pytest.fixture(
@@ -219,7 +268,7 @@ def test_company_cuts_rewinds_forks_and_prefixes_change_no_bit(
 def test_ten_thousand_combinations(
     family: Family, alone: tuple[Alone, str], slots: int, threads: int, isa: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Six models, two KV formats, six budgets and thread counts, each instruction set: 425 of each."""
+    """Nine models, two KV formats, six budgets and thread counts, each instruction set: 425 of each."""
     monkeypatch.setenv("EDGEMOE_ISA", isa)
     seed, compared = 100, 0
     while compared < 425:

@@ -17,6 +17,14 @@ from safetensors.torch import save_file
 from tests.golden.cases import Case
 
 _CLASSES = {
+    "afmoe": "Afmoe",
+    "exaone_moe": "ExaoneMoe",
+    "flint": "Flint",
+    "granitemoe_swa": "GraniteMoeSWA",
+    "kolibri1": "Kolibri1",
+    "laguna": "Laguna",
+    "mellum": "Mellum",
+    "mimo_v2_flash": "MiMoV2Flash",
     "flex_olmo": "FlexOlmo",
     "glm4_moe": "Glm4Moe",
     "gpt_oss": "GptOss",
@@ -38,6 +46,8 @@ _WRAPPERS = {"qwen3_5_moe": "ForConditionalGeneration"}
 """Models for images too, whose text part is the reference; the others are `ForCausalLM`."""
 AROUND_ZERO = ("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next")
 """Families whose norms add 1 to their weights, except that of the heads of a linear layer."""
+_LISTED = ("gpt_oss", "lfm2_moe", "afmoe", "exaone_moe", "flint", "granitemoe_swa", "kolibri1", "qwen3_next")
+"""Families whose layers are of two kinds in older files too, which list them."""
 CLEAR_ROUTING = 2e-5
 """A token whose last chosen and first unchosen expert differ by less may be routed either way by rounding."""
 
@@ -113,18 +123,25 @@ def run(model: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     def watch(module: Any, inputs: Any, output: Any) -> None:
         scores = output[0].float()
-        if hasattr(module, "e_score_correction_bias"):
-            scores = scores.sigmoid() + module.e_score_correction_bias
+        bias = getattr(module, "e_score_correction_bias", None)
+        if hasattr(module, "use_expert_bias") or "Afmoe" in type(module).__name__:
+            bias = inputs[1] if getattr(module, "use_expert_bias", True) else 0
+        if bias is not None:
+            scores = (scores if "Kolibri" in type(module).__name__ else scores.sigmoid()) + bias
+        if hasattr(module, "num_group"):
             groups = scores.view(len(scores), module.num_group, -1)
             sums = groups.topk(2).values.sum(dim=-1)
             add_margin(sums, module.topk_group)
             kept = sums >= sums.sort(dim=-1, descending=True).values[:, module.topk_group - 1, None]
             scores = groups.masked_fill(~kept[:, :, None], -torch.inf).flatten(1)
-        elif hasattr(module, "use_expert_bias"):
-            scores = scores.sigmoid() + (inputs[1] if module.use_expert_bias else 0)
         add_margin(scores, module.top_k)
 
-    hooks = [m.register_forward_hook(watch) for m in model.modules() if type(m).__name__.endswith("TopKRouter")]
+    routers = ("topkrouter", "choicerouter")
+    hooks = [
+        module.register_forward_hook(watch)
+        for module in model.modules()
+        if type(module).__name__.lower().endswith(routers)
+    ]
     with torch.no_grad():
         logits = model(torch.from_numpy(ids)[None]).logits[0].numpy()
     for hook in hooks:
@@ -166,11 +183,7 @@ def _legacy(config: dict[str, Any]) -> dict[str, Any]:
     plain = kind == "default" and config["model_type"] != "gpt_oss"  # its classes take null for YaRN
     config["rope_scaling"] = None if plain else {"type": kind, **scaling}
     config["torch_dtype"] = config.pop("dtype")
-    if config["model_type"] not in (
-        "gpt_oss",
-        "lfm2_moe",
-        "qwen3_next",
-    ):  # their layers are of two kinds in older files too
+    if config["model_type"] not in _LISTED:
         config.pop("layer_types", None)
     if "num_local_experts" in config and config["model_type"] == "qwen3_moe":
         config["num_experts"] = config.pop("num_local_experts")

@@ -83,12 +83,18 @@ def test_a_layer_is_measured_with_and_without_memory() -> None:
         "Combine": {"D": WIDTH, "K": PER_TOKEN},
         "Mix": {"D": WIDTH},
         "Gate": {"runs": WIDTH, "width": 1},
+        "LayerNorm": {"D": WIDTH},
+        "SoftCap": {"M": WIDTH},
     }
     seen = set()
     asked = [ex.Fetch(layer.chosen, layer.weights, 0.5), ex.Prefetch(layer.chosen)]
     mix = op.Mix(layer.residual, layer.residual, 0.5, None, None, None, layer.residual)
-    gate = op.Gate(layer.residual, layer.residual, "sigmoid")
-    for operation in [*layer.operations, *asked, mix, gate]:
+    in_place = (
+        op.Gate(layer.residual, layer.residual, "sigmoid"),
+        op.LayerNorm(layer.residual, np.ones(WIDTH, np.float32), 1e-5, layer.residual),
+        op.SoftCap(layer.residual, 30.0),
+    )
+    for operation in [*layer.operations, *asked, mix, *in_place]:
         sizes, without = operation.measure(), planned(operation).measure()
         assert sizes == without
         assert sizes.rows == 40

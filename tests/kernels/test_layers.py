@@ -285,6 +285,7 @@ def rules(draw: st.DrawFn) -> dict[str, Any]:
         "kept_groups": kept_groups,
         "epsilon": draw(st.sampled_from([0.0, 1e-20, 0.1])) if sigmoid else 0.0,
         "scale": draw(st.sampled_from([1.0, 2.5, 0.1])),
+        "choose_by": draw(st.sampled_from(["score", "score", "logit"])),
     }
 
 
@@ -309,7 +310,9 @@ def test_route_by_scores_and_groups(
     backend.program([ex.Route(logits, experts=chosen, weights=weights, slots=slots, **rule)]).run(tokens)
     in_memory = None if slots is None else (slots >= 0).astype(np.int32)
     expected_experts, expected_weights = REFERENCE.route(logits, count, in_memory=in_memory, **rule)
-    clear = clear_choices(logits, rule["score"], choice_bias, rule["groups"], rule["kept_groups"], bonus)
+    clear = clear_choices(
+        logits, rule["score"], choice_bias, rule["groups"], rule["kept_groups"], rule["choose_by"], bonus
+    )
     assert clear.mean() > 0.3 or tokens < 9
     np.testing.assert_array_equal(chosen[clear], expected_experts[clear])
     bound = 2 * tolerance.route(expected_weights, experts)
@@ -323,14 +326,15 @@ def clear_choices(
     choice_bias: op.Floats | None,
     groups: int,
     kept_groups: int,
+    choose_by: ex.Choice,
     bonus: float | None,
 ) -> npt.NDArray[np.bool_]:
     """Whether a token's choice hangs on no rounding: scores, and the sums of groups, are far apart or equal."""
-    scores = choice_scores(logits, score, choice_bias)
+    scores = choice_scores(logits, score, choice_bias, choose_by=choose_by)
     best = -np.sort(-scores.reshape(len(scores), groups, -1), axis=2)
     clear = _apart(scores) & _apart(best[:, :, :2].sum(axis=2))
     if bonus:
-        kept = choice_scores(logits, score, choice_bias, groups, kept_groups)
+        kept = choice_scores(logits, score, choice_bias, groups, kept_groups, choose_by)
         reach = kept.max(axis=1) - np.where(np.isfinite(kept), kept, np.inf).min(axis=1)
         clear &= _apart(np.concatenate([kept, kept + np.float32(bonus) * reach[:, None]], axis=1))
     return clear
@@ -495,3 +499,29 @@ def test_gates_of_extreme_numbers(backend: Backend, gating: op.GateFunction) -> 
     limits = [0, 0, 1, 1, 2, 2] if gating == "sigmoid" else [0, 0, 2 * np.log(2), 2 * np.log(2), 400, np.inf]
     assert values[0, :-1] == pytest.approx(np.array(limits, np.float32), rel=1e-6, abs=1e-37)
     assert np.isnan(values[0, -1])
+
+
+@few_examples
+@given(st.integers(1, 300), token_counts, moderate_kinds, st.sampled_from(["input", "apart"]), seeds)
+def test_layer_norm(backend: Backend, width: int, tokens: int, kind: str, target: str, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    values, weight = numbers(kind, (tokens, width), random), numbers("normal", (width,), random)
+    expected = REFERENCE.layer_norm(values, weight, 1e-3)
+    exact = values.astype(np.float64)
+    # Each number is the difference of two that may be much larger, and so are its roundings.
+    sizes = np.abs(exact) + np.abs(exact).mean(axis=1, keepdims=True)
+    factor = np.abs(weight) / np.sqrt(exact.var(axis=1, keepdims=True) + 1e-3)
+    spread = (sizes * factor).max(axis=1, keepdims=True)
+    bound = (width + 8) * tolerance.UNIT * (sizes * factor + np.abs(expected) * (1 + spread / np.abs(weight).max()))
+    output = values if target == "input" else np.full_like(values, np.nan)
+    backend.program([op.LayerNorm(values, weight, 1e-3, output)]).run(tokens)
+    tolerance.assert_within(output, expected, bound)
+
+
+@few_examples
+@given(st.integers(1, 300), token_counts, kinds, st.sampled_from([0.5, 2.0, 30.0]), seeds)
+def test_soft_cap(backend: Backend, width: int, tokens: int, kind: str, limit: float, seed: int) -> None:
+    values = numbers(kind, (tokens, width), np.random.default_rng(seed))
+    expected, found = REFERENCE.soft_cap(values, limit), values.copy()
+    backend.program([op.SoftCap(found, limit)]).run(tokens)
+    tolerance.assert_within(found, expected, np.full(values.shape, limit * 2 * tolerance.EXPONENTIAL))

@@ -5,7 +5,6 @@ A metadata key of the model that is not read here is refused by name, unless its
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from edgemoe.architectures import model_spec
 from edgemoe.architectures.config import LARGEST_LAYERS, UNSUPPORTED
 from edgemoe.conversion.gguf.file import GgufTensor
 from edgemoe.conversion.gguf.names import FAMILIES, MERGED_GATE_UP, ROPE_FACTORS, TAKE_ANOTHER
+from edgemoe.conversion.gguf.windowed import WINDOWED, part_of
 from edgemoe.errors import SourceError
 
 _NO_EFFECT = frozenset({"vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "expert_shared_count"})
@@ -133,6 +133,15 @@ class Metadata:
             raise self.wrong(key, "a whole number above 0" if minimum else "a whole number", value)
         return value
 
+    def most(self, key: str, default: int | None = None) -> int:
+        """A whole number, or the largest of a list with one for each layer."""
+        value = self.value(key)
+        if not isinstance(value, list):
+            return self.count(key, default)
+        if not all(isinstance(item, int) and not isinstance(item, bool) and item > 0 for item in value):
+            raise self.wrong(key, "whole numbers above 0", value)
+        return max(value)
+
     def wrong(self, key: str, expected: str, found: Any) -> SourceError:
         return SourceError(
             f"{self._path}: {self._prefix}{key}: expected {expected}, found {found!r:.80}.", TAKE_ANOTHER
@@ -157,12 +166,14 @@ class Metadata:
 
 def checkpoint_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> dict[str, Any]:
     """Build the config of this model's checkpoint from the metadata and the tensors present."""
-    heads = metadata.count("attention.head_count")
+    windowed = metadata.architecture in WINDOWED
+    count_heads = metadata.most if windowed else metadata.count
+    heads = count_heads("attention.head_count")
     width = metadata.count("embedding_length")
     head_dim = metadata.count("attention.key_length", width // heads or None)
     family = FAMILIES[metadata.architecture]
     rotated = metadata.count("rope.dimension_count", head_dim)
-    whole = {"attention.value_length": metadata.count("attention.value_length", head_dim)}
+    whole = {} if family.value_width else {"attention.value_length": metadata.count("attention.value_length", head_dim)}
     for key, found in (whole if family.partial_rotation else whole | {"rope.dimension_count": rotated}).items():
         if found != head_dim:
             raise metadata.wrong(key, f"{head_dim}, the width of a head", found)
@@ -180,7 +191,7 @@ def checkpoint_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> 
         "intermediate_size": metadata.count("feed_forward_length", 1 if family.linear_layers else None),
         "num_hidden_layers": layers - further,
         "num_attention_heads": heads,
-        "num_key_value_heads": heads if family.convolutions else metadata.count("attention.head_count_kv", heads),
+        "num_key_value_heads": heads if family.convolutions else count_heads("attention.head_count_kv", heads),
         "head_dim": head_dim,
         "hidden_act": "silu",
         "max_position_embeddings": metadata.count("context_length"),
@@ -189,14 +200,17 @@ def checkpoint_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> 
         "tie_word_embeddings": "output.weight" not in tensors,
     }
     if family.partial_rotation:
-        config["partial_rotary_factor"] = _partial(rotated, head_dim)
+        config["partial_rotary_factor"] = part_of(rotated, head_dim)
     scaling = _rope_scaling(metadata, rotated, config["rope_theta"], tensors.get(ROPE_FACTORS))
     window = metadata.value("attention.sliding_window", 0)
     if metadata.architecture == "gpt-oss":
         scaling = scaling or {"rope_type": "default"}  # its configs always say
     config |= {"rope_scaling": scaling} if scaling else {}
     config |= {"sliding_window": window} if window else {}
-    config |= _family_config(metadata, tensors, head_dim)
+    if windowed:
+        config |= WINDOWED[metadata.architecture](metadata, tensors, config)
+    else:
+        config |= _family_config(metadata, tensors, head_dim)
     metadata.finish()
     try:
         model_spec(config)
@@ -325,12 +339,6 @@ def _gpt_oss_config(metadata: Metadata) -> dict[str, Any]:
         "swiglu_alpha": 1.702,
         "swiglu_limit": 7.0,
     }
-
-
-def _partial(rotated: int, head_dim: int) -> float:
-    """The factor of which the whole part of `factor * head_dim` is `rotated`."""
-    factor = rotated / head_dim
-    return factor if int(head_dim * factor) == rotated else math.nextafter(factor, math.inf)
 
 
 def _granite_config(

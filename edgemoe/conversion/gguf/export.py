@@ -20,18 +20,19 @@ import numpy.typing as npt
 
 from edgemoe.architectures import model_spec
 from edgemoe.conversion.formats import expert_of
+from edgemoe.conversion.gguf.linear import LinearOrders, Turns, linear_orders
 from edgemoe.conversion.gguf.metadata import (
     ARCHITECTURES,
+    FAMILY,
     INTERLEAVED,
-    LinearOrders,
+    NO_GGUF,
     attention_and_ffn,
     check_expressible,
     frequency_divisors,
-    linear_orders,
     remarks,
     write_metadata,
 )
-from edgemoe.conversion.gguf.names import Turns, pairs_order
+from edgemoe.conversion.gguf.names import pairs_order
 from edgemoe.conversion.gguf.package import (
     GGML_QUANT_SIZES,
     GGML_QUANT_VERSION,
@@ -43,6 +44,7 @@ from edgemoe.conversion.gguf.package import (
 )
 from edgemoe.conversion.gguf.source import GgufSource
 from edgemoe.conversion.gguf.vocabulary import write_no_tokenizer, write_vocabulary
+from edgemoe.conversion.gguf.windowed import WINDOWED
 from edgemoe.conversion.places import Place, tensor_places
 from edgemoe.conversion.source import take_columns, take_rows
 from edgemoe.errors import SourceError, StoreError, UsageError
@@ -66,6 +68,9 @@ _NAMES = {
     "key": MODEL_TENSOR.ATTN_K,
     "value": MODEL_TENSOR.ATTN_V,
     "output": MODEL_TENSOR.ATTN_OUT,
+    "output_gate": MODEL_TENSOR.ATTN_GATE,
+    "post_attention_norm": MODEL_TENSOR.ATTN_POST_NORM,
+    "post_ffn_norm": MODEL_TENSOR.FFN_POST_NORM,
     "query_norm": MODEL_TENSOR.ATTN_Q_NORM,
     "key_norm": MODEL_TENSOR.ATTN_K_NORM,
     "conv_norm": MODEL_TENSOR.ATTN_NORM,
@@ -80,7 +85,6 @@ _NAMES = {
     "delta_taps": MODEL_TENSOR.SSM_CONV1D,
     "delta_head_norm": MODEL_TENSOR.SSM_NORM,
     "delta_out": MODEL_TENSOR.SSM_OUT,
-    "output_gate": MODEL_TENSOR.ATTN_Q,
     "ffn_norm": MODEL_TENSOR.FFN_NORM,
     "sinks": MODEL_TENSOR.ATTN_SINKS,
     "router": MODEL_TENSOR.FFN_GATE_INP,
@@ -99,9 +103,14 @@ _NAMES = {
 """GGUF names by the names within our model or layer; a bias is named like its matrix."""
 
 _POST_NORM = {"ffn_norm": MODEL_TENSOR.ATTN_POST_NORM}
-_OTHER_NAMES = dict.fromkeys(("glm4moe", "gpt-oss", "qwen35moe"), _POST_NORM) | {
+_GATED_QUERY = {"output_gate": MODEL_TENSOR.ATTN_Q}
+"""Query and gate of each head in turn."""
+_OTHER_NAMES = dict.fromkeys(("glm4moe", "gpt-oss"), _POST_NORM) | {
+    "qwen35moe": _POST_NORM | _GATED_QUERY,
     "lfm2moe": {"final_norm": MODEL_TENSOR.TOKEN_EMBD_NORM},
-    "qwen3next": _POST_NORM | dict.fromkeys(("delta_strength", "delta_decay"), MODEL_TENSOR.SSM_BETA_ALPHA),
+    "qwen3next": _POST_NORM
+    | _GATED_QUERY
+    | dict.fromkeys(("delta_strength", "delta_decay"), MODEL_TENSOR.SSM_BETA_ALPHA),
 }
 """Where an architecture has names of its own."""
 
@@ -200,8 +209,15 @@ def export_gguf(
                 _write_metadata(writer, store, spec, name, tokenizer)
                 _write_header(writer, tensors, divisors)
             _write_divisors(partial, divisors)
+            troubles = list(_troubles_on_the_way_back(partial, spec, tensors))
+            if troubles and ARCHITECTURES[spec.family] in WINDOWED:
+                raise StoreError(
+                    f"this model cannot be a GGUF: llama.cpp's {ARCHITECTURES[spec.family]} has fixed patterns of"
+                    " layers, positions or weights, which this model does not follow.",
+                    NO_GGUF,
+                )
             if notice is not None:
-                for text in (*remarks(spec), *_troubles_on_the_way_back(partial, spec, tensors)):
+                for text in (*remarks(spec), *troubles):
                     notice(text)
             _write_weights(partial, store, tensors, progress)
             partial.rename(path)
@@ -221,6 +237,7 @@ def export_gguf(
 def _tensors(store: Store, spec: ModelSpec) -> dict[str, _Tensor]:
     """The tensors of the file by name, in order. Raises StoreError for a tensor that the format cannot hold."""
     architecture = ARCHITECTURES[spec.family]
+    family = FAMILY[architecture]
     interleaved, names = architecture in INTERLEAVED, _NAMES | _OTHER_NAMES.get(architecture, {})
     head_dim = attention_and_ffn(spec)[0].head_dim if interleaved else None
     shapes = spec.tensors()
@@ -241,7 +258,9 @@ def _tensors(store: Store, spec: ModelSpec) -> dict[str, _Tensor]:
         kind = GGMLQuantizationType[TYPE_NAMES[place.format.name] if place.format else "F32"]
         dimensions = 1 if stem == "shared_gate" else len(shapes[name])
         rotated = head_dim if stem in ("query", "key") else None
-        orders = linear_orders(spec, int(layer)) if layer else LinearOrders({}, {}, {})
+        orders = LinearOrders({}, {}, {})
+        if layer and family.linear_layers:
+            orders = linear_orders(spec.layers[int(layer)].blocks[0].body, family.heads_in_turn)
         turns = orders.turns.get(own)
         blocks_of_columns = turns is not None and turns.columns and place.format and place.format.quantised
         if turns is not None and blocks_of_columns and turns.width % GROUP_COLUMNS:

@@ -7,15 +7,16 @@ something else. So such a model is refused here, and the error names the propert
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.conversion.gguf.names import FAMILIES, Turns, turns_of
-from edgemoe.conversion.gguf.package import ExpertGatingFuncType, GGUFWriter, RopeScalingType
+from edgemoe.conversion.gguf.names import FAMILIES
+from edgemoe.conversion.gguf.package import ExpertGatingFuncType, GGUFWriter
+from edgemoe.conversion.gguf.windowed import WINDOWED
+from edgemoe.conversion.gguf.windowed_metadata import attention_of, write_rope, write_windowed
 from edgemoe.errors import StoreError
 from edgemoe.kernels.operations import SILU, Activation
 from edgemoe.model.blocks import Attention, Body, GatedDelta, GatedFfn, Moe, OutputGate, RouterSpec, ShortConv
@@ -30,7 +31,7 @@ ARCHITECTURES = {family.model_type: name.partition(" ")[0] for name, family in F
 INTERLEAVED = frozenset(ARCHITECTURES[family.model_type] for family in FAMILIES.values() if family.interleaved_rotation)
 """Architectures that rotate neighbouring pairs: their rows of query and key are in the order of `pairs_order`."""
 
-_FAMILY = {name.partition(" ")[0]: family for name, family in FAMILIES.items()}
+FAMILY = {name.partition(" ")[0]: family for name, family in FAMILIES.items()}
 """By architecture."""
 
 _SIGMOID = frozenset({"glm4moe"})
@@ -65,7 +66,7 @@ _NEVER_TIED = frozenset({"gpt-oss", "olmoe", "qwen2moe"})
 _NO_HEAD_DIM = frozenset({"olmoe", "qwen2moe"})
 """Architectures without a key for the head width: all heads together must be as wide as the model."""
 
-_NO_GGUF = "Use the store with edgemoe; no GGUF of this model is possible."
+NO_GGUF = "Use the store with edgemoe; no GGUF of this model is possible."
 
 
 def check_expressible(spec: ModelSpec) -> None:
@@ -75,18 +76,28 @@ def check_expressible(spec: ModelSpec) -> None:
         raise StoreError(
             f"this model cannot be a GGUF: expected a family that llama.cpp has, one of {known};"
             f" found {spec.family[:80]}.",
-            _NO_GGUF,
+            NO_GGUF,
         )
     problem = next(_problems(spec), None)
     if problem:
         raise StoreError(
             f"this model cannot be a GGUF: llama.cpp's {ARCHITECTURES[spec.family]} has no {problem}.",
-            _NO_GGUF,
+            NO_GGUF,
         )
 
 
 def _problems(spec: ModelSpec) -> Iterator[str]:
     architecture = ARCHITECTURES[spec.family]
+    if architecture in WINDOWED:
+        if not spec.routed:
+            yield "models without routed experts"
+        if all(own.rope is None for own in attention_of(spec)):
+            yield "attention without rotary positions"
+        if architecture == "mellum" and len({own.rope.theta for own in attention_of(spec) if own.rope}) > 1:
+            yield "another theta within windows"
+        if any(own.qkv_bias or own.output_bias for own in attention_of(spec)):
+            yield "biases of attention"
+        return
     if not all(map(_has_two_plain_blocks, spec.layers)):
         yield (
             "layers but of attention, a convolution or Gated DeltaNet, then an FFN, each with a norm before it and"
@@ -104,9 +115,9 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
     convolutions = {mixer for mixer in mixers(spec) if isinstance(mixer, ShortConv)}
     if any(body != bodies[0] for bodies in alike for body in bodies) or len(convolutions) > 1:
         yield "layers of several kinds"
-    if bool(convolutions) != _FAMILY[architecture].convolutions:
+    if bool(convolutions) != FAMILY[architecture].convolutions:
         yield f"models with{'out' * (not convolutions)} convolutions"
-    yield from _linear_problems(_FAMILY[architecture].linear_layers, spec, attention)
+    yield from _linear_problems(FAMILY[architecture].linear_layers, spec, attention)
     if any(convolution.bias for convolution in convolutions):
         yield "biases on convolutions"
     rope = attention.rope
@@ -120,7 +131,7 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
         yield "dense layers"
     if isinstance(ffn, Moe):
         yield from _moe_problems(architecture, ffn)
-    if rope.rotated != attention.head_dim and not _FAMILY[architecture].partial_rotation:
+    if rope.rotated != attention.head_dim and not FAMILY[architecture].partial_rotation:
         yield "rotation of a part of each head"
     multipliers = (spec.embedding_scale, spec.residual_scale, spec.logit_scale)
     if architecture not in _SCALED and (any(m != 1 for m in multipliers) or not _plain_scale(attention)):
@@ -251,6 +262,9 @@ def _plain_yarn(rope: RopeSpec, truncated: bool) -> bool:
 
 def write_metadata(writer: GGUFWriter, spec: ModelSpec) -> None:
     """Write all keys of the model itself. The spec must have passed `check_expressible`."""
+    if ARCHITECTURES[spec.family] in WINDOWED:
+        write_windowed(writer, ARCHITECTURES[spec.family], spec)
+        return
     attention, ffn = attention_and_ffn(spec)
     convolution = next((mixer for mixer in mixers(spec) if isinstance(mixer, ShortConv)), None)
     leading = leading_dense_layers(spec)
@@ -286,7 +300,7 @@ def write_metadata(writer: GGUFWriter, spec: ModelSpec) -> None:
         writer.add_logit_scale(1 / spec.logit_scale)  # llama.cpp divides by it
         if not _plain_scale(attention):
             writer.add_attention_scale(attention.scale)
-    _write_rope(writer, _rope(spec))
+    write_rope(writer, _rope(spec))
 
 
 def _write_linear(writer: GGUFWriter, spec: ModelSpec, linear: GatedDelta) -> None:
@@ -296,7 +310,7 @@ def _write_linear(writer: GGUFWriter, spec: ModelSpec, linear: GatedDelta) -> No
     writer.add_ssm_time_step_rank(linear.heads)
     writer.add_ssm_inner_size(linear.heads * linear.value_dim)
     writer.add_full_attention_interval(_attention_interval(spec))
-    if _FAMILY[ARCHITECTURES[spec.family]].heads_in_turn:
+    if FAMILY[ARCHITECTURES[spec.family]].heads_in_turn:
         # Pairs of channels by what they rotate by in an image, which the loader insists on; text has one position.
         pairs = _rope(spec).rotated // 2
         writer.add_rope_dimension_sections([-(-pairs // 3), -(-(pairs - 1) // 3), pairs // 3, 0])
@@ -331,26 +345,17 @@ def _write_sigmoid_router(writer: GGUFWriter, router: RouterSpec) -> None:
     writer.add_expert_group_used_count(router.kept_groups)
 
 
-def _write_rope(writer: GGUFWriter, rope: RopeSpec) -> None:
-    writer.add_rope_dimension_count(rope.rotated)
-    writer.add_rope_freq_base(rope.theta)
-    if rope.scaling in ("linear", "yarn"):
-        writer.add_rope_scaling_type(RopeScalingType(rope.scaling))
-        writer.add_rope_scaling_factor(rope.parameters["factor"])
-    if rope.scaling == "yarn":
-        writer.add_rope_scaling_orig_ctx_len(round(rope.parameters["original_max_position_embeddings"]))
-
-
 def _rope(spec: ModelSpec) -> RopeSpec:
-    """The rotary positions of a model that a GGUF can hold: they are those of all its attention."""
-    rope = attention_and_ffn(spec)[0].rope
+    """The rotary positions of a model that a GGUF can hold: of all its attention, or of the layers without a window."""
+    ropes = [own for own in attention_of(spec) if own.rope is not None]
+    rope = min(ropes, key=lambda own: own.window > 0).rope
     assert rope is not None  # `check_expressible` has seen to it
     return rope
 
 
 def remarks(spec: ModelSpec) -> Iterator[str]:
     """Yield what llama.cpp computes a little differently, though no key of the file could say it."""
-    if _FAMILY[ARCHITECTURES[spec.family]].linear_layers:
+    if FAMILY[ARCHITECTURES[spec.family]].linear_layers:
         yield (
             "llama.cpp divides queries and keys of Gated DeltaNet by their lengths, to which the model adds a little"
             " first: results differ a little where these are short, as in every GGUF of it."
@@ -372,7 +377,7 @@ def frequency_divisors(spec: ModelSpec) -> npt.NDArray[np.float32] | None:
 
 def leading_dense_layers(spec: ModelSpec) -> int:
     """How many dense layers precede the others, in an architecture that has a key for their number."""
-    if not _FAMILY[ARCHITECTURES[spec.family]].leading_dense:
+    if not FAMILY[ARCHITECTURES[spec.family]].leading_dense:
         return 0
     return next((number for number, layer in enumerate(spec.layers) if layer.routed), 0)
 
@@ -388,29 +393,3 @@ def attention_and_ffn(spec: ModelSpec) -> tuple[Attention, GatedFfn | Moe]:
     _, ffn = (block.body for block in spec.layers[-1].blocks)
     assert isinstance(ffn, (GatedFfn, Moe))
     return attention, ffn
-
-
-class LinearOrders(NamedTuple):
-    """How tensors of a layer lie in the file where its architecture has layers of Gated DeltaNet, by their names."""
-
-    blocks: Mapping[str, int]
-    """Rows of each of two tensors that take turns in one tensor of the file."""
-    turns: Mapping[str, Turns]
-    """From the order of the file to that of the store."""
-    channels: Mapping[str, int]
-    """Rows of the matrix that a vector becomes."""
-
-
-def linear_orders(spec: ModelSpec, layer: int) -> LinearOrders:
-    """The orders of a layer's tensors; empty for other architectures."""
-    mixer, family = spec.layers[layer].blocks[0].body, _FAMILY[ARCHITECTURES[spec.family]]
-    if isinstance(mixer, Attention) and mixer.output_gate is not None:
-        return LinearOrders(dict.fromkeys(("query", "output_gate"), mixer.head_dim), {}, {})
-    if not isinstance(mixer, GatedDelta):
-        return LinearOrders({}, {}, {})
-    channels = {"delta_taps": mixer.channels}
-    if not family.heads_in_turn:
-        group = mixer.heads // mixer.key_heads
-        return LinearOrders(dict.fromkeys(("delta_strength", "delta_decay"), group), {}, channels)
-    turns = {name: one.back() for name, one in turns_of(mixer).items()}
-    return LinearOrders({}, turns, channels)

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.architectures.qwen3_next import RATE, SUM_SUFFIX
 from edgemoe.conversion.gguf.file import GgufTensor
+from edgemoe.conversion.gguf.linear import LINEAR_NAMES, LINEAR_TAPS, OF_LINEAR, Turns, turns_of
 from edgemoe.errors import SourceError
 from edgemoe.model.blocks import GatedDelta
 from edgemoe.model.spec import ModelSpec
@@ -53,6 +53,8 @@ class Family:
     """Whether most layers are of Gated DeltaNet."""
     heads_in_turn: bool = False
     """Whether heads of values lie in turn in the file (`Turns`)."""
+    value_width: bool = False
+    """Whether the file may say that values have another width than keys."""
 
 
 _SPLIT = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
@@ -75,25 +77,13 @@ _LFM2_NAMES = {
     "exp_probs_b.bias": "feed_forward.expert_bias",
 }
 """The norm before the head is called a norm of the embedding in files (`token_embd_norm`), as in checkpoints."""
-_QWEN_NEXT_NAMES = {
-    "output_norm.weight": "model.norm" + SUM_SUFFIX,
-    "attn_norm.weight": "input_layernorm" + SUM_SUFFIX,
-    "post_attention_norm.weight": "post_attention_layernorm" + SUM_SUFFIX,
-    "attn_q_norm.weight": "self_attn.q_norm" + SUM_SUFFIX,
-    "attn_k_norm.weight": "self_attn.k_norm" + SUM_SUFFIX,
-    "attn_qkv.weight": "linear_attn.in_proj_qkv.weight",
-    "attn_gate.weight": "linear_attn.in_proj_z.weight",
-    "ssm_in.weight": "linear_attn.in_proj_qkvz.weight",
-    "ssm_ba.weight": "linear_attn.in_proj_ba.weight",
-    "ssm_beta.weight": "linear_attn.in_proj_b.weight",
-    "ssm_alpha.weight": "linear_attn.in_proj_a.weight",
-    "ssm_dt.bias": "linear_attn.dt_bias",
-    "ssm_a": RATE,
-    "ssm_norm.weight": "linear_attn.norm.weight",
-    "ssm_out.weight": "linear_attn.out_proj.weight",
+_AFMOE_NAMES = {
+    "attn_gate.weight": "self_attn.gate_proj.weight",
+    "ffn_norm.weight": "pre_mlp_layernorm.weight",
+    "post_ffw_norm.weight": "post_mlp_layernorm.weight",
+    "exp_probs_b.bias": "mlp.expert_bias",
 }
-"""Only older files have `ssm_in`. Source: llama.cpp, conversion/qwen.py, src/models/qwen3next.cpp and qwen35moe.cpp."""
-_QWEN_NEXT_TAPS = ("ssm_conv1d.weight", "linear_attn.conv1d.weight")
+_SHARED = "mlp.shared_experts.{matrix}.weight"
 
 FAMILIES: dict[str, Family] = {
     "llama": Family("llama", True),
@@ -152,8 +142,8 @@ FAMILIES: dict[str, Family] = {
         "mlp.shared_expert.{matrix}.weight",
         partial_rotation=True,
         matrices=_SPLIT,
-        own_names=_QWEN_NEXT_NAMES,
-        taps=_QWEN_NEXT_TAPS,
+        own_names=LINEAR_NAMES,
+        taps=LINEAR_TAPS,
         linear_layers=True,
         heads_in_turn=True,
     ),
@@ -166,9 +156,42 @@ FAMILIES: dict[str, Family] = {
         "mlp.shared_expert.{matrix}.weight",
         partial_rotation=True,
         matrices=_SPLIT,
-        own_names=_QWEN_NEXT_NAMES,
-        taps=_QWEN_NEXT_TAPS,
+        own_names=LINEAR_NAMES,
+        taps=LINEAR_TAPS,
         linear_layers=True,
+    ),
+    "afmoe": Family(
+        "afmoe",
+        False,
+        "mlp.router.gate.weight",
+        _QWEN_EXPERT,
+        _SHARED,
+        leading_dense=True,
+        matrices=_SPLIT,
+        own_names=_AFMOE_NAMES,
+    ),
+    "exaone-moe": Family("exaone_moe", False, _QWEN_ROUTER, _QWEN_EXPERT, _SHARED, leading_dense=True, matrices=_SPLIT),
+    "laguna": Family(
+        "laguna",
+        False,
+        _QWEN_ROUTER,
+        _QWEN_EXPERT,
+        _SHARED,
+        partial_rotation=True,
+        leading_dense=True,
+        matrices=_SPLIT,
+        own_names={"attn_gate.weight": "self_attn.g_proj.weight"},
+    ),
+    "mellum": Family("mellum", False, _QWEN_ROUTER, _QWEN_EXPERT, matrices=_SPLIT),
+    "mimo2": Family(
+        "mimo_v2_flash",
+        False,
+        _QWEN_ROUTER,
+        _QWEN_EXPERT,
+        partial_rotation=True,
+        leading_dense=True,
+        matrices=_SPLIT,
+        value_width=True,
     ),
 }
 
@@ -213,59 +236,6 @@ _MAX_EXPERTS = 1 << 16
 
 
 @dataclass(frozen=True)
-class Turns:
-    """Heads of values that lie in turn: the first of each key head, then the second of each, and so on.
-
-    Checkpoints have those of a key head together. Source: llama.cpp's conversion/qwen.py, for Qwen3.5.
-    """
-
-    key_heads: int
-    heads: int
-    first: int
-    """How many rows, or columns, stand before those of the heads."""
-    width: int
-    """Rows or columns of a head."""
-    columns: bool = False
-    """Whether the columns of a matrix are heads of values, not its rows."""
-
-    def places(self, start: int, stop: int) -> npt.NDArray[np.int64]:
-        """For rows or columns of a checkpoint, the corresponding ones of the file."""
-        own = np.arange(start, stop)
-        head, within = np.divmod(own - self.first, self.width)
-        key_head, number = np.divmod(head, self.heads // self.key_heads)
-        return np.where(own < self.first, own, self.first + (number * self.key_heads + key_head) * self.width + within)
-
-    def back(self) -> Turns:
-        """The other way round: from a file to a checkpoint."""
-        return replace(self, key_heads=self.heads // self.key_heads)
-
-
-_OF_LINEAR = {
-    "delta_in": "attn_qkv.weight",
-    "delta_gate": "attn_gate.weight",
-    "delta_strength": "ssm_beta.weight",
-    "delta_decay": "ssm_alpha.weight",
-    "delta_decay_bias": "ssm_dt.bias",
-    "delta_rate": "ssm_a",
-    "delta_taps": "ssm_conv1d.weight",
-    "delta_out": "ssm_out.weight",
-}
-"""The tensors of a linear layer that have heads of values, by their names in the model."""
-
-
-def turns_of(mixer: GatedDelta) -> dict[str, Turns]:
-    """The order of the heads in each tensor of a linear layer that has some, by its name in the model."""
-    before = 2 * mixer.key_heads * mixer.key_dim
-    turns = Turns(mixer.key_heads, mixer.heads, 0, mixer.value_dim)
-    return dict.fromkeys(_OF_LINEAR, replace(turns, width=1)) | {
-        "delta_in": replace(turns, first=before),
-        "delta_gate": turns,
-        "delta_taps": replace(turns, first=before * mixer.length, width=mixer.value_dim * mixer.length),
-        "delta_out": replace(turns, columns=True),
-    }
-
-
-@dataclass(frozen=True)
 class TensorView:
     """A tensor of the checkpoint, composed of rows of tensors of the file. A vector may be one row of a matrix there.
 
@@ -294,7 +264,7 @@ def checkpoint_tensors(
     views: dict[str, TensorView] = {}
     bodies = (layer.blocks[0].body for layer in spec.layers if family.heads_in_turn)
     mixer = next((body for body in bodies if isinstance(body, GatedDelta)), None)
-    turns = {_OF_LINEAR[name]: order for name, order in turns_of(mixer).items()} if mixer else {}
+    turns = {OF_LINEAR[name]: order for name, order in turns_of(mixer).items()} if mixer else {}
     for name, tensor in tensors.items():
         found = _views(family, head_dim, tensor, tensors)
         own = turns.get(name.partition(".")[2].partition(".")[2])

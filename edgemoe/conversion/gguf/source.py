@@ -19,7 +19,8 @@ import numpy.typing as npt
 from edgemoe.architectures import SourceSlice, model_spec
 from edgemoe.conversion.gguf.config import Metadata, checkpoint_config
 from edgemoe.conversion.gguf.file import CHECK_THE_FILE, GgufFile, GgufTensor, read_gguf
-from edgemoe.conversion.gguf.names import FAMILIES, TensorView, Turns, checkpoint_tensors, halves_order
+from edgemoe.conversion.gguf.linear import Turns
+from edgemoe.conversion.gguf.names import FAMILIES, TensorView, checkpoint_tensors, halves_order
 from edgemoe.conversion.gguf.tokenizer import notices, side_files
 from edgemoe.conversion.sampling import sample_sha256
 from edgemoe.conversion.source import TensorInfo, join_rows, take_columns, take_rows

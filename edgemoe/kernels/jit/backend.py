@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.kernels.expert_operations import Score
+from edgemoe.kernels.expert_operations import Choice, Score
 from edgemoe.kernels.formats import (
     GROUP_COLUMNS,
     PANEL_ROWS,
@@ -114,6 +114,18 @@ class JitBackend(StepwiseBackend):
         layers.rms_norm(values.reshape(-1, width), weight, epsilon, gates, output.reshape(-1, width))
         return output
 
+    def layer_norm(self, values: Floats, weight: Floats, epsilon: float) -> Floats:
+        """Layer norm over the last axis: `(T, D)`."""
+        output = np.empty(values.shape, np.float32)
+        layers.layer_norm(values, weight, epsilon, output)
+        return output
+
+    def soft_cap(self, values: Floats, limit: float) -> Floats:
+        """The numbers `(T, M)` within the limit: see `op.SoftCap`."""
+        output = np.empty(values.shape, np.float32)
+        layers.soft_cap(values, np.float32(limit), output)
+        return output
+
     def rope(self, values: Floats, cosine: Floats, sine: Floats) -> Floats:
         """Rotary positions, halves form: values `(T, heads, W)`, tables `(T, R / 2)`."""
         output = np.empty(values.shape, np.float32)
@@ -210,6 +222,7 @@ class JitBackend(StepwiseBackend):
         kept_groups: int = 1,
         epsilon: float = 0.0,
         scale: float = 1.0,
+        choose_by: Choice = "score",
     ) -> tuple[Integers, Floats]:
         """Experts `(T, K)` of largest choice score, the lower number on a tie, and their weights `(T, K)`."""
         chosen = np.empty((len(logits), count), np.int32)
@@ -217,7 +230,7 @@ class JitBackend(StepwiseBackend):
         choices, sigmoid = logits, score == "sigmoid"
         if sigmoid or choice_bias is not None or groups > 1:
             choices = np.empty_like(logits)
-            experts.choice_scores(logits, sigmoid, choice_bias, groups, kept_groups, choices)
+            experts.choice_scores(logits, sigmoid, choose_by == "logit", choice_bias, groups, kept_groups, choices)
         if in_memory is None:
             experts.choose(choices, chosen)
         else:

@@ -30,7 +30,13 @@ def _list_largest(values: Floats, left: npt.NDArray[np.bool_], chosen: Integers)
 
 @jit
 def choice_scores(
-    logits: Floats, sigmoid: bool, choice_bias: Floats | None, groups: int, kept_groups: int, scores: Floats
+    logits: Floats,
+    sigmoid: bool,
+    by_logit: bool,
+    choice_bias: Floats | None,
+    groups: int,
+    kept_groups: int,
+    scores: Floats,
 ) -> None:
     """Compute the scores `(T, E)` by which experts are chosen; -infinity for those of groups that are not kept."""
     tokens, count = logits.shape
@@ -38,12 +44,14 @@ def choice_scores(
     for t in range(tokens):
         row, own = logits[t], scores[t]
         largest, total = np.float64(row.max()), 0.0
-        if not sigmoid and choice_bias is not None:
+        if not sigmoid and not by_logit and choice_bias is not None:
             for expert in range(count):
                 total += math.exp(np.float64(row[expert]) - largest)
         for expert in range(count):
             own[expert] = row[expert]
-            if sigmoid:
+            if by_logit:
+                pass
+            elif sigmoid:
                 own[expert] = 1.0 / (1.0 + math.exp(-np.float64(row[expert])))
             elif choice_bias is not None:
                 own[expert] = math.exp(np.float64(row[expert]) - largest) / total

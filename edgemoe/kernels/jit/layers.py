@@ -33,6 +33,30 @@ def rms_norm(values: Floats, weight: Floats, epsilon: float, gate: Floats | None
 
 
 @jit
+def layer_norm(values: Floats, weight: Floats, epsilon: float, output: Floats) -> None:
+    """Layer norm: values and output `(T, D)`, weight `(D,)`."""
+    tokens, width = values.shape
+    for t in range(tokens):
+        total, squares = 0.0, 0.0
+        for c in range(width):
+            total += np.float64(values[t, c])
+        mean = total / width
+        for c in range(width):
+            squares += (values[t, c] - mean) ** 2
+        factor = 1.0 / math.sqrt(squares / width + epsilon)
+        for c in range(width):
+            output[t, c] = np.float32((values[t, c] - mean) * factor) * weight[c]
+
+
+@jit
+def soft_cap(values: Floats, limit: np.float32, output: Floats) -> None:
+    """Values and output `(T, M)`: see `operations.SoftCap`."""
+    for t in range(len(values)):
+        for c in range(values.shape[1]):
+            output[t, c] = limit * np.float32(math.tanh(values[t, c] / limit))
+
+
+@jit
 def rope(values: Floats, cosine: Floats, sine: Floats, output: Floats) -> None:
     """Rotary positions: values and output `(T, heads, W)`, tables `(T, R / 2)`; channels from R on stay as they are."""
     tokens, heads, width = values.shape
@@ -123,13 +147,15 @@ def add_gate_up_biases(gate_up: Floats, gate: Floats, up: Floats) -> None:
 
 @jit
 def gate_runs(values: Floats, numbers: Floats, softplus: bool, output: Floats) -> None:
-    """Values and output `(T, runs, width)`, numbers `(T, runs)`: each run times the sigmoid or softplus of its number."""
+    """Values and output `(T, runs, width)`, numbers `(T, runs)`: each run times a function of its number."""
     tokens, runs, width = values.shape
     for t in range(tokens):
         for n in range(runs):
             g = numbers[t, n]
             power = np.float32(math.exp(-abs(g) if softplus else -g))
-            factor = max(g, np.float32(0)) + np.float32(math.log1p(power)) if softplus else _ONE / (_ONE + power)
+            factor = _ONE / (_ONE + power)
+            if softplus:
+                factor = max(g, np.float32(0)) + np.float32(math.log1p(power))
             for i in range(width):
                 output[t, n, i] = values[t, n, i] * factor
 

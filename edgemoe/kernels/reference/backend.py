@@ -7,7 +7,7 @@ from edgemoe.kernels.formats import GROUP_COLUMNS, PANEL_ROWS, group_count
 from edgemoe.kernels.operations import PAGE_TOKENS
 from edgemoe.kernels.reference.attention import attention, quantise_cache_rows
 from edgemoe.kernels.reference.experts import combine, route
-from edgemoe.kernels.reference.layers import delta_rule, gate, mix, rms_norm, rope, short_conv
+from edgemoe.kernels.reference.layers import delta_rule, gate, layer_norm, mix, rms_norm, rope, short_conv, soft_cap
 from edgemoe.kernels.reference.products import PANELS_AT_ONCE, embed, gated_ffn, matmul
 from edgemoe.kernels.stepwise import StepwiseBackend
 
@@ -20,10 +20,12 @@ class ReferenceBackend(StepwiseBackend):
     matmul = staticmethod(matmul)
     embed = staticmethod(embed)
     rms_norm = staticmethod(rms_norm)
+    layer_norm = staticmethod(layer_norm)
     rope = staticmethod(rope)
     quantise_cache_rows = staticmethod(quantise_cache_rows)
     attention = staticmethod(attention)
     gate = staticmethod(gate)
+    soft_cap = staticmethod(soft_cap)
     short_conv = staticmethod(short_conv)
     delta_rule = staticmethod(delta_rule)
     route = staticmethod(route)

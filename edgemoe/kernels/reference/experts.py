@@ -29,12 +29,13 @@ def route(
     kept_groups: int = 1,
     epsilon: float = 0.0,
     scale: float = 1.0,
+    choose_by: ex.Choice = "score",
 ) -> tuple[Integers, Floats]:
     """Experts `(T, K)` of largest choice score, the lower number on a tie, and their weights `(T, K)`: see `ex.Route`.
 
     With `in_memory` `(E,)` all but the first are chosen with a bonus for experts that are in memory.
     """
-    choices = choice_scores(logits, score, choice_bias, groups, kept_groups)
+    choices = choice_scores(logits, score, choice_bias, groups, kept_groups, choose_by)
     chosen = np.argsort(-choices, axis=1, kind="stable")
     if in_memory is not None:
         raised = np.take_along_axis(_raised_scores(choices, in_memory, bonus, groups), chosen, axis=1)
@@ -57,11 +58,16 @@ def route(
 
 
 def choice_scores(
-    logits: Floats, score: ex.Score, choice_bias: Floats | None, groups: int = 1, kept_groups: int = 1
+    logits: Floats,
+    score: ex.Score,
+    choice_bias: Floats | None,
+    groups: int = 1,
+    kept_groups: int = 1,
+    choose_by: ex.Choice = "score",
 ) -> Floats:
     """The scores `(T, E)` by which experts are chosen; -infinity for those of groups that are not kept."""
     choices = logits
-    if score == "sigmoid" or choice_bias is not None:
+    if choose_by == "score" and (score == "sigmoid" or choice_bias is not None):
         exact = logits.astype(np.float64)
         choices = single(sigmoid(exact) if score == "sigmoid" else softmax(exact))
     if choice_bias is not None:
@@ -90,9 +96,8 @@ def _raised_scores(choices: Floats, in_memory: Integers, bonus: float, groups: i
 def _route(kernels: Any, o: ex.Route, tokens: int) -> None:
     in_memory = None if o.slots is None else (o.slots >= 0).astype(np.int32)
     choice = o.score, o.choice_bias, o.groups, o.kept_groups
-    chosen = kernels.route(
-        o.logits[:tokens], o.experts.shape[1], o.renormalise, in_memory, o.bonus, *choice, o.epsilon, o.scale
-    )
+    weighing = o.epsilon, o.scale, o.choose_by
+    chosen = kernels.route(o.logits[:tokens], o.experts.shape[1], o.renormalise, in_memory, o.bonus, *choice, *weighing)
     o.experts[:tokens], o.weights[:tokens] = chosen
 
 

@@ -31,6 +31,18 @@ def _rms_norm(kernels: Any, o: op.RmsNorm, tokens: int) -> None:
     o.output[:tokens] = kernels.rms_norm(heads, o.weight, o.epsilon, gate).reshape(tokens, -1)
 
 
+def layer_norm(values: Floats, weight: Floats, epsilon: float) -> Floats:
+    """Layer norm over the last axis, without a bias (Ba, Kiros and Hinton 2016)."""
+    exact = values.astype(np.float64)
+    centred = exact - exact.mean(axis=-1, keepdims=True)
+    return single(centred / np.sqrt(np.mean(np.square(centred), axis=-1, keepdims=True) + epsilon) * weight)
+
+
+@means(op.LayerNorm, "layer_norm")
+def _layer_norm(kernels: Any, o: op.LayerNorm, tokens: int) -> None:
+    o.output[:tokens] = kernels.layer_norm(o.input[:tokens], o.weight, o.epsilon)
+
+
 def rope(values: Floats, cosine: Floats, sine: Floats) -> Floats:
     """Rotary positions (Su et al. 2021), halves form: values `(T, heads, W)`, tables `(T, R / 2)`; R is at most W."""
     half = cosine.shape[1]
@@ -98,6 +110,16 @@ def gate(values: Floats, numbers: Floats, gating: op.GateFunction) -> Floats:
 def _gate(kernels: Any, o: op.Gate, tokens: int) -> None:
     runs = o.values[:tokens].reshape(tokens, o.gate.shape[1], -1)
     o.values[:tokens] = kernels.gate(runs, o.gate[:tokens], o.gating).reshape(tokens, -1)
+
+
+def soft_cap(values: Floats, limit: float) -> Floats:
+    """The numbers `(T, M)` within the limit: see `op.SoftCap`."""
+    return single(float(np.float32(limit)) * np.tanh(values.astype(np.float64) / float(np.float32(limit))))
+
+
+@means(op.SoftCap, "soft_cap")
+def _soft_cap(kernels: Any, o: op.SoftCap, tokens: int) -> None:
+    o.values[:tokens] = kernels.soft_cap(o.values[:tokens], o.limit)
 
 
 def delta_rule(

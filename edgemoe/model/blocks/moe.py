@@ -46,6 +46,8 @@ class Moe:
     activation: op.Activation = op.SILU
     bias: bool = False
     """Whether gate, up and down of each routed expert have biases."""
+    scale: float = 1.0
+    """Factor of the sum of routed and shared experts (Cohere halves it)."""
 
     @property
     def routed(self) -> RoutedExperts | None:
@@ -101,7 +103,7 @@ class Moe:
             routed = build.rows("routed", K, D)
             build.experts(source, routing, self.activation, routed)
         with build.doing("combine", "combine"):
-            build.deliver_sum(routed, routing.weights, shared, gate)
+            build.deliver_sum(routed, routing.weights, shared, gate, self.scale)
 
     def emit_guess(self, build: Builder, source: op.Floats) -> None:
         guessed = self._routing(build)

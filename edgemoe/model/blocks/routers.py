@@ -29,6 +29,10 @@ class RouterSpec:
     epsilon: float = field(default=0.0, metadata=ZERO_ALLOWED)
     scale: float = 1.0
     """Factor of the weights, after they are normalised."""
+    choose_by: ex.Choice = "score"
+    """Whether experts are chosen by their scores or by their logits, plus the bias for the choice."""
+    logit_cap: float = field(default=0.0, metadata=ZERO_ALLOWED)
+    """What logits are brought within, smoothly (`op.SoftCap`); 0: they stay as they are."""
 
     def check(self, num_experts: int, top_k: int) -> None:
         """Raise ValueError for settings that contradict one another or the numbers of experts."""
@@ -62,6 +66,8 @@ class RouterSpec:
     ) -> None:
         """Add the operations from the normalised stream to the choice; `logits` `(T, E)` is a value of the caller."""
         build.linear(source, "router", logits, bias=self.logit_bias)
+        if self.logit_cap:
+            build.add(op.SoftCap(logits, self.logit_cap))
         bias = build.vector("router_choice_bias", logits.shape[1]) if self.choice_bias else None
         build.add(self._route(logits, experts, weights, bias, slots, bonus))
 
@@ -81,4 +87,5 @@ class RouterSpec:
             kept_groups=self.kept_groups,
             epsilon=self.epsilon,
             scale=self.scale,
+            choose_by=self.choose_by,
         )

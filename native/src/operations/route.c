@@ -72,14 +72,16 @@ static void drop_groups(const em_route *r, float *scores, float *sums) {
 
 /* Whether every expert's choice score is its logit. */
 static bool by_logits(const em_route *r) {
-    return r->score == EM_SCORE_SOFTMAX && !r->choice_bias && r->groups == 1;
+    return (r->score == EM_SCORE_SOFTMAX || r->choose_by == EM_CHOOSE_BY_LOGIT) && !r->choice_bias && r->groups == 1;
 }
 
 static void score_choices(const em_route *r, const em_kernels *kernels, const float *logits, float *scores,
                           float *sums) {
     const int32_t count = r->num_experts;
     for (int32_t e = 0; e < count; e++) scores[e] = logits[e];
-    if (r->score == EM_SCORE_SIGMOID) {
+    if (r->choose_by == EM_CHOOSE_BY_LOGIT) {
+        /* as they stand */
+    } else if (r->score == EM_SCORE_SIGMOID) {
         sigmoids(kernels, scores, count);
     } else if (r->choice_bias) {
         const float largest = logits[next_best(logits, count, -1)];

@@ -1,4 +1,5 @@
-/* The operations that work row by row: embed, norm, rope, storing of keys and values, gate, combine, mix. */
+/* The operations that work row by row: embed, norms, rope, storing of keys and values, gate, soft cap,
+ * combine, mix. */
 #include "../operations.h"
 
 #include <math.h>
@@ -123,6 +124,41 @@ int32_t em_run_rms_norm(const em_rms_norm *norm, const em_run *run) {
     return run_rows(norm, run, norm_rows, (int64_t)run->tokens * norm->heads, norm->head_dim);
 }
 
+/* ---- layer norm --------------------------------------------------------------------------------------- */
+
+/* A sum in the order of the kernels' sums along a vector. */
+static float lane_sum(const float *values, int32_t count) {
+    float lanes[EM_LANES] = {0};
+    int32_t start = 0;
+    for (; start + EM_LANES <= count; start += EM_LANES) {
+        for (int32_t lane = 0; lane < EM_LANES; lane++) lanes[lane] += values[start + lane];
+    }
+    for (int32_t lane = 0; start + lane < count; lane++) lanes[lane] += values[start + lane];
+    return em_fold_lanes(lanes);
+}
+
+static void layer_norm_rows(void *context, int64_t begin, int64_t end, int32_t thread) {
+    const rows_task *task = context;
+    const em_layer_norm *n = task->operation;
+    const int32_t width = n->hidden_size;
+    (void)thread;
+    for (int64_t row = begin; row < end; row++) {
+        const float *input = n->input + row * width;
+        float *output = n->output + row * width;
+        const float mean = lane_sum(input, width) / (float)width;
+        for (int32_t i = 0; i < width; i++) output[i] = input[i] - mean;
+        const float variance = task->run->kernels->sum_squares(output, width) / (float)width;
+        const float factor = 1.0f / sqrtf(variance + n->epsilon);
+        for (int32_t i = 0; i < width; i++) output[i] = output[i] * factor * n->weight[i];
+    }
+}
+
+EM_NO_SCRATCH(layer_norm)
+
+int32_t em_run_layer_norm(const em_layer_norm *norm, const em_run *run) {
+    return run_rows(norm, run, layer_norm_rows, run->tokens, norm->hidden_size);
+}
+
 /* ---- rope --------------------------------------------------------------------------------------------- */
 
 static void rope_rows(void *context, int64_t begin, int64_t end, int32_t thread) {
@@ -238,6 +274,33 @@ EM_NO_SCRATCH(gate)
 
 int32_t em_run_gate(const em_gate *gate, const em_run *run) {
     return run_rows(gate, run, gate_rows, run->tokens, (int64_t)gate->runs * gate->width);
+}
+
+/* ---- soft cap ----------------------------------------------------------------------------------------- */
+
+enum { CAPS_AT_ONCE = 256 };
+
+/* tanh(x) is (1 - p) / (1 + p) with the sign of x, where p = exp(-2 |x|). */
+static void soft_cap_rows(void *context, int64_t begin, int64_t end, int32_t thread) {
+    const rows_task *task = context;
+    const em_soft_cap *s = task->operation;
+    const int64_t stop = end * s->columns;
+    (void)thread;
+    for (int64_t first = begin * s->columns; first < stop; first += CAPS_AT_ONCE) {
+        float powers[CAPS_AT_ONCE], *values = s->values + first;
+        const int32_t count = stop - first < CAPS_AT_ONCE ? (int32_t)(stop - first) : CAPS_AT_ONCE;
+        for (int32_t i = 0; i < count; i++) powers[i] = -2.0f * fabsf(values[i] / s->limit);
+        task->run->kernels->exponentials(powers, count, 0);
+        for (int32_t i = 0; i < count; i++) {
+            values[i] = copysignf(s->limit * ((1.0f - powers[i]) / (1.0f + powers[i])), values[i]);
+        }
+    }
+}
+
+EM_NO_SCRATCH(soft_cap)
+
+int32_t em_run_soft_cap(const em_soft_cap *cap, const em_run *run) {
+    return run_rows(cap, run, soft_cap_rows, run->tokens, cap->columns);
 }
 
 /* ---- combine ------------------------------------------------------------------------------------------ */

@@ -440,5 +440,5 @@ def test_a_store_cut_short_meanwhile_is_told(tmp_path: Path) -> None:
 def test_a_family_that_llama_cpp_does_not_have_is_refused(tiny: Store, tmp_path: Path, family: str) -> None:
     model = {**tiny.model, "family": family}
     other = Store(tiny.path, tiny.manifest.__class__(**{**vars(tiny.manifest), "model": model}))
-    with pytest.raises(StoreError, match=f"expected a family that llama.cpp has, one of glm4_moe, .*; found {family}"):
+    with pytest.raises(StoreError, match=f"expected a family that llama.cpp has, one of afmoe, .*; found {family}"):
         export_gguf(other, tmp_path / "m.gguf", name="x")

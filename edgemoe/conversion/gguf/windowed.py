@@ -1,0 +1,200 @@
+"""Configs of GGUF architectures with windows: what files say, and what llama.cpp assumes where they do not.
+
+Each function gives the keys of a checkpoint's config that its architecture has beyond those that all have. Sources: the
+files of these architectures in llama.cpp, src/models (2026).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from edgemoe.conversion.gguf.file import GgufTensor
+
+if TYPE_CHECKING:
+    from edgemoe.conversion.gguf.config import Metadata
+
+_SIGMOID = 2
+"""The gating function by which each expert is weighed by itself."""
+
+
+def _afmoe(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Trinity: every fourth layer sees the whole context; the embedding is always scaled."""
+    _refuse_rules(metadata, config, "llama3")
+    _require_sigmoid(metadata)
+    _require_normalised(metadata, default=False)
+    return _experts(metadata) | {
+        "global_attn_every_n_layers": 4,
+        "mup_enabled": True,
+        "num_dense_layers": metadata.count("leading_dense_block_count", 0, minimum=0),
+        "num_shared_experts": _shared_count(metadata),
+        "route_scale": metadata.value("expert_weights_scale") or 1.0,
+        "sliding_window": metadata.count("attention.sliding_window"),
+    }
+
+
+def _exaone(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mapping[str, Any]) -> dict[str, Any]:
+    """K-EXAONE: every fourth layer sees the whole context, unless the file lists them."""
+    _require_sigmoid(metadata)
+    return _experts(metadata) | {
+        "first_k_dense_replace": metadata.count("leading_dense_block_count", 0, minimum=0),
+        "layer_types": _types(metadata, config["num_hidden_layers"], whole_first=False),
+        "n_group": metadata.count("expert_group_count", 0, minimum=0) or 1,
+        "norm_topk_prob": bool(metadata.value("expert_weights_norm", False)),
+        "num_shared_experts": _shared_count(metadata),
+        "routed_scaling_factor": metadata.value("expert_weights_scale") or 1.0,
+        "sliding_window": metadata.count("attention.sliding_window"),
+        "topk_group": metadata.count("expert_group_used_count", 0, minimum=0) or 1,
+    }
+
+
+def _mellum(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Mellum 2: weights of experts are always normalised, and layers with a window have plain positions."""
+    _require_normalised(metadata, default=True)
+    window = metadata.value("attention.sliding_window", 0)
+    types = _types(metadata, config["num_hidden_layers"], whole_first=False) if window else None
+    return _experts(metadata) | _positions_by_type(metadata, config) | {"layer_types": types, "norm_topk_prob": True}
+
+
+def _laguna(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Laguna: the first of every four layers sees the whole context; the shape of a gate says what it is for."""
+    _require_sigmoid(metadata, absent=True)
+    _require_normalised(metadata, default=False)
+    layers, window = config["num_hidden_layers"], metadata.value("attention.sliding_window", 0)
+    dense = metadata.count("leading_dense_block_count", 0, minimum=0)
+    gate, heads = tensors.get("blk.0.attn_gate.weight"), metadata.value("attention.head_count")
+    first = heads[0] if isinstance(heads, list) else heads
+    found = _experts(metadata) | _positions_by_type(metadata, config)
+    return found | {
+        "gating": "per-head" if gate is None or gate.shape[0] == first else "per-element",
+        "layer_types": _types(metadata, layers, whole_first=True) if window else None,
+        "mlp_layer_types": ["dense" if number < dense else "sparse" for number in range(layers)],
+        "moe_routed_scaling_factor": metadata.value("expert_weights_scale") or 1.0,
+        "num_attention_heads_per_layer": heads if isinstance(heads, list) else None,
+        "shared_expert_intermediate_size": metadata.count("expert_shared_feed_forward_length"),
+    }
+
+
+def _mimo(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mapping[str, Any]) -> dict[str, Any]:
+    """MiMo-V2-Flash: key heads are listed by layer, and layers without a router are dense."""
+    layers = config["num_hidden_layers"]
+    metadata.value("leading_dense_block_count")  # the tensors say more
+    _refuse_rules(metadata, config, "linear", "yarn")
+    _require_sigmoid(metadata, absent=True)
+    _require_normalised(metadata, default=True)
+    types = _types(metadata, layers, whole_first=True)
+    found = metadata.value("attention.head_count_kv")
+    kv_heads = found if isinstance(found, list) else [found] * layers
+    by_type = {kind: {count for count, own in zip(kv_heads, types, strict=False) if own == kind} for kind in types}
+    if len(kv_heads) < layers or any(len(counts) != 1 for counts in by_type.values()):
+        raise metadata.wrong(
+            "attention.head_count_kv", f"a number for each of {layers} layers, one for each type", found
+        )
+    whole, within = (by_type.get(kind) for kind in ("full_attention", "sliding_attention"))
+    sinks = {types[number] for number in range(layers) if f"blk.{number}.attn_sinks.weight" in tensors}
+    return (
+        _experts(metadata, key="n_routed_experts")
+        | _positions_by_type(metadata, config)
+        | {
+            "add_full_attention_sink_bias": "full_attention" in sinks,
+            "add_swa_attention_sink_bias": "sliding_attention" in sinks,
+            "attention_value_scale": metadata.value("attention.value_scale") or 1.0,
+            "layer_types": types,
+            "mlp_layer_types": [
+                "sparse" if f"blk.{number}.ffn_gate_inp.weight" in tensors else "dense" for number in range(layers)
+            ],
+            "num_key_value_heads": min(whole or within or {1}),
+            "routed_scaling_factor": metadata.value("expert_weights_scale") or 1.0,
+            "sliding_window": metadata.count("attention.sliding_window"),
+            "swa_num_key_value_heads": min(within or whole or {1}),
+            "v_head_dim": metadata.count("attention.value_length", config["head_dim"]),
+        }
+    )
+
+
+WINDOWED: dict[str, Callable[[Metadata, Mapping[str, GgufTensor], Mapping[str, Any]], dict[str, Any]]] = {
+    "afmoe": _afmoe,
+    "exaone-moe": _exaone,
+    "laguna": _laguna,
+    "mellum": _mellum,
+    "mimo2": _mimo,
+}
+"""By the name of the architecture; the last argument is the config as far as it is the same for all."""
+
+
+def _experts(metadata: Metadata, key: str = "num_experts") -> dict[str, Any]:
+    return {
+        key: metadata.count("expert_count"),
+        "moe_intermediate_size": metadata.count("expert_feed_forward_length"),
+        "num_experts_per_tok": metadata.count("expert_used_count"),
+    }
+
+
+def _shared_count(metadata: Metadata) -> int:
+    """How many shared experts there are, each as wide as a routed one."""
+    count = metadata.count("expert_shared_count", 0, minimum=0)
+    key, whole = "expert_shared_feed_forward_length", count * metadata.count("expert_feed_forward_length")
+    if metadata.value(key, whole) != whole:
+        raise metadata.wrong(key, f"{whole}, that of {count} experts", metadata.value(key))
+    return count
+
+
+def _types(metadata: Metadata, layers: int, whole_first: bool) -> Sequence[str]:
+    """The type of each layer: by a list, or by a number of layers of which the first or the last sees everything."""
+    key = "attention.sliding_window_pattern"
+    found = metadata.value(key, 4)
+    if isinstance(found, bool) or (
+        isinstance(found, list) and len(found) >= layers
+    ):  # of equal values, only one is left
+        flags = [found] * layers if isinstance(found, bool) else found[:layers]
+        if all(flag in (0, 1) for flag in flags):
+            return ["sliding_attention" if flag else "full_attention" for flag in flags]
+    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
+        raise metadata.wrong(key, f"a flag for each of {layers} layers, or a number of layers", found)
+    whole = 0 if whole_first else found - 1
+    return ["full_attention" if number % found == whole else "sliding_attention" for number in range(layers)]
+
+
+def _positions_by_type(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Positions for each type of layer: a rule stretches those of layers that see the whole context alone."""
+    theta, head_dim = config["rope_theta"], config["head_dim"]
+    whole = dict(config.get("rope_scaling") or {"rope_type": "default"})
+    _refuse_rules(metadata, config, "llama3")
+    within = metadata.value("rope.freq_base_swa", theta)
+    partial = config.get("partial_rotary_factor")
+    parts: dict[str, Any] = {}
+    if partial is not None:
+        rotated = metadata.count("rope.dimension_count_swa", metadata.count("rope.dimension_count", head_dim))
+        parts = {"full_attention": partial, "sliding_attention": part_of(rotated, head_dim)}
+    positions = {
+        "full_attention": whole | {"rope_theta": theta},
+        "sliding_attention": {"rope_type": "default", "rope_theta": within},
+    }
+    for kind, part in parts.items():
+        positions[kind]["partial_rotary_factor"] = part
+    return {"partial_rotary_factor": None, "rope_parameters": positions, "rope_scaling": None, "rope_theta": None}
+
+
+def _refuse_rules(metadata: Metadata, config: Mapping[str, Any], *rules: str) -> None:
+    """Refuse rules of positions that llama.cpp does not follow for this architecture."""
+    rule = (config.get("rope_scaling") or {}).get("rope_type")
+    if rule in rules:
+        raise metadata.wrong("rope.scaling.type", f"not {rule}, which llama.cpp does not follow here", rule)
+
+
+def part_of(rotated: int, head_dim: int) -> float:
+    """The factor of which the whole part of `factor * head_dim` is `rotated`."""
+    factor = rotated / head_dim
+    return factor if int(head_dim * factor) == rotated else math.nextafter(factor, math.inf)
+
+
+def _require_sigmoid(metadata: Metadata, absent: bool = False) -> None:
+    found = metadata.value("expert_gating_func", 0)
+    if found != _SIGMOID and not (absent and not found):
+        raise metadata.wrong("expert_gating_func", f"{_SIGMOID} (sigmoid)", found)
+
+
+def _require_normalised(metadata: Metadata, default: bool) -> None:
+    if metadata.value("expert_weights_norm", default) is not True:
+        raise metadata.wrong("expert_weights_norm", "true", metadata.value("expert_weights_norm", default))

@@ -1,0 +1,97 @@
+"""Writes the metadata of the architectures of `windowed.py`.
+
+Whether llama.cpp would run the same model is not asked here, key by key: the exporter reads what was written as
+`windowed.py` does, which knows what llama.cpp assumes, and refuses the model if another one comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from edgemoe.conversion.gguf.package import ExpertGatingFuncType, GGUFWriter, RopeScalingType
+from edgemoe.model.blocks import Attention, GatedFfn, Moe
+from edgemoe.model.rope import RopeSpec
+from edgemoe.model.spec import ModelSpec
+
+_LISTED = frozenset({"exaone-moe", "mellum", "mimo2"})
+"""Architectures whose files list the layers with a window; in the others every fourth layer has none."""
+
+
+def write_windowed(writer: GGUFWriter, architecture: str, spec: ModelSpec) -> None:
+    """Write all keys of the model itself."""
+    attention = attention_of(spec)
+    ffns = [block.body for layer in spec.layers for block in layer.blocks if not isinstance(block.body, Attention)]
+    moe = next(ffn for ffn in ffns if isinstance(ffn, Moe))
+    dense = next(
+        (ffn.intermediate_size for ffn in ffns if isinstance(ffn, GatedFfn)), moe.top_k * moe.intermediate_size
+    )
+    writer.add_block_count(len(spec.layers))
+    writer.add_context_length(spec.max_positions)
+    writer.add_embedding_length(spec.hidden_size)
+    writer.add_vocab_size(spec.vocab_size)
+    writer.add_layer_norm_rms_eps(spec.norm_epsilon)
+    writer.add_head_count(_one_or_all([own.heads for own in attention]))
+    writer.add_head_count_kv(_one_or_all([own.kv_heads for own in attention]))
+    writer.add_key_length(attention[0].head_dim)
+    writer.add_value_length(attention[0].value_dim or attention[0].head_dim)
+    if window := max(own.window for own in attention):
+        writer.add_sliding_window(window)
+        if architecture in _LISTED:
+            writer.add_sliding_window_pattern([own.window > 0 for own in attention])
+    if attention[0].output_scale != 1:
+        writer.add_float32(f"{architecture}.attention.value_scale", attention[0].output_scale)
+    writer.add_feed_forward_length(dense)
+    if leading := next(number for number, ffn in enumerate(ffns) if isinstance(ffn, Moe)):
+        writer.add_leading_dense_block_count(leading)
+    _write_experts(writer, moe)
+    _write_positions(writer, attention)
+
+
+def attention_of(spec: ModelSpec) -> list[Attention]:
+    """The attention of every layer."""
+    return [block.body for layer in spec.layers for block in layer.blocks if isinstance(block.body, Attention)]
+
+
+def _one_or_all(counts: Sequence[int]) -> int | list[int]:
+    return counts[0] if len(set(counts)) == 1 else list(counts)
+
+
+def _write_experts(writer: GGUFWriter, moe: Moe) -> None:
+    router, sigmoid = moe.router, moe.router.score == "sigmoid"
+    writer.add_expert_count(moe.num_experts)
+    writer.add_expert_used_count(moe.top_k)
+    writer.add_expert_feed_forward_length(moe.intermediate_size)
+    writer.add_expert_gating_func(ExpertGatingFuncType.SIGMOID if sigmoid else ExpertGatingFuncType.SOFTMAX)
+    writer.add_expert_weights_norm(router.normalise)
+    writer.add_expert_weights_scale(router.scale)
+    if router.groups > 1:
+        writer.add_expert_group_count(router.groups)
+        writer.add_expert_group_used_count(router.kept_groups)
+    if moe.shared is not None:
+        writer.add_expert_shared_count(max(moe.shared.intermediate_size // moe.intermediate_size, 1))
+        writer.add_expert_shared_feed_forward_length(moe.shared.intermediate_size)
+
+
+def _write_positions(writer: GGUFWriter, attention: Sequence[Attention]) -> None:
+    """Write the positions of layers that see the whole context, if these have some, and those within windows."""
+    by_window = {own.window > 0: own.rope for own in attention if own.rope is not None}
+    whole, within = by_window.get(False), by_window.get(True)
+    rope = whole or within
+    assert rope is not None  # `check_expressible` has seen to it
+    write_rope(writer, rope)
+    if whole is not None and within is not None and within != replace(whole, scaling="none", parameters={}):
+        writer.add_rope_freq_base_swa(within.theta)
+        if within.rotated != whole.rotated:
+            writer.add_uint32(f"{writer.arch}.rope.dimension_count_swa", within.rotated)
+
+
+def write_rope(writer: GGUFWriter, rope: RopeSpec) -> None:
+    """Write the keys of one rule of positions."""
+    writer.add_rope_dimension_count(rope.rotated)
+    writer.add_rope_freq_base(rope.theta)
+    if rope.scaling in ("linear", "yarn"):
+        writer.add_rope_scaling_type(RopeScalingType(rope.scaling))
+        writer.add_rope_scaling_factor(rope.parameters["factor"])
+    if rope.scaling == "yarn":
+        writer.add_rope_scaling_orig_ctx_len(round(rope.parameters["original_max_position_embeddings"]))

@@ -1,0 +1,189 @@
+"""What the configs of families with windows mean, and what of them is refused by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from edgemoe.architectures import model_spec
+from edgemoe.model.blocks import GatedFfn, Moe, OutputGate, RouterSpec, SharedExpert
+from edgemoe.model.rope import RopeSpec
+from edgemoe.model.spec import LayerSpec
+from tests.architectures import published
+from tests.architectures.published import (
+    FLINT,
+    GRANITE_SWA,
+    K_EXAONE_236B,
+    KOLIBRI_1,
+    LAGUNA_XS2,
+    MELLUM2_12B_A25B,
+    MIMO_V2_FLASH,
+    TRINITY_MINI,
+)
+from tests.architectures.test_config import attention, ffn, refusal, without
+
+
+def layers_at(config: dict[str, Any], *numbers: int) -> list[LayerSpec]:
+    layers = model_spec(config).layers
+    return [layers[number] for number in numbers]
+
+
+def test_afmoe_gates_attention_and_norms_around():
+    spec = model_spec(TRINITY_MINI)
+    first, fourth = layers_at(TRINITY_MINI, 2, 3)
+    assert attention(first).output_gate == OutputGate("channel", "sigmoid")
+    assert (attention(first).window, attention(first).rope) == (2048, RopeSpec(10_000.0, 128))
+    assert attention(fourth) == replace(attention(first), window=0, rope=None)
+    assert [(block.input_norm, block.post_norm) for block in first.blocks] == [(True, True)] * 2
+    router = RouterSpec(True, score="sigmoid", choice_bias=True, epsilon=1e-20, scale=2.826)
+    assert ffn(first) == Moe(128, 8, 1024, router, SharedExpert(1024))
+    assert ffn(spec.layers[1]) == GatedFfn(6144)
+    assert spec.embedding_scale == pytest.approx(2048**0.5)
+    assert model_spec(without(TRINITY_MINI, "layer_types")) == spec
+    assert model_spec(TRINITY_MINI | {"mup_enabled": False}).embedding_scale == 1
+
+
+def test_exaone_moe_rotates_within_windows():
+    first, second, fourth = layers_at(K_EXAONE_236B, 0, 1, 3)
+    assert ffn(first) == GatedFfn(18432)
+    router = RouterSpec(True, score="sigmoid", choice_bias=True, epsilon=1e-20, scale=2.5)
+    assert ffn(second) == Moe(128, 8, 2048, router, SharedExpert(2048))
+    assert (attention(second).window, attention(second).rope, attention(second).qk_norm) == (
+        128,
+        RopeSpec(1e6, 128),
+        "head",
+    )
+    assert attention(fourth) == replace(attention(second), window=0, rope=None)
+    newer = without(K_EXAONE_236B, "is_moe_layer") | {"mlp_layer_types": ["dense", *["sparse"] * 47]}
+    assert model_spec(newer) == model_spec(K_EXAONE_236B)
+    assert model_spec(without(K_EXAONE_236B, "is_moe_layer")) == model_spec(K_EXAONE_236B)
+    by_pattern = without(K_EXAONE_236B, "layer_types") | {"sliding_window_pattern": 4}
+    assert model_spec(by_pattern) == model_spec(K_EXAONE_236B)
+    whole = without(K_EXAONE_236B, "layer_types", "sliding_window")
+    assert {attention(layer) for layer in model_spec(whole).layers} == {replace(attention(second), window=0)}
+
+
+def test_mellum_has_positions_for_each_type_of_layer():
+    first, fourth = layers_at(MELLUM2_12B_A25B, 0, 3)
+    assert (attention(first).window, attention(first).rope) == (1024, RopeSpec(10_000.0, 128))
+    assert (attention(fourth).window, attention(fourth).rope.scaling, attention(fourth).rope.theta) == (0, "yarn", 5e5)
+    assert ffn(first) == Moe(64, 8, 896, RouterSpec(normalise=True))
+    plain = model_spec(without(MELLUM2_12B_A25B, "rope_parameters")).layers
+    assert [attention(plain[number]).rope.theta for number in (0, 3)] == [10_000.0, 500_000.0]
+
+
+def test_granite_with_windows():
+    first, second = layers_at(GRANITE_SWA, 0, 1)
+    assert (attention(first).window, attention(first).rope, attention(first).sinks) == (0, None, True)
+    assert (attention(second).window, attention(second).rope) == (128, RopeSpec(10_000.0, 64))
+    assert ffn(first).shared == SharedExpert(1024)
+    bare = model_spec(without(GRANITE_SWA, "layer_types", "layer_rope_theta", "sliding_window"))
+    assert attention(bare.layers[0]) == replace(attention(first), rope=attention(second).rope)
+    assert attention(bare.layers[1]) == attention(second)
+    nulls = GRANITE_SWA | {"layer_rope_theta": [None, 10000, 10000, 10000] * 6}
+    assert model_spec(nulls) == model_spec(GRANITE_SWA)
+
+
+def test_mimo_has_narrow_values_and_more_key_heads_within_windows():
+    first, second = layers_at(MIMO_V2_FLASH, 0, 1)
+    assert (attention(first).kv_heads, attention(first).window, attention(first).sinks) == (4, 0, False)
+    assert (attention(first).head_dim, attention(first).value_dim, attention(first).output_scale) == (192, 128, 0.707)
+    assert attention(first).rope == RopeSpec(5e6, 64)
+    within = replace(attention(first), kv_heads=8, window=129, sinks=True, rope=RopeSpec(1e4, 64))
+    assert attention(second) == within
+    assert (ffn(first), ffn(second).shared) == (GatedFfn(16384), None)
+    names = ("hybrid_layer_pattern", "moe_layer_freq", "sliding_window_size", "swa_rope_theta", "rope_theta")
+    newer = without(MIMO_V2_FLASH, *names, "swa_num_key_value_heads", "partial_rotary_factor", "layernorm_epsilon") | {
+        "layer_types": ["full_attention" if n == 0 or n % 6 == 5 else "sliding_attention" for n in range(48)],
+        "mlp_layer_types": ["dense", *["sparse"] * 47],
+        "rms_norm_eps": 1e-5,
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": theta, "partial_rotary_factor": 0.334}
+            for kind, theta in (("full_attention", 5e6), ("sliding_attention", 1e4))
+        },
+        "sliding_window": 129,
+    }
+    assert model_spec(newer) == model_spec(MIMO_V2_FLASH)
+    assert model_spec(without(newer, "layer_types", "mlp_layer_types", "sliding_window")) == model_spec(MIMO_V2_FLASH)
+
+
+@pytest.mark.parametrize("config", ["TRINITY_MINI", "MELLUM2_12B_A25B", "FLINT", "KOLIBRI_1", "LAGUNA_XS2"])
+def test_heads_have_the_width_of_the_family_unless_a_config_says_otherwise(config):
+    whole = getattr(published, config)
+    assert model_spec(without(whole, "head_dim")) == model_spec(whole)
+
+
+def test_flint_has_a_pattern_of_its_own():
+    spec = model_spec(FLINT)
+    whole = [number for number, layer in enumerate(spec.layers) if not attention(layer).window]
+    assert whole == [0, 1, *range(5, 48, 4), 48]
+    assert all(attention(layer).sinks for layer in spec.layers)
+    assert (attention(spec.layers[2]).window, attention(spec.layers[2]).rope) == (513, RopeSpec(10_000.0, 128))
+    assert attention(spec.layers[5]).rope is None
+    assert ffn(spec.layers[1]) == GatedFfn(6144)
+    assert ffn(spec.layers[2]) == Moe(256, 6, 512, RouterSpec(True, score="sigmoid"), SharedExpert(1024))
+
+
+def test_kolibri1_chooses_by_logits():
+    first, fifth = layers_at(KOLIBRI_1, 0, 4)
+    router = RouterSpec(False, score="sigmoid", choice_bias=True, choose_by="logit")
+    assert ffn(first) == Moe(384, 6, 512, router, SharedExpert(512))
+    assert [block.post_norm for block in first.blocks] == [True, True]
+    assert (attention(first).window, attention(fifth).window, attention(fifth).rope) == (513, 0, None)
+
+
+def test_laguna_has_heads_and_positions_by_layer():
+    first, second = layers_at(LAGUNA_XS2, 0, 1)
+    assert (attention(first).heads, attention(second).heads, attention(second).window) == (48, 64, 512)
+    assert attention(first).output_gate == OutputGate("head", "softplus")
+    assert (attention(first).rope.scaling, attention(first).rope.rotated) == ("yarn", 64)
+    assert attention(second).rope == RopeSpec(10_000.0, 128)
+    assert ffn(first) == GatedFfn(8192)
+    assert ffn(second) == Moe(256, 8, 512, RouterSpec(True, "sigmoid", True, scale=2.5), SharedExpert(512))
+    capped = model_spec(LAGUNA_XS2 | {"moe_router_logit_softcapping": 2.0, "gating": "per-element"}).layers[1]
+    assert ffn(capped).router.logit_cap == 2
+    assert attention(capped).output_gate == OutputGate("channel", "softplus")
+    plain = model_spec(without(LAGUNA_XS2, "rope_parameters", "gating", "mlp_layer_types"))
+    assert attention(plain.layers[0]).rope == RopeSpec(500_000.0, 64)
+    assert attention(plain.layers[1]) == attention(second)
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "words"),
+    [
+        ("TRINITY_MINI", {"score_func": "softmax"}, "score_func"),
+        ("TRINITY_MINI", {"n_group": 2}, "n_group"),
+        ("TRINITY_MINI", {"route_norm": False}, "route_norm"),
+        ("TRINITY_MINI", {"sliding_window": None}, "sliding_window is missing"),
+        ("TRINITY_MINI", {"layer_types": ["full_attention"] * 3}, "layer_types lists 3 layers; expected 32"),
+        ("K_EXAONE_236B", {"is_moe_layer": [True] * 3}, "is_moe_layer lists 3 values; expected 48 flags"),
+        ("K_EXAONE_236B", {"mlp_layer_types": ["dense"] * 3}, "mlp_layer_types lists 3 layers; expected 48"),
+        ("K_EXAONE_236B", {"layer_types": None}, 'sliding_window_pattern is "LLLG"'),
+        ("MELLUM2_12B_A25B", {"mlp_layer_types": ["mixed"] * 28}, 'mlp_layer_types is "mixed"'),
+        ("MELLUM2_12B_A25B", {"use_sliding_window": False}, "use_sliding_window"),
+        ("MELLUM2_12B_A25B", {"rope_parameters": {"full_attention": {}}}, "rope_parameters.sliding_attention is null"),
+        (
+            "MELLUM2_12B_A25B",
+            {"rope_parameters": {"full_attention": {}, "sliding_attention": {}, "factor": 2}},
+            'rope_parameters."factor"',
+        ),
+        ("GRANITE_SWA", {"layer_rope_theta": [0]}, "layer_rope_theta lists 1 layers; expected 24"),
+        ("GRANITE_SWA", {"layer_rope_theta": [False] * 24}, "layer_rope_theta is false"),
+        ("MIMO_V2_FLASH", {"swa_head_dim": 128}, "swa_head_dim"),
+        ("MIMO_V2_FLASH", {"swa_num_key_value_heads": 7}, "num_attention_heads is 64; expected a multiple"),
+        ("MIMO_V2_FLASH", {"sliding_window": 100}, "sliding_window is 100, but sliding_window_size 128"),
+        ("MIMO_V2_FLASH", {"n_shared_experts": 1}, "n_shared_experts"),
+        ("MIMO_V2_FLASH", {"hybrid_layer_pattern": [2] * 48}, "hybrid_layer_pattern lists 48 values; expected 48 of 0"),
+        ("FLINT", {"decoder_sparse_step": 2}, "decoder_sparse_step"),
+        ("LAGUNA_XS2", {"gating": False}, "gating is false"),
+        ("LAGUNA_XS2", {"moe_apply_router_weight_on_input": True}, "moe_apply_router_weight_on_input"),
+        ("LAGUNA_XS2", {"num_attention_heads_per_layer": [48]}, "num_attention_heads_per_layer lists 1 layers"),
+        ("LAGUNA_XS2", {"num_attention_heads_per_layer": [47] * 40}, "num_attention_heads_per_layer holds 47"),
+        ("LAGUNA_XS2", {"moe_router_logit_softcapping": -1.0}, "moe_router_logit_softcapping"),
+    ],
+    ids=str,
+)
+def test_what_families_with_windows_do_not_implement_is_refused_by_name(config, changes, words):
+    assert words in refusal(getattr(published, config) | changes)

@@ -1,0 +1,119 @@
+"""GGUF files of families with windows: written, read back as the same model, or refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+
+from edgemoe.architectures import model_spec
+from edgemoe.conversion.gguf.export import export_gguf
+from edgemoe.conversion.gguf.source import GgufSource
+from edgemoe.conversion.pipeline import convert_checkpoint
+from edgemoe.engine.opening import open_engine
+from edgemoe.engine.options import EngineOptions
+from edgemoe.errors import SourceError, StoreError
+from edgemoe.store.reader import Store
+from tests.support.checkpoints import write_checkpoint
+from tests.support.windowed_models import SMALL_WINDOWED
+
+IDS = np.random.default_rng(7).integers(0, 128, 60)
+
+
+def exported(folder: Path, config: dict[str, Any]) -> tuple[Path, Path]:
+    """A store of random weights, and the GGUF of it."""
+    write_checkpoint(folder / "source", config)
+    store = convert_checkpoint(str(folder / "source"), folder / "store", experts="q8", dense="q8")
+    return store, export_gguf(Store.open(store), folder / "model.gguf", name="test", tokenizer=False)
+
+
+@pytest.mark.parametrize("family", SMALL_WINDOWED)
+def test_a_file_is_the_same_model(family: str, tmp_path: Path) -> None:
+    config = SMALL_WINDOWED[family]
+    store, path = exported(tmp_path, config)
+    assert model_spec(GgufSource(path).config) == model_spec(config)
+    back = convert_checkpoint(str(path), tmp_path / "back", experts="keep", dense="keep")
+    logits = []
+    for one in (store, back):
+        with open_engine(one, EngineOptions(threads=1, context_length=len(IDS))) as engine:
+            logits.append(engine.forward(IDS, all_logits=True))
+    np.testing.assert_array_equal(*logits)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("afmoe", {"mup_enabled": False}),
+        ("afmoe", {"layer_types": ["full_attention", *["sliding_attention"] * 3]}),
+        (
+            "afmoe",
+            {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}},
+        ),
+        ("exaone_moe", {"mlp_layer_types": ["sparse", "dense", "sparse", "sparse"], "first_k_dense_replace": None}),
+        ("laguna", {"moe_router_logit_softcapping": 2.0}),
+        ("laguna", {"layer_types": ["full_attention", "sliding_attention"] * 2}),
+        ("mellum", {"norm_topk_prob": False}),
+        (
+            "mellum",
+            {"rope_parameters": {"full_attention": {"rope_theta": 5e5}, "sliding_attention": {"rope_theta": 1e4}}},
+        ),
+        ("mimo_v2_flash", {"attention_bias": True}),
+    ],
+    ids=str,
+)
+def test_what_llama_cpp_would_run_otherwise_is_refused(family: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="this model cannot be a GGUF"):
+        exported(tmp_path, SMALL_WINDOWED[family] | changes)
+    assert not list(tmp_path.glob("model.gguf*"))
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "words"),
+    [
+        ("afmoe", {"afmoe.expert_gating_func": 1}, "expert_gating_func: expected 2 .sigmoid., found 1"),
+        ("afmoe", {"afmoe.expert_weights_norm": False}, "expert_weights_norm: expected true, found False"),
+        ("exaone_moe", {"exaone-moe.attention.sliding_window_pattern": 0}, "sliding_window_pattern: expected a flag"),
+        ("laguna", {"laguna.attention.head_count": [4, 6, 6, 0]}, "head_count: expected whole numbers above 0"),
+        ("mellum", {"mellum.rope.dimension_count": 16}, "rope.dimension_count: expected 32"),
+        ("mimo_v2_flash", {"mimo2.attention.head_count_kv": [1, 2, 4, 4]}, "head_count_kv: expected a number for each"),
+        ("mimo_v2_flash", {"mimo2.rope.scaling.type": "yarn"}, "rope.scaling.type: expected not yarn"),
+    ],
+    ids=str,
+)
+def test_keys_that_contradict_the_architecture_are_refused_by_name(
+    family: str, changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    _, path = exported(tmp_path, SMALL_WINDOWED[family])
+    changed = rewritten(path, tmp_path / "changed.gguf", changes)
+    with pytest.raises(SourceError, match=words):
+        GgufSource(changed)
+
+
+def rewritten(path: Path, to: Path, changes: dict[str, Any]) -> Path:
+    """The same file with other metadata."""
+    reader = gguf.GGUFReader(path)
+    architecture = reader.fields["general.architecture"].contents()
+    writer = gguf.GGUFWriter(to, architecture)
+    values = {name: field for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+    for name in {**values, **changes}:
+        if name == "general.architecture":
+            continue
+        if name in changes:
+            value = changes[name]
+            kind = {bool: writer.add_bool, str: writer.add_string, int: writer.add_uint32, list: writer.add_array}
+            kind[type(value)](name, value)
+        else:
+            field = values[name]
+            sub = field.types[-1] if len(field.types) > 1 else None
+            writer.add_key_value(name, field.contents(), field.types[0], sub_type=sub)
+    for tensor in reader.tensors:
+        shape = tensor.data.shape
+        writer.add_tensor(tensor.name, tensor.data, raw_shape=shape, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return to

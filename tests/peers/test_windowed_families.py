@@ -1,0 +1,50 @@
+"""Families with windows: edgemoe and llama.cpp compute the same from the GGUF that edgemoe exports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from edgemoe.conversion.gguf.export import export_gguf
+from edgemoe.conversion.pipeline import convert_checkpoint
+from edgemoe.engine.opening import open_engine
+from edgemoe.engine.options import EngineOptions
+from edgemoe.store.reader import Store
+from tests.peers.test_llama_cpp import agreement, llama_cpp_logits
+from tests.support.checkpoints import write_checkpoint
+from tests.support.windowed_models import SMALL_WINDOWED
+
+pytestmark = pytest.mark.peer
+
+IDS = np.random.default_rng(7).integers(0, 128, 200).tolist()
+
+
+def spread(folder: Path) -> None:
+    """Give the weights of a random checkpoint sizes with which each of them acts on the logits."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    for name, values in tensors.items():
+        if "norm" in name:
+            tensors[name] = 1 + 4 * values
+        elif values.ndim == 1:
+            tensors[name] = 10 * values
+        else:
+            tensors[name] = values * np.float32(20 if "embed" in name else 20 / values.shape[-1] ** 0.5)
+    save_file(tensors, path)
+
+
+@pytest.mark.parametrize("family", SMALL_WINDOWED)
+def test_the_same_in_floats(family: str, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "source", SMALL_WINDOWED[family], dtype="F32")
+    spread(tmp_path / "source")
+    store = convert_checkpoint(str(tmp_path / "source"), tmp_path / "store", experts="f32", dense="f32")
+    gguf = export_gguf(Store.open(store), tmp_path / "model.gguf", name=family, tokenizer=False)
+    with open_engine(store, EngineOptions(threads=2, context_length=len(IDS))) as engine:
+        ours = engine.forward(np.array(IDS), all_logits=True)
+    same_top, divergence = agreement(ours, llama_cpp_logits(gguf, IDS, "F32"))
+    assert ours.std() > 0.5
+    print(f"{family}: top token equal at {same_top:.1%}, mean KL {divergence:.2g}")
+    assert divergence < 1e-6

@@ -1,0 +1,83 @@
+"""Small models of the families with windows that llama.cpp has, in patterns of layers that it knows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_COMMON: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "max_position_embeddings": 512,
+    "moe_intermediate_size": 32,
+    "num_attention_heads": 4,
+    "num_experts_per_tok": 3,
+    "num_hidden_layers": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "sliding_window": 37,
+    "vocab_size": 128,
+}
+_LAST_WHOLE = [*["sliding_attention"] * 3, "full_attention"]
+_YARN = {"rope_type": "yarn", "rope_theta": 5e5, "factor": 4.0, "original_max_position_embeddings": 128}
+_PLAIN = {"rope_type": "default", "rope_theta": 1e4}
+
+SMALL_WINDOWED: dict[str, dict[str, Any]] = {
+    "afmoe": _COMMON
+    | {
+        "head_dim": 32,
+        "layer_types": _LAST_WHOLE,
+        "mup_enabled": True,
+        "num_dense_layers": 1,
+        "num_experts": 8,
+        "num_shared_experts": 2,
+        "rope_theta": 1e4,
+        "route_scale": 2.0,
+    },
+    "exaone_moe": _COMMON
+    | {
+        "first_k_dense_replace": 1,
+        "head_dim": 32,
+        "layer_types": _LAST_WHOLE,
+        "num_experts": 8,
+        "num_shared_experts": 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+        "routed_scaling_factor": 2.5,
+    },
+    "laguna": _COMMON
+    | {
+        "head_dim": 32,
+        "layer_types": ["full_attention", *["sliding_attention"] * 3],
+        "mlp_layer_types": ["dense", *["sparse"] * 3],
+        "moe_routed_scaling_factor": 2.0,
+        "num_attention_heads_per_layer": [4, 6, 6, 6],
+        "num_experts": 8,
+        "rope_parameters": {
+            "full_attention": _YARN | {"partial_rotary_factor": 0.5},
+            "sliding_attention": _PLAIN | {"partial_rotary_factor": 1.0},
+        },
+        "shared_expert_intermediate_size": 64,
+    },
+    "mellum": _COMMON
+    | {
+        "head_dim": 32,
+        "layer_types": _LAST_WHOLE,
+        "num_local_experts": 8,
+        "rope_parameters": {"full_attention": _YARN, "sliding_attention": _PLAIN | {"rope_theta": 5e5}},
+    },
+    "mimo_v2_flash": _COMMON
+    | {
+        "attention_value_scale": 0.707,
+        "head_dim": 48,
+        "layer_types": ["full_attention", *["sliding_attention"] * 3],
+        "mlp_layer_types": ["dense", *["sparse"] * 3],
+        "n_routed_experts": 8,
+        "num_key_value_heads": 1,
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": theta, "partial_rotary_factor": 0.334}
+            for kind, theta in (("full_attention", 5e6), ("sliding_attention", 1e4))
+        },
+        "v_head_dim": 32,
+    },
+}
+for _name, _config in SMALL_WINDOWED.items():
+    _config["model_type"] = _name
