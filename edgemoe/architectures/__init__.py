@@ -37,10 +37,12 @@ from edgemoe.architectures import (
     mixtral,
     olmoe,
     qwen2_moe,
+    qwen3_5_moe,
     qwen3_moe,
+    qwen3_next,
 )
 from edgemoe.architectures.config import DAMAGED, ConfigReader, show
-from edgemoe.architectures.table import FURTHER_TOKENS, SourceSlice, resolve_tensors
+from edgemoe.architectures.table import FURTHER_TOKENS, VISION, Change, SourceSlice, resolve_tensors
 from edgemoe.architectures.table import checkpoint_shapes as _checkpoint_shapes
 from edgemoe.architectures.table import possible_shapes as _possible_shapes
 from edgemoe.architectures.table import tied_head as _tied_head
@@ -51,6 +53,8 @@ from edgemoe.model.spec import ModelSpec
 __all__ = [
     "FAMILIES",
     "FURTHER_TOKENS",
+    "VISION",
+    "Change",
     "SourceSlice",
     "checkpoint_shapes",
     "model_spec",
@@ -88,7 +92,10 @@ FAMILIES: dict[str, ModuleType] = {
     "mixtral": mixtral,
     "olmoe": olmoe,
     "qwen2_moe": qwen2_moe,
+    "qwen3_5_moe": qwen3_5_moe,
+    "qwen3_5_moe_text": qwen3_5_moe,
     "qwen3_moe": qwen3_moe,
+    "qwen3_next": qwen3_next,
     "sarvam_moe": bailing_moe,
     "solar_open": glm4_moe,
 }

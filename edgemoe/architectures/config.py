@@ -163,6 +163,17 @@ class ConfigReader:
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._config = config
         self._seen: set[str] = {"model_type"}
+        self._inner: list[ConfigReader] = []
+
+    def inner(self, name: str) -> ConfigReader | None:
+        """A reader of the object under a key, which `finish` finishes too; None if the key is absent or null."""
+        value = self.value(name)
+        if value is None:
+            return None
+        if not isinstance(value, Mapping):
+            raise _wrong(name, "an object", value)
+        self._inner.append(ConfigReader(value))
+        return self._inner[-1]
 
     def value(self, name: str) -> Any:
         """The raw value; None if the key is absent or null."""
@@ -218,6 +229,8 @@ class ConfigReader:
 
     def finish(self) -> None:
         """Refuse every key that was not read and that is not known to be harmless."""
+        for reader in self._inner:
+            reader.finish()
         for name in QUANTISED:
             value = self._config.get(name)
             if isinstance(value, Mapping) and is_mxfp4(value):

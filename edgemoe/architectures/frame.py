@@ -255,12 +255,16 @@ def read_layers(
     dense: GatedFfn | None = None,
     dense_layers: Callable[[ConfigReader, int], Collection[int]] = lambda reader, count: (),
     others: Mapping[str, Body] = MappingProxyType({}),
+    default_types: Sequence[str] = (),
 ) -> tuple[LayerSpec, ...]:
     """The layers, all alike but those that `dense_layers` names, which have `dense` in the place of `ffn`, and those of
-    `layer_types` that `others` has a body for, in the place of attention.
+    `layer_types` that `others` has a body for, in the place of attention. A config without `layer_types` means
+    `default_types` in turn, if there are some.
     """
     count = read_layer_count(reader, ffn)
     layer_types = reader.sequence("layer_types")
+    if default_types and not layer_types:
+        layer_types = [default_types[number % len(default_types)] for number in range(count)]
     if layer_types and len(layer_types) != count:
         raise SourceError(f"config.json: layer_types lists {len(layer_types)} layers; expected {count}.", DAMAGED)
     if others and not layer_types:

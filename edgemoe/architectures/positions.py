@@ -32,6 +32,8 @@ _NUMBERS = {
     ),
 }
 """The scaling rules, each with its keys."""
+_OF_IMAGES = frozenset({"mrope_section", "mrope_interleaved"})
+"""Keys that say which channels rotate by a place in an image or video. In text all of them rotate by the position."""
 
 
 def read_rope(
@@ -114,7 +116,8 @@ def _read_form(
 
     for name, value in parameters.items():
         stretches_nothing = rule == "default" and name == "factor" and value is not None and number("factor") == 1
-        if value is not None and name not in _NUMBERS[rule] and not stretches_nothing:
+        known = name in _NUMBERS[rule] or name in _OF_IMAGES
+        if value is not None and not known and not stretches_nothing:
             raise unsupported(f"{form}.{show(name)}", value, f"rope_type {show(rule)} without it")
     if rule == "default":
         return RopeSpec(theta, rotated)

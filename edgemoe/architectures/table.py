@@ -10,14 +10,28 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Literal, NamedTuple
 
 from edgemoe.architectures.foreign import instead_of, refuse_quantised_tensors
 from edgemoe.errors import SourceError
 from edgemoe.model.spec import LayerSpec, ModelSpec
 
 MISMATCH = "The config and the weights do not belong together, or a file is missing. Download the model again."
+
+
+Change = Literal["none", "plus_one", "minus_exp"]
+"""`1 + x`, for norms whose weights are kept as distances from 1; `-exp(x)`, for rates that are kept as logarithms."""
+
+
+class Runs(NamedTuple):
+    """Rows in `repeats` runs of `length`: the first begins at `start`, and each `period` rows after the one before."""
+
+    start: int
+    length: int
+    period: int
+    repeats: int
 
 
 @dataclass(frozen=True)
@@ -31,6 +45,10 @@ class Row:
     `shape`: the source's shape in symbols (`2*expert_width` for a product, `query+key_value` for a sum).
     `transposed`: whether the source has a matrix as (input, output), so that its last dimension is that of rows.
     `one_row`: whether the source has a vector as a matrix of one row.
+    `blocks`: for a source whose rows repeat a pattern of blocks (query and gate of a head, of the next head, ...): the
+    internal name that each block of the pattern belongs to, and its rows as a symbol. A tensor has its first blocks of
+    all repetitions first, then its second ones.
+    `change`: what a vector's numbers go through, of those that checkpoints keep in another form than the model has.
     """
 
     internal: tuple[str, ...]
@@ -39,6 +57,8 @@ class Row:
     interleaved: bool = False
     transposed: bool = False
     one_row: bool = False
+    blocks: tuple[tuple[str, str], ...] = ()
+    change: Change = "none"
 
     @property
     def stacked(self) -> bool:
@@ -67,11 +87,30 @@ class SourceSlice:
     row_step: int = 1
     transposed: bool = False
     one_row: bool = False
+    runs: tuple[Runs, ...] = ()
+    """If there are some, the rows are theirs, in order, in the place of all from `row_start` to `row_stop`."""
+    change: Change = "none"
+    """What its numbers go through when they are read; only vectors have one."""
 
     @property
     def rows(self) -> int:
         """The number of rows that it takes."""
+        if self.runs:
+            return sum(run.length * run.repeats for run in self.runs)
         return len(range(self.row_start, self.row_stop, self.row_step))
+
+    def places(self, start: int, stop: int) -> Iterator[range]:
+        """The rows of the source that are its rows `start` to `stop`, in order."""
+        if not self.runs:
+            yield range(self.row_start, self.row_stop, self.row_step)[start:stop]
+            return
+        before = 0
+        for run in self.runs:
+            for first in range(run.start, run.start + run.period * run.repeats, run.period):
+                cut = range(first, first + run.length)[max(0, start - before) : max(0, stop - before)]
+                before += run.length
+                if cut:
+                    yield cut
 
 
 def rows(*lines: tuple[str, str, tuple[str, ...]], internal: str = "", source: str = "") -> tuple[Row, ...]:
@@ -162,6 +201,9 @@ _FURTHER_TOKENS = re.compile(r"(model\.layers\.(\d{1,6})\.)eh_proj\.weight")
 _NAMED_FURTHER_TOKENS = re.compile(r"(model\.)?mtp(_\w+)?\..+")
 """The tensors of such layers where they have names of their own."""
 
+VISION = "a vision tower, which edgemoe does not run: it reads text alone"
+_VISION = re.compile(r"(model\.)?visual\..+")
+
 TIED_HEAD = "a copy of the embedding, which config.json says is the head (tie_word_embeddings)"
 
 
@@ -248,6 +290,8 @@ def unused_tensors(spec: ModelSpec, names: Iterable[str]) -> dict[str, str]:
     for name in names:
         if (further and name.startswith(further)) or _NAMED_FURTHER_TOKENS.fullmatch(name):
             reasons[name] = FURTHER_TOKENS
+        if _VISION.fullmatch(name):
+            reasons[name] = VISION
         if name == HEAD and spec.tied_embeddings:
             reasons[name] = TIED_HEAD
         for pattern, reason in HARMLESS_TENSORS:
@@ -277,7 +321,10 @@ def _expand(row: Row, spec: ModelSpec) -> Iterator[tuple[str, dict[str, SourceSl
         sizes = cached[1]
         experts: Iterable[int] = range(sizes.get("experts", 0)) if "{expert}" in row.internal[0] else (0,)
         part_rows = _part_rows(row, sizes)
-        if row.stacked:
+        if row.blocks:
+            source = row.source.format(layer=number)
+            yield source, _block_slices(row, source, number, sizes), sizes
+        elif row.stacked:
             slices: dict[str, SourceSlice] = {}
             source = row.source.format(layer=number)
             for expert in experts:
@@ -308,9 +355,21 @@ def _slices(
             where = SourceSlice(source, index, part, parts * count, parts, row.transposed)
         else:
             where = SourceSlice(source, index, start, start + count, 1, row.transposed, row.one_row)
-        slices[name.format(layer=layer, expert=expert)] = where
+        slices[name.format(layer=layer, expert=expert)] = replace(where, change=row.change)
         start += count
     return slices
+
+
+def _block_slices(row: Row, source: str, layer: int, sizes: Mapping[str, int]) -> dict[str, SourceSlice]:
+    """The slices of a source whose rows repeat a pattern of blocks; none in a layer without such blocks."""
+    lengths = [_size(symbol, sizes) for _, symbol in row.blocks]
+    rows, period = _size(row.row_symbol, sizes), sum(lengths)
+    if not period or rows % period:
+        return {}
+    runs: dict[str, list[Runs]] = {name: [] for name in row.internal}
+    for number, (name, _) in enumerate(row.blocks):
+        runs[name].append(Runs(sum(lengths[:number]), lengths[number], period, rows // period))
+    return {name.format(layer=layer): SourceSlice(source, None, 0, rows, runs=tuple(own)) for name, own in runs.items()}
 
 
 def _sizes(spec: ModelSpec, layer: LayerSpec | None) -> dict[str, int]:

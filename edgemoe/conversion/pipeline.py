@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from edgemoe.architectures import FURTHER_TOKENS, unused_tensors
+from edgemoe.architectures import FURTHER_TOKENS, VISION, unused_tensors
 from edgemoe.conversion.formats import check_format
 from edgemoe.conversion.journal import JOURNAL_NAME, Journal
 from edgemoe.conversion.opening import open_source
@@ -128,11 +128,12 @@ def convert_source(
 
 
 def _left_out(opened: Source) -> Iterator[str]:
-    """Say once which layers of the checkpoint are left out."""
+    """Say once for each part of the checkpoint that is left out which it is."""
     unused = unused_tensors(opened.config, opened.tensors())
-    further = [name for name, reason in unused.items() if reason == FURTHER_TOKENS]
-    if further:
-        yield f"{len(further)} tensors, such as {further[0]}, are left out: they belong to {FURTHER_TOKENS}."
+    for part in (FURTHER_TOKENS, VISION):
+        names = [name for name, reason in unused.items() if reason == part]
+        if names:
+            yield f"{len(names)} tensors, such as {names[0]}, are left out: they belong to {part}."
 
 
 def _target(destination: str | os.PathLike[str]) -> Path:

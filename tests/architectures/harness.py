@@ -52,7 +52,9 @@ def take_slice(tensors: Tensors, where: SourceSlice) -> np.ndarray:
     whole = tensor if where.index is None else tensor[where.index]
     whole = whole.reshape(-1) if whole.ndim == 3 or where.one_row else whole
     rows = whole.T if where.transposed else whole
-    return np.ascontiguousarray(rows[where.row_start : where.row_stop : where.row_step])
+    taken = rows[np.concatenate([np.array(place) for place in where.places(0, where.rows)])]
+    changed = {"none": taken, "plus_one": 1 + taken, "minus_exp": -np.exp(taken)}[where.change]
+    return np.ascontiguousarray(changed)
 
 
 class Reference:

@@ -414,6 +414,131 @@ GPT_OSS_20B: dict[str, Any] = {
     "vocab_size": 201088,
 }
 
+QWEN3_NEXT_80B_A3B: dict[str, Any] = {
+    "architectures": ["Qwen3NextForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "decoder_sparse_step": 1,
+    "eos_token_id": 151645,
+    "full_attention_interval": 4,
+    "head_dim": 256,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "initializer_range": 0.02,
+    "intermediate_size": 5120,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "linear_value_head_dim": 128,
+    "max_position_embeddings": 262144,
+    "mlp_only_layers": [],
+    "model_type": "qwen3_next",
+    "moe_intermediate_size": 512,
+    "norm_topk_prob": True,
+    "num_attention_heads": 16,
+    "num_experts": 512,
+    "num_experts_per_tok": 10,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 2,
+    "output_router_logits": False,
+    "partial_rotary_factor": 0.25,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 10000000,
+    "router_aux_loss_coef": 0.001,
+    "shared_expert_intermediate_size": 512,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.57.0.dev0",
+    "use_cache": True,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+
+_QWEN35_TEXT: dict[str, Any] = {
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "attn_output_gate": True,
+    "dtype": "bfloat16",
+    "eos_token_id": 248044,
+    "full_attention_interval": 4,
+    "head_dim": 256,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "initializer_range": 0.02,
+    "layer_types": ["linear_attention", "linear_attention", "linear_attention", "full_attention"] * 10,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "linear_value_head_dim": 128,
+    "mamba_ssm_dtype": "float32",
+    "max_position_embeddings": 262144,
+    "model_type": "qwen3_5_moe_text",
+    "moe_intermediate_size": 512,
+    "mtp_num_hidden_layers": 1,
+    "mtp_use_dedicated_embeddings": False,
+    "num_attention_heads": 16,
+    "num_experts": 256,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 40,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-06,
+    "rope_parameters": {
+        "mrope_interleaved": True,
+        "mrope_section": [11, 11, 10],
+        "partial_rotary_factor": 0.25,
+        "rope_theta": 10000000,
+        "rope_type": "default",
+    },
+    "router_aux_loss_coef": 0.001,
+    "shared_expert_intermediate_size": 512,
+    "tie_word_embeddings": False,
+    "use_cache": True,
+    "vocab_size": 248320,
+}
+
+
+def _qwen35(**text: Any) -> dict[str, Any]:
+    """A config of Qwen3.5-MoE or Qwen3.6, which differ in their sizes."""
+    return {
+        "architectures": ["Qwen3_5MoeForConditionalGeneration"],
+        "image_token_id": 248056,
+        "model_type": "qwen3_5_moe",
+        "text_config": _QWEN35_TEXT | text,
+        "tie_word_embeddings": False,
+        "transformers_version": "4.57.0.dev0",
+        "video_token_id": 248057,
+        "vision_config": {"depth": 27, "hidden_size": 1152, "model_type": "qwen3_5_moe", "out_hidden_size": 2048},
+        "vision_end_token_id": 248054,
+        "vision_start_token_id": 248053,
+    }
+
+
+QWEN36_35B_A3B = _qwen35()
+QWEN35_122B_A10B = _qwen35(
+    hidden_size=3072,
+    layer_types=["linear_attention", "linear_attention", "linear_attention", "full_attention"] * 12,
+    linear_num_value_heads=64,
+    moe_intermediate_size=1024,
+    num_attention_heads=32,
+    num_hidden_layers=48,
+    shared_expert_intermediate_size=1024,
+)
+QWEN35_397B_A17B = _qwen35(
+    hidden_size=4096,
+    layer_types=["linear_attention", "linear_attention", "linear_attention", "full_attention"] * 15,
+    linear_num_value_heads=64,
+    moe_intermediate_size=1024,
+    num_attention_heads=32,
+    num_experts=512,
+    num_experts_per_tok=10,
+    num_hidden_layers=60,
+    shared_expert_intermediate_size=1024,
+)
+
 TRINITY_MINI: dict[str, Any] = {
     "architectures": ["AfmoeForCausalLM"],
     "attention_dropout": 0.0,
@@ -1121,6 +1246,10 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
     "deepseek-moe-16b": (DEEPSEEK_MOE_16B, 16_375_728_128),
     "GLM-4.5-Air": (GLM_45_AIR, 106_852_251_264),
     "LFM2-8B-A1B": (LFM2_8B_A1B, 8_339_930_560),
+    "Qwen3-Next-80B-A3B-Instruct": (QWEN3_NEXT_80B_A3B, 79_674_391_296),
+    "Qwen3.6-35B-A3B": (QWEN36_35B_A3B, 34_660_610_688),
+    "Qwen3.5-122B-A10B": (QWEN35_122B_A10B, 122_111_526_912),
+    "Qwen3.5-397B-A17B": (QWEN35_397B_A17B, 396_346_350_336),
     "gpt-oss-20b": (GPT_OSS_20B, 20_914_757_184),
     "granite-3.0-1b-a400m": (GRANITE_1B_A400M, 1_334_628_352),
     "granite-3.0-3b-a800m": (GRANITE_3B_A800M, 3_298_793_472),
@@ -1144,6 +1273,8 @@ ALL_FAMILIES: dict[str, dict[str, Any]] = {
         GRANITE_SWA,
         COMMAND_A_PLUS,
         LING_2_RENAMED,
+        _QWEN35_TEXT,
+        _QWEN35_TEXT | {"model_type": "qwen3_5_moe"},  # as a GGUF's config is: all keys in one object
     ]
 }
 """One config of each family."""

@@ -15,7 +15,7 @@ from edgemoe.architectures import FAMILIES, model_spec
 from edgemoe.architectures.config import FIXED, HARMLESS
 from edgemoe.errors import SourceError
 from edgemoe.kernels.operations import Activation
-from edgemoe.model.blocks import Attention, GatedFfn, Moe, RouterSpec, SharedExpert, ShortConv
+from edgemoe.model.blocks import Attention, GatedDelta, GatedFfn, Moe, OutputGate, RouterSpec, SharedExpert, ShortConv
 from edgemoe.model.rope import RopeSpec, rope_frequencies, rope_tables
 from edgemoe.model.spec import LayerSpec, ModelSpec
 from tests.architectures.published import (
@@ -38,7 +38,9 @@ from tests.architectures.published import (
     OLMOE_1B_7B,
     PUBLISHED,
     QWEN3_30B_A3B,
+    QWEN3_NEXT_80B_A3B,
     QWEN15_MOE_A27B,
+    QWEN36_35B_A3B,
     SARVAM_30B,
     SOLAR_OPEN_100B,
 )
@@ -69,7 +71,7 @@ def test_published_models_have_their_number_of_parameters(name):
 def test_a_spec_survives_json(config):
     spec = model_spec(config)
     assert ModelSpec.from_json(spec.to_json()) == spec
-    assert spec.family == config["model_type"]
+    assert spec.family == config["model_type"].removesuffix("_text")
 
 
 def attention(layer: LayerSpec) -> Attention:
@@ -394,6 +396,57 @@ def test_gpt_oss_that_cannot_be_run_is_refused(changes, words):
 )
 def test_glm4_moe_that_cannot_be_run_is_refused(changes, words):
     assert words in refusal(GLM_45_AIR | changes)
+
+
+def test_qwen3_next():
+    spec = model_spec(QWEN3_NEXT_80B_A3B)
+    mixers = [layer.blocks[0].body for layer in spec.layers]
+    assert [n for n, mixer in enumerate(mixers) if isinstance(mixer, Attention)] == list(range(3, 48, 4))
+    assert {mixer for mixer in mixers if not isinstance(mixer, Attention)} == {GatedDelta(16, 32, 128, 128, 4)}
+    attention = mixers[3]
+    assert (attention.heads, attention.kv_heads, attention.head_dim, attention.qk_norm) == (16, 2, 256, "head")
+    assert (attention.rope, attention.output_gate) == (RopeSpec(1e7, 64), OutputGate("channel"))
+    assert {ffn(layer) for layer in spec.layers} == {Moe(512, 10, 512, RouterSpec(True), SharedExpert(512, gate=True))}
+    other = model_spec(QWEN3_NEXT_80B_A3B | {"mlp_only_layers": [5], "full_attention_interval": 3})
+    assert ffn(other.layers[5]) == GatedFfn(5120)
+    assert [isinstance(layer.blocks[0].body, Attention) for layer in other.layers[:6]] == [False, False, True] * 2
+
+
+def test_qwen3_5_moe_is_the_text_part_of_its_config():
+    spec = model_spec(QWEN36_35B_A3B)
+    text = QWEN36_35B_A3B["text_config"]
+    assert model_spec(text) == spec
+    assert model_spec({"model_type": "qwen3_5_moe", **{k: v for k, v in text.items() if k != "model_type"}}) == spec
+    assert spec.layers[0].blocks[0].body == GatedDelta(16, 32, 128, 128, 4)
+    assert spec.layers[3].blocks[0].body.rope == RopeSpec(1e7, 64)
+    assert ffn(spec.layers[0]) == Moe(256, 8, 512, RouterSpec(True), SharedExpert(512, gate=True))
+    listed = {key: value for key, value in text.items() if key != "layer_types"}
+    assert model_spec(QWEN36_35B_A3B | {"text_config": listed}) == spec
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"attn_output_gate": False}, "attn_output_gate is false; edgemoe implements true only"),
+        ({"mamba_ssm_dtype": "bfloat16"}, 'mamba_ssm_dtype is "bfloat16"'),
+        ({"attention_bias": True}, "attention_bias is true"),
+        ({"linear_num_value_heads": 24}, "linear_num_value_heads is 24; expected a multiple of linear_num_key_heads"),
+        ({"linear_key_head_dim": 512}, "linear_key_head_dim is 512; expected a whole number from 1 to 256"),
+        ({"linear_conv_kernel_dim": 1}, "linear_conv_kernel_dim is 1; expected a whole number from 2 to 64"),
+        ({"linear_value_head_dim": 1 << 19}, "channels of queries, keys and values in a linear layer"),
+        ({"layer_types": ["linear_attention"] * 3}, "layer_types lists 3 layers; expected 40"),
+        ({"layer_types": ["sliding_attention"] * 40}, 'layer_types is "sliding_attention"'),
+        ({"full_attention_interval": 0}, "full_attention_interval is 0"),
+        ({"n_group": 4}, '"n_group" is 4; edgemoe does not know this key'),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings is false, but true in text_config"),
+    ],
+)
+def test_qwen3_5_moe_that_cannot_be_run_is_refused(changes, words):
+    assert words in refusal(QWEN36_35B_A3B | {"text_config": QWEN36_35B_A3B["text_config"] | changes})
+
+
+def test_a_text_config_that_is_no_object_is_refused():
+    assert "text_config is 7; expected an object" in refusal(QWEN36_35B_A3B | {"text_config": 7})
 
 
 def test_lfm2_moe():

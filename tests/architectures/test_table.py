@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgemoe.architectures import FAMILIES, SourceSlice, model_spec, resolve, unused_tensors
-from edgemoe.architectures.table import FURTHER_TOKENS, TIED_HEAD
+from edgemoe.architectures.table import FURTHER_TOKENS, TIED_HEAD, Runs
 from edgemoe.errors import SourceError
 from tests.architectures.harness import load_checkpoint
 from tests.architectures.published import GRANITE_1B_A400M, MIXTRAL_8X7B, OLMOE_1B_7B, QWEN3_30B_A3B
@@ -42,11 +42,15 @@ def test_every_element_of_a_checkpoint_is_used_exactly_once(name):
     taken = [
         (place.tensor, place.index, row)
         for place in places.values()
-        for row in range(place.row_start, place.row_stop, place.row_step)
+        for run in place.places(0, place.rows)
+        for row in run
     ]
     assert len(taken) == len(set(taken))
-    held = 0
+    held, unused = 0, unused_tensors(config, shapes)
+    assert {tensor for tensor in shapes if "visual" in tensor} == unused.keys()
     for tensor, shape in shapes.items():
+        if tensor in unused:
+            continue
         one = next(place for place in places.values() if place.tensor == tensor)
         experts, own = (1, shape) if one.index is None else (shape[0], shape[1:])
         held += experts * (math.prod(own) if len(own) == 3 or one.one_row else own[-1 if one.transposed else 0])
@@ -58,7 +62,7 @@ def test_each_tensor_of_a_checkpoint_is_missed_and_held_to_its_shape(name):
     config, shapes = checkpoint(name)
     alike = Counter(tuple(tensor.split(".")[-2:]) for tensor in shapes)
     for tensor, shape in shapes.items():
-        if re.search(r"experts\.([2-9]|\d\d)\.", tensor):  # two experts of a layer say as much as seventy
+        if re.search(r"experts\.([2-9]|\d\d)\.|visual", tensor):  # two experts of a layer say as much as seventy
             continue
         without = {other: s for other, s in shapes.items() if other != tensor}
         # Of a row that only one layer has, nothing says in which layout it should have been.
@@ -70,6 +74,25 @@ def test_each_tensor_of_a_checkpoint_is_missed_and_held_to_its_shape(name):
         assert f"found {longer}" in message
         assert str(shape) in message
         refusal(config, shapes | {tensor: (*shape, 1)})
+
+
+def test_rows_that_repeat_a_pattern_of_blocks():
+    """Query and gate of each head in turn; query, key, value and gate of each key head."""
+    places = resolve(*checkpoint("qwen3_next"))
+    query = places["layers.3.query"]
+    assert query.runs == (Runs(0, 16, 32, 4),)
+    assert list(query.places(20, 50)) == [range(36, 48), range(64, 80), range(96, 98)]
+    assert places["layers.3.output_gate"].runs == (Runs(16, 16, 32, 4),)
+    fused = places["layers.0.delta_in"]
+    assert fused.runs == (Runs(0, 12, 104, 2), Runs(12, 12, 104, 2), Runs(24, 40, 104, 2))
+    assert list(fused.places(0, fused.rows)) == [
+        *(range(0, 12), range(104, 116), range(12, 24), range(116, 128), range(24, 64), range(128, 168))
+    ]
+    assert places["layers.0.delta_gate"].runs == (Runs(64, 40, 104, 2),)
+    assert places["layers.0.delta_decay"].runs == (Runs(2, 2, 4, 2),)
+    changes = {name.rpartition(".")[2]: place.change for name, place in places.items() if place.change != "none"}
+    norms = ("final_norm", "attention_norm", "delta_norm", "ffn_norm", "query_norm", "key_norm")
+    assert changes == {"delta_rate": "minus_exp"} | dict.fromkeys(norms, "plus_one")
 
 
 def test_where_the_halves_of_a_fused_tensor_lie():

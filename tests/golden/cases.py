@@ -32,6 +32,12 @@ class Case:
     layout: Literal["files", "fused"] = "files"
     legacy: bool = False
 
+    @property
+    def text(self) -> dict[str, Any]:
+        """The config of the model of texts, within that of a model for images too."""
+        found: dict[str, Any] = self.config.get("text_config", self.config)
+        return found
+
 
 def _common(model: int, layers: int, heads: int, kv_heads: int, **others: Any) -> dict[str, Any]:
     return {
@@ -585,6 +591,124 @@ CASES: dict[str, Case] = {
         ),
         layout="fused",
         legacy=True,
+    ),
+    # DeltaNet and attention with an output gate, fused projections, values wider than a panel, a dense layer.
+    "qwen3_next": Case(
+        "qwen3_next",
+        17,
+        _common(
+            48,
+            4,
+            4,
+            2,
+            head_dim=16,
+            intermediate_size=40,
+            moe_intermediate_size=20,
+            shared_expert_intermediate_size=18,
+            num_experts=8,
+            num_experts_per_tok=3,
+            mlp_only_layers=[1],
+            linear_num_key_heads=2,
+            linear_num_value_heads=4,
+            linear_key_head_dim=12,
+            linear_value_head_dim=20,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.25},
+        ),
+    ),
+    # One value head for each key head, a longer convolution, weights that do not sum to one, an interval of two, tied.
+    "qwen3_next_fused": Case(
+        "qwen3_next",
+        18,
+        _common(
+            32,
+            3,
+            2,
+            1,
+            head_dim=8,
+            intermediate_size=24,
+            moe_intermediate_size=17,
+            shared_expert_intermediate_size=16,
+            num_experts=6,
+            num_experts_per_tok=2,
+            norm_topk_prob=False,
+            layer_types=["linear_attention", "full_attention", "linear_attention"],
+            linear_num_key_heads=3,
+            linear_num_value_heads=3,
+            linear_key_head_dim=16,
+            linear_value_head_dim=16,
+            linear_conv_kernel_dim=6,
+            tie_word_embeddings=True,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+        ),
+        layout="fused",
+        legacy=True,
+    ),
+    # The text part of a model for images, three value heads for each key head.
+    "qwen3_5_moe": Case(
+        "qwen3_5_moe",
+        19,
+        {
+            "text_config": _common(
+                40,
+                4,
+                4,
+                2,
+                head_dim=16,
+                moe_intermediate_size=20,
+                shared_expert_intermediate_size=18,
+                num_experts=8,
+                num_experts_per_tok=3,
+                linear_num_key_heads=2,
+                linear_num_value_heads=6,
+                linear_key_head_dim=12,
+                linear_value_head_dim=12,
+                rope_parameters={
+                    "rope_type": "default",
+                    "rope_theta": 1e6,
+                    "partial_rotary_factor": 0.5,
+                    "mrope_section": [2, 1, 1],
+                    "mrope_interleaved": True,
+                },
+            ),
+            "vision_config": {
+                "depth": 1,
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_heads": 2,
+                "num_position_embeddings": 16,
+                "out_hidden_size": 40,
+                "patch_size": 4,
+                "spatial_merge_size": 1,
+            },
+            "image_token_id": 90,
+            "video_token_id": 91,
+            "vision_start_token_id": 92,
+            "vision_end_token_id": 93,
+            "tie_word_embeddings": False,
+        },
+    ),
+    # The text part alone, one key head, experts fused.
+    "qwen3_5_moe_text": Case(
+        "qwen3_5_moe_text",
+        20,
+        _common(
+            24,
+            3,
+            2,
+            2,
+            head_dim=12,
+            moe_intermediate_size=17,
+            shared_expert_intermediate_size=15,
+            num_experts=6,
+            num_experts_per_tok=2,
+            layer_types=["linear_attention", "linear_attention", "full_attention"],
+            linear_num_key_heads=1,
+            linear_num_value_heads=2,
+            linear_key_head_dim=24,
+            linear_value_head_dim=8,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+        ),
+        layout="fused",
     ),
     # A window that is odd and shorter than the text in every second layer, sinks, biases, and a limit that bites.
     "gpt_oss": Case(

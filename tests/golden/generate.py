@@ -15,7 +15,7 @@ import transformers
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from tests.golden.cases import CASES, KEPT_POSITIONS, PROMPT_TOKENS, ROPE_CASES, ROPE_POSITIONS
-from tests.golden.oracle import make_model, prompt, run, save
+from tests.golden.oracle import make_model, prompt, recurrent, run, save
 
 FOLDER = Path(__file__).parent
 
@@ -25,7 +25,8 @@ def main(names: list[str]) -> None:
         if names and name not in names:
             continue
         model, ids = make_model(case), prompt(case, PROMPT_TOKENS)
-        logits, clear = run(model, ids)
+        with recurrent(model):
+            logits, clear = run(model, ids)
         if not clear.all():
             raise SystemExit(f"{name}: a token's routing hangs on rounding; choose another seed.")
         save(model, case, FOLDER / name)

@@ -5,7 +5,10 @@ Families without a class there are computed by `published_code.py`, through the 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +45,33 @@ _CLASSES = {
     "mixtral": "Mixtral",
     "olmoe": "Olmoe",
     "qwen2_moe": "Qwen2Moe",
+    "qwen3_5_moe": "Qwen3_5Moe",
+    "qwen3_5_moe_text": "Qwen3_5Moe",
     "qwen3_moe": "Qwen3Moe",
+    "qwen3_next": "Qwen3Next",
     "sarvam_moe": "SarvamMoE",
     "solar_open": "SolarOpen",
 }
-_LISTED = ("dots1", "gpt_oss", "lfm2_moe", "afmoe", "cohere2_moe", "exaone_moe", "flint", "granitemoe_swa", "kolibri1")
+_CONFIG_CLASSES = {"qwen3_5_moe_text": "Qwen3_5MoeTextConfig"}
+"""Where it is not `Config` behind the name above."""
+_MODELS = {"sarvam_moe": "Glm4MoeForCausalLM", "qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration"}
+"""The class of the model, where it is not `ForCausalLM` behind the name above. The reference is the text part of one for
+images."""
+AROUND_ZERO = ("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next")
+"""Families whose norms add 1 to their weights, except that of the heads of a linear layer."""
+_LISTED = (
+    "dots1",
+    "gpt_oss",
+    "lfm2_moe",
+    "afmoe",
+    "cohere2_moe",
+    "exaone_moe",
+    "flint",
+    "granitemoe_swa",
+    "kolibri1",
+    "qwen3_next",
+)
 """Families whose layers are of two kinds in older files too, which list them."""
-_MODELS = {"sarvam_moe": "Glm4MoeForCausalLM"}
-"""The class of the model, where it is not named like that of the config."""
 CLEAR_ROUTING = 2e-5
 """A token whose last chosen and first unchosen expert differ by less may be routed either way by rounding."""
 
@@ -62,16 +84,21 @@ def make_model(case: Case) -> Any:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     name = _CLASSES[case.model_type]
-    config = getattr(transformers, f"{name}Config")(**json.loads(json.dumps(case.config)))
+    config_class = _CONFIG_CLASSES.get(case.model_type, f"{name}Config")
+    config = getattr(transformers, config_class)(**json.loads(json.dumps(case.config)))
     config._attn_implementation = "eager"
     config._experts_implementation = "eager"
-    model = getattr(transformers, _MODELS.get(case.model_type, f"{name}ForCausalLM"))(config).float().eval()
+    model_class = _MODELS.get(case.model_type, f"{name}ForCausalLM")
+    model = getattr(transformers, model_class)(config).float().eval()
     random = torch.Generator().manual_seed(case.seed)
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             values = torch.randn(parameter.shape, generator=random)
             if "norm" in parameter_name:
-                values = 1 + 0.2 * values
+                around_zero = case.model_type in AROUND_ZERO and "linear_attn.norm" not in parameter_name
+                values = 0.3 * values if around_zero else 1 + 0.2 * values
+            elif parameter_name.endswith(("A_log", "dt_bias")):
+                pass
             elif parameter_name.endswith("sinks"):
                 values = 2 * values  # as large as scores are
             elif parameter_name.endswith("moe_statics.e_score_correction_bias"):
@@ -94,7 +121,22 @@ def make_model(case: Case) -> Any:
 
 
 def prompt(case: Case, tokens: int) -> np.ndarray:
-    return np.random.default_rng(case.seed).integers(0, case.config["vocab_size"], tokens)
+    return np.random.default_rng(case.seed).integers(0, case.text["vocab_size"], tokens)
+
+
+@contextlib.contextmanager
+def recurrent(model: Any) -> Iterator[None]:
+    """Linear layers take one token after another, as when they generate, not chunks of 64."""
+    modules = {sys.modules[type(module).__module__] for module in model.modules()}
+    changed = [module for module in modules if hasattr(module, "torch_chunk_gated_delta_rule")]
+    chunked = [module.torch_chunk_gated_delta_rule for module in changed]
+    for module in changed:
+        module.torch_chunk_gated_delta_rule = module.torch_recurrent_gated_delta_rule
+    try:
+        yield
+    finally:
+        for module, function in zip(changed, chunked, strict=True):
+            module.torch_chunk_gated_delta_rule = function
 
 
 def run(model: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -70,6 +70,25 @@ def test_rms_norm(backend: Backend, heads: int, width: int, tokens: int, kind: s
 
 
 @few_examples
+@given(st.integers(1, 5), st.sampled_from([1, 7, 16, 130, 300]), token_counts, moderate_kinds, st.integers(0, 2), seeds)
+def test_gated_rms_norm(
+    backend: Backend, heads: int, width: int, tokens: int, kind: str, place: int, seed: int
+) -> None:
+    """The output may be the input or the gate."""
+    random = np.random.default_rng(seed)
+    values, gate = numbers(kind, (tokens, heads * width), random), numbers("normal", (tokens, heads * width), random)
+    weight = numbers("normal", (width,), random)
+    shape = (tokens, heads, width)
+    normed = REFERENCE.rms_norm(values.reshape(shape), weight, 1e-5)
+    exact = gate.astype(np.float64).reshape(shape)
+    expected = (normed * (exact / (1 + np.exp(-exact)))).astype(np.float32).reshape(tokens, -1)
+    output = (values, gate, aligned(values.shape, np.float32))[place]
+    backend.program([op.RmsNorm(values, weight, 1e-5, output, heads, gate)]).run(tokens)
+    gating = 16 * tolerance.UNIT * np.abs(expected)
+    tolerance.assert_within(output, expected, tolerance.rms_norm(expected, width) + gating)
+
+
+@few_examples
 @given(st.integers(1, 6), head_widths, token_counts, st.booleans(), st.booleans(), kinds, seeds)
 def test_rope(
     backend: Backend, heads: int, width: int, tokens: int, whole: bool, neighbours: bool, kind: str, seed: int

@@ -14,6 +14,7 @@ from edgemoe.errors import KernelError
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.backend import Backend, Program
+from edgemoe.kernels.formats import PANEL_ROWS
 from edgemoe.kernels.operations import PAGE_TOKENS
 from tests.kernels.builders import (
     CLAMPED,
@@ -37,6 +38,9 @@ from tests.kernels.test_products import Ffn, pack_experts
 VOCABULARY, WIDTH, HEADS, KV_HEADS, HEAD_WIDTH, EXPERTS, PER_TOKEN, FFN_WIDTH = 50, 72, 4, 2, 24, 5, 2, 40
 CONTEXT, PAGES = 80, 2
 IN_ORDER = np.arange(PAGES)
+DELTA_VALUES = 20
+CHANNELS = 2 * HEAD_WIDTH + 2 * DELTA_VALUES
+"""A delta rule of two heads that share keys, which are as wide as a head of attention."""
 CACHE_FORMAT = {"f32": "f32", "f16": "f16", "q8": "q8", "q4": "f16", "q4m": "q8", "m4": "f16"}
 """Which format of cache goes with weights of a format, so that every one has its turn."""
 
@@ -66,6 +70,9 @@ class TinyWeights:
         self.query, self.keys, self.values, self.gates, self.convolved, self.router = (
             (matrix(rows, WIDTH), vector(rows)) for rows in (query_width, kv_width, kv_width, 3 * WIDTH, WIDTH, EXPERTS)
         )
+        self.delta = [(matrix(rows, WIDTH), vector(rows)) for rows in (CHANNELS, 2, 2, 2 * DELTA_VALUES)]
+        self.kernel, self.decay_bias, self.rate = vector(CHANNELS * 4), vector(2), -np.abs(vector(2))
+        self.delta_norm, self.delta_out = vector(DELTA_VALUES), matrix(WIDTH, 2 * DELTA_VALUES)
         self.slots = aligned_copy(np.arange(EXPERTS, dtype=np.int32))
         self.arena, self.layouts = pack_experts([ffn() for _ in self.slots], self.slots)
         self.gate_up, self.down, *self.biases = ffn()
@@ -107,10 +114,19 @@ class TinyLayer:
         self.caches = [empty_cache(CACHE_FORMAT[format_name], cache_shape) for _ in range(2)]
         gates, convolved = buffer(3 * WIDTH), buffer(WIDTH)
         self.ring = aligned((sequences, own.length - 1 + seed % 2 * 5, WIDTH), np.float32)
-        self.ring.fill(np.nan)  # what is there before the first tokens is never read
+        joined, spread, over = buffer(CHANNELS), buffer(CHANNELS), buffer(2 * DELTA_VALUES)
+        strength, decay, self.gate = buffer(2), buffer(2), buffer(2 * DELTA_VALUES)
+        self.spread_ring = aligned((sequences, 3, CHANNELS), np.float32)
+        self.delta_states = aligned((sequences, 2, 2 * PANEL_ROWS, HEAD_WIDTH), np.float32)
+        for state in (self.ring, self.spread_ring, self.delta_states):
+            state.fill(np.nan)  # what is there before the first tokens is never read
         projections = [
             op.LinearPart(*own.query, query), op.LinearPart(*own.keys, keys), op.LinearPart(*own.values, values),
         ]  # fmt: skip
+        delta = [
+            op.LinearPart(*weights, output)
+            for weights, output in zip(own.delta, (joined, strength, decay, self.gate), strict=True)
+        ]
         self.operations: list[op.Operation] = [
             op.Embed(self.ids, own.embedding, 1.3, self.residual),
             op.RmsNorm(self.residual, own.first_norm, 1e-5, normed),
@@ -124,6 +140,14 @@ class TinyLayer:
             op.Linear(normed, (op.LinearPart(*own.gates, gates),)),
             op.ShortConv(gates, own.taps, own.added, *self.places[:2], self.ring, convolved),
             op.Linear(convolved, (op.LinearPart(*own.convolved, self.residual),), 0.5, True),
+            op.Linear(normed, tuple(delta)),
+            op.ShortConv(joined, own.kernel, None, *self.places[:2], self.spread_ring, spread, 1),
+            op.DeltaRule(
+                *(spread, strength, decay, own.decay_bias, own.rate, 1e-6, 1),
+                *(*self.places[:2], self.delta_states, over),
+            ),
+            op.RmsNorm(over, own.delta_norm, 1e-5, over, 2, self.gate),
+            op.Linear(over, (op.LinearPart(own.delta_out, None, self.residual),), 0.5, True),
             op.RmsNorm(self.residual, own.second_norm, 1e-5, normed),
             op.Linear(normed, (op.LinearPart(*own.router, logits),)),
             ex.Route(logits, True, self.chosen, self.weights),
@@ -202,11 +226,11 @@ PLACE_FAULTS = {
 }
 
 
-@pytest.mark.parametrize("kind", [op.StoreKv, op.Attention, op.ShortConv])
+@pytest.mark.parametrize("kind", [op.StoreKv, op.Attention, op.ShortConv, op.DeltaRule])
 def test_rows_without_a_place_are_refused(any_backend: Backend, kind: type) -> None:
     """And nothing is written, not even for the rows before."""
     for fault in PLACE_FAULTS:
-        if kind is not op.ShortConv or ("page" not in fault and "position beyond" not in fault):
+        if kind in (op.StoreKv, op.Attention) or ("page" not in fault and "position beyond" not in fault):
             refuse_rows(any_backend, fault, kind)
 
 
@@ -215,7 +239,8 @@ def refuse_rows(any_backend: Backend, fault: str, kind: type) -> None:
     layer.places.positions[:] = np.arange(60, 68)
     operation = next(o for o in layer.operations if isinstance(o, kind))
     program = any_backend.program([operation])
-    written = {op.StoreKv: layer.caches, op.ShortConv: [layer.ring]}.get(kind) or [operation.output]
+    states = {op.StoreKv: layer.caches, op.ShortConv: [layer.ring], op.DeltaRule: [layer.delta_states]}
+    written = states.get(kind) or [operation.output]
     for array in written:
         array[:] = 7
     name, index, wrong = PLACE_FAULTS[fault]
@@ -291,7 +316,8 @@ def test_shared_pages_change_no_bit(any_backend: Backend) -> None:
     program = any_backend.program(layer.operations)
     layer.ids[:] = first
     program.run(PAGE_TOKENS)
-    layer.ring[1] = layer.ring[0]
+    for state in (layer.ring, layer.spread_ring, layer.delta_states):
+        state[1] = state[0]
     tail = np.arange(PAGE_TOKENS, CONTEXT)
     layer.places.positions[: len(tail)] = tail
     for sequence, ids in enumerate((first, second)):

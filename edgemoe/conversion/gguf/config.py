@@ -83,6 +83,12 @@ _KEYS = {
     "num_dense_layers": "leading_dense_block_count",
     "layer_types": "attention.head_count_kv",
     "conv_L_cache": "shortconv.l_cache",
+    "linear_conv_kernel_dim": "ssm.conv_kernel",
+    "linear_key_head_dim": "ssm.state_size",
+    "linear_num_key_heads": "ssm.group_count",
+    "linear_num_value_heads": "ssm.time_step_rank",
+    "linear_value_head_dim": "ssm.inner_size",
+    "full_attention_interval": "full_attention_interval",
     "norm_eps": "attention.layer_norm_rms_epsilon",
     "partial_rotary_factor": "rope.dimension_count",
     "num_experts_per_tok": "expert_used_count",
@@ -191,7 +197,7 @@ def checkpoint_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> 
         "model_type": family.model_type,
         "vocab_size": embedding.shape[0] if embedding else metadata.count("vocab_size"),
         "hidden_size": width,
-        "intermediate_size": metadata.count("feed_forward_length"),
+        "intermediate_size": metadata.count("feed_forward_length", 1 if family.linear_layers else None),
         "num_hidden_layers": layers - further,
         "num_attention_heads": heads,
         "num_key_value_heads": heads if family.convolutions else count_heads("attention.head_count_kv", heads),
@@ -236,6 +242,8 @@ def _family_config(metadata: Metadata, tensors: Mapping[str, GgufTensor], head_d
         return used | {"attention_bias": has_bias} | _OF_ARCHITECTURE[metadata.architecture](metadata, tensors)
     if metadata.architecture == "lfm2moe":
         return used | {"num_experts": experts} | _lfm2_config(metadata, tensors)
+    if FAMILIES[metadata.architecture].linear_layers:
+        return used | {"num_experts": experts} | _linear_config(metadata, tensors)
     if metadata.architecture == "gpt-oss":
         return used | {"num_local_experts": experts, "attention_bias": has_bias} | _gpt_oss_config(metadata)
     if metadata.architecture == "granitemoe":
@@ -409,6 +417,35 @@ def _lfm2_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> dict[
         "use_expert_bias": any(name.endswith(".exp_probs_b.bias") for name in tensors),
         "conv_L_cache": metadata.count("shortconv.l_cache"),
     }
+
+
+def _linear_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> dict[str, Any]:
+    """The keys of Qwen3-Next and Qwen3.5. llama.cpp always normalises weights."""
+    layers = metadata.count("block_count") - metadata.count("nextn_predict_layers", 0, minimum=0)
+    interval = metadata.count("full_attention_interval", 4)
+    linear = metadata.value("attention.recurrent_layers", [(number + 1) % interval > 0 for number in range(layers)])
+    linear = [linear] * layers if isinstance(linear, bool) else linear
+    if not isinstance(linear, list) or len(linear) < layers or not all(type(one) is bool for one in linear):
+        raise metadata.wrong("attention.recurrent_layers", f"true or false for each of {layers} layers", linear)
+    if metadata.value("expert_weights_norm", True) is not True:
+        raise metadata.wrong("expert_weights_norm", "true, or no such key", False)
+    metadata.value("rope.dimension_sections")  # of places in images; in text all channels rotate by the position
+    heads, inner = metadata.count("ssm.time_step_rank"), metadata.count("ssm.inner_size")
+    if inner % heads:
+        raise metadata.wrong("ssm.inner_size", f"a multiple of {heads}, the number of heads", inner)
+    config: dict[str, Any] = {
+        "layer_types": ["linear_attention" if one else "full_attention" for one in linear[:layers]],
+        "linear_conv_kernel_dim": metadata.count("ssm.conv_kernel"),
+        "linear_key_head_dim": metadata.count("ssm.state_size"),
+        "linear_num_key_heads": metadata.count("ssm.group_count"),
+        "linear_num_value_heads": heads,
+        "linear_value_head_dim": inner // heads,
+        "moe_intermediate_size": _expert_width(metadata, tensors, "expert_feed_forward_length", "exps"),
+        "shared_expert_intermediate_size": _expert_width(
+            metadata, tensors, "expert_shared_feed_forward_length", "shexp"
+        ),
+    }
+    return config | ({"intermediate_size": None} if metadata.architecture == "qwen35moe" else {})
 
 
 def _gpt_oss_config(metadata: Metadata) -> dict[str, Any]:

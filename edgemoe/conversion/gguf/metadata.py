@@ -19,7 +19,7 @@ from edgemoe.conversion.gguf.windowed import WINDOWED
 from edgemoe.conversion.gguf.windowed_metadata import attention_of, write_rope, write_windowed
 from edgemoe.errors import StoreError
 from edgemoe.kernels.operations import SILU, Activation
-from edgemoe.model.blocks import Attention, Body, GatedFfn, Moe, RouterSpec, ShortConv
+from edgemoe.model.blocks import Attention, Body, GatedDelta, GatedFfn, Moe, OutputGate, RouterSpec, ShortConv
 from edgemoe.model.rope import RopeSpec, rope_frequencies
 from edgemoe.model.spec import LayerSpec, ModelSpec
 
@@ -34,7 +34,7 @@ ARCHITECTURES = {family.model_type: name.partition(" ")[0] for name, family in F
 INTERLEAVED = frozenset(ARCHITECTURES[family.model_type] for family in FAMILIES.values() if family.interleaved_rotation)
 """Architectures that rotate neighbouring pairs: their rows of query and key are in the order of `pairs_order`."""
 
-_FAMILY = {name.partition(" ")[0]: family for name, family in FAMILIES.items()}
+FAMILY = {name.partition(" ")[0]: family for name, family in FAMILIES.items()}
 """By architecture."""
 
 NEIGHBOURS = frozenset({"ernie4_5-moe"})
@@ -55,7 +55,9 @@ _SOFTMAX_ROUTERS = {
 }
 """The routers of other architectures that are not just softmax of the logits, with the words for them."""
 
-_RENORMALISE = frozenset({"llama", "ernie4_5-moe", "gpt-oss", "granitemoe", "hunyuan-moe", "qwen3moe"})
+_RENORMALISE = frozenset(
+    {"llama", "ernie4_5-moe", "gpt-oss", "granitemoe", "hunyuan-moe", "qwen35moe", "qwen3moe", "qwen3next"}
+)
 """Architectures that normalise the weights of a token's experts to sum to one; the others do not."""
 
 _SHARED_ALWAYS = frozenset({"bailingmoe2", "deepseek", "dots1", "glm4moe", "hunyuan-moe", "hy_v3"})
@@ -73,7 +75,9 @@ _QK_NORM = {
     "lfm2moe": ("head",),
     "minimax-m2": ("full",),
     "olmoe": ("full",),
+    "qwen35moe": ("head",),
     "qwen3moe": ("head",),
+    "qwen3next": ("head",),
 }
 """The norms of queries and keys (`Attention.qk_norm`) of the architectures that have some."""
 _QK_NORM_WORDS = {
@@ -134,7 +138,10 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
             yield "biases of attention"
         return
     if not all(map(_has_two_plain_blocks, spec.layers)):
-        yield "layers but of attention or a convolution, then an FFN, each with a norm before it and plainly added"
+        yield (
+            "layers but of attention, a convolution or Gated DeltaNet, then an FFN, each with a norm before it and"
+            " plainly added"
+        )
         return
     if not any(isinstance(mixer, Attention) for mixer in mixers(spec)):
         yield "models without attention"
@@ -152,8 +159,9 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
     convolutions = {mixer for mixer in mixers(spec) if isinstance(mixer, ShortConv)}
     if any(body != bodies[0] for bodies in alike for body in bodies) or len(convolutions) > 1:
         yield "layers of several kinds"
-    if bool(convolutions) != _FAMILY[architecture].convolutions:
+    if bool(convolutions) != FAMILY[architecture].convolutions:
         yield f"models with{'out' * (not convolutions)} convolutions"
+    yield from _linear_problems(FAMILY[architecture].linear_layers, spec, attention)
     if any(convolution.bias for convolution in convolutions):
         yield "biases on convolutions"
     rope = attention.rope
@@ -169,7 +177,7 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
         yield "dense layers"
     if isinstance(ffn, Moe):
         yield from _moe_problems(architecture, ffn)
-    if rope.rotated != attention.head_dim and not _FAMILY[architecture].partial_rotation:
+    if rope.rotated != attention.head_dim and not FAMILY[architecture].partial_rotation:
         yield "rotation of a part of each head"
     multipliers = (spec.embedding_scale, spec.residual_scale, spec.logit_scale)
     if architecture not in _SCALED and (any(m != 1 for m in multipliers) or not _plain_scale(attention)):
@@ -182,6 +190,34 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
         yield "grouped-query attention"
     if rope.scaling == "yarn" and not _plain_yarn(rope, truncated=architecture != _GPT_OSS):
         yield "YaRN with unusual parameters (usual: 32, 1, the attention factor from the scaling factor)"
+
+
+def _linear_problems(expected: bool, spec: ModelSpec, attention: Attention) -> Iterator[str]:
+    linear = list(dict.fromkeys(mixer for mixer in mixers(spec) if isinstance(mixer, GatedDelta)))
+    if bool(linear) != expected:
+        yield f"models with{'out' * (not linear)} layers of Gated DeltaNet"
+    if attention.output_gate != (OutputGate("channel") if expected else None):
+        yield f"attention with{'out' * (attention.output_gate is None)} a gate of its output, or with another gate"
+    if not linear or not expected:
+        return
+    if len(linear) > 1:
+        yield "layers of several kinds"
+    if linear[0].key_dim != linear[0].value_dim:
+        yield "keys of another width than values in layers of Gated DeltaNet"
+    interval = _attention_interval(spec)
+    if any(isinstance(mixer, Attention) != ((n + 1) % interval == 0) for n, mixer in enumerate(mixers(spec))):
+        yield "attention but in every so-manieth layer"
+    if any(isinstance(ffn, Moe) and not (ffn.shared and ffn.shared.gate) for ffn in _ffns(spec)):
+        yield "models without a gated shared expert"
+
+
+def _attention_interval(spec: ModelSpec) -> int:
+    """The number of the first layer with attention, counted from 1."""
+    return next(n for n, mixer in enumerate(mixers(spec), 1) if isinstance(mixer, Attention))
+
+
+def _ffns(spec: ModelSpec) -> list[Body]:
+    return [layer.blocks[-1].body for layer in spec.layers]
 
 
 def _window_problems(architecture: str, spec: ModelSpec) -> Iterator[str]:
@@ -231,7 +267,7 @@ def _has_two_plain_blocks(layer: LayerSpec) -> bool:
     bodies = tuple(block.body for block in layer.blocks)
     if layer != LayerSpec.of(*bodies) or len(bodies) != 2:
         return False
-    return isinstance(bodies[0], (Attention, ShortConv)) and isinstance(bodies[1], (GatedFfn, Moe))
+    return isinstance(bodies[0], (Attention, GatedDelta, ShortConv)) and isinstance(bodies[1], (GatedFfn, Moe))
 
 
 def _without_window(layer: LayerSpec) -> LayerSpec:
@@ -290,7 +326,7 @@ def write_metadata(writer: GGUFWriter, spec: ModelSpec) -> None:
     convolution = next((mixer for mixer in mixers(spec) if isinstance(mixer, ShortConv)), None)
     architecture, dense = ARCHITECTURES[spec.family], _dense_layers(spec)
     writer.add_block_count(len(spec.layers))
-    if _FAMILY[architecture].leading_dense:
+    if FAMILY[architecture].leading_dense:
         writer.add_leading_dense_block_count(_leading(dense))
     if architecture == _ERNIE:
         writer.add_interleave_moe_layer_step(1)
@@ -304,6 +340,9 @@ def write_metadata(writer: GGUFWriter, spec: ModelSpec) -> None:
         of_layers = (mixer.kv_heads if isinstance(mixer, Attention) else 0 for mixer in mixers(spec))
         writer.add_head_count_kv(list(of_layers))
         writer.add_shortconv_l_cache(convolution.length)
+    linear = next((mixer for mixer in mixers(spec) if isinstance(mixer, GatedDelta)), None)
+    if linear is not None:
+        _write_linear(writer, spec, linear)
     writer.add_key_length(attention.head_dim)
     writer.add_value_length(attention.head_dim)
     writer.add_layer_norm_rms_eps(spec.norm_epsilon)
@@ -320,6 +359,19 @@ def write_metadata(writer: GGUFWriter, spec: ModelSpec) -> None:
         if not _plain_scale(attention):
             writer.add_attention_scale(attention.scale)
     write_rope(writer, _rope(spec))
+
+
+def _write_linear(writer: GGUFWriter, spec: ModelSpec, linear: GatedDelta) -> None:
+    writer.add_ssm_conv_kernel(linear.length)
+    writer.add_ssm_state_size(linear.key_dim)
+    writer.add_ssm_group_count(linear.key_heads)
+    writer.add_ssm_time_step_rank(linear.heads)
+    writer.add_ssm_inner_size(linear.heads * linear.value_dim)
+    writer.add_full_attention_interval(_attention_interval(spec))
+    if FAMILY[ARCHITECTURES[spec.family]].heads_in_turn:
+        # Pairs of channels by what they rotate by in an image, which the loader insists on; text has one position.
+        pairs = _rope(spec).rotated // 2
+        writer.add_rope_dimension_sections([-(-pairs // 3), -(-(pairs - 1) // 3), pairs // 3, 0])
 
 
 def _write_experts(writer: GGUFWriter, architecture: str, ffn: Moe, dense: Body | None) -> None:
@@ -372,6 +424,11 @@ def _rope(spec: ModelSpec) -> RopeSpec:
 
 def remarks(spec: ModelSpec) -> Iterator[str]:
     """Yield what llama.cpp computes a little differently, though no key of the file could say it."""
+    if FAMILY[ARCHITECTURES[spec.family]].linear_layers:
+        yield (
+            "llama.cpp divides queries and keys of Gated DeltaNet by their lengths, to which the model adds a little"
+            " first: results differ a little where these are short, as in every GGUF of it."
+        )
     if _rope(spec).parameters.get("truncate") == 0:
         yield (
             "llama.cpp rounds the ends of YaRN's ramp to whole pairs, which this model does not: positions differ a"
@@ -397,7 +454,7 @@ def _dense_layers(spec: ModelSpec) -> set[int]:
         return set()
     if architecture == _HY3:
         return dense
-    if not _FAMILY[architecture].leading_dense:
+    if not FAMILY[architecture].leading_dense:
         return set()
     return {number for number in dense if number < _leading(dense)}
 

@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from edgemoe.conversion.gguf.file import GgufTensor
+from edgemoe.conversion.gguf.linear import LINEAR_NAMES, LINEAR_TAPS, OF_LINEAR, Turns, turns_of
 from edgemoe.errors import SourceError
+from edgemoe.model.blocks import GatedDelta
+from edgemoe.model.spec import ModelSpec
 
 TAKE_ANOTHER = "Use another GGUF of this model, or its original checkpoint."
 ROPE_FACTORS = "rope_freqs.weight"
@@ -44,6 +47,13 @@ class Family:
     """Checkpoint names that are not those of the other architectures, by the name in the model or layer of the file."""
     convolutions: bool = False
     """Whether layers without key heads are convolutions."""
+    taps: tuple[str, str] = ("", "")
+    """The names in the file and in the checkpoint of a convolution's taps, a row for each channel; checkpoints have a
+    dimension of one in the middle."""
+    linear_layers: bool = False
+    """Whether most layers are of Gated DeltaNet."""
+    heads_in_turn: bool = False
+    """Whether heads of values lie in turn in the file (`Turns`)."""
     value_width: bool = False
     """Whether the file may say that values have another width than keys."""
 
@@ -75,8 +85,6 @@ _AFMOE_NAMES = {
     "exp_probs_b.bias": "mlp.expert_bias",
 }
 _SHARED = "mlp.shared_experts.{matrix}.weight"
-TAPS = "shortconv.conv.weight"
-"""The taps of a layer's convolution, a row for each channel; checkpoints have a dimension of one in the middle."""
 
 _HUNYUAN_NAMES = {
     "attn_q_norm.weight": "self_attn.query_layernorm.weight",
@@ -173,6 +181,7 @@ FAMILIES: dict[str, Family] = {
         matrices=_W123,
         own_names=_LFM2_NAMES,
         convolutions=True,
+        taps=("shortconv.conv.weight", "conv.conv.weight"),
     ),
     "minimax-m2": Family(
         "minimax_m2",
@@ -187,7 +196,32 @@ FAMILIES: dict[str, Family] = {
     "qwen2moe": Family(
         "qwen2_moe", False, _QWEN_ROUTER, _QWEN_EXPERT, "mlp.shared_expert.{matrix}.weight", matrices=_SPLIT
     ),
+    "qwen35moe": Family(
+        "qwen3_5_moe",
+        False,
+        _QWEN_ROUTER,
+        _QWEN_EXPERT,
+        "mlp.shared_expert.{matrix}.weight",
+        partial_rotation=True,
+        matrices=_SPLIT,
+        own_names=LINEAR_NAMES,
+        taps=LINEAR_TAPS,
+        linear_layers=True,
+        heads_in_turn=True,
+    ),
     "qwen3moe": Family("qwen3_moe", False, _QWEN_ROUTER, _QWEN_EXPERT, matrices=_SPLIT),
+    "qwen3next": Family(
+        "qwen3_next",
+        False,
+        _QWEN_ROUTER,
+        _QWEN_EXPERT,
+        "mlp.shared_expert.{matrix}.weight",
+        partial_rotation=True,
+        matrices=_SPLIT,
+        own_names=LINEAR_NAMES,
+        taps=LINEAR_TAPS,
+        linear_layers=True,
+    ),
     "afmoe": Family(
         "afmoe",
         False,
@@ -271,7 +305,7 @@ class TensorView:
     `parts` have the same shape and are concatenated along the rows (within each expert if they have three
     dimensions). With `expert`, the view is that one expert of its stacked parts. With `head_dim`, the rows of each
     head are reordered from interleaved pairs to two halves. With `first_row`, it begins at that row of the expert. With
-    `elements`, its elements in order are read as those of a vector.
+    `elements`, its elements in order are read as those of a vector. With `turns`, heads of values are brought together.
     """
 
     parts: tuple[GgufTensor, ...]
@@ -280,16 +314,25 @@ class TensorView:
     head_dim: int | None = None
     first_row: int = 0
     elements: bool = False
+    turns: Turns | None = None
 
 
-def checkpoint_tensors(family: Family, head_dim: int, tensors: Mapping[str, GgufTensor]) -> dict[str, TensorView]:
+def checkpoint_tensors(
+    family: Family, spec: ModelSpec, head_dim: int, tensors: Mapping[str, GgufTensor]
+) -> dict[str, TensorView]:
     """Every tensor of the file by its checkpoint name; an unknown tensor keeps its GGUF name.
 
     Raises SourceError if two tensors of the file map to the same tensor of the checkpoint.
     """
     views: dict[str, TensorView] = {}
+    bodies = (layer.blocks[0].body for layer in spec.layers if family.heads_in_turn)
+    mixer = next((body for body in bodies if isinstance(body, GatedDelta)), None)
+    turns = {OF_LINEAR[name]: order for name, order in turns_of(mixer).items()} if mixer else {}
     for name, tensor in tensors.items():
         found = _views(family, head_dim, tensor, tensors)
+        own = turns.get(name.partition(".")[2].partition(".")[2])
+        if own is not None:
+            found = {checkpoint_name: replace(view, turns=own) for checkpoint_name, view in found.items()}
         twice = views.keys() & found.keys()
         if twice:
             other = views[min(twice)].parts[0].name
@@ -322,9 +365,9 @@ def _views(
     if own in ("ffn_gate_inp.weight", "ffn_gate_inp.bias") and family.router:
         router = family.router if own.endswith("weight") else _bias_of(family.router)
         return {prefix + router: TensorView((tensor,), tensor.shape)}
-    if own == TAPS and family.convolutions and len(tensor.shape) == 2:
+    if own == family.taps[0] and len(tensor.shape) == 2:
         shape = tensor.shape[0], 1, tensor.shape[1]
-        return {prefix + "conv.conv.weight": TensorView((tensor,), shape, elements=True)}
+        return {prefix + family.taps[1]: TensorView((tensor,), shape, elements=True)}
     if own in family.own_names:
         return {prefix + family.own_names[own]: TensorView((tensor,), tensor.shape)}
     if own in _LAYER_NAMES:

@@ -106,11 +106,12 @@ class JitBackend(StepwiseBackend):
             products.embed_f16(ids, halves, scale, output)
         return output
 
-    def rms_norm(self, values: Floats, weight: Floats, epsilon: float) -> Floats:
-        """Root-mean-square norm over the last axis."""
+    def rms_norm(self, values: Floats, weight: Floats, epsilon: float, gate: Floats | None = None) -> Floats:
+        """Root-mean-square norm over the last axis, times the SiLU of a gate if there is one."""
         output = np.empty(values.shape, np.float32)
         width = values.shape[-1]
-        layers.rms_norm(values.reshape(-1, width), weight, epsilon, output.reshape(-1, width))
+        gates = None if gate is None else gate.reshape(-1, width)
+        layers.rms_norm(values.reshape(-1, width), weight, epsilon, gates, output.reshape(-1, width))
         return output
 
     def layer_norm(self, values: Floats, weight: Floats, epsilon: float) -> Floats:
@@ -187,14 +188,32 @@ class JitBackend(StepwiseBackend):
         self._share(kv_heads, 2 * heads * width * int((positions + 1).sum()), work)
         return output.reshape(tokens, heads, value_width)
 
-    def short_conv(self, gates: Floats, taps: Floats, bias: Floats | None, earlier: Floats) -> tuple[Floats, Floats]:
-        """Convolve neighbouring rows of one sequence: gates `(T, 3D)`, taps `(D, length)`; output and `u`, `(T, D)`."""
+    def short_conv(self, values: Floats, taps: Floats, bias: Floats | None, earlier: Floats) -> tuple[Floats, Floats]:
+        """Convolve neighbouring rows of one sequence: values `(T, 3D)` or `(T, D)`; the output and `u`, `(T, D)`."""
         width, before = len(taps), len(earlier)
-        inputs = np.empty((before + len(gates), width), np.float32)
+        inputs = np.empty((before + len(values), width), np.float32)
         inputs[:before] = earlier
-        output = np.empty((len(gates), width), np.float32)
-        layers.short_conv(gates, taps, bias, inputs, output)
+        output = np.empty((len(values), width), np.float32)
+        layers.short_conv(values, taps, bias, inputs, output)
         return output, inputs[before:]
+
+    def delta_rule(
+        self,
+        query: Floats,
+        key: Floats,
+        value: Floats,
+        decay: Floats,
+        strength: Floats,
+        epsilon: float,
+        state: Floats,
+    ) -> Floats:
+        """The rows of a segment: query and key `(T, H, W)`, value `(T, H, Wv)`; changes `state (H, W, Wv)`."""
+        lengths = [np.sqrt(np.square(heads).sum(axis=-1, keepdims=True) + epsilon) for heads in (query, key)]
+        queries = (query / lengths[0] / np.sqrt(query.shape[-1])).astype(np.float32)
+        keys = (key / lengths[1]).astype(np.float32)
+        output = np.empty(value.shape, np.float32)
+        layers.delta_rule(queries, keys, np.ascontiguousarray(value), decay, strength, state, output)
+        return output
 
     def route(
         self,

@@ -17,8 +17,8 @@ _ONE = np.float32(1)
 
 
 @jit
-def rms_norm(values: Floats, weight: Floats, epsilon: float, output: Floats) -> None:
-    """Root-mean-square norm: values and output `(runs, width)`, weight `(width,)`."""
+def rms_norm(values: Floats, weight: Floats, epsilon: float, gate: Floats | None, output: Floats) -> None:
+    """Root-mean-square norm: values, gate and output `(runs, width)`, weight `(width,)`."""
     runs, width = values.shape
     for run in range(runs):
         squares = 0.0
@@ -27,6 +27,9 @@ def rms_norm(values: Floats, weight: Floats, epsilon: float, output: Floats) -> 
         factor = np.float32(1.0 / math.sqrt(squares / width + epsilon))
         for c in range(width):
             output[run, c] = values[run, c] * factor * weight[c]
+            if gate is not None:
+                x = gate[run, c]
+                output[run, c] *= x / (_ONE + np.float32(math.exp(-x)))
 
 
 @jit
@@ -79,17 +82,42 @@ def clip(values: Floats, limit: np.float32, output: Floats) -> None:
 
 
 @jit
-def short_conv(gates: Floats, taps: Floats, bias: Floats | None, inputs: Floats, output: Floats) -> None:
+def short_conv(values: Floats, taps: Floats, bias: Floats | None, inputs: Floats, output: Floats) -> None:
     """Fill in `inputs` behind its first `length - 1` rows, and convolve them; see `reference.short_conv`."""
     width, length = taps.shape
-    for t in range(len(gates)):
-        added, sums, row = inputs[t + length - 1], output[t], gates[t]
+    gated = values.shape[1] > width
+    for t in range(len(values)):
+        added, sums, row = inputs[t + length - 1], output[t], values[t]
         for i in range(width):
-            added[i] = row[i] * row[2 * width + i]
+            added[i] = row[i] * row[2 * width + i] if gated else row[i]
             total = np.float32(0) if bias is None else bias[i]
             for tap in range(length):
                 total += taps[i, tap] * inputs[t + tap, i]
-            sums[i] = row[width + i] * total
+            sums[i] = row[width + i] * total if gated else total / (_ONE + np.float32(math.exp(-total)))
+
+
+@jit
+def delta_rule(
+    query: Floats, key: Floats, value: Floats, decay: Floats, strength: Floats, state: Floats, output: Floats
+) -> None:
+    """The rows of a segment, with query and key of unit length; see `reference.delta_rule`."""
+    tokens, heads, width = key.shape
+    values = value.shape[2]
+    for h in range(heads):
+        for t in range(tokens):
+            kept, errors, sums = state[h], np.zeros(values, np.float32), np.zeros(values, np.float32)
+            for i in range(width):
+                k = key[t, h, i]
+                for c in range(values):
+                    errors[c] += k * kept[i, c]
+            for c in range(values):
+                errors[c] = strength[t, h] * (value[t, h, c] - decay[t, h] * errors[c])
+            for i in range(width):
+                k, q = key[t, h, i], query[t, h, i]
+                for c in range(values):
+                    kept[i, c] = decay[t, h] * kept[i, c] + k * errors[c]
+                    sums[c] += q * kept[i, c]
+            output[t, h] = sums
 
 
 @jit

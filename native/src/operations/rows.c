@@ -87,6 +87,20 @@ int32_t em_run_embed(const em_embed *embed, const em_run *run) {
 
 /* ---- norm --------------------------------------------------------------------------------------------- */
 
+enum { GATED_AT_ONCE = 256 };
+
+/* output = silu(gate) * (input * factor * weight); the output may be input or gate, in place. */
+static void gated_norm(const em_kernels *kernels, const em_rms_norm *n, const float *input, const float *gate,
+                       float factor, float *output) {
+    const em_activation silu = {.function = EM_FUNCTION_SILU};
+    float normed[GATED_AT_ONCE];
+    for (int32_t start = 0; start < n->head_dim; start += GATED_AT_ONCE) {
+        const int32_t left = n->head_dim - start, count = left < GATED_AT_ONCE ? left : GATED_AT_ONCE;
+        for (int32_t i = 0; i < count; i++) normed[i] = input[start + i] * factor * n->weight[start + i];
+        kernels->activate[EM_FUNCTION_SILU](&silu, gate + start, normed, output + start, count);
+    }
+}
+
 static void norm_rows(void *context, int64_t begin, int64_t end, int32_t thread) {
     const rows_task *task = context;
     const em_rms_norm *n = task->operation;
@@ -96,6 +110,10 @@ static void norm_rows(void *context, int64_t begin, int64_t end, int32_t thread)
         float *output = n->output + row * n->head_dim;
         const float mean = task->run->kernels->sum_squares(input, n->head_dim) / (float)n->head_dim;
         const float factor = 1.0f / sqrtf(mean + n->epsilon);
+        if (n->gate) {
+            gated_norm(task->run->kernels, n, input, n->gate + row * n->head_dim, factor, output);
+            continue;
+        }
         for (int32_t i = 0; i < n->head_dim; i++) output[i] = input[i] * factor * n->weight[i];
     }
 }

@@ -177,6 +177,21 @@ def test_progress_grows_to_the_whole(tiny: Store, tmp_path: Path) -> None:
         (CONFIGS["qwen2_moe"] | {"mlp_only_layers": [0, 1]}, "dense layers"),
         (CONFIGS["lfm2_moe"] | {"conv_bias": True}, "biases on convolutions"),
         (CONFIGS["lfm2_moe"] | {"layer_types": ["conv"] * 4}, "models without attention"),
+        (
+            CONFIGS["qwen3_5_moe"] | {"layer_types": ["full_attention"] * 4},
+            "models without layers of Gated DeltaNet",
+        ),
+        (
+            CONFIGS["qwen3_next"] | {"linear_value_head_dim": 16},
+            "keys of another width than values in layers of Gated DeltaNet",
+        ),
+        (
+            CONFIGS["qwen3_next"]
+            | {"layer_types": ["linear_attention", "full_attention", "full_attention", "linear_attention"]},
+            "attention but in every so-manieth layer",
+        ),
+        (CONFIGS["qwen3_next"] | {"mlp_only_layers": [1]}, "layers of several kinds"),
+        (CONFIGS["qwen3_next"] | {"norm_topk_prob": False}, "experts whose weights are not renormalised"),
         (CONFIGS["lfm2_moe"] | {"layer_types": ["full_attention"] * 4}, "models without convolutions"),
         *(
             (CONFIGS["lfm2_moe"] | changes, "routers but by sigmoid .* normalised and not scaled")
@@ -296,7 +311,9 @@ def test_blocks_that_join_the_stream_in_other_ways_are_refused(changes: dict[str
     spec = model_spec(EXPRESSIBLE["qwen3_moe"])
     attention, moe = spec.layers[0].blocks
     layer = LayerSpec((attention, replace(moe, **changes)))
-    with pytest.raises(StoreError, match="qwen3moe has no layers but of attention or a convolution, then an FFN"):
+    with pytest.raises(
+        StoreError, match="qwen3moe has no layers but of attention, a convolution or Gated DeltaNet, then an FFN"
+    ):
         check_expressible(replace(spec, layers=(layer,)))
 
 
@@ -304,7 +321,9 @@ def test_blocks_that_join_the_stream_in_other_ways_are_refused(changes: dict[str
 def test_layers_of_other_blocks_are_refused(bodies: tuple[int, ...]) -> None:
     spec = model_spec(EXPRESSIBLE["qwen3_moe"])
     layer = LayerSpec(tuple(spec.layers[0].blocks[number] for number in bodies))
-    with pytest.raises(StoreError, match="has no layers but of attention or a convolution, then an FFN"):
+    with pytest.raises(
+        StoreError, match="has no layers but of attention, a convolution or Gated DeltaNet, then an FFN"
+    ):
         check_expressible(replace(spec, layers=(layer,)))
 
 
