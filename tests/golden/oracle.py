@@ -55,8 +55,7 @@ _CLASSES = {
 _CONFIG_CLASSES = {"qwen3_5_moe_text": "Qwen3_5MoeTextConfig"}
 """Where it is not `Config` behind the name above."""
 _MODELS = {"sarvam_moe": "Glm4MoeForCausalLM", "qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration"}
-"""The class of the model, where it is not `ForCausalLM` behind the name above. The reference is the text part of one for
-images."""
+"""The class of the model, where it is not `ForCausalLM` behind the name above; of one for images the text part counts."""
 AROUND_ZERO = ("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next")
 """Families whose norms add 1 to their weights, except that of the heads of a linear layer."""
 _LISTED = (
