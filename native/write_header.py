@@ -62,6 +62,9 @@ def _enumeration() -> list[str]:
         "",
         "/* The most tokens that a short convolution runs over. */",
         f"enum {{ EM_MOST_TAPS = {op.MOST_TAPS} }};",
+        "",
+        "/* The most channels of a head's keys in the delta rule. */",
+        f"enum {{ EM_WIDEST_KEYS = {op.WIDEST_KEYS} }};",
     ]
 
 

@@ -1,10 +1,13 @@
 """Fixtures of all tests: no setting of the caller or the user reaches the commands that tests start."""
 
+import gc
 import os
 import signal
 import sys
+from collections.abc import Generator
 
 import hypothesis
+import pytest
 
 from tests.support.examples import examples
 
@@ -15,6 +18,18 @@ if hasattr(signal, "SIGHUP"):
 # Tests start a hundred commands: Python keeps what it compiles, whatever the environment says.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Thousands of tests are made and none is dropped: Python need not search them for garbage, now or later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
 
 if "CI" not in os.environ:
     # no deadline, as in CI: how long an example takes is for a busy machine to say

@@ -1,7 +1,7 @@
 """Model families: from a checkpoint's `config.json` to a `ModelSpec`, and where each tensor lies.
 
-A family is a module of its own with two names: `read`, which turns a config into a `ModelSpec`, and `TENSORS`,
-its table. Nothing else in the package knows one family from another.
+A family is a module with two names: `read`, which turns a config into a `ModelSpec`, and `TENSORS`, its table.
+Families that differ in little share one. Nothing else in the package knows one family from another.
 """
 
 from __future__ import annotations
@@ -12,7 +12,11 @@ from typing import Any
 
 from edgemoe.architectures import (
     afmoe,
+    bailing_moe,
     cohere2_moe,
+    deepseek,
+    dots1,
+    ernie4_5_moe,
     exaone_moe,
     flex_olmo,
     flint,
@@ -22,19 +26,24 @@ from edgemoe.architectures import (
     granitemoe,
     granitemoe_swa,
     granitemoeshared,
+    hunyuan_v1_moe,
+    hy_v3,
     kolibri1,
     laguna,
     lfm2_moe,
     llama,
     mellum,
     mimo_v2_flash,
+    minimax_m2,
     mixtral,
     olmoe,
     qwen2_moe,
+    qwen3_5_moe,
     qwen3_moe,
+    qwen3_next,
 )
 from edgemoe.architectures.config import DAMAGED, ConfigReader, show
-from edgemoe.architectures.table import AUDIO, FURTHER_TOKENS, VISION, SourceSlice, resolve_tensors
+from edgemoe.architectures.table import AUDIO, FURTHER_TOKENS, VISION, Change, SourceSlice, resolve_tensors
 from edgemoe.architectures.table import checkpoint_shapes as _checkpoint_shapes
 from edgemoe.architectures.table import possible_shapes as _possible_shapes
 from edgemoe.architectures.table import tied_head as _tied_head
@@ -47,6 +56,7 @@ __all__ = [
     "FAMILIES",
     "FURTHER_TOKENS",
     "VISION",
+    "Change",
     "SourceSlice",
     "checkpoint_shapes",
     "model_spec",
@@ -58,7 +68,12 @@ __all__ = [
 
 FAMILIES: dict[str, ModuleType] = {
     "afmoe": afmoe,
+    "bailing_moe": bailing_moe,
+    "bailing_moe_v2": bailing_moe,
     "cohere2_moe": cohere2_moe,
+    "deepseek": deepseek,
+    "dots1": dots1,
+    "ernie4_5_moe": ernie4_5_moe,
     "exaone_moe": exaone_moe,
     "flex_olmo": flex_olmo,
     "flint": flint,
@@ -69,16 +84,24 @@ FAMILIES: dict[str, ModuleType] = {
     "granitemoe": granitemoe,
     "granitemoe_swa": granitemoe_swa,
     "granitemoeshared": granitemoeshared,
+    "hunyuan_v1_moe": hunyuan_v1_moe,
+    "hy_v3": hy_v3,
     "kolibri1": kolibri1,
     "laguna": laguna,
     "lfm2_moe": lfm2_moe,
     "llama": llama,
     "mellum": mellum,
     "mimo_v2_flash": mimo_v2_flash,
+    "minimax_m2": minimax_m2,
     "mixtral": mixtral,
     "olmoe": olmoe,
     "qwen2_moe": qwen2_moe,
+    "qwen3_5_moe": qwen3_5_moe,
+    "qwen3_5_moe_text": qwen3_5_moe,
     "qwen3_moe": qwen3_moe,
+    "qwen3_next": qwen3_next,
+    "sarvam_moe": bailing_moe,
+    "solar_open": glm4_moe,
 }
 """Family modules, keyed by the `model_type` of their config."""
 

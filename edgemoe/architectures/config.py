@@ -30,20 +30,33 @@ HARMLESS: dict[str, str] = {
         (
             "attention_dropout",
             "attn_pdrop",
+            "aux_loss_alpha",
             "embd_pdrop",
+            "embedding_dropout",
             "hidden_dropout",
             "initializer_range",
+            "mtp_loss_scaling_factor",
+            "output_dropout",
             "output_router_logits",
             "resid_pdrop",
             "router_aux_loss_coef",
             "router_jitter_noise",
             "router_z_loss_coef",
+            "seq_aux",
             "use_bfloat16",
         ),
         "acts in training only",
     ),
     **dict.fromkeys(
-        ("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "unk_token_id", "decoder_start_token_id"),
+        (
+            "bos_token_id",
+            "decoder_start_token_id",
+            "eod_token_id",
+            "eos_token_id",
+            "pad_token_id",
+            "sep_token_id",
+            "unk_token_id",
+        ),
         "says where text begins and ends; logits do not depend on it",
     ),
     **dict.fromkeys(
@@ -201,6 +214,10 @@ class ConfigReader:
         if not isinstance(value, (list, tuple)):
             raise _wrong(name, "a list", value)
         return value
+
+    def skip(self, *names: str) -> None:
+        """Take note of keys that change nothing in the family that calls this."""
+        self._seen.update(names)
 
     def require(self, name: str, *allowed: Any, default: Any = None) -> None:
         """Refuse any value except the implemented ones. `default` is the meaning of an absent key."""

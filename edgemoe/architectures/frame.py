@@ -24,13 +24,17 @@ def read_frame(
     tied: bool = False,
     layer_types: Collection[str] = ("full_attention",),
     windows: bool = False,
+    own_code: str = "",
 ) -> ModelSpec:
     """A `ModelSpec` without its layers. Raises SourceError.
 
     `tied` says whether the embedding is the head unless the config does; `layer_types`: what the config's list of that
-    name may hold. With `windows` the family reads the windows of its layers itself (`windows.py`); else they are
-    refused.
+    name may hold. With `windows` the family reads the windows of its layers itself (`read_windows`); else they are
+    refused. `own_code` is the class of which published checkpoints bring their own code, whose computation the family
+    has; any other code is refused.
     """
+    if own_code:
+        _check_own_code(reader, own_code)
     reader.require("hidden_act", "silu", "swish", default="silu")
     max_positions = reader.integer("max_position_embeddings", maximum=limits.LARGEST_POSITIONS)
     for kind in reader.sequence("layer_types"):
@@ -47,6 +51,13 @@ def read_frame(
         max_positions=max_positions,
         tied_embeddings=reader.flag("tie_word_embeddings", tied),
     )
+
+
+def _check_own_code(reader: ConfigReader, name: str) -> None:
+    code = reader.value("auto_map")
+    model = code.get("AutoModelForCausalLM", code) if isinstance(code, Mapping) else code
+    if model and not (isinstance(model, str) and model.rpartition(".")[2] == name):
+        raise unsupported("auto_map", model, f"code of {name}")
 
 
 def _refuse_sliding_window(reader: ConfigReader, max_positions: int) -> None:
@@ -103,6 +114,7 @@ def read_attention(
     default_head_dim: int = 0,
     layer_type: str = "",
     theta_key: str = "rope_theta",
+    fixed_alpha: bool = False,
 ) -> Attention:
     """Heads, biases, positions and scale (from the root of the head width unless `scale` is given). Raises SourceError.
 
@@ -110,6 +122,7 @@ def read_attention(
     part of each head that a family rotates unless the config says otherwise; without it any part but 1 is refused.
     Without `default_head_dim` a config that does not say how wide heads are means heads together as wide as the model.
     With a `layer_type` the positions are those of this type of layer (`positions.read_rope`).
+    `fixed_alpha`: see `read_rope`.
     """
     heads = reader.integer("num_attention_heads", maximum=limits.LARGEST_WIDTH)
     kv_heads = reader.integer(
@@ -147,7 +160,16 @@ def read_attention(
         kv_heads=kv_heads,
         head_dim=head_dim,
         scale=head_dim**-0.5 if scale is None else scale,
-        rope=read_rope(reader, head_dim, default_theta, frame.max_positions, partial, layer_type, theta_key),
+        rope=read_rope(
+            reader,
+            head_dim,
+            default_theta,
+            frame.max_positions,
+            partial,
+            fixed_alpha,
+            layer_type,
+            theta_key,
+        ),
         qkv_bias=bias,
         output_bias=bias and bias_on_output,
         qk_norm=qk_norm,
@@ -160,16 +182,16 @@ def read_experts(
     width_key: str,
     router: RouterSpec,
     count_key: str = "num_experts",
-    chosen_key: str = "num_experts_per_tok",
+    top_k_key: str = "num_experts_per_tok",
     shared_width: int = 0,
     shared_gate: bool = False,
 ) -> Moe:
     """Routed experts. The count is `count_key` or `num_local_experts` (newer files rename one to the other)."""
     experts = reader.integer(count_key, "num_local_experts", maximum=limits.LARGEST_EXPERTS)
-    chosen = reader.integer(chosen_key, maximum=limits.LARGEST_EXPERTS)
+    chosen = reader.integer(top_k_key, maximum=limits.LARGEST_EXPERTS)
     if chosen > experts:
         raise SourceError(
-            f"config.json: {chosen_key} is {chosen}; expected at most the number of experts, {experts}.", DAMAGED
+            f"config.json: {top_k_key} is {chosen}; expected at most the number of experts, {experts}.", DAMAGED
         )
     try:
         router.check(experts, chosen)
@@ -233,12 +255,16 @@ def read_layers(
     dense: GatedFfn | None = None,
     dense_layers: Callable[[ConfigReader, int], Collection[int]] = lambda reader, count: (),
     others: Mapping[str, Body] = MappingProxyType({}),
+    default_types: Sequence[str] = (),
 ) -> tuple[LayerSpec, ...]:
     """The layers, all alike but those that `dense_layers` names, which have `dense` in the place of `ffn`, and those of
-    `layer_types` that `others` has a body for, in the place of attention.
+    `layer_types` that `others` has a body for, in the place of attention. A config without `layer_types` means
+    `default_types` in turn, if there are some.
     """
     count = read_layer_count(reader, ffn)
     layer_types = reader.sequence("layer_types")
+    if default_types and not layer_types:
+        layer_types = [default_types[number % len(default_types)] for number in range(count)]
     if layer_types and len(layer_types) != count:
         raise SourceError(f"config.json: layer_types lists {len(layer_types)} layers; expected {count}.", DAMAGED)
     if others and not layer_types:

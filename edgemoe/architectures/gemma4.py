@@ -61,7 +61,7 @@ def read(reader: ConfigReader) -> ModelSpec:
     text.require("num_kv_shared_layers", 0, default=0)
     text.require("use_bidirectional_attention", "vision")
     router = RouterSpec(normalise=True, norm=True, logit_scale=frame.hidden_size**-0.5, expert_scales=True)
-    moe = read_experts(text, width_key="moe_intermediate_size", router=router, chosen_key="top_k_experts")
+    moe = read_experts(text, width_key="moe_intermediate_size", router=router, top_k_key="top_k_experts")
     dense = GatedFfn(text.integer("intermediate_size", maximum=LARGEST_WIDTH), GELU_TANH)
     types = read_layer_types(text, read_layer_count(text, moe), ("sliding_attention",) * 5 + ("full_attention",))
     types = [*types[:-1], "full_attention"]  # the last layer sees all tokens, whatever is listed
@@ -105,7 +105,7 @@ def _attention(text: ConfigReader, frame: ModelSpec, kind: str, types: Sequence[
         return base
     same = text.flag("attention_k_eq_v", False)
     width, kv_heads = _full_heads(text, base, types, same)
-    rope = read_rope(text, width, 1_000_000.0, frame.max_positions, 1.0, kind)
+    rope = read_rope(text, width, 1_000_000.0, frame.max_positions, 1.0, layer_type=kind)
     if rope.scaling != "proportional" and rope.rotated != width:
         raise unsupported("partial_rotary_factor", rope.rotated / width, "rotation of whole heads (1.0)")
     attention = replace(base, head_dim=width, kv_heads=kv_heads, rope=rope, values_from_keys=same)

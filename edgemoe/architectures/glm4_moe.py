@@ -1,15 +1,23 @@
 """GLM-4.5: a sigmoid router with a bias for the choice and groups, ungated shared experts, leading dense layers, rotary
-positions on half of each head.
+positions on half of each head. Solar-Open is the same without dense layers, with positions on whole heads.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from edgemoe.architectures.config import LARGEST_EXPERTS, LARGEST_LAYERS, LARGEST_WIDTH, ConfigReader
-from edgemoe.architectures.frame import leading_dense_layers, read_attention, read_experts, read_frame, read_layers
+from edgemoe.architectures.config import LARGEST_LAYERS, LARGEST_WIDTH, ConfigReader
+from edgemoe.architectures.frame import (
+    leading_dense_layers,
+    read_attention,
+    read_experts,
+    read_frame,
+    read_layers,
+    read_shared_width,
+    read_sigmoid_router,
+)
 from edgemoe.architectures.table import DENSE_FFN, FRAME, FUSED_EXPERTS, SEPARATE_EXPERTS, layer_rows
-from edgemoe.model.blocks import GatedFfn, RouterSpec
+from edgemoe.model.blocks import GatedFfn
 from edgemoe.model.spec import ModelSpec
 
 TENSORS = (
@@ -31,42 +39,35 @@ TENSORS = (
 
 def read(reader: ConfigReader) -> ModelSpec:
     """The model that a config describes. Raises SourceError."""
-    frame = read_frame(reader, "glm4_moe")
+    solar = reader.value("model_type") == "solar_open"
+    if solar:
+        frame = read_frame(reader, "solar_open", own_code="SolarOpenForCausalLM")
+        reader.require("use_qk_norm", False)
+    else:
+        frame = read_frame(reader, "glm4_moe")
     attention = read_attention(
         reader,
         frame,
+        default_theta=1_000_000.0 if solar else 10_000.0,
         bias_key="attention_bias",
         bias_on_output=False,
         kv_heads_required=True,
-        partial=0.5,
+        partial=1.0 if solar else 0.5,
         qk_norm="head" if reader.flag("use_qk_norm", False) else "none",
+        default_head_dim=128 if solar else 0,
     )
-    normalise = reader.flag("norm_topk_prob", True)
-    groups = reader.integer("n_group", maximum=LARGEST_EXPERTS, default=1)
-    kept_groups = reader.integer("topk_group", maximum=LARGEST_EXPERTS, default=1)
-    if kept_groups == groups:  # all are kept, as without groups
-        groups = kept_groups = 1
-    router = RouterSpec(
-        normalise=normalise,
-        score="sigmoid",
-        choice_bias=True,
-        groups=groups,
-        kept_groups=kept_groups,
-        epsilon=1e-20 if normalise else 0.0,
-        scale=reader.number("routed_scaling_factor", 1.0),
-    )
-    reader.require("scoring_func", "sigmoid", default="sigmoid")
-    reader.require("topk_method", "noaux_tc", default="noaux_tc")
-    width = reader.integer("moe_intermediate_size", maximum=LARGEST_WIDTH)
-    shared = reader.integer("n_shared_experts", minimum=0, maximum=LARGEST_EXPERTS, default=1)
     moe = read_experts(
         reader,
         width_key="moe_intermediate_size",
         count_key="n_routed_experts",
-        router=router,
-        shared_width=min(shared * width, LARGEST_WIDTH),
+        router=read_sigmoid_router(reader),
+        shared_width=read_shared_width(reader, "n_shared_experts"),
     )
-    dense = GatedFfn(reader.integer("intermediate_size", maximum=LARGEST_WIDTH))
     # The layers that predict further tokens are left out (see `table.unused_tensors`), however many there are.
     reader.integer("num_nextn_predict_layers", "num_mtp_layers", minimum=0, maximum=LARGEST_LAYERS, default=0)
+    if solar:
+        reader.require("first_k_dense_replace", 0)
+        reader.skip("intermediate_size")  # the width of dense layers, of which it has none
+        return replace(frame, layers=read_layers(reader, attention, moe))
+    dense = GatedFfn(reader.integer("intermediate_size", maximum=LARGEST_WIDTH))
     return replace(frame, layers=read_layers(reader, attention, moe, dense, leading_dense_layers))

@@ -24,11 +24,12 @@ TENSORS = (
 
 def read(reader: ConfigReader) -> ModelSpec:
     """The model that a config describes. Raises SourceError."""
-    reader.require("clip_qkv")
     frame = read_frame(reader, "olmoe")
     attention = read_attention(reader, frame, bias_key="attention_bias", qk_norm="full")
     if attention.heads * attention.head_dim != frame.hidden_size:
         raise unsupported("head_dim", attention.head_dim, "hidden_size / num_attention_heads")
+    if reader.value("clip_qkv") is not None:
+        attention = replace(attention, clip=reader.number("clip_qkv"))
     router = RouterSpec(normalise=reader.flag("norm_topk_prob", False))
     moe = read_experts(reader, width_key="intermediate_size", router=router)
     return replace(frame, layers=read_layers(reader, attention, moe))

@@ -17,6 +17,7 @@ LAYER_TYPES = ("full_attention", "sliding_attention")
 """The types of layers that positions may differ between."""
 _NUMBERS = {
     "default": (),
+    "dynamic": ("alpha", "factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "proportional": ("factor",),
@@ -32,6 +33,8 @@ _NUMBERS = {
     ),
 }
 """The scaling rules, each with its keys."""
+_OF_IMAGES = frozenset({"mrope_section", "mrope_interleaved"})
+"""Keys that say which channels rotate by a place in an image or video. In text all of them rotate by the position."""
 
 
 def read_rope(
@@ -40,12 +43,14 @@ def read_rope(
     default_theta: float,
     max_positions: int,
     default_partial: float | None = None,
+    fixed_alpha: bool = False,
     layer_type: str = "",
     theta_key: str = "rope_theta",
 ) -> RopeSpec:
     """The rotary positions of heads of width `head_dim`, every parameter filled in. Raises SourceError.
 
-    `default_partial` is the part of each head that is rotated, if the file does not say; None: whole heads only.
+    `default_partial` is the part of each head that is rotated, if the file does not say; None: whole heads only. With
+    `fixed_alpha` the rule that is called dynamic stretches all periods by `alpha`, however long a text is.
     With a `layer_type` the file may have an object for each type of layer, of which this type's is read; without such
     objects all types have the same positions, but for a theta under a `theta_key` of the type.
     A file may contain both forms, and the two often differ in which parameters they leave to the defaults. Each form is
@@ -67,6 +72,7 @@ def read_rope(
             _rotated(name, parameters, head_dim, partial, default_partial),
             _theta(name, parameters, theta, default_theta),
             max_positions,
+            fixed_alpha,
         )
         for name, parameters in (found or {"rope_parameters": {}}).items()
     }
@@ -100,19 +106,26 @@ def _read_form(
     rotated: int,
     theta: float,
     max_positions: int,
+    fixed_alpha: bool,
 ) -> RopeSpec:
     """The positions that one object describes. `form` is its name in the file."""
     rule = _rule(parameters)
+    if rule == "dynamic" and not (fixed_alpha and parameters.get("alpha")):
+        fixed = f"rope_type {show(rule)} with {form}.alpha, or " * fixed_alpha
+        raise unsupported("rope_type", rule, fixed + ", ".join(show(name) for name in _NUMBERS if name != rule))
 
     def number(name: str, default: float | None = None) -> float:
         return checked_number(f"{form}.{name}", parameters.get(name), default, above=SMALLEST_NUMBER)
 
     for name, value in parameters.items():
         stretches_nothing = rule == "default" and name == "factor" and value is not None and number("factor") == 1
-        if value is not None and name not in _NUMBERS[rule] and not stretches_nothing:
+        known = name in _NUMBERS[rule] or name in _OF_IMAGES
+        if value is not None and not known and not stretches_nothing:
             raise unsupported(f"{form}.{show(name)}", value, f"rope_type {show(rule)} without it")
     if rule == "default":
         return RopeSpec(theta, rotated)
+    if rule == "dynamic":
+        return RopeSpec(_stretched(number("alpha"), rotated, theta), rotated)
     if rule == "linear":
         factor = number("factor")
         return RopeSpec(theta, rotated) if factor == 1 else RopeSpec(theta, rotated, "linear", {"factor": factor})
@@ -175,6 +188,14 @@ def _rule(parameters: dict[Any, Any]) -> str:
     if not isinstance(rule, str) or rule not in _NUMBERS:
         raise unsupported("rope_type", rule, ", ".join(map(show, _NUMBERS)))
     return rule
+
+
+def _stretched(alpha: float, rotated: int, theta: float) -> float:
+    """The theta of NTK-aware positions (Hunyuan): the longest period grows by `alpha`, the shortest stays."""
+    if rotated < 4:
+        raise unsupported("head_dim", rotated, 'rope_type "dynamic" for heads of at least 4 channels')
+    stretched = theta * min(alpha, LARGEST_THETA) ** (rotated / (rotated - 2))
+    return checked_number("rope_theta", stretched, above=1.0, maximum=LARGEST_THETA)
 
 
 def _llama3(form: str, number: Callable[..., float], original: float) -> dict[str, float]:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Literal, NamedTuple
 
 from edgemoe.architectures.foreign import instead_of, refuse_quantised_tensors
 from edgemoe.errors import SourceError
@@ -20,16 +21,34 @@ from edgemoe.model.spec import LayerSpec, ModelSpec
 MISMATCH = "The config and the weights do not belong together, or a file is missing. Download the model again."
 
 
+Change = Literal["none", "plus_one", "minus_exp"]
+"""`1 + x`, for norms whose weights are kept as distances from 1; `-exp(x)`, for rates that are kept as logarithms."""
+
+
+class Runs(NamedTuple):
+    """Rows in `repeats` runs of `length`: the first begins at `start`, and each `period` rows after the one before."""
+
+    start: int
+    length: int
+    period: int
+    repeats: int
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of a family's table.
 
-    `internal`: the names in the `ModelSpec`; several share the source's rows evenly, in order (gate, then up) or, where
-    these are `interleaved`, in turn (gate, up, gate, ...).
+    `internal`: the names in the `ModelSpec`; several share the source's rows in order, evenly (gate, then up) or as the
+    terms of a sum say, or, where they are `interleaved`, in turn (gate, up, gate, ...).
     `source`: the name in the checkpoint. If only `internal` has `{expert}`, the source stacks the experts; any other
     source of three dimensions is a vector, its elements in order.
-    `shape`: the source's shape in symbols (`2*expert_width` for a product).
+    `shape`: the source's shape in symbols (`2*expert_width` for a product, `query+key_value` for a sum).
     `transposed`: whether the source has a matrix as (input, output), so that its last dimension is that of rows.
+    `one_row`: whether the source has a vector as a matrix of one row.
+    `blocks`: for a source whose rows repeat a pattern of blocks (query and gate of a head, of the next head, ...): the
+    internal name that each block of the pattern belongs to, and its rows as a symbol. A tensor has its first blocks of
+    all repetitions first, then its second ones.
+    `change`: what a vector's numbers go through, of those that checkpoints keep in another form than the model has.
     """
 
     internal: tuple[str, ...]
@@ -37,6 +56,9 @@ class Row:
     shape: tuple[str, ...]
     interleaved: bool = False
     transposed: bool = False
+    one_row: bool = False
+    blocks: tuple[tuple[str, str], ...] = ()
+    change: Change = "none"
 
     @property
     def stacked(self) -> bool:
@@ -46,7 +68,7 @@ class Row:
     @property
     def row_symbol(self) -> str:
         """The symbol of the dimension that is cut into rows."""
-        return self.shape[-1] if self.transposed else self.shape[1 if self.stacked else 0]
+        return self.shape[-1] if self.transposed or self.one_row else self.shape[1 if self.stacked else 0]
 
 
 @dataclass(frozen=True)
@@ -54,8 +76,8 @@ class SourceSlice:
     """Where a tensor lies in the checkpoint: rows `row_start` to `row_stop` of `tensor`, or of `tensor[index]`.
 
     With a `row_step` above 1 it takes every `row_step`-th of them only, from the first on. If the matrix is
-    `transposed`, its columns are counted in place of rows. The rows of a vector, and of a tensor of three dimensions
-    without an `index`, are its elements.
+    `transposed`, its columns are counted in place of rows. The rows of a vector, of a matrix of `one_row` and of a
+    tensor of three dimensions without an `index` are its elements.
     """
 
     tensor: str
@@ -64,11 +86,31 @@ class SourceSlice:
     row_stop: int
     row_step: int = 1
     transposed: bool = False
+    one_row: bool = False
+    runs: tuple[Runs, ...] = ()
+    """If there are some, the rows are theirs, in order, in the place of all from `row_start` to `row_stop`."""
+    change: Change = "none"
+    """What its numbers go through when they are read; only vectors have one."""
 
     @property
     def rows(self) -> int:
         """The number of rows that it takes."""
+        if self.runs:
+            return sum(run.length * run.repeats for run in self.runs)
         return len(range(self.row_start, self.row_stop, self.row_step))
+
+    def places(self, start: int, stop: int) -> Iterator[range]:
+        """The rows of the source that are its rows `start` to `stop`, in order."""
+        if not self.runs:
+            yield range(self.row_start, self.row_stop, self.row_step)[start:stop]
+            return
+        before = 0
+        for run in self.runs:
+            for first in range(run.start, run.start + run.period * run.repeats, run.period):
+                cut = range(first, first + run.length)[max(0, start - before) : max(0, stop - before)]
+                before += run.length
+                if cut:
+                    yield cut
 
 
 def rows(*lines: tuple[str, str, tuple[str, ...]], internal: str = "", source: str = "") -> tuple[Row, ...]:
@@ -156,8 +198,11 @@ HARMLESS_TENSORS: tuple[tuple[str, str], ...] = (
 FURTHER_TOKENS = "a layer that predicts tokens after the next (MTP), which edgemoe does not run"
 _FURTHER_TOKENS = re.compile(r"(model\.layers\.(\d{1,6})\.)eh_proj\.weight")
 """A tensor that only such layers have. They come after the others, and config.json does not count them."""
-_APART = re.compile(r"(model\.)?mtp\..+")
-"""The tensors of such layers where they stand apart from the others."""
+_NAMED_FURTHER_TOKENS = re.compile(r"(model\.)?mtp(_\w+)?\..+")
+"""The tensors of such layers where they have names of their own."""
+
+VISION = "a vision tower, which edgemoe does not run: it reads text alone"
+_VISION = re.compile(r"(model\.)?visual\..+")
 
 VISION = "a vision tower, which edgemoe does not run: it reads text alone"
 _VISION = re.compile(r"(model\.)?(visual|vision_tower|embed_vision)\..+")
@@ -248,7 +293,7 @@ def unused_tensors(spec: ModelSpec, names: Iterable[str]) -> dict[str, str]:
     found = filter(None, map(_FURTHER_TOKENS.fullmatch, names))
     further = tuple(match[1] for match in found if int(match[2]) >= len(spec.layers))
     for name in names:
-        if _APART.fullmatch(name) or (further and name.startswith(further)):
+        if (further and name.startswith(further)) or _NAMED_FURTHER_TOKENS.fullmatch(name):
             reasons[name] = FURTHER_TOKENS
         if _VISION.fullmatch(name):
             reasons[name] = VISION
@@ -282,10 +327,11 @@ def _expand(row: Row, spec: ModelSpec) -> Iterator[tuple[str, dict[str, SourceSl
             cached = (layer, _sizes(spec, layer))
         sizes = cached[1]
         experts: Iterable[int] = range(sizes.get("experts", 0)) if "{expert}" in row.internal[0] else (0,)
-        part_rows = _size(row.row_symbol, sizes) // len(row.internal)
-        if len(row.shape) == 3 and not row.stacked:
-            part_rows = math.prod(_size(symbol, sizes) for symbol in row.shape)
-        if row.stacked:
+        part_rows = _part_rows(row, sizes)
+        if row.blocks:
+            source = row.source.format(layer=number)
+            yield source, _block_slices(row, source, number, sizes), sizes
+        elif row.stacked:
             slices: dict[str, SourceSlice] = {}
             source = row.source.format(layer=number)
             for expert in experts:
@@ -297,17 +343,40 @@ def _expand(row: Row, spec: ModelSpec) -> Iterator[tuple[str, dict[str, SourceSl
                 yield source, _slices(row, source, number, expert, None, part_rows), sizes
 
 
+def _part_rows(row: Row, sizes: Mapping[str, int]) -> list[int]:
+    """How many rows each of a row's internal tensors has."""
+    if len(row.shape) == 3 and not row.stacked:
+        return [math.prod(_size(symbol, sizes) for symbol in row.shape)]
+    terms = row.row_symbol.split("+")
+    if len(terms) > 1:
+        return [_size(term, sizes) for term in terms]
+    return [_size(row.row_symbol, sizes) // len(row.internal)] * len(row.internal)
+
+
 def _slices(
-    row: Row, source: str, layer: int, expert: int, index: int | None, part_rows: int
+    row: Row, source: str, layer: int, expert: int, index: int | None, part_rows: list[int]
 ) -> dict[str, SourceSlice]:
-    parts, slices = len(row.internal), {}
-    for part, name in enumerate(row.internal):
+    parts, slices, start = len(row.internal), {}, 0
+    for part, (name, count) in enumerate(zip(row.internal, part_rows, strict=True)):
         if row.interleaved:
-            where = SourceSlice(source, index, part, parts * part_rows, parts, row.transposed)
+            where = SourceSlice(source, index, part, parts * count, parts, row.transposed)
         else:
-            where = SourceSlice(source, index, part * part_rows, (part + 1) * part_rows, 1, row.transposed)
-        slices[name.format(layer=layer, expert=expert)] = where
+            where = SourceSlice(source, index, start, start + count, 1, row.transposed, row.one_row)
+        slices[name.format(layer=layer, expert=expert)] = replace(where, change=row.change)
+        start += count
     return slices
+
+
+def _block_slices(row: Row, source: str, layer: int, sizes: Mapping[str, int]) -> dict[str, SourceSlice]:
+    """The slices of a source whose rows repeat a pattern of blocks; none in a layer without such blocks."""
+    lengths = [_size(symbol, sizes) for _, symbol in row.blocks]
+    rows, period = _size(row.row_symbol, sizes), sum(lengths)
+    if not period or rows % period:
+        return {}
+    runs: dict[str, list[Runs]] = {name: [] for name in row.internal}
+    for number, (name, _) in enumerate(row.blocks):
+        runs[name].append(Runs(sum(lengths[:number]), lengths[number], period, rows // period))
+    return {name.format(layer=layer): SourceSlice(source, None, 0, rows, runs=tuple(own)) for name, own in runs.items()}
 
 
 def _sizes(spec: ModelSpec, layer: LayerSpec | None) -> dict[str, int]:
@@ -320,6 +389,8 @@ def _sizes(spec: ModelSpec, layer: LayerSpec | None) -> dict[str, int]:
 
 def _size(symbol: str, sizes: Mapping[str, int]) -> int:
     """The size of one dimension; 0 if the layer lacks it (a dense layer has no experts)."""
+    if "+" in symbol:
+        return sum(_size(term, sizes) for term in symbol.split("+"))
     factor, _, name = symbol.rpartition("*")
     return int(factor or 1) * sizes.get(name, 0)
 

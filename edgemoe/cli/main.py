@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 import traceback
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 import typer.core
@@ -97,10 +97,11 @@ def main() -> None:
         if TERMINATION.code is None and not isinstance(error, OSError):
             raise
         code = 1  # stderr itself cannot be written to: the terminal is gone
-    try:
-        sys.stdout.flush()
-    except OSError:
-        _leave_stdout()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            _leave(stream)
     sys.exit(code if TERMINATION.code is None else TERMINATION.code)
 
 
@@ -119,7 +120,7 @@ def run_command(arguments: list[str]) -> int:
             return _report_fault(stopped.__cause__, debug)
         return _interrupted(debug)
     except BrokenPipeError:
-        _leave_stdout()
+        _leave(sys.stdout)
         return 1
     except CommandLineError as error:
         return _report(UsageError(*_usage_message(error)), debug)
@@ -186,6 +187,9 @@ def _report_fault(error: Exception, debug: bool) -> int:
     return _report(unexpected, debug, error)
 
 
-def _leave_stdout() -> None:
-    """Redirect stdout to /dev/null after its reader has closed the pipe, so that nothing fails at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _leave(stream: TextIO) -> None:
+    """Redirect a stream to /dev/null after its reader has closed the pipe or the terminal.
+
+    Python flushes it again at the exit, and would end with code 120 if that failed.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -132,11 +132,11 @@ def plan_manifest(
 
 def _check(piece: Piece, info: TensorInfo) -> None:
     """Check the checkpoint's shape against the family's table, and that the dtype can be read."""
-    if info.dtype not in BLOCK_FORMATS:
+    if info.dtype not in BLOCK_FORMATS or piece.source.one_row:
         float_dtype(piece.source.tensor, info)
     shape = info.shape if piece.source.index is None else info.shape[1:]
     dimensions = (1, 3) if piece.place.format is None else (2,)
-    shape = shape[::-1] if piece.source.transposed else shape
+    shape = shape[::-1] if piece.source.transposed else shape[1:] if piece.source.one_row else shape
     fits = piece.source.rows == piece.place.rows and len(shape) in dimensions
     if not fits or (len(shape) == 2 and shape[1] != piece.place.columns):
         raise SourceError(

@@ -19,6 +19,29 @@ _OLMOE: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 
+_LINEAR: dict[str, Any] = {
+    "attention_bias": False,
+    "full_attention_interval": 4,
+    "head_dim": 256,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "linear_value_head_dim": 128,
+    "max_position_embeddings": 262144,
+    "moe_intermediate_size": 512,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "partial_rotary_factor": 0.25,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 10000000.0,
+    "shared_expert_intermediate_size": 512,
+    "tie_word_embeddings": False,
+}
+"""What Qwen3-Next-80B-A3B and Qwen3.6-35B-A3B have in common."""
+
 SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "tiny": _OLMOE
@@ -66,6 +89,24 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "rope_theta": 1000000.0,
             "tie_word_embeddings": False,
             "vocab_size": 151936,
+        },
+        "qwen3-next-80b-a3b": _LINEAR
+        | {
+            "model_type": "qwen3_next",
+            "intermediate_size": 5120,
+            "num_experts": 512,
+            "num_experts_per_tok": 10,
+            "norm_topk_prob": True,
+            "num_hidden_layers": 48,
+            "vocab_size": 151936,
+        },
+        "qwen3.6-35b-a3b": _LINEAR
+        | {
+            "model_type": "qwen3_5_moe_text",
+            "num_experts": 256,
+            "num_experts_per_tok": 8,
+            "num_hidden_layers": 40,
+            "vocab_size": 248320,
         },
         "glm-4.5-air": {
             "model_type": "glm4_moe",
@@ -212,6 +253,6 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         },
     }
 )
-"""By name. Published: allenai/OLMoE-1B-7B-0924, Qwen/Qwen3-30B-A3B, zai-org/GLM-4.5-Air, LiquidAI/LFM2-8B-A1B,
-openai/gpt-oss-20b, google/gemma-4-26B-A4B-it, mistralai/Mixtral-8x7B-v0.1 and
-ibm-granite/granite-3.0-3b-a800m-instruct."""
+"""By name. Published: allenai/OLMoE-1B-7B-0924, Qwen/Qwen3-30B-A3B, Qwen/Qwen3-Next-80B-A3B-Instruct,
+Qwen/Qwen3.6-35B-A3B, zai-org/GLM-4.5-Air, LiquidAI/LFM2-8B-A1B, openai/gpt-oss-20b, google/gemma-4-26B-A4B-it,
+mistralai/Mixtral-8x7B-v0.1 and ibm-granite/granite-3.0-3b-a800m-instruct."""

@@ -15,10 +15,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.architectures import SourceSlice
+from edgemoe.architectures import Change, SourceSlice
 from edgemoe.errors import SourceError
 from edgemoe.kernels.file_rows import Rows
-from edgemoe.kernels.formats import Blocks
+from edgemoe.kernels.formats import GROUP_COLUMNS, Blocks, dequantise
 
 FLOAT_DTYPES: dict[str, npt.DTypeLike] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 """The dtypes of a safetensors file that are read, and what NumPy reads them as."""
@@ -41,6 +41,35 @@ def take_rows(rows: Rows, order: npt.NDArray[np.int64] | slice) -> Rows:
     scales = None if rows.scales is None else rows.scales[order]
     minimums = None if rows.minimums is None else rows.minimums[order]
     return Blocks(rows.format, rows.values[order], scales, minimums)
+
+
+def take_columns(rows: Rows, order: npt.NDArray[np.int64]) -> Rows:
+    """Put columns in another order, in which those of a block stay together."""
+    if not isinstance(rows, Blocks):
+        return np.ascontiguousarray(rows[:, order])
+    groups = order[::GROUP_COLUMNS] // GROUP_COLUMNS
+    scales = None if rows.scales is None else rows.scales[:, groups]
+    minimums = None if rows.minimums is None else rows.minimums[:, groups]
+    return Blocks(rows.format, np.ascontiguousarray(rows.values[:, order]), scales, minimums)
+
+
+def join_rows(pieces: Sequence[Rows]) -> Rows:
+    """Put pieces of one tensor together, in order: all of them floats, or all of them blocks of one format."""
+    if len(pieces) == 1:
+        return pieces[0]
+    blocks = [piece for piece in pieces if isinstance(piece, Blocks)]
+    if not blocks:
+        return np.concatenate([piece for piece in pieces if not isinstance(piece, Blocks)])
+
+    def joined(arrays: Sequence[Any]) -> Any:
+        return None if arrays[0] is None else np.concatenate(arrays)
+
+    return Blocks(
+        blocks[0].format,
+        joined([piece.values for piece in blocks]),
+        joined([piece.scales for piece in blocks]),
+        joined([piece.minimums for piece in blocks]),
+    )
 
 
 def float_dtype(tensor: str, info: TensorInfo) -> np.dtype[Any]:
@@ -72,13 +101,29 @@ def read_slice(source: Source, where: SourceSlice, start: int, stop: int) -> Row
 
     Rows that lie between those of another tensor are read with them and left out.
     """
-    first, last = where.row_start + start * where.row_step, where.row_start + (stop - 1) * where.row_step + 1
+    rows = join_rows([_read_place(source, where, place) for place in where.places(start, stop)])
+    return rows if where.change == "none" else _changed(rows, where.change)
+
+
+def _read_place(source: Source, where: SourceSlice, place: range) -> Rows:
+    first, last = place[0], place[-1] + 1
     rows: Rows
+    if where.one_row:
+        rows = source.read_rows(where.tensor, where.index, 0, 1)
+        assert not isinstance(rows, Blocks)  # the plan takes no quantised vector
+        return rows[0, first:last]
     if where.transposed:
         rows = source.read_columns(where.tensor, where.index, first, last)
     else:
         rows = source.read_rows(where.tensor, where.index, first, last)
-    return rows if where.row_step == 1 else take_rows(rows, slice(None, None, where.row_step))
+    return rows if place.step == 1 else take_rows(rows, slice(None, None, place.step))
+
+
+def _changed(rows: Rows, change: Change) -> npt.NDArray[np.float32]:
+    """The numbers in the form that the model has; each is rounded to float32 once."""
+    values = (dequantise(rows) if isinstance(rows, Blocks) else rows).astype(np.float64)
+    with np.errstate(over="ignore"):  # conversion refuses numbers that are not finite
+        return (1 + values if change == "plus_one" else -np.exp(values)).astype(np.float32)
 
 
 class Source(Protocol):

@@ -54,8 +54,9 @@ class Route(Operation, code=7):
     kept (the lower number on a tie), and experts of the others are not chosen.
 
     Weights are the scores of the chosen experts, without `choice_bias`. With `renormalise` they are divided by
-    their sum plus `epsilon` (of softmax without `epsilon`: softmax over the chosen `K`). Last they are multiplied by
-    `scale`, and with `expert_scales` by that of their expert.
+    their sum plus `epsilon` (of softmax without `epsilon`: softmax over the chosen `K`). With `least_sum`, scores of
+    softmax over all `E` are divided by the larger of their sum and this number. Last they are multiplied by `scale`,
+    and with `expert_scales` by that of their expert.
 
     With `slots` the expert of largest choice score is still chosen, and the other `K - 1` by largest raised score (on
     a tie by larger choice score, then the lower number). It is `choice score + bonus * (largest - smallest)` of experts
@@ -63,7 +64,7 @@ class Route(Operation, code=7):
     float32, without the bonus for a token whose range is not finite. Groups are kept, and the chosen experts listed and
     weighted, as without the bonus.
     Source of the idea: cache-conditional experts (Skliar et al. 2024, arXiv 2412.00099). Of sigmoid scores with a bias
-    for the choice alone, and of groups: DeepSeek-V3 (2024, arXiv 2412.19437).
+    for the choice alone, and of groups: DeepSeek-V3 (2024, arXiv 2412.19437). Of `least_sum`: ERNIE 4.5 (Baidu 2025).
     """
 
     logits: Annotated[Floats, rows("E")]
@@ -78,6 +79,7 @@ class Route(Operation, code=7):
     kept_groups: int = 1
     epsilon: float = 0.0
     scale: float = 1.0
+    least_sum: float = 0.0
     choose_by: Choice = "score"
     expert_scales: Annotated[Floats | None, weight("E")] = None
 
@@ -92,6 +94,8 @@ class Route(Operation, code=7):
         if used > most:
             raise Misfit("experts", f"at most {most} per token", used)
         require(not self.epsilon or self.score == "sigmoid", "epsilon", "0 for softmax", self.epsilon)
+        divided = self.renormalise and self.score == "softmax"
+        require(not self.least_sum or divided, "least_sum", "0 but for softmax that is renormalised", self.least_sum)
 
 
 MOST_LAYOUTS = 16

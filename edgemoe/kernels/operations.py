@@ -17,8 +17,9 @@ Invariants:
 - The token in row `t` stands at position `positions[t]` of sequence `sequences[t]`, whose pages `pages[sequences[t]]`
   lists. The rows of a run belong to any sequences, in any order. The caller fills these three before each run.
 - Each token's result depends on other rows of the same run only through the state of its own sequence (its pages of
-  the KV cache, and its row of what `ShortConv` keeps), so neither the way a prompt is cut into runs, nor the company of
-  other sequences, nor the number of threads changes a single bit of an answer.
+  the KV cache, and its row of what `ShortConv` and `DeltaRule` keep, which is updated in the order of positions), so
+  neither the way a prompt is cut into runs, nor the company of other sequences, nor the number of threads changes a
+  single bit of an answer.
 """
 
 # Annotations are evaluated here, not left as text, so that the marks in them can be read quickly.
@@ -52,6 +53,7 @@ from edgemoe.kernels.marks import (
     matrix,
     output,
     rows,
+    size,
     up_to,
     weight,
 )
@@ -170,9 +172,9 @@ class Embed(Operation, code=0):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RmsNorm(Operation, code=1):
-    """`output = input / rms(input) * weight`, over each of `heads` runs of the row; may be in place.
+    """`output = input / rms(input) * weight * silu(gate)`, over each of `heads` runs of the row; may be in place.
 
-    Without a weight its factor is 1.
+    Without a weight its factor is 1, and so it is without a gate.
     """
 
     input: Annotated[Floats, rows("heads*W")]
@@ -180,10 +182,11 @@ class RmsNorm(Operation, code=1):
     epsilon: float
     output: Annotated[Floats, rows("heads*W"), output(apart_from="input", may_replace=True)]
     heads: int = 1
+    gate: Annotated[Floats | None, rows("heads*W")] = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LayerNorm(Operation, code=15):
+class LayerNorm(Operation, code=16):
     """`output = (input - mean) / sqrt(variance + epsilon) * weight`, over each row; may be in place.
 
     The variance is the mean of the squares of `input - mean` (Ba, Kiros and Hinton 2016).
@@ -234,6 +237,17 @@ class Rope(Operation, code=3):
         require(
             rotated <= width, "cosine", f"at most {width // 2} columns, for heads of {width} channels", rotated // 2
         )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Clip(Operation, code=14):
+    """Holds each number in place to `-limit .. limit`; a NaN stays one."""
+
+    values: Annotated[Floats, rows("M"), IN_PLACE]
+    limit: float
+
+    def check(self, sizes: Sizes) -> None:
+        require(0 < self.limit < math.inf, "limit", "a number above 0", self.limit)
 
 
 def _check_one_format(keys: Cache, values: Cache) -> None:
@@ -297,7 +311,7 @@ GateFunction = Literal["sigmoid", "softplus"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Gate(Operation, code=14):
+class Gate(Operation, code=15):
     """Multiplies in place: each of the equal `runs` of a row by what `gating` makes of its own number of `gate`.
 
     With a number for each head of attention's output a run is a head; with one for each channel, a channel.
@@ -309,7 +323,7 @@ class Gate(Operation, code=14):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SoftCap(Operation, code=16):
+class SoftCap(Operation, code=17):
     """Brings numbers within `-limit .. limit` smoothly, in place: `limit * tanh(value / limit)` (Gemma 2, 2024)."""
 
     values: Annotated[Floats, rows("M"), IN_PLACE]
@@ -325,30 +339,73 @@ MOST_TAPS = 64
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ShortConv(Operation, code=6):
-    """A gated causal convolution over the last `length` tokens of a sequence, each channel by itself.
+    """A causal convolution over the last `length` tokens of a sequence, each channel by itself.
 
-    A row of `gates` holds `B`, `C` and `x`, the thirds of a projection. With `u = B * x`, each rounded to float32,
-    `output[t] = C[t] * (bias + taps[:, 0] * u[t - length + 1] + ... + taps[:, length - 1] * u[t])`, where `t` counts
-    positions of the row's sequence, and `u` before position 0 is zero. The sum runs in this order.
+    With 3 `parts` a row of `input` holds `B`, `C` and `x`, the thirds of a projection: `u = B * x`, and `output = C *
+    sum` (LFM2: Liquid AI 2025, arXiv 2511.23404). With 1 part a row is `u`, and `output = silu(sum)` (Mamba: Gu and Dao
+    2023). Each product and sum is rounded to float32. `sum[t] = bias + taps[:, 0] * u[t - length + 1] + ... + taps[:,
+    length - 1] * u[t]`, where `t` counts positions of the row's sequence, and `u` before position 0 is zero. The sum
+    runs in this order.
 
     `inputs` is a ring for each sequence that holds `u` of earlier runs: that of position `p` lies at `p % ring`. The
     operation puts `u` of all its rows there too. Rows of one sequence come in the order of their positions, and may
     have rows of others between them.
-    Source: LFM2 (Liquid AI 2025, arXiv 2511.23404).
     """
 
-    gates: Annotated[Floats, rows("3*D")]
+    input: Annotated[Floats, rows("parts*D")]
     taps: Annotated[Floats, weight("D*length")]  # (D, length)
     bias: Annotated[Floats | None, weight("D")]
     positions: Annotated[Integers, rows()]
     sequences: Annotated[Integers, rows()]  # rows of `inputs`
     inputs: Annotated[Floats, buffer("S", "ring", "D"), IN_PLACE]
-    output: Annotated[Floats, rows("D"), output(apart_from="gates")]
+    output: Annotated[Floats, rows("D"), output(apart_from="input")]
+    parts: int = 3
 
     def check(self, sizes: Sizes) -> None:
         least = sizes.letters["length"] - 1
+        require(self.parts in (1, 3), "parts", "1 or 3", self.parts)
         require(least < MOST_TAPS, "taps", f"at most {MOST_TAPS} of each channel", sizes.letters["length"])
         require(sizes.letters["ring"] >= least, "inputs", f"a ring of at least {least}", sizes.letters["ring"])
+
+
+WIDEST_KEYS = 256
+"""The most channels of a head's keys in `DeltaRule`."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class DeltaRule(Operation, code=18):
+    """The gated delta rule: each head keeps a matrix `S (W, Wv)`, which a token decays and then corrects.
+
+    A row of `mixed` holds the queries and the keys of `G` heads of width `W`, and the values `v` of `H` heads of width
+    `Wv`; head `h` has query and key `h // (H / G)`. With `q = query / |query| / sqrt(W)`, `k = key / |key|` (whose
+    lengths are `sqrt(sum of squares + epsilon)`) and `decay = exp(rate * softplus(decay_input + decay_bias))`, of a
+    rate below 0:
+
+        S = decay * S;  S = S + k (sigmoid(strength) * (v - S^T k))^T;  output = S^T q
+
+    `states` holds `S` of each sequence, empty before position 0, in panels of 16 columns: element `(i, c)` of a head
+    lies at `[c // 16, i, c % 16]`. Columns after the last are zeros. Rows of one sequence come in the order of their
+    positions, and may have rows of others between them.
+    Source: Yang, Kautz and Hatamizadeh 2024 (arXiv 2412.06464), the recurrent form, as Qwen3-Next has it.
+    """
+
+    mixed: Annotated[Floats, rows("M")]
+    strength: Annotated[Floats, rows("H")]
+    decay_input: Annotated[Floats, rows("H")]
+    decay_bias: Annotated[Floats, weight("H")]
+    rate: Annotated[Floats, weight("H")]
+    epsilon: float
+    key_heads: Annotated[int, size("G")]
+    positions: Annotated[Integers, rows()]
+    sequences: Annotated[Integers, rows()]  # rows of `states`
+    states: Annotated[Floats, buffer("S", "H", "up16(Wv)", "W"), IN_PLACE]
+    output: Annotated[Floats, rows("H*Wv"), output(apart_from="mixed")]
+
+    def check(self, sizes: Sizes) -> None:
+        G, H, W, Wv = (sizes.letters[name] for name in ("G", "H", "W", "Wv"))
+        require(H % G == 0, "key_heads", f"a divisor of {H} heads", G)
+        require(W <= WIDEST_KEYS, "states", f"keys of at most {WIDEST_KEYS} channels", W)
+        require(sizes.letters["M"] == 2 * G * W + H * Wv, "mixed", f"{2 * G * W + H * Wv} columns", sizes.letters["M"])
 
 
 ActivationFunction = Literal["silu", "clamped_silu", "gelu_tanh"]

@@ -13,6 +13,9 @@ enum { EM_PAGE_TOKENS = 64 };
 /* The most tokens that a short convolution runs over. */
 enum { EM_MOST_TAPS = 64 };
 
+/* The most channels of a head's keys in the delta rule. */
+enum { EM_WIDEST_KEYS = 256 };
+
 /* em_route.score */
 enum { EM_SCORE_SOFTMAX = 0, EM_SCORE_SIGMOID = 1, EM_SCORE_COUNT = 2 };
 
@@ -35,13 +38,14 @@ typedef struct em_embed {
     int32_t hidden_size; /* D */
 } em_embed;
 
-/* output = input / rms(input) * weight, over each of heads runs of the row; may be in place. */
+/* output = input / rms(input) * weight * silu(gate), over each of heads runs of the row; may be in place. */
 typedef struct em_rms_norm {
     const float *input;  /* (T, heads*W) */
     const float *weight; /* (W,), or NULL */
     float epsilon;
     float *output;       /* (T, heads*W) */
     int32_t heads;
+    const float *gate;   /* (T, heads*W), or NULL */
     int32_t head_dim;    /* W */
 } em_rms_norm;
 
@@ -114,15 +118,16 @@ typedef struct em_attention {
     int32_t value_dim;        /* Wv */
 } em_attention;
 
-/* A gated causal convolution over the last length tokens of a sequence, each channel by itself. */
+/* A causal convolution over the last length tokens of a sequence, each channel by itself. */
 typedef struct em_short_conv {
-    const float *gates;       /* (T, 3*D) */
+    const float *input;       /* (T, parts*D) */
     const float *taps;        /* (D*length,) */
     const float *bias;        /* (D,), or NULL */
     const int32_t *positions; /* (T,) */
     const int32_t *sequences; /* (T,) */
     float *inputs;            /* (S, ring, D) */
     float *output;            /* (T, D) */
+    int32_t parts;
     int32_t hidden_size;      /* D */
     int32_t length;           /* length */
     int32_t sequence_count;   /* S */
@@ -143,6 +148,7 @@ typedef struct em_route {
     int32_t kept_groups;
     float epsilon;
     float scale;
+    float least_sum;
     int32_t choose_by;          /* EM_CHOOSE_BY_... */
     const float *expert_scales; /* (E,), or NULL */
     int32_t num_experts;        /* E */
@@ -253,6 +259,13 @@ typedef struct em_mix {
     int32_t hidden_size; /* D */
 } em_mix;
 
+/* Holds each number in place to -limit .. limit; a NaN stays one. */
+typedef struct em_clip {
+    float *values;   /* (T, M) */
+    float limit;
+    int32_t columns; /* M */
+} em_clip;
+
 /* Multiplies in place: each of the equal runs of a row by what gating makes of its own number of gate. */
 typedef struct em_gate {
     const float *gate; /* (T, runs) */
@@ -278,6 +291,26 @@ typedef struct em_soft_cap {
     int32_t columns; /* M */
 } em_soft_cap;
 
+/* The gated delta rule: each head keeps a matrix S (W, Wv), which a token decays and then corrects. */
+typedef struct em_delta_rule {
+    const float *mixed;       /* (T, M) */
+    const float *strength;    /* (T, H) */
+    const float *decay_input; /* (T, H) */
+    const float *decay_bias;  /* (H,) */
+    const float *rate;        /* (H,) */
+    float epsilon;
+    int32_t key_heads;        /* G */
+    const int32_t *positions; /* (T,) */
+    const int32_t *sequences; /* (T,) */
+    float *states;            /* (S, H, up16(Wv), W) */
+    float *output;            /* (T, H*Wv) */
+    int32_t columns;          /* M */
+    int32_t heads;            /* H */
+    int32_t value_dim;        /* Wv */
+    int32_t sequence_count;   /* S */
+    int32_t head_dim;         /* W */
+} em_delta_rule;
+
 /* X(kind, name) for each operation, in the order of em_kind. */
 #define EM_OPERATIONS(X) \
     X(EMBED, embed) \
@@ -294,9 +327,11 @@ typedef struct em_soft_cap {
     X(EXPERTS, experts) \
     X(COMBINE, combine) \
     X(MIX, mix) \
+    X(CLIP, clip) \
     X(GATE, gate) \
     X(LAYER_NORM, layer_norm) \
-    X(SOFT_CAP, soft_cap)
+    X(SOFT_CAP, soft_cap) \
+    X(DELTA_RULE, delta_rule)
 
 /* STRUCT(type) for each struct of the interface, and FIELD(type, field) for each of its fields. */
 #define EM_LAYOUT(STRUCT, FIELD) \
@@ -306,7 +341,8 @@ typedef struct em_soft_cap {
     STRUCT(em_embed) FIELD(em_embed, ids) FIELD(em_embed, matrix) FIELD(em_embed, scale) \
         FIELD(em_embed, output) FIELD(em_embed, vocab_size) FIELD(em_embed, hidden_size) \
     STRUCT(em_rms_norm) FIELD(em_rms_norm, input) FIELD(em_rms_norm, weight) FIELD(em_rms_norm, epsilon) \
-        FIELD(em_rms_norm, output) FIELD(em_rms_norm, heads) FIELD(em_rms_norm, head_dim) \
+        FIELD(em_rms_norm, output) FIELD(em_rms_norm, heads) FIELD(em_rms_norm, gate) \
+        FIELD(em_rms_norm, head_dim) \
     STRUCT(em_linear_part) FIELD(em_linear_part, matrix) FIELD(em_linear_part, bias) \
         FIELD(em_linear_part, output) FIELD(em_linear_part, rows) \
     STRUCT(em_linear) FIELD(em_linear, input) FIELD(em_linear, parts) FIELD(em_linear, parts_count) \
@@ -325,14 +361,14 @@ typedef struct em_soft_cap {
         FIELD(em_attention, window) FIELD(em_attention, sinks) FIELD(em_attention, sequence_count) \
         FIELD(em_attention, table_pages) FIELD(em_attention, page_count) FIELD(em_attention, kv_heads) \
         FIELD(em_attention, head_dim) FIELD(em_attention, heads) FIELD(em_attention, value_dim) \
-    STRUCT(em_short_conv) FIELD(em_short_conv, gates) FIELD(em_short_conv, taps) FIELD(em_short_conv, bias) \
+    STRUCT(em_short_conv) FIELD(em_short_conv, input) FIELD(em_short_conv, taps) FIELD(em_short_conv, bias) \
         FIELD(em_short_conv, positions) FIELD(em_short_conv, sequences) FIELD(em_short_conv, inputs) \
-        FIELD(em_short_conv, output) FIELD(em_short_conv, hidden_size) FIELD(em_short_conv, length) \
-        FIELD(em_short_conv, sequence_count) FIELD(em_short_conv, ring) \
+        FIELD(em_short_conv, output) FIELD(em_short_conv, parts) FIELD(em_short_conv, hidden_size) \
+        FIELD(em_short_conv, length) FIELD(em_short_conv, sequence_count) FIELD(em_short_conv, ring) \
     STRUCT(em_route) FIELD(em_route, logits) FIELD(em_route, renormalise) FIELD(em_route, experts) \
         FIELD(em_route, weights) FIELD(em_route, slots) FIELD(em_route, bonus) FIELD(em_route, score) \
         FIELD(em_route, choice_bias) FIELD(em_route, groups) FIELD(em_route, kept_groups) \
-        FIELD(em_route, epsilon) FIELD(em_route, scale) FIELD(em_route, choose_by) \
+        FIELD(em_route, epsilon) FIELD(em_route, scale) FIELD(em_route, least_sum) FIELD(em_route, choose_by) \
         FIELD(em_route, expert_scales) FIELD(em_route, num_experts) FIELD(em_route, top_k) \
     STRUCT(em_activation) FIELD(em_activation, function) FIELD(em_activation, alpha) \
         FIELD(em_activation, limit) FIELD(em_activation, offset) \
@@ -358,11 +394,18 @@ typedef struct em_soft_cap {
     STRUCT(em_mix) FIELD(em_mix, base) FIELD(em_mix, result) FIELD(em_mix, scale) FIELD(em_mix, keep) \
         FIELD(em_mix, share) FIELD(em_mix, shift) FIELD(em_mix, output) FIELD(em_mix, factor) \
         FIELD(em_mix, hidden_size) \
+    STRUCT(em_clip) FIELD(em_clip, values) FIELD(em_clip, limit) FIELD(em_clip, columns) \
     STRUCT(em_gate) FIELD(em_gate, gate) FIELD(em_gate, values) FIELD(em_gate, gating) FIELD(em_gate, runs) \
         FIELD(em_gate, width) \
     STRUCT(em_layer_norm) FIELD(em_layer_norm, input) FIELD(em_layer_norm, weight) \
         FIELD(em_layer_norm, epsilon) FIELD(em_layer_norm, output) FIELD(em_layer_norm, hidden_size) \
     STRUCT(em_soft_cap) FIELD(em_soft_cap, values) FIELD(em_soft_cap, limit) FIELD(em_soft_cap, columns) \
+    STRUCT(em_delta_rule) FIELD(em_delta_rule, mixed) FIELD(em_delta_rule, strength) \
+        FIELD(em_delta_rule, decay_input) FIELD(em_delta_rule, decay_bias) FIELD(em_delta_rule, rate) \
+        FIELD(em_delta_rule, epsilon) FIELD(em_delta_rule, key_heads) FIELD(em_delta_rule, positions) \
+        FIELD(em_delta_rule, sequences) FIELD(em_delta_rule, states) FIELD(em_delta_rule, output) \
+        FIELD(em_delta_rule, columns) FIELD(em_delta_rule, heads) FIELD(em_delta_rule, value_dim) \
+        FIELD(em_delta_rule, sequence_count) FIELD(em_delta_rule, head_dim) \
     STRUCT(em_operation) FIELD(em_operation, kind) FIELD(em_operation, reserved) FIELD(em_operation, as) \
     STRUCT(em_scratch) FIELD(em_scratch, data) FIELD(em_scratch, bytes) \
     STRUCT(em_program_times) FIELD(em_program_times, operations) FIELD(em_program_times, elapsed_ns) \

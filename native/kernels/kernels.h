@@ -11,6 +11,8 @@
  *       sum = fma(weight, input, sum)
  *   sums along a vector ("lane sums"): element i goes to lane i % 8, lanes are folded as
  *       (((l0 + l4) + (l2 + l6)) + ((l1 + l5) + (l3 + l7)))
+ *   sums over the rows of a recurrent state ("chain sums"), per column: row i goes to chain i % 4 by fma, chains are
+ *   folded as ((c0 + c2) + (c1 + c3))
  *
  * and exp() is the one of exponential.h. */
 #ifndef EDGEMOE_KERNELS_H
@@ -78,6 +80,20 @@ typedef void em_scores_kernel(const em_attending *rows, int32_t row_count, em_ca
 typedef void em_mix_kernel(const em_attending *rows, int32_t row_count, em_cached values, int32_t count,
                            int32_t width);
 
+/* One row of the delta rule, for one panel of a head's state. */
+typedef struct em_delta_row {
+    const float *query, *key; /* (width): of the lengths that the rule gives them */
+    const float *values;      /* (EM_PANEL_ROWS) */
+    float *output;            /* (EM_PANEL_ROWS) */
+    float decay, strength;
+} em_delta_row;
+
+/* Rows one after another on a panel (width, EM_PANEL_ROWS) of a state. For each row, of each column c:
+ *   error = strength * fma(-decay, chain sum of key[i] * state[i][c], values[c])
+ *   state[i][c] = fma(key[i], error, decay * state[i][c])
+ *   output[c] = chain sum of query[i] * state[i][c] */
+typedef void em_delta_kernel(float *state, const em_delta_row *rows, int32_t row_count, int32_t width);
+
 /* output = what activation makes of gate and up. Each function is the same in every instruction set, step by step:
  *   silu:          gate / (1 + exp(-gate)) * up
  *   clamped_silu:  g / (1 + exp(-(alpha * g))) * (u + offset), where g = min(gate, limit), u = max(min(up, limit), -limit)
@@ -111,6 +127,8 @@ struct em_kernels {
     /* For each row output = factor * output, then for i in order: output = fma(weights[i], values[i], output). */
     em_mix_kernel *mix[EM_CACHE_FORMATS];
 
+    em_delta_kernel *delta;
+
     /* CRC-32C as the header says: goes on from that of the bytes before, 0 at the beginning. `data` lies anywhere. */
     uint32_t (*crc32c)(uint32_t crc, const uint8_t *data, uint64_t bytes);
 };
@@ -130,6 +148,7 @@ struct em_kernels {
     em_mix_kernel em_mix_f32_##isa, em_mix_f16_##isa, em_mix_q8_##isa;                                                \
     uint32_t em_crc32c_##isa(uint32_t crc, const uint8_t *data, uint64_t bytes)
 
+em_delta_kernel em_delta_generic, em_delta_avx2, em_delta_avx512, em_delta_neon;
 EM_DECLARE_MATMUL(generic);
 EM_DECLARE_MATMUL(avx2);
 EM_DECLARE_MATMUL(avxvnni);

@@ -4,8 +4,9 @@
 #include "../kernels/kernels.h"
 #include "cpu.h"
 
-/* Products use one instruction set, all else another: short and rare operations gain nothing from wider vectors. */
-#define KERNELS_OF(name, matmul, vectors)                                                                      \
+/* Products use one instruction set, the delta rule another, all else a third: short and rare operations gain nothing from
+ * wider vectors. */
+#define KERNELS_OF(name, matmul, states, vectors)                                                              \
     {                                                                                                          \
         .isa = name,                                                                                           \
         .panels = {[EM_F32] = em_panels_f32_##matmul,                                                          \
@@ -28,6 +29,7 @@
         .mix = {[EM_F32] = em_mix_f32_##vectors,                                                               \
                 [EM_F16] = em_mix_f16_##vectors,                                                               \
                 [EM_Q8] = em_mix_q8_##vectors},                                                                \
+        .delta = em_delta_##states,                                                                            \
         .crc32c = em_crc32c_##vectors,                                                                         \
     }
 
@@ -37,18 +39,18 @@ static const struct {
     em_kernels kernels;
 } sets[] = {
 #ifdef EDGEMOE_HAVE_AVX512
-    {em_cpu_has_avx512, KERNELS_OF("avx512", avx512, avx2)},
+    {em_cpu_has_avx512, KERNELS_OF("avx512", avx512, avx512, avx2)},
 #endif
 #ifdef EDGEMOE_HAVE_AVXVNNI
-    {em_cpu_has_avxvnni, KERNELS_OF("avxvnni", avxvnni, avx2)},
+    {em_cpu_has_avxvnni, KERNELS_OF("avxvnni", avxvnni, avx2, avx2)},
 #endif
 #ifdef EDGEMOE_HAVE_AVX2
-    {em_cpu_has_avx2, KERNELS_OF("avx2", avx2, avx2)},
+    {em_cpu_has_avx2, KERNELS_OF("avx2", avx2, avx2, avx2)},
 #endif
 #ifdef EDGEMOE_HAVE_NEON
-    {em_cpu_has_neon, KERNELS_OF("neon", neon, neon)},
+    {em_cpu_has_neon, KERNELS_OF("neon", neon, neon, neon)},
 #endif
-    {NULL, KERNELS_OF("generic", generic, generic)},
+    {NULL, KERNELS_OF("generic", generic, generic, generic)},
 };
 
 enum { SET_COUNT = sizeof sets / sizeof sets[0] };

@@ -23,7 +23,13 @@ enum {
     SLOTS = 4,
     TAPS = 3,
     RING = 4,
-    OPERATIONS = 23, /* of which one begins to read experts */
+    DELTA_KEY_HEADS = 2,
+    DELTA_HEADS = 4,
+    DELTA_KEYS = 10,
+    DELTA_VALUES = 20, /* more than a panel, and not a whole number of them */
+    DELTA_CHANNELS = 2 * DELTA_KEY_HEADS * DELTA_KEYS + DELTA_HEADS * DELTA_VALUES,
+    DELTA_OUTPUTS = DELTA_HEADS * DELTA_VALUES,
+    OPERATIONS = 29, /* of which one begins to read experts */
 };
 
 static inline em_matrix random_matrix(int32_t format, int32_t rows, int32_t columns) {
@@ -51,6 +57,10 @@ typedef struct model {
     int32_t chosen[TOKENS][USED];
     float weights[TOKENS][USED], routed[TOKENS][USED][WIDTH], shared[TOKENS][WIDTH], shared_gate[TOKENS][1];
     float gates[TOKENS][3 * WIDTH], taps[WIDTH][TAPS], ring[1][RING][WIDTH], convolved[TOKENS][WIDTH];
+    float delta_in[TOKENS][DELTA_CHANNELS], delta_gate[TOKENS][DELTA_OUTPUTS], delta_strength[TOKENS][DELTA_HEADS];
+    float delta_decay[TOKENS][DELTA_HEADS], delta_taps[DELTA_CHANNELS][TAPS], delta_rate[DELTA_HEADS];
+    float delta_ring[1][TAPS - 1][DELTA_CHANNELS], mixed[TOKENS][DELTA_CHANNELS], delta_out[TOKENS][DELTA_OUTPUTS];
+    float states[1][DELTA_HEADS][2 * EM_PANEL_ROWS][DELTA_KEYS];
     float norm[WIDTH], bias[WIDTH], cosine[CONTEXT][HEAD_WIDTH / 2], sine[CONTEXT][HEAD_WIDTH / 2];
     float caches[2][PAGES][GROUPS][EM_PAGE_TOKENS][HEAD_WIDTH]; /* large enough for every format */
     uint16_t cache_scales[2][PAGES][GROUPS][EM_PAGE_TOKENS][1];
@@ -94,10 +104,13 @@ static inline void add_attention(model *m, int32_t cache_format) {
     qkv->parts[0] = part_of(owned_matrix(m, EM_Q4M, WIDTH, WIDTH), m->bias, *m->query);
     qkv->parts[1] = part_of(owned_matrix(m, EM_F16, GROUPS * HEAD_WIDTH, WIDTH), NULL, *m->key);
     qkv->parts[2] = part_of(owned_matrix(m, EM_Q8, GROUPS * HEAD_WIDTH, WIDTH), NULL, *m->value);
+    add(m, EM_CLIP)->as.clip = (em_clip){.values = *m->query, .limit = 1, .columns = WIDTH};
     add(m, EM_RMS_NORM)->as.rms_norm = (em_rms_norm){
         .input = *m->key, .output = *m->value, .epsilon = 1e-5f, .heads = GROUPS, .head_dim = HEAD_WIDTH};
     add(m, EM_ROPE)->as.rope = rope_of(m, *m->query, HEADS);
-    add(m, EM_ROPE)->as.rope = rope_of(m, *m->key, GROUPS);
+    em_rope *keys_rope = &add(m, EM_ROPE)->as.rope;
+    *keys_rope = rope_of(m, *m->key, GROUPS);
+    keys_rope->neighbours = 1;
     const em_cache keys = {m->caches[0], ***m->cache_scales[0], cache_format};
     const em_cache values = {m->caches[1], ***m->cache_scales[1], cache_format};
     add(m, EM_STORE_KV)->as.store_kv =
@@ -124,12 +137,36 @@ static inline void add_convolution(model *m) {
     *in = (em_linear){.input = *m->normed, .parts_count = 1, .scale = 1};
     in->parts[0] = part_of(owned_matrix(m, EM_Q8, 3 * WIDTH, WIDTH), NULL, *m->gates);
     add(m, EM_SHORT_CONV)->as.short_conv = (em_short_conv){
-        .gates = *m->gates, .taps = *m->taps, .bias = m->bias, .positions = m->positions, .sequences = m->sequences,
+        .input = *m->gates, .parts = 3, .taps = *m->taps, .bias = m->bias, .positions = m->positions, .sequences = m->sequences,
         .inputs = **m->ring, .output = *m->convolved, .hidden_size = WIDTH, .length = TAPS, .sequence_count = 1,
         .ring = RING};
     em_linear *out = &add(m, EM_LINEAR)->as.linear;
     *out = (em_linear){.input = *m->convolved, .parts_count = 1, .scale = 0.5f, .accumulate = 1};
     out->parts[0] = part_of(owned_matrix(m, EM_Q4, WIDTH, WIDTH), NULL, *m->hidden);
+}
+
+static inline void add_delta(model *m) {
+    em_linear *in = &add(m, EM_LINEAR)->as.linear;
+    *in = (em_linear){.input = *m->normed, .parts_count = 4, .scale = 1};
+    in->parts[0] = part_of(owned_matrix(m, EM_Q8, DELTA_CHANNELS, WIDTH), NULL, *m->delta_in);
+    in->parts[1] = part_of(owned_matrix(m, EM_Q4, DELTA_OUTPUTS, WIDTH), NULL, *m->delta_gate);
+    in->parts[2] = part_of(owned_matrix(m, EM_F32, DELTA_HEADS, WIDTH), NULL, *m->delta_strength);
+    in->parts[3] = part_of(owned_matrix(m, EM_F32, DELTA_HEADS, WIDTH), NULL, *m->delta_decay);
+    add(m, EM_SHORT_CONV)->as.short_conv = (em_short_conv){
+        .input = *m->delta_in, .parts = 1, .taps = *m->delta_taps, .positions = m->positions,
+        .sequences = m->sequences, .inputs = **m->delta_ring, .output = *m->mixed, .hidden_size = DELTA_CHANNELS,
+        .length = TAPS, .sequence_count = 1, .ring = TAPS - 1};
+    add(m, EM_DELTA_RULE)->as.delta_rule = (em_delta_rule){
+        .mixed = *m->mixed, .strength = *m->delta_strength, .decay_input = *m->delta_decay, .decay_bias = m->bias,
+        .rate = m->delta_rate, .epsilon = 1e-6f, .key_heads = DELTA_KEY_HEADS, .positions = m->positions,
+        .sequences = m->sequences, .states = ***m->states, .output = *m->delta_out, .columns = DELTA_CHANNELS,
+        .heads = DELTA_HEADS, .sequence_count = 1, .head_dim = DELTA_KEYS, .value_dim = DELTA_VALUES};
+    add(m, EM_RMS_NORM)->as.rms_norm = (em_rms_norm){
+        .input = *m->delta_out, .weight = m->norm, .output = *m->delta_out, .gate = *m->delta_gate, .epsilon = 1e-5f,
+        .heads = DELTA_HEADS, .head_dim = DELTA_VALUES};
+    em_linear *out = &add(m, EM_LINEAR)->as.linear;
+    *out = (em_linear){.input = *m->delta_out, .parts_count = 1, .scale = 0.5f, .accumulate = 1};
+    out->parts[0] = part_of(owned_matrix(m, EM_Q4, WIDTH, DELTA_OUTPUTS), NULL, *m->hidden);
 }
 
 static inline void add_moe(model *m) {
@@ -199,6 +236,11 @@ static inline model *make_model_with(int32_t cache_format) {
     for (int i = 0; i < EXPERTS; i++) m->slots[i] = i < SLOTS ? SLOTS - 1 - i : -1;
     for (int i = 0; i < WIDTH; i++) m->norm[i] = m->bias[i] = random_float();
     for (int i = 0; i < WIDTH * TAPS; i++) m->taps[i / TAPS][i % TAPS] = random_float();
+    for (int i = 0; i < DELTA_CHANNELS * TAPS; i++) m->delta_taps[i / TAPS][i % TAPS] = random_float();
+    for (int i = 0; i < DELTA_HEADS; i++) m->delta_rate[i] = -1.5f - random_float();
+    /* What lies in states and rings before the first position is never read. */
+    memset(m->states, 0xff, sizeof m->states);
+    memset(m->delta_ring, 0xff, sizeof m->delta_ring);
     for (int i = 0; i < CONTEXT * HEAD_WIDTH / 2; i++) {
         /* Not cosf and sinf, which no two C libraries compute alike. */
         m->cosine[i / (HEAD_WIDTH / 2)][i % (HEAD_WIDTH / 2)] = random_float();
@@ -208,6 +250,7 @@ static inline model *make_model_with(int32_t cache_format) {
         .ids = m->ids, .output = *m->hidden, .matrix = owned_matrix(m, EM_M4, VOCABULARY, WIDTH), .scale = 2.0f};
     add_attention(m, cache_format);
     add_convolution(m);
+    add_delta(m);
     add_moe(m);
     return m;
 }

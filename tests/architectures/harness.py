@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,9 @@ F32 = FORMATS["f32"]
 CHUNK_TOKENS = 64
 
 
+@functools.cache
 def load_checkpoint(folder: Path) -> tuple[dict[str, Any], Tensors]:
-    """The config and all tensors of a small checkpoint, as float32."""
+    """The config and all tensors of a small checkpoint, as float32; the same ones each time, which nobody changes."""
     config = json.loads((folder / "config.json").read_text())
     tensors = {}
     for name, entry in safetensors.deserialize((folder / "model.safetensors").read_bytes()):
@@ -39,12 +41,20 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], Tensors]:
     return config, tensors
 
 
+@functools.cache
+def load_reference(folder: Path) -> Reference:
+    """A small checkpoint that has been read, the same one each time: its logits depend on no earlier ones."""
+    return Reference(*load_checkpoint(folder))
+
+
 def take_slice(tensors: Tensors, where: SourceSlice) -> np.ndarray:
     tensor = tensors[where.tensor]
     whole = tensor if where.index is None else tensor[where.index]
-    whole = whole.reshape(-1) if whole.ndim == 3 else whole
+    whole = whole.reshape(-1) if whole.ndim == 3 or where.one_row else whole
     rows = whole.T if where.transposed else whole
-    return np.ascontiguousarray(rows[where.row_start : where.row_stop : where.row_step])
+    taken = rows[np.concatenate([np.array(place) for place in where.places(0, where.rows)])]
+    changed = {"none": taken, "plus_one": 1 + taken, "minus_exp": -np.exp(taken)}[where.change]
+    return np.ascontiguousarray(changed)
 
 
 class Reference:

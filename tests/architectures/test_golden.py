@@ -9,7 +9,7 @@ import pytest
 
 from edgemoe.architectures import FAMILIES
 from edgemoe.model.rope import rope_tables
-from tests.architectures.harness import Reference, load_checkpoint, relative_error
+from tests.architectures.harness import Reference, load_checkpoint, load_reference, relative_error
 from tests.golden.cases import CASES, ROPE_CASES, ROPE_POSITIONS, YARN
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -18,21 +18,21 @@ TOLERANCE = 1e-4
 
 def test_the_golden_data_covers_every_family_and_more_experts_than_a_machine_word_has_bits():
     assert {case.model_type for case in CASES.values()} == FAMILIES.keys()
-    specs = [Reference(*load_checkpoint(GOLDEN / name)).spec for name in ("qwen3_moe", "mixtral")]
+    specs = [load_reference(GOLDEN / name).spec for name in ("qwen3_moe", "mixtral")]
     assert max(spec.most_experts for spec in specs) > 64
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_logits_agree_with_the_golden_ones(name):
     golden = np.load(GOLDEN / name / "golden.npz")
-    model = Reference(*load_checkpoint(GOLDEN / name))
+    model = load_reference(GOLDEN / name)
     assert relative_error(model.logits(golden["ids"], golden["positions"]), golden["logits"]) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_how_a_prompt_is_cut_never_changes_a_bit(name):
     ids = np.load(GOLDEN / name / "golden.npz")["ids"][:40]
-    model = Reference(*load_checkpoint(GOLDEN / name))
+    model = load_reference(GOLDEN / name)
     whole = model.logits(ids)
     for chunk_tokens in (1, 7):
         np.testing.assert_array_equal(model.logits(ids, chunk_tokens=chunk_tokens), whole)

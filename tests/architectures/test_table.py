@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from edgemoe.architectures import FAMILIES, SourceSlice, model_spec, resolve, unused_tensors
-from edgemoe.architectures.table import FURTHER_TOKENS, TIED_HEAD
+from edgemoe.architectures.table import FURTHER_TOKENS, TIED_HEAD, Runs
 from edgemoe.errors import SourceError
 from tests.architectures.harness import load_checkpoint
 from tests.architectures.published import GRANITE_1B_A400M, MIXTRAL_8X7B, OLMOE_1B_7B, QWEN3_30B_A3B
@@ -41,29 +42,31 @@ def test_every_element_of_a_checkpoint_is_used_exactly_once(name):
     taken = [
         (place.tensor, place.index, row)
         for place in places.values()
-        for row in range(place.row_start, place.row_stop, place.row_step)
+        for run in place.places(0, place.rows)
+        for row in run
     ]
     assert len(taken) == len(set(taken))
     held, unused = 0, unused_tensors(config, shapes)
-    assert {tensor for tensor in shapes if "vision" in tensor} == unused.keys()
+    assert {tensor for tensor in shapes if "visual" in tensor or "vision" in tensor} == unused.keys()
     for tensor, shape in shapes.items():
         if tensor in unused:
             continue
         one = next(place for place in places.values() if place.tensor == tensor)
         experts, own = (1, shape) if one.index is None else (shape[0], shape[1:])
-        held += experts * (math.prod(own) if len(own) == 3 else own[-1 if one.transposed else 0])
+        held += experts * (math.prod(own) if len(own) == 3 or one.one_row else own[-1 if one.transposed else 0])
     assert len(taken) == held
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_each_tensor_of_a_checkpoint_is_missed_and_held_to_its_shape(name):
     config, shapes = checkpoint(name)
+    alike = Counter(tuple(tensor.split(".")[-2:]) for tensor in shapes)
     for tensor, shape in shapes.items():
-        if re.search(r"experts\.([2-9]|\d\d)\.|vision", tensor):  # two experts of a layer say as much as seventy
+        if re.search(r"experts\.([2-9]|\d\d)\.|visual|vision", tensor):  # two experts of a layer say as much as seventy
             continue
         without = {other: s for other, s in shapes.items() if other != tensor}
         # Of a row that only one layer has, nothing says in which layout it should have been.
-        only_one = sum(tensor.split(".")[-2:] == other.split(".")[-2:] for other in shapes) == 1
+        only_one = alike[tuple(tensor.split(".")[-2:])] == 1
         assert f"{tensor}: missing" in refusal(config, without) or only_one
         longer = (shape[0] + 1, *shape[1:])
         message = refusal(config, shapes | {tensor: longer})
@@ -71,6 +74,25 @@ def test_each_tensor_of_a_checkpoint_is_missed_and_held_to_its_shape(name):
         assert f"found {longer}" in message
         assert str(shape) in message
         refusal(config, shapes | {tensor: (*shape, 1)})
+
+
+def test_rows_that_repeat_a_pattern_of_blocks():
+    """Query and gate of each head in turn; query, key, value and gate of each key head."""
+    places = resolve(*checkpoint("qwen3_next"))
+    query = places["layers.3.query"]
+    assert query.runs == (Runs(0, 16, 32, 4),)
+    assert list(query.places(20, 50)) == [range(36, 48), range(64, 80), range(96, 98)]
+    assert places["layers.3.output_gate"].runs == (Runs(16, 16, 32, 4),)
+    fused = places["layers.0.delta_in"]
+    assert fused.runs == (Runs(0, 12, 104, 2), Runs(12, 12, 104, 2), Runs(24, 40, 104, 2))
+    assert list(fused.places(0, fused.rows)) == [
+        *(range(0, 12), range(104, 116), range(12, 24), range(116, 128), range(24, 64), range(128, 168))
+    ]
+    assert places["layers.0.delta_gate"].runs == (Runs(64, 40, 104, 2),)
+    assert places["layers.0.delta_decay"].runs == (Runs(2, 2, 4, 2),)
+    changes = {name.rpartition(".")[2]: place.change for name, place in places.items() if place.change != "none"}
+    norms = ("final_norm", "attention_norm", "delta_norm", "ffn_norm", "query_norm", "key_norm")
+    assert changes == {"delta_rate": "minus_exp"} | dict.fromkeys(norms, "plus_one")
 
 
 def test_where_the_halves_of_a_fused_tensor_lie():
@@ -137,6 +159,31 @@ def test_layers_that_predict_further_tokens_are_left_out():
     del own["model.layers.3.eh_proj.weight"]
     assert "model.layers.3.enorm.weight: not expected (and 2 more)" in refusal(config, shapes | own)
     assert "eh_proj.weight: not expected" in refusal(config, shapes | {"model.layers.2.eh_proj.weight": (32, 64)})
+
+
+def test_layers_that_predict_further_tokens_may_have_names_of_their_own():
+    config, shapes = checkpoint("ernie4_5_moe")
+    names = ("mtp_block.0.self_attn.q_proj", "mtp_emb_norm.0", "mtp_hidden_norm.0", "mtp_linear_proj.0", "mtp.norm")
+    own = {f"model.{name}.weight": (32,) for name in names} | {"mtp.fc.weight": (32, 64)}
+    assert resolve(config, shapes | own) == resolve(config, shapes)
+    assert unused_tensors(config, shapes | own) == dict.fromkeys(own, FURTHER_TOKENS)
+    assert "model.mtp: not expected" in refusal(config, shapes | {"model.mtp": (32,)})
+
+
+def test_where_the_unequal_parts_of_a_tensor_lie():
+    places = resolve(*checkpoint("sarvam_moe"))
+    source = "model.layers.1.attention.query_key_value"
+    for kind in ("weight", "bias"):
+        suffix = "_bias" if kind == "bias" else ""
+        assert places[f"layers.1.query{suffix}"] == SourceSlice(f"{source}.{kind}", None, 0, 48)
+        assert places[f"layers.1.key{suffix}"] == SourceSlice(f"{source}.{kind}", None, 48, 64)
+        assert places[f"layers.1.value{suffix}"] == SourceSlice(f"{source}.{kind}", None, 64, 80)
+
+
+def test_where_a_vector_lies_that_is_a_row():
+    places = resolve(*checkpoint("ernie4_5_moe"))
+    source = "model.layers.1.mlp.moe_statics.e_score_correction_bias"
+    assert places["layers.1.router_choice_bias"] == SourceSlice(source, None, 0, 8, one_row=True)
 
 
 def test_a_head_that_is_not_tied_is_needed():

@@ -17,7 +17,7 @@ from tokenizers import processors
 from edgemoe.cli import main as main_module
 from edgemoe.cli.main import VERBS, run_command
 from edgemoe.errors import BudgetError
-from tests.cli.conftest import FAKE_COMMAND, Done, Edgemoe, environment
+from tests.cli.conftest import FAKE_COMMAND, Done, Edgemoe, Fakes, environment
 from tests.support.fake_engine import FakeEngine
 from tests.support.few_threads import few_threads
 from tests.support.small_tokenizer import START, small_tokenizer, write_model_folder
@@ -90,23 +90,22 @@ def test_errors_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.parametrize(
     ("prompt", "closed", "code", "errors"),
-    [("-", "<&-", 2, "the prompt is empty"), ("x", ">&-", 0, ""), ("", "2>&-", 2, ""), ("x", "<&- >&- 2>&-", 0, "")],
+    [("-", 0, 2, "the prompt is empty"), ("x", 1, 0, ""), ("", 2, 2, "")],
 )
-def test_streams_that_the_caller_has_closed(
-    folder: Path, tmp_path: Path, prompt: str, closed: str, code: int, errors: str
+def test_a_stream_that_the_caller_has_closed(
+    folder: Path, fakes: Fakes, prompt: str, closed: int, code: int, errors: str
 ) -> None:
-    command = shlex.join([*FAKE_COMMAND, "run", str(folder), "-p", prompt])
-    done = subprocess.run(
-        ["sh", "-c", f"{command} {closed}"],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        env=environment(tmp_path),
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (code, "")
-    assert errors in done.stderr
-    assert "Traceback" not in done.stderr
+    done = fakes.run("run", folder, "-p", prompt, closed=[closed])
+    assert (done.code, done.output) == (code, "")
+    assert errors in done.errors
+    assert "Traceback" not in done.errors
+
+
+def test_all_streams_closed_by_a_shell_that_starts_the_command(folder: Path, tmp_path: Path) -> None:
+    command = shlex.join([*FAKE_COMMAND, "run", str(folder), "-p", "x"])
+    shell = ["sh", "-c", f"{command} <&- >&- 2>&-"]
+    done = subprocess.run(shell, capture_output=True, env=environment(tmp_path), check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
 def test_a_fault_of_ours_is_one_paragraph_too(
@@ -204,14 +203,11 @@ def test_prompts_on_stdin_that_cannot_be_answered(edgemoe: Edgemoe, folder: Path
     assert done.errors.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    ("prompt", "system", "what"), [(b"ab\xff", b"x", b"the prompt"), (b"x", b"ab\xff", b"--system")]
-)
-def test_an_argument_that_is_not_utf8(prompt: bytes, system: bytes, what: bytes, folder: Path, tmp_path: Path) -> None:
-    command = [*FAKE_COMMAND, "run", str(folder), "-p", prompt, "--system", system]
-    done = subprocess.run(command, capture_output=True, env=environment(tmp_path), check=False)
-    assert done.returncode == 2
-    assert done.stderr.startswith(b"error: " + what + b" is not UTF-8: found byte 0xff at 2.")
+@pytest.mark.parametrize(("prompt", "system", "what"), [(b"ab\xff", b"x", "the prompt"), (b"x", b"ab\xff", "--system")])
+def test_an_argument_that_is_not_utf8(prompt: bytes, system: bytes, what: str, folder: Path, fakes: Fakes) -> None:
+    done = fakes.run("run", folder, "-p", prompt, "--system", system)
+    assert done.code == 2
+    assert done.errors.startswith(f"error: {what} is not UTF-8: found byte 0xff at 2.")
 
 
 def test_arguments_are_utf8_whatever_the_locale(folder: Path, tmp_path: Path) -> None:
@@ -253,38 +249,25 @@ def test_a_reader_that_leaves_ends_the_command_quietly(folder: Path, tmp_path: P
     assert process.wait(timeout=30) == 1
 
 
-def test_ctrl_c_ends_a_run_with_what_there_is(folder: Path, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [*FAKE_COMMAND, "run", str(folder), "-p", "x"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment(tmp_path, FAKE_SAYS="xyzw" * 100, FAKE_SECONDS="0.05"),
-    )
-    assert process.stdout is not None
-    first = process.stdout.read(1)
+def test_ctrl_c_ends_a_run_with_what_there_is(folder: Path, fakes: Fakes) -> None:
+    process = fakes.start("run", folder, "-p", "x", FAKE_SAYS="xyzw" * 100, FAKE_SECONDS="0.05")
+    first = process.read(1)
     process.send_signal(signal.SIGINT)
-    rest, errors = process.communicate(timeout=30)
+    rest, errors = process.communicate()
     assert process.returncode == 130
     assert (first, errors) == (b"x", b"")
     assert rest.endswith(b"\n")
     assert len(rest) < 300
 
 
-def test_ctrl_c_ends_a_chat_through_a_pipe(folder: Path, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [*FAKE_COMMAND, "chat", str(folder)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment(tmp_path, FAKE_SAYS="xyzw" * 100, FAKE_SECONDS="0.05"),
-    )
+def test_ctrl_c_ends_a_chat_through_a_pipe(folder: Path, fakes: Fakes) -> None:
+    process = fakes.start("chat", folder, stdin=True, FAKE_SAYS="xyzw" * 100, FAKE_SECONDS="0.05")
     assert process.stdin is not None
-    assert process.stdout is not None
     process.stdin.write(b"one\ntwo\n")
     process.stdin.flush()
-    process.stdout.read(1)
+    process.read(1)
     process.send_signal(signal.SIGINT)
-    rest, errors = process.communicate(timeout=30)
+    rest, errors = process.communicate()
     assert (process.returncode, errors) == (130, b"")
     assert rest.count(b"\n") == 1
 

@@ -6,11 +6,13 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import environment
+from tests.support.forks import ForkServer
 
 INTERRUPTED_AT_AN_IMPORT = """
 import os, signal, sys
@@ -43,27 +45,30 @@ main()
 """
 
 
-def run(program: str, *arguments: str, home: Path) -> tuple[int, str]:
-    command = [sys.executable, "-c", program, *arguments]
-    done = subprocess.run(command, env=environment(home), capture_output=True, text=True, check=False)
-    return done.returncode, done.stderr
+@pytest.fixture(scope="module")
+def bare_server() -> Iterator[ForkServer]:
+    """Forks a Python that has imported next to nothing."""
+    with ForkServer() as server:
+        yield server
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144])
-def test_while_the_command_imports(number: int, tmp_path: Path) -> None:
-    assert run(INTERRUPTED_AT_AN_IMPORT, str(number), "info", home=tmp_path) == (130, "")
+def test_while_the_command_imports(number: int, bare_server: ForkServer, tmp_path: Path) -> None:
+    arguments = [str(number), "info"]
+    code, _, errors = bare_server.run(INTERRUPTED_AT_AN_IMPORT, arguments, environment(tmp_path))
+    assert (code, errors) == (130, b"")
 
 
 def test_after_the_work_is_done(tmp_path: Path) -> None:
-    assert run(INTERRUPTED_AT_THE_END, "--version", home=tmp_path) == (130, "")
+    command = [sys.executable, "-c", INTERRUPTED_AT_THE_END, "--version"]
+    done = subprocess.run(command, env=environment(tmp_path), capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (130, b"")
 
 
 def test_a_caller_that_ignores_it_is_left_its_way(tmp_path: Path) -> None:
     command = [sys.executable, "-c", INTERRUPTED_AT_AN_IMPORT, "5", "info", "--json"]
-    ignore = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
-    done = subprocess.run(
-        [sys.executable, "-c", ignore, *command], env=environment(tmp_path), capture_output=True, text=True, check=False
-    )
+    ignoring = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", *command]
+    done = subprocess.run(ignoring, env=environment(tmp_path), capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert json.loads(done.stdout)["kernels"]
 

@@ -2,23 +2,23 @@
 
 import json
 import math
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from edgemoe.cli.json_text import json_text
-from tests.cli.conftest import FAKE_COMMAND, environment
+from tests.cli.conftest import FAKE_PROGRAM, Fakes
 
 SAID = "größe ឃឃឃ 😀"
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_an_answer_has_its_letters_whatever_stdout_is(folder: Path, tmp_path: Path, encoding: str) -> None:
-    command = [*FAKE_COMMAND, "run", str(folder), "-p", "x", "--json", "--max-tokens", "99"]
-    variables = environment(tmp_path, FAKE_SAYS=SAID, PYTHONIOENCODING=encoding)
-    done = subprocess.run(command, capture_output=True, env=variables, check=True)
-    assert json.loads(done.stdout.decode("ascii"))["text"] == SAID
+def test_an_answer_has_its_letters_whatever_stdout_is(folder: Path, fakes: Fakes, encoding: str) -> None:
+    arguments = ["run", folder, "-p", "x", "--json", "--max-tokens", "99"]
+    program = f"import sys; sys.stdout.reconfigure(encoding={encoding!r}); {FAKE_PROGRAM}"
+    done = fakes.run(*arguments, program=program, FAKE_SAYS=SAID)
+    assert json.loads(done.output)["text"] == SAID
+    assert done.output.isascii()
 
 
 @pytest.mark.parametrize(

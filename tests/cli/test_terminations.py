@@ -6,13 +6,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cli.conftest import FAKE_COMMAND, PROMPT, ROOT, Start, environment
+from tests.cli.conftest import FAKE_COMMAND, PROMPT, TERMINAL, Fakes, Start, environment
+from tests.support.forks import ROOT
 
 pexpect = pytest.importorskip("pexpect", reason="pseudo-terminals need pexpect")
 
@@ -32,6 +32,7 @@ def end_of(child: Any) -> tuple[int, str]:
 
 @pytest.mark.parametrize("number", EITHER)
 def test_run_ends_with_the_signal_s_code_and_says_nothing(number: signal.Signals, folder: Path, tmp_path: Path) -> None:
+    """Started anew, as every caller does."""
     process = subprocess.Popen(
         [*FAKE_COMMAND, "run", str(folder), "-p", "Hi"],
         env=environment(tmp_path, **LONG),
@@ -46,18 +47,12 @@ def test_run_ends_with_the_signal_s_code_and_says_nothing(number: signal.Signals
     assert set(rest) <= set(b"xyzw\n")
 
 
-def test_a_caller_that_ignores_sighup_is_left_its_way(folder: Path, tmp_path: Path) -> None:
-    ignore = "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
-    process = subprocess.Popen(
-        [sys.executable, "-c", ignore, *FAKE_COMMAND, "run", str(folder), "-p", "Hi"],
-        env=environment(tmp_path, FAKE_SAYS="xyzw" * 5, FAKE_SECONDS="0.05"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    assert process.stdout.read(4) == b"xyzw"
+def test_a_caller_that_ignores_sighup_is_left_its_way(folder: Path, fakes: Fakes) -> None:
+    arguments = ["run", folder, "-p", "Hi"]
+    process = fakes.start(*arguments, ignored=[signal.SIGHUP], FAKE_SAYS="xyzw" * 5, FAKE_SECONDS="0.05")
+    assert process.read(4) == b"xyzw"
     process.send_signal(signal.SIGHUP)
-    rest, errors = process.communicate(timeout=60)
+    rest, errors = process.communicate()
     assert (process.returncode, errors, rest) == (0, b"", b"xyzw" * 4 + b"\n")
 
 
@@ -99,13 +94,13 @@ def test_at_the_prompt_too(start: Start, tmp_path: Path, number: signal.Signals)
 
 
 def test_the_terminal_is_as_it_was(folder: Path, tmp_path: Path) -> None:
-    """A shell in the terminal starts the chat, and looks at the terminal afterwards."""
+    """A shell in the terminal starts the chat anew, and looks at the terminal afterwards."""
     command = " ".join([*FAKE_COMMAND, "chat", str(folder)])
     shell = pexpect.spawn(
         "/bin/sh",
         ["-c", f"stty -a > {tmp_path}/before; {command}; echo code=$?; stty -a > {tmp_path}/after; echo done"],
         cwd=str(ROOT),
-        env=environment(tmp_path, TERM="xterm-256color", PROMPT_TOOLKIT_NO_CPR="1", **LONG),
+        env=environment(tmp_path, **TERMINAL, **LONG),
         dimensions=(40, 100),
         encoding="utf-8",
         timeout=60,
@@ -129,10 +124,8 @@ def test_a_closed_terminal_ends_it(start: Start, tmp_path: Path, in_answer: bool
     if not in_answer:
         child.send("\x03")
         child.expect_exact(PROMPT)
-    child.ptyproc.fileobj.close()
-    child.ptyproc.closed = child.closed = True
-    _, status = os.waitpid(child.pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 129
+    child.hang_up()
+    assert child.wait() == 129
     kept = json.loads((tmp_path / "state" / "edgemoe" / "cut_off_chat.json").read_text())
     assert kept["messages"][0]["content"] == "Go on"
 

@@ -89,6 +89,7 @@ def test_bytes_of_a_token_are_those_of_the_operations_that_run(
             traffic, operations = engine.traffic, decoders[-1].whole() + decoders[-1].head
         # A convolution reads one input less than it has taps from its sequence's state.
         state = sum(4 * (o.taps.size - o.output.shape[1]) for o in operations if isinstance(o, op.ShortConv))
+        state += sum(o.states[0].nbytes for o in operations if isinstance(o, op.DeltaRule))
         assert sum(traffic.weight_bytes.values()) == sum(map(weight_bytes, operations)) + state
         caches = [c for o in operations if isinstance(o, op.Attention) for c in (o.key_cache, o.value_cache)]
         assert traffic.kv_bytes_per_position == sum(
@@ -112,6 +113,8 @@ def weight_bytes(operation: op.Operation) -> int:
         return sum(vector.nbytes for vector in vectors if vector is not None)
     if isinstance(operation, op.ShortConv):
         return operation.taps.nbytes + (0 if operation.bias is None else operation.bias.nbytes)
+    if isinstance(operation, op.DeltaRule):
+        return operation.decay_bias.nbytes + operation.rate.nbytes
     if isinstance(operation, op.GatedFfn):
         return operation.gate_up.data.nbytes + operation.down.data.nbytes
     if isinstance(operation, op.Attention):

@@ -2,8 +2,9 @@
 
 Random programs of sequences (appending in any company and any cuts, rewinding, forking, closing, kept prefixes, runs
 that fail) run under every budget, thread count, instruction set and format of keys and values, with attention alone and
-with state that cannot be cut anywhere: windows, whose pages are given back, and convolutions. Every logit is compared
-with `==` to that of the same tokens run alone, in one call, on one thread, with all experts in RAM and every page kept.
+with state that cannot be cut anywhere: windows, whose pages are given back, convolutions, and recurrent layers. Every
+logit is compared with `==` to that of the same tokens run alone, in one call, on one thread, with all experts in RAM
+and every page kept.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from edgemoe.engine.phase import Turn
 from edgemoe.kernels.native.library import available_isas
 from edgemoe.kernels.operations import PAGE_TOKENS
 from tests.engine.test_engine import CONFIG, EXPERTS
-from tests.support.checkpoints import SMALL_LFM2, write_checkpoint
+from tests.support.checkpoints import SMALL_LFM2, SMALL_QWEN, write_checkpoint
 from tests.support.engines import engine_with_slots
 
 VOCABULARY = 12
@@ -231,6 +232,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "plain": (CONFIG, ()),
     "windowed": (WINDOWED, (64, 0, 100, 65)),
     "convolutions": (SMALL_LFM2, ()),
+    "recurrent": (SMALL_QWEN, ()),
     "windows alone": (WINDOWED, (37, 70)),
     "windows and convolutions": (LONG_LFM2, (65,)),
     "gates and unlike heads": (LAGUNA, (0, 65, 0, 37)),
@@ -294,7 +296,7 @@ def test_company_cuts_rewinds_forks_and_prefixes_change_no_bit(
 def test_ten_thousand_combinations(
     family: Family, alone: tuple[Alone, str], slots: int, threads: int, isa: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Eight models, two KV formats, six budgets and thread counts, each instruction set: 425 of each."""
+    """Nine models, two KV formats, six budgets and thread counts, each instruction set: 425 of each."""
     monkeypatch.setenv("EDGEMOE_ISA", isa)
     seed, compared = 100, 0
     while compared < 425:

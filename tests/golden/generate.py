@@ -1,4 +1,4 @@
-"""Writes the golden data beside this file: `python -m tests.golden.generate`. Needs torch and transformers.
+"""Writes the golden data beside this file: `python -m tests.golden.generate [CASE ...]`. Needs torch and transformers.
 
 Each case becomes a folder with a checkpoint (config.json, model.safetensors) and `golden.npz`: the prompt
 `ids`, and the `logits` of transformers in float32 at `positions`. `rope.npz` holds rotary tables.
@@ -6,6 +6,7 @@ Each case becomes a folder with a checkpoint (config.json, model.safetensors) an
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +15,18 @@ import transformers
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from tests.golden.cases import CASES, KEPT_POSITIONS, PROMPT_TOKENS, ROPE_CASES, ROPE_POSITIONS
-from tests.golden.oracle import make_model, prompt, run, save
+from tests.golden.oracle import make_model, prompt, recurrent, run, save
 
 FOLDER = Path(__file__).parent
 
 
-def main() -> None:
+def main(names: list[str]) -> None:
     for name, case in CASES.items():
+        if names and name not in names:
+            continue
         model, ids = make_model(case), prompt(case, PROMPT_TOKENS)
-        logits, clear = run(model, ids)
+        with recurrent(model):
+            logits, clear = run(model, ids)
         if not clear.all():
             raise SystemExit(f"{name}: a token's routing hangs on rounding; choose another seed.")
         save(model, case, FOLDER / name)
@@ -31,7 +35,8 @@ def main() -> None:
             FOLDER / name / "golden.npz", ids=ids.astype(np.int32), positions=positions, logits=logits[positions]
         )
         print(f"{name}: largest logit {np.abs(logits).max():.1f}")
-    np.savez_compressed(FOLDER / "rope.npz", **_rope_tables())
+    if not names:
+        np.savez_compressed(FOLDER / "rope.npz", **_rope_tables())
 
 
 def _rope_tables() -> dict[str, np.ndarray]:
@@ -51,4 +56,4 @@ def _rope_tables() -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

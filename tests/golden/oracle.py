@@ -1,8 +1,14 @@
-"""Makes random models with transformers, whose logits are the reference. Needs torch and transformers."""
+"""Makes random models with transformers, whose logits are the reference. Needs torch and transformers.
+
+Families without a class there are computed by `published_code.py`, through the same functions.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +17,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
+from tests.golden import published_code
 from tests.golden.cases import Case
 
 _CLASSES = {
@@ -23,6 +30,8 @@ _CLASSES = {
     "laguna": "Laguna",
     "mellum": "Mellum",
     "mimo_v2_flash": "MiMoV2Flash",
+    "dots1": "Dots1",
+    "ernie4_5_moe": "Ernie4_5_Moe",
     "flex_olmo": "FlexOlmo",
     "gemma4": "Gemma4",
     "gemma4_text": "Gemma4",
@@ -30,18 +39,44 @@ _CLASSES = {
     "gpt_oss": "GptOss",
     "granitemoe": "GraniteMoe",
     "granitemoeshared": "GraniteMoeShared",
+    "hunyuan_v1_moe": "HunYuanMoEV1",
+    "hy_v3": "HYV3",
     "lfm2_moe": "Lfm2Moe",
     "llama": "Llama",
+    "minimax_m2": "MiniMaxM2",
     "mixtral": "Mixtral",
     "olmoe": "Olmoe",
     "qwen2_moe": "Qwen2Moe",
+    "qwen3_5_moe": "Qwen3_5Moe",
+    "qwen3_5_moe_text": "Qwen3_5Moe",
     "qwen3_moe": "Qwen3Moe",
+    "qwen3_next": "Qwen3Next",
+    "sarvam_moe": "SarvamMoE",
+    "solar_open": "SolarOpen",
 }
-_CONFIG_CLASSES = {"gemma4_text": "Gemma4TextConfig"}
+_CONFIG_CLASSES = {"gemma4_text": "Gemma4TextConfig", "qwen3_5_moe_text": "Qwen3_5MoeTextConfig"}
 """Where it is not `Config` behind the name above."""
-_WRAPPERS = {"gemma4": "ForConditionalGeneration"}
-"""Models for images too, whose text part is the reference; the others are `ForCausalLM`."""
-_LISTED = ("gpt_oss", "lfm2_moe", "afmoe", "cohere2_moe", "exaone_moe", "flint", "granitemoe_swa", "kolibri1")
+_MODELS = {
+    "gemma4": "Gemma4ForConditionalGeneration",
+    "qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration",
+    "sarvam_moe": "Glm4MoeForCausalLM",
+}
+"""The class of the model, where it is not `ForCausalLM` behind the name above. Of one for images the text part is the
+reference."""
+AROUND_ZERO = ("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next")
+"""Families whose norms add 1 to their weights, except that of the heads of a linear layer."""
+_LISTED = (
+    "dots1",
+    "gpt_oss",
+    "lfm2_moe",
+    "afmoe",
+    "cohere2_moe",
+    "exaone_moe",
+    "flint",
+    "granitemoe_swa",
+    "kolibri1",
+    "qwen3_next",
+)
 """Families whose layers are of two kinds in older files too, which list them."""
 CLEAR_ROUTING = 2e-5
 """A token whose last chosen and first unchosen expert differ by less may be routed either way by rounding."""
@@ -49,6 +84,8 @@ CLEAR_ROUTING = 2e-5
 
 def make_model(case: Case) -> Any:
     """A model with random weights that bfloat16 holds exactly, in float32."""
+    if case.model_type in published_code.FAMILIES:
+        return published_code.make_model(case)
     torch.set_num_threads(1)  # the models are too small for more to help
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -57,16 +94,21 @@ def make_model(case: Case) -> Any:
     config = getattr(transformers, config_class)(**json.loads(json.dumps(case.config)))
     config._attn_implementation = "eager"
     config._experts_implementation = "eager"
-    model_class = name + _WRAPPERS.get(case.model_type, "ForCausalLM")
+    model_class = _MODELS.get(case.model_type, f"{name}ForCausalLM")
     model = getattr(transformers, model_class)(config).float().eval()
     random = torch.Generator().manual_seed(case.seed)
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             values = torch.randn(parameter.shape, generator=random)
             if "norm" in parameter_name or parameter_name.endswith("scale"):
-                values = 1 + 0.2 * values
+                around_zero = case.model_type in AROUND_ZERO and "linear_attn.norm" not in parameter_name
+                values = 0.3 * values if around_zero else 1 + 0.2 * values
+            elif parameter_name.endswith(("A_log", "dt_bias")):
+                pass
             elif parameter_name.endswith("sinks"):
                 values = 2 * values  # as large as scores are
+            elif parameter_name.endswith("moe_statics.e_score_correction_bias"):
+                values = 0.1 * values  # about as far apart as shares by softmax are
             elif parameter_name.endswith("bias"):
                 values = 0.3 * values
             elif "embed" in parameter_name:
@@ -90,8 +132,25 @@ def prompt(case: Case, tokens: int) -> np.ndarray:
     return np.random.default_rng(case.seed).integers(0, case.text["vocab_size"], tokens)
 
 
+@contextlib.contextmanager
+def recurrent(model: Any) -> Iterator[None]:
+    """Linear layers take one token after another, as when they generate, not chunks of 64."""
+    modules = {sys.modules[type(module).__module__] for module in model.modules()}
+    changed = [module for module in modules if hasattr(module, "torch_chunk_gated_delta_rule")]
+    chunked = [module.torch_chunk_gated_delta_rule for module in changed]
+    for module in changed:
+        module.torch_chunk_gated_delta_rule = module.torch_recurrent_gated_delta_rule
+    try:
+        yield
+    finally:
+        for module, function in zip(changed, chunked, strict=True):
+            module.torch_chunk_gated_delta_rule = function
+
+
 def run(model: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Logits `(T, V)`, and for each token whether its routing is clear in every layer, `(T,)`."""
+    if isinstance(model, published_code.Model):
+        return published_code.run(model, ids)
     margins = []
 
     def add_margin(scores: torch.Tensor, kept: int) -> None:
@@ -103,7 +162,7 @@ def run(model: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     def watch(module: Any, inputs: Any, output: Any) -> None:
         scores = output[0].float()
         bias = getattr(module, "e_score_correction_bias", None)
-        if hasattr(module, "use_expert_bias") or "Afmoe" in type(module).__name__:
+        if len(inputs) > 1:
             bias = inputs[1] if getattr(module, "use_expert_bias", True) else 0
         if bias is not None:
             scores = (scores if "Kolibri" in type(module).__name__ else scores.sigmoid()) + bias
@@ -113,9 +172,11 @@ def run(model: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             add_margin(sums, module.topk_group)
             kept = sums >= sums.sort(dim=-1, descending=True).values[:, module.topk_group - 1, None]
             scores = groups.masked_fill(~kept[:, :, None], -torch.inf).flatten(1)
+        elif hasattr(module, "moe_statics"):
+            scores = scores.softmax(dim=-1) + module.moe_statics.e_score_correction_bias
         add_margin(scores, module.config.top_k_experts if "Gemma" in type(module).__name__ else module.top_k)
 
-    routers = ("topkrouter", "choicerouter", "textrouter")
+    routers = ("topkrouter", "moev1gate", "choicerouter", "textrouter")
     hooks = [
         module.register_forward_hook(watch)
         for module in model.modules()
@@ -133,6 +194,9 @@ def run(model: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def save(model: Any, case: Case, folder: Path) -> None:
     """Write a checkpoint in the case's layout, weights in bfloat16."""
     folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(model, published_code.Model):
+        published_code.save(model, folder)
+        return
     model.save_pretrained(folder)  # float32, for config.json and the names of the files layout
     (folder / "generation_config.json").unlink(missing_ok=True)
     if case.layout == "files":

@@ -171,6 +171,9 @@ def faults() -> list[tuple[op.Operation, str, str]]:
         (replace(route, groups=3, kept_groups=4), "kept_groups", "at most 3, found 4"),
         (replace(route, groups=3), "experts", "at most 2 per token, found 3"),
         (replace(route, epsilon=1e-20), "epsilon", "0 for softmax"),
+        (replace(route, score="sigmoid", least_sum=0.5), "least_sum", "0 but for softmax that is renormalised"),
+        (replace(route, renormalise=False, least_sum=0.5), "least_sum", "0 but for softmax that is renormalised"),
+        (op.Clip(query, 0.0), "limit", "a number above 0"),
         (op.GatedFfn(query, replace(gate_up, rows=32), down, query.copy()), "gate_up", "shape (64, 40)"),
         (op.GatedFfn(query, gate_up, replace(down, rows=39), query.copy()), "down", "shape (40, F)"),
         (op.GatedFfn(query, None, down, query.copy()), "gate_up", "a matrix, found NoneType"),  # type: ignore[arg-type]
@@ -211,17 +214,16 @@ def faults() -> list[tuple[op.Operation, str, str]]:
     ]
 
 
-@pytest.mark.parametrize("number", range(len(faults())))
-def test_a_field_that_does_not_fit_is_named(any_backend: Backend, number: int) -> None:
-    operation, field, message = faults()[number]
+def test_a_field_that_does_not_fit_is_named(any_backend: Backend) -> None:
     good = op.RmsNorm(floats(TOKENS, 40), floats(40), 1e-5, floats(TOKENS, 40))
-    with pytest.raises(KernelError) as error:
-        any_backend.program([good, operation])
-    assert error.value.message.startswith(f"operation 1 ({type(operation).__name__}): {field}: expected ")
-    assert message in error.value.message
-    with pytest.raises(KernelError) as same:
-        any_backend.scratch_bytes([good, operation])
-    assert same.value.message == error.value.message
+    for operation, field, message in faults():
+        with pytest.raises(KernelError) as error:
+            any_backend.program([good, operation])
+        assert error.value.message.startswith(f"operation 1 ({type(operation).__name__}): {field}: expected ")
+        assert message in error.value.message
+        with pytest.raises(KernelError) as same:
+            any_backend.scratch_bytes([good, operation])
+        assert same.value.message == error.value.message
 
 
 def test_a_programs_scratch_is_known_before_its_buffers_are(any_backend: Backend) -> None:

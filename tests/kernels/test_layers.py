@@ -72,6 +72,25 @@ def test_rms_norm(
 
 
 @few_examples
+@given(st.integers(1, 5), st.sampled_from([1, 7, 16, 130, 300]), token_counts, moderate_kinds, st.integers(0, 2), seeds)
+def test_gated_rms_norm(
+    backend: Backend, heads: int, width: int, tokens: int, kind: str, place: int, seed: int
+) -> None:
+    """The output may be the input or the gate."""
+    random = np.random.default_rng(seed)
+    values, gate = numbers(kind, (tokens, heads * width), random), numbers("normal", (tokens, heads * width), random)
+    weight = numbers("normal", (width,), random)
+    shape = (tokens, heads, width)
+    normed = REFERENCE.rms_norm(values.reshape(shape), weight, 1e-5)
+    exact = gate.astype(np.float64).reshape(shape)
+    expected = (normed * (exact / (1 + np.exp(-exact)))).astype(np.float32).reshape(tokens, -1)
+    output = (values, gate, aligned(values.shape, np.float32))[place]
+    backend.program([op.RmsNorm(values, weight, 1e-5, output, heads, gate)]).run(tokens)
+    gating = 16 * tolerance.UNIT * np.abs(expected)
+    tolerance.assert_within(output, expected, tolerance.rms_norm(expected, width) + gating)
+
+
+@few_examples
 @given(st.integers(1, 6), head_widths, token_counts, st.booleans(), st.booleans(), kinds, seeds)
 def test_rope(
     backend: Backend, heads: int, width: int, tokens: int, whole: bool, neighbours: bool, kind: str, seed: int
@@ -90,6 +109,18 @@ def test_rope(
     bound = tolerance.rope(before[:, :, order], cosine[positions], sine[positions])
     tolerance.assert_within(after[:, :, order], expected[:, :, order], bound)
     assert after[:, :, 2 * half :].tobytes() == before[:, :, 2 * half :].tobytes()
+
+
+@few_examples
+@given(st.integers(1, 130), token_counts, kinds, st.sampled_from([1e-6, 0.5, 8.0, 1e30]), seeds)
+def test_clip(backend: Backend, width: int, tokens: int, kind: str, limit: float, seed: int) -> None:
+    values = numbers(kind, (tokens, width), np.random.default_rng(seed))
+    edges = np.array([np.nan, np.inf, -np.inf, -0.0, limit, -limit], np.float32)
+    values.reshape(-1)[: len(edges)] = edges[: values.size]
+    expected = REFERENCE.clip(values, limit)
+    backend.program([op.Clip(values, limit)]).run(tokens)
+    assert np.array_equal(np.isnan(values), np.isnan(expected))
+    np.testing.assert_array_equal(values, expected)
 
 
 @few_examples
@@ -260,11 +291,11 @@ def rules(draw: st.DrawFn) -> dict[str, Any]:
     groups = draw(st.integers(1, 8))
     kept_groups = draw(st.integers(1, groups))
     size = draw(st.integers(2 if groups > 1 else 1, 12 if groups > 1 else 130))
-    sigmoid = draw(st.booleans())
+    sigmoid, renormalise = draw(st.booleans()), draw(st.booleans())
     return {
         "experts": groups * size,
         "count": draw(st.integers(1, size * kept_groups)),
-        "renormalise": draw(st.booleans()),
+        "renormalise": renormalise,
         "score": "sigmoid" if sigmoid else "softmax",
         "biased": draw(st.booleans()),
         "groups": groups,
@@ -273,6 +304,7 @@ def rules(draw: st.DrawFn) -> dict[str, Any]:
         "scale": draw(st.sampled_from([1.0, 2.5, 0.1])),
         "choose_by": draw(st.sampled_from(["score", "score", "logit"])),
         "scaled": draw(st.booleans()),
+        "least_sum": draw(st.sampled_from([0.0, 1e-12, 0.7])) if renormalise and not sigmoid else 0.0,
     }
 
 
@@ -376,6 +408,21 @@ def test_a_choice_bias_chooses_and_does_not_weigh(any_backend: Backend, bonus: f
     else:
         assert chosen.tolist() == [[0, 1, 3]]
         np.testing.assert_allclose(weights, [[4 / 9, 6 / 9, 6 / 9]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("least_sum", "total"), [(0.0, 1.0), (1e-12, 1.0), (0.25, 1.0), (0.5, 0.8)])
+def test_weights_are_divided_by_no_less_than_the_least_sum(
+    any_backend: Backend, least_sum: float, total: float
+) -> None:
+    shares = np.array([[0.5, 0.1, 0.3, 0.1], [0.3, 0.1, 0.5, 0.1]], np.float32)
+    chosen, weights = aligned((2, 2), np.int32), aligned((2, 2), np.float32)
+    choice_bias = aligned_copy(np.array([-1, 0, 0, -1], np.float32))  # shares of 0.4 and 0.6
+    logits = aligned_copy(np.log(shares))
+    route = ex.Route(logits, True, chosen, weights, choice_bias=choice_bias, least_sum=least_sum)
+    any_backend.program([route]).run(2)
+    assert chosen.tolist() == [[2, 1], [2, 1]]
+    assert weights.sum(axis=1) == pytest.approx([total, 1.0], rel=1e-5)
+    assert weights[0] == pytest.approx([0.75 * total, 0.25 * total], rel=1e-5)
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 1e-20])

@@ -89,6 +89,15 @@ def test_rope_turns_each_pair_by_its_angle() -> None:
                 assert found[t, head, i + 3] == pytest.approx(turned.imag, abs=1e-6)
 
 
+def test_rope_of_neighbours_is_that_of_halves_in_another_order() -> None:
+    random = np.random.default_rng(3)
+    values, angles = numbers("normal", (4, 2, 10), random), random.random((4, 3))
+    tables = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    order = [0, 2, 4, 1, 3, 5, 6, 7, 8, 9]
+    found = REFERENCE.rope(values, *tables, True)
+    assert (found[:, :, order] == REFERENCE.rope(np.ascontiguousarray(values[:, :, order]), *tables)).all()
+
+
 def test_rms_norm_leaves_unit_mean_square() -> None:
     values = numbers("normal", (3, 50), np.random.default_rng(4)) * np.float32(40)
     normed = REFERENCE.rms_norm(values, np.ones(50, np.float32), 0.0)

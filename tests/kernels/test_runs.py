@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tracemalloc
 
 import numpy as np
@@ -13,6 +14,7 @@ from edgemoe.errors import KernelError
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.backend import Backend, Program
+from edgemoe.kernels.formats import PANEL_ROWS
 from edgemoe.kernels.operations import PAGE_TOKENS
 from tests.kernels.builders import (
     CLAMPED,
@@ -36,8 +38,55 @@ from tests.kernels.test_products import Ffn, pack_experts
 VOCABULARY, WIDTH, HEADS, KV_HEADS, HEAD_WIDTH, EXPERTS, PER_TOKEN, FFN_WIDTH = 50, 72, 4, 2, 24, 5, 2, 40
 CONTEXT, PAGES = 80, 2
 IN_ORDER = np.arange(PAGES)
+DELTA_VALUES = 20
+CHANNELS = 2 * HEAD_WIDTH + 2 * DELTA_VALUES
+"""A delta rule of two heads that share keys, which are as wide as a head of attention."""
 CACHE_FORMAT = {"f32": "f32", "f16": "f16", "q8": "q8", "q4": "f16", "q4m": "q8", "m4": "f16"}
 """Which format of cache goes with weights of a format, so that every one has its turn."""
+
+
+class TinyWeights:
+    """Weights of one format, which a `TinyLayer` reads.
+
+    The seed chooses whether heads have sinks, the activation and biases of FFNs, and the length of the convolution.
+    """
+
+    def __init__(self, format_name: str, seed: int) -> None:
+        random = np.random.default_rng(seed)
+        query_width, kv_width = HEADS * HEAD_WIDTH, KV_HEADS * HEAD_WIDTH
+
+        def matrix(rows: int, columns: int) -> op.Matrix:
+            return random_matrix(format_name, rows, columns, random)
+
+        def vector(length: int) -> op.Floats:
+            return numbers("normal", (length,), random)
+
+        def ffn() -> Ffn:
+            matrices = random_ffn(format_name, WIDTH, FFN_WIDTH, random)
+            return (*matrices, random_biases(WIDTH, FFN_WIDTH, random)) if seed // 2 % 2 else matrices
+
+        self.embedding, self.mixed = matrix(VOCABULARY, WIDTH), matrix(WIDTH, query_width)
+        self.first_norm, self.second_norm = vector(WIDTH), vector(WIDTH)
+        self.query, self.keys, self.values, self.gates, self.convolved, self.router = (
+            (matrix(rows, WIDTH), vector(rows)) for rows in (query_width, kv_width, kv_width, 3 * WIDTH, WIDTH, EXPERTS)
+        )
+        self.delta = [(matrix(rows, WIDTH), vector(rows)) for rows in (CHANNELS, 2, 2, 2 * DELTA_VALUES)]
+        self.kernel, self.decay_bias, self.rate = vector(CHANNELS * 4), vector(2), -np.abs(vector(2))
+        self.delta_norm, self.delta_out = vector(DELTA_VALUES), matrix(WIDTH, 2 * DELTA_VALUES)
+        self.slots = aligned_copy(np.arange(EXPERTS, dtype=np.int32))
+        self.arena, self.layouts = pack_experts([ffn() for _ in self.slots], self.slots)
+        self.gate_up, self.down, *self.biases = ffn()
+        self.activation = CLAMPED if seed // 4 % 2 else op.SILU
+        angles = random.random((CONTEXT, HEAD_WIDTH // 2)) * 7
+        self.tables = [aligned_copy(table(angles).astype(np.float32)) for table in (np.cos, np.sin)]
+        self.sinks = vector(HEADS) if seed % 2 else None
+        self.length = 2 + seed % 3
+        self.taps, added = vector(WIDTH * self.length), vector(WIDTH)
+        self.added = added if seed % 2 else None
+
+
+known_weights = functools.lru_cache(maxsize=16)(TinyWeights)
+"""They take longer to make than to use, and no operation writes to them."""
 
 
 class TinyLayer:
@@ -46,25 +95,12 @@ class TinyLayer:
     def __init__(
         self, format_name: str, tokens: int, seed: int, sequences: int = 1, pages: np.ndarray = IN_ORDER
     ) -> None:
-        """`pages` numbers the pages of all sequences.
-
-        The seed chooses a window, whether heads have sinks, the activation and biases of FFNs, and the length of the
-        convolution with that of its ring.
-        """
-        random = np.random.default_rng(seed)
+        """`pages` numbers the pages of all sequences. The seed chooses a window, and the length of the ring too."""
         query_width, kv_width = HEADS * HEAD_WIDTH, KV_HEADS * HEAD_WIDTH
-
-        def matrix(rows: int, columns: int) -> op.Matrix:
-            return random_matrix(format_name, rows, columns, random)
+        own = known_weights(format_name, seed)
 
         def buffer(*shape: int) -> op.Floats:
             return aligned((tokens, *shape), np.float32)
-
-        def part(rows: int, output: op.Floats) -> op.LinearPart:
-            return op.LinearPart(matrix(rows, WIDTH), numbers("normal", (rows,), random), output)
-
-        def norm(values: op.Floats, output: op.Floats) -> op.RmsNorm:
-            return op.RmsNorm(values, numbers("normal", (WIDTH,), random), 1e-5, output)
 
         self.ids = aligned((tokens,), np.int32)
         self.residual, normed, mixed = buffer(WIDTH), buffer(WIDTH), buffer(query_width)
@@ -76,39 +112,47 @@ class TinyLayer:
         self.places = places(tokens)._replace(pages=table)
         cache_shape = (table.max() + 1, KV_HEADS, PAGE_TOKENS, HEAD_WIDTH)
         self.caches = [empty_cache(CACHE_FORMAT[format_name], cache_shape) for _ in range(2)]
-        slots = aligned_copy(np.arange(EXPERTS, dtype=np.int32))
-
-        def ffn() -> Ffn:
-            matrices = random_ffn(format_name, WIDTH, FFN_WIDTH, random)
-            return (*matrices, random_biases(WIDTH, FFN_WIDTH, random)) if seed // 2 % 2 else matrices
-
-        arena, layouts = pack_experts([ffn() for _ in slots], slots)
-        activation = CLAMPED if seed // 4 % 2 else op.SILU
-        gate_up, down, *biases = ffn()
-        angles = random.random((CONTEXT, HEAD_WIDTH // 2)) * 7
-        tables = [aligned_copy(table(angles).astype(np.float32)) for table in (np.cos, np.sin)]
-        sinks = numbers("normal", (HEADS,), random) if seed % 2 else None
-        gates, convolved, length = buffer(3 * WIDTH), buffer(WIDTH), 2 + seed % 3
-        taps, added = numbers("normal", (WIDTH * length,), random), numbers("normal", (WIDTH,), random)
-        self.ring = aligned((sequences, length - 1 + seed % 2 * 5, WIDTH), np.float32)
-        self.ring.fill(np.nan)  # what is there before the first tokens is never read
+        gates, convolved = buffer(3 * WIDTH), buffer(WIDTH)
+        self.ring = aligned((sequences, own.length - 1 + seed % 2 * 5, WIDTH), np.float32)
+        joined, spread, over = buffer(CHANNELS), buffer(CHANNELS), buffer(2 * DELTA_VALUES)
+        strength, decay, self.gate = buffer(2), buffer(2), buffer(2 * DELTA_VALUES)
+        self.spread_ring = aligned((sequences, 3, CHANNELS), np.float32)
+        self.delta_states = aligned((sequences, 2, 2 * PANEL_ROWS, HEAD_WIDTH), np.float32)
+        for state in (self.ring, self.spread_ring, self.delta_states):
+            state.fill(np.nan)  # what is there before the first tokens is never read
+        projections = [
+            op.LinearPart(*own.query, query), op.LinearPart(*own.keys, keys), op.LinearPart(*own.values, values),
+        ]  # fmt: skip
+        delta = [
+            op.LinearPart(*weights, output)
+            for weights, output in zip(own.delta, (joined, strength, decay, self.gate), strict=True)
+        ]
         self.operations: list[op.Operation] = [
-            op.Embed(self.ids, matrix(VOCABULARY, WIDTH), 1.3, self.residual),
-            norm(self.residual, normed),
-            op.Linear(normed, (part(query_width, query), part(kv_width, keys), part(kv_width, values))),
-            op.Rope(query, HEADS, self.places.positions, *tables),
-            op.Rope(keys, KV_HEADS, self.places.positions, *tables),
+            op.Embed(self.ids, own.embedding, 1.3, self.residual),
+            op.RmsNorm(self.residual, own.first_norm, 1e-5, normed),
+            op.Linear(normed, tuple(projections)),
+            op.Clip(query, 1.5),
+            op.Rope(query, HEADS, self.places.positions, *own.tables, seed % 2 == 1),
+            op.Rope(keys, KV_HEADS, self.places.positions, *own.tables, seed % 2 == 1),
             op.StoreKv(keys, values, *self.places, *self.caches),
-            op.Attention(query, *self.places, *self.caches, 0.2, mixed, (0, 5, 40)[seed % 3], sinks),
-            op.Linear(mixed, (op.LinearPart(matrix(WIDTH, query_width), None, self.residual),), 0.5, True),
-            op.Linear(normed, (part(3 * WIDTH, gates),)),
-            op.ShortConv(gates, taps, added if seed % 2 else None, *self.places[:2], self.ring, convolved),
-            op.Linear(convolved, (part(WIDTH, self.residual),), 0.5, True),
-            norm(self.residual, normed),
-            op.Linear(normed, (part(EXPERTS, logits),)),
+            op.Attention(query, *self.places, *self.caches, 0.2, mixed, (0, 5, 40)[seed % 3], own.sinks),
+            op.Linear(mixed, (op.LinearPart(own.mixed, None, self.residual),), 0.5, True),
+            op.Linear(normed, (op.LinearPart(*own.gates, gates),)),
+            op.ShortConv(gates, own.taps, own.added, *self.places[:2], self.ring, convolved),
+            op.Linear(convolved, (op.LinearPart(*own.convolved, self.residual),), 0.5, True),
+            op.Linear(normed, tuple(delta)),
+            op.ShortConv(joined, own.kernel, None, *self.places[:2], self.spread_ring, spread, 1),
+            op.DeltaRule(
+                *(spread, strength, decay, own.decay_bias, own.rate, 1e-6, 1),
+                *(*self.places[:2], self.delta_states, over),
+            ),
+            op.RmsNorm(over, own.delta_norm, 1e-5, over, 2, self.gate),
+            op.Linear(over, (op.LinearPart(own.delta_out, None, self.residual),), 0.5, True),
+            op.RmsNorm(self.residual, own.second_norm, 1e-5, normed),
+            op.Linear(normed, (op.LinearPart(*own.router, logits),)),
             ex.Route(logits, True, self.chosen, self.weights),
-            op.GatedFfn(normed, gate_up, down, shared, activation, *biases),
-            ex.Experts(normed, self.chosen, slots, arena, *layouts, routed, None, activation),
+            op.GatedFfn(normed, own.gate_up, own.down, shared, own.activation, *own.biases),
+            ex.Experts(normed, self.chosen, own.slots, own.arena, *own.layouts, routed, None, own.activation),
             ex.Combine(self.residual, 0.7, routed, self.weights, shared, None),
         ]
 
@@ -182,18 +226,21 @@ PLACE_FAULTS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("kind", "fault"),
-    [(kind, fault) for kind in (op.StoreKv, op.Attention) for fault in PLACE_FAULTS]
-    + [(op.ShortConv, fault) for fault in PLACE_FAULTS if "page" not in fault and "position beyond" not in fault],
-)
-def test_rows_without_a_place_are_refused(any_backend: Backend, fault: str, kind: type) -> None:
+@pytest.mark.parametrize("kind", [op.StoreKv, op.Attention, op.ShortConv, op.DeltaRule])
+def test_rows_without_a_place_are_refused(any_backend: Backend, kind: type) -> None:
     """And nothing is written, not even for the rows before."""
+    for fault in PLACE_FAULTS:
+        if kind in (op.StoreKv, op.Attention) or ("page" not in fault and "position beyond" not in fault):
+            refuse_rows(any_backend, fault, kind)
+
+
+def refuse_rows(any_backend: Backend, fault: str, kind: type) -> None:
     layer = TinyLayer("f16", 8, 0)
     layer.places.positions[:] = np.arange(60, 68)
     operation = next(o for o in layer.operations if isinstance(o, kind))
     program = any_backend.program([operation])
-    written = {op.StoreKv: layer.caches, op.ShortConv: [layer.ring]}.get(kind) or [operation.output]
+    states = {op.StoreKv: layer.caches, op.ShortConv: [layer.ring], op.DeltaRule: [layer.delta_states]}
+    written = states.get(kind) or [operation.output]
     for array in written:
         array[:] = 7
     name, index, wrong = PLACE_FAULTS[fault]
@@ -211,7 +258,7 @@ def test_an_earlier_page_that_is_missing_is_refused(any_backend: Backend) -> Non
     layer = TinyLayer("f16", 8, 0)
     layer.places.positions[:] = np.arange(64, 72)
     layer.places.pages[0, 0] = -1
-    store, attention = layer.operations[5:7]
+    store, attention = layer.operations[6:8]
     any_backend.program([store]).run(8)
     with pytest.raises(KernelError, match="page"):
         any_backend.program([attention]).run(8)
@@ -269,7 +316,8 @@ def test_shared_pages_change_no_bit(any_backend: Backend) -> None:
     program = any_backend.program(layer.operations)
     layer.ids[:] = first
     program.run(PAGE_TOKENS)
-    layer.ring[1] = layer.ring[0]
+    for state in (layer.ring, layer.spread_ring, layer.delta_states):
+        state[1] = state[0]
     tail = np.arange(PAGE_TOKENS, CONTEXT)
     layer.places.positions[: len(tail)] = tail
     for sequence, ids in enumerate((first, second)):

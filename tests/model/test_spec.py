@@ -10,7 +10,7 @@ import pytest
 
 from edgemoe.architectures import model_spec
 from edgemoe.kernels.operations import Activation
-from edgemoe.model.blocks import Attention, GatedFfn, Moe, RouterSpec, SharedExpert, ShortConv
+from edgemoe.model.blocks import Attention, GatedDelta, GatedFfn, Moe, RouterSpec, SharedExpert, ShortConv
 from edgemoe.model.first_form import current_form
 from edgemoe.model.rope import RopeSpec
 from edgemoe.model.spec import Block, LayerSpec, ModelSpec
@@ -96,6 +96,9 @@ def routed(normalise: bool, top_k: int = 2, **options: Any) -> LayerSpec:
         (LayerSpec.of(GatedFfn(8, Activation("gelu_tanh", 2.0))), "activation: function: expected clamped_silu"),
         (LayerSpec.of(ShortConv(1)), "a convolution over 1 tokens: expected 2 to 64"),
         (LayerSpec.of(ShortConv(65)), "a convolution over 65 tokens: expected 2 to 64"),
+        (LayerSpec.of(GatedDelta(2, 3, 16, 16, 4)), "3 heads that share 2 heads of keys"),
+        (LayerSpec.of(GatedDelta(1, 1, 257, 16, 4)), "keys of 257 channels: expected at most 256"),
+        (LayerSpec.of(GatedDelta(1, 1, 16, 16, 1)), "a convolution over 1 tokens: expected 2 to 64"),
         (LayerSpec.of(GatedFfn(8, Activation(limit=7.0))), "activation: limit: expected no limit for silu, found 7"),
         (LayerSpec.of(replace(MOE, activation=Activation("clamped_silu"))), "activation: limit: expected a limit"),
         (
@@ -109,6 +112,11 @@ def routed(normalise: bool, top_k: int = 2, **options: Any) -> LayerSpec:
         (routed(True, top_k=9), "router: experts: expected at most 8 per token, found 9"),
         (routed(True, epsilon=1e-20), "router: epsilon: expected 0 for softmax"),
         (routed(False, score="sigmoid", epsilon=1e-20), "an epsilon of 1e-20 and no sum"),
+        (routed(True, score="sigmoid", least_sum=0.5), "router: least_sum: expected 0 but for softmax"),
+        (
+            LayerSpec.of(replace(ATTENTION, norm_after_rope=True, qk_norm="none")),
+            "norms after the rotation, and no norms",
+        ),
     ],
 )
 def test_layers_that_cannot_be_run_are_refused(layer: LayerSpec, message: str) -> None:
@@ -119,12 +127,23 @@ def test_layers_that_cannot_be_run_are_refused(layer: LayerSpec, message: str) -
 
 def test_every_setting_of_a_router_survives_json() -> None:
     layer = routed(True, 2, score="sigmoid", choice_bias=True, groups=4, kept_groups=2, epsilon=1e-20, scale=2.5)
-    spec = ModelSpec("test", 101, 64, (layer,), 1e-5, 256, False)
+    spec = ModelSpec("test", 101, 64, (layer, routed(True, choice_bias=True, least_sum=1e-12)), 1e-5, 256, False)
     assert ModelSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
     assert spec.tensors()["layers.0.router_choice_bias"] == (8,)
     plain = spec.to_json()
     plain["layers"][0]["blocks"][0]["body"]["router"]["score"] = "tanh"
     with pytest.raises(ValueError, match=r"router\.score is 'tanh'"):
+        ModelSpec.from_json(plain)
+
+
+def test_settings_of_attention_survive_json() -> None:
+    rope = RopeSpec(1e4, 16, pairing="neighbours")
+    attention = replace(ATTENTION, rope=rope, qk_norm="head", norm_after_rope=True, clip=8.0)
+    spec = ModelSpec("test", 101, 64, (LayerSpec.of(attention, MOE),), 1e-5, 256, False)
+    assert ModelSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    plain = spec.to_json()
+    plain["layers"][0]["blocks"][0]["body"]["rope"]["pairing"] = "thirds"
+    with pytest.raises(ValueError, match=r"rope\.pairing is 'thirds'"):
         ModelSpec.from_json(plain)
 
 

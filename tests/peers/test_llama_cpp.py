@@ -8,17 +8,42 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+import tokenizers
+from safetensors.numpy import save_file
 
 import edgemoe
 from edgemoe.conversion.gguf.export import export_gguf
+from edgemoe.conversion.gguf.metadata import check_expressible
+from edgemoe.conversion.gguf.source import GgufSource
+from edgemoe.conversion.gguf.tokenizer import WORD_RULES
 from edgemoe.conversion.synthetic import synthesise
+from edgemoe.errors import StoreError
+from edgemoe.model.description import store_spec
 from edgemoe.session.default_model import find_model
 from edgemoe.store.reader import Store
+from tests.conversion.gguf.test_export import EXPRESSIBLE
+from tests.conversion.gguf.test_tokenizer import reference
+from tests.golden.cases import CASES
+from tests.support.checkpoints import read_tensors, write_checkpoint
+from tests.support.gguf_files import tokenizer_metadata, write_gguf
 
 pytestmark = pytest.mark.peer
 
 POSITIONS = 500
 ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden"
+PLAIN = {
+    "hunyuan_v1_moe with alpha": EXPRESSIBLE["hunyuan_v1_moe"]
+    | {"rope_scaling": {"type": "dynamic", "alpha": 1000.0, "factor": 1.0, "beta_fast": 32, "beta_slow": 1}},
+    # llama.cpp cuts the ends of gpt-oss's ramp of positions to whole channels, which its config says not to.
+    **{name: config for name, config in EXPRESSIBLE.items() if name != "gpt_oss"},
+}
+WORDS = (
+    "Hello, world! What's 12345 + 67890? It's 3.14, I'LL say; don't. you'Re SHE'D",
+    "  two  spaces\n\n\ttabs \r\n line ends   \n\n\n  x\n \n",
+    "def f(x):\n    return x**2 # $5 <=> ^~| 'quoted'//\n/\n",
+    "Größe naïve café 你好，世界 12 camelCase ABCdef",
+)
 
 Logits = npt.NDArray[np.float32]
 
@@ -124,3 +149,59 @@ def test_no_further_from_floats_than_llama_cpp(model: Model) -> None:
     assert ours_same_top >= theirs_same_top - 0.02
     assert divergence < 1.5 * (ours_divergence + theirs_divergence)
     assert same_top > 0.9
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden_models_in_floats(name: str, tmp_path: Path) -> None:
+    """Every golden model that a GGUF can hold, in float32 on both sides; and what both say is the golden logits."""
+    store = edgemoe.convert(GOLDEN / name, tmp_path / "store", experts="f32", dense="f32")
+    try:
+        check_expressible(store_spec(Store.open(store)))
+    except StoreError as problem:
+        pytest.skip(problem.message)
+    golden = np.load(GOLDEN / name / "golden.npz")
+    token_ids = golden["ids"].tolist()
+    theirs = llama_cpp_logits(as_gguf(store), token_ids, "F32")
+    _, divergence = agreement(edgemoe_logits(store, token_ids), theirs)
+    _, from_golden = agreement(golden["logits"], theirs[golden["positions"]])
+    print(f"{name}: mean KL {divergence:.2g}, from the golden logits {from_golden:.2g}")
+    assert divergence < 1e-6
+    assert from_golden < 1e-6
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_plain_models_in_floats(name: str, tmp_path: Path) -> None:
+    """Models as those that are published, since no GGUF holds all that the golden models vary."""
+    folder = tmp_path / "checkpoint"
+    write_checkpoint(folder, PLAIN[name], dtype="F32", side_files={"README.md": b""})
+    tensors = {  # norms near 1, and matrices that leave values about as large as they were
+        tensor: 1 + values if tensor.endswith("norm.weight") else 4 * values
+        for tensor, values in read_tensors(folder).items()
+    }
+    save_file(tensors, folder / "model.safetensors")
+    store = edgemoe.convert(folder, tmp_path / "store", experts="f32", dense="f32")
+    token_ids = np.random.default_rng(6).integers(0, PLAIN[name]["vocab_size"], 48).tolist()
+    ours, theirs = edgemoe_logits(store, token_ids), llama_cpp_logits(as_gguf(store), token_ids, "F32")
+    apart = np.linalg.norm(ours - theirs, axis=1) / np.linalg.norm(ours, axis=1)
+    print(f"{name}: relative error {apart.max():.2g}, mean KL {agreement(ours, theirs)[1]:.2g}")
+    assert apart.max() < 1e-5
+
+
+@pytest.mark.parametrize("rule", sorted(WORD_RULES))
+def test_words_are_cut_where_llama_cpp_cuts_them(rule: str, tmp_path: Path) -> None:
+    llama = pytest.importorskip("llama_cpp")
+    tokenizer, path = reference("gpt-2"), tmp_path / "m.gguf"
+    config = EXPRESSIBLE["llama"] | {"vocab_size": tokenizer.get_vocab_size()}
+    write_checkpoint(tmp_path / "checkpoint", config, dtype="F32")
+    write_gguf(path, config, read_tensors(tmp_path / "checkpoint"), tokenizer=tokenizer_metadata(tokenizer, rule))
+    options = llama.llama_model_default_params()
+    options.vocab_only = True
+    model = llama.llama_model_load_from_file(str(path).encode(), options)
+    assert model, f"llama.cpp does not know {rule}"
+    ours = tokenizers.Tokenizer.from_buffer(GgufSource(path).side_files()["tokenizer.json"])
+    vocabulary, found = llama.llama_model_get_vocab(model), (llama.llama_token * 1000)()
+    for text in WORDS:
+        size = len(text.encode())
+        count = llama.llama_tokenize(vocabulary, text.encode(), size, found, len(found), False, False)
+        assert ours.encode(text, add_special_tokens=False).ids == found[:count], text
+    llama.llama_model_free(model)

@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -7,6 +7,13 @@ from edgemoe.session.model import Model
 from edgemoe.session.tokenizer import Tokenizer
 from tests.support.fake_engine import FakeEngine
 from tests.support.small_tokenizer import small_tokenizer, write_model_folder
+from tests.support.template_workers import one_template_worker
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_template_worker() -> Iterator[None]:
+    with one_template_worker():
+        yield
 
 
 @pytest.fixture(scope="session")

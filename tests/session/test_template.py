@@ -23,6 +23,11 @@ WORKER = template_process.TemplateProcess()
 """One for all tests that ask no more than what a template renders to; starting Python takes longer than that."""
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_template_worker() -> None:
+    """Here templates have processes of their own."""
+
+
 def render(source: str, **special_tokens: str) -> str:
     template = ChatTemplate(source, special_tokens)
     template._process = WORKER

@@ -50,6 +50,30 @@ SMALL_LFM2: dict[str, Any] = {
 }
 """Four layers of 10 experts, and a dense one before them; three layers have a convolution in the place of attention."""
 
+SMALL_QWEN: dict[str, Any] = {
+    "model_type": "qwen3_5_moe_text",
+    "hidden_size": 72,
+    "moe_intermediate_size": 40,
+    "num_hidden_layers": 4,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+    "head_dim": 16,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "num_experts": 10,
+    "num_experts_per_tok": 3,
+    "shared_expert_intermediate_size": 24,
+    "linear_conv_kernel_dim": 4,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 12,
+    "linear_value_head_dim": 20,
+    "vocab_size": 193,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5},
+}
+"""Four layers of 10 experts; three have Gated DeltaNet in the place of attention, whose output has a gate."""
+
 ELEMENT_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
 _ROWS_AT_ONCE = 1 << 20
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from edgemoe.engine import loaded as loaded_module
 from edgemoe.engine.engine import Engine
 from edgemoe.engine.lossy import EXACT, LossySettings
-from edgemoe.engine.memory import plan_memory
+from edgemoe.engine.memory import MemoryPlan, plan_memory
 from edgemoe.engine.opening import graph_of, model_sizes
 from edgemoe.engine.options import EngineOptions
 from edgemoe.io.reads import RecordReader, ThreadedReader
@@ -25,6 +25,9 @@ from edgemoe.model.description import store_spec
 from edgemoe.model.graph import BuildOptions
 from edgemoe.model.spec import ModelSpec
 from edgemoe.store.reader import Store
+
+_PLANS: dict[Hashable, MemoryPlan] = {}
+"""Memory plans by all that they follow from but the machine's memory: to make one is a third of opening an engine."""
 
 
 def use_portable_reader(
@@ -88,8 +91,11 @@ def engine_with_slots(
         assert not lossy.on
         return build_graph(spec, BuildOptions(undo_tokens=undo_tokens))
 
-    plan = plan_memory(graph(lossy), sizes, backend, "auto", context_length)
-    plan = dataclasses.replace(plan, slots=slots, embedding_resident=embedding_resident)
+    settings = spec, lossy, undo_tokens, repr(sizes), context_length, backend.name, backend.isa, backend.threads
+    plans = _PLANS if routing is None else {}
+    if settings not in plans:
+        plans[settings] = plan_memory(graph(lossy), sizes, backend, "auto", context_length)
+    plan = dataclasses.replace(plans[settings], slots=slots, embedding_resident=embedding_resident)
     if chunk_tokens is not None:
         plan = dataclasses.replace(plan, chunk_tokens=chunk_tokens)
     effective = lossy.effective(plan.all_resident)

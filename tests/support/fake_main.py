@@ -47,7 +47,12 @@ def open_fake_engine(path: Path, options: EngineOptions, meanwhile: Callable[[],
     return engine
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The command of this process's arguments."""
     edgemoe.engine.opening.open_engine = open_fake_engine  # type: ignore[assignment]
     sys.argv[0] = "edgemoe"
     main()
+
+
+if __name__ == "__main__":
+    run()

@@ -19,16 +19,30 @@ Tensors = Mapping[str, np.ndarray[Any, Any]]
 ARCHITECTURES = {
     "llama": gguf.MODEL_ARCH.LLAMA,
     "mixtral": gguf.MODEL_ARCH.LLAMA,
+    "bailing_moe_v2": gguf.MODEL_ARCH.BAILINGMOE2,
+    "deepseek": gguf.MODEL_ARCH.DEEPSEEK,
+    "dots1": gguf.MODEL_ARCH.DOTS1,
+    "ernie4_5_moe": gguf.MODEL_ARCH.ERNIE4_5_MOE,
     "glm4_moe": gguf.MODEL_ARCH.GLM4_MOE,
+    "hunyuan_v1_moe": gguf.MODEL_ARCH.HUNYUAN_MOE,
+    "hy_v3": gguf.MODEL_ARCH.DOTS1,  # the package does not know it yet; these tensors have the same names
+    "minimax_m2": gguf.MODEL_ARCH.MINIMAXM2,
     "lfm2_moe": gguf.MODEL_ARCH.LFM2MOE,
     "gpt_oss": gguf.MODEL_ARCH.GPT_OSS,
     "granitemoe": gguf.MODEL_ARCH.GRANITE_MOE,
     "granitemoeshared": gguf.MODEL_ARCH.GRANITE_MOE,
     "olmoe": gguf.MODEL_ARCH.OLMOE,
     "qwen2_moe": gguf.MODEL_ARCH.QWEN2MOE,
+    "qwen3_5_moe": gguf.MODEL_ARCH.QWEN35MOE,
     "qwen3_moe": gguf.MODEL_ARCH.QWEN3MOE,
+    "qwen3_next": gguf.MODEL_ARCH.QWEN3NEXT,
 }
-INTERLEAVED = {"llama", "mixtral", "granitemoe", "granitemoeshared"}
+NAMES = {"hy_v3": "hy_v3"}
+"""Names of architectures that the package does not know."""
+LINEAR = {"qwen3_5_moe", "qwen3_next"}
+INTERLEAVED = {"deepseek", "llama", "mixtral", "granitemoe", "granitemoeshared"}
+_SIGMOID = 2
+_BIASES = ("e_score_correction_bias", "expert_bias")
 _EXPERT = re.compile(r"(model\.layers\.(\d+)\..*experts)\.(\d+)\.(\w+)\.(weight|bias)")
 _MATRICES = {"w1": "gate", "w3": "up", "w2": "down", "gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
 
@@ -42,6 +56,8 @@ def gguf_tensors(config: Mapping[str, Any], tensors: Tensors, *, stacked: bool =
     names = gguf.get_tensor_name_map(ARCHITECTURES[family], config["num_hidden_layers"])
     out: dict[str, np.ndarray] = {}
     experts: dict[str, dict[int, np.ndarray]] = {}
+    if family in LINEAR:
+        tensors = _with_linear_layers(config, tensors)
     for name, values in tensors.items():
         layer = int(match[1]) if (match := re.search(r"layers\.(\d+)", name)) else None
         if family in INTERLEAVED and re.search(r"self_attn\.[qk]_proj", name):
@@ -60,10 +76,14 @@ def gguf_tensors(config: Mapping[str, Any], tensors: Tensors, *, stacked: bool =
             out[f"blk.{layer}.ffn_gate_{kind}.weight"], out[f"blk.{layer}.ffn_up_{kind}.weight"] = gate, up
         elif "output_linear" in name:
             out[f"blk.{layer}.ffn_down_{'shexp' if 'shared' in name else 'exps'}.weight"] = values
+        elif name.startswith("blk."):
+            out[name] = values
         elif name.endswith("conv.conv.weight"):
             out[f"blk.{layer}.shortconv.conv.weight"] = values[:, 0]
-        elif name.endswith(("e_score_correction_bias", "expert_bias")):
-            out[f"blk.{layer}.exp_probs_b.bias"] = values
+        elif name.endswith(_BIASES):
+            out[f"blk.{layer}.exp_probs_b{'' if family == 'hy_v3' else '.bias'}"] = values.reshape(-1)
+        elif name.endswith("mlp.router.gate.weight"):
+            out[f"blk.{layer}.ffn_gate_inp.weight"] = values
         elif name.endswith("sinks"):
             out[f"blk.{layer}.attn_sinks.weight"] = values
         elif "shared_expert_gate" in name:
@@ -73,6 +93,61 @@ def gguf_tensors(config: Mapping[str, Any], tensors: Tensors, *, stacked: bool =
             out[f"{names.get_name(stem) or stem}.{suffix}"] = values
     out |= {name: np.stack([stack[number] for number in sorted(stack)]) for name, stack in experts.items()}
     return out
+
+
+def _with_linear_layers(config: Mapping[str, Any], tensors: Tensors) -> dict[str, np.ndarray]:
+    """The tensors with norms of 1 + weight, and those of linear layers under their GGUF names and in their order."""
+    key_heads, heads = config["linear_num_key_heads"], config["linear_num_value_heads"]
+    key_dim, value_dim = config["linear_key_head_dim"], config["linear_value_head_dim"]
+    in_turn = config["model_type"] == "qwen3_5_moe"
+
+    def turned(values: np.ndarray, width: int) -> np.ndarray:
+        """Heads along the first dimension: those of a key head together become the first of each, the second ..."""
+        if not in_turn:
+            return values
+        apart = values.reshape(key_heads, heads // key_heads, width, *values.shape[1:])
+        return np.ascontiguousarray(apart.swapaxes(0, 1)).reshape(values.shape)
+
+    def channels(values: np.ndarray) -> np.ndarray:
+        first = 2 * key_heads * key_dim
+        return np.concatenate([values[:first], turned(values[first:], value_dim)])
+
+    changed: dict[str, np.ndarray] = {}
+    for name, values in tensors.items():
+        name = name.replace("language_model.", "")
+        stem, _, part = name.partition(".linear_attn.")
+        layer = f"blk.{stem.rpartition('.')[2]}."
+        if not part:
+            changed[name] = values + np.float32(1) if name.endswith("norm.weight") else values
+        elif part == "in_proj_qkvz.weight":
+            pattern = np.split(
+                values.reshape(key_heads, -1, values.shape[1]),
+                np.cumsum([key_dim, key_dim, heads // key_heads * value_dim]),
+                axis=1,
+            )
+            query, key, value, gate = (block.reshape(-1, values.shape[1]) for block in pattern)
+            changed[layer + "attn_qkv.weight"] = np.concatenate([query, key, value])
+            changed[layer + "attn_gate.weight"] = gate
+        elif part == "in_proj_ba.weight":
+            changed[layer + "ssm_ba.weight"] = values
+        elif part == "in_proj_qkv.weight":
+            changed[layer + "attn_qkv.weight"] = channels(values)
+        elif part == "in_proj_z.weight":
+            changed[layer + "attn_gate.weight"] = turned(values, value_dim)
+        elif part in ("in_proj_b.weight", "in_proj_a.weight"):
+            changed[layer + f"ssm_{'beta' if '_b.' in part else 'alpha'}.weight"] = turned(values, 1)
+        elif part == "conv1d.weight":
+            changed[layer + "ssm_conv1d.weight"] = channels(values[:, 0])
+        elif part == "A_log":
+            changed[layer + "ssm_a"] = turned(-np.exp(values.astype(np.float64)).astype(np.float32), 1)
+        elif part == "dt_bias":
+            changed[layer + "ssm_dt.bias"] = turned(values, 1)
+        elif part == "norm.weight":
+            changed[layer + "ssm_norm.weight"] = values
+        else:
+            assert part == "out_proj.weight"
+            changed[layer + "ssm_out.weight"] = np.ascontiguousarray(turned(values.T, value_dim).T)
+    return changed
 
 
 def write_gguf(
@@ -93,7 +168,7 @@ def write_gguf(
     and up of the experts of a layer are one tensor. Returns the path of the (first) file.
     """
     family = config["model_type"]
-    prefix = gguf.MODEL_ARCH_NAMES[ARCHITECTURES[family]]
+    prefix = NAMES.get(family, gguf.MODEL_ARCH_NAMES[ARCHITECTURES[family]])
     values = {f"{prefix}.{key}": value for key, value in (_metadata(config) | dict(metadata or {})).items()}
     values |= tokenizer_metadata(small_tokenizer(), "gpt-2") if tokenizer is None else dict(tokenizer)
     named = gguf_tensors(config, tensors, stacked=stacked)
@@ -106,7 +181,7 @@ def write_gguf(
         _add(writer, key, value)
     for name, array in named.items():
         kind = next((kind for pattern, kind in (kinds or {}).items() if re.search(pattern, name)), "F32")
-        plain = array.ndim == 1 or name.endswith(("bias", "shortconv.conv.weight"))
+        plain = array.ndim == 1 or name.endswith(("bias", "exp_probs_b", "shortconv.conv.weight", "ssm_conv1d.weight"))
         kind = "F32" if plain else kind
         type_ = gguf.GGMLQuantizationType[kind]
         data = np.ascontiguousarray(array.astype(np.float32))
@@ -134,13 +209,18 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
 
 
 def _metadata(config: Mapping[str, Any]) -> dict[str, Any]:
-    heads, width = config["num_attention_heads"], config["hidden_size"]
+    heads, width, family = config["num_attention_heads"], config["hidden_size"], config["model_type"]
+    experts = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+    expert_width = config.get("moe_intermediate_size")
+    if family in ("minimax_m2", "hunyuan_v1_moe"):
+        expert_width = config["intermediate_size"]
+    shared = next((config[key] for key in ("num_shared_experts", "moe_num_shared_experts") if key in config), 0)
     head_width = config.get("head_dim") or width // heads
     values: dict[str, Any] = {
         "block_count": config["num_hidden_layers"],
         "context_length": config["max_position_embeddings"],
         "embedding_length": width,
-        "feed_forward_length": config["intermediate_size"],
+        "feed_forward_length": config.get("intermediate_size"),
         "attention.head_count": heads,
         "attention.head_count_kv": [
             0 if kind == "conv" else config["num_key_value_heads"] for kind in config["layer_types"]
@@ -153,25 +233,45 @@ def _metadata(config: Mapping[str, Any]) -> dict[str, Any]:
         "rope.freq_base": float(config["rope_theta"]),
         "rope.dimension_count": int(head_width * config.get("partial_rotary_factor", 1)),
         "vocab_size": config["vocab_size"],
-        "expert_count": config.get("num_local_experts", config.get("num_experts", config.get("n_routed_experts"))),
+        "expert_count": next((config[key] for key in experts if key in config), None),
         "expert_shared_count": config.get("n_shared_experts"),
         "expert_group_count": config.get("n_group"),
         "expert_group_used_count": config.get("topk_group"),
-        "expert_weights_scale": config.get("routed_scaling_factor"),
-        "expert_gating_func": 2 if config["model_type"] == "lfm2_moe" else None,
-        "leading_dense_block_count": config.get("first_k_dense_replace", config.get("num_dense_layers")),
+        "expert_weights_scale": config.get("routed_scaling_factor", config.get("router_scaling_factor")),
+        "expert_weights_norm": True if family in ("bailing_moe_v2", "hy_v3") else None,
+        "expert_gating_func": _SIGMOID if family in ("lfm2_moe", "minimax_m2") else None,
+        "leading_dense_block_count": next(
+            (
+                config[key]
+                for key in ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
+                if key in config
+            ),
+            None,
+        ),
+        "interleave_moe_layer_step": config.get("moe_layer_interval"),
         "shortconv.l_cache": config.get("conv_L_cache"),
-        "expert_used_count": config.get("num_experts_per_tok"),
-        "expert_feed_forward_length": config.get("moe_intermediate_size"),
+        "expert_used_count": config.get("num_experts_per_tok", config.get("moe_topk", config.get("moe_k"))),
+        "expert_feed_forward_length": expert_width,
         "attention.sliding_window": config.get("sliding_window"),
         "expert_shared_feed_forward_length": config.get(
-            "shared_intermediate_size", config.get("shared_expert_intermediate_size")
+            "shared_intermediate_size",
+            config.get("shared_expert_intermediate_size", shared * (expert_width or 0) or None),
         ),
         "attention.scale": config.get("attention_multiplier"),
         "embedding_scale": config.get("embedding_multiplier"),
         "residual_scale": config.get("residual_multiplier"),
         "logit_scale": config.get("logits_scaling"),
     }
+    if config["model_type"] in LINEAR:
+        heads = config["linear_num_value_heads"]
+        values |= {
+            "full_attention_interval": config["full_attention_interval"],
+            "ssm.conv_kernel": config["linear_conv_kernel_dim"],
+            "ssm.group_count": config["linear_num_key_heads"],
+            "ssm.inner_size": heads * config["linear_value_head_dim"],
+            "ssm.state_size": config["linear_key_head_dim"],
+            "ssm.time_step_rank": heads,
+        }
     scaling = config.get("rope_scaling") or {}
     if scaling.get("rope_type") == "yarn":
         values |= {

@@ -86,31 +86,32 @@ class Toy:
     def _run(self, rows: Rows) -> None:
         sequence = rows.piece.sequence
         row, first = sequence.row, sequence.resumes_at
-        text = [*sequence.ids[:first], *rows.token_ids.tolist()]
+        text = np.array([*sequence.ids[:first], *rows.token_ids])
         for position, token in enumerate(rows.token_ids.tolist(), first):
             for group in self.groups:
                 page = group.table[row, position // PAGE_TOKENS]
                 group.arrays[0][page, position % PAGE_TOKENS] = token
                 begin = 0 if group.window is None else max(0, position - group.window.size + 1)
-                assert self.held(sequence, group, begin, position + 1) == text[begin : position + 1]
+                assert (self.held(sequence, group, begin, position + 1) == text[begin : position + 1]).all()
             self.runs += 1
             if self.fixed is None:
                 continue
             begin = max(0, position - NEEDED)
             before = [int(self.ring[row, p % self.ring.shape[1], 0]) for p in range(begin, position)]
-            assert before == text[begin:position]
-            assert position == 0 or not self.recurrent or self.sums[row] == sum(text[:position])
+            assert before == text[begin:position].tolist()
+            assert position == 0 or not self.recurrent or self.sums[row] == text[:position].sum()
             self.ring[row, position % self.ring.shape[1]] = token
             self.sums[row] = (self.sums[row] if position else 0) + token
 
-    def held(self, sequence: Sequence, group: PageGroup, begin: int, end: int) -> list[int]:
+    def held(self, sequence: Sequence, group: PageGroup, begin: int, end: int) -> np.ndarray:
         """The ids in a sequence's pages."""
-        pages = group.table[sequence.row]
-        assert (pages[begin // PAGE_TOKENS : -(-end // PAGE_TOKENS)] >= 0).all()
-        return [int(group.arrays[0][pages[p // PAGE_TOKENS], p % PAGE_TOKENS]) for p in range(begin, end)]
+        pages = group.table[sequence.row, begin // PAGE_TOKENS : -(-end // PAGE_TOKENS)]
+        assert (pages >= 0).all()
+        first = begin % PAGE_TOKENS
+        return group.arrays[0][pages].reshape(-1)[first : first + end - begin]
 
     def check(self, sequence: Sequence) -> None:
         """The state is that of its tokens: the next one finds what it needs."""
-        assert self.held(sequence, self.groups[0], 0, sequence.position) == sequence.ids
+        assert self.held(sequence, self.groups[0], 0, sequence.position).tolist() == sequence.ids
         self.append(sequence, np.array([7]))
         sequence.rewind(sequence.position - 1)

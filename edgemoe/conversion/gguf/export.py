@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +20,10 @@ import numpy.typing as npt
 
 from edgemoe.architectures import model_spec
 from edgemoe.conversion.formats import expert_of
+from edgemoe.conversion.gguf.linear import LinearOrders, Turns, linear_orders
 from edgemoe.conversion.gguf.metadata import (
     ARCHITECTURES,
+    FAMILY,
     INTERLEAVED,
     NO_GGUF,
     attention_and_ffn,
@@ -44,7 +46,7 @@ from edgemoe.conversion.gguf.source import GgufSource
 from edgemoe.conversion.gguf.vocabulary import write_no_tokenizer, write_vocabulary
 from edgemoe.conversion.gguf.windowed import WINDOWED
 from edgemoe.conversion.places import Place, tensor_places
-from edgemoe.conversion.source import take_rows
+from edgemoe.conversion.source import take_columns, take_rows
 from edgemoe.errors import SourceError, StoreError, UsageError
 from edgemoe.kernels.file_rows import TYPE_NAMES, Rows, encode_rows
 from edgemoe.kernels.formats import FORMATS, GROUP_COLUMNS, PANEL_ROWS, Blocks, panel_count, unpack
@@ -75,6 +77,14 @@ _NAMES = {
     "conv_in": MODEL_TENSOR.SHORTCONV_INPROJ,
     "conv_taps": MODEL_TENSOR.SHORTCONV_CONV,
     "conv_out": MODEL_TENSOR.SHORTCONV_OUTPROJ,
+    "delta_norm": MODEL_TENSOR.ATTN_NORM,
+    "delta_in": MODEL_TENSOR.ATTN_QKV,
+    "delta_gate": MODEL_TENSOR.ATTN_GATE,
+    "delta_strength": MODEL_TENSOR.SSM_BETA,
+    "delta_decay": MODEL_TENSOR.SSM_ALPHA,
+    "delta_taps": MODEL_TENSOR.SSM_CONV1D,
+    "delta_head_norm": MODEL_TENSOR.SSM_NORM,
+    "delta_out": MODEL_TENSOR.SSM_OUT,
     "ffn_norm": MODEL_TENSOR.FFN_NORM,
     "sinks": MODEL_TENSOR.ATTN_SINKS,
     "router": MODEL_TENSOR.FFN_GATE_INP,
@@ -92,8 +102,11 @@ _NAMES = {
 }
 """GGUF names by the names within our model or layer; a bias is named like its matrix."""
 
-_OTHER_NAMES = {name: {"ffn_norm": MODEL_TENSOR.ATTN_POST_NORM} for name in ("glm4moe", "gpt-oss")} | {
-    "lfm2moe": {"final_norm": MODEL_TENSOR.TOKEN_EMBD_NORM},
+_POST_NORM = {"ffn_norm": MODEL_TENSOR.ATTN_POST_NORM}
+_GATED_QUERY = {"output_gate": MODEL_TENSOR.ATTN_Q}
+"""Query and gate of each head in turn."""
+_OTHER_NAMES = dict.fromkeys(("glm4moe", "gpt-oss"), _POST_NORM) | {
+    "bailingmoe2": dict.fromkeys(("query", "key", "value"), MODEL_TENSOR.ATTN_QKV),
     "gemma4": {
         "dense.ffn.gate": MODEL_TENSOR.FFN_GATE,
         "dense.ffn.up": MODEL_TENSOR.FFN_UP,
@@ -107,8 +120,19 @@ _OTHER_NAMES = {name: {"ffn_norm": MODEL_TENSOR.ATTN_POST_NORM} for name in ("gl
         "router_norm": MODEL_TENSOR.FFN_GATE_INP,
         "router_expert_scales": MODEL_TENSOR.FFN_DOWN_EXP,
     },
+    "lfm2moe": {"final_norm": MODEL_TENSOR.TOKEN_EMBD_NORM},
+    "qwen35moe": _POST_NORM | _GATED_QUERY,
+    "qwen3next": _POST_NORM
+    | _GATED_QUERY
+    | dict.fromkeys(("delta_strength", "delta_decay"), MODEL_TENSOR.SSM_BETA_ALPHA),
 }
 """Where an architecture has names of its own."""
+
+_WHOLE_NAMES = {"delta_decay_bias": "blk.{bid}.ssm_dt.bias", "delta_rate": "blk.{bid}.ssm_a"}
+"""Names in the file that do not follow from a name above."""
+
+_WITHOUT_SUFFIX = {("hy_v3", "router_choice_bias")}
+"""Vectors whose names in a file of an architecture do not end in .weight or .bias."""
 
 _SCALES = frozenset({"router_norm", "router_expert_scales"})
 """Vectors that are named after the matrix whose input or output they scale."""
@@ -125,9 +149,12 @@ _FILE_TYPES = {
 
 @dataclass
 class _Tensor:
-    """A tensor of the file: one tensor of the store, or the same matrix of all experts of a layer, concatenated.
+    """A tensor of the file: a tensor of the store, or several, whose rows follow one another, or the same matrix of
+    all experts of a layer.
 
-    With `head_dim` the rows of each head are reordered from two halves to interleaved pairs.
+    With `head_dim` the rows of each head are reordered from two halves to interleaved pairs. With `block` rows, tensors
+    of the store take turns: a block of the first, one of the second, the next of the first. With `turns`, heads of
+    values are put in turn.
     """
 
     type: GGMLQuantizationType
@@ -137,14 +164,20 @@ class _Tensor:
     head_dim: int | None
     rows: int = 0
     """Rows of the matrix that a vector of the store becomes in the file (taps of convolutions); 0: it stays one."""
+    block: int = 0
+    turns: Turns | None = None
+    """From the order of the file to that of the store."""
     places: list[Place] = field(default_factory=list)
 
     @property
     def shape(self) -> tuple[int, ...]:
         place = self.places[0]
+        if self.block:
+            return (sum(one.rows for one in self.places), place.columns)
         if self.rows:
             return (self.rows, place.rows // self.rows)
-        own = (place.rows * place.columns,) if self.dimensions == 1 else (place.rows, place.columns)
+        rows = place.rows if self.stacked else sum(part.rows for part in self.places)
+        own = (rows * place.columns,) if self.dimensions == 1 else (rows, place.columns)
         return (len(self.places), *own) if self.stacked else own
 
     @property
@@ -226,6 +259,7 @@ def export_gguf(
 def _tensors(store: Store, spec: ModelSpec) -> dict[str, _Tensor]:
     """The tensors of the file by name, in order. Raises StoreError for a tensor that the format cannot hold."""
     architecture = ARCHITECTURES[spec.family]
+    family = FAMILY[architecture]
     interleaved, names = architecture in INTERLEAVED, _NAMES | _OTHER_NAMES.get(architecture, {})
     head_dim = attention_and_ffn(spec)[0].head_dim if interleaved else None
     shapes = spec.tensors()
@@ -241,12 +275,27 @@ def _tensors(store: Store, spec: ModelSpec) -> dict[str, _Tensor]:
                 f" found {place.columns}.",
                 "Convert the checkpoint again with this part in f16 or f32.",
             )
-        target = f"{TENSOR_NAMES[names[stem]].format(bid=layer)}.{suffix}"
+        whole = f"{TENSOR_NAMES[names[stem]]}.{suffix}" if own not in _WHOLE_NAMES else _WHOLE_NAMES[own]
+        if (architecture, own) in _WITHOUT_SUFFIX:
+            whole = TENSOR_NAMES[names[stem]]
+        target = whole.format(bid=layer)
         kind = GGMLQuantizationType[TYPE_NAMES[place.format.name] if place.format else "F32"]
         dimensions = 1 if stem == "shared_gate" else len(shapes[name])
         rotated = head_dim if stem in ("query", "key") else None
-        rows = spec.hidden_size if stem == "conv_taps" else 0
-        tensor = tensors.setdefault(target, _Tensor(kind, dimensions, expert is not None, rotated, rows))
+        orders = LinearOrders({}, {}, {})
+        if layer and family.linear_layers:
+            orders = linear_orders(spec.layers[int(layer)].blocks[0].body, family.heads_in_turn)
+        turns = orders.turns.get(own)
+        blocks_of_columns = turns is not None and turns.columns and place.format and place.format.quantised
+        if turns is not None and blocks_of_columns and turns.width % GROUP_COLUMNS:
+            raise StoreError(
+                f"{name}: expected heads of a multiple of {GROUP_COLUMNS} values, whose blocks can be put in another"
+                f" order; found {turns.width}.",
+                "Convert the checkpoint again with this part in f16 or f32.",
+            )
+        rows = orders.channels.get(own, spec.hidden_size if stem == "conv_taps" else 0)
+        made = _Tensor(kind, dimensions, expert is not None, rotated, rows, orders.blocks.get(own, 0), turns)
+        tensor = tensors.setdefault(target, made)
         if tensor.type != kind:
             raise StoreError(
                 f"{name}: expected the format of the layer's other experts, as a GGUF holds them in one tensor;"
@@ -308,7 +357,7 @@ def _troubles_on_the_way_back(partial: Path, spec: ModelSpec, tensors: dict[str,
     try:
         os.truncate(partial, written + room)  # a hole: the reader refuses tensors that lie beyond the end of the file
         back = model_spec(GgufSource(partial).config)
-        if back != spec:
+        if replace(back, family=spec.family) != spec:  # several families may share an architecture
             yield "edgemoe would convert this file to another model: the format cannot hold all of its settings."
     except SourceError as problem:
         reason = problem.message.removeprefix(f"{partial}: ")
@@ -335,11 +384,14 @@ def _write_weights(
                     if place.file not in descriptors:
                         with _reading(store, place):
                             descriptors[place.file] = os.open(store.path / place.file, os.O_RDONLY)
-                    for data in _encoded(descriptors[place.file], store, place, tensor.head_dim):
-                        file.write(data.data)
-                        done += data.nbytes
-                        if progress is not None:
-                            progress(done, total)
+                for rows in _file_rows(descriptors, store, tensor):
+                    data = encode_rows(
+                        rows if isinstance(rows, Blocks) else Blocks(FORMATS["f32"], rows.reshape(1, -1))
+                    )
+                    file.write(data.data)
+                    done += data.nbytes
+                    if progress is not None:
+                        progress(done, total)
             file.write(bytes(-file.tell() % ALIGNMENT_BYTES))
             file.flush()
             os.fsync(file.fileno())
@@ -348,28 +400,44 @@ def _write_weights(
             os.close(descriptor)
 
 
-def _encoded(descriptor: int, store: Store, place: Place, head_dim: int | None) -> Iterator[npt.NDArray[np.uint8]]:
-    """Yield a tensor of the store as rows in the file's encoding, a slice at a time."""
-    multiple = math.lcm(PANEL_ROWS, head_dim or 1)
-    for start, stop in place.row_slices(multiple):
-        rows = _read_rows(descriptor, store, place, start, stop)
-        if head_dim:
-            rows = take_rows(rows, pairs_order(start, stop, head_dim) - start)
-        if not isinstance(rows, Blocks):
-            rows = Blocks(FORMATS["f32"], rows.reshape(1, -1))
-        yield encode_rows(rows)
+def _file_rows(descriptors: dict[str, int], store: Store, tensor: _Tensor) -> Iterator[Rows]:
+    """Yield the rows of a tensor in the order of the file, a slice at a time."""
+    if tensor.block:
+        for start in range(0, tensor.places[0].rows, tensor.block):
+            for place in tensor.places:
+                yield _read_rows(descriptors[place.file], store, place, start, start + tensor.block)
+        return
+    multiple, turns = math.lcm(PANEL_ROWS, tensor.head_dim or 1), tensor.turns
+    for place in tensor.places:
+        descriptor = descriptors[place.file]
+        for start, stop in place.row_slices(multiple):
+            if turns is not None and not turns.columns:
+                order = turns.places(start, stop)
+                for run in np.split(order, np.flatnonzero(np.diff(order) != 1) + 1):
+                    yield _read_rows(descriptor, store, place, int(run[0]), int(run[-1]) + 1)
+                continue
+            rows = _read_rows(descriptor, store, place, start, stop)
+            if tensor.head_dim:
+                rows = take_rows(rows, pairs_order(start, stop, tensor.head_dim) - start)
+            yield rows if turns is None else take_columns(rows, turns.places(0, place.columns))
+
+
+def _as_blocks(rows: Rows) -> Blocks:
+    return rows if isinstance(rows, Blocks) else Blocks(FORMATS["f32"], rows.reshape(1, -1))
 
 
 def _read_rows(descriptor: int, store: Store, place: Place, start: int, stop: int) -> Rows:
-    """Read rows of a tensor of the store; `start` is a multiple of 16."""
+    """Read rows of a tensor of the store, and whole panels for it."""
     if place.format is None:
         return _read(descriptor, store, place, place.offset + 4 * start, 4 * (stop - start)).view(np.float32)
-    panels = panel_count(stop - start)
+    first = start // PANEL_ROWS
+    panels = panel_count(stop) - first
     span = (panels - 1) * place.panel_stride + place.panel_bytes
     data = np.zeros(panels * place.panel_stride, np.uint8)
-    data[:span] = _read(descriptor, store, place, place.offset + start // PANEL_ROWS * place.panel_stride, span)
+    data[:span] = _read(descriptor, store, place, place.offset + first * place.panel_stride, span)
     own = np.ascontiguousarray(data.reshape(panels, -1)[:, : place.panel_bytes]).reshape(-1)
-    return unpack(own, place.format, stop - start, place.columns)
+    rows = unpack(own, place.format, stop - first * PANEL_ROWS, place.columns)
+    return take_rows(rows, slice(start - first * PANEL_ROWS, None)) if start % PANEL_ROWS else rows
 
 
 def _read(descriptor: int, store: Store, place: Place, offset: int, size: int) -> npt.NDArray[np.uint8]:

@@ -2,22 +2,26 @@
 
 Letters: `D` model width, `F` expert width, `E` experts.
 
-The rows of query and key have one of two orders. For architectures that rotate neighbouring pairs (`llama`,
-`granitemoe`), the file has the two elements of a pair side by side; checkpoints, and so edgemoe, have all
-first elements of a head before all second ones. Only whole rows are moved: the blocks in them are unchanged.
+The rows of query and key have one of two orders. For most architectures that rotate neighbouring pairs (`llama`,
+`granitemoe`, `deepseek`), the file has the two elements of a pair side by side; checkpoints, and so edgemoe, have all
+first elements of a head before all second ones. Only whole rows are moved: the blocks in them are unchanged. The rows
+of `ernie4_5-moe` have the order of the file in checkpoints and in edgemoe too.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from edgemoe.conversion.gguf.file import GgufTensor
+from edgemoe.conversion.gguf.linear import LINEAR_NAMES, LINEAR_TAPS, OF_LINEAR, Turns, turns_of
 from edgemoe.errors import SourceError
+from edgemoe.model.blocks import GatedDelta
+from edgemoe.model.spec import ModelSpec
 
 TAKE_ANOTHER = "Use another GGUF of this model, or its original checkpoint."
 ROPE_FACTORS = "rope_freqs.weight"
@@ -43,6 +47,13 @@ class Family:
     """Checkpoint names that are not those of the other architectures, by the name in the model or layer of the file."""
     convolutions: bool = False
     """Whether layers without key heads are convolutions."""
+    taps: tuple[str, str] = ("", "")
+    """The names in the file and in the checkpoint of a convolution's taps, a row for each channel; checkpoints have a
+    dimension of one in the middle."""
+    linear_layers: bool = False
+    """Whether most layers are of Gated DeltaNet."""
+    heads_in_turn: bool = False
+    """Whether heads of values lie in turn in the file (`Turns`)."""
     value_width: bool = False
     """Whether the file may say that values have another width than keys."""
     proportional: bool = False
@@ -86,17 +97,67 @@ _AFMOE_NAMES = {
     "exp_probs_b.bias": "mlp.expert_bias",
 }
 _SHARED = "mlp.shared_experts.{matrix}.weight"
-TAPS = "shortconv.conv.weight"
-"""The taps of a layer's convolution, a row for each channel; checkpoints have a dimension of one in the middle."""
+
+_HUNYUAN_NAMES = {
+    "attn_q_norm.weight": "self_attn.query_layernorm.weight",
+    "attn_k_norm.weight": "self_attn.key_layernorm.weight",
+}
+_LING_NAMES = {
+    "token_embd.weight": "model.word_embeddings.weight",
+    "attn_qkv.weight": "attention.query_key_value.weight",
+    "attn_qkv.bias": "attention.query_key_value.bias",
+    "attn_output.weight": "attention.dense.weight",
+    "attn_q_norm.weight": "attention.query_layernorm.weight",
+    "attn_k_norm.weight": "attention.key_layernorm.weight",
+    "exp_probs_b.bias": "mlp.gate.expert_bias",
+}
+_W123 = {"gate": "w1", "up": "w3", "down": "w2"}
+_SHARED_EXPERTS, _SHARED_MLP = "mlp.shared_experts.{matrix}.weight", "mlp.shared_mlp.{matrix}.weight"
 
 FAMILIES: dict[str, Family] = {
+    "bailingmoe2": Family(
+        "bailing_moe_v2",
+        False,
+        _QWEN_ROUTER,
+        _QWEN_EXPERT,
+        _SHARED_EXPERTS,
+        partial_rotation=True,
+        leading_dense=True,
+        matrices=_SPLIT,
+        own_names=_LING_NAMES,
+    ),
+    "deepseek": Family(
+        "deepseek", True, _QWEN_ROUTER, _QWEN_EXPERT, _SHARED_EXPERTS, leading_dense=True, matrices=_SPLIT
+    ),
+    "dots1": Family("dots1", False, _QWEN_ROUTER, _QWEN_EXPERT, _SHARED_EXPERTS, leading_dense=True, matrices=_SPLIT),
+    "ernie4_5-moe": Family(
+        "ernie4_5_moe", False, _QWEN_ROUTER, _QWEN_EXPERT, _SHARED_EXPERTS, leading_dense=True, matrices=_SPLIT
+    ),
+    "hunyuan-moe": Family(
+        "hunyuan_v1_moe",
+        False,
+        "mlp.gate.wg.weight",
+        _QWEN_EXPERT,
+        _SHARED_MLP,
+        matrices=_SPLIT,
+        own_names=_HUNYUAN_NAMES,
+    ),
+    "hy_v3": Family(
+        "hy_v3",
+        False,
+        "mlp.router.gate.weight",
+        _QWEN_EXPERT,
+        _SHARED_MLP,
+        matrices=_SPLIT,
+        own_names=dict.fromkeys(("exp_probs_b", "exp_probs_b.bias"), "mlp.expert_bias"),
+    ),
     "llama": Family("llama", True),
     "llama with experts": Family(
         "mixtral",
         True,
         "block_sparse_moe.gate.weight",
         "block_sparse_moe.experts.{expert}.{matrix}.weight",
-        matrices={"gate": "w1", "up": "w3", "down": "w2"},
+        matrices=_W123,
     ),
     "gemma4": Family(
         "gemma4",
@@ -112,7 +173,7 @@ FAMILIES: dict[str, Family] = {
         False,
         _QWEN_ROUTER,
         _QWEN_EXPERT,
-        "mlp.shared_experts.{matrix}.weight",
+        _SHARED_EXPERTS,
         partial_rotation=True,
         leading_dense=True,
         matrices=_SPLIT,
@@ -138,15 +199,50 @@ FAMILIES: dict[str, Family] = {
         "feed_forward.gate.weight",
         "feed_forward.experts.{expert}.{matrix}.weight",
         leading_dense=True,
-        matrices={"gate": "w1", "up": "w3", "down": "w2"},
+        matrices=_W123,
         own_names=_LFM2_NAMES,
         convolutions=True,
+        taps=("shortconv.conv.weight", "conv.conv.weight"),
+    ),
+    "minimax-m2": Family(
+        "minimax_m2",
+        False,
+        "block_sparse_moe.gate.weight",
+        "block_sparse_moe.experts.{expert}.{matrix}.weight",
+        partial_rotation=True,
+        matrices=_W123,
+        own_names={"exp_probs_b.bias": "block_sparse_moe.e_score_correction_bias"},
     ),
     "olmoe": Family("olmoe", False, _QWEN_ROUTER, _QWEN_EXPERT, matrices=_SPLIT),
     "qwen2moe": Family(
         "qwen2_moe", False, _QWEN_ROUTER, _QWEN_EXPERT, "mlp.shared_expert.{matrix}.weight", matrices=_SPLIT
     ),
+    "qwen35moe": Family(
+        "qwen3_5_moe",
+        False,
+        _QWEN_ROUTER,
+        _QWEN_EXPERT,
+        "mlp.shared_expert.{matrix}.weight",
+        partial_rotation=True,
+        matrices=_SPLIT,
+        own_names=LINEAR_NAMES,
+        taps=LINEAR_TAPS,
+        linear_layers=True,
+        heads_in_turn=True,
+    ),
     "qwen3moe": Family("qwen3_moe", False, _QWEN_ROUTER, _QWEN_EXPERT, matrices=_SPLIT),
+    "qwen3next": Family(
+        "qwen3_next",
+        False,
+        _QWEN_ROUTER,
+        _QWEN_EXPERT,
+        "mlp.shared_expert.{matrix}.weight",
+        partial_rotation=True,
+        matrices=_SPLIT,
+        own_names=LINEAR_NAMES,
+        taps=LINEAR_TAPS,
+        linear_layers=True,
+    ),
     "afmoe": Family(
         "afmoe",
         False,
@@ -202,6 +298,7 @@ _LAYER_NAMES = {
     "ffn_down.weight": "mlp.down_proj.weight",
     "ffn_gate_inp_shexp.weight": "mlp.shared_expert_gate.weight",
     "exp_probs_b.bias": "mlp.gate.e_score_correction_bias",
+    "layer_output_norm.weight": "final_layernorm.weight",
     "attn_sinks.weight": "self_attn.sinks",
     **{f"nextn.{name}.weight": f"{name}.weight" for name in ("eh_proj", "enorm", "hnorm", "embed_tokens")},
     **{f"nextn.shared_head_{name}.weight": f"shared_head.{name}.weight" for name in ("head", "norm")},
@@ -229,7 +326,7 @@ class TensorView:
     `parts` have the same shape and are concatenated along the rows (within each expert if they have three
     dimensions). With `expert`, the view is that one expert of its stacked parts. With `head_dim`, the rows of each
     head are reordered from interleaved pairs to two halves. With `first_row`, it begins at that row of the expert. With
-    `elements`, its elements in order are read as those of a vector.
+    `elements`, its elements in order are read as those of a vector. With `turns`, heads of values are brought together.
     """
 
     parts: tuple[GgufTensor, ...]
@@ -238,16 +335,25 @@ class TensorView:
     head_dim: int | None = None
     first_row: int = 0
     elements: bool = False
+    turns: Turns | None = None
 
 
-def checkpoint_tensors(family: Family, head_dim: int, tensors: Mapping[str, GgufTensor]) -> dict[str, TensorView]:
+def checkpoint_tensors(
+    family: Family, spec: ModelSpec, head_dim: int, tensors: Mapping[str, GgufTensor]
+) -> dict[str, TensorView]:
     """Every tensor of the file by its checkpoint name; an unknown tensor keeps its GGUF name.
 
     Raises SourceError if two tensors of the file map to the same tensor of the checkpoint.
     """
     views: dict[str, TensorView] = {}
+    bodies = (layer.blocks[0].body for layer in spec.layers if family.heads_in_turn)
+    mixer = next((body for body in bodies if isinstance(body, GatedDelta)), None)
+    turns = {OF_LINEAR[name]: order for name, order in turns_of(mixer).items()} if mixer else {}
     for name, tensor in tensors.items():
         found = _views(family, head_dim, tensor, tensors)
+        own = turns.get(name.partition(".")[2].partition(".")[2])
+        if own is not None:
+            found = {checkpoint_name: replace(view, turns=own) for checkpoint_name, view in found.items()}
         twice = views.keys() & found.keys()
         if twice:
             other = views[min(twice)].parts[0].name
@@ -280,9 +386,9 @@ def _views(
     if own in ("ffn_gate_inp.weight", "ffn_gate_inp.bias") and family.router:
         router = family.router if own.endswith("weight") else _bias_of(family.router)
         return {prefix + router: TensorView((tensor,), tensor.shape)}
-    if own == TAPS and family.convolutions and len(tensor.shape) == 2:
+    if own == family.taps[0] and len(tensor.shape) == 2:
         shape = tensor.shape[0], 1, tensor.shape[1]
-        return {prefix + "conv.conv.weight": TensorView((tensor,), shape, elements=True)}
+        return {prefix + family.taps[1]: TensorView((tensor,), shape, elements=True)}
     if own in family.own_names:
         return {prefix + family.own_names[own]: TensorView((tensor,), tensor.shape)}
     if own in _LAYER_NAMES:

@@ -16,16 +16,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.architectures import SourceSlice
+from edgemoe.architectures import SourceSlice, model_spec
 from edgemoe.conversion.gguf.config import Metadata, checkpoint_config
 from edgemoe.conversion.gguf.file import CHECK_THE_FILE, GgufFile, GgufTensor, read_gguf
+from edgemoe.conversion.gguf.linear import Turns
 from edgemoe.conversion.gguf.names import FAMILIES, TensorView, checkpoint_tensors, halves_order
 from edgemoe.conversion.gguf.tokenizer import notices, side_files
 from edgemoe.conversion.sampling import sample_sha256
-from edgemoe.conversion.source import TensorInfo, take_rows
+from edgemoe.conversion.source import TensorInfo, join_rows, take_columns, take_rows
 from edgemoe.errors import SourceError
 from edgemoe.kernels.file_rows import BLOCK_FORMATS, Rows, decode_rows
-from edgemoe.kernels.formats import Blocks, dequantise
+from edgemoe.kernels.formats import GROUP_COLUMNS, Blocks, dequantise
 
 _SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
 
@@ -56,7 +57,9 @@ class GgufSource:
             tensors |= file.tensors
         metadata = Metadata(first.path, first.metadata)
         self._config = checkpoint_config(metadata, tensors)
-        self._views = checkpoint_tensors(FAMILIES[metadata.architecture], self._config["head_dim"], tensors)
+        self._views = checkpoint_tensors(
+            FAMILIES[metadata.architecture], model_spec(self._config), self._config["head_dim"], tensors
+        )
         # Convert the tokenizer now: an unsupported one should be reported at the start, not after an hour.
         self._side_files = side_files(first.path, first.metadata)
         self._notices = notices(first.path, first.metadata)
@@ -91,25 +94,14 @@ class GgufSource:
         view = self._views.get(tensor)
         if view is None:
             raise SourceError(f"{self.name}: it has no tensor {tensor}.")
-        if view.elements:
-            return _elements(view, row_start, row_stop)
-        rows = view.shape[-2] if len(view.shape) > 1 else view.shape[0]
-        assert 0 <= row_start < row_stop <= rows
-        assert (index is not None) == (len(view.shape) == 3)
-        if 1 in (len(view.parts[0].shape), len(view.shape)):
-            return _vector_rows(view, row_start, row_stop)
-        if view.head_dim is None:
-            return _plain_rows(view, index, row_start, row_stop)
-        # The requested rows are scattered over a head in the file, so whole heads are read.
-        first = row_start // view.head_dim * view.head_dim
-        last = min(rows, -(-row_stop // view.head_dim) * view.head_dim)
-        order = halves_order(row_start, row_stop, view.head_dim) - first
-        return take_rows(_plain_rows(view, index, first, last), order)
+        return _read_rows(view, index, row_start, row_stop)
 
     def file_part(self, where: SourceSlice) -> FilePart | None:
         """Where a slice lies in one piece, as it is; None if its rows lie apart or in another order."""
         view = self._views.get(where.tensor)
         if view is None or view.elements or view.head_dim is not None or where.row_step != 1 or where.transposed:
+            return None
+        if view.turns is not None or where.runs or where.change != "none":
             return None
         part_rows = view.parts[0].shape[-2] if len(view.parts[0].shape) > 1 else 1
         if len(view.shape) == 1:  # elements of a vector, which may be one row of a matrix
@@ -183,12 +175,47 @@ def _read_files(path: Path) -> list[GgufFile]:
 
 
 def _dtype(view: TensorView) -> str:
-    """The type of the parts; F32 if the types differ or a vector is quantised, as these are decoded."""
+    """The type of the parts; F32 if the types differ, a vector is quantised or blocks are cut, as these are decoded."""
     names = {part.type_name for part in view.parts}
     vector = view.elements or 1 in (len(view.parts[0].shape), len(view.shape))
+    vector = vector or (view.turns is not None and view.turns.columns and not _carries(view.turns))
     if len(names) > 1 or (vector and not names.isdisjoint(BLOCK_FORMATS)):
         return "F32"
     return next(iter(names))
+
+
+def _read_rows(view: TensorView, index: int | None, row_start: int, row_stop: int) -> Rows:
+    if view.turns is not None:
+        return _rows_in_turn(replace(view, turns=None), view.turns, row_start, row_stop)
+    if view.elements:
+        return _elements(view, row_start, row_stop)
+    rows = view.shape[-2] if len(view.shape) > 1 else view.shape[0]
+    assert 0 <= row_start < row_stop <= rows
+    assert (index is not None) == (len(view.shape) == 3)
+    if 1 in (len(view.parts[0].shape), len(view.shape)):
+        return _vector_rows(view, row_start, row_stop)
+    if view.head_dim is None:
+        return _plain_rows(view, index, row_start, row_stop)
+    # The requested rows are scattered over a head in the file, so whole heads are read.
+    first = row_start // view.head_dim * view.head_dim
+    last = min(rows, -(-row_stop // view.head_dim) * view.head_dim)
+    order = halves_order(row_start, row_stop, view.head_dim) - first
+    return take_rows(_plain_rows(view, index, first, last), order)
+
+
+def _rows_in_turn(view: TensorView, turns: Turns, start: int, stop: int) -> Rows:
+    """Read rows of heads that lie in turn, or whole rows whose columns do; `view` is that of the file's order."""
+    if turns.columns:
+        rows = _read_rows(view, None, start, stop)
+        return take_columns(rows if _carries(turns) else _as_floats(rows), turns.places(0, view.shape[-1]))
+    order = turns.places(start, stop)
+    runs = np.split(order, np.flatnonzero(np.diff(order) != 1) + 1)
+    return join_rows([_read_rows(view, None, int(run[0]), int(run[-1]) + 1) for run in runs])
+
+
+def _carries(turns: Turns) -> bool:
+    """Whether blocks of columns move as a whole."""
+    return turns.width % GROUP_COLUMNS == 0
 
 
 def _vector_rows(view: TensorView, start: int, stop: int) -> npt.NDArray[np.float32]:
@@ -218,26 +245,10 @@ def _plain_rows(view: TensorView, index: int | None, start: int, stop: int) -> R
         first, last = max(start - number * part_rows, 0), min(stop - number * part_rows, part_rows)
         if first < last:
             pieces.append(decode_rows(part.read(base + first, base + last), part.type_name))
-    if len(pieces) == 1:
-        rows = pieces[0]
-    elif _dtype(view) in BLOCK_FORMATS:
-        rows = _concatenate([piece for piece in pieces if isinstance(piece, Blocks)])
-    else:
-        rows = np.concatenate([_as_floats(piece) for piece in pieces])
-    return rows if _dtype(view) in BLOCK_FORMATS else _as_floats(rows)
+    if _dtype(view) not in BLOCK_FORMATS:
+        pieces = [_as_floats(piece) for piece in pieces]
+    return join_rows(pieces)
 
 
 def _as_floats(rows: Rows) -> npt.NDArray[np.float32]:
     return dequantise(rows) if isinstance(rows, Blocks) else rows
-
-
-def _concatenate(pieces: Sequence[Blocks]) -> Blocks:
-    def joined(arrays: Sequence[Any]) -> Any:
-        return None if arrays[0] is None else np.concatenate(arrays)
-
-    return Blocks(
-        pieces[0].format,
-        joined([piece.values for piece in pieces]),
-        joined([piece.scales for piece in pieces]),
-        joined([piece.minimums for piece in pieces]),
-    )

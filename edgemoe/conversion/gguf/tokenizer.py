@@ -65,12 +65,18 @@ _O200K_WORDS = "|".join(
 )
 """The pattern that tiktoken publishes for o200k_base: words are cut where a small letter is followed by a capital."""
 
+_LING_WORDS = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+
 WORD_RULES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("gpt-2", "olmo"), (_WORDS,)),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r"), (r"\p{N}", _WORDS)),
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "lfm2", "dbrx", "smaug-bpe"), (_LLAMA3_WORDS,)),
-    "gpt-4o": (_O200K_WORDS,),
-    "qwen2": (_LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}"),),
+    **dict.fromkeys(("glm4", "chatglm-bpe"), (_LLAMA3_WORDS,)),
+    **dict.fromkeys(("gpt-4o", "minimax-m2"), (_O200K_WORDS,)),
+    **dict.fromkeys(("qwen2", "hunyuan", "solar-open"), (_LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}"),)),
+    **dict.fromkeys(("bailingmoe2", "bailingmoe"), (_LING_WORDS,)),
     "default": (r"[\p{P}\$\+<=>\^~\|]+", _WORDS, r"\p{N}+", r"[0-9][0-9][0-9]"),
 }
 """Patterns applied in sequence, keyed by the name in `tokenizer.ggml.pre`: each match becomes one word."""

@@ -106,11 +106,12 @@ class JitBackend(StepwiseBackend):
             products.embed_f16(ids, halves, scale, output)
         return output
 
-    def rms_norm(self, values: Floats, weight: Floats | None, epsilon: float) -> Floats:
-        """Root-mean-square norm over the last axis."""
+    def rms_norm(self, values: Floats, weight: Floats | None, epsilon: float, gate: Floats | None = None) -> Floats:
+        """Root-mean-square norm over the last axis, times the SiLU of a gate if there is one."""
         output = np.empty(values.shape, np.float32)
         width = values.shape[-1]
-        layers.rms_norm(values.reshape(-1, width), weight, epsilon, output.reshape(-1, width))
+        gates = None if gate is None else gate.reshape(-1, width)
+        layers.rms_norm(values.reshape(-1, width), weight, epsilon, gates, output.reshape(-1, width))
         return output
 
     def layer_norm(self, values: Floats, weight: Floats, epsilon: float) -> Floats:
@@ -129,6 +130,12 @@ class JitBackend(StepwiseBackend):
         """Rotary positions: values `(T, heads, W)`, tables `(T, R / 2)`."""
         output = np.empty(values.shape, np.float32)
         layers.rope(values, cosine, sine, neighbours, output)
+        return output
+
+    def clip(self, values: Floats, limit: float) -> Floats:
+        """Hold each number of `(T, N)` to `-limit .. limit`."""
+        output = np.empty(values.shape, np.float32)
+        layers.clip(values, np.float32(limit), output)
         return output
 
     def quantise_cache_rows(self, rows: Floats) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float16]]:
@@ -181,14 +188,32 @@ class JitBackend(StepwiseBackend):
         self._share(kv_heads, 2 * heads * width * int((positions + 1).sum()), work)
         return output.reshape(tokens, heads, value_width)
 
-    def short_conv(self, gates: Floats, taps: Floats, bias: Floats | None, earlier: Floats) -> tuple[Floats, Floats]:
-        """Convolve neighbouring rows of one sequence: gates `(T, 3D)`, taps `(D, length)`; output and `u`, `(T, D)`."""
+    def short_conv(self, values: Floats, taps: Floats, bias: Floats | None, earlier: Floats) -> tuple[Floats, Floats]:
+        """Convolve neighbouring rows of one sequence: values `(T, 3D)` or `(T, D)`; the output and `u`, `(T, D)`."""
         width, before = len(taps), len(earlier)
-        inputs = np.empty((before + len(gates), width), np.float32)
+        inputs = np.empty((before + len(values), width), np.float32)
         inputs[:before] = earlier
-        output = np.empty((len(gates), width), np.float32)
-        layers.short_conv(gates, taps, bias, inputs, output)
+        output = np.empty((len(values), width), np.float32)
+        layers.short_conv(values, taps, bias, inputs, output)
         return output, inputs[before:]
+
+    def delta_rule(
+        self,
+        query: Floats,
+        key: Floats,
+        value: Floats,
+        decay: Floats,
+        strength: Floats,
+        epsilon: float,
+        state: Floats,
+    ) -> Floats:
+        """The rows of a segment: query and key `(T, H, W)`, value `(T, H, Wv)`; changes `state (H, W, Wv)`."""
+        lengths = [np.sqrt(np.square(heads).sum(axis=-1, keepdims=True) + epsilon) for heads in (query, key)]
+        queries = (query / lengths[0] / np.sqrt(query.shape[-1])).astype(np.float32)
+        keys = (key / lengths[1]).astype(np.float32)
+        output = np.empty(value.shape, np.float32)
+        layers.delta_rule(queries, keys, np.ascontiguousarray(value), decay, strength, state, output)
+        return output
 
     def route(
         self,
@@ -203,6 +228,7 @@ class JitBackend(StepwiseBackend):
         kept_groups: int = 1,
         epsilon: float = 0.0,
         scale: float = 1.0,
+        least_sum: float = 0.0,
         choose_by: Choice = "score",
         expert_scales: Floats | None = None,
     ) -> tuple[Integers, Floats]:
@@ -220,7 +246,7 @@ class JitBackend(StepwiseBackend):
         if sigmoid:
             experts.weigh_by_sigmoid(logits, renormalise, epsilon, chosen, weights)
         else:
-            experts.weigh_by_softmax(logits, renormalise, chosen, weights)
+            experts.weigh_by_softmax(logits, renormalise, least_sum, chosen, weights)
         if scale != 1:
             weights *= np.float32(scale)
         if expert_scales is not None:

@@ -133,23 +133,32 @@ def weigh_by_sigmoid(logits: Floats, renormalise: bool, epsilon: float, experts:
 
 
 @jit
-def weigh_by_softmax(logits: Floats, renormalise: bool, experts: Integers, weights: Floats) -> None:
-    """Compute the weights `(T, K)` of the chosen experts by softmax of their logits, or of all logits `(T, E)`."""
+def weigh_by_softmax(logits: Floats, renormalise: bool, least_sum: float, experts: Integers, weights: Floats) -> None:
+    """Compute the weights `(T, K)` of the chosen experts by softmax of their logits, or of all logits `(T, E)`.
+
+    With `least_sum` they are of all logits, divided by the larger of their sum and this number.
+    """
     tokens, count = experts.shape
+    among_chosen = renormalise and least_sum == 0
+    shares = np.empty(count)
     for t in range(tokens):
         taken = np.zeros(logits.shape[1], np.bool_)
         for k in range(count):
             taken[experts[t, k]] = True
         largest = -np.inf
         for expert in range(logits.shape[1]):
-            if (taken[expert] or not renormalise) and logits[t, expert] > largest:
+            if (taken[expert] or not among_chosen) and logits[t, expert] > largest:
                 largest = np.float64(logits[t, expert])
         total = 0.0
         for expert in range(logits.shape[1]):
-            if taken[expert] or not renormalise:
+            if taken[expert] or not among_chosen:
                 total += math.exp(np.float64(logits[t, expert]) - largest)
+        chosen = 0.0
         for k in range(count):
-            weights[t, k] = math.exp(np.float64(logits[t, experts[t, k]]) - largest) / total
+            shares[k] = math.exp(np.float64(logits[t, experts[t, k]]) - largest) / total
+            chosen += shares[k]
+        for k in range(count):
+            weights[t, k] = np.float64(shares[k]) / max(chosen, least_sum) if least_sum > 0 else shares[k]
 
 
 @jit

@@ -18,8 +18,8 @@ _GELU_LINEAR, _GELU_CUBIC = np.float32(GELU_LINEAR), np.float32(GELU_CUBIC)
 
 
 @jit
-def rms_norm(values: Floats, weight: Floats | None, epsilon: float, output: Floats) -> None:
-    """Root-mean-square norm: values and output `(runs, width)`, weight `(width,)`."""
+def rms_norm(values: Floats, weight: Floats | None, epsilon: float, gate: Floats | None, output: Floats) -> None:
+    """Root-mean-square norm: values, gate and output `(runs, width)`, weight `(width,)`."""
     runs, width = values.shape
     for run in range(runs):
         squares = 0.0
@@ -29,6 +29,9 @@ def rms_norm(values: Floats, weight: Floats | None, epsilon: float, output: Floa
         for c in range(width):
             normed = values[run, c] * factor
             output[run, c] = normed if weight is None else normed * weight[c]
+            if gate is not None:
+                x = gate[run, c]
+                output[run, c] *= x / (_ONE + np.float32(math.exp(-x)))
 
 
 @jit
@@ -72,17 +75,51 @@ def rope(values: Floats, cosine: Floats, sine: Floats, neighbours: bool, output:
 
 
 @jit
-def short_conv(gates: Floats, taps: Floats, bias: Floats | None, inputs: Floats, output: Floats) -> None:
+def clip(values: Floats, limit: np.float32, output: Floats) -> None:
+    """Hold each number of `(T, N)` to `-limit .. limit`; NaNs stay."""
+    for t in range(len(values)):
+        for i in range(values.shape[1]):
+            value = values[t, i]
+            output[t, i] = limit if value > limit else -limit if value < -limit else value
+
+
+@jit
+def short_conv(values: Floats, taps: Floats, bias: Floats | None, inputs: Floats, output: Floats) -> None:
     """Fill in `inputs` behind its first `length - 1` rows, and convolve them; see `reference.short_conv`."""
     width, length = taps.shape
-    for t in range(len(gates)):
-        added, sums, row = inputs[t + length - 1], output[t], gates[t]
+    gated = values.shape[1] > width
+    for t in range(len(values)):
+        added, sums, row = inputs[t + length - 1], output[t], values[t]
         for i in range(width):
-            added[i] = row[i] * row[2 * width + i]
+            added[i] = row[i] * row[2 * width + i] if gated else row[i]
             total = np.float32(0) if bias is None else bias[i]
             for tap in range(length):
                 total += taps[i, tap] * inputs[t + tap, i]
-            sums[i] = row[width + i] * total
+            sums[i] = row[width + i] * total if gated else total / (_ONE + np.float32(math.exp(-total)))
+
+
+@jit
+def delta_rule(
+    query: Floats, key: Floats, value: Floats, decay: Floats, strength: Floats, state: Floats, output: Floats
+) -> None:
+    """The rows of a segment, with query and key of unit length; see `reference.delta_rule`."""
+    tokens, heads, width = key.shape
+    values = value.shape[2]
+    for h in range(heads):
+        for t in range(tokens):
+            kept, errors, sums = state[h], np.zeros(values, np.float32), np.zeros(values, np.float32)
+            for i in range(width):
+                k = key[t, h, i]
+                for c in range(values):
+                    errors[c] += k * kept[i, c]
+            for c in range(values):
+                errors[c] = strength[t, h] * (value[t, h, c] - decay[t, h] * errors[c])
+            for i in range(width):
+                k, q = key[t, h, i], query[t, h, i]
+                for c in range(values):
+                    kept[i, c] = decay[t, h] * kept[i, c] + k * errors[c]
+                    sums[c] += q * kept[i, c]
+            output[t, h] = sums
 
 
 @jit

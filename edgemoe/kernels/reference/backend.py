@@ -7,7 +7,17 @@ from edgemoe.kernels.formats import GROUP_COLUMNS, PANEL_ROWS, group_count
 from edgemoe.kernels.operations import PAGE_TOKENS
 from edgemoe.kernels.reference.attention import attention, quantise_cache_rows
 from edgemoe.kernels.reference.experts import combine, route
-from edgemoe.kernels.reference.layers import gate, layer_norm, mix, rms_norm, rope, short_conv, soft_cap
+from edgemoe.kernels.reference.layers import (
+    clip,
+    delta_rule,
+    gate,
+    layer_norm,
+    mix,
+    rms_norm,
+    rope,
+    short_conv,
+    soft_cap,
+)
 from edgemoe.kernels.reference.products import PANELS_AT_ONCE, embed, gated_ffn, matmul
 from edgemoe.kernels.stepwise import StepwiseBackend
 
@@ -22,11 +32,13 @@ class ReferenceBackend(StepwiseBackend):
     rms_norm = staticmethod(rms_norm)
     layer_norm = staticmethod(layer_norm)
     rope = staticmethod(rope)
+    clip = staticmethod(clip)
     quantise_cache_rows = staticmethod(quantise_cache_rows)
     attention = staticmethod(attention)
     gate = staticmethod(gate)
     soft_cap = staticmethod(soft_cap)
     short_conv = staticmethod(short_conv)
+    delta_rule = staticmethod(delta_rule)
     route = staticmethod(route)
     gated_ffn = staticmethod(gated_ffn)
     combine = staticmethod(combine)

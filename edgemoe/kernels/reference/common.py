@@ -32,6 +32,11 @@ def sigmoid(values: Doubles) -> Doubles:
         return result
 
 
+def silu(values: Doubles) -> Doubles:
+    """Return each number times its sigmoid."""
+    return values * sigmoid(values)
+
+
 def check_each(what: str, numbers: Integers, limit: int) -> None:
     """Raise KernelError unless each row's number is at least 0 and below a limit."""
     wrong = np.flatnonzero((numbers < 0) | (numbers >= limit))

@@ -29,6 +29,7 @@ def route(
     kept_groups: int = 1,
     epsilon: float = 0.0,
     scale: float = 1.0,
+    least_sum: float = 0.0,
     choose_by: ex.Choice = "score",
     expert_scales: Floats | None = None,
 ) -> tuple[Integers, Floats]:
@@ -51,10 +52,12 @@ def route(
         if renormalise:
             with np.errstate(invalid="ignore"):  # 0 / 0 without an epsilon
                 weights /= weights.sum(axis=1, keepdims=True) + np.float32(epsilon)
-    elif renormalise:
+    elif renormalise and not least_sum:
         weights = softmax(np.take_along_axis(exact, chosen, axis=1))
     else:
         weights = np.take_along_axis(softmax(exact), chosen, axis=1)
+        if least_sum:
+            weights /= np.maximum(weights.sum(axis=1, keepdims=True), np.float32(least_sum))
     weights = weights * np.float32(scale)
     if expert_scales is not None:
         weights = weights * expert_scales[chosen]
@@ -100,7 +103,7 @@ def _raised_scores(choices: Floats, in_memory: Integers, bonus: float, groups: i
 def _route(kernels: Any, o: ex.Route, tokens: int) -> None:
     in_memory = None if o.slots is None else (o.slots >= 0).astype(np.int32)
     choice = o.score, o.choice_bias, o.groups, o.kept_groups
-    weighing = o.epsilon, o.scale, o.choose_by, o.expert_scales
+    weighing = o.epsilon, o.scale, o.least_sum, o.choose_by, o.expert_scales
     chosen = kernels.route(o.logits[:tokens], o.experts.shape[1], o.renormalise, in_memory, o.bonus, *choice, *weighing)
     o.experts[:tokens], o.weights[:tokens] = chosen
 

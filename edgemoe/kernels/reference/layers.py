@@ -1,4 +1,4 @@
-"""The reference of the operations on rows of activations: norms, rotary positions, gates, convolution, mixing."""
+"""The reference of the operations on rows: norms, rotary positions, gates, convolution, delta rule, mixing."""
 
 from __future__ import annotations
 
@@ -6,25 +6,29 @@ import math
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.definition import LARGEST_EXTENT, Sizes
-from edgemoe.kernels.operations import Floats
-from edgemoe.kernels.reference.common import check_each, sigmoid, single
+from edgemoe.kernels.formats import PANEL_ROWS
+from edgemoe.kernels.operations import Floats, Integers
+from edgemoe.kernels.reference.common import check_each, sigmoid, silu, single
 from edgemoe.kernels.stepwise import StepwiseBackend, means
 
 
-def rms_norm(values: Floats, weight: Floats | None, epsilon: float) -> Floats:
-    """Root-mean-square norm over the last axis (Zhang and Sennrich 2019)."""
+def rms_norm(values: Floats, weight: Floats | None, epsilon: float, gate: Floats | None = None) -> Floats:
+    """Root-mean-square norm over the last axis (Zhang and Sennrich 2019), times the SiLU of a gate if there is one."""
     exact = values.astype(np.float64)
     mean_square = np.mean(np.square(exact), axis=-1, keepdims=True)
-    return single(exact / np.sqrt(mean_square + epsilon) * (1.0 if weight is None else weight))
+    normed = exact / np.sqrt(mean_square + epsilon) * (1.0 if weight is None else weight)
+    return single(normed if gate is None else normed * silu(gate.astype(np.float64)))
 
 
 @means(op.RmsNorm, "rms_norm")
 def _rms_norm(kernels: Any, o: op.RmsNorm, tokens: int) -> None:
     heads = o.input[:tokens].reshape(tokens, o.heads, -1)
-    o.output[:tokens] = kernels.rms_norm(heads, o.weight, o.epsilon).reshape(tokens, -1)
+    gate = None if o.gate is None else o.gate[:tokens].reshape(heads.shape)
+    o.output[:tokens] = kernels.rms_norm(heads, o.weight, o.epsilon, gate).reshape(tokens, -1)
 
 
 def layer_norm(values: Floats, weight: Floats, epsilon: float) -> Floats:
@@ -61,18 +65,35 @@ def _rope(kernels: Any, o: op.Rope, tokens: int) -> None:
     o.values[:tokens] = turned.reshape(tokens, -1)
 
 
-def short_conv(gates: Floats, taps: Floats, bias: Floats | None, earlier: Floats) -> tuple[Floats, Floats]:
-    """Convolve neighbouring rows of one sequence: gates `(T, 3D)`, taps `(D, length)`; output and `u`, `(T, D)`.
+def clip(values: Floats, limit: float) -> Floats:
+    """Each number held to `-limit .. limit`; NaNs stay."""
+    held: Floats = np.clip(values, np.float32(-limit), np.float32(limit))
+    return held
 
-    `earlier` is `u` of the `length - 1` positions before the first row.
+
+@means(op.Clip, "clip")
+def _clip(kernels: Any, o: op.Clip, tokens: int) -> None:
+    o.values[:tokens] = kernels.clip(o.values[:tokens], o.limit)
+
+
+def short_conv(values: Floats, taps: Floats, bias: Floats | None, earlier: Floats) -> tuple[Floats, Floats]:
+    """Convolve neighbouring rows of one sequence: values `(T, 3D)` or `(T, D)`, taps `(D, length)`.
+
+    `earlier` is `u` of the `length - 1` positions before the first row. Returns the output and `u`, `(T, D)`.
     """
-    before, between, values = np.split(gates, 3, axis=1)
-    added = before * values
-    inputs = np.concatenate([earlier, added]).astype(np.float64)
+    before, between, inputs = np.split(values, 3, axis=1) if values.shape[1] > len(taps) else (None, None, values)
+    added = inputs if before is None else before * inputs
+    exact = np.concatenate([earlier, added]).astype(np.float64)
     sums = np.zeros(added.shape) if bias is None else np.tile(bias.astype(np.float64), (len(added), 1))
     for tap in range(taps.shape[1]):
-        sums += taps[:, tap] * inputs[tap : tap + len(added)]
-    return single(between * sums), added
+        sums += taps[:, tap] * exact[tap : tap + len(added)]
+    return single(silu(sums) if between is None else between * sums), added
+
+
+def segments(positions: Integers, sequences: Integers) -> list[npt.NDArray[np.int64]]:
+    """The rows of a run in segments: rows next to one another, of neighbouring positions of one sequence."""
+    breaks = np.flatnonzero((np.diff(positions) != 1) | (np.diff(sequences) != 0)) + 1
+    return np.split(np.arange(len(positions)), breaks)
 
 
 def _short_conv_scratch(kernels: StepwiseBackend, o: op.ShortConv, sizes: Sizes) -> int:
@@ -85,12 +106,11 @@ def _short_conv(kernels: Any, o: op.ShortConv, tokens: int) -> None:
     check_each("sequence", sequences, len(o.inputs))
     check_each("position", positions, LARGEST_EXTENT)
     taps, ring = o.taps.reshape(o.output.shape[1], -1), o.inputs.shape[1]
-    breaks = np.flatnonzero((np.diff(positions) != 1) | (np.diff(sequences) != 0)) + 1
-    for rows in np.split(np.arange(tokens), breaks):
+    for rows in segments(positions, sequences):
         inputs, first = o.inputs[sequences[rows[0]]], int(positions[rows[0]])
         before = np.arange(first - taps.shape[1] + 1, first)
         earlier = np.where(before[:, None] >= 0, inputs[before % ring], np.float32(0))
-        o.output[rows], added = kernels.short_conv(o.gates[rows], taps, o.bias, earlier)
+        o.output[rows], added = kernels.short_conv(o.input[rows], taps, o.bias, earlier)
         kept = slice(-min(len(rows), ring), None)
         inputs[positions[rows[kept]] % ring] = added[kept]
 
@@ -116,6 +136,56 @@ def soft_cap(values: Floats, limit: float) -> Floats:
 @means(op.SoftCap, "soft_cap")
 def _soft_cap(kernels: Any, o: op.SoftCap, tokens: int) -> None:
     o.values[:tokens] = kernels.soft_cap(o.values[:tokens], o.limit)
+
+
+def delta_rule(
+    query: Floats, key: Floats, value: Floats, decay: Floats, strength: Floats, epsilon: float, state: Floats
+) -> Floats:
+    """The rows of a segment: query and key `(T, H, W)`, value `(T, H, Wv)`, decay and strength `(T, H)`.
+
+    `state (H, W, Wv)` is rounded to float32 after each row, so that cuts of a segment change no bit.
+    """
+    queries, keys, values = (array.astype(np.float64) for array in (query, key, value))
+    queries /= np.sqrt(np.square(queries).sum(axis=-1, keepdims=True) + epsilon) * math.sqrt(query.shape[-1])
+    keys /= np.sqrt(np.square(keys).sum(axis=-1, keepdims=True) + epsilon)
+    output = np.empty(value.shape, np.float64)
+    for t in range(len(values)):
+        decayed = state * decay[t, :, None, None].astype(np.float64)
+        error = values[t] - np.matmul(keys[t][:, None, :], decayed)[:, 0]
+        correction = error * strength[t, :, None].astype(np.float64)
+        state[...] = single(decayed + keys[t][:, :, None] * correction[:, None, :])
+        output[t] = np.matmul(queries[t][:, None, :], state.astype(np.float64))[:, 0]
+    return single(output)
+
+
+def _delta_rule_scratch(kernels: StepwiseBackend, o: op.DeltaRule, sizes: Sizes) -> int:
+    elements = math.prod(o.states.shape[1:]) + sizes.rows * (math.prod(o.mixed.shape[1:]) + 4 * sizes.letters["H"])
+    return kernels.element_scratch_bytes * elements * -(-sizes.letters["H"] // sizes.letters["G"])
+
+
+@means(op.DeltaRule, "delta_rule", _delta_rule_scratch)
+def _delta_rule(kernels: Any, o: op.DeltaRule, tokens: int) -> None:
+    positions, sequences = o.positions[:tokens], o.sequences[:tokens]
+    check_each("sequence", sequences, len(o.states))
+    check_each("position", positions, LARGEST_EXTENT)
+    _, H, columns, W = o.states.shape
+    G, Wv = o.key_heads, o.output.shape[1] // H
+    queries, keys, values = np.split(o.mixed[:tokens], [G * W, 2 * G * W], axis=1)
+    query, key = (np.repeat(heads.reshape(tokens, G, W), H // G, axis=1) for heads in (queries, keys))
+    value = values.reshape(tokens, H, Wv)
+    inputs = o.decay_input[:tokens].astype(np.float64) + o.decay_bias
+    decay = single(np.exp(o.rate * np.logaddexp(0, inputs)))
+    strength = single(sigmoid(o.strength[:tokens].astype(np.float64)))
+    for rows in segments(positions, sequences):
+        panels = o.states[sequences[rows[0]]].reshape(H, columns // PANEL_ROWS, W, PANEL_ROWS)
+        if positions[rows[0]] == 0:
+            panels[...] = 0
+        state = panels.swapaxes(1, 2).reshape(H, W, columns)[:, :, :Wv].copy()
+        parts = (array[rows] for array in (query, key, value, decay, strength))
+        o.output[rows] = kernels.delta_rule(*parts, o.epsilon, state).reshape(len(rows), -1)
+        padded = np.zeros((H, W, columns), np.float32)
+        padded[:, :, :Wv] = state
+        panels[...] = padded.reshape(H, W, -1, PANEL_ROWS).swapaxes(1, 2)
 
 
 def mix(

@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from edgemoe.model.blocks.attention import Attention, OutputGate
 from edgemoe.model.blocks.body import Body, RoutedExperts
+from edgemoe.model.blocks.gated_delta import GatedDelta
 from edgemoe.model.blocks.gated_ffn import GatedFfn
 from edgemoe.model.blocks.moe import Moe, SharedExpert
 from edgemoe.model.blocks.routers import RouterSpec
@@ -20,6 +21,7 @@ __all__ = [
     "BODIES",
     "Attention",
     "Body",
+    "GatedDelta",
     "GatedFfn",
     "Moe",
     "OutputGate",
@@ -29,5 +31,7 @@ __all__ = [
     "ShortConv",
 ]
 
-BODIES: Mapping[str, type] = MappingProxyType({body.kind: body for body in (Attention, GatedFfn, Moe, ShortConv)})
+BODIES: Mapping[str, type] = MappingProxyType(
+    {body.kind: body for body in (Attention, GatedDelta, GatedFfn, Moe, ShortConv)}
+)
 """Every kind of body by the name that stores give it."""

@@ -54,6 +54,10 @@ class Attention:
     """The gate between attention and its last projection (Qiu et al. 2025)."""
     output_scale: float = 1.0
     """Factor of the result: in place of one on the values, which are summed linearly (MiMo-V2)."""
+    norm_after_rope: bool = False
+    """Whether the norms of queries and keys follow the rotation (Hunyuan)."""
+    clip: float = field(default=0.0, metadata=ZERO_ALLOWED)
+    """Largest magnitude of an element of query, key and value before the rotation (OLMoE); 0: any."""
 
     @property
     def routed(self) -> RoutedExperts | None:
@@ -68,6 +72,8 @@ class Attention:
             raise ValueError("values from the projection of keys that have another width, or no norm of their own")
         if self.output_bias and self.output_scale != 1:
             raise ValueError("a factor of the result, which would scale its bias too")
+        if self.norm_after_rope and self.qk_norm == "none":
+            raise ValueError("norms after the rotation, and no norms")
 
     def tensors(self, hidden_size: int) -> Shapes:
         query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
@@ -136,18 +142,18 @@ class Attention:
         build.add(op.Linear(source, tuple(parts)))
         if self.value_norm:
             build.add(op.RmsNorm(key if self.values_from_keys else value, None, build.epsilon, value, G))
-        if self.qk_norm == "head":
-            build.rms_norm(query, "query_norm", W, query, heads=H)
-            build.rms_norm(key, "key_norm", W, key, heads=G)
-        elif self.qk_norm == "full":
-            build.rms_norm(query, "query_norm", H * W, query)
-            build.rms_norm(key, "key_norm", G * W, key)
+        if not self.norm_after_rope:
+            self._emit_norms(build, query, key)
+        for clipped in (query, key, value) if self.clip else ():
+            build.add(op.Clip(clipped, self.clip))
         places, pages = build.places(), build.pages(self.window)
         if self.rope is not None:
             cosine, sine = build.rope_tables(self.rope)
             neighbours = self.rope.pairing == "neighbours"
             build.add(op.Rope(query, H, places[0], cosine, sine, neighbours))
             build.add(op.Rope(key, G, places[0], cosine, sine, neighbours))
+        if self.norm_after_rope:
+            self._emit_norms(build, query, key)
         keys = build.state("keys", "N", G, op.PAGE_TOKENS, W, window=self.window)
         values = build.state("values", "N", G, op.PAGE_TOKENS, Wv, window=self.window)
         build.add(op.StoreKv(key, value, *places, pages, keys, values))
@@ -157,6 +163,13 @@ class Attention:
         if self.output_gate is not None and gate is not None:
             build.add(op.Gate(gate, attended, self.output_gate.gating))
         build.deliver(attended, "output", self.output_bias, self.output_scale)
+
+    def _emit_norms(self, build: Builder, query: op.Floats, key: op.Floats) -> None:
+        for rows, name, heads in ((query, "query_norm", self.heads), (key, "key_norm", self.kv_heads)):
+            if self.qk_norm == "head":
+                build.rms_norm(rows, name, self.head_dim, rows, heads=heads)
+            elif self.qk_norm == "full":
+                build.rms_norm(rows, name, heads * self.head_dim, rows)
 
     def emit_guess(self, build: Builder, source: op.Floats) -> None:
         raise AssertionError("attention has no routing to guess")

@@ -29,6 +29,8 @@ class RouterSpec:
     epsilon: float = field(default=0.0, metadata=ZERO_ALLOWED)
     scale: float = 1.0
     """Factor of the weights, after they are normalised."""
+    least_sum: float = field(default=0.0, metadata=ZERO_ALLOWED)
+    """The least number that weights by softmax are divided by, in the place of a smaller sum of theirs (ERNIE 4.5)."""
     choose_by: ex.Choice = "score"
     """Whether experts are chosen by their scores or by their logits, plus the bias for the choice."""
     logit_cap: float = field(default=0.0, metadata=ZERO_ALLOWED)
@@ -109,6 +111,7 @@ class RouterSpec:
             kept_groups=self.kept_groups,
             epsilon=self.epsilon,
             scale=self.scale,
+            least_sum=self.least_sum,
             choose_by=self.choose_by,
             expert_scales=expert_scales,
         )

@@ -149,13 +149,20 @@ static void choose_with_bonus(const em_route *r, const float *scores, int32_t *e
 
 /* Turns the chosen logits into their softmax: among themselves, or among all. */
 static void weigh_by_softmax(const em_route *r, const em_kernels *kernels, const float *logits, float *weights) {
-    const float *among = r->renormalise ? weights : logits;
-    const int32_t count = r->renormalise ? r->top_k : r->num_experts;
+    const bool among_chosen = r->renormalise && r->least_sum == 0;
+    const float *among = among_chosen ? weights : logits;
+    const int32_t count = among_chosen ? r->top_k : r->num_experts;
     const float largest = by_logits(r) ? weights[0] : among[next_best(among, count, -1)];
     /* A NaN is chosen last but spoils a sum over all: then, as in the reference, every weight is NaN. */
     const float sum = sum_of_exponentials(kernels, among, count, largest);
     kernels->exponentials(weights, r->top_k, largest);
     for (int32_t k = 0; k < r->top_k; k++) weights[k] /= sum;
+    if (r->least_sum == 0) return;
+    float chosen = 0;
+    for (int32_t k = 0; k < r->top_k; k++) chosen += weights[k];
+    /* A NaN is no larger than anything; it stays, as in the reference. */
+    const float divisor = chosen < r->least_sum ? r->least_sum : chosen;
+    for (int32_t k = 0; k < r->top_k; k++) weights[k] /= divisor;
 }
 
 static void weigh_by_sigmoid(const em_route *r, const em_kernels *kernels, float *weights) {

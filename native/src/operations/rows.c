@@ -1,4 +1,4 @@
-/* The operations that work row by row: embed, norms, rope, storing of keys and values, gate, soft cap,
+/* The operations that work row by row: embed, norms, rope, clip, storing of keys and values, gate, soft cap,
  * combine, mix. */
 #include "../operations.h"
 
@@ -87,6 +87,20 @@ int32_t em_run_embed(const em_embed *embed, const em_run *run) {
 
 /* ---- norm --------------------------------------------------------------------------------------------- */
 
+enum { GATED_AT_ONCE = 256 };
+
+/* output = silu(gate) * (input * factor * weight); the output may be input or gate, in place. */
+static void gated_norm(const em_kernels *kernels, const em_rms_norm *n, const float *input, const float *gate,
+                       float factor, float *output) {
+    const em_activation silu = {.function = EM_FUNCTION_SILU};
+    float normed[GATED_AT_ONCE];
+    for (int32_t start = 0; start < n->head_dim; start += GATED_AT_ONCE) {
+        const int32_t left = n->head_dim - start, count = left < GATED_AT_ONCE ? left : GATED_AT_ONCE;
+        for (int32_t i = 0; i < count; i++) normed[i] = input[start + i] * factor * n->weight[start + i];
+        kernels->activate[EM_FUNCTION_SILU](&silu, gate + start, normed, output + start, count);
+    }
+}
+
 static void norm_rows(void *context, int64_t begin, int64_t end, int32_t thread) {
     const rows_task *task = context;
     const em_rms_norm *n = task->operation;
@@ -96,7 +110,9 @@ static void norm_rows(void *context, int64_t begin, int64_t end, int32_t thread)
         float *output = n->output + row * n->head_dim;
         const float mean = task->run->kernels->sum_squares(input, n->head_dim) / (float)n->head_dim;
         const float factor = 1.0f / sqrtf(mean + n->epsilon);
-        if (n->weight) {
+        if (n->gate) {
+            gated_norm(task->run->kernels, n, input, n->gate + row * n->head_dim, factor, output);
+        } else if (n->weight) {
             for (int32_t i = 0; i < n->head_dim; i++) output[i] = input[i] * factor * n->weight[i];
         } else {
             for (int32_t i = 0; i < n->head_dim; i++) output[i] = input[i] * factor;
@@ -180,6 +196,23 @@ int32_t em_run_rope(const em_rope *rope, const em_run *run) {
         if (rope->positions[t] < 0 || rope->positions[t] >= rope->context) return EM_BAD_POSITION;
     }
     return run_rows(rope, run, rope_rows, (int64_t)run->tokens * rope->heads, rope->head_dim);
+}
+
+/* ---- clip --------------------------------------------------------------------------------------------- */
+
+static void clip_rows(void *context, int64_t begin, int64_t end, int32_t thread) {
+    const em_clip *c = ((const rows_task *)context)->operation;
+    (void)thread;
+    for (int64_t i = begin * c->columns; i < end * c->columns; i++) {
+        const float value = c->values[i];
+        c->values[i] = value > c->limit ? c->limit : value < -c->limit ? -c->limit : value;
+    }
+}
+
+EM_NO_SCRATCH(clip)
+
+int32_t em_run_clip(const em_clip *clip, const em_run *run) {
+    return run_rows(clip, run, clip_rows, run->tokens, clip->columns);
 }
 
 /* ---- keys and values ---------------------------------------------------------------------------------- */

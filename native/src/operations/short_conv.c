@@ -1,4 +1,4 @@
-/* ShortConv: a gated causal convolution over the last few tokens, each channel by itself.
+/* ShortConv: a causal convolution over the last few tokens, each channel by itself.
  *
  * Rows that follow one another at neighbouring positions of one sequence are a segment. A segment takes inputs of its own
  * positions from its rows, and earlier ones from the ring, to which it then adds its own. Threads share out blocks of
@@ -14,7 +14,7 @@ enum {
 
 typedef struct conv_task {
     const em_short_conv *operation;
-    int32_t tokens;
+    const em_run *run;
 } conv_task;
 
 /* Channels start .. start + count - 1, with their taps in the order in which they are used. */
@@ -36,41 +36,60 @@ static int32_t segment_rows(const em_short_conv *c, int32_t first, int32_t token
     return row - first;
 }
 
+/* The inputs u of a row: B * x, or the row itself. */
+static const float *inputs_of(const em_short_conv *c, const channels *block, int32_t row, float *products) {
+    const float *values = c->input + (int64_t)row * c->parts * c->hidden_size + block->start;
+    if (c->parts == 1) return values;
+    for (int32_t i = 0; i < block->count; i++) products[i] = values[i] * values[2 * c->hidden_size + i];
+    return products;
+}
+
+/* output = C * sums, or silu(sums). */
+static void finish(const em_short_conv *c, const em_kernels *kernels, const channels *block, int32_t row,
+                   const float *sums) {
+    static const em_activation silu = {.function = EM_FUNCTION_SILU};
+    const float *after = c->input + ((int64_t)row * 3 + 1) * c->hidden_size + block->start;
+    float *output = c->output + (int64_t)row * c->hidden_size + block->start;
+    if (c->parts == 1) {
+        float ones[BLOCK_CHANNELS];
+        for (int32_t i = 0; i < block->count; i++) ones[i] = 1.0f;
+        kernels->activate[EM_FUNCTION_SILU](&silu, sums, ones, output, block->count);
+        return;
+    }
+    for (int32_t i = 0; i < block->count; i++) output[i] = after[i] * sums[i];
+}
+
 /* One row of a segment that begins at row `first`. The sum runs over the taps in order, from the bias; inputs before
  * position 0 are zeros. */
-static void convolve(const em_short_conv *c, const channels *block, int32_t first, int32_t row) {
-    const int32_t start = block->start, count = block->count, width = c->hidden_size;
-    float sums[BLOCK_CHANNELS];
+static void convolve(const em_short_conv *c, const em_kernels *kernels, const channels *block, int32_t first,
+                     int32_t row) {
+    const int32_t start = block->start, count = block->count;
+    float sums[BLOCK_CHANNELS], products[BLOCK_CHANNELS];
     for (int32_t i = 0; i < count; i++) sums[i] = c->bias ? c->bias[start + i] : 0.0f;
     for (int32_t tap = 0; tap < c->length; tap++) {
         const int32_t back = c->length - 1 - tap, position = c->positions[row] - back;
         const float *taps = block->taps[tap];
         if (position < 0) continue;
-        if (row - back >= first) {
-            const float *before = c->gates + (int64_t)(row - back) * 3 * width + start, *value = before + 2 * width;
-            for (int32_t i = 0; i < count; i++) sums[i] += taps[i] * (before[i] * value[i]);
-        } else {
-            const float *earlier = ring_row(c, c->sequences[row], position) + start;
-            for (int32_t i = 0; i < count; i++) sums[i] += taps[i] * earlier[i];
-        }
+        const float *u = row - back >= first ? inputs_of(c, block, row - back, products)
+                                             : ring_row(c, c->sequences[row], position) + start;
+        for (int32_t i = 0; i < count; i++) sums[i] += taps[i] * u[i];
     }
-    const float *after = c->gates + ((int64_t)row * 3 + 1) * width + start;
-    float *output = c->output + (int64_t)row * width + start;
-    for (int32_t i = 0; i < count; i++) output[i] = after[i] * sums[i];
+    finish(c, kernels, block, row, sums);
 }
 
 /* Adds the input of a row to the ring. */
 static void keep(const em_short_conv *c, const channels *block, int32_t row) {
-    const float *before = c->gates + (int64_t)row * 3 * c->hidden_size + block->start;
-    const float *value = before + 2 * c->hidden_size;
+    float products[BLOCK_CHANNELS];
+    const float *u = inputs_of(c, block, row, products);
     float *kept = ring_row(c, c->sequences[row], c->positions[row]) + block->start;
-    for (int32_t i = 0; i < block->count; i++) kept[i] = before[i] * value[i];
+    for (int32_t i = 0; i < block->count; i++) kept[i] = u[i];
 }
 
-static void convolve_block(const em_short_conv *c, const channels *block, int32_t tokens) {
-    for (int32_t first = 0; first < tokens;) {
-        const int32_t end = first + segment_rows(c, first, tokens);
-        for (int32_t row = first; row < end; row++) convolve(c, block, first, row);
+static void convolve_block(const conv_task *task, const channels *block) {
+    const em_short_conv *c = task->operation;
+    for (int32_t first = 0; first < task->run->tokens;) {
+        const int32_t end = first + segment_rows(c, first, task->run->tokens);
+        for (int32_t row = first; row < end; row++) convolve(c, task->run->kernels, block, first, row);
         /* The ring holds the last rows only of a segment that is longer than it. */
         for (int32_t row = end - first > c->ring ? end - c->ring : first; row < end; row++) keep(c, block, row);
         first = end;
@@ -90,19 +109,19 @@ static void convolve_blocks(void *context, int64_t begin, int64_t end, int32_t t
             const float *taps = c->taps + (size_t)(block.start + i) * c->length;
             for (int32_t tap = 0; tap < c->length; tap++) block.taps[tap][i] = taps[tap];
         }
-        convolve_block(c, &block, task->tokens);
+        convolve_block(task, &block);
     }
 }
 
 EM_NO_SCRATCH(short_conv)
 
 int32_t em_run_short_conv(const em_short_conv *conv, const em_run *run) {
-    if (conv->length > EM_MOST_TAPS) return EM_BAD_OPERATION;
+    if (conv->length > EM_MOST_TAPS || (conv->parts != 1 && conv->parts != 3)) return EM_BAD_OPERATION;
     for (int32_t t = 0; t < run->tokens; t++) {
         if (conv->sequences[t] < 0 || conv->sequences[t] >= conv->sequence_count) return EM_BAD_POSITION;
         if (conv->positions[t] < 0) return EM_BAD_POSITION;
     }
-    conv_task task = {conv, run->tokens};
+    conv_task task = {conv, run};
     const int64_t blocks = (conv->hidden_size + BLOCK_CHANNELS - 1) / BLOCK_CHANNELS;
     const int64_t products = (int64_t)run->tokens * conv->length * BLOCK_CHANNELS;
     em_pool_for(run->pool, blocks, (CHUNK_PRODUCTS + products - 1) / products, convolve_blocks, &task);

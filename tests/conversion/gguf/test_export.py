@@ -26,6 +26,7 @@ from edgemoe.errors import StoreError, UsageError
 from edgemoe.kernels.formats import FORMATS
 from edgemoe.kernels.operations import Activation
 from edgemoe.model.blocks import Attention, Moe, RouterSpec, SharedExpert
+from edgemoe.model.rope import RopeSpec
 from edgemoe.model.spec import Block, LayerSpec, Residual
 from edgemoe.store.reader import Store
 from tests.conversion.gguf.test_source import CONFIGS
@@ -35,6 +36,8 @@ from tests.support.stores import store_weights
 
 MULTI_HEAD = {"num_key_value_heads": 4}
 EXPRESSIBLE = CONFIGS | {
+    "dots1": CONFIGS["dots1"] | MULTI_HEAD,
+    "ernie4_5_moe": CONFIGS["ernie4_5_moe"] | {"moe_layer_interval": 1},
     "olmoe": CONFIGS["olmoe"] | MULTI_HEAD,
     "one expert": CONFIGS["mixtral"] | {"num_local_experts": 1, "num_experts_per_tok": 1},
     "llama3 positions": CONFIGS["llama"]
@@ -153,9 +156,42 @@ def test_progress_grows_to_the_whole(tiny: Store, tmp_path: Path) -> None:
         (CONFIGS["qwen2_moe"] | {"mlp_only_layers": [1]}, "layers of several kinds"),
         (CONFIGS["glm4_moe"] | {"n_shared_experts": 0}, "shared experts but ungated ones"),
         (CONFIGS["glm4_moe"] | {"first_k_dense_replace": 3}, "dense layers"),
+        (CONFIGS["bailing_moe_v2"] | {"use_qkv_bias": True}, "biases on query, key and value"),
+        (CONFIGS["bailing_moe_v2"] | {"head_dim": 24}, "heads that are not together as wide as the model"),
+        (CONFIGS["deepseek"] | {"norm_topk_prob": True}, "experts whose weights are renormalised"),
+        (CONFIGS["deepseek"] | {"moe_layer_freq": 2, "num_hidden_layers": 4}, "layers of several kinds"),
+        (CONFIGS["deepseek"] | {"n_shared_experts": None}, "shared experts but ungated ones"),
+        (CONFIGS["dots1"], "grouped-query attention"),
+        (CONFIGS["dots1"] | MULTI_HEAD | {"sliding_window": 32, "max_window_layers": 1}, "attention within a window"),
+        (CONFIGS["dots1"] | MULTI_HEAD | {"tie_word_embeddings": True}, "head that is the embedding"),
+        (CONFIGS["ernie4_5_moe"], "layers of several kinds"),
+        (
+            CONFIGS["ernie4_5_moe"] | {"moe_layer_interval": 1, "moe_norm_min": 0.1},
+            "routers but by softmax with a bias for the choice",
+        ),
+        (CONFIGS["ernie4_5_moe"] | {"moe_layer_start_index": 0, "moe_layer_end_index": 2}, "layers of several kinds"),
+        (CONFIGS["hunyuan_v1_moe"] | {"moe_topk": [2, 3]}, "layers of several kinds"),
+        (CONFIGS["hunyuan_v1_moe"] | {"attention_bias": True}, "bias on the attention's output"),
+        (CONFIGS["minimax_m2"] | {"tie_word_embeddings": True}, "head that is the embedding"),
+        (CONFIGS["olmoe"] | MULTI_HEAD | {"clip_qkv": 2.0}, "limits on query, key and value"),
         (CONFIGS["qwen2_moe"] | {"mlp_only_layers": [0, 1]}, "dense layers"),
         (CONFIGS["lfm2_moe"] | {"conv_bias": True}, "biases on convolutions"),
         (CONFIGS["lfm2_moe"] | {"layer_types": ["conv"] * 4}, "models without attention"),
+        (
+            CONFIGS["qwen3_5_moe"] | {"layer_types": ["full_attention"] * 4},
+            "models without layers of Gated DeltaNet",
+        ),
+        (
+            CONFIGS["qwen3_next"] | {"linear_value_head_dim": 16},
+            "keys of another width than values in layers of Gated DeltaNet",
+        ),
+        (
+            CONFIGS["qwen3_next"]
+            | {"layer_types": ["linear_attention", "full_attention", "full_attention", "linear_attention"]},
+            "attention but in every so-manieth layer",
+        ),
+        (CONFIGS["qwen3_next"] | {"mlp_only_layers": [1]}, "layers of several kinds"),
+        (CONFIGS["qwen3_next"] | {"norm_topk_prob": False}, "experts whose weights are not renormalised"),
         (CONFIGS["lfm2_moe"] | {"layer_types": ["full_attention"] * 4}, "models without convolutions"),
         *(
             (CONFIGS["lfm2_moe"] | changes, "routers but by sigmoid .* normalised and not scaled")
@@ -217,6 +253,19 @@ CLAMPED = Activation("clamped_silu", 1.702, 7.0, 1.0)
         ("glm4_moe", {"qk_norm": "full"}, {}, "glm4moe has no norms of whole queries and keys"),
         ("mixtral", {"qk_norm": "head"}, {}, "llama has no norms of each head's queries and keys"),
         ("qwen3_moe", {"rope": None}, {}, "qwen3moe has no attention without rotary positions"),
+        ("qwen3_moe", {"norm_after_rope": True}, {}, "norms of queries and keys after the rotation"),
+        ("hunyuan_v1_moe", {"norm_after_rope": False}, {}, "norms of queries and keys before the rotation"),
+        ("qwen3_moe", {"rope": RopeSpec(1e4, 32, pairing="neighbours")}, {}, "qwen3moe has no rotation of neighbours"),
+        ("ernie4_5_moe", {"rope": RopeSpec(1e4, 16)}, {}, "rotation of halves"),
+        ("hunyuan_v1_moe", {}, {"shared": SharedExpert(192)}, "shared experts of another width"),
+        ("hunyuan_v1_moe", {}, {"shared": None}, "shared experts but ungated ones"),
+        ("ernie4_5_moe", {}, {"shared": SharedExpert(40)}, "shared experts but ungated ones"),
+        (
+            "hy_v3",
+            {},
+            {"router": RouterSpec(False, score="sigmoid", choice_bias=True)},
+            "groups of experts, or weights",
+        ),
         ("gpt_oss", {"sinks": False}, {}, "gpt-oss has no attention without sinks"),
         ("gpt_oss", {"qkv_bias": False}, {}, "attention without biases"),
         ("gpt_oss", {"output_bias": False}, {}, "attention without biases"),
@@ -262,7 +311,9 @@ def test_blocks_that_join_the_stream_in_other_ways_are_refused(changes: dict[str
     spec = model_spec(EXPRESSIBLE["qwen3_moe"])
     attention, moe = spec.layers[0].blocks
     layer = LayerSpec((attention, replace(moe, **changes)))
-    with pytest.raises(StoreError, match="qwen3moe has no layers but of attention or a convolution, then an FFN"):
+    with pytest.raises(
+        StoreError, match="qwen3moe has no layers but of attention, a convolution or Gated DeltaNet, then an FFN"
+    ):
         check_expressible(replace(spec, layers=(layer,)))
 
 
@@ -270,7 +321,9 @@ def test_blocks_that_join_the_stream_in_other_ways_are_refused(changes: dict[str
 def test_layers_of_other_blocks_are_refused(bodies: tuple[int, ...]) -> None:
     spec = model_spec(EXPRESSIBLE["qwen3_moe"])
     layer = LayerSpec(tuple(spec.layers[0].blocks[number] for number in bodies))
-    with pytest.raises(StoreError, match="has no layers but of attention or a convolution, then an FFN"):
+    with pytest.raises(
+        StoreError, match="has no layers but of attention, a convolution or Gated DeltaNet, then an FFN"
+    ):
         check_expressible(replace(spec, layers=(layer,)))
 
 
@@ -421,5 +474,7 @@ def test_a_store_cut_short_meanwhile_is_told(tmp_path: Path) -> None:
 def test_a_family_that_llama_cpp_does_not_have_is_refused(tiny: Store, tmp_path: Path, family: str) -> None:
     model = {**tiny.model, "family": family}
     other = Store(tiny.path, tiny.manifest.__class__(**{**vars(tiny.manifest), "model": model}))
-    with pytest.raises(StoreError, match=f"expected a family that llama.cpp has, one of afmoe, .*; found {family}"):
+    with pytest.raises(
+        StoreError, match=f"expected a family that llama.cpp has, one of .*glm4_moe, .*; found {family}"
+    ):
         export_gguf(other, tmp_path / "m.gguf", name="x")

@@ -1,0 +1,68 @@
+/* The delta rule on one panel of a state, for any vectors; the same bits as generic.c.
+ *
+ * An <isa>.c defines VECTOR, FLOATS (of a vector) and the functions load, store, spread (one number to all), mul, add, fused
+ * (a * b + c) and fused_minus (c - a * b), and then includes this. A panel's row is EM_PANEL_ROWS / FLOATS vectors, and each
+ * has four chains of sums at a time, so that the processor need not wait for one product before it begins the next.
+ *
+ * The first pass reads the state and the second one writes it: 8 KiB for keys of 128 channels, so that the panel stays in
+ * the first-level cache over all rows of a call. */
+#ifndef EDGEMOE_DELTA_VECTORS_H
+#define EDGEMOE_DELTA_VECTORS_H
+
+#include "../kernels.h"
+
+enum { CHAINS = 4, VECTORS = EM_PANEL_ROWS / FLOATS };
+
+#define EACH_VECTOR for (int32_t v = 0; v < VECTORS; v++)
+
+static inline __attribute__((always_inline)) VECTOR fold(VECTOR chains[CHAINS][VECTORS], int32_t v) {
+    return add(add(chains[0][v], chains[2][v]), add(chains[1][v], chains[3][v]));
+}
+
+static inline __attribute__((always_inline)) void clear(VECTOR chains[CHAINS][VECTORS]) {
+    for (int32_t chain = 0; chain < CHAINS; chain++) EACH_VECTOR chains[chain][v] = spread(0);
+}
+
+static inline __attribute__((always_inline)) void read_row(const float *state, float key, VECTOR chain[VECTORS]) {
+    EACH_VECTOR chain[v] = fused(spread(key), load(state + v * FLOATS), chain[v]);
+}
+
+static inline __attribute__((always_inline)) void write_row(float *state, float key, float query, VECTOR decay,
+                                                            const VECTOR errors[VECTORS], VECTOR chain[VECTORS]) {
+    EACH_VECTOR {
+        const VECTOR row = fused(spread(key), errors[v], mul(decay, load(state + v * FLOATS)));
+        store(state + v * FLOATS, row);
+        chain[v] = fused(spread(query), row, chain[v]);
+    }
+}
+
+static inline __attribute__((always_inline)) void delta(float *state, const em_delta_row *rows, int32_t row_count,
+                                                        int32_t width) {
+    for (int32_t r = 0; r < row_count; r++) {
+        const em_delta_row *row = &rows[r];
+        const float *key = row->key, *query = row->query;
+        const VECTOR decay = spread(row->decay);
+        VECTOR chains[CHAINS][VECTORS], errors[VECTORS];
+        clear(chains);
+        int32_t i = 0;
+        for (; i + CHAINS <= width; i += CHAINS) {
+            for (int32_t c = 0; c < CHAINS; c++) read_row(state + (i + c) * EM_PANEL_ROWS, key[i + c], chains[c]);
+        }
+        for (int32_t c = 0; i + c < width; c++) read_row(state + (i + c) * EM_PANEL_ROWS, key[i + c], chains[c]);
+        EACH_VECTOR {
+            errors[v] = mul(spread(row->strength), fused_minus(decay, fold(chains, v), load(row->values + v * FLOATS)));
+        }
+        clear(chains);
+        for (i = 0; i + CHAINS <= width; i += CHAINS) {
+            for (int32_t c = 0; c < CHAINS; c++) {
+                write_row(state + (i + c) * EM_PANEL_ROWS, key[i + c], query[i + c], decay, errors, chains[c]);
+            }
+        }
+        for (int32_t c = 0; i + c < width; c++) {
+            write_row(state + (i + c) * EM_PANEL_ROWS, key[i + c], query[i + c], decay, errors, chains[c]);
+        }
+        EACH_VECTOR store(row->output + v * FLOATS, fold(chains, v));
+    }
+}
+
+#endif
