@@ -188,13 +188,8 @@ def amend_manifest(text: bytes, side_files: Iterable[SideFile], provenance: Mapp
 
 
 def _sealed(data: dict[str, Any]) -> bytes:
-    """The text of a manifest with its own checksum, a line for each field.
-
-    Python's encoder that indents takes twelve times as long, a quarter of the time of converting a small model.
-    """
-    fields = {**data, "checksum": manifest_checksum(data)}
-    lines = (f" {json.dumps(name)}: {json.dumps(value)}" for name, value in fields.items())
-    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+    """The text of a manifest with its own checksum."""
+    return json.dumps({**data, "checksum": manifest_checksum(data)}, indent=1).encode() + b"\n"
 
 
 def manifest_checksum(data: Mapping[str, Any]) -> str:
