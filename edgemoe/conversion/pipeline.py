@@ -7,6 +7,7 @@ and a hub's unfinished downloads. When all is on the disk the folder is renamed 
 from __future__ import annotations
 
 import errno
+import functools
 import importlib.metadata
 import os
 import shutil
@@ -151,6 +152,7 @@ def _target(destination: str | os.PathLike[str]) -> Path:
     return path
 
 
+@functools.cache
 def edgemoe_version() -> str:
     """The version of this program, as its installation says."""
     try:
