@@ -90,7 +90,7 @@ class SourceSlice:
     runs: tuple[Runs, ...] = ()
     """If there are some, the rows are theirs, in order, in the place of all from `row_start` to `row_stop`."""
     change: Change = "none"
-    """What its numbers go through when they are read; only vectors have one."""
+    """The change of its numbers when they are read; only vectors have one."""
 
     @property
     def rows(self) -> int:

@@ -40,7 +40,7 @@ _LINEAR: dict[str, Any] = {
     "shared_expert_intermediate_size": 512,
     "tie_word_embeddings": False,
 }
-"""What Qwen3-Next-80B-A3B and Qwen3.6-35B-A3B have in common."""
+"""The numbers that Qwen3-Next-80B-A3B and Qwen3.6-35B-A3B have in common."""
 
 SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {

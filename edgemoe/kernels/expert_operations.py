@@ -41,7 +41,7 @@ Score = Literal["softmax", "sigmoid"]
 """How a logit becomes the share of an expert: by all logits of the token, or by itself."""
 
 Choice = Literal["score", "logit"]
-"""What experts are chosen by: their shares, or their logits."""
+"""The numbers by which experts are chosen: their shares, or their logits."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -307,7 +307,7 @@ class Attention(Operation, code=5):
 
 
 GateFunction = Literal["sigmoid", "softplus"]
-"""What makes a factor of a gate's number `g`: `1 / (1 + exp(-g))` or `log(1 + exp(g))`."""
+"""The function that makes a factor of a gate's number `g`: `1 / (1 + exp(-g))` or `log(1 + exp(g))`."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

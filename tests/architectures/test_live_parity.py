@@ -32,7 +32,7 @@ DELTA = ("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next")
 NEWER = ("granitemoe_swa", "laguna", "mellum", "mimo_v2_flash", "qwen3_5_moe", "qwen3_5_moe_text")
 """Families whose configs are all of the newer form."""
 CHUNKED_TOLERANCE = 1e-3
-"""Of logits of recurrent layers that the reference computes in chunks, whose sums have another order."""
+"""The tolerance where the reference computes recurrent layers in chunks, whose sums have another order."""
 PUBLISHED_CODE = ("bailing_moe", "bailing_moe_v2", "deepseek")
 """Families that `published_code.py` computes: without scaled positions, and with a head of their own."""
 NO_ATTENTION_BIAS = (
@@ -262,7 +262,7 @@ def layer_words(layers: int, *words: str) -> st.SearchStrategy[list[str]]:
 
 @st.composite
 def windowed(draw: st.DrawFn, config: dict[str, Any], *, count: str = "num_experts") -> dict[str, Any]:
-    """What most families with windows have: layers of two types, an expert width, a number of experts."""
+    """The keys of most families with windows: layers of two types, an expert width, a number of experts."""
     experts = draw(st.integers(2, 12) | st.integers(65, 80))
     return {
         "sliding_window": draw(st.integers(1, 80)),
@@ -425,7 +425,7 @@ WINDOWED: dict[str, Callable[[dict[str, Any]], st.SearchStrategy[dict[str, Any]]
     "mellum": mellum,
     "mimo_v2_flash": mimo_v2_flash,
 }
-"""What a config of each family with windows may say, beyond what all say."""
+"""The keys that configs of each family with windows may have, beyond those that all have."""
 
 
 @st.composite

@@ -34,7 +34,7 @@ class RouterSpec:
     choose_by: ex.Choice = "score"
     """Whether experts are chosen by their scores or by their logits, plus the bias for the choice."""
     logit_cap: float = field(default=0.0, metadata=ZERO_ALLOWED)
-    """What logits are brought within, smoothly (`op.SoftCap`); 0: they stay as they are."""
+    """The bound that logits are brought within, smoothly (`op.SoftCap`); 0: they stay as they are."""
     norm: bool = False
     """Whether its matrix reads rows under a norm of its own (Gemma 4)."""
     logit_scale: float = 1.0
