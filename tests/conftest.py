@@ -6,18 +6,19 @@ import signal
 import sys
 from collections.abc import Generator
 
-import hypothesis
-import pytest
+# Tests start a hundred commands: Python keeps what it compiles, whatever the environment says. It keeps Hypothesis too,
+# which pytest compiles anew with its own assertions, for seconds, where it may not.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
-from tests.support.examples import examples
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
+
+from tests.support.examples import examples  # noqa: E402
 
 os.environ["EDGEMOE_CACHE_DIR"] = ""  # nobody notes hot experts in the user's cache
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, which they would inherit
-
-# Tests start a hundred commands: Python keeps what it compiles, whatever the environment says.
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-sys.dont_write_bytecode = False
 
 
 @pytest.hookimpl(wrapper=True)

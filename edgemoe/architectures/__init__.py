@@ -20,6 +20,7 @@ from edgemoe.architectures import (
     exaone_moe,
     flex_olmo,
     flint,
+    gemma4,
     glm4_moe,
     gpt_oss,
     granitemoe,
@@ -42,7 +43,7 @@ from edgemoe.architectures import (
     qwen3_next,
 )
 from edgemoe.architectures.config import DAMAGED, ConfigReader, show
-from edgemoe.architectures.table import FURTHER_TOKENS, VISION, Change, SourceSlice, resolve_tensors
+from edgemoe.architectures.table import AUDIO, FURTHER_TOKENS, VISION, Change, SourceSlice, resolve_tensors
 from edgemoe.architectures.table import checkpoint_shapes as _checkpoint_shapes
 from edgemoe.architectures.table import possible_shapes as _possible_shapes
 from edgemoe.architectures.table import tied_head as _tied_head
@@ -51,6 +52,7 @@ from edgemoe.errors import SourceError
 from edgemoe.model.spec import ModelSpec
 
 __all__ = [
+    "AUDIO",
     "FAMILIES",
     "FURTHER_TOKENS",
     "VISION",
@@ -75,6 +77,8 @@ FAMILIES: dict[str, ModuleType] = {
     "exaone_moe": exaone_moe,
     "flex_olmo": flex_olmo,
     "flint": flint,
+    "gemma4": gemma4,
+    "gemma4_text": gemma4,
     "glm4_moe": glm4_moe,
     "gpt_oss": gpt_oss,
     "granitemoe": granitemoe,

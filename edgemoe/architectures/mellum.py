@@ -27,7 +27,7 @@ TENSORS = (
     + DENSE_FFN
 )
 _THETAS = {"full_attention": 500_000.0, "sliding_attention": 10_000.0}
-"""What a config without positions means."""
+"""The positions of a config that does not give any."""
 
 
 def read(reader: ConfigReader) -> ModelSpec:

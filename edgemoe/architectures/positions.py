@@ -20,6 +20,7 @@ _NUMBERS = {
     "dynamic": ("alpha", "factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "proportional": ("factor",),
     "yarn": (
         "factor",
         "original_max_position_embeddings",
@@ -67,6 +68,7 @@ def read_rope(
         name: _read_form(
             name,
             parameters,
+            head_dim,
             _rotated(name, parameters, head_dim, partial, default_partial),
             _theta(name, parameters, theta, default_theta),
             max_positions,
@@ -100,6 +102,7 @@ def _of_layer_type(form: str, value: Mapping[Any, Any], layer_type: str) -> Mapp
 def _read_form(
     form: str,
     parameters: dict[Any, Any],
+    head_dim: int,
     rotated: int,
     theta: float,
     max_positions: int,
@@ -126,6 +129,8 @@ def _read_form(
     if rule == "linear":
         factor = number("factor")
         return RopeSpec(theta, rotated) if factor == 1 else RopeSpec(theta, rotated, "linear", {"factor": factor})
+    if rule == "proportional":
+        return RopeSpec(theta, head_dim, "proportional", {"factor": number("factor", 1.0), "pairs": rotated // 2})
     original = number("original_max_position_embeddings", float(max_positions))
     if rule == "llama3":
         return RopeSpec(theta, rotated, "llama3", _llama3(form, number, original))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal, NamedTuple
@@ -90,7 +90,7 @@ class SourceSlice:
     runs: tuple[Runs, ...] = ()
     """If there are some, the rows are theirs, in order, in the place of all from `row_start` to `row_stop`."""
     change: Change = "none"
-    """What its numbers go through when they are read; only vectors have one."""
+    """The change of its numbers when they are read; only vectors have one."""
 
     @property
     def rows(self) -> int:
@@ -204,6 +204,11 @@ _NAMED_FURTHER_TOKENS = re.compile(r"(model\.)?mtp(_\w+)?\..+")
 VISION = "a vision tower, which edgemoe does not run: it reads text alone"
 _VISION = re.compile(r"(model\.)?visual\..+")
 
+VISION = "a vision tower, which edgemoe does not run: it reads text alone"
+_VISION = re.compile(r"(model\.)?(visual|vision_tower|embed_vision)\..+")
+AUDIO = "an audio tower, which edgemoe does not run: it reads text alone"
+_AUDIO = re.compile(r"(model\.)?(audio_tower|embed_audio)\..+")
+
 TIED_HEAD = "a copy of the embedding, which config.json says is the head (tie_word_embeddings)"
 
 
@@ -221,23 +226,23 @@ def resolve_tensors(
     wanted = spec.tensors()
     found: dict[str, SourceSlice] = {}
     used: set[str] = set()
-    candidates: dict[str, list[tuple[Row, str]]] = {}
     layout: set[Row] = set()
     for row in table:
-        for source, slices, sizes in _expand(row, spec):
-            if not slices or not slices.keys() <= wanted.keys():
-                continue
-            for name in slices:
-                candidates.setdefault(name, []).append((row, source))
-            if source in shapes and not slices.keys() & found.keys():
-                _check_shape(source, row.shape, sizes, shapes[source])
+        for source, slices, shape in _expand(row, spec, shapes):
+            if slices.keys() <= wanted.keys() and found.keys().isdisjoint(slices):
+                _check_shape(source, row.shape, shape, shapes[source])
                 used.add(source)
                 layout.add(row)
                 found |= slices
     missing = [name for name in wanted if name not in found]
     if missing:
         # If there are several layouts, name the tensor as in the layout that the rest of the checkpoint uses.
-        places = candidates[missing[0]]
+        places = [
+            (row, source)
+            for row in table
+            for source, slices, _ in _expand(row, spec)
+            if missing[0] in slices and slices.keys() <= wanted.keys()
+        ]
         first = next((source for row, source in places if row in layout), places[0][1])
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         instead = instead_of(first, shapes.keys() - used, unlisted)
@@ -264,22 +269,17 @@ def checkpoint_shapes(spec: ModelSpec, table: tuple[Row, ...], stacked: bool) ->
     shapes: dict[str, tuple[int, ...]] = {}
     seen: set[str] = set()
     for row in sorted(table, key=lambda row: row.stacked != stacked):
-        for source, slices, sizes in _expand(row, spec):
-            if slices and slices.keys() <= wanted and seen.isdisjoint(slices):
+        for source, slices, shape in _expand(row, spec):
+            if slices.keys() <= wanted and seen.isdisjoint(slices):
                 seen.update(slices)
-                shapes[source] = tuple(_size(symbol, sizes) for symbol in row.shape)
+                shapes[source] = shape
     assert seen == wanted
     return shapes
 
 
 def possible_shapes(spec: ModelSpec, table: tuple[Row, ...]) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors that a checkpoint of `spec` may have, in any of the table's layouts."""
-    return {
-        source: tuple(_size(symbol, sizes) for symbol in row.shape)
-        for row in table
-        for source, slices, sizes in _expand(row, spec)
-        if slices
-    }
+    return {source: shape for row in table for source, _, shape in _expand(row, spec)}
 
 
 def unused_tensors(spec: ModelSpec, names: Iterable[str]) -> dict[str, str]:
@@ -292,6 +292,8 @@ def unused_tensors(spec: ModelSpec, names: Iterable[str]) -> dict[str, str]:
             reasons[name] = FURTHER_TOKENS
         if _VISION.fullmatch(name):
             reasons[name] = VISION
+        if _AUDIO.fullmatch(name):
+            reasons[name] = AUDIO
         if name == HEAD and spec.tied_embeddings:
             reasons[name] = TIED_HEAD
         for pattern, reason in HARMLESS_TENSORS:
@@ -307,33 +309,41 @@ def tied_head(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> SourceS
     """
     if not spec.tied_embeddings or HEAD not in shapes:
         return None
-    _check_shape(HEAD, ("vocabulary", "model"), _sizes(spec, None), shapes[HEAD])
+    _check_shape(HEAD, ("vocabulary", "model"), (spec.vocab_size, spec.hidden_size), shapes[HEAD])
     return SourceSlice(HEAD, None, 0, spec.vocab_size)
 
 
-def _expand(row: Row, spec: ModelSpec) -> Iterator[tuple[str, dict[str, SourceSlice], dict[str, int]]]:
-    """Yield each source tensor that a row covers, with the slices it holds and the sizes of its layer."""
-    per_layer = "{layer}" in row.source
+def _expand(
+    row: Row, spec: ModelSpec, held: Container[str] | None = None
+) -> Iterator[tuple[str, dict[str, SourceSlice], tuple[int, ...]]]:
+    """Yield each source tensor that a row covers, with the slices it holds and its shape; only those in `held`."""
+    per_layer, per_expert = "{layer}" in row.source, "{expert}" in row.internal[0]
     cached: tuple[LayerSpec | None, dict[str, int]] = (None, _sizes(spec, None))
     for number, layer in enumerate(spec.layers if per_layer else (None,)):
         if layer is not cached[0]:
             cached = (layer, _sizes(spec, layer))
         sizes = cached[1]
-        experts: Iterable[int] = range(sizes.get("experts", 0)) if "{expert}" in row.internal[0] else (0,)
+        shape = tuple(_size(symbol, sizes) for symbol in row.shape)
+        experts: Iterable[int] = range(sizes.get("experts", 0)) if per_expert else (0,)
         part_rows = _part_rows(row, sizes)
         if row.blocks:
             source = row.source.format(layer=number)
-            yield source, _block_slices(row, source, number, sizes), sizes
+            slices = _block_slices(row, source, number, sizes) if held is None or source in held else {}
+            if slices:
+                yield source, slices, shape
         elif row.stacked:
-            slices: dict[str, SourceSlice] = {}
+            slices = {}
             source = row.source.format(layer=number)
-            for expert in experts:
-                slices |= _slices(row, source, number, expert, expert, part_rows)
-            yield source, slices, sizes
+            if held is None or source in held:
+                for expert in experts:
+                    slices |= _slices(row, source, number, expert, expert, part_rows)
+            if slices:
+                yield source, slices, shape
         else:
             for expert in experts:
                 source = row.source.format(layer=number, expert=expert)
-                yield source, _slices(row, source, number, expert, None, part_rows), sizes
+                if held is None or source in held:
+                    yield source, _slices(row, source, number, expert, None, part_rows), shape
 
 
 def _part_rows(row: Row, sizes: Mapping[str, int]) -> list[int]:
@@ -388,8 +398,7 @@ def _size(symbol: str, sizes: Mapping[str, int]) -> int:
     return int(factor or 1) * sizes.get(name, 0)
 
 
-def _check_shape(source: str, symbols: tuple[str, ...], sizes: Mapping[str, int], found: tuple[int, ...]) -> None:
-    expected = tuple(_size(symbol, sizes) for symbol in symbols)
+def _check_shape(source: str, symbols: tuple[str, ...], expected: tuple[int, ...], found: tuple[int, ...]) -> None:
     if tuple(found) != expected:
         raise SourceError(
             f"{source}: expected ({', '.join(symbols)}) = {expected} from config.json, found {tuple(found)}.", MISMATCH

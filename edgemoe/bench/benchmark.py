@@ -21,7 +21,7 @@ from edgemoe.bench.machine import describe_machine
 from edgemoe.bench.measure import Contestant, Measured, Measurement, Progress, Settings
 from edgemoe.bench.peers import Peer
 from edgemoe.bench.plan import HitRateAssumption, assume_traced, assume_uniform
-from edgemoe.bench.protocol import Worker
+from edgemoe.bench.protocol import Start, Worker, start_process
 from edgemoe.bench.rates import DiskRates, store_places
 from edgemoe.bench.report import EDGEMOE, WITH_LEDGER, EngineReport, Report
 from edgemoe.bench.roofline import ReadRates
@@ -58,12 +58,13 @@ class Benchmark:
         routing: Path | None = None,
         recall: float | None = None,
         trace: Path | None = None,
+        start: Start = start_process,
     ) -> None:
         """`kernels` is `describe_backend`'s choice; with `limit_bytes` each engine runs in a group with that limit.
 
         `options` are edgemoe's; its thread count is that of `kernels`. `routing` is a trace to take the routing from,
-        with made-up guesses of a `recall`; `trace` is a trace to be written. Raises StoreError, TraceError, and
-        UsageError for settings that cannot fit.
+        with made-up guesses of a `recall`; `trace` is a trace to be written. `start` starts workers. Raises StoreError,
+        TraceError, and UsageError for settings that cannot fit.
         """
         self.model = model
         self.settings = settings
@@ -79,6 +80,7 @@ class Benchmark:
         self.assumption: HitRateAssumption = assume_uniform() if routing is None else assume_traced(routing)
         """Forecasts assume these hit rates: those of random tokens, or those of a trace."""
         self._progress = progress
+        self._start = start
         self._groups: dict[str, MemoryGroup] = {}
         check_context(settings, self.spec)
         _check_limit(options.ram, limit_bytes)
@@ -88,12 +90,12 @@ class Benchmark:
         with ExitStack() as groups:
             self._make_groups(groups)
             with ExitStack() as stack:
-                ours = stack.enter_context(Worker(EDGEMOE, self._within(EDGEMOE)(COMMAND)))
+                ours = stack.enter_context(Worker(EDGEMOE, self._within(EDGEMOE)(COMMAND), self._start))
                 about = {EDGEMOE: ours.ask("open", **self._options())}
                 contestants = [Contestant(EDGEMOE, ours)]
                 if self.peer is not None:
                     name, decode_tokens = self.peer.name, self.settings.peer_decode_tokens
-                    theirs = stack.enter_context(Worker(name, self._within(name)(self.peer.command)))
+                    theirs = stack.enter_context(Worker(name, self._within(name)(self.peer.command), self._start))
                     about[name] = theirs.ask("open", **self.peer.options)
                     self.peer.check_sizes(about[name], self.spec)
                     contestants.append(Contestant(name, theirs, decode_tokens=decode_tokens))
@@ -161,7 +163,7 @@ class Benchmark:
                 command = self._within(peer.name)(peer.command)
                 options = {**peer.options, "context": max(peer.options["context"], len(ids))}
                 files.append(Path(peer.options["gguf"]))
-                starts[peer.name] = lambda: worker_seconds(peer.name, command, options, ids)
+                starts[peer.name] = lambda: worker_seconds(peer.name, command, options, ids, self._start)
             if self.limit_bytes is None:
                 bring_into_cache(files)
         times: dict[str, list[float]] = {name: [] for name in starts}

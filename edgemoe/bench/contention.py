@@ -22,7 +22,7 @@ import numpy as np
 
 from edgemoe.bench.benchmark import COMMAND
 from edgemoe.bench.measure import Progress, Settings
-from edgemoe.bench.protocol import Worker
+from edgemoe.bench.protocol import Start, Worker, start_process
 from edgemoe.bench.spread import Spread
 from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import UsageError
@@ -126,11 +126,13 @@ class ContentionMeasurement:
         options: EngineOptions,
         busy_counts: Sequence[int],
         progress: Progress = lambda doing, done, total: None,
+        start: Start = start_process,
     ) -> None:
         if not busy_counts or any(not 1 <= count <= BUSY_MAX for count in busy_counts):
             found = ", ".join(map(str, busy_counts)) or "none"
             raise UsageError(f"busy processes: expected numbers of 1 to {BUSY_MAX}, found {found}.")
         self._folder = folder
+        self._start = start
         self._settings = settings
         self._kernels = kernels
         self._options = replace(options, threads=kernels.threads, context_length=settings.room_tokens)
@@ -147,8 +149,8 @@ class ContentionMeasurement:
         beside: dict[int, list[float]] = {count: [] for count in self._busy_counts}
         with ExitStack() as stack:
             busy = stack.enter_context(BusyProcesses(max(self._busy_counts)))
-            single = stack.enter_context(Worker("one thread", COMMAND))
-            full = stack.enter_context(Worker("all threads", COMMAND))
+            single = stack.enter_context(Worker("one thread", COMMAND, self._start))
+            full = stack.enter_context(Worker("all threads", COMMAND, self._start))
             for worker, options in ((single, replace(self._options, threads=1)), (full, self._options)):
                 worker.ask("open", model=str(self._folder), options=options.to_json())
                 self._decode(worker, 0)  # warms up

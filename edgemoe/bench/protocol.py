@@ -28,7 +28,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 from edgemoe import errors
 from edgemoe.errors import EdgemoeError
@@ -40,15 +40,24 @@ LAST_LINES = 3
 Handler = Callable[..., Mapping[str, Any]]
 
 
+def start_process(command: Sequence[str], stderr: IO[bytes]) -> subprocess.Popen[str]:
+    """Start a worker's process, with pipes for its stdin and stdout."""
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True, encoding="utf-8"
+    )
+
+
+Start = Callable[[Sequence[str], IO[bytes]], "subprocess.Popen[str]"]
+"""A way to start a worker's process from its command and the file for its stderr, as `start_process` does."""
+
+
 class Worker:
     """A worker's process, seen from where it was started. A context manager."""
 
-    def __init__(self, name: str, command: Sequence[str]) -> None:
+    def __init__(self, name: str, command: Sequence[str], start: Start = start_process) -> None:
         self.name = name
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, text=True, encoding="utf-8"
-        )
+        self._process = start(command, self._stderr)
 
     def ask(self, request: str, **arguments: Any) -> dict[str, Any]:
         """The answer to a request. Raises the error that the worker reports, EdgemoeError if it has died."""

@@ -25,7 +25,7 @@ import numpy as np
 from edgemoe.bench.divergence import Divergence, Logits
 from edgemoe.bench.machine import describe_machine
 from edgemoe.bench.measure import SETTLE_SECONDS, Progress
-from edgemoe.bench.protocol import Worker
+from edgemoe.bench.protocol import Start, Worker, start_process
 from edgemoe.bench.spread import Spread
 from edgemoe.engine.lossy import EXACT, LossySettings
 from edgemoe.engine.options import EngineOptions
@@ -115,9 +115,11 @@ class QualityMeasurement:
         options: EngineOptions,
         tokens: int = DEFAULT_TOKENS,
         progress: Progress = lambda doing, done, total: None,
+        start: Start = start_process,
     ) -> None:
         """`options` are those of the lossy side; the lossless side has the same without the lossy settings.
 
+        `start` starts workers.
         Raises UsageError if no setting is on, or `tokens` is out of range; StoreError as `Store.open`.
         """
         settings = options.lossy
@@ -129,6 +131,7 @@ class QualityMeasurement:
         if not 1 <= tokens <= TOKENS_MAX:
             raise UsageError(f"`tokens`: expected 1 to {TOKENS_MAX}, found {tokens}.")
         self.model = model
+        self._start = start
         self.settings = settings
         self.kernels = kernels
         self.options = replace(options, threads=kernels.threads)
@@ -143,7 +146,10 @@ class QualityMeasurement:
 
         Raises UsageError if the text is too short, or the settings can change nothing with this budget.
         """
-        with Worker("lossless", COMMAND) as lossless, Worker("lossy", COMMAND) as lossy:
+        with (
+            Worker("lossless", COMMAND, self._start) as lossless,
+            Worker("lossy", COMMAND, self._start) as lossy,
+        ):
             workers = (lossless, lossy)
             about = [
                 worker.ask("open", **self._options(settings))

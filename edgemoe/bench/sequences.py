@@ -15,7 +15,7 @@ import numpy as np
 
 from edgemoe.bench.benchmark import COMMAND
 from edgemoe.bench.measure import Progress, Settings
-from edgemoe.bench.protocol import Worker
+from edgemoe.bench.protocol import Start, Worker, start_process
 from edgemoe.bench.spread import Spread
 from edgemoe.engine.memory import LEAST_CONTEXT_TOKENS
 from edgemoe.engine.options import MOST_SEQUENCES, EngineOptions
@@ -76,8 +76,9 @@ class SequencesMeasurement:
         progress: Progress = lambda doing, done, total: None,
         routing: Path | None = None,
         recall: float | None = None,
+        start: Start = start_process,
     ) -> None:
-        """`counts` are the numbers of sequences; `routing` and `recall` are as in `Benchmark`."""
+        """`counts` are the numbers of sequences; `routing`, `recall` and `start` are as in `Benchmark`."""
         if not counts or any(not 2 <= count <= MOST_SEQUENCES for count in counts):
             found = ", ".join(map(str, counts)) or "none"
             raise UsageError(
@@ -98,6 +99,7 @@ class SequencesMeasurement:
         self._options = replace(options, threads=kernels.threads, context_length=context, sequences=max(counts))
         self._counts = (1, *counts)
         self._progress = progress
+        self._start = start
         self._routing = routing
         self._recall = recall
         self._vocabulary = spec.vocab_size
@@ -107,7 +109,7 @@ class SequencesMeasurement:
         """Raises what the engine raises, and EdgemoeError where a worker dies."""
         repeats = self._settings.repeats
         answers: dict[int, list[dict[str, Any]]] = {count: [] for count in self._counts}
-        with Worker("edgemoe", COMMAND) as worker:
+        with Worker("edgemoe", COMMAND, self._start) as worker:
             routing = None if self._routing is None else str(self._routing)
             options = self._options.to_json()
             about = worker.ask("open", model=str(self._folder), options=options, routing=routing, recall=self._recall)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgemoe.bench.protocol import LAST_LINES, Worker
+from edgemoe.bench.protocol import LAST_LINES, Start, Worker, start_process
 from edgemoe.errors import EdgemoeError
 
 PROMPT = "The sea is"
@@ -44,10 +44,16 @@ def command_seconds(model: Path, ram: str | int | None, threads: int, within: Wi
     return seconds
 
 
-def worker_seconds(name: str, command: Sequence[str], options: Mapping[str, Any], prompt_ids: Sequence[int]) -> float:
+def worker_seconds(
+    name: str,
+    command: Sequence[str],
+    options: Mapping[str, Any],
+    prompt_ids: Sequence[int],
+    start: Start = start_process,
+) -> float:
     """Seconds until a fresh worker has the logits of a prompt."""
     began_s = time.perf_counter()
-    with Worker(name, command) as worker:
+    with Worker(name, command, start) as worker:
         worker.ask("open", **options)
         worker.ask("run", prompt=list(prompt_ids), continuation=[])
         return time.perf_counter() - began_s

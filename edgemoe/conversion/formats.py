@@ -22,7 +22,7 @@ _CLASSES = {
     **dict.fromkeys(("query", "key", "value", "output_gate", "output"), "attention"),
     **dict.fromkeys(("conv_in", "conv_out"), "convolution"),
     **dict.fromkeys(("delta_in", "delta_gate", "delta_strength", "delta_decay", "delta_out"), "delta"),
-    "ffn": "ffn",
+    **dict.fromkeys(("ffn", "dense"), "ffn"),
 }
 
 

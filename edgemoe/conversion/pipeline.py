@@ -7,6 +7,7 @@ and a hub's unfinished downloads. When all is on the disk the folder is renamed 
 from __future__ import annotations
 
 import errno
+import functools
 import importlib.metadata
 import os
 import shutil
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from edgemoe.architectures import FURTHER_TOKENS, VISION, unused_tensors
+from edgemoe.architectures import AUDIO, FURTHER_TOKENS, VISION, unused_tensors
 from edgemoe.conversion.formats import check_format
 from edgemoe.conversion.journal import JOURNAL_NAME, Journal
 from edgemoe.conversion.opening import open_source
@@ -130,7 +131,7 @@ def convert_source(
 def _left_out(opened: Source) -> Iterator[str]:
     """Say once for each part of the checkpoint that is left out which it is."""
     unused = unused_tensors(opened.config, opened.tensors())
-    for part in (FURTHER_TOKENS, VISION):
+    for part in (FURTHER_TOKENS, VISION, AUDIO):
         names = [name for name, reason in unused.items() if reason == part]
         if names:
             yield f"{len(names)} tensors, such as {names[0]}, are left out: they belong to {part}."
@@ -151,6 +152,7 @@ def _target(destination: str | os.PathLike[str]) -> Path:
     return path
 
 
+@functools.cache
 def edgemoe_version() -> str:
     """The version of this program, as its installation says."""
     try:

@@ -58,7 +58,7 @@ class Plan:
 
     def digest(self) -> str:
         """A digest that is equal only for equal plans."""
-        digest = hashlib.sha256(self.manifest.to_bytes())
+        digest = hashlib.sha256(self.manifest.checksum().encode())
         for piece in self.pieces:
             digest.update(repr(piece).encode())
         return digest.hexdigest()

@@ -40,7 +40,7 @@ _LINEAR: dict[str, Any] = {
     "shared_expert_intermediate_size": 512,
     "tie_word_embeddings": False,
 }
-"""What Qwen3-Next-80B-A3B and Qwen3.6-35B-A3B have in common."""
+"""The numbers that Qwen3-Next-80B-A3B and Qwen3.6-35B-A3B have in common."""
 
 SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
@@ -186,6 +186,34 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "tie_word_embeddings": False,
             "vocab_size": 201088,
         },
+        "gemma-4-26b-a4b": {
+            "model_type": "gemma4_text",
+            "attention_k_eq_v": True,
+            "enable_moe_block": True,
+            "final_logit_softcapping": 30.0,
+            "global_head_dim": 512,
+            "head_dim": 256,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "hidden_size": 2816,
+            "hidden_size_per_layer_input": 0,
+            "intermediate_size": 2112,
+            "max_position_embeddings": 262144,
+            "moe_intermediate_size": 704,
+            "num_attention_heads": 16,
+            "num_experts": 128,
+            "num_global_key_value_heads": 2,
+            "num_hidden_layers": 30,
+            "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-06,
+            "rope_parameters": {
+                "full_attention": {"partial_rotary_factor": 0.25, "rope_theta": 1e6, "rope_type": "proportional"},
+                "sliding_attention": {"rope_theta": 1e4, "rope_type": "default"},
+            },
+            "sliding_window": 1024,
+            "tie_word_embeddings": True,
+            "top_k_experts": 8,
+            "vocab_size": 262144,
+        },
         "mixtral-8x7b": {
             "model_type": "mixtral",
             "hidden_act": "silu",
@@ -226,5 +254,5 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     }
 )
 """By name. Published: allenai/OLMoE-1B-7B-0924, Qwen/Qwen3-30B-A3B, Qwen/Qwen3-Next-80B-A3B-Instruct,
-Qwen/Qwen3.6-35B-A3B, zai-org/GLM-4.5-Air, LiquidAI/LFM2-8B-A1B,
-openai/gpt-oss-20b, mistralai/Mixtral-8x7B-v0.1 and ibm-granite/granite-3.0-3b-a800m-instruct."""
+Qwen/Qwen3.6-35B-A3B, zai-org/GLM-4.5-Air, LiquidAI/LFM2-8B-A1B, openai/gpt-oss-20b, google/gemma-4-26B-A4B-it,
+mistralai/Mixtral-8x7B-v0.1 and ibm-granite/granite-3.0-3b-a800m-instruct."""

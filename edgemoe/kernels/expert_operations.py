@@ -41,7 +41,7 @@ Score = Literal["softmax", "sigmoid"]
 """How a logit becomes the share of an expert: by all logits of the token, or by itself."""
 
 Choice = Literal["score", "logit"]
-"""What experts are chosen by: their shares, or their logits."""
+"""The numbers by which experts are chosen: their shares, or their logits."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -55,7 +55,8 @@ class Route(Operation, code=7):
 
     Weights are the scores of the chosen experts, without `choice_bias`. With `renormalise` they are divided by
     their sum plus `epsilon` (of softmax without `epsilon`: softmax over the chosen `K`). With `least_sum`, scores of
-    softmax over all `E` are divided by the larger of their sum and this number. Last they are multiplied by `scale`.
+    softmax over all `E` are divided by the larger of their sum and this number. Last they are multiplied by `scale`,
+    and with `expert_scales` by that of their expert.
 
     With `slots` the expert of largest choice score is still chosen, and the other `K - 1` by largest raised score (on
     a tie by larger choice score, then the lower number). It is `choice score + bonus * (largest - smallest)` of experts
@@ -80,6 +81,7 @@ class Route(Operation, code=7):
     scale: float = 1.0
     least_sum: float = 0.0
     choose_by: Choice = "score"
+    expert_scales: Annotated[Floats | None, weight("E")] = None
 
     def check(self, sizes: Sizes) -> None:
         used, experts = sizes.letters["K"], sizes.letters["E"]

@@ -174,11 +174,11 @@ class Embed(Operation, code=0):
 class RmsNorm(Operation, code=1):
     """`output = input / rms(input) * weight * silu(gate)`, over each of `heads` runs of the row; may be in place.
 
-    Without a gate its factor is 1.
+    Without a weight its factor is 1, and so it is without a gate.
     """
 
     input: Annotated[Floats, rows("heads*W")]
-    weight: Annotated[Floats, weight("W")]
+    weight: Annotated[Floats | None, weight("W")]
     epsilon: float
     output: Annotated[Floats, rows("heads*W"), output(apart_from="input", may_replace=True)]
     heads: int = 1
@@ -307,7 +307,7 @@ class Attention(Operation, code=5):
 
 
 GateFunction = Literal["sigmoid", "softplus"]
-"""What makes a factor of a gate's number `g`: `1 / (1 + exp(-g))` or `log(1 + exp(g))`."""
+"""The function that makes a factor of a gate's number `g`: `1 / (1 + exp(-g))` or `log(1 + exp(g))`."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -408,7 +408,7 @@ class DeltaRule(Operation, code=18):
         require(sizes.letters["M"] == 2 * G * W + H * Wv, "mixed", f"{2 * G * W + H * Wv} columns", sizes.letters["M"])
 
 
-ActivationFunction = Literal["silu", "clamped_silu"]
+ActivationFunction = Literal["silu", "clamped_silu", "gelu_tanh"]
 """The functions between the two products of a gated FFN: see `Activation`."""
 
 
@@ -417,7 +417,10 @@ class Activation:
     """The function of gate's number `g` and up's number `u` whose result a gated FFN multiplies by `down`.
 
     silu: `g * sigmoid(g) * u` (SwiGLU, Shazeer 2020). clamped_silu: `g * sigmoid(alpha * g) * (u + offset)`, after
-    `g` was held to at most `limit` and `u` to `-limit .. limit` (gpt-oss). Kernels round every step to float32.
+    `g` was held to at most `limit` and `u` to `-limit .. limit` (gpt-oss).
+    gelu_tanh: `g * sigmoid(GELU_LINEAR * g + GELU_CUBIC * g^3) * u`, which is
+    `0.5 * g * (1 + tanh(sqrt(2 / pi) * (g + 0.044715 * g^3))) * u` (Hendrycks and Gimpel 2016).
+    Kernels round every step to float32.
     """
 
     function: ActivationFunction = "silu"
@@ -437,6 +440,9 @@ class Activation:
 
 
 SILU = Activation()
+GELU_TANH = Activation("gelu_tanh")
+GELU_LINEAR = 2 * math.sqrt(2 / math.pi)
+GELU_CUBIC = 0.044715 * GELU_LINEAR
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -473,9 +479,10 @@ def check_activation(activation: Activation) -> None:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Mix(Operation, code=13):
-    """`output[t] = keep * base[t] + share * (scale * result[t]) + shift`: the result of a block joins the stream.
+    """`output[t] = factor * (keep * base[t] + share * (scale * result[t]) + shift)`: a block's result joins the stream.
 
-    `keep`, `share` and `shift` have an element for each channel; without them the factors are 1, and nothing is added.
+    `keep`, `share` and `shift` have an element for each channel, `factor` has one for all; without them the factors are
+    1, and nothing is added.
     """
 
     base: Annotated[Floats, rows("D")]
@@ -485,3 +492,4 @@ class Mix(Operation, code=13):
     share: Annotated[Floats | None, weight("D")]
     shift: Annotated[Floats | None, weight("D")]
     output: Annotated[Floats, rows("D"), output(apart_from="base", may_replace=True)]
+    factor: Annotated[Floats | None, weight("1")] = None

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from edgemoe.kernels import operations as op
 from edgemoe.model.builder import Builder
-from edgemoe.model.graph import GUESSED_ROWS, PLAIN, BuildOptions, Section, Value
+from edgemoe.model.graph import GUESSED_ROWS, PLAIN, STAGES, BuildOptions, Section, Stage, Value
 from edgemoe.model.spec import Block, LayerSpec, ModelSpec, Residual
 
 HEAD_ROWS = 8
@@ -112,6 +112,8 @@ def build_graph(spec: ModelSpec, options: BuildOptions = PLAIN) -> Graph:
         normed = head.stream_norm(cast(Any, head_input), "final_norm", head.fixed_rows("head_normed", HEAD_ROWS, D))
         matrix = head.matrix("embedding" if spec.tied_embeddings else "head", V, D)
         head.add(op.Linear(normed, (op.LinearPart(matrix, None, cast(Any, logits)),), scale=spec.logit_scale))
+        if spec.logit_cap:
+            head.add(op.SoftCap(cast(Any, logits), spec.logit_cap))
     sections = embed.section(), tuple(layers), head.section()
     return Graph(spec, *inputs, residual, head_input, logits, *sections, lasting=tuple(shared.values()))
 
@@ -125,30 +127,45 @@ def _add_group(build: Builder, layer: int, blocks: Sequence[Block], scale: float
                 sources.append(_normed(build, block, build.residual, build.rows("normed", build.hidden_size)))
             else:
                 sources.append(sources[-1] if block.parallel else build.residual)
+    summed = blocks[-1].sum_norm
+    waiting: list[op.Floats] = []
+    latest: Stage = "attend"
     for block, source in zip(blocks, sources, strict=True):
         with build.at(layer, block.prefix), build.doing(block.body.norm_part, "attend"):
             # A body adds its result to the stream itself, unless something happens to the result before: then the body
             # writes it to rows of its own, and `_join` brings it into the stream.
-            joins = block.post_norm or block.residual is not None
+            joins = block.post_norm or block.residual is not None or summed
             build.result = build.rows("result", build.hidden_size) if joins else None
             build.result_scale = 1.0 if joins else scale
             block.body.emit(build, source)
-            if joins:
-                with build.doing(block.body.norm_part, build.steps[-1].stage):
-                    _join(build, block, source, scale)
+            stage = build.steps[-1].stage
+            latest = max(latest, stage, key=STAGES.index)
+            if joins and block.post_norm:
+                with build.doing(block.body.norm_part, stage):
+                    result = cast("op.Floats", build.result)
+                    build.stream_norm(result, block.name("post_norm"), result)
+            if summed and block is not blocks[-1]:
+                waiting.append(cast("op.Floats", build.result))
+            elif joins:
+                with build.doing(block.body.norm_part, latest if summed else stage):
+                    _join(build, block, source, scale, waiting)
 
 
-def _join(build: Builder, block: Block, source: op.Floats, scale: float) -> None:
-    """Let the result of a body join the stream, after the block's post-norm."""
+def _join(build: Builder, block: Block, source: op.Floats, scale: float, others: Sequence[op.Floats]) -> None:
+    """Let the result of a body join the stream, after those of other blocks have been added to it if it is a sum."""
     size, result = build.hidden_size, cast("op.Floats", build.result)
-    if block.post_norm:
-        build.stream_norm(result, block.name("post_norm"), result)
+    for other in others:
+        build.add(op.Mix(result, other, 1.0, None, None, None, result))
+    if block.sum_norm:
+        build.stream_norm(result, block.name("sum_norm"), result)
     form = block.residual or Residual()
-    keep, share, shift = (
-        build.vector(block.name(name), size) if name in form.vectors else None for name in ("keep", "share", "shift")
+    vectors = form.vectors(size)
+    keep, share, shift, factor = (
+        build.vector(block.name(name), *vectors[name]) if name in vectors else None
+        for name in ("keep", "share", "shift", "factor")
     )
     base = source if form.base == "normed" else build.residual
-    build.add(op.Mix(base, result, scale, keep, share, shift, build.residual))
+    build.add(op.Mix(base, result, scale, keep, share, shift, build.residual, factor))
 
 
 def _normed(build: Builder, block: Block, source: op.Floats, output: op.Floats) -> op.Floats:

@@ -94,6 +94,10 @@ class Builder:
         """A value of the workspace, `(T, *row)`, from this place in the section to its last use."""
         return cast("op.Floats", self._work(Value(name, ("T", *row))))
 
+    def rows_like(self, name: str, other: op.Floats, *row: int) -> op.Floats:
+        """A value of the workspace with as many rows as another, `(T or a number, *row)`."""
+        return cast("op.Floats", self._work(Value(name, (cast("Dimension", other.shape[0]), *row))))
+
     def fixed_rows(self, name: str, rows: int, *row: int) -> op.Floats:
         """A value of the workspace for a fixed number of tokens, `(rows, *row)`."""
         return cast("op.Floats", self._work(Value(name, (rows, *row))))
@@ -172,11 +176,14 @@ class Builder:
         self.add(op.LayerNorm(source, self.vector(name, self.hidden_size), self.epsilon, output))
         return output
 
-    def linear(self, source: op.Floats, name: str, output: op.Floats, bias: bool = False) -> op.Floats:
-        """Multiply rows by one matrix, and add a vector if it has a bias; returns `output`."""
+    def linear(
+        self, source: op.Floats, name: str, output: op.Floats, bias: bool = False, scale: float = 1.0
+    ) -> op.Floats:
+        """Multiply rows by one matrix, add a vector if it has a bias, and multiply by `scale`; returns `output`."""
         rows, columns = row_size(output), row_size(source)
         added = self.vector(f"{name}_bias", rows) if bias else None
-        self.add(op.Linear(source, (op.LinearPart(self.matrix(name, rows, columns), added, output),)))
+        part = op.LinearPart(self.matrix(name, rows, columns), added, output)
+        self.add(op.Linear(source, (part,), scale=scale))
         return output
 
     def gated_ffn(

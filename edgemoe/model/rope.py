@@ -22,6 +22,7 @@ _PARAMETERS = {
     "none": frozenset[str](),
     "linear": frozenset({"factor"}),
     "llama3": frozenset({"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}),
+    "proportional": frozenset({"factor", "pairs"}),
     "yarn": frozenset(
         {"factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow", "truncate"}
     ),
@@ -36,7 +37,7 @@ class RopeSpec:
     theta: float
     rotated: int
     """How many channels of each head are rotated, from the first one on; the others keep their values."""
-    scaling: Literal["none", "linear", "llama3", "yarn"] = "none"
+    scaling: Literal["none", "linear", "llama3", "proportional", "yarn"] = "none"
     parameters: Mapping[str, float] = field(default_factory=dict)
     pairing: Literal["halves", "neighbours"] = "halves"
     """Which channels are rotated together: those of two halves, or each even one with the odd one after it."""
@@ -54,6 +55,8 @@ class RopeSpec:
                 raise ValueError(f"rope: {name} is {number:g}")
         if self.scaling == "llama3" and not p["low_freq_factor"] < p["high_freq_factor"]:
             raise ValueError("rope: low_freq_factor is not below high_freq_factor")
+        if self.scaling == "proportional" and not 1 <= p["pairs"] <= self.rotated // 2:
+            raise ValueError(f"rope: {p['pairs']:g} of {self.rotated // 2} pairs turn")
         if self.rotated % 2 or not 0 < self.rotated <= head_dim:
             raise ValueError(f"rope: {self.rotated} of {head_dim} channels are rotated")
 
@@ -83,6 +86,9 @@ def rope_frequencies(spec: RopeSpec) -> Floats:
     plain = np.float32(1) / periods
     if spec.scaling == "linear":  # Chen et al. 2023
         return plain / np.float32(spec.parameters["factor"])
+    if spec.scaling == "proportional":  # Gemma 4: the first pairs of whole heads turn, the others stand still
+        turning = np.arange(spec.rotated // 2) < spec.parameters["pairs"]
+        return np.where(turning, plain / np.float32(spec.parameters["factor"]), np.float32(0))
     if spec.scaling == "llama3":
         return _llama3(plain, spec)
     if spec.scaling == "yarn":

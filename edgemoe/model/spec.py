@@ -7,18 +7,18 @@ A family (`edgemoe/architectures`) makes a `ModelSpec` from a checkpoint's confi
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from edgemoe.model.blocks import BODIES, Body, RoutedExperts
-from edgemoe.model.plain import from_plain, to_plain
+from edgemoe.model.plain import ZERO_ALLOWED, from_plain, to_plain
 
 
 @dataclass(frozen=True)
 class Residual:
     """How the result of a block joins the stream, where it is not just added (`kernels.operations.Mix`).
 
-    Each flag says whether the layer has a vector of that name, with an element for each channel.
+    Each flag says whether the layer has a vector of that name, with an element for each channel or as it says.
     """
 
     base: Literal["stream", "normed"] = "stream"
@@ -29,11 +29,13 @@ class Residual:
     """Factors of the result."""
     shift: bool = False
     """Numbers that are added."""
+    factor: bool = False
+    """One number by which the whole stream is multiplied, once the result is part of it (Gemma 4)."""
 
-    @property
-    def vectors(self) -> tuple[str, ...]:
-        """The names of its vectors."""
-        return tuple(name for name in ("keep", "share", "shift") if getattr(self, name))
+    def vectors(self, hidden_size: int) -> dict[str, tuple[int, ...]]:
+        """The names of its vectors, with their shapes."""
+        shapes = dict.fromkeys(("keep", "share", "shift"), (hidden_size,)) | {"factor": (1,)}
+        return {name: shape for name, shape in shapes.items() if getattr(self, name)}
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,9 @@ class Block:
     """Whether it reads the stream as the block before it does; without an input norm of its own, that block's rows."""
     residual: Residual | None = None
     """How the result joins the stream; None: it is added, times the model's `residual_scale`."""
+    sum_norm: bool = False
+    """Whether the results of all blocks that read the same stream are summed, and the sum is normalised before it joins
+    the stream (Gemma 4). The last of them says so, and how the sum joins it."""
 
     def name(self, what: str) -> str:
         """The name of a norm or vector of the block, within the layer and without the prefix."""
@@ -60,11 +65,14 @@ class Block:
         return {"input_norm": stem, "post_norm": f"post_{stem}"}.get(what, f"{stem.removesuffix('norm')}{what}")
 
     def dense_tensors(self, hidden_size: int) -> dict[str, tuple[int, ...]]:
-        """Its dense tensors within the layer: the input norm, those of the body, the post-norm, the residual's."""
+        """Its dense tensors within the layer: the input norm, those of the body, the norms after it, the residual's."""
         vector = (hidden_size,)
         before = {self.name("input_norm"): vector} if self.input_norm else {}
-        after = ("post_norm",) * self.post_norm + (self.residual.vectors if self.residual else ())
-        shapes = before | dict(self.body.tensors(hidden_size)) | {self.name(what): vector for what in after}
+        after: dict[str, tuple[int, ...]] = {what: vector for what in ("post_norm", "sum_norm") if getattr(self, what)}
+        after |= self.residual.vectors(hidden_size) if self.residual else {}
+        shapes = (
+            before | dict(self.body.tensors(hidden_size)) | {self.name(what): shape for what, shape in after.items()}
+        )
         return {self.prefix + name: shape for name, shape in shapes.items()}
 
     def expert_tensors(self, hidden_size: int) -> dict[str, tuple[int, ...]]:
@@ -118,13 +126,28 @@ class LayerSpec:
         if self.blocks[0].parallel:
             raise ValueError("the first block is parallel to none")
         *before, last = self.groups()
-        if any(len(group) > 1 and not group[0].input_norm for group in (*before, last)):
-            raise ValueError("blocks that are parallel to one without an input norm")
+        for group in (*before, last):
+            _check_group(group)
         if any(block.body.routed for group in before for block in group):
             raise ValueError("a block after the one with routed experts that is not parallel to it")
         for block in self.blocks:
             if block.residual and block.residual.base == "normed" and not (block.input_norm or block.parallel):
                 raise ValueError("a residual of normalised rows without an input norm")
+
+
+def _check_group(group: tuple[Block, ...]) -> None:
+    """Raise ValueError for blocks that read the same stream and contradict one another."""
+    *others, last = group
+    if last.sum_norm and not others:
+        raise ValueError("a sum of the results of one block")
+    if any(block.sum_norm for block in others):
+        raise ValueError("a sum of results before the last of the blocks that it is made of")
+    if last.sum_norm and any(block.residual for block in others):
+        raise ValueError("a residual of a block whose result joins a sum")
+    # A block that reads the stream itself may do so late: until then no other may change it.
+    summed = last.sum_norm and all(block.input_norm for block in group[1:])
+    if others and not group[0].input_norm and not summed:
+        raise ValueError("blocks that are parallel to one without an input norm")
 
 
 @dataclass(frozen=True)
@@ -142,6 +165,8 @@ class ModelSpec:
     residual_scale: float = 1.0
     logit_scale: float = 1.0
     """Factor on the logits (Granite divides by `logits_scaling`: this is its inverse)."""
+    logit_cap: float = field(default=0.0, metadata=ZERO_ALLOWED)
+    """The limit within which logits are brought (`op.SoftCap`), after the factor; 0: they stay as they are."""
     norm: Literal["rms", "layer"] = "rms"
     """Norms of the stream, of blocks' results and before the head: RMSNorm, or LayerNorm without biases (Cohere)."""
 

@@ -132,8 +132,15 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """The text of `edgemoe.json`: the same manifest gives the same bytes."""
+        return _sealed(self._to_json())
+
+    def checksum(self) -> str:
+        """The checksum that `edgemoe.json` has in it: equal only for equal manifests, and made without its text."""
+        return manifest_checksum(self._to_json())
+
+    def _to_json(self) -> dict[str, Any]:
         assert self.version == STORE_VERSION
-        data: dict[str, Any] = {
+        return {
             "edgemoe": STORE_VERSION,
             "model": self.model,
             "quantisation": self.quantisation,
@@ -151,7 +158,6 @@ class Manifest:
                 "table": self._table_to_json(),
             },
         }
-        return _sealed(data)
 
     def _table_to_json(self) -> dict[str, Any] | None:
         if self.record_file is None:

@@ -23,7 +23,7 @@ enum { EM_SCORE_SOFTMAX = 0, EM_SCORE_SIGMOID = 1, EM_SCORE_COUNT = 2 };
 enum { EM_CHOOSE_BY_SCORE = 0, EM_CHOOSE_BY_LOGIT = 1, EM_CHOOSE_BY_COUNT = 2 };
 
 /* em_activation.function */
-enum { EM_FUNCTION_SILU = 0, EM_FUNCTION_CLAMPED_SILU = 1, EM_FUNCTION_COUNT = 2 };
+enum { EM_FUNCTION_SILU = 0, EM_FUNCTION_CLAMPED_SILU = 1, EM_FUNCTION_GELU_TANH = 2, EM_FUNCTION_COUNT = 3 };
 
 /* em_gate.gating */
 enum { EM_GATING_SIGMOID = 0, EM_GATING_SOFTPLUS = 1, EM_GATING_COUNT = 2 };
@@ -41,7 +41,7 @@ typedef struct em_embed {
 /* output = input / rms(input) * weight * silu(gate), over each of heads runs of the row; may be in place. */
 typedef struct em_rms_norm {
     const float *input;  /* (T, heads*W) */
-    const float *weight; /* (W,) */
+    const float *weight; /* (W,), or NULL */
     float epsilon;
     float *output;       /* (T, heads*W) */
     int32_t heads;
@@ -136,22 +136,23 @@ typedef struct em_short_conv {
 
 /* The K experts of largest choice score (the lower number on a tie), in falling order, and their weights. */
 typedef struct em_route {
-    const float *logits;      /* (T, E) */
+    const float *logits;        /* (T, E) */
     int32_t renormalise;
-    int32_t *experts;         /* (T, K) */
-    float *weights;           /* (T, K) */
-    const int32_t *slots;     /* (E,), or NULL */
+    int32_t *experts;           /* (T, K) */
+    float *weights;             /* (T, K) */
+    const int32_t *slots;       /* (E,), or NULL */
     float bonus;
-    int32_t score;            /* EM_SCORE_... */
-    const float *choice_bias; /* (E,), or NULL */
+    int32_t score;              /* EM_SCORE_... */
+    const float *choice_bias;   /* (E,), or NULL */
     int32_t groups;
     int32_t kept_groups;
     float epsilon;
     float scale;
     float least_sum;
-    int32_t choose_by;        /* EM_CHOOSE_BY_... */
-    int32_t num_experts;      /* E */
-    int32_t top_k;            /* K */
+    int32_t choose_by;          /* EM_CHOOSE_BY_... */
+    const float *expert_scales; /* (E,), or NULL */
+    int32_t num_experts;        /* E */
+    int32_t top_k;              /* K */
 } em_route;
 
 /* The function of gate's number g and up's number u whose result a gated FFN multiplies by down. */
@@ -245,7 +246,7 @@ typedef struct em_combine {
     int32_t top_k;            /* K */
 } em_combine;
 
-/* output[t] = keep * base[t] + share * (scale * result[t]) + shift: the result of a block joins the stream. */
+/* output[t] = factor * (keep * base[t] + share * (scale * result[t]) + shift): a block's result joins the stream. */
 typedef struct em_mix {
     const float *base;   /* (T, D) */
     const float *result; /* (T, D) */
@@ -254,6 +255,7 @@ typedef struct em_mix {
     const float *share;  /* (D,), or NULL */
     const float *shift;  /* (D,), or NULL */
     float *output;       /* (T, D) */
+    const float *factor; /* (1,), or NULL */
     int32_t hidden_size; /* D */
 } em_mix;
 
@@ -367,7 +369,7 @@ typedef struct em_delta_rule {
         FIELD(em_route, weights) FIELD(em_route, slots) FIELD(em_route, bonus) FIELD(em_route, score) \
         FIELD(em_route, choice_bias) FIELD(em_route, groups) FIELD(em_route, kept_groups) \
         FIELD(em_route, epsilon) FIELD(em_route, scale) FIELD(em_route, least_sum) FIELD(em_route, choose_by) \
-        FIELD(em_route, num_experts) FIELD(em_route, top_k) \
+        FIELD(em_route, expert_scales) FIELD(em_route, num_experts) FIELD(em_route, top_k) \
     STRUCT(em_activation) FIELD(em_activation, function) FIELD(em_activation, alpha) \
         FIELD(em_activation, limit) FIELD(em_activation, offset) \
     STRUCT(em_ffn_biases) FIELD(em_ffn_biases, gate) FIELD(em_ffn_biases, up) FIELD(em_ffn_biases, down) \
@@ -390,7 +392,8 @@ typedef struct em_delta_rule {
         FIELD(em_combine, weights) FIELD(em_combine, shared) FIELD(em_combine, shared_gate) \
         FIELD(em_combine, accumulate) FIELD(em_combine, hidden_size) FIELD(em_combine, top_k) \
     STRUCT(em_mix) FIELD(em_mix, base) FIELD(em_mix, result) FIELD(em_mix, scale) FIELD(em_mix, keep) \
-        FIELD(em_mix, share) FIELD(em_mix, shift) FIELD(em_mix, output) FIELD(em_mix, hidden_size) \
+        FIELD(em_mix, share) FIELD(em_mix, shift) FIELD(em_mix, output) FIELD(em_mix, factor) \
+        FIELD(em_mix, hidden_size) \
     STRUCT(em_clip) FIELD(em_clip, values) FIELD(em_clip, limit) FIELD(em_clip, columns) \
     STRUCT(em_gate) FIELD(em_gate, gate) FIELD(em_gate, values) FIELD(em_gate, gating) FIELD(em_gate, runs) \
         FIELD(em_gate, width) \

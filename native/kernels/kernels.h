@@ -94,9 +94,10 @@ typedef struct em_delta_row {
  *   output[c] = chain sum of query[i] * state[i][c] */
 typedef void em_delta_kernel(float *state, const em_delta_row *rows, int32_t row_count, int32_t width);
 
-/* output = what activation makes of gate and up. Both functions are the same in every instruction set, step by step:
+/* output = what activation makes of gate and up. Each function is the same in every instruction set, step by step:
  *   silu:          gate / (1 + exp(-gate)) * up
  *   clamped_silu:  g / (1 + exp(-(alpha * g))) * (u + offset), where g = min(gate, limit), u = max(min(up, limit), -limit)
+ *   gelu_tanh:     gate / (1 + exp(-(gate * (gate * gate * cubic + linear)))) * up
  * A NaN stays one. */
 typedef void em_activation_kernel(const em_activation *activation, const float *gate, const float *up, float *output,
                                   int32_t count);
@@ -140,7 +141,7 @@ struct em_kernels {
     void em_quantise_##isa(const float *input, int32_t columns, int8_t *values, em_group *groups);                    \
     float em_sum_squares_##isa(const float *input, int32_t count);                                                    \
     float em_exponentials_##isa(float *values, int32_t count, float shift);                                           \
-    em_activation_kernel em_silu_##isa, em_clamped_silu_##isa;                                                        \
+    em_activation_kernel em_silu_##isa, em_clamped_silu_##isa, em_gelu_tanh_##isa;                                    \
     void em_to_half_##isa(const float *input, uint16_t *output, int32_t count);                                       \
     void em_to_q8_##isa(const float *input, int8_t *values, uint16_t *scales, int32_t count);                         \
     em_scores_kernel em_scores_f32_##isa, em_scores_f16_##isa, em_scores_q8_##isa;                                    \

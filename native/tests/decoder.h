@@ -29,7 +29,7 @@ enum {
     DELTA_VALUES = 20, /* more than a panel, and not a whole number of them */
     DELTA_CHANNELS = 2 * DELTA_KEY_HEADS * DELTA_KEYS + DELTA_HEADS * DELTA_VALUES,
     DELTA_OUTPUTS = DELTA_HEADS * DELTA_VALUES,
-    OPERATIONS = 28, /* of which one begins to read experts */
+    OPERATIONS = 29, /* of which one begins to read experts */
 };
 
 static inline em_matrix random_matrix(int32_t format, int32_t rows, int32_t columns) {
@@ -105,6 +105,8 @@ static inline void add_attention(model *m, int32_t cache_format) {
     qkv->parts[1] = part_of(owned_matrix(m, EM_F16, GROUPS * HEAD_WIDTH, WIDTH), NULL, *m->key);
     qkv->parts[2] = part_of(owned_matrix(m, EM_Q8, GROUPS * HEAD_WIDTH, WIDTH), NULL, *m->value);
     add(m, EM_CLIP)->as.clip = (em_clip){.values = *m->query, .limit = 1, .columns = WIDTH};
+    add(m, EM_RMS_NORM)->as.rms_norm = (em_rms_norm){
+        .input = *m->key, .output = *m->value, .epsilon = 1e-5f, .heads = GROUPS, .head_dim = HEAD_WIDTH};
     add(m, EM_ROPE)->as.rope = rope_of(m, *m->query, HEADS);
     em_rope *keys_rope = &add(m, EM_ROPE)->as.rope;
     *keys_rope = rope_of(m, *m->key, GROUPS);
@@ -175,7 +177,7 @@ static inline void add_moe(model *m) {
     add(m, EM_SOFT_CAP)->as.soft_cap = (em_soft_cap){.values = *m->logits, .limit = 2, .columns = EXPERTS};
     add(m, EM_ROUTE)->as.route = (em_route){
         .logits = *m->logits, .experts = *m->chosen, .weights = *m->weights, .num_experts = EXPERTS, .top_k = USED,
-        .renormalise = 1, .groups = 1, .kept_groups = 1, .scale = 1};
+        .renormalise = 1, .groups = 1, .kept_groups = 1, .scale = 1, .expert_scales = m->norm};
     em_gated_ffn *shared = &add(m, EM_GATED_FFN)->as.gated_ffn;
     const em_activation clamped = {.function = EM_FUNCTION_CLAMPED_SILU, .alpha = 1.702f, .limit = 0.5f, .offset = 1};
     *shared = (em_gated_ffn){.input = *m->hidden, .output = *m->shared, .activation = clamped};
@@ -222,7 +224,7 @@ static inline void add_moe(model *m) {
     add(m, EM_MIX)->as.mix =
         (em_mix){
         .base = *m->hidden, .result = *m->shared, .keep = m->norm, .share = m->bias, .shift = m->norm, .output = *m->hidden,
-        .hidden_size = WIDTH, .scale = 0.3f};
+        .hidden_size = WIDTH, .scale = 0.3f, .factor = m->bias};
 }
 
 static inline model *make_model_with(int32_t cache_format) {

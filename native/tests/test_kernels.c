@@ -270,10 +270,18 @@ static void test_elementwise(int32_t count) {
         const double gated = g / (1 + exp(-(double)1.702f * g)) * (u + 1);
         CHECK(fabs(results[0][i] - gated) <= 1e-6 * fabs(gated) + fabs(g) * 2e-7 + 1e-36);
     }
+    const em_activation gelu = {.function = EM_FUNCTION_GELU_TANH};
+    compare_activations(&gelu, b, a, results, count);
+    for (int32_t i = 0; i < count; i++) {
+        const double g = b[i], gated = 0.5 * g * (1 + tanh(0.79788456080286536 * (g + 0.044715 * g * g * g))) * a[i];
+        CHECK(fabs(results[0][i] - gated) <= 2e-6 * fabs(gated) + 1e-6 * fabs(a[i]) * exp(-fabs(g)) + 1e-36);
+    }
     const float strange[] = {NAN, INFINITY, -INFINITY, 0.0f, -0.0f, 3e38f, -3e38f};
     for (int32_t i = 0; i < count; i++) a[i] = strange[i % 7], b[i] = strange[i / 7 % 7];
-    compare_activations(&clamped, a, b, results, count);
-    for (int32_t i = 0; i < count; i++) CHECK(isnan(results[0][i]) || (!isnan(a[i]) && !isnan(b[i])));
+    for (int32_t kind = 0; kind < 2; kind++) {
+        compare_activations(kind ? &gelu : &clamped, a, b, results, count);
+        for (int32_t i = 0; i < count; i++) CHECK(isnan(results[0][i]) || (!isnan(a[i]) && !isnan(b[i])));
+    }
     free(a);
     free(b);
 }

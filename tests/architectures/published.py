@@ -814,6 +814,61 @@ LAGUNA_XS2: dict[str, Any] = {
     "vocab_size": 100352,
 }
 
+_GEMMA4_TEXT: dict[str, Any] = {
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "attention_k_eq_v": True,
+    "bos_token_id": 2,
+    "dtype": "bfloat16",
+    "enable_moe_block": True,
+    "eos_token_id": 1,
+    "final_logit_softcapping": 30.0,
+    "global_head_dim": 512,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "hidden_size": 2816,
+    "hidden_size_per_layer_input": 0,
+    "initializer_range": 0.02,
+    "intermediate_size": 2112,
+    "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 5,
+    "max_position_embeddings": 262144,
+    "model_type": "gemma4_text",
+    "moe_intermediate_size": 704,
+    "num_attention_heads": 16,
+    "num_experts": 128,
+    "num_global_key_value_heads": 2,
+    "num_hidden_layers": 30,
+    "num_key_value_heads": 8,
+    "num_kv_shared_layers": 0,
+    "pad_token_id": 0,
+    "rms_norm_eps": 1e-06,
+    "rope_parameters": {
+        "full_attention": {"partial_rotary_factor": 0.25, "rope_theta": 1000000.0, "rope_type": "proportional"},
+        "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+    },
+    "sliding_window": 1024,
+    "tie_word_embeddings": True,
+    "top_k_experts": 8,
+    "use_bidirectional_attention": "vision",
+    "use_cache": True,
+    "use_double_wide_mlp": False,
+    "vocab_size": 262144,
+    "vocab_size_per_layer_input": 262144,
+}
+GEMMA4_26B_A4B: dict[str, Any] = {
+    "architectures": ["Gemma4ForConditionalGeneration"],
+    "audio_config": None,
+    "boi_token_id": 255999,
+    "dtype": "bfloat16",
+    "eoi_token_id": 258882,
+    "image_token_id": 258880,
+    "model_type": "gemma4",
+    "text_config": _GEMMA4_TEXT,
+    "tie_word_embeddings": True,
+    "video_token_id": 258884,
+    "vision_config": {"hidden_size": 1152, "model_type": "gemma4_vision", "num_hidden_layers": 27},
+}
+
 COMMAND_A_PLUS: dict[str, Any] = {
     "architectures": ["Cohere2MoeForCausalLM"],
     "attention_bias": False,
@@ -1251,6 +1306,7 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
     "Qwen3.5-122B-A10B": (QWEN35_122B_A10B, 122_111_526_912),
     "Qwen3.5-397B-A17B": (QWEN35_397B_A17B, 396_346_350_336),
     "gpt-oss-20b": (GPT_OSS_20B, 20_914_757_184),
+    "gemma-4-26B-A4B": (GEMMA4_26B_A4B, 25_233_141_790),
     "granite-3.0-1b-a400m": (GRANITE_1B_A400M, 1_334_628_352),
     "granite-3.0-3b-a800m": (GRANITE_3B_A800M, 3_298_793_472),
     "Trinity-Mini": (TRINITY_MINI, 26_123_974_400),
@@ -1275,6 +1331,8 @@ ALL_FAMILIES: dict[str, dict[str, Any]] = {
         LING_2_RENAMED,
         _QWEN35_TEXT,
         _QWEN35_TEXT | {"model_type": "qwen3_5_moe"},  # as a GGUF's config is: all keys in one object
+        _GEMMA4_TEXT,
+        _GEMMA4_TEXT | {"model_type": "gemma4"},  # as a GGUF's config is: all keys in one object
     ]
 }
 """One config of each family."""

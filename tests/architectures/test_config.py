@@ -24,6 +24,7 @@ from tests.architectures.published import (
     DOTS_LLM1,
     ERNIE_45_21B_A3B,
     FLEX_OLMO_7X7B,
+    GEMMA4_26B_A4B,
     GLM_45_AIR,
     GPT_OSS_20B,
     GRANITE_1B_A400M,
@@ -424,6 +425,37 @@ def test_qwen3_5_moe_is_the_text_part_of_its_config():
     assert model_spec(QWEN36_35B_A3B | {"text_config": listed}) == spec
 
 
+def test_gemma4_is_the_text_part_of_its_config():
+    spec = model_spec(GEMMA4_26B_A4B)
+    text = GEMMA4_26B_A4B["text_config"]
+    assert model_spec(text) == spec
+    assert (spec.logit_cap, spec.tied_embeddings) == (30.0, True)
+    assert spec.embedding_scale == pytest.approx(2816**0.5)
+    windowed, whole = attention(spec.layers[0]), attention(spec.layers[5])
+    assert (windowed.window, windowed.kv_heads, windowed.head_dim, windowed.rope) == (1024, 8, 256, RopeSpec(1e4, 256))
+    turning = RopeSpec(1e6, 512, "proportional", {"factor": 1.0, "pairs": 64})
+    assert (whole.window, whole.kv_heads, whole.head_dim, whole.rope) == (0, 2, 512, turning)
+    assert (windowed.values_from_keys, whole.values_from_keys) == (False, True)
+    assert {(a.scale, a.value_norm, a.qk_norm) for a in map(attention, spec.layers)} == {(1.0, True, "head")}
+    moe, dense = (block.body for block in spec.layers[0].blocks[1:])
+    assert moe.router == RouterSpec(True, norm=True, logit_scale=2816**-0.5, expert_scales=True)
+    assert (moe.activation, moe.experts_norm, dense) == (Activation("gelu_tanh"), True, GatedFfn(2112, moe.activation))
+    frequencies = rope_frequencies(turning)
+    assert (frequencies > 0).sum() == 64
+    np.testing.assert_array_equal(frequencies[:64], rope_frequencies(RopeSpec(1e6, 512))[:64])
+
+
+def test_gemma4_says_the_heads_of_its_layers_in_two_ways():
+    """`per_layer_config` is how transformers writes what published files say by keys of their own."""
+    text = GEMMA4_26B_A4B["text_config"]
+    own = {key: value for key, value in text.items() if "global" not in key}
+    heads = {"head_dim": 512, "num_key_value_heads": 2}
+    assert model_spec(own | {"per_layer_config": {str(5 + 6 * n): heads for n in range(5)}}) == model_spec(text)
+    unlisted = {key: value for key, value in text.items() if key != "layer_types"}
+    assert model_spec(unlisted) == model_spec(text)
+    assert attention(model_spec(text | {"attention_k_eq_v": False}).layers[5]).kv_heads == 8
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -447,6 +479,30 @@ def test_qwen3_5_moe_that_cannot_be_run_is_refused(changes, words):
 
 def test_a_text_config_that_is_no_object_is_refused():
     assert "text_config is 7; expected an object" in refusal(QWEN36_35B_A3B | {"text_config": 7})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"enable_moe_block": False}, "enable_moe_block is false; edgemoe implements true only"),
+        ({"hidden_size_per_layer_input": 256}, "hidden_size_per_layer_input is 256; edgemoe implements 0 only"),
+        ({"num_kv_shared_layers": 2}, "num_kv_shared_layers is 2; edgemoe implements 0 only"),
+        ({"use_bidirectional_attention": "all"}, 'use_bidirectional_attention is "all"'),
+        ({"hidden_activation": "silu"}, 'hidden_activation is "silu"; edgemoe implements "gelu_pytorch_tanh" only'),
+        ({"per_layer_config": {"4": {"head_dim": 512}}}, "per_layer_config is an object of 1; edgemoe implements"),
+        ({"per_layer_config": {"5": 7}}, "per_layer_config is an object of 1"),
+        ({"per_layer_config": []}, "per_layer_config is an empty list"),
+        ({"num_global_key_value_heads": 3}, "layers of full_attention have 16 query heads and 3 key heads"),
+        ({"global_head_dim": 1 << 18}, "16 heads of width 262144"),
+        ({"top_k_experts": 129}, "top_k_experts is 129; expected at most the number of experts, 128"),
+        ({"rope_parameters": None}, "rope_parameters is missing"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings differs from that in text_config, false"),
+        ({"final_logit_softcapping": -1.0}, "final_logit_softcapping is -1.0"),
+        ({"attn_logit_softcapping": 50.0}, '"attn_logit_softcapping" is 50.0; edgemoe does not know this key'),
+    ],
+)
+def test_gemma4_that_cannot_be_run_is_refused(changes, words):
+    assert words in refusal(GEMMA4_26B_A4B | {"text_config": GEMMA4_26B_A4B["text_config"] | changes})
 
 
 def test_lfm2_moe():

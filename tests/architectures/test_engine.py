@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,61 +20,65 @@ GOLDEN = Path(__file__).parent.parent / "golden"
 TOLERANCE = 1e-4
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """Makes the f32 store of a golden checkpoint, once for all tests of this module."""
-    folder = tmp_path_factory.mktemp("stores")
+class Resident:
+    """The f32 store of a golden checkpoint, and an engine of it with all experts in memory and one thread."""
 
-    def make(name: str) -> Path:
-        if not (folder / name).exists():
-            convert_checkpoint(str(GOLDEN / name), folder / name, experts="f32", dense="f32")
-        return folder / name
+    def __init__(self, name: str, folder: Path) -> None:
+        self.golden = np.load(GOLDEN / name / "golden.npz")
+        self.ids = self.golden["ids"]
+        self.store = convert_checkpoint(str(GOLDEN / name), folder / name, experts="f32", dense="f32")
+        self.engine = open_engine(self.store, EngineOptions(threads=1, context_length=PROMPT_TOKENS))
 
-    return make
-
-
-def golden(name: str):
-    return np.load(GOLDEN / name / "golden.npz")
+    @functools.cached_property
+    def whole(self) -> np.ndarray:
+        """Logits after each token, all of which one call was given."""
+        return run(self.engine, [self.ids])
 
 
-def run(engine: Engine, pieces: list[np.ndarray]) -> np.ndarray:
+@pytest.fixture(scope="module", params=CASES)
+def resident(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Resident]:
+    """One for each family, which all tests of it share: to open an engine costs more than to run it."""
+    opened = Resident(request.param, tmp_path_factory.mktemp("stores"))
+    with opened.engine:
+        yield opened
+
+
+def run(engine: Engine, pieces: Sequence[np.ndarray]) -> np.ndarray:
     """Logits after each token of the pieces, each given in one call, from an empty context."""
     engine.rewind(0)
     return np.concatenate([engine.forward(piece, all_logits=True) for piece in pieces])
 
 
-@pytest.mark.parametrize("kernels", ["native", "jit"])
-@pytest.mark.parametrize("name", CASES)
-def test_the_engine_agrees_with_the_golden_logits(name, kernels, store, monkeypatch):
-    monkeypatch.setenv("EDGEMOE_KERNELS", kernels)
-    data = golden(name)
-    with open_engine(store(name), EngineOptions(threads=1, context_length=PROMPT_TOKENS)) as engine:
-        assert engine.backend.name == kernels
-        logits = run(engine, [data["ids"]])
-    assert relative_error(logits[data["positions"]], data["logits"]) < TOLERANCE
+def assert_golden(logits: np.ndarray, golden: np.lib.npyio.NpzFile) -> None:
+    assert relative_error(logits[golden["positions"]], golden["logits"]) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_how_ids_are_grouped_in_calls_never_changes_a_bit(name, store):
-    ids = golden(name)["ids"]
-    with open_engine(store(name), EngineOptions(threads=1, context_length=PROMPT_TOKENS)) as engine:
-        whole = run(engine, [ids])
-        np.testing.assert_array_equal(run(engine, np.split(ids, [1, 2, 9, 10, 130, 137, 259])), whole)
-        for tokens in (1, 17, 128, 299):
-            engine.rewind(0)
-            np.testing.assert_array_equal(engine.forward(ids[:tokens]), whole[tokens - 1])
-            np.testing.assert_array_equal(engine.forward(ids[tokens : tokens + 1]), whole[tokens])
+def test_the_engine_agrees_with_the_golden_logits(resident: Resident) -> None:
+    assert resident.engine.backend.name == "native"
+    assert_golden(resident.whole, resident.golden)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_paging_and_threads_never_change_a_bit(name, store):
-    ids = golden(name)["ids"][:60]
-    pieces = [ids[:50], *np.split(ids[50:], 10)]
-    with open_engine(store(name), EngineOptions(threads=1, context_length=PROMPT_TOKENS)) as engine:
-        assert engine.memory.all_resident
-        resident = run(engine, pieces)
-    with open_engine(store(name), EngineOptions("floor", threads=3, context_length=PROMPT_TOKENS)) as engine:
+def test_so_it_does_on_kernels_in_numba(resident: Resident, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEMOE_KERNELS", "jit")
+    with open_engine(resident.store, EngineOptions(threads=1, context_length=PROMPT_TOKENS)) as engine:
+        assert engine.backend.name == "jit"
+        assert_golden(run(engine, [resident.ids]), resident.golden)
+
+
+def test_how_ids_are_grouped_in_calls_never_changes_a_bit(resident: Resident) -> None:
+    ids, engine = resident.ids, resident.engine
+    np.testing.assert_array_equal(run(engine, np.split(ids, [1, 2, 9, 10, 130, 137, 259])), resident.whole)
+    for tokens in (1, 17, 128, 299):
+        engine.rewind(0)
+        np.testing.assert_array_equal(engine.forward(ids[:tokens]), resident.whole[tokens - 1])
+        np.testing.assert_array_equal(engine.forward(ids[tokens : tokens + 1]), resident.whole[tokens])
+
+
+def test_paging_and_threads_never_change_a_bit(resident: Resident) -> None:
+    pieces = [resident.ids[:50], *np.split(resident.ids[50:60], 10)]
+    assert resident.engine.memory.all_resident
+    with open_engine(resident.store, EngineOptions("floor", threads=3, context_length=PROMPT_TOKENS)) as engine:
         fits = engine.spec.total_experts <= engine.memory.slots
         assert engine.memory.all_resident == fits
-        np.testing.assert_array_equal(run(engine, pieces), resident)
+        np.testing.assert_array_equal(run(engine, pieces), run(resident.engine, pieces))
         assert (engine.statistics.disk_bytes > 0) == (not fits)

@@ -17,7 +17,7 @@ from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
 from tests.architectures.harness import Reference, load_checkpoint, relative_error
-from tests.golden.cases import LINEAR, LLAMA3, YARN, YARN_WITH_ALL, Case
+from tests.golden.cases import CASES, LINEAR, LLAMA3, YARN, YARN_WITH_ALL, Case
 
 pytestmark = pytest.mark.oracle
 
@@ -25,12 +25,14 @@ TOLERANCE = 1e-4
 GRANITE = ("granitemoe", "granitemoeshared")
 QWEN = ("qwen2_moe", "qwen3_moe")
 HEADS_FILL_THE_MODEL = ("deepseek", "ernie4_5_moe", "flex_olmo", "olmoe", "qwen2_moe")
+GEMMA = ("gemma4", "gemma4_text")
+VISION = CASES["gemma4"].config["vision_config"]
 """Families whose head width is always the model's width over the number of heads."""
 DELTA = ("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next")
 NEWER = ("granitemoe_swa", "laguna", "mellum", "mimo_v2_flash", "qwen3_5_moe", "qwen3_5_moe_text")
 """Families whose configs are all of the newer form."""
 CHUNKED_TOLERANCE = 1e-3
-"""Of logits of recurrent layers that the reference computes in chunks, whose sums have another order."""
+"""The tolerance where the reference computes recurrent layers in chunks, whose sums have another order."""
 PUBLISHED_CODE = ("bailing_moe", "bailing_moe_v2", "deepseek")
 """Families that `published_code.py` computes: without scaled positions, and with a head of their own."""
 NO_ATTENTION_BIAS = (
@@ -144,10 +146,17 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
         if model_type == "qwen3_next":
             config |= {"intermediate_size": number(1, 70), "norm_topk_prob": draw(st.booleans())}
             config["mlp_only_layers"] = draw(st.lists(st.integers(0, config["num_hidden_layers"] - 1), max_size=1))
+    elif model_type in GEMMA:
+        config |= draw(gemma4(config))
+        if model_type == "gemma4":
+            tied = config["tie_word_embeddings"]
+            config = {"text_config": config, "vision_config": VISION, "tie_word_embeddings": tied}
     elif model_type in WINDOWED:
         config |= draw(WINDOWED[model_type](config))
     elif not llama:
         config |= draw(experts(model_type))
+    if model_type in GEMMA:
+        return Case(model_type, number(0, 1 << 30), config, draw(st.sampled_from(["files", "fused"])))
     if model_type == "gpt_oss":
         types = st.sampled_from(["sliding_attention", "full_attention"])
         layers = config["num_hidden_layers"]
@@ -253,7 +262,7 @@ def layer_words(layers: int, *words: str) -> st.SearchStrategy[list[str]]:
 
 @st.composite
 def windowed(draw: st.DrawFn, config: dict[str, Any], *, count: str = "num_experts") -> dict[str, Any]:
-    """What most families with windows have: layers of two types, an expert width, a number of experts."""
+    """The keys of most families with windows: layers of two types, an expert width, a number of experts."""
     experts = draw(st.integers(2, 12) | st.integers(65, 80))
     return {
         "sliding_window": draw(st.integers(1, 80)),
@@ -278,6 +287,29 @@ def positions_by_type(config: dict[str, Any], partial: bool = False) -> st.Searc
         rules = st.tuples(rules, factors).map(lambda both: both[0] | {"partial_rotary_factor": both[1]})
     both = st.fixed_dictionaries({"full_attention": rules, "sliding_attention": rules})
     return both.map(lambda parameters: {"rope_parameters": parameters})
+
+
+@st.composite
+def gemma4(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    own = draw(windowed(config))
+    own["top_k_experts"] = own.pop("num_experts_per_tok")
+    width, same = 2 * draw(st.integers(2, 16)), draw(st.booleans())
+    heads = [heads for heads in range(1, 5) if config["num_attention_heads"] % heads == 0]
+    full = {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": draw(partial_factors(width))}
+    return own | {
+        "attention_bias": draw(st.booleans()),
+        "attention_k_eq_v": same,
+        "enable_moe_block": True,
+        "final_logit_softcapping": draw(st.sampled_from([None, 3.0, 30.0])),
+        "global_head_dim": width,
+        "hidden_size_per_layer_input": 0,
+        "num_global_key_value_heads": draw(st.none() | st.sampled_from(heads)),
+        "pad_token_id": 0,
+        "rope_parameters": {
+            "full_attention": full | draw(st.sampled_from([{}, {"factor": 8.0}])),
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    }
 
 
 @st.composite
@@ -393,7 +425,7 @@ WINDOWED: dict[str, Callable[[dict[str, Any]], st.SearchStrategy[dict[str, Any]]
     "mellum": mellum,
     "mimo_v2_flash": mimo_v2_flash,
 }
-"""What a config of each family with windows may say, beyond what all say."""
+"""The keys that configs of each family with windows may have, beyond those that all have."""
 
 
 @st.composite

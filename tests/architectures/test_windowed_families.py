@@ -1,4 +1,4 @@
-"""What the configs of families with windows mean, and what of them is refused by name."""
+"""The meaning of configs of families with windows, and the values that are refused by name."""
 
 from __future__ import annotations
 

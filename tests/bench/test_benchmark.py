@@ -12,6 +12,7 @@ from edgemoe.bench.benchmark import Benchmark
 from edgemoe.bench.control_group import MemoryGroup
 from edgemoe.bench.measure import Settings
 from edgemoe.bench.peers import LLAMA_CPP, Peer, open_peer
+from edgemoe.bench.protocol import Start
 from edgemoe.bench.report import Report
 from edgemoe.bench.startup import command_seconds
 from edgemoe.engine.options import EngineOptions
@@ -125,10 +126,10 @@ def test_a_model_that_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_kernels_that_cannot_read_plainly_have_no_roofline_and_a_model_without_text_no_start_up(
-    store_without_text: Path, monkeypatch: pytest.MonkeyPatch
+    store_without_text: Path, monkeypatch: pytest.MonkeyPatch, start: Start
 ) -> None:
     monkeypatch.setenv("EDGEMOE_KERNELS", "reference")
-    report = Benchmark(store_without_text, Settings(3, 3, 3, 1), describe_backend()).run()
+    report = Benchmark(store_without_text, Settings(3, 3, 3, 1), describe_backend(), start=start).run()
     assert report.roofline is report.forecast is None
     assert report.edgemoe.startup_s is None
     assert report.peer is report.ratios is None
@@ -174,20 +175,20 @@ def test_engines_run_in_groups_of_their_own(
 
 
 def test_another_engine_starts_up_with_room_for_the_prompt(
-    store: Path, gguf: Path, fake_llama_cpp: Path, monkeypatch: pytest.MonkeyPatch
+    store: Path, gguf: Path, fake_llama_cpp: Path, monkeypatch: pytest.MonkeyPatch, start: Start
 ) -> None:
     asked: list[tuple[int, int]] = []
 
-    def start(name: str, command: Sequence[str], options: Mapping[str, Any], ids: Sequence[int]) -> float:
+    def seconds(name: str, command: Sequence[str], options: Mapping[str, Any], ids: Sequence[int], _: Start) -> float:
         asked.append((options["context"], len(ids)))
         return 1.0
 
-    monkeypatch.setattr("edgemoe.bench.benchmark.worker_seconds", start)
+    monkeypatch.setattr("edgemoe.bench.benchmark.worker_seconds", seconds)
     monkeypatch.setattr("edgemoe.bench.benchmark.command_seconds", lambda *arguments: 1.0)
     for tokens in (2, 30):
         settings = Settings(1, 1, tokens, 1)
         with open_peer(store, gguf, 1, settings.context_tokens, mmap=False) as peer:
-            Benchmark(store, settings, describe_backend(1), EngineOptions(), peer).run()
+            Benchmark(store, settings, describe_backend(1), EngineOptions(), peer, start=start).run()
     (least, prompt), (most, _) = asked[0], asked[-1]
     assert (least, most) == (prompt, 30)
     assert 2 < prompt < 30
@@ -209,20 +210,20 @@ def test_options_of_the_engine_reach_it(store_without_text: Path) -> None:
     assert not report.edgemoe.about["memory"]["direct_reads"]
 
 
-def test_another_model_s_file_is_refused(store: Path, tmp_path: Path, fake_llama_cpp: Path) -> None:
+def test_another_model_s_file_is_refused(store: Path, tmp_path: Path, fake_llama_cpp: Path, start: Start) -> None:
     other = tmp_path / "other.gguf"
     other.write_text(json.dumps({"vocab_size": 101, "layers": 3, "hidden_size": 64}))
     with open_peer(store, other, 1, SETTINGS.context_tokens, mmap=False) as peer:
-        benchmark = Benchmark(store, Settings(2, 2, 2, 1), describe_backend(1), EngineOptions(), peer)
+        benchmark = Benchmark(store, Settings(2, 2, 2, 1), describe_backend(1), EngineOptions(), peer, start=start)
         with pytest.raises(SourceError, match="expected layers 2, found 3"):
             benchmark.run()
 
 
-def test_what_cannot_be_measured_is_refused(store: Path) -> None:
+def test_what_cannot_be_measured_is_refused(store: Path, start: Start) -> None:
     with pytest.raises(UsageError, match="would have 300 tokens: expected at most 256"):
         Benchmark(store, Settings(100, 200, 5, 1), describe_backend(1))
     with pytest.raises(BudgetError, match="at least"):
-        Benchmark(store, Settings(2, 2, 2, 1), describe_backend(1), EngineOptions("1MiB")).run()
+        Benchmark(store, Settings(2, 2, 2, 1), describe_backend(1), EngineOptions("1MiB"), start=start).run()
 
 
 def test_a_command_that_fails_is_told(store_without_text: Path) -> None:

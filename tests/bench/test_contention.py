@@ -12,6 +12,7 @@ import pytest
 from edgemoe.bench import contention
 from edgemoe.bench.contention import BusyProcesses, ContentionMeasurement, ContentionReport, fair_share
 from edgemoe.bench.measure import Settings
+from edgemoe.bench.protocol import Start
 from edgemoe.cli.company import contention_table
 from edgemoe.cli.main import run_command
 from edgemoe.engine.options import EngineOptions
@@ -51,10 +52,12 @@ def test_processes_run_only_while_they_are_let() -> None:
 
 
 @pytest.fixture
-def report(store_without_text: Path, monkeypatch: pytest.MonkeyPatch) -> ContentionReport:
+def report(store_without_text: Path, monkeypatch: pytest.MonkeyPatch, start: Start) -> ContentionReport:
     monkeypatch.setattr(contention, "RUN_SECONDS", 0.0)
     monkeypatch.setattr(contention, "SETTLE_SECONDS", 0.0)
-    return ContentionMeasurement(store_without_text, SETTINGS, describe_backend(1), EngineOptions(), [1]).run()
+    return ContentionMeasurement(
+        store_without_text, SETTINGS, describe_backend(1), EngineOptions(), [1], start=start
+    ).run()
 
 
 def test_a_measurement(report: ContentionReport) -> None:

@@ -12,6 +12,7 @@ import pytest
 from edgemoe.bench.benchmark import Benchmark
 from edgemoe.bench.forced import Accesses, accesses, routing_report
 from edgemoe.bench.measure import Settings
+from edgemoe.bench.protocol import Start
 from edgemoe.bench.run import Run
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine.options import EngineOptions
@@ -105,11 +106,11 @@ def test_a_report_of_forced_routing() -> None:
     assert routing_report(forced, 4, {**memory, "slots": 48}, answers, done).replay_hit_rate is None
 
 
-def test_a_whole_benchmark_on_the_routing_of_a_trace(wide_store: Path, tmp_path: Path) -> None:
+def test_a_whole_benchmark_on_the_routing_of_a_trace(wide_store: Path, tmp_path: Path, start: Start) -> None:
     write_csv(tmp_path / "r.csv", routing_trace())
     benchmark = Benchmark(
         wide_store, Settings(4, 20, 9, 2), describe_backend(1), EngineOptions("floor"),
-        routing=tmp_path / "r.csv", trace=tmp_path / "done",
+        routing=tmp_path / "r.csv", trace=tmp_path / "done", start=start,
     )  # fmt: skip
     report = benchmark.run()
     routing, experts = report.routing, report.experts
@@ -131,11 +132,11 @@ def test_a_whole_benchmark_on_the_routing_of_a_trace(wide_store: Path, tmp_path:
     assert report.trace["turns"] == 12
 
 
-def test_a_benchmark_that_reads_ahead_on_made_up_guesses(wide_store: Path, tmp_path: Path) -> None:
+def test_a_benchmark_that_reads_ahead_on_made_up_guesses(wide_store: Path, tmp_path: Path, start: Start) -> None:
     write_trace(tmp_path / "r", routing_trace())
     benchmark = Benchmark(
         wide_store, Settings(4, 40, 4, 1), describe_backend(1), EngineOptions("floor", prefetch="on"),
-        routing=tmp_path / "r", recall=0.8,
+        routing=tmp_path / "r", recall=0.8, start=start,
     )  # fmt: skip
     report = benchmark.run()
     assert report.routing is not None

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from edgemoe.bench.peers import LLAMA_CPP, Peer, check_peer, open_peer
-from edgemoe.bench.protocol import Worker
+from edgemoe.bench.protocol import Start, Worker
 from edgemoe.bench.startup import worker_seconds
 from edgemoe.errors import EdgemoeError, SourceError, UsageError
 from edgemoe.store.reader import Store
@@ -18,8 +18,8 @@ COMMAND = [sys.executable, "-m", "edgemoe.bench.llama_cpp_worker"]
 
 
 @pytest.fixture
-def worker(fake_llama_cpp: Path) -> Iterator[Worker]:
-    with Worker(LLAMA_CPP, COMMAND) as started:
+def worker(fake_llama_cpp: Path, start: Start) -> Iterator[Worker]:
+    with Worker(LLAMA_CPP, COMMAND, start) as started:
         yield started
 
 

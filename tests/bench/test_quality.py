@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from edgemoe.bench import quality as quality_module
+from edgemoe.bench.protocol import Start
 from edgemoe.bench.quality import QualityMeasurement, Slice, cut_into_slices
 from edgemoe.bench.quality_worker import QualityWorker
 from edgemoe.conversion.pipeline import convert_checkpoint
@@ -34,9 +35,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return convert_checkpoint(str(folder / "source"), folder / "store", experts="f32", dense="f32")
 
 
-def test_the_divergence_is_what_the_engines_say(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_divergence_is_what_the_engines_say(store: Path, monkeypatch: pytest.MonkeyPatch, start: Start) -> None:
     monkeypatch.setattr(quality_module, "SEQUENCE_TOKENS", 90)
-    measurement = QualityMeasurement(store, describe_backend(1), EngineOptions(lossy=ONE_EXPERT), tokens=68)
+    options = EngineOptions(lossy=ONE_EXPERT)
+    measurement = QualityMeasurement(store, describe_backend(1), options, tokens=68, start=start)
     report = measurement.run(None, None)
     ids = measurement._ids(None)
     divergences, changed = [], []
@@ -94,8 +96,9 @@ def test_a_text_has_losses_and_a_budget_has_misses() -> None:
     assert report.quality.speed_ratio == round(report.speed_ratio.median, 3)
 
 
-def test_settings_that_change_nothing_are_not_measured(store: Path) -> None:
-    measurement = QualityMeasurement(store, describe_backend(1), EngineOptions(lossy=LossySettings(drop_cold=0.5)))
+def test_settings_that_change_nothing_are_not_measured(store: Path, start: Start) -> None:
+    options = EngineOptions(lossy=LossySettings(drop_cold=0.5))
+    measurement = QualityMeasurement(store, describe_backend(1), options, start=start)
     with pytest.raises(UsageError, match=r"all experts are in memory .* Give a smaller `ram`"):
         measurement.run(None, None)
 

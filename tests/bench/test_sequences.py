@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgemoe.bench.measure import Settings
+from edgemoe.bench.protocol import Start
 from edgemoe.bench.sequences import SequencesMeasurement, SequencesReport
 from edgemoe.cli.company import sequences_table
 from edgemoe.cli.main import run_command
@@ -22,13 +23,13 @@ from tests.support.checkpoints import SMALL_MIXTRAL
 SETTINGS = Settings(prompt_tokens=4, decode_tokens=5, prefill_tokens=4, repeats=2)
 
 
-def measured(store: Path, ram: str | None = None, routing: Path | None = None) -> SequencesReport:
+def measured(store: Path, start: Start, ram: str | None = None, routing: Path | None = None) -> SequencesReport:
     kernels, options = describe_backend(1), EngineOptions(ram)
-    return SequencesMeasurement(store, SETTINGS, kernels, options, [2, 3], routing=routing).run()
+    return SequencesMeasurement(store, SETTINGS, kernels, options, [2, 3], routing=routing, start=start).run()
 
 
-def test_a_measurement(store_without_text: Path) -> None:
-    report = measured(store_without_text)
+def test_a_measurement(store_without_text: Path, start: Start) -> None:
+    report = measured(store_without_text, start)
     assert report.one.against_one.samples == [1.0, 1.0]
     assert [one.sequences for one in report.together] == [2, 3]
     for one in report.together:
@@ -44,10 +45,12 @@ def test_a_measurement(store_without_text: Path) -> None:
     assert title == "no-text, sequences that decode together: 2 rounds, medians (least to most)"
 
 
-def test_sequences_that_are_streamed_on_the_routing_of_a_trace(store_without_text: Path, tmp_path: Path) -> None:
+def test_sequences_that_are_streamed_on_the_routing_of_a_trace(
+    store_without_text: Path, tmp_path: Path, start: Start
+) -> None:
     layers, experts = SMALL_MIXTRAL["num_hidden_layers"], SMALL_MIXTRAL["num_local_experts"]
     write_trace(tmp_path / "r", random_trace(make_shape(layers, experts, 1), 4, 40))
-    report = measured(store_without_text, "floor", tmp_path / "r")
+    report = measured(store_without_text, start, "floor", tmp_path / "r")
     assert report.routing == str(tmp_path / "r")
     for one in (report.one, *report.together):
         assert 0 < one.hit_rate < 1

@@ -102,11 +102,15 @@ def weight_bytes(operation: op.Operation) -> int:
     if isinstance(operation, op.Embed):
         return operation.matrix.data.nbytes // operation.matrix.rows
     if isinstance(operation, (op.RmsNorm, op.LayerNorm)):
-        return operation.weight.nbytes
+        return 0 if operation.weight is None else operation.weight.nbytes
+    if isinstance(operation, op.Mix):
+        vectors = (operation.keep, operation.share, operation.shift, operation.factor)
+        return sum(vector.nbytes for vector in vectors if vector is not None)
     if isinstance(operation, op.Linear):
         return sum(part.matrix.data.nbytes + (0 if part.bias is None else part.bias.nbytes) for part in operation.parts)
     if isinstance(operation, ex.Route):
-        return 0 if operation.choice_bias is None else operation.choice_bias.nbytes
+        vectors = (operation.choice_bias, operation.expert_scales)
+        return sum(vector.nbytes for vector in vectors if vector is not None)
     if isinstance(operation, op.ShortConv):
         return operation.taps.nbytes + (0 if operation.bias is None else operation.bias.nbytes)
     if isinstance(operation, op.DeltaRule):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from edgemoe.architectures import VISION
 from edgemoe.conversion import pipeline
 from edgemoe.conversion.pipeline import convert_checkpoint
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
@@ -49,3 +51,12 @@ def test_how_to_make_a_tokenizer_json_is_said_before_the_work(
 def test_no_tokenizer_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (heard,) = notices(tmp_path, monkeypatch, README__md=b"x")
     assert "has no tokenizer.json" in heard
+
+
+def test_what_belongs_to_a_tower_for_images_is_counted_and_left_out_once(tmp_path: Path) -> None:
+    heard: list[str] = []
+    golden = Path(__file__).parents[1] / "golden" / "gemma4"
+    convert_checkpoint(str(golden), tmp_path / "store", notice=heard.append)
+    (left_out,) = [notice for notice in heard if "left out" in notice]
+    assert re.match(r"16 tensors, such as model\.(embed_vision|vision_tower)\.\S+, are left out: ", left_out)
+    assert left_out.endswith(f"they belong to {VISION}.")

@@ -184,11 +184,12 @@ def test_unknown_shapes_and_formats_are_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_store_of_another_seed_in_the_way_is_refused(tmp_path: Path) -> None:
-    synthesise("tiny", tmp_path / "store")
-    synthesise("tiny", tmp_path / "store")
+def test_a_store_of_another_seed_in_the_way_is_refused(tiny: Path) -> None:
+    before = folder_bytes(tiny)
+    assert synthesise("tiny", tiny) == tiny
     with pytest.raises(UsageError, match=r"source random weights of tiny, seed 0, not random weights of tiny, seed 1"):
-        synthesise("tiny", tmp_path / "store", seed=1)
+        synthesise("tiny", tiny, seed=1)
+    assert folder_bytes(tiny) == before
 
 
 def test_a_full_disk_leaves_nothing_under_the_name_and_the_rest_is_made_later(

@@ -200,6 +200,33 @@ KOLIBRI = {key: value for key, value in PLAIN.items() if key != "intermediate_si
 }
 """Norms around blocks, layers without positions, a choice by biased logits."""
 
+GEMMA = PLAIN | {
+    "model_type": "gemma4_text",
+    "attention_k_eq_v": True,
+    "enable_moe_block": True,
+    "final_logit_softcapping": 3.0,
+    "global_head_dim": 32,
+    "head_dim": 16,
+    "hidden_size_per_layer_input": 0,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "max_position_embeddings": 4096,
+    "moe_intermediate_size": CONFIG["intermediate_size"],
+    "num_attention_heads": 4,
+    "num_experts": CONFIG["num_local_experts"],
+    "num_global_key_value_heads": 1,
+    "num_key_value_heads": 2,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.25},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    },
+    "sliding_window": 37,
+    "tie_word_embeddings": True,
+    "top_k_experts": CONFIG["num_experts_per_tok"],
+}
+for _name in ("num_experts_per_tok", "num_local_experts", "rope_theta"):
+    GEMMA.pop(_name, None)
+"""A dense FFN beside the experts, a router of the stream itself, values from keys, a cap of logits."""
+
 LONG_LFM2 = SMALL_LFM2 | {"max_position_embeddings": 4096}
 FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "plain": (CONFIG, ()),
@@ -210,6 +237,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "windows and convolutions": (LONG_LFM2, (65,)),
     "gates and unlike heads": (LAGUNA, (0, 65, 0, 37)),
     "values of another width": (MIMO, (0, 65, 0, 65)),
+    "sums of blocks": (GEMMA, (37, 0)),
     "norms around": (KOLIBRI, (0, 100, 0, 37)),
 }
 """Configurations, and the windows of their layers with attention, in turn; none: as configured."""

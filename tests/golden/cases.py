@@ -54,6 +54,33 @@ def _common(model: int, layers: int, heads: int, kv_heads: int, **others: Any) -
     }
 
 
+GEMMA4 = _common(
+    40,
+    4,
+    4,
+    2,
+    attention_k_eq_v=True,
+    enable_moe_block=True,
+    final_logit_softcapping=3.0,
+    global_head_dim=32,
+    head_dim=16,
+    hidden_size_per_layer_input=0,
+    intermediate_size=44,
+    layer_types=["sliding_attention", "full_attention"] * 2,
+    moe_intermediate_size=20,
+    num_experts=8,
+    num_global_key_value_heads=1,
+    pad_token_id=0,
+    rope_parameters={
+        "full_attention": {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.25},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    },
+    sliding_window=8,
+    tie_word_embeddings=True,
+    top_k_experts=2,
+    vocab_size_per_layer_input=96,
+)
+
 CASES: dict[str, Case] = {
     # Four query heads on two key heads, linear positions, a width of 40.
     "mixtral": Case(
@@ -1208,6 +1235,45 @@ CASES: dict[str, Case] = {
         layout="fused",
     ),
     # Dense, tied, biases, one key head.
+    # The text part of a model for images: key heads that are values too, positions of a quarter of the pairs, a cap.
+    "gemma4": Case(
+        "gemma4",
+        62,
+        {
+            "text_config": GEMMA4,
+            "vision_config": {
+                "hidden_size": 16,
+                "intermediate_size": 24,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 2,
+                "head_dim": 8,
+                "patch_size": 2,
+                "position_embedding_size": 8,
+            },
+            "audio_config": None,
+            "tie_word_embeddings": True,
+        },
+    ),
+    # A text model alone: values of their own, biases, heads as many in all layers, no cap, a head of its own.
+    "gemma4_text": Case(
+        "gemma4_text",
+        64,
+        GEMMA4
+        | {
+            "attention_bias": True,
+            "attention_k_eq_v": False,
+            "final_logit_softcapping": None,
+            "global_head_dim": 24,
+            "num_experts": 5,
+            "num_hidden_layers": 3,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+            "sliding_window": 70,
+            "tie_word_embeddings": False,
+            "top_k_experts": 3,
+        },
+        layout="fused",
+    ),
     "llama": Case(
         "llama",
         12,

@@ -33,6 +33,8 @@ _CLASSES = {
     "dots1": "Dots1",
     "ernie4_5_moe": "Ernie4_5_Moe",
     "flex_olmo": "FlexOlmo",
+    "gemma4": "Gemma4",
+    "gemma4_text": "Gemma4",
     "glm4_moe": "Glm4Moe",
     "gpt_oss": "GptOss",
     "granitemoe": "GraniteMoe",
@@ -52,10 +54,15 @@ _CLASSES = {
     "sarvam_moe": "SarvamMoE",
     "solar_open": "SolarOpen",
 }
-_CONFIG_CLASSES = {"qwen3_5_moe_text": "Qwen3_5MoeTextConfig"}
+_CONFIG_CLASSES = {"gemma4_text": "Gemma4TextConfig", "qwen3_5_moe_text": "Qwen3_5MoeTextConfig"}
 """Where it is not `Config` behind the name above."""
-_MODELS = {"sarvam_moe": "Glm4MoeForCausalLM", "qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration"}
-"""The class of the model, where it is not `ForCausalLM` behind the name above; of one for images the text part counts."""
+_MODELS = {
+    "gemma4": "Gemma4ForConditionalGeneration",
+    "qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration",
+    "sarvam_moe": "Glm4MoeForCausalLM",
+}
+"""The class of the model, where it is not `ForCausalLM` behind the name above. Of one for images the text part is the
+reference."""
 AROUND_ZERO = ("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next")
 """Families whose norms add 1 to their weights, except that of the heads of a linear layer."""
 _LISTED = (
@@ -93,7 +100,7 @@ def make_model(case: Case) -> Any:
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             values = torch.randn(parameter.shape, generator=random)
-            if "norm" in parameter_name:
+            if "norm" in parameter_name or parameter_name.endswith("scale"):
                 around_zero = case.model_type in AROUND_ZERO and "linear_attn.norm" not in parameter_name
                 values = 0.3 * values if around_zero else 1 + 0.2 * values
             elif parameter_name.endswith(("A_log", "dt_bias")):
@@ -116,6 +123,8 @@ def make_model(case: Case) -> Any:
         for buffer_name, buffer in model.named_buffers():
             if buffer_name.endswith(("e_score_correction_bias", "expert_bias")):
                 buffer.copy_((0.3 * torch.randn(buffer.shape, generator=random)).bfloat16().float())
+            elif buffer_name.endswith("layer_scalar"):
+                buffer.copy_((0.6 + 0.2 * torch.randn(buffer.shape, generator=random)).bfloat16().float())
     return model
 
 
@@ -165,9 +174,9 @@ def run(model: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             scores = groups.masked_fill(~kept[:, :, None], -torch.inf).flatten(1)
         elif hasattr(module, "moe_statics"):
             scores = scores.softmax(dim=-1) + module.moe_statics.e_score_correction_bias
-        add_margin(scores, module.top_k)
+        add_margin(scores, module.config.top_k_experts if "Gemma" in type(module).__name__ else module.top_k)
 
-    routers = ("topkrouter", "moev1gate", "choicerouter")
+    routers = ("topkrouter", "moev1gate", "choicerouter", "textrouter")
     hooks = [
         module.register_forward_hook(watch)
         for module in model.modules()
@@ -203,7 +212,7 @@ def save(model: Any, case: Case, folder: Path) -> None:
 
 
 def _is_tied(name: str, case: Case) -> bool:
-    return name == "lm_head.weight" and bool(case.config.get("tie_word_embeddings"))
+    return name == "lm_head.weight" and bool(case.text.get("tie_word_embeddings"))
 
 
 def _legacy(config: dict[str, Any]) -> dict[str, Any]:

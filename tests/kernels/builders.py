@@ -12,7 +12,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from edgemoe.kernels.formats import FORMATS, Blocks, Matrix, group_count, pack, panel_count
-from edgemoe.kernels.operations import PAGE_TOKENS, SILU, Activation, Cache, FfnBiases, Integers, QuantisedCache
+from edgemoe.kernels.operations import (
+    GELU_TANH,
+    PAGE_TOKENS,
+    SILU,
+    Activation,
+    Cache,
+    FfnBiases,
+    Integers,
+    QuantisedCache,
+)
 from edgemoe.kernels.reference.backend import REFERENCE
 from tests.support.examples import examples
 from tests.support.matrices import interleave_panels
@@ -105,7 +114,7 @@ def random_biases(hidden_size: int, intermediate_size: int, random: np.random.Ge
 CLAMPED = Activation("clamped_silu", 1.702, 0.7, 1.0)
 """The activation of gpt-oss, with a limit that the numbers of these tests often exceed."""
 
-activations = st.sampled_from([SILU, CLAMPED, Activation("clamped_silu", 1.0, 10.0)])
+activations = st.sampled_from([SILU, CLAMPED, Activation("clamped_silu", 1.0, 10.0), GELU_TANH])
 
 
 class Places(NamedTuple):

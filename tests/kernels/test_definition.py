@@ -187,7 +187,7 @@ def faults() -> list[tuple[op.Operation, str, str]]:
         (
             replace(experts, activation=op.Activation("relu")),  # type: ignore[arg-type]
             "activation.function",
-            "silu or clamped_silu, found relu",
+            "silu or clamped_silu or gelu_tanh, found relu",
         ),
         (
             replace(experts, activation=op.Activation("clamped_silu", limit=-1.0)),

@@ -58,11 +58,13 @@ moderate_kinds = kinds.filter(lambda kind: kind != "huge")  # float32 cannot hol
 
 
 @few_examples
-@given(st.integers(1, 5), st.integers(1, 130), token_counts, moderate_kinds, st.booleans(), seeds)
-def test_rms_norm(backend: Backend, heads: int, width: int, tokens: int, kind: str, in_place: bool, seed: int) -> None:
+@given(st.integers(1, 5), st.integers(1, 130), token_counts, moderate_kinds, st.booleans(), st.booleans(), seeds)
+def test_rms_norm(
+    backend: Backend, heads: int, width: int, tokens: int, kind: str, in_place: bool, weighed: bool, seed: int
+) -> None:
     random = np.random.default_rng(seed)
     values = numbers(kind, (tokens, heads * width), random)
-    weight = numbers("normal", (width,), random)
+    weight = numbers("normal", (width,), random) if weighed else None
     expected = REFERENCE.rms_norm(values.reshape(tokens, heads, width), weight, 1e-5).reshape(tokens, -1)
     output = values if in_place else aligned(values.shape, np.float32)
     backend.program([op.RmsNorm(values, weight, 1e-5, output, heads)]).run(tokens)
@@ -301,6 +303,7 @@ def rules(draw: st.DrawFn) -> dict[str, Any]:
         "epsilon": draw(st.sampled_from([0.0, 1e-20, 0.1])) if sigmoid else 0.0,
         "scale": draw(st.sampled_from([1.0, 2.5, 0.1])),
         "choose_by": draw(st.sampled_from(["score", "score", "logit"])),
+        "scaled": draw(st.booleans()),
         "least_sum": draw(st.sampled_from([0.0, 1e-12, 0.7])) if renormalise and not sigmoid else 0.0,
     }
 
@@ -312,8 +315,9 @@ def test_route_by_scores_and_groups(
 ) -> None:
     random = np.random.default_rng(seed)
     rule = dict(rule)
-    experts, count, biased = (rule.pop(name) for name in ("experts", "count", "biased"))
+    experts, count, biased, scaled = (rule.pop(name) for name in ("experts", "count", "biased", "scaled"))
     logits = numbers("normal", (tokens, experts), random) * np.float32(3)
+    scales = numbers("normal", (experts,), random) if scaled else None
     choice_bias = numbers("normal", (experts,), random) * np.float32(0.3) if biased else None
     if ties:  # equal inputs have equal scores on every backend, but equal sums of unequal inputs need not
         logits = np.abs(np.round(logits / 3))
@@ -321,7 +325,7 @@ def test_route_by_scores_and_groups(
             choice_bias = np.round(choice_bias * 4) / 4 * (rule["groups"] == 1)
     logits, choice_bias = aligned_copy(logits), None if choice_bias is None else aligned_copy(choice_bias)
     slots = None if bonus is None else aligned_copy(random.integers(-1, 2, experts).astype(np.int32))
-    rule |= {"choice_bias": choice_bias, "bonus": bonus or 0.0}
+    rule |= {"choice_bias": choice_bias, "bonus": bonus or 0.0, "expert_scales": scales}
     chosen, weights = aligned((tokens, count), np.int32), aligned((tokens, count), np.float32)
     backend.program([ex.Route(logits, experts=chosen, weights=weights, slots=slots, **rule)]).run(tokens)
     in_memory = None if slots is None else (slots >= 0).astype(np.int32)
@@ -370,10 +374,11 @@ def test_routes_are_the_same_bits_on_every_instruction_set(
 ) -> None:
     random = np.random.default_rng(seed)
     rule = dict(rule)
-    experts, count, biased = (rule.pop(name) for name in ("experts", "count", "biased"))
+    experts, count, biased, scaled = (rule.pop(name) for name in ("experts", "count", "biased", "scaled"))
     logits = aligned_copy(numbers("normal", (tokens, experts), random) * np.float32(3))
     slots = None if bonus is None else aligned_copy(random.integers(-1, 2, experts).astype(np.int32))
     rule |= {"choice_bias": numbers("normal", (experts,), random) if biased else None, "slots": slots}
+    rule["expert_scales"] = numbers("normal", (experts,), random) if scaled else None
     results = set()
     for name in BACKENDS:
         if name.startswith("native"):
@@ -482,7 +487,7 @@ def test_combine(
     st.integers(1, 100),
     token_counts,
     moderate_kinds,
-    st.tuples(*[st.booleans()] * 3),
+    st.tuples(*[st.booleans()] * 4),
     st.sampled_from(["base", "apart"]),
     seeds,
 )
@@ -491,14 +496,16 @@ def test_mix(
 ) -> None:
     random = np.random.default_rng(seed)
     base, result = numbers("normal", (tokens, width), random), numbers(kind, (tokens, width), random)
-    keep, share, shift = (numbers("normal", (width,), random) if given else None for given in present)
-    expected = REFERENCE.mix(base, result, 0.7, keep, share, shift)
+    keep, share, shift = (numbers("normal", (width,), random) if given else None for given in present[:3])
+    factor = numbers("normal", (1,), random) if present[3] else None
+    expected = REFERENCE.mix(base, result, 0.7, keep, share, shift, factor)
     terms = np.abs(base.astype(np.float64)) * (1.0 if keep is None else np.abs(keep))
     terms += 0.7 * np.abs(result.astype(np.float64)) * (1.0 if share is None else np.abs(share))
     terms += 0.0 if shift is None else np.abs(shift)
+    terms *= 1.0 if factor is None else np.abs(factor)
     output = base if target == "base" else np.full_like(base, np.nan)
-    backend.program([op.Mix(base, result, 0.7, keep, share, shift, output)]).run(tokens)
-    tolerance.assert_within(output, expected, tolerance.combine(terms, 3))
+    backend.program([op.Mix(base, result, 0.7, keep, share, shift, output, factor)]).run(tokens)
+    tolerance.assert_within(output, expected, tolerance.combine(terms, 4))
 
 
 @few_examples

@@ -103,6 +103,7 @@ def test_rms_norm_leaves_unit_mean_square() -> None:
     normed = REFERENCE.rms_norm(values, np.ones(50, np.float32), 0.0)
     assert np.allclose(np.square(normed).mean(axis=1), 1, atol=1e-6)
     assert np.array_equal(REFERENCE.rms_norm(values, np.full(50, 2, np.float32), 0.0), 2 * normed)
+    assert np.array_equal(REFERENCE.rms_norm(values, None, 0.0), normed)
     assert np.allclose(REFERENCE.rms_norm(values[:, :1], np.ones(1, np.float32), 0.0), np.sign(values[:, :1]))
 
 
@@ -206,8 +207,9 @@ def test_route_prefers_what_is_in_memory_but_keeps_the_best_and_the_weights_of_t
 def test_mix_keeps_shares_and_shifts() -> None:
     base, result = np.float32([[1, 2]]), np.float32([[10, 20]])
     keep, share, shift = np.float32([2, 3]), np.float32([0.5, 1]), np.float32([0.25, -1])
-    assert REFERENCE.mix(base, result, 1.0, None, None, None).tolist() == [[11, 22]]
-    assert REFERENCE.mix(base, result, 0.5, keep, share, shift).tolist() == [[4.75, 15]]
+    assert REFERENCE.mix(base, result, 1.0, None, None, None, None).tolist() == [[11, 22]]
+    assert REFERENCE.mix(base, result, 0.5, keep, share, shift, None).tolist() == [[4.75, 15]]
+    assert REFERENCE.mix(base, result, 0.5, keep, share, shift, np.float32([2])).tolist() == [[9.5, 30]]
 
 
 def test_combine_weighs_the_routed_and_gates_the_shared() -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.kernels.formats import GROUP_COLUMNS, PANEL_ROWS, Matrix, dequantise, group_count, unpack
-from edgemoe.kernels.operations import SILU, Activation, FfnBiases
+from edgemoe.kernels.operations import GELU_CUBIC, GELU_LINEAR, SILU, Activation, FfnBiases
 from edgemoe.kernels.reference.products import matmul, quantise_activations
 
 UNIT = 2.0**-24
@@ -123,12 +123,18 @@ def _hidden(
         gate, up = np.minimum(gate, activation.limit), np.clip(up, -activation.limit, activation.limit)
     up = up + (activation.offset or 0)
     up_slack = up_slack + UNIT * np.abs(up)
+    argument = activation.alpha * gate
+    if activation.function == "gelu_tanh":
+        argument = gate * (GELU_LINEAR + GELU_CUBIC * np.square(gate))
     with np.errstate(over="ignore"):
-        silu = gate / (1 + np.exp(-activation.alpha * gate))
-    # The slope of silu is at most 1.1; exp's argument is rounded, which its slope turns into |gate| units.
-    silu_slack = 1.1 * (gate_slack + UNIT * np.abs(gate)) + np.abs(silu) * (EXPONENTIAL + 4 * UNIT)
-    hidden = silu * up
-    slack = silu_slack * (np.abs(up) + up_slack) + np.abs(silu) * (up_slack + UNIT * np.abs(up))
+        share = 1 / (1 + np.exp(-argument))
+    gated = gate * share
+    # The slope of either function is at most 1.13. exp's argument is rounded, in silu once, which its slope turns into
+    # |gate| units; in gelu_tanh up to five times.
+    rounded = EXPONENTIAL + 4 * UNIT + 5 * UNIT * np.abs(argument) * (1 - share) * (activation.function == "gelu_tanh")
+    gated_slack = 1.13 * (gate_slack + UNIT * np.abs(gate)) + np.abs(gated) * rounded
+    hidden = gated * up
+    slack = gated_slack * (np.abs(up) + up_slack) + np.abs(gated) * (up_slack + UNIT * np.abs(up))
     return hidden.astype(np.float32), slack + 4 * UNIT * np.abs(hidden) + UNDERFLOW
 
 

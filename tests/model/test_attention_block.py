@@ -28,6 +28,18 @@ BLOCKS = {
     "partial rotation": Attention(H, G, W, 0.3, RopeSpec(1e4, 6)),
     "a gate for each head": Attention(H, G, W, 0.3, None, output_gate=OutputGate("head", "softplus"), value_dim=8),
     "a gate for each channel": Attention(H, G, W, 0.3, None, output_gate=OutputGate("channel"), output_scale=0.7),
+    "values normed": Attention(H, G, W, 1.0, RopeSpec(1e4, W), value_norm=True, value_dim=8),
+    "values from keys": Attention(
+        H,
+        G,
+        W,
+        1.0,
+        RopeSpec(1e6, W, "proportional", {"factor": 2.0, "pairs": 3}),
+        qkv_bias=True,
+        qk_norm="head",
+        value_norm=True,
+        values_from_keys=True,
+    ),
     "all": Attention(H, G, W, 0.3, RopeSpec(1e4, 8), True, True, "head", window=70, sinks=True, value_dim=8),
 }
 
@@ -47,7 +59,10 @@ def formula(block: Attention, w: dict[str, np.ndarray], normed: np.ndarray) -> n
         product = normed @ w[name].T + w.get(f"{name}_bias", 0)
         return product.reshape(len(normed), heads, -1)
 
-    query, key, value = projected("query", H), projected("key", G), projected("value", G)
+    query, key = projected("query", H), projected("key", G)
+    value = projected("key" if block.values_from_keys else "value", G)
+    if block.value_norm:
+        value = rms(value, np.ones(value.shape[2]))
     if block.qk_norm == "head":
         query, key = rms(query, w["query_norm"]), rms(key, w["key_norm"])
     for rows in (query, key) if block.rope else ():

@@ -16,7 +16,7 @@ from edgemoe.model.build import build_graph
 from edgemoe.model.graph import STAGES, Value, values_of
 from edgemoe.model.rope import RopeSpec
 from edgemoe.model.spec import Block, LayerSpec, ModelSpec, Residual
-from tests.architectures.published import MIXTRAL_8X7B
+from tests.architectures.published import GEMMA4_26B_A4B, MIXTRAL_8X7B
 from tests.model.test_attention_block import D, G, H, V, W, formula, rms, run
 
 BODY = Attention(H, G, W, 0.3, RopeSpec(1e4, W), window=7)
@@ -61,6 +61,13 @@ def from_normed(w: Weights, x: np.ndarray) -> np.ndarray:
     return normed * w["attention_keep"] + SCALE * body(w, normed)
 
 
+def summed(w: Weights, x: np.ndarray) -> np.ndarray:
+    """The first block reads the stream as it is; both results, each normalised, are normalised as one sum."""
+    first = rms(body(w, x, "a."), w["a.post_attention_norm"])
+    second = rms(body(w, rms(x, w["b.attention_norm"]), "b."), w["b.post_attention_norm"])
+    return w["b.attention_factor"] * (x + SCALE * rms(first + second, w["b.attention_sum_norm"]))
+
+
 FORMS: dict[Callable[[Weights, np.ndarray], np.ndarray], tuple[Block, ...]] = {
     in_turn: (Block(BODY, "a."), Block(BODY, "b.")),
     post_norm: (Block(BODY, input_norm=False, post_norm=True),),
@@ -68,6 +75,10 @@ FORMS: dict[Callable[[Weights, np.ndarray], np.ndarray], tuple[Block, ...]] = {
     one_norm_for_both: (Block(BODY, "a."), Block(BODY, "b.", input_norm=False, parallel=True)),
     norms_of_their_own: (Block(BODY, "a.", post_norm=True), Block(BODY, "b.", parallel=True)),
     gated: (Block(BODY, residual=Residual(keep=True, share=True, shift=True)),),
+    summed: (
+        Block(BODY, "a.", input_norm=False, post_norm=True),
+        Block(BODY, "b.", post_norm=True, parallel=True, sum_norm=True, residual=Residual(factor=True)),
+    ),
     from_normed: (Block(BODY, residual=Residual("normed", keep=True)),),
 }
 
@@ -103,12 +114,44 @@ def test_parallel_ffns_take_turns_at_each_stage() -> None:
     assert all(isinstance(mix.output, Value) and mix.output.name == "residual" for mix in joined)
 
 
+def test_experts_that_read_the_stream_itself_are_summed_with_the_dense_ffn_beside_them() -> None:
+    spec = model_spec(GEMMA4_26B_A4B)
+    graph = build_graph(spec)
+    for layer in (graph.layers[0], graph.layers[5]):
+        stages = [step.stage for step in layer.steps]
+        assert stages == sorted(stages, key=STAGES.index)
+        kinds = [type(step.operation) for step in layer.steps]
+        assert kinds.index(ex.Route) < kinds.index(ex.Fetch) < kinds.index(op.GatedFfn) < kinds.index(ex.Experts)
+        joined = [step.operation for step in layer.steps if isinstance(step.operation, op.Mix)]
+        assert [mix.output is graph.residual for mix in joined] == [True, False, True]
+        assert [mix.factor is not None for mix in joined] == [False, False, True]
+        router = next(step.operation for step in layer.steps if isinstance(step.operation, ex.Route))
+        assert router.expert_scales is not None
+    guess = [step.operation for step in graph.layers[0].steps if step.stage == "guess"]
+    assert [type(operation) for operation in guess] == [op.RmsNorm, op.Linear, ex.Route, ex.Prefetch]
+    assert guess[0].input is graph.residual
+    assert [type(step.operation) for step in graph.head.steps] == [op.RmsNorm, op.Linear, op.SoftCap]
+
+
 @pytest.mark.parametrize(
     ("blocks", "message"),
     [
         ((Block(BODY, parallel=True),), "the first block is parallel to none"),
         (
             (Block(BODY, "a.", input_norm=False), Block(BODY, "b.", parallel=True)),
+            "blocks that are parallel to one without an input norm",
+        ),
+        ((Block(BODY, sum_norm=True),), "a sum of the results of one block"),
+        (
+            (Block(BODY, "a."), Block(BODY, "b.", parallel=True, sum_norm=True), Block(BODY, "c.", parallel=True)),
+            "a sum of results before the last of the blocks",
+        ),
+        (
+            (Block(BODY, "a.", residual=Residual(factor=True)), Block(BODY, "b.", parallel=True, sum_norm=True)),
+            "a residual of a block whose result joins a sum",
+        ),
+        (
+            (Block(BODY, "a.", input_norm=False), Block(BODY, "b.", False, parallel=True, sum_norm=True)),
             "blocks that are parallel to one without an input norm",
         ),
         (

@@ -85,6 +85,15 @@ def routed(normalise: bool, top_k: int = 2, **options: Any) -> LayerSpec:
         (LayerSpec.of(GatedFfn(8), GatedFfn(8)), "tensors have the same names"),
         (LayerSpec.of(Attention(4, 3, 16, 0.25, RopeSpec(1e4, 16))), "4 query heads and 3 key heads"),
         (LayerSpec.of(Attention(4, 2, 16, 0.25, RopeSpec(1e4, 18))), "18 of 16 channels"),
+        (
+            LayerSpec.of(replace(ATTENTION, values_from_keys=True)),
+            "values from the projection of keys that have another width, or no norm of their own",
+        ),
+        (
+            LayerSpec.of(replace(ATTENTION, rope=RopeSpec(1e4, 16, "proportional", {"factor": 1.0, "pairs": 9}))),
+            "9 of 8 pairs turn",
+        ),
+        (LayerSpec.of(GatedFfn(8, Activation("gelu_tanh", 2.0))), "activation: function: expected clamped_silu"),
         (LayerSpec.of(ShortConv(1)), "a convolution over 1 tokens: expected 2 to 64"),
         (LayerSpec.of(ShortConv(65)), "a convolution over 65 tokens: expected 2 to 64"),
         (LayerSpec.of(GatedDelta(2, 3, 16, 16, 4)), "3 heads that share 2 heads of keys"),

@@ -19,6 +19,8 @@ from tests.support.windowed_models import SMALL_WINDOWED
 
 pytestmark = pytest.mark.peer
 
+LARGEST_KL, LARGEST_ERROR = {"gemma4": 1e-5}, {"gemma4": 1e-2}
+"""Where they are not 1e-6 and 1e-5: llama.cpp takes GELU from a table of float16 (`GGML_GELU_FP16` of ggml)."""
 IDS = np.random.default_rng(7).integers(0, 128, 200).tolist()
 
 
@@ -49,5 +51,5 @@ def test_the_same_in_floats(family: str, tmp_path: Path) -> None:
     error = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
     print(f"{family}: top token equal at {same_top:.1%}, mean KL {divergence:.2g}, relative error {error:.2g}")
     assert ours.std() > 0.5
-    assert divergence < 1e-6
-    assert error < 1e-5
+    assert divergence < LARGEST_KL.get(family, 1e-6)
+    assert error < LARGEST_ERROR.get(family, 1e-5)

@@ -93,13 +93,13 @@ class ForkServer:
 
     def start(
         self, program: str, arguments: Sequence[Argument], environment: Mapping[str, str], stdin: bool = False,
-        ignored: Sequence[int] = (),
+        ignored: Sequence[int] = (), errors: IO[bytes] | None = None,
     ) -> Forked:  # fmt: skip
         """Begin a program whose stdout is a pipe, and whose stdin is one if asked for, or else is empty.
 
-        Signals in `ignored` are ignored from the beginning on.
+        Signals in `ignored` are ignored from the beginning on. Its stderr goes to the file `errors`, if one is given.
         """
-        errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+        errors = tempfile.TemporaryFile() if errors is None else errors  # noqa: SIM115 - closed with the process
         reads, writes = os.pipe()
         given, gives = os.pipe() if stdin else (os.open(os.devnull, os.O_RDONLY), None)
         streams = {0: given, 1: writes, 2: errors.fileno()}

@@ -43,6 +43,25 @@ SMALL_WINDOWED: dict[str, dict[str, Any]] = {
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
         "routed_scaling_factor": 2.5,
     },
+    "gemma4": _COMMON
+    | {
+        "attention_k_eq_v": True,
+        "enable_moe_block": True,
+        "final_logit_softcapping": 5.0,
+        "global_head_dim": 64,
+        "head_dim": 32,
+        "hidden_size_per_layer_input": 0,
+        "layer_types": _LAST_WHOLE,
+        "num_experts": 8,
+        "num_experts_per_tok": None,
+        "num_global_key_value_heads": 1,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.25},
+            "sliding_attention": _PLAIN,
+        },
+        "tie_word_embeddings": True,
+        "top_k_experts": 3,
+    },
     "laguna": _COMMON
     | {
         "head_dim": 32,

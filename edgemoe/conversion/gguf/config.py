@@ -210,7 +210,8 @@ def checkpoint_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> 
     }
     if family.partial_rotation:
         config["partial_rotary_factor"] = part_of(rotated, head_dim)
-    scaling = _rope_scaling(metadata, rotated, config["rope_theta"], tensors.get(ROPE_FACTORS))
+    factors = None if family.proportional else tensors.get(ROPE_FACTORS)
+    scaling = _rope_scaling(metadata, rotated, config["rope_theta"], factors)
     window = metadata.value("attention.sliding_window", 0)
     if metadata.architecture == "gpt-oss":
         scaling = scaling or {"rope_type": "default"}  # its configs always say

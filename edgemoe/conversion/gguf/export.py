@@ -107,6 +107,19 @@ _GATED_QUERY = {"output_gate": MODEL_TENSOR.ATTN_Q}
 """Query and gate of each head in turn."""
 _OTHER_NAMES = dict.fromkeys(("glm4moe", "gpt-oss"), _POST_NORM) | {
     "bailingmoe2": dict.fromkeys(("query", "key", "value"), MODEL_TENSOR.ATTN_QKV),
+    "gemma4": {
+        "dense.ffn.gate": MODEL_TENSOR.FFN_GATE,
+        "dense.ffn.up": MODEL_TENSOR.FFN_UP,
+        "dense.ffn.down": MODEL_TENSOR.FFN_DOWN,
+        "dense.ffn_norm": MODEL_TENSOR.FFN_NORM,
+        "dense.post_ffn_norm": MODEL_TENSOR.FFN_POST_NORM_1,
+        "dense.ffn_sum_norm": MODEL_TENSOR.FFN_POST_NORM,
+        "dense.ffn_factor": MODEL_TENSOR.LAYER_OUT_SCALE,
+        "experts_norm": MODEL_TENSOR.FFN_PRE_NORM_2,
+        "post_ffn_norm": MODEL_TENSOR.FFN_POST_NORM_2,
+        "router_norm": MODEL_TENSOR.FFN_GATE_INP,
+        "router_expert_scales": MODEL_TENSOR.FFN_DOWN_EXP,
+    },
     "lfm2moe": {"final_norm": MODEL_TENSOR.TOKEN_EMBD_NORM},
     "qwen35moe": _POST_NORM | _GATED_QUERY,
     "qwen3next": _POST_NORM
@@ -120,6 +133,9 @@ _WHOLE_NAMES = {"delta_decay_bias": "blk.{bid}.ssm_dt.bias", "delta_rate": "blk.
 
 _WITHOUT_SUFFIX = {("hy_v3", "router_choice_bias")}
 """Vectors whose names in a file of an architecture do not end in .weight or .bias."""
+
+_SCALES = frozenset({"router_norm", "router_expert_scales"})
+"""Vectors that are named after the matrix whose input or output they scale."""
 
 _FILE_TYPES = {
     "f32": LlamaFileType.ALL_F32,
@@ -252,7 +268,7 @@ def _tensors(store: Store, spec: ModelSpec) -> dict[str, _Tensor]:
         layer, _, own = name.removeprefix("layers.").partition(".") if name.startswith("layers.") else ("", "", name)
         expert = expert_of(name)
         stem = (f"experts.{expert[2]}" if expert else own).removesuffix("_bias")
-        suffix = "bias" if own.endswith("_bias") else "weight"
+        suffix = "bias" if own.endswith("_bias") else "scale" if own in _SCALES else "weight"
         if place.format and place.format.quantised and place.columns % GROUP_COLUMNS:
             raise StoreError(
                 f"{name}: expected a multiple of {GROUP_COLUMNS} columns, as blocks of a GGUF need,"

@@ -3,7 +3,7 @@
 A file gives the ids of its markers (`tokenizer.ggml.eos_token_id`, ...) and a type for each token. But some files have
 no types, or mark every token as ordinary text, and many leave ids out. So llama.cpp's vocabulary loader
 (src/llama-vocab.cpp) also recognises markers by their text; the names below are taken from there, without those of
-vocabularies that cannot be converted (o200k_harmony, Gemma 4, MiniMax).
+vocabularies that cannot be converted (o200k_harmony, MiniMax).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _ENDS = frozenset(
     {
         *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>"),
         *("<end_of_turn>", "<end_of_utterance>", "<eos>", "</s>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]"),
-        "<｜end▁of▁sentence｜>",
+        *("<｜end▁of▁sentence｜>", "<turn|>", "<|tool_response>"),
     }
 )
 _FILL_ENDS = frozenset(
@@ -100,5 +100,7 @@ def answer_ends(
         return list(dict.fromkeys([*ends, *listed]))
     ends += [ids[kind] for kind in _FILL_END_KINDS if kind in ids]
     known = _ENDS | _FILL_ENDS
+    if "<|tool_response>" in tokens:  # in the vocabulary of Gemma 4 this is the end of struck out text, in HTML
+        known -= {"</s>"}
     ends += [number for number, token in enumerate(tokens) if token in known and types[number] == CONTROL]
     return list(dict.fromkeys(ends))

@@ -437,8 +437,12 @@ def remarks(spec: ModelSpec) -> Iterator[str]:
 
 
 def frequency_divisors(spec: ModelSpec) -> npt.NDArray[np.float32] | None:
-    """Divisor of each pair's frequency, `(rotated // 2,)`: the form of the llama3 rule in a GGUF."""
+    """Divisor of each pair's frequency, `(rotated // 2,)`: the form of two rules in a GGUF, llama3 and proportional."""
     rope = _rope(spec)
+    if rope.scaling == "proportional":
+        divisors = np.full(rope.rotated // 2, 1e30, np.float32)
+        divisors[: int(rope.parameters["pairs"])] = rope.parameters["factor"]
+        return divisors
     if rope.scaling != "llama3":
         return None
     return rope_frequencies(RopeSpec(rope.theta, rope.rotated)) / rope_frequencies(rope)

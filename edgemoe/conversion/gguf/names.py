@@ -56,6 +56,8 @@ class Family:
     """Whether heads of values lie in turn in the file (`Turns`)."""
     value_width: bool = False
     """Whether the file may say that values have another width than keys."""
+    proportional: bool = False
+    """Whether divisors of frequencies say which pairs turn in layers that see all tokens."""
 
 
 _SPLIT = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
@@ -78,6 +80,16 @@ _LFM2_NAMES = {
     "exp_probs_b.bias": "feed_forward.expert_bias",
 }
 """The norm before the head is called a norm of the embedding in files (`token_embd_norm`), as in checkpoints."""
+_GEMMA_NAMES = {
+    "ffn_norm.weight": "pre_feedforward_layernorm.weight",
+    "post_ffw_norm.weight": "post_feedforward_layernorm.weight",
+    "post_ffw_norm_1.weight": "post_feedforward_layernorm_1.weight",
+    "pre_ffw_norm_2.weight": "pre_feedforward_layernorm_2.weight",
+    "post_ffw_norm_2.weight": "post_feedforward_layernorm_2.weight",
+    "layer_output_scale.weight": "layer_scalar",
+    "ffn_gate_inp.scale": "router.scale",
+    "ffn_down_exps.scale": "router.per_expert_scale",
+}
 _AFMOE_NAMES = {
     "attn_gate.weight": "self_attn.gate_proj.weight",
     "ffn_norm.weight": "pre_mlp_layernorm.weight",
@@ -146,6 +158,15 @@ FAMILIES: dict[str, Family] = {
         "block_sparse_moe.gate.weight",
         "block_sparse_moe.experts.{expert}.{matrix}.weight",
         matrices=_W123,
+    ),
+    "gemma4": Family(
+        "gemma4",
+        False,
+        "router.proj.weight",
+        "experts.{matrix}",
+        matrices={"gate_up": "gate_up_proj", "down": "down_proj"},
+        own_names=_GEMMA_NAMES,
+        proportional=True,
     ),
     "glm4moe": Family(
         "glm4_moe",

@@ -1,7 +1,8 @@
 """Converts the tokenizer in a GGUF's metadata to a checkpoint's files: tokenizer.json and its companions.
 
-Two kinds are supported: byte-level BPE (`gpt2`), where `tokenizer.ggml.pre` names the rule that splits text into
-words before merging, and SentencePiece BPE (`llama`), where merges follow from the scores of the pieces.
+Three kinds are supported: byte-level BPE (`gpt2`), where `tokenizer.ggml.pre` names the rule that splits text into
+words before merging; SentencePiece BPE (`llama`), where merges follow from the scores of the pieces; and pieces as
+SentencePiece has them with merges that are listed (`gemma4`).
 """
 
 from __future__ import annotations
@@ -131,17 +132,17 @@ class _Vocabulary:
         self._path, self._metadata = path, metadata
         self._model = self._get("model", "no tokenizer")
         self._rule = self._get("pre") or "default"
-        if self._model not in ("gpt2", "llama"):
-            raise self._wrong("model", "gpt2 (byte-level BPE) or llama (SentencePiece BPE)", self._model)
+        if self._model not in ("gpt2", "llama", "gemma4"):
+            raise self._wrong("model", "gpt2 (byte-level BPE), llama (SentencePiece BPE) or gemma4", self._model)
         if self._model == "gpt2" and (not isinstance(self._rule, str) or self._rule not in WORD_RULES):
             raise self._wrong("pre", "one of " + ", ".join(WORD_RULES), self._rule)
         self._tokens = self._strings("tokens")
         types = self._get("token_type", [NORMAL] * len(self._tokens))
         if not isinstance(types, list) or len(types) != len(self._tokens):
             raise self._wrong("token_type", f"{len(self._tokens)} types, one for each token", types)
-        self._merges = self._strings("merges") if self._model == "gpt2" else []
+        self._merges = self._strings("merges") if self._model != "llama" else []
         self._markers = {kind: number for kind in MARKER_KINDS if (number := self._token_id(kind)) is not None}
-        spelled = {merge.replace(" ", "", 1) for merge in self._merges} if self._model == "gpt2" else None
+        spelled = {merge.replace(" ", "", 1) for merge in self._merges} if self._merges else None
         self._types = corrected_types(self._tokens, types, set(self._markers.values()), spelled)
 
     def _get(self, key: str, default: Any = None) -> Any:
@@ -181,6 +182,8 @@ class _Vocabulary:
 
     @property
     def _adds_bos(self) -> bool:
+        if self._model == "gemma4":  # some files say that none is added, which llama.cpp does not believe either
+            return self._token_id("bos") is not None
         return self._adds("bos", self._model == "llama" or self._rule in _LLAMA3_RULES)
 
     @property
@@ -212,11 +215,15 @@ class _Vocabulary:
             ids.setdefault(token, number)
         return ids
 
-    def _byte_level(self) -> Tokenizer:
+    def _pairs(self) -> list[tuple[str, str]]:
+        """The merges that the file lists."""
         halves = [merge.partition(" ") for merge in self._merges]
         if not all(left and right for left, _, right in halves):
             raise self._wrong("merges", "pairs of tokens with a space between", self._merges)
-        pairs = [(left, right) for left, _, right in halves]
+        return [(left, right) for left, _, right in halves]
+
+    def _byte_level(self) -> Tokenizer:
+        pairs = self._pairs()
         whole_first = self._rule in WHOLE_WORDS_FIRST
         tokenizer = Tokenizer(models.BPE(vocab=self._ids(), merges=pairs, ignore_merges=whole_first))
         cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in WORD_RULES[self._rule]]
@@ -232,27 +239,31 @@ class _Vocabulary:
         for key in ("precompiled_charsmap", "remove_extra_whitespaces"):
             if self._get(key):
                 raise self._wrong(key, "no such rule for the text", self._get(key))
-        scores = self._get("scores")
-        if not isinstance(scores, list) or len(scores) != len(self._tokens):
-            raise self._wrong("scores", f"{len(self._tokens)} scores, one for each token", scores)
         ids = self._ids()
+        merges = self._pairs() if self._merges else _merges(self._tokens, self._scores(), ids)
         unknown = self._token_id("unknown")
         tokenizer = Tokenizer(
             models.BPE(
                 vocab=ids,
-                merges=_merges(self._tokens, scores, ids),
+                merges=merges,
                 unk_token=None if unknown is None else self._tokens[unknown],
                 fuse_unk=True,
                 byte_fallback="<0x00>" in ids,
             )
         )
-        prefix = self._get("add_space_prefix", True) is True
+        prefix = self._model == "llama" and self._get("add_space_prefix", True) is True
         tokenizer.normalizer = normalizers.Sequence(
             [*([normalizers.Prepend("▁")] if prefix else []), normalizers.Replace(" ", "▁")]
         )
         steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
         tokenizer.decoder = decoders.Sequence([*steps, *([decoders.Strip(" ", 1, 0)] if prefix else [])])
         return tokenizer
+
+    def _scores(self) -> list[float]:
+        scores = self._get("scores")
+        if not isinstance(scores, list) or len(scores) != len(self._tokens):
+            raise self._wrong("scores", f"{len(self._tokens)} scores, one for each token", scores)
+        return scores
 
     def _post_processor(self) -> Any:
         """The post-processor that adds BOS and EOS to a text as the metadata asks; a chat template adds its own."""

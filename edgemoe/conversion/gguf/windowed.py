@@ -11,8 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from edgemoe.conversion.gguf.file import GgufTensor
+from edgemoe.conversion.gguf.names import ROPE_FACTORS, TAKE_ANOTHER
 from edgemoe.errors import SourceError
 
+STANDING = 1e29
+"""A divisor of a frequency from which on a pair does not turn; llama.cpp's converter writes 1e30."""
 _SIGMOID = 2
 """The gating function by which each expert is weighed by itself."""
 
@@ -95,14 +98,7 @@ def _mimo(metadata: Keys, tensors: Mapping[str, GgufTensor], config: Mapping[str
     _require_sigmoid(metadata, absent=True)
     _require_normalised(metadata, default=True)
     types = _types(metadata, layers, whole_first=True)
-    found = metadata.value("attention.head_count_kv")
-    kv_heads = found if isinstance(found, list) else [found] * layers
-    by_type = {kind: {count for count, own in zip(kv_heads, types, strict=False) if own == kind} for kind in types}
-    if len(kv_heads) < layers or any(len(counts) != 1 for counts in by_type.values()):
-        raise metadata.wrong(
-            "attention.head_count_kv", f"a number for each of {layers} layers, one for each type", found
-        )
-    whole, within = (by_type.get(kind) for kind in ("full_attention", "sliding_attention"))
+    whole, within = _heads_by_type(metadata, types)
     sinks = {types[number] for number in range(layers) if f"blk.{number}.attn_sinks.weight" in tensors}
     return (
         _experts(metadata, key="n_routed_experts")
@@ -115,18 +111,90 @@ def _mimo(metadata: Keys, tensors: Mapping[str, GgufTensor], config: Mapping[str
             "mlp_layer_types": [
                 "sparse" if f"blk.{number}.ffn_gate_inp.weight" in tensors else "dense" for number in range(layers)
             ],
-            "num_key_value_heads": min(whole or within or {1}),
+            "num_key_value_heads": whole,
             "routed_scaling_factor": metadata.value("expert_weights_scale") or 1.0,
             "sliding_window": metadata.count("attention.sliding_window"),
-            "swa_num_key_value_heads": min(within or whole or {1}),
+            "swa_num_key_value_heads": within,
             "v_head_dim": metadata.count("attention.value_length", config["head_dim"]),
         }
     )
 
 
+def _gemma(metadata: Keys, tensors: Mapping[str, GgufTensor], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Gemma 4: heads of layers with a window have keys of their own, and layers whose values are keys no matrix."""
+    layers, width = config["num_hidden_layers"], config["head_dim"]
+    for key in ("attention.shared_kv_layers", "embedding_length_per_layer_input"):
+        if metadata.value(key, 0) != 0:
+            raise metadata.wrong(key, "0", metadata.value(key))
+    _refuse_rules(metadata, config, "linear", "yarn", "llama3")
+    metadata.value("expert_gating_func")  # llama.cpp has softmax, normalised weights and no factor for all
+    _require_normalised(metadata, default=True)
+    types = _types(metadata, layers, whole_first=False)
+    if types[-1] != "full_attention":
+        raise metadata.wrong("attention.sliding_window_pattern", "a last layer without a window", types[-1])
+    own = metadata.count("attention.key_length_swa")
+    for key in ("attention.value_length_swa", "rope.dimension_count_swa"):
+        if metadata.value(key, own) != own:
+            raise metadata.wrong(key, f"{own}, the width of a head", metadata.value(key))
+    whole, within = _heads_by_type(metadata, types)
+    last = f"blk.{layers - 1}.attn_v.weight"
+    return {
+        "attention_k_eq_v": True,
+        "enable_moe_block": True,
+        "final_logit_softcapping": metadata.value("final_logit_softcapping") or None,
+        "global_head_dim": width,
+        "head_dim": own,
+        "hidden_act": None,
+        "hidden_size_per_layer_input": 0,
+        "layer_types": types,
+        "moe_intermediate_size": metadata.count("expert_feed_forward_length"),
+        "num_experts": metadata.count("expert_count"),
+        "num_global_key_value_heads": whole,
+        "num_key_value_heads": within,
+        "rope_parameters": {
+            "full_attention": {"rope_theta": config["rope_theta"], **_turning(tensors, width)},
+            "sliding_attention": {"rope_type": "default", "rope_theta": metadata.value("rope.freq_base_swa", 10_000.0)},
+        },
+        "rope_theta": None,
+        "sliding_window": metadata.count("attention.sliding_window"),
+        "top_k_experts": metadata.count("expert_used_count"),
+    } | ({"attention_k_eq_v": False} if last in tensors else {})
+
+
+def _turning(tensors: Mapping[str, GgufTensor], width: int) -> dict[str, Any]:
+    """How many pairs of a head turn: the others have a divisor that leaves nothing of their frequency."""
+    factors, path = tensors.get(ROPE_FACTORS), next(iter(tensors.values())).path
+    if factors is None or factors.shape != (width // 2,) or factors.type_name != "F32":
+        shape = f"{factors.shape} of {factors.type_name}" if factors else "none"
+        raise SourceError(f"{path}: {ROPE_FACTORS}: expected {width // 2} F32 values, found {shape}.", TAKE_ANOTHER)
+    found = factors.read(0, 1).view("<f4")[0]
+    pairs = int((found < STANDING).sum())
+    if not pairs or (found[:pairs] != found[0]).any() or not (found[pairs:] >= STANDING).all():
+        raise SourceError(
+            f"{path}: {ROPE_FACTORS}: expected one divisor for the first pairs, and pairs that stand after them.",
+            TAKE_ANOTHER,
+        )
+    partial = {"partial_rotary_factor": part_of(2 * pairs, width), "factor": float(found[0])}
+    return {"rope_type": "proportional", **partial}
+
+
+def _heads_by_type(metadata: Keys, types: Sequence[str]) -> tuple[int, int]:
+    """The number of key heads of layers without a window, and of those with one. Raises SourceError."""
+    found = metadata.value("attention.head_count_kv")
+    kv_heads = found if isinstance(found, list) else [found] * len(types)
+    by_type = {kind: {count for count, own in zip(kv_heads, types, strict=False) if own == kind} for kind in types}
+    if len(kv_heads) < len(types) or any(len(counts) != 1 for counts in by_type.values()):
+        raise metadata.wrong(
+            "attention.head_count_kv", f"a number for each of {len(types)} layers, one for each type", found
+        )
+    whole, within = (by_type.get(kind) for kind in ("full_attention", "sliding_attention"))
+    return min(whole or within or {1}), min(within or whole or {1})
+
+
 WINDOWED: dict[str, Callable[[Keys, Mapping[str, GgufTensor], Mapping[str, Any]], dict[str, Any]]] = {
     "afmoe": _afmoe,
     "exaone-moe": _exaone,
+    "gemma4": _gemma,
     "laguna": _laguna,
     "mellum": _mellum,
     "mimo2": _mimo,

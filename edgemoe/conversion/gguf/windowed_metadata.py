@@ -14,7 +14,8 @@ from edgemoe.model.blocks import Attention, GatedFfn, Moe
 from edgemoe.model.rope import RopeSpec
 from edgemoe.model.spec import ModelSpec
 
-_LISTED = frozenset({"exaone-moe", "mellum", "mimo2"})
+_GEMMA = "gemma4"
+_LISTED = frozenset({"exaone-moe", _GEMMA, "mellum", "mimo2"})
 """Architectures whose files list the layers with a window; in the others every fourth layer has none."""
 
 
@@ -33,8 +34,11 @@ def write_windowed(writer: GGUFWriter, architecture: str, spec: ModelSpec) -> No
     writer.add_layer_norm_rms_eps(spec.norm_epsilon)
     writer.add_head_count(_one_or_all([own.heads for own in attention]))
     writer.add_head_count_kv(_one_or_all([own.kv_heads for own in attention]))
-    writer.add_key_length(attention[0].head_dim)
-    writer.add_value_length(attention[0].value_dim or attention[0].head_dim)
+    widest = max(attention, key=lambda own: own.window == 0)  # of the layers without a window, where there are some
+    writer.add_key_length(widest.head_dim)
+    writer.add_value_length(widest.value_dim or widest.head_dim)
+    if architecture == _GEMMA:
+        _write_gemma(writer, spec)
     if window := max(own.window for own in attention):
         writer.add_sliding_window(window)
         if architecture in _LISTED:
@@ -46,6 +50,17 @@ def write_windowed(writer: GGUFWriter, architecture: str, spec: ModelSpec) -> No
         writer.add_leading_dense_block_count(leading)
     _write_experts(writer, moe)
     _write_positions(writer, attention)
+
+
+def _write_gemma(writer: GGUFWriter, spec: ModelSpec) -> None:
+    """Write what only Gemma 4 has: heads within windows, the limit of the logits, and parts that it has none of."""
+    windowed = next((own for own in attention_of(spec) if own.window), attention_of(spec)[0])
+    writer.add_key_length_swa(windowed.head_dim)
+    writer.add_value_length_swa(windowed.head_dim)
+    writer.add_shared_kv_layers(0)
+    writer.add_embedding_length_per_layer_input(0)
+    if spec.logit_cap:
+        writer.add_final_logit_softcapping(spec.logit_cap)
 
 
 def attention_of(spec: ModelSpec) -> list[Attention]:

@@ -106,7 +106,7 @@ class JitBackend(StepwiseBackend):
             products.embed_f16(ids, halves, scale, output)
         return output
 
-    def rms_norm(self, values: Floats, weight: Floats, epsilon: float, gate: Floats | None = None) -> Floats:
+    def rms_norm(self, values: Floats, weight: Floats | None, epsilon: float, gate: Floats | None = None) -> Floats:
         """Root-mean-square norm over the last axis, times the SiLU of a gate if there is one."""
         output = np.empty(values.shape, np.float32)
         width = values.shape[-1]
@@ -230,6 +230,7 @@ class JitBackend(StepwiseBackend):
         scale: float = 1.0,
         least_sum: float = 0.0,
         choose_by: Choice = "score",
+        expert_scales: Floats | None = None,
     ) -> tuple[Integers, Floats]:
         """Experts `(T, K)` of largest choice score, the lower number on a tie, and their weights `(T, K)`."""
         chosen = np.empty((len(logits), count), np.int32)
@@ -248,6 +249,8 @@ class JitBackend(StepwiseBackend):
             experts.weigh_by_softmax(logits, renormalise, least_sum, chosen, weights)
         if scale != 1:
             weights *= np.float32(scale)
+        if expert_scales is not None:
+            weights *= expert_scales[chosen]
         return chosen, weights
 
     def gated_ffn(
@@ -265,6 +268,8 @@ class JitBackend(StepwiseBackend):
             layers.add_gate_up_biases(products, biases.gate, biases.up)
         if activation.function == "silu":
             layers.gate(products, hidden)
+        elif activation.function == "gelu_tanh":
+            layers.gelu_gate(products, hidden)
         else:
             assert activation.limit is not None
             alpha, limit, offset = (np.float32(n) for n in (activation.alpha, activation.limit, activation.offset or 0))
@@ -301,10 +306,11 @@ class JitBackend(StepwiseBackend):
         keep: Floats | None,
         share: Floats | None,
         shift: Floats | None,
+        factor: Floats | None,
     ) -> Floats:
-        """The stream after a block: base and result `(T, D)`, factors and shift `(D,)`."""
+        """The stream after a block: base and result `(T, D)`, `keep`, `share` and `shift` `(D,)`, factor `(1,)`."""
         output = np.empty(base.shape, np.float32)
-        layers.mix(base, result, np.float32(scale), keep, share, shift, output)
+        layers.mix(base, result, np.float32(scale), keep, share, shift, factor, output)
         return output
 
 

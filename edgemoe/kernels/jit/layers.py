@@ -11,13 +11,14 @@ import numpy as np
 
 from edgemoe.kernels.formats import PANEL_ROWS
 from edgemoe.kernels.jit.compile import jit
-from edgemoe.kernels.operations import Floats
+from edgemoe.kernels.operations import GELU_CUBIC, GELU_LINEAR, Floats
 
 _ONE = np.float32(1)
+_GELU_LINEAR, _GELU_CUBIC = np.float32(GELU_LINEAR), np.float32(GELU_CUBIC)
 
 
 @jit
-def rms_norm(values: Floats, weight: Floats, epsilon: float, gate: Floats | None, output: Floats) -> None:
+def rms_norm(values: Floats, weight: Floats | None, epsilon: float, gate: Floats | None, output: Floats) -> None:
     """Root-mean-square norm: values, gate and output `(runs, width)`, weight `(width,)`."""
     runs, width = values.shape
     for run in range(runs):
@@ -26,7 +27,8 @@ def rms_norm(values: Floats, weight: Floats, epsilon: float, gate: Floats | None
             squares += np.float64(values[run, c]) * np.float64(values[run, c])
         factor = np.float32(1.0 / math.sqrt(squares / width + epsilon))
         for c in range(width):
-            output[run, c] = values[run, c] * factor * weight[c]
+            normed = values[run, c] * factor
+            output[run, c] = normed if weight is None else normed * weight[c]
             if gate is not None:
                 x = gate[run, c]
                 output[run, c] *= x / (_ONE + np.float32(math.exp(-x)))
@@ -146,6 +148,18 @@ def clamped_gate(gate_up: Floats, alpha: np.float32, limit: np.float32, offset: 
 
 
 @jit
+def gelu_gate(gate_up: Floats, hidden: Floats) -> None:
+    """As `gate`, of `gelu_tanh`: see `operations.Activation`."""
+    tokens, width = hidden.shape
+    for t in range(tokens):
+        for column in range(width):
+            at = column // PANEL_ROWS * (2 * PANEL_ROWS) + column % PANEL_ROWS
+            g = gate_up[t, at]
+            x = g * (g * g * _GELU_CUBIC + _GELU_LINEAR)
+            hidden[t, column] = g / (_ONE + np.float32(math.exp(-x))) * gate_up[t, at + PANEL_ROWS]
+
+
+@jit
 def add_gate_up_biases(gate_up: Floats, gate: Floats, up: Floats) -> None:
     """Adds the biases `(F,)` of gate and up to a `gate_up` product `(T, 2 * F rounded up to 16)`, in place."""
     for t in range(len(gate_up)):
@@ -178,9 +192,10 @@ def mix(
     keep: Floats | None,
     share: Floats | None,
     shift: Floats | None,
+    factor: Floats | None,
     output: Floats,
 ) -> None:
-    """The stream after a block: base, result and output `(T, D)`, factors and shift `(D,)`."""
+    """The stream after a block: base, result and output `(T, D)`, `keep`, `share` and `shift` `(D,)`, factor `(1,)`."""
     for t in range(len(base)):
         for c in range(base.shape[1]):
             kept = base[t, c] if keep is None else keep[c] * base[t, c]
@@ -188,4 +203,6 @@ def mix(
             if share is not None:
                 added *= share[c]
             total = kept + added
-            output[t, c] = total if shift is None else total + shift[c]
+            if shift is not None:
+                total += shift[c]
+            output[t, c] = total if factor is None else total * factor[0]

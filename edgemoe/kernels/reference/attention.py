@@ -64,8 +64,11 @@ def _check_pages(positions: Integers, sequences: Integers, pages: Integers, page
     """Raise KernelError unless each row's sequence and position exist, and the pages of the positions that it sees."""
     check_each("sequence", sequences, len(pages))
     check_each("position", positions, pages.shape[1] * PAGE_TOKENS)
-    for sequence, position in zip(sequences.tolist(), positions.tolist(), strict=True):
-        first, last = _first_seen(position, window) // PAGE_TOKENS, position // PAGE_TOKENS
+    seen = (
+        (sequence, _first_seen(position, window) // PAGE_TOKENS, position // PAGE_TOKENS)
+        for sequence, position in zip(sequences.tolist(), positions.tolist(), strict=True)
+    )
+    for sequence, first, last in dict.fromkeys(seen):  # most rows see the pages that the row before sees
         check_each("page", pages[sequence, first : last + 1], page_count)
 
 

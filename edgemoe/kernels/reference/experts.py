@@ -31,6 +31,7 @@ def route(
     scale: float = 1.0,
     least_sum: float = 0.0,
     choose_by: ex.Choice = "score",
+    expert_scales: Floats | None = None,
 ) -> tuple[Integers, Floats]:
     """Experts `(T, K)` of largest choice score, the lower number on a tie, and their weights `(T, K)`: see `ex.Route`.
 
@@ -57,7 +58,10 @@ def route(
         weights = np.take_along_axis(softmax(exact), chosen, axis=1)
         if least_sum:
             weights /= np.maximum(weights.sum(axis=1, keepdims=True), np.float32(least_sum))
-    return chosen.astype(np.int32), single(weights * np.float32(scale))
+    weights = weights * np.float32(scale)
+    if expert_scales is not None:
+        weights = weights * expert_scales[chosen]
+    return chosen.astype(np.int32), single(weights)
 
 
 def choice_scores(
@@ -99,18 +103,8 @@ def _raised_scores(choices: Floats, in_memory: Integers, bonus: float, groups: i
 def _route(kernels: Any, o: ex.Route, tokens: int) -> None:
     in_memory = None if o.slots is None else (o.slots >= 0).astype(np.int32)
     choice = o.score, o.choice_bias, o.groups, o.kept_groups
-    chosen = kernels.route(
-        o.logits[:tokens],
-        o.experts.shape[1],
-        o.renormalise,
-        in_memory,
-        o.bonus,
-        *choice,
-        o.epsilon,
-        o.scale,
-        o.least_sum,
-        o.choose_by,
-    )
+    weighing = o.epsilon, o.scale, o.least_sum, o.choose_by, o.expert_scales
+    chosen = kernels.route(o.logits[:tokens], o.experts.shape[1], o.renormalise, in_memory, o.bonus, *choice, *weighing)
     o.experts[:tokens], o.weights[:tokens] = chosen
 
 

@@ -16,11 +16,11 @@ from edgemoe.kernels.reference.common import check_each, sigmoid, silu, single
 from edgemoe.kernels.stepwise import StepwiseBackend, means
 
 
-def rms_norm(values: Floats, weight: Floats, epsilon: float, gate: Floats | None = None) -> Floats:
+def rms_norm(values: Floats, weight: Floats | None, epsilon: float, gate: Floats | None = None) -> Floats:
     """Root-mean-square norm over the last axis (Zhang and Sennrich 2019), times the SiLU of a gate if there is one."""
     exact = values.astype(np.float64)
     mean_square = np.mean(np.square(exact), axis=-1, keepdims=True)
-    normed = exact / np.sqrt(mean_square + epsilon) * weight
+    normed = exact / np.sqrt(mean_square + epsilon) * (1.0 if weight is None else weight)
     return single(normed if gate is None else normed * silu(gate.astype(np.float64)))
 
 
@@ -189,13 +189,20 @@ def _delta_rule(kernels: Any, o: op.DeltaRule, tokens: int) -> None:
 
 
 def mix(
-    base: Floats, result: Floats, scale: float, keep: Floats | None, share: Floats | None, shift: Floats | None
+    base: Floats,
+    result: Floats,
+    scale: float,
+    keep: Floats | None,
+    share: Floats | None,
+    shift: Floats | None,
+    factor: Floats | None,
 ) -> Floats:
-    """The stream after a block: base and result `(T, D)`, factors and shift `(D,)`."""
+    """The stream after a block: base and result `(T, D)`, `keep`, `share` and `shift` `(D,)`, factor `(1,)`."""
     added = float(np.float32(scale)) * result.astype(np.float64) * (1.0 if share is None else share)
-    return single(base.astype(np.float64) * (1.0 if keep is None else keep) + added + (0.0 if shift is None else shift))
+    total = base.astype(np.float64) * (1.0 if keep is None else keep) + added + (0.0 if shift is None else shift)
+    return single(total if factor is None else total * factor)
 
 
 @means(op.Mix, "mix", lambda kernels, o, sizes: kernels.element_scratch_bytes * math.prod(o.output.shape))
 def _mix(kernels: Any, o: op.Mix, tokens: int) -> None:
-    o.output[:tokens] = kernels.mix(o.base[:tokens], o.result[:tokens], o.scale, o.keep, o.share, o.shift)
+    o.output[:tokens] = kernels.mix(o.base[:tokens], o.result[:tokens], o.scale, o.keep, o.share, o.shift, o.factor)

@@ -127,6 +127,8 @@ def gated_ffn(
 def activate(gate: Floats, up: Floats, activation: op.Activation) -> Floats:
     """The hidden values `(T, F)` of an FFN, from its two products: see `op.Activation`."""
     g, u = gate.astype(np.float64), up.astype(np.float64)
+    if activation.function == "gelu_tanh":
+        return single(g * sigmoid(g * (op.GELU_LINEAR + op.GELU_CUBIC * np.square(g))) * u)
     if activation.limit is not None:
         limit = float(np.float32(activation.limit))
         g, u = np.minimum(g, limit), np.clip(u, -limit, limit)

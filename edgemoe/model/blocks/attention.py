@@ -46,6 +46,10 @@ class Attention:
     """Whether each head has a learnt logit that takes a share of its softmax and adds nothing (gpt-oss)."""
     value_dim: int | None = None
     """Width of a head's values, where it is not `head_dim`."""
+    value_norm: bool = False
+    """Whether the values of each head are divided by their root mean square (Gemma 4)."""
+    values_from_keys: bool = False
+    """Whether the values are the projection that becomes the keys, before norm and rotation (Gemma 4)."""
     output_gate: OutputGate | None = None
     """The gate between attention and its last projection (Qiu et al. 2025)."""
     output_scale: float = 1.0
@@ -64,6 +68,8 @@ class Attention:
             raise ValueError(f"{self.heads} query heads and {self.kv_heads} key heads of width {self.head_dim}")
         if self.rope is not None:
             self.rope.check(self.head_dim)
+        if self.values_from_keys and not (self.value_norm and self.value_dim in (None, self.head_dim)):
+            raise ValueError("values from the projection of keys that have another width, or no norm of their own")
         if self.output_bias and self.output_scale != 1:
             raise ValueError("a factor of the result, which would scale its bias too")
         if self.norm_after_rope and self.qk_norm == "none":
@@ -80,6 +86,8 @@ class Attention:
         }
         if self.qkv_bias:
             shapes |= {"query_bias": (query,), "key_bias": (key,), "value_bias": (self.kv_heads * value_dim,)}
+        if self.values_from_keys:
+            shapes = {name: shape for name, shape in shapes.items() if name not in ("value", "value_bias")}
         if self.output_bias:
             shapes["output_bias"] = (hidden_size,)
         if self.qk_norm != "none":
@@ -106,7 +114,7 @@ class Attention:
             "query": self.heads * self.head_dim,
             "key_value": self.kv_heads * self.head_dim,
             "head_dim": self.head_dim,
-            "value": self.kv_heads * (self.value_dim or self.head_dim),
+            "value": 0 if self.values_from_keys else self.kv_heads * (self.value_dim or self.head_dim),
             "attended": self.heads * (self.value_dim or self.head_dim),
             "output_gate": self._gates,
         }
@@ -125,12 +133,15 @@ class Attention:
                 output,
             )
             for (name, width), output in zip(widths.items(), (query, key, value), strict=True)
+            if name != "value" or not self.values_from_keys
         ]
         gate = None
         if self.output_gate is not None:
             gate = build.rows("output_gate", self._gates)
             parts.append(op.LinearPart(build.matrix("output_gate", self._gates, build.hidden_size), None, gate))
         build.add(op.Linear(source, tuple(parts)))
+        if self.value_norm:
+            build.add(op.RmsNorm(key if self.values_from_keys else value, None, build.epsilon, value, G))
         if not self.norm_after_rope:
             self._emit_norms(build, query, key)
         for clipped in (query, key, value) if self.clip else ():

@@ -13,7 +13,7 @@ from edgemoe.model.builder import Builder
 from edgemoe.model.graph import Part
 
 LENGTH_EPSILON = 1e-6
-"""What is added to the squared lengths of queries and keys before they are brought to unit length."""
+"""The number that is added to the squared lengths of queries and keys before they are brought to unit length."""
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,8 @@ class Moe:
     """Whether gate, up and down of each routed expert have biases."""
     scale: float = 1.0
     """Factor of the sum of routed and shared experts (Cohere halves it)."""
+    experts_norm: bool = False
+    """Whether experts read the block's rows under a norm of their own, which the router does not see (Gemma 4)."""
 
     @property
     def routed(self) -> RoutedExperts | None:
@@ -65,6 +67,8 @@ class Moe:
             shapes |= gated_ffn_tensors("shared", self.shared.intermediate_size, hidden_size, self.shared.bias)
             if self.shared.gate:
                 shapes["shared_gate"] = (1, hidden_size)
+        if self.experts_norm:
+            shapes["experts_norm"] = (hidden_size,)
         return shapes
 
     def sizes(self) -> Mapping[str, int]:
@@ -92,6 +96,9 @@ class Moe:
             weighed = routing.weights if drop_cold > 0 else None
             build.add(ex.Fetch(routing.experts, weighed, drop_cold, build.paging()))
         build.guess_next_routing()
+        if self.experts_norm:
+            with build.doing("experts", "beside"):
+                source = build.rms_norm(source, "experts_norm", D, build.rows("experts_input", D))
         shared = gate = None
         if self.shared is not None:
             with build.doing("shared_expert", "beside"):

@@ -34,16 +34,23 @@ class RouterSpec:
     choose_by: ex.Choice = "score"
     """Whether experts are chosen by their scores or by their logits, plus the bias for the choice."""
     logit_cap: float = field(default=0.0, metadata=ZERO_ALLOWED)
-    """What logits are brought within, smoothly (`op.SoftCap`); 0: they stay as they are."""
+    """The bound that logits are brought within, smoothly (`op.SoftCap`); 0: they stay as they are."""
+    norm: bool = False
+    """Whether its matrix reads rows under a norm of its own (Gemma 4)."""
+    logit_scale: float = 1.0
+    """Factor of the logits."""
+    expert_scales: bool = False
+    """Whether each expert has a number by which its weight is multiplied last (Gemma 4)."""
 
     def check(self, num_experts: int, top_k: int) -> None:
         """Raise ValueError for settings that contradict one another or the numbers of experts."""
         logits, chosen = op.Placeholder((1, num_experts)), op.Placeholder((1, top_k))
         bias = op.Placeholder((num_experts,)) if self.choice_bias else None
+        scales = op.Placeholder((num_experts,)) if self.expert_scales else None
         if self.epsilon and not self.normalise:
             raise ValueError(f"router: an epsilon of {self.epsilon:g} and no sum that it would be added to")
         try:
-            self._route(logits, chosen, chosen, bias).measure()
+            self._route(logits, chosen, chosen, bias, scales).measure()
         except Misfit as misfit:
             raise ValueError(f"router: {misfit.field}: expected {misfit.expected}, found {misfit.found}") from None
 
@@ -54,6 +61,10 @@ class RouterSpec:
             shapes["router_bias"] = (num_experts,)
         if self.choice_bias:
             shapes["router_choice_bias"] = (num_experts,)
+        if self.norm:
+            shapes["router_norm"] = (hidden_size,)
+        if self.expert_scales:
+            shapes["router_expert_scales"] = (num_experts,)
         return shapes
 
     def emit(
@@ -67,14 +78,25 @@ class RouterSpec:
         bonus: float = 0.0,
     ) -> None:
         """Add the operations from the normalised stream to the choice; `logits` `(T, E)` is a value of the caller."""
-        build.linear(source, "router", logits, bias=self.logit_bias)
+        if self.norm:
+            normed = build.rows_like("router_input", logits, build.hidden_size)
+            source = build.rms_norm(source, "router_norm", build.hidden_size, normed)
+        build.linear(source, "router", logits, bias=self.logit_bias, scale=self.logit_scale)
         if self.logit_cap:
             build.add(op.SoftCap(logits, self.logit_cap))
         bias = build.vector("router_choice_bias", logits.shape[1]) if self.choice_bias else None
-        build.add(self._route(logits, experts, weights, bias, slots, bonus))
+        scales = build.vector("router_expert_scales", logits.shape[1]) if self.expert_scales else None
+        build.add(self._route(logits, experts, weights, bias, scales, slots, bonus))
 
     def _route(
-        self, logits: Any, experts: Any, weights: Any, choice_bias: Any, slots: Any = None, bonus: float = 0.0
+        self,
+        logits: Any,
+        experts: Any,
+        weights: Any,
+        choice_bias: Any,
+        expert_scales: Any,
+        slots: Any = None,
+        bonus: float = 0.0,
     ) -> ex.Route:
         return ex.Route(
             logits,
@@ -91,4 +113,5 @@ class RouterSpec:
             scale=self.scale,
             least_sum=self.least_sum,
             choose_by=self.choose_by,
+            expert_scales=expert_scales,
         )

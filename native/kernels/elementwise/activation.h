@@ -5,6 +5,9 @@
 #include "../exponential.h"
 #include "../kernels.h"
 
+#define EM_GELU_LINEAR 1.59576912f  /* 2 sqrt(2 / pi) */
+#define EM_GELU_CUBIC 0.0713548163f /* 0.044715 of it */
+
 static inline float em_silu(float gate, float up) { return gate / (1.0f + em_exp(-gate)) * up; }
 
 static inline float em_clamped_silu(const em_activation *a, float gate, float up) {
@@ -12,6 +15,13 @@ static inline float em_clamped_silu(const em_activation *a, float gate, float up
     float u = a->limit < up ? a->limit : up;
     u = -a->limit > u ? -a->limit : u;
     return g / (1.0f + em_exp(-(a->alpha * g))) * (u + a->offset);
+}
+
+/* The argument of the sigmoid that is half of 1 + tanh. */
+static inline float em_gelu_argument(float gate) { return gate * (gate * gate * EM_GELU_CUBIC + EM_GELU_LINEAR); }
+
+static inline float em_gelu_tanh(float gate, float up) {
+    return gate / (1.0f + em_exp(-em_gelu_argument(gate))) * up;
 }
 
 #endif

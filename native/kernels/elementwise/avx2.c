@@ -85,6 +85,21 @@ void em_clamped_silu_avx2(const em_activation *a, const float *gate, const float
     for (; i < count; i++) output[i] = em_clamped_silu(a, gate[i], up[i]);
 }
 
+void em_gelu_tanh_avx2(const em_activation *a, const float *gate, const float *up, float *output, int32_t count) {
+    const __m256 one = _mm256_set1_ps(1.0f), sign = _mm256_set1_ps(-0.0f);
+    const __m256 linear = _mm256_set1_ps(EM_GELU_LINEAR), cubic = _mm256_set1_ps(EM_GELU_CUBIC);
+    int32_t i = 0;
+    (void)a;
+    for (; i + EM_LANES <= count; i += EM_LANES) {
+        const __m256 g = _mm256_loadu_ps(gate + i);
+        const __m256 slope = _mm256_add_ps(_mm256_mul_ps(_mm256_mul_ps(g, g), cubic), linear);
+        const __m256 power = exponential(_mm256_xor_ps(_mm256_mul_ps(g, slope), sign));
+        const __m256 gated = _mm256_div_ps(g, _mm256_add_ps(one, power));
+        _mm256_storeu_ps(output + i, _mm256_mul_ps(gated, _mm256_loadu_ps(up + i)));
+    }
+    for (; i < count; i++) output[i] = em_gelu_tanh(gate[i], up[i]);
+}
+
 void em_to_half_avx2(const float *input, uint16_t *output, int32_t count) {
     int32_t i = 0;
     for (; i + EM_LANES <= count; i += EM_LANES) {

@@ -27,6 +27,11 @@ void em_clamped_silu_generic(const em_activation *a, const float *gate, const fl
     for (int32_t i = 0; i < count; i++) output[i] = em_clamped_silu(a, gate[i], up[i]);
 }
 
+void em_gelu_tanh_generic(const em_activation *a, const float *gate, const float *up, float *output, int32_t count) {
+    (void)a;
+    for (int32_t i = 0; i < count; i++) output[i] = em_gelu_tanh(gate[i], up[i]);
+}
+
 void em_to_half_generic(const float *input, uint16_t *output, int32_t count) {
     for (int32_t i = 0; i < count; i++) output[i] = em_float_to_half(input[i]);
 }

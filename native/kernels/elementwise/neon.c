@@ -83,6 +83,20 @@ void em_clamped_silu_neon(const em_activation *a, const float *gate, const float
     for (; i < count; i++) output[i] = em_clamped_silu(a, gate[i], up[i]);
 }
 
+void em_gelu_tanh_neon(const em_activation *a, const float *gate, const float *up, float *output, int32_t count) {
+    const float32x4_t linear = vdupq_n_f32(EM_GELU_LINEAR), cubic = vdupq_n_f32(EM_GELU_CUBIC);
+    int32_t i = 0;
+    (void)a;
+    for (; i + 4 <= count; i += 4) {
+        const float32x4_t g = vld1q_f32(gate + i);
+        const float32x4_t slope = vaddq_f32(vmulq_f32(vmulq_f32(g, g), cubic), linear);
+        const float32x4_t power = exponential(vnegq_f32(vmulq_f32(g, slope)));
+        const float32x4_t gated = vdivq_f32(g, vaddq_f32(vdupq_n_f32(1), power));
+        vst1q_f32(output + i, vmulq_f32(gated, vld1q_f32(up + i)));
+    }
+    for (; i < count; i++) output[i] = em_gelu_tanh(gate[i], up[i]);
+}
+
 void em_to_half_neon(const float *input, uint16_t *output, int32_t count) {
     int32_t i = 0;
     for (; i + 4 <= count; i += 4) vst1_u16(output + i, vreinterpret_u16_f16(vcvt_f16_f32(vld1q_f32(input + i))));

@@ -198,6 +198,7 @@ static void route_token(const route_task *task, int64_t token) {
         weigh_by_softmax(r, kernels, logits, weights);
     }
     for (int32_t k = 0; k < r->top_k; k++) weights[k] *= r->scale;
+    for (int32_t k = 0; r->expert_scales && k < r->top_k; k++) weights[k] *= r->expert_scales[experts[k]];
 }
 
 static void route_tokens(void *context, int64_t begin, int64_t end, int32_t thread) {

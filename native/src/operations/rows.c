@@ -112,9 +112,11 @@ static void norm_rows(void *context, int64_t begin, int64_t end, int32_t thread)
         const float factor = 1.0f / sqrtf(mean + n->epsilon);
         if (n->gate) {
             gated_norm(task->run->kernels, n, input, n->gate + row * n->head_dim, factor, output);
-            continue;
+        } else if (n->weight) {
+            for (int32_t i = 0; i < n->head_dim; i++) output[i] = input[i] * factor * n->weight[i];
+        } else {
+            for (int32_t i = 0; i < n->head_dim; i++) output[i] = input[i] * factor;
         }
-        for (int32_t i = 0; i < n->head_dim; i++) output[i] = input[i] * factor * n->weight[i];
     }
 }
 
@@ -385,6 +387,7 @@ static void mix_rows(void *context, int64_t begin, int64_t end, int32_t thread) 
             const float sum = kept + (m->share ? m->share[i] * scaled : scaled);
             output[i] = m->shift ? sum + m->shift[i] : sum;
         }
+        for (int32_t i = 0; m->factor && i < width; i++) output[i] *= *m->factor;
     }
 }
 

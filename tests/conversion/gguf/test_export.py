@@ -17,6 +17,7 @@ import pytest
 import edgemoe
 from edgemoe.architectures import model_spec
 from edgemoe.conversion import places
+from edgemoe.conversion.forecast import forecast_store
 from edgemoe.conversion.gguf import export as gguf_export
 from edgemoe.conversion.gguf.export import export_gguf
 from edgemoe.conversion.gguf.metadata import check_expressible
@@ -206,7 +207,9 @@ def test_progress_grows_to_the_whole(tiny: Store, tmp_path: Path) -> None:
     ],
 )
 def test_what_llama_cpp_would_compute_otherwise_is_refused(config: dict[str, Any], what: str, tmp_path: Path) -> None:
-    store = make_store(tmp_path, config)
+    """Before any weight is read: the store is planned only."""
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    store = forecast_store(str(tmp_path)).store
     with pytest.raises(StoreError, match=what):
         export_gguf(store, tmp_path / "m.gguf", name="x")
     assert not list(tmp_path.glob("m.gguf*"))

@@ -349,11 +349,43 @@ def test_sentence_piece_without_a_space_before_the_text() -> None:
     assert tokenizer.decode(tokenizer.encode("the water").ids) == "the water"
 
 
+def pieces_with_merges(**changes: Any) -> dict[str, Any]:
+    """The same pieces with merges that are listed, and ends of a turn, as files of Gemma 4 have them."""
+    metadata = sentence_piece(model="gemma4", merges=["h e", "t h", "▁ t", "▁t he", "\n \n"], add_bos_token=False)
+    own = {"\n": 1, "\n\n": 1, "<turn|>": 3, "<|tool_response>": 4}
+    tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
+    metadata["tokenizer.ggml.tokens"] = [*tokens, *own]
+    metadata["tokenizer.ggml.token_type"] = [*types, *own.values()]
+    metadata["tokenizer.ggml.eos_token_id"] = len(tokens) + list(own).index("<turn|>")
+    return metadata | {f"tokenizer.ggml.{key}": value for key, value in changes.items()}
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        # Merges in the order of the list, with no space before the text; and BOS, whatever the file says.
+        ("the the", ["<s>", "t", "he", "▁the"]),
+        ("th  e", ["<s>", "th", "▁", "▁", "e"]),
+        ("é\n\n\n", ["<s>", "<0xC3>", "<0xA9>", "\n\n", "\n"]),
+        ("a<turn|>", ["<s>", "a", "<turn|>"]),
+    ],
+)
+def test_pieces_with_merges(text: str, tokens: list[str]) -> None:
+    files = side_files(PATH, pieces_with_merges())
+    tokenizer = tokenizers.Tokenizer.from_str(bytes(files["tokenizer.json"]).decode())
+    encoding = tokenizer.encode(text)
+    assert encoding.tokens == tokens
+    assert tokenizer.decode(encoding.ids) == text.replace("<turn|>", "")
+    names = pieces_with_merges()["tokenizer.ggml.tokens"]
+    ends = json.loads(bytes(files["generation_config.json"]))["eos_token_id"]
+    assert {names[number] for number in ends} == {"<turn|>", "<|tool_response>"}
+
+
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
         ({}, "found 'no tokenizer'"),
-        ({"tokenizer.ggml.model": "t5"}, r"gpt2 .* or llama .*, found 't5'"),
+        ({"tokenizer.ggml.model": "t5"}, r"gpt2 .*, llama .* or gemma4, found 't5'"),
         (tokenizer_metadata(small_tokenizer(), "tekken"), r"ggml\.pre: expected one of .*smollm.*, found 'tekken'"),
         (tokenizer_metadata(small_tokenizer(), "gpt-2") | {"tokenizer.ggml.pre": ["x"]}, r"ggml\.pre"),
         (tokenizer_metadata(small_tokenizer(), "gpt-2") | {"tokenizer.ggml.tokens": []}, r"ggml\.tokens"),

@@ -40,7 +40,8 @@ def test_two_fields_in_each_others_place_are_found() -> None:
     assert ctypes.sizeof(swapped) == ctypes.sizeof(route)
     expected, found = structures.describe_layout([route]), structures.describe_layout([swapped])
     library.check_layout(expected, expected)
-    with pytest.raises(KernelError, match=r"expected em_route\.num_experts 80 4, found em_route\.top_k 80 4") as error:
+    told = r"expected em_route\.num_experts (\d+) 4, found em_route\.top_k \1 4"
+    with pytest.raises(KernelError, match=told) as error:
         library.check_layout(expected, found)
     assert "EDGEMOE_KERNELS=jit" in error.value.hint
 
