@@ -159,12 +159,24 @@ def _family(config: Mapping[str, Any]) -> ModuleType:
     if not isinstance(config, Mapping):
         raise SourceError(f"config.json holds {show(config)}; expected an object.", DAMAGED)
     model_type = config.get("model_type")
-    supported = ", ".join(FAMILIES)
     if model_type is None:
-        raise SourceError(f"config.json: model_type is missing; expected one of {supported}.", DAMAGED)
+        raise SourceError(
+            f"config.json: model_type is missing; expected one of {len(FAMILIES)} families, such as olmoe.", DAMAGED
+        )
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise SourceError(
-            f"config.json: model_type is {show(model_type)}; edgemoe runs {supported}.",
-            "Choose a checkpoint of one of these families.",
+            f"config.json: model_type is {show(model_type)}, which edgemoe does not run; the nearest of the"
+            f" {len(FAMILIES)} that it runs are {', '.join(_nearest(model_type))}.",
+            "Choose a checkpoint of a family in the README's table.",
         )
     return FAMILIES[model_type]
+
+
+def _nearest(name: Any) -> list[str]:
+    """The five families whose names are most like a name."""
+    from difflib import SequenceMatcher  # only this error asks
+
+    def likeness(family: str) -> float:
+        return SequenceMatcher(None, str(name)[:100].lower(), family).ratio()
+
+    return sorted(FAMILIES, key=likeness, reverse=True)[:5]

@@ -142,7 +142,9 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
     elif model_type in DELTA:
         config |= draw(experts(model_type)) | draw(linear_layers(config["num_hidden_layers"], head_width))
         del config["intermediate_size"]
-        config["rope_parameters"] |= {"partial_rotary_factor": draw(partial_factors(head_width))}
+        config["rope_parameters"] = config["rope_parameters"] | {
+            "partial_rotary_factor": draw(partial_factors(head_width))
+        }
         if model_type == "qwen3_next":
             config |= {"intermediate_size": number(1, 70), "norm_topk_prob": draw(st.booleans())}
             config["mlp_only_layers"] = draw(st.lists(st.integers(0, config["num_hidden_layers"] - 1), max_size=1))

@@ -135,7 +135,7 @@ def prompt(case: Case, tokens: int) -> np.ndarray:
 @contextlib.contextmanager
 def recurrent(model: Any) -> Iterator[None]:
     """Linear layers take one token after another, as when they generate, not chunks of 64."""
-    modules = {sys.modules[type(module).__module__] for module in model.modules()}
+    modules = {sys.modules[type(module).__module__] for module in getattr(model, "modules", tuple)()}
     changed = [module for module in modules if hasattr(module, "torch_chunk_gated_delta_rule")]
     chunked = [module.torch_chunk_gated_delta_rule for module in changed]
     for module in changed:
