@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 import edgemoe
 from edgemoe.conversion.gguf.export import export_gguf
-from edgemoe.conversion.gguf.metadata import check_expressible
+from edgemoe.conversion.gguf.expressible import check_expressible
 from edgemoe.conversion.gguf.source import GgufSource
 from edgemoe.conversion.gguf.tokenizer import WORD_RULES
 from edgemoe.conversion.synthetic import synthesise
