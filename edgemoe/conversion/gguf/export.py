@@ -12,29 +12,19 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from edgemoe.architectures import model_spec
-from edgemoe.conversion.formats import expert_of
-from edgemoe.conversion.gguf.linear import LinearOrders, Turns, linear_orders
-from edgemoe.conversion.gguf.metadata import (
-    ARCHITECTURES,
-    FAMILY,
-    INTERLEAVED,
-    NO_GGUF,
-    attention_and_ffn,
-    check_expressible,
-    frequency_divisors,
-    remarks,
-    write_metadata,
-)
+from edgemoe.conversion.gguf.expressible import NO_GGUF, check_expressible
+from edgemoe.conversion.gguf.families import ARCHITECTURES
+from edgemoe.conversion.gguf.file_tensors import FileTensor, file_tensors
+from edgemoe.conversion.gguf.metadata import frequency_divisors, remarks, write_metadata
 from edgemoe.conversion.gguf.names import pairs_order
 from edgemoe.conversion.gguf.package import (
-    GGML_QUANT_SIZES,
     GGML_QUANT_VERSION,
     MODEL_TENSOR,
     TENSOR_NAMES,
@@ -45,11 +35,11 @@ from edgemoe.conversion.gguf.package import (
 from edgemoe.conversion.gguf.source import GgufSource
 from edgemoe.conversion.gguf.vocabulary import write_no_tokenizer, write_vocabulary
 from edgemoe.conversion.gguf.windowed import WINDOWED
-from edgemoe.conversion.places import Place, tensor_places
+from edgemoe.conversion.places import Place
 from edgemoe.conversion.source import take_columns, take_rows
 from edgemoe.errors import SourceError, StoreError, UsageError
-from edgemoe.kernels.file_rows import TYPE_NAMES, Rows, encode_rows
-from edgemoe.kernels.formats import FORMATS, GROUP_COLUMNS, PANEL_ROWS, Blocks, panel_count, unpack
+from edgemoe.kernels.file_rows import Rows, encode_rows
+from edgemoe.kernels.formats import FORMATS, PANEL_ROWS, Blocks, panel_count, unpack
 from edgemoe.model.description import store_spec
 from edgemoe.model.spec import ModelSpec
 from edgemoe.store.reader import Store
@@ -59,84 +49,6 @@ from edgemoe.store.writer import sync_folder
 ALIGNMENT_BYTES = 32
 """Alignment of the tensors, counted from the end of the header."""
 
-_NAMES = {
-    "embedding": MODEL_TENSOR.TOKEN_EMBD,
-    "final_norm": MODEL_TENSOR.OUTPUT_NORM,
-    "head": MODEL_TENSOR.OUTPUT,
-    "attention_norm": MODEL_TENSOR.ATTN_NORM,
-    "query": MODEL_TENSOR.ATTN_Q,
-    "key": MODEL_TENSOR.ATTN_K,
-    "value": MODEL_TENSOR.ATTN_V,
-    "output": MODEL_TENSOR.ATTN_OUT,
-    "output_gate": MODEL_TENSOR.ATTN_GATE,
-    "post_attention_norm": MODEL_TENSOR.ATTN_POST_NORM,
-    "post_ffn_norm": MODEL_TENSOR.FFN_POST_NORM,
-    "query_norm": MODEL_TENSOR.ATTN_Q_NORM,
-    "key_norm": MODEL_TENSOR.ATTN_K_NORM,
-    "conv_norm": MODEL_TENSOR.ATTN_NORM,
-    "conv_in": MODEL_TENSOR.SHORTCONV_INPROJ,
-    "conv_taps": MODEL_TENSOR.SHORTCONV_CONV,
-    "conv_out": MODEL_TENSOR.SHORTCONV_OUTPROJ,
-    "delta_norm": MODEL_TENSOR.ATTN_NORM,
-    "delta_in": MODEL_TENSOR.ATTN_QKV,
-    "delta_gate": MODEL_TENSOR.ATTN_GATE,
-    "delta_strength": MODEL_TENSOR.SSM_BETA,
-    "delta_decay": MODEL_TENSOR.SSM_ALPHA,
-    "delta_taps": MODEL_TENSOR.SSM_CONV1D,
-    "delta_head_norm": MODEL_TENSOR.SSM_NORM,
-    "delta_out": MODEL_TENSOR.SSM_OUT,
-    "ffn_norm": MODEL_TENSOR.FFN_NORM,
-    "sinks": MODEL_TENSOR.ATTN_SINKS,
-    "router": MODEL_TENSOR.FFN_GATE_INP,
-    "router_choice": MODEL_TENSOR.FFN_EXP_PROBS_B,
-    "experts.gate": MODEL_TENSOR.FFN_GATE_EXP,
-    "experts.up": MODEL_TENSOR.FFN_UP_EXP,
-    "experts.down": MODEL_TENSOR.FFN_DOWN_EXP,
-    "shared.gate": MODEL_TENSOR.FFN_GATE_SHEXP,
-    "shared.up": MODEL_TENSOR.FFN_UP_SHEXP,
-    "shared.down": MODEL_TENSOR.FFN_DOWN_SHEXP,
-    "shared_gate": MODEL_TENSOR.FFN_GATE_INP_SHEXP,
-    "ffn.gate": MODEL_TENSOR.FFN_GATE,
-    "ffn.up": MODEL_TENSOR.FFN_UP,
-    "ffn.down": MODEL_TENSOR.FFN_DOWN,
-}
-"""GGUF names by the names within our model or layer; a bias is named like its matrix."""
-
-_POST_NORM = {"ffn_norm": MODEL_TENSOR.ATTN_POST_NORM}
-_GATED_QUERY = {"output_gate": MODEL_TENSOR.ATTN_Q}
-"""Query and gate of each head in turn."""
-_OTHER_NAMES = dict.fromkeys(("glm4moe", "gpt-oss"), _POST_NORM) | {
-    "bailingmoe2": dict.fromkeys(("query", "key", "value"), MODEL_TENSOR.ATTN_QKV),
-    "gemma4": {
-        "dense.ffn.gate": MODEL_TENSOR.FFN_GATE,
-        "dense.ffn.up": MODEL_TENSOR.FFN_UP,
-        "dense.ffn.down": MODEL_TENSOR.FFN_DOWN,
-        "dense.ffn_norm": MODEL_TENSOR.FFN_NORM,
-        "dense.post_ffn_norm": MODEL_TENSOR.FFN_POST_NORM_1,
-        "dense.ffn_sum_norm": MODEL_TENSOR.FFN_POST_NORM,
-        "dense.ffn_factor": MODEL_TENSOR.LAYER_OUT_SCALE,
-        "experts_norm": MODEL_TENSOR.FFN_PRE_NORM_2,
-        "post_ffn_norm": MODEL_TENSOR.FFN_POST_NORM_2,
-        "router_norm": MODEL_TENSOR.FFN_GATE_INP,
-        "router_expert_scales": MODEL_TENSOR.FFN_DOWN_EXP,
-    },
-    "lfm2moe": {"final_norm": MODEL_TENSOR.TOKEN_EMBD_NORM},
-    "qwen35moe": _POST_NORM | _GATED_QUERY,
-    "qwen3next": _POST_NORM
-    | _GATED_QUERY
-    | dict.fromkeys(("delta_strength", "delta_decay"), MODEL_TENSOR.SSM_BETA_ALPHA),
-}
-"""Where an architecture has names of its own."""
-
-_WHOLE_NAMES = {"delta_decay_bias": "blk.{bid}.ssm_dt.bias", "delta_rate": "blk.{bid}.ssm_a"}
-"""Names in the file that do not follow from a name above."""
-
-_WITHOUT_SUFFIX = {("hy_v3", "router_choice_bias")}
-"""Vectors whose names in a file of an architecture do not end in .weight or .bias."""
-
-_SCALES = frozenset({"router_norm", "router_expert_scales"})
-"""Vectors that are named after the matrix whose input or output they scale."""
-
 _FILE_TYPES = {
     "f32": LlamaFileType.ALL_F32,
     "f16": LlamaFileType.MOSTLY_F16,
@@ -145,46 +57,6 @@ _FILE_TYPES = {
     "q4m": LlamaFileType.MOSTLY_Q4_1,
     "m4": LlamaFileType.MOSTLY_MXFP4_MOE,
 }
-
-
-@dataclass
-class _Tensor:
-    """A tensor of the file: a tensor of the store, or several, whose rows follow one another, or the same matrix of
-    all experts of a layer.
-
-    With `head_dim` the rows of each head are reordered from two halves to interleaved pairs. With `block` rows, tensors
-    of the store take turns: a block of the first, one of the second, the next of the first. With `turns`, heads of
-    values are put in turn.
-    """
-
-    type: GGMLQuantizationType
-    dimensions: int
-    """Number of dimensions of the tensor at one of its places; a `stacked` one has one more, for the experts."""
-    stacked: bool
-    head_dim: int | None
-    rows: int = 0
-    """Rows of the matrix that a vector of the store becomes in the file (taps of convolutions); 0: it stays one."""
-    block: int = 0
-    turns: Turns | None = None
-    """From the order of the file to that of the store."""
-    places: list[Place] = field(default_factory=list)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        place = self.places[0]
-        if self.block:
-            return (sum(one.rows for one in self.places), place.columns)
-        if self.rows:
-            return (self.rows, place.rows // self.rows)
-        rows = place.rows if self.stacked else sum(part.rows for part in self.places)
-        own = (rows * place.columns,) if self.dimensions == 1 else (rows, place.columns)
-        return (len(self.places), *own) if self.stacked else own
-
-    @property
-    def bytes(self) -> int:
-        """Size in the file in bytes, without the padding before the next tensor."""
-        block_weights, block_bytes = GGML_QUANT_SIZES[self.type]
-        return math.prod(self.shape) // block_weights * block_bytes
 
 
 def check_gguf_destination(destination: str | os.PathLike[str], force: bool) -> Path:
@@ -221,7 +93,7 @@ def export_gguf(
     check_expressible(spec)
     if tokenizer:
         check_side_files(store)
-    tensors = _tensors(store, spec)
+    tensors = file_tensors(store, spec)
     divisors = frequency_divisors(spec)
     partial = path.with_name(path.name + ".partial")
     try:
@@ -256,56 +128,6 @@ def export_gguf(
     return path
 
 
-def _tensors(store: Store, spec: ModelSpec) -> dict[str, _Tensor]:
-    """The tensors of the file by name, in order. Raises StoreError for a tensor that the format cannot hold."""
-    architecture = ARCHITECTURES[spec.family]
-    family = FAMILY[architecture]
-    interleaved, names = architecture in INTERLEAVED, _NAMES | _OTHER_NAMES.get(architecture, {})
-    head_dim = attention_and_ffn(spec)[0].head_dim if interleaved else None
-    shapes = spec.tensors()
-    tensors: dict[str, _Tensor] = {}
-    for name, place in tensor_places(store.manifest, shapes).items():
-        layer, _, own = name.removeprefix("layers.").partition(".") if name.startswith("layers.") else ("", "", name)
-        expert = expert_of(name)
-        stem = (f"experts.{expert[2]}" if expert else own).removesuffix("_bias")
-        suffix = "bias" if own.endswith("_bias") else "scale" if own in _SCALES else "weight"
-        if place.format and place.format.quantised and place.columns % GROUP_COLUMNS:
-            raise StoreError(
-                f"{name}: expected a multiple of {GROUP_COLUMNS} columns, as blocks of a GGUF need,"
-                f" found {place.columns}.",
-                "Convert the checkpoint again with this part in f16 or f32.",
-            )
-        whole = f"{TENSOR_NAMES[names[stem]]}.{suffix}" if own not in _WHOLE_NAMES else _WHOLE_NAMES[own]
-        if (architecture, own) in _WITHOUT_SUFFIX:
-            whole = TENSOR_NAMES[names[stem]]
-        target = whole.format(bid=layer)
-        kind = GGMLQuantizationType[TYPE_NAMES[place.format.name] if place.format else "F32"]
-        dimensions = 1 if stem == "shared_gate" else len(shapes[name])
-        rotated = head_dim if stem in ("query", "key") else None
-        orders = LinearOrders({}, {}, {})
-        if layer and family.linear_layers:
-            orders = linear_orders(spec.layers[int(layer)].blocks[0].body, family.heads_in_turn)
-        turns = orders.turns.get(own)
-        blocks_of_columns = turns is not None and turns.columns and place.format and place.format.quantised
-        if turns is not None and blocks_of_columns and turns.width % GROUP_COLUMNS:
-            raise StoreError(
-                f"{name}: expected heads of a multiple of {GROUP_COLUMNS} values, whose blocks can be put in another"
-                f" order; found {turns.width}.",
-                "Convert the checkpoint again with this part in f16 or f32.",
-            )
-        rows = orders.channels.get(own, spec.hidden_size if stem == "conv_taps" else 0)
-        made = _Tensor(kind, dimensions, expert is not None, rotated, rows, orders.blocks.get(own, 0), turns)
-        tensor = tensors.setdefault(target, made)
-        if tensor.type != kind:
-            raise StoreError(
-                f"{name}: expected the format of the layer's other experts, as a GGUF holds them in one tensor;"
-                f" found {tensor.type.name} and {kind.name}.",
-                "Convert the checkpoint again with one format for all experts.",
-            )
-        tensor.places.append(place)
-    return tensors
-
-
 def _check_space(path: Path, needed: int) -> None:
     free = shutil.disk_usage(path.parent).free
     if needed > free:
@@ -329,7 +151,7 @@ def _write_metadata(writer: GGUFWriter, store: Store, spec: ModelSpec, name: str
         write_no_tokenizer(writer)
 
 
-def _write_header(writer: GGUFWriter, tensors: dict[str, _Tensor], divisors: npt.NDArray[np.float32] | None) -> None:
+def _write_header(writer: GGUFWriter, tensors: dict[str, FileTensor], divisors: npt.NDArray[np.float32] | None) -> None:
     float32 = np.dtype(np.float32)
     if divisors is not None:
         name = TENSOR_NAMES[MODEL_TENSOR.ROPE_FREQS] + ".weight"
@@ -350,7 +172,7 @@ def _write_divisors(partial: Path, divisors: npt.NDArray[np.float32] | None) -> 
             file.write(divisors.tobytes())
 
 
-def _troubles_on_the_way_back(partial: Path, spec: ModelSpec, tensors: dict[str, _Tensor]) -> Iterator[str]:
+def _troubles_on_the_way_back(partial: Path, spec: ModelSpec, tensors: dict[str, FileTensor]) -> Iterator[str]:
     """Yield a sentence for each reason why the file cannot be converted back; called before the weights are written."""
     written = partial.stat().st_size
     room = sum(tensor.bytes + ALIGNMENT_BYTES for tensor in tensors.values())
@@ -369,7 +191,7 @@ def _troubles_on_the_way_back(partial: Path, spec: ModelSpec, tensors: dict[str,
 def _write_weights(
     partial: Path,
     store: Store,
-    tensors: dict[str, _Tensor],
+    tensors: dict[str, FileTensor],
     progress: Callable[[int, int], None] | None,
 ) -> None:
     """Append the tensors in the order of the header, each at its alignment, and make the file durable."""
@@ -400,7 +222,7 @@ def _write_weights(
             os.close(descriptor)
 
 
-def _file_rows(descriptors: dict[str, int], store: Store, tensor: _Tensor) -> Iterator[Rows]:
+def _file_rows(descriptors: dict[str, int], store: Store, tensor: FileTensor) -> Iterator[Rows]:
     """Yield the rows of a tensor in the order of the file, a slice at a time."""
     if tensor.block:
         for start in range(0, tensor.places[0].rows, tensor.block):
@@ -420,10 +242,6 @@ def _file_rows(descriptors: dict[str, int], store: Store, tensor: _Tensor) -> It
             if tensor.head_dim:
                 rows = take_rows(rows, pairs_order(start, stop, tensor.head_dim) - start)
             yield rows if turns is None else take_columns(rows, turns.places(0, place.columns))
-
-
-def _as_blocks(rows: Rows) -> Blocks:
-    return rows if isinstance(rows, Blocks) else Blocks(FORMATS["f32"], rows.reshape(1, -1))
 
 
 def _read_rows(descriptor: int, store: Store, place: Place, start: int, stop: int) -> Rows:

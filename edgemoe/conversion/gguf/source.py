@@ -17,10 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.architectures import SourceSlice, model_spec
-from edgemoe.conversion.gguf.config import Metadata, checkpoint_config
+from edgemoe.conversion.gguf.config import checkpoint_config
+from edgemoe.conversion.gguf.families import FAMILIES
 from edgemoe.conversion.gguf.file import CHECK_THE_FILE, GgufFile, GgufTensor, read_gguf
+from edgemoe.conversion.gguf.keys import Metadata
 from edgemoe.conversion.gguf.linear import Turns
-from edgemoe.conversion.gguf.names import FAMILIES, TensorView, checkpoint_tensors, halves_order
+from edgemoe.conversion.gguf.names import TensorView, checkpoint_tensors, halves_order
 from edgemoe.conversion.gguf.tokenizer import notices, side_files
 from edgemoe.conversion.sampling import sample_sha256
 from edgemoe.conversion.source import TensorInfo, join_rows, take_columns, take_rows

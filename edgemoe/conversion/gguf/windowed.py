@@ -8,32 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from edgemoe.conversion.gguf.file import GgufTensor
+from edgemoe.conversion.gguf.keys import SIGMOID, Metadata
 from edgemoe.conversion.gguf.names import ROPE_FACTORS, TAKE_ANOTHER
 from edgemoe.errors import SourceError
 
 STANDING = 1e29
 """A divisor of a frequency from which on a pair does not turn; llama.cpp's converter writes 1e30."""
-_SIGMOID = 2
-"""The gating function by which each expert is weighed by itself."""
 
 
-class Keys(Protocol):
-    """The metadata of one model, as `config.Metadata` reads it: every method raises SourceError or returns one."""
-
-    def value(self, key: str, default: Any = None) -> Any:
-        """The value of a key."""
-
-    def count(self, key: str, default: int | None = None, minimum: int = 1) -> int:
-        """A whole number."""
-
-    def wrong(self, key: str, expected: str, found: Any) -> SourceError:
-        """The error about a value."""
-
-
-def _afmoe(metadata: Keys, tensors: Mapping[str, GgufTensor], config: Mapping[str, Any]) -> dict[str, Any]:
+def _afmoe(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mapping[str, Any]) -> dict[str, Any]:
     """Trinity: every fourth layer sees the whole context; the embedding is always scaled."""
     _refuse_rules(metadata, config, "llama3")
     _require_sigmoid(metadata)
@@ -48,7 +34,7 @@ def _afmoe(metadata: Keys, tensors: Mapping[str, GgufTensor], config: Mapping[st
     }
 
 
-def _exaone(metadata: Keys, tensors: Mapping[str, GgufTensor], config: Mapping[str, Any]) -> dict[str, Any]:
+def _exaone(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mapping[str, Any]) -> dict[str, Any]:
     """K-EXAONE: every fourth layer sees the whole context, unless the file lists them."""
     _require_sigmoid(metadata)
     return _experts(metadata) | {
@@ -63,7 +49,7 @@ def _exaone(metadata: Keys, tensors: Mapping[str, GgufTensor], config: Mapping[s
     }
 
 
-def _mellum(metadata: Keys, tensors: Mapping[str, GgufTensor], config: Mapping[str, Any]) -> dict[str, Any]:
+def _mellum(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mapping[str, Any]) -> dict[str, Any]:
     """Mellum 2: weights of experts are always normalised, and layers with a window have plain positions."""
     _require_normalised(metadata, default=True)
     window = metadata.value("attention.sliding_window", 0)
@@ -71,7 +57,7 @@ def _mellum(metadata: Keys, tensors: Mapping[str, GgufTensor], config: Mapping[s
     return _experts(metadata) | _positions_by_type(metadata, config) | {"layer_types": types, "norm_topk_prob": True}
 
 
-def _laguna(metadata: Keys, tensors: Mapping[str, GgufTensor], config: Mapping[str, Any]) -> dict[str, Any]:
+def _laguna(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mapping[str, Any]) -> dict[str, Any]:
     """Laguna: the first of every four layers sees the whole context; the shape of a gate says what it is for."""
     _require_sigmoid(metadata, absent=True)
     _require_normalised(metadata, default=False)
@@ -90,7 +76,7 @@ def _laguna(metadata: Keys, tensors: Mapping[str, GgufTensor], config: Mapping[s
     }
 
 
-def _mimo(metadata: Keys, tensors: Mapping[str, GgufTensor], config: Mapping[str, Any]) -> dict[str, Any]:
+def _mimo(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mapping[str, Any]) -> dict[str, Any]:
     """MiMo-V2-Flash: key heads are listed by layer, and layers without a router are dense."""
     layers = config["num_hidden_layers"]
     metadata.value("leading_dense_block_count")  # the tensors say more
@@ -120,7 +106,7 @@ def _mimo(metadata: Keys, tensors: Mapping[str, GgufTensor], config: Mapping[str
     )
 
 
-def _gemma(metadata: Keys, tensors: Mapping[str, GgufTensor], config: Mapping[str, Any]) -> dict[str, Any]:
+def _gemma(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mapping[str, Any]) -> dict[str, Any]:
     """Gemma 4: heads of layers with a window have keys of their own, and layers whose values are keys no matrix."""
     layers, width = config["num_hidden_layers"], config["head_dim"]
     for key in ("attention.shared_kv_layers", "embedding_length_per_layer_input"):
@@ -178,7 +164,7 @@ def _turning(tensors: Mapping[str, GgufTensor], width: int) -> dict[str, Any]:
     return {"rope_type": "proportional", **partial}
 
 
-def _heads_by_type(metadata: Keys, types: Sequence[str]) -> tuple[int, int]:
+def _heads_by_type(metadata: Metadata, types: Sequence[str]) -> tuple[int, int]:
     """The number of key heads of layers without a window, and of those with one. Raises SourceError."""
     found = metadata.value("attention.head_count_kv")
     kv_heads = found if isinstance(found, list) else [found] * len(types)
@@ -191,7 +177,7 @@ def _heads_by_type(metadata: Keys, types: Sequence[str]) -> tuple[int, int]:
     return min(whole or within or {1}), min(within or whole or {1})
 
 
-WINDOWED: dict[str, Callable[[Keys, Mapping[str, GgufTensor], Mapping[str, Any]], dict[str, Any]]] = {
+WINDOWED: dict[str, Callable[[Metadata, Mapping[str, GgufTensor], Mapping[str, Any]], dict[str, Any]]] = {
     "afmoe": _afmoe,
     "exaone-moe": _exaone,
     "gemma4": _gemma,
@@ -202,7 +188,7 @@ WINDOWED: dict[str, Callable[[Keys, Mapping[str, GgufTensor], Mapping[str, Any]]
 """By the name of the architecture; the last argument is the config as far as it is the same for all."""
 
 
-def _experts(metadata: Keys, key: str = "num_experts") -> dict[str, Any]:
+def _experts(metadata: Metadata, key: str = "num_experts") -> dict[str, Any]:
     return {
         key: metadata.count("expert_count"),
         "moe_intermediate_size": metadata.count("expert_feed_forward_length"),
@@ -210,7 +196,7 @@ def _experts(metadata: Keys, key: str = "num_experts") -> dict[str, Any]:
     }
 
 
-def _shared_count(metadata: Keys) -> int:
+def _shared_count(metadata: Metadata) -> int:
     """How many shared experts there are, each as wide as a routed one."""
     count = metadata.count("expert_shared_count", 0, minimum=0)
     key, whole = "expert_shared_feed_forward_length", count * metadata.count("expert_feed_forward_length")
@@ -219,7 +205,7 @@ def _shared_count(metadata: Keys) -> int:
     return count
 
 
-def _types(metadata: Keys, layers: int, whole_first: bool) -> Sequence[str]:
+def _types(metadata: Metadata, layers: int, whole_first: bool) -> Sequence[str]:
     """The type of each layer: by a list, or by a number of layers of which the first or the last sees everything."""
     key = "attention.sliding_window_pattern"
     found = metadata.value(key, 4)
@@ -235,7 +221,7 @@ def _types(metadata: Keys, layers: int, whole_first: bool) -> Sequence[str]:
     return ["full_attention" if number % found == whole else "sliding_attention" for number in range(layers)]
 
 
-def _positions_by_type(metadata: Keys, config: Mapping[str, Any]) -> dict[str, Any]:
+def _positions_by_type(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
     """Positions for each type of layer: a rule stretches those of layers that see the whole context alone."""
     theta, head_dim = config["rope_theta"], config["head_dim"]
     whole = dict(config.get("rope_scaling") or {"rope_type": "default"})
@@ -255,7 +241,7 @@ def _positions_by_type(metadata: Keys, config: Mapping[str, Any]) -> dict[str, A
     return {"partial_rotary_factor": None, "rope_parameters": positions, "rope_scaling": None, "rope_theta": None}
 
 
-def _refuse_rules(metadata: Keys, config: Mapping[str, Any], *rules: str) -> None:
+def _refuse_rules(metadata: Metadata, config: Mapping[str, Any], *rules: str) -> None:
     """Refuse rules of positions that llama.cpp does not follow for this architecture."""
     rule = (config.get("rope_scaling") or {}).get("rope_type")
     if rule in rules:
@@ -268,12 +254,12 @@ def part_of(rotated: int, head_dim: int) -> float:
     return factor if int(head_dim * factor) == rotated else math.nextafter(factor, math.inf)
 
 
-def _require_sigmoid(metadata: Keys, absent: bool = False) -> None:
+def _require_sigmoid(metadata: Metadata, absent: bool = False) -> None:
     found = metadata.value("expert_gating_func", 0)
-    if found != _SIGMOID and not (absent and not found):
-        raise metadata.wrong("expert_gating_func", f"{_SIGMOID} (sigmoid)", found)
+    if found != SIGMOID and not (absent and not found):
+        raise metadata.wrong("expert_gating_func", f"{SIGMOID} (sigmoid)", found)
 
 
-def _require_normalised(metadata: Keys, default: bool) -> None:
+def _require_normalised(metadata: Metadata, default: bool) -> None:
     if metadata.value("expert_weights_norm", default) is not True:
         raise metadata.wrong("expert_weights_norm", "true", metadata.value("expert_weights_norm", default))

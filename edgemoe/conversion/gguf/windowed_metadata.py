@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from edgemoe.conversion.gguf.layers import attention_of
 from edgemoe.conversion.gguf.package import ExpertGatingFuncType, GGUFWriter, RopeScalingType
 from edgemoe.model.blocks import Attention, GatedFfn, Moe
 from edgemoe.model.rope import RopeSpec
@@ -61,11 +62,6 @@ def _write_gemma(writer: GGUFWriter, spec: ModelSpec) -> None:
     writer.add_embedding_length_per_layer_input(0)
     if spec.logit_cap:
         writer.add_final_logit_softcapping(spec.logit_cap)
-
-
-def attention_of(spec: ModelSpec) -> list[Attention]:
-    """The attention of every layer."""
-    return [block.body for layer in spec.layers for block in layer.blocks if isinstance(block.body, Attention)]
 
 
 def _one_or_all(counts: Sequence[int]) -> int | list[int]:

@@ -20,7 +20,7 @@ from edgemoe.conversion import places
 from edgemoe.conversion.forecast import forecast_store
 from edgemoe.conversion.gguf import export as gguf_export
 from edgemoe.conversion.gguf.export import export_gguf
-from edgemoe.conversion.gguf.metadata import check_expressible
+from edgemoe.conversion.gguf.expressible import check_expressible
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.conversion.synthetic import synthesise
 from edgemoe.errors import StoreError, UsageError

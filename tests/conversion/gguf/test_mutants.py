@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from edgemoe.conversion.gguf.export import _NAMES
+from edgemoe.conversion.gguf.file_tensors import NAMES
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.model.description import store_spec
 from edgemoe.store.reader import Store
@@ -81,7 +81,7 @@ def is_what_the_bytes_describe(store: Store, path: Path) -> bool:
             expected = rows[int(expert)]
             expected = {"gate": expected[:32], "up": expected[32:], "down": expected}[matrix]
         else:
-            expected = found[gguf.TENSOR_NAMES[_NAMES[own]].format(bid=0) + ".weight"]
+            expected = found[gguf.TENSOR_NAMES[NAMES[own]].format(bid=0) + ".weight"]
         if not np.array_equal(values, expected.reshape(values.shape), equal_nan=True):
             return False
     spec = store_spec(store)
