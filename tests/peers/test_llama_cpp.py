@@ -163,8 +163,9 @@ def test_golden_models_in_floats(name: str, tmp_path: Path) -> None:
     _, divergence = agreement(edgemoe_logits(store, token_ids), theirs)
     _, from_golden = agreement(golden["logits"], theirs[golden["positions"]])
     print(f"{name}: mean KL {divergence:.2g}, from the golden logits {from_golden:.2g}")
-    assert divergence < 1e-6
-    assert from_golden < 1e-6
+    largest = 1e-5 if name.startswith("gemma4") else 1e-6  # of GELU llama.cpp has a table in float16
+    assert divergence < largest
+    assert from_golden < largest
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -182,7 +183,8 @@ def test_plain_models_in_floats(name: str, tmp_path: Path) -> None:
     ours, theirs = edgemoe_logits(store, token_ids), llama_cpp_logits(as_gguf(store), token_ids, "F32")
     apart = np.linalg.norm(ours - theirs, axis=1) / np.linalg.norm(ours, axis=1)
     print(f"{name}: relative error {apart.max():.2g}, mean KL {agreement(ours, theirs)[1]:.2g}")
-    assert apart.max() < 1e-5
+    # llama.cpp brings keys of recurrent layers to unit length without an epsilon, which tells with narrow heads.
+    assert apart.max() < (1e-3 if name.startswith(("qwen3_next", "qwen3_5_moe")) else 1e-5)
 
 
 @pytest.mark.parametrize("rule", sorted(WORD_RULES))
