@@ -728,10 +728,17 @@ def test_positions_that_are_refused(keys, words):
 # What is refused
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "Mixtral", 7, ["mixtral"], {}])
-def test_an_unknown_family_is_told_which_are_known(model_type):
+@pytest.mark.parametrize(
+    ("model_type", "nearest"),
+    [("Mixtral", "mixtral"), ("qwen3_5", "qwen3_5_moe"), ("gemma4_vision", "gemma4"), (7, None), (["mixtral"], None)],
+)
+def test_an_unknown_family_is_told_the_nearest(model_type, nearest):
     message = refusal(MIXTRAL_8X7B | {"model_type": model_type})
-    assert all(family in message for family in FAMILIES)
+    _, _, told = message.partition(f"the nearest of the {len(FAMILIES)} that it runs are ")
+    families = told.partition(".")[0].split(", ")
+    assert len(families) == 5
+    assert set(families) <= FAMILIES.keys()
+    assert nearest in (None, families[0])
 
 
 def test_what_is_no_config_at_all():
