@@ -60,7 +60,7 @@ def read(reader: ConfigReader) -> ModelSpec:
     for name in ("n_group", "topk_group", "num_expert_groups", "num_limited_groups"):
         reader.require(name, 1)
     for name in ("load_balance_coeff", "use_grouped_mm"):  # of training, and of another program
-        reader.value(name)
+        reader.skip(name)
     router = RouterSpec(
         normalise=True,
         score="sigmoid",

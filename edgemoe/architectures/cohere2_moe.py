@@ -53,7 +53,7 @@ _OF_OTHER_PROGRAMS = (
 def read(reader: ConfigReader) -> ModelSpec:
     """The model that a config describes. Raises SourceError."""
     rms = reader.value("rms_norm_eps") is not None
-    reader.value("layer_norm_eps")
+    reader.skip("layer_norm_eps")
     frame = read_frame(
         reader,
         "cohere2_moe",
@@ -66,10 +66,10 @@ def read(reader: ConfigReader) -> ModelSpec:
     for name, only in _ONLY.items():
         reader.require(name, only)
     for name in _OF_OTHER_PROGRAMS:
-        reader.value(name)
+        reader.skip(name)
     parameters = reader.value("rope_parameters")
     if isinstance(parameters, Mapping) and parameters.get("rope_theta") is not None:
-        reader.value("rope_theta")  # the class of transformers saves its default here, and reads the other
+        reader.skip("rope_theta")  # the class of transformers saves its default here, and reads the other
         theta_key = ""
     else:
         theta_key = "rope_theta"

@@ -69,14 +69,14 @@ def read(reader: ConfigReader) -> ModelSpec:
     layers = read_windowed_layers(reader, types, of_type, moe, dense, _dense_layers(reader, count))
     # The layers that predict further tokens are left out (`table.unused_tensors`), and what the config says of them.
     for name in ("num_nextn_predict_layers", "num_mtp_layers", "mtp_loss_scaling_factor", "mtp_share_layers"):
-        reader.value(name)
+        reader.skip(name)
     return replace(frame, layers=layers)
 
 
 def _default_types(reader: ConfigReader, windowed: bool) -> Sequence[str]:
-    """The types of layers in turn, for a config that does not list them: the last of so many sees all tokens."""
+    """The types of layers in turn, for a config that does not list them: the last of each turn sees all tokens."""
     if reader.sequence("layer_types") or not windowed:
-        reader.value("sliding_window_pattern")
+        reader.skip("sliding_window_pattern")
         return ("full_attention",)
     every = reader.integer("sliding_window_pattern", maximum=LARGEST_LAYERS, default=4)
     return ["sliding_attention"] * (every - 1) + ["full_attention"]
@@ -86,11 +86,11 @@ def _dense_layers(reader: ConfigReader, count: int) -> Collection[int]:
     """The dense layers: by `mlp_layer_types`, by `is_moe_layer` of older files, else the leading ones."""
     flags = reader.sequence("is_moe_layer")
     if reader.sequence("mlp_layer_types"):
-        reader.value("first_k_dense_replace")
+        reader.skip("first_k_dense_replace")
         return read_ffn_types(reader, count)
     if not flags:
         return leading_dense_layers(reader, count, default=1)
     if len(flags) != count or not all(isinstance(flag, bool) for flag in flags):
         raise SourceError(f"config.json: is_moe_layer lists {len(flags)} values; expected {count} flags.", DAMAGED)
-    reader.value("first_k_dense_replace")
+    reader.skip("first_k_dense_replace")
     return {number for number, flag in enumerate(flags) if not flag}

@@ -63,7 +63,7 @@ def _check_own_code(reader: ConfigReader, name: str) -> None:
 def _refuse_sliding_window(reader: ConfigReader, max_positions: int) -> None:
     """Refuse a window shorter than the context; one that is off, or at least as long as the context, has no effect."""
     window = reader.value("sliding_window")
-    reader.value("max_window_layers")  # selects the layers that a window would apply to
+    reader.skip("max_window_layers")  # selects the layers that a window would apply to
     switched_off = not reader.flag("use_sliding_window", window is not None)
     if window is None or switched_off:
         return
@@ -94,7 +94,7 @@ def read_layer_types(reader: ConfigReader, count: int, default_types: Sequence[s
 def read_window(reader: ConfigReader, types: Collection[str], default: int | None = None) -> int:
     """The window of the layers that have one among layers of these types; 0 without any. Raises SourceError."""
     if "sliding_attention" not in types:
-        reader.value("sliding_window")
+        reader.skip("sliding_window")
         return 0
     return reader.integer("sliding_window", maximum=limits.LARGEST_POSITIONS, default=default)
 

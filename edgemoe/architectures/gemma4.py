@@ -146,9 +146,9 @@ def _read_left_out(reader: ConfigReader, text: ConfigReader, frame: ModelSpec) -
     for name in ("boi", "eoi", "image", "video", "boa", "eoa", "audio"):
         reader.value(f"{name}_token_id")
     for name in ("eoa_token_index", "vision_soft_tokens_per_image"):
-        reader.value(name)
-    text.value("vocab_size_per_layer_input")
-    text.value("use_double_wide_mlp")  # of layers that share keys and values
+        reader.skip(name)
+    text.skip("vocab_size_per_layer_input")
+    text.skip("use_double_wide_mlp")  # of layers that share keys and values
     if reader.flag("tie_word_embeddings", True) != frame.tied_embeddings:
         raise SourceError(
             f"config.json: tie_word_embeddings differs from that in text_config, {show(frame.tied_embeddings)};"

@@ -56,7 +56,7 @@ def read(reader: ConfigReader) -> ModelSpec:
     dense_layers = _dense_layers(reader, count)
     ffns: list[Body] = [dense if number in dense_layers else moe for number in range(count)]
     for name in ("attention_chunk_size", "hybrid_block_size"):  # nothing reads them
-        reader.value(name)
+        reader.skip(name)
     # The layers that predict further tokens are left out (see `table.unused_tensors`), however many there are.
     reader.integer("num_nextn_predict_layers", minimum=0, maximum=LARGEST_LAYERS, default=0)
     return replace(frame, layers=pair_layers([of_type[kind] for kind in types], ffns))

@@ -39,9 +39,9 @@ def read(reader: ConfigReader) -> ModelSpec:
 
 def _read_left_out(reader: ConfigReader, text: ConfigReader) -> None:
     """Read what the config says of parts that are left out: the vision tower, and the layer for further tokens."""
-    reader.value("vision_config")
+    reader.skip("vision_config")
     for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
-        reader.value(name)
-    reader.value("language_model_only")
+        reader.skip(name)
+    reader.skip("language_model_only")
     text.integer("mtp_num_hidden_layers", minimum=0, maximum=LARGEST_LAYERS, default=0)
     text.flag("mtp_use_dedicated_embeddings", False)
