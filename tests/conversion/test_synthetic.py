@@ -19,6 +19,7 @@ from edgemoe.conversion.synthetic import SyntheticSource, synthesise
 from edgemoe.errors import StoreError, UsageError
 from edgemoe.kernels.file_rows import Rows
 from edgemoe.kernels.formats import FORMATS, Blocks, dequantise
+from edgemoe.model.description import store_spec
 from edgemoe.store.reader import Store
 from edgemoe.store.verification import verify_store
 from tests.architectures import published
@@ -174,6 +175,18 @@ def test_token_ids_in_token_ids_out_without_a_tokenizer(tiny: Path) -> None:
         for ask in (lambda: model.encode("Hi"), lambda: model.encode_chat("Hi"), lambda: model.decode([1]), model.chat):
             with pytest.raises(StoreError, match="this model has no tokenizer"):
                 ask()
+
+
+def test_the_first_layers_are_those_of_the_whole_shape(tiny: Path, tmp_path: Path) -> None:
+    part = store_spec(Store.open(synthesise("tiny", tmp_path / "part", layers=2)))
+    assert part.layers == store_spec(Store.open(tiny)).layers[:2]
+    assert (
+        model_spec(SyntheticSource("lfm2-8b-a1b", 0, "q4", "q8", 7).config).layers
+        == (model_spec(SHAPES["lfm2-8b-a1b"]).layers[:7])
+    )
+    for layers in (0, 5):
+        with pytest.raises(UsageError, match=rf"`layers={layers}`: expected 1 to 4, the layers of tiny"):
+            SyntheticSource("tiny", 0, "q4", "q8", layers)
 
 
 def test_unknown_shapes_and_formats_are_refused(tmp_path: Path) -> None:
