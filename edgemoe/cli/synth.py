@@ -38,6 +38,15 @@ def synth(
             "--dense", metavar="FORMAT", help="Format of the dense weights, which every token reads.", show_default="q8"
         ),
     ] = None,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            "--head",
+            metavar="FORMAT",
+            help="Format of the head, and of the embedding where both are one.",
+            show_default="as --dense",
+        ),
+    ] = None,
     force: Annotated[
         bool,
         typer.Option(
@@ -68,6 +77,7 @@ def synth(
                 seed=seed,
                 experts=experts,
                 dense=dense,
+                head=head,
                 force=force,
                 progress=Report(bar, "making").conversion,
             )
