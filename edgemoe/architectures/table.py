@@ -384,7 +384,7 @@ def _block_slices(row: Row, source: str, layer: int, sizes: Mapping[str, int]) -
 
 def _sizes(spec: ModelSpec, layer: LayerSpec | None) -> dict[str, int]:
     """The values of the symbols used in shapes, for the whole model or for a layer."""
-    sizes = {"one": 1, "model": spec.hidden_size, "vocabulary": spec.vocab_size}
+    sizes = {"one": 1, "model": spec.hidden_size, "expert_model": spec.hidden_size, "vocabulary": spec.vocab_size}
     if layer is None:
         return sizes
     return sizes | layer.sizes()

@@ -15,7 +15,7 @@ DEFAULT_DENSE = "q8"
 KEEP = "keep"
 """In place of a format: each matrix gets the smallest one that holds its weights exactly."""
 
-_EXACT = ("router", "shared_gate", "delta_strength", "delta_decay")
+_EXACT = ("router", "shared_gate", "delta_strength", "delta_decay", "mamba_step")
 """Small matrices whose outputs decide the routing, the gating, or how fast a state is forgotten; they stay float32."""
 
 _EXPERT = re.compile(r"layers\.(\d+)\.experts\.(\d+)\.((?:gate|up|down)(?:_bias)?)")
@@ -23,6 +23,8 @@ _CLASSES = {
     **dict.fromkeys(("query", "key", "value", "output_gate", "output"), "attention"),
     **dict.fromkeys(("conv_in", "conv_out"), "convolution"),
     **dict.fromkeys(("delta_in", "delta_gate", "delta_strength", "delta_decay", "delta_out"), "delta"),
+    **dict.fromkeys(("mamba_gate", "mamba_in", "mamba_step", "mamba_out"), "mamba"),
+    **dict.fromkeys(("latent_in", "latent_out"), "latent"),
     **dict.fromkeys(("ffn", "dense"), "ffn"),
 }
 

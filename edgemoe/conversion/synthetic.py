@@ -157,7 +157,7 @@ def _deviation(spec: ModelSpec, name: str, columns: int) -> float:
     """The standard deviation of a matrix's weights; see the module's docstring."""
     if name == "embedding":
         return 1 / spec.embedding_scale
-    if name.endswith((".output", ".conv_out", ".delta_out", ".down")):
+    if name.endswith((".output", ".conv_out", ".delta_out", ".mamba_out", ".latent_out", ".down")):
         return 1 / (spec.residual_scale * math.sqrt(2 * len(spec.layers) * columns))
     return 1 / math.sqrt(columns)
 

@@ -105,7 +105,12 @@ def build_graph(spec: ModelSpec, options: BuildOptions = PLAIN) -> Graph:
         *before, last = layer.groups()
         for group in (*before, last):
             build.staged = group is last
-            _add_group(build, number, group, spec.residual_scale)
+            start: Stage = "attend"
+            if group is last and layer.routed is None and build.guess_next is not None:
+                # Nothing else of such a layer is staged: what it reads ahead for the next one arrives meanwhile.
+                build.guess_next_routing()
+                start = "beside"
+            _add_group(build, number, group, spec.residual_scale, start)
         layers.append(build.section())
     head = builder()
     with head.doing("head"):
@@ -118,20 +123,23 @@ def build_graph(spec: ModelSpec, options: BuildOptions = PLAIN) -> Graph:
     return Graph(spec, *inputs, residual, head_input, logits, *sections, lasting=tuple(shared.values()))
 
 
-def _add_group(build: Builder, layer: int, blocks: Sequence[Block], scale: float) -> None:
-    """Add a block and those that are parallel to it: all read the stream before any result joins it."""
+def _add_group(build: Builder, layer: int, blocks: Sequence[Block], scale: float, start: Stage) -> None:
+    """Add a block and those that are parallel to it: all read the stream before any result joins it.
+
+    `start` is the stage of what bodies do not put into a stage themselves.
+    """
     sources: list[op.Floats] = []
     for block in blocks:
-        with build.at(layer, block.prefix), build.doing(block.body.norm_part, "attend"):
+        with build.at(layer, block.prefix), build.doing(block.body.norm_part, start):
             if block.input_norm:
                 sources.append(_normed(build, block, build.residual, build.rows("normed", build.hidden_size)))
             else:
                 sources.append(sources[-1] if block.parallel else build.residual)
     summed = blocks[-1].sum_norm
     waiting: list[op.Floats] = []
-    latest: Stage = "attend"
+    latest = start
     for block, source in zip(blocks, sources, strict=True):
-        with build.at(layer, block.prefix), build.doing(block.body.norm_part, "attend"):
+        with build.at(layer, block.prefix), build.doing(block.body.norm_part, start):
             # A body adds its result to the stream itself, unless something happens to the result before: then the body
             # writes it to rows of its own, and `_join` brings it into the stream.
             joins = block.post_norm or block.residual is not None or summed

@@ -15,6 +15,7 @@ from edgemoe.kernels.reference.layers import (
     mix,
     rms_norm,
     rope,
+    selective_scan,
     short_conv,
     soft_cap,
 )
@@ -39,6 +40,7 @@ class ReferenceBackend(StepwiseBackend):
     soft_cap = staticmethod(soft_cap)
     short_conv = staticmethod(short_conv)
     delta_rule = staticmethod(delta_rule)
+    selective_scan = staticmethod(selective_scan)
     route = staticmethod(route)
     gated_ffn = staticmethod(gated_ffn)
     plain_ffn = staticmethod(plain_ffn)
