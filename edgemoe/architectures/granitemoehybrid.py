@@ -39,6 +39,7 @@ TENSORS = (
 def read(reader: ConfigReader) -> ModelSpec:
     """The model that a config describes. Raises SourceError."""
     frame, attention = granitemoe.read_granite_frame(reader, "granitemoehybrid", LAYER_TYPES)
+    reader.require("normalization_function", "rmsnorm")
     reader.require("position_embedding_type", "rope", "nope", "none")
     if reader.value("position_embedding_type") != "rope":
         attention = replace(attention, rope=None)

@@ -243,7 +243,10 @@ def resolve_tensors(
             for source, slices, _ in _expand(row, spec)
             if missing[0] in slices and slices.keys() <= wanted.keys()
         ]
-        first = next((source for row, source in places if row in layout), places[0][1])
+        roots = {name.partition(".")[0] for name in used}
+        alike = [source for row, source in places if row in layout]
+        alike += [source for _, source in places if source.partition(".")[0] in roots]
+        first = next(iter(alike), places[0][1])
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         instead = instead_of(first, shapes.keys() - used, unlisted)
         if instead is not None:

@@ -48,6 +48,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("qwen3-30b-a3b", published.QWEN3_30B_A3B),
         ("glm-4.5-air", published.GLM_45_AIR),
         ("lfm2-8b-a1b", published.LFM2_8B_A1B),
+        ("nemotron-3-nano", published.NEMOTRON_3_NANO),
         ("mixtral-8x7b", published.MIXTRAL_8X7B),
         ("granite-3b-a800m", published.GRANITE_3B_A800M),
     ],
@@ -147,6 +148,7 @@ def test_tokens_are_routed_to_all_experts_about_evenly(tiny: Path) -> None:
                 "olmoe-1b-7b",
                 "glm-4.5-air",
                 "lfm2-8b-a1b",
+                "nemotron-3-nano",
                 "gpt-oss-20b",
                 "mixtral-8x7b",
                 "granite-3b-a800m",
@@ -158,6 +160,7 @@ def test_routing_spreads_in_the_deepest_layer_too(shape: str, tmp_path: Path, mo
     """Narrow models of the real depth, for each has its own attention, and depth is what makes tokens alike."""
     narrow = {"hidden_size": 128, "vocab_size": 1024, "num_attention_heads": 4, "num_experts_per_tok": 2}
     narrow |= {"num_key_value_heads": 4, "head_dim": 32, "intermediate_size": 32, "moe_intermediate_size": 32}
+    narrow |= {"mamba_num_heads": 4, "mamba_head_dim": 32, "n_groups": 2, "moe_shared_expert_intermediate_size": 32}
     keys = SHAPES[shape].keys()
     narrow |= {key: 8 for key in ("num_experts", "num_local_experts", "n_routed_experts") if key in keys}
     config = {**SHAPES[shape], **{key: value for key, value in narrow.items() if key in keys}}

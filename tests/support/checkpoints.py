@@ -74,6 +74,29 @@ SMALL_QWEN: dict[str, Any] = {
 }
 """Four layers of 10 experts; three have Gated DeltaNet in the place of attention, whose output has a gate."""
 
+SMALL_NEMOTRON: dict[str, Any] = {
+    "model_type": "nemotron_h",
+    "hidden_size": 72,
+    "layers_block_type": ["linear_attention", "moe", "linear_attention", "full_attention", "moe", "mlp"],
+    "head_dim": 16,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "intermediate_size": 40,
+    "n_routed_experts": 10,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 40,
+    "moe_latent_size": 48,
+    "moe_shared_expert_intermediate_size": 24,
+    "mamba_num_heads": 6,
+    "mamba_head_dim": 20,
+    "n_groups": 2,
+    "ssm_state_size": 12,
+    "vocab_size": 193,
+    "max_position_embeddings": 512,
+    "layer_norm_epsilon": 1e-5,
+}
+"""Layers of one block each: two of Mamba-2, two of 10 experts on latent rows, one of attention, an FFN without a gate."""
+
 ELEMENT_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
 _ROWS_AT_ONCE = 1 << 20
 

@@ -7,7 +7,7 @@ which records arrive can show in the result.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from edgemoe.kernels import expert_operations as ex
@@ -16,6 +16,7 @@ from edgemoe.model.blocks.body import RoutedExperts, Shapes, check_activation, f
 from edgemoe.model.blocks.routers import RouterSpec
 from edgemoe.model.builder import Builder
 from edgemoe.model.graph import GUESSED_ROWS, Part, RoutingValues
+from edgemoe.model.plain import ZERO_ALLOWED
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Moe:
     """Whether gate, up and down of each routed expert have biases."""
     scale: float = 1.0
     """Factor of the sum of routed and shared experts (Cohere halves it)."""
-    latent: int = 0
+    latent: int = field(default=0, metadata=ZERO_ALLOWED)
     """The width of the rows that routed experts read and write, between two matrices of their own: `latent_out (sum of
     experts (latent_in x))` (Nemotron 3). 0: they read the block's rows."""
     experts_norm: bool = False
