@@ -8,13 +8,15 @@ from dataclasses import replace
 
 from edgemoe.architectures import granitemoe, granitemoeshared
 from edgemoe.architectures.config import DAMAGED, LARGEST_WIDTH, ConfigReader
-from edgemoe.architectures.frame import read_experts, read_layer_types, read_layer_count, pair_layers
-from edgemoe.architectures.mamba import LAYER_TYPES, newer_type, read_mamba2
-from edgemoe.architectures.table import layer_rows
+from edgemoe.architectures.frame import pair_layers, read_experts, read_layer_count, read_layer_types
+from edgemoe.architectures.mamba import LAYER_TYPES, MAMBA_KEYS, newer_type, read_mamba2
+from edgemoe.architectures.table import DENSE_FFN, layer_rows
 from edgemoe.errors import SourceError
 from edgemoe.model.blocks import Body, GatedFfn, Mamba2, RouterSpec
 from edgemoe.model.spec import ModelSpec
 
+_MAMBA_KEYS = ("mamba_n_heads", "mamba_n_groups", "mamba_d_state", "mamba_d_head", "mamba_d_conv", "mamba_expand")
+"""Keys that models without Mamba layers have too."""
 RATE = "mamba.rate"
 """The name of rates in place of `mamba.A_log`, which only GGUF files have."""
 TENSORS = (
@@ -32,6 +34,7 @@ TENSORS = (
         ("ffn.down", "shared_mlp.output_linear.weight", ("model", "ffn_width")),
         ("mamba_rate", RATE, ("mamba_heads",)),
     )
+    + DENSE_FFN  # as GGUF files have the shared FFN of models without experts
     + (replace(layer_rows(("mamba_rate", "mamba.A_log", ("mamba_heads",)))[0], change="minus_exp"),)
 )
 
@@ -48,6 +51,8 @@ def read(reader: ConfigReader) -> ModelSpec:
     mixers: dict[str, Body] = {"full_attention": attention}
     if any(newer_type(kind) == "linear_attention" for kind in types):
         mixers["linear_attention"] = _read_mamba(reader, frame.hidden_size)
+    else:
+        reader.skip(*_MAMBA_KEYS, *MAMBA_KEYS)
     return replace(frame, layers=pair_layers([mixers[newer_type(kind)] for kind in types], [ffn] * len(types)))
 
 

@@ -12,6 +12,17 @@ from edgemoe.model.blocks import Mamba2
 
 _TYPES = {"mamba": "linear_attention", "attention": "full_attention"}
 """Words for types of layers in older files, each with the newer one."""
+MAMBA_KEYS = (
+    "mamba_chunk_size",
+    "mamba_conv_bias",
+    "mamba_hidden_act",
+    "mamba_proj_bias",
+    "time_step_limit",
+    "time_step_min",
+    "time_step_max",
+    "time_step_floor",
+)
+"""Keys of Mamba layers that change nothing in a model without any."""
 LAYER_TYPES = (*_TYPES, *_TYPES.values())
 
 

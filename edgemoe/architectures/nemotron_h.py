@@ -10,7 +10,7 @@ from dataclasses import replace
 from edgemoe.architectures import config as limits
 from edgemoe.architectures.config import DAMAGED, LARGEST_WIDTH, ConfigReader
 from edgemoe.architectures.frame import read_attention, read_experts, read_frame, read_sigmoid_router
-from edgemoe.architectures.mamba import LAYER_TYPES, newer_type, read_mamba2
+from edgemoe.architectures.mamba import LAYER_TYPES, MAMBA_KEYS, newer_type, read_mamba2
 from edgemoe.architectures.table import Row, rows
 from edgemoe.errors import SourceError
 from edgemoe.kernels.operations import RELU2
@@ -143,7 +143,10 @@ def _read_moe(reader: ConfigReader) -> Moe:
 def _skip_absent(reader: ConfigReader, bodies: Mapping[str, Body]) -> None:
     """Take note of the keys of kinds of layers that the model does not have, and of those that change nothing."""
     of_kinds = {
-        "linear_attention": ("mamba_num_heads", "mamba_head_dim", "n_groups", "ssm_state_size", "conv_kernel"),
+        "linear_attention": (
+            *("mamba_num_heads", "mamba_head_dim", "n_groups", "ssm_state_size", "conv_kernel", "use_conv_bias"),
+            *MAMBA_KEYS,
+        ),
         "full_attention": ("num_attention_heads", "num_key_value_heads", "head_dim", "rope_theta"),
         "mlp": ("intermediate_size",),
         "moe": (
@@ -159,4 +162,4 @@ def _skip_absent(reader: ConfigReader, bodies: Mapping[str, Body]) -> None:
     reader.skip("rope_theta", "rope_parameters", "rope_scaling", "partial_rotary_factor", "chunk_size", "expand")
     reader.skip("mamba_ssm_cache_dtype", "use_mamba_kernels", "num_logits_to_keep", "rescale_prenorm_residual")
     reader.skip("residual_in_fp32", "moe_shared_expert_overlap", "mtp_layers_block_type", "mtp_hybrid_override_pattern")
-    reader.skip("use_conv_bias", "mamba_hidden_act", "mamba_proj_bias", "num_nextn_predict_layers")
+    reader.skip("num_nextn_predict_layers")

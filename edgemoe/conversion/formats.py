@@ -15,7 +15,7 @@ DEFAULT_DENSE = "q8"
 KEEP = "keep"
 """In place of a format: each matrix gets the smallest one that holds its weights exactly."""
 
-_EXACT = ("router", "shared_gate", "delta_strength", "delta_decay", "mamba_step")
+_EXACT = ("router", "shared_gate", "delta_strength", "delta_decay")
 """Small matrices whose outputs decide the routing, the gating, or how fast a state is forgotten; they stay float32."""
 
 _EXPERT = re.compile(r"layers\.(\d+)\.experts\.(\d+)\.((?:gate|up|down)(?:_bias)?)")

@@ -670,7 +670,8 @@ CASES: dict[str, Case] = {
         layout="fused",
         legacy=True,
     ),
-    # Layers of one block each: Mamba-2 whose heads are wider than a panel, groups of experts, attention without positions.
+    # Layers of one block each: Mamba-2 whose heads are wider than a panel, groups of experts, attention without positions, a
+    # convolution without a bias.
     "nemotron_h": Case(
         "nemotron_h",
         40,
@@ -687,6 +688,7 @@ CASES: dict[str, Case] = {
             n_groups=3,
             ssm_state_size=12,
             chunk_size=8,
+            use_conv_bias=False,
             n_routed_experts=8,
             num_experts_per_tok=3,
             n_group=4,
@@ -696,7 +698,7 @@ CASES: dict[str, Case] = {
             routed_scaling_factor=2.5,
         ),
     ),
-    # Experts on latent rows, one group of heads, a convolution without a bias, weights that do not sum to one.
+    # Experts on latent rows, one group of heads, a shorter convolution, weights that do not sum to one.
     "nemotron_h_latent": Case(
         "nemotron_h",
         41,
@@ -712,7 +714,6 @@ CASES: dict[str, Case] = {
             n_groups=1,
             ssm_state_size=16,
             conv_kernel=3,
-            use_conv_bias=False,
             chunk_size=8,
             n_routed_experts=6,
             num_experts_per_tok=2,
