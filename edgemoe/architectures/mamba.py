@@ -61,10 +61,12 @@ def read_mamba2(
 def _refuse_time_limits(reader: ConfigReader) -> None:
     """Refuse limits of the step that could bind: of `softplus`, which is above 0, those from 0 to infinity do not.
 
-    `time_step_min` and `time_step_max` say where training began. transformers 5 holds the steps of prompts, not those of
-    single tokens, above `time_step_min` in Nemotron-H; the published code does neither.
+    `time_step_min` and `time_step_max` say where training began. In Nemotron-H transformers 5 holds the steps of prompts
+    above `time_step_min`, but not those of single tokens; the published code does neither.
     """
-    reader.skip("time_step_min", "time_step_max", "time_step_floor", "mamba_dt_min", "mamba_dt_max", "mamba_dt_init_floor")
+    reader.skip(
+        "time_step_min", "time_step_max", "time_step_floor", "mamba_dt_min", "mamba_dt_max", "mamba_dt_init_floor"
+    )
     for name in ("time_step_limit", "mamba_dt_limit"):
         limits = reader.sequence(name)
         if limits and not (len(limits) == 2 and limits[0] == 0 and _infinite(limits[1])):

@@ -125,9 +125,7 @@ def plan_manifest(
             up, down = (formats[f"layers.{number}.experts.{expert}.{part}"] for part in ("up", "down"))
             assert up is not None
             assert down is not None
-            experts[number].append(
-                packed_layout(width, routed.intermediate_size, up, down, routed.bias, routed.gated)
-            )
+            experts[number].append(packed_layout(width, routed.intermediate_size, up, down, routed.bias, routed.gated))
     return plan_store(spec.to_json(), list(dense.values()), experts, provenance)
 
 

@@ -17,9 +17,9 @@ Invariants:
 - The token in row `t` stands at position `positions[t]` of sequence `sequences[t]`, whose pages `pages[sequences[t]]`
   lists. The rows of a run belong to any sequences, in any order. The caller fills these three before each run.
 - Each token's result depends on other rows of the same run only through the state of its own sequence (its pages of
-  the KV cache, and its row of what `ShortConv`, `DeltaRule` and `SelectiveScan` keep, which is updated in the order of positions), so
-  neither the way a prompt is cut into runs, nor the company of other sequences, nor the number of threads changes a
-  single bit of an answer.
+  the KV cache, and its row of what `ShortConv`, `DeltaRule` and `SelectiveScan` keep, which is updated in the order
+  of positions), so neither the way a prompt is cut into runs, nor the company of other sequences, nor the number of
+  threads changes a single bit of an answer.
 """
 
 # Annotations are evaluated here, not left as text, so that the marks in them can be read quickly.
@@ -312,8 +312,7 @@ class Attention(Operation, code=5):
 
 
 GateFunction = Literal["sigmoid", "softplus", "silu"]
-"""The function that makes a factor of a gate's number `g`: `1 / (1 + exp(-g))`, `log(1 + exp(g))` or `g / (1 + exp(-g))`.
-"""
+"""The function that makes a gate's number `g` a factor: `1 / (1 + exp(-g))`, `log(1 + exp(g))` or `g / (1 + exp(-g))`."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -416,11 +415,11 @@ class DeltaRule(Operation, code=18):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SelectiveScan(Operation, code=24):
-    """The selective state space of Mamba-2: each head keeps a matrix `S (W, Wv)`, which a token decays and adds to.
+    """The selective state space of Mamba-2: each head keeps a matrix `S (W, Wv)` that a token decays and adds to.
 
     A row of `mixed` holds the inputs `x` of `H` heads of width `Wv`, and then `B` and `C` of `G` groups of width `W`;
-    head `h` has those of group `h // (H / G)`. With `dt = softplus(step + step_bias)` and `decay = exp(rate * dt)`, of a
-    rate below 0:
+    head `h` has those of group `h // (H / G)`. With `dt = softplus(step + step_bias)` and `decay = exp(rate * dt)`,
+    of a rate below 0:
 
         S = decay * S + B (dt * x)^T;  output = S^T C + skip * x
 

@@ -326,7 +326,7 @@ typedef struct em_plain_ffn {
     int32_t intermediate_size; /* F */
 } em_plain_ffn;
 
-/* The selective state space of Mamba-2: each head keeps a matrix S (W, Wv), which a token decays and adds to. */
+/* The selective state space of Mamba-2: each head keeps a matrix S (W, Wv) that a token decays and adds to. */
 typedef struct em_selective_scan {
     const float *mixed;       /* (T, M) */
     const float *step;        /* (T, H) */

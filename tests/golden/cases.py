@@ -670,8 +670,8 @@ CASES: dict[str, Case] = {
         layout="fused",
         legacy=True,
     ),
-    # Layers of one block each: Mamba-2 whose heads are wider than a panel, groups of experts, attention without positions, a
-    # convolution without a bias.
+    # Layers of one block each: Mamba-2 whose heads are wider than a panel, groups of experts, attention without
+    # positions, a convolution without a bias.
     "nemotron_h": Case(
         "nemotron_h",
         40,

@@ -165,7 +165,7 @@ def _scan_by_token(
     keys: torch.Tensor,
     queries: torch.Tensor,
     *,
-    D: torch.Tensor,  # noqa: N803 (the name in transformers)
+    D: torch.Tensor,
     dt_bias: torch.Tensor,
     initial_states: torch.Tensor | None,
     return_final_states: bool,

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgemoe.kernels import expert_operations as ex
 from edgemoe.errors import KernelError
+from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.operations import PAGE_TOKENS

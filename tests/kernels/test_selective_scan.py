@@ -1,4 +1,4 @@
-"""The selective scan of Mamba-2: every backend against its formula; the same bits on all instruction sets and in all cuts."""
+"""The selective scan of Mamba-2: every backend against its formula, and the same bits on all instruction sets."""
 
 from __future__ import annotations
 

@@ -10,7 +10,17 @@ import pytest
 
 from edgemoe.architectures import model_spec
 from edgemoe.kernels.operations import RELU, RELU2, SILU, Activation
-from edgemoe.model.blocks import Attention, GatedDelta, GatedFfn, Mamba2, Moe, PlainFfn, RouterSpec, SharedExpert, ShortConv
+from edgemoe.model.blocks import (
+    Attention,
+    GatedDelta,
+    GatedFfn,
+    Mamba2,
+    Moe,
+    PlainFfn,
+    RouterSpec,
+    SharedExpert,
+    ShortConv,
+)
 from edgemoe.model.first_form import current_form
 from edgemoe.model.rope import RopeSpec
 from edgemoe.model.spec import Block, LayerSpec, ModelSpec

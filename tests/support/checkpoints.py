@@ -95,7 +95,8 @@ SMALL_NEMOTRON: dict[str, Any] = {
     "max_position_embeddings": 512,
     "layer_norm_epsilon": 1e-5,
 }
-"""Layers of one block each: two of Mamba-2, two of 10 experts on latent rows, one of attention, an FFN without a gate."""
+"""Layers of one block each: two of Mamba-2, two of 10 experts on latent rows, one of attention, and an FFN
+without a gate."""
 
 ELEMENT_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
 _ROWS_AT_ONCE = 1 << 20

@@ -142,7 +142,11 @@ def _views(
         shape = tensor.shape[0], 1, tensor.shape[1]
         return {prefix + family.taps[1]: TensorView((tensor,), shape, elements=True)}
     if own in family.flat:
-        return {prefix + family.own_names[own]: TensorView((tensor,), (math.prod(tensor.shape),), elements=len(tensor.shape) > 1)}
+        return {
+            prefix + family.own_names[own]: TensorView(
+                (tensor,), (math.prod(tensor.shape),), elements=len(tensor.shape) > 1
+            )
+        }
     if own in family.own_names:
         return {prefix + family.own_names[own]: TensorView((tensor,), tensor.shape)}
     if own in _LAYER_NAMES:

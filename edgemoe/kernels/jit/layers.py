@@ -125,7 +125,14 @@ def delta_rule(
 
 @jit
 def selective_scan(
-    value: Floats, keys: Floats, queries: Floats, step: Floats, decay: Floats, skip: Floats, state: Floats, output: Floats
+    value: Floats,
+    keys: Floats,
+    queries: Floats,
+    step: Floats,
+    decay: Floats,
+    skip: Floats,
+    state: Floats,
+    output: Floats,
 ) -> None:
     """The rows of a segment, with the decay of each head; see `reference.selective_scan`."""
     tokens, heads, width = keys.shape

@@ -19,8 +19,9 @@ class Mamba2:
 
     A causal convolution over `length` tokens, each channel by itself, mixes what `in` holds one after the other: the
     inputs of `heads` heads of width `head_dim`, then `B` and `C` of `groups` groups of width `state_size`.
-    `op.SelectiveScan` has the recurrence. A sequence keeps the last inputs of the convolution and for each head a matrix
-    `(state_size, head_dim)`. Every token overwrites the matrices, so that a sequence goes back by snapshots alone.
+    `op.SelectiveScan` has the recurrence. A sequence keeps the last inputs of the convolution, and for each head a
+    matrix `(state_size, head_dim)`. Every token overwrites the matrices, so that a sequence goes back by snapshots
+    alone.
     """
 
     kind: ClassVar[str] = "mamba2"
