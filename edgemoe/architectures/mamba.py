@@ -61,7 +61,7 @@ def read_mamba2(
 def _refuse_time_limits(reader: ConfigReader) -> None:
     """Refuse limits of the step that could bind: of `softplus`, which is above 0, those from 0 to infinity do not.
 
-    `time_step_min` and `time_step_max` say where training began. In Nemotron-H transformers 5 holds the steps of prompts
+    `time_step_min` and `time_step_max` say where training began. In Nemotron-H transformers 5 holds steps of prompts
     above `time_step_min`, but not those of single tokens; the published code does neither.
     """
     reader.skip(

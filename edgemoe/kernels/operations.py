@@ -312,7 +312,7 @@ class Attention(Operation, code=5):
 
 
 GateFunction = Literal["sigmoid", "softplus", "silu"]
-"""The function that makes a gate's number `g` a factor: `1 / (1 + exp(-g))`, `log(1 + exp(g))` or `g / (1 + exp(-g))`."""
+"""What makes a gate's number `g` a factor: `1 / (1 + exp(-g))`, `log(1 + exp(g))` or `g / (1 + exp(-g))`."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
