@@ -147,7 +147,7 @@ static void test_attention(int32_t width, int32_t count, int32_t format) {
         }
     }
     const void *elements[EM_CACHE_FORMATS] = {[EM_F32] = plain, [EM_F16] = halves, [EM_Q8] = bytes};
-    const em_cached cache = {.elements = elements[format], .scales = format == EM_Q8 ? scales : NULL};
+    const em_cached cache = {elements[format], format == EM_Q8 ? scales : NULL, width};
     static float scores[2][ROWS][COUNT_MAX], mixed[2][ROWS][WIDTH_MAX];
     attend(sets[0], ROWS, queries, shares, cache, count, width, format, scores[0], mixed[0]);
     for (int32_t s = 0; s < set_count; s++) { /* any number of rows, each with the bits that it has alone */
