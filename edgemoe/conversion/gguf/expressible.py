@@ -19,6 +19,8 @@ from edgemoe.conversion.gguf.layers import (
     mixers,
     plain_scale,
 )
+from edgemoe.conversion.gguf.latent import ARCHITECTURE as LATENT
+from edgemoe.conversion.gguf.latent import latent_problems
 from edgemoe.conversion.gguf.windowed import WINDOWED
 from edgemoe.errors import StoreError
 from edgemoe.kernels.operations import SILU, Activation
@@ -60,6 +62,9 @@ def check_expressible(spec: ModelSpec) -> None:
 
 def _problems(spec: ModelSpec) -> Iterator[str]:
     architecture = ARCHITECTURES[spec.family]
+    if architecture == LATENT:
+        yield from latent_problems(spec)
+        return
     if architecture in WINDOWED:
         if not spec.routed:
             yield "models without routed experts"

@@ -18,6 +18,8 @@ from edgemoe.conversion.gguf.layers import (
     plain_scale,
     rope_of,
 )
+from edgemoe.conversion.gguf.latent import ARCHITECTURE as LATENT
+from edgemoe.conversion.gguf.latent import latent_remark, write_latent
 from edgemoe.conversion.gguf.package import ExpertGatingFuncType, GGUFWriter
 from edgemoe.conversion.gguf.windowed import WINDOWED
 from edgemoe.conversion.gguf.windowed_metadata import write_rope, write_windowed
@@ -32,6 +34,9 @@ def write_metadata(writer: GGUFWriter, spec: ModelSpec) -> None:
     """Write all keys of the model itself. The spec must have passed `check_expressible`."""
     if ARCHITECTURES[spec.family] in WINDOWED:
         write_windowed(writer, ARCHITECTURES[spec.family], spec)
+        return
+    if ARCHITECTURES[spec.family] == LATENT:
+        write_latent(writer, spec)
         return
     attention, ffn = attention_and_ffn(spec)
     convolution = next((mixer for mixer in mixers(spec) if isinstance(mixer, ShortConv)), None)
@@ -134,6 +139,8 @@ def remarks(spec: ModelSpec) -> Iterator[str]:
             "llama.cpp divides queries and keys of Gated DeltaNet by their lengths, to which the model adds a little"
             " first: results differ a little where these are short, as in every GGUF of it."
         )
+    if ARCHITECTURES[spec.family] == LATENT and (remark := latent_remark(spec)):
+        yield remark
     if rope_of(spec).parameters.get("truncate") == 0:
         yield (
             "llama.cpp rounds the ends of YaRN's ramp to whole pairs, which this model does not: positions differ a"
