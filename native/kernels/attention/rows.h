@@ -127,8 +127,8 @@ INLINE void scores(const em_attending *rows, int32_t row_count, em_cached keys, 
 /* ---- mixtures ----------------------------------------------------------------------------------------- */
 
 /* `vectors` vectors of one row's output, from element `start` on. */
-INLINE void mix_columns(const em_attending *row, em_cached values, int32_t count, int32_t width, int format,
-                        int32_t start, int vectors) {
+INLINE void mix_columns(const em_attending *row, em_cached values, int32_t count, int format, int32_t start,
+                        int vectors) {
     float *output = row->output + start;
     const em_lanes factor = broadcast(row->factor);
     em_lanes sums[VECTORS_TOGETHER];
@@ -150,10 +150,10 @@ INLINE void mix_row(const em_attending *row, em_cached values, int32_t count, in
                     int32_t start) {
     int32_t i = start;
     for (; i + VECTORS_TOGETHER * EM_LANES <= width; i += VECTORS_TOGETHER * EM_LANES) {
-        mix_columns(row, values, count, width, format, i, VECTORS_TOGETHER);
+        mix_columns(row, values, count, format, i, VECTORS_TOGETHER);
     }
-    for (; i + 4 * EM_LANES <= width; i += 4 * EM_LANES) mix_columns(row, values, count, width, format, i, 4);
-    for (; i + EM_LANES <= width; i += EM_LANES) mix_columns(row, values, count, width, format, i, 1);
+    for (; i + 4 * EM_LANES <= width; i += 4 * EM_LANES) mix_columns(row, values, count, format, i, 4);
+    for (; i + EM_LANES <= width; i += EM_LANES) mix_columns(row, values, count, format, i, 1);
     for (; i < width; i++) {
         float sum = row->output[i] * row->factor;
         for (int32_t key = 0; key < count; key++) {
@@ -189,8 +189,8 @@ INLINE void mix_strip(const em_attending *rows, int together, const float *value
 }
 
 /* A strip of the outputs of three rows or more. */
-INLINE void mix_strip_of_all(const em_attending *rows, int32_t row_count, em_cached values, int32_t count,
-                             int32_t width, int format, int32_t start) {
+INLINE void mix_strip_of_all(const em_attending *rows, int32_t row_count, em_cached values, int32_t count, int format,
+                             int32_t start) {
     float converted[EM_PAGE_TOKENS * STRIP];
     const float *floats = converted;
     size_t stride = STRIP;
@@ -217,7 +217,7 @@ INLINE void mix(const em_attending *rows, int32_t row_count, em_cached values, i
                 int format) {
     int32_t start = 0;
     for (; row_count >= ROWS_TOGETHER && start + STRIP <= width; start += STRIP) {
-        mix_strip_of_all(rows, row_count, values, count, width, format, start);
+        mix_strip_of_all(rows, row_count, values, count, format, start);
     }
     for (int32_t row = 0; row < row_count; row++) mix_row(rows + row, values, count, width, format, start);
 }

@@ -219,6 +219,7 @@ CONFIGS |= {
     },
 }
 _LATENT = {
+    "rms_norm_eps": 1e-6,
     "num_hidden_layers": 3,
     "num_key_value_heads": 4,
     "first_k_dense_replace": 1,
