@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgemoe.architectures import SourceSlice, model_spec, resolve, tied_head
-from edgemoe.conversion.formats import choose_formats, class_of, expert_of, stored_name
+from edgemoe.conversion.formats import FormatChoice, choose_formats, class_of, expert_of, stored_name
 from edgemoe.conversion.places import Place, part_ranges, tensor_places
 from edgemoe.conversion.source import Source, TensorInfo, float_dtype
 from edgemoe.errors import SourceError
@@ -64,7 +64,7 @@ class Plan:
         return digest.hexdigest()
 
 
-def plan_conversion(source: Source, experts: str | None, dense: str | None, provenance: Mapping[str, Any]) -> Plan:
+def plan_conversion(source: Source, choice: FormatChoice, provenance: Mapping[str, Any]) -> Plan:
     """The plan for a checkpoint. Raises SourceError if the checkpoint's family is not supported."""
     infos = source.tensors()
     spec = model_spec(source.config)
@@ -72,7 +72,7 @@ def plan_conversion(source: Source, experts: str | None, dense: str | None, prov
     places = resolve(source.config, found, source.unlisted())
     repeated_head = tied_head(source.config, found)
     shapes = spec.tensors()
-    formats = choose_formats(shapes, {name: _dtype_of(places[name], infos) for name in shapes}, experts, dense)
+    formats = choose_formats(shapes, {name: _dtype_of(places[name], infos) for name in shapes}, choice)
     manifest = plan_manifest(spec, shapes, formats, provenance)
     stored = tensor_places(manifest, shapes)
     order = {name: number for number, name in enumerate(infos)}
