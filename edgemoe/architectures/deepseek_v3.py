@@ -25,7 +25,7 @@ __all__ = ["TENSORS", "read"]
 
 def read(reader: ConfigReader) -> ModelSpec:
     """The model that a config describes. Raises SourceError."""
-    frame = read_frame(reader, "deepseek_v3", own_code="DeepseekV3ForCausalLM")
+    frame = read_frame(reader, reader.value("model_type"), own_code="DeepseekV3ForCausalLM")
     attention = read_latent_attention(reader, frame)
     moe = read_experts(
         reader,

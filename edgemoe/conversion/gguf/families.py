@@ -385,6 +385,7 @@ ARCHITECTURES = {family.model_type: name.partition(" ")[0] for name, family in F
     "bailing_moe": "bailingmoe2",
     "deepseek_v2": "deepseek2",
     "granitemoeshared": "granitemoe",
+    "kimi_k2": "deepseek2",
     "sarvam_moe": "bailingmoe2",
     "solar_open": "glm4moe",
 }
