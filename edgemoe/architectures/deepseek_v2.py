@@ -1,5 +1,5 @@
-"""DeepSeek-V2 and its Coder: latent attention, a softmax router that may keep the best groups of experts and whose weights
-are scaled, never normalised; ungated shared experts, leading dense layers.
+"""DeepSeek-V2 and its Coder: latent attention, a softmax router that may keep the best groups of experts and whose
+weights are scaled, never normalised; ungated shared experts, leading dense layers.
 """
 
 from __future__ import annotations

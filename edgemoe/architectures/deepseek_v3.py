@@ -1,5 +1,5 @@
-"""DeepSeek-V3, R1, Kimi-K2 and Moonlight: latent attention, a sigmoid router with a bias for the choice and groups, ungated
-shared experts, leading dense layers.
+"""DeepSeek-V3, R1, Kimi-K2 and Moonlight: latent attention, a sigmoid router with a bias for the choice and groups,
+ungated shared experts, leading dense layers.
 """
 
 from __future__ import annotations

@@ -63,7 +63,9 @@ DEEPSEEK: tuple[Row, ...] = (
 """The rows of DeepSeek's models since V2."""
 
 
-def read_latent_attention(reader: ConfigReader, frame: ModelSpec, *, interleaved: bool | None = None) -> LatentAttention:
+def read_latent_attention(
+    reader: ConfigReader, frame: ModelSpec, *, interleaved: bool | None = None
+) -> LatentAttention:
     """Widths, positions and scale. Raises SourceError.
 
     `interleaved` says whether neighbouring channels are rotated together, where a family has no key for it.
@@ -80,7 +82,8 @@ def read_latent_attention(reader: ConfigReader, frame: ModelSpec, *, interleaved
     reader.require("attention_bias", False)
     if rotary_dim % 2:
         raise SourceError(
-            f"config.json: qk_rope_head_dim is {rotary_dim}; expected an even width, as positions rotate pairs.", DAMAGED
+            f"config.json: qk_rope_head_dim is {rotary_dim}; expected an even width, as positions rotate pairs.",
+            DAMAGED,
         )
     widest = heads * max(latent_dim + rotary_dim, nope_dim + rotary_dim, nope_dim + value_dim)
     if widest > LARGEST_WIDTH:

@@ -295,5 +295,5 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     }
 )
 """By name. Published: allenai/OLMoE-1B-7B-0924, Qwen/Qwen3-30B-A3B, Qwen/Qwen3-Next-80B-A3B-Instruct,
-Qwen/Qwen3.6-35B-A3B, deepseek-ai/DeepSeek-V2-Lite, zai-org/GLM-4.5-Air, LiquidAI/LFM2-8B-A1B, openai/gpt-oss-20b, google/gemma-4-26B-A4B-it,
-mistralai/Mixtral-8x7B-v0.1 and ibm-granite/granite-3.0-3b-a800m-instruct."""
+Qwen/Qwen3.6-35B-A3B, deepseek-ai/DeepSeek-V2-Lite, zai-org/GLM-4.5-Air, LiquidAI/LFM2-8B-A1B, openai/gpt-oss-20b,
+google/gemma-4-26B-A4B-it, mistralai/Mixtral-8x7B-v0.1 and ibm-granite/granite-3.0-3b-a800m-instruct."""

@@ -50,9 +50,9 @@ class Route(Operation, code=7):
 
     An expert's choice score is its logit; with `choice_bias`, or of `sigmoid`, it is `score + choice_bias` in float32;
     chosen by `logit`, it is `logit + choice_bias` of either.
-    Of several `groups`, equal runs of experts, the `kept_groups` of largest sum of their two largest choice scores (with
-    a `group_best` of 1: of the largest one, as DeepSeek-V2 has it) are kept, the lower number on a tie, and experts of
-    the others are not chosen.
+    Of several `groups`, equal runs of experts, the `kept_groups` of largest sum of their two largest choice scores are
+    kept (the lower number on a tie), and experts of the others are not chosen. With a `group_best` of 1 a group's
+    largest choice score counts alone (DeepSeek-V2: arXiv 2405.04434).
 
     Weights are the scores of the chosen experts, without `choice_bias`. With `renormalise` they are divided by
     their sum plus `epsilon` (of softmax without `epsilon`: softmax over the chosen `K`). With `least_sum`, scores of

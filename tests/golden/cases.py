@@ -594,7 +594,7 @@ CASES: dict[str, Case] = {
         layout="fused",
         legacy=True,
     ),
-    # Latent attention with a latent of queries too, YaRN with both of its factors, groups that their best expert is worth.
+    # Latent attention with a latent of queries too, YaRN with both of its factors, groups by their best expert.
     "deepseek_v2": Case(
         "deepseek_v2",
         61,

@@ -139,9 +139,7 @@ def store(tokens: int, widths: tuple[int, int], format_name: str, seed: int, pos
 
 @few_examples
 @given(st.sampled_from([(32, 8), (20, 12), (512, 64), (1, 2), (250, 30)]), token_counts, cache_formats, seeds)
-def test_store_latent(
-    any_backend: Backend, widths: tuple[int, int], tokens: int, format_name: str, seed: int
-) -> None:
+def test_store_latent(any_backend: Backend, widths: tuple[int, int], tokens: int, format_name: str, seed: int) -> None:
     """Both parts are one row, whose groups in 8 bits may have elements of both."""
     operation = store(tokens, widths, format_name, seed, position=60)
     any_backend.program([operation]).run(tokens)

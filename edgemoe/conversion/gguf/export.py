@@ -227,8 +227,8 @@ def _file_rows(descriptors: dict[str, int], store: Store, tensor: FileTensor) ->
     """Yield the rows of a tensor in the order of the file, a slice at a time."""
     if tensor.blocks:
         for number in range(tensor.places[0].rows // tensor.blocks[0]):
-            for place, rows in zip(tensor.places, tensor.blocks, strict=True):
-                yield _read_rows(descriptors[place.file], store, place, number * rows, (number + 1) * rows)
+            for place, block in zip(tensor.places, tensor.blocks, strict=True):
+                yield _read_rows(descriptors[place.file], store, place, number * block, (number + 1) * block)
         return
     multiple, turns = math.lcm(PANEL_ROWS, tensor.head_dim or 1), tensor.turns
     for place in tensor.places:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from edgemoe.conversion.gguf.families import ARCHITECTURES, FAMILY
+from edgemoe.conversion.gguf.latent import ARCHITECTURE as LATENT
+from edgemoe.conversion.gguf.latent import latent_problems
 from edgemoe.conversion.gguf.layers import (
     attention_and_ffn,
     attention_interval,
@@ -19,8 +21,6 @@ from edgemoe.conversion.gguf.layers import (
     mixers,
     plain_scale,
 )
-from edgemoe.conversion.gguf.latent import ARCHITECTURE as LATENT
-from edgemoe.conversion.gguf.latent import latent_problems
 from edgemoe.conversion.gguf.windowed import WINDOWED
 from edgemoe.errors import StoreError
 from edgemoe.kernels.operations import SILU, Activation

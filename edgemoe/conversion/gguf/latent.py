@@ -1,7 +1,7 @@
 """Latent attention in GGUF files: the keys of llama.cpp's deepseek2, which has DeepSeek-V2, V3 and their like.
 
 The model of a file follows from its gating function: softmax is V2's, sigmoid V3's. Since 2025 files have the two parts
-of `kv_b_proj` apart, and heads as attention over the latents sees them; older files have it whole, and the heads of keys
+of `kv_b_proj` apart, and heads as attention over the latents sees them; older ones have it whole, and the heads of keys
 and values that it makes. Sources: llama.cpp, src/models/deepseek2.cpp and conversion (2026).
 """
 
@@ -29,9 +29,7 @@ _LARGEST_DIFFERENCE = 1e-4
 """How far the epsilon of the latents may be from that of other norms, which llama.cpp takes for both."""
 
 
-def latent_config(
-    metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mapping[str, Any]
-) -> dict[str, Any]:
+def latent_config(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mapping[str, Any]) -> dict[str, Any]:
     """Give the keys of the config that models with latent attention have beyond those that all have."""
     rotated = metadata.count("rope.dimension_count")
     key_length = metadata.count("attention.key_length_mla", metadata.count("attention.key_length"))

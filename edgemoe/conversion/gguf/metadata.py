@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 from edgemoe.conversion.gguf.families import ARCHITECTURES, FAMILY
 from edgemoe.conversion.gguf.family import Family
+from edgemoe.conversion.gguf.latent import ARCHITECTURE as LATENT
+from edgemoe.conversion.gguf.latent import latent_remark, write_latent
 from edgemoe.conversion.gguf.layers import (
     attention_and_ffn,
     attention_interval,
@@ -18,8 +20,6 @@ from edgemoe.conversion.gguf.layers import (
     plain_scale,
     rope_of,
 )
-from edgemoe.conversion.gguf.latent import ARCHITECTURE as LATENT
-from edgemoe.conversion.gguf.latent import latent_remark, write_latent
 from edgemoe.conversion.gguf.package import ExpertGatingFuncType, GGUFWriter
 from edgemoe.conversion.gguf.windowed import WINDOWED
 from edgemoe.conversion.gguf.windowed_metadata import write_rope, write_windowed

@@ -1,4 +1,4 @@
-"""Attention over latent rows: all heads share one compressed key, whose beginning is also the value (DeepSeek-V2 2024)."""
+"""Attention over latent rows: all heads share one compressed key, whose beginning is the value (DeepSeek-V2, 2024)."""
 
 from __future__ import annotations
 
