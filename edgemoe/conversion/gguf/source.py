@@ -125,7 +125,9 @@ class GgufSource:
         self.files = [replace(file, metadata={}) for file in self.files]
         self._side_files = {}
 
-    def read_columns(self, tensor: str, index: int | None, start: int, stop: int) -> npt.NDArray[np.float32]:
+    def read_columns(
+        self, tensor: str, index: int | None, start: int, stop: int, height: int = 0
+    ) -> npt.NDArray[np.float32]:
         raise AssertionError("no tensor of a GGUF is transposed")
 
     def release(self, shard: str) -> None:

@@ -41,6 +41,8 @@ class RouterSpec:
     """Factor of the logits."""
     expert_scales: bool = False
     """Whether each expert has a number by which its weight is multiplied last (Gemma 4)."""
+    jitter: float = field(default=0.0, metadata=ZERO_ALLOWED)
+    """Half the distance from the largest logit within which others count, of `sparsemixer` (Phi-3.5-MoE)."""
 
     def check(self, num_experts: int, top_k: int) -> None:
         """Raise ValueError for settings that contradict one another or the numbers of experts."""
@@ -114,4 +116,5 @@ class RouterSpec:
             least_sum=self.least_sum,
             choose_by=self.choose_by,
             expert_scales=expert_scales,
+            jitter=self.jitter,
         )
