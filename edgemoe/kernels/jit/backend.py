@@ -132,6 +132,11 @@ class JitBackend(StepwiseBackend):
         layers.rope(values, cosine, sine, neighbours, output)
         return output
 
+    def scale_by_position(self, values: Floats, factors: Floats) -> Floats:
+        """Multiply rows `(T, M)` by their own factors `(T,)`."""
+        scaled: Floats = values * factors[:, None]
+        return scaled
+
     def clip(self, values: Floats, limit: float) -> Floats:
         """Hold each number of `(T, N)` to `-limit .. limit`."""
         output = np.empty(values.shape, np.float32)
