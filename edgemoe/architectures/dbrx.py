@@ -140,6 +140,7 @@ def _experts(reader: ConfigReader, width: int) -> Moe:
     own = reader.inner("ffn_config") or ConfigReader({})
     own.skip("moe_jitter_eps", "moe_loss_weight")  # act in training only
     own.require("hidden_size", width)
+    own.require("uniform_expert_assignment", False)
     function = own.value("ffn_act_fn")
     if function not in (None, {"name": "silu"}):
         raise unsupported("ffn_config.ffn_act_fn", function, 'the name "silu"')
