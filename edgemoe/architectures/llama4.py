@@ -91,9 +91,8 @@ def _mixers(text: ConfigReader, frame: ModelSpec, count: int) -> list[Attention]
     if text.flag("use_qk_norm", True):
         rotated = replace(rotated, qk_norm="unweighted", norm_after_rope=True)
     still = replace(base, rope=None, temperature=_temperature(text))
-    chunk = 0
-    if text.value("attention_chunk_size") is not None:
-        chunk = text.integer("attention_chunk_size", maximum=LARGEST_POSITIONS)
+    whole = text.has("attention_chunk_size") and text.value("attention_chunk_size") is None
+    chunk = 0 if whole else text.integer("attention_chunk_size", maximum=LARGEST_POSITIONS, default=8192)
     rotates = _rotates(text, count)
     listed: Sequence[Any] = text.sequence("layer_types")
     types = listed or [_CHUNKED if flag and chunk else _FULL for flag in rotates]

@@ -29,6 +29,7 @@ from edgemoe.model.spec import LayerSpec, ModelSpec
 _QK_NORM_WORDS = {
     "none": "attention without norms of queries and keys",
     "head": "norms of each head's queries and keys",
+    "unweighted": "norms of each head's queries and keys without weights",
     "full": "norms of whole queries and keys",
 }
 _HUNYUAN, _MELLUM = "hunyuan-moe", "mellum"
@@ -80,6 +81,8 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
         yield "models without attention"
         return
     family = FAMILY[architecture]
+    if (spec.norm == "layer") != family.layer_norm:
+        yield f"norms of the kind {spec.norm}"
     yield from _window_problems(architecture, spec)
     spec = replace(spec, layers=tuple(map(_without_window, spec.layers)))
     attention, ffn = attention_and_ffn(spec)
@@ -168,7 +171,7 @@ def _attention_problems(architecture: str, attention: Attention) -> Iterator[str
         yield _QK_NORM_WORDS[attention.qk_norm]
     if attention.norm_after_rope != family.norm_after_rope:
         yield f"norms of queries and keys {'after' if attention.norm_after_rope else 'before'} the rotation"
-    if attention.clip:
+    if attention.clip and not family.clipped:
         yield "limits on query, key and value"
     if attention.sinks and architecture != _GPT_OSS:
         yield "sinks of attention"
