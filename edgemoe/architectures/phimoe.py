@@ -1,5 +1,5 @@
-"""Phi-3.5-MoE: layer norms with biases, a head with a bias, a router whose weights are shares among the experts near the
-best (SparseMixer), and LongRoPE; the matrices are called w1 (gate), w3 (up) and w2 (down).
+"""Phi-3.5-MoE: layer norms with biases, a head with a bias, a router whose weights are shares among the experts near
+the best (SparseMixer), and LongRoPE; the matrices are called w1 (gate), w3 (up) and w2 (down).
 """
 
 from __future__ import annotations

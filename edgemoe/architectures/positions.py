@@ -236,9 +236,7 @@ def _longrope(
     """LongRoPE (Ding et al. 2024): divisors of each pair for short contexts and for long ones, and a gain for each."""
     if not original.is_integer() or original < 2:
         expected = "expected a whole number of at least 2"
-        raise SourceError(
-            f"config.json: {form}.original_max_position_embeddings is {original:g}; {expected}.", DAMAGED
-        )
+        raise SourceError(f"config.json: {form}.original_max_position_embeddings is {original:g}; {expected}.", DAMAGED)
     stretched = number("factor", max_positions / original)
     usual = math.sqrt(1 + math.log(stretched) / math.log(original)) if stretched > 1 else 1.0
     gain = number("attention_factor", usual)

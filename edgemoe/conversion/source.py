@@ -164,7 +164,8 @@ class Source(Protocol):
     ) -> npt.NDArray[np.float32]:
         """Columns `start` to `stop` of a matrix of floats, or of matrix `index` of several: `(stop - start, rows)`.
 
-        With a `height` the matrices have that many rows each, one below the other in two dimensions. Only for tensors that a family's table has as transposed. Memory as for `read_rows`.
+        With a `height` the matrices have that many rows each, one below the other in two dimensions. Only for tensors
+        that a family's table has as transposed. Memory as for `read_rows`.
         """
 
     def release(self, shard: str) -> None:

@@ -290,9 +290,9 @@ class Attention(Operation, code=5):
     """Causal attention over the cache: row `t` sees positions `0 .. positions[t]` of its sequence.
 
     With a `window` it sees the last `window` of these, its own position included; of windows that are `chunked`, which
-    begin at multiples of `window`, it sees its own up to its position. With a `cap` the scaled score `s` of a key counts
-    as `cap * tanh(s / cap)`. A head's sink is one more logit of its softmax, which takes a share of the sum and adds no
-    value; no cap applies to it.
+    begin at multiples of `window`, it sees its own up to its position. With a `cap` the scaled score `s` of a key
+    counts as `cap * tanh(s / cap)`. A head's sink is one more logit of its softmax, which takes a share of the sum and
+    adds no value; no cap applies to it.
     """
 
     query: Annotated[Floats, rows("H*W")]

@@ -44,7 +44,7 @@ class RopeSpec:
     """Which channels are rotated together: those of two halves, or each even one with the odd one after it."""
     short_factors: tuple[float, ...] = ()
     long_factors: tuple[float, ...] = ()
-    """Of `longrope`, the divisors of each pair's frequency: in contexts up to the original length, and in longer ones."""
+    """Divisors of each pair's frequency, of `longrope`: in contexts up to the original length, and in longer ones."""
 
     def __hash__(self) -> int:
         return hash((self.theta, self.rotated, self.scaling, tuple(sorted(self.parameters.items()))))

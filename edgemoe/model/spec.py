@@ -252,7 +252,9 @@ class ModelSpec:
     def dense_tensors(self) -> dict[str, tuple[int, ...]]:
         """The tensors that are not of a routed expert: their number does not grow with that of the experts."""
         D = self.hidden_size
-        shapes: dict[str, tuple[int, ...]] = {"embedding": (self.vocab_size, D)} | _norm("final_norm", D, self.norm_bias)
+        shapes: dict[str, tuple[int, ...]] = {"embedding": (self.vocab_size, D)} | _norm(
+            "final_norm", D, self.norm_bias
+        )
         if not self.tied_embeddings:
             shapes["head"] = (self.vocab_size, D)
         if self.head_bias:

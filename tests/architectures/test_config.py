@@ -211,9 +211,7 @@ def test_dbrx_refuses_what_it_has_not(keys, words):
 def test_phimoe_has_biases_of_norms_and_sparsemixer():
     spec = model_spec(PHI35_MOE)
     assert (spec.norm, spec.norm_bias, spec.head_bias) == ("layer", True, True)
-    assert ffn(spec.layers[0]) == Moe(
-        16, 2, 6400, router=RouterSpec(normalise=False, score="sparsemixer", jitter=0.01)
-    )
+    assert ffn(spec.layers[0]) == Moe(16, 2, 6400, router=RouterSpec(normalise=False, score="sparsemixer", jitter=0.01))
     heads = attention(spec.layers[0])
     assert (heads.qkv_bias, heads.output_bias) == (True, True)
     assert heads.rope.longest_short == 4096

@@ -34,7 +34,13 @@ NEWER = (
     "dbrx",
     "llama4",
     "phimoe",
-    "granitemoe_swa", "laguna", "mellum", "mimo_v2_flash", "qwen3_5_moe", "qwen3_5_moe_text")
+    "granitemoe_swa",
+    "laguna",
+    "mellum",
+    "mimo_v2_flash",
+    "qwen3_5_moe",
+    "qwen3_5_moe_text",
+)
 """Families whose configs are all of the newer form."""
 CHUNKED_TOLERANCE = 1e-3
 """The tolerance where the reference computes recurrent layers in chunks, whose sums have another order."""

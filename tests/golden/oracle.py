@@ -112,7 +112,8 @@ def make_model(case: Case) -> Any:
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             values = torch.randn(parameter.shape, generator=random)
-            is_norm = "norm" in parameter_name.replace("norm_attn_norm", "") and not parameter_name.endswith("norm.bias")
+            is_norm = "norm" in parameter_name.replace("norm_attn_norm", "")
+            is_norm = is_norm and not parameter_name.endswith("norm.bias")
             if is_norm or parameter_name.endswith("scale"):
                 around_zero = case.model_type in AROUND_ZERO and "linear_attn.norm" not in parameter_name
                 values = 0.3 * values if around_zero else 1 + 0.2 * values

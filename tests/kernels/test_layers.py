@@ -466,7 +466,7 @@ def test_route_by_sparsemixer(
 
 
 def test_sparsemixer_weighs_among_the_experts_near_the_best(any_backend: Backend) -> None:
-    """Of 4 those within 2 * 0.25 * 4 are near; of 3, which the first is no longer among, those within 1.5; NaN spoils."""
+    """Of 4 those within 2 * 0.25 * 4 are near; of 3, the best without it, those within 1.5; NaN spoils."""
     row = [2.0, 4.0, 3.0, 1.0, -3.0]
     logits = aligned_copy(np.array([row, [0.0] * 5, [*row[:4], np.nan]], np.float32))
     chosen, weights = aligned((3, 2), np.int32), aligned((3, 2), np.float32)
@@ -481,9 +481,7 @@ def test_sparsemixer_counts_an_expert_that_a_bonus_chose_as_near(any_backend: Ba
     logits = aligned_copy(np.array([[4.0, 3.9, -4.0]], np.float32))
     slots = aligned_copy(np.array([-1, -1, 0], np.int32))
     chosen, weights = aligned((1, 2), np.int32), aligned((1, 2), np.float32)
-    any_backend.program(
-        [ex.Route(logits, False, chosen, weights, slots, 1.0, score="sparsemixer", jitter=0.01)]
-    ).run(1)
+    any_backend.program([ex.Route(logits, False, chosen, weights, slots, 1.0, score="sparsemixer", jitter=0.01)]).run(1)
     assert chosen.tolist() == [[0, 2]]
     share = np.exp(-7.9) / (1 + np.exp(-7.9))
     np.testing.assert_allclose(weights, [[1.0, share]], rtol=1e-5)
@@ -595,9 +593,7 @@ def test_gates_of_extreme_numbers(backend: Backend, gating: op.GateFunction) -> 
 
 @few_examples
 @given(st.integers(1, 300), token_counts, moderate_kinds, st.sampled_from(["input", "apart"]), st.booleans(), seeds)
-def test_layer_norm(
-    backend: Backend, width: int, tokens: int, kind: str, target: str, biased: bool, seed: int
-) -> None:
+def test_layer_norm(backend: Backend, width: int, tokens: int, kind: str, target: str, biased: bool, seed: int) -> None:
     random = np.random.default_rng(seed)
     values, weight = numbers(kind, (tokens, width), random), numbers("normal", (width,), random)
     bias = numbers("normal", (width,), random) if biased else None

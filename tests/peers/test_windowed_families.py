@@ -29,7 +29,7 @@ def spread(folder: Path) -> None:
     path = folder / "model.safetensors"
     tensors = load_file(path)
     for name, values in tensors.items():
-        if "norm" in name:
+        if "norm" in name and values.ndim == 1:
             tensors[name] = 1 + 4 * values
         elif values.ndim == 1:
             tensors[name] = 10 * values

@@ -39,11 +39,18 @@ has them, with windows in every second layer, from the first on."""
 _CLAMPED = Activation("clamped_silu", alpha=1.702, limit=7.0, offset=1.0)
 """Its activation; the numbers stand in llama.cpp, not in the file."""
 
+_COMPUTED_OTHERWISE = {
+    "phimoe": "root-mean-square norms and weights of experts by softmax, in place of layer norms and SparseMixer",
+}
+"""Families that llama.cpp has, and runs as another model."""
 NO_GGUF = "Use the store with edgemoe; no GGUF of this model is possible."
 
 
 def check_expressible(spec: ModelSpec) -> None:
     """Raises StoreError if llama.cpp would compute something else, or cannot load the model at all."""
+    if spec.family in _COMPUTED_OTHERWISE:
+        otherwise = _COMPUTED_OTHERWISE[spec.family]
+        raise StoreError(f"this model cannot be a GGUF: llama.cpp's {spec.family} computes {otherwise}.", NO_GGUF)
     if spec.family not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
         raise StoreError(

@@ -56,9 +56,7 @@ _DBRX_NAMES = {
     "attn_output.weight": "norm_attn_norm.attn.out_proj.weight",
     "attn_qkv.weight": "norm_attn_norm.attn.Wqkv.weight",
 }
-_LLAMA4_NAMES = {
-    f"ffn_{matrix}.weight": f"feed_forward.{matrix}_proj.weight" for matrix in ("gate", "up", "down")
-}
+_LLAMA4_NAMES = {f"ffn_{matrix}.weight": f"feed_forward.{matrix}_proj.weight" for matrix in ("gate", "up", "down")}
 _HUNYUAN_NAMES = {
     "attn_q_norm.weight": "self_attn.query_layernorm.weight",
     "attn_k_norm.weight": "self_attn.key_layernorm.weight",

@@ -165,7 +165,7 @@ def _deepseek_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> d
 
 
 def _dbrx_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> dict[str, Any]:
-    """The keys of DBRX, whose config has objects for attention and experts; no file has another epsilon of its norms."""
+    """The keys of DBRX, whose config has objects for attention and experts; its norms have one epsilon."""
     epsilon = metadata.value("attention.layer_norm_epsilon")
     if not isinstance(epsilon, float) or not math.isclose(epsilon, DBRX_EPSILON, rel_tol=1e-6):
         raise metadata.wrong("attention.layer_norm_epsilon", f"{DBRX_EPSILON:g}", epsilon)

@@ -163,7 +163,7 @@ def weigh_by_softmax(logits: Floats, renormalise: bool, least_sum: float, expert
 
 @jit
 def weigh_by_sparsemixer(logits: Floats, reach: np.float32, experts: Integers, weights: Floats) -> None:
-    """Compute the weights `(T, K)` of the chosen experts, each among those left that are within reach of the largest."""
+    """Compute the weights `(T, K)` of the chosen experts, each among those left within reach of the largest."""
     tokens, count = experts.shape
     for t in range(tokens):
         left = np.ones(logits.shape[1], np.bool_)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels.definition import Sizes
@@ -67,7 +68,7 @@ def route(
     return chosen.astype(np.int32), single(weights)
 
 
-def _sparsemixer_weights(logits: Floats, chosen: Integers, jitter: float) -> Doubles:
+def _sparsemixer_weights(logits: Floats, chosen: npt.NDArray[np.signedinteger], jitter: float) -> Doubles:
     """The share of each chosen expert `(T, K)` among those near the largest that are not chosen before it."""
     weights = np.empty(chosen.shape, np.float64)
     left = logits.copy()

@@ -172,8 +172,15 @@ class Attention:
         build.add(op.StoreKv(key, value, *places, pages, keys, values))
         attended = build.rows("attended", H * Wv)
         sinks = build.vector("sinks", H) if self.sinks else None
-        seen = self.window, sinks, self.chunked, self.score_cap
-        build.add(op.Attention(query, *places, pages, keys, values, self.scale, attended, *seen))
+        chunked, cap = self.chunked, self.score_cap
+        build.add(
+            op.Attention(
+                *(query, *places, pages, keys, values, self.scale, attended, self.window),
+                sinks,
+                chunked=chunked,
+                cap=cap,
+            )
+        )
         if self.output_gate is not None and gate is not None:
             build.add(op.Gate(gate, attended, self.output_gate.gating))
         build.deliver(attended, "output", self.output_bias, self.output_scale)

@@ -20,6 +20,7 @@ from edgemoe.store.reader import Store
 from tests.support.checkpoints import write_checkpoint
 from tests.support.windowed_models import SMALL_MODELS
 
+GOLDEN = Path(__file__).parents[2] / "golden"
 IDS = np.random.default_rng(7).integers(0, 128, 60)
 
 
@@ -75,6 +76,12 @@ def test_what_llama_cpp_would_run_otherwise_is_refused(family: str, changes: dic
     with pytest.raises(StoreError, match="this model cannot be a GGUF"):
         exported(tmp_path, SMALL_MODELS[family] | changes)
     assert not list(tmp_path.glob("model.gguf*"))
+
+
+def test_a_family_that_llama_cpp_runs_as_another_model_is_refused(tmp_path: Path) -> None:
+    store = convert_checkpoint(str(GOLDEN / "phimoe"), tmp_path / "store", experts="q8", dense="q8")
+    with pytest.raises(StoreError, match=r"llama\.cpp's phimoe computes root-mean-square norms"):
+        export_gguf(Store.open(store), tmp_path / "model.gguf", name="test", tokenizer=False)
 
 
 @pytest.mark.parametrize(
