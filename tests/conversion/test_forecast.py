@@ -51,13 +51,9 @@ def same(forecast: Store, made: Store) -> None:
     assert token_traffic(graph, forecast.manifest, "f16") == token_traffic(graph, made.manifest, "f16")
 
 
-@pytest.mark.parametrize(
-    ("family", "formats"),
-    default_pairs(FAMILIES, FORMATS),
-    ids=str,
-)
-def test_sizes_are_those_of_the_store_that_conversion_makes(
-    tmp_path: Path, family: str, formats: tuple[str | None, str | None]
+@pytest.mark.parametrize(("family", "formats"), default_pairs(FAMILIES, FORMATS), ids=str)
+def test_sizes_are_those_of_the_store_that_conversion_makes_and_bytes_of_a_token_those_of_what_runs(
+    tmp_path: Path, family: str, formats: tuple[str | None, str | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = GOLDEN / family
     made = Store.open(convert_checkpoint(str(folder), tmp_path / "store", experts=formats[0], dense=formats[1]))
@@ -69,13 +65,13 @@ def test_sizes_are_those_of_the_store_that_conversion_makes(
         same(forecast.store, made)
     assert "headers" in from_weights.known_from
     assert from_config.known_from == from_file.known_from == "config.json alone"
+    kv = "q8" if formats[0] == "q8" else None
+    bytes_of_a_token_are_those_of_the_operations_that_run(made, kv, monkeypatch)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_bytes_of_a_token_are_those_of_the_operations_that_run(
-    tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
+def bytes_of_a_token_are_those_of_the_operations_that_run(
+    made: Store, kv: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = Store.open(convert_checkpoint(str(GOLDEN / family), tmp_path / "store", experts="q4", dense="q8"))
     decoders: list[Decoder] = []
 
     class KeptDecoder(Decoder):
@@ -84,17 +80,14 @@ def test_bytes_of_a_token_are_those_of_the_operations_that_run(
             decoders.append(self)
 
     monkeypatch.setattr(loaded_module, "Decoder", KeptDecoder)
-    for kv in (None, "q8"):
-        with engine_with_slots(made.path, store_spec(made).total_experts, kv=kv) as engine:
-            traffic, operations = engine.traffic, decoders[-1].whole() + decoders[-1].head
-        # A convolution reads one input less than it has taps from its sequence's state.
-        state = sum(4 * (o.taps.size - o.output.shape[1]) for o in operations if isinstance(o, op.ShortConv))
-        state += sum(o.states[0].nbytes for o in operations if isinstance(o, op.DeltaRule))
-        assert sum(traffic.weight_bytes.values()) == sum(map(weight_bytes, operations)) + state
-        caches = [c for o in operations if isinstance(o, op.Attention) for c in (o.key_cache, o.value_cache)]
-        assert traffic.kv_bytes_per_position == sum(
-            cache.nbytes // (cache.shape[0] * op.PAGE_TOKENS) for cache in caches
-        )
+    with engine_with_slots(made.path, store_spec(made).total_experts, kv=kv) as engine:
+        traffic, operations = engine.traffic, decoders[-1].whole() + decoders[-1].head
+    # A convolution reads one input less than it has taps from its sequence's state.
+    state = sum(4 * (o.taps.size - o.output.shape[1]) for o in operations if isinstance(o, op.ShortConv))
+    state += sum(o.states[0].nbytes for o in operations if isinstance(o, op.DeltaRule))
+    assert sum(traffic.weight_bytes.values()) == sum(map(weight_bytes, operations)) + state
+    caches = [c for o in operations if isinstance(o, op.Attention) for c in (o.key_cache, o.value_cache)]
+    assert traffic.kv_bytes_per_position == sum(cache.nbytes // (cache.shape[0] * op.PAGE_TOKENS) for cache in caches)
 
 
 def weight_bytes(operation: op.Operation) -> int:
