@@ -15,6 +15,7 @@ from edgemoe.errors import SourceError
 from tests.architectures.harness import load_checkpoint
 from tests.architectures.published import GRANITE_1B_A400M, MIXTRAL_8X7B, OLMOE_1B_7B, QWEN3_30B_A3B
 from tests.golden.cases import CASES
+from tests.support.every_case import every_case
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -32,7 +33,7 @@ def refusal(config, shapes) -> str:
     return caught.value.message
 
 
-@pytest.mark.parametrize("name", CASES)
+@every_case("name", CASES)
 def test_every_element_of_a_checkpoint_is_used_exactly_once(name):
     config, shapes = checkpoint(name)
     places = resolve(config, shapes)
@@ -254,7 +255,7 @@ def published_shapes(config) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
+@every_case("family", FAMILIES.values(), ids=FAMILIES.keys())
 def test_a_table_names_each_source_once(family):
     sources = [(row.source, row.internal) for row in family.TENSORS]  # a norm may be of one block or of another
     assert len(sources) == len(set(sources))

@@ -22,6 +22,7 @@ from edgemoe.model.description import store_spec
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
 from tests.support.engines import engine_with_slots
+from tests.support.every_case import every_case
 from tests.support.hub_server import Repository, hub_server
 from tests.support.mxfp4_checkpoints import write_packed_checkpoint
 from tests.support.pairs import default_pairs
@@ -160,7 +161,7 @@ def test_names_that_the_model_does_not_have_are_refused(tmp_path: Path) -> None:
         forecast_store(str(folder))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("change", "says"),
     [
         ({"model_type": "mamba"}, "mamba"),
@@ -175,7 +176,7 @@ def test_what_is_not_implemented_is_refused_by_name(tmp_path: Path, change: dict
         forecast_store(str(tmp_path))
 
 
-@pytest.mark.parametrize("source", ["nowhere", "{tmp}/none", "{tmp}/model.gguf", "{tmp}"])
+@every_case("source", ["nowhere", "{tmp}/none", "{tmp}/model.gguf", "{tmp}"])
 def test_what_is_no_source_is_told(tmp_path: Path, source: str) -> None:
     (tmp_path / "model.bin").write_bytes(b"x")
     with pytest.raises(EdgemoeError):

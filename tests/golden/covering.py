@@ -10,7 +10,6 @@ import functools
 import json
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import MISSING
-
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +60,15 @@ def covering(graphs: Mapping[str, Graph]) -> Sequence[str]:
 
 
 @functools.cache
+def golden_configs() -> Mapping[str, Mapping[str, Any]]:
+    """The config of each golden model."""
+    return {name: json.loads((GOLDEN / name / "config.json").read_text()) for name in CASES}
+
+
+@functools.cache
 def covering_names() -> Sequence[str]:
     """Names of the golden models that the default tests try everything on."""
-    configs = {name: json.loads((GOLDEN / name / "config.json").read_text()) for name in CASES}
-    return covering({name: build_graph(model_spec(config)) for name, config in configs.items()})
+    return covering({name: build_graph(model_spec(config)) for name, config in golden_configs().items()})
 
 
 def covering_models() -> list[Any]:

@@ -28,6 +28,7 @@ from edgemoe.kernels.reference.backend import ReferenceBackend
 from tests.kernels.builders import aligned, aligned_copy, numbers, random_ffn
 from tests.kernels.test_products import pack_experts
 from tests.support.paired_caches import FakeFiles, FakeTable, SteppedSource
+from tests.support.pairs import default_pairs
 from tests.support.slow_reader import SteppedReader
 
 WIDTH, FFN_WIDTH, LAYERS, EXPERTS, USED, TOKENS = 40, 24, 2, 8, 3, 5
@@ -157,8 +158,7 @@ def test_records_may_land_while_experts_run(lone_backend: Backend, setting: Sett
     reader.close()
 
 
-@pytest.mark.parametrize("slots", [1, 3, 4, 7, 12])
-@pytest.mark.parametrize("drop_cold", [0.0, 0.3])
+@pytest.mark.parametrize(("drop_cold", "slots"), default_pairs([0.0, 0.3], [1, 3, 4, 7, 12]))
 def test_kernels_in_c_and_in_python_leave_the_same_experts_in_the_same_slots(
     setting: Setting, slots: int, drop_cold: float
 ) -> None:
@@ -174,7 +174,7 @@ def test_kernels_in_c_and_in_python_leave_the_same_experts_in_the_same_slots(
     for cache in caches:
         cache.notes_residency = True
         cache.warm([(1, 3), (0, 2), (1, 5)])
-    for step in range(60):
+    for step in range(30):
         tokens, phase = (TOKENS, PROMPT) if step % 9 == 0 else (1 + step % 2, DECODE)
         chosen = [draw(random, tokens) for _ in range(LAYERS)]
         weights = [random.random((tokens, USED)).astype(np.float32) for _ in range(LAYERS)]
