@@ -39,17 +39,21 @@ def of_config(folder: Path, destination: Path) -> str:
     return str(destination)
 
 
-def same(forecast: Store, made: Store) -> None:
+def same(made: Store, *forecasts: Store) -> None:
     """All that a memory plan and a forecast take from a store."""
     spec = store_spec(made)
-    assert store_spec(forecast) == spec
-    assert model_sizes(forecast, spec) == model_sizes(made, spec)
-    assert model_sizes(forecast, spec, "q8") == model_sizes(made, spec, "q8")
-    assert forecast.layouts_of_layers == made.layouts_of_layers
-    weights = [(file.name, file.bytes) for file in made.manifest.files if file.name.endswith(".safetensors")]
-    assert [(file.name, file.bytes) for file in forecast.manifest.files] == weights
     graph = build_graph(spec)
-    assert token_traffic(graph, forecast.manifest, "f16") == token_traffic(graph, made.manifest, "f16")
+
+    def figures(store: Store) -> list[Any]:
+        weights = [(file.name, file.bytes) for file in store.manifest.files if file.name.endswith(".safetensors")]
+        sizes = [model_sizes(store, spec, kv) for kv in (None, "q8")]
+        return [weights, sizes, store.layouts_of_layers, token_traffic(graph, store.manifest, "f16")]
+
+    expected = figures(made)
+    for forecast in forecasts:
+        assert store_spec(forecast) == spec
+        assert figures(forecast) == expected
+        assert all(file.name.endswith(".safetensors") for file in forecast.manifest.files)
 
 
 @pytest.mark.parametrize(("family", "formats"), default_pairs(FAMILIES, FORMATS), ids=str)
@@ -62,8 +66,7 @@ def test_sizes_are_those_of_the_store_that_conversion_makes_and_bytes_of_a_token
         forecast_store(source, *formats)
         for source in (str(folder), of_config(folder, tmp_path / "bare"), str(folder / CONFIG_NAME))
     )
-    for forecast in (from_weights, from_config, from_file):
-        same(forecast.store, made)
+    same(made, from_weights.store, from_config.store, from_file.store)
     assert "headers" in from_weights.known_from
     assert from_config.known_from == from_file.known_from == "config.json alone"
     kv = "q8" if formats[0] == "q8" else None
@@ -127,7 +130,7 @@ def test_an_index_without_its_shards_is_enough(tmp_path: Path) -> None:
         (folder / "model-00002-of-00003.safetensors").unlink()
         forecast = forecast_store(str(folder))
         assert forecast.known_from == "config.json and the index of its shards"
-        same(forecast.store, made)
+        same(made, forecast.store)
 
 
 @pytest.mark.parametrize(("removed", "known_from"), [("model-2", "the index of its shards"), ("model", "alone")])
@@ -139,7 +142,7 @@ def test_mxfp4_is_known_without_the_weights(tmp_path: Path, removed: str, known_
         path.unlink()
     forecast = forecast_store(str(tmp_path / "model"))
     assert forecast.known_from.endswith(known_from)
-    same(forecast.store, made)
+    same(made, forecast.store)
 
 
 def test_names_that_the_model_does_not_have_are_refused(tmp_path: Path) -> None:
@@ -212,6 +215,6 @@ def test_of_a_hub_s_checkpoint_no_weights_are_fetched(tmp_path: Path, monkeypatc
         monkeypatch.setattr(HubSource, "_small_file", small_file)
         monkeypatch.setattr(HubSource, "_fetch_shard", None)
         forecast = forecast_store("maker/tiny")
-    same(forecast.store, made)
+    same(made, forecast.store)
     assert fetched == ["config.json", "model.safetensors.index.json"]
     assert forecast.source.startswith("maker/tiny@")
