@@ -81,7 +81,7 @@ def test_a_picture_is_drawn(trace_file: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("edgemoe.bench.replay_plot.draw_replay", draw)
     results = replayed(trace_file, tmp_path, "--plot", tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes() == b"picture"
-    assert [len(report.results) for report in drawn] == [len(results)]
+    assert [len(report.rows) for report in drawn] == [len(results)]
 
 
 def test_tables_without_speeds_or_without_a_choice() -> None:
