@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 
 from edgemoe.errors import UsageError
@@ -55,10 +55,10 @@ def expert_of(name: str) -> tuple[int, int, str] | None:
     return (int(match[1]), int(match[2]), match[3]) if match else None
 
 
-def stored_name(name: str) -> str:
-    """The name of the stored matrix that holds a tensor: gate and up share one matrix."""
+def stored_name(name: str, names: Container[str]) -> str:
+    """The name of the stored matrix that holds a tensor of a model with these: gate and up share one matrix."""
     head, _, last = name.rpartition(".")
-    return f"{head}.gate_up" if last in ("gate", "up") else name
+    return f"{head}.gate_up" if last in ("gate", "up") and f"{head}.gate" in names else name
 
 
 def class_of(name: str, shape: tuple[int, ...]) -> str:
@@ -88,7 +88,7 @@ def choose_formats(
         elif name.rpartition(".")[2] in _EXACT:
             formats[name] = FORMATS["f32"]
         else:
-            groups.setdefault(stored_name(name), []).append(name)
+            groups.setdefault(stored_name(name, shapes), []).append(name)
     head = "head" if "head" in shapes else "embedding"
     for names in groups.values():
         option, default = (choice.experts, DEFAULT_EXPERTS) if expert_of(names[0]) else (choice.dense, DEFAULT_DENSE)

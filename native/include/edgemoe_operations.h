@@ -23,7 +23,7 @@ enum { EM_SCORE_SOFTMAX = 0, EM_SCORE_SIGMOID = 1, EM_SCORE_COUNT = 2 };
 enum { EM_CHOOSE_BY_SCORE = 0, EM_CHOOSE_BY_LOGIT = 1, EM_CHOOSE_BY_COUNT = 2 };
 
 /* em_activation.function */
-enum { EM_FUNCTION_SILU = 0, EM_FUNCTION_CLAMPED_SILU = 1, EM_FUNCTION_GELU_TANH = 2, EM_FUNCTION_COUNT = 3 };
+enum { EM_FUNCTION_SILU = 0, EM_FUNCTION_CLAMPED_SILU = 1, EM_FUNCTION_GELU_TANH = 2, EM_FUNCTION_RELU = 3, EM_FUNCTION_RELU2 = 4, EM_FUNCTION_COUNT = 5 };
 
 /* em_gate.gating */
 enum { EM_GATING_SIGMOID = 0, EM_GATING_SOFTPLUS = 1, EM_GATING_COUNT = 2 };
@@ -156,17 +156,18 @@ typedef struct em_route {
     int32_t top_k;              /* K */
 } em_route;
 
-/* The function of gate's number g and up's number u whose result a gated FFN multiplies by down. */
+/* The function of gate's number g and up's number u whose result an FFN multiplies by down. */
 typedef struct em_activation {
     int32_t function; /* EM_FUNCTION_... */
     float alpha;
     float limit;      /* or 0 */
     float offset;     /* or 0 */
+    int32_t gated;
 } em_activation;
 
-/* The vectors that are added to the products of a gated FFN: to those of gate and up before the activation. */
+/* The vectors that are added to the products of an FFN: to those of gate and up before the activation. */
 typedef struct em_ffn_biases {
-    const float *gate; /* (F,) */
+    const float *gate; /* (F,), or NULL */
     const float *up;   /* (F,) */
     const float *down; /* (D,) */
 } em_ffn_biases;
@@ -213,6 +214,7 @@ typedef struct em_expert_layout {
     int32_t down_format;
     int64_t down_offset;
     int64_t biases_offset;
+    int32_t gated;
 } em_expert_layout;
 
 /* output[t, k] = expert experts[t, k] (input[t]) for experts whose slots[e] >= 0. */
@@ -341,6 +343,18 @@ typedef struct em_store_latent {
     int32_t head_dim;         /* W */
 } em_store_latent;
 
+/* output = down (activation(up input)), each product plus its bias if there are biases: an FFN without a gate. */
+typedef struct em_plain_ffn {
+    const float *input;        /* (T, D) */
+    em_matrix up;              /* (F, D) */
+    em_matrix down;            /* (D, F) */
+    float *output;             /* (T, D) */
+    em_activation activation;
+    em_ffn_biases biases;      /* all zeros if there are none */
+    int32_t hidden_size;       /* D */
+    int32_t intermediate_size; /* F */
+} em_plain_ffn;
+
 /* X(kind, name) for each operation, in the order of em_kind. */
 #define EM_OPERATIONS(X) \
     X(EMBED, embed) \
@@ -363,7 +377,8 @@ typedef struct em_store_latent {
     X(SOFT_CAP, soft_cap) \
     X(DELTA_RULE, delta_rule) \
     X(HEAD_LINEAR, head_linear) \
-    X(STORE_LATENT, store_latent)
+    X(STORE_LATENT, store_latent) \
+    X(PLAIN_FFN, plain_ffn)
 
 /* STRUCT(type) for each struct of the interface, and FIELD(type, field) for each of its fields. */
 #define EM_LAYOUT(STRUCT, FIELD) \
@@ -404,7 +419,7 @@ typedef struct em_store_latent {
         FIELD(em_route, expert_scales) FIELD(em_route, group_best) FIELD(em_route, num_experts) \
         FIELD(em_route, top_k) \
     STRUCT(em_activation) FIELD(em_activation, function) FIELD(em_activation, alpha) \
-        FIELD(em_activation, limit) FIELD(em_activation, offset) \
+        FIELD(em_activation, limit) FIELD(em_activation, offset) FIELD(em_activation, gated) \
     STRUCT(em_ffn_biases) FIELD(em_ffn_biases, gate) FIELD(em_ffn_biases, up) FIELD(em_ffn_biases, down) \
     STRUCT(em_gated_ffn) FIELD(em_gated_ffn, input) FIELD(em_gated_ffn, gate_up) FIELD(em_gated_ffn, down) \
         FIELD(em_gated_ffn, output) FIELD(em_gated_ffn, activation) FIELD(em_gated_ffn, biases) \
@@ -416,6 +431,7 @@ typedef struct em_store_latent {
     STRUCT(em_expert_layout) FIELD(em_expert_layout, hidden_size) FIELD(em_expert_layout, intermediate_size) \
         FIELD(em_expert_layout, gate_up_format) FIELD(em_expert_layout, down_format) \
         FIELD(em_expert_layout, down_offset) FIELD(em_expert_layout, biases_offset) \
+        FIELD(em_expert_layout, gated) \
     STRUCT(em_experts) FIELD(em_experts, input) FIELD(em_experts, experts) FIELD(em_experts, slots) \
         FIELD(em_experts, arena) FIELD(em_experts, layouts) FIELD(em_experts, layouts_count) \
         FIELD(em_experts, layout_of) FIELD(em_experts, output) FIELD(em_experts, paged) \
@@ -448,6 +464,9 @@ typedef struct em_store_latent {
         FIELD(em_store_latent, latent_cache) FIELD(em_store_latent, value_dim) FIELD(em_store_latent, rotated) \
         FIELD(em_store_latent, sequence_count) FIELD(em_store_latent, table_pages) \
         FIELD(em_store_latent, page_count) FIELD(em_store_latent, head_dim) \
+    STRUCT(em_plain_ffn) FIELD(em_plain_ffn, input) FIELD(em_plain_ffn, up) FIELD(em_plain_ffn, down) \
+        FIELD(em_plain_ffn, output) FIELD(em_plain_ffn, activation) FIELD(em_plain_ffn, biases) \
+        FIELD(em_plain_ffn, hidden_size) FIELD(em_plain_ffn, intermediate_size) \
     STRUCT(em_operation) FIELD(em_operation, kind) FIELD(em_operation, reserved) FIELD(em_operation, as) \
     STRUCT(em_scratch) FIELD(em_scratch, data) FIELD(em_scratch, bytes) \
     STRUCT(em_program_times) FIELD(em_program_times, operations) FIELD(em_program_times, elapsed_ns) \

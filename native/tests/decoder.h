@@ -33,7 +33,7 @@ enum {
     LATENT_ROTARY = 8,
     LATENT_WIDTH = LATENT + LATENT_ROTARY,
     NOPE = 12,
-    OPERATIONS = 35, /* of which one begins to read experts */
+    OPERATIONS = 36, /* of which one begins to read experts */
 };
 
 static inline em_matrix random_matrix(int32_t format, int32_t rows, int32_t columns) {
@@ -216,11 +216,18 @@ static inline void add_moe(model *m) {
         .logits = *m->logits, .experts = *m->chosen, .weights = *m->weights, .num_experts = EXPERTS, .top_k = USED,
         .renormalise = 1, .groups = 1, .kept_groups = 1, .scale = 1, .expert_scales = m->norm};
     em_gated_ffn *shared = &add(m, EM_GATED_FFN)->as.gated_ffn;
-    const em_activation clamped = {.function = EM_FUNCTION_CLAMPED_SILU, .alpha = 1.702f, .limit = 0.5f, .offset = 1};
+    const em_activation clamped = {
+        .function = EM_FUNCTION_CLAMPED_SILU, .alpha = 1.702f, .limit = 0.5f, .offset = 1, .gated = 1};
     *shared = (em_gated_ffn){.input = *m->hidden, .output = *m->shared, .activation = clamped};
     shared->biases = (em_ffn_biases){m->bias, m->bias + 1, m->bias}; /* of 40, 40 and 72 numbers */
     shared->gate_up = owned_matrix(m, EM_Q8, 2 * 48, WIDTH);
     shared->down = owned_matrix(m, EM_F16, WIDTH, FFN);
+    const em_activation squared = {.function = EM_FUNCTION_RELU2};
+    em_plain_ffn *plain = &add(m, EM_PLAIN_FFN)->as.plain_ffn;
+    *plain = (em_plain_ffn){.input = *m->shared, .output = *m->normed, .activation = squared};
+    plain->biases = (em_ffn_biases){NULL, m->bias + 1, m->bias};
+    plain->up = owned_matrix(m, EM_Q4, FFN, WIDTH);
+    plain->down = owned_matrix(m, EM_F16, WIDTH, FFN);
     const int64_t gate_up_bytes = 2 * em_panel_count(FFN) * (int64_t)em_panel_bytes(EM_Q4, WIDTH);
     const int64_t down_bytes = em_panel_count(WIDTH) * (int64_t)em_panel_bytes(EM_Q8, FFN);
     const int64_t biases_offset = gate_up_bytes + down_bytes, bias_count = 48 + 48 + 80;
@@ -241,7 +248,8 @@ static inline void add_moe(model *m) {
                      .gate_up_format = EM_Q4,
                      .down_format = EM_Q8,
                      .down_offset = gate_up_bytes,
-                     .biases_offset = biases_offset}},
+                     .biases_offset = biases_offset,
+                     .gated = 1}},
         .layouts_count = 1,
         .layout_of = m->layout_of,
         .slot_bytes = (int32_t)slot_bytes,
@@ -253,7 +261,7 @@ static inline void add_moe(model *m) {
     };
     add(m, EM_COMBINE)->as.combine =
         (em_combine){
-        .output = *m->hidden, .routed = **m->routed, .weights = *m->weights, .shared = *m->shared,
+        .output = *m->hidden, .routed = **m->routed, .weights = *m->weights, .shared = *m->normed,
         .shared_gate = *m->shared_gate, .top_k = USED, .hidden_size = WIDTH, .scale = 0.7f,
         .accumulate = 1};
     add(m, EM_LAYER_NORM)->as.layer_norm = (em_layer_norm){
