@@ -169,6 +169,8 @@ class ModelSpec:
     """The limit within which logits are brought (`op.SoftCap`), after the factor; 0: they stay as they are."""
     norm: Literal["rms", "layer"] = "rms"
     """Norms of the stream, of blocks' results and before the head: RMSNorm, or LayerNorm without biases (Cohere)."""
+    positions_limit: Literal["none", "indexer"] = "none"
+    """What bounds `max_positions` beside the config: beyond them an indexer would choose tokens, as no block can."""
 
     @property
     def routed(self) -> dict[int, RoutedExperts]:
