@@ -379,7 +379,7 @@ def test_deepseek_v3():
         (DEEPSEEK_V3, {"rope_interleave": "yes"}, 'rope_interleave is "yes"'),
         (DEEPSEEK_V3, {"rope_scaling": {"type": "yarn", "factor": 40, "mscale_all_dim": -1}}, "mscale_all_dim is -1"),
         (KIMI_K25, {"tie_word_embeddings": True}, "tie_word_embeddings is true, but false in text_config"),
-        (KIMI_K25, {"text_config": None}, "max_position_embeddings is missing"),
+        (KIMI_K25, {"text_config": {}}, "max_position_embeddings is missing"),
         (KIMI_K25, {"auto_map": {"AutoModelForCausalLM": "modeling.KimiK3"}}, 'auto_map is "modeling.KimiK3"'),
         (AXK1, {"topk_method": "sometimes"}, 'topk_method is "sometimes"'),
         (GLM_47_FLASH, {"mlp_layer_types": ["dense"]}, "mlp_layer_types lists 1 layers; expected 47"),

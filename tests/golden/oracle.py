@@ -215,9 +215,10 @@ def save(model: Any, case: Case, folder: Path) -> None:
         from safetensors.torch import load_file
 
         state = load_file(folder / "model.safetensors")
-        # A rule for its vision tower renames the layers of the text part too, which published files call so.
+        # Rules for its vision tower rename parts of the text's layers too: published files call them as below.
+        blocks, layers = "language_model.model.blocks.", "language_model.model.layers."
         state = {
-            name.replace("language_model.model.blocks.", "language_model.model.layers."): state[name] for name in state
+            name.replace(blocks, layers).replace(".self_wqkv.", ".self_attn.q_proj."): state[name] for name in state
         }
     else:
         state = {name: tensor for name, tensor in model.state_dict().items() if not _is_tied(name, case)}
