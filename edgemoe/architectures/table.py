@@ -50,6 +50,7 @@ class Row:
     all repetitions first, then its second ones.
     `turned`: the internal name, of those in `blocks`, that has each of its blocks transposed.
     `change`: what a vector's numbers go through, of those that checkpoints keep in another form than the model has.
+    `flat`: whether a source of two dimensions has the matrices of all experts one below the other.
     """
 
     internal: tuple[str, ...]
@@ -61,6 +62,7 @@ class Row:
     blocks: tuple[tuple[str, str], ...] = ()
     turned: str = ""
     change: Change = "none"
+    flat: bool = False
 
     @property
     def stacked(self) -> bool:
@@ -70,6 +72,8 @@ class Row:
     @property
     def row_symbol(self) -> str:
         """The symbol of the dimension that is cut into rows."""
+        if self.flat and not self.transposed:
+            return self.shape[0].removeprefix("experts*")
         return self.shape[-1] if self.transposed or self.one_row else self.shape[1 if self.stacked else 0]
 
 
@@ -78,7 +82,8 @@ class SourceSlice:
     """Where a tensor lies in the checkpoint: rows `row_start` to `row_stop` of `tensor`, or of `tensor[index]`.
 
     With a `row_step` above 1 it takes every `row_step`-th of them only, from the first on. If the matrix is
-    `transposed`, its columns are counted in place of rows. The rows of a vector, of a matrix of `one_row` and of a
+    `transposed`, its columns are counted in place of rows; with a `height` the source has two dimensions, and matrix
+    `index` is that many of its rows. The rows of a vector, of a matrix of `one_row` and of a
     tensor of three dimensions without an `index` are its elements.
     """
 
@@ -95,6 +100,7 @@ class SourceSlice:
     """If not 0, each run is a matrix of this many columns of the source, which become its rows."""
     change: Change = "none"
     """The change of its numbers when they are read; only vectors have one."""
+    height: int = 0
 
     @property
     def rows(self) -> int:
@@ -208,10 +214,9 @@ _NAMED_FURTHER_TOKENS = re.compile(r"(model\.)?mtp(_\w+)?\..+")
 """The tensors of such layers where they have names of their own."""
 
 VISION = "a vision tower, which edgemoe does not run: it reads text alone"
-_VISION = re.compile(r"(model\.)?visual\..+")
-
-VISION = "a vision tower, which edgemoe does not run: it reads text alone"
-_VISION = re.compile(r"(model\.)?(visual|vision_tower|embed_vision|mm_projector)\..+")
+_VISION = re.compile(
+    r"(model\.)?(visual|vision_model|vision_tower|embed_vision|mm_projector|multi_modal_projector)\..+"
+)
 AUDIO = "an audio tower, which edgemoe does not run: it reads text alone"
 _AUDIO = re.compile(r"(model\.)?(audio_tower|embed_audio)\..+")
 
@@ -354,14 +359,14 @@ def _expand(
             source = row.source.format(layer=number)
             if held is None or source in held:
                 for expert in experts:
-                    slices |= _slices(row, source, number, expert, expert, part_rows)
+                    slices |= _slices(row, source, number, expert, expert, part_rows, sizes)
             if slices:
                 yield source, slices, shape
         else:
             for expert in experts:
                 source = row.source.format(layer=number, expert=expert)
                 if held is None or source in held:
-                    yield source, _slices(row, source, number, expert, None, part_rows), shape
+                    yield source, _slices(row, source, number, expert, None, part_rows, sizes), shape
 
 
 def _part_rows(row: Row, sizes: Mapping[str, int]) -> list[int]:
@@ -375,14 +380,24 @@ def _part_rows(row: Row, sizes: Mapping[str, int]) -> list[int]:
 
 
 def _slices(
-    row: Row, source: str, layer: int, expert: int, index: int | None, part_rows: list[int]
+    row: Row,
+    source: str,
+    layer: int,
+    expert: int,
+    index: int | None,
+    part_rows: list[int],
+    sizes: Mapping[str, int],
 ) -> dict[str, SourceSlice]:
-    parts, slices, start = len(row.internal), {}, 0
+    parts, slices, start, height = len(row.internal), {}, 0, 0
+    if row.flat and row.transposed:
+        height = sizes[row.shape[0].removeprefix("experts*")]
+    elif row.flat:
+        start, index = expert * part_rows[0], None
     for part, (name, count) in enumerate(zip(row.internal, part_rows, strict=True)):
         if row.interleaved:
             where = SourceSlice(source, index, part, parts * count, parts, row.transposed)
         else:
-            where = SourceSlice(source, index, start, start + count, 1, row.transposed, row.one_row)
+            where = SourceSlice(source, index, start, start + count, 1, row.transposed, row.one_row, height=height)
         slices[name.format(layer=layer, expert=expert)] = replace(where, change=row.change)
         start += count
     return slices
@@ -416,8 +431,7 @@ def _size(symbol: str, sizes: Mapping[str, int]) -> int:
     """The size of one dimension; 0 if the layer lacks it (a dense layer has no experts)."""
     if "+" in symbol:
         return sum(_size(term, sizes) for term in symbol.split("+"))
-    factor, _, name = symbol.rpartition("*")
-    return int(factor or 1) * sizes.get(name, 0)
+    return math.prod(int(part) if part.isdigit() else sizes.get(part, 0) for part in symbol.split("*"))
 
 
 def _check_shape(source: str, symbols: tuple[str, ...], expected: tuple[int, ...], found: tuple[int, ...]) -> None:

@@ -141,6 +141,8 @@ def _check(piece: Piece, info: TensorInfo) -> None:
     if info.dtype not in BLOCK_FORMATS or piece.source.one_row:
         float_dtype(piece.source.tensor, info)
     shape = info.shape if piece.source.index is None else info.shape[1:]
+    if piece.source.height:
+        shape = piece.source.height, info.shape[-1]
     dimensions = (1, 3) if piece.place.format is None else (2,)
     shape = shape[::-1] if piece.source.transposed else shape[1:] if piece.source.one_row else shape
     if piece.source.turned:

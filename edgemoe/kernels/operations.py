@@ -187,15 +187,16 @@ class RmsNorm(Operation, code=1):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LayerNorm(Operation, code=16):
-    """`output = (input - mean) / sqrt(variance + epsilon) * weight`, over each row; may be in place.
+    """`output = (input - mean) / sqrt(variance + epsilon) * weight + bias`, over each row; may be in place.
 
-    The variance is the mean of the squares of `input - mean` (Ba, Kiros and Hinton 2016).
+    The variance is the mean of the squares of `input - mean` (Ba, Kiros and Hinton 2016). Without a bias none is added.
     """
 
     input: Annotated[Floats, rows("D")]
     weight: Annotated[Floats, weight("D")]
     epsilon: float
     output: Annotated[Floats, rows("D"), output(apart_from="input", may_replace=True)]
+    bias: Annotated[Floats | None, weight("D")] = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -237,6 +238,15 @@ class Rope(Operation, code=3):
         require(
             rotated <= width, "cosine", f"at most {width // 2} columns, for heads of {width} channels", rotated // 2
         )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ScaleByPosition(Operation, code=27):
+    """Multiplies each row in place by the factor of its token's position."""
+
+    values: Annotated[Floats, rows("M"), IN_PLACE]
+    positions: Annotated[Integers, rows()]
+    factors: Annotated[Floats, buffer("C")]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -316,9 +326,10 @@ class HeadLinear(Operation, code=19):
 class Attention(Operation, code=5):
     """Causal attention over the cache: row `t` sees positions `0 .. positions[t]` of its sequence.
 
-    With a `window` it sees the last `window` of these, its own position included. A head's sink is one more logit of
-    its softmax, which takes a share of the sum and adds no value. Without a cache of values a key's value is its first
-    `Wv` elements.
+    With a `window` it sees the last `window` of these, its own position included; of windows that are `chunked`, which
+    begin at multiples of `window`, it sees its own up to its position. With a `cap` the scaled score `s` of a key
+    counts as `cap * tanh(s / cap)`. A head's sink is one more logit of its softmax, which takes a share of the sum and
+    adds no value; no cap applies to it. Without a cache of values a key's value is its first `Wv` elements.
     """
 
     query: Annotated[Floats, rows("H*W")]
@@ -331,12 +342,16 @@ class Attention(Operation, code=5):
     output: Annotated[Floats, rows("H*Wv"), output(apart_from="query")]
     window: Annotated[int, NUMBER] = 0  # 0: none
     sinks: Annotated[Floats | None, weight("H")] = None
+    chunked: bool = False
+    cap: float = 0.0  # 0: none
 
     def check(self, sizes: Sizes) -> None:
         heads, kv_heads = sizes.letters["H"], sizes.letters["G"]
         if heads % kv_heads:
             raise Misfit("query", f"heads in {kv_heads} equal groups", f"{heads} heads")
         require(0 <= self.window <= LARGEST_EXTENT, "window", f"0 to {LARGEST_EXTENT}", self.window)
+        require(not self.chunked or self.window > 0, "chunked", "false without a window", self.chunked)
+        require(0 <= self.cap < math.inf, "cap", "0 or a number above it", self.cap)
         if self.value_cache is None:
             width, value_width = sizes.letters["W"], sizes.letters["Wv"]
             require(value_width <= width, "output", f"values of at most {width} channels", value_width)
@@ -348,8 +363,8 @@ class Attention(Operation, code=5):
         return sum(cache.nbytes // (cache.shape[0] * PAGE_TOKENS) for cache in caches)
 
 
-GateFunction = Literal["sigmoid", "softplus"]
-"""The function that makes a factor of a gate's number `g`: `1 / (1 + exp(-g))` or `log(1 + exp(g))`."""
+GateFunction = Literal["sigmoid", "softplus", "identity"]
+"""The function that makes a factor of a gate's number `g`: `1 / (1 + exp(-g))`, `log(1 + exp(g))` or `g` itself."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
