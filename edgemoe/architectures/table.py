@@ -48,7 +48,9 @@ class Row:
     `blocks`: for a source whose rows repeat a pattern of blocks (query and gate of a head, of the next head, ...): the
     internal name that each block of the pattern belongs to, and its rows as a symbol. A tensor has its first blocks of
     all repetitions first, then its second ones.
+    `turned`: the internal name, of those in `blocks`, that has each of its blocks transposed.
     `change`: what a vector's numbers go through, of those that checkpoints keep in another form than the model has.
+    `flat`: whether a source of two dimensions has the matrices of all experts one below the other.
     """
 
     internal: tuple[str, ...]
@@ -58,7 +60,9 @@ class Row:
     transposed: bool = False
     one_row: bool = False
     blocks: tuple[tuple[str, str], ...] = ()
+    turned: str = ""
     change: Change = "none"
+    flat: bool = False
 
     @property
     def stacked(self) -> bool:
@@ -68,6 +72,8 @@ class Row:
     @property
     def row_symbol(self) -> str:
         """The symbol of the dimension that is cut into rows."""
+        if self.flat and not self.transposed:
+            return self.shape[0].removeprefix("experts*")
         return self.shape[-1] if self.transposed or self.one_row else self.shape[1 if self.stacked else 0]
 
 
@@ -76,7 +82,8 @@ class SourceSlice:
     """Where a tensor lies in the checkpoint: rows `row_start` to `row_stop` of `tensor`, or of `tensor[index]`.
 
     With a `row_step` above 1 it takes every `row_step`-th of them only, from the first on. If the matrix is
-    `transposed`, its columns are counted in place of rows. The rows of a vector, of a matrix of `one_row` and of a
+    `transposed`, its columns are counted in place of rows; with a `height` the source has two dimensions, and matrix
+    `index` is that many of its rows. The rows of a vector, of a matrix of `one_row` and of a
     tensor of three dimensions without an `index` are its elements.
     """
 
@@ -89,12 +96,17 @@ class SourceSlice:
     one_row: bool = False
     runs: tuple[Runs, ...] = ()
     """If there are some, the rows are theirs, in order, in the place of all from `row_start` to `row_stop`."""
+    turned: int = 0
+    """If not 0, each run is a matrix of this many columns of the source, which become its rows."""
     change: Change = "none"
     """The change of its numbers when they are read; only vectors have one."""
+    height: int = 0
 
     @property
     def rows(self) -> int:
         """The number of rows that it takes."""
+        if self.turned:
+            return sum(self.turned * run.repeats for run in self.runs)
         if self.runs:
             return sum(run.length * run.repeats for run in self.runs)
         return len(range(self.row_start, self.row_stop, self.row_step))
@@ -202,12 +214,16 @@ _NAMED_FURTHER_TOKENS = re.compile(r"(model\.)?mtp(_\w+)?\..+")
 """The tensors of such layers where they have names of their own."""
 
 VISION = "a vision tower, which edgemoe does not run: it reads text alone"
-_VISION = re.compile(r"(model\.)?visual\..+")
-
-VISION = "a vision tower, which edgemoe does not run: it reads text alone"
-_VISION = re.compile(r"(model\.)?(visual|vision_tower|embed_vision)\..+")
+_VISION = re.compile(
+    r"(model\.)?(visual|vision_model|vision_tower|embed_vision|mm_projector|multi_modal_projector)\..+"
+)
 AUDIO = "an audio tower, which edgemoe does not run: it reads text alone"
 _AUDIO = re.compile(r"(model\.)?(audio_tower|embed_audio)\..+")
+
+INDEXER = "an indexer of attention, which chooses among more tokens than edgemoe runs of this model"
+_INDEXER = re.compile(r"model\.layers\.\d+\.self_attn\.indexer\..+")
+UNUSED_NORM = "a norm after a dense layer's FFN, which the model does not use"
+_NORM_OF_FFN = re.compile(r"model\.layers\.(\d{1,6})\.post_mlp_layernorm\.weight")
 
 TIED_HEAD = "a copy of the embedding, which config.json says is the head (tie_word_embeddings)"
 
@@ -290,6 +306,8 @@ def unused_tensors(spec: ModelSpec, names: Iterable[str]) -> dict[str, str]:
     reasons, names = {}, list(names)
     found = filter(None, map(_FURTHER_TOKENS.fullmatch, names))
     further = tuple(match[1] for match in found if int(match[2]) >= len(spec.layers))
+    normed = {number for number, layer in enumerate(spec.layers) if layer.blocks[-1].post_norm}
+    unnormed = set(range(len(spec.layers))) - normed if normed else set()
     for name in names:
         if (further and name.startswith(further)) or _NAMED_FURTHER_TOKENS.fullmatch(name):
             reasons[name] = FURTHER_TOKENS
@@ -297,6 +315,11 @@ def unused_tensors(spec: ModelSpec, names: Iterable[str]) -> dict[str, str]:
             reasons[name] = VISION
         if _AUDIO.fullmatch(name):
             reasons[name] = AUDIO
+        if spec.positions_limit == "indexer" and _INDEXER.fullmatch(name):
+            reasons[name] = INDEXER
+        norm = _NORM_OF_FFN.fullmatch(name)
+        if norm and int(norm[1]) in unnormed:
+            reasons[name] = UNUSED_NORM
         if name == HEAD and spec.tied_embeddings:
             reasons[name] = TIED_HEAD
         for pattern, reason in HARMLESS_TENSORS:
@@ -339,14 +362,14 @@ def _expand(
             source = row.source.format(layer=number)
             if held is None or source in held:
                 for expert in experts:
-                    slices |= _slices(row, source, number, expert, expert, part_rows)
+                    slices |= _slices(row, source, number, expert, expert, part_rows, sizes)
             if slices:
                 yield source, slices, shape
         else:
             for expert in experts:
                 source = row.source.format(layer=number, expert=expert)
                 if held is None or source in held:
-                    yield source, _slices(row, source, number, expert, None, part_rows), shape
+                    yield source, _slices(row, source, number, expert, None, part_rows, sizes), shape
 
 
 def _part_rows(row: Row, sizes: Mapping[str, int]) -> list[int]:
@@ -360,15 +383,27 @@ def _part_rows(row: Row, sizes: Mapping[str, int]) -> list[int]:
 
 
 def _slices(
-    row: Row, source: str, layer: int, expert: int, index: int | None, part_rows: list[int]
+    row: Row,
+    source: str,
+    layer: int,
+    expert: int,
+    index: int | None,
+    part_rows: list[int],
+    sizes: Mapping[str, int],
 ) -> dict[str, SourceSlice]:
-    parts, slices, start = len(row.internal), {}, 0
+    parts, slices, start, height = len(row.internal), {}, 0, 0
+    if row.flat and row.transposed:
+        height = sizes[row.shape[0].removeprefix("experts*")]
+    elif row.flat:
+        start, index = expert * part_rows[0], None
     for part, (name, count) in enumerate(zip(row.internal, part_rows, strict=True)):
         if row.interleaved:
             where = SourceSlice(source, index, part, parts * count, parts, row.transposed)
         else:
-            where = SourceSlice(source, index, start, start + count, 1, row.transposed, row.one_row)
-        slices[name.format(layer=layer, expert=expert)] = replace(where, change=row.change)
+            where = SourceSlice(source, index, start, start + count, 1, row.transposed, row.one_row, height=height)
+        slices[name.format(layer=layer, expert=expert)] = (
+            where if row.change == "none" else replace(where, change=row.change)
+        )
         start += count
     return slices
 
@@ -377,12 +412,16 @@ def _block_slices(row: Row, source: str, layer: int, sizes: Mapping[str, int]) -
     """The slices of a source whose rows repeat a pattern of blocks; none in a layer without such blocks."""
     lengths = [_size(symbol, sizes) for _, symbol in row.blocks]
     rows, period = _size(row.row_symbol, sizes), sum(lengths)
-    if not period or rows % period:
+    if not period or not rows or rows % period:
         return {}
     runs: dict[str, list[Runs]] = {name: [] for name in row.internal}
     for number, (name, _) in enumerate(row.blocks):
         runs[name].append(Runs(sum(lengths[:number]), lengths[number], period, rows // period))
-    return {name.format(layer=layer): SourceSlice(source, None, 0, rows, runs=tuple(own)) for name, own in runs.items()}
+    turned = {row.turned: _size(row.shape[1], sizes)}
+    return {
+        name.format(layer=layer): SourceSlice(source, None, 0, rows, runs=tuple(own), turned=turned.get(name, 0))
+        for name, own in runs.items()
+    }
 
 
 def _sizes(spec: ModelSpec, layer: LayerSpec | None) -> dict[str, int]:
@@ -397,8 +436,7 @@ def _size(symbol: str, sizes: Mapping[str, int]) -> int:
     """The size of one dimension; 0 if the layer lacks it (a dense layer has no experts)."""
     if "+" in symbol:
         return sum(_size(term, sizes) for term in symbol.split("+"))
-    factor, _, name = symbol.rpartition("*")
-    return int(factor or 1) * sizes.get(name, 0)
+    return math.prod(int(part) if part.isdigit() else sizes.get(part, 0) for part in symbol.split("*"))
 
 
 def _check_shape(source: str, symbols: tuple[str, ...], expected: tuple[int, ...], found: tuple[int, ...]) -> None:

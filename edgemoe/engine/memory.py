@@ -222,7 +222,8 @@ class _Needs:
         interpreter: int,
         embedding_resident: bool,
     ) -> _Needs:
-        least_context = context_length or min(LEAST_CONTEXT_TOKENS, graph.spec.max_positions)
+        default_context = min(DEFAULT_CONTEXT_TOKENS, *graph.longest_contexts)
+        least_context = context_length or min(LEAST_CONTEXT_TOKENS, default_context)
         least_workspace_bytes = workspace_bytes(graph, sizes, backend, CHUNK_TOKENS[-1], least_context)
         least_state_bytes = kv_cache_bytes(graph, CHUNK_TOKENS[-1], least_context, sizes.kv_format, sizes.sequences)
         least_state_bytes += fixed_state_bytes(graph, least_context, sizes.kv_format, sizes.sequences)
@@ -237,7 +238,7 @@ class _Needs:
             interpreter,
             embedding_resident,
             least_context,
-            context_length or min(DEFAULT_CONTEXT_TOKENS, graph.spec.max_positions),
+            context_length or default_context,
             least_workspace_bytes,
             least_slots,
             least_experts_bytes,
@@ -247,9 +248,11 @@ class _Needs:
 
 def _check_context(graph: Graph, context_length: int | None) -> None:
     """Raise UsageError for a context that the model does not have."""
-    if context_length is not None and not 1 <= context_length <= graph.spec.max_positions:
+    spec = graph.spec
+    if context_length is not None and not 1 <= context_length <= spec.max_positions:
+        reason = ", as edgemoe does not run the indexer of its attention" * (spec.positions_limit == "indexer")
         raise UsageError(
-            f"A context of {context_length} tokens was asked for; this model has 1 to {graph.spec.max_positions}.",
+            f"A context of {context_length} tokens was asked for; this model has 1 to {spec.max_positions}{reason}.",
             "Choose a context length within that range.",
         )
 

@@ -192,15 +192,16 @@ class RmsNorm(Operation, code=1):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LayerNorm(Operation, code=16):
-    """`output = (input - mean) / sqrt(variance + epsilon) * weight`, over each row; may be in place.
+    """`output = (input - mean) / sqrt(variance + epsilon) * weight + bias`, over each row; may be in place.
 
-    The variance is the mean of the squares of `input - mean` (Ba, Kiros and Hinton 2016).
+    The variance is the mean of the squares of `input - mean` (Ba, Kiros and Hinton 2016). Without a bias none is added.
     """
 
     input: Annotated[Floats, rows("D")]
     weight: Annotated[Floats, weight("D")]
     epsilon: float
     output: Annotated[Floats, rows("D"), output(apart_from="input", may_replace=True)]
+    bias: Annotated[Floats | None, weight("D")] = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -245,6 +246,15 @@ class Rope(Operation, code=3):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
+class ScaleByPosition(Operation, code=27):
+    """Multiplies each row in place by the factor of its token's position."""
+
+    values: Annotated[Floats, rows("M"), IN_PLACE]
+    positions: Annotated[Integers, rows()]
+    factors: Annotated[Floats, buffer("C")]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Clip(Operation, code=14):
     """Holds each number in place to `-limit .. limit`; a NaN stays one."""
 
@@ -281,11 +291,50 @@ class StoreKv(Operation, code=4):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
+class StoreLatent(Operation, code=20):
+    """Writes a row `[latent | rotary]` for each row's token to the page of its position, as `StoreKv` writes keys.
+
+    It is the key of all heads, and its first `Wv` elements are the value (DeepSeek-V2: arXiv 2405.04434).
+    """
+
+    latent: Annotated[Floats, rows("Wv")]
+    rotary: Annotated[Floats, rows("R")]
+    positions: Annotated[Integers, rows()]
+    sequences: Annotated[Integers, rows()]  # rows of `pages`
+    pages: Annotated[Integers, buffer("S", "P")]  # as those of `StoreKv`
+    latent_cache: Annotated[Cache, cache("N", "1", _PAGE, "W"), OUTPUT]
+
+    def check(self, sizes: Sizes) -> None:
+        width, expected = sizes.letters["W"], sizes.letters["Wv"] + sizes.letters["R"]
+        require(width == expected, "latent_cache", f"rows of {expected}", width)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class HeadLinear(Operation, code=19):
+    """Multiplies each head by a matrix of its own: head `h` of `output` is `[matrix[h] input[h] | passed[h]]`.
+
+    Rows `h * N .. h * N + N - 1` of `matrix` are those of head `h`. Without `passed` the product is all of it.
+    """
+
+    input: Annotated[Floats, rows("H*M")]
+    matrix: Annotated[Matrix, matrix("H*N", "M")]
+    passed: Annotated[Floats | None, rows("H*R")]
+    heads: Annotated[int, size("H")]
+    output: Annotated[Floats, rows("H*W"), output(apart_from="input")]
+
+    def check(self, sizes: Sizes) -> None:
+        width, expected = sizes.letters["W"], sizes.letters["N"] + sizes.letters.get("R", 0)
+        require(width == expected, "output", f"heads of {expected} channels", width)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Attention(Operation, code=5):
     """Causal attention over the cache: row `t` sees positions `0 .. positions[t]` of its sequence.
 
-    With a `window` it sees the last `window` of these, its own position included. A head's sink is one more logit of
-    its softmax, which takes a share of the sum and adds no value.
+    With a `window` it sees the last `window` of these, its own position included; of windows that are `chunked`, which
+    begin at multiples of `window`, it sees its own up to its position. With a `cap` the scaled score `s` of a key
+    counts as `cap * tanh(s / cap)`. A head's sink is one more logit of its softmax, which takes a share of the sum and
+    adds no value; no cap applies to it. Without a cache of values a key's value is its first `Wv` elements.
     """
 
     query: Annotated[Floats, rows("H*W")]
@@ -293,26 +342,35 @@ class Attention(Operation, code=5):
     sequences: Annotated[Integers, rows()]  # rows of `pages`
     pages: Annotated[Integers, buffer("S", "P")]  # as those of `StoreKv`
     key_cache: Annotated[Cache, cache("N", "G", _PAGE, "W")]
-    value_cache: Annotated[Cache, cache("N", "G", _PAGE, "Wv")]
+    value_cache: Annotated[Cache | None, cache("N", "G", _PAGE, "Wv")]
     scale: float
     output: Annotated[Floats, rows("H*Wv"), output(apart_from="query")]
     window: Annotated[int, NUMBER] = 0  # 0: none
     sinks: Annotated[Floats | None, weight("H")] = None
+    chunked: bool = False
+    cap: float = 0.0  # 0: none
 
     def check(self, sizes: Sizes) -> None:
         heads, kv_heads = sizes.letters["H"], sizes.letters["G"]
         if heads % kv_heads:
             raise Misfit("query", f"heads in {kv_heads} equal groups", f"{heads} heads")
         require(0 <= self.window <= LARGEST_EXTENT, "window", f"0 to {LARGEST_EXTENT}", self.window)
-        _check_one_format(self.key_cache, self.value_cache)
+        require(not self.chunked or self.window > 0, "chunked", "false without a window", self.chunked)
+        require(0 <= self.cap < math.inf, "cap", "0 or a number above it", self.cap)
+        if self.value_cache is None:
+            width, value_width = sizes.letters["W"], sizes.letters["Wv"]
+            require(value_width <= width, "output", f"values of at most {width} channels", value_width)
+        else:
+            _check_one_format(self.key_cache, self.value_cache)
 
     def position_bytes(self) -> int:
-        caches = (self.key_cache, self.value_cache)
+        caches = [self.key_cache] if self.value_cache is None else [self.key_cache, self.value_cache]
         return sum(cache.nbytes // (cache.shape[0] * PAGE_TOKENS) for cache in caches)
 
 
-GateFunction = Literal["sigmoid", "softplus", "silu"]
-"""What makes a gate's number `g` a factor: `1 / (1 + exp(-g))`, `log(1 + exp(g))` or `g / (1 + exp(-g))`."""
+GateFunction = Literal["sigmoid", "softplus", "identity", "silu"]
+"""The function that makes a factor of a gate's number `g`: `1 / (1 + exp(-g))`, `log(1 + exp(g))`, `g` itself, or
+`g / (1 + exp(-g))`."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -484,7 +542,7 @@ SILU = Activation()
 GELU_TANH = Activation("gelu_tanh")
 RELU = Activation("relu", gated=False)
 RELU2 = Activation("relu2", gated=False)
-"""Those of FFNs without a gate: Vaswani et al. 2017 and Primer."""
+"""Activations of FFNs without a gate: Vaswani et al. 2017 and Primer."""
 GELU_LINEAR = 2 * math.sqrt(2 / math.pi)
 GELU_CUBIC = 0.044715 * GELU_LINEAR
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Union
 
 from edgemoe.kernels import operations as op
-from edgemoe.model.rope import RopeSpec
+from edgemoe.model.rope import RopeSpec, Temperature
 
 Part = Literal[
     "embedding",
@@ -70,7 +70,7 @@ Home = Literal["work", "kept", "state", "rope"]
 """Where the memory of a value lies.
 
 work: memory that values of a layer share when they are not alive at the same time. kept: memory of its own. state: what
-a sequence keeps of its tokens, of every layer. rope: tables of rotary positions, shared by layers with equal rules.
+a sequence keeps of its tokens, of every layer. rope: tables of positions, shared by layers with equal rules.
 """
 
 
@@ -95,6 +95,8 @@ class Value:
     home: Home = "work"
     rope: RopeSpec | None = None
     """The rule whose cosines or sines it holds."""
+    temperature: Temperature | None = None
+    """The rule whose factors it holds."""
     undo: int | None = None
     """How many of its latest tokens fixed state, which has a row for each sequence, can take back by itself.
 

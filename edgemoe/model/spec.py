@@ -64,11 +64,12 @@ class Block:
         stem = self.body.norm_name
         return {"input_norm": stem, "post_norm": f"post_{stem}"}.get(what, f"{stem.removesuffix('norm')}{what}")
 
-    def dense_tensors(self, hidden_size: int) -> dict[str, tuple[int, ...]]:
+    def dense_tensors(self, hidden_size: int, norm_bias: bool = False) -> dict[str, tuple[int, ...]]:
         """Its dense tensors within the layer: the input norm, those of the body, the norms after it, the residual's."""
-        vector = (hidden_size,)
-        before = {self.name("input_norm"): vector} if self.input_norm else {}
-        after: dict[str, tuple[int, ...]] = {what: vector for what in ("post_norm", "sum_norm") if getattr(self, what)}
+        before = _norm(self.name("input_norm"), hidden_size, norm_bias) if self.input_norm else {}
+        after: dict[str, tuple[int, ...]] = {}
+        for what in ("post_norm", "sum_norm"):
+            after |= _norm(what, hidden_size, norm_bias) if getattr(self, what) else {}
         after |= self.residual.vectors(hidden_size) if self.residual else {}
         shapes = (
             before | dict(self.body.tensors(hidden_size)) | {self.name(what): shape for what, shape in after.items()}
@@ -80,6 +81,11 @@ class Block:
         routed = self.body.routed
         shapes = routed.tensors(hidden_size) if routed else {}
         return {self.prefix + name: shape for name, shape in shapes.items()}
+
+
+def _norm(name: str, hidden_size: int, bias: bool) -> dict[str, tuple[int, ...]]:
+    """The vectors of a norm of the stream."""
+    return dict.fromkeys((name, f"{name}_bias") if bias else (name,), (hidden_size,))
 
 
 @dataclass(frozen=True)
@@ -168,7 +174,13 @@ class ModelSpec:
     logit_cap: float = field(default=0.0, metadata=ZERO_ALLOWED)
     """The limit within which logits are brought (`op.SoftCap`), after the factor; 0: they stay as they are."""
     norm: Literal["rms", "layer"] = "rms"
-    """Norms of the stream, of blocks' results and before the head: RMSNorm, or LayerNorm without biases (Cohere)."""
+    """Norms of the stream, of blocks' results and before the head: RMSNorm, or LayerNorm (Cohere)."""
+    norm_bias: bool = False
+    """Whether these norms have biases, as only LayerNorm may (Phi-3.5-MoE)."""
+    head_bias: bool = False
+    """Whether the head adds a bias to the logits."""
+    positions_limit: Literal["none", "indexer"] = "none"
+    """What bounds `max_positions` beside the config: beyond them an indexer would choose tokens, as no block can."""
 
     @property
     def routed(self) -> dict[int, RoutedExperts]:
@@ -223,6 +235,8 @@ class ModelSpec:
                 raise ValueError(f"{where}: {error}") from None
             layers.append(layer)
         spec = from_plain(cls, {**data, "layers": []}, "model")
+        if spec.norm_bias and spec.norm != "layer":
+            raise ValueError("model.norm_bias: biases of norms that are not LayerNorm")
         return replace(spec, layers=tuple(layers))
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
@@ -240,11 +254,15 @@ class ModelSpec:
     def dense_tensors(self) -> dict[str, tuple[int, ...]]:
         """The tensors that are not of a routed expert: their number does not grow with that of the experts."""
         D = self.hidden_size
-        shapes: dict[str, tuple[int, ...]] = {"embedding": (self.vocab_size, D), "final_norm": (D,)}
+        shapes: dict[str, tuple[int, ...]] = {"embedding": (self.vocab_size, D)} | _norm(
+            "final_norm", D, self.norm_bias
+        )
         if not self.tied_embeddings:
             shapes["head"] = (self.vocab_size, D)
+        if self.head_bias:
+            shapes["head_bias"] = (self.vocab_size,)
         for number, layer in enumerate(self.layers):
             for block in layer.blocks:
-                named = block.dense_tensors(D).items()
+                named = block.dense_tensors(D, self.norm_bias).items()
                 shapes |= {f"layers.{number}.{name}": shape for name, shape in named}
         return shapes

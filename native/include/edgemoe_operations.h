@@ -17,7 +17,7 @@ enum { EM_MOST_TAPS = 64 };
 enum { EM_WIDEST_KEYS = 256 };
 
 /* em_route.score */
-enum { EM_SCORE_SOFTMAX = 0, EM_SCORE_SIGMOID = 1, EM_SCORE_COUNT = 2 };
+enum { EM_SCORE_SOFTMAX = 0, EM_SCORE_SIGMOID = 1, EM_SCORE_SPARSEMIXER = 2, EM_SCORE_COUNT = 3 };
 
 /* em_route.choose_by */
 enum { EM_CHOOSE_BY_SCORE = 0, EM_CHOOSE_BY_LOGIT = 1, EM_CHOOSE_BY_COUNT = 2 };
@@ -26,7 +26,7 @@ enum { EM_CHOOSE_BY_SCORE = 0, EM_CHOOSE_BY_LOGIT = 1, EM_CHOOSE_BY_COUNT = 2 };
 enum { EM_FUNCTION_SILU = 0, EM_FUNCTION_CLAMPED_SILU = 1, EM_FUNCTION_GELU_TANH = 2, EM_FUNCTION_RELU = 3, EM_FUNCTION_RELU2 = 4, EM_FUNCTION_COUNT = 5 };
 
 /* em_gate.gating */
-enum { EM_GATING_SIGMOID = 0, EM_GATING_SOFTPLUS = 1, EM_GATING_SILU = 2, EM_GATING_COUNT = 3 };
+enum { EM_GATING_SIGMOID = 0, EM_GATING_SOFTPLUS = 1, EM_GATING_IDENTITY = 2, EM_GATING_SILU = 3, EM_GATING_COUNT = 4 };
 
 /* output[t] = scale * matrix[ids[t]]. */
 typedef struct em_embed {
@@ -105,11 +105,13 @@ typedef struct em_attention {
     const int32_t *sequences; /* (T,) */
     const int32_t *pages;     /* (S, P) */
     em_cache key_cache;       /* (N, G, 64, W) */
-    em_cache value_cache;     /* (N, G, 64, Wv) */
+    em_cache value_cache;     /* (N, G, 64, Wv), or NULL */
     float scale;
     float *output;            /* (T, H*Wv) */
     int64_t window;
     const float *sinks;       /* (H,), or NULL */
+    int32_t chunked;
+    float cap;
     int32_t sequence_count;   /* S */
     int32_t table_pages;      /* P */
     int32_t page_count;       /* N */
@@ -152,6 +154,8 @@ typedef struct em_route {
     float least_sum;
     int32_t choose_by;          /* EM_CHOOSE_BY_... */
     const float *expert_scales; /* (E,), or NULL */
+    int64_t group_best;
+    float jitter;
     int32_t num_experts;        /* E */
     int32_t top_k;              /* K */
 } em_route;
@@ -278,12 +282,13 @@ typedef struct em_gate {
     int32_t width;     /* width */
 } em_gate;
 
-/* output = (input - mean) / sqrt(variance + epsilon) * weight, over each row; may be in place. */
+/* output = (input - mean) / sqrt(variance + epsilon) * weight + bias, over each row; may be in place. */
 typedef struct em_layer_norm {
     const float *input;  /* (T, D) */
     const float *weight; /* (D,) */
     float epsilon;
     float *output;       /* (T, D) */
+    const float *bias;   /* (D,), or NULL */
     int32_t hidden_size; /* D */
 } em_layer_norm;
 
@@ -313,6 +318,35 @@ typedef struct em_delta_rule {
     int32_t sequence_count;   /* S */
     int32_t head_dim;         /* W */
 } em_delta_rule;
+
+/* Multiplies each head by a matrix of its own: head h of output is [matrix[h] input[h] | passed[h]]. */
+typedef struct em_head_linear {
+    const float *input;  /* (T, H*M) */
+    em_matrix matrix;    /* (H*N, M) */
+    const float *passed; /* (T, H*R), or NULL */
+    int32_t heads;       /* H */
+    float *output;       /* (T, H*W) */
+    int32_t columns;     /* M */
+    int32_t rows;        /* N */
+    int32_t rotated;     /* R */
+    int32_t head_dim;    /* W */
+} em_head_linear;
+
+/* Writes a row [latent | rotary] for each row's token to the page of its position, as StoreKv writes keys. */
+typedef struct em_store_latent {
+    const float *latent;      /* (T, Wv) */
+    const float *rotary;      /* (T, R) */
+    const int32_t *positions; /* (T,) */
+    const int32_t *sequences; /* (T,) */
+    const int32_t *pages;     /* (S, P) */
+    em_cache latent_cache;    /* (N, 1, 64, W) */
+    int32_t value_dim;        /* Wv */
+    int32_t rotated;          /* R */
+    int32_t sequence_count;   /* S */
+    int32_t table_pages;      /* P */
+    int32_t page_count;       /* N */
+    int32_t head_dim;         /* W */
+} em_store_latent;
 
 /* output = down (activation(up input)), each product plus its bias if there are biases: an FFN without a gate. */
 typedef struct em_plain_ffn {
@@ -345,6 +379,15 @@ typedef struct em_selective_scan {
     int32_t head_dim;         /* W */
 } em_selective_scan;
 
+/* Multiplies each row in place by the factor of its token's position. */
+typedef struct em_scale_by_position {
+    float *values;            /* (T, M) */
+    const int32_t *positions; /* (T,) */
+    const float *factors;     /* (C,) */
+    int32_t columns;          /* M */
+    int32_t context;          /* C */
+} em_scale_by_position;
+
 /* X(kind, name) for each operation, in the order of em_kind. */
 #define EM_OPERATIONS(X) \
     X(EMBED, embed) \
@@ -366,8 +409,11 @@ typedef struct em_selective_scan {
     X(LAYER_NORM, layer_norm) \
     X(SOFT_CAP, soft_cap) \
     X(DELTA_RULE, delta_rule) \
+    X(HEAD_LINEAR, head_linear) \
+    X(STORE_LATENT, store_latent) \
     X(PLAIN_FFN, plain_ffn) \
-    X(SELECTIVE_SCAN, selective_scan)
+    X(SELECTIVE_SCAN, selective_scan) \
+    X(SCALE_BY_POSITION, scale_by_position)
 
 /* STRUCT(type) for each struct of the interface, and FIELD(type, field) for each of its fields. */
 #define EM_LAYOUT(STRUCT, FIELD) \
@@ -394,9 +440,10 @@ typedef struct em_selective_scan {
     STRUCT(em_attention) FIELD(em_attention, query) FIELD(em_attention, positions) \
         FIELD(em_attention, sequences) FIELD(em_attention, pages) FIELD(em_attention, key_cache) \
         FIELD(em_attention, value_cache) FIELD(em_attention, scale) FIELD(em_attention, output) \
-        FIELD(em_attention, window) FIELD(em_attention, sinks) FIELD(em_attention, sequence_count) \
-        FIELD(em_attention, table_pages) FIELD(em_attention, page_count) FIELD(em_attention, kv_heads) \
-        FIELD(em_attention, head_dim) FIELD(em_attention, heads) FIELD(em_attention, value_dim) \
+        FIELD(em_attention, window) FIELD(em_attention, sinks) FIELD(em_attention, chunked) \
+        FIELD(em_attention, cap) FIELD(em_attention, sequence_count) FIELD(em_attention, table_pages) \
+        FIELD(em_attention, page_count) FIELD(em_attention, kv_heads) FIELD(em_attention, head_dim) \
+        FIELD(em_attention, heads) FIELD(em_attention, value_dim) \
     STRUCT(em_short_conv) FIELD(em_short_conv, input) FIELD(em_short_conv, taps) FIELD(em_short_conv, bias) \
         FIELD(em_short_conv, positions) FIELD(em_short_conv, sequences) FIELD(em_short_conv, inputs) \
         FIELD(em_short_conv, output) FIELD(em_short_conv, parts) FIELD(em_short_conv, hidden_size) \
@@ -405,7 +452,8 @@ typedef struct em_selective_scan {
         FIELD(em_route, weights) FIELD(em_route, slots) FIELD(em_route, bonus) FIELD(em_route, score) \
         FIELD(em_route, choice_bias) FIELD(em_route, groups) FIELD(em_route, kept_groups) \
         FIELD(em_route, epsilon) FIELD(em_route, scale) FIELD(em_route, least_sum) FIELD(em_route, choose_by) \
-        FIELD(em_route, expert_scales) FIELD(em_route, num_experts) FIELD(em_route, top_k) \
+        FIELD(em_route, expert_scales) FIELD(em_route, group_best) FIELD(em_route, jitter) \
+        FIELD(em_route, num_experts) FIELD(em_route, top_k) \
     STRUCT(em_activation) FIELD(em_activation, function) FIELD(em_activation, alpha) \
         FIELD(em_activation, limit) FIELD(em_activation, offset) FIELD(em_activation, gated) \
     STRUCT(em_ffn_biases) FIELD(em_ffn_biases, gate) FIELD(em_ffn_biases, up) FIELD(em_ffn_biases, down) \
@@ -435,7 +483,8 @@ typedef struct em_selective_scan {
     STRUCT(em_gate) FIELD(em_gate, gate) FIELD(em_gate, values) FIELD(em_gate, gating) FIELD(em_gate, runs) \
         FIELD(em_gate, width) \
     STRUCT(em_layer_norm) FIELD(em_layer_norm, input) FIELD(em_layer_norm, weight) \
-        FIELD(em_layer_norm, epsilon) FIELD(em_layer_norm, output) FIELD(em_layer_norm, hidden_size) \
+        FIELD(em_layer_norm, epsilon) FIELD(em_layer_norm, output) FIELD(em_layer_norm, bias) \
+        FIELD(em_layer_norm, hidden_size) \
     STRUCT(em_soft_cap) FIELD(em_soft_cap, values) FIELD(em_soft_cap, limit) FIELD(em_soft_cap, columns) \
     STRUCT(em_delta_rule) FIELD(em_delta_rule, mixed) FIELD(em_delta_rule, strength) \
         FIELD(em_delta_rule, decay_input) FIELD(em_delta_rule, decay_bias) FIELD(em_delta_rule, rate) \
@@ -443,6 +492,15 @@ typedef struct em_selective_scan {
         FIELD(em_delta_rule, sequences) FIELD(em_delta_rule, states) FIELD(em_delta_rule, output) \
         FIELD(em_delta_rule, columns) FIELD(em_delta_rule, heads) FIELD(em_delta_rule, value_dim) \
         FIELD(em_delta_rule, sequence_count) FIELD(em_delta_rule, head_dim) \
+    STRUCT(em_head_linear) FIELD(em_head_linear, input) FIELD(em_head_linear, matrix) \
+        FIELD(em_head_linear, passed) FIELD(em_head_linear, heads) FIELD(em_head_linear, output) \
+        FIELD(em_head_linear, columns) FIELD(em_head_linear, rows) FIELD(em_head_linear, rotated) \
+        FIELD(em_head_linear, head_dim) \
+    STRUCT(em_store_latent) FIELD(em_store_latent, latent) FIELD(em_store_latent, rotary) \
+        FIELD(em_store_latent, positions) FIELD(em_store_latent, sequences) FIELD(em_store_latent, pages) \
+        FIELD(em_store_latent, latent_cache) FIELD(em_store_latent, value_dim) FIELD(em_store_latent, rotated) \
+        FIELD(em_store_latent, sequence_count) FIELD(em_store_latent, table_pages) \
+        FIELD(em_store_latent, page_count) FIELD(em_store_latent, head_dim) \
     STRUCT(em_plain_ffn) FIELD(em_plain_ffn, input) FIELD(em_plain_ffn, up) FIELD(em_plain_ffn, down) \
         FIELD(em_plain_ffn, output) FIELD(em_plain_ffn, activation) FIELD(em_plain_ffn, biases) \
         FIELD(em_plain_ffn, hidden_size) FIELD(em_plain_ffn, intermediate_size) \
@@ -452,6 +510,9 @@ typedef struct em_selective_scan {
         FIELD(em_selective_scan, sequences) FIELD(em_selective_scan, states) FIELD(em_selective_scan, output) \
         FIELD(em_selective_scan, columns) FIELD(em_selective_scan, heads) FIELD(em_selective_scan, value_dim) \
         FIELD(em_selective_scan, sequence_count) FIELD(em_selective_scan, head_dim) \
+    STRUCT(em_scale_by_position) FIELD(em_scale_by_position, values) FIELD(em_scale_by_position, positions) \
+        FIELD(em_scale_by_position, factors) FIELD(em_scale_by_position, columns) \
+        FIELD(em_scale_by_position, context) \
     STRUCT(em_operation) FIELD(em_operation, kind) FIELD(em_operation, reserved) FIELD(em_operation, as) \
     STRUCT(em_scratch) FIELD(em_scratch, data) FIELD(em_scratch, bytes) \
     STRUCT(em_program_times) FIELD(em_program_times, operations) FIELD(em_program_times, elapsed_ns) \

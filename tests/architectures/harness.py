@@ -49,9 +49,15 @@ def load_reference(folder: Path) -> Reference:
 
 def take_slice(tensors: Tensors, where: SourceSlice) -> np.ndarray:
     tensor = tensors[where.tensor]
+    if where.height:
+        tensor = tensor.reshape(-1, where.height, tensor.shape[-1])
     whole = tensor if where.index is None else tensor[where.index]
     whole = whole.reshape(-1) if whole.ndim == 3 or where.one_row else whole
     rows = whole.T if where.transposed else whole
+    if where.turned:
+        (run,) = where.runs
+        starts = range(run.start, run.start + run.period * run.repeats, run.period)
+        return np.concatenate([rows[start : start + run.length].T for start in starts])
     taken = rows[np.concatenate([np.array(place) for place in where.places(0, where.rows)])]
     changed = {"none": taken, "plus_one": 1 + taken, "minus_exp": -np.exp(taken)}[where.change]
     return np.ascontiguousarray(changed)

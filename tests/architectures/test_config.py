@@ -19,6 +19,7 @@ from edgemoe.model.blocks import (
     Attention,
     GatedDelta,
     GatedFfn,
+    LatentAttention,
     Mamba2,
     Moe,
     OutputGate,
@@ -27,38 +28,55 @@ from edgemoe.model.blocks import (
     SharedExpert,
     ShortConv,
 )
-from edgemoe.model.rope import RopeSpec, rope_frequencies, rope_tables
+from edgemoe.model.rope import RopeSpec, Temperature, rope_frequencies, rope_tables
 from edgemoe.model.spec import LayerSpec, ModelSpec
 from tests.architectures.published import (
     ALL_FAMILIES,
+    AXK1,
+    DBRX_INSTRUCT,
     DEEPSEEK_MOE_16B,
+    DEEPSEEK_V2,
+    DEEPSEEK_V2_LITE,
+    DEEPSEEK_V3,
+    DEEPSEEK_V32,
     DOTS_LLM1,
     ERNIE_45_21B_A3B,
     FLEX_OLMO_7X7B,
     GEMMA4_26B_A4B,
+    GLM_5,
     GLM_45_AIR,
+    GLM_47_FLASH,
     GPT_OSS_20B,
     GRANITE_1B_A400M,
     GRANITE_4_H_TINY,
     GRANITE_SHARED,
     HUNYUAN_A13B,
     HY3_PREVIEW,
+    KIMI_K2,
+    KIMI_K25,
     LFM2_8B_A1B,
     LING_MINI_2,
+    LLAMA4_MAVERICK,
+    LLAMA4_SCOUT,
     LLAMA_31_8B,
     MINIMAX_M2,
     MIXTRAL_8X7B,
+    MOONLIGHT_16B_A3B,
     NEMOTRON_3_NANO,
     NEMOTRON_3_SUPER,
     OLMOE_1B_7B,
+    PHI35_MOE,
     PUBLISHED,
     QWEN3_30B_A3B,
     QWEN3_NEXT_80B_A3B,
     QWEN15_MOE_A27B,
     QWEN36_35B_A3B,
     SARVAM_30B,
+    SARVAM_105B,
     SOLAR_OPEN_100B,
 )
+from tests.golden.covering import golden_configs
+from tests.support.every_case import every_case
 from tests.support.examples import examples
 
 
@@ -76,17 +94,10 @@ def without(config: dict[str, Any], *names: str) -> dict[str, Any]:
 # What published configs mean
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@every_case("name", PUBLISHED)
 def test_published_models_have_their_number_of_parameters(name):
     config, parameters = PUBLISHED[name]
     assert sum(math.prod(shape) for shape in model_spec(config).tensors().values()) == parameters
-
-
-@pytest.mark.parametrize("config", ALL_FAMILIES.values(), ids=ALL_FAMILIES.keys())
-def test_a_spec_survives_json(config):
-    spec = model_spec(config)
-    assert ModelSpec.from_json(spec.to_json()) == spec
-    assert spec.family == config["model_type"].removesuffix("_text")
 
 
 def attention(layer: LayerSpec) -> Attention:
@@ -149,6 +160,97 @@ def test_granite_multipliers():
 def test_granite_shared_expert_may_be_absent():
     assert ffn(model_spec(GRANITE_SHARED).layers[0]).shared == SharedExpert(1024)
     assert ffn(model_spec(GRANITE_SHARED | {"shared_intermediate_size": 0}).layers[0]).shared is None
+
+
+def test_llama4_has_chunks_with_positions_and_whole_layers_without():
+    spec = model_spec(LLAMA4_SCOUT)
+    chunked, whole = attention(spec.layers[0]), attention(spec.layers[3])
+    assert [attention(layer).window for layer in spec.layers] == [8192, 8192, 8192, 0] * 12
+    assert (chunked.chunked, chunked.qk_norm, chunked.norm_after_rope) == (True, "unweighted", True)
+    assert chunked.rope.pairing == "neighbours"
+    assert chunked.rope.scaling == "llama3"
+    assert chunked.temperature is None
+    assert (whole.rope, whole.qk_norm, whole.chunked) == (None, "none", False)
+    assert whole.temperature == Temperature(0.1, 8192)
+    router = RouterSpec(normalise=False, score="sigmoid", choose_by="logit")
+    moe = Moe(16, 1, 8192, router=router, shared=SharedExpert(8192), weigh_inputs=True)
+    assert {ffn(layer) for layer in spec.layers} == {moe}
+    maverick = model_spec(LLAMA4_MAVERICK)
+    assert [layer.routed is not None for layer in maverick.layers] == [False, True] * 24
+    assert ffn(maverick.layers[0]) == GatedFfn(16384)
+    assert attention(maverick.layers[0]).qk_norm == "none"
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"num_experts_per_tok": 2}, "num_experts_per_tok is 2"),
+        ({"attention_chunk_size": None, "layer_types": ["chunked_attention"] * 48}, "attention_chunk_size is missing"),
+        ({"layer_types": ["sliding_attention"] * 48}, 'layer_types is "sliding_attention"'),
+        ({"layer_types": ["full_attention"]}, "layer_types lists 1 layers; expected 48"),
+        ({"no_rope_layers": [0, 1, 2]}, "no_rope_layers lists 3 values; expected 48 of 0 and 1"),
+        ({"moe_layers": [48]}, "moe_layers holds 48; expected layers from 0 to 47"),
+        ({"attn_temperature_tuning": 3}, "attn_temperature_tuning is 3"),
+        ({"floor_scale": 0}, "floor_scale is 0"),
+    ],
+)
+def test_llama4_refuses_what_it_has_not(keys, words):
+    assert words in refusal(LLAMA4_SCOUT | {"text_config": LLAMA4_SCOUT["text_config"] | keys})
+
+
+def test_dbrx_reads_its_two_objects():
+    spec = model_spec(DBRX_INSTRUCT)
+    heads = attention(spec.layers[0])
+    assert (heads.heads, heads.kv_heads, heads.head_dim, heads.clip) == (48, 8, 128, 8.0)
+    assert heads.rope == RopeSpec(500_000.0, 128)
+    assert ffn(spec.layers[0]) == Moe(16, 4, 10752, router=RouterSpec(normalise=True))
+    assert (spec.norm, spec.norm_epsilon, spec.max_positions) == ("layer", 1e-5, 32768)
+    bare = model_spec(DBRX_INSTRUCT | {"attn_config": {"kv_n_heads": 8, "rope_theta": 10_000.0}})
+    assert attention(bare.layers[0]).clip == 0
+    plain = DBRX_INSTRUCT["ffn_config"] | {"moe_normalize_expert_weights": None}
+    assert not ffn(model_spec(DBRX_INSTRUCT | {"ffn_config": plain}).layers[0]).router.normalise
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"attn_config": {"kv_n_heads": 7}}, "kv_n_heads 7"),
+        ({"attn_config": {"kv_n_heads": 8, "rope_theta": 5e5}, "rope_theta": 1e4}, "but 500000 in attn_config"),
+        ({"attn_config": {"kv_n_heads": 8, "window": 5}}, '"window" is 5'),
+        ({"ffn_config": {"moe_normalize_expert_weights": 2.0}}, "moe_normalize_expert_weights"),
+        ({"ffn_config": {"ffn_act_fn": {"name": "gelu"}}}, "ffn_config.ffn_act_fn is an object of 1"),
+        ({"ffn_config": {"moe_top_k": 5}}, "moe_top_k is 5; expected at most the number of experts, 4"),
+        ({"ffn_config": {"hidden_size": 5}}, "hidden_size is 5"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings is true"),
+        ({"auto_map": {"AutoModelForCausalLM": "own.OtherForCausalLM"}}, "code of DbrxForCausalLM"),
+    ],
+)
+def test_dbrx_refuses_what_it_has_not(keys, words):
+    assert words in refusal(DBRX_INSTRUCT | keys)
+
+
+def test_phimoe_has_biases_of_norms_and_sparsemixer():
+    spec = model_spec(PHI35_MOE)
+    assert (spec.norm, spec.norm_bias, spec.head_bias) == ("layer", True, True)
+    assert ffn(spec.layers[0]) == Moe(16, 2, 6400, router=RouterSpec(normalise=False, score="sparsemixer", jitter=0.01))
+    heads = attention(spec.layers[0])
+    assert (heads.qkv_bias, heads.output_bias) == (True, True)
+    assert heads.rope.longest_short == 4096
+    assert spec.tensors()["layers.3.ffn_norm_bias"] == (4096,)
+    assert ffn(model_spec(PHI35_MOE | {"router_jitter_noise": 0}).layers[0]).router.jitter == 0
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"num_experts_per_tok": 3}, "num_experts_per_tok is 3"),
+        ({"original_max_position_embeddings": 8192}, "is 8192, but 4096 in rope_scaling"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, 'rope_type is "linear"'),
+        ({"router_jitter_noise": -1}, "router_jitter_noise is -1"),
+    ],
+)
+def test_phimoe_refuses_what_it_has_not(keys, words):
+    assert words in refusal(PHI35_MOE | keys)
 
 
 def test_glm4_moe():
@@ -302,11 +404,133 @@ def test_deepseek():
     assert ffn(model_spec(DEEPSEEK_MOE_16B | {"n_shared_experts": None}).layers[-1]).shared is None
 
 
+def latent(spec):
+    """The latent attention of a model, whose layers all have the same."""
+    (own,) = {layer.blocks[0].body for layer in spec.layers}
+    assert isinstance(own, LatentAttention)
+    return own
+
+
+def test_deepseek_v2():
+    spec = model_spec(DEEPSEEK_V2_LITE)
+    own = latent(spec)
+    assert (own.heads, own.latent_dim, own.nope_dim, own.rotary_dim, own.value_dim) == (16, 512, 128, 64, 128)
+    assert (own.query_rank, own.latent_epsilon, own.rope.pairing) == (0, 1e-6, "neighbours")
+    gain = 0.1 * 0.707 * math.log(40) + 1
+    assert own.scale == pytest.approx(192**-0.5 * gain**2, rel=1e-12)
+    assert (own.rope.scaling, own.rope.parameters["attention_factor"]) == ("yarn", 1)
+    assert ffn(spec.layers[0]) == GatedFfn(10944)
+    assert {ffn(layer) for layer in spec.layers[1:]} == {Moe(64, 6, 1408, RouterSpec(False), SharedExpert(2816))}
+    large = model_spec(DEEPSEEK_V2)
+    assert latent(large).query_rank == 1536
+    router = RouterSpec(False, groups=8, kept_groups=3, scale=16.0, group_best=1)
+    assert ffn(large.layers[-1]).router == router
+    assert model_spec(DEEPSEEK_V2 | {"norm_topk_prob": True}) == large
+    assert ffn(model_spec(DEEPSEEK_V2 | {"topk_group": 8}).layers[-1]).router == RouterSpec(False, scale=16.0)
+    other = DEEPSEEK_V2_LITE["rope_scaling"] | {"mscale": 1.0}
+    positions = latent(model_spec(DEEPSEEK_V2_LITE | {"rope_scaling": other}))
+    assert positions.rope.parameters["attention_factor"] == pytest.approx((0.1 * math.log(40) + 1) / gain)
+    assert positions.scale == own.scale
+
+
+def test_deepseek_v3():
+    spec = model_spec(DEEPSEEK_V3)
+    assert latent(spec).scale == pytest.approx(192**-0.5 * (0.1 * math.log(40) + 1) ** 2, rel=1e-12)
+    router = RouterSpec(True, "sigmoid", choice_bias=True, groups=8, kept_groups=4, epsilon=1e-20, scale=2.5)
+    assert ffn(spec.layers[3]) == Moe(256, 8, 2048, router, SharedExpert(2048))
+    assert {ffn(layer) for layer in spec.layers[:3]} == {GatedFfn(18432)}
+    assert latent(model_spec(DEEPSEEK_V3 | {"rope_interleave": False})).rope.pairing == "halves"
+    plain = latent(model_spec(MOONLIGHT_16B_A3B))
+    # The norms of the latents have an epsilon of their own, whatever that of the others.
+    assert (plain.scale, plain.query_rank, plain.latent_epsilon) == (192**-0.5, 0, 1e-6)
+    kimi = model_spec(KIMI_K2)
+    assert (kimi.family, ffn(kimi.layers[1]).router.groups) == ("kimi_k2", 1)
+    assert replace(kimi, family="deepseek_v3") == model_spec(KIMI_K2 | {"model_type": "deepseek_v3"})
+    newer = without(DEEPSEEK_V3, "rope_scaling", "rope_theta", "auto_map", "num_nextn_predict_layers") | {
+        "rope_parameters": DEEPSEEK_V3["rope_scaling"] | {"rope_theta": 10000.0},
+        "head_dim": 64,
+        "qk_head_dim": 192,
+        "num_mtp_layers": 1,
+    }
+    assert model_spec(newer) == spec
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "words"),
+    [
+        (DEEPSEEK_V2, {"topk_method": "noaux_tc"}, 'topk_method is "noaux_tc"'),
+        (DEEPSEEK_V2, {"scoring_func": "sigmoid"}, 'scoring_func is "sigmoid"'),
+        (DEEPSEEK_V2, {"n_group": None}, "n_group is missing"),
+        (DEEPSEEK_V2, {"n_group": 7}, "groups: expected equal runs of at least 2 of 160 experts, found 7"),
+        (DEEPSEEK_V2, {"moe_layer_freq": 2}, "moe_layer_freq is 2"),
+        (DEEPSEEK_V2, {"num_key_value_heads": 8}, "num_key_value_heads is 8; edgemoe implements 128 only"),
+        (DEEPSEEK_V2, {"kv_lora_rank": None}, "kv_lora_rank is missing"),
+        (DEEPSEEK_V2, {"q_lora_rank": -1}, "q_lora_rank is -1"),
+        (DEEPSEEK_V2, {"attention_bias": True}, "attention_bias is true"),
+        (DEEPSEEK_V2, {"qk_rope_head_dim": 63}, "qk_rope_head_dim is 63; expected an even width"),
+        (DEEPSEEK_V2, {"head_dim": 128}, "head_dim is 128; edgemoe implements 64 only"),
+        (DEEPSEEK_V2, {"kv_lora_rank": 1 << 19}, "128 heads make"),
+        (DEEPSEEK_V3, {"scoring_func": "softmax"}, 'scoring_func is "softmax"'),
+        (DEEPSEEK_V3, {"rope_interleave": "yes"}, 'rope_interleave is "yes"'),
+        (DEEPSEEK_V3, {"rope_scaling": {"type": "yarn", "factor": 40, "mscale_all_dim": -1}}, "mscale_all_dim is -1"),
+        (KIMI_K25, {"tie_word_embeddings": True}, "tie_word_embeddings is true, but false in text_config"),
+        (KIMI_K25, {"text_config": {}}, "max_position_embeddings is missing"),
+        (KIMI_K25, {"auto_map": {"AutoModelForCausalLM": "modeling.KimiK3"}}, 'auto_map is "modeling.KimiK3"'),
+        (AXK1, {"topk_method": "sometimes"}, 'topk_method is "sometimes"'),
+        (GLM_47_FLASH, {"mlp_layer_types": ["dense"]}, "mlp_layer_types lists 1 layers; expected 47"),
+        (SARVAM_105B, {"head_dim": 192}, "head_dim is 192; edgemoe implements 64 or 576 only"),
+        (GLM_5, {"index_topk": 0}, "index_topk is 0"),
+        (GLM_5, {"layer_types": ["full_attention"] * 78}, 'layer_types is "full_attention"'),
+        (KIMI_K2, {"auto_map": {"AutoModelForCausalLM": "modeling_kimi.KimiK3"}}, 'auto_map is "modeling_kimi.KimiK3"'),
+    ],
+)
+def test_latent_attention_that_cannot_be_run_is_refused_by_name(config, changes, words):
+    assert words in refusal(config | changes)
+
+
+def test_families_like_deepseek_v3():
+    flash = model_spec(GLM_47_FLASH)
+    own = latent(flash)
+    assert (own.heads, own.query_rank, own.nope_dim, own.value_dim) == (20, 768, 192, 256)
+    assert (flash.norm_epsilon, own.latent_epsilon) == (1e-5, 1e-6)
+    assert [layer.routed is None for layer in flash.layers] == [True] + [False] * 46
+    listed = without(GLM_47_FLASH, "first_k_dense_replace") | {"mlp_layer_types": ["dense"] + ["sparse"] * 46}
+    assert model_spec(listed) == flash == model_spec(without(GLM_47_FLASH, "first_k_dense_replace"))
+    kimi = model_spec(KIMI_K25)
+    assert replace(kimi, family="kimi_k2", max_positions=131072) == model_spec(KIMI_K2)
+    sarvam = latent(model_spec(SARVAM_105B))
+    assert (sarvam.rope.scaling, sarvam.query_rank) == ("yarn", 0)
+    newer = without(SARVAM_105B, "num_experts", "num_shared_experts", "head_dim", "rope_scaling", "rope_theta") | {
+        "n_routed_experts": 128,
+        "n_shared_experts": 1,
+        "rope_parameters": SARVAM_105B["rope_scaling"] | {"type": "yarn", "rope_theta": 10000.0},
+    }
+    assert model_spec(newer) == model_spec(SARVAM_105B)
+
+
+def test_axk1_has_a_norm_after_the_sum_of_experts():
+    spec = model_spec(AXK1)
+    assert [layer.blocks[1].post_norm for layer in spec.layers] == [False] + [True] * 60
+    assert not ffn(spec.layers[1]).router.choice_bias
+    assert ffn(model_spec(AXK1 | {"topk_method": "noaux_tc"}).layers[1]).router.choice_bias
+    assert ffn(model_spec(AXK1 | {"topk_method": None}).layers[1]).router.choice_bias
+
+
+@pytest.mark.parametrize("config", [DEEPSEEK_V32, GLM_5], ids=["deepseek_v32", "glm_moe_dsa"])
+def test_models_with_an_indexer_have_as_many_positions_as_it_chooses(config):
+    spec = model_spec(config)
+    assert (spec.max_positions, spec.positions_limit) == (2048, "indexer")
+    assert model_spec(config | {"index_topk": 1 << 20}).max_positions == config["max_position_embeddings"]
+    if config is DEEPSEEK_V32:
+        plain = replace(spec, family="deepseek_v3", max_positions=163840, positions_limit="none")
+        assert plain == model_spec(DEEPSEEK_V3)  # whose positions follow from the config's own number
+
+
 def test_olmoe_may_limit_query_key_and_value():
     assert attention(model_spec(OLMOE_1B_7B | {"clip_qkv": 8.0}).layers[0]).clip == 8.0
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("config", "changes", "words"),
     [
         (MINIMAX_M2, {"rotary_dim": 32, "partial_rotary_factor": 0.5}, "rotary_dim is 32, but 64 channels of a head"),
@@ -372,7 +596,7 @@ def test_gpt_oss():
     assert attention(model_spec(GPT_OSS_20B | {"attention_bias": False}).layers[0]).output_bias is False
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "words"),
     [
         ({"head_dim": None}, "head_dim is missing"),
@@ -394,7 +618,7 @@ def test_gpt_oss_that_cannot_be_run_is_refused(changes, words):
     assert words in refusal(GPT_OSS_20B | changes)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "words"),
     [
         ({"n_group": 5}, "router: groups: expected equal runs of at least 2 of 128 experts, found 5"),
@@ -470,7 +694,7 @@ def test_gemma4_says_the_heads_of_its_layers_in_two_ways():
     assert attention(model_spec(text | {"attention_k_eq_v": False}).layers[5]).kv_heads == 8
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "words"),
     [
         ({"attn_output_gate": False}, "attn_output_gate is false; edgemoe implements true only"),
@@ -495,7 +719,7 @@ def test_a_text_config_that_is_no_object_is_refused():
     assert "text_config is 7; expected an object" in refusal(QWEN36_35B_A3B | {"text_config": 7})
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "words"),
     [
         ({"enable_moe_block": False}, "enable_moe_block is false; edgemoe implements true only"),
@@ -546,7 +770,7 @@ def test_lfm2_moe():
     assert not other.tied_embeddings
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "words"),
     [
         ({"layer_types": None}, "layer_types is missing; expected the kinds of 24 layers"),
@@ -588,7 +812,7 @@ def ffn_of_one(layer: LayerSpec) -> Moe:
     return layer.blocks[0].body
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "words"),
     [
         ({"hybrid_override_pattern": None}, "hybrid_override_pattern is missing; expected the kinds of layers"),
@@ -633,7 +857,7 @@ def test_granite_4():
     assert other.layers[0] == LayerSpec.of(Mamba2(48, 64, 1, 128, 4), GatedFfn(1024))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "words"),
     [
         ({"mamba_d_head": 32}, "48 heads of width 32 in a Mamba layer; expected 3072 channels"),
@@ -646,7 +870,7 @@ def test_granite_4_that_cannot_be_run_is_refused(changes, words):
     assert words in refusal(GRANITE_4_H_TINY | changes)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "dense"),
     [
         ({"num_hidden_layers": 6}, []),
@@ -655,7 +879,7 @@ def test_granite_4_that_cannot_be_run_is_refused(changes, words):
         ({"num_hidden_layers": 6, "decoder_sparse_step": 3, "mlp_only_layers": [2]}, [0, 1, 2, 3, 4]),
     ],
 )
-@pytest.mark.parametrize("config", [QWEN15_MOE_A27B, QWEN3_30B_A3B], ids=["qwen2_moe", "qwen3_moe"])
+@every_case("config", [QWEN15_MOE_A27B, QWEN3_30B_A3B], ids=["qwen2_moe", "qwen3_moe"])
 def test_dense_layers_among_sparse_ones(config, changes, dense):
     layers = model_spec(config | changes).layers
     assert [n for n, layer in enumerate(layers) if layer.routed is None] == dense
@@ -668,10 +892,10 @@ def test_the_newer_name_of_a_key_means_the_same():
     assert "num_local_experts is 64" in refusal(QWEN3_30B_A3B | {"num_local_experts": 64})
 
 
-@pytest.mark.parametrize("config", ALL_FAMILIES.values(), ids=ALL_FAMILIES.keys())
+@every_case("config", ALL_FAMILIES.values(), ids=ALL_FAMILIES.keys())
 def test_null_means_absent(config):
     optional = ["attention_bias", "tie_word_embeddings", "rope_scaling", "rope_theta", "hidden_act"]
-    if config["hidden_size"] % config["num_attention_heads"] == 0:
+    if config["model_type"] == "dbrx" or config["hidden_size"] % config["num_attention_heads"] == 0:
         optional.append("head_dim")
     if config["model_type"] == "gpt_oss":  # its files always have both
         optional = [name for name in optional if name not in ("head_dim", "rope_scaling")]
@@ -693,6 +917,34 @@ LLAMA3_NUMBERS = {
 }
 
 
+LONGROPE_64 = {
+    "type": "longrope",
+    "short_factor": [1.0] * 64,
+    "long_factor": [2.0] * 64,
+    "original_max_position_embeddings": 4096,
+}
+
+
+def test_longrope_has_factors_by_the_length_of_the_context():
+    spec = rope(rope_theta=1e4, max_position_embeddings=131_072, rope_scaling=LONGROPE_64)
+    gain = math.sqrt(1 + math.log(32) / math.log(4096))
+    assert spec.parameters == {
+        "original_max_position_embeddings": 4096,
+        "short_gain": pytest.approx(gain),
+        "long_gain": pytest.approx(gain),
+    }
+    assert spec.longest_short == 4096
+    plain = rope_frequencies(RopeSpec(1e4, 128))
+    np.testing.assert_array_equal(rope_frequencies(spec), plain)
+    np.testing.assert_allclose(rope_frequencies(spec, long=True), plain / 2, rtol=1e-6)
+    given = LONGROPE_64 | {"short_mscale": 1.5, "long_mscale": 2.5}
+    mixed = rope(rope_theta=1e4, max_position_embeddings=131_072, rope_scaling=given)
+    for positions, gain in ((4096, 1.5), (4097, 2.5)):
+        cosine, sine = rope_tables(mixed, positions)
+        assert cosine[0, 0] == np.float32(gain)
+        assert sine[1, 0] == pytest.approx(gain * math.sin(1.5 / gain if gain == 1.5 else 0.5), rel=1e-6)
+
+
 def test_old_and_new_keys_of_positions_mean_the_same():
     assert rope() == RopeSpec(10_000.0, 128)
     assert (
@@ -708,7 +960,7 @@ YARN_4 = {"factor": 4.0, "original_max_position_embeddings": 32768}
 LINEAR_2 = {"rope_type": "linear", "factor": 2.0}
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("keys", "frequencies", "gain"),
     [
         (
@@ -784,11 +1036,19 @@ def test_yarn_fills_in_what_is_left_out():
     assert rope(rope_scaling={"rope_type": "yarn", "factor": 0.5}).parameters["attention_factor"] == 1
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("keys", "words"),
     [
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, 'rope_type is "dynamic"'),
-        ({"rope_scaling": {"type": "longrope"}}, 'rope_type is "longrope"'),
+        ({"rope_scaling": {"type": "su"}}, 'rope_type is "su"'),
+        ({"rope_scaling": {"type": "longrope"}}, "rope_scaling.short_factor is null; expected a list of 64 numbers"),
+        ({"rope_scaling": {**LONGROPE_64, "long_factor": [1.0] * 63}}, "rope_scaling.long_factor is 63 numbers"),
+        ({"rope_scaling": {**LONGROPE_64, "short_factor": [True] * 64}}, "rope_scaling.short_factor is true"),
+        ({"rope_scaling": {**LONGROPE_64, "long_mscale": 0}}, "rope_scaling.long_mscale is 0"),
+        (
+            {"rope_scaling": {**LONGROPE_64, "original_max_position_embeddings": 4.5}},
+            "original_max_position_embeddings is 4.5; expected a whole number",
+        ),
         ({"rope_scaling": {"type": ["yarn"]}}, "rope_type is a list of 1"),
         ({"rope_scaling": "linear"}, 'rope_scaling is "linear"; expected an object or null'),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor is missing"),
@@ -796,7 +1056,7 @@ def test_yarn_fills_in_what_is_left_out():
         ({"rope_scaling": {"type": "linear", "factor": 0}}, "rope_scaling.factor is 0"),
         ({"rope_scaling": {"type": "linear", "factor": 2, "short_factor": [1]}}, '"short_factor" is a list of 1'),
         ({"rope_scaling": {"type": "linear", "factor": 2, "rope_type": "yarn"}}, 'type is "linear"'),
-        ({"rope_scaling": {"type": "llama3", **LLAMA3_NUMBERS, "high_freq_factor": 1}}, "high_freq_factor is 1"),
+        ({"rope_scaling": {"type": "llama3", **LLAMA3_NUMBERS, "high_freq_factor": 0.5}}, "high_freq_factor is 0.5"),
         ({"rope_scaling": {"type": "yarn", "factor": 2, "beta_fast": 1, "beta_slow": 2}}, "beta_fast is 1"),
         ({"rope_scaling": {"type": "yarn", "factor": 2, "truncate": 1}}, "truncate is 1; expected true or false"),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, '"full_attention" is an object of 1'),
@@ -825,7 +1085,7 @@ def test_positions_that_are_refused(keys, words):
 # What is refused
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("model_type", "nearest"),
     [("Mixtral", "mixtral"), ("qwen3_5", "qwen3_5_moe"), ("gemma4_vision", "gemma4"), (7, None), (["mixtral"], None)],
 )
@@ -859,13 +1119,13 @@ OTHERWISE = [
 ]
 
 
-@pytest.mark.parametrize("config", ALL_FAMILIES.values(), ids=ALL_FAMILIES.keys())
+@every_case("config", ALL_FAMILIES.values(), ids=ALL_FAMILIES.keys())
 def test_values_that_mean_something_else_are_refused_by_name(config):
     for key, value in OTHERWISE:
         assert key in refusal(config | {key: value})
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("config", "changes", "word"),
     [
         (MIXTRAL_8X7B, {"attention_bias": True}, "attention_bias"),
@@ -899,7 +1159,7 @@ def test_a_window_that_hides_nothing_is_accepted():
     assert model_spec(switched_on | {"sliding_window": 8192}) == model_spec(QWEN15_MOE_A27B)
 
 
-@pytest.mark.parametrize(
+@every_case(
     "key",
     ["hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "num_experts", "num_experts_per_tok"],
 )
@@ -910,7 +1170,7 @@ def test_absurd_sizes_are_errors(key):
         assert len(message) < 300
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "words"),
     [
         ({"num_experts_per_tok": 9}, "num_experts_per_tok is 9; expected at most the number of experts, 8"),
@@ -947,10 +1207,11 @@ SCALARS = (
     | st.sampled_from([10**400, 1 << 30, 4096, 32768, 1e-320])
     | st.floats()
     | st.text(max_size=4)
-    | st.sampled_from(["silu", "yarn", "llama3", "linear", "default", "dynamic", "full_attention"])
+    | st.sampled_from(["silu", "yarn", "llama3", "linear", "longrope", "default", "dynamic", "full_attention"])
 )
 ROPE_KEYS = [
     *("rope_type", "type", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    *("short_factor", "long_factor", "short_mscale", "long_mscale"),
     *("alpha", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate", "rope_theta"),
 ]
 VALUES = (
@@ -975,7 +1236,7 @@ def spec_or_error(config: dict[str, Any]) -> ModelSpec | SourceError:
 
 @settings(max_examples=examples(400), deadline=None)
 @given(
-    config=st.sampled_from(list(ALL_FAMILIES.values())),
+    config=st.sampled_from(list(golden_configs().values())),  # of all families, and small
     changes=st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=5), VALUES, max_size=4),
     removed=st.sets(st.sampled_from(KEYS), max_size=2),
 )

@@ -15,7 +15,9 @@ from edgemoe.errors import SourceError
 from tests.architectures.harness import load_checkpoint
 from tests.architectures.published import GRANITE_1B_A400M, MIXTRAL_8X7B, OLMOE_1B_7B, QWEN3_30B_A3B
 from tests.golden.cases import CASES
+from tests.support.every_case import every_case
 
+VISION = re.compile("visual|vision|multi_modal")
 GOLDEN = Path(__file__).parent.parent / "golden"
 
 
@@ -32,7 +34,7 @@ def refusal(config, shapes) -> str:
     return caught.value.message
 
 
-@pytest.mark.parametrize("name", CASES)
+@every_case("name", CASES)
 def test_every_element_of_a_checkpoint_is_used_exactly_once(name):
     config, shapes = checkpoint(name)
     places = resolve(config, shapes)
@@ -47,18 +49,22 @@ def test_every_element_of_a_checkpoint_is_used_exactly_once(name):
     ]
     assert len(taken) == len(set(taken))
     held, unused = 0, unused_tensors(config, shapes)
-    assert {tensor for tensor in shapes if "visual" in tensor or "vision" in tensor} == unused.keys()
+    assert {tensor for tensor in shapes if VISION.search(tensor)} == unused.keys()
     for tensor, shape in shapes.items():
         if tensor in unused:
             continue
         one = next(place for place in places.values() if place.tensor == tensor)
         experts, own = (1, shape) if one.index is None else (shape[0], shape[1:])
+        if one.height:
+            experts, own = shape[0] // one.height, (one.height, shape[1])
         held += experts * (math.prod(own) if len(own) == 3 or one.one_row else own[-1 if one.transposed else 0])
     assert len(taken) == held
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_each_tensor_of_a_checkpoint_is_missed_and_held_to_its_shape(name):
+@pytest.mark.parametrize("all_layers", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_each_tensor_of_a_checkpoint_is_missed_and_held_to_its_shape(name, all_layers):
+    """The default tests take one tensor for each line of the table: the last layer and expert that has it."""
     config, shapes = checkpoint(name)
     spec, table = model_spec(config), FAMILIES[config["model_type"]].TENSORS
 
@@ -69,10 +75,12 @@ def test_each_tensor_of_a_checkpoint_is_missed_and_held_to_its_shape(name):
         return caught.value.message
 
     alike = Counter(tuple(tensor.split(".")[-2:]) for tensor in shapes)
-    kinds = set()
-    for tensor, shape in shapes.items():
-        if re.search(r"experts\.([2-9]|\d\d)\.|visual|vision", tensor):  # two experts of a layer say as much as seventy
-            continue
+    # Two experts of a layer say as much as seventy.
+    repeated = re.compile(r"experts\.([2-9]|\d\d)\.")
+    tensors = [tensor for tensor in shapes if not repeated.search(tensor) and not VISION.search(tensor)]
+    kinds = {re.sub(r"\.\d+\.", ".N.", tensor): tensor for tensor in tensors}
+    for tensor in tensors if all_layers else kinds.values():
+        shape = shapes[tensor]
         without = {other: s for other, s in shapes.items() if other != tensor}
         # Of a row that only one layer has, nothing says in which layout it should have been.
         only_one = alike[tuple(tensor.split(".")[-2:])] == 1
@@ -82,9 +90,7 @@ def test_each_tensor_of_a_checkpoint_is_missed_and_held_to_its_shape(name):
         assert message.startswith(f"{tensor}: expected (")
         assert f"found {longer}" in message
         assert str(shape) in message
-        kind = re.sub(r"\.\d+\.", ".N.", tensor)
-        if kind not in kinds:  # a line of the table gives all its tensors the same number of dimensions
-            kinds.add(kind)
+        if all_layers and tensor in kinds.values():  # a line of the table gives its tensors one number of dimensions
             assert f"found {(*shape, 1)}" in refusal(shapes | {tensor: (*shape, 1)}), tensor
 
 
@@ -117,12 +123,26 @@ def test_where_the_halves_of_a_fused_tensor_lie():
     assert places["final_norm"] == SourceSlice("model.norm.weight", None, 0, 34)
 
 
+def test_where_the_matrices_of_experts_lie_one_below_the_other():
+    places = resolve(*checkpoint("dbrx"))
+    source = "transformer.blocks.1.ffn.experts.mlp."
+    assert places["layers.1.experts.2.gate"] == SourceSlice(f"{source}w1", None, 40, 60)
+    assert places["layers.1.experts.5.up"] == SourceSlice(f"{source}v1", None, 100, 120)
+    assert places["layers.1.experts.2.down"] == SourceSlice(f"{source}w2", 2, 0, 24, transposed=True, height=20)
+    fused = "transformer.blocks.0.norm_attn_norm.attn.Wqkv.weight"
+    assert places["layers.0.key"] == SourceSlice(fused, None, 24, 36)
+
+
 def test_where_the_columns_of_a_transposed_tensor_lie():
     places = resolve(*checkpoint("gpt_oss"))
     source = "model.layers.1.mlp.experts.gate_up_proj"
     assert places["layers.1.experts.2.gate"] == SourceSlice(source, 2, 0, 40, 2, transposed=True)
     assert places["layers.1.experts.2.up"] == SourceSlice(source, 2, 1, 40, 2, transposed=True)
     assert places["layers.1.experts.2.up_bias"] == SourceSlice(f"{source}_bias", 2, 1, 40, 2)
+    source = "language_model.model.layers.1.feed_forward.experts.gate_up_proj"
+    halves = resolve(*checkpoint("llama4"))
+    assert halves["layers.1.experts.2.gate"] == SourceSlice(source, 2, 0, 20, transposed=True)
+    assert halves["layers.1.experts.2.up"] == SourceSlice(source, 2, 20, 40, transposed=True)
     down = "model.layers.1.mlp.experts.down_proj"
     assert places["layers.1.experts.5.down"] == SourceSlice(down, 5, 0, 32, transposed=True)
     assert places["layers.1.experts.5.down_bias"] == SourceSlice(f"{down}_bias", 5, 0, 32)
@@ -253,7 +273,7 @@ def published_shapes(config) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
+@every_case("family", FAMILIES.values(), ids=FAMILIES.keys())
 def test_a_table_names_each_source_once(family):
     sources = [(row.source, row.internal) for row in family.TENSORS]  # a norm may be of one block or of another
     assert len(sources) == len(set(sources))

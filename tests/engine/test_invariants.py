@@ -23,7 +23,7 @@ from edgemoe.engine.phase import Turn
 from edgemoe.kernels.native.library import available_isas
 from edgemoe.kernels.operations import PAGE_TOKENS
 from tests.engine.test_engine import CONFIG, EXPERTS
-from tests.support.checkpoints import SMALL_LFM2, SMALL_NEMOTRON, SMALL_QWEN, write_checkpoint
+from tests.support.checkpoints import SMALL_DEEPSEEK, SMALL_LFM2, SMALL_NEMOTRON, SMALL_QWEN, write_checkpoint
 from tests.support.engines import engine_with_slots
 
 VOCABULARY = 12
@@ -227,9 +227,23 @@ for _name in ("num_experts_per_tok", "num_local_experts", "rope_theta"):
     GEMMA.pop(_name, None)
 """A dense FFN beside the experts, a router of the stream itself, values from keys, a cap of logits."""
 
+LLAMA4 = PLAIN | {
+    "model_type": "llama4_text",
+    "attention_chunk_size": 37,
+    "floor_scale": 20,
+    "head_dim": 16,
+    "intermediate_size_mlp": 40,
+    "max_position_embeddings": 4096,
+    "no_rope_layer_interval": 2,
+    "num_experts_per_tok": 1,
+    "tie_word_embeddings": False,
+}
+"""Chunks, which begin together, queries that grow with their positions, weights of what experts read."""
+
 LONG_LFM2 = SMALL_LFM2 | {"max_position_embeddings": 4096}
 FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "plain": (CONFIG, ()),
+    "latent rows": (SMALL_DEEPSEEK, ()),
     "windowed": (WINDOWED, (64, 0, 100, 65)),
     "convolutions": (SMALL_LFM2, ()),
     "recurrent": (SMALL_QWEN, ()),
@@ -239,6 +253,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "gates and unlike heads": (LAGUNA, (0, 65, 0, 37)),
     "values of another width": (MIMO, (0, 65, 0, 65)),
     "sums of blocks": (GEMMA, (37, 0)),
+    "chunks": (LLAMA4, (37, 0, 100, 0)),
     "norms around": (KOLIBRI, (0, 100, 0, 37)),
 }
 """Configurations, and the windows of their layers with attention, in turn; none: as configured."""
@@ -284,7 +299,9 @@ def work(family: Family, alone: tuple[Alone, str], slots: int, threads: int, ste
     return compared
 
 
-@pytest.mark.parametrize(("slots", "threads"), [(EXPERTS, 3), (6, 1), (1, 2)])
+@pytest.mark.parametrize(
+    ("alone", "slots", "threads"), [("f16", EXPERTS, 3), ("q8", 6, 1), ("f16", 1, 2)], indirect=["alone"]
+)
 def test_company_cuts_rewinds_forks_and_prefixes_change_no_bit(
     family: Family, alone: tuple[Alone, str], slots: int, threads: int
 ) -> None:
@@ -297,7 +314,7 @@ def test_company_cuts_rewinds_forks_and_prefixes_change_no_bit(
 def test_ten_thousand_combinations(
     family: Family, alone: tuple[Alone, str], slots: int, threads: int, isa: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nine models, two KV formats, six budgets and thread counts, each instruction set: 425 of each."""
+    """Twelve models, two KV formats, six budgets and thread counts, each instruction set: 425 of each."""
     monkeypatch.setenv("EDGEMOE_ISA", isa)
     seed, compared = 100, 0
     while compared < 425:

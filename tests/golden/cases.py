@@ -54,6 +54,48 @@ def _common(model: int, layers: int, heads: int, kv_heads: int, **others: Any) -
     }
 
 
+LATENT = _common(
+    32,
+    3,
+    4,
+    4,
+    first_k_dense_replace=1,
+    intermediate_size=40,
+    kv_lora_rank=32,
+    moe_intermediate_size=20,
+    n_routed_experts=8,
+    n_shared_experts=2,
+    num_experts_per_tok=3,
+    qk_nope_head_dim=16,
+    qk_rope_head_dim=8,
+    rms_norm_eps=1e-2,  # not that of the norms of latents
+    v_head_dim=12,
+)
+"""Models with latent attention."""
+
+_LATENT_V3 = LATENT | {
+    "q_lora_rank": 24,
+    "n_group": 1,
+    "topk_group": 1,
+    "n_shared_experts": 1,
+    "routed_scaling_factor": 1.8,
+}
+_INDEXER = {"index_head_dim": 16, "index_n_heads": 2, "index_topk": 512}
+KIMI = {
+    "text_config": LATENT
+    | {"model_type": "deepseek_v3", "n_group": 1, "topk_group": 1, "q_lora_rank": 24, "rms_norm_eps": 1e-5},
+    "tie_word_embeddings": False,
+    "projection_hidden_size": 8,
+    "vision_config": {
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_attention_heads": 1,
+        "num_hidden_layers": 1,
+        "pos_emb_height": 4,
+        "pos_emb_width": 4,
+    },
+}
+
 GEMMA4 = _common(
     40,
     4,
@@ -80,6 +122,32 @@ GEMMA4 = _common(
     top_k_experts=2,
     vocab_size_per_layer_input=96,
 )
+
+LLAMA4 = _common(
+    24,
+    4,
+    4,
+    2,
+    attention_chunk_size=37,
+    attn_scale=0.3,
+    floor_scale=16,
+    head_dim=8,
+    interleave_moe_layer_step=2,
+    intermediate_size=20,
+    intermediate_size_mlp=28,
+    num_local_experts=5,
+    rms_norm_eps=1e-3,
+    rope_parameters=LLAMA3 | {"low_freq_factor": 1.0, "high_freq_factor": 1.0},
+)
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10_000.0,
+    "short_factor": [1.0, 1.1, 1.3, 1.9],
+    "long_factor": [1.0, 2.0, 5.0, 9.0],
+    "short_mscale": 1.2,
+    "long_mscale": 1.3,
+    "original_max_position_embeddings": 512,
+}
 
 CASES: dict[str, Case] = {
     # Four query heads on two key heads, linear positions, a width of 40.
@@ -575,6 +643,119 @@ CASES: dict[str, Case] = {
         layout="fused",
         legacy=True,
     ),
+    # Latent attention with a latent of queries too, YaRN with both of its factors, groups by their best expert.
+    "deepseek_v2": Case(
+        "deepseek_v2",
+        61,
+        LATENT
+        | {
+            "q_lora_rank": 24,
+            "topk_method": "group_limited_greedy",
+            "n_group": 4,
+            "topk_group": 2,
+            "routed_scaling_factor": 16.0,
+            "rope_parameters": YARN | {"mscale": 0.9, "mscale_all_dim": 0.7},
+        },
+    ),
+    # As V2-Lite: queries of the stream itself, no groups, one factor of YaRN.
+    "deepseek_v2_fused": Case(
+        "deepseek_v2",
+        62,
+        LATENT
+        | {
+            "q_lora_rank": None,
+            "topk_method": "greedy",
+            "kv_lora_rank": 20,
+            "qk_nope_head_dim": 10,
+            "rope_parameters": YARN | {"mscale": 0.707, "mscale_all_dim": 0.707},
+        },
+        layout="fused",
+        legacy=True,
+    ),
+    # DeepSeek-V3's router, neighbouring channels rotated together.
+    "deepseek_v3": Case(
+        "deepseek_v3",
+        63,
+        LATENT
+        | {
+            "q_lora_rank": 24,
+            "n_group": 4,
+            "topk_group": 2,
+            "routed_scaling_factor": 2.5,
+            "rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0},
+        },
+    ),
+    # Halves rotated together, no positions scaled, weights that do not sum to one, a tied head.
+    "deepseek_v3_fused": Case(
+        "deepseek_v3",
+        64,
+        LATENT
+        | {
+            "q_lora_rank": None,
+            "n_group": 1,
+            "topk_group": 1,
+            "n_shared_experts": 1,
+            "norm_topk_prob": False,
+            "rope_interleave": False,
+            "tie_word_embeddings": True,
+        },
+        layout="fused",
+        legacy=True,
+    ),
+    # Kimi-K2: the same without groups.
+    "kimi_k2": Case(
+        "kimi_k2",
+        66,
+        LATENT
+        | {
+            "q_lora_rank": 24,
+            "n_group": 1,
+            "topk_group": 1,
+            "n_shared_experts": 1,
+            "routed_scaling_factor": 2.827,
+            "rms_norm_eps": 1e-5,
+            "rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0},
+        },
+        legacy=True,
+    ),
+    # Dense layers anywhere, an epsilon of latents of its own.
+    "glm4_moe_lite": Case(
+        "glm4_moe_lite",
+        67,
+        _LATENT_V3 | {"mlp_layer_types": ["sparse", "dense", "sparse"], "v_head_dim": 20},
+    ),
+    "glm4_moe_lite_fused": Case(
+        "glm4_moe_lite",
+        68,
+        _LATENT_V3 | {"rms_norm_eps": 1e-5, "rope_parameters": YARN | {"mscale": 0.5, "mscale_all_dim": 0.5}},
+        layout="fused",
+    ),
+    # A norm after the sum of experts.
+    "axk1": Case("axk1", 69, _LATENT_V3 | {"n_group": 4, "topk_group": 2}),
+    "axk1_fused": Case("axk1", 70, _LATENT_V3 | {"rope_interleave": False}, layout="fused", legacy=True),
+    "sarvam_mla": Case(
+        "sarvam_mla",
+        71,
+        LATENT
+        | {
+            "n_group": 1,
+            "topk_group": 1,
+            "rms_norm_eps": 1e-5,
+            "rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0},
+        },
+    ),
+    # The text part of a model for images too.
+    "kimi_k25": Case("kimi_k25", 76, KIMI),
+    "kimi_k25_fused": Case("kimi_k25", 73, KIMI, layout="fused"),
+    # Indexers that choose all tokens, since there are no more than they choose.
+    "deepseek_v32": Case(
+        "deepseek_v32",
+        74,
+        _LATENT_V3
+        | _INDEXER
+        | {"n_group": 4, "topk_group": 2, "rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}},
+    ),
+    "glm_moe_dsa": Case("glm_moe_dsa", 75, _LATENT_V3 | _INDEXER | {"indexer_types": ["full", "shared", "full"]}),
     # Convolutions around two layers with attention, a dense layer, biases for the choice and on the convolutions.
     "lfm2_moe": Case(
         "lfm2_moe",
@@ -1381,6 +1562,115 @@ CASES: dict[str, Case] = {
             "tie_word_embeddings": False,
             "top_k_experts": 3,
         },
+        layout="fused",
+    ),
+    # Chunks that end within pages, a layer without positions whose queries grow, every second layer dense, no vision.
+    "llama4": Case(
+        "llama4",
+        81,
+        {
+            "text_config": LLAMA4,
+            "vision_config": {
+                "hidden_size": 8,
+                "image_size": 14,
+                "intermediate_size": 32,
+                "num_attention_heads": 2,
+                "num_hidden_layers": 1,
+                "patch_size": 14,
+                "projector_input_dim": 8,
+                "projector_output_dim": 8,
+                "vision_output_dim": 8,
+            },
+            "tie_word_embeddings": False,
+        },
+    ),
+    # A text model alone: every layer sparse, positions by a list, no norms of queries and keys, biases.
+    "llama4_text": Case(
+        "llama4_text",
+        82,
+        LLAMA4
+        | {
+            "attention_bias": True,
+            "attn_temperature_tuning": False,
+            "interleave_moe_layer_step": 1,
+            "no_rope_layers": [0, 1, 1],
+            "num_hidden_layers": 3,
+            "num_local_experts": 7,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
+            "use_qk_norm": False,
+        },
+        layout="fused",
+        legacy=True,
+    ),
+    # Limits on query, key and value that bite.
+    "dbrx": Case(
+        "dbrx",
+        83,
+        {
+            "attn_config": {"clip_qkv": 0.75, "kv_n_heads": 2, "rope_theta": 5e5},
+            "bos_token_id": 1,
+            "d_model": 24,
+            "eos_token_id": 2,
+            "ffn_config": {"ffn_hidden_size": 20, "moe_num_experts": 6, "moe_top_k": 3},
+            "max_seq_len": 512,
+            "n_heads": 4,
+            "n_layers": 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
+            "vocab_size": 96,
+        },
+    ),
+    # Weights that are not normalised, limits that nothing reaches.
+    "dbrx_plain": Case(
+        "dbrx",
+        84,
+        {
+            "attn_config": {"clip_qkv": 100.0, "kv_n_heads": 1, "rope_theta": 1e4},
+            "d_model": 20,
+            "ffn_config": {
+                "ffn_hidden_size": 33,
+                "moe_normalize_expert_weights": None,
+                "moe_num_experts": 5,
+                "moe_top_k": 2,
+            },
+            "max_seq_len": 512,
+            "n_heads": 2,
+            "n_layers": 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+            "vocab_size": 101,
+        },
+    ),
+    # The factors of a short context; many experts near the best.
+    "phimoe": Case(
+        "phimoe",
+        85,
+        _common(
+            32,
+            2,
+            4,
+            2,
+            attention_bias=True,
+            intermediate_size=20,
+            lm_head_bias=True,
+            num_local_experts=8,
+            rms_norm_eps=1e-3,
+            rope_parameters=LONGROPE,
+            router_jitter_noise=0.3,
+        ),
+        legacy=True,
+    ),
+    # Those of a long one; weights that are nearly all 1.
+    "phimoe_long": Case(
+        "phimoe",
+        86,
+        _common(
+            24,
+            2,
+            3,
+            1,
+            intermediate_size=17,
+            num_local_experts=5,
+            rope_parameters=LONGROPE | {"original_max_position_embeddings": 128},
+        ),
         layout="fused",
     ),
     "llama": Case(

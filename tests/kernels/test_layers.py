@@ -36,6 +36,7 @@ from tests.kernels.builders import (
     token_counts,
 )
 from tests.kernels.conftest import BACKENDS, make_backend
+from tests.support.every_case import every_case
 
 
 def mixed_places(random: np.random.Generator, tokens: int, position: int) -> Places:
@@ -180,8 +181,8 @@ def test_store_kv(
             assert array.tobytes() == expected.tobytes()
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 9e6])
-@pytest.mark.parametrize("width", [16, 96])
+@every_case("bad", [np.nan, np.inf, -np.inf, 9e6])
+@every_case("width", [16, 96])
 def test_a_group_that_8_bits_cannot_hold_is_not_a_number(backend: Backend, bad: float, width: int) -> None:
     keys = numbers("normal", (2, width), np.random.default_rng(9))
     values = keys.copy()
@@ -198,6 +199,12 @@ def test_a_group_that_8_bits_cannot_hold_is_not_a_number(backend: Backend, bad: 
     assert np.array_equal(np.isnan(output), lost)
 
 
+def first_seen(position: int, window: int, chunked: bool) -> int:
+    if not window:
+        return 0
+    return position // window * window if chunked else max(0, position - window + 1)
+
+
 @few_examples
 @given(
     st.integers(1, 3),
@@ -205,6 +212,8 @@ def test_a_group_that_8_bits_cannot_hold_is_not_a_number(backend: Backend, bad: 
     head_widths,
     head_widths,
     st.sampled_from([0, 0, 1, 2, 7, 16, 63, 64, 65, 100]),
+    st.booleans(),
+    st.sampled_from([0.0, 0.0, 0.5, 30.0]),
     st.booleans(),
     token_counts,
     st.integers(0, 130),
@@ -219,6 +228,8 @@ def test_attention(
     width: int,
     value_width: int,
     window: int,
+    chunked: bool,
+    cap: float,
     has_sinks: bool,
     tokens: int,
     position: int,
@@ -227,13 +238,14 @@ def test_attention(
     seed: int,
 ) -> None:
     random = np.random.default_rng(seed)
+    chunked = chunked and window > 0
     query = numbers("normal" if kind == "peaked" else kind, (tokens, kv_heads * group * width), random)
     if kind == "peaked":  # scores so far apart that all but one share underflow
         query *= 40
     where = mixed_places(random, tokens, position)
     seen = np.zeros((where.pages.max() + 2, PAGE_TOKENS), np.bool_)
     for sequence, last in zip(where.sequences, where.positions, strict=True):
-        for c in range(max(0, last - window + 1) if window else 0, last + 1):
+        for c in range(first_seen(last, window, chunked), last + 1):
             seen[where.pages[sequence, c // PAGE_TOKENS], c % PAGE_TOKENS] = True
     caches = []
     for own_width in (width, value_width):
@@ -244,17 +256,17 @@ def test_attention(
     scale = width**-0.5
     output = aligned((tokens, kv_heads * group * value_width), np.float32)
     sinks = numbers("normal", (kv_heads * group,), random) * np.float32(4) if has_sinks else None
-    backend.program([op.Attention(query, *where, *caches, scale, output, window, sinks)]).run(tokens)
+    backend.program([op.Attention(query, *where, *caches, scale, output, window, sinks, chunked, cap)]).run(tokens)
     heads = query.reshape(tokens, kv_heads * group, width)
-    expected = REFERENCE.attention(heads, *where, *caches, scale, window, sinks)
+    expected = REFERENCE.attention(heads, *where, *caches, scale, window, sinks, chunked, cap)
     for t in range(tokens):
         last = int(where.positions[t])
-        first = max(0, last - window + 1) if window else 0
+        first = first_seen(last, window, chunked)
         begin = first // PAGE_TOKENS
         held = where.pages[where.sequences[t], begin : last // PAGE_TOKENS + 1]
         here = slice(first - begin * PAGE_TOKENS, last + 1 - begin * PAGE_TOKENS)
         elements = [cache_elements(cache, held)[:, here] for cache in caches]
-        bound = tolerance.attention(heads[t], *elements, scale, sinks)
+        bound = tolerance.attention(heads[t], *elements, scale, sinks, cap)
         tolerance.assert_within(output.reshape(expected.shape)[t], expected[t], bound)
 
 
@@ -330,6 +342,7 @@ def rules(draw: st.DrawFn) -> dict[str, Any]:
         "biased": draw(st.booleans()),
         "groups": groups,
         "kept_groups": kept_groups,
+        "group_best": draw(st.sampled_from([1, 2])),
         "epsilon": draw(st.sampled_from([0.0, 1e-20, 0.1])) if sigmoid else 0.0,
         "scale": draw(st.sampled_from([1.0, 2.5, 0.1])),
         "choose_by": draw(st.sampled_from(["score", "score", "logit"])),
@@ -360,9 +373,8 @@ def test_route_by_scores_and_groups(
     backend.program([ex.Route(logits, experts=chosen, weights=weights, slots=slots, **rule)]).run(tokens)
     in_memory = None if slots is None else (slots >= 0).astype(np.int32)
     expected_experts, expected_weights = REFERENCE.route(logits, count, in_memory=in_memory, **rule)
-    clear = clear_choices(
-        logits, rule["score"], choice_bias, rule["groups"], rule["kept_groups"], rule["choose_by"], bonus
-    )
+    grouping = rule["groups"], rule["kept_groups"], rule["group_best"]
+    clear = clear_choices(logits, rule["score"], choice_bias, *grouping, rule["choose_by"], bonus)
     assert clear.mean() > 0.3 or tokens < 9
     np.testing.assert_array_equal(chosen[clear], expected_experts[clear])
     bound = 2 * tolerance.route(expected_weights, experts)
@@ -376,15 +388,16 @@ def clear_choices(
     choice_bias: op.Floats | None,
     groups: int,
     kept_groups: int,
+    group_best: int,
     choose_by: ex.Choice,
     bonus: float | None,
 ) -> npt.NDArray[np.bool_]:
     """Whether a token's choice hangs on no rounding: scores, and the sums of groups, are far apart or equal."""
-    scores = choice_scores(logits, score, choice_bias, choose_by=choose_by)
+    scores = choice_scores(logits, score, choice_bias, groups, groups, choose_by)
     best = -np.sort(-scores.reshape(len(scores), groups, -1), axis=2)
-    clear = _apart(scores) & _apart(best[:, :, :2].sum(axis=2))
+    clear = _apart(scores) & _apart(best[:, :, :group_best].sum(axis=2))
     if bonus:
-        kept = choice_scores(logits, score, choice_bias, groups, kept_groups, choose_by)
+        kept = choice_scores(logits, score, choice_bias, groups, kept_groups, choose_by, group_best)
         reach = kept.max(axis=1) - np.where(np.isfinite(kept), kept, np.inf).min(axis=1)
         clear &= _apart(np.concatenate([kept, kept + np.float32(bonus) * reach[:, None]], axis=1))
     return clear
@@ -421,7 +434,7 @@ def test_routes_are_the_same_bits_on_every_instruction_set(
     assert len(results) == 1
 
 
-@pytest.mark.parametrize("bonus", [None, 1.0])
+@every_case("bonus", [None, 1.0])
 def test_a_choice_bias_chooses_and_does_not_weigh(any_backend: Backend, bonus: float | None) -> None:
     """Groups of two; scores 1/2 and 3/4 are exact on every backend."""
     logits = aligned_copy(np.array([[0, np.log(3), 0, np.log(3), 0, np.log(3), 40, 50]], np.float32))
@@ -440,7 +453,7 @@ def test_a_choice_bias_chooses_and_does_not_weigh(any_backend: Backend, bonus: f
         np.testing.assert_allclose(weights, [[4 / 9, 6 / 9, 6 / 9]], rtol=1e-6)
 
 
-@pytest.mark.parametrize(("least_sum", "total"), [(0.0, 1.0), (1e-12, 1.0), (0.25, 1.0), (0.5, 0.8)])
+@every_case(("least_sum", "total"), [(0.0, 1.0), (1e-12, 1.0), (0.25, 1.0), (0.5, 0.8)])
 def test_weights_are_divided_by_no_less_than_the_least_sum(
     any_backend: Backend, least_sum: float, total: float
 ) -> None:
@@ -455,7 +468,7 @@ def test_weights_are_divided_by_no_less_than_the_least_sum(
     assert weights[0] == pytest.approx([0.75 * total, 0.25 * total], rel=1e-5)
 
 
-@pytest.mark.parametrize("epsilon", [0.0, 1e-20])
+@every_case("epsilon", [0.0, 1e-20])
 def test_sigmoids_at_the_edges(any_backend: Backend, epsilon: float) -> None:
     logits = aligned_copy(np.array([[-200, 30, 88, 3e38, -3e38], [-200, -210, -3e38, -190, -200]], np.float32))
     chosen, weights = aligned((2, 3), np.int32), aligned((2, 3), np.float32)
@@ -467,7 +480,45 @@ def test_sigmoids_at_the_edges(any_backend: Backend, epsilon: float) -> None:
         np.testing.assert_array_equal(weights[1], 0)
 
 
-@pytest.mark.parametrize("logits", [[5.0, 5.0, 5.0, 5.0], [-1e30, 1e30, -1e30, 1e30], [1e-42, 0.0, -1e-42, 2e-42]])
+@few_examples
+@given(st.integers(2, 140), st.integers(1, 4), token_counts, st.sampled_from([0.0, 0.01, 0.3, 5.0]), seeds)
+def test_route_by_sparsemixer(
+    backend: Backend, experts: int, count: int, tokens: int, jitter: float, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    count = min(count, experts)
+    logits = aligned_copy(numbers("normal", (tokens, experts), random) * np.float32(3))
+    chosen, weights = aligned((tokens, count), np.int32), aligned((tokens, count), np.float32)
+    route = ex.Route(logits, False, chosen, weights, score="sparsemixer", jitter=jitter)
+    backend.program([route]).run(tokens)
+    found = REFERENCE.route(logits, count, False, score="sparsemixer", jitter=jitter)
+    assert np.array_equal(chosen, found[0])
+    tolerance.assert_within(weights, found[1], tolerance.route(found[1], experts))
+
+
+def test_sparsemixer_weighs_among_the_experts_near_the_best(any_backend: Backend) -> None:
+    """Of 4 those within 2 * 0.25 * 4 are near; of 3, the best without it, those within 1.5; NaN spoils."""
+    row = [2.0, 4.0, 3.0, 1.0, -3.0]
+    logits = aligned_copy(np.array([row, [0.0] * 5, [*row[:4], np.nan]], np.float32))
+    chosen, weights = aligned((3, 2), np.int32), aligned((3, 2), np.float32)
+    any_backend.program([ex.Route(logits, False, chosen, weights, score="sparsemixer", jitter=0.25)]).run(3)
+    assert chosen[:2].tolist() == [[1, 2], [0, 1]]
+    first, second = 1 / (1 + np.exp(-1) + np.exp(-2)), 1 / (1 + np.exp(-1))
+    np.testing.assert_allclose(weights[:2], [[first, second], [1 / 5, 1 / 4]], rtol=1e-6)
+    assert np.isnan(weights[2]).all()
+
+
+def test_sparsemixer_counts_an_expert_that_a_bonus_chose_as_near(any_backend: Backend) -> None:
+    logits = aligned_copy(np.array([[4.0, 3.9, -4.0]], np.float32))
+    slots = aligned_copy(np.array([-1, -1, 0], np.int32))
+    chosen, weights = aligned((1, 2), np.int32), aligned((1, 2), np.float32)
+    any_backend.program([ex.Route(logits, False, chosen, weights, slots, 1.0, score="sparsemixer", jitter=0.01)]).run(1)
+    assert chosen.tolist() == [[0, 2]]
+    share = np.exp(-7.9) / (1 + np.exp(-7.9))
+    np.testing.assert_allclose(weights, [[1.0, share]], rtol=1e-5)
+
+
+@every_case("logits", [[5.0, 5.0, 5.0, 5.0], [-1e30, 1e30, -1e30, 1e30], [1e-42, 0.0, -1e-42, 2e-42]])
 def test_route_at_the_edges(backend: Backend, logits: list[float]) -> None:
     rows = aligned_copy(np.array([logits], np.float32))
     chosen, weights = aligned((1, 3), np.int32), aligned((1, 3), np.float32)
@@ -480,6 +531,7 @@ def test_route_at_the_edges(backend: Backend, logits: list[float]) -> None:
 @few_examples
 @given(
     st.integers(0, 8),
+    st.booleans(),
     st.sampled_from(["none", "plain", "gated"]),
     st.integers(1, 100),
     token_counts,
@@ -487,7 +539,7 @@ def test_route_at_the_edges(backend: Backend, logits: list[float]) -> None:
     seeds,
 )
 def test_combine(
-    backend: Backend, per_token: int, shared_kind: str, width: int, tokens: int, kind: str, seed: int
+    backend: Backend, per_token: int, weighed: bool, shared_kind: str, width: int, tokens: int, kind: str, seed: int
 ) -> None:
     if per_token == 0 and shared_kind == "none":
         per_token = 1
@@ -495,14 +547,15 @@ def test_combine(
     residual = numbers("normal", (tokens, width), random)
     before, scale = residual.copy(), np.float32(0.6)
     routed = numbers(kind, (tokens, per_token, width), random) if per_token else None
-    weights = numbers("normal", (tokens, per_token), random) if per_token else None
+    weights = numbers("normal", (tokens, per_token), random) if per_token and weighed else None
     shared = numbers(kind, (tokens, width), random) if shared_kind != "none" else None
     gate = aligned_copy(numbers("normal", (tokens, 1), random) * 50) if shared_kind == "gated" else None
     backend.program([ex.Combine(residual, float(scale), routed, weights, shared, gate)]).run(tokens)
     added = REFERENCE.combine(routed, weights, shared, gate).astype(np.float64)
     terms = np.abs(before.astype(np.float64))
-    if routed is not None and weights is not None:
-        terms += scale * (np.abs(weights)[:, :, None] * np.abs(routed.astype(np.float64))).sum(axis=1)
+    if routed is not None:
+        factors = np.ones(1) if weights is None else np.abs(weights)[:, :, None]
+        terms += scale * (factors * np.abs(routed.astype(np.float64))).sum(axis=1)
     if shared is not None:
         terms += scale * np.abs(shared.astype(np.float64))
     bound = tolerance.combine(terms, per_token + 1)
@@ -544,7 +597,7 @@ def test_mix(
     st.integers(1, 24),
     token_counts,
     moderate_kinds,
-    st.sampled_from(["sigmoid", "softplus", "silu"]),
+    st.sampled_from(["sigmoid", "softplus", "identity", "silu"]),
     seeds,
 )
 def test_gate(
@@ -558,7 +611,7 @@ def test_gate(
     tolerance.assert_within(found, expected, 2 * tolerance.EXPONENTIAL * np.abs(expected.astype(np.float64)))
 
 
-@pytest.mark.parametrize("gating", ["sigmoid", "softplus"])
+@every_case("gating", ["sigmoid", "softplus"])
 def test_gates_of_extreme_numbers(backend: Backend, gating: op.GateFunction) -> None:
     """Factors end at their limits, and a number that is none leaves none."""
     gate = np.array([[-np.inf, -200, -1e-30, 0, 200, np.inf, np.nan]], np.float32)
@@ -570,19 +623,22 @@ def test_gates_of_extreme_numbers(backend: Backend, gating: op.GateFunction) -> 
 
 
 @few_examples
-@given(st.integers(1, 300), token_counts, moderate_kinds, st.sampled_from(["input", "apart"]), seeds)
-def test_layer_norm(backend: Backend, width: int, tokens: int, kind: str, target: str, seed: int) -> None:
+@given(st.integers(1, 300), token_counts, moderate_kinds, st.sampled_from(["input", "apart"]), st.booleans(), seeds)
+def test_layer_norm(backend: Backend, width: int, tokens: int, kind: str, target: str, biased: bool, seed: int) -> None:
     random = np.random.default_rng(seed)
     values, weight = numbers(kind, (tokens, width), random), numbers("normal", (width,), random)
-    expected = REFERENCE.layer_norm(values, weight, 1e-3)
+    bias = numbers("normal", (width,), random) if biased else None
+    expected = REFERENCE.layer_norm(values, weight, 1e-3, bias)
     exact = values.astype(np.float64)
     # Each number is the difference of two that may be much larger, and so are its roundings.
     sizes = np.abs(exact) + np.abs(exact).mean(axis=1, keepdims=True)
     factor = np.abs(weight) / np.sqrt(exact.var(axis=1, keepdims=True) + 1e-3)
     spread = (sizes * factor).max(axis=1, keepdims=True)
-    bound = (width + 8) * tolerance.UNIT * (sizes * factor + np.abs(expected) * (1 + spread / np.abs(weight).max()))
+    added = np.zeros(1) if bias is None else np.abs(bias)
+    results = np.abs(expected) + 2 * added
+    bound = (width + 8) * tolerance.UNIT * (sizes * factor + results * (1 + spread / np.abs(weight).max()))
     output = values if target == "input" else np.full_like(values, np.nan)
-    backend.program([op.LayerNorm(values, weight, 1e-3, output)]).run(tokens)
+    backend.program([op.LayerNorm(values, weight, 1e-3, output, bias)]).run(tokens)
     tolerance.assert_within(output, expected, bound)
 
 
@@ -593,3 +649,22 @@ def test_soft_cap(backend: Backend, width: int, tokens: int, kind: str, limit: f
     expected, found = REFERENCE.soft_cap(values, limit), values.copy()
     backend.program([op.SoftCap(found, limit)]).run(tokens)
     tolerance.assert_within(found, expected, np.full(values.shape, limit * 2 * tolerance.EXPONENTIAL))
+
+
+@few_examples
+@given(st.integers(1, 300), token_counts, kinds, seeds)
+def test_scale_by_position(backend: Backend, width: int, tokens: int, kind: str, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    values, factors = numbers(kind, (tokens, width), random), numbers("normal", (40,), random)
+    positions = aligned_copy(random.integers(0, 40, tokens).astype(np.int32))
+    expected = values * factors[positions][:, None]
+    backend.program([op.ScaleByPosition(values, positions, factors)]).run(tokens)
+    np.testing.assert_array_equal(values, expected)
+
+
+@pytest.mark.parametrize("position", [-1, 40])
+def test_a_position_without_a_factor_is_refused(any_backend: Backend, position: int) -> None:
+    positions = aligned_copy(np.array([0, position], np.int32))
+    scale = op.ScaleByPosition(aligned((2, 3), np.float32), positions, aligned((40,), np.float32))
+    with pytest.raises(KernelError, match="position"):
+        any_backend.program([scale]).run(2)

@@ -14,6 +14,7 @@ from edgemoe.model.blocks import (
     Attention,
     GatedDelta,
     GatedFfn,
+    LatentAttention,
     Mamba2,
     Moe,
     PlainFfn,
@@ -25,6 +26,7 @@ from edgemoe.model.first_form import current_form
 from edgemoe.model.rope import RopeSpec
 from edgemoe.model.spec import Block, LayerSpec, ModelSpec
 from tests.architectures.published import ALL_FAMILIES
+from tests.support.every_case import every_case
 
 ATTENTION = Attention(4, 2, 16, 0.25, RopeSpec(1e4, 16, "linear", {"factor": 2.0}), qkv_bias=True, qk_norm="head")
 MOE = Moe(8, 2, 48, RouterSpec(True), SharedExpert(32, gate=True))
@@ -72,9 +74,10 @@ FIRST_FORM = {
 """`SPEC` as edgemoe 0.1 wrote it."""
 
 
-@pytest.mark.parametrize("config", ALL_FAMILIES.values(), ids=ALL_FAMILIES)
+@every_case("config", ALL_FAMILIES.values(), ids=ALL_FAMILIES)
 def test_plain_json_and_back(config: dict[str, Any]) -> None:
     spec = model_spec(config)
+    assert spec.family == config["model_type"].removesuffix("_text")
     assert ModelSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
@@ -87,7 +90,7 @@ def routed(normalise: bool, top_k: int = 2, **options: Any) -> LayerSpec:
     return LayerSpec.of(Moe(8, top_k, 48, RouterSpec(normalise, **options)))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("layer", "message"),
     [
         (LayerSpec(()), "no blocks"),
@@ -112,6 +115,12 @@ def routed(normalise: bool, top_k: int = 2, **options: Any) -> LayerSpec:
         ),
         (LayerSpec.of(ShortConv(1)), "a convolution over 1 tokens: expected 2 to 64"),
         (LayerSpec.of(ShortConv(65)), "a convolution over 65 tokens: expected 2 to 64"),
+        (
+            LayerSpec.of(LatentAttention(2, 32, 16, 8, 16, 0.2, RopeSpec(1e4, 4))),
+            "4 of 8 channels with positions are rotated",
+        ),
+        (LayerSpec.of(LatentAttention(2, 32, 16, 8, 16, 0.2, RopeSpec(1e4, 12))), "12 of 8 channels"),
+        (routed(True, groups=2, group_best=3), "router: group_best: expected 1 or 2, found 3"),
         (LayerSpec.of(GatedDelta(2, 3, 16, 16, 4)), "3 heads that share 2 heads of keys"),
         (LayerSpec.of(GatedDelta(1, 1, 257, 16, 4)), "keys of 257 channels: expected at most 256"),
         (LayerSpec.of(GatedDelta(1, 1, 16, 16, 1)), "a convolution over 1 tokens: expected 2 to 64"),

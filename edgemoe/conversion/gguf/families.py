@@ -1,6 +1,7 @@
 """Describes every architecture of GGUF files that edgemoe reads or writes: one record each, in `FAMILIES`.
 
-How a record becomes a checkpoint's config is in `family_config.py`, and in `windowed.py` where layers have windows;
+How a record becomes a checkpoint's config is in `family_config.py`, and in `windowed.py` where layers have windows, in
+`latent.py` where attention is latent;
 which models a file of an architecture cannot express is in `expressible.py`.
 """
 
@@ -49,9 +50,28 @@ _AFMOE_NAMES = {
     "post_ffw_norm.weight": "post_mlp_layernorm.weight",
     "exp_probs_b.bias": "mlp.expert_bias",
 }
+_DBRX_NAMES = {
+    "token_embd.weight": "transformer.wte.weight",
+    "output_norm.weight": "transformer.norm_f.weight",
+    "attn_norm.weight": "norm_attn_norm.norm_1.weight",
+    "attn_output_norm.weight": "norm_attn_norm.norm_2.weight",
+    "attn_output.weight": "norm_attn_norm.attn.out_proj.weight",
+    "attn_qkv.weight": "norm_attn_norm.attn.Wqkv.weight",
+}
+_LLAMA4_NAMES = {f"ffn_{matrix}.weight": f"feed_forward.{matrix}_proj.weight" for matrix in ("gate", "up", "down")}
 _HUNYUAN_NAMES = {
     "attn_q_norm.weight": "self_attn.query_layernorm.weight",
     "attn_k_norm.weight": "self_attn.key_layernorm.weight",
+}
+_LATENT_NAMES = {
+    "attn_q_a.weight": "self_attn.q_a_proj.weight",
+    "attn_q_a_norm.weight": "self_attn.q_a_layernorm.weight",
+    "attn_q_b.weight": "self_attn.q_b_proj.weight",
+    "attn_kv_a_mqa.weight": "self_attn.kv_a_proj_with_mqa.weight",
+    "attn_kv_a_norm.weight": "self_attn.kv_a_layernorm.weight",
+    "attn_kv_b.weight": "self_attn.kv_b_proj.weight",
+    "attn_k_b.weight": "self_attn.k_b_proj.weight",
+    "attn_v_b.weight": "self_attn.v_b_proj.weight",
 }
 _LING_NAMES = {
     "token_embd.weight": "model.word_embeddings.weight",
@@ -95,6 +115,20 @@ FAMILIES: dict[str, Family] = {
         full_width=True,
         never_tied=True,
     ),
+    "dbrx": Family(
+        "dbrx",
+        False,
+        "ffn.router.layer.weight",
+        "ffn.experts.{expert}.{matrix}.weight",
+        matrices=_SPLIT,
+        own_names=_DBRX_NAMES,
+        routing=RouterSpec(normalise=True),
+        full_width=True,
+        never_tied=True,
+        layer_norm=True,
+        clipped=True,
+        layers="transformer.blocks.{layer}.",
+    ),
     "deepseek": Family(
         "deepseek",
         True,
@@ -109,6 +143,18 @@ FAMILIES: dict[str, Family] = {
         qkv_bias=True,
         full_width=True,
         never_tied=True,
+    ),
+    "deepseek2": Family(
+        "deepseek_v3",
+        False,
+        _QWEN_ROUTER,
+        _QWEN_EXPERT,
+        _SHARED_EXPERTS,
+        partial_rotation=True,
+        leading_dense=True,
+        matrices=_SPLIT,
+        own_names=_LATENT_NAMES,
+        value_width=True,
     ),
     "dots1": Family(
         "dots1",
@@ -380,6 +426,15 @@ FAMILIES: dict[str, Family] = {
         matrices=_SPLIT,
         own_names={"attn_gate.weight": "self_attn.g_proj.weight"},
     ),
+    "llama4": Family(
+        "llama4",
+        False,
+        "feed_forward.router.weight",
+        "feed_forward.experts.{expert}.{matrix}.weight",
+        "feed_forward.shared_expert.{matrix}.weight",
+        matrices=_SPLIT,
+        own_names=_LLAMA4_NAMES,
+    ),
     "mellum": Family("mellum", False, _QWEN_ROUTER, _QWEN_EXPERT, matrices=_SPLIT),
     "mimo2": Family(
         "mimo_v2_flash",
@@ -395,7 +450,13 @@ FAMILIES: dict[str, Family] = {
 
 ARCHITECTURES = {family.model_type: name.partition(" ")[0] for name, family in FAMILIES.items()} | {
     "bailing_moe": "bailingmoe2",
+    "deepseek_v2": "deepseek2",
     "granitemoeshared": "granitemoe",
+    "glm4_moe_lite": "deepseek2",
+    "kimi_k2": "deepseek2",
+    "kimi_k25": "deepseek2",
+    "llama4_text": "llama4",
+    "sarvam_mla": "deepseek2",
     "sarvam_moe": "bailingmoe2",
     "solar_open": "glm4moe",
 }

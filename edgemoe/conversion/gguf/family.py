@@ -18,7 +18,7 @@ class Family:
     """One GGUF architecture: its names in checkpoints, and what llama.cpp's loader of it has keys for or assumes.
 
     `{expert}` and `{matrix}` are placeholders. The fields from `routing` on say nothing of the architectures in
-    `windowed.py`: the exporter reads a file of those back instead.
+    `windowed.py` and `latent.py`: the exporter reads a file of those back instead.
     """
 
     model_type: str
@@ -84,3 +84,9 @@ class Family:
     """Whether it has multipliers on embedding, attention, residual and logits."""
     never_tied: bool = False
     """Whether its head must be a matrix of its own."""
+    layer_norm: bool = False
+    """Whether its norms are LayerNorm without biases."""
+    clipped: bool = False
+    """Whether query, key and value are within limits."""
+    layers: str = "model.layers.{layer}."
+    """What precedes the names of a layer's tensors in checkpoints."""

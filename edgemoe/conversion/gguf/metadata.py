@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 from edgemoe.conversion.gguf.families import ARCHITECTURES, FAMILY
 from edgemoe.conversion.gguf.family import Family
+from edgemoe.conversion.gguf.latent import ARCHITECTURE as LATENT
+from edgemoe.conversion.gguf.latent import latent_remark, write_latent
 from edgemoe.conversion.gguf.layers import (
     attention_and_ffn,
     attention_interval,
@@ -39,6 +41,9 @@ def write_metadata(writer: GGUFWriter, spec: ModelSpec) -> None:
     if ARCHITECTURES[spec.family] in MAMBA:
         write_mamba(writer, ARCHITECTURES[spec.family], spec)
         return
+    if ARCHITECTURES[spec.family] == LATENT:
+        write_latent(writer, spec)
+        return
     attention, ffn = attention_and_ffn(spec)
     convolution = next((mixer for mixer in mixers(spec) if isinstance(mixer, ShortConv)), None)
     architecture, dense = ARCHITECTURES[spec.family], dense_layers(spec)
@@ -63,7 +68,12 @@ def write_metadata(writer: GGUFWriter, spec: ModelSpec) -> None:
         _write_linear(writer, spec, linear)
     writer.add_key_length(attention.head_dim)
     writer.add_value_length(attention.head_dim)
-    writer.add_layer_norm_rms_eps(spec.norm_epsilon)
+    if family.layer_norm:
+        writer.add_layer_norm_eps(spec.norm_epsilon)
+    else:
+        writer.add_layer_norm_rms_eps(spec.norm_epsilon)
+    if family.clipped:
+        writer.add_clamp_kqv(attention.clip)
     if attention.window:
         writer.add_sliding_window(attention.window)
     if isinstance(ffn, Moe):
@@ -140,6 +150,8 @@ def remarks(spec: ModelSpec) -> Iterator[str]:
             "llama.cpp divides queries and keys of Gated DeltaNet by their lengths, to which the model adds a little"
             " first: results differ a little where these are short, as in every GGUF of it."
         )
+    if ARCHITECTURES[spec.family] == LATENT and (remark := latent_remark(spec)):
+        yield remark
     if has_rope(spec) and rope_of(spec).parameters.get("truncate") == 0:
         yield (
             "llama.cpp rounds the ends of YaRN's ramp to whole pairs, which this model does not: positions differ a"

@@ -60,6 +60,9 @@ _ROTATED_NAMES = {
     "attn_k.weight": "self_attn.k_proj.weight",
     "attn_k.bias": "self_attn.k_proj.bias",
 }
+_OF_HEADS = ("attn_k_b.weight", "attn_v_b.weight")
+"""A matrix for each head, which checkpoints would have one below the other; `attn_kv_b` beside them repeats both."""
+_WHOLE_EXPANSION = "attn_kv_b.weight"
 _LAYER = re.compile(r"blk\.(\d{1,6})\.(.+)")
 _MATRIX = re.compile(r"ffn_(gate|up|down)(_exps|_shexp|\.\d{1,6})\.(weight|bias)")
 MERGED_GATE_UP = "ffn_gate_up_exps.weight"
@@ -124,7 +127,7 @@ def _views(
     if not layer:
         top_names = {**_TOP_NAMES, **family.own_names}
         return {} if name == ROPE_FACTORS else {top_names.get(name, name): TensorView((tensor,), tensor.shape)}
-    prefix, own = f"model.layers.{layer[1]}.", layer[2]
+    prefix, own = family.layers.format(layer=layer[1]), layer[2]
     if (matrix := _MATRIX.fullmatch(own)) and family.matrices:
         if matrix[3] == "bias":
             return _bias_views(family, prefix, tensor, matrix[1], matrix[2])
@@ -147,6 +150,10 @@ def _views(
                 (tensor,), (math.prod(tensor.shape),), elements=len(tensor.shape) > 1
             )
         }
+    if own in _OF_HEADS and len(tensor.shape) == 3:
+        tensor = replace(tensor, shape=(tensor.shape[0] * tensor.shape[1], tensor.shape[2]))
+    if own == _WHOLE_EXPANSION and name.replace(own, _OF_HEADS[0]) in tensors:
+        return {}
     if own in family.own_names:
         return {prefix + family.own_names[own]: TensorView((tensor,), tensor.shape)}
     if own in _LAYER_NAMES:

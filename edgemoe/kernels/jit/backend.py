@@ -116,10 +116,10 @@ class JitBackend(StepwiseBackend):
         layers.rms_norm(values.reshape(-1, width), weights, epsilon, gates, output.reshape(-1, width))
         return output
 
-    def layer_norm(self, values: Floats, weight: Floats, epsilon: float) -> Floats:
+    def layer_norm(self, values: Floats, weight: Floats, epsilon: float, bias: Floats | None = None) -> Floats:
         """Layer norm over the last axis: `(T, D)`."""
         output = np.empty(values.shape, np.float32)
-        layers.layer_norm(values, weight, epsilon, output)
+        layers.layer_norm(values, weight, epsilon, bias, output)
         return output
 
     def soft_cap(self, values: Floats, limit: float) -> Floats:
@@ -133,6 +133,11 @@ class JitBackend(StepwiseBackend):
         output = np.empty(values.shape, np.float32)
         layers.rope(values, cosine, sine, neighbours, output)
         return output
+
+    def scale_by_position(self, values: Floats, factors: Floats) -> Floats:
+        """Multiply rows `(T, M)` by their own factors `(T,)`."""
+        scaled: Floats = values * factors[:, None]
+        return scaled
 
     def clip(self, values: Floats, limit: float) -> Floats:
         """Hold each number of `(T, N)` to `-limit .. limit`."""
@@ -158,6 +163,8 @@ class JitBackend(StepwiseBackend):
         scale: float,
         window: int = 0,
         sinks: Floats | None = None,
+        chunked: bool = False,
+        cap: float = 0.0,
     ) -> Floats:
         """Causal grouped-query attention: query `(T, H, W)`, caches `(N, G, 64, W or Wv)`; returns `(T, H, Wv)`."""
         tokens, heads, width = query.shape
@@ -183,9 +190,8 @@ class JitBackend(StepwiseBackend):
                 begin, length = first_page * PAGE_TOKENS, len(held) * PAGE_TOKENS
                 for g in range(first, last):
                     _cached_floats(key_cache, value_cache, held, g, keys, values[:length])
-                    attention.attend(
-                        queries, rows, positions, g, keys, values, begin, scale, window, own_sinks, scores, output
-                    )
+                    seen = begin, scale, window, chunked, cap, own_sinks
+                    attention.attend(queries, rows, positions, g, keys, values, *seen, scores, output)
 
         self._share(kv_heads, 2 * heads * width * int((positions + 1).sum()), work)
         return output.reshape(tokens, heads, value_width)
@@ -242,6 +248,8 @@ class JitBackend(StepwiseBackend):
         least_sum: float = 0.0,
         choose_by: Choice = "score",
         expert_scales: Floats | None = None,
+        group_best: int = 2,
+        jitter: float = 0.0,
     ) -> tuple[Integers, Floats]:
         """Experts `(T, K)` of largest choice score, the lower number on a tie, and their weights `(T, K)`."""
         chosen = np.empty((len(logits), count), np.int32)
@@ -249,13 +257,17 @@ class JitBackend(StepwiseBackend):
         choices, sigmoid = logits, score == "sigmoid"
         if sigmoid or choice_bias is not None or groups > 1:
             choices = np.empty_like(logits)
-            experts.choice_scores(logits, sigmoid, choose_by == "logit", choice_bias, groups, kept_groups, choices)
+            by_logit = choose_by == "logit"
+            grouping = groups, kept_groups, group_best
+            experts.choice_scores(logits, sigmoid, by_logit, choice_bias, *grouping, choices)
         if in_memory is None:
             experts.choose(choices, chosen)
         else:
             experts.choose_with_bonus(choices, in_memory, np.float32(bonus), groups, chosen)
         if sigmoid:
             experts.weigh_by_sigmoid(logits, renormalise, epsilon, chosen, weights)
+        elif score == "sparsemixer":
+            experts.weigh_by_sparsemixer(logits, np.float32(2) * np.float32(jitter), chosen, weights)
         else:
             experts.weigh_by_softmax(logits, renormalise, least_sum, chosen, weights)
         if scale != 1:
@@ -320,16 +332,16 @@ class JitBackend(StepwiseBackend):
         some = routed[:, 0] if routed is not None else shared
         assert some is not None
         total = np.zeros(some.shape, np.float32)
-        if routed is not None and weights is not None:
+        if routed is not None:
             experts.add_routed(routed, weights, total)
         if shared is not None:
             experts.add_shared(shared, shared_gate, total)
         return total
 
     def gate(self, values: Floats, numbers: Floats, gating: GateFunction) -> Floats:
-        """Values `(T, runs, width)`, each run times what `gating` makes of its own of the numbers `(T, runs)`."""
+        """Values `(T, runs, width)`, each run times what the gating makes of its own of the numbers `(T, runs)`."""
         output = np.empty(values.shape, np.float32)
-        layers.gate_runs(values, numbers, gating == "softplus", gating == "silu", output)
+        layers.gate_runs(values, numbers, gating == "softplus", gating == "identity", gating == "silu", output)
         return output
 
     def mix(

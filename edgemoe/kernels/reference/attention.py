@@ -55,17 +55,37 @@ def _store_kv(kernels: Any, o: op.StoreKv, tokens: int) -> None:
             cache[pages, :, places] = rows
 
 
-def _first_seen(position: int, window: int) -> int:
+def _store_latent_scratch(kernels: StepwiseBackend, o: op.StoreLatent, sizes: Sizes) -> int:
+    return 2 * kernels.store_scratch_bytes(sizes.rows, 1, sizes.letters["W"])
+
+
+@means(op.StoreLatent, "quantise_cache_rows", _store_latent_scratch)
+def _store_latent(kernels: Any, o: op.StoreLatent, tokens: int) -> None:
+    positions, sequences, cache = o.positions[:tokens], o.sequences[:tokens], o.latent_cache
+    _check_pages(positions, sequences, o.pages, cache.shape[0], window=1)
+    pages, places = o.pages[sequences, positions // PAGE_TOKENS], positions % PAGE_TOKENS
+    rows = np.concatenate([o.latent[:tokens], o.rotary[:tokens]], axis=1)[:, None]
+    if isinstance(cache, QuantisedCache):
+        cache.values[pages, :, places], cache.scales[pages, :, places] = kernels.quantise_cache_rows(rows)
+    else:
+        cache[pages, :, places] = rows
+
+
+def _first_seen(position: int, window: int, chunked: bool) -> int:
     """The first position that the token at a position sees; a window of 0 is none."""
-    return max(0, position - window + 1) if window else 0
+    if not window:
+        return 0
+    return position - position % window if chunked else max(0, position - window + 1)
 
 
-def _check_pages(positions: Integers, sequences: Integers, pages: Integers, page_count: int, window: int) -> None:
+def _check_pages(
+    positions: Integers, sequences: Integers, pages: Integers, page_count: int, window: int, chunked: bool = False
+) -> None:
     """Raise KernelError unless each row's sequence and position exist, and the pages of the positions that it sees."""
     check_each("sequence", sequences, len(pages))
     check_each("position", positions, pages.shape[1] * PAGE_TOKENS)
     seen = (
-        (sequence, _first_seen(position, window) // PAGE_TOKENS, position // PAGE_TOKENS)
+        (sequence, _first_seen(position, window, chunked) // PAGE_TOKENS, position // PAGE_TOKENS)
         for sequence, position in zip(sequences.tolist(), positions.tolist(), strict=True)
     )
     for sequence, first, last in dict.fromkeys(seen):  # most rows see the pages that the row before sees
@@ -96,6 +116,8 @@ def attention(
     scale: float,
     window: int = 0,
     sinks: Floats | None = None,
+    chunked: bool = False,
+    cap: float = 0.0,
 ) -> Floats:
     """Causal grouped-query attention: query `(T, H, W)`, caches `(N, G, 64, W)` and `(N, G, 64, Wv)`; `(T, H, Wv)`.
 
@@ -108,13 +130,15 @@ def attention(
     output = np.empty((tokens, kv_heads, heads // kv_heads, value_width), np.float64)
     for sequence in np.unique(sequences):
         rows = np.flatnonzero(sequences == sequence)
-        begin = _first_seen(int(positions[rows].min()), window) // PAGE_TOKENS
+        begin = _first_seen(int(positions[rows].min()), window, chunked) // PAGE_TOKENS
         held = pages[sequence, begin : positions[rows].max() // PAGE_TOKENS + 1]
         keys, values = (cache_elements(cache, held) for cache in (key_cache, value_cache))
         for t in rows:
-            first = _first_seen(int(positions[t]), window)
+            first = _first_seen(int(positions[t]), window, chunked)
             seen = slice(first - begin * PAGE_TOKENS, int(positions[t]) + 1 - begin * PAGE_TOKENS)
             scores = grouped[t] @ keys[:, seen].transpose(0, 2, 1) * scale
+            if cap:
+                scores = cap * np.tanh(scores / cap)
             if sinks is not None:
                 own = sinks.astype(np.float64).reshape(kv_heads, -1, 1)
                 scores = np.concatenate([scores, own], axis=2)
@@ -132,8 +156,11 @@ def _attention_scratch(kernels: StepwiseBackend, o: op.Attention, sizes: Sizes) 
 @means(op.Attention, "attention", _attention_scratch)
 def _attention(kernels: Any, o: op.Attention, tokens: int) -> None:
     positions, sequences = o.positions[:tokens], o.sequences[:tokens]
-    _check_pages(positions, sequences, o.pages, o.key_cache.shape[0], o.window)
+    _check_pages(positions, sequences, o.pages, o.key_cache.shape[0], o.window, o.chunked)
     heads = o.query[:tokens].reshape(tokens, -1, o.key_cache.shape[3])
     where = (positions, sequences, o.pages)
-    seen = kernels.attention(heads, *where, o.key_cache, o.value_cache, o.scale, o.window, o.sinks)
-    o.output[:tokens] = seen.reshape(tokens, -1)
+    values = o.key_cache if o.value_cache is None else o.value_cache
+    shape = o.scale, o.window, o.sinks, o.chunked, o.cap
+    seen = kernels.attention(heads, *where, o.key_cache, values, *shape)
+    value_width = o.output.shape[1] // heads.shape[1]
+    o.output[:tokens] = seen[:, :, :value_width].reshape(tokens, -1)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels.definition import Sizes
@@ -32,12 +33,14 @@ def route(
     least_sum: float = 0.0,
     choose_by: ex.Choice = "score",
     expert_scales: Floats | None = None,
+    group_best: int = 2,
+    jitter: float = 0.0,
 ) -> tuple[Integers, Floats]:
     """Experts `(T, K)` of largest choice score, the lower number on a tie, and their weights `(T, K)`: see `ex.Route`.
 
     With `in_memory` `(E,)` all but the first are chosen with a bonus for experts that are in memory.
     """
-    choices = choice_scores(logits, score, choice_bias, groups, kept_groups, choose_by)
+    choices = choice_scores(logits, score, choice_bias, groups, kept_groups, choose_by, group_best)
     chosen = np.argsort(-choices, axis=1, kind="stable")
     if in_memory is not None:
         raised = np.take_along_axis(_raised_scores(choices, in_memory, bonus, groups), chosen, axis=1)
@@ -52,6 +55,8 @@ def route(
         if renormalise:
             with np.errstate(invalid="ignore"):  # 0 / 0 without an epsilon
                 weights /= weights.sum(axis=1, keepdims=True) + np.float32(epsilon)
+    elif score == "sparsemixer":
+        weights = _sparsemixer_weights(logits, chosen, jitter)
     elif renormalise and not least_sum:
         weights = softmax(np.take_along_axis(exact, chosen, axis=1))
     else:
@@ -64,6 +69,22 @@ def route(
     return chosen.astype(np.int32), single(weights)
 
 
+def _sparsemixer_weights(logits: Floats, chosen: npt.NDArray[np.signedinteger], jitter: float) -> Doubles:
+    """The share of each chosen expert `(T, K)` among those near the largest that are not chosen before it."""
+    weights = np.empty(chosen.shape, np.float64)
+    left = logits.copy()
+    for k in range(chosen.shape[1]):
+        expert = chosen[:, k : k + 1]
+        largest = left.max(axis=1, keepdims=True)
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):  # 0 / 0, which counts as near
+            far = (largest - logits) / np.maximum(np.abs(logits), largest) > np.float32(2) * np.float32(jitter)
+        np.put_along_axis(far, expert, False, axis=1)
+        shares = softmax(np.where(far, -np.inf, left.astype(np.float64)))
+        weights[:, k] = np.take_along_axis(shares, expert, axis=1)[:, 0]
+        np.put_along_axis(left, expert, np.float32(-np.inf), axis=1)
+    return weights
+
+
 def choice_scores(
     logits: Floats,
     score: ex.Score,
@@ -71,10 +92,11 @@ def choice_scores(
     groups: int = 1,
     kept_groups: int = 1,
     choose_by: ex.Choice = "score",
+    group_best: int = 2,
 ) -> Floats:
     """The scores `(T, E)` by which experts are chosen; -infinity for those of groups that are not kept."""
     choices = logits
-    if choose_by == "score" and (score == "sigmoid" or choice_bias is not None):
+    if choose_by == "score" and (score == "sigmoid" or choice_bias is not None or groups > 1):
         exact = logits.astype(np.float64)
         choices = single(sigmoid(exact) if score == "sigmoid" else softmax(exact))
     if choice_bias is not None:
@@ -83,7 +105,8 @@ def choice_scores(
         return choices
     grouped = choices.reshape(len(choices), groups, -1)
     best = -np.sort(-grouped, axis=2)
-    order = np.argsort(-(best[:, :, 0] + best[:, :, 1]), axis=1, kind="stable")
+    sums = best[:, :, 0] if group_best == 1 else best[:, :, 0] + best[:, :, 1]
+    order = np.argsort(-sums, axis=1, kind="stable")
     kept = np.full(grouped.shape, -np.inf, np.float32)
     for group in order[:, :kept_groups].T:
         kept[np.arange(len(kept)), group] = grouped[np.arange(len(kept)), group]
@@ -103,7 +126,7 @@ def _raised_scores(choices: Floats, in_memory: Integers, bonus: float, groups: i
 def _route(kernels: Any, o: ex.Route, tokens: int) -> None:
     in_memory = None if o.slots is None else (o.slots >= 0).astype(np.int32)
     choice = o.score, o.choice_bias, o.groups, o.kept_groups
-    weighing = o.epsilon, o.scale, o.least_sum, o.choose_by, o.expert_scales
+    weighing = o.epsilon, o.scale, o.least_sum, o.choose_by, o.expert_scales, o.group_best, o.jitter
     chosen = kernels.route(o.logits[:tokens], o.experts.shape[1], o.renormalise, in_memory, o.bonus, *choice, *weighing)
     o.experts[:tokens], o.weights[:tokens] = chosen
 
@@ -162,8 +185,8 @@ def _run_experts(kernels: Any, o: ex.Experts, chosen: Integers, experts: Iterabl
 def combine(routed: Floats | None, weights: Floats | None, shared: Floats | None, shared_gate: Floats | None) -> Floats:
     """The output of an MoE block: routed `(T, K, D)`, weights `(T, K)`, shared `(T, D)`, gate `(T, 1)`."""
     total: Doubles | None = None
-    if routed is not None and weights is not None:
-        exact = weights.astype(np.float64)
+    if routed is not None:
+        exact = np.ones(routed.shape[:2]) if weights is None else weights.astype(np.float64)
         for k in range(routed.shape[1]):
             term = exact[:, k, None] * routed[:, k]
             total = term if total is None else total + term

@@ -13,6 +13,7 @@ from edgemoe.model.blocks.attention import Attention, OutputGate
 from edgemoe.model.blocks.body import Body, RoutedExperts
 from edgemoe.model.blocks.gated_delta import GatedDelta
 from edgemoe.model.blocks.gated_ffn import GatedFfn
+from edgemoe.model.blocks.latent_attention import LatentAttention
 from edgemoe.model.blocks.mamba2 import Mamba2
 from edgemoe.model.blocks.moe import Moe, SharedExpert
 from edgemoe.model.blocks.plain_ffn import PlainFfn
@@ -25,6 +26,7 @@ __all__ = [
     "Body",
     "GatedDelta",
     "GatedFfn",
+    "LatentAttention",
     "Mamba2",
     "Moe",
     "OutputGate",
@@ -36,6 +38,6 @@ __all__ = [
 ]
 
 BODIES: Mapping[str, type] = MappingProxyType(
-    {body.kind: body for body in (Attention, GatedDelta, GatedFfn, Mamba2, Moe, PlainFfn, ShortConv)}
+    {body.kind: body for body in (Attention, GatedDelta, GatedFfn, LatentAttention, Mamba2, Moe, PlainFfn, ShortConv)}
 )
 """Every kind of body by the name that stores give it."""

@@ -56,6 +56,8 @@ class Moe:
     experts (latent_in x))` (Nemotron 3). 0: they read the block's rows."""
     experts_norm: bool = False
     """Whether experts read the block's rows under a norm of their own, which the router does not see (Gemma 4)."""
+    weigh_inputs: bool = False
+    """Whether the weight of a token's one expert multiplies what the expert reads, not its output (Llama 4)."""
 
     @property
     def routed(self) -> RoutedExperts | None:
@@ -66,6 +68,8 @@ class Moe:
     def check(self) -> None:
         self.router.check(self.num_experts, self.top_k)
         check_activation(self.activation)
+        if self.weigh_inputs and self.top_k > 1:
+            raise ValueError(f"weights of the inputs of {self.top_k} experts for each token, not of one")
         if self.shared is not None:
             check_activation(self.shared.activation)
             if self.latent and self.shared.gate:
@@ -127,10 +131,15 @@ class Moe:
                 source = build.linear(source, "latent_in", build.rows("latent_input", self.latent))
         with build.doing("experts", "experts"):
             routed = build.rows("routed", K, self.latent or D)
+            if self.weigh_inputs:
+                weighed = build.rows("weighed", D)
+                build.add(ex.Combine(weighed, 1.0, None, None, source, None, accumulate=False))  # a copy
+                build.add(op.Gate(routing.weights, weighed, "identity"))
+                source = weighed
             build.experts(source, routing, self.activation, routed)
         with build.doing("combine", "combine"):
             if not self.latent:
-                build.deliver_sum(routed, routing.weights, shared, gate, self.scale)
+                build.deliver_sum(routed, None if self.weigh_inputs else routing.weights, shared, gate, self.scale)
                 return
             summed = build.rows("latent_sum", self.latent)
             build.add(ex.Combine(summed, 1.0, routed, routing.weights, None, None, accumulate=False))

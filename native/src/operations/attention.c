@@ -46,12 +46,13 @@ typedef struct query_state {
     int32_t end;
 } query_state;
 
-/* Keys or values from row `row` of the cache's (N * G * 64) rows on. */
+/* Keys or values from row `row` of the cache's (N * G * 64) rows on, which are `width` wide. */
 static em_cached cached_rows(em_cache cache, int32_t width, size_t row) {
     static const uint8_t element_bytes[EM_CACHE_FORMATS] = {[EM_F32] = 4, [EM_F16] = 2, [EM_Q8] = 1};
     return (em_cached){
         .elements = (const uint8_t *)cache.elements + row * width * element_bytes[cache.format],
         .scales = cache.format == EM_Q8 ? cache.scales + row * em_group_count(width) : NULL,
+        .row_width = width,
     };
 }
 
@@ -60,7 +61,9 @@ static int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
 
 /* The first position that a row sees. */
 static int32_t first_seen(const em_attention *a, int32_t row) {
-    return a->window ? larger(0, a->positions[row] - a->window + 1) : 0;
+    const int32_t position = a->positions[row];
+    if (a->window == 0) return 0;
+    return a->chunked ? (int32_t)(position - position % a->window) : larger(0, (int32_t)(position - a->window + 1));
 }
 
 /* A part of a block for which the same rows attend to the same positions. */
@@ -73,8 +76,11 @@ static void mix_part(const attention_task *task, const em_attending *rows, int32
         shifted[r] = rows[r];
         shifted[r].weights += from;
     }
-    const em_cached values = cached_rows(a->value_cache, a->value_dim, cache_row + from);
-    task->run->kernels->mix[a->value_cache.format](shifted, row_count, values, to - from, a->value_dim);
+    /* Without a cache of its own a value is the beginning of its key. */
+    const int own = a->value_cache.elements != NULL;
+    const em_cached values = own ? cached_rows(a->value_cache, a->value_dim, cache_row + from)
+                                 : cached_rows(a->key_cache, a->head_dim, cache_row + from);
+    task->run->kernels->mix[a->key_cache.format](shifted, row_count, values, to - from, a->value_dim);
 }
 
 /* Rows that see unlike parts of a block: what all see for all together, what comes before and after it one by one.
@@ -111,6 +117,16 @@ static float largest_of(float largest, const float *numbers, int32_t count) {
     return largest;
 }
 
+/* cap * tanh(score / cap) of each score: tanh(x) is (1 - p) / (1 + p) with the sign of x, where p = exp(-2 |x|). */
+static void cap_scores(const em_kernels *kernels, float cap, float *scores, int32_t count) {
+    float powers[EM_PAGE_TOKENS];
+    for (int32_t i = 0; i < count; i++) powers[i] = -2.0f * fabsf(scores[i] / cap);
+    kernels->exponentials(powers, count, 0);
+    for (int32_t i = 0; i < count; i++) {
+        scores[i] = copysignf(cap * ((1.0f - powers[i]) / (1.0f + powers[i])), scores[i]);
+    }
+}
+
 /* The block that begins at position `start`, whose first key is row `cache_row` of the cache's (N * G * 64) rows. */
 static void attend_block(const attention_task *task, query_state *states, int32_t state_count, int32_t start,
                          size_t cache_row) {
@@ -137,6 +153,7 @@ static void attend_block(const attention_task *task, query_state *states, int32_
     kernels->scores[a->key_cache.format](rows, row_count, keys, most - least, a->head_dim, a->scale);
     for (int32_t r = 0; r < row_count; r++) {
         query_state *state = own[r];
+        if (a->cap > 0) cap_scores(kernels, a->cap, weights[r] + from[r], to[r] - from[r]);
         const float largest = largest_of(state->largest, weights[r] + from[r], to[r] - from[r]);
         rows[r].factor = state->sum > 0 ? em_exp(state->largest - largest) : 0.0f;
         rows[r].weights = weights[r];
@@ -255,7 +272,8 @@ static void choose_heads(attention_task *task, int32_t most_rows) {
 }
 
 int32_t em_run_attention(const em_attention *attention, const em_run *run) {
-    if (!em_is_cache_format(attention->key_cache.format) || !em_is_cache_format(attention->value_cache.format)) {
+    const em_cache *values = attention->value_cache.elements ? &attention->value_cache : &attention->key_cache;
+    if (!em_is_cache_format(attention->key_cache.format) || values->format != attention->key_cache.format) {
         return EM_BAD_OPERATION;
     }
     const int32_t status = check(attention, run->tokens);

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 
 from edgemoe.architectures import model_spec
+from edgemoe.conversion.forecast import forecast_store
 from edgemoe.conversion.gguf.export import export_gguf
 from edgemoe.conversion.gguf.source import GgufSource
 from edgemoe.conversion.pipeline import convert_checkpoint
@@ -18,23 +22,34 @@ from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import SourceError, StoreError
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import write_checkpoint
-from tests.support.windowed_models import SMALL_WINDOWED
+from tests.support.every_case import every_case
+from tests.support.windowed_models import SMALL_MODELS
 
+GOLDEN = Path(__file__).parents[2] / "golden"
 IDS = np.random.default_rng(7).integers(0, 128, 60)
 
 
-def exported(folder: Path, config: dict[str, Any]) -> tuple[Path, Path]:
-    """A store of random weights, and the GGUF of it."""
-    write_checkpoint(folder / "source", config)
-    store = convert_checkpoint(str(folder / "source"), folder / "store", experts="q8", dense="q8")
-    return store, export_gguf(Store.open(store), folder / "model.gguf", name="test", tokenizer=False)
+Exported = Callable[[str], tuple[Path, Path]]
 
 
-@pytest.mark.parametrize("family", SMALL_WINDOWED)
-def test_a_file_is_the_same_model(family: str, tmp_path: Path) -> None:
-    config = SMALL_WINDOWED[family]
-    store, path = exported(tmp_path, config)
-    assert model_spec(GgufSource(path).config) == model_spec(config)
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Gives the store of random weights of a family, and the GGUF of it, both made once."""
+
+    @functools.cache
+    def made(family: str) -> tuple[Path, Path]:
+        folder = tmp_path_factory.mktemp("exported")
+        write_checkpoint(folder / "source", SMALL_MODELS[family])
+        store = convert_checkpoint(str(folder / "source"), folder / "store", experts="q8", dense="q8")
+        return store, export_gguf(Store.open(store), folder / "model.gguf", name="test", tokenizer=False)
+
+    return made
+
+
+@pytest.mark.parametrize("family", SMALL_MODELS)
+def test_a_file_is_the_same_model(family: str, exported: Exported, tmp_path: Path) -> None:
+    store, path = exported(family)
+    assert model_spec(GgufSource(path).config) == model_spec(SMALL_MODELS[family])
     back = convert_checkpoint(str(path), tmp_path / "back", experts="keep", dense="keep")
     logits = []
     for one in (store, back):
@@ -43,7 +58,7 @@ def test_a_file_is_the_same_model(family: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(*logits)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("family", "changes"),
     [
         ("afmoe", {"mup_enabled": False}),
@@ -54,6 +69,12 @@ def test_a_file_is_the_same_model(family: str, tmp_path: Path) -> None:
         ),
         ("exaone_moe", {"mlp_layer_types": ["sparse", "dense", "sparse", "sparse"], "first_k_dense_replace": None}),
         ("gemma4", {"attention_bias": True}),
+        ("dbrx", {"attn_config": {"kv_n_heads": 2}, "ffn_config": {"moe_normalize_expert_weights": None}}),
+        ("llama4", {"attention_chunk_size": 4096}),
+        ("llama4", {"attn_scale": 0.2}),
+        ("llama4", {"moe_layers": [0, 3]}),
+        ("llama4", {"use_qk_norm": False}),
+        ("llama4", {"attention_bias": True}),
         ("laguna", {"moe_router_logit_softcapping": 2.0}),
         ("laguna", {"layer_types": ["full_attention", "sliding_attention"] * 2}),
         ("mellum", {"norm_topk_prob": False}),
@@ -66,12 +87,21 @@ def test_a_file_is_the_same_model(family: str, tmp_path: Path) -> None:
     ids=str,
 )
 def test_what_llama_cpp_would_run_otherwise_is_refused(family: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    """Before any weight is read: the store is planned only."""
+    (tmp_path / "config.json").write_text(json.dumps(SMALL_MODELS[family] | changes))
+    store = forecast_store(str(tmp_path)).store
     with pytest.raises(StoreError, match="this model cannot be a GGUF"):
-        exported(tmp_path, SMALL_WINDOWED[family] | changes)
+        export_gguf(store, tmp_path / "model.gguf", name="test", tokenizer=False)
     assert not list(tmp_path.glob("model.gguf*"))
 
 
-@pytest.mark.parametrize(
+def test_a_family_that_llama_cpp_runs_as_another_model_is_refused(tmp_path: Path) -> None:
+    store = forecast_store(str(GOLDEN / "phimoe")).store
+    with pytest.raises(StoreError, match=r"llama\.cpp's phimoe computes root-mean-square norms"):
+        export_gguf(store, tmp_path / "model.gguf", name="test", tokenizer=False)
+
+
+@every_case(
     ("family", "changes", "words"),
     [
         ("afmoe", {"afmoe.expert_gating_func": 1}, "expert_gating_func: expected 2 .sigmoid., found 1"),
@@ -85,6 +115,13 @@ def test_what_llama_cpp_would_run_otherwise_is_refused(family: str, changes: dic
             {"gemma4.attention.key_length": 32, "gemma4.attention.value_length": 32},
             "dimension_count: expected",
         ),
+        ("dbrx", {"dbrx.expert_weights_norm": False}, "expert_weights_norm: expected true"),
+        ("dbrx", {"dbrx.expert_feed_forward_length": 5}, "expert_feed_forward_length: expected 96, found 5"),
+        ("dbrx", {"dbrx.attention.head_count_kv": 3}, "attention.head_count is 4, dbrx.attention.head_count_kv 3"),
+        ("llama4", {"llama4.expert_gating_func": 1}, "expert_gating_func: expected 2 .sigmoid., found 1"),
+        ("llama4", {"llama4.expert_weights_norm": True}, "expert_weights_norm: expected false"),
+        ("llama4", {"llama4.expert_shared_count": 2}, "expert_shared_count: expected 1"),
+        ("llama4", {"llama4.expert_used_count": 2}, "expert_used_count is 2"),
         ("laguna", {"laguna.attention.head_count": [4, 6, 6, 0]}, "head_count: expected whole numbers above 0"),
         ("mellum", {"mellum.rope.dimension_count": 16}, "rope.dimension_count: expected 32"),
         ("mimo_v2_flash", {"mimo2.attention.head_count_kv": [1, 2, 4, 4]}, "head_count_kv: expected a number for each"),
@@ -93,9 +130,9 @@ def test_what_llama_cpp_would_run_otherwise_is_refused(family: str, changes: dic
     ids=str,
 )
 def test_keys_that_contradict_the_architecture_are_refused_by_name(
-    family: str, changes: dict[str, Any], words: str, tmp_path: Path
+    family: str, changes: dict[str, Any], words: str, exported: Exported, tmp_path: Path
 ) -> None:
-    _, path = exported(tmp_path, SMALL_WINDOWED[family])
+    _, path = exported(family)
     changed = rewritten(path, tmp_path / "changed.gguf", changes)
     with pytest.raises(SourceError, match=words):
         GgufSource(changed)

@@ -17,6 +17,7 @@ from edgemoe.kernels.native import library, structures
 from edgemoe.kernels.native.backend import NativeBackend
 from tests.kernels.builders import aligned, empty_cache, places, random_ffn, random_matrix
 from tests.kernels.test_products import pack_experts
+from tests.support.every_case import every_case
 
 TOKENS, WIDTH = 3, 40
 
@@ -81,7 +82,7 @@ LINEAR_FAULTS: dict[str, tuple[Callable[[op.Linear], op.Linear], str]] = {
 }
 
 
-@pytest.mark.parametrize("fault", LINEAR_FAULTS)
+@every_case("fault", LINEAR_FAULTS)
 def test_a_faulty_linear_is_named(backend: NativeBackend, fault: str) -> None:
     change, buffer = LINEAR_FAULTS[fault]
     good = good_linear()
@@ -172,7 +173,8 @@ def test_faulty_caches_are_named(backend: NativeBackend) -> None:
 def test_faulty_combine_and_route_are_named(backend: NativeBackend) -> None:
     residual = floats(TOKENS, WIDTH)
     routed, weights = floats(TOKENS, 2, WIDTH), floats(TOKENS, 2)
-    for parts in ((None, None, None, None), (routed, None, None, None), (routed, weights, None, floats(TOKENS, 1))):
+    shared, gate = floats(TOKENS, WIDTH), floats(TOKENS, 1)
+    for parts in ((None, None, None, None), (None, weights, shared, None), (routed, weights, None, gate)):
         with pytest.raises(KernelError, match=r"operation 0 \(Combine\)"):
             backend.program([ex.Combine(residual, 1.0, *parts)])
     with pytest.raises(KernelError, match="at most 3 per token"):
