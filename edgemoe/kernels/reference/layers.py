@@ -132,10 +132,7 @@ def _short_conv(kernels: Any, o: op.ShortConv, tokens: int) -> None:
 def gate(values: Floats, numbers: Floats, gating: op.GateFunction) -> Floats:
     """Values `(T, runs, width)`, each run times what the gating makes of its own of the numbers `(T, runs)`."""
     exact = numbers.astype(np.float64)
-    if gating == "identity":
-        factors = exact
-    else:
-        factors = sigmoid(exact) if gating == "sigmoid" else np.logaddexp(0, exact)
+    factors = exact if gating == "identity" else sigmoid(exact) if gating == "sigmoid" else np.logaddexp(0, exact)
     return single(values * factors[:, :, None])
 
 
