@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgemoe.architectures import SourceSlice, model_spec, resolve, tied_head
-from edgemoe.conversion.formats import choose_formats, class_of, expert_of, stored_name
+from edgemoe.conversion.formats import FormatChoice, choose_formats, class_of, expert_of, stored_name
 from edgemoe.conversion.places import Place, part_ranges, tensor_places
 from edgemoe.conversion.source import Source, TensorInfo, float_dtype
 from edgemoe.errors import SourceError
@@ -64,7 +64,7 @@ class Plan:
         return digest.hexdigest()
 
 
-def plan_conversion(source: Source, experts: str | None, dense: str | None, provenance: Mapping[str, Any]) -> Plan:
+def plan_conversion(source: Source, choice: FormatChoice, provenance: Mapping[str, Any]) -> Plan:
     """The plan for a checkpoint. Raises SourceError if the checkpoint's family is not supported."""
     infos = source.tensors()
     spec = model_spec(source.config)
@@ -72,7 +72,7 @@ def plan_conversion(source: Source, experts: str | None, dense: str | None, prov
     places = resolve(source.config, found, source.unlisted())
     repeated_head = tied_head(source.config, found)
     shapes = spec.tensors()
-    formats = choose_formats(shapes, {name: infos[places[name].tensor].dtype for name in shapes}, experts, dense)
+    formats = choose_formats(shapes, {name: _dtype_of(places[name], infos) for name in shapes}, choice)
     manifest = plan_manifest(spec, shapes, formats, provenance)
     stored = tensor_places(manifest, shapes)
     order = {name: number for number, name in enumerate(infos)}
@@ -103,6 +103,12 @@ def plan_conversion(source: Source, experts: str | None, dense: str | None, prov
     return Plan(manifest, pieces, parts)
 
 
+def _dtype_of(place: SourceSlice, infos: Mapping[str, TensorInfo]) -> str:
+    """The dtype of a tensor of the model; floats where it is transposed, which no block outlives."""
+    dtype = infos[place.tensor].dtype
+    return "F32" if place.turned and dtype in BLOCK_FORMATS else dtype
+
+
 def plan_manifest(
     spec: ModelSpec,
     shapes: Mapping[str, tuple[int, ...]],
@@ -113,7 +119,7 @@ def plan_manifest(
     dense: dict[str, tuple[str, Format | None, int, int]] = {}
     for name, shape in shapes.items():
         if expert_of(name) is None:
-            stored = stored_name(name)
+            stored = stored_name(name, shapes)
             rows = shape[0] if stored == name else 2 * panel_count(shape[0]) * PANEL_ROWS
             dense[stored] = (stored, formats[name], rows, shape[1] if len(shape) == 2 else 1)
     experts: list[list[RecordLayout]] = [[] for _ in spec.layers]
@@ -121,11 +127,11 @@ def plan_manifest(
         routed = layer.routed
         for expert in range(routed.num_experts if routed else 0):
             assert routed is not None
-            gate_up, down = (formats[f"layers.{number}.experts.{expert}.{part}"] for part in ("gate", "down"))
-            assert gate_up is not None
+            up, down = (formats[f"layers.{number}.experts.{expert}.{part}"] for part in ("up", "down"))
+            assert up is not None
             assert down is not None
             experts[number].append(
-                packed_layout(spec.hidden_size, routed.intermediate_size, gate_up, down, routed.bias)
+                packed_layout(spec.hidden_size, routed.intermediate_size, up, down, routed.bias, routed.gated)
             )
     return plan_store(spec.to_json(), list(dense.values()), experts, provenance)
 
@@ -139,6 +145,8 @@ def _check(piece: Piece, info: TensorInfo) -> None:
         shape = piece.source.height, info.shape[-1]
     dimensions = (1, 3) if piece.place.format is None else (2,)
     shape = shape[::-1] if piece.source.transposed else shape[1:] if piece.source.one_row else shape
+    if piece.source.turned:
+        shape = (piece.source.turned, piece.source.runs[0].length)
     fits = piece.source.rows == piece.place.rows and len(shape) in dimensions
     if not fits or (len(shape) == 2 and shape[1] != piece.place.columns):
         raise SourceError(

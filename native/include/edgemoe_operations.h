@@ -23,7 +23,7 @@ enum { EM_SCORE_SOFTMAX = 0, EM_SCORE_SIGMOID = 1, EM_SCORE_SPARSEMIXER = 2, EM_
 enum { EM_CHOOSE_BY_SCORE = 0, EM_CHOOSE_BY_LOGIT = 1, EM_CHOOSE_BY_COUNT = 2 };
 
 /* em_activation.function */
-enum { EM_FUNCTION_SILU = 0, EM_FUNCTION_CLAMPED_SILU = 1, EM_FUNCTION_GELU_TANH = 2, EM_FUNCTION_COUNT = 3 };
+enum { EM_FUNCTION_SILU = 0, EM_FUNCTION_CLAMPED_SILU = 1, EM_FUNCTION_GELU_TANH = 2, EM_FUNCTION_RELU = 3, EM_FUNCTION_RELU2 = 4, EM_FUNCTION_COUNT = 5 };
 
 /* em_gate.gating */
 enum { EM_GATING_SIGMOID = 0, EM_GATING_SOFTPLUS = 1, EM_GATING_IDENTITY = 2, EM_GATING_COUNT = 3 };
@@ -104,7 +104,7 @@ typedef struct em_attention {
     const int32_t *sequences; /* (T,) */
     const int32_t *pages;     /* (S, P) */
     em_cache key_cache;       /* (N, G, 64, W) */
-    em_cache value_cache;     /* (N, G, 64, Wv) */
+    em_cache value_cache;     /* (N, G, 64, Wv), or NULL */
     float scale;
     float *output;            /* (T, H*Wv) */
     int64_t window;
@@ -153,22 +153,24 @@ typedef struct em_route {
     float least_sum;
     int32_t choose_by;          /* EM_CHOOSE_BY_... */
     const float *expert_scales; /* (E,), or NULL */
+    int64_t group_best;
     float jitter;
     int32_t num_experts;        /* E */
     int32_t top_k;              /* K */
 } em_route;
 
-/* The function of gate's number g and up's number u whose result a gated FFN multiplies by down. */
+/* The function of gate's number g and up's number u whose result an FFN multiplies by down. */
 typedef struct em_activation {
     int32_t function; /* EM_FUNCTION_... */
     float alpha;
     float limit;      /* or 0 */
     float offset;     /* or 0 */
+    int32_t gated;
 } em_activation;
 
-/* The vectors that are added to the products of a gated FFN: to those of gate and up before the activation. */
+/* The vectors that are added to the products of an FFN: to those of gate and up before the activation. */
 typedef struct em_ffn_biases {
-    const float *gate; /* (F,) */
+    const float *gate; /* (F,), or NULL */
     const float *up;   /* (F,) */
     const float *down; /* (D,) */
 } em_ffn_biases;
@@ -215,6 +217,7 @@ typedef struct em_expert_layout {
     int32_t down_format;
     int64_t down_offset;
     int64_t biases_offset;
+    int32_t gated;
 } em_expert_layout;
 
 /* output[t, k] = expert experts[t, k] (input[t]) for experts whose slots[e] >= 0. */
@@ -315,6 +318,47 @@ typedef struct em_delta_rule {
     int32_t head_dim;         /* W */
 } em_delta_rule;
 
+/* Multiplies each head by a matrix of its own: head h of output is [matrix[h] input[h] | passed[h]]. */
+typedef struct em_head_linear {
+    const float *input;  /* (T, H*M) */
+    em_matrix matrix;    /* (H*N, M) */
+    const float *passed; /* (T, H*R), or NULL */
+    int32_t heads;       /* H */
+    float *output;       /* (T, H*W) */
+    int32_t columns;     /* M */
+    int32_t rows;        /* N */
+    int32_t rotated;     /* R */
+    int32_t head_dim;    /* W */
+} em_head_linear;
+
+/* Writes a row [latent | rotary] for each row's token to the page of its position, as StoreKv writes keys. */
+typedef struct em_store_latent {
+    const float *latent;      /* (T, Wv) */
+    const float *rotary;      /* (T, R) */
+    const int32_t *positions; /* (T,) */
+    const int32_t *sequences; /* (T,) */
+    const int32_t *pages;     /* (S, P) */
+    em_cache latent_cache;    /* (N, 1, 64, W) */
+    int32_t value_dim;        /* Wv */
+    int32_t rotated;          /* R */
+    int32_t sequence_count;   /* S */
+    int32_t table_pages;      /* P */
+    int32_t page_count;       /* N */
+    int32_t head_dim;         /* W */
+} em_store_latent;
+
+/* output = down (activation(up input)), each product plus its bias if there are biases: an FFN without a gate. */
+typedef struct em_plain_ffn {
+    const float *input;        /* (T, D) */
+    em_matrix up;              /* (F, D) */
+    em_matrix down;            /* (D, F) */
+    float *output;             /* (T, D) */
+    em_activation activation;
+    em_ffn_biases biases;      /* all zeros if there are none */
+    int32_t hidden_size;       /* D */
+    int32_t intermediate_size; /* F */
+} em_plain_ffn;
+
 /* Multiplies each row in place by the factor of its token's position. */
 typedef struct em_scale_by_position {
     float *values;            /* (T, M) */
@@ -345,6 +389,9 @@ typedef struct em_scale_by_position {
     X(LAYER_NORM, layer_norm) \
     X(SOFT_CAP, soft_cap) \
     X(DELTA_RULE, delta_rule) \
+    X(HEAD_LINEAR, head_linear) \
+    X(STORE_LATENT, store_latent) \
+    X(PLAIN_FFN, plain_ffn) \
     X(SCALE_BY_POSITION, scale_by_position)
 
 /* STRUCT(type) for each struct of the interface, and FIELD(type, field) for each of its fields. */
@@ -384,10 +431,10 @@ typedef struct em_scale_by_position {
         FIELD(em_route, weights) FIELD(em_route, slots) FIELD(em_route, bonus) FIELD(em_route, score) \
         FIELD(em_route, choice_bias) FIELD(em_route, groups) FIELD(em_route, kept_groups) \
         FIELD(em_route, epsilon) FIELD(em_route, scale) FIELD(em_route, least_sum) FIELD(em_route, choose_by) \
-        FIELD(em_route, expert_scales) FIELD(em_route, jitter) FIELD(em_route, num_experts) \
-        FIELD(em_route, top_k) \
+        FIELD(em_route, expert_scales) FIELD(em_route, group_best) FIELD(em_route, jitter) \
+        FIELD(em_route, num_experts) FIELD(em_route, top_k) \
     STRUCT(em_activation) FIELD(em_activation, function) FIELD(em_activation, alpha) \
-        FIELD(em_activation, limit) FIELD(em_activation, offset) \
+        FIELD(em_activation, limit) FIELD(em_activation, offset) FIELD(em_activation, gated) \
     STRUCT(em_ffn_biases) FIELD(em_ffn_biases, gate) FIELD(em_ffn_biases, up) FIELD(em_ffn_biases, down) \
     STRUCT(em_gated_ffn) FIELD(em_gated_ffn, input) FIELD(em_gated_ffn, gate_up) FIELD(em_gated_ffn, down) \
         FIELD(em_gated_ffn, output) FIELD(em_gated_ffn, activation) FIELD(em_gated_ffn, biases) \
@@ -399,6 +446,7 @@ typedef struct em_scale_by_position {
     STRUCT(em_expert_layout) FIELD(em_expert_layout, hidden_size) FIELD(em_expert_layout, intermediate_size) \
         FIELD(em_expert_layout, gate_up_format) FIELD(em_expert_layout, down_format) \
         FIELD(em_expert_layout, down_offset) FIELD(em_expert_layout, biases_offset) \
+        FIELD(em_expert_layout, gated) \
     STRUCT(em_experts) FIELD(em_experts, input) FIELD(em_experts, experts) FIELD(em_experts, slots) \
         FIELD(em_experts, arena) FIELD(em_experts, layouts) FIELD(em_experts, layouts_count) \
         FIELD(em_experts, layout_of) FIELD(em_experts, output) FIELD(em_experts, paged) \
@@ -423,6 +471,18 @@ typedef struct em_scale_by_position {
         FIELD(em_delta_rule, sequences) FIELD(em_delta_rule, states) FIELD(em_delta_rule, output) \
         FIELD(em_delta_rule, columns) FIELD(em_delta_rule, heads) FIELD(em_delta_rule, value_dim) \
         FIELD(em_delta_rule, sequence_count) FIELD(em_delta_rule, head_dim) \
+    STRUCT(em_head_linear) FIELD(em_head_linear, input) FIELD(em_head_linear, matrix) \
+        FIELD(em_head_linear, passed) FIELD(em_head_linear, heads) FIELD(em_head_linear, output) \
+        FIELD(em_head_linear, columns) FIELD(em_head_linear, rows) FIELD(em_head_linear, rotated) \
+        FIELD(em_head_linear, head_dim) \
+    STRUCT(em_store_latent) FIELD(em_store_latent, latent) FIELD(em_store_latent, rotary) \
+        FIELD(em_store_latent, positions) FIELD(em_store_latent, sequences) FIELD(em_store_latent, pages) \
+        FIELD(em_store_latent, latent_cache) FIELD(em_store_latent, value_dim) FIELD(em_store_latent, rotated) \
+        FIELD(em_store_latent, sequence_count) FIELD(em_store_latent, table_pages) \
+        FIELD(em_store_latent, page_count) FIELD(em_store_latent, head_dim) \
+    STRUCT(em_plain_ffn) FIELD(em_plain_ffn, input) FIELD(em_plain_ffn, up) FIELD(em_plain_ffn, down) \
+        FIELD(em_plain_ffn, output) FIELD(em_plain_ffn, activation) FIELD(em_plain_ffn, biases) \
+        FIELD(em_plain_ffn, hidden_size) FIELD(em_plain_ffn, intermediate_size) \
     STRUCT(em_scale_by_position) FIELD(em_scale_by_position, values) FIELD(em_scale_by_position, positions) \
         FIELD(em_scale_by_position, factors) FIELD(em_scale_by_position, columns) \
         FIELD(em_scale_by_position, context) \

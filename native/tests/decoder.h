@@ -29,7 +29,11 @@ enum {
     DELTA_VALUES = 20, /* more than a panel, and not a whole number of them */
     DELTA_CHANNELS = 2 * DELTA_KEY_HEADS * DELTA_KEYS + DELTA_HEADS * DELTA_VALUES,
     DELTA_OUTPUTS = DELTA_HEADS * DELTA_VALUES,
-    OPERATIONS = 30, /* of which one begins to read experts */
+    LATENT = 40, /* of which the second group in 8 bits has only a part */
+    LATENT_ROTARY = 8,
+    LATENT_WIDTH = LATENT + LATENT_ROTARY,
+    NOPE = 12,
+    OPERATIONS = 37, /* of which one begins to read experts */
 };
 
 static inline em_matrix random_matrix(int32_t format, int32_t rows, int32_t columns) {
@@ -64,6 +68,11 @@ typedef struct model {
     float norm[WIDTH], bias[WIDTH], cosine[CONTEXT][HEAD_WIDTH / 2], sine[CONTEXT][HEAD_WIDTH / 2];
     float caches[2][PAGES][GROUPS][EM_PAGE_TOKENS][HEAD_WIDTH]; /* large enough for every format */
     uint16_t cache_scales[2][PAGES][GROUPS][EM_PAGE_TOKENS][1];
+    float latent[TOKENS][LATENT], rotary[TOKENS][LATENT_ROTARY], nope[TOKENS][HEADS * NOPE];
+    float query_rotary[TOKENS][HEADS * LATENT_ROTARY], absorbed[TOKENS][HEADS * LATENT_WIDTH];
+    float gathered[TOKENS][HEADS * LATENT];
+    float latents[PAGES][EM_PAGE_TOKENS][LATENT_WIDTH]; /* large enough for every format */
+    uint16_t latent_scales[PAGES][EM_PAGE_TOKENS][2];
     void *owned[OPERATIONS];
     int32_t owned_count;
 } model;
@@ -134,6 +143,34 @@ static inline void add_attention(model *m, int32_t cache_format) {
     output->parts[0] = part_of(owned_matrix(m, EM_Q4, WIDTH, WIDTH), NULL, *m->hidden);
 }
 
+static inline void add_latent_attention(model *m, int32_t cache_format) {
+    em_linear *in = &add(m, EM_LINEAR)->as.linear;
+    *in = (em_linear){.input = *m->normed, .parts_count = 4, .scale = 1};
+    in->parts[0] = part_of(owned_matrix(m, EM_Q8, LATENT, WIDTH), NULL, *m->latent);
+    in->parts[1] = part_of(owned_matrix(m, EM_Q4, LATENT_ROTARY, WIDTH), NULL, *m->rotary);
+    in->parts[2] = part_of(owned_matrix(m, EM_F16, HEADS * NOPE, WIDTH), NULL, *m->nope);
+    in->parts[3] = part_of(owned_matrix(m, EM_Q4, HEADS * LATENT_ROTARY, WIDTH), NULL, *m->query_rotary);
+    const em_cache latents = {**m->latents, **m->latent_scales, cache_format};
+    add(m, EM_STORE_LATENT)->as.store_latent = (em_store_latent){
+        .latent = *m->latent, .rotary = *m->rotary, .positions = m->positions, .sequences = m->sequences,
+        .pages = *m->pages, .latent_cache = latents, .value_dim = LATENT, .rotated = LATENT_ROTARY, .sequence_count = 1,
+        .table_pages = PAGES, .page_count = PAGES, .head_dim = LATENT_WIDTH};
+    add(m, EM_HEAD_LINEAR)->as.head_linear = (em_head_linear){
+        .input = *m->nope, .matrix = owned_matrix(m, EM_Q8, HEADS * LATENT, NOPE), .passed = *m->query_rotary,
+        .heads = HEADS, .output = *m->absorbed, .columns = NOPE, .rows = LATENT, .rotated = LATENT_ROTARY,
+        .head_dim = LATENT_WIDTH};
+    add(m, EM_ATTENTION)->as.attention = (em_attention){
+        .query = *m->absorbed, .positions = m->positions, .sequences = m->sequences, .pages = *m->pages,
+        .key_cache = latents, .scale = 0.2f, .output = *m->gathered, .sequence_count = 1, .table_pages = PAGES,
+        .page_count = PAGES, .kv_heads = 1, .head_dim = LATENT_WIDTH, .heads = HEADS, .value_dim = LATENT};
+    add(m, EM_HEAD_LINEAR)->as.head_linear = (em_head_linear){
+        .input = *m->gathered, .matrix = owned_matrix(m, EM_Q4, HEADS * HEAD_WIDTH, LATENT), .heads = HEADS,
+        .output = *m->attended, .columns = LATENT, .rows = HEAD_WIDTH, .head_dim = HEAD_WIDTH};
+    em_linear *output = &add(m, EM_LINEAR)->as.linear;
+    *output = (em_linear){.input = *m->attended, .parts_count = 1, .scale = 0.5f, .accumulate = 1};
+    output->parts[0] = part_of(owned_matrix(m, EM_Q4, WIDTH, WIDTH), NULL, *m->hidden);
+}
+
 static inline void add_convolution(model *m) {
     em_linear *in = &add(m, EM_LINEAR)->as.linear;
     *in = (em_linear){.input = *m->normed, .parts_count = 1, .scale = 1};
@@ -181,11 +218,18 @@ static inline void add_moe(model *m) {
         .logits = *m->logits, .experts = *m->chosen, .weights = *m->weights, .num_experts = EXPERTS, .top_k = USED,
         .renormalise = 1, .groups = 1, .kept_groups = 1, .scale = 1, .expert_scales = m->norm};
     em_gated_ffn *shared = &add(m, EM_GATED_FFN)->as.gated_ffn;
-    const em_activation clamped = {.function = EM_FUNCTION_CLAMPED_SILU, .alpha = 1.702f, .limit = 0.5f, .offset = 1};
+    const em_activation clamped = {
+        .function = EM_FUNCTION_CLAMPED_SILU, .alpha = 1.702f, .limit = 0.5f, .offset = 1, .gated = 1};
     *shared = (em_gated_ffn){.input = *m->hidden, .output = *m->shared, .activation = clamped};
     shared->biases = (em_ffn_biases){m->bias, m->bias + 1, m->bias}; /* of 40, 40 and 72 numbers */
     shared->gate_up = owned_matrix(m, EM_Q8, 2 * 48, WIDTH);
     shared->down = owned_matrix(m, EM_F16, WIDTH, FFN);
+    const em_activation squared = {.function = EM_FUNCTION_RELU2};
+    em_plain_ffn *plain = &add(m, EM_PLAIN_FFN)->as.plain_ffn;
+    *plain = (em_plain_ffn){.input = *m->shared, .output = *m->normed, .activation = squared};
+    plain->biases = (em_ffn_biases){NULL, m->bias + 1, m->bias};
+    plain->up = owned_matrix(m, EM_Q4, FFN, WIDTH);
+    plain->down = owned_matrix(m, EM_F16, WIDTH, FFN);
     const int64_t gate_up_bytes = 2 * em_panel_count(FFN) * (int64_t)em_panel_bytes(EM_Q4, WIDTH);
     const int64_t down_bytes = em_panel_count(WIDTH) * (int64_t)em_panel_bytes(EM_Q8, FFN);
     const int64_t biases_offset = gate_up_bytes + down_bytes, bias_count = 48 + 48 + 80;
@@ -206,7 +250,8 @@ static inline void add_moe(model *m) {
                      .gate_up_format = EM_Q4,
                      .down_format = EM_Q8,
                      .down_offset = gate_up_bytes,
-                     .biases_offset = biases_offset}},
+                     .biases_offset = biases_offset,
+                     .gated = 1}},
         .layouts_count = 1,
         .layout_of = m->layout_of,
         .slot_bytes = (int32_t)slot_bytes,
@@ -218,7 +263,7 @@ static inline void add_moe(model *m) {
     };
     add(m, EM_COMBINE)->as.combine =
         (em_combine){
-        .output = *m->hidden, .routed = **m->routed, .weights = *m->weights, .shared = *m->shared,
+        .output = *m->hidden, .routed = **m->routed, .weights = *m->weights, .shared = *m->normed,
         .shared_gate = *m->shared_gate, .top_k = USED, .hidden_size = WIDTH, .scale = 0.7f,
         .accumulate = 1};
     add(m, EM_LAYER_NORM)->as.layer_norm = (em_layer_norm){
@@ -251,6 +296,7 @@ static inline model *make_model_with(int32_t cache_format) {
     add(m, EM_EMBED)->as.embed = (em_embed){
         .ids = m->ids, .output = *m->hidden, .matrix = owned_matrix(m, EM_M4, VOCABULARY, WIDTH), .scale = 2.0f};
     add_attention(m, cache_format);
+    add_latent_attention(m, cache_format);
     add_convolution(m);
     add_delta(m);
     add_moe(m);

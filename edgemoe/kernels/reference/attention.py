@@ -55,6 +55,22 @@ def _store_kv(kernels: Any, o: op.StoreKv, tokens: int) -> None:
             cache[pages, :, places] = rows
 
 
+def _store_latent_scratch(kernels: StepwiseBackend, o: op.StoreLatent, sizes: Sizes) -> int:
+    return 2 * kernels.store_scratch_bytes(sizes.rows, 1, sizes.letters["W"])
+
+
+@means(op.StoreLatent, "quantise_cache_rows", _store_latent_scratch)
+def _store_latent(kernels: Any, o: op.StoreLatent, tokens: int) -> None:
+    positions, sequences, cache = o.positions[:tokens], o.sequences[:tokens], o.latent_cache
+    _check_pages(positions, sequences, o.pages, cache.shape[0], window=1)
+    pages, places = o.pages[sequences, positions // PAGE_TOKENS], positions % PAGE_TOKENS
+    rows = np.concatenate([o.latent[:tokens], o.rotary[:tokens]], axis=1)[:, None]
+    if isinstance(cache, QuantisedCache):
+        cache.values[pages, :, places], cache.scales[pages, :, places] = kernels.quantise_cache_rows(rows)
+    else:
+        cache[pages, :, places] = rows
+
+
 def _first_seen(position: int, window: int, chunked: bool) -> int:
     """The first position that the token at a position sees; a window of 0 is none."""
     if not window:
@@ -143,6 +159,8 @@ def _attention(kernels: Any, o: op.Attention, tokens: int) -> None:
     _check_pages(positions, sequences, o.pages, o.key_cache.shape[0], o.window, o.chunked)
     heads = o.query[:tokens].reshape(tokens, -1, o.key_cache.shape[3])
     where = (positions, sequences, o.pages)
+    values = o.key_cache if o.value_cache is None else o.value_cache
     shape = o.scale, o.window, o.sinks, o.chunked, o.cap
-    seen = kernels.attention(heads, *where, o.key_cache, o.value_cache, *shape)
-    o.output[:tokens] = seen.reshape(tokens, -1)
+    seen = kernels.attention(heads, *where, o.key_cache, values, *shape)
+    value_width = o.output.shape[1] // heads.shape[1]
+    o.output[:tokens] = seen[:, :, :value_width].reshape(tokens, -1)

@@ -88,6 +88,29 @@ def _linear(kernels: Any, o: op.Linear, tokens: int) -> None:
             part.output[:tokens] = product
 
 
+def _head_linear_scratch(kernels: StepwiseBackend, o: op.HeadLinear, sizes: Sizes) -> int:
+    rows, columns = sizes.letters["N"], sizes.letters["M"]
+    return kernels.product_scratch_bytes(sizes.rows, rows + 2 * PANEL_ROWS, columns) + 4 * sizes.rows * columns
+
+
+@means(op.HeadLinear, "matmul", _head_linear_scratch)
+def _head_linear(kernels: Any, o: op.HeadLinear, tokens: int) -> None:
+    heads, rows = o.heads, o.matrix.rows // o.heads
+    inputs, outputs = (values[:tokens].reshape(tokens, heads, -1) for values in (o.input, o.output))
+    panel_bytes = o.matrix.format.panel_bytes(o.matrix.columns)
+    for head in range(heads):
+        # The panels that hold the head's rows, of which the first and the last may hold rows of its neighbours too.
+        first, end = head * rows // PANEL_ROWS, panel_count((head + 1) * rows)
+        count = min(o.matrix.rows, end * PANEL_ROWS) - first * PANEL_ROWS
+        data = o.matrix.data[first * panel_bytes : end * panel_bytes]
+        own = Matrix(data, o.matrix.format, count, o.matrix.columns)
+        start = head * rows - first * PANEL_ROWS
+        product = kernels.matmul(np.ascontiguousarray(inputs[:, head]), own)
+        outputs[:, head, :rows] = product[:, start : start + rows]
+    if o.passed is not None:
+        outputs[:, :, rows:] = o.passed[:tokens].reshape(tokens, heads, -1)
+
+
 def embed(ids: Integers, matrix: Matrix, scale: float) -> Floats:
     """Look up rows of the embedding: `(T,)` to `(T, D)`."""
     panel_bytes = matrix.format.panel_bytes(matrix.columns)
@@ -119,14 +142,33 @@ def gated_ffn(
     both = matmul(values, gate_up).reshape(len(values), -1, 2, PANEL_ROWS)
     gate, up = (both[:, :, half].reshape(len(values), -1)[:, : down.columns] for half in (0, 1))
     if biases is not None:
+        assert biases.gate is not None
         gate, up = gate + biases.gate, up + biases.up
     output = matmul(activate(gate, up, activation), down)
+    return output if biases is None else output + biases.down
+
+
+def plain_ffn(
+    values: Floats,
+    up: Matrix,
+    down: Matrix,
+    biases: op.FfnBiases | None = None,
+    activation: op.Activation = op.RELU,
+) -> Floats:
+    """`down (activation(up x))`, each product plus its bias, rounded as in `gated_ffn`: `(T, D)` to `(T, D)`."""
+    products = matmul(values, up)
+    if biases is not None:
+        products = products + biases.up
+    output = matmul(activate(products, np.ones_like(products), activation), down)
     return output if biases is None else output + biases.down
 
 
 def activate(gate: Floats, up: Floats, activation: op.Activation) -> Floats:
     """The hidden values `(T, F)` of an FFN, from its two products: see `op.Activation`."""
     g, u = gate.astype(np.float64), up.astype(np.float64)
+    if activation.function in ("relu", "relu2"):
+        g = np.maximum(g, 0)
+        return single((g if activation.function == "relu" else np.square(g)) * u)
     if activation.function == "gelu_tanh":
         return single(g * sigmoid(g * (op.GELU_LINEAR + op.GELU_CUBIC * np.square(g))) * u)
     if activation.limit is not None:
@@ -135,10 +177,15 @@ def activate(gate: Floats, up: Floats, activation: op.Activation) -> Floats:
     return single(g * sigmoid(float(np.float32(activation.alpha)) * g) * (u + np.float32(activation.offset or 0)))
 
 
-def _gated_ffn_scratch(kernels: StepwiseBackend, o: op.GatedFfn, sizes: Sizes) -> int:
+def _ffn_scratch(kernels: StepwiseBackend, o: op.GatedFfn | op.PlainFfn, sizes: Sizes) -> int:
     return kernels.ffn_scratch_bytes(sizes.rows, sizes.letters["D"], sizes.letters["F"])
 
 
-@means(op.GatedFfn, "gated_ffn", _gated_ffn_scratch)
+@means(op.GatedFfn, "gated_ffn", _ffn_scratch)
 def _gated_ffn(kernels: Any, o: op.GatedFfn, tokens: int) -> None:
     o.output[:tokens] = kernels.gated_ffn(o.input[:tokens], o.gate_up, o.down, o.biases, o.activation)
+
+
+@means(op.PlainFfn, "plain_ffn", _ffn_scratch)
+def _plain_ffn(kernels: Any, o: op.PlainFfn, tokens: int) -> None:
+    o.output[:tokens] = kernels.plain_ffn(o.input[:tokens], o.up, o.down, o.biases, o.activation)

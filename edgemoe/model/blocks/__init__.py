@@ -13,7 +13,9 @@ from edgemoe.model.blocks.attention import Attention, OutputGate
 from edgemoe.model.blocks.body import Body, RoutedExperts
 from edgemoe.model.blocks.gated_delta import GatedDelta
 from edgemoe.model.blocks.gated_ffn import GatedFfn
+from edgemoe.model.blocks.latent_attention import LatentAttention
 from edgemoe.model.blocks.moe import Moe, SharedExpert
+from edgemoe.model.blocks.plain_ffn import PlainFfn
 from edgemoe.model.blocks.routers import RouterSpec
 from edgemoe.model.blocks.short_conv import ShortConv
 
@@ -23,8 +25,10 @@ __all__ = [
     "Body",
     "GatedDelta",
     "GatedFfn",
+    "LatentAttention",
     "Moe",
     "OutputGate",
+    "PlainFfn",
     "RoutedExperts",
     "RouterSpec",
     "SharedExpert",
@@ -32,6 +36,6 @@ __all__ = [
 ]
 
 BODIES: Mapping[str, type] = MappingProxyType(
-    {body.kind: body for body in (Attention, GatedDelta, GatedFfn, Moe, ShortConv)}
+    {body.kind: body for body in (Attention, GatedDelta, GatedFfn, LatentAttention, Moe, PlainFfn, ShortConv)}
 )
 """Every kind of body by the name that stores give it."""

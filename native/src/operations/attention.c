@@ -46,12 +46,13 @@ typedef struct query_state {
     int32_t end;
 } query_state;
 
-/* Keys or values from row `row` of the cache's (N * G * 64) rows on. */
+/* Keys or values from row `row` of the cache's (N * G * 64) rows on, which are `width` wide. */
 static em_cached cached_rows(em_cache cache, int32_t width, size_t row) {
     static const uint8_t element_bytes[EM_CACHE_FORMATS] = {[EM_F32] = 4, [EM_F16] = 2, [EM_Q8] = 1};
     return (em_cached){
         .elements = (const uint8_t *)cache.elements + row * width * element_bytes[cache.format],
         .scales = cache.format == EM_Q8 ? cache.scales + row * em_group_count(width) : NULL,
+        .row_width = width,
     };
 }
 
@@ -75,8 +76,11 @@ static void mix_part(const attention_task *task, const em_attending *rows, int32
         shifted[r] = rows[r];
         shifted[r].weights += from;
     }
-    const em_cached values = cached_rows(a->value_cache, a->value_dim, cache_row + from);
-    task->run->kernels->mix[a->value_cache.format](shifted, row_count, values, to - from, a->value_dim);
+    /* Without a cache of its own a value is the beginning of its key. */
+    const int own = a->value_cache.elements != NULL;
+    const em_cached values = own ? cached_rows(a->value_cache, a->value_dim, cache_row + from)
+                                 : cached_rows(a->key_cache, a->head_dim, cache_row + from);
+    task->run->kernels->mix[a->key_cache.format](shifted, row_count, values, to - from, a->value_dim);
 }
 
 /* Rows that see unlike parts of a block: what all see for all together, what comes before and after it one by one.
@@ -268,7 +272,8 @@ static void choose_heads(attention_task *task, int32_t most_rows) {
 }
 
 int32_t em_run_attention(const em_attention *attention, const em_run *run) {
-    if (!em_is_cache_format(attention->key_cache.format) || !em_is_cache_format(attention->value_cache.format)) {
+    const em_cache *values = attention->value_cache.elements ? &attention->value_cache : &attention->key_cache;
+    if (!em_is_cache_format(attention->key_cache.format) || values->format != attention->key_cache.format) {
         return EM_BAD_OPERATION;
     }
     const int32_t status = check(attention, run->tokens);
