@@ -17,8 +17,8 @@ from edgemoe.store.manifest import Manifest
 class TokenTraffic:
     """Bytes that one token reads: every weight it needs once, and the keys and values of the positions that it sees.
 
-    Weights are those of all layers and the head, scales included, of the experts that the router chooses, and one row
-    of the embedding; the fixed state of a sequence, which every token needs alike, is counted with them. Activations
+    Weights are those of all layers (but an encoder's) and the head, scales included, of the experts that the router
+    chooses, and one row of the embedding. An input is taken to be as long as what was written after it. The fixed state of a sequence, which every token needs alike, is counted with them. Activations
     stay in the processor's caches and are not counted, nor is prefetch.
     """
 
@@ -68,6 +68,8 @@ def token_traffic(graph: Graph, manifest: Manifest, kv_format: KvFormat) -> Toke
                 window, page = step.operation.window, sum(_page_bytes(step.operation, kv_format))
                 kv_bytes[window] = kv_bytes.get(window, 0) + page // op.PAGE_TOKENS
     for number, routed in graph.spec.routed.items():
+        if number < graph.spec.encoder_layers:
+            continue
         size = routed.top_k * manifest.mean_expert_bytes(number)
         weight_bytes["experts"] = weight_bytes.get("experts", 0) + size
     return TokenTraffic(weight_bytes, sorted(kv_bytes.items()))

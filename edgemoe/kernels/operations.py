@@ -276,11 +276,24 @@ class StoreKv(Operation, code=4):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
+class DistanceBias:
+    """Numbers of each head that are added to its scores, by how far a key's position lies from the query's (T5).
+
+    A key `d` positions after the query (before it: `d < 0`) has bucket `bucket_of[d + distances // 2]`, with `d` held to
+    `-(distances // 2) .. distances // 2`, and the score gets `table[bucket * H + head]`. `distances` is odd.
+    """
+
+    table: Annotated[Floats, weight("entries")]  # (buckets, H)
+    bucket_of: Annotated[Integers, buffer("distances")]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Attention(Operation, code=5):
     """Causal attention over the cache: row `t` sees positions `0 .. positions[t]` of its sequence.
 
-    With a `window` it sees the last `window` of these, its own position included. A head's sink is one more logit of
-    its softmax, which takes a share of the sum and adds no value.
+    With a `window` it sees the last `window` of these, its own position included. With `lengths` it sees the first
+    `lengths[sequences[t]]` positions, at least one, wherever it stands itself. A head's sink is one more logit of its
+    softmax, which takes a share of the sum and adds no value. A bias is added to scores after they were scaled.
     """
 
     query: Annotated[Floats, rows("H*W")]
@@ -293,12 +306,19 @@ class Attention(Operation, code=5):
     output: Annotated[Floats, rows("H*Wv"), output(apart_from="query")]
     window: Annotated[int, NUMBER] = 0  # 0: none
     sinks: Annotated[Floats | None, weight("H")] = None
+    lengths: Annotated[Integers | None, buffer("S")] = None  # the caller fills them before a run
+    bias: DistanceBias | None = None
 
     def check(self, sizes: Sizes) -> None:
         heads, kv_heads = sizes.letters["H"], sizes.letters["G"]
         if heads % kv_heads:
             raise Misfit("query", f"heads in {kv_heads} equal groups", f"{heads} heads")
         require(0 <= self.window <= LARGEST_EXTENT, "window", f"0 to {LARGEST_EXTENT}", self.window)
+        require(not self.window or self.lengths is None, "window", "0 with lengths", self.window)
+        if self.bias is not None:
+            entries = sizes.letters["entries"]
+            require(entries % heads == 0, "bias.table", f"rows of {heads} numbers", entries)
+            require(sizes.letters["distances"] % 2 == 1, "bias.bucket_of", "an odd number", sizes.letters["distances"])
         _check_one_format(self.key_cache, self.value_cache)
 
     def position_bytes(self) -> int:

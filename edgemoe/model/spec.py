@@ -151,8 +151,21 @@ def _check_group(group: tuple[Block, ...]) -> None:
 
 
 @dataclass(frozen=True)
+class EncoderSpec:
+    """The encoder of an encoder-decoder model, which reads a whole input before the decoder's first token.
+
+    It has the model's embedding and a norm at its end. Decoder layers attend to what it gives.
+    """
+
+    layers: int
+    """How many of the model's layers are the encoder's: the first ones."""
+    start_token: int = field(default=0, metadata=ZERO_ALLOWED)
+    """The id of the token with which the decoder's text begins."""
+
+
+@dataclass(frozen=True)
 class ModelSpec:
-    """A decoder-only language model: layers between an embedding and a head, before which stands a norm."""
+    """A language model: layers between an embedding and a head, before which stands a norm."""
 
     family: str
     vocab_size: int
@@ -169,6 +182,13 @@ class ModelSpec:
     """The limit within which logits are brought (`op.SoftCap`), after the factor; 0: they stay as they are."""
     norm: Literal["rms", "layer"] = "rms"
     """Norms of the stream, of blocks' results and before the head: RMSNorm, or LayerNorm without biases (Cohere)."""
+    encoder: EncoderSpec | None = None
+    """The encoder; None in a model that has a decoder alone."""
+
+    @property
+    def encoder_layers(self) -> int:
+        """How many of the layers, from the first on, are the encoder's."""
+        return self.encoder.layers if self.encoder else 0
 
     @property
     def routed(self) -> dict[int, RoutedExperts]:
@@ -222,8 +242,10 @@ class ModelSpec:
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
             layers.append(layer)
-        spec = from_plain(cls, {**data, "layers": []}, "model")
-        return replace(spec, layers=tuple(layers))
+        spec = replace(from_plain(cls, {**data, "layers": []}, "model"), layers=tuple(layers))
+        if spec.encoder and not (spec.encoder_layers < len(layers) and spec.encoder.start_token < spec.vocab_size):
+            raise ValueError(f"model.encoder is {str(data['encoder'])[:80]!r}")
+        return spec
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Every tensor of the model, by its internal name, with its shape.
@@ -241,6 +263,8 @@ class ModelSpec:
         """The tensors that are not of a routed expert: their number does not grow with that of the experts."""
         D = self.hidden_size
         shapes: dict[str, tuple[int, ...]] = {"embedding": (self.vocab_size, D), "final_norm": (D,)}
+        if self.encoder:
+            shapes["encoder_norm"] = (D,)
         if not self.tied_embeddings:
             shapes["head"] = (self.vocab_size, D)
         for number, layer in enumerate(self.layers):

@@ -1,4 +1,4 @@
-"""Causal attention with grouped queries: several query heads share a head of keys and values (Ainslie et al. 2023)."""
+"""Attention with grouped queries: several query heads share a head of keys and values (Ainslie et al. 2023)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from edgemoe.model.blocks.body import RoutedExperts, Shapes
 from edgemoe.model.builder import Builder
 from edgemoe.model.graph import Part
 from edgemoe.model.plain import ZERO_ALLOWED
+from edgemoe.model.relative import RelativeBias
 from edgemoe.model.rope import RopeSpec
 
 
@@ -25,7 +26,7 @@ class OutputGate:
 
 @dataclass(frozen=True)
 class Attention:
-    """Attention over earlier tokens. `qk_norm`: none, over each head (Qwen3), or over the projection (OLMoE)."""
+    """Attention over earlier tokens, or over all of an encoder's input. `qk_norm`: none, over each head (Qwen3), or over the projection (OLMoE)."""
 
     kind: ClassVar[str] = "attention"
     norm_name: ClassVar[str] = "attention_norm"
@@ -58,6 +59,10 @@ class Attention:
     """Whether the norms of queries and keys follow the rotation (Hunyuan)."""
     clip: float = field(default=0.0, metadata=ZERO_ALLOWED)
     """Largest magnitude of an element of query, key and value before the rotation (OLMoE); 0: any."""
+    causal: bool = True
+    """Whether a token sees itself and earlier tokens alone. In an encoder it sees the whole input."""
+    relative_bias: RelativeBias | None = None
+    """The buckets of distances by which each head has a number that is added to its scores (T5)."""
 
     @property
     def routed(self) -> RoutedExperts | None:
@@ -74,6 +79,10 @@ class Attention:
             raise ValueError("a factor of the result, which would scale its bias too")
         if self.norm_after_rope and self.qk_norm == "none":
             raise ValueError("norms after the rotation, and no norms")
+        if not self.causal and self.window:
+            raise ValueError("a window in an encoder")
+        if self.relative_bias is not None:
+            self.relative_bias.check(self.causal)
 
     def tensors(self, hidden_size: int) -> Shapes:
         query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
@@ -100,6 +109,8 @@ class Attention:
             shapes["sinks"] = (self.heads,)
         if self.output_gate is not None:
             shapes["output_gate"] = (self._gates, hidden_size)
+        if self.relative_bias is not None:
+            shapes["relative_bias"] = (self.relative_bias.buckets * self.heads,)
         return shapes
 
     @property
@@ -117,6 +128,7 @@ class Attention:
             "value": 0 if self.values_from_keys else self.kv_heads * (self.value_dim or self.head_dim),
             "attended": self.heads * (self.value_dim or self.head_dim),
             "output_gate": self._gates,
+            "buckets": self.relative_bias.buckets if self.relative_bias else 0,
         }
 
     def with_top_k(self, top_k: int) -> Attention:
@@ -146,7 +158,7 @@ class Attention:
             self._emit_norms(build, query, key)
         for clipped in (query, key, value) if self.clip else ():
             build.add(op.Clip(clipped, self.clip))
-        places, pages = build.places(), build.pages(self.window)
+        places = build.places()
         if self.rope is not None:
             cosine, sine = build.rope_tables(self.rope)
             neighbours = self.rope.pairing == "neighbours"
@@ -154,12 +166,22 @@ class Attention:
             build.add(op.Rope(key, G, places[0], cosine, sine, neighbours))
         if self.norm_after_rope:
             self._emit_norms(build, query, key)
-        keys = build.state("keys", "N", G, op.PAGE_TOKENS, W, window=self.window)
-        values = build.state("values", "N", G, op.PAGE_TOKENS, Wv, window=self.window)
+        lengths = None
+        if self.causal:
+            pages = build.pages(self.window)
+            keys = build.state("keys", "N", G, op.PAGE_TOKENS, W, window=self.window)
+            values = build.state("values", "N", G, op.PAGE_TOKENS, Wv, window=self.window)
+        else:
+            keys, values = build.whole_input("keys", G, W), build.whole_input("values", G, Wv)
+            pages, (_, lengths) = build.encoder_pages(), build.input_places()
         build.add(op.StoreKv(key, value, *places, pages, keys, values))
         attended = build.rows("attended", H * Wv)
         sinks = build.vector("sinks", H) if self.sinks else None
-        build.add(op.Attention(query, *places, pages, keys, values, self.scale, attended, self.window, sinks))
+        relative, bias = self.relative_bias, None
+        if relative is not None:
+            bias = build.distance_bias("relative_bias", relative, H, self.causal)
+        seen = self.window, sinks, lengths, bias
+        build.add(op.Attention(query, *places, pages, keys, values, self.scale, attended, *seen))
         if self.output_gate is not None and gate is not None:
             build.add(op.Gate(gate, attended, self.output_gate.gating))
         build.deliver(attended, "output", self.output_bias, self.output_scale)
