@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 from edgemoe.errors import UsageError
 from edgemoe.kernels.file_rows import BLOCK_FORMATS
@@ -39,10 +39,10 @@ def expert_of(name: str) -> tuple[int, int, str] | None:
     return (int(match[1]), int(match[2]), match[3]) if match else None
 
 
-def stored_name(name: str) -> str:
-    """The name of the stored matrix that holds a tensor: gate and up share one matrix."""
+def stored_name(name: str, names: Container[str]) -> str:
+    """The name of the stored matrix that holds a tensor of a model with these: gate and up share one matrix."""
     head, _, last = name.rpartition(".")
-    return f"{head}.gate_up" if last in ("gate", "up") else name
+    return f"{head}.gate_up" if last in ("gate", "up") and f"{head}.gate" in names else name
 
 
 def class_of(name: str, shape: tuple[int, ...]) -> str:
@@ -71,7 +71,7 @@ def choose_formats(
         elif name.rpartition(".")[2] in _EXACT:
             formats[name] = FORMATS["f32"]
         else:
-            groups.setdefault(stored_name(name), []).append(name)
+            groups.setdefault(stored_name(name, shapes), []).append(name)
     for names in groups.values():
         option, default = (experts, DEFAULT_EXPERTS) if expert_of(names[0]) else (dense, DEFAULT_DENSE)
         of_names = {dtypes[name] for name in names}

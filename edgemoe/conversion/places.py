@@ -61,7 +61,7 @@ def tensor_places(manifest: Manifest, shapes: Mapping[str, tuple[int, ...]]) -> 
     places = {}
     for name, shape in shapes.items():
         expert, last = expert_of(name), name.rpartition(".")[2]
-        part = record_name(expert[0], expert[1]) if expert else stored_name(name)
+        part = record_name(expert[0], expert[1]) if expert else stored_name(name, shapes)
         file, offset, _ = ranges[part]
         layout = _layout_of(manifest, expert[0], expert[1]) if expert else None
         if layout is None:
@@ -70,13 +70,14 @@ def tensor_places(manifest: Manifest, shapes: Mapping[str, tuple[int, ...]]) -> 
             fmt = None if len(shape) == 1 else layout.down_format if last == "down" else layout.gate_up_format
         columns = shape[1] if len(shape) == 2 else 1
         panel_bytes = fmt.panel_bytes(columns) if fmt else 0
-        if last == "up":
+        interleaved = last in ("gate", "up") and (layout.gated if layout else part != name)
+        if last == "up" and interleaved:
             offset += panel_bytes
         elif layout is not None and last == "down":
             offset += layout.down_offset
         elif layout is not None and fmt is None:
             offset += layout.bias_offsets()[last.removesuffix("_bias")]
-        stride = panel_bytes * 2 if last in ("gate", "up") else panel_bytes
+        stride = panel_bytes * 2 if interleaved else panel_bytes
         places[name] = Place(part, file, offset, shape[0], columns, fmt, stride)
     return places
 

@@ -114,7 +114,7 @@ def plan_manifest(
     dense: dict[str, tuple[str, Format | None, int, int]] = {}
     for name, shape in shapes.items():
         if expert_of(name) is None:
-            stored = stored_name(name)
+            stored = stored_name(name, shapes)
             rows = shape[0] if stored == name else 2 * panel_count(shape[0]) * PANEL_ROWS
             dense[stored] = (stored, formats[name], rows, shape[1] if len(shape) == 2 else 1)
     experts: list[list[RecordLayout]] = [[] for _ in spec.layers]
@@ -122,11 +122,11 @@ def plan_manifest(
         routed = layer.routed
         for expert in range(routed.num_experts if routed else 0):
             assert routed is not None
-            gate_up, down = (formats[f"layers.{number}.experts.{expert}.{part}"] for part in ("gate", "down"))
-            assert gate_up is not None
+            up, down = (formats[f"layers.{number}.experts.{expert}.{part}"] for part in ("up", "down"))
+            assert up is not None
             assert down is not None
             experts[number].append(
-                packed_layout(spec.hidden_size, routed.intermediate_size, gate_up, down, routed.bias)
+                packed_layout(spec.hidden_size, routed.intermediate_size, up, down, routed.bias, routed.gated)
             )
     return plan_store(spec.to_json(), list(dense.values()), experts, provenance)
 

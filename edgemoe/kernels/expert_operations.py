@@ -123,7 +123,8 @@ MOST_LAYOUTS = 16
 class ExpertLayout:
     """Where an expert's matrices lie in its record: `gate_up` at 0, `down` at `down_offset`; biases if there are any.
 
-    Biases are float32 vectors, of gate, of up and of down, each filled up to a multiple of 64 bytes.
+    Biases are float32 vectors, of gate, of up and of down, each filled up to a multiple of 64 bytes. Experts that are
+    not `gated` have no gate and no bias of it: their `gate_up` is up alone.
     """
 
     hidden_size: Annotated[int, size("D")]
@@ -132,11 +133,13 @@ class ExpertLayout:
     down_format: Format
     down_offset: Annotated[int, OFFSET]  # bytes, a multiple of 64
     biases_offset: Annotated[int, OFFSET] = 0  # bytes, a multiple of 64; 0: no biases
+    gated: bool = True
 
     @property
     def gate_up_rows(self) -> int:
-        """Rows of `gate_up`: gate's and up's, each rounded up to whole panels."""
-        return 2 * PANEL_ROWS * panel_count(self.intermediate_size)
+        """Rows of `gate_up`: gate's and up's, each rounded up to whole panels; or those of up."""
+        F = self.intermediate_size
+        return 2 * PANEL_ROWS * panel_count(F) if self.gated else F
 
     @property
     def gate_up_bytes(self) -> int:
@@ -148,9 +151,13 @@ class ExpertLayout:
 
     def bias_offsets(self) -> dict[str, int]:
         """The place in the record of the biases of gate, up and down, in bytes, and of the `end` behind them."""
-        up = self.biases_offset + _vector_bytes(self.intermediate_size)
-        down = up + _vector_bytes(self.intermediate_size)
-        return {"gate": self.biases_offset, "up": up, "down": down, "end": down + _vector_bytes(self.hidden_size)}
+        F = self.intermediate_size
+        sizes = {"gate": F, "up": F, "down": self.hidden_size, "end": 0}
+        offsets, offset = {}, self.biases_offset
+        for name in sizes if self.gated else ("up", "down", "end"):
+            offsets[name] = offset
+            offset += _vector_bytes(sizes[name])
+        return offsets
 
     @property
     def bias_bytes(self) -> int:
@@ -162,9 +169,9 @@ class ExpertLayout:
         biases = None
         if self.biases_offset:
             starts, F = self.bias_offsets(), self.intermediate_size
-            lengths = {"gate": F, "up": F, "down": self.hidden_size}
-            views = {name: record[starts[name] :][: 4 * n].view(np.float32) for name, n in lengths.items()}
-            biases = FfnBiases(**views)
+            lengths = {"gate": F if self.gated else 0, "up": F, "down": self.hidden_size}
+            views = (record[starts[name] :][: 4 * n].view(np.float32) if n else None for name, n in lengths.items())
+            biases = FfnBiases(*views)
         return (
             Matrix(record[: self.gate_up_bytes], self.gate_up_format, self.gate_up_rows, self.hidden_size),
             Matrix(down, self.down_format, self.hidden_size, self.intermediate_size),
@@ -257,13 +264,14 @@ class Experts(Operation, code=11):
     activation: Activation = SILU
 
     def check(self, sizes: Sizes) -> None:
-        check_activation(self.activation)
+        check_activation(self.activation, self.layouts[0].gated)
         slot_bytes, intermediate_size = sizes.letters["B"], self.layouts[0].intermediate_size
         for number, layout in enumerate(self.layouts):
             least, offset = layout.gate_up_bytes, layout.down_offset
             end = offset + layout.down_bytes
             if layout.intermediate_size != intermediate_size:
                 raise Misfit(f"layouts[{number}].intermediate_size", intermediate_size, layout.intermediate_size)
+            require(layout.gated == self.activation.gated, f"layouts[{number}].gated", not layout.gated, layout.gated)
             if offset < least or offset % 64:
                 raise Misfit(f"layouts[{number}].down_offset", f"a multiple of 64, at least {least}", offset)
             if layout.biases_offset:

@@ -428,18 +428,21 @@ class DeltaRule(Operation, code=18):
         require(sizes.letters["M"] == 2 * G * W + H * Wv, "mixed", f"{2 * G * W + H * Wv} columns", sizes.letters["M"])
 
 
-ActivationFunction = Literal["silu", "clamped_silu", "gelu_tanh"]
-"""The functions between the two products of a gated FFN: see `Activation`."""
+ActivationFunction = Literal["silu", "clamped_silu", "gelu_tanh", "relu", "relu2"]
+"""The functions between the products of an FFN: see `Activation`."""
 
 
 @dataclass(frozen=True)
 class Activation:
-    """The function of gate's number `g` and up's number `u` whose result a gated FFN multiplies by `down`.
+    """The function of gate's number `g` and up's number `u` whose result an FFN multiplies by `down`.
+
+    An FFN that is not `gated` has no gate: then `g` is up's number, and `u` is 1.
 
     silu: `g * sigmoid(g) * u` (SwiGLU, Shazeer 2020). clamped_silu: `g * sigmoid(alpha * g) * (u + offset)`, after
     `g` was held to at most `limit` and `u` to `-limit .. limit` (gpt-oss).
     gelu_tanh: `g * sigmoid(GELU_LINEAR * g + GELU_CUBIC * g^3) * u`, which is
     `0.5 * g * (1 + tanh(sqrt(2 / pi) * (g + 0.044715 * g^3))) * u` (Hendrycks and Gimpel 2016).
+    relu: `max(g, 0) * u`. relu2: `max(g, 0)^2 * u` (Primer, So et al. 2021).
     Kernels round every step to float32.
     """
 
@@ -447,10 +450,12 @@ class Activation:
     alpha: float = 1.0
     limit: float | None = None
     offset: float | None = None  # none: 0
+    gated: bool = True
 
     def check(self) -> None:
         """Check that its function takes the numbers that it has. Raises Misfit."""
         clamped = self.function == "clamped_silu"
+        require(self.gated or not clamped, "gated", "a gate for clamped_silu", "none")
         require(clamped or (self.alpha == 1 and self.offset is None), "function", "clamped_silu", self.function)
         limited = (self.limit is not None) == clamped
         require(limited, "limit", f"{'a' if clamped else 'no'} limit for {self.function}", self.limit)
@@ -461,15 +466,18 @@ class Activation:
 
 SILU = Activation()
 GELU_TANH = Activation("gelu_tanh")
+RELU = Activation("relu", gated=False)
+RELU2 = Activation("relu2", gated=False)
+"""Those of FFNs without a gate: Vaswani et al. 2017 and Primer."""
 GELU_LINEAR = 2 * math.sqrt(2 / math.pi)
 GELU_CUBIC = 0.044715 * GELU_LINEAR
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FfnBiases:
-    """The vectors that are added to the products of a gated FFN: to those of gate and up before the activation."""
+    """The vectors that are added to the products of an FFN: to those of gate and up before the activation."""
 
-    gate: Annotated[Floats, weight("F")]
+    gate: Annotated[Floats | None, weight("F")]
     up: Annotated[Floats, weight("F")]
     down: Annotated[Floats, weight("D")]
 
@@ -486,15 +494,39 @@ class GatedFfn(Operation, code=8):
     biases: FfnBiases | None = None
 
     def check(self, sizes: Sizes) -> None:
-        check_activation(self.activation)
+        check_activation(self.activation, gated=True)
+        check_biases(self.biases, gated=True)
 
 
-def check_activation(activation: Activation) -> None:
-    """Check the activation of an operation. Raises Misfit."""
+@dataclass(frozen=True, eq=False, repr=False)
+class PlainFfn(Operation, code=23):
+    """`output = down (activation(up input))`, each product plus its bias if there are biases: an FFN without a gate."""
+
+    input: Annotated[Floats, rows("D")]
+    up: Annotated[Matrix, matrix("F", "D")]
+    down: Annotated[Matrix, matrix("D", "F")]
+    output: Annotated[Floats, rows("D"), output(apart_from="input")]
+    activation: Activation = RELU
+    biases: FfnBiases | None = None
+
+    def check(self, sizes: Sizes) -> None:
+        check_activation(self.activation, gated=False)
+        check_biases(self.biases, gated=False)
+
+
+def check_activation(activation: Activation, gated: bool) -> None:
+    """Check the activation of an operation whose FFNs have a gate or not. Raises Misfit."""
     try:
         activation.check()
+        require(activation.gated == gated, "gated", gated, activation.gated)
     except Misfit as misfit:
         raise misfit.within("activation") from None
+
+
+def check_biases(biases: FfnBiases | None, gated: bool) -> None:
+    """Check that the biases of an FFN have one for its gate, or none. Raises Misfit."""
+    if biases is not None and gated != (biases.gate is not None):
+        raise Misfit("biases.gate", "a vector" if gated else "none", "none" if gated else "a vector")
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -112,7 +112,7 @@ class StepwiseBackend(ABC):
         return tokens * kv_heads * group_count(width) * GROUP_COLUMNS * self.element_scratch_bytes
 
     def ffn_scratch_bytes(self, tokens: int, hidden_size: int, intermediate_size: int) -> int:
-        """Bytes of temporaries of `gated_ffn`, its result included."""
+        """Bytes of temporaries of `gated_ffn`, its result included; `plain_ffn` takes no more."""
         gate_up_rows = 2 * PANEL_ROWS * panel_count(intermediate_size)
         hidden = tokens * gate_up_rows * self.element_scratch_bytes
         gate_up = self.product_scratch_bytes(tokens, gate_up_rows, hidden_size)

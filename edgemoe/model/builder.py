@@ -233,19 +233,26 @@ class Builder:
         self.add(op.Linear(source, (part,), scale=scale))
         return output
 
-    def gated_ffn(
+    def ffn(
         self, source: op.Floats, name: str, intermediate_size: int, activation: op.Activation, bias: bool
     ) -> op.Floats:
-        """Compute `down (activation(gate x, up x))`, each product plus its bias if it has one; returns its output."""
-        F, D = intermediate_size, self.hidden_size
+        """Compute `down (activation(gate x, up x))`, each product plus its bias if it has one; returns its output.
+
+        Of an activation that is not gated it is `down (activation(up x))`.
+        """
+        F, D, gated = intermediate_size, self.hidden_size, activation.gated
         output = self.rows(name, D)
-        gate_up = self.matrix(f"{name}.gate_up", 2 * PANEL_ROWS * panel_count(F), D)
+        gate_up = self.matrix(f"{name}.gate_up", 2 * PANEL_ROWS * panel_count(F), D) if gated else None
+        up = None if gated else self.matrix(f"{name}.up", F, D)
         down = self.matrix(f"{name}.down", D, F)
         biases = None
         if bias:
-            vectors = (self.vector(f"{name}.{part}_bias", size) for part, size in (("gate", F), ("up", F), ("down", D)))
-            biases = op.FfnBiases(*vectors)
-        self.add(op.GatedFfn(source, gate_up, down, output, activation, biases))
+            of_gate = self.vector(f"{name}.gate_bias", F) if gated else None
+            biases = op.FfnBiases(of_gate, self.vector(f"{name}.up_bias", F), self.vector(f"{name}.down_bias", D))
+        if gate_up is not None:
+            self.add(op.GatedFfn(source, gate_up, down, output, activation, biases))
+        elif up is not None:
+            self.add(op.PlainFfn(source, up, down, output, activation, biases))
         return output
 
     def deliver(self, source: op.Floats, name: str, bias: bool = False, scale: float = 1.0) -> None:

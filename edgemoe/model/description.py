@@ -45,6 +45,9 @@ def _misfits(store: Store, spec: ModelSpec) -> Iterator[str]:
                 f"layer {number}: expected experts of (count, model width, width) {_listed(expected)},"
                 f" found {_listed(found)}"
             )
+        if routed and any(layout.matrices.gated != routed.gated for layout in layouts):
+            wanted, other = ("with", "without") if routed.gated else ("without", "with")
+            yield f"layer {number}: expected experts {wanted} a gate, found some {other}"
         if routed and any(layout.has_biases != routed.bias for layout in layouts):
             wanted, other = ("with", "without") if routed.bias else ("without", "with")
             yield f"layer {number}: expected experts {wanted} biases, found some {other}"
@@ -66,8 +69,9 @@ def _listed(sizes: set[tuple[int, int, int]]) -> str:
 
 def _dense_shapes(spec: ModelSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Names and shapes of the dense file's tensors, where gate and up are one matrix, panel by panel."""
-    for name, shape in spec.dense_tensors().items():
-        if name.endswith(".up"):
+    shapes = spec.dense_tensors()
+    for name, shape in shapes.items():
+        if name.endswith(".up") and f"{name.removesuffix('up')}gate" in shapes:
             continue
         if name.endswith(".gate"):
             yield f"{name}_up", (2 * panel_count(shape[0]) * PANEL_ROWS, shape[1])

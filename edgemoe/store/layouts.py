@@ -27,8 +27,8 @@ MATRIX_ALIGNMENT_BYTES = 64
 AS_IS, IN_PARTS = "as is", "in parts"
 """The landings. A store on disk has records that land as they are, and no others."""
 
-SECTIONS = ("gate_up", "down")
-"""The sections of every layout: gate and up, interleaved panel by panel, and down."""
+GATED_SECTIONS, PLAIN_SECTIONS = ("gate_up", "down"), ("up", "down")
+"""The sections of a layout: gate and up, interleaved panel by panel, or up of experts without a gate, and down."""
 
 BIASES = "biases"
 """The section that a layout has beside them if its experts have biases (`ExpertLayout.bias_offsets`), in f32."""
@@ -73,8 +73,9 @@ class RecordLayout:
             fmt, offset = own.down_format, own.down_offset
             return part_of_matrix(row_type, fmt.name, D, F, offset, fmt.panel_bytes(F))
         panel_bytes = own.gate_up_format.panel_bytes(D)
-        place = panel_bytes if name == "up" else 0
-        return part_of_matrix(row_type, own.gate_up_format.name, F, D, place, 2 * panel_bytes)
+        place = panel_bytes if name == "up" and own.gated else 0
+        stride = 2 * panel_bytes if own.gated else panel_bytes
+        return part_of_matrix(row_type, own.gate_up_format.name, F, D, place, stride)
 
     @functools.cached_property
     def stored_bytes(self) -> int:
@@ -85,9 +86,11 @@ class RecordLayout:
     def matrices(self) -> ExpertLayout:
         """The same layout in the terms of kernels."""
         places = {section.name: section for section in self.sections}
-        gate_up, down, biases = places["gate_up"], places["down"], places.get(BIASES)
+        gated = "gate_up" in places
+        first, down, biases = places["gate_up" if gated else "up"], places["down"], places.get(BIASES)
         offset = biases.offset if biases else 0
-        return ExpertLayout(self.hidden_size, self.intermediate_size, gate_up.format, down.format, down.offset, offset)
+        sizes = self.hidden_size, self.intermediate_size
+        return ExpertLayout(*sizes, first.format, down.format, down.offset, offset, gated)
 
     @property
     def has_biases(self) -> bool:
@@ -101,17 +104,20 @@ class RecordLayout:
     def fault(self) -> str | None:
         """Describe the first fault of a layout from a file; None if kernels can use records of this layout."""
         names = tuple(section.name for section in self.sections)
-        if sorted(names) not in (sorted(SECTIONS), sorted((*SECTIONS, BIASES))):
+        matrices = sorted(set(names) - {BIASES})
+        if len(names) > len(set(names)) or matrices not in (sorted(GATED_SECTIONS), sorted(PLAIN_SECTIONS)):
             return (
-                f"expected the sections {', '.join(SECTIONS)}, with or without {BIASES},"
+                f"expected the sections {', '.join(GATED_SECTIONS)} or {', '.join(PLAIN_SECTIONS)}, with or without"
+                f" {BIASES},"
                 f" found {', '.join(names)[:80] or 'none'}."
             )
         if self.slot_bytes % PAGE_BYTES:
             return f"expected a length that is a multiple of {PAGE_BYTES}, found {self.slot_bytes}."
         end, before = 0, ""
         for section in sorted(self.sections, key=lambda section: section.offset):
-            if section.offset % MATRIX_ALIGNMENT_BYTES or (section.name == SECTIONS[0] and section.offset):
-                place = "byte 0" if section.name == SECTIONS[0] else f"a multiple of {MATRIX_ALIGNMENT_BYTES} bytes"
+            leads = section.name in (GATED_SECTIONS[0], PLAIN_SECTIONS[0])
+            if section.offset % MATRIX_ALIGNMENT_BYTES or (leads and section.offset):
+                place = "byte 0" if leads else f"a multiple of {MATRIX_ALIGNMENT_BYTES} bytes"
                 return f"section {section.name}: expected at {place}, found at byte {section.offset}."
             if section.name == BIASES and section.format.name != "f32":
                 return f"section {section.name}: expected the format f32, found {section.format.name}."
@@ -125,17 +131,25 @@ class RecordLayout:
     def _bytes_of(self, section: Section) -> int:
         own, biases = self.matrices, self.matrices.bias_offsets()
         # `bias_bytes` would be 0 for biases that a damaged file has at byte 0, and hide that they overlap.
-        sizes = {"gate_up": own.gate_up_bytes, "down": own.down_bytes, BIASES: biases["end"] - biases["gate"]}
-        return sizes[section.name]
+        sizes = {"down": own.down_bytes, BIASES: biases["end"] - own.biases_offset}
+        return sizes.get(section.name, own.gate_up_bytes)
 
 
 @functools.cache
 def packed_layout(
-    hidden_size: int, intermediate_size: int, gate_up_format: Format, down_format: Format, bias: bool = False
+    hidden_size: int,
+    intermediate_size: int,
+    up_format: Format,
+    down_format: Format,
+    bias: bool = False,
+    gated: bool = True,
 ) -> RecordLayout:
-    """The layout that conversion writes: gate and up, directly followed by down, then biases, padded to whole pages."""
-    matrices = ExpertLayout(hidden_size, intermediate_size, gate_up_format, down_format, 0)
-    sections = [Section("gate_up", gate_up_format, 0), Section("down", down_format, matrices.gate_up_bytes)]
+    """The layout that conversion writes: gate and up, or up alone where experts are not `gated`, directly followed by
+    down, then biases, padded to whole pages.
+    """
+    matrices = ExpertLayout(hidden_size, intermediate_size, up_format, down_format, 0, gated=gated)
+    first, second = GATED_SECTIONS if gated else PLAIN_SECTIONS
+    sections = [Section(first, up_format, 0), Section(second, down_format, matrices.gate_up_bytes)]
     end = matrices.gate_up_bytes + matrices.down_bytes
     if bias:
         sections.append(Section(BIASES, FORMATS["f32"], end))

@@ -23,7 +23,7 @@ enum { EM_SCORE_SOFTMAX = 0, EM_SCORE_SIGMOID = 1, EM_SCORE_COUNT = 2 };
 enum { EM_CHOOSE_BY_SCORE = 0, EM_CHOOSE_BY_LOGIT = 1, EM_CHOOSE_BY_COUNT = 2 };
 
 /* em_activation.function */
-enum { EM_FUNCTION_SILU = 0, EM_FUNCTION_CLAMPED_SILU = 1, EM_FUNCTION_GELU_TANH = 2, EM_FUNCTION_COUNT = 3 };
+enum { EM_FUNCTION_SILU = 0, EM_FUNCTION_CLAMPED_SILU = 1, EM_FUNCTION_GELU_TANH = 2, EM_FUNCTION_RELU = 3, EM_FUNCTION_RELU2 = 4, EM_FUNCTION_COUNT = 5 };
 
 /* em_gate.gating */
 enum { EM_GATING_SIGMOID = 0, EM_GATING_SOFTPLUS = 1, EM_GATING_COUNT = 2 };
@@ -165,17 +165,18 @@ typedef struct em_route {
     int32_t top_k;              /* K */
 } em_route;
 
-/* The function of gate's number g and up's number u whose result a gated FFN multiplies by down. */
+/* The function of gate's number g and up's number u whose result an FFN multiplies by down. */
 typedef struct em_activation {
     int32_t function; /* EM_FUNCTION_... */
     float alpha;
     float limit;      /* or 0 */
     float offset;     /* or 0 */
+    int32_t gated;
 } em_activation;
 
-/* The vectors that are added to the products of a gated FFN: to those of gate and up before the activation. */
+/* The vectors that are added to the products of an FFN: to those of gate and up before the activation. */
 typedef struct em_ffn_biases {
-    const float *gate; /* (F,) */
+    const float *gate; /* (F,), or NULL */
     const float *up;   /* (F,) */
     const float *down; /* (D,) */
 } em_ffn_biases;
@@ -222,6 +223,7 @@ typedef struct em_expert_layout {
     int32_t down_format;
     int64_t down_offset;
     int64_t biases_offset;
+    int32_t gated;
 } em_expert_layout;
 
 /* output[t, k] = expert experts[t, k] (input[t]) for experts whose slots[e] >= 0. */
@@ -321,6 +323,18 @@ typedef struct em_delta_rule {
     int32_t head_dim;         /* W */
 } em_delta_rule;
 
+/* output = down (activation(up input)), each product plus its bias if there are biases: an FFN without a gate. */
+typedef struct em_plain_ffn {
+    const float *input;        /* (T, D) */
+    em_matrix up;              /* (F, D) */
+    em_matrix down;            /* (D, F) */
+    float *output;             /* (T, D) */
+    em_activation activation;
+    em_ffn_biases biases;      /* all zeros if there are none */
+    int32_t hidden_size;       /* D */
+    int32_t intermediate_size; /* F */
+} em_plain_ffn;
+
 /* Makes the weight 0 of each choice of an expert that capacity choices of this run precede (Fedus et al. 2021). */
 typedef struct em_capacity {
     const int32_t *experts; /* (T, K) */
@@ -351,6 +365,7 @@ typedef struct em_capacity {
     X(LAYER_NORM, layer_norm) \
     X(SOFT_CAP, soft_cap) \
     X(DELTA_RULE, delta_rule) \
+    X(PLAIN_FFN, plain_ffn) \
     X(CAPACITY, capacity)
 
 /* STRUCT(type) for each struct of the interface, and FIELD(type, field) for each of its fields. */
@@ -394,7 +409,7 @@ typedef struct em_capacity {
         FIELD(em_route, epsilon) FIELD(em_route, scale) FIELD(em_route, least_sum) FIELD(em_route, choose_by) \
         FIELD(em_route, expert_scales) FIELD(em_route, num_experts) FIELD(em_route, top_k) \
     STRUCT(em_activation) FIELD(em_activation, function) FIELD(em_activation, alpha) \
-        FIELD(em_activation, limit) FIELD(em_activation, offset) \
+        FIELD(em_activation, limit) FIELD(em_activation, offset) FIELD(em_activation, gated) \
     STRUCT(em_ffn_biases) FIELD(em_ffn_biases, gate) FIELD(em_ffn_biases, up) FIELD(em_ffn_biases, down) \
     STRUCT(em_gated_ffn) FIELD(em_gated_ffn, input) FIELD(em_gated_ffn, gate_up) FIELD(em_gated_ffn, down) \
         FIELD(em_gated_ffn, output) FIELD(em_gated_ffn, activation) FIELD(em_gated_ffn, biases) \
@@ -406,6 +421,7 @@ typedef struct em_capacity {
     STRUCT(em_expert_layout) FIELD(em_expert_layout, hidden_size) FIELD(em_expert_layout, intermediate_size) \
         FIELD(em_expert_layout, gate_up_format) FIELD(em_expert_layout, down_format) \
         FIELD(em_expert_layout, down_offset) FIELD(em_expert_layout, biases_offset) \
+        FIELD(em_expert_layout, gated) \
     STRUCT(em_experts) FIELD(em_experts, input) FIELD(em_experts, experts) FIELD(em_experts, slots) \
         FIELD(em_experts, arena) FIELD(em_experts, layouts) FIELD(em_experts, layouts_count) \
         FIELD(em_experts, layout_of) FIELD(em_experts, output) FIELD(em_experts, paged) \
@@ -429,6 +445,9 @@ typedef struct em_capacity {
         FIELD(em_delta_rule, sequences) FIELD(em_delta_rule, states) FIELD(em_delta_rule, output) \
         FIELD(em_delta_rule, columns) FIELD(em_delta_rule, heads) FIELD(em_delta_rule, value_dim) \
         FIELD(em_delta_rule, sequence_count) FIELD(em_delta_rule, head_dim) \
+    STRUCT(em_plain_ffn) FIELD(em_plain_ffn, input) FIELD(em_plain_ffn, up) FIELD(em_plain_ffn, down) \
+        FIELD(em_plain_ffn, output) FIELD(em_plain_ffn, activation) FIELD(em_plain_ffn, biases) \
+        FIELD(em_plain_ffn, hidden_size) FIELD(em_plain_ffn, intermediate_size) \
     STRUCT(em_capacity) FIELD(em_capacity, experts) FIELD(em_capacity, weights) \
         FIELD(em_capacity, num_experts) FIELD(em_capacity, capacity) FIELD(em_capacity, top_k) \
     STRUCT(em_operation) FIELD(em_operation, kind) FIELD(em_operation, reserved) FIELD(em_operation, as) \

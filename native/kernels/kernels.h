@@ -98,6 +98,8 @@ typedef void em_delta_kernel(float *state, const em_delta_row *rows, int32_t row
  *   silu:          gate / (1 + exp(-gate)) * up
  *   clamped_silu:  g / (1 + exp(-(alpha * g))) * (u + offset), where g = min(gate, limit), u = max(min(up, limit), -limit)
  *   gelu_tanh:     gate / (1 + exp(-(gate * (gate * gate * cubic + linear)))) * up
+ *   relu:          max(gate, 0) * up
+ *   relu2:         max(gate, 0) * max(gate, 0) * up
  * A NaN stays one. */
 typedef void em_activation_kernel(const em_activation *activation, const float *gate, const float *up, float *output,
                                   int32_t count);
@@ -141,7 +143,7 @@ struct em_kernels {
     void em_quantise_##isa(const float *input, int32_t columns, int8_t *values, em_group *groups);                    \
     float em_sum_squares_##isa(const float *input, int32_t count);                                                    \
     float em_exponentials_##isa(float *values, int32_t count, float shift);                                           \
-    em_activation_kernel em_silu_##isa, em_clamped_silu_##isa, em_gelu_tanh_##isa;                                    \
+    em_activation_kernel em_silu_##isa, em_clamped_silu_##isa, em_gelu_tanh_##isa, em_relu_##isa, em_relu2_##isa;     \
     void em_to_half_##isa(const float *input, uint16_t *output, int32_t count);                                       \
     void em_to_q8_##isa(const float *input, int8_t *values, uint16_t *scales, int32_t count);                         \
     em_scores_kernel em_scores_f32_##isa, em_scores_f16_##isa, em_scores_q8_##isa;                                    \

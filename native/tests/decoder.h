@@ -29,7 +29,7 @@ enum {
     DELTA_VALUES = 20, /* more than a panel, and not a whole number of them */
     DELTA_CHANNELS = 2 * DELTA_KEY_HEADS * DELTA_KEYS + DELTA_HEADS * DELTA_VALUES,
     DELTA_OUTPUTS = DELTA_HEADS * DELTA_VALUES,
-    OPERATIONS = 29, /* of which one begins to read experts */
+    OPERATIONS = 31, /* of which one begins to read experts */
 };
 
 static inline em_matrix random_matrix(int32_t format, int32_t rows, int32_t columns) {
@@ -181,11 +181,18 @@ static inline void add_moe(model *m) {
     add(m, EM_CAPACITY)->as.capacity = (em_capacity){ /* never reached: it counts the choices of a run */
         .experts = *m->chosen, .weights = *m->weights, .num_experts = EXPERTS, .capacity = TOKENS * USED, .top_k = USED};
     em_gated_ffn *shared = &add(m, EM_GATED_FFN)->as.gated_ffn;
-    const em_activation clamped = {.function = EM_FUNCTION_CLAMPED_SILU, .alpha = 1.702f, .limit = 0.5f, .offset = 1};
+    const em_activation clamped = {
+        .function = EM_FUNCTION_CLAMPED_SILU, .alpha = 1.702f, .limit = 0.5f, .offset = 1, .gated = 1};
     *shared = (em_gated_ffn){.input = *m->hidden, .output = *m->shared, .activation = clamped};
     shared->biases = (em_ffn_biases){m->bias, m->bias + 1, m->bias}; /* of 40, 40 and 72 numbers */
     shared->gate_up = owned_matrix(m, EM_Q8, 2 * 48, WIDTH);
     shared->down = owned_matrix(m, EM_F16, WIDTH, FFN);
+    const em_activation squared = {.function = EM_FUNCTION_RELU2};
+    em_plain_ffn *plain = &add(m, EM_PLAIN_FFN)->as.plain_ffn;
+    *plain = (em_plain_ffn){.input = *m->shared, .output = *m->normed, .activation = squared};
+    plain->biases = (em_ffn_biases){NULL, m->bias + 1, m->bias};
+    plain->up = owned_matrix(m, EM_Q4, FFN, WIDTH);
+    plain->down = owned_matrix(m, EM_F16, WIDTH, FFN);
     const int64_t gate_up_bytes = 2 * em_panel_count(FFN) * (int64_t)em_panel_bytes(EM_Q4, WIDTH);
     const int64_t down_bytes = em_panel_count(WIDTH) * (int64_t)em_panel_bytes(EM_Q8, FFN);
     const int64_t biases_offset = gate_up_bytes + down_bytes, bias_count = 48 + 48 + 80;
@@ -206,7 +213,8 @@ static inline void add_moe(model *m) {
                      .gate_up_format = EM_Q4,
                      .down_format = EM_Q8,
                      .down_offset = gate_up_bytes,
-                     .biases_offset = biases_offset}},
+                     .biases_offset = biases_offset,
+                     .gated = 1}},
         .layouts_count = 1,
         .layout_of = m->layout_of,
         .slot_bytes = (int32_t)slot_bytes,
@@ -218,7 +226,7 @@ static inline void add_moe(model *m) {
     };
     add(m, EM_COMBINE)->as.combine =
         (em_combine){
-        .output = *m->hidden, .routed = **m->routed, .weights = *m->weights, .shared = *m->shared,
+        .output = *m->hidden, .routed = **m->routed, .weights = *m->weights, .shared = *m->normed,
         .shared_gate = *m->shared_gate, .top_k = USED, .hidden_size = WIDTH, .scale = 0.7f,
         .accumulate = 1};
     add(m, EM_LAYER_NORM)->as.layer_norm = (em_layer_norm){

@@ -276,10 +276,16 @@ static void test_elementwise(int32_t count) {
         const double g = b[i], gated = 0.5 * g * (1 + tanh(0.79788456080286536 * (g + 0.044715 * g * g * g))) * a[i];
         CHECK(fabs(results[0][i] - gated) <= 2e-6 * fabs(gated) + 1e-6 * fabs(a[i]) * exp(-fabs(g)) + 1e-36);
     }
+    const em_activation relu = {.function = EM_FUNCTION_RELU}, relu2 = {.function = EM_FUNCTION_RELU2};
+    compare_activations(&relu, b, a, results, count);
+    for (int32_t i = 0; i < count; i++) CHECK(results[0][i] == (b[i] > 0 ? b[i] : 0) * a[i]);
+    compare_activations(&relu2, b, a, results, count);
+    for (int32_t i = 0; i < count; i++) CHECK(results[0][i] == (b[i] > 0 ? b[i] * b[i] : 0) * a[i]);
     const float strange[] = {NAN, INFINITY, -INFINITY, 0.0f, -0.0f, 3e38f, -3e38f};
     for (int32_t i = 0; i < count; i++) a[i] = strange[i % 7], b[i] = strange[i / 7 % 7];
-    for (int32_t kind = 0; kind < 2; kind++) {
-        compare_activations(kind ? &gelu : &clamped, a, b, results, count);
+    const em_activation *const all[] = {&clamped, &gelu, &relu, &relu2};
+    for (int32_t kind = 0; kind < 4; kind++) {
+        compare_activations(all[kind], a, b, results, count);
         for (int32_t i = 0; i < count; i++) CHECK(isnan(results[0][i]) || (!isnan(a[i]) && !isnan(b[i])));
     }
     free(a);

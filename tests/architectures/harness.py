@@ -114,7 +114,7 @@ class Reference:
         if routed is None:
             return None
         width, hidden_size = routed.intermediate_size, self.spec.hidden_size
-        layout = packed_layout(hidden_size, width, F32, F32, routed.bias).matrices
+        layout = packed_layout(hidden_size, width, F32, F32, routed.bias, routed.gated).matrices
         return ex.RecordLayouts((layout,), np.zeros(routed.num_experts, np.uint8))
 
     def _experts(
@@ -128,9 +128,9 @@ class Reference:
             slots.append(range(len(records), len(records) + layer.routed.num_experts))
             for expert in range(layer.routed.num_experts):
                 prefix = f"layers.{number}.experts.{expert}"
-                gate_up, down = _gate_up(weights, prefix), _matrix(weights[prefix + ".down"])
-                record = [gate_up.data, down.data]
-                for part in ("gate", "up", "down") if layer.routed.bias else ():
+                (_, first), down = _gate_up(weights, prefix), _matrix(weights[prefix + ".down"])
+                record = [first.data, down.data]
+                for part in ("gate", "up", "down")[not layer.routed.gated :] if layer.routed.bias else ():
                     vector = weights[f"{prefix}.{part}_bias"]
                     padded = np.zeros(PANEL_ROWS * panel_count(len(vector)), np.float32)
                     padded[: len(vector)] = vector
@@ -151,7 +151,8 @@ def _resident(spec: ModelSpec, weights: Tensors) -> dict[str, Matrix | np.ndarra
         resident[name] = _matrix(weight) if weight.ndim == 2 else weight
         if name.endswith((".ffn.down", ".shared.down")):
             prefix = name.removesuffix(".down")
-            resident[prefix + ".gate_up"] = _gate_up(weights, prefix)
+            name, matrix = _gate_up(weights, prefix)
+            resident[name] = matrix
     return resident
 
 
@@ -159,10 +160,15 @@ def _matrix(values: np.ndarray) -> Matrix:
     return Matrix(pack(Blocks(F32, values)), F32, *values.shape)
 
 
-def _gate_up(weights: Tensors, prefix: str) -> Matrix:
-    gate, up = _matrix(weights[prefix + ".gate"]), _matrix(weights[prefix + ".up"])
+def _gate_up(weights: Tensors, prefix: str) -> tuple[str, Matrix]:
+    """The first matrix of an FFN, with its name: gate and up, or up alone where there is no gate."""
+    up = _matrix(weights[prefix + ".up"])
+    if prefix + ".gate" not in weights:
+        return prefix + ".up", up
+    gate = _matrix(weights[prefix + ".gate"])
     panels = panel_count(gate.rows)
-    return Matrix(interleave_panels(gate.data, up.data, panels), F32, 2 * panels * PANEL_ROWS, gate.columns)
+    both = interleave_panels(gate.data, up.data, panels)
+    return prefix + ".gate_up", Matrix(both, F32, 2 * panels * PANEL_ROWS, gate.columns)
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:

@@ -15,6 +15,8 @@ from edgemoe.kernels.formats import FORMATS, Blocks, Matrix, group_count, pack, 
 from edgemoe.kernels.operations import (
     GELU_TANH,
     PAGE_TOKENS,
+    RELU,
+    RELU2,
     SILU,
     Activation,
     Cache,
@@ -105,16 +107,34 @@ def random_ffn(
     return gate_up, random_matrix(format_name, hidden_size, intermediate_size, random)
 
 
-def random_biases(hidden_size: int, intermediate_size: int, random: np.random.Generator) -> FfnBiases:
+def random_plain_ffn(
+    format_name: str, hidden_size: int, intermediate_size: int, random: np.random.Generator
+) -> tuple[Matrix, Matrix]:
+    """The `up` and `down` matrices of an FFN without a gate."""
+    return (
+        random_matrix(format_name, intermediate_size, hidden_size, random),
+        random_matrix(format_name, hidden_size, intermediate_size, random),
+    )
+
+
+def random_biases(
+    hidden_size: int, intermediate_size: int, random: np.random.Generator, gated: bool = True
+) -> FfnBiases:
     """Biases of an FFN."""
     sizes = (intermediate_size, intermediate_size, hidden_size)
-    return FfnBiases(*(numbers("normal", (size,), random) for size in sizes))
+    gate, up, down = (numbers("normal", (size,), random) for size in sizes)
+    return FfnBiases(gate if gated else None, up, down)
 
 
 CLAMPED = Activation("clamped_silu", 1.702, 0.7, 1.0)
 """The activation of gpt-oss, with a limit that the numbers of these tests often exceed."""
 
-activations = st.sampled_from([SILU, CLAMPED, Activation("clamped_silu", 1.0, 10.0), GELU_TANH])
+activations = st.sampled_from(
+    [SILU, CLAMPED, Activation("clamped_silu", 1.0, 10.0), GELU_TANH, Activation("relu"), Activation("relu2")]
+)
+plain_activations = st.sampled_from(
+    [RELU, RELU2, Activation("silu", gated=False), Activation("gelu_tanh", gated=False)]
+)
 
 
 class Places(NamedTuple):

@@ -81,6 +81,7 @@ def test_a_layer_is_measured_with_and_without_memory() -> None:
         "Route": {"E": EXPERTS, "K": PER_TOKEN, "groups": 1, "kept_groups": 1},
         "GatedFfn": {"D": WIDTH, "F": FFN_WIDTH},
         "Capacity": {"num_experts": EXPERTS, "K": PER_TOKEN},
+        "PlainFfn": {"D": WIDTH, "F": FFN_WIDTH},
         "Combine": {"D": WIDTH, "K": PER_TOKEN},
         "Mix": {"D": WIDTH},
         "Gate": {"runs": WIDTH, "width": 1},
@@ -124,6 +125,7 @@ def faults() -> list[tuple[op.Operation, str, str]]:
     keys, query = floats(3, 2, 64, 20), floats(TOKENS, 40)
     where = places(TOKENS)
     gate_up, down = random_ffn("q4", 40, 24, random)
+    up = random_matrix("q4", 24, 40, random)
     slots = np.arange(2, dtype=np.int32)
     arena, layouts = pack_experts([random_ffn("q4", 40, 24, random) for _ in slots], slots)
     chosen = np.zeros((TOKENS, 1), np.int32)
@@ -215,9 +217,33 @@ def faults() -> list[tuple[op.Operation, str, str]]:
         ),
         (replace(experts, activation=op.Activation(limit=7.0)), "activation.limit", "no limit for silu"),
         (
-            replace(experts, activation=op.Activation("relu")),  # type: ignore[arg-type]
+            replace(experts, activation=op.Activation("tanh")),  # type: ignore[arg-type]
             "activation.function",
-            "silu or clamped_silu or gelu_tanh, found relu",
+            "silu or clamped_silu or gelu_tanh or relu or relu2, found tanh",
+        ),
+        (replace(experts, activation=op.RELU), "activation.gated", "expected True, found False"),
+        (with_layout(gated=False), "layouts[1].gated", "expected True, found False"),
+        (
+            op.GatedFfn(query, gate_up, down, query.copy(), op.Activation("gelu_tanh", gated=False)),
+            "activation.gated",
+            "expected True, found False",
+        ),
+        (
+            op.GatedFfn(query, gate_up, down, query.copy(), biases=op.FfnBiases(None, floats(24), floats(40))),
+            "biases.gate",
+            "a vector, found none",
+        ),
+        (op.PlainFfn(query, gate_up, down, query.copy()), "down", "shape (40, 64), found shape (40, 24)"),
+        (op.PlainFfn(query, up, down, query.copy(), op.SILU), "activation.gated", "expected False, found True"),
+        (
+            op.PlainFfn(query, up, down, query.copy(), op.Activation("clamped_silu", 1.0, 7.0, gated=False)),
+            "activation.gated",
+            "a gate for clamped_silu, found none",
+        ),
+        (
+            op.PlainFfn(query, up, down, query.copy(), biases=op.FfnBiases(floats(24), floats(24), floats(40))),
+            "biases.gate",
+            "none, found a vector",
         ),
         (
             replace(experts, activation=op.Activation("clamped_silu", limit=-1.0)),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Union
 
 import numpy as np
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -14,6 +15,7 @@ from edgemoe.kernels import operations as op
 from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.formats import FORMATS, Blocks, Matrix, pack
 from edgemoe.kernels.reference.backend import REFERENCE
+from edgemoe.kernels.reference.products import activate
 from tests.kernels import tolerance
 from tests.kernels.builders import (
     CLAMPED,
@@ -25,9 +27,11 @@ from tests.kernels.builders import (
     format_names,
     kinds,
     numbers,
+    plain_activations,
     random_biases,
     random_ffn,
     random_matrix,
+    random_plain_ffn,
     row_counts,
     seeds,
     token_counts,
@@ -122,6 +126,48 @@ def test_gated_ffn(
     tolerance.assert_within(output, REFERENCE.gated_ffn(values, *ffn), tolerance.gated_ffn(values, *ffn))
 
 
+@few_examples
+@given(format_names, column_counts, column_counts, token_counts, ffn_kinds, plain_activations, st.booleans(), seeds)
+def test_plain_ffn(
+    backend: Backend,
+    format_name: str,
+    width: int,
+    intermediate_size: int,
+    tokens: int,
+    kind: str,
+    activation: op.Activation,
+    biased: bool,
+    seed: int,
+) -> None:
+    random = np.random.default_rng(seed)
+    up, down = random_plain_ffn(format_name, width, intermediate_size, random)
+    values = numbers(kind, (tokens, width), random)
+    biases = random_biases(width, intermediate_size, random, gated=False) if biased else None
+    output = aligned((tokens, width), np.float32)
+    backend.program([op.PlainFfn(values, up, down, output, activation, biases)]).run(tokens)
+    ffn = up, down, biases, activation
+    tolerance.assert_within(output, REFERENCE.plain_ffn(values, *ffn), tolerance.gated_ffn(values, *ffn))
+
+
+@pytest.mark.parametrize(("activation", "hidden"), [(op.RELU, [0.5, 2.0, 0.0]), (op.RELU2, [0.25, 4.0, 0.0])])
+def test_an_ffn_without_a_gate_by_its_formula(
+    any_backend: Backend, activation: op.Activation, hidden: list[float]
+) -> None:
+    """Up is the input itself plus a bias, and down adds a bias: every number by hand."""
+    one = Matrix(aligned_copy(pack(Blocks(FORMATS["f32"], np.ones((1, 1), np.float32)))), FORMATS["f32"], 1, 1)
+    biases = op.FfnBiases(None, *(aligned_copy(np.array([x], np.float32)) for x in (0.5, 3.0)))
+    values = aligned_copy(np.array([[0.0], [1.5], [-9.0]], np.float32))
+    output = aligned((3, 1), np.float32)
+    any_backend.program([op.PlainFfn(values, one, one, output, activation, biases)]).run(3)
+    assert output[:, 0].tolist() == [3 + h for h in hidden]
+
+
+def test_relu_keeps_what_is_no_number() -> None:
+    strange = np.array([np.nan, np.inf, -np.inf, -1.0], np.float32)
+    ones = np.ones(4, np.float32)
+    np.testing.assert_array_equal(activate(strange, ones, op.RELU2), [np.nan, np.inf, 0, 0])
+
+
 def test_a_clamped_activation_by_its_formula(any_backend: Backend) -> None:
     """Gate and up are the inputs themselves plus biases, and down adds them up: every number by hand."""
     one = np.ones((1, 1), np.float32)
@@ -149,7 +195,7 @@ def test_a_clamped_activation_by_its_formula(any_backend: Backend) -> None:
     st.integers(1, 9),
     st.integers(1, 4),
     token_counts,
-    activations,
+    activations | plain_activations,
     st.booleans(),
     seeds,
 )
@@ -167,9 +213,10 @@ def test_experts(
 ) -> None:
     random = np.random.default_rng(seed)
     per_token = min(per_token, expert_count)
-    ffns: list[Ffn] = [random_ffn(format_name, width, intermediate_size, random) for _ in range(expert_count)]
+    make, gated = random_ffn if activation.gated else random_plain_ffn, activation.gated
+    ffns: list[Ffn] = [make(format_name, width, intermediate_size, random) for _ in range(expert_count)]
     if biased:  # all but the last
-        ffns[:-1] = [(*matrices, random_biases(width, intermediate_size, random)) for matrices in ffns[:-1]]
+        ffns[:-1] = [(*matrices, random_biases(width, intermediate_size, random, gated)) for matrices in ffns[:-1]]
     slots = aligned_copy(random.permutation(expert_count).astype(np.int32))
     slots[random.random(expert_count) < 0.3] = -1
     arena, layouts = pack_experts(ffns, slots)
@@ -188,7 +235,8 @@ def test_experts(
                 row = values[t : t + 1]
                 ffn = gate_up, down, biases[0] if biases else None, activation
                 bound = tolerance.gated_ffn(row, *ffn)
-                tolerance.assert_within(output[t, k : k + 1], REFERENCE.gated_ffn(row, *ffn), bound)
+                exact = REFERENCE.gated_ffn(row, *ffn) if gated else REFERENCE.plain_ffn(row, *ffn)
+                tolerance.assert_within(output[t, k : k + 1], exact, bound)
 
 
 Ffn = Union[tuple[Matrix, Matrix], tuple[Matrix, Matrix, op.FfnBiases]]
@@ -197,10 +245,14 @@ Ffn = Union[tuple[Matrix, Matrix], tuple[Matrix, Matrix, op.FfnBiases]]
 def pack_experts(ffns: Sequence[Ffn], slots: np.ndarray) -> tuple[np.ndarray, ex.RecordLayouts]:
     """An arena of 4096-byte aligned slots that holds each expert where `slots` says, and the layouts of the experts.
 
+    Experts whose first matrix has as many rows as `down` has columns have no gate.
     What no vector of biases fills is not a number: kernels must not use it.
     """
     of_each = [
-        ex.ExpertLayout(d.rows, d.columns, g.format, d.format, len(g.data), (len(g.data) + len(d.data)) * bool(biases))
+        ex.ExpertLayout(
+            *(d.rows, d.columns, g.format, d.format, len(g.data), (len(g.data) + len(d.data)) * bool(biases)),
+            gated=g.rows > d.columns,
+        )
         for g, d, *biases in ffns
     ]
     layouts = tuple(dict.fromkeys(of_each))
@@ -214,7 +266,7 @@ def pack_experts(ffns: Sequence[Ffn], slots: np.ndarray) -> tuple[np.ndarray, ex
             arena[slot, : len(record)] = record
             _, _, places = layout.weights(arena[slot])
             if biases:
-                for part in ("gate", "up", "down"):
+                for part in ("gate", "up", "down")[not layout.gated :]:
                     getattr(places, part)[:] = getattr(biases[0], part)
     return arena, ex.RecordLayouts(layouts, np.array([layouts.index(layout) for layout in of_each], np.uint8))
 

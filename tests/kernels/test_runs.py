@@ -30,6 +30,7 @@ from tests.kernels.builders import (
     random_biases,
     random_ffn,
     random_matrix,
+    random_plain_ffn,
     seeds,
 )
 from tests.kernels.conftest import BACKENDS, make_backend
@@ -76,6 +77,10 @@ class TinyWeights:
         self.slots = aligned_copy(np.arange(EXPERTS, dtype=np.int32))
         self.arena, self.layouts = pack_experts([ffn() for _ in self.slots], self.slots)
         self.gate_up, self.down, *self.biases = ffn()
+        self.plain_up, self.plain_down = random_plain_ffn(format_name, WIDTH, FFN_WIDTH, random)
+        plain_biases = random_biases(WIDTH, FFN_WIDTH, random, gated=False)
+        self.plain_biases = plain_biases if seed // 2 % 2 else None
+        self.plain_activation = op.RELU if seed // 4 % 2 else op.RELU2
         self.activation = CLAMPED if seed // 4 % 2 else op.SILU
         angles = random.random((CONTEXT, HEAD_WIDTH // 2)) * 7
         self.tables = [aligned_copy(table(angles).astype(np.float32)) for table in (np.cos, np.sin)]
@@ -107,7 +112,7 @@ class TinyLayer:
         query, keys, values = buffer(query_width), buffer(kv_width), buffer(kv_width)
         logits, self.weights = buffer(EXPERTS), buffer(PER_TOKEN)
         self.chosen = aligned((tokens, PER_TOKEN), np.int32)
-        routed, shared = buffer(PER_TOKEN, WIDTH), buffer(WIDTH)
+        routed, shared, plain = buffer(PER_TOKEN, WIDTH), buffer(WIDTH), buffer(WIDTH)
         table = aligned_copy(pages.astype(np.int32).reshape(sequences, PAGES))
         self.places = places(tokens)._replace(pages=table)
         cache_shape = (table.max() + 1, KV_HEADS, PAGE_TOKENS, HEAD_WIDTH)
@@ -152,8 +157,9 @@ class TinyLayer:
             op.Linear(normed, (op.LinearPart(*own.router, logits),)),
             ex.Route(logits, True, self.chosen, self.weights),
             op.GatedFfn(normed, own.gate_up, own.down, shared, own.activation, *own.biases),
+            op.PlainFfn(shared, own.plain_up, own.plain_down, plain, own.plain_activation, own.plain_biases),
             ex.Experts(normed, self.chosen, own.slots, own.arena, *own.layouts, routed, None, own.activation),
-            ex.Combine(self.residual, 0.7, routed, self.weights, shared, None),
+            ex.Combine(self.residual, 0.7, routed, self.weights, plain, None),
         ]
 
 

@@ -95,7 +95,7 @@ def gated_ffn(
     biases: FfnBiases | None = None,
     activation: Activation = SILU,
 ) -> Doubles:
-    """Bound of `gated_ffn`: `(T, D)`."""
+    """Bound of `gated_ffn` or, of an activation that takes no gate, of `plain_ffn`: `(T, D)`."""
     hidden, slack = _hidden(values, gate_up, down.columns, biases, activation)
     weights = np.abs(dequantise(unpack(down.data, down.format, down.rows, down.columns)).astype(np.float64))
     if down.format.quantised:
@@ -114,11 +114,18 @@ def _hidden(
         panels = both.astype(np.float64).reshape(len(values), -1, 2, PANEL_ROWS)
         return [panels[:, :, half].reshape(len(values), -1)[:, :width] for half in (0, 1)]
 
-    gate, up = halves(matmul(values, gate_up))
-    gate_slack, up_slack = halves(product(values, gate_up))
+    if activation.gated:
+        gate, up = halves(matmul(values, gate_up))
+        gate_slack, up_slack = halves(product(values, gate_up))
+    else:
+        gate, gate_slack = matmul(values, gate_up).astype(np.float64), product(values, gate_up)
+        up, up_slack = np.ones_like(gate), np.zeros_like(gate)
     if biases is not None:
-        gate, up = gate + biases.gate, up + biases.up
-        gate_slack, up_slack = gate_slack + UNIT * np.abs(gate), up_slack + UNIT * np.abs(up)
+        gate = gate + (biases.gate if activation.gated else biases.up)
+        gate_slack = gate_slack + UNIT * np.abs(gate)
+        if activation.gated:
+            up = up + biases.up
+            up_slack = up_slack + UNIT * np.abs(up)
     if activation.limit is not None:  # what is clamped is no further apart than before
         gate, up = np.minimum(gate, activation.limit), np.clip(up, -activation.limit, activation.limit)
     up = up + (activation.offset or 0)
@@ -133,6 +140,10 @@ def _hidden(
     # |gate| units; in gelu_tanh up to five times.
     rounded = EXPONENTIAL + 4 * UNIT + 5 * UNIT * np.abs(argument) * (1 - share) * (activation.function == "gelu_tanh")
     gated_slack = 1.13 * (gate_slack + UNIT * np.abs(gate)) + np.abs(gated) * rounded
+    if activation.function in ("relu", "relu2"):
+        gated, gated_slack = np.maximum(gate, 0), gate_slack
+        if activation.function == "relu2":
+            gated, gated_slack = gated * gated, (2 * gated + gate_slack) * gate_slack + UNIT * gated * gated
     hidden = gated * up
     slack = gated_slack * (np.abs(up) + up_slack) + np.abs(gated) * (up_slack + UNIT * np.abs(up))
     return hidden.astype(np.float32), slack + 4 * UNIT * np.abs(hidden) + UNDERFLOW

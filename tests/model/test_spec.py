@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from edgemoe.architectures import model_spec
-from edgemoe.kernels.operations import Activation
-from edgemoe.model.blocks import Attention, GatedDelta, GatedFfn, Moe, RouterSpec, SharedExpert, ShortConv
+from edgemoe.kernels.operations import RELU, RELU2, SILU, Activation
+from edgemoe.model.blocks import Attention, GatedDelta, GatedFfn, Moe, PlainFfn, RouterSpec, SharedExpert, ShortConv
 from edgemoe.model.first_form import current_form
 from edgemoe.model.rope import RopeSpec
 from edgemoe.model.spec import Block, LayerSpec, ModelSpec
@@ -94,6 +94,12 @@ def routed(normalise: bool, top_k: int = 2, **options: Any) -> LayerSpec:
             "9 of 8 pairs turn",
         ),
         (LayerSpec.of(GatedFfn(8, Activation("gelu_tanh", 2.0))), "activation: function: expected clamped_silu"),
+        (LayerSpec.of(GatedFfn(8, RELU2)), "a gated FFN needs the activation of one"),
+        (LayerSpec.of(PlainFfn(8, SILU)), "an FFN without a gate needs an activation that takes none"),
+        (
+            LayerSpec.of(replace(MOE, activation=Activation("clamped_silu", 1.0, 7.0, gated=False))),
+            "activation: gated: expected a gate for clamped_silu, found none",
+        ),
         (LayerSpec.of(ShortConv(1)), "a convolution over 1 tokens: expected 2 to 64"),
         (LayerSpec.of(ShortConv(65)), "a convolution over 65 tokens: expected 2 to 64"),
         (LayerSpec.of(GatedDelta(2, 3, 16, 16, 4)), "3 heads that share 2 heads of keys"),
@@ -158,6 +164,18 @@ def test_activations_and_biases_survive_json_and_name_their_tensors() -> None:
     for prefix, width in (("layers.0.ffn", 80), ("layers.1.shared", 24), ("layers.1.experts.7", 48)):
         assert names[f"{prefix}.gate_bias"] == names[f"{prefix}.up_bias"] == (width,)
         assert names[f"{prefix}.down_bias"] == (64,)
+
+
+def test_ffns_without_a_gate_have_two_matrices() -> None:
+    moe = Moe(8, 2, 48, RouterSpec(True), SharedExpert(24, activation=RELU2, bias=True), RELU2, bias=True)
+    spec = ModelSpec("test", 101, 64, (LayerSpec.of(PlainFfn(80, RELU)), LayerSpec.of(moe)), 1e-5, 256, False)
+    assert ModelSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    shapes = spec.tensors()
+    assert not [name for name in shapes if "gate" in name]
+    assert (shapes["layers.0.ffn.up"], shapes["layers.0.ffn.down"]) == ((80, 64), (64, 80))
+    for prefix, width in (("layers.1.shared", 24), ("layers.1.experts.7", 48)):
+        assert shapes[f"{prefix}.up"] == shapes[f"{prefix}.down"][::-1] == (width, 64)
+        assert shapes[f"{prefix}.up_bias"] == (width,)
 
 
 def test_a_layer_may_have_any_blocks() -> None:

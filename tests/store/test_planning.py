@@ -64,6 +64,8 @@ _LAYOUTS = st.builds(
     st.integers(1, 100),
     st.sampled_from(list(FORMATS.values())),
     st.sampled_from(list(FORMATS.values())),
+    st.booleans(),
+    st.booleans(),
 )
 _LAYERS = st.just([]) | st.lists(_LAYOUTS, min_size=1, max_size=2).flatmap(
     lambda some: st.lists(st.sampled_from(some), min_size=1, max_size=40)

@@ -205,7 +205,11 @@ def _biases(offset: int, format_name: str = "f32") -> dict[str, Any]:
         (lambda d: _sections(d)[1].update(offset=8001), "section down: expected at a multiple of 64 bytes, found at"),
         (lambda d: _sections(d)[0].update(offset=64), "section gate_up: expected at byte 0, found at byte 64"),
         (lambda d: _sections(d)[0].update(format="q5"), "is an unknown format 'q5'"),
-        (lambda d: _sections(d)[0].update(name="up"), "sections gate_up, down, with or without biases, found up, down"),
+        (
+            lambda d: _sections(d)[0].update(name="gate"),
+            "sections gate_up, down or up, down, with or without biases, found gate, down",
+        ),
+        (lambda d: _sections(d).append(_sections(d)[0] | {"name": "up"}), "or without biases, found gate_up, down, up"),
         (lambda d: _sections(d).append(_sections(d)[0]), "with or without biases, found gate_up, down, g"),
         (lambda d: _sections(d).clear(), "with or without biases, found none"),
         (lambda d: _sections(d).append(_biases(0)), "section biases begins at byte 0, within gate_up"),
@@ -242,6 +246,25 @@ def test_a_layout_with_biases_survives_the_manifest(tmp_path: Path) -> None:
     assert biased.matrices == replace(plain.matrices, biases_offset=plain.weight_bytes)
     assert biased.weight_bytes - plain.weight_bytes == 4 * (48 + 48 + 64)
     assert store.manifest.mean_expert_bytes(0) == (plain.weight_bytes + 2 * biased.weight_bytes) // 3
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_layout_without_a_gate_survives_the_manifest(tmp_path: Path, bias: bool) -> None:
+    q4, q8 = FORMATS["q4"], FORMATS["q8"]
+    layout = packed_layout(64, 40, q4, q8, bias, gated=False)
+    store = _written(tmp_path, [[layout, layout]])
+    assert store.layouts_of_layers == ((layout,),)
+    assert [section.name for section in layout.sections] == ["up", "down", *["biases"] * bias]
+    matrices = q4.matrix_bytes(40, 64) + q8.matrix_bytes(64, 40)
+    assert layout.weight_bytes == matrices + 4 * (48 + 64) * bias
+    assert layout.matrices.bias_bytes == 4 * (48 + 64) * bias
+    assert layout.fault() is None
+
+
+def test_experts_without_the_gate_of_the_model_s_are_refused(folder: Path) -> None:
+    edit_manifest(folder, lambda data: _sections(data)[0].update(name="up"))
+    with pytest.raises(StoreError, match=r"layer 0: expected experts with a gate, found some without"):
+        store_spec(Store.open(folder))
 
 
 def test_a_layer_of_unlike_records_has_several_layouts(tmp_path: Path) -> None:

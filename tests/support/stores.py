@@ -133,10 +133,10 @@ def store_weights(store: Store) -> dict[str, np.ndarray[Any, Any]]:
             data = np.frombuffer(file.read(record.length), np.uint8)
         layout = store.manifest.layouts[record.layout].matrices
         _, _, biases = layout.weights(data)
-        for part in ("gate", "up", "down") if biases is not None else ():
+        for part in ("gate", "up", "down")[not layout.gated :] if biases is not None else ():
             weights[f"{record.name}.{part}_bias"] = getattr(biases, part)
-        rows = 2 * panel_count(layout.intermediate_size) * PANEL_ROWS
-        matrices[f"{record.name}.gate_up"] = _cut(data, layout.gate_up_format, rows, layout.hidden_size)
+        first = f"{record.name}.{'gate_up' if layout.gated else 'up'}"
+        matrices[first] = _cut(data, layout.gate_up_format, layout.gate_up_rows, layout.hidden_size)
         down = data[layout.down_offset :]
         matrices[f"{record.name}.down"] = _cut(down, layout.down_format, layout.hidden_size, layout.intermediate_size)
     for name, matrix in matrices.items():

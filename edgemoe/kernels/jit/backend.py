@@ -20,6 +20,7 @@ from edgemoe.kernels.formats import (
 from edgemoe.kernels.jit import attention, experts, layers, products
 from edgemoe.kernels.operations import (
     PAGE_TOKENS,
+    RELU,
     SILU,
     Activation,
     Cache,
@@ -270,14 +271,36 @@ class JitBackend(StepwiseBackend):
         activation: Activation = SILU,
     ) -> Floats:
         """`down (activation(gate x, up x))`, each product plus its bias: `(T, D)` to `(T, D)`."""
-        hidden = np.empty((len(values), down.columns), np.float32)
         products = self.matmul(values, gate_up)
         if biases is not None:
             layers.add_gate_up_biases(products, biases.gate, biases.up)
+        return self._down(products, down, biases, activation)
+
+    def plain_ffn(
+        self,
+        values: Floats,
+        up: Matrix,
+        down: Matrix,
+        biases: FfnBiases | None = None,
+        activation: Activation = RELU,
+    ) -> Floats:
+        """`down (activation(up x))`, each product plus its bias: `(T, D)` to `(T, D)`."""
+        products = self.matmul(values, up)
+        if biases is not None:
+            products += biases.up
+        both = np.ones((len(values), panel_count(up.rows) * 2 * PANEL_ROWS), np.float32)
+        layers.put_in_gates_place(products, both)
+        return self._down(both, down, biases, activation)
+
+    def _down(self, products: Floats, down: Matrix, biases: FfnBiases | None, activation: Activation) -> Floats:
+        """Apply the activation to a product of gate and up, and multiply by `down`."""
+        hidden = np.empty((len(products), down.columns), np.float32)
         if activation.function == "silu":
             layers.gate(products, hidden)
         elif activation.function == "gelu_tanh":
             layers.gelu_gate(products, hidden)
+        elif activation.function in ("relu", "relu2"):
+            layers.relu_gate(products, activation.function == "relu2", hidden)
         else:
             assert activation.limit is not None
             alpha, limit, offset = (np.float32(n) for n in (activation.alpha, activation.limit, activation.offset or 0))

@@ -13,6 +13,7 @@ from edgemoe.kernels.formats import PANEL_ROWS
 from edgemoe.kernels.jit.compile import jit
 from edgemoe.kernels.operations import GELU_CUBIC, GELU_LINEAR, Floats
 
+_ZERO = np.float32(0)
 _ONE = np.float32(1)
 _GELU_LINEAR, _GELU_CUBIC = np.float32(GELU_LINEAR), np.float32(GELU_CUBIC)
 
@@ -157,6 +158,26 @@ def gelu_gate(gate_up: Floats, hidden: Floats) -> None:
             g = gate_up[t, at]
             x = g * (g * g * _GELU_CUBIC + _GELU_LINEAR)
             hidden[t, column] = g / (_ONE + np.float32(math.exp(-x))) * gate_up[t, at + PANEL_ROWS]
+
+
+@jit
+def relu_gate(gate_up: Floats, squared: bool, hidden: Floats) -> None:
+    """As `gate`, of `relu` or, `squared`, of `relu2`: see `operations.Activation`."""
+    tokens, width = hidden.shape
+    for t in range(tokens):
+        for column in range(width):
+            at = column // PANEL_ROWS * (2 * PANEL_ROWS) + column % PANEL_ROWS
+            g = gate_up[t, at]
+            g = _ZERO if g < _ZERO else g  # a NaN stays one
+            hidden[t, column] = (g * g if squared else g) * gate_up[t, at + PANEL_ROWS]
+
+
+@jit
+def put_in_gates_place(products: Floats, gate_up: Floats) -> None:
+    """Puts the products `(T, F)` of an FFN without a gate where gate's would be in a `gate_up` product."""
+    for t in range(len(products)):
+        for column in range(products.shape[1]):
+            gate_up[t, column // PANEL_ROWS * (2 * PANEL_ROWS) + column % PANEL_ROWS] = products[t, column]
 
 
 @jit

@@ -18,7 +18,7 @@ from edgemoe.kernels.reference.layers import (
     short_conv,
     soft_cap,
 )
-from edgemoe.kernels.reference.products import PANELS_AT_ONCE, embed, gated_ffn, matmul
+from edgemoe.kernels.reference.products import PANELS_AT_ONCE, embed, gated_ffn, matmul, plain_ffn
 from edgemoe.kernels.stepwise import StepwiseBackend
 
 
@@ -41,6 +41,7 @@ class ReferenceBackend(StepwiseBackend):
     delta_rule = staticmethod(delta_rule)
     route = staticmethod(route)
     gated_ffn = staticmethod(gated_ffn)
+    plain_ffn = staticmethod(plain_ffn)
     combine = staticmethod(combine)
     mix = staticmethod(mix)
 

@@ -162,9 +162,10 @@ def _waited_ns(pager: Pager, work: Callable[[], None]) -> int:
 
 def _run_experts(kernels: Any, o: ex.Experts, chosen: Integers, experts: Iterable[tuple[int, int]]) -> None:
     """Compute experts, each in its slot, for the tokens that chose them."""
+    ffn = kernels.gated_ffn if o.activation.gated else kernels.plain_ffn
     for expert, slot in experts:
         rows, ranks = np.nonzero(chosen == expert)
-        o.output[rows, ranks] = kernels.gated_ffn(o.input[rows], *o.weights(expert, slot), o.activation)
+        o.output[rows, ranks] = ffn(o.input[rows], *o.weights(expert, slot), o.activation)
 
 
 def combine(routed: Floats | None, weights: Floats | None, shared: Floats | None, shared_gate: Floats | None) -> Floats:

@@ -124,9 +124,27 @@ def gated_ffn(
     return output if biases is None else output + biases.down
 
 
+def plain_ffn(
+    values: Floats,
+    up: Matrix,
+    down: Matrix,
+    biases: op.FfnBiases | None = None,
+    activation: op.Activation = op.RELU,
+) -> Floats:
+    """`down (activation(up x))`, each product plus its bias, rounded as in `gated_ffn`: `(T, D)` to `(T, D)`."""
+    products = matmul(values, up)
+    if biases is not None:
+        products = products + biases.up
+    output = matmul(activate(products, np.ones_like(products), activation), down)
+    return output if biases is None else output + biases.down
+
+
 def activate(gate: Floats, up: Floats, activation: op.Activation) -> Floats:
     """The hidden values `(T, F)` of an FFN, from its two products: see `op.Activation`."""
     g, u = gate.astype(np.float64), up.astype(np.float64)
+    if activation.function in ("relu", "relu2"):
+        g = np.maximum(g, 0)
+        return single((g if activation.function == "relu" else np.square(g)) * u)
     if activation.function == "gelu_tanh":
         return single(g * sigmoid(g * (op.GELU_LINEAR + op.GELU_CUBIC * np.square(g))) * u)
     if activation.limit is not None:
@@ -135,10 +153,15 @@ def activate(gate: Floats, up: Floats, activation: op.Activation) -> Floats:
     return single(g * sigmoid(float(np.float32(activation.alpha)) * g) * (u + np.float32(activation.offset or 0)))
 
 
-def _gated_ffn_scratch(kernels: StepwiseBackend, o: op.GatedFfn, sizes: Sizes) -> int:
+def _ffn_scratch(kernels: StepwiseBackend, o: op.GatedFfn | op.PlainFfn, sizes: Sizes) -> int:
     return kernels.ffn_scratch_bytes(sizes.rows, sizes.letters["D"], sizes.letters["F"])
 
 
-@means(op.GatedFfn, "gated_ffn", _gated_ffn_scratch)
+@means(op.GatedFfn, "gated_ffn", _ffn_scratch)
 def _gated_ffn(kernels: Any, o: op.GatedFfn, tokens: int) -> None:
     o.output[:tokens] = kernels.gated_ffn(o.input[:tokens], o.gate_up, o.down, o.biases, o.activation)
+
+
+@means(op.PlainFfn, "plain_ffn", _ffn_scratch)
+def _plain_ffn(kernels: Any, o: op.PlainFfn, tokens: int) -> None:
+    o.output[:tokens] = kernels.plain_ffn(o.input[:tokens], o.up, o.down, o.biases, o.activation)

@@ -15,6 +15,7 @@ from edgemoe.model.blocks.cross_attention import CrossAttention
 from edgemoe.model.blocks.gated_delta import GatedDelta
 from edgemoe.model.blocks.gated_ffn import GatedFfn
 from edgemoe.model.blocks.moe import Moe, SharedExpert
+from edgemoe.model.blocks.plain_ffn import PlainFfn
 from edgemoe.model.blocks.routers import RouterSpec
 from edgemoe.model.blocks.short_conv import ShortConv
 
@@ -27,6 +28,7 @@ __all__ = [
     "GatedFfn",
     "Moe",
     "OutputGate",
+    "PlainFfn",
     "RoutedExperts",
     "RouterSpec",
     "SharedExpert",
@@ -34,6 +36,6 @@ __all__ = [
 ]
 
 BODIES: Mapping[str, type] = MappingProxyType(
-    {body.kind: body for body in (Attention, CrossAttention, GatedDelta, GatedFfn, Moe, ShortConv)}
+    {body.kind: body for body in (Attention, CrossAttention, GatedDelta, GatedFfn, Moe, PlainFfn, ShortConv)}
 )
 """Every kind of body by the name that stores give it."""

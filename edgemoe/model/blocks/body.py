@@ -23,27 +23,28 @@ class RoutedExperts:
     intermediate_size: int
     bias: bool = False
     """Whether gate, up and down of each expert have biases."""
+    gated: bool = True
+    """Whether each expert has a gate."""
 
     def tensors(self, hidden_size: int) -> Shapes:
         """The names of all experts' tensors within a layer, with their shapes."""
         shapes: dict[str, tuple[int, ...]] = {}
         for expert in range(self.num_experts):
-            shapes |= gated_ffn_tensors(f"experts.{expert}", self.intermediate_size, hidden_size, self.bias)
+            shapes |= ffn_tensors(f"experts.{expert}", self.intermediate_size, hidden_size, self.bias, self.gated)
         return shapes
 
     def stacked(self, hidden_size: int) -> Shapes:
         """The same tensors with all experts in one, `(num_experts, rows, columns)`, as a paper names them."""
-        shapes = gated_ffn_tensors("experts", self.intermediate_size, hidden_size, self.bias)
+        shapes = ffn_tensors("experts", self.intermediate_size, hidden_size, self.bias, self.gated)
         return {name: (self.num_experts, *shape) for name, shape in shapes.items()}
 
 
-def gated_ffn_tensors(name: str, intermediate_size: int, hidden_size: int, bias: bool = False) -> Shapes:
-    """The three matrices of a gated FFN, and their biases if it has some."""
-    shapes: dict[str, tuple[int, ...]] = {
-        f"{name}.gate": (intermediate_size, hidden_size),
-        f"{name}.up": (intermediate_size, hidden_size),
-        f"{name}.down": (hidden_size, intermediate_size),
-    }
+def ffn_tensors(
+    name: str, intermediate_size: int, hidden_size: int, bias: bool = False, gated: bool = True
+) -> Shapes:
+    """The matrices of an FFN, three or, without a gate, two, and their biases if it has some."""
+    shapes: dict[str, tuple[int, ...]] = {f"{name}.gate": (intermediate_size, hidden_size)} if gated else {}
+    shapes |= {f"{name}.up": (intermediate_size, hidden_size), f"{name}.down": (hidden_size, intermediate_size)}
     if bias:
         shapes |= {f"{matrix}_bias": shape[:1] for matrix, shape in list(shapes.items())}
     return shapes
@@ -77,8 +78,9 @@ class Body(Protocol):
     def tensors(self, hidden_size: int) -> Shapes:
         """The names of its dense tensors within a layer, with their shapes; those of `routed` are not among them.
 
-        Matrices are `(rows, columns)` = (output, input). `X.gate`, `X.up` and `X.down` are the matrices of a gated FFN;
-        the store keeps gate and up as one matrix, `X.gate_up`. The bias of a matrix `X` is `X_bias`.
+        Matrices are `(rows, columns)` = (output, input). `X.gate`, `X.up` and `X.down` are the matrices of an FFN;
+        the store keeps gate and up, where there is a gate, as one matrix, `X.gate_up`. The bias of a matrix `X` is
+        `X_bias`.
         """
 
     def sizes(self) -> Mapping[str, int]:

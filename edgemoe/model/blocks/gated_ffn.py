@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from edgemoe.kernels import operations as op
-from edgemoe.model.blocks.body import RoutedExperts, Shapes, check_activation, gated_ffn_tensors
+from edgemoe.model.blocks.body import RoutedExperts, Shapes, check_activation, ffn_tensors
 from edgemoe.model.builder import Builder
 from edgemoe.model.graph import Part
 
@@ -31,9 +31,11 @@ class GatedFfn:
 
     def check(self) -> None:
         check_activation(self.activation)
+        if not self.activation.gated:
+            raise ValueError("a gated FFN needs the activation of one")
 
     def tensors(self, hidden_size: int) -> Shapes:
-        return gated_ffn_tensors("ffn", self.intermediate_size, hidden_size, self.bias)
+        return ffn_tensors("ffn", self.intermediate_size, hidden_size, self.bias)
 
     def sizes(self) -> Mapping[str, int]:
         return {"ffn_width": self.intermediate_size}
@@ -43,7 +45,7 @@ class GatedFfn:
 
     def emit(self, build: Builder, source: op.Floats) -> None:
         with build.doing("dense_ffn", "beside"):
-            output = build.gated_ffn(source, "ffn", self.intermediate_size, self.activation, self.bias)
+            output = build.ffn(source, "ffn", self.intermediate_size, self.activation, self.bias)
         with build.doing("combine", "combine"):
             build.deliver_sum(None, None, output)
 

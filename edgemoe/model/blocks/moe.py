@@ -1,4 +1,4 @@
-"""A mixture of experts: a router chooses `top_k` gated FFNs for each token, and their weighted sum is added.
+"""A mixture of experts: a router chooses `top_k` FFNs for each token, and their weighted sum is added.
 
 Every routed expert writes to a row of its own, and `Combine` sums these rows in the router's order, so no order in
 which records arrive can show in the result.
@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
-from edgemoe.model.blocks.body import RoutedExperts, Shapes, check_activation, gated_ffn_tensors
+from edgemoe.model.blocks.body import RoutedExperts, Shapes, check_activation, ffn_tensors
 from edgemoe.model.blocks.routers import RouterSpec
 from edgemoe.model.builder import Builder
 from edgemoe.model.graph import GUESSED_ROWS, Part, RoutingValues
@@ -21,12 +21,13 @@ from edgemoe.model.plain import ZERO_ALLOWED
 
 @dataclass(frozen=True)
 class SharedExpert:
-    """A gated FFN that every token uses beside its routed experts."""
+    """An FFN that every token uses beside its routed experts."""
 
     intermediate_size: int
     gate: bool = False
     """Whether its output is multiplied by `sigmoid(w x)` (Qwen2-MoE)."""
     activation: op.Activation = op.SILU
+    """Its activation, which says too whether it has the matrix of a gate."""
     bias: bool = False
     """Whether its gate, up and down have biases."""
 
@@ -45,6 +46,7 @@ class Moe:
     router: RouterSpec
     shared: SharedExpert | None = None
     activation: op.Activation = op.SILU
+    """The activation of routed experts, which says too whether they have the matrix of a gate."""
     bias: bool = False
     """Whether gate, up and down of each routed expert have biases."""
     scale: float = 1.0
@@ -56,7 +58,9 @@ class Moe:
 
     @property
     def routed(self) -> RoutedExperts | None:
-        return RoutedExperts(self.num_experts, self.top_k, self.intermediate_size, self.bias)
+        return RoutedExperts(
+            self.num_experts, self.top_k, self.intermediate_size, self.bias, self.activation.gated
+        )
 
     def check(self) -> None:
         self.router.check(self.num_experts, self.top_k)
@@ -67,7 +71,8 @@ class Moe:
     def tensors(self, hidden_size: int) -> Shapes:
         shapes = dict(self.router.tensors(self.num_experts, hidden_size))
         if self.shared is not None:
-            shapes |= gated_ffn_tensors("shared", self.shared.intermediate_size, hidden_size, self.shared.bias)
+            own = self.shared
+            shapes |= ffn_tensors("shared", own.intermediate_size, hidden_size, own.bias, own.activation.gated)
             if self.shared.gate:
                 shapes["shared_gate"] = (1, hidden_size)
         if self.experts_norm:
@@ -108,7 +113,7 @@ class Moe:
         if self.shared is not None:
             with build.doing("shared_expert", "beside"):
                 own = self.shared
-                shared = build.gated_ffn(source, "shared", own.intermediate_size, own.activation, own.bias)
+                shared = build.ffn(source, "shared", own.intermediate_size, own.activation, own.bias)
                 if own.gate:
                     gate = build.linear(source, "shared_gate", build.rows("shared_gate", 1))
         with build.doing("experts", "experts"):

@@ -24,4 +24,11 @@ static inline float em_gelu_tanh(float gate, float up) {
     return gate / (1.0f + em_exp(-em_gelu_argument(gate))) * up;
 }
 
+/* A NaN stays one, and zeros keep their sign. */
+static inline float em_positive(float x) { return x < 0.0f ? 0.0f : x; }
+
+static inline float em_relu(float gate, float up) { return em_positive(gate) * up; }
+
+static inline float em_relu2(float gate, float up) { return em_positive(gate) * em_positive(gate) * up; }
+
 #endif

@@ -100,6 +100,28 @@ void em_gelu_tanh_avx2(const em_activation *a, const float *gate, const float *u
     for (; i < count; i++) output[i] = em_gelu_tanh(gate[i], up[i]);
 }
 
+void em_relu_avx2(const em_activation *a, const float *gate, const float *up, float *output, int32_t count) {
+    const __m256 zero = _mm256_setzero_ps();
+    int32_t i = 0;
+    (void)a;
+    for (; i + EM_LANES <= count; i += EM_LANES) {
+        const __m256 g = _mm256_max_ps(zero, _mm256_loadu_ps(gate + i)); /* of a NaN or two zeros it is the second */
+        _mm256_storeu_ps(output + i, _mm256_mul_ps(g, _mm256_loadu_ps(up + i)));
+    }
+    for (; i < count; i++) output[i] = em_relu(gate[i], up[i]);
+}
+
+void em_relu2_avx2(const em_activation *a, const float *gate, const float *up, float *output, int32_t count) {
+    const __m256 zero = _mm256_setzero_ps();
+    int32_t i = 0;
+    (void)a;
+    for (; i + EM_LANES <= count; i += EM_LANES) {
+        const __m256 g = _mm256_max_ps(zero, _mm256_loadu_ps(gate + i));
+        _mm256_storeu_ps(output + i, _mm256_mul_ps(_mm256_mul_ps(g, g), _mm256_loadu_ps(up + i)));
+    }
+    for (; i < count; i++) output[i] = em_relu2(gate[i], up[i]);
+}
+
 void em_to_half_avx2(const float *input, uint16_t *output, int32_t count) {
     int32_t i = 0;
     for (; i + EM_LANES <= count; i += EM_LANES) {

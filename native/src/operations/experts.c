@@ -1,4 +1,4 @@
-/* The routed experts of a layer (Experts): gated FFNs, grouped by expert, whose records lie in slots of the arena.
+/* The routed experts of a layer (Experts): FFNs, grouped by expert, whose records lie in slots of the arena.
  *
  * Experts whose records are still being read are computed as their reads end; all whose reads have ended by then are
  * computed together. */
@@ -32,16 +32,18 @@ static ffn_sizes sizes_of_experts(const em_experts *e) {
 /* The biases of an expert, one vector after the other, each filled up to whole panels. */
 static em_ffn_biases biases_of(const em_expert_layout *layout, const uint8_t *record) {
     if (layout->biases_offset == 0) return (em_ffn_biases){NULL, NULL, NULL};
-    const float *gate = (const float *)(const void *)(record + layout->biases_offset);
+    const float *first = (const float *)(const void *)(record + layout->biases_offset);
     const size_t padded = (size_t)EM_PANEL_ROWS * em_panel_count(layout->intermediate_size);
-    return (em_ffn_biases){gate, gate + padded, gate + 2 * padded};
+    if (!layout->gated) return (em_ffn_biases){NULL, first, first + padded};
+    return (em_ffn_biases){first, first + padded, first + 2 * padded};
 }
 
 /* The matrices and biases of an expert, where its layout says that they lie in its slot. */
 static ffn ffn_of(const em_experts *e, int32_t expert, int32_t first, int32_t count) {
     const em_expert_layout *layout = &e->layouts[e->layout_of[expert]];
     const uint8_t *record = e->arena + (size_t)e->slots[expert] * (size_t)e->slot_bytes;
-    const int32_t gate_up_rows = 2 * EM_PANEL_ROWS * em_panel_count(layout->intermediate_size);
+    const int32_t width = layout->intermediate_size;
+    const int32_t gate_up_rows = layout->gated ? 2 * EM_PANEL_ROWS * em_panel_count(width) : width;
     return (ffn){.gate_up = {record, layout->gate_up_format, gate_up_rows, layout->hidden_size},
                  .down = {record + layout->down_offset, layout->down_format, layout->hidden_size, layout->intermediate_size},
                  .biases = biases_of(layout, record),

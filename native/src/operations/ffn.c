@@ -1,20 +1,23 @@
-/* Gated feed-forward layers: any number of them at once (ffn.h), and one by itself (GatedFfn).
+/* Feed-forward layers: any number of them at once (ffn.h), and one by itself (GatedFfn, PlainFfn).
  *
  * The work has two halves, each one parallel loop over all FFNs at once, so that a token's few small experts still
  * occupy every thread:
  *
- *   up    item = 32 hidden columns of one FFN (two gate and two up panels): products, plus biases, the activation,
- *         and the quantisation of that group, whose 32 columns are complete;
+ *   up    item = 32 hidden columns of one FFN (two gate and two up panels, or two up panels without a gate): products,
+ *         plus biases, the activation, and the quantisation of that group, whose 32 columns are complete;
  *   down  item = one panel of 16 output rows of one FFN, plus biases. */
 #include "ffn.h"
 
+#include <stdbool.h>
 #include <string.h>
 
 enum {
     /* A chunk of less work than this costs more to hand out than to do. */
     CHUNK_BYTES = 32 * 1024,
-    PANELS_PER_GROUP = 2 * EM_GROUP_COLUMNS / EM_PANEL_ROWS, /* gate and up */
 };
+
+/* In the place of up's numbers, where an FFN has no gate. */
+static const float ones[EM_PANEL_ROWS] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
 
 typedef struct ffn_task {
     const em_run *run;
@@ -55,24 +58,35 @@ static void each_ffn(const ffn_task *task, int64_t begin, int64_t end, int32_t p
 
 /* ---- up ------------------------------------------------------------------------------------------------- */
 
+/* Panels that make 16 hidden columns: gate's and up's, or up's alone. */
+static int32_t panels_per_column_panel(const ffn_task *task) { return task->activation.gated ? 2 : 1; }
+
+/* Panels that make a group of hidden columns. */
+static int32_t panels_per_group(const ffn_task *task) {
+    return panels_per_column_panel(task) * (EM_GROUP_COLUMNS / EM_PANEL_ROWS);
+}
+
 static void add_bias(float *products, const float *bias, int32_t count) {
     for (int32_t i = 0; i < count; i++) products[i] += bias[i];
 }
 
-/* Turns the products of one pair with the gate and up panels of one group into the pair's hidden columns. */
+/* Turns the products of one pair with the panels of one group into the pair's hidden columns. */
 static void finish_group(const ffn_task *task, const ffn *f, int32_t group, int32_t pair, float *products) {
     const em_kernels *kernels = task->run->kernels;
     const int32_t start = group * EM_GROUP_COLUMNS, left = task->sizes.intermediate_size - start;
     const int32_t columns = left < EM_GROUP_COLUMNS ? left : EM_GROUP_COLUMNS;
+    const bool gated = task->activation.gated;
     float hidden[EM_GROUP_COLUMNS];
     for (int32_t column = 0; column < columns; column += EM_PANEL_ROWS) {
-        float *gate = products + 2 * column, *up = gate + EM_PANEL_ROWS;
-        if (f->biases.gate) {
+        float *first = products + (size_t)panels_per_column_panel(task) * column;
+        float *up = gated ? first + EM_PANEL_ROWS : first;
+        if (f->biases.up) {
             const int32_t rows = columns - column < EM_PANEL_ROWS ? columns - column : EM_PANEL_ROWS;
-            add_bias(gate, f->biases.gate + start + column, rows);
+            if (gated) add_bias(first, f->biases.gate + start + column, rows);
             add_bias(up, f->biases.up + start + column, rows);
         }
-        kernels->activate[task->activation.function](&task->activation, gate, up, hidden + column, EM_PANEL_ROWS);
+        kernels->activate[task->activation.function](&task->activation, first, gated ? up : ones, hidden + column,
+                                                     EM_PANEL_ROWS);
     }
     if (em_is_quantised(f->down.format)) {
         const size_t at = (size_t)pair * task->hidden.group_count + group;
@@ -86,13 +100,14 @@ static void finish_group(const ffn_task *task, const ffn *f, int32_t group, int3
 
 /* Computes groups `begin` to `end` of one FFN, as many at a time as the buffer of products holds. */
 static void go_up_groups(const ffn_task *task, const ffn *f, int32_t begin, int32_t end) {
-    const int32_t panel_count = 2 * em_panel_count(task->sizes.intermediate_size);
+    const int32_t panel_count = panels_per_column_panel(task) * em_panel_count(task->sizes.intermediate_size);
+    const int32_t per_group = panels_per_group(task);
     const int32_t rows_at_once = f->count < EM_ROWS_AT_ONCE ? f->count : EM_ROWS_AT_ONCE;
-    const int32_t groups_at_once = em_panels_at_once(rows_at_once) / PANELS_PER_GROUP;
+    const int32_t groups_at_once = em_panels_at_once(rows_at_once) / per_group;
     for (int32_t first = begin; first < end; first += groups_at_once) {
         const int32_t last = end - first < groups_at_once ? end : first + groups_at_once;
-        const int32_t panel = first * PANELS_PER_GROUP;
-        const int32_t panels = (last * PANELS_PER_GROUP < panel_count ? last * PANELS_PER_GROUP : panel_count) - panel;
+        const int32_t panel = first * per_group;
+        const int32_t panels = (last * per_group < panel_count ? last * per_group : panel_count) - panel;
         const size_t stride = em_products_stride(panels);
         for (int32_t done = 0; done < f->count; done += EM_ROWS_AT_ONCE) {
             const int32_t left = f->count - done, pair = f->first + done;
@@ -104,7 +119,7 @@ static void go_up_groups(const ffn_task *task, const ffn *f, int32_t begin, int3
             for (int32_t i = 0; i < count; i++) {
                 float *row = products + (size_t)i * stride;
                 for (int32_t g = first; g < last; g++) {
-                    finish_group(task, f, g, pair + i, row + (size_t)(g - first) * 2 * EM_GROUP_COLUMNS);
+                    finish_group(task, f, g, pair + i, row + (size_t)(g - first) * per_group * EM_PANEL_ROWS);
                 }
             }
         }
@@ -180,7 +195,7 @@ void em_ffn_run(const em_run *run, ffn_sizes sizes, ffn_memory memory, em_activa
     const int32_t rows_per_ffn = (pairs + ffn_count - 1) / ffn_count;
     size_t up_bytes = 0, down_bytes = 0; /* of an item of each FFN */
     for (int32_t i = 0; i < ffn_count; i++) {
-        up_bytes += PANELS_PER_GROUP * panel_bytes_of(&memory.ffns[i].gate_up);
+        up_bytes += panels_per_group(&task) * panel_bytes_of(&memory.ffns[i].gate_up);
         down_bytes += panel_bytes_of(&memory.ffns[i].down);
     }
     em_pool_for(run->pool, (int64_t)ffn_count * task.hidden.group_count, chunk_of(up_bytes / ffn_count, rows_per_ffn),
@@ -197,25 +212,48 @@ void em_ffn_add_formats(ffn_sizes *sizes, int32_t gate_up_format, int32_t down_f
 
 /* ---- one FFN -------------------------------------------------------------------------------------------- */
 
-static ffn_sizes sizes_of_gated_ffn(const em_gated_ffn *f) {
+static ffn_sizes sizes_of(const ffn *f) {
     ffn_sizes sizes = {.hidden_size = f->gate_up.columns, .intermediate_size = f->down.columns};
     em_ffn_add_formats(&sizes, f->gate_up.format, f->down.format);
     return sizes;
 }
 
-size_t em_gated_ffn_scratch_bytes(const em_gated_ffn *f, int32_t tokens) {
+static size_t scratch_bytes_of_one(ffn f, int32_t tokens) {
     em_layout layout = {0};
-    em_ffn_lay_out(&layout, sizes_of_gated_ffn(f), tokens, tokens, 1);
+    em_ffn_lay_out(&layout, sizes_of(&f), tokens, tokens, 1);
     return layout.bytes;
 }
 
-int32_t em_run_gated_ffn(const em_gated_ffn *f, const em_run *run) {
+/* Runs an FFN over all rows of a run. */
+static int32_t run_one(const em_run *run, ffn f, em_activation activation, const float *input, float *output) {
     em_layout layout = {.base = run->scratch};
-    const ffn_memory memory = em_ffn_lay_out(&layout, sizes_of_gated_ffn(f), run->tokens, run->tokens, 1);
+    const ffn_sizes sizes = sizes_of(&f);
+    const ffn_memory memory = em_ffn_lay_out(&layout, sizes, run->tokens, run->tokens, 1);
     for (int32_t t = 0; t < run->tokens; t++) memory.input_rows[t] = memory.output_rows[t] = t;
     memset(memory.wanted, 1, (size_t)run->tokens);
-    memory.ffns[0] = (ffn){f->gate_up, f->down, f->biases, 0, run->tokens};
-    em_ffn_quantise_input(run, sizes_of_gated_ffn(f), memory, f->input);
-    em_ffn_run(run, sizes_of_gated_ffn(f), memory, f->activation, f->input, f->output, 1, run->tokens);
+    f.count = run->tokens;
+    memory.ffns[0] = f;
+    em_ffn_quantise_input(run, sizes, memory, input);
+    em_ffn_run(run, sizes, memory, activation, input, output, 1, run->tokens);
     return EM_OK;
+}
+
+static ffn gated_ffn(const em_gated_ffn *f) { return (ffn){.gate_up = f->gate_up, .down = f->down, .biases = f->biases}; }
+
+size_t em_gated_ffn_scratch_bytes(const em_gated_ffn *f, int32_t tokens) {
+    return scratch_bytes_of_one(gated_ffn(f), tokens);
+}
+
+int32_t em_run_gated_ffn(const em_gated_ffn *f, const em_run *run) {
+    return run_one(run, gated_ffn(f), f->activation, f->input, f->output);
+}
+
+static ffn plain_ffn(const em_plain_ffn *f) { return (ffn){.gate_up = f->up, .down = f->down, .biases = f->biases}; }
+
+size_t em_plain_ffn_scratch_bytes(const em_plain_ffn *f, int32_t tokens) {
+    return scratch_bytes_of_one(plain_ffn(f), tokens);
+}
+
+int32_t em_run_plain_ffn(const em_plain_ffn *f, const em_run *run) {
+    return run_one(run, plain_ffn(f), f->activation, f->input, f->output);
 }

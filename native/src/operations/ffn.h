@@ -1,4 +1,4 @@
-/* Gated feed-forward layers of one operation, which are computed together: what GatedFfn and Experts share.
+/* Feed-forward layers of one operation, which are computed together: what GatedFfn, PlainFfn and Experts share.
  *
  * A pair is one activation row that goes through one FFN. Pairs lie FFN by FFN, so that each one's weights are read
  * once per run for all its rows. */
@@ -9,7 +9,7 @@
 
 /* FFNs of a run have the same widths; each has formats of its own. */
 typedef struct ffn {
-    em_matrix gate_up;
+    em_matrix gate_up; /* up alone, where the activation takes no gate */
     em_matrix down;
     em_ffn_biases biases; /* NULL if there are none */
     int32_t first; /* number of its first pair */
