@@ -299,6 +299,18 @@ class Engine:
         self._tokens += tokens
         self._input_uses.add(tokens)
 
+    def read_prompt(self, token_ids: TokenIds, sequence: TokenSequence | None = None) -> Floats:
+        """Let an empty sequence (the engine's own, if none is given) read a prompt; returns the logits after it `(V,)`.
+
+        For a model with an encoder the prompt is its input, and the start token of its text follows. Raises as `encode`
+        and `step` do.
+        """
+        own = sequence or self.sequence
+        if self.spec.encoder is not None:
+            self.encode(token_ids, own)
+            token_ids = [self.spec.encoder.start_token]
+        return self.step({own: token_ids})[own]
+
     @property
     def position(self) -> int:
         """The number of tokens of the engine's own sequence."""

@@ -197,6 +197,11 @@ class ModelSpec:
         return {number: routed for number, routed in by_layer if routed is not None}
 
     @property
+    def routed_of_tokens(self) -> dict[int, RoutedExperts]:
+        """The same of the layers that a written token goes through: of all but an encoder's."""
+        return {number: routed for number, routed in self.routed.items() if number >= self.encoder_layers}
+
+    @property
     def total_experts(self) -> int:
         """The number of routed experts in all layers."""
         return sum(routed.num_experts for routed in self.routed.values())
