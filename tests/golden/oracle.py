@@ -204,7 +204,8 @@ def run_with_input(model: Any, read: np.ndarray, ids: np.ndarray) -> tuple[np.nd
 
     def watch(module: Any, inputs: Any, output: Any) -> None:
         ordered = torch.sort(output[2].flatten(0, 1), dim=-1, descending=True).values
-        margins.append(ordered[:, 0] - ordered[:, 1])
+        if ordered.shape[1] > 1:
+            margins.append(ordered[:, 0] - ordered[:, 1])
 
     hooks = [m.register_forward_hook(watch) for m in model.modules() if type(m).__name__.endswith("Top1Router")]
     rows = []
@@ -217,7 +218,7 @@ def run_with_input(model: Any, read: np.ndarray, ids: np.ndarray) -> tuple[np.nd
             rows.append(step.logits[0, 0].numpy())
     for hook in hooks:
         hook.remove()
-    return np.stack(rows), bool(torch.cat(margins).min() > CLEAR_ROUTING)
+    return np.stack(rows), not margins or bool(torch.cat(margins).min() > CLEAR_ROUTING)
 
 
 def save(model: Any, case: Case, folder: Path) -> None:
