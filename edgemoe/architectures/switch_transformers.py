@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from edgemoe.architectures import config as limits
 from edgemoe.architectures.config import DAMAGED, ConfigReader
-from edgemoe.architectures.table import Row, rows
+from edgemoe.architectures.table import Row, Side, rows
 from edgemoe.errors import SourceError
 from edgemoe.kernels.operations import RELU
 from edgemoe.model.blocks import Attention, Body, CrossAttention, Moe, PlainFfn, RouterSpec
@@ -22,13 +22,13 @@ TRAINED_POSITIONS = 512
 """The length of texts in training, where a config does not say it: relative positions have no end of their own."""
 
 
-def _stack(side: str, *lines: tuple[str, str, tuple[str, ...]]) -> Iterator[Row]:
+def _stack(side: Side, *lines: tuple[str, str, tuple[str, ...]]) -> Iterator[Row]:
     """Rows of the layers of one side."""
     for row in rows(*lines, internal="layers.{layer}.", source=f"{side}.block."):
         yield replace(row, side=side, flat=row.internal[0].endswith("relative_bias"))
 
 
-def _layers(side: str, last: int) -> Iterator[Row]:
+def _layers(side: Side, last: int) -> Iterator[Row]:
     """The rows of one side, whose FFN is the sublayer `last`."""
     attention, ffn = "{layer}.layer.0.", f"{{layer}}.layer.{last}."
     return _stack(

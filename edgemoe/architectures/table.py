@@ -25,6 +25,10 @@ Change = Literal["none", "plus_one", "minus_exp"]
 """`1 + x`, for norms whose weights are kept as distances from 1; `-exp(x)`, for rates that are kept as logarithms."""
 
 
+Side = Literal["all", "encoder", "decoder"]
+"""Whether a row is of all layers, or of those of an encoder or a decoder alone."""
+
+
 class Runs(NamedTuple):
     """Rows in `repeats` runs of `length`: the first begins at `start`, and each `period` rows after the one before."""
 
@@ -61,7 +65,7 @@ class Row:
     flat: bool = False
     blocks: tuple[tuple[str, str], ...] = ()
     change: Change = "none"
-    side: Literal["all", "encoder", "decoder"] = "all"
+    side: Side = "all"
 
     @property
     def stacked(self) -> bool:

@@ -18,8 +18,9 @@ class TokenTraffic:
     """Bytes that one token reads: every weight it needs once, and the keys and values of the positions that it sees.
 
     Weights are those of all layers (but an encoder's) and the head, scales included, of the experts that the router
-    chooses, and one row of the embedding. An input is taken to be as long as what was written after it. The fixed state of a sequence, which every token needs alike, is counted with them. Activations
-    stay in the processor's caches and are not counted, nor is prefetch.
+    chooses, and one row of the embedding; the fixed state of a sequence, which every token needs alike, is counted with
+    them. An input is taken to be as long as the text after it. Activations stay in the processor's caches and are not
+    counted, nor is prefetch.
     """
 
     weight_bytes: Mapping[Part, int]

@@ -279,8 +279,8 @@ class StoreKv(Operation, code=4):
 class DistanceBias:
     """Numbers of each head that are added to its scores, by how far a key's position lies from the query's (T5).
 
-    A key `d` positions after the query (before it: `d < 0`) has bucket `bucket_of[d + distances // 2]`, with `d` held to
-    `-(distances // 2) .. distances // 2`, and the score gets `table[bucket * H + head]`. `distances` is odd.
+    A key `d` positions after the query (before it: `d < 0`) has bucket `bucket_of[d + distances // 2]`, with `d` held
+    to `-(distances // 2) .. distances // 2`, and the score gets `table[bucket * H + head]`. `distances` is odd.
     """
 
     table: Annotated[Floats, weight("entries")]  # (buckets, H)

@@ -65,8 +65,8 @@ class Graph:
     @property
     def tables(self) -> list[Value]:
         """The tables of pages: that of layers which see the whole context, and one for each window."""
-        values = [value for value in self.lasting if value.shape == ("S", "P")]
-        return [value for value in values if not self.encoder or value not in (self.encoder.pages, self.encoder.own_pages)]
+        of_inputs = (self.encoder.pages, self.encoder.own_pages) if self.encoder else ()
+        return [value for value in self.lasting if value.shape == ("S", "P") and value not in of_inputs]
 
     @property
     def written_once(self) -> list[Value]:
@@ -166,7 +166,7 @@ def build_graph(spec: ModelSpec, options: BuildOptions = PLAIN) -> Graph:
 def _encoder(
     spec: ModelSpec, shared: dict[Hashable, Value], builder: Callable[[Value, Literal["C"]], Builder]
 ) -> tuple[Builder, list[Section], Callable[[], EncoderGraph]]:
-    """The encoder's layers; the builder of its end, to which the decoder's layers add; and what then makes the whole."""
+    """The builder of the encoder's end, to which the decoder's layers add; its layers; and what then makes the whole."""
     V, D = spec.vocab_size, spec.hidden_size
     ids, positions, sequences = (Value(f"input_{name}", ("C",), "i32", "kept") for name in _OF_ROWS)
     residual = Value("input_residual", ("C", D), "f32", "kept")

@@ -175,7 +175,8 @@ class Builder:
     def places(self) -> tuple[op.Integers, op.Integers]:
         """The position and the sequence of each row, `(T,)` each."""
         side = "input_" if self.letter == "C" else ""
-        return cast("op.Integers", self.shared[f"{side}positions"]), cast("op.Integers", self.shared[f"{side}sequences"])
+        positions, sequences = self.shared[f"{side}positions"], self.shared[f"{side}sequences"]
+        return cast("op.Integers", positions), cast("op.Integers", sequences)
 
     def pages(self, window: int = 0) -> op.Integers:
         """The pages of each sequence `(S, P)` in layers with this window; 0: in those that see the whole context."""

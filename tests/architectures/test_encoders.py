@@ -130,7 +130,7 @@ def test_layers_with_experts_follow_the_step_of_transformers() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"dense_act_fn": "gated-gelu"}, "dense_act_fn is .* implements \"relu\" only"),
+        ({"dense_act_fn": "gated-gelu"}, 'dense_act_fn is .* implements "relu" only'),
         ({"feed_forward_proj": "gated-gelu"}, "feed_forward_proj"),
         ({"router_dtype": "bfloat16"}, "router_dtype"),
         ({"is_encoder_decoder": False}, "is_encoder_decoder is false"),

@@ -216,7 +216,7 @@ def test_what_a_sequence_cannot_do_is_refused(store: Path) -> None:
         assert engine.position == 0
         engine.encode([5, 6, 7])
         expected = engine.forward([0, 3])
-        for ids, message in (([], "no tokens|empty|at least"), ([193], "192|193"), ([1] * 101, "does not fit")):
+        for ids, message in (([], r"no tokens|empty|at least"), ([193], "193"), ([1] * 101, "does not fit")):
             engine.rewind(0)
             with pytest.raises(UsageError, match=message):
                 engine.encode(ids)
@@ -226,7 +226,7 @@ def test_what_a_sequence_cannot_do_is_refused(store: Path) -> None:
         with pytest.raises(UsageError, match="no kept prefix"):
             engine.sequences.open(np.array([0, 3]))
         other = engine.sequences.open()
-        with pytest.raises(UsageError, match="Engine.encode"):
+        with pytest.raises(UsageError, match="reads an input before"):
             engine.step({engine.sequence: [4], other: [0]})
         assert (engine.position, other.position) == (2, 0)
         engine.sequences.close(other)
@@ -274,7 +274,7 @@ def test_a_decoder_alone_reads_no_input(tmp_path: Path) -> None:
 )
 def test_blocks_that_do_not_belong_where_they_are_are_refused(store: Path, change: dict[str, EncoderSpec]) -> None:
     spec = dataclasses.replace(store_spec(Store.open(store)), **change)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="encoder|input"):
+    with pytest.raises(ValueError, match=r"encoder|input"):
         build_graph(spec)
 
 

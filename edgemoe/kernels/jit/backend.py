@@ -24,6 +24,7 @@ from edgemoe.kernels.operations import (
     SILU,
     Activation,
     Cache,
+    DistanceBias,
     FfnBiases,
     Floats,
     GateFunction,
@@ -159,7 +160,7 @@ class JitBackend(StepwiseBackend):
         window: int = 0,
         sinks: Floats | None = None,
         lengths: Integers | None = None,
-        bias: op.DistanceBias | None = None,
+        bias: DistanceBias | None = None,
     ) -> Floats:
         """Grouped-query attention: query `(T, H, W)`, caches `(N, G, 64, W or Wv)`; returns `(T, H, Wv)`."""
         tokens, heads, width = query.shape

@@ -67,9 +67,7 @@ def seen_ends(positions: Integers, sequences: Integers, lengths: Integers | None
     return positions + 1 if lengths is None else lengths[sequences]
 
 
-def _check_pages(
-    ends: Integers, sequences: Integers, pages: Integers, page_count: int, window: int
-) -> None:
+def _check_pages(ends: Integers, sequences: Integers, pages: Integers, page_count: int, window: int) -> None:
     """Raise KernelError unless the pages exist of the positions that each row sees, which end at `ends`."""
     check_each("position", ends - 1, pages.shape[1] * PAGE_TOKENS)
     seen = (

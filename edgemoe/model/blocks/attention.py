@@ -26,7 +26,10 @@ class OutputGate:
 
 @dataclass(frozen=True)
 class Attention:
-    """Attention over earlier tokens, or over all of an encoder's input. `qk_norm`: none, over each head (Qwen3), or over the projection (OLMoE)."""
+    """Attention over earlier tokens, or over all of an encoder's input.
+
+    `qk_norm`: none, over each head (Qwen3), or over the projection (OLMoE).
+    """
 
     kind: ClassVar[str] = "attention"
     norm_name: ClassVar[str] = "attention_norm"
@@ -180,8 +183,9 @@ class Attention:
         relative, bias = self.relative_bias, None
         if relative is not None:
             bias = build.distance_bias("relative_bias", relative, H, self.causal)
-        seen = self.window, sinks, lengths, bias
-        build.add(op.Attention(query, *places, pages, keys, values, self.scale, attended, *seen))
+        build.add(
+            op.Attention(query, *places, pages, keys, values, self.scale, attended, self.window, sinks, lengths, bias)
+        )
         if self.output_gate is not None and gate is not None:
             build.add(op.Gate(gate, attended, self.output_gate.gating))
         build.deliver(attended, "output", self.output_bias, self.output_scale)

@@ -57,8 +57,8 @@ class CrossAttention:
             once.add(op.StoreKv(key, value, *once.places(), pages, keys, values))
         query = build.linear(source, "cross_query", build.rows("cross_query", H * W))
         attended = build.rows("cross_attended", H * W)
-        seen = keys, values, self.scale, attended
-        build.add(op.Attention(query, *build.places(), pages, *seen, lengths=lengths))
+        where = *build.places(), pages
+        build.add(op.Attention(query, *where, keys, values, self.scale, attended, lengths=lengths))
         build.deliver(attended, "cross_output")
 
     def emit_guess(self, build: Builder, source: op.Floats) -> None:
