@@ -166,7 +166,7 @@ def build_graph(spec: ModelSpec, options: BuildOptions = PLAIN) -> Graph:
 def _encoder(
     spec: ModelSpec, shared: dict[Hashable, Value], builder: Callable[[Value, Literal["C"]], Builder]
 ) -> tuple[Builder, list[Section], Callable[[], EncoderGraph]]:
-    """The builder of the encoder's end, to which the decoder's layers add; its layers; and what then makes the whole."""
+    """The builder of its end, to which decoder layers add; its layers; and what then makes the whole."""
     V, D = spec.vocab_size, spec.hidden_size
     ids, positions, sequences = (Value(f"input_{name}", ("C",), "i32", "kept") for name in _OF_ROWS)
     residual = Value("input_residual", ("C", D), "f32", "kept")
