@@ -36,6 +36,7 @@ from edgemoe.bench.rates import (
     measure_store_disk,
 )
 from edgemoe.bench.speed import MachineRates
+from edgemoe.conversion.formats import BY_DEFAULT, FormatChoice
 from edgemoe.engine.memory import interpreter_bytes
 from edgemoe.errors import SourceError, StoreError, UsageError
 from edgemoe.kernels.backend import Backend
@@ -63,6 +64,7 @@ class PlanOptions:
     """The path of a trace, or `uniform`."""
     experts: str | None = None
     dense: str | None = None
+    head: str | None = None
     disk_bytes_per_s: float | None = None
     memory_bytes_per_s: float | None = None
 
@@ -139,7 +141,7 @@ def plan_model(source: str | None, options: PlanOptions) -> ModelPlan:
     kernels, backend = describe_backend(options.threads), select_backend(options.threads)
     try:
         interpreter = _interpreter_with_text(source, backend)
-        found = find_source(source, options.experts, options.dense)
+        found = find_source(source, FormatChoice(options.experts, options.dense, options.head))
         if found.store.manifest.records.places is not None:  # a run holds what opening the file took, too
             interpreter = _interpreter_with_text(str(found.store.text_folder), backend)
         planner = Planner(
@@ -166,14 +168,14 @@ def plan_model(source: str | None, options: PlanOptions) -> ModelPlan:
     return ModelPlan(found, planner, assumption, memory_rate, disk_rate, kernels, this, others)
 
 
-def find_source(source: str | None, experts: str | None = None, dense: str | None = None) -> PlanSource:
+def find_source(source: str | None, choice: FormatChoice = BY_DEFAULT) -> PlanSource:
     """The model that a text names: a store (None: the bundled one), a GGUF file, or what `forecast_store` takes.
 
     A GGUF file is planned as it is opened, unless formats are given or it has to be converted. Raises UsageError for
     formats of a store, else as `Store.open` and `forecast_store`.
     """
     folder = _store_folder(source)
-    as_it_is = None if folder is not None or (experts, dense) != (None, None) else _file_as_it_is(source or "")
+    as_it_is = None if folder is not None or choice != BY_DEFAULT else _file_as_it_is(source or "")
     if as_it_is is not None:
         known_from = "the file, opened as it is"
         return PlanSource(str(as_it_is.path), known_from, as_it_is, has_tokenizer(as_it_is.text_folder))
@@ -181,11 +183,12 @@ def find_source(source: str | None, experts: str | None = None, dense: str | Non
         from edgemoe.conversion.forecast import forecast_store
 
         assert source is not None
-        forecast = forecast_store(source, experts, dense)
+        forecast = forecast_store(source, **vars(choice))
         return PlanSource(forecast.source, forecast.known_from, forecast.store, None, forecast.weights)
-    if experts is not None or dense is not None:
+    if choice != BY_DEFAULT:
         raise UsageError(
-            f"`experts` and `dense` choose formats for a checkpoint; {folder} is a store, whose formats are fixed.",
+            f"`experts`, `dense` and `head` choose formats for a checkpoint; {folder} is a store, whose formats are"
+            " fixed.",
             "Leave them out, or give the checkpoint that it was made from.",
         )
     return PlanSource(str(folder), "the store", Store.open(folder), has_tokenizer(folder))

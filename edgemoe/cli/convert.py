@@ -39,6 +39,15 @@ def convert(
             "--dense", metavar="FORMAT", help="Format of the dense weights, which every token reads.", show_default="q8"
         ),
     ] = None,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            "--head",
+            metavar="FORMAT",
+            help="Format of the head, and of the embedding where both are one.",
+            show_default="as --dense",
+        ),
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep downloaded files in the Hugging Face cache.")] = False,
     force: Annotated[
         bool,
@@ -48,7 +57,7 @@ def convert(
 ) -> None:
     """Convert a checkpoint into a store. After an interruption the same command resumes.
 
-    Without --experts and --dense, the quantised blocks of a GGUF file and MXFP4 weights are kept bit for bit.
+    Without --experts, --dense and --head, the quantised blocks of a GGUF file and MXFP4 weights are kept bit for bit.
     """
     from edgemoe.cli.terminal.render import ProgressBar
     from edgemoe.cli.terminal.text import printable
@@ -65,6 +74,7 @@ def convert(
                 destination,
                 experts=experts,
                 dense=dense,
+                head=head,
                 keep=keep,
                 force=force,
                 progress=report.conversion,

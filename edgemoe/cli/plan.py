@@ -49,6 +49,12 @@ def plan(
             "--dense", metavar="FORMAT", help="Weight format of the dense weights after conversion.", show_default="q8"
         ),
     ] = None,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            "--head", metavar="FORMAT", help="Weight format of the head after conversion.", show_default="as --dense"
+        ),
+    ] = None,
     disk_rate: Annotated[
         str | None,
         typer.Option(
@@ -80,7 +86,9 @@ def plan(
     from edgemoe.cli.terminal.plan_tables import plan_tables
     from edgemoe.cli.terminal.screen import open_screen
 
-    options = PlanOptions(ram, context, threads, kv, routing, experts, dense, disk_bytes_per_s, memory_bytes_per_s)
+    options = PlanOptions(
+        ram, context, threads, kv, routing, experts, dense, head, disk_bytes_per_s, memory_bytes_per_s
+    )
     planned = plan_model(source, options)
     screen = open_screen()
     for title, rows in plan_tables(planned):

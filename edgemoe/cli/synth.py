@@ -19,6 +19,12 @@ def synth(
     gguf: Annotated[
         Path | None, typer.Option("--gguf", metavar="FILE", help="Also write the same weights as a GGUF file.")
     ] = None,
+    layers: Annotated[
+        int | None,
+        typer.Option(
+            "--layers", metavar="N", help="Make only the first N layers, where memory or disk has no room for all."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Random seed of the weights.")] = 0,
     experts: Annotated[
         str | None,
@@ -30,6 +36,15 @@ def synth(
         str | None,
         typer.Option(
             "--dense", metavar="FORMAT", help="Format of the dense weights, which every token reads.", show_default="q8"
+        ),
+    ] = None,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            "--head",
+            metavar="FORMAT",
+            help="Format of the head, and of the embedding where both are one.",
+            show_default="as --dense",
         ),
     ] = None,
     force: Annotated[
@@ -58,9 +73,11 @@ def synth(
             path = synthesise(
                 shape,
                 destination,
+                layers=layers,
                 seed=seed,
                 experts=experts,
                 dense=dense,
+                head=head,
                 force=force,
                 progress=Report(bar, "making").conversion,
             )
@@ -70,4 +87,5 @@ def synth(
     store = Store.open(path)
     typer.echo(f"{destination}: {format_size(store.manifest.total_bytes)} of random weights.")
     if gguf is not None:
-        write_gguf(store, gguf, name=f"{shape}, random weights", tokenizer=False, force=force)
+        part = shape if layers is None else f"first {layers} layers of {shape}"
+        write_gguf(store, gguf, name=f"{part}, random weights", tokenizer=False, force=force)

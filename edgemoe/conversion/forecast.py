@@ -20,7 +20,7 @@ from edgemoe.architectures.config import QUANTISED
 from edgemoe.architectures.foreign import is_mxfp4
 from edgemoe.conversion.folder import read_json_file
 from edgemoe.conversion.folder_contents import CONFIG_NAME, INDEX_NAME, SINGLE_NAME, checkpoint_folder
-from edgemoe.conversion.formats import check_format, choose_formats, expert_of
+from edgemoe.conversion.formats import FormatChoice, choose_formats, expert_of
 from edgemoe.conversion.mxfp4 import join_names
 from edgemoe.conversion.opening import open_source
 from edgemoe.conversion.plan import plan_conversion, plan_manifest
@@ -43,35 +43,35 @@ class Forecast:
     """The weight files that exist."""
 
 
-def forecast_store(source: str, experts: str | None = None, dense: str | None = None) -> Forecast:
+def forecast_store(
+    source: str, experts: str | None = None, dense: str | None = None, head: str | None = None
+) -> Forecast:
     """Predict the store that `edgemoe convert` would make from a source with these formats.
 
     The source is a folder with a checkpoint, a folder with only its config.json (and its index), the config.json
     itself, a GGUF file, or a hub id, of which only config, index and headers are fetched. Raises SourceError for a
     source that cannot be converted, UsageError for an unknown format.
     """
-    check_format("experts", experts)
-    check_format("dense", dense)
+    choice = FormatChoice(experts, dense, head)
+    choice.check()
     path = Path(os.path.expanduser(source))  # noqa: PTH111 (leaves an unknown ~user unchanged)
     path = checkpoint_folder(path) if source else path
     config = _config_alone(path)
     if config is not None:
         names = _names_of_index(config.with_name(INDEX_NAME))
         known_from = f"{CONFIG_NAME} and the index of its shards" if names is not None else f"{CONFIG_NAME} alone"
-        manifest = forecast_manifest(read_json_file(config, "a config.json of a checkpoint"), names, experts, dense)
+        manifest = forecast_manifest(read_json_file(config, "a config.json of a checkpoint"), names, choice)
         return Forecast(Store(config.parent, manifest), str(config.parent), known_from)
     with (
         tempfile.TemporaryDirectory(prefix="edgemoe-plan-") as downloads,
         closing(open_source(source, downloads=Path(downloads), side_files=False)) as opened,
     ):
-        manifest, name = plan_conversion(opened, experts, dense, {}).manifest, opened.name
+        manifest, name = plan_conversion(opened, choice, {}).manifest, opened.name
     weights = (path,) if path.is_file() else tuple(sorted(path.glob("*.safetensors")))
     return Forecast(Store(path, manifest), name, f"{CONFIG_NAME} and the headers of the weights", weights)
 
 
-def forecast_manifest(
-    config: Mapping[str, Any], names: Iterable[str] | None, experts: str | None, dense: str | None
-) -> Manifest:
+def forecast_manifest(config: Mapping[str, Any], names: Iterable[str] | None, choice: FormatChoice) -> Manifest:
     """The manifest for a config, given the names of its tensors; None if the names are unknown too.
 
     Raises SourceError if the model is not supported, or the names are not those of its tensors.
@@ -86,7 +86,7 @@ def forecast_manifest(
         declared = any(isinstance(config.get(key), Mapping) and is_mxfp4(config[key]) for key in QUANTISED)
         mxfp4 = {name for name in shapes if declared and expert_of(name)}
     dtypes = {name: "MXFP4" if name in mxfp4 else "BF16" for name in shapes}
-    return plan_manifest(spec, shapes, choose_formats(shapes, dtypes, experts, dense), {})
+    return plan_manifest(spec, shapes, choose_formats(shapes, dtypes, choice), {})
 
 
 def _config_alone(path: Path) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass
 
 from edgemoe.errors import UsageError
 from edgemoe.kernels.file_rows import BLOCK_FORMATS
@@ -27,11 +28,25 @@ _CLASSES = {
 }
 
 
-def check_format(parameter: str, value: str | None, keep: bool = True) -> None:
-    """Raises UsageError, naming the parameter, for an unknown format; `keep`: whether `KEEP` is one."""
-    names = (*FORMATS, KEEP) if keep else tuple(FORMATS)
-    if value is not None and value not in names:
-        raise UsageError(f"`{parameter}`: expected one of {', '.join(names)}, found {value!r}.")
+@dataclass(frozen=True)
+class FormatChoice:
+    """Names of the formats that a user asks for; None leaves it to the checkpoint's own formats and the defaults."""
+
+    experts: str | None = None
+    dense: str | None = None
+    head: str | None = None
+    """The format of the matrix that gives the logits, if it is not that of other dense weights."""
+
+    def check(self, keep: bool = True) -> None:
+        """Raises UsageError, naming the parameter, for an unknown format; `keep`: whether `KEEP` is one."""
+        names = (*FORMATS, KEEP) if keep else tuple(FORMATS)
+        for parameter, value in vars(self).items():
+            if value is not None and value not in names:
+                raise UsageError(f"`{parameter}`: expected one of {', '.join(names)}, found {value!r}.")
+
+
+BY_DEFAULT = FormatChoice()
+"""Blocks that the checkpoint has quantised carry over, other experts become q4 and other weights q8."""
 
 
 def expert_of(name: str) -> tuple[int, int, str] | None:
@@ -57,12 +72,13 @@ def class_of(name: str, shape: tuple[int, ...]) -> str:
 
 
 def choose_formats(
-    shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str], experts: str | None, dense: str | None
+    shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str], choice: FormatChoice
 ) -> dict[str, Format | None]:
     """The format of each tensor of the model; None for a vector.
 
-    `dtypes` are the checkpoint's. Gate and up, which the store keeps as one matrix, get one format. Experts of a layer
-    may get unlike ones: each keeps the quantised blocks that it comes with.
+    `dtypes` are the checkpoint's. Where the head is tied to the embedding, the embedding gets the head's format. Gate
+    and up, which the store keeps as one matrix, get one format. Experts of a layer may get unlike ones: each keeps the
+    quantised blocks that it comes with.
     """
     groups: dict[str, list[str]] = {}
     formats: dict[str, Format | None] = {}
@@ -73,8 +89,11 @@ def choose_formats(
             formats[name] = FORMATS["f32"]
         else:
             groups.setdefault(stored_name(name, shapes), []).append(name)
+    head = "head" if "head" in shapes else "embedding"
     for names in groups.values():
-        option, default = (experts, DEFAULT_EXPERTS) if expert_of(names[0]) else (dense, DEFAULT_DENSE)
+        option, default = (choice.experts, DEFAULT_EXPERTS) if expert_of(names[0]) else (choice.dense, DEFAULT_DENSE)
+        if names == [head]:
+            option = choice.head or choice.dense
         of_names = {dtypes[name] for name in names}
         carried = _carried(of_names)
         if option == KEEP:

@@ -25,7 +25,7 @@ import numpy as np
 
 from edgemoe.architectures import SourceSlice
 from edgemoe.conversion.encoding import encode
-from edgemoe.conversion.formats import KEEP, expert_of
+from edgemoe.conversion.formats import KEEP, FormatChoice, expert_of
 from edgemoe.conversion.gguf.source import FilePart, GgufSource
 from edgemoe.conversion.plan import Piece, Plan, plan_conversion
 from edgemoe.conversion.side_files import side_files_of
@@ -74,7 +74,7 @@ class GgufStore(Store):
         """Open a file. Raises SourceError where it is damaged, or of a model or type that cannot be used as it is."""
         source = GgufSource(path)
         try:
-            plan = plan_conversion(source, KEEP, None, {"source": source.name})
+            plan = plan_conversion(source, FormatChoice(experts=KEEP), {"source": source.name})
         except SourceError as error:  # about a tensor, of which a checkpoint has one, and a folder many files
             raise SourceError(f"{path}: {error.message}", error.hint) from error
         store = cls(path, source, plan, side_files_of(source))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edgemoe.architectures import AUDIO, FURTHER_TOKENS, VISION, unused_tensors
-from edgemoe.conversion.formats import check_format
+from edgemoe.conversion.formats import BY_DEFAULT, FormatChoice
 from edgemoe.conversion.journal import JOURNAL_NAME, Journal
 from edgemoe.conversion.opening import open_source
 from edgemoe.conversion.plan import Plan, plan_conversion
@@ -47,6 +47,7 @@ def convert_checkpoint(
     *,
     experts: str | None = None,
     dense: str | None = None,
+    head: str | None = None,
     keep: bool = False,
     force: bool = False,
     progress: Callback | None = None,
@@ -56,9 +57,9 @@ def convert_checkpoint(
 ) -> Path:
     """Convert a checkpoint (folder, .gguf file or hub id) to a store at `destination`; returns its path.
 
-    `experts` and `dense` name formats; without them quantised blocks carry over exactly, and other weights
-    become q4 and q8. An interrupted conversion resumes; `force` discards an unfinished conversion of another
-    checkpoint or with other options. A finished store of the same conversion is left unchanged. `keep` leaves
+    `experts`, `dense` and `head` name formats (see `FormatChoice`); without them quantised blocks carry over exactly,
+    and other weights become q4 and q8. An interrupted conversion resumes; `force` discards an unfinished conversion of
+    another checkpoint or with other options. A finished store of the same conversion is left unchanged. `keep` leaves
     downloaded shards in the hub's cache. `notice` receives remarks for the user before the weights are read: those of
     the source, and those that `examine` makes on the small files.
     Raises UsageError, SourceError or StoreError; in no case is a half-written store left at `destination`.
@@ -70,8 +71,7 @@ def convert_checkpoint(
     return convert_source(
         opened,
         destination,
-        experts=experts,
-        dense=dense,
+        choice=FormatChoice(experts, dense, head),
         force=force,
         progress=progress,
         notice=notice,
@@ -83,16 +83,14 @@ def convert_source(
     open_it: Callable[[Path], Source],
     destination: str | os.PathLike[str],
     *,
-    experts: str | None = None,
-    dense: str | None = None,
+    choice: FormatChoice = BY_DEFAULT,
     force: bool = False,
     progress: Callback | None = None,
     notice: NoticeCallback | None = None,
     examine: Examination | None = None,
 ) -> Path:
     """As `convert_checkpoint`, for the source that `open_it` opens (given a folder for downloads) and then closes."""
-    check_format("experts", experts)
-    check_format("dense", dense)
+    choice.check()
     target = _target(destination)
     partial = target.with_name(target.name + ".partial")
     with _disk_errors(partial):
@@ -103,11 +101,11 @@ def convert_source(
                 existing = _existing_store(target)
                 opened = open_it(partial / DOWNLOADS_FOLDER)
                 try:
-                    provenance = _provenance(opened, experts, dense)
+                    provenance = _provenance(opened, choice)
                     if existing is not None:
                         _require_same(existing, provenance)
                     else:
-                        plan = plan_conversion(opened, experts, dense, provenance)
+                        plan = plan_conversion(opened, choice, provenance)
                         side_files = side_files_of(opened)
                         _check_generation_settings(opened.config, side_files)
                         if notice is not None:
@@ -161,14 +159,13 @@ def edgemoe_version() -> str:
         return "not installed"
 
 
-def _provenance(source: Source, experts: str | None, dense: str | None) -> dict[str, Any]:
+def _provenance(source: Source, choice: FormatChoice) -> dict[str, Any]:
     """A store's source, formats and program version: the same provenance gives the same bytes."""
     return {
         "source": source.name,
         "fingerprint": source.fingerprint,
         "edgemoe": edgemoe_version(),
-        "experts": experts,
-        "dense": dense,
+        **vars(choice),
     }
 
 
@@ -197,7 +194,7 @@ def _require_same(existing: Store, provenance: Mapping[str, Any]) -> None:
     different = [key for key in provenance if found.get(key) != provenance[key]]
     if different:
         way_out = "Give another destination, or remove it first."
-        if not {"experts", "dense"} & set(different):
+        if not vars(BY_DEFAULT).keys() & set(different):
             way_out += f" If only its small files have changed, edgemoe update {existing.path} takes those."
         raise UsageError(
             f"{existing.path}: exists, and is of another conversion ({_differences(found, provenance)}).", way_out
@@ -208,7 +205,7 @@ def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """Describe the differences between two conversions, for messages."""
     texts = [
         f"{key} {found.get(key) or 'by default'}, not {wanted[key] or 'by default'}"
-        for key in ("source", "edgemoe", "experts", "dense")
+        for key in ("source", "edgemoe", *vars(BY_DEFAULT))
         if found.get(key) != wanted[key]
     ]
     return "; ".join(texts) or "the checkpoint has changed"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgemoe.architectures import SourceSlice, embedding_copies, model_spec, resolve
-from edgemoe.conversion.formats import choose_formats, class_of, expert_of, stored_name
+from edgemoe.conversion.formats import FormatChoice, choose_formats, class_of, expert_of, stored_name
 from edgemoe.conversion.places import Place, part_ranges, tensor_places
 from edgemoe.conversion.source import Source, TensorInfo, float_dtype
 from edgemoe.errors import SourceError
@@ -65,7 +65,7 @@ class Plan:
         return digest.hexdigest()
 
 
-def plan_conversion(source: Source, experts: str | None, dense: str | None, provenance: Mapping[str, Any]) -> Plan:
+def plan_conversion(source: Source, choice: FormatChoice, provenance: Mapping[str, Any]) -> Plan:
     """The plan for a checkpoint. Raises SourceError if the checkpoint's family is not supported."""
     infos = source.tensors()
     spec = model_spec(source.config)
@@ -73,7 +73,7 @@ def plan_conversion(source: Source, experts: str | None, dense: str | None, prov
     places = resolve(source.config, found, source.unlisted())
     copies = embedding_copies(source.config, found)
     shapes = spec.tensors()
-    formats = choose_formats(shapes, {name: infos[places[name].tensor].dtype for name in shapes}, experts, dense)
+    formats = choose_formats(shapes, {name: infos[places[name].tensor].dtype for name in shapes}, choice)
     manifest = plan_manifest(spec, shapes, formats, provenance)
     stored = tensor_places(manifest, shapes)
     order = {name: number for number, name in enumerate(infos)}

@@ -35,7 +35,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.architectures import checkpoint_shapes, model_spec, resolve
-from edgemoe.conversion.formats import DEFAULT_DENSE, DEFAULT_EXPERTS, check_format, choose_formats
+from edgemoe.conversion.formats import DEFAULT_DENSE, DEFAULT_EXPERTS, FormatChoice, choose_formats
 from edgemoe.conversion.pipeline import convert_source
 from edgemoe.conversion.progress import Callback
 from edgemoe.conversion.shapes import SHAPES
@@ -58,40 +58,41 @@ def synthesise(
     shape: str,
     destination: str | os.PathLike[str],
     *,
+    layers: int | None = None,
     seed: int = 0,
     experts: str | None = None,
     dense: str | None = None,
+    head: str | None = None,
     force: bool = False,
     progress: Callback | None = None,
 ) -> Path:
     """A store of random weights in the shape of that name (`SHAPES`) at `destination`; returns its path.
 
-    `experts` and `dense` name formats, by default q4 and q8. Interruptions, a full disk, `force` and what stands at
-    the destination are treated as by `convert_checkpoint`. Raises UsageError or StoreError.
+    `layers` keeps only the first that many of the shape's layers, for machines that have no room for all. `experts`,
+    `dense` and `head` name formats, by default q4, q8 and that of `dense`. Interruptions, a full disk, `force` and what
+    stands at the destination are treated as by `convert_checkpoint`. Raises UsageError or StoreError.
     """
-    experts, dense = experts or DEFAULT_EXPERTS, dense or DEFAULT_DENSE
-    check_format("experts", experts, keep=False)
-    check_format("dense", dense, keep=False)
-    source = SyntheticSource(shape, seed, experts, dense)
-    return convert_source(
-        lambda downloads: source, destination, experts=experts, dense=dense, force=force, progress=progress
-    )
+    choice = FormatChoice(experts or DEFAULT_EXPERTS, dense or DEFAULT_DENSE, head)
+    choice.check(keep=False)
+    source = SyntheticSource(shape, seed, choice, layers)
+    return convert_source(lambda downloads: source, destination, choice=choice, force=force, progress=progress)
 
 
 class SyntheticSource:
-    """A checkpoint of random weights (see `Source`). Raises UsageError for an unknown shape."""
+    """A checkpoint of random weights (see `Source`). Raises UsageError for an unknown shape or too many `layers`."""
 
-    def __init__(self, shape: str, seed: int, experts: str, dense: str) -> None:
+    def __init__(self, shape: str, seed: int, choice: FormatChoice, layers: int | None = None) -> None:
         if shape not in SHAPES:
             raise UsageError(f"{shape!r}: unknown shape; expected one of {', '.join(SHAPES)}.")
-        self.name = f"random weights of {shape}, seed {seed}"
-        self.config: Mapping[str, Any] = SHAPES[shape]
-        identity = [GENERATOR, seed, experts, dense, dict(self.config)]
+        self.config: Mapping[str, Any] = SHAPES[shape] if layers is None else _first_layers(shape, layers)
+        part = shape if layers is None else f"the first {layers} layers of {shape}"
+        self.name = f"random weights of {part}, seed {seed}"
+        identity = [GENERATOR, seed, *vars(choice).values(), dict(self.config)]
         self.fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         self._seed = seed
         spec = model_spec(self.config)
         shapes = checkpoint_shapes(self.config)
-        formats = choose_formats(spec.tensors(), dict.fromkeys(spec.tensors(), "F32"), experts, dense)
+        formats = choose_formats(spec.tensors(), dict.fromkeys(spec.tensors(), "F32"), choice)
         self._tensors: dict[str, TensorInfo] = {}
         self._deviations: dict[str, float] = {}
         for name, place in resolve(self.config, shapes).items():
@@ -138,6 +139,18 @@ class SyntheticSource:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def _first_layers(shape: str, layers: int) -> dict[str, Any]:
+    """The shape's config with only its first layers: what it lists for each layer ends there too."""
+    config = dict(SHAPES[shape])
+    total = config["num_hidden_layers"]
+    if not 1 <= layers <= total:
+        raise UsageError(f"`layers={layers}`: expected 1 to {total}, the layers of {shape}.")
+    for key, value in config.items():
+        if isinstance(value, (list, tuple)) and len(value) == total:
+            config[key] = value[:layers]
+    return config | {"num_hidden_layers": layers}
 
 
 def _deviation(spec: ModelSpec, name: str, columns: int) -> float:

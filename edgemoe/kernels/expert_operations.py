@@ -169,9 +169,11 @@ class ExpertLayout:
         biases = None
         if self.biases_offset:
             starts, F = self.bias_offsets(), self.intermediate_size
-            lengths = {"gate": F if self.gated else 0, "up": F, "down": self.hidden_size}
-            views = (record[starts[name] :][: 4 * n].view(np.float32) if n else None for name, n in lengths.items())
-            biases = FfnBiases(*views)
+            sizes = {"gate": F, "up": F, "down": self.hidden_size}
+            views = {
+                name: record[starts[name] :][: 4 * n].view(np.float32) for name, n in sizes.items() if name in starts
+            }
+            biases = FfnBiases(views.get("gate"), views["up"], views["down"])
         return (
             Matrix(record[: self.gate_up_bytes], self.gate_up_format, self.gate_up_rows, self.hidden_size),
             Matrix(down, self.down_format, self.hidden_size, self.intermediate_size),

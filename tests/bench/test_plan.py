@@ -23,6 +23,7 @@ from edgemoe.bench.plan import (
 from edgemoe.bench.plan_model import PlanOptions, find_source, plan_model
 from edgemoe.bench.speed import MachineRates
 from edgemoe.conversion.forecast import forecast_store
+from edgemoe.conversion.formats import FormatChoice
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
@@ -211,7 +212,7 @@ def test_what_cannot_be_planned_is_told_before_anything_is_measured(
 def test_sources(store: Path, checkpoint: Path) -> None:
     assert find_source(None).tokenizer is True  # the bundled model
     assert find_source(str(store)).store.manifest == Store.open(store).manifest
-    made = find_source(str(checkpoint), dense="f16")
+    made = find_source(str(checkpoint), FormatChoice(dense="f16"))
     assert made.weights == (checkpoint / "model.safetensors",)
     assert made.tokenizer is None
     assert made.store.dense_format == "f16"

@@ -103,6 +103,20 @@ def test_each_class_gets_its_format_and_the_nearest_weights(
     assert store.dense_format == (dense or "q8")
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_head_may_have_a_format_of_its_own(tied: bool, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "source", {**SMALL_MIXTRAL, "tie_word_embeddings": tied})
+    store = Store.open(convert_checkpoint(str(tmp_path / "source"), tmp_path / "store", head="q4"))
+    formats = {tensor.name: tensor.format.name for tensor in store.manifest.dense if tensor.format is not None}
+    others = {name for name in formats if "router" not in name} - {"embedding" if tied else "head"}
+    assert formats["embedding" if tied else "head"] == "q4"
+    assert {formats[name] for name in others} == {"q8"}
+    with pytest.raises(UsageError, match="head q4, not by default"):
+        convert_checkpoint(str(tmp_path / "source"), tmp_path / "store")
+    with pytest.raises(UsageError, match=r"`head`: expected one of .* found 'q5'"):
+        convert_checkpoint(str(tmp_path / "source"), tmp_path / "other", head="q5")
+
+
 def test_the_bytes_do_not_depend_on_how_the_rows_are_cut(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

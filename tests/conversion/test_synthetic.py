@@ -14,11 +14,13 @@ import pytest
 
 import edgemoe
 from edgemoe.architectures import model_spec
+from edgemoe.conversion.formats import FormatChoice
 from edgemoe.conversion.shapes import SHAPES
 from edgemoe.conversion.synthetic import SyntheticSource, synthesise
 from edgemoe.errors import StoreError, UsageError
 from edgemoe.kernels.file_rows import Rows
 from edgemoe.kernels.formats import FORMATS, Blocks, dequantise
+from edgemoe.model.description import store_spec
 from edgemoe.store.reader import Store
 from edgemoe.store.verification import verify_store
 from tests.architectures import published
@@ -58,19 +60,22 @@ def test_shapes_are_those_of_the_published_models(shape: str, config: dict[str, 
 @pytest.mark.parametrize("experts", FORMATS)
 @pytest.mark.parametrize("tensor", [EMBEDDING, EXPERT, ROUTER])
 def test_rows_are_the_same_in_any_order_and_other_with_another_seed(experts: str, tensor: str) -> None:
-    source = SyntheticSource("tiny", 3, experts, "q4m")
+    source = SyntheticSource("tiny", 3, FormatChoice(experts, "q4m"))
     rows = source.tensors()[tensor].shape[0]
     whole = numbers(source.read_rows(tensor, None, 0, rows))
     cuts = [*range(0, rows, 7), rows]
     pieces = [numbers(source.read_rows(tensor, None, *cut)) for cut in reversed([*itertools.pairwise(cuts)])]
     np.testing.assert_array_equal(np.concatenate(pieces[::-1]), whole)
-    for other in (SyntheticSource("tiny", 4, experts, "q4m"), SyntheticSource("tiny", -3, experts, "q4m")):
+    for other in (
+        SyntheticSource("tiny", 4, FormatChoice(experts, "q4m")),
+        SyntheticSource("tiny", -3, FormatChoice(experts, "q4m")),
+    ):
         assert not np.array_equal(numbers(other.read_rows(tensor, None, 0, rows)), whole)
 
 
 @pytest.mark.parametrize("experts", FORMATS)
 def test_weights_have_no_mean_and_keep_the_size_of_what_they_are_given(experts: str) -> None:
-    source = SyntheticSource("olmoe-1b-7b", 0, experts, "q8")
+    source = SyntheticSource("olmoe-1b-7b", 0, FormatChoice(experts, "q8"))
     weights = numbers(source.read_rows("model.layers.3.mlp.experts.9.gate_proj.weight", None, 0, 1024))
     columns = weights.shape[1]
     assert abs(weights.mean(dtype=np.float64)) < 4 / np.sqrt(columns * weights.size)
@@ -80,7 +85,7 @@ def test_weights_have_no_mean_and_keep_the_size_of_what_they_are_given(experts: 
 
 
 def test_an_affine_groups_middle_is_zero_to_the_bit() -> None:
-    blocks = SyntheticSource("tiny", 0, "q4m", "q8").read_rows(EXPERT, None, 0, 64)
+    blocks = SyntheticSource("tiny", 0, FormatChoice("q4m", "q8")).read_rows(EXPERT, None, 0, 64)
     assert isinstance(blocks, Blocks)
     assert blocks.scales is not None
     assert blocks.minimums is not None
@@ -88,7 +93,7 @@ def test_an_affine_groups_middle_is_zero_to_the_bit() -> None:
 
 
 def test_rows_of_a_large_tensor_are_had_without_the_rest() -> None:
-    source = SyntheticSource("qwen3-30b-a3b", 0, "q4", "q8")
+    source = SyntheticSource("qwen3-30b-a3b", 0, FormatChoice("q4", "q8"))
     assert source.tensors()[EMBEDDING].shape == (151936, 2048)
     tracemalloc.start()
     rows = numbers(source.read_rows(EMBEDDING, None, 151_000, 151_016))
@@ -103,7 +108,7 @@ def test_a_store_holds_just_what_was_drawn(tmp_path: Path, experts: str | None, 
     assert verify_store(store) == []
     assert store.dense_format == (dense or "q8")
     assert store.manifest.quantisation["experts"]["formats"] == [experts or "q4"]
-    source = SyntheticSource("tiny", 0, experts or "q4", dense or "q8")
+    source = SyntheticSource("tiny", 0, FormatChoice(experts or "q4", dense or "q8"))
     found = store_weights(store)
     drawn = numbers(source.read_rows(EXPERT, None, 0, 256))
     exact = drawn.astype(np.float16).astype(np.float32) if experts == "f16" else drawn
@@ -179,6 +184,18 @@ def test_token_ids_in_token_ids_out_without_a_tokenizer(tiny: Path) -> None:
         for ask in (lambda: model.encode("Hi"), lambda: model.encode_chat("Hi"), lambda: model.decode([1]), model.chat):
             with pytest.raises(StoreError, match="this model has no tokenizer"):
                 ask()
+
+
+def test_the_first_layers_are_those_of_the_whole_shape(tiny: Path, tmp_path: Path) -> None:
+    part = store_spec(Store.open(synthesise("tiny", tmp_path / "part", layers=2)))
+    assert part.layers == store_spec(Store.open(tiny)).layers[:2]
+    assert (
+        model_spec(SyntheticSource("lfm2-8b-a1b", 0, FormatChoice("q4", "q8"), 7).config).layers
+        == (model_spec(SHAPES["lfm2-8b-a1b"]).layers[:7])
+    )
+    for layers in (0, 5):
+        with pytest.raises(UsageError, match=rf"`layers={layers}`: expected 1 to 4, the layers of tiny"):
+            SyntheticSource("tiny", 0, FormatChoice("q4", "q8"), layers)
 
 
 def test_unknown_shapes_and_formats_are_refused(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgemoe.conversion.formats import FormatChoice
 from edgemoe.conversion.gguf.export import export_gguf
 from edgemoe.conversion.pipeline import convert_source
 from edgemoe.errors import StoreError
@@ -27,7 +28,9 @@ def store_of(folder: Path, dtype_of_expert: Callable[[int, int, str], str], **op
         _, _, layer, _, _, expert, matrix, _ = name.split(".")
         return dtype_of_expert(int(layer), int(expert), matrix)
 
-    return Store.open(convert_source(lambda downloads: QuantisedSource(dtype_of), folder, **options))
+    return Store.open(
+        convert_source(lambda downloads: QuantisedSource(dtype_of), folder, choice=FormatChoice(**options))
+    )
 
 
 def mixed(layer: int, expert: int, matrix: str) -> str:

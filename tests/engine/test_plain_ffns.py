@@ -83,7 +83,8 @@ def test_backends_agree(exact: Store, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_token_reads_two_matrices_of_each_expert(store: Store) -> None:
     with engine_with_slots(store, 16) as engine:
         traffic = engine.traffic
-    assert traffic.weight_bytes["experts"] == sum(2 * layouts[0].weight_bytes for layouts in store.layouts_of_layers[1:])
+    layouts = [layouts[0] for layouts in store.layouts_of_layers[1:]]
+    assert traffic.weight_bytes["experts"] == sum(2 * layout.weight_bytes for layout in layouts)
     dense = {tensor.name: tensor.bytes for tensor in store.manifest.dense}
     assert traffic.weight_bytes["shared_expert"] == dense["layers.1.shared.up"] + dense["layers.1.shared.down"]
     assert traffic.weight_bytes["dense_ffn"] == sum(

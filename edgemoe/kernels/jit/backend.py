@@ -274,6 +274,7 @@ class JitBackend(StepwiseBackend):
         """`down (activation(gate x, up x))`, each product plus its bias: `(T, D)` to `(T, D)`."""
         products = self.matmul(values, gate_up)
         if biases is not None:
+            assert biases.gate is not None
             layers.add_gate_up_biases(products, biases.gate, biases.up)
         return self._down(products, down, biases, activation)
 

@@ -119,6 +119,7 @@ def gated_ffn(
     both = matmul(values, gate_up).reshape(len(values), -1, 2, PANEL_ROWS)
     gate, up = (both[:, :, half].reshape(len(values), -1)[:, : down.columns] for half in (0, 1))
     if biases is not None:
+        assert biases.gate is not None
         gate, up = gate + biases.gate, up + biases.up
     output = matmul(activate(gate, up, activation), down)
     return output if biases is None else output + biases.down

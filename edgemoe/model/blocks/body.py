@@ -39,9 +39,7 @@ class RoutedExperts:
         return {name: (self.num_experts, *shape) for name, shape in shapes.items()}
 
 
-def ffn_tensors(
-    name: str, intermediate_size: int, hidden_size: int, bias: bool = False, gated: bool = True
-) -> Shapes:
+def ffn_tensors(name: str, intermediate_size: int, hidden_size: int, bias: bool = False, gated: bool = True) -> Shapes:
     """The matrices of an FFN, three or, without a gate, two, and their biases if it has some."""
     shapes: dict[str, tuple[int, ...]] = {f"{name}.gate": (intermediate_size, hidden_size)} if gated else {}
     shapes |= {f"{name}.up": (intermediate_size, hidden_size), f"{name}.down": (hidden_size, intermediate_size)}

@@ -58,9 +58,7 @@ class Moe:
 
     @property
     def routed(self) -> RoutedExperts | None:
-        return RoutedExperts(
-            self.num_experts, self.top_k, self.intermediate_size, self.bias, self.activation.gated
-        )
+        return RoutedExperts(self.num_experts, self.top_k, self.intermediate_size, self.bias, self.activation.gated)
 
     def check(self) -> None:
         self.router.check(self.num_experts, self.top_k)
