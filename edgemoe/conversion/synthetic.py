@@ -144,6 +144,10 @@ class SyntheticSource:
 def _first_layers(shape: str, layers: int) -> dict[str, Any]:
     """The shape's config with only its first layers: what it lists for each layer ends there too."""
     config = dict(SHAPES[shape])
+    if "num_hidden_layers" not in config:
+        raise UsageError(
+            f"`layers={layers}`: {shape} has an encoder and a decoder, whose layers are not cut.", "Leave it out."
+        )
     total = config["num_hidden_layers"]
     if not 1 <= layers <= total:
         raise UsageError(f"`layers={layers}`: expected 1 to {total}, the layers of {shape}.")

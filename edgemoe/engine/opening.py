@@ -44,7 +44,13 @@ def open_engine(
     if routing is not None and options.lossy.on:
         raise UsageError("Forced routing leaves lossy settings nothing to decide.", "Leave one of them out.")
     store = model if isinstance(model, Store) else Store.open(Path(model))
-    spec = options.lossy.applied_to(store_spec(store) if routing is None else routing.apply_to(store_spec(store)))
+    spec = store_spec(store)
+    if routing is not None and spec.encoder is not None:
+        raise UsageError(
+            "Forced routing is for models without an encoder, whose tokens have routing of their own.",
+            "Leave the routing out.",
+        )
+    spec = options.lossy.applied_to(spec if routing is None else routing.apply_to(spec))
     graph = graph_of(spec, options.lossy, routing)
     sizes = model_sizes(store, spec, options.kv, options.sequences)
     backend = select_backend(options.threads)  # before the plan, which measures the backend's libraries

@@ -133,8 +133,7 @@ def build_graph(spec: ModelSpec, options: BuildOptions = PLAIN) -> Graph:
     shared: dict[Hashable, Value] = {value.name: value for value in (*inputs, residual, head_input, logits)}
 
     def builder(stream: Value = residual, letter: Literal["T", "C"] = "T", ending: Builder | None = None) -> Builder:
-        # Routing that the caller fills is that of tokens, and as with a prompt no bonus applies to an input.
-        own = options if letter == "T" else replace(options, forced_routing=False, cache_aware_routing=0.0)
+        own = options if letter == "T" else replace(options, cache_aware_routing=0.0)  # as a prompt has none
         of_model = spec.norm_epsilon, cast(Any, stream), own, spec.norm, shared
         return Builder(-1, D, *of_model, letter=letter, ending=ending)
 

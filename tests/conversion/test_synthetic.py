@@ -186,6 +186,11 @@ def test_token_ids_in_token_ids_out_without_a_tokenizer(tiny: Path) -> None:
                 ask()
 
 
+def test_layers_of_two_stacks_are_not_cut() -> None:
+    with pytest.raises(UsageError, match=r"`layers=3`: switch-base-8 has an encoder and a decoder"):
+        SyntheticSource("switch-base-8", 0, FormatChoice("q4", "q8"), 3)
+
+
 def test_the_first_layers_are_those_of_the_whole_shape(tiny: Path, tmp_path: Path) -> None:
     part = store_spec(Store.open(synthesise("tiny", tmp_path / "part", layers=2)))
     assert part.layers == store_spec(Store.open(tiny)).layers[:2]

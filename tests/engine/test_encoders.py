@@ -16,6 +16,7 @@ import pytest
 
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine.engine import Engine
+from edgemoe.engine.lossy import EXACT, LossySettings
 from edgemoe.engine.memory import LEAST_CONTEXT_TOKENS
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
@@ -23,6 +24,9 @@ from edgemoe.engine.sequence import Sequence as TokenSequence
 from edgemoe.errors import EdgemoeError, StoreError, UsageError
 from edgemoe.kernels.native.library import available_isas
 from edgemoe.kernels.operations import PAGE_TOKENS
+from edgemoe.lab.forced_routing import ForcedRouting
+from edgemoe.lab.recorder import recording
+from edgemoe.lab.trace import read_trace
 from edgemoe.model.build import build_graph
 from edgemoe.model.description import store_spec
 from edgemoe.model.spec import EncoderSpec
@@ -207,6 +211,33 @@ def test_uses_of_experts_count_those_of_inputs(store: Path) -> None:
         assert engine.statistics.tokens == 5
         assert engine.statistics.expert_hits == 3 * 1 + 2 * 3
         assert [one is None for one in engine.routing] == [True, True, True, False, False, False]
+
+
+def test_a_recording_is_of_written_tokens(store: Path, tmp_path: Path) -> None:
+    with engine_with_slots(store, EXPERTS) as engine:
+        with recording(engine, tmp_path / "routing.trace") as recorder:
+            engine.encode([5, 6, 7])
+            engine.forward([0, 8])
+            engine.turn.begin_decoding()
+            engine.forward([4])
+            assert recorder.summary()["uses"] == 3 * 3
+        trace = read_trace(tmp_path / "routing.trace")
+        assert set(trace.layer.tolist()) == {3, 4, 5}
+        assert [size > 0 for size in trace.shape.expert_bytes] == [False] * 3 + [True] * 3
+    with pytest.raises(UsageError, match="Forced routing is for models without an encoder"):
+        open_engine(store, routing=ForcedRouting(trace, "a trace", None))
+
+
+def test_lossy_settings_with_all_experts_in_memory_change_nothing(store: Path) -> None:
+    def answer(slots: int, lossy: LossySettings = EXACT) -> np.ndarray:
+        with engine_with_slots(store, slots, lossy=lossy, context_length=100) as engine:
+            engine.encode([5, 6, 7, 9, 2])
+            engine.turn.begin_decoding()
+            return np.stack([engine.forward([token]) for token in range(20)])
+
+    lossy = LossySettings(cache_aware_routing=0.3, drop_cold=0.2)
+    np.testing.assert_array_equal(answer(EXPERTS, lossy), answer(EXPERTS))
+    assert np.isfinite(answer(4, lossy)).all()
 
 
 def test_what_a_sequence_cannot_do_is_refused(store: Path) -> None:
