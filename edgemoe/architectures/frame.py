@@ -250,7 +250,7 @@ def read_layer_count(reader: ConfigReader, ffn: Moe | GatedFfn) -> int:
 
 def read_layers(
     reader: ConfigReader,
-    attention: Attention,
+    attention: Body,
     ffn: Moe | GatedFfn,
     dense: GatedFfn | None = None,
     dense_layers: Callable[[ConfigReader, int], Collection[int]] = lambda reader, count: (),

@@ -52,6 +52,7 @@ class Row:
     `blocks`: for a source whose rows repeat a pattern of blocks (query and gate of a head, of the next head, ...): the
     internal name that each block of the pattern belongs to, and its rows as a symbol. A tensor has its first blocks of
     all repetitions first, then its second ones.
+    `turned`: the internal name, of those in `blocks`, that has each of its blocks transposed.
     `change`: what a vector's numbers go through, of those that checkpoints keep in another form than the model has.
     `side`: whether only the layers of an encoder or of a decoder have it; the source counts those from 0. A source
     without `{layer}` is then one that all these layers share.
@@ -64,6 +65,7 @@ class Row:
     transposed: bool = False
     flat: bool = False
     blocks: tuple[tuple[str, str], ...] = ()
+    turned: str = ""
     change: Change = "none"
     side: Side = "all"
 
@@ -101,12 +103,16 @@ class SourceSlice:
     flat: bool = False
     runs: tuple[Runs, ...] = ()
     """If there are some, the rows are theirs, in order, in the place of all from `row_start` to `row_stop`."""
+    turned: int = 0
+    """If not 0, each run is a matrix of this many columns of the source, which become its rows."""
     change: Change = "none"
     """The change of its numbers when they are read; only vectors have one."""
 
     @property
     def rows(self) -> int:
         """The number of rows that it takes."""
+        if self.turned:
+            return sum(self.turned * run.repeats for run in self.runs)
         if self.runs:
             return sum(run.length * run.repeats for run in self.runs)
         return len(range(self.row_start, self.row_stop, self.row_step))
@@ -409,12 +415,16 @@ def _block_slices(row: Row, source: str, layer: int, sizes: Mapping[str, int]) -
     """The slices of a source whose rows repeat a pattern of blocks; none in a layer without such blocks."""
     lengths = [_size(symbol, sizes) for _, symbol in row.blocks]
     rows, period = _size(row.row_symbol, sizes), sum(lengths)
-    if not period or rows % period:
+    if not period or not rows or rows % period:
         return {}
     runs: dict[str, list[Runs]] = {name: [] for name in row.internal}
     for number, (name, _) in enumerate(row.blocks):
         runs[name].append(Runs(sum(lengths[:number]), lengths[number], period, rows // period))
-    return {name.format(layer=layer): SourceSlice(source, None, 0, rows, runs=tuple(own)) for name, own in runs.items()}
+    turned = {row.turned: _size(row.shape[1], sizes)}
+    return {
+        name.format(layer=layer): SourceSlice(source, None, 0, rows, runs=tuple(own), turned=turned.get(name, 0))
+        for name, own in runs.items()
+    }
 
 
 def _sizes(spec: ModelSpec, layer: LayerSpec | None) -> dict[str, int]:

@@ -73,7 +73,7 @@ def plan_conversion(source: Source, choice: FormatChoice, provenance: Mapping[st
     places = resolve(source.config, found, source.unlisted())
     copies = embedding_copies(source.config, found)
     shapes = spec.tensors()
-    formats = choose_formats(shapes, {name: infos[places[name].tensor].dtype for name in shapes}, choice)
+    formats = choose_formats(shapes, {name: _dtype_of(places[name], infos) for name in shapes}, choice)
     manifest = plan_manifest(spec, shapes, formats, provenance)
     stored = tensor_places(manifest, shapes)
     order = {name: number for number, name in enumerate(infos)}
@@ -102,6 +102,12 @@ def plan_conversion(source: Source, choice: FormatChoice, provenance: Mapping[st
         counts[piece.place.part] = counts.get(piece.place.part, 0) + 1
     parts = {name: Part(*part, counts[name]) for name, part in part_ranges(manifest).items()}
     return Plan(manifest, pieces, parts)
+
+
+def _dtype_of(place: SourceSlice, infos: Mapping[str, TensorInfo]) -> str:
+    """The dtype of a tensor of the model; floats where it is transposed, which no block outlives."""
+    dtype = infos[place.tensor].dtype
+    return "F32" if place.turned and dtype in BLOCK_FORMATS else dtype
 
 
 def plan_manifest(
@@ -138,6 +144,8 @@ def _check(piece: Piece, info: TensorInfo) -> None:
     shape = info.shape if piece.source.index is None else info.shape[1:]
     dimensions = (1, 3) if piece.place.format is None else (2,)
     shape = shape[::-1] if piece.source.transposed else (math.prod(shape),) if piece.source.flat else shape
+    if piece.source.turned:
+        shape = (piece.source.turned, piece.source.runs[0].length)
     fits = piece.source.rows == piece.place.rows and len(shape) in dimensions
     if not fits or (len(shape) == 2 and shape[1] != piece.place.columns):
         raise SourceError(

@@ -101,6 +101,8 @@ def read_slice(source: Source, where: SourceSlice, start: int, stop: int) -> Row
 
     Rows that lie between those of another tensor are read with them and left out.
     """
+    if where.turned:
+        return _turned_rows(source, where, start, stop)
     rows = join_rows([_read_place(source, where, place) for place in where.places(start, stop)])
     return rows if where.change == "none" else _changed(rows, where.change)
 
@@ -117,6 +119,18 @@ def _read_place(source: Source, where: SourceSlice, place: range) -> Rows:
     else:
         rows = source.read_rows(where.tensor, where.index, first, last)
     return rows if place.step == 1 else take_rows(rows, slice(None, None, place.step))
+
+
+def _turned_rows(source: Source, where: SourceSlice, start: int, stop: int) -> npt.NDArray[np.float32]:
+    """Read rows of matrices that the source has transposed, one after the other in one run of blocks."""
+    (run,) = where.runs
+    pieces = []
+    for number in range(start // where.turned, -(-stop // where.turned)):
+        first, before = run.start + number * run.period, number * where.turned
+        rows = source.read_rows(where.tensor, where.index, first, first + run.length)
+        values = dequantise(rows) if isinstance(rows, Blocks) else rows
+        pieces.append(values.T[max(0, start - before) : stop - before])
+    return np.ascontiguousarray(np.concatenate(pieces))
 
 
 def _changed(rows: Rows, change: Change) -> npt.NDArray[np.float32]:

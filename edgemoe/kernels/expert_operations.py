@@ -51,7 +51,8 @@ class Route(Operation, code=7):
     An expert's choice score is its logit; with `choice_bias`, or of `sigmoid`, it is `score + choice_bias` in float32;
     chosen by `logit`, it is `logit + choice_bias` of either.
     Of several `groups`, equal runs of experts, the `kept_groups` of largest sum of their two largest choice scores are
-    kept (the lower number on a tie), and experts of the others are not chosen.
+    kept (the lower number on a tie), and experts of the others are not chosen. With a `group_best` of 1 a group's
+    largest choice score counts alone (DeepSeek-V2: arXiv 2405.04434).
 
     Weights are the scores of the chosen experts, without `choice_bias`. With `renormalise` they are divided by
     their sum plus `epsilon` (of softmax without `epsilon`: softmax over the chosen `K`). With `least_sum`, scores of
@@ -82,8 +83,10 @@ class Route(Operation, code=7):
     least_sum: float = 0.0
     choose_by: Choice = "score"
     expert_scales: Annotated[Floats | None, weight("E")] = None
+    group_best: Annotated[int, NUMBER] = 2
 
     def check(self, sizes: Sizes) -> None:
+        require(self.group_best in (1, 2), "group_best", "1 or 2", self.group_best)
         used, experts = sizes.letters["K"], sizes.letters["E"]
         require(0 <= self.bonus <= 1, "bonus", "0 to 1", self.bonus)
         require(self.kept_groups <= self.groups, "kept_groups", f"at most {self.groups}", self.kept_groups)

@@ -276,6 +276,43 @@ class StoreKv(Operation, code=4):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
+class StoreLatent(Operation, code=20):
+    """Writes a row `[latent | rotary]` for each row's token to the page of its position, as `StoreKv` writes keys.
+
+    It is the key of all heads, and its first `Wv` elements are the value (DeepSeek-V2: arXiv 2405.04434).
+    """
+
+    latent: Annotated[Floats, rows("Wv")]
+    rotary: Annotated[Floats, rows("R")]
+    positions: Annotated[Integers, rows()]
+    sequences: Annotated[Integers, rows()]  # rows of `pages`
+    pages: Annotated[Integers, buffer("S", "P")]  # as those of `StoreKv`
+    latent_cache: Annotated[Cache, cache("N", "1", _PAGE, "W"), OUTPUT]
+
+    def check(self, sizes: Sizes) -> None:
+        width, expected = sizes.letters["W"], sizes.letters["Wv"] + sizes.letters["R"]
+        require(width == expected, "latent_cache", f"rows of {expected}", width)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class HeadLinear(Operation, code=19):
+    """Multiplies each head by a matrix of its own: head `h` of `output` is `[matrix[h] input[h] | passed[h]]`.
+
+    Rows `h * N .. h * N + N - 1` of `matrix` are those of head `h`. Without `passed` the product is all of it.
+    """
+
+    input: Annotated[Floats, rows("H*M")]
+    matrix: Annotated[Matrix, matrix("H*N", "M")]
+    passed: Annotated[Floats | None, rows("H*R")]
+    heads: Annotated[int, size("H")]
+    output: Annotated[Floats, rows("H*W"), output(apart_from="input")]
+
+    def check(self, sizes: Sizes) -> None:
+        width, expected = sizes.letters["W"], sizes.letters["N"] + sizes.letters.get("R", 0)
+        require(width == expected, "output", f"heads of {expected} channels", width)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class DistanceBias:
     """Numbers of each head that are added to its scores, by how far a key's position lies from the query's (T5).
 
@@ -293,7 +330,8 @@ class Attention(Operation, code=5):
 
     With a `window` it sees the last `window` of these, its own position included. With `lengths` it sees the first
     `lengths[sequences[t]]` positions, at least one, wherever it stands itself. A head's sink is one more logit of its
-    softmax, which takes a share of the sum and adds no value. A bias is added to scores after they were scaled.
+    softmax, which takes a share of the sum and adds no value. A bias is added to scores after they were scaled. Without
+    a cache of values a key's value is its first `Wv` elements.
     """
 
     query: Annotated[Floats, rows("H*W")]
@@ -301,7 +339,7 @@ class Attention(Operation, code=5):
     sequences: Annotated[Integers, rows()]  # rows of `pages`
     pages: Annotated[Integers, buffer("S", "P")]  # as those of `StoreKv`
     key_cache: Annotated[Cache, cache("N", "G", _PAGE, "W")]
-    value_cache: Annotated[Cache, cache("N", "G", _PAGE, "Wv")]
+    value_cache: Annotated[Cache | None, cache("N", "G", _PAGE, "Wv")]
     scale: float
     output: Annotated[Floats, rows("H*Wv"), output(apart_from="query")]
     window: Annotated[int, NUMBER] = 0  # 0: none
@@ -319,10 +357,14 @@ class Attention(Operation, code=5):
             entries = sizes.letters["entries"]
             require(entries % heads == 0, "bias.table", f"rows of {heads} numbers", entries)
             require(sizes.letters["distances"] % 2 == 1, "bias.bucket_of", "an odd number", sizes.letters["distances"])
-        _check_one_format(self.key_cache, self.value_cache)
+        if self.value_cache is None:
+            width, value_width = sizes.letters["W"], sizes.letters["Wv"]
+            require(value_width <= width, "output", f"values of at most {width} channels", value_width)
+        else:
+            _check_one_format(self.key_cache, self.value_cache)
 
     def position_bytes(self) -> int:
-        caches = (self.key_cache, self.value_cache)
+        caches = [self.key_cache] if self.value_cache is None else [self.key_cache, self.value_cache]
         return sum(cache.nbytes // (cache.shape[0] * PAGE_TOKENS) for cache in caches)
 
 

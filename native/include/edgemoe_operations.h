@@ -112,7 +112,7 @@ typedef struct em_attention {
     const int32_t *sequences; /* (T,) */
     const int32_t *pages;     /* (S, P) */
     em_cache key_cache;       /* (N, G, 64, W) */
-    em_cache value_cache;     /* (N, G, 64, Wv) */
+    em_cache value_cache;     /* (N, G, 64, Wv), or NULL */
     float scale;
     float *output;            /* (T, H*Wv) */
     int64_t window;
@@ -161,6 +161,7 @@ typedef struct em_route {
     float least_sum;
     int32_t choose_by;          /* EM_CHOOSE_BY_... */
     const float *expert_scales; /* (E,), or NULL */
+    int64_t group_best;
     int32_t num_experts;        /* E */
     int32_t top_k;              /* K */
 } em_route;
@@ -323,6 +324,35 @@ typedef struct em_delta_rule {
     int32_t head_dim;         /* W */
 } em_delta_rule;
 
+/* Multiplies each head by a matrix of its own: head h of output is [matrix[h] input[h] | passed[h]]. */
+typedef struct em_head_linear {
+    const float *input;  /* (T, H*M) */
+    em_matrix matrix;    /* (H*N, M) */
+    const float *passed; /* (T, H*R), or NULL */
+    int32_t heads;       /* H */
+    float *output;       /* (T, H*W) */
+    int32_t columns;     /* M */
+    int32_t rows;        /* N */
+    int32_t rotated;     /* R */
+    int32_t head_dim;    /* W */
+} em_head_linear;
+
+/* Writes a row [latent | rotary] for each row's token to the page of its position, as StoreKv writes keys. */
+typedef struct em_store_latent {
+    const float *latent;      /* (T, Wv) */
+    const float *rotary;      /* (T, R) */
+    const int32_t *positions; /* (T,) */
+    const int32_t *sequences; /* (T,) */
+    const int32_t *pages;     /* (S, P) */
+    em_cache latent_cache;    /* (N, 1, 64, W) */
+    int32_t value_dim;        /* Wv */
+    int32_t rotated;          /* R */
+    int32_t sequence_count;   /* S */
+    int32_t table_pages;      /* P */
+    int32_t page_count;       /* N */
+    int32_t head_dim;         /* W */
+} em_store_latent;
+
 /* output = down (activation(up input)), each product plus its bias if there are biases: an FFN without a gate. */
 typedef struct em_plain_ffn {
     const float *input;        /* (T, D) */
@@ -365,6 +395,8 @@ typedef struct em_capacity {
     X(LAYER_NORM, layer_norm) \
     X(SOFT_CAP, soft_cap) \
     X(DELTA_RULE, delta_rule) \
+    X(HEAD_LINEAR, head_linear) \
+    X(STORE_LATENT, store_latent) \
     X(PLAIN_FFN, plain_ffn) \
     X(CAPACITY, capacity)
 
@@ -407,7 +439,8 @@ typedef struct em_capacity {
         FIELD(em_route, weights) FIELD(em_route, slots) FIELD(em_route, bonus) FIELD(em_route, score) \
         FIELD(em_route, choice_bias) FIELD(em_route, groups) FIELD(em_route, kept_groups) \
         FIELD(em_route, epsilon) FIELD(em_route, scale) FIELD(em_route, least_sum) FIELD(em_route, choose_by) \
-        FIELD(em_route, expert_scales) FIELD(em_route, num_experts) FIELD(em_route, top_k) \
+        FIELD(em_route, expert_scales) FIELD(em_route, group_best) FIELD(em_route, num_experts) \
+        FIELD(em_route, top_k) \
     STRUCT(em_activation) FIELD(em_activation, function) FIELD(em_activation, alpha) \
         FIELD(em_activation, limit) FIELD(em_activation, offset) FIELD(em_activation, gated) \
     STRUCT(em_ffn_biases) FIELD(em_ffn_biases, gate) FIELD(em_ffn_biases, up) FIELD(em_ffn_biases, down) \
@@ -445,6 +478,15 @@ typedef struct em_capacity {
         FIELD(em_delta_rule, sequences) FIELD(em_delta_rule, states) FIELD(em_delta_rule, output) \
         FIELD(em_delta_rule, columns) FIELD(em_delta_rule, heads) FIELD(em_delta_rule, value_dim) \
         FIELD(em_delta_rule, sequence_count) FIELD(em_delta_rule, head_dim) \
+    STRUCT(em_head_linear) FIELD(em_head_linear, input) FIELD(em_head_linear, matrix) \
+        FIELD(em_head_linear, passed) FIELD(em_head_linear, heads) FIELD(em_head_linear, output) \
+        FIELD(em_head_linear, columns) FIELD(em_head_linear, rows) FIELD(em_head_linear, rotated) \
+        FIELD(em_head_linear, head_dim) \
+    STRUCT(em_store_latent) FIELD(em_store_latent, latent) FIELD(em_store_latent, rotary) \
+        FIELD(em_store_latent, positions) FIELD(em_store_latent, sequences) FIELD(em_store_latent, pages) \
+        FIELD(em_store_latent, latent_cache) FIELD(em_store_latent, value_dim) FIELD(em_store_latent, rotated) \
+        FIELD(em_store_latent, sequence_count) FIELD(em_store_latent, table_pages) \
+        FIELD(em_store_latent, page_count) FIELD(em_store_latent, head_dim) \
     STRUCT(em_plain_ffn) FIELD(em_plain_ffn, input) FIELD(em_plain_ffn, up) FIELD(em_plain_ffn, down) \
         FIELD(em_plain_ffn, output) FIELD(em_plain_ffn, activation) FIELD(em_plain_ffn, biases) \
         FIELD(em_plain_ffn, hidden_size) FIELD(em_plain_ffn, intermediate_size) \

@@ -63,8 +63,9 @@ static inline int em_is_cache_format(int32_t format) { return format >= 0 && for
 
 /* Keys or values of one head at neighbouring positions. */
 typedef struct em_cached {
-    const void *elements;   /* (count, width): float32, float16 or int8 */
-    const uint16_t *scales; /* (count, em_group_count(width)): float16, of EM_Q8 */
+    const void *elements;   /* (count, row_width): float32, float16 or int8 */
+    const uint16_t *scales; /* (count, em_group_count(row_width)): float16, of EM_Q8 */
+    int32_t row_width;      /* at least the width that a kernel reads, from the first element of a row on */
 } em_cached;
 
 /* One of the rows of queries that read the same keys and values. */

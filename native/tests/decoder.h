@@ -29,7 +29,11 @@ enum {
     DELTA_VALUES = 20, /* more than a panel, and not a whole number of them */
     DELTA_CHANNELS = 2 * DELTA_KEY_HEADS * DELTA_KEYS + DELTA_HEADS * DELTA_VALUES,
     DELTA_OUTPUTS = DELTA_HEADS * DELTA_VALUES,
-    OPERATIONS = 31, /* of which one begins to read experts */
+    LATENT = 40, /* of which the second group in 8 bits has only a part */
+    LATENT_ROTARY = 8,
+    LATENT_WIDTH = LATENT + LATENT_ROTARY,
+    NOPE = 12,
+    OPERATIONS = 37, /* of which one begins to read experts */
 };
 
 static inline em_matrix random_matrix(int32_t format, int32_t rows, int32_t columns) {
@@ -64,6 +68,11 @@ typedef struct model {
     float norm[WIDTH], bias[WIDTH], cosine[CONTEXT][HEAD_WIDTH / 2], sine[CONTEXT][HEAD_WIDTH / 2];
     float caches[2][PAGES][GROUPS][EM_PAGE_TOKENS][HEAD_WIDTH]; /* large enough for every format */
     uint16_t cache_scales[2][PAGES][GROUPS][EM_PAGE_TOKENS][1];
+    float latent[TOKENS][LATENT], rotary[TOKENS][LATENT_ROTARY], nope[TOKENS][HEADS * NOPE];
+    float query_rotary[TOKENS][HEADS * LATENT_ROTARY], absorbed[TOKENS][HEADS * LATENT_WIDTH];
+    float gathered[TOKENS][HEADS * LATENT];
+    float latents[PAGES][EM_PAGE_TOKENS][LATENT_WIDTH]; /* large enough for every format */
+    uint16_t latent_scales[PAGES][EM_PAGE_TOKENS][2];
     void *owned[OPERATIONS];
     int32_t owned_count;
 } model;
@@ -127,6 +136,34 @@ static inline void add_attention(model *m, int32_t cache_format) {
         .gate = *m->query, .values = *m->attended, .gating = EM_GATING_SIGMOID, .runs = WIDTH, .width = 1};
     add(m, EM_GATE)->as.gate = (em_gate){
         .gate = *m->key, .values = *m->attended, .gating = EM_GATING_SOFTPLUS, .runs = GROUPS * HEAD_WIDTH, .width = 2};
+    em_linear *output = &add(m, EM_LINEAR)->as.linear;
+    *output = (em_linear){.input = *m->attended, .parts_count = 1, .scale = 0.5f, .accumulate = 1};
+    output->parts[0] = part_of(owned_matrix(m, EM_Q4, WIDTH, WIDTH), NULL, *m->hidden);
+}
+
+static inline void add_latent_attention(model *m, int32_t cache_format) {
+    em_linear *in = &add(m, EM_LINEAR)->as.linear;
+    *in = (em_linear){.input = *m->normed, .parts_count = 4, .scale = 1};
+    in->parts[0] = part_of(owned_matrix(m, EM_Q8, LATENT, WIDTH), NULL, *m->latent);
+    in->parts[1] = part_of(owned_matrix(m, EM_Q4, LATENT_ROTARY, WIDTH), NULL, *m->rotary);
+    in->parts[2] = part_of(owned_matrix(m, EM_F16, HEADS * NOPE, WIDTH), NULL, *m->nope);
+    in->parts[3] = part_of(owned_matrix(m, EM_Q4, HEADS * LATENT_ROTARY, WIDTH), NULL, *m->query_rotary);
+    const em_cache latents = {**m->latents, **m->latent_scales, cache_format};
+    add(m, EM_STORE_LATENT)->as.store_latent = (em_store_latent){
+        .latent = *m->latent, .rotary = *m->rotary, .positions = m->positions, .sequences = m->sequences,
+        .pages = *m->pages, .latent_cache = latents, .value_dim = LATENT, .rotated = LATENT_ROTARY, .sequence_count = 1,
+        .table_pages = PAGES, .page_count = PAGES, .head_dim = LATENT_WIDTH};
+    add(m, EM_HEAD_LINEAR)->as.head_linear = (em_head_linear){
+        .input = *m->nope, .matrix = owned_matrix(m, EM_Q8, HEADS * LATENT, NOPE), .passed = *m->query_rotary,
+        .heads = HEADS, .output = *m->absorbed, .columns = NOPE, .rows = LATENT, .rotated = LATENT_ROTARY,
+        .head_dim = LATENT_WIDTH};
+    add(m, EM_ATTENTION)->as.attention = (em_attention){
+        .query = *m->absorbed, .positions = m->positions, .sequences = m->sequences, .pages = *m->pages,
+        .key_cache = latents, .scale = 0.2f, .output = *m->gathered, .sequence_count = 1, .table_pages = PAGES,
+        .page_count = PAGES, .kv_heads = 1, .head_dim = LATENT_WIDTH, .heads = HEADS, .value_dim = LATENT};
+    add(m, EM_HEAD_LINEAR)->as.head_linear = (em_head_linear){
+        .input = *m->gathered, .matrix = owned_matrix(m, EM_Q4, HEADS * HEAD_WIDTH, LATENT), .heads = HEADS,
+        .output = *m->attended, .columns = LATENT, .rows = HEAD_WIDTH, .head_dim = HEAD_WIDTH};
     em_linear *output = &add(m, EM_LINEAR)->as.linear;
     *output = (em_linear){.input = *m->attended, .parts_count = 1, .scale = 0.5f, .accumulate = 1};
     output->parts[0] = part_of(owned_matrix(m, EM_Q4, WIDTH, WIDTH), NULL, *m->hidden);
@@ -259,6 +296,7 @@ static inline model *make_model_with(int32_t cache_format) {
     add(m, EM_EMBED)->as.embed = (em_embed){
         .ids = m->ids, .output = *m->hidden, .matrix = owned_matrix(m, EM_M4, VOCABULARY, WIDTH), .scale = 2.0f};
     add_attention(m, cache_format);
+    add_latent_attention(m, cache_format);
     add_convolution(m);
     add_delta(m);
     add_moe(m);

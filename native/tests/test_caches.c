@@ -131,23 +131,25 @@ static void attend(const em_kernels *kernels, int32_t rows, const float *queries
     kernels->mix[format](attending, rows, cache, count, width);
 }
 
-static void test_attention(int32_t width, int32_t count, int32_t format) {
+/* Rows of the cache are `extra` wider than what is read of them. */
+static void test_attention(int32_t width, int32_t extra, int32_t count, int32_t format) {
+    const int32_t row_width = width + extra;
     float *queries = random_floats((size_t)ROWS * width), *shares = random_floats((size_t)ROWS * count);
-    float *plain = random_floats((size_t)count * width);
-    uint16_t *halves = allocate((size_t)count * width * sizeof *halves);
-    int8_t *bytes = allocate((size_t)count * width);
-    uint16_t *scales = allocate((size_t)count * em_group_count(width) * sizeof *scales);
+    float *plain = random_floats((size_t)count * row_width);
+    uint16_t *halves = allocate((size_t)count * row_width * sizeof *halves);
+    int8_t *bytes = allocate((size_t)count * row_width);
+    uint16_t *scales = allocate((size_t)count * em_group_count(row_width) * sizeof *scales);
     for (int32_t row = 0; row < count; row++) {
-        const size_t at = (size_t)row * width, groups_at = (size_t)row * em_group_count(width);
-        sets[0]->to_half(plain + at, halves + at, width);
-        sets[0]->to_q8(plain + at, bytes + at, scales + groups_at, width);
-        for (int32_t i = 0; i < width; i++) {
+        const size_t at = (size_t)row * row_width, groups_at = (size_t)row * em_group_count(row_width);
+        sets[0]->to_half(plain + at, halves + at, row_width);
+        sets[0]->to_q8(plain + at, bytes + at, scales + groups_at, row_width);
+        for (int32_t i = 0; i < row_width; i++) {
             if (format == EM_F16) plain[at + i] = em_half_to_float(halves[at + i]);
             if (format == EM_Q8) plain[at + i] = bytes[at + i] * em_half_to_float(scales[groups_at + i / 32]);
         }
     }
     const void *elements[EM_CACHE_FORMATS] = {[EM_F32] = plain, [EM_F16] = halves, [EM_Q8] = bytes};
-    const em_cached cache = {.elements = elements[format], .scales = format == EM_Q8 ? scales : NULL};
+    const em_cached cache = {elements[format], format == EM_Q8 ? scales : NULL, row_width};
     static float scores[2][ROWS][COUNT_MAX], mixed[2][ROWS][WIDTH_MAX];
     attend(sets[0], ROWS, queries, shares, cache, count, width, format, scores[0], mixed[0]);
     for (int32_t s = 0; s < set_count; s++) { /* any number of rows, each with the bits that it has alone */
@@ -166,12 +168,12 @@ static void test_attention(int32_t width, int32_t count, int32_t format) {
     for (int32_t r = 0; r < ROWS; r++) {
         for (int32_t key = 0; key < count; key++) {
             double sum = 0;
-            for (int32_t i = 0; i < width; i++) sum += (double)queries[r * width + i] * plain[key * width + i];
+            for (int32_t i = 0; i < width; i++) sum += (double)queries[r * width + i] * plain[key * row_width + i];
             CHECK(fabs(scores[0][r][key] - 0.25 * sum) <= 1e-6 * width);
         }
         for (int32_t i = 0; i < width; i++) {
             double sum = 0.5 * i;
-            for (int32_t row = 0; row < count; row++) sum += (double)shares[r * count + row] * plain[row * width + i];
+            for (int32_t row = 0; row < count; row++) sum += (double)shares[r * count + row] * plain[row * row_width + i];
             CHECK(fabs(mixed[0][r][i] - sum) <= 1e-6 * (count + i));
         }
     }
@@ -193,7 +195,10 @@ int main(int argc, char **argv) {
         test_to_q8(input, widths[w]);
         free(input);
         for (int32_t format = 0; format < EM_CACHE_FORMATS; format++) {
-            for (int32_t count = 1; count <= 64; count += 9) test_attention(widths[w], count, format);
+            for (int32_t count = 1; count <= 64; count += 9) {
+                test_attention(widths[w], 0, count, format);
+                test_attention(widths[w], 40, count, format);
+            }
         }
     }
     test_to_q8_extremes();

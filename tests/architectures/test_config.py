@@ -15,12 +15,25 @@ from edgemoe.architectures import FAMILIES, checkpoint_shapes, model_spec
 from edgemoe.architectures.config import FIXED, HARMLESS
 from edgemoe.errors import SourceError
 from edgemoe.kernels.operations import Activation
-from edgemoe.model.blocks import Attention, GatedDelta, GatedFfn, Moe, OutputGate, RouterSpec, SharedExpert, ShortConv
+from edgemoe.model.blocks import (
+    Attention,
+    GatedDelta,
+    GatedFfn,
+    LatentAttention,
+    Moe,
+    OutputGate,
+    RouterSpec,
+    SharedExpert,
+    ShortConv,
+)
 from edgemoe.model.rope import RopeSpec, rope_frequencies, rope_tables
 from edgemoe.model.spec import LayerSpec, ModelSpec
 from tests.architectures.published import (
     ALL_FAMILIES,
     DEEPSEEK_MOE_16B,
+    DEEPSEEK_V2,
+    DEEPSEEK_V2_LITE,
+    DEEPSEEK_V3,
     DOTS_LLM1,
     ERNIE_45_21B_A3B,
     FLEX_OLMO_7X7B,
@@ -31,11 +44,13 @@ from tests.architectures.published import (
     GRANITE_SHARED,
     HUNYUAN_A13B,
     HY3_PREVIEW,
+    KIMI_K2,
     LFM2_8B_A1B,
     LING_MINI_2,
     LLAMA_31_8B,
     MINIMAX_M2,
     MIXTRAL_8X7B,
+    MOONLIGHT_16B_A3B,
     OLMOE_1B_7B,
     PUBLISHED,
     QWEN3_30B_A3B,
@@ -286,6 +301,82 @@ def test_deepseek():
     one = DEEPSEEK_MOE_16B | {"num_experts_per_tok": 1, "norm_topk_prob": True}
     assert not ffn(model_spec(one).layers[-1]).router.normalise
     assert ffn(model_spec(DEEPSEEK_MOE_16B | {"n_shared_experts": None}).layers[-1]).shared is None
+
+
+def latent(spec):
+    """The latent attention of a model, whose layers all have the same."""
+    (own,) = {layer.blocks[0].body for layer in spec.layers}
+    assert isinstance(own, LatentAttention)
+    return own
+
+
+def test_deepseek_v2():
+    spec = model_spec(DEEPSEEK_V2_LITE)
+    own = latent(spec)
+    assert (own.heads, own.latent_dim, own.nope_dim, own.rotary_dim, own.value_dim) == (16, 512, 128, 64, 128)
+    assert (own.query_rank, own.latent_epsilon, own.rope.pairing) == (0, 1e-6, "neighbours")
+    gain = 0.1 * 0.707 * math.log(40) + 1
+    assert own.scale == pytest.approx(192**-0.5 * gain**2, rel=1e-12)
+    assert (own.rope.scaling, own.rope.parameters["attention_factor"]) == ("yarn", 1)
+    assert ffn(spec.layers[0]) == GatedFfn(10944)
+    assert {ffn(layer) for layer in spec.layers[1:]} == {Moe(64, 6, 1408, RouterSpec(False), SharedExpert(2816))}
+    large = model_spec(DEEPSEEK_V2)
+    assert latent(large).query_rank == 1536
+    router = RouterSpec(False, groups=8, kept_groups=3, scale=16.0, group_best=1)
+    assert ffn(large.layers[-1]).router == router
+    assert model_spec(DEEPSEEK_V2 | {"norm_topk_prob": True}) == large
+    assert ffn(model_spec(DEEPSEEK_V2 | {"topk_group": 8}).layers[-1]).router == RouterSpec(False, scale=16.0)
+    other = DEEPSEEK_V2_LITE["rope_scaling"] | {"mscale": 1.0}
+    positions = latent(model_spec(DEEPSEEK_V2_LITE | {"rope_scaling": other}))
+    assert positions.rope.parameters["attention_factor"] == pytest.approx((0.1 * math.log(40) + 1) / gain)
+    assert positions.scale == own.scale
+
+
+def test_deepseek_v3():
+    spec = model_spec(DEEPSEEK_V3)
+    assert latent(spec).scale == pytest.approx(192**-0.5 * (0.1 * math.log(40) + 1) ** 2, rel=1e-12)
+    router = RouterSpec(True, "sigmoid", choice_bias=True, groups=8, kept_groups=4, epsilon=1e-20, scale=2.5)
+    assert ffn(spec.layers[3]) == Moe(256, 8, 2048, router, SharedExpert(2048))
+    assert {ffn(layer) for layer in spec.layers[:3]} == {GatedFfn(18432)}
+    assert latent(model_spec(DEEPSEEK_V3 | {"rope_interleave": False})).rope.pairing == "halves"
+    plain = latent(model_spec(MOONLIGHT_16B_A3B))
+    # The norms of the latents have an epsilon of their own, whatever that of the others.
+    assert (plain.scale, plain.query_rank, plain.latent_epsilon) == (192**-0.5, 0, 1e-6)
+    kimi = model_spec(KIMI_K2)
+    assert (kimi.family, ffn(kimi.layers[1]).router.groups) == ("kimi_k2", 1)
+    assert replace(kimi, family="deepseek_v3") == model_spec(KIMI_K2 | {"model_type": "deepseek_v3"})
+    newer = without(DEEPSEEK_V3, "rope_scaling", "rope_theta", "auto_map", "num_nextn_predict_layers") | {
+        "rope_parameters": DEEPSEEK_V3["rope_scaling"] | {"rope_theta": 10000.0},
+        "head_dim": 64,
+        "qk_head_dim": 192,
+        "num_mtp_layers": 1,
+    }
+    assert model_spec(newer) == spec
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "words"),
+    [
+        (DEEPSEEK_V2, {"topk_method": "noaux_tc"}, 'topk_method is "noaux_tc"'),
+        (DEEPSEEK_V2, {"scoring_func": "sigmoid"}, 'scoring_func is "sigmoid"'),
+        (DEEPSEEK_V2, {"n_group": None}, "n_group is missing"),
+        (DEEPSEEK_V2, {"n_group": 7}, "groups: expected equal runs of at least 2 of 160 experts, found 7"),
+        (DEEPSEEK_V2, {"moe_layer_freq": 2}, "moe_layer_freq is 2"),
+        (DEEPSEEK_V2, {"num_key_value_heads": 8}, "num_key_value_heads is 8; edgemoe implements 128 only"),
+        (DEEPSEEK_V2, {"kv_lora_rank": None}, "kv_lora_rank is missing"),
+        (DEEPSEEK_V2, {"q_lora_rank": -1}, "q_lora_rank is -1"),
+        (DEEPSEEK_V2, {"attention_bias": True}, "attention_bias is true"),
+        (DEEPSEEK_V2, {"qk_rope_head_dim": 63}, "qk_rope_head_dim is 63; expected an even width"),
+        (DEEPSEEK_V2, {"head_dim": 128}, "head_dim is 128; edgemoe implements 64 only"),
+        (DEEPSEEK_V2, {"kv_lora_rank": 1 << 19}, "128 heads make"),
+        (DEEPSEEK_V3, {"scoring_func": "softmax"}, 'scoring_func is "softmax"'),
+        (DEEPSEEK_V3, {"rope_interleave": "yes"}, 'rope_interleave is "yes"'),
+        (DEEPSEEK_V3, {"rope_scaling": {"type": "yarn", "factor": 40, "mscale_all_dim": -1}}, "mscale_all_dim is -1"),
+        (KIMI_K2, {"auto_map": {"AutoModelForCausalLM": "modeling_kimi.KimiK3"}}, 'auto_map is "modeling_kimi.KimiK3"'),
+    ],
+)
+def test_latent_attention_that_cannot_be_run_is_refused_by_name(config, changes, words):
+    assert words in refusal(config | changes)
 
 
 def test_olmoe_may_limit_query_key_and_value():

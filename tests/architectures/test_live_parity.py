@@ -33,6 +33,8 @@ NEWER = ("granitemoe_swa", "laguna", "mellum", "mimo_v2_flash", "qwen3_5_moe", "
 """Families whose configs are all of the newer form."""
 CHUNKED_TOLERANCE = 1e-3
 """The tolerance where the reference computes recurrent layers in chunks, whose sums have another order."""
+LATENT = ("deepseek_v2", "deepseek_v3", "kimi_k2")
+"""Families with latent attention."""
 PUBLISHED_CODE = ("bailing_moe", "bailing_moe_v2", "deepseek")
 """Families that `published_code.py` computes: without scaled positions, and with a head of their own."""
 NO_ATTENTION_BIAS = (
@@ -42,6 +44,7 @@ NO_ATTENTION_BIAS = (
     "lfm2_moe",
     "minimax_m2",
     "mixtral",
+    *LATENT,
     *PUBLISHED_CODE,
     *DELTA,
 )
@@ -123,6 +126,11 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
             "moe_layer_interval": number(1, 2),
             "moe_norm_min": draw(st.sampled_from([1e-12, 0.3])),
         }
+    elif model_type in LATENT:
+        del config["head_dim"]
+        config["hidden_size"] += -config["hidden_size"] % heads  # the reference of V2 insists on it
+        config |= draw(grouped_experts()) | draw(latent_attention(model_type, heads))
+        config["first_k_dense_replace"] = number(0, config["num_hidden_layers"])
     elif model_type in PUBLISHED_CODE:
         for key in ("rope_parameters", "tie_word_embeddings"):
             del config[key]
@@ -428,6 +436,23 @@ WINDOWED: dict[str, Callable[[dict[str, Any]], st.SearchStrategy[dict[str, Any]]
     "mimo_v2_flash": mimo_v2_flash,
 }
 """The keys that configs of each family with windows may have, beyond those that all have."""
+
+
+@st.composite
+def latent_attention(draw: st.DrawFn, model_type: str, heads: int) -> dict[str, Any]:
+    """The keys of latent attention; widths of heads and latents are even in sum, as the references need them."""
+    rotated = 2 * draw(st.integers(1, 8))
+    keys = {
+        "num_key_value_heads": heads,
+        "kv_lora_rank": 2 * draw(st.integers(1, 40)),
+        "q_lora_rank": draw(st.none() | st.integers(1, 40)),
+        "qk_nope_head_dim": 2 * draw(st.integers(1, 20)),
+        "qk_rope_head_dim": rotated,
+        "v_head_dim": draw(st.integers(1, 40)),
+    }
+    if model_type == "deepseek_v2":
+        return keys | {"topk_method": draw(st.sampled_from(["greedy", "group_limited_greedy"]))}
+    return keys | {"rope_interleave": draw(st.booleans())}
 
 
 @st.composite

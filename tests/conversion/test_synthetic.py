@@ -46,6 +46,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("olmoe-1b-7b", published.OLMOE_1B_7B),
         ("qwen3-30b-a3b", published.QWEN3_30B_A3B),
+        ("deepseek-v2-lite", published.DEEPSEEK_V2_LITE),
         ("glm-4.5-air", published.GLM_45_AIR),
         ("lfm2-8b-a1b", published.LFM2_8B_A1B),
         ("mixtral-8x7b", published.MIXTRAL_8X7B),
@@ -146,6 +147,7 @@ def test_tokens_are_routed_to_all_experts_about_evenly(tiny: Path) -> None:
             pytest.param(shape, marks=pytest.mark.slow)
             for shape in (
                 "olmoe-1b-7b",
+                "deepseek-v2-lite",
                 "glm-4.5-air",
                 "lfm2-8b-a1b",
                 "gpt-oss-20b",

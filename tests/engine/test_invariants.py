@@ -23,7 +23,7 @@ from edgemoe.engine.phase import Turn
 from edgemoe.kernels.native.library import available_isas
 from edgemoe.kernels.operations import PAGE_TOKENS
 from tests.engine.test_engine import CONFIG, EXPERTS
-from tests.support.checkpoints import SMALL_LFM2, SMALL_QWEN, write_checkpoint
+from tests.support.checkpoints import SMALL_DEEPSEEK, SMALL_LFM2, SMALL_QWEN, write_checkpoint
 from tests.support.engines import engine_with_slots
 
 VOCABULARY = 12
@@ -230,6 +230,7 @@ for _name in ("num_experts_per_tok", "num_local_experts", "rope_theta"):
 LONG_LFM2 = SMALL_LFM2 | {"max_position_embeddings": 4096}
 FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "plain": (CONFIG, ()),
+    "latent rows": (SMALL_DEEPSEEK, ()),
     "windowed": (WINDOWED, (64, 0, 100, 65)),
     "convolutions": (SMALL_LFM2, ()),
     "recurrent": (SMALL_QWEN, ()),
@@ -296,7 +297,7 @@ def test_company_cuts_rewinds_forks_and_prefixes_change_no_bit(
 def test_ten_thousand_combinations(
     family: Family, alone: tuple[Alone, str], slots: int, threads: int, isa: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nine models, two KV formats, six budgets and thread counts, each instruction set: 425 of each."""
+    """Eleven models, two KV formats, six budgets and thread counts, each instruction set: 425 of each."""
     monkeypatch.setenv("EDGEMOE_ISA", isa)
     seed, compared = 100, 0
     while compared < 425:

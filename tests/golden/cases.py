@@ -54,6 +54,25 @@ def _common(model: int, layers: int, heads: int, kv_heads: int, **others: Any) -
     }
 
 
+LATENT = _common(
+    32,
+    3,
+    4,
+    4,
+    first_k_dense_replace=1,
+    intermediate_size=40,
+    kv_lora_rank=32,
+    moe_intermediate_size=20,
+    n_routed_experts=8,
+    n_shared_experts=2,
+    num_experts_per_tok=3,
+    qk_nope_head_dim=16,
+    qk_rope_head_dim=8,
+    rms_norm_eps=1e-2,  # not that of the norms of latents
+    v_head_dim=12,
+)
+"""Models with latent attention."""
+
 GEMMA4 = _common(
     40,
     4,
@@ -573,6 +592,81 @@ CASES: dict[str, Case] = {
             rope_parameters=YARN | {"partial_rotary_factor": 0.5},
         ),
         layout="fused",
+        legacy=True,
+    ),
+    # Latent attention with a latent of queries too, YaRN with both of its factors, groups by their best expert.
+    "deepseek_v2": Case(
+        "deepseek_v2",
+        61,
+        LATENT
+        | {
+            "q_lora_rank": 24,
+            "topk_method": "group_limited_greedy",
+            "n_group": 4,
+            "topk_group": 2,
+            "routed_scaling_factor": 16.0,
+            "rope_parameters": YARN | {"mscale": 0.9, "mscale_all_dim": 0.7},
+        },
+    ),
+    # As V2-Lite: queries of the stream itself, no groups, one factor of YaRN.
+    "deepseek_v2_fused": Case(
+        "deepseek_v2",
+        62,
+        LATENT
+        | {
+            "q_lora_rank": None,
+            "topk_method": "greedy",
+            "kv_lora_rank": 20,
+            "qk_nope_head_dim": 10,
+            "rope_parameters": YARN | {"mscale": 0.707, "mscale_all_dim": 0.707},
+        },
+        layout="fused",
+        legacy=True,
+    ),
+    # DeepSeek-V3's router, neighbouring channels rotated together.
+    "deepseek_v3": Case(
+        "deepseek_v3",
+        63,
+        LATENT
+        | {
+            "q_lora_rank": 24,
+            "n_group": 4,
+            "topk_group": 2,
+            "routed_scaling_factor": 2.5,
+            "rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0},
+        },
+    ),
+    # Halves rotated together, no positions scaled, weights that do not sum to one, a tied head.
+    "deepseek_v3_fused": Case(
+        "deepseek_v3",
+        64,
+        LATENT
+        | {
+            "q_lora_rank": None,
+            "n_group": 1,
+            "topk_group": 1,
+            "n_shared_experts": 1,
+            "norm_topk_prob": False,
+            "rope_interleave": False,
+            "tie_word_embeddings": True,
+        },
+        layout="fused",
+        legacy=True,
+    ),
+    # Kimi-K2: the same without groups.
+    "kimi_k2": Case(
+        "kimi_k2",
+        66,
+        LATENT
+        | {
+            "q_lora_rank": 24,
+            "n_group": 1,
+            "topk_group": 1,
+            "n_shared_experts": 1,
+            "routed_scaling_factor": 2.827,
+            "rms_norm_eps": 1e-5,
+            "rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0},
+        },
         legacy=True,
     ),
     # Convolutions around two layers with attention, a dense layer, biases for the choice and on the convolutions.

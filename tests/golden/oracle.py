@@ -30,6 +30,8 @@ _CLASSES = {
     "laguna": "Laguna",
     "mellum": "Mellum",
     "mimo_v2_flash": "MiMoV2Flash",
+    "deepseek_v2": "DeepseekV2",
+    "deepseek_v3": "DeepseekV3",
     "dots1": "Dots1",
     "ernie4_5_moe": "Ernie4_5_Moe",
     "flex_olmo": "FlexOlmo",
@@ -41,6 +43,7 @@ _CLASSES = {
     "granitemoeshared": "GraniteMoeShared",
     "hunyuan_v1_moe": "HunYuanMoEV1",
     "hy_v3": "HYV3",
+    "kimi_k2": "DeepseekV3",
     "lfm2_moe": "Lfm2Moe",
     "llama": "Llama",
     "minimax_m2": "MiniMaxM2",
@@ -170,9 +173,10 @@ def run(model: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             bias = inputs[1] if getattr(module, "use_expert_bias", True) else 0
         if bias is not None:
             scores = (scores if "Kolibri" in type(module).__name__ else scores.sigmoid()) + bias
-        if hasattr(module, "num_group"):
+        if getattr(module, "num_group", None):
             groups = scores.view(len(scores), module.num_group, -1)
-            sums = groups.topk(2).values.sum(dim=-1)
+            best = 1 if "DeepseekV2" in type(module).__name__ else 2
+            sums = groups.topk(best).values.sum(dim=-1)
             add_margin(sums, module.topk_group)
             kept = sums >= sums.sort(dim=-1, descending=True).values[:, module.topk_group - 1, None]
             scores = groups.masked_fill(~kept[:, :, None], -torch.inf).flatten(1)
@@ -237,7 +241,7 @@ def save(model: Any, case: Case, folder: Path) -> None:
         state = {name: tensor for name, tensor in model.state_dict().items() if not _is_tied(name, case)}
     save_file({name: tensor.bfloat16().contiguous() for name, tensor in state.items()}, folder / "model.safetensors")
     path = folder / "config.json"
-    config = json.loads(path.read_text())
+    config = json.loads(path.read_text()) | {"model_type": case.model_type}  # some classes have several
     path.write_text(json.dumps(_legacy(config) if case.legacy else config, indent=2, sort_keys=True) + "\n")
 
 

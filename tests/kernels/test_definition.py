@@ -106,7 +106,8 @@ def test_a_layer_is_measured_with_and_without_memory() -> None:
         assert sizes.rows == 40
         name = type(operation).__name__
         seen.add(name)
-        if name in expected and sizes.letters.get("heads") != 4:
+        over_latents = getattr(operation, "value_cache", ()) is None
+        if name in expected and sizes.letters.get("heads") != 4 and not over_latents:
             assert sizes.letters == expected[name]
     assert seen == {kind.__name__ for kind in NATIVE_OPERATIONS}
 

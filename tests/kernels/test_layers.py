@@ -300,6 +300,7 @@ def rules(draw: st.DrawFn) -> dict[str, Any]:
         "biased": draw(st.booleans()),
         "groups": groups,
         "kept_groups": kept_groups,
+        "group_best": draw(st.sampled_from([1, 2])),
         "epsilon": draw(st.sampled_from([0.0, 1e-20, 0.1])) if sigmoid else 0.0,
         "scale": draw(st.sampled_from([1.0, 2.5, 0.1])),
         "choose_by": draw(st.sampled_from(["score", "score", "logit"])),
@@ -330,9 +331,8 @@ def test_route_by_scores_and_groups(
     backend.program([ex.Route(logits, experts=chosen, weights=weights, slots=slots, **rule)]).run(tokens)
     in_memory = None if slots is None else (slots >= 0).astype(np.int32)
     expected_experts, expected_weights = REFERENCE.route(logits, count, in_memory=in_memory, **rule)
-    clear = clear_choices(
-        logits, rule["score"], choice_bias, rule["groups"], rule["kept_groups"], rule["choose_by"], bonus
-    )
+    grouping = rule["groups"], rule["kept_groups"], rule["group_best"]
+    clear = clear_choices(logits, rule["score"], choice_bias, *grouping, rule["choose_by"], bonus)
     assert clear.mean() > 0.3 or tokens < 9
     np.testing.assert_array_equal(chosen[clear], expected_experts[clear])
     bound = 2 * tolerance.route(expected_weights, experts)
@@ -346,15 +346,16 @@ def clear_choices(
     choice_bias: op.Floats | None,
     groups: int,
     kept_groups: int,
+    group_best: int,
     choose_by: ex.Choice,
     bonus: float | None,
 ) -> npt.NDArray[np.bool_]:
     """Whether a token's choice hangs on no rounding: scores, and the sums of groups, are far apart or equal."""
     scores = choice_scores(logits, score, choice_bias, choose_by=choose_by)
     best = -np.sort(-scores.reshape(len(scores), groups, -1), axis=2)
-    clear = _apart(scores) & _apart(best[:, :, :2].sum(axis=2))
+    clear = _apart(scores) & _apart(best[:, :, :group_best].sum(axis=2))
     if bonus:
-        kept = choice_scores(logits, score, choice_bias, groups, kept_groups, choose_by)
+        kept = choice_scores(logits, score, choice_bias, groups, kept_groups, choose_by, group_best)
         reach = kept.max(axis=1) - np.where(np.isfinite(kept), kept, np.inf).min(axis=1)
         clear &= _apart(np.concatenate([kept, kept + np.float32(bonus) * reach[:, None]], axis=1))
     return clear

@@ -42,6 +42,8 @@ IN_ORDER = np.arange(PAGES)
 DELTA_VALUES = 20
 CHANNELS = 2 * HEAD_WIDTH + 2 * DELTA_VALUES
 """A delta rule of two heads that share keys, which are as wide as a head of attention."""
+LATENT, ROTARY = 40, HEAD_WIDTH
+"""Channels of a latent row without and with positions: in 8 bits a group has elements of both."""
 CACHE_FORMAT = {"f32": "f32", "f16": "f16", "q8": "q8", "q4": "f16", "q4m": "q8", "m4": "f16"}
 """Which format of cache goes with weights of a format, so that every one has its turn."""
 
@@ -73,6 +75,9 @@ class TinyWeights:
         )
         self.delta = [(matrix(rows, WIDTH), vector(rows)) for rows in (CHANNELS, 2, 2, 2 * DELTA_VALUES)]
         self.kernel, self.decay_bias, self.rate = vector(CHANNELS * 4), vector(2), -np.abs(vector(2))
+        latent_rows = LATENT, ROTARY, HEADS * HEAD_WIDTH, HEADS * ROTARY
+        self.latent = [(matrix(rows, WIDTH), vector(rows)) for rows in latent_rows]
+        self.key_up, self.value_up = matrix(HEADS * LATENT, HEAD_WIDTH), matrix(HEADS * HEAD_WIDTH, LATENT)
         self.delta_norm, self.delta_out = vector(DELTA_VALUES), matrix(WIDTH, 2 * DELTA_VALUES)
         self.slots = aligned_copy(np.arange(EXPERTS, dtype=np.int32))
         self.arena, self.layouts = pack_experts([ffn() for _ in self.slots], self.slots)
@@ -122,6 +127,10 @@ class TinyLayer:
         joined, spread, over = buffer(CHANNELS), buffer(CHANNELS), buffer(2 * DELTA_VALUES)
         strength, decay, self.gate = buffer(2), buffer(2), buffer(2 * DELTA_VALUES)
         self.spread_ring = aligned((sequences, 3, CHANNELS), np.float32)
+        latent, rotary = buffer(LATENT), buffer(ROTARY)
+        nope, query_rotary = buffer(query_width), buffer(HEADS * ROTARY)
+        absorbed, gathered = buffer(HEADS * (LATENT + ROTARY)), buffer(HEADS * LATENT)
+        self.latents = empty_cache(CACHE_FORMAT[format_name], (table.max() + 1, 1, PAGE_TOKENS, LATENT + ROTARY))
         self.delta_states = aligned((sequences, 2, 2 * PANEL_ROWS, HEAD_WIDTH), np.float32)
         for state in (self.ring, self.spread_ring, self.delta_states):
             state.fill(np.nan)  # what is there before the first tokens is never read
@@ -141,6 +150,19 @@ class TinyLayer:
             op.Rope(keys, KV_HEADS, self.places.positions, *own.tables, seed % 2 == 1),
             op.StoreKv(keys, values, *self.places, *self.caches),
             op.Attention(query, *self.places, *self.caches, 0.2, mixed, (0, 5, 40)[seed % 3], own.sinks),
+            op.Linear(mixed, (op.LinearPart(own.mixed, None, self.residual),), 0.5, True),
+            op.Linear(
+                normed,
+                tuple(
+                    op.LinearPart(*weights, output)
+                    for weights, output in zip(own.latent, (latent, rotary, nope, query_rotary), strict=True)
+                ),
+            ),
+            op.Rope(query_rotary, HEADS, self.places.positions, *own.tables),
+            op.StoreLatent(latent, rotary, *self.places, self.latents),
+            op.HeadLinear(nope, own.key_up, query_rotary, HEADS, absorbed),
+            op.Attention(absorbed, *self.places, self.latents, None, 0.2, gathered),
+            op.HeadLinear(gathered, own.value_up, None, HEADS, mixed),
             op.Linear(mixed, (op.LinearPart(own.mixed, None, self.residual),), 0.5, True),
             op.Linear(normed, (op.LinearPart(*own.gates, gates),)),
             op.ShortConv(gates, own.taps, own.added, *self.places[:2], self.ring, convolved),
@@ -179,7 +201,7 @@ def run_tokens(layer: TinyLayer, program: Program, ids: np.ndarray, cuts: list[i
         for name, pieces in results.items():
             pieces.append(getattr(layer, name)[: end - start].copy())
     found = {name: np.concatenate(pieces) for name, pieces in results.items()}
-    cached = [array for cache in layer.caches for array in cache_arrays(cache)]
+    cached = [array for cache in (*layer.caches, layer.latents) for array in cache_arrays(cache)]
     return found | {f"cache array {number}": array for number, array in enumerate(cached)}
 
 

@@ -10,7 +10,17 @@ import pytest
 
 from edgemoe.architectures import model_spec
 from edgemoe.kernels.operations import RELU, RELU2, SILU, Activation
-from edgemoe.model.blocks import Attention, GatedDelta, GatedFfn, Moe, PlainFfn, RouterSpec, SharedExpert, ShortConv
+from edgemoe.model.blocks import (
+    Attention,
+    GatedDelta,
+    GatedFfn,
+    LatentAttention,
+    Moe,
+    PlainFfn,
+    RouterSpec,
+    SharedExpert,
+    ShortConv,
+)
 from edgemoe.model.first_form import current_form
 from edgemoe.model.rope import RopeSpec
 from edgemoe.model.spec import Block, LayerSpec, ModelSpec
@@ -102,6 +112,12 @@ def routed(normalise: bool, top_k: int = 2, **options: Any) -> LayerSpec:
         ),
         (LayerSpec.of(ShortConv(1)), "a convolution over 1 tokens: expected 2 to 64"),
         (LayerSpec.of(ShortConv(65)), "a convolution over 65 tokens: expected 2 to 64"),
+        (
+            LayerSpec.of(LatentAttention(2, 32, 16, 8, 16, 0.2, RopeSpec(1e4, 4))),
+            "4 of 8 channels with positions are rotated",
+        ),
+        (LayerSpec.of(LatentAttention(2, 32, 16, 8, 16, 0.2, RopeSpec(1e4, 12))), "12 of 8 channels"),
+        (routed(True, groups=2, group_best=3), "router: group_best: expected 1 or 2, found 3"),
         (LayerSpec.of(GatedDelta(2, 3, 16, 16, 4)), "3 heads that share 2 heads of keys"),
         (LayerSpec.of(GatedDelta(1, 1, 257, 16, 4)), "keys of 257 channels: expected at most 256"),
         (LayerSpec.of(GatedDelta(1, 1, 16, 16, 1)), "a convolution over 1 tokens: expected 2 to 64"),

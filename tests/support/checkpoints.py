@@ -92,6 +92,32 @@ SMALL_SWITCH: dict[str, Any] = {
 }
 """An encoder with a layer of 10 experts, which small inputs fill, and a decoder with three."""
 
+SMALL_DEEPSEEK: dict[str, Any] = {
+    "model_type": "deepseek_v3",
+    "hidden_size": 72,
+    "intermediate_size": 56,
+    "moe_intermediate_size": 40,
+    "num_hidden_layers": 5,
+    "first_k_dense_replace": 1,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 6,
+    "kv_lora_rank": 40,
+    "q_lora_rank": 36,
+    "qk_nope_head_dim": 20,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+    "n_routed_experts": 10,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 3,
+    "n_group": 2,
+    "topk_group": 1,
+    "vocab_size": 193,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e4,
+}
+"""Four layers of 10 experts, and a dense one before them, with latent attention over rows of a group and a half."""
+
 ELEMENT_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
 _ROWS_AT_ONCE = 1 << 20
 

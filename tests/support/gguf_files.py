@@ -21,6 +21,8 @@ ARCHITECTURES = {
     "mixtral": gguf.MODEL_ARCH.LLAMA,
     "bailing_moe_v2": gguf.MODEL_ARCH.BAILINGMOE2,
     "deepseek": gguf.MODEL_ARCH.DEEPSEEK,
+    "deepseek_v2": gguf.MODEL_ARCH.DEEPSEEK2,
+    "deepseek_v3": gguf.MODEL_ARCH.DEEPSEEK2,
     "dots1": gguf.MODEL_ARCH.DOTS1,
     "ernie4_5_moe": gguf.MODEL_ARCH.ERNIE4_5_MOE,
     "glm4_moe": gguf.MODEL_ARCH.GLM4_MOE,
@@ -76,6 +78,8 @@ def gguf_tensors(config: Mapping[str, Any], tensors: Tensors, *, stacked: bool =
             out[f"blk.{layer}.ffn_gate_{kind}.weight"], out[f"blk.{layer}.ffn_up_{kind}.weight"] = gate, up
         elif "output_linear" in name:
             out[f"blk.{layer}.ffn_down_{'shexp' if 'shared' in name else 'exps'}.weight"] = values
+        elif name.endswith("kv_b_proj.weight"):
+            out |= expansion_of_heads(config, f"blk.{layer}.", values)
         elif name.startswith("blk."):
             out[name] = values
         elif name.endswith("conv.conv.weight"):
@@ -93,6 +97,17 @@ def gguf_tensors(config: Mapping[str, Any], tensors: Tensors, *, stacked: bool =
             out[f"{names.get_name(stem) or stem}.{suffix}"] = values
     out |= {name: np.stack([stack[number] for number in sorted(stack)]) for name, stack in experts.items()}
     return out
+
+
+def expansion_of_heads(config: Mapping[str, Any], layer: str, values: np.ndarray) -> dict[str, np.ndarray]:
+    """The two parts of what latents are expanded with, a matrix for each head; that of keys is transposed."""
+    heads, nope = config["num_attention_heads"], config["qk_nope_head_dim"]
+    own = values.reshape(heads, -1, values.shape[1])
+    keys, head_values = own[:, :nope], own[:, nope:]
+    return {
+        f"{layer}attn_k_b.weight": np.ascontiguousarray(keys.swapaxes(1, 2)),
+        f"{layer}attn_v_b.weight": np.ascontiguousarray(head_values),
+    }
 
 
 def _with_linear_layers(config: Mapping[str, Any], tensors: Tensors) -> dict[str, np.ndarray]:
@@ -272,6 +287,22 @@ def _metadata(config: Mapping[str, Any]) -> dict[str, Any]:
             "ssm.state_size": config["linear_key_head_dim"],
             "ssm.time_step_rank": heads,
         }
+    if "kv_lora_rank" in config:
+        latent, rotated = config["kv_lora_rank"], config["qk_rope_head_dim"]
+        values |= {
+            "attention.head_count_kv": 1,
+            "attention.key_length": latent + rotated,
+            "attention.value_length": latent,
+            "attention.key_length_mla": config["qk_nope_head_dim"] + rotated,
+            "attention.value_length_mla": config["v_head_dim"],
+            "attention.kv_lora_rank": latent,
+            "attention.q_lora_rank": config.get("q_lora_rank"),
+            "expert_gating_func": _SIGMOID if family == "deepseek_v3" else 1,
+            "expert_weights_norm": config.get("norm_topk_prob"),
+            "rope.dimension_count": rotated,
+        }
+        if "rope_scaling" in config:
+            values["rope.scaling.yarn_log_multiplier"] = 0.1 * config["rope_scaling"]["mscale_all_dim"]
     scaling = config.get("rope_scaling") or {}
     if scaling.get("rope_type") == "yarn":
         values |= {

@@ -13,6 +13,8 @@ from edgemoe.conversion.gguf.families import FAMILIES
 from edgemoe.conversion.gguf.family_config import family_config
 from edgemoe.conversion.gguf.file import GgufTensor
 from edgemoe.conversion.gguf.keys import Metadata
+from edgemoe.conversion.gguf.latent import ARCHITECTURE as LATENT
+from edgemoe.conversion.gguf.latent import latent_config
 from edgemoe.conversion.gguf.names import ROPE_FACTORS, TAKE_ANOTHER
 from edgemoe.conversion.gguf.windowed import WINDOWED, part_of
 from edgemoe.errors import SourceError
@@ -64,6 +66,8 @@ def checkpoint_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> 
     config |= {"sliding_window": window} if window else {}
     if windowed:
         config |= WINDOWED[metadata.architecture](metadata, tensors, config)
+    elif metadata.architecture == LATENT:
+        config |= latent_config(metadata, tensors, config)
     else:
         config |= family_config(metadata, tensors, head_dim)
     metadata.finish()

@@ -22,6 +22,7 @@ from edgemoe.architectures import model_spec
 from edgemoe.conversion.gguf.expressible import NO_GGUF, check_expressible
 from edgemoe.conversion.gguf.families import ARCHITECTURES
 from edgemoe.conversion.gguf.file_tensors import FileTensor, file_tensors
+from edgemoe.conversion.gguf.latent import ARCHITECTURE as LATENT
 from edgemoe.conversion.gguf.metadata import frequency_divisors, remarks, write_metadata
 from edgemoe.conversion.gguf.names import pairs_order
 from edgemoe.conversion.gguf.package import (
@@ -104,7 +105,7 @@ def export_gguf(
                 _write_header(writer, tensors, divisors)
             _write_divisors(partial, divisors)
             troubles = list(_troubles_on_the_way_back(partial, spec, tensors))
-            if troubles and ARCHITECTURES[spec.family] in WINDOWED:
+            if troubles and ARCHITECTURES[spec.family] in (*WINDOWED, LATENT):
                 raise StoreError(
                     f"this model cannot be a GGUF: llama.cpp's {ARCHITECTURES[spec.family]} has fixed patterns of"
                     " layers, positions or weights, which this model does not follow.",
@@ -224,10 +225,10 @@ def _write_weights(
 
 def _file_rows(descriptors: dict[str, int], store: Store, tensor: FileTensor) -> Iterator[Rows]:
     """Yield the rows of a tensor in the order of the file, a slice at a time."""
-    if tensor.block:
-        for start in range(0, tensor.places[0].rows, tensor.block):
-            for place in tensor.places:
-                yield _read_rows(descriptors[place.file], store, place, start, start + tensor.block)
+    if tensor.blocks:
+        for number in range(tensor.places[0].rows // tensor.blocks[0]):
+            for place, block in zip(tensor.places, tensor.blocks, strict=True):
+                yield _read_rows(descriptors[place.file], store, place, number * block, (number + 1) * block)
         return
     multiple, turns = math.lcm(PANEL_ROWS, tensor.head_dim or 1), tensor.turns
     for place in tensor.places:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from edgemoe.conversion.gguf.families import ARCHITECTURES, FAMILY
+from edgemoe.conversion.gguf.latent import ARCHITECTURE as LATENT
+from edgemoe.conversion.gguf.latent import latent_problems
 from edgemoe.conversion.gguf.layers import (
     attention_and_ffn,
     attention_interval,
@@ -60,6 +62,9 @@ def check_expressible(spec: ModelSpec) -> None:
 
 def _problems(spec: ModelSpec) -> Iterator[str]:
     architecture = ARCHITECTURES[spec.family]
+    if architecture == LATENT:
+        yield from latent_problems(spec)
+        return
     if architecture in WINDOWED:
         if not spec.routed:
             yield "models without routed experts"

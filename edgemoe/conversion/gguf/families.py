@@ -1,6 +1,7 @@
 """Describes every architecture of GGUF files that edgemoe reads or writes: one record each, in `FAMILIES`.
 
-How a record becomes a checkpoint's config is in `family_config.py`, and in `windowed.py` where layers have windows;
+How a record becomes a checkpoint's config is in `family_config.py`, and in `windowed.py` where layers have windows, in
+`latent.py` where attention is latent;
 which models a file of an architecture cannot express is in `expressible.py`.
 """
 
@@ -52,6 +53,16 @@ _HUNYUAN_NAMES = {
     "attn_q_norm.weight": "self_attn.query_layernorm.weight",
     "attn_k_norm.weight": "self_attn.key_layernorm.weight",
 }
+_LATENT_NAMES = {
+    "attn_q_a.weight": "self_attn.q_a_proj.weight",
+    "attn_q_a_norm.weight": "self_attn.q_a_layernorm.weight",
+    "attn_q_b.weight": "self_attn.q_b_proj.weight",
+    "attn_kv_a_mqa.weight": "self_attn.kv_a_proj_with_mqa.weight",
+    "attn_kv_a_norm.weight": "self_attn.kv_a_layernorm.weight",
+    "attn_kv_b.weight": "self_attn.kv_b_proj.weight",
+    "attn_k_b.weight": "self_attn.k_b_proj.weight",
+    "attn_v_b.weight": "self_attn.v_b_proj.weight",
+}
 _LING_NAMES = {
     "token_embd.weight": "model.word_embeddings.weight",
     "attn_qkv.weight": "attention.query_key_value.weight",
@@ -96,6 +107,18 @@ FAMILIES: dict[str, Family] = {
         qkv_bias=True,
         full_width=True,
         never_tied=True,
+    ),
+    "deepseek2": Family(
+        "deepseek_v3",
+        False,
+        _QWEN_ROUTER,
+        _QWEN_EXPERT,
+        _SHARED_EXPERTS,
+        partial_rotation=True,
+        leading_dense=True,
+        matrices=_SPLIT,
+        own_names=_LATENT_NAMES,
+        value_width=True,
     ),
     "dots1": Family(
         "dots1",
@@ -360,7 +383,9 @@ FAMILIES: dict[str, Family] = {
 
 ARCHITECTURES = {family.model_type: name.partition(" ")[0] for name, family in FAMILIES.items()} | {
     "bailing_moe": "bailingmoe2",
+    "deepseek_v2": "deepseek2",
     "granitemoeshared": "granitemoe",
+    "kimi_k2": "deepseek2",
     "sarvam_moe": "bailingmoe2",
     "solar_open": "glm4moe",
 }

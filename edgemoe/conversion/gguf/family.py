@@ -18,7 +18,7 @@ class Family:
     """One GGUF architecture: its names in checkpoints, and what llama.cpp's loader of it has keys for or assumes.
 
     `{expert}` and `{matrix}` are placeholders. The fields from `routing` on say nothing of the architectures in
-    `windowed.py`: the exporter reads a file of those back instead.
+    `windowed.py` and `latent.py`: the exporter reads a file of those back instead.
     """
 
     model_type: str

@@ -45,9 +45,9 @@ def family_config(metadata: Metadata, tensors: Mapping[str, GgufTensor], head_di
         # The width of an expert; some files have it under two keys.
         metadata.value("expert_feed_forward_length")
         return config | {"attention_bias": has_bias}
-    config["moe_intermediate_size"] = _expert_width(metadata, tensors, "expert_feed_forward_length", "exps")
+    config["moe_intermediate_size"] = expert_width(metadata, tensors, "expert_feed_forward_length", "exps")
     if metadata.architecture == "qwen2moe":
-        shared = _expert_width(metadata, tensors, "expert_shared_feed_forward_length", "shexp")
+        shared = expert_width(metadata, tensors, "expert_shared_feed_forward_length", "shexp")
         return config | {"shared_expert_intermediate_size": shared, "qkv_bias": has_bias}
     return config | {"attention_bias": has_bias}
 
@@ -57,7 +57,7 @@ def _sigmoid_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> di
     if metadata.value("expert_gating_func", 0) not in (0, SIGMOID):
         raise metadata.wrong("expert_gating_func", f"{SIGMOID} (sigmoid)", metadata.value("expert_gating_func"))
     return {
-        "moe_intermediate_size": _expert_width(metadata, tensors, "expert_feed_forward_length", "exps"),
+        "moe_intermediate_size": expert_width(metadata, tensors, "expert_feed_forward_length", "exps"),
         "n_group": metadata.count("expert_group_count", 0, minimum=0) or 1,
         "topk_group": metadata.count("expert_group_used_count", 0, minimum=0) or 1,
         "norm_topk_prob": bool(metadata.value("expert_weights_norm", False)),
@@ -120,8 +120,8 @@ def _minimax_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> di
 
 def _hunyuan_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> dict[str, Any]:
     """The keys of Hunyuan-A13B: its shared expert is as wide as the others, and positions are stretched already."""
-    width = _expert_width(metadata, tensors, "expert_feed_forward_length", "exps")
-    shared = _expert_width(metadata, tensors, "expert_shared_feed_forward_length", "shexp")
+    width = expert_width(metadata, tensors, "expert_feed_forward_length", "exps")
+    shared = expert_width(metadata, tensors, "expert_shared_feed_forward_length", "shexp")
     if shared != width:
         raise metadata.wrong("expert_shared_feed_forward_length", f"{width}, the width of an expert", shared)
     return {
@@ -135,7 +135,7 @@ def _hunyuan_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> di
 def _ernie_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> dict[str, Any]:
     """The keys of ERNIE 4.5. The width of shared experts that converters write is another one by accident."""
     metadata.value("expert_shared_feed_forward_length")
-    width = _expert_width(metadata, tensors, "expert_feed_forward_length", "exps")
+    width = expert_width(metadata, tensors, "expert_feed_forward_length", "exps")
     return {
         "attention_bias": None,
         "moe_intermediate_size": width,
@@ -153,7 +153,7 @@ def _deepseek_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> d
     if metadata.value("expert_weights_norm", False) is not False:
         raise metadata.wrong("expert_weights_norm", "false, or no such key", True)
     return {
-        "moe_intermediate_size": _expert_width(metadata, tensors, "expert_feed_forward_length", "exps"),
+        "moe_intermediate_size": expert_width(metadata, tensors, "expert_feed_forward_length", "exps"),
         "n_routed_experts": metadata.count("expert_count"),
         "n_shared_experts": metadata.count("expert_shared_count", 0, minimum=0),
         "norm_topk_prob": False,
@@ -200,7 +200,7 @@ def _lfm2_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> dict[
         "norm_eps": metadata.value("attention.layer_norm_rms_epsilon"),
         "num_key_value_heads": max(kv_heads),
         "layer_types": ["full_attention" if count else "conv" for count in kv_heads],
-        "moe_intermediate_size": _expert_width(metadata, tensors, "expert_feed_forward_length", "exps"),
+        "moe_intermediate_size": expert_width(metadata, tensors, "expert_feed_forward_length", "exps"),
         "num_dense_layers": dense,
         "use_expert_bias": any(name.endswith(".exp_probs_b.bias") for name in tensors),
         "conv_L_cache": metadata.count("shortconv.l_cache"),
@@ -228,8 +228,8 @@ def _linear_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> dic
         "linear_num_key_heads": metadata.count("ssm.group_count"),
         "linear_num_value_heads": heads,
         "linear_value_head_dim": inner // heads,
-        "moe_intermediate_size": _expert_width(metadata, tensors, "expert_feed_forward_length", "exps"),
-        "shared_expert_intermediate_size": _expert_width(
+        "moe_intermediate_size": expert_width(metadata, tensors, "expert_feed_forward_length", "exps"),
+        "shared_expert_intermediate_size": expert_width(
             metadata, tensors, "expert_shared_feed_forward_length", "shexp"
         ),
     }
@@ -266,12 +266,12 @@ def _granite_config(
         "logits_scaling": metadata.value("logit_scale") or 1.0,
     }
     if "blk.0.ffn_gate_shexp.weight" in tensors:
-        width = _expert_width(metadata, tensors, "expert_shared_feed_forward_length", "shexp")
+        width = expert_width(metadata, tensors, "expert_shared_feed_forward_length", "shexp")
         config |= {"model_type": "granitemoeshared", "shared_intermediate_size": width}
     return config
 
 
-def _expert_width(metadata: Metadata, tensors: Mapping[str, GgufTensor], key: str, kind: str) -> int:
+def expert_width(metadata: Metadata, tensors: Mapping[str, GgufTensor], key: str, kind: str) -> int:
     """The expert width from the key, or from the rows of a gate in files older than the key."""
     suffixes = {f".ffn_gate_{kind}.weight": 1} | ({f".{MERGED_GATE_UP}": 2} if kind == "exps" else {})
     for name, tensor in tensors.items():

@@ -14,6 +14,7 @@ from edgemoe.conversion.places import Place, tensor_places
 from edgemoe.errors import StoreError
 from edgemoe.kernels.file_rows import TYPE_NAMES
 from edgemoe.kernels.formats import GROUP_COLUMNS
+from edgemoe.model.blocks import LatentAttention
 from edgemoe.model.spec import ModelSpec
 from edgemoe.store.reader import Store
 
@@ -31,6 +32,14 @@ NAMES = {
     "post_ffn_norm": MODEL_TENSOR.FFN_POST_NORM,
     "query_norm": MODEL_TENSOR.ATTN_Q_NORM,
     "key_norm": MODEL_TENSOR.ATTN_K_NORM,
+    "query_rotary": MODEL_TENSOR.ATTN_Q,
+    "query_latent": MODEL_TENSOR.ATTN_Q_A,
+    "query_latent_norm": MODEL_TENSOR.ATTN_Q_A_NORM,
+    "latent": MODEL_TENSOR.ATTN_KV_A_MQA,
+    "key_rotary": MODEL_TENSOR.ATTN_KV_A_MQA,
+    "latent_norm": MODEL_TENSOR.ATTN_KV_A_NORM,
+    "key_up": MODEL_TENSOR.ATTN_K_B,
+    "value_up": MODEL_TENSOR.ATTN_V_B,
     "conv_norm": MODEL_TENSOR.ATTN_NORM,
     "conv_in": MODEL_TENSOR.SHORTCONV_INPROJ,
     "conv_taps": MODEL_TENSOR.SHORTCONV_CONV,
@@ -86,6 +95,9 @@ _OTHER_NAMES = dict.fromkeys(("glm4moe", "gpt-oss"), _POST_NORM) | {
 }
 """Where an architecture has names of its own."""
 
+_RANKED_QUERY = dict.fromkeys(("query", "query_rotary"), MODEL_TENSOR.ATTN_Q_B)
+"""The names of queries that are made of a latent."""
+
 _WHOLE_NAMES = {"delta_decay_bias": "blk.{bid}.ssm_dt.bias", "delta_rate": "blk.{bid}.ssm_a"}
 """Names in the file that do not follow from a name above."""
 
@@ -101,9 +113,9 @@ class FileTensor:
     """A tensor of the file: a tensor of the store, or several, whose rows follow one another, or the same matrix of
     all experts of a layer.
 
-    With `head_dim` the rows of each head are reordered from two halves to interleaved pairs. With `block` rows, tensors
-    of the store take turns: a block of the first, one of the second, the next of the first. With `turns`, heads of
-    values are put in turn.
+    With `head_dim` the rows of each head are reordered from two halves to interleaved pairs. With `blocks`, tensors of
+    the store take turns: a block of the first, one of the second, the next of the first. With `turns`, heads of values
+    are put in turn. With `heads`, the rows of each head are a matrix by itself.
     """
 
     type: GGMLQuantizationType
@@ -113,16 +125,20 @@ class FileTensor:
     head_dim: int | None
     rows: int = 0
     """Rows of the matrix that a vector of the store becomes in the file (taps of convolutions); 0: it stays one."""
-    block: int = 0
     turns: Turns | None = None
     """From the order of the file to that of the store."""
+    heads: int = 0
     places: list[Place] = field(default_factory=list)
+    blocks: list[int] = field(default_factory=list)
+    """How many rows a block of each of its places has."""
 
     @property
     def shape(self) -> tuple[int, ...]:
         place = self.places[0]
-        if self.block:
+        if self.blocks:
             return (sum(one.rows for one in self.places), place.columns)
+        if self.heads:
+            return (self.heads, place.rows // self.heads, place.columns)
         if self.rows:
             return (self.rows, place.rows // self.rows)
         rows = place.rows if self.stacked else sum(part.rows for part in self.places)
@@ -141,6 +157,8 @@ def file_tensors(store: Store, spec: ModelSpec) -> dict[str, FileTensor]:
     architecture = ARCHITECTURES[spec.family]
     family = FAMILY[architecture]
     interleaved, names = architecture in INTERLEAVED, NAMES | _OTHER_NAMES.get(architecture, {})
+    if any(name.endswith(".query_latent") for name in spec.dense_tensors()):
+        names |= _RANKED_QUERY
     head_dim = attention_and_ffn(spec)[0].head_dim if interleaved else None
     shapes = spec.tensors()
     tensors: dict[str, FileTensor] = {}
@@ -162,9 +180,13 @@ def file_tensors(store: Store, spec: ModelSpec) -> dict[str, FileTensor]:
         kind = GGMLQuantizationType[TYPE_NAMES[place.format.name] if place.format else "F32"]
         dimensions = 1 if stem == "shared_gate" else len(shapes[name])
         rotated = head_dim if stem in ("query", "key") else None
-        orders = LinearOrders({}, {}, {})
-        if layer and family.linear_layers:
-            orders = linear_orders(spec.layers[int(layer)].blocks[0].body, family.heads_in_turn)
+        orders, body = LinearOrders({}, {}, {}), spec.layers[int(layer)].blocks[0].body if layer else None
+        if body is not None and family.linear_layers:
+            orders = linear_orders(body, family.heads_in_turn)
+        heads = 0
+        if isinstance(body, LatentAttention):
+            orders = LinearOrders({"query": body.nope_dim, "query_rotary": body.rotary_dim}, {}, {})
+            heads = body.heads if own in ("key_up", "value_up") else 0
         turns = orders.turns.get(own)
         blocks_of_columns = turns is not None and turns.columns and place.format and place.format.quantised
         if turns is not None and blocks_of_columns and turns.width % GROUP_COLUMNS:
@@ -174,7 +196,7 @@ def file_tensors(store: Store, spec: ModelSpec) -> dict[str, FileTensor]:
                 "Convert the checkpoint again with this part in f16 or f32.",
             )
         rows = orders.channels.get(own, spec.hidden_size if stem == "conv_taps" else 0)
-        made = FileTensor(kind, dimensions, expert is not None, rotated, rows, orders.blocks.get(own, 0), turns)
+        made = FileTensor(kind, dimensions, expert is not None, rotated, rows, turns, heads)
         tensor = tensors.setdefault(target, made)
         if tensor.type != kind:
             raise StoreError(
@@ -183,4 +205,6 @@ def file_tensors(store: Store, spec: ModelSpec) -> dict[str, FileTensor]:
                 "Convert the checkpoint again with one format for all experts.",
             )
         tensor.places.append(place)
+        if own in orders.blocks:
+            tensor.blocks.append(orders.blocks[own])
     return tensors

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from edgemoe.conversion.gguf.families import ARCHITECTURES, FAMILY
-from edgemoe.model.blocks import Attention, Body, GatedFfn, Moe
+from edgemoe.model.blocks import Attention, Body, GatedFfn, LatentAttention, Moe
 from edgemoe.model.rope import RopeSpec
 from edgemoe.model.spec import ModelSpec
 
@@ -56,6 +56,9 @@ def attention_interval(spec: ModelSpec) -> int:
 
 def rope_of(spec: ModelSpec) -> RopeSpec:
     """The rotary positions of a model that a GGUF can hold: of all its attention, or of the layers without a window."""
+    for layer in spec.layers:
+        if isinstance(layer.blocks[0].body, LatentAttention):
+            return layer.blocks[0].body.rope
     ropes = [own for own in attention_of(spec) if own.rope is not None]
     rope = min(ropes, key=lambda own: own.window > 0).rope
     assert rope is not None  # `check_expressible` has seen to it

@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 from edgemoe.conversion.gguf.families import ARCHITECTURES, FAMILY
 from edgemoe.conversion.gguf.family import Family
+from edgemoe.conversion.gguf.latent import ARCHITECTURE as LATENT
+from edgemoe.conversion.gguf.latent import latent_remark, write_latent
 from edgemoe.conversion.gguf.layers import (
     attention_and_ffn,
     attention_interval,
@@ -32,6 +34,9 @@ def write_metadata(writer: GGUFWriter, spec: ModelSpec) -> None:
     """Write all keys of the model itself. The spec must have passed `check_expressible`."""
     if ARCHITECTURES[spec.family] in WINDOWED:
         write_windowed(writer, ARCHITECTURES[spec.family], spec)
+        return
+    if ARCHITECTURES[spec.family] == LATENT:
+        write_latent(writer, spec)
         return
     attention, ffn = attention_and_ffn(spec)
     convolution = next((mixer for mixer in mixers(spec) if isinstance(mixer, ShortConv)), None)
@@ -134,6 +139,8 @@ def remarks(spec: ModelSpec) -> Iterator[str]:
             "llama.cpp divides queries and keys of Gated DeltaNet by their lengths, to which the model adds a little"
             " first: results differ a little where these are short, as in every GGUF of it."
         )
+    if ARCHITECTURES[spec.family] == LATENT and (remark := latent_remark(spec)):
+        yield remark
     if rope_of(spec).parameters.get("truncate") == 0:
         yield (
             "llama.cpp rounds the ends of YaRN's ramp to whole pairs, which this model does not: positions differ a"

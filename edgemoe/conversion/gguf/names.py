@@ -59,6 +59,9 @@ _ROTATED_NAMES = {
     "attn_k.weight": "self_attn.k_proj.weight",
     "attn_k.bias": "self_attn.k_proj.bias",
 }
+_OF_HEADS = ("attn_k_b.weight", "attn_v_b.weight")
+"""A matrix for each head, which checkpoints would have one below the other; `attn_kv_b` beside them repeats both."""
+_WHOLE_EXPANSION = "attn_kv_b.weight"
 _LAYER = re.compile(r"blk\.(\d{1,6})\.(.+)")
 _MATRIX = re.compile(r"ffn_(gate|up|down)(_exps|_shexp|\.\d{1,6})\.(weight|bias)")
 MERGED_GATE_UP = "ffn_gate_up_exps.weight"
@@ -139,6 +142,10 @@ def _views(
     if own == family.taps[0] and len(tensor.shape) == 2:
         shape = tensor.shape[0], 1, tensor.shape[1]
         return {prefix + family.taps[1]: TensorView((tensor,), shape, elements=True)}
+    if own in _OF_HEADS and len(tensor.shape) == 3:
+        tensor = replace(tensor, shape=(tensor.shape[0] * tensor.shape[1], tensor.shape[2]))
+    if own == _WHOLE_EXPANSION and name.replace(own, _OF_HEADS[0]) in tensors:
+        return {}
     if own in family.own_names:
         return {prefix + family.own_names[own]: TensorView((tensor,), tensor.shape)}
     if own in _LAYER_NAMES:

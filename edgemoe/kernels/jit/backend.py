@@ -241,6 +241,7 @@ class JitBackend(StepwiseBackend):
         least_sum: float = 0.0,
         choose_by: Choice = "score",
         expert_scales: Floats | None = None,
+        group_best: int = 2,
     ) -> tuple[Integers, Floats]:
         """Experts `(T, K)` of largest choice score, the lower number on a tie, and their weights `(T, K)`."""
         chosen = np.empty((len(logits), count), np.int32)
@@ -248,7 +249,9 @@ class JitBackend(StepwiseBackend):
         choices, sigmoid = logits, score == "sigmoid"
         if sigmoid or choice_bias is not None or groups > 1:
             choices = np.empty_like(logits)
-            experts.choice_scores(logits, sigmoid, choose_by == "logit", choice_bias, groups, kept_groups, choices)
+            by_logit = choose_by == "logit"
+            grouping = groups, kept_groups, group_best
+            experts.choice_scores(logits, sigmoid, by_logit, choice_bias, *grouping, choices)
         if in_memory is None:
             experts.choose(choices, chosen)
         else:

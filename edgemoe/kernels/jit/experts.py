@@ -36,6 +36,7 @@ def choice_scores(
     choice_bias: Floats | None,
     groups: int,
     kept_groups: int,
+    group_best: int,
     scores: Floats,
 ) -> None:
     """Compute the scores `(T, E)` by which experts are chosen; -infinity for those of groups that are not kept."""
@@ -67,7 +68,7 @@ def choice_scores(
                     first, second = value, first
                 elif value > second:
                     second = value
-            sums[group] = np.float32(first) + np.float32(second)
+            sums[group] = np.float32(first) + np.float32(second) if group_best == 2 else np.float32(first)
         dropped = np.ones(groups, np.bool_)
         _list_largest(sums, dropped, np.empty(kept_groups, np.int32))
         for expert in range(count):

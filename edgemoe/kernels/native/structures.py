@@ -50,6 +50,7 @@ LETTERS = {
 _CACHE_LETTERS = {"N": "page_count"}
 _OWN_LETTERS: dict[type, dict[str, str]] = {
     op.StoreKv: _CACHE_LETTERS,
+    op.StoreLatent: _CACHE_LETTERS,
     op.Attention: _CACHE_LETTERS,
     ex.Experts: {"S": "slot_count"},
 }

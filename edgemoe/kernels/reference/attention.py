@@ -45,9 +45,7 @@ def _store_scratch(kernels: StepwiseBackend, o: op.StoreKv, sizes: Sizes) -> int
 @means(op.StoreKv, "quantise_cache_rows", _store_scratch)
 def _store_kv(kernels: Any, o: op.StoreKv, tokens: int) -> None:
     positions, sequences = o.positions[:tokens], o.sequences[:tokens]
-    check_each("sequence", sequences, len(o.pages))
-    check_each("position", positions, LARGEST_EXTENT)
-    _check_pages(positions + 1, sequences, o.pages, o.key_cache.shape[0], window=1)
+    _check_pages(positions, sequences, o.pages, o.key_cache.shape[0], window=1)
     pages, places = o.pages[sequences, positions // PAGE_TOKENS], positions % PAGE_TOKENS
     for source, cache in ((o.keys, o.key_cache), (o.values, o.value_cache)):
         rows = source[:tokens].reshape(tokens, cache.shape[1], cache.shape[3])
@@ -55,6 +53,22 @@ def _store_kv(kernels: Any, o: op.StoreKv, tokens: int) -> None:
             cache.values[pages, :, places], cache.scales[pages, :, places] = kernels.quantise_cache_rows(rows)
         else:
             cache[pages, :, places] = rows
+
+
+def _store_latent_scratch(kernels: StepwiseBackend, o: op.StoreLatent, sizes: Sizes) -> int:
+    return 2 * kernels.store_scratch_bytes(sizes.rows, 1, sizes.letters["W"])
+
+
+@means(op.StoreLatent, "quantise_cache_rows", _store_latent_scratch)
+def _store_latent(kernels: Any, o: op.StoreLatent, tokens: int) -> None:
+    positions, sequences, cache = o.positions[:tokens], o.sequences[:tokens], o.latent_cache
+    _check_pages(positions, sequences, o.pages, cache.shape[0], window=1)
+    pages, places = o.pages[sequences, positions // PAGE_TOKENS], positions % PAGE_TOKENS
+    rows = np.concatenate([o.latent[:tokens], o.rotary[:tokens]], axis=1)[:, None]
+    if isinstance(cache, QuantisedCache):
+        cache.values[pages, :, places], cache.scales[pages, :, places] = kernels.quantise_cache_rows(rows)
+    else:
+        cache[pages, :, places] = rows
 
 
 def _first_seen(position: int, window: int) -> int:
@@ -67,8 +81,18 @@ def seen_ends(positions: Integers, sequences: Integers, lengths: Integers | None
     return positions + 1 if lengths is None else lengths[sequences]
 
 
-def _check_pages(ends: Integers, sequences: Integers, pages: Integers, page_count: int, window: int) -> None:
-    """Raise KernelError unless the pages exist of the positions that each row sees, which end at `ends`."""
+def _check_pages(
+    positions: Integers,
+    sequences: Integers,
+    pages: Integers,
+    page_count: int,
+    window: int,
+    lengths: Integers | None = None,
+) -> None:
+    """Raise KernelError unless each row's sequence and position exist, and the pages of the positions that it sees."""
+    check_each("sequence", sequences, len(pages))
+    check_each("position", positions, LARGEST_EXTENT)
+    ends = seen_ends(positions, sequences, lengths)
     check_each("position", ends - 1, pages.shape[1] * PAGE_TOKENS)
     seen = (
         (sequence, _first_seen(end - 1, window) // PAGE_TOKENS, (end - 1) // PAGE_TOKENS)
@@ -157,13 +181,13 @@ def _attention_scratch(kernels: StepwiseBackend, o: op.Attention, sizes: Sizes) 
 @means(op.Attention, "attention", _attention_scratch)
 def _attention(kernels: Any, o: op.Attention, tokens: int) -> None:
     positions, sequences = o.positions[:tokens], o.sequences[:tokens]
-    check_each("sequence", sequences, len(o.pages))
-    check_each("position", positions, LARGEST_EXTENT)
-    ends = seen_ends(positions, sequences, o.lengths)
-    _check_pages(ends, sequences, o.pages, o.key_cache.shape[0], o.window)
+    _check_pages(positions, sequences, o.pages, o.key_cache.shape[0], o.window, o.lengths)
     heads = o.query[:tokens].reshape(tokens, -1, o.key_cache.shape[3])
     if o.bias is not None:
         check_buckets(o.bias, heads.shape[1])
     where = (positions, sequences, o.pages)
-    seen = kernels.attention(heads, *where, o.key_cache, o.value_cache, o.scale, o.window, o.sinks, o.lengths, o.bias)
-    o.output[:tokens] = seen.reshape(tokens, -1)
+    values = o.key_cache if o.value_cache is None else o.value_cache
+    more = o.window, o.sinks, o.lengths, o.bias
+    seen = kernels.attention(heads, *where, o.key_cache, values, o.scale, *more)
+    value_width = o.output.shape[1] // heads.shape[1]
+    o.output[:tokens] = seen[:, :, :value_width].reshape(tokens, -1)

@@ -32,12 +32,13 @@ def route(
     least_sum: float = 0.0,
     choose_by: ex.Choice = "score",
     expert_scales: Floats | None = None,
+    group_best: int = 2,
 ) -> tuple[Integers, Floats]:
     """Experts `(T, K)` of largest choice score, the lower number on a tie, and their weights `(T, K)`: see `ex.Route`.
 
     With `in_memory` `(E,)` all but the first are chosen with a bonus for experts that are in memory.
     """
-    choices = choice_scores(logits, score, choice_bias, groups, kept_groups, choose_by)
+    choices = choice_scores(logits, score, choice_bias, groups, kept_groups, choose_by, group_best)
     chosen = np.argsort(-choices, axis=1, kind="stable")
     if in_memory is not None:
         raised = np.take_along_axis(_raised_scores(choices, in_memory, bonus, groups), chosen, axis=1)
@@ -71,6 +72,7 @@ def choice_scores(
     groups: int = 1,
     kept_groups: int = 1,
     choose_by: ex.Choice = "score",
+    group_best: int = 2,
 ) -> Floats:
     """The scores `(T, E)` by which experts are chosen; -infinity for those of groups that are not kept."""
     choices = logits
@@ -83,7 +85,8 @@ def choice_scores(
         return choices
     grouped = choices.reshape(len(choices), groups, -1)
     best = -np.sort(-grouped, axis=2)
-    order = np.argsort(-(best[:, :, 0] + best[:, :, 1]), axis=1, kind="stable")
+    sums = best[:, :, 0] if group_best == 1 else best[:, :, 0] + best[:, :, 1]
+    order = np.argsort(-sums, axis=1, kind="stable")
     kept = np.full(grouped.shape, -np.inf, np.float32)
     for group in order[:, :kept_groups].T:
         kept[np.arange(len(kept)), group] = grouped[np.arange(len(kept)), group]
@@ -103,7 +106,7 @@ def _raised_scores(choices: Floats, in_memory: Integers, bonus: float, groups: i
 def _route(kernels: Any, o: ex.Route, tokens: int) -> None:
     in_memory = None if o.slots is None else (o.slots >= 0).astype(np.int32)
     choice = o.score, o.choice_bias, o.groups, o.kept_groups
-    weighing = o.epsilon, o.scale, o.least_sum, o.choose_by, o.expert_scales
+    weighing = o.epsilon, o.scale, o.least_sum, o.choose_by, o.expert_scales, o.group_best
     chosen = kernels.route(o.logits[:tokens], o.experts.shape[1], o.renormalise, in_memory, o.bonus, *choice, *weighing)
     o.experts[:tokens], o.weights[:tokens] = chosen
 

@@ -88,6 +88,29 @@ def _linear(kernels: Any, o: op.Linear, tokens: int) -> None:
             part.output[:tokens] = product
 
 
+def _head_linear_scratch(kernels: StepwiseBackend, o: op.HeadLinear, sizes: Sizes) -> int:
+    rows, columns = sizes.letters["N"], sizes.letters["M"]
+    return kernels.product_scratch_bytes(sizes.rows, rows + 2 * PANEL_ROWS, columns) + 4 * sizes.rows * columns
+
+
+@means(op.HeadLinear, "matmul", _head_linear_scratch)
+def _head_linear(kernels: Any, o: op.HeadLinear, tokens: int) -> None:
+    heads, rows = o.heads, o.matrix.rows // o.heads
+    inputs, outputs = (values[:tokens].reshape(tokens, heads, -1) for values in (o.input, o.output))
+    panel_bytes = o.matrix.format.panel_bytes(o.matrix.columns)
+    for head in range(heads):
+        # The panels that hold the head's rows, of which the first and the last may hold rows of its neighbours too.
+        first, end = head * rows // PANEL_ROWS, panel_count((head + 1) * rows)
+        count = min(o.matrix.rows, end * PANEL_ROWS) - first * PANEL_ROWS
+        data = o.matrix.data[first * panel_bytes : end * panel_bytes]
+        own = Matrix(data, o.matrix.format, count, o.matrix.columns)
+        start = head * rows - first * PANEL_ROWS
+        product = kernels.matmul(np.ascontiguousarray(inputs[:, head]), own)
+        outputs[:, head, :rows] = product[:, start : start + rows]
+    if o.passed is not None:
+        outputs[:, :, rows:] = o.passed[:tokens].reshape(tokens, heads, -1)
+
+
 def embed(ids: Integers, matrix: Matrix, scale: float) -> Floats:
     """Look up rows of the embedding: `(T,)` to `(T, D)`."""
     panel_bytes = matrix.format.panel_bytes(matrix.columns)

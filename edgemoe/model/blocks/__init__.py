@@ -14,6 +14,7 @@ from edgemoe.model.blocks.body import Body, RoutedExperts
 from edgemoe.model.blocks.cross_attention import CrossAttention
 from edgemoe.model.blocks.gated_delta import GatedDelta
 from edgemoe.model.blocks.gated_ffn import GatedFfn
+from edgemoe.model.blocks.latent_attention import LatentAttention
 from edgemoe.model.blocks.moe import Moe, SharedExpert
 from edgemoe.model.blocks.plain_ffn import PlainFfn
 from edgemoe.model.blocks.routers import RouterSpec
@@ -26,6 +27,7 @@ __all__ = [
     "CrossAttention",
     "GatedDelta",
     "GatedFfn",
+    "LatentAttention",
     "Moe",
     "OutputGate",
     "PlainFfn",
@@ -36,6 +38,9 @@ __all__ = [
 ]
 
 BODIES: Mapping[str, type] = MappingProxyType(
-    {body.kind: body for body in (Attention, CrossAttention, GatedDelta, GatedFfn, Moe, PlainFfn, ShortConv)}
+    {
+        body.kind: body
+        for body in (Attention, CrossAttention, GatedDelta, GatedFfn, LatentAttention, Moe, PlainFfn, ShortConv)
+    }
 )
 """Every kind of body by the name that stores give it."""

@@ -41,6 +41,8 @@ class RouterSpec:
     """Factor of the logits."""
     expert_scales: bool = False
     """Whether each expert has a number by which its weight is multiplied last (Gemma 4)."""
+    group_best: int = 2
+    """How many of its largest scores make a group's: 1 (DeepSeek-V2) or 2."""
 
     def check(self, num_experts: int, top_k: int) -> None:
         """Raise ValueError for settings that contradict one another or the numbers of experts."""
@@ -114,4 +116,5 @@ class RouterSpec:
             least_sum=self.least_sum,
             choose_by=self.choose_by,
             expert_scales=expert_scales,
+            group_best=self.group_best,
         )

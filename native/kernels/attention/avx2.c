@@ -25,9 +25,9 @@ INLINE em_lanes load8(em_cached rows, size_t at, em_lanes scale, int format) {
 }
 
 /* The scale of the group that a column lies in; nothing that is used where there are none. */
-INLINE em_lanes load_scale(em_cached rows, size_t row, int32_t width, int32_t column, int format) {
+INLINE em_lanes load_scale(em_cached rows, size_t row, int32_t column, int format) {
     if (format != EM_Q8) return _mm256_setzero_ps();
-    return _mm256_cvtph_ps(_mm_set1_epi16((int16_t)rows.scales[em_scale_index(row, width, column)]));
+    return _mm256_cvtph_ps(_mm_set1_epi16((int16_t)rows.scales[em_scale_index(rows, row, column)]));
 }
 
 /* Halves added: lanes l0 + l4, l1 + l5, l2 + l6, l3 + l7. */

@@ -8,7 +8,7 @@ static inline void scores(const em_attending *row, em_cached keys, int32_t count
     for (int32_t key = 0; key < count; key++) {
         float lanes[EM_LANES] = {0};
         for (int32_t i = 0; i < width; i++) {
-            const float element = em_cached_element(keys, key, width, i, format);
+            const float element = em_cached_element(keys, key, i, format);
             lanes[i % EM_LANES] = fmaf(row->query[i], element, lanes[i % EM_LANES]);
         }
         row->weights[key] = em_fold_lanes(lanes) * scale;
@@ -19,7 +19,7 @@ static inline void mix(const em_attending *row, em_cached values, int32_t count,
     for (int32_t i = 0; i < width; i++) {
         float sum = row->output[i] * row->factor;
         for (int32_t key = 0; key < count; key++) {
-            sum = fmaf(row->weights[key], em_cached_element(values, key, width, i, format), sum);
+            sum = fmaf(row->weights[key], em_cached_element(values, key, i, format), sum);
         }
         row->output[i] = sum;
     }

@@ -24,9 +24,9 @@ INLINE em_lanes load8(em_cached rows, size_t at, em_lanes scale, int format) {
 }
 
 /* The scale of the group that a column lies in; nothing that is used where there are none. */
-INLINE em_lanes load_scale(em_cached rows, size_t row, int32_t width, int32_t column, int format) {
+INLINE em_lanes load_scale(em_cached rows, size_t row, int32_t column, int format) {
     if (format != EM_Q8) return broadcast(0);
-    return broadcast(em_half_to_float(rows.scales[em_scale_index(row, width, column)]));
+    return broadcast(em_half_to_float(rows.scales[em_scale_index(rows, row, column)]));
 }
 
 /* Of two vectors a and b: a0 + a2, a1 + a3, b0 + b2, b1 + b3. */

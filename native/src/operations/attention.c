@@ -1,7 +1,8 @@
 /* Attention, causal or over all of an input: softmax taken online over blocks of keys.
  *
  * A block is a page of the cache: its positions begin at a multiple of 64, and a row's last block ends with its own
- * position, or with the last of the input. So a row's result depends neither on how tokens are cut into runs nor on the other rows of its run.
+ * position, or with the last of the input. So a row's result depends neither on how tokens are cut into runs nor on the
+ * other rows of its run.
  *
  * Consecutive rows of one sequence form a tile, which reads each block once for all of them, and converts it once: of
  * up to 32 rows, or fewer, down to 8, where several query heads share a key/value head. A tile ends before a position
@@ -48,12 +49,13 @@ typedef struct query_state {
     int32_t head;
 } query_state;
 
-/* Keys or values from row `row` of the cache's (N * G * 64) rows on. */
+/* Keys or values from row `row` of the cache's (N * G * 64) rows on, which are `width` wide. */
 static em_cached cached_rows(em_cache cache, int32_t width, size_t row) {
     static const uint8_t element_bytes[EM_CACHE_FORMATS] = {[EM_F32] = 4, [EM_F16] = 2, [EM_Q8] = 1};
     return (em_cached){
         .elements = (const uint8_t *)cache.elements + row * width * element_bytes[cache.format],
         .scales = cache.format == EM_Q8 ? cache.scales + row * em_group_count(width) : NULL,
+        .row_width = width,
     };
 }
 
@@ -89,8 +91,11 @@ static void mix_part(const attention_task *task, const em_attending *rows, int32
         shifted[r] = rows[r];
         shifted[r].weights += from;
     }
-    const em_cached values = cached_rows(a->value_cache, a->value_dim, cache_row + from);
-    task->run->kernels->mix[a->value_cache.format](shifted, row_count, values, to - from, a->value_dim);
+    /* Without a cache of its own a value is the beginning of its key. */
+    const int own = a->value_cache.elements != NULL;
+    const em_cached values = own ? cached_rows(a->value_cache, a->value_dim, cache_row + from)
+                                 : cached_rows(a->key_cache, a->head_dim, cache_row + from);
+    task->run->kernels->mix[a->key_cache.format](shifted, row_count, values, to - from, a->value_dim);
 }
 
 /* Rows that see unlike parts of a block: what all see for all together, what comes before and after it one by one.
@@ -278,7 +283,8 @@ static void choose_heads(attention_task *task, int32_t most_rows) {
 }
 
 int32_t em_run_attention(const em_attention *attention, const em_run *run) {
-    if (!em_is_cache_format(attention->key_cache.format) || !em_is_cache_format(attention->value_cache.format)) {
+    const em_cache *values = attention->value_cache.elements ? &attention->value_cache : &attention->key_cache;
+    if (!em_is_cache_format(attention->key_cache.format) || values->format != attention->key_cache.format) {
         return EM_BAD_OPERATION;
     }
     const int32_t status = check(attention, run->tokens);

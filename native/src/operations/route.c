@@ -54,13 +54,13 @@ static void sigmoids(const em_kernels *kernels, float *values, int32_t count) {
     for (int32_t i = 0; i < count; i++) values[i] = 1.0f / (1.0f + values[i]);
 }
 
-/* Sets the scores of all groups to -infinity but those of the largest sums of their two largest scores. */
+/* Sets the scores of all groups to -infinity but those of the largest sums of their largest scores, one or two. */
 static void drop_groups(const em_route *r, float *scores, float *sums) {
     const int32_t size = r->num_experts / r->groups;
     for (int32_t group = 0; group < r->groups; group++) {
         const float *own = scores + (size_t)group * size;
         const int32_t first = next_best(own, size, -1);
-        sums[group] = own[first] + own[next_best(own, size, first)];
+        sums[group] = r->group_best == 1 ? own[first] : own[first] + own[next_best(own, size, first)];
     }
     int32_t last = -1; /* the last group that is kept */
     for (int32_t kept = 0; kept < r->kept_groups; kept++) last = next_best(sums, r->groups, last);

@@ -1,5 +1,4 @@
-/* The operations that work row by row: embed, norms, rope, clip, storing of keys and values, gate, soft cap,
- * combine, mix. */
+/* The operations that work row by row: embed, norms, rope, clip, gate, soft cap, combine, mix. */
 #include "../operations.h"
 
 #include <math.h>
@@ -213,51 +212,6 @@ EM_NO_SCRATCH(clip)
 
 int32_t em_run_clip(const em_clip *clip, const em_run *run) {
     return run_rows(clip, run, clip_rows, run->tokens, clip->columns);
-}
-
-/* ---- keys and values ---------------------------------------------------------------------------------- */
-
-/* Stores keys or values in row `to` of the cache's (N * G * 64) rows. */
-static void store_row(const em_kernels *kernels, const float *row, int32_t width, em_cache cache, size_t to) {
-    const size_t at = to * width;
-    if (cache.format == EM_F32) {
-        memcpy((float *)cache.elements + at, row, (size_t)width * sizeof(float));
-    } else if (cache.format == EM_F16) {
-        kernels->to_half(row, (uint16_t *)cache.elements + at, width);
-    } else {
-        kernels->to_q8(row, (int8_t *)cache.elements + at, cache.scales + to * em_group_count(width), width);
-    }
-}
-
-static void store_rows(void *context, int64_t begin, int64_t end, int32_t thread) {
-    const rows_task *task = context;
-    const em_store_kv *s = task->operation;
-    (void)thread;
-    for (int64_t row = begin; row < end; row++) {
-        const int64_t token = row / s->kv_heads, head = row % s->kv_heads;
-        const int32_t position = s->positions[token];
-        const int32_t *pages = s->pages + (size_t)s->sequences[token] * s->table_pages;
-        const size_t page = (size_t)pages[position / EM_PAGE_TOKENS];
-        const size_t to = (page * s->kv_heads + head) * EM_PAGE_TOKENS + position % EM_PAGE_TOKENS;
-        store_row(task->run->kernels, s->keys + row * s->head_dim, s->head_dim, s->key_cache, to);
-        store_row(task->run->kernels, s->values + row * s->value_dim, s->value_dim, s->value_cache, to);
-    }
-}
-
-EM_NO_SCRATCH(store_kv)
-
-int32_t em_run_store_kv(const em_store_kv *store, const em_run *run) {
-    if (!em_is_cache_format(store->key_cache.format) || !em_is_cache_format(store->value_cache.format)) {
-        return EM_BAD_OPERATION;
-    }
-    for (int32_t t = 0; t < run->tokens; t++) {
-        const int32_t sequence = store->sequences[t], block = store->positions[t] / EM_PAGE_TOKENS;
-        if (sequence < 0 || sequence >= store->sequence_count) return EM_BAD_POSITION;
-        if (store->positions[t] < 0 || block >= store->table_pages) return EM_BAD_POSITION;
-        const int32_t page = store->pages[(size_t)sequence * store->table_pages + block];
-        if (page < 0 || page >= store->page_count) return EM_BAD_POSITION;
-    }
-    return run_rows(store, run, store_rows, (int64_t)run->tokens * store->kv_heads, store->head_dim);
 }
 
 /* ---- gate --------------------------------------------------------------------------------------------- */

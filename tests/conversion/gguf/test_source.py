@@ -218,6 +218,39 @@ CONFIGS |= {
         "linear_value_head_dim": 16,
     },
 }
+_LATENT = {
+    "rms_norm_eps": 1e-6,
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 4,
+    "first_k_dense_replace": 1,
+    "kv_lora_rank": 64,
+    "moe_intermediate_size": 32,
+    "n_shared_experts": 2,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 24,
+    "num_experts_per_tok": 3,
+}
+CONFIGS |= {
+    "deepseek_v2": {"model_type": "deepseek_v2", **_LATENT, "n_routed_experts": 5, "routed_scaling_factor": 2.0},
+    "deepseek_v3": {
+        "model_type": "deepseek_v3",
+        **_LATENT,
+        "n_group": 3,
+        "n_routed_experts": 6,
+        "norm_topk_prob": True,
+        "q_lora_rank": 96,
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 40.0,
+            "mscale": 0.707,
+            "mscale_all_dim": 0.707,
+            "original_max_position_embeddings": 128,
+        },
+        "routed_scaling_factor": 2.827,
+        "topk_group": 2,
+    },
+}
 CONFIGS = {name: _COMMON | config for name, config in CONFIGS.items()}
 
 

@@ -1,0 +1,116 @@
+"""Latent attention in checkpoints: its keys in configs, and where its tensors lie."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+from edgemoe.architectures.config import DAMAGED, LARGEST_WIDTH, ConfigReader, checked_number
+from edgemoe.architectures.positions import read_rope
+from edgemoe.architectures.table import (
+    DENSE_FFN,
+    FRAME,
+    FUSED_EXPERTS,
+    SEPARATE_EXPERTS,
+    Row,
+    layer_rows,
+    shared_rows,
+)
+from edgemoe.errors import SourceError
+from edgemoe.model.blocks import LatentAttention
+from edgemoe.model.rope import RopeSpec
+from edgemoe.model.spec import ModelSpec
+
+_LAYER, _SOURCE = "layers.{layer}.", "model.layers.{layer}.self_attn."
+_IN_FRAME = ("embedding", "final_norm", "head", "attention_norm", "output", "ffn_norm")
+_QUERIES = ((_LAYER + "query", "nope_dim"), (_LAYER + "query_rotary", "rotary_dim"))
+_EXPANSION = ((_LAYER + "key_up", "nope_dim"), (_LAYER + "value_up", "head_values"))
+
+
+def _in_blocks(source: str, shape: tuple[str, ...], blocks: tuple[tuple[str, str], ...], turned: str = "") -> Row:
+    """A row whose source has the blocks of a head one after another, then those of the next head."""
+    return Row(tuple(name for name, _ in blocks), _SOURCE + source, shape, blocks=blocks, turned=turned)
+
+
+LATENT_ATTENTION: tuple[Row, ...] = (
+    *(row for row in FRAME if row.internal[0].removeprefix(_LAYER) in _IN_FRAME),
+    _in_blocks("q_proj.weight", ("plain_queries", "model"), _QUERIES),
+    _in_blocks("q_b_proj.weight", ("latent_queries", "query_rank"), _QUERIES),
+    _in_blocks("kv_b_proj.weight", ("expanded", "latent"), _EXPANSION, turned=_LAYER + "key_up"),
+    *layer_rows(
+        ("query_latent", "self_attn.q_a_proj.weight", ("query_rank", "model")),
+        ("query_latent_norm", "self_attn.q_a_layernorm.weight", ("query_rank",)),
+        ("latent key_rotary", "self_attn.kv_a_proj_with_mqa.weight", ("latent+rotary_dim", "model")),
+        ("latent_norm", "self_attn.kv_a_layernorm.weight", ("latent",)),
+        ("key_up", "self_attn.k_b_proj.weight", ("absorbed", "nope_dim")),
+        ("value_up", "self_attn.v_b_proj.weight", ("attended", "latent")),
+    ),
+)
+"""The rows of embedding, head, norms and latent attention. Only GGUF files have the two parts of `kv_b_proj` apart."""
+
+DEEPSEEK: tuple[Row, ...] = (
+    LATENT_ATTENTION
+    + layer_rows(
+        ("router", "mlp.gate.weight", ("experts", "model")),
+        ("router_choice_bias", "mlp.gate.e_score_correction_bias", ("experts",)),
+    )
+    + shared_rows("mlp.shared_experts")
+    + SEPARATE_EXPERTS
+    + FUSED_EXPERTS
+    + DENSE_FFN
+)
+"""The rows of DeepSeek's models since V2."""
+
+
+def read_latent_attention(
+    reader: ConfigReader, frame: ModelSpec, *, interleaved: bool | None = None
+) -> LatentAttention:
+    """Widths, positions and scale. Raises SourceError.
+
+    `interleaved` says whether neighbouring channels are rotated together, where a family has no key for it.
+    """
+    heads = reader.integer("num_attention_heads", maximum=LARGEST_WIDTH)
+    reader.require("num_key_value_heads", heads, default=heads)
+    latent_dim = reader.integer("kv_lora_rank", maximum=LARGEST_WIDTH)
+    query_rank = reader.integer("q_lora_rank", minimum=0, maximum=LARGEST_WIDTH, default=0)
+    nope_dim = reader.integer("qk_nope_head_dim", maximum=LARGEST_WIDTH)
+    rotary_dim = reader.integer("qk_rope_head_dim", maximum=LARGEST_WIDTH)
+    value_dim = reader.integer("v_head_dim", maximum=LARGEST_WIDTH)
+    for name, allowed in (("head_dim", rotary_dim), ("qk_head_dim", nope_dim + rotary_dim)):
+        reader.require(name, allowed, default=allowed)
+    reader.require("attention_bias", False)
+    if rotary_dim % 2:
+        raise SourceError(
+            f"config.json: qk_rope_head_dim is {rotary_dim}; expected an even width, as positions rotate pairs.",
+            DAMAGED,
+        )
+    widest = heads * max(latent_dim + rotary_dim, nope_dim + rotary_dim, nope_dim + value_dim)
+    if widest > LARGEST_WIDTH:
+        raise SourceError(
+            f"config.json: {heads} heads make {widest} values; expected {LARGEST_WIDTH} values at most.", DAMAGED
+        )
+    neighbours = reader.flag("rope_interleave", True) if interleaved is None else interleaved
+    rope = read_rope(reader, rotary_dim, 10_000.0, frame.max_positions)
+    if neighbours:
+        rope = replace(rope, pairing="neighbours")
+    return LatentAttention(
+        heads=heads,
+        latent_dim=latent_dim,
+        nope_dim=nope_dim,
+        rotary_dim=rotary_dim,
+        value_dim=value_dim,
+        scale=(nope_dim + rotary_dim) ** -0.5 * _yarn_gain(reader, rope) ** 2,
+        rope=rope,
+        query_rank=query_rank,
+    )
+
+
+def _yarn_gain(reader: ConfigReader, rope: RopeSpec) -> float:
+    """The factor of queries and of keys that DeepSeek's YaRN has beside that of the rotation: `mscale_all_dim`'s."""
+    parameters = reader.value("rope_parameters") or reader.value("rope_scaling")
+    if rope.scaling != "yarn" or not isinstance(parameters, Mapping) or not parameters.get("mscale_all_dim"):
+        return 1.0
+    weight = checked_number("mscale_all_dim", parameters["mscale_all_dim"])
+    factor = rope.parameters["factor"]
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
