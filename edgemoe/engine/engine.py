@@ -108,10 +108,8 @@ class Engine:
         self._space = space = Workspace(
             graph, memory.chunk_tokens, memory.context_length, memory.kv_format, memory.sequences
         )
-        choices, of_inputs = (
-            space.side_by_side([layer.routing.experts for layer in layers if layer.routing is not None])
-            for layers in (graph.decoder_layers, graph.layers[: spec.encoder_layers])
-        )
+        routed = [layer.routing.experts for layer in graph.decoder_layers if layer.routing is not None]
+        choices = space.side_by_side(routed)
         keeps_prefixes = routing is None and not self.lossy.depends_on_cache
         fixed = [(space.array(value), value.undo or 0) for value in graph.fixed_state]
         fixed_state = FixedState(fixed, memory.snapshots) if fixed else None
@@ -124,17 +122,11 @@ class Engine:
         mode = options.prefetch if routing is None or routing.recall is not None else "off"
         try:
             self._loaded.open(graph, memory, options, mode, dense)
-            self._uses, self._input_uses = (
-                ExpertUses(
-                    memory_of_choices,
-                    {layer: one.experts for layer, one in enumerate(by_layer) if one is not None},
-                    (len(spec.layers), spec.most_experts),
-                )
-                for memory_of_choices, by_layer in (
-                    (choices, self.routing),
-                    (of_inputs, self._loaded.encoder_routing),
-                )
+            by_layer, of_inputs = (
+                {layer: one.experts for layer, one in enumerate(routing) if one is not None}
+                for routing in (self.routing, self._loaded.encoder_routing)
             )
+            self._uses = ExpertUses(choices, by_layer, (len(spec.layers), spec.most_experts), of_inputs)
         except BaseException:
             self.close()
             raise
@@ -168,9 +160,7 @@ class Engine:
     @property
     def expert_uses(self) -> npt.NDArray[np.int64]:
         """The number of tokens for which each expert was chosen, `(L, E)`, since the engine was opened."""
-        if not self.spec.encoder:
-            return self._uses.counts
-        return self._uses.counts + self._input_uses.counts
+        return self._uses.counts
 
     @property
     def recorder(self) -> RoutingObserver | None:
@@ -297,7 +287,7 @@ class Engine:
         finally:
             self._forward_ns += time.perf_counter_ns() - began_ns
         self._tokens += tokens
-        self._input_uses.add(tokens)
+        self._uses.add_input(tokens)
 
     def read_prompt(self, token_ids: TokenIds, sequence: TokenSequence | None = None) -> Floats:
         """Let an empty sequence (the engine's own, if none is given) read a prompt; returns the logits after it `(V,)`.
