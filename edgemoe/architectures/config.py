@@ -180,6 +180,10 @@ class ConfigReader:
         self._seen.add(name)
         return self._config.get(name)
 
+    def has(self, name: str) -> bool:
+        """Whether the key is there, though its value may be null, where that is not the same as an absent key."""
+        return name in self._config
+
     def integer(self, *names: str, maximum: int, minimum: int = 1, default: int | None = None) -> int:
         """A whole number under one of several synonymous keys; required unless a default is given."""
         present = {name: value for name in names if (value := self.value(name)) is not None}

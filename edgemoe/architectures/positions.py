@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from edgemoe.architectures.config import DAMAGED, ConfigReader, checked_number, show, unsupported
@@ -19,6 +20,15 @@ _NUMBERS = {
     "default": (),
     "dynamic": ("alpha", "factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
     "linear": ("factor",),
+    "longrope": (
+        "factor",
+        "original_max_position_embeddings",
+        "attention_factor",
+        "short_factor",
+        "long_factor",
+        "short_mscale",
+        "long_mscale",
+    ),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "proportional": ("factor",),
     "yarn": (
@@ -134,6 +144,8 @@ def _read_form(
     original = number("original_max_position_embeddings", float(max_positions))
     if rule == "llama3":
         return RopeSpec(theta, rotated, "llama3", _llama3(form, number, original))
+    if rule == "longrope":
+        return _longrope(form, parameters, number, original, RopeSpec(theta, rotated), max_positions)
     return RopeSpec(theta, rotated, "yarn", _yarn(form, parameters, number, original, max_positions))
 
 
@@ -200,9 +212,9 @@ def _stretched(alpha: float, rotated: int, theta: float) -> float:
 
 def _llama3(form: str, number: Callable[..., float], original: float) -> dict[str, float]:
     low, high = number("low_freq_factor"), number("high_freq_factor")
-    if high <= low:
+    if high < low:
         raise SourceError(
-            f"config.json: {form}.high_freq_factor is {high:g}; expected more than low_freq_factor, {low:g}.",
+            f"config.json: {form}.high_freq_factor is {high:g}; expected at least low_freq_factor, {low:g}.",
             DAMAGED,
         )
     return {
@@ -211,6 +223,42 @@ def _llama3(form: str, number: Callable[..., float], original: float) -> dict[st
         "high_freq_factor": high,
         "original_max_position_embeddings": original,
     }
+
+
+def _longrope(
+    form: str,
+    parameters: dict[Any, Any],
+    number: Callable[..., float],
+    original: float,
+    plain: RopeSpec,
+    max_positions: int,
+) -> RopeSpec:
+    """LongRoPE (Ding et al. 2024): divisors of each pair for short contexts and for long ones, and a gain for each."""
+    if not original.is_integer() or original < 2:
+        expected = "expected a whole number of at least 2"
+        raise SourceError(f"config.json: {form}.original_max_position_embeddings is {original:g}; {expected}.", DAMAGED)
+    stretched = number("factor", max_positions / original)
+    usual = math.sqrt(1 + math.log(stretched) / math.log(original)) if stretched > 1 else 1.0
+    gain = number("attention_factor", usual)
+    return replace(
+        plain,
+        scaling="longrope",
+        parameters={
+            "original_max_position_embeddings": original,
+            "short_gain": number("short_mscale", gain),
+            "long_gain": number("long_mscale", gain),
+        },
+        short_factors=_factors(form, parameters, "short_factor", plain.rotated // 2),
+        long_factors=_factors(form, parameters, "long_factor", plain.rotated // 2),
+    )
+
+
+def _factors(form: str, parameters: dict[Any, Any], name: str, pairs: int) -> tuple[float, ...]:
+    listed = parameters.get(name)
+    if not isinstance(listed, (list, tuple)) or len(listed) != pairs:
+        found = f"{len(listed)} numbers" if isinstance(listed, (list, tuple)) else show(listed)
+        raise SourceError(f"config.json: {form}.{name} is {found}; expected a list of {pairs} numbers.", DAMAGED)
+    return tuple(checked_number(f"{form}.{name}", value, above=SMALLEST_NUMBER) for value in listed)
 
 
 def _yarn(

@@ -25,7 +25,7 @@ TRAINED_POSITIONS = 512
 def _stack(side: Side, *lines: tuple[str, str, tuple[str, ...]]) -> Iterator[Row]:
     """Rows of the layers of one side."""
     for row in rows(*lines, internal="layers.{layer}.", source=f"{side}.block."):
-        yield replace(row, side=side, flat=row.internal[0].endswith("relative_bias"))
+        yield replace(row, side=side, as_vector=row.internal[0].endswith("relative_bias"))
 
 
 def _layers(side: Side, last: int) -> Iterator[Row]:

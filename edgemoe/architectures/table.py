@@ -48,12 +48,13 @@ class Row:
     source of three dimensions is a vector, its elements in order.
     `shape`: the source's shape in symbols (`2*expert_width` for a product, `query+key_value` for a sum).
     `transposed`: whether the source has a matrix as (input, output), so that its last dimension is that of rows.
-    `flat`: whether the source has a vector as a matrix, whose rows are its elements one after the other.
+    `as_vector`: whether the source has a vector as a matrix, whose rows are its elements one after the other.
     `blocks`: for a source whose rows repeat a pattern of blocks (query and gate of a head, of the next head, ...): the
     internal name that each block of the pattern belongs to, and its rows as a symbol. A tensor has its first blocks of
     all repetitions first, then its second ones.
     `turned`: the internal name, of those in `blocks`, that has each of its blocks transposed.
     `change`: what a vector's numbers go through, of those that checkpoints keep in another form than the model has.
+    `flat`: whether a source of two dimensions has the matrices of all experts one below the other.
     `side`: whether only the layers of an encoder or of a decoder have it; the source counts those from 0. A source
     without `{layer}` is then one that all these layers share.
     """
@@ -63,10 +64,11 @@ class Row:
     shape: tuple[str, ...]
     interleaved: bool = False
     transposed: bool = False
-    flat: bool = False
+    as_vector: bool = False
     blocks: tuple[tuple[str, str], ...] = ()
     turned: str = ""
     change: Change = "none"
+    flat: bool = False
     side: Side = "all"
 
     @property
@@ -77,6 +79,8 @@ class Row:
     @property
     def row_symbol(self) -> str:
         """The symbol of the dimension that is cut into rows."""
+        if self.flat and not self.transposed:
+            return self.shape[0].removeprefix("experts*")
         return self.shape[-1] if self.transposed else self.shape[1 if self.stacked else 0]
 
     def layers(self, spec: ModelSpec) -> range:
@@ -90,8 +94,9 @@ class SourceSlice:
     """Where a tensor lies in the checkpoint: rows `row_start` to `row_stop` of `tensor`, or of `tensor[index]`.
 
     With a `row_step` above 1 it takes every `row_step`-th of them only, from the first on. If the matrix is
-    `transposed`, its columns are counted in place of rows. The rows of a vector, of a matrix that is `flat` and of a
-    tensor of three dimensions without an `index` are its elements.
+    `transposed`, its columns are counted in place of rows; with a `height` the source has two dimensions, and matrix
+    `index` is that many of its rows. The rows of a vector, of a matrix that is read `as_vector` and of a tensor of
+    three dimensions without an `index` are its elements.
     """
 
     tensor: str
@@ -100,13 +105,14 @@ class SourceSlice:
     row_stop: int
     row_step: int = 1
     transposed: bool = False
-    flat: bool = False
+    as_vector: bool = False
     runs: tuple[Runs, ...] = ()
     """If there are some, the rows are theirs, in order, in the place of all from `row_start` to `row_stop`."""
     turned: int = 0
     """If not 0, each run is a matrix of this many columns of the source, which become its rows."""
     change: Change = "none"
     """The change of its numbers when they are read; only vectors have one."""
+    height: int = 0
 
     @property
     def rows(self) -> int:
@@ -220,10 +226,7 @@ _NAMED_FURTHER_TOKENS = re.compile(r"(model\.)?mtp(_\w+)?\..+")
 """The tensors of such layers where they have names of their own."""
 
 VISION = "a vision tower, which edgemoe does not run: it reads text alone"
-_VISION = re.compile(r"(model\.)?visual\..+")
-
-VISION = "a vision tower, which edgemoe does not run: it reads text alone"
-_VISION = re.compile(r"(model\.)?(visual|vision_tower|embed_vision)\..+")
+_VISION = re.compile(r"(model\.)?(visual|vision_model|vision_tower|embed_vision|multi_modal_projector)\..+")
 AUDIO = "an audio tower, which edgemoe does not run: it reads text alone"
 _AUDIO = re.compile(r"(model\.)?(audio_tower|embed_audio)\..+")
 
@@ -365,14 +368,14 @@ def _expand(
             source = row.source.format(layer=named)
             if held is None or source in held:
                 for expert in experts:
-                    slices |= _slices(row, source, number, expert, expert, part_rows)
+                    slices |= _slices(row, source, number, expert, expert, part_rows, sizes)
             if slices:
                 yield source, slices, shape
         else:
             for expert in experts:
                 source = row.source.format(layer=named, expert=expert)
                 if held is None or source in held:
-                    yield source, _slices(row, source, number, expert, None, part_rows), shape
+                    yield source, _slices(row, source, number, expert, None, part_rows, sizes), shape
 
 
 def _expand_shared(
@@ -383,13 +386,13 @@ def _expand_shared(
     if own and (held is None or row.source in held):
         sizes = _sizes(spec, spec.layers[own.start])
         shape, part_rows = tuple(_size(symbol, sizes) for symbol in row.shape), _part_rows(row, sizes)
-        slices = [_slices(row, row.source, number, 0, None, part_rows) for number in own]
+        slices = [_slices(row, row.source, number, 0, None, part_rows, sizes) for number in own]
         yield row.source, {name: where for part in slices for name, where in part.items()}, shape
 
 
 def _part_rows(row: Row, sizes: Mapping[str, int]) -> list[int]:
     """How many rows each of a row's internal tensors has."""
-    if row.flat or (len(row.shape) == 3 and not row.stacked):
+    if row.as_vector or (len(row.shape) == 3 and not row.stacked):
         return [math.prod(_size(symbol, sizes) for symbol in row.shape)]
     terms = row.row_symbol.split("+")
     if len(terms) > 1:
@@ -398,14 +401,24 @@ def _part_rows(row: Row, sizes: Mapping[str, int]) -> list[int]:
 
 
 def _slices(
-    row: Row, source: str, layer: int, expert: int, index: int | None, part_rows: list[int]
+    row: Row,
+    source: str,
+    layer: int,
+    expert: int,
+    index: int | None,
+    part_rows: list[int],
+    sizes: Mapping[str, int],
 ) -> dict[str, SourceSlice]:
-    parts, slices, start = len(row.internal), {}, 0
+    parts, slices, start, height = len(row.internal), {}, 0, 0
+    if row.flat and row.transposed:
+        height = sizes[row.shape[0].removeprefix("experts*")]
+    elif row.flat:
+        start, index = expert * part_rows[0], None
     for part, (name, count) in enumerate(zip(row.internal, part_rows, strict=True)):
         if row.interleaved:
             where = SourceSlice(source, index, part, parts * count, parts, row.transposed)
         else:
-            where = SourceSlice(source, index, start, start + count, 1, row.transposed, row.flat)
+            where = SourceSlice(source, index, start, start + count, 1, row.transposed, row.as_vector, height=height)
         slices[name.format(layer=layer, expert=expert)] = replace(where, change=row.change)
         start += count
     return slices
@@ -439,8 +452,7 @@ def _size(symbol: str, sizes: Mapping[str, int]) -> int:
     """The size of one dimension; 0 if the layer lacks it (a dense layer has no experts)."""
     if "+" in symbol:
         return sum(_size(term, sizes) for term in symbol.split("+"))
-    factor, _, name = symbol.rpartition("*")
-    return int(factor or 1) * sizes.get(name, 0)
+    return math.prod(int(part) if part.isdigit() else sizes.get(part, 0) for part in symbol.split("*"))
 
 
 def _check_shape(source: str, symbols: tuple[str, ...], expected: tuple[int, ...], found: tuple[int, ...]) -> None:

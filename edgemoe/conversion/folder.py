@@ -190,9 +190,11 @@ class FolderSource:
         values = to_float32(raw)
         return values.reshape(-1, columns) if len(shape) == 2 else values
 
-    def read_columns(self, tensor: str, index: int | None, start: int, stop: int) -> npt.NDArray[np.float32]:
+    def read_columns(
+        self, tensor: str, index: int | None, start: int, stop: int, height: int = 0
+    ) -> npt.NDArray[np.float32]:
         info, place = self._tensors[tensor], self._places[tensor]
-        raw, spans = column_spans(info, float_dtype(tensor, info), index, start, stop)
+        raw, spans = column_spans(info, float_dtype(tensor, info), index, start, stop, height)
         for offset, into in spans:
             self._read(info.shard, place.offset + offset, into)
         return to_float32(raw).T

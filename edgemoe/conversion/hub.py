@@ -152,10 +152,12 @@ class HubSource:
         values = to_float32(raw)
         return values.reshape(-1, columns) if len(shape) == 2 else values
 
-    def read_columns(self, tensor: str, index: int | None, start: int, stop: int) -> npt.NDArray[np.float32]:
+    def read_columns(
+        self, tensor: str, index: int | None, start: int, stop: int, height: int = 0
+    ) -> npt.NDArray[np.float32]:
         info = self._tensors[tensor]
         path, header = self._fetch_shard(info.shard)
-        raw, spans = column_spans(info, float_dtype(tensor, info), index, start, stop)
+        raw, spans = column_spans(info, float_dtype(tensor, info), index, start, stop, height)
         with explained(self._repository), path.open("rb") as file:
             for offset, into in spans:
                 file.seek(header[tensor].offset + offset)

@@ -139,11 +139,13 @@ def plan_manifest(
 
 def _check(piece: Piece, info: TensorInfo) -> None:
     """Check the checkpoint's shape against the family's table, and that the dtype can be read."""
-    if info.dtype not in BLOCK_FORMATS or piece.source.flat:
+    if info.dtype not in BLOCK_FORMATS or piece.source.as_vector:
         float_dtype(piece.source.tensor, info)
     shape = info.shape if piece.source.index is None else info.shape[1:]
+    if piece.source.height:
+        shape = piece.source.height, info.shape[-1]
     dimensions = (1, 3) if piece.place.format is None else (2,)
-    shape = shape[::-1] if piece.source.transposed else (math.prod(shape),) if piece.source.flat else shape
+    shape = shape[::-1] if piece.source.transposed else (math.prod(shape),) if piece.source.as_vector else shape
     if piece.source.turned:
         shape = (piece.source.turned, piece.source.runs[0].length)
     fits = piece.source.rows == piece.place.rows and len(shape) in dimensions

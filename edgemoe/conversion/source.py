@@ -83,13 +83,13 @@ def float_dtype(tensor: str, info: TensorInfo) -> np.dtype[Any]:
 
 
 def column_spans(
-    info: TensorInfo, dtype: np.dtype[Any], index: int | None, start: int, stop: int
+    info: TensorInfo, dtype: np.dtype[Any], index: int | None, start: int, stop: int, height: int = 0
 ) -> tuple[npt.NDArray[Any], Iterator[tuple[int, memoryview]]]:
     """Memory for columns of a matrix of floats, `(rows, columns)`, and for each row its place to read.
 
     A place is an offset from the beginning of the tensor in bytes, and the memory that what lies there goes to.
     """
-    rows, columns = info.shape[-2:]
+    rows, columns = height or info.shape[-2], info.shape[-1]
     first = (index or 0) * rows * columns + start
     raw = np.empty((rows, stop - start), dtype)
     spans = (((first + row * columns) * dtype.itemsize, memoryview(raw[row].data).cast("B")) for row in range(rows))
@@ -110,12 +110,12 @@ def read_slice(source: Source, where: SourceSlice, start: int, stop: int) -> Row
 def _read_place(source: Source, where: SourceSlice, place: range) -> Rows:
     first, last = place[0], place[-1] + 1
     rows: Rows
-    if where.flat:
+    if where.as_vector:
         rows = source.read_rows(where.tensor, None, 0, source.tensors()[where.tensor].shape[0])
         assert not isinstance(rows, Blocks)  # the plan takes no quantised vector
         return rows.reshape(-1)[first:last]
     if where.transposed:
-        rows = source.read_columns(where.tensor, where.index, first, last)
+        rows = source.read_columns(where.tensor, where.index, first, last, where.height)
     else:
         rows = source.read_rows(where.tensor, where.index, first, last)
     return rows if place.step == 1 else take_rows(rows, slice(None, None, place.step))
@@ -173,10 +173,13 @@ class Source(Protocol):
         Needs memory in proportion to the rows asked for, not to the tensor; fetches the shard where it must.
         """
 
-    def read_columns(self, tensor: str, index: int | None, start: int, stop: int) -> npt.NDArray[np.float32]:
+    def read_columns(
+        self, tensor: str, index: int | None, start: int, stop: int, height: int = 0
+    ) -> npt.NDArray[np.float32]:
         """Columns `start` to `stop` of a matrix of floats, or of matrix `index` of several: `(stop - start, rows)`.
 
-        Only for tensors that a family's table has as transposed. Memory as for `read_rows`.
+        With a `height` the matrices have that many rows each, one below the other in two dimensions. Only for tensors
+        that a family's table has as transposed. Memory as for `read_rows`.
         """
 
     def release(self, shard: str) -> None:

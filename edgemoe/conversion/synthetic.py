@@ -122,7 +122,9 @@ class SyntheticSource:
             return _draw_floats(key, rows, columns, deviation)
         return _draw_blocks(key, rows, columns, deviation, FORMATS[BLOCK_FORMATS[info.dtype]])
 
-    def read_columns(self, tensor: str, index: int | None, start: int, stop: int) -> npt.NDArray[np.float32]:
+    def read_columns(
+        self, tensor: str, index: int | None, start: int, stop: int, height: int = 0
+    ) -> npt.NDArray[np.float32]:
         raise AssertionError("random matrices are never transposed")
 
     def release(self, shard: str) -> None:

@@ -227,7 +227,8 @@ class _Needs:
         interpreter: int,
         embedding_resident: bool,
     ) -> _Needs:
-        least_context = context_length or min(LEAST_CONTEXT_TOKENS, graph.spec.max_positions)
+        default_context = min(DEFAULT_CONTEXT_TOKENS, *graph.longest_contexts)
+        least_context = context_length or min(LEAST_CONTEXT_TOKENS, default_context)
         least_workspace_bytes = workspace_bytes(graph, sizes, backend, CHUNK_TOKENS[-1], least_context)
         least_state_bytes = kv_cache_bytes(graph, CHUNK_TOKENS[-1], least_context, sizes.kv_format, sizes.sequences)
         least_state_bytes += fixed_state_bytes(graph, least_context, sizes.kv_format, sizes.sequences)
@@ -243,7 +244,7 @@ class _Needs:
             interpreter,
             embedding_resident,
             least_context,
-            context_length or min(DEFAULT_CONTEXT_TOKENS, graph.spec.max_positions),
+            context_length or default_context,
             least_workspace_bytes,
             least_slots,
             least_experts_bytes,

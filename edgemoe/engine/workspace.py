@@ -23,7 +23,7 @@ from edgemoe.kernels.operations import PAGE_TOKENS, Cache, Floats, Integers, Qua
 from edgemoe.model.build import Graph
 from edgemoe.model.graph import Section, Value, Window
 from edgemoe.model.relative import bucket_table
-from edgemoe.model.rope import RopeSpec, rope_tables
+from edgemoe.model.rope import RopeSpec, rope_tables, temperature_factors
 
 KvFormat = Literal["f32", "f16", "q8"]
 """The format of keys and values: float32, float16, or int8 in groups of 32 with a float16 scale each."""
@@ -134,7 +134,7 @@ def bytes_needed(value: Value) -> int:
 
 
 def rope_bytes(graph: Graph, context_length: int) -> int:
-    """Bytes of the tables of rotary positions."""
+    """Bytes of the tables of positions."""
     return sum(bytes_of(value, 0, context_length, "f32") for value in graph.lasting if value.home == "rope")
 
 
@@ -240,6 +240,8 @@ class Workspace:
         return int(self._memory.nbytes + lasting)
 
     def _make(self, value: Value) -> Any:
+        if value.temperature is not None:
+            return temperature_factors(value.temperature, self._context_length)
         if value.rope is not None:
             return self._rope(value.rope)[("cosine", "sine").index(value.name)]
         if value.relative is not None:

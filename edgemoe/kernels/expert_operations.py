@@ -5,6 +5,7 @@ Defined as those of `operations.py` are, and with its letters and invariants.
 
 # Annotations are evaluated here, not left as text, so that the marks in them can be read quickly.
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -37,8 +38,8 @@ from edgemoe.kernels.operations import (
     check_activation,
 )
 
-Score = Literal["softmax", "sigmoid"]
-"""How a logit becomes the share of an expert: by all logits of the token, or by itself."""
+Score = Literal["softmax", "sigmoid", "sparsemixer"]
+"""How a logit becomes the share of an expert: by all logits of the token, by itself, or by those near the largest."""
 
 Choice = Literal["score", "logit"]
 """The numbers by which experts are chosen: their shares, or their logits."""
@@ -58,6 +59,10 @@ class Route(Operation, code=7):
     their sum plus `epsilon` (of softmax without `epsilon`: softmax over the chosen `K`). With `least_sum`, scores of
     softmax over all `E` are divided by the larger of their sum and this number. Last they are multiplied by `scale`,
     and with `expert_scales` by that of their expert.
+
+    Of `sparsemixer` (Liu et al. 2024, arXiv 2409.12136) experts are chosen by their logits, and the weight of each is
+    its share among experts that are not chosen before it and whose logit `z` is near `m`, the largest of those:
+    `(m - z) / max(|z|, m) <= 2 * jitter`, each step in float32. The chosen expert counts as near.
 
     With `slots` the expert of largest choice score is still chosen, and the other `K - 1` by largest raised score (on
     a tie by larger choice score, then the lower number). It is `choice score + bonus * (largest - smallest)` of experts
@@ -84,6 +89,7 @@ class Route(Operation, code=7):
     choose_by: Choice = "score"
     expert_scales: Annotated[Floats | None, weight("E")] = None
     group_best: Annotated[int, NUMBER] = 2
+    jitter: float = 0.0  # 0 but for sparsemixer
 
     def check(self, sizes: Sizes) -> None:
         require(self.group_best in (1, 2), "group_best", "1 or 2", self.group_best)
@@ -99,6 +105,11 @@ class Route(Operation, code=7):
         require(not self.epsilon or self.score == "sigmoid", "epsilon", "0 for softmax", self.epsilon)
         divided = self.renormalise and self.score == "softmax"
         require(not self.least_sum or divided, "least_sum", "0 but for softmax that is renormalised", self.least_sum)
+        mixes = self.score == "sparsemixer"
+        plain = not self.renormalise and self.choice_bias is None and self.groups == 1
+        require(not mixes or plain, "score", "no renormalisation, bias or groups with sparsemixer", self.score)
+        require(0 <= self.jitter < math.inf, "jitter", "0 or a number above it", self.jitter)
+        require(mixes or not self.jitter, "jitter", "0 but for sparsemixer", self.jitter)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -305,7 +316,8 @@ class Combine(Operation, code=12):
     """`output[t] += scale * (sum_k weights[t, k] * routed[t, k] + sigmoid(shared_gate[t]) * shared[t])`.
 
     The sum runs in router order. `routed` or `shared` may be None, not both; that term is then absent. Without
-    `shared_gate` the factor of `shared` is 1. Without `accumulate` it is `output[t] = ...`.
+    `weights` those of `routed` are 1, and so is the factor of `shared` without `shared_gate`. Without `accumulate` it
+    is `output[t] = ...`.
     """
 
     output: Annotated[Floats, rows("D"), output(adds_if="accumulate")]
@@ -319,6 +331,5 @@ class Combine(Operation, code=12):
     def check(self, sizes: Sizes) -> None:
         some = self.routed is not None or self.shared is not None
         require(some, "routed", "a routed or a shared term", "neither")
-        paired = (self.routed is None) == (self.weights is None)
-        require(paired, "weights", "routed and weights together", "one without the other")
+        require(self.weights is None or self.routed is not None, "weights", "a routed term", "none")
         require(self.shared_gate is None or self.shared is not None, "shared_gate", "a shared term", "none")

@@ -187,15 +187,16 @@ class RmsNorm(Operation, code=1):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LayerNorm(Operation, code=16):
-    """`output = (input - mean) / sqrt(variance + epsilon) * weight`, over each row; may be in place.
+    """`output = (input - mean) / sqrt(variance + epsilon) * weight + bias`, over each row; may be in place.
 
-    The variance is the mean of the squares of `input - mean` (Ba, Kiros and Hinton 2016).
+    The variance is the mean of the squares of `input - mean` (Ba, Kiros and Hinton 2016). Without a bias none is added.
     """
 
     input: Annotated[Floats, rows("D")]
     weight: Annotated[Floats, weight("D")]
     epsilon: float
     output: Annotated[Floats, rows("D"), output(apart_from="input", may_replace=True)]
+    bias: Annotated[Floats | None, weight("D")] = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -237,6 +238,15 @@ class Rope(Operation, code=3):
         require(
             rotated <= width, "cosine", f"at most {width // 2} columns, for heads of {width} channels", rotated // 2
         )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ScaleByPosition(Operation, code=27):
+    """Multiplies each row in place by the factor of its token's position."""
+
+    values: Annotated[Floats, rows("M"), IN_PLACE]
+    positions: Annotated[Integers, rows()]
+    factors: Annotated[Floats, buffer("C")]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -328,10 +338,12 @@ class DistanceBias:
 class Attention(Operation, code=5):
     """Causal attention over the cache: row `t` sees positions `0 .. positions[t]` of its sequence.
 
-    With a `window` it sees the last `window` of these, its own position included. With `lengths` it sees the first
-    `lengths[sequences[t]]` positions, at least one, wherever it stands itself. A head's sink is one more logit of its
-    softmax, which takes a share of the sum and adds no value. A bias is added to scores after they were scaled. Without
-    a cache of values a key's value is its first `Wv` elements.
+    With a `window` it sees the last `window` of these, its own position included; of windows that are `chunked`, which
+    begin at multiples of `window`, it sees its own up to its position. With `lengths` it sees the first
+    `lengths[sequences[t]]` positions, at least one, wherever it stands itself. With a `cap` the scaled score `s` of a
+    key counts as `cap * tanh(s / cap)`; a bias is added to it then. A head's sink is one more logit of its softmax,
+    which takes a share of the sum and adds no value; no cap applies to it. Without a cache of values a key's value is
+    its first `Wv` elements.
     """
 
     query: Annotated[Floats, rows("H*W")]
@@ -344,6 +356,8 @@ class Attention(Operation, code=5):
     output: Annotated[Floats, rows("H*Wv"), output(apart_from="query")]
     window: Annotated[int, NUMBER] = 0  # 0: none
     sinks: Annotated[Floats | None, weight("H")] = None
+    chunked: bool = False
+    cap: float = 0.0  # 0: none
     lengths: Annotated[Integers | None, buffer("S")] = None  # the caller fills them before a run
     bias: DistanceBias | None = None
 
@@ -352,6 +366,8 @@ class Attention(Operation, code=5):
         if heads % kv_heads:
             raise Misfit("query", f"heads in {kv_heads} equal groups", f"{heads} heads")
         require(0 <= self.window <= LARGEST_EXTENT, "window", f"0 to {LARGEST_EXTENT}", self.window)
+        require(not self.chunked or self.window > 0, "chunked", "false without a window", self.chunked)
+        require(0 <= self.cap < math.inf, "cap", "0 or a number above it", self.cap)
         require(not self.window or self.lengths is None, "window", "0 with lengths", self.window)
         if self.bias is not None:
             entries = sizes.letters["entries"]
@@ -368,8 +384,8 @@ class Attention(Operation, code=5):
         return sum(cache.nbytes // (cache.shape[0] * PAGE_TOKENS) for cache in caches)
 
 
-GateFunction = Literal["sigmoid", "softplus"]
-"""The function that makes a factor of a gate's number `g`: `1 / (1 + exp(-g))` or `log(1 + exp(g))`."""
+GateFunction = Literal["sigmoid", "softplus", "identity"]
+"""The function that makes a factor of a gate's number `g`: `1 / (1 + exp(-g))`, `log(1 + exp(g))` or `g` itself."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

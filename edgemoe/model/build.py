@@ -63,6 +63,15 @@ class Graph:
         return [value for value in self.lasting if value.home == "state" and value.undo is None]
 
     @property
+    def longest_contexts(self) -> list[int]:
+        """The most tokens that the model takes, and the longest context of the positions that each rule has in it.
+
+        Positions of some rules change in longer contexts (`model.rope`): a budget must not decide which they are.
+        """
+        limits = (value.rope.longest_short for value in self.lasting if value.rope is not None)
+        return [self.spec.max_positions, *(limit for limit in limits if limit is not None)]
+
+    @property
     def tables(self) -> list[Value]:
         """The tables of pages: that of layers which see the whole context, and one for each window."""
         of_inputs = (self.encoder.pages, self.encoder.own_pages) if self.encoder else ()
@@ -134,7 +143,7 @@ def build_graph(spec: ModelSpec, options: BuildOptions = PLAIN) -> Graph:
 
     def builder(stream: Value = residual, letter: Literal["T", "C"] = "T", ending: Builder | None = None) -> Builder:
         own = options if letter == "T" else replace(options, cache_aware_routing=0.0)  # as a prompt has none
-        of_model = spec.norm_epsilon, cast(Any, stream), own, spec.norm, shared
+        of_model = spec.norm_epsilon, cast(Any, stream), own, spec.norm, spec.norm_bias, shared
         return Builder(-1, D, *of_model, letter=letter, ending=ending)
 
     ending, encoder_layers, finish = _encoder(spec, shared, builder) if spec.encoder else (None, [], None)
@@ -154,7 +163,8 @@ def build_graph(spec: ModelSpec, options: BuildOptions = PLAIN) -> Graph:
     with head.doing("head"):
         normed = head.stream_norm(cast(Any, head_input), "final_norm", head.fixed_rows("head_normed", HEAD_ROWS, D))
         matrix = head.matrix("embedding" if spec.tied_embeddings else "head", V, D)
-        head.add(op.Linear(normed, (op.LinearPart(matrix, None, cast(Any, logits)),), scale=spec.logit_scale))
+        bias = head.vector("head_bias", V) if spec.head_bias else None
+        head.add(op.Linear(normed, (op.LinearPart(matrix, bias, cast(Any, logits)),), scale=spec.logit_scale))
         if spec.logit_cap:
             head.add(op.SoftCap(cast(Any, logits), spec.logit_cap))
     sections = embed.section(), tuple(layers), head.section()

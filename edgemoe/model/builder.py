@@ -28,7 +28,7 @@ from edgemoe.model.graph import (
     values_of,
 )
 from edgemoe.model.relative import RelativeBias
-from edgemoe.model.rope import RopeSpec
+from edgemoe.model.rope import RopeSpec, Temperature
 
 
 @dataclass(eq=False)
@@ -46,6 +46,8 @@ class Builder:
     options: BuildOptions
     norms: Literal["rms", "layer"]
     """The kind of the norms of the stream."""
+    norm_bias: bool
+    """Whether they have biases."""
     shared: dict[Hashable, Value]
     """The values that outlive a section, by what tells them apart."""
     prefix: str = ""
@@ -204,6 +206,11 @@ class Builder:
         )
         return cast("op.Floats", cosine), cast("op.Floats", sine)
 
+    def temperatures(self, temperature: Temperature) -> op.Floats:
+        """The factor of every position, `(C,)`."""
+        value = Value("temperature", ("C",), "f32", "rope", temperature=temperature)
+        return cast("op.Floats", self.shared.setdefault(("temperature", temperature), value))
+
     def vector(self, name: str, size: int) -> op.Floats:
         """A vector of the store."""
         return cast("op.Floats", Weight(self.prefix + name, (size,)))
@@ -221,7 +228,8 @@ class Builder:
         """Normalise rows as wide as the stream, in the way of the model; returns `output`."""
         if self.norms == "rms":
             return self.rms_norm(source, name, self.hidden_size, output)
-        self.add(op.LayerNorm(source, self.vector(name, self.hidden_size), self.epsilon, output))
+        bias = self.vector(f"{name}_bias", self.hidden_size) if self.norm_bias else None
+        self.add(op.LayerNorm(source, self.vector(name, self.hidden_size), self.epsilon, output, bias))
         return output
 
     def linear(

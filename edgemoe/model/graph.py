@@ -24,7 +24,7 @@ from typing import Any, Literal, Union
 
 from edgemoe.kernels import operations as op
 from edgemoe.model.relative import RelativeBias
-from edgemoe.model.rope import RopeSpec
+from edgemoe.model.rope import RopeSpec, Temperature
 
 Part = Literal[
     "embedding",
@@ -73,7 +73,7 @@ Home = Literal["work", "kept", "state", "written_once", "rope"]
 
 work: memory that values of a layer share when they are not alive at the same time. kept: memory of its own. state: what
 a sequence keeps of its tokens, of every layer. written_once: what it keeps of an encoder's input, in pages that no
-token of its own changes. rope: tables of rotary positions, shared by layers with equal rules.
+token of its own changes. rope: tables of positions, shared by layers with equal rules.
 """
 
 
@@ -100,6 +100,8 @@ class Value:
     """The rule whose cosines or sines it holds."""
     relative: tuple[RelativeBias, bool] | None = None
     """The rule of relative positions whose buckets it holds, and whether attention is causal."""
+    temperature: Temperature | None = None
+    """The rule whose factors it holds."""
     undo: int | None = None
     """How many of its latest tokens fixed state, which has a row for each sequence, can take back by itself.
 

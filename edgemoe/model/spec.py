@@ -64,11 +64,12 @@ class Block:
         stem = self.body.norm_name
         return {"input_norm": stem, "post_norm": f"post_{stem}"}.get(what, f"{stem.removesuffix('norm')}{what}")
 
-    def dense_tensors(self, hidden_size: int) -> dict[str, tuple[int, ...]]:
+    def dense_tensors(self, hidden_size: int, norm_bias: bool = False) -> dict[str, tuple[int, ...]]:
         """Its dense tensors within the layer: the input norm, those of the body, the norms after it, the residual's."""
-        vector = (hidden_size,)
-        before = {self.name("input_norm"): vector} if self.input_norm else {}
-        after: dict[str, tuple[int, ...]] = {what: vector for what in ("post_norm", "sum_norm") if getattr(self, what)}
+        before = _norm(self.name("input_norm"), hidden_size, norm_bias) if self.input_norm else {}
+        after: dict[str, tuple[int, ...]] = {}
+        for what in ("post_norm", "sum_norm"):
+            after |= _norm(what, hidden_size, norm_bias) if getattr(self, what) else {}
         after |= self.residual.vectors(hidden_size) if self.residual else {}
         shapes = (
             before | dict(self.body.tensors(hidden_size)) | {self.name(what): shape for what, shape in after.items()}
@@ -80,6 +81,11 @@ class Block:
         routed = self.body.routed
         shapes = routed.tensors(hidden_size) if routed else {}
         return {self.prefix + name: shape for name, shape in shapes.items()}
+
+
+def _norm(name: str, hidden_size: int, bias: bool) -> dict[str, tuple[int, ...]]:
+    """The vectors of a norm of the stream."""
+    return dict.fromkeys((name, f"{name}_bias") if bias else (name,), (hidden_size,))
 
 
 @dataclass(frozen=True)
@@ -181,7 +187,11 @@ class ModelSpec:
     logit_cap: float = field(default=0.0, metadata=ZERO_ALLOWED)
     """The limit within which logits are brought (`op.SoftCap`), after the factor; 0: they stay as they are."""
     norm: Literal["rms", "layer"] = "rms"
-    """Norms of the stream, of blocks' results and before the head: RMSNorm, or LayerNorm without biases (Cohere)."""
+    """Norms of the stream, of blocks' results and before the head: RMSNorm, or LayerNorm (Cohere)."""
+    norm_bias: bool = False
+    """Whether these norms have biases, as only LayerNorm may (Phi-3.5-MoE)."""
+    head_bias: bool = False
+    """Whether the head adds a bias to the logits."""
     encoder: EncoderSpec | None = None
     """The encoder; None in a model that has a decoder alone."""
 
@@ -250,6 +260,8 @@ class ModelSpec:
         spec = replace(from_plain(cls, {**data, "layers": []}, "model"), layers=tuple(layers))
         if spec.encoder and not (spec.encoder_layers < len(layers) and spec.encoder.start_token < spec.vocab_size):
             raise ValueError(f"model.encoder is {str(data['encoder'])[:80]!r}")
+        if spec.norm_bias and spec.norm != "layer":
+            raise ValueError("model.norm_bias: biases of norms that are not LayerNorm")
         return spec
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
@@ -267,13 +279,17 @@ class ModelSpec:
     def dense_tensors(self) -> dict[str, tuple[int, ...]]:
         """The tensors that are not of a routed expert: their number does not grow with that of the experts."""
         D = self.hidden_size
-        shapes: dict[str, tuple[int, ...]] = {"embedding": (self.vocab_size, D), "final_norm": (D,)}
+        shapes: dict[str, tuple[int, ...]] = {"embedding": (self.vocab_size, D)} | _norm(
+            "final_norm", D, self.norm_bias
+        )
         if self.encoder:
-            shapes["encoder_norm"] = (D,)
+            shapes |= _norm("encoder_norm", D, self.norm_bias)
         if not self.tied_embeddings:
             shapes["head"] = (self.vocab_size, D)
+        if self.head_bias:
+            shapes["head_bias"] = (self.vocab_size,)
         for number, layer in enumerate(self.layers):
             for block in layer.blocks:
-                named = block.dense_tensors(D).items()
+                named = block.dense_tensors(D, self.norm_bias).items()
                 shapes |= {f"layers.{number}.{name}": shape for name, shape in named}
         return shapes

@@ -17,7 +17,7 @@ enum { EM_MOST_TAPS = 64 };
 enum { EM_WIDEST_KEYS = 256 };
 
 /* em_route.score */
-enum { EM_SCORE_SOFTMAX = 0, EM_SCORE_SIGMOID = 1, EM_SCORE_COUNT = 2 };
+enum { EM_SCORE_SOFTMAX = 0, EM_SCORE_SIGMOID = 1, EM_SCORE_SPARSEMIXER = 2, EM_SCORE_COUNT = 3 };
 
 /* em_route.choose_by */
 enum { EM_CHOOSE_BY_SCORE = 0, EM_CHOOSE_BY_LOGIT = 1, EM_CHOOSE_BY_COUNT = 2 };
@@ -26,7 +26,7 @@ enum { EM_CHOOSE_BY_SCORE = 0, EM_CHOOSE_BY_LOGIT = 1, EM_CHOOSE_BY_COUNT = 2 };
 enum { EM_FUNCTION_SILU = 0, EM_FUNCTION_CLAMPED_SILU = 1, EM_FUNCTION_GELU_TANH = 2, EM_FUNCTION_RELU = 3, EM_FUNCTION_RELU2 = 4, EM_FUNCTION_COUNT = 5 };
 
 /* em_gate.gating */
-enum { EM_GATING_SIGMOID = 0, EM_GATING_SOFTPLUS = 1, EM_GATING_COUNT = 2 };
+enum { EM_GATING_SIGMOID = 0, EM_GATING_SOFTPLUS = 1, EM_GATING_IDENTITY = 2, EM_GATING_COUNT = 3 };
 
 /* output[t] = scale * matrix[ids[t]]. */
 typedef struct em_embed {
@@ -117,6 +117,8 @@ typedef struct em_attention {
     float *output;            /* (T, H*Wv) */
     int64_t window;
     const float *sinks;       /* (H,), or NULL */
+    int32_t chunked;
+    float cap;
     const int32_t *lengths;   /* (S,), or NULL */
     em_distance_bias bias;    /* all zeros if there are none */
     int32_t sequence_count;   /* S */
@@ -162,6 +164,7 @@ typedef struct em_route {
     int32_t choose_by;          /* EM_CHOOSE_BY_... */
     const float *expert_scales; /* (E,), or NULL */
     int64_t group_best;
+    float jitter;
     int32_t num_experts;        /* E */
     int32_t top_k;              /* K */
 } em_route;
@@ -288,12 +291,13 @@ typedef struct em_gate {
     int32_t width;     /* width */
 } em_gate;
 
-/* output = (input - mean) / sqrt(variance + epsilon) * weight, over each row; may be in place. */
+/* output = (input - mean) / sqrt(variance + epsilon) * weight + bias, over each row; may be in place. */
 typedef struct em_layer_norm {
     const float *input;  /* (T, D) */
     const float *weight; /* (D,) */
     float epsilon;
     float *output;       /* (T, D) */
+    const float *bias;   /* (D,), or NULL */
     int32_t hidden_size; /* D */
 } em_layer_norm;
 
@@ -365,6 +369,15 @@ typedef struct em_plain_ffn {
     int32_t intermediate_size; /* F */
 } em_plain_ffn;
 
+/* Multiplies each row in place by the factor of its token's position. */
+typedef struct em_scale_by_position {
+    float *values;            /* (T, M) */
+    const int32_t *positions; /* (T,) */
+    const float *factors;     /* (C,) */
+    int32_t columns;          /* M */
+    int32_t context;          /* C */
+} em_scale_by_position;
+
 /* Makes the weight 0 of each choice of an expert that capacity choices of this run precede (Fedus et al. 2021). */
 typedef struct em_capacity {
     const int32_t *experts; /* (T, K) */
@@ -398,6 +411,7 @@ typedef struct em_capacity {
     X(HEAD_LINEAR, head_linear) \
     X(STORE_LATENT, store_latent) \
     X(PLAIN_FFN, plain_ffn) \
+    X(SCALE_BY_POSITION, scale_by_position) \
     X(CAPACITY, capacity)
 
 /* STRUCT(type) for each struct of the interface, and FIELD(type, field) for each of its fields. */
@@ -427,10 +441,11 @@ typedef struct em_capacity {
     STRUCT(em_attention) FIELD(em_attention, query) FIELD(em_attention, positions) \
         FIELD(em_attention, sequences) FIELD(em_attention, pages) FIELD(em_attention, key_cache) \
         FIELD(em_attention, value_cache) FIELD(em_attention, scale) FIELD(em_attention, output) \
-        FIELD(em_attention, window) FIELD(em_attention, sinks) FIELD(em_attention, lengths) \
-        FIELD(em_attention, bias) FIELD(em_attention, sequence_count) FIELD(em_attention, table_pages) \
-        FIELD(em_attention, page_count) FIELD(em_attention, kv_heads) FIELD(em_attention, head_dim) \
-        FIELD(em_attention, heads) FIELD(em_attention, value_dim) \
+        FIELD(em_attention, window) FIELD(em_attention, sinks) FIELD(em_attention, chunked) \
+        FIELD(em_attention, cap) FIELD(em_attention, lengths) FIELD(em_attention, bias) \
+        FIELD(em_attention, sequence_count) FIELD(em_attention, table_pages) FIELD(em_attention, page_count) \
+        FIELD(em_attention, kv_heads) FIELD(em_attention, head_dim) FIELD(em_attention, heads) \
+        FIELD(em_attention, value_dim) \
     STRUCT(em_short_conv) FIELD(em_short_conv, input) FIELD(em_short_conv, taps) FIELD(em_short_conv, bias) \
         FIELD(em_short_conv, positions) FIELD(em_short_conv, sequences) FIELD(em_short_conv, inputs) \
         FIELD(em_short_conv, output) FIELD(em_short_conv, parts) FIELD(em_short_conv, hidden_size) \
@@ -439,8 +454,8 @@ typedef struct em_capacity {
         FIELD(em_route, weights) FIELD(em_route, slots) FIELD(em_route, bonus) FIELD(em_route, score) \
         FIELD(em_route, choice_bias) FIELD(em_route, groups) FIELD(em_route, kept_groups) \
         FIELD(em_route, epsilon) FIELD(em_route, scale) FIELD(em_route, least_sum) FIELD(em_route, choose_by) \
-        FIELD(em_route, expert_scales) FIELD(em_route, group_best) FIELD(em_route, num_experts) \
-        FIELD(em_route, top_k) \
+        FIELD(em_route, expert_scales) FIELD(em_route, group_best) FIELD(em_route, jitter) \
+        FIELD(em_route, num_experts) FIELD(em_route, top_k) \
     STRUCT(em_activation) FIELD(em_activation, function) FIELD(em_activation, alpha) \
         FIELD(em_activation, limit) FIELD(em_activation, offset) FIELD(em_activation, gated) \
     STRUCT(em_ffn_biases) FIELD(em_ffn_biases, gate) FIELD(em_ffn_biases, up) FIELD(em_ffn_biases, down) \
@@ -470,7 +485,8 @@ typedef struct em_capacity {
     STRUCT(em_gate) FIELD(em_gate, gate) FIELD(em_gate, values) FIELD(em_gate, gating) FIELD(em_gate, runs) \
         FIELD(em_gate, width) \
     STRUCT(em_layer_norm) FIELD(em_layer_norm, input) FIELD(em_layer_norm, weight) \
-        FIELD(em_layer_norm, epsilon) FIELD(em_layer_norm, output) FIELD(em_layer_norm, hidden_size) \
+        FIELD(em_layer_norm, epsilon) FIELD(em_layer_norm, output) FIELD(em_layer_norm, bias) \
+        FIELD(em_layer_norm, hidden_size) \
     STRUCT(em_soft_cap) FIELD(em_soft_cap, values) FIELD(em_soft_cap, limit) FIELD(em_soft_cap, columns) \
     STRUCT(em_delta_rule) FIELD(em_delta_rule, mixed) FIELD(em_delta_rule, strength) \
         FIELD(em_delta_rule, decay_input) FIELD(em_delta_rule, decay_bias) FIELD(em_delta_rule, rate) \
@@ -490,6 +506,9 @@ typedef struct em_capacity {
     STRUCT(em_plain_ffn) FIELD(em_plain_ffn, input) FIELD(em_plain_ffn, up) FIELD(em_plain_ffn, down) \
         FIELD(em_plain_ffn, output) FIELD(em_plain_ffn, activation) FIELD(em_plain_ffn, biases) \
         FIELD(em_plain_ffn, hidden_size) FIELD(em_plain_ffn, intermediate_size) \
+    STRUCT(em_scale_by_position) FIELD(em_scale_by_position, values) FIELD(em_scale_by_position, positions) \
+        FIELD(em_scale_by_position, factors) FIELD(em_scale_by_position, columns) \
+        FIELD(em_scale_by_position, context) \
     STRUCT(em_capacity) FIELD(em_capacity, experts) FIELD(em_capacity, weights) \
         FIELD(em_capacity, num_experts) FIELD(em_capacity, capacity) FIELD(em_capacity, top_k) \
     STRUCT(em_operation) FIELD(em_operation, kind) FIELD(em_operation, reserved) FIELD(em_operation, as) \

@@ -120,6 +120,8 @@ static inline void add_attention(model *m, int32_t cache_format) {
     em_rope *keys_rope = &add(m, EM_ROPE)->as.rope;
     *keys_rope = rope_of(m, *m->key, GROUPS);
     keys_rope->neighbours = 1;
+    add(m, EM_SCALE_BY_POSITION)->as.scale_by_position = (em_scale_by_position){
+        .values = *m->query, .positions = m->positions, .factors = *m->cosine, .columns = WIDTH, .context = CONTEXT};
     const em_cache keys = {m->caches[0], ***m->cache_scales[0], cache_format};
     const em_cache values = {m->caches[1], ***m->cache_scales[1], cache_format};
     add(m, EM_STORE_KV)->as.store_kv =
@@ -131,7 +133,7 @@ static inline void add_attention(model *m, int32_t cache_format) {
         .query = *m->query, .positions = m->positions, .sequences = m->sequences, .pages = *m->pages, .key_cache = keys,
         .value_cache = values, .scale = 0.2f, .output = *m->attended, .sequence_count = 1, .table_pages = PAGES,
         .page_count = PAGES, .kv_heads = GROUPS, .head_dim = HEAD_WIDTH, .heads = HEADS,
-        .value_dim = HEAD_WIDTH};
+        .value_dim = HEAD_WIDTH, .window = 20, .chunked = 1, .cap = 2};
     add(m, EM_GATE)->as.gate = (em_gate){
         .gate = *m->query, .values = *m->attended, .gating = EM_GATING_SIGMOID, .runs = WIDTH, .width = 1};
     add(m, EM_GATE)->as.gate = (em_gate){
@@ -267,7 +269,7 @@ static inline void add_moe(model *m) {
         .shared_gate = *m->shared_gate, .top_k = USED, .hidden_size = WIDTH, .scale = 0.7f,
         .accumulate = 1};
     add(m, EM_LAYER_NORM)->as.layer_norm = (em_layer_norm){
-        .input = *m->hidden, .weight = m->norm, .output = *m->normed, .epsilon = 1e-5f, .hidden_size = WIDTH};
+        .input = *m->hidden, .weight = m->norm, .output = *m->normed, .epsilon = 1e-5f, .bias = m->bias, .hidden_size = WIDTH};
     add(m, EM_MIX)->as.mix =
         (em_mix){
         .base = *m->hidden, .result = *m->shared, .keep = m->norm, .share = m->bias, .shift = m->norm, .output = *m->hidden,

@@ -49,8 +49,10 @@ def load_reference(folder: Path) -> Reference:
 
 def take_slice(tensors: Tensors, where: SourceSlice) -> np.ndarray:
     tensor = tensors[where.tensor]
+    if where.height:
+        tensor = tensor.reshape(-1, where.height, tensor.shape[-1])
     whole = tensor if where.index is None else tensor[where.index]
-    whole = whole.reshape(-1) if whole.ndim == 3 or where.flat else whole
+    whole = whole.reshape(-1) if whole.ndim == 3 or where.as_vector else whole
     rows = whole.T if where.transposed else whole
     if where.turned:
         (run,) = where.runs

@@ -26,10 +26,11 @@ from edgemoe.model.blocks import (
     SharedExpert,
     ShortConv,
 )
-from edgemoe.model.rope import RopeSpec, rope_frequencies, rope_tables
+from edgemoe.model.rope import RopeSpec, Temperature, rope_frequencies, rope_tables
 from edgemoe.model.spec import LayerSpec, ModelSpec
 from tests.architectures.published import (
     ALL_FAMILIES,
+    DBRX_INSTRUCT,
     DEEPSEEK_MOE_16B,
     DEEPSEEK_V2,
     DEEPSEEK_V2_LITE,
@@ -47,11 +48,14 @@ from tests.architectures.published import (
     KIMI_K2,
     LFM2_8B_A1B,
     LING_MINI_2,
+    LLAMA4_MAVERICK,
+    LLAMA4_SCOUT,
     LLAMA_31_8B,
     MINIMAX_M2,
     MIXTRAL_8X7B,
     MOONLIGHT_16B_A3B,
     OLMOE_1B_7B,
+    PHI35_MOE,
     PUBLISHED,
     QWEN3_30B_A3B,
     QWEN3_NEXT_80B_A3B,
@@ -150,6 +154,97 @@ def test_granite_multipliers():
 def test_granite_shared_expert_may_be_absent():
     assert ffn(model_spec(GRANITE_SHARED).layers[0]).shared == SharedExpert(1024)
     assert ffn(model_spec(GRANITE_SHARED | {"shared_intermediate_size": 0}).layers[0]).shared is None
+
+
+def test_llama4_has_chunks_with_positions_and_whole_layers_without():
+    spec = model_spec(LLAMA4_SCOUT)
+    chunked, whole = attention(spec.layers[0]), attention(spec.layers[3])
+    assert [attention(layer).window for layer in spec.layers] == [8192, 8192, 8192, 0] * 12
+    assert (chunked.chunked, chunked.qk_norm, chunked.norm_after_rope) == (True, "unweighted", True)
+    assert chunked.rope.pairing == "neighbours"
+    assert chunked.rope.scaling == "llama3"
+    assert chunked.temperature is None
+    assert (whole.rope, whole.qk_norm, whole.chunked) == (None, "none", False)
+    assert whole.temperature == Temperature(0.1, 8192)
+    router = RouterSpec(normalise=False, score="sigmoid", choose_by="logit")
+    moe = Moe(16, 1, 8192, router=router, shared=SharedExpert(8192), weigh_inputs=True)
+    assert {ffn(layer) for layer in spec.layers} == {moe}
+    maverick = model_spec(LLAMA4_MAVERICK)
+    assert [layer.routed is not None for layer in maverick.layers] == [False, True] * 24
+    assert ffn(maverick.layers[0]) == GatedFfn(16384)
+    assert attention(maverick.layers[0]).qk_norm == "none"
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"num_experts_per_tok": 2}, "num_experts_per_tok is 2"),
+        ({"attention_chunk_size": None, "layer_types": ["chunked_attention"] * 48}, "attention_chunk_size is missing"),
+        ({"layer_types": ["sliding_attention"] * 48}, 'layer_types is "sliding_attention"'),
+        ({"layer_types": ["full_attention"]}, "layer_types lists 1 layers; expected 48"),
+        ({"no_rope_layers": [0, 1, 2]}, "no_rope_layers lists 3 values; expected 48 of 0 and 1"),
+        ({"moe_layers": [48]}, "moe_layers holds 48; expected layers from 0 to 47"),
+        ({"attn_temperature_tuning": 3}, "attn_temperature_tuning is 3"),
+        ({"floor_scale": 0}, "floor_scale is 0"),
+    ],
+)
+def test_llama4_refuses_what_it_has_not(keys, words):
+    assert words in refusal(LLAMA4_SCOUT | {"text_config": LLAMA4_SCOUT["text_config"] | keys})
+
+
+def test_dbrx_reads_its_two_objects():
+    spec = model_spec(DBRX_INSTRUCT)
+    heads = attention(spec.layers[0])
+    assert (heads.heads, heads.kv_heads, heads.head_dim, heads.clip) == (48, 8, 128, 8.0)
+    assert heads.rope == RopeSpec(500_000.0, 128)
+    assert ffn(spec.layers[0]) == Moe(16, 4, 10752, router=RouterSpec(normalise=True))
+    assert (spec.norm, spec.norm_epsilon, spec.max_positions) == ("layer", 1e-5, 32768)
+    bare = model_spec(DBRX_INSTRUCT | {"attn_config": {"kv_n_heads": 8, "rope_theta": 10_000.0}})
+    assert attention(bare.layers[0]).clip == 0
+    plain = DBRX_INSTRUCT["ffn_config"] | {"moe_normalize_expert_weights": None}
+    assert not ffn(model_spec(DBRX_INSTRUCT | {"ffn_config": plain}).layers[0]).router.normalise
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"attn_config": {"kv_n_heads": 7}}, "kv_n_heads 7"),
+        ({"attn_config": {"kv_n_heads": 8, "rope_theta": 5e5}, "rope_theta": 1e4}, "but 500000 in attn_config"),
+        ({"attn_config": {"kv_n_heads": 8, "window": 5}}, '"window" is 5'),
+        ({"ffn_config": {"moe_normalize_expert_weights": 2.0}}, "moe_normalize_expert_weights"),
+        ({"ffn_config": {"ffn_act_fn": {"name": "gelu"}}}, "ffn_config.ffn_act_fn is an object of 1"),
+        ({"ffn_config": {"moe_top_k": 5}}, "moe_top_k is 5; expected at most the number of experts, 4"),
+        ({"ffn_config": {"hidden_size": 5}}, "hidden_size is 5"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings is true"),
+        ({"auto_map": {"AutoModelForCausalLM": "own.OtherForCausalLM"}}, "code of DbrxForCausalLM"),
+    ],
+)
+def test_dbrx_refuses_what_it_has_not(keys, words):
+    assert words in refusal(DBRX_INSTRUCT | keys)
+
+
+def test_phimoe_has_biases_of_norms_and_sparsemixer():
+    spec = model_spec(PHI35_MOE)
+    assert (spec.norm, spec.norm_bias, spec.head_bias) == ("layer", True, True)
+    assert ffn(spec.layers[0]) == Moe(16, 2, 6400, router=RouterSpec(normalise=False, score="sparsemixer", jitter=0.01))
+    heads = attention(spec.layers[0])
+    assert (heads.qkv_bias, heads.output_bias) == (True, True)
+    assert heads.rope.longest_short == 4096
+    assert spec.tensors()["layers.3.ffn_norm_bias"] == (4096,)
+    assert ffn(model_spec(PHI35_MOE | {"router_jitter_noise": 0}).layers[0]).router.jitter == 0
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"num_experts_per_tok": 3}, "num_experts_per_tok is 3"),
+        ({"original_max_position_embeddings": 8192}, "is 8192, but 4096 in rope_scaling"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, 'rope_type is "linear"'),
+        ({"router_jitter_noise": -1}, "router_jitter_noise is -1"),
+    ],
+)
+def test_phimoe_refuses_what_it_has_not(keys, words):
+    assert words in refusal(PHI35_MOE | keys)
 
 
 def test_glm4_moe():
@@ -665,7 +760,8 @@ def test_the_newer_name_of_a_key_means_the_same():
 @pytest.mark.parametrize("config", ALL_FAMILIES.values(), ids=ALL_FAMILIES.keys())
 def test_null_means_absent(config):
     optional = ["attention_bias", "tie_word_embeddings", "rope_scaling", "rope_theta", "hidden_act"]
-    if "hidden_size" in config and config["hidden_size"] % config["num_attention_heads"] == 0:
+    width = config.get("hidden_size")
+    if width is not None and (config["model_type"] == "dbrx" or width % config["num_attention_heads"] == 0):
         optional.append("head_dim")
     if config["model_type"] == "gpt_oss":  # its files always have both
         optional = [name for name in optional if name not in ("head_dim", "rope_scaling")]
@@ -685,6 +781,34 @@ LLAMA3_NUMBERS = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192.0,
 }
+
+
+LONGROPE_64 = {
+    "type": "longrope",
+    "short_factor": [1.0] * 64,
+    "long_factor": [2.0] * 64,
+    "original_max_position_embeddings": 4096,
+}
+
+
+def test_longrope_has_factors_by_the_length_of_the_context():
+    spec = rope(rope_theta=1e4, max_position_embeddings=131_072, rope_scaling=LONGROPE_64)
+    gain = math.sqrt(1 + math.log(32) / math.log(4096))
+    assert spec.parameters == {
+        "original_max_position_embeddings": 4096,
+        "short_gain": pytest.approx(gain),
+        "long_gain": pytest.approx(gain),
+    }
+    assert spec.longest_short == 4096
+    plain = rope_frequencies(RopeSpec(1e4, 128))
+    np.testing.assert_array_equal(rope_frequencies(spec), plain)
+    np.testing.assert_allclose(rope_frequencies(spec, long=True), plain / 2, rtol=1e-6)
+    given = LONGROPE_64 | {"short_mscale": 1.5, "long_mscale": 2.5}
+    mixed = rope(rope_theta=1e4, max_position_embeddings=131_072, rope_scaling=given)
+    for positions, gain in ((4096, 1.5), (4097, 2.5)):
+        cosine, sine = rope_tables(mixed, positions)
+        assert cosine[0, 0] == np.float32(gain)
+        assert sine[1, 0] == pytest.approx(gain * math.sin(1.5 / gain if gain == 1.5 else 0.5), rel=1e-6)
 
 
 def test_old_and_new_keys_of_positions_mean_the_same():
@@ -782,7 +906,15 @@ def test_yarn_fills_in_what_is_left_out():
     ("keys", "words"),
     [
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, 'rope_type is "dynamic"'),
-        ({"rope_scaling": {"type": "longrope"}}, 'rope_type is "longrope"'),
+        ({"rope_scaling": {"type": "su"}}, 'rope_type is "su"'),
+        ({"rope_scaling": {"type": "longrope"}}, "rope_scaling.short_factor is null; expected a list of 64 numbers"),
+        ({"rope_scaling": {**LONGROPE_64, "long_factor": [1.0] * 63}}, "rope_scaling.long_factor is 63 numbers"),
+        ({"rope_scaling": {**LONGROPE_64, "short_factor": [True] * 64}}, "rope_scaling.short_factor is true"),
+        ({"rope_scaling": {**LONGROPE_64, "long_mscale": 0}}, "rope_scaling.long_mscale is 0"),
+        (
+            {"rope_scaling": {**LONGROPE_64, "original_max_position_embeddings": 4.5}},
+            "original_max_position_embeddings is 4.5; expected a whole number",
+        ),
         ({"rope_scaling": {"type": ["yarn"]}}, "rope_type is a list of 1"),
         ({"rope_scaling": "linear"}, 'rope_scaling is "linear"; expected an object or null'),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor is missing"),
@@ -790,7 +922,7 @@ def test_yarn_fills_in_what_is_left_out():
         ({"rope_scaling": {"type": "linear", "factor": 0}}, "rope_scaling.factor is 0"),
         ({"rope_scaling": {"type": "linear", "factor": 2, "short_factor": [1]}}, '"short_factor" is a list of 1'),
         ({"rope_scaling": {"type": "linear", "factor": 2, "rope_type": "yarn"}}, 'type is "linear"'),
-        ({"rope_scaling": {"type": "llama3", **LLAMA3_NUMBERS, "high_freq_factor": 1}}, "high_freq_factor is 1"),
+        ({"rope_scaling": {"type": "llama3", **LLAMA3_NUMBERS, "high_freq_factor": 0.5}}, "high_freq_factor is 0.5"),
         ({"rope_scaling": {"type": "yarn", "factor": 2, "beta_fast": 1, "beta_slow": 2}}, "beta_fast is 1"),
         ({"rope_scaling": {"type": "yarn", "factor": 2, "truncate": 1}}, "truncate is 1; expected true or false"),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, '"full_attention" is an object of 1'),
@@ -942,10 +1074,11 @@ SCALARS = (
     | st.sampled_from([10**400, 1 << 30, 4096, 32768, 1e-320])
     | st.floats()
     | st.text(max_size=4)
-    | st.sampled_from(["silu", "yarn", "llama3", "linear", "default", "dynamic", "full_attention"])
+    | st.sampled_from(["silu", "yarn", "llama3", "linear", "longrope", "default", "dynamic", "full_attention"])
 )
 ROPE_KEYS = [
     *("rope_type", "type", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    *("short_factor", "long_factor", "short_mscale", "long_mscale"),
     *("alpha", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate", "rope_theta"),
 ]
 VALUES = (

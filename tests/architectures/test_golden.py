@@ -98,6 +98,42 @@ def test_each_part_of_gpt_oss_shows(change):
     assert relative_error(model.logits(golden["ids"], golden["positions"]), golden["logits"]) > 10 * TOLERANCE
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("llama4", {"attention_chunk_size": 36}),
+        ("llama4", {"attn_scale": 0.2}),
+        ("llama4", {"floor_scale": 17}),
+        ("llama4", {"use_qk_norm": False}),
+        ("llama4", {"no_rope_layers": [1, 1, 1, 1]}),
+        ("llama4", {"layer_types": ["full_attention"] * 4}),
+        ("dbrx", {"attn_config": {"clip_qkv": 0.8, "kv_n_heads": 2, "rope_theta": 5e5}}),
+        ("dbrx_plain", {"ffn_config": {"ffn_hidden_size": 33, "moe_num_experts": 5, "moe_top_k": 2}}),
+        ("phimoe", {"router_jitter_noise": 0.2}),
+        ("phimoe", {"original_max_position_embeddings": 511}),
+        ("phimoe", "norm.bias"),
+        ("phimoe", "lm_head.bias"),
+        ("phimoe_long", {"original_max_position_embeddings": 512}),
+        ("phimoe_long", {"router_jitter_noise": 0.5}),
+    ],
+    ids=str,
+)
+def test_each_part_of_the_seeds_families_shows(name, change):
+    golden = np.load(GOLDEN / name / "golden.npz")
+    config, tensors = load_checkpoint(GOLDEN / name)
+    if isinstance(change, str):
+        tensors = {name: values * 0.5 if name.endswith(change) else values for name, values in tensors.items()}
+    elif "original_max_position_embeddings" in change:
+        form = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+        config = config | change | {form: config[form] | change}
+    elif "text_config" in config:
+        config = config | {"text_config": config["text_config"] | change}
+    else:
+        config = config | change
+    model = Reference(config, tensors)
+    assert relative_error(model.logits(golden["ids"], golden["positions"]), golden["logits"]) > 10 * TOLERANCE
+
+
 @pytest.mark.parametrize("name", ROPE_CASES)
 def test_rotary_tables_agree_with_the_golden_ones(name):
     from edgemoe.architectures import model_spec

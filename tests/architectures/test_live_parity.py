@@ -17,7 +17,7 @@ from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
 from tests.architectures.harness import Reference, load_checkpoint, relative_error
-from tests.golden.cases import CASES, LINEAR, LLAMA3, YARN, YARN_WITH_ALL, Case
+from tests.golden.cases import CASES, LINEAR, LLAMA3, LONGROPE, YARN, YARN_WITH_ALL, Case
 
 pytestmark = pytest.mark.oracle
 
@@ -26,10 +26,21 @@ GRANITE = ("granitemoe", "granitemoeshared")
 QWEN = ("qwen2_moe", "qwen3_moe")
 HEADS_FILL_THE_MODEL = ("deepseek", "ernie4_5_moe", "flex_olmo", "olmoe", "qwen2_moe")
 GEMMA = ("gemma4", "gemma4_text")
+LLAMA4 = ("llama4", "llama4_text")
 VISION = CASES["gemma4"].config["vision_config"]
 """Families whose head width is always the model's width over the number of heads."""
 DELTA = ("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next")
-NEWER = ("granitemoe_swa", "laguna", "mellum", "mimo_v2_flash", "qwen3_5_moe", "qwen3_5_moe_text")
+NEWER = (
+    "dbrx",
+    "llama4",
+    "phimoe",
+    "granitemoe_swa",
+    "laguna",
+    "mellum",
+    "mimo_v2_flash",
+    "qwen3_5_moe",
+    "qwen3_5_moe_text",
+)
 """Families whose configs are all of the newer form."""
 CHUNKED_TOLERANCE = 1e-3
 """The tolerance where the reference computes recurrent layers in chunks, whose sums have another order."""
@@ -38,6 +49,7 @@ LATENT = ("deepseek_v2", "deepseek_v3", "kimi_k2")
 PUBLISHED_CODE = ("bailing_moe", "bailing_moe_v2", "deepseek")
 """Families that `published_code.py` computes: without scaled positions, and with a head of their own."""
 NO_ATTENTION_BIAS = (
+    "dbrx",
     "ernie4_5_moe",
     "exaone_moe",
     "kolibri1",
@@ -156,6 +168,14 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
         if model_type == "qwen3_next":
             config |= {"intermediate_size": number(1, 70), "norm_topk_prob": draw(st.booleans())}
             config["mlp_only_layers"] = draw(st.lists(st.integers(0, config["num_hidden_layers"] - 1), max_size=1))
+    elif model_type == "dbrx":
+        return Case(model_type, number(0, 1 << 30), draw(dbrx(heads, kv_heads, head_width)), "files")
+    elif model_type in LLAMA4:
+        config |= draw(llama4(config["num_hidden_layers"]))
+    elif model_type == "phimoe":
+        config |= draw(phimoe(head_width))
+        config["hidden_size"] = heads * head_width
+        del config["head_dim"]
     elif model_type in GEMMA:
         config |= draw(gemma4(config))
         if model_type == "gemma4":
@@ -203,8 +223,71 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
         tower = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 1, "out_hidden_size": 8}
         tied = {"tie_word_embeddings": config["tie_word_embeddings"]}
         config = {"text_config": config, "vision_config": tower} | tied
+    if model_type == "llama4":
+        vision = CASES["llama4"].config["vision_config"]
+        config = {"text_config": config, "vision_config": vision, "tie_word_embeddings": False}
     legacy = draw(st.booleans()) and model_type not in NEWER
     return Case(model_type, number(0, 1 << 30), config, layout, legacy=legacy)
+
+
+@st.composite
+def dbrx(draw: st.DrawFn, heads: int, kv_heads: int, head_width: int) -> dict[str, Any]:
+    count, theta = draw(st.integers(1, 12)), draw(st.sampled_from([1e4, 5e5]))
+    return {
+        "attn_config": {
+            "clip_qkv": draw(st.sampled_from([0.5, 8.0])),
+            "kv_n_heads": kv_heads,
+            "rope_theta": theta,
+        },
+        "d_model": heads * head_width,
+        "ffn_config": {
+            "ffn_hidden_size": draw(st.integers(1, 40)),
+            "moe_normalize_expert_weights": draw(st.sampled_from([None, 1.0])),
+            "moe_num_experts": count,
+            "moe_top_k": draw(st.integers(1, count)),
+        },
+        "max_seq_len": 512,
+        "n_heads": heads,
+        "n_layers": draw(st.integers(1, 3)),
+        "rope_parameters": {"rope_type": "default", "rope_theta": theta},
+        "vocab_size": draw(st.integers(16, 200)),
+    }
+
+
+@st.composite
+def llama4(draw: st.DrawFn, layers: int) -> dict[str, Any]:
+    flags = st.lists(st.integers(0, 1), min_size=layers, max_size=layers)
+    chunk = draw(st.none() | st.integers(1, 80))
+    types = layer_words(layers, "full_attention", *["chunked_attention"] * (chunk is not None))
+    return {
+        "attention_chunk_size": chunk,
+        "attn_scale": draw(st.sampled_from([0.1, 0.5])),
+        "attn_temperature_tuning": draw(st.booleans()),
+        "floor_scale": draw(st.integers(1, 100)),
+        "interleave_moe_layer_step": draw(st.integers(1, 2)),
+        "intermediate_size_mlp": draw(st.integers(1, 70)),
+        "layer_types": draw(st.none() | types),
+        "no_rope_layer_interval": draw(st.integers(1, 4)),
+        "no_rope_layers": draw(st.none() | flags),
+        "num_local_experts": draw(st.integers(1, 12) | st.integers(65, 80)),
+        "tie_word_embeddings": False,
+        "use_qk_norm": draw(st.booleans()),
+    }
+
+
+@st.composite
+def phimoe(draw: st.DrawFn, head_width: int) -> dict[str, Any]:
+    def factors() -> list[float]:
+        return draw(st.lists(st.floats(1, 8), min_size=head_width // 2, max_size=head_width // 2))
+
+    # A context of 512 has the factors of short ones: those of long ones are in the golden data.
+    longrope = LONGROPE | {"short_factor": factors(), "long_factor": factors()}
+    return {
+        "lm_head_bias": draw(st.booleans()),
+        "num_local_experts": draw(st.integers(2, 12) | st.integers(65, 80)),
+        "rope_parameters": draw(st.sampled_from([longrope, {"rope_type": "default", "rope_theta": 1e6}])),
+        "router_jitter_noise": draw(st.sampled_from([0.01, 0.1, 0.3, 1.0])),
+    }
 
 
 @st.composite

@@ -16,6 +16,7 @@ from tests.architectures.harness import load_checkpoint
 from tests.architectures.published import GRANITE_1B_A400M, MIXTRAL_8X7B, OLMOE_1B_7B, QWEN3_30B_A3B
 from tests.golden.cases import CASES
 
+VISION = re.compile("visual|vision|multi_modal")
 GOLDEN = Path(__file__).parent.parent / "golden"
 
 
@@ -47,13 +48,15 @@ def test_every_element_of_a_checkpoint_is_used_exactly_once(name):
     ]
     assert len(taken) == len(set(taken))
     held, unused = 0, unused_tensors(config, shapes)
-    assert {tensor for tensor in shapes if "visual" in tensor or "vision" in tensor} == unused.keys()
+    assert {tensor for tensor in shapes if VISION.search(tensor)} == unused.keys()
     for tensor, shape in shapes.items():
         if tensor in unused:
             continue
         one = next(place for place in places.values() if place.tensor == tensor)
         experts, own = (1, shape) if one.index is None else (shape[0], shape[1:])
-        held += experts * (math.prod(own) if len(own) == 3 or one.flat else own[-1 if one.transposed else 0])
+        if one.height:
+            experts, own = shape[0] // one.height, (one.height, shape[1])
+        held += experts * (math.prod(own) if len(own) == 3 or one.as_vector else own[-1 if one.transposed else 0])
     assert len(taken) == held
 
 
@@ -71,7 +74,8 @@ def test_each_tensor_of_a_checkpoint_is_missed_and_held_to_its_shape(name):
     alike = Counter(tuple(tensor.split(".")[-2:]) for tensor in shapes)
     kinds = set()
     for tensor, shape in shapes.items():
-        if re.search(r"experts\.([2-9]|\d\d)\.|visual|vision", tensor):  # two experts of a layer say as much as seventy
+        # Two experts of a layer say as much as seventy.
+        if re.search(r"experts\.([2-9]|\d\d)\.", tensor) or VISION.search(tensor):
             continue
         without = {other: s for other, s in shapes.items() if other != tensor}
         # Of a row that only one layer has, nothing says in which layout it should have been.
@@ -117,12 +121,26 @@ def test_where_the_halves_of_a_fused_tensor_lie():
     assert places["final_norm"] == SourceSlice("model.norm.weight", None, 0, 34)
 
 
+def test_where_the_matrices_of_experts_lie_one_below_the_other():
+    places = resolve(*checkpoint("dbrx"))
+    source = "transformer.blocks.1.ffn.experts.mlp."
+    assert places["layers.1.experts.2.gate"] == SourceSlice(f"{source}w1", None, 40, 60)
+    assert places["layers.1.experts.5.up"] == SourceSlice(f"{source}v1", None, 100, 120)
+    assert places["layers.1.experts.2.down"] == SourceSlice(f"{source}w2", 2, 0, 24, transposed=True, height=20)
+    fused = "transformer.blocks.0.norm_attn_norm.attn.Wqkv.weight"
+    assert places["layers.0.key"] == SourceSlice(fused, None, 24, 36)
+
+
 def test_where_the_columns_of_a_transposed_tensor_lie():
     places = resolve(*checkpoint("gpt_oss"))
     source = "model.layers.1.mlp.experts.gate_up_proj"
     assert places["layers.1.experts.2.gate"] == SourceSlice(source, 2, 0, 40, 2, transposed=True)
     assert places["layers.1.experts.2.up"] == SourceSlice(source, 2, 1, 40, 2, transposed=True)
     assert places["layers.1.experts.2.up_bias"] == SourceSlice(f"{source}_bias", 2, 1, 40, 2)
+    source = "language_model.model.layers.1.feed_forward.experts.gate_up_proj"
+    halves = resolve(*checkpoint("llama4"))
+    assert halves["layers.1.experts.2.gate"] == SourceSlice(source, 2, 0, 20, transposed=True)
+    assert halves["layers.1.experts.2.up"] == SourceSlice(source, 2, 20, 40, transposed=True)
     down = "model.layers.1.mlp.experts.down_proj"
     assert places["layers.1.experts.5.down"] == SourceSlice(down, 5, 0, 32, transposed=True)
     assert places["layers.1.experts.5.down_bias"] == SourceSlice(f"{down}_bias", 5, 0, 32)
@@ -195,7 +213,7 @@ def test_where_the_unequal_parts_of_a_tensor_lie():
 def test_where_a_vector_lies_that_is_a_row():
     places = resolve(*checkpoint("ernie4_5_moe"))
     source = "model.layers.1.mlp.moe_statics.e_score_correction_bias"
-    assert places["layers.1.router_choice_bias"] == SourceSlice(source, None, 0, 8, flat=True)
+    assert places["layers.1.router_choice_bias"] == SourceSlice(source, None, 0, 8, as_vector=True)
 
 
 def test_a_head_that_is_not_tied_is_needed():

@@ -22,9 +22,12 @@ from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.conversion.progress import Download
 from edgemoe.errors import SourceError
 from edgemoe.store.reader import Store
+from tests.architectures.harness import load_checkpoint
 from tests.conversion.test_gpt_oss import CONFIG as GPT_OSS
 from tests.support.checkpoints import SMALL_MIXTRAL, read_tensors, write_checkpoint
 from tests.support.hub_server import COMMIT, Fault, HubServer, Repository, hub_server
+
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 MODEL = "maker/tiny"
 SECOND_SHARD = "model-00002-of-00003.safetensors"
@@ -119,6 +122,16 @@ def test_columns_of_transposed_experts(connect: Callable[..., HubSource], server
     name = "model.layers.1.mlp.experts.gate_up_proj"
     expected = read_tensors(tmp_path / "transposed")[name]
     np.testing.assert_array_equal(source.read_columns(name, 2, 5, 9), expected[2, :, 5:9].T)
+
+
+def test_columns_of_experts_one_below_the_other(
+    connect: Callable[..., HubSource], server: HubServer, tmp_path: Path
+) -> None:
+    server.models[MODEL] = Repository({path.name: path.read_bytes() for path in (GOLDEN / "dbrx").iterdir()})
+    source = connect()
+    name = "transformer.blocks.1.ffn.experts.mlp.w2"
+    expected = load_checkpoint(GOLDEN / "dbrx")[1][name].reshape(6, 20, 24)[2, :, 5:9].T
+    np.testing.assert_array_equal(source.read_columns(name, 2, 5, 9, 20), expected)
 
 
 def test_nothing_is_downloaded_before_it_is_read_and_only_what_is_needed(

@@ -227,6 +227,19 @@ for _name in ("num_experts_per_tok", "num_local_experts", "rope_theta"):
     GEMMA.pop(_name, None)
 """A dense FFN beside the experts, a router of the stream itself, values from keys, a cap of logits."""
 
+LLAMA4 = PLAIN | {
+    "model_type": "llama4_text",
+    "attention_chunk_size": 37,
+    "floor_scale": 20,
+    "head_dim": 16,
+    "intermediate_size_mlp": 40,
+    "max_position_embeddings": 4096,
+    "no_rope_layer_interval": 2,
+    "num_experts_per_tok": 1,
+    "tie_word_embeddings": False,
+}
+"""Chunks, which begin together, queries that grow with their positions, weights of what experts read."""
+
 LONG_LFM2 = SMALL_LFM2 | {"max_position_embeddings": 4096}
 FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "plain": (CONFIG, ()),
@@ -239,6 +252,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "gates and unlike heads": (LAGUNA, (0, 65, 0, 37)),
     "values of another width": (MIMO, (0, 65, 0, 65)),
     "sums of blocks": (GEMMA, (37, 0)),
+    "chunks": (LLAMA4, (37, 0, 100, 0)),
     "norms around": (KOLIBRI, (0, 100, 0, 37)),
 }
 """Configurations, and the windows of their layers with attention, in turn; none: as configured."""

@@ -100,6 +100,32 @@ GEMMA4 = _common(
     vocab_size_per_layer_input=96,
 )
 
+LLAMA4 = _common(
+    24,
+    4,
+    4,
+    2,
+    attention_chunk_size=37,
+    attn_scale=0.3,
+    floor_scale=16,
+    head_dim=8,
+    interleave_moe_layer_step=2,
+    intermediate_size=20,
+    intermediate_size_mlp=28,
+    num_local_experts=5,
+    rms_norm_eps=1e-3,
+    rope_parameters=LLAMA3 | {"low_freq_factor": 1.0, "high_freq_factor": 1.0},
+)
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10_000.0,
+    "short_factor": [1.0, 1.1, 1.3, 1.9],
+    "long_factor": [1.0, 2.0, 5.0, 9.0],
+    "short_mscale": 1.2,
+    "long_mscale": 1.3,
+    "original_max_position_embeddings": 512,
+}
+
 CASES: dict[str, Case] = {
     # Four query heads on two key heads, linear positions, a width of 40.
     "mixtral": Case(
@@ -1366,6 +1392,115 @@ CASES: dict[str, Case] = {
             "tie_word_embeddings": False,
             "top_k_experts": 3,
         },
+        layout="fused",
+    ),
+    # Chunks that end within pages, a layer without positions whose queries grow, every second layer dense, no vision.
+    "llama4": Case(
+        "llama4",
+        81,
+        {
+            "text_config": LLAMA4,
+            "vision_config": {
+                "hidden_size": 8,
+                "image_size": 14,
+                "intermediate_size": 32,
+                "num_attention_heads": 2,
+                "num_hidden_layers": 1,
+                "patch_size": 14,
+                "projector_input_dim": 8,
+                "projector_output_dim": 8,
+                "vision_output_dim": 8,
+            },
+            "tie_word_embeddings": False,
+        },
+    ),
+    # A text model alone: every layer sparse, positions by a list, no norms of queries and keys, biases.
+    "llama4_text": Case(
+        "llama4_text",
+        82,
+        LLAMA4
+        | {
+            "attention_bias": True,
+            "attn_temperature_tuning": False,
+            "interleave_moe_layer_step": 1,
+            "no_rope_layers": [0, 1, 1],
+            "num_hidden_layers": 3,
+            "num_local_experts": 7,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
+            "use_qk_norm": False,
+        },
+        layout="fused",
+        legacy=True,
+    ),
+    # Limits on query, key and value that bite.
+    "dbrx": Case(
+        "dbrx",
+        83,
+        {
+            "attn_config": {"clip_qkv": 0.75, "kv_n_heads": 2, "rope_theta": 5e5},
+            "bos_token_id": 1,
+            "d_model": 24,
+            "eos_token_id": 2,
+            "ffn_config": {"ffn_hidden_size": 20, "moe_num_experts": 6, "moe_top_k": 3},
+            "max_seq_len": 512,
+            "n_heads": 4,
+            "n_layers": 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
+            "vocab_size": 96,
+        },
+    ),
+    # Weights that are not normalised, limits that nothing reaches.
+    "dbrx_plain": Case(
+        "dbrx",
+        84,
+        {
+            "attn_config": {"clip_qkv": 100.0, "kv_n_heads": 1, "rope_theta": 1e4},
+            "d_model": 20,
+            "ffn_config": {
+                "ffn_hidden_size": 33,
+                "moe_normalize_expert_weights": None,
+                "moe_num_experts": 5,
+                "moe_top_k": 2,
+            },
+            "max_seq_len": 512,
+            "n_heads": 2,
+            "n_layers": 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+            "vocab_size": 101,
+        },
+    ),
+    # The factors of a short context; many experts near the best.
+    "phimoe": Case(
+        "phimoe",
+        85,
+        _common(
+            32,
+            2,
+            4,
+            2,
+            attention_bias=True,
+            intermediate_size=20,
+            lm_head_bias=True,
+            num_local_experts=8,
+            rms_norm_eps=1e-3,
+            rope_parameters=LONGROPE,
+            router_jitter_noise=0.3,
+        ),
+        legacy=True,
+    ),
+    # Those of a long one; weights that are nearly all 1.
+    "phimoe_long": Case(
+        "phimoe",
+        86,
+        _common(
+            24,
+            2,
+            3,
+            1,
+            intermediate_size=17,
+            num_local_experts=5,
+            rope_parameters=LONGROPE | {"original_max_position_embeddings": 128},
+        ),
         layout="fused",
     ),
     "llama": Case(

@@ -6,6 +6,7 @@ Families without a class there are computed by `published_code.py`, through the 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import transformers
 from safetensors.torch import save_file
 
 from tests.golden import published_code
-from tests.golden.cases import Case
+from tests.golden.cases import PROMPT_TOKENS, Case
 
 _CLASSES = {
     "afmoe": "Afmoe",
@@ -30,6 +31,7 @@ _CLASSES = {
     "laguna": "Laguna",
     "mellum": "Mellum",
     "mimo_v2_flash": "MiMoV2Flash",
+    "dbrx": "Dbrx",
     "deepseek_v2": "DeepseekV2",
     "deepseek_v3": "DeepseekV3",
     "dots1": "Dots1",
@@ -46,9 +48,12 @@ _CLASSES = {
     "kimi_k2": "DeepseekV3",
     "lfm2_moe": "Lfm2Moe",
     "llama": "Llama",
+    "llama4": "Llama4",
+    "llama4_text": "Llama4",
     "minimax_m2": "MiniMaxM2",
     "mixtral": "Mixtral",
     "olmoe": "Olmoe",
+    "phimoe": "Phimoe",
     "qwen2_moe": "Qwen2Moe",
     "qwen3_5_moe": "Qwen3_5Moe",
     "qwen3_5_moe_text": "Qwen3_5Moe",
@@ -58,10 +63,15 @@ _CLASSES = {
     "solar_open": "SolarOpen",
     "switch_transformers": "SwitchTransformers",
 }
-_CONFIG_CLASSES = {"gemma4_text": "Gemma4TextConfig", "qwen3_5_moe_text": "Qwen3_5MoeTextConfig"}
+_CONFIG_CLASSES = {
+    "gemma4_text": "Gemma4TextConfig",
+    "llama4_text": "Llama4TextConfig",
+    "qwen3_5_moe_text": "Qwen3_5MoeTextConfig",
+}
 """Where it is not `Config` behind the name above."""
 _MODELS = {
     "gemma4": "Gemma4ForConditionalGeneration",
+    "llama4": "Llama4ForConditionalGeneration",
     "qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration",
     "sarvam_moe": "Glm4MoeForCausalLM",
     "switch_transformers": "SwitchTransformersForConditionalGeneration",
@@ -70,6 +80,8 @@ _MODELS = {
 reference."""
 AROUND_ZERO = ("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next")
 """Families whose norms add 1 to their weights, except that of the heads of a linear layer."""
+TRANSPOSED = ("gpt_oss", "llama4", "llama4_text")
+"""Families whose matrices of experts have a row for each input."""
 _LISTED = (
     "dots1",
     "gpt_oss",
@@ -107,7 +119,9 @@ def make_model(case: Case) -> Any:
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             values = torch.randn(parameter.shape, generator=random)
-            if "norm" in parameter_name or parameter_name.endswith("scale"):
+            is_norm = "norm" in parameter_name.replace("norm_attn_norm", "")
+            is_norm = is_norm and not parameter_name.endswith("norm.bias")
+            if is_norm or parameter_name.endswith("scale"):
                 around_zero = case.model_type in AROUND_ZERO and "linear_attn.norm" not in parameter_name
                 values = 0.3 * values if around_zero else 1 + 0.2 * values
             elif parameter_name.endswith(("A_log", "dt_bias")):
@@ -118,13 +132,13 @@ def make_model(case: Case) -> Any:
                 values = 0.1 * values  # about as far apart as shares by softmax are
             elif parameter_name.endswith("bias"):
                 values = 0.3 * values
-            elif "embed" in parameter_name:
+            elif "embed" in parameter_name or "wte" in parameter_name:
                 # A tied head would mostly say the last token again, and hide what the layers add.
                 values = 0.25 * values if config.tie_word_embeddings else values
             else:
                 routers = ("router", "mlp.gate.", "feed_forward.gate.")
                 spread = 2.0 if any(name in parameter_name for name in routers) else 1.0
-                transposed = case.model_type == "gpt_oss" and "experts" in parameter_name
+                transposed = case.model_type in TRANSPOSED and "experts" in parameter_name
                 values = values * spread / parameter.shape[-2 if transposed else -1] ** 0.5
             parameter.copy_(values.bfloat16().float())
         for buffer_name, buffer in model.named_buffers():
@@ -132,6 +146,11 @@ def make_model(case: Case) -> Any:
                 buffer.copy_((0.3 * torch.randn(buffer.shape, generator=random)).bfloat16().float())
             elif buffer_name.endswith("layer_scalar"):
                 buffer.copy_((0.6 + 0.2 * torch.randn(buffer.shape, generator=random)).bfloat16().float())
+    if case.model_type == "phimoe":
+        # The class asks for the factors of LongRoPE without a length, and so has those of short contexts in all.
+        positions = model.model.rotary_emb
+        if positions.rope_type == "longrope":
+            positions.rope_init_fn = functools.partial(positions.rope_init_fn, seq_len=PROMPT_TOKENS)
     return model
 
 
@@ -166,7 +185,25 @@ def run(model: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if kept < ordered.shape[1]:
             margins.append((ordered[:, kept - 1] - ordered[:, kept]).numpy())
 
+    def add_nearness(logits: torch.Tensor, jitter: float) -> None:
+        """How clear it is which logits are near the largest, and which is that, for both of the experts of a token."""
+        add_margin(logits, 1)
+        ordered = torch.sort(logits, dim=-1, descending=True).values
+        for place in (0, 1):
+            largest = ordered[:, place : place + 1]
+            far = (largest - logits) / torch.maximum(logits.abs(), largest)
+            margins.append((far - 2 * jitter).abs().min(dim=-1).values.numpy())
+
     def watch(module: Any, inputs: Any, output: Any) -> None:
+        name = type(module).__name__
+        if name == "DbrxRouter":
+            add_margin(output, model.config.ffn_config.moe_top_k)
+            return
+        if name == "Llama4Router":
+            add_margin(output[1], module.top_k)
+            return
+        if name == "PhimoeTopKRouter":
+            add_nearness(output[0], module.router_jitter_noise)
         scores = output[0].float()
         bias = getattr(module, "e_score_correction_bias", None)
         if len(inputs) > 1:
@@ -184,14 +221,16 @@ def run(model: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             scores = scores.softmax(dim=-1) + module.moe_statics.e_score_correction_bias
         add_margin(scores, module.config.top_k_experts if "Gemma" in type(module).__name__ else module.top_k)
 
-    routers = ("topkrouter", "moev1gate", "choicerouter", "textrouter")
+    routers = ("topkrouter", "moev1gate", "choicerouter", "textrouter", "llama4router", "dbrxrouter")
     hooks = [
         module.register_forward_hook(watch)
         for module in model.modules()
         if type(module).__name__.lower().endswith(routers)
     ]
+    # The model for images too cannot run without one in this class; the text part is the same.
+    text = model.language_model if type(model).__name__ == "Llama4ForConditionalGeneration" else model
     with torch.no_grad():
-        logits = model(torch.from_numpy(ids)[None]).logits[0].numpy()
+        logits = text(torch.from_numpy(ids)[None]).logits[0].numpy()
     for hook in hooks:
         hook.remove()
     clear = np.min(margins, axis=0) > CLEAR_ROUTING if margins else np.ones(len(ids), bool)

@@ -87,6 +87,7 @@ def test_a_layer_is_measured_with_and_without_memory() -> None:
         "Gate": {"runs": WIDTH, "width": 1},
         "LayerNorm": {"D": WIDTH},
         "SoftCap": {"M": WIDTH},
+        "ScaleByPosition": {"M": WIDTH, "C": CONTEXT},
     }
     seen = set()
     asked = [
@@ -99,6 +100,7 @@ def test_a_layer_is_measured_with_and_without_memory() -> None:
         op.Gate(layer.residual, layer.residual, "sigmoid"),
         op.LayerNorm(layer.residual, np.ones(WIDTH, np.float32), 1e-5, layer.residual),
         op.SoftCap(layer.residual, 30.0),
+        op.ScaleByPosition(layer.residual, layer.places.positions, np.ones(CONTEXT, np.float32)),
     )
     for operation in [*layer.operations, *asked, mix, *in_place]:
         sizes, without = operation.measure(), planned(operation).measure()
@@ -172,7 +174,7 @@ def faults() -> list[tuple[op.Operation, str, str]]:
             "found int8",
         ),
         (ex.Route(floats(TOKENS, 3), True, chosen, floats(TOKENS, 2)), "weights", "shape (T, 1)"),
-        (replace(route, score="tanh"), "score", "softmax or sigmoid, found tanh"),  # type: ignore[arg-type]
+        (replace(route, score="tanh"), "score", "softmax or sigmoid or sparsemixer, found tanh"),  # type: ignore[arg-type]
         (replace(route, choice_bias=floats(5)), "choice_bias", "shape (6,), found shape (5,)"),
         (replace(route, groups=4), "groups", "equal runs of at least 2 of 6 experts, found 4"),
         (replace(route, groups=6), "groups", "equal runs of at least 2 of 6 experts, found 6"),

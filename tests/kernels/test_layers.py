@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgemoe.errors import KernelError
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.backend import Backend
@@ -168,6 +169,12 @@ def test_a_group_that_8_bits_cannot_hold_is_not_a_number(backend: Backend, bad: 
     assert np.array_equal(np.isnan(output), lost)
 
 
+def first_seen(position: int, window: int, chunked: bool) -> int:
+    if not window:
+        return 0
+    return position // window * window if chunked else max(0, position - window + 1)
+
+
 @few_examples
 @given(
     st.integers(1, 3),
@@ -175,6 +182,8 @@ def test_a_group_that_8_bits_cannot_hold_is_not_a_number(backend: Backend, bad: 
     head_widths,
     head_widths,
     st.sampled_from([0, 0, 1, 2, 7, 16, 63, 64, 65, 100]),
+    st.booleans(),
+    st.sampled_from([0.0, 0.0, 0.5, 30.0]),
     st.booleans(),
     token_counts,
     st.integers(0, 130),
@@ -189,6 +198,8 @@ def test_attention(
     width: int,
     value_width: int,
     window: int,
+    chunked: bool,
+    cap: float,
     has_sinks: bool,
     tokens: int,
     position: int,
@@ -197,13 +208,14 @@ def test_attention(
     seed: int,
 ) -> None:
     random = np.random.default_rng(seed)
+    chunked = chunked and window > 0
     query = numbers("normal" if kind == "peaked" else kind, (tokens, kv_heads * group * width), random)
     if kind == "peaked":  # scores so far apart that all but one share underflow
         query *= 40
     where = mixed_places(random, tokens, position)
     seen = np.zeros((where.pages.max() + 2, PAGE_TOKENS), np.bool_)
     for sequence, last in zip(where.sequences, where.positions, strict=True):
-        for c in range(max(0, last - window + 1) if window else 0, last + 1):
+        for c in range(first_seen(last, window, chunked), last + 1):
             seen[where.pages[sequence, c // PAGE_TOKENS], c % PAGE_TOKENS] = True
     caches = []
     for own_width in (width, value_width):
@@ -214,17 +226,17 @@ def test_attention(
     scale = width**-0.5
     output = aligned((tokens, kv_heads * group * value_width), np.float32)
     sinks = numbers("normal", (kv_heads * group,), random) * np.float32(4) if has_sinks else None
-    backend.program([op.Attention(query, *where, *caches, scale, output, window, sinks)]).run(tokens)
+    backend.program([op.Attention(query, *where, *caches, scale, output, window, sinks, chunked, cap)]).run(tokens)
     heads = query.reshape(tokens, kv_heads * group, width)
-    expected = REFERENCE.attention(heads, *where, *caches, scale, window, sinks)
+    expected = REFERENCE.attention(heads, *where, *caches, scale, window, sinks, chunked, cap)
     for t in range(tokens):
         last = int(where.positions[t])
-        first = max(0, last - window + 1) if window else 0
+        first = first_seen(last, window, chunked)
         begin = first // PAGE_TOKENS
         held = where.pages[where.sequences[t], begin : last // PAGE_TOKENS + 1]
         here = slice(first - begin * PAGE_TOKENS, last + 1 - begin * PAGE_TOKENS)
         elements = [cache_elements(cache, held)[:, here] for cache in caches]
-        bound = tolerance.attention(heads[t], *elements, scale, sinks)
+        bound = tolerance.attention(heads[t], *elements, scale, sinks, cap)
         tolerance.assert_within(output.reshape(expected.shape)[t], expected[t], bound)
 
 
@@ -438,6 +450,44 @@ def test_sigmoids_at_the_edges(any_backend: Backend, epsilon: float) -> None:
         np.testing.assert_array_equal(weights[1], 0)
 
 
+@few_examples
+@given(st.integers(2, 140), st.integers(1, 4), token_counts, st.sampled_from([0.0, 0.01, 0.3, 5.0]), seeds)
+def test_route_by_sparsemixer(
+    backend: Backend, experts: int, count: int, tokens: int, jitter: float, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    count = min(count, experts)
+    logits = aligned_copy(numbers("normal", (tokens, experts), random) * np.float32(3))
+    chosen, weights = aligned((tokens, count), np.int32), aligned((tokens, count), np.float32)
+    route = ex.Route(logits, False, chosen, weights, score="sparsemixer", jitter=jitter)
+    backend.program([route]).run(tokens)
+    found = REFERENCE.route(logits, count, False, score="sparsemixer", jitter=jitter)
+    assert np.array_equal(chosen, found[0])
+    tolerance.assert_within(weights, found[1], tolerance.route(found[1], experts))
+
+
+def test_sparsemixer_weighs_among_the_experts_near_the_best(any_backend: Backend) -> None:
+    """Of 4 those within 2 * 0.25 * 4 are near; of 3, the best without it, those within 1.5; NaN spoils."""
+    row = [2.0, 4.0, 3.0, 1.0, -3.0]
+    logits = aligned_copy(np.array([row, [0.0] * 5, [*row[:4], np.nan]], np.float32))
+    chosen, weights = aligned((3, 2), np.int32), aligned((3, 2), np.float32)
+    any_backend.program([ex.Route(logits, False, chosen, weights, score="sparsemixer", jitter=0.25)]).run(3)
+    assert chosen[:2].tolist() == [[1, 2], [0, 1]]
+    first, second = 1 / (1 + np.exp(-1) + np.exp(-2)), 1 / (1 + np.exp(-1))
+    np.testing.assert_allclose(weights[:2], [[first, second], [1 / 5, 1 / 4]], rtol=1e-6)
+    assert np.isnan(weights[2]).all()
+
+
+def test_sparsemixer_counts_an_expert_that_a_bonus_chose_as_near(any_backend: Backend) -> None:
+    logits = aligned_copy(np.array([[4.0, 3.9, -4.0]], np.float32))
+    slots = aligned_copy(np.array([-1, -1, 0], np.int32))
+    chosen, weights = aligned((1, 2), np.int32), aligned((1, 2), np.float32)
+    any_backend.program([ex.Route(logits, False, chosen, weights, slots, 1.0, score="sparsemixer", jitter=0.01)]).run(1)
+    assert chosen.tolist() == [[0, 2]]
+    share = np.exp(-7.9) / (1 + np.exp(-7.9))
+    np.testing.assert_allclose(weights, [[1.0, share]], rtol=1e-5)
+
+
 @pytest.mark.parametrize("logits", [[5.0, 5.0, 5.0, 5.0], [-1e30, 1e30, -1e30, 1e30], [1e-42, 0.0, -1e-42, 2e-42]])
 def test_route_at_the_edges(backend: Backend, logits: list[float]) -> None:
     rows = aligned_copy(np.array([logits], np.float32))
@@ -451,6 +501,7 @@ def test_route_at_the_edges(backend: Backend, logits: list[float]) -> None:
 @few_examples
 @given(
     st.integers(0, 8),
+    st.booleans(),
     st.sampled_from(["none", "plain", "gated"]),
     st.integers(1, 100),
     token_counts,
@@ -458,7 +509,7 @@ def test_route_at_the_edges(backend: Backend, logits: list[float]) -> None:
     seeds,
 )
 def test_combine(
-    backend: Backend, per_token: int, shared_kind: str, width: int, tokens: int, kind: str, seed: int
+    backend: Backend, per_token: int, weighed: bool, shared_kind: str, width: int, tokens: int, kind: str, seed: int
 ) -> None:
     if per_token == 0 and shared_kind == "none":
         per_token = 1
@@ -466,14 +517,15 @@ def test_combine(
     residual = numbers("normal", (tokens, width), random)
     before, scale = residual.copy(), np.float32(0.6)
     routed = numbers(kind, (tokens, per_token, width), random) if per_token else None
-    weights = numbers("normal", (tokens, per_token), random) if per_token else None
+    weights = numbers("normal", (tokens, per_token), random) if per_token and weighed else None
     shared = numbers(kind, (tokens, width), random) if shared_kind != "none" else None
     gate = aligned_copy(numbers("normal", (tokens, 1), random) * 50) if shared_kind == "gated" else None
     backend.program([ex.Combine(residual, float(scale), routed, weights, shared, gate)]).run(tokens)
     added = REFERENCE.combine(routed, weights, shared, gate).astype(np.float64)
     terms = np.abs(before.astype(np.float64))
-    if routed is not None and weights is not None:
-        terms += scale * (np.abs(weights)[:, :, None] * np.abs(routed.astype(np.float64))).sum(axis=1)
+    if routed is not None:
+        factors = np.ones(1) if weights is None else np.abs(weights)[:, :, None]
+        terms += scale * (factors * np.abs(routed.astype(np.float64))).sum(axis=1)
     if shared is not None:
         terms += scale * np.abs(shared.astype(np.float64))
     bound = tolerance.combine(terms, per_token + 1)
@@ -515,7 +567,7 @@ def test_mix(
     st.integers(1, 24),
     token_counts,
     moderate_kinds,
-    st.sampled_from(["sigmoid", "softplus"]),
+    st.sampled_from(["sigmoid", "softplus", "identity"]),
     seeds,
 )
 def test_gate(
@@ -541,19 +593,22 @@ def test_gates_of_extreme_numbers(backend: Backend, gating: op.GateFunction) -> 
 
 
 @few_examples
-@given(st.integers(1, 300), token_counts, moderate_kinds, st.sampled_from(["input", "apart"]), seeds)
-def test_layer_norm(backend: Backend, width: int, tokens: int, kind: str, target: str, seed: int) -> None:
+@given(st.integers(1, 300), token_counts, moderate_kinds, st.sampled_from(["input", "apart"]), st.booleans(), seeds)
+def test_layer_norm(backend: Backend, width: int, tokens: int, kind: str, target: str, biased: bool, seed: int) -> None:
     random = np.random.default_rng(seed)
     values, weight = numbers(kind, (tokens, width), random), numbers("normal", (width,), random)
-    expected = REFERENCE.layer_norm(values, weight, 1e-3)
+    bias = numbers("normal", (width,), random) if biased else None
+    expected = REFERENCE.layer_norm(values, weight, 1e-3, bias)
     exact = values.astype(np.float64)
     # Each number is the difference of two that may be much larger, and so are its roundings.
     sizes = np.abs(exact) + np.abs(exact).mean(axis=1, keepdims=True)
     factor = np.abs(weight) / np.sqrt(exact.var(axis=1, keepdims=True) + 1e-3)
     spread = (sizes * factor).max(axis=1, keepdims=True)
-    bound = (width + 8) * tolerance.UNIT * (sizes * factor + np.abs(expected) * (1 + spread / np.abs(weight).max()))
+    added = np.zeros(1) if bias is None else np.abs(bias)
+    results = np.abs(expected) + 2 * added
+    bound = (width + 8) * tolerance.UNIT * (sizes * factor + results * (1 + spread / np.abs(weight).max()))
     output = values if target == "input" else np.full_like(values, np.nan)
-    backend.program([op.LayerNorm(values, weight, 1e-3, output)]).run(tokens)
+    backend.program([op.LayerNorm(values, weight, 1e-3, output, bias)]).run(tokens)
     tolerance.assert_within(output, expected, bound)
 
 
@@ -564,3 +619,22 @@ def test_soft_cap(backend: Backend, width: int, tokens: int, kind: str, limit: f
     expected, found = REFERENCE.soft_cap(values, limit), values.copy()
     backend.program([op.SoftCap(found, limit)]).run(tokens)
     tolerance.assert_within(found, expected, np.full(values.shape, limit * 2 * tolerance.EXPONENTIAL))
+
+
+@few_examples
+@given(st.integers(1, 300), token_counts, kinds, seeds)
+def test_scale_by_position(backend: Backend, width: int, tokens: int, kind: str, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    values, factors = numbers(kind, (tokens, width), random), numbers("normal", (40,), random)
+    positions = aligned_copy(random.integers(0, 40, tokens).astype(np.int32))
+    expected = values * factors[positions][:, None]
+    backend.program([op.ScaleByPosition(values, positions, factors)]).run(tokens)
+    np.testing.assert_array_equal(values, expected)
+
+
+@pytest.mark.parametrize("position", [-1, 40])
+def test_a_position_without_a_factor_is_refused(any_backend: Backend, position: int) -> None:
+    positions = aligned_copy(np.array([0, position], np.int32))
+    scale = op.ScaleByPosition(aligned((2, 3), np.float32), positions, aligned((40,), np.float32))
+    with pytest.raises(KernelError, match="position"):
+        any_backend.program([scale]).run(2)

@@ -47,13 +47,17 @@ def with_windows(spec: ModelSpec, windows: Sequence[int]) -> ModelSpec:
     layers = []
     for layer in spec.layers:
         blocks = tuple(
-            dataclasses.replace(block, body=dataclasses.replace(block.body, window=next(turn)))
+            dataclasses.replace(block, body=_with_window(block.body, next(turn)))
             if isinstance(block.body, Attention)
             else block
             for block in layer.blocks
         )
         layers.append(dataclasses.replace(layer, blocks=blocks))
     return dataclasses.replace(spec, layers=tuple(layers))
+
+
+def _with_window(body: Attention, window: int) -> Attention:
+    return dataclasses.replace(body, window=window, chunked=body.chunked and window > 0)
 
 
 def engine_with_slots(

@@ -76,6 +76,25 @@ SMALL_WINDOWED: dict[str, dict[str, Any]] = {
         },
         "shared_expert_intermediate_size": 64,
     },
+    "llama4": _COMMON
+    | {
+        "head_dim": 32,
+        "interleave_moe_layer_step": 2,
+        "intermediate_size": 64,
+        "intermediate_size_mlp": 96,
+        "moe_intermediate_size": None,
+        "num_experts_per_tok": 1,
+        "num_local_experts": 8,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 5e5,
+            "factor": 16.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 1.0,
+            "original_max_position_embeddings": 8192,
+        },
+        "sliding_window": None,
+    },
     "mellum": _COMMON
     | {
         "head_dim": 32,
@@ -100,3 +119,17 @@ SMALL_WINDOWED: dict[str, dict[str, Any]] = {
 }
 for _name, _config in SMALL_WINDOWED.items():
     _config["model_type"] = _name
+
+SMALL_MODELS: dict[str, dict[str, Any]] = SMALL_WINDOWED | {
+    "dbrx": {
+        "attn_config": {"clip_qkv": 2.0, "kv_n_heads": 2, "rope_theta": 5e5},
+        "d_model": 64,
+        "ffn_config": {"ffn_hidden_size": 96, "moe_num_experts": 8, "moe_top_k": 3},
+        "max_seq_len": 512,
+        "model_type": "dbrx",
+        "n_heads": 4,
+        "n_layers": 3,
+        "vocab_size": 128,
+    }
+}
+"""Those, and models without windows whose configs are like no others."""

@@ -104,7 +104,7 @@ def _llama3_scaling(metadata: Metadata, rotated: int, theta: Any, factors: GgufT
     """Reconstruct the `llama3` rule from its effect, the only form in which the file stores it.
 
     The file divides each frequency by a factor: 1 for short wavelengths, `factor` for long ones, a blend in between.
-    The bounds of the blend must be those of every published model (1, 4 and 8192); any others are refused.
+    The bounds of the blend must be those of published models (1, 4 and 8192, or none at 8192); others are refused.
     """
     if factors.shape != (rotated // 2,) or factors.type_name != "F32":
         raise SourceError(
@@ -116,16 +116,18 @@ def _llama3_scaling(metadata: Metadata, rotated: int, theta: Any, factors: GgufT
     factor = float(found.max())
     if factor == 1.0 and found.min() == 1.0:
         return None
-    low, high, original = 1.0, 4.0, 8192
+    low, original = 1.0, 8192
     if not isinstance(theta, float):
         raise metadata.wrong("rope.freq_base", "a number", theta)
     with np.errstate(all="ignore"):
         wavelengths = 2 * np.pi * theta ** (np.arange(0, rotated, 2) / rotated)
-        blend = np.clip((original / wavelengths - low) / (high - low), 0.0, 1.0)
-        expected = 1 / ((1 - blend) / factor + blend)
-    if not np.allclose(found, expected, rtol=1e-4):
+        blend = np.clip((original / wavelengths - low) / (4.0 - low), 0.0, 1.0)
+        expected = {4.0: 1 / ((1 - blend) / factor + blend), low: np.where(wavelengths > original / low, factor, 1)}
+    # Llama 4 has no blend: the upper bound of short wavelengths is the lower one of long ones.
+    high = next((high for high, divisors in expected.items() if np.allclose(found, divisors, rtol=1e-4)), None)
+    if high is None:
         raise SourceError(
-            f"{factors.path}: {ROPE_FACTORS}: expected the factors of the llama3 rule (1, 4, 8192), found others.",
+            f"{factors.path}: {ROPE_FACTORS}: expected the factors of the llama3 rule (1, 4 or 1, 8192), found others.",
             TAKE_ANOTHER,
         )
     return {

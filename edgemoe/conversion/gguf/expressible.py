@@ -31,6 +31,7 @@ from edgemoe.model.spec import LayerSpec, ModelSpec
 _QK_NORM_WORDS = {
     "none": "attention without norms of queries and keys",
     "head": "norms of each head's queries and keys",
+    "unweighted": "norms of each head's queries and keys without weights",
     "full": "norms of whole queries and keys",
 }
 _HUNYUAN, _MELLUM = "hunyuan-moe", "mellum"
@@ -40,11 +41,18 @@ has them, with windows in every second layer, from the first on."""
 _CLAMPED = Activation("clamped_silu", alpha=1.702, limit=7.0, offset=1.0)
 """Its activation; the numbers stand in llama.cpp, not in the file."""
 
+_COMPUTED_OTHERWISE = {
+    "phimoe": "root-mean-square norms and weights of experts by softmax, in place of layer norms and SparseMixer",
+}
+"""Families that llama.cpp has, and runs as another model."""
 NO_GGUF = "Use the store with edgemoe; no GGUF of this model is possible."
 
 
 def check_expressible(spec: ModelSpec) -> None:
     """Raises StoreError if llama.cpp would compute something else, or cannot load the model at all."""
+    if spec.family in _COMPUTED_OTHERWISE:
+        otherwise = _COMPUTED_OTHERWISE[spec.family]
+        raise StoreError(f"this model cannot be a GGUF: llama.cpp's {spec.family} computes {otherwise}.", NO_GGUF)
     if spec.family not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
         raise StoreError(
@@ -85,6 +93,8 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
         yield "models without attention"
         return
     family = FAMILY[architecture]
+    if (spec.norm == "layer") != family.layer_norm:
+        yield f"norms of the kind {spec.norm}"
     yield from _window_problems(architecture, spec)
     spec = replace(spec, layers=tuple(map(_without_window, spec.layers)))
     attention, ffn = attention_and_ffn(spec)
@@ -173,7 +183,7 @@ def _attention_problems(architecture: str, attention: Attention) -> Iterator[str
         yield _QK_NORM_WORDS[attention.qk_norm]
     if attention.norm_after_rope != family.norm_after_rope:
         yield f"norms of queries and keys {'after' if attention.norm_after_rope else 'before'} the rotation"
-    if attention.clip:
+    if attention.clip and not family.clipped:
         yield "limits on query, key and value"
     if attention.sinks and architecture != _GPT_OSS:
         yield "sinks of attention"

@@ -49,6 +49,15 @@ _AFMOE_NAMES = {
     "post_ffw_norm.weight": "post_mlp_layernorm.weight",
     "exp_probs_b.bias": "mlp.expert_bias",
 }
+_DBRX_NAMES = {
+    "token_embd.weight": "transformer.wte.weight",
+    "output_norm.weight": "transformer.norm_f.weight",
+    "attn_norm.weight": "norm_attn_norm.norm_1.weight",
+    "attn_output_norm.weight": "norm_attn_norm.norm_2.weight",
+    "attn_output.weight": "norm_attn_norm.attn.out_proj.weight",
+    "attn_qkv.weight": "norm_attn_norm.attn.Wqkv.weight",
+}
+_LLAMA4_NAMES = {f"ffn_{matrix}.weight": f"feed_forward.{matrix}_proj.weight" for matrix in ("gate", "up", "down")}
 _HUNYUAN_NAMES = {
     "attn_q_norm.weight": "self_attn.query_layernorm.weight",
     "attn_k_norm.weight": "self_attn.key_layernorm.weight",
@@ -92,6 +101,20 @@ FAMILIES: dict[str, Family] = {
         qk_norm=("head",),
         full_width=True,
         never_tied=True,
+    ),
+    "dbrx": Family(
+        "dbrx",
+        False,
+        "ffn.router.layer.weight",
+        "ffn.experts.{expert}.{matrix}.weight",
+        matrices=_SPLIT,
+        own_names=_DBRX_NAMES,
+        routing=RouterSpec(normalise=True),
+        full_width=True,
+        never_tied=True,
+        layer_norm=True,
+        clipped=True,
+        layers="transformer.blocks.{layer}.",
     ),
     "deepseek": Family(
         "deepseek",
@@ -368,6 +391,15 @@ FAMILIES: dict[str, Family] = {
         matrices=_SPLIT,
         own_names={"attn_gate.weight": "self_attn.g_proj.weight"},
     ),
+    "llama4": Family(
+        "llama4",
+        False,
+        "feed_forward.router.weight",
+        "feed_forward.experts.{expert}.{matrix}.weight",
+        "feed_forward.shared_expert.{matrix}.weight",
+        matrices=_SPLIT,
+        own_names=_LLAMA4_NAMES,
+    ),
     "mellum": Family("mellum", False, _QWEN_ROUTER, _QWEN_EXPERT, matrices=_SPLIT),
     "mimo2": Family(
         "mimo_v2_flash",
@@ -386,6 +418,7 @@ ARCHITECTURES = {family.model_type: name.partition(" ")[0] for name, family in F
     "deepseek_v2": "deepseek2",
     "granitemoeshared": "granitemoe",
     "kimi_k2": "deepseek2",
+    "llama4_text": "llama4",
     "sarvam_moe": "bailingmoe2",
     "solar_open": "glm4moe",
 }

@@ -82,3 +82,9 @@ class Family:
     """Whether it has multipliers on embedding, attention, residual and logits."""
     never_tied: bool = False
     """Whether its head must be a matrix of its own."""
+    layer_norm: bool = False
+    """Whether its norms are LayerNorm without biases."""
+    clipped: bool = False
+    """Whether query, key and value are within limits."""
+    layers: str = "model.layers.{layer}."
+    """What precedes the names of a layer's tensors in checkpoints."""

@@ -6,9 +6,11 @@ architectures with windows are in `windowed.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from edgemoe.architectures.dbrx import NORM_EPSILON as DBRX_EPSILON
 from edgemoe.conversion.gguf.families import FAMILIES
 from edgemoe.conversion.gguf.file import GgufTensor
 from edgemoe.conversion.gguf.keys import SIGMOID, Metadata
@@ -162,8 +164,39 @@ def _deepseek_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> d
     }
 
 
+def _dbrx_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> dict[str, Any]:
+    """The keys of DBRX, whose config has objects for attention and experts; its norms have one epsilon."""
+    epsilon = metadata.value("attention.layer_norm_epsilon")
+    if not isinstance(epsilon, float) or not math.isclose(epsilon, DBRX_EPSILON, rel_tol=1e-6):
+        raise metadata.wrong("attention.layer_norm_epsilon", f"{DBRX_EPSILON:g}", epsilon)
+    width = metadata.count("feed_forward_length")
+    if metadata.value("expert_feed_forward_length", width) != width:
+        raise metadata.wrong("expert_feed_forward_length", f"{width}", metadata.value("expert_feed_forward_length"))
+    if metadata.value("expert_weights_norm", True) is not True:
+        raise metadata.wrong("expert_weights_norm", "true, or no such key", False)
+    heads = metadata.count("attention.head_count")
+    names = ("attention_bias", "head_dim", "hidden_act", "hidden_size", "intermediate_size", "max_position_embeddings")
+    others = ("num_attention_heads", "num_experts_per_tok", "num_hidden_layers", "num_key_value_heads", "rms_norm_eps")
+    return dict.fromkeys((*names, *others)) | {
+        "attn_config": {
+            "clip_qkv": metadata.value("attention.clamp_kqv") or None,
+            "kv_n_heads": metadata.count("attention.head_count_kv", heads),
+        },
+        "d_model": metadata.count("embedding_length"),
+        "ffn_config": {
+            "ffn_hidden_size": width,
+            "moe_num_experts": metadata.count("expert_count"),
+            "moe_top_k": metadata.count("expert_used_count"),
+        },
+        "max_seq_len": metadata.count("context_length"),
+        "n_heads": heads,
+        "n_layers": metadata.count("block_count"),
+    }
+
+
 _OF_ARCHITECTURE: dict[str, Callable[[Metadata, Mapping[str, GgufTensor]], dict[str, Any]]] = {
     "bailingmoe2": _ling_config,
+    "dbrx": _dbrx_config,
     "deepseek": _deepseek_config,
     "dots1": _dots_config,
     "ernie4_5-moe": _ernie_config,

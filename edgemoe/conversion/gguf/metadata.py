@@ -62,7 +62,12 @@ def write_metadata(writer: GGUFWriter, spec: ModelSpec) -> None:
         _write_linear(writer, spec, linear)
     writer.add_key_length(attention.head_dim)
     writer.add_value_length(attention.head_dim)
-    writer.add_layer_norm_rms_eps(spec.norm_epsilon)
+    if family.layer_norm:
+        writer.add_layer_norm_eps(spec.norm_epsilon)
+    else:
+        writer.add_layer_norm_rms_eps(spec.norm_epsilon)
+    if family.clipped:
+        writer.add_clamp_kqv(attention.clip)
     if attention.window:
         writer.add_sliding_window(attention.window)
     if isinstance(ffn, Moe):

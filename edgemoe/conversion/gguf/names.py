@@ -126,7 +126,7 @@ def _views(
     if not layer:
         top_names = {**_TOP_NAMES, **family.own_names}
         return {} if name == ROPE_FACTORS else {top_names.get(name, name): TensorView((tensor,), tensor.shape)}
-    prefix, own = f"model.layers.{layer[1]}.", layer[2]
+    prefix, own = family.layers.format(layer=layer[1]), layer[2]
     if (matrix := _MATRIX.fullmatch(own)) and family.matrices:
         if matrix[3] == "bias":
             return _bias_views(family, prefix, tensor, matrix[1], matrix[2])

@@ -60,7 +60,7 @@ class GgufSource:
         metadata = Metadata(first.path, first.metadata)
         self._config = checkpoint_config(metadata, tensors)
         self._views = checkpoint_tensors(
-            FAMILIES[metadata.architecture], model_spec(self._config), self._config["head_dim"], tensors
+            FAMILIES[metadata.architecture], model_spec(self._config), self._config["head_dim"] or 0, tensors
         )
         # Convert the tokenizer now: an unsupported one should be reported at the start, not after an hour.
         self._side_files = side_files(first.path, first.metadata)
@@ -125,7 +125,9 @@ class GgufSource:
         self.files = [replace(file, metadata={}) for file in self.files]
         self._side_files = {}
 
-    def read_columns(self, tensor: str, index: int | None, start: int, stop: int) -> npt.NDArray[np.float32]:
+    def read_columns(
+        self, tensor: str, index: int | None, start: int, stop: int, height: int = 0
+    ) -> npt.NDArray[np.float32]:
         raise AssertionError("no tensor of a GGUF is transposed")
 
     def release(self, shard: str) -> None:

@@ -147,6 +147,41 @@ def _gemma(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mappin
     } | ({"attention_k_eq_v": False} if last in tensors else {})
 
 
+def _llama4(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Llama 4: chunks, temperatures and layers without positions are those of the published models; a window of 0 is
+    that of small models without chunks, all of whose layers have positions. 128 experts are Maverick's, without norms.
+    """
+    layers, width = config["num_hidden_layers"], metadata.count("expert_feed_forward_length")
+    _require_sigmoid(metadata, absent=True)
+    if metadata.value("expert_weights_norm", False) is not False:
+        raise metadata.wrong("expert_weights_norm", "false, or no such key", True)
+    for key, found in (("expert_shared_count", 1), ("expert_shared_feed_forward_length", width)):
+        if metadata.value(key, found) != found:
+            raise metadata.wrong(key, f"{found}, or no such key", metadata.value(key))
+    chunked = metadata.value("attention.sliding_window") != 0
+    experts = metadata.count("expert_count")
+    return {
+        "attention_chunk_size": _LLAMA4_CHUNK if chunked else None,
+        "interleave_moe_layer_step": metadata.count("interleave_moe_layer_step"),
+        "intermediate_size": width,
+        "intermediate_size_mlp": config["intermediate_size"],
+        "layer_types": [
+            "chunked_attention" if kind == "sliding_attention" else "full_attention"
+            for kind in _types(metadata, layers, whole_first=False)
+        ]
+        if chunked
+        else None,
+        "no_rope_layers": None if chunked else [1] * layers,
+        "num_experts_per_tok": metadata.count("expert_used_count"),
+        "num_local_experts": experts,
+        "sliding_window": None,
+        "use_qk_norm": experts != _WITHOUT_NORMS,
+    }
+
+
+_LLAMA4_CHUNK, _WITHOUT_NORMS = 8192, 128
+
+
 def _turning(tensors: Mapping[str, GgufTensor], width: int) -> dict[str, Any]:
     """How many pairs of a head turn: the others have a divisor that leaves nothing of their frequency."""
     factors, path = tensors.get(ROPE_FACTORS), next(iter(tensors.values())).path
@@ -182,6 +217,7 @@ WINDOWED: dict[str, Callable[[Metadata, Mapping[str, GgufTensor], Mapping[str, A
     "exaone-moe": _exaone,
     "gemma4": _gemma,
     "laguna": _laguna,
+    "llama4": _llama4,
     "mellum": _mellum,
     "mimo2": _mimo,
 }

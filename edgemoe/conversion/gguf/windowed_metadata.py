@@ -15,7 +15,7 @@ from edgemoe.model.blocks import Attention, GatedFfn, Moe
 from edgemoe.model.rope import RopeSpec
 from edgemoe.model.spec import ModelSpec
 
-_GEMMA = "gemma4"
+_GEMMA, _LLAMA4 = "gemma4", "llama4"
 _LISTED = frozenset({"exaone-moe", _GEMMA, "mellum", "mimo2"})
 """Architectures whose files list the layers with a window; in the others every fourth layer has none."""
 
@@ -40,14 +40,17 @@ def write_windowed(writer: GGUFWriter, architecture: str, spec: ModelSpec) -> No
     writer.add_value_length(widest.value_dim or widest.head_dim)
     if architecture == _GEMMA:
         _write_gemma(writer, spec)
-    if window := max(own.window for own in attention):
+    if architecture == _LLAMA4:
+        _write_llama4(writer, spec)
+    elif window := max(own.window for own in attention):
         writer.add_sliding_window(window)
         if architecture in _LISTED:
             writer.add_sliding_window_pattern([own.window > 0 for own in attention])
     if attention[0].output_scale != 1:
         writer.add_float32(f"{architecture}.attention.value_scale", attention[0].output_scale)
     writer.add_feed_forward_length(dense)
-    if leading := next(number for number, ffn in enumerate(ffns) if isinstance(ffn, Moe)):
+    leading = next(number for number, ffn in enumerate(ffns) if isinstance(ffn, Moe))
+    if leading and architecture != _LLAMA4:
         writer.add_leading_dense_block_count(leading)
     _write_experts(writer, moe)
     _write_positions(writer, attention)
@@ -62,6 +65,14 @@ def _write_gemma(writer: GGUFWriter, spec: ModelSpec) -> None:
     writer.add_embedding_length_per_layer_input(0)
     if spec.logit_cap:
         writer.add_final_logit_softcapping(spec.logit_cap)
+
+
+def _write_llama4(writer: GGUFWriter, spec: ModelSpec) -> None:
+    """Write what only Llama 4 has: which layers have experts, and whether they see chunks."""
+    steps = [number for number, layer in enumerate(spec.layers, 1) if layer.routed]
+    writer.add_interleave_moe_layer_step(steps[0])
+    if not any(own.window for own in attention_of(spec)):
+        writer.add_sliding_window(0)
 
 
 def _one_or_all(counts: Sequence[int]) -> int | list[int]:

@@ -152,6 +152,8 @@ def attend(
     begin: int,
     scale: float,
     window: int,
+    chunked: bool,
+    cap: float,
     sinks: Floats | None,
     bias: Floats | None,
     scores: Floats,
@@ -169,11 +171,16 @@ def attend(
     for t in rows:
         seen = ends[t] - begin
         first = max(0, seen - window) if window else 0
+        if chunked:
+            first = positions[t] - positions[t] % window - begin
         for head in range(heads):
             for i in range(width):
                 x[i] = query[t, group, head, i] * np.float32(scale)
             for start in range(first // POSITIONS_AT_ONCE * POSITIONS_AT_ONCE, seen, POSITIONS_AT_ONCE):
                 _block_scores(x, keys[start // POSITIONS_AT_ONCE], scores[start : start + POSITIONS_AT_ONCE])
+            if cap > 0:
+                for c in range(first, seen):
+                    scores[c] = cap * math.tanh(scores[c] / cap)
             if bias is not None:
                 reach = bias.shape[2] // 2
                 for c in range(first, seen):

@@ -117,10 +117,10 @@ class JitBackend(StepwiseBackend):
         layers.rms_norm(values.reshape(-1, width), weight, epsilon, gates, output.reshape(-1, width))
         return output
 
-    def layer_norm(self, values: Floats, weight: Floats, epsilon: float) -> Floats:
+    def layer_norm(self, values: Floats, weight: Floats, epsilon: float, bias: Floats | None = None) -> Floats:
         """Layer norm over the last axis: `(T, D)`."""
         output = np.empty(values.shape, np.float32)
-        layers.layer_norm(values, weight, epsilon, output)
+        layers.layer_norm(values, weight, epsilon, bias, output)
         return output
 
     def soft_cap(self, values: Floats, limit: float) -> Floats:
@@ -134,6 +134,11 @@ class JitBackend(StepwiseBackend):
         output = np.empty(values.shape, np.float32)
         layers.rope(values, cosine, sine, neighbours, output)
         return output
+
+    def scale_by_position(self, values: Floats, factors: Floats) -> Floats:
+        """Multiply rows `(T, M)` by their own factors `(T,)`."""
+        scaled: Floats = values * factors[:, None]
+        return scaled
 
     def clip(self, values: Floats, limit: float) -> Floats:
         """Hold each number of `(T, N)` to `-limit .. limit`."""
@@ -159,6 +164,8 @@ class JitBackend(StepwiseBackend):
         scale: float,
         window: int = 0,
         sinks: Floats | None = None,
+        chunked: bool = False,
+        cap: float = 0.0,
         lengths: Integers | None = None,
         bias: DistanceBias | None = None,
     ) -> Floats:
@@ -190,10 +197,8 @@ class JitBackend(StepwiseBackend):
                 begin, length = first_page * PAGE_TOKENS, len(held) * PAGE_TOKENS
                 for g in range(first, last):
                     _cached_floats(key_cache, value_cache, held, g, keys, values[:length])
-                    attention.attend(
-                        queries, rows, positions, ends, g, keys, values, begin, scale, window, own_sinks, added,
-                        scores, output,
-                    )  # fmt: skip
+                    seen = begin, scale, window, chunked, cap, own_sinks, added
+                    attention.attend(queries, rows, positions, ends, g, keys, values, *seen, scores, output)
 
         self._share(kv_heads, 2 * heads * width * int(ends.sum()), work)
         return output.reshape(tokens, heads, value_width)
@@ -242,6 +247,7 @@ class JitBackend(StepwiseBackend):
         choose_by: Choice = "score",
         expert_scales: Floats | None = None,
         group_best: int = 2,
+        jitter: float = 0.0,
     ) -> tuple[Integers, Floats]:
         """Experts `(T, K)` of largest choice score, the lower number on a tie, and their weights `(T, K)`."""
         chosen = np.empty((len(logits), count), np.int32)
@@ -258,6 +264,8 @@ class JitBackend(StepwiseBackend):
             experts.choose_with_bonus(choices, in_memory, np.float32(bonus), groups, chosen)
         if sigmoid:
             experts.weigh_by_sigmoid(logits, renormalise, epsilon, chosen, weights)
+        elif score == "sparsemixer":
+            experts.weigh_by_sparsemixer(logits, np.float32(2) * np.float32(jitter), chosen, weights)
         else:
             experts.weigh_by_softmax(logits, renormalise, least_sum, chosen, weights)
         if scale != 1:
@@ -322,16 +330,16 @@ class JitBackend(StepwiseBackend):
         some = routed[:, 0] if routed is not None else shared
         assert some is not None
         total = np.zeros(some.shape, np.float32)
-        if routed is not None and weights is not None:
+        if routed is not None:
             experts.add_routed(routed, weights, total)
         if shared is not None:
             experts.add_shared(shared, shared_gate, total)
         return total
 
     def gate(self, values: Floats, numbers: Floats, gating: GateFunction) -> Floats:
-        """Values `(T, runs, width)`, each run times the sigmoid or softplus of its own of the numbers `(T, runs)`."""
+        """Values `(T, runs, width)`, each run times what the gating makes of its own of the numbers `(T, runs)`."""
         output = np.empty(values.shape, np.float32)
-        layers.gate_runs(values, numbers, gating == "softplus", output)
+        layers.gate_runs(values, numbers, gating == "softplus", gating == "identity", output)
         return output
 
     def mix(

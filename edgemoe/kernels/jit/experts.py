@@ -163,13 +163,36 @@ def weigh_by_softmax(logits: Floats, renormalise: bool, least_sum: float, expert
 
 
 @jit
-def add_routed(routed: Floats, weights: Floats, total: Floats) -> None:
-    """Adds the weighted outputs `(T, K, D)` of each token's experts, in router order, to `(T, D)`."""
+def weigh_by_sparsemixer(logits: Floats, reach: np.float32, experts: Integers, weights: Floats) -> None:
+    """Compute the weights `(T, K)` of the chosen experts, each among those left within reach of the largest."""
+    tokens, count = experts.shape
+    for t in range(tokens):
+        left = np.ones(logits.shape[1], np.bool_)
+        for k in range(count):
+            chosen = experts[t, k]
+            largest = np.float32(-np.inf)
+            for expert in range(logits.shape[1]):
+                z = logits[t, expert]
+                if left[expert] and (z > largest or z != z):  # a NaN spoils every weight, as in the reference
+                    largest = z
+            total = 0.0
+            for expert in range(logits.shape[1]):
+                z = logits[t, expert]
+                far = (largest - z) / max(abs(z), largest) > reach
+                if left[expert] and (expert == chosen or not far):
+                    total += math.exp(np.float64(z) - np.float64(largest))
+            weights[t, k] = math.exp(np.float64(logits[t, chosen]) - np.float64(largest)) / total
+            left[chosen] = False
+
+
+@jit
+def add_routed(routed: Floats, weights: Floats | None, total: Floats) -> None:
+    """Adds the outputs `(T, K, D)` of each token's experts, weighted if there are weights, in router order."""
     tokens, count, width = routed.shape
     for t in range(tokens):
         for k in range(count):
             for c in range(width):
-                total[t, c] += weights[t, k] * routed[t, k, c]
+                total[t, c] += routed[t, k, c] if weights is None else weights[t, k] * routed[t, k, c]
 
 
 @jit

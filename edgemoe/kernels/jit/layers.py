@@ -36,8 +36,8 @@ def rms_norm(values: Floats, weight: Floats | None, epsilon: float, gate: Floats
 
 
 @jit
-def layer_norm(values: Floats, weight: Floats, epsilon: float, output: Floats) -> None:
-    """Layer norm: values and output `(T, D)`, weight `(D,)`."""
+def layer_norm(values: Floats, weight: Floats, epsilon: float, bias: Floats | None, output: Floats) -> None:
+    """Layer norm: values and output `(T, D)`, weight and bias `(D,)`."""
     tokens, width = values.shape
     for t in range(tokens):
         total, squares = 0.0, 0.0
@@ -49,6 +49,8 @@ def layer_norm(values: Floats, weight: Floats, epsilon: float, output: Floats) -
         factor = 1.0 / math.sqrt(squares / width + epsilon)
         for c in range(width):
             output[t, c] = np.float32((values[t, c] - mean) * factor) * weight[c]
+            if bias is not None:
+                output[t, c] += bias[c]
 
 
 @jit
@@ -191,7 +193,7 @@ def add_gate_up_biases(gate_up: Floats, gate: Floats, up: Floats) -> None:
 
 
 @jit
-def gate_runs(values: Floats, numbers: Floats, softplus: bool, output: Floats) -> None:
+def gate_runs(values: Floats, numbers: Floats, softplus: bool, identity: bool, output: Floats) -> None:
     """Values and output `(T, runs, width)`, numbers `(T, runs)`: each run times a function of its number."""
     tokens, runs, width = values.shape
     for t in range(tokens):
@@ -201,6 +203,8 @@ def gate_runs(values: Floats, numbers: Floats, softplus: bool, output: Floats) -
             factor = _ONE / (_ONE + power)
             if softplus:
                 factor = max(g, np.float32(0)) + np.float32(math.log1p(power))
+            elif identity:
+                factor = g
             for i in range(width):
                 output[t, n, i] = values[t, n, i] * factor
 

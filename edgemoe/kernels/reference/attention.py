@@ -71,9 +71,11 @@ def _store_latent(kernels: Any, o: op.StoreLatent, tokens: int) -> None:
         cache[pages, :, places] = rows
 
 
-def _first_seen(position: int, window: int) -> int:
+def _first_seen(position: int, window: int, chunked: bool) -> int:
     """The first position that the token at a position sees; a window of 0 is none."""
-    return max(0, position - window + 1) if window else 0
+    if not window:
+        return 0
+    return position - position % window if chunked else max(0, position - window + 1)
 
 
 def seen_ends(positions: Integers, sequences: Integers, lengths: Integers | None) -> Integers:
@@ -87,6 +89,7 @@ def _check_pages(
     pages: Integers,
     page_count: int,
     window: int,
+    chunked: bool = False,
     lengths: Integers | None = None,
 ) -> None:
     """Raise KernelError unless each row's sequence and position exist, and the pages of the positions that it sees."""
@@ -95,7 +98,7 @@ def _check_pages(
     ends = seen_ends(positions, sequences, lengths)
     check_each("position", ends - 1, pages.shape[1] * PAGE_TOKENS)
     seen = (
-        (sequence, _first_seen(end - 1, window) // PAGE_TOKENS, (end - 1) // PAGE_TOKENS)
+        (sequence, _first_seen(end - 1, window, chunked) // PAGE_TOKENS, (end - 1) // PAGE_TOKENS)
         for sequence, end in zip(sequences.tolist(), ends.tolist(), strict=True)
     )
     for sequence, first, last in dict.fromkeys(seen):  # most rows see the pages that the row before sees
@@ -126,6 +129,8 @@ def attention(
     scale: float,
     window: int = 0,
     sinks: Floats | None = None,
+    chunked: bool = False,
+    cap: float = 0.0,
     lengths: Integers | None = None,
     bias: op.DistanceBias | None = None,
 ) -> Floats:
@@ -142,13 +147,15 @@ def attention(
     ends = seen_ends(positions, sequences, lengths)
     for sequence in np.unique(sequences):
         rows = np.flatnonzero(sequences == sequence)
-        begin = _first_seen(int(ends[rows].min()) - 1, window) // PAGE_TOKENS
+        begin = _first_seen(int(ends[rows].min()) - 1, window, chunked) // PAGE_TOKENS
         held = pages[sequence, begin : (ends[rows].max() - 1) // PAGE_TOKENS + 1]
         keys, values = (cache_elements(cache, held) for cache in (key_cache, value_cache))
         for t in rows:
-            first = _first_seen(int(ends[t]) - 1, window)
+            first = _first_seen(int(ends[t]) - 1, window, chunked)
             seen = slice(first - begin * PAGE_TOKENS, int(ends[t]) - begin * PAGE_TOKENS)
             scores = grouped[t] @ keys[:, seen].transpose(0, 2, 1) * scale
+            if cap:
+                scores = cap * np.tanh(scores / cap)
             if bias is not None:
                 scores += bias_by_distance(bias, heads, int(positions[t]), first, int(ends[t])).reshape(scores.shape)
             if sinks is not None:
@@ -181,13 +188,13 @@ def _attention_scratch(kernels: StepwiseBackend, o: op.Attention, sizes: Sizes) 
 @means(op.Attention, "attention", _attention_scratch)
 def _attention(kernels: Any, o: op.Attention, tokens: int) -> None:
     positions, sequences = o.positions[:tokens], o.sequences[:tokens]
-    _check_pages(positions, sequences, o.pages, o.key_cache.shape[0], o.window, o.lengths)
+    _check_pages(positions, sequences, o.pages, o.key_cache.shape[0], o.window, o.chunked, o.lengths)
     heads = o.query[:tokens].reshape(tokens, -1, o.key_cache.shape[3])
     if o.bias is not None:
         check_buckets(o.bias, heads.shape[1])
     where = (positions, sequences, o.pages)
     values = o.key_cache if o.value_cache is None else o.value_cache
-    more = o.window, o.sinks, o.lengths, o.bias
-    seen = kernels.attention(heads, *where, o.key_cache, values, o.scale, *more)
+    shape = o.scale, o.window, o.sinks, o.chunked, o.cap, o.lengths, o.bias
+    seen = kernels.attention(heads, *where, o.key_cache, values, *shape)
     value_width = o.output.shape[1] // heads.shape[1]
     o.output[:tokens] = seen[:, :, :value_width].reshape(tokens, -1)

@@ -15,6 +15,7 @@ from edgemoe.kernels.reference.layers import (
     mix,
     rms_norm,
     rope,
+    scale_by_position,
     short_conv,
     soft_cap,
 )
@@ -32,6 +33,7 @@ class ReferenceBackend(StepwiseBackend):
     rms_norm = staticmethod(rms_norm)
     layer_norm = staticmethod(layer_norm)
     rope = staticmethod(rope)
+    scale_by_position = staticmethod(scale_by_position)
     clip = staticmethod(clip)
     quantise_cache_rows = staticmethod(quantise_cache_rows)
     attention = staticmethod(attention)

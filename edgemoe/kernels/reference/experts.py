@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels.definition import Sizes
@@ -33,6 +34,7 @@ def route(
     choose_by: ex.Choice = "score",
     expert_scales: Floats | None = None,
     group_best: int = 2,
+    jitter: float = 0.0,
 ) -> tuple[Integers, Floats]:
     """Experts `(T, K)` of largest choice score, the lower number on a tie, and their weights `(T, K)`: see `ex.Route`.
 
@@ -53,6 +55,8 @@ def route(
         if renormalise:
             with np.errstate(invalid="ignore"):  # 0 / 0 without an epsilon
                 weights /= weights.sum(axis=1, keepdims=True) + np.float32(epsilon)
+    elif score == "sparsemixer":
+        weights = _sparsemixer_weights(logits, chosen, jitter)
     elif renormalise and not least_sum:
         weights = softmax(np.take_along_axis(exact, chosen, axis=1))
     else:
@@ -63,6 +67,22 @@ def route(
     if expert_scales is not None:
         weights = weights * expert_scales[chosen]
     return chosen.astype(np.int32), single(weights)
+
+
+def _sparsemixer_weights(logits: Floats, chosen: npt.NDArray[np.signedinteger], jitter: float) -> Doubles:
+    """The share of each chosen expert `(T, K)` among those near the largest that are not chosen before it."""
+    weights = np.empty(chosen.shape, np.float64)
+    left = logits.copy()
+    for k in range(chosen.shape[1]):
+        expert = chosen[:, k : k + 1]
+        largest = left.max(axis=1, keepdims=True)
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):  # 0 / 0, which counts as near
+            far = (largest - logits) / np.maximum(np.abs(logits), largest) > np.float32(2) * np.float32(jitter)
+        np.put_along_axis(far, expert, False, axis=1)
+        shares = softmax(np.where(far, -np.inf, left.astype(np.float64)))
+        weights[:, k] = np.take_along_axis(shares, expert, axis=1)[:, 0]
+        np.put_along_axis(left, expert, np.float32(-np.inf), axis=1)
+    return weights
 
 
 def choice_scores(
@@ -106,7 +126,7 @@ def _raised_scores(choices: Floats, in_memory: Integers, bonus: float, groups: i
 def _route(kernels: Any, o: ex.Route, tokens: int) -> None:
     in_memory = None if o.slots is None else (o.slots >= 0).astype(np.int32)
     choice = o.score, o.choice_bias, o.groups, o.kept_groups
-    weighing = o.epsilon, o.scale, o.least_sum, o.choose_by, o.expert_scales, o.group_best
+    weighing = o.epsilon, o.scale, o.least_sum, o.choose_by, o.expert_scales, o.group_best, o.jitter
     chosen = kernels.route(o.logits[:tokens], o.experts.shape[1], o.renormalise, in_memory, o.bonus, *choice, *weighing)
     o.experts[:tokens], o.weights[:tokens] = chosen
 
@@ -174,8 +194,8 @@ def _run_experts(kernels: Any, o: ex.Experts, chosen: Integers, experts: Iterabl
 def combine(routed: Floats | None, weights: Floats | None, shared: Floats | None, shared_gate: Floats | None) -> Floats:
     """The output of an MoE block: routed `(T, K, D)`, weights `(T, K)`, shared `(T, D)`, gate `(T, 1)`."""
     total: Doubles | None = None
-    if routed is not None and weights is not None:
-        exact = weights.astype(np.float64)
+    if routed is not None:
+        exact = np.ones(routed.shape[:2]) if weights is None else weights.astype(np.float64)
         for k in range(routed.shape[1]):
             term = exact[:, k, None] * routed[:, k]
             total = term if total is None else total + term

@@ -31,16 +31,17 @@ def _rms_norm(kernels: Any, o: op.RmsNorm, tokens: int) -> None:
     o.output[:tokens] = kernels.rms_norm(heads, o.weight, o.epsilon, gate).reshape(tokens, -1)
 
 
-def layer_norm(values: Floats, weight: Floats, epsilon: float) -> Floats:
-    """Layer norm over the last axis, without a bias (Ba, Kiros and Hinton 2016)."""
+def layer_norm(values: Floats, weight: Floats, epsilon: float, bias: Floats | None = None) -> Floats:
+    """Layer norm over the last axis (Ba, Kiros and Hinton 2016)."""
     exact = values.astype(np.float64)
     centred = exact - exact.mean(axis=-1, keepdims=True)
-    return single(centred / np.sqrt(np.mean(np.square(centred), axis=-1, keepdims=True) + epsilon) * weight)
+    normed = centred / np.sqrt(np.mean(np.square(centred), axis=-1, keepdims=True) + epsilon) * weight
+    return single(normed if bias is None else normed + bias)
 
 
 @means(op.LayerNorm, "layer_norm")
 def _layer_norm(kernels: Any, o: op.LayerNorm, tokens: int) -> None:
-    o.output[:tokens] = kernels.layer_norm(o.input[:tokens], o.weight, o.epsilon)
+    o.output[:tokens] = kernels.layer_norm(o.input[:tokens], o.weight, o.epsilon, o.bias)
 
 
 def rope(values: Floats, cosine: Floats, sine: Floats, neighbours: bool = False) -> Floats:
@@ -63,6 +64,19 @@ def _rope(kernels: Any, o: op.Rope, tokens: int) -> None:
     heads = o.values[:tokens].reshape(tokens, o.heads, -1)
     turned = kernels.rope(heads, o.cosine[positions], o.sine[positions], o.neighbours)
     o.values[:tokens] = turned.reshape(tokens, -1)
+
+
+def scale_by_position(values: Floats, factors: Floats) -> Floats:
+    """Rows `(T, M)`, each times its own factor `(T,)`."""
+    scaled: Floats = values * factors[:, None]
+    return scaled
+
+
+@means(op.ScaleByPosition, "scale_by_position")
+def _scale_by_position(kernels: Any, o: op.ScaleByPosition, tokens: int) -> None:
+    positions = o.positions[:tokens]
+    check_each("position", positions, len(o.factors))
+    o.values[:tokens] = kernels.scale_by_position(o.values[:tokens], o.factors[positions])
 
 
 def clip(values: Floats, limit: float) -> Floats:
@@ -116,9 +130,9 @@ def _short_conv(kernels: Any, o: op.ShortConv, tokens: int) -> None:
 
 
 def gate(values: Floats, numbers: Floats, gating: op.GateFunction) -> Floats:
-    """Values `(T, runs, width)`, each run times the sigmoid or softplus of its own of the numbers `(T, runs)`."""
+    """Values `(T, runs, width)`, each run times what the gating makes of its own of the numbers `(T, runs)`."""
     exact = numbers.astype(np.float64)
-    factors = sigmoid(exact) if gating == "sigmoid" else np.logaddexp(0, exact)
+    factors = exact if gating == "identity" else sigmoid(exact) if gating == "sigmoid" else np.logaddexp(0, exact)
     return single(values * factors[:, :, None])
 
 

@@ -12,7 +12,7 @@ from edgemoe.model.builder import Builder
 from edgemoe.model.graph import Part
 from edgemoe.model.plain import ZERO_ALLOWED
 from edgemoe.model.relative import RelativeBias
-from edgemoe.model.rope import RopeSpec
+from edgemoe.model.rope import RopeSpec, Temperature
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class OutputGate:
 class Attention:
     """Attention over earlier tokens, or over all of an encoder's input.
 
-    `qk_norm`: none, over each head (Qwen3), or over the projection (OLMoE).
+    `qk_norm`: none, over each head (Qwen3), the same without weights (Llama 4), or over the projection (OLMoE).
     """
 
     kind: ClassVar[str] = "attention"
@@ -43,9 +43,11 @@ class Attention:
     """Rotary positions; None: a token's position changes nothing but what it sees (NoPE, Kazemnejad et al. 2023)."""
     qkv_bias: bool = False
     output_bias: bool = False
-    qk_norm: Literal["none", "head", "full"] = "none"
+    qk_norm: Literal["none", "head", "unweighted", "full"] = "none"
     window: int = field(default=0, metadata=ZERO_ALLOWED)
     """How many tokens a token sees, itself included; 0: all earlier ones."""
+    chunked: bool = False
+    """Whether windows begin at multiples of `window`: a token sees its own up to itself (Llama 4)."""
     sinks: bool = False
     """Whether each head has a learnt logit that takes a share of its softmax and adds nothing (gpt-oss)."""
     value_dim: int | None = None
@@ -66,6 +68,10 @@ class Attention:
     """Whether a token sees itself and earlier tokens alone. In an encoder it sees the whole input."""
     relative_bias: RelativeBias | None = None
     """The buckets of distances by which each head has a number that is added to its scores (T5)."""
+    temperature: Temperature | None = None
+    """The factor by which queries grow with their position (Llama 4)."""
+    score_cap: float = field(default=0.0, metadata=ZERO_ALLOWED)
+    """The bound that scores are brought within, smoothly (Grok-1); 0: they stay as they are."""
 
     @property
     def routed(self) -> RoutedExperts | None:
@@ -80,6 +86,8 @@ class Attention:
             raise ValueError("values from the projection of keys that have another width, or no norm of their own")
         if self.output_bias and self.output_scale != 1:
             raise ValueError("a factor of the result, which would scale its bias too")
+        if self.chunked and not self.window:
+            raise ValueError("chunks of no width")
         if self.norm_after_rope and self.qk_norm == "none":
             raise ValueError("norms after the rotation, and no norms")
         if not self.causal and self.window:
@@ -102,7 +110,7 @@ class Attention:
             shapes = {name: shape for name, shape in shapes.items() if name not in ("value", "value_bias")}
         if self.output_bias:
             shapes["output_bias"] = (hidden_size,)
-        if self.qk_norm != "none":
+        if self.qk_norm in ("head", "full"):
             whole = self.qk_norm == "full"
             shapes |= {
                 "query_norm": (query if whole else self.head_dim,),
@@ -169,6 +177,8 @@ class Attention:
             build.add(op.Rope(key, G, places[0], cosine, sine, neighbours))
         if self.norm_after_rope:
             self._emit_norms(build, query, key)
+        if self.temperature is not None:
+            build.add(op.ScaleByPosition(query, places[0], build.temperatures(self.temperature)))
         lengths = None
         if self.causal:
             pages = build.pages(self.window)
@@ -184,7 +194,14 @@ class Attention:
         if relative is not None:
             bias = build.distance_bias("relative_bias", relative, H, self.causal)
         build.add(
-            op.Attention(query, *places, pages, keys, values, self.scale, attended, self.window, sinks, lengths, bias)
+            op.Attention(
+                *(query, *places, pages, keys, values, self.scale, attended, self.window),
+                sinks,
+                chunked=self.chunked,
+                cap=self.score_cap,
+                lengths=lengths,
+                bias=bias,
+            )
         )
         if self.output_gate is not None and gate is not None:
             build.add(op.Gate(gate, attended, self.output_gate.gating))
@@ -194,6 +211,8 @@ class Attention:
         for rows, name, heads in ((query, "query_norm", self.heads), (key, "key_norm", self.kv_heads)):
             if self.qk_norm == "head":
                 build.rms_norm(rows, name, self.head_dim, rows, heads=heads)
+            elif self.qk_norm == "unweighted":
+                build.add(op.RmsNorm(rows, None, build.epsilon, rows, heads))
             elif self.qk_norm == "full":
                 build.rms_norm(rows, name, heads * self.head_dim, rows)
 

@@ -55,6 +55,8 @@ class Moe:
     """How many tokens of an input an expert takes at most, the first ones, in an encoder; 0: all (Switch)."""
     experts_norm: bool = False
     """Whether experts read the block's rows under a norm of their own, which the router does not see (Gemma 4)."""
+    weigh_inputs: bool = False
+    """Whether the weight of a token's one expert multiplies what the expert reads, not its output (Llama 4)."""
 
     @property
     def routed(self) -> RoutedExperts | None:
@@ -63,6 +65,8 @@ class Moe:
     def check(self) -> None:
         self.router.check(self.num_experts, self.top_k)
         check_activation(self.activation)
+        if self.weigh_inputs and self.top_k > 1:
+            raise ValueError(f"weights of the inputs of {self.top_k} experts for each token, not of one")
         if self.shared is not None:
             check_activation(self.shared.activation)
 
@@ -116,9 +120,14 @@ class Moe:
                     gate = build.linear(source, "shared_gate", build.rows("shared_gate", 1))
         with build.doing("experts", "experts"):
             routed = build.rows("routed", K, D)
+            if self.weigh_inputs:
+                weighed = build.rows("weighed", D)
+                build.add(ex.Combine(weighed, 1.0, None, None, source, None, accumulate=False))  # a copy
+                build.add(op.Gate(routing.weights, weighed, "identity"))
+                source = weighed
             build.experts(source, routing, self.activation, routed)
         with build.doing("combine", "combine"):
-            build.deliver_sum(routed, routing.weights, shared, gate, self.scale)
+            build.deliver_sum(routed, None if self.weigh_inputs else routing.weights, shared, gate, self.scale)
 
     def emit_guess(self, build: Builder, source: op.Floats) -> None:
         guessed = self._routing(build)

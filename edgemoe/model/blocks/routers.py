@@ -43,6 +43,8 @@ class RouterSpec:
     """Whether each expert has a number by which its weight is multiplied last (Gemma 4)."""
     group_best: int = 2
     """How many of its largest scores make a group's: 1 (DeepSeek-V2) or 2."""
+    jitter: float = field(default=0.0, metadata=ZERO_ALLOWED)
+    """Half the distance from the largest logit within which others count, of `sparsemixer` (Phi-3.5-MoE)."""
 
     def check(self, num_experts: int, top_k: int) -> None:
         """Raise ValueError for settings that contradict one another or the numbers of experts."""
@@ -117,4 +119,5 @@ class RouterSpec:
             choose_by=self.choose_by,
             expert_scales=expert_scales,
             group_best=self.group_best,
+            jitter=self.jitter,
         )

@@ -67,7 +67,9 @@ static int32_t last_seen(const em_attention *a, int32_t row) {
     return a->lengths ? a->lengths[a->sequences[row]] - 1 : a->positions[row];
 }
 static int32_t first_seen(const em_attention *a, int32_t row) {
-    return a->window ? larger(0, a->positions[row] - a->window + 1) : 0;
+    const int32_t position = a->positions[row];
+    if (a->window == 0) return 0;
+    return a->chunked ? (int32_t)(position - position % a->window) : larger(0, (int32_t)(position - a->window + 1));
 }
 
 /* Adds to the scores of keys `from` to `to` of the block that begins at `start` what the bias has for their distance
@@ -132,6 +134,16 @@ static float largest_of(float largest, const float *numbers, int32_t count) {
     return largest;
 }
 
+/* cap * tanh(score / cap) of each score: tanh(x) is (1 - p) / (1 + p) with the sign of x, where p = exp(-2 |x|). */
+static void cap_scores(const em_kernels *kernels, float cap, float *scores, int32_t count) {
+    float powers[EM_PAGE_TOKENS];
+    for (int32_t i = 0; i < count; i++) powers[i] = -2.0f * fabsf(scores[i] / cap);
+    kernels->exponentials(powers, count, 0);
+    for (int32_t i = 0; i < count; i++) {
+        scores[i] = copysignf(cap * ((1.0f - powers[i]) / (1.0f + powers[i])), scores[i]);
+    }
+}
+
 /* The block that begins at position `start`, whose first key is row `cache_row` of the cache's (N * G * 64) rows. */
 static void attend_block(const attention_task *task, query_state *states, int32_t state_count, int32_t start,
                          size_t cache_row) {
@@ -158,6 +170,7 @@ static void attend_block(const attention_task *task, query_state *states, int32_
     kernels->scores[a->key_cache.format](rows, row_count, keys, most - least, a->head_dim, a->scale);
     for (int32_t r = 0; r < row_count; r++) {
         query_state *state = own[r];
+        if (a->cap > 0) cap_scores(kernels, a->cap, weights[r] + from[r], to[r] - from[r]);
         if (a->bias.table) add_bias(a, state, start, from[r], to[r], weights[r]);
         const float largest = largest_of(state->largest, weights[r] + from[r], to[r] - from[r]);
         rows[r].factor = state->sum > 0 ? em_exp(state->largest - largest) : 0.0f;

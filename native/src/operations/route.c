@@ -72,7 +72,7 @@ static void drop_groups(const em_route *r, float *scores, float *sums) {
 
 /* Whether every expert's choice score is its logit. */
 static bool by_logits(const em_route *r) {
-    return (r->score == EM_SCORE_SOFTMAX || r->choose_by == EM_CHOOSE_BY_LOGIT) && !r->choice_bias && r->groups == 1;
+    return (r->score != EM_SCORE_SIGMOID || r->choose_by == EM_CHOOSE_BY_LOGIT) && !r->choice_bias && r->groups == 1;
 }
 
 static void score_choices(const em_route *r, const em_kernels *kernels, const float *logits, float *scores,
@@ -145,6 +145,14 @@ static void choose_with_bonus(const em_route *r, const float *scores, int32_t *e
     }
 }
 
+/* Whether an expert is one of the first `count` of a list. */
+static bool is_among(const int32_t *experts, int32_t count, int32_t expert) {
+    for (int32_t i = 0; i < count; i++) {
+        if (experts[i] == expert) return true;
+    }
+    return false;
+}
+
 /* ---- weights --------------------------------------------------------------------------------------------- */
 
 /* Turns the chosen logits into their softmax: among themselves, or among all. */
@@ -173,6 +181,33 @@ static void weigh_by_sigmoid(const em_route *r, const em_kernels *kernels, float
     for (int32_t k = 0; k < r->top_k; k++) weights[k] /= sum + r->epsilon;
 }
 
+/* Turns the chosen logits into their shares, each among the experts that are not chosen before it and whose logits are near
+ * the largest of those: the chosen expert, and others that are not far from it. */
+static void weigh_by_sparsemixer(const em_route *r, const em_kernels *kernels, const float *logits,
+                                 const int32_t *experts, float *weights) {
+    const float reach = 2.0f * r->jitter;
+    for (int32_t k = 0; k < r->top_k; k++) {
+        float largest = -INFINITY, sum = 0, block[EXPONENTIALS_AT_ONCE];
+        for (int32_t e = 0; e < r->num_experts; e++) {
+            /* A NaN spoils every weight, as in the reference. */
+            if (!is_among(experts, k, e) && (logits[e] > largest || isnan(logits[e]))) largest = logits[e];
+        }
+        int32_t count = 0;
+        for (int32_t e = 0; e < r->num_experts; e++) {
+            const float size = fabsf(logits[e]);
+            const bool far = (largest - logits[e]) / (size > largest ? size : largest) > reach;
+            if (is_among(experts, k, e) || (far && e != experts[k])) continue;
+            block[count++] = logits[e];
+            if (count < EXPONENTIALS_AT_ONCE) continue;
+            sum += kernels->exponentials(block, count, largest);
+            count = 0;
+        }
+        if (count) sum += kernels->exponentials(block, count, largest);
+        kernels->exponentials(weights + k, 1, largest);
+        weights[k] /= sum;
+    }
+}
+
 static void route_token(const route_task *task, int64_t token) {
     const em_route *r = task->route;
     const em_kernels *kernels = task->run->kernels;
@@ -194,6 +229,8 @@ static void route_token(const route_task *task, int64_t token) {
     for (int32_t k = 0; k < r->top_k; k++) weights[k] = logits[experts[k]];
     if (r->score == EM_SCORE_SIGMOID) {
         weigh_by_sigmoid(r, kernels, weights);
+    } else if (r->score == EM_SCORE_SPARSEMIXER) {
+        weigh_by_sparsemixer(r, kernels, logits, experts, weights);
     } else {
         weigh_by_softmax(r, kernels, logits, weights);
     }

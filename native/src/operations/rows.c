@@ -1,4 +1,4 @@
-/* The operations that work row by row: embed, norms, rope, clip, gate, soft cap, combine, mix. */
+/* The operations that work row by row: embed, norms, rope, scale by position, clip, gate, soft cap, combine, mix. */
 #include "../operations.h"
 
 #include <math.h>
@@ -151,6 +151,7 @@ static void layer_norm_rows(void *context, int64_t begin, int64_t end, int32_t t
         const float variance = task->run->kernels->sum_squares(output, width) / (float)width;
         const float factor = 1.0f / sqrtf(variance + n->epsilon);
         for (int32_t i = 0; i < width; i++) output[i] = output[i] * factor * n->weight[i];
+        for (int32_t i = 0; n->bias && i < width; i++) output[i] += n->bias[i];
     }
 }
 
@@ -197,6 +198,27 @@ int32_t em_run_rope(const em_rope *rope, const em_run *run) {
     return run_rows(rope, run, rope_rows, (int64_t)run->tokens * rope->heads, rope->head_dim);
 }
 
+/* ---- scale by position -------------------------------------------------------------------------------- */
+
+static void scale_rows(void *context, int64_t begin, int64_t end, int32_t thread) {
+    const em_scale_by_position *s = ((const rows_task *)context)->operation;
+    (void)thread;
+    for (int64_t row = begin; row < end; row++) {
+        const float factor = s->factors[s->positions[row]];
+        float *values = s->values + row * s->columns;
+        for (int32_t i = 0; i < s->columns; i++) values[i] *= factor;
+    }
+}
+
+EM_NO_SCRATCH(scale_by_position)
+
+int32_t em_run_scale_by_position(const em_scale_by_position *scale, const em_run *run) {
+    for (int32_t t = 0; t < run->tokens; t++) {
+        if (scale->positions[t] < 0 || scale->positions[t] >= scale->context) return EM_BAD_POSITION;
+    }
+    return run_rows(scale, run, scale_rows, run->tokens, scale->columns);
+}
+
 /* ---- clip --------------------------------------------------------------------------------------------- */
 
 static void clip_rows(void *context, int64_t begin, int64_t end, int32_t thread) {
@@ -220,6 +242,10 @@ enum { GATES_AT_ONCE = 256 };
 
 /* Turns numbers into factors. The exponentials, which cost most, are those of the instruction set. */
 static void gate_factors(const em_kernels *kernels, int32_t gating, const float *gate, float *factors, int32_t count) {
+    if (gating == EM_GATING_IDENTITY) {
+        memcpy(factors, gate, (size_t)count * sizeof *factors);
+        return;
+    }
     const bool softplus = gating == EM_GATING_SOFTPLUS;
     for (int32_t i = 0; i < count; i++) factors[i] = softplus ? -fabsf(gate[i]) : -gate[i];
     kernels->exponentials(factors, count, 0);
@@ -293,7 +319,7 @@ enum { COLUMNS_AT_ONCE = 256 };
 static void combine_columns(const em_combine *c, int64_t token, int32_t start, int32_t count) {
     float sums[COLUMNS_AT_ONCE] = {0};
     for (int32_t k = 0; c->routed && k < c->top_k; k++) {
-        const float weight = c->weights[token * c->top_k + k];
+        const float weight = c->weights ? c->weights[token * c->top_k + k] : 1.0f;
         const float *routed = c->routed + (token * c->top_k + k) * c->hidden_size + start;
         for (int32_t i = 0; i < count; i++) sums[i] = k == 0 ? weight * routed[i] : sums[i] + weight * routed[i];
     }

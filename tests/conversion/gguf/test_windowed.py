@@ -18,8 +18,9 @@ from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import SourceError, StoreError
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import write_checkpoint
-from tests.support.windowed_models import SMALL_WINDOWED
+from tests.support.windowed_models import SMALL_MODELS
 
+GOLDEN = Path(__file__).parents[2] / "golden"
 IDS = np.random.default_rng(7).integers(0, 128, 60)
 
 
@@ -30,9 +31,9 @@ def exported(folder: Path, config: dict[str, Any]) -> tuple[Path, Path]:
     return store, export_gguf(Store.open(store), folder / "model.gguf", name="test", tokenizer=False)
 
 
-@pytest.mark.parametrize("family", SMALL_WINDOWED)
+@pytest.mark.parametrize("family", SMALL_MODELS)
 def test_a_file_is_the_same_model(family: str, tmp_path: Path) -> None:
-    config = SMALL_WINDOWED[family]
+    config = SMALL_MODELS[family]
     store, path = exported(tmp_path, config)
     assert model_spec(GgufSource(path).config) == model_spec(config)
     back = convert_checkpoint(str(path), tmp_path / "back", experts="keep", dense="keep")
@@ -54,6 +55,12 @@ def test_a_file_is_the_same_model(family: str, tmp_path: Path) -> None:
         ),
         ("exaone_moe", {"mlp_layer_types": ["sparse", "dense", "sparse", "sparse"], "first_k_dense_replace": None}),
         ("gemma4", {"attention_bias": True}),
+        ("dbrx", {"attn_config": {"kv_n_heads": 2}, "ffn_config": {"moe_normalize_expert_weights": None}}),
+        ("llama4", {"attention_chunk_size": 4096}),
+        ("llama4", {"attn_scale": 0.2}),
+        ("llama4", {"moe_layers": [0, 3]}),
+        ("llama4", {"use_qk_norm": False}),
+        ("llama4", {"attention_bias": True}),
         ("laguna", {"moe_router_logit_softcapping": 2.0}),
         ("laguna", {"layer_types": ["full_attention", "sliding_attention"] * 2}),
         ("mellum", {"norm_topk_prob": False}),
@@ -67,8 +74,14 @@ def test_a_file_is_the_same_model(family: str, tmp_path: Path) -> None:
 )
 def test_what_llama_cpp_would_run_otherwise_is_refused(family: str, changes: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="this model cannot be a GGUF"):
-        exported(tmp_path, SMALL_WINDOWED[family] | changes)
+        exported(tmp_path, SMALL_MODELS[family] | changes)
     assert not list(tmp_path.glob("model.gguf*"))
+
+
+def test_a_family_that_llama_cpp_runs_as_another_model_is_refused(tmp_path: Path) -> None:
+    store = convert_checkpoint(str(GOLDEN / "phimoe"), tmp_path / "store", experts="q8", dense="q8")
+    with pytest.raises(StoreError, match=r"llama\.cpp's phimoe computes root-mean-square norms"):
+        export_gguf(Store.open(store), tmp_path / "model.gguf", name="test", tokenizer=False)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +98,13 @@ def test_what_llama_cpp_would_run_otherwise_is_refused(family: str, changes: dic
             {"gemma4.attention.key_length": 32, "gemma4.attention.value_length": 32},
             "dimension_count: expected",
         ),
+        ("dbrx", {"dbrx.expert_weights_norm": False}, "expert_weights_norm: expected true"),
+        ("dbrx", {"dbrx.expert_feed_forward_length": 5}, "expert_feed_forward_length: expected 96, found 5"),
+        ("dbrx", {"dbrx.attention.head_count_kv": 3}, "attention.head_count is 4, dbrx.attention.head_count_kv 3"),
+        ("llama4", {"llama4.expert_gating_func": 1}, "expert_gating_func: expected 2 .sigmoid., found 1"),
+        ("llama4", {"llama4.expert_weights_norm": True}, "expert_weights_norm: expected false"),
+        ("llama4", {"llama4.expert_shared_count": 2}, "expert_shared_count: expected 1"),
+        ("llama4", {"llama4.expert_used_count": 2}, "expert_used_count is 2"),
         ("laguna", {"laguna.attention.head_count": [4, 6, 6, 0]}, "head_count: expected whole numbers above 0"),
         ("mellum", {"mellum.rope.dimension_count": 16}, "rope.dimension_count: expected 32"),
         ("mimo_v2_flash", {"mimo2.attention.head_count_kv": [1, 2, 4, 4]}, "head_count_kv: expected a number for each"),
@@ -95,7 +115,7 @@ def test_what_llama_cpp_would_run_otherwise_is_refused(family: str, changes: dic
 def test_keys_that_contradict_the_architecture_are_refused_by_name(
     family: str, changes: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
-    _, path = exported(tmp_path, SMALL_WINDOWED[family])
+    _, path = exported(tmp_path, SMALL_MODELS[family])
     changed = rewritten(path, tmp_path / "changed.gguf", changes)
     with pytest.raises(SourceError, match=words):
         GgufSource(changed)

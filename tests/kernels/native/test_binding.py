@@ -172,7 +172,8 @@ def test_faulty_caches_are_named(backend: NativeBackend) -> None:
 def test_faulty_combine_and_route_are_named(backend: NativeBackend) -> None:
     residual = floats(TOKENS, WIDTH)
     routed, weights = floats(TOKENS, 2, WIDTH), floats(TOKENS, 2)
-    for parts in ((None, None, None, None), (routed, None, None, None), (routed, weights, None, floats(TOKENS, 1))):
+    shared, gate = floats(TOKENS, WIDTH), floats(TOKENS, 1)
+    for parts in ((None, None, None, None), (None, weights, shared, None), (routed, weights, None, gate)):
         with pytest.raises(KernelError, match=r"operation 0 \(Combine\)"):
             backend.program([ex.Combine(residual, 1.0, *parts)])
     with pytest.raises(KernelError, match="at most 3 per token"):
