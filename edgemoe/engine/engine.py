@@ -252,10 +252,9 @@ class Engine:
         return {piece.sequence: piece.logits if all_logits else piece.logits[0] for piece in pieces}
 
     def encode(self, token_ids: TokenIds, sequence: TokenSequence | None = None) -> None:
-        """Run the encoder on an input, of which a sequence that has no tokens yet (the engine's own, if none is given)
-        keeps what its tokens will see.
+        """Run the encoder on the input of a sequence (the engine's own, if none is given), which has no tokens yet.
 
-        An input takes the place of the one before. Raises UsageError for a model without an encoder, for a sequence
+        The sequence keeps what its tokens will see of it; an input takes the place of the one before. Raises UsageError for a model without an encoder, for a sequence
         that is closed or has tokens, for ids as `forward`, and for more of them than the context has room for;
         ReadError. After an error the sequence has no input.
         """
