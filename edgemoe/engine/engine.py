@@ -254,9 +254,10 @@ class Engine:
     def encode(self, token_ids: TokenIds, sequence: TokenSequence | None = None) -> None:
         """Run the encoder on the input of a sequence (the engine's own, if none is given), which has no tokens yet.
 
-        The sequence keeps what its tokens will see of it; an input takes the place of the one before. Raises UsageError for a model without an encoder, for a sequence
-        that is closed or has tokens, for ids as `forward`, and for more of them than the context has room for;
-        ReadError. After an error the sequence has no input.
+        The sequence keeps what its tokens will see of it; an input takes the place of the one before. Raises UsageError
+        for a model without an encoder, for a sequence that is closed or has tokens, for ids as `forward`, and for more
+        of them than the context has room for; ReadError. After an error the sequence has no input, except where the
+        error is a UsageError: then it has the one before.
         """
         began_ns = time.perf_counter_ns()
         own = sequence or self.sequence

@@ -1,4 +1,4 @@
-"""What sequences keep of their inputs in a model with an encoder: keys and values that are written once.
+"""State that is written once: the keys and values that sequences keep of their inputs, in a model with an encoder.
 
 They lie in pages like those of tokens (`pages.py`), with a pool and a table of their own. No token of the sequence
 changes them, so it can be rewound to any position; forks share them, and the last holder gives them back. Every

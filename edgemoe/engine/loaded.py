@@ -71,7 +71,7 @@ class LoadedModel:
         """The routers' output for the tokens of the latest step, layer by layer; None for a dense layer, and for an
         encoder's, whose tokens are of another run."""
         self.encoder_routing: Sequence[LayerRouting | None] = ()
-        """That of the encoder's layers for the latest input."""
+        """The output of the routers in the encoder's layers for the latest input."""
 
     def open(
         self, graph: Graph, memory: MemoryPlan, options: EngineOptions, prefetch: str, dense: DenseWeights | None

@@ -55,7 +55,7 @@ class Sequence:
         self.windowed = [HeldPages(group, row) for group in groups[1:]]
         """Its pages of each window."""
         self.input = None if inputs is None else HeldInput(inputs, row)
-        """What it keeps of its input, in a model with an encoder."""
+        """State of its input, in a model with an encoder; None in any other."""
         self._keeps_prefixes = keeps_prefixes
         self._hashes: list[PrefixHash] = []  # of the full pages
         self._snapshots = snapshots

@@ -208,7 +208,7 @@ class Workspace:
         return list(groups.values())
 
     def inputs(self, graph: Graph) -> Inputs | None:
-        """What sequences keep of their inputs; None without an encoder."""
+        """The state that sequences keep of their inputs; None without an encoder."""
         if graph.encoder is None:
             return None
         own_pages = self.array(graph.encoder.own_pages)

@@ -18,7 +18,7 @@ HEAD_ROWS = 8
 
 @dataclass(frozen=True, eq=False)
 class EncoderGraph:
-    """What runs once for each input: its embedding, the encoder's layers, and what the decoder's layers keep of it.
+    """The part of the program that runs once for each input: from its embedding to what decoder layers keep of it.
 
     A run has the whole input of one sequence, a row for each token.
     """
@@ -197,7 +197,7 @@ def _encoder(
 
 
 _OF_ROWS = ("ids", "positions", "sequences")
-"""What the engine says of each row of a run."""
+"""The values by which the engine says what each row of a run is."""
 
 
 def _add_layer(build: Builder, number: int, layer: LayerSpec, scale: float) -> Section:

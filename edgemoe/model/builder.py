@@ -169,7 +169,7 @@ class Builder:
         return cast("op.Integers", self.shared["encoder_pages"])
 
     def distance_bias(self, name: str, relative: RelativeBias, heads: int, causal: bool) -> op.DistanceBias:
-        """What is added to the scores of attention by distance, with a table of the store."""
+        """A bias of attention's scores by distance, with a table of the store."""
         value = Value("bucket_of", (2 * relative.max_distance + 1,), "i32", "kept", relative=(relative, causal))
         bucket_of = self.shared.setdefault(("bucket_of", relative, causal), value)
         return op.DistanceBias(self.vector(name, relative.buckets * heads), cast("op.Integers", bucket_of))

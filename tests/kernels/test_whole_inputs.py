@@ -1,4 +1,4 @@
-"""What an encoder's rows do: attention over a whole input, numbers added by distance, and the capacity of experts."""
+"""Operations of an encoder: attention over a whole input, numbers added by distance, and the capacity of experts."""
 
 from __future__ import annotations
 
