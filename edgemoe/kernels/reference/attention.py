@@ -167,7 +167,7 @@ def attention(
 
 
 def bias_by_distance(bias: op.DistanceBias, heads: int, position: int, first: int, end: int) -> Floats:
-    """Return what a bias adds to scores, `(H, end - first)`: of a query at a position, with keys from `first` to `end`."""
+    """Return what a bias adds to a query's scores with keys from `first` to `end`, `(H, end - first)`."""
     reach = len(bias.bucket_of) // 2
     distances = np.clip(np.arange(first, end) - position, -reach, reach)
     found: Floats = bias.table.reshape(-1, heads)[bias.bucket_of[distances + reach]].T
