@@ -578,7 +578,7 @@ def partial_factors(head_width: int) -> st.SearchStrategy[float]:
     )
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", [name for name in FAMILIES if name != "switch_transformers"])
 @settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_logits_agree_with_transformers(model_type, data):

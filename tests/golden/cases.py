@@ -1593,6 +1593,57 @@ ROPE_CASES: dict[str, tuple[int, dict[str, Any]]] = {
 """Head width and parameters of the rotary tables that are kept."""
 
 PROMPT_TOKENS = 300
+ENCODER_CASES: dict[str, Case] = {
+    # Every second layer of the encoder sparse, and one of the decoder; a router's bias, tied, experts that are full.
+    "switch_transformers": Case(
+        "switch_transformers",
+        101,
+        {
+            "d_model": 40,
+            "d_kv": 16,
+            "d_ff": 44,
+            "num_heads": 3,
+            "num_layers": 4,
+            "num_decoder_layers": 3,
+            "num_sparse_encoder_layers": 2,
+            "num_sparse_decoder_layers": 1,
+            "num_experts": 4,
+            "expert_capacity": 30,
+            "router_bias": True,
+            "vocab_size": 96,
+            "decoder_start_token_id": 0,
+            "tie_word_embeddings": True,
+        },
+    ),
+    # All layers sparse, a head of its own, fewer buckets, of which the last begins within the text.
+    "switch_transformers_untied": Case(
+        "switch_transformers",
+        102,
+        {
+            "d_model": 32,
+            "d_kv": 20,
+            "d_ff": 33,
+            "num_heads": 2,
+            "num_layers": 2,
+            "num_decoder_layers": 2,
+            "num_sparse_encoder_layers": 2,
+            "num_sparse_decoder_layers": 2,
+            "num_experts": 7,
+            "expert_capacity": 3,
+            "relative_attention_num_buckets": 16,
+            "relative_attention_max_distance": 40,
+            "layer_norm_epsilon": 1e-3,
+            "vocab_size": 101,
+            "decoder_start_token_id": 5,
+            "tie_word_embeddings": False,
+        },
+    ),
+}
+"""Models that read an input of `INPUT_TOKENS` before their text."""
+INPUT_TOKENS = 200
+TEXT_TOKENS = 150
+"""Tokens of the text of a model with an encoder, all of whose logits are kept."""
+
 KEPT_POSITIONS = (0, 1, 2, 6, 15, 16, 31, 32, 63, 64, 100, 127, 128, 200, 255, 256, 298, 299)
 """The positions whose logits are kept: a model sees no later token, so each is a prompt of its own length."""
 ROPE_POSITIONS = (0, 1, 2, 63, 64, 127, 128, 511, 4000)

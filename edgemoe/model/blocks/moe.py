@@ -7,7 +7,7 @@ which records arrive can show in the result.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from edgemoe.kernels import expert_operations as ex
@@ -16,6 +16,7 @@ from edgemoe.model.blocks.body import RoutedExperts, Shapes, check_activation, f
 from edgemoe.model.blocks.routers import RouterSpec
 from edgemoe.model.builder import Builder
 from edgemoe.model.graph import GUESSED_ROWS, Part, RoutingValues
+from edgemoe.model.plain import ZERO_ALLOWED
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Moe:
     """Whether gate, up and down of each routed expert have biases."""
     scale: float = 1.0
     """Factor of the sum of routed and shared experts (Cohere halves it)."""
+    capacity: int = field(default=0, metadata=ZERO_ALLOWED)
+    """How many tokens of an input an expert takes at most, the first ones, in an encoder; 0: all (Switch)."""
     experts_norm: bool = False
     """Whether experts read the block's rows under a norm of their own, which the router does not see (Gemma 4)."""
     weigh_inputs: bool = False
@@ -98,6 +101,8 @@ class Moe:
             logits, bonus = build.rows("router_logits", self.num_experts), build.options.cache_aware_routing
             slots = routing.slots if bonus > 0 else None
             self.router.emit(build, source, logits, experts, weights, slots, bonus)
+            if self.capacity:
+                build.add(ex.Capacity(experts, weights, self.num_experts, self.capacity))
         with build.doing("experts", "fetch"):
             drop_cold = build.options.drop_cold
             weighed = routing.weights if drop_cold > 0 else None
@@ -137,8 +142,8 @@ class Moe:
     def _routing(self, build: Builder) -> RoutingValues:
         E, K = self.num_experts, self.top_k
         return RoutingValues(
-            experts=build.kept("experts", "T", K, dtype="i32"),
-            weights=build.kept("weights", "T", K),
+            experts=build.kept("experts", build.letter, K, dtype="i32"),
+            weights=build.kept("weights", build.letter, K),
             guess=build.kept("guess", GUESSED_ROWS, K, dtype="i32"),
             guess_weights=build.kept("guess_weights", GUESSED_ROWS, K),
             slots=build.kept("slots", E, dtype="i32"),
