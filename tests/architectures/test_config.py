@@ -30,22 +30,27 @@ from edgemoe.model.rope import RopeSpec, Temperature, rope_frequencies, rope_tab
 from edgemoe.model.spec import LayerSpec, ModelSpec
 from tests.architectures.published import (
     ALL_FAMILIES,
+    AXK1,
     DBRX_INSTRUCT,
     DEEPSEEK_MOE_16B,
     DEEPSEEK_V2,
     DEEPSEEK_V2_LITE,
     DEEPSEEK_V3,
+    DEEPSEEK_V32,
     DOTS_LLM1,
     ERNIE_45_21B_A3B,
     FLEX_OLMO_7X7B,
     GEMMA4_26B_A4B,
+    GLM_5,
     GLM_45_AIR,
+    GLM_47_FLASH,
     GPT_OSS_20B,
     GRANITE_1B_A400M,
     GRANITE_SHARED,
     HUNYUAN_A13B,
     HY3_PREVIEW,
     KIMI_K2,
+    KIMI_K25,
     LFM2_8B_A1B,
     LING_MINI_2,
     LLAMA4_MAVERICK,
@@ -62,6 +67,7 @@ from tests.architectures.published import (
     QWEN15_MOE_A27B,
     QWEN36_35B_A3B,
     SARVAM_30B,
+    SARVAM_105B,
     SOLAR_OPEN_100B,
 )
 from tests.golden.covering import golden_configs
@@ -462,11 +468,57 @@ def test_deepseek_v3():
         (DEEPSEEK_V3, {"scoring_func": "softmax"}, 'scoring_func is "softmax"'),
         (DEEPSEEK_V3, {"rope_interleave": "yes"}, 'rope_interleave is "yes"'),
         (DEEPSEEK_V3, {"rope_scaling": {"type": "yarn", "factor": 40, "mscale_all_dim": -1}}, "mscale_all_dim is -1"),
+        (KIMI_K25, {"tie_word_embeddings": True}, "tie_word_embeddings is true, but false in text_config"),
+        (KIMI_K25, {"text_config": {}}, "max_position_embeddings is missing"),
+        (KIMI_K25, {"auto_map": {"AutoModelForCausalLM": "modeling.KimiK3"}}, 'auto_map is "modeling.KimiK3"'),
+        (AXK1, {"topk_method": "sometimes"}, 'topk_method is "sometimes"'),
+        (GLM_47_FLASH, {"mlp_layer_types": ["dense"]}, "mlp_layer_types lists 1 layers; expected 47"),
+        (SARVAM_105B, {"head_dim": 192}, "head_dim is 192; edgemoe implements 64 or 576 only"),
+        (GLM_5, {"index_topk": 0}, "index_topk is 0"),
+        (GLM_5, {"layer_types": ["full_attention"] * 78}, 'layer_types is "full_attention"'),
         (KIMI_K2, {"auto_map": {"AutoModelForCausalLM": "modeling_kimi.KimiK3"}}, 'auto_map is "modeling_kimi.KimiK3"'),
     ],
 )
 def test_latent_attention_that_cannot_be_run_is_refused_by_name(config, changes, words):
     assert words in refusal(config | changes)
+
+
+def test_families_like_deepseek_v3():
+    flash = model_spec(GLM_47_FLASH)
+    own = latent(flash)
+    assert (own.heads, own.query_rank, own.nope_dim, own.value_dim) == (20, 768, 192, 256)
+    assert (flash.norm_epsilon, own.latent_epsilon) == (1e-5, 1e-6)
+    assert [layer.routed is None for layer in flash.layers] == [True] + [False] * 46
+    listed = without(GLM_47_FLASH, "first_k_dense_replace") | {"mlp_layer_types": ["dense"] + ["sparse"] * 46}
+    assert model_spec(listed) == flash == model_spec(without(GLM_47_FLASH, "first_k_dense_replace"))
+    kimi = model_spec(KIMI_K25)
+    assert replace(kimi, family="kimi_k2", max_positions=131072) == model_spec(KIMI_K2)
+    sarvam = latent(model_spec(SARVAM_105B))
+    assert (sarvam.rope.scaling, sarvam.query_rank) == ("yarn", 0)
+    newer = without(SARVAM_105B, "num_experts", "num_shared_experts", "head_dim", "rope_scaling", "rope_theta") | {
+        "n_routed_experts": 128,
+        "n_shared_experts": 1,
+        "rope_parameters": SARVAM_105B["rope_scaling"] | {"type": "yarn", "rope_theta": 10000.0},
+    }
+    assert model_spec(newer) == model_spec(SARVAM_105B)
+
+
+def test_axk1_has_a_norm_after_the_sum_of_experts():
+    spec = model_spec(AXK1)
+    assert [layer.blocks[1].post_norm for layer in spec.layers] == [False] + [True] * 60
+    assert not ffn(spec.layers[1]).router.choice_bias
+    assert ffn(model_spec(AXK1 | {"topk_method": "noaux_tc"}).layers[1]).router.choice_bias
+    assert ffn(model_spec(AXK1 | {"topk_method": None}).layers[1]).router.choice_bias
+
+
+@pytest.mark.parametrize("config", [DEEPSEEK_V32, GLM_5], ids=["deepseek_v32", "glm_moe_dsa"])
+def test_models_with_an_indexer_have_as_many_positions_as_it_chooses(config):
+    spec = model_spec(config)
+    assert (spec.max_positions, spec.positions_limit) == (2048, "indexer")
+    assert model_spec(config | {"index_topk": 1 << 20}).max_positions == config["max_position_embeddings"]
+    if config is DEEPSEEK_V32:
+        plain = replace(spec, family="deepseek_v3", max_positions=163840, positions_limit="none")
+        assert plain == model_spec(DEEPSEEK_V3)  # whose positions follow from the config's own number
 
 
 def test_olmoe_may_limit_query_key_and_value():

@@ -91,7 +91,9 @@ def bytes_of_a_token_are_those_of_the_operations_that_run(
     state += sum(o.states[0].nbytes for o in operations if isinstance(o, op.DeltaRule))
     assert sum(traffic.weight_bytes.values()) == sum(map(weight_bytes, operations)) + state
     caches = [c for o in operations if isinstance(o, op.Attention) for c in (o.key_cache, o.value_cache)]
-    assert traffic.kv_bytes_per_position == sum(cache.nbytes // (cache.shape[0] * op.PAGE_TOKENS) for cache in caches)
+    assert traffic.kv_bytes_per_position == sum(
+        cache.nbytes // (cache.shape[0] * op.PAGE_TOKENS) for cache in caches if cache is not None
+    )
 
 
 def weight_bytes(operation: op.Operation) -> int:
@@ -105,6 +107,8 @@ def weight_bytes(operation: op.Operation) -> int:
         return sum(vector.nbytes for vector in vectors if vector is not None)
     if isinstance(operation, op.Linear):
         return sum(part.matrix.data.nbytes + (0 if part.bias is None else part.bias.nbytes) for part in operation.parts)
+    if isinstance(operation, op.HeadLinear):
+        return operation.matrix.data.nbytes
     if isinstance(operation, ex.Route):
         vectors = (operation.choice_bias, operation.expert_scales)
         return sum(vector.nbytes for vector in vectors if vector is not None)

@@ -406,3 +406,23 @@ def test_larger_chunks_do_not_crowd_the_budget_through_the_pages_of_windows() ->
         plan = plan_memory(graph, sizes, BACKEND, floor + more, 1 << 15, interpreter=0)
         assert plan.planned_bytes <= plan.budget_bytes
     assert plan.chunk_tokens > 8
+
+
+def test_no_budget_decides_between_the_factors_of_longrope() -> None:
+    """A context that nobody asked for has the positions of short ones, however much memory there is."""
+    factors = (1.0,) * 32
+    rope = RopeSpec(
+        10_000.0,
+        64,
+        "longrope",
+        {"original_max_position_embeddings": 1024.0, "short_gain": 1.0, "long_gain": 1.0},
+        short_factors=factors,
+        long_factors=factors,
+    )
+    layers = tuple(
+        LayerSpec.of(dataclasses.replace(ATTENTION, rope=rope), layer.blocks[1].body) for layer in SPEC.layers
+    )
+    graph = build_graph(dataclasses.replace(SPEC, layers=layers))
+    assert plan_memory(graph, SIZES, BACKEND, "4GiB").context_length == 1024
+    assert plan_memory(graph, SIZES, BACKEND, "4GiB", 2048).context_length == 2048
+    assert plan_memory(GRAPH, SIZES, BACKEND, "4GiB").context_length == 4096

@@ -364,7 +364,7 @@ def clear_choices(
     bonus: float | None,
 ) -> npt.NDArray[np.bool_]:
     """Whether a token's choice hangs on no rounding: scores, and the sums of groups, are far apart or equal."""
-    scores = choice_scores(logits, score, choice_bias, choose_by=choose_by)
+    scores = choice_scores(logits, score, choice_bias, groups, groups, choose_by)
     best = -np.sort(-scores.reshape(len(scores), groups, -1), axis=2)
     clear = _apart(scores) & _apart(best[:, :, :group_best].sum(axis=2))
     if bonus:
