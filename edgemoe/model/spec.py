@@ -180,7 +180,7 @@ class ModelSpec:
     head_bias: bool = False
     """Whether the head adds a bias to the logits."""
     positions_limit: Literal["none", "indexer"] = "none"
-    """What bounds `max_positions` beside the config: beyond them an indexer would choose tokens, as no block can."""
+    """The bound of `max_positions` beside the config: beyond them an indexer would choose tokens, as no block can."""
 
     @property
     def routed(self) -> dict[int, RoutedExperts]:
