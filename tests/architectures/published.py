@@ -1283,155 +1283,6 @@ DEEPSEEK_MOE_16B: dict[str, Any] = {
     "vocab_size": 102400,
 }
 
-<<<<<<< HEAD
-_LLAMA4_TEXT: dict[str, Any] = {
-    "attention_bias": False,
-    "attention_chunk_size": 8192,
-    "attention_dropout": 0.0,
-    "attn_scale": 0.1,
-    "attn_temperature_tuning": True,
-    "bos_token_id": 200000,
-    "eos_token_id": [200001, 200007, 200008],
-    "floor_scale": 8192,
-    "for_llm_compressor": False,
-    "head_dim": 128,
-    "hidden_act": "silu",
-    "hidden_size": 5120,
-    "initializer_range": 0.02,
-    "interleave_moe_layer_step": 1,
-    "intermediate_size": 8192,
-    "intermediate_size_mlp": 16384,
-    "max_position_embeddings": 10485760,
-    "model_type": "llama4_text",
-    "no_rope_layers": [],
-    "num_attention_heads": 40,
-    "num_experts_per_tok": 1,
-    "num_hidden_layers": 48,
-    "num_key_value_heads": 8,
-    "num_local_experts": 16,
-    "output_router_logits": False,
-    "pad_token_id": 200018,
-    "rms_norm_eps": 1e-05,
-    "rope_scaling": {
-        "factor": 16.0,
-        "high_freq_factor": 1.0,
-        "low_freq_factor": 1.0,
-        "original_max_position_embeddings": 8192,
-        "rope_type": "llama3",
-    },
-    "rope_theta": 500000.0,
-    "router_aux_loss_coef": 0.001,
-    "router_jitter_noise": 0.0,
-    "torch_dtype": "bfloat16",
-    "use_cache": True,
-    "use_qk_norm": True,
-    "vocab_size": 202048,
-}
-
-LLAMA4_SCOUT: dict[str, Any] = {
-    "architectures": ["Llama4ForConditionalGeneration"],
-    "boi_token_index": 200080,
-    "eoi_token_index": 200081,
-    "image_token_index": 200092,
-    "model_type": "llama4",
-    "text_config": _LLAMA4_TEXT,
-    "torch_dtype": "bfloat16",
-    "transformers_version": "4.51.0.dev0",
-    "vision_config": {"hidden_size": 1408, "model_type": "llama4_vision_model", "num_hidden_layers": 34},
-}
-
-LLAMA4_MAVERICK: dict[str, Any] = LLAMA4_SCOUT | {
-    "text_config": _LLAMA4_TEXT
-    | {
-        "attn_temperature_tuning": 4,
-        "interleave_moe_layer_step": 2,
-        "max_position_embeddings": 1048576,
-        "num_local_experts": 128,
-        "rope_scaling": None,
-        "use_qk_norm": False,
-    }
-}
-
-DBRX_INSTRUCT: dict[str, Any] = {
-    "architectures": ["DbrxForCausalLM"],
-    "attn_config": {"clip_qkv": 8, "kv_n_heads": 8, "model_type": "", "rope_theta": 500000},
-    "auto_map": {
-        "AutoConfig": "configuration_dbrx.DbrxConfig",
-        "AutoModelForCausalLM": "modeling_dbrx.DbrxForCausalLM",
-    },
-    "d_model": 6144,
-    "emb_pdrop": 0.0,
-    "ffn_config": {
-        "ffn_hidden_size": 10752,
-        "model_type": "",
-        "moe_jitter_eps": 0,
-        "moe_loss_weight": 0.05,
-        "moe_num_experts": 16,
-        "moe_top_k": 4,
-    },
-    "initializer_range": 0.02,
-    "max_seq_len": 32768,
-    "model_type": "dbrx",
-    "n_heads": 48,
-    "n_layers": 40,
-    "output_router_logits": False,
-    "resid_pdrop": 0.0,
-    "router_aux_loss_coef": 0.05,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "transformers_version": "4.38.2",
-    "use_cache": True,
-    "vocab_size": 100352,
-}
-
-PHI35_MOE: dict[str, Any] = {
-    "architectures": ["PhiMoEForCausalLM"],
-    "attention_bias": True,
-    "attention_dropout": 0.0,
-    "auto_map": {
-        "AutoConfig": "configuration_phimoe.PhiMoEConfig",
-        "AutoModelForCausalLM": "modeling_phimoe.PhiMoEForCausalLM",
-    },
-    "bos_token_id": 1,
-    "eos_token_id": 32000,
-    "hidden_act": "silu",
-    "hidden_dropout": 0.0,
-    "hidden_size": 4096,
-    "initializer_range": 0.02,
-    "input_jitter_noise": 0.01,
-    "intermediate_size": 6400,
-    "lm_head_bias": True,
-    "max_position_embeddings": 131072,
-    "model_type": "phimoe",
-    "num_attention_heads": 32,
-    "num_experts_per_tok": 2,
-    "num_hidden_layers": 32,
-    "num_key_value_heads": 8,
-    "num_local_experts": 16,
-    "original_max_position_embeddings": 4096,
-    "output_router_logits": False,
-    "rms_norm_eps": 1e-05,
-    "rope_scaling": {
-        "long_factor": [2.0] * 64,  # the file has 64 numbers of its own in both lists
-        "long_mscale": 1.243163121016122,
-        "original_max_position_embeddings": 4096,
-        "short_factor": [1.0] * 64,
-        "short_mscale": 1.243163121016122,
-        "type": "longrope",
-    },
-    "rope_theta": 10000.0,
-    "router_aux_loss_coef": 0.0,
-    "router_jitter_noise": 0.01,
-    "sliding_window": 131072,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "transformers_version": "4.43.3",
-    "use_cache": True,
-    "vocab_size": 32064,
-}
-
-=======
->>>>>>> main
 DEEPSEEK_V2_LITE: dict[str, Any] = {
     "architectures": ["DeepseekV2ForCausalLM"],
     "attention_bias": False,
@@ -1613,8 +1464,6 @@ MOONLIGHT_16B_A3B: dict[str, Any] = DEEPSEEK_V3 | {
     "seq_aux": True,
     "topk_group": 1,
     "vocab_size": 163840,
-<<<<<<< HEAD
-=======
 }
 
 GLM_47_FLASH: dict[str, Any] = {
@@ -1978,7 +1827,6 @@ PHI35_MOE: dict[str, Any] = {
     "transformers_version": "4.43.3",
     "use_cache": True,
     "vocab_size": 32064,
->>>>>>> main
 }
 
 PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
