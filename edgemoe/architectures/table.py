@@ -398,7 +398,9 @@ def _slices(
             where = SourceSlice(source, index, part, parts * count, parts, row.transposed)
         else:
             where = SourceSlice(source, index, start, start + count, 1, row.transposed, row.one_row, height=height)
-        slices[name.format(layer=layer, expert=expert)] = replace(where, change=row.change)
+        slices[name.format(layer=layer, expert=expert)] = (
+            where if row.change == "none" else replace(where, change=row.change)
+        )
         start += count
     return slices
 

@@ -71,6 +71,8 @@ from tests.architectures.published import (
     SARVAM_105B,
     SOLAR_OPEN_100B,
 )
+from tests.golden.covering import golden_configs
+from tests.support.every_case import every_case
 from tests.support.examples import examples
 
 
@@ -88,17 +90,10 @@ def without(config: dict[str, Any], *names: str) -> dict[str, Any]:
 # What published configs mean
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@every_case("name", PUBLISHED)
 def test_published_models_have_their_number_of_parameters(name):
     config, parameters = PUBLISHED[name]
     assert sum(math.prod(shape) for shape in model_spec(config).tensors().values()) == parameters
-
-
-@pytest.mark.parametrize("config", ALL_FAMILIES.values(), ids=ALL_FAMILIES.keys())
-def test_a_spec_survives_json(config):
-    spec = model_spec(config)
-    assert ModelSpec.from_json(spec.to_json()) == spec
-    assert spec.family == config["model_type"].removesuffix("_text")
 
 
 def attention(layer: LayerSpec) -> Attention:
@@ -561,7 +556,7 @@ def test_olmoe_may_limit_query_key_and_value():
     assert attention(model_spec(OLMOE_1B_7B | {"clip_qkv": 8.0}).layers[0]).clip == 8.0
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("config", "changes", "words"),
     [
         (MINIMAX_M2, {"rotary_dim": 32, "partial_rotary_factor": 0.5}, "rotary_dim is 32, but 64 channels of a head"),
@@ -627,7 +622,7 @@ def test_gpt_oss():
     assert attention(model_spec(GPT_OSS_20B | {"attention_bias": False}).layers[0]).output_bias is False
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "words"),
     [
         ({"head_dim": None}, "head_dim is missing"),
@@ -649,7 +644,7 @@ def test_gpt_oss_that_cannot_be_run_is_refused(changes, words):
     assert words in refusal(GPT_OSS_20B | changes)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "words"),
     [
         ({"n_group": 5}, "router: groups: expected equal runs of at least 2 of 128 experts, found 5"),
@@ -725,7 +720,7 @@ def test_gemma4_says_the_heads_of_its_layers_in_two_ways():
     assert attention(model_spec(text | {"attention_k_eq_v": False}).layers[5]).kv_heads == 8
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "words"),
     [
         ({"attn_output_gate": False}, "attn_output_gate is false; edgemoe implements true only"),
@@ -750,7 +745,7 @@ def test_a_text_config_that_is_no_object_is_refused():
     assert "text_config is 7; expected an object" in refusal(QWEN36_35B_A3B | {"text_config": 7})
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "words"),
     [
         ({"enable_moe_block": False}, "enable_moe_block is false; edgemoe implements true only"),
@@ -801,7 +796,7 @@ def test_lfm2_moe():
     assert not other.tied_embeddings
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "words"),
     [
         ({"layer_types": None}, "layer_types is missing; expected the kinds of 24 layers"),
@@ -818,7 +813,7 @@ def test_lfm2_moe_that_cannot_be_run_is_refused(changes, words):
     assert words in refusal(LFM2_8B_A1B | changes)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "dense"),
     [
         ({"num_hidden_layers": 6}, []),
@@ -827,7 +822,7 @@ def test_lfm2_moe_that_cannot_be_run_is_refused(changes, words):
         ({"num_hidden_layers": 6, "decoder_sparse_step": 3, "mlp_only_layers": [2]}, [0, 1, 2, 3, 4]),
     ],
 )
-@pytest.mark.parametrize("config", [QWEN15_MOE_A27B, QWEN3_30B_A3B], ids=["qwen2_moe", "qwen3_moe"])
+@every_case("config", [QWEN15_MOE_A27B, QWEN3_30B_A3B], ids=["qwen2_moe", "qwen3_moe"])
 def test_dense_layers_among_sparse_ones(config, changes, dense):
     layers = model_spec(config | changes).layers
     assert [n for n, layer in enumerate(layers) if layer.routed is None] == dense
@@ -840,7 +835,7 @@ def test_the_newer_name_of_a_key_means_the_same():
     assert "num_local_experts is 64" in refusal(QWEN3_30B_A3B | {"num_local_experts": 64})
 
 
-@pytest.mark.parametrize("config", ALL_FAMILIES.values(), ids=ALL_FAMILIES.keys())
+@every_case("config", ALL_FAMILIES.values(), ids=ALL_FAMILIES.keys())
 def test_null_means_absent(config):
     optional = ["attention_bias", "tie_word_embeddings", "rope_scaling", "rope_theta", "hidden_act"]
     if config["model_type"] == "dbrx" or config["hidden_size"] % config["num_attention_heads"] == 0:
@@ -908,7 +903,7 @@ YARN_4 = {"factor": 4.0, "original_max_position_embeddings": 32768}
 LINEAR_2 = {"rope_type": "linear", "factor": 2.0}
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("keys", "frequencies", "gain"),
     [
         (
@@ -984,7 +979,7 @@ def test_yarn_fills_in_what_is_left_out():
     assert rope(rope_scaling={"rope_type": "yarn", "factor": 0.5}).parameters["attention_factor"] == 1
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("keys", "words"),
     [
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, 'rope_type is "dynamic"'),
@@ -1033,7 +1028,7 @@ def test_positions_that_are_refused(keys, words):
 # What is refused
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("model_type", "nearest"),
     [("Mixtral", "mixtral"), ("qwen3_5", "qwen3_5_moe"), ("gemma4_vision", "gemma4"), (7, None), (["mixtral"], None)],
 )
@@ -1067,13 +1062,13 @@ OTHERWISE = [
 ]
 
 
-@pytest.mark.parametrize("config", ALL_FAMILIES.values(), ids=ALL_FAMILIES.keys())
+@every_case("config", ALL_FAMILIES.values(), ids=ALL_FAMILIES.keys())
 def test_values_that_mean_something_else_are_refused_by_name(config):
     for key, value in OTHERWISE:
         assert key in refusal(config | {key: value})
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("config", "changes", "word"),
     [
         (MIXTRAL_8X7B, {"attention_bias": True}, "attention_bias"),
@@ -1107,7 +1102,7 @@ def test_a_window_that_hides_nothing_is_accepted():
     assert model_spec(switched_on | {"sliding_window": 8192}) == model_spec(QWEN15_MOE_A27B)
 
 
-@pytest.mark.parametrize(
+@every_case(
     "key",
     ["hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "num_experts", "num_experts_per_tok"],
 )
@@ -1118,7 +1113,7 @@ def test_absurd_sizes_are_errors(key):
         assert len(message) < 300
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "words"),
     [
         ({"num_experts_per_tok": 9}, "num_experts_per_tok is 9; expected at most the number of experts, 8"),
@@ -1184,7 +1179,7 @@ def spec_or_error(config: dict[str, Any]) -> ModelSpec | SourceError:
 
 @settings(max_examples=examples(400), deadline=None)
 @given(
-    config=st.sampled_from(list(ALL_FAMILIES.values())),
+    config=st.sampled_from(list(golden_configs().values())),  # of all families, and small
     changes=st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=5), VALUES, max_size=4),
     removed=st.sets(st.sampled_from(KEYS), max_size=2),
 )
