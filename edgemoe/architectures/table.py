@@ -275,7 +275,7 @@ def resolve_tensors(
         ]
         first = next((source for row, source in places if row in layout), places[0][1])
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        instead = instead_of(first, shapes.keys() - used, unlisted)
+        instead = instead_of(first, shapes.keys() - used - unused_tensors(spec, shapes).keys(), unlisted)
         if instead is not None:
             raise SourceError(f"{first}: missing{more}; {instead[0]}.", instead[1])
         raise SourceError(

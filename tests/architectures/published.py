@@ -1722,6 +1722,71 @@ SARVAM_105B: dict[str, Any] = {
 }
 """By the defaults of its class, with the older names of keys that its published file has."""
 
+MISTRAL_SMALL_4: dict[str, Any] = {
+    "architectures": ["Mistral3ForConditionalGeneration"],
+    "dtype": "bfloat16",
+    "image_token_index": 10,
+    "model_type": "mistral3",
+    "multimodal_projector_bias": False,
+    "projector_hidden_act": "gelu",
+    "spatial_merge_size": 2,
+    "text_config": {
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "first_k_dense_replace": 0,
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "hidden_size": 4096,
+        "initializer_range": 0.02,
+        "intermediate_size": 12288,
+        "kv_lora_rank": 256,
+        "max_position_embeddings": 1048576,
+        "model_type": "mistral4",
+        "moe_intermediate_size": 2048,
+        "n_group": 1,
+        "n_routed_experts": 128,
+        "n_shared_experts": 1,
+        "norm_topk_prob": True,
+        "num_attention_heads": 32,
+        "num_experts_per_tok": 4,
+        "num_hidden_layers": 36,
+        "num_key_value_heads": 32,
+        "pad_token_id": 11,
+        "q_lora_rank": 1024,
+        "qk_head_dim": 128,
+        "qk_nope_head_dim": 64,
+        "qk_rope_head_dim": 64,
+        "rms_norm_eps": 1e-06,
+        "rope_interleave": True,
+        "rope_parameters": {
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "factor": 128.0,
+            "llama_4_scaling_beta": 0.1,
+            "max_position_embeddings": 1048576,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "original_max_position_embeddings": 8192,
+            "partial_rotary_factor": 0.5,
+            "rope_theta": 10000.0,
+            "rope_type": "yarn",
+            "type": "yarn",
+        },
+        "routed_scaling_factor": 1.0,
+        "tie_word_embeddings": False,
+        "topk_group": 1,
+        "use_cache": True,
+        "v_head_dim": 128,
+        "vocab_size": 131072,
+    },
+    "tie_word_embeddings": False,
+    "vision_config": {"model_type": "pixtral", "num_hidden_layers": 24, "patch_size": 14},
+    "vision_feature_layer": -1,
+}
+"""By the defaults of its classes; the published file's weights are in FP8."""
+
 _LLAMA4_TEXT: dict[str, Any] = {
     "attention_bias": False,
     "attention_chunk_size": 8192,
@@ -1895,6 +1960,7 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
     "sarvam-105b": (SARVAM_105B, 106_031_767_424),
     "GLM-4.7-Flash": (GLM_47_FLASH, 29_943_393_920),
     "GLM-5": (GLM_5, 743_180_209_920),
+    "Mistral-Small-4-119B": (MISTRAL_SMALL_4, 118_972_826_624),
     "GLM-4.5-Air": (GLM_45_AIR, 106_852_251_264),
     "LFM2-8B-A1B": (LFM2_8B_A1B, 8_339_930_560),
     "Qwen3-Next-80B-A3B-Instruct": (QWEN3_NEXT_80B_A3B, 79_674_391_296),
@@ -1933,6 +1999,8 @@ ALL_FAMILIES: dict[str, dict[str, Any]] = {
         KIMI_K2 | {"model_type": "kimi_k25"},  # all keys in one object
         _QWEN35_TEXT,
         _QWEN35_TEXT | {"model_type": "qwen3_5_moe"},  # as a GGUF's config is: all keys in one object
+        MISTRAL_SMALL_4["text_config"],
+        MISTRAL_SMALL_4["text_config"] | {"model_type": "mistral3"},  # all keys in one object
         _LLAMA4_TEXT,
         _LLAMA4_TEXT | {"model_type": "llama4"},  # as a GGUF's config is: all keys in one object
         _GEMMA4_TEXT,

@@ -57,6 +57,7 @@ from tests.architectures.published import (
     LLAMA4_SCOUT,
     LLAMA_31_8B,
     MINIMAX_M2,
+    MISTRAL_SMALL_4,
     MIXTRAL_8X7B,
     MOONLIGHT_16B_A3B,
     OLMOE_1B_7B,
@@ -501,6 +502,36 @@ def test_families_like_deepseek_v3():
         "rope_parameters": SARVAM_105B["rope_scaling"] | {"type": "yarn", "rope_theta": 10000.0},
     }
     assert model_spec(newer) == model_spec(SARVAM_105B)
+
+
+def test_mistral_small_4():
+    spec = model_spec(MISTRAL_SMALL_4)
+    own = latent(spec)
+    assert (own.query_rank, own.latent_dim, own.rope.rotated) == (1024, 256, 64)
+    assert own.temperature == Temperature(0.1, 8192, first=0)
+    assert own.scale == 128**-0.5 * (0.1 * math.log(128) + 1) ** 2
+    text = MISTRAL_SMALL_4["text_config"]
+    assert replace(model_spec(text), family="mistral3") == spec
+    still = text["rope_parameters"] | {"llama_4_scaling_beta": None}
+    assert latent(model_spec(text | {"rope_parameters": still})).temperature is None
+    grouped = ffn(model_spec(text | {"n_group": 8, "topk_group": 4}).layers[0]).router
+    assert (grouped.groups, grouped.kept_groups, grouped.group_best, grouped.score) == (8, 4, 2, "softmax")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rope_parameters": None}, "rope_parameters is null"),
+        ({"rope_parameters": {"rope_type": "default"}}, 'edgemoe implements an object with rope_type "yarn" only'),
+        ({"partial_rotary_factor": 0.25}, "but 0.5 in rope_parameters"),
+        ({"head_dim": 64}, "head_dim is 64; edgemoe implements 128 only"),
+        ({"model_type": "mistral"}, 'text_config.model_type is "mistral"'),
+        ({"n_group": 3, "topk_group": 2}, "groups: expected equal runs of at least 2 of 128 experts, found 3"),
+    ],
+)
+def test_mistral_models_that_cannot_be_run_are_refused_by_name(changes, words):
+    text = MISTRAL_SMALL_4["text_config"] | changes
+    assert words in refusal(MISTRAL_SMALL_4 | {"text_config": text})
 
 
 def test_axk1_has_a_norm_after_the_sum_of_experts():

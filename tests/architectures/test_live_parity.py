@@ -17,7 +17,7 @@ from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
 from tests.architectures.harness import Reference, load_checkpoint, relative_error
-from tests.golden.cases import CASES, KIMI, LINEAR, LLAMA3, LONGROPE, YARN, YARN_WITH_ALL, Case
+from tests.golden.cases import CASES, KIMI, LINEAR, LLAMA3, LONGROPE, MISTRAL3, YARN, YARN_WITH_ALL, Case
 
 pytestmark = pytest.mark.oracle
 
@@ -45,7 +45,12 @@ NEWER = (
 CHUNKED_TOLERANCE = 1e-3
 """The tolerance where the reference computes recurrent layers in chunks, whose sums have another order."""
 INDEXED = ("deepseek_v32", "glm_moe_dsa")
-LATENT = ("axk1", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "kimi_k2", "kimi_k25", "sarvam_mla", *INDEXED)
+MISTRAL = ("mistral3", "mistral4")
+LATENT = (
+    *("axk1", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "kimi_k2", "kimi_k25", "sarvam_mla"),
+    *INDEXED,
+    *MISTRAL,
+)
 """Families with latent attention."""
 PUBLISHED_CODE = ("bailing_moe", "bailing_moe_v2", "deepseek")
 """Families that `published_code.py` computes: without scaled positions, and with a head of their own."""
@@ -147,10 +152,14 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
             config |= draw(dense_layers(config))
         else:
             config["first_k_dense_replace"] = number(0, config["num_hidden_layers"])
-        if model_type == "kimi_k25":
+        if model_type in MISTRAL:
+            grown = {"llama_4_scaling_beta": draw(st.sampled_from([0.0, 0.3])), "mscale_all_dim": 0.8, "mscale": 1.0}
+            config["rope_parameters"] = YARN | grown | {"original_max_position_embeddings": number(2, 9)}
+        if model_type in ("kimi_k25", "mistral3"):
             tied = config["tie_word_embeddings"]
-            config["model_type"] = "deepseek_v3"
-            config = KIMI | {"text_config": config, "tie_word_embeddings": tied}
+            config["model_type"] = "deepseek_v3" if model_type == "kimi_k25" else "mistral4"
+            whole = KIMI if model_type == "kimi_k25" else MISTRAL3
+            config = whole | {"text_config": config, "tie_word_embeddings": tied}
             return Case(model_type, number(0, 1 << 30), config, draw(st.sampled_from(["files", "fused"])))
     elif model_type in PUBLISHED_CODE:
         for key in ("rope_parameters", "tie_word_embeddings"):

@@ -96,6 +96,34 @@ KIMI = {
     },
 }
 
+MISTRAL4 = LATENT | {
+    "q_lora_rank": 24,
+    "n_group": 2,
+    "topk_group": 1,
+    "n_shared_experts": 1,
+    "rope_parameters": YARN
+    | {
+        "original_max_position_embeddings": 8,
+        "max_position_embeddings": 512,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "llama_4_scaling_beta": 0.4,
+    },
+}
+MISTRAL3 = {
+    "text_config": MISTRAL4 | {"model_type": "mistral4"},
+    "tie_word_embeddings": False,
+    "vision_config": {
+        "model_type": "pixtral",
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_attention_heads": 1,
+        "num_hidden_layers": 1,
+        "image_size": 8,
+        "patch_size": 4,
+    },
+}
+
 GEMMA4 = _common(
     40,
     4,
@@ -755,6 +783,23 @@ CASES: dict[str, Case] = {
         | _INDEXER
         | {"n_group": 4, "topk_group": 2, "rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}},
     ),
+    "mistral4": Case("mistral4", 84, MISTRAL4),
+    # Queries of the stream itself that do not grow, halves rotated together, weights that do not sum to one.
+    "mistral4_fused": Case(
+        "mistral4",
+        81,
+        MISTRAL4
+        | {
+            "q_lora_rank": None,
+            "n_group": 1,
+            "norm_topk_prob": False,
+            "routed_scaling_factor": 1.5,
+            "rope_interleave": False,
+            "rope_parameters": YARN | {"llama_4_scaling_beta": 0.0},
+        },
+        layout="fused",
+    ),
+    "mistral3": Case("mistral3", 82, MISTRAL3),
     "glm_moe_dsa": Case("glm_moe_dsa", 75, _LATENT_V3 | _INDEXER | {"indexer_types": ["full", "shared", "full"]}),
     # Convolutions around two layers with attention, a dense layer, biases for the choice and on the convolutions.
     "lfm2_moe": Case(

@@ -56,6 +56,8 @@ _CLASSES = {
     "llama4": "Llama4",
     "llama4_text": "Llama4",
     "minimax_m2": "MiniMaxM2",
+    "mistral3": "Mistral3",
+    "mistral4": "Mistral4",
     "mixtral": "Mixtral",
     "olmoe": "Olmoe",
     "phimoe": "Phimoe",
@@ -79,6 +81,7 @@ _MODELS = {
     "gemma4": "Gemma4ForConditionalGeneration",
     "kimi_k25": "Kimi_K25ForConditionalGeneration",
     "llama4": "Llama4ForConditionalGeneration",
+    "mistral3": "Mistral3ForConditionalGeneration",
     "qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration",
     "sarvam_mla": "DeepseekV3ForCausalLM",
     "sarvam_moe": "Glm4MoeForCausalLM",
@@ -213,6 +216,8 @@ def run(model: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if name == "PhimoeTopKRouter":
             add_nearness(output[0], module.router_jitter_noise)
         scores = output[0].float()
+        if name == "Mistral4TopkRouter":
+            scores = scores.softmax(dim=-1)
         bias = getattr(module, "e_score_correction_bias", None)
         if len(inputs) > 1:
             bias = inputs[1] if getattr(module, "use_expert_bias", True) else 0
