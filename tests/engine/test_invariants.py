@@ -311,11 +311,7 @@ def test_company_cuts_rewinds_forks_and_prefixes_change_no_bit(
 def test_ten_thousand_combinations(
     family: Family, alone: tuple[Alone, str], slots: int, threads: int, isa: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-<<<<<<< HEAD
     """Twelve models, two KV formats, six budgets and thread counts, each instruction set: 425 of each."""
-=======
-    """Eleven models, two KV formats, six budgets and thread counts, each instruction set: 425 of each."""
->>>>>>> main
     monkeypatch.setenv("EDGEMOE_ISA", isa)
     seed, compared = 100, 0
     while compared < 425:
