@@ -74,7 +74,7 @@ def token_traffic(graph: Graph, manifest: Manifest, kv_format: KvFormat) -> Toke
 
 
 def _page_bytes(attention: op.Attention, kv_format: KvFormat) -> Iterator[int]:
-    """Bytes of a page of keys and of one of values, where these are not a part of the keys."""
-    for cache in (attention.key_cache, attention.value_cache):
-        if cache is not None:
-            yield bytes_of(cast("Value", cache), 1, op.PAGE_TOKENS, kv_format)
+    """Bytes of a page of keys and of one of values, if these are not parts of the keys."""
+    caches = [attention.key_cache] if attention.value_cache is None else [attention.key_cache, attention.value_cache]
+    for cache in caches:
+        yield bytes_of(cast("Value", cache), 1, op.PAGE_TOKENS, kv_format)

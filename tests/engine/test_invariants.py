@@ -298,7 +298,9 @@ def work(family: Family, alone: tuple[Alone, str], slots: int, threads: int, ste
     return compared
 
 
-@pytest.mark.parametrize(("slots", "threads"), [(EXPERTS, 3), (6, 1), (1, 2)])
+@pytest.mark.parametrize(
+    ("alone", "slots", "threads"), [("f16", EXPERTS, 3), ("q8", 6, 1), ("f16", 1, 2)], indirect=["alone"]
+)
 def test_company_cuts_rewinds_forks_and_prefixes_change_no_bit(
     family: Family, alone: tuple[Alone, str], slots: int, threads: int
 ) -> None:
