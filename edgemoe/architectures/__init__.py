@@ -12,6 +12,7 @@ from typing import Any
 
 from edgemoe.architectures import (
     afmoe,
+    arctic,
     axk1,
     bailing_moe,
     cohere2_moe,
@@ -79,6 +80,7 @@ __all__ = [
 
 FAMILIES: dict[str, ModuleType] = {
     "afmoe": afmoe,
+    "arctic": arctic,
     "axk1": axk1,
     "bailing_moe": bailing_moe,
     "bailing_moe_v2": bailing_moe,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -203,18 +203,34 @@ _OF_ROWS = ("ids", "positions", "sequences")
 def _add_layer(build: Builder, number: int, layer: LayerSpec, scale: float) -> Section:
     """Add the blocks of a layer; returns the section."""
     *before, last = layer.groups()
+    early = _early_sources(build, number, layer)
     for group in (*before, last):
         build.staged = group is last
-        _add_group(build, number, group, scale)
+        _add_group(build, number, group, scale, early)
     return build.section()
 
 
-def _add_group(build: Builder, layer: int, blocks: Sequence[Block], scale: float) -> None:
+def _early_sources(build: Builder, number: int, layer: LayerSpec) -> dict[str, op.Floats]:
+    """What blocks read of the stream as the layer begins, by the names of their norms."""
+    sources = {}
+    for block in layer.blocks:
+        if block.early:
+            with build.at(number, block.prefix), build.doing(block.body.norm_part, "attend"):
+                rows = build.rows("early", build.hidden_size)
+                sources[block.prefix + block.name("input_norm")] = _normed(build, block, build.residual, rows)
+    return sources
+
+
+def _add_group(
+    build: Builder, layer: int, blocks: Sequence[Block], scale: float, early: Mapping[str, op.Floats]
+) -> None:
     """Add a block and those that are parallel to it: all read the stream before any result joins it."""
     sources: list[op.Floats] = []
     for block in blocks:
         with build.at(layer, block.prefix), build.doing(block.body.norm_part, "attend"):
-            if block.input_norm:
+            if block.early:
+                sources.append(early[block.prefix + block.name("input_norm")])
+            elif block.input_norm:
                 sources.append(_normed(build, block, build.residual, build.rows("normed", build.hidden_size)))
             else:
                 sources.append(sources[-1] if block.parallel else build.residual)

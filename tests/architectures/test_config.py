@@ -31,6 +31,7 @@ from edgemoe.model.spec import LayerSpec, ModelSpec
 from tests.architectures.published import (
     ALL_FAMILIES,
     AXK1,
+    ARCTIC_INSTRUCT,
     DBRX_INSTRUCT,
     DEEPSEEK_MOE_16B,
     DEEPSEEK_V2,
@@ -192,6 +193,21 @@ def test_llama4_has_chunks_with_positions_and_whole_layers_without():
 )
 def test_llama4_refuses_what_it_has_not(keys, words):
     assert words in refusal(LLAMA4_SCOUT | {"text_config": LLAMA4_SCOUT["text_config"] | keys})
+
+
+def test_arctic_has_a_dense_ffn_beside_experts_that_read_before_attention():
+    attending, dense, experts = model_spec(ARCTIC_INSTRUCT).layers[0].blocks
+    assert (dense.prefix, dense.body, dense.early) == ("dense.", GatedFfn(7168), False)
+    assert (experts.body, experts.early, experts.parallel) == (
+        Moe(128, 2, 4864, RouterSpec(normalise=True)),
+        True,
+        True,
+    )
+    assert attending.body.rope == RopeSpec(10_000.0, 128)
+    plain = model_spec(ARCTIC_INSTRUCT | {"parallel_attn_mlp_res": False, "moe_layer_frequency": 2})
+    assert [layer.routed is not None for layer in plain.layers[:4]] == [False, True] * 2
+    assert [len(layer.blocks) for layer in plain.layers[:4]] == [2] * 4
+    assert "own.Arctic2" in refusal(ARCTIC_INSTRUCT | {"auto_map": {"AutoModelForCausalLM": "own.Arctic2"}})
 
 
 def test_dbrx_reads_its_two_objects():

@@ -186,6 +186,8 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
         if model_type == "qwen3_next":
             config |= {"intermediate_size": number(1, 70), "norm_topk_prob": draw(st.booleans())}
             config["mlp_only_layers"] = draw(st.lists(st.integers(0, config["num_hidden_layers"] - 1), max_size=1))
+    elif model_type == "arctic":
+        return Case(model_type, number(0, 1 << 30), draw(arctic(config)), "files")
     elif model_type == "dbrx":
         return Case(model_type, number(0, 1 << 30), draw(dbrx(heads, kv_heads, head_width)), "files")
     elif model_type in LLAMA4:
@@ -246,6 +248,19 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
         config = {"text_config": config, "vision_config": vision, "tie_word_embeddings": False}
     legacy = draw(st.booleans()) and model_type not in NEWER
     return Case(model_type, number(0, 1 << 30), config, layout, legacy=legacy)
+
+
+@st.composite
+def arctic(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    count = draw(st.integers(2, 12) | st.integers(65, 80))
+    kept = {key: value for key, value in config.items() if key not in ("rope_parameters", "tie_word_embeddings")}
+    return kept | {
+        "moe_layer_frequency": draw(st.integers(1, 2)),
+        "num_experts_per_tok": draw(st.integers(1, min(count, 8))),
+        "num_local_experts": count,
+        "parallel_attn_mlp_res": draw(st.booleans()),
+        "rope_theta": draw(st.sampled_from([1e4, 1e6])),
+    }
 
 
 @st.composite

@@ -1500,6 +1500,48 @@ CASES: dict[str, Case] = {
         },
         layout="fused",
     ),
+    # A dense FFN and experts side by side, which read the stream at different places.
+    "arctic": Case(
+        "arctic",
+        87,
+        {
+            "head_dim": 8,
+            "hidden_size": 32,
+            "intermediate_size": 20,
+            "max_position_embeddings": 512,
+            "moe_layer_frequency": 1,
+            "num_attention_heads": 4,
+            "num_experts_per_tok": 2,
+            "num_hidden_layers": 2,
+            "num_key_value_heads": 2,
+            "num_local_experts": 6,
+            "parallel_attn_mlp_res": True,
+            "rms_norm_eps": 1e-3,
+            "rope_theta": 1e6,
+            "vocab_size": 96,
+        },
+    ),
+    # Every second layer dense, experts after attention.
+    "arctic_plain": Case(
+        "arctic",
+        88,
+        {
+            "head_dim": 10,
+            "hidden_size": 20,
+            "intermediate_size": 33,
+            "max_position_embeddings": 512,
+            "moe_layer_frequency": 2,
+            "num_attention_heads": 2,
+            "num_experts_per_tok": 3,
+            "num_hidden_layers": 2,
+            "num_key_value_heads": 1,
+            "num_local_experts": 5,
+            "parallel_attn_mlp_res": False,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 1e4,
+            "vocab_size": 101,
+        },
+    ),
     # Chunks that end within pages, a layer without positions whose queries grow, every second layer dense, no vision.
     "llama4": Case(
         "llama4",
