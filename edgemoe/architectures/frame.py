@@ -215,10 +215,7 @@ def read_sigmoid_router(
     `normalise` and `scale` hold unless the config says otherwise. With one of the `other_methods` it has no such bias.
     """
     normalise = reader.flag("norm_topk_prob", normalise)
-    groups = reader.integer("n_group", maximum=limits.LARGEST_EXPERTS, default=1)
-    kept_groups = reader.integer("topk_group", maximum=limits.LARGEST_EXPERTS, default=1)
-    if kept_groups == groups:  # all are kept, as without groups
-        groups = kept_groups = 1
+    groups, kept_groups = read_groups(reader)
     for name in ("scoring_func", "score_function"):
         reader.require(name, "sigmoid", "noaux_tc", default="sigmoid")
     reader.require("topk_method", "noaux_tc", *other_methods, default="noaux_tc")
@@ -231,6 +228,13 @@ def read_sigmoid_router(
         epsilon=1e-20 if normalise else 0.0,
         scale=reader.number("routed_scaling_factor", scale),
     )
+
+
+def read_groups(reader: ConfigReader) -> tuple[int, int]:
+    """How many groups the experts are in, and how many of them a router keeps. Raises SourceError."""
+    groups = reader.integer("n_group", maximum=limits.LARGEST_EXPERTS, default=1)
+    kept_groups = reader.integer("topk_group", maximum=limits.LARGEST_EXPERTS, default=1)
+    return (1, 1) if kept_groups == groups else (groups, kept_groups)  # all are kept, as without groups
 
 
 def read_shared_width(reader: ConfigReader, count_key: str, default: int = 1) -> int:

@@ -328,13 +328,27 @@ class HeadLinear(Operation, code=19):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
+class DistanceBias:
+    """Numbers of each head that are added to its scores, by how far a key's position lies from the query's (T5).
+
+    A key `d` positions after the query (before it: `d < 0`) has bucket `bucket_of[d + distances // 2]`, with `d` held
+    to `-(distances // 2) .. distances // 2`, and the score gets `table[bucket * H + head]`. `distances` is odd.
+    """
+
+    table: Annotated[Floats, weight("entries")]  # (buckets, H)
+    bucket_of: Annotated[Integers, buffer("distances")]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Attention(Operation, code=5):
     """Causal attention over the cache: row `t` sees positions `0 .. positions[t]` of its sequence.
 
     With a `window` it sees the last `window` of these, its own position included; of windows that are `chunked`, which
-    begin at multiples of `window`, it sees its own up to its position. With a `cap` the scaled score `s` of a key
-    counts as `cap * tanh(s / cap)`. A head's sink is one more logit of its softmax, which takes a share of the sum and
-    adds no value; no cap applies to it. Without a cache of values a key's value is its first `Wv` elements.
+    begin at multiples of `window`, it sees its own up to its position. With `lengths` it sees the first
+    `lengths[sequences[t]]` positions, at least one, wherever it stands itself. With a `cap` the scaled score `s` of a
+    key counts as `cap * tanh(s / cap)`; a bias is added to it then. A head's sink is one more logit of its softmax,
+    which takes a share of the sum and adds no value; no cap applies to it. Without a cache of values a key's value is
+    its first `Wv` elements.
     """
 
     query: Annotated[Floats, rows("H*W")]
@@ -349,6 +363,8 @@ class Attention(Operation, code=5):
     sinks: Annotated[Floats | None, weight("H")] = None
     chunked: bool = False
     cap: float = 0.0  # 0: none
+    lengths: Annotated[Integers | None, buffer("S")] = None  # the caller fills them before a run
+    bias: DistanceBias | None = None
 
     def check(self, sizes: Sizes) -> None:
         heads, kv_heads = sizes.letters["H"], sizes.letters["G"]
@@ -357,6 +373,11 @@ class Attention(Operation, code=5):
         require(0 <= self.window <= LARGEST_EXTENT, "window", f"0 to {LARGEST_EXTENT}", self.window)
         require(not self.chunked or self.window > 0, "chunked", "false without a window", self.chunked)
         require(0 <= self.cap < math.inf, "cap", "0 or a number above it", self.cap)
+        require(not self.window or self.lengths is None, "window", "0 with lengths", self.window)
+        if self.bias is not None:
+            entries = sizes.letters["entries"]
+            require(entries % heads == 0, "bias.table", f"rows of {heads} numbers", entries)
+            require(sizes.letters["distances"] % 2 == 1, "bias.bucket_of", "an odd number", sizes.letters["distances"])
         if self.value_cache is None:
             width, value_width = sizes.letters["W"], sizes.letters["Wv"]
             require(value_width <= width, "output", f"values of at most {width} channels", value_width)

@@ -98,6 +98,14 @@ typedef struct em_store_kv {
     int32_t value_dim;        /* Wv */
 } em_store_kv;
 
+/* Numbers of each head that are added to its scores, by how far a key's position lies from the query's (T5). */
+typedef struct em_distance_bias {
+    const float *table;       /* (entries,) */
+    const int32_t *bucket_of; /* (distances,) */
+    int32_t entries;          /* entries */
+    int32_t distances;        /* distances */
+} em_distance_bias;
+
 /* Causal attention over the cache: row t sees positions 0 .. positions[t] of its sequence. */
 typedef struct em_attention {
     const float *query;       /* (T, H*W) */
@@ -112,6 +120,8 @@ typedef struct em_attention {
     const float *sinks;       /* (H,), or NULL */
     int32_t chunked;
     float cap;
+    const int32_t *lengths;   /* (S,), or NULL */
+    em_distance_bias bias;    /* all zeros if there are none */
     int32_t sequence_count;   /* S */
     int32_t table_pages;      /* P */
     int32_t page_count;       /* N */
@@ -388,6 +398,15 @@ typedef struct em_scale_by_position {
     int32_t context;          /* C */
 } em_scale_by_position;
 
+/* Makes the weight 0 of each choice of an expert that capacity choices of this run precede (Fedus et al. 2021). */
+typedef struct em_capacity {
+    const int32_t *experts; /* (T, K) */
+    float *weights;         /* (T, K) */
+    int32_t num_experts;
+    int64_t capacity;
+    int32_t top_k;          /* K */
+} em_capacity;
+
 /* X(kind, name) for each operation, in the order of em_kind. */
 #define EM_OPERATIONS(X) \
     X(EMBED, embed) \
@@ -413,7 +432,8 @@ typedef struct em_scale_by_position {
     X(STORE_LATENT, store_latent) \
     X(PLAIN_FFN, plain_ffn) \
     X(SELECTIVE_SCAN, selective_scan) \
-    X(SCALE_BY_POSITION, scale_by_position)
+    X(SCALE_BY_POSITION, scale_by_position) \
+    X(CAPACITY, capacity)
 
 /* STRUCT(type) for each struct of the interface, and FIELD(type, field) for each of its fields. */
 #define EM_LAYOUT(STRUCT, FIELD) \
@@ -437,13 +457,16 @@ typedef struct em_scale_by_position {
         FIELD(em_store_kv, value_cache) FIELD(em_store_kv, sequence_count) FIELD(em_store_kv, table_pages) \
         FIELD(em_store_kv, page_count) FIELD(em_store_kv, kv_heads) FIELD(em_store_kv, head_dim) \
         FIELD(em_store_kv, value_dim) \
+    STRUCT(em_distance_bias) FIELD(em_distance_bias, table) FIELD(em_distance_bias, bucket_of) \
+        FIELD(em_distance_bias, entries) FIELD(em_distance_bias, distances) \
     STRUCT(em_attention) FIELD(em_attention, query) FIELD(em_attention, positions) \
         FIELD(em_attention, sequences) FIELD(em_attention, pages) FIELD(em_attention, key_cache) \
         FIELD(em_attention, value_cache) FIELD(em_attention, scale) FIELD(em_attention, output) \
         FIELD(em_attention, window) FIELD(em_attention, sinks) FIELD(em_attention, chunked) \
-        FIELD(em_attention, cap) FIELD(em_attention, sequence_count) FIELD(em_attention, table_pages) \
-        FIELD(em_attention, page_count) FIELD(em_attention, kv_heads) FIELD(em_attention, head_dim) \
-        FIELD(em_attention, heads) FIELD(em_attention, value_dim) \
+        FIELD(em_attention, cap) FIELD(em_attention, lengths) FIELD(em_attention, bias) \
+        FIELD(em_attention, sequence_count) FIELD(em_attention, table_pages) FIELD(em_attention, page_count) \
+        FIELD(em_attention, kv_heads) FIELD(em_attention, head_dim) FIELD(em_attention, heads) \
+        FIELD(em_attention, value_dim) \
     STRUCT(em_short_conv) FIELD(em_short_conv, input) FIELD(em_short_conv, taps) FIELD(em_short_conv, bias) \
         FIELD(em_short_conv, positions) FIELD(em_short_conv, sequences) FIELD(em_short_conv, inputs) \
         FIELD(em_short_conv, output) FIELD(em_short_conv, parts) FIELD(em_short_conv, hidden_size) \
@@ -513,6 +536,8 @@ typedef struct em_scale_by_position {
     STRUCT(em_scale_by_position) FIELD(em_scale_by_position, values) FIELD(em_scale_by_position, positions) \
         FIELD(em_scale_by_position, factors) FIELD(em_scale_by_position, columns) \
         FIELD(em_scale_by_position, context) \
+    STRUCT(em_capacity) FIELD(em_capacity, experts) FIELD(em_capacity, weights) \
+        FIELD(em_capacity, num_experts) FIELD(em_capacity, capacity) FIELD(em_capacity, top_k) \
     STRUCT(em_operation) FIELD(em_operation, kind) FIELD(em_operation, reserved) FIELD(em_operation, as) \
     STRUCT(em_scratch) FIELD(em_scratch, data) FIELD(em_scratch, bytes) \
     STRUCT(em_program_times) FIELD(em_program_times, operations) FIELD(em_program_times, elapsed_ns) \

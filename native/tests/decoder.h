@@ -234,6 +234,8 @@ static inline void add_moe(model *m) {
     add(m, EM_ROUTE)->as.route = (em_route){
         .logits = *m->logits, .experts = *m->chosen, .weights = *m->weights, .num_experts = EXPERTS, .top_k = USED,
         .renormalise = 1, .groups = 1, .kept_groups = 1, .scale = 1, .expert_scales = m->norm};
+    add(m, EM_CAPACITY)->as.capacity = (em_capacity){ /* never reached: it counts the choices of a run */
+        .experts = *m->chosen, .weights = *m->weights, .num_experts = EXPERTS, .capacity = TOKENS * USED, .top_k = USED};
     em_gated_ffn *shared = &add(m, EM_GATED_FFN)->as.gated_ffn;
     const em_activation clamped = {
         .function = EM_FUNCTION_CLAMPED_SILU, .alpha = 1.702f, .limit = 0.5f, .offset = 1, .gated = 1};

@@ -96,6 +96,34 @@ KIMI = {
     },
 }
 
+MISTRAL4 = LATENT | {
+    "q_lora_rank": 24,
+    "n_group": 2,
+    "topk_group": 1,
+    "n_shared_experts": 1,
+    "rope_parameters": YARN
+    | {
+        "original_max_position_embeddings": 8,
+        "max_position_embeddings": 512,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "llama_4_scaling_beta": 0.4,
+    },
+}
+MISTRAL3 = {
+    "text_config": MISTRAL4 | {"model_type": "mistral4"},
+    "tie_word_embeddings": False,
+    "vision_config": {
+        "model_type": "pixtral",
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_attention_heads": 1,
+        "num_hidden_layers": 1,
+        "image_size": 8,
+        "patch_size": 4,
+    },
+}
+
 GEMMA4 = _common(
     40,
     4,
@@ -755,6 +783,23 @@ CASES: dict[str, Case] = {
         | _INDEXER
         | {"n_group": 4, "topk_group": 2, "rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}},
     ),
+    "mistral4": Case("mistral4", 84, MISTRAL4),
+    # Queries of the stream itself that do not grow, halves rotated together, weights that do not sum to one.
+    "mistral4_fused": Case(
+        "mistral4",
+        81,
+        MISTRAL4
+        | {
+            "q_lora_rank": None,
+            "n_group": 1,
+            "norm_topk_prob": False,
+            "routed_scaling_factor": 1.5,
+            "rope_interleave": False,
+            "rope_parameters": YARN | {"llama_4_scaling_beta": 0.0},
+        },
+        layout="fused",
+    ),
+    "mistral3": Case("mistral3", 82, MISTRAL3),
     "glm_moe_dsa": Case("glm_moe_dsa", 75, _LATENT_V3 | _INDEXER | {"indexer_types": ["full", "shared", "full"]}),
     # Convolutions around two layers with attention, a dense layer, biases for the choice and on the convolutions.
     "lfm2_moe": Case(
@@ -1564,6 +1609,48 @@ CASES: dict[str, Case] = {
         },
         layout="fused",
     ),
+    # A dense FFN and experts side by side, which read the stream at different places.
+    "arctic": Case(
+        "arctic",
+        87,
+        {
+            "head_dim": 8,
+            "hidden_size": 32,
+            "intermediate_size": 20,
+            "max_position_embeddings": 512,
+            "moe_layer_frequency": 1,
+            "num_attention_heads": 4,
+            "num_experts_per_tok": 2,
+            "num_hidden_layers": 2,
+            "num_key_value_heads": 2,
+            "num_local_experts": 6,
+            "parallel_attn_mlp_res": True,
+            "rms_norm_eps": 1e-3,
+            "rope_theta": 1e6,
+            "vocab_size": 96,
+        },
+    ),
+    # Every second layer dense, experts after attention.
+    "arctic_plain": Case(
+        "arctic",
+        88,
+        {
+            "head_dim": 10,
+            "hidden_size": 20,
+            "intermediate_size": 33,
+            "max_position_embeddings": 512,
+            "moe_layer_frequency": 2,
+            "num_attention_heads": 2,
+            "num_experts_per_tok": 3,
+            "num_hidden_layers": 2,
+            "num_key_value_heads": 1,
+            "num_local_experts": 5,
+            "parallel_attn_mlp_res": False,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 1e4,
+            "vocab_size": 101,
+        },
+    ),
     # Chunks that end within pages, a layer without positions whose queries grow, every second layer dense, no vision.
     "llama4": Case(
         "llama4",
@@ -1702,6 +1789,57 @@ ROPE_CASES: dict[str, tuple[int, dict[str, Any]]] = {
 """Head width and parameters of the rotary tables that are kept."""
 
 PROMPT_TOKENS = 300
+ENCODER_CASES: dict[str, Case] = {
+    # Every second layer of the encoder sparse, and one of the decoder; a router's bias, tied, experts that are full.
+    "switch_transformers": Case(
+        "switch_transformers",
+        101,
+        {
+            "d_model": 40,
+            "d_kv": 16,
+            "d_ff": 44,
+            "num_heads": 3,
+            "num_layers": 4,
+            "num_decoder_layers": 3,
+            "num_sparse_encoder_layers": 2,
+            "num_sparse_decoder_layers": 1,
+            "num_experts": 4,
+            "expert_capacity": 30,
+            "router_bias": True,
+            "vocab_size": 96,
+            "decoder_start_token_id": 0,
+            "tie_word_embeddings": True,
+        },
+    ),
+    # All layers sparse, a head of its own, fewer buckets, of which the last begins within the text.
+    "switch_transformers_untied": Case(
+        "switch_transformers",
+        102,
+        {
+            "d_model": 32,
+            "d_kv": 20,
+            "d_ff": 33,
+            "num_heads": 2,
+            "num_layers": 2,
+            "num_decoder_layers": 2,
+            "num_sparse_encoder_layers": 2,
+            "num_sparse_decoder_layers": 2,
+            "num_experts": 7,
+            "expert_capacity": 3,
+            "relative_attention_num_buckets": 16,
+            "relative_attention_max_distance": 40,
+            "layer_norm_epsilon": 1e-3,
+            "vocab_size": 101,
+            "decoder_start_token_id": 5,
+            "tie_word_embeddings": False,
+        },
+    ),
+}
+"""Models that read an input of `INPUT_TOKENS` before their text."""
+INPUT_TOKENS = 200
+TEXT_TOKENS = 150
+"""Tokens of the text of a model with an encoder, all of whose logits are kept."""
+
 KEPT_POSITIONS = (0, 1, 2, 6, 15, 16, 31, 32, 63, 64, 100, 127, 128, 200, 255, 256, 298, 299)
 """The positions whose logits are kept: a model sees no later token, so each is a prompt of its own length."""
 ROPE_POSITIONS = (0, 1, 2, 63, 64, 127, 128, 511, 4000)

@@ -58,6 +58,8 @@ _CLASSES = {
     "llama4": "Llama4",
     "llama4_text": "Llama4",
     "minimax_m2": "MiniMaxM2",
+    "mistral3": "Mistral3",
+    "mistral4": "Mistral4",
     "mixtral": "Mixtral",
     "nemotron_h": "NemotronH",
     "olmoe": "Olmoe",
@@ -70,6 +72,7 @@ _CLASSES = {
     "sarvam_mla": "SarvamMLA",
     "sarvam_moe": "SarvamMoE",
     "solar_open": "SolarOpen",
+    "switch_transformers": "SwitchTransformers",
 }
 _CONFIG_CLASSES = {
     "gemma4_text": "Gemma4TextConfig",
@@ -81,9 +84,11 @@ _MODELS = {
     "gemma4": "Gemma4ForConditionalGeneration",
     "kimi_k25": "Kimi_K25ForConditionalGeneration",
     "llama4": "Llama4ForConditionalGeneration",
+    "mistral3": "Mistral3ForConditionalGeneration",
     "qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration",
     "sarvam_mla": "DeepseekV3ForCausalLM",
     "sarvam_moe": "Glm4MoeForCausalLM",
+    "switch_transformers": "SwitchTransformersForConditionalGeneration",
 }
 """The class of the model, where it is not `ForCausalLM` behind the name above. Of one for images the text part is the
 reference."""
@@ -129,6 +134,8 @@ def make_model(case: Case) -> Any:
             # of the model has for its training alone.
             module.time_step_limit = (0.0, float("inf"))
     random = torch.Generator().manual_seed(case.seed)
+    if case.model_type == "switch_transformers":
+        model.set_input_embeddings(model.shared)  # one for both stacks, though the head is not tied
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             values = torch.randn(parameter.shape, generator=random)
@@ -248,6 +255,8 @@ def run(model: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if name == "PhimoeTopKRouter":
             add_nearness(output[0], module.router_jitter_noise)
         scores = output[0].float()
+        if name == "Mistral4TopkRouter":
+            scores = scores.softmax(dim=-1)
         bias = getattr(module, "e_score_correction_bias", None)
         if len(inputs) > 1:
             bias = inputs[1] if getattr(module, "use_expert_bias", True) else 0
@@ -279,6 +288,32 @@ def run(model: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     clear = np.min(margins, axis=0) > CLEAR_ROUTING if margins else np.ones(len(ids), bool)
     # What a token says is seen by every later one.
     return logits, np.logical_and.accumulate(clear)
+
+
+def run_with_input(model: Any, read: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Logits `(T, V)` of a text that is written token by token after an input, and whether all routing is clear.
+
+    Not in one pass: there the decoder's experts would have a capacity too.
+    """
+    margins: list[torch.Tensor] = []
+
+    def watch(module: Any, inputs: Any, output: Any) -> None:
+        ordered = torch.sort(output[2].flatten(0, 1), dim=-1, descending=True).values
+        if ordered.shape[1] > 1:
+            margins.append(ordered[:, 0] - ordered[:, 1])
+
+    hooks = [m.register_forward_hook(watch) for m in model.modules() if type(m).__name__.endswith("Top1Router")]
+    rows = []
+    with torch.no_grad():
+        encoded = model.encoder(torch.from_numpy(read)[None])
+        cache = None
+        for token in torch.from_numpy(ids):
+            step = model(encoder_outputs=encoded, decoder_input_ids=token[None, None], cache=cache, use_cache=True)
+            cache = step.cache
+            rows.append(step.logits[0, 0].numpy())
+    for hook in hooks:
+        hook.remove()
+    return np.stack(rows), not margins or bool(torch.cat(margins).min() > CLEAR_ROUTING)
 
 
 def save(model: Any, case: Case, folder: Path) -> None:

@@ -497,7 +497,7 @@ def test_route_by_sparsemixer(
 
 
 def test_sparsemixer_weighs_among_the_experts_near_the_best(any_backend: Backend) -> None:
-    """Of 4 those within 2 * 0.25 * 4 are near; of 3, the best without it, those within 1.5; NaN spoils."""
+    """Near 4 are those within 2 * 0.25 * 4; near 3, the best without it, those within 1.5; NaN spoils."""
     row = [2.0, 4.0, 3.0, 1.0, -3.0]
     logits = aligned_copy(np.array([row, [0.0] * 5, [*row[:4], np.nan]], np.float32))
     chosen, weights = aligned((3, 2), np.int32), aligned((3, 2), np.float32)

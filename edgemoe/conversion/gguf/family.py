@@ -89,4 +89,4 @@ class Family:
     clipped: bool = False
     """Whether query, key and value are within limits."""
     layers: str = "model.layers.{layer}."
-    """What precedes the names of a layer's tensors in checkpoints."""
+    """The text that precedes the names of a layer's tensors in checkpoints."""

@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from edgemoe.model.blocks.attention import Attention, OutputGate
 from edgemoe.model.blocks.body import Body, RoutedExperts
+from edgemoe.model.blocks.cross_attention import CrossAttention
 from edgemoe.model.blocks.gated_delta import GatedDelta
 from edgemoe.model.blocks.gated_ffn import GatedFfn
 from edgemoe.model.blocks.latent_attention import LatentAttention
@@ -24,6 +25,7 @@ __all__ = [
     "BODIES",
     "Attention",
     "Body",
+    "CrossAttention",
     "GatedDelta",
     "GatedFfn",
     "LatentAttention",
@@ -38,6 +40,9 @@ __all__ = [
 ]
 
 BODIES: Mapping[str, type] = MappingProxyType(
-    {body.kind: body for body in (Attention, GatedDelta, GatedFfn, LatentAttention, Mamba2, Moe, PlainFfn, ShortConv)}
+    {
+        body.kind: body
+        for body in (Attention, CrossAttention, GatedDelta, GatedFfn, LatentAttention, Mamba2, Moe, PlainFfn, ShortConv)
+    }
 )
 """Every kind of body by the name that stores give it."""

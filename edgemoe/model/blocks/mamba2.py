@@ -97,11 +97,11 @@ class Mamba2:
         bias = build.vector("mamba_taps_bias", C) if self.conv_bias else None
         earlier = build.fixed_state("inputs", self.length - 1, C)
         build.add(op.ShortConv(inputs, taps, bias, *places, earlier, mixed, parts=1))
-        of_heads = (build.vector(f"mamba_{name}", H) for name in ("step_bias", "rate", "skip"))
+        step_bias, rate, skip = (build.vector(f"mamba_{name}", H) for name in ("step_bias", "rate", "skip"))
         # Columns of inputs in whole panels, as the scan keeps them.
         states = build.fixed_state("states", H, -(-self.head_dim // PANEL_ROWS) * PANEL_ROWS, self.state_size)
         output = build.rows("mamba_output", inner)
-        build.add(op.SelectiveScan(mixed, step, *of_heads, G, *places, states, output))
+        build.add(op.SelectiveScan(mixed, step, step_bias, rate, skip, G, *places, states, output))
         build.add(op.Gate(gate, output, "silu"))
         norm = build.vector("mamba_group_norm", inner)
         build.add(op.RmsNorm(output, norm, build.epsilon, output, heads=G, own_weights=G))

@@ -54,6 +54,8 @@ class Moe:
     latent: int = field(default=0, metadata=ZERO_ALLOWED)
     """The width of the rows that routed experts read and write, between two matrices of their own: `latent_out (sum of
     experts (latent_in x))` (Nemotron 3). 0: they read the block's rows."""
+    capacity: int = field(default=0, metadata=ZERO_ALLOWED)
+    """How many tokens of an input an expert takes at most, the first ones, in an encoder; 0: all (Switch)."""
     experts_norm: bool = False
     """Whether experts read the block's rows under a norm of their own, which the router does not see (Gemma 4)."""
     weigh_inputs: bool = False
@@ -111,6 +113,8 @@ class Moe:
             logits, bonus = build.rows("router_logits", self.num_experts), build.options.cache_aware_routing
             slots = routing.slots if bonus > 0 else None
             self.router.emit(build, source, logits, experts, weights, slots, bonus)
+            if self.capacity:
+                build.add(ex.Capacity(experts, weights, self.num_experts, self.capacity))
         with build.doing("experts", "fetch"):
             drop_cold = build.options.drop_cold
             weighed = routing.weights if drop_cold > 0 else None
@@ -161,8 +165,8 @@ class Moe:
     def _routing(self, build: Builder) -> RoutingValues:
         E, K = self.num_experts, self.top_k
         return RoutingValues(
-            experts=build.kept("experts", "T", K, dtype="i32"),
-            weights=build.kept("weights", "T", K),
+            experts=build.kept("experts", build.letter, K, dtype="i32"),
+            weights=build.kept("weights", build.letter, K),
             guess=build.kept("guess", GUESSED_ROWS, K, dtype="i32"),
             guess_weights=build.kept("guess_weights", GUESSED_ROWS, K),
             slots=build.kept("slots", E, dtype="i32"),
