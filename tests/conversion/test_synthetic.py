@@ -174,8 +174,8 @@ def test_routing_spreads_in_the_deepest_layer_too(shape: str, tmp_path: Path, mo
     """Narrow models of the real depth, for each has its own attention, and depth is what makes tokens alike."""
     narrow = {"hidden_size": 128, "vocab_size": 1024, "num_attention_heads": 4, "num_experts_per_tok": 2}
     narrow |= {"num_key_value_heads": 4, "head_dim": 32, "intermediate_size": 32, "moe_intermediate_size": 32}
-    narrow |= {"mamba_num_heads": 4, "mamba_head_dim": 32, "n_groups": 2, "moe_shared_expert_intermediate_size": 32}
     narrow |= {"d_model": 128, "d_ff": 32, "d_kv": 32, "num_heads": 4}
+    narrow |= {"mamba_num_heads": 4, "mamba_head_dim": 32, "n_groups": 2, "moe_shared_expert_intermediate_size": 32}
     keys = SHAPES[shape].keys()
     narrow |= {key: 8 for key in ("num_experts", "num_local_experts", "n_routed_experts") if key in keys}
     config = {**SHAPES[shape], **{key: value for key, value in narrow.items() if key in keys}}

@@ -51,11 +51,11 @@ class Moe:
     """Whether gate, up and down of each routed expert have biases."""
     scale: float = 1.0
     """Factor of the sum of routed and shared experts (Cohere halves it)."""
+    capacity: int = field(default=0, metadata=ZERO_ALLOWED)
+    """How many tokens of an input an expert takes at most, the first ones, in an encoder; 0: all (Switch)."""
     latent: int = field(default=0, metadata=ZERO_ALLOWED)
     """The width of the rows that routed experts read and write, between two matrices of their own: `latent_out (sum of
     experts (latent_in x))` (Nemotron 3). 0: they read the block's rows."""
-    capacity: int = field(default=0, metadata=ZERO_ALLOWED)
-    """How many tokens of an input an expert takes at most, the first ones, in an encoder; 0: all (Switch)."""
     experts_norm: bool = False
     """Whether experts read the block's rows under a norm of their own, which the router does not see (Gemma 4)."""
     weigh_inputs: bool = False
