@@ -12,6 +12,7 @@ from typing import Any
 
 from edgemoe.architectures import (
     afmoe,
+    arctic,
     axk1,
     bailing_moe,
     cohere2_moe,
@@ -31,6 +32,7 @@ from edgemoe.architectures import (
     gpt_oss,
     granitemoe,
     granitemoe_swa,
+    granitemoehybrid,
     granitemoeshared,
     hunyuan_v1_moe,
     hy_v3,
@@ -44,18 +46,20 @@ from edgemoe.architectures import (
     minimax_m2,
     mistral4,
     mixtral,
+    nemotron_h,
     olmoe,
     phimoe,
     qwen2_moe,
     qwen3_5_moe,
     qwen3_moe,
     qwen3_next,
+    switch_transformers,
 )
 from edgemoe.architectures.config import DAMAGED, ConfigReader, show
 from edgemoe.architectures.table import AUDIO, FURTHER_TOKENS, INDEXER, VISION, Change, SourceSlice, resolve_tensors
 from edgemoe.architectures.table import checkpoint_shapes as _checkpoint_shapes
+from edgemoe.architectures.table import embedding_copies as _embedding_copies
 from edgemoe.architectures.table import possible_shapes as _possible_shapes
-from edgemoe.architectures.table import tied_head as _tied_head
 from edgemoe.architectures.table import unused_tensors as _unused_tensors
 from edgemoe.errors import SourceError
 from edgemoe.model.spec import ModelSpec
@@ -69,15 +73,16 @@ __all__ = [
     "Change",
     "SourceSlice",
     "checkpoint_shapes",
+    "embedding_copies",
     "model_spec",
     "possible_shapes",
     "resolve",
-    "tied_head",
     "unused_tensors",
 ]
 
 FAMILIES: dict[str, ModuleType] = {
     "afmoe": afmoe,
+    "arctic": arctic,
     "axk1": axk1,
     "bailing_moe": bailing_moe,
     "bailing_moe_v2": bailing_moe,
@@ -100,6 +105,7 @@ FAMILIES: dict[str, ModuleType] = {
     "gpt_oss": gpt_oss,
     "granitemoe": granitemoe,
     "granitemoe_swa": granitemoe_swa,
+    "granitemoehybrid": granitemoehybrid,
     "granitemoeshared": granitemoeshared,
     "hunyuan_v1_moe": hunyuan_v1_moe,
     "hy_v3": hy_v3,
@@ -117,6 +123,7 @@ FAMILIES: dict[str, ModuleType] = {
     "mistral3": mistral4,
     "mistral4": mistral4,
     "mixtral": mixtral,
+    "nemotron_h": nemotron_h,
     "olmoe": olmoe,
     "phimoe": phimoe,
     "qwen2_moe": qwen2_moe,
@@ -127,6 +134,7 @@ FAMILIES: dict[str, ModuleType] = {
     "sarvam_mla": deepseek_v3,
     "sarvam_moe": bailing_moe,
     "solar_open": glm4_moe,
+    "switch_transformers": switch_transformers,
 }
 """Family modules, keyed by the `model_type` of their config."""
 
@@ -167,12 +175,12 @@ def possible_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return _possible_shapes(model_spec(config), _family(config).TENSORS)
 
 
-def tied_head(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> SourceSlice | None:
-    """Find the head that a checkpoint carries although its config ties it to the embedding, which it must then repeat.
+def embedding_copies(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> list[SourceSlice]:
+    """Find the tensors of a checkpoint that must repeat its embedding, such as a head that the config ties to it.
 
-    None if there is no such tensor. Raises SourceError if its shape is not that of the embedding.
+    Raises SourceError if the shape of one is not that of the embedding.
     """
-    return _tied_head(model_spec(config), shapes)
+    return _embedding_copies(model_spec(config), shapes)
 
 
 def unused_tensors(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:

@@ -243,7 +243,7 @@ def read_shared_width(reader: ConfigReader, count_key: str, default: int = 1) ->
     return min(count * reader.integer("moe_intermediate_size", maximum=limits.LARGEST_WIDTH), limits.LARGEST_WIDTH)
 
 
-def read_layer_count(reader: ConfigReader, ffn: Moe | GatedFfn) -> int:
+def read_layer_count(reader: ConfigReader, ffn: Body) -> int:
     """The number of layers; refused where they have too many experts in all. Raises SourceError."""
     count = reader.integer("num_hidden_layers", maximum=limits.LARGEST_LAYERS)
     if ffn.routed is not None and count * ffn.routed.num_experts > limits.LARGEST_TOTAL_EXPERTS:

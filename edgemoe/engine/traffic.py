@@ -17,9 +17,10 @@ from edgemoe.store.manifest import Manifest
 class TokenTraffic:
     """Bytes that one token reads: every weight it needs once, and the keys and values of the positions that it sees.
 
-    Weights are those of all layers and the head, scales included, of the experts that the router chooses, and one row
-    of the embedding; the fixed state of a sequence, which every token needs alike, is counted with them. Activations
-    stay in the processor's caches and are not counted, nor is prefetch.
+    Weights are those of all layers (but an encoder's) and the head, scales included, of the experts that the router
+    chooses, and one row of the embedding; the fixed state of a sequence, which every token needs alike, is counted with
+    them. An input is taken to be as long as the text after it. Activations stay in the processor's caches and are not
+    counted, nor is prefetch.
     """
 
     weight_bytes: Mapping[Part, int]
@@ -67,7 +68,7 @@ def token_traffic(graph: Graph, manifest: Manifest, kv_format: KvFormat) -> Toke
             if isinstance(step.operation, op.Attention):
                 window, page = step.operation.window, sum(_page_bytes(step.operation, kv_format))
                 kv_bytes[window] = kv_bytes.get(window, 0) + page // op.PAGE_TOKENS
-    for number, routed in graph.spec.routed.items():
+    for number, routed in graph.spec.routed_of_tokens.items():
         size = routed.top_k * manifest.mean_expert_bytes(number)
         weight_bytes["experts"] = weight_bytes.get("experts", 0) + size
     return TokenTraffic(weight_bytes, sorted(kv_bytes.items()))
