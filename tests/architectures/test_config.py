@@ -30,8 +30,8 @@ from edgemoe.model.rope import RopeSpec, Temperature, rope_frequencies, rope_tab
 from edgemoe.model.spec import LayerSpec, ModelSpec
 from tests.architectures.published import (
     ALL_FAMILIES,
-    AXK1,
     ARCTIC_INSTRUCT,
+    AXK1,
     DBRX_INSTRUCT,
     DEEPSEEK_MOE_16B,
     DEEPSEEK_V2,

@@ -1,7 +1,8 @@
 """Random models of families that transformers has no class for, computed in float64 as their published code does.
 
 Read from: `modeling_deepseek.py` of deepseek-ai/deepseek-moe-16b-base, `modeling_bailing_moe_v2.py` of
-inclusionAI/Ling-mini-2.0, and `modeling_arctic.py` of Snowflake/snowflake-arctic-instruct. Names of tensors and keys of config.json are those of these checkpoints.
+inclusionAI/Ling-mini-2.0, and `modeling_arctic.py` of Snowflake/snowflake-arctic-instruct. Names of tensors and keys of
+config.json are those of these checkpoints.
 """
 
 from __future__ import annotations
