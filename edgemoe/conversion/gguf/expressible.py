@@ -80,6 +80,9 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
             yield "attention without rotary positions"
         if architecture == _MELLUM and len({own.rope.theta for own in attention_of(spec) if own.rope}) > 1:
             yield "another theta within windows"
+        widths = {own.heads * own.head_dim for own in attention_of(spec)}
+        if FAMILY[architecture].full_width and widths != {spec.hidden_size}:
+            yield "heads that are not together as wide as the model"
         if any(own.qkv_bias or own.output_bias for own in attention_of(spec)):
             yield "biases of attention"
         return
