@@ -32,7 +32,9 @@ from edgemoe.architectures import (
     gpt_oss,
     granitemoe,
     granitemoe_swa,
+    granitemoehybrid,
     granitemoeshared,
+    grok_1,
     hunyuan_v1_moe,
     hy_v3,
     kolibri1,
@@ -43,19 +45,22 @@ from edgemoe.architectures import (
     mellum,
     mimo_v2_flash,
     minimax_m2,
+    mistral4,
     mixtral,
+    nemotron_h,
     olmoe,
     phimoe,
     qwen2_moe,
     qwen3_5_moe,
     qwen3_moe,
     qwen3_next,
+    switch_transformers,
 )
 from edgemoe.architectures.config import DAMAGED, ConfigReader, show
 from edgemoe.architectures.table import AUDIO, FURTHER_TOKENS, INDEXER, VISION, Change, SourceSlice, resolve_tensors
 from edgemoe.architectures.table import checkpoint_shapes as _checkpoint_shapes
+from edgemoe.architectures.table import embedding_copies as _embedding_copies
 from edgemoe.architectures.table import possible_shapes as _possible_shapes
-from edgemoe.architectures.table import tied_head as _tied_head
 from edgemoe.architectures.table import unused_tensors as _unused_tensors
 from edgemoe.errors import SourceError
 from edgemoe.model.spec import ModelSpec
@@ -69,10 +74,10 @@ __all__ = [
     "Change",
     "SourceSlice",
     "checkpoint_shapes",
+    "embedding_copies",
     "model_spec",
     "possible_shapes",
     "resolve",
-    "tied_head",
     "unused_tensors",
 ]
 
@@ -101,7 +106,9 @@ FAMILIES: dict[str, ModuleType] = {
     "gpt_oss": gpt_oss,
     "granitemoe": granitemoe,
     "granitemoe_swa": granitemoe_swa,
+    "granitemoehybrid": granitemoehybrid,
     "granitemoeshared": granitemoeshared,
+    "grok-1": grok_1,
     "hunyuan_v1_moe": hunyuan_v1_moe,
     "hy_v3": hy_v3,
     "kimi_k2": deepseek_v3,
@@ -115,7 +122,10 @@ FAMILIES: dict[str, ModuleType] = {
     "mellum": mellum,
     "mimo_v2_flash": mimo_v2_flash,
     "minimax_m2": minimax_m2,
+    "mistral3": mistral4,
+    "mistral4": mistral4,
     "mixtral": mixtral,
+    "nemotron_h": nemotron_h,
     "olmoe": olmoe,
     "phimoe": phimoe,
     "qwen2_moe": qwen2_moe,
@@ -126,6 +136,7 @@ FAMILIES: dict[str, ModuleType] = {
     "sarvam_mla": deepseek_v3,
     "sarvam_moe": bailing_moe,
     "solar_open": glm4_moe,
+    "switch_transformers": switch_transformers,
 }
 """Family modules, keyed by the `model_type` of their config."""
 
@@ -166,12 +177,12 @@ def possible_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return _possible_shapes(model_spec(config), _family(config).TENSORS)
 
 
-def tied_head(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> SourceSlice | None:
-    """Find the head that a checkpoint carries although its config ties it to the embedding, which it must then repeat.
+def embedding_copies(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> list[SourceSlice]:
+    """Find the tensors of a checkpoint that must repeat its embedding, such as a head that the config ties to it.
 
-    None if there is no such tensor. Raises SourceError if its shape is not that of the embedding.
+    Raises SourceError if the shape of one is not that of the embedding.
     """
-    return _tied_head(model_spec(config), shapes)
+    return _embedding_copies(model_spec(config), shapes)
 
 
 def unused_tensors(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:

@@ -1,5 +1,7 @@
-"""Snowflake Arctic: a dense FFN as wide as the model and experts side by side; the experts read the layer's input,
-before attention, under a norm of their own. The matrices are called w1 (gate), w3 (up) and w2 (down).
+"""Snowflake Arctic: a dense FFN as wide as the model and experts side by side.
+
+The experts read the layer's input, before attention, under a norm of their own. The matrices are called w1 (gate), w3
+(up) and w2 (down).
 """
 
 from __future__ import annotations

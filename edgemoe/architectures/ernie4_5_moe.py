@@ -18,7 +18,7 @@ _BIAS = Row(
     ("layers.{layer}.router_choice_bias",),
     "model.layers.{layer}.mlp.moe_statics.e_score_correction_bias",
     ("one", "experts"),
-    one_row=True,
+    as_vector=True,
 )
 TENSORS = (
     _BIAS,

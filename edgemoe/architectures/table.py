@@ -25,6 +25,10 @@ Change = Literal["none", "plus_one", "minus_exp"]
 """`1 + x`, for norms whose weights are kept as distances from 1; `-exp(x)`, for rates that are kept as logarithms."""
 
 
+Side = Literal["all", "encoder", "decoder"]
+"""Whether a row is of all layers, or of those of an encoder or a decoder alone."""
+
+
 class Runs(NamedTuple):
     """Rows in `repeats` runs of `length`: the first begins at `start`, and each `period` rows after the one before."""
 
@@ -44,13 +48,15 @@ class Row:
     source of three dimensions is a vector, its elements in order.
     `shape`: the source's shape in symbols (`2*expert_width` for a product, `query+key_value` for a sum).
     `transposed`: whether the source has a matrix as (input, output), so that its last dimension is that of rows.
-    `one_row`: whether the source has a vector as a matrix of one row.
+    `as_vector`: whether the source has a vector as a matrix, whose rows are its elements one after the other.
     `blocks`: for a source whose rows repeat a pattern of blocks (query and gate of a head, of the next head, ...): the
     internal name that each block of the pattern belongs to, and its rows as a symbol. A tensor has its first blocks of
     all repetitions first, then its second ones.
     `turned`: the internal name, of those in `blocks`, that has each of its blocks transposed.
     `change`: what a vector's numbers go through, of those that checkpoints keep in another form than the model has.
     `flat`: whether a source of two dimensions has the matrices of all experts one below the other.
+    `side`: whether only the layers of an encoder or of a decoder have it; the source counts those from 0. A source
+    without `{layer}` is then one that all these layers share.
     """
 
     internal: tuple[str, ...]
@@ -58,11 +64,12 @@ class Row:
     shape: tuple[str, ...]
     interleaved: bool = False
     transposed: bool = False
-    one_row: bool = False
+    as_vector: bool = False
     blocks: tuple[tuple[str, str], ...] = ()
     turned: str = ""
     change: Change = "none"
     flat: bool = False
+    side: Side = "all"
 
     @property
     def stacked(self) -> bool:
@@ -74,7 +81,12 @@ class Row:
         """The symbol of the dimension that is cut into rows."""
         if self.flat and not self.transposed:
             return self.shape[0].removeprefix("experts*")
-        return self.shape[-1] if self.transposed or self.one_row else self.shape[1 if self.stacked else 0]
+        return self.shape[-1] if self.transposed else self.shape[1 if self.stacked else 0]
+
+    def layers(self, spec: ModelSpec) -> range:
+        """The numbers of the layers that may have it."""
+        first, end = spec.encoder_layers, len(spec.layers)
+        return {"all": range(end), "encoder": range(first), "decoder": range(first, end)}[self.side]
 
 
 @dataclass(frozen=True)
@@ -83,8 +95,8 @@ class SourceSlice:
 
     With a `row_step` above 1 it takes every `row_step`-th of them only, from the first on. If the matrix is
     `transposed`, its columns are counted in place of rows; with a `height` the source has two dimensions, and matrix
-    `index` is that many of its rows. The rows of a vector, of a matrix of `one_row` and of a
-    tensor of three dimensions without an `index` are its elements.
+    `index` is that many of its rows. The rows of a vector, of a matrix that is read `as_vector` and of a tensor of
+    three dimensions without an `index` are its elements.
     """
 
     tensor: str
@@ -93,7 +105,7 @@ class SourceSlice:
     row_stop: int
     row_step: int = 1
     transposed: bool = False
-    one_row: bool = False
+    as_vector: bool = False
     runs: tuple[Runs, ...] = ()
     """If there are some, the rows are theirs, in order, in the place of all from `row_start` to `row_stop`."""
     turned: int = 0
@@ -226,6 +238,8 @@ UNUSED_NORM = "a norm after a dense layer's FFN, which the model does not use"
 _NORM_OF_FFN = re.compile(r"model\.layers\.(\d{1,6})\.post_mlp_layernorm\.weight")
 
 TIED_HEAD = "a copy of the embedding, which config.json says is the head (tie_word_embeddings)"
+_STACKS_EMBEDDINGS = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+STACKS_EMBEDDING = "a copy of the embedding, which encoder and decoder share"
 
 
 def resolve_tensors(
@@ -259,9 +273,12 @@ def resolve_tensors(
             for source, slices, _ in _expand(row, spec)
             if missing[0] in slices and slices.keys() <= wanted.keys()
         ]
-        first = next((source for row, source in places if row in layout), places[0][1])
+        roots = {name.partition(".")[0] for name in used}
+        alike = [source for row, source in places if row in layout]
+        alike += [source for _, source in places if source.partition(".")[0] in roots]
+        first = next(iter(alike), places[0][1])
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        instead = instead_of(first, shapes.keys() - used, unlisted)
+        instead = instead_of(first, shapes.keys() - used - unused_tensors(spec, shapes).keys(), unlisted)
         if instead is not None:
             raise SourceError(f"{first}: missing{more}; {instead[0]}.", instead[1])
         raise SourceError(
@@ -319,21 +336,24 @@ def unused_tensors(spec: ModelSpec, names: Iterable[str]) -> dict[str, str]:
             reasons[name] = UNUSED_NORM
         if name == HEAD and spec.tied_embeddings:
             reasons[name] = TIED_HEAD
+        if name in _STACKS_EMBEDDINGS and spec.encoder:
+            reasons[name] = STACKS_EMBEDDING
         for pattern, reason in HARMLESS_TENSORS:
             if re.fullmatch(pattern, name):
                 reasons[name] = reason
     return reasons
 
 
-def tied_head(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> SourceSlice | None:
-    """Find a head tensor that a checkpoint holds although config.json ties the head to the embedding; None if absent.
+def embedding_copies(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> list[SourceSlice]:
+    """Find the tensors of a checkpoint that must repeat the embedding: a head that is tied to it, and those of stacks.
 
-    Raises SourceError if its shape differs from that of the embedding.
+    Raises SourceError if the shape of one differs from that of the embedding.
     """
-    if not spec.tied_embeddings or HEAD not in shapes:
-        return None
-    _check_shape(HEAD, ("vocabulary", "model"), (spec.vocab_size, spec.hidden_size), shapes[HEAD])
-    return SourceSlice(HEAD, None, 0, spec.vocab_size)
+    names = [HEAD] if spec.tied_embeddings else []
+    copies = [name for name in (*names, *(_STACKS_EMBEDDINGS if spec.encoder else ())) if name in shapes]
+    for name in copies:
+        _check_shape(name, ("vocabulary", "model"), (spec.vocab_size, spec.hidden_size), shapes[name])
+    return [SourceSlice(name, None, 0, spec.vocab_size) for name in copies]
 
 
 def _expand(
@@ -341,22 +361,28 @@ def _expand(
 ) -> Iterator[tuple[str, dict[str, SourceSlice], tuple[int, ...]]]:
     """Yield each source tensor that a row covers, with the slices it holds and its shape; only those in `held`."""
     per_layer, per_expert = "{layer}" in row.source, "{expert}" in row.internal[0]
+    if not per_layer and "{layer}" in row.internal[0]:
+        yield from _expand_shared(row, spec, held)
+        return
     cached: tuple[LayerSpec | None, dict[str, int]] = (None, _sizes(spec, None))
-    for number, layer in enumerate(spec.layers if per_layer else (None,)):
+    own = row.layers(spec)
+    for number in own if per_layer else (0,):
+        layer = spec.layers[number] if per_layer else None
         if layer is not cached[0]:
             cached = (layer, _sizes(spec, layer))
         sizes = cached[1]
+        named = number - own.start if per_layer else 0
         shape = tuple(_size(symbol, sizes) for symbol in row.shape)
         experts: Iterable[int] = range(sizes.get("experts", 0)) if per_expert else (0,)
         part_rows = _part_rows(row, sizes)
         if row.blocks:
-            source = row.source.format(layer=number)
+            source = row.source.format(layer=named)
             slices = _block_slices(row, source, number, sizes) if held is None or source in held else {}
             if slices:
                 yield source, slices, shape
         elif row.stacked:
             slices = {}
-            source = row.source.format(layer=number)
+            source = row.source.format(layer=named)
             if held is None or source in held:
                 for expert in experts:
                     slices |= _slices(row, source, number, expert, expert, part_rows, sizes)
@@ -364,14 +390,26 @@ def _expand(
                 yield source, slices, shape
         else:
             for expert in experts:
-                source = row.source.format(layer=number, expert=expert)
+                source = row.source.format(layer=named, expert=expert)
                 if held is None or source in held:
                     yield source, _slices(row, source, number, expert, None, part_rows, sizes), shape
 
 
+def _expand_shared(
+    row: Row, spec: ModelSpec, held: Container[str] | None
+) -> Iterator[tuple[str, dict[str, SourceSlice], tuple[int, ...]]]:
+    """Yield the one source of a row that all layers of its side share."""
+    own = row.layers(spec)
+    if own and (held is None or row.source in held):
+        sizes = _sizes(spec, spec.layers[own.start])
+        shape, part_rows = tuple(_size(symbol, sizes) for symbol in row.shape), _part_rows(row, sizes)
+        slices = [_slices(row, row.source, number, 0, None, part_rows, sizes) for number in own]
+        yield row.source, {name: where for part in slices for name, where in part.items()}, shape
+
+
 def _part_rows(row: Row, sizes: Mapping[str, int]) -> list[int]:
     """How many rows each of a row's internal tensors has."""
-    if len(row.shape) == 3 and not row.stacked:
+    if row.as_vector or (len(row.shape) == 3 and not row.stacked):
         return [math.prod(_size(symbol, sizes) for symbol in row.shape)]
     terms = row.row_symbol.split("+")
     if len(terms) > 1:
@@ -397,7 +435,7 @@ def _slices(
         if row.interleaved:
             where = SourceSlice(source, index, part, parts * count, parts, row.transposed)
         else:
-            where = SourceSlice(source, index, start, start + count, 1, row.transposed, row.one_row, height=height)
+            where = SourceSlice(source, index, start, start + count, 1, row.transposed, row.as_vector, height=height)
         slices[name.format(layer=layer, expert=expert)] = (
             where if row.change == "none" else replace(where, change=row.change)
         )
@@ -423,7 +461,7 @@ def _block_slices(row: Row, source: str, layer: int, sizes: Mapping[str, int]) -
 
 def _sizes(spec: ModelSpec, layer: LayerSpec | None) -> dict[str, int]:
     """The values of the symbols used in shapes, for the whole model or for a layer."""
-    sizes = {"one": 1, "model": spec.hidden_size, "vocabulary": spec.vocab_size}
+    sizes = {"one": 1, "model": spec.hidden_size, "expert_model": spec.hidden_size, "vocabulary": spec.vocab_size}
     if layer is None:
         return sizes
     return sizes | layer.sizes()

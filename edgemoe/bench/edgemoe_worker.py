@@ -81,7 +81,7 @@ class EdgemoeWorker:
         forced = self.forced
         steps = Run.next(forced, len(prompt), len(continuation)) if forced is not None else None
         began_s = time.perf_counter()
-        logits = engine.forward(prompt)
+        logits = engine.read_prompt(prompt)
         prompted_s = time.perf_counter()
         engine.turn.begin_decoding()
         uses, statistics, faults = engine.expert_uses.copy(), counters(engine), major_faults()
@@ -118,7 +118,7 @@ class EdgemoeWorker:
         others = [engine.sequences.open() for _ in prompts[1:]]
         together = [engine.sequence, *others]
         for sequence, prompt in zip(together, prompts, strict=True):
-            engine.step({sequence: prompt})
+            engine.read_prompt(prompt, sequence)
             sequence.turn.begin_decoding()
         steps = zip(*continuations, strict=True)
         batches = [dict(zip(together, ([token] for token in tokens), strict=True)) for tokens in steps]

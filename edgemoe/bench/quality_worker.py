@@ -29,7 +29,7 @@ class QualityWorker(EdgemoeWorker):
         if prompt:
             engine.rewind(0)
             engine.turn.begin()
-            engine.forward(prompt)
+            engine.read_prompt(prompt)
         engine.turn.begin_decoding()
         before = counters(engine)
         elapsed_ns = 0

@@ -179,7 +179,8 @@ def experts_report(answers: Sequence[Mapping[str, Any]], spec: ModelSpec, tokens
     hits = sum(answer["expert_hits"] for answer in answers)
     asked = hits + sum(answer["expert_misses"] for answer in answers)
     by_round = [_hit_rate(answer["expert_hits"], answer["expert_misses"]) for answer in answers]
-    distinct = [sum(answer["distinct_experts"][number] for answer in answers) / len(answers) for number in spec.routed]
+    layers = spec.routed_of_tokens
+    distinct = [sum(answer["distinct_experts"][number] for answer in answers) / len(answers) for number in layers]
     return ExpertsReport(
         spec.most_experts,
         spec.most_top_k,

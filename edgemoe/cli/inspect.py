@@ -67,8 +67,17 @@ def list_program(store: Store, layer: int | None = None) -> dict[str, list[Line]
                 f"--layer: expected 0 to {len(graph.layers) - 1}, found {layer}.", "Leave it out to see all layers."
             )
         return {f"layer {layer}": list_layer(graph, layer)}
-    layers = {f"layer {numbers}": list_layer(graph, first) for numbers, first in distinct_layers(graph)}
-    return {"embedding": list_section(graph.embed), **layers, "head": list_section(graph.head)}
+    names = {first: f"layer {numbers}" for numbers, first in distinct_layers(graph)}
+    layers = {name: list_layer(graph, first) for first, name in names.items()}
+    if graph.encoder is not None:
+        count = graph.spec.encoder_layers
+        reads = [f"{name} (encoder)" for first, name in names.items() if first < count]
+        read = dict(zip(reads, layers.values(), strict=False))
+        written = {name: layers[name] for first, name in names.items() if first >= count}
+        end = list_section(graph.encoder.end)
+        layers = {**read, "after the encoder": end, "embedding of the text": list_section(graph.embed), **written}
+    first = graph.embed if graph.encoder is None else graph.encoder.embed
+    return {"embedding": list_section(first), **layers, "head": list_section(graph.head)}
 
 
 def _show_program(screen: Screen, sections: dict[str, list[Line]]) -> None:
@@ -93,6 +102,7 @@ def describe(store: Store) -> dict[str, Any]:
         "family": spec.family,
         "parameters": parameters,
         "layers": len(spec.layers),
+        "encoder_layers": spec.encoder_layers,
         "hidden_size": spec.hidden_size,
         "vocab_size": spec.vocab_size,
         "max_positions": spec.max_positions,
@@ -122,12 +132,13 @@ def _show(screen: Screen, description: dict[str, Any]) -> None:
     from edgemoe.cli.info import NO_CHECKSUMS, when_checked
     from edgemoe.sizes import format_size
 
-    experts = description["experts"]
+    experts, count = description["experts"], description["encoder_layers"]
+    encoder = f", of which the first {count} are the encoder's" if count else ""
     rows = [
         ("store", description["path"]),
         ("family", description["family"]),
         ("parameters", f"{description['parameters'] / 1e6:,.1f} million"),
-        ("layers", f"{description['layers']} of width {description['hidden_size']}"),
+        ("layers", f"{description['layers']} of width {description['hidden_size']}" + encoder),
         ("vocabulary", f"{description['vocab_size']:,}"),
         ("longest context", f"{description['max_positions']:,} tokens"),
     ]

@@ -64,7 +64,10 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object when the answer is done.")] = False,
     debug: shared.DebugOption = False,
 ) -> None:
-    """Answer one prompt, or continue a text (--raw). The answer is streamed to stdout."""
+    """Answer one prompt, or continue a text (--raw). The answer is streamed to stdout.
+
+    A model that reads a text and writes another one (Switch Transformers) reads the prompt as it is.
+    """
     if raw and system is not None:
         raise UsageError(
             "--raw and --system exclude each other.", "A raw text has no system message: write it into the prompt."
@@ -93,6 +96,13 @@ def run(
             repetition_penalty=repeat_penalty, presence_penalty=presence_penalty,
             frequency_penalty=frequency_penalty, stop=stop,
         )  # fmt: skip
+        if opened.spec.encoder is not None and (system is not None or template_var):
+            raise UsageError(
+                "--system and --template-var are for models that hold conversations; this one reads a text and writes"
+                " another one.",
+                "Leave them out.",
+            )
+        raw = raw or opened.spec.encoder is not None
         if raw:
             prompt_ids = opened.encode(text, literal=literal_prompt)
         else:

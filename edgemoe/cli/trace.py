@@ -139,9 +139,13 @@ def _read_random(model: Model, prompt_tokens: int, max_tokens: int, seed: int, s
     check_prompt_length(prompt_tokens + max_tokens, engine.context_length)
     token_ids = np.random.default_rng(seed).integers(0, model.spec.vocab_size, prompt_tokens + max_tokens).tolist()
     engine.turn.begin()
-    for first in range(0, prompt_tokens, chunk_tokens):
+    prompt = token_ids[:prompt_tokens]
+    if model.held.start is not None:
+        model.held.read(prompt)
+        prompt = model.held.start
+    for first in range(0, len(prompt), chunk_tokens):
         if not stop.asked:
-            model.held.forward(token_ids[first : min(first + chunk_tokens, prompt_tokens)])
+            model.held.forward(prompt[first : first + chunk_tokens])
     engine.turn.begin_decoding()
     for token in token_ids[prompt_tokens:]:
         if stop.asked:

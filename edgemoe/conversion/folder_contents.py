@@ -139,7 +139,7 @@ def single_before_shards(names: Collection[str]) -> list[str]:
 
 def no_tokenizer(names: Iterable[str]) -> str:
     """Explain the consequence of a missing tokenizer.json, and how to make one. `names` are the checkpoint's files."""
-    slow = next((name for name in names if name in ("tokenizer.model", "vocab.json")), None)
+    slow = next((name for name in names if name in ("tokenizer.model", "spiece.model", "vocab.json")), None)
     parts = ["The checkpoint has no tokenizer.json: the store will work with token ids only, from Python."]
     if slow is not None:
         parts = [

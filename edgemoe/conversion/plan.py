@@ -7,11 +7,12 @@ finds the same plan again.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgemoe.architectures import SourceSlice, model_spec, resolve, tied_head
+from edgemoe.architectures import SourceSlice, embedding_copies, model_spec, resolve
 from edgemoe.conversion.formats import FormatChoice, choose_formats, class_of, expert_of, stored_name
 from edgemoe.conversion.places import Place, part_ranges, tensor_places
 from edgemoe.conversion.source import Source, TensorInfo, float_dtype
@@ -70,7 +71,7 @@ def plan_conversion(source: Source, choice: FormatChoice, provenance: Mapping[st
     spec = model_spec(source.config)
     found = {name: info.shape for name, info in infos.items()}
     places = resolve(source.config, found, source.unlisted())
-    repeated_head = tied_head(source.config, found)
+    copies = embedding_copies(source.config, found)
     shapes = spec.tensors()
     formats = choose_formats(shapes, {name: _dtype_of(places[name], infos) for name in shapes}, choice)
     manifest = plan_manifest(spec, shapes, formats, provenance)
@@ -78,10 +79,10 @@ def plan_conversion(source: Source, choice: FormatChoice, provenance: Mapping[st
     order = {name: number for number, name in enumerate(infos)}
     tensors = [(name, place, False) for name, place in places.items()]
     first: list[str] = []
-    if repeated_head is not None:
-        # Both copies come first, so that an inconsistent checkpoint is detected before hours of work.
-        tensors.append(("embedding", repeated_head, True))
-        first = [places["embedding"].tensor, repeated_head.tensor]
+    if copies:
+        # All copies come first, so that an inconsistent checkpoint is detected before hours of work.
+        tensors += [("embedding", copy, True) for copy in copies]
+        first = [places["embedding"].tensor, *(copy.tensor for copy in copies)]
     first_shards = [infos[tensor].shard for tensor in first]
     shards = {name: number for number, name in enumerate(dict.fromkeys([*first_shards, *source.shards()]))}
 
@@ -127,24 +128,23 @@ def plan_manifest(
         routed = layer.routed
         for expert in range(routed.num_experts if routed else 0):
             assert routed is not None
+            width = routed.width(spec.hidden_size)
             up, down = (formats[f"layers.{number}.experts.{expert}.{part}"] for part in ("up", "down"))
             assert up is not None
             assert down is not None
-            experts[number].append(
-                packed_layout(spec.hidden_size, routed.intermediate_size, up, down, routed.bias, routed.gated)
-            )
+            experts[number].append(packed_layout(width, routed.intermediate_size, up, down, routed.bias, routed.gated))
     return plan_store(spec.to_json(), list(dense.values()), experts, provenance)
 
 
 def _check(piece: Piece, info: TensorInfo) -> None:
     """Check the checkpoint's shape against the family's table, and that the dtype can be read."""
-    if info.dtype not in BLOCK_FORMATS or piece.source.one_row:
+    if info.dtype not in BLOCK_FORMATS or piece.source.as_vector:
         float_dtype(piece.source.tensor, info)
     shape = info.shape if piece.source.index is None else info.shape[1:]
     if piece.source.height:
         shape = piece.source.height, info.shape[-1]
     dimensions = (1, 3) if piece.place.format is None else (2,)
-    shape = shape[::-1] if piece.source.transposed else shape[1:] if piece.source.one_row else shape
+    shape = shape[::-1] if piece.source.transposed else (math.prod(shape),) if piece.source.as_vector else shape
     if piece.source.turned:
         shape = (piece.source.turned, piece.source.runs[0].length)
     fits = piece.source.rows == piece.place.rows and len(shape) in dimensions

@@ -110,10 +110,10 @@ def read_slice(source: Source, where: SourceSlice, start: int, stop: int) -> Row
 def _read_place(source: Source, where: SourceSlice, place: range) -> Rows:
     first, last = place[0], place[-1] + 1
     rows: Rows
-    if where.one_row:
-        rows = source.read_rows(where.tensor, where.index, 0, 1)
+    if where.as_vector:
+        rows = source.read_rows(where.tensor, None, 0, source.tensors()[where.tensor].shape[0])
         assert not isinstance(rows, Blocks)  # the plan takes no quantised vector
-        return rows[0, first:last]
+        return rows.reshape(-1)[first:last]
     if where.transposed:
         rows = source.read_columns(where.tensor, where.index, first, last, where.height)
     else:

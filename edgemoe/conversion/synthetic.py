@@ -146,20 +146,32 @@ class SyntheticSource:
 def _first_layers(shape: str, layers: int) -> dict[str, Any]:
     """The shape's config with only its first layers: what it lists for each layer ends there too."""
     config = dict(SHAPES[shape])
+    if "num_hidden_layers" not in config:
+        raise UsageError(
+            f"`layers={layers}`: {shape} has an encoder and a decoder, whose layers are not cut.", "Leave it out."
+        )
     total = config["num_hidden_layers"]
     if not 1 <= layers <= total:
         raise UsageError(f"`layers={layers}`: expected 1 to {total}, the layers of {shape}.")
     for key, value in config.items():
-        if isinstance(value, (list, tuple)) and len(value) == total:
+        listed = isinstance(value, (list, tuple)) or key.endswith("pattern")  # a letter for each layer
+        if listed and len(value) == total:
             config[key] = value[:layers]
     return config | {"num_hidden_layers": layers}
+
+
+_INTO_THE_STREAM = (".output", ".cross_output", ".conv_out", ".delta_out", ".mamba_out", ".latent_out", ".down")
+"""Ends of the names of the matrices whose rows are added to the residual stream."""
 
 
 def _deviation(spec: ModelSpec, name: str, columns: int) -> float:
     """The standard deviation of a matrix's weights; see the module's docstring."""
     if name == "embedding":
         return 1 / spec.embedding_scale
-    if name.endswith((".output", ".conv_out", ".delta_out", ".down")):
+    if spec.encoder and name.endswith("query"):  # its scores have no scale of their own (T5)
+        head_dim = spec.layers[int(name.split(".")[1])].sizes()["head_dim"]
+        return 1 / math.sqrt(columns * head_dim)
+    if name.endswith(_INTO_THE_STREAM):
         return 1 / (spec.residual_scale * math.sqrt(2 * len(spec.layers) * columns))
     return 1 / math.sqrt(columns)
 

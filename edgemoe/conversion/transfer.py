@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from edgemoe.architectures.table import HEAD
 from edgemoe.conversion.encoding import Encoded, encode
 from edgemoe.conversion.journal import Journal
 from edgemoe.conversion.plan import Piece, Plan
@@ -117,9 +118,17 @@ class Transfer:
         written = self._writer.checksums(place.file, _panel_offset(piece, start), data.nbytes).sha256
         if hashlib.sha256(data.tobytes()).hexdigest() != written:
             other = next(one for one in self._plan.pieces if one.name == piece.name and not one.repeats)
+            where = f"found others in rows {start} to {stop - 1}"
+            if piece.source.tensor != HEAD:
+                raise SourceError(
+                    f"{piece.source.tensor}: expected the numbers of {other.source.tensor}, which encoder and decoder"
+                    f" share, {where}.",
+                    "Download the checkpoint again; edgemoe runs no model whose encoder or decoder has an embedding of"
+                    " its own.",
+                )
             raise SourceError(
                 f"{piece.source.tensor}: expected the numbers of {other.source.tensor}, to which config.json ties it"
-                f" (tie_word_embeddings), found others in rows {start} to {stop - 1}.",
+                f" (tie_word_embeddings), {where}.",
                 "If it is meant to differ, set tie_word_embeddings to false in the config.json of a copy of the"
                 " checkpoint, and convert that with `force`; if not, download the checkpoint again.",
             )

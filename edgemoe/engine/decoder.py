@@ -100,6 +100,11 @@ class Decoder:
         """Operations at the start of a step; empty if `EmbeddingRows` fills the residual stream before it."""
         self.layers = [self._layer(section) for section in graph.layers]
         self.head = self._bind(graph.head)
+        self.encoder_layers = graph.spec.encoder_layers
+        """How many of the layers, from the first on, are an encoder's."""
+        encoder = graph.encoder
+        self._encode_begin = [] if encoder is None or embedding_rows else self._bind(encoder.embed)
+        self._encode_end = [] if encoder is None else self._bind(encoder.end)
 
     def part_of(self, operation: op.Operation) -> Part:
         """The part of the work, for the ledger, to which one of these operations belongs."""
@@ -115,8 +120,16 @@ class Decoder:
 
     def step(self, without: Collection[Stage]) -> list[op.Operation]:
         """The operations of a step up to the head, without some stages of each layer."""
-        operations = list(self.begin)
-        for layer in self.layers:
+        return self.begin + self._through(self.layers[self.encoder_layers :], without)
+
+    def encode(self, without: Collection[Stage]) -> list[op.Operation]:
+        """The operations of an encoder's run, without some stages of each layer; none without an encoder."""
+        layers = self._through(self.layers[: self.encoder_layers], without)
+        return self._encode_begin + layers + self._encode_end
+
+    def _through(self, layers: Sequence[LayerOperations], without: Collection[Stage]) -> list[op.Operation]:
+        operations: list[op.Operation] = []
+        for layer in layers:
             for stage in STAGES:
                 if stage not in without:
                     operations += getattr(layer, stage)

@@ -108,11 +108,13 @@ class Engine:
         self._space = space = Workspace(
             graph, memory.chunk_tokens, memory.context_length, memory.kv_format, memory.sequences
         )
-        choices = space.side_by_side([layer.routing.experts for layer in graph.layers if layer.routing is not None])
+        routed = [layer.routing.experts for layer in graph.decoder_layers if layer.routing is not None]
+        choices = space.side_by_side(routed)
         keeps_prefixes = routing is None and not self.lossy.depends_on_cache
         fixed = [(space.array(value), value.undo or 0) for value in graph.fixed_state]
         fixed_state = FixedState(fixed, memory.snapshots) if fixed else None
-        self.sequences = Sequences(space.page_groups(graph), spec.vocab_size, keeps_prefixes, fixed_state)
+        groups, inputs = space.page_groups(graph), space.inputs(graph)
+        self.sequences = Sequences(groups, spec.vocab_size, keeps_prefixes, fixed_state, inputs)
         """Opens, forks and closes sequences, whose tokens `step` runs together."""
         self.sequence = self.sequences.open()
         """The sequence of `forward`, `rewind` and `position`."""
@@ -120,8 +122,11 @@ class Engine:
         mode = options.prefetch if routing is None or routing.recall is not None else "off"
         try:
             self._loaded.open(graph, memory, options, mode, dense)
-            by_layer = {layer: routing.experts for layer, routing in enumerate(self.routing) if routing is not None}
-            self._uses = ExpertUses(choices, by_layer, (len(spec.layers), spec.most_experts))
+            by_layer, of_inputs = (
+                {layer: one.experts for layer, one in enumerate(routing) if one is not None}
+                for routing in (self.routing, self._loaded.encoder_routing)
+            )
+            self._uses = ExpertUses(choices, by_layer, (len(spec.layers), spec.most_experts), of_inputs)
         except BaseException:
             self.close()
             raise
@@ -246,6 +251,56 @@ class Engine:
             self._forward_ns += time.perf_counter_ns() - began_ns
         return {piece.sequence: piece.logits if all_logits else piece.logits[0] for piece in pieces}
 
+    def encode(self, token_ids: TokenIds, sequence: TokenSequence | None = None) -> None:
+        """Run the encoder on the input of a sequence (the engine's own, if none is given), which has no tokens yet.
+
+        The sequence keeps what its tokens will see of it; an input takes the place of the one before. Raises UsageError
+        for a model without an encoder, for a sequence that is closed or has tokens, for ids as `forward`, and for more
+        of them than the context has room for; ReadError. After an error the sequence has no input, except where the
+        error is a UsageError: then it has the one before.
+        """
+        began_ns = time.perf_counter_ns()
+        own = sequence or self.sequence
+        self.sequences.check(own)
+        ids = check_ids(token_ids, self.spec.vocab_size)
+        if own.input is None:
+            raise UsageError("This model has no encoder, so it reads no input apart from its text.", "Use `forward`.")
+        if own.position:
+            raise UsageError(
+                f"The sequence has {own.position} tokens, which belong to the input before.", "Rewind it to 0 first."
+            )
+        if len(ids) > self.context_length:
+            raise UsageError(
+                f"An input of {len(ids)} tokens does not fit the context of {self.context_length} tokens.",
+                "Shorten it, or give more memory (`ram`) for a longer context.",
+            )
+        space, tokens = self._space, len(ids)
+        own.input.begin(ids)
+        try:
+            space.input_ids[:tokens] = ids
+            space.input_positions[:tokens] = np.arange(tokens)
+            space.input_sequences[:tokens] = own.row
+            self._loaded.encode(tokens)
+        except BaseException:
+            own.input.release()
+            raise
+        finally:
+            self._forward_ns += time.perf_counter_ns() - began_ns
+        self._tokens += tokens
+        self._uses.add_input(tokens)
+
+    def read_prompt(self, token_ids: TokenIds, sequence: TokenSequence | None = None) -> Floats:
+        """Let an empty sequence (the engine's own, if none is given) read a prompt; returns the logits after it `(V,)`.
+
+        For a model with an encoder the prompt is its input, and the start token of its text follows. Raises as `encode`
+        and `step` do.
+        """
+        own = sequence or self.sequence
+        if self.spec.encoder is not None:
+            self.encode(token_ids, own)
+            token_ids = [self.spec.encoder.start_token]
+        return self.step({own: token_ids})[own]
+
     @property
     def position(self) -> int:
         """The number of tokens of the engine's own sequence."""
@@ -298,6 +353,8 @@ class Engine:
     def _check_room(self, piece: Piece) -> None:
         """Raise UsageError for a piece that cannot be run, before anything has changed."""
         self.sequences.check(piece.sequence)
+        if piece.sequence.input is not None:
+            piece.sequence.input.require()
         if len(piece.token_ids) > self.context_length - piece.sequence.position:
             raise UsageError(
                 f"{len(piece.token_ids)} tokens after {piece.sequence.position} do not fit the context of"

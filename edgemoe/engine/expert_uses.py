@@ -20,10 +20,18 @@ class ExpertUses:
     loop over layers would show in tokens per second.
     """
 
-    def __init__(self, choices: Integers, by_layer: Mapping[int, Integers], shape: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        choices: Integers,
+        by_layer: Mapping[int, Integers],
+        shape: tuple[int, int],
+        of_inputs: Mapping[int, Integers],
+    ) -> None:
         """`by_layer`: the choices of a run in each routed layer, `(T, K)`; `choices`: the memory in which these arrays
-        lie side by side, in this order. `shape`: layers, and the experts of the layer that has most.
+        lie side by side, in this order. `shape`: layers, and the experts of the layer that has most. `of_inputs`: the
+        choices of an encoder's run in each of its routed layers.
         """
+        self._of_inputs = of_inputs
         self._choices = choices
         self._by_layer = by_layer
         self._counts = np.zeros(shape, np.int64)
@@ -47,15 +55,22 @@ class ExpertUses:
             if self._kept_rows == _KEPT_ROWS:
                 self._count_kept()
             return
-        for layer, array in self._by_layer.items():
-            used = np.bincount(array[:tokens].reshape(-1))
-            self._counts[layer, : len(used)] += used
+        self._count(self._by_layer, tokens)
+
+    def add_input(self, tokens: int) -> None:
+        """Count the choices of an encoder's run of `tokens` tokens that has just ended."""
+        self._count(self._of_inputs, tokens)
 
     @property
     def counts(self) -> npt.NDArray[np.int64]:
         """All uses so far, `(L, E)`."""
         self._count_kept()
         return self._counts
+
+    def _count(self, by_layer: Mapping[int, Integers], tokens: int) -> None:
+        for layer, array in by_layer.items():
+            used = np.bincount(array[:tokens].reshape(-1))
+            self._counts[layer, : len(used)] += used
 
     def _count_kept(self) -> None:
         experts = (self._kept[: self._kept_rows] + self._layer_starts).reshape(-1)

@@ -25,6 +25,7 @@ from edgemoe.kernels.backend import Backend, Program
 from edgemoe.kernels.operations import Floats
 from edgemoe.kernels.paging import CacheStatistics
 from edgemoe.model.build import HEAD_ROWS, Graph
+from edgemoe.model.spec import LayerSpec
 from edgemoe.paths import cache_folder
 from edgemoe.store.dense import DenseWeights
 from edgemoe.store.reader import Store
@@ -38,6 +39,9 @@ class _Closed:
         self.notes_residency = False
 
     def step(self, tokens: int, phase: int) -> None:
+        raise UsageError("The model is closed.", "Open it again.")
+
+    def encode(self, tokens: int) -> None:
         raise UsageError("The model is closed.", "Open it again.")
 
 
@@ -64,7 +68,10 @@ class LoadedModel:
         self.direct_reads = False
         """Whether experts are read past the page cache."""
         self.routing: Sequence[LayerRouting | None] = ()
-        """The routers' output for the tokens of the latest step, layer by layer; None for a dense layer."""
+        """The routers' output for the tokens of the latest step, layer by layer; None for a dense layer, and for an
+        encoder's, whose tokens are of another run."""
+        self.encoder_routing: Sequence[LayerRouting | None] = ()
+        """The output of the routers in the encoder's layers for the latest input."""
 
     def open(
         self, graph: Graph, memory: MemoryPlan, options: EngineOptions, prefetch: str, dense: DenseWeights | None
@@ -109,15 +116,16 @@ class LoadedModel:
         for loading in self._loading:
             loading.wait()
         self._loading.clear()
-        self.routing = decoder.routing
+        self.encoder_routing = decoder.routing[: spec.encoder_layers]
+        self.routing = [*[None] * spec.encoder_layers, *decoder.routing[spec.encoder_layers :]]
         if options.warm_start and cache is not None:
-            self._warm(cache)
+            self._warm(cache, spec.layers)
 
-    def _warm(self, cache: Cache) -> None:
+    def _warm(self, cache: Cache, layers: Sequence[LayerSpec]) -> None:
         """Read the experts on the last session's hot list, in the background."""
         folder = cache_folder()
         if folder is not None:
-            experts = [0 if routing is None else len(routing.slots) for routing in self.routing]
+            experts = [layer.routed.num_experts if layer.routed else 0 for layer in layers]
             self._hot_list = HotList(folder, self._store.digest, experts)
             cache.warm(self._hot_list.read())
 
@@ -164,6 +172,14 @@ class LoadedModel:
             assert self._embed is not None
             self._embedding_rows.write(space.ids[:tokens].astype(np.int64), self._embed, space.residual)
         self._stepper.step(tokens, phase)
+
+    def encode(self, tokens: int) -> None:
+        """Run the encoder on the first `tokens` tokens of its workspace: the whole input of a sequence."""
+        space = self._space
+        if self._embedding_rows is not None:
+            assert self._embed is not None
+            self._embedding_rows.write(space.input_ids[:tokens].astype(np.int64), self._embed, space.input_residual)
+        self._stepper.encode(tokens)
 
     def logits(self, wanted: list[tuple[range, Floats]]) -> None:
         """Compute the logits of rows of the residual stream, and write them where they are wanted."""

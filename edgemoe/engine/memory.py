@@ -17,6 +17,7 @@ from edgemoe.engine.workspace import (
     KvFormat,
     bounding_window,
     bytes_of,
+    encoder_work_bytes,
     fixed_row_bytes,
     kept_bytes,
     page_count,
@@ -24,6 +25,7 @@ from edgemoe.engine.workspace import (
     snapshot_bytes,
     state_bytes,
     work_bytes,
+    written_once_bytes,
 )
 from edgemoe.errors import BudgetError, UsageError
 from edgemoe.experts.opening import READER_THREADS, cache_bytes, thread_staging_bytes
@@ -103,6 +105,8 @@ class MemoryPlan:
     """Layers that keep less than the whole context, by window; their bytes are part of `kv_cache_bytes`."""
     staging_bytes: int = 0
     """Bytes of the buffers from which all reader threads land records in parts."""
+    input_bytes: int = 0
+    """Bytes of the keys and values that an encoder writes once for each sequence's input."""
 
     @property
     def all_resident(self) -> bool:
@@ -127,6 +131,7 @@ class MemoryPlan:
             + self.workspace_bytes
             + self.kv_cache_bytes
             + self.fixed_state_bytes
+            + self.input_bytes
             + self.experts_bytes
         )
 
@@ -227,6 +232,7 @@ class _Needs:
         least_workspace_bytes = workspace_bytes(graph, sizes, backend, CHUNK_TOKENS[-1], least_context)
         least_state_bytes = kv_cache_bytes(graph, CHUNK_TOKENS[-1], least_context, sizes.kv_format, sizes.sequences)
         least_state_bytes += fixed_state_bytes(graph, least_context, sizes.kv_format, sizes.sequences)
+        least_state_bytes += written_once_bytes(graph, least_context, sizes.kv_format, sizes.sequences)
         least_slots = min(sizes.total_experts, 2 * graph.spec.most_top_k)
         least_experts_bytes = least_slots * sizes.slot_bytes + _table_bytes(graph, sizes, backend, least_slots)
         least_experts_bytes += _staging_bytes(sizes, backend)
@@ -327,6 +333,7 @@ def _share_out(least: _Needs, budget_bytes: int) -> MemoryPlan:
         wider = min(2 * context, most_context)
         cost = kv_cache_bytes(graph, chunk, wider, sizes.kv_format, sizes.sequences)
         cost += fixed_state_bytes(graph, wider, sizes.kv_format, sizes.sequences)
+        cost += written_once_bytes(graph, wider, sizes.kv_format, sizes.sequences)
         cost += workspace_bytes(graph, sizes, backend, chunk, wider)
         spare = budget_bytes - fixed_bytes - cost
         crowds_experts = cost > (budget_bytes - fixed_bytes) // 5 or spare < least.least_experts_bytes
@@ -337,7 +344,8 @@ def _share_out(least: _Needs, budget_bytes: int) -> MemoryPlan:
     kv_cache = kv_cache_bytes(graph, chunk, context, sizes.kv_format, sizes.sequences)
     fixed_state = fixed_state_bytes(graph, context, sizes.kv_format, sizes.sequences)
     staging = _staging_bytes(sizes, backend)
-    slots = _most_slots(least, budget_bytes - fixed_bytes - workspace - kv_cache - fixed_state - staging)
+    inputs = written_once_bytes(graph, context, sizes.kv_format, sizes.sequences)
+    slots = _most_slots(least, budget_bytes - fixed_bytes - workspace - kv_cache - fixed_state - inputs - staging)
     return MemoryPlan(
         budget_bytes,
         floor_bytes,
@@ -358,6 +366,7 @@ def _share_out(least: _Needs, budget_bytes: int) -> MemoryPlan:
         snapshot_count(graph, context, sizes.kv_format, sizes.sequences),
         window_plans(graph, chunk, context, sizes.kv_format, sizes.sequences),
         staging,
+        inputs,
     )
 
 
@@ -406,7 +415,8 @@ def workspace_bytes(graph: Graph, sizes: ModelSizes, backend: Backend, chunk_tok
     Added to these are the Python objects of each sequence: those of its positions, and the logits of two steps, since
     the caller may hold those of one while the next is run.
     """
-    values = work_bytes(graph, chunk_tokens) + kept_bytes(graph, chunk_tokens, context_length, sizes.sequences)
+    values = max(work_bytes(graph, chunk_tokens), encoder_work_bytes(graph, context_length))
+    values += kept_bytes(graph, chunk_tokens, context_length, sizes.sequences)
     scratch = step_scratch_bytes(graph, sizes.formats, backend, chunk_tokens, context_length, sizes.kv_format)
     of_sequence = context_length * POSITION_OBJECT_BYTES + 2 * 4 * graph.spec.vocab_size
     return values + scratch + OBJECTS_BYTES + sizes.sequences * of_sequence

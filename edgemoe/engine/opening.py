@@ -14,7 +14,7 @@ from edgemoe.engine.memory import ModelSizes, interpreter_bytes, least_bytes, pl
 from edgemoe.engine.options import DEFAULTS, EngineOptions
 from edgemoe.engine.scratch import WeightFormats
 from edgemoe.engine.workspace import KvFormat
-from edgemoe.errors import UsageError
+from edgemoe.errors import StoreError, UsageError
 from edgemoe.experts.embedding_rows import saved_bytes
 from edgemoe.kernels.select import select_backend
 from edgemoe.model.build import Graph, build_graph
@@ -44,7 +44,13 @@ def open_engine(
     if routing is not None and options.lossy.on:
         raise UsageError("Forced routing leaves lossy settings nothing to decide.", "Leave one of them out.")
     store = model if isinstance(model, Store) else Store.open(Path(model))
-    spec = options.lossy.applied_to(store_spec(store) if routing is None else routing.apply_to(store_spec(store)))
+    spec = store_spec(store)
+    if routing is not None and spec.encoder is not None:
+        raise UsageError(
+            "Forced routing is for models without an encoder, whose tokens have routing of their own.",
+            "Leave the routing out.",
+        )
+    spec = options.lossy.applied_to(spec if routing is None else routing.apply_to(spec))
     graph = graph_of(spec, options.lossy, routing)
     sizes = model_sizes(store, spec, options.kv, options.sequences)
     backend = select_backend(options.threads)  # before the plan, which measures the backend's libraries
@@ -81,14 +87,23 @@ def open_engine(
 
 
 def graph_of(spec: ModelSpec, lossy: LossySettings, routing: RoutingSource | None = None) -> Graph:
-    """The program of a model under lossy settings, whose routing may come from a source in place of the routers."""
+    """The program of a model under lossy settings, whose routing may come from a source in place of the routers.
+
+    Raises StoreError for a model whose blocks do not belong where they are.
+    """
     options = BuildOptions(
         forced_routing=routing is not None,
         forced_guesses=routing is not None and routing.recall is not None,
         cache_aware_routing=lossy.cache_aware_routing,
         drop_cold=lossy.drop_cold,
     )
-    return build_graph(spec, options)
+    try:
+        return build_graph(spec, options)
+    except ValueError as problem:
+        raise StoreError(
+            f"The model's description contradicts itself: {problem}.",
+            "The store was altered: copy it again, or convert the checkpoint again.",
+        ) from None
 
 
 def model_sizes(store: Store, spec: ModelSpec, kv: str | None = None, sequences: int = 1) -> ModelSizes:

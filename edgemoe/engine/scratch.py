@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,7 +60,7 @@ def step_scratch_bytes(
     graph: Graph, formats: WeightFormats, backend: Backend, tokens: int, context_length: int, kv_format: KvFormat
 ) -> int:
     """Bytes of scratch of the backend for any operation of a step of `tokens` tokens."""
-    if not backend.scratch_grows_with_context:
+    if not backend.scratch_grows_with_context and graph.encoder is None:  # an encoder's run is as long as its input
         context_length = 1
     known, key = formats.known.setdefault(backend, {}), (graph, tokens, context_length, kv_format)
     if key not in known:
@@ -86,8 +87,10 @@ def _distinct_sections(graph: Graph, formats: WeightFormats) -> list[Section]:
             layer = name.split(".", 2)[1] if name.startswith("layers.") else ""
             of_layers.setdefault(layer, []).append(fmt)
         found: dict[Hashable, Section] = {}
-        for number, (section, kind) in enumerate(graph.kinds(), start=-1):  # the embedding comes before layer 0
-            layouts = formats.layouts[number] if 0 <= number < len(graph.layers) else None
+        numbers = {section: number for number, section in enumerate(graph.layers)}
+        for section, kind in itertools.chain(graph.kinds(), graph.encoder_kinds()):
+            number = numbers.get(section)
+            layouts = None if number is None else formats.layouts[number]
             choice = tuple(of_layers.get(str(number), ())), None if layouts is None else layouts.layouts
             found.setdefault((kind, choice), section)
         known = formats.distinct[graph] = list(found.values())

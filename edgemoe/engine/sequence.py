@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.engine.fixed_state import FixedState
+from edgemoe.engine.inputs import HeldInput, Inputs
 from edgemoe.engine.pages import PREFIX_HASH_BYTES, HeldPages, PageGroup, PrefixHash, prefix_hash
 from edgemoe.engine.phase import Turn
 from edgemoe.engine.snapshots import Snapshots
@@ -35,10 +36,15 @@ class Sequence:
     """One stream of tokens; make one with `Sequences.open`."""
 
     def __init__(
-        self, row: int, groups: ListOf[PageGroup], keeps_prefixes: bool, snapshots: Snapshots | None = None
+        self,
+        row: int,
+        groups: ListOf[PageGroup],
+        keeps_prefixes: bool,
+        snapshots: Snapshots | None = None,
+        inputs: Inputs | None = None,
     ) -> None:
         """`row`: its row of the page tables; `groups`: the whole context first, then windows; `snapshots`: what
-        sequences go back to, where the model has state that cannot be cut anywhere.
+        sequences go back to, where the model has state that cannot be cut anywhere; `inputs`: where it has an encoder.
         """
         self.ids: list[int] = []
         """Its tokens, whose keys and values are there (state that cannot be cut lacks those that are `behind`)."""
@@ -48,6 +54,8 @@ class Sequence:
         """Its pages of the whole context."""
         self.windowed = [HeldPages(group, row) for group in groups[1:]]
         """Its pages of each window."""
+        self.input = None if inputs is None else HeldInput(inputs, row)
+        """State of its input, in a model with an encoder; None in any other."""
         self._keeps_prefixes = keeps_prefixes
         self._hashes: list[PrefixHash] = []  # of the full pages
         self._snapshots = snapshots
@@ -185,6 +193,8 @@ class Sequence:
         other.ids = list(self.ids)
         other._hashes = list(self._hashes)
         other._lost_before, other.behind = self._lost_before, self.behind
+        if self.input is not None and other.input is not None:
+            self.input.share(other.input)
         if self._snapshots is not None and self._snapshots.fixed is not None:
             self._snapshots.fixed.copy(self.row, other.row)
 
@@ -192,6 +202,8 @@ class Sequence:
         """Give back all pages; those that are full and named stay findable until they are needed."""
         for held in (self.whole, *self.windowed):
             held.share(0, ())
+        if self.input is not None:
+            self.input.release()
         self.ids.clear()
         self._hashes.clear()
 
@@ -239,17 +251,23 @@ class Sequence:
         if not self._keeps_prefixes:
             return os.urandom(PREFIX_HASH_BYTES)
         part = self.ids[number * PAGE_TOKENS : (number + 1) * PAGE_TOKENS]
-        return prefix_hash(self._hashes[number - 1] if number else b"", part)
+        before = b"" if self.input is None else self.input.digest
+        return prefix_hash(self._hashes[number - 1] if number else before, part)
 
 
 class Sequences:
     """Opens and closes the sequences of one engine, which share pools of pages."""
 
     def __init__(
-        self, groups: ListOf[PageGroup], vocab_size: int, keeps_prefixes: bool, fixed: FixedState | None = None
+        self,
+        groups: ListOf[PageGroup],
+        vocab_size: int,
+        keeps_prefixes: bool,
+        fixed: FixedState | None = None,
+        inputs: Inputs | None = None,
     ) -> None:
         """`groups`: the pages of layers that see the whole context, then those of each window; `fixed`: the fixed
-        state, where the model has some.
+        state, where the model has some; `inputs`: what sequences keep of theirs, where it has an encoder.
 
         With `keeps_prefixes` full pages are found again by the tokens up to their end: their contents must depend on
         these tokens alone.
@@ -258,6 +276,7 @@ class Sequences:
         self._vocab_size = vocab_size
         self._keeps_prefixes = keeps_prefixes
         self._snapshots = None if len(groups) == 1 and fixed is None else Snapshots(groups[1:], fixed)
+        self._inputs = inputs
         self._open: set[Sequence] = set()
         self.most = len(groups[0].table)
         """How many sequences may be open at a time."""
@@ -272,16 +291,22 @@ class Sequences:
         """Open a sequence; with `token_ids`, one that begins with the longest kept prefix of these tokens.
 
         The caller runs the tokens from the new sequence's `position` on. Raises UsageError where as many sequences are
-        open as there is room for, and for ids outside the vocabulary.
+        open as there is room for, for ids outside the vocabulary, and for ids of a model with an encoder, whose tokens
+        depend on an input too.
         """
         ids = None if token_ids is None else check_ids(token_ids, self._vocab_size)
+        if ids is not None and self._inputs is not None:
+            raise UsageError(
+                "This model reads an input before it writes, so tokens alone have no kept prefix.",
+                "Open a sequence without tokens, and give it an input with `Engine.encode`.",
+            )
         if not self._free_rows:
             raise UsageError(
                 f"{self.most} sequences are open, which is all there is room for.",
                 "Close one, or open the model with a larger number of `sequences`.",
             )
         row = self._free_rows.pop()
-        sequence = Sequence(row, self._groups, self._keeps_prefixes, self._snapshots)
+        sequence = Sequence(row, self._groups, self._keeps_prefixes, self._snapshots, self._inputs)
         self._open.add(sequence)
         if ids is not None:
             sequence.adopt(ids)
@@ -316,5 +341,7 @@ class Sequences:
         """Forget the arrays of all layers, when the engine is closed."""
         for group in self._groups:
             group.arrays.clear()
+        if self._inputs is not None:
+            self._inputs.group.arrays.clear()
         if self._snapshots is not None:
             self._snapshots.release()

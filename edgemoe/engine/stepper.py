@@ -11,11 +11,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.engine.decoder import Decoder
+from edgemoe.engine.decoder import Decoder, LayerRouting
 from edgemoe.engine.ledger import Programs
 from edgemoe.engine.phase import DECODE, PROMPT
 from edgemoe.experts.cache import Cache
@@ -23,7 +24,7 @@ from edgemoe.experts.prefetch import PrefetchTrial
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.paging import CacheStatistics
-from edgemoe.model.graph import GUESSED_ROWS
+from edgemoe.model.graph import GUESSED_ROWS, Stage
 
 
 class Stepper:
@@ -36,8 +37,11 @@ class Stepper:
         self._trials = [PrefetchTrial(prefetch) for _ in range(GUESSED_ROWS)]
         """By the number of rows less one: the more rows, the more is missed, and the longer a run takes."""
         self._tables = decoder.slot_tables()
-        self._routed_per_token = sum(routing.experts.shape[1] for routing in decoder.routing if routing is not None)
-        operations = decoder.whole() if cache is None else decoder.step({"guess"})
+        self._routed_per_token = _routed(decoder.routing[decoder.encoder_layers :])
+        self._routed_per_input = _routed(decoder.routing[: decoder.encoder_layers])
+        without: set[Stage] = {"guess"} if cache is not None else {"fetch", "guess"}
+        operations, encoder = decoder.step(without), decoder.encode(without)
+        self._encoder = programs.make(encoder) if encoder else None
         self._program = self._for_prompts = programs.make(operations)
         for_prompts = [_without_bonus(operation) for operation in operations]
         if for_prompts != operations:
@@ -74,6 +78,15 @@ class Stepper:
         program.run(tokens)
         trial.record(time.perf_counter_ns() - began_ns)
 
+    def encode(self, tokens: int) -> None:
+        """Run the encoder on an input of `tokens` tokens."""
+        assert self._encoder is not None
+        if self._cache is None:
+            self.statistics.hits += tokens * self._routed_per_input
+        else:
+            self._cache.phase = PROMPT
+        self._encoder.run(tokens)
+
     def resident_experts(self) -> npt.NDArray[np.bool_]:
         """Which experts are in RAM now, `(L, E)`."""
         if self._cache is not None:
@@ -81,6 +94,11 @@ class Stepper:
         counts = np.array([0 if table is None else len(table) for table in self._tables])
         resident: npt.NDArray[np.bool_] = np.arange(counts.max(initial=0)) < counts[:, None]
         return resident
+
+
+def _routed(routing: Sequence[LayerRouting | None]) -> int:
+    """How many routed experts a token uses in these layers."""
+    return sum(one.experts.shape[1] for one in routing if one is not None)
 
 
 def _without_bonus(operation: op.Operation) -> op.Operation:

@@ -17,9 +17,10 @@ from edgemoe.store.manifest import Manifest
 class TokenTraffic:
     """Bytes that one token reads: every weight it needs once, and the keys and values of the positions that it sees.
 
-    Weights are those of all layers and the head, scales included, of the experts that the router chooses, and one row
-    of the embedding; the fixed state of a sequence, which every token needs alike, is counted with them. Activations
-    stay in the processor's caches and are not counted, nor is prefetch.
+    Weights are those of all layers (but an encoder's) and the head, scales included, of the experts that the router
+    chooses, and one row of the embedding; the fixed state of a sequence, which every token needs alike, is counted with
+    them. An input is taken to be as long as the text after it. Activations stay in the processor's caches and are not
+    counted, nor is prefetch.
     """
 
     weight_bytes: Mapping[Part, int]
@@ -67,14 +68,14 @@ def token_traffic(graph: Graph, manifest: Manifest, kv_format: KvFormat) -> Toke
             if isinstance(step.operation, op.Attention):
                 window, page = step.operation.window, sum(_page_bytes(step.operation, kv_format))
                 kv_bytes[window] = kv_bytes.get(window, 0) + page // op.PAGE_TOKENS
-    for number, routed in graph.spec.routed.items():
+    for number, routed in graph.spec.routed_of_tokens.items():
         size = routed.top_k * manifest.mean_expert_bytes(number)
         weight_bytes["experts"] = weight_bytes.get("experts", 0) + size
     return TokenTraffic(weight_bytes, sorted(kv_bytes.items()))
 
 
 def _page_bytes(attention: op.Attention, kv_format: KvFormat) -> Iterator[int]:
-    """Bytes of a page of keys and of one of values, if these are not parts of the keys."""
-    caches = [attention.key_cache] if attention.value_cache is None else [attention.key_cache, attention.value_cache]
-    for cache in caches:
-        yield bytes_of(cast("Value", cache), 1, op.PAGE_TOKENS, kv_format)
+    """Bytes of a page of keys and of one of values, where these are not a part of the keys."""
+    for cache in (attention.key_cache, attention.value_cache):
+        if cache is not None:
+            yield bytes_of(cast("Value", cache), 1, op.PAGE_TOKENS, kv_format)

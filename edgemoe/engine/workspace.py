@@ -16,11 +16,13 @@ from typing import Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
+from edgemoe.engine.inputs import Inputs
 from edgemoe.engine.pages import PageGroup
 from edgemoe.kernels.formats import group_count
 from edgemoe.kernels.operations import PAGE_TOKENS, Cache, Floats, Integers, QuantisedCache
 from edgemoe.model.build import Graph
 from edgemoe.model.graph import Section, Value, Window
+from edgemoe.model.relative import bucket_table
 from edgemoe.model.rope import RopeSpec, rope_tables, temperature_factors
 
 KvFormat = Literal["f32", "f16", "q8"]
@@ -65,7 +67,7 @@ def bounding_window(window: Window | None, tokens: int, context_length: int, seq
 def shape_of(value: Value, tokens: int, context_length: int, sequences: int = 1) -> tuple[int, ...]:
     """The shape of a value for runs of up to `tokens` tokens of sequences of up to `context_length` positions."""
     sizes = {"T": tokens, "C": context_length, "S": sequences, "P": page_count(context_length)}
-    if value.home == "state" and value.undo is None:
+    if value.home in ("state", "written_once") and value.undo is None:
         sizes["N"] = pool_pages(value.window, tokens, context_length, sequences)
     return tuple(size if isinstance(size, int) else sizes[size] for size in value.shape)
 
@@ -88,6 +90,13 @@ def work_bytes(graph: Graph, tokens: int) -> int:
 
 
 @functools.lru_cache(maxsize=64)
+def encoder_work_bytes(graph: Graph, context_length: int) -> int:
+    """Bytes of the memory that values of an encoder's layer share, in a run of a whole input; 0 without an encoder."""
+    kinds = {kind: section for section, kind in graph.encoder_kinds()}
+    return max((place_values(section, 0, context_length)[1] for section in kinds.values()), default=0)
+
+
+@functools.lru_cache(maxsize=64)
 def kept_bytes(graph: Graph, tokens: int, context_length: int, sequences: int = 1) -> int:
     """Bytes of the values with memory of their own."""
     kept = (value for value in graph.lasting if value.home == "kept")
@@ -98,6 +107,12 @@ def kept_bytes(graph: Graph, tokens: int, context_length: int, sequences: int = 
 def state_bytes(graph: Graph, tokens: int, context_length: int, kv_format: KvFormat, sequences: int = 1) -> int:
     """Bytes of what sequences keep of their tokens in pages, in all layers: whole pages."""
     return sum(bytes_of(value, tokens, context_length, kv_format, sequences) for value in graph.state)
+
+
+@functools.lru_cache(maxsize=64)
+def written_once_bytes(graph: Graph, context_length: int, kv_format: KvFormat, sequences: int = 1) -> int:
+    """Bytes of what sequences keep of their inputs, in all layers: whole pages of inputs as long as the context."""
+    return sum(bytes_of(value, 0, context_length, kv_format, sequences) for value in graph.written_once)
 
 
 @functools.lru_cache(maxsize=64)
@@ -123,11 +138,14 @@ def rope_bytes(graph: Graph, context_length: int) -> int:
     return sum(bytes_of(value, 0, context_length, "f32") for value in graph.lasting if value.home == "rope")
 
 
-def place_values(section: Section, tokens: int) -> tuple[list[int], int]:
-    """The offset of each value in shared memory, in the order in which they were named, and the bytes of all."""
+def place_values(section: Section, tokens: int, context_length: int = 0) -> tuple[list[int], int]:
+    """The offset of each value in shared memory, in the order in which they were named, and the bytes of all.
+
+    Only an encoder's values depend on the length of the context.
+    """
     placed: list[tuple[int, int, int, int]] = []  # first step, last step, offset, end
     for value, (first, last) in section.lives().items():
-        size = -(-bytes_of(value, tokens, 0, "f32") // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        size = -(-bytes_of(value, tokens, context_length, "f32") // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
         offset = 0
         for _, _, begin, end in sorted((p for p in placed if p[0] <= last and first <= p[1]), key=lambda p: p[2]):
             if offset + size <= begin:
@@ -146,10 +164,11 @@ class Workspace:
         self._context_length = context_length
         self._kv_format = kv_format
         self._arrays: dict[Value, Any] = {}
-        self._memory = _aligned(work_bytes(graph, tokens))
-        for section, offsets in _placed_sections(graph, tokens):
+        self._memory = _aligned(max(work_bytes(graph, tokens), encoder_work_bytes(graph, context_length)))
+        for section, offsets in _placed_sections(graph, tokens, context_length):
             for value, offset in zip(section.born, offsets, strict=True):
-                shape, size = shape_of(value, tokens, 0), bytes_of(value, tokens, 0, "f32")
+                shape = shape_of(value, tokens, context_length)
+                size = bytes_of(value, tokens, context_length, "f32")
                 dtype = np.int32 if value.dtype == "i32" else np.float32
                 self._arrays[value] = self._memory[offset : offset + size].view(dtype).reshape(shape)
         self._rope = functools.lru_cache(maxsize=None)(self._make_rope_tables)
@@ -160,6 +179,11 @@ class Workspace:
         self.residual: Floats = self.array(graph.residual)
         self.head_input: Floats = self.array(graph.head_input)
         self.logits: Floats = self.array(graph.logits)
+        if graph.encoder is not None:
+            self.input_ids: Integers = self.array(graph.encoder.ids)
+            self.input_positions: Integers = self.array(graph.encoder.positions)
+            self.input_sequences: Integers = self.array(graph.encoder.sequences)
+            self.input_residual: Floats = self.array(graph.encoder.residual)
 
     def array(self, value: Any) -> Any:
         """The array, or `QuantisedCache`, of a value."""
@@ -182,6 +206,17 @@ class Workspace:
                 groups[window] = PageGroup(self.array(tables[window]), pool_pages(window, *sizes), window)
             groups[window].arrays.append(self.array(value))
         return list(groups.values())
+
+    def inputs(self, graph: Graph) -> Inputs | None:
+        """The state that sequences keep of their inputs; None without an encoder."""
+        if graph.encoder is None:
+            return None
+        own_pages = self.array(graph.encoder.own_pages)
+        own_pages[:] = np.arange(own_pages.shape[1])
+        pages = pool_pages(None, self._tokens, self._context_length, self._sequences)
+        group = PageGroup(self.array(graph.encoder.pages), pages)
+        group.arrays += [self.array(value) for value in graph.written_once]
+        return Inputs(group, self.array(graph.encoder.lengths))
 
     def side_by_side(self, values: Sequence[Any]) -> Integers:
         """Let the arrays of these values of integers, which have not been asked for yet, lie in one; returns it."""
@@ -209,6 +244,8 @@ class Workspace:
             return temperature_factors(value.temperature, self._context_length)
         if value.rope is not None:
             return self._rope(value.rope)[("cosine", "sine").index(value.name)]
+        if value.relative is not None:
+            return bucket_table(*value.relative)
         sizes = self._tokens, self._context_length, self._sequences
         shape = shape_of(value, *sizes)
         if value.dtype == "kv":
@@ -221,12 +258,12 @@ class Workspace:
         return rope_tables(rope, self._context_length)
 
 
-def _placed_sections(graph: Graph, tokens: int) -> Iterator[tuple[Section, list[int]]]:
+def _placed_sections(graph: Graph, tokens: int, context_length: int) -> Iterator[tuple[Section, list[int]]]:
     """Every section with the offsets of its values; sections of one kind have the same."""
     kinds: dict[Any, list[int]] = {}
-    for section, kind in graph.kinds():
+    for section, kind in itertools.chain(graph.kinds(), graph.encoder_kinds()):
         if kind not in kinds:
-            kinds[kind] = place_values(section, tokens)[0]
+            kinds[kind] = place_values(section, tokens, context_length)[0]
         yield section, kinds[kind]
 
 

@@ -113,6 +113,23 @@ class Route(Operation, code=7):
         require(mixes or not self.jitter, "jitter", "0 but for sparsemixer", self.jitter)
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Capacity(Operation, code=30):
+    """Makes the weight 0 of each choice of an expert that `capacity` choices of this run precede (Fedus et al. 2021).
+
+    Choices are counted row by row, and within a row in the router's order. The rows of a run are those of one
+    sequence, from its first one on.
+    """
+
+    experts: Annotated[Integers, rows("K")]
+    weights: Annotated[Floats, rows("K"), IN_PLACE]
+    num_experts: int
+    capacity: Annotated[int, NUMBER]  # 1 or more
+
+    def check(self, sizes: Sizes) -> None:
+        require(self.capacity >= 1, "capacity", "1 or more", self.capacity)
+
+
 MOST_LAYOUTS = 16
 """The most layouts that the records of one layer may have."""
 

@@ -189,7 +189,7 @@ def recording(
 
 def trace_shape(store: Store, spec: ModelSpec, model: str | None = None) -> TraceShape:
     """The shape of a model, for the header of its trace. Raises UsageError for one without routed experts."""
-    if not spec.routed:
+    if not spec.routed_of_tokens:
         raise UsageError("this model has no routed experts.", "There is no routing to record.")
     dense = [0] * len(spec.layers)
     for tensor in store.manifest.dense:
@@ -202,6 +202,10 @@ def trace_shape(store: Store, spec: ModelSpec, model: str | None = None) -> Trac
         len(spec.layers),
         spec.most_experts,
         spec.most_top_k,
-        tuple(store.manifest.records.mean_bytes(layer) for layer in range(len(spec.layers))),
+        # A trace is of written tokens, which go through no layer of an encoder.
+        tuple(
+            store.manifest.records.mean_bytes(layer) if layer in spec.routed_of_tokens else 0
+            for layer in range(len(spec.layers))
+        ),
         tuple(dense),
     )

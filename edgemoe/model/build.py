@@ -1,11 +1,11 @@
-"""Builds the symbolic program of a model from its specification: embedding, layers, head."""
+"""Builds the symbolic program of a model from its specification: embedding, layers, head; an encoder, if it has one."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
 
 from edgemoe.kernels import operations as op
 from edgemoe.model.builder import Builder
@@ -14,6 +14,25 @@ from edgemoe.model.spec import Block, LayerSpec, ModelSpec, Residual
 
 HEAD_ROWS = 8
 """Positions whose logits are computed in one run."""
+
+
+@dataclass(frozen=True, eq=False)
+class EncoderGraph:
+    """The part of the program that runs once for each input: from its embedding to what decoder layers keep of it.
+
+    A run has the whole input of one sequence, a row for each token.
+    """
+
+    ids: Value  # (C,)
+    positions: Value  # (C,)
+    sequences: Value  # (C,)
+    residual: Value  # (C, D)
+    lengths: Value  # (S,): the number of tokens of each sequence's input; 0 where it has none
+    pages: Value  # (S, P): the pages of what is written once
+    own_pages: Value  # (S, P): those of the encoder's own keys and values
+    embed: Section
+    end: Section
+    """The norm, and the keys and values of every layer that attends to the result."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,10 +50,12 @@ class Graph:
     embed: Section
     """Writes the embedding of a run's tokens to the residual stream."""
     layers: tuple[Section, ...]
+    """All layers, those of an encoder first."""
     head: Section
     """Computes `logits` from `head_input`."""
     lasting: tuple[Value, ...]
     """Every value that is not in memory which the values of a layer share."""
+    encoder: EncoderGraph | None = None
 
     @property
     def state(self) -> list[Value]:
@@ -53,7 +74,13 @@ class Graph:
     @property
     def tables(self) -> list[Value]:
         """The tables of pages: that of layers which see the whole context, and one for each window."""
-        return [value for value in self.lasting if value.shape == ("S", "P")]
+        of_inputs = (self.encoder.pages, self.encoder.own_pages) if self.encoder else ()
+        return [value for value in self.lasting if value.shape == ("S", "P") and value not in of_inputs]
+
+    @property
+    def written_once(self) -> list[Value]:
+        """The values that sequences keep of their inputs, in all layers."""
+        return [value for value in self.lasting if value.home == "written_once"]
 
     @property
     def fixed_state(self) -> list[Value]:
@@ -61,11 +88,28 @@ class Graph:
         return [value for value in self.lasting if value.home == "state" and value.undo is not None]
 
     def kinds(self) -> Iterator[tuple[Section, Hashable]]:
-        """All sections in the order in which a run goes through them; equal kinds have values of equal sizes."""
-        following: tuple[LayerSpec | None, ...] = (*self.spec.layers[1:], None)
+        """All sections in the order in which a run goes through them; equal kinds have values of equal sizes.
+
+        Those of an encoder, which has runs of its own, are not among them (`encoder_kinds`).
+        """
+        layers = self.spec.layers[self.spec.encoder_layers :]
+        following: tuple[LayerSpec | None, ...] = (*layers[1:], None)
         yield self.embed, "embed"
-        yield from zip(self.layers, zip(self.spec.layers, following, strict=True), strict=True)
+        yield from zip(self.decoder_layers, zip(layers, following, strict=True), strict=True)
         yield self.head, "head"
+
+    @property
+    def decoder_layers(self) -> tuple[Section, ...]:
+        """The layers of a run of tokens: all but an encoder's."""
+        return self.layers[self.spec.encoder_layers :]
+
+    def encoder_kinds(self) -> Iterator[tuple[Section, Hashable]]:
+        """The sections of an encoder in the order in which its run goes through them, as `kinds`; none without one."""
+        if self.encoder is not None:
+            count = self.spec.encoder_layers
+            yield self.encoder.embed, "encoder_embed"
+            yield from zip(self.layers[:count], self.spec.layers[:count], strict=True)
+            yield self.encoder.end, "encoder_end"
 
     def sections(self) -> Iterator[Section]:
         """All sections in the order in which a run goes through them."""
@@ -77,14 +121,14 @@ class Graph:
         The last layer, which guesses at no other, is among them only if no layer before it is of its kind.
         """
         distinct = {kind: section for section, kind in self.kinds()}
-        last = self.spec.layers[-1] if self.spec.layers else None
-        if any(layer == last for layer in self.spec.layers[:-1]):
+        *before, last = self.spec.layers[self.spec.encoder_layers :] or (None,)
+        if any(layer == last for layer in before):
             del distinct[last, None]
         return list(distinct.values())
 
 
 def build_graph(spec: ModelSpec, options: BuildOptions = PLAIN) -> Graph:
-    """The symbolic program of a model."""
+    """The symbolic program of a model. Raises ValueError for blocks that do not belong where they are."""
     V, D = spec.vocab_size, spec.hidden_size
     ids = Value("ids", ("T",), "i32", "kept")
     positions = Value("positions", ("T",), "i32", "kept")
@@ -97,26 +141,24 @@ def build_graph(spec: ModelSpec, options: BuildOptions = PLAIN) -> Graph:
     inputs = ids, positions, sequences, pages
     shared: dict[Hashable, Value] = {value.name: value for value in (*inputs, residual, head_input, logits)}
 
-    def builder() -> Builder:
-        return Builder(-1, D, spec.norm_epsilon, cast(Any, residual), options, spec.norm, spec.norm_bias, shared)
+    def builder(stream: Value = residual, letter: Literal["T", "C"] = "T", ending: Builder | None = None) -> Builder:
+        own = options if letter == "T" else replace(options, cache_aware_routing=0.0)  # as a prompt has none
+        of_model = spec.norm_epsilon, cast(Any, stream), own, spec.norm, spec.norm_bias, shared
+        return Builder(-1, D, *of_model, letter=letter, ending=ending)
 
+    ending, encoder_layers, finish = _encoder(spec, shared, builder) if spec.encoder else (None, [], None)
     embed = builder()
     with embed.doing("embedding"):
         matrix = embed.matrix("embedding", V, D)
         embed.add(op.Embed(cast(Any, ids), matrix, spec.embedding_scale, cast(Any, residual)))
     guesses = not options.forced_routing or options.forced_guesses
-    layers = []
-    for number, layer in enumerate(spec.layers):
-        build = builder()
+    layers = encoder_layers
+    for number, layer in enumerate(spec.layers[spec.encoder_layers :], spec.encoder_layers):
+        build = builder(ending=ending)
         following = spec.layers[number + 1] if number + 1 < len(spec.layers) else None
         if guesses and following is not None and following.routed:
             build.guess_next = functools.partial(_guess, number + 1, following)
-        *before, last = layer.groups()
-        early = _early_sources(build, number, layer)
-        for group in (*before, last):
-            build.staged = group is last
-            _add_group(build, number, group, spec.residual_scale, early)
-        layers.append(build.section())
+        layers.append(_add_layer(build, number, layer, spec.residual_scale))
     head = builder()
     with head.doing("head"):
         normed = head.stream_norm(cast(Any, head_input), "final_norm", head.fixed_rows("head_normed", HEAD_ROWS, D))
@@ -126,7 +168,51 @@ def build_graph(spec: ModelSpec, options: BuildOptions = PLAIN) -> Graph:
         if spec.logit_cap:
             head.add(op.SoftCap(cast(Any, logits), spec.logit_cap))
     sections = embed.section(), tuple(layers), head.section()
-    return Graph(spec, *inputs, residual, head_input, logits, *sections, lasting=tuple(shared.values()))
+    encoder = finish() if finish else None
+    return Graph(spec, *inputs, residual, head_input, logits, *sections, tuple(shared.values()), encoder)
+
+
+def _encoder(
+    spec: ModelSpec, shared: dict[Hashable, Value], builder: Callable[[Value, Literal["C"]], Builder]
+) -> tuple[Builder, list[Section], Callable[[], EncoderGraph]]:
+    """The builder of its end, to which decoder layers add; its layers; and what then makes the whole."""
+    V, D = spec.vocab_size, spec.hidden_size
+    ids, positions, sequences = (Value(f"input_{name}", ("C",), "i32", "kept") for name in _OF_ROWS)
+    residual = Value("input_residual", ("C", D), "f32", "kept")
+    lengths = Value("input_lengths", ("S",), "i32", "kept")
+    pages, own_pages = (Value(name, ("S", "P"), "i32", "kept") for name in ("input_pages", "encoder_pages"))
+    values = ids, positions, sequences, residual, lengths, pages, own_pages
+    shared |= {value.name: value for value in values}
+    embed = builder(residual, "C")
+    with embed.doing("embedding"):
+        matrix = embed.matrix("embedding", V, D)
+        embed.add(op.Embed(cast(Any, ids), matrix, spec.embedding_scale, cast(Any, residual)))
+    layers = [
+        _add_layer(builder(residual, "C"), number, layer, spec.residual_scale)
+        for number, layer in enumerate(spec.layers[: spec.encoder_layers])
+    ]
+    ending = builder(residual, "C")
+    ending.stream_norm(ending.residual, "encoder_norm", ending.residual)
+    return ending, layers, lambda: EncoderGraph(*values, embed.section(), ending.section())
+
+
+_OF_ROWS = ("ids", "positions", "sequences")
+"""The values by which the engine says what each row of a run is."""
+
+
+def _add_layer(build: Builder, number: int, layer: LayerSpec, scale: float) -> Section:
+    """Add the blocks of a layer; returns the section."""
+    *before, last = layer.groups()
+    early = _early_sources(build, number, layer)
+    for group in (*before, last):
+        build.staged = group is last
+        start: Stage = "attend"
+        if group is last and layer.routed is None and build.guess_next is not None:
+            # Nothing else of such a layer is staged: what it reads ahead for the next one arrives meanwhile.
+            build.guess_next_routing()
+            start = "beside"
+        _add_group(build, number, group, scale, early, start)
+    return build.section()
 
 
 def _early_sources(build: Builder, number: int, layer: LayerSpec) -> dict[str, op.Floats]:
@@ -141,12 +227,15 @@ def _early_sources(build: Builder, number: int, layer: LayerSpec) -> dict[str, o
 
 
 def _add_group(
-    build: Builder, layer: int, blocks: Sequence[Block], scale: float, early: Mapping[str, op.Floats]
+    build: Builder, layer: int, blocks: Sequence[Block], scale: float, early: Mapping[str, op.Floats], start: Stage
 ) -> None:
-    """Add a block and those that are parallel to it: all read the stream before any result joins it."""
+    """Add a block and those that are parallel to it: all read the stream before any result joins it.
+
+    `start` is the stage of what bodies do not put into a stage themselves.
+    """
     sources: list[op.Floats] = []
     for block in blocks:
-        with build.at(layer, block.prefix), build.doing(block.body.norm_part, "attend"):
+        with build.at(layer, block.prefix), build.doing(block.body.norm_part, start):
             if block.early:
                 sources.append(early[block.prefix + block.name("input_norm")])
             elif block.input_norm:
@@ -155,9 +244,9 @@ def _add_group(
                 sources.append(sources[-1] if block.parallel else build.residual)
     summed = blocks[-1].sum_norm
     waiting: list[op.Floats] = []
-    latest: Stage = "attend"
+    latest = start
     for block, source in zip(blocks, sources, strict=True):
-        with build.at(layer, block.prefix), build.doing(block.body.norm_part, "attend"):
+        with build.at(layer, block.prefix), build.doing(block.body.norm_part, start):
             # A body adds its result to the stream itself, unless something happens to the result before: then the body
             # writes it to rows of its own, and `_join` brings it into the stream.
             joins = block.post_norm or block.residual is not None or summed

@@ -27,6 +27,7 @@ from edgemoe.model.graph import (
     Window,
     values_of,
 )
+from edgemoe.model.relative import RelativeBias
 from edgemoe.model.rope import RopeSpec, Temperature
 
 
@@ -59,6 +60,10 @@ class Builder:
     """Receives the result of a body `(T, D)`; None where the body adds it to the stream."""
     result_scale: float = 1.0
     """Factor of what is added to the stream."""
+    letter: Literal["T", "C"] = "T"
+    """The letter of a run's rows: `C` in an encoder, whose run takes a whole input."""
+    ending: Builder | None = None
+    """Collects what runs once for each input, at the encoder's end; None without an encoder, and within it."""
     staged: bool = True
     """Whether blocks may put their work into stages after `attend`: only the last of a layer do."""
     routing: RoutingValues | None = None
@@ -94,7 +99,7 @@ class Builder:
 
     def rows(self, name: str, *row: int) -> op.Floats:
         """A value of the workspace, `(T, *row)`, from this place in the section to its last use."""
-        return cast("op.Floats", self._work(Value(name, ("T", *row))))
+        return cast("op.Floats", self._work(Value(name, (self.letter, *row))))
 
     def rows_like(self, name: str, other: op.Floats, *row: int) -> op.Floats:
         """A value of the workspace with as many rows as another, `(T or a number, *row)`."""
@@ -104,9 +109,9 @@ class Builder:
         """A value of the workspace for a fixed number of tokens, `(rows, *row)`."""
         return cast("op.Floats", self._work(Value(name, (rows, *row))))
 
-    def row_numbers(self, name: str, *row: int, rows: Dimension = "T") -> op.Integers:
-        """Integers of the workspace, `(rows, *row)`."""
-        return cast("op.Integers", self._work(Value(name, (rows, *row), "i32")))
+    def row_numbers(self, name: str, *row: int, rows: Dimension | None = None) -> op.Integers:
+        """Integers of the workspace, `(T or rows, *row)`."""
+        return cast("op.Integers", self._work(Value(name, (rows or self.letter, *row), "i32")))
 
     def kept(self, name: str, *shape: Dimension, dtype: Literal["f32", "i32"] = "f32") -> Any:
         """A value with memory of its own, which the engine reads or writes between runs."""
@@ -117,6 +122,7 @@ class Builder:
 
         With a window only the last tokens' pages are kept; their table is that which `pages` gives for the window.
         """
+        self._require_decoder()
         value = Value(self.prefix + name, shape, "kv", "state", window=self._window(window))
         return cast("op.Cache", self._shared(value))
 
@@ -125,12 +131,54 @@ class Builder:
 
         Its operation takes it to be empty where a token at position 0 comes, whatever it holds.
         """
+        self._require_decoder()
         value = Value(self.prefix + name, ("S", *row), "f32", "state", undo=undo)
         return cast("op.Floats", self._shared(value))
 
+    @contextlib.contextmanager
+    def once(self) -> Iterator[Builder]:
+        """The builder of what runs once for each input, when the encoder's result is its `residual` `(C, D)`.
+
+        It names weights as this one does. Raises ValueError in a model without an encoder.
+        """
+        if self.ending is None:
+            raise ValueError("a block of a decoder that reads an encoder's result, where there is none")
+        self.ending.layer, self.ending.prefix = self.layer, self.prefix
+        with self.ending.doing(self.part):
+            yield self.ending
+
+    def written_once(self, name: str, *shape: Dimension) -> op.Cache:
+        """A value that a sequence keeps of its input in this layer, in pages, in the format of keys and values."""
+        return cast("op.Cache", self._shared(Value(self.prefix + name, shape, "kv", "written_once")))
+
+    def input_places(self) -> tuple[op.Integers, op.Integers]:
+        """The pages of what sequences keep of their inputs `(S, P)`, and the lengths of these `(S,)`."""
+        return cast("op.Integers", self.shared["input_pages"]), cast("op.Integers", self.shared["input_lengths"])
+
+    def whole_input(self, name: str, kv_heads: int, width: int) -> op.Cache:
+        """Room for the keys or values of a whole input in pages, `(P, kv_heads, 64, width)`, in one encoder layer.
+
+        Their table is `encoder_pages`. Raises ValueError outside of an encoder.
+        """
+        if self.letter != "C":
+            raise ValueError("attention over a whole input outside of an encoder")
+        return cast("op.Cache", self._work(Value(name, ("P", kv_heads, op.PAGE_TOKENS, width))))
+
+    def encoder_pages(self) -> op.Integers:
+        """The pages of a layer's keys and values in an encoder, the same for every sequence `(S, P)`."""
+        return cast("op.Integers", self.shared["encoder_pages"])
+
+    def distance_bias(self, name: str, relative: RelativeBias, heads: int, causal: bool) -> op.DistanceBias:
+        """A bias of attention's scores by distance, with a table of the store."""
+        value = Value("bucket_of", (2 * relative.max_distance + 1,), "i32", "kept", relative=(relative, causal))
+        bucket_of = self.shared.setdefault(("bucket_of", relative, causal), value)
+        return op.DistanceBias(self.vector(name, relative.buckets * heads), cast("op.Integers", bucket_of))
+
     def places(self) -> tuple[op.Integers, op.Integers]:
         """The position and the sequence of each row, `(T,)` each."""
-        return cast("op.Integers", self.shared["positions"]), cast("op.Integers", self.shared["sequences"])
+        side = "input_" if self.letter == "C" else ""
+        positions, sequences = self.shared[f"{side}positions"], self.shared[f"{side}sequences"]
+        return cast("op.Integers", positions), cast("op.Integers", sequences)
 
     def pages(self, window: int = 0) -> op.Integers:
         """The pages of each sequence `(S, P)` in layers with this window; 0: in those that see the whole context."""
@@ -243,6 +291,10 @@ class Builder:
             first_uses = dict(reversed(list(uses)))
             born = {value: first_uses.get(value, 0) for value in self._born}
         return Section(steps, born, self.routing)
+
+    def _require_decoder(self) -> None:
+        if self.letter == "C":
+            raise ValueError("a block in an encoder that keeps state of a sequence's tokens")
 
     def _target(self) -> tuple[op.Floats, bool]:
         """The value that receives the result of a body, and whether the result is added to it."""

@@ -9,8 +9,9 @@ An operation in the graph is an object of the same class as a bound one (`kernel
 `Weight` in the place of each array. So blocks read like the mathematics of their papers, and there is one definition of
 each operation.
 
-Letters in shapes: `T` rows of a run (one for each token), `C` positions of the context, `S` sequences; of the KV cache
-`N` pages (fewer for layers with a window) and `P` pages of each sequence; numbers are sizes.
+Letters in shapes: `T` rows of a run (one for each token), `C` positions of the context (and rows of a run of an
+encoder, which takes a whole input), `S` sequences; of the KV cache `N` pages (fewer for layers with a window) and `P`
+pages of each sequence; numbers are sizes.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Union
 
 from edgemoe.kernels import operations as op
+from edgemoe.model.relative import RelativeBias
 from edgemoe.model.rope import RopeSpec, Temperature
 
 Part = Literal[
@@ -66,11 +68,12 @@ busy anyway.
 """
 
 Dimension = Union[int, Literal["T", "C", "S", "P", "N"]]
-Home = Literal["work", "kept", "state", "rope"]
+Home = Literal["work", "kept", "state", "written_once", "rope"]
 """Where the memory of a value lies.
 
 work: memory that values of a layer share when they are not alive at the same time. kept: memory of its own. state: what
-a sequence keeps of its tokens, of every layer. rope: tables of positions, shared by layers with equal rules.
+a sequence keeps of its tokens, of every layer. written_once: what it keeps of an encoder's input, in pages that no
+token of its own changes. rope: tables of positions, shared by layers with equal rules.
 """
 
 
@@ -95,6 +98,8 @@ class Value:
     home: Home = "work"
     rope: RopeSpec | None = None
     """The rule whose cosines or sines it holds."""
+    relative: tuple[RelativeBias, bool] | None = None
+    """The rule of relative positions whose buckets it holds, and whether attention is causal."""
     temperature: Temperature | None = None
     """The rule whose factors it holds."""
     undo: int | None = None
@@ -251,7 +256,7 @@ def bound(operation: Any, array_of: Callable[[Leaf], Any]) -> Any:
 
 
 _LEAVES = frozenset({Value, Weight, ExpertRecords, Arena, Paging})
-_PARTS = frozenset({op.LinearPart, op.FfnBiases})
+_PARTS = frozenset({op.LinearPart, op.FfnBiases, op.DistanceBias})
 """The structs within operations that have leaves."""
 
 

@@ -161,8 +161,21 @@ def _check_group(group: tuple[Block, ...]) -> None:
 
 
 @dataclass(frozen=True)
+class EncoderSpec:
+    """The encoder of an encoder-decoder model, which reads a whole input before the decoder's first token.
+
+    It has the model's embedding and a norm at its end. Decoder layers attend to what it gives.
+    """
+
+    layers: int
+    """How many of the model's layers are the encoder's: the first ones."""
+    start_token: int = field(default=0, metadata=ZERO_ALLOWED)
+    """The id of the token with which the decoder's text begins."""
+
+
+@dataclass(frozen=True)
 class ModelSpec:
-    """A decoder-only language model: layers between an embedding and a head, before which stands a norm."""
+    """A language model: layers between an embedding and a head, before which stands a norm."""
 
     family: str
     vocab_size: int
@@ -184,13 +197,25 @@ class ModelSpec:
     head_bias: bool = False
     """Whether the head adds a bias to the logits."""
     positions_limit: Literal["none", "indexer"] = "none"
-    """What bounds `max_positions` beside the config: beyond them an indexer would choose tokens, as no block can."""
+    """The bound of `max_positions` beside the config: beyond them an indexer would choose tokens, as no block can."""
+    encoder: EncoderSpec | None = None
+    """The encoder; None in a model that has a decoder alone."""
+
+    @property
+    def encoder_layers(self) -> int:
+        """How many of the layers, from the first on, are the encoder's."""
+        return self.encoder.layers if self.encoder else 0
 
     @property
     def routed(self) -> dict[int, RoutedExperts]:
         """The routed experts of each layer that has some, by the layer's number."""
         by_layer = ((number, layer.routed) for number, layer in enumerate(self.layers))
         return {number: routed for number, routed in by_layer if routed is not None}
+
+    @property
+    def routed_of_tokens(self) -> dict[int, RoutedExperts]:
+        """The same of the layers that a written token goes through: of all but an encoder's."""
+        return {number: routed for number, routed in self.routed.items() if number >= self.encoder_layers}
 
     @property
     def total_experts(self) -> int:
@@ -238,10 +263,12 @@ class ModelSpec:
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
             layers.append(layer)
-        spec = from_plain(cls, {**data, "layers": []}, "model")
+        spec = replace(from_plain(cls, {**data, "layers": []}, "model"), layers=tuple(layers))
+        if spec.encoder and not (spec.encoder_layers < len(layers) and spec.encoder.start_token < spec.vocab_size):
+            raise ValueError(f"model.encoder is {str(data['encoder'])[:80]!r}")
         if spec.norm_bias and spec.norm != "layer":
             raise ValueError("model.norm_bias: biases of norms that are not LayerNorm")
-        return replace(spec, layers=tuple(layers))
+        return spec
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Every tensor of the model, by its internal name, with its shape.
@@ -261,6 +288,8 @@ class ModelSpec:
         shapes: dict[str, tuple[int, ...]] = {"embedding": (self.vocab_size, D)} | _norm(
             "final_norm", D, self.norm_bias
         )
+        if self.encoder:
+            shapes |= _norm("encoder_norm", D, self.norm_bias)
         if not self.tied_embeddings:
             shapes["head"] = (self.vocab_size, D)
         if self.head_bias:

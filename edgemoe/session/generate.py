@@ -80,8 +80,11 @@ class Generation:
         """
         check_max_tokens(max_tokens)
         check_token_ids(prompt_ids, tokenizer.vocabulary)
-        check_prompt_length(len(prompt_ids), held.engine.context_length)
+        # An input apart from the text leaves all of the context to the answer.
+        check_prompt_length(len(prompt_ids), held.engine.context_length + (held.start is not None))
         self.prompt_ids = list(prompt_ids)
+        """The ids of the prompt: those before the answer or, for a model with an encoder, its input."""
+        self._before = self.prompt_ids if held.start is None else held.start
         self.token_ids: list[int] = []
         self.text = ""
         self.finish_reason: FinishReason | None = None
@@ -91,7 +94,7 @@ class Generation:
         self._tokenizer = tokenizer
         self._stop_ids = tokenizer.stop_ids | _special_ids(options.stop, tokenizer)
         self._stop_texts = StopTexts(options.stop)
-        self._sampler = Sampler(options, self.prompt_ids, self._stop_ids)
+        self._sampler = Sampler(options, self._before, self._stop_ids)
         self._max_tokens = sys.maxsize if max_tokens is None else max_tokens
         self._stopped = False
         self._texts: Detokeniser | ChannelTexts | None = None
@@ -114,16 +117,18 @@ class Generation:
         began_all_ns = time.perf_counter_ns()
         start, ledger_before = self._counters(), self._held.engine.ledger
         sampling_ns = text_ns = consumer_ns = 0
-        prefill_tokens = len(self.prompt_ids) - self._held.keep_prefix(self.prompt_ids)
+        read = 0 if self._held.start is None else self._held.read(self.prompt_ids)
+        held = self._held.keep_prefix(self._before)
+        prefill_tokens = read + len(self._before) - held
         logits = None
         self._held.engine.turn.begin()
-        for chunk in self._chunks(len(self.prompt_ids) - prefill_tokens):
+        for chunk in self._chunks(held):
             if self._stopped:
                 break
             logits = self._held.forward(chunk)
         prefilled = self._counters()
         self._held.engine.turn.begin_decoding()
-        detokeniser = self._texts = texts_of(self._tokenizer, self.prompt_ids)
+        detokeniser = self._texts = texts_of(self._tokenizer, self._before)
         while self.finish_reason is None:
             if self._stopped or logits is None:
                 self.finish_reason = "interrupted"
@@ -163,8 +168,8 @@ class Generation:
 
     def _chunks(self, first: int) -> Iterator[list[int]]:
         chunk_tokens = self._held.engine.memory.prompt_chunk_tokens  # between two, a request to stop is heard
-        for begin in range(first, len(self.prompt_ids), chunk_tokens):
-            yield self.prompt_ids[begin : begin + chunk_tokens]
+        for begin in range(first, len(self._before), chunk_tokens):
+            yield self._before[begin : begin + chunk_tokens]
 
     def _counters(self) -> _Counters:
         statistics = self._held.engine.statistics
@@ -174,7 +179,7 @@ class Generation:
         self, start: _Counters, prefilled: _Counters, end: _Counters, prefill_tokens: int
     ) -> GenerationStatistics:
         # the first token comes out of the prompt's logits; each further one takes a decoding step
-        decoded = self._held.engine.position - len(self.prompt_ids)
+        decoded = self._held.engine.position - len(self._before)
         begin, tokens = (prefilled, decoded) if decoded > 0 else (start, prefill_tokens)
         hits, misses = end.hits - begin.hits, end.misses - begin.misses
         return GenerationStatistics(

@@ -21,7 +21,24 @@ class HeldTokens:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.ids: list[int] = []
+        self._input: list[int] = []
         engine.rewind(0)
+
+    @property
+    def start(self) -> list[int] | None:
+        """The tokens with which the text of a model with an encoder begins; None for any other."""
+        encoder = self.engine.spec.encoder
+        return None if encoder is None else [encoder.start_token]
+
+    def read(self, token_ids: Sequence[int]) -> int:
+        """Give a model with an encoder its input, unless that is the one it has; returns the tokens that were run."""
+        self.rewind(0)
+        if list(token_ids) == self._input:
+            return 0
+        self._input = []
+        self.engine.encode(token_ids)
+        self._input = list(token_ids)
+        return len(token_ids)
 
     def keep_prefix(self, token_ids: Sequence[int]) -> int:
         """Forget all but the longest common prefix with `token_ids`; returns its length.

@@ -152,6 +152,7 @@ class Model:
         literal: bool = False,
     ) -> list[int]:
         """The ids of a conversation's beginning: one user message, in the model's chat template. More in `chat`."""
+        self.require_chat()
         self.tokenizer.require()
         encoder = ConversationEncoder(self.tokenizer, self.template, template_variables, literal)
         check_text_fits(text, self.tokenizer, self.engine.context_length)
@@ -162,11 +163,24 @@ class Model:
         """The text of the ids."""
         return self.tokenizer.decode(token_ids, skip_special_tokens)
 
-    def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        """The logits at every position. Shapes: float32 `(T, vocabulary)`. Raises UsageError as `stream` does."""
-        check_token_ids(token_ids, self.engine.spec.vocab_size)
-        check_prompt_length(len(token_ids), self.engine.context_length + 1)
+    def logits(self, token_ids: Sequence[int], input_ids: Sequence[int] | None = None) -> npt.NDArray[np.float32]:
+        """The logits at every position. Shapes: float32 `(T, vocabulary)`. Raises UsageError as `stream` does.
+
+        `input_ids`: what a model with an encoder reads before this text, which begins with its start token.
+        """
+        for ids in (token_ids, input_ids) if input_ids is not None else (token_ids,):
+            check_token_ids(ids, self.engine.spec.vocab_size)
+            check_prompt_length(len(ids), self.engine.context_length + 1)
+        if (input_ids is None) != (self.spec.encoder is None):
+            raise UsageError(
+                "This model reads an input before a text: `input_ids` is missing."
+                if input_ids is None
+                else "This model has no encoder: `input_ids` is for a model that has one.",
+                "Give the ids of both." if input_ids is None else "Leave it out.",
+            )
         self.held.rewind(0)
+        if input_ids is not None:
+            self.held.read(input_ids)
         self.engine.turn.begin()
         return self.held.forward(list(token_ids), all_logits=True)
 
@@ -178,6 +192,7 @@ class Model:
     ) -> Generation:
         """An answer to iterate over, piece by piece; greedy without options.
 
+        A model with an encoder reads `token_ids` as its input, and writes a text of its own.
         Raises UsageError for ids that are empty or do not fit, StoreError for stop texts without a tokenizer.
         """
         return Generation(self.held, self.tokenizer, token_ids, options or SamplingOptions(), max_tokens)
@@ -217,6 +232,14 @@ class Model:
             pass
         return finished(generation)
 
+    def require_chat(self) -> None:
+        """Raise UsageError for a model that holds no conversations, since it turns one text into another."""
+        if self.spec.encoder is not None:
+            raise UsageError(
+                "This model holds no conversation: it reads a whole text and writes another one.",
+                "Give it a text with edgemoe run, or with `Model.generate` and `Model.encode`.",
+            )
+
     def chat(
         self,
         system: str | None = None,
@@ -232,6 +255,7 @@ class Model:
         tokens, as in transformers. `edgemoe.session.conversation` says what exactly holds.
         Raises StoreError, and UsageError for variables that the template does not read.
         """
+        self.require_chat()
         self.tokenizer.require()
         defaults = self.generation_defaults
         sampling = options or defaults.sampling
@@ -278,7 +302,10 @@ def load(path: str | os.PathLike[str] | None = None, options: EngineOptions | No
     # Parsing it takes as long as reading weights. The memory plan, which measures the interpreter, is made after it.
     engine = open_engine(file or folder, options, meanwhile=load_tokenizer)
     try:
-        return Model(engine, Tokenizer.around(library_tokenizer, folder, engine.spec.vocab_size), folder, found)
+        tokenizer = Tokenizer.around(
+            library_tokenizer, folder, engine.spec.vocab_size, fills_gaps=engine.spec.encoder is not None
+        )
+        return Model(engine, tokenizer, folder, found)
     except BaseException:
         engine.close()
         raise

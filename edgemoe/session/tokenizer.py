@@ -34,6 +34,8 @@ CONTEXT_TOKENS = 8
 BROKEN = "\ufffd"
 """Stands for a byte that is not UTF-8."""
 
+GAP_TOKEN = re.compile(r"<extra_id_\d+>")
+"""The special tokens that stand for gaps in a text, and before what fills them in an answer (T5)."""
 BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 Result = TypeVar("Result")
@@ -52,8 +54,12 @@ class Tokenizer:
         vocabulary: int,
         stop_ids: frozenset[int],
         remarks: Sequence[str] = (),
+        fills_gaps: bool = False,
     ) -> None:
-        """`remarks`: sentences about the model's files that a person should read."""
+        """`remarks`: sentences about the model's files that a person should read; `fills_gaps`: whether tokens of gaps
+        are a part of answers' texts, as they are where a model fills them.
+        """
+        self._fills_gaps = fills_gaps
         self._tokenizer = library_tokenizer
         self.vocabulary = vocabulary
         self.stop_ids = stop_ids
@@ -71,7 +77,13 @@ class Tokenizer:
     @cached_property
     def _special_ids(self) -> frozenset[int]:
         added = self.require().get_added_tokens_decoder()
-        return frozenset(token for token, description in added.items() if description.special)
+        return frozenset(token for token, description in added.items() if description.special) - self._gap_ids
+
+    @cached_property
+    def _gap_ids(self) -> frozenset[int]:
+        """Special tokens that have text nevertheless."""
+        added = self.require().get_added_tokens_decoder() if self._fills_gaps else {}
+        return frozenset(token for token, one in added.items() if GAP_TOKEN.fullmatch(one.content))
 
     @cached_property
     def channel_markers(self) -> ChannelMarkers | None:
@@ -100,11 +112,17 @@ class Tokenizer:
         return cls.around(load_library_tokenizer(folder), folder, vocabulary)
 
     @classmethod
-    def around(cls, library_tokenizer: tokenizers.Tokenizer | None, folder: Path, vocabulary: int) -> Tokenizer:
+    def around(
+        cls,
+        library_tokenizer: tokenizers.Tokenizer | None,
+        folder: Path,
+        vocabulary: int,
+        fills_gaps: bool = False,
+    ) -> Tokenizer:
         """A library's tokenizer with the ends that the files of its model folder name. Raises StoreError."""
         ends = stop_ids(folder, library_tokenizer)
         remarks = tuple(_unread_ends(folder, library_tokenizer, ends, vocabulary))
-        return cls(library_tokenizer, vocabulary, ends, remarks)
+        return cls(library_tokenizer, vocabulary, ends, remarks, fills_gaps)
 
     @cached_property
     def special_texts(self) -> tuple[str, ...]:
@@ -164,8 +182,12 @@ class Tokenizer:
         """
         check_token_ids(token_ids, self.vocabulary)
         tokenizer = self.require()
+        token_ids = list(token_ids)
+        if skip_special_tokens and self._fills_gaps:  # the library would leave gaps out too
+            token_ids = [token for token in token_ids if token not in self._special_ids]
+            skip_special_tokens = False
         try:
-            text = tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+            text = tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
             if BROKEN in text and self._byte_fallback:
                 # The library drops all characters of a run of bytes if one of them is broken.
                 seen = (t for t in token_ids if not skip_special_tokens or t not in self._special_ids)

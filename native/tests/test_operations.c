@@ -15,7 +15,14 @@ static em_attention *attention_of(model *m) {
 static const struct variant {
     int32_t window;
     const float *sinks;
-} variants[] = {{0, NULL}, {1, NULL}, {20, (const float[HEADS]){1, -2, 0.5f, 30}}, {70, NULL}};
+    em_distance_bias bias;
+} variants[] = {
+    {0, NULL, {0}},
+    {1, NULL, {0}},
+    {20, (const float[HEADS]){1, -2, 0.5f, 30}, {0}},
+    {70, NULL, {0}},
+    {0, NULL, {(const float[2 * HEADS]){1, -2, 0.5f, 3, -1, 2, 0, 1}, (const int32_t[3]){1, 0, 1}, 2 * HEADS, 3}},
+};
 
 enum { VARIANTS = sizeof variants / sizeof *variants };
 
@@ -23,6 +30,7 @@ static model *make_variant(int32_t cache_format, int32_t variant) {
     model *m = make_model_with(cache_format);
     attention_of(m)->window = variants[variant].window;
     attention_of(m)->sinks = variants[variant].sinks;
+    attention_of(m)->bias = variants[variant].bias;
     return m;
 }
 

@@ -52,7 +52,7 @@ def take_slice(tensors: Tensors, where: SourceSlice) -> np.ndarray:
     if where.height:
         tensor = tensor.reshape(-1, where.height, tensor.shape[-1])
     whole = tensor if where.index is None else tensor[where.index]
-    whole = whole.reshape(-1) if whole.ndim == 3 or where.one_row else whole
+    whole = whole.reshape(-1) if whole.ndim == 3 or where.as_vector else whole
     rows = whole.T if where.transposed else whole
     if where.turned:
         (run,) = where.runs
@@ -81,8 +81,23 @@ class Reference:
         for routing, layer_slots in zip(decoder.routing, slots, strict=True):
             if routing is not None:
                 routing.slots[:] = layer_slots
+        inputs = self._space.inputs(graph)
+        if inputs is not None:
+            inputs.group.table[0] = np.arange(inputs.group.pages)
+        self._inputs = inputs
         backend = ReferenceBackend()
+        encoder = decoder.encode({"fetch", "guess"})
+        self._encoder = backend.program(encoder) if encoder else None
         self._whole, self._head = backend.program(decoder.whole()), backend.program(decoder.head)
+
+    def encode(self, ids: np.ndarray) -> None:
+        """Run the encoder on an input, which the text of `logits` then follows."""
+        assert self._encoder is not None
+        assert self._inputs is not None
+        self._inputs.lengths[0] = len(ids)
+        self._space.input_ids[: len(ids)] = ids
+        self._space.input_positions[: len(ids)] = np.arange(len(ids))
+        self._encoder.run(len(ids))
 
     def logits(self, ids: np.ndarray, kept: np.ndarray | None = None, chunk_tokens: int = CHUNK_TOKENS) -> np.ndarray:
         """Logits `(len(kept), V)` after the tokens at the positions `kept` (all of them when None)."""
@@ -104,7 +119,7 @@ class Reference:
     def _layouts(self, routed: RoutedExperts | None) -> ex.RecordLayouts | None:
         if routed is None:
             return None
-        width, hidden_size = routed.intermediate_size, self.spec.hidden_size
+        width, hidden_size = routed.intermediate_size, routed.width(self.spec.hidden_size)
         layout = packed_layout(hidden_size, width, F32, F32, routed.bias, routed.gated).matrices
         return ex.RecordLayouts((layout,), np.zeros(routed.num_experts, np.uint8))
 

@@ -118,8 +118,11 @@ def weight_bytes(operation: op.Operation) -> int:
         return operation.decay_bias.nbytes + operation.rate.nbytes
     if isinstance(operation, op.GatedFfn):
         return operation.gate_up.data.nbytes + operation.down.data.nbytes
+    if isinstance(operation, op.PlainFfn):
+        return operation.up.data.nbytes + operation.down.data.nbytes
     if isinstance(operation, op.Attention):
-        return 0 if operation.sinks is None else operation.sinks.nbytes
+        vectors = (operation.sinks, operation.bias.table if operation.bias else None)
+        return sum(vector.nbytes for vector in vectors if vector is not None)
     if isinstance(operation, ex.Experts):
         (layout,) = operation.layouts
         return operation.experts.shape[1] * (layout.gate_up_bytes + layout.down_bytes + layout.bias_bytes)

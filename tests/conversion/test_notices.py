@@ -37,7 +37,7 @@ def test_a_checkpoint_with_all_it_needs_is_converted_without_words(
     assert notices(tmp_path, monkeypatch, tokenizer__json=b"{}") == []
 
 
-@pytest.mark.parametrize("name", ["tokenizer__model", "vocab__json"])
+@pytest.mark.parametrize("name", ["tokenizer__model", "spiece__model", "vocab__json"])
 def test_how_to_make_a_tokenizer_json_is_said_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

@@ -51,8 +51,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("glm-4.5-air", published.GLM_45_AIR),
         ("glm-4.7-flash", published.GLM_47_FLASH),
         ("lfm2-8b-a1b", published.LFM2_8B_A1B),
+        ("nemotron-3-nano", published.NEMOTRON_3_NANO),
         ("mixtral-8x7b", published.MIXTRAL_8X7B),
         ("granite-3b-a800m", published.GRANITE_3B_A800M),
+        ("switch-base-8", published.SWITCH_BASE_8),
     ],
 )
 def test_shapes_are_those_of_the_published_models(shape: str, config: dict[str, Any]) -> None:
@@ -159,9 +161,11 @@ def test_tokens_are_routed_to_all_experts_about_evenly(tiny: Path) -> None:
                 "glm-4.5-air",
                 "glm-4.7-flash",
                 "lfm2-8b-a1b",
+                "nemotron-3-nano",
                 "gpt-oss-20b",
                 "mixtral-8x7b",
                 "granite-3b-a800m",
+                "switch-base-8",
             )
         ),
     ],
@@ -170,16 +174,20 @@ def test_routing_spreads_in_the_deepest_layer_too(shape: str, tmp_path: Path, mo
     """Narrow models of the real depth, for each has its own attention, and depth is what makes tokens alike."""
     narrow = {"hidden_size": 128, "vocab_size": 1024, "num_attention_heads": 4, "num_experts_per_tok": 2}
     narrow |= {"num_key_value_heads": 4, "head_dim": 32, "intermediate_size": 32, "moe_intermediate_size": 32}
+    narrow |= {"d_model": 128, "d_ff": 32, "d_kv": 32, "num_heads": 4}
+    narrow |= {"mamba_num_heads": 4, "mamba_head_dim": 32, "n_groups": 2, "moe_shared_expert_intermediate_size": 32}
     keys = SHAPES[shape].keys()
     narrow |= {key: 8 for key in ("num_experts", "num_local_experts", "n_routed_experts") if key in keys}
     config = {**SHAPES[shape], **{key: value for key, value in narrow.items() if key in keys}}
     monkeypatch.setattr("edgemoe.conversion.synthetic.SHAPES", {"deep": config})
     ids = np.random.default_rng(0).integers(0, 1024, 256).tolist()
     with edgemoe.load(synthesise("deep", tmp_path / "deep"), threads=1) as model:
-        assert np.isfinite(model.logits(ids)).all()
+        assert np.isfinite(model.logits(ids, ids if model.spec.encoder else None)).all()
         uses = model.engine.expert_uses
-    assert len(uses) == SHAPES[shape]["num_hidden_layers"]
-    assert np.all(evenness(uses[list(model_spec(config).routed)]) > 0.98)
+    layers = ("num_hidden_layers", "num_layers", "num_decoder_layers")
+    assert len(uses) == sum(SHAPES[shape].get(name, 0) for name in layers)
+    least = 0.98 if model_spec(config).most_top_k > 1 else 0.96  # 256 choices of one expert are uneven by chance
+    assert np.all(evenness(uses[list(model_spec(config).routed)]) > least)
 
 
 def test_token_ids_in_token_ids_out_without_a_tokenizer(tiny: Path) -> None:
@@ -191,6 +199,11 @@ def test_token_ids_in_token_ids_out_without_a_tokenizer(tiny: Path) -> None:
         for ask in (lambda: model.encode("Hi"), lambda: model.encode_chat("Hi"), lambda: model.decode([1]), model.chat):
             with pytest.raises(StoreError, match="this model has no tokenizer"):
                 ask()
+
+
+def test_layers_of_two_stacks_are_not_cut() -> None:
+    with pytest.raises(UsageError, match=r"`layers=3`: switch-base-8 has an encoder and a decoder"):
+        SyntheticSource("switch-base-8", 0, FormatChoice("q4", "q8"), 3)
 
 
 def test_the_first_layers_are_those_of_the_whole_shape(tiny: Path, tmp_path: Path) -> None:

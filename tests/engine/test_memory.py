@@ -10,6 +10,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from edgemoe.architectures import model_spec
+from edgemoe.conversion.shapes import SHAPES
 from edgemoe.engine import budget
 from edgemoe.engine.budget import has_ample_room
 from edgemoe.engine.decoder import Decoder
@@ -21,7 +23,14 @@ from edgemoe.engine.memory import (
     workspace_bytes,
 )
 from edgemoe.engine.scratch import WeightFormats, step_scratch_bytes
-from edgemoe.engine.workspace import Workspace, kept_bytes, rope_bytes, work_bytes
+from edgemoe.engine.workspace import (
+    Workspace,
+    encoder_work_bytes,
+    kept_bytes,
+    rope_bytes,
+    work_bytes,
+    written_once_bytes,
+)
 from edgemoe.errors import BudgetError, UsageError
 from edgemoe.experts.opening import cache_bytes
 from edgemoe.kernels import expert_operations as ex
@@ -31,7 +40,7 @@ from edgemoe.kernels.formats import FORMATS, Matrix
 from edgemoe.kernels.operations import Operation
 from edgemoe.model.blocks import Attention, GatedFfn, Moe, RouterSpec, SharedExpert
 from edgemoe.model.build import Graph, build_graph
-from edgemoe.model.graph import BuildOptions, weights_of
+from edgemoe.model.graph import BuildOptions, Section, weights_of
 from edgemoe.model.rope import RopeSpec
 from edgemoe.model.spec import LayerSpec, ModelSpec
 from edgemoe.process import Limit
@@ -56,9 +65,14 @@ GRAPH = build_graph(SPEC)
 GRAPHS = st.sampled_from([GRAPH, build_graph(with_windows(SPEC, (64, 0)))])
 
 
+def all_sections(graph: Graph) -> list[Section]:
+    """Those of a run of tokens, and of an encoder's."""
+    return [section for section, _ in (*graph.kinds(), *graph.encoder_kinds())]
+
+
 def weight_formats(graph: Graph, dense: str, experts: str) -> WeightFormats:
     """One format for all matrices outside experts, and one for all within."""
-    steps = (step for section in graph.sections() for step in section.steps)
+    steps = (step for section in all_sections(graph) for step in section.steps)
     names = {weight.name for step in steps for weight in weights_of(step.operation) if len(weight.shape) == 2}
     fmt, spec = FORMATS[experts], graph.spec
     layouts: list[ex.RecordLayouts | None] = []
@@ -67,7 +81,7 @@ def weight_formats(graph: Graph, dense: str, experts: str) -> WeightFormats:
         if routed is None:
             layouts.append(None)
             continue
-        layout = packed_layout(spec.hidden_size, routed.intermediate_size, fmt, fmt)
+        layout = packed_layout(spec.hidden_size, routed.intermediate_size, fmt, fmt, gated=routed.gated)
         layouts.append(ex.RecordLayouts((layout.matrices,), np.zeros(routed.num_experts, np.uint8)))
         slot_bytes = max(slot_bytes, layout.slot_bytes)
     return WeightFormats(dict.fromkeys(names, FORMATS[dense]), layouts, slot_bytes)
@@ -292,6 +306,7 @@ MODELS = {
     "many narrow experts beside a wide layer": model_of(
         1000, 2048, (4, 4, 64), Moe(512, 32, 8, RouterSpec(False)), GatedFfn(100_000)
     ),
+    "switch-base-8": model_spec(SHAPES["switch-base-8"]),
 }
 
 
@@ -304,7 +319,7 @@ def decoder_without_weights(graph: Graph, formats: WeightFormats, workspace: Wor
     """Every matrix in the same untouched place: enough to bind operations, nothing to run."""
     named = {
         weight.name: weight
-        for section in graph.sections()
+        for section in all_sections(graph)
         for step in section.steps
         for weight in weights_of(step.operation)
     }
@@ -333,15 +348,17 @@ def test_what_is_planned_holds_what_is_allocated(name: str, chunk_tokens: int, c
         formats = weight_formats(graph, dense, experts)
         decoder = decoder_without_weights(graph, formats, workspace)
         programs = [decoder.whole(), decoder.head, *(layer.guess for layer in decoder.layers)]
+        programs.append(decoder.encode({"fetch", "guess"}))
         scratch = max(backend.scratch_bytes(operations) for operations in programs if operations)
         sizes = dataclasses.replace(SIZES, formats=formats, kv_format="q8")
         planned = workspace_bytes(graph, sizes, backend, chunk_tokens, context_length) + kv_cache_bytes(
             graph, chunk_tokens, context_length, "q8"
         )
+        planned += written_once_bytes(graph, context_length, "q8")
         assert workspace.nbytes + scratch <= planned, (dense, experts)
-    assert workspace.nbytes == work_bytes(graph, chunk_tokens) + kept_bytes(
-        graph, chunk_tokens, context_length
-    ) + kv_cache_bytes(graph, chunk_tokens, context_length, "q8")
+    shared = max(work_bytes(graph, chunk_tokens), encoder_work_bytes(graph, context_length))
+    kept = kept_bytes(graph, chunk_tokens, context_length) + written_once_bytes(graph, context_length, "q8")
+    assert workspace.nbytes == shared + kept + kv_cache_bytes(graph, chunk_tokens, context_length, "q8")
     backend.close()
 
 

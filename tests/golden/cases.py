@@ -96,6 +96,34 @@ KIMI = {
     },
 }
 
+MISTRAL4 = LATENT | {
+    "q_lora_rank": 24,
+    "n_group": 2,
+    "topk_group": 1,
+    "n_shared_experts": 1,
+    "rope_parameters": YARN
+    | {
+        "original_max_position_embeddings": 8,
+        "max_position_embeddings": 512,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "llama_4_scaling_beta": 0.4,
+    },
+}
+MISTRAL3 = {
+    "text_config": MISTRAL4 | {"model_type": "mistral4"},
+    "tie_word_embeddings": False,
+    "vision_config": {
+        "model_type": "pixtral",
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_attention_heads": 1,
+        "num_hidden_layers": 1,
+        "image_size": 8,
+        "patch_size": 4,
+    },
+}
+
 GEMMA4 = _common(
     40,
     4,
@@ -755,6 +783,23 @@ CASES: dict[str, Case] = {
         | _INDEXER
         | {"n_group": 4, "topk_group": 2, "rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}},
     ),
+    "mistral4": Case("mistral4", 84, MISTRAL4),
+    # Queries of the stream itself that do not grow, halves rotated together, weights that do not sum to one.
+    "mistral4_fused": Case(
+        "mistral4",
+        81,
+        MISTRAL4
+        | {
+            "q_lora_rank": None,
+            "n_group": 1,
+            "norm_topk_prob": False,
+            "routed_scaling_factor": 1.5,
+            "rope_interleave": False,
+            "rope_parameters": YARN | {"llama_4_scaling_beta": 0.0},
+        },
+        layout="fused",
+    ),
+    "mistral3": Case("mistral3", 82, MISTRAL3),
     "glm_moe_dsa": Case("glm_moe_dsa", 75, _LATENT_V3 | _INDEXER | {"indexer_types": ["full", "shared", "full"]}),
     # Convolutions around two layers with attention, a dense layer, biases for the choice and on the convolutions.
     "lfm2_moe": Case(
@@ -847,6 +892,115 @@ CASES: dict[str, Case] = {
             linear_conv_kernel_dim=6,
             tie_word_embeddings=True,
             rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+        ),
+        layout="fused",
+        legacy=True,
+    ),
+    # Layers of one block each: Mamba-2 whose heads are wider than a panel, groups of experts, attention without
+    # positions, a convolution without a bias.
+    "nemotron_h": Case(
+        "nemotron_h",
+        40,
+        _common(
+            48,
+            6,
+            4,
+            2,
+            head_dim=16,
+            layers_block_type=["linear_attention", "moe", "full_attention", "mlp", "linear_attention", "moe"],
+            intermediate_size=40,
+            mamba_num_heads=6,
+            mamba_head_dim=20,
+            n_groups=3,
+            ssm_state_size=12,
+            chunk_size=8,
+            use_conv_bias=False,
+            n_routed_experts=8,
+            num_experts_per_tok=3,
+            n_group=4,
+            topk_group=2,
+            moe_intermediate_size=20,
+            moe_shared_expert_intermediate_size=18,
+            routed_scaling_factor=2.5,
+        ),
+    ),
+    # Experts on latent rows, one group of heads, a shorter convolution, weights that do not sum to one.
+    "nemotron_h_latent": Case(
+        "nemotron_h",
+        41,
+        _common(
+            40,
+            4,
+            2,
+            1,
+            head_dim=12,
+            layers_block_type=["moe", "linear_attention", "moe", "full_attention"],
+            mamba_num_heads=4,
+            mamba_head_dim=8,
+            n_groups=1,
+            ssm_state_size=16,
+            conv_kernel=3,
+            chunk_size=8,
+            n_routed_experts=6,
+            num_experts_per_tok=2,
+            moe_latent_size=24,
+            moe_intermediate_size=17,
+            moe_shared_expert_intermediate_size=16,
+            norm_topk_prob=False,
+            layer_norm_epsilon=1e-3,
+        ),
+        layout="fused",
+    ),
+    # Mamba-2 and attention without positions, before experts with a shared one; every multiplier.
+    "granitemoehybrid": Case(
+        "granitemoehybrid",
+        42,
+        _common(
+            32,
+            4,
+            4,
+            2,
+            layer_types=["linear_attention", "linear_attention", "full_attention", "linear_attention"],
+            intermediate_size=20,
+            shared_intermediate_size=18,
+            num_local_experts=8,
+            num_experts_per_tok=3,
+            mamba_n_heads=4,
+            mamba_d_head=16,
+            mamba_n_groups=2,
+            mamba_d_state=12,
+            mamba_chunk_size=8,
+            attention_multiplier=0.2,
+            embedding_multiplier=3.0,
+            residual_multiplier=0.4,
+            logits_scaling=2.0,
+            tie_word_embeddings=True,
+        ),
+    ),
+    # Without experts, with positions, biases of attention; a longer convolution without a bias.
+    "granitemoehybrid_dense": Case(
+        "granitemoehybrid",
+        43,
+        _common(
+            24,
+            3,
+            3,
+            1,
+            layer_types=["full_attention", "linear_attention", "linear_attention"],
+            intermediate_size=20,
+            shared_intermediate_size=30,
+            num_local_experts=0,
+            num_experts_per_tok=0,
+            mamba_n_heads=6,
+            mamba_d_head="auto",
+            mamba_n_groups=1,
+            mamba_d_state=16,
+            mamba_d_conv=6,
+            mamba_conv_bias=False,
+            mamba_chunk_size=8,
+            attention_bias=True,
+            position_embedding_type="rope",
+            rope_parameters={"rope_type": "default", "rope_theta": 1e4},
         ),
         layout="fused",
         legacy=True,
@@ -1497,6 +1651,28 @@ CASES: dict[str, Case] = {
             "vocab_size": 101,
         },
     ),
+    # Caps of scores that bite, multipliers, norms around, tied.
+    "grok_1": Case(
+        "grok-1",
+        90,
+        {
+            "attn_output_multiplier": 0.5,
+            "embedding_multiplier_scale": 3.0,
+            "hidden_size": 24,
+            "intermediate_size": 20,
+            "max_attn_value": 1.5,
+            "max_position_embeddings": 512,
+            "num_attention_heads": 4,
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "num_hidden_layers": 2,
+            "num_key_value_heads": 2,
+            "output_multiplier_scale": 0.6,
+            "rms_norm_eps": 1e-3,
+            "tie_word_embeddings": False,
+            "vocab_size": 96,
+        },
+    ),
     # Chunks that end within pages, a layer without positions whose queries grow, every second layer dense, no vision.
     "llama4": Case(
         "llama4",
@@ -1635,6 +1811,57 @@ ROPE_CASES: dict[str, tuple[int, dict[str, Any]]] = {
 """Head width and parameters of the rotary tables that are kept."""
 
 PROMPT_TOKENS = 300
+ENCODER_CASES: dict[str, Case] = {
+    # Every second layer of the encoder sparse, and one of the decoder; a router's bias, tied, experts that are full.
+    "switch_transformers": Case(
+        "switch_transformers",
+        101,
+        {
+            "d_model": 40,
+            "d_kv": 16,
+            "d_ff": 44,
+            "num_heads": 3,
+            "num_layers": 4,
+            "num_decoder_layers": 3,
+            "num_sparse_encoder_layers": 2,
+            "num_sparse_decoder_layers": 1,
+            "num_experts": 4,
+            "expert_capacity": 30,
+            "router_bias": True,
+            "vocab_size": 96,
+            "decoder_start_token_id": 0,
+            "tie_word_embeddings": True,
+        },
+    ),
+    # All layers sparse, a head of its own, fewer buckets, of which the last begins within the text.
+    "switch_transformers_untied": Case(
+        "switch_transformers",
+        102,
+        {
+            "d_model": 32,
+            "d_kv": 20,
+            "d_ff": 33,
+            "num_heads": 2,
+            "num_layers": 2,
+            "num_decoder_layers": 2,
+            "num_sparse_encoder_layers": 2,
+            "num_sparse_decoder_layers": 2,
+            "num_experts": 7,
+            "expert_capacity": 3,
+            "relative_attention_num_buckets": 16,
+            "relative_attention_max_distance": 40,
+            "layer_norm_epsilon": 1e-3,
+            "vocab_size": 101,
+            "decoder_start_token_id": 5,
+            "tie_word_embeddings": False,
+        },
+    ),
+}
+"""Models that read an input of `INPUT_TOKENS` before their text."""
+INPUT_TOKENS = 200
+TEXT_TOKENS = 150
+"""Tokens of the text of a model with an encoder, all of whose logits are kept."""
+
 KEPT_POSITIONS = (0, 1, 2, 6, 15, 16, 31, 32, 63, 64, 100, 127, 128, 200, 255, 256, 298, 299)
 """The positions whose logits are kept: a model sees no later token, so each is a prompt of its own length."""
 ROPE_POSITIONS = (0, 1, 2, 63, 64, 127, 128, 511, 4000)

@@ -81,6 +81,7 @@ def test_a_layer_is_measured_with_and_without_memory() -> None:
         "Attention": {"S": 1, "P": PAGES, "N": PAGES, "G": KV_HEADS, "W": HEAD_WIDTH, "Wv": HEAD_WIDTH, "H": 4},
         "Route": {"E": EXPERTS, "K": PER_TOKEN, "groups": 1, "kept_groups": 1},
         "GatedFfn": {"D": WIDTH, "F": FFN_WIDTH},
+        "Capacity": {"num_experts": EXPERTS, "K": PER_TOKEN},
         "PlainFfn": {"D": WIDTH, "F": FFN_WIDTH},
         "Combine": {"D": WIDTH, "K": PER_TOKEN},
         "Mix": {"D": WIDTH},
@@ -90,7 +91,11 @@ def test_a_layer_is_measured_with_and_without_memory() -> None:
         "ScaleByPosition": {"M": WIDTH, "C": CONTEXT},
     }
     seen = set()
-    asked = [ex.Fetch(layer.chosen, layer.weights, 0.5), ex.Prefetch(layer.chosen)]
+    asked = [
+        ex.Capacity(layer.chosen, layer.weights, EXPERTS, 3),
+        ex.Fetch(layer.chosen, layer.weights, 0.5),
+        ex.Prefetch(layer.chosen),
+    ]
     mix = op.Mix(layer.residual, layer.residual, 0.5, None, None, None, layer.residual)
     in_place = (
         op.Gate(layer.residual, layer.residual, "sigmoid"),
@@ -180,6 +185,31 @@ def faults() -> list[tuple[op.Operation, str, str]]:
         (replace(route, score="sigmoid", least_sum=0.5), "least_sum", "0 but for softmax that is renormalised"),
         (replace(route, renormalise=False, least_sum=0.5), "least_sum", "0 but for softmax that is renormalised"),
         (op.Clip(query, 0.0), "limit", "a number above 0"),
+        (ex.Capacity(chosen, chosen.astype(np.float32), 2, 0), "capacity", "1 or more, found 0"),
+        (
+            op.Attention(query, *where, keys, keys, 1.0, query.copy(), 3, lengths=np.ones(1, np.int32)),
+            "window",
+            "0 with lengths, found 3",
+        ),
+        (
+            op.Attention(query, *where, keys, keys, 1.0, query.copy(), lengths=np.ones(2, np.int32)),
+            "lengths",
+            "shape (1,), found shape (2,)",
+        ),
+        (
+            op.Attention(
+                query, *where, keys, keys, 1.0, query.copy(), bias=op.DistanceBias(floats(7), np.zeros(3, np.int32))
+            ),
+            "bias.table",
+            "rows of 2 numbers, found 7",
+        ),
+        (
+            op.Attention(
+                query, *where, keys, keys, 1.0, query.copy(), bias=op.DistanceBias(floats(8), np.zeros(4, np.int32))
+            ),
+            "bias.bucket_of",
+            "an odd number, found 4",
+        ),
         (op.GatedFfn(query, replace(gate_up, rows=32), down, query.copy()), "gate_up", "shape (64, 40)"),
         (op.GatedFfn(query, gate_up, replace(down, rows=39), query.copy()), "down", "shape (40, F)"),
         (op.GatedFfn(query, None, down, query.copy()), "gate_up", "a matrix, found NoneType"),  # type: ignore[arg-type]

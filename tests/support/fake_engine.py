@@ -30,7 +30,9 @@ class FakeEngine:
     """Says `script` (ids) after whatever prompt, then `script` again; without one, ids drawn from a hash."""
 
     def __init__(self, vocabulary: int, context_length: int = 512, script: Sequence[int] = ()) -> None:
-        self.spec: Any = SimpleNamespace(vocab_size=vocabulary, family="fake", max_positions=context_length)
+        self.spec: Any = SimpleNamespace(
+            vocab_size=vocabulary, family="fake", max_positions=context_length, encoder=None
+        )
         self.context_length = context_length
         self.lossy = EXACT
         self.script = list(script)

@@ -61,6 +61,9 @@ def _budget_rows(forecast: BudgetForecast) -> Rows:
     for plan in memory.windows:
         kept, whole = format_size(plan.kept_bytes), format_size(plan.whole_bytes)
         rows.append((f"of that, windows of {plan.window}", f"{kept}; their whole context would take {whole}"))
+    if memory.input_bytes:
+        size = format_size(memory.input_bytes)
+        rows.append(("of inputs", f"{size} of keys and values, which the encoder writes once"))
     if memory.fixed_state_bytes:
         size = format_size(memory.fixed_state_bytes)
         rows.append(("fixed state", f"{size}, with {memory.snapshots} snapshots to go back to"))

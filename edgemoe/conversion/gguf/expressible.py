@@ -21,6 +21,8 @@ from edgemoe.conversion.gguf.layers import (
     mixers,
     plain_scale,
 )
+from edgemoe.conversion.gguf.mamba import MAMBA
+from edgemoe.conversion.gguf.mamba_metadata import mamba_problems
 from edgemoe.conversion.gguf.windowed import WINDOWED
 from edgemoe.errors import StoreError
 from edgemoe.kernels.operations import SILU, Activation
@@ -42,6 +44,7 @@ _CLAMPED = Activation("clamped_silu", alpha=1.702, limit=7.0, offset=1.0)
 """Its activation; the numbers stand in llama.cpp, not in the file."""
 
 _COMPUTED_OTHERWISE = {
+    "grok-1": "weights of a token's experts divided by their sum",
     "phimoe": "root-mean-square norms and weights of experts by softmax, in place of layer norms and SparseMixer",
 }
 """Families that llama.cpp has, and runs as another model."""
@@ -85,6 +88,9 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
             yield "heads that are not together as wide as the model"
         if any(own.qkv_bias or own.output_bias for own in attention_of(spec)):
             yield "biases of attention"
+        return
+    if architecture in MAMBA:
+        yield from mamba_problems(architecture, spec)
         return
     if not all(map(_has_two_plain_blocks, spec.layers)):
         yield (

@@ -145,6 +145,7 @@ def attend(
     query: Floats,
     rows: Rows,
     positions: Integers,
+    ends: Integers,
     group: int,
     keys: Floats,
     values: Floats,
@@ -154,20 +155,21 @@ def attend(
     chunked: bool,
     cap: float,
     sinks: Floats | None,
+    bias: Floats | None,
     scores: Floats,
     output: Floats,
 ) -> None:
     """Attention of the query heads of one `group`, which share a key/value head.
 
-    Query `(T, G, H / G, W)`, output `(T, G, H / G, Wv)`, sinks `(G, H / G)`. `rows` are those of the sequence that the
-    keys and values belong to, in the layout of `float_caches` from position `begin` on; `scores` is scratch of their
-    length.
+    Query `(T, G, H / G, W)`, output `(T, G, H / G, Wv)`, sinks `(G, H / G)`, bias by distance `(G, H / G, R)`. `rows`
+    are those of the sequence that the keys and values belong to, in the layout of `float_caches` from position `begin`
+    on; `ends` are those of the positions that they see. `scores` is scratch of their length.
     """
     heads, width = query.shape[2:]
     value_width = output.shape[3]
     x = np.zeros(keys.shape[1], np.float32)
     for t in rows:
-        seen = positions[t] + 1 - begin
+        seen = ends[t] - begin
         first = max(0, seen - window) if window else 0
         if chunked:
             first = positions[t] - positions[t] % window - begin
@@ -179,6 +181,11 @@ def attend(
             if cap > 0:
                 for c in range(first, seen):
                     scores[c] = cap * math.tanh(scores[c] / cap)
+            if bias is not None:
+                reach = bias.shape[2] // 2
+                for c in range(first, seen):
+                    distance = max(-reach, min(reach, c + begin - positions[t]))
+                    scores[c] += bias[group, head, distance + reach]
             largest = scores[first]
             for c in range(first, seen):
                 largest = max(largest, scores[c])

@@ -24,6 +24,7 @@ from edgemoe.kernels.operations import (
     SILU,
     Activation,
     Cache,
+    DistanceBias,
     FfnBiases,
     Floats,
     GateFunction,
@@ -31,6 +32,7 @@ from edgemoe.kernels.operations import (
     Operation,
     QuantisedCache,
 )
+from edgemoe.kernels.reference.attention import seen_ends
 from edgemoe.kernels.reference.backend import REFERENCE
 from edgemoe.kernels.stepwise import MEANINGS, StepwiseBackend
 
@@ -112,7 +114,8 @@ class JitBackend(StepwiseBackend):
         output = np.empty(values.shape, np.float32)
         width = values.shape[-1]
         gates = None if gate is None else gate.reshape(-1, width)
-        layers.rms_norm(values.reshape(-1, width), weight, epsilon, gates, output.reshape(-1, width))
+        weights = None if weight is None else weight.reshape(-1, width)
+        layers.rms_norm(values.reshape(-1, width), weights, epsilon, gates, output.reshape(-1, width))
         return output
 
     def layer_norm(self, values: Floats, weight: Floats, epsilon: float, bias: Floats | None = None) -> Floats:
@@ -164,17 +167,23 @@ class JitBackend(StepwiseBackend):
         sinks: Floats | None = None,
         chunked: bool = False,
         cap: float = 0.0,
+        lengths: Integers | None = None,
+        bias: DistanceBias | None = None,
     ) -> Floats:
-        """Causal grouped-query attention: query `(T, H, W)`, caches `(N, G, 64, W or Wv)`; returns `(T, H, Wv)`."""
+        """Grouped-query attention: query `(T, H, W)`, caches `(N, G, 64, W or Wv)`; returns `(T, H, Wv)`."""
         tokens, heads, width = query.shape
         kv_heads, value_width = key_cache.shape[1], value_cache.shape[3]
         queries = query.reshape(tokens, kv_heads, -1, width)
         output = np.empty((*queries.shape[:3], value_width), np.float32)
         own_sinks = None if sinks is None else sinks.reshape(kv_heads, -1)
         together = [np.flatnonzero(sequences == sequence) for sequence in np.unique(sequences)]
-        reach = window or int(positions.max()) + 1
-        first_pages = [max(0, int(positions[rows].min()) - reach + 1) // PAGE_TOKENS for rows in together]
-        end_pages = [int(positions[rows].max()) // PAGE_TOKENS + 1 for rows in together]
+        ends = seen_ends(positions, sequences, lengths)
+        reach = window or int(ends.max())
+        first_pages = [max(0, int(ends[rows].min()) - reach) // PAGE_TOKENS for rows in together]
+        end_pages = [(int(ends[rows].max()) - 1) // PAGE_TOKENS + 1 for rows in together]
+        # What a bias adds by distance, (G, H / G, R).
+        added = None if bias is None else bias.table.reshape(-1, heads)[bias.bucket_of].T
+        added = None if added is None else np.ascontiguousarray(added).reshape(*queries.shape[1:3], -1)
         longest = max(end - first for first, end in zip(first_pages, end_pages, strict=True)) * PAGE_TOKENS
 
         def work(first: int, last: int) -> None:
@@ -189,10 +198,10 @@ class JitBackend(StepwiseBackend):
                 begin, length = first_page * PAGE_TOKENS, len(held) * PAGE_TOKENS
                 for g in range(first, last):
                     _cached_floats(key_cache, value_cache, held, g, keys, values[:length])
-                    seen = begin, scale, window, chunked, cap, own_sinks
-                    attention.attend(queries, rows, positions, g, keys, values, *seen, scores, output)
+                    seen = begin, scale, window, chunked, cap, own_sinks, added
+                    attention.attend(queries, rows, positions, ends, g, keys, values, *seen, scores, output)
 
-        self._share(kv_heads, 2 * heads * width * int((positions + 1).sum()), work)
+        self._share(kv_heads, 2 * heads * width * int(ends.sum()), work)
         return output.reshape(tokens, heads, value_width)
 
     def short_conv(self, values: Floats, taps: Floats, bias: Floats | None, earlier: Floats) -> tuple[Floats, Floats]:
@@ -220,6 +229,15 @@ class JitBackend(StepwiseBackend):
         keys = (key / lengths[1]).astype(np.float32)
         output = np.empty(value.shape, np.float32)
         layers.delta_rule(queries, keys, np.ascontiguousarray(value), decay, strength, state, output)
+        return output
+
+    def selective_scan(
+        self, value: Floats, keys: Floats, queries: Floats, step: Floats, rate: Floats, skip: Floats, state: Floats
+    ) -> Floats:
+        """The rows of a segment: value `(T, H, Wv)`, keys and queries `(T, H, W)`; changes `state (H, W, Wv)`."""
+        output = np.empty(value.shape, np.float32)
+        decay = np.exp(rate * step)
+        layers.selective_scan(np.ascontiguousarray(value), keys, queries, step, decay, skip, state, output)
         return output
 
     def route(
@@ -331,7 +349,7 @@ class JitBackend(StepwiseBackend):
     def gate(self, values: Floats, numbers: Floats, gating: GateFunction) -> Floats:
         """Values `(T, runs, width)`, each run times what the gating makes of its own of the numbers `(T, runs)`."""
         output = np.empty(values.shape, np.float32)
-        layers.gate_runs(values, numbers, gating == "softplus", gating == "identity", output)
+        layers.gate_runs(values, numbers, gating == "softplus", gating == "identity", gating == "silu", output)
         return output
 
     def mix(

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.kernels import operations as op
-from edgemoe.kernels.definition import Sizes
+from edgemoe.kernels.definition import LARGEST_EXTENT, Sizes
 from edgemoe.kernels.formats import GROUP_COLUMNS, group_count
 from edgemoe.kernels.operations import PAGE_TOKENS, Cache, Floats, Integers, QuantisedCache
 from edgemoe.kernels.reference.common import Doubles, check_each, single, softmax
@@ -78,15 +78,28 @@ def _first_seen(position: int, window: int, chunked: bool) -> int:
     return position - position % window if chunked else max(0, position - window + 1)
 
 
+def seen_ends(positions: Integers, sequences: Integers, lengths: Integers | None) -> Integers:
+    """The end of the positions that each row sees: behind its own one, or as `lengths` says."""
+    return positions + 1 if lengths is None else lengths[sequences]
+
+
 def _check_pages(
-    positions: Integers, sequences: Integers, pages: Integers, page_count: int, window: int, chunked: bool = False
+    positions: Integers,
+    sequences: Integers,
+    pages: Integers,
+    page_count: int,
+    window: int,
+    chunked: bool = False,
+    lengths: Integers | None = None,
 ) -> None:
     """Raise KernelError unless each row's sequence and position exist, and the pages of the positions that it sees."""
     check_each("sequence", sequences, len(pages))
-    check_each("position", positions, pages.shape[1] * PAGE_TOKENS)
+    check_each("position", positions, LARGEST_EXTENT)
+    ends = seen_ends(positions, sequences, lengths)
+    check_each("position", ends - 1, pages.shape[1] * PAGE_TOKENS)
     seen = (
-        (sequence, _first_seen(position, window, chunked) // PAGE_TOKENS, position // PAGE_TOKENS)
-        for sequence, position in zip(sequences.tolist(), positions.tolist(), strict=True)
+        (sequence, _first_seen(end - 1, window, chunked) // PAGE_TOKENS, (end - 1) // PAGE_TOKENS)
+        for sequence, end in zip(sequences.tolist(), ends.tolist(), strict=True)
     )
     for sequence, first, last in dict.fromkeys(seen):  # most rows see the pages that the row before sees
         check_each("page", pages[sequence, first : last + 1], page_count)
@@ -118,33 +131,52 @@ def attention(
     sinks: Floats | None = None,
     chunked: bool = False,
     cap: float = 0.0,
+    lengths: Integers | None = None,
+    bias: op.DistanceBias | None = None,
 ) -> Floats:
     """Causal grouped-query attention: query `(T, H, W)`, caches `(N, G, 64, W)` and `(N, G, 64, Wv)`; `(T, H, Wv)`.
 
     Query head `h` reads key/value head `h // (H / G)`. A sink is the logit of a key whose value is zero (Xiao et al.
-    2023, arXiv 2309.17453; as gpt-oss has it, learnt for each head).
+    2023, arXiv 2309.17453; as gpt-oss has it, learnt for each head). With `lengths` attention is not causal. A bias is
+    that of T5 (Raffel et al. 2020).
     """
     tokens, heads, width = query.shape
     kv_heads, value_width = key_cache.shape[1], value_cache.shape[3]
     grouped = query.astype(np.float64).reshape(tokens, kv_heads, heads // kv_heads, width)
     output = np.empty((tokens, kv_heads, heads // kv_heads, value_width), np.float64)
+    ends = seen_ends(positions, sequences, lengths)
     for sequence in np.unique(sequences):
         rows = np.flatnonzero(sequences == sequence)
-        begin = _first_seen(int(positions[rows].min()), window, chunked) // PAGE_TOKENS
-        held = pages[sequence, begin : positions[rows].max() // PAGE_TOKENS + 1]
+        begin = _first_seen(int(ends[rows].min()) - 1, window, chunked) // PAGE_TOKENS
+        held = pages[sequence, begin : (ends[rows].max() - 1) // PAGE_TOKENS + 1]
         keys, values = (cache_elements(cache, held) for cache in (key_cache, value_cache))
         for t in rows:
-            first = _first_seen(int(positions[t]), window, chunked)
-            seen = slice(first - begin * PAGE_TOKENS, int(positions[t]) + 1 - begin * PAGE_TOKENS)
+            first = _first_seen(int(ends[t]) - 1, window, chunked)
+            seen = slice(first - begin * PAGE_TOKENS, int(ends[t]) - begin * PAGE_TOKENS)
             scores = grouped[t] @ keys[:, seen].transpose(0, 2, 1) * scale
             if cap:
                 scores = cap * np.tanh(scores / cap)
+            if bias is not None:
+                scores += bias_by_distance(bias, heads, int(positions[t]), first, int(ends[t])).reshape(scores.shape)
             if sinks is not None:
                 own = sinks.astype(np.float64).reshape(kv_heads, -1, 1)
                 scores = np.concatenate([scores, own], axis=2)
             output[t] = softmax(scores)[:, :, : seen.stop - seen.start] @ values[:, seen]
         del keys, values  # before those of the next sequence
     return single(output.reshape(tokens, heads, value_width))
+
+
+def bias_by_distance(bias: op.DistanceBias, heads: int, position: int, first: int, end: int) -> Floats:
+    """Return what a bias adds to a query's scores with keys from `first` to `end`, `(H, end - first)`."""
+    reach = len(bias.bucket_of) // 2
+    distances = np.clip(np.arange(first, end) - position, -reach, reach)
+    found: Floats = bias.table.reshape(-1, heads)[bias.bucket_of[distances + reach]].T
+    return found
+
+
+def check_buckets(bias: op.DistanceBias, heads: int) -> None:
+    """Raise KernelError for a bucket that the table does not have."""
+    check_each("bucket", bias.bucket_of, bias.table.size // heads)
 
 
 def _attention_scratch(kernels: StepwiseBackend, o: op.Attention, sizes: Sizes) -> int:
@@ -156,11 +188,13 @@ def _attention_scratch(kernels: StepwiseBackend, o: op.Attention, sizes: Sizes) 
 @means(op.Attention, "attention", _attention_scratch)
 def _attention(kernels: Any, o: op.Attention, tokens: int) -> None:
     positions, sequences = o.positions[:tokens], o.sequences[:tokens]
-    _check_pages(positions, sequences, o.pages, o.key_cache.shape[0], o.window, o.chunked)
+    _check_pages(positions, sequences, o.pages, o.key_cache.shape[0], o.window, o.chunked, o.lengths)
     heads = o.query[:tokens].reshape(tokens, -1, o.key_cache.shape[3])
+    if o.bias is not None:
+        check_buckets(o.bias, heads.shape[1])
     where = (positions, sequences, o.pages)
     values = o.key_cache if o.value_cache is None else o.value_cache
-    shape = o.scale, o.window, o.sinks, o.chunked, o.cap
+    shape = o.scale, o.window, o.sinks, o.chunked, o.cap, o.lengths, o.bias
     seen = kernels.attention(heads, *where, o.key_cache, values, *shape)
     value_width = o.output.shape[1] // heads.shape[1]
     o.output[:tokens] = seen[:, :, :value_width].reshape(tokens, -1)

@@ -14,7 +14,7 @@ from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels.definition import Sizes
 from edgemoe.kernels.operations import Floats, Integers
 from edgemoe.kernels.paging import Pager
-from edgemoe.kernels.reference.common import Doubles, sigmoid, single, softmax
+from edgemoe.kernels.reference.common import Doubles, check_each, sigmoid, single, softmax
 from edgemoe.kernels.stepwise import StepwiseBackend, means
 
 
@@ -129,6 +129,15 @@ def _route(kernels: Any, o: ex.Route, tokens: int) -> None:
     weighing = o.epsilon, o.scale, o.least_sum, o.choose_by, o.expert_scales, o.group_best, o.jitter
     chosen = kernels.route(o.logits[:tokens], o.experts.shape[1], o.renormalise, in_memory, o.bonus, *choice, *weighing)
     o.experts[:tokens], o.weights[:tokens] = chosen
+
+
+@means(ex.Capacity)
+def _capacity(kernels: Any, o: ex.Capacity, tokens: int) -> None:
+    chosen = o.experts[:tokens].reshape(-1)
+    check_each("expert", chosen, o.num_experts)
+    taken = np.cumsum(chosen[:, None] == np.arange(o.num_experts), axis=0)
+    over = taken[np.arange(len(chosen)), chosen] > o.capacity
+    o.weights[:tokens].reshape(-1)[over] = 0
 
 
 def _experts_scratch(kernels: StepwiseBackend, o: ex.Experts, sizes: Sizes) -> int:

@@ -11,9 +11,11 @@ from types import MappingProxyType
 
 from edgemoe.model.blocks.attention import Attention, OutputGate
 from edgemoe.model.blocks.body import Body, RoutedExperts
+from edgemoe.model.blocks.cross_attention import CrossAttention
 from edgemoe.model.blocks.gated_delta import GatedDelta
 from edgemoe.model.blocks.gated_ffn import GatedFfn
 from edgemoe.model.blocks.latent_attention import LatentAttention
+from edgemoe.model.blocks.mamba2 import Mamba2
 from edgemoe.model.blocks.moe import Moe, SharedExpert
 from edgemoe.model.blocks.plain_ffn import PlainFfn
 from edgemoe.model.blocks.routers import RouterSpec
@@ -23,9 +25,11 @@ __all__ = [
     "BODIES",
     "Attention",
     "Body",
+    "CrossAttention",
     "GatedDelta",
     "GatedFfn",
     "LatentAttention",
+    "Mamba2",
     "Moe",
     "OutputGate",
     "PlainFfn",
@@ -36,6 +40,9 @@ __all__ = [
 ]
 
 BODIES: Mapping[str, type] = MappingProxyType(
-    {body.kind: body for body in (Attention, GatedDelta, GatedFfn, LatentAttention, Moe, PlainFfn, ShortConv)}
+    {
+        body.kind: body
+        for body in (Attention, CrossAttention, GatedDelta, GatedFfn, LatentAttention, Mamba2, Moe, PlainFfn, ShortConv)
+    }
 )
 """Every kind of body by the name that stores give it."""

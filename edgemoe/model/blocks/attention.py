@@ -1,4 +1,4 @@
-"""Causal attention with grouped queries: several query heads share a head of keys and values (Ainslie et al. 2023)."""
+"""Attention with grouped queries: several query heads share a head of keys and values (Ainslie et al. 2023)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from edgemoe.model.blocks.body import RoutedExperts, Shapes
 from edgemoe.model.builder import Builder
 from edgemoe.model.graph import Part
 from edgemoe.model.plain import ZERO_ALLOWED
+from edgemoe.model.relative import RelativeBias
 from edgemoe.model.rope import RopeSpec, Temperature
 
 
@@ -25,7 +26,7 @@ class OutputGate:
 
 @dataclass(frozen=True)
 class Attention:
-    """Attention over earlier tokens.
+    """Attention over earlier tokens, or over all of an encoder's input.
 
     `qk_norm`: none, over each head (Qwen3), the same without weights (Llama 4), or over the projection (OLMoE).
     """
@@ -63,6 +64,10 @@ class Attention:
     """Whether the norms of queries and keys follow the rotation (Hunyuan)."""
     clip: float = field(default=0.0, metadata=ZERO_ALLOWED)
     """Largest magnitude of an element of query, key and value before the rotation (OLMoE); 0: any."""
+    causal: bool = True
+    """Whether a token sees itself and earlier tokens alone. In an encoder it sees the whole input."""
+    relative_bias: RelativeBias | None = None
+    """The buckets of distances by which each head has a number that is added to its scores (T5)."""
     temperature: Temperature | None = None
     """The factor by which queries grow with their position (Llama 4)."""
     score_cap: float = field(default=0.0, metadata=ZERO_ALLOWED)
@@ -85,6 +90,10 @@ class Attention:
             raise ValueError("chunks of no width")
         if self.norm_after_rope and self.qk_norm == "none":
             raise ValueError("norms after the rotation, and no norms")
+        if not self.causal and self.window:
+            raise ValueError("a window in an encoder")
+        if self.relative_bias is not None:
+            self.relative_bias.check(self.causal)
 
     def tensors(self, hidden_size: int) -> Shapes:
         query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
@@ -111,6 +120,8 @@ class Attention:
             shapes["sinks"] = (self.heads,)
         if self.output_gate is not None:
             shapes["output_gate"] = (self._gates, hidden_size)
+        if self.relative_bias is not None:
+            shapes["relative_bias"] = (self.relative_bias.buckets * self.heads,)
         return shapes
 
     @property
@@ -128,6 +139,7 @@ class Attention:
             "value": 0 if self.values_from_keys else self.kv_heads * (self.value_dim or self.head_dim),
             "attended": self.heads * (self.value_dim or self.head_dim),
             "output_gate": self._gates,
+            "buckets": self.relative_bias.buckets if self.relative_bias else 0,
         }
 
     def with_top_k(self, top_k: int) -> Attention:
@@ -157,7 +169,7 @@ class Attention:
             self._emit_norms(build, query, key)
         for clipped in (query, key, value) if self.clip else ():
             build.add(op.Clip(clipped, self.clip))
-        places, pages = build.places(), build.pages(self.window)
+        places = build.places()
         if self.rope is not None:
             cosine, sine = build.rope_tables(self.rope)
             neighbours = self.rope.pairing == "neighbours"
@@ -167,18 +179,28 @@ class Attention:
             self._emit_norms(build, query, key)
         if self.temperature is not None:
             build.add(op.ScaleByPosition(query, places[0], build.temperatures(self.temperature)))
-        keys = build.state("keys", "N", G, op.PAGE_TOKENS, W, window=self.window)
-        values = build.state("values", "N", G, op.PAGE_TOKENS, Wv, window=self.window)
+        lengths = None
+        if self.causal:
+            pages = build.pages(self.window)
+            keys = build.state("keys", "N", G, op.PAGE_TOKENS, W, window=self.window)
+            values = build.state("values", "N", G, op.PAGE_TOKENS, Wv, window=self.window)
+        else:
+            keys, values = build.whole_input("keys", G, W), build.whole_input("values", G, Wv)
+            pages, (_, lengths) = build.encoder_pages(), build.input_places()
         build.add(op.StoreKv(key, value, *places, pages, keys, values))
         attended = build.rows("attended", H * Wv)
         sinks = build.vector("sinks", H) if self.sinks else None
-        chunked, cap = self.chunked, self.score_cap
+        relative, bias = self.relative_bias, None
+        if relative is not None:
+            bias = build.distance_bias("relative_bias", relative, H, self.causal)
         build.add(
             op.Attention(
                 *(query, *places, pages, keys, values, self.scale, attended, self.window),
                 sinks,
-                chunked=chunked,
-                cap=cap,
+                chunked=self.chunked,
+                cap=self.score_cap,
+                lengths=lengths,
+                bias=bias,
             )
         )
         if self.output_gate is not None and gate is not None:

@@ -1,7 +1,8 @@
-/* Causal attention: softmax taken online over blocks of keys.
+/* Attention, causal or over all of an input: softmax taken online over blocks of keys.
  *
  * A block is a page of the cache: its positions begin at a multiple of 64, and a row's last block ends with its own
- * position. So a row's result depends neither on how tokens are cut into runs nor on the other rows of its run.
+ * position, or with the last of the input. So a row's result depends neither on how tokens are cut into runs nor on the
+ * other rows of its run.
  *
  * Consecutive rows of one sequence form a tile, which reads each block once for all of them, and converts it once: of
  * up to 32 rows, or fewer, down to 8, where several query heads share a key/value head. A tile ends before a position
@@ -44,6 +45,8 @@ typedef struct query_state {
     float sum;
     int32_t first; /* the positions that it sees */
     int32_t end;
+    int32_t position;
+    int32_t head;
 } query_state;
 
 /* Keys or values from row `row` of the cache's (N * G * 64) rows on, which are `width` wide. */
@@ -59,11 +62,25 @@ static em_cached cached_rows(em_cache cache, int32_t width, size_t row) {
 static int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
 static int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
 
-/* The first position that a row sees. */
+/* The last position that a row sees, and the first one. */
+static int32_t last_seen(const em_attention *a, int32_t row) {
+    return a->lengths ? a->lengths[a->sequences[row]] - 1 : a->positions[row];
+}
 static int32_t first_seen(const em_attention *a, int32_t row) {
     const int32_t position = a->positions[row];
     if (a->window == 0) return 0;
     return a->chunked ? (int32_t)(position - position % a->window) : larger(0, (int32_t)(position - a->window + 1));
+}
+
+/* Adds to the scores of keys `from` to `to` of the block that begins at `start` what the bias has for their distance
+ * from the query. */
+static void add_bias(const em_attention *a, const query_state *state, int32_t start, int32_t from, int32_t to,
+                     float *scores) {
+    const int32_t reach = a->bias.distances / 2;
+    for (int32_t key = from; key < to; key++) {
+        const int32_t distance = smaller(larger(start + key - state->position, -reach), reach);
+        scores[key] += a->bias.table[(size_t)a->bias.bucket_of[distance + reach] * a->heads + state->head];
+    }
 }
 
 /* A part of a block for which the same rows attend to the same positions. */
@@ -154,6 +171,7 @@ static void attend_block(const attention_task *task, query_state *states, int32_
     for (int32_t r = 0; r < row_count; r++) {
         query_state *state = own[r];
         if (a->cap > 0) cap_scores(kernels, a->cap, weights[r] + from[r], to[r] - from[r]);
+        if (a->bias.table) add_bias(a, state, start, from[r], to[r], weights[r]);
         const float largest = largest_of(state->largest, weights[r] + from[r], to[r] - from[r]);
         rows[r].factor = state->sum > 0 ? em_exp(state->largest - largest) : 0.0f;
         rows[r].weights = weights[r];
@@ -182,7 +200,9 @@ static void attend(const attention_task *task, int32_t tile, int32_t first, int3
                 output = outputs + (size_t)state_count * a->value_dim;
             }
             query_state *state = &states[state_count++];
-            *state = (query_state){query, output, -INFINITY, 0, first_seen(a, row), a->positions[row] + 1};
+            *state = (query_state){.query = query, .output = output, .largest = -INFINITY, .sum = 0,
+                                   .first = first_seen(a, row), .end = last_seen(a, row) + 1,
+                                   .position = a->positions[row], .head = head};
             /* A sink is a key before all others, of which nothing is mixed in. */
             if (a->sinks) state->largest = a->sinks[head], state->sum = 1;
             memset(output, 0, (size_t)a->value_dim * sizeof *output);
@@ -190,7 +210,7 @@ static void attend(const attention_task *task, int32_t tile, int32_t first, int3
     }
     const int32_t *pages = a->pages + (size_t)a->sequences[begin] * a->table_pages;
     const int32_t kv_head = first / (a->heads / a->kv_heads), together = task->heads_together * (end - begin);
-    const int32_t last = a->positions[end - 1] / EM_PAGE_TOKENS;
+    const int32_t last = last_seen(a, end - 1) / EM_PAGE_TOKENS;
     for (int32_t block = first_seen(a, begin) / EM_PAGE_TOKENS; block <= last; block++) {
         size_t cache_row = ((size_t)pages[block] * a->kv_heads + kv_head) * EM_PAGE_TOKENS;
         for (int32_t s = 0; s < state_count; s += together, cache_row += EM_PAGE_TOKENS) {
@@ -221,8 +241,9 @@ static int32_t check(const em_attention *a, int32_t tokens) {
     int32_t sequence = -1, checked_from = 0, checked_to = 0;
     for (int32_t t = 0; t < tokens; t++) {
         if (a->sequences[t] < 0 || a->sequences[t] >= a->sequence_count) return EM_BAD_POSITION;
-        const int32_t last = a->positions[t] / EM_PAGE_TOKENS;
-        if (a->positions[t] < 0 || last >= a->table_pages) return EM_BAD_POSITION;
+        if (a->positions[t] < 0 || last_seen(a, t) < 0) return EM_BAD_POSITION;
+        const int32_t last = last_seen(a, t) / EM_PAGE_TOKENS;
+        if (last >= a->table_pages) return EM_BAD_POSITION;
         const int32_t first = first_seen(a, t) / EM_PAGE_TOKENS;
         if (a->sequences[t] != sequence || first < checked_from || first > checked_to) {
             checked_from = checked_to = first;
@@ -232,6 +253,9 @@ static int32_t check(const em_attention *a, int32_t tokens) {
         for (; checked_to <= last; checked_to++) {
             if (pages[checked_to] < 0 || pages[checked_to] >= a->page_count) return EM_BAD_POSITION;
         }
+    }
+    for (int32_t i = 0; a->bias.table && i < a->bias.distances; i++) {
+        if (a->bias.bucket_of[i] < 0 || a->bias.bucket_of[i] >= a->bias.entries / a->heads) return EM_BAD_OPERATION;
     }
     return EM_OK;
 }
@@ -288,7 +312,7 @@ int32_t em_run_attention(const em_attention *attention, const em_run *run) {
     int32_t most_rows = 0;
     int64_t seen = 0;
     for (int32_t i = 0; i < tile_count; i++) most_rows = larger(most_rows, tiles[i + 1] - tiles[i]);
-    for (int32_t t = 0; t < run->tokens; t++) seen += attention->positions[t] + 1 - first_seen(attention, t);
+    for (int32_t t = 0; t < run->tokens; t++) seen += last_seen(attention, t) + 1 - first_seen(attention, t);
     choose_heads(&task, most_rows);
     const int32_t heads = task.heads_together * task.kv_heads_together;
     const int64_t items = (int64_t)tile_count * ((attention->heads + heads - 1) / heads);
